@@ -249,7 +249,7 @@ FOREIGN_WORDS = {"format_meter"}
 #: `End.asked` is a key of the published plan.
 PUBLISHED_WORDS = {
     "turbofit/core/rehearsal.py", "turbofit/rehearse/confirm.py",
-    "turbofit/launch/engine/engine_exit.py", "turbofit/launch/engine/pretended.py",
+    "turbofit/launch/engine/engine_log.py", "turbofit/launch/engine/pretended.py",
 "turbofit/launch/serve/ladder.py",
     "turbofit/report/views/run/run_view.py",
 }  # fmt: skip

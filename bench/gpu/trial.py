@@ -27,10 +27,9 @@ from turbofit.core.plan import Plan
 from turbofit.core.process.files import write_atomic
 from turbofit.core.struct import to_builtins
 from turbofit.gateway.config import GatewayConfig
-from turbofit.launch.calibrate.calibrator import Calibrator
-from turbofit.launch.calibrate.gpu_usage import NvmlUsageReader
+from turbofit.launch.calibrate.calibrator import Calibrator, NvmlUsage
 from turbofit.launch.calibrate.progress import Progress
-from turbofit.launch.engine.engine_exit import EndedError
+from turbofit.launch.engine.engine_log import EndedError
 from turbofit.launch.engine.environment import Lmdeploy, find_lmdeploy, module_runner
 from turbofit.launch.engine.launches import free_ports
 from turbofit.launch.engine.supervised_engine import SupervisedEngine, Timing
@@ -129,7 +128,8 @@ class Trial:
 def run(plan: Plan, out: Out, load: Load | None) -> str:
     """Start, drive, end; the outcome in a word."""
     begun = time.monotonic()
-    progress, usage = Progress(plan.model.name, {"at": begun}, pretend=False), NvmlUsageReader()
+    progress = Progress(plan.model.name, {"at": begun}, pretend=False)
+    calibrator = Calibrator(NvmlUsage, progress, say)
     gateway = None
     if load is not None and "gateway" in load.ways:
         gateway = GatewayConfig(port=free_ports(1)[0])
@@ -145,7 +145,7 @@ def run(plan: Plan, out: Out, load: Load | None) -> str:
         started = Run(
             config, leases, say, on_open=trial.opened, on_death=trial.ended,
             lmdeploy=Lmdeploy(lmdeploy.version, runner),
-            examiner=Calibrator(usage, progress, say) if load is None else trial.loaded,
+            examiner=calibrator if load is None else trial.loaded,
         )  # fmt: skip
         started.plan, started.fetch = plan, None
         folder = out.path.with_suffix(".run")
@@ -160,7 +160,7 @@ def run(plan: Plan, out: Out, load: Load | None) -> str:
             outcome = "died" if exc.ending.is_oom else exc.ending.kind
             out.add(ending=exc.ending.record())
         finally:
-            usage.end()
+            calibrator.end()
             out.add(
                 phases=phase_rows(plan, progress.seen), seen=to_builtins(progress.seen),
                 moments=to_builtins(started.record.run.attempts[-1].moments),

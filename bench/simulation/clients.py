@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from turbofit.launch.engine.image import flat_png
+from turbofit.launch.engine.worst_requests import flat_png
 
 if TYPE_CHECKING:
     from bench.simulation.world import World

@@ -93,7 +93,7 @@ BUGS = (
         "            self._end(engine, max(0.5, deadline - time.monotonic()))\n", ""),
     Bug("a broken circuit never closes", _ENGINE,
         '"broken", now + timing.window', '"broken", now + 1e9'),
-    Bug("a hung engine is never given up", _ENGINE,
+    Bug("a hung engine is never given up", "launch/engine/engine_client.py",
         "            if failures >= _LIVENESS_FAILURES:", "            if failures >= 10**9:"),
     Bug("an ended engine's lease counts as settled", _LEASES,
         "        return all(start_time(pid) == began for pid, began in self.engines)\n",
@@ -101,7 +101,7 @@ BUGS = (
     Bug("what dead turbofits left behind goes on", "launch/serve/planner.py",
         "    for text in end_orphans(leases):\n", "    for text in ():\n"),
     Bug("a plan is not reserved", "launch/serve/planner.py",
-        "                self._leases.reserve(plan)\n        return plan\n",
+        "                self.leases.reserve(plan)\n        return plan\n",
         "                pass\n        return plan\n"),
     Bug("a lease is left at the end", _LEASES,
         'for suffix in (".json", ".lock") if', "for suffix in () if"),
@@ -110,7 +110,7 @@ BUGS = (
         "    target.write_bytes(raw)\n    return\n"
         "    descriptor, temporary = open_beside(target) if mode is None"),
     Bug("the gateway is left open under another plan", _START,
-        "            self._front.stop(drain=not urgent)\n", "            pass\n"),
+        "            self._public.stop(drain=not urgent)\n", "            pass\n"),
     Bug("an error of the driver ends the watch", "launch/serve/gpu_monitor.py",
         "    except TurbofitError as exc:\n        return None, exc.message\n"
         "    except Exception as exc:  # noqa: BLE001 - whatever it is, the engines still serve\n",

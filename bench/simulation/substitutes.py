@@ -45,8 +45,8 @@ from turbofit.core.errors import LaunchError
 from turbofit.core.plan import Remedy
 from turbofit.core.process import files
 from turbofit.launch.engine.environment import Lmdeploy
-from turbofit.launch.engine.image import flat_png
 from turbofit.launch.engine.supervised_engine import SupervisedEngine
+from turbofit.launch.engine.worst_requests import flat_png
 from turbofit.launch.serve import planner
 from turbofit.launch.serve.gpu_monitor import GpuMonitor
 from turbofit.launch.serve.supervisor import StopSignal, Supervisor
@@ -61,7 +61,6 @@ _LMDEPLOY = Lmdeploy("0.18.0", ("python",))
 _HELPS = Remedies((Remedy(change="more memory", effect="fits (not searched for here)"),), ())
 _ROOMS = (
     "turbofit.core", "turbofit.gateway", "turbofit.launch.serve", "turbofit.launch.engine",
-    "turbofit.launch.models",
     "turbofit.cli", "turbofit.planning", "turbofit.machine", "turbofit.observe",
 )  # fmt: skip
 
@@ -79,7 +78,7 @@ def _modules() -> tuple[types.ModuleType, ...]:
 def _call(self: Any, method: str, path: str, body: Any = None, *, timeout: float) -> Any:
     """`launch.engine.engine_client.EngineClient.call` over the simulated loopback."""
     one = world()
-    engine = one.machine.ports.get(self._port)
+    engine = one.machine.ports.get(self.port)
     if engine is None or not engine.listening:
         raise ConnectionRefusedError(111, "Connection refused (simulated)")
     done, seen = Event(one.scheduler), []
@@ -181,12 +180,12 @@ def _version(name: str) -> str:
 
 
 def _live(pid: int) -> int:
-    """`launch.engine.proc.start_time` of a simulated process."""
+    """`launch.engine.kernel.start_time` of a simulated process."""
     return pid * 100 if pid in world().machine.engines else 0
 
 
 def _members(group: int, started: int) -> list[int]:
-    """`launch.engine.proc.members` of a simulated engine."""
+    """`launch.engine.kernel.members` of a simulated engine."""
     return [group] if started and _live(group) == started else []
 
 
@@ -230,14 +229,11 @@ def _threads() -> _Replacements:
     yield f"{_SERVE}.supervisor.Supervisor._follow", _follow
     yield f"{_SERVE}.supervisor.StopSignal.end", _end_run
     for module, among in (
-        ("engine.supervised_engine", ""), ("engine.engine_client", "probes"),
-        ("serve.gpu_monitor", "monitors"), ("models.model_run", ""),
-    ):  # fmt: skip
+        ("engine.engine_client", "probes"),
+        ("serve.gpu_monitor", "monitors"),
+    ):
         yield f"turbofit.launch.{module}.threading", SimulatedThreading(among)
-    for thread in (
-        "engine.engine_client.Probe", "engine.supervised_engine._Pulse",
-        "serve.gpu_monitor.GpuMonitor", "models.model_run._RunThread",
-    ):  # fmt: skip
+    for thread in ("engine.engine_client.Probe", "serve.gpu_monitor.GpuMonitor"):
         yield f"turbofit.launch.{thread}.start", _start
 
 

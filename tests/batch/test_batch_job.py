@@ -15,7 +15,7 @@ from turbofit.batch.batch_job import BatchJob, BatchListener, BatchProgress
 from turbofit.batch.batch_spec import BatchSpec, BatchTarget
 from turbofit.core.errors import UnservedError, UsageError
 from turbofit.core.process.progress import Step
-from turbofit.launch.engine.image import flat_png
+from turbofit.launch.engine.worst_requests import flat_png
 
 
 def run(source, output, url: str, *, at_once: int = 8, listener=None, **spec):

@@ -13,7 +13,7 @@ from turbofit.batch.batch_input import chat_body
 from turbofit.batch.item import BatchItem, ItemError
 from turbofit.batch.request_body import BodyWriter, ImageLimits, inlined
 from turbofit.core.images import TileRule
-from turbofit.launch.engine.image import flat_png
+from turbofit.launch.engine.worst_requests import flat_png
 from turbofit.model.source import resolve_model
 
 

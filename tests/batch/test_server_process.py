@@ -16,7 +16,7 @@ from turbofit.batch.batch_input import open_input
 from turbofit.batch.batch_spec import BatchSpec
 from turbofit.batch.server_process import ServerProcess, server_plan
 from turbofit.core.errors import LaunchError, UsageError
-from turbofit.launch.engine.image import flat_png
+from turbofit.launch.engine.worst_requests import flat_png
 from turbofit.model.source import resolve_model
 from turbofit.planning.request import PlanRequest
 

@@ -7,7 +7,7 @@ from tests.batch.standin import request
 from turbofit.batch.batch_input import open_input
 from turbofit.batch.batch_spec import BatchSpec
 from turbofit.batch.server_process import BatchWorkload, workload_of
-from turbofit.launch.engine.image import flat_png
+from turbofit.launch.engine.worst_requests import flat_png
 from turbofit.model.source import resolve_model
 
 MODEL = resolve_model("internvl2-2b")

@@ -22,7 +22,7 @@ from turbofit.gateway import front as module
 from turbofit.gateway.front import Front, Node, NodeAddress, _digest, _Suspects
 from turbofit.gateway.server import make_gateway
 from turbofit.gateway.thread import GatewayThread
-from turbofit.launch.cluster.tls import client_context
+from turbofit.launch.cluster.ray_adapter import client_context
 
 KEY = "run-key"
 

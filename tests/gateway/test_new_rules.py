@@ -16,8 +16,7 @@ from turbofit.core.struct import decode, to_json
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.request_limits import bounds_of, check_request, hold_image
 from turbofit.gateway.overlay import edits, overlay
-from turbofit.launch.engine.image import worst_image
-from turbofit.launch.engine.worst_requests import worst_image_tokens, worst_request
+from turbofit.launch.engine.worst_requests import worst_image, worst_image_tokens, worst_request
 from turbofit.model.source import resolve_model
 
 GRIDS = AnyresRule(

@@ -81,6 +81,14 @@ def test_engines_of_a_cluster_have_names() -> None:
     ]  # fmt: skip
 
 
+def test_of_several_models_each_has_its_own_numbers() -> None:
+    lines = [f'turbofit_gateway_waiting{{model="{name}"}} {n}' for name, n in (("a", 1), ("b", 4))]
+    text = "\n".join([*lines, 'turbofit_gateway_engine_up{model="b",engine="0"} 1']) + "\n"
+    assert (now_of(text, "a").waiting, now_of(text, "b").waiting, now_of(text).waiting) == (1, 4, 5)
+    assert [len(now_of(text, name).engines) for name in ("a", "b")] == [0, 1]
+    assert now_of(text, "called otherwise").waiting == 5
+
+
 def test_another_page_is_none() -> None:
     with pytest.raises(UsageError, match="not of turbofit's gateway"):
         now_of("process_cpu_seconds_total 3\n")

@@ -21,7 +21,7 @@ from turbofit.cli.options.models_options import SharesOptions
 from turbofit.core.cluster import Cluster
 from turbofit.core.model import ModelSource
 from turbofit.core.plan import Plan, ServeCommand
-from turbofit.launch.cluster.source import cluster_from
+from turbofit.launch.cluster.nodes import cluster_from
 from turbofit.planning.joint_plan import joint_plan
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.request import PlanRequest

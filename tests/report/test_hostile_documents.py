@@ -16,7 +16,7 @@ from turbofit.core.presets import load_yaml
 from turbofit.core.struct import decode
 from turbofit.kernels.census import Census
 from turbofit.launch.calibrate.progress import Progress
-from turbofit.launch.cluster.source import cluster_from
+from turbofit.launch.cluster.nodes import cluster_from
 from turbofit.launch.serve import ladder
 from turbofit.launch.serve.leases import Leases
 from turbofit.machine.snapshot import load_snapshot

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.processes import HANG, Child, free_port
-from turbofit.launch.engine.image import flat_png
+from turbofit.launch.engine.worst_requests import flat_png
 
 __all__ = ["Served", "image", "serve_pretend", "start_turbofit"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -46,14 +47,10 @@ PATH: Final = _Path(readable=False)
 
 
 class Option(click.Option):
-    """click's, in a named group of the help page.
+    """click's, in a named group of the help page; the first group has no name.
 
-    Args:
-        names: the option, and the parameter's name where it is another.
-        group: the heading above it; empty for the first, unnamed group.
-        several: it takes all words up to the next option, as LMDeploy's options do.
-        form: it is a form of the answer, of which a command gives one.
-        attributes: as click's.
+    ``several``: it takes all words up to the next option, as LMDeploy's options do. ``form``: it is
+    a form of the answer, of which a command gives one.
     """
 
     def __init__(
@@ -97,17 +94,12 @@ def _print_help(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 
 
 class CliCommand(click.Command):
-    """One command of the command line.
+    """One command of the command line; ``callback`` takes every option by its name.
 
-    Args:
-        callback: does it; takes every option by its name, ``rest`` where there is one, and returns
-            the exit code.
-        params: its arguments and options.
-        takes_rest: what follows ``--`` is somebody else's, and handed on as ``rest``.
-        only_linux: it runs programs under watch, or reads /proc; with ``--dry-run`` it does not.
-            It goes on though nobody reads its standard error.
-        usage: the words after the command's name in the first line of the help, where click's
-            would say too little.
+    ``takes_rest``: what follows ``--`` is somebody else's, and handed on as ``rest``.
+    ``only_linux``: it runs programs under watch, or reads /proc; with ``--dry-run`` it does not. It
+    goes on though nobody reads its standard error. ``usage`` are the words after the command's name
+    in the first line of the help, where click's would say too little.
     """
 
     def __init__(
@@ -283,24 +275,13 @@ class CliCommand(click.Command):
         formatter.write(manual_text(ctx.info_name or ""))
 
 
-def command(
-    *params: click.Parameter,
-    takes_rest: bool = False,
-    only_linux: bool = False,
-    usage: str | None = None,
-) -> Callable[[Callable[..., int]], CliCommand]:
+def command(*params: click.Parameter, **options: Any) -> Callable[[Callable[..., int]], CliCommand]:
     """Decorator: the function is a command, see `CliCommand`; it takes the parameters by name.
 
     >>> @command(Option("--json", is_flag=True, help="one JSON document on stdout"))
     ... def gpus(json: bool) -> int: ...
     """
-
-    def made(callback: Callable[..., int]) -> CliCommand:
-        return CliCommand(
-            callback, params, takes_rest=takes_rest, only_linux=only_linux, usage=usage
-        )
-
-    return made
+    return partial(CliCommand, params=params, **options)
 
 
 def option_name(field: str) -> str:

@@ -53,11 +53,6 @@ def _unknown_option(name: str, ctx: click.Context) -> str:
 def foreign_option(word: str, behind: str, ctx: click.Context) -> str:
     """A word that is no option of the command, or the option that other programs' word is.
 
-    Args:
-        word: as it stands on the command line.
-        behind: what follows it.
-        ctx: the command's.
-
     Raises:
         UsageError: turbofit has the same under another name, which the hint has with the value.
     """

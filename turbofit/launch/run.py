@@ -12,19 +12,18 @@ import shutil
 import time
 from contextlib import ExitStack, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import DoesNotFitError, LaunchError, OutOfMemoryError, TurbofitError
 from turbofit.core.process.files import write_atomic
 from turbofit.core.process.progress import under_way
 from turbofit.core.run_report import EngineRecord, RunMoment
 from turbofit.gateway.allocator import keep_large_blocks
-from turbofit.launch.engine.engine_exit import EndedError
+from turbofit.launch.engine.engine_log import EndedError
 from turbofit.launch.engine.environment import lmdeploy_if_needed, module_runner
 from turbofit.launch.engine.fitted_cache import ratio_now
-from turbofit.launch.engine.launches import Launch, PretendLaunch, free_ports
+from turbofit.launch.engine.launches import Launch, PretendLaunch, free_ports, pretend_runner
 from turbofit.launch.serve.download import WeightsFetcher
-from turbofit.launch.serve.forecast_check import as_launched, beside, lines
 from turbofit.launch.serve.gpu_monitor import (
     GpuMonitor,
     any_lost,
@@ -43,7 +42,7 @@ from turbofit.launch.serve.ladder import (
 )
 from turbofit.launch.serve.planner import Planner, can_rehearse
 from turbofit.launch.serve.record import Record, facts_of, run_folder
-from turbofit.launch.serve.start_progress import StartProgress
+from turbofit.launch.serve.start_progress import StartProgress, as_launched, beside, lines
 from turbofit.launch.serve.supervisor import StoppedError, Supervisor
 from turbofit.planning import checks
 from turbofit.planning.checks import refuse
@@ -59,8 +58,10 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
     from turbofit.gateway.http.app import Gateway
+    from turbofit.gateway.models.attached_gateway import AttachedGateway
     from turbofit.gateway.routing.deny_list import DenyList
     from turbofit.gateway.routing.engines import Outage
+    from turbofit.gateway.thread import GatewayThread
     from turbofit.launch.engine.environment import Lmdeploy
     from turbofit.launch.engine.fitted_cache import SharedCards
     from turbofit.launch.engine.supervised_engine import Examiner, SupervisedEngine
@@ -70,7 +71,10 @@ if TYPE_CHECKING:
     from turbofit.launch.serve.supervisor import StopSignal
     from turbofit.observe.ends import End
 
-__all__ = ["PublicSide", "Run", "Start"]
+    #: Where clients reach a plan's gateway: an address of its own, or a part of a shared one.
+    PublicSide = GatewayThread[Gateway] | AttachedGateway
+
+__all__ = ["Run", "Start"]
 
 
 class Run:
@@ -81,6 +85,7 @@ class Run:
         leases: the machine's reservations.
         say: takes lines of progress.
         on_open: called with the public addresses each time that it opens.
+        on_tick: called at each look at the engines.
         on_death: told why an engine ended that had served.
         lmdeploy: the LMDeploy that is started; None looks for it.
         examiner: looks closer at the engines; they are on private ports then, with a key and
@@ -99,6 +104,7 @@ class Run:
         say: Callable[[str], None],
         *,
         on_open: Callable[[list[str]], None] = lambda _: None,
+        on_tick: Callable[[], None] = lambda: None,
         on_death: Callable[[str], None] = lambda _: None,
         lmdeploy: Lmdeploy | None = None,
         examiner: Examiner | None = None,
@@ -106,7 +112,7 @@ class Run:
         shared: SharedCards | None = None,
     ) -> None:
         self.config, self.leases, self._say = config, leases, say
-        self.on_open, self.on_death = on_open, on_death
+        self.on_open, self.on_tick, self.on_death = on_open, on_tick, on_death
         self.examiner, self.publish, self.shared = examiner, publish, shared
         #: What the user gave, by the fields of `PlanRequest`.
         self.fixed: Options = {} if config.request is None else config.request.given()
@@ -131,8 +137,8 @@ class Run:
         #: Of the last time that it was followed.
         self.folder: Path
         self.record: Record
-        #: The gateway that serves now.
-        self.front: PublicSide | None = None
+        #: Where clients reach the gateway that serves now.
+        self.public: PublicSide | None = None
         #: Who is suspected and refused; the next gateway goes on with it.
         self.deny_list: DenyList | None = None
 
@@ -252,7 +258,7 @@ class Run:
         """
         assert self.plan is not None
         self.folder = folder or run_folder(self.plan)
-        self.front = self.deny_list = None
+        self.public = self.deny_list = None
         self.record = Record(
             self.folder, model=self.plan.model.name, pretend=self.config.pretend,
             lmdeploy=self.lmdeploy.version, calibrates=self.examiner is not None,
@@ -364,58 +370,18 @@ def _engines(plan: Plan) -> tuple[Any, ...]:
 # One start: overlay, engines, gateway, the watch over the GPUs, and the end of all of them.
 
 
-_Answer = TypeVar("_Answer")
-
 #: Phases of a start that are kept: restarts begin them again.
 _MOMENTS: Final = 100
 
 
-class PublicSide(Protocol):
-    """Where clients reach a plan's gateway: an address of its own, or a part of a shared one."""
-
-    @property
-    def url(self) -> str:
-        """The address."""
-
-    def start(self) -> None:
-        """Begin to serve; returns once it does.
-
-        Raises:
-            LaunchError: it cannot.
-        """
-
-    def call(self, ask: Callable[[Gateway], _Answer]) -> _Answer:
-        """Run something in the gateway's loop, and return what it returns.
-
-        Raises:
-            LaunchError: it does not serve.
-        """
-
-    @property
-    def cut(self) -> int:
-        """How many requests its end has cut off."""
-
-    def stop(self, *, drain: bool = True) -> None:
-        """Take nothing new, and end; what is under way may end with ``drain``."""
-
-    def strike(self) -> None:
-        """Cut off what is under way; safe in a signal handler."""
-
-
 class Start:
-    """One start of a plan's engines.
-
-    Args:
-        run: the run that it belongs to.
-        plan: what to launch.
-        number: how many starts of this run came before.
-    """
+    """One start of a plan's engines; so many of its run came before."""
 
     def __init__(self, run: Run, plan: Plan, number: int) -> None:
         self._run, self._plan, self._number = run, plan, number
         self._supervisor: Supervisor | None = None
         self._start_progress: StartProgress | None = None
-        self._front: PublicSide | None = None
+        self._public: PublicSide | None = None
         self._gpu_monitor: GpuMonitor | None = None
         self._noted: tuple[list[int], bool, dict[str, int] | None] = ([], False, {})
         self._began = time.monotonic()
@@ -425,11 +391,7 @@ class Start:
         self.was_ready = False
 
     def run(self, stop: StopSignal, stack: ExitStack) -> signal.Signals:
-        """Launch, serve, and come back by a signal.
-
-        Args:
-            stop: tells of signals.
-            stack: takes what must be undone at the end.
+        """Launch, serve, and come back by a signal; the stack takes what must be undone then.
 
         Raises:
             EndedError: an engine ended, and starting it again would not help.
@@ -497,22 +459,16 @@ class Start:
         if config.pretend:
             from turbofit.launch.engine.pretended import PretendFaults
 
-            room = run.folder / f"pretend-{self._number}"
             first = None if self._number else config.pretend_fail
-            shared = None if run.shared is None else run.shared.file(plan)
             return [
                 PretendLaunch(
-                    plan.of_group(one.group),
-                    one,
-                    room,
-                    key,
-                    hidden=hidden,
+                    one, pretend_runner(plan), key, hidden=hidden, ratio=self._ratio(one.group),
+                    plan=plan.of_group(one.group), folder=run.folder / f"pretend-{self._number}",
                     faults=PretendFaults(config.pretend_taken, first),
-                    ratio=self._ratio(one.group),
-                    shared=shared,
+                    shared=None if run.shared is None else run.shared.file(plan),
                 )
                 for one in made
-            ]
+            ]  # fmt: skip
         ours = module_runner(module_of(plan.engine))
         runner = run.lmdeploy.argv if plan.engine.of_lmdeploy else ours
         return [
@@ -547,8 +503,8 @@ class Start:
         cached = {engine.group: engine.tracker.cached_tokens() for engine in supervisor.engines}
         launched = as_launched(plan, cached)
         if run.config.gateway is not None:
-            self._front = self._gateway(launched, urls)
-            urls = [self._front.url]
+            self._public = self._gateway(launched, urls)
+            urls = [self._public.url]
         if not run.config.pretend:
             self._gpu_monitor = GpuMonitor(
                 plan, self._pids, self._warn, fitted=run.shared is not None
@@ -587,10 +543,9 @@ class Start:
             engine.start_seconds = started.start_seconds
             if serve_config.check:
                 engine.succeeded()  # it has just answered: /health need not wait for a question
-        front: PublicSide = (run.publish or GatewayThread)(gateway)
-        run.front = front
-        front.start()
-        return front
+        run.public = (run.publish or GatewayThread)(gateway)
+        run.public.start()
+        return run.public
 
     def _tick(self) -> None:
         """Keep the lease true: which processes are ours, and whether they still grow.
@@ -612,6 +567,7 @@ class Start:
             phases = dict.fromkeys(engine.tracker.phase for engine in supervisor.engines)
             self._enter(", ".join(phases))
             self._tell_progress(supervisor)
+        self._run.on_tick()
 
     def _tell_progress(self, supervisor: Supervisor) -> None:
         if self._start_progress is not None:
@@ -636,17 +592,17 @@ class Start:
         self._run.record.attempt(moments=tuple(self._moments))
 
     def _strike(self) -> None:
-        if self._front is not None:
-            self._front.strike()
+        if self._public is not None:
+            self._public.strike()
 
     def _drain(self, urgent: bool) -> None:
         if self._gpu_monitor is not None:
             self._gpu_monitor.stop()
-        if self._front is not None:
+        if self._public is not None:
             if not urgent:
                 self._run.say("draining: what is under way may end")
             with under_way("draining"):
-                self._front.stop(drain=not urgent)
+                self._public.stop(drain=not urgent)
         if self._run.shared is not None:
             # Others have come and gone since the launch: ours must go from what is there now.
             ours = self._ready and not self._run.config.pretend
@@ -694,11 +650,11 @@ class Start:
         died = f"{engine.name}: {ending.error.message}"
         self._run.record.event("ended", died)
         self._run.on_death(died)
-        if self._front is not None and self._supervisor is not None:
+        if self._public is not None and self._supervisor is not None:
             index = self._supervisor.engines.index(engine)
             other = self._other_cause(engine, ending)
             with suppress(LaunchError):  # what it died of is not noted
-                self._front.call(lambda gateway: gateway.engine_ended(index, other_cause=other))
+                self._public.call(lambda gateway: gateway.engine_ended(index, other_cause=other))
 
     def _other_cause(self, engine: SupervisedEngine, ending: End) -> bool:
         """Whether no request can have ended an engine."""
@@ -717,9 +673,9 @@ class Start:
         """No engine runs for a while, or one is started again: clients are told."""
         if outage is not None:
             self._run.record.event("resting", outage.message)
-        if self._front is not None:
+        if self._public is not None:
             try:
-                self._front.call(lambda gateway: gateway.rest(outage))
+                self._public.call(lambda gateway: gateway.rest(outage))
             except LaunchError as exc:  # clients are told that none is up, not for how long
                 self._warn("gateway", exc.message)
 

@@ -84,13 +84,13 @@ def fetch_page(url: str, key: str | None = None) -> str:
     return text.decode(errors="replace")
 
 
-def now_of(text: str) -> LiveServer:
-    """What a page says.
+def now_of(text: str, model: str = "") -> LiveServer:
+    """What a page says; of several models behind one address, of this one.
 
     Raises:
         UsageError: it is not the gateway's.
     """
-    page = parse_page(text)
+    page = parse_page(text).of_model(model)
     waiting = page.total(f"{_OURS}waiting")
     if waiting is None:
         raise UsageError(

@@ -40,6 +40,18 @@ class MetricsPage:
         found = [one.value for one in self.of(name) if labels.items() <= one.labels.items()]
         return sum(found) if found else None
 
+    def of_model(self, model: str) -> MetricsPage:
+        """The page without other models' samples, where it has several models and this one."""
+        every = [one for samples in self._samples.values() for one in samples]
+        if not any(one.labels.get("model") == model for one in every):
+            return self
+        return MetricsPage(
+            {
+                name: [one for one in samples if one.labels.get("model", model) == model]
+                for name, samples in self._samples.items()
+            }
+        )
+
 
 def parse_page(text: str) -> MetricsPage:
     """The page's samples; without comments, other lines, and values that are no number.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import turbofit.api
 from tests.observe.test_live import server  # noqa: F401 - a fixture
 from turbofit.cli.main import main
 from turbofit.gateway.routing.deny_file import DenyFile, deny_path
+from turbofit.launch.engine.kernel import start_time
 from turbofit.report.stored_documents import read_saved
 
 
@@ -52,6 +54,20 @@ def test_before_the_gateway_is_open(folder: Path, capsys: pytest.CaptureFixture[
     record(folder, state="starting")
     assert main(["watch", "--once"]) == 0
     assert "starting" in capsys.readouterr().out
+
+
+def test_all_models_of_a_server_are_shown(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    here = os.getpid()
+    for place, model in ((folder, "InternVL2-8B"), (folder.with_name("1-B"), "InternVL2-1B")):
+        place.mkdir(exist_ok=True)
+        (place / "plan.json").write_bytes((folder / "plan.json").read_bytes())
+        record(place, state="starting", model=model, pid=here, pid_started=start_time(here))
+    assert main(["watch", "--once"]) == 0
+    assert capsys.readouterr().out.count("starting, started today") == 2
+    assert main(["watch", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["models"]) == 2
+    assert main(["watch", folder.name, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["state"] == "starting"
 
 
 @pytest.mark.parametrize(

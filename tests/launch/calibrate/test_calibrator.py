@@ -32,16 +32,17 @@ def state(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
 
 
-class GpuUsageReader:
+class Usage:
     """A card on which everything takes as much as a list says, in MiB."""
 
     def __init__(self, *used: int, before: int = 0) -> None:
-        self.used, self.before = list(used), before
+        self.used, self._before = list(used), before
 
-    def begin(self, plan: Any) -> dict[int, int]:
-        return {one.index: self.before * MIB for one in plan.gpus}
+    def __call__(self, plan: Any) -> Usage:
+        self.plan, self.before = plan, {one.index: self._before * MIB for one in plan.gpus}
+        return self
 
-    def read(self, _: Any, __: Any) -> dict[int, SampledRange]:
+    def read(self, _: Any) -> dict[int, SampledRange]:
         if not self.used:
             raise MachineError("GPU 0 is lost", hint="see nvidia-smi")
         return {0: SampledRange(peak=self.used[0] * MIB, last=self.used.pop(0) * MIB)}
@@ -57,7 +58,7 @@ def engine(more: int = 0) -> Any:
     return SimpleNamespace(group=0, name="engine", tracker=SimpleNamespace(budget=budget))
 
 
-def drive(progress: Progress, usage: GpuUsageReader, more: int = 0) -> list[str]:
+def drive(progress: Progress, usage: Usage, more: int = 0) -> list[str]:
     questions = []
 
     def ask(question: Any) -> int:
@@ -76,7 +77,7 @@ def progress() -> Progress:
 
 def test_every_step_is_driven_and_kept() -> None:
     first = progress()
-    questions = drive(first, GpuUsageReader(*range(20000, 20600, 100)))
+    questions = drive(first, Usage(*range(20000, 20600, 100)))
     assert questions[:2] == ["a small image", "a small text"]
     assert questions[3:] == STEPS[3:]
     assert first.complete
@@ -97,7 +98,7 @@ def test_a_log_that_is_read_late_still_says_what_was_free() -> None:
         return 3400
 
     first = progress()
-    calibrator = Calibrator(GpuUsageReader(*[20000] * 6), first, lambda _: None)
+    calibrator = Calibrator(Usage(*[20000] * 6), first, lambda _: None)
     calibrator.begin(PLAN)
     calibrator.examine(late, "m", ask)
     assert (first.seen[0].free, first.seen[0].region) == (budget.free, budget.budget)
@@ -106,10 +107,10 @@ def test_a_log_that_is_read_late_still_says_what_was_free() -> None:
 @pytest.mark.parametrize(("more", "asked"), [(0, 2), (1024, 6)])
 def test_a_run_that_ended_before_it_learned_starts_once_more(more: int, asked: int) -> None:
     """Others may have given memory back while it was measured, and taken as much again since."""
-    drive(progress(), GpuUsageReader(*[20000 - more] * 6), more)
+    drive(progress(), Usage(*[20000 - more] * 6), more)
     again = progress()
     assert not again.complete
-    assert len(drive(again, GpuUsageReader(*[20000] * 6))) == asked
+    assert len(drive(again, Usage(*[20000] * 6))) == asked
     assert again.complete
     assert {again.seen[0].cards[0].used[name] for name in STEPS} == {20000 * MIB}
 
@@ -118,21 +119,41 @@ def test_a_run_that_ended_before_it_learned_starts_once_more(more: int, asked: i
 def test_what_was_read_while_others_gave_memory_back_is_read_again(more: int, shift: int) -> None:
     """They took as much again before the next run: its engine finds and takes what it did not."""
     with pytest.raises(LaunchError, match="GPU 0 is lost"):
-        drive(progress(), GpuUsageReader(20000, 20001, 20100, 20200, before=1024), more)
+        drive(progress(), Usage(20000, 20001, 20100, 20200, before=1024), more)
     used = [20000 + shift, 20001, 20300, 20400, 20500, 20600]
     again = progress()
-    assert len(drive(again, GpuUsageReader(*used, before=1024))) == len(STEPS)
+    assert len(drive(again, Usage(*used, before=1024))) == len(STEPS)
     assert again.complete
     assert [again.seen[0].cards[0].used[name] // MIB for name in STEPS] == used
 
 
+def test_an_engine_of_an_earlier_plan_is_not_read() -> None:
+    """Its last question was answered while turbofit planned anew."""
+    first = progress()
+    usages = iter([Usage(*[20000] * 6), Usage(), Usage()])
+
+    def usage_of(plan: Any) -> Usage:
+        return next(usages)(plan)
+
+    calibrator = Calibrator(usage_of, first, lambda _: None)
+    calibrator.begin(PLAN)
+
+    def ask(_: Any) -> int:
+        calibrator.begin(PLAN)
+        return 3400
+
+    with pytest.raises(LaunchError, match="another plan is launched"):
+        calibrator.examine(engine(), "m", ask)
+    assert [list(one.cards[0].used) for one in first.seen] == [["steady"]]
+
+
 def test_a_run_that_was_cut_short_goes_on_after_its_last_step() -> None:
     with pytest.raises(LaunchError, match="GPU 0 is lost"):
-        drive(progress(), GpuUsageReader(20000, 20001, 20100, 20200))
+        drive(progress(), Usage(20000, 20001, 20100, 20200))
     again = progress()
     assert not again.complete
     # Others hold 3 MiB more now: what was read before is as if they always had held the same.
-    questions = drive(again, GpuUsageReader(20003, 20004, 20303, 20403, before=3))
+    questions = drive(again, Usage(20003, 20004, 20303, 20403, before=3))
     assert questions[2:] == ["text_prefill", "sampling"]
     assert again.complete
     used = again.seen[0].cards[0].used
@@ -143,14 +164,14 @@ def test_a_run_that_was_cut_short_goes_on_after_its_last_step() -> None:
 
 def test_another_plan_or_other_neighbours_begin_again() -> None:
     with pytest.raises(LaunchError):
-        drive(progress(), GpuUsageReader(20000, 20001, 20100))
-    assert len(drive(progress(), GpuUsageReader(*[20000] * 6, before=100))) == 6
+        drive(progress(), Usage(20000, 20001, 20100))
+    assert len(drive(progress(), Usage(*[20000] * 6, before=100))) == 6
     other = Progress("internvl2-8b", {"tp": 2}, pretend=False)
     assert other.plan is None
     apart = Progress("internvl2-8b", {"tp": 1}, pretend=True)
     assert apart.plan is None
     begun = progress()
-    drive(begun, GpuUsageReader(*[20000] * 2, before=100))
+    drive(begun, Usage(*[20000] * 2, before=100))
     assert begun.complete
     begun.begin(replace(PLAN, settings=replace(PLAN.settings, max_batch_size=3)), {0: 0})
     assert not begun.complete
@@ -166,14 +187,14 @@ def test_a_plan_on_fewer_gpus_begins_again() -> None:
     assert not going.has(0, "steady")
 
 
-class OneCard(GpuUsageReader):
+class OneCard(Usage):
     """Reads one GPU of several."""
 
     def __init__(self, index: int) -> None:
         super().__init__()
         self.index = index
 
-    def read(self, _: Any, __: Any) -> dict[int, SampledRange]:
+    def read(self, _: Any) -> dict[int, SampledRange]:
         return {self.index: SampledRange(peak=MIB, last=MIB)}
 
 
@@ -195,7 +216,7 @@ def test_each_unequal_engine_is_driven_to_its_own_limits() -> None:
 
 def test_what_was_learned_is_kept_for_plans_on_such_cards() -> None:
     done = progress()
-    drive(done, GpuUsageReader(*[PLAN.gpus[0].steady // MIB] * 6))
+    drive(done, Usage(*[PLAN.gpus[0].steady // MIB] * 6))
     result = learned(PLAN, done.seen, {}, lmdeploy="0.18.0", pretend=False)
     assert result["why_not"] is None
     assert [row["phase"] for row in result["phases"]] == ["context and weights", "cache", *STEPS]
@@ -213,7 +234,7 @@ def test_what_was_learned_is_kept_for_plans_on_such_cards() -> None:
 
 def test_what_was_measured_is_told_where_the_disk_does_not_take_it(monkeypatch) -> None:
     done = progress()
-    drive(done, GpuUsageReader(*[PLAN.gpus[0].steady // MIB] * 6))
+    drive(done, Usage(*[PLAN.gpus[0].steady // MIB] * 6))
 
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -243,7 +264,7 @@ def test_what_restarts_learned_is_dropped_only_where_something_was_missing() -> 
 
 def test_nothing_is_learned_where_somebody_elses_memory_moved(monkeypatch) -> None:
     done = progress()
-    drive(done, GpuUsageReader(*[20000] * 6))
+    drive(done, Usage(*[20000] * 6))
     monkeypatch.setattr(
         "turbofit.launch.calibrate.calibrate.memory_now",
         lambda _: SimpleNamespace(used=200 * MIB),

@@ -13,8 +13,8 @@ import pytest
 from turbofit.api import plan
 from turbofit.core.errors import MachineError
 from turbofit.core.units import MIB
-from turbofit.launch.calibrate import gpu_usage
-from turbofit.launch.calibrate.gpu_usage import NvmlUsageReader, PretendUsageReader
+from turbofit.launch.calibrate import calibrator
+from turbofit.launch.calibrate.calibrator import NvmlUsage, PretendUsage
 from turbofit.launch.engine.pretended import pretend_machine
 from turbofit.observe.sampler import Memory, SampledRange
 from turbofit.pretend import timeline as timelines
@@ -49,25 +49,24 @@ def test_each_step_reads_only_what_is_new(taken: list[Any], tmp_path: Path) -> N
     others = gpu.used + gpu.late
     path = tmp_path / "timeline"
     engine: Any = SimpleNamespace(group=0, timeline=path)
-    usage = PretendUsageReader()
-    usage.begin(made)
+    usage = PretendUsage(made)
     text = (
         "P context\n" + allocated(50 * MIB, 50 * MIB, "a1") + f"F a1 0\n{allocated(MIB, MIB, 'a2')}"
     )
     path.write_text(text)
-    (loaded,) = usage.read(made, engine).values()
+    (loaded,) = usage.read(engine).values()
     assert (loaded.peak, loaded.last) == (others + MIB, others + MIB)
     assert len(taken) == 4
     path.write_text(text + allocated(80 * MIB, 81 * MIB, "a3") + f"F a3 {MIB}\n")
-    (worst,) = usage.read(made, engine).values()
+    (worst,) = usage.read(engine).values()
     assert (worst.peak, worst.last) == (others + 81 * MIB, others + MIB)
     assert len(taken) == 6
     # A new start has a timeline of its own.
     engine.timeline = tmp_path / "another"
     with pytest.raises(MachineError, match="account cannot be read"):
-        usage.read(made, engine)
+        usage.read(engine)
     (tmp_path / "another").write_text("P context\n" + allocated(MIB, 2 * MIB, "b1"))
-    (again,) = usage.read(made, engine).values()
+    (again,) = usage.read(engine).values()
     assert again.last == others + 2 * MIB
 
 
@@ -77,13 +76,12 @@ def test_an_event_that_cannot_be_read_is_read_again_from_the_beginning(
     made = plan("internvl2-8b", on="1xrtx3090")
     path = tmp_path / "timeline"
     engine: Any = SimpleNamespace(group=0, timeline=path)
-    usage = PretendUsageReader()
-    usage.begin(made)
+    usage = PretendUsage(made)
     path.write_text("P context\nA 0 0 -1 nonsense\n")
     with pytest.raises(MachineError):
-        usage.read(made, engine)
+        usage.read(engine)
     path.write_text("P context\n" + allocated(MIB, MIB, "a1"))
-    assert 0 in usage.read(made, engine)
+    assert 0 in usage.read(engine)
 
 
 class Samples:
@@ -109,34 +107,14 @@ def test_a_gpu_that_answers_no_more_is_not_read_by_its_last_answer(
 ) -> None:
     # The worst case may have come after it.
     clock = SimpleNamespace(monotonic=lambda: 10.0, sleep=lambda _: None)
-    monkeypatch.setattr(gpu_usage, "time", clock)
-    monkeypatch.setattr(gpu_usage, "memory_now", lambda _: Memory(2 * MIB, MIB, MIB))
-    monkeypatch.setattr(gpu_usage, "Sampler", lambda _: Samples(1.0, last))
-    usage, made = NvmlUsageReader(), plan("internvl2-8b", on="1xrtx3090")
-    usage.begin(made)
+    monkeypatch.setattr(calibrator, "time", clock)
+    monkeypatch.setattr(calibrator, "memory_now", lambda _: Memory(2 * MIB, MIB, MIB))
+    monkeypatch.setattr(calibrator, "Sampler", lambda _: Samples(1.0, last))
+    usage = NvmlUsage(plan("internvl2-8b", on="1xrtx3090"))
     usage._since = {0: 0.0}
     engine: Any = SimpleNamespace(group=0)
     if read:
-        assert usage.read(made, engine) == {0: SampledRange(peak=MIB, last=MIB)}
+        assert usage.read(engine) == {0: SampledRange(peak=MIB, last=MIB)}
     else:
         with pytest.raises(MachineError, match="did not answer"):
-            usage.read(made, engine)
-
-
-@pytest.mark.parametrize("reader", [NvmlUsageReader, PretendUsageReader])
-def test_an_engine_of_an_earlier_plan_is_not_read(
-    monkeypatch: pytest.MonkeyPatch, reader: type[NvmlUsageReader | PretendUsageReader]
-) -> None:
-    """Its last question was answered while turbofit planned anew, on fewer GPUs."""
-    monkeypatch.setattr(gpu_usage, "memory_now", lambda _: Memory(2 * MIB, MIB, MIB))
-    monkeypatch.setattr(gpu_usage, "Sampler", lambda _: Samples(1.0))
-    usage = reader()
-    before = plan("internvl2-8b", on="2xrtx3090", tp=1)
-    usage.begin(before)
-    engine: Any = SimpleNamespace(group=1, name="engine 1", timeline=None)
-    usage.begin(plan("internvl2-8b", on="1xrtx3090"))
-    with pytest.raises(MachineError, match="another plan is launched"):
-        usage.read(before, engine)
-    usage.end()
-    with pytest.raises(MachineError, match="another plan is launched"):
-        usage.read(before, engine)
+            usage.read(engine)

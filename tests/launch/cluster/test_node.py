@@ -16,7 +16,7 @@ from tests.support.processes import put_for_python
 from tests.waiting import until
 from turbofit.launch.cluster import node as module
 from turbofit.launch.cluster.node import NodeActor
-from turbofit.launch.engine.proc import start_time
+from turbofit.launch.engine.kernel import start_time
 
 ACTORS: list[NodeActor] = []
 SERVER = """

@@ -19,7 +19,7 @@ for needed in ("ray", "lmdeploy", "fastapi", "torchvision"):
 
 from tests.launch.cluster.cloud import Clients, Cloud, Serving, cli, cloud_of, until  # noqa: E402
 from tests.support.processes import Child  # noqa: E402
-from turbofit.launch.engine.proc import start_time  # noqa: E402
+from turbofit.launch.engine.kernel import start_time  # noqa: E402
 
 MODEL = "internvl2-2b"
 #: Of so many requests at a kill, those that may be lost: what was in flight at the node.

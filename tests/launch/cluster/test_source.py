@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from msgspec.structs import replace
@@ -13,7 +11,7 @@ from msgspec.structs import replace
 from tests.fixtures.clusters import cluster, node
 from turbofit.core.cluster import Cluster
 from turbofit.core.errors import UsageError
-from turbofit.launch.cluster.source import cluster_from
+from turbofit.launch.cluster.nodes import cluster_from
 
 
 def test_simulated_machines_are_described_and_say_so() -> None:
@@ -101,13 +99,11 @@ def test_ray_is_asked_only_where_it_is_named(
     text: str, address: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     addresses: list[str | None] = []
-    module = ModuleType("turbofit.launch.cluster.nodes")
 
     def measure_nodes(given: str | None) -> Cluster:
         addresses.append(given)
         return cluster("1xl4")
 
-    module.measure_nodes = measure_nodes  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "turbofit.launch.cluster.nodes", module)
+    monkeypatch.setattr("turbofit.launch.cluster.nodes.measure_nodes", measure_nodes)
     assert cluster_from(text) == cluster("1xl4")
     assert addresses == [address]

@@ -9,8 +9,7 @@ from msgspec.structs import replace
 from tests.support.plans import plausible_plan
 from turbofit.core.errors import LaunchError, OutOfMemoryError
 from turbofit.core.plan import Plan, PlannedEngine
-from turbofit.launch.engine.engine_exit import ending, hang, silence
-from turbofit.launch.engine.startup_tracker import StartupTracker
+from turbofit.launch.engine.engine_log import StartupTracker, ending, hang, silence
 from turbofit.observe.ends import End, exit_words
 
 LOG = Path("/state/engine-0.log")

@@ -8,8 +8,7 @@ import pytest
 from tests.support.plans import model, plausible_plan
 from turbofit.core.images import PatchRule, TileRule
 from turbofit.core.plan import Workload
-from turbofit.launch.engine.image import flat_png, worst_image
-from turbofit.launch.engine.worst_requests import worst_request
+from turbofit.launch.engine.worst_requests import flat_png, worst_image, worst_request
 
 PATCHES = PatchRule(patch_size=14, merge=2, min_pixels=3136, max_pixels=12845056)
 

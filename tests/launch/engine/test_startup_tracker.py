@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from tests.support.plans import plausible_plan
-from turbofit.launch.engine.startup_tracker import StartupTracker
+from turbofit.launch.engine.engine_log import StartupTracker
 
 BUDGET = (
     "[TM][INFO][1120.08:30:01.123456][x.cc:1] Object cache budget: {:.2f} MB from free 99999.00 MB "

@@ -57,7 +57,7 @@ def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SupervisedEngine:
     """One that serves since a time of 0 s."""
 
     class Probe:
-        error, checks = None, False
+        error, checks, lived, unanswered = None, False, float("-inf"), False
 
         def __init__(self, *_: Any, **__: Any) -> None:
             self.ready = self.healthy = threading.Event()
@@ -68,12 +68,8 @@ def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SupervisedEngine:
 
         stop = start
 
-    class Pulse(Probe):
-        answered, unanswered = float("-inf"), False
-
     monkeypatch.setattr(supervised_engine, "EngineProcess", Process)
     monkeypatch.setattr(supervised_engine, "Probe", Probe)
-    monkeypatch.setattr(supervised_engine, "_Pulse", Pulse)
     command = Command(argv=("lmdeploy", "--server-port", "1"), env={}, group=0)
     made = SupervisedEngine(
         plausible_plan(gpus=1, tp=1), Launch(command, ("true",)), tmp_path, lambda _: None,
@@ -153,10 +149,10 @@ def test_an_error_that_it_survived_is_not_its_end(
     kills: SimpleNamespace, engine: SupervisedEngine, answered: float, kind: str
 ) -> None:
     process: Any = engine.process
-    pulse: Any = engine._pulse
+    probe: Any = engine._probe
     process.said = [(NO_MEMORY, 1)]
     assert engine.look(50.0) is None
-    pulse.answered = answered
+    probe.lived = answered
     assert engine.look(55.0) is None
     assert killed(engine, 60.0) == kind
     assert kills.so_far == 3

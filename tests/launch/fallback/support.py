@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from tests.support.checkpoints import make_qwen2_vl
 from tests.waiting import HANG, until
 from turbofit.core.model import AudioDims
-from turbofit.launch.engine.image import flat_png
+from turbofit.launch.engine.worst_requests import flat_png
 from turbofit.model.presets import preset_model
 from turbofit.rehearse.checkpoint.twin import twin_of, write_model
 

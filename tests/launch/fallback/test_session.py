@@ -19,9 +19,8 @@ from tests.support.processes import Child
 from tests.waiting import HANG, until
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Workload
-from turbofit.launch.engine.engine_exit import ending
+from turbofit.launch.engine.engine_log import StartupTracker, ending
 from turbofit.launch.engine.launches import free_ports, port_of
-from turbofit.launch.engine.startup_tracker import StartupTracker
 from turbofit.launch.engine.worst_requests import longest_request, worst_request
 from turbofit.machine.source import machine_from
 from turbofit.memory.transformers.account import Transformers

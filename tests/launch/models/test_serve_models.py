@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("aiohttp")
 
-from turbofit.launch.models import serve_models
+from turbofit.launch import serve_models
 
 
 def test_only_folders_of_runs_that_have_ended_are_removed(

@@ -27,9 +27,8 @@ from turbofit.gateway.limits.request_limits import bounds_of
 from turbofit.gateway.models.models_gateway import ModelsGateway
 from turbofit.gateway.models.served_model import ServedModel
 from turbofit.gateway.thread import GatewayThread
-from turbofit.launch.models.model_run import ModelRun
-from turbofit.launch.models.serve_models import ModelsPolicy, SeveralModels, gives_way
 from turbofit.launch.serve.supervisor import StopSignal
+from turbofit.launch.serve_models import ModelRun, ModelsPolicy, SeveralModels, gives_way
 
 
 class Site:
@@ -89,7 +88,7 @@ class Site:
         self._dying.add(name)
 
     def run_of(self, name: str) -> ModelRun:
-        return next(one for one in self._several._runs if one.model.name == name)
+        return next(one for one in self._several.runs if one.model.name == name)
 
     def _run(self) -> None:
         try:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.waiting import HANG
 from turbofit.gateway.limits.gate import UNSTATED, Gate, KvCache
-from turbofit.launch.pipeline.image_queue import queued
+from turbofit.launch.pipeline.held import queued
 
 
 class Engine:

@@ -4,7 +4,7 @@ from msgspec.structs import replace
 
 from tests.support.plans import plausible_plan
 from turbofit.core.plan import GroupPlan
-from turbofit.launch.serve.forecast_check import as_launched
+from turbofit.launch.serve.start_progress import as_launched
 
 
 def test_the_gateway_counts_on_no_more_cache_than_the_engines_say_they_have() -> None:

@@ -23,7 +23,7 @@ from turbofit.core.errors import LaunchError, UsageError
 from turbofit.core.machine import Holder
 from turbofit.core.process import locks
 from turbofit.core.units import GIB, MIB
-from turbofit.launch.engine.proc import group_of, members, start_time
+from turbofit.launch.engine.kernel import group_of, members, start_time
 from turbofit.launch.serve import leases as module
 from turbofit.launch.serve.leases import Leases, counted, end_orphans
 

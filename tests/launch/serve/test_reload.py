@@ -37,14 +37,14 @@ def job() -> Iterator[Any]:
     with GatewayThread(make_gateway(plan_for(), ["http://127.0.0.1:9"], config)) as front:
         said: list[str] = []
         yield SimpleNamespace(
-            config=ServeConfig(gateway=config), front=front, say=said.append, said=said
+            config=ServeConfig(gateway=config), public=front, say=said.append, said=said
         )
 
 
 def status(job: Any, key: str) -> int:
     """What a request with this key gets; no engine runs behind the gateway."""
     headers = {"Authorization": f"Bearer {key}"}
-    request = urllib.request.Request(f"{job.front.url}/v1/models", headers=headers)
+    request = urllib.request.Request(f"{job.public.url}/v1/models", headers=headers)
     try:
         with urllib.request.urlopen(request, timeout=HANG) as answer:
             return int(answer.status)

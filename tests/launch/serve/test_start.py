@@ -56,7 +56,8 @@ def test_others_are_told_of_what_takes_memory_of_real_gpus_alone(pretend: bool, 
     told: list[dict[str, Any]] = []
     leases = SimpleNamespace(note=lambda **facts: told.append(facts), unwritten=True)
     config = SimpleNamespace(pretend=pretend)
-    run = SimpleNamespace(config=config, leases=leases, record=SimpleNamespace(unwritten=False))
+    record = SimpleNamespace(unwritten=False)
+    run = SimpleNamespace(config=config, leases=leases, record=record, on_tick=lambda: None)
     start = Start(run, PLAN, 0)
     start._tick()
     assert len(told) == noted

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from turbofit.launch.tune.forecast import mean_request, smaller_limit
+from turbofit.launch.tune.space import mean_request, smaller_limit
 from turbofit.load.spec import LoadSpec
 from turbofit.planning.plan import plan
 from turbofit.planning.request import PlanRequest

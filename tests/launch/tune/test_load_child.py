@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import threading
-
 from tests.load.scripted import ScriptedServer
-from tests.waiting import HANG
+from tests.waiting import HANG, until
 from turbofit.core.process.progress import listened
 from turbofit.launch.tune.load_child import LoadChild
 from turbofit.load.spec import LoadSpec
@@ -19,7 +17,7 @@ def test_every_option_of_a_load_reaches_it() -> None:
     )  # fmt: skip
     with ScriptedServer(key="k") as server:
         child = LoadChild(server.url, "k", spec)
-        child.wait()
+        until(child.look, "the load ends")
     assert child.result is not None
     assert child.result.load == plain(spec.given())
 
@@ -28,7 +26,7 @@ def test_it_measures() -> None:
     told: list[str] = []
     with ScriptedServer(key="k") as server, listened(lambda step: told.append(str(step))):
         child = LoadChild(server.url, "k", FEW)
-        child.wait()
+        until(child.look, "the load ends")
     assert child.result is not None
     assert child.result.answered == 4
     assert any("warm-up of the load" in one for one in told)
@@ -37,7 +35,7 @@ def test_it_measures() -> None:
 def test_why_it_measured_nothing_is_known() -> None:
     with ScriptedServer(key="other") as server:
         child = LoadChild(server.url, "k", FEW)
-        child.wait()
+        until(child.look, "the load ends")
     assert child.result is None
     assert "does not know the key" in child.why
 
@@ -45,24 +43,18 @@ def test_why_it_measured_nothing_is_known() -> None:
 def test_one_that_is_under_way_is_ended() -> None:
     with ScriptedServer("ok", "ok", "stall", "stall") as server:
         child = LoadChild(server.url, "", FEW)
-        waits = threading.Thread(target=child.wait)
-        waits.start()
         assert server.stalled.wait(HANG)
+        assert not child.look()
         child.end()
-        waits.join(HANG)
-        assert not waits.is_alive()
 
 
 def test_one_that_is_interrupted_tells_what_it_has_measured() -> None:
     load = LoadSpec.of(images=0, requests=9, concurrency=1, warm_up=0)
     with ScriptedServer("ok", "ok", "ok", "ok", "stall") as server:
         child = LoadChild(server.url, "", load)
-        waits = threading.Thread(target=child.wait)
-        waits.start()
         assert server.stalled.wait(HANG)
         assert child.interrupt()
-        waits.join(HANG)
-        assert not waits.is_alive()
+        until(child.look, "the load ends")
     assert not child.interrupt()
     assert child.result is not None
     assert (child.result.answered, child.result.stopped) == (4, "SIGINT")
@@ -71,6 +63,6 @@ def test_one_that_is_interrupted_tells_what_it_has_measured() -> None:
 def test_a_load_that_breaks_says_its_last_words() -> None:
     child = LoadChild("http://x", "", FEW)
     child._process.kill()
-    child.wait()
+    until(child.look, "the load ends")
     assert child.result is None
     assert child.why == "the load ended with -9"

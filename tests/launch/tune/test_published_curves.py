@@ -13,9 +13,8 @@ import yaml
 from msgspec.structs import replace
 
 from tests.launch.tune.test_slo import SEEN
-from turbofit.launch.tune.forecast import MeanRequest
 from turbofit.launch.tune.search import SearchPoint, TrialSearch
-from turbofit.launch.tune.space import TrialChoice, choices
+from turbofit.launch.tune.space import MeanRequest, TrialChoice, choices
 from turbofit.planning.plan import plan
 from turbofit.planning.request import PlanRequest
 

@@ -10,13 +10,13 @@ from typing import Any, cast
 import pytest
 
 from tests.load.scripted import ScriptedServer
-from tests.waiting import HANG
+from tests.waiting import HANG, until
 from turbofit.core.errors import LaunchError
 from turbofit.launch.serve.config import ServeConfig
 from turbofit.launch.serve.supervisor import StopSignal
 from turbofit.launch.tune import runner
 from turbofit.launch.tune.load_child import LoadChild
-from turbofit.launch.tune.runner import TrialEnd, TrialRunner, _Drive
+from turbofit.launch.tune.runner import TrialEnd, TrialRunner, _Loads
 from turbofit.load.spec import LoadSpec
 from turbofit.planning.plan import plan
 from turbofit.planning.request import PlanRequest
@@ -26,38 +26,25 @@ PLAN = plan(PlanRequest(model="internvl2-1b", on="1xrtx3090", engine="turbomind"
 FEW = LoadSpec.of(images=0, requests=2, concurrency=2, warm_up=0)
 
 
-class Stop(StopSignal):
-    """A stop whose end can be waited for."""
+def driven(loads: _Loads, url: str, stop: StopSignal) -> None:
+    """To their end."""
+    loads.begin([url])
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.ended = threading.Event()
+    def over() -> bool:
+        loads.look()
+        return stop.signal is not None
 
-    def end(self, *number: Any) -> None:
-        super().end(*number)
-        self.ended.set()
+    until(over, "the trial ends")
+    loads.end()
 
 
-def driven(*, key: str) -> _Drive:
-    """Two loads with the key ``k``, driven to their end at a server of this key."""
-    stop = Stop()
+@pytest.mark.parametrize(("key", "answered"), [("k", [2, 2]), ("other", [])])
+def test_loads_follow_one_another_while_they_are_answered(key: str, answered: list[int]) -> None:
+    loads = _Loads([FEW, FEW], "k", stop := StopSignal())
     with ScriptedServer(key=key) as server:
-        drive = _Drive([FEW, FEW], "k", stop)
-        drive.begin([server.url])
-        assert stop.ended.wait(HANG)
-        drive.end()
-    return drive
-
-
-def test_loads_follow_one_another_and_then_the_trial_ends() -> None:
-    drive = driven(key="k")
-    assert [one.answered for one in drive.results] == [2, 2]
-
-
-def test_after_a_load_that_nothing_answers_none_follows() -> None:
-    drive = driven(key="other")
-    assert drive.results == []
-    assert "does not know the key" in drive.why
+        driven(loads, server.url, stop)
+    assert [one.answered for one in loads.results] == answered
+    assert ("does not know the key" in loads.why) is (key == "other")
 
 
 def test_a_load_that_cannot_be_started_ends_the_trial(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,52 +52,18 @@ def test_a_load_that_cannot_be_started_ends_the_trial(monkeypatch: pytest.Monkey
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     monkeypatch.setattr(runner, "LoadChild", full)
-    stop = Stop()
-    drive = _Drive([FEW], "k", stop)
-    drive.begin(["http://x"])
-    assert stop.ended.wait(HANG)
-    drive.end()
-    assert "no load could be started" in drive.why
+    loads = _Loads([FEW], "k", stop := StopSignal())
+    driven(loads, "http://x", stop)
+    assert "no load could be started" in loads.why
 
 
 def test_no_load_begins_after_an_engine_died() -> None:
-    stop = Stop()
+    loads = _Loads([FEW], "k", stop := StopSignal())
     with ScriptedServer(key="k") as server:
-        drive = _Drive([FEW], "k", stop)
-        drive.died("engine: out of memory")
-        drive.begin([server.url])
-        drive.end()
+        loads.died("engine: out of memory")
+        driven(loads, server.url, stop)
         assert server.bodies == []
-    assert stop.ended.is_set()
-    assert drive.death == "engine: out of memory"
-
-
-def test_an_end_while_a_load_is_being_started_ends_that_load(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The load is started under the lock: who ends the drive finds it, or it never begins."""
-    starting, go = threading.Event(), threading.Event()
-    began: list[LoadChild] = []
-
-    def slow(*given: Any) -> LoadChild:
-        starting.set()
-        assert go.wait(HANG)
-        began.append(LoadChild(*given))
-        return began[0]
-
-    monkeypatch.setattr(runner, "LoadChild", slow)
-    stop = Stop()
-    with ScriptedServer("stall", "stall", key="k") as server:
-        drive = _Drive([FEW, FEW], "k", stop)
-        drive.begin([server.url])
-        assert starting.wait(HANG)
-        ends = threading.Thread(target=drive.end)
-        ends.start()
-        go.set()
-        ends.join(HANG)
-        assert not ends.is_alive()
-    assert stop.ended.is_set()
-    assert len(began) == 1
+    assert loads.death == "engine: out of memory"
 
 
 class Run:
@@ -123,9 +76,10 @@ class Run:
         stop.abrupt = self.abrupt
         if self.opens:
             real.on_open([self.opens])
-        until = time.monotonic() + HANG
+        deadline = time.monotonic() + HANG
         while stop.signal is None:
-            assert time.monotonic() < until
+            assert time.monotonic() < deadline
+            real.on_tick()
             time.sleep(0.01)
         if self.dies:
             raise LaunchError("its process was killed", hint="x")

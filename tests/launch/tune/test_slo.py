@@ -5,7 +5,7 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
 from turbofit.core.tuning import SpeedFigures
-from turbofit.launch.tune.slo import meets, parse_seconds, parse_slo
+from turbofit.launch.tune.search import meets, parse_seconds, parse_slo
 
 SEEN = SpeedFigures(
     requests_per_second=1.0, output_tokens_per_second=10.0, ttft_p50=0.1, ttft_p90=0.5,

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import json
 
-from turbofit.launch.tune.forecast import forecast_of, mean_request
-from turbofit.launch.tune.space import choices
+from turbofit.launch.tune.space import choices, forecast_of, mean_request
 from turbofit.load.spec import LoadSpec
 from turbofit.planning.plan import plan
 from turbofit.planning.request import PlanRequest

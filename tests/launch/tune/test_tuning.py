@@ -15,7 +15,7 @@ from turbofit.core.process.progress import listened, under_way
 from turbofit.core.tuning import Tuning
 from turbofit.launch.tune.runner import TrialEnd
 from turbofit.launch.tune.space import choices
-from turbofit.launch.tune.tuning import Journal, Tools, TuneTask, tune
+from turbofit.launch.tune.tune import Journal, Tools, TuneTask, described, tune
 from turbofit.load.result import LoadResult, Spread
 from turbofit.load.spec import LoadSpec
 from turbofit.planning.plan import plan
@@ -252,3 +252,11 @@ def test_another_lmdeploy_is_compared_with() -> None:
     assert found.earlier is not None
     assert found.earlier.lmdeploy == "0.14.0"
     assert found.earlier.change == pytest.approx(10.5 / 14 - 1, abs=0.08)
+
+
+def test_a_load_is_described_with_its_length() -> None:
+    closed = LoadSpec.of(concurrency=8, seconds=30.0)
+    assert described(closed) == "30 s, 8 at once, after 8 requests of warm-up"
+    counted = LoadSpec.of(rate=2.5, requests=40, warm_up=0)
+    assert described(counted) == "40 requests, 2.5 a second, after 0 requests of warm-up"
+    assert described(LoadSpec.of(trace="m.jsonl")) == "the trace m.jsonl"

@@ -6,7 +6,7 @@ import pytest
 
 from turbofit import api
 from turbofit.core.cluster import ClusterPlan
-from turbofit.launch.cluster.source import cluster_from
+from turbofit.launch.cluster.nodes import cluster_from
 from turbofit.report.painters import markdown
 from turbofit.report.painters.document import Code, Heading, Table
 from turbofit.report.painters.terminal import paint

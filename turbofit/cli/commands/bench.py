@@ -96,17 +96,13 @@ def bench(
 
 def show_load(result: LoadResult, html: str | None, *, as_json: bool, md: bool) -> None:
     """In the form that was asked for."""
-    from turbofit.cli.terminal.output import answer, show, write_page
+    from turbofit.cli.terminal.output import show_form
+    from turbofit.report.page.html import page
     from turbofit.report.views.run.measured_view import load_view
 
-    if html:
-        from turbofit.report.page.html import page
+    def paged(one: LoadResult) -> str:
+        return page(
+            load_view(one), one, f"turbofit {one.turbofit_version}, measured {one.created}."
+        )
 
-        made = f"turbofit {result.turbofit_version}, measured {result.created}."
-        write_page(page(load_view(result), result, made), html)
-    elif as_json:
-        from turbofit.core.struct import to_json
-
-        answer(to_json(result))
-    else:
-        show(load_view(result), markdown=md)
+    show_form(result, load_view, as_json=as_json, md=md, page=paged, html=html)

@@ -38,7 +38,7 @@ _PRETEND: Final = (
 )
 def calibrate(*, model: str, as_json: bool, md: bool, **given: Any) -> int:
     """Calibrate and show; 130 where Ctrl-C ended it, and it then goes on from there next time."""
-    from turbofit.cli.terminal.output import note, say
+    from turbofit.cli.terminal.output import note, say, show_form
     from turbofit.launch.calibrate.calibrate import calibrate as measure
     from turbofit.launch.calibrate.calibrate import drop, forget_all, progress_of
     from turbofit.launch.engine.supervised_engine import Timing
@@ -72,18 +72,7 @@ def calibrate(*, model: str, as_json: bool, md: bool, **given: Any) -> int:
     result = run_until_signal(body)
     if isinstance(result, signal.Signals):
         return exit_code(result)
-    _show(result, as_json=as_json, md=md)
-    return 0
-
-
-def _show(result: Document, *, as_json: bool, md: bool) -> None:
-    from turbofit.cli.terminal.output import answer, show
-
-    if as_json:
-        import json
-
-        answer(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-        return
     from turbofit.report.views.run.measured_view import calibration_view
 
-    show(calibration_view(result), markdown=md)
+    show_form(result, calibration_view, as_json=as_json, md=md)
+    return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any, Final
 
 import click
@@ -9,7 +10,7 @@ import click
 from turbofit.cli.command import Argument, Option, command, option_name
 from turbofit.cli.options.common_options import FORMS, planning_keywords, planning_options
 from turbofit.cli.serving.serve_cluster import ray_address
-from turbofit.cli.terminal.output import answer, show
+from turbofit.cli.terminal.output import answer, show_form
 from turbofit.core.errors import UsageError
 from turbofit.core.process.progress import under_way
 
@@ -85,15 +86,11 @@ def _nodes(address: str | None, *, pretend: bool, as_json: bool, md: bool) -> in
 
     with under_way("measuring the nodes"):
         measured = measure_nodes(address, pretend=pretend)
-    if as_json:
-        answer(measured.to_json())
-    else:
-        show(nodes_view(measured), markdown=md)
+    show_form(measured, nodes_view, as_json=as_json, md=md)
     return 0
 
 
 def _status(address: str | None, name: str | None, *, as_json: bool, md: bool) -> int:
-    from turbofit.core.struct import to_json
     from turbofit.launch.cluster.board import boards, read
     from turbofit.launch.cluster.ray_adapter import connected
     from turbofit.report.views.cluster_view import status_view
@@ -105,8 +102,5 @@ def _status(address: str | None, name: str | None, *, as_json: bool, md: bool) -
             raise UsageError("nothing is served on this cluster", hint=hint)
         told = [read(board) for board in found.values()]
     served = [status for status, _ in told if status is not None]
-    if as_json:
-        answer(to_json(served))
-    else:
-        show([block for one in served for block in status_view(one)], markdown=md)
+    show_form(served, lambda all_: chain(*map(status_view, all_)), as_json=as_json, md=md)
     return 0

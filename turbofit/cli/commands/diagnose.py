@@ -42,15 +42,11 @@ _NOT_KNOWN: Final = 3
 )
 def diagnose(log: str, model: str | None, on: str | None, as_json: bool, md: bool) -> int:
     """Read, explain, show; exit 3 where nothing was recognised."""
-    from turbofit.cli.terminal.output import answer, show
-    from turbofit.core.struct import to_json
+    from turbofit.cli.terminal.output import show_form
     from turbofit.diagnose.explain import diagnose as explain
 
     found = explain(_chunks(log), model=model, on=on)
-    if as_json:
-        answer(to_json(found))
-    else:
-        show(list(_view(found)), markdown=md)
+    show_form(found, _view, as_json=as_json, md=md)
     return 0 if found.known else _NOT_KNOWN
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from turbofit.cli.command import Option, command
@@ -66,8 +67,7 @@ def doctor(
     md: bool,
 ) -> int:
     """Examine and show; exit 3 where something stops serving, 4 without a readable machine."""
-    from turbofit.cli.terminal.output import answer, show
-    from turbofit.core.struct import to_json
+    from turbofit.cli.terminal.output import show_form
     from turbofit.planning.checks import examine
 
     if kernels:
@@ -80,10 +80,7 @@ def doctor(
 
         served = resolve_model(model)
     report = examine(on=on, model=served, port=port, drafts=speculative)
-    if as_json:
-        answer(to_json(report))
-    else:
-        show(list(_view(report, full=full or md)), markdown=md)
+    show_form(report, partial(_view, full=full or md), as_json=as_json, md=md)
     return report.exit_code
 
 

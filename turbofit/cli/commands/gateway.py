@@ -159,8 +159,7 @@ def _before_cluster(
 
     from turbofit.cli.serving.serve_cluster import ray_address
     from turbofit.launch.cluster.board import one_board, read
-    from turbofit.launch.cluster.ray_adapter import connected
-    from turbofit.launch.cluster.tls import client_context
+    from turbofit.launch.cluster.ray_adapter import client_context, connected
 
     with connected(ray_address(cluster)):
         board = one_board(name)

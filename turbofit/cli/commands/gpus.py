@@ -17,22 +17,14 @@ __all__ = ["gpus"]
 )  # fmt: skip
 def gpus(words: tuple[str, ...], as_json: bool, md: bool) -> int:
     """Show presets."""
-    from turbofit.cli.terminal.output import answer, show
+    from turbofit.cli.terminal.output import show_form
     from turbofit.machine.presets import load_preset, presets_with
     from turbofit.machine.unlisted import no_preset
+    from turbofit.report.views.plan.preset_view import gpus_view
 
     known = [(name, load_preset(name)) for name in presets_with(words)]
     if not known:
         raise no_preset(" ".join(words))
-    if as_json:
-        import json
-
-        from turbofit.core.struct import to_builtins
-
-        document = {"gpus": {name: to_builtins(preset) for name, preset in known}}
-        answer(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
-    else:
-        from turbofit.report.views.plan.preset_view import gpus_view
-
-        show(gpus_view(known), markdown=md)
+    document = {"gpus": dict(known)}
+    show_form(document, lambda _: gpus_view(known), as_json=as_json, md=md)
     return 0

@@ -62,10 +62,7 @@ def init(*, out: str, force: bool, **given: Any) -> int:
 def profile_text(request: PlanRequest, plan: Plan, *, file: str) -> str:
     """A profile that promises what a plan does.
 
-    Args:
-        request: what was asked: it holds.
-        plan: what came out; images and context of it hold, too.
-        file: how the profile will be called.
+    What was asked holds, and the plan's images and context; ``file`` is what it will be called.
     """
     kept = request.given()
     kept["images"] = request.images

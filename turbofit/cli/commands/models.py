@@ -31,15 +31,9 @@ def models(fragments: tuple[str, ...], as_json: bool, md: bool) -> int:
     known = [(name, model) for name, model in found if not isinstance(model, str)]
     unsupported = [(name, why) for name, why in found if isinstance(why, str)]
     if as_json:
-        import json
+        from turbofit.core.struct import to_json
 
-        from turbofit.core.struct import to_builtins
-
-        document = {
-            "models": {name: to_builtins(model) for name, model in known},
-            "unsupported": dict(unsupported),
-        }
-        answer(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+        answer(to_json({"models": dict(known), "unsupported": dict(unsupported)}))
     else:
         from turbofit.report.painters.terminal import paint
         from turbofit.report.views.plan.preset_view import models_view

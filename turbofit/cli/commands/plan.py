@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from turbofit.cli.command import Option, command
@@ -91,18 +92,15 @@ def _plan_together(
     md: bool,
 ) -> int:
     """Plan several models on the same cards and show; exit 3 where they do not fit together."""
-    from turbofit.cli.terminal.output import answer, show
+    from turbofit.cli.terminal.output import show_form
     from turbofit.core.errors import DoesNotFitError
     from turbofit.planning.joint_plan import joint_plan
+    from turbofit.report.views.plan.joint_view import joint_view
 
     with under_way("planning them together"):
         found = joint_plan(requests, shares)
-    if as_json:
-        answer(found.to_json())
-    else:
-        from turbofit.report.views.plan.joint_view import joint_view
-
-        show(joint_view(found, names), markdown=md, short=not full)
+    view = partial(joint_view, names=names)
+    show_form(found, view, as_json=as_json, md=md, short=not full)
     return 0 if found.fits else DoesNotFitError.exit_code
 
 
@@ -111,18 +109,14 @@ def _plan_cluster(
 ) -> int:
     """Plan for a cluster and show; exit 3 where no node serves."""
     from turbofit import api
-    from turbofit.cli.terminal.output import answer, show
+    from turbofit.cli.terminal.output import show_form
     from turbofit.core.errors import DoesNotFitError
-    from turbofit.launch.cluster.source import cluster_from
+    from turbofit.launch.cluster.nodes import cluster_from
+    from turbofit.report.views.cluster_view import cluster_view
 
     with under_way("measuring the nodes, and planning"):
         found = api.plan_cluster(request, cluster_from(cluster))
-    if as_json:
-        answer(found.to_json())
-    else:
-        from turbofit.report.views.cluster_view import cluster_view
-
-        show(cluster_view(found), markdown=md, short=not full)
+    show_form(found, cluster_view, as_json=as_json, md=md, short=not full)
     return 0 if found.fits else DoesNotFitError.exit_code
 
 

@@ -17,28 +17,25 @@ __all__ = ["ps"]
 @command(*FORMS, only_linux=True)
 def ps(*, as_json: bool, md: bool) -> int:
     """List them."""
-    from turbofit.cli.terminal.output import answer, show
-    from turbofit.core.struct import to_json
+    from turbofit.cli.terminal.output import show_form
     from turbofit.launch.serve.runs import live_runs
 
     servers = live_runs()
-    if as_json:
-        rows = [
-            {
-                "run": one.name,
-                "folder": str(one.folder),
-                "model": one.record.model,
-                "state": one.state,
-                "pid": one.record.pid,
-                "started": one.record.started,
-                "urls": one.record.urls,
-                "pretend": one.record.pretend,
-            }
-            for one in servers
-        ]
-        answer(to_json({"schema": "turbofit.ps/1", "servers": rows}))
-    else:
-        show([_block(servers)], markdown=md)
+    rows = [
+        {
+            "run": one.name,
+            "folder": str(one.folder),
+            "model": one.record.model,
+            "state": one.state,
+            "pid": one.record.pid,
+            "started": one.record.started,
+            "urls": one.record.urls,
+            "pretend": one.record.pretend,
+        }
+        for one in servers
+    ]
+    document = {"schema": "turbofit.ps/1", "servers": rows}
+    show_form(document, lambda _: [_block(servers)], as_json=as_json, md=md)
     return 0
 
 

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from turbofit.core.tuning import Tuning
     from turbofit.load.result import LoadResult
     from turbofit.report.painters.document import Block
-    from turbofit.report.stored_documents import StoredPlan
 
 __all__ = ["report"]
 
@@ -75,7 +74,10 @@ def report(
     if not isinstance(saved, StoredPlan):
         return _measured(saved, html, as_json=as_json, md=md)
     if html:
-        _page(saved, html)
+        from turbofit.cli.terminal.output import write_page
+        from turbofit.report.views.plan.plan_view import plan_page
+
+        write_page(plan_page(saved), html)
     elif as_json:
         from turbofit.report.stored_documents import saved_json
 
@@ -119,10 +121,3 @@ def _measured(one: LoadResult | Tuning, html: str | None, *, as_json: bool, md: 
 
         show_load(one, html, as_json=as_json, md=md)
     return 0
-
-
-def _page(saved: StoredPlan, file: str) -> None:
-    from turbofit.cli.terminal.output import write_page
-    from turbofit.report.views.plan.plan_view import plan_page
-
-    write_page(plan_page(saved), file)

@@ -25,9 +25,9 @@ from turbofit.cli.serving.serve_plan import (
     read_saved,
     refuse_elsewhere,
     show_commands,
+    to_ask,
     with_passed,
 )
-from turbofit.cli.terminal.client_lines import to_ask
 from turbofit.cli.terminal.interrupt import exit_code, run_until_signal, say_cut
 from turbofit.core.errors import UsageError
 from turbofit.core.process.progress import under_way
@@ -182,7 +182,8 @@ def _models(
 
     from turbofit.cli.options.profile_options import each_model
     from turbofit.cli.terminal.output import answer, note, say
-    from turbofit.launch.models.serve_models import (
+    from turbofit.launch.serve.planner import preview
+    from turbofit.launch.serve_models import (
         ModelsPolicy,
         PlannedModel,
         ServedModels,
@@ -190,7 +191,6 @@ def _models(
         serve_models,
         side_by_side,
     )
-    from turbofit.launch.serve.planner import preview
 
     def opened(url: str, models: Sequence[str]) -> None:
         if not as_json:
@@ -274,7 +274,7 @@ def _one_model(config: ServeConfig, passed: PassedOptions, *, as_json: bool) -> 
             folder = run.begin()
             stop.on_hangup = _reloads(run, passed)
             ended = run.follow(stop)
-        cut = 0 if run.front is None else run.front.cut
+        cut = 0 if run.public is None else run.public.cut
         if as_json:
             _show_end(ended, cut, run=str(folder))
         say_cut(cut)

@@ -24,7 +24,6 @@ from turbofit.core.errors import DoesNotFitError, UsageError
 from turbofit.core.validation import Metavar
 
 if TYPE_CHECKING:
-    from turbofit.core.json_types import Options
     from turbofit.core.tuning import Tuning
     from turbofit.launch.serve.supervisor import StopSignal
     from turbofit.load.spec import LoadSpec
@@ -89,13 +88,12 @@ def tune(*, model: str, html: str | None, as_json: bool, md: bool, **given: Any)
     from turbofit.launch.serve.config import ServeConfig
     from turbofit.launch.serve.leases import Leases
     from turbofit.launch.serve.planner import launch_request
-    from turbofit.launch.tune.slo import parse_seconds, parse_slo
+    from turbofit.launch.tune.search import parse_seconds, parse_slo
     from turbofit.launch.tune.tune import TuneRequest, tune_model
     from turbofit.load.spec import LoadSpec
     from turbofit.observe.calibrations import pretends
 
     began = time.monotonic()
-    given = _timed(given)
     options, load = filled(TuneOptions, given), filled(LoadSpec, given)
     options.check()
     load.check()
@@ -134,32 +132,6 @@ def tune(*, model: str, html: str | None, as_json: bool, md: bool, **given: Any)
     return 0 if ended.best is not None else DoesNotFitError.exit_code
 
 
-def _timed(given: Options) -> Options:
-    """The options where a --budget that is a time, as it was before --time, is one.
-
-    Raises:
-        UsageError: both are given.
-    """
-    from turbofit.cli.terminal.output import say
-    from turbofit.core.units import MIB
-    from turbofit.launch.tune.slo import parse_seconds
-
-    budget: str = given.get("budget") or ""
-    try:
-        seconds = parse_seconds(budget, "--budget")
-    except UsageError:
-        return given
-    if budget.strip().isdigit() and seconds >= MIB:
-        return given  # bytes
-    if given.get("time") is not None:
-        raise UsageError(
-            f"--budget {budget} and --time are two times",
-            hint="give one of them; --budget is bytes, as 19GiB",
-        )
-    say(f"--budget {budget} is taken as --time {budget}: --budget is bytes, as of plan and serve")
-    return {**given, "budget": None, "time": budget}
-
-
 def _request(model: str, given: dict[str, Any], load: LoadSpec) -> PlanRequest:
     """What is planned: the promise has room for the load's images."""
     planned = {name: value for name, value in given.items() if name not in _BOTH}
@@ -192,16 +164,11 @@ def _kv_types(text: str) -> tuple[int, ...]:
 
 def show_tuning(result: Tuning, html: str | None, *, as_json: bool, md: bool) -> None:
     """In the form that was asked for."""
-    from turbofit.cli.terminal.output import answer, show, write_page
+    from turbofit.cli.terminal.output import show_form
+    from turbofit.report.page.html import page
     from turbofit.report.views.run.measured_view import made_by, tune_view
 
-    if html:
-        from turbofit.report.page.html import page
+    def paged(one: Tuning) -> str:
+        return page(tune_view(one), one, made_by(one))
 
-        write_page(page(tune_view(result), result, made_by(result)), html)
-    elif as_json:
-        from turbofit.core.struct import to_json
-
-        answer(to_json(result))
-    else:
-        show(tune_view(result), markdown=md)
+    show_form(result, tune_view, as_json=as_json, md=md, page=paged, html=html)

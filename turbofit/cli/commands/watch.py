@@ -31,7 +31,7 @@ _LINE_END: Final = "\x1b[K\n"
         metavar="RUN",
         required=False,
         type=PATH,
-        explained="a run's folder or name (default: the newest run)",
+        explained="a run's folder or name (default: the newest run, or all models of its server)",
     ),
     Option("--url", help="the gateway, where it is not the run's own"),
     Option("--api-key", metavar="KEY", help="default: $TURBOFIT_API_KEY, or the first of _KEYS"),
@@ -61,7 +61,7 @@ def watch(
 
     from turbofit.cli.terminal.output import answer
     from turbofit.core.errors import UsageError
-    from turbofit.report.stored_documents import newest_run, read_saved
+    from turbofit.core.struct import to_json
     from turbofit.report.views.run.watch_view import watch_view
 
     if forget is not None:
@@ -72,30 +72,60 @@ def watch(
         )
     if run is not None and "://" in run:
         raise UsageError(f"{run} is an address, not a run", hint=f"turbofit watch --url {run}")
-    place = run or newest_run()
     live = sys.stdout.isatty() and not (once or as_json or md)
-    before: tuple[LiveServer, float] | None = None
+    before: dict[str, tuple[LiveServer, float]] = {}
     while True:
-        saved = read_saved(place)
-        if saved.run is None:
-            raise UsageError(
-                f"{place} is a plan, not a run", hint="turbofit watch, or a run's name"
-            )
         began = time.monotonic()
-        now = _look_patiently(saved, url, api_key) if live else _look(saved, url, api_key)
-        if not live and not as_json and now is not None and before is None:
+        watched = [_read(place) for place in ([run] if run else _newest_runs())]
+        look = _look_patiently if live else _look
+        now = {one.where: look(one, url, api_key) for one in watched}
+        if not live and not as_json and any(now.values()):
             # Rates need two looks.
             time.sleep(interval)
-            before, now = (now, interval), _look(saved, url, api_key)
-        used = {} if saved.run.pretend else _used(saved)
+            before = {place: (seen, interval) for place, seen in now.items() if seen is not None}
+            now = {one.where: _look(one, url, api_key) for one in watched}
         if as_json:
-            answer(_json(saved, now, used))
+            documents = [_document(one, now[one.where]) for one in watched]
+            several = {"schema": "turbofit.watch/1", "models": documents}
+            answer(to_json(several if len(documents) > 1 else documents[0]))
         else:
-            _paint(watch_view(saved.plan, saved.run, now, before, used), live=live, md=md)
-        if not live or saved.run.state in _OVER:
+            blocks: list[Block] = []
+            for one in watched:
+                seen = now[one.where], before.get(one.where)
+                blocks += watch_view(one.plan, one.run, *seen, _used(one))
+            _paint(blocks, live=live, md=md)
+        if not live or all(one.run and one.run.state in _OVER for one in watched):
             return 0
         time.sleep(interval)
-        before = (now, time.monotonic() - began) if now is not None else None
+        spent = time.monotonic() - began
+        before = {place: (seen, spent) for place, seen in now.items() if seen is not None}
+
+
+def _newest_runs() -> list[str]:
+    """The newest run; of a server of several models the newest of each."""
+    from pathlib import Path
+
+    from turbofit.launch.serve.runs import live_runs
+    from turbofit.report.stored_documents import newest_run
+
+    newest, runs = newest_run(), live_runs()
+    pid = next((one.record.pid for one in runs if one.folder == Path(newest).parent), None)
+    return [str(one.folder) for one in runs if one.record.pid == pid] or [newest]
+
+
+def _read(place: str) -> StoredPlan:
+    """A run that was recorded.
+
+    Raises:
+        UsageError: it is a plan.
+    """
+    from turbofit.core.errors import UsageError
+    from turbofit.report.stored_documents import read_saved
+
+    saved = read_saved(place)
+    if saved.run is None:
+        raise UsageError(f"{place} is a plan, not a run", hint="turbofit watch, or a run's name")
+    return saved
 
 
 def _look_patiently(saved: StoredPlan, url: str | None, api_key: str | None) -> LiveServer | None:
@@ -119,8 +149,8 @@ def _look(saved: StoredPlan, url: str | None, api_key: str | None) -> LiveServer
     urls = [url] if url else list(saved.run.urls)
     if not urls or (saved.run.state != "ready" and not url):
         return None
-    key = api_key or next(iter(variables().keys), None)
-    return now_of(fetch_page(urls[0], key))
+    key, model = api_key or next(iter(variables().keys), None), saved.plan.model
+    return now_of(fetch_page(urls[0], key), model.hub_id or model.name)
 
 
 def _paint(blocks: list[Block], *, live: bool, md: bool) -> None:
@@ -135,13 +165,14 @@ def _paint(blocks: list[Block], *, live: bool, md: bool) -> None:
 def _used(saved: StoredPlan) -> dict[int, int]:
     from turbofit.launch.serve.gpu_monitor import used_now
 
-    return used_now(saved.plan)
+    return {} if saved.run is None or saved.run.pretend else used_now(saved.plan)
 
 
 def _forget(fingerprint: str, *, as_json: bool) -> int:
     """Let a request or a client in again."""
     from turbofit.cli.terminal.output import answer
     from turbofit.core.errors import UsageError
+    from turbofit.core.struct import to_json
     from turbofit.gateway.routing.deny_file import pardon
 
     if not pardon(fingerprint):
@@ -150,34 +181,26 @@ def _forget(fingerprint: str, *, as_json: bool) -> int:
             hint="the refusal names it; run this as the user who runs the server",
         )
     said = f"{fingerprint} is let in again\n"
-    answer(_forgotten(fingerprint) if as_json else said)
+    told = {"schema": "turbofit.watch/1", "forgotten": fingerprint}
+    answer(to_json(told) if as_json else said)
     return 0
 
 
-def _forgotten(fingerprint: str) -> str:
-    from turbofit.core.struct import to_json
-
-    return to_json({"schema": "turbofit.watch/1", "forgotten": fingerprint})
-
-
-def _json(saved: StoredPlan, now: LiveServer | None, used: dict[int, int]) -> str:
-    from turbofit.core.struct import to_json
-
+def _document(saved: StoredPlan, now: LiveServer | None) -> dict[str, Any]:
     assert saved.run is not None
-    document: dict[str, Any] = {
+    return {
         "schema": "turbofit.watch/1",
         "model": saved.plan.model.name,
         "state": saved.run.state,
         "pretend": saved.run.pretend,
         "now": now,
         "denied": _denied(saved),
-        "used": {str(index): size for index, size in used.items()},
+        "used": {str(index): size for index, size in _used(saved).items()},
         "forecast": {
             str(one.index): {"steady": one.steady, "peak": one.peak, "margin": one.margin}
             for one in saved.plan.gpus
         },
     }
-    return to_json(document)
 
 
 def _denied(saved: StoredPlan) -> list[Denied]:

@@ -35,12 +35,14 @@ def which(
     *, model: str | None, html: str | None, full: bool, as_json: bool, md: bool, **given: Any
 ) -> int:
     """Look and show; exit 3 where nothing keeps the promise."""
-    from turbofit.cli.terminal.output import say
+    from turbofit.cli.terminal.output import say, show_form
     from turbofit.core.errors import DoesNotFitError
     from turbofit.machine.source import machine_from
     from turbofit.machine.spec import is_spec
     from turbofit.planning.resolve import model_of
     from turbofit.planning.which import which_cards, which_models
+    from turbofit.report.page.html import page
+    from turbofit.report.views.plan.which_view import which_view
 
     if model is not None and given["on"] is None and is_spec(model):
         given["on"], model = model, None
@@ -55,22 +57,10 @@ def which(
         say(f"assumed: {text}")
     with under_way("planning for every machine" if model else "planning for every model"):
         found = which_models(request) if model is None else which_cards(request)
-    _show(found, html, full=full, as_json=as_json, md=md)
+
+    def paged(one: Which) -> str:
+        made = f"turbofit {one.turbofit_version}, planned {one.created}."
+        return page(which_view(one), one, made)
+
+    show_form(found, which_view, as_json=as_json, md=md, short=not full, page=paged, html=html)
     return 0 if found.keep else DoesNotFitError.exit_code
-
-
-def _show(found: Which, html: str | None, *, full: bool, as_json: bool, md: bool) -> None:
-    from turbofit.cli.terminal.output import answer, show, write_page
-    from turbofit.report.views.plan.which_view import which_view
-
-    if html:
-        from turbofit.report.page.html import page
-
-        made = f"turbofit {found.turbofit_version}, planned {found.created}."
-        write_page(page(which_view(found), found, made), html)
-    elif as_json:
-        from turbofit.core.struct import to_json
-
-        answer(to_json(found))
-    else:
-        show(which_view(found), markdown=md, short=not full)

@@ -108,15 +108,10 @@ def planning_keywords(given: Options) -> Options:
 
 
 def refuse_beside_cluster(names: Iterable[str], given: Container[str], instead: str) -> None:
-    """Stop where an option of one machine is given beside --cluster.
-
-    Args:
-        names: the options of one machine, as their fields are called.
-        given: the fields that were given.
-        instead: what to do, after the option is left out.
+    """Stop where an option of one machine is given beside --cluster; ``instead`` is what to do.
 
     Raises:
-        UsageError: one of them is given.
+        UsageError: one of these names of fields is among the given ones.
     """
     for name in names:
         if name in given:

@@ -65,13 +65,9 @@ class _Form(NamedTuple):
 def options_of(
     kind: type[Validated], fields: Iterable[str], *, group: str = "", **attributes: Any
 ) -> Iterator[Option]:
-    """Options of these fields; what is not given stays with the field's own default.
+    """Options of these fields, in the order of the help page, where they stand in a group.
 
-    Args:
-        kind: the class.
-        fields: their names, in the order of the help page.
-        group: the heading above them.
-        attributes: click's, for all of them.
+    What is not given stays with the field's own default.
     """
     for name in fields:
         yield _option(name, kind.model_fields[name], group, attributes)
@@ -79,10 +75,6 @@ def options_of(
 
 def filled(kind: type[T], given: Options) -> T:
     """The class filled with those of the options given that are its fields.
-
-    Args:
-        kind: the class.
-        given: the values of the options, by their names.
 
     Raises:
         UsageError: a value is wrong; the message names its option.

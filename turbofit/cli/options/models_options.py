@@ -22,7 +22,7 @@ _WAIT: Final = 600.0
 
 
 def _seconds(text: str, name: str) -> float:
-    from turbofit.launch.tune.slo import parse_seconds
+    from turbofit.launch.tune.search import parse_seconds
 
     return parse_seconds(text, name)
 

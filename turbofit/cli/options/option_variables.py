@@ -23,12 +23,7 @@ _ALWAYS_ANSWER: Final = frozenset({"completion", "help", "version"})
 
 
 def variable(prefix: str, option: click.Parameter) -> str:
-    """The variable of an option: ``TURBOFIT_SERVE_TP`` of ``--tp``.
-
-    Args:
-        prefix: ``TURBOFIT_SERVE``, of its command.
-        option: the option.
-    """
+    """The variable of an option: ``TURBOFIT_SERVE_TP`` of ``--tp`` and the command's prefix."""
     name = max(option.opts, key=len).lstrip("-")
     return f"{prefix}_{name.replace('-', '_').upper()}"
 

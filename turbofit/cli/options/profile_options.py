@@ -141,16 +141,14 @@ def _use(ctx: click.Context, path: Path) -> None:
         found["model"] = [found["model"]]
     if ctx.info_name == "serve" and "on" in found:
         on, pretend = found["on"], found.get("pretend")
-        found["on"] = lambda: on if pretend or _elsewhere(ctx) else None
+        # `serve` measures the GPUs here whatever the profile names, unless it is not for them.
+        elsewhere = ("pretend", "dry_run")
+        found["on"] = lambda: on if pretend or any(map(ctx.params.get, elsewhere)) else None
     ctx.default_map = found
 
 
 def each_model(ctx: click.Context, names: Sequence[str]) -> list[Options]:
     """What is asked of each model alone: its name, and what the profile says of it.
-
-    Args:
-        ctx: the command's.
-        names: the models of the command.
 
     Raises:
         UsageError: a value is wrong, or is for all models together.
@@ -175,11 +173,6 @@ def each_model(ctx: click.Context, names: Sequence[str]) -> list[Options]:
         }
         found.append(filled(PlanRequest, values).given())
     return found
-
-
-def _elsewhere(ctx: click.Context) -> bool:
-    """Whether `serve` is not for the GPUs here: it measures those whatever the profile names."""
-    return bool(ctx.params.get("pretend") or ctx.params.get("dry_run"))
 
 
 def defaults(profile: Profile) -> Options:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from turbofit.cli.options.common_options import refuse_beside_cluster
-from turbofit.cli.terminal.client_lines import to_ask
+from turbofit.cli.serving.serve_plan import to_ask, with_passed
 from turbofit.cli.terminal.interrupt import exit_code, run_until_signal
 from turbofit.core.errors import UsageError
 from turbofit.core.model import Model
@@ -67,7 +67,6 @@ def _config(
     arguments: ServeArguments, gateway: GatewayConfig, public: GatewayOptions
 ) -> ClusterServeConfig:
     """What the options ask for; the model is read here, so that no node has to."""
-    from turbofit.cli.serving.serve_plan import with_passed
     from turbofit.launch.serve.config import ClusterServeConfig
     from turbofit.planning.resolve import model_of
 

@@ -14,12 +14,13 @@ if TYPE_CHECKING:
     from turbofit.cli.options.launch_options import ServeOptions
     from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
+    from turbofit.launch.serve.config import ServeConfig
     from turbofit.launch.serve.passthrough import PassedOptions
     from turbofit.planning.request import PlanRequest
 
 __all__ = [
     "NO_MODEL", "PRETEND", "ServeArguments", "given_request", "read_saved", "refuse_elsewhere",
-    "show_commands", "with_passed",
+    "show_commands", "to_ask", "with_passed",
 ]  # fmt: skip
 
 PRETEND: Final = (
@@ -158,6 +159,20 @@ def read_saved(arguments: ServeArguments, file: str) -> Plan:
                 hint="plan again with it before --",
             )
     return plan
+
+
+def to_ask(url: str, config: ServeConfig, model: str) -> list[str]:
+    """What is said once a server is open: lines for a shell and for Python, and the address last.
+
+    Without a gateway they are for the first engine.
+    """
+    from turbofit.gateway.http.welcome import client_lines
+
+    gateway = config.gateway
+    key = bool(config.api_key) if gateway is None else bool(gateway.api_keys)
+    lines = [f"to ask: {line}" for line in client_lines(url, model, key=key)]
+    browser = "" if gateway is None else f", or in a browser: {url}"
+    return [*lines, f"to chat: turbofit chat {url}{browser}"]
 
 
 def _modelled(passed: PassedOptions) -> dict[str, Any]:

@@ -19,13 +19,9 @@ T = TypeVar("T")
 
 
 def run_until_signal(body: Callable[[StopSignal], T]) -> T | signal.Signals:
-    """Run a command's body while signals are caught.
+    """What a command's body returns that is run while signals are caught.
 
-    Args:
-        body: is given the stop that a signal sets.
-
-    Returns:
-        What the body returns, or the signal that came before anything ran.
+    It is given the stop that a signal sets. Or the signal that came before anything ran.
     """
     from turbofit.launch.serve.supervisor import StoppedError, StopSignal
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Final, TextIO
+from typing import TYPE_CHECKING, Final, TextIO, TypeVar
 
 from turbofit.cli.terminal import terminal
 from turbofit.cli.terminal.progress_display import TERMINAL, hide, shown
 from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from turbofit.core.json_types import Document
     from turbofit.report.painters.document import Block
@@ -28,9 +28,12 @@ __all__ = [
     "progress",
     "say",
     "show",
+    "show_form",
     "verbose_log",
     "write_page",
 ]
+
+T = TypeVar("T")
 
 #: Columns of a help page.
 PAGE_WIDTH: Final = 96
@@ -89,12 +92,7 @@ class _Quiet:
 
 @contextmanager
 def progress(*, quiet: bool, as_json: bool) -> Iterator[None]:
-    """Show on stderr what is under way meanwhile, and what is said of it.
-
-    Args:
-        quiet: nothing of both.
-        as_json: the answer is JSON.
-    """
+    """Show on stderr what is under way meanwhile, and what is said of it; not with ``quiet``."""
     before, _Quiet.on = _Quiet.on, quiet
     try:
         with shown(quiet=quiet, as_json=as_json):
@@ -105,11 +103,7 @@ def progress(*, quiet: bool, as_json: bool) -> Iterator[None]:
 
 @contextmanager
 def verbose_log(level: int) -> Iterator[None]:
-    """Write turbofit's log to stderr meanwhile.
-
-    Args:
-        level: 0 is nothing, 1 what INFO says, 2 and more what DEBUG says too.
-    """
+    """Write turbofit's log to stderr meanwhile: 1 is what INFO says, 2 what DEBUG says too."""
     if not level:
         yield
         return
@@ -170,6 +164,27 @@ def show(blocks: Iterable[Block], *, markdown: bool = False, short: bool = False
         answer(painter.paint(blocks))
         return
     answer(painted(blocks, short=short))
+
+
+def show_form(
+    document: T,
+    view: Callable[[T], Iterable[Block]],
+    *,
+    as_json: bool,
+    md: bool,
+    short: bool = False,
+    page: Callable[[T], str] | None = None,
+    html: str | None = None,
+) -> None:
+    """Answer in the form that was asked for: a page in a file, JSON, Markdown, or a view."""
+    if html and page is not None:
+        write_page(page(document), html)
+    elif as_json:
+        from turbofit.core.struct import to_json
+
+        answer(to_json(document))
+    else:
+        show(view(document), markdown=md, short=short)
 
 
 def write_page(text: str, file: str) -> None:

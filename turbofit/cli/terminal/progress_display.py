@@ -49,10 +49,7 @@ TERMINAL: Final = threading.RLock()
 class ProgressDisplay:
     """Shows the step that is under way, from its own thread, so that its time goes on.
 
-    Args:
-        stream: where.
-        in_place: whether a line can be drawn anew; else lines are written.
-        clock: seconds that only grow.
+    ``in_place``: a line can be drawn anew; else lines are written.
     """
 
     def __init__(
@@ -182,9 +179,7 @@ class _Shown:
 def shown(*, quiet: bool, as_json: bool) -> Iterator[None]:
     """Show what is under way meanwhile.
 
-    Args:
-        quiet: not at all.
-        as_json: no lines, which would stand among the JSON of people who read both streams.
+    ``as_json``: no lines, which would stand among the JSON of people who read both streams.
     """
     in_place = redraws(sys.stderr)
     if quiet or sys.stderr is None or (as_json and not in_place):

@@ -33,11 +33,7 @@ def takes_colour(environ: Mapping[str, str]) -> bool:
 
 
 def width(stream: TextIO | None = None) -> int:
-    """Columns of a terminal, by default standard output's: COLUMNS where that is set, 80 if none.
-
-    Args:
-        stream: another one.
-    """
+    """Columns of a terminal, by default standard output's: COLUMNS where that is set, else 80."""
     columns = os.environ.get("COLUMNS", "")
     if columns.isdecimal() and int(columns):
         return int(columns)

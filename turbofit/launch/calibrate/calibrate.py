@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Final
 from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.struct import to_builtins
 from turbofit.core.units import MIB, format_bytes
-from turbofit.launch.calibrate.calibrator import Calibrator
-from turbofit.launch.calibrate.gpu_usage import NvmlUsageReader, PretendUsageReader
+from turbofit.launch.calibrate.calibrator import Calibrator, NvmlUsage, PretendUsage
 from turbofit.launch.calibrate.progress import Progress
 from turbofit.launch.run import Run
 from turbofit.launch.serve.ladder import forget
@@ -66,8 +65,7 @@ def calibrate(
     Returns:
         What was learned, or the signal that ended it before it was complete.
     """
-    usage = PretendUsageReader() if config.pretend else NvmlUsageReader()
-    calibrator = Calibrator(usage, progress, say)
+    calibrator = Calibrator(PretendUsage if config.pretend else NvmlUsage, progress, say)
     with Leases() as leases:
         run = Run(config, leases, say, on_open=lambda _: stop.end(), examiner=calibrator)
         return _calibrate(run, calibrator, progress, stop, again=again, apart=apart)
@@ -106,7 +104,8 @@ def _calibrate(
         say("stopped: what was measured is kept, and the same command goes on from there")
         return ended
     assert progress.plan is not None
-    before = {} if pretend else calibrator.before
+    assert calibrator.usage is not None
+    before = {} if pretend else calibrator.usage.before
     lmdeploy = run.lmdeploy.version
     result = learned(progress.plan, progress.seen, before, lmdeploy=lmdeploy, pretend=apart)
     progress.forget()
@@ -165,18 +164,11 @@ def learned(
     lmdeploy: str,
     pretend: bool,
 ) -> Document:
-    """Learn, and keep it for later plans.
+    """Learn, and keep it for later plans, of pretend GPUs apart.
 
-    Args:
-        plan: what was launched.
-        seen: all that was read.
-        before: bytes in use on each GPU before the last start; empty where others cannot move.
-        lmdeploy: the version that ran.
-        pretend: whether the GPUs were; such calibrations are kept apart.
-
-    Returns:
-        The document that `turbofit calibrate --json` shows. ``kept`` is empty where nothing was
-        learned, and ``why_not`` says why.
+    ``before`` are bytes in use on each GPU before the last start; empty where others cannot move.
+    The document is what `turbofit calibrate --json` shows. ``kept`` is empty where nothing was
+    learned, and ``why_not`` says why.
     """
     when = datetime.now(timezone.utc).isoformat(timespec="seconds")
     made = learn(plan, seen, lmdeploy=lmdeploy, when=when, pretend=pretend)

@@ -7,13 +7,13 @@ step showed is kept at once, so that a run that was cut short goes on after it.
 from __future__ import annotations
 
 import threading
+import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from turbofit.core.errors import LaunchError, TurbofitError
+from turbofit.core.errors import LaunchError, MachineError, TurbofitError
 from turbofit.core.process.progress import Step, tell
 from turbofit.core.units import format_bytes
-from turbofit.launch.calibrate.gpu_usage import engine_ended
 from turbofit.launch.engine.worst_requests import (
     every_worst,
     small_requests,
@@ -21,104 +21,165 @@ from turbofit.launch.engine.worst_requests import (
     worst_request,
 )
 from turbofit.observe.calibration import KERNELS, STEADY, CalibratedGpu, Observation
+from turbofit.observe.sampler import SampledRange, Sampler, memory_now
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from turbofit.core.plan import Plan
-    from turbofit.launch.calibrate.gpu_usage import GpuUsageReader
     from turbofit.launch.calibrate.progress import Progress
     from turbofit.launch.engine.supervised_engine import SupervisedEngine
     from turbofit.launch.engine.worst_requests import ProbeRequest
 
-__all__ = ["Calibrator"]
+__all__ = ["Calibrator", "NvmlUsage", "PretendUsage"]
 
-_REQUEST = "vision_request"
+_REQUEST: Final = "vision_request"
+#: Seconds that a card is sampled before a reading counts as its last.
+_SETTLE: Final = 0.3
+
+
+class NvmlUsage:
+    """What real GPUs of a plan that is launched hold, in bytes of the whole card, everybody's.
+
+    ``before`` are those in use before the engines are started, by the machine's index.
+
+    Raises:
+        MachineError: one cannot be read.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self._uuids = plan, {one.index: one.uuid for one in plan.gpus}
+        self.before = {index: memory_now(uuid).used for index, uuid in self._uuids.items()}
+        self._sampler = Sampler(list(self._uuids.values()))
+        self._sampler.__enter__()
+        self._since = dict.fromkeys(self._uuids, time.monotonic())
+
+    def read(self, engine: SupervisedEngine) -> dict[int, SampledRange]:
+        """The most since the last reading of this engine, and now.
+
+        Raises:
+            MachineError: what a GPU held after its last answer is not known.
+        """
+        time.sleep(_SETTLE)
+        now, found = time.monotonic(), {}
+        for index in self.plan.parallel.groups[engine.group]:
+            uuid = self._uuids[index]
+            span = self._sampler.between(uuid, self._since[index], now)
+            if span is None or self._sampler.between(uuid, now - _SETTLE, now) is None:
+                raise MachineError(
+                    f"GPU {index} did not answer NVML", hint="turbofit doctor says more"
+                )
+            found[index], self._since[index] = span, now
+        return found
+
+    def end(self) -> None:
+        """No more is asked."""
+        self._sampler.__exit__()
+
+
+class PretendUsage:
+    """What pretend GPUs hold, by their timeline. A peak is told where it is the highest yet."""
+
+    def __init__(self, plan: Plan) -> None:
+        from turbofit.launch.engine.pretended import PretendReaders
+
+        self.plan, self._readers = plan, PretendReaders(plan)
+        self.before = {one.index: one.used for one in plan.gpus}
+        self._highest: dict[int, int] = {}
+
+    def read(self, engine: SupervisedEngine) -> dict[int, SampledRange]:
+        """See `NvmlUsage`."""
+        found = {}
+        for seen in self._readers.seen(engine.group, engine.timeline):
+            # Before the first reading the peak is that of loading.
+            new = seen.peak > self._highest.get(seen.gpu, seen.peak)
+            found[seen.gpu] = SampledRange(peak=seen.peak if new else seen.held, last=seen.held)
+            self._highest[seen.gpu] = seen.peak
+        if not found:
+            raise MachineError("the pretend GPUs' account cannot be read", hint="see the log")
+        return found
+
+    def end(self) -> None:
+        """See `NvmlUsage`."""
+
+
+if TYPE_CHECKING:
+    GpuUsage = NvmlUsage | PretendUsage
 
 
 class Calibrator:
-    """An examiner of engines.
-
-    Args:
-        usage: reads the GPUs.
-        progress: what earlier runs have shown already.
-        say: takes lines of progress.
-    """
+    """An examiner of engines; ``progress`` is what earlier runs have shown already."""
 
     def __init__(
-        self, usage: GpuUsageReader, progress: Progress, say: Callable[[str], None]
+        self, usage_of: Callable[[Plan], GpuUsage], progress: Progress, say: Callable[[str], None]
     ) -> None:
-        self._usage, self._progress, self._say = usage, progress, say
-        #: Bytes in use on each GPU before the last start.
-        self.before: dict[int, int] = {}
-        self._plan: Plan | None = None
+        self._usage_of, self._progress, self._say = usage_of, progress, say
+        #: Of the plan that was launched last.
+        self.usage: GpuUsage | None = None
         self._lock = threading.Lock()
-
-    @property
-    def plan(self) -> Plan:
-        """The one that was launched last."""
-        assert self._plan is not None
-        return self._plan
 
     def begin(self, plan: Plan) -> None:
         """See :class:`turbofit.launch.engine.supervised_engine.Examiner`."""
         with self._lock:
-            self._plan = plan
-            self.before = self._usage.begin(plan)
-            self._progress.begin(plan, self.before)
+            self.end()
+            self.usage = self._usage_of(plan)
+            self._progress.begin(plan, self.usage.before)
 
     def end(self) -> None:
         """No GPU is read any more."""
-        self._usage.end()
+        if self.usage is not None:
+            self.usage.end()
 
     def examine(
         self, engine: SupervisedEngine, model: str, ask: Callable[[ProbeRequest], int]
     ) -> None:
         """See :class:`turbofit.launch.engine.supervised_engine.Examiner`."""
+        assert self.usage is not None
         try:
-            self._examine(self.plan, engine, model, ask)
+            self._examine(self.usage, engine, model, ask)
         except LaunchError:
             raise
         except TurbofitError as exc:  # a GPU, or an engine of an earlier plan, cannot be read
             raise LaunchError(exc.message, hint=exc.hint) from None
 
     def _examine(
-        self, launched: Plan, engine: SupervisedEngine, model: str,
+        self, usage: GpuUsage, engine: SupervisedEngine, model: str,
         ask: Callable[[ProbeRequest], int],
     ) -> None:  # fmt: skip
-        plan = launched.of_group(engine.group)
-        self._take(launched, engine, STEADY)
+        plan = usage.plan.of_group(engine.group)
+        self._take(usage, engine, STEADY)
         for small in small_requests(plan, model):
             ask(small)
-        self._take(launched, engine, KERNELS)
+        self._take(usage, engine, KERNELS)
         worst = worst_request(plan, model)
         if worst is not None:
-            tokens = self._drive(launched, engine, _REQUEST, worst, ask)
+            tokens = self._drive(usage, engine, _REQUEST, worst, ask)
             if tokens is not None:
                 text = max(0, tokens - worst_image_tokens(plan))
-                with self._progress_of(launched, engine) as progress:
+                with self._progress_of(usage, engine) as progress:
                     progress.texts[engine.group] = text
         text = self._progress.texts.get(engine.group, 0)
         for question in every_worst(plan, model, text):
-            self._drive(launched, engine, question.name, question, ask)
-        with self._progress_of(launched, engine) as progress:
+            self._drive(usage, engine, question.name, question, ask)
+        with self._progress_of(usage, engine) as progress:
             progress.finish(engine.group)
 
     @contextmanager
-    def _progress_of(self, launched: Plan, engine: SupervisedEngine) -> Iterator[Progress]:
-        """What was read so far, while this plan is the launched one.
+    def _progress_of(self, usage: GpuUsage, engine: SupervisedEngine) -> Iterator[Progress]:
+        """What was read so far, while its plan is the launched one.
 
         Raises:
             MachineError: it is not any more, and the engine has ended.
         """
         with self._lock:
-            if self._plan is not launched:
-                raise engine_ended(engine)
+            if self.usage is not usage:
+                what = f"{engine.name} has ended: another plan is launched"
+                raise MachineError(what, hint="see the log")
             yield self._progress
 
     def _drive(
         self,
-        launched: Plan,
+        usage: GpuUsage,
         engine: SupervisedEngine,
         name: str,
         question: ProbeRequest,
@@ -130,23 +191,23 @@ class Calibrator:
             return None
         tell(Step(f"{engine.name}: measuring {name}"))
         tokens = ask(question)
-        self._take(launched, engine, name)
+        self._take(usage, engine, name)
         return tokens
 
-    def _take(self, launched: Plan, engine: SupervisedEngine, name: str) -> None:
+    def _take(self, usage: GpuUsage, engine: SupervisedEngine, name: str) -> None:
         """Read, and keep it. What was in use after a step belongs to it too: pools keep their most.
 
         What the engine's log says of its cache comes with the first step that finds it: the reader
         of the log may be late.
         """
-        spans = self._usage.read(launched, engine)
+        spans = usage.read(engine)
         steady = name in (STEADY, KERNELS)
         used = {i: span.last if steady else max(span) for i, span in spans.items()}
         budget = engine.tracker.budget
         free, region = (None, None) if budget is None else (budget.free, budget.budget)
-        with self._progress_of(launched, engine) as progress:
+        with self._progress_of(usage, engine) as progress:
             cards = tuple(
-                CalibratedGpu(index=i, before=self.before[i], used={name: used[i]}) for i in used
+                CalibratedGpu(index=i, before=usage.before[i], used={name: used[i]}) for i in used
             )
             progress.add(Observation(group=engine.group, free=free, region=region, cards=cards))
         most = max(used, key=lambda i: used[i])

@@ -37,12 +37,9 @@ _MOVED: Final = 16 * MIB
 
 
 class Progress:
-    """What was read so far.
+    """What was read so far for a model as it was asked for, on pretend GPUs apart.
 
-    Args:
-        model: as it was asked for.
-        options: the planner's keywords, and what else a run's result depends on.
-        pretend: whether the GPUs are; such runs are kept apart.
+    ``options`` are the planner's keywords, and what else a run's result depends on.
     """
 
     def __init__(self, model: str, options: Options, *, pretend: bool) -> None:
@@ -75,10 +72,6 @@ class Progress:
 
         What was read while others held another amount does not count either: the cache had another
         size.
-
-        Args:
-            plan: what is launched.
-            before: bytes in use on each GPU.
         """
         cards = [card for one in self._seen.values() for card in one.cards]
         moved = any(

@@ -39,7 +39,7 @@ from turbofit.launch.cluster import ray_adapter
 from turbofit.launch.cluster.board import pin_board
 from turbofit.launch.cluster.node import NodeActor, NodeTold
 from turbofit.launch.cluster.nodes import held_only
-from turbofit.launch.cluster.tls import client_context
+from turbofit.launch.cluster.ray_adapter import client_context
 from turbofit.launch.serve.detached import LEASE_SECONDS
 from turbofit.planning.cluster import plan_cluster, plan_joining
 from turbofit.planning.plan import doubled_margin

@@ -28,7 +28,7 @@ from turbofit.core.process.state import state_dir
 from turbofit.core.struct import Struct
 from turbofit.launch.cluster import ray_adapter
 from turbofit.launch.cluster.nodes import measure_here, raylet_environment
-from turbofit.launch.cluster.tls import server_words
+from turbofit.launch.cluster.ray_adapter import server_words
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -184,7 +184,9 @@ class NodeActor:
         killed = code in (None, 0, _DOES_NOT_FIT) or (code or 0) > _SIGNALLED or was_open
         if useless or not killed or len(self._ends) > len(_PAUSES):
             self._tried = digest
-            why = self._error() or f"turbofit serve ended with {code}"
+            errors = [line for line in self._lines() if line.startswith("error: ")]
+            error = "".join(errors[-1:]).removeprefix("error: ")
+            why = error or f"turbofit serve ended with {code}"
             self._told = replace(
                 self._told, state="unfit", digest=digest, why=why, exit_code=code or 0
             )
@@ -226,10 +228,6 @@ class NodeActor:
             text = file.read().decode("utf-8", "replace")
             return [line.strip() for line in text.splitlines() if line.strip()]
         return []
-
-    def _error(self) -> str:
-        errors = [line for line in self._lines() if line.startswith("error: ")]
-        return "".join(errors[-1:]).removeprefix("error: ")
 
 
 def _text(path: Path) -> str:

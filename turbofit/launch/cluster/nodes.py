@@ -1,6 +1,13 @@
-"""What each node of a Ray cluster is: one short task a node measures it as `turbofit machine` does.
+"""The nodes of a cluster: of Ray, of a file, or of a SPEC of simulated machines.
 
-A node that cannot be measured is a node with a reason, never an error.
+    --cluster ray                          the Ray cluster that this machine belongs to
+    --cluster ray:10.0.0.1:6379            the one with this address
+    --cluster nodes.json                   a file of schema turbofit.cluster/1
+    --cluster sim:4xrtx3090@100/8xh100@2   100 machines of one SPEC and two of another, simulated
+
+A SPEC is what ``--on`` takes. Nobody needs Ray for the last two. One short task on each of Ray's
+nodes measures it as `turbofit machine` does; a node that cannot be measured is a node with a
+reason, never an error.
 """
 
 from __future__ import annotations
@@ -8,24 +15,35 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 from msgspec.structs import replace
 
-from turbofit.core.cluster import Cluster, Node
-from turbofit.core.errors import TurbofitError
+from turbofit.core.cluster import CLUSTER_SCHEMA, Cluster, Node
+from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.process.variables import variables
+from turbofit.core.struct import NA
 from turbofit.core.version import __version__
 from turbofit.launch.cluster import ray_adapter
+from turbofit.machine.snapshot import check_possible
+from turbofit.machine.spec import parse_spec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from turbofit.core.machine import Machine
     from turbofit.launch.cluster.ray_adapter import RayCallError, RayNode
 
-__all__ = ["held_only", "measure_here", "measure_nodes", "raylet_environment"]
+
+__all__ = [
+    "MOST_NODES",
+    "cluster_from",
+    "held_only",
+    "measure_here",
+    "measure_nodes",
+    "raylet_environment",
+]
 
 _SECONDS: Final = 120.0
 
@@ -53,14 +71,11 @@ def held_only(node: Node, gpus: Iterable[str]) -> Node:
     if machine is None:
         return node
     known = [gpu.index for gpu in machine.gpus]
-    held = {select(one, machine.gpus, known)[0] for one in gpus if _has(machine, one)}
+    if machine.source != "nvml":  # a pretend machine may have fewer GPUs than Ray was told
+        gpus = [one for one in gpus if not one.isdigit() or int(one) < len(known)]
+    held = {select(one, machine.gpus, known)[0] for one in gpus}
     visible = tuple(index for index in machine.visible if index in held)
     return replace(node, machine=replace(machine, visible=visible))
-
-
-def _has(machine: Machine, gpu: str) -> bool:
-    """Whether the machine has the GPU: a pretend one may have fewer GPUs than Ray was told."""
-    return machine.source == "nvml" or not gpu.isdigit() or int(gpu) < len(machine.gpus)
 
 
 def _told(node: RayNode, found: bytes | RayCallError | None) -> Node:
@@ -108,3 +123,78 @@ def raylet_environment() -> Mapping[str, str]:
             return {name: value for name, _, value in pairs}
     except OSError:
         return os.environ
+
+
+#: More simulated nodes than this are taken for a typing error.
+MOST_NODES: Final = 10_000
+_SIM: Final = "sim:"
+_RAY: Final = "ray"
+_EXAMPLE: Final = "ray, ray:ADDRESS, a file that ends in .json, or sim:4xrtx3090@100/8xh100@2"
+
+
+def cluster_from(text: str) -> Cluster:
+    """The cluster that ``--cluster`` names."""
+    if text.startswith(_SIM):
+        return _simulated(text.removeprefix(_SIM))
+    if text == _RAY or text.startswith(f"{_RAY}:"):
+        return measure_nodes(text.partition(":")[2] or None)
+    if "/" in text or text.endswith(".json"):
+        return _from_file(text)
+    raise UsageError(f"--cluster {text[:60]!r} is no cluster", hint=f"give {_EXAMPLE}")
+
+
+def _simulated(text: str) -> Cluster:
+    """``SPEC@COUNT`` joined by ``/``; each SPEC is read once."""
+    nodes: list[Node] = []
+    told = []
+    for part in text.split("/"):
+        spec, at, number = part.rpartition("@")
+        if not at:
+            spec, number = part, "1"
+        if not number.strip().isdecimal() or not 1 <= int(number) <= MOST_NODES:
+            raise UsageError(
+                f"--cluster: {part[:60]!r} is not SPEC@COUNT",
+                hint=f"write it like sim:4xrtx3090@100/8xh100@2, {MOST_NODES:,} nodes at most",
+            )
+        machine = parse_spec(spec)
+        for _ in range(int(number)):
+            name = f"sim-{len(nodes) + 1}"
+            nodes.append(Node(id=name, name=name, address="", machine=machine))
+        told.append(f"{int(number):,} of {machine.name}")
+    if len(nodes) > MOST_NODES:
+        raise UsageError(
+            f"--cluster: {len(nodes):,} nodes", hint=f"simulate {MOST_NODES:,} at most"
+        )
+    return Cluster(source=f"simulated: {', '.join(told)}", nodes=tuple(nodes))
+
+
+def _from_file(path: str) -> Cluster:
+    what = f"cluster {path}"
+    try:
+        data = Path(path).read_bytes()
+    except OSError as exc:
+        raise UsageError(
+            f"{path} cannot be read: {exc.strerror or exc}", hint=f"give {_EXAMPLE}"
+        ) from None
+    cluster = Cluster.from_json(data, what=what)
+    if cluster.schema != CLUSTER_SCHEMA:
+        raise UsageError(
+            f"{what} has schema {cluster.schema[:60]!r}; this turbofit reads {CLUSTER_SCHEMA!r}",
+            hint="a cluster that turbofit measured is such a file",
+        )
+    if len({node.id for node in cluster.nodes}) != len(cluster.nodes):
+        raise UsageError(f"{what}: two nodes have one id", hint="measure the cluster again")
+    nodes = tuple(_checked(node, what) for node in cluster.nodes)
+    return replace(cluster, source=f"{cluster.source} ({path})", nodes=nodes)
+
+
+def _checked(node: Node, what: str) -> Node:
+    """The node with GPUs whose memory was read, all visible ones unless it says which."""
+    machine = node.machine
+    if machine is None:
+        return node
+    check_possible(machine, f"node {node.name} of {what}")
+    visible = machine.visible or tuple(gpu.index for gpu in machine.gpus)
+    read = tuple(i for i in visible if NA not in (machine.gpu(i).total, machine.gpu(i).free))
+    why = node.why_not if read else "the memory of its GPUs could not be read"
+    return replace(node, machine=replace(machine, visible=read), why_not=why)

@@ -3,6 +3,9 @@
 No other module imports Ray (`tests/test_house.py`). Ray is imported inside the functions, so that a
 module which imports this one needs no Ray. Others get Ray's handles: ``handle.method.remote(...)``
 calls an actor, and `result` takes what that gives.
+
+Where Ray's traffic uses TLS, that between fronts and nodes does, with the same certificates, which
+Ray takes from variables that every node must have (``RAY_USE_TLS`` and three files).
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.core.errors import MachineError, PackageError, UsageError
+from turbofit.core.errors import LaunchError, MachineError, PackageError, UsageError
 from turbofit.core.installation import install_command
 from turbofit.core.struct import Struct
 
@@ -25,12 +28,26 @@ if TYPE_CHECKING:
     Handle = Any
     #: What a function gives, or a `RayCallError`.
     Result = Any
+    import ssl
+    from collections.abc import Mapping
 
 __all__ = [
-    "RayCallError", "RayConnection", "RayNode", "ResultTimeoutError", "connected", "free_gpus",
-    "gpus_of_this_task", "kill_actor", "named_actors", "one_line", "result", "run_on_each",
+    "RayCallError",
+    "RayConnection",
+    "RayNode",
+    "ResultTimeoutError",
+    "client_context",
+    "connected",
+    "free_gpus",
+    "gpus_of_this_task",
+    "kill_actor",
+    "named_actors",
+    "one_line",
+    "result",
+    "run_on_each",
+    "server_words",
     "start_actor",
-]  # fmt: skip
+]
 
 #: Of Ray: names of actors are unique in it.
 _NAMESPACE: Final = "turbofit"
@@ -308,3 +325,41 @@ def _use_token() -> None:
     # cluster without tokens ignores it.
     if named or (Path.home() / ".ray" / "auth_token").is_file():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+#: The authority; the certificate and its key beside it.
+_AUTHORITY: Final = "RAY_TLS_CA_CERT"
+_FILES: Final = ("RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", _AUTHORITY)
+
+
+def server_words(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """With what a node's `turbofit serve` shows Ray's certificate; none where Ray uses no TLS.
+
+    It asks fronts for none: they show the node's key.
+    """
+    if not _used(environ):
+        return ()
+    certificate, key, _ = (environ.get(name, "") for name in _FILES)
+    return ("--ssl-certfile", certificate, "--ssl-keyfile", key)
+
+
+def client_context(environ: Mapping[str, str]) -> ssl.SSLContext | None:
+    """By what a front knows nodes; None where Ray uses no TLS.
+
+    A node has a certificate of Ray's authority that names its address, as Ray itself demands.
+    """
+    if not _used(environ):
+        return None
+    import ssl
+
+    try:
+        return ssl.create_default_context(cafile=environ.get(_AUTHORITY, ""))
+    except OSError as exc:
+        raise LaunchError(
+            f"RAY_USE_TLS is set, but the certificate of its authority cannot be used: {exc}",
+            hint=f"check {_AUTHORITY} on this node",
+        ) from None
+
+
+def _used(environ: Mapping[str, str]) -> bool:
+    return environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")

@@ -1,4 +1,4 @@
-"""Requests to an engine on loopback, in plain blocking HTTP."""
+"""Requests to an engine on loopback, in plain blocking HTTP, and who asks them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import http.client
 import json
 import threading
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import LaunchError
+from turbofit.core.struct import Struct
 from turbofit.launch.engine.launches import HOST
 from turbofit.launch.engine.worst_requests import (
     ProbeRequest,
@@ -27,23 +29,19 @@ if TYPE_CHECKING:
     #: Takes the model's name, and what asks a question and returns its prompt's tokens.
     Exam = Callable[[str, Callable[[ProbeRequest], int]], None]
 
-__all__ = ["FAILURES", "EngineClient", "Exam", "Probe"]
+__all__ = ["FAILURES", "EngineClient", "Exam", "Probe", "Timing"]
 
 #: What a call raises where the engine does not answer.
 FAILURES = (OSError, http.client.HTTPException)
 
 
+@dataclass
 class EngineClient:
-    """Asks one engine.
+    """Asks one engine, with its API key where it has one; ``model`` is what it calls its model."""
 
-    Args:
-        port: where it listens.
-        key: its API key, where it has one.
-    """
-
-    def __init__(self, port: int, key: str | None) -> None:
-        self._port, self.key = port, key
-        self.model: str | None = None
+    port: int
+    key: str | None
+    model: str | None = None
 
     def call(
         self, method: str, path: str, body: Any = None, *, timeout: float
@@ -57,7 +55,7 @@ class EngineClient:
         headers = {"Content-Type": "application/json"}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
-        connection = http.client.HTTPConnection(HOST, self._port, timeout=timeout)
+        connection = http.client.HTTPConnection(HOST, self.port, timeout=timeout)
         try:
             data = None if body is None else json.dumps(body).encode()
             connection.request(method, path, body=data, headers=headers)
@@ -94,7 +92,27 @@ class EngineClient:
         return status == http.client.OK
 
 
-# Whether an engine is ready: first its health, then real answers to the plan's worst requests.
+# Whether an engine is ready: first its health, then real answers to the plan's worst requests. And
+# whether it still lives.
+
+
+class Timing(Struct):
+    """Deadlines and pauses, in seconds.
+
+    ``restarts`` within ``window`` break the circuit: the engine is left alone for ``window``.
+    ``quiet`` without a line while it starts is said, with what it may mean.
+    """
+
+    tick: float = 0.1
+    start: float = 2 * 3600.0
+    drain: float = 30.0
+    liveness: float = 60.0
+    patience: float = 120.0
+    quiet: float = 180.0
+    backoff: float = 1.0
+    longest_backoff: float = 60.0
+    restarts: int = 5
+    window: float = 600.0
 
 
 _PAUSE: Final = 0.2
@@ -105,37 +123,44 @@ _HEALTH_TIMEOUT: Final = 5.0
 _ANSWER_TIMEOUT: Final = 600.0
 #: Whoever watches the process learns of its death by then.
 _DEATH_SECONDS: Final = 2.0
+_LIVENESS_FAILURES: Final = 3
 
 
 class Probe(threading.Thread):
-    """Asks one engine until it is ready; then ``ready`` is set, or ``error`` says why not.
+    """Asks one start of an engine until it is ready, and from time to time whether it lives.
 
-    Args:
-        plan: what the worst case is.
-        client: the engine.
-        check: whether requests as bad as the plan allows must be answered too.
-        exam: asks other questions instead of these.
+    ``ready`` is set once it is, or ``error`` says why it is not; ``unanswered`` after three test
+    completions in turn that failed. ``check``: requests as bad as the plan allows must be answered
+    before; ``exam`` asks other questions instead of these.
     """
 
     def __init__(
-        self, plan: Plan, client: EngineClient, *, check: bool, exam: Exam | None = None
+        self,
+        plan: Plan,
+        client: EngineClient,
+        timing: Timing,
+        *,
+        check: bool,
+        exam: Exam | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(name="probe", daemon=True)
-        self._plan, self._client, self.checks = plan, client, check
-        self._exam = exam
+        self._plan, self._client, self._timing, self.checks = plan, client, timing, check
+        self._exam, self._clock = exam, clock
         self._stopped = threading.Event()
         self.healthy = threading.Event()
         self.ready = threading.Event()
         self.error: LaunchError | None = None
-        #: Seconds that each question took.
-        self.answered: dict[str, float] = {}
+        #: When a ready engine was asked last of what it answered.
+        self.lived = float("-inf")
+        self.unanswered = False
 
     def stop(self) -> None:
         """Ask no more."""
         self._stopped.set()
 
     def run(self) -> None:
-        """Wait for health, then check."""
+        """Wait for health, check, then look whether it lives."""
         while not self._stopped.wait(_PAUSE):
             if self._client.is_healthy(_HEALTH_TIMEOUT):
                 self.healthy.set()
@@ -144,7 +169,6 @@ class Probe(threading.Thread):
             return
         try:
             self._ask_all()
-            self.ready.set()
         except LaunchError as exc:
             self.error = exc
         except FAILURES as exc:
@@ -159,6 +183,28 @@ class Probe(threading.Thread):
             self.error = LaunchError(
                 "the engine broke the connection of a worst-case request", hint="see its log"
             )
+        else:
+            self.ready.set()
+            if self._timing.liveness:
+                self._look_after()
+
+    def _look_after(self) -> None:
+        """Ask a ready engine for one token from time to time.
+
+        A serial engine is asked how it is instead: a token would wait for whatever is under way,
+        and its health tells whether tokens still come.
+        """
+        ask = self._client.is_healthy if self._plan.engine.serial else self._client.completes
+        failures = 0
+        while not self._stopped.wait(1.0 if failures else self._timing.liveness):
+            began = self._clock()
+            if ask(self._timing.patience):
+                failures, self.lived = 0, began
+            else:
+                failures += 1
+            if failures >= _LIVENESS_FAILURES:
+                self.unanswered = True
+                return
 
     def _ask_all(self) -> None:
         status, name = self._client.find_model(60.0)
@@ -188,7 +234,6 @@ class Probe(threading.Thread):
 
     def _ask(self, question: ProbeRequest) -> int:
         """Ask it; returns the tokens of its prompt, 0 where the engine does not say."""
-        began = time.monotonic()
         path, body = question.request
         status, answer = self._client.call("POST", path, body, timeout=_ANSWER_TIMEOUT)
         if status != http.client.OK:
@@ -197,7 +242,6 @@ class Probe(threading.Thread):
                 f"the engine answered {status} to {question.name}: {said}",
                 hint="see its log; --no-check skips this request",
             )
-        self.answered[question.name] = round(time.monotonic() - began, 3)
         try:
             return int(json.loads(answer)["usage"]["prompt_tokens"])
         except (ValueError, LookupError, TypeError):

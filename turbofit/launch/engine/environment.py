@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from turbofit.core.errors import LaunchError, PackageError
 from turbofit.core.installation import install_command
@@ -22,16 +22,15 @@ __all__ = ["Lmdeploy", "check_port", "find_lmdeploy", "lmdeploy_if_needed", "mod
 _LOG: Final = LazyLogger(__name__)
 
 
-class Lmdeploy:
+class Lmdeploy(NamedTuple):
     """The LMDeploy that would be launched: its version and the words that start it.
 
     ``grammars``: XGrammar is there beside it, which structured output needs.
     """
 
-    def __init__(self, version: str, argv: tuple[str, ...], *, grammars: bool = True) -> None:
-        self.version = version
-        self.argv = argv
-        self.grammars = grammars
+    version: str
+    argv: tuple[str, ...]
+    grammars: bool = True
 
     @property
     def warning(self) -> str | None:
@@ -129,10 +128,5 @@ def _on_path() -> Lmdeploy | None:
 
 
 def module_runner(module: str, interpreter: Sequence[str] = ()) -> tuple[str, ...]:
-    """Start a module's command line; the arguments follow.
-
-    Args:
-        module: ``lmdeploy``, or what stands in for it.
-        interpreter: the words of the interpreter that has it; ours where there are none.
-    """
+    """Start a module's command line, by our interpreter or that of these words."""
     return (*(interpreter or (sys.executable,)), str(Path(__file__).with_name("entry.py")), module)

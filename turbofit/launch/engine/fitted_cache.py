@@ -7,6 +7,7 @@ and an engine that starts again finds others that have grown since. The plan's b
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import ceil
 from operator import add
 from typing import TYPE_CHECKING, Final
@@ -31,12 +32,8 @@ def fitted_ratio(plan: Plan, group: int, free: Mapping[str, int]) -> float:
     """The ratio that gives the cache of a group's engine its bytes; the plan's where it cannot.
 
     LMDeploy takes the ratio of what is free of the fullest card of the group. Over: by less than a
-    step of that, so that no page of the cache is lost.
-
-    Args:
-        plan: the engine's.
-        group: the engine's number in the plan.
-        free: bytes by GPU UUID that are free now, before the engine starts.
+    step of that, so that no page of the cache is lost. ``free`` are bytes by GPU UUID that are free
+    now, before the engine starts.
     """
     one, members = plan.of_group(group), plan.parallel.groups[group]
     ratio, region = one.settings.cache_max_entry_count, one.kv.region_bytes
@@ -68,27 +65,21 @@ def ratio_now(plan: Plan, group: int) -> float:
     Where less is free it is the plan's, so that what somebody took comes from the cache, too.
 
     Over: by what others give back between this look and LMDeploy's, while the engine loads.
-
-    Args:
-        plan: the engine's.
-        group: the engine's number in the plan.
     """
     planned = plan.of_group(group).settings.cache_max_entry_count
     return min(planned, fitted_ratio(plan, group, _free(plan)))
 
 
+@dataclass
 class SharedCards:
     """Lets each start of an engine take its plan's cache, whatever the others hold just then.
 
     Under: the cache is smaller by a share of what others grow by, within their parts of the cards,
     while the engine loads; and two engines that start again at once do not know of each other.
-
-    Args:
-        file: through which the engines share a pretend machine; None on real GPUs.
+    On pretend GPUs the engines share a machine through the file ``pretended``.
     """
 
-    def __init__(self, file: Path | None = None) -> None:
-        self._file = file
+    pretended: Path | None = None
 
     def file(self, plan: Plan) -> Path | None:
         """The pretend machine's file, where a plan's engines can share it.
@@ -97,7 +88,7 @@ class SharedCards:
         """
         every = {gpu.index for gpu in plan.machine.gpus}
         whole = all(set(group) == every for group in plan.parallel.groups)
-        return self._file if whole and not plan.engine.on_torch else None
+        return self.pretended if whole and not plan.engine.on_torch else None
 
     def ratio(self, plan: Plan, group: int) -> float:
         """The cache ratio of a start of a group's engine, now."""
@@ -105,7 +96,7 @@ class SharedCards:
 
     def _free(self, plan: Plan) -> dict[str, int]:
         """Free bytes by GPU UUID; what cannot be read is left out."""
-        if self._file is None:
+        if self.pretended is None:
             return _free(plan)
         file = self.file(plan)
         if file is None:

@@ -10,10 +10,12 @@ import os
 import random
 import shutil
 import socket
-from typing import TYPE_CHECKING, Final
+from dataclasses import KW_ONLY, dataclass
+from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 
 from turbofit.core.errors import LaunchError
 from turbofit.core.process.ports import DEFAULT_PORT
+from turbofit.launch.engine.environment import module_runner
 from turbofit.launch.engine.fitted_cache import with_ratio
 from turbofit.planning.commands import module_of
 
@@ -24,7 +26,16 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Command, Plan
     from turbofit.launch.engine.pretended import PretendFaults
 
-__all__ = ["HOST", "KEY", "Launch", "PretendLaunch", "StartCommand", "free_ports", "port_of"]
+__all__ = [
+    "HOST",
+    "KEY",
+    "Launch",
+    "PretendLaunch",
+    "StartCommand",
+    "free_ports",
+    "port_of",
+    "pretend_runner",
+]
 
 #: Engines listen here only: their management routes are open to whoever reaches them.
 HOST: Final = "127.0.0.1"
@@ -36,91 +47,77 @@ _FIRST_PORT: Final = 20000
 KEY: Final = "TURBOFIT_ENGINE_KEY"
 
 
-class StartCommand:
+class StartCommand(NamedTuple):
     """One start: the command, its environment, and where a pretend machine's timeline is.
 
     That is a file, or the machine's folder where several processes share it.
     """
 
-    def __init__(
-        self, argv: Sequence[str], env: Mapping[str, str], timeline: Path | None = None
-    ) -> None:
-        self.argv, self.env, self.timeline = tuple(argv), dict(env), timeline
+    argv: tuple[str, ...]
+    env: dict[str, str]
+    timeline: Path | None = None
 
 
+@dataclass
 class Launch:
     """An engine on real GPUs.
 
-    Args:
-        command: what the plan says, with whatever the user added; its first word is replaced.
-        runner: the words that start LMDeploy.
-        key: the engine's API key, where it has one.
-        hidden: whether the engine must be given it, out of sight; else its command has it.
-        ratio: gives the cache ratio of each start; None is the command's for all of them.
+    ``command`` is what the plan says, with whatever the user added; ``runner`` are the words that
+    start LMDeploy, in the place of its first. ``hidden``: the engine is given its ``key`` out of
+    sight, else its command has it. ``ratio`` gives the cache ratio of each start; None is the
+    command's for all of them.
     """
 
-    pretend = False
+    command: Command
+    runner: Sequence[str]
+    key: str | None = None
+    _: KW_ONLY
+    hidden: bool = False
+    ratio: Callable[[], float] | None = None
 
-    def __init__(
-        self,
-        command: Command,
-        runner: Sequence[str],
-        key: str | None = None,
-        *,
-        hidden: bool = False,
-        ratio: Callable[[], float] | None = None,
-    ) -> None:
-        self.command, self.runner, self.key = command, tuple(runner), key
-        self._ratio = ratio
-        self._hidden = key if hidden else None
-        self.group, self.port = command.group, port_of(command)
+    pretend: ClassVar[bool] = False
+
+    @property
+    def group(self) -> int:
+        """Which of the plan's groups it is."""
+        return self.command.group
+
+    @property
+    def port(self) -> int:
+        """Where it will listen."""
+        return port_of(self.command)
 
     def start_command(self, number: int) -> StartCommand:  # noqa: ARG002 - a pretend launch needs it
         """What the start with this number (from 0) needs."""
-        env = {**os.environ, **self.command.env, **_child_variables(self._hidden)}
-        return StartCommand((*self.runner, *self._arguments()), env)
+        return StartCommand(self.argv(), self.environment({**os.environ, **self.command.env}))
 
-    def _arguments(self) -> tuple[str, ...]:
-        """What follows the command's first word, at this start."""
-        argv = tuple(self.command.argv[1:])
-        return argv if self._ratio is None else with_ratio(argv, self._ratio())
+    def argv(self) -> tuple[str, ...]:
+        """The words of this start."""
+        words = tuple(self.command.argv[1:])
+        return (*self.runner, *(words if self.ratio is None else with_ratio(words, self.ratio())))
+
+    def environment(self, base: Mapping[str, str]) -> dict[str, str]:
+        """Variables for an engine: unbuffered output, its own imports, and its hidden key."""
+        env = {**base, "PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
+        return {**env, KEY: self.key} if self.hidden and self.key else env
 
 
+@dataclass(kw_only=True)
 class PretendLaunch(Launch):
     """An engine on pretend GPUs: LMDeploy's own server and engine, memory and nothing else real.
 
-    Args:
-        plan: what the machine looks like, and what a pretend card is charged with beforehand.
-        command: as for `Launch`.
-        folder: where the scenario and the timeline of each start go.
-        key: as for `Launch`.
-        hidden: as for `Launch`.
-        faults: what goes wrong; the allocation that fails is one of the first start.
-        ratio: as for `Launch`.
-        shared: the file through which engines share the pretend machine; None: each start has a
-            machine of its own.
+    ``plan`` says what the machine looks like, and what a pretend card is charged with beforehand;
+    scenario and timeline of each start go into ``folder``. The allocation that fails by ``faults``
+    is one of the first start. Engines share the pretend machine through the file ``shared``; where
+    that is None each start has a machine of its own.
     """
 
-    pretend = True
+    plan: Plan
+    folder: Path
+    faults: PretendFaults | None = None
+    shared: Path | None = None
 
-    def __init__(  # noqa: PLR0913 - a constructor
-        self,
-        plan: Plan,
-        command: Command,
-        folder: Path,
-        key: str | None = None,
-        *,
-        hidden: bool = False,
-        faults: PretendFaults | None = None,
-        ratio: Callable[[], float] | None = None,
-        shared: Path | None = None,
-    ) -> None:
-        from turbofit.launch.engine.environment import module_runner
-
-        self._torch = plan.engine.on_torch
-        module = module_of(plan.engine) if self._torch else "turbofit.rehearse.turbomind.server"
-        super().__init__(command, module_runner(module), key, hidden=hidden, ratio=ratio)
-        self._plan, self._folder, self._faults, self._shared = plan, folder, faults, shared
+    pretend: ClassVar[bool] = True
 
     def start_command(self, number: int) -> StartCommand:
         """What the start with this number needs; each has a machine of its own.
@@ -128,33 +125,33 @@ class PretendLaunch(Launch):
         Raises:
             PackageError: LMDeploy or a C compiler is missing.
         """
-        from turbofit.launch.engine.pretended import on_shared_cards, pretend_machine
+        from turbofit.launch.engine.pretended import (
+            on_shared_cards,
+            pretend_machine,
+            torch_environment,
+        )
         from turbofit.rehearse.turbomind.server import server_launch
 
-        folder = self._folder / f"{self.group}-{number}"
-        shutil.rmtree(self._folder / f"{self.group}-{number - 1}", ignore_errors=True)
-        arguments = self._arguments()
-        faults = self._faults
+        folder, argv, faults = self.folder / f"{self.group}-{number}", self.argv(), self.faults
+        shutil.rmtree(self.folder / f"{self.group}-{number - 1}", ignore_errors=True)
         if faults is not None and number:
             faults = faults._replace(fail_at=None)
-        machine = pretend_machine(self._plan, self.group, faults)
-        if self._torch:
-            from turbofit.launch.engine.pretended import torch_environment
-
+        machine = pretend_machine(self.plan, self.group, faults)
+        if self.plan.engine.on_torch:
             base = {**os.environ, **self.command.env}
-            env = torch_environment(self._plan, machine, folder, base)
-            return StartCommand(
-                (*self.runner, *arguments), {**env, **_child_variables(self._hidden)}, folder
-            )
-        if self._shared is not None:
-            machine = on_shared_cards(machine, self._plan, self.group)
-        shared = "" if self._shared is None else str(self._shared)
-        made = server_launch(machine, arguments, folder, shared=shared)
-        return StartCommand(
-            (*self.runner, *arguments),
-            {**made.env, **_child_variables(self._hidden)},
-            made.timeline,
-        )
+            env = torch_environment(self.plan, machine, folder, base)
+            return StartCommand(argv, self.environment(env), folder)
+        if self.shared is not None:
+            machine = on_shared_cards(machine, self.plan, self.group)
+        words = argv[len(self.runner) :]
+        made = server_launch(machine, words, folder, shared=str(self.shared or ""))
+        return StartCommand(argv, self.environment(made.env), made.timeline)
+
+
+def pretend_runner(plan: Plan) -> tuple[str, ...]:
+    """The words that start an engine on pretend GPUs."""
+    torch = plan.engine.on_torch
+    return module_runner(module_of(plan.engine) if torch else "turbofit.rehearse.turbomind.server")
 
 
 def port_of(command: Command) -> int:
@@ -213,9 +210,3 @@ def _outgoing() -> int:
             return int(file.read().split()[0])
     except (OSError, ValueError, IndexError):
         return 32768
-
-
-def _child_variables(key: str | None) -> dict[str, str]:
-    """Variables for an engine: unbuffered output, its own imports, and its hidden key."""
-    env = {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
-    return {**env, KEY: key} if key else env

@@ -42,11 +42,9 @@ Run = tuple[str, int]
 class LogFile:
     """Takes an engine's output in chunks, keeps it, and tells what was said.
 
-    Args:
-        path: the file; ``path`` with ``.1`` appended is the one before it.
-        cap: bytes after which a new file is begun. The two together are never larger than twice
-            that and a chunk.
-        required: whether it must open; what cannot be opened is tried again at each write else.
+    After ``cap`` bytes a new file is begun; ``path`` with ``.1`` appended is the one before it. The
+    two together are never larger than twice that and a chunk. Where it is not ``required``, what
+    cannot be opened is tried again at each write.
 
     Raises:
         OSError: it is required, and cannot be opened.
@@ -64,9 +62,9 @@ class LogFile:
         data = self._tail + chunk
         whole, newline, self._tail = data.rpartition(b"\n")
         if not newline:
-            whole, self._tail = self._cut_long_line()
-            if not whole:
+            if len(self._tail) < _LONGEST_LINE:
                 return []
+            whole, self._tail = self._tail, b""
         return list(self._keep(whole))
 
     def close(self) -> list[Run]:
@@ -76,11 +74,6 @@ class LogFile:
         self._flush_repeats()
         self.kept.close()
         return runs
-
-    def _cut_long_line(self) -> tuple[bytes, bytes]:
-        if len(self._tail) < _LONGEST_LINE:
-            return b"", self._tail
-        return self._tail, b""
 
     def _keep(self, whole: bytes) -> Iterator[Run]:
         """Write what is new of these lines.
@@ -100,7 +93,8 @@ class LogFile:
                 out.append(times[at])
                 self._last, self._repeats = key, count - 1
             at += count
-            yield _last_state(key).decode(errors="replace"), count
+            last = key.rstrip(b"\r").rpartition(b"\r")[2] if b"\r" in key else key
+            yield last.decode(errors="replace"), count
         self._write(out)
 
     def _flush_repeats(self, out: list[bytes] | None = None) -> None:
@@ -126,7 +120,3 @@ def repeats(line: str) -> int | None:
     """How many more lines, equal to the one before, this line stands for; None where for none."""
     found = _REPEATED_LINE.fullmatch(line)
     return None if found is None else int(found[1])
-
-
-def _last_state(line: bytes) -> bytes:
-    return line.rstrip(b"\r").rpartition(b"\r")[2] if b"\r" in line else line

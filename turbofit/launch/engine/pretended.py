@@ -75,11 +75,6 @@ def pretend_machine(plan: Plan, group: int, faults: PretendFaults | None = None)
     """The pretend twin of one group's GPUs.
 
     Terms of the ledger that only a real card has are charged to it, as a rehearsal does.
-
-    Args:
-        plan: what the machine is.
-        group: which of its groups.
-        faults: what goes wrong on it.
     """
     from dataclasses import replace as changed
 
@@ -133,11 +128,7 @@ def pretend_death(plan: Plan, group: int, timeline: Path) -> End | None:
 
 
 class PretendReaders:
-    """What the engines of a plan hold on their pretend GPUs.
-
-    Args:
-        plan: what the machine is.
-    """
+    """What the engines of a plan hold on their pretend GPUs."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -156,10 +147,7 @@ class PretendReaders:
 class PretendReader:
     """What one engine does on its pretend GPUs; each reading goes on where the last one stopped.
 
-    Args:
-        plan: what the machine is.
-        group: which of its groups.
-        timeline: TurboMind's, which is written meanwhile; the machine's folder of other engines.
+    The timeline is TurboMind's, which is written meanwhile; the machine's folder of other engines.
     """
 
     def __init__(self, plan: Plan, group: int, timeline: Path) -> None:
@@ -236,13 +224,7 @@ class PretendUsage(Struct):
 def torch_environment(
     plan: Plan, machine: Scenario, folder: Path, base: Mapping[str, str]
 ) -> dict[str, str]:
-    """The environment in which LMDeploy's own server finds the pretend cards.
-
-    Args:
-        plan: what is launched.
-        machine: what it is launched on.
-        folder: a new one, for the machine's files.
-        base: the environment to start from.
+    """The environment in which LMDeploy's own server finds the pretend cards; ``folder`` is new.
 
     Raises:
         PackageError: torch is no CUDA build.

@@ -37,12 +37,7 @@ class EngineProcess:
     """Starts a command in its own process group and reads what it prints.
 
     Start it in the main thread: the engine is killed when the thread that started it ends.
-
-    Args:
-        argv: the command.
-        env: its whole environment.
-        log: where its output is kept.
-        log_required: whether it is started only where its log can be opened.
+    ``log_required``: it is started only where its log can be opened.
 
     Raises:
         LaunchError: it cannot be started.

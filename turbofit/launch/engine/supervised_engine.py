@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from functools import partial
@@ -10,13 +9,18 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from turbofit.core.process.log import LazyLogger
-from turbofit.core.struct import Struct
 from turbofit.launch.engine import kernel
-from turbofit.launch.engine.engine_client import EngineClient, Probe
-from turbofit.launch.engine.engine_exit import ending, fallback, hang, silence, stalled
+from turbofit.launch.engine.engine_client import EngineClient, Probe, Timing
+from turbofit.launch.engine.engine_log import (
+    StartupTracker,
+    ending,
+    fallback,
+    hang,
+    silence,
+    stalled,
+)
 from turbofit.launch.engine.launches import HOST
 from turbofit.launch.engine.process import EngineProcess
-from turbofit.launch.engine.startup_tracker import StartupTracker
 from turbofit.observe.ends import End, EndKind
 
 if TYPE_CHECKING:
@@ -46,28 +50,8 @@ class Examiner(Protocol):
         """
 
 
-class Timing(Struct):
-    """Deadlines and pauses, in seconds.
-
-    ``restarts`` within ``window`` break the circuit: the engine is left alone for ``window``.
-    ``quiet`` without a line while it starts is said, with what it may mean.
-    """
-
-    tick: float = 0.1
-    start: float = 2 * 3600.0
-    drain: float = 30.0
-    liveness: float = 60.0
-    patience: float = 120.0
-    quiet: float = 180.0
-    backoff: float = 1.0
-    longest_backoff: float = 60.0
-    restarts: int = 5
-    window: float = 600.0
-
-
 _LOG: Final = LazyLogger(__name__)
 
-_LIVENESS_FAILURES: Final = 3
 #: Seconds between two looks at how many processes the kernel has killed for want of memory.
 _COUNT_SECONDS: Final = 30.0
 #: A server whose engine is dead refuses a request at once.
@@ -75,18 +59,10 @@ _CONFIRM_SECONDS: Final = 2.0
 
 
 class SupervisedEngine:
-    """One group's engine.
+    """One group's engine, whose log goes into a folder.
 
-    Args:
-        plan: what it is started with.
-        launch: how.
-        folder: where its log goes.
-        tell: takes lines of progress.
-        check: whether it must answer worst-case requests before it counts as ready.
-        timing: deadlines.
-        name: how people read of it.
-        examiner: asks it other questions instead of these.
-        clock: seconds that only grow.
+    ``check``: it must answer worst-case requests before it counts as ready; an examiner asks it
+    other questions instead of these.
     """
 
     def __init__(  # noqa: PLR0913 - a constructor
@@ -117,7 +93,6 @@ class SupervisedEngine:
         self.tracker = StartupTracker(plan)
         self.client = EngineClient(launch.port, launch.key)
         self._probe: Probe | None = None
-        self._pulse: _Pulse | None = None
         self._ends: deque[float] = deque()
         self._began = self._kernel_began = 0.0
         #: How many processes the kernel had killed at the last count but one, and at the last one.
@@ -161,15 +136,15 @@ class SupervisedEngine:
         # than the plan pays for. The same plan was checked before.
         check = self._check and not self.was_ready
         exam = None if self._examiner is None else partial(self._examiner.examine, self)
-        self._probe = Probe(self._plan, self.client, check=check, exam=exam)
+        self._probe = Probe(
+            self._plan, self.client, self._timing, check=check, exam=exam, clock=self._clock
+        )
         self._probe.start()
 
     def look(self, now: float, *, last: bool = False) -> End | None:
         """Read on; how it ended, if it did.
 
-        Args:
-            now: by the clock.
-            last: nobody looks again, and waits for what a loop that has ended may yet say.
+        ``last``: nobody looks again, and waits for what a loop that has ended may yet say.
         """
         process, probe = self.process, self._probe
         if process is None or probe is None:
@@ -204,7 +179,7 @@ class SupervisedEngine:
         if self.state == "starting" and now - self._began > self._timing.start:
             hours = self._timing.start / 3600
             return stalled(f"the engine was not ready after {hours:.2g} hours", self.log)
-        if self._pulse is not None and self._pulse.unanswered:
+        if probe.unanswered:
             return stalled("the engine lives but answers no completion", self.log)
         return None
 
@@ -223,16 +198,11 @@ class SupervisedEngine:
         """Stop asking the engine."""
         if self._probe is not None:
             self._probe.stop()
-        if self._pulse is not None:
-            self._pulse.stop()
-        self._pulse = None
 
     def wait(self, now: float, explained: int = 0) -> float | None:
         """Plan its next start; the pause before it, or None once the circuit breaks.
 
-        Args:
-            now: by the clock.
-            explained: ends within the window by requests that are refused from now on.
+        ``explained`` are ends within the window by requests that are refused from now on.
         """
         timing = self._timing
         while self._ends and now - self._ends[0] >= timing.window:
@@ -283,10 +253,6 @@ class SupervisedEngine:
                 self.tracker.phase = "ready"
                 self.state, self.was_ready = "ready", True
                 self._tell("phase: ready")
-                if self._timing.liveness:
-                    serial = self._plan.engine.serial
-                    self._pulse = _Pulse(self.client, self._timing, self._clock, serial=serial)
-                    self._pulse.start()
             elif probe.checks and probe.healthy.is_set() and self.tracker.phase != "check":
                 self.tracker.phase = "check"
                 self._tell("phase: check (worst-case requests)")
@@ -303,8 +269,8 @@ class SupervisedEngine:
         The kernel counts a process that it kills before that has ended, for want of memory even
         seconds before: the last count is too new.
         """
-        if self._pulse is not None:
-            self.tracker.survived(self._pulse.answered)
+        if self._probe is not None:
+            self.tracker.survived(self._probe.lived)
         if now - self._counted >= _COUNT_SECONDS:
             self._earlier_kills, self._last_kills = self._last_kills, kernel.host_kills()
             self._counted = now
@@ -330,44 +296,3 @@ class SupervisedEngine:
             death=self.death() if self.tracker.fault is not None else None,
             host_kills=kills, notes=notes,
         )  # fmt: skip
-
-
-class _Pulse(threading.Thread):
-    """Asks a ready engine for one token from time to time; ``unanswered`` after three failures.
-
-    A serial engine is asked how it is instead: a token would wait for whatever is under way, and
-    its health tells whether tokens still come.
-    """
-
-    def __init__(
-        self,
-        client: EngineClient,
-        timing: Timing,
-        clock: Callable[[], float],
-        *,
-        serial: bool = False,
-    ) -> None:
-        super().__init__(name="pulse", daemon=True)
-        self._ask = client.is_healthy if serial else client.completes
-        self._timing, self._clock = timing, clock
-        #: When it was asked last of what it answered.
-        self.answered = float("-inf")
-        self._stopped = threading.Event()
-        self.unanswered = False
-
-    def stop(self) -> None:
-        """Ask no more."""
-        self._stopped.set()
-
-    def run(self) -> None:
-        """Until stopped."""
-        failures = 0
-        while not self._stopped.wait(self._timing.liveness if not failures else 1.0):
-            began = self._clock()
-            if self._ask(self._timing.patience):
-                failures, self.answered = 0, began
-            else:
-                failures += 1
-            if failures >= _LIVENESS_FAILURES:
-                self.unanswered = True
-                return

@@ -8,17 +8,18 @@ the gateway, which would refuse it.
 from __future__ import annotations
 
 import copy
+import struct
+import zlib
 from base64 import b64encode
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from turbofit.launch.engine.image import flat_png, worst_image
+from turbofit.core.images.rule import DummyImage
 from turbofit.memory.turbomind.pool import forward_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from turbofit.core.images import ImageRule
-    from turbofit.core.images.rule import DummyImage
     from turbofit.core.json_types import JsonObject
     from turbofit.core.plan import Plan
 
@@ -27,13 +28,40 @@ __all__ = [
     "WorstRequest",
     "chat",
     "every_worst",
+    "flat_png",
     "fullest_forward",
     "image_part",
     "longest_request",
     "small_requests",
+    "worst_image",
     "worst_image_tokens",
     "worst_request",
 ]
+
+
+def worst_image(plan: Plan) -> DummyImage | None:
+    """An image that takes the units the plan allows for one; None for a model without images.
+
+    Its fields hold LMDeploy to the plan's limit, whatever its default.
+    """
+    rule, limit = plan.model.image_rule, plan.limits.image_limit
+    if rule is None or limit is None:
+        return None
+    size = plan.workload.image_size or rule.with_limit(limit).worst_size()
+    return DummyImage(size, rule.knobs(limit) if rule.client_knobs else {})
+
+
+def flat_png(width: int, height: int) -> bytes:
+    """A black PNG of one bit a pixel, so that the largest image is a few kilobytes."""
+    row = b"\0" + b"\0" * (-(-width // 8))
+    data = zlib.compress(row * height, 9)
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", data), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in parts
+    )
+
 
 #: Prompt tokens beside what is asked for: a chat template, a question, and the answer.
 _TEXT: Final = 256
@@ -97,13 +125,8 @@ def worst_image_tokens(plan: Plan) -> int:
 def fullest_forward(plan: Plan, model: str, text: int) -> ProbeRequest | None:
     """What brings the pool to the planned peak, by the term that decides it.
 
-    Args:
-        plan: what was planned.
-        model: the name to ask for.
-        text: tokens of a chat's prompt beside its images, as the engine counted them.
-
-    Returns:
-        None where the worst request was all of it, or where no client can ask for more.
+    ``text`` are tokens of a chat's prompt beside its images, as the engine counted them. None where
+    the worst request was all of it, or where no client can ask for more.
     """
     deciding = next((term.term for gpu in plan.gpus for term in gpu.ledger if term.worst), "")
     request: WorstRequest | None = None
@@ -117,10 +140,7 @@ def fullest_forward(plan: Plan, model: str, text: int) -> ProbeRequest | None:
 
 
 def every_worst(plan: Plan, model: str, text: int) -> tuple[ProbeRequest, ...]:
-    """Each worst case beside `worst_request`, by the name of its term of the ledger.
-
-    Args as for `fullest_forward`.
-    """
+    """Each worst case beside `worst_request`, by the name of its term of the ledger."""
     made = {
         "vision_forward": _images_that_meet(plan, model, text),
         "text_prefill": _longest(plan),
@@ -269,15 +289,9 @@ def longest_request(
     word takes. The request has the worst images too, so that the peak is driven as the plan pays
     for it before a client can.
 
-    Args:
-        plan: what was planned.
-        model: the name to ask for.
-        worst: the request with the worst images, None for a model without.
-        tokens: of its prompt.
-        count: asks the engine, and says how many tokens the prompt had; 0: it does not say.
-
-    Returns:
-        None where the engine does not count, or has no room left.
+    ``worst`` is the request with the worst images, whose prompt has so many ``tokens``; None for a
+    model without. ``count`` asks the engine, and says how many tokens the prompt had, 0 where it
+    does not say. None where the engine does not count, or has no room left.
     """
     least = max(1, min(_PROBE_TOKENS, plan.settings.session_len // _SHORT))
     few, more = (

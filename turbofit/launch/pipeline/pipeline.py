@@ -27,8 +27,6 @@ from turbofit.planning.plan import refusal
 from turbofit.planning.request import PlanRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from turbofit.core.plan import Plan
     from turbofit.launch.serve.leases import Leases
 
@@ -100,7 +98,10 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
                 "opens it on pretend GPUs, and turbofit.plan(MODEL, on=SPEC) plans without one"
             )
             raise
-        _run_pretended(plan)
+        if _TWIN in os.environ and not plan.engine.on_torch:
+            from turbofit.rehearse.turbomind.server import pretend_here
+
+            pretend_here()  # the PyTorch engine needs no more to run on pretend GPUs
         config = planned_config(plan, backend_config)
         _choose_gpus(plan, config)
         if leases is not None and request.cache_max_entry_count is None:
@@ -132,14 +133,6 @@ def _pretended(model_path: str) -> str:
     if twin is None or find_preset(model_path) != find_preset(Path(twin).name):
         return model_path
     return twin
-
-
-def _run_pretended(plan: Plan) -> None:
-    """Let TurboMind run where there are pretend GPUs; the PyTorch engine needs no more there."""
-    if _TWIN in os.environ and not plan.engine.on_torch:
-        from turbofit.rehearse.turbomind.server import pretend_here
-
-        pretend_here()
 
 
 def _leases() -> Leases | None:
@@ -216,8 +209,8 @@ def _choose_gpus(plan: Plan, config: Any) -> None:
         config.devices = [plan.machine.visible.index(index) for index in group]
         return
     if pytorch:
-        _set_environment(environment(plan.settings, plan.model))
-    _set_environment(
+        os.environ.update(environment(plan.settings, plan.model))
+    os.environ.update(
         {
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
             "CUDA_VISIBLE_DEVICES": visible_devices(plan.machine, group),
@@ -225,10 +218,6 @@ def _choose_gpus(plan: Plan, config: Any) -> None:
     )
     if not pytorch:
         config.devices = None
-
-
-def _set_environment(variables: Mapping[str, str]) -> None:
-    os.environ.update(variables)
 
 
 def _trust(plan: Plan, trust: bool | None) -> bool:

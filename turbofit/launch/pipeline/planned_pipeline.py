@@ -35,8 +35,7 @@ from turbofit.gateway.limits.sharing import (
 )
 from turbofit.gateway.limits.video_limits import check_clips, hold_frames
 from turbofit.gateway.media.resize import resized_image
-from turbofit.launch.pipeline.held_config import hold_engine
-from turbofit.launch.pipeline.image_queue import queued
+from turbofit.launch.pipeline.held import hold_engine, queued
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

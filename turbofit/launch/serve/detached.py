@@ -50,9 +50,6 @@ def serve_detached(words: Sequence[str]) -> DetachedServer:
 
     Its output goes to a log in the state folder. Ctrl-C meanwhile ends it, too.
 
-    Args:
-        words: what stands behind `serve` on the command line.
-
     Raises:
         LaunchError: the state folder cannot be written.
     """

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -56,25 +57,21 @@ _HINTS: Final = {
 }
 
 
+@dataclass
 class WeightsFetcher:
-    """Every plan of a run with its checkpoint on disk: what came once is not asked for again.
+    """Every plan of a run with its checkpoint on disk: what came once is not asked for again."""
 
-    Args:
-        say: takes lines of progress.
-    """
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
-        self._folder: str | None = None
+    say: Callable[[str], None]
+    folder: str | None = None
 
     def __call__(self, plan: Plan) -> Plan:
         """The plan with its checkpoint on disk."""
-        if self._folder is not None:
-            return replace(plan, model=_at(plan.model, self._folder))
-        model = fetched(plan.model, self._say)
+        if self.folder is not None:
+            return replace(plan, model=_at(plan.model, self.folder))
+        model = fetched(plan.model, self.say)
         if model is plan.model:
             return plan
-        self._folder = model.source.checkpoint
+        self.folder = model.source.checkpoint
         return replace(plan, model=model)
 
 
@@ -131,18 +128,14 @@ def _here(name: str) -> int:
 
     Under: what a hub keeps elsewhere until it is whole. Over: files of other revisions and formats.
     """
-    folder = _cache()
-    within = folder / "models" / name if uses_modelscope() else folder / _hub_folder(name) / "blobs"
+    folder, hub = _cache(), f"models--{name.replace('/', '--')}"
+    within = folder / "models" / name if uses_modelscope() else folder / hub / "blobs"
     found = 0
     for parent, _, files in os.walk(within):
         for file in files:
             with suppress(OSError):
                 found += os.lstat(os.path.join(parent, file)).st_size
     return found
-
-
-def _hub_folder(name: str) -> str:
-    return f"models--{name.replace('/', '--')}"
 
 
 def _communicated(

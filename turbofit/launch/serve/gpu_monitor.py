@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from turbofit.core.errors import TurbofitError
 from turbofit.core.struct import NA
 from turbofit.core.units import MIB, format_bytes
-from turbofit.launch.engine.proc import group_of
+from turbofit.launch.engine.kernel import group_of
 from turbofit.machine.nvml import ask_driver
 from turbofit.planning.checks import answers
 from turbofit.planning.examine.cards import open_margin, who_grew
@@ -36,14 +36,10 @@ _NO_ANSWER: Final[tuple[Machine | None, str]] = None, "NVML does not answer"
 
 
 class GpuMonitor(threading.Thread):
-    """Looks at a plan's GPUs every ten seconds.
+    """Looks at a plan's GPUs every ten seconds; ``engines`` gives the engines' processes.
 
-    Args:
-        plan: what it counted on.
-        engines: gives the engines' processes.
-        warn: takes (kind, text) of a warning; each is said once until it has passed.
-        every: seconds between looks.
-        fitted: whether others may have what a budget withholds from the plan.
+    ``warn`` takes (kind, text) of a warning; each is said once until it has passed. ``fitted``:
+    others may have what a budget withholds from the plan.
     """
 
     def __init__(

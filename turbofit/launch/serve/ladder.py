@@ -49,10 +49,7 @@ class Rung(Struct):
 def rungs(ended: End, plan: Plan, fixed: Options) -> Iterator[Rung]:
     """Steps that may help against an ending, the one that its phase needs first.
 
-    Args:
-        ended: how the engine ended.
-        plan: what it was started with: of several unequal engines, this one's.
-        fixed: the planner's keywords that the user gave.
+    The plan is of the engine that ended; ``fixed`` are the planner's keywords that the user gave.
     """
     steps = {
         "host": (_fewer_engines,),

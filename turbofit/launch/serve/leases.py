@@ -28,7 +28,7 @@ from turbofit.core.machine import Holder
 from turbofit.core.process.files import write_atomic
 from turbofit.core.process.locks import lock_soon
 from turbofit.core.process.variables import variables
-from turbofit.launch.engine.proc import group_of, members, start_time
+from turbofit.launch.engine.kernel import group_of, members, start_time
 from turbofit.planning.examine.cards import open_margin
 
 if TYPE_CHECKING:
@@ -136,10 +136,7 @@ class Leases:
 
     @contextmanager
     def locked(self, waiting: Any = None) -> Iterator[None]:
-        """Nobody else measures and plans meanwhile.
-
-        Args:
-            waiting: called once where somebody else has the lock.
+        """Nobody else measures and plans meanwhile; `waiting` is called once where somebody does.
 
         Raises:
             LaunchError: somebody has it for minutes.
@@ -187,11 +184,7 @@ class Leases:
     ) -> None:
         """Say which processes the engines are, and whether they hold what they hold for good.
 
-        Args:
-            model: its name.
-            engines: the processes.
-            ready: whether all of them serve.
-            surplus: bytes by GPU UUID that their caches hold beyond the plan; None: unknown.
+        ``surplus`` are bytes by GPU UUID that their caches hold beyond the plan; None: unknown.
         """
         started = [(pid, start_time(pid)) for pid in engines]
         alive = [pair for pair in started if pair[1]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
@@ -21,18 +22,18 @@ __all__ = ["PassedOptions", "adapter_names", "option_classes", "sort_options"]
 _SPECULATIVE = "--speculative-"
 
 
+@dataclass
 class PassedOptions:
     """Options after ``--``: what to plan with, what to hand on, and the keys among the latter.
 
     ``model_name`` is an option of `serve` itself.
     """
 
-    def __init__(self) -> None:
-        self.modelled: list[str] = []
-        self.argv: list[str] = []
-        self.api_keys: list[str] = []
-        self.unplanned: list[str] = []
-        self.model_name: str | None = None
+    modelled: list[str] = field(default_factory=list)
+    argv: list[str] = field(default_factory=list)
+    api_keys: list[str] = field(default_factory=list)
+    unplanned: list[str] = field(default_factory=list)
+    model_name: str | None = None
 
 
 def option_classes() -> dict[str, Options]:

@@ -5,6 +5,7 @@ On pretend GPUs there is nothing to measure and nothing to reserve.
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
@@ -33,48 +34,40 @@ _LOOKS: Final = 3
 _SHOWN: Final = 200
 
 
+@dataclass
 class Planner:
     """Makes the plans of one run.
 
-    Args:
-        request: what the user asked for; None where a plan was given, which is only reserved.
-        leases: the machine's reservations; None on pretend GPUs.
-        say: takes lines of progress.
-        rehearse: whether each plan is rehearsed before it is believed.
-        doubled: whether margins are doubled: the account is for another LMDeploy.
-        fitted: whether other models share the cards, so that each start fits its cache.
+    ``request`` is None where a plan was given, which is only reserved; ``leases`` are None on
+    pretend GPUs. ``rehearse``: each plan is rehearsed before it is believed. ``doubled``: margins
+    are doubled, as the account is for another LMDeploy. ``fitted``: other models share the cards,
+    so that each start fits its cache.
     """
 
-    def __init__(
-        self,
-        request: PlanRequest | None,
-        leases: Leases | None,
-        say: Callable[[str], None],
-        *,
-        rehearse: bool,
-        doubled: bool = False,
-        fitted: bool = False,
-    ) -> None:
-        self._fitted = fitted
-        self._request, self._leases = request, leases
-        self._say, self._rehearse, self._doubled = say, rehearse, doubled
+    request: PlanRequest | None
+    leases: Leases | None
+    say: Callable[[str], None]
+    _: KW_ONLY
+    rehearse: bool
+    doubled: bool = False
+    fitted: bool = False
 
     def make(self, changes: Options) -> Plan:
         """A plan with changes on top of what the user asked for; reserved where it fits."""
-        assert self._request is not None
-        request = self._request.changed(**changes)
-        if self._leases is None:
+        assert self.request is not None
+        request = self.request.changed(**changes)
+        if self.leases is None:
             with under_way("planning"):
                 return self._made(request)
-        with under_way("planning"), self._leases.locked(self._wait):
-            here = measured(self._leases, request.gpus, self._say)
+        with under_way("planning"), self.leases.locked(self._wait):
+            here = measured(self.leases, request.gpus, self.say)
             plan = self._made(request.changed(on=here, gpus=None))
             if plan.fits:
-                self._leases.reserve(plan)
+                self.leases.reserve(plan)
         return plan
 
     def _wait(self) -> None:
-        self._say("waiting: another turbofit is planning")
+        self.say("waiting: another turbofit is planning")
 
     def take(self, plan: Plan) -> None:
         """Reserve what a given plan needs, if the machine is still as it was.
@@ -84,29 +77,27 @@ class Planner:
             MachineError: a GPU is not there.
             UsageError: it was made for no machine.
         """
-        if self._leases is None:
+        if self.leases is None:
             return
-        with self._leases.locked(self._wait):
-            here = measured(self._leases, None, self._say)
+        with self.leases.locked(self._wait):
+            here = measured(self.leases, None, self.say)
             self._check(plan, here)
-            self._leases.reserve(plan)
+            self.leases.reserve(plan)
 
     def _check(self, plan: Plan, here: Machine) -> None:
         """Refuse a plan that this machine, as it is now, does not hold any more."""
-        refuse(Scene(Sources(), "lease", machine=here, plan=plan, fitted=self._fitted))
+        refuse(Scene(Sources(), "lease", machine=here, plan=plan, fitted=self.fitted))
 
     def settle(self, plan: Plan, changes: Options | None) -> Plan:
         """The last look before the launch: the plan, or another one where the machine changed.
 
-        Args:
-            plan: what was planned, and reserved.
-            changes: what it was planned with; None where it was given and may not change.
+        ``changes`` are what it was planned with; None where it was given and may not change.
 
         Raises:
             DoesNotFitError: somebody took memory, and no plan may be made instead.
             MachineError: a GPU is gone.
         """
-        if self._leases is None:
+        if self.leases is None:
             return plan
         for _ in range(_LOOKS):
             changed = self._changed(plan)
@@ -114,7 +105,7 @@ class Planner:
                 return plan
             if changes is None:
                 raise changed
-            self._say(f"the machine changed: {changed.message}; planning again")
+            self.say(f"the machine changed: {changed.message}; planning again")
             plan = self.make(changes)
             if not plan.fits:
                 return plan
@@ -122,10 +113,10 @@ class Planner:
 
     def _changed(self, plan: Plan) -> DoesNotFitError | None:
         """What somebody took since the plan was made, if that matters to it."""
-        assert self._leases is not None
+        assert self.leases is not None
         try:
-            with self._leases.locked():
-                here = measured(self._leases, None, self._say)
+            with self.leases.locked():
+                here = measured(self.leases, None, self.say)
                 self._check(plan, here)
         except DoesNotFitError as exc:
             return exc
@@ -134,25 +125,25 @@ class Planner:
     def _made(self, request: PlanRequest) -> Plan:
         """Plan, twice where the margin must be doubled, and rehearse the choice."""
         plan = self._best(request)
-        if self._doubled and request.margin is None and plan.fits:
+        if self.doubled and request.margin is None and plan.fits:
             request = request.changed(margin=doubled_margin(plan))
             plan = self._best(request)
-        if not self._rehearse or not plan.fits:
+        if not self.rehearse or not plan.fits:
             return plan
         from turbofit.rehearse.confirm import rehearsed
 
-        self._say("rehearsing: LMDeploy's own engine on pretend GPUs, some seconds")
+        self.say("rehearsing: LMDeploy's own engine on pretend GPUs, some seconds")
         try:
             seen = rehearsed(request, plan)
         except (PackageError, UsageError) as exc:
-            self._say(f"not rehearsed: {exc.message}")
+            self.say(f"not rehearsed: {exc.message}")
             return plan
         rehearsal = seen.rehearsal
         if rehearsal is None or rehearsal.outcome != "failed":
             return seen
         # It says nothing about memory: the rehearsal itself could not be held.
         why = rehearsal.death.where if rehearsal.death is not None else "no reason given"
-        self._say(f"not rehearsed: it failed: {why[:_SHOWN]}")
+        self.say(f"not rehearsed: it failed: {why[:_SHOWN]}")
         if _ratios(seen) == _ratios(plan):
             return plan
         # Before it failed, another rehearsal had lowered a ratio: that holds.
@@ -161,7 +152,7 @@ class Planner:
 
     def _best(self, request: PlanRequest) -> Plan:
         """With what `turbofit tune` found: on pretend GPUs what it found on such."""
-        return best_plan(request) if self._leases is not None else best_plan(request, pretend=True)
+        return best_plan(request) if self.leases is not None else best_plan(request, pretend=True)
 
 
 def _ratios(plan: Plan) -> list[float]:

@@ -15,7 +15,7 @@ from turbofit.core.process.files import write_atomic
 from turbofit.core.run_report import RUN_SCHEMA, RunAttempt, RunEvent, RunReport
 from turbofit.core.struct import to_json
 from turbofit.core.version import __version__
-from turbofit.launch.engine.proc import start_time
+from turbofit.launch.engine.kernel import start_time
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,12 +63,7 @@ class RunRecord(RunReport):
 
 
 class Record:
-    """What happened, as a document.
-
-    Args:
-        folder: the run's own.
-        facts: of the whole run, as `RunRecord` calls them.
-    """
+    """What happened, as a document; the facts are of the whole run, as `RunRecord` calls them."""
 
     def __init__(self, folder: Path, **facts: Any) -> None:
         self.folder, self._path = folder, folder / "run.json"

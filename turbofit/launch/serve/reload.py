@@ -23,11 +23,8 @@ LIVE: Final = ("api_key", "allow_origins", "allowed_media_domains")
 class Reloader:
     """Reads a server's options again, and hands the gateway what it can take over.
 
-    Args:
-        run: what serves.
-        options: what the run was started with, by name.
-        read: the options as they are now, and the public side that they make; it raises UsageError
-            where something in them is wrong.
+    ``options`` are what the run was started with, by name; ``read`` gives those of now and the
+    public side that they make, and raises UsageError where something in them is wrong.
     """
 
     def __init__(
@@ -64,8 +61,8 @@ class Reloader:
         if before is None:
             return False
         after = before.taking_over(config)
-        if run.front is not None:
-            run.front.call(lambda gateway: gateway.take_over(after))
+        if run.public is not None:
+            run.public.call(lambda gateway: gateway.take_over(after))
         run.config = run.config.changed(gateway=after)
         return True
 

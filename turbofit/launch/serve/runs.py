@@ -15,7 +15,7 @@ import msgspec
 from turbofit.core.errors import LaunchError, UsageError
 from turbofit.core.messages import HOW_TO_SERVE
 from turbofit.core.process.state import state_dir
-from turbofit.launch.engine.proc import start_time
+from turbofit.launch.engine.kernel import start_time
 from turbofit.launch.serve.record import RunRecord
 
 __all__ = [

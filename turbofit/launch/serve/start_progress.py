@@ -1,22 +1,28 @@
-"""How far engines are that start, told while they do: their phase, and the weights on the GPUs."""
+"""What people are told of engines that start: how far they are, and forecast beside actual then."""
 
 from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING, Final
 
+from msgspec.structs import replace
+
 from turbofit.core.process.progress import Step, listening, now, tell
+from turbofit.core.run_report import RunFigure
+from turbofit.core.units import mib
 from turbofit.launch.serve.gpu_monitor import used_now
+from turbofit.memory.account import POOL_WARMUP
+from turbofit.observe.forecast import cache_beside, tokens_beside
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from turbofit.core.plan import GpuLedger, Phase, Plan
+    from turbofit.core.plan import GpuLedger, Kv, Phase, Plan
+    from turbofit.launch.engine.engine_log import EnginePhase
     from turbofit.launch.engine.pretended import PretendReaders
-    from turbofit.launch.engine.startup_tracker import EnginePhase
     from turbofit.launch.engine.supervised_engine import SupervisedEngine
 
-__all__ = ["StartProgress"]
+__all__ = ["StartProgress", "as_launched", "beside", "lines"]
 
 _DOING: Final[dict[EnginePhase, str]] = {
     "starting": "starting the engine",
@@ -33,11 +39,8 @@ _EVERY: Final = 1.0
 class StartProgress:
     """Tells what the slowest engines of a plan do, until all are ready.
 
-    Args:
-        plan: what is launched.
-        before: bytes in use on each GPU before the launch.
-        pretend: the GPUs are pretend ones, which hold what their timelines say.
-        clock: seconds that only grow.
+    ``before`` are bytes in use on each GPU before the launch; pretend GPUs hold what their
+    timelines say.
     """
 
     def __init__(
@@ -56,11 +59,9 @@ class StartProgress:
         self._readers: PretendReaders | None = None
 
     def look(self, engines: Sequence[SupervisedEngine], *, examined: bool = False) -> None:
-        """Tell what they do now.
+        """Tell what all engines of the plan do now.
 
-        Args:
-            engines: all of the plan.
-            examined: an examiner tells what is asked of an engine that serves.
+        ``examined``: an examiner tells what is asked of an engine that serves.
         """
         if not listening():
             return
@@ -122,3 +123,81 @@ class StartProgress:
 
 def _bytes(card: GpuLedger, phase: Phase) -> int:
     return sum(term.bytes for term in card.ledger if term.phase == phase)
+
+
+def beside(plan: Plan, engine: SupervisedEngine, held: Mapping[int, int]) -> list[RunFigure]:
+    """Figures of one engine that is ready.
+
+    ``held`` are bytes in use on each GPU now, by the machine's index; of pretend ones none.
+    """
+    rows: list[RunFigure] = []
+    tracker = engine.tracker
+    if tracker.budget is not None:
+        rows += [
+            _row(one.what, one.forecast, one.actual) for one in cache_beside(plan, tracker.budget)
+        ]
+        if tracker.slab is not None:
+            one = tokens_beside(plan, tracker.budget, tracker.slab)
+            rows.append(replace(_row(one.what, one.forecast, one.actual), unit="tokens"))
+    if engine.timeline is not None:
+        rows += _pretend_rows(plan, engine)
+        return rows
+    for index in plan.parallel.groups[engine.group]:
+        ledger = next(gpu for gpu in plan.gpus if gpu.index == index)
+        if index in held:
+            # The pool keeps its high-water mark, so that after the check it stands at the peak.
+            rows.append(_row("in use after the check", ledger.peak, held[index], gpu=index))
+    return rows
+
+
+def as_launched(plan: Plan, cached: Mapping[int, int | None]) -> Plan:
+    """The plan with the KV tokens that its engines have, where that is less than planned.
+
+    The gateway lets requests reserve no more. Under: an engine that is started again may have less.
+    ``cached`` are tokens by an engine's group, None where the engine does not say.
+    """
+
+    def of(kv: Kv, groups: Iterable[int]) -> Kv:
+        known = [tokens for group in groups if (tokens := cached.get(group)) is not None]
+        return replace(kv, tokens=min([kv.tokens, *known]))
+
+    parts = tuple(
+        replace(part, kv=of(part.kv, [group])) for group, part in enumerate(plan.by_group)
+    )
+    return replace(plan, kv=of(plan.kv, cached), by_group=parts)
+
+
+def lines(rows: Sequence[RunFigure]) -> list[str]:
+    """The rows for people."""
+    return [_line(row) for row in rows]
+
+
+def _pretend_rows(plan: Plan, engine: SupervisedEngine) -> list[RunFigure]:
+    from turbofit.launch.engine.pretended import PretendReaders
+
+    rows = []
+    for seen in PretendReaders(plan).seen(engine.group, engine.timeline):
+        ledger = next(gpu for gpu in plan.gpus if gpu.index == seen.gpu)
+        pools = [t.bytes for t in ledger.ledger if t.phase == "transient"]
+        pools += [t.bytes for t in ledger.ledger if t.term == POOL_WARMUP]
+        most = max(pools, default=0)
+        if seen.pool is not None:
+            rows.append(_row("executor pool at most", most, seen.pool, gpu=seen.gpu))
+        rows.append(_row("in use at most", ledger.most, seen.peak, gpu=seen.gpu))
+    return rows
+
+
+def _row(what: str, forecast: int, actual: int, gpu: int | None = None) -> RunFigure:
+    return RunFigure(what=what, forecast=forecast, actual=actual, gpu=gpu)
+
+
+def _line(row: RunFigure) -> str:
+    where = "" if row.gpu is None else f"GPU {row.gpu}: "
+    if row.unit == "tokens":
+        return f"{where}{row.what}: {row.actual:,} (forecast {row.forecast:,})"
+    over = row.actual - row.forecast
+    said = "unaccounted" if over > 0 else "less than forecast"
+    return (
+        f"{where}{row.what}: {mib(row.actual)} MiB (forecast {mib(row.forecast)}; "
+        f"{mib(abs(over))} {said})"
+    )

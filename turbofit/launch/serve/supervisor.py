@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from turbofit.core.process.signals import raised_again, stop_signals, unblock
 from turbofit.gateway.routing.engines import Outage
-from turbofit.launch.engine.engine_exit import EndedError
+from turbofit.launch.engine.engine_log import EndedError
 from turbofit.launch.engine.environment import check_port
 from turbofit.launch.engine.launches import HOST
 from turbofit.launch.engine.supervised_engine import SupervisedEngine, Timing
@@ -119,22 +119,12 @@ class StopSignal:
 
 
 class Supervisor:
-    """All engines of one plan.
+    """All engines of one plan that fits, one a launch.
 
-    Args:
-        plan: what to launch; it must fit.
-        launches: one a group.
-        folder: where the logs go.
-        say: takes lines of progress.
-        check: whether worst-case requests must be answered before an engine counts as ready.
-        timing: deadlines.
-        on_end: told of each end of an engine that served, or is started again.
-        on_rest: told when no engine runs and none is started for a while, and, with None, when one
-            is started again.
-        clock: seconds that only grow.
-        examiner: asks engines other questions than the worst-case requests.
-        explained: how often within so many seconds an engine, by its place in the order of the
-            launches, ended by a request that is refused since: those ends do not count.
+    ``on_end`` is told of each end of an engine that served, or is started again; ``on_rest`` when
+    no engine runs and none is started for a while, and, with None, when one is started again.
+    ``explained`` says how often within so many seconds an engine, by its place in the order of the
+    launches, ended by a request that is refused since: those ends do not count.
     """
 
     def __init__(  # noqa: PLR0913 - a constructor
@@ -178,16 +168,10 @@ class Supervisor:
         on_tick: Callable[[], None] = lambda: None,
         on_drain: Callable[[bool], None] = lambda _urgent: None,
     ) -> signal.Signals:
-        """Launch, wait until ready, follow to the end. Call it in the main thread.
+        """Launch, wait until ready, follow until a signal. Call it in the main thread.
 
-        Args:
-            stop: tells of signals.
-            on_ready: called once with the engines' addresses, when all are ready.
-            on_tick: called at each look.
-            on_drain: called before the engines are stopped, with whether there is no time.
-
-        Returns:
-            The signal that ended it.
+        ``on_ready`` is called once with the engines' addresses, when all are ready; ``on_tick`` at
+        each look; ``on_drain`` before the engines are stopped, with whether there is no time.
 
         Raises:
             LaunchError: an engine could not be started.

@@ -30,12 +30,7 @@ _SHOWN: Final = 300
 
 
 class LoadChild:
-    """One load.
-
-    Args:
-        url: of the gateway.
-        key: its key.
-        spec: what is sent.
+    """One load at a gateway.
 
     Raises:
         OSError: the process cannot be started.
@@ -44,26 +39,33 @@ class LoadChild:
     def __init__(self, url: str, key: str, spec: LoadSpec) -> None:
         #: The result or the error, and the last line that is neither, nor a step.
         self._said = self._erred = b""
+        #: The beginning of a line.
+        self._begun = b""
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__, url, spec.model_dump_json(exclude_unset=True)],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             env={**os.environ, "TURBOFIT_API_KEY": key},
             start_new_session=True,  # Ctrl-C reaches us alone, and we end it
         )  # fmt: skip
-
-    def wait(self) -> None:
-        """Tell how far it is until its end; for one thread."""
         assert self._process.stdout is not None
-        with self._process.stdout as lines:
-            for line in lines:
-                if line.startswith(b"{"):
-                    self._said = line
-                elif line.startswith(b"["):
-                    with suppress(msgspec.DecodeError):
-                        tell(msgspec.json.decode(line, type=Step))
-                else:
-                    self._erred = line
-        self._process.wait()
+        os.set_blocking(self._process.stdout.fileno(), False)
+
+    def look(self) -> bool:
+        """Tell how far it is; whether it has ended."""
+        ended = self._process.poll() is not None
+        assert self._process.stdout is not None
+        *lines, self._begun = (self._begun + (self._process.stdout.read() or b"")).split(b"\n")
+        for line in lines:
+            if line.startswith(b"{"):
+                self._said = line
+            elif line.startswith(b"["):
+                with suppress(msgspec.DecodeError):
+                    tell(msgspec.json.decode(line, type=Step))
+            else:
+                self._erred = line
+        if ended:
+            self._process.stdout.close()
+        return ended
 
     def interrupt(self) -> bool:
         """Have it end with what it has measured; whether it runs."""
@@ -72,13 +74,14 @@ class LoadChild:
         return self._process.returncode is None
 
     def end(self) -> None:
-        """Stop it where it runs, from any thread, and wait for it."""
+        """Stop it where it runs, and take what it has measured."""
         for number in (signal.SIGINT, signal.SIGKILL):
             with suppress(ProcessLookupError):
                 self._process.send_signal(number)
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(_PATIENCE)
-                return
+                break
+        self.look()
 
     @property
     def result(self) -> LoadResult | None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import secrets
 import signal
-import threading
 import time
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from turbofit.core.errors import TurbofitError
@@ -38,7 +38,7 @@ __all__ = ["TrialEnd", "TrialRunner", "figures_of"]
 _HOST: Final = "127.0.0.1"
 #: More than a load may have under way.
 _QUEUE: Final = 4096
-#: Seconds that a load's thread has after its process has ended, and a load to end in.
+#: Seconds between two tries to end a load.
 _PATIENCE: Final = 10.0
 #: Seconds until an engine must be ready.
 _START: Final = 3600.0
@@ -60,41 +60,28 @@ class TrialEnd(NamedTuple):
     seconds: float
 
 
+@dataclass
 class TrialRunner:
-    """Runs trials, one after the other.
+    """Runs trials, one after the other; ``config`` is what they have alike, but for its gateway."""
 
-    Args:
-        config: what they have alike; its gateway is replaced.
-        lmdeploy: the LMDeploy that is started.
-        leases: the machine's reservations.
-        say: takes lines of progress.
-    """
-
-    def __init__(
-        self,
-        config: ServeConfig,
-        lmdeploy: Lmdeploy,
-        leases: Leases,
-        say: Callable[[str], None],
-    ) -> None:
-        self._config, self._lmdeploy, self._leases, self._say = config, lmdeploy, leases, say
+    config: ServeConfig
+    lmdeploy: Lmdeploy
+    leases: Leases
+    say: Callable[[str], None]
 
     def run(self, plan: Plan, loads: Sequence[LoadSpec], seconds: float | None = None) -> TrialEnd:
         """Start the plan's engines, drive the loads one after the other, end the engines.
 
-        Args:
-            plan: with which settings.
-            loads: what is sent.
-            seconds: after which it is ended, whatever it does; None is no limit.
+        After so many seconds it is ended, whatever it does.
         """
         begun, key = time.monotonic(), secrets.token_hex(16)
         outcome: Outcome = "unserved"
         why = ""
         stop = _TrialStop()
-        drive = _Drive(loads, key, stop)
+        drive = _Loads(loads, key, stop)
         run = Run(
-            self._trial_config(plan, key), self._leases, self._say, on_open=drive.begin,
-            on_death=drive.died, lmdeploy=self._lmdeploy,
+            self._trial_config(plan, key), self.leases, self.say, on_open=drive.begin,
+            on_tick=drive.look, on_death=drive.died, lmdeploy=self.lmdeploy,
         )  # fmt: skip
         run.plan = plan  # which is reserved
         run.begin()
@@ -127,7 +114,7 @@ class TrialRunner:
             queue_seconds=3600.0,
         )  # fmt: skip
         timing = Timing(start=_START, drain=1.0, liveness=0.0, restarts=0)
-        return self._config.changed(plan=plan, gateway=gateway, timing=timing, access_log="none")
+        return self.config.changed(plan=plan, gateway=gateway, timing=timing, access_log="none")
 
 
 class _TrialStop(StopSignal):
@@ -142,9 +129,7 @@ class _TrialStop(StopSignal):
     def within(self, seconds: float | None, interrupt: Callable[[], bool]) -> Iterator[None]:
         """End what runs meanwhile when the time is over; inside the stop itself.
 
-        Args:
-            seconds: how long; None is no limit.
-            interrupt: ends what is measured; whether something is, and will end the run itself.
+        ``interrupt`` ends what is measured; whether something is, and will end the run itself.
         """
 
         def over(_number: int, _frame: object) -> None:
@@ -181,77 +166,71 @@ class _TrialStop(StopSignal):
         super()._caught(number, frame)
 
 
-class _Drive:
-    """The loads of a trial, one after the other in a thread, while its engines are supervised."""
+class _Loads:
+    """The loads of a trial, one after the other, while its engines are supervised."""
 
     def __init__(self, loads: Sequence[LoadSpec], key: str, stop: StopSignal) -> None:
-        self._loads, self._key, self._stop = loads, key, stop
-        self._thread: threading.Thread | None = None
-        #: Taken again by a signal's handler where it interrupts who has it.
-        self._lock = threading.RLock()
-        #: Both under the lock: the load that runs, and that none begins any more.
+        self._left, self._key, self._stop = list(loads), key, stop
+        self._url = ""
         self._child: LoadChild | None = None
+        #: No load begins any more.
         self._over = False
-        self.opened = False
         self.why = self.death = ""
         self.results: list[LoadResult] = []
 
+    @property
+    def opened(self) -> bool:
+        """Whether there is a gateway to send them to."""
+        return bool(self._url)
+
     def begin(self, urls: list[str]) -> None:
         """The gateway is open."""
-        self.opened = True
-        self._thread = threading.Thread(target=self._run, args=urls[:1], name="load", daemon=True)
-        self._thread.start()
+        self._url = urls[0]
 
     def died(self, why: str) -> None:
         """An engine ended: there is nothing more to measure."""
-        self.death = self.death or why
-        with self._lock:
-            self._over = True
+        self.death, self._over = self.death or why, True
         self._stop.end()
 
     def interrupt(self) -> bool:
         """End the load that runs with what it has measured; whether there is one."""
-        with self._lock:
-            self._over, child = True, self._child
-        return child is not None and child.interrupt()
+        self._over = True
+        return self._child is not None and self._child.interrupt()
+
+    def look(self) -> None:
+        """Begin the next load once the last one has ended; after all of them the trial ends."""
+        if not self._url or (self._child is not None and not self._child.look()):
+            return
+        self._take()
+        if self._over or not self._left:
+            self._stop.end()
+            return
+        try:
+            self._child = LoadChild(self._url, self._key, self._left.pop(0))
+        except OSError as exc:
+            self.why = f"no load could be started: {exc}"
+            self._stop.end()
 
     def end(self) -> None:
         """End what still runs of it."""
-        with self._lock:
-            self._over, child = True, self._child
-        if child is not None:
-            child.end()
-        if self._thread is not None:
-            self._thread.join(_PATIENCE)
+        if self._child is not None:
+            self._child.end()
+            self._take()
 
-    def _run(self, url: str) -> None:
-        try:
-            for load in self._loads:
-                if not self._measured(url, load):
-                    break
-        except OSError as exc:
-            self.why = f"no load could be started: {exc}"
-        finally:
-            self._stop.end()
-
-    def _measured(self, url: str, load: LoadSpec) -> bool:
-        """Whether requests of this load were answered."""
-        with self._lock:
-            if self._over:
-                return False
-            child = self._child = LoadChild(url, self._key, load)
-        child.wait()
+    def _take(self) -> None:
+        """What a load has measured that has ended."""
+        child, self._child = self._child, None
+        if child is None:
+            return
         result = child.result
-        if result is None:
-            self.why = child.why
-            return False
-        self.results.append(result)
-        if not result.answered:
-            self.why = result.stopped or "no request was answered"
-        return result.answered > 0
+        if result is not None:
+            self.results.append(result)
+        if result is None or not result.answered:
+            self._over = True
+            self.why = child.why if result is None else result.stopped or "no request was answered"
 
 
-def _where_cut(drive: _Drive, results: Sequence[LoadResult]) -> str:
+def _where_cut(drive: _Loads, results: Sequence[LoadResult]) -> str:
     """Where a trial was when its time was over."""
     if results:
         return f"the time was over when {results[-1].seconds:.0f} s were measured"

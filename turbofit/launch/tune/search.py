@@ -2,22 +2,81 @@
 
 Gaussian processes learn by what factor the forecasts of requests a second, TTFT and TPOT are wrong
 and how that changes with the settings. Next is what promises the largest improvement that keeps the
-SLO (expected improvement times the probability of keeping it).
+SLO (expected improvement times the probability of keeping it). An SLO, ``ttft=2s,tpot=50ms``, says
+how long an answer may take; 90 % of the requests must keep it.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from turbofit.launch.tune.slo import LIMITS
+from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from turbofit.core.tuning import SpeedFigures, TrialForecast
 
-__all__ = ["SearchPoint", "Surrogate", "TrialSearch", "below", "expected_improvement"]
+
+__all__ = [
+    "LIMITS",
+    "SearchPoint",
+    "Surrogate",
+    "TrialSearch",
+    "below",
+    "expected_improvement",
+    "meets",
+    "parse_seconds",
+    "parse_slo",
+]
+
+#: The times that can be limited, and the figure that is held to each.
+LIMITS: Final = {"ttft": "ttft_p90", "tpot": "tpot_p90", "e2e": "e2e_p90"}
+_UNITS: Final = {"ms": 1e-3, "": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+#: Of a hundred requests so many may fail where there is no other limit.
+_FAILING: Final = 0.01
+
+
+def parse_seconds(text: str, what: str) -> float:
+    """``50ms``, ``2s``, ``20m``, ``1h`` or a number of seconds.
+
+    Raises:
+        UsageError: it is none.
+    """
+    found = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*(ms|s|m|min|h)?\s*", text)
+    seconds = float(found[1]) * _UNITS[found[2] or ""] if found else 0.0
+    if seconds <= 0:
+        raise UsageError(f"{what} {text!r} is no time", hint="write it as 50ms, 2s, 20m or 1h")
+    return seconds
+
+
+def parse_slo(text: str) -> dict[str, float]:
+    """Seconds by what ``--slo`` limits.
+
+    Raises:
+        UsageError: an entry is none, or stands twice.
+    """
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        name, sign, value = part.strip().partition("=")
+        if not sign or name not in LIMITS or name in found:
+            raise UsageError(
+                f"--slo {part.strip()!r} is no limit, or stands twice",
+                hint="write it as ttft=2s,tpot=50ms,e2e=20s",
+            )
+        found[name] = parse_seconds(value, f"--slo {name}")
+    return found
+
+
+def meets(figures: SpeedFigures, slo: Mapping[str, float]) -> bool:
+    """Whether what was measured keeps the limits, and nearly all was answered."""
+    every = figures.answered + figures.failed
+    if not figures.answered or figures.failed > _FAILING * every:
+        return False
+    return all(getattr(figures, LIMITS[name]) <= limit for name, limit in slo.items())
+
 
 #: What a start must promise to be worth it, as a share of the best.
 _WORTH: Final = 0.002
@@ -36,13 +95,10 @@ class SearchPoint(NamedTuple):
 
 
 class TrialSearch:
-    """One search.
+    """One search, which tries the first option first.
 
-    Args:
-        options: all that can be tried; the first is tried first.
-        slo: seconds by what is limited.
-        latency: whether the median time of an answer decides, not requests a second.
-        at_once: requests under way, for the time of an answer.
+    ``latency``: the median time of an answer decides, not requests a second; ``at_once`` are the
+    requests under way, for the time of an answer.
     """
 
     def __init__(
@@ -120,8 +176,6 @@ class TrialSearch:
         return Surrogate(points, residuals)
 
     def _keeps(self, figures: SpeedFigures | None) -> bool:
-        from turbofit.launch.tune.slo import meets
-
         return figures is not None and meets(figures, self._slo)
 
     def _value(self, index: int) -> float:
@@ -160,11 +214,9 @@ _NOISE: Final = 0.03
 
 
 class Surrogate:
-    """Fits residuals at points; predicts them elsewhere.
+    """Fits residuals, logarithms of measured over forecast, at points; predicts them elsewhere.
 
-    Args:
-        points: coordinates, in units of how far the residual stays alike.
-        residuals: the logarithm of measured over forecast there.
+    Coordinates are in units of how far the residual stays alike.
     """
 
     def __init__(self, points: Sequence[Sequence[float]], residuals: Sequence[float]) -> None:

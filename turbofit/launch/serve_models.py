@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import time
 from collections import deque
+from concurrent.futures import Future, wait
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from functools import partial
 from math import ceil
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Thread
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from msgspec.structs import replace
@@ -17,16 +22,15 @@ from turbofit.core.errors import DoesNotFitError, LaunchError, TurbofitError, Us
 from turbofit.core.struct import Struct
 from turbofit.core.units import format_duration
 from turbofit.gateway.allocator import keep_large_blocks
-from turbofit.gateway.models.attached_gateway import insist
+from turbofit.gateway.models.attached_gateway import AttachedGateway, insist
 from turbofit.gateway.routing.health import healthy
 from turbofit.launch.engine.fitted_cache import SharedCards
-from turbofit.launch.models.model_run import ModelRun
 from turbofit.launch.run import Run
 from turbofit.launch.serve.leases import Leases
 from turbofit.launch.serve.planner import measured, preview
+from turbofit.launch.serve.supervisor import StopSignal
 
 if TYPE_CHECKING:
-    import signal
     from collections.abc import Callable, Iterable, Sequence
 
     from turbofit.core.json_types import Options
@@ -37,10 +41,13 @@ if TYPE_CHECKING:
     from turbofit.gateway.thread import GatewayThread
     from turbofit.launch.run import PublicSide
     from turbofit.launch.serve.config import ServeConfig
-    from turbofit.launch.serve.supervisor import StopSignal
+
+    #: Plans, launches and follows until the signal ends it.
+    Launcher = Callable[[StopSignal, Callable[[Gateway], PublicSide]], object]
 
 __all__ = [
     "LULL_SECONDS",
+    "ModelRun",
     "ModelsPolicy",
     "PlannedModel",
     "ServedModels",
@@ -240,6 +247,70 @@ def _model_run(
     return ModelRun(model, planned.plan.model.weight_bytes, launch, front)
 
 
+class ModelRun:
+    """A model's engines, from one start to the next; each start runs in a thread of its own.
+
+    A start that was not measured yet is forecast by ``weight_bytes``. ``launch`` is one run: it
+    plans anew from what is free, launches, and follows.
+    """
+
+    def __init__(
+        self,
+        model: ServedModel,
+        weight_bytes: int,
+        launch: Launcher,
+        front: GatewayThread[ModelsGateway],
+    ) -> None:
+        self.model, self.weight_bytes = model, weight_bytes
+        self._launch, self._publish = launch, partial(AttachedGateway, front, model)
+        self._stop = StopSignal()
+        #: How its start ended; None where none holds memory, or may.
+        self.under_way: Future[object] | None = None
+
+    @property
+    def ending(self) -> bool:
+        """Whether its engines were told to end."""
+        return self.under_way is not None and self._stop.signal is not None
+
+    def start(self) -> None:
+        """Start its engines; `ended` tells when they have ended."""
+        self._stop, self.under_way = StopSignal(), Future()
+        follow = partial(self._follow, self._stop, self.under_way)
+        Thread(target=follow, name=f"model {self.model.name}", daemon=True).start()
+
+    def _follow(self, stop: StopSignal, ended: Future[object]) -> None:
+        try:
+            ended.set_result(self._launch(stop, self._publish))
+        except BaseException as exc:  # noqa: BLE001 - it is raised again, or told to clients
+            ended.set_exception(exc)
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """End its engines in order; their memory is back when `ended` says so."""
+        self._stop.end(number)
+
+    def strike(self) -> None:
+        """End them at once; takes no lock."""
+        if self.under_way is not None:
+            self._stop.strike()
+
+    def ended(self) -> bool:
+        """Whether the start has ended in order; the next one may begin.
+
+        Raises:
+            TurbofitError: it ended otherwise.
+        """
+        if self.under_way is None or not self.under_way.done():
+            return False
+        error, self.under_way = self.under_way.exception(), None
+        if isinstance(error, TurbofitError):
+            raise error
+        if error is not None:
+            raise RuntimeError(f"the run of {self.model.name} failed") from error
+        if self._stop.signal is None:
+            raise LaunchError(f"{self.model.name} ended by itself", hint="see its run's folder")
+        return True
+
+
 #: A model without a request for so long makes way before its turn is over.
 LULL_SECONDS: Final = 2.0
 
@@ -263,45 +334,32 @@ class ModelsPolicy(Struct):
     tick: float = 0.1
 
 
+@dataclass
 class SeveralModels:
-    """All models behind one address.
+    """All models behind one address, which is started and stopped here.
 
-    Args:
-        runs: in the order in which they start; the first of them start at once, as many as may
-            run at the same time.
-        front: serves the address; it is started and stopped here.
-        policy: when engines run.
-        say: takes lines of progress.
+    ``runs`` are in the order in which they start; the first of them start at once, as many as may
+    run at the same time.
     """
 
-    def __init__(
-        self,
-        runs: Sequence[ModelRun],
-        front: GatewayThread[ModelsGateway],
-        policy: ModelsPolicy,
-        say: Callable[[str], None],
-    ) -> None:
-        self._runs, self._front, self._policy = list(runs), front, policy
-        self._say = say
+    runs: Sequence[ModelRun]
+    front: GatewayThread[ModelsGateway]
+    policy: ModelsPolicy
+    say: Callable[[str], None]
 
     def run(self, stop: StopSignal, on_open: Callable[[str], None]) -> signal.Signals:
-        """Serve until a signal. Call it in the main thread.
+        """Serve until a signal, which is returned. Call it in the main thread.
 
-        Args:
-            stop: tells of signals.
-            on_open: told the address, when the first models are ready.
-
-        Returns:
-            The signal that ended it.
+        ``on_open`` is told the address when the first models are ready.
 
         Raises:
             TurbofitError: the address cannot be bound, or one of the first models does not start.
         """
-        self._front.start()
+        self.front.start()
         stop.on_second(self._strike)
         stop.abrupt = False
         try:
-            first = self._runs[: self._policy.at_once]
+            first = self.runs[: self.policy.at_once]
             for run in first:
                 if stop.signal is not None:
                     break
@@ -310,8 +368,8 @@ class SeveralModels:
                     self._collect(run)
                     self._pause()
             if stop.signal is None:
-                insist(self._front, lambda front: setattr(front, "opened", True))
-                on_open(self._front.url)
+                insist(self.front, lambda front: setattr(front, "opened", True))
+                on_open(self.front.url)
             while stop.signal is None:
                 self._step()
                 self._pause()
@@ -321,11 +379,11 @@ class SeveralModels:
         return stop.signal
 
     def _pause(self) -> None:
-        time.sleep(self._policy.tick)
+        time.sleep(self.policy.tick)
 
     def _step(self) -> None:
         """Look once at all of them."""
-        for run in self._runs:
+        for run in self.runs:
             self._look(run)
             if run.model.state == "ready":
                 self._forecast(run)
@@ -337,11 +395,11 @@ class SeveralModels:
         try:
             self._collect(run)
         except TurbofitError as exc:
-            again, message = self._policy.again, exc.message
+            again, message = self.policy.again, exc.message
             pause = format_duration(again)
-            self._say(f"warning: {run.model.name}: {message}; it is left alone for {pause}")
+            self.say(f"warning: {run.model.name}: {message}; it is left alone for {pause}")
             until = time.monotonic() + again
-            insist(self._front, lambda _: run.model.fail(message, until))
+            insist(self.front, lambda _: run.model.fail(message, until))
 
     def _collect(self, run: ModelRun) -> None:
         """Mark a model as asleep whose run has ended.
@@ -350,7 +408,7 @@ class SeveralModels:
             TurbofitError: it ended otherwise than in order.
         """
         if run.ended():
-            insist(self._front, lambda _: run.model.sleep())
+            insist(self.front, lambda _: run.model.sleep())
 
     def _forecast(self, measured: ModelRun) -> None:
         """From a measured start, what those take that were not measured.
@@ -358,18 +416,18 @@ class SeveralModels:
         By the weights' bytes, and no less than what was measured. Over.
         """
         seconds = measured.model.start_seconds
-        for run in self._runs if seconds is not None else ():
+        for run in self.runs if seconds is not None else ():
             ratio = max(1.0, run.weight_bytes / max(1, measured.weight_bytes))
             run.model.forecast = max(run.model.forecast or 0.0, ratio * (seconds or 0.0))
 
     def _rest_idle(self) -> None:
         """End the engines that nobody asked for long enough, and those that made way."""
-        for run in self._runs:
+        for run in self.runs:
             model = run.model
-            if run.ending or not run.running:
+            if run.ending or run.under_way is None:
                 continue
             if self._closed_idle(model):
-                self._say(
+                self.say(
                     f"{model.name}: nobody asked for {format_duration(model.idle)}, its engines "
                     "end and give their memory back"
                 )
@@ -387,7 +445,7 @@ class SeveralModels:
                 and gateway.fleet.outage is None  # one that rests keeps nobody waiting
                 and not healthy(gateway.fleet)
             )
-            for model in (run.model for run in self._runs)
+            for model in (run.model for run in self.runs)
         )
 
     def _closed_idle(self, model: ServedModel) -> bool:
@@ -395,64 +453,62 @@ class SeveralModels:
 
         Not while another one starts: its cache would take a share of what this one gives back.
         """
-        seconds = self._policy.idle
+        seconds = self.policy.idle
         if seconds is None or self._starting or model.state != "ready" or model.idle < seconds:
             return False
-        return insist(self._front, lambda _: model.close_idle(seconds))
+        return insist(self.front, lambda _: model.close_idle(seconds))
 
     def _start_next(self) -> None:
         """Start the model whose request has waited longest, or make room for it."""
-        if self._starting or any(one.model.state == "ending" for one in self._runs):
+        if self._starting or any(one.model.state == "ending" for one in self.runs):
             return
         waiting = [
             (since, place, run)
-            for place, run in enumerate(self._runs)
-            if not run.running
+            for place, run in enumerate(self.runs)
+            if run.under_way is None
             and run.model.rested
             and (since := self._wanted_since(run.model)) is not None
         ]
         if not waiting:
             return
         _, _, following = min(waiting)
-        running = [run for run in self._runs if run.running]
-        if len(running) < self._policy.at_once:
+        running = [run for run in self.runs if run.under_way is not None]
+        if len(running) < self.policy.at_once:
             self._start(following)
             return
         models = [run.model for run in running]
-        victim = gives_way(models, self._policy.turn, time.monotonic())
+        victim = gives_way(models, self.policy.turn, time.monotonic())
         if victim is not None:
             self._make_way(victim, following.model)
 
     def _wanted_since(self, model: ServedModel) -> float | None:
         """When somebody began to want it; one that is to run always is wanted since it failed."""
-        always = self._policy.idle is None and self._policy.at_once >= len(self._runs)
+        always = self.policy.idle is None and self.policy.at_once >= len(self.runs)
         return model.again_at if always and model.state == "failed" else model.wanted_since
 
     def _make_way(self, victim: ServedModel, following: ServedModel) -> None:
-        insist(self._front, lambda _: victim.close())
+        insist(self.front, lambda _: victim.close())
         expected = following.expected
         known = "" if expected is None else f", which takes about {ceil(expected)} s to start"
-        self._say(f"{victim.name} makes way for {following.name}{known}")
+        self.say(f"{victim.name} makes way for {following.name}{known}")
 
     def _start(self, run: ModelRun) -> None:
-        insist(self._front, lambda _: run.model.begin())
+        insist(self.front, lambda _: run.model.begin())
         run.start()
 
     def _strike(self) -> None:
-        self._front.strike()
-        for run in self._runs:
+        self.front.strike()
+        for run in self.runs:
             run.strike()
 
     def _end(self, stop: StopSignal) -> None:
         """Let what is under way end, then the engines; nobody waits for a start any longer."""
         with suppress(LaunchError):
-            self._front.call(lambda front: front.end())
-        self._front.stop(drain=not stop.urgent and stop.signal is not None)
-        for run in self._runs:
-            run.end(stop.signal)
-        deadline = time.monotonic() + _LAST_SECONDS
-        for run in self._runs:
-            run.wait(max(0.0, deadline - time.monotonic()))
+            self.front.call(lambda front: front.end())
+        self.front.stop(drain=not stop.urgent and stop.signal is not None)
+        for run in self.runs:
+            run.end(stop.signal or signal.SIGTERM)
+        wait([run.under_way for run in self.runs if run.under_way is not None], _LAST_SECONDS)
 
 
 def gives_way(models: Iterable[ServedModel], turn: float, now: float) -> ServedModel | None:
@@ -461,11 +517,6 @@ def gives_way(models: Iterable[ServedModel], turn: float, now: float) -> ServedM
     A turn is over after so many seconds of being ready, or with a lull in its requests. So a model
     that serves is not ended right after its long start, and a model that is idle keeps nobody
     waiting.
-
-    Args:
-        models: those that run.
-        turn: seconds.
-        now: by the models' clock.
     """
     over = [
         model

@@ -11,7 +11,7 @@ import pytest
 
 from turbofit.gateway.limits.parameters import GENERATION
 from turbofit.gateway.limits.rules import Scope
-from turbofit.launch.pipeline.held_config import hold_config, hold_engine
+from turbofit.launch.pipeline.held import hold_config, hold_engine
 
 pytestmark = [
     pytest.mark.lmdeploy,

@@ -1,1 +1,0 @@
-"""Several models of one turbofit: each has its sessions, one address has them all."""
