@@ -63,7 +63,7 @@ class SimulatedGatewayThread:
         if not self._ended.wait(seconds) and self._world.scheduler.now > slow_until + seconds:
             self._world.violate(f"the gateway did not end within {seconds:.0f} s")
 
-    def strike(self) -> None:
+    def cut_off(self) -> None:
         if self._loop is not None and self._task is not None:
             self._loop.call_soon_threadsafe(self._task.cancel)
 

@@ -19,19 +19,16 @@ import msgspec
 
 from turbofit.core.json_types import Document
 from turbofit.core.struct import Struct
-from turbofit.gateway.http.accesslog import AccessLog
 from turbofit.gateway.http.asgi_app import METRICS_TYPE, AsgiApp, while_connected
 from turbofit.gateway.http.refusals import Refusal, refusal_event
-from turbofit.gateway.http.routes import find_route, is_health
-from turbofit.gateway.routing.request_context import (
+from turbofit.gateway.http.request_context import (
     CLIENT,
     CLIENT_KEY,
+    ForwardOutcome,
     RequestContext,
     answer,
-    entry,
     sent_headers,
 )  # fmt: skip
-from turbofit.gateway.routing.suspects import ForwardOutcome
 from turbofit.gateway.routing.upstream import Died, Unreachable, Upstream
 
 if TYPE_CHECKING:
@@ -39,7 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from turbofit.gateway.config import GatewayConfig
-    from turbofit.gateway.http.asgi import Message, Receive, Send
+    from turbofit.gateway.http.request_context import Receive, Send
+    from turbofit.gateway.http.routes import Route
 
     Response = aiohttp.ClientResponse
 
@@ -147,9 +145,9 @@ class Front(AsgiApp):
         source: Callable[[], Sequence[NodeAddress]] | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        super().__init__(config, _LARGEST)
+        super().__init__(config, _LARGEST, log)
         self._upstream = Upstream(tls=tls)
-        self._log, self._source = log or (lambda _: None), source
+        self._source = source
         self._watchers: dict[str, asyncio.Task[None]] = {}
         self._looks: asyncio.Task[None] | None = None
         self.nodes: dict[str, Node] = {}
@@ -164,8 +162,7 @@ class Front(AsgiApp):
         for task in (*self._watchers.values(), *([self._looks] if self._looks else [])):
             task.cancel()
         await self._upstream.close()
-        if isinstance(self._log, AccessLog):
-            self._log.close()
+        self._close_log()
 
     def follow(self, addresses: Sequence[NodeAddress]) -> None:
         """Send to these nodes and no others from now on; to be called in the front's loop.
@@ -227,18 +224,9 @@ class Front(AsgiApp):
         return max(told, default=0) or _LARGEST
 
     async def _serve(
-        self,
-        request: RequestContext,
-        path: bytes,
-        scope: Message,  # noqa: ARG002 - of `AsgiApp`
-        receive: Receive,
-        send: Send,
+        self, request: RequestContext, route: Route, receive: Receive, send: Send
     ) -> None:
         request.outcome = ForwardOutcome()
-        if not is_health(path):
-            request.key = self._keys.check(request.headers)
-        route = request.route = find_route(request.method, path)
-        request.api = route.api
         if route.kind in ("health", "metrics"):
             await self._page(request, send, route.kind)
             return
@@ -259,12 +247,7 @@ class Front(AsgiApp):
         request.body = b""
 
     def _record(self, request: RequestContext) -> None:
-        outcome = request.outcome or ForwardOutcome()
-        request.status = outcome.status or request.status
-        path = request.route.path if request.route else ""
-        self.metrics.count("requests_total", f"route={path}", f"status={request.status}")
-        if path != "/health" or request.status != 200:
-            self._log(entry(request, path, outcome.first_byte))
+        self._write_down(request)
 
     async def _to_nodes(self, request: RequestContext, send: Send) -> None:
         """To one node after the other until one takes it; raises `Refusal` where none does."""

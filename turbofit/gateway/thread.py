@@ -10,11 +10,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from turbofit.core.errors import LaunchError, TurbofitError
-from turbofit.gateway.server import Ends, PublicApp, run_loop, serve_gateway
+from turbofit.gateway.server import Ends, run_loop, serve_gateway
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
+
+    from turbofit.gateway.http.asgi_app import AsgiApp
 
 __all__ = ["GatewayThread"]
 
@@ -22,7 +24,7 @@ _START_SECONDS: Final = 30.0
 _BEYOND: Final = 5.0
 
 _Answer = TypeVar("_Answer")
-_App = TypeVar("_App", bound=PublicApp)
+_App = TypeVar("_App", bound="AsgiApp")
 
 
 class GatewayThread(Generic[_App]):
@@ -72,7 +74,7 @@ class GatewayThread(Generic[_App]):
             self._end(urgent=not drain)
             self._thread.join((self._gateway.config.drain_seconds if drain else 0) + _BEYOND)
 
-    def strike(self) -> None:
+    def cut_off(self) -> None:
         """Cut off what is open; safe in a signal handler, since it takes no lock."""
         self._end(urgent=True)
 

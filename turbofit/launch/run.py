@@ -398,7 +398,7 @@ class PublicSide(Protocol):
     def stop(self, *, drain: bool = True) -> None:
         """Take nothing new, and end; what is under way may end with ``drain``."""
 
-    def strike(self) -> None:
+    def cut_off(self) -> None:
         """Cut off what is under way; safe in a signal handler."""
 
 
@@ -637,7 +637,7 @@ class Start:
 
     def _strike(self) -> None:
         if self._front is not None:
-            self._front.strike()
+            self._front.cut_off()
 
     def _drain(self, urgent: bool) -> None:
         if self._gpu_monitor is not None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.json_types import Document
     from turbofit.gateway.http.prepare import Preparation
-    from turbofit.gateway.routing.suspects import ForwardOutcome
+    from turbofit.gateway.http.request_context import ForwardOutcome
 
     Log = Callable[[dict[str, Any]], None]
 

@@ -8,14 +8,14 @@ from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Final
 
-from turbofit.gateway.http.asgi import uncancel
 from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.http.request_context import uncancel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from turbofit.gateway.config import GatewayConfig
-    from turbofit.gateway.http.asgi import Receive
+    from turbofit.gateway.http.request_context import Receive
 
     #: `asyncio.AbstractEventLoop.call_later`.
     Later = Callable[[float, Callable[[], None]], asyncio.TimerHandle]

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from turbofit.core.struct import Struct
-from turbofit.gateway.http.bodies import read_body
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.gate import UNSTATED
 from turbofit.gateway.limits.parameters import passed
 from turbofit.gateway.limits.ranges import hold_parameters, lower_answer, most_tokens, scope_of
+from turbofit.gateway.limits.request_body import read_body
 from turbofit.gateway.limits.request_limits import (
     KNOBS,
     LimitedImage,
@@ -36,8 +36,8 @@ from turbofit.gateway.media.pictures import Picture, from_base64, from_bytes, fr
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from turbofit.gateway.http.bodies import MediaSlot
     from turbofit.gateway.http.routes import Kind
+    from turbofit.gateway.limits.request_body import MediaSlot
     from turbofit.gateway.limits.request_limits import Bounds
 
 __all__ = ["Preparation", "PreparedBody", "decode"]

@@ -7,7 +7,7 @@ from typing import Final
 
 from turbofit.core.struct import Struct
 
-__all__ = ["UNSTATED", "Cost", "EngineCapacity", "Gate", "KvCache"]
+__all__ = ["UNSTATED", "Cost", "Gate", "KvCache"]
 
 #: Tokens of a request that may grow as long as the engine lets it.
 UNSTATED: Final = 1 << 62
@@ -61,20 +61,6 @@ class KvCache(Struct):
             return 0
         blocks = -(-min(cost.tokens, self.longest) // self.block) + _AHEAD
         return cost.copies * blocks * self.block
-
-
-class EngineCapacity(Struct):
-    """What one engine holds at most; None for any number."""
-
-    units: int | None = None
-    kv: KvCache = KvCache()
-    host_bytes: int | None = None
-
-    def holds(self, cost: Cost) -> bool:
-        """Whether it holds a request where it has no other."""
-        return (self.units is None or cost.units <= self.units) and (
-            self.host_bytes is None or cost.host_bytes <= self.host_bytes
-        )
 
 
 @dataclass

@@ -28,7 +28,7 @@ from turbofit.gateway.media.pictures import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from turbofit.gateway.http.bodies import Parsed
+    from turbofit.gateway.limits.request_body import Parsed
 
 __all__ = [
     "MOST_FRAMES", "RATES", "Clip", "VideoInspector", "check_film", "film_clip", "film_of",

@@ -14,20 +14,19 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from turbofit.core.process.log import LazyLogger
-from turbofit.gateway.http.asgi_app import METRICS_TYPE, AsgiApp
+from turbofit.gateway.http.asgi_app import METRICS_TYPE, AsgiApp, disconnected
 from turbofit.gateway.http.metrics import DROPPED, logs_text, merge
 from turbofit.gateway.http.model_names import ModelCard, models_document, no_such_model
 from turbofit.gateway.http.refusals import Refusal, ending
-from turbofit.gateway.http.routes import find_route, is_health
+from turbofit.gateway.http.request_context import RequestContext, answer
 from turbofit.gateway.routing.health import healthy
-from turbofit.gateway.routing.request_context import RequestContext, answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from turbofit.core.json_types import Document
     from turbofit.gateway.config import GatewayConfig
-    from turbofit.gateway.http.asgi import Message, Receive, Send
+    from turbofit.gateway.http.request_context import Message, Receive, Send
     from turbofit.gateway.http.routes import Route
     from turbofit.gateway.limits.request_limits import Bounds
     from turbofit.gateway.models.served_model import ServedModel
@@ -105,27 +104,16 @@ class ModelsGateway(AsgiApp):
                 await gateway.shutdown()
 
     async def _serve(
-        self, request: RequestContext, path: bytes, scope: Message, receive: Receive, send: Send
+        self, request: RequestContext, route: Route, receive: Receive, send: Send
     ) -> None:
-        if not is_health(path):
-            request.key = self._keys.check(request.headers)
-            if self._keys.of_front(request.headers):
-                request.is_of_front()
-                self.connections.apart(scope["turbofit.connection"])
-        elif self.config.api_keys:
-            # Names and causes are for those who have a key.
-            with suppress(Refusal):
-                request.key = self._keys.check(request.headers)
-        route = find_route(request.method, path)
-        request.api = route.api
         if route.method != "POST":
             await self._page(request, route, send)
             return
         body = await self._bodies.read(request.headers, receive, request.who)
         model = self._find(body)
-        gone = asyncio.ensure_future(_disconnect(receive))
+        gone = asyncio.ensure_future(disconnected(receive))
         try:
-            await self._hand_over(model, request, body, (scope, gone, send))
+            await self._hand_over(model, request, body, gone, send)
         finally:
             gone.cancel()
 
@@ -134,10 +122,10 @@ class ModelsGateway(AsgiApp):
         model: ServedModel,
         request: RequestContext,
         body: bytes,
-        asgi: tuple[Message, asyncio.Future[Message], Send],
+        gone: asyncio.Future[Message],
+        send: Send,
     ) -> None:
         """Wait until the model is ready, and let its gateway answer."""
-        scope, gone, send = asgi
         self._bodies.keep(len(body), request.who)
         try:
             if self._ending and model.state != "ready":
@@ -158,7 +146,7 @@ class ModelsGateway(AsgiApp):
             return await asyncio.shield(gone) if found is None else found
 
         with model.request():
-            await gateway(scope, replayed, send)
+            await gateway(request.scope, replayed, send)
 
     def _find(self, body: bytes) -> ServedModel:
         """The model that a body names; the only one where it names none."""
@@ -179,7 +167,10 @@ class ModelsGateway(AsgiApp):
     async def _page(self, request: RequestContext, route: Route, send: Send) -> None:
         models = list(self.models.values())
         if route.kind == "health":
-            known = bool(request.key) or not self.config.api_keys
+            known = not self.config.api_keys
+            if not known:  # names and causes are for those who have a key
+                with suppress(Refusal):
+                    known = bool(self._keys.check(request.headers)[0])
             page = health_document(models, opened=self.opened, known=known)
             retry = min((model.retry_after for model in models), default=1)
             fine = page["status"] in ("healthy", "degraded")
@@ -214,14 +205,6 @@ class ModelsGateway(AsgiApp):
         return text.partition(f"# HELP {DROPPED}")[0]
 
 
-async def _disconnect(receive: Receive) -> Message:
-    """The message that says that the client went away."""
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return message
-
-
 def _fine(model: ServedModel) -> bool:
     """Whether a request for it is answered, after a start where its engines do not run."""
     if model.state == "ready":
@@ -238,7 +221,7 @@ def _facts(model: ServedModel) -> Document:
     if model.expected is not None:
         facts["start_seconds"] = round(model.expected, 1)
     if model.state not in ("ready", "asleep"):
-        facts.update(message=model.said, retry_after=model.retry_after)
+        facts.update(message=model.status, retry_after=model.retry_after)
     return facts
 
 

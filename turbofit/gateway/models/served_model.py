@@ -1,30 +1,41 @@
 """One model behind an address: its gateway while its engines run, and the requests that wait.
 
-All of it belongs to the loop of the gateway in front; other threads only read numbers.
+A `ServedModel` belongs to the loop of the address; other threads only read numbers. A supervisor
+has an `AttachedGateway`, which is what `GatewayThread` is to a model alone.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from math import ceil
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
+from turbofit.core.errors import LaunchError
 from turbofit.gateway.http.refusals import Refusal, ending
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from turbofit.gateway.http.app import Gateway
+    from turbofit.gateway.models.models_gateway import ModelsGateway
+    from turbofit.gateway.thread import GatewayThread
 
-__all__ = ["ModelState", "ServedModel"]
+__all__ = ["AttachedGateway", "ModelState", "ServedModel", "insist"]
+
+_Answer = TypeVar("_Answer")
 
 #: ``ending``: what is under way may end, and requests wait for the next start.
 ModelState = Literal["asleep", "starting", "ready", "ending", "failed"]
 
 #: Seconds after which to try again where no start was measured yet.
 _RETRY: Final = 10
+_LOOK: Final = 0.05
+#: Seconds for which a loop may be busy: a server that waits hears no signal.
+_BUSY_SECONDS: Final = 60.0
+#: Seconds for requests of engines that are gone: each ends as soon as its connection breaks.
+_BROKEN_OFF: Final = 60.0
 
 
 class ServedModel:
@@ -92,7 +103,7 @@ class ServedModel:
         return max(1, ceil(expected - spent))
 
     @property
-    def said(self) -> str:
+    def status(self) -> str:
         """Where it stands, for people."""
         if self.state == "failed":
             return f"{self.name} does not start: {self.trouble}"
@@ -163,7 +174,7 @@ class ServedModel:
     def refusal(self) -> Refusal:
         """What a client is told that does not wait."""
         reason = "model_unavailable" if self.state == "failed" else "model_starting"
-        return Refusal(reason, why=self.said, retry_after=self.retry_after)
+        return Refusal(reason, why=self.status, retry_after=self.retry_after)
 
     async def wait(self, seconds: float, gone: asyncio.Future[Any], longest: int) -> Gateway:
         """Its gateway, once it is ready.
@@ -226,3 +237,90 @@ class ServedModel:
                 turn.set_result(None)
             else:
                 turn.set_exception(refusal)
+
+
+def insist(
+    address: GatewayThread[ModelsGateway], ask: Callable[[ModelsGateway], _Answer]
+) -> _Answer:
+    """Run something in the address's loop, which may be busy for a minute.
+
+    Raises:
+        LaunchError: the address is not served any more, or its loop hangs.
+    """
+    return address.call(ask, _BUSY_SECONDS)
+
+
+class AttachedGateway:
+    """A model's gateway, from when its engines are ready to when they end.
+
+    Args:
+        address: serves all models.
+        model: whose it is.
+        gateway: the model's.
+    """
+
+    def __init__(
+        self, address: GatewayThread[ModelsGateway], model: ServedModel, gateway: Gateway
+    ) -> None:
+        self._address, self._model, self._gateway = address, model, gateway
+        self._task: asyncio.Task[Any] | None = None
+
+    def start(self) -> None:
+        """Requests for the model go to its gateway from now on.
+
+        Raises:
+            LaunchError: the address is not served any more.
+        """
+
+        def begin(_: ModelsGateway) -> None:
+            self._task = asyncio.ensure_future(self._gateway.startup())
+            self._model.open(self._gateway)
+
+        insist(self._address, begin)
+
+    @property
+    def url(self) -> str:
+        """The address of all models."""
+        return self._address.url
+
+    def call(self, ask: Callable[[Gateway], _Answer]) -> _Answer:
+        """Run ``ask(gateway)`` in the loop, and return what it returns.
+
+        Raises:
+            LaunchError: the address is not served any more, or its loop is too busy.
+        """
+        return self._address.call(lambda _: ask(self._gateway))
+
+    @property
+    def cut(self) -> int:
+        """How many requests of all models the address's end has cut off."""
+        return self._address.cut
+
+    def cut_off(self) -> None:
+        """Cut off what the address of all models has under way."""
+        self._address.cut_off()
+
+    def stop(self, *, drain: bool = True) -> None:
+        """Give it no request any more, and close it.
+
+        Args:
+            drain: wait until what it has has ended, within the drain's seconds.
+        """
+
+        def detach(_: ModelsGateway) -> None:
+            if self._model.gateway is self._gateway:
+                self._model.detach(self._gateway)
+                self._task = asyncio.ensure_future(self._close())
+
+        with suppress(LaunchError):  # the address is closed, and its gateways with it
+            insist(self._address, detach)
+            deadline = time.monotonic() + (self._gateway.config.drain_seconds if drain else 0)
+            while self._model.in_flight and time.monotonic() < deadline:
+                time.sleep(_LOOK)
+
+    async def _close(self) -> None:
+        """Close it once what it has has ended, which its engines' end sees to."""
+        deadline = time.monotonic() + self._gateway.config.drain_seconds + _BROKEN_OFF
+        while self._model.in_flight and time.monotonic() < deadline:
+            await asyncio.sleep(_LOOK)
+        await self._gateway.shutdown()

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import Plan
 
-__all__ = ["DAY_SECONDS", "Denied", "DenyFile", "Fingerprint", "deny_path", "pardon"]
+__all__ = ["DAY_SECONDS", "Denied", "DenyFile", "deny_path", "fingerprint", "pardon"]
 
 DAY_SECONDS: Final = 24 * 3600.0
 _SCHEMA: Final = "turbofit.denied/1"
@@ -66,7 +66,7 @@ class _Page(Struct):
     schema: Annotated[str, const(_SCHEMA)] = _SCHEMA
 
 
-class Fingerprint:
+def fingerprint(key: bytes, path: str, body: bytes) -> asyncio.Future[str]:
     """A keyed hash of what an engine is given: model, parameters, prompt and images.
 
     Nothing can be read from it, and nobody without this machine's key can test guesses against it.
@@ -77,30 +77,16 @@ class Fingerprint:
         key: this installation's secret.
         path: of the engine's route.
         body: as the engine is given it.
+
+    Returns:
+        24 hexadecimal digits, once they are known. Several may wait for them: shield it.
     """
-
-    __slots__ = ("_making", "made")
-
-    def __init__(self, key: bytes, path: str, body: bytes) -> None:
-        self.made: str | None = None
-        self._making: asyncio.Future[str] | None = None
-        if len(body) <= _INLINE:
-            self.made = _hashed(key, path, body)
-        else:
-            loop = asyncio.get_running_loop()
-            self._making = loop.run_in_executor(None, _hashed, key, path, body)
-            self._making.add_done_callback(self._keep)
-
-    def _keep(self, making: asyncio.Future[str]) -> None:
-        if not making.cancelled() and making.exception() is None:
-            self.made = making.result()
-
-    async def known(self) -> str:
-        """24 hexadecimal digits, once they are known."""
-        if self.made is None:
-            assert self._making is not None
-            self.made = await asyncio.shield(self._making)  # others may wait for it too
-        return self.made
+    loop = asyncio.get_running_loop()
+    if len(body) > _INLINE:
+        return loop.run_in_executor(None, _hashed, key, path, body)
+    made = loop.create_future()
+    made.set_result(_hashed(key, path, body))
+    return made
 
 
 def _hashed(key: bytes, path: str, body: bytes) -> str:

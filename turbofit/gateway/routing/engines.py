@@ -1,30 +1,39 @@
-"""The engines behind the gateway: what each is doing, and which one is next."""
+"""The engines behind the gateway: what each is doing, how it died, and which one is next."""
 
 from __future__ import annotations
 
 import time
 from collections import OrderedDict, deque
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from math import ceil
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
 from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.limits.gate import EngineCapacity, Gate
-from turbofit.gateway.routing.suspects import LEFT_SECONDS, EngineDeath
+from turbofit.gateway.limits.gate import Gate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    import asyncio
+    from collections.abc import Callable, Iterator, Sequence
 
     from turbofit.core.json_types import JsonObject
     from turbofit.gateway.limits.gate import Cost
-    from turbofit.gateway.routing.suspects import Present, Turn
+    from turbofit.gateway.routing.request_forwarder import Exchange
 
     #: From the least busy engine that has room, and whether another one has it too.
     Chooser = Callable[["RoutedEngine", Callable[["RoutedEngine"], bool]], "RoutedEngine"]
 
-__all__ = ["Affinity", "Fleet", "InFlight", "Outage", "RoutedEngine", "least_busy"]
+__all__ = [
+    "LEFT_SECONDS", "Accusation", "Affinity", "EngineDeath", "Fleet", "Outage", "Present",
+    "RoutedEngine", "Turn",
+]  # fmt: skip
+
+#: Seconds for which an engine is counted on to have a request whose client left: of an answer in
+#: one piece LMDeploy notices that only at the next token (`serve/core/chat_runner.py`, collect). A
+#: stream that has begun it ends at once. Under: a first token that takes longer.
+LEFT_SECONDS: Final = 10.0
 
 #: Prefixes shorter than this many bytes of JSON are not worth a detour.
 _SHORTEST_PREFIX: Final = 2048
@@ -41,18 +50,61 @@ _RETRY, _LONGEST_RETRY = 5, 60
 _UNSEEN_PAUSE: Final = 2.0
 
 
-class InFlight(Protocol):
-    """A request at an engine: when a byte of its answer last came, and whether one ever did.
+@dataclass(eq=False)
+class Turn:
+    """A suspect's turn at an engine.
 
-    ``present``: None where it has no body.
+    ``name``: the fingerprint or the client that is suspected; it has one turn at a time.
+    ``alone``: the engine gets nothing new meanwhile. ``longer``: it goes on after the answer began.
     """
 
-    heard_at: float
-    begun: bool
-    present: Present | None
+    name: str
+    alone: bool
+    longer: bool
 
-    def abort(self, *, died: bool, stuck: bool = False) -> None:
-        """End it: the engine died, or is stuck in it."""
+
+@dataclass(eq=False)
+class Present:
+    """A request at an engine, as far as a death asks: what, whose, and how far it had come.
+
+    ``fingerprint``: see `deny_file`; None where it has no body, and ends no engine. ``begun``:
+    whether a byte of its answer came. ``sent_at`` and ``left_at``: when it was sent, and when its
+    client left.
+    """
+
+    client: str
+    fingerprint: asyncio.Future[str] | None = None
+    turn: Turn | None = None
+    begun: bool = False
+    sent_at: float = float("-inf")
+    left_at: float = float("inf")
+
+
+class Accusation(NamedTuple):
+    """What a death says of a request or a client: it had its turn, and its answer had begun."""
+
+    in_turn: bool
+    begun: bool
+
+
+@dataclass(eq=False)
+class EngineDeath:
+    """The end of one engine's process: who was there, and what was concluded.
+
+    ``suspects`` are clients by the fingerprints of their requests that may be the cause,
+    ``accused`` all requests and clients that were there, ``refused`` who was refused for it.
+    ``explained``: its cause is known. ``ended``: a supervisor has seen the process end.
+    ``concluding`` is done once all of them are suspected.
+    """
+
+    engine: int
+    at: float
+    suspects: dict[str, str] = field(default_factory=dict)
+    accused: dict[str, Accusation] = field(default_factory=dict)
+    refused: list[str] = field(default_factory=list)
+    explained: bool = False
+    ended: bool = False
+    concluding: asyncio.Task[None] | None = None
 
 
 class RoutedEngine:
@@ -93,9 +145,9 @@ class RoutedEngine:
         #: Something failed: probe soon.
         self.suspect = True
         #: What it has, in the order in which it came.
-        self.in_flight: dict[InFlight, None] = {}
+        self.in_flight: dict[Exchange, None] = {}
         #: Requests that it seemed to be stuck in at the last look, and when that was.
-        self.doubtful: set[InFlight] = set()
+        self.doubtful: set[Exchange] = set()
         self.last_examined = float("-inf")
         #: Tokens that it counted when a question last failed.
         self.tokens: float | None = None
@@ -152,10 +204,12 @@ class RoutedEngine:
             )
         )
 
-    @property
-    def capacity(self) -> EngineCapacity:
-        """What it holds at most."""
-        return EngineCapacity(units=self.gate.units, kv=self.gate.kv, host_bytes=self.host_limit)
+    def holds(self, cost: Cost) -> bool:
+        """Whether it holds a request where it has no other."""
+        units, host_limit = self.gate.units, self.host_limit
+        return (units is None or cost.units <= units) and (
+            host_limit is None or cost.host_bytes <= host_limit
+        )
 
     def succeeded(self) -> None:
         """A completion brought its first byte."""
@@ -188,26 +242,21 @@ class RoutedEngine:
 
     def note_end(self) -> EngineDeath:
         """A supervisor saw its process end: the death that requests may have met already."""
-        if self.death is not None and self.death.seen:
+        if self.death is not None and self.death.ended:
             self.death = None  # of the process before
         death = self.note_death()
-        death.seen = True
+        death.ended = True
         return death
 
     def left_lately(self) -> list[Present]:
         """Requests that it may have though their clients left: now, or when it failed to answer."""
         at = min(time.monotonic(), self.failed_at)
-        return [one for one in self.left if at - one.left_at < LEFT_SECONDS]
+        return [present for present in self.left if at - present.left_at < LEFT_SECONDS]
 
     def abort_all(self, *, died: bool = True) -> None:
         """End every request that waits for this engine."""
         for request in tuple(self.in_flight):
             request.abort(died=died)
-
-
-def least_busy(engines: Iterable[RoutedEngine]) -> RoutedEngine | None:
-    """The one that one more request fills least, see `RoutedEngine.rank`; None of none."""
-    return min(engines, key=lambda one: one.rank, default=None)
 
 
 class Outage:
@@ -238,8 +287,6 @@ class Fleet:
 
     def __init__(self, engines: Sequence[RoutedEngine]) -> None:
         self.engines = tuple(engines)
-        #: What they hold at most, each size once.
-        self.sizes = frozenset(one.capacity for one in engines)
         #: Whether any has a gate: texts hold something there too.
         self.gated = any(one.gate.units is not None for one in engines)
         #: Why none will be up for a while, where that is known.
@@ -275,7 +322,8 @@ class Fleet:
 
     def best(self, cost: Cost, turn: Turn | None = None) -> RoutedEngine | None:
         """The least busy engine that has room for so much, and for a turn; None where none has."""
-        return least_busy(one for one in self.engines if one.fits(cost, turn))
+        fitting = (engine for engine in self.engines if engine.fits(cost, turn))
+        return min(fitting, key=lambda engine: engine.rank, default=None)
 
     def dead(self) -> Refusal:
         """What clients are told while no engine is up."""

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
     from turbofit.gateway.config import GatewayConfig
-    from turbofit.gateway.routing.engines import InFlight, RoutedEngine
+    from turbofit.gateway.routing.engines import RoutedEngine
+    from turbofit.gateway.routing.request_forwarder import Exchange
     from turbofit.gateway.routing.upstream import Upstream
 
 __all__ = ["EngineLoad", "Monitor", "engine_load", "healthy", "stuck_requests"]
@@ -242,8 +243,8 @@ def engine_load(page: str) -> EngineLoad | None:
 
 
 def stuck_requests(
-    requests: Collection[InFlight], load: EngineLoad | None, now: float, patience: float
-) -> set[InFlight]:
+    requests: Collection[Exchange], load: EngineLoad | None, now: float, patience: float
+) -> set[Exchange]:
     """Those that the engine seems to be stuck in.
 
     Args:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from turbofit.core.errors import LaunchError, TurbofitError
-from turbofit.gateway.models.attached_gateway import AttachedGateway
+from turbofit.gateway.models.served_model import AttachedGateway
 from turbofit.launch.serve.supervisor import StopSignal
 
 if TYPE_CHECKING:

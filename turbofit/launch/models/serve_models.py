@@ -17,7 +17,7 @@ from turbofit.core.errors import DoesNotFitError, LaunchError, TurbofitError, Us
 from turbofit.core.struct import Struct
 from turbofit.core.units import format_duration
 from turbofit.gateway.allocator import keep_large_blocks
-from turbofit.gateway.models.attached_gateway import insist
+from turbofit.gateway.models.served_model import insist
 from turbofit.gateway.routing.health import healthy
 from turbofit.launch.engine.fitted_cache import SharedCards
 from turbofit.launch.models.model_run import ModelRun
@@ -439,7 +439,7 @@ class SeveralModels:
         run.start()
 
     def _strike(self) -> None:
-        self._front.strike()
+        self._front.cut_off()
         for run in self._runs:
             run.strike()
 

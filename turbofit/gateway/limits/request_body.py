@@ -8,6 +8,7 @@ never a URL, a path or a knob that a client wrote.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from turbofit.gateway.http.refusals import Refusal
@@ -15,7 +16,7 @@ from turbofit.gateway.limits.parameters import passed
 from turbofit.gateway.limits.request_limits import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable
 
     from turbofit.core.json_types import JsonObject
     from turbofit.gateway.http.routes import Kind
@@ -191,11 +192,10 @@ def _part_type(part: Any) -> str:
 def _source(part: dict[str, Any], kind: str) -> tuple[str, dict[str, Any]]:
     """URL and parameters of an image part: a value beside its parameters, or an object of both."""
     value = part.get(kind)
-    beside = {name: found for name, found in part.items() if name not in ("type", kind)}
+    options = {name: option for name, option in part.items() if name not in ("type", kind)}
     if not isinstance(value, dict):
-        return _url(value), beside
-    options = {**beside, **value}
-    return _url(value.get("url") or value.get("data")), options
+        return _url(value), options
+    return _url(value.get("url") or value.get("data")), {**options, **value}
 
 
 def _url(value: Any) -> str:
@@ -206,45 +206,39 @@ def _url(value: Any) -> str:
 
 def _image_data(parsed: Parsed) -> None:
     """``image_data`` beside ``input_ids`` or a prompt: a URL, an object, or a list of these."""
-    found = parsed.body.get("image_data")
-    if found is None:
+    if "image_data" not in parsed.body:
         return
-    images = found if isinstance(found, list) else [found]
-    parsed.body["image_data"] = images
+    value = parsed.body["image_data"]
+    images = parsed.body["image_data"] = value if isinstance(value, list) else [value]
     for index, image in enumerate(images):
-        if isinstance(image, dict):
-            source = _url(image.get("url") or image.get("data"))
-            parsed.slots.append(MediaSlot(source, dict(image), "data", images, index))
-        else:
-            parsed.slots.append(MediaSlot(_url(image), {}, "data", images, index))
+        options = dict(image) if isinstance(image, dict) else {"url": image}
+        source = _url(options.get("url") or options.get("data"))
+        parsed.slots.append(MediaSlot(source, options, "data", images, index))
 
 
 def _completions(parsed: Parsed) -> None:
     """Text only: LMDeploy takes a list of anything, messages with images included."""
-    prompt = parsed.body.get("prompt")
-    prompts = prompt if isinstance(prompt, list) else [prompt]
-    if not prompts or not all(isinstance(one, str) for one in prompts):
-        raise _bad("prompt", "is neither a string nor a list of strings")
+    prompts = _texts(parsed.body, "prompt")
+    if not prompts:
+        raise _bad("prompt", "is an empty list")
     parsed.copies = len(prompts) * (_integer(parsed.body, "n") or 1)
 
 
-def _generate(parsed: Parsed) -> None:
-    _image_data(parsed)
+def _encode(parsed: Parsed) -> None:
+    """Texts to tokenise."""
+    _texts(parsed.body, "input")
 
 
-def _messages(parsed: Parsed) -> None:
-    _anthropic(parsed, "block")
-    _image_data(parsed)
-
-
-def _count_tokens(parsed: Parsed) -> None:
-    _anthropic(parsed, "count")
+def _texts(body: dict[str, Any], name: str) -> list[str]:
+    value = body.get(name)
+    texts: list[Any] = value if isinstance(value, list) else [value]
+    if not all(isinstance(text, str) for text in texts):
+        raise _bad(name, "is neither a string nor a list of strings")
+    return texts
 
 
 def _anthropic(parsed: Parsed, shape: _Shape) -> None:
-    messages = parsed.body.get("messages")
-    if messages is None:
-        return
+    messages = parsed.body.get("messages", [])
     if not isinstance(messages, list):
         raise _bad("messages", "is no list")
     for message in messages:
@@ -257,6 +251,7 @@ def _anthropic(parsed: Parsed, shape: _Shape) -> None:
             _blocks(parsed, content, role == "user", shape)
         elif not isinstance(content, str):
             raise _bad("messages", "holds content that is neither text nor a list")
+    _image_data(parsed)
 
 
 def _blocks(parsed: Parsed, blocks: list[Any], may: bool, shape: _Shape, depth: int = 0) -> None:
@@ -290,30 +285,18 @@ def _block_slot(block: dict[str, Any], shape: _Shape, place: list[Any], index: i
 
 def _responses(parsed: Parsed) -> None:
     """Text only, as LMDeploy itself says; looked through in case a later one thinks better."""
-    _no_images((parsed.body.get("input"), parsed.body.get("prompt")))
-
-
-def _encode(parsed: Parsed) -> None:
-    """Texts to tokenise."""
-    texts = parsed.body.get("input")
-    if not isinstance(texts, str) and not (
-        isinstance(texts, list) and all(isinstance(one, str) for one in texts)
-    ):
-        raise _bad("input", "is neither a string nor a list of strings")
-
-
-def _no_images(values: Iterable[Any]) -> None:
-    rest = [value for value in values if isinstance(value, dict | list)]
+    rest = [parsed.body.get("input"), parsed.body.get("prompt")]
     while rest:
         value = rest.pop()
-        if isinstance(value, dict):
+        if isinstance(value, list):
+            rest += value
+        elif isinstance(value, dict):
             kind = value.get("type")
             if isinstance(kind, str) and (
                 "image" in kind or kind in ("input_file", *_CLIP_PARTS, *_OTHER_PARTS)
             ):
                 raise _bad("input", f"holds a part of type {kind[:20]!r}: this route is text only")
-        inner = value.values() if isinstance(value, dict) else value
-        rest.extend(one for one in inner if isinstance(one, dict | list))
+            rest += value.values()
 
 
 def _processor_fields(parsed: Parsed) -> None:
@@ -356,12 +339,12 @@ def _bad(param: str, what: str) -> Refusal:
     return Refusal("bad_request:field", param=param, what=what)
 
 
-_READERS: Final = {
+_READERS: Final[dict[str, Callable[[Parsed], None]]] = {
     "chat": _chat,
     "completions": _completions,
-    "generate": _generate,
-    "messages": _messages,
-    "count_tokens": _count_tokens,
+    "generate": _image_data,
+    "messages": partial(_anthropic, shape="block"),
+    "count_tokens": partial(_anthropic, shape="count"),
     "responses": _responses,
     "encode": _encode,
 }
