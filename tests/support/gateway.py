@@ -149,9 +149,6 @@ class Recorder:
     async def page(self, engine, path, seconds) -> str:
         return self.pages
 
-    async def metrics(self, engine) -> str:
-        return self.pages
-
     async def close(self) -> None:
         pass
 

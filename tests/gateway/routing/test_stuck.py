@@ -108,11 +108,10 @@ def test_an_engine_whose_tokens_still_count_is_slow_and_not_taken_out(moves) -> 
         )  # fmt: skip
         count = iter(range(10_000))
 
-        async def metrics(_engine):
+        async def page(*_):
             return PAGE % (1, 0, 0, next(count) if moves else 1, 1)
 
-        recorder.metrics = metrics
-        app.monitor._page = metrics
+        recorder.page = page
         app.engines[0].succeeded()
         await app.startup()
         recorder.works = False

@@ -13,7 +13,6 @@ from turbofit.gateway.limits.rules import (
     Biases,
     DroppedRule,
     ElsewhereRule,
-    FewTexts,
     Flag,
     Ids,
     IntegerRule,
@@ -228,7 +227,7 @@ DIFFERENT: Final[Mapping[str, Mapping[str, Rule]]] = {
         # 22 ms a character over 150,000 tokens; 16 strings of 1,024 took a minute and 10 GB of host
         # memory with a tokenizer of bytes alone. Of an empty list it says that it cannot be found,
         # in an answer 500.
-        "stop": FewTexts(most=4, characters=64),
+        "stop": Texts(most=4, together=64),
     },
 }
 

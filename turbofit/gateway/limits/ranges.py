@@ -106,7 +106,7 @@ def _in_range(name: str, value: Any, rule: Rule, scope: Scope) -> Any:
     in_range = rule.hold(name, value, scope)
     for engine in scope.engines:
         other: Mapping[str, Rule] = DIFFERENT.get(engine, {})
-        if name in other:
+        if name in other and in_range is not None:
             in_range = other[name].hold(name, in_range, scope)
     return in_range
 

@@ -209,17 +209,13 @@ class Admission:
                 break
             if client in lines:
                 lines.move_to_end(client)
-        full: Cost | None = None
-        for line in tuple(self._suspects.lines.values()):
-            for place in tuple(line):
-                if full is not None and not _less(place.cost, full):
-                    continue  # no engine has room and a turn for it
-                if self._settles(self._suspects, place):
-                    if place.client in self._suspects.lines:
-                        self._suspects.lines.move_to_end(place.client)
-                    break
-                if place.turn is not None and place.turn.name not in self.turns:
-                    full = place.cost
+        lines = self._suspects.lines
+        for client, line in tuple(lines.items()):
+            if self._fleet.open and not self._fleet.turns_left:
+                break
+            settled = any(self._settles(self._suspects, place) for place in tuple(line))
+            if settled and client in lines:
+                lines.move_to_end(client)
 
     def given_back(self) -> None:
         """Somebody needs something of an engine no more."""
@@ -304,13 +300,3 @@ class Admission:
         if turn is not None:
             return Refusal("suspect_waits", why=why, retry_after=_SUSPECT_RETRY)
         return Refusal("busy:engines", why=why, retry_after=max(1, round(self._seconds / 4)))
-
-
-def _less(cost: Cost, full: Cost) -> bool:
-    """Whether it may fit where the other does not."""
-    return (
-        cost.units < full.units
-        or cost.host_bytes < full.host_bytes
-        or cost.tokens < full.tokens
-        or cost.copies < full.copies
-    )

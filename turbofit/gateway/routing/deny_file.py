@@ -104,51 +104,67 @@ class DenyFile:
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
         self.key = secrets.token_bytes(_KEY_BYTES) if path is None else _installation_key()
-        self.denied: dict[str, Denied] = {}
+        #: What the file has. A thread writes it, so that this is replaced as a whole.
+        self._kept: dict[str, Denied] = {}
         #: What the file has not yet: who is refused, and None for who is let in again.
         self.unwritten: dict[str, Denied | None] = {}
         #: What is to be said of a file that could not be read.
         self.damage = ""
         self._say: Callable[[str], None] = lambda _: None
-        self._seen = _NOTHING
+        self._stamp = _NOTHING
         self.look_again()
+
+    @property
+    def denied(self) -> dict[str, Denied]:
+        """Who is refused."""
+        return _changed(self._kept, dict(self.unwritten))
+
+    @property
+    def empty(self) -> bool:
+        """Whether nobody is refused."""
+        return not self._kept and not self.unwritten
 
     def of(self, name: str) -> Denied | None:
         """Why and for how long it is refused, if it is; a clock that was set back adds no day."""
-        found, now = self.denied.get(name), time.time()
-        if found is None or found.until <= now:
+        kept, now = self._kept.get(name), time.time()
+        denied = self.unwritten.get(name, kept)
+        if denied is None or denied.until <= now:
             return None
-        return msgspec.structs.replace(found, until=min(found.until, now + DAY_SECONDS))
+        return msgspec.structs.replace(denied, until=min(denied.until, now + DAY_SECONDS))
 
     def deny(self, name: str, deaths: int, seconds: float, *, client: bool) -> None:
         """Refuse it for so long; `write` writes that down."""
         now = time.time()
-        one = Denied(name=name, since=now, until=now + seconds, deaths=deaths, client=client)
-        if self.path is not None:
-            self.unwritten[name] = one
-        self.denied = dict([*self.denied.items(), (name, one)][-_MOST:])
+        denied = Denied(name=name, since=now, until=now + seconds, deaths=deaths, client=client)
+        self._change_soon(name, denied)
 
     @property
     def number(self) -> tuple[int, int]:
         """How many requests and how many clients are refused."""
         now = time.time()
-        kinds = [one.client for one in tuple(self.denied.values()) if one.until > now]
+        kinds = [one.client for one in self.denied.values() if one.until > now]
         return kinds.count(False), kinds.count(True)
 
     def look_again(self) -> tuple[str, ...]:
         """Take over what somebody else has written since; who is let in by that."""
-        if self.path is None or _stamp(self.path) == self._seen:
+        if self.path is None or _stamp(self.path) == self._stamp:
             return ()
         before = self.denied
-        self.denied = _changed(self._read(), self.unwritten)
+        self._kept = self._read()
         return tuple(name for name in before if name not in self.denied)
 
     def pardon(self, name: str) -> bool:
         """Let it in; whether it was refused. `write` writes that down."""
-        known = self.denied.pop(name, None) is not None
-        if known and self.path is not None:
-            self.unwritten[name] = None
+        known = name in self.denied
+        if known:
+            self._change_soon(name, None)
         return known
+
+    def _change_soon(self, name: str, denied: Denied | None) -> None:
+        if self.path is None:
+            self._kept = _changed(self._kept, {name: denied})
+        else:
+            self.unwritten[name] = denied
 
     def tell(self, say: Callable[[str], None]) -> None:
         """Say of each damaged file that it was put aside: of the one that was met, and of later."""
@@ -181,19 +197,15 @@ class DenyFile:
             changes = any(one is not None or name in kept for name, one in new.items())
             if changes:
                 kept = _changed(kept, new)
-                newest = sorted(kept.values(), key=lambda one: one.since)[-_MOST:]
-                write_atomic(self.path, to_json(_Page(denied=tuple(newest))), mode=0o600)
-                self._seen = _stamp(self.path)
-                kept = {one.name: one for one in newest}
-            waiting = tuple(self.unwritten.items())  # at once: the loop adds to it meanwhile
-            later = {name: one for name, one in waiting if new.get(name, self) is not one}
-            self.denied = _changed(kept, later)
+                write_atomic(self.path, to_json(_Page(denied=tuple(kept.values()))), mode=0o600)
+                self._stamp = _stamp(self.path)
+            self._kept = kept
         return changes
 
     def _read(self) -> dict[str, Denied]:
         """What the file has; nothing where there is none. One that is damaged is put aside."""
         assert self.path is not None
-        self._seen = _stamp(self.path)
+        self._stamp = _stamp(self.path)
         try:
             with self.path.open("rb") as file:
                 page = msgspec.json.decode(file.read(_LARGEST), type=_Page)
@@ -215,9 +227,10 @@ class DenyFile:
 
 
 def _changed(kept: Mapping[str, Denied], new: Mapping[str, Denied | None]) -> dict[str, Denied]:
-    """Those who are refused, with what is new."""
-    both = {**kept, **new}
-    return {name: one for name, one in both.items() if one is not None}
+    """Those who are refused, with what is new, the newest last; the oldest go."""
+    denied = [one for one in {**kept, **new}.values() if one is not None]
+    newest = sorted(denied, key=lambda one: one.since)[-_MOST:]
+    return {one.name: one for one in newest}
 
 
 def deny_path(plan: Plan, engine_version: str, *, pretend: bool = False) -> str | None:
@@ -244,27 +257,19 @@ def pardon(name: str) -> int:
     Raises:
         UsageError: a file cannot be written.
     """
+    path, number = Path(), 0
     try:
-        files = sorted(state_dir(_ROOM, make=False).glob("*.json"))
-    except OSError:
-        files = []
-    return sum(_pardoned(path, name) for path in files)
-
-
-def _pardoned(path: Path, name: str) -> bool:
-    try:
-        return DenyFile(path).change({name: None})
-    except TimeoutError as exc:
-        raise UsageError(
-            f"{path} cannot be written: {exc.strerror}",
-            hint="end the process that `fuser` shows for the file beside it that ends in .lock, "
-            "and run `turbofit watch --forget` again",
-        ) from None
+        for path in sorted(state_dir(_ROOM, make=False).glob("*.json")):
+            number += DenyFile(path).change({name: None})
     except OSError as exc:
-        raise UsageError(
-            f"{path} cannot be written: {exc.strerror or exc}",
-            hint="run it as the user who runs the server",
-        ) from None
+        hint = "run it as the user who runs the server"
+        if isinstance(exc, TimeoutError):
+            hint = (
+                "end the process that `fuser` shows for the file beside it that ends in .lock, and "
+                "run `turbofit watch --forget` again"
+            )
+        raise UsageError(f"{path} cannot be written: {exc.strerror or exc}", hint=hint) from None
+    return number
 
 
 def _installation_key() -> bytes:
@@ -272,24 +277,24 @@ def _installation_key() -> bytes:
 
     Where no file can be written it is this process's alone: its fingerprints mean nothing later.
     """
-    made = secrets.token_bytes(_KEY_BYTES)
+    fresh = secrets.token_bytes(_KEY_BYTES)
     with suppress(OSError, UsageError):
         path = state_dir(_ROOM) / "key"
         with _locked(path):
             if not path.exists():
-                write_atomic(path, made, mode=0o600)
+                write_atomic(path, fresh, mode=0o600)
             key = path.read_bytes()
-        return key if len(key) == _KEY_BYTES else made
-    return made
+        return key if len(key) == _KEY_BYTES else fresh
+    return fresh
 
 
 def _stamp(path: Path) -> tuple[int, int]:
     """Unlike that of the file before it, also within a clock's tick: the inode is another."""
     try:
-        found = path.stat()
+        state = path.stat()
     except OSError:
         return _NOTHING
-    return found.st_mtime_ns, found.st_ino
+    return state.st_mtime_ns, state.st_ino
 
 
 @contextmanager

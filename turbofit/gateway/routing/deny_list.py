@@ -107,7 +107,7 @@ class DenyList:
         Raises:
             Refusal: 422 where it is refused.
         """
-        if request.fingerprint is None or not (self.file.denied or self.suspected):
+        if request.fingerprint is None or (self.file.empty and not self.suspected):
             return None
         name = await asyncio.shield(request.fingerprint)
         denied = self.refused(name)

@@ -193,16 +193,12 @@ class RoutedEngine:
 
     def fits(self, cost: Cost, turn: Turn | None = None) -> bool:
         """Whether it takes requests, and has room for this one beside those it has."""
-        return (
-            self.up
-            and (self.turn_of is None or (turn is None and not self.turn_of.alone))
-            and self.gate.fits(cost)
-            and (
-                not cost.host_bytes
-                or self.host_limit is None
-                or self.host_bytes + cost.host_bytes <= self.host_limit
-            )
-        )
+        if not self.up or not self.gate.fits(cost):
+            return False
+        if self.turn_of is not None and (turn is not None or self.turn_of.alone):
+            return False
+        most = self.host_limit
+        return not cost.host_bytes or most is None or self.host_bytes + cost.host_bytes <= most
 
     def holds(self, cost: Cost) -> bool:
         """Whether it holds a request where it has no other."""
@@ -259,22 +255,21 @@ class RoutedEngine:
             request.abort(died=died)
 
 
-class Outage:
+class Outage(NamedTuple):
     """No engine will be up for a while, as its supervisor knows.
 
-    Args:
-        reason: one clause for people.
-        until: when the first engine is started again, by the clock.
-        clock: seconds that only grow.
+    ``reason`` is one clause for people; ``until``, by the ``clock``, is when the first engine is
+    started again.
     """
 
-    def __init__(self, reason: str, until: float, clock: Callable[[], float]) -> None:
-        self.reason, self.until, self._clock = reason, until, clock
+    reason: str
+    until: float
+    clock: Callable[[], float]
 
     @property
     def seconds_left(self) -> int:
         """Whole seconds until the next start, at least 1."""
-        return max(1, ceil(self.until - self._clock()))
+        return max(1, ceil(self.until - self.clock()))
 
     @property
     def message(self) -> str:
@@ -302,6 +297,11 @@ class Fleet:
     def open(self) -> int:
         """How many take requests."""
         return sum(engine.up for engine in self.engines)
+
+    @property
+    def turns_left(self) -> bool:
+        """Whether any that takes requests has no suspect's turn."""
+        return any(engine.up and engine.turn_of is None for engine in self.engines)
 
     @property
     def retry_seconds(self) -> int:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from turbofit.gateway.routing.engines import RoutedEngine
 
-__all__ = ["Died", "Unreachable", "Upstream", "engine_socket", "vanished"]
+__all__ = ["HEALTH_SECONDS", "Died", "Unreachable", "Upstream", "engine_socket", "vanished"]
 
 _CONNECT_SECONDS: Final = 5.0
 #: Below uvicorn's 5 s, so that no request meets a connection which the engine is closing.
@@ -27,7 +27,8 @@ _KEEP_ALIVE: Final = 3.0
 #: An answer that is silent for so long is given up, even where its engine answers others.
 _SILENCE: Final = 3600.0
 _READ_BUFFER: Final = 1 << 18
-_HEALTH_SECONDS: Final = 10.0
+#: What an engine has for a page about itself.
+HEALTH_SECONDS: Final = 10.0
 #: A connection on which nothing moves is asked after 2 s, each second, three times.
 _TCP_KEEP_ALIVE: Final = (("TCP_KEEPIDLE", 2), ("TCP_KEEPINTVL", 1), ("TCP_KEEPCNT", 3))
 _UNHEARD_MS: Final = 5000
@@ -115,7 +116,7 @@ class Upstream:
     async def probe(self, engine: RoutedEngine) -> bool:
         """Ask for one token; whether it came. A serial engine: ask how it is."""
         if self._serial:
-            return bool(await self.page(engine, "/health", _HEALTH_SECONDS))
+            return bool(await self.page(engine, "/health", HEALTH_SECONDS))
         try:
             if engine.model is None:
                 engine.model = await self._model(engine)
@@ -154,19 +155,15 @@ class Upstream:
             text = await response.text("utf-8")
         return text if response.status == 200 else ""
 
-    async def metrics(self, engine: RoutedEngine) -> str:
-        """Its metrics page, empty where it does not come."""
-        return await self.page(engine, "/metrics", _HEALTH_SECONDS)
-
     async def close(self) -> None:
         """Close all connections."""
         if self._session is not None:
             await self._session.close()
 
     async def _model(self, engine: RoutedEngine) -> str | None:
-        text = await self.page(engine, "/v1/models", 10.0)
+        text = await self.page(engine, "/v1/models", HEALTH_SECONDS)
         try:
-            name = msgspec.json.decode(text.encode())["data"][0]["id"]
+            name = msgspec.json.decode(text)["data"][0]["id"]
         except (msgspec.MsgspecError, LookupError, TypeError):
             return None
         return name if isinstance(name, str) else None
