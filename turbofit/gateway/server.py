@@ -105,12 +105,14 @@ def make_gateway(
     from turbofit.gateway.http.app import Gateway
 
     bounds = bounds_of(plan, overlay=overlay)
+    shares = tuple(group.at_once for group in plan.by_group)
     settled = msgspec.structs.replace(
         config,
         host_bytes=host_budget(plan, bounds),
         prefix_affinity=plan.settings.enable_prefix_caching,
         serial=plan.engine.serial,
-        shares=_shares(plan, len(upstreams)),
+        # Nothing is known of engines that were not planned.
+        shares=shares if len(shares) == len(upstreams) else (),
         about=about_plan(plan),
     )
     return Gateway(bounds, upstreams, settled, log, deny_list=deny_list)
@@ -132,16 +134,10 @@ def about_plan(plan: Plan) -> Document:
 
 def digest_of(plan: Plan) -> str:
     """What tells plans apart: all that engines are started with, and that clients are held to."""
-    each = [one.settings for one in plan.each()]
+    settings = [group.settings for group in plan.each()]
     promise = (plan.limits, plan.kv.longest_request_tokens)
-    parts = (plan.model.name, plan.engine, plan.parallel.groups, each, promise)
+    parts = (plan.model.name, plan.engine, plan.parallel.groups, settings, promise)
     return sha256(msgspec.json.encode(parts)).hexdigest()[:16]
-
-
-def _shares(plan: Plan, engines: int) -> tuple[float, ...]:
-    """What each engine takes of the requests; nothing is known of engines that were not planned."""
-    shares = tuple(group.at_once for group in plan.by_group)
-    return shares if len(shares) == engines else ()
 
 
 class Ends:

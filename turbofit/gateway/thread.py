@@ -135,17 +135,17 @@ class GatewayThread(Generic[_App]):
         self.stop()
 
     def _run(self) -> None:
+        async def main() -> None:
+            self._ends, self._loop = Ends(), asyncio.get_running_loop()
+            await serve_gateway(self._gateway, ends=self._ends, on_ready=listens)
+
+        def listens(url: str) -> None:
+            self.url = url
+            self._listening.set()
+
         try:
-            run_loop(self._main())
+            run_loop(main())
         except BaseException as exc:  # noqa: BLE001 - it is raised again by `start`
             self._error = exc
         finally:
             self._listening.set()
-
-    async def _main(self) -> None:
-        self._ends, self._loop = Ends(), asyncio.get_running_loop()
-        await serve_gateway(self._gateway, ends=self._ends, on_ready=self._listens)
-
-    def _listens(self, url: str) -> None:
-        self.url = url
-        self._listening.set()

@@ -45,11 +45,14 @@ class AccessLog(CappedLog):
     """JSON lines in a file; where some are missing, one says how many."""
 
     def __init__(self, path: Path, *, cap: int = _LOG_CAP, notices: bool = True) -> None:
-        super().__init__(path, cap, _missing if notices else None)
+        def missing(lines: int) -> bytes:
+            return _line({"time": round(time.time(), 3), "dropped_lines": lines})
+
+        super().__init__(path, cap, missing if notices else None)
 
     def __call__(self, record: Document) -> None:
         """Keep one record."""
-        self.put(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+        self.put(_line(record))
 
 
 def access_log(where: str) -> Log | None:
@@ -77,13 +80,13 @@ def _opened(path: str, option: str, *, cap: int = _LOG_CAP, notices: bool = True
         ) from None
 
 
-def _to_stderr(record: dict[str, Any]) -> None:
-    sys.stderr.write(json.dumps(record, ensure_ascii=False) + "\n")
+def _to_stderr(record: Document) -> None:
+    sys.stderr.write(_line(record).decode())
     sys.stderr.flush()
 
 
-def _missing(lines: int) -> bytes:
-    return json.dumps({"time": round(time.time(), 3), "dropped_lines": lines}).encode() + b"\n"
+def _line(record: Document) -> bytes:
+    return json.dumps(record, ensure_ascii=False).encode() + b"\n"
 
 
 class RequestSize(NamedTuple):

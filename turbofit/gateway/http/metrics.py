@@ -118,17 +118,13 @@ def merge(pages: Mapping[int | str, str], label: str = "engine") -> str:
                 if fresh:
                     families[name][0].append(line)
             elif line and not line.startswith("#"):
-                name = family if family and line.startswith(family) else _name(line)
+                name = family if family and line.startswith(family) else re.split("[{ ]", line)[0]
                 families.setdefault(name, ([], []))[1].append(
                     _labelled(theirs.sub(rf'\1exported_{label}="', line), pair)
                 )
     return "".join(
         f"{line}\n" for heads, samples in families.values() for line in (*heads, *samples)
     )
-
-
-def _name(line: str) -> str:
-    return line.split("{", 1)[0].split(" ", 1)[0]
 
 
 def _labelled(line: str, pair: str) -> str:

@@ -180,7 +180,12 @@ class LimitedProtocol(HttpToolsProtocol):
         """The client does not read fast enough; it is given a while."""
         super().pause_writing()
         if self._stuck is None:
-            self._stuck = self.loop.call_later(self.limits.write_seconds, self._give_up)
+
+            def give_up() -> None:
+                self.all_connections.count_closed("unread")
+                self.transport.abort()
+
+            self._stuck = self.loop.call_later(self.limits.write_seconds, give_up)
 
     def resume_writing(self) -> None:
         """It reads again."""
@@ -283,10 +288,6 @@ class LimitedProtocol(HttpToolsProtocol):
         if not self.transport.is_closing():
             self.transport.close()
             self._within(self.limits.unread_seconds, self.transport.abort)
-
-    def _give_up(self) -> None:
-        self.all_connections.count_closed("unread")
-        self.transport.abort()
 
     def _within(self, seconds: float, act: Callable[[], None]) -> None:
         self._no_deadline()

@@ -145,7 +145,8 @@ class Gate:
         self._all += held.units
         self.counted += held.units
         if self.units is not None and self.reserved > self.kv.room:
-            self._doubt()
+            # Any of the requests in flight may be evicted, and its images encoded again.
+            self._doubtful, self.counted = self._number, self._all
 
     def begin(self, cost: Cost) -> bool:
         """The first token came; False where it holds nothing here."""
@@ -167,7 +168,3 @@ class Gate:
         if not held.begun or held.number <= self._doubtful:
             self.counted -= held.units
         return held.begun
-
-    def _doubt(self) -> None:
-        """Any of the requests in flight may be evicted, and its images encoded again."""
-        self._doubtful, self.counted = self._number, self._all

@@ -224,11 +224,6 @@ def _completions(parsed: Parsed) -> None:
     parsed.copies = len(prompts) * (_integer(parsed.body, "n") or 1)
 
 
-def _encode(parsed: Parsed) -> None:
-    """Texts to tokenise."""
-    _texts(parsed.body, "input")
-
-
 def _texts(body: dict[str, Any], name: str) -> list[str]:
     value = body.get(name)
     texts: list[Any] = value if isinstance(value, list) else [value]
@@ -339,12 +334,12 @@ def _bad(param: str, what: str) -> Refusal:
     return Refusal("bad_request:field", param=param, what=what)
 
 
-_READERS: Final[dict[str, Callable[[Parsed], None]]] = {
+_READERS: Final[dict[str, Callable[[Parsed], object]]] = {
     "chat": _chat,
     "completions": _completions,
     "generate": _image_data,
     "messages": partial(_anthropic, shape="block"),
     "count_tokens": partial(_anthropic, shape="count"),
     "responses": _responses,
-    "encode": _encode,
+    "encode": lambda parsed: _texts(parsed.body, "input"),
 }

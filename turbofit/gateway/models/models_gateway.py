@@ -81,11 +81,6 @@ class ModelsGateway(AsgiApp):
         #: Whether those that start at once were ready.
         self.opened = False
 
-    @property
-    def bodies_in_memory(self) -> int:
-        """Bytes of bodies that no model's gateway has yet."""
-        return self._bodies.in_memory
-
     def end(self) -> None:
         """The server ends: nobody waits any longer. To be called in the loop."""
         self._ending = True
@@ -185,7 +180,12 @@ class ModelsGateway(AsgiApp):
 
     async def _metrics_text(self, models: Sequence[ServedModel]) -> str:
         """Each model's page with a label ``model``, and this address's numbers."""
-        pages = await asyncio.gather(*(self._metrics_of(model) for model in models))
+
+        async def page(model: ServedModel) -> str:
+            text = "" if model.gateway is None else await model.gateway.metrics_text()
+            return text.partition(f"# HELP {DROPPED}")[0]
+
+        pages = await asyncio.gather(*map(page, models))
         lines = []
         for name, kind, explained, number in _OUR_METRICS:
             full = f"turbofit_{name}"
@@ -198,11 +198,6 @@ class ModelsGateway(AsgiApp):
         # An empty label is none: what is refused before a model is known.
         ours = merge({**named, "": self.metrics.text({})}, "model")
         return ours + "\n".join(lines) + "\n" + logs_text()
-
-    async def _metrics_of(self, model: ServedModel) -> str:
-        """The page of a model's gateway; empty where it is asleep."""
-        text = "" if model.gateway is None else await model.gateway.metrics_text()
-        return text.partition(f"# HELP {DROPPED}")[0]
 
 
 def _fine(model: ServedModel) -> bool:

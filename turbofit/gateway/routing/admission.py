@@ -92,7 +92,13 @@ class Place:
         else:
             self._end()
         if left and after and self.turn is not None:
-            loop.call_later(_ALONE_AFTER, self._open_turn, self.turn)
+            turn = self.turn
+
+            def others_may_come() -> None:
+                turn.alone = False
+                self._admission.given_back()
+
+            loop.call_later(_ALONE_AFTER, others_may_come)
             loop.call_later(after, self.end_turn)
         else:
             self.end_turn()
@@ -103,11 +109,6 @@ class Place:
             self.engine.turn_of = None
             self._admission.turns.discard(self.turn.name)
             self._admission.given_back()
-
-    def _open_turn(self, turn: Turn) -> None:
-        """Others may come to the engine beside a turn that was alone there."""
-        turn.alone = False
-        self._admission.given_back()
 
     def _end(self) -> None:
         self.engine.gate.end(self.cost)
