@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("aiohttp")
 
-from bench.simulation import plans
+from bench.simulation import substitutes
 from bench.simulation.planted import BUGS, Bug, tried
 from bench.simulation.scenario import simulate
 from tests.sweep import sweep
@@ -42,7 +42,7 @@ def test_a_history_does_not_depend_on_plans_that_are_remembered(
 ) -> None:
     simulate(3)
     remembered = simulate(3).digest
-    monkeypatch.setattr(plans, "_PLANS", {})
+    monkeypatch.setattr(substitutes, "_PLANS", {})
     assert simulate(3).digest == remembered
 
 
