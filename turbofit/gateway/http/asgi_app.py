@@ -15,13 +15,12 @@ from turbofit.gateway.http.body import Bodies
 from turbofit.gateway.http.connections import Connections, Networks
 from turbofit.gateway.http.guard import Keys, Origins
 from turbofit.gateway.http.metrics import Metrics
-from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.http.refusals import Refusal, refusal_body
 from turbofit.gateway.http.request_context import (
     ForwardOutcome,
     RequestContext,
     answer,
     entry,
-    refuse,
 )  # fmt: skip
 from turbofit.gateway.http.routes import api_of, find_route, is_health
 
@@ -155,7 +154,9 @@ class AsgiApp(ABC):
         self.metrics.count("refused_total", f"reason={refusal.reason}")
         _LOG.debug("request %s is refused: %s", request.id, request.reason)
         if request.outcome is None or not request.outcome.started:
-            await refuse(request, refusal, send)
+            request.out += refusal.headers
+            body = refusal_body(request.api, refusal, request.id)
+            await answer(request, send, refusal.status, body, "application/json")
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections import Counter, OrderedDict
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import UsageError
 from turbofit.gateway.http.refusals import Refusal
@@ -13,21 +13,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from turbofit.gateway.config import ConnectionLimits
+    from turbofit.gateway.http.protocol import LimitedProtocol
 
-__all__ = ["ClientConnection", "Connections", "Networks", "address_of"]
+__all__ = ["Connections", "Networks", "address_of"]
 
 _RETRY_SECONDS: Final = 2
 #: In the place of an address.
 _FRONT: Final = "front"
 #: Of an IPv6 address: what one client is given.
 _IPV6_PREFIX: Final = 64
-
-
-class ClientConnection(Protocol):
-    """One connection, as far as it is counted here."""
-
-    def make_room(self) -> None:
-        """Close: no request of it is under way, and another client needs the place."""
 
 
 class Networks:
@@ -41,7 +35,14 @@ class Networks:
     """
 
     def __init__(self, networks: Sequence[str]) -> None:
-        self._networks = [_network(word) for word in networks]
+        word = ""
+        try:
+            self._networks = [ipaddress.ip_network(word := network) for network in networks]
+        except ValueError as exc:
+            raise UsageError(
+                f"{word!r} is no address or network: {exc}",
+                hint="write 10.0.0.7, 10.0.0.0/8 or fd00::/8",
+            ) from None
 
     def __contains__(self, host: str) -> bool:
         if not self._networks:
@@ -84,11 +85,11 @@ class Connections:
         self, limits: ConnectionLimits, proxies: Networks, count: Callable[[str, str], None]
     ) -> None:
         self._most, self._most_of_one = limits.connections, limits.connections_per_address
-        self._proxies, self._count = proxies, count
-        self._of: dict[ClientConnection, str] = {}
+        self._proxies, self.count = proxies, count
+        self._of: dict[LimitedProtocol, str] = {}
         self._number_of: Counter[str] = Counter()
         #: Those that wait, the longest first.
-        self._waiting: OrderedDict[ClientConnection, None] = OrderedDict()
+        self._waiting: OrderedDict[LimitedProtocol, None] = OrderedDict()
         #: Whether open requests are cut off, since the server ends; and how many were.
         self.ending, self.cut = False, 0
         #: Whether nothing new is taken, while what is open may end.
@@ -101,7 +102,7 @@ class Connections:
         """So many in all, where the system gives room for no more."""
         self._most = min(self._most, most)
 
-    def opened(self, connection: ClientConnection, host: str) -> Refusal | None:
+    def opened(self, connection: LimitedProtocol, host: str) -> Refusal | None:
         """Count a new connection, which waits; what to answer where there is no room for it.
 
         One that is refused is counted too, until it is closed.
@@ -122,26 +123,26 @@ class Connections:
         self.waits(connection)
         return refusal
 
-    def apart(self, connection: ClientConnection) -> None:
+    def apart(self, connection: LimitedProtocol) -> None:
         """Count it by no address: it is a front's, which speaks for many clients."""
         if self._of.get(connection, _FRONT) != _FRONT:
             self.closed(connection)
             self._count_of(connection, _FRONT)
 
-    def _count_of(self, connection: ClientConnection, address: str) -> None:
+    def _count_of(self, connection: LimitedProtocol, address: str) -> None:
         self._of[connection] = address
         self._number_of[address] += 1
 
-    def waits(self, connection: ClientConnection) -> None:
+    def waits(self, connection: LimitedProtocol) -> None:
         """No request of it is under way from now on."""
         if connection in self._of:
             self._waiting[connection] = None
 
-    def works(self, connection: ClientConnection) -> None:
+    def works(self, connection: LimitedProtocol) -> None:
         """A request of it is under way from now on."""
         self._waiting.pop(connection, None)
 
-    def closed(self, connection: ClientConnection) -> None:
+    def closed(self, connection: LimitedProtocol) -> None:
         """It is counted no more; may be said twice."""
         self.works(connection)
         address = self._of.pop(connection, None)
@@ -150,30 +151,12 @@ class Connections:
             if not self._number_of[address]:
                 del self._number_of[address]
 
-    def count_closed(self, reason: str) -> None:
-        """One was closed without an answer."""
-        self._count("connections_closed_total", f"reason={reason}")
-
-    def count_refused(self, reason: str) -> None:
-        """One was answered before its request had come to the app."""
-        self._count("refused_total", f"reason={reason}")
-
     def _make_room(self, address: str | None = None) -> bool:
         """Close the one that has waited longest, of an address or of all."""
         for connection in self._waiting:
             if address is None or self._of[connection] == address:
                 self.closed(connection)
-                self.count_closed("made_room")
+                self.count("connections_closed_total", "reason=made_room")
                 connection.make_room()
                 return True
         return False
-
-
-def _network(word: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
-    try:
-        return ipaddress.ip_network(word)
-    except ValueError as exc:
-        raise UsageError(
-            f"{word!r} is no address or network: {exc}",
-            hint="write 10.0.0.7, 10.0.0.0/8 or fd00::/8",
-        ) from None

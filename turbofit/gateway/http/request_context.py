@@ -11,18 +11,17 @@ from typing import TYPE_CHECKING, Any, Final
 from turbofit.gateway.http.connections import address_of
 from turbofit.gateway.http.guard import request_id
 from turbofit.gateway.http.prepare import PreparedBody
-from turbofit.gateway.http.refusals import refusal_body
 
 if TYPE_CHECKING:
     from turbofit.core.json_types import Document
     from turbofit.gateway.http.accesslog import RequestSize
-    from turbofit.gateway.http.refusals import Api, Refusal
+    from turbofit.gateway.http.refusals import Api
     from turbofit.gateway.http.routes import Route
     from turbofit.gateway.routing.engines import RoutedEngine
 
 __all__ = [
     "CLIENT", "CLIENT_KEY", "ForwardOutcome", "Message", "Receive", "RequestContext", "Send",
-    "answer", "entry", "refuse", "sent_headers", "uncancel",
+    "answer", "entry", "sent_headers", "uncancel",
 ]  # fmt: skip
 
 Message = MutableMapping[str, Any]
@@ -108,15 +107,6 @@ async def answer(request: RequestContext, send: Send, status: int, body: bytes, 
     ]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})
-
-
-async def refuse(request: RequestContext, refusal: Refusal, send: Send) -> None:
-    """Tell a client why its request is not passed on, in the form of its API."""
-    request.out += refusal.headers
-    if refusal.status == 401:
-        request.out.append((b"www-authenticate", b"Bearer"))
-    body = refusal_body(request.api, refusal, request.id)
-    await answer(request, send, refusal.status, body, "application/json")
 
 
 def sent_headers(request: RequestContext) -> dict[str, str]:
