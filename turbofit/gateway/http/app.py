@@ -174,21 +174,14 @@ class Gateway(AsgiApp):
         self._bodies.keep(request.bytes_in, request.who)
         with while_connected(receive, request):
             try:
-                await self._pass_on(request, send)
+                choose = await self._prepare(request, route) if route.method == "POST" else None
+                if request.prepared.lowered:
+                    lowered = ", ".join(request.prepared.lowered)[:1024]
+                    request.out.append((b"x-turbofit-limited", lowered.encode("ascii", "replace")))
+                    _LOG.debug("request %s is lowered: %s", request.id, lowered)
+                await self._forwarder.forward(request, choose, send)
             finally:
                 self._forwarder.forget(request)
-
-    async def _pass_on(self, request: RequestContext, send: Send) -> None:
-        """Hold the request to the plan, and forward it to an engine."""
-        choose: Chooser | None = None
-        assert request.route is not None
-        if request.route.method == "POST":
-            choose = await self._prepare(request, request.route)
-        if request.prepared.lowered:
-            lowered = ", ".join(request.prepared.lowered)[:1024]
-            request.out.append((b"x-turbofit-limited", lowered.encode("ascii", "replace")))
-            _LOG.debug("request %s is lowered: %s", request.id, request.prepared.lowered)
-        await self._forwarder.forward(request, choose, send)
 
     async def _prepare(self, request: RequestContext, route: Route) -> Chooser | None:
         """The body as it goes on, and how to choose an engine for it."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.parameters import passed
 from turbofit.gateway.limits.request_limits import shown
+from turbofit.gateway.limits.rules import refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -123,19 +124,19 @@ def _chat(parsed: Parsed) -> None:
         for message in messages:
             _chat_message(parsed, message)
     elif messages is not None and not isinstance(messages, str):
-        raise _bad("messages", "is no list")
+        raise refused("messages", "is no list")
     _image_data(parsed)
     parsed.copies = _integer(body, "n") or 1
 
 
 def _chat_message(parsed: Parsed, message: Any) -> None:
     if not isinstance(message, dict):
-        raise _bad("messages", "holds something that is no object")
+        raise refused("messages", "holds something that is no object")
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str) or role in _INNER_ROLES:
-        raise _bad("messages", "holds a role that does not exist")
+        raise refused("messages", "holds a role that does not exist")
     if isinstance(content, dict):
-        raise _bad("messages", "holds content that is neither text nor a list")
+        raise refused("messages", "holds content that is neither text nor a list")
     if not isinstance(content, list):
         return
     if role == "assistant":
@@ -144,7 +145,7 @@ def _chat_message(parsed: Parsed, message: Any) -> None:
         kind = _part_type(part)
         if kind in _TEXT_PARTS:
             if not isinstance(part.get("text"), str):
-                raise _bad("messages", "holds a text part without text")
+                raise refused("messages", "holds a text part without text")
             content[index] = {"type": "text", "text": part["text"]}
         elif kind in _IMAGE_PARTS and role in ("user", "tool"):
             source, options = _source(part, kind)
@@ -154,13 +155,15 @@ def _chat_message(parsed: Parsed, message: Any) -> None:
         elif kind == "refusal" and role == "assistant":
             content[index] = {"type": "text", "text": str(part.get("refusal", ""))}
         elif kind in _IMAGE_PARTS:
-            raise _bad("messages", f"holds an image in a message of role {role[:20]!r}")
+            raise refused("messages", f"holds an image in a message of role {role[:20]!r}")
         elif kind in _CLIP_PARTS:
-            raise _bad("messages", f"holds a video in a message of role {role[:20]!r}")
+            raise refused("messages", f"holds a video in a message of role {role[:20]!r}")
         elif kind in _OTHER_PARTS:
-            raise _bad("messages", f"holds a part of type {kind!r}, which this model does not take")
+            raise refused(
+                "messages", f"holds a part of type {kind!r}, which this model does not take"
+            )
         else:
-            raise _bad(
+            raise refused(
                 "messages",
                 f"holds a part of unknown type {kind[:20]!r}: text, image_url and video_url are "
                 "taken",
@@ -185,7 +188,7 @@ def _forget_unknown(parsed: Parsed, content: list[Any]) -> None:
 def _part_type(part: Any) -> str:
     kind = part.get("type") if isinstance(part, dict) else None
     if not isinstance(kind, str):
-        raise _bad("messages", "holds a part without a type")
+        raise refused("messages", "holds a part without a type")
     return kind
 
 
@@ -200,7 +203,7 @@ def _source(part: dict[str, Any], kind: str) -> tuple[str, dict[str, Any]]:
 
 def _url(value: Any) -> str:
     if not isinstance(value, str):
-        raise _bad("image_url", "is no string")
+        raise refused("image_url", "is no string")
     return value
 
 
@@ -220,7 +223,7 @@ def _completions(parsed: Parsed) -> None:
     """Text only: LMDeploy takes a list of anything, messages with images included."""
     prompts = _texts(parsed.body, "prompt")
     if not prompts:
-        raise _bad("prompt", "is an empty list")
+        raise refused("prompt", "is an empty list")
     parsed.copies = len(prompts) * (_integer(parsed.body, "n") or 1)
 
 
@@ -228,24 +231,24 @@ def _texts(body: dict[str, Any], name: str) -> list[str]:
     value = body.get(name)
     texts: list[Any] = value if isinstance(value, list) else [value]
     if not all(isinstance(text, str) for text in texts):
-        raise _bad(name, "is neither a string nor a list of strings")
+        raise refused(name, "is neither a string nor a list of strings")
     return texts
 
 
 def _anthropic(parsed: Parsed, shape: _Shape) -> None:
     messages = parsed.body.get("messages", [])
     if not isinstance(messages, list):
-        raise _bad("messages", "is no list")
+        raise refused("messages", "is no list")
     for message in messages:
         if not isinstance(message, dict):
-            raise _bad("messages", "holds something that is no object")
+            raise refused("messages", "holds something that is no object")
         role, content = message.get("role"), message.get("content")
         if role not in ("user", "assistant", "system"):
-            raise _bad("messages", "holds a role that does not exist")
+            raise refused("messages", "holds a role that does not exist")
         if isinstance(content, list):
             _blocks(parsed, content, role == "user", shape)
         elif not isinstance(content, str):
-            raise _bad("messages", "holds content that is neither text nor a list")
+            raise refused("messages", "holds content that is neither text nor a list")
     _image_data(parsed)
 
 
@@ -255,14 +258,14 @@ def _blocks(parsed: Parsed, blocks: list[Any], may: bool, shape: _Shape, depth: 
         kind = _part_type(block)
         if kind == "image":
             if not may:
-                raise _bad("messages", "holds an image in a message that is not the user's")
+                raise refused("messages", "holds an image in a message that is not the user's")
             parsed.slots.append(_block_slot(block, shape, blocks, index))
         elif kind == "tool_result" and isinstance(block.get("content"), list):
             if depth:
-                raise _bad("messages", "holds a tool result inside another")
+                raise refused("messages", "holds a tool result inside another")
             _blocks(parsed, block["content"], may, shape, depth + 1)
         elif kind in (*_CLIP_PARTS, *_OTHER_PARTS):
-            raise _bad(
+            raise refused(
                 "messages", f"holds a block of type {kind!r}, which this route does not take"
             )
 
@@ -271,7 +274,7 @@ def _block_slot(block: dict[str, Any], shape: _Shape, place: list[Any], index: i
     source = block.get("source")
     kind = source.get("type") if isinstance(source, dict) else None
     if not isinstance(source, dict) or kind not in ("base64", "url"):
-        raise _bad("messages", "holds an image whose source is neither base64 nor url")
+        raise refused("messages", "holds an image whose source is neither base64 nor url")
     inline = kind == "base64"
     return MediaSlot(
         _url(source.get("data" if inline else "url")), {}, shape, place, index, inline=inline
@@ -290,7 +293,9 @@ def _responses(parsed: Parsed) -> None:
             if isinstance(kind, str) and (
                 "image" in kind or kind in ("input_file", *_CLIP_PARTS, *_OTHER_PARTS)
             ):
-                raise _bad("input", f"holds a part of type {kind[:20]!r}: this route is text only")
+                raise refused(
+                    "input", f"holds a part of type {kind[:20]!r}: this route is text only"
+                )
             rest += value.values()
 
 
@@ -321,17 +326,13 @@ def _integer(body: dict[str, Any], name: str) -> int | None:
     try:
         number = int(value)
     except (TypeError, ValueError, OverflowError):
-        raise _bad(name, "is no whole number") from None
+        raise refused(name, "is no whole number") from None
     if isinstance(value, float) and number != value:
-        raise _bad(name, "is no whole number")
+        raise refused(name, "is no whole number")
     if not 1 <= number <= _MOST_NUMBER:
-        raise _bad(name, f"must be between 1 and {_MOST_NUMBER}")
+        raise refused(name, f"must be between 1 and {_MOST_NUMBER}")
     body[name] = number
     return number
-
-
-def _bad(param: str, what: str) -> Refusal:
-    return Refusal("bad_request:field", param=param, what=what)
 
 
 _READERS: Final[dict[str, Callable[[Parsed], object]]] = {

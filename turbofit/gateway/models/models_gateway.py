@@ -17,7 +17,7 @@ from turbofit.core.process.log import LazyLogger
 from turbofit.gateway.http.asgi_app import METRICS_TYPE, AsgiApp, disconnected
 from turbofit.gateway.http.metrics import DROPPED, logs_text, merge
 from turbofit.gateway.http.model_names import ModelCard, models_document, no_such_model
-from turbofit.gateway.http.refusals import Refusal, ending
+from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.http.request_context import RequestContext, answer
 from turbofit.gateway.routing.health import healthy
 
@@ -77,13 +77,12 @@ class ModelsGateway(AsgiApp):
         super().__init__(config, max(one.limits.bytes_per_body for one in bounds))
         self.models = {model.name: model for model in models}
         self._named_models = {name: model for model in models for name in model.names}
-        self._wait, self._ending = wait, False
+        self._wait = wait
         #: Whether those that start at once were ready.
         self.opened = False
 
     def end(self) -> None:
         """The server ends: nobody waits any longer. To be called in the loop."""
-        self._ending = True
         for model in self.models.values():
             model.end()
 
@@ -123,8 +122,6 @@ class ModelsGateway(AsgiApp):
         """Wait until the model is ready, and let its gateway answer."""
         self._bodies.keep(len(body), request.who)
         try:
-            if self._ending and model.state != "ready":
-                raise ending()
             gateway = await model.wait(self._wait, gone, self.config.queue_length)
         except asyncio.CancelledError:
             if not gone.done():

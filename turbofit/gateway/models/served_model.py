@@ -55,7 +55,11 @@ class ServedModel:
         #: Requests that its gateway has.
         self.in_flight = 0
         #: Requests that wait for its start, in the order in which they came; and when each came.
-        self.waiting: dict[asyncio.Future[None], float] = {}
+        self.waiting: dict[asyncio.Future[Any], float] = {}
+        #: Wakes them; each looks whether it waits on.
+        self._changed = asyncio.Event()
+        #: Whether the server ends.
+        self._ended = False
         #: When it became ready, and when its last request ended; both of time.monotonic.
         self.ready_at = self.used_at = time.monotonic()
         #: When it began to start.
@@ -125,7 +129,7 @@ class ServedModel:
             self.starts, self.start_seconds = self.starts + 1, now - self.began_at
         self.gateway, self.state, self.ready_at = gateway, "ready", now
         self._refused_at = None
-        self._release()
+        self._wake()
 
     def close(self) -> None:
         """What its gateway has may end; what comes from now on waits."""
@@ -153,11 +157,12 @@ class ServedModel:
         """It does not start: who waits is told, and nobody tries again before that time."""
         self.gateway, self.state = None, "failed"
         self.trouble, self.again_at, self._refused_at = trouble, again_at, None
-        self._release(self.refusal())
+        self._wake()
 
     def end(self) -> None:
         """The server ends: who waits is told."""
-        self._release(ending())
+        self._ended = True
+        self._wake()
 
     # Requests.
 
@@ -191,6 +196,8 @@ class ServedModel:
         came = time.monotonic()
         while self.state != "ready" or self.gateway is None:
             left = came + seconds - time.monotonic()
+            if self._ended:
+                raise ending()
             if self.state == "failed" and not self.rested:
                 raise self.refusal()
             if left <= 0:
@@ -205,38 +212,28 @@ class ServedModel:
                     name=self.name,
                     retry_after=self.retry_after,
                 )
-            await self._turn(came, left, gone)
-        return self.gateway
-
-    async def _turn(self, came: float, seconds: float, gone: asyncio.Future[Any]) -> None:
-        """Wait for one change."""
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.waiting[turn] = came
-        self._note()
-        try:
-            await asyncio.wait((turn, gone), timeout=seconds, return_when="FIRST_COMPLETED")
-        finally:
-            self.waiting.pop(turn, None)
+            change: asyncio.Future[Any] = asyncio.ensure_future(self._changed.wait())
+            self.waiting[change] = came
             self._note()
-            if not turn.done():
-                turn.cancel()
-        if gone.done():
-            raise asyncio.CancelledError
-        if turn.done() and not turn.cancelled():
-            turn.result()
+            try:
+                await asyncio.wait((change, gone), timeout=left, return_when="FIRST_COMPLETED")
+            finally:
+                del self.waiting[change]
+                self._note()
+                change.cancel()
+            if gone.done():
+                raise asyncio.CancelledError
+        return self.gateway
 
     def _note(self) -> None:
         """Who wants it has changed."""
         came = [*self.waiting.values(), *([] if self._refused_at is None else [self._refused_at])]
         self.wanted_since = min(came, default=None)
 
-    def _release(self, refusal: Refusal | None = None) -> None:
+    def _wake(self) -> None:
         self._note()
-        for turn in [one for one in self.waiting if not one.done()]:
-            if refusal is None:
-                turn.set_result(None)
-            else:
-                turn.set_exception(refusal)
+        self._changed.set()
+        self._changed = asyncio.Event()
 
 
 def insist(

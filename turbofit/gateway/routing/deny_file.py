@@ -16,7 +16,7 @@ import time
 from contextlib import contextmanager, suppress
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
@@ -24,7 +24,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.process.files import write_atomic
 from turbofit.core.process.locks import lock_soon
 from turbofit.core.process.state import state_dir
-from turbofit.core.struct import Struct, const, to_json
+from turbofit.core.struct import Struct, to_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["DAY_SECONDS", "Denied", "DenyFile", "deny_path", "fingerprint", "pardon"]
 
 DAY_SECONDS: Final = 24 * 3600.0
-_SCHEMA: Final = "turbofit.denied/1"
 _ROOM: Final = "denied"
 _KEY_BYTES: Final = 32
 _FINGERPRINT_BYTES: Final = 12
@@ -63,7 +62,7 @@ class Denied(Struct):
 
 class _Page(Struct):
     denied: tuple[Denied, ...] = ()
-    schema: Annotated[str, const(_SCHEMA)] = _SCHEMA
+    schema: Literal["turbofit.denied/1"] = "turbofit.denied/1"
 
 
 def fingerprint(key: bytes, path: str, body: bytes) -> asyncio.Future[str]:
@@ -209,8 +208,6 @@ class DenyFile:
         try:
             with self.path.open("rb") as file:
                 page = msgspec.json.decode(file.read(_LARGEST), type=_Page)
-            if page.schema != _SCHEMA:
-                raise ValueError(f"its schema is {page.schema[:40]}")
         except OSError:
             return {}
         except (msgspec.MsgspecError, ValueError) as exc:
