@@ -14,7 +14,6 @@ from turbofit.gateway.server import Ends, run_loop, serve_gateway
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
     from turbofit.gateway.http.asgi_app import AsgiApp
 
@@ -126,12 +125,7 @@ class GatewayThread(Generic[_App]):
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def _run(self) -> None:

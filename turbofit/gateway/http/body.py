@@ -60,11 +60,8 @@ class Bodies:
 
     Room is taken as bytes arrive. A client may hold as much as is left free, so that one alone gets
     half of the room, and there is always some for one more. Where there is none, bodies that stand
-    still make room, whose clients hold no less than the one that needs it.
-
-    Args:
-        most: bytes of one.
-        config: how long it may take to arrive, and how slowly.
+    still make room, whose clients hold no less than the one that needs it. ``most`` are the bytes
+    of one; the configuration says how long it may take to arrive, and how slowly.
     """
 
     def __init__(self, most: int, config: GatewayConfig) -> None:
@@ -87,12 +84,7 @@ class Bodies:
     async def read(
         self, headers: Mapping[bytes, bytes], receive: Receive, client: str = ""
     ) -> bytes:
-        """A whole body.
-
-        Args:
-            headers: of the request.
-            receive: ASGI's.
-            client: whose room it takes.
+        """A whole body; it takes its client's room.
 
         Raises:
             Refusal: not JSON, compressed, too large, too slow, or no room for it now.

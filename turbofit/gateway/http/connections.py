@@ -74,11 +74,7 @@ class Connections:
     whole. Where there is no room, the one that has waited longest is closed for the new one: a
     client that sends its request needs a round trip, one that holds connections open has always
     waited longer. Only where a request is under way on each of them is the new one refused.
-
-    Args:
-        limits: how many.
-        proxies: addresses whose connections are not counted by address, being many clients'.
-        count: takes the metric of what was closed.
+    Connections of ``proxies`` are not counted by address, being many clients'.
     """
 
     def __init__(

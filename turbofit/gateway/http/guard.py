@@ -24,11 +24,9 @@ _USUAL: Final = b"authorization, content-type, x-api-key, x-request-id, anthropi
 
 
 class Keys:
-    """API keys, compared in constant time and kept as hashes only.
+    """API keys, compared in constant time and kept as hashes only; without any, everybody may.
 
-    Args:
-        keys: the keys; none means that everybody may.
-        fronts: keys of fronts, which say whose each request is.
+    ``fronts`` are keys of fronts, which say whose each request is.
     """
 
     def __init__(self, keys: Sequence[str], fronts: Sequence[str] = ()) -> None:
@@ -60,10 +58,8 @@ class Origins:
     """Web pages that may use the server from a browser.
 
     A page can send requests to a server on its visitor's own machine. Those carry an ``Origin``,
-    which other clients do not send; one that was not allowed is refused altogether.
-
-    Args:
-        allowed: origins such as ``https://chat.example.com``, or ``*``.
+    which other clients do not send; one that was not allowed (such as
+    ``https://chat.example.com``, or ``*``) is refused altogether.
     """
 
     def __init__(self, allowed: Sequence[str] = ()) -> None:

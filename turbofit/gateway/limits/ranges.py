@@ -83,12 +83,7 @@ def lower_answer(kind: str, body: JsonObject, left: int) -> list[str]:
     """Lower the answer's length to what is left of the session, in place.
 
     Over by the tokens of the text, which nobody has counted yet: the engines lower it by those
-    themselves, without a word.
-
-    Args:
-        kind: of route.
-        body: as `hold_parameters` left it.
-        left: tokens of the session that images do not take.
+    themselves, without a word. ``left`` are tokens of the session that images do not take.
 
     Returns:
         What was changed.

@@ -130,12 +130,7 @@ class RequestedImage(Struct):
 
 
 def bounds_of(plan: Plan, *, overlay: bool = True) -> Bounds:
-    """The bounds of a plan.
-
-    Args:
-        plan: the plan.
-        overlay: whether the engines run on `gateway.overlay`'s folder.
-    """
+    """The bounds of a plan; ``overlay``: whether the engines run on `gateway.overlay`'s folder."""
     rule = plan.model.image_rule if plan.limits.vision_unit is not None else None
     gate = _gate(plan, rule)
     return Bounds(
@@ -172,13 +167,9 @@ def hold_image(bounds: Bounds, image: RequestedImage, cap: int | None = None) ->
     """One image, lowered to the plan.
 
     Both kinds of limit hold: the planned one, and that this very image takes no more units than the
-    plan paid for an image. Values that LMDeploy would not read are not obeyed here either.
-
-    Args:
-        bounds: the plan's.
-        image: what was asked.
-        cap: a limit in tiles or pixels below the planned one, for images that share a request. An
-            image that it does not make smaller stays as it is without.
+    plan paid for an image. Values that LMDeploy would not read are not obeyed here either. ``cap``
+    is a limit in tiles or pixels below the planned one, for images that share a request; an image
+    that it does not make smaller stays as it is without.
 
     Raises:
         Refusal: an image that no preprocessor takes, or that cannot be lowered enough.

@@ -87,11 +87,6 @@ class VideoInspector:
     ) -> Clip | None:
         """The request's video, None where it has none.
 
-        Args:
-            parsed: of a `Preparation`, with at most one video.
-            fetched: the files of its addresses.
-            most_bytes: how many bytes a video may have.
-
         Raises:
             Refusal: no usable video.
         """

@@ -248,13 +248,7 @@ def insist(
 
 
 class AttachedGateway:
-    """A model's gateway, from when its engines are ready to when they end.
-
-    Args:
-        address: serves all models.
-        model: whose it is.
-        gateway: the model's.
-    """
+    """A model's gateway behind the address of all, from its engines' start to their end."""
 
     def __init__(
         self, address: GatewayThread[ModelsGateway], model: ServedModel, gateway: Gateway

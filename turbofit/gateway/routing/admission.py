@@ -37,14 +37,10 @@ _ALONE_AFTER: Final = 1.0
 
 
 class Place:
-    """A request's place in line, then at an engine, and a suspect's turn there.
+    """A request's place in line, then at an engine, and a suspect's ``turn`` there.
 
-    Args:
-        admission: gives it.
-        client: whose it is.
-        cost: what it takes, its own object.
-        choose: prefers another engine that has room to the least busy one.
-        turn: of a suspect.
+    ``cost`` is what it takes, its own object; ``choose`` prefers another engine that has room to
+    the least busy one.
     """
 
     engine: RoutedEngine
@@ -80,10 +76,8 @@ class Place:
     def leave(self, after: float = 0.0, *, left: bool = False) -> None:
         """Give everything back, and let the next in.
 
-        Args:
-            after: seconds for which an engine with a gate may still have the request, of whose
-                answer nothing came.
-            left: the client left, and the engine may yet die of its request: the turn lasts on.
+        For the seconds ``after`` an engine with a gate may still have the request, of whose answer
+        nothing came. ``left``: the client did, and the engine may yet die of its request.
         """
         self._give_back_host()
         loop = asyncio.get_running_loop()
@@ -156,13 +150,7 @@ class _Queue:
 
 
 class Admission:
-    """Lets requests through to engines.
-
-    Args:
-        fleet: all engines, each with its own gate and host limit.
-        longest: how many may wait.
-        seconds: how long one may wait.
-    """
+    """Lets requests through to engines; ``longest`` may wait, each for so many ``seconds``."""
 
     def __init__(self, fleet: Fleet, *, longest: int = 256, seconds: float = 30.0) -> None:
         self._fleet, self._seconds = fleet, seconds

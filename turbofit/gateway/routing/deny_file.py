@@ -72,11 +72,6 @@ def fingerprint(key: bytes, path: str, body: bytes) -> asyncio.Future[str]:
     A body is hashed by SHA-256, which processors have instructions for (1 ms a megabyte here), and
     only the digest by keyed BLAKE2b.
 
-    Args:
-        key: this installation's secret.
-        path: of the engine's route.
-        body: as the engine is given it.
-
     Returns:
         24 hexadecimal digits, once they are known. Several may wait for them: shield it.
     """
@@ -94,11 +89,7 @@ def _hashed(key: bytes, path: str, body: bytes) -> str:
 
 
 class DenyFile:
-    """Who is refused.
-
-    Args:
-        path: see `deny_path`; None keeps nothing.
-    """
+    """Who is refused, as the file of this path has it (see `deny_path`); None keeps nothing."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path

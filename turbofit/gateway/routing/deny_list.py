@@ -61,11 +61,7 @@ _AGAIN_SECONDS: Final = 15.0
 
 
 class DenyList:
-    """Who is suspected and who is refused; belongs to one loop at a time.
-
-    Args:
-        file: keeps who is refused.
-    """
+    """Who is suspected, and who is refused, whom its file keeps; belongs to one loop at a time."""
 
     def __init__(self, file: DenyFile) -> None:
         self.file = file

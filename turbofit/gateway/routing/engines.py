@@ -226,10 +226,7 @@ class RoutedEngine:
 
         The same one for all who were there, and for who is sent a connection of it that was kept.
         What answers after a death, or takes a request later, is another process, whose death is
-        another one.
-
-        Args:
-            sent_at: when the request began that broke off there.
+        another one. ``sent_at`` is when the request began that broke off there.
         """
         if self.death is None or max(self.last_success, sent_at - _PAUSE) > self.died_at:
             self.death = EngineDeath(self.index, time.monotonic())

@@ -52,15 +52,8 @@ class Monitor:
 
     An engine is probed with a completion of one text token when it has been idle for long, when
     something failed, and when it owes answers but sends nothing. Three failures in a row take it
-    out, and end what still waits for it; one success brings it back.
-
-    Args:
-        engines: all of them.
-        upstream: asks them.
-        config: when: idle for how long, silent for how long while answers are owed, or in one
-            answer while others get theirs; how long an answer may take, and how soon it is asked
-            again.
-        changed: called when an engine was taken out, or answers again.
+    out, and end what still waits for it; one success brings it back. ``changed`` is called when an
+    engine was taken out, or answers again.
     """
 
     def __init__(
@@ -101,11 +94,8 @@ class Monitor:
     def gone(self, engine: RoutedEngine, *, vanished: bool) -> None:
         """A request could not be sent there.
 
-        Args:
-            engine: which.
-            vanished: whether its machine does not answer. Then the requests that the engine has are
-                ended, and not accused. Else they break off by themselves: only they were at its
-                death.
+        Where its machine does not answer (``vanished``), the requests that the engine has are
+        ended, and not accused. Else they break off by themselves: only they were at its death.
         """
         if engine.up and vanished:
             engine.failures = _FAILURES
@@ -166,12 +156,6 @@ class Monitor:
         """What an engine says of itself, where it does."""
         return engine_load(await self._upstream.page(engine, "/metrics", HEALTH_SECONDS))
 
-    async def _moves(self, engine: RoutedEngine) -> bool:
-        """Whether an engine that does not answer has counted tokens since it last did not."""
-        load = await self._load(engine)
-        before, engine.tokens = engine.tokens, None if load is None else load.tokens
-        return before is not None and engine.tokens is not None and engine.tokens > before
-
     def _due(self, engine: RoutedEngine, now: float) -> bool:
         soon = self._config.retry_seconds
         if now - engine.last_check < (soon if engine.failures else min(1.0, soon)):
@@ -193,8 +177,11 @@ class Monitor:
         if works or (engine.up and engine.last_success > began):
             self._bring_back(engine)
             return
-        if engine.in_flight and await self._moves(engine):
-            return  # slow, not stuck
+        if engine.in_flight:
+            load = await self._load(engine)
+            before, engine.tokens = engine.tokens, None if load is None else load.tokens
+            if before is not None and engine.tokens is not None and engine.tokens > before:
+                return  # slow, not stuck: it has counted tokens since it last did not answer
         engine.failures += 1
         engine.failed_at = min(engine.failed_at, time.monotonic())
         if engine.failures >= _FAILURES and (engine.up or engine.in_flight):
@@ -239,13 +226,10 @@ def engine_load(page: str) -> EngineLoad | None:
 def stuck_requests(
     requests: Collection[Exchange], load: EngineLoad | None, now: float, patience: float
 ) -> set[Exchange]:
-    """Those that the engine seems to be stuck in.
+    """Those of all requests at an engine that it seems to be stuck in.
 
-    Args:
-        requests: all that this gateway has at the engine.
-        load: what the engine says; None where it does not tell.
-        now: by the clock of the requests.
-        patience: seconds of silence that are none.
+    ``load`` is what the engine says, None where it does not tell; silence of fewer seconds than
+    ``patience`` is none.
     """
     newest = max((one.heard_at for one in requests if one.begun), default=float("-inf"))
     silent = [one for one in requests if now - one.heard_at >= patience]

@@ -81,15 +81,8 @@ class Exchange(ForwardOutcome):
     """One request sent to one engine, and its answer passed on.
 
     ``heard_at``: when a byte of the answer last came. ``death``: of the engine, where it ended or
-    was given up; None where its machine vanished, or it was drained.
-
-    Args:
-        forwarder: whose request it is.
-        request: what is asked, by whom.
-        present: the same, as far as a death asks.
-        place: where it goes; it is given back at the end.
-        send: the client, as ASGI has it.
-        last: no other engine will be asked.
+    was given up; None where its machine vanished, or it was drained. ``last``: no other engine will
+    be asked. Its place is given back at the end.
     """
 
     def __init__(

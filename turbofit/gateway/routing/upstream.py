@@ -43,10 +43,7 @@ _NO_ANSWER: Final = {
 class Unreachable(Exception):  # noqa: N818
     """The request was never sent.
 
-    Args:
-        message: why.
-        vanished: the machine does not answer.
-        ended: the machine answered, and nothing listens there.
+    ``vanished``: the machine does not answer; ``ended``: it does, and nothing listens there.
     """
 
     def __init__(self, message: str, *, vanished: bool = False, ended: bool = False) -> None:
@@ -138,10 +135,8 @@ class Upstream:
         """A page of text, empty where it does not come in time."""
         try:
             return await asyncio.wait_for(self._page(engine, path), seconds)
-        except (asyncio.TimeoutError, TimeoutError):
-            return ""
-        except (Unreachable, Died, aiohttp.ClientError, OSError, ValueError):
-            return ""
+        except (asyncio.TimeoutError, Unreachable, Died, aiohttp.ClientError, OSError, ValueError):
+            return ""  # before Python 3.11 a timeout of asyncio is no OSError
 
     async def _page(self, engine: RoutedEngine, path: str) -> str:
         response = await self.open(engine, "GET", path, None, {})
@@ -192,21 +187,18 @@ def engine_socket(address: Sequence[Any]) -> socket.socket:
     busy it is, so that only a machine or a network counts as gone. One exception, on the safe side
     where another engine is up: an engine that reads nothing for 5 s in the middle of a body that
     its kernel has no room for is given up as well. Nothing of that on a machine's own addresses,
-    which do not vanish alone.
-
-    Args:
-        address: as `socket.getaddrinfo` gives it.
+    which do not vanish alone. ``address`` is as `socket.getaddrinfo` gives it.
     """
     family, kind, proto, _, where = address
-    made = socket.socket(family, kind, proto)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connecting = socket.socket(family, kind, proto)
+    connecting.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     options = [*_TCP_KEEP_ALIVE]
     if not _is_loopback(where[0]):
         options.append(("TCP_USER_TIMEOUT", _UNHEARD_MS))
     for name, value in options:
         if hasattr(socket, name):
-            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    return made
+            connecting.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return connecting
 
 
 def vanished(exc: BaseException | None) -> bool:
