@@ -58,7 +58,7 @@ BUGS = (
     Bug("a silent engine is not asked", _HEALTH,
         "now - engine.last_byte > self._config.stall_seconds",
         "now - engine.last_byte > 1e9"),
-    Bug("an engine's page is waited for without end", "gateway/routing/upstream.py",
+    Bug("an engine's page is waited for without end", "gateway/upstream.py",
         "await asyncio.wait_for(self._page(engine, path), seconds)",
         "await self._page(engine, path)"),
     # Who is suspected, and who is refused.

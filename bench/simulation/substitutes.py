@@ -428,7 +428,7 @@ def _replacements(one: World) -> dict[str, Any]:
         "turbofit.gateway.thread.GatewayThread": partial(SimulatedGatewayThread, one),
         "turbofit.gateway.server.bind": lambda _: types.SimpleNamespace(close=lambda: None),
         "turbofit.gateway.overlay.overlay": _no_overlay,
-        "turbofit.gateway.routing.upstream.engine_socket": SimulatedSocket,
+        "turbofit.gateway.upstream.engine_socket": SimulatedSocket,
         "aiohttp.connector.monotonic": clock.monotonic,
         "turbofit.gateway.routing.health._TICK": 600.0,
         f"{_ENGINE}.engine_client._PAUSE": 300.0,

@@ -29,7 +29,7 @@ from turbofit.gateway.http.request_context import (
     answer,
     sent_headers,
 )  # fmt: skip
-from turbofit.gateway.routing.upstream import Died, Unreachable, Upstream
+from turbofit.gateway.upstream import Died, Unreachable, Upstream
 
 if TYPE_CHECKING:
     import ssl

@@ -28,7 +28,7 @@ from turbofit.gateway.routing.deny_list import DenyList
 from turbofit.gateway.routing.engines import Affinity, Fleet, RoutedEngine
 from turbofit.gateway.routing.health import Monitor, healthy
 from turbofit.gateway.routing.request_forwarder import RequestForwarder
-from turbofit.gateway.routing.upstream import Upstream
+from turbofit.gateway.upstream import Upstream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

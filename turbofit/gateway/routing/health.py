@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import Struct
-from turbofit.gateway.routing.upstream import HEALTH_SECONDS
+from turbofit.gateway.upstream import HEALTH_SECONDS
 from turbofit.observe.prometheus import parse_page
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.config import GatewayConfig
     from turbofit.gateway.routing.engines import RoutedEngine
     from turbofit.gateway.routing.request_forwarder import Exchange
-    from turbofit.gateway.routing.upstream import Upstream
+    from turbofit.gateway.upstream import Upstream
 
 __all__ = ["EngineLoad", "Monitor", "engine_load", "healthy", "stuck_requests"]
 

@@ -17,7 +17,7 @@ from turbofit.gateway.http.request_context import ForwardOutcome, sent_headers, 
 from turbofit.gateway.limits.gate import Cost
 from turbofit.gateway.routing.deny_file import fingerprint
 from turbofit.gateway.routing.engines import LEFT_SECONDS, Present
-from turbofit.gateway.routing.upstream import Died, Unreachable, vanished
+from turbofit.gateway.upstream import Died, Unreachable, vanished
 
 if TYPE_CHECKING:
     from turbofit.gateway.http.body import Bodies
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.routing.deny_list import DenyList
     from turbofit.gateway.routing.engines import Chooser, EngineDeath, Fleet, RoutedEngine
     from turbofit.gateway.routing.health import Monitor
-    from turbofit.gateway.routing.upstream import Upstream
+    from turbofit.gateway.upstream import Upstream
 
     HeaderList = list[tuple[bytes, bytes]]
 
