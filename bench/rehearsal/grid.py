@@ -133,7 +133,7 @@ ROWS: tuple[Row, ...] = (
     # documents' readers
     row("mineru2.5-1.2b", "1xt4", units=PAGES, queued=(8,), long=True, sampling=True, ratio=0.5),
     row("mineru2.5-1.2b", "1xrtx3060", units=PAGES, queued=(8, 16), ratio=0.5),
-    row("mineru2.5-1.2b", "1xrtx4090", units=PAGES, queued=(16,), sampling=True, quick=True),
+    row("mineru2.5-1.2b", "1xrtx4090", units=PAGES, queued=(16,), sampling=True),
     row("mineru2.5-1.2b", "2xrtx3090", tp=2, units=PAGES, queued=(8,), long=True),
     row("mineru2.5-1.2b", "1xv100-32g", units=PAGES, queued=(8,)),
     row("qwen2.5-vl-3b", "1xl4", units=PAGES, queued=(4,), long=True, session=10240, ratio=0.6),

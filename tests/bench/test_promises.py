@@ -6,10 +6,11 @@ import pytest
 
 from bench.plans.promises import shrinks
 from bench.plans.requests import KINDS, pairs, planned
+from tests.sweep import part
 
 pytestmark = pytest.mark.slow
 
-PAIRS = 160
+PAIRS = part(160)
 SEED = 20_261_122
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+from getpass import getuser
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -356,6 +357,17 @@ class TestCommand:
     def test_writes(self, kind: str, begins: str, saved: str, capsys) -> None:
         assert main(["export", kind, saved]) == 0
         assert begins in capsys.readouterr().out.splitlines()
+
+    def test_a_model_is_planned_and_kinds_have_other_names(self, saved: str, capsys) -> None:
+        words = ["internvl2-8b", "--on", "1xrtx3090"]
+        assert main(["export", "docker-compose", *words]) == 0
+        found = yaml.safe_load(capsys.readouterr().out)["services"]["turbofit-internvl2-8b"]
+        assert found["environment"]["HF_ENDPOINT"] is None  # the shell's, where it has one
+        assert main(["export", "kubernetes", *words]) == 0
+        assert "key: hf-token, optional: true" in capsys.readouterr().out
+        assert main(["export", "service", *words]) == 0
+        assert f"\nUser={getuser()}\n" in capsys.readouterr().out
+        assert main(["export", "k8s", saved, "--on", "1xl4"]) == 2
 
     def test_as_json(self, saved: str, capsys) -> None:
         assert main(["export", "k8s", saved, "--json"]) == 0

@@ -135,7 +135,7 @@ def log_probabilities_are_those_of_token_0(served: Served) -> None:
     assert answer["meta_info"]["output_token_logprobs"] == [[0.0, 0]] * 3
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_without_the_gateway_the_same_request_kills(children: list[Child], tmp_path: Path) -> None:
     """Qwen2-VL's twin, without turbofit's server: `tests/rehearse/turbomind/test_server.py`."""
     served = serve_pretend(children, tmp_path, *EIGHT, "--no-gateway", "--concurrency", "2")

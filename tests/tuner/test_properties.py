@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from tests.sweep import part
 from tests.tuner.conftest import random_request, with_used
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Plan
@@ -26,7 +27,9 @@ from turbofit.tuner.search.sizing import SearchState
 pytestmark = pytest.mark.slow
 
 engines = st.sampled_from([engine_named(name) for name in LMDEPLOY])
-relaxed = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+relaxed = settings(
+    max_examples=part(20), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 
 
 def some_shape(request: ResolvedRequest, engine: Engine, index: int) -> Shape:
@@ -121,7 +124,7 @@ def test_permuting_equal_gpus_changes_neither_verdict_nor_score(engine, seed, sh
 
 
 @given(engine=engines, seed=st.integers(0, 10**6))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=part(12), deadline=None)
 def test_a_plan_survives_json(engine, seed):
     request = random_request(random.Random(seed))
     try:
@@ -132,7 +135,7 @@ def test_a_plan_survives_json(engine, seed):
 
 
 @given(engine=engines, seed=st.integers(0, 10**6))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=part(12), deadline=None)
 def test_a_plan_that_fits_keeps_every_promise(engine, seed):
     request = random_request(random.Random(seed), context=False)
     try:

@@ -100,6 +100,24 @@ MANUAL: Final[dict[str, Manual]] = {
         "opens one port; sends requests to the engines; fetches remote images of allowed domains "
         "only; never reads the local disk for a client",
     ),
+    "chat": Manual(
+        (
+            "turbofit chat",
+            "turbofit chat http://10.0.0.7:8000 --system 'Answer in one sentence.'",
+            "turbofit chat --max-tokens 200",
+        ),
+        (3,),
+        "reads the pictures that a message names; sends them to the server, and nowhere else",
+    ),
+    "download": Manual(
+        (
+            "turbofit download internvl2-8b",
+            "turbofit download OpenGVLab/InternVL2-8B --revision main",
+        ),
+        (5, 7),
+        "writes into the cache of the hub that LMDeploy asks (HF_HOME, or MODELSCOPE_CACHE where "
+        "LMDEPLOY_USE_MODELSCOPE is set); goes on where an earlier download ended",
+    ),
     "tune": Manual(
         (
             "turbofit tune internvl2-8b",
@@ -235,11 +253,11 @@ MANUAL: Final[dict[str, Manual]] = {
     "export": Manual(
         (
             "turbofit export systemd plan.json > vlm.service",
-            "turbofit export compose plan.json --image turbofit:mine > compose.yaml",
+            "turbofit export compose internvl2-8b --on 2xrtx3090 > compose.yaml",
             "turbofit export k8s plan.json --claim hub-cache > vlm.yaml",
         ),
-        (3,),
-        "reads the plan; prints, and starts nothing",
+        (3, 4, 7),
+        "reads the plan, or what `plan` reads of a model; prints, and starts nothing",
     ),
     "doctor": Manual(
         ("turbofit doctor", "turbofit doctor --model internvl2-8b --port 23333 --json"),

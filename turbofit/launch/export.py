@@ -208,6 +208,7 @@ def manifest(
     image: str = "turbofit:latest",
     claim: str | None = None,
     executable: str = "turbofit",
+    user: str = "root",
 ) -> str:
     """The text of a manifest: ``presets/export/KIND.template`` with what the service is.
 
@@ -219,10 +220,11 @@ def manifest(
         image: a container image that has turbofit and LMDeploy in it.
         claim: k8s: a PersistentVolumeClaim for the hub's cache, which each pod else fills anew.
         executable: systemd: the absolute path of ``turbofit`` on that machine.
+        user: systemd: whose process it is.
     """
     cards = f"{service.gpus} {plural(service.gpus, 'GPU')}: {service.card}"
     values: dict[str, object] = {name: getattr(service, name) for name in service.__struct_fields__}
-    values |= {"cards": cards, "image": image, "quoted_image": _quoted(image)}
+    values |= {"cards": cards, "user": user, "image": image, "quoted_image": _quoted(image)}
     values["memory"] = -(-service.memory >> 20)
     shm = -(-service.shm >> 20)
     if kind == "systemd":

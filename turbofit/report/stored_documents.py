@@ -23,6 +23,8 @@ from turbofit.core.struct import Struct, const, decode, to_json
 from turbofit.report.consistent import check_consistent
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from turbofit.core.tuning import Tuning
     from turbofit.load.result import LoadResult
 
@@ -35,6 +37,7 @@ __all__ = [
     "read_plan",
     "read_reported",
     "read_saved",
+    "reportable",
     "saved_document",
     "saved_json",
 ]
@@ -241,10 +244,16 @@ def newest_run() -> str:
     Raises:
         UsageError: there is none.
     """
-    found = _newest_of(list(state_dir(_RUNS, make=False).glob("*/run.json")))
+    found = next(iter(_newest_first(state_dir(_RUNS, make=False).glob("*/run.json"))), None)
     if found is None:
         raise UsageError("nothing was served yet", hint=HOW_TO_SERVE)
     return found
+
+
+def reportable() -> list[str]:
+    """The kept plans, predictions and rehearsals, and the runs of this user; the newest first."""
+    plans, runs = (state_dir(room, make=False) for room in (_ROOM, _RUNS))
+    return _newest_first([*plans.glob("*.json"), *runs.glob("*/run.json")])
 
 
 def _newest() -> str:
@@ -253,20 +262,18 @@ def _newest() -> str:
     Raises:
         UsageError: there is none.
     """
-    kept = list(state_dir(_ROOM, make=False).glob("*.json"))
-    kept += list(state_dir(_RUNS, make=False).glob("*/run.json"))
-    found = _newest_of(kept)
-    if found is None:
+    found = reportable()
+    if not found:
         raise UsageError(
             "nothing was planned, rehearsed or served yet",
             hint="turbofit plan MODEL, then turbofit report latest",
         )
-    return found
+    return found[0]
 
 
-def _newest_of(paths: list[Path]) -> str | None:
+def _newest_first(paths: Iterable[Path]) -> list[str]:
     times = []
     for path in paths:
         with suppress(OSError):
             times.append((path.stat().st_mtime_ns, str(path)))
-    return max(times)[1] if times else None
+    return [path for _, path in sorted(times, reverse=True)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import jsonschema
@@ -10,9 +11,28 @@ import pytest
 import referencing
 
 from turbofit.cli.main import main
+from turbofit.core.which import Which
+from turbofit.planning.request import WhichRequest
+from turbofit.planning.which import which_cards
 from turbofit.report.schema import schema_text
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True, scope="module")
+def planned_once() -> Iterator[None]:
+    """The same question is planned once, and told in several forms."""
+    kept: dict[str, Which] = {}
+
+    def once(request: WhichRequest) -> Which:
+        if (asked := repr(request)) not in kept:
+            kept[asked] = which_cards(request)
+        return kept[asked]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("turbofit.planning.which.which_cards", once)
+        yield
+
 
 QUESTION = ["which", "internvl2-26b-awq", "--concurrency", "2"]
 
@@ -61,7 +81,7 @@ def test_models_of_a_machine(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_machine_where_a_model_should_stand(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["which", "2x24GB", "--concurrency", "2", "--context", "1k"]) == 0
+    assert main(["which", "2x24GB", "--engine", "turbomind", "--context", "1k"]) == 0
     told = capsys.readouterr()
     assert told.out.startswith("Models on 2x24GB\n")
     assert "assumed: 24GB has no preset" in told.err

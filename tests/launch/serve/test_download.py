@@ -16,7 +16,7 @@ from turbofit.core.model import ModelSource
 from turbofit.core.plan import Plan
 from turbofit.core.process.progress import Step, listened
 from turbofit.launch.serve import download
-from turbofit.launch.serve.download import WeightsFetcher, with_weights
+from turbofit.launch.serve.download import WeightsFetcher, fetched
 
 
 def hub_plan(checkpoint: str | None = None) -> Plan:
@@ -47,11 +47,11 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_the_folder_that_came(hub, tmp_path: Path) -> None:
     hub(f"assert (name, revision) == ('org/name', 'abc'); return {str(tmp_path)!r}")
     said: list[str] = []
-    plan = with_weights(hub_plan(), said.append)
-    assert plan.model.source.checkpoint == str(tmp_path)
+    model = fetched(hub_plan().model, said.append)
+    assert model.source.checkpoint == str(tmp_path)
     assert said == ["phase: download (org/name, 1.0 MiB)"]
     # What is on disk is not asked for.
-    assert with_weights(plan, said.append) is plan
+    assert fetched(model, said.append) is model
     (tmp_path / "hub" / "huggingface_hub.py").unlink()
 
 
@@ -110,27 +110,27 @@ def test_how_far_it_is(hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             gate.write_text("")
 
     with listened(hear):
-        with_weights(hub_plan(), said.append)
+        fetched(hub_plan().model, said.append)
     assert heard[0] == Step("downloading org/name")
     assert heard[1] == Step("downloading org/name", 3 << 18, 1 << 20, "bytes")
     assert Step("downloading org/name", 1 << 20, 1 << 20, "bytes") in heard
     assert heard[-1] is None
     assert len(said) == 1
     (blobs / "new.incomplete").unlink()
-    with_weights(hub_plan(), say)
+    fetched(hub_plan().model, say)
     assert said[-1] == "downloading org/name: 1.0 MiB of 1.0 MiB"
 
 
 def test_what_goes_wrong(hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub("raise RuntimeError('401 Client Error')")
     with pytest.raises(LaunchError, match="RuntimeError: 401 Client Error"):
-        with_weights(hub_plan(), lambda _: None)
+        fetched(hub_plan().model, lambda _: None)
     hub("return '/no/such/folder'")
     with pytest.raises(LaunchError, match="cannot be downloaded"):
-        with_weights(hub_plan(), lambda _: None)
+        fetched(hub_plan().model, lambda _: None)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 20))
     with pytest.raises(LaunchError, match="what is left of the weights takes"):
-        with_weights(hub_plan(), lambda _: None)
+        fetched(hub_plan().model, lambda _: None)
 
 
 def test_what_came_before_needs_no_room(hub, tmp_path: Path, monkeypatch) -> None:
@@ -138,11 +138,11 @@ def test_what_came_before_needs_no_room(hub, tmp_path: Path, monkeypatch) -> Non
     room = SimpleNamespace(free=(1 << 30) + (1 << 18))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: room)
     with pytest.raises(LaunchError):
-        with_weights(hub_plan(), lambda _: None)
+        fetched(hub_plan().model, lambda _: None)
     blobs = tmp_path / "home/hub/models--org--name/blobs"
     blobs.mkdir(parents=True)
     (blobs / "one.incomplete").write_bytes(bytes(3 << 18))
-    assert with_weights(hub_plan(), lambda _: None).model.source.checkpoint == str(tmp_path)
+    assert fetched(hub_plan().model, lambda _: None).source.checkpoint == str(tmp_path)
 
 
 def test_modelscope_where_lmdeploy_would_ask_it(hub, tmp_path: Path, monkeypatch) -> None:
@@ -150,10 +150,10 @@ def test_modelscope_where_lmdeploy_would_ask_it(hub, tmp_path: Path, monkeypatch
     monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "ms"))
     hub("raise AssertionError")
     hub(f"print('Downloading'); return {str(tmp_path)!r}", "modelscope")
-    assert with_weights(hub_plan(), lambda _: None).model.source.checkpoint == str(tmp_path)
+    assert fetched(hub_plan().model, lambda _: None).source.checkpoint == str(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 20))
     with pytest.raises(LaunchError, match="ms has") as error:
-        with_weights(hub_plan(), lambda _: None)
+        fetched(hub_plan().model, lambda _: None)
     assert "MODELSCOPE_CACHE" in error.value.hint
 
 
@@ -161,7 +161,7 @@ def test_modelscope_that_is_not_installed(hub, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("LMDEPLOY_USE_MODELSCOPE", "True")
     hub("raise ModuleNotFoundError(\"No module named 'modelscope'\")", "modelscope")
     with pytest.raises(LaunchError, match="No module named 'modelscope'") as error:
-        with_weights(hub_plan(), lambda _: None)
+        fetched(hub_plan().model, lambda _: None)
     assert "install modelscope" in error.value.hint
 
 
@@ -183,7 +183,7 @@ def test_a_download_that_sigkill_does_not_end_holds_nobody(
 
     try:
         with pytest.raises(KeyboardInterrupt):
-            with_weights(hub_plan(), interrupt)
+            fetched(hub_plan().model, interrupt)
         assert len(held) == 1
     finally:
         (tmp_path / "go").unlink()

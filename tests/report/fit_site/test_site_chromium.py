@@ -11,6 +11,7 @@ import pytest
 
 from tests.report.conftest import Browser
 from tests.report.fit_site.sites import Chosen, drawn, planned
+from tests.sweep import part
 from tests.waiting import until
 from turbofit.core.units import format_bytes
 from turbofit.report.fit_site.choices import SiteChoices
@@ -90,11 +91,11 @@ def compare(said: dict[str, Any], plan: dict[str, Any]) -> None:
         assert close(cells[5], cost["seconds_to_first_token"])
 
 
-def test_200_choices_are_what_plan_says(
+def test_choices_are_what_plan_says(
     browser: Browser, address: str, choices: SiteChoices, capsys: pytest.CaptureFixture[str]
 ) -> None:
     browser.visit(address)
-    for place, chosen in enumerate(drawn(choices, 200)):
+    for place, chosen in enumerate(drawn(choices, part(200, 8))):
         if place % 2:
             browser.visit(address + chosen.fragment())
         else:

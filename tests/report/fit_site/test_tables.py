@@ -1,4 +1,4 @@
-"""The tables: 200 choices say what `turbofit plan --json` says."""
+"""The tables: choices say what `turbofit plan --json` says."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from tests.report.fit_site.sites import drawn, planned
+from tests.sweep import part
 from turbofit.core.plan import Plan
 from turbofit.report.fit_site.answer import SiteTable
 from turbofit.report.fit_site.choices import SiteChoices, choices_of, points
@@ -21,10 +22,10 @@ NOTHING = {"kv_tokens": 0, "requests_at_once": 0, "held": (), "speed": None, "li
 
 
 @pytest.mark.slow
-def test_200_choices_are_what_plan_says(
+def test_choices_are_what_plan_says(
     site: Path, choices: SiteChoices, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for chosen in drawn(choices, 200):
+    for chosen in drawn(choices, part(200, 8)):
         script = (site.parent / "data" / chosen.model / f"{chosen.card}.js").read_text()
         document = script.removeprefix("turbofitTable(").removesuffix(");\n")
         table = msgspec.json.decode(document, type=SiteTable)

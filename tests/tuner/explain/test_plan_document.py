@@ -11,6 +11,7 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 import turbofit
+from tests.sweep import part
 from tests.tuner.conftest import random_request
 from turbofit.core.errors import UsageError
 from turbofit.core.footprint import Footprint
@@ -115,7 +116,7 @@ def test_a_prediction_has_nothing_to_choose():
     alone=st.booleans(),
     budget=st.sampled_from([None, 10 * GIB, 24 * GIB]),
 )
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=part(12), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_the_least_fits_where_a_plan_does_and_takes_no_more(engine, seed, context, alone, budget):
     request = random_request(random.Random(seed), context=context)
     work = replace(request.workload, goal="throughput", queue_images=None)

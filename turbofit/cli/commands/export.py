@@ -22,6 +22,11 @@ __all__ = ["export"]
 
 _IMAGE: Final = "turbofit:latest"
 _EVERYWHERE: Final = "0.0.0.0"
+#: What else people call a kind.
+_OTHER_NAMES: Final = {
+    "docker-compose": "compose", "docker": "compose", "kubernetes": "k8s", "kube": "k8s",
+    "service": "systemd",
+}  # fmt: skip
 #: Options of `serve` that no service of one machine has, and those that only a cluster's has.
 _NOT_FOR_SERVICES: Final = frozenset({"cluster", "dry_run", "lease"})
 _CLUSTER: Final = ("name", "node_port")
@@ -31,11 +36,19 @@ _SECRET: Final = ("-",)
 _NO_FILES: Final = ("-", "none")
 
 
+class _Kind(click.Choice[str]):
+    """A kind of manifest, by any of its names."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The one name that `manifest` knows."""
+        return super().convert(_OTHER_NAMES.get(value, value), param, ctx)
+
+
 @command(
     Argument(
         "kind",
         metavar="KIND",
-        type=click.Choice(("systemd", "compose", "k8s")),
+        type=_Kind(("systemd", "compose", "k8s")),
         explained="what to write: systemd, compose or k8s",
     ),
     Argument(
@@ -43,9 +56,10 @@ _NO_FILES: Final = ("-", "none")
         metavar="PLAN",
         type=PATH,
         required=False,
-        explained="what `plan --json` wrote, or - for stdin; or a profile, with -f",
+        explained="what `plan --json` wrote, or - for stdin; or a model; or a profile, with -f",
     ),
     profile_option(),
+    Option("--on", metavar="SPEC", help="the machine that a model is planned for"),
     Option("--name", help="of the service (default: turbofit-MODEL)"),
     Option(
         "--port", type=PORT, default=DEFAULT_PORT, help=f"of the gateway (default {DEFAULT_PORT})"
@@ -65,6 +79,7 @@ def export(
     *,
     kind: str,
     plan: str | None,
+    on: str | None,
     name: str | None,
     port: int,
     image: str,
@@ -92,7 +107,7 @@ def export(
             hint="leave --host out; publish the port where you want it",
         )
     host = host or ("127.0.0.1" if of_systemd else _EVERYWHERE)
-    given = _given(plan, profile)
+    given = _given(plan, on, profile)
     if executable and not os.path.isabs(executable):
         raise UsageError(
             f"--executable {executable} is no absolute path", hint="systemd takes no other"
@@ -103,29 +118,36 @@ def export(
     if as_json:
         answer(to_json(service))
     else:
+        from getpass import getuser
+
         path = executable or _here()
-        answer(manifest(service, kind, image=image, claim=claim, executable=path))
+        text = manifest(service, kind, image=image, claim=claim, executable=path, user=getuser())
+        answer(text)
     return 0
 
 
-def _given(file: str | None, profile: Options) -> Plan:
-    """What `plan --json` wrote, or what a profile asks for.
+def _given(given: str | None, on: str | None, profile: Options) -> Plan:
+    """What `plan --json` wrote, the plan of a model, or what a profile asks for.
 
     Raises:
-        UsageError: none of them is given, or both are.
+        UsageError: none of them is given, or two are.
     """
     from turbofit import api
     from turbofit.cli.options.fields import filled
     from turbofit.planning.request import PlanRequest
     from turbofit.report.stored_documents import read_plan
 
-    if (file is None) == (profile_of(click.get_current_context()) is None):
+    if (given is None) == (profile_of(click.get_current_context()) is None):
         raise UsageError("export needs a plan or a profile", hint="give PLAN, or -f FILE")
-    if file is not None:
-        return read_plan(file)
-    if not profile.get("model"):
-        raise UsageError("the profile names no model", hint="write model: NAME into it")
-    return api.plan(filled(PlanRequest, profile))
+    if given is None:
+        if not profile.get("model"):
+            raise UsageError("the profile names no model", hint="write model: NAME into it")
+        return api.plan(filled(PlanRequest, profile))
+    if given == "-" or given.endswith(".json") or os.path.isfile(given):
+        if on is not None and not profile:
+            raise UsageError("the plan says its machine", hint="leave --on out, or name a model")
+        return read_plan(given)
+    return api.plan(given, on=on)
 
 
 def _serving(profile: Options, *, in_container: bool) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -14,9 +14,12 @@ from turbofit.report.schema import NAMES
 if TYPE_CHECKING:
     from turbofit.core.tuning import Tuning
     from turbofit.load.result import LoadResult
+    from turbofit.report.painters.document import Block
     from turbofit.report.stored_documents import StoredPlan
 
 __all__ = ["report"]
+
+_MOST_LISTED: Final = 20
 
 
 @command(
@@ -26,7 +29,7 @@ __all__ = ["report"]
         required=False,
         type=PATH,
         explained="what `plan --json` wrote (- for stdin), or `bench` or `tune`; the folder of a "
-        "run of `serve`; or `latest`: the newest plan, prediction, rehearsal or run",
+        "run of `serve`; or `latest`: the newest of all (without a word: their list)",
     ),
     *FORMS,
     Option(
@@ -57,10 +60,18 @@ def report(
         answer(schema_text(schema))
         return 0
     if what is None:
-        raise UsageError("report needs a plan, a run or latest", hint="turbofit report latest")
-    from turbofit.report.stored_documents import StoredPlan, read_reported
+        if html or as_json:
+            raise UsageError(
+                "report needs a plan, a run or latest", hint="turbofit report lists them"
+            )
+        show([_listed()], markdown=md)
+        return 0
+    from turbofit.cli.terminal.output import note
+    from turbofit.report.stored_documents import LATEST, StoredPlan, read_reported
 
     saved = read_reported(what)
+    if what == LATEST and isinstance(saved, StoredPlan) and not as_json:
+        note(f"latest is {saved.where}, planned {saved.plan.created}")
     if not isinstance(saved, StoredPlan):
         return _measured(saved, html, as_json=as_json, md=md)
     if html:
@@ -74,6 +85,25 @@ def report(
 
         show(plan_view(saved.plan, saved.run), markdown=md)
     return 0 if saved.plan.fits else DoesNotFitError.exit_code
+
+
+def _listed() -> Block:
+    """What can be reported, the newest first."""
+    from turbofit.report.painters.document import Column, Paragraph, Table
+    from turbofit.report.stored_documents import read_saved, reportable
+
+    rows = []
+    for path in reportable()[:_MOST_LISTED]:
+        try:
+            plan = read_saved(path).plan
+        except UsageError as exc:
+            rows.append((path, exc.message, ""))
+            continue
+        rows.append((path, f"{plan.model.name} on {plan.machine.name}", plan.created))
+    if not rows:
+        return Paragraph(text="nothing was planned, rehearsed or served yet: turbofit plan MODEL")
+    columns = Column(title="report", wrap=True), Column(title="of", wrap=True), Column(title="when")
+    return Table(columns=columns, rows=tuple(rows))
 
 
 def _measured(one: LoadResult | Tuning, html: str | None, *, as_json: bool, md: bool) -> int:

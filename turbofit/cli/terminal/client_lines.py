@@ -1,44 +1,19 @@
-"""What a client types to ask a server: a line for a shell, one for Python."""
+"""What is said once a server is open: how it is asked."""
 
 from __future__ import annotations
 
-import json
-import shlex
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
+
+from turbofit.gateway.http.welcome import client_lines
 
 if TYPE_CHECKING:
     from turbofit.launch.serve.config import ServeConfig
 
-__all__ = ["client_lines", "to_ask"]
-
-#: Tokens of the answer at most.
-_ANSWER: Final = 50
-
-
-def client_lines(url: str, model: str, *, key: bool) -> list[str]:
-    """Lines that work as they are pasted, once ``API_KEY`` is set where there is a key.
-
-    Args:
-        url: of the gateway.
-        model: as clients name it.
-        key: whether the gateway wants one.
-    """
-    messages = [{"role": "user", "content": "Hello"}]
-    # On pretend GPUs no answer ends by itself.
-    body = {"model": model, "messages": messages, "max_tokens": _ANSWER}
-    headers = ["-H 'Content-Type: application/json'"]
-    if key:
-        headers.append('-H "Authorization: Bearer $API_KEY"')
-    secret = 'os.environ["API_KEY"]' if key else '"none"'
-    return [
-        f"curl {url}/v1/chat/completions {' '.join(headers)} -d {shlex.quote(json.dumps(body))}",
-        f'openai.OpenAI(base_url="{url}/v1", api_key={secret}).chat.completions.create('
-        f"model={json.dumps(model)}, messages={json.dumps(messages)}, max_tokens={_ANSWER})",
-    ]
+__all__ = ["to_ask"]
 
 
 def to_ask(url: str, config: ServeConfig, model: str) -> list[str]:
-    """What is said once a server is open; without a gateway its first engine is asked.
+    """Lines for a shell and for Python, and the address last; without a gateway the first engine's.
 
     Args:
         url: where it listens.
@@ -47,4 +22,6 @@ def to_ask(url: str, config: ServeConfig, model: str) -> list[str]:
     """
     gateway = config.gateway
     key = bool(config.api_key) if gateway is None else bool(gateway.api_keys)
-    return [f"to ask: {line}" for line in client_lines(url, model, key=key)]
+    lines = [f"to ask: {line}" for line in client_lines(url, model, key=key)]
+    browser = "" if gateway is None else f", or in a browser: {url}"
+    return [*lines, f"to chat: turbofit chat {url}{browser}"]

@@ -17,6 +17,7 @@ from turbofit.gateway.http.metrics import logs_text, merge
 from turbofit.gateway.http.model_names import ModelCard, hold_name, models_document
 from turbofit.gateway.http.prepare import Preparation
 from turbofit.gateway.http.request_context import RequestContext, answer
+from turbofit.gateway.http.welcome import limits_in_words
 from turbofit.gateway.limits.gate import Gate
 from turbofit.gateway.limits.grammars import refuse_grammars
 from turbofit.gateway.media.clips import VideoInspector
@@ -182,6 +183,9 @@ class Gateway(AsgiApp):
                 await self._forwarder.forward(request, choose, send)
             finally:
                 self._forwarder.forget(request)
+
+    def _models(self) -> dict[str, list[str]]:
+        return {name: limits_in_words(self.bounds) for name in list(self.config.names)[:1]}
 
     async def _prepare(self, request: RequestContext, route: Route) -> Chooser | None:
         """The body as it goes on, and how to choose an engine for it."""

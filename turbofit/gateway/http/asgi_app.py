@@ -23,9 +23,10 @@ from turbofit.gateway.http.request_context import (
     entry,
 )  # fmt: skip
 from turbofit.gateway.http.routes import api_of, find_route, is_health
+from turbofit.gateway.http.welcome import HEADERS, is_page, welcome_page
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from turbofit.core.json_types import Document
     from turbofit.gateway.config import GatewayConfig
@@ -42,7 +43,8 @@ METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 class AsgiApp(ABC):
     """An ASGI app of HTTP requests alone.
 
-    Subclasses provide: `_serve`, `startup`, `shutdown`; those that keep a record also `_record`.
+    Subclasses provide: `_serve`, `startup`, `shutdown`; those that know models `_models`; those
+    that keep a record `_record`.
 
     Args:
         config: the public side.
@@ -103,6 +105,26 @@ class AsgiApp(ABC):
         if isinstance(self._log, AccessLog):
             self._log.close()
 
+    def _models(self) -> Mapping[str, Sequence[str]]:
+        """The limits of each model by its name, for the page at the address itself."""
+        return {}
+
+    async def _welcome(self, request: RequestContext, send: Send) -> None:
+        try:
+            request.key, _ = self._keys.check(request.headers)
+            status, models = 200, self._models()
+        except Refusal as refusal:
+            status, models, request.reason = refusal.status, None, refusal.reason
+        page = welcome_page(
+            request.scope.get("scheme", "http"),
+            request.headers.get(b"host", b"").decode("latin-1"),
+            models,
+            key=bool(self.config.api_keys),
+            notice="PRETEND GPUs: the words of its answers mean nothing" * self.config.pretend,
+        )
+        request.out += HEADERS
+        await answer(request, send, status, page, "text/html; charset=utf-8")
+
     async def _answer_health(
         self, request: RequestContext, send: Send, page: Document, retry: int | None
     ) -> None:
@@ -122,8 +144,10 @@ class AsgiApp(ABC):
             if request.method == "OPTIONS":
                 request.out += self._origins.preflight(request.headers)
                 await answer(request, send, 204, b"", "text/plain")
-                return
+                return None
             request.out += self._origins.check(request.headers)
+            if is_page(path) and request.method in ("GET", "HEAD"):
+                return await self._welcome(request, send)
             if not is_health(path):
                 # Before the route: strangers learn nothing of what exists.
                 request.key, of_front = self._keys.check(request.headers)

@@ -19,6 +19,7 @@ from turbofit.gateway.http.metrics import DROPPED, logs_text, merge
 from turbofit.gateway.http.model_names import ModelCard, models_document, no_such_model
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.http.request_context import RequestContext, answer
+from turbofit.gateway.http.welcome import limits_in_words
 from turbofit.gateway.routing.health import healthy
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class ModelsGateway(AsgiApp):
     ) -> None:
         super().__init__(config, max(one.limits.bytes_per_body for one in bounds))
         self.models = {model.name: model for model in models}
+        self._limits = [limits_in_words(one) for one in bounds]
         self._named_models = {name: model for model in models for name in model.names}
         self._wait = wait
         #: Whether those that start at once were ready.
@@ -110,6 +112,9 @@ class ModelsGateway(AsgiApp):
             await self._hand_over(model, request, body, gone, send)
         finally:
             gone.cancel()
+
+    def _models(self) -> dict[str, list[str]]:
+        return dict(zip(self.models, self._limits, strict=True))
 
     async def _hand_over(
         self,

@@ -204,7 +204,7 @@ def _choose_gpus(plan: Plan, config: Any) -> None:
     if plan.machine.source == "preset":
         return
     pytorch = plan.engine.on_torch
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if torch.cuda.is_initialized():
         if pytorch:
             warnings.warn(
                 "CUDA is in use in this process already: torch's allocator cannot be told to use"

@@ -28,9 +28,10 @@ from turbofit.model.modelscope_cache import cache_root, uses_modelscope
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from turbofit.core.model import Model
     from turbofit.core.plan import Plan
 
-__all__ = ["WeightsFetcher", "with_weights"]
+__all__ = ["WeightsFetcher", "fetched"]
 
 _LOG: Final = LazyLogger(__name__)
 
@@ -57,7 +58,7 @@ _HINTS: Final = {
 
 
 class WeightsFetcher:
-    """`with_weights` for every plan of a run: what came once is not asked for again.
+    """Every plan of a run with its checkpoint on disk: what came once is not asked for again.
 
     Args:
         say: takes lines of progress.
@@ -70,15 +71,16 @@ class WeightsFetcher:
     def __call__(self, plan: Plan) -> Plan:
         """The plan with its checkpoint on disk."""
         if self._folder is not None:
-            return _at(plan, self._folder)
-        here = with_weights(plan, self._say)
-        if here is not plan:
-            self._folder = here.model.source.checkpoint
-        return here
+            return replace(plan, model=_at(plan.model, self._folder))
+        model = fetched(plan.model, self._say)
+        if model is plan.model:
+            return plan
+        self._folder = model.source.checkpoint
+        return replace(plan, model=model)
 
 
-def with_weights(plan: Plan, say: Callable[[str], None]) -> Plan:
-    """The plan with its checkpoint on disk; downloaded where only the hub has it.
+def fetched(model: Model, say: Callable[[str], None]) -> Model:
+    """The model with its checkpoint on disk; downloaded where only the hub has it.
 
     It comes from the hub that LMDeploy would ask: ModelScope where LMDEPLOY_USE_MODELSCOPE is set.
     A signal ends the download; what came so far is kept by the hub's cache.
@@ -86,18 +88,16 @@ def with_weights(plan: Plan, say: Callable[[str], None]) -> Plan:
     Raises:
         LaunchError: no disk space, no package for the hub, or the hub refuses.
     """
-    model = plan.model
     where = model.source.checkpoint
     if (where is not None and os.path.isdir(where)) or model.hub_id is None:
-        return plan
+        return model
     _check_disk(model.hub_id, model.weight_bytes)
     say(f"phase: download ({model.hub_id}, {format_bytes(model.weight_bytes)})")
-    return _at(plan, _download(model.hub_id, model.revision or "", model.weight_bytes, say))
+    return _at(model, _download(model.hub_id, model.revision or "", model.weight_bytes, say))
 
 
-def _at(plan: Plan, folder: str) -> Plan:
-    source = replace(plan.model.source, checkpoint=folder)
-    return replace(plan, model=replace(plan.model, source=source))
+def _at(model: Model, folder: str) -> Model:
+    return replace(model, source=replace(model.source, checkpoint=folder))
 
 
 def _cache() -> Path:

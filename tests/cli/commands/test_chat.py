@@ -1,0 +1,175 @@
+"""``turbofit chat`` against a small server of the standard library."""
+
+from __future__ import annotations
+
+import builtins
+import io
+import json
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+
+from turbofit.cli.commands.chat import content_of
+from turbofit.cli.main import main
+
+PNG = b"\x89PNG picture"
+
+
+class Model(ThreadingHTTPServer):
+    """Answers each question with these events; keeps what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.asked: list[dict[str, Any]] = []
+        self.status, self.events = 200, [piece("Two "), piece("cats."), "[DONE]"]
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Model
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+    def do_GET(self) -> None:
+        self._answer(json.dumps({"data": [{"id": "m"}]}))
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.server.asked.append({**body, "key": self.headers["authorization"]})
+        if self.server.status != 200:
+            self._answer(json.dumps({"error": {"message": "too many images"}}))
+        else:
+            self._answer("".join(f"data: {event}\n\n" for event in self.server.events))
+
+    def _answer(self, text: str) -> None:
+        self.send_response(200 if self.command == "GET" else self.server.status)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+
+def piece(text: str, field: str = "content") -> str:
+    return json.dumps({"choices": [{"delta": {field: text}}]})
+
+
+@pytest.fixture
+def server() -> Iterator[Model]:
+    with Model() as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What a person types, line by line, then Ctrl-D."""
+
+    def lines(*words: str) -> None:
+        left = iter(words)
+
+        def one(_: str) -> str:
+            try:
+                return next(left)
+            except StopIteration:
+                raise EOFError from None
+
+        monkeypatch.setattr("sys.stdin", _Terminal())
+        monkeypatch.setattr(builtins, "input", one)
+
+    return lines
+
+
+def test_what_is_piped_in_is_one_question(server, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("How many?"))
+    assert main(["chat", f"{server.url}/v1", "--api-key", "k", "--max-tokens", "5"]) == 0
+    assert capsys.readouterr().out == "Two cats.\n"
+    (asked,) = server.asked
+    assert asked["messages"] == [{"role": "user", "content": "How many?"}]
+    assert (asked["model"], asked["max_tokens"], asked["stream"]) == ("m", 5, True)
+    assert asked["key"] == "Bearer k"
+
+
+def test_it_remembers_and_forgets(server, typed, capsys) -> None:
+    typed("one", "two", "/clear", "three", "/bye", "never")
+    assert main(["chat", server.url, "--system", "Be short."]) == 0
+    said = [[one["content"] for one in body["messages"]] for body in server.asked]
+    assert said == [
+        ["Be short.", "one"], ["Be short.", "one", "Two cats.", "two"], ["Be short.", "three"],
+    ]  # fmt: skip
+    assert "m at http" in capsys.readouterr().err
+
+
+def test_a_refused_question_is_said_and_forgotten(server, typed, capsys) -> None:
+    server.status = 400
+    typed("one", "two")
+    assert main(["chat", server.url]) == 0
+    assert [len(body["messages"]) for body in server.asked] == [1, 1]
+    assert capsys.readouterr().err.count("answers 400: too many images\nhint: ") == 2
+
+
+@pytest.mark.parametrize(
+    ("events", "why"),
+    [
+        ([piece("Two")], "the answer breaks off"),
+        (["{broken"], "the answer breaks off: "),
+        ([json.dumps({"error": {"message": "engine died"}})], "engine died"),
+    ],
+)
+def test_an_answer_without_an_end_is_none(events, why, server, monkeypatch, capsys) -> None:
+    server.events = events
+    monkeypatch.setattr("sys.stdin", io.StringIO("?"))
+    assert main(["chat", server.url]) == 3
+    assert f"error: {why}" in capsys.readouterr().err
+
+
+def test_reasoning_is_shown_apart_and_not_sent_again(server, typed, capsys) -> None:
+    server.events = [piece("Hm.", "reasoning_content"), *server.events]
+    typed("one", "two")
+    assert main(["chat", server.url]) == 0
+    assert capsys.readouterr().out.startswith("Hm.\n\nTwo cats.\n")
+    assert server.asked[1]["messages"][1]["content"] == "Two cats."
+
+
+def test_ctrl_c_ends_the_answer_and_keeps_what_came(server, typed, monkeypatch, capsys) -> None:
+    def interrupted(text: str) -> str:
+        if text == "cats.":
+            raise KeyboardInterrupt
+        return text
+
+    monkeypatch.setattr("turbofit.report.painters.terminal.clean_lines", interrupted)
+    typed("one")
+    assert main(["chat", server.url]) == 0
+    assert capsys.readouterr().out == "Two \n\n"
+
+
+@pytest.mark.parametrize("text", ["What is {}?", "'{}' shows what?", "{}"])
+def test_a_path_becomes_the_picture(text: str, tmp_path: Path) -> None:
+    file = tmp_path / ("my cat.JPG" if "'" in text else "cat.JPG")
+    file.write_bytes(PNG)
+    path = str(file) if "?" not in text[-2:] or "'" in text else f"{file} "
+    picture, said = content_of(text.format(path))
+    assert picture["image_url"]["url"].startswith("data:image/jpeg;base64,iVBOR")
+    assert str(file) not in said["text"]
+
+
+def test_a_path_of_nothing_stays_text() -> None:
+    assert content_of("Draw cat.png") == "Draw cat.png"
+
+
+def test_wrong_addresses_are_said(capsys) -> None:
+    assert main(["chat", "127.0.0.1:23333"]) == 2
+    assert "write it as http://127.0.0.1:23333" in capsys.readouterr().err
+    assert main(["chat", "http://127.0.0.1:9"]) == 3
+    assert "turbofit serve MODEL starts a server" in capsys.readouterr().err

@@ -1,0 +1,237 @@
+"""``turbofit chat [URL]``: questions to a server from the terminal, pictures by their paths."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from turbofit.cli.command import Argument, Option, command
+from turbofit.cli.terminal.output import answer, note
+from turbofit.core.errors import UnservedError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from http.client import HTTPResponse
+
+__all__ = ["chat"]
+
+_DEFAULT: Final = "http://127.0.0.1:23333"
+_WORDS: Final = "'/clear' forgets what was said, '/bye' or Ctrl-D ends, Ctrl-C ends an answer"
+#: A word of a message; in quotes where a path has spaces.
+_WORD: Final = re.compile(r"\"[^\"]+\"|'[^']+'|\S+")
+_PICTURE: Final = re.compile(r".+\.(png|jpe?g|webp|gif|bmp|tiff?)", re.IGNORECASE)
+#: Seconds without a byte: a request may wait for a place, and then for its first token.
+_SILENCE: Final = 600.0
+_LONGEST_ERROR: Final = 1 << 16
+
+
+class Piece(NamedTuple):
+    """Of an answer; ``thought``: of the reasoning before it."""
+
+    text: str
+    thought: bool = False
+
+
+class Server:
+    """One model of an OpenAI-compatible server, asked without a proxy.
+
+    Args:
+        url: its address, with or without ``/v1``.
+        key: its API key, where it has one.
+        model: its name for a model; None is the first that it lists.
+
+    Raises:
+        UnservedError: it does not answer, or not as such a server does.
+        UsageError: the address is none.
+    """
+
+    def __init__(self, url: str, key: str | None, model: str | None) -> None:
+        if not re.match(r"https?://[^/]", url):
+            raise UsageError(f"{url} is no address of a server", hint=f"write it as {_DEFAULT}")
+        self.url = url.rstrip("/").removesuffix("/v1")
+        self._headers = {"Content-Type": "application/json"}
+        if key:
+            self._headers["Authorization"] = f"Bearer {key}"
+        self.model = model or self._first()
+
+    def _first(self) -> str:
+        with self._open("/v1/models", None) as response:
+            try:
+                return str(json.load(response)["data"][0]["id"])
+            except (ValueError, LookupError, TypeError):
+                raise UnservedError(
+                    f"{self.url} lists no models", hint="name its model with --model"
+                ) from None
+
+    def ask(self, messages: list[dict[str, Any]], most: int | None) -> Iterator[Piece]:
+        """The pieces of the answer as they come; Ctrl-C ends the answer at the server, too.
+
+        Raises:
+            UnservedError: the server refuses, breaks off, or says an error.
+        """
+        body = {"model": self.model, "messages": messages, "stream": True}
+        if most is not None:
+            body["max_tokens"] = most
+        with self._open("/v1/chat/completions", body) as response:
+            try:
+                for line in response:
+                    text = line.partition(b"data:")[2].strip()
+                    if text == b"[DONE]":
+                        return
+                    if text:
+                        yield from _pieces(json.loads(text))
+            except (OSError, ValueError) as exc:
+                raise UnservedError(f"the answer breaks off: {exc}", hint="ask again") from None
+        raise UnservedError("the answer breaks off", hint="ask again")
+
+    def _open(self, path: str, body: dict[str, Any] | None) -> HTTPResponse:
+        from http.client import HTTPException
+        from urllib.error import HTTPError
+        from urllib.request import ProxyHandler, Request, build_opener
+
+        data = None if body is None else json.dumps(body).encode()
+        request = Request(self.url + path, data=data, headers=self._headers)
+        try:
+            response: HTTPResponse = build_opener(ProxyHandler({})).open(request, timeout=_SILENCE)
+        except HTTPError as exc:
+            hints = {401: "give its key with --api-key", 404: "see its models: /v1/models"}
+            raise UnservedError(
+                f"{self.url} answers {exc.code}: {_said(_read(exc.read(_LONGEST_ERROR)))}",
+                hint=hints.get(exc.code, "see what the server says"),
+            ) from None
+        except (OSError, HTTPException) as exc:
+            why = getattr(exc, "reason", exc)
+            raise UnservedError(
+                f"{self.url} does not answer: {why}", hint="turbofit serve MODEL starts a server"
+            ) from None
+        return response
+
+
+def _pieces(event: dict[str, Any]) -> Iterator[Piece]:
+    if "error" in event:
+        raise UnservedError(_said(event), hint="ask again")
+    for choice in event.get("choices") or ():
+        delta = choice.get("delta") or {}
+        for field in ("reasoning_content", "content"):
+            if delta.get(field):
+                yield Piece(str(delta[field]), thought=field != "content")
+
+
+def _read(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError:
+        return data.decode(errors="replace")
+
+
+def _said(document: Any) -> str:
+    """What an error says, in any server's form."""
+    error = document.get("error", document) if isinstance(document, dict) else document
+    return str(error.get("message", error) if isinstance(error, dict) else error)
+
+
+def content_of(text: str) -> str | list[dict[str, Any]]:
+    """A message's content: words that are paths of pictures become these pictures.
+
+    Raises:
+        UsageError: a picture cannot be read.
+    """
+    from base64 import b64encode
+
+    pictures = []
+    for word in _WORD.findall(text):
+        path = os.path.expanduser(word.strip("\"'"))
+        if not _PICTURE.fullmatch(path) or not os.path.isfile(path):
+            continue
+        try:
+            with open(path, "rb") as file:
+                data = b64encode(file.read()).decode()
+        except OSError as exc:
+            raise UsageError(f"{path} cannot be read: {exc.strerror}", hint="ask again") from None
+        kind = path.rpartition(".")[2].lower().replace("jpg", "jpeg")
+        url = f"data:image/{kind};base64,{data}"
+        pictures.append({"type": "image_url", "image_url": {"url": url}})
+        text = text.replace(word, "", 1)
+    if not pictures:
+        return text
+    return [*pictures, {"type": "text", "text": " ".join(text.split())}]
+
+
+@command(
+    Argument(
+        "url", metavar="URL", required=False, explained=f"the server's address (default {_DEFAULT})"
+    ),
+    Option("--model", help="the model's name (default: the first that the server lists)"),
+    Option("--api-key", metavar="KEY", help="the server's key (default: $TURBOFIT_API_KEY)"),
+    Option("--system", metavar="TEXT", help="a system message before the first question"),
+    Option("--max-tokens", type=int, metavar="N", help="of an answer (default: the server's)"),
+)
+def chat(
+    *,
+    url: str | None,
+    model: str | None,
+    api_key: str | None,
+    system: str | None,
+    max_tokens: int | None,
+) -> int:
+    """Ask and print; what is piped in is one question."""
+    from turbofit.core.process.variables import variables
+
+    server = Server(url or _DEFAULT, api_key or next(iter(variables().keys), None), model)
+    first: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+    if not sys.stdin.isatty():
+        question = {"role": "user", "content": content_of(sys.stdin.read())}
+        _tell(server.ask([*first, question], max_tokens))
+        return 0
+    with suppress(ImportError):  # Windows has none
+        import readline  # noqa: F401 - `input` edits its line by it
+
+    note(f"{server.model} at {server.url}; a picture's path in a message sends it; {_WORDS}")
+    messages = list(first)
+    while (text := _line()) is not None:
+        if text == "/clear":
+            messages = list(first)
+        elif text:
+            try:
+                question = {"role": "user", "content": content_of(text)}
+                said = _tell(server.ask([*messages, question], max_tokens))
+            except (UnservedError, UsageError) as exc:
+                note(f"error: {exc.message}")
+                note(f"hint: {exc.hint}")
+                continue
+            messages += [question, {"role": "assistant", "content": said}]
+    return 0
+
+
+def _line() -> str | None:
+    """The next line that a person types; None at the end."""
+    try:
+        text = input(">>> ").strip()
+    except EOFError:
+        answer("\n")
+        return None
+    return None if text in ("/bye", "/exit", "/quit") else text
+
+
+def _tell(pieces: Iterator[Piece]) -> str:
+    """Print pieces as they come, until the end or Ctrl-C; the answer without its reasoning."""
+    from turbofit.report.painters.terminal import clean_lines
+
+    came, thought = [], False
+    try:
+        for piece in pieces:
+            if thought and not piece.thought:
+                answer("\n\n")
+            thought = piece.thought
+            if not thought:
+                came.append(piece.text)
+            answer(clean_lines(piece.text))
+    except KeyboardInterrupt:
+        if not sys.stdin.isatty():
+            raise
+    answer("\n")
+    return "".join(came)

@@ -1,0 +1,138 @@
+"""The page at the address that `serve` prints: what is served, its limits, an example, the routes.
+
+It runs no script, and whoever shows no key where one is needed learns only where to put it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from html import escape
+from typing import TYPE_CHECKING, Final
+
+from turbofit.core.messages import plural
+from turbofit.core.units import format_bytes
+from turbofit.gateway.http.routes import ROUTES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from turbofit.gateway.limits.request_limits import Bounds
+
+__all__ = ["HEADERS", "client_lines", "is_page", "limits_in_words", "welcome_page"]
+
+HEADERS: Final = (
+    (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"cache-control", b"no-store"),
+)
+#: Tokens of the example's answer at most: on pretend GPUs no answer ends by itself.
+_ANSWER: Final = 50
+_HOST: Final = re.compile(r"[\w.\-:\[\]]{1,255}")
+_STYLE: Final = (
+    ":root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:46rem;"
+    "margin:2rem auto;padding:0 1rem}pre{overflow-x:auto;padding:.75rem;border:1px solid #8886;"
+    "border-radius:6px}table{border-collapse:collapse}td{padding:.1rem 1.5rem .1rem 0}"
+    "h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:1.75rem}"
+)
+
+
+def is_page(raw_path: bytes) -> bool:
+    """Whether a path is this page's: the address itself, or where other servers have their docs."""
+    return raw_path.rstrip(b"/") in (b"", b"/docs")
+
+
+def client_lines(url: str, model: str, *, key: bool) -> list[str]:
+    """A line for a shell and one for Python that ask; they work as they are pasted.
+
+    Args:
+        url: of the server.
+        model: as clients name it.
+        key: whether the server wants one, which they take from ``API_KEY``.
+    """
+    messages = [{"role": "user", "content": "Hello"}]
+    body = {"model": model, "messages": messages, "max_tokens": _ANSWER}
+    headers = ["-H 'Content-Type: application/json'"]
+    if key:
+        headers.append('-H "Authorization: Bearer $API_KEY"')
+    secret = 'os.environ["API_KEY"]' if key else '"none"'
+    return [
+        f"curl {url}/v1/chat/completions {' '.join(headers)} -d {shlex.quote(json.dumps(body))}",
+        f'openai.OpenAI(base_url="{url}/v1", api_key={secret}).chat.completions.create('
+        f"model={json.dumps(model)}, messages={json.dumps(messages)}, max_tokens={_ANSWER})",
+    ]
+
+
+def limits_in_words(bounds: Bounds) -> list[str]:
+    """What one request may hold."""
+    limits, rule = bounds.limits, bounds.rule
+    words = [f"{bounds.longest_request_tokens:,} tokens: prompt, images and answer together"]
+    if rule is None or limits.vision_unit is None:
+        words.append("no images")
+    else:
+        count, most = limits.images_per_request, limits.most_images(rule)
+        size = "" if limits.image_limit is None else f" of {limits.image_limit:,} {rule.limit_unit}"
+        fewer = f", or {most} smaller ones" if most > count else ""
+        larger = "; a larger image is made smaller" if size else ""
+        words.append(f"{count} {plural(count, 'image')}{size}{fewer}{larger}")
+    words.append(f"{limits.n} {plural(limits.n, 'answer')} at once (n)")
+    return [*words, f"a body of {format_bytes(limits.bytes_per_body)}"]
+
+
+def welcome_page(
+    scheme: str,
+    host: str,
+    models: Mapping[str, Sequence[str]] | None,
+    *,
+    key: bool,
+    notice: str = "",
+) -> bytes:
+    """The page as HTML.
+
+    Args:
+        scheme: ``http`` or ``https``.
+        host: as the client has it; shown where it is one.
+        models: the limits of each model by its name; None for who shows no key.
+        key: whether clients need one.
+        notice: said first, where there is something to say.
+    """
+    url = f"{scheme}://{host if _HOST.fullmatch(host) else 'HOST'}"
+    if models is None:
+        title = "turbofit: an API key is needed"
+        parts = [
+            f"<h1>{title}</h1><p>Send it in this header of each request:</p>"
+            "<pre>Authorization: Bearer KEY</pre>"
+        ]
+    else:
+        title = f"turbofit serves {', '.join(models) or 'a model'}"
+        parts = [f"<h1>{escape(title)}</h1>", _ask(url, next(iter(models), "MODEL"), key=key)]
+        for name, words in models.items():
+            of = f" of {escape(name)}" if len(models) > 1 else ""
+            parts.append(f"<h2>Limits of a request{of}</h2>{_items(words)}")
+        rows = "".join(
+            f"<tr><td>{one.method}</td><td>{_link(one.path, one.method)}</td></tr>"
+            for one in ROUTES.values()
+        )
+        parts.append(f"<h2>Routes</h2><table>{rows}</table>")
+    if notice:
+        parts.insert(0, f"<p><strong>{escape(notice)}</strong></p>")
+    head = (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        '<meta name="viewport" content="width=device-width"><style>'
+    )
+    return f"{head}{_STYLE}</style></head><body>{''.join(parts)}</body></html>".encode()
+
+
+def _ask(url: str, model: str, *, key: bool) -> str:
+    shell, python = client_lines(url, model, key=key)
+    lines = (("In a terminal", f"turbofit chat {url}"), ("With curl", shell), ("In Python", python))
+    return "".join(f"<h2>{name}</h2><pre>{escape(line)}</pre>" for name, line in lines)
+
+
+def _items(words: Iterable[str]) -> str:
+    return f"<ul>{''.join(f'<li>{escape(one)}</li>' for one in words)}</ul>"
+
+
+def _link(path: str, method: str) -> str:
+    return f'<a href="{path}">{path}</a>' if method == "GET" else path
