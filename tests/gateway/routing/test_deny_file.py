@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import os
 import stat
@@ -180,13 +179,10 @@ def test_a_lock_that_somebody_keeps_is_waited_for_briefly_and_nothing_is_lost(mo
 
 
 @pytest.mark.parametrize("size", [10, 1 << 20])
-def test_a_fingerprint_is_keyed_and_of_all_that_the_engine_is_given(size: int) -> None:
-    async def of(key: bytes, path: str, body: bytes) -> str:
-        return await fingerprint(key, path, body)
-
+async def test_a_fingerprint_is_keyed_and_of_all_that_the_engine_is_given(size: int) -> None:
     body = b"x" * size
     other = b"x" * (size - 1) + b"y"
     given = [(b"k", "/a", body), (b"l", "/a", body), (b"k", "/b", body), (b"k", "/a", other)]
-    found = [asyncio.run(of(*one)) for one in (*given, given[0])]
+    found = [await fingerprint(*one) for one in (*given, given[0])]
     assert (len(set(found)), found[0]) == (4, found[-1])
     assert len(found[0]) == 24
