@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from base64 import b64encode
-from contextlib import asynccontextmanager
 from io import BytesIO
 from typing import Any
 
@@ -182,16 +181,6 @@ def gateway(plan=None, *, engines=1, overlay=True, recorder=None, fetcher=None, 
     bounds = bounds_of(plan, overlay=overlay)
     app = Gateway(bounds, urls, GatewayConfig(**config), log, fetcher, recorder)
     return app, recorder
-
-
-@asynccontextmanager
-async def serving(app):
-    """The app watches its engines meanwhile."""
-    await app.startup()
-    try:
-        yield
-    finally:
-        await app.shutdown()
 
 
 async def call(

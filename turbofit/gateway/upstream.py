@@ -6,7 +6,7 @@ import asyncio
 import errno
 import ipaddress
 import socket
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import aiohttp
 import msgspec
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Sequence
 
-    from turbofit.gateway.front import Node
     from turbofit.gateway.routing.engines import RoutedEngine
 
 __all__ = ["HEALTH_SECONDS", "Died", "Unreachable", "Upstream", "engine_socket", "vanished"]
@@ -38,6 +37,13 @@ _UNHEARD_MS: Final = 5000
 _NO_ANSWER: Final = {
     errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN,
 }  # fmt: skip
+
+
+class Endpoint(Protocol):
+    """Where requests go: an address and its key."""
+
+    url: str
+    key: str | None
 
 
 class Unreachable(Exception):  # noqa: N818
@@ -70,7 +76,7 @@ class Upstream:
 
     async def open(
         self,
-        engine: RoutedEngine | Node,
+        engine: Endpoint,
         method: str,
         path: str,
         body: bytes | None,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from tests.support.gateway import Recorder, ask, call, chat, gateway, image_part, serving
+from tests.gateway.routing.dying_engines import serving
+from tests.support.gateway import Recorder, ask, call, chat, gateway, image_part
 from tests.waiting import auntil
 from turbofit.gateway.limits.gate import Gate
 from turbofit.gateway.routing.engines import Outage

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tests.gateway.routing.dying_engines import DyingEngines, broken, vanish
+from tests.gateway.routing.dying_engines import DyingEngines, broken, serving, vanish
 from tests.support.gateway import (
     DONE,
     EVENT,
@@ -17,7 +17,6 @@ from tests.support.gateway import (
     chat,
     gateway,
     image_part,
-    serving,
     stream,
 )
 from tests.virtual_time import settled

@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from tests.support.gateway import DONE, EVENT, Recorder, call, chat, gateway, serving, stream
+from tests.gateway.routing.dying_engines import serving
+from tests.support.gateway import DONE, EVENT, Recorder, call, chat, gateway, stream
 from turbofit.gateway.routing.health import EngineLoad, engine_load, stuck_requests
 
 PAGE = """\

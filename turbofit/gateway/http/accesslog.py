@@ -11,11 +11,12 @@ import re
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import UsageError
 from turbofit.core.process.log_queue import CappedLog
 from turbofit.core.units import MIB
+from turbofit.gateway.http.request_context import RequestSize
 from turbofit.gateway.media.pictures import Picture
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     Log = Callable[[dict[str, Any]], None]
 
 __all__ = [
-    "AccessLog", "RequestSize", "TraceRecorder", "access_log", "answer_tokens", "request_size",
+    "AccessLog", "TraceRecorder", "access_log", "answer_tokens", "request_size",
 ]  # fmt: skip
 
 _LOG_CAP: Final = 64 * MIB
@@ -87,13 +88,6 @@ def _to_stderr(record: Document) -> None:
 
 def _line(record: Document) -> bytes:
     return json.dumps(record, ensure_ascii=False).encode() + b"\n"
-
-
-class RequestSize(NamedTuple):
-    """The bytes of a request's text, and the width and height of each of its images."""
-
-    prompt_bytes: int
-    images: tuple[tuple[int, int], ...]
 
 
 class TraceRecorder:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections import Counter, OrderedDict
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from turbofit.core.errors import UsageError
 from turbofit.gateway.http.refusals import Refusal
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from turbofit.gateway.config import ConnectionLimits
-    from turbofit.gateway.http.protocol import LimitedProtocol
 
 __all__ = ["Connections", "Networks", "address_of"]
 
@@ -22,6 +21,13 @@ _RETRY_SECONDS: Final = 2
 _FRONT: Final = "front"
 #: Of an IPv6 address: what one client is given.
 _IPV6_PREFIX: Final = 64
+
+
+class ClientConnection(Protocol):
+    """One connection, as far as it is counted here."""
+
+    def make_room(self) -> None:
+        """Close: no request of it is under way, and another client needs the place."""
 
 
 class Networks:
@@ -82,10 +88,10 @@ class Connections:
     ) -> None:
         self._most, self._most_of_one = limits.connections, limits.connections_per_address
         self._proxies, self.count = proxies, count
-        self._of: dict[LimitedProtocol, str] = {}
+        self._of: dict[ClientConnection, str] = {}
         self._number_of: Counter[str] = Counter()
         #: Those that wait, the longest first.
-        self._waiting: OrderedDict[LimitedProtocol, None] = OrderedDict()
+        self._waiting: OrderedDict[ClientConnection, None] = OrderedDict()
         #: Whether open requests are cut off, since the server ends; and how many were.
         self.ending, self.cut = False, 0
         #: Whether nothing new is taken, while what is open may end.
@@ -98,7 +104,7 @@ class Connections:
         """So many in all, where the system gives room for no more."""
         self._most = min(self._most, most)
 
-    def opened(self, connection: LimitedProtocol, host: str) -> Refusal | None:
+    def opened(self, connection: ClientConnection, host: str) -> Refusal | None:
         """Count a new connection, which waits; what to answer where there is no room for it.
 
         One that is refused is counted too, until it is closed.
@@ -119,26 +125,26 @@ class Connections:
         self.waits(connection)
         return refusal
 
-    def apart(self, connection: LimitedProtocol) -> None:
+    def apart(self, connection: ClientConnection) -> None:
         """Count it by no address: it is a front's, which speaks for many clients."""
         if self._of.get(connection, _FRONT) != _FRONT:
             self.closed(connection)
             self._count_of(connection, _FRONT)
 
-    def _count_of(self, connection: LimitedProtocol, address: str) -> None:
+    def _count_of(self, connection: ClientConnection, address: str) -> None:
         self._of[connection] = address
         self._number_of[address] += 1
 
-    def waits(self, connection: LimitedProtocol) -> None:
+    def waits(self, connection: ClientConnection) -> None:
         """No request of it is under way from now on."""
         if connection in self._of:
             self._waiting[connection] = None
 
-    def works(self, connection: LimitedProtocol) -> None:
+    def works(self, connection: ClientConnection) -> None:
         """A request of it is under way from now on."""
         self._waiting.pop(connection, None)
 
-    def closed(self, connection: LimitedProtocol) -> None:
+    def closed(self, connection: ClientConnection) -> None:
         """It is counted no more; may be said twice."""
         self.works(connection)
         address = self._of.pop(connection, None)

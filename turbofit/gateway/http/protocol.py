@@ -192,7 +192,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._close()
 
     def make_room(self) -> None:
-        """Close: no request of it is under way, and another client needs the place."""
+        """See `connections.ClientConnection`."""
         self._deaf = True
         if self.transport.get_write_buffer_size():
             self.transport.abort()

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from turbofit.gateway.http.connections import address_of
 from turbofit.gateway.http.guard import request_id
@@ -14,14 +14,13 @@ from turbofit.gateway.http.prepare import PreparedBody
 
 if TYPE_CHECKING:
     from turbofit.core.json_types import Document
-    from turbofit.gateway.http.accesslog import RequestSize
     from turbofit.gateway.http.refusals import Api
     from turbofit.gateway.http.routes import Route
     from turbofit.gateway.routing.engines import RoutedEngine
 
 __all__ = [
-    "CLIENT", "CLIENT_KEY", "ForwardOutcome", "Message", "Receive", "RequestContext", "Send",
-    "answer", "entry", "sent_headers", "uncancel",
+    "CLIENT", "CLIENT_KEY", "ForwardOutcome", "Message", "Receive", "RequestContext",
+    "RequestSize", "Send", "answer", "entry", "sent_headers", "uncancel",
 ]  # fmt: skip
 
 Message = MutableMapping[str, Any]
@@ -39,6 +38,13 @@ def uncancel(task: asyncio.Task[Any] | None) -> None:
     """Take back a cancellation that was ours; Python 3.11 began to count them."""
     if task is not None and hasattr(task, "uncancel"):
         task.uncancel()
+
+
+class RequestSize(NamedTuple):
+    """The bytes of a request's text, and the width and height of each of its images."""
+
+    prompt_bytes: int
+    images: tuple[tuple[int, int], ...]
 
 
 @dataclass(eq=False)

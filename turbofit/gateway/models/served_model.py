@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from turbofit.gateway.http.app import Gateway
-    from turbofit.gateway.models.models_gateway import ModelsGateway
+    from turbofit.gateway.http.asgi_app import AsgiApp
     from turbofit.gateway.thread import GatewayThread
 
 __all__ = ["AttachedGateway", "ModelState", "ServedModel", "insist"]
 
 _Answer = TypeVar("_Answer")
+_App = TypeVar("_App", bound="AsgiApp")
 
 #: ``ending``: what is under way may end, and requests wait for the next start.
 ModelState = Literal["asleep", "starting", "ready", "ending", "failed"]
@@ -236,9 +237,7 @@ class ServedModel:
         self._changed = asyncio.Event()
 
 
-def insist(
-    address: GatewayThread[ModelsGateway], ask: Callable[[ModelsGateway], _Answer]
-) -> _Answer:
+def insist(address: GatewayThread[_App], ask: Callable[[_App], _Answer]) -> _Answer:
     """Run something in the address's loop, which may be busy for a minute.
 
     Raises:
@@ -250,9 +249,7 @@ def insist(
 class AttachedGateway:
     """A model's gateway behind the address of all, from its engines' start to their end."""
 
-    def __init__(
-        self, address: GatewayThread[ModelsGateway], model: ServedModel, gateway: Gateway
-    ) -> None:
+    def __init__(self, address: GatewayThread[Any], model: ServedModel, gateway: Gateway) -> None:
         self._address, self._model, self._gateway = address, model, gateway
         self._task: asyncio.Task[Any] | None = None
 
@@ -263,7 +260,7 @@ class AttachedGateway:
             LaunchError: the address is not served any more.
         """
 
-        def begin(_: ModelsGateway) -> None:
+        def begin(_: object) -> None:
             self._task = asyncio.ensure_future(self._gateway.startup())
             self._model.open(self._gateway)
 
@@ -298,7 +295,7 @@ class AttachedGateway:
             drain: wait until what it has has ended, within the drain's seconds.
         """
 
-        def detach(_: ModelsGateway) -> None:
+        def detach(_: object) -> None:
             if self._model.gateway is self._gateway:
                 self._model.detach(self._gateway)
                 self._task = asyncio.ensure_future(self._close())

@@ -7,7 +7,7 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from math import ceil
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import msgspec
 
@@ -20,14 +20,13 @@ if TYPE_CHECKING:
 
     from turbofit.core.json_types import JsonObject
     from turbofit.gateway.limits.gate import Cost
-    from turbofit.gateway.routing.request_forwarder import Exchange
 
     #: From the least busy engine that has room, and whether another one has it too.
     Chooser = Callable[["RoutedEngine", Callable[["RoutedEngine"], bool]], "RoutedEngine"]
 
 __all__ = [
-    "LEFT_SECONDS", "Accusation", "Affinity", "EngineDeath", "Fleet", "Outage", "Present",
-    "RoutedEngine", "Turn",
+    "LEFT_SECONDS", "Accusation", "Affinity", "EngineDeath", "Fleet", "InFlight", "Outage",
+    "Present", "RoutedEngine", "Turn",
 ]  # fmt: skip
 
 #: Seconds for which an engine is counted on to have a request whose client left: of an answer in
@@ -78,6 +77,20 @@ class Present:
     begun: bool = False
     sent_at: float = float("-inf")
     left_at: float = float("inf")
+
+
+class InFlight(Protocol):
+    """A request at an engine; ``heard_at``: when a byte of its answer last came."""
+
+    heard_at: float
+    present: Present
+
+    @property
+    def begun(self) -> bool:
+        """Whether a byte of its answer came."""
+
+    def abort(self, *, died: bool, stuck: bool = False) -> None:
+        """End it: the engine died, or is stuck in it."""
 
 
 class Accusation(NamedTuple):
@@ -145,9 +158,9 @@ class RoutedEngine:
         #: Something failed: probe soon.
         self.suspect = True
         #: What it has, in the order in which it came.
-        self.in_flight: dict[Exchange, None] = {}
+        self.in_flight: dict[InFlight, None] = {}
         #: Requests that it seemed to be stuck in at the last look, and when that was.
-        self.doubtful: set[Exchange] = set()
+        self.doubtful: set[InFlight] = set()
         self.last_examined = float("-inf")
         #: Tokens that it counted when a question last failed.
         self.tokens: float | None = None

@@ -30,8 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
     from turbofit.gateway.config import GatewayConfig
-    from turbofit.gateway.routing.engines import RoutedEngine
-    from turbofit.gateway.routing.request_forwarder import Exchange
+    from turbofit.gateway.routing.engines import InFlight, RoutedEngine
     from turbofit.gateway.upstream import Upstream
 
 __all__ = ["EngineLoad", "Monitor", "engine_load", "healthy", "stuck_requests"]
@@ -224,8 +223,8 @@ def engine_load(page: str) -> EngineLoad | None:
 
 
 def stuck_requests(
-    requests: Collection[Exchange], load: EngineLoad | None, now: float, patience: float
-) -> set[Exchange]:
+    requests: Collection[InFlight], load: EngineLoad | None, now: float, patience: float
+) -> set[InFlight]:
     """Those of all requests at an engine that it seems to be stuck in.
 
     ``load`` is what the engine says, None where it does not tell; silence of fewer seconds than
