@@ -64,10 +64,9 @@ class Died(Exception):  # noqa: N818
 class Upstream:
     """A client of all engines, each of which is told its own API key.
 
-    Args:
-        serial: whether they answer one request after the other: a token would wait for whatever
-            is under way, while their own health tells whether tokens still come.
-        tls: what is shown to engines at https addresses, and asked of them; None is aiohttp's own.
+    ``serial``: they answer one request after the other: a token would wait for whatever is under
+    way, while their own health tells whether tokens still come. ``tls`` is shown to engines at
+    https addresses, and asked of them; None is aiohttp's own.
     """
 
     def __init__(self, *, serial: bool = False, tls: ssl.SSLContext | None = None) -> None:

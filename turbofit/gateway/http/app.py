@@ -124,10 +124,8 @@ class Gateway(AsgiApp):
     def engine_ended(self, index: int, *, other_cause: bool) -> None:
         """A supervisor saw an engine's process end; to be called in the gateway's loop.
 
-        Args:
-            index: the engine's number.
-            other_cause: somebody killed it, its GPU is lost, or others took its memory: its
-                requests did not end it.
+        ``other_cause``: somebody killed it, its GPU is lost, or others took its memory: its
+        requests did not end it.
         """
         self.deny_list.engine_ended(self.engines[index], other_cause=other_cause)
 

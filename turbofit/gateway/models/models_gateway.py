@@ -57,14 +57,11 @@ class _Named(msgspec.Struct):
 
 
 class ModelsGateway(AsgiApp):
-    """The app.
+    """The app; each model's gateway has the same keys.
 
-    Args:
-        models: all that can be named, in the order in which they are listed.
-        bounds: what requests of each model are held to by its first plan; of bodies only their
-            size is looked at here.
-        config: the public side; each model's gateway has the same keys.
-        wait: seconds that a request waits at most for its model's start; 0 refuses at once.
+    ``bounds`` are what requests of each model are held to by its first plan; of bodies only their
+    size is looked at here. ``wait``: seconds that a request waits at most for its model's start; 0
+    refuses at once.
     """
 
     def __init__(

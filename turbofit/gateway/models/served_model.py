@@ -40,12 +40,7 @@ _BROKEN_OFF: Final = 60.0
 
 
 class ServedModel:
-    """A model that clients can name, whether its engines run or not.
-
-    Args:
-        name: its own.
-        names: others that clients may call it by.
-    """
+    """A model that clients can name, by its own name and others, whether its engines run or not."""
 
     def __init__(self, name: str, names: Sequence[str] = ()) -> None:
         self.name = name
@@ -183,12 +178,9 @@ class ServedModel:
         return Refusal(reason, why=self.status, retry_after=self.retry_after)
 
     async def wait(self, seconds: float, gone: asyncio.Future[Any], longest: int) -> Gateway:
-        """Its gateway, once it is ready.
+        """Its gateway, once it is ready, within so many seconds; 0 refuses at once.
 
-        Args:
-            seconds: the longest wait; 0 refuses at once.
-            gone: done where the client goes away.
-            longest: so many requests may wait.
+        ``gone`` is done where the client goes away; so many requests as ``longest`` may wait.
 
         Raises:
             Refusal: it does not start, or not in time, or too many wait.

@@ -121,15 +121,10 @@ class EngineDeath:
 
 
 class RoutedEngine:
-    """One engine.
+    """One engine, by a number unlike that of any other.
 
-    Args:
-        index: its number, unlike that of any other.
-        url: its address, without a final slash.
-        share: how many requests it takes beside the others' shares.
-        key: its API key.
-        gate: which requests may be there together, None for any.
-        host_limit: bytes of host memory of images in flight to it, None for any number.
+    ``share``: how many requests it takes beside the others' shares; ``gate``: which requests may be
+    there together; ``host_limit``: bytes of host memory of images in flight to it. None is any.
     """
 
     def __init__(
