@@ -65,7 +65,7 @@ KNOWN = [
     ("out_of_memory", "unknown", "RuntimeError: CUDA error: out of memory"),
     ("out_of_memory", "weights",
      "[TM][ERROR] CUDA runtime error: out of memory /lmdeploy/src/utils/memory_utils.cu:31"),
-    ("cuda_error", "unknown",
+    ("illegal_access", "unknown",
      "[TM][ERROR] CUDA runtime error: an illegal memory access was encountered /x/y.cc:3"),
     ("offload", "weights",
      "ValueError: The current `device_map` had weights offloaded to the disk. Please provide an "
@@ -500,7 +500,8 @@ def test_the_command_names_the_folder_that_was_asked_about(tmp_path: Path) -> No
     [
         (f"{UP}2026-11-23 12:00:00,1 - lmdeploy - REQUEST - logger.py:32 - session=3, prompt='Why"
          " CUDA out of memory. Tried to allocate 2.00 GiB? --tp 4 qwen2-vl-7b Killed'", "healthy"),
-        (f"{UP}HTTPError: 401 Client Error: Unauthorized for url: http://x.org/a.png", "unknown"),
+        (f"{UP}HTTPError: 401 Client Error: Unauthorized for url: http://x.org/a.png",
+         "bad_image"),
         ("HTTPError: 401 Client Error: Unauthorized for url: https://huggingface.co/api/models/a",
          "no_access"),
         ("HTTPError: 401 Client Error: Unauthorized for url: https://hf-mirror.com/a/b",

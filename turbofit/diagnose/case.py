@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import TurbofitError, UsageError
@@ -50,8 +51,6 @@ class LogCase:
         self.no_machine = ""
         if on is None:
             self._take_machine_of_log()
-        self._forecast: Plan | None = None
-        self._forecast_made = False
 
     @property
     def gpu(self) -> Gpu | None:
@@ -72,16 +71,13 @@ class LogCase:
 
     def forecast(self) -> Plan | None:
         """What turbofit says of the settings that the log names, on the machine as it is known."""
-        if not self._forecast_made and self.model is not None and self.machine is not None:
-            self._forecast_made = True
-            try:
-                request = PredictRequest.of(
-                    model=self.model, on=self.machine, **self.facts.subject.options
-                )
-                self._forecast = predict(request)
-            except TurbofitError:
-                self._forecast = None
-        return self._forecast
+        if self.model is None or self.machine is None:
+            return None
+        options = self.facts.subject.options
+        try:
+            return predict(PredictRequest.of(model=self.model, on=self.machine, **options))
+        except TurbofitError:
+            return None
 
     def _model(self, name: str | None) -> Model | None:
         if name is not None:
@@ -108,7 +104,8 @@ class LogCase:
         except UsageError as exc:
             self.no_machine = f"{exc.message} ({exc.hint})"
             return
-        self.on = "+".join(_grouped([_spec_of(gpu) for gpu in self.machine.gpus]))
+        equal = groupby(_spec_of(gpu) for gpu in self.machine.gpus)
+        self.on = "+".join(f"{len(list(cards))}x{name}" for name, cards in equal)
         if self._lonely and len(self.machine.gpus) > 1:
             self.on += _NO_PEERS
 
@@ -193,13 +190,3 @@ def _spec_of(gpu: Gpu) -> str:
         if key is not None:
             return key + taken
     return f"{gpu.name}:total={(total or 0) // MIB}MiB{taken}"
-
-
-def _grouped(names: list[str]) -> list[str]:
-    groups: list[tuple[str, int]] = []
-    for name in names:
-        if groups and groups[-1][0] == name:
-            groups[-1] = (name, groups[-1][1] + 1)
-        else:
-            groups.append((name, 1))
-    return [f"{count}x{name}" for name, count in groups]

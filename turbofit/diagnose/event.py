@@ -32,6 +32,10 @@ _END: Final = re.compile(
     r"|\b(?:[Ff]ailed|Aborted|Killed|OOMKilled|Exited|SIG[A-Z]+|[Tt]imeout|timed out|Xid|dumped)\b"
     r"|status=|[Ee]xit ?[Cc]ode|\[TM\]|NCCL WARN"
 )
+#: What a program goes on after, by the level that it prints.
+_WARNED: Final = re.compile(
+    r"\W*(?:INFO|DEBUG|WARN(?:ING)?)\b|.{0,240}?(?:\bWARNING\b|[a-z]Warning: )"
+)
 #: Events that are an end by themselves.
 _FATAL: Final = (CheckFailed, CudaError, HostKill, LegacyCuda, NcclError, PythonError, TorchMemory)
 
@@ -61,7 +65,9 @@ def event_of(facts: LogFacts) -> Event:
         default=0,
     )
     last = next((mark for mark, _ in reversed(facts.every(PythonError))), None)
-    fatal, complaints = [], []
+    fatal: list[LogEvent] = []
+    complaints: list[LogEvent] = []
+    warned: list[LogEvent] = []
     for mark in facts.marks:
         if not isinstance(mark.event, (*_FATAL, KnownMessage)):
             continue
@@ -72,8 +78,13 @@ def event_of(facts: LogFacts) -> Event:
                 continue
             if last is not None and last.line > mark.line and not _END.search(mark.text):
                 continue
-        if mark.line >= ready:
-            fatal.append(mark)
+        if mark.line < ready:
+            continue
+        known = isinstance(mark.event, KnownMessage)
+        (warned if known and _WARNED.match(mark.text) else fatal).append(mark)
+    rows = [next(matches(mark.text), None) for mark in fatal]
+    if all(row is not None and row[0].kind == "no_gpu" for row in rows):
+        fatal += warned  # torch warns of the driver, and says later that it has no GPU
     if fatal:
         marks = sorted((*fatal, *complaints), key=lambda mark: mark.line)
         return Event(outcome="fatal", marks=tuple(marks), last=last)

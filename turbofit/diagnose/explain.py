@@ -47,6 +47,14 @@ _RULES: Final = (
 )
 #: What a parent says of a child that ended: the child's own error goes before it.
 _PARENTS: Final = ("aborted", "crashed", "engine_gone", "killed", "request_failed")
+#: Notices that say why something ended: they go before that it did.
+_REASONS: Final = {
+    "request_failed": ("request_rejected", "bad_image", "wrong_model_name"),
+    "aborted": ("interrupted",),
+    "engine_gone": ("interrupted",),
+}
+#: Notices of the machine, which say nothing of an error in the same log.
+_OF_MACHINE: Final = ("memory_table", "peer_warning")
 _RANKS: Final = {"cause": 0, "refusal": 1, "consequence": 2, "notice": 3}
 
 
@@ -71,10 +79,13 @@ def diagnose(
     )
     if not drafts:
         return _unknown(cases[-1])
+    reasons = _REASONS.get(drafts[0][0].kind, ())
+    drafts.sort(key=lambda found: found[0].kind not in reasons)
     best, of_run = drafts[0]
     last = of_run.event.last
+    told_less = best.rank in ("refusal", "notice") and best.kind != "interrupted"
     if last is not None and (
-        best.kind in _PARENTS or (best.rank == "refusal" and last.line > best.line)
+        best.kind in (*_PARENTS, *_OF_MACHINE) or (told_less and last.line > best.line)
     ):
         return _unknown(of_run, f"line {best.line}: {best.what}")
     also = {
@@ -100,11 +111,7 @@ def _answer(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnosi
                     else "which model it was: name it with --model"
                 )
             if case.machine is None:
-                unknown.append(
-                    f"which machine it was: {case.no_machine}"
-                    if case.no_machine
-                    else "which machine it was: name it with --on"
-                )
+                unknown.append(f"which machine it was: {case.no_machine or 'name it with --on'}")
     peers = case.facts.first(PeerMissing)
     why, lines = draft.why, draft.evidence
     if peers and draft.kind != "peer_warning":
@@ -153,7 +160,7 @@ def _unknown(case: LogCase, *also: str) -> Diagnosis:
         unknown=("what caused it",) if errors else ("what happened",),
         changes=(
             *((f"a newer release of {inside} first: the error is inside it",) if inside else ()),
-            _SEND_TURBOMIND if case.facts.subject.programs <= {"lmdeploy"} else _SEND,
+            _SEND_TURBOMIND if case.facts.subject.programs == {"lmdeploy"} else _SEND,
         ),
         read=_read(case),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
-from turbofit.diagnose.rules.causes import is_told, told_figures
+from turbofit.diagnose.rules.causes import told_figures
 from turbofit.diagnose.subject import FactCollector
 from turbofit.launch.engine.logfile import repeats
 from turbofit.observe.log_events import (
@@ -192,7 +192,7 @@ class LogFacts:
         if isinstance(event, _LIVE):
             event = None
         if event is None or isinstance(event, PythonError):
-            return self._table.line(text) or (KnownMessage() if is_told(text) else event)
+            return self._table.line(text) or (KnownMessage() if told_figures(text) >= 0 else event)
         return event
 
     def _continues(self, line: int, text: str, event: Struct | None) -> bool:

@@ -32,7 +32,7 @@ _UNIT = r"[\w.-]+ [\w@.\\/-]+\[\d+\]:\s?"
 #: LMDeploy's checks put something before each line.
 _PREFIX: Final = re.compile(
     r"(?:\(\w[\w.]*(?: rank=\d+)? pid=\d+(?:, ip=[\d.]+)?\)\s?"
-    r"|(?:INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d [\d:]{8} \[?\w+\.py:\d+\] ?"
+    r"|(?:INFO|ERROR|CRITICAL) \d\d-\d\d [\d:]{8} \[?\w+\.py:\d+\] ?"
     r"|\d{4}-\d\d-\d\d [\d:]{8} \| [A-Z]+ \| \w+ \| "
     r"|\d{4}-\d\d-\d\d [\d:,]+ - lmdeploy - ERROR - (?=\w+(?:Error|Exception): )"
     r"|\[?rank\d+\]?:\s?(?:\[rank\d+\]:\s?)?"
@@ -55,8 +55,8 @@ _LONGEST_PREFIX: Final = 120
 _DOCKER: Final = '{"log":"'
 #: What quotes a line of TurboMind as an error's text.
 _QUOTES: Final = ("Error:", "Error: b'", "what():")
-#: What follows in LMDeploy's record of a request was written by a client or by the model.
-_REQUEST: Final = re.compile(r".* - logger\.py:\d+ - session=[^,]*, ")
+#: What follows in LMDeploy's or vLLM's record of a request was written by a client or the model.
+_REQUEST: Final = re.compile(r".* - logger\.py:\d+ - session=[^,]*, |.*\bReceived request \S+: ")
 _LONGEST: Final = 8192
 _CHUNK: Final = 1 << 20
 
@@ -140,7 +140,7 @@ def _bare(text: str) -> str:
     match = _PREFIX.match(text)
     if match and match.end() < len(text):
         text = text[match.end() :]
-    if "session=" in text and (request := _REQUEST.match(text)):
+    if ("session=" in text or "Received" in text) and (request := _REQUEST.match(text)):
         text = request[0].rstrip()
     return text if text.strip() else ""
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.diagnose.conftest import explain
 from turbofit.core.units import GIB
@@ -164,290 +166,8 @@ def test_messages_of_programs_around_the_engine(line: str, kind: str) -> None:
 
 
 #: A message of each row that was learned from public reports, with made-up details.
-LEARNED = (
-    (
-        "tp_impossible",
-        "ValueError: Total number of attention heads (28) must be divisible by tensor"
-        " parallel size (8).",
-    ),
-    (
-        "tp_impossible",
-        "ValueError: Weight input_size_per_partition = 9472 is not divisible by"
-        " min_thread_k = 128. Consider reducing tensor_parallel_size",
-    ),
-    (
-        "too_few_gpus",
-        "ValueError: World size (4) is larger than the number of available GPUs (2) in this node.",
-    ),
-    (
-        "cuda_fork",
-        "RuntimeError: Cannot re-initialize CUDA in forked subprocess. To use CUDA with"
-        " multiprocessing, you must use the 'spawn' start method",
-    ),
-    (
-        "no_main_guard",
-        "RuntimeError: An attempt has been made to start a new process before the"
-        " current process has finished its bootstrapping phase.",
-    ),
-    (
-        "gpu_too_old",
-        "ValueError: The quantization method awq is not supported for the current GPU."
-        " Minimum capability: 75. Current capability: 70.",
-    ),
-    (
-        "gpu_too_old",
-        "RuntimeError: ('Quantization scheme is not supported for ', 'the current GPU."
-        " Min capability: 80. ', 'Current capability: 75.')",
-    ),
-    ("gpu_too_old", "ValueError: type fp8e4nv not supported in this architecture."),
-    (
-        "wrong_dtype",
-        "ValueError: torch.bfloat16 is not supported for quantization method awq."
-        " Supported dtypes: [torch.float16]",
-    ),
-    ("lora_rank", "ValueError: LoRA rank 48 is greater than max_lora_rank 16."),
-    ("unsupported_adapter", "ValueError: base.lm_head.weight is unsupported LoRA weight"),
-    (
-        "no_chat_template",
-        "ValueError: As of transformers v4.44, default chat template is no longer"
-        " allowed, so you must provide a chat template",
-    ),
-    (
-        "context_too_long",
-        "  Value error, User-specified max_model_len (65536) is greater than the"
-        " derived max_model_len (max_position_embeddings=32768 or model_max_length=None)",
-    ),
-    (
-        "context_too_long",
-        "ValueError: max_num_batched_tokens (2048) is smaller than max_model_len (8192).",
-    ),
-    (
-        "unsupported_model",
-        "ValueError: Model architectures ['NewForCausalLM'] are not supported for now.",
-    ),
-    (
-        "unsupported_model",
-        "ValueError: NewVLModel has no vLLM implementation and the Transformers"
-        " implementation is not compatible with vLLM.",
-    ),
-    (
-        "old_transformers",
-        "Exception: data did not match any variant of untagged enum ModelWrapper"
-        " at line 757 column 3",
-    ),
-    (
-        "old_transformers",
-        "ValueError: Tokenizer class NewTokenizer does not exist or is not currently imported.",
-    ),
-    (
-        "package_versions",
-        "ImportError: huggingface-hub>=0.34.0,<1.0 is required for a normal"
-        " functioning of this module, but found huggingface-hub==1.1.0.",
-    ),
-    ("missing_extension", "ModuleNotFoundError: No module named 'vllm._C'"),
-    ("not_on_windows", "ModuleNotFoundError: No module named 'resource'"),
-    ("package_versions", "ModuleNotFoundError: No module named 'transformers.onnx'"),
-    ("package_versions", "AttributeError: module 'torch' has no attribute 'float8_e8m0fnu'"),
-    ("library_mismatch", "RuntimeError: operator torchvision::nms does not exist"),
-    (
-        "old_torch",
-        "ValueError: Due to a serious vulnerability issue in `torch.load`, we now require"
-        " users to upgrade torch to at least v2.6",
-    ),
-    ("library_missing", "ImportError: libcudart.so.12: cannot open shared object file: No such"),
-    ("library_missing", "ImportError: libGL.so.1: cannot open shared object file: No such file"),
-    (
-        "library_mismatch",
-        "ImportError: DLL load failed while importing _turbomind: The specified"
-        " module could not be found.",
-    ),
-    (
-        "incomplete_checkpoint",
-        "OSError: /models/a does not appear to have a file named config.json."
-        " Checkout 'https://huggingface.co//models/a/main' for available files.",
-    ),
-    (
-        "incomplete_checkpoint",
-        "ValueError: Unrecognized model in /models/a. Should have a"
-        " `model_type` key in its config.json",
-    ),
-    ("weights_mismatch", "ValueError: There is no module or parameter named 'lm_head.scale' in X"),
-    ("weights_mismatch", "KeyError: 'model.layers.0.mlp.experts.w2_weight'"),
-    (
-        "wrong_quantization",
-        "ValueError: Quantization method specified in the model config (gptq)"
-        " does not match the quantization method specified in the `quantization` argument (awq).",
-    ),
-    ("index_out_of_range", "RuntimeError: CUDA error: device-side assert triggered"),
-    ("nan_logits", "RuntimeError: probability tensor contains either `inf`, `nan` or element < 0"),
-    (
-        "cublas_error",
-        "RuntimeError: CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling"
-        " `cublasCreate(handle)`",
-    ),
-    (
-        "container_without_gpu",
-        "docker: Error response from daemon: OCI runtime create failed:"
-        " nvidia-container-cli: initialization error: load library failed: libnvidia-ml.so.1",
-    ),
-    ("image_missing", "docker: Error response from daemon: manifest for x/y:z not found"),
-    (
-        "no_hub",
-        "requests.exceptions.ConnectionError: HTTPSConnectionPool(host='huggingface.co',"
-        " port=443): Max retries exceeded with url: /a/b/resolve/main/config.json",
-    ),
-    (
-        "damaged_download",
-        "OSError: Consistency check failed: file should be of size 90 but has size"
-        " 7 (model.safetensors).",
-    ),
-    ("engine_gone", "vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue."),
-    ("build_failed", "RuntimeError: Failed to find C compiler. Please specify via CC"),
-    ("gpu_too_new", "ptxas fatal   : Value 'sm_120a' is not defined for option 'gpu-name'"),
-    (
-        "driver_too_old",
-        "RuntimeError: CUDA error: the provided PTX was compiled with an unsupported toolchain.",
-    ),
-    ("no_gpu", "RuntimeError: Failed to infer device type"),
-    (
-        "no_fabric_manager",
-        "RuntimeError: Unexpected error from cudaGetDeviceCount(). Error 802:"
-        " system not yet initialized",
-    ),
-    ("gpu_lost", "RuntimeError: CUDA error: uncorrectable ECC error encountered"),
-    ("illegal_access", "RuntimeError: CUDA error: unspecified launch failure"),
-    (
-        "image_tokens",
-        "ValueError: Image features and image tokens do not match: tokens: 0, features 324",
-    ),
-    ("request_rejected", "ValueError: At most 1 image(s) may be provided in one request."),
-    (
-        "request_rejected",
-        "ValueError: The decoder prompt (length 9000) is longer than the maximum"
-        " model length of 8192.",
-    ),
-    (
-        "wrong_model_name",
-        "openai.NotFoundError: Error code: 404 - {'message': 'The model `a` does not exist.'}",
-    ),
-    ("unknown_option", "api_server.py: error: unrecognized arguments: --no-such-option"),
-    (
-        "rendezvous",
-        "torch.distributed.DistNetworkError: The client socket has timed out after"
-        " 600000ms while trying to connect to (10.0.0.7, 29500).",
-    ),
-    ("duplicate_gpu", "Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 1000"),
-    ("no_peer_access", "Failed: Cuda error /w/csrc/custom_all_reduce.cuh:453 'invalid argument'"),
-    ("nccl_error", "RuntimeError: NCCL error: unhandled system error (run with NCCL_DEBUG=INFO)"),
-    (
-        "out_of_memory",
-        "RuntimeError: CUDA out of memory occurred when warming up sampler with 256"
-        " dummy requests. Please try lowering `max_num_seqs`",
-    ),
-    ("memory_profiling", "AssertionError: Error in memory profiling. Initial free memory 10 GiB"),
-    ("offload", "ValueError: Some modules are dispatched on the CPU or the disk. Make sure you"),
-    (
-        "wrong_dtype",
-        "RuntimeError: expected mat1 and mat2 to have the same dtype, but got: float != c10::Half",
-    ),
-    ("too_many_files", "OSError: [Errno 24] Too many open files"),
-    ("no_permission", "PermissionError: [Errno 13] Permission denied: '/data/x'"),
-    ("illegal_instruction", "Illegal instruction (core dumped)"),
-    (
-        "engine_bug",
-        "RuntimeError: Decode out of memory. Try to lower your batch size.\nTry to"
-        " allocate 90 tokens.\nAvaliable tokens: 4096",
-    ),
-    (
-        "out_of_memory",
-        "RuntimeError: Decode out of memory. Try to lower your batch size.\nTry to"
-        " allocate 90 tokens.\nAvaliable tokens: 12",
-    ),
-    (
-        "too_many_requests",
-        "RuntimeError: alloc_req_slots runs out of memory. Please set a smaller"
-        " number for `--max-running-requests`.",
-    ),
-    (
-        "turbomind_missing",
-        "2024-07-18 15:50:07,708 - lmdeploy - WARNING - Fallback to pytorch"
-        " engine because turbomind engine is not installed correctly.",
-    ),
-    ("no_hub", "HTTPError: 404 Client Error: Not Found for url: https://huggingface.co/api/x"),
-    ("driver_too_old", "RuntimeError: Triton Error [CUDA]: device kernel image is invalid"),
-    (
-        "wrong_class",
-        "ValueError: Unrecognized configuration class <class 'x.LlavaNextConfig'> for"
-        " this kind of AutoModel: AutoModel.",
-    ),
-    ("request_failed", '2025-03-19 - lmdeploy - ERROR - session 85 finished, reason "error"'),
-    ("file_missing", "FileNotFoundError: [Errno 2] No such file or directory: '/models/x.json'"),
-    ("bad_image", "PIL.UnidentifiedImageError: cannot identify image file <_io.BytesIO>"),
-    ("crashed", "Segmentation fault (core dumped)"),
-    ("not_installed", "bash: lmdeploy: command not found"),
-    ("no_cuda_toolkit", "AssertionError: Can not find $env:CUDA_PATH"),
-    (
-        "windows_tp",
-        "RuntimeError: [TM][ERROR]  Assertion fail: D:\\a\\src/models/llama/Barrier.h:20",
-    ),
-    ("engine_gone", "RuntimeError: Rank[0] failed."),
-    ("package_versions", "ImportError: cannot import name 'x' from 'outlines.models'"),
-    ("module_missing", "ModuleNotFoundError: No module named 'models.vision'"),
-    (
-        "no_hub",
-        "An error happened while trying to locate the file on the Hub and we cannot find it",
-    ),
-    ("nccl_error", "Unhandled exception: what(): NCCL Error 5: invalid usage"),
-    ("no_chat_template", '{"error": "Template error: template not found"}'),
-    ("no_chat_template", "Cannot provide chat completion for tokenizer: <class 'NoneType'>"),
-    (
-        "no_permission",
-        "error while loading shared libraries: /l/p.so: cannot open shared object file:"
-        " Permission denied",
-    ),
-    ("no_threads", "  what():  Operation not permitted"),
-    ("package_versions", "ValueError: You have a version of `bitsandbytes` that is not compatible"),
-    ("shape_mismatch", "RuntimeError: mat1 and mat2 shapes cannot be multiplied (8x3 and 4x2)"),
-    ("wrong_class", "KeyError: 'Qwen2RMConfig'"),
-    ("kernel_compile", "RuntimeError: PassManager::run failed"),
-    ("on_cpu", "RuntimeError: \"addmm_impl_cpu_\" not implemented for 'Half'"),
-    ("offload", "NotImplementedError: Cannot copy out of meta tensor; no data!"),
-    ("cudnn_error", "RuntimeError: cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"),
-    ("damaged_download", "Connection broken: IncompleteRead(1 bytes read, 2 more expected)"),
-    ("damaged_download", "Error while deserializing header: HeaderTooLarge"),
-    ("request_rejected", "jinja2.exceptions.TemplateError: Conversation roles must alternate"),
-    ("request_rejected", "TypeError: TextEncodeInput must be Union[TextInputSequence]"),
-    ("request_rejected", '"POST /v1/chat/completions HTTP/1.1" 400 Bad Request'),
-    ("missing_package", "ValueError: Couldn't instantiate the backend tokenizer from one of:"),
-    ("missing_package", "importlib.metadata.PackageNotFoundError: No package metadata was found"),
-    ("package_versions", "TypeError: gemm_forward_cuda(): incompatible function arguments."),
-    ("proxy", "AssertionError: res=<Response [502]>, res.text=''"),
-    (
-        "nccl_timeout",
-        "what():  [Rank 3] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=1,"
-        " OpType=ALLREDUCE, NumelIn=1, NumelOut=1, Timeout(ms)=600000) ran for 600090 ms",
-    ),
-    ("unknown", "AssertionError"),
-    # What sets 8 and 9 of bench/faults/FRESH_REPORTS.md taught.
-    ("package_versions", "AttributeError: 'AForCausalLM' object has no attribute 'generate'"),
-    (
-        "processor_mismatch",
-        "AttributeError: 'ATokenizer' object has no attribute 'image_processor'",
-    ),
-    ("package_versions", "AttributeError: 'InternVLModel' object has no attribute 'chat'"),
-    ("unknown", "AttributeError: 'AModel' object has no attribute 'language_model'"),
-    ("processor_mismatch", "ValueError: Incorrect image source. Must be a URL. Got USER: <image>"),
-    ("bad_image", "ValueError: Incorrect image source. Must be a URL. Got /a/b.png"),
-    (
-        "package_versions",
-        "TypeError: AProcessor: got multiple values for keyword argument 'images'",
-    ),
-    (
-        "weights_mismatch",
-        "size mismatch for a.weight: copying a param with shape torch.Size([4096, 1024]) from"
-        " checkpoint, the shape in current model is torch.Size([2097152, 1]).",
-    ),
-    ("engine_gone", "  what():  tensor does not have a device"),
+LEARNED: list[tuple[str, str]] = yaml.safe_load(
+    Path(__file__).with_name("learned.yaml").read_text(encoding="utf-8")
 )
 
 
@@ -460,6 +180,30 @@ def test_what_a_server_refuses_goes_before_that_it_is_up() -> None:
 @pytest.mark.parametrize(("kind", "line"), LEARNED, ids=lambda text: text[:40])
 def test_kinds_that_people_report(kind: str, line: str) -> None:
     assert explain(f"INFO: starting\n{line}\n").kind == kind
+
+
+@pytest.mark.parametrize(
+    ("kind", "path"), [("wrong_setting", "vllm/config/model.py"), ("unknown", "kernels/layer.py")]
+)
+def test_a_sentence_is_the_program_s_refusal_only_where_its_code_says_it(
+    kind: str, path: str
+) -> None:
+    log = (
+        "Traceback (most recent call last):\n"
+        '  File "/venv/site-packages/transformers/integrations/hub_kernels.py", line 8, in load\n'
+        f'  File "/venv/site-packages/{path}", line 9, in __init__\n'
+        "ValueError: Either a revision or a version must be specified.\n"
+    )
+    assert explain(log).kind == kind
+
+
+def test_the_advice_for_a_shortage_names_what_decides_where_the_phase_is_not_known() -> None:
+    found = explain(
+        "$ vllm serve /models/a --gpu-memory-utilization 0.8\n"
+        "torch.cuda.OutOfMemoryError: CUDA out of memory. Tried to allocate 224.00 MiB. GPU 0 has a"
+        " total capacity of 10.73 GiB of which 46.44 MiB is free.\n"
+    )
+    assert "if it was still loading its weights" in " ".join(found.changes)
 
 
 def test_a_divisor_of_the_heads_is_named() -> None:
@@ -497,6 +241,44 @@ def test_an_unknown_error_after_a_check_goes_before_it() -> None:
     found = explain(f"{REFUSED}\nZeroDivisionError: division by zero\n")
     assert found.kind == "unknown"
     assert found.also == (f"line 1: {explain(REFUSED).what}",)
+
+
+DRIVER = (
+    "/venv/torch/cuda/__init__.py:129: UserWarning: CUDA initialization: The NVIDIA driver on your"
+    " system is too old (found version 11040).\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "log"),
+    [
+        ("unknown", f"{DRIVER}ValueError: another thing\n"),
+        ("driver_too_old", f"{DRIVER}RuntimeError: Failed to infer device type\n"),
+        (
+            "unknown",
+            "WARNING 06-01 22:03:06 [a.py:2] ModuleNotFoundError: No module named 'x'\n"
+            "ValueError: another thing\n",
+        ),
+        (
+            "unknown",
+            "2025-03-19 - lmdeploy - WARNING - Fallback to pytorch engine because `/m` not"
+            " supported by turbomind engine.\nRuntimeError: another thing\n",
+        ),
+        (
+            "request_rejected",
+            "ERROR Error in preprocessing prompt inputs\n"
+            "ValueError: At most 1 image(s) may be provided in one request.\n",
+        ),
+        ("interrupted", "KeyboardInterrupt\nAborted (core dumped)\n"),
+        (
+            "healthy",
+            "INFO:     Uvicorn running on http://0.0.0.0:8000\nINFO 06-01 22:03:06 [logger.py:39]"
+            " Received request c-1: prompt: 'MemoryError', params: SamplingParams(n=1)\n",
+        ),
+    ],
+)
+def test_what_a_run_outlived_or_a_client_wrote_is_no_cause(kind: str, log: str) -> None:
+    assert explain(log).kind == kind
 
 
 def test_rows_use_figures_and_groups_that_exist() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import textwrap
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.cli.command import PATH, Option, command
@@ -14,23 +13,15 @@ from turbofit.core.errors import UsageError
 from turbofit.core.process.progress import under_way
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
-    from turbofit.core.profile import ProfileSection
     from turbofit.planning.request import PlanRequest
 
 __all__ = ["init", "profile_text"]
 
-_WIDTH: Final = 96
-#: Of one run, and of no server that is started again and again.
-_ONCE: Final = frozenset({"dry_run", "pretend_taken", "pretend_fail", "forget"})
 _HEAD: Final = """\
-# What `turbofit plan`, `serve` and `export systemd|compose|k8s` read with `-f {file}`.
-# The command line comes before the environment, the environment before this file, this file before
-# the defaults. A line that begins with # says what a plan chose on {created}, or the default.
-# {verdict}
+# `turbofit plan`, `serve` and `export` read it with `-f {file}`; docs/profile.md has every key.
+# Planned on {created}: {verdict}
+# It chose: {chosen}
 """
 
 
@@ -69,7 +60,7 @@ def init(*, out: str, force: bool, **given: Any) -> int:
 
 
 def profile_text(request: PlanRequest, plan: Plan, *, file: str) -> str:
-    """A profile that promises what a plan does; the rest of the plan stands there as comments.
+    """A profile that promises what a plan does.
 
     Args:
         request: what was asked: it holds.
@@ -79,55 +70,23 @@ def profile_text(request: PlanRequest, plan: Plan, *, file: str) -> str:
     kept = request.given()
     kept["images"] = request.images
     kept.setdefault("context", None if "session_len" in kept else plan.settings.session_len)
-    verdict = textwrap.fill(plan.verdict, _WIDTH).replace("\n", "\n# ")
-    lines = [_HEAD.format(file=file, created=plan.created[:10], verdict=verdict)]
-    chosen = _chosen(plan)
-    for heading, section in sections().items():
-        if heading == "model":
-            lines.append(f"model: {_scalar(kept['model'])}")
-            if request.revision is not None:
-                lines[-1] = f"model:\n  model: {_scalar(kept['model'])}\n"
-                lines[-1] += f"  revision: {_scalar(request.revision)}"
-            continue
-        lines += ["", f"{heading}:", *_lines(section, kept, chosen)]
-    return "\n".join(lines) + "\n"
-
-
-def _lines(section: ProfileSection, kept: Options, chosen: Options) -> Iterator[str]:
-    """A comment and a line for each field; what is not kept is a comment, too."""
-    for name in section.fields:
-        if name in _ONCE:
-            continue
-        field = section.kind.model_fields[name]
-        yield textwrap.fill(
-            field.description or "", _WIDTH, initial_indent="  # ", subsequent_indent="  # "
+    shape = {"engine": plan.engine.name, "tp": plan.parallel.tp, "replicas": plan.parallel.replicas}
+    chosen = ", ".join(
+        f"{name} {value}" for name, value in shape.items() if kept.get(name) in (None, "auto")
+    )
+    lines = [
+        _HEAD.format(
+            file=file, created=plan.created[:10], verdict=plan.verdict, chosen=chosen or "nothing"
         )
-        value = kept.get(name)
-        if value is not None:
-            yield f"  {name.rstrip('_')}: {_scalar(value)}"
-            continue
-        usual = chosen.get(name, field.default)
-        if name in section.secret:
-            usual = "[env:CLIENT_KEY, file:keys/first]"
-        elif usual is None or usual == ():
-            usual = ""
-        yield f"  # {name.rstrip('_')}: {_scalar(usual)}".rstrip()
-
-
-def _chosen(plan: Plan) -> Options:
-    """What the plan chose of what nobody fixed."""
-    from turbofit.core.struct import to_builtins
-
-    limits = plan.limits
-    return {
-        **to_builtins(plan.settings),
-        "tp": plan.parallel.tp,
-        "replicas": plan.parallel.replicas,
-        "engine": plan.engine.name,
-        "concurrency": plan.requests_at_once,
-        "max_dynamic_patch": limits.max_dynamic_patch,
-        "max_pixels": limits.max_pixels_per_image,
-    }
+    ]
+    for heading, section in sections().items():
+        fields = {name: kept[name] for name in section.fields if kept.get(name) is not None}
+        if heading == "model" and len(fields) == 1:
+            lines.append(f"model: {_scalar(fields['model'])}")
+        elif fields:
+            lines.append(f"{heading}:")
+            lines += [f"  {name.rstrip('_')}: {_scalar(value)}" for name, value in fields.items()]
+    return "\n".join(lines) + "\n"
 
 
 def _scalar(value: object) -> str:

@@ -22,7 +22,6 @@ __all__ = [
     "caught",
     "causes",
     "fact_patterns",
-    "is_told",
     "less_memory",
     "matches",
     "told_figures",
@@ -132,11 +131,6 @@ def caught(text: str) -> dict[str, str]:
     """The facts of a line, by name."""
     found = [match for row in _table().facts if (match := _match(row, text))]
     return {name: value for match in found for name, value in match.groupdict().items() if value}
-
-
-def is_told(text: str) -> bool:
-    """Whether a row has this line."""
-    return next(matches(text), None) is not None
 
 
 def told_figures(text: str) -> int:

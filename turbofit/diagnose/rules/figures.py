@@ -142,14 +142,6 @@ def _built(figures: Figures) -> list[int]:
     return list(map(int, re.findall(r"(?:sm|compute)_(\d+)", text)))
 
 
-def _built_newest(figures: Figures) -> int | None:
-    return max(_built(figures), default=None)
-
-
-def _built_oldest(figures: Figures) -> int | None:
-    return min(_built(figures), default=None)
-
-
 def _listed_since(figures: Figures) -> str | None:
     """The release from which LMDeploy runs the architecture that the line names, if it does."""
     from turbofit.memory.architectures import listed_since
@@ -170,6 +162,12 @@ def package_of(stack: tuple[PythonFrame, ...]) -> str | None:
     """The innermost package of an engine or of a checkpoint's own code on a stack."""
     found = [_FOLDERS.search(frame.path) for frame in stack]
     return next((match[1] or match[2] for match in reversed(found) if match), None)
+
+
+def _raised_by(figures: Figures) -> str | None:
+    """The package whose code raised the error, "unknown" without a stack; None: another package."""
+    stack = figures.mark.stack
+    return package_of(stack[-1:]) if stack else "unknown"
 
 
 def _front_end(figures: Figures) -> str | None:
@@ -218,15 +216,15 @@ def _tried(figures: Figures) -> str | None:
 #: By name; a row uses them in its sentences and conditions.
 FIGURES: Final[dict[str, Callable[[Figures], Any]]] = {
     "arch": _arch,
-    "built_newest": _built_newest,
-    "built_oldest": _built_oldest,
+    "built_newest": lambda figures: max(_built(figures), default=None),
+    "built_oldest": lambda figures: min(_built(figures), default=None),
     "divisor": _divisor,
     "front_end": _front_end,
     "is_listed": lambda figures: _listed_since(figures) is not None,
     "listed_since": _listed_since,
     "lmdeploy": lambda figures: "lmdeploy" if figures.case.facts.subject.lmdeploy else None,
     "model_name": _model_name,
-    "failed_line": lambda figures: figures.mark.stack[-1].code if figures.mark.stack else None,
+    "raised_by": _raised_by,
     "raised_in": lambda figures: figures.mark.stack[-1].function if figures.mark.stack else None,
     "placed": lambda figures: "" if figures.case.facts.subject.auto_map else None,
     "package": lambda figures: package_of(figures.mark.stack),

@@ -64,7 +64,6 @@ def unexplained(case: LogCase, memory: TorchMemory) -> int:
 
     Up to torch 2.0 the process's figure leaves its context out. So much of the rest as a context
     can take counts as one: a card shared with something that small is planned as an empty one.
-    Under.
     """
     if memory.total is None or memory.process is None or memory.free is None:
         return 0

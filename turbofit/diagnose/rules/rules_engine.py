@@ -15,6 +15,7 @@ from turbofit.observe.log_events import (
     Frame,
     ServerUp,
     Slab,
+    SmiProcess,
     VisionSetup,
     WarmupFinished,
     WarmupLength,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from turbofit.diagnose.answer import Evidence
     from turbofit.diagnose.facts import LogEvent, LogFacts
 
-__all__ = ["engine_rules"]
+__all__ = ["engine_rules", "table_holders"]
 
 _VISION: Final = ("InternVit", "QwenVit", "Vit::", "VisionModel")
 #: The generation whose allocations `sequence` knows, and those that pin much host memory.
@@ -113,7 +114,7 @@ def _page_locked(mark: LogEvent, phase: PhaseName, frames: list[str]) -> RuleAns
 
 def _while_loading(case: LogCase, mark: LogEvent, frames: list[str]) -> RuleAnswer:
     """No line tells sizes yet: what is missing follows from the account of model and card."""
-    missing_in_all, held, why = None, _table(case), []
+    missing_in_all, held, why = None, table_holders(case), []
     forecast = case.forecast()
     if forecast is not None:
         tightest = min(forecast.gpus, key=lambda gpu: gpu.total - gpu.reserved - gpu.load_peak)
@@ -246,7 +247,7 @@ def _under_way(facts: LogFacts, phase: PhaseName) -> list[Evidence]:
 def _held(case: LogCase, found: Shortage | None) -> tuple[Holding, ...]:
     """Who held the first card when the cache was sized, as far as figures go."""
     mark = case.facts.first(CacheBudget)
-    held = list(_table(case))
+    held = list(table_holders(case))
     if not mark or not isinstance(mark.event, CacheBudget):
         return tuple(held)
     budget, lines = mark.event, (mark.line,)
@@ -266,10 +267,8 @@ def _held(case: LogCase, found: Shortage | None) -> tuple[Holding, ...]:
     return tuple(held)
 
 
-def _table(case: LogCase) -> tuple[Holding, ...]:
+def table_holders(case: LogCase) -> tuple[Holding, ...]:
     """Processes of an nvidia-smi table in the log."""
-    from turbofit.observe.log_events import SmiProcess
-
     return tuple(
         Holding(
             who=f"{event.name}[{event.pid}]", bytes=event.used, gpu=event.gpu, lines=(mark.line,)

@@ -8,6 +8,7 @@ from turbofit.core.units import format_bytes
 from turbofit.diagnose.answer import Holding, Missing
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence
 from turbofit.diagnose.rules.figures import told
+from turbofit.diagnose.rules.rules_engine import table_holders
 from turbofit.observe.log_events import (
     CheckFailed,
     CudaError,
@@ -18,7 +19,6 @@ from turbofit.observe.log_events import (
     PeerMissing,
     ServerUp,
     SmiGpu,
-    SmiProcess,
     WarmupFinished,
 )
 
@@ -86,14 +86,10 @@ def quiet_rules(case: LogCase) -> Iterator[RuleAnswer]:
     """What remains to be said where no fault was found."""
     facts = case.facts
     gpus = facts.every(SmiGpu)
-    processes = facts.every(SmiProcess)
     if gpus and any(event.total for _, event in gpus):
-        held = [
-            Holding(who=f"{e.name}[{e.pid}]", bytes=e.used, gpu=e.gpu, lines=(mark.line,))
-            for mark, e in processes
-        ]
+        held = list(table_holders(case))
         for mark, gpu in gpus:
-            seen = sum(e.used or 0 for _, e in processes if e.gpu == gpu.index)
+            seen = sum(one.bytes or 0 for one in held if one.gpu == gpu.index)
             rest = (gpu.used or 0) - seen
             if rest > 0:
                 who = "nobody in the table (another container, or the driver)"
