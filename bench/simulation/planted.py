@@ -41,7 +41,7 @@ BUGS = (
     Bug("units are never given back", _ADMISSION,
         "        self.engine.gate.end(self.cost)\n", ""),
     Bug("units are not taken", "gateway/limits/gate.py",
-        "        self.counted += held.units\n", ""),
+        "        self.counted += share.units\n", ""),
     Bug("room is given back twice", _ADMISSION,
         "        self.engine.host_bytes -= self._host_bytes\n        self._host_bytes = 0\n",
         "        self.engine.host_bytes -= self._host_bytes\n"),
