@@ -10,15 +10,16 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from bench.simulation.engine_memory import EngineMemory
 from bench.simulation.machine import OutOfDeviceMemory
 from bench.simulation.scheduler import Event
 from tests.support.standin.standin_engine import STARTING, budget_line, lengths_line, slab_line
+from turbofit.memory.calibrated import BUFFERS, CONTEXT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from bench.simulation.clients import Request
     from bench.simulation.scheduler import Process
     from bench.simulation.world import World
-    from turbofit.core.plan import Plan
+    from turbofit.core.plan import GpuLedger, Plan
 
 __all__ = ["Exchange", "SimulatedEngine", "SimulatedEngineProcess", "StartFault"]
 
@@ -50,49 +51,84 @@ class StartFault:
 
 _MIB = 1 << 20
 _SLAB = 32 * _MIB
+#: Of the pool, which is taken by itself, and what a calibration only says of the other terms.
+_NOT = ("pool_warmup", CONTEXT, BUFFERS)
 
 
-class TurboMindLog:
-    """TurboMind's.
+class EngineMemory:
+    """The bytes of one engine.
 
     Args:
-        print_line: takes a line.
+        engine: whose they are.
     """
 
-    def __init__(self, print_line: Callable[[str], None]) -> None:
-        self._print = print_line
+    def __init__(self, engine: SimulatedEngine) -> None:
+        self._engine, self._machine = engine, engine.world.machine
+        #: By card, the most that the executor's pool ever took, and what only loading takes.
+        self._pools = dict.fromkeys(engine.gpus, 0)
+        self._extra: dict[int, int] = {}
 
-    def context(self) -> None:
-        """The process has its CUDA context."""
-        self._say(STARTING, level="WARN")
+    def _ledger(self, index: int) -> GpuLedger:
+        return next(gpu for gpu in self._engine.plan.gpus if gpu.index == index)
 
-    def cache(self, free: int, size: int, ratio: float) -> None:
-        """The cache is there: bytes that were free, its bytes, and ``cache_max_entry_count``."""
-        self._say(budget_line(free / _MIB, ratio))
-        self._say(slab_line(max(1, size // _SLAB)), level="WARN")
+    def take(self, phase: str, also: Mapping[int, int] | None = None) -> None:
+        """Allocate what the ledger has for a phase, and what loading takes for a while."""
+        for index in self._engine.gpus:
+            terms = self._ledger(index).ledger
+            size = sum(one.bytes for one in terms if one.phase == phase and one.term not in _NOT)
+            if phase == "weights" and self._engine.fault.more_at == "weights":
+                size += self._engine.fault.more
+            if size < 0:
+                continue
+            self._machine.allocate(index, self._engine.pid, size)
+        if phase == "buffers":
+            for index in self._engine.gpus:
+                warm = [t.bytes for t in self._ledger(index).ledger if t.term == "pool_warmup"]
+                self._pool(index, sum(warm))
+        for index, size in (also or {}).items():
+            self._machine.allocate(index, self._engine.pid, size)
 
-    def warming(self) -> None:
-        """The warm-up begins."""
-        self._say(lengths_line(4096))
-        self._say("8")
+    def loading(self) -> dict[int, int]:
+        """Bytes beside the weights while they load."""
+        self._extra = {}
+        for index in self._engine.gpus:
+            gpu = self._ledger(index)
+            there = sum(t.bytes for t in gpu.ledger if t.phase in ("before", "context", "weights"))
+            self._extra[index] = max(0, gpu.load_peak - there)
+        return self._extra
 
-    def warm(self) -> None:
-        """The warm-up is over."""
-        self._say("Warm-up finished in 3.00 seconds.")
+    def give_loading(self) -> None:
+        for index, size in self._extra.items():
+            self._machine.allocate(index, self._engine.pid, -size)
 
-    def cuda_error(self) -> None:
-        """A CUDA error that is not memory."""
-        self._say("CUDA error: an illegal memory access was encountered", level="FATAL")
+    def _pool(self, index: int, need: int) -> None:
+        """The executor's pool keeps its high-water mark."""
+        if need > self._pools[index]:
+            self._machine.allocate(index, self._engine.pid, need - self._pools[index])
+            self._pools[index] = need
 
-    def out_of_memory(self, *, serving: bool) -> None:
-        """An allocation failed."""
-        self._say("CUDA error: out of memory", level="FATAL")
-        where = "InternVit::Impl::Forward" if serving else "LlamaLinear::Forward"
-        self._print("*** stacktrace of thread 0x7f0 ***")
-        self._print(f"  [ 0] {where} @ src/turbomind/x.cc:12")
+    def work(self, units: int) -> None:
+        """Take what a request needs of the pool.
 
-    def _say(self, text: str, *, level: str = "INFO") -> None:
-        self._print(f"[TM][{level}][turbomind.cc:305] {text}")
+        Raises:
+            OutOfDeviceMemory: it is not there.
+        """
+        most = (
+            self._engine.plan.limits.units_per_forward
+            or self._engine.plan.limits.units_per_request
+            or 1
+        )
+        for index in self._engine.gpus:
+            gpu = self._ledger(index)
+            warm = next((t.bytes for t in gpu.ledger if t.term == "pool_warmup"), 0)
+            # peak is the pool at its fullest; three eighths of it for a text.
+            whole = max(0, gpu.peak - gpu.steady) + warm
+            # In eighths, as a pool grows by blocks: fewer machines that differ by a few bytes.
+            part = min(1.0, ceil(8 * units / most) / 8) if units else 0.375
+            need = int(whole * part)
+            if self._engine.fault.more_at == "serving" and units:
+                need += self._engine.fault.more
+            self._pool(index, need)
 
 
 class SimulatedEngineProcess:
@@ -156,8 +192,8 @@ class Exchange:
         self.open = True
         #: Vision units, and those that the next forward may encode.
         self.units = self.encoding = 0
-        #: Whether its answer has begun; all of it is made; who asked is gone.
-        self.begun = self.made = self.gone = False
+        #: Whether all of its answer is made; who asked is gone.
+        self.made = self.gone = False
 
     def left(self) -> None:
         """Who asked is gone: of an answer in one piece LMDeploy notices that at the next token."""
@@ -205,7 +241,6 @@ class SimulatedEngine:
         #: Bytes of each card that its cache holds beyond the plan.
         self.surplus = 0
         self._memory = EngineMemory(self)
-        self._log = TurboMindLog(self._print)
         world.machine.engines[pid] = self
         world.machine.names[pid] = "lmdeploy"
         self._life = self._live()
@@ -221,9 +256,7 @@ class SimulatedEngine:
             return
         try:
             pause = next(self._life)
-        except StopIteration:
-            return
-        except _Ended:
+        except (StopIteration, _Ended):
             return
         except OutOfDeviceMemory:
             self._out_of_memory()
@@ -232,13 +265,13 @@ class SimulatedEngine:
             self._next(pause)
 
     def _live(self) -> Iterator[float | None]:
-        rng, log = self.world.rng, self._log
+        rng, say = self.world.rng, self._say
         yield 2.0 + rng.random() * 8
         self._meet("starting")
         if self.fault.stuck == "starting":
             yield None
         self._memory.take("context")
-        log.context()
+        say(STARTING, "WARN")
         yield 5.0 + self.fault.slow
         self._meet("weights")
         if self.fault.stuck == "weights":
@@ -252,15 +285,17 @@ class SimulatedEngine:
         self.surplus = max(0, budget - self.plan.kv.region_bytes)
         for index in self.gpus:
             self.world.machine.allocate(index, self.pid, budget)
-        log.cache(free, budget, self.ratio)
+        say(budget_line(free / _MIB, self.ratio))
+        say(slab_line(max(1, budget // _SLAB)), "WARN")
         self._memory.take("buffers")
         yield 1.0
-        log.warming()
+        say(lengths_line(4096))
+        say("8")
         if self.fault.stuck == "warm-up":
             yield None
         self._meet("warm-up")
         yield 3.0
-        log.warm()
+        say("Warm-up finished in 3.00 seconds.")
         self.world.machine.ports[self.port] = self
         self.listening = True
         for probe in self.world.probes:
@@ -284,7 +319,10 @@ class SimulatedEngine:
         raise _Ended
 
     def _out_of_memory(self) -> None:
-        self._log.out_of_memory(serving=self.listening)
+        self._say("CUDA error: out of memory", "FATAL")
+        where = "InternVit::Impl::Forward" if self.listening else "LlamaLinear::Forward"
+        self._print("*** stacktrace of thread 0x7f0 ***")
+        self._print(f"  [ 0] {where} @ src/turbomind/x.cc:12")
         self._exit(-signal.SIGABRT)
 
     def _exit(self, code: int) -> None:
@@ -315,7 +353,7 @@ class SimulatedEngine:
     def crash(self) -> None:
         """A CUDA error that is not memory."""
         if self.code is None:
-            self._log.cuda_error()
+            self._say("CUDA error: an illegal memory access was encountered", "FATAL")
             self._exit(-signal.SIGABRT)
 
     def _die_of(self, killing: Exchange) -> None:
@@ -357,12 +395,6 @@ class SimulatedEngine:
             self._after(one, 0.05 + seconds, lambda: self._begin(one))
         return one
 
-    def _head(self, one: Exchange) -> None:
-        """A stream begins."""
-        if not one.begun:
-            one.begun = True
-            one.answer("head", (200, "text/event-stream"))
-
     def _begin(self, one: Exchange) -> None:
         try:
             self._memory.work(sum(other.encoding for other in self.exchanges))
@@ -376,7 +408,7 @@ class SimulatedEngine:
         one.encoding = 0
         request = one.request
         if request is not None and request.stream:
-            self._head(one)
+            one.answer("head", (200, "text/event-stream"))
             self._stream(one, request.tokens)
         else:
             tokens = request.tokens if request is not None else 1
@@ -388,16 +420,12 @@ class SimulatedEngine:
         one.made = True
         self._whole(one, 200, page)
 
-    def _close(self, one: Exchange) -> None:
-        """The end of an answer."""
-        one.answer("end", None)
-        one.end()
-
     def _stream(self, one: Exchange, left: int) -> None:
         if left == 0:
             one.made = True
             one.answer("data", b"data: [DONE]\n\n")
-            self._close(one)
+            one.answer("end", None)
+            one.end()
             return
         one.answer("data", b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n')
         # Bursts: a token of a day costs as much of the simulation's time as one of a second.
@@ -439,6 +467,10 @@ class SimulatedEngine:
             self._after(one, 1.0, act)
 
     # -- its words
+
+    def _say(self, text: str, level: str = "INFO") -> None:
+        """A line of TurboMind's log."""
+        self._print(f"[TM][{level}][turbomind.cc:305] {text}")
 
     def _print(self, text: str) -> None:
         self.said.append((text, 1))

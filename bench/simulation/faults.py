@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import signal
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from bench.simulation.engine import StartFault
@@ -56,11 +57,6 @@ def _impair(day: Day, how: Literal["hung", "failing"], longest: float | None = N
 
 
 @fault
-def engine_killed(day: Day) -> None:
-    _kill(day)
-
-
-@fault
 def engine_crashes(day: Day) -> None:
     engine = _engine(day)
     if engine is not None:
@@ -80,21 +76,6 @@ def engine_killed_by_the_kernel(day: Day) -> None:
     if engine is not None:
         day.world.machine.host_kills += 1
         engine.kill()
-
-
-@fault
-def engine_hangs(day: Day) -> None:
-    _impair(day, "hung")
-
-
-@fault
-def engine_stalls_and_goes_on(day: Day) -> None:
-    _impair(day, "hung", 300)
-
-
-@fault
-def engine_answers_500(day: Day) -> None:
-    _impair(day, "failing", 1200)
 
 
 @fault
@@ -169,16 +150,6 @@ def nvml_does_not_answer(day: Day) -> None:
     day.later(day.rng.uniform(10, 1200), lambda: setattr(machine, "nvml_broken", False))
 
 
-@fault
-def disk_full(day: Day) -> None:
-    _disk(day, errno.ENOSPC)
-
-
-@fault
-def disk_fails(day: Day) -> None:
-    _disk(day, errno.EIO)
-
-
 def _disk(day: Day, number: int) -> None:
     machine, seconds = day.world.machine, day.rng.uniform(10, 1800)
     if machine.disk_error is None:
@@ -209,16 +180,6 @@ def disk_slow(day: Day) -> None:
 
 
 @fault
-def torn_write(day: Day) -> None:
-    day.world.tear_next = True
-
-
-@fault
-def turbofit_killed(day: Day) -> None:
-    day.turbofit.kill()
-
-
-@fault
 def turbofit_killed_and_its_guards(day: Day) -> None:
     """Its engines live on, and hold their memory; the lease says which they are.
 
@@ -243,19 +204,9 @@ def sigterm_while_it_starts(day: Day) -> None:
 
 
 @fault
-def sigterm(day: Day) -> None:
-    day.turbofit.signal(signal.SIGTERM)
-
-
-@fault
 def sigint_twice(day: Day) -> None:
     day.turbofit.signal(signal.SIGINT)
     day.later(day.rng.uniform(0, 5), lambda: day.turbofit.signal(signal.SIGINT))
-
-
-@fault
-def another_turbofit_starts(day: Day) -> None:
-    day.another()
 
 
 @fault
@@ -278,6 +229,16 @@ def clients_leave(day: Day) -> None:
         day.request(within=1.0, leaves=day.rng.uniform(0.001, 1.0))
 
 
-@fault
-def killing_request(day: Day) -> None:
-    day.poison()
+FAULTS |= {
+    "engine_killed": _kill,
+    "engine_hangs": partial(_impair, how="hung"),
+    "engine_stalls_and_goes_on": partial(_impair, how="hung", longest=300),
+    "engine_answers_500": partial(_impair, how="failing", longest=1200),
+    "disk_full": partial(_disk, number=errno.ENOSPC),
+    "disk_fails": partial(_disk, number=errno.EIO),
+    "torn_write": lambda day: setattr(day.world, "tear_next", True),
+    "turbofit_killed": lambda day: day.turbofit.kill(),
+    "sigterm": lambda day: day.turbofit.signal(signal.SIGTERM),
+    "another_turbofit_starts": lambda day: day.another(),
+    "killing_request": lambda day: day.poison(),
+}

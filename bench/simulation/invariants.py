@@ -66,10 +66,6 @@ class Invariants:
                 self._world.violate(f"two engines of one turbofit on GPU {engine.gpus}")
                 break
 
-    def _held_by(self, process: Process | None, index: int) -> int:
-        held = self._world.machine.cards[index].held
-        return sum(held.get(one.pid, 0) for one in self._engines_of(process, index))
-
     def out_of_memory(self, engine: SimulatedEngine) -> None:
         """No engine lacks memory for an admitted request, but for what nobody could foresee."""
         world = self._world
@@ -112,10 +108,11 @@ class Invariants:
         a cache that is larger than its plan takes no less of what comes later."""
         pending = 0
         for other, needs in self._needs.items():
-            held = self._held_by(other, index)
-            surplus = sum(one.surplus for one in self._engines_of(other, index))
             if other is not process:
-                pending += max(0, needs.get(index, 0) + surplus - held)
+                engines = self._engines_of(other, index)
+                held = self._world.machine.cards[index].held
+                taken = sum(held.get(engine.pid, 0) - engine.surplus for engine in engines)
+                pending += max(0, needs.get(index, 0) - taken)
         return pending
 
     def _unknown(self, process: Process, index: int) -> bool:
@@ -268,17 +265,13 @@ class Invariants:
         for path in sorted((world.folder / "leases").glob("*.json")):
             if process is not None and path.name.startswith(f"{process.pid}-"):
                 world.violate(f"the lease {path.name} is left")
-        self._readable()
+        list(self._records())
 
     def serves_by_its_record(self, process: Process) -> None:
         """Whoever looks at a turbofit that serves, with `turbofit ps`, finds that it does."""
         states = [one.state for one in self._records() if one.pid == process.pid]
         if states != ["ready"]:
             self._world.violate(f"turbofit {process.pid} serves, and its record says {states}")
-
-    def _readable(self) -> None:
-        for _ in self._records():
-            pass
 
     def _records(self) -> Iterator[RunRecord]:
         """Those that can be read."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from turbofit.core.errors import MachineError
-from turbofit.core.machine import Holder, Host, Machine
+from turbofit.core.machine import Holder, Machine
 from turbofit.core.struct import NA
 from turbofit.core.units import GIB
 from turbofit.machine.nvml import GpuLostError
@@ -86,7 +86,7 @@ class SimulatedMachine:
 
     def __init__(self, spec: str) -> None:
         self._base = machine_from(spec)
-        self._host = replace(
+        self.host = replace(
             self._base.host, ram_total=_RAM, ram_available=_RAM, shm_available=16 * GIB
         )
         self.cards = {}
@@ -152,16 +152,12 @@ class SimulatedMachine:
             used = sum(card.held.values())
             gpus.append(replace(gpu, used=used, free=card.free, holders=holders))
         machine = replace(
-            self._base, source="nvml", name="simulated", gpus=tuple(gpus), host=self.host(),
+            self._base, source="nvml", name="simulated", gpus=tuple(gpus), host=self.host,
             visible=tuple(gpu.index for gpu in gpus), links=self._base.links if len(gpus) ==
             len(self._base.gpus) else (),
         )  # fmt: skip
         self._measured = held, machine
         return machine
-
-    def host(self) -> Host:
-        """Its host memory."""
-        return self._host
 
     def write_fault(self) -> None:
         """What a write meets just now.

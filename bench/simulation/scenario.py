@@ -54,8 +54,6 @@ def of_kind(kind: str, seed: int) -> random.Random | None:
 class Turbofit:
     """One `turbofit serve`, as a service manager keeps it.
 
-    Subclasses provide: ``_command``, where it is another command.
-
     Args:
         day: where it runs.
         model: what it serves.
@@ -106,36 +104,28 @@ class Turbofit:
 
     def _run(self) -> int:
         from turbofit.cli.terminal.interrupt import exit_code
-        from turbofit.launch.serve.supervisor import StoppedError, StopSignal
-
-        self._stop = StopSignal()
-        try:
-            ended = self._command(self._stop)
-        except StoppedError as exc:
-            ended = exc.signal
-        except TurbofitError as exc:
-            self._failed(exc)
-            return int(exc.exit_code)
-        return exit_code(ended)
-
-    def _command(self, stop: Any) -> Any:
-        """What it runs; the signal that ended it, None where it ended by itself."""
         from turbofit.cli.terminal.output import say
         from turbofit.launch.run import Run
         from turbofit.launch.serve.leases import Leases
+        from turbofit.launch.serve.supervisor import StoppedError, StopSignal
 
+        self._stop = StopSignal()
         config = serve_question(self._model, tuple(self._fixed.items()), "m")
-        with Leases() as leases:
-            run = Run(config, leases, say)
-            run.prepare()
-            run.begin()
-            return run.follow(stop)
-
-    def _failed(self, error: TurbofitError) -> None:
-        world = self._day.world
-        world.trace(f"error: {error.message} | {error.hint}")
-        if not error.hint:
-            world.violate(f"an error without a hint: {error.message}")
+        try:
+            with Leases() as leases:
+                run = Run(config, leases, say)
+                run.prepare()
+                run.begin()
+                ended = run.follow(self._stop)
+        except StoppedError as exc:
+            ended = exc.signal
+        except TurbofitError as exc:
+            world = self._day.world
+            world.trace(f"error: {exc.message} | {exc.hint}")
+            if not exc.hint:
+                world.violate(f"an error without a hint: {exc.message}")
+            return int(exc.exit_code)
+        return exit_code(ended)
 
 
 @cache
@@ -224,12 +214,13 @@ class Day:
 
     def ended(self) -> None:
         """However it ended, it is started again."""
-        if not self.over:
-            self.later(self.rng.uniform(1, _BACK), self._again)
 
-    def _again(self) -> None:
+        def again() -> None:
+            if not self.over:
+                self.turbofit.start()
+
         if not self.over:
-            self.turbofit.start()
+            self.later(self.rng.uniform(1, _BACK), again)
 
     # -- the whole
 
@@ -246,7 +237,7 @@ class Day:
     def _schedule(self, rng: random.Random) -> None:
         world, begin = self.world, self.world.scheduler.now
         calm = begin + self.seconds - CALM
-        self._again()
+        self.turbofit.start()
         names = sorted(FAULTS)
         faults = 0
         while faults < self.number:
@@ -301,14 +292,13 @@ class Day:
                     number=0, client="10.0.1.4", poison=True, text=text,
                     leaves=rare.choice((None, None, None, 0.01, 0.05)),
                 )  # fmt: skip
-                at = when + rare.uniform(0.0, within)
-                self._send_at(at, one)
+                self._send_at(when + rare.uniform(0.0, within), one)
         for when, text in bursts:
             later = when
             for _ in range(2):
                 later += rare.uniform(60.0, 600.0)
-                one = Request(number=0, client="10.0.1.4", poison=True, text=text)
-                self._send_at(later, one)
+                again = Request(number=0, client="10.0.1.4", poison=True, text=text)
+                self._send_at(later, again)
 
     def _poison_varies(self, rare: random.Random | None, begin: float) -> None:
         """In few days a client sends a new killing request each time, beside others' requests."""

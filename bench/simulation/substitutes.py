@@ -14,34 +14,23 @@ import itertools
 import os
 import pkgutil
 import sys
+import threading
 import time
 import types
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import msgspec
 
 from bench.simulation.engine import SimulatedEngineProcess
-from bench.simulation.gateway import SimulatedGatewayThread
-from bench.simulation.loop import SimulatedSocket
+from bench.simulation.gateway import SimulatedGatewayThread, SimulatedSocket
 from bench.simulation.machine import SimulatedNvml
-from bench.simulation.modules import (
-    DiskOs,
-    LeaseOs,
-    SimulatedThreading,
-    SimulatedTime,
-    SupervisorTime,
-    TornWrite,
-    current,
-    world,
-)
-from bench.simulation.plans import remembered
 from bench.simulation.scheduler import Event
-from turbofit.core.errors import LaunchError
+from turbofit.core.errors import LaunchError, TurbofitError
 from turbofit.core.plan import Remedy
 from turbofit.core.process import files
 from turbofit.launch.engine.environment import Lmdeploy
@@ -53,6 +42,7 @@ from turbofit.launch.serve.supervisor import StopSignal, Supervisor
 from turbofit.tuner.explain.remedies import Remedies
 
 if TYPE_CHECKING:
+    from bench.simulation.scheduler import Scheduler
     from bench.simulation.world import World
 
 __all__ = ["in_place"]
@@ -63,6 +53,165 @@ _ROOMS = (
     "turbofit.core", "turbofit.gateway", "turbofit.launch.serve", "turbofit.launch.engine",
     "turbofit.cli", "turbofit.planning", "turbofit.machine", "turbofit.observe",
 )  # fmt: skip
+
+
+#: The world that everything belongs to at this moment.
+current: list[World] = []
+
+
+def world() -> World:
+    """The newest one."""
+    return current[-1]
+
+
+class _Module(types.ModuleType):
+    """A module of which some names are others."""
+
+    def __init__(self, of: types.ModuleType) -> None:
+        super().__init__(of.__name__)
+        ours = {name for kind in type(self).__mro__[:-2] for name in vars(kind)}
+        vars(self).update({name: one for name, one in vars(of).items() if name not in ours})
+
+
+class SimulatedTime(_Module):
+    """``time`` as turbofit's modules see it."""
+
+    def __init__(self) -> None:
+        super().__init__(time)
+
+    def monotonic(self) -> float:
+        return world().scheduler.now
+
+    perf_counter = monotonic
+
+    def monotonic_ns(self) -> int:
+        return int(world().scheduler.now * 1e9)
+
+    def time(self) -> float:
+        one = world().scheduler
+        return 1.8e9 + one.now + one.skew
+
+    def sleep(self, seconds: float) -> None:
+        world().scheduler.sleep(seconds)
+
+    def strftime(self, form: str, when: Any = None) -> str:
+        return time.strftime(form, when or time.gmtime(self.time()))
+
+    def clock_gettime(self, _: int) -> float:
+        return world().scheduler.now
+
+
+class SupervisorTime(SimulatedTime):
+    """``time`` as the supervisor sees it, whose pauses end when there is something to see."""
+
+    def sleep(self, seconds: float) -> None:
+        world().rest(seconds)
+
+
+class _WakingEvent(Event):
+    """An event that a supervisor looks at."""
+
+    def set(self) -> None:
+        super().set()
+        world().stir()
+
+
+class _PokedEvent(_WakingEvent):
+    """One whose waits end sooner where there is something to see.
+
+    Args:
+        scheduler: the time.
+        among: those that are waited for just now.
+    """
+
+    def __init__(self, scheduler: Scheduler, among: dict[Event, None]) -> None:
+        super().__init__(scheduler)
+        self._among = among
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self._among[self] = None
+        try:
+            return super().wait(timeout)
+        finally:
+            self._among.pop(self, None)
+
+
+class SimulatedThreading(_Module):
+    """``threading`` with events in virtual time.
+
+    Args:
+        among: names what `World` has of events whose waits it ends.
+    """
+
+    def __init__(self, among: str = "") -> None:
+        super().__init__(threading)
+        self._events = among
+
+    def Event(self) -> Event:  # noqa: N802
+        one = world()
+        if self._events:
+            return _PokedEvent(one.scheduler, getattr(one, self._events))
+        return _WakingEvent(one.scheduler)
+
+
+class TornWrite(Exception):  # noqa: N818 - no error: the kernel ends turbofit here
+    pass
+
+
+class DiskOs(_Module):
+    """``os`` for `core.process.files`: a write that is to be torn does not come to its end."""
+
+    def __init__(self) -> None:
+        super().__init__(os)
+        self.torn = False
+
+    def replace(self, source: Any, target: Any) -> None:
+        if self.torn:
+            raise TornWrite
+        os.replace(source, target)
+
+    def unlink(self, path: Any) -> None:
+        if not self.torn:
+            os.unlink(path)
+
+    def fsync(self, descriptor: int) -> None:
+        """Nothing is lost: memory is the disk."""
+
+
+class LeaseOs(_Module):
+    """``os`` for the leases: what a process has open goes with it."""
+
+    def __init__(self) -> None:
+        super().__init__(os)
+
+    def open(self, *arguments: Any, **named: Any) -> int:
+        process = world().scheduler.process
+        descriptor = os.open(*arguments, **named)
+        if process is not None:
+            process.descriptors.append(descriptor)
+        return descriptor
+
+    def close(self, descriptor: int) -> None:
+        process = world().scheduler.process
+        if process is not None and descriptor in process.descriptors:
+            process.descriptors.remove(descriptor)
+            os.close(descriptor)
+
+    def fdopen(self, descriptor: int, *given: Any) -> Any:
+        process = world().scheduler.process
+        if process is not None:
+            process.descriptors.remove(descriptor)
+        return os.fdopen(descriptor, *given)
+
+    def getpid(self) -> int:
+        process = world().scheduler.process
+        return process.pid if process is not None else 1
+
+    def killpg(self, pid: int, number: int) -> None:
+        engine = world().machine.engines.get(pid)
+        if engine is None:
+            raise ProcessLookupError(3, "No such process")
+        engine.kill(number)
 
 
 @cache
@@ -184,6 +333,10 @@ def _live(pid: int) -> int:
     return pid * 100 if pid in world().machine.engines else 0
 
 
+def _ask_driver(question: Any, _: Any, **_given: Any) -> Any:
+    return question()
+
+
 def _members(group: int, started: int) -> list[int]:
     """`launch.engine.kernel.members` of a simulated engine."""
     return [group] if started and _live(group) == started else []
@@ -220,98 +373,128 @@ def _start(self: Any) -> None:
 
 
 _ENGINE, _SERVE = "turbofit.launch.engine", "turbofit.launch.serve"
-#: What stands in whose place, by its import path.
-_Replacements: TypeAlias = Iterator[tuple[str, Any]]
 
 
-def _threads() -> _Replacements:
-    yield f"{_SERVE}.supervisor.time", SupervisorTime()
-    yield f"{_SERVE}.supervisor.Supervisor._follow", _follow
-    yield f"{_SERVE}.supervisor.StopSignal.end", _end_run
-    for module, among in (
-        ("engine.engine_client", "probes"),
-        ("serve.gpu_monitor", "monitors"),
-    ):
-        yield f"turbofit.launch.{module}.threading", SimulatedThreading(among)
-    for thread in ("engine.engine_client.Probe", "serve.gpu_monitor.GpuMonitor"):
-        yield f"turbofit.launch.{thread}.start", _start
-
-
-def _processes(one: World) -> _Replacements:
-    """Engines, their loopback, and who lives."""
-    yield f"{_ENGINE}.supervised_engine.EngineProcess", partial(SimulatedEngineProcess, one)
-    yield f"{_ENGINE}.engine_client.EngineClient.call", _call
-    yield "turbofit.planning.examine.scene.port_problem", _port_problem
-    yield f"{_SERVE}.supervisor.check_port", _check_port
-    yield "turbofit.launch.run.free_ports", _free_ports
-    yield f"{_SERVE}.leases.start_time", _live
-    yield f"{_SERVE}.record.start_time", lambda pid: pid
-    yield f"{_SERVE}.leases.group_of", lambda pid: pid
-    yield f"{_SERVE}.gpu_monitor.group_of", lambda pid: pid
-    yield f"{_SERVE}.leases.members", _members
-
-
-def _machine(one: World) -> _Replacements:
-    """Cards, the kernel and the disk."""
+def _replacements(one: World) -> dict[str, Any]:
+    """What stands in whose place, by its import path."""
     clock, disk, machine = SimulatedTime(), DiskOs(), one.machine
-    yield "turbofit.machine.nvml_machine.measure", lambda _: machine.measured()
-    yield "turbofit.machine.host.read_host", machine.host
-    yield "turbofit.machine.nvml.Nvml", partial(SimulatedNvml, machine)
-    for module in (f"{_SERVE}.gpu_monitor", "turbofit.machine.nvml_machine"):
-        yield f"{module}.ask_driver", lambda question, _, **_given: question()
-    yield f"{_SERVE}.gpu_monitor._heat", lambda _: []
-    yield f"{_ENGINE}.kernel.host_kills", lambda: machine.host_kills
-    yield f"{_ENGINE}.kernel.driver_errors", lambda _: ()
-    yield f"{_ENGINE}.kernel.uptime", clock.monotonic
-    yield "turbofit.core.process.locks.time", clock
-    yield "turbofit.gateway.routing.deny_file.os", LeaseOs()
-    yield "turbofit.gateway.routing.deny_file.secrets", one.secrets
-    yield "turbofit.gateway.routing.deny_file.time", clock
-    yield f"{_SERVE}.leases.os", LeaseOs()
-    yield f"{_SERVE}.record.os", LeaseOs()
-    yield "turbofit.core.process.files.os", disk
-    yield "turbofit.core.process.files.token_hex", lambda _: str(next(_NAMES))
-    yield "turbofit.core.process.files._replace", _replace_file(files._replace, disk)
-    yield "turbofit.core.process.files.sync_folder", lambda _: None
+    return {
+        # Threads, and when they look.
+        f"{_SERVE}.supervisor.time": SupervisorTime(),
+        f"{_SERVE}.supervisor.Supervisor._follow": _follow,
+        f"{_SERVE}.supervisor.StopSignal.end": _end_run,
+        f"{_ENGINE}.engine_client.threading": SimulatedThreading("probes"),
+        f"{_SERVE}.gpu_monitor.threading": SimulatedThreading("monitors"),
+        f"{_ENGINE}.engine_client.Probe.start": _start,
+        f"{_SERVE}.gpu_monitor.GpuMonitor.start": _start,
+        # Engines, their loopback, and who lives.
+        f"{_ENGINE}.supervised_engine.EngineProcess": partial(SimulatedEngineProcess, one),
+        f"{_ENGINE}.engine_client.EngineClient.call": _call,
+        "turbofit.planning.examine.scene.port_problem": _port_problem,
+        f"{_SERVE}.supervisor.check_port": _check_port,
+        "turbofit.launch.run.free_ports": _free_ports,
+        f"{_SERVE}.leases.start_time": _live,
+        f"{_SERVE}.record.start_time": lambda pid: pid,
+        f"{_SERVE}.leases.group_of": lambda pid: pid,
+        f"{_SERVE}.gpu_monitor.group_of": lambda pid: pid,
+        f"{_SERVE}.leases.members": _members,
+        # Cards, the kernel and the disk.
+        "turbofit.machine.nvml_machine.measure": lambda _: machine.measured(),
+        "turbofit.machine.host.read_host": lambda: machine.host,
+        "turbofit.machine.nvml.Nvml": partial(SimulatedNvml, machine),
+        f"{_SERVE}.gpu_monitor.ask_driver": _ask_driver,
+        "turbofit.machine.nvml_machine.ask_driver": _ask_driver,
+        f"{_SERVE}.gpu_monitor._heat": lambda _: [],
+        f"{_ENGINE}.kernel.host_kills": lambda: machine.host_kills,
+        f"{_ENGINE}.kernel.driver_errors": lambda _: (),
+        f"{_ENGINE}.kernel.uptime": clock.monotonic,
+        "turbofit.core.process.locks.time": clock,
+        "turbofit.gateway.routing.deny_file.os": LeaseOs(),
+        "turbofit.gateway.routing.deny_file.secrets": one.secrets,
+        "turbofit.gateway.routing.deny_file.time": clock,
+        f"{_SERVE}.leases.os": LeaseOs(),
+        f"{_SERVE}.record.os": LeaseOs(),
+        "turbofit.core.process.files.os": disk,
+        "turbofit.core.process.files.token_hex": lambda _: str(next(_NAMES)),
+        "turbofit.core.process.files._replace": _replace_file(files._replace, disk),
+        "turbofit.core.process.files.sync_folder": lambda _: None,
+        # The gateway's outside. What looks at nothing does so less often: a day is long.
+        "turbofit.gateway.thread.GatewayThread": partial(SimulatedGatewayThread, one),
+        "turbofit.gateway.server.bind": lambda _: types.SimpleNamespace(close=lambda: None),
+        "turbofit.gateway.overlay.overlay": _no_overlay,
+        "turbofit.gateway.upstream.engine_socket": SimulatedSocket,
+        "aiohttp.connector.monotonic": clock.monotonic,
+        "turbofit.gateway.routing.health._TICK": 600.0,
+        f"{_ENGINE}.engine_client._PAUSE": 300.0,
+        # What is installed, and what people are told.
+        "turbofit.launch.run.lmdeploy_if_needed": lambda _: (_LMDEPLOY, None),
+        "turbofit.launch.run.WeightsFetcher": lambda _: lambda plan: plan,
+        "importlib.metadata.version": _version,
+        "importlib.util.find_spec": _found_module,
+        "turbofit.cli.terminal.output.note": lambda text: one.trace(f"says {text}"),
+        "turbofit.cli.terminal.output.answer": lambda _: None,
+        # What is remembered, or is for people: a quarter of a day's processor time.
+        f"{_SERVE}.planner.best_plan": _remembered(planner.best_plan),
+        "turbofit.tuner.choose.remedies": lambda *_: _HELPS,
+        "turbofit.tuner.choose.speed_remedies": lambda *_: (),
+        "turbofit.tuner.choose.limit_costs": lambda *_: (),
+        f"{_ENGINE}.worst_requests.flat_png": _drawn,
+    }
 
 
-def _gateway(one: World) -> _Replacements:
-    """The gateway's outside."""
-    yield "turbofit.gateway.thread.GatewayThread", partial(SimulatedGatewayThread, one)
-    yield "turbofit.gateway.server.bind", lambda _: types.SimpleNamespace(close=lambda: None)
-    yield "turbofit.gateway.overlay.overlay", _no_overlay
-    yield "turbofit.gateway.routing.upstream.engine_socket", SimulatedSocket
-    yield "aiohttp.connector.monotonic", SimulatedTime().monotonic
-    # What looks at nothing does so less often: a day has 86,400 seconds.
-    yield "turbofit.gateway.routing.health._TICK", 600.0
-    yield f"{_ENGINE}.engine_client._PAUSE", 300.0
+#: Plans and errors that were found, by what was asked; the oldest go.
+_PLANS: dict[bytes, Any] = {}
+_MOST_PLANS = 20_000
 
 
-def _installed_and_shown(one: World) -> _Replacements:
-    yield "turbofit.launch.run.lmdeploy_if_needed", lambda _: (_LMDEPLOY, None)
-    yield "turbofit.launch.run.WeightsFetcher", lambda _: lambda plan: plan
-    yield "importlib.metadata.version", _version
-    yield "importlib.util.find_spec", _found_module
-    yield "turbofit.cli.terminal.output.note", lambda text: one.trace(f"says {text}")
-    yield "turbofit.cli.terminal.output.answer", lambda _: None
+def _remembered(real: Any) -> Any:
+    """Planning is pure: equal questions have equal answers, over all worlds of a run.
+
+    Args:
+        real: `planner.best_plan`.
+    """
+
+    def best_plan(request: Any) -> Any:
+        key = _question(request)
+        plan = _PLANS.get(key)
+        if plan is None:
+            plan = _found(real, request)
+        elif not isinstance(plan, TurbofitError):
+            plan = _with_holders(plan, request.on)
+        if key not in _PLANS:
+            if len(_PLANS) >= _MOST_PLANS:
+                del _PLANS[next(iter(_PLANS))]
+            _PLANS[key] = plan
+        if isinstance(plan, TurbofitError):
+            raise plan.with_traceback(None)
+        world().planned(plan)
+        return plan
+
+    return best_plan
 
 
-def _pure() -> _Replacements:
-    """What is remembered, or is for people: a quarter of a day's processor time."""
-    yield f"{_SERVE}.planner.best_plan", remembered(planner.best_plan)
-    yield "turbofit.tuner.choose.remedies", lambda *_: _HELPS
-    yield "turbofit.tuner.choose.speed_remedies", lambda *_: ()
-    yield "turbofit.tuner.choose.limit_costs", lambda *_: ()
-    yield f"{_ENGINE}.worst_requests.flat_png", _drawn
+def _question(request: Any) -> bytes:
+    """What a plan depends on: all that is asked, and the machine without names of processes."""
+    gpus = tuple(msgspec.structs.replace(one, holders=()) for one in request.on.gpus)
+    bare = msgspec.structs.replace(request.on, gpus=gpus)
+    asked = {name: one for name, one in request.given().items() if name != "on"}
+    return msgspec.json.encode([bare, asked], enc_hook=str)
 
 
-def _replacements(one: World) -> _Replacements:
-    yield from _threads()
-    yield from _processes(one)
-    yield from _machine(one)
-    yield from _gateway(one)
-    yield from _installed_and_shown(one)
-    yield from _pure()
+def _found(real: Any, request: Any) -> Any:
+    try:
+        return real(request)
+    except TurbofitError as exc:
+        return exc
+
+
+def _with_holders(plan: Any, machine: Any) -> Any:
+    """A remembered plan for a machine that is equal but for who holds its memory."""
+    holders = {one.uuid: one.holders for one in machine.gpus}
+    gpus = tuple(
+        msgspec.structs.replace(one, holders=holders[one.uuid]) for one in plan.machine.gpus
+    )
+    return msgspec.structs.replace(plan, machine=msgspec.structs.replace(plan.machine, gpus=gpus))
 
 
 @cache
@@ -342,7 +525,7 @@ def in_place(one: World) -> Iterator[None]:
     with ExitStack() as stack:
         for module in _with_clock():
             _put(stack, module, "time", clock)
-        for path, value in _replacements(one):
+        for path, value in _replacements(one).items():
             _put(stack, *_place(path), value)
         for made, defaults in (
             (Supervisor, {"clock": clock.monotonic}),

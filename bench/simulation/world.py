@@ -9,6 +9,7 @@ import random
 import shutil
 import tempfile
 import traceback
+import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,8 +22,7 @@ from bench.simulation.machine import SimulatedMachine
 from bench.simulation.scheduler import Event, Process, Scheduler
 
 if TYPE_CHECKING:
-    from bench.simulation.gateway import SimulatedGatewayThread
-    from bench.simulation.loop import VirtualLoop
+    from bench.simulation.gateway import SimulatedGatewayThread, VirtualLoop
     from turbofit.core.plan import Plan
 
 __all__ = ["Result", "Violation", "World"]
@@ -48,66 +48,11 @@ class Result:
     processor: float = 0.0
 
 
-class History:
-    """The time of a world and what happened in it; a base of worlds.
-
-    Args:
-        seed: decides everything.
-    """
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-        self.scheduler = Scheduler(lambda exc: self.violate(f"a thread ended with {exc!r}"))
-        self.log: list[str] = []
-        self.violations: list[str] = []
-        self.counts: dict[str, int] = {}
-        self._digest = hashlib.blake2b(digest_size=16)
-        self._pid = 1000
-
-    def trace(self, text: str) -> None:
-        """A line of the history."""
-        line = f"{self.scheduler.now:.6f} {text}"
-        self._digest.update(line.encode())
-        self.log.append(line)
-
-    def count(self, what: str) -> None:
-        self.counts[what] = self.counts.get(what, 0) + 1
-
-    def violate(self, what: str) -> None:
-        """Note that something that must hold did not."""
-        self.trace(f"VIOLATION {what}")
-        self.violations.append(what)
-
-    def new_pid(self) -> int:
-        self._pid += 1
-        return self._pid
-
-    def result(self) -> Result:
-        """What it showed until now."""
-        return Result(
-            self.seed, [*self.violations], dict(self.counts), self._digest.hexdigest(),
-            self.scheduler.steps, [*self.log],
-        )  # fmt: skip
-
-
 class Violation(AssertionError):  # noqa: N818
     """Something that must always hold did not."""
 
 
-class _Secrets:
-    """``secrets`` of one history."""
-
-    def __init__(self, seed: int) -> None:
-        self._random = random.Random(-1 - seed)
-
-    def token_bytes(self, count: int) -> bytes:
-        return self._random.randbytes(count)
-
-    def token_hex(self, count: int) -> str:
-        return self.token_bytes(count).hex()
-
-
-class World(History):
+class World:
     """The state of one history.
 
     Args:
@@ -116,10 +61,16 @@ class World(History):
     """
 
     def __init__(self, seed: int, spec: str) -> None:
-        super().__init__(seed)
+        self.seed = seed
+        self.scheduler = Scheduler(lambda exc: self.violate(f"a thread ended with {exc!r}"))
+        self.log: list[str] = []
+        self.violations: list[str] = []
+        self.counts: dict[str, int] = {}
+        self._digest = hashlib.blake2b(digest_size=16)
+        self._pid = 1000
         self.rng = random.Random(seed)
         #: Keys of installations: random, and equal for equal seeds.
-        self.secrets = _Secrets(seed)
+        self.secrets = types.SimpleNamespace(token_bytes=random.Random(-1 - seed).randbytes)
         self.machine = SimulatedMachine(spec)
         base = "/dev/shm" if Path("/dev/shm").is_dir() else None
         self.folder = Path(tempfile.mkdtemp(prefix="turbofit-sim-", dir=base))
@@ -146,7 +97,28 @@ class World(History):
 
     def trace(self, text: str) -> None:
         """A line of the history, without the name of its folder."""
-        super().trace(text.replace(self._folder, "STATE"))
+        line = f"{self.scheduler.now:.6f} {text.replace(self._folder, 'STATE')}"
+        self._digest.update(line.encode())
+        self.log.append(line)
+
+    def count(self, what: str) -> None:
+        self.counts[what] = self.counts.get(what, 0) + 1
+
+    def violate(self, what: str) -> None:
+        """Note that something that must hold did not."""
+        self.trace(f"VIOLATION {what}")
+        self.violations.append(what)
+
+    def new_pid(self) -> int:
+        self._pid += 1
+        return self._pid
+
+    def result(self) -> Result:
+        """What it showed until now."""
+        return Result(
+            self.seed, [*self.violations], dict(self.counts), self._digest.hexdigest(),
+            self.scheduler.steps, [*self.log],
+        )  # fmt: skip
 
     # -- processes
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("aiohttp")
 
-from bench.simulation import plans
+from bench.simulation import substitutes
 from bench.simulation.planted import BUGS, Bug, tried
 from bench.simulation.scenario import simulate
 from tests.sweep import sweep
-from turbofit.gateway.routing.admission import Admission
+from turbofit.gateway.routing.admission import Place
 
 PACKAGE = Path(__file__).parents[2] / "turbofit"
 BATCH = 24
@@ -43,19 +42,17 @@ def test_a_history_does_not_depend_on_plans_that_are_remembered(
 ) -> None:
     simulate(3)
     remembered = simulate(3).digest
-    monkeypatch.setattr(plans, "_PLANS", {})
+    monkeypatch.setattr(substitutes, "_PLANS", {})
     assert simulate(3).digest == remembered
 
 
 def test_a_bug_shows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Room that is given back twice."""
-    release = Admission.release
+    """Room that is given back as often as somebody asks."""
 
-    def twice(self: Admission, engine: object, cost: SimpleNamespace) -> None:
-        release(self, engine, cost)  # type: ignore[arg-type]
-        release(self, engine, cost)  # type: ignore[arg-type]
+    def again(self: Place) -> None:
+        self.engine.host_bytes -= self.cost.host_bytes
 
-    monkeypatch.setattr(Admission, "release", twice)
+    monkeypatch.setattr(Place, "_give_back_host", again)
     violations = [text for seed in range(3) for text in simulate(seed).violations]
     assert any("is held though no request is open" in text for text in violations)
 

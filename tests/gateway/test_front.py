@@ -243,10 +243,10 @@ def test_an_answer_frees_who_was_there_at_a_death(world) -> None:
 
 def test_a_suspect_has_a_node_until_it_is_answered() -> None:
     suspects = _Suspects()
-    suspects.told(_digest(b"{}"), "a", answered=False)
+    suspects.note(_digest(b"{}"), "a", answered=False)
     assert suspects.node_of(b"{}") == "a"
     assert suspects.node_of(b"[]") is None
-    suspects.told(_digest(b"{}"), "b", answered=True)
+    suspects.note(_digest(b"{}"), "b", answered=True)
     assert suspects.node_of(b"{}") is None
 
 
@@ -254,9 +254,9 @@ def test_a_suspect_that_does_not_come_again_is_one_for_an_hour(monkeypatch) -> N
     now = [0.0]
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     suspects = _Suspects()
-    suspects.told(_digest(b"{}"), "a", answered=False)
+    suspects.note(_digest(b"{}"), "a", answered=False)
     now[0] = 1800.0
-    suspects.told(_digest(b"[]"), "b", answered=False)
+    suspects.note(_digest(b"[]"), "b", answered=False)
     now[0] = 3601.0
     assert (suspects.node_of(b"{}"), suspects.node_of(b"[]")) == (None, "b")
 

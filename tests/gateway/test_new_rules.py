@@ -14,7 +14,12 @@ from turbofit.core.images import AnyresRule, CanvasRule, CrossRule, HdRule, Patc
 from turbofit.core.plan import Plan
 from turbofit.core.struct import decode, to_json
 from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.limits.request_limits import bounds_of, check_request, hold_image
+from turbofit.gateway.limits.request_limits import (
+    RequestedImage,
+    bounds_of,
+    check_request,
+    hold_image,
+)
 from turbofit.gateway.overlay import edits, overlay
 from turbofit.launch.engine.worst_requests import worst_image, worst_image_tokens, worst_request
 from turbofit.model.source import resolve_model
@@ -67,7 +72,7 @@ def test_no_image_passes_the_plan_and_no_knob_is_sent(rule, on_overlay):
         for _ in range(60):
             size = rng.randrange(10, 1500), rng.randrange(10, 1500)
             try:
-                held = hold_image(bounds, size, parameters)
+                held = hold_image(bounds, RequestedImage(size=size, options=parameters))
             except Refusal as refusal:
                 refused = refusal.reason
                 held = None

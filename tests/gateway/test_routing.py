@@ -17,7 +17,7 @@ from turbofit.gateway.http.metrics import merge
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.gate import UNSTATED, Cost, Gate, KvCache
 from turbofit.gateway.routing.admission import Admission
-from turbofit.gateway.routing.engines import Affinity, Fleet, RoutedEngine, least_busy
+from turbofit.gateway.routing.engines import Affinity, Fleet, RoutedEngine
 from turbofit.gateway.routing.health import Monitor, healthy
 
 
@@ -33,11 +33,10 @@ async def test_turns_go_round_the_clients() -> None:
     door, order = Admission(Fleet(found)), []
 
     async def one(client: str, number: int):
-        cost = Cost(units=10)
-        engine = await door.admit(client, cost)
+        place = await door.admit(client, Cost(units=10))
         order.append(f"{client}{number}")
         await asyncio.sleep(0)
-        door.release(engine, cost)
+        place.leave()
 
     greedy = [asyncio.ensure_future(one("a", i)) for i in range(4)]
     await asyncio.sleep(0)
@@ -51,11 +50,10 @@ async def test_a_large_request_is_not_cache_shortfall_by_small_ones() -> None:
     door, order = Admission(Fleet(found)), []
 
     async def one(client, units):
-        cost = Cost(units=units)
-        engine = await door.admit(client, cost)
+        place = await door.admit(client, Cost(units=units))
         order.append((client, units))
         await asyncio.sleep(0.001)
-        door.release(engine, cost)
+        place.leave()
 
     await asyncio.gather(one("s", 4), one("s", 4), one("big", 10), *(one("s", 4) for _ in range(6)))
     assert order.index(("big", 10)) <= 3
@@ -63,8 +61,7 @@ async def test_a_large_request_is_not_cache_shortfall_by_small_ones() -> None:
 
 async def test_the_line_has_an_end_and_a_deadline() -> None:
     door = Admission(Fleet(engines()), longest=1, seconds=0.05)
-    cost = Cost(units=10)
-    held = await door.admit("a", cost)
+    first = await door.admit("a", Cost(units=10))
     late = asyncio.ensure_future(door.admit("b", Cost(units=1)))
     await asyncio.sleep(0)
     for _ in range(2):
@@ -74,18 +71,15 @@ async def test_the_line_has_an_end_and_a_deadline() -> None:
     with pytest.raises(Refusal) as waited:
         await late
     assert (waited.value.status, door.waiting) == (429, 0)
-    door.release(held, cost)
-    assert (await door.admit("d", Cost(units=10))).units == 10
+    first.leave()
+    assert (await door.admit("d", Cost(units=10))).engine.units == 10
 
 
-def test_what_no_engine_could_hold_is_refused_at_once() -> None:
-    async def run(cost):
-        with pytest.raises(Refusal) as caught:
-            await Admission(Fleet(engines(host_limit=50))).admit("a", cost)
-        return caught.value.status
-
-    assert virtual_time.run(run(Cost(units=11))) == 400
-    assert virtual_time.run(run(Cost(host_bytes=51))) == 400
+@pytest.mark.parametrize("cost", [Cost(units=11), Cost(host_bytes=51)])
+async def test_what_no_engine_could_hold_is_refused_at_once(cost) -> None:
+    with pytest.raises(Refusal) as caught:
+        await Admission(Fleet(engines(host_limit=50))).admit("a", cost)
+    assert caught.value.status == 400
 
 
 @settings(max_examples=60, deadline=None)
@@ -101,14 +95,14 @@ def test_no_engine_ever_holds_more_than_its_gate(requests, count) -> None:
         async def one(units, client, leaves):
             nonlocal most
             cost = Cost(units=units, host_bytes=units)
-            engine = await door.admit(str(client), cost)
-            engine.outstanding += 1
+            place = await door.admit(str(client), cost)
+            place.engine.outstanding += 1
             most = max(most, *(e.units for e in found))
             try:
                 await asyncio.sleep(0.0005 * units)
             finally:
-                engine.outstanding -= 1
-                door.release(engine, cost)
+                place.engine.outstanding -= 1
+                place.leave()
 
         tasks = [asyncio.ensure_future(one(*request)) for request in requests]
         await asyncio.sleep(0.001)
@@ -128,28 +122,27 @@ async def test_a_text_passes_images_that_wait_but_no_text_that_does() -> None:
     """The tokens that texts reserve hold up an image at the head of the line, and not for good."""
     kv = KvCache(tokens=640 + 20 * 64, longest=16 * 64, block=64)
     found = RoutedEngine(0, "http://e", gate=Gate(13, kv))
-    door, order, costs = Admission(Fleet([found])), [], {}
+    door, order, places = Admission(Fleet([found])), [], {}
 
     def ask(name: str, units: int, tokens: int) -> asyncio.Task[None]:
         async def one() -> None:
-            costs[name] = Cost(units=units, tokens=tokens)
-            await door.admit(name, costs[name])
+            places[name] = await door.admit(name, Cost(units=units, tokens=tokens))
             order.append(name)
 
         return asyncio.ensure_future(one())
 
     async def then(*names: str) -> None:
         for name in names:
-            door.release(found, costs[name])
+            places[name].leave()
         await virtual_time.settled()
 
     tasks = [ask("image", 13, 64), ask("image that waits", 13, 64), ask("text", 0, 64)]
     await virtual_time.settled()
     assert order == ["image", "text"]
-    door.begin(found, costs["image"])
+    places["image"].begin()
     await virtual_time.settled()
     assert order[2:] == ["image that waits"]
-    door.begin(found, costs["image that waits"])
+    places["image that waits"].begin()
     tasks += [ask("long text", 0, UNSTATED), ask("short text", 0, 64)]
     await virtual_time.settled()
     assert order[3:] == []  # the long one could evict, and the short one stays behind it
@@ -178,7 +171,7 @@ def test_the_least_busy_engine_is_next() -> None:
     found = engines(3)
     found[0].outstanding, found[1].outstanding, found[2].outstanding = 2, 1, 1
     found[1].gate.counted = 5
-    assert least_busy(found).index == 2
+    assert Fleet(found).best(Cost()).index == 2
 
 
 def conversation(*texts: str, **fields):
@@ -188,11 +181,12 @@ def conversation(*texts: str, **fields):
 def test_long_beginnings_stay_together_until_that_costs_too_much() -> None:
     found, memory = engines(3), Affinity()
     long = "x" * 3000
-    found[0].outstanding = 1
-    Fleet(found)
+    found[0].outstanding, fleet = 1, Fleet(found)
 
     def chosen(*texts: str) -> RoutedEngine:
-        return memory.chooser(conversation(*texts))(least_busy(found), lambda engine: True)
+        best = fleet.best(Cost())
+        assert best is not None
+        return memory.chooser(conversation(*texts))(best, lambda engine: True)
 
     home = chosen(long)
     assert home.index == 1

@@ -11,8 +11,9 @@ import turbofit
 from tests.support.gateway import plan_for
 from turbofit.core.plan import GroupPlan, Plan
 from turbofit.gateway.config import GatewayConfig
+from turbofit.gateway.limits.gate import Cost
 from turbofit.gateway.limits.request_limits import bounds_of
-from turbofit.gateway.routing.engines import RoutedEngine, least_busy
+from turbofit.gateway.routing.engines import Fleet, RoutedEngine
 from turbofit.gateway.server import make_gateway
 
 URLS = ["http://127.0.0.1:1", "http://127.0.0.1:2"]
@@ -29,7 +30,7 @@ def plan() -> Plan:
 def test_eight_requests_go_as_the_plan_counts_them(shares, wanted) -> None:
     found = [RoutedEngine(i, URLS[i], share) for i, share in enumerate(shares)]
     for _ in range(8):
-        least_busy(found).outstanding += 1
+        Fleet(found).best(Cost()).outstanding += 1
     assert tuple(engine.outstanding for engine in found) == wanted
 
 
@@ -37,7 +38,7 @@ def test_alone_a_request_goes_to_the_engine_of_the_larger_share(plan: Plan) -> N
     gateway = make_gateway(plan, URLS, GatewayConfig())
     shares = [engine.share for engine in gateway.engines]
     assert shares == [group_plan.at_once for group_plan in plan.by_group]
-    assert least_busy(gateway.engines).share == max(shares)
+    assert gateway.fleet.best(Cost()).share == max(shares)
 
 
 def test_engines_that_were_not_planned_take_the_same(plan: Plan) -> None:

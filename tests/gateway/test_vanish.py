@@ -20,8 +20,8 @@ from tests.support.gateway import CHAT, call, chat, plan_for
 from tests.waiting import HANG, auntil, until
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.routing.engines import RoutedEngine
-from turbofit.gateway.routing.upstream import Upstream, engine_socket
 from turbofit.gateway.server import make_gateway
+from turbofit.gateway.upstream import Upstream, engine_socket
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's options")
 BODY = b'{"choices":[{}]}'

@@ -17,7 +17,7 @@ from turbofit.core.plan import Limits, Plan
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.http.app import Gateway
 from turbofit.gateway.limits.request_limits import bounds_of
-from turbofit.gateway.routing.upstream import Died, Unreachable
+from turbofit.gateway.upstream import Died, Unreachable
 
 TILES = TileRule(tile_size=448, tokens_per_tile=256, max_dynamic_patch=12)
 PATCHES = PatchRule(patch_size=14, merge=2, min_pixels=3136, max_pixels=12845056)
@@ -147,9 +147,6 @@ class Recorder:
         return self.works and engine.index not in self.down | self.failing
 
     async def page(self, engine, path, seconds) -> str:
-        return self.pages
-
-    async def metrics(self, engine) -> str:
         return self.pages
 
     async def close(self) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.gateway.limits.request_limits import Bounds
 
-__all__ = ["ConnectionLimits", "GatewayConfig", "host_budget", "host_of_one"]
+__all__ = ["ConnectionLimits", "GatewayConfig", "host_budget"]
 
 _LEAST_HOST: Final = 2 * GIB
 _UNKNOWN_HOST: Final = 4 * GIB
@@ -108,21 +108,16 @@ class GatewayConfig(Struct):
         )
 
 
-def host_of_one(bounds: Bounds) -> int:
-    """Host memory of one request at its limits while its images are decoded, in bytes."""
-    pixels = LARGEST_PIXELS * BYTES_OF_PIXEL * max(1, bounds.limits.images_per_request)
-    return pixels + bounds.limits.units_per_request * bounds.bytes_per_unit
-
-
 def host_budget(plan: Plan, bounds: Bounds) -> int:
     """Host memory that images in flight to one engine may take, in bytes.
 
     A quarter of what the plan leaves free, shared by the replicas; never less than one request at
     its limits needs, since the plan promises that one.
     """
-    one = host_of_one(bounds)
+    decoded = LARGEST_PIXELS * BYTES_OF_PIXEL * max(1, bounds.limits.images_per_request)
+    least = decoded + bounds.limits.units_per_request * bounds.bytes_per_unit
     available = plan.host.available
     if available is None:
-        return max(one, _UNKNOWN_HOST)
+        return max(least, _UNKNOWN_HOST)
     free = available - plan.host.pinned - plan.host.pageable
-    return max(one, _LEAST_HOST, free // 4 // max(1, plan.parallel.replicas))
+    return max(least, _LEAST_HOST, free // 4 // max(1, plan.parallel.replicas))

@@ -19,27 +19,25 @@ import msgspec
 
 from turbofit.core.json_types import Document
 from turbofit.core.struct import Struct
-from turbofit.gateway.http.accesslog import AccessLog
 from turbofit.gateway.http.asgi_app import METRICS_TYPE, AsgiApp, while_connected
 from turbofit.gateway.http.refusals import Refusal, refusal_event
-from turbofit.gateway.http.routes import find_route, is_health
-from turbofit.gateway.routing.request_context import (
+from turbofit.gateway.http.request_context import (
     CLIENT,
     CLIENT_KEY,
+    ForwardOutcome,
     RequestContext,
     answer,
-    entry,
     sent_headers,
 )  # fmt: skip
-from turbofit.gateway.routing.suspects import ForwardOutcome
-from turbofit.gateway.routing.upstream import Died, Unreachable, Upstream
+from turbofit.gateway.upstream import Died, Unreachable, Upstream
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Sequence
 
     from turbofit.gateway.config import GatewayConfig
-    from turbofit.gateway.http.asgi import Message, Receive, Send
+    from turbofit.gateway.http.request_context import Receive, Send
+    from turbofit.gateway.http.routes import Route
 
     Response = aiohttp.ClientResponse
 
@@ -112,7 +110,7 @@ class _Suspects:
     """
 
     def __init__(self) -> None:
-        #: With when the node told of it, the oldest first.
+        #: With when the node spoke of it, the oldest first.
         self._nodes: dict[bytes, tuple[str, float]] = {}
 
     def node_of(self, body: bytes) -> str | None:
@@ -120,10 +118,9 @@ class _Suspects:
         since = time.monotonic() - _SUSPECT_SECONDS
         while self._nodes and next(iter(self._nodes.values()))[1] < since:
             del self._nodes[next(iter(self._nodes))]
-        found = self._nodes.get(_digest(body)) if self._nodes else None
-        return found[0] if found else None
+        return self._nodes.get(_digest(body), (None,))[0] if self._nodes else None
 
-    def told(self, digest: bytes, node: str, *, answered: bool) -> None:
+    def note(self, digest: bytes, node: str, *, answered: bool) -> None:
         """A node answered a request, or spoke of an engine's death with it."""
         self._nodes.pop(digest, None)
         if digest and not answered:
@@ -147,9 +144,9 @@ class Front(AsgiApp):
         source: Callable[[], Sequence[NodeAddress]] | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        super().__init__(config, _LARGEST)
+        super().__init__(config, _LARGEST, log)
         self._upstream = Upstream(tls=tls)
-        self._log, self._source = log or (lambda _: None), source
+        self._source = source
         self._watchers: dict[str, asyncio.Task[None]] = {}
         self._looks: asyncio.Task[None] | None = None
         self.nodes: dict[str, Node] = {}
@@ -161,11 +158,11 @@ class Front(AsgiApp):
             self._looks = asyncio.ensure_future(self._look(self._source))
 
     async def shutdown(self) -> None:
-        for task in (*self._watchers.values(), *([self._looks] if self._looks else [])):
-            task.cancel()
+        for task in (*self._watchers.values(), self._looks):
+            if task is not None:
+                task.cancel()
         await self._upstream.close()
-        if isinstance(self._log, AccessLog):
-            self._log.close()
+        self._close_log()
 
     def follow(self, addresses: Sequence[NodeAddress]) -> None:
         """Send to these nodes and no others from now on; to be called in the front's loop.
@@ -192,9 +189,9 @@ class Front(AsgiApp):
     async def _look(self, source: Callable[[], Sequence[NodeAddress]]) -> None:
         while True:
             with suppress(Exception):  # Ray may be silent: the nodes that are known serve on
-                found = await asyncio.get_running_loop().run_in_executor(None, source)
-                if found:  # a `serve` that has just begun knows none yet, and they serve on, too
-                    self.follow(found)
+                addresses = await asyncio.get_running_loop().run_in_executor(None, source)
+                if addresses:  # a `serve` that has just begun knows none yet, and they serve on
+                    self.follow(addresses)
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def _watch(self, node: Node) -> None:
@@ -209,7 +206,8 @@ class Front(AsgiApp):
                 node.up, node.why = False, "its health page is none of turbofit's"
             else:
                 node.heard(status, page)
-                self._bodies.limit(self._largest())
+                sizes = [known.about.get("bytes_per_body") or 0 for known in self.nodes.values()]
+                self._bodies.limit(max(sizes, default=0) or _LARGEST)
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(node.doubted.wait(), _LOOK_SECONDS)
 
@@ -222,26 +220,15 @@ class Front(AsgiApp):
         async with await self._upstream.open(node, "GET", "/health", None, {}) as response:
             return response.status, msgspec.json.decode(await response.read(), type=Document)
 
-    def _largest(self) -> int:
-        told = [node.about.get("bytes_per_body") or 0 for node in self.nodes.values()]
-        return max(told, default=0) or _LARGEST
-
     async def _serve(
-        self,
-        request: RequestContext,
-        path: bytes,
-        scope: Message,  # noqa: ARG002 - of `AsgiApp`
-        receive: Receive,
-        send: Send,
+        self, request: RequestContext, route: Route, receive: Receive, send: Send
     ) -> None:
         request.outcome = ForwardOutcome()
-        if not is_health(path):
-            request.key = self._keys.check(request.headers)
-        route = request.route = find_route(request.method, path)
-        request.api = route.api
-        if route.kind in ("health", "metrics"):
-            await self._page(request, send, route.kind)
-            return
+        if route.kind == "health":
+            page = self.health()
+            return await self._answer_health(request, send, page, None if page["up"] else 5)
+        if route.kind == "metrics":
+            return await answer(request, send, 200, self._metrics_text().encode(), METRICS_TYPE)
         if route.method == "POST":
             request.body = await self._bodies.read(request.headers, receive, request.who)
         request.bytes_in = len(request.body)
@@ -259,12 +246,7 @@ class Front(AsgiApp):
         request.body = b""
 
     def _record(self, request: RequestContext) -> None:
-        outcome = request.outcome or ForwardOutcome()
-        request.status = outcome.status or request.status
-        path = request.route.path if request.route else ""
-        self.metrics.count("requests_total", f"route={path}", f"status={request.status}")
-        if path != "/health" or request.status != 200:
-            self._log(entry(request, path, outcome.first_byte))
+        self._write_down(request)
 
     async def _to_nodes(self, request: RequestContext, send: Send) -> None:
         """To one node after the other until one takes it; raises `Refusal` where none does."""
@@ -286,7 +268,7 @@ class Front(AsgiApp):
             except _Broke as exc:
                 why = exc
                 if broke:
-                    self._suspects.told(_digest(request.body), node.name, answered=False)
+                    self._suspects.note(_digest(request.body), node.name, answered=False)
                     break
                 broke = True
             else:
@@ -307,9 +289,12 @@ class Front(AsgiApp):
         route = request.route
         assert route is not None
         response: aiohttp.ClientResponse | None = None
+        # What LMDeploy reads, and whose request it is.
+        headers = {CLIENT.decode(): request.client, CLIENT_KEY.decode(): request.key}
+        headers |= sent_headers(request)
         try:
             response = await self._upstream.open(
-                node, route.method, route.path, request.body or None, _sent(request)
+                node, route.method, route.path, request.body or None, headers
             )
             if response.status == 401:
                 node.trusts = False
@@ -347,7 +332,7 @@ class Front(AsgiApp):
             await send({"type": "http.response.body", "body": data, "more_body": True})
             data = await content.readany()
         outcome.broken = died
-        self._suspects.told(digest, node.name, answered=not died)
+        self._suspects.note(digest, node.name, answered=not died)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _whole(
@@ -356,7 +341,7 @@ class Front(AsgiApp):
         body = await response.read()
         suspected = response.status in (422, 503) and any(word in body for word in _SUSPECTED)
         if suspected or response.status == 200:
-            self._suspects.told(_digest(request.body), node.name, answered=not suspected)
+            self._suspects.note(_digest(request.body), node.name, answered=not suspected)
         request.out.append((b"content-length", b"%d" % len(body)))
         outcome = await self._start(response, request, send)
         outcome.bytes_out = len(body)
@@ -393,20 +378,15 @@ class Front(AsgiApp):
             **{name: about[name] for name in promise if name in about},
         }  # fmt: skip
 
-    async def _page(self, request: RequestContext, send: Send, kind: str) -> None:
-        if kind == "health":
-            page = self.health()
-            await self._answer_health(request, send, page, None if page["up"] else 5)
-            return
-        each = [((f"engine={node.name}",), node) for node in self.nodes.values()]
-        text = self.metrics.text(
+    def _metrics_text(self) -> str:
+        nodes = [((f"engine={node.name}",), node) for node in self.nodes.values()]
+        return self.metrics.text(
             {
                 "connections": [((), len(self.connections))],
-                "in_flight": [(label, node.outstanding) for label, node in each],
-                "engine_up": [(label, int(node.up)) for label, node in each],
+                "in_flight": [(label, node.outstanding) for label, node in nodes],
+                "engine_up": [(label, int(node.up)) for label, node in nodes],
             }
         )
-        await answer(request, send, 200, text.encode(), METRICS_TYPE)
 
 
 class _Broke(Refusal):
@@ -420,17 +400,11 @@ class _Full(Refusal):
     """A node takes no more now."""
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
-        told = response.headers.get("Retry-After", "")
-        seconds = int(told) if told.isdigit() else 1
+        retry = response.headers.get("Retry-After", "")
+        seconds = int(retry) if retry.isdigit() else 1
         super().__init__("busy:nodes", retry_after=seconds)
 
 
 def _digest(body: bytes) -> bytes:
     """What tells requests apart; nothing for those without a body."""
     return sha256(body).digest() if body else b""
-
-
-def _sent(request: RequestContext) -> dict[str, str]:
-    """Headers for a node: whose request it is, and what LMDeploy reads."""
-    whose = {CLIENT.decode(): request.client, CLIENT_KEY.decode(): request.key}
-    return sent_headers(request) | whose

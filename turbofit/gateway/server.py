@@ -13,7 +13,7 @@ import socket
 from contextlib import nullcontext
 from functools import partial
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -34,12 +34,11 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.gateway.http.accesslog import Log
     from turbofit.gateway.http.app import Gateway
-    from turbofit.gateway.http.connections import Connections
+    from turbofit.gateway.http.asgi_app import AsgiApp
     from turbofit.gateway.routing.deny_list import DenyList
 
 __all__ = [
     "Ends",
-    "PublicApp",
     "about_plan",
     "bind",
     "check_bind",
@@ -56,21 +55,6 @@ _BACKLOG: Final = 2048
 _OTHER_FILES: Final = 256
 #: Seconds that clients have to take their last words, and requests to end without them.
 _AT_ONCE: Final = 2.0
-
-
-class PublicApp(Protocol):
-    """What clients' connections are handed to: one plan's gateway, or that of several models."""
-
-    @property
-    def config(self) -> GatewayConfig:
-        """The public side."""
-
-    @property
-    def connections(self) -> Connections:
-        """Clients' connections, which it counts."""
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """ASGI."""
 
 
 def check_bind(config: GatewayConfig, *, no_auth: bool = False) -> None:
@@ -121,12 +105,14 @@ def make_gateway(
     from turbofit.gateway.http.app import Gateway
 
     bounds = bounds_of(plan, overlay=overlay)
+    shares = tuple(group.at_once for group in plan.by_group)
     settled = msgspec.structs.replace(
         config,
         host_bytes=host_budget(plan, bounds),
         prefix_affinity=plan.settings.enable_prefix_caching,
         serial=plan.engine.serial,
-        shares=_shares(plan, len(upstreams)),
+        # Nothing is known of engines that were not planned.
+        shares=shares if len(shares) == len(upstreams) else (),
         about=about_plan(plan),
     )
     return Gateway(bounds, upstreams, settled, log, deny_list=deny_list)
@@ -148,16 +134,10 @@ def about_plan(plan: Plan) -> Document:
 
 def digest_of(plan: Plan) -> str:
     """What tells plans apart: all that engines are started with, and that clients are held to."""
-    each = [one.settings for one in plan.each()]
+    settings = [group.settings for group in plan.each()]
     promise = (plan.limits, plan.kv.longest_request_tokens)
-    parts = (plan.model.name, plan.engine, plan.parallel.groups, each, promise)
+    parts = (plan.model.name, plan.engine, plan.parallel.groups, settings, promise)
     return sha256(msgspec.json.encode(parts)).hexdigest()[:16]
-
-
-def _shares(plan: Plan, engines: int) -> tuple[float, ...]:
-    """What each engine takes of the requests; nothing is known of engines that were not planned."""
-    shares = tuple(group.at_once for group in plan.by_group)
-    return shares if len(shares) == engines else ()
 
 
 class Ends:
@@ -178,7 +158,7 @@ class Ends:
 
 
 async def serve_gateway(
-    gateway: PublicApp,
+    gateway: AsgiApp,
     *,
     ends: Ends | None = None,
     on_ready: Callable[[str], None] = lambda _: None,
@@ -220,9 +200,7 @@ async def serve_gateway(
         serving.result()
 
 
-async def _cut_off(
-    gateway: PublicApp, server: uvicorn.Server, serving: asyncio.Future[None]
-) -> None:
+async def _cut_off(gateway: AsgiApp, server: uvicorn.Server, serving: asyncio.Future[None]) -> None:
     """End what is still open, and the server: with a last word, then without, then by force."""
     if serving.done():
         return
@@ -236,7 +214,7 @@ async def _cut_off(
     await asyncio.wait({serving}, timeout=_AT_ONCE)
 
 
-def _cut_connections(gateway: PublicApp, server: uvicorn.Server) -> None:
+def _cut_connections(gateway: AsgiApp, server: uvicorn.Server) -> None:
     """Take nothing new, and tell what is open that the server ends; once."""
     if gateway.connections.ending:
         return
@@ -248,7 +226,7 @@ def _cut_connections(gateway: PublicApp, server: uvicorn.Server) -> None:
         connection.cut()
 
 
-def run_gateway(gateway: PublicApp, *, on_ready: Callable[[str], None] = lambda _: None) -> None:
+def run_gateway(gateway: AsgiApp, *, on_ready: Callable[[str], None] = lambda _: None) -> None:
     """Serve until a signal ends it, then drain; a second signal cuts off what is open.
 
     `stop_signals` says which signals. Call it in the main thread. Arguments as for `serve_gateway`.
@@ -309,7 +287,7 @@ def tcp_socket(family: int) -> socket.socket:
         ) from None
 
 
-def _uvicorn(gateway: PublicApp, on_ready: Callable[[], None]) -> uvicorn.Server:
+def _uvicorn(gateway: AsgiApp, on_ready: Callable[[], None]) -> uvicorn.Server:
     """A server without signals, logs, docs or WebSockets, which never ends a request by itself.
 
     Raises:

@@ -10,11 +10,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from turbofit.core.errors import LaunchError, TurbofitError
-from turbofit.gateway.server import Ends, PublicApp, run_loop, serve_gateway
+from turbofit.gateway.server import Ends, run_loop, serve_gateway
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
+
+    from turbofit.gateway.http.asgi_app import AsgiApp
 
 __all__ = ["GatewayThread"]
 
@@ -22,7 +23,7 @@ _START_SECONDS: Final = 30.0
 _BEYOND: Final = 5.0
 
 _Answer = TypeVar("_Answer")
-_App = TypeVar("_App", bound=PublicApp)
+_App = TypeVar("_App", bound="AsgiApp")
 
 
 class GatewayThread(Generic[_App]):
@@ -72,7 +73,7 @@ class GatewayThread(Generic[_App]):
             self._end(urgent=not drain)
             self._thread.join((self._gateway.config.drain_seconds if drain else 0) + _BEYOND)
 
-    def strike(self) -> None:
+    def cut_off(self) -> None:
         """Cut off what is open; safe in a signal handler, since it takes no lock."""
         self._end(urgent=True)
 
@@ -124,26 +125,21 @@ class GatewayThread(Generic[_App]):
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def _run(self) -> None:
+        async def main() -> None:
+            self._ends, self._loop = Ends(), asyncio.get_running_loop()
+            await serve_gateway(self._gateway, ends=self._ends, on_ready=listens)
+
+        def listens(url: str) -> None:
+            self.url = url
+            self._listening.set()
+
         try:
-            run_loop(self._main())
+            run_loop(main())
         except BaseException as exc:  # noqa: BLE001 - it is raised again by `start`
             self._error = exc
         finally:
             self._listening.set()
-
-    async def _main(self) -> None:
-        self._ends, self._loop = Ends(), asyncio.get_running_loop()
-        await serve_gateway(self._gateway, ends=self._ends, on_ready=self._listens)
-
-    def _listens(self, url: str) -> None:
-        self.url = url
-        self._listening.set()

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
     from turbofit.gateway.http.app import Gateway
-    from turbofit.gateway.models.attached_gateway import AttachedGateway
+    from turbofit.gateway.models.served_model import AttachedGateway
     from turbofit.gateway.routing.deny_list import DenyList
     from turbofit.gateway.routing.engines import Outage
     from turbofit.gateway.thread import GatewayThread
@@ -593,7 +593,7 @@ class Start:
 
     def _strike(self) -> None:
         if self._public is not None:
-            self._public.strike()
+            self._public.cut_off()
 
     def _drain(self, urgent: bool) -> None:
         if self._gpu_monitor is not None:

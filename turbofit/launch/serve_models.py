@@ -22,7 +22,7 @@ from turbofit.core.errors import DoesNotFitError, LaunchError, TurbofitError, Us
 from turbofit.core.struct import Struct
 from turbofit.core.units import format_duration
 from turbofit.gateway.allocator import keep_large_blocks
-from turbofit.gateway.models.attached_gateway import AttachedGateway, insist
+from turbofit.gateway.models.served_model import AttachedGateway, insist
 from turbofit.gateway.routing.health import healthy
 from turbofit.launch.engine.fitted_cache import SharedCards
 from turbofit.launch.run import Run
@@ -497,7 +497,7 @@ class SeveralModels:
         run.start()
 
     def _strike(self) -> None:
-        self.front.strike()
+        self.front.cut_off()
         for run in self.runs:
             run.strike()
 

@@ -231,7 +231,7 @@ def test_the_log_holds_no_prompt_and_no_image(caplog: pytest.LogCaptureFixture) 
     assert ask(app, body=body, headers={"authorization": "Bearer secret-key"}).status == 200
     (record,) = records
     text = json.dumps(record) + caplog.text
-    assert f"request {record['id']} is lowered: ('detail=high->12',)" in text
+    assert f"request {record['id']} is lowered: detail=high->12" in text
     assert "private" not in text
     assert "secret" not in text
     assert "base64" not in text

@@ -16,7 +16,7 @@ from turbofit.gateway.limits.grammars import (
 
 @pytest.fixture(autouse=True)
 def two_cores(monkeypatch) -> None:
-    monkeypatch.setattr(grammars, "_most_seconds", lambda: 2)
+    monkeypatch.setattr(grammars.os, "sched_getaffinity", lambda _: {0, 1})
 
 
 def schema(count: int, *, required: bool = True, **value: Any) -> dict[str, Any]:

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from tests.support.gateway import chat
-from turbofit.gateway.http.bodies import read_body
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.parameters import RULES
 from turbofit.gateway.limits.ranges import hold_parameters, lower_answer
+from turbofit.gateway.limits.request_body import read_body
 from turbofit.gateway.limits.rules import Scope
 
 SCOPE = Scope(engines=("turbomind",), vocabulary=512, session=4096)

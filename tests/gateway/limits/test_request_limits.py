@@ -11,13 +11,14 @@ from tests.gateway.judge import units_reaching
 from tests.support.gateway import PATCHES, TILES, limits_for, plan_for
 from turbofit.core.images import TileRule
 from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.limits import request_limits
 from turbofit.gateway.limits.gate import UNSTATED, KvCache
 from turbofit.gateway.limits.request_limits import (
     Bounds,
+    RequestedImage,
     bounds_of,
     check_images,
     check_request,
-    hold_image,
     model_default,
 )
 
@@ -36,6 +37,11 @@ def bounds(rule=TILES, *, overlay=True, longest=10**9, **changes) -> Bounds:
         longest_request_tokens=longest,
         overlay=overlay,
     )
+
+
+def hold_image(b: Bounds, size, parameters, *, carries=True):
+    image = RequestedImage(size=size, options=parameters, carries=carries)
+    return request_limits.hold_image(b, image)
 
 
 def held_or_refused(b: Bounds, size, parameters, *, carries=True):

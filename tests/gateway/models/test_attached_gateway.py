@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from turbofit.core.errors import LaunchError
-from turbofit.gateway.models.attached_gateway import insist
+from turbofit.gateway.models.served_model import insist
 
 
 class Hanging:

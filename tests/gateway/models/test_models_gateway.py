@@ -305,10 +305,10 @@ async def test_bodies_are_counted_once_and_given_back() -> None:
     waiting = asyncio.ensure_future(site.chat("a"))
     await virtual_time.settled()
     size = len(msgspec.json.encode({**chat(), "model": "a"}))
-    assert site.app.bodies_in_memory >= size
+    assert site.app._bodies.in_memory >= size
     site.ready("a")
     await waiting
-    assert site.app.bodies_in_memory == 0
+    assert site.app._bodies.in_memory == 0
 
 
 async def test_a_front_says_whose_a_request_is() -> None:

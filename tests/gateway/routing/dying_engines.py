@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 
 from tests.support.gateway import (
     DONE,
@@ -133,3 +134,13 @@ def metric(page: Reply, name: str, label: str = "") -> int:
         if line.startswith(f"turbofit_gateway_{name}{label} "):
             return int(line.rpartition(" ")[2])
     return 0
+
+
+@asynccontextmanager
+async def serving(app):
+    """The app watches its engines meanwhile."""
+    await app.startup()
+    try:
+        yield
+    finally:
+        await app.shutdown()

@@ -8,8 +8,7 @@ from tests.virtual_time import settled
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.gate import Cost
 from turbofit.gateway.routing.admission import Admission
-from turbofit.gateway.routing.engines import Fleet, RoutedEngine
-from turbofit.gateway.routing.suspects import Turn
+from turbofit.gateway.routing.engines import Fleet, RoutedEngine, Turn
 
 
 class Queue:
@@ -18,7 +17,7 @@ class Queue:
     def __init__(self, longest: int) -> None:
         self.engine = RoutedEngine(0, "http://e0", host_limit=1)
         self.door = Admission(Fleet([self.engine]), longest=longest)
-        self.engine.host_bytes = 1
+        self.engine.host_bytes = 1  # of another one
 
     async def ask(self, client: str) -> asyncio.Task:
         task = asyncio.ensure_future(self.door.admit(client, Cost(host_bytes=1)))
@@ -55,9 +54,10 @@ async def test_one_client_may_fill_the_queue_and_makes_room_for_the_others() -> 
 async def test_whoever_gets_in_gives_its_place_in_the_queue_back() -> None:
     queue = Queue(2)
     tasks = [await queue.ask("many"), await queue.ask("many")]
-    queue.door.release(queue.engine, Cost(host_bytes=1))
+    queue.engine.host_bytes = 0
+    queue.door.pump()
     await settled()
-    assert tasks[0].result() is queue.engine
+    assert tasks[0].result().engine is queue.engine
     assert (refused(await queue.ask("many")), queue.door.waiting) == (False, 2)
 
 
@@ -68,8 +68,8 @@ async def test_a_suspect_that_must_wait_holds_nobody_up_and_has_one_turn_on_all_
     tasks = [asyncio.ensure_future(door.admit("one", Cost(), None, turn)) for turn in turns]
     await settled()
     there = [task.done() for task in tasks]
-    other = await door.admit("other", Cost(host_bytes=1))
-    door.end_turn(tasks[0].result(), turns[0])
+    other = (await door.admit("other", Cost(host_bytes=1))).engine
+    tasks[0].result().end_turn()
     await settled()
     assert (there, other.index, tasks[1].done(), door.waiting) == ([True, False, True], 0, True, 0)
 
@@ -77,9 +77,9 @@ async def test_a_suspect_that_must_wait_holds_nobody_up_and_has_one_turn_on_all_
 async def test_an_engine_gets_nothing_new_while_a_suspect_is_alone_there() -> None:
     engine = RoutedEngine(0, "http://e")
     door, turn = Admission(Fleet([engine])), Turn("a", alone=True, longer=False)
-    await door.admit("one", Cost(), None, turn)
+    place = await door.admit("one", Cost(), None, turn)
     other = asyncio.ensure_future(door.admit("other", Cost()))
     await settled()
     waits = not other.done()
-    door.end_turn(engine, turn)
-    assert (waits, (await other).index) == (True, 0)
+    place.end_turn()
+    assert (waits, (await other).engine) == (True, engine)

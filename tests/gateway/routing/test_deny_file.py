@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import os
 import stat
@@ -12,15 +11,14 @@ from pathlib import Path
 import pytest
 
 from tests.support.gateway import plan_for
-from tests.waiting import auntil
 from turbofit.core.errors import UsageError
 from turbofit.core.process import locks
 from turbofit.gateway.routing import deny_file
 from turbofit.gateway.routing.deny_file import (
     DAY_SECONDS,
     DenyFile,
-    Fingerprint,
     deny_path,
+    fingerprint,
     pardon,
 )
 
@@ -181,22 +179,10 @@ def test_a_lock_that_somebody_keeps_is_waited_for_briefly_and_nothing_is_lost(mo
 
 
 @pytest.mark.parametrize("size", [10, 1 << 20])
-def test_a_fingerprint_is_keyed_and_of_all_that_the_engine_is_given(size: int) -> None:
-    async def of(key: bytes, path: str, body: bytes) -> str:
-        return await Fingerprint(key, path, body).known()
-
+async def test_a_fingerprint_is_keyed_and_of_all_that_the_engine_is_given(size: int) -> None:
     body = b"x" * size
     other = b"x" * (size - 1) + b"y"
     given = [(b"k", "/a", body), (b"l", "/a", body), (b"k", "/b", body), (b"k", "/a", other)]
-    found = [asyncio.run(of(*one)) for one in (*given, given[0])]
+    found = [await fingerprint(*one) for one in (*given, given[0])]
     assert (len(set(found)), found[0]) == (4, found[-1])
     assert len(found[0]) == 24
-
-
-@pytest.mark.parametrize("size", [10, 1 << 20])
-async def test_a_fingerprint_is_made_whether_somebody_asks_for_it_or_not(size: int) -> None:
-    """An answer clears an equal request, and has no time to wait for a hash."""
-    one = Fingerprint(b"k", "/a", b"x" * size)
-    made = await auntil(lambda: one.made, "the hash")
-    assert made == await one.known()
-    assert len(made) == 24

@@ -14,10 +14,9 @@ from tests.support.gateway import DONE, EVENT, Answer, Recorder, call, chat, gat
 from tests.support.gateway import stream as streamed
 from tests.waiting import auntil
 from turbofit.gateway.routing import deny_file
-from turbofit.gateway.routing.deny_file import DenyFile, Fingerprint, pardon
+from turbofit.gateway.routing.deny_file import DenyFile, fingerprint, pardon
 from turbofit.gateway.routing.deny_list import CLIENT_DEATHS, DenyList
-from turbofit.gateway.routing.engines import RoutedEngine
-from turbofit.gateway.routing.suspects import Present
+from turbofit.gateway.routing.engines import Accusation, EngineDeath, Present, RoutedEngine
 
 pytestmark = pytest.mark.slow
 
@@ -304,7 +303,7 @@ class AtEngine:
     """A request that an engine has, of a client of its name."""
 
     def __init__(self, name: str) -> None:
-        self.present = Present(Fingerprint(b"k", "/", name.encode()), name)
+        self.present = Present(name, fingerprint(b"k", "/", name.encode()))
         self.begun = False
 
 
@@ -313,8 +312,8 @@ async def died(known: DenyList, index: int, *requests: AtEngine) -> RoutedEngine
     engine = RoutedEngine(index, "http://engine")
     engine.in_flight = dict.fromkeys(requests)  # type: ignore[arg-type]
     death = known.engine_died(engine)
-    assert death.told is not None
-    await death.told
+    assert death.concluding is not None
+    await death.concluding
     return engine
 
 
@@ -462,7 +461,10 @@ async def test_an_answer_that_comes_after_a_death_is_of_the_process_that_died() 
     asked = []
     for key in ("a", "b", "c"):
         if key == "c":
-            app.deny_list._suspect(sha256(b"c").hexdigest()[:8], again=False, begun=False)
+            client = sha256(b"c").hexdigest()[:8]
+            before = EngineDeath(0, time.monotonic())
+            before.accused[client] = Accusation(in_turn=False, begun=False)
+            app.deny_list._deaths = (*app.deny_list._deaths, before)
         headers = {"authorization": f"Bearer {key}"}
         body = chat({"type": "text", "text": key})
         asked.append(asyncio.ensure_future(call(app, body=body, headers=headers)))

@@ -8,8 +8,7 @@ import pytest
 
 from tests.support.gateway import Recorder, ask, chat, gateway
 from turbofit.gateway.limits.gate import Cost, Gate
-from turbofit.gateway.routing.engines import Fleet, RoutedEngine
-from turbofit.gateway.routing.suspects import Turn
+from turbofit.gateway.routing.engines import Fleet, RoutedEngine, Turn
 
 
 def test_the_engine_that_one_more_request_fills_least_is_next() -> None:

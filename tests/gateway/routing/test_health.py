@@ -11,7 +11,7 @@ from tests.waiting import HANG, auntil
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.routing.engines import RoutedEngine
 from turbofit.gateway.routing.health import Monitor
-from turbofit.gateway.routing.upstream import Unreachable
+from turbofit.gateway.upstream import Unreachable
 
 
 async def test_who_is_still_connecting_to_an_engine_that_has_ended_goes_to_another() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
+from tests.gateway.routing.dying_engines import serving
 from tests.support.gateway import Recorder, ask, call, chat, gateway, image_part
+from tests.waiting import auntil
 from turbofit.gateway.limits.gate import Gate
 from turbofit.gateway.routing.engines import Outage
 
@@ -46,25 +48,18 @@ def test_clients_learn_why_and_for_how_long() -> None:
     assert recorder.seen == []
 
 
-def test_after_the_rest_the_first_answer_brings_it_back() -> None:
-    async def run():
-        app, recorder = gateway(recorder=Recorder(), retry_seconds=0.0)
-        app.engines[0].succeeded()
-        app.rest(outage(Clock()))
-        recorder.works = False
-        await app.startup()
-        try:
-            app.rest(None)
-            starting = await call(app, "/health")
-            recorder.works = True
-            while not app.engines[0].up:
-                app.monitor.suspect(app.engines[0])
-                await asyncio.sleep(0)
-            return starting, await call(app, "/health"), await call(app, body=chat())
-        finally:
-            await app.shutdown()
-
-    starting, health, reply = asyncio.run(asyncio.wait_for(run(), 120))
+async def test_after_the_rest_the_first_answer_brings_it_back() -> None:
+    app, recorder = gateway(recorder=Recorder(), retry_seconds=0.0)
+    app.engines[0].succeeded()
+    app.rest(outage(Clock()))
+    recorder.works = False
+    async with serving(app):
+        app.rest(None)
+        starting = await call(app, "/health")
+        recorder.works = True
+        app.monitor.suspect(app.engines[0])
+        await auntil(lambda: app.engines[0].up, "the engine to be back")
+        health, reply = await call(app, "/health"), await call(app, body=chat())
     assert (starting.status, starting.headers["retry-after"]) == (503, "5")
     assert starting.json["status"] == "unavailable"
     assert (health.status, reply.status) == (200, 200)

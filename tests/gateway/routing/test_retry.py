@@ -6,8 +6,7 @@ import asyncio
 
 import pytest
 
-from tests import virtual_time
-from tests.gateway.routing.dying_engines import DyingEngines, broken, vanish
+from tests.gateway.routing.dying_engines import DyingEngines, broken, serving, vanish
 from tests.support.gateway import (
     DONE,
     EVENT,
@@ -77,22 +76,19 @@ def test_the_same_engine_is_never_asked_again() -> None:
     assert [seen[0] for seen in recorder.seen] == [0, 1]
 
 
-def test_a_body_is_kept_until_the_answer_begins_and_no_longer() -> None:
-    async def run(full: bool):
-        app, _ = gateway(engines=2, recorder=Recorder(lambda *_: stream(0.05, EVENT, 0.05, DONE)))
-        other = app._bodies._room // 2 if full else 0
-        app._bodies.keep(other)
-        pending = asyncio.ensure_future(call(app, body=chat(image_part(), stream=True)))
-        await settled()
-        early = app._bodies.in_memory - other
-        await asyncio.sleep(0.05)
-        await settled()
-        late = app._bodies.in_memory - other
-        await pending
-        return early > 0, late, app._bodies.in_memory - other
-
-    assert virtual_time.run(run(False)) == (True, 0, 0)
-    assert virtual_time.run(run(True)) == (False, 0, 0)
+@pytest.mark.parametrize("full", [False, True])
+async def test_a_body_is_kept_until_the_answer_begins_and_no_longer(full: bool) -> None:
+    app, _ = gateway(engines=2, recorder=Recorder(lambda *_: stream(0.05, EVENT, 0.05, DONE)))
+    other = app._bodies._room // 2 if full else 0
+    app._bodies.keep(other)
+    pending = asyncio.ensure_future(call(app, body=chat(image_part(), stream=True)))
+    await settled()
+    early = app._bodies.in_memory - other
+    await asyncio.sleep(0.05)
+    await settled()
+    late = app._bodies.in_memory - other
+    await pending
+    assert (early == 0, late, app._bodies.in_memory - other) == (full, 0, 0)
 
 
 async def test_without_room_for_its_body_a_request_is_not_sent_again() -> None:
@@ -105,30 +101,21 @@ async def test_without_room_for_its_body_a_request_is_not_sent_again() -> None:
     assert (reply.status, len(recorder.seen)) == (503, 1)
 
 
-def test_an_engine_that_breaks_off_gets_nothing_new_until_it_answers() -> None:
+async def test_an_engine_that_breaks_off_gets_nothing_new_until_it_answers() -> None:
     """It has nothing to do, so that it would be chosen first, again and again."""
+    working = False
 
-    async def run():
-        working = False
+    def answer(engine, path, body):
+        return broken() if engine.index == 0 and not working else stream(EVENT, DONE)
 
-        def answer(engine, path, body):
-            return broken() if engine.index == 0 and not working else stream(EVENT, DONE)
-
-        app, recorder = gateway(engines=2, recorder=Recorder(answer), retry_seconds=0.0)
-        await app.startup()
-        try:
-            replies = [await call(app, body=chat(stream=True, seed=n)) for n in range(20)]
-            pending = [seen[0] for seen in recorder.seen]
-            working = True
-            await auntil(lambda: app.engines[0].up, "the engine to be asked again")
-            return [reply.status for reply in replies], pending, app.engines[0].up
-        finally:
-            await app.shutdown()
-
-    statuses, pending, up = virtual_time.run(run())
-    assert statuses == [503] + [200] * 19
-    assert pending.count(0) == 1
-    assert up
+    app, recorder = gateway(engines=2, recorder=Recorder(answer), retry_seconds=0.0)
+    async with serving(app):
+        replies = [await call(app, body=chat(stream=True, seed=n)) for n in range(20)]
+        asked = [index for index, *_ in recorder.seen]
+        working = True
+        await auntil(lambda: app.engines[0].up, "the engine to be asked again")
+    assert [reply.status for reply in replies] == [503] + [200] * 19
+    assert asked.count(0) == 1
 
 
 async def test_a_client_that_left_is_not_sent_on() -> None:

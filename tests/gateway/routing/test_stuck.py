@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tests import virtual_time
+from tests.gateway.routing.dying_engines import serving
 from tests.support.gateway import DONE, EVENT, Recorder, call, chat, gateway, stream
 from turbofit.gateway.routing.health import EngineLoad, engine_load, stuck_requests
 
@@ -53,36 +53,30 @@ def test_who_was_heard_of_is_not_silent() -> None:
     assert found == set()
 
 
-def run_with(pages, *, tokens: int):
+async def run_with(pages, *, tokens: int):
     """A stream that stops after its first event, beside one of so many tokens, one a second."""
 
-    async def run():
-        def answer(engine, path, body):
-            if b"stops" in body:
-                return stream(EVENT, 10_000.0, DONE)
-            return stream(*[part for _ in range(tokens) for part in (EVENT, 1.0)], DONE)
+    def answer(engine, path, body):
+        if b"stops" in body:
+            return stream(EVENT, 10_000.0, DONE)
+        return stream(*[part for _ in range(tokens) for part in (EVENT, 1.0)], DONE)
 
-        app, recorder = gateway(engines=1, recorder=Recorder(answer), stuck_seconds=60.0)
-        recorder.pages = pages
-        app.engines[0].succeeded()
-        await app.startup()
-        try:
-            body = chat({"type": "text", "text": "stops"}, stream=True)
-            stops = asyncio.ensure_future(call(app, body=body))
-            goes = await call(app, body=chat(stream=True))
-            await asyncio.sleep(0)
-            ended = stops.done()
-            stops.cancel()
-            (reply,) = await asyncio.gather(stops, return_exceptions=True)
-            return ended, reply, goes, app
-        finally:
-            await app.shutdown()
-
-    return virtual_time.run(run())
+    app, recorder = gateway(engines=1, recorder=Recorder(answer), stuck_seconds=60.0)
+    recorder.pages = pages
+    app.engines[0].succeeded()
+    async with serving(app):
+        body = chat({"type": "text", "text": "stops"}, stream=True)
+        stops = asyncio.ensure_future(call(app, body=body))
+        goes = await call(app, body=chat(stream=True))
+        await asyncio.sleep(0)
+        ended = stops.done()
+        stops.cancel()
+        (reply,) = await asyncio.gather(stops, return_exceptions=True)
+    return ended, reply, goes, app
 
 
-def test_a_stream_that_gets_no_token_while_others_do_is_ended_and_suspected() -> None:
-    ended, reply, goes, app = run_with(PAGE % (1, 0, 0, 1, 1), tokens=300)
+async def test_a_stream_that_gets_no_token_while_others_do_is_ended_and_suspected() -> None:
+    ended, reply, goes, app = await run_with(PAGE % (1, 0, 0, 1, 1), tokens=300)
     assert ended
     assert b"stuck in this request" in reply.body
     assert (goes.status, goes.body.endswith(DONE)) == (200, True)
@@ -91,35 +85,27 @@ def test_a_stream_that_gets_no_token_while_others_do_is_ended_and_suspected() ->
     assert app.engines[0].serves
 
 
-def test_one_that_waits_in_the_engine_s_queue_is_not() -> None:
-    ended, *_, app = run_with(PAGE % (1, 1, 0, 1, 1), tokens=300)
+async def test_one_that_waits_in_the_engine_s_queue_is_not() -> None:
+    ended, *_, app = await run_with(PAGE % (1, 1, 0, 1, 1), tokens=300)
     assert not ended
     assert app.deny_list.suspected == 0
 
 
 @pytest.mark.parametrize("moves", [True, False])
-def test_an_engine_whose_tokens_still_count_is_slow_and_not_taken_out(moves) -> None:
+async def test_an_engine_whose_tokens_still_count_is_slow_and_not_taken_out(moves) -> None:
     """Its probes fail, and nothing comes; its page tells of progress, or does not."""
+    app, recorder = gateway(
+        engines=1, recorder=Recorder(lambda *_: stream(3000.0, EVENT, DONE)),
+        stall_seconds=100.0, probe_seconds=1.0,
+    )  # fmt: skip
+    count = iter(range(10_000))
 
-    async def run():
-        app, recorder = gateway(
-            engines=1, recorder=Recorder(lambda *_: stream(3000.0, EVENT, DONE)),
-            stall_seconds=100.0, probe_seconds=1.0,
-        )  # fmt: skip
-        count = iter(range(10_000))
+    async def page(*_):
+        return PAGE % (1, 0, 0, next(count) if moves else 1, 1)
 
-        async def metrics(_engine):
-            return PAGE % (1, 0, 0, next(count) if moves else 1, 1)
-
-        recorder.metrics = metrics
-        app.monitor._page = metrics
-        app.engines[0].succeeded()
-        await app.startup()
+    recorder.page = page
+    app.engines[0].succeeded()
+    async with serving(app):
         recorder.works = False
-        try:
-            return await call(app, body=chat(stream=True)), app.engines[0].up
-        finally:
-            await app.shutdown()
-
-    reply, up = virtual_time.run(run())
+        reply, up = await call(app, body=chat(stream=True)), app.engines[0].up
     assert (reply.status, up) == ((200, True) if moves else (503, False))

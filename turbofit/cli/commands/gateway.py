@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from turbofit.gateway.front import Front, NodeAddress
-    from turbofit.gateway.server import PublicApp
+    from turbofit.gateway.http.asgi_app import AsgiApp
 
 __all__ = ["gateway"]
 
@@ -121,7 +121,7 @@ def gateway(
     return _serve(made, as_json=as_json)
 
 
-def _serve(made: PublicApp, *, as_json: bool) -> int:
+def _serve(made: AsgiApp, *, as_json: bool) -> int:
     """Until a signal; 0 after a drain."""
     from turbofit.cli.terminal.output import answer
     from turbofit.gateway.server import run_gateway

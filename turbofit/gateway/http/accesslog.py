@@ -11,11 +11,12 @@ import re
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import UsageError
 from turbofit.core.process.log_queue import CappedLog
 from turbofit.core.units import MIB
+from turbofit.gateway.http.request_context import RequestSize
 from turbofit.gateway.media.pictures import Picture
 
 if TYPE_CHECKING:
@@ -23,12 +24,12 @@ if TYPE_CHECKING:
 
     from turbofit.core.json_types import Document
     from turbofit.gateway.http.prepare import Preparation
-    from turbofit.gateway.routing.suspects import ForwardOutcome
+    from turbofit.gateway.http.request_context import ForwardOutcome
 
     Log = Callable[[dict[str, Any]], None]
 
 __all__ = [
-    "AccessLog", "RequestSize", "TraceRecorder", "access_log", "answer_tokens", "request_size",
+    "AccessLog", "TraceRecorder", "access_log", "answer_tokens", "request_size",
 ]  # fmt: skip
 
 _LOG_CAP: Final = 64 * MIB
@@ -45,11 +46,14 @@ class AccessLog(CappedLog):
     """JSON lines in a file; where some are missing, one says how many."""
 
     def __init__(self, path: Path, *, cap: int = _LOG_CAP, notices: bool = True) -> None:
-        super().__init__(path, cap, _missing if notices else None)
+        def missing(lines: int) -> bytes:
+            return _line({"time": round(time.time(), 3), "dropped_lines": lines})
+
+        super().__init__(path, cap, missing if notices else None)
 
     def __call__(self, record: Document) -> None:
         """Keep one record."""
-        self.put(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+        self.put(_line(record))
 
 
 def access_log(where: str) -> Log | None:
@@ -77,20 +81,13 @@ def _opened(path: str, option: str, *, cap: int = _LOG_CAP, notices: bool = True
         ) from None
 
 
-def _to_stderr(record: dict[str, Any]) -> None:
-    sys.stderr.write(json.dumps(record, ensure_ascii=False) + "\n")
+def _to_stderr(record: Document) -> None:
+    sys.stderr.write(_line(record).decode())
     sys.stderr.flush()
 
 
-def _missing(lines: int) -> bytes:
-    return json.dumps({"time": round(time.time(), 3), "dropped_lines": lines}).encode() + b"\n"
-
-
-class RequestSize(NamedTuple):
-    """The bytes of a request's text, and the width and height of each of its images."""
-
-    prompt_bytes: int
-    images: tuple[tuple[int, int], ...]
+def _line(record: Document) -> bytes:
+    return json.dumps(record, ensure_ascii=False).encode() + b"\n"
 
 
 class TraceRecorder:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from turbofit.core.process.log import LazyLogger
-from turbofit.gateway.http.accesslog import AccessLog, TraceRecorder, request_size
+from turbofit.gateway.http.accesslog import TraceRecorder, request_size
 from turbofit.gateway.http.asgi_app import METRICS_TYPE, AsgiApp, while_connected
 from turbofit.gateway.http.guard import Keys, Origins
 from turbofit.gateway.http.metrics import logs_text, merge
 from turbofit.gateway.http.model_names import ModelCard, hold_name, models_document
 from turbofit.gateway.http.prepare import Preparation
-from turbofit.gateway.http.routes import find_route, is_health
+from turbofit.gateway.http.request_context import RequestContext, answer
 from turbofit.gateway.http.welcome import limits_in_words
 from turbofit.gateway.limits.gate import Gate
 from turbofit.gateway.limits.grammars import refuse_grammars
@@ -28,16 +28,15 @@ from turbofit.gateway.routing.deny_file import DenyFile
 from turbofit.gateway.routing.deny_list import DenyList
 from turbofit.gateway.routing.engines import Affinity, Fleet, RoutedEngine
 from turbofit.gateway.routing.health import Monitor, healthy
-from turbofit.gateway.routing.request_context import RequestContext, answer, entry
 from turbofit.gateway.routing.request_forwarder import RequestForwarder
-from turbofit.gateway.routing.upstream import Upstream
+from turbofit.gateway.upstream import Upstream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from turbofit.core.json_types import Document
     from turbofit.gateway.config import GatewayConfig
-    from turbofit.gateway.http.asgi import Message, Receive, Send
+    from turbofit.gateway.http.request_context import Receive, Send
     from turbofit.gateway.http.routes import Route
     from turbofit.gateway.limits.request_limits import Bounds
     from turbofit.gateway.routing.engines import Chooser, Outage
@@ -72,10 +71,22 @@ class Gateway(AsgiApp):
         upstream: Upstream | None = None,
         deny_list: DenyList | None = None,
     ) -> None:
-        super().__init__(config, bounds.limits.bytes_per_body)
+        super().__init__(config, bounds.limits.bytes_per_body, log)
         self.bounds = bounds
-        self.fleet = Fleet(_engines(bounds, upstreams, config))
-        self._log = log or (lambda _: None)
+        shares = config.shares or (1.0,) * len(upstreams)
+        self.fleet = Fleet(
+            [
+                RoutedEngine(
+                    number,
+                    url,
+                    share,
+                    key=config.upstream_key,
+                    gate=Gate(bounds.gate, bounds.kv),
+                    host_limit=config.host_bytes,
+                )
+                for number, (url, share) in enumerate(zip(upstreams, shares, strict=True))
+            ]
+        )
         trace = config.record_trace
         self._recorder = None if trace is None else TraceRecorder(trace)
         self._fetcher = fetcher or MediaFetcher(config.allowed_media_domains)
@@ -113,10 +124,8 @@ class Gateway(AsgiApp):
     def engine_ended(self, index: int, *, other_cause: bool) -> None:
         """A supervisor saw an engine's process end; to be called in the gateway's loop.
 
-        Args:
-            index: the engine's number.
-            other_cause: somebody killed it, its GPU is lost, or others took its memory: its
-                requests did not end it.
+        ``other_cause``: somebody killed it, its GPU is lost, or others took its memory: its
+        requests did not end it.
         """
         self.deny_list.engine_ended(self.engines[index], other_cause=other_cause)
 
@@ -143,20 +152,11 @@ class Gateway(AsgiApp):
         await self._fetcher.close()
         if self._recorder is not None:
             self._recorder.close()
-        if isinstance(self._log, AccessLog):
-            self._log.close()
+        self._close_log()
 
     async def _serve(
-        self, request: RequestContext, path: bytes, scope: Message, receive: Receive, send: Send
+        self, request: RequestContext, route: Route, receive: Receive, send: Send
     ) -> None:
-        if not is_health(path):
-            # Before the route: strangers learn nothing of what exists.
-            request.key = self._keys.check(request.headers)
-            if self._keys.of_front(request.headers):
-                request.is_of_front()
-                self.connections.apart(scope["turbofit.connection"])
-        route = request.route = find_route(request.method, path)
-        request.api = route.api
         if route.kind == "health":
             return await self._health_page(request, send)
         if route.kind == "metrics":
@@ -173,23 +173,17 @@ class Gateway(AsgiApp):
         self._bodies.keep(request.bytes_in, request.who)
         with while_connected(receive, request):
             try:
-                await self._pass_on(request, send)
+                choose = await self._prepare(request, route) if route.method == "POST" else None
+                if request.prepared.lowered:
+                    lowered = ", ".join(request.prepared.lowered)[:1024]
+                    request.out.append((b"x-turbofit-limited", lowered.encode("ascii", "replace")))
+                    _LOG.debug("request %s is lowered: %s", request.id, lowered)
+                await self._forwarder.forward(request, choose, send)
             finally:
                 self._forwarder.forget(request)
 
     def _models(self) -> dict[str, list[str]]:
         return {name: limits_in_words(self.bounds) for name in list(self.config.names)[:1]}
-
-    async def _pass_on(self, request: RequestContext, send: Send) -> None:
-        """Hold the request to the plan, and forward it to an engine."""
-        choose: Chooser | None = None
-        assert request.route is not None
-        if request.route.method == "POST":
-            choose = await self._prepare(request, request.route)
-        if request.prepared.lowered:
-            request.out.append((b"x-turbofit-limited", _joined(request.prepared.lowered)))
-            _LOG.debug("request %s is lowered: %s", request.id, request.prepared.lowered)
-        await self._forwarder.forward(request, choose, send)
 
     async def _prepare(self, request: RequestContext, route: Route) -> Chooser | None:
         """The body as it goes on, and how to choose an engine for it."""
@@ -272,39 +266,14 @@ class Gateway(AsgiApp):
         prepared, outcome = request.prepared, request.outcome
         if self.connections.ending:
             request.status, request.reason = 503, "ending"
-        if outcome is not None and outcome.started:
-            request.status = outcome.status
-        path = request.route.path if request.route else ""
-        self.metrics.count("requests_total", f"route={path}", f"status={request.status}")
+        self._write_down(request)
         for word in dict.fromkeys(word.partition("=")[0] for word in prepared.lowered):
             self.metrics.count("limited_total", f"what={word}")
-        if outcome is not None:
-            self.metrics.count("images_total", by=prepared.images)
-            self.metrics.count("units_total", by=prepared.units)
-        first = outcome.first_byte if outcome is not None else None
-        if first is not None and request.method == "POST":
-            self.metrics.first_byte(first - request.read)
-        if path != "/health" or request.status != 200:
-            self._log(entry(request, path, first))
-        if self._recorder is not None and request.size is not None and outcome is not None:
+        if outcome is None:
+            return
+        self.metrics.count("images_total", by=prepared.images)
+        self.metrics.count("units_total", by=prepared.units)
+        if outcome.first_byte is not None and request.method == "POST":
+            self.metrics.first_byte(outcome.first_byte - request.read)
+        if self._recorder is not None and request.size is not None:
             self._recorder(request.t0, request.size, outcome)
-
-
-def _engines(bounds: Bounds, upstreams: Sequence[str], config: GatewayConfig) -> list[RoutedEngine]:
-    """Engines of one key, and each of the same limits; their numbers are their names."""
-    shares = config.shares or (1.0,) * len(upstreams)
-    return [
-        RoutedEngine(
-            number,
-            url,
-            share,
-            key=config.upstream_key,
-            gate=Gate(bounds.gate, bounds.kv),
-            host_limit=config.host_bytes,
-        )
-        for number, (url, share) in enumerate(zip(upstreams, shares, strict=True))
-    ]
-
-
-def _joined(lowered: Sequence[str]) -> bytes:
-    return ", ".join(lowered)[:1024].encode("ascii", "replace")

@@ -5,28 +5,35 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from turbofit.core.process.log import LazyLogger
+from turbofit.gateway.http.accesslog import AccessLog
 from turbofit.gateway.http.body import Bodies
 from turbofit.gateway.http.connections import Connections, Networks
 from turbofit.gateway.http.guard import Keys, Origins
 from turbofit.gateway.http.metrics import Metrics
-from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.http.routes import api_of
+from turbofit.gateway.http.refusals import Refusal, refusal_body
+from turbofit.gateway.http.request_context import (
+    ForwardOutcome,
+    RequestContext,
+    answer,
+    entry,
+)  # fmt: skip
+from turbofit.gateway.http.routes import api_of, find_route, is_health
 from turbofit.gateway.http.welcome import HEADERS, is_page, welcome_page
-from turbofit.gateway.routing.request_context import RequestContext, answer, refuse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from turbofit.core.json_types import Document
     from turbofit.gateway.config import GatewayConfig
-    from turbofit.gateway.http.asgi import Message, Receive, Send
+    from turbofit.gateway.http.request_context import Message, Receive, Send
+    from turbofit.gateway.http.routes import Route
 
-__all__ = ["METRICS_TYPE", "AsgiApp", "while_connected"]
+__all__ = ["METRICS_TYPE", "AsgiApp", "disconnected", "while_connected"]
 
 _LOG: Final = LazyLogger(__name__)
 
@@ -42,10 +49,13 @@ class AsgiApp(ABC):
     Args:
         config: the public side.
         most: bytes of a body.
+        log: takes one record a request; it holds no prompt and no image.
     """
 
-    def __init__(self, config: GatewayConfig, most: int) -> None:
-        self.config = config
+    def __init__(
+        self, config: GatewayConfig, most: int, log: Callable[[Document], None] | None = None
+    ) -> None:
+        self.config, self._log = config, log or (lambda _: None)
         self.metrics, self._origins = Metrics(), Origins(config.allow_origins)
         self._keys = Keys(config.api_keys, config.front_keys)
         self.connections = Connections(
@@ -74,25 +84,39 @@ class AsgiApp(ABC):
 
     @abstractmethod
     async def _serve(
-        self, request: RequestContext, path: bytes, scope: Message, receive: Receive, send: Send
+        self, request: RequestContext, route: Route, receive: Receive, send: Send
     ) -> None:
-        """Answer a request whose origin may ask; raises `Refusal` where the answer is no."""
+        """Answer a request of one who may ask; raises `Refusal` where the answer is no."""
 
     def _record(self, request: RequestContext) -> None:  # noqa: B027 - not every app keeps one
         """Write down a request that has ended."""
+
+    def _write_down(self, request: RequestContext) -> None:
+        """One line of the log for a request, and its counter."""
+        outcome = request.outcome or ForwardOutcome()
+        if outcome.started:
+            request.status = outcome.status
+        path = request.route.path if request.route else ""
+        self.metrics.count("requests_total", f"route={path}", f"status={request.status}")
+        if path != "/health" or request.status != 200:
+            self._log(entry(request, path, outcome.first_byte))
+
+    def _close_log(self) -> None:
+        if isinstance(self._log, AccessLog):
+            self._log.close()
 
     def _models(self) -> Mapping[str, Sequence[str]]:
         """The limits of each model by its name, for the page at the address itself."""
         return {}
 
-    async def _welcome(self, request: RequestContext, scope: Message, send: Send) -> None:
+    async def _welcome(self, request: RequestContext, send: Send) -> None:
         try:
-            request.key = self._keys.check(request.headers)
+            request.key, _ = self._keys.check(request.headers)
             status, models = 200, self._models()
         except Refusal as refusal:
             status, models, request.reason = refusal.status, None, refusal.reason
         page = welcome_page(
-            scope.get("scheme", "http"),
+            request.scope.get("scheme", "http"),
             request.headers.get(b"host", b"").decode("latin-1"),
             models,
             key=bool(self.config.api_keys),
@@ -120,12 +144,19 @@ class AsgiApp(ABC):
             if request.method == "OPTIONS":
                 request.out += self._origins.preflight(request.headers)
                 await answer(request, send, 204, b"", "text/plain")
-                return
+                return None
             request.out += self._origins.check(request.headers)
             if is_page(path) and request.method in ("GET", "HEAD"):
-                await self._welcome(request, scope, send)
-            else:
-                await self._serve(request, path, scope, receive, send)
+                return await self._welcome(request, send)
+            if not is_health(path):
+                # Before the route: strangers learn nothing of what exists.
+                request.key, of_front = self._keys.check(request.headers)
+                if of_front:
+                    request.is_of_front()
+                    self.connections.apart(scope["turbofit.connection"])
+            route = request.route = find_route(request.method, path)
+            request.api = route.api
+            await self._serve(request, route, receive, send)
         except Refusal as refusal:
             await self._refuse(request, refusal, send)
         except asyncio.CancelledError:
@@ -136,7 +167,9 @@ class AsgiApp(ABC):
         except Exception as exc:  # noqa: BLE001 - a bug of ours must not kill a connection unsaid
             request.reason = f"bug: {type(exc).__name__}"
             await self._refuse(request, Refusal("internal"), send)
-            _tell_bug(exc)
+            # The loop's handler shows a traceback.
+            bug = {"message": "a bug in turbofit's gateway", "exception": exc}
+            asyncio.get_running_loop().call_exception_handler(bug)
         finally:
             self._record(request)
 
@@ -145,7 +178,9 @@ class AsgiApp(ABC):
         self.metrics.count("refused_total", f"reason={refusal.reason}")
         _LOG.debug("request %s is refused: %s", request.id, request.reason)
         if request.outcome is None or not request.outcome.started:
-            await refuse(request, refusal, send)
+            request.out += refusal.headers
+            body = refusal_body(request.api, refusal, request.id)
+            await answer(request, send, refusal.status, body, "application/json")
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:
@@ -162,25 +197,24 @@ class AsgiApp(ABC):
 @contextmanager
 def while_connected(receive: Receive, request: RequestContext) -> Iterator[None]:
     """End what is done for a request when its client goes away."""
-    watch = asyncio.ensure_future(_await_disconnect(receive, request, asyncio.current_task()))
+    task = asyncio.current_task()
+
+    async def follow() -> None:
+        await disconnected(receive)
+        request.gone = True
+        if task is not None:
+            task.cancel()
+
+    watch = asyncio.ensure_future(follow())
     try:
         yield
     finally:
         watch.cancel()
 
 
-async def _await_disconnect(
-    receive: Receive, request: RequestContext, task: asyncio.Task[Any] | None
-) -> None:
+async def disconnected(receive: Receive) -> Message:
+    """The message that says that the client went away."""
     while True:
-        if (await receive())["type"] == "http.disconnect":
-            request.gone = True
-            if task is not None:
-                task.cancel()
-            return
-
-
-def _tell_bug(exc: BaseException) -> None:
-    """Hand a bug of turbofit to the loop's handler, which shows a traceback."""
-    loop = asyncio.get_running_loop()
-    loop.call_exception_handler({"message": "a bug in turbofit's gateway", "exception": exc})
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return message

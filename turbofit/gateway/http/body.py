@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Final
 
-from turbofit.gateway.http.asgi import uncancel
 from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.http.request_context import uncancel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from turbofit.gateway.config import GatewayConfig
-    from turbofit.gateway.http.asgi import Receive
-
-    #: `asyncio.AbstractEventLoop.call_later`.
-    Later = Callable[[float, Callable[[], None]], asyncio.TimerHandle]
+    from turbofit.gateway.http.request_context import Receive
 
 __all__ = ["Bodies"]
 
@@ -34,8 +30,8 @@ class _Arrival:
 
     timer: asyncio.TimerHandle
 
-    def __init__(self, client: str, now: float) -> None:
-        self.client, self.heard = client, now
+    def __init__(self, client: str) -> None:
+        self.client, self.heard = client, time.monotonic()
         self.task = asyncio.current_task()
         #: However small the pieces are. Under: it takes up to an eighth more than is counted.
         self.body: bytes | bytearray = b""
@@ -64,23 +60,12 @@ class Bodies:
 
     Room is taken as bytes arrive. A client may hold as much as is left free, so that one alone gets
     half of the room, and there is always some for one more. Where there is none, bodies that stand
-    still make room, whose clients hold no less than the one that needs it.
-
-    Args:
-        most: bytes of one.
-        config: how long it may take to arrive, and how slowly.
-        clock: for tests.
-        later: for tests; the running loop's `call_later`.
+    still make room, whose clients hold no less than the one that needs it. ``most`` are the bytes
+    of one; the configuration says how long it may take to arrive, and how slowly.
     """
 
-    def __init__(
-        self,
-        most: int,
-        config: GatewayConfig,
-        clock: Callable[[], float] = time.monotonic,
-        later: Later | None = None,
-    ) -> None:
-        self._config, self._clock, self._later = config, clock, later
+    def __init__(self, most: int, config: GatewayConfig) -> None:
+        self._config = config
         self.in_memory = 0
         self._held_bytes: dict[str, int] = {}
         self._arriving: set[_Arrival] = set()
@@ -99,12 +84,7 @@ class Bodies:
     async def read(
         self, headers: Mapping[bytes, bytes], receive: Receive, client: str = ""
     ) -> bytes:
-        """A whole body.
-
-        Args:
-            headers: of the request.
-            receive: ASGI's.
-            client: whose room it takes.
+        """A whole body; it takes its client's room.
 
         Raises:
             Refusal: not JSON, compressed, too large, too slow, or no room for it now.
@@ -119,26 +99,12 @@ class Bodies:
         most = self._most  # another one may be in force before this body is here
         if length.isdigit() and int(length) > most:
             raise Refusal("body_too_big", size=int(length), most=most)
-        arrival = _Arrival(client, self._clock())
+        arrival = _Arrival(client)
         self._fit(client, arrival)
-        return await self._in_time(arrival, receive, most)
-
-    def keep(self, size: int, client: str = "") -> None:
-        """Count a body that stays in memory; give the same number back, negative, at the end."""
-        self.in_memory += size
-        held_bytes = self._held_bytes.get(client, 0) + size
-        if held_bytes > 0:
-            self._held_bytes[client] = held_bytes
-        else:
-            self._held_bytes.pop(client, None)
-
-    async def _in_time(self, arrival: _Arrival, receive: Receive, most: int) -> bytes:
-        """All of it, or a refusal; `asyncio.wait_for` would cost a task a request."""
-        config = self._config
-        arrival.ends = self._clock() + config.body_seconds
-        self._look_in(min(config.body_window_seconds, config.body_seconds), arrival)
+        arrival.ends = time.monotonic() + self._config.body_seconds
+        self._look_in(min(self._config.body_window_seconds, self._config.body_seconds), arrival)
         self._arriving.add(arrival)
-        try:
+        try:  # `asyncio.wait_for` would cost a task a request
             return await self._all(arrival, receive, most)
         except asyncio.CancelledError:
             if arrival.refusal is None:
@@ -150,14 +116,23 @@ class Bodies:
             self._arriving.discard(arrival)
             self._let_go(arrival)
 
+    def keep(self, size: int, client: str = "") -> None:
+        """Count a body that stays in memory; give the same number back, negative, at the end."""
+        self.in_memory += size
+        held_bytes = self._held_bytes.get(client, 0) + size
+        if held_bytes > 0:
+            self._held_bytes[client] = held_bytes
+        else:
+            self._held_bytes.pop(client, None)
+
     def _look_in(self, seconds: float, arrival: _Arrival) -> None:
-        later = self._later or asyncio.get_running_loop().call_later
-        arrival.timer = later(seconds, partial(self._look, arrival, arrival.came))
+        loop = asyncio.get_running_loop()
+        arrival.timer = loop.call_later(seconds, self._look, arrival, arrival.came)
 
     def _look(self, arrival: _Arrival, before: int) -> None:
         """End what is too late, or too slow since the last look."""
         config = self._config
-        window, left = config.body_window_seconds, arrival.ends - self._clock()
+        window, left = config.body_window_seconds, arrival.ends - time.monotonic()
         if left <= 0:
             arrival.give_up(_slow(f"the body did not arrive within {config.body_seconds:g} s"))
         elif arrival.came - before < config.body_rate * window:
@@ -181,7 +156,7 @@ class Bodies:
             arrival.take(part)
             arrival.size += len(part)
             arrival.came += len(part)
-            arrival.heard = self._clock()
+            arrival.heard = time.monotonic()
             self.keep(len(part), arrival.client)
             if arrival.size > most:
                 raise Refusal("body_too_big", size=arrival.size, most=most)
@@ -217,7 +192,7 @@ class Bodies:
 
     def _still(self, needy: _Arrival | None, held_bytes: int) -> _Arrival | None:
         """The body that has stood still longest, of clients that hold no less than this one."""
-        heard = self._clock() - _STILL_SECONDS
+        heard = time.monotonic() - _STILL_SECONDS
         still = (
             one
             for one in self._arriving

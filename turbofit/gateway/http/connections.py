@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from turbofit.gateway.config import ConnectionLimits
 
-__all__ = ["ClientConnection", "Connections", "Networks", "address_of"]
+__all__ = ["Connections", "Networks", "address_of"]
 
 _RETRY_SECONDS: Final = 2
 #: In the place of an address.
@@ -41,7 +41,14 @@ class Networks:
     """
 
     def __init__(self, networks: Sequence[str]) -> None:
-        self._networks = [_network(word) for word in networks]
+        word = ""
+        try:
+            self._networks = [ipaddress.ip_network(word := network) for network in networks]
+        except ValueError as exc:
+            raise UsageError(
+                f"{word!r} is no address or network: {exc}",
+                hint="write 10.0.0.7, 10.0.0.0/8 or fd00::/8",
+            ) from None
 
     def __contains__(self, host: str) -> bool:
         if not self._networks:
@@ -73,18 +80,14 @@ class Connections:
     whole. Where there is no room, the one that has waited longest is closed for the new one: a
     client that sends its request needs a round trip, one that holds connections open has always
     waited longer. Only where a request is under way on each of them is the new one refused.
-
-    Args:
-        limits: how many.
-        proxies: addresses whose connections are not counted by address, being many clients'.
-        count: takes the metric of what was closed.
+    Connections of ``proxies`` are not counted by address, being many clients'.
     """
 
     def __init__(
         self, limits: ConnectionLimits, proxies: Networks, count: Callable[[str, str], None]
     ) -> None:
         self._most, self._most_of_one = limits.connections, limits.connections_per_address
-        self._proxies, self._count = proxies, count
+        self._proxies, self.count = proxies, count
         self._of: dict[ClientConnection, str] = {}
         self._number_of: Counter[str] = Counter()
         #: Those that wait, the longest first.
@@ -150,30 +153,12 @@ class Connections:
             if not self._number_of[address]:
                 del self._number_of[address]
 
-    def count_closed(self, reason: str) -> None:
-        """One was closed without an answer."""
-        self._count("connections_closed_total", f"reason={reason}")
-
-    def count_refused(self, reason: str) -> None:
-        """One was answered before its request had come to the app."""
-        self._count("refused_total", f"reason={reason}")
-
     def _make_room(self, address: str | None = None) -> bool:
         """Close the one that has waited longest, of an address or of all."""
         for connection in self._waiting:
             if address is None or self._of[connection] == address:
                 self.closed(connection)
-                self.count_closed("made_room")
+                self.count("connections_closed_total", "reason=made_room")
                 connection.make_room()
                 return True
         return False
-
-
-def _network(word: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
-    try:
-        return ipaddress.ip_network(word)
-    except ValueError as exc:
-        raise UsageError(
-            f"{word!r} is no address or network: {exc}",
-            hint="write 10.0.0.7, 10.0.0.0/8 or fd00::/8",
-        ) from None

@@ -24,55 +24,42 @@ _USUAL: Final = b"authorization, content-type, x-api-key, x-request-id, anthropi
 
 
 class Keys:
-    """API keys, compared in constant time and kept as hashes only.
+    """API keys, compared in constant time and kept as hashes only; without any, everybody may.
 
-    Args:
-        keys: the keys; none means that everybody may.
-        fronts: keys of fronts, which say whose each request is.
+    ``fronts`` are keys of fronts, which say whose each request is.
     """
 
     def __init__(self, keys: Sequence[str], fronts: Sequence[str] = ()) -> None:
-        self._fronts = tuple(sha256(key.encode()).digest() for key in fronts if key)
-        self._hashes = tuple(sha256(key.encode()).digest() for key in keys if key) + self._fronts
+        #: Those of fronts first.
+        self._hashes = [sha256(key.encode()).digest() for key in (*fronts, *keys) if key]
+        self._fronts = sum(map(bool, fronts))
 
-    def check(self, headers: Mapping[bytes, bytes]) -> str:
-        """Who it is: the beginning of the key's hash, or nothing where no key is needed.
+    def check(self, headers: Mapping[bytes, bytes]) -> tuple[str, bool]:
+        """Who it is, the beginning of the key's hash, and whether the key is a front's.
+
+        Nothing where no key is needed.
 
         Raises:
             Refusal: no key, or a wrong one.
         """
         if not self._hashes:
-            return ""
-        mine = _given(headers)
+            return "", False
+        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+        key = given.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
+        mine = sha256(key).digest()
         # All are compared, so that the time tells nothing about which one is near.
-        found = sum(hmac.compare_digest(mine, one) for one in self._hashes)
-        if not found:
+        equal = [hmac.compare_digest(mine, known) for known in self._hashes]
+        if not any(equal):
             raise Refusal("unauthorized")
-        return mine.hex()[:_ID_SHOWN]
-
-    def of_front(self, headers: Mapping[bytes, bytes]) -> bool:
-        """Whether the key is a front's."""
-        if not self._fronts:
-            return False
-        mine = _given(headers)
-        return bool(sum(hmac.compare_digest(mine, one) for one in self._fronts))
-
-
-def _given(headers: Mapping[bytes, bytes]) -> bytes:
-    """The hash of the key that a request shows."""
-    scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
-    key = given.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
-    return sha256(key).digest()
+        return mine.hex()[:_ID_SHOWN], any(equal[: self._fronts])
 
 
 class Origins:
     """Web pages that may use the server from a browser.
 
     A page can send requests to a server on its visitor's own machine. Those carry an ``Origin``,
-    which other clients do not send; one that was not allowed is refused altogether.
-
-    Args:
-        allowed: origins such as ``https://chat.example.com``, or ``*``.
+    which other clients do not send; one that was not allowed (such as
+    ``https://chat.example.com``, or ``*``) is refused altogether.
     """
 
     def __init__(self, allowed: Sequence[str] = ()) -> None:

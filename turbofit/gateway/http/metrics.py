@@ -68,11 +68,10 @@ class Metrics:
             lines += [f"# HELP {_PREFIX}{name} {help_}", f"# TYPE {_PREFIX}{name} {kind}"]
             if kind == "histogram":
                 lines += self._histogram(name)
-            elif kind == "gauge":
-                lines += [_line(name, labels, value) for labels, value in gauges.get(name, ())]
             else:
-                series = self._counts.get(name, {})
-                lines += [_line(name, labels, value) for labels, value in series.items()]
+                counts = self._counts.get(name, {}).items()
+                series = gauges.get(name, ()) if kind == "gauge" else counts
+                lines += [_line(name, labels, value) for labels, value in series]
         return "\n".join(lines) + "\n"
 
     def _histogram(self, name: str) -> list[str]:
@@ -80,11 +79,8 @@ class Metrics:
         for bound, number in zip((*map(str, _BUCKETS), "+Inf"), self._first, strict=True):
             total += number
             lines.append(_line(f"{name}_bucket", (f"le={bound}",), total))
-        return [
-            *lines,
-            _line(f"{name}_sum", (), self._first_sum),
-            _line(f"{name}_count", (), total),
-        ]
+        lines.append(_line(f"{name}_sum", (), self._first_sum))
+        return [*lines, _line(f"{name}_count", (), total)]
 
 
 def logs_text() -> str:
@@ -100,10 +96,7 @@ def merge(pages: Mapping[int | str, str], label: str = "engine") -> str:
 
     A label of that name that a sample has already is called ``exported_`` and its name, as
     Prometheus calls it: a sample with two labels of one name makes Prometheus refuse the page.
-
-    Args:
-        pages: by the label's value, e.g. the engine's number or name.
-        label: what it is called.
+    Pages are by the label's value, e.g. the engine's number or name.
     """
     families: dict[str, tuple[list[str], list[str]]] = {}
     theirs = re.compile(rf'([{{,]){label}="')
@@ -118,17 +111,13 @@ def merge(pages: Mapping[int | str, str], label: str = "engine") -> str:
                 if fresh:
                     families[name][0].append(line)
             elif line and not line.startswith("#"):
-                name = family if family and line.startswith(family) else _name(line)
+                name = family if family and line.startswith(family) else re.split("[{ ]", line)[0]
                 families.setdefault(name, ([], []))[1].append(
                     _labelled(theirs.sub(rf'\1exported_{label}="', line), pair)
                 )
     return "".join(
         f"{line}\n" for heads, samples in families.values() for line in (*heads, *samples)
     )
-
-
-def _name(line: str) -> str:
-    return line.split("{", 1)[0].split(" ", 1)[0]
 
 
 def _labelled(line: str, pair: str) -> str:

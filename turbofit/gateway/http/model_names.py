@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from turbofit.gateway.http.refusals import Refusal
@@ -47,15 +48,11 @@ def unambiguous(models: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
     Args:
         models: the names of each, the first of which no two share.
     """
-    first = {names[0] for names in models}
-    found = []
-    for number, names in enumerate(models):
-        others = {
-            name for at, theirs in enumerate(models) if at != number for name in theirs
-        } | first - {names[0]}
-        kept = [name for name in names if name == names[0] or name not in others]
-        found.append(tuple(dict.fromkeys(kept)))
-    return found
+    models_of = Counter(name for names in models for name in set(names))
+    return [
+        tuple(name for name in dict.fromkeys(names) if name == names[0] or models_of[name] == 1)
+        for names in models
+    ]
 
 
 class ModelCard(NamedTuple):

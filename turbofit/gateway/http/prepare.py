@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from turbofit.core.struct import Struct
-from turbofit.gateway.http.bodies import read_body
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.gate import UNSTATED
 from turbofit.gateway.limits.parameters import passed
 from turbofit.gateway.limits.ranges import hold_parameters, lower_answer, most_tokens, scope_of
+from turbofit.gateway.limits.request_body import read_body
 from turbofit.gateway.limits.request_limits import (
     KNOBS,
     LimitedImage,
@@ -34,10 +34,10 @@ from turbofit.gateway.media.clips import Clip
 from turbofit.gateway.media.pictures import Picture, from_base64, from_bytes, from_url
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
-    from turbofit.gateway.http.bodies import MediaSlot
     from turbofit.gateway.http.routes import Kind
+    from turbofit.gateway.limits.request_body import MediaSlot
     from turbofit.gateway.limits.request_limits import Bounds
 
 __all__ = ["Preparation", "PreparedBody", "decode"]
@@ -66,11 +66,6 @@ class Preparation:
     Its parameters are held at once, its images are found, and what their number forbids is refused.
     Then come, in this order: `inlined`, `hold`, a resizing of ``media``, `finish`. Each raises a
     `Refusal` of what no lowering can bring within the plan.
-
-    Args:
-        bounds: the plan's.
-        kind: of route.
-        raw: as the client sent it.
     """
 
     def __init__(self, bounds: Bounds, kind: Kind, raw: bytes) -> None:
@@ -126,7 +121,13 @@ class Preparation:
         wanted = self._wanted()
         shared = hold_images(bounds, wanted)
         films = [medium for medium in self.media if not isinstance(medium, Picture)]
-        limited = [self._limited_clip(film, shared.images) for film in films]
+        limited = []
+        for film in films:
+            # Beside images; what holds it goes into the body itself.
+            beside = beside_images(bounds, shared.images)
+            video, keywords = hold_clip(beside, film, parsed.watching)
+            limited.append(video)
+            parsed.body.update(keywords)
         if limited and not within(bounds, (*limited, *shared.images)):
             shared = hold_images(bounds, wanted, limited)
         if shared.request:
@@ -204,13 +205,6 @@ class Preparation:
             )
             for slot, picture in pictures
         ]
-
-    def _limited_clip(self, clip: Clip, images: Sequence[LimitedImage]) -> LimitedImage:
-        """A video beside images; what holds it goes into the body itself."""
-        beside = beside_images(self._bounds, images)
-        limited, keywords = hold_clip(beside, clip, self.parsed.watching)
-        self.parsed.body.update(keywords)
-        return limited
 
 
 def _picture(bounds: Bounds, slot: MediaSlot, fetched: Mapping[str, bytes]) -> Picture:

@@ -77,7 +77,6 @@ class LimitedProtocol(HttpToolsProtocol):
             self._within(self.limits.headers_seconds, self._late)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It ended."""
         self.all_connections.closed(self)
         self._no_deadline()
         self._writes()
@@ -115,7 +114,6 @@ class LimitedProtocol(HttpToolsProtocol):
         self._headers_size = 0
 
     def on_url(self, url: bytes) -> None:
-        """A part of the request line's address."""
         super().on_url(url)
         size = len(self.url)
         if size > self.limits.header_bytes:
@@ -150,12 +148,10 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """A part of a body."""
         self._unclaimed = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """The last byte of a request."""
         self._in_headers = self._whole = True
         self._unclaimed = 0
         super().on_message_complete()
@@ -180,10 +176,14 @@ class LimitedProtocol(HttpToolsProtocol):
         """The client does not read fast enough; it is given a while."""
         super().pause_writing()
         if self._stuck is None:
-            self._stuck = self.loop.call_later(self.limits.write_seconds, self._give_up)
+
+            def give_up() -> None:
+                self.all_connections.count("connections_closed_total", "reason=unread")
+                self.transport.abort()
+
+            self._stuck = self.loop.call_later(self.limits.write_seconds, give_up)
 
     def resume_writing(self) -> None:
-        """It reads again."""
         self._writes()
         super().resume_writing()
 
@@ -192,7 +192,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._close()
 
     def make_room(self) -> None:
-        """See `connections.Connection`."""
+        """See `connections.ClientConnection`."""
         self._deaf = True
         if self.transport.get_write_buffer_size():
             self.transport.abort()
@@ -204,11 +204,10 @@ class LimitedProtocol(HttpToolsProtocol):
         self._timer = None
         if not self._unclaimed:
             # It never asked for anything; an answer would only confuse it.
-            self.all_connections.count_closed("idle")
+            self.all_connections.count("connections_closed_total", "reason=idle")
             self._close()
             return
-        seconds = self.limits.headers_seconds
-        self._refuse(Refusal("slow_headers", seconds=seconds))
+        self._refuse(Refusal("slow_headers", seconds=self.limits.headers_seconds))
 
     def cut(self) -> None:
         """The server ends now: what is open is told so, in the form of its API, and closed.
@@ -239,7 +238,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if open_ and (cycle.response_started or not cycle.more_body):
             self._end_after_this()
             return
-        self.all_connections.count_refused(refusal.reason)
+        self.all_connections.count("refused_total", f"reason={refusal.reason}")
         self._last_words(self._answer(refusal))
 
     def _last_words(self, words: bytes) -> None:
@@ -283,10 +282,6 @@ class LimitedProtocol(HttpToolsProtocol):
         if not self.transport.is_closing():
             self.transport.close()
             self._within(self.limits.unread_seconds, self.transport.abort)
-
-    def _give_up(self) -> None:
-        self.all_connections.count_closed("unread")
-        self.transport.abort()
 
     def _within(self, seconds: float, act: Callable[[], None]) -> None:
         self._no_deadline()

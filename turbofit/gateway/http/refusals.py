@@ -99,10 +99,12 @@ class Refusal(Exception):  # noqa: N818 - not a failure of the gateway, but its 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """What the answer's head says of it."""
         unreached = self.status == 503 and self.reason in _UNREACHED
-        found = [(UNREACHED.encode(), self.reason.encode())] if unreached else []
+        headers = [(UNREACHED.encode(), self.reason.encode())] if unreached else []
         if self.retry_after is not None:
-            found.append((b"retry-after", str(self.retry_after).encode()))
-        return found
+            headers.append((b"retry-after", str(self.retry_after).encode()))
+        if self.status == 401:
+            headers.append((b"www-authenticate", b"Bearer"))
+        return headers
 
 
 def ending() -> Refusal:

@@ -75,17 +75,13 @@ _DECODINGS: Final = 4
 
 
 def find_route(method: str, raw_path: bytes) -> Route:
-    """The route of a request line.
-
-    Args:
-        method: upper case; HEAD counts as GET.
-        raw_path: as sent, without the query.
+    """The route of a path as sent, without the query; HEAD counts as GET.
 
     Raises:
         Refusal: 403 for a closed route however it is spelled, 404 for what does not exist, 405 for
             the wrong method.
     """
-    route = ROUTES.get(_unslashed(raw_path).decode("latin-1"))
+    route = ROUTES.get(raw_path.rstrip(b"/").decode("latin-1"))
     if route is None:
         plain = _plain(raw_path)
         if plain in MANAGEMENT or plain.startswith(_MANAGEMENT_FOLDERS):
@@ -101,18 +97,14 @@ def api_of(raw_path: bytes) -> Api:
     """Whose error form fits a path that may not exist."""
     if raw_path.startswith((b"/v1/messages", b"/anthropic/")):
         return "anthropic"
-    if _unslashed(raw_path) in (b"/generate", b"/v1/encode"):
+    if raw_path.rstrip(b"/") in (b"/generate", b"/v1/encode"):
         return "generate"
     return "openai"
 
 
 def is_health(raw_path: bytes) -> bool:
     """Whether the path is the health page's, which needs no key."""
-    return _unslashed(raw_path) == b"/health"
-
-
-def _unslashed(raw_path: bytes) -> bytes:
-    return raw_path.rstrip(b"/")
+    return raw_path.rstrip(b"/") == b"/health"
 
 
 def _plain(raw_path: bytes) -> str:

@@ -7,7 +7,7 @@ from typing import Final
 
 from turbofit.core.struct import Struct
 
-__all__ = ["UNSTATED", "Cost", "EngineCapacity", "Gate", "KvCache"]
+__all__ = ["UNSTATED", "Cost", "Gate", "KvCache"]
 
 #: Tokens of a request that may grow as long as the engine lets it.
 UNSTATED: Final = 1 << 62
@@ -63,23 +63,9 @@ class KvCache(Struct):
         return cost.copies * blocks * self.block
 
 
-class EngineCapacity(Struct):
-    """What one engine holds at most; None for any number."""
-
-    units: int | None = None
-    kv: KvCache = KvCache()
-    host_bytes: int | None = None
-
-    def holds(self, cost: Cost) -> bool:
-        """Whether it holds a request where it has no other."""
-        return (self.units is None or cost.units <= self.units) and (
-            self.host_bytes is None or cost.host_bytes <= self.host_bytes
-        )
-
-
 @dataclass
-class _Held:
-    """A request in flight."""
+class _Share:
+    """What a request in flight has of an engine."""
 
     number: int
     units: int
@@ -102,7 +88,7 @@ class Gate:
         #: Units that one forward may bring together, of the requests in flight.
         self.counted = 0
         self._all = 0
-        self._held: dict[Cost, _Held] = {}
+        self._shares: dict[Cost, _Share] = {}
         self._number = 0
         #: Requests up to this number may have been evicted.
         self._doubtful = 0
@@ -153,35 +139,32 @@ class Gate:
         if not (cost.units or cost.tokens):
             return
         self._number += 1
-        held = _Held(self._number, cost.units, self.kv.reservation(cost))
-        self._held[cost] = held
-        self.reserved += held.tokens
-        self._all += held.units
-        self.counted += held.units
+        share = _Share(self._number, cost.units, self.kv.reservation(cost))
+        self._shares[cost] = share
+        self.reserved += share.tokens
+        self._all += share.units
+        self.counted += share.units
         if self.units is not None and self.reserved > self.kv.room:
-            self._doubt()
+            # Any of the requests in flight may be evicted, and its images encoded again.
+            self._doubtful, self.counted = self._number, self._all
 
     def begin(self, cost: Cost) -> bool:
         """The first token came; False where it holds nothing here."""
-        held = self._held.get(cost)
-        if held is None:
+        share = self._shares.get(cost)
+        if share is None:
             return False
-        if not held.begun and held.number > self._doubtful:
-            self.counted -= held.units
-        held.begun = True
+        if not share.begun and share.number > self._doubtful:
+            self.counted -= share.units
+        share.begun = True
         return True
 
     def end(self, cost: Cost) -> bool:
         """The request has ended; whether its first token had come."""
-        held = self._held.pop(cost, None)
-        if held is None:
+        share = self._shares.pop(cost, None)
+        if share is None:
             return False
-        self.reserved -= held.tokens
-        self._all -= held.units
-        if not held.begun or held.number <= self._doubtful:
-            self.counted -= held.units
-        return held.begun
-
-    def _doubt(self) -> None:
-        """Any of the requests in flight may be evicted, and its images encoded again."""
-        self._doubtful, self.counted = self._number, self._all
+        self.reserved -= share.tokens
+        self._all -= share.units
+        if not share.begun or share.number <= self._doubtful:
+            self.counted -= share.units
+        return share.begun

@@ -148,7 +148,8 @@ def _bound(name: str, value: Any) -> list[str]:
     size = len(msgspec.json.encode(value))
     if size > _BYTES:
         raise refused(name, f"has {size} bytes of schemas, the limit is {_BYTES}")
-    most, said = _most_seconds(), []
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    most, said = min(cores or 1, _MOST_THREADS), []
     seconds = grammar_seconds(name, value) + _BYTE * size
     if seconds > most:
         for schema in _objects(name, value):
@@ -176,11 +177,6 @@ def _check_schema_type(name: str, value: dict[str, Any]) -> None:
     schema = inner.get("schema") if inner else None
     if schema is not None and not isinstance(schema, dict):
         raise refused(name, "holds a schema that is no object")
-
-
-def _most_seconds() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(_MOST_THREADS, cores or 1)
 
 
 def _objects(name: str, value: Any) -> Iterator[dict[str, Any]]:

@@ -13,7 +13,6 @@ from turbofit.gateway.limits.rules import (
     Biases,
     DroppedRule,
     ElsewhereRule,
-    FewTexts,
     Flag,
     Ids,
     IntegerRule,
@@ -38,9 +37,9 @@ _STOP: Final = Texts(most=16, characters=1024, short=4)
 #: (`src/turbomind/engine/engine.cc`, `pytorch/engine/engine.py`).
 _LENGTH: Final = IntegerRule(least=1, most="session", over="lower")
 _NAME: Final = TextRule(most=4096)
-_IMAGES: Final = ElsewhereRule(by="bodies: images become slots")
-_MEDIA: Final = ElsewhereRule(by="bodies: keywords of processors are the plan's")
-_CONVERSATION: Final = ElsewhereRule(by="bodies and texts: shape, number of messages, bytes")
+_IMAGES: Final = ElsewhereRule(by="request_body: images become slots")
+_MEDIA: Final = ElsewhereRule(by="request_body: keywords of processors are the plan's")
+_CONVERSATION: Final = ElsewhereRule(by="request_body and texts: shape, number of messages, bytes")
 _SESSION: Final = DroppedRule(why="a client could occupy the numbers of others")
 _GRAMMAR: Final = ElsewhereRule(by="grammars: schemas and patterns")
 #: Pydantic takes 7 us an item that it refuses, and as long to say so.
@@ -71,7 +70,7 @@ _SAMPLING: Final[Mapping[str, Rule]] = {
 }
 _OPENAI: Final[Mapping[str, Rule]] = {
     "model": _NAME,
-    "n": ElsewhereRule(by="bodies and limits: copies are the plan's"),
+    "n": ElsewhereRule(by="request_body and limits: copies are the plan's"),
     "max_tokens": _LENGTH,
     "max_completion_tokens": _LENGTH,
     # uint64 (`src/turbomind/engine/request.h`): others are an answer 500. OpenAI's may be negative.
@@ -228,7 +227,7 @@ DIFFERENT: Final[Mapping[str, Mapping[str, Rule]]] = {
         # 22 ms a character over 150,000 tokens; 16 strings of 1,024 took a minute and 10 GB of host
         # memory with a tokenizer of bytes alone. Of an empty list it says that it cannot be found,
         # in an answer 500.
-        "stop": FewTexts(most=4, characters=64),
+        "stop": Texts(most=4, together=64),
     },
 }
 

@@ -83,12 +83,7 @@ def lower_answer(kind: str, body: JsonObject, left: int) -> list[str]:
     """Lower the answer's length to what is left of the session, in place.
 
     Over by the tokens of the text, which nobody has counted yet: the engines lower it by those
-    themselves, without a word.
-
-    Args:
-        kind: of route.
-        body: as `hold_parameters` left it.
-        left: tokens of the session that images do not take.
+    themselves, without a word. ``left`` are tokens of the session that images do not take.
 
     Returns:
         What was changed.
@@ -106,7 +101,7 @@ def _in_range(name: str, value: Any, rule: Rule, scope: Scope) -> Any:
     in_range = rule.hold(name, value, scope)
     for engine in scope.engines:
         other: Mapping[str, Rule] = DIFFERENT.get(engine, {})
-        if name in other:
+        if name in other and in_range is not None:
             in_range = other[name].hold(name, in_range, scope)
     return in_range
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from turbofit.core.errors import UsageError
 from turbofit.core.images import AnyImageRule, ImageRule
 from turbofit.core.images.rule import Allowed, Size
@@ -28,8 +30,8 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
 
 __all__ = [
-    "KNOBS", "Bounds", "LimitedImage", "bounds_of", "check_images", "check_request", "check_texts",
-    "hold_image", "model_default", "planned_limit", "shown",
+    "KNOBS", "Bounds", "LimitedImage", "RequestedImage", "bounds_of", "check_images",
+    "check_request", "check_texts", "hold_image", "model_default", "planned_limit", "shown",
 ]  # fmt: skip
 
 #: What LMDeploy reads beside an image.
@@ -113,13 +115,22 @@ class LimitedImage(Struct):
     resize: tuple[int, int] | None = None
 
 
-def bounds_of(plan: Plan, *, overlay: bool = True) -> Bounds:
-    """The bounds of a plan.
+class RequestedImage(Struct):
+    """An image of a request: its size in pixels, and what the client asks beside it.
 
-    Args:
-        plan: the plan.
-        overlay: whether the engines run on `gateway.overlay`'s folder.
+    Of its ``options`` only `KNOBS` are looked at. ``carries``: whether its place in the request can
+    carry parameters. ``by_request``: whether the request itself can carry pixel bounds, for all its
+    images together.
     """
+
+    size: tuple[int, int]
+    options: dict[str, Any] = msgspec.field(default_factory=dict)
+    carries: bool = True
+    by_request: bool = False
+
+
+def bounds_of(plan: Plan, *, overlay: bool = True) -> Bounds:
+    """The bounds of a plan; ``overlay``: whether the engines run on `gateway.overlay`'s folder."""
     rule = plan.model.image_rule if plan.limits.vision_unit is not None else None
     gate = _gate(plan, rule)
     return Bounds(
@@ -152,28 +163,13 @@ def planned_limit(bounds: Bounds) -> int:
     return bounds.limits.image_limit or bounds.rule.checkpoint_limit
 
 
-def hold_image(
-    bounds: Bounds,
-    size: tuple[int, int],
-    options: Options,
-    *,
-    carries: bool = True,
-    by_request: bool = False,
-    cap: int | None = None,
-) -> LimitedImage:
+def hold_image(bounds: Bounds, image: RequestedImage, cap: int | None = None) -> LimitedImage:
     """One image, lowered to the plan.
 
     Both kinds of limit hold: the planned one, and that this very image takes no more units than the
-    plan paid for an image. Values that LMDeploy would not read are not obeyed here either.
-
-    Args:
-        bounds: the plan's.
-        size: width and height in pixels.
-        options: the client's parameters of this image; others than `KNOBS` are not looked at.
-        carries: whether its place in the request can carry parameters.
-        by_request: whether the request can carry pixel bounds for all its images together.
-        cap: a limit in tiles or pixels below the planned one, for images that share a request. An
-            image that it does not make smaller stays as it is without.
+    plan paid for an image. Values that LMDeploy would not read are not obeyed here either. ``cap``
+    is a limit in tiles or pixels below the planned one, for images that share a request; an image
+    that it does not make smaller stays as it is without.
 
     Raises:
         Refusal: an image that no preprocessor takes, or that cannot be lowered enough.
@@ -181,18 +177,18 @@ def hold_image(
     rule = bounds.rule
     if rule is None:
         raise Refusal("no_images")
-    carried = bounds.heeds and (carries if rule.client_knobs else by_request)
+    carried = bounds.heeds and (image.carries if rule.client_knobs else image.by_request)
     hold = _carried if carried else _uncarried
     try:
-        limited = hold(bounds, rule, size, options, cap)
+        limited = hold(bounds, rule, image.size, image.options, cap)
     except UsageError as exc:
         raise Refusal("bad_image_size:model", cause=exc.message, hint=exc.hint) from None
     most = bounds.limits.units_per_image
     if limited.units > most:
         raise Refusal(
             "image_too_large",
-            width=size[0],
-            height=size[1],
+            width=image.size[0],
+            height=image.size[1],
             units=limited.units,
             name=plural(limited.units, rule.unit_name),
             most=most,

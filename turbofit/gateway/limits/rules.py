@@ -17,7 +17,6 @@ __all__ = [
     "Biases",
     "DroppedRule",
     "ElsewhereRule",
-    "FewTexts",
     "Flag",
     "Ids",
     "IntegerRule",
@@ -195,12 +194,14 @@ class TextRule(Rule):
 class Texts(Rule):
     """A string or a list of them: ``most`` of up to ``characters``, none of them empty.
 
-    ``short``: how many may have one or two characters.
+    ``short``: how many may have one or two characters; ``together``: characters of all. An empty
+    list is none.
     """
 
     most: int | None = None
     characters: int | None = None
     short: int | None = None
+    together: int | None = None
 
     def hold(self, name: str, value: Any, scope: Scope) -> Any:
         texts = value if isinstance(value, list) else [value]
@@ -215,27 +216,9 @@ class Texts(Rule):
                 name,
                 f"has {short} strings of less than {_SHORT} characters, the limit is {self.short}",
             )
-        return value
-
-
-class FewTexts(Rule):
-    """A string or a list: ``most`` of them, ``characters`` together; an empty list is none.
-
-    It is held beside `Texts`, which has looked at each.
-    """
-
-    most: int
-    characters: int
-
-    def hold(self, name: str, value: Any, scope: Scope) -> Any:  # noqa: ARG002 - see Rule
-        texts = value if isinstance(value, list) else [value]
-        if len(texts) > self.most:
-            raise refused(name, f"has {len(texts)} strings, the limit is {self.most}")
-        characters = sum(map(len, texts))
-        if characters > self.characters:
-            raise refused(
-                name, f"has {characters} characters together, the limit is {self.characters}"
-            )
+        together = sum(map(len, texts))
+        if self.together is not None and together > self.together:
+            raise refused(name, f"has {together} characters together, the limit is {self.together}")
         return value or None
 
 

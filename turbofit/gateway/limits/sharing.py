@@ -7,13 +7,14 @@ and the same for the gateway and for `turbofit.pipeline`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from turbofit.core.struct import Struct
 from turbofit.gateway.limits.request_limits import (
     LimitedImage,
+    RequestedImage,
     hold_image,
     model_default,
     planned_limit,
@@ -34,19 +35,6 @@ __all__ = [
     "request_bounds",
     "within",
 ]  # fmt: skip
-
-
-class RequestedImage(Struct):
-    """An image of a request: its size in pixels, and what the client asks beside it.
-
-    ``carries``: whether its place in the request can carry parameters. ``by_request``: whether the
-    request itself can, for all its images together.
-    """
-
-    size: tuple[int, int]
-    options: dict[str, Any] = msgspec.field(default_factory=dict)
-    carries: bool = True
-    by_request: bool = False
 
 
 class SharedImages(Struct):
@@ -95,18 +83,20 @@ def hold_images(
     """
 
     def limited_at(cap: int | None) -> list[LimitedImage]:
-        return [_limited(bounds, one, cap) for one in wanted]
+        return [hold_image(bounds, image, cap) for image in wanted]
 
     def fits(images: Sequence[LimitedImage]) -> bool:
         return within(bounds, (*images, *beside))
 
-    found = limited_at(None)
-    if not fits(found):
-        caps = _caps(bounds)
-        best, found = _largest(caps, limited_at, fits)
-        if best is not None and bounds.rule is not None and bounds.rule.few_limits:
-            _spend_rest(bounds, wanted, found, caps[best + 1 :], fits)
-    return _together(bounds, wanted, found)
+    limited, rule = limited_at(None), bounds.rule
+    if rule is not None and not fits(limited):
+        # Below the planned limit, the smallest first: each tile count, or whole windows. A
+        # checkpoint's own ``min_pixels`` is never undercut.
+        caps = rule.limits_below(max(planned_limit(bounds), model_default(bounds)))
+        best, limited = _largest(caps, limited_at, fits)
+        if best is not None and rule.few_limits:
+            _spend_rest(bounds, wanted, limited, caps[best + 1 :], fits)
+    return _together(bounds, wanted, limited)
 
 
 def beside_images(bounds: Bounds, images: Sequence[LimitedImage]) -> Bounds:
@@ -130,21 +120,6 @@ def within(bounds: Bounds, images: Sequence[LimitedImage]) -> bool:
     )
 
 
-def _limited(bounds: Bounds, one: RequestedImage, cap: int | None) -> LimitedImage:
-    return hold_image(
-        bounds, one.size, one.options, carries=one.carries, by_request=one.by_request, cap=cap
-    )
-
-
-def _caps(bounds: Bounds) -> range:
-    """Limits below the planned one, the smallest first: each tile count, or whole windows.
-
-    A checkpoint's own ``min_pixels`` is never undercut.
-    """
-    assert bounds.rule is not None
-    return bounds.rule.limits_below(max(planned_limit(bounds), model_default(bounds)))
-
-
 def _largest(
     caps: range,
     limited_at: Callable[[int | None], list[LimitedImage]],
@@ -156,34 +131,34 @@ def _largest(
     """
     if not caps:
         return None, limited_at(None)
-    found = limited_at(caps[0])
-    if not fits(found):
-        return None, found
+    largest = limited_at(caps[0])
+    if not fits(largest):
+        return None, largest
     low, high = 0, len(caps) - 1
     while low < high:
         middle = (low + high + 1) // 2
-        shared = limited_at(caps[middle])
-        if fits(shared):
-            low, found = middle, shared
+        limited = limited_at(caps[middle])
+        if fits(limited):
+            low, largest = middle, limited
         else:
             high = middle - 1
-    return low, found
+    return low, largest
 
 
 def _spend_rest(
     bounds: Bounds,
     wanted: Sequence[RequestedImage],
-    found: list[LimitedImage],
+    limited: list[LimitedImage],
     caps: Sequence[int],
     fits: Callable[[Sequence[LimitedImage]], bool],
 ) -> None:
     """Raise single images, a step of the limit after the other, while the units allow it."""
     for cap in (*caps, None):
-        for place in reversed(range(len(found))):
-            shared = _limited(bounds, wanted[place], cap)
-            more = shared.units > found[place].units
-            if more and fits([*found[:place], shared, *found[place + 1 :]]):
-                found[place] = shared
+        for place in reversed(range(len(limited))):
+            image = hold_image(bounds, wanted[place], cap)
+            more = image.units > limited[place].units
+            if more and fits([*limited[:place], image, *limited[place + 1 :]]):
+                limited[place] = image
 
 
 def _together(

@@ -47,11 +47,8 @@ def hold_clip(
 ) -> tuple[LimitedImage, dict[str, dict[str, dict[str, float]]]]:
     """One video, lowered to the plan.
 
-    Args:
-        bounds: the plan's.
-        clip: the video.
-        options: the client's ``num_frames`` and ``fps`` for the loader, ``max_pixels`` for the
-            processor; others are not passed on.
+    Of the client's options ``num_frames`` and ``fps`` are for the loader, ``max_pixels`` for the
+    processor; others are not passed on.
 
     Returns:
         What it takes, and LMDeploy's keywords for loader and processor of the request.

@@ -28,7 +28,7 @@ from turbofit.gateway.media.pictures import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from turbofit.gateway.http.bodies import Parsed
+    from turbofit.gateway.limits.request_body import Parsed
 
 __all__ = [
     "MOST_FRAMES", "RATES", "Clip", "VideoInspector", "check_film", "film_clip", "film_of",
@@ -86,11 +86,6 @@ class VideoInspector:
         self, parsed: Parsed, fetched: Mapping[str, bytes], most_bytes: int
     ) -> Clip | None:
         """The request's video, None where it has none.
-
-        Args:
-            parsed: of a `Preparation`, with at most one video.
-            fetched: the files of its addresses.
-            most_bytes: how many bytes a video may have.
 
         Raises:
             Refusal: no usable video.

@@ -49,14 +49,10 @@ def is_public(address: str) -> bool:
 
 
 def allowed_host(host: str, port: int, scheme: str, allowed: Sequence[str]) -> bool:
-    """Whether a URL's host is one of the domains that were allowed.
+    """Whether a URL's host, in lower case without a final dot, is one of those that were allowed.
 
-    Args:
-        host: lower case, without a final dot.
-        port: of the URL.
-        scheme: of the URL.
-        allowed: ``example.com``, ``*.example.com`` (any name below it) or ``example.com:8443``;
-            without a port only the scheme's own is meant.
+    These are ``example.com``, ``*.example.com`` (any name below it) or ``example.com:8443``;
+    without a port only the scheme's own is meant.
     """
     for entry in allowed:
         name, _, wanted = entry.lower().rpartition(":")
@@ -92,12 +88,7 @@ class _PublicOnly(AbstractResolver):
 
 
 class MediaFetcher:
-    """Fetches the files of requests.
-
-    Args:
-        allowed: domains, see `allowed_host`; none means that remote images are refused.
-        resolver: for tests.
-    """
+    """Fetches the files of requests, from allowed domains (see `allowed_host`) and no others."""
 
     def __init__(
         self, allowed: Sequence[str] = (), resolver: AbstractResolver | None = None
@@ -116,10 +107,7 @@ class MediaFetcher:
     ) -> dict[str, bytes]:
         """Each address once, side by side.
 
-        Args:
-            urls: what to fetch.
-            most_bytes: of one file.
-            count: told the bytes of each file as soon as it is here; it may refuse the rest.
+        ``count`` is told the bytes of each file as soon as it is here; it may refuse the rest.
 
         Raises:
             Refusal: a domain that is not allowed, an inner address, a server that does not answer

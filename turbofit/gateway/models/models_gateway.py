@@ -14,21 +14,20 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from turbofit.core.process.log import LazyLogger
-from turbofit.gateway.http.asgi_app import METRICS_TYPE, AsgiApp
+from turbofit.gateway.http.asgi_app import METRICS_TYPE, AsgiApp, disconnected
 from turbofit.gateway.http.metrics import DROPPED, logs_text, merge
 from turbofit.gateway.http.model_names import ModelCard, models_document, no_such_model
-from turbofit.gateway.http.refusals import Refusal, ending
-from turbofit.gateway.http.routes import find_route, is_health
+from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.http.request_context import RequestContext, answer
 from turbofit.gateway.http.welcome import limits_in_words
 from turbofit.gateway.routing.health import healthy
-from turbofit.gateway.routing.request_context import RequestContext, answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from turbofit.core.json_types import Document
     from turbofit.gateway.config import GatewayConfig
-    from turbofit.gateway.http.asgi import Message, Receive, Send
+    from turbofit.gateway.http.request_context import Message, Receive, Send
     from turbofit.gateway.http.routes import Route
     from turbofit.gateway.limits.request_limits import Bounds
     from turbofit.gateway.models.served_model import ServedModel
@@ -58,14 +57,11 @@ class _Named(msgspec.Struct):
 
 
 class ModelsGateway(AsgiApp):
-    """The app.
+    """The app; each model's gateway has the same keys.
 
-    Args:
-        models: all that can be named, in the order in which they are listed.
-        bounds: what requests of each model are held to by its first plan; of bodies only their
-            size is looked at here.
-        config: the public side; each model's gateway has the same keys.
-        wait: seconds that a request waits at most for its model's start; 0 refuses at once.
+    ``bounds`` are what requests of each model are held to by its first plan; of bodies only their
+    size is looked at here. ``wait``: seconds that a request waits at most for its model's start; 0
+    refuses at once.
     """
 
     def __init__(
@@ -80,18 +76,12 @@ class ModelsGateway(AsgiApp):
         self.models = {model.name: model for model in models}
         self._limits = [limits_in_words(one) for one in bounds]
         self._named_models = {name: model for model in models for name in model.names}
-        self._wait, self._ending = wait, False
+        self._wait = wait
         #: Whether those that start at once were ready.
         self.opened = False
 
-    @property
-    def bodies_in_memory(self) -> int:
-        """Bytes of bodies that no model's gateway has yet."""
-        return self._bodies.in_memory
-
     def end(self) -> None:
         """The server ends: nobody waits any longer. To be called in the loop."""
-        self._ending = True
         for model in self.models.values():
             model.end()
 
@@ -107,27 +97,16 @@ class ModelsGateway(AsgiApp):
                 await gateway.shutdown()
 
     async def _serve(
-        self, request: RequestContext, path: bytes, scope: Message, receive: Receive, send: Send
+        self, request: RequestContext, route: Route, receive: Receive, send: Send
     ) -> None:
-        if not is_health(path):
-            request.key = self._keys.check(request.headers)
-            if self._keys.of_front(request.headers):
-                request.is_of_front()
-                self.connections.apart(scope["turbofit.connection"])
-        elif self.config.api_keys:
-            # Names and causes are for those who have a key.
-            with suppress(Refusal):
-                request.key = self._keys.check(request.headers)
-        route = find_route(request.method, path)
-        request.api = route.api
         if route.method != "POST":
             await self._page(request, route, send)
             return
         body = await self._bodies.read(request.headers, receive, request.who)
         model = self._find(body)
-        gone = asyncio.ensure_future(_disconnect(receive))
+        gone = asyncio.ensure_future(disconnected(receive))
         try:
-            await self._hand_over(model, request, body, (scope, gone, send))
+            await self._hand_over(model, request, body, gone, send)
         finally:
             gone.cancel()
 
@@ -139,14 +118,12 @@ class ModelsGateway(AsgiApp):
         model: ServedModel,
         request: RequestContext,
         body: bytes,
-        asgi: tuple[Message, asyncio.Future[Message], Send],
+        gone: asyncio.Future[Message],
+        send: Send,
     ) -> None:
         """Wait until the model is ready, and let its gateway answer."""
-        scope, gone, send = asgi
         self._bodies.keep(len(body), request.who)
         try:
-            if self._ending and model.state != "ready":
-                raise ending()
             gateway = await model.wait(self._wait, gone, self.config.queue_length)
         except asyncio.CancelledError:
             if not gone.done():
@@ -163,7 +140,7 @@ class ModelsGateway(AsgiApp):
             return await asyncio.shield(gone) if found is None else found
 
         with model.request():
-            await gateway(scope, replayed, send)
+            await gateway(request.scope, replayed, send)
 
     def _find(self, body: bytes) -> ServedModel:
         """The model that a body names; the only one where it names none."""
@@ -184,7 +161,10 @@ class ModelsGateway(AsgiApp):
     async def _page(self, request: RequestContext, route: Route, send: Send) -> None:
         models = list(self.models.values())
         if route.kind == "health":
-            known = bool(request.key) or not self.config.api_keys
+            known = not self.config.api_keys
+            if not known:  # names and causes are for those who have a key
+                with suppress(Refusal):
+                    known = bool(self._keys.check(request.headers)[0])
             page = health_document(models, opened=self.opened, known=known)
             retry = min((model.retry_after for model in models), default=1)
             fine = page["status"] in ("healthy", "degraded")
@@ -199,7 +179,12 @@ class ModelsGateway(AsgiApp):
 
     async def _metrics_text(self, models: Sequence[ServedModel]) -> str:
         """Each model's page with a label ``model``, and this address's numbers."""
-        pages = await asyncio.gather(*(self._metrics_of(model) for model in models))
+
+        async def page(model: ServedModel) -> str:
+            text = "" if model.gateway is None else await model.gateway.metrics_text()
+            return text.partition(f"# HELP {DROPPED}")[0]
+
+        pages = await asyncio.gather(*map(page, models))
         lines = []
         for name, kind, explained, number in _OUR_METRICS:
             full = f"turbofit_{name}"
@@ -212,19 +197,6 @@ class ModelsGateway(AsgiApp):
         # An empty label is none: what is refused before a model is known.
         ours = merge({**named, "": self.metrics.text({})}, "model")
         return ours + "\n".join(lines) + "\n" + logs_text()
-
-    async def _metrics_of(self, model: ServedModel) -> str:
-        """The page of a model's gateway; empty where it is asleep."""
-        text = "" if model.gateway is None else await model.gateway.metrics_text()
-        return text.partition(f"# HELP {DROPPED}")[0]
-
-
-async def _disconnect(receive: Receive) -> Message:
-    """The message that says that the client went away."""
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return message
 
 
 def _fine(model: ServedModel) -> bool:
@@ -243,7 +215,7 @@ def _facts(model: ServedModel) -> Document:
     if model.expected is not None:
         facts["start_seconds"] = round(model.expected, 1)
     if model.state not in ("ready", "asleep"):
-        facts.update(message=model.said, retry_after=model.retry_after)
+        facts.update(message=model.status, retry_after=model.retry_after)
     return facts
 
 

@@ -1,39 +1,46 @@
 """One model behind an address: its gateway while its engines run, and the requests that wait.
 
-All of it belongs to the loop of the gateway in front; other threads only read numbers.
+A `ServedModel` belongs to the loop of the address; other threads only read numbers. A supervisor
+has an `AttachedGateway`, which is what `GatewayThread` is to a model alone.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from math import ceil
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
+from turbofit.core.errors import LaunchError
 from turbofit.gateway.http.refusals import Refusal, ending
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from turbofit.gateway.http.app import Gateway
+    from turbofit.gateway.http.asgi_app import AsgiApp
+    from turbofit.gateway.thread import GatewayThread
 
-__all__ = ["ModelState", "ServedModel"]
+__all__ = ["AttachedGateway", "ModelState", "ServedModel", "insist"]
+
+_Answer = TypeVar("_Answer")
+_App = TypeVar("_App", bound="AsgiApp")
 
 #: ``ending``: what is under way may end, and requests wait for the next start.
 ModelState = Literal["asleep", "starting", "ready", "ending", "failed"]
 
 #: Seconds after which to try again where no start was measured yet.
 _RETRY: Final = 10
+_LOOK: Final = 0.05
+#: Seconds for which a loop may be busy: a server that waits hears no signal.
+_BUSY_SECONDS: Final = 60.0
+#: Seconds for requests of engines that are gone: each ends as soon as its connection breaks.
+_BROKEN_OFF: Final = 60.0
 
 
 class ServedModel:
-    """A model that clients can name, whether its engines run or not.
-
-    Args:
-        name: its own.
-        names: others that clients may call it by.
-    """
+    """A model that clients can name, by its own name and others, whether its engines run or not."""
 
     def __init__(self, name: str, names: Sequence[str] = ()) -> None:
         self.name = name
@@ -44,7 +51,11 @@ class ServedModel:
         #: Requests that its gateway has.
         self.in_flight = 0
         #: Requests that wait for its start, in the order in which they came; and when each came.
-        self.waiting: dict[asyncio.Future[None], float] = {}
+        self.waiting: dict[asyncio.Future[Any], float] = {}
+        #: Wakes them; each looks whether it waits on.
+        self._changed = asyncio.Event()
+        #: Whether the server ends.
+        self._ended = False
         #: When it became ready, and when its last request ended; both of time.monotonic.
         self.ready_at = self.used_at = time.monotonic()
         #: When it began to start.
@@ -92,7 +103,7 @@ class ServedModel:
         return max(1, ceil(expected - spent))
 
     @property
-    def said(self) -> str:
+    def status(self) -> str:
         """Where it stands, for people."""
         if self.state == "failed":
             return f"{self.name} does not start: {self.trouble}"
@@ -114,7 +125,7 @@ class ServedModel:
             self.starts, self.start_seconds = self.starts + 1, now - self.began_at
         self.gateway, self.state, self.ready_at = gateway, "ready", now
         self._refused_at = None
-        self._release()
+        self._wake()
 
     def close(self) -> None:
         """What its gateway has may end; what comes from now on waits."""
@@ -142,11 +153,12 @@ class ServedModel:
         """It does not start: who waits is told, and nobody tries again before that time."""
         self.gateway, self.state = None, "failed"
         self.trouble, self.again_at, self._refused_at = trouble, again_at, None
-        self._release(self.refusal())
+        self._wake()
 
     def end(self) -> None:
         """The server ends: who waits is told."""
-        self._release(ending())
+        self._ended = True
+        self._wake()
 
     # Requests.
 
@@ -163,15 +175,12 @@ class ServedModel:
     def refusal(self) -> Refusal:
         """What a client is told that does not wait."""
         reason = "model_unavailable" if self.state == "failed" else "model_starting"
-        return Refusal(reason, why=self.said, retry_after=self.retry_after)
+        return Refusal(reason, why=self.status, retry_after=self.retry_after)
 
     async def wait(self, seconds: float, gone: asyncio.Future[Any], longest: int) -> Gateway:
-        """Its gateway, once it is ready.
+        """Its gateway, once it is ready, within so many seconds; 0 refuses at once.
 
-        Args:
-            seconds: the longest wait; 0 refuses at once.
-            gone: done where the client goes away.
-            longest: so many requests may wait.
+        ``gone`` is done where the client goes away; so many requests as ``longest`` may wait.
 
         Raises:
             Refusal: it does not start, or not in time, or too many wait.
@@ -180,6 +189,8 @@ class ServedModel:
         came = time.monotonic()
         while self.state != "ready" or self.gateway is None:
             left = came + seconds - time.monotonic()
+            if self._ended:
+                raise ending()
             if self.state == "failed" and not self.rested:
                 raise self.refusal()
             if left <= 0:
@@ -194,35 +205,102 @@ class ServedModel:
                     name=self.name,
                     retry_after=self.retry_after,
                 )
-            await self._turn(came, left, gone)
-        return self.gateway
-
-    async def _turn(self, came: float, seconds: float, gone: asyncio.Future[Any]) -> None:
-        """Wait for one change."""
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.waiting[turn] = came
-        self._note()
-        try:
-            await asyncio.wait((turn, gone), timeout=seconds, return_when="FIRST_COMPLETED")
-        finally:
-            self.waiting.pop(turn, None)
+            change: asyncio.Future[Any] = asyncio.ensure_future(self._changed.wait())
+            self.waiting[change] = came
             self._note()
-            if not turn.done():
-                turn.cancel()
-        if gone.done():
-            raise asyncio.CancelledError
-        if turn.done() and not turn.cancelled():
-            turn.result()
+            try:
+                await asyncio.wait((change, gone), timeout=left, return_when="FIRST_COMPLETED")
+            finally:
+                del self.waiting[change]
+                self._note()
+                change.cancel()
+            if gone.done():
+                raise asyncio.CancelledError
+        return self.gateway
 
     def _note(self) -> None:
         """Who wants it has changed."""
         came = [*self.waiting.values(), *([] if self._refused_at is None else [self._refused_at])]
         self.wanted_since = min(came, default=None)
 
-    def _release(self, refusal: Refusal | None = None) -> None:
+    def _wake(self) -> None:
         self._note()
-        for turn in [one for one in self.waiting if not one.done()]:
-            if refusal is None:
-                turn.set_result(None)
-            else:
-                turn.set_exception(refusal)
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+def insist(address: GatewayThread[_App], ask: Callable[[_App], _Answer]) -> _Answer:
+    """Run something in the address's loop, which may be busy for a minute.
+
+    Raises:
+        LaunchError: the address is not served any more, or its loop hangs.
+    """
+    return address.call(ask, _BUSY_SECONDS)
+
+
+class AttachedGateway:
+    """A model's gateway behind the address of all, from its engines' start to their end."""
+
+    def __init__(self, address: GatewayThread[Any], model: ServedModel, gateway: Gateway) -> None:
+        self._address, self._model, self._gateway = address, model, gateway
+        self._task: asyncio.Task[Any] | None = None
+
+    def start(self) -> None:
+        """Requests for the model go to its gateway from now on.
+
+        Raises:
+            LaunchError: the address is not served any more.
+        """
+
+        def begin(_: object) -> None:
+            self._task = asyncio.ensure_future(self._gateway.startup())
+            self._model.open(self._gateway)
+
+        insist(self._address, begin)
+
+    @property
+    def url(self) -> str:
+        """The address of all models."""
+        return self._address.url
+
+    def call(self, ask: Callable[[Gateway], _Answer]) -> _Answer:
+        """Run ``ask(gateway)`` in the loop, and return what it returns.
+
+        Raises:
+            LaunchError: the address is not served any more, or its loop is too busy.
+        """
+        return self._address.call(lambda _: ask(self._gateway))
+
+    @property
+    def cut(self) -> int:
+        """How many requests of all models the address's end has cut off."""
+        return self._address.cut
+
+    def cut_off(self) -> None:
+        """Cut off what the address of all models has under way."""
+        self._address.cut_off()
+
+    def stop(self, *, drain: bool = True) -> None:
+        """Give it no request any more, and close it.
+
+        Args:
+            drain: wait until what it has has ended, within the drain's seconds.
+        """
+
+        def detach(_: object) -> None:
+            if self._model.gateway is self._gateway:
+                self._model.detach(self._gateway)
+                self._task = asyncio.ensure_future(self._close())
+
+        with suppress(LaunchError):  # the address is closed, and its gateways with it
+            insist(self._address, detach)
+            deadline = time.monotonic() + (self._gateway.config.drain_seconds if drain else 0)
+            while self._model.in_flight and time.monotonic() < deadline:
+                time.sleep(_LOOK)
+
+    async def _close(self) -> None:
+        """Close it once what it has has ended, which its engines' end sees to."""
+        deadline = time.monotonic() + self._gateway.config.drain_seconds + _BROKEN_OFF
+        while self._model.in_flight and time.monotonic() < deadline:
+            await asyncio.sleep(_LOOK)
+        await self._gateway.shutdown()

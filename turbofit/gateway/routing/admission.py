@@ -25,24 +25,92 @@ from typing import TYPE_CHECKING, Final
 from turbofit.gateway.http.refusals import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from turbofit.gateway.limits.gate import Cost
+    from turbofit.gateway.routing.engines import Chooser, Fleet, RoutedEngine, Turn
 
-    from turbofit.gateway.limits.gate import Cost, EngineCapacity
-    from turbofit.gateway.routing.engines import Chooser, Fleet, RoutedEngine
-    from turbofit.gateway.routing.suspects import Turn
-
-__all__ = ["Admission"]
+__all__ = ["Admission", "Place"]
 
 _SUSPECTS: Final = 256
 _SUSPECT_RETRY: Final = 10
+#: Seconds for which an engine gets nothing new after a client has left its turn alone there.
+_ALONE_AFTER: Final = 1.0
 
 
-class _Waiter:
-    """A request in a queue."""
+class Place:
+    """A request's place in line, then at an engine, and a suspect's ``turn`` there.
 
-    def __init__(self, client: str, cost: Cost, choose: Chooser | None, turn: Turn | None) -> None:
-        self.client, self.cost, self.choose, self.turn = client, cost, choose, turn
-        self.future: asyncio.Future[RoutedEngine] = asyncio.get_running_loop().create_future()
+    ``cost`` is what it takes, its own object; ``choose`` prefers another engine that has room to
+    the least busy one.
+    """
+
+    engine: RoutedEngine
+    #: Done once it is given, or refused.
+    given: asyncio.Future[None]
+
+    def __init__(
+        self,
+        admission: Admission,
+        client: str,
+        cost: Cost,
+        choose: Chooser | None,
+        turn: Turn | None,
+    ) -> None:
+        self._admission, self.client, self.cost = admission, client, cost
+        self.choose, self.turn = choose, turn
+        self._host_bytes = 0
+
+    def take(self, engine: RoutedEngine) -> None:
+        """Take what it costs of an engine."""
+        self.engine, self._host_bytes = engine, self.cost.host_bytes
+        engine.host_bytes += self._host_bytes
+        engine.gate.take(self.cost)
+        if self.turn is not None:
+            engine.turn_of = self.turn
+
+    def begin(self) -> None:
+        """The answer has begun: give back what it holds no more, and let the next in."""
+        self._give_back_host()
+        self.engine.gate.begin(self.cost)
+        self._admission.given_back()
+
+    def leave(self, after: float = 0.0, *, left: bool = False) -> None:
+        """Give everything back, and let the next in.
+
+        For the seconds ``after`` an engine with a gate may still have the request, of whose answer
+        nothing came. ``left``: the client did, and the engine may yet die of its request.
+        """
+        self._give_back_host()
+        loop = asyncio.get_running_loop()
+        if after and self.engine.gate.units is not None:
+            loop.call_later(after, self._end)
+        else:
+            self._end()
+        if left and after and self.turn is not None:
+            turn = self.turn
+
+            def others_may_come() -> None:
+                turn.alone = False
+                self._admission.given_back()
+
+            loop.call_later(_ALONE_AFTER, others_may_come)
+            loop.call_later(after, self.end_turn)
+        else:
+            self.end_turn()
+
+    def end_turn(self) -> None:
+        """The next suspect may come to the engine."""
+        if self.turn is not None and self.engine.turn_of is self.turn:
+            self.engine.turn_of = None
+            self._admission.turns.discard(self.turn.name)
+            self._admission.given_back()
+
+    def _end(self) -> None:
+        self.engine.gate.end(self.cost)
+        self._admission.given_back()
+
+    def _give_back_host(self) -> None:
+        self.engine.host_bytes -= self._host_bytes
+        self._host_bytes = 0
 
 
 class _Queue:
@@ -50,26 +118,18 @@ class _Queue:
 
     def __init__(self, longest: int) -> None:
         self.longest = longest
-        self.lines: OrderedDict[str, deque[_Waiter]] = OrderedDict()
+        self.lines: OrderedDict[str, deque[Place]] = OrderedDict()
 
     @property
     def waiting(self) -> int:
         return sum(map(len, self.lines.values()))
 
-    @property
-    def light(self) -> bool:
-        """Whether any has no images."""
-        return any(waiter.cost.light for line in self.lines.values() for waiter in line)
-
-    def append(self, waiter: _Waiter) -> None:
-        self.lines.setdefault(waiter.client, deque()).append(waiter)
-
-    def drop(self, waiter: _Waiter) -> None:
-        line = self.lines.get(waiter.client, deque())
+    def drop(self, place: Place) -> None:
+        line = self.lines.get(place.client, deque())
         with suppress(ValueError):  # it has left already
-            line.remove(waiter)
+            line.remove(place)
             if not line:
-                del self.lines[waiter.client]
+                del self.lines[place.client]
 
     def room(self, client: str, busy: Refusal) -> bool:
         """Whether one more of a client may wait.
@@ -84,25 +144,19 @@ class _Queue:
             return False
         newest = most[-1]
         self.drop(newest)
-        if not newest.future.done():
-            newest.future.set_exception(busy)
+        if not newest.given.done():
+            newest.given.set_exception(busy)
         return True
 
 
 class Admission:
-    """Lets requests through to engines.
-
-    Args:
-        fleet: all engines, each with its own gate and host limit.
-        longest: how many may wait.
-        seconds: how long one may wait.
-    """
+    """Lets requests through to engines; ``longest`` may wait, each for so many ``seconds``."""
 
     def __init__(self, fleet: Fleet, *, longest: int = 256, seconds: float = 30.0) -> None:
         self._fleet, self._seconds = fleet, seconds
         self._queue, self._suspects = _Queue(longest), _Queue(_SUSPECTS)
         #: Names of those who have a turn.
-        self._turns: set[str] = set()
+        self.turns: set[str] = set()
 
     @property
     def waiting(self) -> int:
@@ -111,202 +165,127 @@ class Admission:
 
     async def admit(
         self, client: str, cost: Cost, choose: Chooser | None = None, turn: Turn | None = None
-    ) -> RoutedEngine:
-        """Wait for a place, and take it.
-
-        Args:
-            client: whose turn it is.
-            cost: what it will hold, its own object; give it back with `begin` and `release`.
-            choose: prefers another engine that has room to the least busy one.
-            turn: of a suspect, which is its own until `end_turn`.
+    ) -> Place:
+        """Wait for a place, and take it; arguments as for `Place`.
 
         Raises:
             Refusal: 503 where no engine is up, 429 where the line is too long or the wait was, 503
                 for suspects, 400 for what no engine could ever hold.
         """
+        place = Place(self, client, cost, choose, turn)
         refusal = self._hopeless(cost)
         if refusal is not None:
             raise refusal
-        if turn is None and (not self._queue.lines or self._passes(cost)):
-            engine = self._fleet.best(cost)
-            if engine is not None:
-                return self._take(engine, cost, choose, None)
+        first = not self._queue.lines or self._passes(cost)
+        if turn is None and first and self._take(place):
+            return place
         queue = self._queue if turn is None else self._suspects
         full = self._busy(turn, f"{queue.waiting} such requests wait already")
         if not queue.room(client, full):
             raise full
         while True:
-            engine = await self._wait(queue, _Waiter(client, cost, choose, turn))
-            if engine.up:
-                return engine
-            # It went out, or began to drain, before this task had its turn.
-            self.end_turn(engine, turn)
-            self.release(engine, cost)
-
-    def begin(self, engine: RoutedEngine, cost: Cost) -> bool:
-        """Give back what an answer that has begun holds no more, and let the next in.
-
-        Returns:
-            Whether that was all: where not, `release` gives the rest back.
-        """
-        if not engine.gate.begin(cost):
-            self.release(engine, cost)
-            return True
-        engine.host_bytes -= cost.host_bytes
-        self._given_back()
-        return False
-
-    def release(self, engine: RoutedEngine, cost: Cost, after: float = 0.0) -> None:
-        """Give back what `admit` took, and let the next in.
-
-        Args:
-            engine: where it was.
-            cost: what it took.
-            after: seconds for which an engine with a gate may still have the request, of whose
-                answer nothing came.
-        """
-        begun = False
-        if after and engine.gate.units is not None:
-            asyncio.get_running_loop().call_later(after, self._forget, engine, cost)
-        else:
-            begun = engine.gate.end(cost)
-        if not begun:
-            engine.host_bytes -= cost.host_bytes
-        self._given_back()
-
-    def end_turn(self, engine: RoutedEngine, turn: Turn | None) -> None:
-        """The next suspect may come to an engine."""
-        if turn is not None and engine.turn_of is turn:
-            engine.turn_of = None
-            self._turns.discard(turn.name)
-            self._given_back()
-
-    def open_turn(self, turn: Turn) -> None:
-        """Others may come to an engine beside a turn that was alone there."""
-        turn.alone = False
-        self._given_back()
+            await self._wait(queue, place)
+            if place.engine.up:
+                return place
+            place.leave()  # the engine went out, or began to drain, before this task went on
 
     def pump(self) -> None:
         """Let in whoever has room now; call it too when an engine has come back or gone."""
         lines = self._queue.lines
         while lines:
             client, line = next(iter(lines.items()))
-            if not self._looked_at(self._queue, line[0]):
+            if not self._settles(self._queue, line[0]):
                 break
             if client in lines:
                 lines.move_to_end(client)
-        full: Cost | None = None
-        for waiting in tuple(self._suspects.lines.values()):
-            for waiter in tuple(waiting):
-                if full is not None and not _less(waiter.cost, full):
-                    continue  # no engine has room and a turn for it
-                if self._looked_at(self._suspects, waiter):
-                    if waiter.client in self._suspects.lines:
-                        self._suspects.lines.move_to_end(waiter.client)
-                    break
-                if waiter.turn is not None and waiter.turn.name not in self._turns:
-                    full = waiter.cost
+        lines = self._suspects.lines
+        for client, line in tuple(lines.items()):
+            if self._fleet.open and not self._fleet.turns_left:
+                break
+            settled = any(self._settles(self._suspects, place) for place in tuple(line))
+            if settled and client in lines:
+                lines.move_to_end(client)
 
-    def _looked_at(self, queue: _Queue, waiter: _Waiter) -> bool:
-        """Whether somebody need not wait any longer: for a place, or at all."""
-        if not waiter.future.done():
-            refusal = self._hopeless(waiter.cost)
-            engine = None if refusal is not None else self._best(waiter.cost, waiter.turn)
-            if refusal is not None:
-                waiter.future.set_exception(refusal)
-            elif engine is None:
-                return False
-            else:
-                taken = self._take(engine, waiter.cost, waiter.choose, waiter.turn)
-                waiter.future.set_result(taken)
-        queue.drop(waiter)
-        return True
-
-    def _forget(self, engine: RoutedEngine, cost: Cost) -> None:
-        """The engine has surely dropped a request whose client left."""
-        engine.gate.end(cost)
-        self._given_back()
-
-    def _given_back(self) -> None:
+    def given_back(self) -> None:
+        """Somebody needs something of an engine no more."""
         if self.waiting:
             self.pump()
 
+    def _settles(self, queue: _Queue, place: Place) -> bool:
+        """Whether somebody need not wait any longer: for a place, or at all."""
+        if not place.given.done():
+            refusal = self._hopeless(place.cost)
+            if refusal is not None:
+                place.given.set_exception(refusal)
+            elif self._take(place):
+                place.given.set_result(None)
+            else:
+                return False
+        queue.drop(place)
+        return True
+
     def _passes(self, cost: Cost) -> bool:
         """Whether it need not wait behind those in line."""
-        reserves = cost.tokens and self._fleet.gated
-        return cost.light and not (reserves and self._queue.light)
+        if not cost.light:
+            return False
+        line = (place for waiting in self._queue.lines.values() for place in waiting)
+        return not (cost.tokens and self._fleet.gated and any(one.cost.light for one in line))
 
-    async def _wait(self, queue: _Queue, waiter: _Waiter) -> RoutedEngine:
-        queue.append(waiter)
+    async def _wait(self, queue: _Queue, place: Place) -> None:
+        place.given = asyncio.get_running_loop().create_future()
+        queue.lines.setdefault(place.client, deque()).append(place)
         # Those before it may wait for what it does not need.
         self.pump()
         try:
             # Not wait_for: it may swallow a cancellation that meets the result.
-            done, _ = await asyncio.wait((waiter.future,), timeout=self._seconds)
+            done, _ = await asyncio.wait((place.given,), timeout=self._seconds)
         except asyncio.CancelledError:
-            self._leave(queue, waiter)
+            self._stop_waiting(queue, place)
             raise
         if not done:
-            self._leave(queue, waiter)
-            raise self._busy(waiter.turn, f"no room within {self._seconds:.0f} s")
-        return waiter.future.result()
+            self._stop_waiting(queue, place)
+            raise self._busy(place.turn, f"no room within {self._seconds:.0f} s")
+        place.given.result()
 
-    def _leave(self, queue: _Queue, waiter: _Waiter) -> None:
-        """Stop waiting; a place that was just given goes back."""
-        if waiter.future.done():
-            if not waiter.future.cancelled() and waiter.future.exception() is None:
-                engine = waiter.future.result()
-                self.end_turn(engine, waiter.turn)
-                self.release(engine, waiter.cost)
-            return
-        waiter.future.cancel()
-        queue.drop(waiter)
-        self.pump()
+    def _stop_waiting(self, queue: _Queue, place: Place) -> None:
+        """Leave the line; a place that was just given goes back."""
+        if place.given.done():
+            if place.given.exception() is None:
+                place.leave()
+        else:
+            place.given.cancel()
+            queue.drop(place)
+            self.pump()
 
-    def _best(self, cost: Cost, turn: Turn | None) -> RoutedEngine | None:
-        """The least busy engine with room."""
-        taken = turn is not None and turn.name in self._turns
-        return None if taken else self._fleet.best(cost, turn)
-
-    def _take(
-        self, best: RoutedEngine, cost: Cost, choose: Chooser | None, turn: Turn | None
-    ) -> RoutedEngine:
-        """Take a place at the least busy engine, or at another one that is preferred."""
-        engine = best if choose is None else choose(best, lambda one: one.fits(cost, turn))
+    def _take(self, place: Place) -> bool:
+        """Take a place at the least busy engine with room, or at another one that is preferred."""
+        cost, turn = place.cost, place.turn
+        if turn is not None and turn.name in self.turns:
+            return False
+        best = self._fleet.best(cost, turn)
+        if best is None:
+            return False
+        if place.choose is not None:
+            best = place.choose(best, lambda engine: engine.fits(cost, turn))
         if turn is not None:
-            engine.turn_of = turn
-            self._turns.add(turn.name)
-        engine.host_bytes += cost.host_bytes
-        engine.gate.take(cost)
-        return engine
+            self.turns.add(turn.name)
+        place.take(best)
+        return True
 
     def _hopeless(self, cost: Cost) -> Refusal | None:
-        """Why it need not wait any longer, as the engines are now."""
-        return _impossible(self._fleet.sizes, cost) if self._fleet.open else self._fleet.dead()
+        """Why it need not wait any longer: no engine is up, or none holds it, even an empty one."""
+        engines = self._fleet.engines
+        if not self._fleet.open:
+            return self._fleet.dead()
+        if any(engine.holds(cost) for engine in engines):
+            return None
+        units = [engine.gate.units for engine in engines if engine.gate.units is not None]
+        if len(units) == len(engines) and cost.units > max(units):
+            return Refusal("units_over_limit", units=cost.units, widest=max(units))
+        most = max(engine.host_limit or 0 for engine in engines)
+        return Refusal("images_over_limit", size=cost.host_bytes, most=most)
 
     def _busy(self, turn: Turn | None, why: str) -> Refusal:
         if turn is not None:
             return Refusal("suspect_waits", why=why, retry_after=_SUSPECT_RETRY)
         return Refusal("busy:engines", why=why, retry_after=max(1, round(self._seconds / 4)))
-
-
-def _less(cost: Cost, full: Cost) -> bool:
-    """Whether it may fit where the other does not."""
-    return (
-        cost.units < full.units
-        or cost.host_bytes < full.host_bytes
-        or cost.tokens < full.tokens
-        or cost.copies < full.copies
-    )
-
-
-def _impossible(sizes: Collection[EngineCapacity], cost: Cost) -> Refusal | None:
-    """What to say of a request that fits no engine, even an empty one; None where it fits."""
-    if any(size.holds(cost) for size in sizes):
-        return None
-    wide = [size for size in sizes if size.units is None or cost.units <= size.units]
-    if not wide:
-        widest = max(size.units for size in sizes if size.units is not None)
-        return Refusal("units_over_limit", units=cost.units, widest=widest)
-    most = max(size.host_bytes for size in wide if size.host_bytes is not None)
-    return Refusal("images_over_limit", size=cost.host_bytes, most=most)

@@ -16,7 +16,7 @@ import time
 from contextlib import contextmanager, suppress
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
@@ -24,17 +24,16 @@ from turbofit.core.errors import UsageError
 from turbofit.core.process.files import write_atomic
 from turbofit.core.process.locks import lock_soon
 from turbofit.core.process.state import state_dir
-from turbofit.core.struct import Struct, const, to_json
+from turbofit.core.struct import Struct, to_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from turbofit.core.plan import Plan
 
-__all__ = ["DAY_SECONDS", "Denied", "DenyFile", "Fingerprint", "deny_path", "pardon"]
+__all__ = ["DAY_SECONDS", "Denied", "DenyFile", "deny_path", "fingerprint", "pardon"]
 
 DAY_SECONDS: Final = 24 * 3600.0
-_SCHEMA: Final = "turbofit.denied/1"
 _ROOM: Final = "denied"
 _KEY_BYTES: Final = 32
 _FINGERPRINT_BYTES: Final = 12
@@ -63,44 +62,25 @@ class Denied(Struct):
 
 class _Page(Struct):
     denied: tuple[Denied, ...] = ()
-    schema: Annotated[str, const(_SCHEMA)] = _SCHEMA
+    schema: Literal["turbofit.denied/1"] = "turbofit.denied/1"
 
 
-class Fingerprint:
+def fingerprint(key: bytes, path: str, body: bytes) -> asyncio.Future[str]:
     """A keyed hash of what an engine is given: model, parameters, prompt and images.
 
     Nothing can be read from it, and nobody without this machine's key can test guesses against it.
     A body is hashed by SHA-256, which processors have instructions for (1 ms a megabyte here), and
     only the digest by keyed BLAKE2b.
 
-    Args:
-        key: this installation's secret.
-        path: of the engine's route.
-        body: as the engine is given it.
+    Returns:
+        24 hexadecimal digits, once they are known. Several may wait for them: shield it.
     """
-
-    __slots__ = ("_making", "made")
-
-    def __init__(self, key: bytes, path: str, body: bytes) -> None:
-        self.made: str | None = None
-        self._making: asyncio.Future[str] | None = None
-        if len(body) <= _INLINE:
-            self.made = _hashed(key, path, body)
-        else:
-            loop = asyncio.get_running_loop()
-            self._making = loop.run_in_executor(None, _hashed, key, path, body)
-            self._making.add_done_callback(self._keep)
-
-    def _keep(self, making: asyncio.Future[str]) -> None:
-        if not making.cancelled() and making.exception() is None:
-            self.made = making.result()
-
-    async def known(self) -> str:
-        """24 hexadecimal digits, once they are known."""
-        if self.made is None:
-            assert self._making is not None
-            self.made = await asyncio.shield(self._making)  # others may wait for it too
-        return self.made
+    loop = asyncio.get_running_loop()
+    if len(body) > _INLINE:
+        return loop.run_in_executor(None, _hashed, key, path, body)
+    made = loop.create_future()
+    made.set_result(_hashed(key, path, body))
+    return made
 
 
 def _hashed(key: bytes, path: str, body: bytes) -> str:
@@ -109,60 +89,72 @@ def _hashed(key: bytes, path: str, body: bytes) -> str:
 
 
 class DenyFile:
-    """Who is refused.
-
-    Args:
-        path: see `deny_path`; None keeps nothing.
-    """
+    """Who is refused, as the file of this path has it (see `deny_path`); None keeps nothing."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
         self.key = secrets.token_bytes(_KEY_BYTES) if path is None else _installation_key()
-        self.denied: dict[str, Denied] = {}
+        #: What the file has. A thread writes it, so that this is replaced as a whole.
+        self._kept: dict[str, Denied] = {}
         #: What the file has not yet: who is refused, and None for who is let in again.
         self.unwritten: dict[str, Denied | None] = {}
         #: What is to be said of a file that could not be read.
         self.damage = ""
         self._say: Callable[[str], None] = lambda _: None
-        self._seen = _NOTHING
+        self._stamp = _NOTHING
         self.look_again()
+
+    @property
+    def denied(self) -> dict[str, Denied]:
+        """Who is refused."""
+        return _changed(self._kept, dict(self.unwritten))
+
+    @property
+    def empty(self) -> bool:
+        """Whether nobody is refused."""
+        return not self._kept and not self.unwritten
 
     def of(self, name: str) -> Denied | None:
         """Why and for how long it is refused, if it is; a clock that was set back adds no day."""
-        found, now = self.denied.get(name), time.time()
-        if found is None or found.until <= now:
+        kept, now = self._kept.get(name), time.time()
+        denied = self.unwritten.get(name, kept)
+        if denied is None or denied.until <= now:
             return None
-        return msgspec.structs.replace(found, until=min(found.until, now + DAY_SECONDS))
+        return msgspec.structs.replace(denied, until=min(denied.until, now + DAY_SECONDS))
 
     def deny(self, name: str, deaths: int, seconds: float, *, client: bool) -> None:
         """Refuse it for so long; `write` writes that down."""
         now = time.time()
-        one = Denied(name=name, since=now, until=now + seconds, deaths=deaths, client=client)
-        if self.path is not None:
-            self.unwritten[name] = one
-        self.denied = dict([*self.denied.items(), (name, one)][-_MOST:])
+        denied = Denied(name=name, since=now, until=now + seconds, deaths=deaths, client=client)
+        self._change_soon(name, denied)
 
     @property
     def number(self) -> tuple[int, int]:
         """How many requests and how many clients are refused."""
         now = time.time()
-        kinds = [one.client for one in tuple(self.denied.values()) if one.until > now]
+        kinds = [one.client for one in self.denied.values() if one.until > now]
         return kinds.count(False), kinds.count(True)
 
     def look_again(self) -> tuple[str, ...]:
         """Take over what somebody else has written since; who is let in by that."""
-        if self.path is None or _stamp(self.path) == self._seen:
+        if self.path is None or _stamp(self.path) == self._stamp:
             return ()
         before = self.denied
-        self.denied = _changed(self._read(), self.unwritten)
+        self._kept = self._read()
         return tuple(name for name in before if name not in self.denied)
 
     def pardon(self, name: str) -> bool:
         """Let it in; whether it was refused. `write` writes that down."""
-        known = self.denied.pop(name, None) is not None
-        if known and self.path is not None:
-            self.unwritten[name] = None
+        known = name in self.denied
+        if known:
+            self._change_soon(name, None)
         return known
+
+    def _change_soon(self, name: str, denied: Denied | None) -> None:
+        if self.path is None:
+            self._kept = _changed(self._kept, {name: denied})
+        else:
+            self.unwritten[name] = denied
 
     def tell(self, say: Callable[[str], None]) -> None:
         """Say of each damaged file that it was put aside: of the one that was met, and of later."""
@@ -195,24 +187,18 @@ class DenyFile:
             changes = any(one is not None or name in kept for name, one in new.items())
             if changes:
                 kept = _changed(kept, new)
-                newest = sorted(kept.values(), key=lambda one: one.since)[-_MOST:]
-                write_atomic(self.path, to_json(_Page(denied=tuple(newest))), mode=0o600)
-                self._seen = _stamp(self.path)
-                kept = {one.name: one for one in newest}
-            waiting = tuple(self.unwritten.items())  # at once: the loop adds to it meanwhile
-            later = {name: one for name, one in waiting if new.get(name, self) is not one}
-            self.denied = _changed(kept, later)
+                write_atomic(self.path, to_json(_Page(denied=tuple(kept.values()))), mode=0o600)
+                self._stamp = _stamp(self.path)
+            self._kept = kept
         return changes
 
     def _read(self) -> dict[str, Denied]:
         """What the file has; nothing where there is none. One that is damaged is put aside."""
         assert self.path is not None
-        self._seen = _stamp(self.path)
+        self._stamp = _stamp(self.path)
         try:
             with self.path.open("rb") as file:
                 page = msgspec.json.decode(file.read(_LARGEST), type=_Page)
-            if page.schema != _SCHEMA:
-                raise ValueError(f"its schema is {page.schema[:40]}")
         except OSError:
             return {}
         except (msgspec.MsgspecError, ValueError) as exc:
@@ -229,9 +215,10 @@ class DenyFile:
 
 
 def _changed(kept: Mapping[str, Denied], new: Mapping[str, Denied | None]) -> dict[str, Denied]:
-    """Those who are refused, with what is new."""
-    both = {**kept, **new}
-    return {name: one for name, one in both.items() if one is not None}
+    """Those who are refused, with what is new, the newest last; the oldest go."""
+    denied = [one for one in {**kept, **new}.values() if one is not None]
+    newest = sorted(denied, key=lambda one: one.since)[-_MOST:]
+    return {one.name: one for one in newest}
 
 
 def deny_path(plan: Plan, engine_version: str, *, pretend: bool = False) -> str | None:
@@ -258,27 +245,19 @@ def pardon(name: str) -> int:
     Raises:
         UsageError: a file cannot be written.
     """
+    path, number = Path(), 0
     try:
-        files = sorted(state_dir(_ROOM, make=False).glob("*.json"))
-    except OSError:
-        files = []
-    return sum(_pardoned(path, name) for path in files)
-
-
-def _pardoned(path: Path, name: str) -> bool:
-    try:
-        return DenyFile(path).change({name: None})
-    except TimeoutError as exc:
-        raise UsageError(
-            f"{path} cannot be written: {exc.strerror}",
-            hint="end the process that `fuser` shows for the file beside it that ends in .lock, "
-            "and run `turbofit watch --forget` again",
-        ) from None
+        for path in sorted(state_dir(_ROOM, make=False).glob("*.json")):
+            number += DenyFile(path).change({name: None})
     except OSError as exc:
-        raise UsageError(
-            f"{path} cannot be written: {exc.strerror or exc}",
-            hint="run it as the user who runs the server",
-        ) from None
+        hint = "run it as the user who runs the server"
+        if isinstance(exc, TimeoutError):
+            hint = (
+                "end the process that `fuser` shows for the file beside it that ends in .lock, and "
+                "run `turbofit watch --forget` again"
+            )
+        raise UsageError(f"{path} cannot be written: {exc.strerror or exc}", hint=hint) from None
+    return number
 
 
 def _installation_key() -> bytes:
@@ -286,24 +265,24 @@ def _installation_key() -> bytes:
 
     Where no file can be written it is this process's alone: its fingerprints mean nothing later.
     """
-    made = secrets.token_bytes(_KEY_BYTES)
+    fresh = secrets.token_bytes(_KEY_BYTES)
     with suppress(OSError, UsageError):
         path = state_dir(_ROOM) / "key"
         with _locked(path):
             if not path.exists():
-                write_atomic(path, made, mode=0o600)
+                write_atomic(path, fresh, mode=0o600)
             key = path.read_bytes()
-        return key if len(key) == _KEY_BYTES else made
-    return made
+        return key if len(key) == _KEY_BYTES else fresh
+    return fresh
 
 
 def _stamp(path: Path) -> tuple[int, int]:
     """Unlike that of the file before it, also within a clock's tick: the inode is another."""
     try:
-        found = path.stat()
+        state = path.stat()
     except OSError:
         return _NOTHING
-    return found.st_mtime_ns, found.st_ino
+    return state.st_mtime_ns, state.st_ino
 
 
 @contextmanager

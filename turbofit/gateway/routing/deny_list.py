@@ -36,13 +36,13 @@ from typing import TYPE_CHECKING, Final
 from turbofit.core.process.log import LazyLogger
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.routing.deny_file import DAY_SECONDS
-from turbofit.gateway.routing.suspects import EngineDeath, Present, Suspicion, Turn
+from turbofit.gateway.routing.engines import Accusation, EngineDeath, Turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from turbofit.gateway.routing.deny_file import Denied, DenyFile
-    from turbofit.gateway.routing.engines import RoutedEngine
+    from turbofit.gateway.routing.engines import Present, RoutedEngine
 
 __all__ = ["CLIENT_DEATHS", "DenyList"]
 
@@ -54,7 +54,6 @@ _HOUR: Final = 3600.0
 CLIENT_DEATHS: Final = 4
 #: The number of none: what is stuck in one request has not ended.
 _NO_ENGINE: Final = -1
-_MOST_SUSPECTS: Final = 4096
 _MOST_DEATHS: Final = 256
 _MOST_CLIENTS: Final = 1024
 #: What a full disk did not take is written again after so many seconds.
@@ -62,18 +61,13 @@ _AGAIN_SECONDS: Final = 15.0
 
 
 class DenyList:
-    """Who is suspected and who is refused; belongs to one loop at a time.
-
-    Args:
-        file: keeps who is refused.
-    """
+    """Who is suspected, and who is refused, whom its file keeps; belongs to one loop at a time."""
 
     def __init__(self, file: DenyFile) -> None:
         self.file = file
-        self._suspects: OrderedDict[str, Suspicion] = OrderedDict()
         #: The newest last. A supervisor's thread reads it, so that it is replaced as a whole.
         self._deaths: tuple[EngineDeath, ...] = ()
-        #: When each client was last seen, the newest last.
+        #: When each client last came, the newest last.
         self._clients: OrderedDict[str, float] = OrderedDict()
         self._keeping: asyncio.Task[None] | None = None
         self._again: asyncio.TimerHandle | None = None
@@ -109,9 +103,9 @@ class DenyList:
         Raises:
             Refusal: 422 where it is refused.
         """
-        if not self._suspects and not self.file.denied:
+        if request.fingerprint is None or (self.file.empty and not self.suspected):
             return None
-        name = await request.fingerprint.known()
+        name = await asyncio.shield(request.fingerprint)
         denied = self.refused(name)
         if denied is not None:
             raise Refusal(
@@ -121,11 +115,18 @@ class DenyList:
                 until=_date(denied.until),
                 name=name,
             )
-        for who in (name, request.client):
-            found = self._suspicion(who)
-            if found is not None:
-                return Turn(who, alone=found.deaths > 1, longer=found.begun)
-        return None
+        return self._turn_of(name) or self._turn_of(request.client)
+
+    def _turn_of(self, name: str) -> Turn | None:
+        deaths = self._unexplained()
+        met = [death.accused[name] for death in deaths if name in death.accused]
+        if not met:
+            return None
+        return Turn(
+            name,
+            alone=any(one.in_turn for one in met[1:]),
+            longer=any(one.begun for one in met),
+        )
 
     def refused(self, name: str) -> Denied | None:
         """Why and for how long a fingerprint or a client is refused, if it is."""
@@ -134,29 +135,34 @@ class DenyList:
                 self._forget(gone)
         return self.file.of(name)
 
-    def pardon(self, name: str) -> bool:
-        """Let a fingerprint or a client in again, whatever it did; whether it was refused."""
+    def pardon(self, name: str) -> None:
+        """Let a fingerprint or a client in again, whatever it did."""
         self._forget(name)
-        known = self.file.pardon(name)
+        self.file.pardon(name)
         self.keep()
-        return known
 
     def answered(self, request: Present) -> None:
         """A suspect's turn ended well, or an engine answered a request to its end."""
-        name = request.fingerprint.made
-        if self._suspects and name is not None:
-            self._suspects.pop(name, None)
-            self._suspects.pop(request.client, None)
+        if self._deaths and request.fingerprint is not None and request.fingerprint.done():
+            name = request.fingerprint.result()
             for death in self._deaths:
                 death.suspects.pop(name, None)
+                death.accused.pop(name, None)
+                death.accused.pop(request.client, None)
 
     # -- an engine ends
 
     def engine_died(self, engine: RoutedEngine, sent_at: float = float("-inf")) -> EngineDeath:
         """A request met an engine's death, or the engine is given up: suspect all that it had."""
         death = engine.note_death(sent_at)
-        if death.told is None and not death.explained:
-            self._tell(death, engine, self._there(engine))
+        if death.concluding is None and not death.explained:
+            has = [one.present for one in engine.in_flight]
+            there = [one for one in (*has, *engine.left_lately()) if one.fingerprint is not None]
+            if there:
+                engine.left.clear()
+                self.count("engine_deaths_total", f"engine={engine.index}")
+                mine = [one for one in there if one.turn and one.turn is engine.turn_of]
+                self._note(death, there, mine[0] if mine else None)
         return death
 
     def nothing_listens(self, engine: RoutedEngine) -> EngineDeath | None:
@@ -164,13 +170,15 @@ class DenyList:
 
         What it has finds that out for itself; some of that may be connecting, and was not there.
         """
-        left = engine.left_lately()
-        return self.engine_died(engine, max(one.sent_at for one in left)) if left else None
+        left = [present.sent_at for present in engine.left_lately()]
+        return self.engine_died(engine, max(left)) if left else None
 
-    def stuck(self, engine: RoutedEngine, request: Present | None) -> EngineDeath:
+    def stuck(self, engine: RoutedEngine, request: Present) -> EngineDeath:
         """An engine is stuck in one request, and serves the others: as a death that it was at."""
         death = EngineDeath(_NO_ENGINE, time.monotonic())
-        self._tell(death, engine, () if request is None else (request,), lives=True)
+        if request.fingerprint is not None:
+            in_turn = request.turn is not None and request.turn is engine.turn_of
+            self._note(death, [request], request if in_turn else None)
         return death
 
     def engine_ended(self, engine: RoutedEngine, *, other_cause: bool) -> None:
@@ -183,56 +191,43 @@ class DenyList:
         engine.left.clear()
         engine.failed_at = float("inf")
         death.explained = True
-        if death.told is not None:
-            death.told.add_done_callback(lambda _: self._take_back(death))
+        if death.concluding is not None:
+            death.concluding.add_done_callback(lambda _: self._take_back(death))
 
     def explained(self, engine: int, seconds: float) -> int:
         """Deaths of an engine within so many seconds by what is refused since; from any thread."""
         since = time.monotonic() - seconds
-        mine = [one for one in self._deaths if one.engine == engine and one.at >= since]
-        return sum(one.explained for one in mine)
+        mine = [death for death in self._deaths if death.engine == engine and death.at >= since]
+        return sum(death.explained for death in mine)
 
-    @staticmethod
-    def _there(engine: RoutedEngine) -> tuple[Present, ...]:
-        """What an engine has, and what it may have though the client left."""
-        has = [one.present for one in engine.in_flight if one.present is not None]
-        return (*has, *engine.left_lately())
-
-    def _tell(
-        self,
-        death: EngineDeath,
-        engine: RoutedEngine,
-        there: tuple[Present, ...],
-        *,
-        lives: bool = False,
-    ) -> None:
+    def _note(self, death: EngineDeath, there: list[Present], in_turn: Present | None) -> None:
         """Suspect all who were there, once their fingerprints are known."""
-        if not there:
-            return
-        in_turn = [one for one in there if one.turn is not None and one.turn is engine.turn_of]
-        begun = [one.begun for one in there]
-        if not lives:
-            engine.left.clear()
-            self.count("engine_deaths_total", f"engine={engine.index}")
         self._deaths = (*self._deaths, death)[-_MOST_DEATHS:]
-        conclude = self._conclude(death, there, begun, in_turn[0] if in_turn else None)
-        death.told = asyncio.ensure_future(conclude)
+        begun = [present.begun for present in there]
+        death.concluding = asyncio.ensure_future(self._conclude(death, there, begun, in_turn))
 
     async def _conclude(
         self,
         death: EngineDeath,
-        there: tuple[Present, ...],
+        there: list[Present],
         begun: list[bool],
         in_turn: Present | None,
     ) -> None:
-        names = [await one.fingerprint.known() for one in there]
-        for one, name, answering in zip(there, names, begun, strict=True):
-            again = one is in_turn
-            if in_turn is None or again:
-                death.suspects[name] = one.client
-            for who in (name, one.client):
-                death.before.setdefault(who, self._suspicion(who))
-                self._suspect(who, again=again, begun=answering and (again or in_turn is None))
+        names = [
+            await asyncio.shield(present.fingerprint)
+            for present in there
+            if present.fingerprint is not None
+        ]
+        for present, name, answering in zip(there, names, begun, strict=True):
+            mine = present is in_turn
+            if mine or in_turn is None:
+                death.suspects[name] = present.client
+            for who in (name, present.client):
+                before = death.accused.get(who, Accusation(in_turn=False, begun=False))
+                death.accused[who] = Accusation(
+                    in_turn=mine or before.in_turn,
+                    begun=(answering and (mine or in_turn is None)) or before.begun,
+                )
         if in_turn is not None:
             name = names[there.index(in_turn)]
             others = [b for one, b in zip(there, begun, strict=True) if one is not in_turn]
@@ -240,22 +235,10 @@ class DenyList:
                 self._refuse(name, [one for one in self._deaths if name in one.suspects])
         self._look_for_client()
 
-    def _suspect(self, who: str, *, again: bool, begun: bool) -> None:
-        before = self._suspicion(who)
-        self._suspects[who] = Suspicion(
-            deaths=1 if before is None else before.deaths + again,
-            begun=begun or (before is not None and before.begun),
-            until=time.monotonic() + _HOUR,
-        )
-        self._suspects.move_to_end(who)
-        if len(self._suspects) > _MOST_SUSPECTS:
-            self._suspects.popitem(last=False)
-
-    def _suspicion(self, who: str) -> Suspicion | None:
-        found = self._suspects.get(who)
-        if found is not None and found.until <= time.monotonic():
-            found = self._suspects.pop(who) and None
-        return found
+    def _unexplained(self) -> list[EngineDeath]:
+        """Deaths of the last hour that nothing explains yet."""
+        since = time.monotonic() - _HOUR
+        return [death for death in self._deaths if death.at > since and not death.explained]
 
     def _look_for_client(self) -> None:
         """Refuse the client that alone was at each of the last deaths, and is not the only one."""
@@ -263,46 +246,33 @@ class DenyList:
         last = self._deaths[-CLIENT_DEATHS:]
         if len(last) < CLIENT_DEATHS or last[0].at < since:
             return
-        clients = reduce(set.intersection, (set(one.suspects.values()) for one in last))
-        others = any(at > since for one, at in self._clients.items() if one not in clients)
+        clients = reduce(set.intersection, (set(death.suspects.values()) for death in last))
+        others = any(at > since for name, at in self._clients.items() if name not in clients)
         if len(clients) == 1 and others:
             self._refuse(clients.pop(), last, client=True)
 
     def _refuse(self, name: str, deaths: Sequence[EngineDeath], *, client: bool = False) -> None:
         """Refuse a fingerprint or a client, which explains the deaths that it was at."""
         deaths[-1].refused.append(name)
-        for death in reversed(deaths):
+        for death in deaths:
             death.explained = True
-            self._restore(death)
-        self._suspects.pop(name, None)
+        for death in self._deaths:
+            death.accused.pop(name, None)
         self.file.deny(name, len(deaths), _HOUR if client else DAY_SECONDS, client=client)
         self.count("convicted_total")
         _LOG.info("%s is refused: %d engines ended with it", name, len(deaths))
         self.keep()
-
-    def _restore(self, death: EngineDeath) -> None:
-        """Nobody is suspected of a death any more who is not suspected of another one."""
-        later = [one for one in self._deaths if one.at >= death.at and not one.explained]
-        for who, before in death.before.items():
-            again = next((one for one in later if one is not death and who in one.before), None)
-            if again is not None:
-                again.before[who] = before
-            elif before is None:
-                self._suspects.pop(who, None)
-            elif who in self._suspects:
-                self._suspects[who] = before
 
     def _take_back(self, death: EngineDeath) -> None:
         """A death had another cause."""
         self._deaths = tuple(one for one in self._deaths if one is not death)
         for name in death.refused:
             self.pardon(name)
-        self._restore(death)
 
     def _forget(self, name: str) -> None:
         """A person has pardoned it."""
-        self._suspects.pop(name, None)
         for death in self._deaths:
+            death.accused.pop(name, None)
             for fingerprint, client in tuple(death.suspects.items()):
                 if name in (fingerprint, client):
                     del death.suspects[fingerprint]
@@ -312,8 +282,7 @@ class DenyList:
     @property
     def suspected(self) -> int:
         """How many requests and clients are suspected."""
-        now = time.monotonic()
-        return sum(one.until > now for one in self._suspects.values())
+        return len({name for death in self._unexplained() for name in death.accused})
 
     def keep(self) -> None:
         """Write down who is refused, soon and not twice at once; again while a disk is full."""
@@ -330,8 +299,8 @@ class DenyList:
     async def close(self) -> None:
         """Wait until all is concluded and written; a full disk is tried once more."""
         for death in self._deaths:
-            if death.told is not None and not death.told.done():
-                await death.told
+            if death.concluding is not None and not death.concluding.done():
+                await death.concluding
         if self._again is not None:
             self._again.cancel()
             self._again = None

@@ -1,30 +1,38 @@
-"""The engines behind the gateway: what each is doing, and which one is next."""
+"""The engines behind the gateway: what each is doing, how it died, and which one is next."""
 
 from __future__ import annotations
 
 import time
 from collections import OrderedDict, deque
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from math import ceil
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import msgspec
 
 from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.limits.gate import EngineCapacity, Gate
-from turbofit.gateway.routing.suspects import LEFT_SECONDS, EngineDeath
+from turbofit.gateway.limits.gate import Gate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    import asyncio
+    from collections.abc import Callable, Iterator, Sequence
 
     from turbofit.core.json_types import JsonObject
     from turbofit.gateway.limits.gate import Cost
-    from turbofit.gateway.routing.suspects import Present, Turn
 
     #: From the least busy engine that has room, and whether another one has it too.
     Chooser = Callable[["RoutedEngine", Callable[["RoutedEngine"], bool]], "RoutedEngine"]
 
-__all__ = ["Affinity", "Fleet", "InFlight", "Outage", "RoutedEngine", "least_busy"]
+__all__ = [
+    "LEFT_SECONDS", "Accusation", "Affinity", "EngineDeath", "Fleet", "InFlight", "Outage",
+    "Present", "RoutedEngine", "Turn",
+]  # fmt: skip
+
+#: Seconds for which an engine is counted on to have a request whose client left: of an answer in
+#: one piece LMDeploy notices that only at the next token (`serve/core/chat_runner.py`, collect). A
+#: stream that has begun it ends at once. Under: a first token that takes longer.
+LEFT_SECONDS: Final = 10.0
 
 #: Prefixes shorter than this many bytes of JSON are not worth a detour.
 _SHORTEST_PREFIX: Final = 2048
@@ -41,30 +49,82 @@ _RETRY, _LONGEST_RETRY = 5, 60
 _UNSEEN_PAUSE: Final = 2.0
 
 
-class InFlight(Protocol):
-    """A request at an engine: when a byte of its answer last came, and whether one ever did.
+@dataclass(eq=False)
+class Turn:
+    """A suspect's turn at an engine.
 
-    ``present``: None where it has no body.
+    ``name``: the fingerprint or the client that is suspected; it has one turn at a time.
+    ``alone``: the engine gets nothing new meanwhile. ``longer``: it goes on after the answer began.
     """
 
+    name: str
+    alone: bool
+    longer: bool
+
+
+@dataclass(eq=False)
+class Present:
+    """A request at an engine, as far as a death asks: what, whose, and how far it had come.
+
+    ``fingerprint``: see `deny_file`; None where it has no body, and ends no engine. ``begun``:
+    whether a byte of its answer came. ``sent_at`` and ``left_at``: when it was sent, and when its
+    client left.
+    """
+
+    client: str
+    fingerprint: asyncio.Future[str] | None = None
+    turn: Turn | None = None
+    begun: bool = False
+    sent_at: float = float("-inf")
+    left_at: float = float("inf")
+
+
+class InFlight(Protocol):
+    """A request at an engine; ``heard_at``: when a byte of its answer last came."""
+
     heard_at: float
-    begun: bool
-    present: Present | None
+    present: Present
+
+    @property
+    def begun(self) -> bool:
+        """Whether a byte of its answer came."""
 
     def abort(self, *, died: bool, stuck: bool = False) -> None:
         """End it: the engine died, or is stuck in it."""
 
 
-class RoutedEngine:
-    """One engine.
+class Accusation(NamedTuple):
+    """What a death says of a request or a client: it had its turn, and its answer had begun."""
 
-    Args:
-        index: its number, unlike that of any other.
-        url: its address, without a final slash.
-        share: how many requests it takes beside the others' shares.
-        key: its API key.
-        gate: which requests may be there together, None for any.
-        host_limit: bytes of host memory of images in flight to it, None for any number.
+    in_turn: bool
+    begun: bool
+
+
+@dataclass(eq=False)
+class EngineDeath:
+    """The end of one engine's process: who was there, and what was concluded.
+
+    ``suspects`` are clients by the fingerprints of their requests that may be the cause,
+    ``accused`` all requests and clients that were there, ``refused`` who was refused for it.
+    ``explained``: its cause is known. ``ended``: a supervisor has seen the process end.
+    ``concluding`` is done once all of them are suspected.
+    """
+
+    engine: int
+    at: float
+    suspects: dict[str, str] = field(default_factory=dict)
+    accused: dict[str, Accusation] = field(default_factory=dict)
+    refused: list[str] = field(default_factory=list)
+    explained: bool = False
+    ended: bool = False
+    concluding: asyncio.Task[None] | None = None
+
+
+class RoutedEngine:
+    """One engine, by a number unlike that of any other.
+
+    ``share``: how many requests it takes beside the others' shares; ``gate``: which requests may be
+    there together; ``host_limit``: bytes of host memory of images in flight to it. None is any.
     """
 
     def __init__(
@@ -141,21 +201,19 @@ class RoutedEngine:
 
     def fits(self, cost: Cost, turn: Turn | None = None) -> bool:
         """Whether it takes requests, and has room for this one beside those it has."""
-        return (
-            self.up
-            and (self.turn_of is None or (turn is None and not self.turn_of.alone))
-            and self.gate.fits(cost)
-            and (
-                not cost.host_bytes
-                or self.host_limit is None
-                or self.host_bytes + cost.host_bytes <= self.host_limit
-            )
-        )
+        if not self.up or not self.gate.fits(cost):
+            return False
+        if self.turn_of is not None and (turn is not None or self.turn_of.alone):
+            return False
+        most = self.host_limit
+        return not cost.host_bytes or most is None or self.host_bytes + cost.host_bytes <= most
 
-    @property
-    def capacity(self) -> EngineCapacity:
-        """What it holds at most."""
-        return EngineCapacity(units=self.gate.units, kv=self.gate.kv, host_bytes=self.host_limit)
+    def holds(self, cost: Cost) -> bool:
+        """Whether it holds a request where it has no other."""
+        units, host_limit = self.gate.units, self.host_limit
+        return (units is None or cost.units <= units) and (
+            host_limit is None or cost.host_bytes <= host_limit
+        )
 
     def succeeded(self) -> None:
         """A completion brought its first byte."""
@@ -176,10 +234,7 @@ class RoutedEngine:
 
         The same one for all who were there, and for who is sent a connection of it that was kept.
         What answers after a death, or takes a request later, is another process, whose death is
-        another one.
-
-        Args:
-            sent_at: when the request began that broke off there.
+        another one. ``sent_at`` is when the request began that broke off there.
         """
         if self.death is None or max(self.last_success, sent_at - _PAUSE) > self.died_at:
             self.death = EngineDeath(self.index, time.monotonic())
@@ -188,16 +243,16 @@ class RoutedEngine:
 
     def note_end(self) -> EngineDeath:
         """A supervisor saw its process end: the death that requests may have met already."""
-        if self.death is not None and self.death.seen:
+        if self.death is not None and self.death.ended:
             self.death = None  # of the process before
         death = self.note_death()
-        death.seen = True
+        death.ended = True
         return death
 
     def left_lately(self) -> list[Present]:
         """Requests that it may have though their clients left: now, or when it failed to answer."""
         at = min(time.monotonic(), self.failed_at)
-        return [one for one in self.left if at - one.left_at < LEFT_SECONDS]
+        return [present for present in self.left if at - present.left_at < LEFT_SECONDS]
 
     def abort_all(self, *, died: bool = True) -> None:
         """End every request that waits for this engine."""
@@ -205,27 +260,21 @@ class RoutedEngine:
             request.abort(died=died)
 
 
-def least_busy(engines: Iterable[RoutedEngine]) -> RoutedEngine | None:
-    """The one that one more request fills least, see `RoutedEngine.rank`; None of none."""
-    return min(engines, key=lambda one: one.rank, default=None)
-
-
-class Outage:
+class Outage(NamedTuple):
     """No engine will be up for a while, as its supervisor knows.
 
-    Args:
-        reason: one clause for people.
-        until: when the first engine is started again, by the clock.
-        clock: seconds that only grow.
+    ``reason`` is one clause for people; ``until``, by the ``clock``, is when the first engine is
+    started again.
     """
 
-    def __init__(self, reason: str, until: float, clock: Callable[[], float]) -> None:
-        self.reason, self.until, self._clock = reason, until, clock
+    reason: str
+    until: float
+    clock: Callable[[], float]
 
     @property
     def seconds_left(self) -> int:
         """Whole seconds until the next start, at least 1."""
-        return max(1, ceil(self.until - self._clock()))
+        return max(1, ceil(self.until - self.clock()))
 
     @property
     def message(self) -> str:
@@ -238,8 +287,6 @@ class Fleet:
 
     def __init__(self, engines: Sequence[RoutedEngine]) -> None:
         self.engines = tuple(engines)
-        #: What they hold at most, each size once.
-        self.sizes = frozenset(one.capacity for one in engines)
         #: Whether any has a gate: texts hold something there too.
         self.gated = any(one.gate.units is not None for one in engines)
         #: Why none will be up for a while, where that is known.
@@ -255,6 +302,11 @@ class Fleet:
     def open(self) -> int:
         """How many take requests."""
         return sum(engine.up for engine in self.engines)
+
+    @property
+    def turns_left(self) -> bool:
+        """Whether any that takes requests has no suspect's turn."""
+        return any(engine.up and engine.turn_of is None for engine in self.engines)
 
     @property
     def retry_seconds(self) -> int:
@@ -275,7 +327,8 @@ class Fleet:
 
     def best(self, cost: Cost, turn: Turn | None = None) -> RoutedEngine | None:
         """The least busy engine that has room for so much, and for a turn; None where none has."""
-        return least_busy(one for one in self.engines if one.fits(cost, turn))
+        fitting = (engine for engine in self.engines if engine.fits(cost, turn))
+        return min(fitting, key=lambda engine: engine.rank, default=None)
 
     def dead(self) -> Refusal:
         """What clients are told while no engine is up."""

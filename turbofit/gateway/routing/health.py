@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import Struct
+from turbofit.gateway.upstream import HEALTH_SECONDS
 from turbofit.observe.prometheus import parse_page
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from turbofit.gateway.config import GatewayConfig
     from turbofit.gateway.routing.engines import InFlight, RoutedEngine
-    from turbofit.gateway.routing.upstream import Upstream
+    from turbofit.gateway.upstream import Upstream
 
 __all__ = ["EngineLoad", "Monitor", "engine_load", "healthy", "stuck_requests"]
 
@@ -50,15 +51,8 @@ class Monitor:
 
     An engine is probed with a completion of one text token when it has been idle for long, when
     something failed, and when it owes answers but sends nothing. Three failures in a row take it
-    out, and end what still waits for it; one success brings it back.
-
-    Args:
-        engines: all of them.
-        upstream: asks them.
-        config: when: idle for how long, silent for how long while answers are owed, or in one
-            answer while others get theirs; how long an answer may take, and how soon it is asked
-            again.
-        changed: called when an engine was taken out, or answers again.
+    out, and end what still waits for it; one success brings it back. ``changed`` is called when an
+    engine was taken out, or answers again.
     """
 
     def __init__(
@@ -99,11 +93,8 @@ class Monitor:
     def gone(self, engine: RoutedEngine, *, vanished: bool) -> None:
         """A request could not be sent there.
 
-        Args:
-            engine: which.
-            vanished: whether its machine does not answer. Then the requests that the engine has are
-                ended, and not accused. Else they break off by themselves: only they were at its
-                death.
+        Where its machine does not answer (``vanished``), the requests that the engine has are
+        ended, and not accused. Else they break off by themselves: only they were at its death.
         """
         if engine.up and vanished:
             engine.failures = _FAILURES
@@ -125,55 +116,44 @@ class Monitor:
 
     async def _run(self) -> None:
         while not self._stopped:
-            self._ask_those_due()
-            self._examine_those_due()
+            for engine in self._engines:
+                self._look_at(engine, time.monotonic())
             tick = asyncio.get_running_loop().call_later(_TICK, self._poke.set)
             await self._poke.wait()
             tick.cancel()
             self._poke.clear()
 
-    def _ask_those_due(self) -> None:
-        now = time.monotonic()
-        for engine in self._engines:
-            if engine not in self._asking and self._due(engine, now):
-                engine.last_check = now
-                self._asking[engine] = asyncio.ensure_future(self._ask(engine))
-
-    def _examine_those_due(self) -> None:
-        """Begin to look at requests of which nothing has come for long."""
-        now = time.monotonic()
-        for engine in self._engines:
-            if engine in self._examining or now - engine.last_examined < self._config.retry_seconds:
-                continue
-            if any(now - one.heard_at >= self._config.stuck_seconds for one in engine.in_flight):
-                engine.last_examined = now
-                self._examining[engine] = asyncio.ensure_future(self._examine(engine))
-            else:
-                engine.doubtful = set()
+    def _look_at(self, engine: RoutedEngine, now: float) -> None:
+        """Ask it if that is due, and look at its requests if nothing has come of one for long."""
+        config = self._config
+        if engine not in self._asking and self._due(engine, now):
+            engine.last_check = now
+            self._asking[engine] = asyncio.ensure_future(self._ask(engine))
+        if engine in self._examining or now - engine.last_examined < config.retry_seconds:
+            return
+        if any(now - request.heard_at >= config.stuck_seconds for request in engine.in_flight):
+            engine.last_examined = now
+            self._examining[engine] = asyncio.ensure_future(self._examine(engine))
+        else:
+            engine.doubtful = set()
 
     async def _examine(self, engine: RoutedEngine) -> None:
         """End what the engine has been stuck in at two looks."""
         try:
             load = await self._load(engine)
             now = time.monotonic()
-            found = stuck_requests(tuple(engine.in_flight), load, now, self._config.stuck_seconds)
-            again = found & engine.doubtful
-            for request in [one for one in engine.in_flight if one in again]:
-                _LOG.info("engine %s is stuck in a request: it is ended", engine.index)
-                request.abort(died=True, stuck=True)
-            engine.doubtful = found
+            stuck = stuck_requests(tuple(engine.in_flight), load, now, self._config.stuck_seconds)
+            for request in tuple(engine.in_flight):
+                if request in stuck and request in engine.doubtful:
+                    _LOG.info("engine %s is stuck in a request: it is ended", engine.index)
+                    request.abort(died=True, stuck=True)
+            engine.doubtful = stuck
         finally:
             del self._examining[engine]
 
     async def _load(self, engine: RoutedEngine) -> EngineLoad | None:
         """What an engine says of itself, where it does."""
-        return engine_load(await self._upstream.metrics(engine))
-
-    async def _moves(self, engine: RoutedEngine) -> bool:
-        """Whether an engine that does not answer has counted tokens since it last did not."""
-        load = await self._load(engine)
-        before, engine.tokens = engine.tokens, None if load is None else load.tokens
-        return before is not None and engine.tokens is not None and engine.tokens > before
+        return engine_load(await self._upstream.page(engine, "/metrics", HEALTH_SECONDS))
 
     def _due(self, engine: RoutedEngine, now: float) -> bool:
         soon = self._config.retry_seconds
@@ -196,8 +176,11 @@ class Monitor:
         if works or (engine.up and engine.last_success > began):
             self._bring_back(engine)
             return
-        if engine.in_flight and await self._moves(engine):
-            return  # slow, not stuck
+        if engine.in_flight:
+            load = await self._load(engine)
+            before, engine.tokens = engine.tokens, None if load is None else load.tokens
+            if before is not None and engine.tokens is not None and engine.tokens > before:
+                return  # slow, not stuck: it has counted tokens since it last did not answer
         engine.failures += 1
         engine.failed_at = min(engine.failed_at, time.monotonic())
         if engine.failures >= _FAILURES and (engine.up or engine.in_flight):
@@ -229,34 +212,29 @@ class EngineLoad(Struct):
 
 def engine_load(page: str) -> EngineLoad | None:
     """What LMDeploy's metrics page says; None where it says nothing of it."""
-    found = parse_page(page)
-    running = found.total("lmdeploy:num_requests_running")
-    queued = found.total("lmdeploy:num_requests_waiting")
+    total = parse_page(page).total
+    running = total("lmdeploy:num_requests_running")
+    queued = total("lmdeploy:num_requests_waiting")
     if running is None or queued is None:
         return None
-    queued += max(0.0, found.total("lmdeploy:num_api_requests_waiting") or 0.0)
-    tokens = (
-        found.total(f"lmdeploy:{what}_tokens_total") or 0.0 for what in ("prompt", "generation")
-    )
+    queued += max(0.0, total("lmdeploy:num_api_requests_waiting") or 0.0)
+    tokens = (total(f"lmdeploy:{what}_tokens_total") or 0.0 for what in ("prompt", "generation"))
     return EngineLoad(running=int(running), queued=int(queued), tokens=sum(tokens))
 
 
 def stuck_requests(
     requests: Collection[InFlight], load: EngineLoad | None, now: float, patience: float
 ) -> set[InFlight]:
-    """Those that the engine seems to be stuck in.
+    """Those of all requests at an engine that it seems to be stuck in.
 
-    Args:
-        requests: all that this gateway has at the engine.
-        load: what the engine says; None where it does not tell.
-        now: by the clock of the requests.
-        patience: seconds of silence that are none.
+    ``load`` is what the engine says, None where it does not tell; silence of fewer seconds than
+    ``patience`` is none.
     """
     newest = max((one.heard_at for one in requests if one.begun), default=float("-inf"))
     silent = [one for one in requests if now - one.heard_at >= patience]
-    found = set()
+    stuck = set()
     if load is None or not load.queued:
-        found = {one for one in silent if one.begun and newest - one.heard_at >= patience}
+        stuck = {one for one in silent if one.begun and newest - one.heard_at >= patience}
     if load is not None and not load.running and not load.queued:
-        found.update(one for one in silent if not one.begun)
-    return found
+        stuck.update(one for one in silent if not one.begun)
+    return stuck

@@ -6,35 +6,32 @@ import asyncio
 import re
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import aiohttp
 import msgspec
 
 from turbofit.core.process.log import LazyLogger
-from turbofit.gateway.http.asgi import uncancel
 from turbofit.gateway.http.refusals import Refusal, of_engine, refusal_event
+from turbofit.gateway.http.request_context import ForwardOutcome, sent_headers, uncancel
 from turbofit.gateway.limits.gate import Cost
-from turbofit.gateway.routing.deny_file import Fingerprint
-from turbofit.gateway.routing.request_context import sent_headers
-from turbofit.gateway.routing.suspects import LEFT_SECONDS, ForwardOutcome, Present
-from turbofit.gateway.routing.upstream import Died, Unreachable, vanished
+from turbofit.gateway.routing.deny_file import fingerprint
+from turbofit.gateway.routing.engines import LEFT_SECONDS, Present
+from turbofit.gateway.upstream import Died, Unreachable, vanished
 
 if TYPE_CHECKING:
-    from turbofit.gateway.http.asgi import Send
     from turbofit.gateway.http.body import Bodies
     from turbofit.gateway.http.metrics import Metrics
-    from turbofit.gateway.routing.admission import Admission
+    from turbofit.gateway.http.request_context import RequestContext, Send
+    from turbofit.gateway.routing.admission import Admission, Place
     from turbofit.gateway.routing.deny_list import DenyList
-    from turbofit.gateway.routing.engines import Chooser, Fleet, RoutedEngine
+    from turbofit.gateway.routing.engines import Chooser, EngineDeath, Fleet, RoutedEngine
     from turbofit.gateway.routing.health import Monitor
-    from turbofit.gateway.routing.request_context import RequestContext
-    from turbofit.gateway.routing.suspects import Turn
-    from turbofit.gateway.routing.upstream import Upstream
+    from turbofit.gateway.upstream import Upstream
 
     HeaderList = list[tuple[bytes, bytes]]
 
-__all__ = ["EngineDied", "Exchange", "Place", "RequestForwarder"]
+__all__ = ["EngineDied", "Exchange", "RequestForwarder"]
 
 _LOG: Final = LazyLogger(__name__)
 
@@ -49,8 +46,6 @@ _LONGEST_EVENT: Final = 1 << 20
 _RETRY_DIED: Final = 5
 #: Seconds that a turn lasts on after the answer began, where that is not enough to clear it.
 _LONGER: Final = 10.0
-#: Seconds for which an engine gets nothing new after a client has left its turn alone there.
-_ALONE_AFTER: Final = 1.0
 #: An event of a stream, and how many bytes at the end of an answer may hold its usage.
 _DATA: Final = b"data: {"
 _TAIL: Final = 4096
@@ -67,7 +62,6 @@ _UNAVAILABLE_EVENT: Final = re.compile(
     + re.escape(_UNAVAILABLE)
     + b'"'
 )
-_LOOP_ENDED: Final = "the engine's loop has ended"
 #: Events of the Responses API that the engine's output makes; LMDeploy's server sends the others
 #: without it. And those that tell of an error.
 _GENERATED: Final = re.compile(
@@ -83,83 +77,19 @@ class EngineDied(Refusal):
         super().__init__(key, retry_after=_RETRY_DIED)
 
 
-class Place:
-    """A place at an engine, and a suspect's turn there.
-
-    Args:
-        forwarder: whose admission gave them.
-        request: which has them.
-        engine: where.
-        cost: what was taken there.
-        turn: of a suspect.
-    """
-
-    def __init__(
-        self,
-        forwarder: RequestForwarder,
-        request: RequestContext,
-        engine: RoutedEngine,
-        cost: Cost,
-        turn: Turn | None,
-    ) -> None:
-        self._by, self._present, self._cost, self._turn = forwarder, request.present, cost, turn
-        self.engine, self._left = engine, False
-
-    def begin(self) -> None:
-        """The answer has begun: give back what it holds no more; a turn ends well, now or later."""
-        if not self._left:
-            self._left = self._by.admission.begin(self.engine, self._cost)
-        if self._turn is not None and self._turn.longer:
-            asyncio.get_running_loop().call_later(_LONGER, self._end_turn_well)
-        else:
-            self._end_turn_well()
-
-    def _end_turn_well(self) -> None:
-        if self._turn is not None and self.engine.turn_of is self._turn:
-            self.clear()
-            self._by.admission.end_turn(self.engine, self._turn)
-
-    def clear(self) -> None:
-        """The engine has answered the request."""
-        if self._present is not None:
-            self._by.deny_list.answered(self._present)
-
-    def leave(self, after: float = 0.0, *, left: bool = False) -> None:
-        """Give everything back, once.
-
-        Args:
-            after: seconds for which the engine may still hold something.
-            left: the client left, and the engine may yet die of its request.
-        """
-        admission = self._by.admission
-        if not self._left:
-            self._left = True
-            admission.release(self.engine, self._cost, after)
-        if self._turn is None:
-            return
-        if left and after:
-            loop = asyncio.get_running_loop()
-            loop.call_later(_ALONE_AFTER, admission.open_turn, self._turn)
-            loop.call_later(after, admission.end_turn, self.engine, self._turn)
-        else:
-            admission.end_turn(self.engine, self._turn)
-
-
 class Exchange(ForwardOutcome):
     """One request sent to one engine, and its answer passed on.
 
-    Args:
-        forwarder: whose request it is.
-        request: what is asked, by whom.
-        place: where it goes; it is given back at the end.
-        send: the client, as ASGI has it.
-        last: no other engine will be asked.
+    ``heard_at``: when a byte of the answer last came. ``death``: of the engine, where it ended or
+    was given up; None where its machine vanished, or it was drained. ``last``: no other engine will
+    be asked. Its place is given back at the end.
     """
 
     def __init__(
         self,
         forwarder: RequestForwarder,
         request: RequestContext,
+        present: Present,
         place: Place,
         send: Send,
         *,
@@ -168,11 +98,19 @@ class Exchange(ForwardOutcome):
         super().__init__()
         assert request.route is not None
         self._by, self._request, self._route, self._send = forwarder, request, request.route, send
-        self._place, self._engine, self._last = place, place.engine, last
-        self._task: asyncio.Task[Any] | None = None
+        self.present, self._place, self._engine, self._last = present, place, place.engine, last
+        self._task = asyncio.current_task()
         self._aborted = False
-        self.heard_at = self._sent_at = 0.0
-        self.present = request.present
+        self.heard_at = self._sent_at = time.monotonic()
+        self.death: EngineDeath | None = None
+        #: The engine's machine does not answer any more, it seems; it lives, and sent nothing of
+        #: this answer; it answered that it cannot serve.
+        self._vanished = self._stuck = self._failed = False
+
+    @property
+    def begun(self) -> bool:
+        """Whether a byte of the answer came from the engine."""
+        return self.present.begun
 
     async def run(self) -> None:
         """Send the request and pass the answer on.
@@ -182,26 +120,24 @@ class Exchange(ForwardOutcome):
             Unreachable: the request was never sent.
             Refusal: its answer in one piece is larger than the gateway holds.
         """
-        engine, self._task, left = self._engine, asyncio.current_task(), False
+        engine, left = self._engine, False
         engine.in_flight[self] = None
-        self.heard_at = self._sent_at = time.monotonic()
-        if self.present is not None:
-            self.present.sent_at, self.present.begun = self._sent_at, False
+        self.present.sent_at, self.present.begun = self._sent_at, False
         engine.outstanding += 1
         if engine.outstanding == 1:
             engine.heard()  # its silence counts from now
         try:
-            await self._answer(await self._open())
-            if not self.failed:
-                self._place.clear()
+            await self._ask()
+            if not self._failed:
+                self._by.deny_list.answered(self.present)
         except (Died, aiohttp.ClientError, OSError) as exc:
-            self.vanished = vanished(exc)
-            self._note_break(died=not self.vanished)
+            self._vanished = vanished(exc)
+            self._note_break(died=not self._vanished)
             await self._end_broken()
         except asyncio.CancelledError:
             if not self._aborted:
                 left = not self.broken
-                if self.present is not None and not engine.dead_since(self._sent_at):
+                if not engine.dead_since(self._sent_at):
                     self.present.left_at = time.monotonic()
                     engine.left.append(self.present)
                 raise
@@ -216,22 +152,16 @@ class Exchange(ForwardOutcome):
         """Give the place back, and tell who watches the engine what was seen of it."""
         engine, by = self._engine, self._by
         # A connection may break while the engine lives, and goes on with the request.
-        goes_on = self.stuck or (not self.begun and (left or self.broken))
+        goes_on = self._stuck or (not self.begun and (left or self.broken))
         self._place.leave(LEFT_SECONDS if goes_on else 0.0, left=left)
-        if self.broken or self.failed:
+        if self.broken or self._failed:
             by.monitor.suspect(engine)
             # One that broke off before a byte came is starting again, or about to: where others
             # are up, it would be asked first, having nothing, and break off every request.
-            unbegun = self.broken and not self.started and not self.stuck
-            if self.vanished or (unbegun and by.fleet.open > engine.up):
+            unbegun = self.broken and not self.started and not self._stuck
+            if self._vanished or (unbegun and by.fleet.open > engine.up):
                 by.monitor.doubt(engine)
             by.metrics.count("engine_failures_total", f"engine={engine.index}")
-
-    def _begins_to_answer(self, begins: bool = True) -> None:
-        """A byte of the answer came, or what came was none."""
-        self.begun = begins
-        if self.present is not None:
-            self.present.begun = begins
 
     def abort(self, *, died: bool, stuck: bool = False) -> None:
         """The engine was given up, or is stuck in this request: stop waiting for it.
@@ -239,7 +169,7 @@ class Exchange(ForwardOutcome):
         Where it broke off, the client is being told so already.
         """
         if self._task is not None and not self.broken:
-            self._aborted, self.stuck = True, stuck
+            self._aborted, self._stuck = True, stuck
             self._note_break(died=died)
             self._task.cancel()
 
@@ -248,7 +178,7 @@ class Exchange(ForwardOutcome):
         if self.broken:
             return
         self.broken = True
-        if died and self.stuck:
+        if died and self._stuck:
             self.death = self._by.deny_list.stuck(self._engine, self.present)
         elif died:
             self.death = self._by.deny_list.engine_died(self._engine, self._sent_at)
@@ -264,7 +194,7 @@ class Exchange(ForwardOutcome):
         if not self._engine.dead_since(self._sent_at):
             self._engine.succeeded()
 
-    async def _open(self) -> aiohttp.ClientResponse:
+    async def _ask(self) -> None:
         request, route, by = self._request, self._route, self._by
         response = await by.upstream.open(
             self._engine, route.method, route.path, request.body or None, sent_headers(request)
@@ -272,12 +202,9 @@ class Exchange(ForwardOutcome):
         # Kept only where another engine could be given it, and while bodies leave room.
         if self._last or by.fleet.open < 2 or not by.bodies.roomy:
             by.forget(request)
-        return response
-
-    async def _answer(self, response: aiohttp.ClientResponse) -> None:
         try:
             self.status = response.status
-            self.failed = response.status >= 500
+            self._failed = response.status >= 500
             kind = response.headers.get("Content-Type", "application/json")
             if response.status == 200 and kind.startswith("text/event-stream"):
                 await self._stream(response, kind)
@@ -309,14 +236,24 @@ class Exchange(ForwardOutcome):
         end = _UNAVAILABLE_EVENT.search(events) if _UNAVAILABLE in events else None
         if end is not None:
             events = events[: end.start()]
-        if events:
-            self._note_events(events)
-            await self._pass(events, kind)
-        else:
+        if not events:
             self._hear()
+        else:
+            self._note_events(events)
+            if not self.started:
+                no_buffer = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+                await self._start(200, kind, no_buffer)
+            self.bytes_out += len(events)
+            self.events += events.count(_DATA)
+            if b'"usage"' in events:
+                self.tail = events[-_TAIL:]
+            await self._send({"type": "http.response.body", "body": events, "more_body": True})
         if end is not None:
-            self._by.monitor.doubt(self._engine)
-            raise Died(_LOOP_ENDED)
+            raise self._loop_ended()
+
+    def _loop_ended(self) -> Died:
+        self._by.monitor.doubt(self._engine)
+        return Died("the engine's loop has ended")
 
     def _note_events(self, events: bytes) -> None:
         """Note what events say of the engine: when it was heard, whether it answers or failed."""
@@ -324,18 +261,28 @@ class Exchange(ForwardOutcome):
             self._hear()
             return
         if self._route.api == "responses" and not _GENERATED.search(events):
-            self.failed |= _FAILED.search(events) is not None
+            self._failed |= _FAILED.search(events) is not None
             return
         self.first_byte = time.perf_counter()
-        self._begins_to_answer()
+        self.present.begun = True
         self.heard_at = time.monotonic()
         if events.startswith(_ERROR_EVENTS):
-            self.failed = True
-        else:
-            self._succeeded()
-            # All images are behind it; of several copies the first byte tells only about one.
-            if self._request.prepared.copies == 1:
-                self._place.begin()
+            self._failed = True
+            return
+        self._succeeded()
+        # All images are behind it; of several copies the first byte tells only about one.
+        if self._request.prepared.copies == 1:
+            self._place.begin()
+            if self._place.turn is not None and self._place.turn.longer:
+                asyncio.get_running_loop().call_later(_LONGER, self._end_turn_well)
+            else:
+                self._end_turn_well()
+
+    def _end_turn_well(self) -> None:
+        turn = self._place.turn
+        if turn is not None and self._engine.turn_of is turn:
+            self._by.deny_list.answered(self.present)
+            self._place.end_turn()
 
     async def _whole(self, response: aiohttp.ClientResponse, kind: str) -> None:
         """An answer in one piece, kept back until it is whole.
@@ -347,21 +294,23 @@ class Exchange(ForwardOutcome):
         data = bytearray()
         while chunk := await response.content.readany():
             data += chunk
-            self._begins_to_answer()
+            self.present.begun = True
             self._hear()
             if len(data) > _LARGEST_ANSWER:
                 raise Refusal("answer_too_large", most=_LARGEST_ANSWER)
         if response.status == 503 and _UNAVAILABLE in data:
-            self._begins_to_answer(False)
-            self._by.monitor.doubt(self._engine)
-            raise Died(_LOOP_ENDED)
-        refusal = of_engine(bytes(data)) if response.status == 400 else None
+            self.present.begun = False
+            raise self._loop_ended()
+        body = bytes(data)
+        refusal = of_engine(body) if response.status == 400 else None
         if refusal is not None:
             raise refusal
         self.first_byte = time.perf_counter()
-        if response.status == 200 and self._route.kind not in ("count_tokens", "encode", "models"):
-            self._succeeded()
-        body = self._counted(bytes(data)) if response.status == 200 else bytes(data)
+        if response.status == 200:
+            if self._route.kind not in ("count_tokens", "encode", "models"):
+                self._succeeded()
+            if self._route.kind == "count_tokens":
+                body = _with_image_tokens(body, self._request.prepared.tokens)
         self.tail = body[-_TAIL:]
         headers = [(b"content-length", str(len(body)).encode())]
         retry = response.headers.get("Retry-After")
@@ -371,27 +320,6 @@ class Exchange(ForwardOutcome):
         self.bytes_out += len(body)
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
-    def _counted(self, body: bytes) -> bytes:
-        """Image tokens added to a count of the text."""
-        if self._route.kind != "count_tokens" or not self._request.prepared.tokens:
-            return body
-        try:
-            document = msgspec.json.decode(body)
-            document["input_tokens"] += self._request.prepared.tokens
-        except (msgspec.MsgspecError, LookupError, TypeError):
-            return body
-        return msgspec.json.encode(document)
-
-    async def _pass(self, data: bytes, kind: str) -> None:
-        if not self.started:
-            no_buffer = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
-            await self._start(200, kind, no_buffer)
-        self.bytes_out += len(data)
-        self.events += data.count(_DATA)
-        if b'"usage"' in data:
-            self.tail = data[-_TAIL:]
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
-
     async def _start(self, status: int, kind: str, headers: HeaderList) -> None:
         self.started = True
         self._by.forget(self._request)  # nobody else is asked from now on
@@ -400,7 +328,7 @@ class Exchange(ForwardOutcome):
 
     async def _end_broken(self) -> None:
         """An error event where the stream had begun, else `EngineDied`."""
-        refusal = EngineDied("engine_died:stuck") if self.stuck else EngineDied()
+        refusal = EngineDied("engine_died:stuck") if self._stuck else EngineDied()
         if not self.started:
             raise refusal
         event = refusal_event(self._route.api, refusal)
@@ -414,6 +342,16 @@ def _events(data: bytes) -> tuple[bytes, bytes]:
     if at < 0:
         return (data, b"") if len(data) > _LONGEST_EVENT else (b"", data)
     return data[: at + 2], data[at + 2 :]
+
+
+def _with_image_tokens(body: bytes, tokens: int) -> bytes:
+    """A count of the text's tokens with those of the images."""
+    try:
+        document = msgspec.json.decode(body)
+        document["input_tokens"] += tokens
+    except (msgspec.MsgspecError, LookupError, TypeError):
+        return body
+    return msgspec.json.encode(document)
 
 
 @dataclass
@@ -444,92 +382,81 @@ class RequestForwarder:
             Refusal: no room, no engine, its engine ended, or it is refused.
         """
         assert request.route is not None
+        present = Present(request.who)
         if request.body:
-            fingerprint = Fingerprint(self.deny_list.file.key, request.route.path, request.body)
-            request.present = Present(fingerprint, request.who)
+            key = self.deny_list.file.key
+            present.fingerprint = fingerprint(key, request.route.path, request.body)
         unreached, again = 0, False
         while unreached < _MOST_ENGINES:
-            place = await self._take(request, choose)
+            place = await self._take(request, present, choose)
+            engine = request.engine = place.engine
+            request.outcome = exchange = Exchange(self, request, present, place, send, last=again)
             try:
-                request.engine = place.engine
-                request.outcome = exchange = Exchange(self, request, place, send, last=again)
-                await exchange.run()
+                return await exchange.run()
             except Unreachable as exc:
-                await self._unreachable(place.engine, exc)
+                # Nobody was asked: whoever comes next gets another engine.
+                self.monitor.gone(engine, vanished=exc.vanished)
+                self.metrics.count("engine_failures_total", f"engine={engine.index}")
+                # An equal request may be what it died of.
+                await _concluded(self.deny_list.nothing_listens(engine) if exc.ended else None)
                 unreached += 1
             except EngineDied as exc:
-                await self._broke_off(request, exc, again=again)
+                if not self.fleet.open:
+                    exc.retry_after = self.fleet.retry_seconds
+                await _concluded(exchange.death)
+                if exchange.death or again or request.forgotten or not self.fleet.open:
+                    raise
+                self.metrics.count("retried_total")
+                _LOG.info("request %s is sent to another engine", request.id)
                 again = True
-            else:
-                return
         raise self.fleet.dead()
 
-    async def _unreachable(self, engine: RoutedEngine, exc: Unreachable) -> None:
-        """Nobody was asked: whoever comes next gets another engine."""
-        self.monitor.gone(engine, vanished=exc.vanished)
-        self.metrics.count("engine_failures_total", f"engine={engine.index}")
-        death = self.deny_list.nothing_listens(engine) if exc.ended else None
-        if death is not None and death.told is not None:
-            await death.told  # an equal request may be what it died of
-
-    async def _broke_off(self, request: RequestContext, died: EngineDied, *, again: bool) -> None:
-        """Return where the request may be sent again.
-
-        Raises:
-            Refusal: it may not.
-        """
-        outcome = request.outcome
-        assert outcome is not None
-        if not self.fleet.open:
-            died.retry_after = self.fleet.retry_seconds
-        if outcome.death is not None and outcome.death.told is not None:
-            await outcome.death.told
-        if outcome.death is not None or again or request.forgotten or not self.fleet.open:
-            raise died
-        self.metrics.count("retried_total")
-        _LOG.info("request %s is sent to another engine", request.id)
-
-    async def _take(self, request: RequestContext, choose: Chooser | None) -> Place:
+    async def _take(
+        self, request: RequestContext, present: Present, choose: Chooser | None
+    ) -> Place:
         """A place at an engine, beside others, or in a suspect's turn.
 
         Raises:
             Refusal: no room, no engine, or it is refused.
         """
-        prepared, present = request.prepared, request.present
+        prepared = request.prepared
         while True:
-            turn = None if present is None else await self.deny_list.turn(present)
+            turn = await self.deny_list.turn(present)
             cost = Cost(
                 units=prepared.units,
                 host_bytes=prepared.host_bytes,
                 tokens=prepared.kv_tokens,
                 copies=prepared.copies,
             )
-            engine = await self.admission.admit(request.who, cost, choose, turn)
-            place = Place(self, request, engine, cost, turn)
+            place = await self.admission.admit(request.who, cost, choose, turn)
             try:
                 # Much may have become known while it waited.
-                now = None if present is None else await self.deny_list.turn(present)
+                now = await self.deny_list.turn(present)
                 same = (now and now.name) == (turn and turn.name)
                 if same and turn is not None and now is not None:
                     turn.alone |= now.alone
                     turn.longer |= now.longer
-                if same and turn is not None and turn.alone:
-                    await _until_others_have_begun(engine)
+                    if turn.alone:
+                        await _until_others_have_begun(place.engine)
             except BaseException:
                 place.leave()
                 raise
             if same:
-                break
+                present.turn = turn
+                return place
             place.leave()
-        if present is not None:
-            present.turn = turn
-        return place
 
     def forget(self, request: RequestContext) -> None:
         """No more need of the body: a stream may last for minutes, and need not hold megabytes."""
         if request.bytes_in and not request.forgotten:
             self.bodies.keep(-request.bytes_in, request.who)
         request.forgotten, request.body = True, b""
+
+
+async def _concluded(death: EngineDeath | None) -> None:
+    """Wait until all that were at a death are suspected."""
+    if death is not None and death.concluding is not None:
+        await death.concluding
 
 
 async def _until_others_have_begun(engine: RoutedEngine) -> None:

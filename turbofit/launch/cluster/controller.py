@@ -624,7 +624,7 @@ class _Run:
     def _end(self, stop: StopSignal, *, failed: bool) -> None:
         """Drain, stop, and leave nothing."""
         urgent = failed or stop.urgent
-        stop.on_second(self._front.strike)
+        stop.on_second(self._front.cut_off)
         if not urgent:
             self._controller.say("draining: what is under way may end")
         self._front.stop(drain=not urgent)

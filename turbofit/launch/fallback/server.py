@@ -33,16 +33,15 @@ from turbofit.core.process.ports import DEFAULT_PORT
 from turbofit.core.units import format_bytes
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.http.asgi_app import AsgiApp, while_connected
-from turbofit.gateway.http.bodies import read_body
 from turbofit.gateway.http.model_names import ModelCard, hold_name, models_document
 from turbofit.gateway.http.prepare import decode
 from turbofit.gateway.http.refusals import Refusal, refusal_event
-from turbofit.gateway.http.routes import find_route, is_health
+from turbofit.gateway.http.request_context import RequestContext, answer
 from turbofit.gateway.limits.parameters import ANSWER_LENGTHS
 from turbofit.gateway.limits.ranges import hold_parameters
+from turbofit.gateway.limits.request_body import read_body
 from turbofit.gateway.limits.rules import Scope, refused
 from turbofit.gateway.media.pictures import from_url
-from turbofit.gateway.routing.request_context import RequestContext, answer
 from turbofit.gateway.server import run_gateway
 from turbofit.memory.transformers.components import load_model, load_processor
 from turbofit.planning.fallback_command import read_map
@@ -51,8 +50,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from turbofit.core.json_types import JsonObject
-    from turbofit.gateway.http.asgi import Message, Receive, Send
-    from turbofit.gateway.http.routes import Kind
+    from turbofit.gateway.http.request_context import Receive, Send
+    from turbofit.gateway.http.routes import Kind, Route
 
 __all__ = ["FallbackApp", "GenerationOptions", "ServedModel", "main", "make_handlers"]
 
@@ -346,15 +345,13 @@ class FallbackApp(AsgiApp):
             self._on_fatal(self._model.fatal)
 
     async def _serve(
-        self, request: RequestContext, path: bytes, _scope: Message, receive: Receive, send: Send
+        self, request: RequestContext, route: Route, receive: Receive, send: Send
     ) -> None:
-        if is_health(path):
+        if route.kind == "health":
             health = self._model.health
             retry = None if health == "ok" else _RETRY_SECONDS
             await self._answer_health(request, send, {"status": health}, retry)
             return
-        self._keys.check(request.headers)
-        route = find_route(request.method, path)
         if route.kind == "models":
             card = ModelCard(self._options.name, self._options.name)
             page = msgspec.json.encode(models_document([card], request.api))

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from tests.support.gateway import chat, data_url, image_part, picture
-from turbofit.gateway.http.bodies import read_body
 from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.limits.request_body import read_body
 from turbofit.gateway.media.pictures import Picture
 
 URL = data_url(picture(8, 8))

@@ -8,14 +8,16 @@ never a URL, a path or a knob that a client wrote.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.parameters import passed
 from turbofit.gateway.limits.request_limits import shown
+from turbofit.gateway.limits.rules import refused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable
 
     from turbofit.core.json_types import JsonObject
     from turbofit.gateway.http.routes import Kind
@@ -122,19 +124,19 @@ def _chat(parsed: Parsed) -> None:
         for message in messages:
             _chat_message(parsed, message)
     elif messages is not None and not isinstance(messages, str):
-        raise _bad("messages", "is no list")
+        raise refused("messages", "is no list")
     _image_data(parsed)
     parsed.copies = _integer(body, "n") or 1
 
 
 def _chat_message(parsed: Parsed, message: Any) -> None:
     if not isinstance(message, dict):
-        raise _bad("messages", "holds something that is no object")
+        raise refused("messages", "holds something that is no object")
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str) or role in _INNER_ROLES:
-        raise _bad("messages", "holds a role that does not exist")
+        raise refused("messages", "holds a role that does not exist")
     if isinstance(content, dict):
-        raise _bad("messages", "holds content that is neither text nor a list")
+        raise refused("messages", "holds content that is neither text nor a list")
     if not isinstance(content, list):
         return
     if role == "assistant":
@@ -143,7 +145,7 @@ def _chat_message(parsed: Parsed, message: Any) -> None:
         kind = _part_type(part)
         if kind in _TEXT_PARTS:
             if not isinstance(part.get("text"), str):
-                raise _bad("messages", "holds a text part without text")
+                raise refused("messages", "holds a text part without text")
             content[index] = {"type": "text", "text": part["text"]}
         elif kind in _IMAGE_PARTS and role in ("user", "tool"):
             source, options = _source(part, kind)
@@ -153,13 +155,15 @@ def _chat_message(parsed: Parsed, message: Any) -> None:
         elif kind == "refusal" and role == "assistant":
             content[index] = {"type": "text", "text": str(part.get("refusal", ""))}
         elif kind in _IMAGE_PARTS:
-            raise _bad("messages", f"holds an image in a message of role {role[:20]!r}")
+            raise refused("messages", f"holds an image in a message of role {role[:20]!r}")
         elif kind in _CLIP_PARTS:
-            raise _bad("messages", f"holds a video in a message of role {role[:20]!r}")
+            raise refused("messages", f"holds a video in a message of role {role[:20]!r}")
         elif kind in _OTHER_PARTS:
-            raise _bad("messages", f"holds a part of type {kind!r}, which this model does not take")
+            raise refused(
+                "messages", f"holds a part of type {kind!r}, which this model does not take"
+            )
         else:
-            raise _bad(
+            raise refused(
                 "messages",
                 f"holds a part of unknown type {kind[:20]!r}: text, image_url and video_url are "
                 "taken",
@@ -184,79 +188,68 @@ def _forget_unknown(parsed: Parsed, content: list[Any]) -> None:
 def _part_type(part: Any) -> str:
     kind = part.get("type") if isinstance(part, dict) else None
     if not isinstance(kind, str):
-        raise _bad("messages", "holds a part without a type")
+        raise refused("messages", "holds a part without a type")
     return kind
 
 
 def _source(part: dict[str, Any], kind: str) -> tuple[str, dict[str, Any]]:
     """URL and parameters of an image part: a value beside its parameters, or an object of both."""
     value = part.get(kind)
-    beside = {name: found for name, found in part.items() if name not in ("type", kind)}
+    options = {name: option for name, option in part.items() if name not in ("type", kind)}
     if not isinstance(value, dict):
-        return _url(value), beside
-    options = {**beside, **value}
-    return _url(value.get("url") or value.get("data")), options
+        return _url(value), options
+    return _url(value.get("url") or value.get("data")), {**options, **value}
 
 
 def _url(value: Any) -> str:
     if not isinstance(value, str):
-        raise _bad("image_url", "is no string")
+        raise refused("image_url", "is no string")
     return value
 
 
 def _image_data(parsed: Parsed) -> None:
     """``image_data`` beside ``input_ids`` or a prompt: a URL, an object, or a list of these."""
-    found = parsed.body.get("image_data")
-    if found is None:
+    if "image_data" not in parsed.body:
         return
-    images = found if isinstance(found, list) else [found]
-    parsed.body["image_data"] = images
+    value = parsed.body["image_data"]
+    images = parsed.body["image_data"] = value if isinstance(value, list) else [value]
     for index, image in enumerate(images):
-        if isinstance(image, dict):
-            source = _url(image.get("url") or image.get("data"))
-            parsed.slots.append(MediaSlot(source, dict(image), "data", images, index))
-        else:
-            parsed.slots.append(MediaSlot(_url(image), {}, "data", images, index))
+        options = dict(image) if isinstance(image, dict) else {"url": image}
+        source = _url(options.get("url") or options.get("data"))
+        parsed.slots.append(MediaSlot(source, options, "data", images, index))
 
 
 def _completions(parsed: Parsed) -> None:
     """Text only: LMDeploy takes a list of anything, messages with images included."""
-    prompt = parsed.body.get("prompt")
-    prompts = prompt if isinstance(prompt, list) else [prompt]
-    if not prompts or not all(isinstance(one, str) for one in prompts):
-        raise _bad("prompt", "is neither a string nor a list of strings")
+    prompts = _texts(parsed.body, "prompt")
+    if not prompts:
+        raise refused("prompt", "is an empty list")
     parsed.copies = len(prompts) * (_integer(parsed.body, "n") or 1)
 
 
-def _generate(parsed: Parsed) -> None:
-    _image_data(parsed)
-
-
-def _messages(parsed: Parsed) -> None:
-    _anthropic(parsed, "block")
-    _image_data(parsed)
-
-
-def _count_tokens(parsed: Parsed) -> None:
-    _anthropic(parsed, "count")
+def _texts(body: dict[str, Any], name: str) -> list[str]:
+    value = body.get(name)
+    texts: list[Any] = value if isinstance(value, list) else [value]
+    if not all(isinstance(text, str) for text in texts):
+        raise refused(name, "is neither a string nor a list of strings")
+    return texts
 
 
 def _anthropic(parsed: Parsed, shape: _Shape) -> None:
-    messages = parsed.body.get("messages")
-    if messages is None:
-        return
+    messages = parsed.body.get("messages", [])
     if not isinstance(messages, list):
-        raise _bad("messages", "is no list")
+        raise refused("messages", "is no list")
     for message in messages:
         if not isinstance(message, dict):
-            raise _bad("messages", "holds something that is no object")
+            raise refused("messages", "holds something that is no object")
         role, content = message.get("role"), message.get("content")
         if role not in ("user", "assistant", "system"):
-            raise _bad("messages", "holds a role that does not exist")
+            raise refused("messages", "holds a role that does not exist")
         if isinstance(content, list):
             _blocks(parsed, content, role == "user", shape)
         elif not isinstance(content, str):
-            raise _bad("messages", "holds content that is neither text nor a list")
+            raise refused("messages", "holds content that is neither text nor a list")
+    _image_data(parsed)
 
 
 def _blocks(parsed: Parsed, blocks: list[Any], may: bool, shape: _Shape, depth: int = 0) -> None:
@@ -265,14 +258,14 @@ def _blocks(parsed: Parsed, blocks: list[Any], may: bool, shape: _Shape, depth: 
         kind = _part_type(block)
         if kind == "image":
             if not may:
-                raise _bad("messages", "holds an image in a message that is not the user's")
+                raise refused("messages", "holds an image in a message that is not the user's")
             parsed.slots.append(_block_slot(block, shape, blocks, index))
         elif kind == "tool_result" and isinstance(block.get("content"), list):
             if depth:
-                raise _bad("messages", "holds a tool result inside another")
+                raise refused("messages", "holds a tool result inside another")
             _blocks(parsed, block["content"], may, shape, depth + 1)
         elif kind in (*_CLIP_PARTS, *_OTHER_PARTS):
-            raise _bad(
+            raise refused(
                 "messages", f"holds a block of type {kind!r}, which this route does not take"
             )
 
@@ -281,7 +274,7 @@ def _block_slot(block: dict[str, Any], shape: _Shape, place: list[Any], index: i
     source = block.get("source")
     kind = source.get("type") if isinstance(source, dict) else None
     if not isinstance(source, dict) or kind not in ("base64", "url"):
-        raise _bad("messages", "holds an image whose source is neither base64 nor url")
+        raise refused("messages", "holds an image whose source is neither base64 nor url")
     inline = kind == "base64"
     return MediaSlot(
         _url(source.get("data" if inline else "url")), {}, shape, place, index, inline=inline
@@ -290,30 +283,20 @@ def _block_slot(block: dict[str, Any], shape: _Shape, place: list[Any], index: i
 
 def _responses(parsed: Parsed) -> None:
     """Text only, as LMDeploy itself says; looked through in case a later one thinks better."""
-    _no_images((parsed.body.get("input"), parsed.body.get("prompt")))
-
-
-def _encode(parsed: Parsed) -> None:
-    """Texts to tokenise."""
-    texts = parsed.body.get("input")
-    if not isinstance(texts, str) and not (
-        isinstance(texts, list) and all(isinstance(one, str) for one in texts)
-    ):
-        raise _bad("input", "is neither a string nor a list of strings")
-
-
-def _no_images(values: Iterable[Any]) -> None:
-    rest = [value for value in values if isinstance(value, dict | list)]
+    rest = [parsed.body.get("input"), parsed.body.get("prompt")]
     while rest:
         value = rest.pop()
-        if isinstance(value, dict):
+        if isinstance(value, list):
+            rest += value
+        elif isinstance(value, dict):
             kind = value.get("type")
             if isinstance(kind, str) and (
                 "image" in kind or kind in ("input_file", *_CLIP_PARTS, *_OTHER_PARTS)
             ):
-                raise _bad("input", f"holds a part of type {kind[:20]!r}: this route is text only")
-        inner = value.values() if isinstance(value, dict) else value
-        rest.extend(one for one in inner if isinstance(one, dict | list))
+                raise refused(
+                    "input", f"holds a part of type {kind[:20]!r}: this route is text only"
+                )
+            rest += value.values()
 
 
 def _processor_fields(parsed: Parsed) -> None:
@@ -343,25 +326,21 @@ def _integer(body: dict[str, Any], name: str) -> int | None:
     try:
         number = int(value)
     except (TypeError, ValueError, OverflowError):
-        raise _bad(name, "is no whole number") from None
+        raise refused(name, "is no whole number") from None
     if isinstance(value, float) and number != value:
-        raise _bad(name, "is no whole number")
+        raise refused(name, "is no whole number")
     if not 1 <= number <= _MOST_NUMBER:
-        raise _bad(name, f"must be between 1 and {_MOST_NUMBER}")
+        raise refused(name, f"must be between 1 and {_MOST_NUMBER}")
     body[name] = number
     return number
 
 
-def _bad(param: str, what: str) -> Refusal:
-    return Refusal("bad_request:field", param=param, what=what)
-
-
-_READERS: Final = {
+_READERS: Final[dict[str, Callable[[Parsed], object]]] = {
     "chat": _chat,
     "completions": _completions,
-    "generate": _generate,
-    "messages": _messages,
-    "count_tokens": _count_tokens,
+    "generate": _image_data,
+    "messages": partial(_anthropic, shape="block"),
+    "count_tokens": partial(_anthropic, shape="count"),
     "responses": _responses,
-    "encode": _encode,
+    "encode": lambda parsed: _texts(parsed.body, "input"),
 }

@@ -1,28 +1,31 @@
-"""One request on its way through the gateway."""
+"""One request on its way through the gateway, what became of it, and ASGI's messages."""
 
 from __future__ import annotations
 
+import asyncio
 import time
-from typing import TYPE_CHECKING, Final
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from turbofit.gateway.http.connections import address_of
 from turbofit.gateway.http.guard import request_id
 from turbofit.gateway.http.prepare import PreparedBody
-from turbofit.gateway.http.refusals import refusal_body
 
 if TYPE_CHECKING:
     from turbofit.core.json_types import Document
-    from turbofit.gateway.http.accesslog import RequestSize
-    from turbofit.gateway.http.asgi import Message, Send
-    from turbofit.gateway.http.refusals import Api, Refusal
+    from turbofit.gateway.http.refusals import Api
     from turbofit.gateway.http.routes import Route
     from turbofit.gateway.routing.engines import RoutedEngine
-    from turbofit.gateway.routing.suspects import ForwardOutcome, Present
 
 __all__ = [
-    "CLIENT", "CLIENT_KEY", "RequestContext", "answer", "entry", "refuse",
-    "sent_headers",
+    "CLIENT", "CLIENT_KEY", "ForwardOutcome", "Message", "Receive", "RequestContext",
+    "RequestSize", "Send", "answer", "entry", "sent_headers", "uncancel",
 ]  # fmt: skip
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
 
 _EMPTY: Final = PreparedBody()
 #: What a front says of a request's client: its address, and the name of its key.
@@ -31,8 +34,32 @@ CLIENT_KEY: Final = b"x-turbofit-client-key"
 _LONGEST_WORD: Final = 64
 
 
-def _word(value: bytes | None) -> str:
-    return "" if value is None else value.decode("latin-1")[:_LONGEST_WORD]
+def uncancel(task: asyncio.Task[Any] | None) -> None:
+    """Take back a cancellation that was ours; Python 3.11 began to count them."""
+    if task is not None and hasattr(task, "uncancel"):
+        task.uncancel()
+
+
+class RequestSize(NamedTuple):
+    """The bytes of a request's text, and the width and height of each of its images."""
+
+    prompt_bytes: int
+    images: tuple[tuple[int, int], ...]
+
+
+@dataclass(eq=False)
+class ForwardOutcome:
+    """What became of a request at one engine."""
+
+    status: int = 0
+    bytes_out: int = 0
+    first_byte: float | None = None
+    started: bool = False
+    #: The exchange ended before the answer was whole.
+    broken: bool = False
+    #: Events of a stream that came, and the last bytes of an answer that hold a usage.
+    events: int = 0
+    tail: bytes = b""
 
 
 class RequestContext:
@@ -40,6 +67,7 @@ class RequestContext:
 
     def __init__(self, scope: Message) -> None:
         self.t0 = self.read = time.perf_counter()
+        self.scope = scope
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.method: str = scope["method"]
         client = scope.get("client")
@@ -55,8 +83,6 @@ class RequestContext:
         self.outcome: ForwardOutcome | None = None
         self.status, self.reason, self.bytes_in = 0, "", 0
         self.gone = False
-        #: What a death of its engine asks of it; None where it has no body.
-        self.present: Present | None = None
         #: As it came, then as it goes on, then nothing.
         self.body = b""
         self.forgotten = False
@@ -67,18 +93,14 @@ class RequestContext:
 
     def is_of_front(self) -> None:
         """A front passes it on, whose key was shown: its client is who the front says it is."""
-        self.client = _word(self.headers.get(CLIENT))
-        self.key = _word(self.headers.get(CLIENT_KEY))
-
-    @property
-    def address(self) -> str:
-        """Where its client is."""
-        return address_of(self.client)
+        client, key = (self.headers.get(name, b"") for name in (CLIENT, CLIENT_KEY))
+        self.client = client.decode("latin-1")[:_LONGEST_WORD]
+        self.key = key.decode("latin-1")[:_LONGEST_WORD]
 
     @property
     def who(self) -> str:
         """Whose request it is, where clients share: the key's, else the address's."""
-        return self.key or self.address
+        return self.key or address_of(self.client)
 
 
 async def answer(request: RequestContext, send: Send, status: int, body: bytes, kind: str) -> None:
@@ -91,15 +113,6 @@ async def answer(request: RequestContext, send: Send, status: int, body: bytes, 
     ]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})
-
-
-async def refuse(request: RequestContext, refusal: Refusal, send: Send) -> None:
-    """Tell a client why its request is not passed on, in the form of its API."""
-    request.out += refusal.headers
-    if refusal.status == 401:
-        request.out.append((b"www-authenticate", b"Bearer"))
-    body = refusal_body(request.api, refusal, request.id)
-    await answer(request, send, refusal.status, body, "application/json")
 
 
 def sent_headers(request: RequestContext) -> dict[str, str]:

@@ -17,7 +17,7 @@ from aiohttp.test_utils import TestServer
 
 from turbofit.gateway.http.refusals import UNREACHED
 from turbofit.gateway.routing.engines import RoutedEngine
-from turbofit.gateway.routing.upstream import Unreachable, Upstream
+from turbofit.gateway.upstream import Unreachable, Upstream
 
 
 async def test_an_engine_that_takes_a_request_and_says_nothing_costs_a_page() -> None:

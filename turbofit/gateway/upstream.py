@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from turbofit.gateway.routing.engines import RoutedEngine
 
-__all__ = ["Died", "Unreachable", "Upstream", "engine_socket", "vanished"]
+__all__ = ["HEALTH_SECONDS", "Died", "Unreachable", "Upstream", "engine_socket", "vanished"]
 
 _CONNECT_SECONDS: Final = 5.0
 #: Below uvicorn's 5 s, so that no request meets a connection which the engine is closing.
@@ -27,7 +27,8 @@ _KEEP_ALIVE: Final = 3.0
 #: An answer that is silent for so long is given up, even where its engine answers others.
 _SILENCE: Final = 3600.0
 _READ_BUFFER: Final = 1 << 18
-_HEALTH_SECONDS: Final = 10.0
+#: What an engine has for a page about itself.
+HEALTH_SECONDS: Final = 10.0
 #: A connection on which nothing moves is asked after 2 s, each second, three times.
 _TCP_KEEP_ALIVE: Final = (("TCP_KEEPIDLE", 2), ("TCP_KEEPINTVL", 1), ("TCP_KEEPCNT", 3))
 _UNHEARD_MS: Final = 5000
@@ -48,10 +49,7 @@ class Endpoint(Protocol):
 class Unreachable(Exception):  # noqa: N818
     """The request was never sent.
 
-    Args:
-        message: why.
-        vanished: the machine does not answer.
-        ended: the machine answered, and nothing listens there.
+    ``vanished``: the machine does not answer; ``ended``: it does, and nothing listens there.
     """
 
     def __init__(self, message: str, *, vanished: bool = False, ended: bool = False) -> None:
@@ -66,10 +64,9 @@ class Died(Exception):  # noqa: N818
 class Upstream:
     """A client of all engines, each of which is told its own API key.
 
-    Args:
-        serial: whether they answer one request after the other: a token would wait for whatever
-            is under way, while their own health tells whether tokens still come.
-        tls: what is shown to engines at https addresses, and asked of them; None is aiohttp's own.
+    ``serial``: they answer one request after the other: a token would wait for whatever is under
+    way, while their own health tells whether tokens still come. ``tls`` is shown to engines at
+    https addresses, and asked of them; None is aiohttp's own.
     """
 
     def __init__(self, *, serial: bool = False, tls: ssl.SSLContext | None = None) -> None:
@@ -115,7 +112,7 @@ class Upstream:
     async def probe(self, engine: RoutedEngine) -> bool:
         """Ask for one token; whether it came. A serial engine: ask how it is."""
         if self._serial:
-            return bool(await self.page(engine, "/health", _HEALTH_SECONDS))
+            return bool(await self.page(engine, "/health", HEALTH_SECONDS))
         try:
             if engine.model is None:
                 engine.model = await self._model(engine)
@@ -143,10 +140,8 @@ class Upstream:
         """A page of text, empty where it does not come in time."""
         try:
             return await asyncio.wait_for(self._page(engine, path), seconds)
-        except (asyncio.TimeoutError, TimeoutError):
-            return ""
-        except (Unreachable, Died, aiohttp.ClientError, OSError, ValueError):
-            return ""
+        except (asyncio.TimeoutError, Unreachable, Died, aiohttp.ClientError, OSError, ValueError):
+            return ""  # before Python 3.11 a timeout of asyncio is no OSError
 
     async def _page(self, engine: RoutedEngine, path: str) -> str:
         response = await self.open(engine, "GET", path, None, {})
@@ -154,19 +149,15 @@ class Upstream:
             text = await response.text("utf-8")
         return text if response.status == 200 else ""
 
-    async def metrics(self, engine: RoutedEngine) -> str:
-        """Its metrics page, empty where it does not come."""
-        return await self.page(engine, "/metrics", _HEALTH_SECONDS)
-
     async def close(self) -> None:
         """Close all connections."""
         if self._session is not None:
             await self._session.close()
 
     async def _model(self, engine: RoutedEngine) -> str | None:
-        text = await self.page(engine, "/v1/models", 10.0)
+        text = await self.page(engine, "/v1/models", HEALTH_SECONDS)
         try:
-            name = msgspec.json.decode(text.encode())["data"][0]["id"]
+            name = msgspec.json.decode(text)["data"][0]["id"]
         except (msgspec.MsgspecError, LookupError, TypeError):
             return None
         return name if isinstance(name, str) else None
@@ -201,21 +192,18 @@ def engine_socket(address: Sequence[Any]) -> socket.socket:
     busy it is, so that only a machine or a network counts as gone. One exception, on the safe side
     where another engine is up: an engine that reads nothing for 5 s in the middle of a body that
     its kernel has no room for is given up as well. Nothing of that on a machine's own addresses,
-    which do not vanish alone.
-
-    Args:
-        address: as `socket.getaddrinfo` gives it.
+    which do not vanish alone. ``address`` is as `socket.getaddrinfo` gives it.
     """
     family, kind, proto, _, where = address
-    made = socket.socket(family, kind, proto)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connecting = socket.socket(family, kind, proto)
+    connecting.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     options = [*_TCP_KEEP_ALIVE]
     if not _is_loopback(where[0]):
         options.append(("TCP_USER_TIMEOUT", _UNHEARD_MS))
     for name, value in options:
         if hasattr(socket, name):
-            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    return made
+            connecting.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return connecting
 
 
 def vanished(exc: BaseException | None) -> bool:
