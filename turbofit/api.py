@@ -174,7 +174,7 @@ def batch(
         UnservedError: the server is away for longer than ``patience``.
         TurbofitError: the server could not be started.
     """
-    from turbofit.batch.iterate import iterate
+    from turbofit.batch.batch_job import iterate
 
     return iterate(Path(source), Path(output), url=url, model=model, options=options)
 

@@ -7,10 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.batch.standin import request
-from turbofit.batch import batch_input
 from turbofit.batch.batch_input import open_input
 from turbofit.batch.batch_spec import BatchSpec
-from turbofit.batch.item import PromptTemplate
 from turbofit.core.errors import UsageError
 
 
@@ -43,30 +41,10 @@ def test_what_cannot_be_an_input_is_said(tmp_path) -> None:
     with pytest.raises(UsageError, match="--prompt does not fit"):
         open_input(tmp_path / "a.jsonl", BatchSpec(prompt="x"))
     (tmp_path / "a.png").write_text("")
-    with pytest.raises(UsageError, match="--image-column does not fit"):
+    with pytest.raises(UsageError, match="no column 'y'"):
         open_input(tmp_path, BatchSpec(prompt="x", image_column=("y",)))
     with pytest.raises(UsageError, match="no file that can be read twice"):
         open_input(Path(os.devnull), BatchSpec())
-
-
-def test_placeholders_are_filled_and_other_braces_stay() -> None:
-    text = 'What is {name}? Answer {"a": {"b": 1}} or {} or {{name}}.'
-    filled = PromptTemplate(text, ("name",)).fill({"name": "{x}"})
-    assert filled == 'What is {x}? Answer {"a": {"b": 1}} or {} or {name}.'
-
-
-def test_placeholders_that_stand_in_a_prompt_are_known() -> None:
-    assert PromptTemplate("{a} {a} {{b}}", ("a", "b", "c")).used == {"a"}
-
-
-def test_a_placeholder_that_there_is_not_is_an_error() -> None:
-    with pytest.raises(UsageError, match=r"\{nam\} in the prompt is no placeholder") as caught:
-        PromptTemplate("{nam}", ("name", "a column"))
-    assert caught.value.hint == "there are {name}, {a column}; write {{nam}} for {nam} itself"
-
-
-def test_a_column_may_have_spaces() -> None:
-    assert PromptTemplate("{a b}", ("a b",)).fill({"a b": "1"}) == "1"
 
 
 def test_images_by_name_and_folder_by_folder(tmp_path) -> None:
@@ -148,14 +126,6 @@ def test_a_broken_line_is_its_items_failure(line, name, code, tmp_path) -> None:
     assert [one.fault is None for one in found] == [True, False, True]
     assert (found[1].custom_id, found[1].fault.code) == (name, code)
     assert "\n" not in found[1].fault.message
-
-
-def test_a_line_that_is_too_long_does_not_end_up_in_memory(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(batch_input, "LONGEST_LINE", 400)
-    good = json.dumps(request("good", "x"))
-    found = items(tmp_path / "in.jsonl", good + "\n" + "x" * (3 << 20) + "\n" + good)
-    assert [(one.number, one.fault is None) for one in found] == [(1, True), (2, False), (3, True)]
-    assert "more than 400 bytes" in found[1].fault.message
 
 
 def test_a_changed_line_has_another_digest(tmp_path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from tests.batch.standin import StandIn, lines, write_requests
 from tests.support.processes import free_port
+from turbofit.batch import batch_job
 from turbofit.batch.batch_job import BatchJob, BatchListener, BatchProgress
 from turbofit.batch.batch_spec import BatchSpec, BatchTarget
 from turbofit.core.errors import UnservedError, UsageError
@@ -155,8 +156,8 @@ def test_stopping_keeps_what_there_is(tmp_path) -> None:
         class Listener(BatchListener):
             count = 0
 
-            async def taken(self, line) -> None:
-                self.count += 1
+            def written(self, lines: int) -> None:
+                self.count += lines
                 if self.count == 20:
                     job.stop()
 
@@ -171,20 +172,12 @@ def test_stopping_keeps_what_there_is(tmp_path) -> None:
         assert run(source, output, server.url).left == 0
 
 
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def test_a_step_tells_failures_and_rate() -> None:
-    clock = Clock()
+def test_a_step_tells_failures_and_rate(monkeypatch) -> None:
+    monkeypatch.setattr(batch_job, "time", SimpleNamespace(monotonic=lambda: 110.0))
     output = SimpleNamespace(lines=110, failed=10)
-    progress = BatchProgress(1000, output, clock)
-    progress.begin()
+    progress = BatchProgress(output, total=1000, before=110, began=110.0)
     assert progress.step == Step("sending", 110, 1000, detail="10 failed")
-    clock.now += 10
+    progress.began = 100.0
     output.lines, output.failed = 200, 11
     assert progress.step == Step("sending", 200, 1000, detail="11 failed, 9.0/s")
     assert (progress.left, progress.rate, progress.seconds) == (800, 9.0, 10.0)

@@ -6,12 +6,10 @@ import threading
 
 import pytest
 
-from tests.batch.standin import items_of
-from turbofit.batch.batch_input import Survey, pending
-from turbofit.batch.batch_job import BatchProgress
-from turbofit.batch.batch_run import BatchRun, in_thread, run_together
-from turbofit.batch.item import BatchError, BatchItem, BatchLine, line_id
-from turbofit.batch.output_file import OutputFile
+from tests.batch.standin import items_of, lines
+from turbofit.batch.batch_job import BatchProgress, in_thread, run_together, send_all
+from turbofit.batch.item import BatchError, BatchItem, BatchLine
+from turbofit.batch.output_file import OutputFile, Survey
 from turbofit.core.errors import UnservedError
 
 
@@ -19,30 +17,35 @@ class Under:
     """A run with what it needs, and what was seen of it."""
 
     def __init__(self, tmp_path, count: int, ask, *, done=(), **options) -> None:
-        self.path, self.read, self.taken = tmp_path / "out.jsonl", 0, []
+        self.path, self.read, self.written = tmp_path / "out.jsonl", 0, 0
         self.survey = Survey(items_of(range(1, count + 1)))
         for number in done:
             self.survey.mark(number)
         self._count, self._ask, self._options = count, ask, options
         self.most_ahead = 0
 
+    def _count_written(self, written: int) -> None:
+        self.written += written
+
     def _items(self):
         for item in items_of(range(1, self._count + 1)):
             self.read += 1
-            self.most_ahead = max(self.most_ahead, self.read - len(self.taken))
+            self.most_ahead = max(self.most_ahead, self.read - self.written)
             yield item
 
-    async def _taken(self, line: BatchLine) -> None:
-        self.taken.append(line.custom_id)
+    @property
+    def taken(self) -> list[str]:
+        """The names of the output's lines."""
+        return [line["custom_id"] for line in lines(self.path)]
 
     def run(self) -> BatchProgress:
         async def main() -> BatchProgress:
             with OutputFile(self.path) as output:
                 output.resume(Survey([]), retry_failed=False)
-                progress = BatchProgress(self.survey.total, output)
-                found = pending(self._items(), self.survey)
+                progress = BatchProgress(output, self.survey.total)
+                found = self.survey.pending(self._items())
                 options = {"at_once": 4, **self._options}
-                await BatchRun(found, output, self._ask, self._taken, **options).run()
+                await send_all(found, output, self._ask, self._count_written, **options)
                 return progress
 
         return asyncio.run(main())
@@ -50,7 +53,7 @@ class Under:
 
 def answer(item: BatchItem) -> BatchLine:
     error = item.fault and BatchError(code=item.fault.code, message=item.fault.message)
-    return BatchLine(id=line_id(item), custom_id=item.custom_id, error=error)
+    return BatchLine(id=item.line_id, custom_id=item.custom_id, error=error)
 
 
 def shuffled(seed: int):

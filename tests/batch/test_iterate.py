@@ -6,7 +6,6 @@ import pytest
 
 import turbofit
 from tests.batch.standin import StandIn, lines, write_requests
-from turbofit.batch import iterate
 from turbofit.core.errors import UnservedError, UsageError
 
 
@@ -29,19 +28,6 @@ def test_each_line_comes_once_and_those_of_earlier_runs_first(tmp_path) -> None:
     assert by_name["i7"].text == "x 7"
     assert by_name["bad"].error.code == "refused"
     assert by_name["bad"].response.body["error"]["message"] == "no: 400"
-
-
-def test_who_takes_no_lines_stops_the_batch(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(iterate, "_AHEAD", 8)
-    texts = {f"i{n}": f"x {n}" for n in range(200)}
-    source, output = write_requests(tmp_path / "in.jsonl", texts), tmp_path / "out.jsonl"
-    with StandIn() as server:
-        found = turbofit.batch(source, output, url=server.url, concurrency=4)
-        next(found)
-        server.wait_for(9 + 4)
-        assert len(server.bodies) <= 9 + 2 * 4, "eight wait, four are under way"
-        assert len([next(found) for _ in range(199)]) == 199
-        assert next(found, None) is None
 
 
 def test_an_error_comes_out_of_the_loop(tmp_path) -> None:

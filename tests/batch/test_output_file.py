@@ -10,8 +10,7 @@ import pytest
 
 from tests.batch.standin import items_of
 from turbofit.batch import output_file
-from turbofit.batch.batch_input import Survey
-from turbofit.batch.output_file import OutputFile
+from turbofit.batch.output_file import OutputFile, Survey
 from turbofit.core.errors import UsageError
 
 DIGESTS = [11, 22, 33]
@@ -25,9 +24,9 @@ def line(number: int, digest: int | None = None, error: object = None) -> bytes:
 def resumed(path, *, retry_failed: bool = False):
     survey = Survey(items_of(DIGESTS))
     with OutputFile(path) as output:
-        size = output.resume(survey, retry_failed=retry_failed)
+        output.resume(survey, retry_failed=retry_failed)
         counts = output.answered, output.failed
-    return size, counts, [number for number in (1, 2, 3) if survey.done(number)]
+    return path.stat().st_size, counts, [number for number in (1, 2, 3) if survey.done(number)]
 
 
 @pytest.mark.parametrize(

@@ -53,43 +53,19 @@ def test_it_opens_says_and_ends(opens) -> None:
     assert gone(asyncio.run(main()))
 
 
-def test_a_server_that_a_signal_killed_starts_again(opens) -> None:
-    said: list[str] = []
-    moved: list[str] = []
-
-    async def main() -> None:
-        server = ServerProcess([], said.append)
-        await server.start()
-        keeping = asyncio.ensure_future(server.keep(lambda: len(moved), moved.append))
-        for number in range(1, 3):
-            server._process.kill()
-            await auntil(lambda number=number: len(moved) == number, "another start")
-        assert moved[-1] == server.url
-        keeping.cancel()
-        await asyncio.gather(keeping, return_exceptions=True)
-        await server.end()
-
-    asyncio.run(main())
-    assert said.count("warning: the server was killed by signal 9: starting it again") == 2
-
-
-def test_a_server_that_dies_again_and_again_is_given_up(opens) -> None:
-
+def test_a_server_that_a_signal_killed_ends_the_batch(opens) -> None:
     async def main() -> None:
         server = ServerProcess([], lambda _: None)
         await server.start()
-
-        def kill(_url: str) -> None:
-            server._process.kill()
-
-        kill("")
+        server._process.kill()
         try:
-            await server.keep(lambda: 0, kill)
+            await server.ended()
         finally:
             await server.end()
 
-    with pytest.raises(LaunchError, match="the server ended with -9"):
+    with pytest.raises(LaunchError, match="the server ended with -9: note") as caught:
         asyncio.run(main())
+    assert "the same command goes on" in caught.value.hint
 
 
 def test_its_error_is_ours() -> None:
@@ -142,7 +118,7 @@ def photos(tmp_path, count: int = 3):
 
 def planned(folder, request: PlanRequest, **spec):
     source = open_input(folder, BatchSpec(prompt="?", max_tokens=16))
-    return server_plan(source, BatchSpec.of(**spec), request, lambda: None)
+    return server_plan(source, BatchSpec.of(**spec), request)
 
 
 def test_the_options_promise_what_the_items_need(tmp_path) -> None:
@@ -175,8 +151,8 @@ def test_a_model_that_another_process_cannot_read_is_said(tmp_path) -> None:
 
 @pytest.mark.lmdeploy
 @pytest.mark.exhaustive
-def test_lmdeploys_server_and_engine_may_die(tmp_path) -> None:
-    """The engine is killed, then the whole server: every image has one answer in the end."""
+def test_lmdeploys_engine_may_die(tmp_path) -> None:
+    """Every image has one answer in the end."""
     output = tmp_path / "out.jsonl"
     child = Child(
         [
@@ -194,35 +170,12 @@ def test_lmdeploys_server_and_engine_may_die(tmp_path) -> None:
         until(lambda: output.read_bytes().count(b"\n") >= 3, "three answers")
         os.kill(engine, signal.SIGKILL)
         child.wait_for("(process ", count=2)
-        child.wait_for("phase: ready", count=2)
-        os.kill(_server(child.process.pid), signal.SIGKILL)
-        child.wait_for("starting it again")
         assert child.finish() == 0, child.stderr
     finally:
         child.kill()
     found = lines(output)
     assert len({one["custom_id"] for one in found}) == len(found) == 40
     assert not [one for one in found if one["error"]]
-
-
-def _server(parent: int) -> int:
-    """The process of ``turbofit serve``."""
-    (found,) = (
-        int(name)
-        for name in os.listdir("/proc")
-        if name.isdigit() and _is_server(int(name), parent)
-    )
-    return found
-
-
-def _is_server(pid: int, parent: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            ours = int(file.read().rpartition(")")[2].split()[1]) == parent
-        with open(f"/proc/{pid}/cmdline") as file:
-            return ours and "serve" in file.read().split("\0")
-    except OSError:
-        return False
 
 
 def test_how_many_are_sent_at_once_is_no_promise_of_the_server(tmp_path) -> None:

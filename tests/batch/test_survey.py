@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from tests.batch.standin import items_of
-from turbofit.batch.batch_input import SeenNames, Survey, pending
 from turbofit.batch.item import BatchItem
+from turbofit.batch.output_file import Survey
 from turbofit.core.errors import UsageError
 
 
@@ -15,9 +15,8 @@ def test_items_are_counted_and_marked_once() -> None:
     assert not any(
         survey.holds(*one) for one in ((0, 0), (0, 5), (2, 5), (6, 1), (10**11, 1), (3, 8))
     )
-    assert survey.mark(3)
+    survey.mark(3)
     assert survey.done(3)
-    assert not survey.mark(3)
     assert not survey.done(1)
 
 
@@ -37,35 +36,6 @@ def test_order_is_a_beginning() -> None:
         other.check_order()
 
 
-def test_what_a_tick_raises_ends_the_reading() -> None:
-    read = []
-
-    def items():
-        for item in items_of([1] * 10000):
-            read.append(item.number)
-            yield item
-
-    def tick() -> None:
-        raise KeyError
-
-    with pytest.raises(KeyError):
-        Survey(items(), tick)
-    assert read[-1] == 4096
-
-
-@pytest.mark.parametrize("count", [0, 1, 1000, 20000])
-def test_names_are_new_once(count) -> None:
-    names = [f"name-{number}" for number in range(count)] + ["", "\ud800", "ü" * 1000]
-    seen = SeenNames(len(names))
-    assert all(seen.add(name) for name in names)
-    assert not any(seen.add(name) for name in names)
-
-
-@pytest.mark.parametrize("count", [1000, 43690, 43691, 65536, 1_000_000])
-def test_memory_is_some_bytes_a_name(count) -> None:
-    assert 12 * count <= len(SeenNames(count)._slots) * 8 <= 25 * count
-
-
 def test_a_name_that_came_before_is_the_second_items_failure() -> None:
     items = [
         BatchItem(number=1, digest=1, custom_id="a"),
@@ -76,7 +46,7 @@ def test_a_name_that_came_before_is_the_second_items_failure() -> None:
     ]
     survey = Survey(items)
     survey.mark(1)
-    found = list(pending(iter(items), survey))
+    found = list(survey.pending(iter(items)))
     assert [one.fault and one.fault.code for one in found] == [
         None, "duplicate_custom_id", None, None,
     ]  # fmt: skip
@@ -86,11 +56,11 @@ def test_an_input_that_changes_meanwhile_is_noticed() -> None:
     survey = Survey(items_of([1, 2]))
     for item in (BatchItem(number=2, digest=3), BatchItem(number=3, digest=1)):
         with pytest.raises(UsageError, match=f"while it was read, at item {item.number}"):
-            list(pending(iter([item]), survey))
+            list(survey.pending(iter([item])))
 
 
 def test_an_input_that_gets_shorter_meanwhile_is_noticed() -> None:
-    found = pending(iter(items_of([1, 2])), Survey(items_of([1, 2, 3])))
+    found = Survey(items_of([1, 2, 3])).pending(iter(items_of([1, 2])))
     assert [next(found), next(found)] == items_of([1, 2])
     with pytest.raises(UsageError, match="while it was read, it had 3 items and has 2"):
         next(found)

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from turbofit.batch import table as tables
+from turbofit.batch import batch_input
+from turbofit.batch.batch_input import open_input
+from turbofit.batch.batch_spec import BatchSpec
 from turbofit.batch.item import ItemError
 from turbofit.batch.request_body import BodyWriter, ImageLimits
-from turbofit.batch.table import open_table
 from turbofit.core.errors import PackageError, UsageError
 
 if TYPE_CHECKING:
@@ -20,8 +21,7 @@ if TYPE_CHECKING:
 def table(tmp_path: Path, text: str | bytes, **given):
     path = tmp_path / "t.csv"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    options = {"prompt": None, "images": (), "max_tokens": None, **given}
-    return open_table(path, options["prompt"], options["images"], options["max_tokens"])
+    return open_input(path, BatchSpec(**given))
 
 
 def content(item):
@@ -41,7 +41,7 @@ def test_rows_are_items(tmp_path) -> None:
 
 def test_a_prompt_takes_columns_and_images_have_theirs(tmp_path) -> None:
     source = table(
-        tmp_path, "q,a,b\nwhy,1.png,2.png\n", prompt="{q}?", images=("b", "a"), max_tokens=7
+        tmp_path, "q,a,b\nwhy,1.png,2.png\n", prompt="{q}?", image_column=("b", "a"), max_tokens=7
     )
     (item,) = source.items()
     assert [one.get("text") or one["image_url"]["url"] for one in content(item)] == [
@@ -57,7 +57,7 @@ def test_broken_rows_are_their_failures(tmp_path) -> None:
     found = list(table(tmp_path, text, prompt="{prompt} {x}").items())
     assert [one.fault is None for one in found] == [True, False, True, False, True]
     assert [one.number for one in found] == [1, 2, 3, 4, 5]
-    assert "has 1 cells, the first 2" in found[1].fault.message
+    assert "line 3 has not one cell for each column" in found[1].fault.message
     writer = BodyWriter("m", replace=True, base="", limits=ImageLimits(), max_tokens=None)
     with pytest.raises(ItemError, match="cannot be sent"):
         writer.body(found[2])
@@ -66,10 +66,19 @@ def test_broken_rows_are_their_failures(tmp_path) -> None:
 def test_what_csv_cannot_read_is_one_rows_failure(tmp_path, monkeypatch) -> None:
     found = list(table(tmp_path, "prompt\na\n" + "x" * 200000 + "\nb\n").items())
     assert all(one.fault is None for one in found), "a long cell is one"
-    monkeypatch.setattr(tables, "_LARGEST_CELL", 1000)
+    monkeypatch.setattr(batch_input, "_LARGEST_CELL", 1000)
     found = list(table(tmp_path, "prompt\na\n" + "x" * 200000 + "\nb\n").items())
     assert [one.fault is None for one in found] == [True, False, True]
     assert "is no CSV" in found[1].fault.message
+
+
+def test_placeholders_are_filled_and_other_braces_stay(tmp_path) -> None:
+    prompt = 'What is {a b}? Answer {"a": {"b": 1}} or {} or {{name}}.'
+    (item,) = table(tmp_path, "a b,c\n{x},1\n", prompt=prompt).items()
+    assert content(item) == 'What is {x}? Answer {"a": {"b": 1}} or {} or {name}.'
+    with pytest.raises(UsageError, match=r"\{nam\} in the prompt is no placeholder") as caught:
+        table(tmp_path, "name,a column\n", prompt="{nam}")
+    assert caught.value.hint == "there are {name}, {a column}; write {{nam}} for {nam} itself"
 
 
 @pytest.mark.parametrize(
@@ -79,7 +88,7 @@ def test_what_csv_cannot_read_is_one_rows_failure(tmp_path, monkeypatch) -> None
         ("a,a\n1,2\n", {}, "does not begin with the names"),
         ("a\n1\n", {}, "no column 'prompt', and no --prompt"),
         ("a\n1\n", {"prompt": "{b}"}, "no placeholder"),
-        ("a\n1\n", {"prompt": "x", "images": ("b",)}, "no column 'b'"),
+        ("a\n1\n", {"prompt": "x", "image_column": ("b",)}, "no column 'b'"),
     ],
 )
 def test_wrong_columns_are_said(text, given, message, tmp_path) -> None:
@@ -89,8 +98,9 @@ def test_wrong_columns_are_said(text, given, message, tmp_path) -> None:
 
 def test_without_pyarrow_a_parquet_file_says_what_to_install(tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (parquet_file := tmp_path / "x.parquet").touch()
     with pytest.raises(PackageError, match="pyarrow is not installed"):
-        open_table(tmp_path / "x.parquet", None, (), None)
+        open_input(parquet_file, BatchSpec())
 
 
 def test_rows_of_a_parquet_file_with_images_in_them(tmp_path, monkeypatch) -> None:
@@ -129,7 +139,8 @@ def test_rows_of_a_parquet_file_with_images_in_them(tmp_path, monkeypatch) -> No
     arrow.ArrowException, parquet.ParquetFile = ValueError, File
     monkeypatch.setitem(sys.modules, "pyarrow", arrow)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", parquet)
-    found = list(open_table(tmp_path / "x.parquet", None, (), None).items())
+    (parquet_file := tmp_path / "x.parquet").touch()
+    found = list(open_input(parquet_file, BatchSpec()).items())
     urls = [content(one)[0]["image_url"]["url"] for one in found[:3]]
     assert urls == ["data:image/unknown;base64,UE5H", "p.png", "data:image/unknown;base64,SlBH"]
     assert found[3].fault.message == "the row cannot be read: date value out of range"
@@ -140,7 +151,7 @@ def parquet(tmp_path: Path, columns: Callable[[Any], dict[str, Any]], prompt: st
     arrow = pytest.importorskip("pyarrow")
     path = tmp_path / "t.parquet"
     pytest.importorskip("pyarrow.parquet").write_table(arrow.table(columns(arrow)), path)
-    return list(open_table(path, prompt, (), None).items())
+    return list(open_input(path, BatchSpec(prompt=prompt)).items())
 
 
 def test_a_column_that_the_prompt_leaves_out_is_not_read(tmp_path) -> None:

@@ -47,6 +47,19 @@ def test_options_of_others_at_plan(words: str, value: str, hint: str, capsys: Ou
     assert hint in said[1]
 
 
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ("bench --url http://x", "URL stands without an option: turbofit bench [OPTIONS] URL"),
+        ("batch --input a --output b", "INPUT stands without an option: turbofit batch INPUT OUT"),
+        ("report --run latest", "turbofit report [OPTIONS] PLAN|RUN|latest"),
+        ("compare --a x --b y", "A stands without an option: turbofit compare [OPTIONS] A B"),
+    ],
+)
+def test_what_stands_without_an_option(words: str, hint: str, capsys: Out) -> None:
+    assert hint in refused(capsys, *words.split())[1]
+
+
 @pytest.mark.parametrize("command", sorted(COMMANDS.keys() - PLAIN))
 def test_every_command_knows_the_names_of_others(command: str, capsys: Out) -> None:
     error, hint = refused(capsys, command, "--max-model-len", "8192")
@@ -99,8 +112,8 @@ def test_behind_the_dashes(capsys: Out) -> None:
     ("word", "hint"),
     [
         ("run", "turbofit serve MODEL"),
-        ("pull", "downloads what is not there"),
-        ("chat", "OpenAI client"),
+        ("pull", "turbofit download MODEL"),
+        ("ask", "turbofit chat"),
         ("info", "turbofit plan MODEL --full"),
         ("internvl3-8b", "it is a model: turbofit plan internvl3-8b"),
         ("OpenGVLab/InternVL3-8B", "it is a model"),

@@ -91,6 +91,8 @@ def test_names_as_people_type_them(typed, preset):
 def test_nearest_names():
     assert nearest_names("intervl2-8b")[0] == "internvl2-8b"
     assert nearest_names("Qwen/Qwen2-VL-7B-Instrct")[0] == "qwen2-vl-7b"
+    assert nearest_names("Qwen3-8B-Instruct")[0] == "qwen3-8b"
+    assert "qwen3-8b" in nearest_names("qwen3-7b")
     assert nearest_names("zzzzzz") == []
 
 

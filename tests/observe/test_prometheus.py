@@ -8,6 +8,8 @@ lmdeploy:generation_tokens_total{engine="0",model_name="a\\"b,c\\\\d"} 124.0
 lmdeploy:generation_tokens_total{engine="1"} 1.5e3
 waiting 3
 waiting_bucket{le="+Inf"} 7 1700000000
+spaced { le = "0.5" , to="}" } 8 17.5
+exemplar_total{le="1"} 9 # {trace_id="a} 3"} 0.67 1.5
 broken{ 1
 odd NaNo
 """
@@ -19,6 +21,8 @@ def test_samples_with_their_labels() -> None:
     assert first == ({"engine": "0", "model_name": 'a"b,c\\d'}, 124.0)
     assert second.value == 1500.0
     assert page.of("waiting_bucket")[0].value == 7
+    assert page.of("spaced") == [({"le": "0.5", "to": "}"}, 8.0)]
+    assert page.of("exemplar_total") == [({"le": "1"}, 9.0)]
     assert page.of("broken") == page.of("odd") == []
 
 

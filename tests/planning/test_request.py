@@ -54,6 +54,7 @@ def test_a_workload_that_nobody_described_is_the_contracts_own() -> None:
         ({"context": "max"}, {"context": "max"}),
         ({"max_prefill_token_num": "8,192"}, {"max_prefill_token_num": 8192}),
         ({"concurrency": "1,000"}, {"concurrency": 1000}),
+        ({"concurrency": "2k"}, {"concurrency": 2000}),
         ({"budget": "19.5 GB"}, {"budget": 19_500_000_000}),
         ({"budget": "19,456MiB"}, {"budget": 19456 << 20}),
         ({"budget": "80%"}, {"budget": "80%"}),

@@ -1,41 +1,64 @@
-"""An input's items, and what of them has its line: lines of JSONL, rows of a table, or images."""
+"""An input and its items: lines of JSONL, rows of a CSV or Parquet file, or images of a folder.
+
+A row, or an image with its names, is a prompt with its images.
+"""
 
 from __future__ import annotations
 
+import csv
 import os
-from array import array
+import re
+from base64 import b64encode
 from codecs import BOM_UTF8
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
-from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
-from msgspec.structs import replace
 
-from turbofit.batch.item import (
-    CHAT,
-    BatchInput,
-    BatchItem,
-    ItemError,
-    digest_of,
-)
-from turbofit.batch.table import open_table
-from turbofit.core.errors import UsageError
+from turbofit.batch.batch_spec import ANSWER_TOKENS, IMAGE_COLUMN
+from turbofit.batch.item import CHAT, BatchItem, ItemError, digest_of
+from turbofit.core.errors import PackageError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-
     from turbofit.batch.batch_spec import BatchSpec
+    from turbofit.core.json_types import JsonObject
 
-__all__ = ["SeenNames", "Survey", "open_input", "pending"]
+__all__ = ["BatchInput", "chat_body", "open_input"]
 
-#: Bytes of one line: far above the largest body that the gateway takes.
-LONGEST_LINE: Final = 1 << 28
+#: A row by its columns, or why there is none.
+Row = Mapping[str, Any] | ItemError
+#: The names of all columns, and all rows with at least the columns that it is given, anew at each
+#: call.
+Table = tuple[Sequence[str], Callable[[Sequence[str]], Iterator[Row]]]
 
-#: Between two looks whether to stop, in items.
-_STEP: Final = 1 << 12
-_LEAST_BITS: Final = 10
+_ID: Final = "custom_id"
+#: Cells of a CSV row that have no column.
+_MORE: Final = "\0"
+_IMAGES: Final = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
+#: ``{{word}}`` stands for ``{word}``; other braces stay, so that a prompt may hold JSON.
+_PLACEHOLDER: Final = re.compile(r"\{\{(\w+)\}\}|\{([^{}\n\"':,]{1,128})\}")
+#: Bytes of a cell, which may be an image in base64.
+_LARGEST_CELL: Final = 1 << 28
+#: Rows of a Parquet file that are decoded at a time: some megabytes each where they hold images.
+_ROWS: Final = 16
+#: What pyarrow raises for a value that Python has no type for, or that is no UTF-8.
+_NO_VALUE: Final = (ArithmeticError, LookupError, NotImplementedError, TypeError, ValueError)
+_NO_LINE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+
+class BatchInput(NamedTuple):
+    """An input: ``items`` reads it anew at each call, in the same order.
+
+    Relative paths of images begin in ``base``; ``max_tokens`` is the bound of answers to items that
+    state none, None where the server decides.
+    """
+
+    base: str
+    max_tokens: int | None
+    items: Callable[[], Iterator[BatchItem]]
 
 
 def open_input(path: Path, spec: BatchSpec) -> BatchInput:
@@ -61,31 +84,22 @@ def open_input(path: Path, spec: BatchSpec) -> BatchInput:
             f"{path} cannot be read: {exc.strerror or exc}",
             hint="name a JSONL, CSV or Parquet file, or a folder of images",
         ) from None
-    if is_folder:
-        _refuse(spec, "image_column", "a folder has no columns")
-    if is_folder or path.suffix.lower() in (".csv", ".parquet"):
-        return open_table(path, _prompt(spec), spec.image_column, spec.max_tokens)
+    readers = {".csv": _csv, ".parquet": _parquet}
+    if reader := _folder if is_folder else readers.get(path.suffix.lower()):
+        items = partial(_rows, *_checked(*reader(path), spec))
+        base = path if is_folder else path.parent
+        return BatchInput(str(base), spec.max_tokens or ANSWER_TOKENS, items)
     for name in ("prompt", "prompt_file", "image_column"):
-        _refuse(spec, name, "a JSONL file has whole requests")
-    return BatchInput(str(path.parent), spec.max_tokens, partial(_jsonl_items, path))
+        if getattr(spec, name):
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(
+                f"{option} does not fit this input: a JSONL file has whole requests",
+                hint=f"leave {option} out",
+            )
+    return BatchInput(str(path.parent), spec.max_tokens, partial(_lines, path))
 
 
-def _refuse(spec: BatchSpec, name: str, why: str) -> None:
-    if getattr(spec, name):
-        option = f"--{name.replace('_', '-')}"
-        raise UsageError(f"{option} does not fit this input: {why}", hint=f"leave {option} out")
-
-
-def _prompt(spec: BatchSpec) -> str | None:
-    if spec.prompt_file is None:
-        return spec.prompt
-    try:
-        return Path(spec.prompt_file).read_text(encoding="utf-8").removesuffix("\n")
-    except (OSError, UnicodeDecodeError) as exc:
-        raise UsageError(
-            f"{spec.prompt_file} cannot be read: {getattr(exc, 'strerror', None) or exc}",
-            hint="name a text file in UTF-8 with the prompt",
-        ) from None
+# Lines.
 
 
 class _Named(msgspec.Struct):
@@ -102,158 +116,231 @@ class _Line(_Named):
     url: str = CHAT
 
 
-def _jsonl_items(path: Path) -> Iterator[BatchItem]:
+def _lines(path: Path) -> Iterator[BatchItem]:
     """Each line that is not empty is an item, and its number is the line's."""
     with path.open("rb", buffering=1 << 20) as file:
-        number = 0
-        while raw := file.readline(LONGEST_LINE + 1):
-            number += 1
-            rest = raw if len(raw) > LONGEST_LINE else b"\n"
-            while rest and not rest.endswith(b"\n"):  # of a line that is too long
-                rest = file.readline(1 << 20)
-            if number == 1:
-                raw = raw.removeprefix(BOM_UTF8)
+        for number, line in enumerate(file, 1):
+            raw = line.removeprefix(BOM_UTF8) if number == 1 else line
             if raw := raw.strip():
                 yield _item(number, raw)
 
 
 def _item(number: int, raw: bytes) -> BatchItem:
-    digest = digest_of(raw)
-    if len(raw) > LONGEST_LINE:
-        fault = ItemError("bad_line", f"the line has more than {LONGEST_LINE} bytes")
-        return BatchItem(number=number, digest=digest, fault=fault)
+    digest, fault = digest_of(raw), None
     try:
         line = msgspec.json.decode(raw, type=_Line)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+    except _NO_LINE as exc:
         fault = ItemError("bad_line", f"line {number} is no request of a batch: {exc}")
         try:
             name = msgspec.json.decode(raw, type=_Named).custom_id
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        except _NO_LINE:
             name = None
         return BatchItem(number=number, digest=digest, custom_id=name, fault=fault)
-    why = None
     if line.method != "POST":
-        why = ItemError("bad_method", f"method {line.method!r} is not POST")
+        fault = ItemError("bad_method", f"method {line.method!r} is not POST")
     elif not line.url.startswith("/v1/"):
-        why = ItemError("bad_url", f"url {line.url!r} does not begin with /v1/")
+        fault = ItemError("bad_url", f"url {line.url!r} does not begin with /v1/")
     elif not bytes(line.body).startswith(b"{"):
-        why = ItemError("bad_line", "body is no JSON object")
+        fault = ItemError("bad_line", "body is no JSON object")
     return BatchItem(
         number=number, digest=digest, custom_id=line.custom_id, url=line.url, body=line.body,
-        fault=why,
+        fault=fault,
     )  # fmt: skip
 
 
-class Survey:
-    """How many items there are, a digest of each and whether it has its line: 4 bytes and a bit.
-
-    Args:
-        items: all of the input.
-        tick: called from time to time; what it raises ends the reading.
-    """
-
-    def __init__(self, items: Iterable[BatchItem], tick: Callable[[], None] = lambda: None) -> None:
-        #: By the item's number; 0 where there is none, as for an empty line.
-        self._digests = array("I", [0])
-        self.total = 0
-        for item in items:
-            self._digests.extend([0] * (item.number - len(self._digests)))
-            self._digests.append(item.digest)
-            self.total += 1
-            if self.total % _STEP == 0:
-                tick()
-        self._done = bytearray(len(self._digests) // 8 + 1)
-
-    def holds(self, number: int, digest: int) -> bool:
-        """Whether the input has this item."""
-        return 0 < number < len(self._digests) and self._digests[number] == digest
-
-    def done(self, number: int) -> bool:
-        """Whether it has its line."""
-        return bool(self._done[number >> 3] >> (number & 7) & 1)
-
-    def mark(self, number: int) -> bool:
-        """It has its line; false where it had one before."""
-        if self.done(number):
-            return False
-        self._done[number >> 3] |= 1 << (number & 7)
-        return True
-
-    def check_order(self) -> None:
-        """Whether what is done is the beginning of the input.
-
-        Raises:
-            UsageError: an item is done, and one before it is not.
-        """
-        missing = 0
-        for number, digest in enumerate(self._digests):
-            if digest and not self.done(number):
-                missing = missing or number
-            elif digest and missing:
-                raise UsageError(
-                    f"item {number} has its line and item {missing} has none: the output is not in "
-                    "order",
-                    hint="leave --in-order out, or name another output",
-                )
+# Rows.
 
 
-class SeenNames:
-    """An open hash table of 64-bit digests, a third to two thirds of which are taken at the end.
-
-    It takes 12 to 24 bytes a name, at once. Over: in a million names, two that differ are taken for
-    one with a probability of 3e-8.
-
-    Args:
-        names: how many there are at most.
-    """
-
-    def __init__(self, names: int) -> None:
-        self._last = (1 << max(_LEAST_BITS, (names + names // 2).bit_length())) - 1
-        self._slots = array("Q", bytes(8)) * (self._last + 1)
-
-    def add(self, name: str) -> bool:
-        """Whether this name is new."""
-        data = name.encode(errors="surrogatepass")
-        digest = int.from_bytes(blake2b(data, digest_size=8).digest(), "little") or 1
-        at = digest & self._last
-        while self._slots[at] and self._slots[at] != digest:
-            at = (at + 1) & self._last
-        new = not self._slots[at]
-        self._slots[at] = digest
-        return new
-
-
-def pending(
-    items: Iterable[BatchItem], survey: Survey, tick: Callable[[], None] = lambda: None
-) -> Iterator[BatchItem]:
-    """Items that have no line yet.
-
-    Args:
-        items: all of the input, anew.
-        survey: of the first reading.
-        tick: as of `Survey`.
+def _checked(
+    columns: Sequence[str], rows: Callable[[Sequence[str]], Iterator[Row]], spec: BatchSpec
+) -> tuple[Callable[[], Iterator[Row]], str, Sequence[str], bool]:
+    """The rows with what is used of them, their prompt, their columns with images, their names.
 
     Raises:
-        UsageError: the input is not what it was when it was read first.
+        UsageError: a column is not there, or no prompt.
     """
-    seen, count = SeenNames(survey.total), 0
-    for item in items:
-        count += 1
-        if not survey.holds(item.number, item.digest):
-            raise _changed(f"at item {item.number}")
-        if item.custom_id is not None and not seen.add(item.custom_id) and item.fault is None:
-            fault = ItemError("duplicate_custom_id", "an item before this one has the same name")
-            item = replace(item, fault=fault)  # noqa: PLW2901 - the same item with its fault
-        if not survey.done(item.number):
-            yield item
-        elif count % _STEP == 0:
-            tick()
-    if count != survey.total:
-        raise _changed(f"it had {survey.total:,} items and has {count:,}")
+    if missing := [name for name in spec.image_column if name not in columns]:
+        raise UsageError(
+            f"there is no column {missing[0]!r}", hint=f"there are {', '.join(columns)}"
+        )
+    images = spec.image_column or tuple({IMAGE_COLUMN} & {*columns})
+    prompt = _prompt(spec)
+    if prompt is None and "prompt" not in columns:
+        raise UsageError(
+            "there is no column 'prompt', and no --prompt says what to ask",
+            hint=f'add --prompt "…", where {{COLUMN}} is one of {", ".join(columns)}',
+        )
+    prompt = "{prompt}" if prompt is None else prompt
+    placeholders = {match[2] for match in _PLACEHOLDER.finditer(prompt) if match[2]}
+    if unknown := sorted(placeholders - {*columns}):
+        word = f"{{{unknown[0]}}}"
+        listed = ", ".join(f"{{{name}}}" for name in columns[:20])
+        raise UsageError(
+            f"{word} in the prompt is no placeholder here",
+            hint=f"there are {listed}; write {{{word}}} for {word} itself",
+        )
+    named = {_ID} & {*columns}
+    used = sorted({*named, *images, *placeholders})
+    return partial(rows, used), prompt, images, bool(named)
 
 
-def _changed(how: str) -> UsageError:
-    return UsageError(
-        f"the input has changed while it was read, {how}",
-        hint="give the same command again once nobody writes it",
+def _prompt(spec: BatchSpec) -> str | None:
+    if spec.prompt_file is None:
+        return spec.prompt
+    try:
+        return Path(spec.prompt_file).read_text(encoding="utf-8").removesuffix("\n")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise UsageError(
+            f"{spec.prompt_file} cannot be read: {getattr(exc, 'strerror', None) or exc}",
+            hint="name a text file in UTF-8 with the prompt",
+        ) from None
+
+
+def _rows(
+    rows: Callable[[], Iterator[Row]], prompt: str, images: Sequence[str], named: bool
+) -> Iterator[BatchItem]:
+    """A row is an item, its number is the row's, its name in the column ``custom_id``."""
+    for number, row in enumerate(rows(), 1):
+        name, fault = f"row-{number}", None
+        body: JsonObject = {}
+        if isinstance(row, ItemError):
+            fault = row
+        else:
+            name = (named and _readable(_text(row[_ID]))) or name
+            urls = [url for key in images if (url := _image(row[key]))]
+            body = chat_body(_filled(prompt, row), urls)
+        # Text that is no UTF-8 has a digest, too; its body cannot be sent.
+        digest = digest_of(repr((name, body, str(fault))).encode())
+        yield BatchItem(number=number, digest=digest, custom_id=name, body=body, fault=fault)
+
+
+def _filled(prompt: str, row: Mapping[str, Any]) -> str:
+    return _PLACEHOLDER.sub(
+        lambda match: f"{{{match[1]}}}" if match[1] else _text(row[match[2]]), prompt
     )
+
+
+def chat_body(prompt: str, images: list[str]) -> JsonObject:
+    """A chat request with images before its prompt."""
+    pictures = [{"type": "image_url", "image_url": {"url": url}} for url in images]
+    content = [*pictures, {"type": "text", "text": prompt}] if pictures else prompt
+    return {"messages": [{"role": "user", "content": content}]}
+
+
+def _readable(text: str) -> str:
+    """Bytes that are no UTF-8 as escapes."""
+    return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
+def _text(value: Any) -> str:
+    """A cell in a prompt; an image's bytes have no place there."""
+    return "" if value is None or isinstance(value, bytes | dict) else str(value)
+
+
+def _image(value: Any) -> str:
+    """A cell as an address, a path or a ``data:`` URL; datasets keep ``{bytes, path}``."""
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes):
+        return f"data:image/unknown;base64,{b64encode(value).decode()}"
+    return _text(value).strip()
+
+
+def _folder(path: Path) -> Table:
+    """The images of a folder and the folders in it; ``custom_id`` is the path below it."""
+    if next(_images(str(path), ""), None) is None:
+        raise UsageError(
+            f"{path} holds no image ({', '.join(_IMAGES)})", hint="name another folder"
+        )
+
+    def rows(_used: Sequence[str]) -> Iterator[Row]:
+        for below in _images(str(path), ""):
+            shown = Path(_readable(below))
+            yield {
+                "name": shown.name, "stem": shown.stem, "path": str(shown), _ID: str(shown),
+                IMAGE_COLUMN: f"./{below}",
+            }  # fmt: skip
+
+    return ("name", "stem", "path", _ID, IMAGE_COLUMN), rows
+
+
+def _images(folder: str, below: str) -> Iterator[str]:
+    """Paths below the folder, by name, hidden ones left out; memory is that of one folder."""
+    try:
+        with os.scandir(os.path.join(folder, below)) as entries:
+            names = sorted((one.name, one.is_dir(follow_symlinks=False)) for one in entries)
+    except OSError as exc:
+        raise UsageError(
+            f"{os.path.join(folder, below)} cannot be read: {exc.strerror or exc}",
+            hint="allow it, or move it away",
+        ) from None
+    for name, is_folder in names:
+        if is_folder and not name.startswith("."):
+            yield from _images(folder, f"{below}{name}/")
+        elif name.lower().endswith(_IMAGES) and not name.startswith("."):
+            yield f"{below}{name}"
+
+
+def _csv(path: Path) -> Table:
+    """A CSV file with a line of column names."""
+    csv.field_size_limit(_LARGEST_CELL)
+
+    def read() -> tuple[csv.DictReader[Any], IO[str]]:
+        # Bytes that are no UTF-8 become surrogates, which no JSON takes.
+        file = path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
+        return csv.DictReader(file, restkey=_MORE), file
+
+    def rows(_used: Sequence[str]) -> Iterator[Row]:
+        reader, file = read()
+        with file:
+            while True:
+                try:
+                    row = next(reader)
+                except StopIteration:
+                    return
+                except csv.Error as exc:
+                    yield ItemError("bad_line", f"line {reader.line_num} is no CSV: {exc}")
+                    continue
+                broken = _MORE in row or None in row.values()
+                words = f"line {reader.line_num} has not one cell for each column"
+                yield ItemError("bad_line", words) if broken else row
+
+    reader, file = read()
+    with file, suppress(csv.Error):
+        if (columns := reader.fieldnames) and len(set(columns)) == len(columns):
+            return columns, rows
+    raise UsageError(
+        f"{path} does not begin with the names of its columns",
+        hint="its first line must name each column once, e.g. custom_id,image,prompt",
+    )
+
+
+def _parquet(path: Path) -> Table:
+    """A Parquet file."""
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        from turbofit.core.installation import install_command
+
+        raise PackageError(
+            f"{path} is a Parquet file, and pyarrow is not installed",
+            hint=f"install it with {install_command('parquet')}, or write a CSV or JSONL file",
+        ) from None
+    try:
+        columns = [str(name) for name in ParquetFile(path).schema_arrow.names]
+    except (ArrowException, OSError) as exc:
+        raise UsageError(f"{path} is no Parquet file: {exc}", hint="name another file") from None
+
+    def rows(used: Sequence[str]) -> Iterator[Row]:
+        try:
+            for batch in ParquetFile(path).iter_batches(batch_size=_ROWS, columns=used):
+                for at in range(batch.num_rows):
+                    try:
+                        yield from batch.slice(at, 1).to_pylist()
+                    except _NO_VALUE as exc:  # noqa: PERF203 - the next row may be whole
+                        yield ItemError("bad_line", f"the row cannot be read: {exc}")
+        except (ArrowException, OSError) as exc:
+            raise UsageError(f"{path} is damaged: {exc}", hint="write it again") from None
+
+    return columns, rows

@@ -91,7 +91,10 @@ class BatchSpec(Validated):
 
 
 class BatchTarget(NamedTuple):
-    """A server that runs, by its ``url``, or one that is planned by ``request``."""
+    """A server that runs, by its ``url``, or one that is planned by ``request``.
+
+    ``at_once``: requests at once; 0 are as many as the planned server runs, and a few that wait.
+    """
 
     url: str | None = None
     key: str | None = None
@@ -120,11 +123,9 @@ def target_of(url: str | None, key: str | None, request: PlanRequest | None) -> 
             )
         if key is not None:
             raise UsageError("--api-key is for a server that --url names", hint="leave it out")
-        return BatchTarget(request=request)
+        return BatchTarget(request=request, at_once=request.concurrency or 0)
     if not url.startswith(("http://", "https://")):
-        raise UsageError(
-            f"{url} is no address of a server", hint="write it as http://127.0.0.1:23333"
-        )
+        raise UsageError(f"{url} is no address of a server", hint=f"write it as http://{url}")
     given = {} if request is None else request.given()
     at_once = given.pop("concurrency", _AT_ONCE)
     model = given.pop("model", None) or None

@@ -1,15 +1,13 @@
-"""Items of an input, how one is made of a prompt and images, and lines of an output."""
+"""Items of an input, and lines of an output."""
 
 from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Annotated, Any, Final
 
 import msgspec
 
-from turbofit.core.errors import UsageError
 from turbofit.core.json_types import JsonObject
 from turbofit.core.struct import Struct, doc
 
@@ -17,23 +15,17 @@ __all__ = [
     "CHAT",
     "LINE_START",
     "BatchError",
-    "BatchInput",
     "BatchItem",
     "BatchLine",
     "BatchResponse",
     "ItemError",
-    "PromptTemplate",
-    "chat_body",
     "digest_of",
-    "encoded",
-    "line_id",
     "place_of",
-]  # fmt: skip
+]
 
 CHAT: Final = "/v1/chat/completions"
 #: What every line of an output begins with.
 LINE_START: Final = b'{"id":"batch_req_'
-_PLACEHOLDER: Final = re.compile(r"\{\{(\w+)\}\}|\{([^{}\n\"':,]{1,128})\}")
 _ID: Final = re.compile(r"batch_req_(\d{1,12})-([0-9a-f]{8})")
 
 
@@ -66,56 +58,10 @@ class BatchItem(Struct):
     body: msgspec.Raw | JsonObject = msgspec.field(default_factory=dict)
     fault: ItemError | None = None
 
-
-class BatchInput(NamedTuple):
-    """An input: ``items`` reads it anew at each call, in the same order.
-
-    Relative paths of images begin in ``base``; ``max_tokens`` is the bound of answers to items that
-    state none, None where the server decides.
-    """
-
-    base: str
-    max_tokens: int | None
-    items: Callable[[], Iterator[BatchItem]]
-
-
-class PromptTemplate:
-    """A prompt whose ``{word}`` are replaced; ``{{word}}`` stands for ``{word}`` itself.
-
-    Other braces stay, so that a prompt may hold JSON.
-
-    Args:
-        text: the prompt.
-        names: the placeholders that there are.
-
-    Raises:
-        UsageError: a placeholder that there is not.
-    """
-
-    def __init__(self, text: str, names: Iterable[str]) -> None:
-        self._text, known = text, tuple(names)
-        #: Placeholders that stand in the prompt.
-        self.used = {match[2] for match in _PLACEHOLDER.finditer(text) if match[2]}
-        if unknown := sorted(self.used - set(known)):
-            word = f"{{{unknown[0]}}}"
-            listed = ", ".join(f"{{{name}}}" for name in known[:20])
-            raise UsageError(
-                f"{word} in the prompt is no placeholder here",
-                hint=f"there are {listed}; write {{{word}}} for {word} itself",
-            )
-
-    def fill(self, values: Mapping[str, str]) -> str:
-        """The prompt of one item."""
-        return _PLACEHOLDER.sub(
-            lambda match: f"{{{match[1]}}}" if match[1] else values[match[2]], self._text
-        )
-
-
-def chat_body(prompt: str, images: list[str]) -> JsonObject:
-    """A chat request with images before its prompt."""
-    pictures = [{"type": "image_url", "image_url": {"url": url}} for url in images]
-    content = [*pictures, {"type": "text", "text": prompt}] if pictures else prompt
-    return {"messages": [{"role": "user", "content": content}]}
+    @property
+    def line_id(self) -> str:
+        """The ``id`` of its line."""
+        return f"batch_req_{self.number}-{self.digest:08x}"
 
 
 class BatchResponse(Struct):
@@ -158,17 +104,7 @@ def digest_of(data: bytes) -> int:
     return zlib.crc32(data) or 1
 
 
-def line_id(item: BatchItem) -> str:
-    """The ``id`` of an item's line."""
-    return f"batch_req_{item.number}-{item.digest:08x}"
-
-
 def place_of(identity: str) -> tuple[int, int] | None:
     """Number and digest in a line's ``id``; None where it is none of ours."""
     found = _ID.fullmatch(identity)
     return (int(found[1]), int(found[2], 16)) if found else None
-
-
-def encoded(line: BatchLine) -> bytes:
-    """The line with its end."""
-    return msgspec.json.encode(line) + b"\n"

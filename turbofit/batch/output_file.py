@@ -11,24 +11,113 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
+from array import array
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
+from msgspec.structs import replace
 
-from turbofit.batch.item import LINE_START, place_of
+from turbofit.batch.item import LINE_START, ItemError, place_of
 from turbofit.core.errors import UsageError
 from turbofit.core.process.files import open_beside, sync_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from turbofit.batch.batch_input import Survey
+    from turbofit.batch.item import BatchItem
 
-__all__ = ["OutputFile"]
+__all__ = ["OutputFile", "Survey"]
 
 _NUL: Final = b"\0"
+
+
+class Survey:
+    """How many items there are, and which of them have their line: 5 bytes an item.
+
+    Names are held while it is read, by 64 bits each: in a million names, two that differ are taken
+    for one with a probability of 3e-8.
+
+    Args:
+        items: all of the input.
+    """
+
+    def __init__(self, items: Iterable[BatchItem]) -> None:
+        #: By the item's number; 0 where there is none, as for an empty line.
+        self._digests = array("I", [0])
+        self.total = 0
+        #: Numbers of items whose name an item before has.
+        self._doubled: set[int] = set()
+        names: set[int] = set()
+        for item in items:
+            self._digests.extend([0] * (item.number - len(self._digests)))
+            self._digests.append(item.digest)
+            self.total += 1
+            if (name := item.custom_id) is not None:
+                if hash(name) in names:
+                    self._doubled.add(item.number)
+                names.add(hash(name))
+        self._done = bytearray(len(self._digests))
+
+    def holds(self, number: int, digest: int) -> bool:
+        """Whether the input has this item."""
+        return 0 < number < len(self._digests) and self._digests[number] == digest
+
+    def done(self, number: int) -> bool:
+        """Whether it has its line."""
+        return bool(self._done[number])
+
+    def mark(self, number: int) -> None:
+        """It has its line."""
+        self._done[number] = 1
+
+    def check_order(self) -> None:
+        """Whether what is done is the beginning of the input.
+
+        Raises:
+            UsageError: an item is done, and one before it is not.
+        """
+        missing = 0
+        for number, digest in enumerate(self._digests):
+            if digest and not self.done(number):
+                missing = missing or number
+            elif digest and missing:
+                raise UsageError(
+                    f"item {number} has its line and item {missing} has none: the output is not in "
+                    "order",
+                    hint="leave --in-order out, or name another output",
+                )
+
+    def pending(self, items: Iterable[BatchItem]) -> Iterator[BatchItem]:
+        """Items that have no line yet.
+
+        Args:
+            items: all of the input, anew.
+
+        Raises:
+            UsageError: the input is not what it was when it was read first.
+        """
+        count = 0
+        for item in items:
+            count += 1
+            if not self.holds(item.number, item.digest):
+                raise _changed(f"at item {item.number}")
+            if self.done(item.number):
+                continue
+            if item.number in self._doubled and item.fault is None:
+                words = "an item before this one has the same name"
+                item = replace(item, fault=ItemError("duplicate_custom_id", words))  # noqa: PLW2901
+            yield item
+        if count != self.total:
+            raise _changed(f"it had {self.total:,} items and has {count:,}")
+
+
+def _changed(how: str) -> UsageError:
+    return UsageError(
+        f"the input has changed while it was read, {how}",
+        hint="give the same command again once nobody writes it",
+    )
 
 
 class _Kept(msgspec.Struct):
@@ -51,8 +140,8 @@ class OutputFile:
     def __init__(self, path: Path) -> None:
         self.path, self.errors_path = path, path.with_name(path.name + ".errors.jsonl")
         self._fd = _open_locked(path)
-        #: Bytes that are whole lines; -1 as long as nobody knows whether they are a batch's.
-        self._size = -1
+        #: Bytes that are whole lines; None as long as nobody knows whether they are a batch's.
+        self._size: int | None = None
         self._unsynced = False
         self.answered = self.failed = 0
 
@@ -60,56 +149,63 @@ class OutputFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        """Write the file of failures, or remove it where there are none; unlock and close."""
+        try:
+            if self._size is not None:
+                with suppress(OSError):
+                    self._write_errors()
+        finally:
+            os.close(self._fd)
 
     @property
     def lines(self) -> int:
         """Items that have their line."""
         return self.answered + self.failed
 
-    def resume(self, survey: Survey, *, retry_failed: bool) -> int:
+    def resume(self, survey: Survey, *, retry_failed: bool) -> None:
         """Mark in ``survey`` what is done, cut off what is no whole line.
 
         Args:
             survey: of the input.
             retry_failed: take the lines of failed items out, so that they are sent again.
 
-        Returns:
-            Bytes of the lines that stay.
-
         Raises:
             UsageError: a line is of another input, or of no batch.
         """
         size = 0
-        with self._copy() if retry_failed else nullcontext() as kept, _disk_errors(self.path):
-            for number, line in enumerate(self._whole_lines(), 1):
-                place, failed = self._checked(number, line, survey)
-                if failed and retry_failed:
-                    continue
-                if not survey.mark(place):
-                    raise UsageError(
-                        f"line {number} of {self.path} is the second of its item",
-                        hint="take one of the two out, or name another output",
-                    )
-                size = size + len(line) if kept is None else _written(kept, line, size)
-                self.answered, self.failed = self.answered + (not failed), self.failed + failed
         with _disk_errors(self.path):
+            with _new_file(self.path.resolve()) if retry_failed else nullcontext() as copy:
+                for number, line in enumerate(self._whole_lines(), 1):
+                    place, failed = self._checked(number, line, survey)
+                    if failed and retry_failed:
+                        continue
+                    if survey.done(place):
+                        raise UsageError(
+                            f"line {number} of {self.path} is the second of its item",
+                            hint="take one of the two out, or name another output",
+                        )
+                    survey.mark(place)
+                    size = size + len(line) if copy is None else _written(copy, line, size)
+                    self._count(failed=failed)
+            if copy is not None:
+                os.close(self._fd)
+                self._fd = copy
             os.ftruncate(self._fd, size)
             os.fsync(self._fd)
             sync_folder(self.path.parent)
         self._size = size
-        return size
 
     def append(self, line: bytes, *, failed: bool) -> None:
-        """One line, whole or not at all.
+        """One line, whole or not at all; `resume` came before.
 
         Raises:
             UsageError: the disk is full, or takes no more for another reason.
         """
+        assert self._size is not None
         with _disk_errors(self.path):
             self._size = _written(self._fd, line, self._size)
         self._unsynced = True
-        self.answered, self.failed = self.answered + (not failed), self.failed + failed
+        self._count(failed=failed)
 
     def sync(self) -> None:
         """Have all lines on the disk.
@@ -122,17 +218,8 @@ class OutputFile:
             with _disk_errors(self.path):
                 os.fsync(self._fd)
 
-    def close(self) -> None:
-        """Write the file of failures, or remove it where there are none; unlock and close."""
-        if self._fd < 0:
-            return
-        try:
-            if self._size >= 0:
-                with suppress(OSError):
-                    self._write_errors()
-        finally:
-            os.close(self._fd)
-            self._fd = -1
+    def _count(self, *, failed: bool) -> None:
+        self.answered, self.failed = self.answered + (not failed), self.failed + failed
 
     def _write_errors(self) -> None:
         if not self.failed:
@@ -163,18 +250,17 @@ class OutputFile:
     def _checked(self, number: int, line: bytes, survey: Survey) -> tuple[int, bool]:
         """The item's number, and whether it failed."""
         try:
-            found = msgspec.json.decode(line, type=_Kept)
+            kept = msgspec.json.decode(line, type=_Kept)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            found = None
-        place = place_of(found.id) if found else None
-        if found is None or place is None:
+            raise self._foreign(number) from None
+        if (place := place_of(kept.id)) is None:
             raise self._foreign(number)
         if not survey.holds(*place):
             raise UsageError(
                 f"line {number} of {self.path} is of another input, or the input has changed",
                 hint="name another output for this input",
             )
-        return place[0], found.error is not None
+        return place[0], kept.error is not None
 
     def _foreign(self, number: int) -> UsageError:
         return UsageError(
@@ -182,23 +268,18 @@ class OutputFile:
             hint="name another output: this one holds something else",
         )
 
-    @contextmanager
-    def _copy(self) -> Iterator[int]:
-        """A new file that is the output at the end, locked before anybody can open it by name."""
-        with _disk_errors(self.path), _new_file(self.path.resolve()) as descriptor:
-            yield descriptor
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.close(self._fd)
-        self._fd = descriptor
-
 
 @contextmanager
 def _new_file(path: Path) -> Iterator[int]:
-    """A file that gets this path at the end, and stays open; none where that fails."""
+    """A file that gets this path at the end, locked before, and stays open; none where that fails.
+
+    Nobody can open it by its name before it is locked.
+    """
     descriptor, name = open_beside(path)
     try:
         fcntl.fcntl(descriptor, fcntl.F_SETFL, os.O_APPEND)
         yield descriptor
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.fsync(descriptor)
         os.replace(name, path)
     except BaseException:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import stat
-from copy import deepcopy
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
 import msgspec
@@ -25,12 +23,22 @@ if TYPE_CHECKING:
     from turbofit.batch.item import BatchItem
     from turbofit.core.json_types import JsonObject
 
-__all__ = ["BodyWriter", "ImageLimits", "image_sources", "inlined", "is_remote", "local_path"]
+__all__ = [
+    "LARGEST_FILE",
+    "BodyWriter",
+    "ImageLimits",
+    "bound_answer",
+    "decoded_body",
+    "image_sources",
+    "inlined",
+    "is_remote",
+    "local_path",
+]  # fmt: skip
 
 #: What a plan allows too (`tuner/explain/plan_document.py`).
 _BYTES: Final = 32 * MIB
 #: The largest file that is read to be made smaller.
-_LARGEST_FILE: Final = 512 * MIB
+LARGEST_FILE: Final = 512 * MIB
 
 
 class ImageLimits(Struct):
@@ -45,16 +53,7 @@ class ImageLimits(Struct):
     @property
     def bytes_read(self) -> int:
         """Bytes of the largest file that is read."""
-        return _LARGEST_FILE if self.shrink else self.bytes
-
-
-class _Peek(msgspec.Struct):
-    """The fields that decide whether a body is sent unchanged."""
-
-    model: Any = None
-    stream: Any = None
-    max_tokens: Any = None
-    max_completion_tokens: Any = None
+        return LARGEST_FILE if self.shrink else self.bytes
 
 
 class BodyWriter:
@@ -81,29 +80,34 @@ class BodyWriter:
             ItemError: the item cannot be sent.
         """
         try:
-            raw = item.body
-            if isinstance(raw, msgspec.Raw):
-                changes = self._changes(msgspec.json.decode(raw, type=_Peek))
-                if not changes and b'"image_url"' not in bytes(raw):
-                    return bytes(raw)
-                body: JsonObject = msgspec.json.decode(raw)
-            else:
-                body = deepcopy(raw)  # images are replaced in it: the item stays small
-                changes = self._changes(_Peek())
+            body = decoded_body(item)
+            if body.get("stream"):
+                raise ItemError("bad_stream", "a batch has no streams: leave stream out")
+            if self._replace or body.get("model") is None:
+                body["model"] = self._model
+            bound_answer(body, self._max_tokens)
             inlined(body, self._base, self._limits)
-            return msgspec.json.encode({**body, **changes})
+            return msgspec.json.encode(body)
         except (msgspec.MsgspecError, UnicodeError, RecursionError, OverflowError) as exc:
             raise ItemError("bad_line", f"the body cannot be sent: {exc}") from None
 
-    def _changes(self, peek: _Peek) -> JsonObject:
-        if peek.stream:
-            raise ItemError("bad_stream", "a batch has no streams: leave stream out")
-        changes: JsonObject = {}
-        if self._replace or peek.model is None:
-            changes["model"] = self._model
-        if self._max_tokens and peek.max_tokens is None and peek.max_completion_tokens is None:
-            changes["max_tokens"] = self._max_tokens
-        return changes
+
+def decoded_body(item: BatchItem) -> JsonObject:
+    """The body of an item, which may be changed.
+
+    Raises:
+        MsgspecError: it is no JSON, and so do `RecursionError` and `UnicodeError`.
+    """
+    raw = item.body
+    text = raw if isinstance(raw, msgspec.Raw) else msgspec.json.encode(raw)
+    body: JsonObject = msgspec.json.decode(text)
+    return body
+
+
+def bound_answer(body: JsonObject, tokens: int | None) -> None:
+    """Have the answer bounded by so many tokens, where the body states no bound."""
+    if tokens and body.get("max_tokens") is None and body.get("max_completion_tokens") is None:
+        body["max_tokens"] = tokens
 
 
 def image_sources(body: JsonObject) -> Iterator[JsonObject]:
@@ -165,21 +169,16 @@ def inlined(body: JsonObject, base: str, limits: ImageLimits) -> None:
 
 
 def _file_bytes(path: str, most: int) -> bytes:
+    if not os.path.isfile(path):  # a pipe would be waited for
+        raise ItemError("image_missing", f"{path} is no file that is there")
     try:
-        # A pipe opens at once, without waiting, and is refused.
-        with open(path, "rb", opener=lambda p, flags: os.open(p, flags | os.O_NONBLOCK)) as file:
+        with open(path, "rb") as file:
             before = os.fstat(file.fileno())
-            if not stat.S_ISREG(before.st_mode):
-                raise ItemError("image_missing", f"{path} is no file")
             if before.st_size > most:
-                raise ItemError(
-                    "image_too_big",
-                    f"{path} has {format_bytes(before.st_size)}, the limit is {format_bytes(most)}",
-                )
+                sizes = f"{format_bytes(before.st_size)}, the limit is {format_bytes(most)}"
+                raise ItemError("image_too_big", f"{path} has {sizes}")
             data = file.read(before.st_size + 1)
             after = os.fstat(file.fileno())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        raise ItemError("image_missing", f"{path} is not there") from None
     except OSError as exc:
         raise ItemError("image_unreadable", f"{path}: {exc.strerror or exc}") from None
     if (len(data), before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):

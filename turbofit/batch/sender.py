@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import aiohttp
 import msgspec
 
-from turbofit.batch.item import BatchError, BatchLine, BatchResponse, ItemError, line_id
+from turbofit.batch.item import BatchError, BatchLine, BatchResponse, ItemError
 from turbofit.core.errors import UnservedError, UsageError
 
 if TYPE_CHECKING:
@@ -85,10 +85,6 @@ class Sender:
     async def __aexit__(self, *_: object) -> None:
         await self._session.close()
 
-    def moved(self, url: str) -> None:
-        """The server has another address now."""
-        self._url = url
-
     async def model(self) -> str:
         """The first model of the server.
 
@@ -124,11 +120,7 @@ class Sender:
         try:
             if item.fault is not None:
                 raise item.fault
-            given = item.body
-            if isinstance(given, msgspec.Raw) and b'"image_url"' not in bytes(given):
-                body = writer.body(item)
-            else:  # it may be made from files
-                body = await asyncio.to_thread(writer.body, item)
+            body = await asyncio.to_thread(writer.body, item)  # it may read files
             try:
                 status, headers, raw = await self._answer("POST", item.url, body)
             except (aiohttp.InvalidURL, ValueError) as exc:
@@ -137,7 +129,7 @@ class Sender:
             self.lowered += error is None and "x-turbofit-limited" in headers
         except ItemError as exc:
             error = BatchError(code=exc.code, message=exc.message)
-        return BatchLine(id=line_id(item), custom_id=item.custom_id, response=response, error=error)
+        return BatchLine(id=item.line_id, custom_id=item.custom_id, response=response, error=error)
 
     async def _answer(self, method: str, path: str, body: bytes | None) -> tuple[int, Any, bytes]:
         """Status, headers and body of an answer, after as many tries as that takes."""

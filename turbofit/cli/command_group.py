@@ -92,9 +92,8 @@ def unknown_command(name: str) -> UsageError:
             hint="write turbofit COMMAND OPTIONS; turbofit --help lists the commands",
         )
     from turbofit.cli.usage_errors import unknown_word
-    from turbofit.core.synonyms import command_synonym, near
+    from turbofit.core.synonyms import command_synonym, guess
 
-    alike = near(name, COMMANDS, 3)
-    hint = command_synonym(name) or (f"did you mean {' or '.join(alike)}?" if alike else "")
-    hint = hint or unknown_word(name) or "turbofit help lists the commands"
+    hint = command_synonym(name) or guess(name, COMMANDS, 3).rstrip() or unknown_word(name)
+    hint = hint or "turbofit help lists the commands"
     return UsageError(f"unknown command {name!r}", hint=hint)

@@ -19,19 +19,16 @@ def usage_error(exc: click.UsageError, ctx: click.Context) -> UsageError:
     if isinstance(exc, click.NoSuchOption):
         said = _unknown_option(exc.option_name, ctx)
         return UsageError(f"unknown option {exc.option_name}", hint=f"{said}{hint}")
-    if isinstance(exc, click.MissingParameter) and exc.param is not None:
-        from turbofit.cli.manual import MANUAL
-
-        example = MANUAL[ctx.info_name or ""].examples[0]
-        return UsageError(f"{_spelled(exc.param, ctx)} is missing", hint=f"as {example}; {hint}")
     if isinstance(exc, click.BadParameter) and exc.param is not None:
-        if isinstance(exc.param.type, click.types.BoolParamType):
-            what = exc.message.partition(" is not a valid boolean")[0]
-            return UsageError(
-                f"{_spelled(exc.param, ctx)}: {what} is neither yes nor no",
-                hint="give 1 for yes, 0 for no",
-            )
-        return UsageError(f"{_spelled(exc.param, ctx)}: {exc.message.rstrip('.')}", hint=hint)
+        said = f": {exc.message.rstrip('.')}"
+        if isinstance(exc, click.MissingParameter):
+            from turbofit.cli.manual import MANUAL
+
+            said, hint = " is missing", f"as {MANUAL[ctx.info_name or ''].examples[0]}; {hint}"
+        elif isinstance(exc.param.type, click.types.BoolParamType):
+            said = f": {exc.message.partition(' is not a valid boolean')[0]} is neither yes nor no"
+            hint = "give 1 for yes, 0 for no"
+        return UsageError(f"{_spelled(exc.param, ctx)}{said}", hint=hint)
     text = exc.format_message().rstrip(".")
     if extra := re.search(r"unexpected extra argument \((.+)\)", text):
         known = unknown_word(extra[1])
@@ -41,7 +38,7 @@ def usage_error(exc: click.UsageError, ctx: click.Context) -> UsageError:
 
 def _unknown_option(name: str, ctx: click.Context) -> str:
     """Which option may be meant: another command's, LMDeploy's own, or a misspelt one."""
-    from turbofit.core.synonyms import near
+    from turbofit.core.synonyms import guess
     from turbofit.launch.serve.passthrough import option_classes
 
     commands = [command for command, option in options_by_command(ctx) if name in option.opts]
@@ -50,8 +47,7 @@ def _unknown_option(name: str, ctx: click.Context) -> str:
     if name in option_classes():
         return f"it is LMDeploy's, for behind --: turbofit serve MODEL -- {name}; "
     known = (option for one in ctx.command.params for option in one.opts if option[:2] == "--")
-    alike = near(name, known)
-    return f"did you mean {alike[0]}? " if alike else ""
+    return guess(name, known)
 
 
 def foreign_option(word: str, behind: str, ctx: click.Context) -> str:
@@ -70,6 +66,12 @@ def foreign_option(word: str, behind: str, ctx: click.Context) -> str:
 
     name, equals, value = word.partition("=")
     found = None if name[1:2].isdigit() else synonym(name)
+    said = re.compile(rf"\b{re.escape(name.strip('-') or name)}\b", re.IGNORECASE)
+    for one in ctx.command.params if found is None or found.to != "MODEL" else ():
+        if isinstance(one, click.Argument) and said.search(f"{one.name} {one.metavar}"):
+            usage = " ".join(ctx.get_usage().split()[1:])
+            hint = f"{_spelled(one, ctx)} stands without an option: {usage}"
+            raise UsageError(f"unknown option {name}", hint=hint)
     if found is None or name == f"--{found.to}":
         return word
     option, form = f"--{found.to}", "--{option} {value}"
@@ -87,8 +89,8 @@ def foreign_option(word: str, behind: str, ctx: click.Context) -> str:
         first = (one for one in ("plan", "serve", "bench", *having) if one in having)
         command = next(first, "serve MODEL --")
         form = f"turbofit {command}{' MODEL' if command in ('plan', 'serve') else ''} {form}"
-    said = f"unknown option {name}{f' {value}' if value else ''}"
-    raise UsageError(said, hint=found.here(value, form))
+    what = f"unknown option {name}{f' {value}' if value else ''}"
+    raise UsageError(what, hint=found.here(value, form))
 
 
 def unknown_word(word: str) -> str:

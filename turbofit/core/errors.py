@@ -40,6 +40,8 @@ class TurbofitError(Exception):
         super().__init__(_one_line(message))
         self.message = _one_line(message)
         self.hint = _one_line(hint)
+        if hasattr(self, "add_note"):  # from Python 3.11 on, for the traceback
+            self.add_note(f"hint: {self.hint}")
 
     def to_dict(self) -> Document:
         """The error as the JSON document that ``--json`` prints."""

@@ -15,7 +15,7 @@ import msgspec
 from turbofit.core.presets import converted, load_yaml, preset_path
 from turbofit.core.struct import Struct
 
-__all__ = ["Synonym", "command_synonym", "meant", "near", "synonym"]
+__all__ = ["Synonym", "command_synonym", "guess", "meant", "near", "synonym"]
 
 #: Names less alike are no misspellings of each other.
 _ALIKE: Final = 0.8
@@ -81,6 +81,12 @@ def near(name: str, known: Iterable[str], count: int = 1) -> list[str]:
     return get_close_matches(name, list(known), n=count, cutoff=_ALIKE)
 
 
+def guess(name: str, known: Iterable[str], count: int = 1, of: str = "") -> str:
+    """``did you mean …? `` with the nearest names, each behind ``of``; empty where none is near."""
+    alike = [f"{of}{one}" for one in near(name, known, count)]
+    return f"did you mean {' or '.join(alike)}? " if alike else ""
+
+
 def meant(word: str, known: Iterable[str], form: str = "", value: str | None = None) -> str:
     """The hint for a word that nothing here has: its name here, the nearest ones, or all.
 
@@ -93,5 +99,4 @@ def meant(word: str, known: Iterable[str], form: str = "", value: str | None = N
     if form and (found := synonym(word)):
         return found.here(value, form)
     known = list(dict.fromkeys(known))
-    alike = near(word, known, 3)
-    return f"did you mean {' or '.join(alike)}?" if alike else f"it knows {', '.join(known)}"
+    return guess(word, known, 3).rstrip() or f"it knows {', '.join(known)}"

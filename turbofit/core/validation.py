@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from pydantic.fields import FieldInfo
-    from pydantic_core import ErrorDetails
 
     from turbofit.core.json_types import Options
 
@@ -201,9 +200,9 @@ def usage_error(
     if isinstance(cause, UsageError):
         return cause
     field = str(first["loc"][0]) if first["loc"] else ""
-    if first["type"] == "extra_forbidden":
-        from turbofit.core.synonyms import meant
+    from turbofit.core.synonyms import guess, meant
 
+    if first["type"] == "extra_forbidden":
         hint = meant(field, sorted(kind.model_fields), "{field}={value}", str(first["input"]))
         return UsageError(f"{field} is nothing that {kind.__name__} knows", hint=hint)
     name = spelled(field)
@@ -216,19 +215,11 @@ def usage_error(
         if should is None
         else f"it should be {should.format_map(first.get('ctx', {}))}"
     )
+    choices = re.findall("'([^']*)'", first["msg"]) if first["type"] == "literal_error" else []
     return UsageError(
         f"{name} {value if len(value) <= _SHOWN else value[:_SHOWN] + '…'}: {what}",
-        hint=_nearest(first) or _described(kind, field, name),
+        hint=guess(str(first["input"]), choices).rstrip() or _described(kind, field, name),
     )
-
-
-def _nearest(error: ErrorDetails) -> str:
-    """The right word that is nearest to a wrong one."""
-    choices = re.findall("'([^']*)'", error["msg"]) if error["type"] == "literal_error" else []
-    from turbofit.core.synonyms import near
-
-    alike = near(str(error["input"]), choices)
-    return f"did you mean {alike[0]}?" if alike else ""
 
 
 def _described(kind: type[BaseModel], field: str, name: str) -> str:

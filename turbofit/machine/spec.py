@@ -255,17 +255,17 @@ def _unused(name: str, total: int, reserved: int = 0) -> Gpu:
 
 def _slice(key: str, profile: re.Match[str], name: str, given: dict[str, str]) -> _Card:
     """A MIG instance: nothing joins it to another, whatever joins the cards."""
-    whole, cut = load_preset(key), mig_slice(key, profile)
+    whole, (total, sms, basis) = load_preset(key), mig_slice(key, profile)
     gpu = replace(
-        _unused(f"{whole.name} MIG {profile['profile'].lower()}", cut.total),
+        _unused(f"{whole.name} MIG {profile['profile'].lower()}", total),
         mig=True,
-        sm_count=cut.sms,
+        sm_count=sms,
         compute_capability=whole.compute_capability.value,
     )
-    size = given.get("total", f"{cut.total // MIB}MiB")
+    size = given.get("total", f"{total // MIB}MiB")
     note = (
-        f"{name} was read as a MIG slice, {key}:total={size} with {cut.sms} of"
-        f" {whole.sm_count.value} SMs, {cut.basis}; its speed is that share of the card's, and an"
+        f"{name} was read as a MIG slice, {key}:total={size} with {sms} of"
+        f" {whole.sm_count.value} SMs, {basis}; its speed is that share of the card's, and an"
         " engine runs on one slice"
     )
     part = share_of(whole, gpu, whole.total - whole.reserved)

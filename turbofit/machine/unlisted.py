@@ -20,7 +20,7 @@ from turbofit.machine.presets import (
 )
 
 __all__ = [
-    "MIG_NAME", "OtherCard", "Slice", "UnsupportedCard", "cut_card", "least_usable", "mig_slice",
+    "MIG_NAME", "OtherCard", "UnsupportedCard", "cut_card", "least_usable", "mig_slice",
     "no_preset", "other_card", "unsupported_card", "vgpu_of",
 ]  # fmt: skip
 
@@ -87,14 +87,6 @@ class _Unlisted(Struct, forbid_unknown_fields=True):
     laptops: dict[str, dict[str, tuple[int, ...]]]
 
 
-class Slice(NamedTuple):
-    """A MIG slice: bytes that CUDA hands out, SMs, and where both are from."""
-
-    total: int
-    sms: int
-    basis: str
-
-
 class OtherCard(NamedTuple):
     """A card without a preset: ``name`` in a SPEC, compute capability, nominal gigabytes."""
 
@@ -128,14 +120,14 @@ def other_card(name: str) -> OtherCard | None:
 
 def cut_card(key: str, profile: str) -> str:
     """The card of which a slice is, where a name leaves the card's memory open."""
-    kind = key.rpartition("-")[0]
+    kind, dash, _ = key.rpartition("-")
     cards = [card for row in _table().mig if profile in row.profiles for card in row.cards]
-    alike = (card for card in cards if kind and card.rpartition("-")[0] == kind)
+    alike = (card for card in cards if dash and card.rpartition("-")[0] == kind)
     return key if key in cards else next(alike, key)
 
 
-def mig_slice(key: str, profile: re.Match[str]) -> Slice:
-    """A slice of a preset's card.
+def mig_slice(key: str, profile: re.Match[str]) -> tuple[int, int, str]:
+    """Bytes that CUDA hands out of a slice of a preset's card, SMs, and where both are from.
 
     Args:
         key: the preset.
@@ -163,7 +155,7 @@ def mig_slice(key: str, profile: re.Match[str]) -> Slice:
         basis = f"89% of the nominal {gigabytes} GB, as no list of this card has it"
     if profile["compute"]:
         sms = sms * min(int(profile["compute"]), slices) // slices
-    return Slice(min(size * MIB, whole.total - whole.reserved), sms, basis)
+    return min(size * MIB, whole.total - whole.reserved), sms, basis
 
 
 def vgpu_of(name: str) -> re.Match[str] | None:

@@ -68,7 +68,10 @@ def select(gpus: str, machine_gpus: Sequence[Gpu], visible: Sequence[int]) -> tu
         entry = raw.strip()
         index = _named(entry, machine_gpus)
         if index is None:
-            raise UsageError(f"--gpus: {entry!r} is not one GPU of this machine", hint=known)
+            raise UsageError(
+                f"--gpus: {entry!r} is not one GPU of this machine",
+                hint=f"{known}; how many a described machine has stands in --on, as 2xrtx3090",
+            )
         if index in chosen:
             raise UsageError(f"--gpus: GPU {index} is there twice", hint="name each GPU once")
         if index not in visible:

@@ -37,6 +37,8 @@ __all__ = [
 
 HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}")
 _ID: Final = re.compile(r"[a-z0-9][a-z0-9.-]{0,79}")
+#: What ends the name of a family: the parameters.
+_SIZE: Final = re.compile(r"[-_ :]?\d+(?:\.\d+)?b\b")
 
 
 class Unsupported(Struct):
@@ -90,12 +92,15 @@ def find_preset(name: str) -> str | None:
 
 
 def nearest_names(name: str, count: int = 3) -> list[str]:
-    """Known names that look like this one, nearest first."""
+    """Known names that look like this one, nearest first: of its family, where it has one here."""
     from turbofit.core.synonyms import near
 
-    known = _aliases()
-    close = near(_plain(name), known, count * 3)
-    return list(dict.fromkeys(known[key] for key in close))[:count]
+    known, wanted = _aliases(), _plain(name)
+    begins = max((key for key in known if wanted.startswith(key)), key=len, default=None)
+    close = [*([begins] if begins else []), *near(wanted, known, count * 3)]
+    family, *_ = _SIZE.split(name.rpartition("/")[2].lower())
+    found = dict.fromkeys(known[key] for key in close)
+    return sorted(found, key=lambda preset: _SIZE.split(preset)[0] != family)[:count]
 
 
 @cache

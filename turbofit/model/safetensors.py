@@ -13,7 +13,9 @@ import msgspec
 
 from turbofit.core.errors import UsageError
 
-__all__ = ["LARGEST_HEADER", "PREFIX", "Tensor", "header_length", "parse_header", "parse_index"]
+__all__ = [
+    "BITS", "LARGEST_HEADER", "PREFIX", "Tensor", "header_length", "parse_header", "parse_index",
+]  # fmt: skip
 
 #: Bytes before the header.
 PREFIX: Final = 8
@@ -21,7 +23,8 @@ PREFIX: Final = 8
 LARGEST_HEADER: Final = 100_000_000
 
 _LARGEST_INDEX: Final = 64 << 20
-_BITS: Final = {
+#: Bits of an element.
+BITS: Final = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
     "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
     "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64,
@@ -136,7 +139,7 @@ def _tensor(
     name: str, entry: _Entry, spans: list[tuple[int, int]], what: str, start: int
 ) -> Tensor:
     """Check one entry and note the bytes that it covers."""
-    shape, offsets, bits = entry.shape, entry.data_offsets, _BITS.get(entry.dtype or "")
+    shape, offsets, bits = entry.shape, entry.data_offsets, BITS.get(entry.dtype or "")
     if shape is None or offsets is None or entry.dtype is None or bits is None:
         problem = f"the unknown dtype {entry.dtype[:20]!r}" if entry.dtype else "no dtype or shape"
         raise UsageError(f"{what}: {name[:80]!r} has {problem}", hint=_HINT)

@@ -8,8 +8,13 @@ from typing import Final, NamedTuple
 
 __all__ = ["MetricsPage", "Sample", "parse_page"]
 
-_LINE: Final = re.compile(r"([A-Za-z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)(?:\s+-?\d+)?$")
-_LABEL: Final = re.compile(r'([A-Za-z_]\w*)="((?:[^"\\]|\\.)*)"')
+_QUOTED: Final = r'"((?:[^"\\]|\\.)*)"'
+#: A name, its labels, a number; a time and an exemplar may follow.
+_LINE: Final = re.compile(
+    rf'([A-Za-z_:][\w:]*)(?:\s*\{{((?:[^"}}]|{_QUOTED})*)\}}\s*|\s+)(\S+)'
+    r"(?:\s+-?[\d.]+)?(?:\s+#.*)?$"
+)
+_LABEL: Final = re.compile(rf"([A-Za-z_]\w*)\s*=\s*{_QUOTED}")
 _ESCAPES: Final = {"\\n": "\n", '\\"': '"', "\\\\": "\\"}
 
 
@@ -47,7 +52,7 @@ def parse_page(text: str) -> MetricsPage:
         if found is None:
             continue
         try:
-            value = float(found[3])
+            value = float(found[4])
         except ValueError:
             continue
         if not isfinite(value):

@@ -76,8 +76,8 @@ def _size(text: str, name: str) -> tuple[int, int]:
 
 
 def _whole(text: str, name: str) -> str | int:
-    """``1,000`` is 1000; of others the field's type decides. But 4.0 is no number of GPUs."""
-    plain = plain_number(text.strip())
+    """``1,000`` and ``1k`` are 1000; of others the type decides. But 4.0 is no number of GPUs."""
+    plain = re.sub(r"^(\d+)[kK]$", r"\g<1>000", plain_number(text.strip()))
     whole, point, rest = plain.partition(".")
     if point and whole.isdigit() and rest.isdigit() and (not rest.strip("0") or len(rest) == 3):
         several = f" or {whole}{rest}" if len(rest) == 3 else ""

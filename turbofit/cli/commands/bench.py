@@ -8,6 +8,7 @@ from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options.common_options import FORMS
 from turbofit.cli.options.fields import filled, options_of
 from turbofit.cli.terminal.interrupt import INTERRUPTED
+from turbofit.cli.usage_errors import unknown_word
 from turbofit.core.errors import UnservedError, UsageError
 from turbofit.core.process.progress import tell
 
@@ -71,9 +72,8 @@ def bench(
     spec = filled(LoadSpec, given)
     address = url or _DEFAULT
     if not address.startswith(("http://", "https://")):
-        raise UsageError(
-            f"{address} is no address of a server", hint="write it as http://127.0.0.1:23333"
-        )
+        hint = unknown_word(address) or f"write it as http://{address}"
+        raise UsageError(f"{address} is no address of a server", hint=hint)
     waiting = waiting_words(spec.at_once or 0, requests_at(address))
     if waiting:
         say(waiting)

@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from turbofit.cli.command import Argument, Option, command
 from turbofit.cli.terminal.output import answer, note
+from turbofit.cli.usage_errors import unknown_word
 from turbofit.core.errors import UnservedError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from http.client import HTTPResponse
+
+    from turbofit.core.json_types import JsonObject
 
 __all__ = ["chat"]
 
@@ -51,7 +54,8 @@ class Server:
 
     def __init__(self, url: str, key: str | None, model: str | None) -> None:
         if not re.match(r"https?://[^/]", url):
-            raise UsageError(f"{url} is no address of a server", hint=f"write it as {_DEFAULT}")
+            hint = unknown_word(url) or f"write it as http://{url}"
+            raise UsageError(f"{url} is no address of a server", hint=hint)
         self.url = url.rstrip("/").removesuffix("/v1")
         self._headers = {"Content-Type": "application/json"}
         if key:
@@ -67,7 +71,7 @@ class Server:
                     f"{self.url} lists no models", hint="name its model with --model"
                 ) from None
 
-    def ask(self, messages: list[dict[str, Any]], most: int | None) -> Iterator[Piece]:
+    def ask(self, messages: list[JsonObject], most: int | None) -> Iterator[Piece]:
         """The pieces of the answer as they come; Ctrl-C ends the answer at the server, too.
 
         Raises:
@@ -88,7 +92,7 @@ class Server:
                 raise UnservedError(f"the answer breaks off: {exc}", hint="ask again") from None
         raise UnservedError("the answer breaks off", hint="ask again")
 
-    def _open(self, path: str, body: dict[str, Any] | None) -> HTTPResponse:
+    def _open(self, path: str, body: JsonObject | None) -> HTTPResponse:
         from http.client import HTTPException
         from urllib.error import HTTPError
         from urllib.request import ProxyHandler, Request, build_opener
@@ -111,7 +115,7 @@ class Server:
         return response
 
 
-def _pieces(event: dict[str, Any]) -> Iterator[Piece]:
+def _pieces(event: JsonObject) -> Iterator[Piece]:
     if "error" in event:
         raise UnservedError(_said(event), hint="ask again")
     for choice in event.get("choices") or ():
@@ -134,7 +138,7 @@ def _said(document: Any) -> str:
     return str(error.get("message", error) if isinstance(error, dict) else error)
 
 
-def content_of(text: str) -> str | list[dict[str, Any]]:
+def content_of(text: str) -> str | list[JsonObject]:
     """A message's content: words that are paths of pictures become these pictures.
 
     Raises:
@@ -182,7 +186,7 @@ def chat(
     from turbofit.core.process.variables import variables
 
     server = Server(url or _DEFAULT, api_key or next(iter(variables().keys), None), model)
-    first: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+    first: list[JsonObject] = [{"role": "system", "content": system}] if system else []
     if not sys.stdin.isatty():
         question = {"role": "user", "content": content_of(sys.stdin.read())}
         _tell(server.ask([*first, question], max_tokens))

@@ -90,7 +90,7 @@ def options_by_command(ctx: click.Context) -> Iterator[tuple[str, click.Paramete
 
 def _hint(name: str, known: Iterable[str], ctx: click.Context) -> str:
     """The nearest right name, or the one that is here what it is elsewhere."""
-    from turbofit.core.synonyms import near, synonym
+    from turbofit.core.synonyms import guess, synonym
 
     here = f"{ctx.auto_envvar_prefix}_"
     bare = name.removeprefix(here)
@@ -99,7 +99,5 @@ def _hint(name: str, known: Iterable[str], ctx: click.Context) -> str:
     every = (variable(f"{PREFIX}{of.upper()}", one) for of, one in options_by_command(ctx))
     # Without the prefix, by which all names are alike.
     right = sorted(one.removeprefix(PREFIX) for one in {*known, *VARIABLES, *every})
-    guess = "".join(
-        f"did you mean {PREFIX}{one}? " for one in near(name.removeprefix(PREFIX), right)
-    )
-    return f"{guess}See docs/environment.md; options are {PREFIX}COMMAND_OPTION"
+    meant = guess(name.removeprefix(PREFIX), right, of=PREFIX)
+    return f"{meant}See docs/environment.md; options are {PREFIX}COMMAND_OPTION"

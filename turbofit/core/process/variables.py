@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from turbofit.core.errors import UsageError
 from turbofit.core.process.variable_names import NAMES, PREFIX, VARIABLES
-from turbofit.core.synonyms import near
+from turbofit.core.synonyms import guess
 from turbofit.core.validation import Validated, parsed
 
 if TYPE_CHECKING:
@@ -67,24 +67,16 @@ def variables(environ: Mapping[str, str] | None = None) -> EnvironmentVariables:
         UsageError: a value cannot be meant, or a name is a misspelling of one of them.
     """
     environ = os.environ if environ is None else environ
-    _check_names(environ)
-    values = {_field(name): environ.get(name, "") for name in NAMES}
-    given = {field: value for field, value in values.items() if value.strip()}
+    known = [name.removeprefix(PREFIX) for name in NAMES]
+    for name in (one for one in environ if one.startswith(PREFIX)):
+        meant = guess(name.removeprefix(PREFIX), known, of=PREFIX)
+        # A misspelt TURBOFIT_API_KEYS would open a server to everybody.
+        if meant and name not in VARIABLES:
+            hint = f"{meant}See docs/environment.md"
+            raise UsageError(f"{name} is no variable of turbofit", hint=hint)
+    given = {
+        name.removeprefix(PREFIX).lower(): value
+        for name in NAMES
+        if (value := environ.get(name, "")).strip()
+    }
     return EnvironmentVariables.of_options(given, lambda field: PREFIX + field.upper())
-
-
-def _check_names(environ: Mapping[str, str]) -> None:
-    """A misspelt ``TURBOFIT_API_KEYS`` would open a server to everybody."""
-    known = [_field(name) for name in NAMES]
-    for name in environ:
-        if name.startswith(PREFIX) and name not in VARIABLES:
-            alike = near(_field(name), known)
-            if alike:
-                raise UsageError(
-                    f"{name} is no variable of turbofit",
-                    hint=f"did you mean {PREFIX}{alike[0].upper()}? See docs/environment.md",
-                )
-
-
-def _field(name: str) -> str:
-    return name.removeprefix(PREFIX).lower()

@@ -55,9 +55,6 @@ _TOKENIZER_FILES: Final = (
 
 _IMAGE: Final = "<image>"
 _PAD: Final = "<pad>"
-_LARGEST: Final = 64 << 20
-#: In a SentencePiece model, a protocol buffer of fields with a length: the tag of a piece.
-_PIECE: Final = b"\x0a"
 #: The architecture that is converted.
 ORIGINAL: Final = "LlavaLlamaForCausalLM"
 
@@ -124,7 +121,7 @@ def converted(
     Raises:
         UsageError: a part is missing, or has no place in the hf format.
     """
-    tokens = add_tokens(folder)
+    tokens = add_tokens(folder, original.integer("vocab_size"))
     renamed = [
         [_with_rows(piece._replace(name=name), tokens) for piece in pieces
          if (name := hf_name(piece.name))]
@@ -260,7 +257,6 @@ def _vision_config(
             "the vision tower has not the tensors of CLIP",
             hint="name CLIP's folder: --vision-tower",
         ) from None
-    layers = f"{_TOWER}encoder.layers."
     size = math.isqrt(positions - 1) * patch
     name = original.string("mm_vision_tower", "")
     wanted = shapes["multi_modal_projector.linear_1.weight"][1]
@@ -276,7 +272,7 @@ def _vision_config(
         "model_type": "clip_vision_model",
         "hidden_size": hidden,
         "intermediate_size": inner,
-        "num_hidden_layers": len({key.split(".")[4] for key in shapes if key.startswith(layers)}),
+        "num_hidden_layers": sum(key.endswith(".mlp.fc1.weight") for key in shapes),
         # Every CLIP of OpenAI has heads of 64.
         "num_attention_heads": section.integer("num_attention_heads", max(1, hidden // 64)),
         "num_channels": channels,
@@ -356,8 +352,12 @@ def template(folder: str) -> str | None:
     )
 
 
-def add_tokens(folder: str) -> _Tokens:
+def add_tokens(folder: str, rows: int) -> _Tokens:
     """Append both tokens to the tokenizer of a folder; one that is there already is kept.
+
+    Args:
+        folder: of the base.
+        rows: tokens of the model, for a tokenizer.model alone.
 
     Raises:
         UsageError: the folder has no tokenizer, or one that cannot be read.
@@ -368,8 +368,7 @@ def add_tokens(folder: str) -> _Tokens:
         data = files.read(name)
         found[name] = parse_json(data, name).values if data else {}
     whole, config = found["tokenizer.json"], found["tokenizer_config.json"]
-    pieces = files.read_up_to("tokenizer.model", _LARGEST)
-    if not whole and pieces is None:
+    if not whole and files.size("tokenizer.model") is None:
         raise UsageError(
             f"{folder} has no tokenizer.json and no tokenizer.model",
             hint="finish the checkpoint's download",
@@ -380,7 +379,7 @@ def add_tokens(folder: str) -> _Tokens:
     size = len(vocabulary)  # Unigram's is a list of pieces and scores
     if isinstance(vocabulary, dict):
         size = 1 + max(vocabulary.values(), default=-1)
-    count = max(size, _piece_count(pieces) if pieces else 0, *(1 + one for one in ids.values()))
+    count = max(size if whole else rows, *(1 + number for number in ids.values()), 0)
     new = [token for token in (_IMAGE, _PAD) if token not in ids]
     ids |= {token: number for number, token in enumerate(new, count)}
     both = {token: ids[token] for token in (_IMAGE, _PAD)}
@@ -425,15 +424,3 @@ def _known(found: dict[str, dict[str, Any]]) -> dict[str, int]:
         if isinstance(entry, dict) and type(entry.get("id")) is int:
             known[str(entry.get("content"))] = entry["id"]
     return known
-
-
-def _piece_count(data: bytes) -> int:
-    """Pieces of a SentencePiece model: they come first, each with its length in a byte."""
-    count = at = 0
-    while data[at : at + 1] == _PIECE and data[at + 1 : at + 2] < b"\x80":
-        count, at = count + 1, at + 2 + int.from_bytes(data[at + 1 : at + 2], "little")
-    if not count or at > len(data) or data[at : at + 1] == _PIECE:
-        raise UsageError(
-            "tokenizer.model is not a SentencePiece model", hint="download the checkpoint again"
-        )
-    return count

@@ -6,6 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Final
 
 from turbofit.core.errors import UsageError
@@ -99,11 +100,10 @@ def merge(  # noqa: PLR0913 - the public entry: its keywords are what can be ask
         raise UsageError(f"{folder} has no config.json", hint="name a checkpoint's folder")
     _refuse_base(config)
     lora = read_adapter(lora_folder) if lora_folder else Adapter()
-    original = _original(config, lora_folder)
-    if original is None:
-        _refuse_useless(base, lora_folder, vision_tower)
     warnings = _base_warnings(base, folder, config, lora)
-    if original is not None and (problem := llava.template(target)):
+    if (original := _original(config, lora_folder)) is None:
+        _refuse_useless(base, lora_folder, vision_tower)
+    elif problem := llava.template(target):
         warnings.append(problem)
     kind = {DTYPES[key]: key for key in FLOATS}.get(dtype or "")
     try:
@@ -321,12 +321,11 @@ def _pieces(
 
 
 def _main_dtype(files: Mapping[str, Sequence[Piece]]) -> str:
-    """The dtype of most bytes (safetensors' name)."""
-    sizes: Counter[str] = Counter()
-    for pieces in files.values():
-        for piece in pieces:
-            sizes[piece.dtype] += piece.bytes if piece.dtype in FLOATS else 0
-    return sizes.most_common(1)[0][0] if sizes.total() else "F16"
+    """The floating-point dtype of most bytes (safetensors' name)."""
+    sizes = Counter({"F16": 0})
+    for piece in chain.from_iterable(files.values()):
+        sizes[piece.dtype] += piece.bytes if piece.dtype in FLOATS else 0
+    return max(sizes, key=sizes.__getitem__)
 
 
 def _plain(

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from secrets import token_hex
 from typing import Final, NamedTuple
 
@@ -79,27 +80,24 @@ def check_target(out: str, sources: tuple[str, ...], *, force: bool) -> str:
             not empty and ``force`` is not given.
     """
     target = os.path.realpath(os.path.expanduser(out))
-    parent, beside = os.path.dirname(target), "name a new folder beside the sources"
-    is_folder = os.path.isdir(target)
-    for source in map(os.path.realpath, sources):
-        if os.path.commonpath([target, source]) in (target, source):
-            raise UsageError(f"{out} and {source} are, or hold, one another", hint=beside)
-    for refused, why, hint in (
-        (os.path.lexists(target) and not is_folder, f"{out} is a file", "name a folder"),
-        (
-            os.path.ismount(target),
-            f"{out} is a mount point, which cannot be replaced",
-            "name a folder inside it",
-        ),
-        (not os.path.isdir(parent), f"{parent} is not a folder", "make it first"),
-        (
-            is_folder and not force and os.listdir(target),
+    parent, is_folder = os.path.dirname(target), os.path.isdir(target)
+    why, hint = "", "name a new folder beside the sources"
+    if os.path.lexists(target) and not is_folder:
+        why = f"{out} is a file"
+    elif os.path.ismount(target):
+        why, hint = f"{out} is a mount point, which cannot be replaced", "name a folder inside it"
+    elif not os.path.isdir(parent):
+        why, hint = f"{parent} is not a folder", "make it first"
+    elif is_folder and not force and os.listdir(target):
+        why, hint = (
             f"{out} is not empty",
             "name a new folder, or replace all that is in it: --force",
-        ),
-    ):
-        if refused:
-            raise UsageError(why, hint=hint)
+        )
+    for source in map(os.path.realpath, sources):
+        if os.path.commonpath([target, source]) in (target, source):
+            why = f"{out} and {source} are, or hold, one another"
+    if why:
+        raise UsageError(why, hint=hint)
     return target
 
 
@@ -113,11 +111,8 @@ def write(result: Result, folder: str, target: str, say: Callable[[str], None]) 
         UsageError: no room, or the folder cannot be written; nothing is left behind then.
     """
     source = FolderFiles(folder)
-    needed = (
-        _size(*result.files.values())
-        + sum(source.size(name) or 0 for name in result.copies)
-        + _SLACK
-    )
+    copied = sum(source.size(name) or 0 for name in result.copies)
+    needed = _size(*result.files.values()) + copied + _SLACK
     parent, name = os.path.split(target)
     if needed > (free := shutil.disk_usage(parent).free):
         raise UsageError(
@@ -149,15 +144,10 @@ def write(result: Result, folder: str, target: str, say: Callable[[str], None]) 
 def _write_files(
     result: Result, texts: Mapping[str, str], folder: str, to: str, say: Callable[[str], None]
 ) -> None:
-    for name in (*result.copies, *texts):
-        with open(os.path.join(to, name), "wb") as file:
-            if name in texts:
-                file.write(texts[name].encode())
-            else:
-                with open(os.path.join(folder, name), "rb") as read:
-                    shutil.copyfileobj(read, file, 1 << 20)
-            file.flush()
-            os.fsync(file.fileno())
+    for name in result.copies:
+        shutil.copyfile(os.path.join(folder, name), os.path.join(to, name))
+    for name, text in texts.items():
+        Path(to, name).write_text(text, encoding="utf-8")
     total, written = _size(*result.files.values()), 0
 
     def done(size: int) -> None:
@@ -172,6 +162,9 @@ def _write_files(
             f" {len(pieces)} tensors, {changed} changed"
         )
         write_tensors(os.path.join(to, name), pieces, done)
+    for name in (*result.copies, *texts, *result.files):
+        with open(os.path.join(to, name), "rb") as file:
+            os.fsync(file.fileno())
 
 
 def _replace(temporary: str, target: str) -> None:

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Final, NamedTuple, NoReturn
 
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.model.folder import FolderFiles
-from turbofit.model.safetensors import PREFIX, Tensor, parse_index
+from turbofit.model.safetensors import BITS, PREFIX, Tensor, parse_index
 
 __all__ = [
     "DTYPES", "FLOATS", "Piece", "StoredTensor", "open_tensors", "open_weights", "torch_library",
@@ -32,10 +32,6 @@ DTYPES: Final = {
 #: What counts as a weight, and may be merged into or cast.
 FLOATS: Final = frozenset({"F16", "BF16", "F32", "F64"})
 
-_BYTES: Final = {
-    "BOOL": 1, "U8": 1, "I8": 1, "I16": 2, "F16": 2, "BF16": 2, "I32": 4, "F32": 4, "I64": 8,
-    "F64": 8,
-}  # fmt: skip
 #: By name.
 TorchTensors = dict[str, Any]
 _BIN_INDEX: Final = "pytorch_model.bin.index.json"
@@ -63,7 +59,7 @@ class StoredTensor(NamedTuple):
             tensor = torch_tensors(self.path)[self.key]
             return tensor.clone(memory_format=torch.contiguous_format)
         dtype = _as_torch(self.dtype)
-        buffer = bytearray(math.prod(self.shape) * _BYTES[self.dtype])
+        buffer = bytearray(math.prod(self.shape) * BITS[self.dtype] // 8)
         if not buffer:
             return torch.empty(self.shape, dtype=dtype)
         try:
@@ -93,7 +89,7 @@ class Piece(NamedTuple):
     @property
     def bytes(self) -> int:
         """Its size."""
-        return math.prod(self.shape) * _BYTES[self.dtype]
+        return math.prod(self.shape) * BITS[self.dtype] // 8
 
 
 def torch_library() -> Any:
@@ -220,7 +216,7 @@ def write_tensors(path: str, pieces: Sequence[Piece], done: Callable[[int], None
     Raises:
         UsageError: a source cannot be read, or a changed tensor is not finite.
     """
-    ordered = sorted(pieces, key=lambda piece: -_BYTES[piece.dtype])
+    ordered = sorted(pieces, key=lambda piece: -BITS[piece.dtype])
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for piece in ordered:
@@ -235,8 +231,6 @@ def write_tensors(path: str, pieces: Sequence[Piece], done: Callable[[int], None
         for piece in ordered:
             _write(piece, out)
             done(piece.bytes)
-        out.flush()
-        os.fsync(out.fileno())
     torch_tensors.cache_clear()
 
 
