@@ -108,8 +108,8 @@ GUESSED = re.compile(r"most often|most likely|\beither \w|usually|probably|perha
 #: What Python, torch, CUDA and NCCL say of every program says what failed, not why.
 OF_ALL = re.compile(
     r"object has no attribute|(?<!\(\?!)cannot import name|unexpected keyword argument"
-    r"|device-side assert|illegal memory access|CUBLAS_STATUS|CUDNN_STATUS|unhandled system error|contains either"
-    r"|mat1 and mat2 shapes|not enough\|too many"
+    r"|device-side assert|illegal memory access|CUBLAS_STATUS|CUDNN_STATUS|unhandled system error"
+    r"|contains either|mat1 and mat2 shapes|not enough\|too many"
 )
 
 
