@@ -210,11 +210,11 @@ def test_what_a_server_refuses_goes_before_that_it_is_up() -> None:
     assert explain(up + refused).kind == "wrong_model_name"
 
 
-FRESH = yaml.safe_load(Path(__file__).with_name("set13.yaml").read_text(encoding="utf-8"))
+FRESH = yaml.safe_load(Path(__file__).with_name("fresh.yaml").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("report", FRESH, ids=lambda report: report["report"])
-def test_reports_of_set_13(report: dict[str, str]) -> None:
+def test_reports_of_the_newest_sets(report: dict[str, str]) -> None:
     found = explain(report["log"])
     assert found.kind == report["kind"]
     assert bool(found.possible) == ("first" in report)
