@@ -8,6 +8,7 @@ import os
 import re
 import signal
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,11 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files come first: at the end all workers have something short to do."""
+    """The longest files come first; tests of LMDeploy are skipped where it is not."""
+    if find_spec("lmdeploy") is None:
+        for item in items:
+            if item.get_closest_marker("lmdeploy"):
+                item.add_marker(pytest.mark.skip(reason="needs LMDeploy"))
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     order = {Path(__file__).parent / name: at for at, name in enumerate(LONGEST)}
     items.sort(key=lambda item: (order.get(item.path, len(order)), item.path not in slow))

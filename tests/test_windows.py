@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.nvml.standin import Scenario, four_3090, nvml_library, nvml_machine
+from tests.support.nvml import Scenario, four_3090, nvml_library, nvml_machine
 from turbofit.cli.command_group import COMMANDS
 from turbofit.cli.terminal import output, terminal
 from turbofit.core.process.state import _base

@@ -70,12 +70,6 @@ def test_code_of_a_clone_names_the_clone() -> None:
     assert words[:2] == ["pip", "install"]
 
 
-def test_an_editable_clone_stays_editable(monkeypatch: pytest.MonkeyPatch) -> None:
-    origin = {"url": "file:///elsewhere", "dir_info": {"editable": True}}
-    monkeypatch.setattr(installation, "_distribution", lambda: _Installed(origin))
-    assert shlex.split(install_command("ray"))[2:] == ["-e", f"{REPO}[ray]"]
-
-
 def test_a_folder_and_a_wheel_are_named_while_there(came_from: Any, tmp_path: Path) -> None:
     clone, wheel = tmp_path / "my clone", tmp_path / "turbofit-0.1.0-py3-none-any.whl"
     clone.mkdir()

@@ -111,11 +111,6 @@ def test_a_model_without_a_name(tmp_path, text):
     assert caught.value.hint == "write model: NAME"
 
 
-def test_a_model_and_models_are_too_many(tmp_path):
-    with pytest.raises(UsageError, match="both given"):
-        profile(tmp_path, "model: a\nmodels: [b]\n")
-
-
 def test_keys_from_files_are_looked_for_beside_the_profile(tmp_path):
     (tmp_path / "key").write_text("abc\n")
     assert secret_of("file:key", tmp_path, "p:1") == "abc"
@@ -126,11 +121,6 @@ def test_keys_from_files_are_looked_for_beside_the_profile(tmp_path):
         secret_of("file:none", tmp_path, "p:1")
     with pytest.raises(UsageError, match="the environment has no TURBOFIT_TEST_NONE"):
         secret_of("env:TURBOFIT_TEST_NONE", tmp_path, "p:1")
-
-
-def test_a_key_in_the_home_of_a_user_who_is_none(tmp_path):
-    with pytest.raises(UsageError, match=r"p:1: .*~no-such-user/key cannot be read, or holds"):
-        secret_of("file:~no-such-user/key", tmp_path, "p:1")
 
 
 def test_keys_of_the_environment_come_before_the_profile(tmp_path, monkeypatch):

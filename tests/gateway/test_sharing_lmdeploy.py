@@ -14,9 +14,9 @@ from msgspec.structs import replace
 from tests.gateway.lmdeploy_front import as_lmdeploy_reads, loaded, make
 from tests.gateway.test_lmdeploy import lmdeploy  # noqa: F401
 from tests.model.conftest import transformers  # noqa: F401 - a fixture
-from tests.model.test_oracle_front_ends import glm, qwen3
-from tests.model.test_oracle_lmdeploy import picture as drawn
 from tests.support.gateway import call, chat, data_url, gateway, image_part, limits_for, picture
+from tests.support.oracles import glm, qwen3
+from tests.support.oracles import picture as drawn
 from tests.support.plans import plausible_plan
 from turbofit.core.images import ImageRule
 from turbofit.gateway.limits.request_limits import Bounds

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.nvml.standin import Process, Scenario, gpu_3090
+from tests.support.nvml import Process, Scenario, gpu_3090
 from tests.support.processes import REPO, STANDIN, Child, gone, pids
 from tests.waiting import HANG
 from turbofit.core.installation import install_command

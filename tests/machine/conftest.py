@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.nvml.standin import nvml_library, nvml_machine
+from tests.support.nvml import nvml_library, nvml_machine
 
 __all__ = ["nvml_library", "nvml_machine"]

@@ -1,19 +1,18 @@
 from __future__ import annotations
 
 import builtins
-import os
-import subprocess
-import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from tests.nvml.standin import LOST, UNKNOWN_ERROR, Scenario, four_3090, gpu_3090, in_process
+from tests.support.nvml import LOST, UNKNOWN_ERROR, Scenario, four_3090, gpu_3090, in_process
 from tests.waiting import HANG
 from turbofit.core.errors import MachineError, PackageError
 from turbofit.core.struct import NA
 from turbofit.core.units import MIB
-from turbofit.machine.nvml import GpuLostError, Nvml, answered
+from turbofit.machine import nvml
+from turbofit.machine.nvml import GpuLostError, Nvml, ask_driver
 
 
 def test_answers_and_na(nvml_library: Path, tmp_path: Path):
@@ -58,14 +57,6 @@ def test_a_lost_gpu_raises(nvml_library: Path, tmp_path: Path):
             nvml.memory(handle)
 
 
-def test_structures_count_as_answers(nvml_library: Path, tmp_path: Path):
-    with in_process(nvml_library, four_3090(), tmp_path), Nvml() as nvml:
-        handle = nvml.query("nvmlDeviceGetHandleByIndex", 0)
-        assert answered(nvml.query("nvmlDeviceGetPciInfo", handle))
-    assert answered(0)
-    assert not answered(NA)
-
-
 def test_driver_not_loaded(nvml_library: Path, tmp_path: Path):
     with (
         in_process(nvml_library, None, tmp_path),
@@ -89,29 +80,32 @@ def test_pynvml_missing(monkeypatch):
         Nvml()
 
 
-_SHOW = "from turbofit.machine.source import machine_from; print(len(machine_from(None).gpus))"
+def test_an_answer_is_passed_on() -> None:
+    assert ask_driver(lambda: 7, 0) == 7
 
 
-def child(env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("CUDA_", "NVML_"))}
-    return subprocess.run(
-        [sys.executable, "-c", _SHOW], env={**clean, **env}, capture_output=True, text=True,
-        timeout=HANG, check=False, cwd=Path(__file__).parents[2],
-    )  # fmt: skip
+def test_what_a_question_raises_is_raised_to_who_asked() -> None:
+    def question() -> int:
+        raise GpuLostError("gone")
+
+    with pytest.raises(GpuLostError, match="gone"):
+        ask_driver(question, 0)
 
 
-def test_a_child_process_sees_the_machine(nvml_machine):
-    result = child(nvml_machine(four_3090()))
-    assert result.stdout.strip() == "4", result.stderr
+def test_a_driver_that_hangs_is_asked_no_more_until_it_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(nvml, "_SECONDS", 0.01)
+    answers, asking = threading.Event(), []
 
+    def hung() -> int:
+        asking.append(threading.current_thread())
+        answers.wait(HANG)
+        return 7
 
-def test_a_child_process_without_a_driver(nvml_machine):
-    assert (
-        "NoGpuError: NVML cannot be opened: Driver Not Loaded" in child(nvml_machine(None)).stderr
-    )
-
-
-def test_no_library_at_all():
-    if Path("/dev/nvidiactl").exists():
-        pytest.skip("this machine has a driver")
-    assert "NoGpuError: NVML cannot be opened: NVML Shared Library Not Found" in child({}).stderr
+    assert [ask_driver(hung, 0), ask_driver(hung, 0)] == [0, 0]
+    assert len(asking) == 1
+    answers.set()
+    asking[0].join(HANG)
+    monkeypatch.setattr(nvml, "_SECONDS", HANG)
+    assert ask_driver(hung, 0) == 7

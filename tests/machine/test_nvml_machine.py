@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 import threading
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import turbofit
-from tests.nvml.standin import (
+from tests.support.nvml import (
     LOST,
     P2P_ALL,
     P2P_NVLINK,
@@ -21,12 +22,14 @@ from tests.nvml.standin import (
     in_process,
 )
 from tests.waiting import HANG
-from turbofit.core.errors import MachineError, UsageError
+from turbofit.core.errors import MachineError
 from turbofit.core.machine import Machine
 from turbofit.core.struct import NA
 from turbofit.core.units import GIB, MIB
 from turbofit.machine import nvml, nvml_machine
-from turbofit.machine.snapshot import load_snapshot, save_snapshot
+from turbofit.machine.nvml import GpuLostError, Nvml, answered
+from turbofit.machine.nvml_machine import UNKNOWN_HOLDER, Device, read_device
+from turbofit.machine.presets import load_preset
 from turbofit.machine.source import machine_from
 
 
@@ -87,11 +90,6 @@ def test_switch_lanes_without_nvlink_peers_are_not_counted(measured):
     assert machine.links[0].peers
 
 
-def test_a_lane_to_a_gpu_that_the_container_hides(measured):
-    machine = measured(Scenario([gpu_3090(0, links=[0x77] * 4), gpu_3090(1)]))
-    assert machine.links[0].nvlinks == 0
-
-
 def test_unreadable_links_are_na(measured):
     machine = measured(Scenario([gpu_3090(0), gpu_3090(1)], p2p=None, ancestor=None))
     link = machine.links[0]
@@ -99,19 +97,6 @@ def test_unreadable_links_are_na(measured):
     assert not link.peers
     machine = measured(Scenario([gpu_3090(0), gpu_3090(1)], p2p=(6, 6, 6)))
     assert machine.links[0].p2p_read == NA
-
-
-def test_one_way_peers_are_no_peers(measured):
-    scenario = four_3090(count=2)
-    scenario.pairs[0, 1] = (0, 5, 5)
-    assert not measured(scenario).links[0].peers
-
-
-def test_mixed_cards_in_pci_order(measured):
-    scenario = Scenario([gpu_4090(0, bus=0x80), gpu_3090(1, bus=0x20), gpu_4090(2, bus=0xC0)])
-    machine = measured(scenario)
-    assert [gpu.name[-4:] for gpu in machine.gpus] == ["3090", "4090", "4090"]
-    assert machine.name == "NVIDIA GeForce RTX 3090 + 2x NVIDIA GeForce RTX 4090"
 
 
 def test_cuda_visible_devices(measured):
@@ -139,16 +124,6 @@ def test_cuda_order_is_not_pci_order(measured):
     equal = measured(four_3090(), CUDA_VISIBLE_DEVICES="0")
     unset = measured(scenario)
     assert by_uuid.warnings == ordered.warnings == equal.warnings == unset.warnings == ()
-
-
-def test_gpus_inside_the_visible_ones(measured):
-    scenario = four_3090()
-    assert measured(scenario, gpus="3,1").visible == (3, 1)
-    assert measured(scenario, gpus="2", CUDA_VISIBLE_DEVICES="2,1").visible == (2,)
-    with pytest.raises(UsageError, match="hidden"):
-        measured(scenario, gpus="0", CUDA_VISIBLE_DEVICES="2,1")
-    with pytest.raises(UsageError, match="empty"):
-        measured(scenario, gpus=" ")
 
 
 def test_a_lost_gpu_that_is_not_needed_is_a_warning(measured):
@@ -236,34 +211,6 @@ def test_a_card_that_is_not_of_that_name_takes_nothing_of_its_preset(measured, n
     assert said in text
 
 
-def test_another_process_grows_between_two_reads(nvml_library: Path, tmp_path: Path):
-    scenario = four_3090(count=2)
-    with in_process(nvml_library, scenario, tmp_path) as path:
-        before = machine_from(None, environ={})
-        scenario.gpus[1].used = 5 * GIB
-        scenario.gpus[1].compute = [Process(77, 5 * GIB, "python3")]
-        scenario.write(path)
-        after = machine_from(None, environ={})
-    assert before.gpus[0] == after.gpus[0]
-    assert before.gpus[1].free - after.gpus[1].free == 5 * GIB
-    assert [holder.pid for holder in after.gpus[1].holders] == [77]
-
-
-def test_a_measured_machine_survives_as_a_snapshot(measured, tmp_path: Path):
-    scenario = four_3090([(0, 2)])
-    scenario.gpus[3].error = LOST
-    machine = measured(scenario)
-    path = tmp_path / "machine.json"
-    save_snapshot(machine, path)
-    loaded = load_snapshot(path)
-    assert (loaded.gpus, loaded.links, loaded.visible) == (
-        machine.gpus, machine.links, machine.visible,
-    )  # fmt: skip
-    assert machine_from(str(path), gpus="0,2").visible == (0, 2)
-    with pytest.raises(UsageError, match="hidden"):
-        machine_from(str(path), gpus="3")
-
-
 def test_a_driver_that_never_answers_keeps_no_plan_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = threading.Event()
 
@@ -279,3 +226,107 @@ def test_a_driver_that_never_answers_keeps_no_plan_waiting(monkeypatch: pytest.M
     for thread in nvml._hung:
         thread.join(HANG)
     assert "dmesg" in (told.value.hint or "")
+
+
+@pytest.fixture
+def read(nvml_library: Path, tmp_path: Path):
+    def read(gpu: Gpu, **scenario) -> Device:
+        with in_process(nvml_library, Scenario([gpu], **scenario), tmp_path), Nvml() as nvml:
+            try:
+                handle = nvml.query("nvmlDeviceGetHandleByIndex", 0)
+            except GpuLostError as exc:
+                handle, lost = NA, str(exc)
+            else:
+                lost = None if answered(handle) else "no handle"
+            return read_device(nvml, 0, handle, (0, 1, 0), first_part=1, no_handle=lost)
+
+    return read
+
+
+def test_what_nvml_does_not_say_comes_from_the_preset(read):
+    gpu = read(gpu_3090(cc=None, cores=None, pcie_generation=None, pcie_width=None)).gpu
+    assert gpu.compute_capability == (8, 6)
+    assert gpu.sm_count == 82
+    assert gpu.pcie.width == 16
+
+
+def test_holders_largest_first_and_the_rest_unknown(read):
+    gpu = gpu_3090(
+        used=6 * GIB,
+        compute=[Process(11, GIB, "/usr/bin/python3 -m x"), Process(12, 2 * GIB, "trtexec")],
+        graphics=[Process(11, 300 * MIB, None), Process(13, 5 * MIB, "Xorg")],
+    )
+    holders = read(gpu).gpu.holders
+    assert [(holder.pid, holder.name, holder.bytes) for holder in holders] == [
+        (12, "trtexec", 2 * GIB),
+        (11, "python3", GIB),
+        (13, "Xorg", 5 * MIB),
+        (NA, UNKNOWN_HOLDER, 3 * GIB - 5 * MIB),
+    ]
+
+
+def test_process_names_without_nvml(read):
+    own = os.getpid()
+    compute = [Process(own, GIB), Process(4_194_305, MIB), Process(5, MIB, "/opt/\x1b[31mx")]
+    names = {h.pid: h.name for h in read(gpu_3090(used=2 * GIB, compute=compute)).gpu.holders}
+    assert names[own] == Path("/proc/self/comm").read_text().strip()
+    assert names[4_194_305] == "process 4194305"
+    assert names[5] == "[31mx"
+
+
+def test_memory_version_1_is_said(read):
+    device = read(gpu_3090(used=GIB, compute=[Process(9, GIB, "p")]), memory_v1=True)
+    gpu = device.gpu
+    assert gpu.reserved == NA
+    assert (gpu.used, gpu.free) == (GIB + 308 * MIB, 24268 * MIB - GIB)
+    assert gpu.used + gpu.free == gpu.total
+    assert "version 1" in device.warnings[0]
+    assert gpu.holders[0].pid == 9
+    assert "reserve" in gpu.holders[1].name
+    assert gpu.holders[1].bytes == 308 * MIB
+
+
+@pytest.mark.parametrize("change", [{"error": LOST}, {"no_handle": LOST}, {"no_handle": 999}])
+def test_lost(read, change):
+    device = read(gpu_3090(**change))
+    assert device.gpu.total == NA
+    assert device.gpu.name
+    assert "cannot be read" in device.warnings[0]
+
+
+def h100_in_parts() -> Gpu:
+    return gpu_h100(
+        mig=True,
+        migs=[
+            Mig("MIG-11", 40448 * MIB, 26 * MIB, sms=60, gi=2),
+            Mig("MIG-22", 9984 * MIB, 9 * MIB, sms=16, gi=9),
+            Mig("MIG-33", 9984 * MIB, 9 * MIB, sms=16, gi=10, compute=[Process(7, 5 * MIB, "p")]),
+        ],
+    )
+
+
+def test_mig_instances_are_gpus_of_their_own(read):
+    device = read(h100_in_parts())
+    assert device.gpu is None
+    assert [gpu.index for gpu in device.parts] == [1, 2, 3]
+    assert device.default == (1, 2, 3)
+    assert device.ordinal == 1
+    first, _, third = device.parts
+    assert first.mig
+    assert (first.total, first.reserved, first.sm_count) == (40448 * MIB, 0, 60)
+    assert first.compute_capability == (9, 0)
+    whole = load_preset("h100")
+    assert first.l2 == whole.l2.value
+    assert first.memory_bandwidth == whole.memory_bandwidth.value * 40448 // 81559
+    assert first.dense_flops == whole.dense_flops.value * 60 // 132
+    assert [holder.name for holder in third.holders] == ["p", UNKNOWN_HOLDER]
+    assert device.ids["MIG-22"] == 2
+    assert device.ids[f"MIG-{gpu_h100().uuid}/9/0"] == 2
+
+
+def test_compute_instances_that_share_memory_are_planned_with_once(read):
+    parts = [Mig("MIG-1", 40 * GIB, sms=16, gi=2), Mig("MIG-2", 40 * GIB, sms=32, gi=2, ci=1)]
+    device = read(gpu_h100(mig=True, migs=parts))
+    assert len(device.parts) == 2
+    assert device.default == (1,)
+    assert "share one memory" in device.warnings[0]

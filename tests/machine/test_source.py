@@ -16,12 +16,6 @@ from turbofit.machine.source import machine_from
 from turbofit.machine.spec import parse_spec
 
 
-def test_spec():
-    assert machine_from("2xl4").source == "preset"
-    assert machine_from("4xrtx3090", gpus="2,0").visible == (2, 0)
-    assert machine_from("4xrtx3090", gpus="preset-1").visible == (1,)
-
-
 def test_the_environment_hides_nothing_of_a_described_machine():
     machine = machine_from("4xrtx3090", environ={"CUDA_VISIBLE_DEVICES": "0"})
     assert machine.visible == (0, 1, 2, 3)
@@ -33,16 +27,6 @@ def test_a_path_is_a_snapshot(tmp_path: Path, monkeypatch, name: str):
     (tmp_path / "sub").mkdir()
     save_snapshot(parse_spec("2xl4"), name)
     assert machine_from(name).source == f"snapshot {name}"
-
-
-def test_missing_snapshot():
-    with pytest.raises(UsageError, match="No such file"):
-        machine_from("no-such.json")
-
-
-def test_gpus_of_a_described_machine():
-    with pytest.raises(UsageError, match="not one GPU"):
-        machine_from("2xl4", gpus="2")
 
 
 def test_gpus_of_a_machine_that_is_there():

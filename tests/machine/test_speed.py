@@ -86,13 +86,6 @@ def test_peers_are_those_that_a_checked_copy_proved(tmp_path) -> None:
     assert not half.link(0, 1).peers
 
 
-def test_a_bridge_that_corrupts_is_no_bridge(tmp_path) -> None:
-    bridged = machine("2xrtx3090,nvlink=0-1")
-    facts = lines_of(pair(0, 1), pair(1, 0, right=False))
-    found = with_measured(bridged, measure(tmp_path, facts, bridged))
-    assert group_class(found, found.gpus) == LinkClass.HOST
-
-
 def test_measured_rates_take_the_place_of_assumed_ones(tmp_path) -> None:
     on = machine()
     times = ((8192, 2e-5), (1 << 20, 1.2e-4), (32 << 20, 3.2e-3))
@@ -108,25 +101,6 @@ def test_measured_rates_take_the_place_of_assumed_ones(tmp_path) -> None:
     ]
     unbelieved = with_measured(on, measure(tmp_path, wrong, on))
     assert all_reduce_of(unbelieved, on.gpus, rates()) == all_reduce_of(on, on.gpus, rates())
-
-
-def test_a_group_that_nobody_measured_is_its_slowest_pair_shared(tmp_path) -> None:
-    on = machine("4xrtx3090")
-    facts = [
-        {"reduce": [a, b], "size": size, "right": True,
-         "seconds": 1e-5 + size * (2e-9 if (a, b) == (2, 3) else 1e-9)}
-        for a in range(4) for b in range(a + 1, 4) for size in (8192, 1 << 20)
-    ]  # fmt: skip
-    found = with_measured(on, measure(tmp_path, facts, on))
-    four = all_reduce_of(found, found.gpus, rates())
-    slow = all_reduce_of(found, found.gpus[2:], rates())
-    assert four.ranks == four.shared_by == 4
-    assert four.bandwidth == slow.bandwidth
-    assert (
-        four.seconds(1 << 20)
-        > slow.seconds(1 << 20)
-        > all_reduce_of(found, found.gpus[:2], rates()).seconds(1 << 20)
-    )
 
 
 def test_the_right_pair_is_chosen_where_links_differ(tmp_path) -> None:

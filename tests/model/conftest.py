@@ -2,29 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import math
-from pathlib import Path
-
 import pytest
 
-#: Operators live as long as the library that defines them.
-BITS = {"BF16": 16, "F16": 16, "F32": 32, "I32": 32, "I64": 64, "F8_E4M3": 8, "U8": 8}
+from tests.support.oracles import engine_parameters
 
-
-def write_safetensors(path: Path, tensors: dict[str, tuple[str, tuple[int, ...]]]) -> int:
-    """A safetensors file with a real header over a hole; returns the bytes of its tensors."""
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, (dtype, shape) in tensors.items():
-        size = math.prod(shape) * BITS[dtype] // 8
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end + size]}
-        end += size
-    data = json.dumps(header).encode()
-    with path.open("wb") as file:
-        file.write(len(data).to_bytes(8, "little") + data)
-        file.truncate(8 + len(data) + end)
-    return end
+__all__ = ["engine_parameters"]
 
 
 @pytest.fixture(autouse=True)

@@ -1,14 +1,15 @@
-"""A model read whole: its bytes, its type, and what its config must say."""
+"""A checkpoint read whole: files, bytes, type, and a config and tensors of one model."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
 
 import pytest
 
-from tests.model.checkpoints import LLAMA, QWEN, llama_tensors, make, read
-from tests.support.checkpoints import make_internvl2
+from tests.support.checkpoints import make_internvl2, make_text, write_safetensors
+from tests.support.tiny_checkpoints import LLAMA, QWEN, llama_tensors, make, read
 from turbofit.core.errors import UsageError
 from turbofit.model.source import resolve_model
 
@@ -32,10 +33,6 @@ def test_torch_only_checkpoints_get_formula_sizes(tmp_path):
     assert model.tensor_bytes == {}
     assert ".bin" in model.warnings[0]
     assert model.weight_bytes == 2 * model.parameters
-
-
-def test_missing_weights_are_said(tmp_path):
-    assert "no weights" in resolve_model(make(tmp_path / "x", tensors={})).warnings[0]
 
 
 @pytest.mark.parametrize(
@@ -85,3 +82,109 @@ def test_configs_that_are_refused(change):
     with pytest.raises(UsageError) as error:
         read(config=QWEN | change)
     assert len(error.value.message) < 300
+
+
+def test_stored_dtype_wins_over_the_config(tmp_path):
+    model = resolve_model(make(tmp_path / "tiny", tensors=llama_tensors(dtype="BF16")))
+    assert model.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("change", "both"),
+    [
+        ({"vocab_size": 101}, ("101", "100x256")),
+        ({"num_hidden_layers": 3}, ("3 layers", "has 2")),
+        ({"num_hidden_layers": 1}, ("1 layers", "has 2")),
+        ({"intermediate_size": 511}, ("511", "512x256")),
+        ({"num_key_value_heads": 2}, ("256", "128x256")),
+        ({"head_dim": 64}, ("128", "256x256")),
+    ],
+)
+def test_a_config_of_another_model_is_refused(tmp_path, change, both):
+    with pytest.raises(UsageError) as error:
+        resolve_model(make(tmp_path / "x", LLAMA | change, llama_tensors()))
+    assert all(part in error.value.message for part in both)
+
+
+def test_a_checkpoint_without_head_must_be_tied(tmp_path):
+    tensors = llama_tensors()
+    del tensors["lm_head.weight"]
+    with pytest.raises(UsageError, match="lm_head"):
+        resolve_model(make(tmp_path / "x", tensors=tensors))
+    tied = resolve_model(make(tmp_path / "y", LLAMA | {"tie_word_embeddings": True}, tensors))
+    assert tied.weight_bytes == 2 * tied.parameters
+
+
+def test_elements_that_no_dim_explains_are_said(tmp_path):
+    tensors = llama_tensors() | {"value_head.weight": ("F16", (256,))}
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = ("F32", (64,))
+    warnings = resolve_model(make(tmp_path / "x", tensors=tensors)).warnings
+    assert len(warnings) == 1
+    assert "256 elements more" in warnings[0]
+
+
+def test_not_a_number_is_json_too(tmp_path):
+    folder = make(tmp_path / "x")
+    text = (tmp_path / "x" / "config.json").read_text()
+    (tmp_path / "x" / "config.json").write_text(text[:-1] + ', "limit": [0.0, Infinity, NaN]}')
+    assert resolve_model(folder).parameters
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "{", '{"a":}', "\udcff", "[" * 200_000])
+def test_broken_json(tmp_path, text):
+    folder = make_text(tmp_path / "x")
+    (folder / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UsageError):
+        resolve_model(str(folder))
+
+
+def test_sharded(tmp_path):
+    folder = tmp_path / "tiny"
+    make(folder, tensors={})
+    names = list(llama_tensors())
+    shards = {"model-1.safetensors": names[::2], "model-2.safetensors": names[1::2]}
+    for file, part in shards.items():
+        write_safetensors(folder / file, {name: llama_tensors()[name] for name in part})
+    index = {name: file for file, part in shards.items() for name in part}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    (folder / "consolidated.safetensors").write_bytes(b"not read")
+    assert resolve_model(str(folder)).weight_bytes == 2 * resolve_model(str(folder)).parameters
+    (folder / "model-2.safetensors").unlink()
+    with pytest.raises(UsageError, match="model-2"):
+        resolve_model(str(folder))
+
+
+def test_an_index_that_names_what_no_file_holds(tmp_path):
+    folder = tmp_path / "tiny"
+    make(folder)
+    index = {"weight_map": dict.fromkeys([*llama_tensors(), "ghost"], "model.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UsageError, match="ghost"):
+        resolve_model(str(folder))
+
+
+def test_a_pipe_is_not_a_config(tmp_path):
+    """A named pipe would block for ever."""
+    folder = make_text(tmp_path / "x")
+    (folder / "tokenizer_config.json").unlink(missing_ok=True)
+    os.mkfifo(folder / "tokenizer_config.json")
+    os.mkfifo(folder / "preprocessor_config.json")
+    assert resolve_model(str(folder)).parameters
+
+
+@pytest.mark.parametrize(
+    ("files", "bounds"),
+    [
+        ({"preprocessor_config": {"min_pixels": 3136, "max_pixels": 12845056}}, (3136, 12845056)),
+        ({"preprocessor_config": {"size": {"shortest_edge": 9, "longest_edge": 784}}}, (9, 784)),
+        ({"preprocessor_config": {"max_pixels": 9, "size": {"longest_edge": 7840}}}, (3136, 9)),
+        ({"preprocessor_config": {"max_pixels": 9},
+          "processor_config": {"image_processor": {"max_pixels": 11}}}, (3136, 11)),
+        ({"preprocessor_config": {"max_pixels": 9}, "processor_config": {"a": 1}}, (3136, 9)),
+        ({}, (3136, 1003520)),
+    ],
+)  # fmt: skip
+def test_qwen_pixel_bounds(files, bounds):
+    model = read(config=QWEN, **files)
+    assert (model.image_rule.min_pixels, model.image_rule.max_pixels) == bounds
+    assert bool(model.warnings) is (not files)

@@ -8,7 +8,6 @@ import pytest
 from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
-from turbofit.model.families.engines import engine_problem
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
 from turbofit.rehearse.checkpoint.header_only import write_header
@@ -57,13 +56,6 @@ def test_its_config_is_code_of_its_repository(folder: Path) -> None:
     mapped = '{"auto_map": {"AutoConfig": "configuration_interns2_preview.InternS2PreviewConfig"},'
     (folder / "config.json").write_text(mapped + text[1:])
     assert resolve_model(str(folder)).needs_remote_code
-
-
-def test_turbomind_runs_it_and_the_others_do_not(folder: Path) -> None:
-    model = resolve_model(str(folder))
-    assert engine_problem(model, "turbomind") is None
-    assert "time series encoder" in str(engine_problem(model, "pytorch"))
-    assert "only the checkpoint's own code" in str(engine_problem(model, "transformers"))
 
 
 @pytest.mark.parametrize("name", ["Intern-S2-Mobius", "shanghai/Intern-S2-Mobius-397B"])

@@ -2,123 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
-
 import pytest
 
-from tests.model.checkpoints import make
-from tests.support.checkpoints import make_internvl2, make_text
+from tests.support.checkpoints import make_text
+from tests.support.hubs import MODELSCOPE_API, ModelScope
+from tests.support.tiny_checkpoints import make
 from turbofit.core.errors import UsageError
-from turbofit.model import hub
-from turbofit.model.modelscope_cache import modelscope_folders, uses_modelscope
+from turbofit.model.caches import modelscope_folders, uses_modelscope
 from turbofit.model.source import resolve_model
-
-PREFIX = "/api/v1/models/"
-
-
-class Site(ThreadingHTTPServer):
-    """A stand-in: listings and files of a folder by ModelScope's paths, weights by redirect."""
-
-    def __init__(self, root: Path) -> None:
-        super().__init__(("127.0.0.1", 0), Answer)
-        self.root = root
-        self.trick = ""
-        self.store: Site | None = None
-        self.seen: list[tuple[str, str | None, str | None]] = []
-        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-    def stop(self) -> None:
-        self.shutdown()
-        self.server_close()
-
-
-class Answer(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_):
-        pass
-
-    def do_GET(self):
-        server = self.server
-        server.seen.append((self.path, self.headers.get("Cookie"), self.headers.get("Range")))
-        parts = urlsplit(self.path)
-        query = {key: values[0] for key, values in parse_qs(parts.query).items()}
-        if server.trick == "private":
-            return self.give(b"{}", 403)
-        if not parts.path.startswith(PREFIX):
-            return self.file(server.root / parts.path.lstrip("/"))
-        name, _, verb = parts.path.removeprefix(PREFIX).partition("/repo")
-        folder = server.root / name
-        if query.get("Revision") != "master" or not folder.is_dir():
-            answer = {"Code": 10010205001, "Message": "not found", "Success": False, "Data": None}
-            return self.give(json.dumps(answer).encode(), 200 if server.trick == "says" else 404)
-        if verb == "/files":
-            return self.listing(folder)
-        file = query["FilePath"]
-        if server.store and file.endswith(".safetensors"):
-            return self.redirect(f"{server.store.url}/{name}/{file}")
-        return self.file(folder / file)
-
-    def listing(self, folder):
-        if self.server.trick == "html":
-            return self.give(b"<html>")
-        files = [
-            {"Name": path.name, "Path": path.name, "Type": "blob", "Size": path.stat().st_size}
-            for path in folder.iterdir()
-        ]
-        body = {"Code": 200, "Data": {"Files": files, "IsVisual": 0}, "Success": True}
-        return self.give(json.dumps(body).encode())
-
-    def file(self, path):
-        if not path.is_file():
-            return self.give(b"", 404)
-        with path.open("rb") as file:
-            data = file.read(1 << 20)
-        wanted = self.headers.get("Range")
-        if not wanted:
-            return self.give(data)
-        begin, end = (int(part) for part in wanted.removeprefix("bytes=").split("-"))
-        body = data[begin : end + 1]
-        span = f"bytes {begin}-{begin + len(body) - 1}/{path.stat().st_size}"
-        return self.give(body, 206, ("Content-Range", span))
-
-    def redirect(self, to):
-        return self.give(b"", 302, ("Location", to))
-
-    def give(self, body, status=200, *headers):
-        self.send_response(status)
-        for key, value in headers:
-            self.send_header(key, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.close_connection = True
-        self.wfile.write(body)
 
 
 @pytest.fixture
 def online(tmp_path, monkeypatch):
     """ModelScope with one model, ``org/tiny``, and its store of large files elsewhere."""
     root = tmp_path / "site"
-    root.mkdir()
     make(root / "org" / "tiny")
-    site, site_store = Site(root), Site(root)
-    site.store = site_store
     monkeypatch.setenv("LMDEPLOY_USE_MODELSCOPE", "True")
-    monkeypatch.setenv("MODELSCOPE_ENDPOINT", site.url)
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.delenv("http_proxy", raising=False)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    yield site
-    site.stop()
-    site_store.stop()
+    with ModelScope(root) as site, ModelScope(root) as site.other:
+        monkeypatch.setenv("MODELSCOPE_ENDPOINT", site.url)
+        yield site
 
 
 # --- the folders -------------------------------------------------------------------------------
@@ -148,22 +53,6 @@ def test_the_usual_place_is_in_the_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     folder = make_text(tmp_path / ".cache" / "modelscope" / "hub" / "models" / "org" / "tiny")
     assert list(modelscope_folders("org/tiny", None)) == [str(folder)]
-
-
-def test_an_alias_finds_the_folder_too(tmp_path):
-    folder = make_internvl2(tmp_path / "ms" / "models" / "OpenGVLab" / "InternVL2-8B")
-    assert resolve_model("internvl2-8b").source.checkpoint == str(folder)
-
-
-def test_a_half_downloaded_folder_is_passed_over(tmp_path):
-    half = make_internvl2(tmp_path / "ms" / "models" / "OpenGVLab" / "InternVL2-8B")
-    index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
-    (half / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert resolve_model("internvl2-8b").source.kind == "preset"
-    model = resolve_model("OpenGVLab/InternVL2-8B")
-    assert (model.source.kind, model.source.checkpoint) == ("hub_cache", None)
-    whole = make_internvl2(tmp_path / "ms" / "OpenGVLab" / "InternVL2-8B")
-    assert resolve_model("OpenGVLab/InternVL2-8B").source.checkpoint == str(whole)
 
 
 @pytest.mark.parametrize("wanted", ["False", "1", "", "true", "True"])
@@ -212,34 +101,19 @@ def test_modelscope_answers_instead_of_the_hub(online, monkeypatch):
     assert model.source.where == f"{online.url.removeprefix('http://')}/org/tiny@master"
     assert model.weight_bytes == 2 * model.parameters
     assert model.warnings == ()
-    assert online.seen[0][0] == f"{PREFIX}org/tiny/repo/files?Revision=master&Recursive=False"
-    ranges = [wanted for path, _, wanted in online.store.seen]
+    assert (
+        online.seen[0][0] == f"{MODELSCOPE_API}org/tiny/repo/files?Revision=master&Recursive=False"
+    )
+    ranges = [wanted for path, _, wanted in online.other.seen]
     assert ranges
     assert all(wanted and wanted.startswith("bytes=0-") for wanted in ranges)
-
-
-def test_only_files_that_are_listed_are_asked_for(online):
-    resolve_model("org/tiny")
-    asked = {path.partition("FilePath=")[2] for path, *_ in online.seen[1:]}
-    assert asked == {path.name for path in (online.root / "org" / "tiny").iterdir()}
-
-
-def test_a_long_header_takes_a_second_request(online, monkeypatch):
-    monkeypatch.setattr(hub, "_FIRST_BYTES", 100)
-    assert resolve_model("org/tiny").weight_bytes == 2 * resolve_model("org/tiny").parameters
-
-
-def test_a_domain_is_the_older_way_to_say_it(online, monkeypatch):
-    monkeypatch.setenv("MODELSCOPE_DOMAIN", online.url)
-    monkeypatch.delenv("MODELSCOPE_ENDPOINT")
-    assert resolve_model("org/tiny").source.kind == "hub"
 
 
 def test_the_token_goes_to_modelscope_and_not_where_it_redirects(online, monkeypatch):
     monkeypatch.setenv("MODELSCOPE_API_TOKEN", "se cret\n")
     assert resolve_model("org/tiny").source.sizes == "file"
     assert {cookie for _, cookie, _ in online.seen} == {"m_session_id=se%20cret"}
-    assert {cookie for _, cookie, _ in online.store.seen} == {None}
+    assert {cookie for _, cookie, _ in online.other.seen} == {None}
 
 
 @pytest.mark.parametrize("trick", ["", "says"])
@@ -261,12 +135,6 @@ def test_a_site_that_fails_is_one_line(online, trick, said):
     assert "MODELSCOPE" in error.value.hint
 
 
-def test_a_repository_without_a_config(online):
-    (online.root / "org" / "tiny" / "config.json").unlink()
-    with pytest.raises(UsageError, match=r"no config\.json"):
-        resolve_model("org/tiny")
-
-
 def test_a_preset_stands_in_under_the_id_that_was_asked_for(online):
     model = resolve_model("LLM-Research/Meta-Llama-3.1-8B-Instruct")
     assert (model.source.kind, model.source.where) == ("preset", "llama-3.1-8b")
@@ -280,10 +148,3 @@ def test_a_wrong_endpoint_is_named(monkeypatch):
     monkeypatch.setenv("MODELSCOPE_ENDPOINT", "nonsense")
     with pytest.raises(UsageError, match="MODELSCOPE_ENDPOINT"):
         resolve_model("org/tiny")
-
-
-def test_offline_is_offline_for_both(online, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(UsageError, match="forbids the network"):
-        resolve_model("org/tiny")
-    assert online.seen == []

@@ -4,56 +4,22 @@ from __future__ import annotations
 
 import json
 import random
-from importlib.util import find_spec
 
 import pytest
 
-from tests.model.test_oracle_gemma3 import gemma_of
-from tests.model.test_oracle_lmdeploy import front_end, picture, tokens_of
-from tests.model.test_oracle_names import written
-from tests.model.test_oracle_patches import glm_of, qwen3_of
-from tests.support.checkpoints import write_tokenizer
+from tests.support.oracles import (
+    front_end,
+    gemma_of,
+    glm,
+    picture,
+    qwen3,
+    tokens_of,
+    with_processor,
+    written,
+)
 from turbofit.model.source import resolve_model
 
-pytestmark = [
-    pytest.mark.lmdeploy,
-    pytest.mark.skipif(find_spec("lmdeploy") is None, reason="needs LMDeploy"),
-]
-_GLM_TOKENS = ("<|image|>", "<|video|>", "<|begin_of_video|>", "<|end_of_video|>")
-
-
-def with_processor(folder, name, processor, tokens=()):
-    """The tokenizer and the processors' files that Transformers looks for beside a config."""
-    write_tokenizer(folder, tokens)
-    values = {**processor, "processor_class": f"{name}Processor"}
-    video = {**values, "video_processor_type": f"{name}VideoProcessor"}
-    (folder / "preprocessor_config.json").write_text(json.dumps(values))
-    (folder / "video_preprocessor_config.json").write_text(json.dumps(video))
-
-
-def qwen3(transformers, folder):
-    config = qwen3_of(transformers, "Qwen3VL", random.Random(2))
-    config.vision_config.patch_size = 16
-    written(transformers, config, folder)
-    size = {"shortest_edge": 65_536, "longest_edge": 400_000}
-    with_processor(
-        folder, "Qwen3VL",
-        {"image_processor_type": "Qwen2VLImageProcessorFast", "size": size, "patch_size": 16,
-         "temporal_patch_size": 2, "merge_size": 2},
-    )  # fmt: skip
-    return "<|image_pad|>"
-
-
-def glm(transformers, folder):
-    written(transformers, glm_of(transformers, random.Random(2)), folder)
-    size = {"shortest_edge": 12_544, "longest_edge": 400_000}
-    with_processor(
-        folder, "Glm4v",
-        {"image_processor_type": "Glm4vImageProcessor", "size": size, "patch_size": 14,
-         "temporal_patch_size": 2, "merge_size": 2},
-        _GLM_TOKENS,
-    )  # fmt: skip
-    return "<|image|>"
+pytestmark = pytest.mark.lmdeploy
 
 
 @pytest.mark.parametrize("make", [qwen3, glm])

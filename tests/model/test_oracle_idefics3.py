@@ -8,12 +8,10 @@ import re
 
 import pytest
 
-from tests.model.test_oracle_llava import read
-from tests.model.test_parameters import ConfigFiles, count, text_config
+from tests.support.oracles import ConfigFiles, idefics_of, read
 from turbofit.core.errors import UsageError
 from turbofit.core.images import LongestEdgeRule
 from turbofit.model.checkpoint import Origin, read_checkpoint
-from turbofit.model.families.engines import engine_problem
 
 KINDS = ("Idefics3", "SmolVLM")
 #: Tile, its tokens, tiles of the longer side: SmolVLM2-256M, SmolVLM2-2.2B, Idefics3-8B; small.
@@ -22,40 +20,6 @@ PUBLISHED = ((512, 64, 4), (384, 81, 4), (364, 169, 4), (28, 4, 3), (30, 4, 5))
 
 def rule_of(tile, tokens, side):
     return LongestEdgeRule(tile_size=tile, tokens_per_tile=tokens, max_dynamic_patch=side**2)
-
-
-def idefics_of(transformers, rng, kind="Idefics3"):
-    heads = rng.choice([1, 2, 4])
-    patch, merge = rng.choice([7, 14]), rng.choice([1, 2, 3])
-    vision = {
-        "hidden_size": heads * 12, "num_hidden_layers": rng.randrange(1, 4),
-        "num_attention_heads": heads, "intermediate_size": rng.randrange(5, 99),
-        "image_size": 2 * patch * merge * rng.randrange(1, 3), "patch_size": patch,
-    }  # fmt: skip
-    text = text_config(rng) | {"model_type": "llama", "architectures": ["VLlama3ForCausalLM"]}
-    config = getattr(transformers, f"{kind}Config")(
-        text_config=text, vision_config=vision, scale_factor=merge,
-        tie_word_embeddings=rng.random() < 0.5, pad_token_id=0,
-    )  # fmt: skip
-    config.text_config.tie_word_embeddings = rng.random() < 0.5
-    config.architectures = [f"{kind}ForConditionalGeneration"]
-    return config
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("seed", range(8))
-def test_parameters_are_transformers(transformers, kind, seed):
-    config = idefics_of(transformers, random.Random(seed), kind)
-    model = read(config)
-    assert model.parameters == count(transformers, config.architectures[0], config)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_runs_them(transformers, kind):
-    model = read(idefics_of(transformers, random.Random(1), kind))
-    assert "no engine" in engine_problem(model, "pytorch")
-    assert engine_problem(model, "turbomind")
-    assert engine_problem(model, "transformers") is None
 
 
 def grid_of(processor, width, height):
@@ -84,17 +48,6 @@ def test_tiles_are_the_preprocessor_s(transformers):
                 found, rows, columns = grid_of(processor, width, height)
                 assert rule.units(width, height, limit) == found <= rule.worst_units(limit)
                 assert found == (rows * columns + 1 if rows else 1)
-
-
-@pytest.mark.parametrize("published", PUBLISHED[:3])
-def test_tiles_of_published_sizes(transformers, published):
-    tile, _, side = published
-    rule = rule_of(*published)
-    processor = transformers.Idefics3ImageProcessor(
-        size={"longest_edge": tile * side}, max_image_size={"longest_edge": tile}
-    )
-    for width, height in ((1, 1), (640, 480), (3, 900), (1999, 2001), (tile, tile * side)):
-        assert rule.units(width, height) == grid_of(processor, width, height)[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)

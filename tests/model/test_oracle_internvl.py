@@ -61,28 +61,6 @@ def test_tiles_are_lmdeploys(transformers, smallest, limit, count, thumbnail):
         assert rule.units(width, height, limit) == len(pieces), (width, height)
 
 
-@pytest.mark.lmdeploy
-def test_the_order_of_equal_products_does_not_matter(transformers, monkeypatch):
-    """LMDeploy takes candidates from a set: reverse and shuffle them within equal products."""
-    from lmdeploy.vl.model import internvl
-
-    rule = TileRule(tile_size=448, tokens_per_tile=256, max_dynamic_patch=12)
-    rng = random.Random(3)
-
-    def shuffled(values, key):
-        values = list(values)
-        rng.shuffle(values)
-        return sorted_(values, key=key)
-
-    sorted_ = sorted
-    monkeypatch.setattr(internvl, "sorted", shuffled, raising=False)
-    for width, height in sizes(5, 400):
-        pieces = internvl.dynamic_preprocess(
-            Picture((width, height)), max_num=12, use_thumbnail=True
-        )
-        assert rule.units(width, height) == len(pieces), (width, height)
-
-
 @pytest.mark.parametrize(("smallest", "limit"), [(1, 12), (1, 6), (2, 9), (1, 24), (1, 1)])
 def test_tiles_are_transformers(transformers, smallest, limit):
     from transformers.models.got_ocr2.image_processing_got_ocr2 import GotOcr2ImageProcessor

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import json
 import random
-from importlib.util import find_spec
 from math import prod
-from unittest.mock import MagicMock
 
 import pytest
 from msgspec.structs import replace
 
-from tests.model.test_oracle_lmdeploy import picture
-from tests.model.test_oracle_pytorch_engine import engine_parameters  # noqa: F401 - a fixture
+from tests.support.oracles import picture
 from turbofit.core.errors import UsageError
 from turbofit.core.images import NavitRule
 from turbofit.model.families.engines import engine_problem
@@ -27,8 +24,6 @@ from turbofit.rehearse.checkpoint.twin import tensors, twin_of, write_model
 from turbofit.rehearse.turbomind.hfconfig import register_kimi
 
 NAME = "KimiK25ForConditionalGeneration"
-lmdeploy = pytest.mark.lmdeploy
-needs_lmdeploy = pytest.mark.skipif(find_spec("lmdeploy") is None, reason="needs LMDeploy")
 PACKED = {
     "config_groups": {"group_0": {
         "targets": ["Linear"], "input_activations": None, "output_activations": None,
@@ -145,23 +140,6 @@ def test_other_ways_of_packing_are_refused(tmp_path, quantization, words):
     assert words in engine_problem(model, "pytorch")
 
 
-def test_kimi_k2_thinking_does_not_start(tmp_path):
-    """Its class is DeepSeek-V3's, which LMDeploy builds without the names of its layers."""
-    folder = tmp_path / "m"
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(PUBLISHED["text_config"]))
-    model = resolve_model(str(folder))
-    assert "does not start with compressed-tensors" in engine_problem(model, "pytorch")
-
-
-def test_it_runs_in_16_bits(tmp_path):
-    config = changed("text_config")
-    del config["text_config"]["quantization_config"]
-    model = model_of(tmp_path, config)
-    assert model.quantization is None
-    assert engine_problem(model, "pytorch") is None
-
-
 LIMITS = [(16384, 512), (4096, 512), (1024, 64), (300, 512), (7, 16), (65536, 512)]
 
 
@@ -201,21 +179,15 @@ def tiny(folder, packing="compressed-tensors"):
 
 
 @pytest.fixture
-def built(engine_parameters, monkeypatch):  # noqa: F811
+def built(engine_parameters, monkeypatch):
     """Counts what the engine would build, without a card's kernels."""
-    from lmdeploy.pytorch.backends.cuda.op_backend import CudaOpsBackend
-
     register_kimi()
-    kernel = MagicMock()
-    del kernel.build_expert_storage
-    monkeypatch.setattr(CudaOpsBackend, "build_op", classmethod(lambda *_, **__: kernel))
     at = "lmdeploy.pytorch.configurations.deepseek_v2.flash_mla_available"
     monkeypatch.setattr(at, lambda: False)
     return engine_parameters
 
 
-@lmdeploy
-@needs_lmdeploy
+@pytest.mark.lmdeploy
 def test_parameters_are_the_engines(built, tmp_path):
     folder, _ = tiny(tmp_path / "m", packing="")
     model = resolve_model(str(folder))
@@ -224,8 +196,7 @@ def test_parameters_are_the_engines(built, tmp_path):
     assert (model.weight_bytes, model.warnings) == (2 * model.parameters + corrections, ())
 
 
-@lmdeploy
-@needs_lmdeploy
+@pytest.mark.lmdeploy
 def test_deepseeks_class_is_not_built_of_packed_experts(built, tmp_path):
     from lmdeploy.pytorch.config import QuantizationConfig
     from lmdeploy.pytorch.models.patch import BuildModelContext, build_model_context
@@ -242,8 +213,7 @@ def test_deepseeks_class_is_not_built_of_packed_experts(built, tmp_path):
         built(folder)
 
 
-@lmdeploy
-@needs_lmdeploy
+@pytest.mark.lmdeploy
 def test_packed_experts_are_the_engines(built, tmp_path):
     from lmdeploy.hf_configs import config_from_pretrained
     from lmdeploy.pytorch.config import QuantizationConfig
@@ -310,8 +280,7 @@ def with_code(folder, budget):
     (folder / "preprocessor_config.json").write_text(json.dumps(values))
 
 
-@lmdeploy
-@needs_lmdeploy
+@pytest.mark.lmdeploy
 def test_image_tokens_reach_the_engine_as_planned(transformers, tmp_path):
     pytest.importorskip("transformers.models.kimi_k25.image_processing_kimi_k25")
     import torch
@@ -338,8 +307,7 @@ def test_image_tokens_reach_the_engine_as_planned(transformers, tmp_path):
         front.preprocess([{"role": "user", "content": [{"type": "video", "data": []}]}], "a")
 
 
-@lmdeploy
-@needs_lmdeploy
+@pytest.mark.lmdeploy
 def test_transformers_own_format_is_refused(transformers, built, tmp_path):
     """LMDeploy names the class, and reads keys that its config has not."""
     module = pytest.importorskip("transformers.models.kimi_k25.configuration_kimi_k25")

@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import json
 import random
-from importlib.util import find_spec
-from unittest.mock import MagicMock
 
 import pytest
 from msgspec.structs import replace
 
-from tests.model.test_oracle_llava import read
-from tests.model.test_oracle_lmdeploy import picture, tokens_of
-from tests.model.test_oracle_names import written
-from tests.model.test_oracle_pytorch_engine import engine_parameters  # noqa: F401 - a fixture
-from tests.model.test_parameters import count, text_config
 from tests.support.checkpoints import write_tokenizer
+from tests.support.oracles import count, picture, read, text_config, tokens_of, written
 from turbofit.core.errors import UsageError
 from turbofit.core.images import CanvasRule
 from turbofit.core.model import Quantization
 from turbofit.model.families.engines import engine_problem
-from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
 
-#: As published with the checkpoints, all tensors together.
-PUBLISHED = {"llama-4-scout": 108_641_793_536, "llama-4-maverick": 401_583_781_376}
 TOKENS = (
     "<|image|>", "<|image_start|>", "<|image_end|>", "<|patch|>", "<|tile_x_separator|>",
     "<|tile_y_separator|>",
@@ -72,16 +63,6 @@ def test_canvases_are_transformers(transformers, most, side):
     assert worst == rule.worst_units() == (most + 1 if most > 1 else 1)
 
 
-def test_limits():
-    rule = rule_of(16)
-    assert (rule.worst_units(), rule.unit_tokens(17), rule.units_within(2465)) == (17, 2465, 17)
-    assert rule.lower_limits() == tuple(range(16, 0, -1))
-    assert [rule.largest_limit(n) for n in (1, 2, 5, 17, 99)] == [1, 1, 4, 16, 16]
-    for limit in rule.lower_limits():
-        worst = rule.worst_units(limit)
-        assert rule.units(336 * limit, 336, limit) == worst
-
-
 def llama_of(transformers, rng):
     text = text_config(rng) | {"intermediate_size_mlp": rng.randrange(5, 60), "head_dim": 8}
     text |= {"num_local_experts": rng.choice([2, 4]), "pad_token_id": 0}
@@ -126,11 +107,6 @@ def test_every_element_is_explained(transformers, tmp_path, seed):
     assert model.image_rule == rule_of(9, 56)
 
 
-def test_published_totals(transformers):
-    for name, total in PUBLISHED.items():
-        assert preset_model(name).parameters == total
-
-
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -148,20 +124,9 @@ def test_contradictions_are_said(change, said):
 
 
 @pytest.mark.lmdeploy
-@pytest.mark.skipif(find_spec("lmdeploy") is None, reason="needs LMDeploy")
 class TestLmdeploy:
     @pytest.mark.parametrize("seed", range(3))
-    def test_model_is_built_whole(
-        self, transformers, engine_parameters, tmp_path, monkeypatch, seed  # noqa: F811
-    ):  # fmt: skip
-        from lmdeploy.pytorch.backends.cuda.op_backend import CudaOpsBackend
-
-        def unbuilt(*_, **__):
-            op = MagicMock()
-            del op.build_expert_storage  # of expert parallelism alone
-            return op
-
-        monkeypatch.setattr(CudaOpsBackend, "build_op", classmethod(unbuilt))
+    def test_model_is_built_whole(self, transformers, engine_parameters, tmp_path, seed):
         config = llama_of(transformers, random.Random(f"engine{seed}"))
         written(transformers, config, tmp_path / "m")
         (tmp_path / "m" / "preprocessor_config.json").write_text('{"size": {"height": 56}}')

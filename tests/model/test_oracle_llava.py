@@ -6,16 +6,17 @@ import random
 
 import pytest
 
-from tests.model.test_oracle_lmdeploy import front_end, picture, tokens_of
-from tests.model.test_parameters import ConfigFiles, count, text_config
 from tests.support.checkpoints_llava import make_llava
+from tests.support.oracles import (
+    front_end,
+    picture,
+    tokens_of,
+)
 from turbofit.core.images import AnyresRule
-from turbofit.model.checkpoint import Origin, read_checkpoint
 from turbofit.model.families.engines import engine_problem
 from turbofit.model.source import resolve_model
 from turbofit.planning.compatibility import FrontEnd
 
-ENGINES = ("turbomind", "pytorch", "transformers")
 NEXT = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
 OV = tuple((384 * rows, 384 * columns) for rows in range(1, 7) for columns in range(1, 7))
 SLIM = ((336, 336 * 2), (336 * 4, 336), (336, 336), (336 * 2, 336 * 2), (336, 336 * 6))
@@ -99,35 +100,9 @@ def test_published_worst_cases():
     assert many.unit_tokens(37) < 729 + 1.21 * 81 * 81 + 6 * 27
 
 
-def read(config):
-    data = config if isinstance(config, str) else config.to_json_string(use_diff=False)
-    return read_checkpoint(ConfigFiles(data), Origin(name="x", kind="folder", where="x"))
-
-
-def vision_of(rng, kind):
-    heads = rng.choice([1, 2, 4])
-    vision = {
-        "model_type": kind, "hidden_size": heads * 12, "num_hidden_layers": rng.randrange(1, 4),
-        "num_attention_heads": heads, "intermediate_size": rng.randrange(5, 99),
-        "image_size": 28 * rng.randrange(1, 4), "patch_size": rng.choice([7, 14]),
-    }  # fmt: skip
-    return vision | ({"vision_use_head": False} if "siglip" in kind else {})
-
-
-@pytest.mark.parametrize("kind", ["llava", "llava_next", "llava_onevision"])
-def test_a_checkpoint_is_explained_to_the_element(tmp_path, kind):
-    model = resolve_model(str(make_llava(tmp_path / "llava-7b", kind)))
-    assert model.weight_bytes == 2 * model.parameters
-    assert model.warnings == ()
-    assert not model.needs_remote_code
-    runs = {engine for engine in ENGINES if engine_problem(model, engine) is None}
-    assert runs == {"transformers"} | ({"pytorch"} if kind == "llava" else set())
-
-
 @pytest.mark.lmdeploy
 def test_lmdeploy_counts_the_same_tokens(transformers, tmp_path):
     """It tells the processor that PIL images have channels last, which Transformers 5 believes."""
-    pytest.importorskip("lmdeploy")
     folder = make_llava(tmp_path / "llava-1.5-7b-hf")
     model = resolve_model(str(folder))
     front = front_end(folder)
@@ -146,44 +121,7 @@ def test_lmdeploy_counts_the_same_tokens(transformers, tmp_path):
 @pytest.mark.lmdeploy
 def test_lmdeploy_does_not_start_llava_next(transformers, tmp_path):
     """It hands an argument to a class that takes none, whatever Transformers' version."""
-    pytest.importorskip("lmdeploy")
     folder = make_llava(tmp_path / "llava-v1.6-7b-hf", "llava_next")
     with pytest.raises(TypeError, match="trust_remote_code"):
         tokens_of(folder, [(picture(500, 300), {})])
     assert "front end" in engine_problem(resolve_model(str(folder)), "pytorch")
-
-
-@pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize(
-    ("family", "tower"),
-    [
-        ("Llava", "clip"), ("Llava", "siglip"), ("LlavaNext", "clip"),
-        ("LlavaOnevision", "siglip"),
-    ],
-)  # fmt: skip
-def test_parameters_are_transformers(transformers, family, tower, seed):
-    rng = random.Random(f"{family}{seed}")
-    inner = rng.choice(["llama", "qwen2", "mistral"])
-    text = text_config(rng) | {"model_type": inner}
-    vision = vision_of(rng, f"{tower}_vision_model")
-    side = vision["image_size"]
-    keys = {"image_grid_pinpoints": [[side, side], [side, 2 * side]]} if family != "Llava" else {}
-    if tower == "siglip":
-        keys["vision_feature_select_strategy"] = "full"
-    config = getattr(transformers, f"{family}Config")(
-        text_config=text, vision_config=vision, tie_word_embeddings=rng.random() < 0.3, **keys
-    )
-    config.architectures = [f"{family}ForConditionalGeneration"]
-    model = read(config)
-    assert model.parameters == count(transformers, f"{family}ForConditionalGeneration", config)
-    assert "names no architecture" in model.warnings[0]
-
-
-@pytest.mark.parametrize("family", ["Llava", "LlavaNext", "LlavaOnevision"])
-def test_defaults_are_transformers(transformers, family):
-    name = f"{family}ForConditionalGeneration"
-    config = getattr(transformers, f"{family}Config")()
-    model = read(f'{{"architectures": ["{name}"]}}')
-    assert model.parameters == count(transformers, name, config)
-    if family != "Llava":
-        assert list(map(list, model.image_rule.grids)) == config.image_grid_pinpoints

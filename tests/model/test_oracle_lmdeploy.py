@@ -4,49 +4,19 @@ from __future__ import annotations
 
 import json
 import random
-from importlib.util import find_spec
 from unittest.mock import MagicMock
 
 import pytest
 from msgspec.structs import replace
 
 from tests.support.checkpoints import make_internvl2, make_qwen2_vl
+from tests.support.oracles import picture, tokens_of
 from turbofit.core.images import PatchRule
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
 from turbofit.rehearse.checkpoint.twin import checkpoint_for
 
-pytestmark = [
-    pytest.mark.lmdeploy,
-    pytest.mark.skipif(find_spec("lmdeploy") is None, reason="needs LMDeploy"),
-]
-
-
-def front_end(folder):
-    """LMDeploy's front end for a checkpoint's folder, on the PyTorch engine."""
-    import torch
-    from lmdeploy.vl.model.builder import load_vl_model
-
-    front = load_vl_model(str(folder), "pytorch")
-    front.set_mm_feature_dtype(torch.bfloat16)
-    return front
-
-
-def tokens_of(folder, images):
-    """Image tokens as LMDeploy's front end counts them."""
-    model = front_end(folder)
-    found = []
-    for image, knobs in images:
-        content = [{"type": "image", "data": image, **knobs}]
-        answer = model.preprocess([{"role": "user", "content": content}])
-        found.append(int(answer[-1]["content"][0]["image_tokens"]))
-    return found
-
-
-def picture(width, height):
-    from PIL import Image
-
-    return Image.new("RGB", (width, height))
+pytestmark = pytest.mark.lmdeploy
 
 
 def test_internvl_image_tokens(transformers, tmp_path):

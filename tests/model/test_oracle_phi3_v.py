@@ -7,8 +7,7 @@ import random
 
 import pytest
 
-from tests.model.test_oracle_llava import read
-from tests.model.test_oracle_pytorch_engine import engine_parameters  # noqa: F401
+from tests.support.oracles import read
 from turbofit.core.errors import UsageError
 from turbofit.core.images import HdRule
 from turbofit.model.families.engines import engine_problem
@@ -64,7 +63,6 @@ def test_tokens_never_pass_the_worst(crops):
 
 @pytest.mark.lmdeploy
 def test_a_page_has_the_tokens_that_lmdeploy_makes(transformers):
-    pytest.importorskip("lmdeploy")
     import torch
     from lmdeploy.pytorch.models.phi3_v import Phi3ImageEmbedding
 
@@ -82,7 +80,7 @@ def test_a_page_has_the_tokens_that_lmdeploy_makes(transformers):
 
 
 @pytest.mark.lmdeploy
-def test_parameters_are_the_engines(engine_parameters, tmp_path):  # noqa: F811
+def test_parameters_are_the_engines(engine_parameters, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"num_crops": 4}))
     model = resolve_model(str(tmp_path))

@@ -8,92 +8,26 @@ from __future__ import annotations
 
 import json
 import random
-from importlib.util import find_spec
-from types import SimpleNamespace
-from unittest.mock import MagicMock
 
 import pytest
-from msgspec.structs import replace
 
-from tests.model.test_oracle_gemma3 import gemma_of
-from tests.model.test_oracle_lmdeploy import picture, tokens_of
-from tests.model.test_oracle_names import of_qwen3, written
-from tests.model.test_oracle_patches import glm_of
-from tests.model.test_parameters import config_class, text_config
 from tests.support.checkpoints import make_internvl2, make_internvl_hf, make_qwen2_vl, make_text
 from tests.support.checkpoints_eva import make_cogvlm, make_glm4v
 from tests.support.checkpoints_llava import make_llava
-from turbofit.core.plan import Settings
-from turbofit.memory.pytorch.cache import block_bytes, state_bytes, state_slots
+from tests.support.oracles import (
+    config_class,
+    gemma_of,
+    glm_of,
+    picture,
+    qwen3_of,
+    text_config,
+    tokens_of,
+    written,
+)
 from turbofit.model.families.engines import engine_problem
 from turbofit.model.source import resolve_model
 
-pytestmark = [
-    pytest.mark.lmdeploy,
-    pytest.mark.skipif(find_spec("lmdeploy") is None, reason="needs LMDeploy"),
-]
-
-
-@pytest.fixture
-def engine_parameters(transformers, monkeypatch):
-    """Counts what the engine would build for a folder, buffers aside."""
-    import torch
-    from lmdeploy.hf_configs import config_from_pretrained
-    from lmdeploy.pytorch.backends.cuda.op_backend import CudaOpsBackend
-    from lmdeploy.pytorch.configurations.builder import AutoModelConfigBuilder
-    from lmdeploy.pytorch.models.patch import build_model_from_hf_config
-
-    unbuilt = classmethod(lambda *_, **__: MagicMock())
-    monkeypatch.setattr(CudaOpsBackend, "build_op", unbuilt)
-    monkeypatch.setattr("lmdeploy.utils.is_bf16_supported", lambda *_: True)
-
-    def counted(folder) -> int:
-        config = config_from_pretrained(str(folder), trust_remote_code=False)
-        inner = getattr(config, "llm_config", None)
-        if isinstance(inner, dict):  # what InternVLChatModel's own config class makes of it
-            config.llm_config = transformers.AutoConfig.for_model(**inner)
-            config.vision_config = transformers.PretrainedConfig(**config.vision_config)
-        made = AutoModelConfigBuilder.build(config, str(folder), tp=1)
-        device = torch.device("meta")
-        model = build_model_from_hf_config(made.hf_config or config, torch.bfloat16, device)
-        return sum(tensor.numel() for tensor in {id(p): p for p in model.parameters()}.values())
-
-    return counted
-
-
-def without_fla(monkeypatch, name):
-    """Have a class of gated delta nets built here: fla's norm is for a GPU alone."""
-    import torch
-    from lmdeploy.pytorch.backends.cuda.op_backend import CudaOpsBackend
-
-    def norm(hidden, eps=0.0, activation="", **kwargs):
-        return torch.nn.RMSNorm(hidden, **kwargs)
-
-    def unbuilt(*_, **__):
-        op = MagicMock()
-        del op.build_expert_storage  # of expert parallelism alone
-        return op
-
-    monkeypatch.setattr(f"lmdeploy.pytorch.models.{name}.build_rmsnorm_gated", norm)
-    monkeypatch.setattr(CudaOpsBackend, "build_op", classmethod(unbuilt))
-
-
-def check_cache(made, text, tp):
-    """Blocks and states of delta nets are what LMDeploy makes of its own model config."""
-    from lmdeploy.pytorch.config import CacheConfig
-    from lmdeploy.pytorch.engine.executor.base import ExecutorBase
-
-    assert made.num_layers == text.attention_layers
-    settings = Settings(tp=tp, max_batch_size=6)
-    cache = CacheConfig(
-        max_batches=6, block_size=64, num_cpu_blocks=0, num_gpu_blocks=0,
-        states_shapes=made.states_shapes,
-    )  # fmt: skip
-    executor = SimpleNamespace(cache_config=cache, model_config=made)
-    assert ExecutorBase._get_state_cache_mem(executor) == state_bytes(text, settings)
-    assert cache.num_state_caches == state_slots(settings)
-    each = block_bytes(replace(text, layers=1, delta=None), settings)
-    assert block_bytes(text, settings) == made.num_layers * each
+pytestmark = pytest.mark.lmdeploy
 
 
 def cogvlm2(folder):
@@ -122,7 +56,7 @@ def test_parameters_are_the_engines(engine_parameters, tmp_path, make):
     assert (model.weight_bytes, model.warnings) == (2 * model.parameters + buffers, ())
 
 
-@pytest.mark.parametrize("make", [gemma_of, of_qwen3])
+@pytest.mark.parametrize("make", [gemma_of, qwen3_of])
 def test_families_of_transformers_are_built_whole(transformers, engine_parameters, tmp_path, make):
     config = make(transformers, random.Random(4))
     config.tie_word_embeddings = config.text_config.tie_word_embeddings = False

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
 import random
 
 import pytest
 
-from tests.model.conftest import write_safetensors
-from tests.model.test_oracle_llava import read
-from tests.model.test_oracle_qwen_vl import sizes
-from tests.model.test_parameters import count, text_config
+from tests.support.checkpoints import write_safetensors
+from tests.support.oracles import count, read, text_config
 from turbofit.core.errors import UsageError
 from turbofit.core.images import PatchRule
 from turbofit.model.families.engines import engine_problem
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
-from turbofit.rehearse.checkpoint.twin import config_of, tensors, twin_of, write_model
+from turbofit.rehearse.checkpoint.twin import twin_of, write_model
 
 THINKER = "Qwen2_5OmniThinkerForConditionalGeneration"
 WHOLE = ("Qwen2_5OmniModel", "Qwen2_5OmniForConditionalGeneration")
@@ -80,19 +77,6 @@ def test_defaults_are_transformers(transformers, name):
     assert model.text.max_position_embeddings == config.text_config.max_position_embeddings
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_a_stand_in_has_the_class_s_own_tensors(transformers, name):
-    import torch
-
-    twin = twin_of(preset_model(name))
-    config = transformers.AutoConfig.for_model(**config_of(twin)).thinker_config
-    with torch.device("meta"):
-        model = getattr(transformers, THINKER)(config)
-    theirs = {f"thinker.{name}": tuple(one.shape) for name, one in model.named_parameters()}
-    assert {name: shape for name, _, shape in tensors(twin)} == theirs
-    assert sum(math.prod(shape) for shape in theirs.values()) == PRESETS[name]
-
-
 @pytest.mark.parametrize("name", [*WHOLE, THINKER])
 def test_what_speaks_is_not_counted(transformers, tmp_path, name):
     parts = parts_of(random.Random(f"names{name}"))
@@ -145,20 +129,6 @@ def processor(transformers, tmp_path_factory):
     found = transformers.AutoProcessor.from_pretrained(str(folder))
     assert type(found).__name__ == "Qwen2_5OmniProcessor"
     return found
-
-
-def test_patches_are_the_processor_s(processor):
-    """3,200 sizes under the published bounds and under lower ones."""
-    worst = 0
-    for limit in (RULE.max_pixels, 4_000_000, 501_760, 60_000):
-        edges = {"min_pixels": RULE.min_pixels, "max_pixels": limit}
-        for width, height in sizes(limit, 200):
-            if max(width, height) > 200 * min(width, height):
-                continue
-            theirs = processor.image_processor.get_number_of_image_patches(height, width, edges)
-            assert RULE.units(width, height, limit) == theirs
-            worst = max(worst, theirs)
-    assert worst <= RULE.worst_units()
 
 
 def test_tokens_are_the_prompt_s(processor):

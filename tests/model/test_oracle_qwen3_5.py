@@ -4,105 +4,40 @@ from __future__ import annotations
 
 import json
 import random
-from importlib.util import find_spec
 
 import pytest
-from msgspec.structs import replace
 
-from tests.model.test_oracle_front_ends import with_processor
-from tests.model.test_oracle_llava import read
-from tests.model.test_oracle_lmdeploy import front_end, picture
-from tests.model.test_oracle_names import written
-from tests.model.test_oracle_pytorch_engine import (
+from tests.support.oracles import (
     check_cache,
-    engine_parameters,  # noqa: F401 - a fixture
+    count,
+    front_end,
+    picture,
+    qwen3_5_of,
+    read,
+    with_processor,
     without_fla,
+    written,
 )
-from tests.model.test_parameters import count, delta_nets, qwen3_tower, text_config
 from turbofit.core.errors import UsageError
 from turbofit.core.images import PatchRule, VideoRule
-from turbofit.core.model import DeltaDims, Quantization
-from turbofit.core.plan import Settings
-from turbofit.memory.pytorch.cache import state_bytes
-from turbofit.model.families.engines import engine_problem
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
+from turbofit.rehearse.checkpoint.twin import config_of, twin_of
 
 FAMILIES = ["Qwen3_5", "Qwen3_5Moe"]
 PRESETS = [
     "qwen3.5-4b", "qwen3.5-9b", "qwen3.5-27b", "qwen3.5-35b-a3b", "qwen3.6-27b", "qwen3.6-35b-a3b",
 ]  # fmt: skip
 BF16 = "lmdeploy.pytorch.configurations.qwen3_5.is_bf16_supported"
-lmdeploy = pytest.mark.lmdeploy
-needs_lmdeploy = pytest.mark.skipif(find_spec("lmdeploy") is None, reason="needs LMDeploy")
-
-
-def qwen_of(transformers, family, rng):
-    text = text_config(rng) | {"head_dim": 8, "attn_output_gate": True, "pad_token_id": 0}
-    text |= delta_nets(rng) | {"num_hidden_layers": rng.randrange(4, 10)}
-    if family == "Qwen3_5Moe":
-        text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 7}
-        text |= {"shared_expert_intermediate_size": 9}
-    vision = qwen3_tower(rng, text, features=False)
-    config = getattr(transformers, f"{family}Config")(
-        text_config=text, vision_config=vision, tie_word_embeddings=rng.random() < 0.5
-    )
-    config.architectures = [f"{family}ForConditionalGeneration"]
-    return config
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("seed", range(6))
-def test_parameters(transformers, family, seed):
-    config = qwen_of(transformers, family, random.Random(f"{family}{seed}"))
-    model = read(config)
-    assert model.parameters == count(transformers, f"{family}ForConditionalGeneration", config)
-    assert engine_problem(model, "pytorch") is engine_problem(model, "transformers") is None
-    assert "vision heads" in engine_problem(model, "turbomind")  # published ones have 72 channels
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_defaults_are_transformers(transformers, family):
-    name = f"{family}ForConditionalGeneration"
-    wide = {"Qwen3_5": 4096, "Qwen3_5Moe": 2048}[family]
-    config = getattr(transformers, f"{family}Config")(vision_config={"out_hidden_size": wide})
-    text = f'{{"architectures": ["{name}"], "vision_config": {{"out_hidden_size": {wide}}}}}'
-    model = read(text)
-    assert model.parameters == count(transformers, name, config)
-    assert model.text.max_position_embeddings == config.text_config.max_position_embeddings
-    assert "attn_output_gate" in " ".join(model.warnings)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_are_built_by_transformers(transformers, preset):
     model = preset_model(preset)
-    text, vision, delta = model.text, model.vision, model.text.delta
-    values = {
-        "hidden_size": text.hidden, "intermediate_size": text.intermediate,
-        "num_hidden_layers": text.layers, "num_attention_heads": text.heads,
-        "num_key_value_heads": text.kv_heads, "head_dim": text.head_dim, "vocab_size": text.vocab,
-        "linear_num_key_heads": delta.key_heads, "linear_num_value_heads": delta.value_heads,
-        "linear_key_head_dim": delta.key_dim, "linear_value_head_dim": delta.value_dim,
-        "linear_conv_kernel_dim": delta.kernel, "full_attention_interval": 4,
-        "tie_word_embeddings": text.tie_word_embeddings,
-    }  # fmt: skip
-    family = "Qwen3_5Moe" if text.moe else "Qwen3_5"
-    if text.moe:
-        values |= {"num_experts": text.moe.experts, "moe_intermediate_size": text.moe.intermediate}
-        values |= {"shared_expert_intermediate_size": text.moe.shared_intermediate}
-    config = getattr(transformers, f"{family}Config")(
-        text_config=values,
-        vision_config={
-            "depth": vision.layers, "hidden_size": vision.hidden, "num_heads": vision.heads,
-            "intermediate_size": vision.intermediate, "out_hidden_size": text.hidden,
-        },
-        tie_word_embeddings=text.tie_word_embeddings,
-    )  # fmt: skip
-    config.architectures = [model.architecture]
+    config = transformers.AutoConfig.for_model(**config_of(twin_of(model)))
     assert count(transformers, model.architecture, config) == model.parameters
     found = read(config)
-    assert replace(found.text, max_position_embeddings=262144) == text
-    assert found.vision == vision
+    assert (found.text, found.vision) == (model.text, model.vision)
 
 
 @pytest.mark.parametrize(
@@ -110,6 +45,7 @@ def test_presets_are_built_by_transformers(transformers, preset):
     [
         ("qwen3.5-27b", 27_781_427_952), ("qwen3.6-27b", 27_781_427_952),
         ("qwen3.5-35b-a3b", 35_951_822_704), ("qwen3.6-35b-a3b", 35_951_822_704),
+        ("qwen3-next-80b-a3b", 81_324_862_720),
     ],
 )  # fmt: skip
 def test_the_hub_counts_one_layer_more(preset, count):
@@ -126,9 +62,9 @@ def test_the_hub_counts_one_layer_more(preset, count):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_draft_of_further_tokens_is_no_surplus(transformers, tmp_path, family):
-    from tests.model.conftest import write_safetensors
+    from tests.support.checkpoints import write_safetensors
 
-    config = qwen_of(transformers, family, random.Random(7))
+    config = qwen3_5_of(transformers, random.Random(7), family)
     tensors = written(transformers, config, tmp_path / "m")
     plain = resolve_model(str(tmp_path / "m"))
     assert plain.warnings == ()
@@ -161,41 +97,16 @@ def test_contradictions_are_said(change, said):
         read(json.dumps(config))
 
 
-def test_layer_types_win_over_the_interval():
-    kinds = ["full_attention", "linear_attention"] * 16
-    config = {
-        "architectures": ["Qwen3_5ForConditionalGeneration"],
-        "text_config": {"layer_types": kinds}, "vision_config": {"out_hidden_size": 4096},
-    }  # fmt: skip
-    delta = DeltaDims(
-        layers=16, key_heads=16, value_heads=32, key_dim=128, value_dim=128, kernel=4
-    )  # fmt: skip
-    assert read(json.dumps(config)).text.delta == delta
-    config["text_config"] = {"layer_types": ["full_attention"] * 32}
-    text = read(json.dumps(config)).text
-    assert text.delta is None
-    assert state_bytes(text, Settings()) == 0
-
-
-def test_awq_is_refused_and_fp8_is_not():
-    plain = preset_model("qwen3.5-9b")
-    for method, group, runs in (("awq", 128, False), ("fp8", 128, True)):
-        stored = Quantization(method=method, bits=8, group_size=group)
-        problem = engine_problem(replace(plain, quantization=stored), "pytorch")
-        assert (problem is None) is runs
-
-
-@lmdeploy
-@needs_lmdeploy
+@pytest.mark.lmdeploy
 class TestLmdeploy:
     @pytest.mark.parametrize("family", FAMILIES)
     @pytest.mark.parametrize("seed", range(3))
     def test_model_is_built_whole(
-        self, transformers, engine_parameters, tmp_path, monkeypatch, family, seed  # noqa: F811
+        self, transformers, engine_parameters, tmp_path, monkeypatch, family, seed
     ):  # fmt: skip
         without_fla(monkeypatch, "qwen3_5")
         monkeypatch.setattr(BF16, lambda *_: True)
-        config = qwen_of(transformers, family, random.Random(f"engine{family}{seed}"))
+        config = qwen3_5_of(transformers, random.Random(f"engine{family}{seed}"), family)
         config.tie_word_embeddings = config.text_config.tie_word_embeddings = False
         config.text_config.update({"bos_token_id": 0, "eos_token_id": 1})
         written(transformers, config, tmp_path / "m")
@@ -208,7 +119,7 @@ class TestLmdeploy:
         from lmdeploy.pytorch.configurations.qwen3_5 import Qwen3_5ModelConfigBuilder
 
         monkeypatch.setattr(BF16, lambda *_: True)
-        config = qwen_of(transformers, family, random.Random(f"state{family}{seed}"))
+        config = qwen3_5_of(transformers, random.Random(f"state{family}{seed}"), family)
         config.text_config.update({"bos_token_id": 0, "eos_token_id": 1})
         text = read(config).text
         made = Qwen3_5ModelConfigBuilder.build(config, tp=tp)
@@ -218,7 +129,7 @@ class TestLmdeploy:
     def test_image_tokens_reach_the_engine_as_planned(self, transformers, tmp_path, family):
         import numpy as np
 
-        config = qwen_of(transformers, family, random.Random(2))
+        config = qwen3_5_of(transformers, random.Random(2), family)
         config.vision_config.patch_size = 16
         written(transformers, config, tmp_path / "m")
         size = {"shortest_edge": 65_536, "longest_edge": 400_000}

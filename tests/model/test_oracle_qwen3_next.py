@@ -4,28 +4,13 @@ from __future__ import annotations
 
 import json
 import random
-from importlib.util import find_spec
 
 import pytest
-from msgspec.structs import replace
 
-from tests.model.test_oracle_names import written
-from tests.model.test_oracle_pytorch_engine import (
-    check_cache,
-    engine_parameters,  # noqa: F401 - a fixture
-    without_fla,
-)
-from tests.model.test_parameters import delta_nets, text_config
-from turbofit.core.model import Quantization
-from turbofit.model.families.engines import engine_problem
-from turbofit.model.presets import preset_model
+from tests.support.oracles import check_cache, delta_nets, text_config, without_fla, written
 from turbofit.model.source import resolve_model
-from turbofit.rehearse.checkpoint.header_only import write_header
-from turbofit.rehearse.checkpoint.twin import tensors, twin_of, write_model
 
 NAME = "Qwen3NextForCausalLM"
-lmdeploy = pytest.mark.lmdeploy
-needs_lmdeploy = pytest.mark.skipif(find_spec("lmdeploy") is None, reason="needs LMDeploy")
 
 
 def next_of(transformers, seed):
@@ -40,55 +25,11 @@ def next_of(transformers, seed):
     return config
 
 
-def test_the_preset_is_what_the_hub_counts_without_its_draft():
-    """81,324,862,720 parameters; the draft is a layer with attention, and a projection."""
-    model = preset_model("qwen3-next-80b-a3b")
-    text, moe = model.text, model.text.moe
-    query, key = text.heads * text.head_dim, text.kv_heads * text.head_dim
-    attention = text.hidden * (3 * query + 2 * key) + 2 * text.head_dim
-    expert = 3 * text.hidden * moe.intermediate
-    experts = (moe.experts + 1) * (expert + text.hidden)
-    projection, norms = 2 * text.hidden**2, 5 * text.hidden
-    assert 81_324_862_720 - (attention + experts + projection + norms) == model.parameters
-    # Published without one.
-    assert preset_model("qwen3-coder-next").parameters == 79_674_391_296
-
-
-def test_which_engine_runs_it():
-    model = preset_model("qwen3-next-80b-a3b")
-    assert engine_problem(model, "pytorch") is None
-    assert "does not run Qwen3NextForCausalLM" in engine_problem(model, "turbomind")
-    assert "no account" in engine_problem(model, "transformers")
-    for method, group in (("awq", 128), ("fp8", 128)):
-        stored = Quantization(method=method, bits=8, group_size=group)
-        assert "16 bits only" in engine_problem(replace(model, quantization=stored), "pytorch")
-
-
-def test_a_checkpoint_is_read_whole(tmp_path):
-    """Its draft of further tokens is no surplus."""
-    model = preset_model("qwen3-next-80b-a3b")
-    text = model.text
-    text = replace(
-        text, layers=4, moe=replace(text.moe, layers=4), delta=replace(text.delta, layers=3)
-    )
-    twin = twin_of(replace(model, text=text))
-    folder = write_model(twin, tmp_path / "m")
-    (folder / "model.safetensors.index.json").unlink()
-    for part in folder.glob("model*.safetensors"):
-        part.unlink()
-    draft = [("mtp.fc.weight", "BF16", (2048, 4096)), ("mtp.norm.weight", "BF16", (2048,))]
-    write_header(folder / "model.safetensors", [*tensors(twin), *draft])
-    read = resolve_model(str(folder))
-    assert (read.text, read.warnings) == (text, ())
-    assert read.weight_bytes == 2 * read.parameters
-
-
-@lmdeploy
-@needs_lmdeploy
+@pytest.mark.lmdeploy
 class TestLmdeploy:
     @pytest.mark.parametrize("seed", range(3))
     def test_model_is_built_whole(
-        self, transformers, engine_parameters, tmp_path, monkeypatch, seed  # noqa: F811
+        self, transformers, engine_parameters, tmp_path, monkeypatch, seed
     ):  # fmt: skip
         without_fla(monkeypatch, "qwen3_next")
         config = next_of(transformers, seed)

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import json
 import random
-from importlib.util import find_spec
 
 import pytest
 from msgspec.structs import replace
 
 from bench.compatibility.checkpoints import CHECKPOINTS
-from tests.model.conftest import write_safetensors
-from tests.model.test_oracle_llava import read
-from tests.model.test_oracle_lmdeploy import front_end, picture
-from tests.model.test_parameters import qwen3_tower, text_config
+from tests.support.checkpoints import write_safetensors
+from tests.support.oracles import front_end, picture, qwen3_tower, read, text_config
 from turbofit.core.errors import UsageError
 from turbofit.core.images import PatchRule
 from turbofit.core.model import Quantization
 from turbofit.model.families.engines import engine_problem
-from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
 
 NAME = "Qwen3OmniMoeForConditionalGeneration"
@@ -85,11 +81,6 @@ def test_defaults_are_transformers(transformers):
     assert model.text.max_position_embeddings == length
 
 
-def test_the_preset_is_its_published_length(transformers):
-    """As mteb lists the Thinking repository; Transformers' class of these dims has as many."""
-    assert preset_model("qwen3-omni-30b-a3b").parameters == 31_719_205_488
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_what_speaks_is_not_loaded(transformers, tmp_path, seed):
     config = omni_of(transformers, random.Random(f"names{seed}"))
@@ -112,25 +103,7 @@ def test_what_speaks_is_not_loaded(transformers, tmp_path, seed):
         setattr(inner, key, own)
 
 
-@pytest.mark.parametrize(
-    ("part", "wrong", "match"),
-    [
-        ("audio_config", {"output_dim": 64}, "output_dim"),
-        ("audio_config", {"encoder_attention_heads": 3}, "does not divide"),
-        ("vision_config", {"out_hidden_size": 64}, "out_hidden_size"),
-    ],
-)
-def test_halves_that_do_not_meet_are_refused(tmp_path, part, wrong, match):
-    folder = CHECKPOINTS["Qwen3OmniMoeForConditionalGeneration"](tmp_path / "m")
-    config = json.loads((folder / "config.json").read_text())
-    config["thinker_config"][part] |= wrong
-    (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UsageError, match=match):
-        resolve_model(str(folder))
-
-
 @pytest.mark.lmdeploy
-@pytest.mark.skipif(find_spec("lmdeploy") is None, reason="needs LMDeploy")
 def test_image_tokens_reach_the_engine_as_planned(transformers, tmp_path):
     """Under the checkpoint's bounds, and under those of a request."""
     folder = CHECKPOINTS["Qwen3OmniMoeForConditionalGeneration"](tmp_path / "m")

@@ -13,7 +13,6 @@ from turbofit.core.presets import load_yaml, presets_dir
 from turbofit.core.struct import decode, to_json
 from turbofit.model.families.engines import engine_problem
 from turbofit.model.presets import (
-    awq_variant,
     find_preset,
     known_presets,
     load_preset,
@@ -94,22 +93,6 @@ def test_nearest_names():
     assert nearest_names("Qwen3-8B-Instruct")[0] == "qwen3-8b"
     assert "qwen3-8b" in nearest_names("qwen3-7b")
     assert nearest_names("zzzzzz") == []
-
-
-def test_awq_variants():
-    assert awq_variant(preset_model("internvl2-26b")).name == "InternVL2-26B-AWQ"
-    variant = awq_variant(preset_model("qwen2-vl-7b"))
-    assert variant.hub_id == "Qwen/Qwen2-VL-7B-Instruct-AWQ"
-    assert variant.quantization.group_size == 128
-    assert variant.weight_bytes < preset_model("qwen2-vl-7b").weight_bytes / 2
-    assert awq_variant(variant) is None
-    assert awq_variant(preset_model("internvl2-1b")) is None
-
-
-@pytest.mark.parametrize("preset_id", [name for name in known_presets() if name.endswith("-awq")])
-def test_awq_shapes_fit_the_group(preset_id):
-    text = preset_model(preset_id).text
-    assert text.intermediate % 128 == text.hidden % 128 == 0
 
 
 @pytest.mark.parametrize("preset_id", [name for name in known_presets() if name.endswith("-awq")])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.model.checkpoints import LLAMA, llama_tensors, make, read
+from tests.support.tiny_checkpoints import LLAMA, llama_tensors, make, read
 from turbofit.core.errors import UsageError
 from turbofit.core.model import Quantization
 from turbofit.model.parameters import stored_bytes
@@ -45,21 +45,6 @@ def test_awq_as_stored(tmp_path):
     assert set(model.tensor_bytes) == {"F16", "I32"}
     assert sum(model.tensor_bytes.values()) == model.weight_bytes
     assert model.parameters == resolve_model(make(tmp_path / "b")).parameters
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"version": "gemv"}, {"bits": 8}, {"group_size": 48}, {"quant_method": "bitsandbytes"},
-        {"quant_method": "gptq", "desc_act": True}, {"quant_method": "gptq", "sym": False},
-        {"quant_method": "fp8"}, {"quant_method": "fp8", "weight_block_size": [64, 64]},
-        {"quant_method": "smooth_quant"}, {"quant_method": "compressed-tensors"},
-        {"group_size": "128"}, {"quant_method": 4},
-    ],
-)  # fmt: skip
-def test_quantisation_that_the_engine_refuses(change):
-    with pytest.raises(UsageError):
-        read(config=LLAMA | {"quantization_config": AWQ | change})
 
 
 def packed(strategy=None, group_size=None, stored="pack-quantized", **weights):
@@ -132,23 +117,6 @@ def test_awq_that_turbomind_asks_to_be_called_gemm(version):
     with pytest.raises(UsageError, match="instead of 'gemm'") as told:
         read(config=LLAMA | {"quantization_config": AWQ | {"version": version}})
     assert '"version": "gemm"' in told.value.hint
-
-
-@pytest.mark.parametrize(
-    ("quantization", "expected"),
-    [
-        ({"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True},
-         ("gptq", 4, 128)),
-        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, ("fp8", 8, 128)),
-        ({"quant_method": "compressed-tensors", "ignore": ["lm_head"], "config_groups": {
-            "group_0": {"format": "pack-quantized",
-                        "weights": {"num_bits": 4, "type": "int", "group_size": 32}}}},
-         ("compressed-tensors", 4, 32)),
-    ],
-)  # fmt: skip
-def test_quantisation_that_the_engine_takes(quantization, expected):
-    found = read(config=LLAMA | {"quantization_config": quantization}).quantization
-    assert (found.method, found.bits, found.group_size) == expected
 
 
 def test_a_format_that_only_the_whole_config_names():

@@ -1,13 +1,10 @@
 from __future__ import annotations
 
-import contextlib
 import json
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from turbofit.core.errors import TurbofitError, UsageError
+from turbofit.core.errors import UsageError
 from turbofit.model.safetensors import (
     LARGEST_HEADER,
     Tensor,
@@ -98,54 +95,3 @@ def test_hostile_lengths(prefix, size):
 def test_hostile_indices(index):
     with pytest.raises(UsageError):
         parse_index(index, "index")
-
-
-def test_index():
-    data = (
-        b'{"metadata": {"total_size": 4}, "weight_map": {"a": "model-00001-of-00002.safetensors"}}'
-    )
-    assert parse_index(data, "index") == {"a": "model-00001-of-00002.safetensors"}
-
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: (
-        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
-    ),
-    max_leaves=12,
-)
-entries = st.fixed_dictionaries(
-    {},
-    optional={
-        "dtype": st.sampled_from(["F16", "BF16", "I32", "F4", "?", ""]) | json_values,
-        "shape": st.lists(st.integers(-2, 1 << 50), max_size=4) | json_values,
-        "data_offsets": st.lists(st.integers(-5, 200), min_size=2, max_size=2) | json_values,
-    },
-)
-
-
-@settings(max_examples=400, deadline=None)
-@given(st.dictionaries(st.text(max_size=6), entries | json_values, max_size=4) | json_values)
-def test_fuzzed_headers_raise_nothing_else(value):
-    data = json.dumps(value).encode()
-    for size in (None, 8 + len(data), 8 + len(data) + 12):
-        try:
-            found = parse_header(data, size, "x")
-        except TurbofitError:
-            continue
-        assert all(tensor.bytes >= 0 for tensor in found.values())
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.binary(max_size=200))
-@pytest.mark.parametrize(
-    "reader",
-    [
-        lambda data: parse_header(data, None, "x"),
-        lambda data: parse_index(data, "x"),
-        lambda data: header_length(data, len(data), "x"),
-    ],
-)
-def test_fuzzed_bytes_raise_nothing_else(reader, data):
-    with contextlib.suppress(TurbofitError):
-        reader(data)

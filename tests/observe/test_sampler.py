@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.nvml.standin import LOST, Scenario, gpu_3090, in_process, nvml_library
+from tests.support.nvml import LOST, Scenario, gpu_3090, in_process, nvml_library
 from tests.waiting import HANG, until
 from turbofit.core.errors import MachineError
 from turbofit.core.units import MIB

@@ -6,12 +6,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.support.plans import gpu, machine, model, plausible_plan
+from tests.support.plans import gpu, model, plausible_plan
 from turbofit.core.model import ModelSource
 from turbofit.core.plan import PlannedEngine, Settings
 from turbofit.model.draft_reader import read_draft
 from turbofit.model.source import resolve_model
-from turbofit.planning.commands import commands, model_path, ratio, visible_devices
+from turbofit.planning.commands import commands, model_path, ratio
 
 
 def test_one_command_a_group_on_consecutive_ports() -> None:
@@ -27,15 +27,6 @@ def test_one_command_a_group_on_consecutive_ports() -> None:
         "TM_LOG_LEVEL": "INFO",
     }
     assert second.env["CUDA_VISIBLE_DEVICES"] == f"{gpu(2).uuid},{gpu(3).uuid}"
-
-
-def test_presets_have_no_uuids() -> None:
-    preset = msgspec.structs.replace(machine(2), source="preset")
-    assert visible_devices(preset, (1, 0)) == "1,0"
-    odd = msgspec.structs.replace(machine(1), gpus=(gpu(0, uuid="NA"),))
-    assert visible_devices(odd, (0,)) == "0"
-    mig = msgspec.structs.replace(machine(1), gpus=(gpu(0, uuid="MIG-1"),))
-    assert visible_devices(mig, (0,)) == "MIG-1"
 
 
 def test_remote_code_only_where_it_is_needed() -> None:
@@ -64,7 +55,6 @@ def test_a_ratio_is_never_rounded(value: float, text: str) -> None:
 @pytest.fixture(scope="module")
 def parse() -> Any:
     """LMDeploy's own command line, with the server replaced by a recorder."""
-    pytest.importorskip("lmdeploy")
     from lmdeploy.cli.cli import CLI
     from lmdeploy.cli.serve import SubCliServe
 

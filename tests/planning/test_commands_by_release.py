@@ -74,11 +74,6 @@ def test_an_option_stands_in_commands_from_its_release_on(option, last_without, 
     assert not [text for text in made(last_without).warnings if option in text]
 
 
-def test_a_version_that_is_written_in_part_is_its_oldest_release():
-    assert "--communicator" not in options_of(predicted("0.7"))
-    assert "--communicator" in options_of(predicted("0.8"))
-
-
 def test_what_a_release_cannot_be_told_is_said_first_with_the_release_that_can():
     made = predicted("0.5.3", max_prefill_token_num=4096, dtype="float16", async_=0)
     said = made.warnings[0]
@@ -98,20 +93,6 @@ def test_a_value_can_be_newer_than_its_option():
     assert "no --communicator cuda-ipc (from 0.10.0 on)" in made.warnings[0]
 
 
-def test_options_of_the_pytorch_engine_have_their_releases_too():
-    old, new = (predicted(v, "pytorch", eager_mode=True) for v in ("0.6.1", "0.6.2"))
-    assert "--eager-mode" not in options_of(old)
-    assert "--eager-mode (from 0.6.2 on)" in old.warnings[0]
-    assert "--eager-mode" in options_of(new)
-
-
-def test_the_reference_s_command_is_whole():
-    made = turbofit.predict("internvl2-8b", on="1xa100-80g")
-    assert {"--communicator", "--async", "--trust-remote-code"} <= options_of(made)
-    assert not [text for text in made.warnings if "has no --" in text]
-    assert "LMDeploy" not in made.verdict
-
-
 @pytest.mark.parametrize(("version", "engine"), [("0.5.0", "turbomind"), ("0.9.2", "pytorch")])
 def test_a_verdict_names_the_release_and_the_least_free_memory(version, engine):
     made = predicted(version, engine)
@@ -128,13 +109,6 @@ def test_a_verdict_names_the_release_and_the_least_free_memory(version, engine):
     above = predicted(version, engine, free_at_cache=(least + 64) << 20)
     assert "serves" not in below.verdict.partition(";")[0]
     assert "serves" in above.verdict.partition(";")[0]
-
-
-def test_a_cache_too_small_for_the_warm_up_never_starts():
-    made = turbofit.predict("qwen3-8b", on="1xa100-80g", lmdeploy="0.15.0", engine="turbomind")
-    assert re.search(
-        r"with less than about [\d,]+ MiB free .* it would (never start|die)", made.verdict
-    )
 
 
 def test_words_of_a_command_are_grouped_by_option():

@@ -58,11 +58,6 @@ def test_what_fails_fails_between_too(version: str) -> None:
     assert "size of tensor" in failure.error
 
 
-@pytest.mark.parametrize("version", ["4.50.3", "4.55.0", "4.57.6", "4.58.0", "4.40.0", "99.0"])
-def test_what_runs_is_no_failure(version: str) -> None:
-    assert LLAVA.failure(version) is None
-
-
 def test_between_what_runs_and_what_fails_nobody_knows() -> None:
     assert QWEN3.failure("4.56.2") is not None
     assert QWEN3.failure("4.57.0") is None  # 4.57.6 runs
@@ -97,21 +92,6 @@ def test_each_requirement_names_versions_that_run_alone() -> None:
                 assert named
                 assert not [v for v in named if front.failure(v)], (front, one)
                 assert front.failure(max(front.tested_versions(), key=parse)) is None or "<" in one
-
-
-def test_too_old_is_not_broken() -> None:
-    assert QWEN3.newest_failure() is None
-    broken = LLAVA.newest_failure()
-    assert broken is not None
-    assert broken.step == "image"
-    next_ = FrontEnd("0.18", "LlavaNextForConditionalGeneration", "pytorch")
-    assert next_.newest_failure() is None  # no version runs: another engine is planned
-
-
-def test_another_lmdeploy_has_the_nearest_older_ones_rows() -> None:
-    assert LLAVA._replace(lmdeploy="0.19.1").failure("5.17.0") is not None
-    assert LLAVA._replace(lmdeploy="0.13.0").failure("5.17.0") is None
-    assert LLAVA._replace(lmdeploy="0.13.0").requirements() == ()
 
 
 def test_nested_configs_that_stay_dicts() -> None:

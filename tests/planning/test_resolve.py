@@ -25,12 +25,6 @@ def test_gpus_of_a_machine_are_kept_to_as_those_of_its_spec():
             resolve(request.changed(gpus="9"))
 
 
-def test_which_keeps_to_the_gpus_of_a_machine():
-    found = turbofit.which(on=machine_from("1xl4+1xa100"), gpus="0", images=0, context=1024)
-    assert {row.gpus for row in (*found.keep, *found.others)} == {1}
-    assert "internvl2-26b" in {row.model for row in found.others}
-
-
 def test_more_requests_at_once_than_the_batches_of_all_engines_are_refused():
     asked = {"max_batch_size": 4, "concurrency": 8}
     for more in ({"on": "1xa100"}, {"on": "2xa100", "tp": 2}, {"on": "4xa100", "replicas": 1}):

@@ -104,22 +104,6 @@ def test_for_another_machine_it_names_the_limits() -> None:
     assert request_of(api.plan("internvl2-8b", on=snapshot)).context == 32768
 
 
-def test_a_machine_with_less_free_refuses_instead_of_promising_less() -> None:
-    request = request_of(api.plan("internvl2-8b", on="1xrtx3090"))
-    assert best_plan(PlanRequest(model="internvl2-8b", on="1xrtx3090:free=19GiB")).fits
-    less = best_plan(request.changed(on="1xrtx3090:free=19GiB"))
-    assert not less.fits
-
-
-def test_for_the_machine_here_it_names_what_was_asked() -> None:
-    here = replace(machine(4), source="nvml", visible=(0, 1, 2, 3))
-    given = api.plan("internvl2-8b", on=here, gpus="2,3", concurrency=4)
-    assert given.serve is not None
-    assert given.serve.argv == (
-        "turbofit", "serve", "internvl2-8b", "--gpus", "2,3", "--concurrency", "4",
-    )  # fmt: skip
-
-
 def test_a_folder_is_named_wherever_it_is_pasted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Out
 ) -> None:
@@ -153,13 +137,6 @@ def test_a_prediction_is_served_with_its_settings() -> None:
     assert served.fits
     assert served.settings == plan.settings
     assert api.predict("internvl2-8b", on="4xrtx3090", tp=4, lmdeploy="0.14").serve is None
-
-
-def test_nothing_is_handed_out_for_what_does_not_fit() -> None:
-    assert api.plan("internvl2-26b", on="1xrtx3060").serve is None
-    assert not joint_plan(
-        [PlanRequest(model=name, on="1xrtx3090") for name in ("internvl2-8b", "qwen2-vl-7b")]
-    ).serve
 
 
 def test_lmdeploys_options_stay_behind_the_dashes(capsys: Out) -> None:

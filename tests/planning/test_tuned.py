@@ -124,13 +124,3 @@ def test_a_rehearsal_keeps_the_settings() -> None:
     assert after.throughput == before.throughput
     plain = plan(REQUEST.changed(no_tuned=True))
     assert tuned.pinned(REQUEST, plain) is REQUEST
-
-
-def test_a_factor_corrects_other_models_on_these_cards() -> None:
-    other = PlanRequest(model="internvl2-1b", on=HERE, engine="turbomind")
-    before = plan(other).throughput
-    keep_tuned(tuning())
-    after = plan(other).throughput
-    assert before is not None
-    assert after is not None
-    assert after.requests_per_second == pytest.approx(before.requests_per_second / 2, rel=1e-3)

@@ -7,8 +7,6 @@ import random
 import pytest
 
 import turbofit
-from turbofit.core.errors import UsageError
-from turbofit.core.process.progress import Step, listened
 from turbofit.core.which import Serving, Which
 from turbofit.machine.presets import preset_names
 from turbofit.machine.source import machine_from
@@ -77,13 +75,6 @@ def test_models_are_told_as_plan_tells_them(models):
             same_as_plan(row, plan)
 
 
-def test_models_that_are_not_served_do_not_fit(models):
-    lacking = [row for row in models.others if row.missing]
-    for row in random.Random(4).sample(lacking, 6):
-        assert not turbofit.plan(row.model, on="1xrtx3060").fits
-    assert all(row.why_not for row in models.others)
-
-
 @pytest.mark.parametrize("on", ["rtx3060+a100-80g", "a100-80g:free=9GiB+a100-80g"])
 def test_a_model_that_one_of_unequal_cards_holds_is_served(on):
     request = WhichRequest(model=preset_model("internvl2-26b"), on=machine_from(on))
@@ -96,41 +87,6 @@ def test_what_is_short_is_told_as_plan_tells_it():
     request = WhichRequest(model=preset_model("internvl2.5-4b"), on=machine_from(on))
     said = serving(request, resolve(request), on).why_not
     assert turbofit.plan("internvl2.5-4b", on=on).verdict.endswith(said)
-
-
-def test_images_a_second_decide():
-    found = turbofit.which("internvl2-2b", images=2, images_per_second=10.0)
-    assert found.keep
-    for row in found.keep:
-        assert row.requests_per_second is not None
-        assert row.requests_per_second * 2 >= 10
-    slow = [row for row in found.others if "images/s by the forecast, not 10" in row.why_not]
-    assert slow
-    assert all(row.gpus == COUNTS[-1] for row in slow)
-
-
-def test_all_counts_of_a_card_that_keep_it():
-    found = turbofit.which("internvl2-1b", all_counts=True, engine="turbomind")
-    of_one = [row.gpus for row in found.keep if row.on.endswith("xrtx4090")]
-    assert of_one == [1, 2, 4, 8]
-
-
-def test_how_many_cards_are_done_is_told():
-    heard = []
-    with listened(heard.append):
-        turbofit.which("internvl2-1b", images_per_second=1e9)
-    total = len(preset_names())
-    assert heard == [Step("planning for every card", done, total) for done in range(total)]
-
-
-def test_a_machine_and_a_model_are_a_plan():
-    with pytest.raises(UsageError, match="--on names one"):
-        turbofit.which("internvl2-8b", on="1xrtx3090")
-
-
-def test_what_cannot_be_meant_anywhere_is_said_once():
-    with pytest.raises(UsageError, match="reads 32768 tokens"):
-        turbofit.which("internvl2-8b", context=10**6)
 
 
 def test_cards_hold_the_requests_that_were_asked_for() -> None:

@@ -7,17 +7,19 @@ hand, and the tokenizer is the stand-in of rehearsals.
 from __future__ import annotations
 
 import json
-import struct
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from turbofit.rehearse.checkpoint.tokenizer import byte_alphabet, byte_level
 
 __all__ = [
-    "make_internvl2", "make_internvl_hf", "make_qwen2_vl", "make_text", "write_tokenizer",
+    "make_internvl2", "make_internvl_hf", "make_qwen2_vl", "make_text", "write_safetensors",
+    "write_tokenizer",
 ]  # fmt: skip
 
+_BITS = {"BF16": 16, "F16": 16, "F32": 32, "I32": 32, "I64": 64, "F8_E4M3": 8, "U8": 8}
 _CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -311,23 +313,26 @@ def _qwen2_vit() -> dict[str, list[int]]:
 def _write(folder: Path, config: dict[str, Any], shapes: dict[str, list[int]]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=1))
-    _safetensors(folder / "model.safetensors", shapes)
+    tensors = {name: ("BF16", shape) for name, shape in shapes.items()}
+    write_safetensors(folder / "model.safetensors", tensors)
     write_tokenizer(folder)
     return folder
 
 
-def _safetensors(path: Path, shapes: dict[str, list[int]]) -> None:
+def write_safetensors(path: Path, tensors: Mapping[str, tuple[str, Sequence[int]]]) -> int:
+    """A safetensors file with a real header over a hole; returns the bytes of its tensors."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    at = 0
-    for name, shape in shapes.items():
-        size = 2
-        for length in shape:
-            size *= length
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [at, at + size]}
-        at += size
+    end = 0
+    for name, (dtype, shape) in tensors.items():
+        size = math.prod(shape) * _BITS[dtype] // 8
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + size]}
+        end += size
     data = json.dumps(header).encode()
     data += b" " * (-len(data) % 8)
-    path.write_bytes(struct.pack("<Q", len(data)) + data + bytes(at))
+    with path.open("wb") as file:
+        file.write(len(data).to_bytes(8, "little") + data)
+        file.truncate(8 + len(data) + end)
+    return end
 
 
 def write_tokenizer(folder: Path, more: Sequence[str] = ()) -> None:

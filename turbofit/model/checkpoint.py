@@ -1,17 +1,20 @@
-"""Puts a model together from a checkpoint's files, wherever these lie."""
+"""Puts a model together from a checkpoint's files, wherever these lie.
+
+config.json and the tensors must describe the same model.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Final, Literal, NamedTuple, Protocol
 
 from turbofit.core.errors import UsageError
-from turbofit.core.model import Dtype, Model, ModelSource
-from turbofit.model.checks import cross_check, stored_dtype, surplus, without_unused
+from turbofit.core.model import Dtype, Model, ModelSource, Quantization, TextDims, VisionDims
 from turbofit.model.config import Section, dtype_of, parse_json
 from turbofit.model.families.registry import WATCHING, read_dims
 from turbofit.model.families.text import TEXT_ARCHITECTURES
-from turbofit.model.parameters import parameters, stored_bytes
+from turbofit.model.parameters import CROSS_EMBEDDINGS, parameters, stored_bytes
 from turbofit.model.quantization import read_quantization
 from turbofit.model.safetensors import Tensor
 
@@ -32,6 +35,35 @@ _REMOTE_CONFIG: Final = frozenset(
         "InternS2PreviewForConditionalGeneration",
     }
 )
+
+_VISION: Final = re.compile(
+    r"(^|\.)(vision|vision_model|vision_tower|visual|vision_embed_tokens)\."
+)
+_LAYER: Final = re.compile(r"\.(?:layers|layer|blocks)\.(\d+)\.")
+#: Llama 4's projector, which is named as an MLP of the tower.
+_ADAPTER: Final = ".vision_adapter."
+#: A second stack of layers beside the first, numbered from 0 again.
+_SECOND: Final = ".global_transformer."
+_PATCH_EMBEDDINGS: Final = (
+    "patch_embedding.weight",
+    "patch_embeddings.projection.weight",
+    "patch_embed.proj.weight",
+)
+_MLP: Final = (".mlp.fc1.weight", ".mlp.gate_proj.weight")
+_MLPS: Final = {"moonvit": ".mlp.fc0.weight"}
+_HEAD: Final = re.compile(r"(^|\.)(lm_head|output|output_layer)\.")
+_DIFFER: Final = "config.json and the weights are of different models: download them together"
+_FLOATS: Final[dict[str, Dtype]] = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
+#: Buffers that old checkpoints store though no formula counts them.
+_BUFFERS: Final = (".inv_freq", "mask_token")
+#: A draft of further tokens, beside the model: a part of its own, or a layer behind the last.
+_DRAFT: Final = "mtp."
+#: Speech output, beside a model that answers in text.
+_SPEECH: Final = ("talker.", "code2wav.", "token2wav.")
+_AUDIO: Final = "audio_tower."
+#: Intern-S2's encoder of time series and its head, which LMDeploy 0.18 loads on no engine.
+_TIME_SERIES: Final = ("model.time_series.", "time_series_forecaster.")
+_DRAFT_LAYER: Final = ".eh_proj.weight"
 
 
 class Weights(NamedTuple):
@@ -84,11 +116,11 @@ def read_checkpoint(files: Files, origin: Origin) -> Model:
     weights = files.weights()
     if weights.warning:
         warnings.append(weights.warning)
-    tensors = None if weights.tensors is None else without_unused(weights.tensors)
+    tensors = None if weights.tensors is None else _without_unused(weights.tensors)
     dtype = _dtype(config, tensors, warnings)
     if tensors is not None:
-        cross_check(tensors, dims.text, dims.vision)
-        extra = surplus(tensors, dims.text, dims.vision, quantization)
+        _cross_check(tensors, dims.text, dims.vision)
+        extra = _surplus(tensors, dims.text, dims.vision, quantization)
         if extra:
             warnings.append(
                 f"the checkpoint holds {abs(extra):,} elements {'more' if extra > 0 else 'fewer'} "
@@ -145,7 +177,7 @@ def _processor(files: Files, key: str, name: str) -> Section | None:
 
 def _dtype(config: Section, tensors: Mapping[str, Tensor] | None, warnings: list[str]) -> Dtype:
     """The unquantised tensors' dtype: as stored, else as the config says."""
-    stored, second = stored_dtype(tensors or {})
+    stored, second = _stored_dtype(tensors or {})
     if second:
         warnings.append(f"the checkpoint mixes {stored} and {second}; the plan assumes {stored}")
     for name in (stored, dtype_of(config), *_inner_dtypes(config)):
@@ -190,3 +222,117 @@ def _remote_code(files: Files, config: Section, architecture: str, images: Secti
     processors = (_section(files, "processor_config.json"), images)
     maps = (part.section("auto_map") for part in processors if part)
     return any(part and ("AutoProcessor" in part or "AutoImageProcessor" in part) for part in maps)
+
+
+def _without_unused(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The tensors without those that no engine loads: unused drafts, speech output, time series."""
+    layers = [name.removesuffix(_DRAFT_LAYER[1:]) for name in tensors if _DRAFT_LAYER in name]
+    unused = (_DRAFT, *_SPEECH, *_TIME_SERIES, *layers)
+    return {name: one for name, one in tensors.items() if not name.startswith(unused)}
+
+
+def _cross_check(tensors: Mapping[str, Tensor], text: TextDims, vision: VisionDims | None) -> None:
+    """Raise where the tensors are not those of these dims.
+
+    Raises:
+        UsageError: the message names the tensor's figure and the config's.
+    """
+    tensors = {name: one for name, one in tensors.items() if _AUDIO not in name}
+    _count_layers(tensors, "language model", text.layers, vision=False)
+    if vision:
+        _count_layers(tensors, "vision tower", vision.layers, vision=True)
+    for name, tensor in tensors.items():
+        expected = dict(_expected(name, text, vision))
+        for axis, (size, what) in expected.items():
+            if len(tensor.shape) <= axis or tensor.shape[axis] != size:
+                raise UsageError(
+                    f"config.json says {what} {size}, but {name} is "
+                    f"{'x'.join(map(str, tensor.shape)) or 'a scalar'}",
+                    hint=_DIFFER,
+                )
+    heads = any(_HEAD.search(name) and not _VISION.search(name) for name in tensors)
+    if not heads and not text.tie_word_embeddings:
+        raise UsageError(
+            "config.json says that head and embeddings are two tensors, but the checkpoint has no "
+            "lm_head",
+            hint="set tie_word_embeddings in config.json, or download the whole checkpoint",
+        )
+
+
+def _expected(
+    name: str, text: TextDims, vision: VisionDims | None
+) -> Iterator[tuple[int, tuple[int, str]]]:
+    """Axis → (size, what it is), for the tensors that decide the dims."""
+    if _VISION.search(name):
+        if vision and name.endswith(_PATCH_EMBEDDINGS):
+            yield 0, (vision.hidden, "vision channels")
+        elif vision and _ADAPTER in name:
+            return
+        elif vision and name.endswith(_MLPS.get(vision.kind, _MLP)):
+            yield 0, (vision.intermediate, "the vision MLP's width")
+        return
+    query, key = text.heads * text.head_dim, text.kv_heads * text.head_dim
+    if text.mla:
+        query = text.heads * (text.mla.nope_dim + text.mla.rope_dim)
+    if name.endswith(
+        ("embed_tokens.weight", "tok_embeddings.weight", "embedding.word_embeddings.weight")
+    ):
+        more = CROSS_EMBEDDINGS if text.cross_layers else 0
+        yield 0, (text.vocab + more, "vocab_size" + (" and its extra rows" if more else ""))
+        yield 1, (text.hidden, "hidden_size")
+    elif text.mla and name.endswith("self_attn.kv_a_proj_with_mqa.weight"):
+        yield 0, (text.mla.kv_rank + text.mla.rope_dim, "kv_lora_rank + qk_rope_head_dim")
+    elif name.endswith(("self_attn.q_proj.weight", "self_attn.q_b_proj.weight")):
+        gated = 2 if text.output_gate else 1
+        yield 0, (gated * query, f"{'2 x ' if gated > 1 else ''}heads x head_dim")
+    elif name.endswith(("self_attn.k_proj.weight", "self_attn.v_proj.weight")):
+        yield 0, (key, "kv heads x head_dim")
+    elif name.endswith("attention.wqkv.weight"):
+        yield 0, (query + 2 * key, "(heads + 2 kv heads) x head_dim")
+    elif name.endswith("feed_forward.w1.weight") or re.search(
+        r"\.\d+\.mlp\.gate_proj\.weight$", name
+    ):
+        yield 0, (text.intermediate, "intermediate_size")
+    elif text.moe and re.search(r"experts\.\d+\.(gate_proj|w1)\.weight$", name):
+        yield 0, (text.moe.intermediate, "the experts' width")
+
+
+def _count_layers(tensors: Mapping[str, Tensor], what: str, expected: int, *, vision: bool) -> None:
+    """Layers are numbered from 0 without a gap: the largest number tells how many there are."""
+    found: set[int] = set()
+    for name in tensors:
+        if _SECOND in name:
+            continue
+        if bool(_VISION.search(name)) is vision and (match := _LAYER.search(name)):
+            found.add(int(match[1][:9]))
+    if len(found) != expected or max(found, default=-1) != expected - 1:
+        raise UsageError(
+            f"config.json says {expected} layers in the {what}, the checkpoint has {len(found)}",
+            hint=_DIFFER,
+        )
+
+
+def _stored_dtype(tensors: Mapping[str, Tensor]) -> tuple[Dtype | None, Dtype | None]:
+    """The unquantised dtype with most bytes, and a second one where it holds over 1 % of them."""
+    sizes: dict[str, int] = {}
+    for tensor in tensors.values():
+        if tensor.dtype in _FLOATS:
+            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.bytes
+    order = sorted(sizes, key=lambda name: -sizes[name])
+    if not order:
+        return None, None
+    mixed = len(order) > 1 and sizes[order[1]] > 0.01 * sum(sizes.values())
+    return _FLOATS[order[0]], _FLOATS[order[1]] if mixed else None
+
+
+def _surplus(
+    tensors: Mapping[str, Tensor],
+    text: TextDims,
+    vision: VisionDims | None,
+    quantization: Quantization | None,
+) -> int | None:
+    """Elements that the checkpoint has beyond its dims' (negative: lacks); None where packed."""
+    if quantization is not None:
+        return None
+    stored = sum(tensor.elements for name, tensor in tensors.items() if not name.endswith(_BUFFERS))
+    return stored - parameters(text, vision)

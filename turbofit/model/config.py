@@ -143,6 +143,10 @@ class Section:
             raise self.error(key, "is not an object")
         return Section(value, f"{self.what}: {key}")
 
+    def part(self, key: str) -> Section:
+        """A nested object, empty where it is absent."""
+        return self.section(key) or Section({}, f"{self.what}: {key}")
+
     def required(self, key: str) -> Section:
         """A nested object that must be there."""
         found = self.section(key)

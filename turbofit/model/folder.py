@@ -1,4 +1,4 @@
-"""Checkpoints on this machine: a folder, or a snapshot in the local hub cache."""
+"""Checkpoints on this machine: a folder, or a snapshot in the hub cache; what a folder lacks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import stat
 from typing import Final
 
 from turbofit.core.errors import UsageError
+from turbofit.model.caches import has_config
 from turbofit.model.checkpoint import Weights
 from turbofit.model.config import LARGEST_JSON
 from turbofit.model.safetensors import (
@@ -17,12 +18,20 @@ from turbofit.model.safetensors import (
     parse_index,
 )
 
-__all__ = ["INDEX", "FolderFiles", "is_complete"]
+__all__ = ["INDEX", "FolderFiles", "is_complete", "no_checkpoint"]
 
 #: The index of a sharded checkpoint.
 INDEX: Final = "model.safetensors.index.json"
 
 _HINT: Final = "check the path and its permissions"
+#: Files of weights that LMDeploy does not read, and what they are.
+_FOREIGN: Final = {
+    ".gguf": "GGUF, which llama.cpp and Ollama read and LMDeploy does not",
+    ".pth": "the original format of Llama, which LMDeploy 0.18 does not read",
+}
+_WEIGHTS: Final = (".safetensors", ".bin", ".pt")
+_HUB: Final = "name the safetensors checkpoint that it was made of, as a folder or a hub id"
+_CHECKPOINT: Final = "name a checkpoint's folder in Hugging Face's format, or a hub id"
 
 
 class FolderFiles:
@@ -131,3 +140,54 @@ def is_complete(folder: str) -> bool:
         return any(name.endswith((".safetensors", ".bin")) for name in os.listdir(folder))
     except (UsageError, OSError):
         return False
+
+
+def no_checkpoint(path: str) -> UsageError:
+    """Why a file, or a folder without config.json, is no checkpoint.
+
+    Args:
+        path: absolute.
+    """
+    if not os.path.isdir(path):
+        return _no_folder(path)
+    try:
+        names = sorted(os.listdir(path))
+    except OSError as exc:
+        return UsageError(
+            f"{path} cannot be read: {exc.strerror}", hint="check the path and its permissions"
+        )
+    inside = next((name for name in names if has_config(os.path.join(path, name))), None)
+    snapshots = os.path.join(path, "snapshots")
+    if inside is None and os.path.isdir(snapshots):  # a model's folder in the hub cache
+        revisions = sorted(os.listdir(snapshots))
+        found = (name for name in revisions if has_config(os.path.join(snapshots, name)))
+        inside = next((os.path.join("snapshots", name) for name in found), None)
+    if inside is not None:
+        return UsageError(
+            f"{path} has no config.json, but {inside} in it has",
+            hint=f"name {os.path.join(path, inside)}",
+        )
+    foreign = next((why for end, why in _FOREIGN.items() if _ends(names, end)), None)
+    if foreign is not None:
+        return UsageError(f"{path} has no config.json, and its weights are {foreign}", hint=_HUB)
+    if any(_ends(names, end) for end in _WEIGHTS):
+        return UsageError(
+            f"{path} holds weights, but no config.json",
+            hint="put config.json and the tokenizer's files of the model's hub page beside them",
+        )
+    empty = "" if names else ": the folder is empty"
+    return UsageError(f"{path} has no config.json{empty}", hint=_CHECKPOINT)
+
+
+def _no_folder(path: str) -> UsageError:
+    """A file where a folder should be."""
+    folder, name = os.path.split(path)
+    for end, why in _FOREIGN.items():
+        if name.lower().endswith(end):
+            return UsageError(f"{path} is {why}", hint=_HUB)
+    hint = f"name its folder: {folder}" if has_config(folder) else _CHECKPOINT
+    return UsageError(f"{path} is a file, not a checkpoint's folder", hint=hint)
+
+
+def _ends(names: list[str], end: str) -> bool:
+    return any(name.lower().endswith(end) for name in names)

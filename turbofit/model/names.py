@@ -18,7 +18,7 @@ import msgspec
 from turbofit.core.errors import UsageError
 from turbofit.core.model import Model, Quantization
 from turbofit.core.presets import load_yaml, preset_path
-from turbofit.model.modelscope_cache import uses_modelscope
+from turbofit.model.caches import uses_modelscope
 from turbofit.model.parameters import stored_bytes
 from turbofit.model.presets import HUB_ID, find_preset, load_preset, nearest_names, preset_model
 

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Final
 from turbofit.core.errors import UsageError
 from turbofit.core.model import Model
 from turbofit.core.process.log import LazyLogger
-from turbofit.model.hub_cache import cached_snapshot
-from turbofit.model.modelscope_cache import modelscope_folders, uses_modelscope
+from turbofit.model.caches import cached_snapshot, has_config, modelscope_folders, uses_modelscope
 from turbofit.model.presets import HUB_ID, find_preset, load_preset, nearest_names, preset_model
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def checkpoint_files(name: str, revision: str | None = None) -> Files:
     from turbofit.model.folder import FolderFiles
 
     path = os.path.expanduser(name)
-    if _has_config(path):
+    if has_config(path):
         return FolderFiles(os.path.abspath(path))
     from turbofit.model.names import read_name
 
@@ -76,7 +75,7 @@ def checkpoint_files(name: str, revision: str | None = None) -> Files:
 def _resolved(name: str, revision: str | None) -> Model:
     path = os.path.expanduser(name)
     exists = bool(name) and "\0" not in name and os.path.exists(path)
-    if exists and (_is_path(name) or _has_config(path) or HUB_ID.fullmatch(name)):
+    if exists and (_is_path(name) or has_config(path) or HUB_ID.fullmatch(name)):
         return _folder(path)
     if not name.strip():
         raise UsageError("the model has no name", hint="name a checkpoint's folder or hub id")
@@ -112,10 +111,6 @@ def _is_path(name: str) -> bool:
     return name.startswith(begins) or name in {".", ".."} or "\0" in name
 
 
-def _has_config(path: str) -> bool:
-    return os.path.isfile(os.path.join(path, "config.json"))
-
-
 def _is_adapter(path: str) -> bool:
     """Whether a folder holds an adapter alone; LLaVA's have a config.json beside it."""
     if not os.path.isfile(os.path.join(path, "adapter_config.json")):
@@ -129,7 +124,7 @@ def _is_adapter(path: str) -> bool:
 def _folder(path: str) -> Model:
     """A checkpoint's folder."""
     from turbofit.model.checkpoint import Origin, read_checkpoint
-    from turbofit.model.folder import FolderFiles
+    from turbofit.model.folder import FolderFiles, no_checkpoint
 
     full = os.path.abspath(path)
     if _is_adapter(path):
@@ -137,9 +132,7 @@ def _folder(path: str) -> Model:
             f"{full} holds a LoRA adapter, not a model",
             hint="merge it: turbofit merge BASE ADAPTER OUT",
         )
-    if not _has_config(path):
-        from turbofit.model.no_checkpoint import no_checkpoint
-
+    if not has_config(path):
         raise no_checkpoint(full)
     origin = Origin(name=os.path.basename(full), kind="folder", where=full, checkpoint=full)
     return read_checkpoint(FolderFiles(full), origin)
@@ -223,13 +216,9 @@ def _hub(hub_id: str, revision: str | None, preset: str | None) -> Model:
 
 def _hub_files(hub_id: str, revision: str | None) -> HubFiles:
     """The repository on the hub that LMDeploy would download it from."""
-    if uses_modelscope():
-        from turbofit.model.modelscope import ModelScopeFiles
+    from turbofit.model.hub import HubFiles, ModelScopeFiles
 
-        return ModelScopeFiles(hub_id, revision)
-    from turbofit.model.hub import HubFiles
-
-    return HubFiles(hub_id, revision)
+    return (ModelScopeFiles if uses_modelscope() else HubFiles)(hub_id, revision)
 
 
 def _without_hub(

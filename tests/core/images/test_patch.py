@@ -22,13 +22,6 @@ def between(smallest: int, largest: int) -> PatchRule:
     return replace(PATCHES, min_pixels=smallest, max_pixels=largest)
 
 
-def test_known_patches():
-    assert PATCHES.units(1920, 1080) == 78 * 138
-    assert PATCHES.unit_tokens(78 * 138) == 2691
-    assert PATCHES.units(4032, 3024) == 62_208  # a 12-megapixel photo
-    assert PATCHES.worst_units() == 65_536
-
-
 @settings(max_examples=500, deadline=None)
 @given(side, side, bounds, bounds)
 def test_no_image_exceeds_the_worst_patches(width, height, largest, smallest):
@@ -84,15 +77,6 @@ def test_pixels_by_halves():
     assert down[-1] >= PATCHES.min_pixels
     below = PATCHES.limits_below(10_000)
     assert (below[0], below[-1], below.step) == (3136, 9408, 784)
-
-
-@pytest.mark.parametrize("patches", [4, 16, 360, 4096, 10764, 65536])
-def test_grids_have_even_sides_and_all_patches(patches):
-    t, h, w = PATCHES.grid(patches)
-    assert t * h * w == patches
-    assert h % 2 == 0
-    assert w % 2 == 0
-    assert h <= w
 
 
 def test_a_grid_is_as_square_as_windows_allow():

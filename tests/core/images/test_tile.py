@@ -12,18 +12,6 @@ TILES = TileRule(tile_size=448, tokens_per_tile=256, max_dynamic_patch=12)
 side = st.integers(1, 6000)
 
 
-@pytest.mark.parametrize(
-    ("size", "limit", "tiles"),
-    [
-        ((448, 448), None, 1), ((800, 600), None, 13), ((800, 600), 4, 5),
-        ((1920, 1080), None, 9), ((1920, 1080), 4, 3), ((1, 12), None, 13),
-    ],
-)  # fmt: skip
-def test_known_tiles(size, limit, tiles):
-    found = TILES.units(*size, limit)
-    assert (found, TILES.unit_tokens(found)) == (tiles, 256 * tiles)
-
-
 @settings(max_examples=300, deadline=None)
 @given(side, side, st.integers(1, 40), st.booleans(), st.integers(1, 6))
 def test_no_image_exceeds_the_worst_tiles(width, height, limit, thumbnail, smallest):
@@ -53,12 +41,6 @@ def test_what_a_client_can_ask_for():
     assert TILES.worst_units(TILES.exposed_limit) == 25
     hf = TileRule(tile_size=448, tokens_per_tile=256, max_dynamic_patch=12, client_knobs=False)
     assert hf.exposed_limit == 12
-
-
-def test_every_count_of_tiles_is_a_limit():
-    assert TILES.lower_limits() == tuple(range(12, 0, -1))
-    assert list(TILES.limits_below(4)) == [1, 2, 3]
-    assert TileRule.square(336, 576).lower_limits() == (1,)
 
 
 @pytest.mark.parametrize("thumbnail", [True, False])

@@ -9,14 +9,6 @@ from turbofit.core.errors import UsageError
 from turbofit.core.process.files import write_atomic, write_output
 
 
-def test_writes_text_and_bytes(tmp_path: Path):
-    write_atomic(tmp_path / "a", "täxt")
-    write_atomic(str(tmp_path / "b"), b"\x00\xff")
-    assert (tmp_path / "a").read_text() == "täxt"
-    assert (tmp_path / "b").read_bytes() == b"\x00\xff"
-    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
-
-
 def test_the_umask_decides_about_a_new_file(tmp_path: Path):
     old = os.umask(0o027)
     try:

@@ -1,32 +1,7 @@
 from __future__ import annotations
 
-import logging
 import subprocess
 import sys
-from pathlib import Path
-
-import pytest
-
-from turbofit.core.process.log import LazyLogger
-
-LOG = LazyLogger("turbofit.somewhere")
-
-
-def test_it_speaks_in_the_name_of_the_module_and_of_the_line(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    with caplog.at_level(logging.DEBUG, logger="turbofit"):
-        LOG.info("%d shapes", 3)
-        LOG.debug("one of them")
-    first, second = caplog.records
-    assert (first.name, first.levelname, first.message) == (
-        "turbofit.somewhere",
-        "INFO",
-        "3 shapes",
-    )
-    assert (second.levelname, second.message) == ("DEBUG", "one of them")
-    assert Path(first.pathname).name == "test_log.py"
-    assert first.funcName == "test_it_speaks_in_the_name_of_the_module_and_of_the_line"
 
 
 def fresh(code: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.waiting import HANG, until
+from turbofit.core.process import locks
+from turbofit.core.process.locks import lock_soon
 from turbofit.core.process.log_queue import CappedLog, LogQueue, dropped_lines, queued_stderr
 
 
@@ -47,50 +50,6 @@ def test_what_finds_no_room_is_counted_and_said_in_its_place() -> None:
     assert lines.close()
     kept = b"first\n0 next\n1 next\n2 next\n"
     assert gate.written == kept + b"(7 missing)\nlast\n"
-
-
-def test_what_comes_first_after_the_gap_stands_behind_the_notice() -> None:
-    reads, written = threading.Semaphore(0), []
-
-    def write(data: bytes) -> None:
-        assert reads.acquire(timeout=HANG)
-        written.append(data)
-
-    lines = LogQueue(write, notice, room=20)
-    lines.put(b"first\n")
-    until(lines._lines.empty, "the thread")
-    for _ in range(3):
-        lines.put(b"ninechars\n")
-    reads.release()
-    until(lambda: len(written) == 1, "a reader")
-    lines.put(b"next\n")
-    for _ in range(8):
-        reads.release()
-    assert lines.close()
-    assert b"".join(written) == b"first\nninechars\n(2 missing)\nnext\n"
-
-
-def test_a_line_that_is_larger_than_the_room_is_written_alone() -> None:
-    written: list[bytes] = []
-    lines = LogQueue(written.append, room=4)
-    lines.put(b"longer\n")
-    assert lines.close()
-    assert written == [b"longer\n"]
-
-
-def test_the_end_waits_no_longer_than_it_says() -> None:
-    gate = Gate()
-    lines = LogQueue(gate)
-    lines.put(b"x\n")
-    assert gate.waits.wait(HANG)
-    assert not lines.close()
-    gate.reads.set()
-
-
-def test_nothing_is_begun_where_nothing_is_said() -> None:
-    before = threading.active_count()
-    assert LogQueue(Gate()).close()
-    assert threading.active_count() == before
 
 
 def test_a_full_disk_leaves_no_half_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,17 +142,6 @@ def test_nobody_waits_for_a_pipe_that_is_not_read() -> None:
     assert kept[-1] == f"warning: lines missing here: {missing:,}; nobody read them\non it goes\n"
 
 
-def test_a_pipe_that_does_not_block_gets_all_of_it() -> None:
-    text, read = "".join(f"line {number}\n" for number in range(20_000)), ""
-    with piped() as out:
-        os.set_blocking(sys.stderr.fileno(), False)
-        sys.stderr.write(text)
-        while not read.endswith("line 19999\n"):
-            read += said(out, 1000)
-        sys.stderr.write("x" * (1 << 17) + "\n")
-    assert read == text
-
-
 def test_a_reader_that_went_away_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     out, into = os.pipe()
     os.close(out)
@@ -211,3 +159,35 @@ def test_a_stream_without_a_descriptor_stays_as_it_is(capsys: pytest.CaptureFixt
     with queued_stderr():
         sys.stderr.write("x\n")
         assert capsys.readouterr().err == "x\n"
+
+
+def test_it_is_waited_for_until_its_owner_lets_it_go(tmp_path: Path, monkeypatch) -> None:
+    owner, other = (os.open(tmp_path / "lock", os.O_CREAT | os.O_RDWR) for _ in range(2))
+    fcntl.flock(owner, fcntl.LOCK_EX)
+    pauses = []
+
+    def paused(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            fcntl.flock(owner, fcntl.LOCK_UN)
+
+    monkeypatch.setattr(locks.time, "sleep", paused)
+    lock_soon(other)
+    assert len(pauses) == 3
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(owner)
+    os.close(other)
+
+
+def test_who_keeps_it_is_given_up(tmp_path: Path, monkeypatch) -> None:
+    owner, other = (os.open(tmp_path / "lock", os.O_CREAT | os.O_RDWR) for _ in range(2))
+    fcntl.flock(owner, fcntl.LOCK_EX)
+    now = [0.0]
+    monkeypatch.setattr(locks.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(locks.time, "sleep", lambda seconds: now.append(now.pop() + seconds))
+    with pytest.raises(TimeoutError, match="keeps its lock"):
+        lock_soon(other)
+    assert now[0] == pytest.approx(2.0, abs=0.1)
+    os.close(owner)
+    os.close(other)

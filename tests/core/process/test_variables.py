@@ -10,13 +10,6 @@ from turbofit.core.errors import UsageError
 from turbofit.core.process.variables import EnvironmentVariables, variables
 
 
-def test_nothing_is_set() -> None:
-    assert (
-        variables({"PATH": "/bin", "TURBOFIT_API_KEYS": " ", "TURBOFIT_LEASES": ""})
-        == EnvironmentVariables()
-    )
-
-
 def test_values(tmp_path: Path) -> None:
     found = variables(
         {

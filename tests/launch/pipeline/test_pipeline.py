@@ -424,7 +424,7 @@ def test_remote_code_is_asked_for_only_where_it_is_needed(
 def test_the_planned_group_is_all_that_the_engine_sees(
     internvl2: Path, tmp_path: Path, nvml_library: Path
 ) -> None:
-    from tests.nvml.standin import Scenario, gpu_3090, in_process
+    from tests.support.nvml import Scenario, gpu_3090, in_process
 
     scenario = Scenario(gpus=[gpu_3090(i) for i in range(3)])
     with in_process(nvml_library, scenario, tmp_path):

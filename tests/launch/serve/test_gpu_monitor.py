@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.nvml.standin import LOST, Process, Scenario, gpu_3090, in_process
+from tests.support.nvml import LOST, Process, Scenario, gpu_3090, in_process
 from tests.support.plans import plausible_plan
 from tests.waiting import HANG
 from turbofit.core.errors import DoesNotFitError

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.nvml.standin import Scenario, gpu_3090
+from tests.support.nvml import Scenario, gpu_3090
 from tests.support.plans import gpu, machine, plausible_plan
 from tests.support.processes import REPO
 from turbofit.core.errors import LaunchError, UsageError

@@ -8,7 +8,6 @@ import pytest
 
 from tests.support.checkpoints import make_internvl2
 from turbofit.core.errors import UsageError
-from turbofit.core.images import TileRule
 from turbofit.model.source import resolve_model
 
 
@@ -23,15 +22,6 @@ def internvl(tmp_path, **changes):
         inner[key] = value
     (folder / "config.json").write_text(json.dumps(config))
     return str(folder)
-
-
-def test_internvl_is_read_whole(tmp_path):
-    model = resolve_model(internvl(tmp_path))
-    assert model.image_rule == TileRule(tile_size=448, tokens_per_tile=256, max_dynamic_patch=12)
-    assert model.vision.kind == "internvit"
-    assert model.text.architecture == "Qwen2ForCausalLM"
-    assert model.weight_bytes == 2 * model.parameters
-    assert model.warnings == ()
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
@@ -26,11 +25,6 @@ FALLBACK_ALONE = {
 #: LMDeploy's list has another name than the published checkpoints.
 SPELLINGS = {"ChatGLMModel"}
 
-needs_lmdeploy = [
-    pytest.mark.lmdeploy,
-    pytest.mark.skipif(find_spec("lmdeploy") is None, reason="needs LMDeploy"),
-]
-
 
 @pytest.fixture(scope="module")
 def listed(transformers) -> dict[str, frozenset[str]]:
@@ -39,7 +33,7 @@ def listed(transformers) -> dict[str, frozenset[str]]:
 
 
 class TestLmdeploysRegistries:
-    pytestmark = needs_lmdeploy
+    pytestmark = pytest.mark.lmdeploy
 
     def test_each_architecture_is_planned_or_refused_by_name(self, listed) -> None:
         known = {name for one in unplanned() for name in one.architectures} | PLANNED
@@ -123,32 +117,14 @@ def test_each_has_a_reason_of_its_own_and_something_to_do(family) -> None:
     ("typed", "message", "hint"),
     [
         ("MiniCPM-V-2_6", "every image ends in", "vLLM runs it"),
-        ("openbmb/MiniCPM-V-4_5", "other versions have no class", "vLLM"),
-        ("MiniCPM-o-2_6", "does not run MiniCPM-o", "vLLM runs it"),
         ("allenai/Molmo-7B-D-0924", "written for 4.43", "vLLM runs it"),
-        ("MolmoE-1B-0924", "does not run Molmo", "vLLM runs it"),
-        ("Molmo2-8B", "does not run Molmo2", "newer versions of vLLM"),
         ("pixtral", "does not run Pixtral", "vLLM runs it"),
-        ("mistral-community/pixtral-12b", "does not run Pixtral", "vLLM runs it"),
         ("Kimi_K25ForConditionalGeneration", "does not run Kimi-K2.5 in Transformers' own", "K2.6"),
-        ("Kimi-VL-A3B-Instruct", "does not run Kimi-VL", "vLLM"),
-        ("deepseek-vl2-tiny", "Transformers below 4.48", "vLLM"),
-        ("deepseek-ocr", "does not run DeepSeek-OCR", "vLLM"),
-        ("DeepSeek-OCR-2", "does not run DeepSeek-OCR-2", "Transformers"),
         ("Phi-4-multimodal-instruct", "does not run Phi-4-multimodal", "vLLM and Transformers"),
-        ("ovis2-8b", "does not run Ovis", "vLLM"),
-        ("glm-4.5v", "does not run GLM-4.5V", "vLLM and Transformers"),
-        ("llava-onevision-1.5-8b", "does not run LLaVA-OneVision-1.5", "own code"),
         ("gemma-3n-E4B-it", "does not run Gemma 3n", "vLLM and Transformers"),
-        ("gemma4", "does not run Gemma 4", "Transformers runs it"),
-        ("dots.ocr", "does not run dots.ocr", "vLLM runs it"),
         ("rednote-hilab/dots.mocr", "does not run dots.ocr", "vLLM runs it"),
         ("GOT-OCR2_0", "does not run GOT-OCR2", "GOT-OCR-2.0-hf"),
-        ("HunyuanOCR", "does not run HunyuanOCR", "vLLM and Transformers"),
-        ("lightonai/LightOnOCR-1B-1025", "does not run LightOnOCR", "vLLM"),
         ("MinerU2.0-2505-0.9B", "does not run MinerU2.0", "MinerU2.5"),
-        ("PaddleOCR-VL", "does not run PaddleOCR-VL", "vLLM and Transformers"),
-        ("ERNIE-4.5-VL-28B-A3B", "does not run ERNIE-4.5-VL", "vLLM and Transformers"),
     ],
 )
 def test_a_name_gets_its_answer(typed: str, message: str, hint: str, monkeypatch) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.nvml.standin import Scenario
-from tests.planning.examine.conftest import Make, card, two
+from tests.support.checkup import Make, card, two
+from tests.support.nvml import Scenario
 from tests.waiting import HANG
 from turbofit.core.struct import NA
 from turbofit.core.units import GIB, MIB

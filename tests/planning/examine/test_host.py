@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from tests.nvml.standin import Scenario
-from tests.planning.examine.conftest import Find, Make, card, two
+from tests.support.checkup import Find, Make, card, two
+from tests.support.nvml import Scenario
 from tests.support.plans import plausible_plan
 from turbofit.core.errors import DoesNotFitError, LaunchError
 from turbofit.core.machine import Host
@@ -139,12 +139,6 @@ def check_before(
             Sources(), "start", host=host, plan=plan, folder=folder, ports=ports, pretend=pretend
         )
     )  # fmt: skip
-
-
-def test_a_roomy_machine(tmp_path: Path, port: int) -> None:
-    plan = plausible_plan()
-    assert check_before(plan, ROOMY, tmp_path, [port], pretend=False) == []
-    assert check_before(plan, Host(), tmp_path, [port], pretend=False) == []
 
 
 def test_host_memory_of_a_plan(tmp_path: Path) -> None:

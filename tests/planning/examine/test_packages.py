@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from tests.nvml.standin import Scenario
-from tests.planning.examine.conftest import Find, Healthy, Make, card, remove, server_card, two
+from tests.support.checkup import Find, Healthy, Make, card, remove, two
+from tests.support.nvml import Scenario
 from tests.support.plans import plausible_plan
 from turbofit import api
 from turbofit.core.errors import PackageError
@@ -166,50 +166,6 @@ def test_a_card_without_kernels(find: Find, sources: Make) -> None:
     assert "no code for Tesla P100, only for sm_70" in found.seen
 
 
-def test_weights_without_kernels(find: Find, sources: Make) -> None:
-    blackwell = Scenario([card(name="NVIDIA GeForce RTX 5090", cc=120)])
-    found = find("kernels", blackwell, sources())
-    assert found.state == "warning"
-    assert "RTX 5090: int4 (AWQ, GPTQ), fp8, mxfp4, experts in 16 bits" in found.seen
-    assert find("kernels", Scenario([server_card(0)]), sources()).state == "ok"
-
-
-def test_kernels_that_cannot_be_read(find: Find, sources: Make) -> None:
-    places = sources()
-    places.census = None
-    assert find("kernels", Scenario([server_card(0)]), places).state == "unreadable"
-
-
-@pytest.mark.parametrize(
-    ("preset", "speculative", "missing", "state"),
-    [
-        ("gpt-oss-20b", False, "openai_harmony", "stops"),
-        ("qwen3-next-80b-a3b", False, "flash-linear-attention's fla", "stops"),
-        ("qwen3.5-4b", False, "flash-linear-attention's fla", "warning"),  # TurboMind needs none
-        ("glm-4.5-air", False, "", "ok"),
-        ("glm-4.5-air", True, "FlashAttention-3's flash_attn_interface", "stops"),
-        ("deepseek-v3", True, "FlashMLA's flash_mla", "stops"),
-        ("internvl2-8b", False, "", "ok"),
-    ],
-)
-def test_what_is_missing_and_whether_another_engine_serves(
-    find: Find, sources: Make, preset: str, speculative: bool, missing: str, state: str
-) -> None:
-    places, model = sources(), preset_model(preset)
-    found = find("modules", two(), places, model=model, drafts=speculative)
-    assert found.state == state
-    assert missing in found.seen
-    places.modules |= {"openai_harmony", "fla", "tilelang", "flash_attn_interface", "flash_mla"}
-    assert find("modules", two(), places, model=model, drafts=speculative).state == "ok"
-
-
-def test_of_another_interpreter_nothing_is_known(find: Find, sources: Make) -> None:
-    places = sources()
-    del places.packages["lmdeploy"]
-    found = find("modules", two(), places, model=preset_model("gpt-oss-20b"))
-    assert found.state == "unreadable"
-
-
 READS = "def read_video(filename):\n    ...\n"
 #: What torchvision 0.28 has instead.
 READS_NONE = "from pytorch.vision.fb.io.video import read_video\n"
@@ -293,25 +249,6 @@ def test_what_fails_at_every_image_is_not_launched(monkeypatch: pytest.MonkeyPat
     check_needs(plan_of("qwen2-vl-7b"))
     installed(monkeypatch, lmdeploy="0.18.0", transformers="4.57.6")
     check_needs(llava)
-
-
-def test_an_older_transformers_lacks_newer_families(monkeypatch: pytest.MonkeyPatch) -> None:
-    installed(monkeypatch, lmdeploy="0.17.0", transformers="4.56.2")
-    with pytest.raises(PackageError, match=r"LMDeploy 0\.17\.0.*fails at its start") as told:
-        check_needs(plan_of("qwen3-vl-8b"))
-    assert told.value.hint == "pip install 'transformers>=4.57.6'"
-
-
-def test_where_no_version_runs_the_hint_is_another_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    installed(monkeypatch, lmdeploy="0.18.0", transformers="5.17.0")
-    with pytest.raises(PackageError) as told:
-        check_needs(plan_of("llava-v1.6-mistral-7b"))
-    assert "--engine transformers" in told.value.hint
-
-
-def test_lmdeploy_elsewhere_has_packages_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    installed(monkeypatch, transformers="5.17.0")
-    check_needs(plan_of("llava-1.5-7b"))
 
 
 def test_a_plan_names_the_versions_where_newer_ones_break() -> None:

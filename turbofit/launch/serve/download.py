@@ -22,8 +22,7 @@ from turbofit.core.errors import LaunchError
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.process.progress import Step, listening, tell, under_way
 from turbofit.core.units import GIB, format_bytes
-from turbofit.model.hub_cache import hub_cache
-from turbofit.model.modelscope_cache import cache_root, uses_modelscope
+from turbofit.model.caches import hub_cache, modelscope_cache, uses_modelscope
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,7 +100,7 @@ def _at(model: Model, folder: str) -> Model:
 
 
 def _cache() -> Path:
-    return Path(cache_root() if uses_modelscope() else hub_cache())
+    return Path(modelscope_cache() if uses_modelscope() else hub_cache())
 
 
 def _check_disk(name: str, size: int) -> None:

@@ -100,7 +100,7 @@ def nested_text(parts: CheckpointConfig, default: str) -> TextDims:
         UsageError: one that turbofit has no account of.
     """
     config = parts.config
-    section = config.section("text_config") or Section({}, f"{config.what}: text_config")
+    section = config.part("text_config")
     tied = config.boolean("tie_word_embeddings", False)
     names = section.strings("architectures")
     if not names:

@@ -1,19 +1,26 @@
 """EVA-CLIP, the tower of CogVLM, CogVLM2 and GLM-4V: an image is squeezed into one square.
 
 The preprocessor is the checkpoints' own code; LMDeploy 0.18 has a copy in `vl/model/cogvlm.py`
-and `glm4_v.py`. A begin and an end token of the tower's own are part of an image.
+and `glm4_v.py`. A begin and an end token of the tower's own are part of an image; in CogVLM image
+tokens go through linear layers of their own in every layer.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
+
+from msgspec.structs import replace
 
 from turbofit.core.images import TileRule
 from turbofit.core.model import VisionDims
 from turbofit.model.config import Section
-from turbofit.model.families.dims import attention_heads
+from turbofit.model.families.dims import CheckpointConfig, Dims, attention_heads
+from turbofit.model.families.text import read_text
 
-__all__ = ["read_eva_clip", "square_rule"]
+__all__ = ["read_cogvlm", "read_eva_clip", "square_rule"]
+
+#: By this LMDeploy knows the first CogVLM, which has no convolution behind its tower.
+_FIRST_POSITIONS: Final = 1226
 
 
 def read_eva_clip(
@@ -50,3 +57,22 @@ def square_rule(vision: VisionDims) -> TileRule:
     """One tile, whatever the image's shape: its windows, and the two tokens around them."""
     size = vision.image_size or 0
     return TileRule.square(size, (size // vision.patch_size // vision.merge) ** 2 + 2)
+
+
+def read_cogvlm(parts: CheckpointConfig) -> Dims:
+    """A CogVLMForCausalLM, as its remote code and LMDeploy's read it."""
+    config = parts.config
+    text = read_text(config, "CogVLMForCausalLM")
+    groups = "num_multi_query_heads"
+    kv_heads = config.integer(groups, text.heads, high=1 << 12)
+    if text.heads % kv_heads:
+        raise config.error(groups, f"{kv_heads} does not divide {text.heads} heads")
+    text = replace(
+        text, kv_heads=kv_heads, vision_experts=True, vision_expert_bias=groups in config
+    )
+    section = config.required("vision_config")
+    first = section.integer("num_positions") == _FIRST_POSITIONS
+    vision = read_eva_clip(
+        section, "eva_clip", merge=1 if first else 2, projector=text.intermediate
+    )
+    return Dims(text, vision, square_rule(vision))

@@ -23,7 +23,7 @@ def read(parts: CheckpointConfig) -> Dims:
     """A Gemma3ForConditionalGeneration; absent keys take Transformers' defaults."""
     parts.warn_without_processor()
     config = parts.config
-    section = config.section("text_config") or Section({}, f"{config.what}: text_config")
+    section = config.part("text_config")
     tied = config.boolean("tie_word_embeddings", True)
     text = replace(read_text(section, "Gemma3ForCausalLM"), tie_word_embeddings=tied)
     if parts.processor and parts.processor.boolean("do_pan_and_scan", False):
@@ -38,7 +38,7 @@ def read(parts: CheckpointConfig) -> Dims:
 
 
 def _vision(config: Section) -> VisionDims:
-    vision = config.section("vision_config") or Section({}, f"{config.what}: vision_config")
+    vision = config.part("vision_config")
     if vision.boolean("vision_use_head", False):
         raise vision.error("vision_use_head", "is true: a pooling head is not accounted for")
     hidden = vision.integer("hidden_size", 768, high=1 << 16)

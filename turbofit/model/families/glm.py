@@ -15,6 +15,7 @@ from turbofit.core.model import TextDims, VisionDims
 from turbofit.model.config import Section
 from turbofit.model.families.dims import CheckpointConfig, Dims, attention_heads
 from turbofit.model.families.eva_clip import read_eva_clip, square_rule
+from turbofit.model.families.qwen_vl import settings_of
 from turbofit.model.families.text import read_text
 
 __all__ = ["read_chatglm", "read_glm4v"]
@@ -89,7 +90,7 @@ def read_glm4v(parts: CheckpointConfig) -> Dims:
 
 
 def _vision(config: Section, text_hidden: int) -> VisionDims:
-    vision = config.section("vision_config") or Section({}, f"{config.what}: vision_config")
+    vision = config.part("vision_config")
     hidden = vision.integer("hidden_size", 1536, high=1 << 16)
     heads = attention_heads(vision, "num_heads", hidden, 12)
     if vision.integer("out_hidden_size", 4096, high=1 << 18) != text_hidden:
@@ -114,11 +115,8 @@ def _vision(config: Section, text_hidden: int) -> VisionDims:
 
 def _rule(processor: Section | None, vision: VisionDims) -> PatchRule:
     """Bounds of one frame; an odd lower one is rounded up, as no whole image is between."""
-    values = processor or Section({}, "preprocessor_config.json")
-    for key, expected in (("patch_size", vision.patch_size), ("merge_size", vision.merge)):
-        if values.integer(key, expected) != expected:
-            raise values.error(key, f"is not the tower's {expected}")
-    edges = values.section("size") or Section({}, f"{values.what}: size")
+    values = settings_of(processor, vision)
+    edges = values.part("size")
     frames = values.integer("temporal_patch_size", vision.temporal_patch, high=64)
     least = edges.integer("shortest_edge", _SMALLEST_PIXELS, high=1 << 32)
     most = edges.integer("longest_edge", _LARGEST_PIXELS, low=frames, high=1 << 32)

@@ -28,7 +28,7 @@ def read(parts: CheckpointConfig) -> Dims:
     name beside it is their authors' own.
     """
     config = parts.config
-    section = config.section("text_config") or Section({}, f"{config.what}: text_config")
+    section = config.part("text_config")
     kind = section.string("model_type", "llama")
     if kind != "llama":
         raise inner_refusal(parts.architecture, kind)
@@ -41,7 +41,7 @@ def read(parts: CheckpointConfig) -> Dims:
 
 
 def _vision(config: Section) -> VisionDims:
-    section = config.section("vision_config") or Section({}, f"{config.what}: vision_config")
+    section = config.part("vision_config")
     hidden = section.integer("hidden_size", 1152, high=1 << 16)
     heads = attention_heads(section, "num_attention_heads", hidden, 16)
     patch = section.integer("patch_size", 32, high=1 << 10)

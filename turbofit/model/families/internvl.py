@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+from msgspec.structs import replace
+
 from turbofit.core.images import TileRule
 from turbofit.core.images.base_tile import LARGEST_PATCH_LIMIT
 from turbofit.core.model import VisionDims
 from turbofit.model.config import Section
-from turbofit.model.families.dims import CheckpointConfig, Dims, inner_text
+from turbofit.model.families.dims import CheckpointConfig, Dims, attention_heads, inner_text
 
-__all__ = ["chat_rule", "chat_vision", "hf_rule", "hf_vision", "read_chat", "read_hf"]
+__all__ = ["read_chat", "read_hf"]
 
 
-def chat_vision(config: Section) -> VisionDims:
-    """The tower of an InternVLChatModel; absent keys take the defaults of its remote code.
+#: Defaults of the remote code, and of Transformers' class.
+_CHAT_TOWER: Final = {
+    "hidden_size": 3200, "num_hidden_layers": 48, "num_attention_heads": 25,
+    "intermediate_size": 12800, "image_size": 224,
+}  # fmt: skip
+_HF_TOWER: Final = {
+    "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16,
+    "intermediate_size": 4096, "image_size": 448,
+}  # fmt: skip
+
+
+def _chat_vision(config: Section) -> VisionDims:
+    """The tower of an InternVLChatModel.
 
     Raises:
         UsageError: a tower or projector that LMDeploy 0.18 does not run. Its PyTorch engine would
@@ -21,71 +36,45 @@ def chat_vision(config: Section) -> VisionDims:
     if config.string("ps_version", "v1") != "v2":
         raise config.error("ps_version", "is not v2, the only one that LMDeploy runs")
     vision = config.required("vision_config")
-    return _vision(
-        vision,
-        hidden=vision.integer("hidden_size", 3200, high=1 << 16),
-        layers=vision.integer("num_hidden_layers", 48, high=1 << 10),
-        heads=vision.integer("num_attention_heads", 25, high=1 << 12),
-        inter=vision.integer("intermediate_size", 12800, high=1 << 20),
-        image_size=vision.integer("image_size", 224, high=1 << 14),
-        merge=_merge(config),
-        norm=vision.string("norm_type", "rms_norm"),
+    return replace(
+        _tower(vision, _CHAT_TOWER, _merge(config), vision.string("norm_type", "rms_norm")),
         qkv_bias=vision.boolean("qkv_bias", False),
         qk_norm=vision.boolean("qk_normalization", True),
     )
 
 
-def hf_vision(config: Section) -> VisionDims:
-    """The tower of an InternVLForConditionalGeneration; absent keys take Transformers' defaults."""
-    vision = config.section("vision_config") or Section({}, f"{config.what}: vision_config")
-    return _vision(
-        vision,
-        hidden=vision.integer("hidden_size", 1024, high=1 << 16),
-        layers=vision.integer("num_hidden_layers", 24, high=1 << 10),
-        heads=vision.integer("num_attention_heads", 16, high=1 << 12),
-        inter=vision.integer("intermediate_size", 4096, high=1 << 20),
-        image_size=vision.integer("image_size", 448, high=1 << 14),
-        merge=_merge(config),
-        norm=vision.string("norm_type", "layer_norm"),
+def _hf_vision(config: Section) -> VisionDims:
+    """The tower of an InternVLForConditionalGeneration."""
+    vision = config.part("vision_config")
+    return replace(
+        _tower(vision, _HF_TOWER, _merge(config), vision.string("norm_type", "layer_norm")),
         qkv_bias=vision.boolean("attention_bias", False),
         qk_norm=vision.boolean("use_qk_norm", False),
     )
 
 
-def _vision(  # noqa: PLR0913 - the numbers of a tower
-    section: Section,
-    *,
-    hidden: int,
-    layers: int,
-    heads: int,
-    inter: int,
-    image_size: int,
-    merge: int,
-    norm: str,
-    qkv_bias: bool,
-    qk_norm: bool,
-) -> VisionDims:
-    """Check the dims against each other."""
-    if hidden % heads:
-        raise section.error("num_attention_heads", f"{heads} does not divide {hidden} channels")
+def _tower(section: Section, defaults: dict[str, int], merge: int, norm: str) -> VisionDims:
+    hidden = section.integer("hidden_size", defaults["hidden_size"], high=1 << 16)
+    default_heads = defaults["num_attention_heads"]
+    heads = attention_heads(section, "num_attention_heads", hidden, default_heads)
     if norm not in {"layer_norm", "rms_norm"}:
         raise section.error("norm_type", f"{norm[:40]!r} is neither layer_norm nor rms_norm")
+    size = section.integer("image_size", defaults["image_size"], high=1 << 14)
     patch = section.integer("patch_size", 14, high=1 << 10)
-    if image_size % patch or (image_size // patch) % merge:
-        raise section.error("image_size", f"{image_size} is not whole windows of {patch} x {merge}")
+    if size % patch or (size // patch) % merge:
+        raise section.error("image_size", f"{size} is not whole windows of {patch} x {merge}")
+    layers, inter = "num_hidden_layers", "intermediate_size"
     return VisionDims(
         kind="internvit",
-        layers=layers,
+        layers=section.integer(layers, defaults[layers], high=1 << 10),
         hidden=hidden,
         heads=heads,
-        intermediate=inter,
+        intermediate=section.integer(inter, defaults[inter], high=1 << 20),
         patch_size=patch,
-        image_size=image_size,
+        image_size=size,
         channels=section.integer("num_channels", 3, high=64),
         merge=merge,
         norm="layer_norm" if norm == "layer_norm" else "rms_norm",
-        qkv_bias=qkv_bias,
-        qk_norm=qk_norm,
     )
 
 
@@ -97,7 +86,7 @@ def _merge(config: Section) -> int:
     return round(1 / ratio)
 
 
-def chat_rule(config: Section, vision: VisionDims, *, preprocessor: bool) -> TileRule:
+def _chat_rule(config: Section, vision: VisionDims, *, preprocessor: bool) -> TileRule:
     """The image rule of an InternVLChatModel.
 
     Args:
@@ -123,7 +112,7 @@ def chat_rule(config: Section, vision: VisionDims, *, preprocessor: bool) -> Til
     )
 
 
-def hf_rule(config: Section, processor: Section | None, vision: VisionDims) -> TileRule:
+def _hf_rule(config: Section, processor: Section | None, vision: VisionDims) -> TileRule:
     """The image rule of the Transformers format.
 
     LMDeploy always crops to patches there, and no field of a request changes the limit.
@@ -148,8 +137,8 @@ def hf_rule(config: Section, processor: Section | None, vision: VisionDims) -> T
 def read_chat(parts: CheckpointConfig) -> Dims:
     """An InternVLChatModel, the format of OpenGVLab's own repositories."""
     text = inner_text(parts.config.required("llm_config"), parts.architecture)
-    vision = chat_vision(parts.config)
-    rule = chat_rule(parts.config, vision, preprocessor=parts.processor is not None)
+    vision = _chat_vision(parts.config)
+    rule = _chat_rule(parts.config, vision, preprocessor=parts.processor is not None)
     return Dims(text, vision, rule)
 
 
@@ -157,5 +146,5 @@ def read_hf(parts: CheckpointConfig) -> Dims:
     """An InternVLForConditionalGeneration, the Transformers format, or an Intern-S1."""
     parts.warn_without_processor()
     text = inner_text(parts.config.required("text_config"), parts.architecture)
-    vision = hf_vision(parts.config)
-    return Dims(text, vision, hf_rule(parts.config, parts.processor, vision))
+    vision = _hf_vision(parts.config)
+    return Dims(text, vision, _hf_rule(parts.config, parts.processor, vision))

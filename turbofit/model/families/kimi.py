@@ -70,7 +70,7 @@ def _vision(config: Section, text_hidden: int) -> VisionDims:
 def read_rule(processor: Section | None) -> NavitRule:
     """The image rule of a preprocessor config."""
     values = processor or Section({}, "preprocessor_config.json")
-    media = values.section("media_proc_cfg") or Section({}, f"{values.what}: media_proc_cfg")
+    media = values.part("media_proc_cfg")
     for key, expected in (("patch_size", _PATCH), ("merge_kernel_size", _MERGE)):
         if media.integer(key, expected) != expected:
             raise media.error(key, f"is not the tower's {expected}")

@@ -22,7 +22,7 @@ def read(parts: CheckpointConfig) -> Dims:
     """A Llama4ForConditionalGeneration; absent keys take Transformers' defaults."""
     parts.warn_without_processor()
     config = parts.config
-    section = config.section("text_config") or Section({}, f"{config.what}: text_config")
+    section = config.part("text_config")
     tied = config.boolean("tie_word_embeddings", False)
     text = replace(_text(section), tie_word_embeddings=tied)
     vision = _vision(config)
@@ -67,7 +67,7 @@ def _text(section: Section) -> TextDims:
 
 
 def _vision(config: Section) -> VisionDims:
-    vision = config.section("vision_config") or Section({}, f"{config.what}: vision_config")
+    vision = config.part("vision_config")
     hidden = vision.integer("hidden_size", 768, high=1 << 16)
     heads = attention_heads(vision, "num_attention_heads", hidden, 16)
     inter = vision.integer("intermediate_size", 5632, high=1 << 20)

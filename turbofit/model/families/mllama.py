@@ -27,7 +27,7 @@ _SHAPES: Final = 8
 def read(parts: CheckpointConfig) -> Dims:
     """A MllamaForConditionalGeneration; absent keys take Transformers' defaults."""
     config = parts.config
-    section = config.section("text_config") or Section({}, f"{config.what}: text_config")
+    section = config.part("text_config")
     text = read_text(section, "MllamaForCausalLM")
     cross = section.integers("cross_attention_layers") or _CROSS
     if len(set(cross)) != len(cross) or not all(0 <= layer < text.layers for layer in cross):
@@ -45,7 +45,7 @@ def read(parts: CheckpointConfig) -> Dims:
 
 
 def _vision(config: Section) -> VisionDims:
-    vision = config.section("vision_config") or Section({}, f"{config.what}: vision_config")
+    vision = config.part("vision_config")
     hidden = vision.integer("hidden_size", 1280, high=1 << 16)
     key = "attention_heads" if "attention_heads" in vision else "num_attention_heads"
     heads = attention_heads(vision, key, hidden, 16)

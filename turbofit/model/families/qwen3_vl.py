@@ -1,13 +1,18 @@
-"""Qwen3-VL: Qwen2-VL's resizing with larger patches, and features of several depths.
+"""Qwen3-VL, Qwen3.5 and Intern-S1-Pro: Qwen2-VL's resizing with larger patches.
 
 ``deepstack`` mergers turn the hidden states of some layers into further features of each image
 token, which are added in the first layers of the language model. Pixel bounds are the checkpoint's
 own: LMDeploy reads none from the images of a request. Those of a video are of all its frames.
+
+Qwen3.5 has no ``deepstack``: a key of that name is read by no engine. Three of four layers of its
+language model have a gated delta net in place of attention. Checkpoints hold a draft of further
+tokens besides (``mtp``), which neither LMDeploy nor Transformers loads with the model.
+Intern-S1-Pro has experts with Fourier position encoding; its videos are planned for by nobody yet.
 """
 
 from __future__ import annotations
 
-from math import isqrt
+from math import isqrt, tau
 from typing import Final
 
 from msgspec.structs import replace
@@ -19,7 +24,7 @@ from turbofit.model.families.dims import CheckpointConfig, Dims, attention_heads
 from turbofit.model.families.qwen_vl import read_rule
 from turbofit.model.families.text import read_text
 
-__all__ = ["read", "read_images", "read_vision"]
+__all__ = ["read", "read_intern_s1_pro", "read_qwen3_5", "read_vision"]
 
 #: Bounds of Transformers' class, where no file has any: pixels of all frames.
 _SMALLEST_VIDEO: Final = 128 * 32 * 32
@@ -31,14 +36,14 @@ def read(parts: CheckpointConfig) -> Dims:
     parts.warn_without_processor()
     config = parts.config
     inner = "Qwen3VLMoeTextModel" if "Moe" in parts.architecture else "Qwen3VLTextModel"
-    section = config.section("text_config") or Section({}, f"{config.what}: text_config")
+    section = config.part("text_config")
     tied = config.boolean("tie_word_embeddings", False)
     text = replace(read_text(section, inner), tie_word_embeddings=tied)
     vision = read_vision(config, text.hidden)
-    return Dims(text, vision, read_images(parts, vision))
+    return Dims(text, vision, _images(parts, vision))
 
 
-def read_images(parts: CheckpointConfig, vision: VisionDims) -> PatchRule:
+def _images(parts: CheckpointConfig, vision: VisionDims) -> PatchRule:
     """The rule of images, and with it that of videos.
 
     A checkpoint without a video processor of its own lends it the image processor's settings, as
@@ -61,7 +66,7 @@ def read_vision(config: Section, text_hidden: int) -> VisionDims:
     Raises:
         UsageError: dims that contradict each other.
     """
-    vision = config.section("vision_config") or Section({}, f"{config.what}: vision_config")
+    vision = config.part("vision_config")
     hidden = vision.integer("hidden_size", 1152, high=1 << 16)
     heads = attention_heads(vision, "num_heads", hidden, 16)
     if vision.integer("out_hidden_size", 3584, high=1 << 18) != text_hidden:
@@ -84,3 +89,61 @@ def read_vision(config: Section, text_hidden: int) -> VisionDims:
         merge=vision.integer("spatial_merge_size", 2, high=16),
         deepstack=len(deepstack) if "deepstack_visual_indexes" in vision else 3,
     )
+
+
+def read_qwen3_5(parts: CheckpointConfig) -> Dims:
+    """A Qwen3.5, dense or with experts; absent keys take Transformers' defaults.
+
+    Intern-S2-Preview is one with experts, and a time series encoder that TurboMind does not load.
+    """
+    parts.warn_without_processor()
+    config = parts.config
+    dense = parts.architecture == "Qwen3_5ForConditionalGeneration"
+    inner = "Qwen3_5TextModel" if dense else "Qwen3_5MoeTextModel"
+    section = config.part("text_config")
+    if not section.boolean("attn_output_gate", True):
+        raise section.error("attn_output_gate", "is false, which no published Qwen3.5 has")
+    tied = config.boolean("tie_word_embeddings", False)
+    text = replace(read_text(section, inner), tie_word_embeddings=tied)
+    if "attn_output_gate" not in section:
+        parts.warnings.append(
+            f"{section.what} lacks attn_output_gate: Transformers gates all the same, LMDeploy's"
+            " PyTorch engine does not start"
+        )
+    vision = replace(read_vision(config, text.hidden), deepstack=0)
+    return Dims(text, vision, _images(parts, vision))
+
+
+def read_intern_s1_pro(parts: CheckpointConfig) -> Dims:
+    """An InternS1ProForConditionalGeneration; absent keys take its own class's defaults.
+
+    A checkpoint with a tower for time series (``ts_config``) is refused.
+    """
+    parts.warn_without_processor()
+    config = parts.config
+    if "ts_config" in config:
+        raise config.error("ts_config", "is a tower for time series, which no account is of")
+    section = config.part("text_config")
+    tied = config.boolean("tie_word_embeddings", False)
+    text = read_text(section, "Qwen3VLMoeTextModel")
+    text = replace(text, tie_word_embeddings=tied, fourier=_frequencies(section, text.head_dim))
+    inner = config.section("vision_config")
+    if inner and inner.integers("deepstack_visual_indexes"):
+        raise inner.error("deepstack_visual_indexes", "is given, and LMDeploy drops its features")
+    vision = replace(read_vision(config, text.hidden), deepstack=0)
+    return Dims(text, vision, replace(read_rule(parts.processor, vision), client_knobs=False))
+
+
+def _frequencies(text: Section, head_dim: int) -> int:
+    """Those whose period lies within the context, unless a number is given; 0 without FoPE."""
+    scaling = text.section("rope_scaling") or text.section("rope_parameters")
+    if scaling is None or not scaling.boolean("fope_sep_head", False):
+        return 0
+    for key in ("fope_num_inv_freq", "num_inv_freq"):
+        if scaling.values.get(key) is not None:
+            return scaling.integer(key, high=head_dim)
+    theta = (scaling if "rope_theta" in scaling else text).number(
+        "rope_theta", 5e6, low=2, high=1e12
+    )
+    least = tau / text.integer("max_position_embeddings", 128000, high=1 << 30)
+    return sum(theta ** (-i / head_dim) > least for i in range(0, head_dim, 2))

@@ -26,11 +26,11 @@ _ALONE: Final = "Qwen2_5OmniThinkerForConditionalGeneration"
 def read(parts: CheckpointConfig) -> Dims:
     """A Qwen3OmniMoeForConditionalGeneration; absent keys take Transformers' defaults."""
     parts.warn_without_processor()
-    thinker = _section(parts.config, "thinker_config")
+    thinker = parts.config.part("thinker_config")
     if thinker.boolean("tie_word_embeddings", False):
         raise thinker.error("tie_word_embeddings", "is true, which LMDeploy does not read")
-    text = read_text(_section(thinker, "text_config"), "Qwen3OmniMoeTextModel", tied=False)
-    section = _section(thinker, "audio_config")
+    text = read_text(thinker.part("text_config"), "Qwen3OmniMoeTextModel", tied=False)
+    section = thinker.part("audio_config")
     channels = section.integer("downsample_hidden_size", 480, high=1 << 16)
     audio = replace(_audio(section, text.hidden), channels=channels)
     vision = replace(qwen3_vl.read_vision(thinker, text.hidden), audio=audio)
@@ -44,22 +44,18 @@ def read_qwen2_5(parts: CheckpointConfig) -> Dims:
     """
     parts.warn_without_processor()
     alone = parts.architecture == _ALONE
-    thinker = parts.config if alone else _section(parts.config, "thinker_config")
+    thinker = parts.config if alone else parts.config.part("thinker_config")
     text = replace(
-        read_text(_section(thinker, "text_config"), "Qwen2_5OmniTextModel"),
+        read_text(thinker.part("text_config"), "Qwen2_5OmniTextModel"),
         tie_word_embeddings=thinker.boolean("tie_word_embeddings", False),
     )
-    audio = _audio(_section(thinker, "audio_config"), text.hidden)
+    audio = _audio(thinker.part("audio_config"), text.hidden)
     vision = replace(qwen_vl.read_vision(thinker, text.hidden, second=True), audio=audio)
     return Dims(text, vision, _rule(parts, vision))
 
 
 def _rule(parts: CheckpointConfig, vision: VisionDims) -> PatchRule:
     return replace(qwen_vl.read_rule(parts.processor, vision), client_knobs=False)
-
-
-def _section(config: Section, key: str) -> Section:
-    return config.section(key) or Section({}, f"{config.what}: {key}")
 
 
 def _audio(audio: Section, text_hidden: int) -> AudioDims:

@@ -10,7 +10,7 @@ from turbofit.model.config import Section
 from turbofit.model.families.dims import CheckpointConfig, Dims, attention_heads
 from turbofit.model.families.text import read_text
 
-__all__ = ["read", "read_rule", "read_vision"]
+__all__ = ["read", "read_rule", "read_vision", "settings_of"]
 
 #: Transformers' bounds where a checkpoint has no preprocessor config, in pixels.
 _SMALLEST_PIXELS: Final = 56 * 56
@@ -25,7 +25,7 @@ def read_vision(config: Section, text_hidden: int, *, second: bool) -> VisionDim
     Raises:
         UsageError: dims that contradict each other.
     """
-    vision = config.section("vision_config") or Section({}, f"{config.what}: vision_config")
+    vision = config.part("vision_config")
     if second:
         hidden = vision.integer("hidden_size", 3584, high=1 << 16)
         inter = vision.integer("intermediate_size", 3420, high=1 << 20)
@@ -55,13 +55,19 @@ def read_vision(config: Section, text_hidden: int, *, second: bool) -> VisionDim
     )
 
 
-def read_rule(processor: Section | None, vision: VisionDims) -> PatchRule:
-    """The image rule; a bare ``min_pixels``/``max_pixels`` wins over ``size``, as upstream."""
+def settings_of(processor: Section | None, vision: VisionDims) -> Section:
+    """An image processor's settings, whose patches and windows must be the tower's."""
     values = processor or Section({}, "preprocessor_config.json")
-    edges = values.section("size") or Section({}, f"{values.what}: size")
     for key, expected in (("patch_size", vision.patch_size), ("merge_size", vision.merge)):
         if values.integer(key, expected) != expected:
             raise values.error(key, f"is not the tower's {expected}")
+    return values
+
+
+def read_rule(processor: Section | None, vision: VisionDims) -> PatchRule:
+    """The image rule; a bare ``min_pixels``/``max_pixels`` wins over ``size``, as upstream."""
+    values = settings_of(processor, vision)
+    edges = values.part("size")
     return PatchRule(
         patch_size=vision.patch_size,
         merge=vision.merge,

@@ -6,18 +6,16 @@ from typing import Final
 
 from turbofit.model.config import Section
 from turbofit.model.families import (
-    cogvlm,
+    eva_clip,
     gemma3,
     glm,
     idefics3,
-    intern_s1_pro,
     internvl,
     kimi,
     llama4,
     llava,
     mllama,
     phi3_v,
-    qwen3_5,
     qwen3_vl,
     qwen_omni,
     qwen_vl,
@@ -32,14 +30,14 @@ __all__ = ["VISION_READERS", "WATCHING", "read_dims"]
 VISION_READERS: Final[dict[str, Reader]] = {
     "ChatGLMForConditionalGeneration": glm.read_chatglm,
     "ChatGLMModel": glm.read_chatglm,
-    "CogVLMForCausalLM": cogvlm.read,
+    "CogVLMForCausalLM": eva_clip.read_cogvlm,
     "Gemma3ForConditionalGeneration": gemma3.read,
     "Glm4vForConditionalGeneration": glm.read_glm4v,
     "Idefics3ForConditionalGeneration": idefics3.read,
     "InternS1ForConditionalGeneration": internvl.read_hf,
-    "InternS1ProForConditionalGeneration": intern_s1_pro.read,
-    "InternS1_1_ForConditionalGeneration": intern_s1_pro.read,
-    "InternS2PreviewForConditionalGeneration": qwen3_5.read,
+    "InternS1ProForConditionalGeneration": qwen3_vl.read_intern_s1_pro,
+    "InternS1_1_ForConditionalGeneration": qwen3_vl.read_intern_s1_pro,
+    "InternS2PreviewForConditionalGeneration": qwen3_vl.read_qwen3_5,
     "InternVLChatModel": internvl.read_chat,
     "InternVLForConditionalGeneration": internvl.read_hf,
     "KimiK25ForConditionalGeneration": kimi.read,
@@ -57,14 +55,16 @@ VISION_READERS: Final[dict[str, Reader]] = {
     "Qwen3OmniMoeForConditionalGeneration": qwen_omni.read,
     "Qwen3VLForConditionalGeneration": qwen3_vl.read,
     "Qwen3VLMoeForConditionalGeneration": qwen3_vl.read,
-    "Qwen3_5ForConditionalGeneration": qwen3_5.read,
-    "Qwen3_5MoeForConditionalGeneration": qwen3_5.read,
+    "Qwen3_5ForConditionalGeneration": qwen3_vl.read_qwen3_5,
+    "Qwen3_5MoeForConditionalGeneration": qwen3_vl.read_qwen3_5,
     "SmolVLMForConditionalGeneration": idefics3.read,
 }
 
 #: Those whose videos LMDeploy takes: the front ends with a ``video_token`` that turbofit plans for.
 WATCHING: Final = frozenset(
-    name for name, reader in VISION_READERS.items() if reader in (qwen3_vl.read, qwen3_5.read)
+    name
+    for name, reader in VISION_READERS.items()
+    if reader in (qwen3_vl.read, qwen3_vl.read_qwen3_5)
 )
 
 

@@ -6,191 +6,32 @@ remote code), since engines read the file through those classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import cache
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from msgspec import UNSET
 
-from turbofit.core.model import MoeDims, TextDims
+from turbofit.core.model import DeltaDims, MlaDims, MoeDims, TextDims
+from turbofit.core.presets import load_yaml, preset_path
 from turbofit.model.config import Section
-from turbofit.model.families.delta import read_delta
-from turbofit.model.families.mla import (
-    read_expanded,
-    read_latent_experts,
-    read_mla,
-    routed_experts,
-)
 
 __all__ = ["TEXT_ARCHITECTURES", "TURBOMIND_INNER", "TURBOMIND_TEXT", "read_text"]
 
-#: Defaults by architecture. ``kv_heads`` None means as many as heads; no ``head_dim`` means
-#: hidden / heads; ``norms`` of a layer are two where it does not say.
-_LLAMA: Final[dict[str, Any]] = {
-    "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
-    "num_attention_heads": 32, "num_key_value_heads": None, "max_position_embeddings": 2048,
-}  # fmt: skip
-_QWEN2: Final[dict[str, Any]] = {
-    "vocab_size": 151936, "hidden_size": 4096, "intermediate_size": 22016, "num_hidden_layers": 32,
-    "num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 32768,
-}  # fmt: skip
-_GEMMA2: Final[dict[str, Any]] = {
-    "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
-    "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "tied": True, "norms": 4,
-}  # fmt: skip
-#: Multi-head latent attention: engines attend to one KV head, whatever the config says.
-_LATENT: Final[dict[str, Any]] = {**_LLAMA, "vocab_size": 102400, "latent": True}
-_DEFAULTS: Final[dict[str, dict[str, Any]]] = {
-    "LlamaForCausalLM": _LLAMA,
-    "InternLM2ForCausalLM": {**_LLAMA, "vocab_size": 103168},
-    "InternLM3ForCausalLM": {**_LLAMA, "vocab_size": 128512, "max_position_embeddings": 32768},
-    "Qwen2ForCausalLM": _QWEN2,
-    "Qwen3ForCausalLM": {**_QWEN2, "head_dim": 128},
-    "Qwen2MoeForCausalLM": {
-        **_QWEN2, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 24,
-        "num_attention_heads": 16, "num_key_value_heads": 16, "num_experts": 60,
-        "num_experts_per_tok": 4, "moe_intermediate_size": 1408,
-        "shared_expert_intermediate_size": 5632,
-    },
-    "Qwen3MoeForCausalLM": {
-        **_QWEN2, "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 24,
-        "num_key_value_heads": 4, "num_experts": 128, "num_experts_per_tok": 8,
-        "moe_intermediate_size": 768,
-    },
-    "MixtralForCausalLM": {
-        **_LLAMA, "intermediate_size": 14336, "num_key_value_heads": 8,
-        "max_position_embeddings": 131072, "num_experts": 8, "num_experts_per_tok": 2,
-    },
-    "MistralForCausalLM": {
-        **_LLAMA, "intermediate_size": 14336, "num_key_value_heads": 8,
-        "max_position_embeddings": 131072,
-    },
-    "PhiMoEForCausalLM": {
-        **_LLAMA, "vocab_size": 32064, "intermediate_size": 6400, "num_key_value_heads": 8,
-        "max_position_embeddings": 131072, "num_experts": 16, "num_experts_per_tok": 2,
-    },
-    "Phi3ForCausalLM": {
-        **_LLAMA, "vocab_size": 32064, "hidden_size": 3072, "intermediate_size": 8192,
-        "max_position_embeddings": 4096,
-    },
-    "GemmaForCausalLM": {
-        **_LLAMA, "vocab_size": 256000, "hidden_size": 3072, "intermediate_size": 24576,
-        "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 16,
-        "head_dim": 256, "max_position_embeddings": 8192, "tied": True,
-    },
-    "Gemma2ForCausalLM": {
-        **_GEMMA2, "vocab_size": 256000, "max_position_embeddings": 8192,
-    },
-    "Gemma3ForCausalLM": {
-        **_GEMMA2, "vocab_size": 262208, "max_position_embeddings": 131072,
-    },
-    "Glm4ForCausalLM": {
-        **_LLAMA, "vocab_size": 151552, "intermediate_size": 13696, "num_hidden_layers": 40,
-        "num_key_value_heads": 2, "head_dim": 128, "max_position_embeddings": 131072, "norms": 4,
-    },
-    "Glm4MoeForCausalLM": {
-        **_LLAMA, "vocab_size": 151552, "intermediate_size": 10944, "num_hidden_layers": 46,
-        "num_attention_heads": 96, "num_key_value_heads": 8, "max_position_embeddings": 131072,
-        "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 1408,
-        "first_dense": 1, "shared_experts": 1, "head_dim": None,  # hidden / heads, whole or not
-    },
-    # Experts have biases, its only MLP; the router too.
-    "GptOssForCausalLM": {
-        "vocab_size": 201088, "hidden_size": 2880, "intermediate_size": 2880,
-        "num_hidden_layers": 36, "num_attention_heads": 64, "num_key_value_heads": 8,
-        "head_dim": 64, "max_position_embeddings": 131072, "num_experts": 128,
-        "num_experts_per_tok": 4,
-    },
-    "Qwen3NextForCausalLM": {
-        "vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 5632,
-        "num_hidden_layers": 48, "num_attention_heads": 16, "num_key_value_heads": 2,
-        "head_dim": 256, "max_position_embeddings": 32768, "num_experts": 512,
-        "num_experts_per_tok": 10, "moe_intermediate_size": 512,
-        "shared_expert_intermediate_size": 512, "hybrid": True,
-    },
-    # Experts as DeepSeek-V2's, behind ordinary attention.
-    "DeepseekForCausalLM": {**_LLAMA, "vocab_size": 102400, "routed": True},
-    "DeepseekV2ForCausalLM": _LATENT,
-    "DeepseekV3ForCausalLM": {
-        **_LATENT, "vocab_size": 129280, "hidden_size": 7168, "intermediate_size": 18432,
-        "num_hidden_layers": 61, "num_attention_heads": 128, "max_position_embeddings": 4096,
-    },
-    "Glm4MoeLiteForCausalLM": {
-        **_LATENT, "vocab_size": 154880, "hidden_size": 2048, "intermediate_size": 10240,
-        "num_hidden_layers": 47, "num_attention_heads": 20, "max_position_embeddings": 202752,
-    },
-    "MiniCPM3ForCausalLM": {
-        "vocab_size": 73448, "hidden_size": 2560, "intermediate_size": 6400,
-        "num_hidden_layers": 62, "num_attention_heads": 40, "num_key_value_heads": None,
-        "max_position_embeddings": 32768, "tied": True, "expanded": True,
-    },
-}  # fmt: skip
-_QWEN3_5: Final[dict[str, Any]] = {
-    "vocab_size": 248320, "num_attention_heads": 16, "head_dim": 256,
-    "max_position_embeddings": 32768, "hybrid": True,
-}  # fmt: skip
-#: Language models that exist only inside a vision model.
-_INNER: Final[dict[str, dict[str, Any]]] = {
-    # Of Qwen2-VL and Qwen2.5-VL; engines run it as their Qwen2.
-    "Qwen2VLTextModel": {
-        **_QWEN2, "vocab_size": 152064, "hidden_size": 8192, "intermediate_size": 29568,
-        "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8,
-    },
-    "Qwen2_5OmniTextModel": {
-        **_QWEN2, "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944,
-        "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
-    },
-    "Qwen3VLTextModel": {**_QWEN2, "head_dim": 128, "max_position_embeddings": 128000},
-    "Qwen3VLMoeTextModel": {
-        **_QWEN2, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 24,
-        "num_attention_heads": 16, "num_key_value_heads": 16, "num_experts": 60,
-        "num_experts_per_tok": 4, "moe_intermediate_size": 1408,
-        "max_position_embeddings": 128000,
-    },
-    "Qwen3OmniMoeTextModel": {
-        **_QWEN2, "vocab_size": 3584, "hidden_size": 2048, "intermediate_size": 18944,
-        "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
-        "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768,
-    },
-    "Glm4vTextModel": {
-        **_LLAMA, "vocab_size": 151552, "intermediate_size": 13696, "num_hidden_layers": 40,
-        "num_key_value_heads": 2, "max_position_embeddings": 32768, "norms": 4,
-    },
-    "Qwen3_5TextModel": {**_QWEN3_5, "hidden_size": 4096, "intermediate_size": 12288,
-        "num_hidden_layers": 32, "num_key_value_heads": 4},
-    # There is no dense MLP; the shared expert's width stands in its place.
-    "Qwen3_5MoeTextModel": {
-        **_QWEN3_5, "hidden_size": 2048, "intermediate_size": 512, "num_hidden_layers": 40,
-        "num_key_value_heads": 2, "num_experts": 256, "num_experts_per_tok": 8,
-        "moe_intermediate_size": 512, "shared_expert_intermediate_size": 512,
-    },
-    "Llama4TextModel": {
-        **_LLAMA, "vocab_size": 202048, "hidden_size": 5120, "intermediate_size": 8192,
-        "num_hidden_layers": 48, "num_attention_heads": 40, "num_key_value_heads": 8,
-        "head_dim": 128, "max_position_embeddings": 131072,
-    },
-    "KimiK2ForCausalLM": _DEFAULTS["DeepseekV3ForCausalLM"],
-    "CogVLMForCausalLM": _LLAMA,
-    "MllamaForCausalLM": {
-        **_LLAMA, "vocab_size": 128256, "intermediate_size": 14336, "num_hidden_layers": 40,
-        "num_key_value_heads": 8, "max_position_embeddings": 131072,
-    },
-}  # fmt: skip
-
-#: Language models that the account covers, by ``architectures[0]``.
-TEXT_ARCHITECTURES: Final = frozenset(_DEFAULTS)
-
-#: The plain language model that engines run an inner one as.
-_RUN_AS: Final = {
-    "Qwen2VLTextModel": "Qwen2ForCausalLM",
-    "Qwen2_5OmniTextModel": "Qwen2ForCausalLM",
-    "Qwen3VLTextModel": "Qwen3ForCausalLM",
-    "Qwen3VLMoeTextModel": "Qwen3MoeForCausalLM",
-    "Qwen3OmniMoeTextModel": "Qwen3MoeForCausalLM",
-    "Llama4TextModel": "Llama4ForCausalLM",
-    "Qwen3_5TextModel": "Qwen3_5ForCausalLM",
-    "Qwen3_5MoeTextModel": "Qwen3_5MoeForCausalLM",
-    "Glm4vTextModel": "Glm4ForCausalLM",
-}
+#: Language models that the account covers, by ``architectures[0]``; text.yaml has others besides,
+#: that exist only inside a vision model.
+TEXT_ARCHITECTURES: Final = frozenset(
+    {
+        "DeepseekForCausalLM", "DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM",
+        "Gemma2ForCausalLM", "Gemma3ForCausalLM", "GemmaForCausalLM", "Glm4ForCausalLM",
+        "Glm4MoeForCausalLM", "Glm4MoeLiteForCausalLM", "GptOssForCausalLM",
+        "InternLM2ForCausalLM", "InternLM3ForCausalLM", "LlamaForCausalLM", "MiniCPM3ForCausalLM",
+        "MistralForCausalLM", "MixtralForCausalLM", "Phi3ForCausalLM", "PhiMoEForCausalLM",
+        "Qwen2ForCausalLM", "Qwen2MoeForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM",
+        "Qwen3NextForCausalLM",
+    }
+)  # fmt: skip
 
 _GPT_OSS: Final = "GptOssForCausalLM"
 _GLM_MOE: Final = "Glm4MoeForCausalLM"
@@ -242,6 +83,20 @@ _OTHER_LENGTH_KEYS: Final = (
     "max_seq_length", "seq_len",
 )  # fmt: skip
 _LARGEST_LENGTH: Final = 1 << 30
+#: Whose experts no bias helps to choose where ``topk_method`` is absent.
+_GREEDY: Final = frozenset({"DeepseekForCausalLM", "DeepseekV2ForCausalLM"})
+_NO_DEFAULTS: Final[Mapping[str, int]] = MappingProxyType({})
+_LINEAR: Final = "linear_attention"
+_FULL: Final = "full_attention"
+#: Every so manyth layer has attention where ``layer_types`` does not say. Source: Transformers.
+_INTERVAL: Final = 4
+
+
+@cache
+def _defaults() -> dict[str, dict[str, Any]]:
+    """Defaults of each class, of its own and inner language models."""
+    models: dict[str, dict[str, Any]] = load_yaml(preset_path("families", "text"))["models"]
+    return models
 
 
 def read_text(config: Section, architecture: str, *, tied: bool | None = None) -> TextDims:
@@ -249,22 +104,22 @@ def read_text(config: Section, architecture: str, *, tied: bool | None = None) -
 
     Args:
         config: config.json, or the part of it that describes the language model.
-        architecture: a key of this module's defaults.
+        architecture: a key of ``presets/families/text.yaml``.
         tied: whether head and embeddings are one tensor, where ``config`` does not say.
 
     Raises:
         UsageError: a dimension is missing, absurd or contradicts another.
     """
-    defaults = _DEFAULTS.get(architecture) or _INNER[architecture]
+    defaults = _defaults()[architecture]
     hidden = config.integer("hidden_size", defaults["hidden_size"], high=1 << 18)
     heads = _heads(config, defaults, hidden)
     layers = config.integer("num_hidden_layers", defaults["num_hidden_layers"], high=1 << 10)
     biases = _biases(config, architecture)
-    mla = read_mla(config) if "latent" in defaults else None
+    mla = _mla(config) if "latent" in defaults else None
     if "expanded" in defaults:
-        mla = read_expanded(config, hidden, heads.query)
+        mla = _expanded(config, hidden, heads.query)
     return TextDims(
-        architecture=_RUN_AS.get(architecture, architecture),
+        architecture=defaults.get("run_as", architecture),
         layers=layers,
         hidden=hidden,
         heads=heads.query,
@@ -278,14 +133,14 @@ def read_text(config: Section, architecture: str, *, tied: bool | None = None) -
         tie_word_embeddings=config.boolean(
             "tie_word_embeddings", defaults.get("tied", False) if tied is None else tied
         ),
-        delta=read_delta(config, layers) if "hybrid" in defaults else None,
+        delta=_delta(config, layers) if "hybrid" in defaults else None,
         output_gate="hybrid" in defaults,
         mla=mla,
         sinks=architecture == _GPT_OSS,
         qk_norm=architecture.startswith(("Qwen3", "Gemma3"))
         or (architecture == _GLM_MOE and config.boolean("use_qk_norm", False)),
         layer_norms=defaults.get("norms", 2),
-        moe=read_latent_experts(config, architecture, layers)
+        moe=_latent_experts(config, architecture, layers)
         if mla or "routed" in defaults
         else _moe(config, architecture, defaults, layers),
         qkv_bias=biases.qkv,
@@ -384,7 +239,7 @@ def _moe_behind_dense(config: Section, defaults: dict[str, Any], layers: int) ->
     dense = config.integer("first_k_dense_replace", defaults["first_dense"], low=0, high=1 << 10)
     if dense >= layers:
         raise config.error("first_k_dense_replace", "leaves no layer with experts")
-    return routed_experts(config, layers - dense, correction=True, defaults=defaults)
+    return _routed_experts(config, layers - dense, correction=True, defaults=defaults)
 
 
 def _sparse_layers(config: Section, layers: int, step: int) -> int:
@@ -423,3 +278,133 @@ def _length(config: Section, default: int) -> int:
         if type(value) is int and 0 < value < length:
             length = value
     return length
+
+
+def _mla(config: Section) -> MlaDims:
+    """Dims of the latents, which every published config names."""
+    return MlaDims(
+        kv_rank=config.integer("kv_lora_rank", high=1 << 16),
+        nope_dim=config.integer("qk_nope_head_dim", high=1 << 12),
+        rope_dim=config.integer("qk_rope_head_dim", high=1 << 12),
+        v_dim=config.integer("v_head_dim", high=1 << 12),
+        q_rank=config.integer("q_lora_rank", high=1 << 16) if "q_lora_rank" in config else 0,
+    )
+
+
+def _expanded(config: Section, hidden: int, heads: int) -> MlaDims:
+    """Latents of which LMDeploy caches what they expand to (MiniCPM3).
+
+    Absent keys take the defaults of its config class. Source: LMDeploy models/minicpm3.py.
+
+    Raises:
+        UsageError: dims that LMDeploy's class does not run.
+    """
+    values = hidden // heads
+    for key, only in (("v_head_dim", values), ("num_key_value_heads", heads)):
+        if config.integer(key, only) != only:
+            raise config.error(key, f"is not {only}, as LMDeploy takes it")
+    if "q_lora_rank" in config.values and config.values["q_lora_rank"] is None:
+        raise config.error("q_lora_rank", "is null, which LMDeploy does not run")
+    return MlaDims(
+        kv_rank=config.integer("kv_lora_rank", 256, high=1 << 16),
+        nope_dim=config.integer("qk_nope_head_dim", 64, high=1 << 12),
+        rope_dim=config.integer("qk_rope_head_dim", 32, high=1 << 12),
+        v_dim=values,
+        q_rank=config.integer("q_lora_rank", 768, high=1 << 16),
+        expanded=True,
+    )
+
+
+def _latent_experts(config: Section, architecture: str, layers: int) -> MoeDims | None:
+    """The experts of all layers but the first dense ones; None where there are none.
+
+    Biases that only choose experts are there by ``topk_method``, and in V3's and GLM's classes
+    where that is absent.
+    """
+    if "n_routed_experts" not in config:
+        return None
+    dense = config.integer("first_k_dense_replace", 0, low=0, high=1 << 10)
+    kinds = config.strings("mlp_layer_types")
+    if kinds:
+        dense = len(kinds) - kinds.count("sparse")
+    if config.integer("moe_layer_freq", 1, high=1 << 10) != 1 or "sparse" in kinds[:dense]:
+        raise config.error("moe_layer_freq", "has dense layers behind the first, of no account")
+    if dense >= layers:
+        return None
+    default = "greedy" if architecture in _GREEDY else "noaux_tc"
+    correction = config.string("topk_method", default) == "noaux_tc"
+    return _routed_experts(config, layers - dense, correction=correction)
+
+
+def _routed_experts(
+    config: Section, layers: int, *, correction: bool, defaults: Mapping[str, int] = _NO_DEFAULTS
+) -> MoeDims:
+    """Experts of so many layers, in DeepSeek's keys; shared ones are one MLP of their widths' sum.
+
+    Args:
+        config: of the language model.
+        layers: that have them.
+        correction: whether biases help to choose.
+        defaults: of keys that may be absent; no shared experts by default.
+    """
+    per_token = config.integer(
+        "num_experts_per_tok", defaults.get("num_experts_per_tok"), high=1 << 10
+    )
+    inter = config.integer(
+        "moe_intermediate_size", defaults.get("moe_intermediate_size"), high=1 << 20
+    )
+    return MoeDims(
+        experts=config.integer(
+            "n_routed_experts", defaults.get("num_experts"), low=per_token, high=1 << 13
+        ),
+        experts_per_token=per_token,
+        intermediate=inter,
+        layers=layers,
+        shared_intermediate=inter
+        * config.integer("n_shared_experts", defaults.get("shared_experts", 0), high=1 << 10),
+        shared_gate=False,
+        correction=correction,
+    )
+
+
+def _delta(config: Section, layers: int) -> DeltaDims | None:
+    """The delta nets of a Qwen3.5, None where every layer has attention.
+
+    Args:
+        config: the part of config.json that describes the language model.
+        layers: of the language model.
+
+    Raises:
+        UsageError: kinds of layers that are unknown or of another number, or heads that do not
+            divide.
+    """
+    keys = config.integer("linear_num_key_heads", 16, high=1 << 12)
+    values = config.integer("linear_num_value_heads", 32, high=1 << 12)
+    if values % keys:
+        raise config.error("linear_num_key_heads", f"{keys} does not divide {values} value heads")
+    linear = _linear_layers(config, layers)
+    if not linear:
+        return None
+    return DeltaDims(
+        layers=linear,
+        key_heads=keys,
+        value_heads=values,
+        key_dim=config.integer("linear_key_head_dim", 128, high=1 << 10),
+        value_dim=config.integer("linear_value_head_dim", 128, high=1 << 10),
+        kernel=config.integer("linear_conv_kernel_dim", 4, high=64),
+    )
+
+
+def _linear_layers(config: Section, layers: int) -> int:
+    if "layer_types" not in config:
+        interval = config.integer("full_attention_interval", _INTERVAL, high=1 << 10)
+        return layers - layers // interval
+    kinds = config.strings("layer_types")
+    if len(kinds) != layers:
+        raise config.error("layer_types", f"names {len(kinds)} layers of {layers}")
+    if other := set(kinds) - {_LINEAR, _FULL}:
+        raise config.error("layer_types", f"has an unknown kind: {min(other)[:40]!r}")
+    linear = kinds.count(_LINEAR)
+    if linear == layers:
+        raise config.error("layer_types", "leaves no layer with attention")
+    return linear

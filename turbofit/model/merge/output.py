@@ -16,8 +16,8 @@ from turbofit.core.json_types import JsonObject
 from turbofit.core.process.files import sync_folder
 from turbofit.core.process.progress import Step, tell
 from turbofit.core.units import format_bytes
+from turbofit.model.caches import cached_snapshot
 from turbofit.model.folder import INDEX, FolderFiles
-from turbofit.model.hub_cache import cached_snapshot
 from turbofit.model.merge.tensors import Piece, write_tensors
 from turbofit.model.names import read_name
 from turbofit.model.presets import HUB_ID, find_preset, load_preset

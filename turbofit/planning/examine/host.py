@@ -117,7 +117,7 @@ def shared_memory(host: Host, scene: Scene) -> Answer | None:
 
 def disk(sources: Sources, scene: Scene) -> Answer:
     """Where the hub's files go."""
-    from turbofit.model.hub_cache import hub_cache
+    from turbofit.model.caches import hub_cache
 
     cache, model = hub_cache(sources.environ), scene.model
     found, need = sources.disk_free(cache), model.weight_bytes if model else _DISK

@@ -1,6 +1,6 @@
 /* What the NVML stand-in's machine is: the pretend machine of the account (every process of it, in
  * the shared file), or where NVML_STANDIN_SCENARIO names a file, what that says. The file has one
- * "key value" a line (tests/nvml/standin.py writes it) and is read again on every call, so that a
+ * "key value" a line (tests/support/nvml.py writes it) and is read again on every call, so that a
  * test can change the machine in flight; without the file there is no driver. */
 #include "machine.h"
 #include "nvml.h"

@@ -2,7 +2,7 @@
 
 How to use it, in the `conftest.py` of a folder of tests::
 
-    from tests.nvml.standin import nvml_library, nvml_machine  # noqa: F401
+    from tests.support.nvml import nvml_library, nvml_machine  # noqa: F401
 
 and in a test::
 

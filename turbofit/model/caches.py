@@ -1,4 +1,4 @@
-"""Where the modelscope package keeps what it has downloaded, in the layout of each of its versions.
+"""Where huggingface_hub and modelscope keep what they have downloaded, by each version's layout.
 
 Imports nothing of ours: looking whether a checkpoint is there must cost next to nothing.
 """
@@ -6,12 +6,55 @@ Imports nothing of ours: looking whether a checkpoint is there must cost next to
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-__all__ = ["cache_root", "modelscope_folders", "uses_modelscope"]
+__all__ = [
+    "cached_snapshot", "has_config", "hub_cache", "modelscope_cache", "modelscope_folders",
+    "uses_modelscope",
+]  # fmt: skip
 
 #: What a repository's own branch is called there, and on the hubs that it mirrors.
 _BRANCHES = ("master", "main")
+
+
+def cached_snapshot(hub_id: str, revision: str | None) -> str | None:
+    """The folder of a hub id in the local hub cache, None where it is not there.
+
+    The layout is huggingface_hub's: ``models--ORG--NAME/refs/REVISION`` names a commit,
+    ``snapshots/COMMIT`` holds the files.
+    """
+    if hub_id.count("/") != 1 or ".." in hub_id or "\0" in hub_id:
+        return None
+    base = os.path.join(hub_cache(), "models--" + hub_id.replace("/", "--"))
+    wanted = revision or "main"
+    if not wanted.isprintable() or ".." in wanted:
+        return None
+    commit = wanted
+    try:
+        with open(os.path.join(base, "refs", *wanted.split("/")), encoding="ascii") as file:
+            commit = file.read(256).strip()
+    except (OSError, ValueError):
+        if revision is None:
+            return None
+    if not commit.isalnum():
+        return None
+    folder = os.path.join(base, "snapshots", commit)
+    return folder if has_config(folder) else None
+
+
+def hub_cache(environ: Mapping[str, str] = os.environ) -> str:
+    """Where huggingface_hub keeps its files, by the rules of its ``constants.py``.
+
+    It obeys a relative path, too. A variable that is empty is not set.
+    """
+    cache = environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE")
+    if not cache:
+        home = environ.get("HF_HOME")
+        if not home:
+            caches = environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
+            home = os.path.join(caches, "huggingface")
+        cache = os.path.join(home, "hub")
+    return os.path.expandvars(os.path.expanduser(cache))
 
 
 def uses_modelscope() -> bool:
@@ -19,7 +62,7 @@ def uses_modelscope() -> bool:
     return os.environ.get("LMDEPLOY_USE_MODELSCOPE", "").lower() == "true"
 
 
-def cache_root() -> str:
+def modelscope_cache() -> str:
     """The folder below which all versions of the package keep their files."""
     root = os.environ.get("MODELSCOPE_CACHE") or os.path.join("~", ".cache", "modelscope")
     return os.path.expanduser(root)
@@ -39,21 +82,21 @@ def modelscope_folders(hub_id: str, revision: str | None) -> Iterator[str]:
         not revision.isprintable() or {"..", "."} & {*revision.split("/")}
     ):
         return
-    root = cache_root()
+    root = modelscope_cache()
     snapshots = os.path.join(root, "models", f"{owner}--{name}", "snapshots")
     for branch in (revision,) if revision else _BRANCHES:
         folder = os.path.join(snapshots, *branch.split("/"))
-        if _has_config(folder):
+        if has_config(folder):
             yield folder
     masked = name.replace(".", "___")
     for above in ("models", os.path.join("hub", "models"), "hub", ""):
         for stored in dict.fromkeys((masked, name)):
             folder = os.path.join(root, above, owner, stored)
-            if _has_config(folder) and revision in {None, _version(folder)}:
+            if has_config(folder) and revision in {None, _version(folder)}:
                 yield folder
 
 
-def _has_config(folder: str) -> bool:
+def has_config(folder: str) -> bool:
     return os.path.isfile(os.path.join(folder, "config.json"))
 
 

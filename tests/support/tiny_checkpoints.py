@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from tests.model.conftest import write_safetensors
+from tests.support.checkpoints import write_safetensors
 from turbofit.model.checkpoint import Origin, Weights, read_checkpoint
 
 LLAMA = {

@@ -1,0 +1,190 @@
+"""The stand-in NVML, a healthy environment to spoil, and a host with room, for each check."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests.support.nvml import (
+    P2P_NVLINK,
+    Gpu,
+    Scenario,
+    gpu_3090,
+    gpu_h100,
+    in_process,
+    nvml_library,
+)
+from turbofit.core.machine import Host, Machine
+from turbofit.core.struct import NaType
+from turbofit.core.units import GIB
+from turbofit.kernels.census import Census
+from turbofit.kernels.released import released
+from turbofit.machine import nvml_machine
+from turbofit.planning.checks import DoctorReport, Finding, examine
+from turbofit.planning.examine.scene import Sources
+
+__all__ = ["HEALTHY", "Find", "Healthy", "Make", "nvml_library"]
+
+#: What a card in order says of itself.
+HEALTHY = {
+    "pcie_generation_now": 4, "pcie_width_now": 16, "pstate": 0, "persistence": 1, "ecc": 1,
+    "ecc_errors": 0, "rows_pending": 0, "rows_failed": 0, "slow": 0, "temperature": 50,
+}  # fmt: skip
+
+
+class Healthy(Sources):
+    """An environment in order; a test spoils single attributes."""
+
+    def __init__(self, root: Path, **environ: str) -> None:
+        super().__init__({"HOME": "/users/one", **environ}, str(root))
+        (root / "proc").mkdir(parents=True)
+        (root / "proc/cmdline").write_text("quiet")
+        for folder in ("sys/kernel/iommu_groups", "sys/bus/pci/devices", "sys/class/infiniband"):
+            (root / folder).mkdir(parents=True)
+        self.packages: dict[str, str] = {
+            "lmdeploy": "0.18.0", "torch": "2.12.1", "transformers": "5.17.0", "triton": "3.7.0",
+            "xgrammar": "0.2.8",
+        }  # fmt: skip
+        self.modules: set[str] = set()
+        self.records: dict[str, int] = {"nvidia-nccl-cu12": 400}
+        self.packages["nvidia-nccl-cu12"] = "2.32.3"
+        (root / "libnccl.so.2").write_bytes(bytes(400))
+        self.demands: list[str] | None = [
+            "torch<=2.12.1,>=2.0.0", "transformers!=5.0.*,>=4.56.0", "torch>=9; extra == 'all'",
+        ]  # fmt: skip
+        self.built: list[str] | None = ["sm_75", "sm_80", "sm_86", "sm_90", "compute_120"]
+        self.log: str | None = "nothing of note"
+        self.locked: int | NaType | None = None
+        self.disk: tuple[int, bool] | None = (500 * GIB, True)
+        self.port: str | None = None
+        self.census: Census | None = released((0, 18, 0))
+        (root / "torch").mkdir()
+        (root / "torch/version.py").write_text("cuda: Optional[str] = '12.8'\n")
+        (root / "lmdeploy/turbomind").mkdir(parents=True)
+        (root / "lmdeploy/turbomind/_turbomind.cpython-311-x86_64-linux-gnu.so").write_text("")
+
+    def kernels(self) -> Census | None:
+        return self.census
+
+    def version(self, package: str) -> str | None:
+        return self.packages.get(package)
+
+    def has_module(self, name: str) -> bool:
+        return name in self.modules
+
+    def recorded(self, package: str, name: str) -> tuple[Path, int] | None:
+        size = self.records.get(package)
+        return None if size is None else (self.root / name, size)
+
+    def requires(self, package: str) -> list[str] | None:
+        return self.demands
+
+    def package_folder(self, package: str) -> Path | None:
+        folder = self.root / package
+        return folder if folder.is_dir() else None
+
+    def torch_architectures(self) -> list[str] | None:
+        return self.built
+
+    def kernel_log(self) -> str | None:
+        return self.log
+
+    def locked_memory(self) -> int | NaType | None:
+        return self.locked
+
+    def disk_free(self, path: str) -> tuple[int, bool] | None:
+        return self.disk
+
+    def port_problem(self, host: str, port: int) -> str | None:
+        return self.port
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Callable[..., Healthy]:
+    made = itertools.count()
+
+    def make(**environ: str) -> Healthy:
+        return Healthy(tmp_path / f"root{next(made)}", **environ)
+
+    return make
+
+
+@pytest.fixture
+def checkup(nvml_library: Path, tmp_path: Path) -> Callable[..., DoctorReport]:
+    """Examine a scenario of GPUs with the real pynvml over the stand-in."""
+
+    def run(scenario: Scenario | None, places: Sources, **options: Any) -> DoctorReport:
+        with in_process(nvml_library, scenario, tmp_path):
+            return examine(places, **options)
+
+    return run
+
+
+@pytest.fixture
+def find(checkup: Callable[..., DoctorReport]) -> Callable[..., Finding]:
+    """One finding of a checkup."""
+
+    def run(check: str, scenario: Scenario | None, places: Sources, **options: Any) -> Finding:
+        report = checkup(scenario, places, **options)
+        found = [one for one in report.findings if one.check == check]
+        assert len(found) == 1, (check, report.findings)
+        return found[0]
+
+    return run
+
+
+def card(index: int = 0, **changes: Any) -> Gpu:
+    """A 3090 in order."""
+    condition = HEALTHY | changes.pop("condition", {})
+    return gpu_3090(index, condition=condition, **changes)
+
+
+def server_card(index: int = 0, **changes: Any) -> Gpu:
+    """An H100 in order."""
+    condition = HEALTHY | {"pcie_generation_now": 5} | changes.pop("condition", {})
+    return gpu_h100(index, condition=condition, **changes)
+
+
+def two(**changes: Any) -> Scenario:
+    """Two server cards that reach each other over NVLink."""
+    return Scenario([server_card(0, **changes), server_card(1, **changes)], p2p=P2P_NVLINK)
+
+
+def remove(places: Healthy, folder: str) -> None:
+    """A folder that the machine does not have."""
+    shutil.rmtree(places.root / folder)
+
+
+Make = Callable[..., Healthy]
+Find = Callable[..., Finding]
+
+
+@pytest.fixture(autouse=True)
+def roomy_host(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The host's figures, which a test may change before it looks."""
+    host: dict[str, Any] = {
+        "ram_total": 64 * GIB, "ram_available": 48 * GIB, "shm_available": 32 * GIB, "cpus": 16,
+    }  # fmt: skip
+    real = nvml_machine.measure_in_time
+
+    def measure(environ: Any) -> Machine:
+        return msgspec.structs.replace(real(environ), host=Host(**host))
+
+    monkeypatch.setattr(nvml_machine, "measure_in_time", measure)
+    return host
+
+
+@pytest.fixture
+def port() -> int:
+    """A port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        free: int = probe.getsockname()[1]
+        return free
