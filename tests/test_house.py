@@ -223,7 +223,7 @@ def test_nobody_asks_an_engine_for_its_name() -> None:
         assert asks_for_engine(ast.parse(text)), text
     # A package, and a table.
     assert not asks_for_engine(ast.parse("x in ('torch', 'transformers')\nt = {'pytorch': 1}[x]"))
-    answers = {"turbofit/core/plan.py", "turbofit/memory/engine.py", "turbofit/memory/engines.py"}
+    answers = {"turbofit/core/plan.py", "turbofit/memory/account.py", "turbofit/memory/engines.py"}
     folders = tuple(f"turbofit/memory/{name}/" for name in get_args(EngineName))
     places = {str(path.relative_to(ROOT)): path for path in PACKAGE}
     found = {

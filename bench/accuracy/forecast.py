@@ -8,13 +8,10 @@ from turbofit.core.model import Model
 from turbofit.core.plan import GpuLedger, Settings
 from turbofit.core.struct import Struct
 from turbofit.core.units import MIB
-from turbofit.memory.engine import Engine
+from turbofit.memory.account import NO_IMAGES, POOL_WARMUP, Engine, EngineLaunch, VisionLoad
 from turbofit.memory.engines import engine_named
-from turbofit.memory.launch import EngineLaunch
-from turbofit.memory.legacy.legacy_account import GroupAccount
-from turbofit.memory.legacy.legacy_engines import LegacyPytorch, LegacyTurbomind
-from turbofit.memory.shared_terms import POOL_WARMUP
-from turbofit.memory.vision_load import NO_IMAGES, VisionLoad
+from turbofit.memory.legacy.pytorch import LegacyPytorch
+from turbofit.memory.legacy.turbomind import GroupAccount, LegacyTurbomind
 
 __all__ = ["Forecast", "forecast"]
 

@@ -15,8 +15,8 @@ from bench.gpu.terms import AFTER, BEFORE, after_cache, before_cache
 from turbofit.core.plan import Plan
 from turbofit.core.presets import load_yaml, presets_dir
 from turbofit.core.struct import NA
-from turbofit.memory.shared_terms import HOPPER, POOL_WARMUP
-from turbofit.memory.turbomind.constants import load_constants
+from turbofit.memory.account import HOPPER, POOL_WARMUP
+from turbofit.memory.turbomind.weights import load_constants
 
 __all__ = ["Implied", "Reading", "implied", "memory_readings", "sums", "value_of"]
 

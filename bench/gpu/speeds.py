@@ -23,7 +23,7 @@ from turbofit.core.machine import Gpu
 from turbofit.core.plan import Plan
 from turbofit.memory.engines import engine_named
 from turbofit.model.source import resolve_model
-from turbofit.tuner.speed.rates import GpuRates, StepWork, rates, work_of
+from turbofit.tuner.speed import GpuRates, StepWork, rates, work_of
 
 __all__ = ["Point", "beside", "ceilings", "points", "speed_readings"]
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from turbofit.core.plan import Plan
 from turbofit.memory.engines import engine_named
-from turbofit.tuner.speed.rates import card_of, rates, work_of
+from turbofit.tuner.speed import card_of, rates, work_of
 
 __all__ = ["SECONDS", "Sized", "attention_flops", "request_seconds", "sized", "sizes", "told"]
 

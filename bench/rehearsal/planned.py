@@ -24,8 +24,8 @@ from turbofit.core.draft import Draft
 from turbofit.core.model import TextDims
 from turbofit.core.plan import GpuLedger, Plan
 from turbofit.core.units import MIB
-from turbofit.memory.pytorch.constants import segments
-from turbofit.memory.shared_terms import POOL_WARMUP
+from turbofit.memory.account import POOL_WARMUP
+from turbofit.memory.pytorch.weights import segments
 from turbofit.model.draft_reader import read_draft
 from turbofit.model.source import resolve_model
 from turbofit.rehearse.checkpoint.twin import checkpoint_for, speculative_of

@@ -303,9 +303,9 @@ def _installed_and_shown(one: World) -> _Replacements:
 def _pure() -> _Replacements:
     """What is remembered, or is for people: a quarter of a day's processor time."""
     yield f"{_SERVE}.planner.best_plan", remembered(planner.best_plan)
-    yield "turbofit.tuner.engine_plan.remedies", lambda *_: _HELPS
-    yield "turbofit.tuner.engine_plan.speed_remedies", lambda *_: ()
-    yield "turbofit.tuner.engine_plan.limit_costs", lambda *_: ()
+    yield "turbofit.tuner.choose.remedies", lambda *_: _HELPS
+    yield "turbofit.tuner.choose.speed_remedies", lambda *_: ()
+    yield "turbofit.tuner.choose.limit_costs", lambda *_: ()
     yield f"{_ENGINE}.worst_requests.flat_png", _drawn
 
 

@@ -12,7 +12,7 @@ from bench.speed.report import Results, published_errors, report, with_errors
 from bench.speed.rows import HERE, Row, read_rows
 from bench.speed.score import score
 from turbofit.core.presets import preset_path
-from turbofit.tuner.speed.rates import rates
+from turbofit.tuner.speed import rates
 
 __all__ = ["main", "results_of"]
 

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from bench.speed.forecast import Setup
 from bench.speed.score import Score, loss, score
-from turbofit.tuner.speed.rates import Rates
+from turbofit.tuner.speed import Rates
 
 __all__ = ["FITTED", "fit", "left_out_scores"]
 

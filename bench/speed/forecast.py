@@ -12,16 +12,19 @@ from turbofit.core.machine import Machine
 from turbofit.core.model import Model
 from turbofit.core.plan import Settings
 from turbofit.core.struct import Struct, known
-from turbofit.memory.engine import default_batch_size
+from turbofit.memory.account import default_batch_size
 from turbofit.memory.engines import engine_named
-from turbofit.tuner.speed.links import all_reduce_of
-from turbofit.tuner.speed.rates import Rates, StepWork, card_of, work_of
-from turbofit.tuner.speed.throughput import (
+from turbofit.tuner.speed import (
     BatchLimits,
     ClosedLoad,
     GroupRates,
+    Rates,
     Speed,
+    StepWork,
+    all_reduce_of,
+    card_of,
     speed_of,
+    work_of,
 )
 
 __all__ = ["Setup", "forecast", "setup_of"]

@@ -13,7 +13,7 @@ from bench.speed.fit import FITTED, fit
 from bench.speed.forecast import Setup
 from bench.speed.rows import Row
 from bench.speed.score import Score, curves, median_of, order, p90_of
-from turbofit.tuner.speed.rates import rates
+from turbofit.tuner.speed import rates
 
 __all__ = ["Results", "published_errors", "report", "with_errors"]
 

@@ -10,7 +10,7 @@ from statistics import fmean, median
 
 from bench.speed.forecast import Setup, forecast
 from turbofit.core.struct import Struct
-from turbofit.tuner.speed.rates import Rates
+from turbofit.tuner.speed import Rates
 
 __all__ = ["Curve", "Score", "curves", "loss", "median_of", "order", "p90_of", "score"]
 

@@ -17,8 +17,8 @@ from turbofit import api
 from turbofit.core.plan import Plan
 from turbofit.core.struct import to_builtins
 from turbofit.machine.source import machine_from
-from turbofit.memory.turbomind.constants import load_constants
-from turbofit.tuner.speed.rates import rates
+from turbofit.memory.turbomind.weights import load_constants
+from turbofit.tuner.speed import rates
 
 MIB = 1 << 20
 CARD = "1xh200:used=116GiB"

@@ -15,7 +15,7 @@ from bench.speed.report import published_errors, report, with_errors
 from bench.speed.rows import HERE, Row, read_rows
 from bench.speed.score import curves, loss, median_of, order, p90_of, score
 from turbofit.core.presets import preset_path
-from turbofit.tuner.speed.rates import rates
+from turbofit.tuner.speed import rates
 
 PLANTED = replace(
     rates(FITTED), memory_efficiency=0.7, compute_efficiency=0.6, layer_seconds=60e-6

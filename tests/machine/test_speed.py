@@ -19,8 +19,7 @@ from turbofit.core.struct import decode, to_json
 from turbofit.machine import speed
 from turbofit.machine.spec import parse_spec
 from turbofit.machine.speed import keep, measure_speed, recall, with_measured
-from turbofit.tuner.speed.links import LinkClass, all_reduce_of, group_class
-from turbofit.tuner.speed.rates import card_of, rates
+from turbofit.tuner.speed import LinkClass, all_reduce_of, card_of, group_class, rates
 
 PROGRAM = Path(speed.__file__).with_name("speed_program.py")
 

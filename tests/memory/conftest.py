@@ -8,12 +8,13 @@ import pytest
 from msgspec.structs import replace
 
 from turbofit.core.machine import Gpu, Link, Machine
+from turbofit.core.model import Model
 from turbofit.core.plan import Settings
 from turbofit.core.units import MIB
-from turbofit.memory.launch import EngineLaunch
+from turbofit.machine.source import machine_from
+from turbofit.memory.account import NO_IMAGES, EngineLaunch, VisionLoad
 from turbofit.memory.turbomind.account import TurbomindAccount
-from turbofit.memory.turbomind.constants import EngineConstants, load_constants
-from turbofit.memory.vision_load import NO_IMAGES, VisionLoad
+from turbofit.memory.turbomind.weights import EngineConstants, load_constants
 from turbofit.model.source import resolve_model
 
 
@@ -49,9 +50,51 @@ def machine_of(count: int, *, peers: bool = False, nvlinks: int = 0, **kw: int) 
     )
 
 
+def launch_on(
+    on: str | Machine,
+    model: str | Model,
+    *,
+    units: int | None = 0,
+    images: int = 1,
+    margin: int = 0,
+    free: int | None = None,
+    **settings: object,
+) -> EngineLaunch:
+    """An engine on the first cards of a machine.
+
+    Args:
+        on: a SPEC, or the machine itself.
+        model: a preset's name, or the model itself.
+        units: of an image; None: the worst image's.
+        images: of a request.
+        margin: MiB to leave on each card.
+        free: bytes that a log says are free when the cache is sized.
+        settings: the engine's options.
+    """
+    read = resolve_model(model) if isinstance(model, str) else model
+    machine = machine_from(on) if isinstance(on, str) else on
+    options, rule, load = Settings(**settings), read.image_rule, NO_IMAGES
+    if rule is not None and units is None:
+        units = rule.worst_units()
+    if rule is not None and units:
+        tokens = rule.unit_tokens(units) * images
+        load = VisionLoad(
+            units_per_image=units, images_per_request=images, tokens_per_request=tokens
+        )
+    return EngineLaunch(
+        model=read,
+        settings=options,
+        gpus=machine.gpus[: options.tp],
+        machine=machine,
+        vision_load=load,
+        margins=(margin * MIB,) * options.tp,
+        free_at_cache=free,
+    )
+
+
 @dataclass
 class Case:
-    """An account to be made, with what a test changes."""
+    """A TurboMind account to be made, with what a test changes."""
 
     model: str
     tp: int = 1
@@ -60,28 +103,14 @@ class Case:
     step: int | None = None
 
     def settings(self, **changes: object) -> Settings:
-        base = {"tp": self.tp, "max_batch_size": 128, "session_len": 32768}
-        return Settings(**{**base, **changes})
+        return Settings(**{"tp": self.tp, "max_batch_size": 128, "session_len": 32768, **changes})
 
-    def account(self, units: int = 0, **changes: object) -> TurbomindAccount:
-        model = resolve_model(self.model)
-        vision_load = NO_IMAGES
-        if units:
-            assert model.image_rule is not None
-            vision_load = VisionLoad(
-                units_per_image=units,
-                images_per_request=1,
-                tokens_per_request=model.image_rule.unit_tokens(units),
-            )
-        machine = machine_of(self.tp)
-        launch = EngineLaunch(
-            model=model,
-            settings=self.settings(**changes),
-            gpus=machine.gpus,
-            machine=machine,
-            vision_load=vision_load,
-            margins=(self.margin * MIB,) * self.tp,
-        )
+    def account(
+        self, units: int = 0, machine: Machine | None = None, free: int | None = None, **changes
+    ) -> TurbomindAccount:
+        base = {"tp": self.tp, "max_batch_size": 128, "session_len": 32768, **changes}
+        machine = machine or machine_of(self.tp)
+        launch = launch_on(machine, self.model, units=units, margin=self.margin, free=free, **base)
         constants = load_constants()
         if self.step is not None:
             constants = replace(constants, pool_granularity=self.step * MIB)

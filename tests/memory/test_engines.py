@@ -1,13 +1,28 @@
-"""Which engine runs a model, and which versions of LMDeploy turbofit has an account of it for."""
+"""Which engine runs a model, whose account answers for a version, which releases list a model."""
 
 from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
+import turbofit
 from turbofit.core.errors import UsageError
 from turbofit.core.model import Quantization
+from turbofit.core.presets import load_yaml, preset_path, presets_dir
+from turbofit.memory import versions
 from turbofit.memory.engines import check_options, engine_for, engine_named
+from turbofit.memory.versions import account_version, doubt, is_legacy, not_listed, parse, written
+from turbofit.model.families.engines import TURBOMIND_VISION
+from turbofit.model.families.registry import VISION_READERS
+from turbofit.model.families.text import TEXT_ARCHITECTURES, TURBOMIND_TEXT
+from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
 
 
@@ -18,6 +33,7 @@ from turbofit.model.source import resolve_model
         ("glm-4.7-flash", "turbomind", "multi-head latent attention"),
         ("deepseek-v2-lite", "pytorch", "multi-head latent attention"),
         ("gpt-oss-20b", "turbomind", "attention sinks"),
+        ("qwen3-omni-30b-a3b", "pytorch", "an audio tower"),
     ],
 )
 def test_what_older_versions_hold_otherwise_is_refused_there(
@@ -62,3 +78,175 @@ def test_lmdeploy_s_reasons_come_before_transformers(
     assert 0 < text.index(said) < text.index("Transformers runs")
     assert text.startswith("TurboMind 0.18 has no encoder")
     assert "not quantised" in told.value.hint
+
+
+#: Predictions, as JSON without the time at which they were made, by version and engine.
+PREDICT = """
+import json, sys
+from pathlib import Path
+from turbofit.core import presets
+if len(sys.argv) > 1:
+    presets.presets_dir = lambda: Path(sys.argv[1])
+    from turbofit.memory import versions
+    versions.REFERENCE = "0.19"
+import turbofit
+made = {}
+for engine, versions in json.load(sys.stdin).items():
+    for version in versions:
+        plan = turbofit.predict("internvl2-8b", on="2xrtx3090", tp=2, engine=engine,
+                                lmdeploy=version or None)
+        made[f"{engine} {version}"] = json.loads(plan.to_json()) | {"created": ""}
+json.dump(made, sys.stdout)
+"""
+OLDER = {"turbomind": ["0.5.3", "0.12.0", "0.15.0", "0.16.0", "0.17.0", "0.18.0"],
+         "pytorch": ["0.6.0", "0.10.0", "0.18.0"]}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("version", "numbers"),
+    [("0.6", (0, 6, 0)), ("v0.5.2.post1", (0, 5, 2)), ("0.19.0rc1", (0, 19, 0)), ("new", None)],
+)
+def test_a_version_s_numbers(version: str, numbers: tuple[int, int, int] | None) -> None:
+    assert parse(version) == numbers
+
+
+def test_each_version_has_an_account_or_the_nearest_older_one_s() -> None:
+    assert is_legacy("0.17.9")
+    assert not is_legacy("0.18.0")
+    assert [account_version("turbomind", v) for v in ("0.18.3", "0.19", "1.2", "new", "0.17")] == [
+        "0.18", "0.18", "0.18", None, None,
+    ]  # fmt: skip
+    assert doubt("turbomind", None) is doubt("pytorch", "0.18.1") is None
+    assert "0.19 is newer than 0.18" in str(doubt("pytorch", "0.19"))
+
+
+def test_a_newer_version_is_the_nearest_older_one_with_twice_the_margin() -> None:
+    known = turbofit.predict("internvl2-8b", on="1xrtx3090")
+    newer = turbofit.predict("internvl2-8b", on="1xrtx3090", lmdeploy="0.19.0")
+    assert engine_named("turbomind", "0.19.0").version == newer.engine.version == "0.18"
+    assert newer.gpus[0].margin == 2 * known.gpus[0].margin
+    assert newer.gpus[0].peak == known.gpus[0].peak
+    assert "LMDeploy 0.19.0 is newer than 0.18" in newer.warnings[0]
+    # Who says what to leave free knows better.
+    asked = turbofit.predict("internvl2-8b", on="1xrtx3090", lmdeploy="0.19.0", margin="1GiB")
+    assert asked.gpus[0].margin == 1 << 30
+
+
+def test_another_reference_changes_no_older_version_s_answer(tmp_path: Path) -> None:
+    folder = tmp_path / "presets"
+    shutil.copytree(presets_dir(), folder)
+    for engine in OLDER:
+        text = (folder / "engines" / f"{engine}-0.18.yaml").read_text()
+        text = text.replace("0.18", "0.19").replace("value: 1", "value: 2")
+        (folder / "engines" / f"{engine}-0.19.yaml").write_text(text)
+
+    def made(versions: dict[str, list[str]], *words: str) -> dict[str, object]:
+        ran = subprocess.run(
+            [sys.executable, "-c", PREDICT, *words],
+            input=json.dumps(versions), capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        return dict(json.loads(ran.stdout))
+
+    before, after = made(OLDER), made(OLDER, str(folder))
+    assert after == before
+    now = {engine: [""] for engine in OLDER}
+    moved = made(now, str(folder))
+    assert moved != made(now)
+    assert all("0.19" in str(one) for one in moved.values())
+
+
+@pytest.mark.parametrize(
+    ("model", "version", "engine"),
+    [
+        ("qwen3-8b", "0.7.3", "turbomind"),
+        ("qwen3-8b", "0.7", "turbomind"),  # some 0.7.x does
+        ("qwen3-8b", "v0.8.0.post1", "turbomind"),
+        ("qwen3-8b", "0.18.0", "turbomind"),
+        ("mixtral-8x7b", "0.6.2", "turbomind"),
+        ("mixtral-8x7b", "0.6.1", "pytorch"),
+        ("qwen2-vl-2b", "0.6.3", "pytorch"),  # TurboMind from 0.9.2 on
+        ("qwen2-vl-2b", "0.10.0", "turbomind"),
+        ("qwen2-vl-2b", "0.14.0", "pytorch"),  # TurboMind lost it, and has it again from 0.16 on
+        ("qwen2.5-vl-7b", "0.15", "pytorch"),
+        ("qwen2.5-vl-7b", "0.16", "turbomind"),
+        ("llava-1.5-7b", "0.13.0", "turbomind"),
+        ("llava-1.5-7b", "0.14.0", "pytorch"),
+        ("qwen3-vl-8b", "0.16.0", "pytorch"),  # TurboMind never had its tower
+        ("intern-s1-pro", "0.17.0", "pytorch"),
+        ("internvl2-8b", "0.4.0", "turbomind"),
+        ("llama-2-7b", "0.2.0", "turbomind"),  # older than LMDeploy's lists
+        ("llava-1.5-7b", "0.3.0", "turbomind"),  # in its own format
+    ],
+)
+def test_the_engine_that_knew_it_is_taken(model: str, version: str, engine: str) -> None:
+    assert engine_for(preset_model(model), version=version).name == engine
+
+
+@pytest.mark.parametrize(
+    ("model", "version", "words"),
+    [
+        ("qwen3-8b", "0.5.3", "turbomind engine of LMDeploy 0.5.3 does not run Qwen3ForCausalLM"),
+        ("qwen3-8b", "0.7.2", "which came with 0.7.3"),
+        ("qwen2-vl-2b", "0.5.3", "does not run Qwen2VLForConditionalGeneration"),
+        ("internvl3.5-8b", "0.7.2", "does not run Qwen3ForCausalLM"),  # its language model
+        ("smolvlm-256m", "0.16.0", "0.16.0 does not run Idefics3ForConditionalGeneration\n"),
+        ("llama-3.2-11b-vision", "0.12.0", "does not run MllamaForConditionalGeneration"),
+    ],
+)
+def test_what_a_version_did_not_know_is_refused(model: str, version: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        engine_for(preset_model(model), version=version)
+
+
+def test_the_other_engine_is_named_where_it_knew_the_model() -> None:
+    with pytest.raises(UsageError) as told:
+        engine_for(preset_model("mixtral-8x7b"), "turbomind", "0.6.0")
+    assert told.value.hint == "--engine pytorch does"
+
+
+@pytest.mark.parametrize(
+    ("model", "engine", "version", "words"),
+    [
+        ("qwen2-vl-7b", "turbomind", "0.9.1", "which came with 0.9.2"),
+        ("qwen2-vl-7b", "turbomind", "0.14", "which left with 0.14.0 and came back with 0.16.0"),
+        ("qwen2-vl-7b", "turbomind", "0.15.0", "which left with 0.14.0 and came back with 0.16.0"),
+        ("llama-3.2-11b-vision", "pytorch", "0.12", "which left with 0.12.0"),
+        ("qwen3-vl-8b", "turbomind", "0.17.0", "does not run Qwen3VLForConditionalGeneration"),
+        ("kimi-k2.5", "pytorch", "0.16", "which came with 0.17.0"),
+    ],
+)
+def test_when_it_came_and_left_is_said(model: str, engine: str, version: str, words: str) -> None:
+    assert (not_listed(preset_model(model), engine, version) or "").endswith(words)
+
+
+def test_no_inner_model_is_newer_than_the_vision_model_that_has_it() -> None:
+    """Else a vision model would be refused whose class builds its language model itself."""
+    for name in ("gemma-3-4b", "glm-4.1v-9b", "qwen3-vl-8b", "intern-s1-mini", "internvl3-8b-hf"):
+        model = preset_model(name)
+        for engine in ("turbomind", "pytorch"):
+            for span in versions._spans(engine).get(model.architecture, ()):
+                assert not_listed(model, engine, span.came) is None, name
+
+
+def test_each_release_is_an_older_one_in_order_and_lists_what_turbofit_reads() -> None:
+    data: dict[str, Any] = load_yaml(preset_path("engines", "architectures"))
+    for engine in ("turbomind", "pytorch"):
+        releases = list(data[engine])
+        assert releases == sorted(releases, key=written)
+        assert set(versions._spans(engine)) <= TEXT_ARCHITECTURES | set(VISION_READERS)
+
+
+def test_the_last_list_is_that_of_the_reference() -> None:
+    """What the reference runs by its own tables is listed at the end, and nothing has left."""
+    names = TEXT_ARCHITECTURES | set(VISION_READERS)
+    listed = {
+        name for name, spans in versions._spans("turbomind").items() if spans[-1].left is None
+    }
+    assert listed == (TURBOMIND_TEXT | TURBOMIND_VISION) & names
+
+
+def test_a_damaged_file_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versions, "load_yaml", lambda _: {"turbomind": 1})
+    versions._spans.cache_clear()
+    with pytest.raises(UsageError, match=r"architectures\.yaml is damaged"):
+        not_listed(preset_model("qwen3-8b"), "turbomind", "0.5.3")

@@ -5,16 +5,13 @@ import re
 import pytest
 from msgspec.structs import replace
 
-from tests.memory.conftest import card, machine_of
+from tests.memory.conftest import launch_on, machine_of
 from turbofit.core.errors import UsageError
-from turbofit.core.model import Model, Quantization
-from turbofit.core.plan import Settings
+from turbofit.core.model import Quantization
 from turbofit.core.presets import load_yaml, preset_path
 from turbofit.core.struct import NA
 from turbofit.memory import known_bad
 from turbofit.memory.known_bad import KnownProblem, known_problems
-from turbofit.memory.launch import EngineLaunch
-from turbofit.memory.vision_load import NO_IMAGES
 from turbofit.model.source import resolve_model
 
 ROWS = {row.id: row for row in known_bad._rows()}
@@ -24,15 +21,12 @@ AWQ = Quantization(method="awq", bits=4, group_size=128)
 
 def launch(model: str, capability=(8, 6), weights: Quantization | None = None, **options):
     """A launch of a preset model on cards of a capability."""
-    settings = Settings(**{"tp": 1, **options})
-    found: Model = resolve_model(model)
+    machine = machine_of(options.get("tp", 1))
+    gpus = tuple(replace(gpu, compute_capability=capability) for gpu in machine.gpus)
+    found = resolve_model(model)
     if weights is not None:
         found = replace(found, quantization=weights)
-    gpus = tuple(replace(card(i), compute_capability=capability) for i in range(settings.tp))
-    return EngineLaunch(
-        model=found, settings=settings, gpus=gpus, machine=machine_of(settings.tp),
-        vision_load=NO_IMAGES,
-    )  # fmt: skip
+    return launch_on(replace(machine, gpus=gpus), found, **options)
 
 
 #: For each row: a launch that has it, its engine, versions at its ends, versions outside, and

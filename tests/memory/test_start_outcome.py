@@ -5,26 +5,16 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from tests.memory.conftest import Case, card, machine_of
+from tests.memory.conftest import card, launch_on, machine_of
 from turbofit.core.units import MIB
-from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.start_outcome import outcome_at, outcome_without_cache, outcomes_at
 from turbofit.memory.turbomind.account import TurbomindAccount
-from turbofit.memory.turbomind.constants import EngineConstants
-from turbofit.memory.vision_load import VisionLoad
-from turbofit.model.source import resolve_model
+from turbofit.memory.turbomind.weights import EngineConstants, load_constants
 
 
 @pytest.fixture(scope="module")
-def bare(constants_bare: EngineConstants) -> EngineConstants:
-    return constants_bare
-
-
-@pytest.fixture(scope="module")
-def constants_bare() -> EngineConstants:
+def bare() -> EngineConstants:
     """The constants without what a pretend card does not charge; its pools grew by 2 MiB."""
-    from turbofit.memory.turbomind.constants import load_constants
-
     base = load_constants()
     return replace(
         base,
@@ -37,23 +27,19 @@ def constants_bare() -> EngineConstants:
 
 
 def account_on(
-    total: int, units: int, constants: EngineConstants, **changes: object
+    total: int,
+    units: int,
+    constants: EngineConstants,
+    model: str = "internvl2-8b",
+    at_once: int | None = None,
+    **changes: object,
 ) -> TurbomindAccount:
-    """InternVL2-8B on a card of so many MiB, 300 used; the context is taken out of ``used``."""
-    context = 360
-    gpu = card(total=total + context, used=300)
-    vision_load = VisionLoad(
-        units_per_image=units, images_per_request=1, tokens_per_request=units * 256
-    )
-    launch = EngineLaunch(
-        model=resolve_model("internvl2-8b"),
-        settings=Case("internvl2-8b").settings(**changes),
-        gpus=(gpu,),
-        machine=machine_of(1),
-        vision_load=vision_load,
-        margins=(0,),
-    )
-    return TurbomindAccount(launch, constants)
+    """An account on a card of so many MiB, 300 used; the context is taken out of ``used``."""
+    machine = replace(machine_of(1), gpus=(card(total=total + 360, used=300),))
+    base = {"max_batch_size": 128, "session_len": 32768, **changes}
+    launch = launch_on(machine, model, units=units, **base)
+    load = replace(launch.vision_load, units_per_forward=at_once)
+    return TurbomindAccount(replace(launch, vision_load=load), constants)
 
 
 def test_15360_mib_die_while_loading(bare):
@@ -79,18 +65,7 @@ def test_ratio_0_95_dies_in_the_warm_up(bare):
 @pytest.mark.parametrize(("units", "kind"), [(26, "serves"), (32, "serves"), (40, "request")])
 def test_ratio_0_905_dies_of_40_tiles_only(bare, units, kind):
     """Seen: starts with 98 MiB left; requests of 26 and 32 tiles pass, one of 40 aborts."""
-    account = account_on(24268, units, bare, max_batch_size=128)
-    vision_load = replace(account.vision_load, units_per_forward=units)
-    launch = EngineLaunch(
-        model=resolve_model("internvl2-8b"),
-        settings=account.settings,
-        gpus=tuple(account.gpus),
-        machine=machine_of(1),
-        vision_load=vision_load,
-        margins=(0,),
-    )
-    alone = TurbomindAccount(launch, bare)
-    assert outcome_at(alone, 0.905).kind == kind
+    assert outcome_at(account_on(24268, units, bare, at_once=units), 0.905).kind == kind
 
 
 def test_a_request_after_a_warm_up_without_room_finds_no_less_than_nothing(bare):
@@ -102,16 +77,7 @@ def test_a_request_after_a_warm_up_without_room_finds_no_less_than_nothing(bare)
 
 def test_everything_that_follows_is_told_in_order(bare):
     """InternVL2-26B-AWQ on one 24 GB card: the load peak comes first, the hang would follow."""
-    gpu = card(total=24268 + 360, used=300)
-    launch = EngineLaunch(
-        model=resolve_model("internvl2-26b-awq"),
-        settings=Case("internvl2-26b-awq").settings(dtype="float16"),
-        gpus=(gpu,),
-        machine=machine_of(1),
-        vision_load=VisionLoad(units_per_image=25, images_per_request=1, tokens_per_request=6400),
-        margins=(0,),
-    )
-    account = TurbomindAccount(launch, bare)
+    account = account_on(24268, 25, bare, "internvl2-26b-awq", dtype="float16")
     assert [fate.kind for fate in outcomes_at(account, 0.8)][:2] == ["load", "hang"]
 
 

@@ -12,10 +12,9 @@ from turbofit.core.machine import Machine
 from turbofit.core.plan import GpuLedger, Plan
 from turbofit.core.units import MIB, round_up
 from turbofit.machine.source import machine_from
+from turbofit.memory.account import EngineLaunch, VisionLoad
 from turbofit.memory.calibrated import BUFFERS, CONTEXT, identity
 from turbofit.memory.engines import engine_named
-from turbofit.memory.launch import EngineLaunch
-from turbofit.memory.vision_load import VisionLoad
 from turbofit.observe.calibration import CalibratedGpu, Observation, learn, phase_rows
 
 CASES = (

@@ -1,13 +1,19 @@
-"""The engine is the one that serves more of what was asked."""
+"""The engine is the one that serves more of what was asked; what goes wrong with it is said."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 import turbofit
 from turbofit.core.errors import NoKernelError, UsageError
+from turbofit.core.model import Quantization
+from turbofit.memory.engines import engine_named
+from turbofit.planning.request import PlanRequest
+from turbofit.planning.resolve import resolve
+from turbofit.tuner.choose import make_plan
 
 
 def test_turbomind_stays_where_it_serves_all_that_was_asked() -> None:
@@ -152,3 +158,28 @@ def test_cards_that_turbomind_leaves_without_a_plan_get_one() -> None:
         assert not turbofit.plan(model, on=on, engine="turbomind").fits
         plan = turbofit.plan(model, on=on)
         assert (plan.fits, plan.engine.name) == (True, "pytorch")
+
+
+THREAD = "github.com/InternLM/lmdeploy/issues/2822"
+
+
+def test_what_is_known_to_go_wrong_is_a_warning_that_names_the_thread():
+    plan = turbofit.plan("qwen2.5-7b", on="2xrtx3090", quant_policy=4)
+    assert plan.fits
+    assert [text for text in plan.warnings if THREAD in text] == [
+        text for text in plan.warnings if "4 bits" in text
+    ]
+    assert sum(THREAD in text for text in plan.warnings) == 1
+    assert not any(THREAD in text for text in turbofit.plan("qwen2.5-7b", on="l4").warnings)
+
+
+def test_what_always_dies_is_refused_with_what_to_do():
+    request = resolve(PlanRequest(model="qwen2.5-7b", on="1xrtx3090"))
+    weights = Quantization(method="fp8", bits=8, group_size=128)
+    request = replace(request, model=replace(request.model, quantization=weights))
+    with pytest.raises(UsageError) as caught:
+        make_plan(request, engine_named("turbomind", "0.16.0"))
+    assert "No feasible kernel found" in caught.value.message
+    assert "github.com/InternLM/lmdeploy/issues/4863" in caught.value.message
+    assert "0.17" in caught.value.hint
+    assert make_plan(request, engine_named("turbomind", "0.17.0")).fits

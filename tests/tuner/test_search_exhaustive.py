@@ -17,14 +17,13 @@ from msgspec.structs import replace
 from tests.sweep import sweep
 from tests.tuner.conftest import random_request
 from turbofit.core.errors import UsageError
-from turbofit.memory.engine import Engine
+from turbofit.memory.account import Engine
 from turbofit.memory.engines import engine_named
 from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_load_of
 from turbofit.tuner.search.search import EngineFit, search
-from turbofit.tuner.search.shape import Shape, dtype_for, shape_settings
-from turbofit.tuner.search.shapes import PREFILL_SIZES
+from turbofit.tuner.search.shapes import PREFILL_SIZES, Shape, dtype_for, shape_settings
 from turbofit.tuner.search.sizing import longest_context, shortest_context
-from turbofit.tuner.speed.throughput import counted_tokens, group_rates, group_speed
+from turbofit.tuner.speed import counted_tokens, group_rates, group_speed
 
 pytestmark = pytest.mark.slow
 

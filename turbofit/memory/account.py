@@ -1,4 +1,4 @@
-"""The account of one group of GPUs at any cache ratio: what every engine's account has in common.
+"""What planning asks of every engine, and what the accounts of all engines have in common.
 
 Others hold ``used``; then come contexts and communicators, then the weights. Then free memory is
 read, the smallest of the group counts, and a ratio of it becomes the cache. What is allocated later
@@ -8,23 +8,132 @@ must live in what the ratio left. An engine's own account says how much each of 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Final, NamedTuple
 
-from turbofit.core.machine import Calibration, Gpu
-from turbofit.core.plan import GpuLedger, Settings, Term
+from turbofit.core.images import ImageRule
+from turbofit.core.machine import Calibration, Gpu, Machine
+from turbofit.core.model import Model
+from turbofit.core.plan import (
+    Basis,
+    EngineName,
+    GpuLedger,
+    HostMemory,
+    Limits,
+    Phase,
+    PlannedEngine,
+    Settings,
+    Term,
+)
 from turbofit.core.struct import Struct, known
+from turbofit.core.units import round_up
 
 __all__ = [
-    "RATIO_STEPS",
-    "TEMPORARIES",
-    "Account",
-    "GroupOutcome",
-    "LateMemory",
-    "StaticMemory",
-    "given",
-    "total_bytes",
-]
+    "AMPERE", "HOPPER", "NO_IMAGES", "PAGE", "POOL_WARMUP", "RATIO_STEPS", "TEMPORARIES", "Account",
+    "Engine", "EngineLaunch", "GroupOutcome", "LateMemory", "StaticMemory", "VisionLoad",
+    "WeightTraffic", "capability_of", "default_batch_size", "given", "term", "total_bytes",
+    "transients", "vision_load_within",
+]  # fmt: skip
+
+
+class VisionLoad(Struct):
+    """Units (tiles or patches) that the peak must pay for.
+
+    ``tokens_per_request`` are image tokens of one request at its limit; ``units_per_forward`` is
+    None for the engine's own bound.
+    """
+
+    units_per_image: int
+    images_per_request: int
+    tokens_per_request: int
+    units_per_forward: int | None = None
+
+    @property
+    def units_per_request(self) -> int:
+        """Units of one request at its limit."""
+        return self.units_per_image * self.images_per_request
+
+    def budgeted_units(self, bound: int) -> int:
+        """Units of a forward that the peak pays for: the engine's bound, or the plan's if less."""
+        return bound if self.units_per_forward is None else min(bound, self.units_per_forward)
+
+
+def vision_load_within(limits: Limits) -> VisionLoad:
+    """What clients can ask of a plan's engines, whatever its peak pays for."""
+    return VisionLoad(
+        units_per_image=limits.units_per_image,
+        images_per_request=limits.images_per_request,
+        tokens_per_request=limits.image_tokens_per_request,
+    )
+
+
+NO_IMAGES = VisionLoad(units_per_image=0, images_per_request=0, tokens_per_request=0)
+
+
+class EngineLaunch(Struct):
+    """One engine on one group of GPUs, before it is launched.
+
+    ``gpus`` are the group's, the first one first; ``machine`` tells of the links between them.
+    ``vision_load`` is what clients can ask of the vision tower. ``margins`` are bytes to leave
+    free, one for each GPU, and ``saved`` what of each a calibration makes superfluous.
+    ``free_at_cache`` are the bytes that are free when the cache is sized, as a log said: they
+    replace all that is taken before it.
+    """
+
+    model: Model
+    settings: Settings
+    gpus: tuple[Gpu, ...]
+    machine: Machine
+    vision_load: VisionLoad
+    margins: tuple[int, ...] = ()
+    saved: tuple[int, ...] = ()
+    free_at_cache: int | None = None
+
+    def margins_with(self, calibration: Calibration | None) -> tuple[int, ...]:
+        """Bytes to leave free where contexts and libraries were measured, or were not."""
+        if calibration is None or not self.saved:
+            return self.margins
+        pairs = zip(self.margins, self.saved, strict=True)
+        return tuple(margin - max(0, saved - calibration.spread) for margin, saved in pairs)
+
+
+#: Their compute capabilities; cards before Ampere have no bfloat16.
+AMPERE, HOPPER = (8, 0), (9, 0)
+#: An allocation outside a pool takes whole pages of the driver, of this many bytes.
+PAGE: Final = 2 << 20
+#: The term of what the warm-up's forward leaves in the engine's pool or in torch's allocator.
+POOL_WARMUP: Final = "pool_warmup"
+
+
+def term(name: str, phase: Phase, size: int, basis: Basis, note: str = "") -> Term:
+    """One named line of a ledger, in bytes."""
+    return Term(term=name, phase=phase, bytes=size, basis=basis, note=note)
+
+
+def transients(cases: Sequence[tuple[str, int, Basis, str]], step: int = 1) -> tuple[Term, ...]:
+    """Alternatives that share one room, each a name, bytes, basis and note: the largest decides.
+
+    It is found before sizes are rounded up to whole steps, which can make two of them equal.
+    """
+    sizes = [size for _, size, _, _ in cases]
+    worst = sizes.index(max(sizes))
+    return tuple(
+        Term(
+            term=name,
+            phase="transient",
+            bytes=round_up(size, step),
+            basis=basis,
+            note=note,
+            worst=i == worst,
+        )
+        for i, (name, size, basis, note) in enumerate(cases)
+    )
+
+
+def capability_of(gpu: Gpu, unknown: tuple[int, int] = HOPPER) -> tuple[int, int]:
+    """Compute capability; where it cannot be read by default Hopper's, which takes most. Over."""
+    return unknown if gpu.compute_capability == "NA" else gpu.compute_capability
+
 
 #: A plan's ratio is a multiple of one thousandth.
 RATIO_STEPS = 1000
@@ -76,9 +185,7 @@ class Account(ABC):
     """One model under one set of settings on one group of GPUs.
 
     Args:
-        settings: the engine's options; the ratio comes later, in :meth:`at`.
-        gpus: the group's GPUs.
-        margins: bytes to leave free, one for each GPU.
+        launch: the engine on its group; the ratio comes later, in :meth:`at`.
         static: what each GPU holds whatever the ratio is.
         pool: the term that transients share room with: what the engine's allocator keeps after its
             warm-up; None where the engine has none.
@@ -89,7 +196,7 @@ class Account(ABC):
     """
 
     #: For whom a cache is too small, and what the engine then does; ``{more}`` is what is missing.
-    cache_shortfall: ClassVar[str]
+    cache_shortfall: str
     #: What the engine does where a request finds no memory.
     dies: ClassVar[str]
     #: From what a request's memory comes.
@@ -101,11 +208,15 @@ class Account(ABC):
     #: When ``pool_warmup`` is taken.
     warmup_words: ClassVar[str] = "in LMDeploy's own warm-up"
 
-    def __init__(  # noqa: PLR0913 - a constructor
+    #: Bytes of one KV block on one rank, and its tokens.
+    block_bytes: int
+    block_tokens: int
+    #: The fewest KV blocks with which the engine starts under the given settings.
+    least_blocks: int
+
+    def __init__(
         self,
-        settings: Settings,
-        gpus: Sequence[Gpu],
-        margins: Sequence[int],
+        launch: EngineLaunch,
         static: Sequence[StaticMemory],
         pool: Term | None,
         transients: Sequence[Term],
@@ -113,44 +224,35 @@ class Account(ABC):
         calibration: Calibration | None = None,
     ) -> None:
         self.calibration = calibration
-        self.settings = settings
-        self.gpus = tuple(gpus)
-        self.margins = tuple(margins)
+        self.settings, self.gpus = launch.settings, launch.gpus
+        self.margins = launch.margins_with(calibration)
         self.units_per_forward = units_per_forward
+        self.transients = tuple(transients)
         self._static_memory = tuple(static)
         self._pool = () if pool is None else (pool,)
-        self._pool_bytes = total_bytes(self._pool)
-        self.transients = tuple(transients)
-        #: Each GPU's largest transient, or the pool that it lives in.
-        self._worst = [
-            max(self._pool_bytes, *(term.bytes for term in (*transients, *one.transients)), 0)
-            for one in static
+        self._usable = [gpu.usable for gpu in self.gpus]
+        before = [total_bytes(one.before) for one in static]
+        #: The most that each GPU holds while loading.
+        self._load_peaks = [
+            size - one.temporaries + max(one.staged, one.temporaries)
+            for size, one in zip(before, static, strict=True)
         ]
-        self._before_bytes = [total_bytes(one.before) for one in static]
-        self._buffer_bytes = [total_bytes(one.buffers) for one in static]
+        #: Bytes that the cache may take on each GPU, beside its largest transient or the pool.
+        self._rooms = [
+            usable - margin - (size - one.temporaries + total_bytes(one.buffers))
+            - _largest((*self._pool, *transients, *one.transients))
+            for usable, margin, size, one in zip(
+                self._usable, self.margins, before, static, strict=True
+            )
+        ]  # fmt: skip
         #: Free bytes that the engine sees when it sizes the cache; negative where nothing is left.
-        self.free = min(self._usable(i) - self._before_bytes[i] for i in range(len(self.gpus)))
+        self.free = min(usable - size for usable, size in zip(self._usable, before, strict=True))
         self._best: float | None = None
 
     @property
     def ratio_base(self) -> int:
         """Bytes of which the ratio takes its share; negative where nothing is left."""
         return self.free
-
-    @property
-    @abstractmethod
-    def block_bytes(self) -> int:
-        """Bytes of one KV block on one rank."""
-
-    @property
-    @abstractmethod
-    def block_tokens(self) -> int:
-        """Tokens of one KV block."""
-
-    @property
-    @abstractmethod
-    def least_blocks(self) -> int:
-        """The fewest KV blocks with which the engine starts under the given settings."""
 
     @abstractmethod
     def region_at(self, ratio: float) -> int:
@@ -185,10 +287,9 @@ class Account(ABC):
 
     def _find_ratio(self) -> float:
         """The best ratio, 0 where there is none."""
-        if self.ratio_base <= 0 or not self._loads():
+        if self.ratio_base <= 0 or self._missing_while_loading() > 0:
             return 0.0
-        room = min(self._room(i) for i in range(len(self.gpus)))
-        steps = min(RATIO_STEPS - 1, max(0, room) * RATIO_STEPS // self.ratio_base + 1)
+        steps = min(RATIO_STEPS - 1, max(0, min(self._rooms)) * RATIO_STEPS // self.ratio_base + 1)
         while steps > 0 and not self.fits_at(steps / RATIO_STEPS):
             steps -= 1
         return steps / RATIO_STEPS
@@ -199,18 +300,16 @@ class Account(ABC):
 
     def missing_at(self, ratio: float) -> int:
         """Bytes by which the tightest GPU misses its margin at this ratio; 0 where none does."""
-        gpus = range(len(self.gpus))
-        serving = max(self._cache_bytes(i, ratio) - self._room(i) for i in gpus)
-        loading = max(self._load_peak(i) + self.margins[i] - self._usable(i) for i in gpus)
-        return max(0, serving, loading)
+        serving = max(self._cache_bytes(i, ratio) - room for i, room in enumerate(self._rooms))
+        return max(0, serving, self._missing_while_loading())
 
     def taken_at(self, ratio: float) -> tuple[int, ...]:
         """The most bytes of each GPU that the engine holds itself, while it loads or serves."""
         taken = []
         for i, gpu in enumerate(self.gpus):
-            serving = self._usable(i) - self.margins[i] - self._room(i)
+            serving = self._usable[i] - self.margins[i] - self._rooms[i]
             peak = serving + self._cache_bytes(i, ratio)
-            taken.append(max(peak, self._load_peak(i)) - known(gpu.used, 0))
+            taken.append(max(peak, self._load_peaks[i]) - known(gpu.used, 0))
         return tuple(taken)
 
     def at(self, ratio: float) -> GroupOutcome:
@@ -223,27 +322,14 @@ class Account(ABC):
             ledgers=tuple(self._ledger(i, ratio) for i in range(len(self.gpus))),
         )
 
-    def _usable(self, i: int) -> int:
-        return self.gpus[i].usable
-
     def _cache_bytes(self, i: int, ratio: float) -> int:
         """The cache as the driver holds it, without what is returned by then."""
         return total_bytes(self.cache_terms(i, ratio)) + self._static_memory[i].temporaries
 
-    def _room(self, i: int) -> int:
-        """Bytes that the cache may take on one GPU."""
-        static = self._before_bytes[i] - self._static_memory[i].temporaries + self._buffer_bytes[i]
-        return self._usable(i) - self.margins[i] - static - self._worst[i]
-
-    def _loads(self) -> bool:
-        return all(
-            self._load_peak(i) + self.margins[i] <= self._usable(i) for i in range(len(self.gpus))
-        )
-
-    def _load_peak(self, i: int) -> int:
-        """The most that one GPU holds while loading."""
-        one = self._static_memory[i]
-        return self._before_bytes[i] - one.temporaries + max(one.staged, one.temporaries)
+    def _missing_while_loading(self) -> int:
+        """Bytes by which the tightest GPU misses its margin while loading; negative: to spare."""
+        peaks = zip(self._load_peaks, self.margins, self._usable, strict=True)
+        return max(peak + margin - usable for peak, margin, usable in peaks)
 
     def _late(self, i: int, ratio: float) -> LateMemory:  # noqa: ARG002 - of older engines
         """What one GPU holds after the cache."""
@@ -254,10 +340,8 @@ class Account(ABC):
         gpu, late = self.gpus[i], self._late(i, ratio)
         before = self._static_memory[i].before
         body = [*before, *self.cache_terms(i, ratio), *late.buffers, *late.pool]
-        steady = total_bytes(body)
-        pool = total_bytes(late.pool)
-        peak = steady - pool + max(pool, *(term.bytes for term in late.transients), 0)
-        load_peak = self._load_peak(i)
+        steady, load_peak = total_bytes(body), self._load_peaks[i]
+        peak = steady - total_bytes(late.pool) + _largest((*late.pool, *late.transients))
         return GpuLedger(
             index=gpu.index,
             uuid=gpu.uuid,
@@ -270,7 +354,7 @@ class Account(ABC):
             steady=steady,
             load_peak=load_peak,
             peak=peak,
-            headroom=self._usable(i) - max(peak, load_peak),
+            headroom=self._usable[i] - max(peak, load_peak),
             margin=self.margins[i],
         )
 
@@ -285,3 +369,114 @@ def given(gpu: Gpu, free: int) -> Term:
 def total_bytes(terms: Sequence[Term]) -> int:
     """The sum of a ledger's lines."""
     return sum(term.bytes for term in terms)
+
+
+def _largest(terms: Sequence[Term]) -> int:
+    return max((term.bytes for term in terms), default=0)
+
+
+#: LMDeploy's default batch by what is in the GPU's name (lmdeploy/utils.py).
+_BATCH_BY_NAME: Final = {
+    "a100": 384, "a800": 384, "h100": 1024, "h800": 1024, "l20y": 1024, "h200": 1024,
+}  # fmt: skip
+_BATCH: Final = 128
+_PREFILL: Final = 8192
+_RATIO: Final = 0.8
+
+
+def default_batch_size(gpu_name: str) -> int:
+    """LMDeploy's ``max_batch_size`` where none is given."""
+    name = gpu_name.lower()
+    return next((size for key, size in _BATCH_BY_NAME.items() if key in name), _BATCH)
+
+
+class WeightTraffic(Struct):
+    """Bytes of one rank's weights that a decode step reads, and that an image runs through."""
+
+    decode: int
+    vision: int
+
+
+class Engine(ABC):
+    """An engine in one generation.
+
+    Args:
+        version: one with presets, e.g. ``0.18``.
+    """
+
+    name: ClassVar[EngineName]
+    #: Whether an image that chunked prefill cuts is encoded again in every chunk.
+    encodes_again: ClassVar[bool] = False
+    #: The options with which one engine runs on several nodes.
+    options_over_nodes: ClassVar[Mapping[str, object]] = {}
+    #: Why its account may not be right for the version that was asked for; None where it is.
+    doubt: str | None = None
+
+    def __init__(self, version: str) -> None:
+        self.version = version
+
+    @property
+    def planned(self) -> PlannedEngine:
+        """The engine as a plan names it."""
+        return PlannedEngine(name=self.name, version=self.version)
+
+    def check_options(self, fixed: Mapping[str, object]) -> None:  # noqa: B027 - most have all
+        """Refuse options that every engine of LMDeploy has, and this one has not.
+
+        Raises:
+            UsageError: one is given.
+        """
+
+    def defaults(self, gpu_name: str) -> dict[str, object]:
+        """What LMDeploy takes where nothing is given, on a GPU of this name."""
+        return {
+            "cache_max_entry_count": _RATIO,
+            "max_batch_size": default_batch_size(gpu_name),
+            "max_prefill_token_num": _PREFILL,
+        }
+
+    @abstractmethod
+    def account(self, launch: EngineLaunch) -> Account:
+        """Every byte of one engine."""
+
+    @abstractmethod
+    def tp_problem(self, model: Model, tp: int) -> str | None:
+        """Why the engine would refuse this tensor-parallel degree; None where it would not."""
+
+    @abstractmethod
+    def problem(self, launch: EngineLaunch) -> str | None:
+        """Why the engine would refuse these options, or die of them; None where it would not."""
+
+    def missing_kernels(self, launch: EngineLaunch) -> str | None:  # noqa: ARG002
+        """A sentence: what the engine has no code for on these cards; None where it has all."""
+        return None
+
+    @abstractmethod
+    def units_bound(self, rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:
+        """The most vision units that the engine can bring together in one forward, never under."""
+
+    @abstractmethod
+    def block_bytes(self, model: Model, settings: Settings) -> int:
+        """Bytes per rank of one KV block."""
+
+    @abstractmethod
+    def traffic(self, model: Model, tp: int) -> WeightTraffic:
+        """What one rank reads."""
+
+    @abstractmethod
+    def host_memory(
+        self, model: Model, settings: Settings, *, units_per_forward: int
+    ) -> HostMemory:
+        """Host memory of one replica, in bytes, without what the machine has."""
+
+    def warnings(self, settings: Settings) -> tuple[str, ...]:  # noqa: ARG002 - an engine's own
+        """What a person should know before this engine runs with these settings."""
+        return ()
+
+    def communicator(self, settings: Settings) -> str:
+        """How the GPUs of a group reach each other."""
+        return settings.communicator
+
+    @abstractmethod
+    def prefill_words(self, settings: Settings) -> str:
+        """What a person should know of ``max_prefill_token_num`` here."""

@@ -17,8 +17,7 @@ from turbofit.core.machine import Calibration, Gpu, Machine
 from turbofit.core.model import Model
 from turbofit.core.plan import Settings
 from turbofit.core.units import format_bytes
-from turbofit.memory.account import StaticMemory
-from turbofit.memory.shared_terms import term
+from turbofit.memory.account import StaticMemory, term
 
 __all__ = ["BUFFERS", "CONTEXT", "calibration_for", "calibration_reason", "corrected", "identity"]
 
@@ -43,13 +42,8 @@ def calibration_for(
 ) -> Calibration | None:
     """The newest calibration that was made of just this, None where there is none.
 
-    Args:
-        machine: with its calibrations, and the driver.
-        gpus: one group's.
-        model: the checkpoint.
-        settings: the number of GPUs and, for TurboMind, their communicator must be the same.
-        engine: ``turbomind`` or ``pytorch``.
-        version: the account's generation.
+    Of the settings the number of GPUs and, for TurboMind, their communicator must be the same;
+    ``version`` is the account's generation.
     """
     names = tuple(sorted(gpu.name for gpu in gpus))
     wanted = (identity(model), engine, version, names, str(machine.driver), settings.communicator)

@@ -12,8 +12,8 @@ from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.messages import option_of
 from turbofit.core.model import Model
 from turbofit.memory import versions
-from turbofit.memory.architectures import not_listed
-from turbofit.memory.engine import Engine
+from turbofit.memory.account import Engine
+from turbofit.memory.versions import not_listed
 from turbofit.model.families.engines import engine_problem
 
 __all__ = [
@@ -49,7 +49,7 @@ ENGINES: Final = {
          "distributed_executor_backend", "speculative"),
         {"quant_policy": frozenset({16, 17, 42})},
     ),
-    "transformers": EngineKind("transformers.transformers_account.Transformers"),
+    "transformers": EngineKind("transformers.account.Transformers"),
 }  # fmt: skip
 #: LMDeploy's engines.
 LMDEPLOY: Final = tuple(name for name in ENGINES if name != "transformers")
@@ -91,7 +91,8 @@ def engine_named(name: str, version: str | None = None) -> Engine:
     if version is None and name not in LMDEPLOY and name in ENGINES:
         return ENGINES[name].made()
     if version and versions.is_legacy(version) and name in LMDEPLOY:
-        from turbofit.memory.legacy.legacy_engines import LegacyPytorch, LegacyTurbomind
+        from turbofit.memory.legacy.pytorch import LegacyPytorch
+        from turbofit.memory.legacy.turbomind import LegacyTurbomind
 
         return LegacyTurbomind(version) if name == "turbomind" else LegacyPytorch(version)
     known = versions.account_version(name, version)

@@ -6,8 +6,8 @@ import re
 from functools import cache
 
 from turbofit.core.presets import converted, load_yaml, preset_path
-from turbofit.core.struct import Struct
-from turbofit.memory.launch import EngineLaunch
+from turbofit.core.struct import NA, Struct
+from turbofit.memory.account import EngineLaunch
 from turbofit.memory.versions import parse
 
 __all__ = ["Condition", "KnownProblem", "known_problems"]
@@ -41,38 +41,30 @@ class Condition(Struct, forbid_unknown_fields=True):
 
     def met(self, launch: EngineLaunch) -> bool:
         """Whether a launch meets all of it."""
-        return self._settings_meet(launch) and self._model_meets(launch) and self._gpus_meet(launch)
-
-    def _settings_meet(self, launch: EngineLaunch) -> bool:
-        settings = launch.settings
-        share = -(-launch.model.text.vocab // settings.tp)
-        return (
-            _among(settings.quant_policy, self.quant_policy)
-            and _among(settings.communicator, self.communicators)
-            and settings.tp >= self.min_tp
-            and self.odd_vocab_share in (None, share % 2 == 1)
+        model, text, settings = launch.model, launch.model.text, launch.settings
+        cards = [gpu.compute_capability for gpu in launch.gpus if gpu.compute_capability != NA]
+        packed, dim = model.quantization, text.head_dim
+        listed = (
+            (settings.quant_policy, self.quant_policy),
+            (settings.communicator, self.communicators),
+            (packed.method if packed else "", self.quantization),
+            (model.architecture, self.architectures),
+            (text.architecture, self.text_architectures),
+            (dim, self.head_dims),
         )
-
-    def _model_meets(self, launch: EngineLaunch) -> bool:
-        model, text = launch.model, launch.model.text
-        method = model.quantization.method if model.quantization else ""
-        power_of_two = text.head_dim & (text.head_dim - 1) == 0
+        flags = (
+            (-(-text.vocab // settings.tp) % 2 == 1, self.odd_vocab_share),
+            (dim & (dim - 1) == 0, self.head_dim_power_of_two),
+            (bool(model.vision and model.vision.qk_norm), self.tower_qk_norm),
+        )
+        wanted, below = self.capabilities, self.capability_below
         return (
-            _among(method, self.quantization)
-            and _among(model.architecture, self.architectures)
-            and _among(text.architecture, self.text_architectures)
+            settings.tp >= self.min_tp
+            and all(among is None or value in among for value, among in listed)
+            and all(rule in (None, value) for value, rule in flags)
             and (self.model is None or bool(re.fullmatch(self.model, model.name, re.IGNORECASE)))
-            and _among(text.head_dim, self.head_dims)
-            and self.head_dim_power_of_two in (None, power_of_two)
-            and self.tower_qk_norm in (None, bool(model.vision and model.vision.qk_norm))
-        )
-
-    def _gpus_meet(self, launch: EngineLaunch) -> bool:
-        read = (gpu.compute_capability for gpu in launch.gpus)
-        found = [capability for capability in read if isinstance(capability, tuple)]
-        below = self.capability_below
-        return (self.capabilities is None or any(one in self.capabilities for one in found)) and (
-            below is None or any(one < below for one in found)
+            and (wanted is None or any(card in wanted for card in cards))
+            and (below is None or any(card < below for card in cards))
         )
 
 
@@ -115,18 +107,8 @@ class KnownProblem(Struct, forbid_unknown_fields=True):
 
 
 def known_problems(launch: EngineLaunch, engine: str, version: str) -> tuple[KnownProblem, ...]:
-    """What is known to go wrong with a launch, the fatal first.
-
-    Args:
-        launch: the engine's settings, model and GPUs.
-        engine: ``turbomind`` or ``pytorch``.
-        version: LMDeploy's, such as ``0.18``.
-    """
+    """What is known to go wrong with a launch, the fatal first."""
     return tuple(row for row in _rows_of(engine, version) if row.when.met(launch))
-
-
-def _among(value: object, wanted: tuple[object, ...] | None) -> bool:
-    return wanted is None or value in wanted
 
 
 def _release(version: str | None) -> tuple[int, ...]:

@@ -10,8 +10,7 @@ from msgspec.structs import replace
 from turbofit.core.plan import GpuLedger, Term
 from turbofit.core.struct import Struct
 from turbofit.core.units import format_bytes
-from turbofit.memory.account import TEMPORARIES, Account
-from turbofit.memory.shared_terms import POOL_WARMUP
+from turbofit.memory.account import POOL_WARMUP, TEMPORARIES, Account
 
 __all__ = ["StartOutcome", "outcome_at", "outcome_without_cache", "outcomes_at"]
 
@@ -146,13 +145,13 @@ def _serving(account: Account, ledgers: Sequence[GpuLedger]) -> Iterator[StartOu
         ]
         if deadly:
             first = min(deadly, key=lambda term: term.bytes)
-            missing = base + first.bytes - _usable(ledger)
+            missing, case = base + first.bytes - _usable(ledger), _NAMES.get(first.term, first.term)
             held, left = _pool(ledger.ledger), _usable(ledger) - ledger.steady
             where = f"{format_bytes(held)} are held and {format_bytes(left)} are free"
             if left < 0:  # the warm-up holds nothing, or holes in the pool take what it held
                 where = f"{format_bytes(max(0, held + left))} are free"
             text = (
-                f"starts, then {account.dies} on {_case(first)}: it needs"
+                f"starts, then {account.dies} on {case} ({first.note}): it needs"
                 f" {format_bytes(first.bytes)} of {account.allocator} where"
                 f" {where} on GPU {ledger.index} ({format_bytes(missing)} short)"
             )
@@ -173,16 +172,10 @@ def _failure(
     return StartOutcome(kind=kind, gpu=ledger.index, term=term, missing=missing, text=text)
 
 
-def _case(term: Term) -> str:
-    return f"{_NAMES.get(term.term, term.term)} ({term.note})"
-
-
 def _makeup(ledger: GpuLedger, *, worst: bool = False) -> str:
     """What takes the memory, for people: first other processes, then the largest terms.
 
-    Args:
-        ledger: one GPU's.
-        worst: the worst request is what did not fit, so that it counts too.
+    ``worst``: the worst request is what did not fit, so that it counts too.
     """
     sizes: dict[str, int] = {}
     for term in ledger.ledger:

@@ -1,25 +1,19 @@
-"""LMDeploy's versions: which one is planned for, and whose account answers for another."""
+"""LMDeploy's versions: which is planned for, whose account answers, which list a model."""
 
 from __future__ import annotations
 
 import re
 from functools import cache
-from typing import Final
+from typing import Final, NamedTuple
 
-from turbofit.core.presets import presets_dir
+from turbofit.core.model import Model
+from turbofit.core.presets import converted, load_yaml, preset_path, presets_dir
+from turbofit.core.struct import Struct
 
 __all__ = [
-    "FIRST_CURRENT",
-    "OLDEST_SERVED",
-    "REFERENCE",
-    "Version",
-    "account_version",
-    "doubt",
-    "is_legacy",
-    "parse",
-    "release",
-    "written",
-]
+    "FIRST_CURRENT", "OLDEST_SERVED", "REFERENCE", "Version", "account_version", "doubt",
+    "is_legacy", "listed_since", "not_listed", "parse", "release", "written",
+]  # fmt: skip
 
 Version = tuple[int, int, int]
 
@@ -91,3 +85,98 @@ def _presets(engine: str) -> tuple[tuple[Version, str], ...]:
     names = (path.stem for path in (presets_dir() / "engines").glob(f"{engine}-*.yaml"))
     found = ((parse(name), name.removeprefix(f"{engine}-")) for name in names)
     return tuple((version, name) for version, name in found if version is not None)
+
+
+_LAST: Final = 1_000_000  # a third number that is above every release's
+
+
+class _Changes(Struct, forbid_unknown_fields=True):
+    """What a release's list has that the one before has not, and the other way round."""
+
+    came: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+
+
+class _Architectures(Struct, forbid_unknown_fields=True):
+    """By engine and release, oldest first, what changed."""
+
+    source: str
+    turbomind: dict[str, _Changes]
+    pytorch: dict[str, _Changes]
+
+
+class _Span(NamedTuple):
+    """The releases that list an architecture: from the first on, up to and without the second."""
+
+    came: str
+    left: str | None
+
+
+def not_listed(model: Model, engine: str, version: str) -> str | None:
+    """Why a version of an engine cannot know a model; None where it may.
+
+    A version that is written in part, such as ``0.7``, is every release that begins so.
+
+    Its language model's architecture must be listed too where any release lists that one: many
+    classes of vision models build theirs themselves.
+    """
+    wanted = written(version)
+    if not wanted:
+        return None
+    for architecture in dict.fromkeys((model.architecture, model.text.architecture)):
+        spans = _spans(engine).get(architecture)
+        if spans is None and architecture != model.architecture:
+            continue
+        if not any(_covers(span, wanted) for span in spans or ()):
+            said = f"the {engine} engine of LMDeploy {version} does not run {architecture}"
+            return said + _when(spans or (), wanted)
+    return None
+
+
+def listed_since(architecture: str) -> str | None:
+    """The first release of those up to the newest that list an architecture, of either engine."""
+    since = [
+        span.came
+        for engine in ("turbomind", "pytorch")
+        for span in _spans(engine).get(architecture, ())
+        if span.left is None
+    ]
+    return min(since, key=written, default=None)
+
+
+def _covers(span: _Span, wanted: tuple[int, ...]) -> bool:
+    """Whether a release that begins with these numbers is in a span."""
+    oldest = wanted if len(wanted) > 2 else (*wanted, 0)
+    newest = wanted if len(wanted) > 2 else (*wanted, _LAST)
+    return written(span.came) <= newest and (span.left is None or oldest < written(span.left))
+
+
+def _when(spans: tuple[_Span, ...], wanted: tuple[int, ...]) -> str:
+    """When the architecture left before a version, and came after it."""
+    left = [
+        span.left for span in spans if span.left and written(span.left)[: len(wanted)] <= wanted
+    ]
+    came = [span.came for span in spans if written(span.came) > wanted]
+    if left and came:
+        return f", which left with {left[-1]} and came back with {came[0]}"
+    if left:
+        return f", which left with {left[-1]}"
+    return f", which came with {came[0]}" if came else ""
+
+
+@cache
+def _spans(engine: str) -> dict[str, tuple[_Span, ...]]:
+    """The releases that list each architecture, oldest first."""
+    path = preset_path("engines", "architectures")
+    read = converted(load_yaml(path), _Architectures, path)
+    changes = {"turbomind": read.turbomind, "pytorch": read.pytorch}[engine]
+    oldest = next(iter(changes), "")
+    found: dict[str, tuple[_Span, ...]] = {}
+    for release, change in changes.items():
+        for name in change.came:
+            first = "0.0.0" if release == oldest else release
+            found[name] = (*found.get(name, ()), _Span(first, None))
+        for name in change.left:
+            *before, last = found[name]
+            found[name] = (*before, last._replace(left=release))
+    return found

@@ -21,10 +21,9 @@ from msgspec.structs import replace
 from turbofit.core.machine import Calibration
 from turbofit.core.struct import Struct, to_builtins
 from turbofit.core.units import MIB, round_up
-from turbofit.memory.account import TEMPORARIES
+from turbofit.memory.account import POOL_WARMUP, TEMPORARIES
 from turbofit.memory.calibrated import BUFFERS, CONTEXT, identity
-from turbofit.memory.shared_terms import POOL_WARMUP
-from turbofit.memory.turbomind.constants import load_constants
+from turbofit.memory.turbomind.weights import load_constants
 from turbofit.observe.forecast import BEFORE_CACHE, free_for_cache
 
 if TYPE_CHECKING:

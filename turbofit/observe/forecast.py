@@ -75,7 +75,7 @@ def tokens_beside(plan: Plan, budget: CacheBudget, slab: Slab) -> ForecastFigure
 def _beside_states(plan: Plan, region: int) -> int:
     """Tokens of a hybrid model, whose sequences have states in the same cache."""
     from turbofit.memory.turbomind.cache import cache_shape, tokens_planned
-    from turbofit.memory.turbomind.constants import load_constants
+    from turbofit.memory.turbomind.weights import load_constants
 
     constants = load_constants()
     shape = cache_shape(plan.model.text, plan.settings, constants)

@@ -140,7 +140,7 @@ def _engine_environment(plan: Plan) -> dict[str, str]:
         if plan.model.text.delta is not None:
             env["LMDEPLOY_FP32_MAMBA_SSM_DTYPE"] = "0"  # states are counted at 16 bits
         return env
-    from turbofit.memory.pytorch.constants import environment
+    from turbofit.memory.pytorch.weights import environment
 
     return environment(plan.settings, plan.model)
 

@@ -14,17 +14,15 @@ from turbofit.core.plan import Plan, Throughput
 from turbofit.core.struct import known
 from turbofit.core.units import GIB, three_digits
 from turbofit.core.which import Serving
-from turbofit.memory.engine import Engine
+from turbofit.memory.account import Engine
 from turbofit.memory.engines import LMDEPLOY, engine_for
 from turbofit.model.families.engines import engine_problem
 from turbofit.planning.request import WhichRequest
-from turbofit.tuner.choose import choose
-from turbofit.tuner.engine_plan import why_not
+from turbofit.tuner.choose import choose, why_not
 from turbofit.tuner.explain.reasons import unkept
 from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_load_of
 from turbofit.tuner.search.search import EngineFit
-from turbofit.tuner.search.shape import Shape, chosen_dtype, shape_settings
-from turbofit.tuner.search.shapes import PREFILL_SIZES
+from turbofit.tuner.search.shapes import PREFILL_SIZES, Shape, chosen_dtype, shape_settings
 
 __all__ = ["far_too_large", "serving"]
 

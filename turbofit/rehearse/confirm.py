@@ -13,14 +13,14 @@ from turbofit.core.process.log import LazyLogger
 from turbofit.core.process.progress import under_way
 from turbofit.core.process.signals import ended_like_ctrl_c
 from turbofit.core.units import format_bytes
+from turbofit.memory.account import POOL_WARMUP
 from turbofit.memory.engines import engine_named
-from turbofit.memory.shared_terms import POOL_WARMUP
 from turbofit.planning.plan import finished
 from turbofit.planning.request import PlanRequest
 from turbofit.planning.resolve import resolve
 from turbofit.planning.tuned import pinned, still_tuned
 from turbofit.rehearse.planned import rehearsed_group
-from turbofit.tuner.engine_plan import make_plan
+from turbofit.tuner.choose import make_plan
 
 __all__ = ["confirmed", "corrected_ratio", "corrected_ratios", "rehearse_plan", "rehearsed"]
 

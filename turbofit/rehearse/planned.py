@@ -19,8 +19,8 @@ from turbofit.core.plan import (
     RehearsedTogether,
     Term,
 )
-from turbofit.memory.pytorch.constants import environment
-from turbofit.memory.shared_terms import POOL_WARMUP
+from turbofit.memory.account import POOL_WARMUP
+from turbofit.memory.pytorch.weights import environment
 from turbofit.pretend.scenario import Scenario, pretend_twin
 from turbofit.rehearse.checkpoint.twin import checkpoint_for, speculative_of
 from turbofit.rehearse.document import rehearse

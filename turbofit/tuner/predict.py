@@ -12,15 +12,11 @@ from turbofit.core.errors import NoKernelError, UsageError
 from turbofit.core.messages import QUEUED
 from turbofit.core.plan import HostMemory, Plan, Remedy, Settings
 from turbofit.core.units import MIB, format_bytes
-from turbofit.memory.account import Account
+from turbofit.memory.account import POOL_WARMUP, Account, Engine, EngineLaunch, VisionLoad
 from turbofit.memory.calibrated import calibration_reason
-from turbofit.memory.engine import Engine
 from turbofit.memory.known_bad import known_problems
-from turbofit.memory.launch import EngineLaunch
-from turbofit.memory.shared_terms import POOL_WARMUP
 from turbofit.memory.start_outcome import StartOutcome, outcome_at, outcomes_at
 from turbofit.memory.versions import is_legacy
-from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.explain.plan_document import cache_words, document, requests_held
 from turbofit.tuner.explain.reasons import beyond_model, unkept
 from turbofit.tuner.explain.remedies import remedies
@@ -33,10 +29,9 @@ from turbofit.tuner.resolved_request import (
     vision_load_of,
 )
 from turbofit.tuner.search.search import fit_on_host
-from turbofit.tuner.search.shape import Shape, dtype_for, shape_settings
-from turbofit.tuner.search.shapes import split_over_slices
+from turbofit.tuner.search.shapes import Shape, dtype_for, shape_settings, split_over_slices
 from turbofit.tuner.search.sizing import bisect
-from turbofit.tuner.speed.links import LinkClass, group_class
+from turbofit.tuner.speed import LinkClass, group_class
 
 __all__ = ["make_prediction", "usual_settings"]
 
@@ -305,10 +300,7 @@ def _never_runs(launches: Sequence[EngineLaunch], engine: Engine) -> str | None:
 def _no_room(request: ResolvedRequest, settings: Settings, cache: int | None) -> str | None:
     """Why no request has the images that were asked for, however small they are.
 
-    Args:
-        request: what was asked.
-        settings: the engine's.
-        cache: KV tokens of the smallest cache; None where there is none.
+    ``cache`` are KV tokens of the smallest cache, None where there is none.
     """
     rule = request.model.image_rule
     if rule is None or settings.language_model_only:
@@ -407,11 +399,6 @@ def _least_free_words(with_free: Callable[[int], Account], free: int, ratio: flo
 
     A cache that is small enough can cut sessions so far that it serves again: the first end below
     the forecast counts, found to 1 MiB; whole blocks of the cache leave a little more or less.
-
-    Args:
-        with_free: the account of so many bytes free when the cache is sized.
-        free: bytes that are forecast, or that a log told.
-        ratio: the cache's.
     """
 
     def ends(less: int) -> bool:

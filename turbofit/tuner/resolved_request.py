@@ -14,10 +14,7 @@ from turbofit.core.model import Model
 from turbofit.core.plan import HostMemory, Settings, Workload
 from turbofit.core.struct import Struct, known
 from turbofit.core.units import MIB, format_bytes
-from turbofit.memory.account import Account
-from turbofit.memory.engine import Engine
-from turbofit.memory.launch import EngineLaunch
-from turbofit.memory.vision_load import NO_IMAGES, VisionLoad
+from turbofit.memory.account import NO_IMAGES, Account, Engine, EngineLaunch, VisionLoad
 
 __all__ = [
     "Margin", "ResolvedRequest", "accounts_of", "budget_on", "check_limits", "host_of",

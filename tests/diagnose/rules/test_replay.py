@@ -11,8 +11,8 @@ from turbofit.core.units import MIB, round_up
 from turbofit.diagnose.rules.padding import temporaries, weights_held
 from turbofit.diagnose.rules.replay import PoolOperation, Replay
 from turbofit.diagnose.rules.sequence import EXECUTOR, WEIGHTS, forward_ops, rank_buffers, start_ops
-from turbofit.memory.turbomind.constants import load_constants
 from turbofit.memory.turbomind.pool import Forward, PoolModel, device_buffers
+from turbofit.memory.turbomind.weights import load_constants
 from turbofit.model.presets import preset_model
 
 STEP = 2 * MIB

@@ -24,12 +24,12 @@ from turbofit.launch.engine.launches import free_ports, port_of
 from turbofit.launch.engine.startup_tracker import StartupTracker
 from turbofit.launch.engine.worst_requests import longest_request, worst_request
 from turbofit.machine.source import machine_from
-from turbofit.memory.transformers.transformers_account import Transformers
+from turbofit.memory.transformers.account import Transformers
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
 from turbofit.planning.commands import commands, private_commands, refuse_options
 from turbofit.planning.fallback_command import read_map
-from turbofit.tuner.fallback.fallback_plan import make_fallback_plan
+from turbofit.tuner.fallback import make_fallback_plan
 from turbofit.tuner.resolved_request import ResolvedRequest
 
 DRIVER = Path(__file__).with_name("driver.py")

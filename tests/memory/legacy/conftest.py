@@ -2,59 +2,38 @@
 
 from __future__ import annotations
 
-from turbofit.core.plan import Settings
-from turbofit.machine.spec import parse_spec
-from turbofit.memory.launch import EngineLaunch
-from turbofit.memory.legacy.generations import generation_of
-from turbofit.memory.legacy.legacy_account import LegacyAccount, legacy_account
-from turbofit.memory.turbomind.constants import load_constants
-from turbofit.memory.vision_load import NO_IMAGES, VisionLoad
+from tests.memory.conftest import launch_on
+from turbofit.machine.source import machine_from
+from turbofit.memory.account import Account, EngineLaunch
+from turbofit.memory.legacy.generations import Generation, TorchGeneration, generation_of
+from turbofit.memory.legacy.turbomind import LegacyAccount, legacy_account
+from turbofit.memory.turbomind.weights import load_constants
 from turbofit.model.source import resolve_model
 
 
-def vision_load_of(model, images=1):
-    if model.image_rule is None:
-        return NO_IMAGES
-    units = model.image_rule.worst_units()
-    return VisionLoad(
-        units_per_image=units,
-        images_per_request=images,
-        tokens_per_request=model.image_rule.unit_tokens(units) * images,
-    )
+def launch_of(
+    name: str, rules: Generation | TorchGeneration, tp: int, on: str, **changes: object
+) -> EngineLaunch:
+    """A launch with the defaults of a generation."""
+    machine = machine_from(f"{tp}x{on}")
+    settings = {
+        "tp": tp,
+        "max_batch_size": rules.batch_size(machine.gpus[0].name),
+        "max_prefill_token_num": rules.prefill,
+        "session_len": resolve_model(name).text.max_position_embeddings,
+    }
+    return launch_on(machine, name, units=None, **{**settings, **changes})
 
 
 def account(
-    name: str,
-    version: str,
-    *,
-    tp: int = 1,
-    on: str = "a100-80g",
-    free: int | None = None,
-    **settings: object,
+    name: str, version: str, *, tp: int = 1, on: str = "a100-80g", **changes: object
 ) -> LegacyAccount:
-    model, rules = resolve_model(name), generation_of(version)
-    machine = parse_spec(f"{tp}x{on}")
-    gpus = [machine.gpu(i) for i in machine.visible]
-    base = {
-        "tp": tp,
-        "max_batch_size": rules.batch_size(gpus[0].name),
-        "max_prefill_token_num": rules.prefill,
-        "session_len": model.text.max_position_embeddings,
-        "cache_block_seq_len": rules.cache.block_tokens,
-    }
-    launch = EngineLaunch(
-        model=model,
-        settings=Settings(**{**base, **settings}),
-        gpus=tuple(gpus),
-        machine=machine,
-        vision_load=vision_load_of(model),
-        margins=(0,) * tp,
-        free_at_cache=free,
-    )
-    made = legacy_account(launch, load_constants(), rules)
+    rules = generation_of(version)
+    settings = {"cache_block_seq_len": rules.cache.block_tokens, **changes}
+    made = legacy_account(launch_of(name, rules, tp, on, **settings), load_constants(), rules)
     assert isinstance(made, LegacyAccount)
     return made
 
 
-def terms(made: LegacyAccount, ratio: float, gpu: int = 0) -> dict[str, int]:
+def terms(made: Account, ratio: float, gpu: int = 0) -> dict[str, int]:
     return {t.term: t.bytes for t in made.at(ratio).ledgers[gpu].ledger}

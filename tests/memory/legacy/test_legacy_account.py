@@ -6,16 +6,19 @@ import pytest
 from msgspec.structs import replace
 
 import turbofit.api
-from tests.memory.legacy.conftest import account, terms
+from tests.memory.legacy.conftest import account, launch_of, terms
 from turbofit.core.units import GIB, MIB
-from turbofit.memory.launch import EngineLaunch
-from turbofit.memory.legacy.generations import generation_of
-from turbofit.memory.legacy.legacy_account import LegacyAccount, legacy_account
-from turbofit.memory.legacy.weights import legacy_weight_classes
+from turbofit.memory.legacy.generations import generation_of, legacy_constants
+from turbofit.memory.legacy.turbomind import _Forward, legacy_account
+from turbofit.memory.legacy.weights import (
+    legacy_weight_classes,
+    tower_activations,
+    tower_bytes,
+)  # fmt: skip
 from turbofit.memory.start_outcome import outcome_at
 from turbofit.memory.turbomind.account import TurbomindAccount
-from turbofit.memory.turbomind.constants import load_constants
-from turbofit.memory.turbomind.weights import weight_classes
+from turbofit.memory.turbomind.weights import load_constants, weight_classes
+from turbofit.model.parameters import vision_parameters
 from turbofit.model.source import resolve_model
 
 #: InternVL2 on A100-80G with LMDeploy 0.5.2, MiB as its documentation printed them.
@@ -35,19 +38,15 @@ def test_published_memory_within_one_percent_of_the_card(name, tp, ratio, seen):
     assert abs(made.steady / MIB - seen) < 0.01 * made.total / MIB
 
 
-@pytest.mark.parametrize("version", ["0.0.14", "0.2.0", "0.2.6", "0.4.1", "0.5.2", "0.9.2", "0.15"])
-@pytest.mark.parametrize("tp", [1, 2])
-def test_lines_add_up_and_no_line_is_negative(version, tp):
-    made = account("internvl2-8b", version, tp=tp)
-    outcome = made.at(0.5)
-    for ledger in outcome.ledgers:
+@pytest.mark.parametrize("version", ["0.0.14", "0.2.6", "0.4.1", "0.9.2", "0.15"])
+def test_lines_add_up_and_no_line_is_negative(version):
+    for ledger in account("internvl2-8b", version, tp=2).at(0.5).ledgers:
         body = [t for t in ledger.ledger if t.phase != "transient"]
         assert sum(t.bytes for t in body) == ledger.steady
         assert all(t.bytes >= 0 for t in ledger.ledger)
-        worst = [t for t in ledger.ledger if t.worst]
+        (worst,) = [t for t in ledger.ledger if t.worst]
         warmup = next(t.bytes for t in body if t.term == "pool_warmup")
-        assert len(worst) == 1
-        assert ledger.peak == ledger.steady - warmup + max(warmup, worst[0].bytes)
+        assert ledger.peak == ledger.steady - warmup + max(warmup, worst.bytes)
 
 
 def test_a_block_is_exact():
@@ -174,8 +173,7 @@ def test_prefixes_that_sequences_share_count_in_each():
 
 def test_a_session_was_cut_from_0_1_to_0_14():
     def forward(version):
-        made = account("internlm2.5-7b", version, session_len=8192)
-        return made._forward(held=1024)
+        return _Forward(account("internlm2.5-7b", version, session_len=8192), 1024)
 
     for version in ("0.1.0", "0.2.5", "0.5.3", "0.11.1", "0.12.0", "0.14.0"):
         assert forward(version).session_len == 1024
@@ -189,7 +187,7 @@ def test_the_warm_up_of_0_12_and_later_is_made_of_requests():
     """They are refused where they are longer than the session; the ones before asked no cache."""
     short = {"session_len": 4928, "on": "rtx3090"}
     tokens = {
-        version: account("internlm2.5-7b", version, **short)._forward(4928).warmup_tokens
+        version: _Forward(account("internlm2.5-7b", version, **short), 4928).warmup_tokens
         for version in ("0.5.3", "0.7.3", "0.11.1", "0.12.0", "0.15.0")
     }
     assert tokens == {
@@ -219,24 +217,10 @@ def test_session_is_cut_to_the_cache_and_its_buffers_with_it():
     assert terms(account("internvl2-26b", "0.12.0"), 0.05)["token_ids"] == 128 * 3 * 32768 * 4
 
 
-def test_buffers_come_before_the_cache_in_0_12():
-    before, after = account("internvl2-8b", "0.12.0"), account("internvl2-8b", "0.15.0")
-    assert before.free < after.free
-
-
 def test_a_warm_up_of_its_own_since_0_6_2():
     assert account("internvl2-8b", "0.5.3").engine_warmup == 0
     assert account("internvl2-8b", "0.6.2").engine_warmup > 0
-    assert account("internlm2.5-7b", "0.5.3")._pool_bytes == 0
-
-
-def test_best_ratio_keeps_the_margin_and_no_more_would():
-    made = account("internvl2-8b", "0.6.0", on="rtx3090")
-    best = made.best_ratio()
-    assert best is not None
-    assert made.fits_at(best)
-    assert not made.fits_at(best + 0.001)
-    assert account("internvl2-26b", "0.6.0", on="rtx3090").best_ratio() is None
+    assert terms(account("internlm2.5-7b", "0.5.3"), 0.5)["pool_warmup"] == 0
 
 
 def test_no_cache_where_nothing_is_free():
@@ -247,25 +231,13 @@ def test_no_cache_where_nothing_is_free():
 
 
 def test_native_towers_use_the_reference_account_with_older_figures():
-    model, rules = resolve_model("internvl2-8b"), generation_of("0.16.0")
-    sample = account("internvl2-8b", "0.15.0")
-    machine_gpus, constants = sample.gpus, load_constants()
-    from turbofit.machine.spec import parse_spec
-
-    launch = EngineLaunch(
-        model=model,
-        settings=sample.settings,
-        gpus=tuple(machine_gpus),
-        machine=parse_spec("a100-80g"),
-        vision_load=sample.vision_load,
-        margins=(0,),
-    )
-    made = legacy_account(launch, constants, rules)
+    rules = generation_of("0.16.0")
+    launch = launch_of("internvl2-8b", rules, 1, "a100-80g")
+    made = legacy_account(launch, load_constants(), rules)
     assert isinstance(made, TurbomindAccount)
-    assert not isinstance(made, LegacyAccount)
     assert made.constants.ffn_align_16bit == 32
     assert made.constants.packed["int4"]["90"].of is None  # Hopper's own layout is 0.18's
-    assert sum(weight_classes(model, 1, made.constants).values()) > 0
+    assert sum(weight_classes(launch.model, 1, made.constants).values()) > 0
 
 
 @pytest.mark.parametrize(
@@ -307,3 +279,47 @@ def test_layers_that_are_built_before_the_cache_are_no_staging():
     outcome = outcome_at(made, 0.8)
     assert outcome.kind == "load"
     assert "staging" not in outcome.text
+
+
+# The vision tower under torch.
+
+
+def test_a_tower_holds_its_weights_and_a_little_rounding():
+    for name in ("internvl2-8b", "internvl2-26b", "qwen2-vl-7b"):
+        model = resolve_model(name)
+        plain = vision_parameters(model.vision, model.text.hidden) * 2
+        (held,) = tower_bytes(model, 1, generation_of("0.5.2").vision, legacy_constants())
+        assert plain <= held <= plain * 1.08
+
+
+def test_spread_over_ranks_whole_layers_and_nothing_lost():
+    model, rule = resolve_model("internvl2-26b"), generation_of("0.5.2").vision
+    whole = tower_bytes(model, 1, rule, legacy_constants())[0]
+    for tp in (2, 4, 8):
+        shares = tower_bytes(model, tp, rule, legacy_constants())
+        assert len(shares) == tp
+        assert abs(sum(shares) - whole) < tp * 24 * MIB
+
+
+def test_no_tower_no_bytes():
+    constants, rule = legacy_constants(), generation_of("0.5.2").vision
+    assert tower_bytes(resolve_model("qwen2.5-7b"), 2, rule, constants) == (0, 0)
+    none = replace(rule, runs="native")
+    assert tower_bytes(resolve_model("internvl2-8b"), 1, none, constants) == (0,)
+
+
+def test_scores_of_attention_are_what_flash_attention_saves():
+    constants = legacy_constants()
+    vision = resolve_model("internvl2-8b").vision
+    with_scores = tower_activations(vision, 13, constants, flash=False)
+    without = tower_activations(vision, 13, constants, flash=True)
+    scores = 2 * 13 * 16 * 1025**2 * 2
+    assert scores < with_scores < scores * 1.4
+    assert 250 * MIB < without < 350 * MIB
+
+
+def test_patches_attend_to_all_patches_of_the_request():
+    constants, vision = legacy_constants(), resolve_model("qwen2-vl-7b").vision
+    one = tower_activations(vision, 1000, constants, flash=False)
+    two = tower_activations(vision, 2000, constants, flash=False)
+    assert two > 3 * one

@@ -1,4 +1,4 @@
-"""Older engines as planning asks them."""
+"""Older engines as planning asks them, and their generations, read from data."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ import pytest
 from msgspec.structs import replace
 
 import turbofit
+from tests.memory.conftest import launch_on
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.model import Quantization
-from turbofit.core.plan import Settings
 from turbofit.core.units import MIB
 from turbofit.kernels.released import released
-from turbofit.machine.source import machine_from
 from turbofit.memory.engines import engine_for, engine_named
-from turbofit.memory.launch import EngineLaunch
-from turbofit.memory.legacy.generations import unread
-from turbofit.memory.legacy.legacy_engines import LegacyPytorch, LegacyTurbomind
-from turbofit.memory.vision_load import NO_IMAGES
+from turbofit.memory.legacy.generations import (
+    generation_of,
+    generations,
+    torch_generations,
+    unread,
+)
+from turbofit.memory.legacy.pytorch import LegacyPytorch
+from turbofit.memory.legacy.turbomind import LegacyTurbomind
+from turbofit.memory.versions import is_legacy
 from turbofit.model.source import resolve_model
 
 
@@ -62,17 +66,9 @@ def test_predict_from_a_log_s_free_memory_says_what_the_user_saw():
     assert not made.fits
 
 
-def launch_of(on, **settings):
-    machine = machine_from(on)
-    return EngineLaunch(
-        model=resolve_model("internvl2-8b"), settings=Settings(session_len=4096, **settings),
-        gpus=machine.gpus, machine=machine, vision_load=NO_IMAGES,
-    )  # fmt: skip
-
-
 def test_the_kernels_of_a_version_are_its_release_s_whatever_is_installed(monkeypatch):
     monkeypatch.setattr("turbofit.kernels.installed.installed", lambda: released((0, 18, 0)))
-    launch = launch_of("1xrtx5090")
+    launch = launch_on("1xrtx5090", "internvl2-8b", session_len=4096)
     here = replace(launch, machine=replace(launch.machine, source="nvml"))
     assert engine_named("turbomind").missing_kernels(here) is None
     said = str(LegacyTurbomind("0.6.3").missing_kernels(here))
@@ -95,7 +91,8 @@ def test_the_kernels_of_a_version_are_its_release_s_whatever_is_installed(monkey
 def test_a_count_of_blocks_was_taken_and_other_options_are_checked_beside_it(
     version, count, option, said
 ):
-    launch = launch_of("1xa100-80g", dtype="float16", cache_max_entry_count=count, **option)
+    options = {"dtype": "float16", "session_len": 4096, "cache_max_entry_count": count, **option}
+    launch = launch_on("1xa100-80g", "internvl2-8b", **options)
     found = LegacyTurbomind(version).problem(launch)
     assert found is None if said is None else said in str(found)
 
@@ -180,3 +177,37 @@ def test_a_plan_s_token_is_as_large_as_the_version_s_cache_makes_it(version):
         "llama-2-7b", on="1xa100-80g", lmdeploy=version, quant_policy=4, session_len=4096
     )
     assert made.kv.region_bytes == made.kv.tokens * made.kv.bytes_per_token
+
+
+@pytest.mark.parametrize(
+    ("version", "first"),
+    [
+        ("0.0.14", "0.0"), ("0.1", "0.1.0"), ("0.2.1", "0.1.0"), ("0.2.2", "0.2.2"),
+        ("0.5.2.post1", "0.5.0"), ("v0.5.3", "0.5.3"), ("0.6", "0.6.0"), ("0.6.3", "0.6.2"),
+        ("0.13", "0.12.3"), ("0.14.0", "0.14.0"), ("0.17", "0.16.0"),
+    ],
+)  # fmt: skip
+def test_a_version_belongs_to_the_last_generation_that_began(version, first):
+    assert generation_of(version).first == first
+
+
+@pytest.mark.parametrize("version", ["0.18", "0.18.0", "1.2", "latest", ""])
+def test_versions_with_an_account_of_their_own_or_none_are_refused(version):
+    assert not is_legacy(version)
+    with pytest.raises(PackageError):
+        generation_of(version)
+
+
+def test_every_entry_is_complete_ordered_and_names_its_sources():
+    for known in (generations(), torch_generations()):
+        firsts = [tuple(int(n) for n in one.first.split(".")) for one in known]
+        assert firsts == sorted(firsts)
+        assert all(one.source for one in known)
+
+
+def test_what_an_entry_does_not_say_the_one_before_does():
+    old, new = generation_of("0.5.2"), generation_of("0.5.3")
+    assert (old.forward, new.forward) == ("session", "prefill")
+    assert new.cache == old.cache
+    assert new.buffers == old.buffers
+    assert new.source != old.source

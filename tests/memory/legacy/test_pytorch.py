@@ -4,36 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from tests.memory.legacy.conftest import vision_load_of
-from turbofit.core.plan import Settings
+from tests.memory.legacy.conftest import launch_of, terms
 from turbofit.core.units import MIB
-from turbofit.machine.spec import parse_spec
-from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.legacy.generations import torch_generation_of
 from turbofit.memory.legacy.pytorch import LegacyTorchAccount
-from turbofit.memory.turbomind.constants import load_constants
+from turbofit.memory.turbomind.weights import load_constants
 from turbofit.model.source import resolve_model
 
 
-def account(name, version, *, tp=1, on="a100-80g", free=None, images=1, **settings):
-    model, rules = resolve_model(name), torch_generation_of(version)
-    machine = parse_spec(f"{tp}x{on}")
-    gpus = [machine.gpu(i) for i in machine.visible]
-    base = {
-        "tp": tp,
-        "max_batch_size": rules.batch_size(gpus[0].name),
-        "max_prefill_token_num": rules.prefill,
-        "session_len": model.text.max_position_embeddings,
-    }
-    launch = EngineLaunch(
-        model=model,
-        settings=Settings(**{**base, **settings}),
-        gpus=tuple(gpus),
-        machine=machine,
-        vision_load=vision_load_of(model, images),
-        margins=(0,) * tp,
-        free_at_cache=free,
-    )
+def account(name, version, *, tp=1, on="a100-80g", **changes):
+    rules = torch_generation_of(version)
+    launch = launch_of(name, rules, tp, on, **changes)
     return LegacyTorchAccount(launch, load_constants(), rules)
 
 
@@ -67,29 +48,19 @@ def test_cache_shortfall_below_three_blocks():
     assert made.cache_shortfall_at(0.8)
 
 
-@pytest.mark.parametrize("tp", [1, 2])
-def test_lines_add_up(tp):
-    made = account("qwen2-vl-7b", "0.5.2", tp=tp)
-    for ledger in made.at(0.5).ledgers:
-        body = [t.bytes for t in ledger.ledger if t.phase != "transient"]
-        assert sum(body) == ledger.steady <= ledger.peak
-
-
 def test_the_server_s_own_context_is_charged_where_ranks_are_processes():
-    one = {t.term for t in account("qwen2-vl-7b", "0.5.2").at(0.5).ledgers[0].ledger}
-    two = {t.term for t in account("qwen2-vl-7b", "0.5.2", tp=2).at(0.5).ledgers[0].ledger}
-    assert "server_context" not in one
-    assert "server_context" in two
+    assert "server_context" not in terms(account("qwen2-vl-7b", "0.5.2"), 0.5)
+    assert "server_context" in terms(account("qwen2-vl-7b", "0.5.2", tp=2), 0.5)
 
 
 def test_the_tower_is_whole_on_every_rank_since_it_is_part_of_the_model():
-    def tower(version):
-        ledgers = account("qwen2-vl-7b", version, tp=2).at(0.5).ledgers
-        return [
-            next(t.bytes for t in one.ledger if t.term == "weights.vision_tower") for one in ledgers
+    spread, whole = (
+        [
+            terms(account("qwen2-vl-7b", version, tp=2), 0.5, i)["weights.vision_tower"]
+            for i in (0, 1)
         ]
-
-    spread, whole = tower("0.5.2"), tower("0.7.0")
+        for version in ("0.5.2", "0.7.0")
+    )
     assert whole[0] == whole[1] > max(spread)
 
 

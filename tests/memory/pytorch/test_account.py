@@ -10,19 +10,19 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests.memory.conftest import launch_on
+from turbofit.core.machine import Machine
+from turbofit.core.model import Model
 from turbofit.core.plan import Settings
 from turbofit.core.units import MIB
-from turbofit.machine.source import machine_from
-from turbofit.memory.launch import EngineLaunch
-from turbofit.memory.pytorch.account import PytorchAccount
+from turbofit.memory.pytorch.account import Pytorch, PytorchAccount
 from turbofit.memory.pytorch.activations import Activations, Prefill
-from turbofit.memory.pytorch.constants import load_constants
-from turbofit.memory.pytorch.weights import weight_classes
+from turbofit.memory.pytorch.weights import load_constants, weight_classes
 from turbofit.memory.start_outcome import outcome_at
-from turbofit.memory.vision_load import NO_IMAGES, VisionLoad
 from turbofit.model.source import resolve_model
 
 CONSTANTS = load_constants()
+ENGINE = Pytorch("0.18")
 
 
 class Seen(NamedTuple):
@@ -86,28 +86,23 @@ def activations(seen: Seen) -> Activations:
 
 
 def account(
-    name: str = "qwen2-vl-7b", on: str = "1xrtx3090", free: int | None = None, **settings: Any
+    name: str | Model = "qwen2-vl-7b",
+    on: str | Machine = "1xrtx3090",
+    free: int | None = None,
+    **settings: Any,
 ) -> PytorchAccount:
-    model, machine = resolve_model(name), machine_from(on)
-    vision_load = NO_IMAGES
-    if model.image_rule is not None:
-        units = model.image_rule.worst_units()
-        tokens = model.image_rule.unit_tokens(units)
-        vision_load = VisionLoad(
-            units_per_image=units, images_per_request=1, tokens_per_request=tokens
-        )
-    gpus = machine.gpus[: settings.get("tp", 1)]
-    given = Settings(**{"max_batch_size": 8, **settings})
-    launch = EngineLaunch(
-        model=model,
-        settings=given,
-        gpus=gpus,
-        machine=machine,
-        vision_load=vision_load,
-        margins=(256 * MIB,) * len(gpus),
-        free_at_cache=free,
-    )
+    options = {"max_batch_size": 8, **settings}
+    launch = launch_on(on, name, units=None, margin=256, free=free, **options)
     return PytorchAccount(launch, CONSTANTS)
+
+
+def problem(model: str | Model, **options: Any) -> str | None:
+    """What the engine refuses of these options."""
+    return ENGINE.problem(launch_on("1xa100-80g", model, **options))
+
+
+def tp_problem(model: Model, tp: int) -> str | None:
+    return ENGINE.tp_problem(model, tp)
 
 
 @pytest.mark.parametrize(
@@ -128,15 +123,6 @@ def test_blocks_are_the_engine_s_own(
     one = account(name, free=free * MIB, max_batch_size=batch)
     assert one.region_at(ratio) == blocks * one.block_bytes
     assert one.tokens_at(ratio) == (blocks - 2) * 64
-
-
-def test_the_largest_ratio_that_leaves_the_margin() -> None:
-    one = account()
-    ratio = one.best_ratio()
-    assert ratio is not None
-    assert one.fits_at(ratio)
-    assert not one.fits_at(round(ratio + 0.001, 3))
-    assert one.at(ratio).fits
 
 
 def test_a_block_count_is_taken_as_it_is() -> None:

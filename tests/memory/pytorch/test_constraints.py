@@ -8,19 +8,19 @@ import pytest
 from msgspec.structs import replace
 
 import turbofit
+from tests.memory.conftest import launch_on
+from tests.memory.pytorch.test_account import problem, tp_problem
 from turbofit.core.errors import NoKernelError, TurbofitError, UsageError
 from turbofit.core.model import Quantization
-from turbofit.core.plan import Settings, Workload
-from turbofit.machine.source import machine_from
-from turbofit.memory.pytorch.account import capture_sizes, settings_problem, tp_problem
+from turbofit.core.plan import Settings
+from turbofit.memory.pytorch.account import capture_sizes
 from turbofit.memory.pytorch.cache import engine_bound, units_met
-from turbofit.memory.pytorch.constants import environment
+from turbofit.memory.pytorch.weights import environment
 from turbofit.model.source import resolve_model
-from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
 
 
 @pytest.mark.parametrize(
-    ("name", "tp", "problem"),
+    ("name", "tp", "words"),
     [
         ("qwen2-vl-7b", 2, None),
         ("qwen2-vl-7b", 4, None),
@@ -32,11 +32,18 @@ from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
         ("llama-4-scout", 8, None),
         ("llama-4-scout", 16, "attention heads"),
         ("qwen3.5-35b-a3b", 16, None),
+        ("qwen3.5-27b", 8, None),
+        ("kimi-k2.5", 16, None),
+        ("kimi-k2.5", 128, "heads"),
+        ("minicpm3-4b", 1, None),
+        ("minicpm3-4b", 2, "on several ranks"),
+        ("glm-4.7-flash", 4, None),
+        ("glm-4.7-flash", 8, "20 attention heads"),
     ],
 )
-def test_tensor_parallel_degrees(name: str, tp: int, problem: str | None) -> None:
+def test_tensor_parallel_degrees(name: str, tp: int, words: str | None) -> None:
     said = tp_problem(resolve_model(name), tp)
-    assert said is None if problem is None else said is not None and problem in said
+    assert said is None if words is None else words in str(said)
 
 
 @pytest.mark.parametrize(
@@ -76,21 +83,29 @@ def test_cards_without_bfloat16_hold_no_such_states() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("options", "words"),
     [
-        (Settings(cache_max_entry_count=1.5), "between 0 and 1"),
-        (Settings(quant_policy=5), "quant-policy"),
-        (Settings(quant_policy=16), None),
-        (Settings(quant_policy=42), None),
+        ({"cache_max_entry_count": 1.5}, "between 0 and 1"), ({"quant_policy": 5}, "quant-policy"),
+        ({"quant_policy": 16}, None), ({"quant_policy": 42}, None),
+        ({"distributed_executor_backend": "uni"}, None),
+        ({"distributed_executor_backend": "uni", "tp": 2}, "uni runs one rank"),
+        ({"num_gpu_blocks": 2}, "keeps so many"), ({"num_gpu_blocks": 3}, None),
+        ({"cache_block_seq_len": 48}, "powers of two from 16 on"),
+        ({"cache_block_seq_len": 8}, "powers of two from 16 on"),
+        ({"model_format": "awq"}, "takes no such word"),
+        ({"model_format": "hf"}, "takes no such word"),
+        ({"model_format": "fp8"}, "no account of weights that are quantised"),
+        ({"communicator": "cuda-ipc"}, "is TurboMind's"),
     ],
-)
-def test_settings(settings: Settings, words: str | None) -> None:
-    said = settings_problem(settings)
-    assert said is None if words is None else said is not None and words in said
+)  # fmt: skip
+def test_options(options: dict[str, object], words: str | None) -> None:
+    said = problem("internvl2-8b", **options)
+    assert said is None if words is None else words in str(said)
+    assert "are awq" in str(problem("internvl2-8b-awq", model_format="hf"))
 
 
 @pytest.mark.parametrize(
-    ("model", "on", "policy", "problem"),
+    ("model", "on", "policy", "words"),
     [
         ("qwen2.5-7b", "1xrtx3090", "fp8", "no fp8 KV cache"),
         ("qwen2.5-7b", "1xrtx4090", "fp8", None),
@@ -99,12 +114,12 @@ def test_settings(settings: Settings, words: str | None) -> None:
         ("internvl2-4b", "1xrtx3090", "turbo_quant", "a power of two, not of 96"),
     ],
 )
-def test_types_of_the_cache(model: str, on: str, policy: str, problem: str | None) -> None:
+def test_types_of_the_cache(model: str, on: str, policy: str, words: str | None) -> None:
     options = {"on": on, "engine": "pytorch", "quant_policy": policy, "context": 4096}
-    if problem is None:
+    if words is None:
         assert turbofit.plan(model, **options).fits
     else:
-        with pytest.raises(TurbofitError, match=problem):
+        with pytest.raises(TurbofitError, match=words):
             turbofit.plan(model, **options)
 
 
@@ -145,53 +160,38 @@ def test_the_engine_s_own_capture_sizes() -> None:
         assert scope[wanted](batch) == capture_sizes(Settings(max_batch_size=batch))
 
 
-def test_images_meet_by_their_tokens_and_are_never_cut() -> None:
-    request = ResolvedRequest(
-        model=resolve_model("internvl2-8b"), machine=machine_from("1xrtx3090"), workload=Workload()
-    )
-    rule, vision_load = request.model.image_rule, vision_load_of(request, request.requested_limit)
-    assert rule is not None
+def test_images_meet_by_their_tokens_and_the_next_forward_s_are_on_the_card_already() -> None:
+    """Images are never cut, and pixels of the next forward are sent while one runs."""
+    launch = launch_on("1xrtx3090", "internvl2-8b", units=None)
+    rule, load = launch.model.image_rule, launch.vision_load
     many = Settings(max_batch_size=8, max_prefill_token_num=8192)
-    assert engine_bound(rule, vision_load, many) == 32  # 8192 tokens of 256 each
     few = Settings(max_batch_size=8, max_prefill_token_num=1024)
-    assert engine_bound(rule, vision_load, few) == 13  # a chunk grows for an image
     one = Settings(max_batch_size=1, max_prefill_token_num=8192)
-    assert engine_bound(rule, vision_load, one) == 13
-
-
-def test_the_next_forward_s_pixels_are_on_the_card_already() -> None:
-    request = ResolvedRequest(
-        model=resolve_model("internvl2-8b"), machine=machine_from("1xrtx3090"), workload=Workload()
-    )
-    rule, vision_load = request.model.image_rule, vision_load_of(request, request.requested_limit)
-    assert rule is not None
-    many = Settings(max_batch_size=8, max_prefill_token_num=8192)
-    assert units_met(rule, vision_load, many) == (32, 32)
-    few = Settings(max_batch_size=8, max_prefill_token_num=1024)
+    assert engine_bound(rule, load, many) == 32  # 8192 tokens of 256 each
+    assert engine_bound(rule, load, few) == 13  # a chunk grows for an image
+    assert engine_bound(rule, load, one) == 13
+    assert units_met(rule, load, many) == (32, 32)
     # After an image that is a chunk of its own come the small images of other requests ...
-    assert units_met(rule, vision_load, few) == (13, 4)
+    assert units_met(rule, load, few) == (13, 4)
     # ... or the next image of its own.
-    several = replace(
-        vision_load, images_per_request=3, tokens_per_request=3 * vision_load.tokens_per_request
-    )
+    several = launch_on("1xrtx3090", "internvl2-8b", units=None, images=3).vision_load
     assert units_met(rule, several, few) == (13, 13)
     # One row at a time; and a gateway that lets no more through than one forward has.
-    assert units_met(rule, vision_load, replace(many, max_batch_size=1)) == (13, 0)
-    assert units_met(rule, replace(vision_load, units_per_forward=26), many) == (26, 0)
-
-
-def test_ray_refuses_expandable_segments() -> None:
-    model = resolve_model("qwen2-vl-7b")
-    assert "PYTORCH_CUDA_ALLOC_CONF" in environment(Settings(tp=1), model)
-    assert "PYTORCH_CUDA_ALLOC_CONF" not in environment(Settings(tp=2), model)
-    own = Settings(tp=2, distributed_executor_backend="mp")
-    assert "PYTORCH_CUDA_ALLOC_CONF" in environment(own, model)
+    assert units_met(rule, load, one) == (13, 0)
+    assert units_met(rule, replace(load, units_per_forward=26), many) == (26, 0)
 
 
 def test_states_stay_at_the_bits_that_are_counted() -> None:
     name, settings = "LMDEPLOY_FP32_MAMBA_SSM_DTYPE", Settings()
     assert environment(settings, resolve_model("qwen3.5-9b"))[name] == "0"
     assert name not in environment(settings, resolve_model("qwen3-vl-8b"))
+
+
+def test_delta_nets_deal_their_key_heads() -> None:
+    model = resolve_model("qwen3.5-27b")
+    # Heads of its attention that would divide.
+    model = replace(model, text=replace(model.text, heads=24, kv_heads=3, intermediate=3072))
+    assert "16 key heads" in str(tp_problem(model, 3))
 
 
 def test_llama_4_repeats_no_heads_and_deals_experts_evenly() -> None:
@@ -201,19 +201,3 @@ def test_llama_4_repeats_no_heads_and_deals_experts_evenly() -> None:
     moe = replace(model.text.moe, intermediate=8190)
     odd = replace(model, text=replace(model.text, moe=moe))
     assert "the experts' 8190" in str(tp_problem(odd, 4))
-
-
-@pytest.mark.parametrize(
-    ("model", "asked", "message"),
-    [
-        ("internvl2-8b", {"cache_block_seq_len": 48}, "powers of two from 16 on"),
-        ("internvl2-8b", {"cache_block_seq_len": 8}, "powers of two from 16 on"),
-        ("internvl2-8b", {"model_format": "awq"}, "takes no such word"),
-        ("internvl2-8b", {"model_format": "hf"}, "takes no such word"),
-        ("internvl2-8b", {"model_format": "fp8"}, "no account of weights that are quantised"),
-        ("internvl2-8b-awq", {"model_format": "hf"}, "are awq"),
-    ],
-)
-def test_options_that_cannot_be_meant(model: str, asked: dict[str, object], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        turbofit.plan(model, on="1xrtx3090", engine="pytorch", **asked)

@@ -11,8 +11,7 @@ from msgspec.structs import replace
 from tests.memory.pytorch.test_account import CONSTANTS, account
 from turbofit.core.plan import Settings
 from turbofit.core.units import MIB
-from turbofit.memory.engines import engine_for
-from turbofit.memory.pytorch.account import PytorchAccount, tp_problem
+from turbofit.memory.pytorch.account import PytorchAccount
 from turbofit.memory.pytorch.activations import Activations, Prefill
 from turbofit.memory.pytorch.cache import block_bytes, state_bytes
 from turbofit.memory.pytorch.weights import largest_loaded, weight_classes
@@ -93,22 +92,6 @@ def test_ranks_share_all_but_the_norms(name: str) -> None:
         assert [largest_loaded(model, tp) for tp in (1, 2)] == [experts, experts // 2]
 
 
-@pytest.mark.parametrize(
-    ("name", "tp", "problem"),
-    [
-        ("qwen3.5-9b", 4, None), ("qwen3.5-27b", 8, None), ("qwen3.5-35b-a3b", 4, None),
-        ("qwen3.5-27b", 3, "16 key heads"), ("qwen3.5-9b", 16, None),
-    ],
-)  # fmt: skip
-def test_tensor_parallel_degrees(name: str, tp: int, problem: str | None) -> None:
-    model = resolve_model(name)
-    if problem:
-        # Heads of its attention that would divide.
-        model = replace(model, text=replace(model.text, heads=24, kv_heads=3, intermediate=3072))
-    said = tp_problem(model, tp)
-    assert said is None if problem is None else said is not None and problem in said
-
-
 @pytest.mark.parametrize("name", SIZES)
 def test_a_delta_net_holds_more_than_its_tensors(name: str) -> None:
     """No less than what fla's own chunked forward returns and keeps, in a layer of its own."""
@@ -125,12 +108,3 @@ def test_a_delta_net_holds_more_than_its_tensors(name: str) -> None:
     chunks = (tokens // 64 + sequences) * state
     left = sequences * state * 2 * 2
     assert found > 2 * (projected + rule + chunks) + left + CONSTANTS.kernel_tuning
-
-
-def test_an_older_lmdeploy_is_refused() -> None:
-    from turbofit.core.errors import UsageError
-
-    model = resolve_model("qwen3.5-9b")
-    assert engine_for(model).name == "turbomind"
-    with pytest.raises(UsageError, match=r"gated delta nets with LMDeploy 0\.10"):
-        engine_for(model, "pytorch", "0.10.0")

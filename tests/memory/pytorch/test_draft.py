@@ -13,23 +13,23 @@ import pytest
 from msgspec.structs import replace
 
 from tests.memory.conftest import card, machine_of
+from tests.memory.pytorch.test_account import account, problem
 from turbofit.core.draft import Draft
 from turbofit.core.model import Model, Quantization
 from turbofit.core.plan import Settings
 from turbofit.core.units import MIB
-from turbofit.memory.launch import EngineLaunch
-from turbofit.memory.pytorch.account import PytorchAccount, draft_problem
 from turbofit.memory.pytorch.activations import (
     Activations,
     Prefill,
     activations_of,
     draft_terms,
     draft_weights,
+    needed_modules,
+    splits,
+    without_kernels,
 )
 from turbofit.memory.pytorch.cache import block_bytes, state_bytes, state_slots
-from turbofit.memory.pytorch.constants import load_constants
-from turbofit.memory.pytorch.weights import weight_classes
-from turbofit.memory.vision_load import NO_IMAGES
+from turbofit.memory.pytorch.weights import load_constants, weight_classes
 from turbofit.model.draft_reader import read_draft
 from turbofit.model.source import resolve_model
 
@@ -167,23 +167,10 @@ def test_more_tokens_a_step_take_more_of_everything() -> None:
     assert held == sorted(set(held))
 
 
-def account(model: Model, settings: Settings) -> PytorchAccount:
-    gpus = tuple(card(i) for i in range(settings.tp))
-    launch = EngineLaunch(
-        model=model,
-        settings=settings,
-        gpus=gpus,
-        machine=machine_of(settings.tp),
-        vision_load=NO_IMAGES,
-        margins=(256 * MIB,) * settings.tp,
-    )
-    return PytorchAccount(launch, CONSTANTS)
-
-
 def test_the_cache_is_shared_and_the_rest_is_taken_from_it() -> None:
-    settings = Settings(max_batch_size=16, session_len=4096)
     plain, drafted = (
-        account(llama(), one) for one in (settings, replace(settings, speculative=eagle()))
+        account(llama(), machine_of(1), max_batch_size=16, session_len=4096, **more)
+        for more in ({}, {"speculative": eagle()})
     )
     assert drafted.block_bytes == plain.block_bytes * 9 // 8
     assert drafted.free < plain.free
@@ -197,8 +184,8 @@ def test_the_cache_is_shared_and_the_rest_is_taken_from_it() -> None:
 
 
 def test_a_draft_apart_is_charged_to_every_rank() -> None:
-    settings = Settings(tp=2, max_batch_size=16, session_len=4096, speculative=eagle())
-    ledgers = account(llama(), settings).at(0.5).ledgers
+    options = {"tp": 2, "session_len": 4096, "speculative": eagle()}
+    ledgers = account(llama(), machine_of(2), **options).at(0.5).ledgers
     held = [{t.term: t for t in one.ledger}["weights.draft"] for one in ledgers]
     assert held[0].bytes == held[1].bytes
     assert "on the first rank alone" in held[0].note
@@ -213,13 +200,49 @@ def test_a_draft_apart_is_charged_to_every_rank() -> None:
     ],
 )
 def test_settings_that_do_not_draft(changes: dict[str, Any], words: str | None) -> None:
-    said = draft_problem(Settings(speculative=eagle(), **changes))
+    packed = Quantization(method="awq", bits=4, group_size=128)
+    model = replace(llama(), quantization=packed if "model_format" in changes else None)
+    said = problem(model, speculative=eagle(), **changes)
     assert said is None if words is None else words in str(said)
-    assert draft_problem(Settings(**changes)) is None
+    assert problem(model, **changes) is None
 
 
 def test_latents_are_drafted_for_in_blocks_of_64() -> None:
-    draft = read_draft(resolve_model("glm-4.7-flash"), "deepseek_mtp", None, 1)
-    assert draft_problem(Settings(speculative=draft)) is None
-    said = draft_problem(Settings(speculative=draft, cache_block_seq_len=32))
+    model = resolve_model("glm-4.7-flash")
+    draft = read_draft(model, "deepseek_mtp", None, 1)
+    assert problem(model, speculative=draft) is None
+    said = problem(model, speculative=draft, cache_block_seq_len=32)
     assert "takes blocks of 64" in str(said)
+
+
+# Which cards verify drafts, and with how many parts of long sequences.
+
+LLAMA = resolve_model("llama-3.1-8b").text
+DENSE = Draft(method="eagle", text=LLAMA, vocab=LLAMA.vocab, embeddings=True)
+LATENT = read_draft(resolve_model("glm-4.7-flash"), "deepseek_mtp", None, 1)
+
+
+@pytest.mark.parametrize(
+    ("kv_heads", "processors", "count"),
+    [(8, 132, 15), (8, 82, 9), (1, 132, 109), (4, 108, 23), (32, 28, 1), (128, 132, 1)],
+)
+def test_parts_fill_the_multiprocessors(kv_heads: int, processors: int, count: int) -> None:
+    assert splits(kv_heads, processors) == count
+
+
+@pytest.mark.parametrize(
+    ("capability", "dense", "latent"),
+    [
+        ((7, 5), False, False), ((8, 0), True, False), ((8, 9), True, False),
+        ((9, 0), True, True), ((10, 0), False, False), ((12, 0), False, False),
+    ],
+)  # fmt: skip
+def test_cards(capability: tuple[int, int], dense: bool, latent: bool) -> None:
+    gpus = [card(), replace(card(1), compute_capability=capability)]
+    assert (without_kernels(DENSE, gpus) is None) is dense
+    assert (without_kernels(LATENT, gpus[1:]) is None) is latent
+
+
+def test_packages_are_named_with_their_modules() -> None:
+    assert needed_modules(DENSE.text) == ("FlashAttention-3's flash_attn_interface",)
+    assert needed_modules(LATENT.text) == ("FlashMLA's flash_mla",)

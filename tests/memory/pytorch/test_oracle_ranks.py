@@ -11,8 +11,8 @@ from unittest.mock import MagicMock
 import pytest
 from msgspec.structs import replace
 
+from tests.memory.pytorch.test_account import tp_problem
 from turbofit.core.model import Model, Quantization
-from turbofit.memory.pytorch.account import tp_problem
 from turbofit.memory.pytorch.weights import weight_classes
 from turbofit.model.families.engines import engine_problem
 from turbofit.model.presets import preset_model

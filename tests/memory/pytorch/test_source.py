@@ -1,4 +1,4 @@
-"""The PyTorch engine's account: what its source says of weights, blocks and features."""
+"""The PyTorch engine's account: what its source says, and torch's allocator."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ import pytest
 from msgspec.structs import replace
 
 from tests.memory.conftest import card, machine_of
+from tests.memory.pytorch.test_account import account
+from turbofit import api
 from turbofit.core.machine import Gpu
 from turbofit.core.model import Model
-from turbofit.core.plan import Settings
+from turbofit.core.plan import Plan, Settings
 from turbofit.core.units import MIB
-from turbofit.memory.launch import EngineLaunch
-from turbofit.memory.pytorch.account import PytorchAccount, settings_problem
+from turbofit.memory.account import VisionLoad
+from turbofit.memory.pytorch.account import PytorchAccount
 from turbofit.memory.pytorch.activations import Activations, Prefill
 from turbofit.memory.pytorch.cache import engine_bound
-from turbofit.memory.pytorch.constants import (
+from turbofit.memory.pytorch.weights import (
     PytorchConstants,
     environment,
     load_constants,
     segments,
+    weight_classes,
 )
-from turbofit.memory.pytorch.weights import weight_classes
-from turbofit.memory.vision_load import NO_IMAGES, VisionLoad
 from turbofit.model.parameters import stored_bytes
 from turbofit.model.source import resolve_model
 
@@ -31,22 +32,13 @@ def constants() -> PytorchConstants:
     return load_constants()
 
 
-def account(model: Model, gpu: Gpu, **changes: object) -> PytorchAccount:
-    settings = Settings(**{"max_batch_size": 8, "session_len": 4096, **changes})
-    launch = EngineLaunch(
-        model=model,
-        settings=settings,
-        gpus=(gpu,),
-        machine=machine_of(1),
-        vision_load=NO_IMAGES,
-        margins=(256 * MIB,),
-    )
-    return PytorchAccount(launch, load_constants())
+def one_card(model: str | Model, gpu: Gpu, **changes: object) -> PytorchAccount:
+    return account(model, replace(machine_of(1), gpus=(gpu,)), session_len=4096, **changes)
 
 
 def terms(model: Model, capability: tuple[int, int] | str, **changes: object) -> dict[str, int]:
     gpu = replace(card(total=80000), compute_capability=capability)
-    ledger = account(model, gpu, **changes).at(0.5).ledgers[0].ledger
+    ledger = one_card(model, gpu, **changes).at(0.5).ledgers[0].ledger
     return {term.term: term.bytes for term in ledger}
 
 
@@ -82,28 +74,6 @@ def test_cogvlms_second_set_of_layers_is_attention_and_mlp_as_the_first_is():
     assert 2 * first["attention"] <= both["attention"] < 2.01 * first["attention"]
 
 
-def test_features_of_several_depths_stay_until_the_forward_ends(constants):
-    model = resolve_model("qwen3-vl-32b")
-    assert model.vision is not None
-    flat = replace(model, vision=replace(model.vision, deepstack=0))
-    settings = Settings(tp=8, max_batch_size=8, session_len=32768)
-    tokens = 16384
-    forward = Prefill(tokens=tokens, context=32768, units=4 * tokens)
-    deep, without = (
-        Activations(one, settings, constants)._decoder(forward) for one in (model, flat)
-    )
-    assert deep - without >= 3 * tokens * model.text.hidden * 2
-
-
-def test_a_chosen_expert_holds_gate_up_their_product_and_its_output(constants):
-    model = resolve_model("qwen3-30b-a3b")
-    text, moe = model.text, model.text.moe
-    assert moe is not None
-    work = Activations(model, Settings(max_batch_size=8, session_len=4096), constants)
-    routed = moe.experts_per_token * (3 * moe.intermediate + text.hidden)
-    assert work.decode(1) >= 2 * (routed + constants.hidden_copies * text.hidden)
-
-
 @pytest.mark.parametrize(
     ("tp", "backend", "kind"),
     [
@@ -121,15 +91,9 @@ def test_rays_workers_refuse_expandable_segments_whatever_their_number(tp, backe
     )
 
 
-def test_one_rank_is_all_that_uni_runs():
-    settings = Settings(max_batch_size=8, session_len=4096, distributed_executor_backend="uni")
-    assert settings_problem(settings) is None
-    assert "uni" in (settings_problem(replace(settings, tp=2)) or "")
-
-
 def test_what_the_runtimes_reserve_lacks_is_part_of_what_is_missing():
     """InternVL2.5-26B-AWQ on a 3090: weights leave less than the reserve for logits."""
-    made = account(resolve_model("internvl2.5-26b-awq"), card(), max_prefill_token_num=8192)
+    made = one_card("internvl2.5-26b-awq", card(), max_prefill_token_num=8192)
     least = made.least_blocks * made.block_bytes
     assert made.free > 0 > made.ratio_base
     assert made.cache_shortfall_at(0.8) == least - int(made.ratio_base * 0.8) > least
@@ -137,24 +101,18 @@ def test_what_the_runtimes_reserve_lacks_is_part_of_what_is_missing():
 
 def test_blocks_that_were_asked_for_are_not_checked_against_sixteen():
     """LMDeploy holds the ratio's blocks to 16, not ``num_gpu_blocks``."""
-    made = account(resolve_model("qwen2.5-0.5b"), card(), num_gpu_blocks=10)
+    made = one_card("qwen2.5-0.5b", card(), num_gpu_blocks=10)
     assert made.tokens_at(0.8) == 8 * 64
     assert not made.cache_shortfall_at(0.8)
     assert made.cache_shortfall_at(1e-9)
 
 
 def test_more_blocks_than_fit_are_told_at_once():
-    made = account(resolve_model("qwen2.5-0.5b"), card(), num_gpu_blocks=10**6)
+    made = one_card("qwen2.5-0.5b", card(), num_gpu_blocks=10**6)
     looks: list[float] = []
     made.fits_at = lambda ratio: bool(looks.append(ratio))  # type: ignore[method-assign]
     assert made.best_ratio() is None
     assert len(looks) == 1
-
-
-def test_blocks_that_the_engine_keeps_are_no_cache():
-    settings = Settings(max_batch_size=8, session_len=4096, num_gpu_blocks=2)
-    assert "keeps" in (settings_problem(settings) or "")
-    assert settings_problem(replace(settings, num_gpu_blocks=3)) is None
 
 
 @pytest.mark.parametrize("crops", [1, 4, 16])
@@ -194,3 +152,65 @@ def test_a_long_image_lets_as_many_small_ones_meet_in_its_chunks():
         for images in (1, 5, 20)
     ]
     assert met == [1024 // 313 * 17, 5 * 17, 2509 // 313 * 17]
+
+
+SEGMENT = load_constants().segment
+
+
+def _terms(plan: Plan) -> dict[str, int]:
+    return {term.term: term.bytes for term in plan.gpus[0].ledger}
+
+
+def test_a_prefill_has_no_room_in_the_graphs_pool() -> None:
+    eager = api.plan("qwen2.5-7b", on="1xrtx3090", engine="pytorch", eager_mode=True)
+    graphs = api.plan("qwen2.5-7b", on="1xrtx3090", engine="pytorch", eager_mode=False)
+    assert "cuda_graphs" not in _terms(eager)
+    assert _terms(graphs)["cuda_graphs"] >= SEGMENT
+    assert _terms(graphs)["pool_warmup"] == _terms(eager)["pool_warmup"] >= SEGMENT
+    assert graphs.kv.tokens < eager.kv.tokens
+
+
+def test_the_smallest_worst_case_still_loses_a_segment() -> None:
+    """Qwen2.5-7B's longest prompt: 116.8 MiB live on pretend GPUs, and a page in part."""
+    plan = api.plan("qwen2.5-7b", on="1xrtx3090", engine="pytorch")
+    assert _terms(plan)["text_prefill"] >= 116.8 * (1 << 20) + SEGMENT
+
+
+def test_normed_queries_and_keys_are_counted() -> None:
+    """Qwen3-VL-2B, chunks of 4096 and a long context: 378.4 MiB live on pretend GPUs."""
+    plan = api.plan(
+        "qwen3-vl-2b", on="1xrtx3060", engine="pytorch", image_size=(1344, 1568),
+        max_prefill_token_num=4096, context=65_536,
+    )  # fmt: skip
+    assert _terms(plan)["text_prefill"] >= 378.4 * (1 << 20)
+
+
+def test_what_a_tower_gives_the_first_layers_is_held() -> None:
+    """Qwen3-VL-8B, 65,536 patches: 2,638.9 MiB live, 384 of them for three layers."""
+    plan = api.plan("qwen3-vl-8b", on="1xrtx3090", engine="pytorch")
+    seen, card = int(2638.9 * (1 << 20)), plan.gpus[0].total
+    assert plan.limits.units_per_forward == 65536
+    assert seen <= _terms(plan)["vision_forward"] <= seen + 0.02 * card
+
+
+@pytest.mark.parametrize(
+    ("rows", "seen"), [(8, 47.2), (32, 186.3), (50, 290.7), (64, 371.8), (128, 556.4)]
+)
+def test_so_many_rows_that_sample_are_never_under(rows: int, seen: float) -> None:
+    """Qwen2.5-0.5B with top_k=0: live on pretend GPUs; torch sorts few rows with more."""
+    plan = api.plan("qwen2.5-0.5b", on="1xrtx3060", engine="pytorch", max_batch_size=rows)
+    assert _terms(plan)["sampling"] >= seen * (1 << 20)
+
+
+def test_fewer_rows_than_the_batch_may_need_more() -> None:
+    full, few = (
+        api.plan("qwen2.5-0.5b", on="1xrtx3060", engine="pytorch", max_batch_size=rows)
+        for rows in (128, 127)
+    )
+    assert _terms(full)["sampling"] == _terms(few)["sampling"]
+
+
+@pytest.mark.parametrize(("rows", "idle"), [(8, 15.1), (50, 11.9), (64, 30.9), (160, 41.8)])
+def test_what_the_warm_up_leaves_grows_with_the_batch(rows: int, idle: float) -> None:
+    plan = api.plan("qwen2.5-0.5b", on="1xrtx3060", engine="pytorch", max_batch_size=rows)
+    assert _terms(plan)["pool_warmup"] >= idle * (1 << 20)

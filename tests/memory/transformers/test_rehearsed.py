@@ -13,9 +13,9 @@ from tests.pretend.cuda_torch import CUDA_PATH, ROOT
 from tests.waiting import HANG
 from turbofit.core.plan import Workload
 from turbofit.machine.source import machine_from
-from turbofit.memory.transformers.transformers_account import Transformers
+from turbofit.memory.transformers.account import Transformers
 from turbofit.model.presets import preset_model
-from turbofit.tuner.fallback.fallback_plan import make_fallback_plan
+from turbofit.tuner.fallback import make_fallback_plan
 from turbofit.tuner.resolved_request import ResolvedRequest
 
 pytestmark = [

@@ -1,19 +1,18 @@
-"""The account as a whole: identities that every ledger keeps, and the largest ratio."""
+"""The account as a whole: identities that every ledger keeps, the largest ratio, and refusals."""
 
 from __future__ import annotations
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
+import turbofit
 from tests.memory.conftest import Case, card, machine_of
+from turbofit.core.errors import UsageError
 from turbofit.core.units import MIB
-from turbofit.memory.launch import EngineLaunch
-from turbofit.memory.turbomind.account import TurbomindAccount
-from turbofit.memory.turbomind.constants import load_constants
 from turbofit.memory.turbomind.pool import Forward, PoolModel
-from turbofit.memory.turbomind.weights import temporary_bytes
-from turbofit.memory.vision_load import VisionLoad
+from turbofit.memory.turbomind.weights import load_constants, temporary_bytes
 from turbofit.model.source import resolve_model
 
 MODELS = ["internvl2-8b", "internvl2-8b-awq", "qwen2-vl-7b", "internvl2-2b", "qwen2-vl-2b"]
@@ -47,20 +46,10 @@ def test_a_ledger_adds_up(model, ratio):
 )
 @settings(max_examples=120, deadline=None)
 def test_one_thousandth_more_does_not_fit(model, total, used, prefill, batch, units):
-    gpu = card(total=total, used=used)
-    vision_load = VisionLoad(
-        units_per_image=units, images_per_request=1, tokens_per_request=units * 256
+    machine = replace(machine_of(1), gpus=(card(total=total, used=used),))
+    account = Case(model, margin=256).account(
+        units, machine, max_prefill_token_num=prefill, max_batch_size=batch
     )
-    case = Case(model)
-    launch = EngineLaunch(
-        model=resolve_model(model),
-        settings=case.settings(max_prefill_token_num=prefill, max_batch_size=batch),
-        gpus=(gpu,),
-        machine=machine_of(1),
-        vision_load=vision_load,
-        margins=(256 * MIB,),
-    )
-    account = TurbomindAccount(launch, load_constants())
     ratio = account.best_ratio()
     if ratio is None:
         assert not account.fits_at(0.001)
@@ -104,19 +93,8 @@ def test_staging_as_torch_measured_it(model, tp, staging):
 
 
 def test_the_fullest_gpu_of_a_group_decides_the_cache():
-    model = resolve_model("internvl2-8b")
-    machine = machine_of(2)
-    gpus = [card(0), card(1, used=5000)]
-    launch = EngineLaunch(
-        model=model,
-        settings=Case("internvl2-8b", 2).settings(),
-        gpus=tuple(gpus),
-        machine=machine,
-        vision_load=VisionLoad(units_per_image=13, images_per_request=1, tokens_per_request=3328),
-        margins=(0, 0),
-    )
-    account = TurbomindAccount(launch, load_constants())
-    ledgers = account.at(0.5).ledgers
+    machine = replace(machine_of(2), gpus=(card(0), card(1, used=5000)))
+    ledgers = Case("internvl2-8b", 2).account(13, machine).at(0.5).ledgers
     regions = {t.bytes for ledger in ledgers for t in ledger.ledger if t.term == "kv_cache"}
     assert len(regions) == 1
     assert ledgers[0].headroom > ledgers[1].headroom
@@ -124,19 +102,7 @@ def test_the_fullest_gpu_of_a_group_decides_the_cache():
 
 def test_free_at_cache_replaces_everything_before_it():
     """The users' log: 2780 MiB free, 2224 for the cache at 0.8, 556 left."""
-    model = resolve_model("internvl2-8b")
-    machine = machine_of(4)
-    launch = EngineLaunch(
-        model=model,
-        settings=Case("internvl2-8b", 4).settings(),
-        gpus=machine.gpus,
-        machine=machine,
-        vision_load=VisionLoad(units_per_image=25, images_per_request=1, tokens_per_request=6400),
-        margins=(0,) * 4,
-        free_at_cache=2780 * MIB,
-    )
-    account = TurbomindAccount(launch, load_constants())
-    outcome = account.at(0.8)
+    outcome = Case("internvl2-8b", 4).account(25, free=2780 * MIB).at(0.8)
     assert outcome.free == 2780 * MIB
     assert outcome.region == 2224 * MIB
     assert outcome.free - outcome.region == 556 * MIB
@@ -164,3 +130,38 @@ def test_weights_and_what_waits_with_them_fill_whole_steps_of_one_pool():
     raw = temporary_bytes(resolve_model("internvl2-8b-awq"), settings, account.constants, (8, 6))
     live = raw + sum(t.bytes for t in weights if "." in t.term and "rounding" not in t.term)
     assert 0 <= sum(t.bytes for t in weights) - live < step
+
+
+@pytest.mark.parametrize(
+    ("model", "on", "asked", "message"),
+    [
+        ("internvl2-8b", "1xrtx3090", {"cache_block_seq_len": 48}, "needs a multiple of 32"),
+        ("internvl2-8b", "1xrtx3090", {"cache_block_seq_len": 16}, "needs a multiple of 32"),
+        ("internvl2-2b", "1xt4", {"cache_block_seq_len": 96}, "needs a multiple of 64"),
+        ("internvl2-8b-awq", "1xrtx3090", {"model_format": "hf"}, "are stored in awq"),
+        ("internvl2-8b-awq", "1xrtx3090", {"model_format": "gptq"}, "are stored in awq"),
+        ("internvl2-8b", "1xrtx3090", {"model_format": "awq"}, "stored in bfloat16, which is hf"),
+        ("internvl2-8b", "1xrtx3090", {"model_format": "fp8"}, "stored in bfloat16, which is hf"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(
+    model: str, on: str, asked: dict[str, object], message: str
+) -> None:
+    for call in (turbofit.plan, turbofit.predict):
+        with pytest.raises(UsageError, match=message):
+            call(model, on=on, engine="turbomind", **asked)
+
+
+@pytest.mark.parametrize(
+    ("model", "on", "asked"),
+    [
+        ("internvl2-8b", "1xrtx3090", {"cache_block_seq_len": 96}),
+        ("internvl2-2b", "1xt4", {"cache_block_seq_len": 128}),
+        ("internvl2-8b-awq", "1xrtx3090", {"model_format": "awq"}),
+        ("internvl2-8b", "1xrtx3090", {"model_format": "hf"}),
+    ],
+)
+def test_what_can_is_kept(model: str, on: str, asked: dict[str, object]) -> None:
+    plan = turbofit.plan(model, on=on, engine="turbomind", **asked)
+    assert plan.fits
+    assert all(getattr(plan.settings, name) == value for name, value in asked.items())

@@ -11,9 +11,8 @@ from turbofit.core.model import Model, Quantization
 from turbofit.core.plan import Plan, Settings
 from turbofit.core.units import MIB
 from turbofit.memory.turbomind.cache import cache_shape, tokens_held
-from turbofit.memory.turbomind.constants import load_constants
 from turbofit.memory.turbomind.pool import meeting_workspace, token_bytes, workspace
-from turbofit.memory.turbomind.weights import packed_elements, weight_classes
+from turbofit.memory.turbomind.weights import load_constants, packed_elements, weight_classes
 from turbofit.model.source import resolve_model
 
 CONSTANTS = load_constants()

@@ -6,28 +6,24 @@ import pytest
 from msgspec.structs import replace
 
 import turbofit
+from tests.memory.conftest import launch_on
 from turbofit.core.errors import NoKernelError
-from turbofit.core.plan import Plan, Settings
+from turbofit.kernels.census import Census
 from turbofit.kernels.released import released
-from turbofit.machine.source import machine_from
-from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.turbomind.account import missing_kernels
-from turbofit.memory.vision_load import NO_IMAGES
-from turbofit.model.source import resolve_model
+
+BASE = {"max_batch_size": 8, "session_len": 4096}
 
 
-def missing(model: str, on: str, **settings: object) -> str | None:
-    machine = machine_from(on)
-    launch = EngineLaunch(
-        model=resolve_model(model),
-        settings=Settings(**{"tp": 1, "max_batch_size": 8, "session_len": 4096, **settings}),
-        gpus=machine.gpus,
-        machine=machine,
-        vision_load=NO_IMAGES,
-    )
-    census = released((0, 18, 0))
-    assert census is not None
-    return missing_kernels(launch, census)
+@pytest.fixture(scope="module")
+def census() -> Census:
+    found = released((0, 18, 0))
+    assert found is not None
+    return found
+
+
+def missing(census: Census, model: str, on: str, **settings: object) -> str | None:
+    return missing_kernels(launch_on(on, model, **BASE, **settings), census)
 
 
 @pytest.mark.parametrize(
@@ -44,8 +40,8 @@ def missing(model: str, on: str, **settings: object) -> str | None:
         ("gpt-oss-20b-bf16", "1xa100-80g", "float16", "no attention in float16 with sinks"),
     ],
 )
-def test_pairs_without_code(model: str, on: str, dtype: str, said: str) -> None:
-    assert said in str(missing(model, on, dtype=dtype))
+def test_pairs_without_code(census: Census, model: str, on: str, dtype: str, said: str) -> None:
+    assert said in str(missing(census, model, on, dtype=dtype))
 
 
 @pytest.mark.parametrize(
@@ -63,64 +59,44 @@ def test_pairs_without_code(model: str, on: str, dtype: str, said: str) -> None:
     ],
 )
 @pytest.mark.parametrize("quant_policy", [0, 4, 8])
-def test_pairs_with_code(model: str, on: str, dtype: str, quant_policy: int) -> None:
-    assert missing(model, on, dtype=dtype, quant_policy=quant_policy) is None
+def test_pairs_with_code(
+    census: Census, model: str, on: str, dtype: str, quant_policy: int
+) -> None:
+    assert missing(census, model, on, dtype=dtype, quant_policy=quant_policy) is None
 
 
-def test_a_card_of_a_generation_without_code() -> None:
-    machine = machine_from("1xb200")
-    new = replace(machine.gpus[0], name="NVIDIA B300", compute_capability=(10, 3))
-    launch = EngineLaunch(
-        model=resolve_model("internvl2-8b"),
-        settings=Settings(tp=1, max_batch_size=8, session_len=4096),
-        gpus=(new,),
-        machine=machine,
-        vision_load=NO_IMAGES,
-    )
-    census = released((0, 18, 0))
-    assert census is not None
-    found = missing_kernels(launch, census)
+def test_a_card_of_a_generation_without_code(census: Census) -> None:
+    launch = launch_on("1xb200", "internvl2-8b", **BASE)
+    new = replace(launch.gpus[0], name="NVIDIA B300", compute_capability=(10, 3))
+    found = missing_kernels(replace(launch, gpus=(new,)), census)
     assert str(found).startswith("no code at all for NVIDIA B300 (compute capability 10.3)")
     unread = replace(launch, gpus=(replace(new, compute_capability="NA"),))
     assert missing_kernels(unread, census) is None
 
 
-def test_of_an_unknown_capability_all_that_are_assumed_must_have_code() -> None:
-    assert missing("internvl2-8b-awq", "24GB", dtype="float16") is None
-    told = missing("internvl2-8b-awq", "24GB:sm=12.0", dtype="float16")
+def test_of_an_unknown_capability_all_that_are_assumed_must_have_code(census: Census) -> None:
+    assert missing(census, "internvl2-8b-awq", "24GB", dtype="float16") is None
+    told = missing(census, "internvl2-8b-awq", "24GB:sm=12.0", dtype="float16")
     assert "24 GB card (compute capability 12.0)" in str(told)
-    machine, census = machine_from("24GB"), released((0, 18, 0))
-    assert census is not None
     older = replace(census, architectures=("80", "86", "89"))
-    launch = EngineLaunch(
-        model=resolve_model("internvl2-8b"),
-        settings=Settings(tp=1, max_batch_size=8, session_len=4096),
-        gpus=machine.gpus,
-        machine=machine,
-        vision_load=NO_IMAGES,
-    )
-    assert "24 GB card (compute capability 9.0)" in str(missing_kernels(launch, older))
-
-
-def plan_of(model: str, on: str, **options: object) -> Plan:
-    return turbofit.plan(model, on=on, **options)
+    assert "24 GB card (compute capability 9.0)" in str(missing(older, "internvl2-8b", "24GB"))
 
 
 def test_the_engine_that_compiles_is_taken() -> None:
-    plan = plan_of("internvl2-8b-awq", "1xrtx5090")
+    plan = turbofit.plan("internvl2-8b-awq", on="1xrtx5090")
     assert (plan.fits, plan.engine.name) == (True, "pytorch")
     assert plan.reasons[0].startswith("engine pytorch: it compiles its kernels; ")
 
 
 def test_an_engine_that_was_named_is_refused() -> None:
     with pytest.raises(NoKernelError) as caught:
-        plan_of("internvl2-8b-awq", "1xrtx5090", engine="turbomind")
+        turbofit.plan("internvl2-8b-awq", on="1xrtx5090", engine="turbomind")
     assert caught.value.exit_code == 3
     assert caught.value.hint.startswith("--engine pytorch serves")
 
 
 def test_cards_with_code_are_planned_for_beside_one_without() -> None:
-    plan = plan_of("internvl2-8b-awq", "rtx3090+rtx5090", engine="turbomind")
+    plan = turbofit.plan("internvl2-8b-awq", on="rtx3090+rtx5090", engine="turbomind")
     assert plan.fits
     assert plan.parallel.groups == ((0,),)
 

@@ -15,8 +15,8 @@ import pytest
 from tests.memory.conftest import Case as AnyCase
 from turbofit.core.plan import GpuLedger
 from turbofit.core.units import MIB
-from turbofit.memory.turbomind.account import TurbomindAccount
 from turbofit.memory.turbomind.pool import Forward, PoolModel
+from turbofit.model.source import resolve_model
 
 USABLE = 24268 - 300
 Case = partial(AnyCase, step=2)
@@ -109,30 +109,21 @@ PATCHES = [
 ]  # fmt: skip
 
 
-def pool_of(account: TurbomindAccount, model: str, tp: int, **changes: object) -> PoolModel:
-    from turbofit.model.source import resolve_model
+def pool_of(model: str, tp: int = 1, **changes: object) -> PoolModel:
+    case = Case(model, tp)
+    return PoolModel(resolve_model(model), case.settings(**changes), case.account().constants)
 
-    return PoolModel(resolve_model(model), Case(model, tp).settings(**changes), account.constants)
 
-
-@pytest.mark.parametrize(("model", "tp", "changes", "tiles", "peak"), TILES)
-def test_pool_peak_by_tiles(model, tp, changes, tiles, peak):
-    account = Case(model, tp).account(**changes)
-    pool = pool_of(account, model, tp, **changes)
-    prompt = 256 * tiles + 32
-    forward = Forward(tokens=min(pool.forward_tokens, prompt), context=prompt, units=tiles)
+@pytest.mark.parametrize(
+    ("model", "tp", "changes", "units", "peak"),
+    [*TILES, *(("qwen2-vl-7b", tp, {}, patches, peak) for tp, patches, peak in PATCHES)],
+)
+def test_pool_peak_by_units(model, tp, changes, units, peak):
+    pool = pool_of(model, tp, **changes)
+    prompt = resolve_model(model).image_rule.unit_tokens(units) + 32
+    forward = Forward(tokens=min(pool.forward_tokens, prompt), context=prompt, units=units)
     forecast = pool.peak(forward) / MIB
     assert peak - 0.06 <= forecast <= peak * 1.03  # published to 0.1 MiB; never under beyond that
-
-
-@pytest.mark.parametrize(("tp", "patches", "peak"), PATCHES)
-def test_pool_peak_by_patches(tp, patches, peak):
-    account = Case("qwen2-vl-7b", tp).account()
-    pool = pool_of(account, "qwen2-vl-7b", tp)
-    prompt = patches // 4 + 32
-    forward = Forward(tokens=min(pool.forward_tokens, prompt), context=prompt, units=patches)
-    forecast = pool.peak(forward) / MIB
-    assert peak - 0.06 <= forecast <= peak * 1.03
 
 
 def test_three_requests_meet_in_one_forward_of_the_bound():
@@ -145,24 +136,15 @@ def test_three_requests_meet_in_one_forward_of_the_bound():
 
 def test_a_full_batch_of_1024_sampling_with_top_k_0():
     """Measured on pretend GPUs with the 0.18.0 binary at tp 4, prefill 1024: 1816.14 MiB."""
-    account = Case("internvl2-8b", 4).account(
-        max_batch_size=1024, max_prefill_token_num=1024, session_len=4096
-    )
-    pool = pool_of(
-        account, "internvl2-8b", 4,
-        max_batch_size=1024, max_prefill_token_num=1024, session_len=4096,
-    )  # fmt: skip
-    forecast = pool.peak(Forward(tokens=2048, context=2048, rows=1024, top_k_0=True)) / MIB
-    assert 1816.14 <= forecast <= 1816.14 * 1.01
+    changes = {"max_batch_size": 1024, "max_prefill_token_num": 1024, "session_len": 4096}
+    forward = Forward(tokens=2048, context=2048, rows=1024, top_k_0=True)
+    assert 1816.14 <= pool_of("internvl2-8b", 4, **changes).peak(forward) / MIB <= 1816.14 * 1.01
 
 
 def test_hidden_states_of_a_forward_are_gone_when_its_rows_sample():
     """Qwen2.5-0.5B, 127 rows beside a prompt of 8,065 tokens, 0.18.0 binary at tp 1: 371.16 MiB."""
-    settings = {"max_batch_size": 128, "max_prefill_token_num": 8192}
-    account = Case("qwen2.5-0.5b").account(**settings)
-    pool = pool_of(account, "qwen2.5-0.5b", 1, **settings)
     forward = Forward(tokens=8192, context=8192, rows=128, top_k_0=True)
-    assert 371.16 <= pool.peak(forward) / MIB <= 371.16 * 1.01
+    assert 371.16 <= pool_of("qwen2.5-0.5b").peak(forward) / MIB <= 371.16 * 1.01
 
 
 def test_prompts_of_a_short_session_do_not_fill_a_forward():

@@ -1,21 +1,28 @@
-"""Weights by class: what tensor parallelism splits, replicates, repeats and pads."""
+"""TurboMind's weights, cache and forwards, beside what the 0.18.0 binary held on pretend GPUs."""
 
 from __future__ import annotations
 
 import pytest
 from msgspec.structs import replace
 
+from tests.memory.conftest import Case
 from turbofit.core.model import Quantization
 from turbofit.core.plan import Settings
+from turbofit.core.units import MIB
+from turbofit.memory.turbomind.cache import block_bytes, cache_shape, tokens_held
+from turbofit.memory.turbomind.pool import Forward, PoolModel, device_buffers
 from turbofit.memory.turbomind.weights import (
     expert_width,
     ffn_width,
     kv_heads_held,
     lm_head_rows,
+    load_constants,
     loading_extra,
+    temporary_bytes,
     vision_tp,
     weight_classes,
 )
+from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
 
 
@@ -153,3 +160,187 @@ def test_hopper_repeats_the_scales_of_large_groups(constants):
     assert loading[0] == loading[1] > 0
     large, small = (weight_classes(one, 1, constants) for one in packed)
     assert small["mlp"] > 1.08 * large["mlp"]
+
+
+@pytest.mark.parametrize(
+    ("model", "tp", "policy", "block"),
+    [
+        ("internvl2-8b", 1, 0, 8388608),
+        ("internvl2-8b", 4, 0, 2097152),
+        ("internvl2-8b", 4, 8, 1081344),
+        ("qwen2-vl-7b", 2, 0, 1835008),
+        ("qwen2-vl-7b", 8, 0, 917504),  # 4 KV heads repeated to 8: no smaller than at tp 4
+    ],
+)
+def test_block_bytes_as_the_engine_logged_them(model, tp, policy, block):
+    settings = Case(model, tp).settings(quant_policy=policy)
+    assert block_bytes(resolve_model(model).text, settings) == block
+
+
+def test_slab_grows_until_it_wastes_little(constants):
+    """InternVL2-26B at tp 2: blocks of 6 MiB in slabs of 128 MiB, 21 each, as the engine logged."""
+    shape = cache_shape(
+        resolve_model("internvl2-26b").text, Case("internvl2-26b", 2).settings(), constants
+    )
+    assert (shape.block_bytes, shape.slab_bytes) == (6291456, 134217728)
+    assert shape.blocks_per_slab == 21
+
+
+@pytest.mark.parametrize(
+    ("model", "tp", "changes", "region", "tokens"),
+    [
+        ("internvl2-8b", 1, {}, 6851.2, 54784),
+        ("internvl2-8b", 2, {}, 13011.2, 207872),
+        ("internvl2-8b", 4, {"quant_policy": 8}, 16076.8, 995968),
+        ("internvl2-26b-awq", 2, {}, 8633.6, 90048),
+        ("qwen2-vl-7b", 1, {}, 6329.6, 113472),
+        ("qwen2-vl-2b", 1, {}, 7627.2, 274176),
+    ],
+)
+def test_tokens_are_under_by_less_than_a_slab(constants, model, tp, changes, region, tokens):
+    """Measured tokens; the address of the first page may cost one, which the forecast charges."""
+    shape = cache_shape(resolve_model(model).text, Case(model, tp).settings(**changes), constants)
+    forecast = tokens_held(int(region * MIB), shape, constants)
+    slab = shape.blocks_per_slab * shape.block_tokens
+    assert tokens - 2 * slab <= forecast <= tokens
+    assert forecast % slab == 0
+
+
+def test_no_tokens_without_a_slab(constants):
+    shape = cache_shape(
+        resolve_model("internvl2-8b").text, Case("internvl2-8b").settings(), constants
+    )
+    assert tokens_held(constants.page_size, shape, constants) == 0
+    assert tokens_held(0, shape, constants) == 0
+
+
+def _settings(tp: int, dtype: str = "bfloat16", batch: int = 384) -> Settings:
+    return Settings(
+        tp=tp,
+        dtype=dtype,
+        cache_max_entry_count=0.8,
+        max_prefill_token_num=8192,
+        max_batch_size=batch,
+        session_len=32768,
+        quant_policy=0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "tp", "capability", "dtype", "mib"),
+    [
+        ("mixtral-8x7b", 1, (8, 0), "bfloat16", 448),
+        ("mixtral-8x7b", 4, (8, 0), "bfloat16", 112),
+        ("mixtral-8x7b", 1, (9, 0), "bfloat16", 224),
+        ("mixtral-8x7b", 1, (7, 0), "float16", 448),
+        ("mixtral-8x7b", 1, (12, 0), "bfloat16", 448),
+        ("qwen3-30b-a3b", 1, (8, 0), "bfloat16", 12),
+        ("qwen3-30b-a3b", 2, (8, 0), "bfloat16", 6),
+        ("qwen3-30b-a3b", 1, (9, 0), "bfloat16", 6),
+        ("qwen3-8b", 1, (9, 0), "bfloat16", 0),
+    ],
+)
+def test_an_expert_is_repacked_at_16_bits_too(model, tp, capability, dtype, mib):
+    settings = _settings(tp, dtype)
+    held = temporary_bytes(preset_model(model), settings, load_constants(), capability)
+    assert held == mib * MIB
+
+
+@pytest.mark.parametrize(("stored", "tp", "mib"), [
+    ("float32", 1, 2079), ("float32", 2, 1039.5), ("float16", 1, 1039.5), ("bfloat16", 1, 0),
+])  # fmt: skip
+def test_a_head_that_is_cast_waits_as_it_is_stored(stored, tp, mib):
+    """Seen on pretend GPUs: free memory was read with 2,079 MiB less where 32 bits are stored."""
+    model = replace(preset_model("qwen2.5-7b"), dtype=stored)
+    assert temporary_bytes(model, _settings(tp), load_constants()) == mib * MIB
+
+
+@pytest.mark.parametrize(
+    ("model", "held"), [("qwen3-30b-a3b", 5_497_856), ("mixtral-8x7b", 549_888)]
+)
+def test_routing_is_set_aside_for_a_whole_forward(model, held):
+    lines = device_buffers(preset_model(model), _settings(1), load_constants(), 40 * MIB)
+    routing = {name: size for name, size, _ in lines}["expert_routing"]
+    assert 0 <= held - routing < 7 * 512  # seven arrays, each up to its 512 bytes
+
+
+@pytest.mark.parametrize(
+    ("capability", "batch", "seen"), [((8, 0), 384, 540.19), ((9, 0), 1024, 472.50)]
+)
+def test_experts_hold_the_routers_scores(capability, batch, seen):
+    pool = PoolModel(
+        preset_model("qwen3-30b-a3b"), _settings(1, batch=batch), load_constants(), capability
+    )
+    tokens = 8192 + batch
+    assert 0 <= pool.peak(Forward(tokens=tokens, context=tokens)) / MIB - seen < 0.1
+
+
+@pytest.mark.parametrize(("tp", "seen"), [(1, 531.10), (2, 410.63)])
+def test_a_shared_expert_has_an_output_beside_the_others(tp, seen):
+    """Four layers of a Qwen2-MoE with 32 experts of 256 channels, warmed up on pretend GPUs."""
+    model = preset_model("qwen3-30b-a3b")
+    moe = replace(model.text.moe, layers=4, experts=32, intermediate=256, shared_intermediate=5632)
+    text = replace(model.text, layers=4, head_dim=64, moe=moe)
+    pool = PoolModel(replace(model, text=text), _settings(tp, batch=32), load_constants())
+    warm_up = Forward(tokens=8224, context=8224, first_layer=True)
+    assert 0 <= pool.peak(warm_up) / MIB - seen < 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "tp", "batch", "seen"),
+    [
+        ("qwen2.5-7b", 1, 32, 294.65), ("llama-3.1-8b", 1, 32, 322.25),
+        ("llama-3.1-8b", 2, 64, 161.75), ("qwen3-32b", 1, 64, 518.02),
+    ],
+)  # fmt: skip
+def test_fp8_products_on_hopper_are_fused_and_quantised(name, tp, batch, seen):
+    """A warm-up on pretend H100s, in MiB."""
+    packed = Quantization(method="fp8", bits=8, group_size=128)
+    model = replace(preset_model(name), quantization=packed)
+    pool = PoolModel(model, _settings(tp, batch=batch), load_constants(), (9, 0))
+    tokens = 8192 + batch
+    assert 0 <= pool.peak(Forward(tokens=tokens, context=tokens)) / MIB - seen < 0.1
+
+
+MODEL = resolve_model("glm-4.7-flash")
+
+
+@pytest.mark.parametrize(("tp", "mib"), [(1, 58_318), (2, 29_288)])
+def test_weights_are_the_engines_in_whole_pages(tp: int, mib: int) -> None:
+    held = sum(weight_classes(MODEL, tp, load_constants("0.18")).values()) / MIB
+    assert mib - 2 < held <= mib
+
+
+def test_attention_is_absorbed_and_padded() -> None:
+    text = MODEL.text
+    classes = weight_classes(MODEL, 2, load_constants("0.18"))
+    into = 2048 * (768 + 512 + 64)
+    assert classes["attention"] == 47 * 2 * (into + 768 * 10 * 576 + 10 * 576 * 2048)
+    assert text.heads * text.head_dim == 20 * 576
+
+
+@pytest.mark.parametrize(("tp", "policy", "row"), [(1, 0, 1152), (4, 0, 1152), (1, 8, 580)])
+def test_a_token_is_cached_once_on_each_rank(tp: int, policy: int, row: int) -> None:
+    settings = Settings(tp=tp, quant_policy=policy)
+    assert block_bytes(MODEL.text, settings) == 47 * 64 * row
+
+
+@pytest.mark.parametrize(
+    ("batch", "tp", "capability", "warm_up", "prompt"),
+    [
+        (384, 1, (8, 0), 462.79, 481.63), (384, 2, (8, 0), 240.85, 270.09),
+        (1024, 1, (9, 0), 497.32, None),
+    ],
+)  # fmt: skip
+def test_forwards_hold_what_the_engine_held(
+    batch: int, tp: int, capability: tuple[int, int], warm_up: float, prompt: float | None
+) -> None:
+    """A warm-up runs the first layer alone, which has no experts."""
+    settings = Settings(max_batch_size=batch, session_len=32768, tp=tp)
+    pool = PoolModel(MODEL, settings, load_constants("0.18"), capability)
+    tokens = settings.max_prefill_token_num + batch
+    found = pool.peak(Forward(tokens=tokens, context=tokens, first_layer=True)) / MIB
+    assert warm_up <= found < warm_up + 0.1
+    if prompt is not None:
+        found = pool.peak(Forward(tokens=tokens, context=32704)) / MIB
+        assert prompt <= found < prompt * 1.03

@@ -16,12 +16,11 @@ from turbofit.core.units import GIB, MIB
 from turbofit.machine.source import machine_from
 from turbofit.memory.engines import LMDEPLOY, engine_named
 from turbofit.model.source import resolve_model
-from turbofit.tuner.engine_plan import make_plan
+from turbofit.tuner.choose import make_plan
 from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
 from turbofit.tuner.search.candidates import evaluate
 from turbofit.tuner.search.search import search
-from turbofit.tuner.search.shape import Shape, dtype_for
-from turbofit.tuner.search.shapes import PREFILL_SIZES
+from turbofit.tuner.search.shapes import PREFILL_SIZES, Shape, dtype_for
 from turbofit.tuner.search.sizing import SearchState
 
 pytestmark = pytest.mark.slow
@@ -94,9 +93,7 @@ def test_equal_cards_of_which_one_is_fuller() -> None:
     assert plan.by_group[0].kv.tokens > plan.by_group[2].kv.tokens
 
 
-def test_the_plan_survives_json_and_an_older_one_is_read() -> None:
-    plan = turbofit.plan("internvl2-8b-awq", on="rtx3090+rtx4080")
-    assert Plan.from_json(plan.to_json()) == plan
+def test_an_older_plan_is_read() -> None:
     older = turbofit.plan("internvl2-8b", on="1xrtx3090").to_json().replace('"by_group"', '"_"')
     assert Plan.from_json(older).by_group == ()
 

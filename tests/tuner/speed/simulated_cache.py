@@ -3,7 +3,7 @@
 A closed load of requests on a cache that holds fewer than all of them: the oldest go first, a
 request is admitted when what it has so far fits, and the youngest lose their newest tokens to
 their elders (``whole``: all of their tokens). How many run on average, and how many tokens a
-request computes again, is what `turbofit/tuner/speed/throughput.py` says in a formula.
+request computes again, is what `turbofit/tuner/speed.py` says in a formula.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from typing import Final, NamedTuple
 
-from turbofit.tuner.speed.throughput import crowd_of
+from turbofit.tuner.speed import crowd_of
 
 __all__ = ["CASES", "Case", "formula", "simulated"]
 

@@ -17,9 +17,16 @@ from turbofit.core.struct import known
 from turbofit.machine.spec import parse_spec
 from turbofit.memory.engines import engine_for
 from turbofit.model.source import resolve_model
-from turbofit.tuner.speed.links import all_reduce_of
-from turbofit.tuner.speed.rates import card_of, rates, work_of
-from turbofit.tuner.speed.throughput import BatchLimits, ClosedLoad, GroupRates, speed_of
+from turbofit.tuner.speed import (
+    BatchLimits,
+    ClosedLoad,
+    GroupRates,
+    all_reduce_of,
+    card_of,
+    rates,
+    speed_of,
+    work_of,
+)
 
 pytestmark = pytest.mark.slow
 

@@ -1,4 +1,4 @@
-"""The forecast of speed: its parts, its limits, and what must not be able to make it worse."""
+"""The forecast of speed: its parts, its links, a full cache, and what must not make it worse."""
 
 from __future__ import annotations
 
@@ -10,23 +10,29 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 import turbofit
+from tests.tuner.speed.simulated_cache import CASES, Case, formula, simulated
+from turbofit.core.machine import Pcie
 from turbofit.core.plan import Settings
 from turbofit.machine.spec import parse_spec
+from turbofit.memory.account import NO_IMAGES, VisionLoad
 from turbofit.memory.engines import engine_named
-from turbofit.memory.vision_load import NO_IMAGES, VisionLoad
 from turbofit.model.source import resolve_model
-from turbofit.tuner.speed.links import all_reduce_of
-from turbofit.tuner.speed.rates import card_of, rates, work_of
-from turbofit.tuner.speed.throughput import (
+from turbofit.tuner.speed import (
+    AllReduce,
     BatchLimits,
     ClosedLoad,
     GroupRates,
     Speed,
+    all_reduce_of,
+    card_of,
+    crowd_of,
     group_rates,
     group_speed,
+    rates,
     request_tokens,
     speed_of,
     total,
+    work_of,
 )
 
 ENGINE = engine_named("turbomind")
@@ -283,3 +289,109 @@ def test_links_are_paid_for_by_tokens() -> None:
     alone, two = forward(), forward(on="2xa100-80g")
     assert alone.reduces(100) == 0 < two.reduces(1) < two.reduces(4096)
     assert two.seconds(rates(), 1) < alone.seconds(rates(), 1)
+
+
+MESSAGES = [1 << 12, 1 << 20, 1 << 27]
+
+
+def seconds(spec: str, size: float, ancestor: str | None = None, width: int = 16) -> float:
+    machine = parse_spec(spec)
+    gpus = tuple(replace(g, pcie=replace(g.pcie, width=width)) for g in machine.gpus)
+    if ancestor:
+        links = tuple(replace(link, ancestor=ancestor) for link in machine.links)
+        machine = replace(machine, links=links)
+    return all_reduce_of(replace(machine, gpus=gpus), gpus, rates()).seconds(size)
+
+
+def test_one_card_reduces_nothing() -> None:
+    assert seconds("1xrtx3090", 1 << 30) == 0.0
+
+
+@pytest.mark.parametrize("size", MESSAGES)
+def test_links_are_ordered_as_their_classes(size: int) -> None:
+    slowest_first = [
+        seconds("2xrtx3090", size, "system"),
+        seconds("2xrtx3090", size, "node"),
+        seconds("2xrtx3090,p2p=all", size),
+        seconds("2xrtx3090,nvlink=0-1", size),
+        seconds("2xa100-80g", size),
+    ]
+    assert all(slow >= fast for slow, fast in pairwise(slowest_first))
+    assert slowest_first[0] > 1.5 * slowest_first[-1]
+
+
+@pytest.mark.parametrize("size", MESSAGES)
+def test_fewer_lanes_are_not_faster(size: int) -> None:
+    assert seconds("2xl40s", size, width=8) > seconds("2xl40s", size)
+    # Through the host the copies are what is slow, until the slot is slower still.
+    assert seconds("2xrtx4090", size, width=8) == seconds("2xrtx4090", size)
+    assert seconds("2xrtx4090", size, width=2) > seconds("2xrtx4090", size)
+    assert seconds("2xa100-80g", size, width=8) == seconds("2xa100-80g", size)
+
+
+@pytest.mark.parametrize("size", MESSAGES)
+def test_four_cards_of_one_bridge_share_it_and_eight_cross_two(size: int) -> None:
+    two, four, eight = (seconds(f"{n}xl40s", size) for n in (2, 4, 8))
+    assert two < four < eight < 2 * four
+    linked = [seconds(f"{n}xa100-80g", size) for n in (2, 4)]
+    assert linked[1] / linked[0] < four / two
+
+
+def test_half_a_latency_grows_with_the_tree_and_a_ring_sends_all_but_its_own() -> None:
+    two, four = (AllReduce(ranks=n, latency=1e-5, bandwidth=1e9) for n in (2, 4))
+    assert two.seconds(0) == 1e-5
+    assert four.seconds(0) == pytest.approx(1.5e-5)
+    assert two.seconds(1e9) == pytest.approx(1 + 1e-5)
+    assert four.seconds(1e9) == pytest.approx(1.5 + 1.5e-5)
+
+
+def test_what_is_not_known_of_a_slot_counts_as_the_older() -> None:
+    machine = parse_spec("2xrtx4090,p2p=all")
+
+    def bandwidth(pcie: Pcie | None) -> float:
+        gpus = tuple(replace(gpu, pcie=pcie or gpu.pcie) for gpu in machine.gpus)
+        return all_reduce_of(replace(machine, gpus=gpus), gpus, rates()).bandwidth
+
+    # A slot of no lanes is not known either.
+    for blind in (Pcie(), Pcie(generation=0, width=0)):
+        assert bandwidth(blind) == bandwidth(None) / 2
+
+
+def test_all_run_where_the_cache_holds_all() -> None:
+    assert crowd_of(8, 8, 0.33, 256, 0.75) == (8, 0)
+    assert crowd_of(0.5, 1, 0.33, 256, 0.75) == (0.5, 0)
+
+
+def test_more_requests_run_than_could_all_end_and_some_begin_again() -> None:
+    few, many = (crowd_of(there, 8, 0.33, 256, 0.75) for there in (10, 1000))
+    assert 8 < few.running < 10
+    assert few.running < many.running == pytest.approx(8 * 1.33)
+    assert 0 < few.again < many.again == pytest.approx(0.75 / (1 + 8 / 256))
+
+
+def test_fewer_are_evicted_where_many_end_while_one_is_answered() -> None:
+    long, short = (crowd_of(300, 200, 0.33, output, 0.75).again for output in (2000, 20))
+    assert short < 0.2 * long
+
+
+@pytest.mark.parametrize("room", [0.0, 0.03, 0.33, 0.9])
+def test_a_larger_cache_runs_more_and_evicts_less(room: float) -> None:
+    found = [crowd_of(64, fitting / 4, room, 256, 0.75) for fitting in range(4, 400)]
+    running, again = zip(*found, strict=True)
+    assert list(running) == sorted(running)
+    assert list(again) == sorted(again, reverse=True)
+    assert max(running) == 64
+
+
+@pytest.mark.parametrize(("prompt", "output", "fitting"), [c for c in CASES if c[2] < 100])
+@pytest.mark.parametrize("crowd", [1.3, 2.5])
+def test_the_formula_is_near_the_simulation(prompt, output, fitting, crowd) -> None:
+    """Answers of one length. Evictions are over where so few fit that they end in turn."""
+    case = Case(prompt, output, fitting)
+    running, again = simulated(case, crowd)
+    said, recomputed = formula(case, crowd, rates().recomputed_share)
+    assert said == pytest.approx(running, rel=0.06)
+    most = max(again, simulated(case._replace(whole=True), crowd)[1])
+    assert recomputed < max(most, 0.75) + 0.1
+    if again:
+        assert recomputed == pytest.approx(again, abs=0.2)

@@ -144,7 +144,7 @@ def _built(figures: Figures) -> list[int]:
 
 def _listed_since(figures: Figures) -> str | None:
     """The release from which LMDeploy runs the architecture that the line names, if it does."""
-    from turbofit.memory.architectures import listed_since
+    from turbofit.memory.versions import listed_since
 
     name = figures.get("architecture")
     return listed_since(name) if name else None

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.model import Model, TextDims, VisionDims
     from turbofit.core.plan import Settings
-    from turbofit.memory.turbomind.constants import EngineConstants
+    from turbofit.memory.turbomind.weights import EngineConstants
 
 __all__ = ["temporaries", "weights_held"]
 

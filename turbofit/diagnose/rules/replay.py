@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from turbofit.core.struct import Struct
 from turbofit.core.units import round_up
-from turbofit.memory.shared_terms import PAGE
+from turbofit.memory.account import PAGE
 
 __all__ = ["PoolOperation", "Replay", "Shortfall"]
 

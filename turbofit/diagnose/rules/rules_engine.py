@@ -255,8 +255,7 @@ def _held(case: LogCase, found: Shortage | None) -> tuple[Holding, ...]:
     total = usable(case.gpu) if case.gpu else None
     if total is None or case.model is None or found is None:
         return tuple(held)
-    from turbofit.memory.turbomind.constants import load_constants
-    from turbofit.memory.turbomind.weights import weight_classes
+    from turbofit.memory.turbomind.weights import load_constants, weight_classes
 
     weights = sum(weight_classes(case.model, found.settings.tp, load_constants()).values())
     rest = total - budget.free - weights

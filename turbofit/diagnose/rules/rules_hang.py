@@ -8,7 +8,7 @@ from turbofit.core.struct import Struct
 from turbofit.core.units import format_bytes
 from turbofit.diagnose.answer import Evidence, Missing
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence
-from turbofit.memory.turbomind.constants import load_constants
+from turbofit.memory.turbomind.weights import load_constants
 from turbofit.observe.log_events import (
     CacheBudget,
     CheckFailed,

@@ -11,8 +11,7 @@ from turbofit.diagnose.case import LogCase, usable
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence
 from turbofit.memory.legacy.generations import generation_of
 from turbofit.memory.legacy.weights import legacy_weight_classes
-from turbofit.memory.turbomind.constants import load_constants
-from turbofit.memory.turbomind.weights import weight_classes
+from turbofit.memory.turbomind.weights import load_constants, weight_classes
 from turbofit.observe.log_events import KvBlocks, LegacyCuda, TorchMemory, VisionForward
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from turbofit.memory.turbomind.weights import vision_mlp_width, vision_side, vis
 if TYPE_CHECKING:
     from turbofit.core.model import Model, VisionDims
     from turbofit.core.plan import Settings
-    from turbofit.memory.turbomind.constants import EngineConstants
     from turbofit.memory.turbomind.pool import Forward, PoolModel
+    from turbofit.memory.turbomind.weights import EngineConstants
 
 __all__ = [
     "EXECUTOR",

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from turbofit.core.plan import Settings
 from turbofit.core.struct import Struct
-from turbofit.memory.engine import default_batch_size
+from turbofit.memory.account import default_batch_size
 from turbofit.memory.turbomind.cache import block_bytes
-from turbofit.memory.turbomind.constants import load_constants
+from turbofit.memory.turbomind.weights import load_constants
 from turbofit.observe.log_events import CacheBudget, Slab, WarmupLengths
-from turbofit.tuner.search.shape import dtype_for
+from turbofit.tuner.search.shapes import dtype_for
 
 if TYPE_CHECKING:
     from turbofit.core.machine import Gpu

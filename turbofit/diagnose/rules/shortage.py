@@ -20,10 +20,10 @@ from turbofit.diagnose.rules.sequence import (
     start_ops,
 )
 from turbofit.diagnose.rules.settings import run_settings
-from turbofit.memory.shared_terms import capability_of
+from turbofit.memory.account import capability_of
 from turbofit.memory.turbomind.account import FUSES_NOTHING, buffer_terms
-from turbofit.memory.turbomind.constants import load_constants
 from turbofit.memory.turbomind.pool import Forward, PoolModel
+from turbofit.memory.turbomind.weights import load_constants
 from turbofit.observe.log_events import (
     CacheBudget,
     Computed,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from turbofit.core.model import Model
     from turbofit.core.plan import Settings
     from turbofit.diagnose.facts import LogFacts
-    from turbofit.memory.turbomind.constants import EngineConstants
+    from turbofit.memory.turbomind.weights import EngineConstants
 
 __all__ = ["Shortage", "shortage"]
 

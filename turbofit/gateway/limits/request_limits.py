@@ -18,8 +18,8 @@ from turbofit.core.plan import Limits
 from turbofit.core.struct import Struct
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.gate import UNSTATED, KvCache
+from turbofit.memory.account import vision_load_within
 from turbofit.memory.engines import engine_named
-from turbofit.memory.vision_load import vision_load_within
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

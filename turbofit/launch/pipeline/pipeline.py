@@ -18,7 +18,7 @@ from turbofit.launch.pipeline.pipeline_config import (
     with_draft,
 )
 from turbofit.launch.serve.planner import Planner
-from turbofit.memory.pytorch.constants import environment
+from turbofit.memory.pytorch.weights import environment
 from turbofit.model.presets import find_preset
 from turbofit.planning.checks import refuse
 from turbofit.planning.examine.scene import Scene, Sources

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from turbofit.core.run_report import RunFigure
 from turbofit.core.units import mib
-from turbofit.memory.shared_terms import POOL_WARMUP
+from turbofit.memory.account import POOL_WARMUP
 from turbofit.observe.forecast import cache_beside, tokens_beside
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from turbofit.core.process.files import write_atomic
 from turbofit.core.process.state import state_dir
 from turbofit.core.struct import Struct
 from turbofit.core.units import MIB, format_bytes, mib, round_up
-from turbofit.memory.shared_terms import POOL_WARMUP
+from turbofit.memory.account import POOL_WARMUP
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from turbofit.core.errors import TurbofitError
 from turbofit.core.tuning import TrialForecast
 from turbofit.load.trace import read_trace
+from turbofit.memory.account import NO_IMAGES, VisionLoad
 from turbofit.memory.engines import engine_named
-from turbofit.memory.vision_load import NO_IMAGES, VisionLoad
 from turbofit.planning.plan import plan as best_plan
-from turbofit.tuner.speed.rates import rates
-from turbofit.tuner.speed.throughput import BatchLimits, ClosedLoad, group_rates, speed_of
+from turbofit.tuner.speed import BatchLimits, ClosedLoad, group_rates, rates, speed_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

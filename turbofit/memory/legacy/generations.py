@@ -6,7 +6,7 @@ Data, never branches on a version: what an entry of the file does not say, the e
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
 
@@ -17,22 +17,12 @@ from turbofit.core.struct import Struct
 from turbofit.memory.versions import FIRST_CURRENT, is_legacy, parse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator, Sequence
 
 __all__ = [
-    "Generation",
-    "LegacyConstants",
-    "TorchGeneration",
-    "generation_of",
-    "generations",
-    "legacy_constants",
-    "torch_generation_of",
-    "torch_generations",
-    "unread",
-]
-
-
-KvHeads = Literal["divided", "asserted", "multiples", "any"]
+    "Generation", "LegacyConstants", "TorchGeneration", "generation_of", "generations",
+    "legacy_constants", "torch_generation_of", "torch_generations", "unread",
+]  # fmt: skip
 
 
 class CacheRule(Struct, forbid_unknown_fields=True):
@@ -76,11 +66,6 @@ class BatchRule(Struct, forbid_unknown_fields=True):
     default: int
     by_name: dict[str, int]
 
-    def size(self, gpu_name: str) -> int:
-        """The size for a GPU of this name."""
-        name = gpu_name.lower()
-        return next((size for part, size in self.by_name.items() if part in name), self.default)
-
 
 class BufferRule(Struct, forbid_unknown_fields=True):
     """Sizes of the persistent buffers; the meaning of each stands beside it in the file."""
@@ -110,19 +95,48 @@ class StagingRule(Struct, forbid_unknown_fields=True):
     kept: bool
 
 
-class Generation(Struct, forbid_unknown_fields=True):
-    """One generation; ``first`` is the version that began it. See the file for the sources."""
+class _Entry(Struct, forbid_unknown_fields=True):
+    """What entries of both engines say; ``first`` is the version that began the generation."""
 
     first: str
     source: dict[str, str]
+    batch: BatchRule
+    prefill: int
+    kv_heads: Literal["divided", "asserted", "multiples", "any"]
+    packed: dict[str, tuple[int, ...]]
+
+    def batch_size(self, gpu_name: str) -> int:
+        """``max_batch_size`` where none is given."""
+        name, batch = gpu_name.lower(), self.batch
+        return next((size for part, size in batch.by_name.items() if part in name), batch.default)
+
+    def reads(self, packed: Quantization) -> bool:
+        """Whether weights that are quantised so can be loaded."""
+        return packed.group_size in self.packed.get(packed.method, ())
+
+    def undealt(self, kv_heads: int, tp: int) -> str | None:
+        """Why KV heads are not dealt to ranks; None where they are, or 0.18 says the same."""
+        rule = self.kv_heads
+        if rule == "any" or kv_heads % tp == 0 or (rule == "multiples" and tp % kv_heads == 0):
+            return None
+        if rule == "multiples":
+            return f"repeats {kv_heads} KV heads only over a multiple of them, not over {tp} ranks"
+        ends = "a floating point exception" if rule == "divided" else "an assertion"
+        return (
+            f"repeats no KV heads, as 0.6.5 and newer do: with {kv_heads} of them over {tp} ranks"
+            f" it ends in {ends}"
+        )
+
+
+class Generation(_Entry):
+    """One generation of TurboMind. See the file for the sources."""
+
     cache: CacheRule
     embeddings: Literal["replicated", "sharded"]
     vision: VisionRule
-    batch: BatchRule
     forward: Literal["session", "prefill"]
     iteration: Literal["session", "prefill"]
     context_sessions: int
-    prefill: int
     buffers: BufferRule
     gemm_before: tuple[int, ...]
     pool: PoolRule
@@ -130,14 +144,8 @@ class Generation(Struct, forbid_unknown_fields=True):
     first_layers: tuple[str, ...]
     staging: StagingRule
     ffn_align: int | None
-    kv_heads: KvHeads
     power_of_two: bool
-    packed: dict[str, tuple[int, ...]]
     copied_16bit: tuple[int, ...] = ()
-
-    def batch_size(self, gpu_name: str) -> int:
-        """``max_batch_size`` where none is given."""
-        return self.batch.size(gpu_name)
 
 
 class RuntimeRule(Struct, forbid_unknown_fields=True):
@@ -154,26 +162,16 @@ class LogitsRule(Struct, forbid_unknown_fields=True):
     bytes: int
 
 
-class TorchGeneration(Struct, forbid_unknown_fields=True):
+class TorchGeneration(_Entry):
     """One generation of the PyTorch engine; ``tower``: whose model the vision tower is part of."""
 
-    first: str
-    source: dict[str, str]
     runtime: RuntimeRule
-    prefill: int
     tower: Literal["front_end", "engine"]
     logits: LogitsRule
     block_tokens: int
-    batch: BatchRule
-    kv_heads: KvHeads
-    packed: dict[str, tuple[int, ...]]
-
-    def batch_size(self, gpu_name: str) -> int:
-        """``max_batch_size`` where none is given."""
-        return self.batch.size(gpu_name)
 
 
-_Either = TypeVar("_Either", Generation, TorchGeneration)
+_Either = TypeVar("_Either", bound=_Entry)
 
 
 class LegacyConstants(Struct):
@@ -205,23 +203,18 @@ def torch_generation_of(version: str) -> TorchGeneration:
 
 def unread(engine: str, version: str, packed: Quantization) -> str | None:
     """Why a version of an engine does not read weights that are quantised so."""
-    taken = packed.method, packed.group_size
-    generation, known = _BY_ENGINE[engine]
-    if _reads(generation(version), *taken):
+    of_engine = {"turbomind": generations, "pytorch": torch_generations}
+    known: Sequence[_Entry] = of_engine[engine]()
+    if _nearest(version, known).reads(packed):
         return None
-    reading = (one.first for one in known() if _reads(one, *taken))
-    came = next(reading, None)
+    came = next((one.first for one in known if one.reads(packed)), None)
     return (
         f"the {engine} engine of LMDeploy {version} does not read {packed.method} weights in groups"
         f" of {packed.group_size}" + (f", which came with {came}" if came else "")
     )
 
 
-def _reads(generation: Generation | TorchGeneration, method: str, group_size: int) -> bool:
-    return group_size in generation.packed.get(method, ())
-
-
-def _nearest(version: str, known: tuple[_Either, ...]) -> _Either:
+def _nearest(version: str, known: Sequence[_Either]) -> _Either:
     wanted = parse(version)
     if wanted is None or not is_legacy(version):
         raise PackageError(
@@ -271,17 +264,3 @@ def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 @cache
 def _file() -> dict[str, Any]:
     return load_yaml(preset_path("engines", "generations"))
-
-
-_BY_ENGINE: Final[
-    dict[
-        str,
-        tuple[
-            Callable[[str], Generation | TorchGeneration],
-            Callable[[], tuple[Generation | TorchGeneration, ...]],
-        ],
-    ]
-] = {
-    "turbomind": (generation_of, generations),
-    "pytorch": (torch_generation_of, torch_generations),
-}

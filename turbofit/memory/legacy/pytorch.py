@@ -7,72 +7,74 @@ that has answered one image at its default limit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Final
 
-from turbofit.core.machine import Gpu, Machine
+from turbofit.core.errors import UsageError
+from turbofit.core.machine import Gpu
+from turbofit.core.model import Model
 from turbofit.core.plan import Term
 from turbofit.core.units import HALF, round_up
 from turbofit.machine.presets import context_bytes
-from turbofit.memory.account import given
-from turbofit.memory.launch import EngineLaunch
+from turbofit.memory.account import (
+    PAGE,
+    POOL_WARMUP,
+    Account,
+    EngineLaunch,
+    StaticMemory,
+    given,
+    term,
+    transients,
+)  # fmt: skip
 from turbofit.memory.legacy.generations import (
     TorchGeneration,
     VisionRule,
     legacy_constants,
+    torch_generation_of,
 )
-from turbofit.memory.legacy.legacy_account import GroupAccount
+from turbofit.memory.legacy.turbomind import GroupAccount
 from turbofit.memory.legacy.weights import tower_activations, tower_bytes
+from turbofit.memory.pytorch.account import Pytorch
 from turbofit.memory.pytorch.activations import routed_elements
 from turbofit.memory.pytorch.cache import block_bytes
-from turbofit.memory.shared_terms import PAGE, POOL_WARMUP, term, transients
 from turbofit.memory.turbomind.account import before_terms
-from turbofit.memory.turbomind.constants import EngineConstants
-from turbofit.memory.turbomind.weights import kv_heads_held
+from turbofit.memory.turbomind.weights import EngineConstants, kv_heads_held, load_constants
+from turbofit.memory.versions import FIRST_CURRENT, REFERENCE
 from turbofit.model.parameters import stored_bytes
 
-__all__ = ["LegacyTorchAccount"]
+__all__ = ["LegacyPytorch", "LegacyTorchAccount"]
 
 _PROMPT: Final = 64
 #: "No enough gpu memory for kv cache" is raised below it.
 _LEAST_BLOCKS: Final = 3
+_RATIO = 0.8
 
 
 class LegacyTorchAccount(GroupAccount):
     """One model under one set of settings on one group of GPUs.
 
-    Args:
-        launch: the engine on its group; the ratio comes later, in :meth:`at`.
-        constants: 0.18's figures, for what no generation changed (contexts, NCCL).
-        generation: the rules of the version.
+    ``constants`` are 0.18's, for what no generation changed (contexts, NCCL).
     """
+
+    least_blocks = _LEAST_BLOCKS
 
     def __init__(
         self, launch: EngineLaunch, constants: EngineConstants, generation: TorchGeneration
     ) -> None:
-        model, settings, gpus = launch.model, launch.settings, launch.gpus
+        model, gpus = launch.model, launch.gpus
         vision_load, free_at_cache = launch.vision_load, launch.free_at_cache
-        self.generation, self.constants = generation, constants
-        self._model, self._vision_load, self._settings = model, vision_load, settings
-        self._block = block_bytes(model.text, settings)
-        if free_at_cache is None:
-            before = [self._terms_before(i, gpus, launch.machine) for i in range(len(gpus))]
-        else:
+        self.generation, self.constants, self.settings = generation, constants, launch.settings
+        self._model, self._vision_load = model, vision_load
+        self.block_bytes = block_bytes(model.text, self.settings)
+        self.block_tokens = self.settings.cache_block_seq_len
+        before: list[tuple[Term, ...]] = [self._terms_before(i, launch) for i in range(len(gpus))]
+        if free_at_cache is not None:
             before = [(given(gpu, free_at_cache),) for gpu in gpus]
         units = vision_load.units_per_image if model.vision is not None else 0
         if generation.tower == "engine":  # all images of a request meet in one forward
             units *= vision_load.images_per_request
-        super().__init__(
-            settings,
-            gpus,
-            launch.margins,
-            before,
-            [()] * len(gpus),
-            self._first(),
-            self._cases(units),
-            0,
-            units,
-        )
+        held = [StaticMemory(before=terms, buffers=()) for terms in before]
+        super().__init__(launch, held, self._first(), self._cases(units), units)
 
     @property
     def runtime(self) -> int:
@@ -83,7 +85,7 @@ class LegacyTorchAccount(GroupAccount):
         while prefill > 0:
             size = rule.bytes * (prefill + rows) * self._model.text.vocab
             left = (self.free - size) * settings.cache_max_entry_count
-            if left // self._block >= 16:
+            if left // self.block_bytes >= 16:
                 return size
             prefill //= 2
         return rule.bytes * rows * self._model.text.vocab
@@ -93,33 +95,16 @@ class LegacyTorchAccount(GroupAccount):
         """What is free without the reserve for one forward."""
         return self.free - self.runtime
 
-    @property
-    def block_bytes(self) -> int:
-        """Bytes of one KV block on one rank."""
-        return self._block
-
-    @property
-    def block_tokens(self) -> int:
-        """Tokens of one KV block."""
-        return self.settings.cache_block_seq_len
-
-    @property
-    def least_blocks(self) -> int:
-        """The fewest blocks with which the engine starts."""
-        return _LEAST_BLOCKS
-
     def region_at(self, ratio: float) -> int:
-        """Bytes of the cache on each rank."""
-        return int(max(0, self.ratio_base) * ratio) // self._block * self._block
+        return int(max(0, self.ratio_base) * ratio) // self.block_bytes * self.block_bytes
 
     def tokens_at(self, ratio: float) -> int:
-        """KV tokens that the cache holds."""
-        return self.region_at(ratio) // self._block * self.block_tokens
+        return self.region_at(ratio) // self.block_bytes * self.block_tokens
 
-    def _terms_before(self, i: int, gpus: Sequence[Gpu], machine: Machine) -> tuple[Term, ...]:
-        linked = machine.nvlinked(gpus)
-        context = before_terms(gpus[i], self._settings, linked, self.constants)
-        return (*context, *self._front_end(i, gpus[i]), *self._weights(i))
+    def _terms_before(self, i: int, launch: EngineLaunch) -> tuple[Term, ...]:
+        linked, gpu = launch.machine.nvlinked(launch.gpus), launch.gpus[i]
+        context = before_terms(gpu, self.settings, linked, self.constants)
+        return (*context, *self._front_end(i, gpu), *self._weights(i))
 
     def _front_end(self, i: int, gpu: Gpu) -> Iterator[Term]:
         """The context of the server's own process, where ranks are processes of their own.
@@ -127,14 +112,14 @@ class LegacyTorchAccount(GroupAccount):
         Over for ranks on which the server touches nothing.
         """
         tower = self.generation.tower == "front_end" and self._model.vision is not None
-        if self._settings.tp > 1 and (tower or i == 0):
+        if self.settings.tp > 1 and (tower or i == 0):
             size, _ = context_bytes(gpu)
             note = "the server's process beside the rank's"
             yield term("server_context", "context", size, "estimate", note)
 
     def _weights(self, i: int) -> Iterator[Term]:
         """The language model divided by tp, embedding and lm_head whole, and the tower."""
-        model, tp = self._model, self._settings.tp
+        model, tp = self._model, self.settings.tp
         text = model.text
         whole = text.vocab * text.hidden * HALF
         heads = whole if text.tie_word_embeddings else 2 * whole
@@ -156,7 +141,7 @@ class LegacyTorchAccount(GroupAccount):
 
         Over in the engine, where attention and MLP of some families are divided.
         """
-        tp = self._settings.tp
+        tp = self.settings.tp
         spread = self.generation.tower == "front_end"
         rule = VisionRule(
             runs="torch", loaded="before_cache", placed="balanced" if spread else "first"
@@ -166,7 +151,7 @@ class LegacyTorchAccount(GroupAccount):
 
     def _forward(self, tokens: int, rows: int) -> int:
         """Torch's pool after a prefill of so many tokens, ``rows`` of which are sampled."""
-        text, tp = self._model.text, self._settings.tp
+        text, tp = self._model.text, self.settings.tp
         heads = (text.heads + 2 * kv_heads_held(text.kv_heads, tp)) * text.head_dim // tp
         inner = self._mlp_elements() + 4 * text.hidden
         wide = max(heads + 4 * text.hidden, inner) * tokens * HALF
@@ -176,7 +161,7 @@ class LegacyTorchAccount(GroupAccount):
 
     def _mlp_elements(self) -> int:
         """Elements of a token in an MLP: gate, up and their product; of all chosen experts."""
-        text, tp = self._model.text, self._settings.tp
+        text, tp = self._model.text, self.settings.tp
         dense = 3 * text.intermediate // tp
         if text.moe is None:
             return dense
@@ -211,7 +196,7 @@ class LegacyTorchAccount(GroupAccount):
 
     def _cases(self, units: int) -> tuple[Term, ...]:
         """Torch's pool in each worst case."""
-        settings, vision_load = self._settings, self._vision_load
+        settings, vision_load = self.settings, self._vision_load
         text = self._forward(settings.max_prefill_token_num, settings.max_batch_size)
         cases = [("text_prefill", text, "longest prompts fill a forward")]
         if units:
@@ -223,3 +208,38 @@ class LegacyTorchAccount(GroupAccount):
         return transients(
             [(name, round_up(size, PAGE), "estimate", note) for name, size, note in cases]
         )
+
+
+class LegacyPytorch(Pytorch):
+    """The PyTorch engine before 0.18."""
+
+    def __init__(self, version: str) -> None:
+        super().__init__(FIRST_CURRENT)
+        self.version = version
+        self.generation = torch_generation_of(version)
+        self._turbomind = load_constants(FIRST_CURRENT)
+
+    def defaults(self, gpu_name: str) -> dict[str, object]:
+        rules = self.generation
+        return {
+            "cache_max_entry_count": _RATIO,
+            "max_batch_size": rules.batch_size(gpu_name),
+            "max_prefill_token_num": rules.prefill,
+            "cache_block_seq_len": rules.block_tokens,
+        }
+
+    def tp_problem(self, model: Model, tp: int) -> str | None:
+        problem = self.generation.undealt(model.text.kv_heads, tp)
+        if problem:
+            return f"LMDeploy {self.version} {problem}"
+        return super().tp_problem(model, tp)
+
+    def check_options(self, fixed: Mapping[str, object]) -> None:
+        if "speculative" in fixed:
+            raise UsageError(
+                f"turbofit has no account of speculative decoding with LMDeploy {self.version}",
+                hint=f"it has one for LMDeploy {REFERENCE}",
+            )
+
+    def account(self, launch: EngineLaunch) -> Account:
+        return LegacyTorchAccount(launch, self._turbomind, self.generation)

@@ -10,8 +10,7 @@ from msgspec.structs import replace
 from turbofit.core.model import Model, VisionDims
 from turbofit.core.units import HALF, round_up
 from turbofit.memory.legacy.generations import Generation, LegacyConstants, VisionRule
-from turbofit.memory.turbomind.constants import EngineConstants
-from turbofit.memory.turbomind.weights import vision_side, weight_classes
+from turbofit.memory.turbomind.weights import EngineConstants, vision_side, weight_classes
 from turbofit.model.parameters import vision_parameters
 
 __all__ = ["legacy_weight_classes", "older_layouts", "tower_activations", "tower_bytes"]

@@ -16,10 +16,22 @@ from turbofit.core.plan import EngineName, HostMemory, Settings, Term
 from turbofit.core.struct import known
 from turbofit.core.units import MIB, round_up
 from turbofit.machine.presets import context_bytes
-from turbofit.memory.account import Account, StaticMemory, given
+from turbofit.memory.account import (
+    AMPERE,
+    HOPPER,
+    POOL_WARMUP,
+    Account,
+    Engine,
+    EngineLaunch,
+    StaticMemory,
+    VisionLoad,
+    WeightTraffic,
+    capability_of,
+    given,
+    term,
+    transients,
+)
 from turbofit.memory.calibrated import calibration_for, corrected
-from turbofit.memory.engine import Engine, WeightTraffic
-from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.pytorch.activations import (
     Activations,
     Prefill,
@@ -36,38 +48,27 @@ from turbofit.memory.pytorch.cache import (
     UnitsMet,
     block_bytes,
     block_tokens,
-    blocks_held,
     engine_bound,
     runtime_bytes,
     state_bytes,
     state_slots,
     units_met,
 )
-from turbofit.memory.pytorch.constants import PytorchConstants, load_constants, segments
 from turbofit.memory.pytorch.weights import (
     VOCAB_ROWS,
     WHOLE_TOWERS,
+    PytorchConstants,
     is_copied,
     kv_heads_held,
     largest_loaded,
+    load_constants,
     packed_copy,
+    segments,
     staged_copy,
     weight_classes,
 )
-from turbofit.memory.shared_terms import (
-    AMPERE,
-    HOPPER,
-    POOL_WARMUP,
-    capability_of,
-    term,
-    transients,
-)
-from turbofit.memory.vision_load import VisionLoad
 
-__all__ = [
-    "Pytorch", "PytorchAccount", "cache_problem", "capture_sizes", "draft_problem",
-    "settings_problem", "tp_problem",
-]  # fmt: skip
+__all__ = ["Pytorch", "PytorchAccount", "capture_sizes"]
 
 _INT = 4
 #: Blocks from this on come from segments of 20 MiB. Source: c10/cuda/CUDACachingAllocator.
@@ -97,14 +98,9 @@ _FLASH_MLA_BLOCK = 64
 
 
 class PytorchAccount(Account):
-    """One model under one set of settings on one group of GPUs.
+    """One model under one set of settings on one group of GPUs."""
 
-    Args:
-        launch: the engine on its group; the ratio comes later, in :meth:`at`.
-        constants: the engine generation's figures.
-    """
-
-    cache_shortfall: ClassVar[str] = (
+    cache_shortfall: str = (
         "that LMDeploy asks for ({more} more): with fewer it halves max_prefill_token_num, or"
         " stops with 'No enough gpu memory for kv cache.'"
     )
@@ -115,44 +111,48 @@ class PytorchAccount(Account):
         model, settings, gpus = launch.model, launch.settings, launch.gpus
         vision_load = launch.vision_load
         self.constants = constants
-        self._block_bytes = block_bytes(model.text, settings)
-        self._block_tokens = block_tokens(model.text, settings)
-        self._runtime = runtime_bytes(model.text, settings)
-        self._state = state_bytes(model.text, settings)
+        self.block_bytes = block_bytes(model.text, settings)
+        self.block_tokens = block_tokens(model.text, settings)
+        # With fewer the engine changes max_prefill_token_num or stops.
+        self.least_blocks = constants.least_blocks
+        state = state_bytes(model.text, settings)
+        #: Delta nets' states, allocated beside the cache, and the runtime's reserve, not taken.
+        self._kept = state + runtime_bytes(model.text, settings)
         work = activations_of(model, settings, constants, gpus)
         met = UnitsMet(0, 0)
         if model.image_rule is not None and vision_load.units_per_image:
             met = units_met(model.image_rule, vision_load, settings)
         transients = transient_terms(model, work, settings, vision_load, met, constants)
-        linked = launch.machine.nvlinked(gpus)
-        capability = capability_of(gpus[0])
-        weights = weight_terms(model, settings, capability, constants)
-        largest = max(
-            largest_loaded(model, settings.tp),
-            staged_copy(model, settings.tp, capability, constants),
-            draft_staged(settings),
-        )
-        staged = round_up(largest, constants.page)
+        before, staged = self._loaded(launch)
+        # The states of delta nets are one allocation, which no ratio sizes.
+        note = f"{state_slots(settings)} slots: one a sequence of max_batch_size, and two"
+        size = round_up(state, constants.page)
+        states = (term("state_cache", "cache", size, "formula", note),) if state else ()
         held = []
-        for gpu in gpus:
+        for i, gpu in enumerate(gpus):
             # At most as many as an empty card could hold: its tables are small. Over.
-            most = settings.num_gpu_blocks or known(gpu.total, 0) // self._block_bytes
-            buffers = tuple(buffer_terms(model, work, settings, gpu, most, constants))
-            if self._state:
-                region = round_up(self._state, constants.page)
-                buffers = (state_term(region, settings), *buffers)
-            if launch.free_at_cache is None:
-                before = (*before_terms(gpu, settings, linked, constants), *weights)
-                held.append(StaticMemory(before=before, buffers=buffers, staged=staged))
-            else:
-                held.append(
-                    StaticMemory(before=(given(gpu, launch.free_at_cache),), buffers=buffers)
-                )
+            most = settings.num_gpu_blocks or known(gpu.total, 0) // self.block_bytes
+            buffers = buffer_terms(model, work, settings, gpu, most, constants)
+            held.append(StaticMemory(before=before[i], buffers=(*states, *buffers), staged=staged))
         pool = pool_term(work, settings, constants)
         seen = calibration_for(launch.machine, gpus, model, settings, "pytorch", constants.version)
         held = [corrected(one, seen) for one in held]
-        margins = launch.margins_with(seen)
-        super().__init__(settings, gpus, margins, held, pool, transients, met.now, seen)
+        super().__init__(launch, held, pool, transients, met.now, seen)
+
+    def _loaded(self, launch: EngineLaunch) -> tuple[list[tuple[Term, ...]], int]:
+        """What each GPU holds before the cache, and what loading holds above it."""
+        model, settings, gpus = launch.model, launch.settings, launch.gpus
+        if launch.free_at_cache is not None:
+            return [(given(gpu, launch.free_at_cache),) for gpu in gpus], 0
+        linked, capability = launch.machine.nvlinked(gpus), capability_of(gpus[0])
+        weights = weight_terms(model, settings, capability, self.constants)
+        before = [(*before_terms(gpu, settings, linked, self.constants), *weights) for gpu in gpus]
+        largest = max(
+            largest_loaded(model, settings.tp),
+            staged_copy(model, settings.tp, capability, self.constants),
+            draft_staged(settings),
+        )
+        return before, round_up(largest, self.constants.page)
 
     def _find_ratio(self) -> float:
         """Blocks that were asked for are as many at every ratio: one look tells that none fits."""
@@ -162,53 +162,37 @@ class PytorchAccount(Account):
 
     @property
     def ratio_base(self) -> int:
-        """What is free less the states of delta nets and the runtime's reserve.
-
-        The former are allocated beside the cache; the latter nothing else keeps.
-        """
-        return self.free - self._state - self._runtime
-
-    @property
-    def block_bytes(self) -> int:
-        """Bytes of one KV block on one rank."""
-        return self._block_bytes
-
-    @property
-    def block_tokens(self) -> int:
-        """Tokens of one KV block."""
-        return self._block_tokens
-
-    @property
-    def least_blocks(self) -> int:
-        """Blocks below which the engine changes ``max_prefill_token_num`` or stops."""
-        return self.constants.least_blocks
+        """What is free less the states of delta nets and the runtime's reserve."""
+        return self.free - self._kept
 
     def blocks_at(self, ratio: float) -> int:
         """Blocks of the ratio's share: what is checked even where ``num_gpu_blocks`` is set."""
-        return max(0, int(self.ratio_base * ratio)) // self._block_bytes
+        return max(0, int(self.ratio_base * ratio)) // self.block_bytes
 
     def cache_shortfall_at(self, ratio: float) -> int:
         """Bytes of cache missing for as many blocks, with what the runtime's reserve lacks."""
-        share = int(self.ratio_base * ratio)
-        if share // self._block_bytes >= self.least_blocks:
+        if self.blocks_at(ratio) >= self.least_blocks:
             return 0
-        return self.least_blocks * self._block_bytes - share
+        return self.least_blocks * self.block_bytes - int(self.ratio_base * ratio)
+
+    def _blocks_held(self, ratio: float) -> int:
+        """Blocks of the cache: ``num_gpu_blocks`` where it is set, else the ratio's."""
+        return self.settings.num_gpu_blocks or self.blocks_at(ratio)
 
     def region_at(self, ratio: float) -> int:
-        """Bytes of the cache on each rank."""
-        return blocks_held(self.ratio_base, ratio, self._block_bytes, self.settings) * (
-            self._block_bytes
-        )
+        return self._blocks_held(ratio) * self.block_bytes
 
     def tokens_at(self, ratio: float) -> int:
         """KV tokens that requests can have: the engine keeps two blocks for itself."""
-        blocks = blocks_held(self.ratio_base, ratio, self._block_bytes, self.settings)
-        return max(0, blocks - RESERVED_BLOCKS) * self.block_tokens
+        return max(0, self._blocks_held(ratio) - RESERVED_BLOCKS) * self.block_tokens
 
     def cache_terms(self, i: int, ratio: float) -> list[Term]:  # noqa: ARG002 - equal on all
         """The cache, one allocation."""
-        region = round_up(self.region_at(ratio), self.constants.page)
-        return [cache_term(region, ratio, self.settings)]
+        note = f"{ratio:.3f} of free memory less the runtime's reserve"
+        if self.settings.num_gpu_blocks:
+            note = f"num_gpu_blocks {self.settings.num_gpu_blocks}"
+        size = round_up(self.region_at(ratio), self.constants.page)
+        return [term("kv_cache", "cache", size, "formula", note)]
 
 
 def before_terms(
@@ -216,11 +200,7 @@ def before_terms(
 ) -> list[Term]:
     """What one GPU holds before the weights: others, contexts, the communicator.
 
-    Args:
-        gpu: the card.
-        settings: the engine's options.
-        linked: whether NVLink joins every pair of the group.
-        constants: the generation's figures.
+    ``linked``: NVLink joins every pair of the group.
     """
     # The front end only asks torch for the card's properties: no context on pretend GPUs. Under
     # where it makes one on a real card, by what the ratio leaves of it: free memory is read later.
@@ -287,13 +267,7 @@ def buffer_terms(
 ) -> list[Term]:
     """What one GPU holds for good after the cache.
 
-    Args:
-        model: the checkpoint.
-        work: the model's stages.
-        settings: the engine's options.
-        gpu: the card.
-        most_blocks: KV blocks at most, which every graph has a table of.
-        constants: the generation's figures.
+    Every graph has a table of ``most_blocks`` KV blocks.
     """
     hopper = capability_of(gpu) >= HOPPER
     workspace = constants.cublas_workspace["hopper" if hopper else "default"]
@@ -378,29 +352,11 @@ def transient_terms(
     )
 
 
-def cache_term(region: int, ratio: float, settings: Settings) -> Term:
-    """The cache as one allocation."""
-    note = f"{ratio:.3f} of free memory less the runtime's reserve"
-    if settings.num_gpu_blocks:
-        note = f"num_gpu_blocks {settings.num_gpu_blocks}"
-    return term("kv_cache", "cache", region, "formula", note)
-
-
-def state_term(region: int, settings: Settings) -> Term:
-    """The states of gated delta nets as one allocation, which no ratio sizes."""
-    note = f"{state_slots(settings)} slots: one a sequence of max_batch_size, and two"
-    return term("state_cache", "cache", region, "formula", note)
-
-
-def tp_problem(model: Model, tp: int) -> str | None:
-    """Why this tensor-parallel degree cannot be; None where it can.
+def _problems(model: Model, tp: int) -> Iterator[str]:
+    """Why a tensor-parallel degree cannot be.
 
     Source: LMDeploy pytorch/nn/linear, configurations/builder.py, cache_engine/schema.py.
     """
-    return next(_problems(model, tp), None)
-
-
-def _problems(model: Model, tp: int) -> Iterator[str]:
     text, vision = model.text, model.vision
     if text.expands_latent and tp > 1:
         # models/minicpm3.py keeps kv_b whole and takes its outputs for a rank's heads.
@@ -458,103 +414,87 @@ def _cut_groups(model: Model, tp: int) -> Iterator[str]:
             yield f"{what} {channels} channels are no whole groups of {packed.group_size}{ranks}"
 
 
-def settings_problem(settings: Settings) -> str | None:
-    """Values that the engine refuses, or that the account does not know."""
+def _refused(launch: EngineLaunch) -> Iterator[str]:
+    """Options that the engine refuses or dies of, or that the account does not know."""
+    model, text, settings = launch.model, launch.model.text, launch.settings
+    policy, tokens = settings.quant_policy, settings.cache_block_seq_len
+    given = settings.model_format
     if not 0 < settings.cache_max_entry_count < 1:
-        return "--cache-max-entry-count must lie between 0 and 1 on the PyTorch engine"
-    if settings.quant_policy not in KV_TYPES:
-        known = ", ".join(map(str, KV_TYPES))
-        return f"--quant-policy {settings.quant_policy} is not planned for: {known} are"
+        yield "--cache-max-entry-count must lie between 0 and 1 on the PyTorch engine"
+    if policy not in KV_TYPES:
+        yield f"--quant-policy {policy} is not planned for: {', '.join(map(str, KV_TYPES))} are"
+        return
     if 0 < settings.num_gpu_blocks <= RESERVED_BLOCKS:
-        return f"--num-gpu-blocks {settings.num_gpu_blocks}: the engine keeps so many for itself"
+        yield f"--num-gpu-blocks {settings.num_gpu_blocks}: the engine keeps so many for itself"
     if settings.distributed_executor_backend == "uni" and settings.tp > 1:
-        return f"--distributed-executor-backend uni runs one rank, not {settings.tp}: mp and ray do"
-    tokens = settings.cache_block_seq_len
+        yield f"--distributed-executor-backend uni runs one rank, not {settings.tp}: mp and ray do"
     if tokens < _LEAST_BLOCK or tokens & (tokens - 1):
-        return (
+        yield (
             f"--cache-block-seq-len {tokens}: the PyTorch engine takes powers of two from"
             f" {_LEAST_BLOCK} on"
         )
-    return None
-
-
-def checkpoint_problem(model: Model, settings: Settings) -> str | None:
-    """A format that the checkpoint has not.
-
-    Source: pytorch/config.py: of a quantised checkpoint the option is ignored; 16-bit weights are
-    quantised at load for fp8, and every other word stops the engine, hf too.
-    """
-    quantization, given = model.quantization, settings.model_format
-    if given is None or (quantization and given == quantization.method):
-        return None
-    if quantization:
-        return f"--model-format {given}: the weights of {model.name} are {quantization.method}"
-    if given == "fp8":
-        return "--model-format fp8: turbofit has no account of weights that are quantised at load"
-    return (
-        f"--model-format {given}: the weights of {model.name} are stored in {model.dtype}, and the"
-        " PyTorch engine takes no such word for them"
-    )
-
-
-def cache_problem(model: Model, settings: Settings) -> str | None:
-    """Heads that cannot be rotated. Source: pytorch/kernels/cuda/fill_kv_cache.py.
-
-    Of latents keys and values are the same bytes, which it would quantise as the one and the other.
-    """
-    size = model.text.head_dim
-    if settings.quant_policy and model.text.cached_latent:
-        return f"--quant-policy {settings.quant_policy} is not planned for latent attention: 0 is"
-    if model.text.expands_latent and KV_TYPES[settings.quant_policy].key_scales:
-        # models/minicpm3.py hands no scales to its attention: the warm-up fails.
-        return (
-            f"--quant-policy {settings.quant_policy}: LMDeploy 0.18's class of {model.name} caches"
-            " at 16 bits, or in fp8 (16, 17)"
+    # Of a quantised checkpoint the option is ignored; 16-bit weights are quantised at load for fp8,
+    # and every other word stops the engine, hf too. Source: pytorch/config.py.
+    stored = model.quantization.method if model.quantization else None
+    if given is not None and given != stored:
+        if stored:
+            yield f"--model-format {given}: the weights of {model.name} are {stored}"
+        elif given == "fp8":
+            why = "turbofit has no account of weights that are quantised at load"
+            yield f"--model-format fp8: {why}"
+        yield (
+            f"--model-format {given}: the weights of {model.name} are stored in {model.dtype}, and"
+            " the PyTorch engine takes no such word for them"
         )
-    if settings.quant_policy == TURBO_QUANT and size & (size - 1):
-        return f"--quant-policy {TURBO_QUANT} takes heads of a power of two, not of {size}"
-    return None
+    # Heads that cannot be rotated. Of latents keys and values are the same bytes, which it would
+    # quantise as the one and the other. Source: pytorch/kernels/cuda/fill_kv_cache.py.
+    if policy and text.cached_latent:
+        yield f"--quant-policy {policy} is not planned for latent attention: 0 is"
+    if text.expands_latent and KV_TYPES[policy].key_scales:
+        # models/minicpm3.py hands no scales to its attention: the warm-up fails.
+        yield (
+            f"--quant-policy {policy}: LMDeploy 0.18's class of {model.name} caches at 16 bits, or"
+            " in fp8 (16, 17)"
+        )
+    if policy == TURBO_QUANT and text.head_dim & (text.head_dim - 1):
+        yield f"--quant-policy {TURBO_QUANT} takes heads of a power of two, not of {text.head_dim}"
+    yield from _undrafted(settings)
+    # States of another type than what is copied into them fail at the first prefill. Of cards that
+    # have no bfloat16 `missing_kernels` tells. Source: configurations/qwen3_next.py,
+    # backends/cuda/causal_conv1d.py (``index_copy_``).
+    bfloat_states = _bfloat_states(model) and not _without_bfloat16(launch)
+    if bfloat_states and settings.dtype != "bfloat16":
+        yield (
+            f"LMDeploy 0.18 keeps the states of {model.name} in bfloat16, so that it runs in no"
+            f" other dtype: --dtype is {settings.dtype}"
+        )
+    if settings.communicator != "nccl":
+        yield f"--communicator {settings.communicator} is TurboMind's: the PyTorch engine has NCCL"
 
 
-def draft_problem(settings: Settings) -> str | None:
+def _undrafted(settings: Settings) -> Iterator[str]:
     """Options that a step of several tokens does not support, or that a draft would get too.
 
     Source: backends/cuda/attention/fa3.py, engine/config_builder.py, pytorch/config.py.
     """
-    if settings.draft is None:
-        return None
+    draft = settings.draft
+    if draft is None:
+        return
     if settings.quant_policy:
-        return (
+        yield (
             f"--quant-policy {settings.quant_policy} does not draft: FlashAttention-3 reads the"
             " cache as it is, and of 16 bits alone"
         )
-    if settings.draft.text.mla and settings.cache_block_seq_len != _FLASH_MLA_BLOCK:
-        return (
+    if draft.text.mla and settings.cache_block_seq_len != _FLASH_MLA_BLOCK:
+        yield (
             f"--cache-block-seq-len {settings.cache_block_seq_len}: FlashMLA, with which drafts are"
             f" verified, takes blocks of {_FLASH_MLA_BLOCK}"
         )
-    if settings.model_format and settings.draft.has_checkpoint:
-        return (
+    if settings.model_format and draft.has_checkpoint:
+        yield (
             f"--model-format {settings.model_format} is taken for the draft's weights as well,"
             " which are of 16 bits"
         )
-    return None
-
-
-def state_problem(launch: EngineLaunch) -> str | None:
-    """States of another type than what is copied into them: the first prefill fails.
-
-    Of cards that have no bfloat16 `missing_kernels` tells.
-
-    Source: configurations/qwen3_next.py, backends/cuda/causal_conv1d.py (``index_copy_``).
-    """
-    dtype = launch.settings.dtype
-    if dtype == "bfloat16" or _without_bfloat16(launch) or not _bfloat_states(launch.model):
-        return None
-    return (
-        f"LMDeploy 0.18 keeps the states of {launch.model.name} in bfloat16, so that it runs in no"
-        f" other dtype: --dtype is {dtype}"
-    )
 
 
 def _bfloat_states(model: Model) -> bool:
@@ -564,13 +504,6 @@ def _bfloat_states(model: Model) -> bool:
 def _without_bfloat16(launch: EngineLaunch) -> str | None:
     """The first of the cards that has no bfloat16, by its name."""
     return next((gpu.name for gpu in launch.gpus if capability_of(gpu) < AMPERE), None)
-
-
-def communicator_problem(settings: Settings) -> str | None:
-    """The engine always uses NCCL."""
-    if settings.communicator != "nccl":
-        return f"--communicator {settings.communicator} is TurboMind's: the PyTorch engine has NCCL"
-    return None
 
 
 def missing_kernels(launch: EngineLaunch) -> str | None:
@@ -614,18 +547,12 @@ class Pytorch(Engine):
         return PytorchAccount(launch, self.constants)
 
     def tp_problem(self, model: Model, tp: int) -> str | None:
-        return tp_problem(model, tp)
+        return next(_problems(model, tp), None)
 
     def problem(self, launch: EngineLaunch) -> str | None:
-        problem = settings_problem(launch.settings)
-        problem = problem or checkpoint_problem(launch.model, launch.settings)
-        problem = problem or cache_problem(launch.model, launch.settings)
-        problem = problem or draft_problem(launch.settings)
-        problem = problem or state_problem(launch)
-        return problem or communicator_problem(launch.settings)
+        return next(_refused(launch), None)
 
     def missing_kernels(self, launch: EngineLaunch) -> str | None:
-        """See :meth:`Engine.missing_kernels`. Triton compiles all but what a card cannot do."""
         return missing_kernels(launch)
 
     def units_bound(self, rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:

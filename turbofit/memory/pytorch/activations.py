@@ -19,16 +19,16 @@ from turbofit.core.model import MlaDims, Model, MoeDims, TextDims
 from turbofit.core.plan import Settings, Term
 from turbofit.core.struct import Struct, known
 from turbofit.core.units import HALF, round_up
+from turbofit.memory.account import HOPPER, capability_of, term
 from turbofit.memory.pytorch.cache import TURBO_QUANT, WIDE_BLOCK
-from turbofit.memory.pytorch.constants import PytorchConstants
 from turbofit.memory.pytorch.weights import (
     VOCAB_ROWS,
     WHOLE_TOWERS,
+    PytorchConstants,
     expert_channels,
     kv_heads_held,
     weight_classes,
 )
-from turbofit.memory.shared_terms import HOPPER, capability_of, term
 from turbofit.model.parameters import Linear, draft_elements, packed_bytes, replaced_outputs
 
 __all__ = [
@@ -124,13 +124,7 @@ class Prefill(Struct):
 
 
 class Activations:
-    """The stages of one model under one set of settings.
-
-    Args:
-        model: the checkpoint.
-        settings: the engine's options.
-        constants: the generation's figures.
-    """
+    """The stages of one model under one set of settings."""
 
     #: CUDA graphs of a batch.
     graphs: ClassVar[int] = 1
@@ -536,14 +530,7 @@ def activations_of(
 
 
 class DraftedActivations(Activations):
-    """The stages of a target that verifies a draft's tokens, and of the draft after them.
-
-    Args:
-        model: the target.
-        settings: the engine's options, with a draft.
-        constants: the generation's figures.
-        processors: multiprocessors of a card.
-    """
+    """The stages of a target that verifies a draft's tokens, and of the draft after them."""
 
     graphs = _GRAPHS
 

@@ -16,12 +16,12 @@ from turbofit.core.images import ImageRule
 from turbofit.core.model import TextDims
 from turbofit.core.plan import Settings
 from turbofit.core.units import HALF, round_up
+from turbofit.memory.account import VisionLoad
 from turbofit.memory.pytorch.weights import kv_heads_held
-from turbofit.memory.vision_load import VisionLoad
 
 __all__ = [
     "KV_TYPES", "RESERVED_BLOCKS", "TURBO_QUANT", "WIDE_BLOCK", "UnitsMet", "block_bytes",
-    "block_tokens", "blocks_held", "engine_bound", "runtime_bytes", "state_bytes", "state_slots",
+    "block_tokens", "engine_bound", "runtime_bytes", "state_bytes", "state_slots",
     "units_met",
 ]  # fmt: skip
 
@@ -119,13 +119,6 @@ def state_bytes(text: TextDims, settings: Settings) -> int:
 def runtime_bytes(text: TextDims, settings: Settings) -> int:
     """Bytes that the engine keeps out of the cache's share: a stand-in for logits, not taken."""
     return (settings.max_prefill_token_num + 2 * settings.max_batch_size) * text.vocab * HALF
-
-
-def blocks_held(ratio_base: int, ratio: float, block: int, settings: Settings) -> int:
-    """Blocks of the cache: ``num_gpu_blocks`` where it is set, else the ratio's."""
-    if settings.num_gpu_blocks:
-        return settings.num_gpu_blocks
-    return max(0, int(ratio_base * ratio) // block)
 
 
 class UnitsMet(NamedTuple):

@@ -8,6 +8,7 @@ card has no such kernel for grouped heads, the matrix is charged.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Final
 
@@ -16,7 +17,7 @@ from turbofit.core.model import DTYPE_BYTES, Model, TextDims
 from turbofit.core.struct import NA, Struct, known
 from turbofit.core.units import MIB
 from turbofit.machine.presets import context_bytes
-from turbofit.memory.shared_terms import AMPERE, HOPPER
+from turbofit.memory.account import AMPERE, HOPPER, VisionLoad
 from turbofit.memory.transformers.components import (
     Layer,
     Layout,
@@ -24,7 +25,6 @@ from turbofit.memory.transformers.components import (
     cross_tokens,
     layout_of,
 )
-from turbofit.memory.vision_load import VisionLoad
 
 __all__ = [
     "Load", "ModelCopy", "Placement", "best_placement", "device_map", "fewest_offloaded", "holds",
@@ -82,14 +82,7 @@ _JOINED: Final = 2
 
 
 def vision_bytes(model: Model, layout: Layout, units: int, width: int) -> int:
-    """Bytes that the vision tower and its projector hold for so many units (tiles or patches).
-
-    Args:
-        model: what is served.
-        layout: of its class.
-        units: of one request, all images together.
-        width: bytes of an element.
-    """
+    """Bytes that the vision tower and its projector hold for so many units (tiles or patches)."""
     vision, rule = model.vision, model.image_rule
     if vision is None or rule is None or not units:
         return 0
@@ -132,14 +125,8 @@ def prefill_bytes(
 ) -> int:
     """Bytes that one decoder layer and what is kept around it hold for a prompt.
 
-    Args:
-        model: what is served.
-        tokens: of the prompt, images' tokens included.
-        images: of the request.
-        units: of the request, where this device holds the tower too: its pixels, what the tower
-            made of them and their features stay until the end of the prefill.
-        width: bytes of an element.
-        writes_matrix: whether attention writes the matrix of all pairs of tokens.
+    ``units`` are those of the request where this device holds the tower too: its pixels, what the
+    tower made of them and their features stay until the end of the prefill.
     """
     text = model.text
     held = tokens * _BESIDE_MLP * text.hidden * width + _layer_bytes(text, tokens, width)
@@ -168,18 +155,6 @@ def _layer_bytes(text: TextDims, tokens: int, width: int) -> int:
     pairs = tokens**2
     numbers = _MASK_NUMBERS * width * pairs if windowed else 0
     return max(_MASK_MADE * pairs, mlp + pairs, attention + pairs + numbers)
-
-
-def embedding_bytes(model: Model, tokens: int, images: int, width: int) -> int:
-    """Bytes of putting the images' features among the embeddings; 0 without images."""
-    if not images or model.image_rule is None:
-        return 0
-    return _SCATTER * tokens * model.text.hidden * width
-
-
-def sampling_bytes(model: Model) -> int:
-    """Bytes of choosing one token out of the vocabulary."""
-    return _SAMPLING * model.text.vocab
 
 
 def _mlp_channels(text: TextDims) -> int:
@@ -233,12 +208,6 @@ class Placement(Struct):
 class ModelCopy:
     """Bytes of one copy of a model on a group of GPUs.
 
-    Args:
-        model: what is served.
-        dtype: that it is served in.
-        gpus: the group, in the order of the device map.
-        margins: bytes to leave on each.
-
     Raises:
         UsageError: Transformers does not serve the model.
     """
@@ -271,10 +240,6 @@ class ModelCopy:
         fixed = self.contexts[place][0] + self.workspace(place) + self.rounding
         return usable - self.margins[place] - fixed
 
-    def cache_bytes(self, number: int, load: Load) -> int:
-        """The cache of a layer, on the device that holds it; of an offloaded one on the first."""
-        return self.cached([self.parts.layers[number]], load)
-
     def resident_bytes(self, place: int, devices: int) -> int:
         """Weights of what is no decoder layer."""
         parts, held = self.parts, 0
@@ -296,9 +261,9 @@ class ModelCopy:
         units = load.units if place == 0 else 0
         matrix = self.writes_matrix(place)
         prefill = prefill_bytes(model, load.tokens, load.images, units, width, writes_matrix=matrix)
-        found = {"prefill": prefill + block, "sampling": sampling_bytes(model) + block}
-        if place == 0:
-            found["image_features"] = embedding_bytes(model, load.tokens, load.images, width)
+        found = {"prefill": prefill + block, "sampling": _SAMPLING * model.text.vocab + block}
+        if place == 0 and load.images and model.image_rule is not None:
+            found["image_features"] = _SCATTER * load.tokens * model.text.hidden * width
         return {name: self._rounded(size) for name, size in found.items() if size}
 
     def block(self, offloaded: Sequence[int]) -> int:
@@ -377,24 +342,15 @@ def fewest_offloaded(copy: ModelCopy, load: Load) -> Placement | None:
     count = len(copy.parts.layers)
     if _filled(copy, load, count, 0) is None:
         return None
-    low, high = 0, count
-    while low < high:
-        middle = (low + high) // 2
-        if _filled(copy, load, middle, 0) is None:
-            low = middle + 1
-        else:
-            high = middle
-    return _filled(copy, load, low, 0)
+    few = bisect_left(range(count), True, key=lambda n: _filled(copy, load, n, 0) is not None)
+    return _filled(copy, load, few, 0)
 
 
 def device_map(copy: ModelCopy, placement: Placement, host: int | None) -> dict[str, int | str]:
     """The map in Transformers' own names.
 
-    Args:
-        copy: of the model.
-        placement: of its layers.
-        host: bytes of host memory that offloaded layers may take; None where it is not known. What
-            does not fit is read from disk at every token.
+    ``host`` are bytes of host memory that offloaded layers may take, None where it is not known.
+    What does not fit is read from disk at every token.
     """
     layout, parts, last = copy.layout, copy.parts, placement.devices - 1
     text = layout.text
@@ -425,7 +381,9 @@ def _filled(copy: ModelCopy, load: Load, offloaded: int, spare: int) -> Placemen
     """
     devices, count = len(copy.gpus), len(copy.parts.layers)
     resident: list[int | None] = []
-    guests = sum(copy.cache_bytes(number, load) for number in range(offloaded))
+    # The cache of each layer, of offloaded ones on the first device.
+    caches = [copy.cached([layer], load) for layer in copy.parts.layers]
+    guests = sum(caches[:offloaded])
     for place in range(devices):
         block = copy.block(range(count)) if place == 0 and offloaded else 0
         text = max(copy.activations(place, load, block=block).values())
@@ -438,7 +396,7 @@ def _filled(copy: ModelCopy, load: Load, offloaded: int, spare: int) -> Placemen
         while len(resident) < count - offloaded:
             number = len(resident)
             weights += copy.parts.layers[number].weights
-            cache += copy.cache_bytes(number, load)
+            cache += caches[number]
             if weights + max(early, cache + text) > room:
                 break
             resident.append(place)

@@ -5,7 +5,7 @@ The lines of a ledger stand in the order in which TurboMind takes the memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import ClassVar, Final
 
 from msgspec.structs import replace
@@ -22,27 +22,30 @@ from turbofit.kernels.census import Census
 from turbofit.kernels.released import released
 from turbofit.machine.presets import context_bytes
 from turbofit.memory import versions
-from turbofit.memory.account import TEMPORARIES, Account, StaticMemory, given
-from turbofit.memory.calibrated import calibration_for, corrected
-from turbofit.memory.engine import Engine, WeightTraffic
-from turbofit.memory.launch import EngineLaunch
-from turbofit.memory.shared_terms import (
+from turbofit.memory.account import (
     AMPERE,
     HOPPER,
     PAGE,
     POOL_WARMUP,
+    TEMPORARIES,
+    Account,
+    Engine,
+    EngineLaunch,
+    StaticMemory,
+    VisionLoad,
+    WeightTraffic,
     capability_of,
+    given,
     term,
     transients,
 )
+from turbofit.memory.calibrated import calibration_for, corrected
 from turbofit.memory.turbomind.cache import (
     block_bytes,
     cache_shape,
-    region_bytes,
     tokens_held,
     tokens_planned,
 )
-from turbofit.memory.turbomind.constants import EngineConstants, load_constants
 from turbofit.memory.turbomind.pool import (
     Forward,
     PoolModel,
@@ -55,14 +58,15 @@ from turbofit.memory.turbomind.pool import (
     workspace,
 )
 from turbofit.memory.turbomind.weights import (
+    EngineConstants,
     kv_heads_held,
+    load_constants,
     loading_extra,
     staging_bytes,
     temporary_bytes,
     vision_mlp_width,
     weight_classes,
 )
-from turbofit.memory.vision_load import VisionLoad
 
 __all__ = [
     "FUSES_NOTHING", "Turbomind", "TurbomindAccount", "before_terms", "buffer_terms",
@@ -93,14 +97,9 @@ _ASSUMED: Final = ((8, 0), (8, 6), (8, 9), (9, 0))
 
 
 class TurbomindAccount(Account):
-    """One model under one set of settings on one group of GPUs.
+    """One model under one set of settings on one group of GPUs."""
 
-    Args:
-        launch: the engine on its group; the ratio comes later, in :meth:`at`.
-        constants: the engine generation's figures.
-    """
-
-    cache_shortfall: ClassVar[str] = (
+    cache_shortfall: str = (
         "that one warm-up request needs ({more} more), and LMDeploy waits without a word"
     )
     dies: ClassVar[str] = "aborts"
@@ -110,84 +109,64 @@ class TurbomindAccount(Account):
 
     def __init__(self, launch: EngineLaunch, constants: EngineConstants) -> None:
         model, settings, gpus = launch.model, launch.settings, launch.gpus
-        vision_load = launch.vision_load
+        rule, vision_load = model.image_rule, launch.vision_load
         self.constants = constants
-        self.vision_load = vision_load
         self.shape = cache_shape(model.text, settings, constants)
+        self.block_bytes, self.block_tokens = self.shape.block_bytes, self.shape.block_tokens
         units = 0
-        if model.image_rule is not None and vision_load.units_per_image:
-            units = vision_load.budgeted_units(
-                engine_bound(model.image_rule, vision_load, settings)
-            )
+        if rule is not None and vision_load.units_per_image:
+            units = vision_load.budgeted_units(engine_bound(rule, vision_load, settings))
         fuses = capability_of(gpus[0], unknown=FUSES_NOTHING)
         pool = PoolModel(model, settings, constants, fuses)
-        transients = transient_terms(
-            pool, model.image_rule, settings, vision_load, units, constants
-        )
-        warmup = warmup_term(pool, settings, constants)
-        holes = growth_term(model, (warmup, *transients), constants)
-        buffers = [(*buffer_terms(model, settings, gpu, constants), holes) for gpu in gpus]
+        transients = transient_terms(pool, rule, settings, vision_load, units, constants)
+        # LMDeploy's own warm-up is one request of text; the pools hold more than their tensors.
+        tokens = warmup_tokens(settings, constants)
+        # The longest request of the warm-up: with fewer blocks, start-up never ends.
+        self.least_blocks = -(-tokens // self.block_tokens)
+        step, growth = constants.pool_granularity, constants.pool_growth
+        size = round_up(pool.peak(Forward(tokens=tokens, context=tokens, first_layer=True)), step)
+        warmup = term(POOL_WARMUP, "buffers", size, "formula", f"warm-up with {tokens} tokens")
+        largest = max(case.bytes for case in (warmup, *transients))
+        grown = int(min(growth["most"], growth["share"] * largest)) + (step if model.mrope else 0)
+        holes = term("pool_growth", "buffers", grown, "estimate", "holes in driver pools")
         self._temporaries = 0
-        if launch.free_at_cache is not None:
-            held = [
-                StaticMemory(before=(given(gpu, launch.free_at_cache),), buffers=later)
-                for gpu, later in zip(gpus, buffers, strict=True)
-            ]
-        else:
-            held = self._held_by(launch, buffers)
+        before, staged = self._loaded(launch)
+        held = [
+            StaticMemory(
+                before=before[i],
+                buffers=(*buffer_terms(model, settings, gpu, constants), holes),
+                temporaries=self._temporaries,
+                staged=staged[i],
+            )
+            for i, gpu in enumerate(gpus)
+        ]
         seen = calibration_for(
             launch.machine, gpus, model, settings, "turbomind", constants.version
         )
         held = [corrected(one, seen) for one in held]
-        margins = launch.margins_with(seen)
-        super().__init__(settings, gpus, margins, held, warmup, transients, units, seen)
+        super().__init__(launch, held, warmup, transients, units, seen)
 
-    def _held_by(
-        self, launch: EngineLaunch, buffers: Sequence[tuple[Term, ...]]
-    ) -> list[StaticMemory]:
+    def _loaded(self, launch: EngineLaunch) -> tuple[list[tuple[Term, ...]], list[int]]:
+        """What each GPU holds before the cache, and what loading holds above it."""
         model, settings, gpus = launch.model, launch.settings, launch.gpus
-        constants = self.constants
-        capability = capability_of(gpus[0])
+        if launch.free_at_cache is not None:
+            return [(given(gpu, launch.free_at_cache),) for gpu in gpus], [0] * len(gpus)
+        constants, capability = self.constants, capability_of(gpus[0])
         temporaries = temporary_bytes(model, settings, constants, capability)
         loading = loading_extra(model, settings, constants, capability)
         loading = round_up(loading, constants.pool_granularity)
-        staging = staging_bytes(model, settings, constants)
         linked = launch.machine.nvlinked(gpus)
         weights = weight_terms(model, settings, temporaries, constants, capability)
         self._temporaries = sum(one.bytes for one in weights if one.term == TEMPORARIES)
-        return [
-            StaticMemory(
-                before=(*before_terms(gpu, settings, linked, constants), *weights),
-                buffers=buffers[i],
-                temporaries=self._temporaries,
-                # The first GPU stages tensors through torch.
-                staged=loading + (staging if i == 0 else 0),
-            )
-            for i, gpu in enumerate(gpus)
-        ]
-
-    @property
-    def block_bytes(self) -> int:
-        """Bytes of one KV block on one rank."""
-        return self.shape.block_bytes
-
-    @property
-    def block_tokens(self) -> int:
-        """Tokens of one KV block."""
-        return self.shape.block_tokens
-
-    @property
-    def least_blocks(self) -> int:
-        """KV blocks that the longest warm-up request needs: with fewer, start-up never ends."""
-        tokens = warmup_tokens(self.settings, self.constants)
-        return -(-tokens // self.shape.block_tokens)
+        before = [(*before_terms(gpu, settings, linked, constants), *weights) for gpu in gpus]
+        # The first GPU stages tensors through torch.
+        first = loading + staging_bytes(model, settings, constants)
+        return before, [first, *[loading] * (len(gpus) - 1)]
 
     def region_at(self, ratio: float) -> int:
-        """Bytes of the cache on each rank."""
-        return region_bytes(max(0, self.free), ratio)
+        return int(max(0, self.free) * ratio)
 
     def tokens_at(self, ratio: float) -> int:
-        """KV tokens that the cache holds, at least."""
         return tokens_planned(self.region_at(ratio), self.shape, self.constants, self.settings)
 
     def blocks_at(self, ratio: float) -> int:
@@ -206,11 +185,7 @@ def before_terms(
 ) -> list[Term]:
     """What one GPU holds before the weights: others, the context, kernels, the communicator.
 
-    Args:
-        gpu: the card.
-        settings: the engine's options.
-        linked: whether NVLink joins every pair of the group.
-        constants: the generation's figures.
+    ``linked``: NVLink joins every pair of the group.
     """
     hopper = capability_of(gpu) >= HOPPER
     context, note = context_bytes(gpu)
@@ -286,15 +261,12 @@ def buffer_terms(
     pooled = sum(size for name, size, _ in lines if name not in _ALONE)
     rounding = sum(round_up(size, PAGE) - size for size in alone)
     rounding += round_up(pooled, constants.pool_granularity) - pooled
+    more = [term("delta_workspace.more", "buffers", meeting, "estimate", _MEETING)]
     return [
         *terms,
         term("buffers.rounding", "buffers", rounding, "formula", _STEPS),
         term("kernel_modules", "buffers", constants.kernel_modules, "estimate", _KERNELS),
-        *(
-            [term("delta_workspace.more", "buffers", meeting, "estimate", _MEETING)]
-            if meeting
-            else []
-        ),
+        *(more if meeting else ()),
     ]
 
 
@@ -323,22 +295,6 @@ def warmup_tokens(settings: Settings, constants: EngineConstants) -> int:
         return tokens
     lengths = (n for n in constants.warmup_lengths if n <= min(tokens, settings.session_len))
     return max(lengths, default=0)
-
-
-def warmup_term(pool: PoolModel, settings: Settings, constants: EngineConstants) -> Term:
-    """The executor pool after LMDeploy's own warm-up: text only, one request."""
-    tokens = warmup_tokens(settings, constants)
-    size = pool.peak(Forward(tokens=tokens, context=tokens, first_layer=True))
-    size = round_up(size, constants.pool_granularity)
-    return term(POOL_WARMUP, "buffers", size, "formula", f"warm-up with {tokens} tokens")
-
-
-def growth_term(model: Model, cases: Iterable[Term], constants: EngineConstants) -> Term:
-    """What the pools hold beyond their tensors, in the largest case."""
-    rule = constants.pool_growth
-    holes = int(min(rule["most"], rule["share"] * max(case.bytes for case in cases)))
-    thread = constants.pool_granularity if model.mrope else 0
-    return term("pool_growth", "buffers", holes + thread, "estimate", "holes in driver pools")
 
 
 def transient_terms(
@@ -391,15 +347,8 @@ def _communicator(
     return term("communicator", "context", size, "formula", note)
 
 
-def tp_problem(model: Model, tp: int) -> str | None:
-    """Why LMDeploy's loaders would refuse this tensor-parallel degree; None where they do not.
-
-    Source: LMDeploy builders/*.py, models/internvl.py, unified_attention_layer.cc.
-    """
-    return next(_tp_problems(model, tp), None)
-
-
 def _tp_problems(model: Model, tp: int) -> Iterator[str]:
+    """Source: LMDeploy builders/*.py, models/internvl.py, unified_attention_layer.cc."""
     text, vision = model.text, model.vision
     if text.heads % tp:
         yield f"{text.heads} attention heads do not divide by {tp}"
@@ -421,66 +370,57 @@ def _tp_problems(model: Model, tp: int) -> Iterator[str]:
         yield f"the vision merger's width does not divide by {tp}"
 
 
-def communicator_problem(launch: EngineLaunch) -> str | None:
-    """Why ``cuda-ipc`` (or ``native``) would abort: no peers, many ranks, a small buffer."""
-    settings, gpus, vision = launch.settings, launch.gpus, launch.model.vision
-    if settings.communicator == "nccl" or settings.tp == 1:
-        return None
-    name = settings.communicator
-    if settings.tp > _IPC_RANKS:
-        return f"--communicator {name} takes at most {_IPC_RANKS} GPUs"
-    for k, a in enumerate(gpus):
-        for b in gpus[:k]:
-            if not launch.machine.link(a.index, b.index).peers:
-                pair = f"GPUs {b.index} and {a.index}"
-                return f"--communicator {name} needs peer access, which {pair} lack"
-    if vision is not None and vision.kind != "internvit":
-        needed = launch.vision_load.units_per_image * vision.hidden * 2
-        size = symmetric_buffer(launch.model.text, settings)
-        if needed > size:
-            return f"--communicator {name}: an image needs {needed} bytes of a buffer of {size}"
-    return None
+def _refused(launch: EngineLaunch, constants: EngineConstants) -> Iterator[str]:
+    """Options that TurboMind refuses, aborts on, or that garble its answers.
 
-
-def checkpoint_problem(launch: EngineLaunch) -> str | None:
-    """A format that the checkpoint does not have, or blocks that the attention kernels do not read.
-
-    Source: turbomind/converter.py: a format beside another one of the checkpoint's is an assertion;
+    Of a format beside the checkpoint's own turbomind/converter.py: another format is an assertion;
     on 16-bit weights it finds none to read and changes the data type alone.
     """
-    quantization, given = launch.model.quantization, launch.settings.model_format
-    stored = quantization.method if quantization else "hf"
-    if given not in (None, stored):
-        stored_as = stored if quantization else f"{launch.model.dtype}, which is hf"
-        return (
-            f"--model-format {given}: the weights of {launch.model.name} are stored in {stored_as}"
-        )
-    ampere = all(capability_of(gpu) >= AMPERE for gpu in launch.gpus)
-    multiple = _BLOCK if ampere else _BLOCK_BEFORE_AMPERE
-    tokens = launch.settings.cache_block_seq_len
-    if tokens % multiple:
-        return (
-            f"--cache-block-seq-len {tokens}: on these cards TurboMind needs a multiple of"
-            f" {multiple}, which LMDeploy says and does not check"
-        )
-    return None
-
-
-def settings_problem(settings: Settings, constants: EngineConstants) -> str | None:
-    """Values that TurboMind refuses or aborts on."""
+    model, settings = launch.model, launch.settings
+    tokens, given = settings.cache_block_seq_len, settings.model_format
     if not 0 < settings.cache_max_entry_count < 1:
-        return "--cache-max-entry-count must lie between 0 and 1: TurboMind takes no block count"
+        yield "--cache-max-entry-count must lie between 0 and 1: TurboMind takes no block count"
     if settings.quant_policy not in (0, 4, 8):
-        return (
+        yield (
             f"--quant-policy {settings.quant_policy} does not run on TurboMind, whose caches are 0,"
             " 4 and 8: --engine pytorch takes it"
         )
     if settings.session_len < constants.warmup_lengths[0]:
-        return (
+        yield (
             f"a session of {settings.session_len} tokens is shorter than TurboMind's shortest"
             f" warm-up, {constants.warmup_lengths[0]} tokens"
         )
-    return None
+    stored = model.quantization.method if model.quantization else "hf"
+    if given not in (None, stored):
+        stored_as = stored if model.quantization else f"{model.dtype}, which is hf"
+        yield f"--model-format {given}: the weights of {model.name} are stored in {stored_as}"
+    ampere = all(capability_of(gpu) >= AMPERE for gpu in launch.gpus)
+    multiple = _BLOCK if ampere else _BLOCK_BEFORE_AMPERE
+    if tokens % multiple:
+        yield (
+            f"--cache-block-seq-len {tokens}: on these cards TurboMind needs a multiple of"
+            f" {multiple}, which LMDeploy says and does not check"
+        )
+    if settings.communicator != "nccl" and settings.tp > 1:
+        yield from _communicator_problems(launch)
+
+
+def _communicator_problems(launch: EngineLaunch) -> Iterator[str]:
+    """Why ``cuda-ipc`` (or ``native``) would abort: no peers, many ranks, a small buffer."""
+    settings, gpus, vision = launch.settings, launch.gpus, launch.model.vision
+    name = settings.communicator
+    if settings.tp > _IPC_RANKS:
+        yield f"--communicator {name} takes at most {_IPC_RANKS} GPUs"
+    for k, a in enumerate(gpus):
+        for b in gpus[:k]:
+            if not launch.machine.link(a.index, b.index).peers:
+                pair = f"GPUs {b.index} and {a.index}"
+                yield f"--communicator {name} needs peer access, which {pair} lack"
+    if vision is not None and vision.kind != "internvit":
+        needed = launch.vision_load.units_per_image * vision.hidden * 2
+        size = symmetric_buffer(launch.model.text, settings)
+        if needed > size:
+            yield f"--communicator {name}: an image needs {needed} bytes of a buffer of {size}"
 
 
 def missing_kernels(launch: EngineLaunch, census: Census) -> str | None:
@@ -589,12 +529,10 @@ class Turbomind(Engine):
         return TurbomindAccount(launch, self.constants)
 
     def tp_problem(self, model: Model, tp: int) -> str | None:
-        return tp_problem(model, tp)
+        return next(_tp_problems(model, tp), None)
 
     def problem(self, launch: EngineLaunch) -> str | None:
-        problem = settings_problem(launch.settings, self.constants)
-        problem = problem or checkpoint_problem(launch)
-        return problem or communicator_problem(launch)
+        return next(_refused(launch, self.constants), None)
 
     def missing_kernels(self, launch: EngineLaunch) -> str | None:
         found = missing_delta_kernels(launch, self.constants)

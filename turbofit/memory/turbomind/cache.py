@@ -14,11 +14,10 @@ from turbofit.core.model import TextDims
 from turbofit.core.plan import Settings
 from turbofit.core.struct import Struct
 from turbofit.core.units import HALF
-from turbofit.memory.turbomind.constants import EngineConstants
-from turbofit.memory.turbomind.weights import kv_heads_held
+from turbofit.memory.turbomind.weights import EngineConstants, kv_heads_held
 
 __all__ = [
-    "CacheShape", "StatePart", "block_bytes", "cache_shape", "region_bytes", "tokens_held",
+    "CacheShape", "StatePart", "block_bytes", "cache_shape", "tokens_held",
     "tokens_planned",
 ]  # fmt: skip
 
@@ -101,11 +100,6 @@ def _states(text: TextDims, settings: Settings, constants: EngineConstants) -> I
     state = delta.value_heads // settings.tp * delta.key_dim * delta.value_dim * HALF
     for size, count in ((inputs, 1), (state, delta.layers)):
         yield StatePart(count=count, object_bytes=size, slab_bytes=_slab_bytes(size, constants))
-
-
-def region_bytes(free: int, ratio: float) -> int:
-    """The region that ``ratio`` of ``free`` gives, as the engine rounds it."""
-    return int(free * ratio)
 
 
 def tokens_held(

@@ -17,9 +17,10 @@ from turbofit.core.model import DeltaDims, Model, MoeDims, TextDims, VisionDims
 from turbofit.core.plan import Settings
 from turbofit.core.struct import Struct
 from turbofit.core.units import HALF, round_up
-from turbofit.memory.shared_terms import PAGE
-from turbofit.memory.turbomind.constants import DeltaKernel, EngineConstants
+from turbofit.memory.account import PAGE, VisionLoad
 from turbofit.memory.turbomind.weights import (
+    DeltaKernel,
+    EngineConstants,
     expert_width,
     ffn_width,
     input_rows,
@@ -29,7 +30,6 @@ from turbofit.memory.turbomind.weights import (
     vision_side,
     vision_tp,
 )
-from turbofit.memory.vision_load import VisionLoad
 
 __all__ = [
     "Forward", "PoolModel", "device_buffers", "engine_bound", "forward_tokens",
@@ -386,11 +386,7 @@ def device_buffers(
 ) -> Iterator[tuple[str, int, str]]:
     """Persistent device buffers of one rank: (term, bytes, note).
 
-    Args:
-        model: the checkpoint.
-        settings: the engine's options.
-        constants: the generation's figures.
-        l2: the card's L2 cache, which the GEMM tuner flushes through a buffer of that size.
+    The GEMM tuner flushes the card's L2 cache through a buffer of its size.
     """
     text, batch = model.text, settings.max_batch_size
     phases = _phases(settings)

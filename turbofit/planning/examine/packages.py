@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from turbofit.core.installation import install_command
 from turbofit.core.struct import NA
+from turbofit.memory.account import AMPERE
 from turbofit.memory.pytorch.activations import needed_modules
-from turbofit.memory.shared_terms import AMPERE
 from turbofit.memory.versions import OLDEST_SERVED, parse
 from turbofit.planning.compatibility import EFFECTS, FrontEnd, compatibility, install_line
 from turbofit.planning.examine.scene import Answer, Scene, Sources, ok, stops, unreadable, warning

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from turbofit.memory.shared_terms import POOL_WARMUP
+from turbofit.memory.account import POOL_WARMUP
 from turbofit.pretend.report import card_at_peak, newest_refusal
 from turbofit.pretend.usage import BEFORE, Usage
 from turbofit.rehearse.notes import DEAD

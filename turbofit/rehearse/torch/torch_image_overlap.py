@@ -12,8 +12,8 @@ from turbofit.core.images import ImageRule
 from turbofit.core.images.rule import Size
 from turbofit.core.model import Model
 from turbofit.core.plan import Plan
+from turbofit.memory.account import vision_load_within
 from turbofit.memory.pytorch.cache import engine_bound
-from turbofit.memory.vision_load import vision_load_within
 from turbofit.rehearse import mixes
 from turbofit.rehearse.checkpoint.twin import carries_limit
 from turbofit.rehearse.mixes import Image, Prompt, PromptMaker

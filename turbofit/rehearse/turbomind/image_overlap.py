@@ -9,8 +9,8 @@ from msgspec import convert
 
 from turbofit.core.images import ImageRule
 from turbofit.core.plan import Limits, Plan
+from turbofit.memory.account import vision_load_within
 from turbofit.memory.turbomind.pool import engine_bound, forward_tokens
-from turbofit.memory.vision_load import vision_load_within
 from turbofit.rehearse import mixes
 from turbofit.rehearse.mixes import Image, Prompt, PromptMaker
 from turbofit.rehearse.spec import RehearsalCase, RehearsalRequest, Unit

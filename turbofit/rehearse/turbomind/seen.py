@@ -11,9 +11,9 @@ from typing import Any, Final
 from turbofit.core.plan import Settings
 from turbofit.core.units import round_up
 from turbofit.kernels.families import demangle, family
-from turbofit.memory.shared_terms import POOL_WARMUP
+from turbofit.memory.account import POOL_WARMUP
 from turbofit.memory.turbomind.cache import CacheShape, StatePart, tokens_planned
-from turbofit.memory.turbomind.constants import load_constants
+from turbofit.memory.turbomind.weights import load_constants
 from turbofit.pretend.elf import Symbols
 from turbofit.pretend.errors import PretendError
 from turbofit.pretend.timeline import read_timeline

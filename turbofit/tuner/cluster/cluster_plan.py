@@ -27,7 +27,7 @@ from turbofit.core.version import __version__
 from turbofit.tuner.choose import best_plan
 from turbofit.tuner.cluster.kinds import Kind, kinds_of, why_unusable
 from turbofit.tuner.resolved_request import ResolvedRequest
-from turbofit.tuner.search.share import evenly, held_shares
+from turbofit.tuner.search.candidates import evenly, held_shares
 
 __all__ = ["cards_of", "make_cluster_plan", "plan_joining_node"]
 

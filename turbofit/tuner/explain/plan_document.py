@@ -23,14 +23,11 @@ from turbofit.core.plan import (
 )
 from turbofit.core.units import MIB, format_bytes
 from turbofit.core.version import __version__
-from turbofit.memory.account import Account, GroupOutcome
-from turbofit.memory.engine import Engine
-from turbofit.memory.vision_load import VisionLoad
+from turbofit.memory.account import Account, Engine, GroupOutcome, VisionLoad
 from turbofit.tuner.resolved_request import ResolvedRequest
-from turbofit.tuner.search.shape import Evaluation
+from turbofit.tuner.search.shapes import Evaluation
 from turbofit.tuner.search.sizing import SearchState, Sizer
-from turbofit.tuner.speed.links import group_class
-from turbofit.tuner.speed.throughput import counted_tokens
+from turbofit.tuner.speed import counted_tokens, group_class
 
 __all__ = [
     "cache_words", "document", "engines_held", "footprint_of", "footprint_words", "group_words",
@@ -67,8 +64,8 @@ def document(  # noqa: PLR0913 - what a plan says beside its accounts
     """
     outcomes = [account.at(account.settings.cache_max_entry_count) for account in accounts]
     ledgers: list[GpuLedger] = [one for outcome in outcomes for one in outcome.ledgers]
-    caches = list(map(_cache, accounts, outcomes))
-    caches = [replace(one, total_tokens=sum(each.tokens for each in caches)) for one in caches]
+    total = sum(outcome.tokens for outcome in outcomes)
+    caches = [_cache(*pair, total) for pair in zip(accounts, outcomes, strict=True)]
     kv = min(caches, key=lambda one: one.tokens)
     if not at_once:
         kv = replace(kv, region_bytes=min(one.region_bytes for one in caches))
@@ -110,12 +107,12 @@ def document(  # noqa: PLR0913 - what a plan says beside its accounts
     )
 
 
-def _cache(account: Account, outcome: GroupOutcome) -> Kv:
-    """The cache of one group, and no other's tokens."""
+def _cache(account: Account, outcome: GroupOutcome, total: int) -> Kv:
+    """The cache of one group beside the tokens of all."""
     return Kv(
         bytes_per_token=account.bytes_per_token,
         tokens=outcome.tokens,
-        total_tokens=outcome.tokens,
+        total_tokens=total,
         region_bytes=outcome.region,
         longest_request_tokens=min(account.settings.session_len, outcome.tokens),
     )

@@ -11,16 +11,14 @@ from msgspec.structs import replace
 from turbofit.core.messages import indices, plural
 from turbofit.core.plan import LimitCost, UsualImage
 from turbofit.core.units import format_bytes, three_digits
-from turbofit.memory.account import RATIO_STEPS, Account
+from turbofit.memory.account import RATIO_STEPS, Account, Engine
 from turbofit.memory.calibrated import calibration_reason
-from turbofit.memory.engine import Engine
 from turbofit.tuner.explain.plan_document import requests_held
 from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
 from turbofit.tuner.search.search import EngineFit, at_limit
-from turbofit.tuner.search.shape import Evaluation, dtype_for
+from turbofit.tuner.search.shapes import Evaluation, dtype_for
 from turbofit.tuner.search.sizing import excess_tokens, longest_context
-from turbofit.tuner.speed.links import group_class
-from turbofit.tuner.speed.throughput import group_rates, group_speed, total
+from turbofit.tuner.speed import group_class, group_rates, group_speed, total
 
 __all__ = [
     "beyond_model", "limit_costs", "reasons", "unkept", "usual_image",

@@ -18,15 +18,14 @@ from turbofit.core.messages import indices, option_of, plural
 from turbofit.core.plan import Remedy
 from turbofit.core.struct import known
 from turbofit.core.units import GIB, format_bytes, round_up, three_digits
-from turbofit.memory.engine import Engine
+from turbofit.memory.account import Engine
 from turbofit.model.presets import awq_variant, preset_of
 from turbofit.tuner.resolved_request import ResolvedRequest, host_short, vision_load_of
 from turbofit.tuner.search.candidates import too_few
 from turbofit.tuner.search.search import EngineFit, fit_on_host, limit_that_fits, search
-from turbofit.tuner.search.shape import Evaluation
+from turbofit.tuner.search.shapes import Evaluation
 from turbofit.tuner.search.sizing import MIN_TEXT_TOKENS, excess_tokens, shortest_context
-from turbofit.tuner.speed.links import link_class
-from turbofit.tuner.speed.throughput import counted_tokens, request_tokens
+from turbofit.tuner.speed import counted_tokens, link_class, request_tokens
 
 __all__ = [
     "MORE_GPUS", "Change", "Remedies", "larger", "left_to_turbofit", "quantised_cache",

@@ -9,20 +9,18 @@ it gets the share of the requests that the goal gives it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import ceil
+from math import ceil, inf
 from typing import Final
 
 from msgspec.structs import replace
 
 from turbofit.core.messages import on_each_gpu
+from turbofit.core.plan import Goal
 from turbofit.core.units import format_bytes
-from turbofit.memory.engine import Engine
+from turbofit.memory.account import Engine, VisionLoad
 from turbofit.memory.start_outcome import outcome_at, outcome_without_cache
-from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.resolved_request import ResolvedRequest
-from turbofit.tuner.search.shape import Evaluation, Shape
-from turbofit.tuner.search.shapes import like_groups
-from turbofit.tuner.search.share import evenly, held_shares, share_out
+from turbofit.tuner.search.shapes import Evaluation, Shape, like_groups
 from turbofit.tuner.search.sizing import (
     SearchState,
     Sizer,
@@ -32,9 +30,11 @@ from turbofit.tuner.search.sizing import (
     most_context,
     most_held,
 )
-from turbofit.tuner.speed.throughput import Speed, counted_tokens, request_tokens
+from turbofit.tuner.speed import Speed, counted_tokens, request_tokens
 
-__all__ = ["evaluate", "explain", "too_few", "too_long"]
+__all__ = [
+    "evaluate", "evenly", "explain", "held_shares", "share_out", "too_few", "too_long",
+]  # fmt: skip
 
 #: Digits of a score: sums of the same speeds in another order are the same.
 _DIGITS: Final = 9
@@ -54,12 +54,13 @@ def evaluate(state: SearchState, shape: Shape, vision_load: VisionLoad) -> Evalu
     sizer, session_len, wants_cache = _sized(Sizer(state, shape, vision_load), wanted)
     sized = sizer.evaluation(session_len)
     tokens, held, lacking = sized.kv_tokens, wanted, 0
+    units = state.requested_load.units_per_request
     if promised is not None:
         held, lacking = held_by(sized), sizer.lacking(tokens, session_len, wanted)
     evaluation = replace(
         sized,
         fits=sized.fits and held >= wanted,
-        served=_share_served(state, vision_load),
+        served=vision_load.units_per_request / units if units else 1.0,
         short=sized.short or lacking,
         footprint=sizer.footprint(sized.settings) if request.least else 0,
         held=0 if promised is None else held * shape.replicas,
@@ -148,12 +149,6 @@ def too_long(request: ResolvedRequest, vision_load: VisionLoad) -> str:
         f"{images} {vision_load.tokens_per_request:,} tokens, which do not"
         f" fit a context of {most_context(request):,} with text beside them"
     )
-
-
-def _share_served(state: SearchState, vision_load: VisionLoad) -> float:
-    """The share of the vision units asked for that is served."""
-    units = state.requested_load.units_per_request
-    return vision_load.units_per_request / units if units else 1.0
 
 
 def _scored(request: ResolvedRequest, evaluation: Evaluation) -> Evaluation:
@@ -297,3 +292,124 @@ class _Unequal:
         requests, context = self.request.promised_requests or 0, whole.settings.session_len
         sizer = Sizer(self.state, whole.parts[0].shape, self.vision_load)
         return sizer.lacking(tokens, context, requests)
+
+
+#: Shares that the workload is cut into: at least so many, and so many for each engine.
+_SHARES = 32
+_EACH = 4
+#: A rate that grows by less than this share of itself does not grow.
+_GROWS = 1e-9
+
+#: A set of like engines: how many, and one's speed with so many requests there.
+Set = tuple[int, Callable[[float], Speed]]
+
+
+def held_shares(
+    shared: Callable[[Sequence[float]], list[float]], held: Callable[[int, float], float], sets: int
+) -> list[float]:
+    """Requests at each engine of each set, of which its cache holds all.
+
+    The sum is smaller than what is shared out where all caches together hold no more.
+
+    Args:
+        shared: shares the requests out, given the most for an engine of each set.
+        held: what an engine of a set holds of a share, in whole requests.
+        sets: how many there are.
+    """
+    most = [inf] * sets
+    while True:
+        shares = shared(most)
+        found = [held(number, share) for number, share in enumerate(shares)]
+        if all(one >= share for one, share in zip(found, shares, strict=True)):
+            return shares
+        most = [
+            one if one < share else before
+            for one, share, before in zip(found, shares, most, strict=True)
+        ]
+
+
+def evenly(
+    sets: Sequence[tuple[int, float]], requests: float, most: Sequence[float] = ()
+) -> list[float]:
+    """Requests at each engine of each set in proportion to its weight, up to the most.
+
+    Args:
+        sets: how many engines, and the weight of each.
+        requests: over all engines.
+        most: for an engine of each set; empty where there is no bound.
+    """
+    bounds = list(most or [inf] * len(sets))
+    open_, left = dict(enumerate(sets)), requests
+    while open_:
+        weights = sum(count * weight for count, weight in open_.values())
+        level = {i: left * weight / weights for i, (_, weight) in open_.items()}
+        full = [i for i in open_ if bounds[i] < level[i]]
+        if not full:
+            return [level.get(i, bound) for i, bound in enumerate(bounds)]
+        left -= sum(open_.pop(i)[0] * bounds[i] for i in full)
+    return bounds
+
+
+def share_out(
+    sets: Sequence[Set], concurrency: int, goal: Goal, most: Sequence[float] = ()
+) -> list[float]:
+    """Average requests in flight at each engine of each set; every engine gets some.
+
+    Args:
+        sets: the engines; of those that would gain the same, earlier ones go first.
+        concurrency: requests over all engines.
+        goal: what is weighed; ``context`` as ``throughput``.
+        most: as for :func:`evenly`.
+    """
+    engines = sum(count for count, _ in sets)
+    cuts = max(_SHARES, _EACH * engines)
+    bounds = most or [inf] * len(sets)
+    curves = [
+        _Curve(count, speed, concurrency / cuts, bound)
+        for (count, speed), bound in zip(sets, bounds, strict=True)
+    ]
+    for _ in range(cuts - engines):
+        open_ = [curve for curve in curves if curve.has_room]
+        if not open_:
+            break
+        if goal == "latency":
+            best = min(open_, key=lambda one: one.more.seconds_per_request)
+        else:
+            best = max(open_, key=lambda one: (one.gain, -one.more.seconds_per_request))
+        best.take()
+    shares = [curve.in_flight for curve in curves]
+    if all(curve.has_room for curve in curves):
+        return shares
+    counts = [count for count, _ in sets]
+    left = concurrency - sum(count * share for count, share in zip(counts, shares, strict=True))
+    room = [bound - share for bound, share in zip(bounds, shares, strict=True)]
+    more = evenly([(count, 1.0) for count in counts], left, room)
+    return [share + one for share, one in zip(shares, more, strict=True)]
+
+
+class _Curve:
+    """Like engines that are filled share by share, all of them alike, up to the most of each."""
+
+    def __init__(
+        self, count: int, speed: Callable[[float], Speed], share: float, most: float
+    ) -> None:
+        self._count, self._speed, self._step, self._most = count, speed, share / count, most
+        self.in_flight = share = min(share, most)
+        self._now = speed(share)
+        self.more = speed(share + self._step)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether each holds the next share."""
+        return self.in_flight + self._step <= self._most
+
+    @property
+    def gain(self) -> float:
+        """Requests a second that the next share adds over all of them."""
+        now, more = self._now.requests_per_second, self.more.requests_per_second
+        return (more - now) * self._count if more > now * (1 + _GROWS) else 0.0
+
+    def take(self) -> None:
+        """Take the next share."""
+        self.in_flight += self._step
+        self._now, self.more = self.more, self._speed(self.in_flight + self._step)

@@ -19,12 +19,9 @@ from turbofit.core.messages import option_of
 from turbofit.core.plan import HostMemory, Throughput
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import Struct
-from turbofit.memory.account import Account
-from turbofit.memory.engine import Engine
+from turbofit.memory.account import Account, Engine, EngineLaunch, VisionLoad
 from turbofit.memory.engines import LMDEPLOY, option_owner
 from turbofit.memory.known_bad import KnownProblem, known_problems
-from turbofit.memory.launch import EngineLaunch
-from turbofit.memory.vision_load import VisionLoad
 from turbofit.model.families.engines import engine_problem
 from turbofit.model.presets import unpacked_variant
 from turbofit.tuner.resolved_request import (
@@ -36,10 +33,9 @@ from turbofit.tuner.resolved_request import (
     vision_load_of,
 )
 from turbofit.tuner.search.candidates import evaluate
-from turbofit.tuner.search.shape import Evaluation, Shape, shape_settings
-from turbofit.tuner.search.shapes import no_shape, shapes
-from turbofit.tuner.search.sizing import SearchState, longest_context, most_context
-from turbofit.tuner.speed.throughput import total
+from turbofit.tuner.search.shapes import Evaluation, Shape, no_shape, shape_settings, shapes
+from turbofit.tuner.search.sizing import SearchState, bisect, longest_context, most_context
+from turbofit.tuner.speed import total
 
 __all__ = ["EngineFit", "at_limit", "fit_on_host", "limit_that_fits", "search"]
 
@@ -353,16 +349,13 @@ def _largest(
     good: Callable[[Evaluation], bool],
 ) -> Evaluation:
     """Bisect for the largest value that is worth as much as ``low``, which is good."""
-    least = best.worth
-    low_steps, high_steps = 0, (high - low) // step
-    while low_steps < high_steps:
-        middle = (low_steps + high_steps + 1) // 2
-        tried = at(low + middle * step)
-        if good(tried) and tried.worth >= least:
-            best, low_steps = tried, middle
-        else:
-            high_steps = middle - 1
-    return best
+    tried = {0: best}
+
+    def worth_as_much(steps: int) -> bool:
+        tried[steps] = at(low + steps * step)
+        return good(tried[steps]) and tried[steps].worth >= best.worth
+
+    return tried[bisect(worth_as_much, 0, (high - low) // step + 1)[0]]
 
 
 def _order(evaluation: Evaluation) -> tuple[object, ...]:

@@ -12,18 +12,18 @@ from turbofit.core.machine import Gpu
 from turbofit.core.plan import Settings
 from turbofit.core.struct import known
 from turbofit.core.units import round_up
-from turbofit.memory.account import RATIO_STEPS, Account
-from turbofit.memory.engine import Engine
-from turbofit.memory.vision_load import VisionLoad
+from turbofit.memory.account import RATIO_STEPS, Account, Engine, VisionLoad
 from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_load_of
-from turbofit.tuner.search.shape import Evaluation, Shape, shape_settings
-from turbofit.tuner.speed.links import group_class, nvlink_bandwidth, reduce_class
-from turbofit.tuner.speed.throughput import (
+from turbofit.tuner.search.shapes import Evaluation, Shape, shape_settings
+from turbofit.tuner.speed import (
     GroupRates,
     Speed,
     counted_tokens,
+    group_class,
     group_rates,
     group_speed,
+    nvlink_bandwidth,
+    reduce_class,
     request_tokens,
 )
 
@@ -166,9 +166,8 @@ class Sizer:
 
     def session_len(self) -> int:
         """The context: the user's, or the model's own lowered to what the cache holds."""
-        fixed = self.request.fixed.get("session_len", self.request.workload.context)
-        if isinstance(fixed, int):
-            return fixed
+        if self.request.context_given:
+            return most_context(self.request)
         longest = longest_context(self.request)
         if self.shape.promised is not None:
             longest = min(longest, self.shape.promised)
@@ -237,9 +236,7 @@ class Sizer:
         if self.request.workload.context is not None:
             return self.request.workload.context
         longest = self.request.model.text.max_position_embeddings
-        fixed = self.request.fixed.get("session_len")
-        fixed = fixed if isinstance(fixed, int) else longest
-        return min(shortest_context(self.vision_load), longest, fixed)
+        return min(shortest_context(self.vision_load), longest, most_context(self.request))
 
     def _tokens_held(self, session_len: int) -> int:
         """The tokens that the cache holds with this context; 0 where the engine does not start."""

@@ -12,13 +12,18 @@ from turbofit.core.model import Model
 from turbofit.core.plan import EngineName, HostMemory, Settings, Term
 from turbofit.core.struct import known
 from turbofit.core.units import GIB, format_bytes
-from turbofit.memory.account import Account, StaticMemory
-from turbofit.memory.engine import Engine, WeightTraffic
-from turbofit.memory.launch import EngineLaunch
-from turbofit.memory.shared_terms import term, transients
+from turbofit.memory.account import (
+    Account,
+    Engine,
+    EngineLaunch,
+    StaticMemory,
+    VisionLoad,
+    WeightTraffic,
+    term,
+    transients,
+)
 from turbofit.memory.transformers.activations import ModelCopy, Placement, best_placement, load_of
 from turbofit.memory.transformers.components import components
-from turbofit.memory.vision_load import VisionLoad
 
 __all__ = ["Transformers", "TransformersAccount"]
 
@@ -48,28 +53,21 @@ class TransformersAccount(Account):
         placement: of the decoder layers; None: the best.
     """
 
-    cache_shortfall: ClassVar[str] = "of the longest request ({more} more)"
+    cache_shortfall: str = "of the longest request ({more} more)"
     dies: ClassVar[str] = "answers with an error"
     allocator: ClassVar[str] = "torch's allocator"
-    least_blocks: ClassVar[int] = 0
+    #: The cache grows by tokens.
+    block_tokens = 1
+    least_blocks = 0
 
     def __init__(self, launch: EngineLaunch, placement: Placement | None = None) -> None:
         settings, gpus = launch.settings, launch.gpus
         self.copy = ModelCopy(launch.model, settings.dtype, gpus, launch.margins)
+        self.block_bytes = sum(layer.kv_per_token for layer in self.copy.parts.layers)
         self._load = load_of(launch.vision_load, settings.session_len)
         self.placement = placement or best_placement(self.copy, self._load)
-        held = [self._static(place) for place in range(len(gpus))]
-        super().__init__(settings, gpus, launch.margins, held, None, (), self._load.units)
-
-    @property
-    def block_bytes(self) -> int:
-        """Bytes of one token: the cache grows by tokens."""
-        return sum(layer.kv_per_token for layer in self.copy.parts.layers)
-
-    @property
-    def block_tokens(self) -> int:
-        """One token."""
-        return 1
+        held = [self._of_place(place) for place in range(len(gpus))]
+        super().__init__(launch, held, None, (), self._load.units)
 
     def region_at(self, ratio: float) -> int:  # noqa: ARG002 - it grows with the request
         """Bytes of the longest request's cache on all GPUs."""
@@ -94,7 +92,7 @@ class TransformersAccount(Account):
         guests = [layers[n] for n in self.placement.offloaded] if place == 0 else []
         return self.copy.cached([*mine, *guests], self._load)
 
-    def _static(self, place: int) -> StaticMemory:
+    def _of_place(self, place: int) -> StaticMemory:
         workspace = self.copy.workspace(place)
         return StaticMemory(
             before=tuple(self._before(place)),

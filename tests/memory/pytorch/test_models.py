@@ -1,0 +1,310 @@
+"""What single models take of the PyTorch engine beside the others, against it on pretend GPUs.
+
+Figures in MiB by torch's own allocator (bench/rehearsal/PLANNED.md), of the first layers of a model
+where it is cut: of one rank's weights, and live above what stayed afterwards in a prefill.
+"""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+from tests.memory.pytorch.test_account import CONSTANTS, account, problem, tp_problem
+from turbofit import api
+from turbofit.core.model import Model, Quantization
+from turbofit.core.plan import Settings
+from turbofit.core.units import MIB
+from turbofit.memory.engines import engine_for
+from turbofit.memory.pytorch.activations import Activations, Prefill, activations_of
+from turbofit.memory.pytorch.cache import block_bytes, block_tokens
+from turbofit.memory.pytorch.weights import expert_channels, largest_loaded, weight_classes
+from turbofit.model.parameters import parameters
+from turbofit.model.source import resolve_model
+
+
+def cut(name: str, layers: int, experts: int = 0, *, packed: bool = True) -> Model:
+    """A preset of fewer layers, and of fewer experts."""
+    model = resolve_model(name)
+    moe = model.text.moe
+    if moe is not None:
+        dense = model.text.layers - moe.layers
+        moe = replace(moe, layers=layers - dense, experts=experts or moe.experts)
+    quantization = model.quantization if packed else None
+    text = replace(model.text, layers=layers, moe=moe)
+    return replace(model, text=text, quantization=quantization)
+
+
+@pytest.mark.parametrize(
+    ("model", "tp", "mib"),
+    [
+        (cut("gpt-oss-20b-bf16", 2), 1, 5349.4), (cut("glm-4.5-air", 3), 1, 11_766.6),
+        (cut("deepseek-moe-16b", 3), 1, 3_202.8), (cut("phi-3.5-moe", 4), 1, 10_421.8),
+        (cut("phi-3.5-moe", 4), 2, 5461.8), (cut("deepseek-moe-16b", 4), 1, 4324.0),
+        (cut("deepseek-moe-16b", 4), 2, 2562.4), (cut("kimi-k2.5", 3, 48), 1, 9_150.7),
+        (cut("kimi-k2.5", 3, 48), 2, 6_188.7), (cut("kimi-k2.5", 2, 384), 1, 15_681.7),
+        (cut("kimi-k2.5", 2, 48, packed=False), 1, 10_637.1), (cut("minicpm3-4b", 4), 1, 836.8),
+        (resolve_model("minicpm3-4b"), 1, 7770.3), (resolve_model("glm-4.7-flash"), 1, 57_523.7),
+        (resolve_model("deepseek-v2-lite"), 1, 30_065.7),
+        (resolve_model("deepseek-v2-lite"), 2, 15_066.6),
+    ],
+)  # fmt: skip
+def test_weights_are_the_engines(model: Model, tp: int, mib: float) -> None:
+    assert sum(weight_classes(model, tp).values()) / MIB == pytest.approx(mib, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("model", "tokens", "context", "seen", "more"),
+    [
+        (cut("gpt-oss-20b-bf16", 2), 2048, 34_816, 470.4, 42),
+        (cut("glm-4.5-air", 3), 4096, 36_864, 939.7, 84),
+        (cut("deepseek-moe-16b", 3), 4000, 36_768, 624.1, 56),
+        # Its kernels are picked where neither a residual nor a sum is alive yet.
+        (cut("phi-3.5-moe", 2), 8192, 8192, 1180.6, 131),
+        (cut("deepseek-v2-lite", 5, packed=False), 8192, 32_768, 1006.88, 10),
+        (cut("glm-4.7-flash", 5, packed=False), 8192, 32_768, 834.63, 8),
+        (cut("deepseek-v3", 4, 16, packed=False), 8192, 32_768, 3140.50, 31),
+        # Logits of this forward and of the one before; or of this one, beside a long prompt.
+        (cut("minicpm3-4b", 2), 4096, 12_000, 1187.76, 4),
+        (cut("minicpm3-4b", 2), 1024, 29_760, 647.62, 4),
+    ],
+)
+def test_a_prefill_holds_what_the_engine_held(
+    model: Model, tokens: int, context: int, seen: float, more: float
+) -> None:
+    work = activations_of(model, Settings(max_batch_size=16), CONSTANTS, ())
+    paid = work.prefill(Prefill(tokens=tokens, context=context)) / MIB
+    assert seen <= paid <= seen + more
+
+
+# Experts.
+
+
+def test_picking_a_kernel_is_paid_once_in_a_prefill_of_any_length() -> None:
+    work = Activations(cut("glm-4.5-air", 3), Settings(), CONSTANTS)
+    one, two = (work.prefill(Prefill(tokens=n, context=n)) for n in (2048, 4096))
+    assert 2 * one - two == pytest.approx(CONSTANTS.kernel_tuning, abs=2 * MIB)
+    phi = Activations(cut("phi-3.5-moe", 2), Settings(), CONSTANTS)
+    assert phi.further_pool() == CONSTANTS.page
+
+
+@pytest.mark.parametrize("name", ["deepseek-v2-lite", "qwen3-30b-a3b", "glm-4.5-air"])
+def test_a_layer_s_experts_are_laid_out_anew_on_each_rank(name: str) -> None:
+    model = resolve_model(name)
+    moe = model.text.moe
+    layer = moe.experts * 3 * moe.intermediate * model.text.hidden * 2
+    assert [largest_loaded(model, tp) for tp in (1, 2, 4)] == [layer, layer // 2, layer // 4]
+    (ledger,) = account(name, on="1xh200").at(0.5).ledgers
+    weights = sum(t.bytes for t in ledger.ledger if t.phase == "weights")
+    assert ledger.load_peak >= weights + layer
+
+
+@pytest.mark.parametrize(
+    ("name", "fused"),
+    [
+        ("gpt-oss-20b-bf16", 32 * 2880 * 2 * 2880 * 2), ("llama-4-scout", 16 * 5120 * 2 * 8192 * 2),
+        ("llama-4-maverick", 128 * 5120 * 2 * 8192 * 2),
+    ],
+)  # fmt: skip
+def test_a_layer_s_experts_go_to_every_card_as_one(name: str, fused: int) -> None:
+    model = resolve_model(name)
+    assert largest_loaded(model, 8) == fused
+    # One card alone would lay all of them out anew, down as well.
+    assert largest_loaded(model, 1) == fused * 3 // 2
+
+
+def test_what_torch_does_not_compile_is_three_products_more() -> None:
+    model = cut("gpt-oss-20b-bf16", 2)
+    text = replace(model.text, architecture="MixtralForCausalLM")
+    rows, fused = (
+        Activations(one, Settings(), CONSTANTS).decode(100)
+        for one in (model, replace(model, text=text))
+    )
+    assert rows - fused == 100 * 3 * 4 * 2880 * 2
+
+
+def test_partial_outputs_of_many_heads_outweigh_experts() -> None:
+    """71.2 MiB of 374 rows were seen in the graphs of GLM-4.5-Air."""
+    work = Activations(resolve_model("glm-4.5-air"), Settings(), CONSTANTS)
+    partial = 374 * 96 * 4 * 130 * 4
+    assert partial / MIB == pytest.approx(71.2, abs=0.1)
+    assert work.decode(374) > partial + 374 * (5 * 4096 + 4 * 96 * 128) / 2 * 2
+
+
+@pytest.mark.parametrize(("layers", "seen"), [(4, 5_130_315_992), (6, 6_490_336_488)])
+def test_qwen3_vl_keeps_the_dense_model_that_it_made_first(layers: int, seen: int) -> None:
+    """Of each of two ranks, on pretend RTX 3090s; one rank alone frees it."""
+    model = cut("qwen3-vl-30b-a3b", layers)
+    assert seen <= sum(weight_classes(model, 2).values()) <= seen + MIB
+    assert sum(weight_classes(model, 1).values()) == 2 * parameters(model.text, model.vision)
+
+
+@pytest.mark.parametrize(("tp", "channels"), [(1, 768), (2, 384), (4, 256), (8, 128)])
+def test_experts_of_fp8_are_dealt_in_whole_blocks(tp: int, channels: int) -> None:
+    """768 channels are six blocks of 128: of four ranks the first two have two of them."""
+    model = resolve_model("qwen3-30b-a3b")
+    packed = replace(model, quantization=Quantization(method="fp8", bits=8, group_size=128))
+    whole, held = weight_classes(packed, 1)["mlp"], weight_classes(packed, tp)["mlp"]
+    assert held == pytest.approx(whole * channels / 768, rel=1e-6)
+    assert Activations(packed, Settings(tp=tp), CONSTANTS).expert == channels
+    assert expert_channels(model, tp) == 768 // tp
+
+
+# Multi-head latent attention.
+
+
+def test_latents_are_whole_on_every_rank() -> None:
+    text = resolve_model("glm-4.7-flash").text
+    mla = text.mla
+    one, four = (weight_classes(resolve_model("glm-4.7-flash"), tp) for tp in (1, 4))
+    whole = text.layers * text.hidden * (mla.q_rank + mla.kv_rank + mla.rope_dim) * 2
+    assert four["attention"] == whole + (one["attention"] - whole) // 4
+    assert four["norms"] == one["norms"]
+    assert [four[name] * 4 for name in ("embedding", "lm_head")] == [one["embedding"]] * 2
+    for tp in (1, 4):
+        size = block_bytes(text, Settings(tp=tp))
+        assert size == text.layers * 32 * 576 * 2  # keys alone, of one head
+
+
+@pytest.mark.parametrize(("asked", "held"), [(64, 32), (32, 32), (16, 16)])
+def test_wide_heads_have_short_blocks(asked: int, held: int) -> None:
+    settings = Settings(cache_block_seq_len=asked)
+    assert block_tokens(resolve_model("deepseek-v2-lite").text, settings) == held
+    assert block_tokens(resolve_model("qwen3-8b").text, settings) == asked
+
+
+def test_a_long_context_is_flattened_once() -> None:
+    work = Activations(resolve_model("deepseek-v2-lite"), Settings(max_batch_size=1), CONSTANTS)
+    long, longer = (work.prefill(Prefill(tokens=64, context=n)) for n in (1 << 20, 1 << 21))
+    assert longer - long == (1 << 20) * 576 * 2
+
+
+def test_a_decoding_step_keeps_the_outputs_of_its_parts() -> None:
+    model = resolve_model("deepseek-v3")
+    eight = Activations(model, Settings(tp=8), CONSTANTS).decode(256)
+    assert eight >= 256 * (128 // 8) * 4 * (512 + 2) * 4
+    assert Activations(model, Settings(tp=1), CONSTANTS).decode(256) > 4 * eight
+
+
+@pytest.mark.parametrize(
+    ("name", "policy", "words"),
+    [
+        ("glm-4.7-flash", 0, None), ("glm-4.7-flash", 8, "latent attention"),
+        ("minicpm3-4b", 0, None), ("minicpm3-4b", 16, None), ("minicpm3-4b", 17, None),
+        ("minicpm3-4b", 4, "--quant-policy 4"), ("minicpm3-4b", 8, "--quant-policy 8"),
+        ("minicpm3-4b", 42, "--quant-policy 42"),
+    ],
+)  # fmt: skip
+def test_caches_that_are_refused(name: str, policy: int, words: str | None) -> None:
+    said = problem(name, quant_policy=policy)
+    assert said is None if words is None else words in str(said)
+
+
+# MiniCPM3: latents that are expanded before they are cached, logits of every token.
+
+
+def test_each_head_s_keys_and_padded_values_are_cached() -> None:
+    model = resolve_model("minicpm3-4b")
+    assert block_bytes(model.text, Settings()) == 62 * 64 * 40 * 2 * (64 + 32) * 2
+    assert model.text.cached_latent is None
+    assert "lm_head" not in weight_classes(model, 1)
+    assert largest_loaded(model, 1) == 73448 * 2560 * 2
+
+
+def test_graphs_end_in_logits() -> None:
+    work = activations_of(cut("minicpm3-4b", 2), Settings(max_batch_size=64), CONSTANTS, ())
+    assert work.graph_buffers([1, 2, 4, 8]) == 7 * 73448 * 2
+    assert work.decode(64) >= 64 * 73448 * 2
+
+
+# Kimi-K2.5, beside DeepSeek-V3.
+
+
+def test_head_and_tower_are_whole_on_every_rank() -> None:
+    one, eight = (weight_classes(resolve_model("kimi-k2.5"), tp) for tp in (1, 8))
+    assert "vision" not in one
+    for name in ("lm_head", "vision.whole", "norms"):
+        assert one[name] == eight[name]
+    for name in ("embedding", "mlp"):
+        assert one[name] == 8 * eight[name]
+
+
+def test_ranks_keep_whole_groups() -> None:
+    model = resolve_model("kimi-k2.5")
+    narrow = replace(model, text=replace(model.text, moe=replace(model.text.moe, intermediate=96)))
+    assert "groups of 32" in str(tp_problem(narrow, 2))
+    assert tp_problem(replace(narrow, quantization=None), 2) is None
+
+
+def test_the_first_image_leaves_tables() -> None:
+    work = Activations(resolve_model("kimi-k2.5"), Settings(tp=8), CONSTANTS)
+    assert work.tables() == 72 * MIB
+    text, image = (
+        work.prefill(Prefill(tokens=8192, context=8192, units=units)) for units in (0, 4)
+    )
+    assert image - text > 72 * MIB
+
+
+def test_experts_in_four_bits_are_not_tuned() -> None:
+    packed, plain = (
+        Activations(one, Settings(), CONSTANTS).prefill(Prefill(tokens=64, context=64))
+        for one in (resolve_model("kimi-k2.5"), cut("kimi-k2.5", 61, packed=False))
+    )
+    assert plain - packed > 200 * MIB
+
+
+# Llama 4, Intern-S1-Pro, Qwen3-Omni.
+
+
+def test_every_layer_caches_the_whole_context() -> None:
+    """LMDeploy cuts no layer's attention of Llama 4 into chunks of 8192 tokens."""
+    text = resolve_model("llama-4-scout").text
+    assert block_bytes(text, Settings()) == 2 * 48 * 8 * 64 * 128 * 2
+
+
+@pytest.mark.parametrize("tp", [1, 8])
+def test_experts_and_rotation_are_paid_for(tp: int) -> None:
+    work = Activations(resolve_model("llama-4-scout"), Settings(tp=tp), CONSTANTS)
+    short = work.prefill(Prefill(tokens=8192, context=8192))
+    # Routed and shared gate and up, the weighed inputs and both outputs, at 16 bits.
+    assert short > 8192 * 2 * (2 * 2 * 8192 // tp + 3 * 5120)
+    long = work.prefill(Prefill(tokens=8192, context=10_000_000))
+    heads, kv = 5120 // tp, 1024 // tp
+    assert long > 2 * (8192 * (5 * heads + 5 * kv + 5 * 5120) + 2 * kv * 10_000_000)
+
+
+@pytest.mark.parametrize(("tp", "heads"), [(1, 4), (2, 2), (8, 1)])
+def test_each_kv_head_has_rotary_tables(tp: int, heads: int) -> None:
+    model = resolve_model("intern-s1-pro")
+    plain = replace(model, text=replace(model.text, fourier=0))
+    more, less = (
+        Activations(one, Settings(tp=tp), CONSTANTS).prefill(Prefill(tokens=8192, context=8192))
+        for one in (model, plain)
+    )
+    assert more - less == 8192 * 2 * (heads - 1) * 128 * 2
+
+
+@pytest.mark.parametrize(("tp", "seen"), [(1, 8212.5), (2, 5127.2)])
+def test_weights_of_qwen3_omni_are_the_engines(tp: int, seen: float) -> None:
+    """Four of its layers on pretend RTX 3090s: what the tensors ask for, of one rank."""
+    held = sum(weight_classes(cut("qwen3-omni-30b-a3b", 4), tp).values())
+    assert held == pytest.approx(seen * MIB, abs=MIB)
+
+
+def test_the_tower_for_sound_is_held_and_not_read() -> None:
+    model = resolve_model("qwen3-omni-30b-a3b")
+    deaf = replace(model, vision=replace(model.vision, audio=None))
+    positions = 1500 * 1280 * 4
+    more = model.parameters - resolve_model("qwen3-vl-30b-a3b").parameters
+    assert weight_classes(model, 1)["audio"] == 2 * (more - 2 * 128 * 2048) + positions
+    engine = engine_for(model)
+    assert engine.traffic(model, 1) == engine.traffic(deaf, 1)
+
+
+def test_the_worst_image_of_qwen3_omni_is_never_under() -> None:
+    """50,176 patches in one forward: 1,797.0 MiB live on pretend GPUs."""
+    plan = api.plan("qwen3-omni-30b-a3b", on="1xa100-80g", engine="pytorch")
+    terms = {term.term: term.bytes for term in plan.gpus[0].ledger}
+    seen = int(1797.0 * MIB)
+    assert plan.limits.units_per_forward == 50_176
+    assert seen <= terms["vision_forward"] <= seen + 0.03 * plan.gpus[0].total
+    assert not plan.takes_videos

@@ -1,0 +1,500 @@
+"""TurboMind before 0.18: the same ledger, with the rules of its generation.
+
+Others hold ``used``; then the context, the communicator and the GEMM workspace, the torch tower
+where it comes first, the weights, the cache, and the buffers. What torch keeps of the first image
+and what the language model's pool keeps of it are ``pool_warmup``: most of these versions have no
+warm-up of their own, so ``steady`` is a server that has answered one image at its default limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar, Final
+
+from msgspec.structs import replace
+
+from turbofit.core.images import ImageRule
+from turbofit.core.model import Model
+from turbofit.core.plan import HostMemory, Settings, Term
+from turbofit.core.units import HALF, round_up
+from turbofit.kernels.census import Census
+from turbofit.memory.account import (
+    PAGE,
+    POOL_WARMUP,
+    Account,
+    EngineLaunch,
+    LateMemory,
+    StaticMemory,
+    VisionLoad,
+    given,
+    term,
+    total_bytes,
+    transients,
+)  # fmt: skip
+from turbofit.memory.legacy.generations import Generation, generation_of, legacy_constants
+from turbofit.memory.legacy.weights import (
+    legacy_weight_classes,
+    older_layouts,
+    tower_activations,
+    tower_bytes,
+)
+from turbofit.memory.turbomind.account import (
+    Turbomind,
+    TurbomindAccount,
+    before_terms,
+    cache_terms,
+)
+from turbofit.memory.turbomind.cache import CacheShape, cache_shape, tokens_held
+from turbofit.memory.turbomind.weights import EngineConstants, kv_heads_held, lm_head_rows
+from turbofit.memory.versions import FIRST_CURRENT
+
+__all__ = ["GroupAccount", "LegacyAccount", "LegacyTurbomind", "legacy_account"]
+
+#: Bytes a vocabulary entry and row of sampling with top_k=0: logits, ids, sorting. Upper end.
+_SAMPLING: Final = 20
+_INT = _FLOAT = 4
+_POINTER = 8
+_WORDS = 4 * 32 * _INT  # stop and bad words with their offsets
+_CURAND_STATE = 48
+#: What torch keeps of loading.
+_KEPT = "torch_cache"
+#: Text tokens of a request around its images.
+_PROMPT: Final = 64
+_RATIO = 0.8
+_INT8 = 8
+
+
+class GroupAccount(Account):
+    """What the accounts of all older engines add to the common one.
+
+    What the allocators keep of the first image is part of ``pool_warmup``, as most of them warm
+    nothing up; and what comes after the cache can depend on it.
+    """
+
+    dies: ClassVar[str] = "aborts"
+    cache_shortfall: str = "that it needs at least ({more} more), and LMDeploy stops"
+    allocator: ClassVar[str] = "the pools of TurboMind and torch"
+    warmup_words: ClassVar[str] = "in LMDeploy's own warm-up or with its first image"
+    admits_prompts: ClassVar[bool] = False  # the tower is Python, before the engine
+    #: Bytes of ``pool`` that the engine takes before any request.
+    engine_warmup = 0
+    least_blocks = 1
+
+    def cache_terms(self, i: int, ratio: float) -> list[Term]:  # noqa: ARG002 - alike on all GPUs
+        return cache_terms(round_up(self.region_at(ratio), PAGE), ratio, 0)
+
+    def missing_at(self, ratio: float) -> int:
+        """Bytes by which the tightest GPU misses its margin at this ratio; 0 where none does."""
+        return max(0, *(one.margin - one.headroom for one in self.at(ratio).ledgers))
+
+
+class _Forward:
+    """Sizes of forwards, bytes per rank, for one account whose cache holds so many tokens.
+
+    Attributes:
+        session_len: the longest sequence, as the engine cuts it to its cache.
+        buffer_session: the tokens of a sequence that buffers are made for: uncut where they come
+            first.
+        buffer_tokens: tokens that the persistent buffers of a whole forward are made for.
+        tokens: the most tokens that one forward takes: all of its sequences lie in the cache.
+        context: the most tokens that one forward's sequences have together; those that share a
+            prefix count it each, up to ``max_context_token_num``: a session.
+        warmup_tokens: of the longest forward of the engine's own warm-up, 0 where it has none.
+    """
+
+    def __init__(self, account: LegacyAccount, held: int) -> None:
+        self._account, settings, rules = account, account.settings, account.generation
+        held, session = max(1, held), settings.session_len
+        self.session_len = min(session, held) if rules.cache.truncates_session else session
+        self.buffer_session = session if rules.cache.after_buffers else self.session_len
+        prefill = settings.max_prefill_token_num
+        if rules.forward != "session":
+            self.buffer_tokens = prefill + settings.max_batch_size
+        elif rules.iteration == "session":
+            # Before 0.3 there is no max_prefill_token_num: what stands there, where it is not 0, is
+            # max_context_token_num.
+            self.buffer_tokens = prefill or rules.context_sessions * session
+        else:
+            self.buffer_tokens = session
+        self.tokens = min(self.buffer_tokens, held)
+        if rules.iteration != "session":
+            self.tokens = min(self.tokens, prefill)
+        longest = session if settings.enable_prefix_caching else self.session_len
+        self.context = max(self.tokens, longest)
+        most = self.buffer_tokens
+        lengths = (*legacy_constants().tuning_tokens, most)
+        if rules.warmup == "tuning":
+            lengths = legacy_constants().tuning_tokens
+        elif rules.warmup == "requests":
+            most = min(most, self.session_len)
+        self.warmup_tokens = max((n for n in lengths if n <= most), default=0)
+        if rules.warmup == "none":
+            self.warmup_tokens = 0
+
+    def pool(self, tokens: int, context: int) -> int:
+        """The pool after a forward of so many tokens over so long contexts, one row sampled."""
+        if tokens == 0:
+            return 0
+        text, tp, account = self._account.model.text, self._account.settings.tp, self._account
+        heads = text.heads // tp
+        kv = kv_heads_held(text.kv_heads, tp) // tp
+        flat = 2 * kv * (context + account.constants.kv_flatten_pad_tokens)
+        attention = (tokens * (2 * heads + 2 * kv) + flat) * text.head_dim * HALF
+        ffn = tokens * self._feed_forward() * HALF
+        sampling = _SAMPLING * lm_head_rows(text, tp)
+        if account.generation.pool.aliased:
+            size = max(attention, ffn) + tokens * text.hidden * HALF + sampling
+        else:
+            size = attention + ffn + sampling
+        return round_up(size, PAGE)
+
+    def batch(self, rows: int) -> int:
+        """Beyond one row: what a batch of so many takes to sample and decode, never under.
+
+        The split workspace of decoding grows with the batch in some generations.
+        """
+        text, tp = self._account.model.text, self._account.settings.tp
+        sampling = _SAMPLING * (rows - 1) * lm_head_rows(text, tp)
+        splits = self._account.generation.buffers.split_rows
+        return sampling + rows * splits * (text.heads // tp) * (text.head_dim + 2) * _FLOAT
+
+    def _feed_forward(self) -> int:
+        """Elements a token of gate and up together; experts count once for each chosen one."""
+        text, tp = self._account.model.text, self._account.settings.tp
+        dense, moe = 2 * text.intermediate // tp, text.moe
+        if moe is None:
+            return dense
+        routed = moe.experts_per_token * (2 * moe.intermediate // tp + text.hidden)
+        return max(dense, routed + 2 * moe.shared_intermediate // tp)
+
+
+def _buffers(
+    model: Model, settings: Settings, generation: Generation, forward: _Forward
+) -> Iterator[tuple[str, int, str]]:
+    """Persistent device buffers of one rank: (term, bytes, note)."""
+    text, rule, batch = model.text, generation.buffers, settings.max_batch_size
+    tokens, session_len = forward.buffer_tokens, forward.buffer_session
+    vocab = round_up(text.vocab, settings.tp)
+    heads = text.heads // settings.tp
+    yield "hidden_states", rule.hidden * tokens * text.hidden * HALF, f"{tokens} tokens"
+    if rule.kv_copies:
+        kv = max(1, text.kv_heads // settings.tp) * text.head_dim
+        yield "kv_copies", rule.kv_copies * tokens * kv * HALF, "linear keys and values"
+    yield (
+        "token_ids",
+        rule.token_ids * batch * session_len * _INT,
+        f"{rule.token_ids} of max_batch_size × session_len",
+    )
+    symmetric = max(0, batch * lm_head_rows(text, settings.tp) * HALF)
+    if rule.logits:
+        yield "logits", rule.logits * batch * vocab, "max_batch_size × vocabulary"
+    elif settings.tp > 1:  # one buffer serves hidden states and logits
+        larger = max(0, symmetric - rule.hidden * tokens * text.hidden * HALF)
+        yield "logits", larger, "beyond the hidden states they share a buffer with"
+    if rule.log_probs:
+        yield "log_probs", 2 * batch * rule.log_probs * _INT, "and their indices"
+    if rule.attention_tokens:
+        floats = heads * (text.head_dim + rule.attention_extra) + 1
+        yield "attention_workspace", rule.attention_tokens * floats * _FLOAT, "split-k outputs"
+    pointers = batch * -(-session_len // settings.cache_block_seq_len) * _POINTER
+    small = pointers + batch * (_WORDS + 4 * _CURAND_STATE + 2 * text.hidden * HALF)
+    small += tokens * _INT
+    if model.mrope:
+        small += 3 * 3 * batch * session_len * _INT  # M-RoPE positions of three states
+    yield "small_buffers", small, "block pointers, stop words, random states, positions"
+
+
+def legacy_account(
+    launch: EngineLaunch, constants: EngineConstants, generation: Generation
+) -> Account:
+    """The account of one engine of one generation; see :class:`LegacyAccount`.
+
+    Where the tower is native (0.16 and 0.17) the account is 0.18's with that generation's
+    paddings and workspaces.
+    """
+    if generation.vision.runs == "native":
+        older = replace(
+            older_layouts(constants, generation),
+            version=generation.first,
+            gemm_workspace=(),
+            gemm_in_context=generation.gemm_before,
+            copied_16bit=generation.copied_16bit,
+        )
+        return TurbomindAccount(launch, older)
+    return LegacyAccount(launch, constants, generation)
+
+
+class LegacyAccount(GroupAccount):
+    """One model under one set of settings on one group of GPUs, before 0.16.
+
+    ``constants`` are 0.18's, for what no generation changed (contexts, NCCL, pages).
+    """
+
+    def __init__(
+        self, launch: EngineLaunch, constants: EngineConstants, generation: Generation
+    ) -> None:
+        model, settings, gpus = launch.model, launch.settings, launch.gpus
+        free_at_cache = launch.free_at_cache
+        self.model, self.settings, self.vision_load = model, settings, launch.vision_load
+        self.generation, self.constants = generation, constants
+        self._legacy = legacy_constants()
+        self._total = min(gpu.usable for gpu in gpus)
+        self.shape = self._cache_shape()
+        self.block_bytes, self.block_tokens = self.shape.block_bytes, self.shape.block_tokens
+        #: Units of one torch forward: these servers encode one image at a time.
+        self._units = 0
+        if model.image_rule is not None and model.vision is not None:
+            self._units = self.vision_load.budgeted_units(self.vision_load.units_per_image)
+        copies = generation.vision.held(model.architecture)
+        note = f"float16 under torch, {generation.vision.placed}"
+        note += f"; loading left {copies:g} times its size" if copies > 1 else ""
+        self._towers = [
+            term("weights.vision_tower", "weights", int(size * copies), "formula", note)
+            for size in tower_bytes(model, len(gpus), generation.vision, self._legacy)
+        ]
+        before: list[tuple[Term, ...]] = [self._terms_before(i, launch) for i in range(len(gpus))]
+        if free_at_cache is not None:
+            before = [(given(gpu, free_at_cache),) for gpu in gpus]
+        #: Whether the buffers are part of what is not free when a log tells it.
+        self._buffers_given = generation.cache.after_buffers and free_at_cache is not None
+        # Upper ends: a cache that cuts no session.
+        most = max(settings.session_len, _Forward(self, 1).buffer_tokens)
+        forward = _Forward(self, most)
+        if generation.cache.objects:
+            # The longest warm-up request waits for blocks: with fewer, start-up never ends.
+            tokens = _Forward(self, settings.session_len).warmup_tokens
+            self.least_blocks = -(-tokens // self.block_tokens)
+            self.cache_shortfall = TurbomindAccount.cache_shortfall
+        self.engine_warmup = forward.pool(forward.warmup_tokens, forward.warmup_tokens)
+        # What torch keeps of loading is part of its peak already.
+        staged = self._staged() if free_at_cache is None else 0
+        staged -= sum(one.bytes for one in before[0] if one.term == _KEPT)
+        held = [
+            StaticMemory(
+                before=before[i],
+                buffers=self._terms_after(i, forward),
+                staged=max(0, staged) if i == 0 else 0,
+            )
+            for i in range(len(gpus))
+        ]
+        pool = self._first_request(forward)
+        super().__init__(launch, held, pool, self._cases(forward), self._units)
+        if generation.cache.after_buffers and free_at_cache is None:
+            self.free = min(
+                gpu.usable - total_bytes(one.before) - total_bytes(one.buffers)
+                for gpu, one in zip(gpus, self._static_memory, strict=True)
+            )
+
+    def _cache_shape(self) -> CacheShape:
+        """How the cache is cut: blocks of one size, or sessions, or pages as in 0.18."""
+        text, settings, rule = self.model.text, self.settings, self.generation.cache
+        if rule.objects:
+            return cache_shape(text, settings, self.constants)
+        tokens = settings.session_len if rule.of == "slots" else settings.cache_block_seq_len
+        bits = rule.bits.get(settings.quant_policy, 16)
+        extra = 4 if bits < 16 and rule.online_scales else 0
+        heads = kv_heads_held(text.kv_heads, settings.tp) // settings.tp
+        block = text.layers * heads * 2 * (bits * text.head_dim // 8 + extra) * tokens
+        return CacheShape(
+            block_bytes=block, block_tokens=tokens, slab_bytes=block, blocks_per_slab=1
+        )
+
+    def region_at(self, ratio: float) -> int:
+        """Bytes of the cache on each rank; a ratio of 1 or more counts blocks, or sessions.
+
+        Sessions are taken one by one as requests come: as many as the batch has, no more than the
+        entries.
+        """
+        rule, free = self.generation.cache, max(0, self.free)
+        if rule.objects:
+            return int(free * ratio)
+        if rule.of == "slots":
+            entries = int(ratio) if ratio >= 1 else int(rule.default)
+            blocks = min(entries, self.settings.max_batch_size)
+        elif ratio >= 1:
+            blocks = int(ratio)
+        else:
+            blocks = int((self._total if rule.of == "total" else free) * ratio) // self.block_bytes
+        return blocks * self.block_bytes
+
+    def tokens_at(self, ratio: float) -> int:
+        region = self.region_at(ratio)
+        if self.generation.cache.objects:
+            return tokens_held(region, self.shape, self.constants)
+        return region // self.block_bytes * self.block_tokens
+
+    def _late(self, i: int, ratio: float) -> LateMemory:
+        """What one GPU holds after the cache, for the sequences that the cache admits."""
+        forward = _Forward(self, self.tokens_at(ratio))
+        return LateMemory(
+            self._terms_after(i, forward), (self._first_request(forward),), self._cases(forward)
+        )
+
+    def _terms_before(self, i: int, launch: EngineLaunch) -> tuple[Term, ...]:
+        """Everything of one GPU that is not free when the cache is sized."""
+        rules, settings = self.generation, self.settings
+        linked = launch.machine.nvlinked(launch.gpus)
+        note = "made before the cache is sized"
+        gemm = term("gemm_workspace", "context", sum(rules.gemm_before), "formula", note)
+        tower = self._towers[i : i + 1] if rules.vision.loaded == "before_cache" else []
+        context = before_terms(launch.gpus[i], settings, linked, self.constants)
+        classes = legacy_weight_classes(self.model, settings.tp, self.constants, rules)
+        size = sum(classes.values())
+        lines = [*classes.items(), ("rounding", round_up(size, PAGE) - size)]
+        weights = [term(f"weights.{name}", "weights", size, "formula") for name, size in lines]
+        if i == 0 and rules.staging.kept:
+            # What torch does not give back: under where its blocks do not fit each other's.
+            note = "torch's allocator keeps what moving tensors took"
+            weights.append(term(_KEPT, "weights", self._staged(), "formula", note))
+        layers = [
+            replace(one, phase="context")
+            for one in self._buffer_terms(_Forward(self, settings.session_len))
+            if one.term in rules.first_layers
+        ]
+        return (*context, gemm, *tower, *weights, *layers)
+
+    def _staged(self) -> int:
+        """What torch holds on the first GPU while it moves tensors."""
+        text, rule = self.model.text, self.generation.staging
+        rows = rule.embedding * text.vocab + rule.gate * text.intermediate
+        rows += rule.square * text.hidden
+        return round_up(rows * text.hidden * HALF, PAGE)
+
+    def _terms_after(self, i: int, forward: _Forward) -> tuple[Term, ...]:
+        """What lives after the cache on one GPU, without the pools."""
+        if self._buffers_given:
+            return ()
+        early, kernels = self.generation.first_layers, self.constants.kernel_modules
+        note, growth = "0.18's, for want of older ones", self._legacy.pool_growth
+        tower = [replace(self._towers[i], phase="buffers")]
+        return (
+            *(one for one in self._buffer_terms(forward) if one.term not in early),
+            term("kernel_modules", "buffers", kernels, "estimate", note),
+            term("pool_growth", "buffers", growth, "estimate", "steps of driver pools"),
+            *(tower if self.generation.vision.loaded == "after_cache" else ()),
+        )
+
+    def _buffer_terms(self, forward: _Forward) -> list[Term]:
+        lines = _buffers(self.model, self.settings, self.generation, forward)
+        return [
+            term(name, "buffers", round_up(size, PAGE), "formula", note)
+            for name, size, note in lines
+        ]
+
+    def _first_request(self, forward: _Forward) -> Term:
+        """The engine's warm-up, and what the first image at the checkpoint's own limit leaves."""
+        rule = self.model.image_rule
+        tokens, units = forward.warmup_tokens, 0
+        note = f"warm-up with {tokens} tokens" if tokens else "no warm-up of its own"
+        if rule is not None and self._units:
+            units = min(rule.worst_units(), self._units)
+            prompt = min(rule.unit_tokens(units) + _PROMPT, forward.tokens)
+            tokens = max(tokens, prompt)
+            note += f"; the first image, {units} units"
+        size = forward.pool(tokens, tokens) + self._tower(units, flash=True)
+        return term(POOL_WARMUP, "buffers", size, "estimate", note)
+
+    def _cases(self, forward: _Forward) -> tuple[Term, ...]:
+        """The pools' full size in each worst case, torch's and TurboMind's together."""
+        rows = self.settings.max_batch_size
+        image = self._tower(self._units, flash=False)
+        text = forward.pool(forward.tokens, forward.context)
+        batch = text + round_up(forward.batch(rows), PAGE)
+        cases = [
+            ("text_prefill", text, "longest prompts fill a forward"),
+            ("sampling", batch, f"{rows} rows with top_k=0"),
+        ]
+        if self._units:
+            prompt = min(self.vision_load.tokens_per_request + _PROMPT, forward.context)
+            request = forward.pool(min(forward.tokens, prompt), prompt) + image
+            cases.append(("vision_request", request, f"{self._units} units, one image"))
+            cases.append(("vision_forward", batch + image, "an image beside the longest prompts"))
+        return transients(
+            [
+                (name, size, "estimate" if name.startswith("vision") else "formula", note)
+                for name, size, note in cases
+            ]
+        )
+
+    def _tower(self, units: int, *, flash: bool) -> int:
+        """Bytes of torch's pool after a forward of so many units."""
+        vision = self.model.vision
+        if not units or vision is None or self.generation.vision.runs != "torch":
+            return 0
+        return round_up(tower_activations(vision, units, self._legacy, flash=flash), PAGE)
+
+
+class LegacyTurbomind(Turbomind):
+    """TurboMind before 0.18."""
+
+    def __init__(self, version: str) -> None:
+        super().__init__(FIRST_CURRENT)
+        self.version = version
+        self.generation: Generation = generation_of(version)
+
+    def defaults(self, gpu_name: str) -> dict[str, object]:
+        rules = self.generation
+        return {
+            "cache_max_entry_count": rules.cache.default,
+            "max_batch_size": rules.batch_size(gpu_name),
+            "max_prefill_token_num": rules.prefill,
+            "cache_block_seq_len": rules.cache.block_tokens,
+        }
+
+    def account(self, launch: EngineLaunch) -> Account:
+        return legacy_account(launch, self.constants, self.generation)
+
+    def tp_problem(self, model: Model, tp: int) -> str | None:
+        """What its loaders could not divide; a tower under torch is not divided."""
+        if self.generation.vision.runs != "native":
+            model = replace(model, vision=None)
+        return next(self._tp_problems(model, tp), None) or super().tp_problem(model, tp)
+
+    def _tp_problems(self, model: Model, tp: int) -> Iterator[str]:
+        rules, text = self.generation, model.text
+        if rules.power_of_two and tp & (tp - 1):
+            yield f"LMDeploy {self.version} takes powers of two"
+        problem = rules.undealt(text.kv_heads, tp)
+        if problem:
+            yield f"LMDeploy {self.version} {problem}"
+        group = model.quantization.group_size if model.quantization else 1
+        if rules.ffn_align is None and text.intermediate // group % tp:
+            yield f"the MLP's {text.intermediate} channels do not divide by {tp}"
+
+    def problem(self, launch: EngineLaunch) -> str | None:
+        """Counts of blocks were allowed where the cache is not one region of pages."""
+        settings, bits = launch.settings, self.generation.cache.bits
+        if settings.quant_policy == _INT8 and _INT8 not in bits:
+            four = next(policy for policy, size in bits.items() if size == _INT8)
+            return (
+                f"--quant-policy {_INT8} is none of LMDeploy {self.version}, whose cache in 8 bits"
+                f" is {four}"
+            )
+        if settings.cache_max_entry_count >= 1 and not self.generation.cache.objects:
+            settings = replace(settings, cache_max_entry_count=_RATIO)
+        return super().problem(replace(launch, settings=settings))
+
+    def known_census(self, launch: EngineLaunch) -> Census | None:  # noqa: ARG002
+        """That of its release: what is installed here is asked for another version."""
+        return self.released_census()
+
+    def units_bound(self, rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:
+        """A tower under torch runs one image at a time."""
+        if self.generation.vision.runs == "native":
+            return super().units_bound(rule, vision_load, settings)
+        return vision_load.units_per_image
+
+    def host_memory(
+        self, model: Model, settings: Settings, *, units_per_forward: int
+    ) -> HostMemory:
+        """0.18's, and the pinned pixels of two whole forwards a rank where they were pinned."""
+        made = super().host_memory(model, settings, units_per_forward=units_per_forward)
+        # Pixels are set aside for tiles alone; a patch is one token of the tower.
+        if not self.generation.vision.pinned_pixels or model.unit_tower_tokens == 1:
+            return made
+        tokens = settings.max_prefill_token_num + settings.max_batch_size
+        each = 2 * model.pixel_bytes(tokens)
+        return replace(made, pinned=made.pinned + each * settings.tp)
+
+    def prefill_words(self, settings: Settings) -> str:  # noqa: ARG002
+        return f"as LMDeploy {self.version} takes it"

@@ -1,0 +1,578 @@
+"""The forecast of speed that ranks shapes: an estimate, and plans say so.
+
+A decode step reads the weights or computes, whichever is slower, and reads the keys and values of
+all that run; prefill and vision are FLOPs; every layer reduces twice over the group's slowest link
+and launches its kernels. Prefills and steps share the card in turn. The cache bounds how many
+requests run together: of more, some are evicted and begin again. `bench/speed` compares it with
+published figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+from functools import cache
+from math import ceil, exp, log2
+from typing import NamedTuple
+
+import msgspec
+from msgspec.structs import replace
+
+from turbofit.core.machine import Gpu, Link, Machine, Measured
+from turbofit.core.model import Model
+from turbofit.core.plan import Settings, Throughput
+from turbofit.core.presets import load_yaml, preset_path
+from turbofit.core.struct import Struct, known
+from turbofit.memory.account import NO_IMAGES, Engine, VisionLoad
+
+__all__ = [
+    "AllReduce", "BatchLimits", "ClosedLoad", "Crowd", "GpuRates", "GroupRates", "LinkClass",
+    "Rates", "Speed", "StepWork", "all_reduce_of", "card_of", "counted_tokens", "crowd_of",
+    "group_class", "group_rates", "group_speed", "link_class", "nvlink_bandwidth", "rates",
+    "reduce_class", "request_tokens", "speed_of", "total", "vision_seconds", "work_of",
+]  # fmt: skip
+
+#: What a card gives that neither NVML nor a preset knows: a slow one, so the forecast is low.
+_UNKNOWN_BANDWIDTH = 200 * 10**9
+_UNKNOWN_FLOPS = 20 * 10**12
+
+
+class Rates(Struct):
+    """The constants, as `presets/engines/throughput.yaml` explains them with their sources.
+
+    Efficiencies, factors and errors are shares, ``*_seconds`` and ``*_latency`` seconds,
+    ``*_bandwidth`` bytes/s, ``*_tokens`` tokens.
+    """
+
+    memory_efficiency: float
+    compute_efficiency: float
+    vision_efficiency: float
+    layer_seconds: float
+    step_seconds: float
+    request_seconds: float
+    recomputed_share: float
+    host_bandwidth: float
+    host_factor: float
+    host_latency: float
+    across_factor: float
+    bridge_ranks: int
+    pcie_bandwidth: float
+    pcie_latency: float
+    nvlink_efficiency: float
+    nvlink_latency: float
+    text_tokens: int
+    output_tokens: int
+    queued_share: float
+    median_error: float
+    p90_error: float
+    error_figures: int
+    error_cards: int
+
+
+#: Shares of a card's own peak that a large copy and a large product reach: a measured card's
+#: figures are those, where the efficiencies are of the peak.
+_COPY_SHARE = 0.9
+_PRODUCT_SHARE = 0.75
+
+
+class GpuRates(Struct):
+    """What the slowest card of a group sustains: bytes/s of memory, FLOP/s of 16-bit products.
+
+    ``vision_flops`` are those of the vision tower.
+    """
+
+    bandwidth: float
+    flops: float
+    vision_flops: float
+
+
+@cache
+def rates(priors: tuple[str, ...] = ()) -> Rates:
+    """The constants of the presets; of ``priors`` those before a bench's fit, where there are."""
+    entries = load_yaml(preset_path("engines", "throughput"))
+    found = {
+        name: entry.get("prior" if name in priors else "value", entry["value"])
+        for name, entry in entries.items()
+    }
+    return msgspec.convert(found, Rates)
+
+
+def card_of(gpus: Sequence[Gpu], figures: Rates, measured: Measured | None = None) -> GpuRates:
+    """What the slowest of these cards sustains; of a measured card the measured figures count."""
+    seen = {one.index: one for one in measured.cards} if measured else {}
+    bandwidth = min(
+        seen[gpu.index].bandwidth / _COPY_SHARE
+        if gpu.index in seen
+        else known(gpu.memory_bandwidth, _UNKNOWN_BANDWIDTH)
+        for gpu in gpus
+    )
+    flops = min(
+        seen[gpu.index].flops / _PRODUCT_SHARE
+        if gpu.index in seen
+        else known(gpu.dense_flops, _UNKNOWN_FLOPS)
+        for gpu in gpus
+    )
+    return GpuRates(
+        bandwidth=bandwidth * figures.memory_efficiency,
+        flops=flops * figures.compute_efficiency,
+        vision_flops=flops * figures.vision_efficiency,
+    )
+
+
+class StepWork(Struct):
+    """One model in one shape; all of one rank unless the name says otherwise.
+
+    ``weights`` are bytes that a decode step reads whatever its batch, ``experts`` those of routed
+    experts, of which a token takes the share ``routed``. ``token_flops`` and ``pair_flops`` are of
+    one token through the layers, and of one token's attention to one other. ``vision_flops`` are of
+    one unit. ``hidden_bytes`` is one token's hidden state.
+    """
+
+    layers: int
+    hidden_bytes: int
+    weights: float
+    experts: float
+    routed: float
+    token_flops: float
+    pair_flops: float
+    kv_bytes: float
+    vision_flops: float = 0.0
+    encodes_again: bool = False
+
+    def read_bytes(self, batch: float) -> float:
+        """Bytes of weights that one step reads: more experts are met, the more tokens there are."""
+        return self.weights + self.experts * float(1 - (1 - self.routed) ** batch)
+
+
+def work_of(model: Model, settings: Settings, engine: Engine) -> StepWork:
+    """The work of a model under settings.
+
+    Of the settings ``tp`` counts, and what decides the size of a cached token.
+    """
+    text, tp = model.text, settings.tp
+    traffic = engine.traffic(model, tp)
+    routed = share = 0.0
+    if text.moe is not None:
+        moe = text.moe
+        routed = moe.experts_per_token / moe.experts
+        of_experts = 3.0 * text.hidden * moe.intermediate * moe.experts * moe.layers
+        share = of_experts / (of_experts + _dense_parameters(model, with_experts=False))
+    vision = traffic.vision / 2 * 2 * model.unit_tower_tokens
+    return StepWork(
+        layers=text.layers,
+        hidden_bytes=text.hidden * 2,
+        weights=traffic.decode * (1 - share),
+        experts=traffic.decode * share,
+        routed=routed,
+        token_flops=2 * _dense_parameters(model) / tp,
+        pair_flops=4.0 * text.heads * text.head_dim * text.attention_layers / tp,
+        kv_bytes=engine.block_bytes(model, settings) / settings.cache_block_seq_len,
+        vision_flops=vision,
+        encodes_again=engine.encodes_again,
+    )
+
+
+def vision_seconds(work: StepWork, requested_load: VisionLoad, passes: int, flops: float) -> float:
+    """Seconds of a request's images; those that chunked prefill cuts may be encoded again."""
+    if not requested_load.units_per_image:
+        return 0.0
+    encodes = requested_load.images_per_request + (passes - 1 if work.encodes_again else 0)
+    return work.vision_flops * requested_load.units_per_image * encodes / flops
+
+
+def _dense_parameters(model: Model, *, with_experts: bool = True) -> float:
+    """Parameters that one token passes through, without the embedding."""
+    text = model.text
+    gate = text.heads if text.output_gate else 0
+    attention = text.hidden * text.head_dim * (2 * text.heads + gate + 2 * text.kv_heads)
+    attention *= text.attention_layers
+    if text.delta is not None:
+        delta = text.delta
+        attention += delta.layers * text.hidden * (delta.channels + 2 * delta.values)
+    mlp = 3.0 * text.hidden * text.intermediate * text.layers
+    if text.moe is not None:
+        moe = text.moe
+        routed = moe.experts_per_token * moe.intermediate if with_experts else 0
+        mlp *= 1 - moe.layers / text.layers
+        mlp += 3.0 * text.hidden * (routed + moe.shared_intermediate) * moe.layers
+    return float(attention + mlp + text.vocab * text.hidden)
+
+
+class LinkClass(IntEnum):
+    """Kinds of link from slow to fast; unread links count as the slowest."""
+
+    ACROSS_HOST = 0
+    HOST = 1
+    PCIE_PEER = 2
+    NVLINK = 3
+    ALONE = 4
+
+    @property
+    def words(self) -> str:
+        """The class as people say it."""
+        return {
+            LinkClass.ACROSS_HOST: "through host memory across NUMA nodes",
+            LinkClass.HOST: "through host memory, no peer access",
+            LinkClass.PCIE_PEER: "PCIe peer access",
+            LinkClass.NVLINK: "NVLink",
+            LinkClass.ALONE: "one GPU",
+        }[self]
+
+
+def group_class(machine: Machine, gpus: Sequence[Gpu]) -> LinkClass:
+    """The class of a group."""
+    links = _links(machine, gpus)
+    return min((link_class(link) for link in links), default=LinkClass.ALONE)
+
+
+def nvlink_bandwidth(machine: Machine, gpus: Sequence[Gpu]) -> int:
+    """Bytes/s in one direction of the slowest NVLink in the group, 0 where there is none."""
+    return min((known(link.nvlink_bandwidth, 0) for link in _links(machine, gpus)), default=0)
+
+
+def _links(machine: Machine, gpus: Sequence[Gpu]) -> list[Link]:
+    return [machine.link(a.index, b.index) for k, a in enumerate(gpus) for b in gpus[:k]]
+
+
+def link_class(link: Link) -> LinkClass:
+    """The class of one link."""
+    if link.nvlinked:
+        return LinkClass.NVLINK
+    if link.peers:
+        return LinkClass.PCIE_PEER
+    return LinkClass.ACROSS_HOST if link.ancestor == "system" else LinkClass.HOST
+
+
+class AllReduce(Struct):
+    """An all-reduce of ``ranks`` GPUs.
+
+    ``latency`` is of two ranks in seconds; ``bandwidth`` is what one of two GPUs sends, in bytes/s.
+    ``shared_by`` ranks cross one host bridge and take from each other what two of them have.
+    """
+
+    ranks: int
+    latency: float = 0.0
+    bandwidth: float = 1.0
+    shared_by: int = 2
+
+    @property
+    def launch(self) -> float:
+        """Seconds whatever the bytes: the latency, half of it by the tree's depth."""
+        return 0.0 if self.ranks == 1 else self.latency * (1 + log2(self.ranks)) / 2
+
+    @property
+    def seconds_per_byte(self) -> float:
+        """Seconds of a byte's traffic."""
+        if self.ranks == 1:
+            return 0.0
+        traffic = 2 * (self.ranks - 1) / self.ranks * max(2, min(self.ranks, self.shared_by)) / 2
+        return traffic / self.bandwidth
+
+    def seconds(self, size: float) -> float:
+        """Seconds for ``size`` bytes."""
+        return self.launch + size * self.seconds_per_byte
+
+
+def all_reduce_of(machine: Machine, gpus: Sequence[Gpu], figures: Rates) -> AllReduce:
+    """The all-reduce of a group. Unread links count as the slowest, so the forecast is low."""
+    kind, ranks = group_class(machine, gpus), len(gpus)
+    if kind == LinkClass.ALONE:
+        return AllReduce(ranks=1)
+    found = _measured(machine, gpus)
+    if found is not None:
+        return found
+    slot = figures.pcie_bandwidth * min(_pcie_scale(gpu) for gpu in gpus)
+    host = min(figures.host_bandwidth, slot * figures.host_factor)
+    if kind == LinkClass.NVLINK:
+        bandwidth = nvlink_bandwidth(machine, gpus) * figures.nvlink_efficiency
+        return AllReduce(
+            ranks=ranks, latency=figures.nvlink_latency, bandwidth=max(bandwidth, host)
+        )
+    if kind == LinkClass.PCIE_PEER:
+        return AllReduce(
+            ranks=ranks,
+            latency=figures.pcie_latency,
+            bandwidth=slot,
+            shared_by=figures.bridge_ranks,
+        )
+    if kind == LinkClass.ACROSS_HOST:
+        host *= figures.across_factor
+    return AllReduce(
+        ranks=ranks, latency=figures.host_latency, bandwidth=host, shared_by=figures.bridge_ranks
+    )
+
+
+def reduce_class(machine: Machine, gpus: Sequence[Gpu]) -> int:
+    """Groups of one link class whose measured all-reduces differ by two fifths differ in this."""
+    if machine.measured is None or len(gpus) == 1:
+        return 0
+    return round(2 * log2(all_reduce_of(machine, gpus, rates()).seconds(1 << 20)))
+
+
+def _measured(machine: Machine, gpus: Sequence[Gpu]) -> AllReduce | None:
+    """The group's own all-reduce where it was measured, or that of its slowest measured pair.
+
+    The second is for groups that nobody measured: as if all of it crossed one host bridge, so low.
+    """
+    if machine.measured is None:
+        return None
+    indices = frozenset(gpu.index for gpu in gpus)
+    by_group: dict[frozenset[int], dict[int, float]] = {}
+    for one in machine.measured.reduces:
+        if one.right:
+            by_group.setdefault(frozenset(one.gpus), {})[one.size] = one.seconds
+    curve = by_group.get(indices)
+    if curve is not None and len(curve) > 1:
+        return _line(curve, len(gpus), len(gpus))
+    pairs = [times for group, times in by_group.items() if group <= indices and len(group) == 2]
+    wanted = len(indices) * (len(indices) - 1) // 2
+    if len(pairs) < wanted or any(len(times) < 2 for times in pairs):
+        return None
+    lines = [_line(times, 2, len(gpus)) for times in pairs]
+    slowest = max(lines, key=lambda line: line.seconds(1 << 20))
+    return replace(slowest, shared_by=len(gpus))
+
+
+def _line(times: dict[int, float], measured: int, ranks: int) -> AllReduce:
+    """A latency and a bandwidth through the smallest and the largest size of ``measured`` ranks."""
+    small, large = min(times), max(times)
+    slope = max((times[large] - times[small]) / (large - small), 1e-15)
+    latency = max(times[small] - slope * small, 0.0) / ((1 + log2(measured)) / 2)
+    return AllReduce(ranks=ranks, latency=latency, bandwidth=2 * (measured - 1) / measured / slope)
+
+
+def _pcie_scale(gpu: Gpu) -> float:
+    """The card's PCIe link relative to 3.0 x16; the older where unknown, 0 is no answer."""
+    generation, width = known(gpu.pcie.generation, 0) or 3, known(gpu.pcie.width, 0) or 16
+    return float(2.0 ** (generation - 3) * width / 16)
+
+
+#: Answers of one length leave room for more requests than could all end; the more their lengths
+#: differ, the sooner evictions begin. Beyond this there is nothing to tell apart.
+_LEAST_ROOM = 0.1
+
+
+class Speed(Struct):
+    """One group's forecast.
+
+    ``running`` requests are in the batch on average; ``prefill`` is one request's, ``step`` one
+    token of all that run; of it ``reduce`` is spent on links. Seconds. Requests a second improve
+    with a larger cache, or stay.
+    """
+
+    requests_per_second: float
+    seconds_per_request: float
+    seconds_to_first_token: float
+    running: float
+    prefill: float
+    step: float
+    reduce: float
+
+    def queued(self) -> Speed:
+        """The same where image requests wait for each other's prefill in the gateway."""
+        kept = rates().queued_share
+        return replace(
+            self,
+            requests_per_second=self.requests_per_second * kept,
+            seconds_per_request=self.seconds_per_request / kept,
+            seconds_to_first_token=self.seconds_to_first_token / kept,
+        )
+
+
+def request_tokens(vision_load: VisionLoad) -> int:
+    """Tokens of the workload's request: its images, and the assumed text and answer."""
+    figures = rates()
+    return vision_load.tokens_per_request + figures.text_tokens + figures.output_tokens
+
+
+def counted_tokens(vision_load: VisionLoad, session_len: int) -> int:
+    """Tokens of the request that verdicts count by: the workload's, as far as a session goes.
+
+    Under: a request takes whole blocks of the cache, up to a block less a token more than these.
+    """
+    return min(request_tokens(vision_load), session_len)
+
+
+class ClosedLoad(Struct):
+    """Requests of one kind, so many of which are there at any time.
+
+    ``prompt`` and ``output`` are tokens of one, images among the prompt's; below one ``at_once``
+    the engine is idle in between, and it may be a fraction (8 requests over 7 replicas: 8/7).
+    ``images`` are those of one request. ``spread`` is the squared coefficient of variation of an
+    answer's length: 0 where all are as long, 1 for lengths of an exponential distribution.
+    """
+
+    prompt: float
+    output: float
+    at_once: float
+    images: VisionLoad = NO_IMAGES
+    spread: float = 0.0
+
+
+class BatchLimits(Struct):
+    """``max_batch_size``, the tokens that the cache holds, and those of one prefill pass."""
+
+    batch: int
+    kv_tokens: float
+    chunk: int
+
+    @classmethod
+    def of(cls, settings: Settings, kv_tokens: float) -> BatchLimits:
+        """Those of an engine with these options."""
+        return cls(
+            batch=settings.max_batch_size,
+            kv_tokens=kv_tokens,
+            chunk=settings.max_prefill_token_num,
+        )
+
+
+class GroupRates(Struct):
+    """What a group's cards and links sustain, and what a model asks of one rank there."""
+
+    work: StepWork
+    card: GpuRates
+    reduce: AllReduce
+
+    def seconds(
+        self, figures: Rates, tokens: float, *, pairs: float = 0.0, cached: float = 0.0
+    ) -> float:
+        """One forward of so many tokens.
+
+        A product reads its weights while it computes, and the slower of both counts: few rows are
+        bound by memory, many by FLOPs. Attention runs between products and hides behind neither:
+        ``pairs`` are those of a token and one that it looks at, where a prompt is computed,
+        ``cached`` the tokens whose keys and values are read.
+        """
+        work, card = self.work, self.card
+        products = max(
+            work.read_bytes(tokens) / card.bandwidth, tokens * work.token_flops / card.flops
+        )
+        attention = pairs * work.pair_flops / card.flops + cached * work.kv_bytes / card.bandwidth
+        launches = work.layers * figures.layer_seconds + figures.step_seconds
+        return products + attention + self.reduces(tokens) + launches
+
+    def reduces(self, tokens: float) -> float:
+        """Seconds that a forward of so many tokens spends on links; every layer reduces twice."""
+        times, reduce = 2 * self.work.layers, self.reduce
+        token_reduces = times * reduce.seconds_per_byte * self.work.hidden_bytes
+        return times * reduce.launch + tokens * token_reduces
+
+
+def group_rates(
+    model: Model, settings: Settings, machine: Machine, gpus: Sequence[Gpu], engine: Engine
+) -> GroupRates:
+    """The rates of one group; of the settings ``tp`` counts, and what sizes a cached token."""
+    return GroupRates(
+        work=work_of(model, settings, engine),
+        card=card_of(gpus, rates(), machine.measured),
+        reduce=all_reduce_of(machine, gpus, rates()),
+    )
+
+
+def group_speed(
+    group: GroupRates,
+    settings: Settings,
+    requested_load: VisionLoad,
+    kv_tokens: int,
+    at_once: float,
+) -> Speed:
+    """The forecast of one group for the workload's request, as if no limit was lowered for it.
+
+    ``kv_tokens`` are what the cache holds, ``at_once`` the average requests in flight on this
+    engine (8 requests over 7 of them: 8/7).
+    """
+    figures = rates()
+    load = ClosedLoad(
+        prompt=requested_load.tokens_per_request + figures.text_tokens,
+        output=figures.output_tokens,
+        at_once=float(at_once),
+        images=requested_load,
+    )
+    return speed_of(group, figures, load, BatchLimits.of(settings, kv_tokens))
+
+
+def speed_of(group: GroupRates, figures: Rates, load: ClosedLoad, limits: BatchLimits) -> Speed:
+    """The forecast of one engine under a closed load, of which so much runs together."""
+    work, card, at_once = group.work, group.card, load.at_once
+    whole, context = load.prompt + load.output, load.prompt + load.output * (1 + load.spread) / 2
+    admitted = min(at_once, limits.batch)
+    room, fitting = max(0.0, whole / context - 1), max(1.0, limits.kv_tokens // whole)
+    crowd = crowd_of(admitted, fitting, room, load.output, figures.recomputed_share)
+    running = max(1.0, crowd.running)
+
+    # As if in one pass: more of them launch again, a percent at most, which must not outweigh the
+    # cache that a smaller prefill leaves. The forecast is that much high.
+    prefill = group.seconds(figures, load.prompt, pairs=load.prompt**2 / 2)
+    images = vision_seconds(work, load.images, ceil(load.prompt / limits.chunk), card.vision_flops)
+    prefill += images
+    # An evicted request begins again, its images too.
+    again = crowd.again * load.output
+    again = again * work.token_flops / card.flops + images * again / whole
+    step = group.seconds(figures, running, cached=running * context)
+
+    cycle = running * (prefill + again) + load.output * step
+    # LMDeploy's event loop runs beside the GPU.
+    rate = min(min(1.0, admitted) * running / cycle, 1 / figures.request_seconds)
+    # It waits for the prefills of others as often as they take their turns.
+    queued = prefill * cycle / (cycle - (running - 1) * (prefill + again))
+    return Speed(
+        requests_per_second=rate,
+        seconds_per_request=at_once / rate,
+        seconds_to_first_token=queued + step + (at_once - crowd.running) / rate,
+        running=crowd.running,
+        prefill=prefill,
+        step=step,
+        reduce=group.reduces(running),
+    )
+
+
+def total(speeds: Sequence[Speed], measured: Measured | None = None) -> Throughput:
+    """The forecast over all replicas; ``measured`` is what it rests on beside the constants."""
+    figures = rates()
+    rests = "rates assumed, not measured"
+    if measured is not None:
+        rests = f"cards and links as measured here with torch {measured.torch}, the rest assumed"
+    errors = (
+        f"median error {figures.median_error:.1%}, p90 {figures.p90_error:.1%} over "
+        f"{figures.error_figures} published figures of text models on {figures.error_cards} cards, "
+        f"no figure of a vision model is published"
+    )
+    rate = sum(speed.requests_per_second for speed in speeds)
+    return Throughput(
+        basis=(
+            f"estimate: {figures.text_tokens} text tokens beside the workload's images, "
+            f"{figures.output_tokens} answered; {rests}; {errors}"
+        ),
+        requests_per_second=round(rate, 4),
+        output_tokens_per_second=round(rate * figures.output_tokens, 1),
+        concurrent_requests=round(sum(speed.running for speed in speeds)),
+        seconds_to_first_token=round(max(speed.seconds_to_first_token for speed in speeds), 3),
+        median_error=round(figures.median_error, 3),
+    )
+
+
+class Crowd(NamedTuple):
+    """Requests that run on average, and the share of its answer that each computes again."""
+
+    running: float
+    again: float
+
+
+def crowd_of(
+    admitted: float, fitting: float, room: float, output: float, recomputed_share: float
+) -> Crowd:
+    """How a cache is shared; fitted to `tests/tuner/speed/simulated_cache.py`.
+
+    Args:
+        admitted: requests that the batch lets in.
+        fitting: requests whose prompt and whole answer the cache holds, one at least.
+        room: by which share more requests fit at their mean length than at their full one.
+        output: tokens of an answer. The more requests end while one is answered, the fewer are
+            evicted.
+        recomputed_share: the largest share of an answer that is computed again.
+    """
+    if admitted <= fitting:
+        return Crowd(admitted, 0.0)
+    evicting = 1 - exp((1 - admitted / fitting) / max(room, _LEAST_ROOM))
+    running = min(admitted, fitting * (1 + room * evicting))
+    return Crowd(running, evicting * recomputed_share / (1 + fitting / output))

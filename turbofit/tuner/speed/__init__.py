@@ -1,1 +1,0 @@
-"""The forecast of speed that ranks shapes."""
