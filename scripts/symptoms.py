@@ -37,6 +37,7 @@ class Symptom(NamedTuple):
     page: str
     kind: str
     what: str
+    possible: tuple[str, ...]
     changes: tuple[str, ...]
 
 
@@ -55,7 +56,8 @@ def symptoms() -> Iterator[Symptom]:
     for group, rows in groups.items():
         for row in rows:
             said = diagnose([row.get("log", row["message"]).encode()])
-            yield Symptom(group, row["message"], row["page"], said.kind, said.what, said.changes)
+            told = (said.kind, said.what, said.possible, said.changes)
+            yield Symptom(group, row["message"], row["page"], *told)
 
 
 def rule_kinds() -> set[str]:
@@ -95,7 +97,10 @@ def _log_tables() -> Iterator[str]:
         if one.group != group:
             yield f"{'' if not group else chr(10)}### {one.group}\n\n{_SEES}"
             group = one.group
-        answer = [f"{one.what} (`{one.kind}`)", *(f"• {change}" for change in one.changes)]
+        answer = [f"{one.what} (`{one.kind}`)"]
+        if one.possible:
+            answer.append(f"seen with: {'; or '.join(one.possible)}")
+        answer += [f"• {change}" for change in one.changes]
         yield _row(_code(one.message), "<br>".join([*answer, f"More: {_link(one.page)}"]))
 
 

@@ -99,13 +99,19 @@ class Read(Struct):
 
 
 class Diagnosis(Struct):
-    """The answer. ``kind`` is stable for scripts; ``unknown`` where nothing was recognised."""
+    """The answer. ``kind`` is stable for scripts; ``unknown`` where nothing was recognised.
+
+    ``possible``: what has caused such a message, the likeliest first, where the message itself
+    does not tell it; ``what`` and ``why`` then say what is certain, and ``kind`` names the message.
+    Empty: ``what`` is the cause.
+    """
 
     schema: str = DIAGNOSIS_SCHEMA
     kind: str
     phase: PhaseName
     what: str
     why: tuple[str, ...] = ()
+    possible: tuple[str, ...] = ()
     held: tuple[Holding, ...] = ()
     missing: Missing | None = None
     missing_in_all: Missing | None = None

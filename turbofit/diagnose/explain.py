@@ -9,7 +9,7 @@ from turbofit.diagnose.answer import Diagnosis, Read
 from turbofit.diagnose.case import LogCase
 from turbofit.diagnose.facts import read_runs
 from turbofit.diagnose.rows import rows
-from turbofit.diagnose.rules.draft import evidence
+from turbofit.diagnose.rules.draft import evidence, raised_in
 from turbofit.diagnose.rules.figures import package_of
 from turbofit.diagnose.rules.rules_engine import engine_rules
 from turbofit.diagnose.rules.rules_hang import hang_rules
@@ -98,6 +98,8 @@ def diagnose(
 
 def _answer(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnosis:
     unknown = list(draft.unknown)
+    if draft.possible and not unknown:
+        unknown.append(_UNDECIDED)
     found = None
     if draft.planned:
         found = advice(case, draft)
@@ -122,6 +124,7 @@ def _answer(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnosi
         phase=draft.phase,
         what=draft.what,
         why=why,
+        possible=draft.possible,
         held=draft.held,
         missing=draft.missing,
         missing_in_all=draft.missing_in_all,
@@ -148,8 +151,7 @@ def _unknown(case: LogCase, *also: str) -> Diagnosis:
         what = f"turbofit does not know this error: {error.name}: {error.message}".rstrip(": ")
         inside = package_of(mark.stack)
         lines = (evidence(mark, "the last error"),)
-        frames = [f"{frame.path}, in {frame.function}" for frame in mark.stack[-_FRAMES:]]
-        why = (f"it was raised in {' < '.join(reversed(frames))}",) if frames else ()
+        why = raised_in(mark)
     return Diagnosis(
         kind="unknown",
         phase="unknown",
@@ -166,8 +168,8 @@ def _unknown(case: LogCase, *also: str) -> Diagnosis:
     )
 
 
-#: Innermost frames that are named of an unknown error.
-_FRAMES: Final = 3
+#: Of a message that does not tell its cause.
+_UNDECIDED: Final = "which of these it was: the message does not tell it"
 #: What to send of a log that tells too little.
 _SEND: Final = "give the log from its start: the first error, and not only the last one"
 _SEND_TURBOMIND: Final = (

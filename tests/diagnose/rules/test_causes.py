@@ -103,6 +103,39 @@ def test_vllm_without_room_for_any_cache() -> None:
     assert (bare.kind, bare.missing and bare.missing.bytes) == ("no_kv_memory", None)
 
 
+#: Words of a guess: a row that needs them lists its causes in `possible`.
+GUESSED = re.compile(r"most often|most likely|\beither \w|usually|probably|perhaps|\bmay be\b")
+#: What Python, torch, CUDA and NCCL say of every program says what failed, not why.
+OF_ALL = re.compile(
+    r"object has no attribute|(?<!\(\?!)cannot import name|unexpected keyword argument"
+    r"|device-side assert|illegal memory access|CUBLAS_STATUS|CUDNN_STATUS|unhandled system error"
+    r"|contains either|mat1 and mat2 shapes|not enough\|too many"
+)
+
+
+def test_a_guess_is_no_finding() -> None:
+    for cause in causes():
+        said = " ".join((cause.what, *cause.why))
+        assert cause.possible or not GUESSED.search(said), said
+        assert cause.possible or cause.when or not OF_ALL.search(cause.pattern), cause.pattern
+
+
+def test_what_a_message_does_not_tell_is_a_list() -> None:
+    guessed = explain("RuntimeError: CUDA error: device kernel image is invalid")
+    assert len(guessed.possible) == 3
+    assert "older" not in guessed.what
+    assert not explain(CARD.format("RTX 5070", "sm_120") + ARCHES.format("sm_80")).possible
+
+
+def test_a_fact_of_the_log_makes_a_cause_certain() -> None:
+    pair = (
+        "RuntimeError: Expected all tensors to be on the same device, but found at least two"
+        " devices, cuda:0 and cuda:1! (when checking argument for argument mat2)"
+    )
+    assert explain(pair).possible
+    assert not explain(f'model = X.from_pretrained(path, device_map="auto")\n{pair}').possible
+
+
 @pytest.mark.parametrize("width", [None, 60, 79, 100, 118])
 def test_the_length_that_vllm_says_would_do(width: int | None) -> None:
     """Wherever a terminal broke the line, at a space or in a word."""
@@ -175,6 +208,17 @@ def test_what_a_server_refuses_goes_before_that_it_is_up() -> None:
     up = "INFO:     Application startup complete.\n"
     refused = "ERROR message='The model `/m/x` does not exist.' type='NotFoundError' code=404\n"
     assert explain(up + refused).kind == "wrong_model_name"
+
+
+FRESH = yaml.safe_load(Path(__file__).with_name("fresh.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("report", FRESH, ids=lambda report: report["report"])
+def test_reports_of_the_newest_sets(report: dict[str, str]) -> None:
+    found = explain(report["log"])
+    assert found.kind == report["kind"]
+    assert bool(found.possible) == ("first" in report)
+    assert not found.possible or report["first"] in found.possible[0]
 
 
 @pytest.mark.parametrize(("kind", "line"), LEARNED, ids=lambda text: text[:40])

@@ -77,8 +77,11 @@ def _view(found: Diagnosis) -> Iterator[Block]:
     yield Paragraph(text=found.what, tone="bad" if found.phase != "none" else "plain")
     yield FactList(facts=tuple(_facts(found)))
     if found.why:
-        yield Heading(text="Why")
+        yield Heading(text="Why" if not found.possible else "What is certain")
         yield Items(items=found.why)
+    if found.possible:
+        yield Heading(text="This message has been seen with, the likeliest first")
+        yield Items(items=found.possible)
     if found.held:
         yield Heading(text="Who held the memory")
         columns = (
@@ -100,7 +103,8 @@ def _view(found: Diagnosis) -> Iterator[Block]:
     if found.would_work is not None:
         yield from _advice(found.would_work)
     if found.changes:
-        yield Heading(text="What to change")
+        title = "What to change" if not found.possible else "What decides it, and what to try"
+        yield Heading(text=title)
         yield Items(items=found.changes)
     for title, entries in (("What is unknown", found.unknown), ("Also in this log", found.also)):
         if entries:

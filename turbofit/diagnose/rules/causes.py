@@ -46,6 +46,7 @@ class Cause(Struct):
     phase: PhaseName
     what: str
     why: tuple[str, ...] = ()
+    possible: tuple[str, ...] = ()
     change: tuple[str, ...] = ()
     rank: Rank = "cause"
     planned: bool = False

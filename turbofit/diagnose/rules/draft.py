@@ -7,9 +7,11 @@ from turbofit.diagnose.answer import Evidence, Holding, Missing, PhaseName
 from turbofit.diagnose.facts import LogEvent
 from turbofit.diagnose.rules.causes import Rank
 
-__all__ = ["RuleAnswer", "evidence"]
+__all__ = ["RuleAnswer", "evidence", "raised_in"]
 
 _SHOWN = 240
+#: Innermost frames that are named of an exception.
+_FRAMES = 3
 
 
 class RuleAnswer(Struct):
@@ -25,6 +27,7 @@ class RuleAnswer(Struct):
     line: int
     rank: Rank = "cause"
     why: tuple[str, ...] = ()
+    possible: tuple[str, ...] = ()
     held: tuple[Holding, ...] = ()
     missing: Missing | None = None
     missing_in_all: Missing | None = None
@@ -33,6 +36,12 @@ class RuleAnswer(Struct):
     evidence: tuple[Evidence, ...] = ()
     planned: bool = False
     others: int = 0
+
+
+def raised_in(mark: LogEvent) -> tuple[str, ...]:
+    """Where an exception was raised, by the innermost frames of its traceback."""
+    frames = [f"{frame.path}, in {frame.function}" for frame in mark.stack[-_FRAMES:]]
+    return (f"it was raised in {' < '.join(reversed(frames))}",) if frames else ()
 
 
 def evidence(mark: LogEvent, tells: str) -> Evidence:

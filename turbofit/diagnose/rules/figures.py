@@ -250,6 +250,7 @@ class Told(Struct):
     cause: Cause
     what: str
     why: tuple[str, ...]
+    possible: tuple[str, ...]
     changes: tuple[str, ...]
     unknown: tuple[str, ...]
     missing: Missing | None
@@ -264,6 +265,7 @@ def told(mark: LogEvent, case: LogCase) -> Told | None:
                 cause=cause,
                 what=figures.sentence(cause.what) or cause.kind,
                 why=figures.sentences(cause.why),
+                possible=figures.sentences(cause.possible),
                 changes=figures.sentences(cause.change),
                 unknown=figures.sentences(cause.unknown),
                 missing=figures.missing(cause.kind),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from turbofit.core.units import format_bytes
 from turbofit.diagnose.answer import Holding, Missing
-from turbofit.diagnose.rules.draft import RuleAnswer, evidence
+from turbofit.diagnose.rules.draft import RuleAnswer, evidence, raised_in
 from turbofit.diagnose.rules.figures import told
 from turbofit.diagnose.rules.rules_engine import table_holders
 from turbofit.observe.log_events import (
@@ -73,7 +73,8 @@ def host_rules(case: LogCase) -> Iterator[RuleAnswer]:
             what=found.what,
             line=mark.line,
             rank=cause.rank,
-            why=found.why,
+            why=(*found.why, *(raised_in(mark) if found.possible else ())),
+            possible=found.possible,
             evidence=(evidence(mark, "the message"),),
             changes=found.changes,
             planned=cause.planned,
