@@ -116,7 +116,7 @@ def test_a_rehearsal_keeps_the_settings() -> None:
     """It plans the shape again, with another margin."""
     keep_tuned(tuning())
     before = plan(REQUEST)
-    after = confirm._with_less_margin(REQUEST, before)
+    after = confirm._again(REQUEST, before, {})
     assert after != before
     assert after.settings.max_batch_size == 24
     assert after.settings.max_prefill_token_num == 2048

@@ -318,6 +318,8 @@ def _speed(
     at_once: int,
 ) -> Throughput | None:
     """The forecast of all engines, each under its share of the requests that they hold."""
+    if is_legacy(engine.version):  # the rates are today's
+        return None
     settings, machine = accounts[0].settings, request.machine
     at_once = min(at_once, request.promised_requests or settings.max_batch_size * len(accounts))
     if not at_once:

@@ -201,7 +201,6 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().out == out.read_text()
     assert main(["report", str(saved), "--html", str(tmp_path / "no" / "x.html")]) == 2
     assert main(["report", str(saved), "--html", str(out), "--json"]) == 2
-    assert main(["report"]) == 2
 
 
 def test_a_candidate_whose_engines_differ_shows_the_least_and_the_most_of_a_setting() -> None:
