@@ -90,11 +90,14 @@ def test_what_is_short_is_told_as_plan_tells_it():
 
 
 def test_cards_hold_the_requests_that_were_asked_for() -> None:
-    found = turbofit.which("internvl2-8b", concurrency=200)
+    found = turbofit.which("internvl2-8b", concurrency=200, engine="turbomind")
     assert all(row.requests_at_once >= 200 for row in found.keep)
     few = [row for row in found.others if " of 200 requests of 3,840 tokens" in row.why_not]
     assert few
     for row in (few[0], found.keep[0]):
-        assert turbofit.plan("internvl2-8b", on=row.on, concurrency=200).fits is row.keeps
-    models = turbofit.which(on="1xl4", concurrency=200)
+        assert (
+            turbofit.plan("internvl2-8b", on=row.on, concurrency=200, engine="turbomind").fits
+            is row.keeps
+        )
+    models = turbofit.which(on="1xl4", concurrency=200, engine="turbomind")
     assert any(" of 200 requests of " in row.why_not for row in models.others)
