@@ -155,7 +155,7 @@ ROWS: tuple[Row, ...] = (
     row("glm-4.7-flash", "4xrtx3090", tp=4, session=32768, ratio=0.7),
     row("glm-4.7-flash", "1xh100", session=32768, ratio=0.7),
     # gpt-oss: experts in mxfp4, attention sinks and sliding windows
-    row("gpt-oss-20b", "1xrtx3090", long=True, sampling=True, quick=True, session=32768),
+    row("gpt-oss-20b", "1xrtx3090", long=True, sampling=True, session=32768),
     row("gpt-oss-20b", "1xa10", long=True, quant_policy=8),
     row("gpt-oss-20b", "2xrtx3060", tp=2, long=True),
     row("gpt-oss-20b", "4xl4", tp=4, long=True, sampling=True),

@@ -38,7 +38,7 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("lmdeploy") is None, reason="needs LMDeploy"),
 ]
 
-MODEL, LIVES, PAGE_LOCKED = "internvl2-1b", part(24), part(4)
+MODEL, LIVES, PAGE_LOCKED = "internvl2-1b", part(24, 8), part(4)
 CARD = PretendGpu("NVIDIA GeForce RTX 3090", total=24268 * MIB, used=400 * MIB)
 SETTINGS = {
     "tp": 1, "max_batch_size": 16, "max_prefill_token_num": 2048, "session_len": 8192,

@@ -114,10 +114,10 @@ def ask_as_told(child: Child) -> list[str]:
     ("words", "names"),
     [
         (["--model-name", "it's mine"], ["it's mine", "InternVL2-tiny"]),
-        (["--no-gateway", "--", "--model-name", "mine", "--api-keys", "secret"], None),
         *(
             pytest.param(*one, marks=pytest.mark.exhaustive)
             for one in (
+                (["--no-gateway", "--", "--model-name", "mine", "--api-keys", "secret"], None),
                 (["--api-key", "secret"], ["InternVL2-tiny"]),
                 (["--", "--model-name", "my model"], ["my model"]),
                 (["--no-gateway"], None),

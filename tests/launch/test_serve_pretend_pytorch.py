@@ -57,7 +57,7 @@ def test_qwen2_vl_is_served_as_planned_and_again_when_killed(
     assert gone(engine_pid)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_dead_loop_behind_a_healthy_page_is_an_ending(
     children: list[Child], tmp_path: Path
 ) -> None:

@@ -61,6 +61,7 @@ def test_two_share_a_card_and_one_starts_again(
     assert served.child.finish() == 0
 
 
+@pytest.mark.exhaustive
 def test_two_take_turns(
     children: list[Child], tmp_path: Path, internvl2: Path, qwen2_vl: Path
 ) -> None:

@@ -19,11 +19,12 @@ for needed in ("ray", "lmdeploy", "fastapi", "torchvision"):
 
 from tests.launch.cluster.cloud import Clients, Cloud, Serving, cli, cloud_of, until  # noqa: E402
 from tests.support.processes import Child  # noqa: E402
+from tests.sweep import part  # noqa: E402
 from turbofit.launch.engine.kernel import start_time  # noqa: E402
 
 MODEL = "internvl2-2b"
 #: Of so many requests at a kill, those that may be lost: what was in flight at the node.
-REQUESTS, MOST_LOST = 300, 4
+REQUESTS, MOST_LOST = part(300, 5), 4
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +182,3 @@ def test_9_what_is_measured_can_be_planned_for_elsewhere(cloud: Cloud, tmp_path:
     code, plan = cli(tmp_path, "plan", MODEL, "--cluster", str(tmp_path / "nodes.json"))
     assert code == 0, plan
     assert plan["engines"] >= 2
-    # As they are, and not as they pretend to be: there is no GPU on this host.
-    code, plan = cli(tmp_path, "plan", MODEL, "--cluster", cloud.address)
-    assert code in (3, 4), plan

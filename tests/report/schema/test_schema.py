@@ -12,6 +12,7 @@ from referencing import Registry, Resource
 
 from tests.report.documents import KINDS, planned, served_run
 from tests.support.plans import plausible_plan
+from tests.sweep import sweep
 from turbofit import api
 from turbofit.cli.main import main
 from turbofit.core.errors import TurbofitError
@@ -45,7 +46,7 @@ def test_plans_predictions_and_rehearsals(kind: str) -> None:
     check("plan", planned(kind).to_json())
 
 
-@pytest.mark.parametrize("name", list(load_yaml(preset_path("models", "aliases"))))
+@pytest.mark.parametrize("name", sweep(load_yaml(preset_path("models", "aliases"))))
 def test_a_plan_and_a_prediction_of_every_model(name: str) -> None:
     try:
         plan = api.plan(name, on="2xrtx4090,p2p=none,ram=256GiB")
