@@ -34,7 +34,7 @@ from tests.support.mutations import Mutator
 
 _PATHS = (
     "/update_weights", "//update_weights", "/v1/%2e%2e/get_ppl", "/GET_PPL", "/sleep?level=2",
-    "/distserve/free_cache", "/terminate", "/v1/embeddings", "/docs", "/../../etc/passwd",
+    "/distserve/free_cache", "/terminate", "/v1/embeddings", "/openapi.json", "/../../etc/passwd",
 )  # fmt: skip
 _SIZES = (
     (448, 448), (448, 5376), (5376, 448), (1792, 1344), (3584, 3584), (4096, 4096), (1000, 5),
