@@ -86,8 +86,8 @@ def peaked(served: Served, least: float) -> int:
     ("words", "least", "cards"),
     [
         (("qwen2.5-7b", "--on", "2xl4", "--tp", "2"), 0.98, 2),
-        # Its last tile takes an alignment to one token.
-        (("internvl3-8b-hf", "--on", "1xrtx3090", "--concurrency", "8"), 0.975, 1),
+        # Its pool of 768 MiB grows by 32 MiB, and the last step may not be needed.
+        (("internvl3-8b-hf", "--on", "1xrtx3090", "--concurrency", "8"), 0.95, 1),
     ],
 )
 def test_ready_means_the_planned_peak(
