@@ -212,7 +212,7 @@ class Front(AsgiApp):
                 await asyncio.wait_for(node.doubted.wait(), _LOOK_SECONDS)
 
     async def _health(self, node: Node) -> tuple[int, Document]:
-        if not node.trusts:  # a path that is not there: 404 for who has the key
+        if not node.trusts:  # the page at its address: 401 for who has not its key
             async with await self._upstream.open(node, "GET", "/", None, {}) as response:
                 if response.status == 401:
                     raise Unreachable(_REFUSED)

@@ -50,6 +50,8 @@ async def test_who_shows_no_key_learns_only_where_to_put_it() -> None:
     app, _ = gateway(names={"secret-model": "m"}, api_keys=("k",))
     reply = await call(app, "/", method="GET")
     assert reply.status == 401
+    assert reply.headers["www-authenticate"] == "Bearer"
+    assert 'refused_total{reason="unauthorized"} 1' in app.metrics.text({})
     assert b"Authorization: Bearer KEY" in reply.body
     assert b"secret-model" not in reply.body
     assert b"/v1/" not in reply.body

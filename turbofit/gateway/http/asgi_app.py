@@ -109,20 +109,19 @@ class AsgiApp(ABC):
         """The limits of each model by its name, for the page at the address itself."""
         return {}
 
-    async def _welcome(self, request: RequestContext, send: Send) -> None:
-        try:
-            request.key, _ = self._keys.check(request.headers)
-            status, models = 200, self._models()
-        except Refusal as refusal:
-            status, models, request.reason = refusal.status, None, refusal.reason
+    async def _welcome(
+        self, request: RequestContext, send: Send, refusal: Refusal | None = None
+    ) -> None:
+        """The page at the address itself; for who shows no key, only where to put one."""
         page = welcome_page(
             request.scope.get("scheme", "http"),
             request.headers.get(b"host", b"").decode("latin-1"),
-            models,
+            self._models() if refusal is None else None,
             key=bool(self.config.api_keys),
             notice="PRETEND GPUs: the words of its answers mean nothing" * self.config.pretend,
         )
         request.out += HEADERS
+        status = 200 if refusal is None else refusal.status
         await answer(request, send, status, page, "text/html; charset=utf-8")
 
     async def _answer_health(
@@ -141,19 +140,20 @@ class AsgiApp(ABC):
         try:
             path = (scope.get("raw_path") or scope["path"].encode()).partition(b"?")[0]
             request.api = api_of(path)
+            request.shows_page = request.method in ("GET", "HEAD") and is_page(path)
             if request.method == "OPTIONS":
                 request.out += self._origins.preflight(request.headers)
                 await answer(request, send, 204, b"", "text/plain")
                 return None
             request.out += self._origins.check(request.headers)
-            if is_page(path) and request.method in ("GET", "HEAD"):
-                return await self._welcome(request, send)
             if not is_health(path):
                 # Before the route: strangers learn nothing of what exists.
                 request.key, of_front = self._keys.check(request.headers)
                 if of_front:
                     request.is_of_front()
                     self.connections.apart(scope["turbofit.connection"])
+            if request.shows_page:
+                return await self._welcome(request, send)
             route = request.route = find_route(request.method, path)
             request.api = route.api
             await self._serve(request, route, receive, send)
@@ -179,8 +179,11 @@ class AsgiApp(ABC):
         _LOG.debug("request %s is refused: %s", request.id, request.reason)
         if request.outcome is None or not request.outcome.started:
             request.out += refusal.headers
-            body = refusal_body(request.api, refusal, request.id)
-            await answer(request, send, refusal.status, body, "application/json")
+            if request.shows_page and refusal.status == 401:
+                await self._welcome(request, send, refusal)
+            else:
+                body = refusal_body(request.api, refusal, request.id)
+                await answer(request, send, refusal.status, body, "application/json")
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:
