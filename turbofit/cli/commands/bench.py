@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.cli.command import PATH, Argument, Option, command
-from turbofit.cli.options.common_options import FORMS
+from turbofit.cli.command import PATH, Option, command
+from turbofit.cli.options.common_options import FORMS, SERVER_OPTIONS, server_of
 from turbofit.cli.options.fields import filled, options_of
 from turbofit.cli.terminal.interrupt import INTERRUPTED
-from turbofit.cli.usage_errors import unknown_word
-from turbofit.core.errors import UnservedError, UsageError
+from turbofit.core.errors import UnservedError
 from turbofit.core.process.progress import tell
 
 if TYPE_CHECKING:
     from turbofit.load.result import LoadResult
 
 __all__ = ["LOAD_OPTIONS", "bench", "show_load"]
-
-_DEFAULT: Final = "http://127.0.0.1:23333"
 
 
 def _load_options() -> list[Option]:
@@ -42,13 +39,10 @@ LOAD_OPTIONS: Final = tuple(_load_options())
 
 
 @command(
-    Argument(
-        "url", metavar="URL", required=False, explained=f"the server's address (default {_DEFAULT})"
-    ),
+    *SERVER_OPTIONS[:1],
     *FORMS,
     Option("--html", metavar="FILE", type=PATH, form=True, help="one page; - for stdout"),
-    Option("--model", help="the model's name (default: the first that the server lists)"),
-    Option("--api-key", metavar="KEY", help="the server's key (default: $TURBOFIT_API_KEY)"),
+    *SERVER_OPTIONS[1:],
     *LOAD_OPTIONS,
     only_linux=True,
 )
@@ -64,23 +58,19 @@ def bench(
 ) -> int:
     """Drive and show; 3 where nothing was answered, 130 where a signal ended it."""
     from turbofit.cli.terminal.output import say
-    from turbofit.core.process.variables import variables
     from turbofit.launch.serve.runs import requests_at, waiting_words
     from turbofit.load.bench import bench as measure
     from turbofit.load.spec import LoadSpec
 
     spec = filled(LoadSpec, given)
-    address = url or _DEFAULT
-    if not address.startswith(("http://", "https://")):
-        hint = unknown_word(address) or f"write it as http://{address}"
-        raise UsageError(f"{address} is no address of a server", hint=hint)
+    address, key = server_of(url, api_key)
     waiting = waiting_words(spec.at_once or 0, requests_at(address))
     if waiting:
         say(waiting)
     result = measure(
         address,
         spec,
-        key=api_key or next(iter(variables().keys), None),
+        key=key,
         model=model,
         tick=lambda run: tell(run.step()),
     )
@@ -97,12 +87,7 @@ def bench(
 def show_load(result: LoadResult, html: str | None, *, as_json: bool, md: bool) -> None:
     """In the form that was asked for."""
     from turbofit.cli.terminal.output import show_form
-    from turbofit.report.page.html import page
     from turbofit.report.views.run.measured_view import load_view
 
-    def paged(one: LoadResult) -> str:
-        return page(
-            load_view(one), one, f"turbofit {one.turbofit_version}, measured {one.created}."
-        )
-
-    show_form(result, load_view, as_json=as_json, md=md, page=paged, html=html)
+    made = f"turbofit {result.turbofit_version}, measured {result.created}."
+    show_form(result, load_view, as_json=as_json, md=md, html=html, made=made)

@@ -9,9 +9,9 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from turbofit.cli.command import Argument, Option, command
+from turbofit.cli.command import Option, command
+from turbofit.cli.options.common_options import SERVER_OPTIONS, server_of
 from turbofit.cli.terminal.output import answer, note
-from turbofit.cli.usage_errors import unknown_word
 from turbofit.core.errors import UnservedError, UsageError
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["chat"]
 
-_DEFAULT: Final = "http://127.0.0.1:23333"
 _WORDS: Final = "'/clear' forgets what was said, '/bye' or Ctrl-D ends, Ctrl-C ends an answer"
 #: A word of a message; in quotes where a path has spaces.
 _WORD: Final = re.compile(r"\"[^\"]+\"|'[^']+'|\S+")
@@ -49,13 +48,9 @@ class Server:
 
     Raises:
         UnservedError: it does not answer, or not as such a server does.
-        UsageError: the address is none.
     """
 
     def __init__(self, url: str, key: str | None, model: str | None) -> None:
-        if not re.match(r"https?://[^/]", url):
-            hint = unknown_word(url) or f"write it as http://{url}"
-            raise UsageError(f"{url} is no address of a server", hint=hint)
         self.url = url.rstrip("/").removesuffix("/v1")
         self._headers = {"Content-Type": "application/json"}
         if key:
@@ -166,11 +161,7 @@ def content_of(text: str) -> str | list[JsonObject]:
 
 
 @command(
-    Argument(
-        "url", metavar="URL", required=False, explained=f"the server's address (default {_DEFAULT})"
-    ),
-    Option("--model", help="the model's name (default: the first that the server lists)"),
-    Option("--api-key", metavar="KEY", help="the server's key (default: $TURBOFIT_API_KEY)"),
+    *SERVER_OPTIONS,
     Option("--system", metavar="TEXT", help="a system message before the first question"),
     Option("--max-tokens", type=int, metavar="N", help="of an answer (default: the server's)"),
 )
@@ -183,9 +174,7 @@ def chat(
     max_tokens: int | None,
 ) -> int:
     """Ask and print; what is piped in is one question."""
-    from turbofit.core.process.variables import variables
-
-    server = Server(url or _DEFAULT, api_key or next(iter(variables().keys), None), model)
+    server = Server(*server_of(url, api_key), model)
     first: list[JsonObject] = [{"role": "system", "content": system}] if system else []
     if not sys.stdin.isatty():
         question = {"role": "user", "content": content_of(sys.stdin.read())}

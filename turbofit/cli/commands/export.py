@@ -144,7 +144,7 @@ def _given(given: str | None, on: str | None, profile: Options) -> Plan:
             raise UsageError("the profile names no model", hint="write model: NAME into it")
         return api.plan(filled(PlanRequest, profile))
     if given == "-" or given.endswith(".json") or os.path.isfile(given):
-        if on is not None and not profile:
+        if on is not None:
             raise UsageError("the plan says its machine", hint="leave --on out, or name a model")
         return read_plan(given)
     return api.plan(given, on=on)

@@ -165,10 +165,7 @@ def _kv_types(text: str) -> tuple[int, ...]:
 def show_tuning(result: Tuning, html: str | None, *, as_json: bool, md: bool) -> None:
     """In the form that was asked for."""
     from turbofit.cli.terminal.output import show_form
-    from turbofit.report.page.html import page
     from turbofit.report.views.run.measured_view import made_by, tune_view
 
-    def paged(one: Tuning) -> str:
-        return page(tune_view(one), one, made_by(one))
-
-    show_form(result, tune_view, as_json=as_json, md=md, page=paged, html=html)
+    made = made_by(result)
+    show_form(result, tune_view, as_json=as_json, md=md, html=html, made=made)

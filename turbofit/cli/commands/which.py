@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from turbofit.cli.command import PATH, Option, command
 from turbofit.cli.options.common_options import (
@@ -15,9 +15,6 @@ from turbofit.cli.options.common_options import (
 from turbofit.cli.options.fields import filled, options_of
 from turbofit.core.process.progress import under_way
 from turbofit.planning.request import WhichRequest
-
-if TYPE_CHECKING:
-    from turbofit.core.which import Which
 
 __all__ = ["which"]
 
@@ -41,7 +38,6 @@ def which(
     from turbofit.machine.spec import is_spec
     from turbofit.planning.resolve import model_of
     from turbofit.planning.which import which_cards, which_models
-    from turbofit.report.page.html import page
     from turbofit.report.views.plan.which_view import which_view
 
     if model is not None and given["on"] is None and is_spec(model):
@@ -57,10 +53,6 @@ def which(
         say(f"assumed: {text}")
     with under_way("planning for every machine" if model else "planning for every model"):
         found = which_models(request) if model is None else which_cards(request)
-
-    def paged(one: Which) -> str:
-        made = f"turbofit {one.turbofit_version}, planned {one.created}."
-        return page(which_view(one), one, made)
-
-    show_form(found, which_view, as_json=as_json, md=md, short=not full, page=paged, html=html)
+    made = f"turbofit {found.turbofit_version}, planned {found.created}."
+    show_form(found, which_view, as_json=as_json, md=md, short=not full, html=html, made=made)
     return 0 if found.keep else DoesNotFitError.exit_code

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final
 
 import click
 
 from turbofit.cli.command import Argument, Option, option_name
 from turbofit.core.errors import UsageError
-from turbofit.core.process.ports import LAST_PORT
+from turbofit.core.process.ports import DEFAULT_PORT, LAST_PORT
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable
@@ -21,11 +22,13 @@ __all__ = [
     "FULL",
     "JSON",
     "PORT",
+    "SERVER_OPTIONS",
     "machine_options",
     "model_argument",
     "planning_keywords",
     "planning_options",
     "refuse_beside_cluster",
+    "server_of",
     "setting_options",
 ]
 
@@ -40,6 +43,32 @@ JSON: Final = Option(
 FULL: Final = Option("--full", is_flag=True, form=True, help="everything, on the terminal")
 #: The forms of the answer; no command takes both.
 FORMS: Final = (JSON, Option("--md", is_flag=True, form=True, help="Markdown on stdout"))
+
+_SERVER: Final = f"http://127.0.0.1:{DEFAULT_PORT}"
+#: A server that runs, by `server_of`, and its model.
+SERVER_OPTIONS: Final = (
+    Argument(
+        "url", metavar="URL", required=False, explained=f"the server's address (default {_SERVER})"
+    ),
+    Option("--model", help="the model's name (default: the first that the server lists)"),
+    Option("--api-key", metavar="KEY", help="the server's key (default: $TURBOFIT_API_KEY)"),
+)
+
+
+def server_of(url: str | None, api_key: str | None) -> tuple[str, str | None]:
+    """The address and the key of the server that `SERVER_OPTIONS` name.
+
+    Raises:
+        UsageError: the address is none.
+    """
+    from turbofit.cli.usage_errors import unknown_word
+    from turbofit.core.process.variables import variables
+
+    address = url or _SERVER
+    if not re.match(r"https?://[^/]", address):
+        hint = unknown_word(address) or f"write it as http://{address}"
+        raise UsageError(f"{address} is no address of a server", hint=hint)
+    return address, api_key or next(iter(variables().keys), None)
 
 
 def model_argument(

@@ -173,12 +173,17 @@ def show_form(
     as_json: bool,
     md: bool,
     short: bool = False,
-    page: Callable[[T], str] | None = None,
     html: str | None = None,
+    made: str = "",
 ) -> None:
-    """Answer in the form that was asked for: a page in a file, JSON, Markdown, or a view."""
-    if html and page is not None:
-        write_page(page(document), html)
+    """Answer in the form that was asked for: a page in a file, JSON, Markdown, or a view.
+
+    ``made`` is what a page says of who made it, and when.
+    """
+    if html:
+        from turbofit.report.page.html import page
+
+        write_page(page([*view(document)], document, made), html)
     elif as_json:
         from turbofit.core.struct import to_json
 
