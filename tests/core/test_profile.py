@@ -119,6 +119,8 @@ def test_keys_from_files_are_looked_for_beside_the_profile(tmp_path):
         secret_of("file:key", tmp_path, "p:1")
     with pytest.raises(UsageError, match="cannot be read"):
         secret_of("file:none", tmp_path, "p:1")
+    with pytest.raises(UsageError, match=r"p:1: .*~no-such-user/key cannot be read, or holds"):
+        secret_of("file:~no-such-user/key", tmp_path, "p:1")
     with pytest.raises(UsageError, match="the environment has no TURBOFIT_TEST_NONE"):
         secret_of("env:TURBOFIT_TEST_NONE", tmp_path, "p:1")
 

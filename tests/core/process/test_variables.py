@@ -10,6 +10,10 @@ from turbofit.core.errors import UsageError
 from turbofit.core.process.variables import EnvironmentVariables, variables
 
 
+def test_blank_is_not_given() -> None:
+    assert variables({"TURBOFIT_API_KEYS": " ", "TURBOFIT_LEASES": ""}) == EnvironmentVariables()
+
+
 def test_values(tmp_path: Path) -> None:
     found = variables(
         {
@@ -51,6 +55,7 @@ def test_leases_are_a_folder_that_all_turbofits_find(value: str, what: str) -> N
         ("TURBOFIT_APIKEY", "TURBOFIT_API_KEY"),
         ("TURBOFIT_API_KYES", "TURBOFIT_API_KEYS"),
         ("TURBOFIT_LEASE", "TURBOFIT_LEASES"),
+        ("TURBOFIT_api_keys", "TURBOFIT_API_KEYS"),
     ],
 )
 def test_a_misspelt_name_is_refused(name: str, meant: str) -> None:

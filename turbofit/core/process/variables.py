@@ -68,10 +68,11 @@ def variables(environ: Mapping[str, str] | None = None) -> EnvironmentVariables:
     """
     environ = os.environ if environ is None else environ
     known = [name.removeprefix(PREFIX) for name in NAMES]
-    for name in (one for one in environ if one.startswith(PREFIX)):
-        meant = guess(name.removeprefix(PREFIX), known, of=PREFIX)
+    for name in environ:
+        if not name.startswith(PREFIX) or name in VARIABLES:
+            continue
         # A misspelt TURBOFIT_API_KEYS would open a server to everybody.
-        if meant and name not in VARIABLES:
+        if meant := guess(name.removeprefix(PREFIX).upper(), known, of=PREFIX):
             hint = f"{meant}See docs/environment.md"
             raise UsageError(f"{name} is no variable of turbofit", hint=hint)
     given = {
