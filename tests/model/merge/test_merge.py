@@ -341,10 +341,11 @@ def test_where_it_may_be_written(tmp_path, monkeypatch):
     base, adapter = make_base(tmp_path / "base"), make_adapter(tmp_path / "lora")
 
     def refused(out, words, **keywords):
-        with pytest.raises(UsageError, match=words):
+        with pytest.raises(UsageError, match=words) as caught:
             merge(str(base), str(adapter), str(out), **keywords)
+        return caught.value.hint
 
-    refused(base, "hold, one another")
+    assert refused(base, "hold, one another") == "name a new folder beside the sources"
     refused(base / "in", "hold, one another", force=True)
     refused(tmp_path, "hold, one another", force=True)
     refused(tmp_path / "no" / "such", "is not a folder")

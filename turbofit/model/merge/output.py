@@ -82,6 +82,9 @@ def check_target(out: str, sources: tuple[str, ...], *, force: bool) -> str:
     target = os.path.realpath(os.path.expanduser(out))
     parent, is_folder = os.path.dirname(target), os.path.isdir(target)
     why, hint = "", "name a new folder beside the sources"
+    for source in map(os.path.realpath, sources):
+        if os.path.commonpath([target, source]) in (target, source):
+            raise UsageError(f"{out} and {source} are, or hold, one another", hint=hint)
     if os.path.lexists(target) and not is_folder:
         why = f"{out} is a file"
     elif os.path.ismount(target):
@@ -93,9 +96,6 @@ def check_target(out: str, sources: tuple[str, ...], *, force: bool) -> str:
             f"{out} is not empty",
             "name a new folder, or replace all that is in it: --force",
         )
-    for source in map(os.path.realpath, sources):
-        if os.path.commonpath([target, source]) in (target, source):
-            why = f"{out} and {source} are, or hold, one another"
     if why:
         raise UsageError(why, hint=hint)
     return target
