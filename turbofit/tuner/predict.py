@@ -329,7 +329,8 @@ def _speed(
         rates = group_rates(request.model, settings, machine, account.gpus, engine)
         tokens = account.tokens_at(settings.cache_max_entry_count)
         share = at_once / len(accounts)
-        speeds.append(group_speed(rates, settings, vision_load, tokens, share))
+        speed = group_speed(rates, settings, vision_load, tokens, share)
+        speeds.append(speed.queued() if vision_load.units_per_forward else speed)
     return total(speeds, machine.measured)
 
 

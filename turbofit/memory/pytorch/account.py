@@ -5,7 +5,7 @@ The lines of a ledger stand in the order in which the engine takes the memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import ClassVar
 
 from turbofit.core.images import ImageRule
@@ -442,10 +442,11 @@ def _refused(launch: EngineLaunch) -> Iterator[str]:
         elif given == "fp8":
             why = "turbofit has no account of weights that are quantised at load"
             yield f"--model-format fp8: {why}"
-        yield (
-            f"--model-format {given}: the weights of {model.name} are stored in {model.dtype}, and"
-            " the PyTorch engine takes no such word for them"
-        )
+        else:
+            yield (
+                f"--model-format {given}: the weights of {model.name} are stored in {model.dtype},"
+                " and the PyTorch engine takes no such word for them"
+            )
     # Heads that cannot be rotated. Of latents keys and values are the same bytes, which it would
     # quantise as the one and the other. Source: pytorch/kernels/cuda/fill_kv_cache.py.
     if policy and text.cached_latent:
@@ -537,7 +538,6 @@ class Pytorch(Engine):
     """LMDeploy's engine in Python, on torch and Triton."""
 
     name: ClassVar[EngineName] = "pytorch"
-    options_over_nodes: ClassVar[Mapping[str, object]] = {"distributed_executor_backend": "ray"}
 
     def __init__(self, version: str) -> None:
         super().__init__(version)
