@@ -82,9 +82,10 @@ def event_of(facts: LogFacts) -> Event:
             continue
         known = isinstance(mark.event, KnownMessage)
         (warned if known and _WARNED.match(mark.text) else fatal).append(mark)
-    rows = [next(matches(mark.text), None) for mark in fatal]
-    if all(row is not None and row[0].kind == "no_gpu" for row in rows):
-        fatal += warned  # torch warns of the driver, and says later that it has no GPU
+    rows = (next(matches(mark.text), None) for mark in fatal)
+    # Torch warns of the driver and says later that it has no GPU; alone, a warning is the event.
+    if warned and all(row is not None and row[0].kind == "no_gpu" for row in rows):
+        fatal += warned
     if fatal:
         marks = sorted((*fatal, *complaints), key=lambda mark: mark.line)
         return Event(outcome="fatal", marks=tuple(marks), last=last)

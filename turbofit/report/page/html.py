@@ -57,7 +57,8 @@ def page(blocks: list[Block], document: Any, made: str) -> str:
     named = []
     for number, (heading, *content) in enumerate(sections, 1):
         assert isinstance(heading, Heading)
-        named.append((f"part-{number}", heading.text, paint(content)))
+        if painted := paint(content):
+            named.append((f"part-{number}", heading.text, painted))
     script = shared_script() + _read("page.js")
     return Template(_read("page.html")).substitute(
         title=tag("title", f"{title.text} - turbofit"),
