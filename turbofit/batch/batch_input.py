@@ -21,6 +21,7 @@ import msgspec
 from turbofit.batch.batch_spec import ANSWER_TOKENS, IMAGE_COLUMN
 from turbofit.batch.item import CHAT, BatchItem, ItemError, digest_of
 from turbofit.core.errors import PackageError, UsageError
+from turbofit.core.messages import option_of
 
 if TYPE_CHECKING:
     from turbofit.batch.batch_spec import BatchSpec
@@ -91,10 +92,9 @@ def open_input(path: Path, spec: BatchSpec) -> BatchInput:
         return BatchInput(str(base), spec.max_tokens or ANSWER_TOKENS, items)
     for name in ("prompt", "prompt_file", "image_column"):
         if getattr(spec, name):
-            option = f"--{name.replace('_', '-')}"
             raise UsageError(
-                f"{option} does not fit this input: a JSONL file has whole requests",
-                hint=f"leave {option} out",
+                f"{option_of(name)} does not fit this input: a JSONL file has whole requests",
+                hint=f"leave {option_of(name)} out",
             )
     return BatchInput(str(path.parent), spec.max_tokens, partial(_lines, path))
 

@@ -7,6 +7,7 @@ from typing import Annotated, Final, NamedTuple
 from pydantic import Field
 
 from turbofit.core.errors import UsageError
+from turbofit.core.messages import option_of
 from turbofit.core.process.variables import variables
 from turbofit.core.validation import FilePath, Metavar, Validated
 from turbofit.planning.request import PlanRequest, Tokens
@@ -83,10 +84,10 @@ class BatchSpec(Validated):
             return
         for name in ("shrink", "allowed_media_domains", "pretend", "no_rehearse"):
             if getattr(self, name):
-                option = f"--{name.replace('_', '-')}"
                 raise UsageError(
-                    f"{option} is for a server that is started, and --url names one that runs",
-                    hint=f"leave {option} out, or give --model instead of --url",
+                    f"{option_of(name)} is for a server that is started, and --url names one that"
+                    " runs",
+                    hint=f"leave {option_of(name)} out, or give --model instead of --url",
                 )
 
 

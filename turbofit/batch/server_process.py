@@ -262,7 +262,7 @@ def workload_of(source: BatchInput, model: Model) -> BatchWorkload:
 
 
 def _size(url: str, base: str, rule: AnyImageRule) -> tuple[int, int] | None:
-    """Width and height of an image that is here, by its header; None where its item will fail."""
+    """Width and height of an image that is here, as it will be sent; None where its item fails."""
     from PIL import Image
 
     try:

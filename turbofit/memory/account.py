@@ -407,8 +407,6 @@ class Engine(ABC):
     name: ClassVar[EngineName]
     #: Whether an image that chunked prefill cuts is encoded again in every chunk.
     encodes_again: ClassVar[bool] = False
-    #: The options with which one engine runs on several nodes.
-    options_over_nodes: ClassVar[Mapping[str, object]] = {}
     #: Why its account may not be right for the version that was asked for; None where it is.
     doubt: str | None = None
 

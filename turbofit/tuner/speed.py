@@ -26,10 +26,10 @@ from turbofit.core.struct import Struct, known
 from turbofit.memory.account import NO_IMAGES, Engine, VisionLoad
 
 __all__ = [
-    "AllReduce", "BatchLimits", "ClosedLoad", "Crowd", "GpuRates", "GroupRates", "LinkClass",
+    "AllReduce", "BatchLimits", "ClosedLoad", "GpuRates", "GroupRates", "LinkClass",
     "Rates", "Speed", "StepWork", "all_reduce_of", "card_of", "counted_tokens", "crowd_of",
     "group_class", "group_rates", "group_speed", "link_class", "nvlink_bandwidth", "rates",
-    "reduce_class", "request_tokens", "speed_of", "total", "vision_seconds", "work_of",
+    "reduce_class", "request_tokens", "speed_of", "total", "work_of",
 ]  # fmt: skip
 
 #: What a card gives that neither NVML nor a preset knows: a slow one, so the forecast is low.

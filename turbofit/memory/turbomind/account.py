@@ -5,7 +5,7 @@ The lines of a ledger stand in the order in which TurboMind takes the memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import ClassVar, Final
 
 from msgspec.structs import replace
@@ -519,7 +519,6 @@ class Turbomind(Engine):
 
     name: ClassVar[EngineName] = "turbomind"
     encodes_again: ClassVar[bool] = True
-    options_over_nodes: ClassVar[Mapping[str, object]] = {"communicator": "nccl"}
 
     def __init__(self, version: str) -> None:
         super().__init__(version)

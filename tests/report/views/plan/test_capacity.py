@@ -8,7 +8,6 @@ def test_users_are_whole_blocks_of_the_cache() -> None:
     plan = planned("fits")
     found = capacity(plan)
     assert found.tokens == plan.kv.total_tokens
-    assert found.tokens_per_image == 13 * 256
     assert found.images == plan.kv.tokens // (13 * 256)
     first = found.users[0]
     assert first.tokens == 13 * 256 + 512  # a multiple of 64 already

@@ -43,7 +43,6 @@ class Capacity(Struct):
     tokens_per_group: int
     groups: int
     images: int | None
-    tokens_per_image: int | None
     users: tuple[Users, ...]
 
 
@@ -70,7 +69,6 @@ def capacity(plan: Plan) -> Capacity:
         tokens_per_group=kv.tokens,
         groups=len(groups),
         images=held,
-        tokens_per_image=each,
         users=tuple(rows),
     )
 

@@ -37,19 +37,16 @@ def memory_blocks(plan: Plan) -> list[Block]:
     """The bars, each with what it means in a sentence, then every term; short is the fullest's."""
     blocks: list[Block] = [Heading(text="Memory from empty to full")]
     sets = fold_indices(plan.gpus)
-    least = min((ledger.headroom for _, ledger in sets), default=0)
-    short = True
+    least = min((ledger for _, ledger in sets), key=lambda one: one.headroom, default=None)
     for members, ledger in sets:
         label = memory_label(ledger)
-        shown = short and ledger.headroom == least
-        short = short and not shown
         blocks.append(
             replace(
                 memory_bar(ledger, f"GPU {indices(members)}: {label}"),
                 gpus=tuple(members),
                 label=f"{ledger.name}: {label}",
                 holders=_holders(plan.machine, members),
-                short=shown,
+                short=ledger is least,
             )
         )
     return [*blocks, Fold(title="Every term", blocks=tuple(ledger_blocks(plan)))]
