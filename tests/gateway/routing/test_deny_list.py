@@ -550,3 +550,18 @@ async def test_a_full_line_of_suspects_sends_the_newest_of_whoever_has_most_away
     assert [one.status for one in replies] == [200, 200, 200, 200, 503, 503, 200]
     assert code(replies[5]) == (503, "suspect_waits")
     assert "retry-after" in replies[5].headers
+
+
+def test_each_death_renews_the_hour_of_a_suspect() -> None:
+    """Else a request that had its turn would not be alone in the next, and one more engine ends."""
+    now, deaths = time.monotonic(), DenyList(DenyFile())
+    ends = [(70, False), (20, True), (10, False)]
+    deaths._deaths = tuple(
+        EngineDeath(0, now - minutes * 60, accused={"x": Accusation(in_turn, begun=False)})
+        for minutes, in_turn in ends
+    )
+    turn = deaths._turn_of("x")
+    assert turn is not None
+    assert turn.alone
+    deaths._deaths = deaths._deaths[:1]
+    assert deaths._turn_of("x") is None

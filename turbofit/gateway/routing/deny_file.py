@@ -107,17 +107,18 @@ class DenyFile:
     @property
     def denied(self) -> dict[str, Denied]:
         """Who is refused."""
-        return _changed(self._kept, dict(self.unwritten))
+        unwritten = dict(self.unwritten)  # first: a thread moves it to what is kept
+        return _changed(self._kept, unwritten)
 
     @property
     def empty(self) -> bool:
         """Whether nobody is refused."""
-        return not self._kept and not self.unwritten
+        return not self.unwritten and not self._kept
 
     def of(self, name: str) -> Denied | None:
         """Why and for how long it is refused, if it is; a clock that was set back adds no day."""
-        kept, now = self._kept.get(name), time.time()
-        denied = self.unwritten.get(name, kept)
+        unwritten, now = dict(self.unwritten), time.time()  # first, as above
+        denied = unwritten[name] if name in unwritten else self._kept.get(name)
         if denied is None or denied.until <= now:
             return None
         return msgspec.structs.replace(denied, until=min(denied.until, now + DAY_SECONDS))

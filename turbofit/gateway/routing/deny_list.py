@@ -103,7 +103,9 @@ class DenyList:
         Raises:
             Refusal: 422 where it is refused.
         """
-        if request.fingerprint is None or (self.file.empty and not self.suspected):
+        if request.fingerprint is None or (
+            self.file.empty and not any(death.accused for death in self._unexplained())
+        ):
             return None
         name = await asyncio.shield(request.fingerprint)
         denied = self.refused(name)
@@ -118,13 +120,18 @@ class DenyList:
         return self._turn_of(name) or self._turn_of(request.client)
 
     def _turn_of(self, name: str) -> Turn | None:
-        deaths = self._unexplained()
-        met = [death.accused[name] for death in deaths if name in death.accused]
+        met, since = [], time.monotonic() - _HOUR
+        for death in reversed(self._deaths):
+            if name in death.accused and not death.explained:
+                if death.at <= since:
+                    break
+                met.append(death.accused[name])
+                since = death.at - _HOUR  # each death renews the hour
         if not met:
             return None
         return Turn(
             name,
-            alone=any(one.in_turn for one in met[1:]),
+            alone=any(one.in_turn for one in met[:-1]),
             longer=any(one.begun for one in met),
         )
 
