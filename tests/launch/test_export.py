@@ -369,6 +369,11 @@ class TestCommand:
         assert f"\nUser={getuser()}\n" in capsys.readouterr().out
         assert main(["export", "k8s", saved, "--on", "1xl4"]) == 2
 
+    def test_a_container_has_no_user_s_name(self, saved: str, monkeypatch, capsys) -> None:
+        monkeypatch.setattr("getpass.getuser", lambda: {}["no such uid"])
+        assert main(["export", "compose", saved]) == 0
+        assert "services:" in capsys.readouterr().out
+
     def test_as_json(self, saved: str, capsys) -> None:
         assert main(["export", "k8s", saved, "--json"]) == 0
         told = json.loads(capsys.readouterr().out)

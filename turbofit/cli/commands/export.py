@@ -121,7 +121,8 @@ def export(
         from getpass import getuser
 
         path = executable or _here()
-        text = manifest(service, kind, image=image, claim=claim, executable=path, user=getuser())
+        user = getuser() if of_systemd else "root"  # no other manifest names one
+        text = manifest(service, kind, image=image, claim=claim, executable=path, user=user)
         answer(text)
     return 0
 

@@ -8,6 +8,8 @@ from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options.common_options import FORMS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from turbofit.gateway.routing.deny_file import Denied
     from turbofit.observe.live import LiveServer
     from turbofit.report.painters.document import Block
@@ -73,10 +75,12 @@ def watch(
     if run is not None and "://" in run:
         raise UsageError(f"{run} is an address, not a run", hint=f"turbofit watch --url {run}")
     live = sys.stdout.isatty() and not (once or as_json or md)
+    named = [run] if run else []
+    places = _newest_server() if not run else lambda: named
     before: dict[str, tuple[LiveServer, float]] = {}
     while True:
         began = time.monotonic()
-        watched = [_read(place) for place in ([run] if run else _newest_runs())]
+        watched = [_read(place) for place in places()]
         look = _look_patiently if live else _look
         now = {one.where: look(one, url, api_key) for one in watched}
         if not live and not as_json and any(now.values()):
@@ -101,8 +105,8 @@ def watch(
         before = {place: (seen, spent) for place, seen in now.items() if seen is not None}
 
 
-def _newest_runs() -> list[str]:
-    """The newest run; of a server of several models the newest of each."""
+def _newest_server() -> Callable[[], list[str]]:
+    """Tells the runs of the newest server at each look: a model of several gets new ones."""
     from pathlib import Path
 
     from turbofit.launch.serve.runs import live_runs
@@ -110,7 +114,9 @@ def _newest_runs() -> list[str]:
 
     newest, runs = newest_run(), live_runs()
     pid = next((one.record.pid for one in runs if one.folder == Path(newest).parent), None)
-    return [str(one.folder) for one in runs if one.record.pid == pid] or [newest]
+    if pid is None:
+        return lambda: [newest]
+    return lambda: [str(one.folder) for one in live_runs() if one.record.pid == pid] or [newest]
 
 
 def _read(place: str) -> StoredPlan:
