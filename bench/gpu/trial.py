@@ -27,7 +27,7 @@ from turbofit.core.plan import Plan
 from turbofit.core.process.files import write_atomic
 from turbofit.core.struct import to_builtins
 from turbofit.gateway.config import GatewayConfig
-from turbofit.launch.calibrate.calibrator import Calibrator, NvmlUsage
+from turbofit.launch.calibrate.calibrator import Calibrator, NvmlUsageReader
 from turbofit.launch.calibrate.progress import Progress
 from turbofit.launch.engine.engine_log import EndedError
 from turbofit.launch.engine.environment import Lmdeploy, find_lmdeploy, module_runner
@@ -129,7 +129,7 @@ def run(plan: Plan, out: Out, load: Load | None) -> str:
     """Start, drive, end; the outcome in a word."""
     begun = time.monotonic()
     progress = Progress(plan.model.name, {"at": begun}, pretend=False)
-    calibrator = Calibrator(NvmlUsage, progress, say)
+    calibrator = Calibrator(NvmlUsageReader, progress, say)
     gateway = None
     if load is not None and "gateway" in load.ways:
         gateway = GatewayConfig(port=free_ports(1)[0])

@@ -19,8 +19,8 @@ from tests.support.oracles import glm, qwen3
 from tests.support.oracles import picture as drawn
 from tests.support.plans import plausible_plan
 from turbofit.core.images import ImageRule
-from turbofit.gateway.limits.request_limits import Bounds
-from turbofit.gateway.limits.sharing import RequestedImage, hold_images
+from turbofit.gateway.limits.request_limits import Bounds, RequestedImage
+from turbofit.gateway.limits.sharing import hold_images
 from turbofit.gateway.overlay import overlay
 from turbofit.model.source import resolve_model
 

@@ -16,11 +16,12 @@ from turbofit.core.images import AnyresRule
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.request_limits import (
     Bounds,
+    RequestedImage,
     check_images,
     check_request,
     model_default,
 )
-from turbofit.gateway.limits.sharing import RequestedImage, hold_images, request_bounds, within
+from turbofit.gateway.limits.sharing import hold_images, request_bounds, within
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ from turbofit.api import plan
 from turbofit.core.errors import MachineError
 from turbofit.core.units import MIB
 from turbofit.launch.calibrate import calibrator
-from turbofit.launch.calibrate.calibrator import NvmlUsage, PretendUsage
+from turbofit.launch.calibrate.calibrator import NvmlUsageReader, PretendUsageReader
 from turbofit.launch.engine.pretended import pretend_machine
 from turbofit.observe.sampler import Memory, SampledRange
 from turbofit.pretend import timeline as timelines
@@ -49,7 +49,7 @@ def test_each_step_reads_only_what_is_new(taken: list[Any], tmp_path: Path) -> N
     others = gpu.used + gpu.late
     path = tmp_path / "timeline"
     engine: Any = SimpleNamespace(group=0, timeline=path)
-    usage = PretendUsage(made)
+    usage = PretendUsageReader(made)
     text = (
         "P context\n" + allocated(50 * MIB, 50 * MIB, "a1") + f"F a1 0\n{allocated(MIB, MIB, 'a2')}"
     )
@@ -76,7 +76,7 @@ def test_an_event_that_cannot_be_read_is_read_again_from_the_beginning(
     made = plan("internvl2-8b", on="1xrtx3090")
     path = tmp_path / "timeline"
     engine: Any = SimpleNamespace(group=0, timeline=path)
-    usage = PretendUsage(made)
+    usage = PretendUsageReader(made)
     path.write_text("P context\nA 0 0 -1 nonsense\n")
     with pytest.raises(MachineError):
         usage.read(engine)
@@ -110,7 +110,7 @@ def test_a_gpu_that_answers_no_more_is_not_read_by_its_last_answer(
     monkeypatch.setattr(calibrator, "time", clock)
     monkeypatch.setattr(calibrator, "memory_now", lambda _: Memory(2 * MIB, MIB, MIB))
     monkeypatch.setattr(calibrator, "Sampler", lambda _: Samples(1.0, last))
-    usage = NvmlUsage(plan("internvl2-8b", on="1xrtx3090"))
+    usage = NvmlUsageReader(plan("internvl2-8b", on="1xrtx3090"))
     usage._since = {0: 0.0}
     engine: Any = SimpleNamespace(group=0)
     if read:

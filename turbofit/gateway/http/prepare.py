@@ -16,13 +16,13 @@ from turbofit.gateway.limits.request_body import read_body
 from turbofit.gateway.limits.request_limits import (
     KNOBS,
     LimitedImage,
+    RequestedImage,
     check_images,
     check_request,
     check_texts,
     shown,
 )
 from turbofit.gateway.limits.sharing import (
-    RequestedImage,
     beside_images,
     by_request,
     hold_images,

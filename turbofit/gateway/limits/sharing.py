@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from turbofit.gateway.limits.request_limits import Bounds
 
 __all__ = [
-    "RequestedImage",
     "SharedImages",
     "beside_images",
     "by_request",

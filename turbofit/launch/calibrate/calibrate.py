@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.struct import to_builtins
 from turbofit.core.units import MIB, format_bytes
-from turbofit.launch.calibrate.calibrator import Calibrator, NvmlUsage, PretendUsage
+from turbofit.launch.calibrate.calibrator import Calibrator, NvmlUsageReader, PretendUsageReader
 from turbofit.launch.calibrate.progress import Progress
 from turbofit.launch.run import Run
 from turbofit.launch.serve.ladder import forget
@@ -65,7 +65,9 @@ def calibrate(
     Returns:
         What was learned, or the signal that ended it before it was complete.
     """
-    calibrator = Calibrator(PretendUsage if config.pretend else NvmlUsage, progress, say)
+    calibrator = Calibrator(
+        PretendUsageReader if config.pretend else NvmlUsageReader, progress, say
+    )
     with Leases() as leases:
         run = Run(config, leases, say, on_open=lambda _: stop.end(), examiner=calibrator)
         return _calibrate(run, calibrator, progress, stop, again=again, apart=apart)

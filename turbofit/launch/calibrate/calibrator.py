@@ -31,14 +31,14 @@ if TYPE_CHECKING:
     from turbofit.launch.engine.supervised_engine import SupervisedEngine
     from turbofit.launch.engine.worst_requests import ProbeRequest
 
-__all__ = ["Calibrator", "NvmlUsage", "PretendUsage"]
+__all__ = ["Calibrator", "NvmlUsageReader", "PretendUsageReader"]
 
 _REQUEST: Final = "vision_request"
 #: Seconds that a card is sampled before a reading counts as its last.
 _SETTLE: Final = 0.3
 
 
-class NvmlUsage:
+class NvmlUsageReader:
     """What real GPUs of a plan that is launched hold, in bytes of the whole card, everybody's.
 
     ``before`` are those in use before the engines are started, by the machine's index.
@@ -77,7 +77,7 @@ class NvmlUsage:
         self._sampler.__exit__()
 
 
-class PretendUsage:
+class PretendUsageReader:
     """What pretend GPUs hold, by their timeline. A peak is told where it is the highest yet."""
 
     def __init__(self, plan: Plan) -> None:
@@ -88,7 +88,7 @@ class PretendUsage:
         self._highest: dict[int, int] = {}
 
     def read(self, engine: SupervisedEngine) -> dict[int, SampledRange]:
-        """See `NvmlUsage`."""
+        """See `NvmlUsageReader`."""
         found = {}
         for seen in self._readers.seen(engine.group, engine.timeline):
             # Before the first reading the peak is that of loading.
@@ -100,11 +100,11 @@ class PretendUsage:
         return found
 
     def end(self) -> None:
-        """See `NvmlUsage`."""
+        """See `NvmlUsageReader`."""
 
 
 if TYPE_CHECKING:
-    GpuUsage = NvmlUsage | PretendUsage
+    GpuUsage = NvmlUsageReader | PretendUsageReader
 
 
 class Calibrator:

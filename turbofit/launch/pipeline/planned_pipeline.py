@@ -20,13 +20,13 @@ from turbofit.gateway.limits.request_limits import (
     KNOBS,
     Bounds,
     LimitedImage,
+    RequestedImage,
     bounds_of,
     check_images,
     check_request,
     planned_limit,
 )
 from turbofit.gateway.limits.sharing import (
-    RequestedImage,
     beside_images,
     by_request,
     hold_images,
