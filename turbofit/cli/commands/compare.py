@@ -6,6 +6,7 @@ from typing import Final
 
 from turbofit.cli.command import PATH, Argument, command
 from turbofit.cli.options.common_options import FORMS, FULL
+from turbofit.cli.terminal.output import Form
 
 __all__ = ["compare"]
 
@@ -19,12 +20,11 @@ _WHAT: Final = "a plan, prediction or rehearsal that was saved, a run's folder, 
     FULL,
     *FORMS,
 )
-def compare(a: str, b: str, full: bool, as_json: bool, md: bool) -> int:
+def compare(a: str, b: str, form: Form) -> int:
     """Read both and show what differs."""
-    from turbofit.cli.terminal.output import show_form
     from turbofit.report.compare import compare, compare_blocks, compare_summary
     from turbofit.report.stored_documents import read_saved
 
-    view = compare_blocks if full or md else compare_summary
-    show_form(compare(read_saved(a), read_saved(b)), view, as_json=as_json, md=md)
+    view = compare_blocks if form.full or form.md else compare_summary
+    form._replace(full=True).show(compare(read_saved(a), read_saved(b)), view)
     return 0

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from turbofit.cli.command import Option, command
 from turbofit.cli.commands.completion import complete_model, complete_spec
 from turbofit.cli.options.common_options import FORMS, FULL, PORT
+from turbofit.cli.terminal.output import Form
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,25 +63,22 @@ def doctor(
     port: int | None,
     speculative: bool,
     kernels: bool,
-    full: bool,
-    as_json: bool,
-    md: bool,
+    form: Form,
 ) -> int:
     """Examine and show; exit 3 where something stops serving, 4 without a readable machine."""
-    from turbofit.cli.terminal.output import show_form
     from turbofit.planning.checks import examine
 
     if kernels:
         from turbofit.cli.commands.kernels import show_kernels
 
-        return show_kernels(on, as_json=as_json, md=md)
+        return show_kernels(on, form)
     served = None
     if model:
         from turbofit.model.source import resolve_model
 
         served = resolve_model(model)
     report = examine(on=on, model=served, port=port, drafts=speculative)
-    show_form(report, partial(_view, full=full or md), as_json=as_json, md=md)
+    form._replace(full=True).show(report, partial(_view, full=form.full or form.md))
     return report.exit_code
 
 

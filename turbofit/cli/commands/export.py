@@ -11,6 +11,7 @@ from click.core import ParameterSource
 from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options.common_options import PORT
 from turbofit.cli.options.profile_options import profile_of, profile_option
+from turbofit.cli.terminal.output import Form, answer, say
 from turbofit.core.errors import UsageError
 from turbofit.core.process.ports import DEFAULT_PORT
 
@@ -73,7 +74,7 @@ class _Kind(click.Choice[str]):
     Option(
         "--executable", metavar="PATH", help="systemd: turbofit's path there (default: this one)"
     ),
-    Option("--json", "as_json", is_flag=True, help="what the manifest says, as JSON"),
+    Option("--json", "as_json", is_flag=True, form=True, help="what the manifest says, as JSON"),
 )
 def export(
     *,
@@ -86,12 +87,11 @@ def export(
     claim: str | None,
     host: str | None,
     executable: str | None,
-    as_json: bool,
+    form: Form,
 ) -> int:
     """Write the manifest to stdout."""
     from msgspec.structs import replace
 
-    from turbofit.cli.terminal.output import answer
     from turbofit.core.struct import to_json
     from turbofit.launch.export import manifest, service_of
 
@@ -115,7 +115,7 @@ def export(
     serving = _serving(profile, in_container=not of_systemd)
     service = service_of(given, port=port, host=host, name=name, **serving)
     service = replace(service, needs_keys="api_key" in profile)
-    if as_json:
+    if form.as_json:
         answer(to_json(service))
     else:
         from getpass import getuser
@@ -161,7 +161,6 @@ def _serving(profile: Options, *, in_container: bool) -> dict[str, Any]:
     from turbofit.cli.options.gateway_options import GatewayOptions
     from turbofit.cli.options.launch_options import ServeOptions
     from turbofit.cli.options.models_options import ModelsOptions
-    from turbofit.cli.terminal.output import say
 
     needs_keys = "api_key" in profile
     if needs_keys:

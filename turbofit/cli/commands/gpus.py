@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from turbofit.cli.command import Argument, command
 from turbofit.cli.options.common_options import FORMS
+from turbofit.cli.terminal.output import Form
 
 __all__ = ["gpus"]
 
@@ -15,9 +16,8 @@ __all__ = ["gpus"]
     ),
     *FORMS,
 )  # fmt: skip
-def gpus(words: tuple[str, ...], as_json: bool, md: bool) -> int:
+def gpus(words: tuple[str, ...], form: Form) -> int:
     """Show presets."""
-    from turbofit.cli.terminal.output import show_form
     from turbofit.machine.presets import load_preset, presets_with
     from turbofit.machine.unlisted import no_preset
     from turbofit.report.views.plan.preset_view import gpus_view
@@ -26,5 +26,5 @@ def gpus(words: tuple[str, ...], as_json: bool, md: bool) -> int:
     if not known:
         raise no_preset(" ".join(words))
     document = {"gpus": dict(known)}
-    show_form(document, lambda _: gpus_view(known), as_json=as_json, md=md)
+    form.show(document, lambda _: gpus_view(known))
     return 0

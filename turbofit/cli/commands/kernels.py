@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING
 from turbofit.core.errors import PackageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
-    from turbofit.core.machine import Gpu
+    from turbofit.cli.terminal.output import Form
+    from turbofit.core.machine import Machine
     from turbofit.kernels.census import Census
     from turbofit.report.painters.document import Block
 
 __all__ = ["show_kernels"]
 
 
-def show_kernels(on: str | None, *, as_json: bool, md: bool) -> int:
+def show_kernels(on: str | None, form: Form) -> int:
     """Show the census of the installed engine, and of the reference where none is installed.
 
     Raises:
@@ -24,8 +25,6 @@ def show_kernels(on: str | None, *, as_json: bool, md: bool) -> int:
         MachineError: this machine cannot be read.
         PackageError: the census cannot be read.
     """
-    from turbofit.cli.terminal.output import answer, show
-    from turbofit.core.struct import to_json
     from turbofit.kernels.installed import installed
     from turbofit.kernels.released import released
     from turbofit.machine.source import machine_from
@@ -37,20 +36,16 @@ def show_kernels(on: str | None, *, as_json: bool, md: bool) -> int:
         census, source = released(reference), f"the wheel of LMDeploy {versions.REFERENCE}"
     if census is None:
         raise PackageError("the kernels cannot be read", hint="reinstall turbofit")
-    if as_json:
-        answer(to_json(census))
-        return 0
-    machine = machine_from(on)
-    gpus = [machine.gpu(index) for index in machine.visible]
-    show(list(_view(census, source, gpus)), markdown=md)
+    form._replace(full=True).show(census, lambda seen: _view(seen, source, machine_from(on)))
     return 0
 
 
-def _view(census: Census, source: str, gpus: Sequence[Gpu]) -> Iterator[Block]:
+def _view(census: Census, source: str, machine: Machine) -> Iterator[Block]:
     """A row for each family, a column for each kind of card: kernels with code, empty ones."""
     from turbofit.report.painters.document import Column, Heading, Paragraph, Table
 
     yield Heading(text=f"Kernels of TurboMind ({source})")
+    gpus = [machine.gpu(index) for index in machine.visible]
     cards = {gpu.name: gpu.compute_capability for gpu in gpus}
     found: list[tuple[str, str]] = []
     for name, capability in cards.items():

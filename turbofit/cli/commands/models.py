@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from turbofit.cli.command import Argument, command
 from turbofit.cli.options.common_options import FORMS
+from turbofit.cli.terminal.output import Form, answer, say, show
 
 if TYPE_CHECKING:
     from turbofit.core.model import Model
@@ -21,16 +22,15 @@ __all__ = ["models"]
     ),
     *FORMS,
 )  # fmt: skip
-def models(fragments: tuple[str, ...], as_json: bool, md: bool) -> int:
+def models(fragments: tuple[str, ...], form: Form) -> int:
     """Show presets."""
     from turbofit.cli.terminal import terminal
-    from turbofit.cli.terminal.output import answer, say, show
     from turbofit.model.presets import presets_with
 
     found = [(name, _read(name)) for name in presets_with(fragments)]
     known = [(name, model) for name, model in found if not isinstance(model, str)]
     unsupported = [(name, why) for name, why in found if isinstance(why, str)]
-    if as_json:
+    if form.as_json:
         from turbofit.core.struct import to_json
 
         answer(to_json({"models": dict(known), "unsupported": dict(unsupported)}))
@@ -39,8 +39,8 @@ def models(fragments: tuple[str, ...], as_json: bool, md: bool) -> int:
         from turbofit.report.views.plan.preset_view import models_view
 
         widest = max(map(len, paint(models_view(known, ())).splitlines()))
-        hub_ids = md or not terminal.is_terminal(sys.stdout) or widest <= terminal.width()
-        show(models_view(known, unsupported, hub_ids=hub_ids), markdown=md)
+        hub_ids = form.md or not terminal.is_terminal(sys.stdout) or widest <= terminal.width()
+        show(models_view(known, unsupported, hub_ids=hub_ids), markdown=form.md)
         if not hub_ids:
             say(f"hub ids are left out, they need {widest} columns: --md and --json have them")
     return 0

@@ -16,7 +16,7 @@ __all__ = ["page"]
         "--out", metavar="DIR", type=PATH, default="turbofit-page",
         help="the folder (default turbofit-page); files of the same names are replaced",
     ),
-    *options_of(SiteRequest, SiteRequest.model_fields),
+    *options_of(SiteRequest),
 )  # fmt: skip
 def page(*, out: str, **given: Any) -> int:
     """Plan every choice, and write the site."""

@@ -29,6 +29,7 @@ from turbofit.cli.serving.serve_plan import (
     with_passed,
 )
 from turbofit.cli.terminal.interrupt import exit_code, run_until_signal, say_cut
+from turbofit.cli.terminal.output import Form, answer, note, say
 from turbofit.core.errors import UsageError
 from turbofit.core.process.progress import under_way
 
@@ -65,9 +66,9 @@ _CLUSTER: Final = ("cluster", "name", "node_port")
     *FORMS,
     *options_of(ServeOptions, _LAUNCH, group="launch"),
     *options_of(ServeOptions, ["model_name"], group="gateway"),
-    *options_of(GatewayOptions, GatewayOptions.model_fields, group="gateway"),
-    *options_of(ModelsOptions, ModelsOptions.model_fields, group="sleep, and several models"),
-    *options_of(SharesOptions, SharesOptions.model_fields, group="sleep, and several models"),
+    *options_of(GatewayOptions, group="gateway"),
+    *options_of(ModelsOptions, group="sleep, and several models"),
+    *options_of(SharesOptions, group="sleep, and several models"),
     *options_of(ServeOptions, _CLUSTER, group="cluster"),
     *planning_options(),
     takes_rest=True,
@@ -78,8 +79,7 @@ def serve(
     *,
     model: tuple[str, ...],
     detach: bool,
-    as_json: bool,
-    md: bool,
+    form: Form,
     rest: Sequence[str],
     **given: Any,
 ) -> int:
@@ -88,7 +88,7 @@ def serve(
     from turbofit.launch.serve.passthrough import sort_options
 
     if DETACHED in os.environ:
-        detach = as_json = False
+        detach, form = False, form._replace(as_json=False)
     options = filled(ServeOptions, given)
     public = filled(GatewayOptions, given)
     models = filled(ModelsOptions, given)
@@ -117,24 +117,23 @@ def serve(
             else "turbofit serve MODEL, or --plan FILE",
         )
     if detach and not options.dry_run:
-        return _detached(as_json=as_json, cluster=options.cluster)
+        return _detached(form, options.cluster)
     if options.cluster is not None:
-        return _on_cluster(arguments, public, as_json=as_json)
+        return _on_cluster(arguments, public, form)
     if options.dry_run:
-        return show_commands(arguments, port=public.port, as_json=as_json, md=md)
+        return show_commands(arguments, public.port, form)
     config = _config(arguments, public)
     if options.lease is not None:
         end_without_lease(Path(options.lease))
     if models.idle is not None or len(model) > 1:
-        return _models(config, models, shares, model, as_json=as_json)
-    return _one_model(config, passed, as_json=as_json)
+        return _models(config, models, shares, model, form)
+    return _one_model(config, passed, form)
 
 
-def _detached(*, as_json: bool, cluster: str | None) -> int:
+def _detached(form: Form, cluster: str | None) -> int:
     """The same command in the background; its exit code where it does not open."""
     import click
 
-    from turbofit.cli.terminal.output import answer, note, say
     from turbofit.core.struct import to_json
     from turbofit.launch.serve.detached import serve_detached
 
@@ -153,20 +152,18 @@ def _detached(*, as_json: bool, cluster: str | None) -> int:
     if cluster is not None:
         how = f"turbofit cluster status --cluster {cluster} shows it, kill {found.pid} ends it"
     say(f"process {found.pid} serves; {how}; what it says is in {found.log}")
-    if as_json:
+    if form.as_json:
         answer(to_json({"url": found.url, "pid": found.pid, "log": str(found.log)}))
     else:
         answer(f"{found.url}\n")
     return 0
 
 
-def _on_cluster(arguments: ServeArguments, public: GatewayOptions, *, as_json: bool) -> int:
-    from turbofit.cli.terminal.output import note
-
+def _on_cluster(arguments: ServeArguments, public: GatewayOptions, form: Form) -> int:
     if arguments.options.pretend:
         note(PRETEND)
     gateway = _gateway(public, arguments.passed)
-    return serve_on_cluster(arguments, gateway, public, as_json=as_json)
+    return serve_on_cluster(arguments, gateway, public, form)
 
 
 def _models(
@@ -174,14 +171,12 @@ def _models(
     options: ModelsOptions,
     shares: Sequence[float],
     names: Sequence[str],
-    *,
-    as_json: bool,
+    form: Form,
 ) -> int:
     """Several models, or one whose engines end while nobody asks for it."""
     import click
 
     from turbofit.cli.options.profile_options import each_model
-    from turbofit.cli.terminal.output import answer, note, say
     from turbofit.launch.serve.planner import preview
     from turbofit.launch.serve_models import (
         ModelsPolicy,
@@ -193,7 +188,7 @@ def _models(
     )
 
     def opened(url: str, models: Sequence[str]) -> None:
-        if not as_json:
+        if not form.as_json:
             answer(f"{url}\n")
             for line in to_ask(url, config, models[0]):
                 say(line)
@@ -218,7 +213,7 @@ def _models(
     served = run_until_signal(body)
     if not isinstance(served, ServedModels):
         return exit_code(served)
-    if as_json:
+    if form.as_json:
         _show_end(served.ended, served.cut, runs=[str(folder) for folder in served.folders])
     say_cut(served.cut)
     return exit_code(served.ended)
@@ -249,8 +244,7 @@ def _config(arguments: ServeArguments, public: GatewayOptions) -> ServeConfig:
     )
 
 
-def _one_model(config: ServeConfig, passed: PassedOptions, *, as_json: bool) -> int:
-    from turbofit.cli.terminal.output import answer, note, say
+def _one_model(config: ServeConfig, passed: PassedOptions, form: Form) -> int:
     from turbofit.launch.run import Run
     from turbofit.launch.serve.leases import Leases
 
@@ -258,7 +252,7 @@ def _one_model(config: ServeConfig, passed: PassedOptions, *, as_json: bool) -> 
         told: list[str] = []
 
         def opened(urls: list[str]) -> None:
-            if as_json:
+            if form.as_json:
                 return
             answer("".join(f"{url}\n" for url in urls))
             if not told:
@@ -275,7 +269,7 @@ def _one_model(config: ServeConfig, passed: PassedOptions, *, as_json: bool) -> 
             stop.on_hangup = _reloads(run, passed)
             ended = run.follow(stop)
         cut = 0 if run.public is None else run.public.cut
-        if as_json:
+        if form.as_json:
             _show_end(ended, cut, run=str(folder))
         say_cut(cut)
         return ended
@@ -285,8 +279,6 @@ def _one_model(config: ServeConfig, passed: PassedOptions, *, as_json: bool) -> 
 
 def _show_end(ended: signal.Signals, cut: int, **folders: Any) -> None:
     import json
-
-    from turbofit.cli.terminal.output import answer
 
     answer(json.dumps({"ended": ended.name, **folders, "cut": cut}, indent=2) + "\n")
 

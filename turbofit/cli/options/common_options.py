@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from turbofit.cli.command import Argument, Option, option_name
+from turbofit.cli.command import PATH, Argument, Option, option_name
 from turbofit.core.errors import UsageError
 from turbofit.core.process.ports import DEFAULT_PORT, LAST_PORT
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FORMS",
     "FULL",
+    "HTML",
     "JSON",
     "PORT",
     "SERVER_OPTIONS",
@@ -43,6 +44,7 @@ JSON: Final = Option(
 FULL: Final = Option("--full", is_flag=True, form=True, help="everything, on the terminal")
 #: The forms of the answer; no command takes both.
 FORMS: Final = (JSON, Option("--md", is_flag=True, form=True, help="Markdown on stdout"))
+HTML: Final = Option("--html", metavar="FILE", form=True, type=PATH, help="one page; - for stdout")
 
 _SERVER: Final = f"http://127.0.0.1:{DEFAULT_PORT}"
 #: A server that runs, by `server_of`, and its model.
@@ -104,15 +106,10 @@ def machine_options() -> list[click.Parameter]:
 
 def planning_options() -> list[click.Parameter]:
     """Shape, workload, limits and budgets, and the settings of LMDeploy that are fixed."""
-    from turbofit.cli.options.fields import options_of
+    from turbofit.cli.options.fields import grouped_options
     from turbofit.planning.request import GROUPS, PlanRequest
 
-    shaping: list[click.Parameter] = [
-        option
-        for group, fields in GROUPS.items()
-        for option in options_of(PlanRequest, fields, group=group)
-    ]
-    return [*shaping, *setting_options()]
+    return [*grouped_options(PlanRequest, GROUPS), *setting_options()]
 
 
 def setting_options() -> list[click.Parameter]:

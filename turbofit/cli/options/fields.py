@@ -21,14 +21,14 @@ from turbofit.cli.command import Option, option_name
 from turbofit.core.validation import Metavar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from pydantic.fields import FieldInfo
 
     from turbofit.core.json_types import Options
     from turbofit.core.validation import Validated
 
-__all__ = ["filled", "form_of", "options_of"]
+__all__ = ["filled", "form_of", "grouped_options", "options_of"]
 
 T = TypeVar("T", bound="Validated")
 
@@ -63,14 +63,20 @@ class _Form(NamedTuple):
 
 
 def options_of(
-    kind: type[Validated], fields: Iterable[str], *, group: str = "", **attributes: Any
+    kind: type[Validated], fields: Iterable[str] = (), *, group: str = "", **attributes: Any
 ) -> Iterator[Option]:
-    """Options of these fields, in the order of the help page, where they stand in a group.
+    """Options of these fields, or of all, in the order of the help page, in a group of it.
 
     What is not given stays with the field's own default.
     """
-    for name in fields:
+    for name in fields or kind.model_fields:
         yield _option(name, kind.model_fields[name], group, attributes)
+
+
+def grouped_options(kind: type[Validated], groups: Mapping[str, Iterable[str]]) -> Iterator[Option]:
+    """Options of the fields of each group."""
+    for group, fields in groups.items():
+        yield from options_of(kind, fields, group=group)
 
 
 def filled(kind: type[T], given: Options) -> T:

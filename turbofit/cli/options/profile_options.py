@@ -115,7 +115,8 @@ def read_again(ctx: click.Context) -> Options:
     words = list(ctx.meta[WORDS])
     made = ctx.command.make_context(ctx.info_name, words, auto_envvar_prefix=ctx.auto_envvar_prefix)
     with made as again:
-        return {name: value for name, value in again.params.items() if name != "verbose"}
+        left_out = ("quiet", "verbose")  # no options of the run
+        return {name: value for name, value in again.params.items() if name not in left_out}
 
 
 def _use(ctx: click.Context, path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from turbofit.cli.options.common_options import refuse_beside_cluster
 from turbofit.cli.serving.serve_plan import to_ask, with_passed
 from turbofit.cli.terminal.interrupt import exit_code, run_until_signal
+from turbofit.cli.terminal.output import Form, answer, say
 from turbofit.core.errors import UsageError
 from turbofit.core.model import Model
 
@@ -35,10 +36,9 @@ def ray_address(text: str) -> str | None:
 
 
 def serve_on_cluster(
-    arguments: ServeArguments, gateway: GatewayConfig, public: GatewayOptions, *, as_json: bool
+    arguments: ServeArguments, gateway: GatewayConfig, public: GatewayOptions, form: Form
 ) -> int:
     """Serve until a signal; 0 once one ended it in order."""
-    from turbofit.cli.terminal.output import answer, say
     from turbofit.launch.cluster.controller import serve_cluster
 
     given = {*arguments.request.given(), *arguments.options.given(), *public.given()}
@@ -49,13 +49,13 @@ def serve_on_cluster(
     name = config.client_name(config.request.model)
 
     def opened(urls: list[str]) -> None:
-        if not as_json:
+        if not form.as_json:
             answer("".join(f"{url}\n" for url in urls))
             for line in to_ask(urls[0], config, name):
                 say(line)
 
     ended = run_until_signal(lambda stop: serve_cluster(config, stop, say=say, on_open=opened))
-    if as_json:
+    if form.as_json:
         import json
 
         answer(json.dumps({"ended": ended.name}, indent=2) + "\n")

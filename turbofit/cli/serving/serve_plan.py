@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from turbofit.cli.command import CliCommand, option_name
 from turbofit.cli.options.common_options import planning_keywords, setting_options
 from turbofit.cli.options.fields import filled
+from turbofit.cli.terminal.output import Form, answer, say
 from turbofit.core.errors import UsageError
 from turbofit.core.process.ports import LAST_PORT
 
@@ -71,12 +72,11 @@ def refuse_elsewhere(request: PlanRequest, does: str, beside: str = "") -> None:
         )
 
 
-def show_commands(arguments: ServeArguments, *, port: int, as_json: bool, md: bool) -> int:
+def show_commands(arguments: ServeArguments, port: int, form: Form) -> int:
     """Print instead of launching: the commands as somebody would run them without a gateway."""
     import msgspec
 
     from turbofit.cli.commands.plan import show_plan
-    from turbofit.cli.terminal.output import answer, say
     from turbofit.planning.commands import commands
     from turbofit.planning.plan import plan as best_plan
     from turbofit.planning.plan import refusal
@@ -95,14 +95,14 @@ def show_commands(arguments: ServeArguments, *, port: int, as_json: bool, md: bo
             hint="choose a lower --port",
         )
     shown_commands = commands(plan, port=port, name=name, options=passed.argv)
-    if as_json or md:
+    if form.as_json or form.md:
         serve = plan.serve
         if serve is not None:
             named = ("--model-name", name) if name else ()
             rest = ("--", *passed.argv) if passed.argv else ()
             serve = msgspec.structs.replace(serve, argv=(*serve.argv, *named, *rest))
         shown = msgspec.structs.replace(plan, serve=serve, commands=shown_commands)
-        return show_plan(shown, "serve", full=True, as_json=as_json, md=md)
+        return show_plan(shown, "serve", form)
     if not plan.fits:
         raise refusal(plan)
     for text in plan.model.warnings:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Final, TextIO, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, TextIO, TypeVar
 
 from turbofit.cli.terminal import terminal
 from turbofit.cli.terminal.progress_display import TERMINAL, hide, shown
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PAGE_WIDTH",
+    "Form",
     "UnwrittenError",
     "answer",
     "complain",
@@ -28,7 +29,6 @@ __all__ = [
     "progress",
     "say",
     "show",
-    "show_form",
     "verbose_log",
     "write_page",
 ]
@@ -166,30 +166,26 @@ def show(blocks: Iterable[Block], *, markdown: bool = False, short: bool = False
     answer(painted(blocks, short=short))
 
 
-def show_form(
-    document: T,
-    view: Callable[[T], Iterable[Block]],
-    *,
-    as_json: bool,
-    md: bool,
-    short: bool = False,
-    html: str | None = None,
-    made: str = "",
-) -> None:
-    """Answer in the form that was asked for: a page in a file, JSON, Markdown, or a view.
+class Form(NamedTuple):
+    """The form of the answer: JSON, Markdown, a page in a file, or text, which may be short."""
 
-    ``made`` is what a page says of who made it, and when.
-    """
-    if html:
-        from turbofit.report.page.html import page
+    as_json: bool = False
+    md: bool = False
+    full: bool = True
+    html: str | None = None
 
-        write_page(page([*view(document)], document, made), html)
-    elif as_json:
-        from turbofit.core.struct import to_json
+    def show(self, document: T, view: Callable[[T], Iterable[Block]], made: str = "") -> None:
+        """Answer in it; ``made`` is what a page says of who made it, and when."""
+        if self.html:
+            from turbofit.report.page.html import page
 
-        answer(to_json(document))
-    else:
-        show(view(document), markdown=md, short=short)
+            write_page(page([*view(document)], document, made), self.html)
+        elif self.as_json:
+            from turbofit.core.struct import to_json
+
+            answer(to_json(document))
+        else:
+            show(view(document), markdown=self.md, short=not self.full)
 
 
 def write_page(text: str, file: str) -> None:
