@@ -116,16 +116,14 @@ class Run:
         self.examiner, self.publish, self.shared = examiner, publish, shared
         #: What the user gave, by the fields of `PlanRequest`.
         self.fixed: Options = {} if config.request is None else config.request.given()
-        if lmdeploy is None:
-            lmdeploy, self._missing = lmdeploy_if_needed(self.fixed.get("engine"))
-        else:
-            self._missing = None
-        self.lmdeploy = lmdeploy
+        self.lmdeploy, self._missing = (
+            (lmdeploy, None) if lmdeploy else lmdeploy_if_needed(self.fixed.get("engine"))
+        )
         self.planner = Planner(
             config.request, None if config.pretend else leases, say,
             # A run on pretend GPUs is its own rehearsal.
             rehearse=config.rehearse and not config.pretend and can_rehearse(),
-            doubled=lmdeploy.warning is not None, fitted=shared is not None,
+            doubled=self.lmdeploy.warning is not None, fitted=shared is not None,
         )  # fmt: skip
         #: Plans again with changes; None where the plan may not change.
         self.replan = None if config.plan is not None else self.planner.make
@@ -293,8 +291,7 @@ class Run:
                     path = self.folder / f"plan-{len(failed)}.json"
                     write_atomic(path, plan.to_json(), mode=0o600)
             start = Start(self, plan, len(failed))
-            number = len(failed)
-            self.record.begin(number=number, changes=self.changes, why=why, **facts_of(plan))
+            self.record.begin(number=len(failed), changes=self.changes, why=why, **facts_of(plan))
             try:
                 with ExitStack() as stack:
                     ended = start.run(stop, stack)
@@ -379,8 +376,9 @@ class Start:
 
     def __init__(self, run: Run, plan: Plan, number: int) -> None:
         self._run, self._plan, self._number = run, plan, number
-        self._supervisor: Supervisor | None = None
-        self._start_progress: StartProgress | None = None
+        #: From `run` on.
+        self._supervisor: Supervisor
+        self._start_progress: StartProgress
         self._public: PublicSide | None = None
         self._gpu_monitor: GpuMonitor | None = None
         self._noted: tuple[list[int], bool, dict[str, int] | None] = ([], False, {})
@@ -418,7 +416,7 @@ class Start:
         )  # fmt: skip
         for warning in refuse(scene):
             run.say(f"warning: {warning}")
-        self._before = {} if config.pretend else used_now(self._plan)
+        self._before = self._used()
         self._start_progress = StartProgress(self._plan, self._before, pretend=config.pretend)
         if run.examiner is not None:
             run.examiner.begin(self._plan)
@@ -431,22 +429,19 @@ class Start:
         try:
             return self._supervisor.run(stop, self._open, self._tick, self._drain)
         finally:
-            self._gone(self._before)
+            self._gone()
 
     def _launches(self, stack: ExitStack) -> list[Launch]:
         run, config, plan = self._run, self._run.config, self._plan
-        key: str | None
+        name, key = config.client_name(plan.model), None
         if config.gateway is None and run.examiner is None:
-            name = config.client_name(plan.model)
             made = commands(plan, port=config.port, name=name, options=config.options)
-            key = None
         else:
             from turbofit.gateway.overlay import overlay
 
             base = run.folder / f"overlay-{self._number}"
             folder = stack.enter_context(overlay(plan, base))
-            stack.callback(_remove, base)
-            name = config.client_name(plan.model)
+            stack.callback(shutil.rmtree, base, ignore_errors=True)
             # The gateway listens once all engines are ready.
             public = None if config.gateway is None else config.gateway.port
             ports = free_ports(len(plan.parallel.groups), besides=public)
@@ -489,10 +484,9 @@ class Start:
     def _open(self, urls: list[str]) -> None:
         """All engines are ready: tell, compare, open."""
         run, plan, supervisor = self._run, self._plan, self._supervisor
-        assert supervisor is not None
         self.was_ready = True
-        self._tell_progress(supervisor)
-        used = {} if run.config.pretend else used_now(plan)
+        self._tell_progress()
+        used = self._used()
         engines = []
         for engine in supervisor.engines:
             rows = beside(plan.of_group(engine.group), engine, used)
@@ -538,7 +532,6 @@ class Start:
         if run.deny_list is None:
             gateway.deny_list.file.tell(run.say)
         run.deny_list = gateway.deny_list
-        assert self._supervisor is not None
         for engine, started in zip(gateway.engines, self._supervisor.engines, strict=True):
             engine.start_seconds = started.start_seconds
             if serve_config.check:
@@ -552,7 +545,6 @@ class Start:
 
         What a full disk did not take of it, or of the record, is written again.
         """
-        supervisor = self._supervisor
         # An engine that is started again, or rests, takes again what it will need.
         noted = (self._pids(), self._ready, self._surplus())
         real = not self._run.config.pretend  # others need not know of pretend GPUs
@@ -563,30 +555,30 @@ class Start:
             self._run.leases.note(model=name, engines=pids, ready=ready, surplus=surplus)
         if self._run.record.unwritten:
             self._run.record.keep()
-        if supervisor is not None:
-            phases = dict.fromkeys(engine.tracker.phase for engine in supervisor.engines)
-            self._enter(", ".join(phases))
-            self._tell_progress(supervisor)
+        phases = dict.fromkeys(engine.tracker.phase for engine in self._supervisor.engines)
+        self._enter(", ".join(phases))
+        self._tell_progress()
         self._run.on_tick()
 
-    def _tell_progress(self, supervisor: Supervisor) -> None:
-        if self._start_progress is not None:
-            examined = self._run.examiner is not None
-            self._start_progress.look(supervisor.engines, examined=examined)
+    def _tell_progress(self) -> None:
+        examined = self._run.examiner is not None
+        self._start_progress.look(self._supervisor.engines, examined=examined)
+
+    def _used(self) -> dict[int, int]:
+        """Bytes in use on each GPU; of pretend ones nobody else has any."""
+        return {} if self._run.config.pretend else used_now(self._plan)
 
     @property
     def _ready(self) -> bool:
         """Whether all engines serve."""
-        supervisor = self._supervisor
-        return supervisor is not None and all(one.state == "ready" for one in supervisor.engines)
+        return all(one.state == "ready" for one in self._supervisor.engines)
 
     def _enter(self, phase: str) -> None:
         """Note when a phase was first seen, and what the GPUs had in use then."""
         if self._moments and self._moments[-1].phase == phase:
             return
-        used = {} if self._run.config.pretend else used_now(self._plan)
         at = round(time.monotonic() - self._began, 3)
-        by_index = {str(index): size for index, size in used.items()}
+        by_index = {str(index): size for index, size in self._used().items()}
         self._moments.append(RunMoment(phase=phase, at=at, used=by_index))
         del self._moments[:-_MOMENTS]
         self._run.record.attempt(moments=tuple(self._moments))
@@ -608,30 +600,25 @@ class Start:
             ours = self._ready and not self._run.config.pretend
             self._before = without(self._plan, used_now(self._plan)) if ours else {}
 
-    def _gone(self, before: dict[int, int]) -> None:
+    def _gone(self) -> None:
         """The engines have ended: check that their memory is free again."""
+        before = self._before
         late = memory_back(self._plan, before) if before else []
         for text in late:
             self._run.say(f"warning: {text}")
         if before and not late:
             self._run.say("the GPUs' memory is back")
-        assert self._supervisor is not None
         restarts = sum(max(0, engine.starts - 1) for engine in self._supervisor.engines)
         self._run.record.attempt(memory_back=not late, restarts=restarts)
 
     def _pids(self) -> list[int]:
-        supervisor = self._supervisor
-        if supervisor is None:
-            return []
-        return [engine.process.pid for engine in supervisor.engines if engine.process is not None]
+        return [one.process.pid for one in self._supervisor.engines if one.process is not None]
 
     def _surplus(self) -> dict[str, int] | None:
         """Bytes by GPU UUID that caches hold beyond the plan: more was free than it counted on.
 
         None where the engines do not tell.
         """
-        if self._supervisor is None:
-            return {}
         surplus: dict[str, int] = {}
         for engine in self._supervisor.engines:
             beyond = engine.tracker.cache_surplus
@@ -650,7 +637,7 @@ class Start:
         died = f"{engine.name}: {ending.error.message}"
         self._run.record.event("ended", died)
         self._run.on_death(died)
-        if self._public is not None and self._supervisor is not None:
+        if self._public is not None:
             index = self._supervisor.engines.index(engine)
             other = self._other_cause(engine, ending)
             with suppress(LaunchError):  # what it died of is not noted
@@ -682,8 +669,3 @@ class Start:
     def _warn(self, kind: str, text: str) -> None:
         self._run.say(f"warning: {text}")
         self._run.record.event(kind, text)
-
-
-def _remove(folder: Any) -> None:
-    with suppress(OSError):
-        folder.rmdir()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from turbofit.core.errors import UsageError
@@ -243,18 +244,13 @@ def expected_improvement(mean: float, deviation: float, best: float) -> float:
     """By how much a value beats the best on average, where it beats it."""
     if deviation <= 0:
         return max(0.0, mean - best)
-    ahead = (mean - best) / deviation
-    density = math.exp(-ahead * ahead / 2) / math.sqrt(2 * math.pi)
-    return (mean - best) * _normal(ahead) + deviation * density
+    usual, ahead = NormalDist(), (mean - best) / deviation
+    return (mean - best) * usual.cdf(ahead) + deviation * usual.pdf(ahead)
 
 
 def below(limit: float, mean: float, deviation: float) -> float:
     """The probability that a value is below a limit."""
-    return _normal((limit - mean) / max(deviation, 1e-9))
-
-
-def _normal(value: float) -> float:
-    return (1 + math.erf(value / math.sqrt(2))) / 2
+    return NormalDist(mean, max(deviation, 1e-9)).cdf(limit)
 
 
 def _covariance(one: Sequence[float], other: Sequence[float]) -> float:
