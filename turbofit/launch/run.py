@@ -22,7 +22,7 @@ from turbofit.gateway.allocator import keep_large_blocks
 from turbofit.launch.engine.engine_log import EndedError
 from turbofit.launch.engine.environment import lmdeploy_if_needed, module_runner
 from turbofit.launch.engine.fitted_cache import ratio_now
-from turbofit.launch.engine.launches import Launch, PretendLaunch, free_ports, pretend_runner
+from turbofit.launch.engine.launches import Launch, free_ports
 from turbofit.launch.serve.download import WeightsFetcher
 from turbofit.launch.serve.gpu_monitor import (
     GpuMonitor,
@@ -42,7 +42,7 @@ from turbofit.launch.serve.ladder import (
 )
 from turbofit.launch.serve.planner import Planner, can_rehearse
 from turbofit.launch.serve.record import Record, facts_of, run_folder
-from turbofit.launch.serve.start_progress import StartProgress, as_launched, beside, lines
+from turbofit.launch.serve.start_progress import StartProgress, as_launched, beside, line
 from turbofit.launch.serve.supervisor import StoppedError, Supervisor
 from turbofit.planning import checks
 from turbofit.planning.checks import refuse
@@ -348,8 +348,8 @@ class Run:
             return end.error
         if len(failed) == 1 and isinstance(end.error, DoesNotFitError):
             return end.error
-        for line in table(failed):
-            self.say(line)
+        for row in table(failed):
+            self.say(row)
         if len(failed) == 1:
             return end.error
         return OutOfMemoryError(
@@ -417,7 +417,7 @@ class Start:
         for warning in refuse(scene):
             run.say(f"warning: {warning}")
         self._before = self._used()
-        self._start_progress = StartProgress(self._plan, self._before, pretend=config.pretend)
+        self._start_progress = StartProgress(self._plan, self._before)
         if run.examiner is not None:
             run.examiner.begin(self._plan)
         self._supervisor = Supervisor(
@@ -452,14 +452,14 @@ class Start:
         # Without a gateway the user's own key is on the command line already.
         hidden, key = key is not None, key or config.api_key
         if config.pretend:
-            from turbofit.launch.engine.pretended import PretendFaults
+            from turbofit.launch.engine.pretended import PretendLaunch, pretend_runner
 
-            first = None if self._number else config.pretend_fail
+            fail_at = None if self._number else config.pretend_fail
             return [
                 PretendLaunch(
                     one, pretend_runner(plan), key, hidden=hidden, ratio=self._ratio(one.group),
                     plan=plan.of_group(one.group), folder=run.folder / f"pretend-{self._number}",
-                    faults=PretendFaults(config.pretend_taken, first),
+                    taken=config.pretend_taken, fail_at=fail_at,
                     shared=None if run.shared is None else run.shared.file(plan),
                 )
                 for one in made
@@ -490,8 +490,9 @@ class Start:
         engines = []
         for engine in supervisor.engines:
             rows = beside(plan.of_group(engine.group), engine, used)
-            for line in lines([row for row in rows if row.gpu is not None]):
-                run.say(f"{engine.name}: {line}")
+            for row in rows:
+                if row.gpu is not None:
+                    run.say(f"{engine.name}: {line(row)}")
             spent = engine.spent()
             engines.append(EngineRecord(group=engine.group, seconds=spent, beside=tuple(rows)))
         cached = {engine.group: engine.tracker.cached_tokens() for engine in supervisor.engines}

@@ -65,7 +65,7 @@ def test_others_are_told_of_what_takes_memory_of_real_gpus_alone(pretend: bool, 
     record.attempt = lambda **_: None
     start = Start(run, PLAN, 0)
     start._supervisor = SimpleNamespace(engines=[])  # type: ignore[assignment]
-    start._start_progress = StartProgress(PLAN, {}, pretend=pretend)
+    start._start_progress = StartProgress(PLAN, {})
     start._moments = [RunMoment(phase="", at=0.0, used={})]
     start._tick()
     assert len(told) == noted

@@ -81,16 +81,14 @@ class PretendUsageReader:
     """What pretend GPUs hold, by their timeline. A peak is told where it is the highest yet."""
 
     def __init__(self, plan: Plan) -> None:
-        from turbofit.launch.engine.pretended import PretendReaders
-
-        self.plan, self._readers = plan, PretendReaders(plan)
+        self.plan = plan
         self.before = {one.index: one.used for one in plan.gpus}
         self._highest: dict[int, int] = {}
 
     def read(self, engine: SupervisedEngine) -> dict[int, SampledRange]:
         """See `NvmlUsageReader`."""
         found = {}
-        for seen in self._readers.seen(engine.group, engine.timeline):
+        for seen in engine.pretended.seen() if engine.pretended is not None else ():
             # Before the first reading the peak is that of loading.
             new = seen.peak > self._highest.get(seen.gpu, seen.peak)
             found[seen.gpu] = SampledRange(peak=seen.peak if new else seen.held, last=seen.held)

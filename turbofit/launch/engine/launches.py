@@ -1,4 +1,4 @@
-"""How each engine of a plan is started: words, environment, port; on real GPUs or on pretend ones.
+"""How each engine of a plan is started: words, environment, port.
 
 A launch can be made several times (an engine that died is started again on its port), so it is a
 recipe: `Launch.start_command` gives what one start needs.
@@ -8,33 +8,27 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import socket
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 
 from turbofit.core.errors import LaunchError
 from turbofit.core.process.ports import DEFAULT_PORT
-from turbofit.launch.engine.environment import module_runner
 from turbofit.launch.engine.fitted_cache import with_ratio
-from turbofit.planning.commands import module_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from turbofit.core.plan import Command, Plan
-    from turbofit.launch.engine.pretended import PretendFaults
+    from turbofit.core.plan import Command
 
 __all__ = [
     "HOST",
     "KEY",
     "Launch",
-    "PretendLaunch",
     "StartCommand",
     "free_ports",
     "port_of",
-    "pretend_runner",
 ]
 
 #: Engines listen here only: their management routes are open to whoever reaches them.
@@ -100,58 +94,6 @@ class Launch:
         """Variables for an engine: unbuffered output, its own imports, and its hidden key."""
         env = {**base, "PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
         return {**env, KEY: self.key} if self.hidden and self.key else env
-
-
-@dataclass(kw_only=True)
-class PretendLaunch(Launch):
-    """An engine on pretend GPUs: LMDeploy's own server and engine, memory and nothing else real.
-
-    ``plan`` says what the machine looks like, and what a pretend card is charged with beforehand;
-    scenario and timeline of each start go into ``folder``. The allocation that fails by ``faults``
-    is one of the first start. Engines share the pretend machine through the file ``shared``; where
-    that is None each start has a machine of its own.
-    """
-
-    plan: Plan
-    folder: Path
-    faults: PretendFaults | None = None
-    shared: Path | None = None
-
-    pretend: ClassVar[bool] = True
-
-    def start_command(self, number: int) -> StartCommand:
-        """What the start with this number needs; each has a machine of its own.
-
-        Raises:
-            PackageError: LMDeploy or a C compiler is missing.
-        """
-        from turbofit.launch.engine.pretended import (
-            on_shared_cards,
-            pretend_machine,
-            torch_environment,
-        )
-        from turbofit.rehearse.turbomind.server import server_launch
-
-        folder, argv, faults = self.folder / f"{self.group}-{number}", self.argv(), self.faults
-        shutil.rmtree(self.folder / f"{self.group}-{number - 1}", ignore_errors=True)
-        if faults is not None and number:
-            faults = faults._replace(fail_at=None)
-        machine = pretend_machine(self.plan, self.group, faults)
-        if self.plan.engine.on_torch:
-            base = {**os.environ, **self.command.env}
-            env = torch_environment(self.plan, machine, folder, base)
-            return StartCommand(argv, self.environment(env), folder)
-        if self.shared is not None:
-            machine = on_shared_cards(machine, self.plan, self.group)
-        words = argv[len(self.runner) :]
-        made = server_launch(machine, words, folder, shared=str(self.shared or ""))
-        return StartCommand(argv, self.environment(made.env), made.timeline)
-
-
-def pretend_runner(plan: Plan) -> tuple[str, ...]:
-    """The words that start an engine on pretend GPUs."""
-    torch = plan.engine.on_torch
-    return module_runner(module_of(plan.engine) if torch else "turbofit.rehearse.turbomind.server")
 
 
 def port_of(command: Command) -> int:
