@@ -27,8 +27,7 @@ from turbofit.core.plan import Plan
 from turbofit.core.process.files import write_atomic
 from turbofit.core.struct import to_builtins
 from turbofit.gateway.config import GatewayConfig
-from turbofit.launch.calibrate.calibrator import Calibrator, NvmlUsageReader
-from turbofit.launch.calibrate.progress import Progress
+from turbofit.launch.calibrate.calibrator import Calibrator, NvmlUsageReader, Progress
 from turbofit.launch.engine.engine_log import EndedError
 from turbofit.launch.engine.environment import Lmdeploy, find_lmdeploy, module_runner
 from turbofit.launch.engine.launches import free_ports

@@ -17,7 +17,7 @@ from turbofit import api
 from turbofit.cli.command_group import TURBOFIT
 from turbofit.cli.main import main
 from turbofit.cli.options.fields import filled
-from turbofit.cli.options.models_options import SharesOptions
+from turbofit.cli.options.launch_options import SharesOptions
 from turbofit.core.cluster import Cluster
 from turbofit.core.model import ModelSource
 from turbofit.core.plan import Plan, ServeCommand

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
+import threading
 import time
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -41,7 +42,7 @@ from turbofit.launch.serve.ladder import (
     table,
 )
 from turbofit.launch.serve.planner import Planner, can_rehearse
-from turbofit.launch.serve.record import Record, facts_of, run_folder
+from turbofit.launch.serve.runs import Record, facts_of, run_folder
 from turbofit.launch.serve.start_progress import StartProgress, as_launched, beside, line
 from turbofit.launch.serve.supervisor import StoppedError, Supervisor
 from turbofit.planning import checks
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
+    from turbofit.gateway.config import GatewayConfig
     from turbofit.gateway.http.app import Gateway
     from turbofit.gateway.models.served_model import AttachedGateway
     from turbofit.gateway.routing.deny_list import DenyList
@@ -74,7 +76,7 @@ if TYPE_CHECKING:
     #: Where clients reach a plan's gateway: an address of its own, or a part of a shared one.
     PublicSide = GatewayThread[Gateway] | AttachedGateway
 
-__all__ = ["Run", "Start"]
+__all__ = ["LIVE", "Reloader", "Run", "Start"]
 
 
 class Run:
@@ -362,6 +364,63 @@ def _engines(plan: Plan) -> tuple[Any, ...]:
     """All that its engines are started with and held to."""
     groups = [(one.settings, one.units_per_forward) for one in plan.by_group]
     return plan.settings, plan.limits, groups
+
+
+#: What the gateway takes over while it serves.
+LIVE: Final = ("api_key", "allow_origins", "allowed_media_domains")
+
+
+class Reloader:
+    """Reads a server's options again, and hands the gateway what it can take over.
+
+    ``options`` are what the run was started with, by name; ``read`` gives those of now and the
+    public side that they make, and raises UsageError where something in them is wrong.
+    """
+
+    def __init__(
+        self, run: Run, options: Options, read: Callable[[], tuple[Options, GatewayConfig]]
+    ) -> None:
+        self._run, self._options, self._read = run, dict(options), read
+        self._lock = threading.Lock()
+
+    def begin(self) -> None:
+        """Reload in a thread of its own: a signal handler may take no lock."""
+        threading.Thread(target=self.reload, name="reload", daemon=True).start()
+
+    def reload(self) -> None:
+        """Reload, and say what was taken over and what was not; nothing changes by an error."""
+        with self._lock:
+            try:
+                options, config = self._read()
+                changed = _changed(self._options, options)
+                taken = [name for name in changed if name in LIVE]
+                if taken and not self._take_over(config):
+                    taken = []
+            except TurbofitError as exc:
+                self._run.say(f"not reloaded: {exc.message} ({exc.hint})")
+                return
+            self._options |= {name: options.get(name) for name in taken}
+            held = [name for name in changed if name not in taken]
+            if held:
+                self._run.say(f"needs a restart: {', '.join(held)}")
+            self._run.say(f"reloaded: {', '.join(taken) or 'nothing'}")
+
+    def _take_over(self, config: GatewayConfig) -> bool:
+        """Change the gateway that serves, and those that later starts of the run open."""
+        run, before = self._run, self._run.config.gateway
+        if before is None:
+            return False
+        after = before.taking_over(config)
+        if run.public is not None:
+            run.public.call(lambda gateway: gateway.take_over(after))
+        run.config = run.config.changed(gateway=after)
+        return True
+
+
+def _changed(before: Options, after: Options) -> list[str]:
+    """The names of the options that differ."""
+    names = dict.fromkeys((*before, *after))
+    return [name for name in names if before.get(name) != after.get(name)]
 
 
 # One start: overlay, engines, gateway, the watch over the GPUs, and the end of all of them.

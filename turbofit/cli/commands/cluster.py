@@ -9,7 +9,7 @@ import click
 
 from turbofit.cli.command import Argument, Option, command, option_name
 from turbofit.cli.options.common_options import FORMS, planning_keywords, planning_options
-from turbofit.cli.serving.serve_cluster import ray_address
+from turbofit.cli.serving import ray_address
 from turbofit.cli.terminal.output import Form, answer
 from turbofit.core.errors import UsageError
 from turbofit.core.process.progress import under_way

@@ -159,8 +159,7 @@ def _serving(profile: Options, *, in_container: bool) -> dict[str, Any]:
     """
     from turbofit.cli.options.fields import filled
     from turbofit.cli.options.gateway_options import GatewayOptions
-    from turbofit.cli.options.launch_options import ServeOptions
-    from turbofit.cli.options.models_options import ModelsOptions
+    from turbofit.cli.options.launch_options import ModelsOptions, ServeOptions
 
     needs_keys = "api_key" in profile
     if needs_keys:

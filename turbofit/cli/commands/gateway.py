@@ -154,7 +154,7 @@ def _before_cluster(cluster: str, name: str | None, options: GatewayOptions, for
     """Before all nodes of what a Ray cluster serves; 0 after a drain."""
     import os
 
-    from turbofit.cli.serving.serve_cluster import ray_address
+    from turbofit.cli.serving import ray_address
     from turbofit.launch.cluster.board import one_board, read
     from turbofit.launch.cluster.ray_adapter import client_context, connected
 

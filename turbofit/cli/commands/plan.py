@@ -15,7 +15,7 @@ from turbofit.cli.options.common_options import (
     refuse_beside_cluster,
 )
 from turbofit.cli.options.fields import filled, options_of
-from turbofit.cli.options.models_options import SharesOptions
+from turbofit.cli.options.launch_options import SharesOptions
 from turbofit.cli.terminal.output import Form, answer
 from turbofit.core.errors import DoesNotFitError, UsageError
 from turbofit.core.process.progress import under_way

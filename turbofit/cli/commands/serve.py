@@ -15,15 +15,14 @@ from turbofit.cli.options.common_options import (
 )
 from turbofit.cli.options.fields import filled, options_of
 from turbofit.cli.options.gateway_options import GatewayOptions
-from turbofit.cli.options.launch_options import ServeOptions
-from turbofit.cli.options.models_options import ModelsOptions, SharesOptions
-from turbofit.cli.serving.serve_cluster import serve_on_cluster
-from turbofit.cli.serving.serve_plan import (
+from turbofit.cli.options.launch_options import ModelsOptions, ServeOptions, SharesOptions
+from turbofit.cli.serving import (
     PRETEND,
     ServeArguments,
     given_request,
     read_saved,
     refuse_elsewhere,
+    serve_on_cluster,
     show_commands,
     to_ask,
     with_passed,
@@ -288,7 +287,7 @@ def _reloads(run: Run, passed: PassedOptions) -> Callable[[], None] | None:
     import click
 
     from turbofit.cli.options.profile_options import profile_of, read_again
-    from turbofit.launch.serve.reload import Reloader
+    from turbofit.launch.run import Reloader
 
     ctx = click.get_current_context(silent=True)  # None where a program calls it
     if ctx is None or profile_of(ctx) is None:

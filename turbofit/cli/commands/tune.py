@@ -19,7 +19,7 @@ from turbofit.cli.options.common_options import (
 )
 from turbofit.cli.options.fields import filled, options_of
 from turbofit.cli.options.launch_options import LaunchOptions
-from turbofit.cli.serving.serve_plan import given_request, refuse_elsewhere
+from turbofit.cli.serving import given_request, refuse_elsewhere
 from turbofit.cli.terminal.interrupt import exit_code, run_until_signal
 from turbofit.cli.terminal.output import Form, note, say
 from turbofit.core.errors import DoesNotFitError, UsageError

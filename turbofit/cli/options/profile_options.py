@@ -38,8 +38,7 @@ _BEFORE_PROFILES: Final = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONM
 def sections() -> dict[str, ProfileSection]:
     """What may stand in a profile, by its heading: the fields that the command line is made of."""
     from turbofit.cli.options.gateway_options import GatewayOptions
-    from turbofit.cli.options.launch_options import ServeOptions
-    from turbofit.cli.options.models_options import ModelsOptions, SharesOptions
+    from turbofit.cli.options.launch_options import ModelsOptions, ServeOptions, SharesOptions
     from turbofit.core.profile import ProfileSection
     from turbofit.planning.request import ENGINE_OPTIONS, GROUPS, PlanRequest
 

@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING, Final
 from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.struct import to_builtins
 from turbofit.core.units import MIB, format_bytes
-from turbofit.launch.calibrate.calibrator import Calibrator, NvmlUsageReader, PretendUsageReader
-from turbofit.launch.calibrate.progress import Progress
+from turbofit.launch.calibrate.calibrator import (
+    Calibrator,
+    NvmlUsageReader,
+    PretendUsageReader,
+    Progress,
+)
 from turbofit.launch.run import Run
 from turbofit.launch.serve.ladder import forget
 from turbofit.launch.serve.leases import Leases

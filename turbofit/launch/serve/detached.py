@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from turbofit.launch.serve.record import state_folder
+from turbofit.launch.serve.runs import state_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

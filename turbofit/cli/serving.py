@@ -1,28 +1,45 @@
-"""What `serve` plans with: its options as the planner's, or a saved plan; and its commands."""
+"""What stands for a plan on the command line of `serve`, and `serve --cluster`."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from turbofit.cli.command import CliCommand, option_name
-from turbofit.cli.options.common_options import planning_keywords, setting_options
+from turbofit.cli.options.common_options import (
+    planning_keywords,
+    refuse_beside_cluster,
+    setting_options,
+)
 from turbofit.cli.options.fields import filled
+from turbofit.cli.terminal.interrupt import exit_code, run_until_signal
 from turbofit.cli.terminal.output import Form, answer, say
 from turbofit.core.errors import UsageError
+from turbofit.core.model import Model
 from turbofit.core.process.ports import LAST_PORT
 
 if TYPE_CHECKING:
+    from turbofit.cli.options.gateway_options import GatewayOptions
     from turbofit.cli.options.launch_options import ServeOptions
     from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
-    from turbofit.launch.serve.config import ServeConfig
+    from turbofit.gateway.config import GatewayConfig
+    from turbofit.launch.serve.config import ClusterServeConfig, ServeConfig
     from turbofit.launch.serve.passthrough import PassedOptions
     from turbofit.planning.request import PlanRequest
 
 __all__ = [
-    "NO_MODEL", "PRETEND", "ServeArguments", "given_request", "read_saved", "refuse_elsewhere",
-    "show_commands", "to_ask", "with_passed",
-]  # fmt: skip
+    "NO_MODEL",
+    "PRETEND",
+    "ServeArguments",
+    "given_request",
+    "ray_address",
+    "read_saved",
+    "refuse_elsewhere",
+    "serve_on_cluster",
+    "show_commands",
+    "to_ask",
+    "with_passed",
+]
 
 PRETEND: Final = (
     "PRETEND GPUs: memory, admission, errors and death are real; the words that this server "
@@ -180,3 +197,81 @@ def _modelled(passed: PassedOptions) -> dict[str, Any]:
     reader = CliCommand(lambda: 0, setting_options())
     with reader.make_context("turbofit serve", list(passed.modelled)) as ctx:
         return planning_keywords(ctx.params)
+
+
+# ``turbofit serve MODEL --cluster ray``: the machines of a Ray cluster instead of this one.
+
+
+#: Options of one machine, of the plan and of the launch.
+_ONE_MACHINE: Final = (
+    "on", "gpus", "plan", "dry_run", "no_gateway", "forget", "lease", "front_key_file",
+    "record_trace",
+)  # fmt: skip
+_NOT_OF_NODES: Final = ("cluster", "name", "node_port", "no_rehearse", "unplanned")
+
+
+def ray_address(text: str) -> str | None:
+    """Ray's address in ``ray`` or ``ray:ADDRESS``; None is the cluster of this host."""
+    kind, _, address = text.partition(":")
+    if kind != "ray":
+        raise UsageError(f"--cluster {text[:60]!r} is no Ray cluster", hint="ray, or ray:HOST:6379")
+    return address or None
+
+
+def serve_on_cluster(
+    arguments: ServeArguments, gateway: GatewayConfig, public: GatewayOptions, form: Form
+) -> int:
+    """Serve until a signal; 0 once one ended it in order."""
+    from turbofit.launch.cluster.controller import serve_cluster
+
+    given = {*arguments.request.given(), *arguments.options.given(), *public.given()}
+    instead = "; turbofit plan --cluster shows what would be served"
+    refuse_beside_cluster(_ONE_MACHINE, given, instead)
+    config = _config(arguments, gateway, public)
+    assert isinstance(config.request.model, Model)
+    name = config.client_name(config.request.model)
+
+    def opened(urls: list[str]) -> None:
+        if not form.as_json:
+            answer("".join(f"{url}\n" for url in urls))
+            for line in to_ask(urls[0], config, name):
+                say(line)
+
+    ended = run_until_signal(lambda stop: serve_cluster(config, stop, say=say, on_open=opened))
+    if form.as_json:
+        import json
+
+        answer(json.dumps({"ended": ended.name}, indent=2) + "\n")
+    say("nothing of it is left on the cluster")
+    return exit_code(ended)
+
+
+def _config(
+    arguments: ServeArguments, gateway: GatewayConfig, public: GatewayOptions
+) -> ClusterServeConfig:
+    """What the options ask for; the model is read here, so that no node has to."""
+    from turbofit.launch.serve.config import ClusterServeConfig
+    from turbofit.planning.resolve import model_of
+
+    options, request = arguments.options, with_passed(arguments)
+    assert options.cluster is not None
+    return ClusterServeConfig.of(
+        request=request.changed(model=model_of(request)),
+        gateway=gateway,
+        address=ray_address(options.cluster),
+        name=options.name,
+        node_port=options.node_port,
+        node_words=_node_words(arguments, public),
+        access_log=public.access_log,
+        options=tuple(arguments.passed.argv),
+        **options.config_fields(),
+    )
+
+
+def _node_words(arguments: ServeArguments, public: GatewayOptions) -> tuple[str, ...]:
+    """What each node's `turbofit serve` is told beside its plan: what a front does not do."""
+    words = arguments.options.option_arguments(_NOT_OF_NODES)
+    names = (name for name in type(public).model_fields if name != "allowed_media_domains")
+    words += public.option_arguments(tuple(names))
+    passed = arguments.passed.argv
+    return (*words, *(("--unplanned", "--", *passed) if passed else ()))
