@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from turbofit.cli.command import CliCommand, option_name
 from turbofit.cli.options.common_options import (
+    filled,
     planning_keywords,
     refuse_beside_cluster,
     setting_options,
 )
-from turbofit.cli.options.fields import filled
 from turbofit.cli.terminal.interrupt import exit_code, run_until_signal
 from turbofit.cli.terminal.output import Form, answer, say
 from turbofit.core.errors import UsageError

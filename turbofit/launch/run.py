@@ -22,8 +22,7 @@ from turbofit.core.run_report import EngineRecord, RunMoment
 from turbofit.gateway.allocator import keep_large_blocks
 from turbofit.launch.engine.engine_log import EndedError
 from turbofit.launch.engine.environment import lmdeploy_if_needed, module_runner
-from turbofit.launch.engine.fitted_cache import ratio_now
-from turbofit.launch.engine.launches import Launch, free_ports
+from turbofit.launch.engine.launches import Launch, free_ports, ratio_now
 from turbofit.launch.serve.download import WeightsFetcher
 from turbofit.launch.serve.gpu_monitor import (
     GpuMonitor,
@@ -65,7 +64,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.routing.engines import Outage
     from turbofit.gateway.thread import GatewayThread
     from turbofit.launch.engine.environment import Lmdeploy
-    from turbofit.launch.engine.fitted_cache import SharedCards
+    from turbofit.launch.engine.launches import SharedCards
     from turbofit.launch.engine.supervised_engine import Examiner, SupervisedEngine
     from turbofit.launch.serve.config import ServeConfig
     from turbofit.launch.serve.ladder import Rung

@@ -24,7 +24,7 @@ from turbofit.core.units import format_duration
 from turbofit.gateway.allocator import keep_large_blocks
 from turbofit.gateway.models.served_model import AttachedGateway, insist
 from turbofit.gateway.routing.health import healthy
-from turbofit.launch.engine.fitted_cache import SharedCards
+from turbofit.launch.engine.launches import SharedCards
 from turbofit.launch.run import Run
 from turbofit.launch.serve.leases import Leases
 from turbofit.launch.serve.planner import measured, preview

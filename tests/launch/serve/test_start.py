@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.plans import plausible_plan
 from turbofit.core.run_report import RunMoment
-from turbofit.launch.engine.fitted_cache import SharedCards, ratio_now
+from turbofit.launch.engine.launches import SharedCards, ratio_now
 from turbofit.launch.run import Start
 from turbofit.launch.serve.start_progress import StartProgress
 from turbofit.observe.ends import End

@@ -9,8 +9,13 @@ from typing import TYPE_CHECKING, Any, Final
 from turbofit.batch.batch_spec import BatchSpec, target_of
 from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.commands.completion import complete_model
-from turbofit.cli.options.common_options import JSON, machine_options, planning_options
-from turbofit.cli.options.fields import filled, grouped_options
+from turbofit.cli.options.common_options import (
+    JSON,
+    filled,
+    grouped_options,
+    machine_options,
+    planning_options,
+)
 from turbofit.cli.terminal.interrupt import INTERRUPTED
 from turbofit.cli.terminal.output import answer, say
 from turbofit.core.errors import UnservedError

@@ -5,8 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.cli.command import command
-from turbofit.cli.options.common_options import FORMS, HTML, SERVER_OPTIONS, server_of
-from turbofit.cli.options.fields import filled, grouped_options
+from turbofit.cli.options.common_options import (
+    FORMS,
+    HTML,
+    SERVER_OPTIONS,
+    filled,
+    grouped_options,
+    server_of,
+)
 from turbofit.cli.terminal.interrupt import INTERRUPTED
 from turbofit.core.errors import UnservedError
 from turbofit.core.process.progress import tell

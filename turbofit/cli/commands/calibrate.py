@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, Final
 from turbofit.cli.command import command
 from turbofit.cli.options.common_options import (
     FORMS,
+    filled,
     machine_options,
     model_argument,
+    options_of,
     planning_options,
 )
-from turbofit.cli.options.fields import filled, options_of
 from turbofit.cli.options.launch_options import CalibrateOptions
 from turbofit.cli.serving import given_request, refuse_elsewhere
 from turbofit.cli.terminal.interrupt import exit_code, run_until_signal

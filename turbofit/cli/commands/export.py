@@ -134,7 +134,7 @@ def _given(given: str | None, on: str | None, profile: Options) -> Plan:
         UsageError: none of them is given, or two are.
     """
     from turbofit import api
-    from turbofit.cli.options.fields import filled
+    from turbofit.cli.options.common_options import filled
     from turbofit.planning.request import PlanRequest
     from turbofit.report.stored_documents import read_plan
 
@@ -157,7 +157,7 @@ def _serving(profile: Options, *, in_container: bool) -> dict[str, Any]:
     Raises:
         UsageError: something of it is not for a service, or names a file that a container lacks.
     """
-    from turbofit.cli.options.fields import filled
+    from turbofit.cli.options.common_options import filled
     from turbofit.cli.options.gateway_options import GatewayOptions
     from turbofit.cli.options.launch_options import ModelsOptions, ServeOptions
 

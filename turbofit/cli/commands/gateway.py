@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.cli.command import PATH, Option, command, option_name
-from turbofit.cli.options.common_options import JSON
-from turbofit.cli.options.fields import filled, options_of
+from turbofit.cli.options.common_options import JSON, filled, options_of
 from turbofit.cli.options.gateway_options import GatewayOptions
 from turbofit.cli.terminal.interrupt import say_cut
 from turbofit.cli.terminal.output import Form, answer, note

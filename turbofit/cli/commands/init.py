@@ -6,8 +6,12 @@ import os
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.cli.command import PATH, Option, command
-from turbofit.cli.options.common_options import machine_options, model_argument, planning_options
-from turbofit.cli.options.fields import filled
+from turbofit.cli.options.common_options import (
+    filled,
+    machine_options,
+    model_argument,
+    planning_options,
+)
 from turbofit.cli.options.profile_options import PROFILE, sections
 from turbofit.core.errors import UsageError
 from turbofit.core.process.progress import under_way

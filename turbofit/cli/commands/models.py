@@ -24,7 +24,7 @@ __all__ = ["models"]
 )  # fmt: skip
 def models(fragments: tuple[str, ...], form: Form) -> int:
     """Show presets."""
-    from turbofit.cli.terminal import terminal
+    from turbofit.cli.terminal import progress_display as terminal
     from turbofit.model.presets import presets_with
 
     found = [(name, _read(name)) for name in presets_with(fragments)]

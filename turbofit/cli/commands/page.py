@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from turbofit.cli.command import PATH, Option, command
-from turbofit.cli.options.fields import filled, options_of
+from turbofit.cli.options.common_options import filled, options_of
 from turbofit.report.fit_site.site_request import SiteRequest
 
 __all__ = ["page"]

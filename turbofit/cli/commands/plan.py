@@ -9,12 +9,13 @@ from turbofit.cli.command import Option, command
 from turbofit.cli.options.common_options import (
     FORMS,
     FULL,
+    filled,
     machine_options,
     model_argument,
+    options_of,
     planning_options,
     refuse_beside_cluster,
 )
-from turbofit.cli.options.fields import filled, options_of
 from turbofit.cli.options.launch_options import SharesOptions
 from turbofit.cli.terminal.output import Form, answer
 from turbofit.core.errors import DoesNotFitError, UsageError

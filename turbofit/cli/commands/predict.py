@@ -9,11 +9,12 @@ from turbofit.cli.commands.plan import show_plan
 from turbofit.cli.options.common_options import (
     FORMS,
     FULL,
+    filled,
     machine_options,
     model_argument,
+    options_of,
     planning_options,
 )
-from turbofit.cli.options.fields import filled, options_of
 from turbofit.cli.terminal.output import Form
 from turbofit.core.process.progress import under_way
 from turbofit.planning.request import PredictRequest

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, Final
 from turbofit.cli.command import WORDS, Option, command
 from turbofit.cli.options.common_options import (
     FORMS,
+    filled,
     machine_options,
     model_argument,
+    options_of,
     planning_options,
 )
-from turbofit.cli.options.fields import filled, options_of
 from turbofit.cli.options.gateway_options import GatewayOptions
 from turbofit.cli.options.launch_options import ModelsOptions, ServeOptions, SharesOptions
 from turbofit.cli.serving import (

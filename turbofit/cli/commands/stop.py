@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from turbofit.cli.command import Argument, Option, command
-from turbofit.cli.options.fields import filled, options_of
+from turbofit.cli.options.common_options import filled, options_of
 from turbofit.core.errors import UsageError
 from turbofit.core.process.progress import under_way
 from turbofit.core.validation import Metavar, Validated

@@ -13,11 +13,12 @@ from turbofit.cli.commands.bench import LOAD_OPTIONS
 from turbofit.cli.options.common_options import (
     FORMS,
     HTML,
+    filled,
     machine_options,
     model_argument,
+    options_of,
     planning_options,
 )
-from turbofit.cli.options.fields import filled, options_of
 from turbofit.cli.options.launch_options import LaunchOptions
 from turbofit.cli.serving import given_request, refuse_elsewhere
 from turbofit.cli.terminal.interrupt import exit_code, run_until_signal

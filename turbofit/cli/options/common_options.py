@@ -1,21 +1,36 @@
-"""Options that several commands share."""
+"""Options made from the fields of what they fill, and those that several commands share."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from types import NoneType, UnionType
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Final,
+    Literal,
+    NamedTuple,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+)
 
 import click
 
 from turbofit.cli.command import PATH, Argument, Option, option_name
 from turbofit.core.errors import UsageError
 from turbofit.core.process.ports import DEFAULT_PORT, LAST_PORT
+from turbofit.core.validation import Metavar
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable
+    from collections.abc import Container, Iterable, Iterator, Mapping
+
+    from pydantic.fields import FieldInfo
 
     from turbofit.core.json_types import Options
-
+    from turbofit.core.validation import Validated
 
 __all__ = [
     "FORMS",
@@ -24,14 +39,137 @@ __all__ = [
     "JSON",
     "PORT",
     "SERVER_OPTIONS",
+    "filled",
+    "form_of",
+    "grouped_options",
     "machine_options",
     "model_argument",
+    "options_of",
     "planning_keywords",
     "planning_options",
     "refuse_beside_cluster",
     "server_of",
     "setting_options",
 ]
+
+T = TypeVar("T", bound="Validated")
+
+
+class _Text(click.ParamType):  # type: ignore[type-arg] # generic in newer clicks only
+    """A text that the field's own type reads; ``choices``, or files, are offered at a TAB."""
+
+    name = "text"
+
+    def __init__(self, choices: tuple[str, ...], *, path: bool) -> None:
+        self.choices, self.path = choices, path
+
+    def shell_complete(
+        self, _ctx: click.Context, _param: click.Parameter, incomplete: str
+    ) -> list[Any]:
+        from click.shell_completion import CompletionItem
+
+        if self.path:
+            return [CompletionItem(incomplete, type="file")]
+        return [CompletionItem(word) for word in self.choices if word.startswith(incomplete)]
+
+
+class _Form(NamedTuple):
+    """What an annotation says of the words that an option takes."""
+
+    metavar: str = "TEXT"
+    choices: tuple[str, ...] = ()
+    flag: bool = False
+    optional: bool = False
+    several: bool = False
+    repeatable: bool = False
+
+
+def options_of(
+    kind: type[Validated], fields: Iterable[str] = (), *, group: str = "", **attributes: Any
+) -> Iterator[Option]:
+    """Options of these fields, or of all, in the order of the help page, in a group of it.
+
+    What is not given stays with the field's own default.
+    """
+    for name in fields or kind.model_fields:
+        yield _option(name, kind.model_fields[name], group, attributes)
+
+
+def grouped_options(kind: type[Validated], groups: Mapping[str, Iterable[str]]) -> Iterator[Option]:
+    """Options of the fields of each group."""
+    for group, fields in groups.items():
+        yield from options_of(kind, fields, group=group)
+
+
+def filled(kind: type[T], given: Options) -> T:
+    """The class filled with those of the options given that are its fields.
+
+    Raises:
+        UsageError: a value is wrong; the message names its option.
+    """
+    values = {
+        name: value
+        for name in kind.model_fields
+        if (value := given.get(name)) is not None and value != ()
+    }
+    return kind.of_options(values, option_name)
+
+
+def form_of(field: FieldInfo) -> _Form:
+    """What an option of this field takes."""
+    return _form(field.annotation, field.metadata)
+
+
+def _option(name: str, field: FieldInfo, group: str, attributes: dict[str, Any]) -> Option:
+    form = form_of(field)
+    text = field.description or ""
+    if field.default not in (None, False, ()) and not field.is_required():
+        text = f"{text} (default {_typed(field.default)})"
+    if form.flag:
+        option = option_name(name)
+        if form.optional:
+            option += f"/--no-{option.removeprefix('--')}"
+        return Option(
+            option, name, is_flag=True, default=None, help=text, group=group, **attributes
+        )
+    several = form.several and not form.repeatable
+    return Option(
+        option_name(name), name, default=None, help=text, group=group,
+        type=_Text(form.choices, path=form.metavar == "FILE"),
+        metavar=f"{form.metavar}..." if several else form.metavar, several=several,
+        multiple=form.several, **attributes,
+    )  # fmt: skip
+
+
+def _typed(default: Any) -> str:
+    """A default as a person types it: ``1024x768`` of a size, or of several."""
+    if not isinstance(default, tuple):
+        return str(default)
+    nested = default and isinstance(default[0], tuple)
+    return " ".join(map(_typed, default)) if nested else "x".join(map(str, default))
+
+
+def _form(annotation: Any, metadata: Iterable[Any] = ()) -> _Form:
+    for one in metadata:
+        if isinstance(one, Metavar):
+            return _form(annotation)._replace(metavar=one.text, repeatable=one.repeatable)
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _form(parts[0], parts[1:])
+    if origin in (Union, UnionType):
+        inner = next(one for one in parts if one is not NoneType)
+        return _form(inner)._replace(optional=NoneType in parts)
+    if origin is Literal:
+        choices = tuple(map(str, parts))
+        return _Form(f"[{'|'.join(choices)}]", choices)
+    if origin is tuple:
+        inner = _form(parts[0])
+        return inner._replace(several=len(parts) == 2 and parts[1] is Ellipsis)
+    return _Form(flag=annotation is bool)
+
+
+# Options that several commands share.
+
 
 _KEEP: Final = "LMDeploy settings to keep"
 
@@ -78,7 +216,6 @@ def model_argument(
 ) -> list[click.Parameter]:
     """The model, or several, and its revision; ``profile``: with ``-f FILE``, which may name it."""
     from turbofit.cli.commands.completion import complete_model
-    from turbofit.cli.options.fields import options_of
     from turbofit.cli.options.profile_options import ModelArgument, profile_option
     from turbofit.planning.request import PlanRequest
 
@@ -95,7 +232,6 @@ def model_argument(
 def machine_options() -> list[click.Parameter]:
     """Which machine, and which of its GPUs."""
     from turbofit.cli.commands.completion import complete_spec
-    from turbofit.cli.options.fields import options_of
     from turbofit.planning.request import PlanRequest
 
     return [
@@ -106,7 +242,6 @@ def machine_options() -> list[click.Parameter]:
 
 def planning_options() -> list[click.Parameter]:
     """Shape, workload, limits and budgets, and the settings of LMDeploy that are fixed."""
-    from turbofit.cli.options.fields import grouped_options
     from turbofit.planning.request import GROUPS, PlanRequest
 
     return [*grouped_options(PlanRequest, GROUPS), *setting_options()]
@@ -114,7 +249,6 @@ def planning_options() -> list[click.Parameter]:
 
 def setting_options() -> list[click.Parameter]:
     """LMDeploy's own options; what is set of them is never changed."""
-    from turbofit.cli.options.fields import options_of
     from turbofit.planning.request import ENGINE_OPTIONS, PlanRequest
 
     return [*options_of(PlanRequest, ENGINE_OPTIONS, group=_KEEP)]
@@ -126,7 +260,6 @@ def planning_keywords(given: Options) -> Options:
     Raises:
         UsageError: a value is wrong.
     """
-    from turbofit.cli.options.fields import filled
     from turbofit.planning.request import PlanRequest
 
     request = filled(PlanRequest, {**given, "model": "-"})

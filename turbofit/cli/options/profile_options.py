@@ -61,7 +61,7 @@ def sections() -> dict[str, ProfileSection]:
 
 
 def _lists(section: ProfileSection) -> frozenset[str]:
-    from turbofit.cli.options.fields import form_of
+    from turbofit.cli.options.common_options import form_of
 
     fields = section.kind.model_fields
     return frozenset(name for name in section.fields if form_of(fields[name]).several)
@@ -153,7 +153,7 @@ def each_model(ctx: click.Context, names: Sequence[str]) -> list[Options]:
     Raises:
         UsageError: a value is wrong, or is for all models together.
     """
-    from turbofit.cli.options.fields import filled
+    from turbofit.cli.options.common_options import filled
     from turbofit.planning.request import PlanRequest
 
     profile = profile_of(ctx)

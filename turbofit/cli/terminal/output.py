@@ -7,7 +7,7 @@ import sys
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final, NamedTuple, TextIO, TypeVar
 
-from turbofit.cli.terminal import terminal
+from turbofit.cli.terminal import progress_display as terminal
 from turbofit.cli.terminal.progress_display import TERMINAL, hide, shown
 from turbofit.core.errors import UsageError
 
