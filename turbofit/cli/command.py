@@ -20,17 +20,6 @@ from turbofit.core.process.variable_names import is_service_link
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = [
-    "PATH",
-    "WORDS",
-    "Argument",
-    "CliCommand",
-    "Option",
-    "command",
-    "option_name",
-    "split_rest",
-]
-
 #: Under which name a context keeps the words that it was made of.
 WORDS: Final = "turbofit.words"
 _WINDOWS: Final = os.name == "nt"

@@ -13,8 +13,6 @@ from turbofit.core.errors import UsageError
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-__all__ = ["COMMANDS", "TURBOFIT", "Turbofit", "unknown_command"]
-
 #: Each command is ``turbofit.cli.commands.NAME.NAME``, and imported when it is named.
 COMMANDS: Final[dict[str, str]] = {
     "plan": "the best plan for a model on a machine: settings, ledger, command",

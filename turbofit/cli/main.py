@@ -20,8 +20,6 @@ from turbofit.core.errors import PackageError, TurbofitError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["entry", "main"]
-
 #: Packages that only an extra brings, by the name under which they are imported.
 _EXTRAS: Final = {
     **dict.fromkeys(("aiohttp", "httptools", "PIL", "pybase64", "uvicorn", "uvloop"), "gateway"),

@@ -27,20 +27,6 @@ if TYPE_CHECKING:
     from turbofit.launch.serve.passthrough import PassedOptions
     from turbofit.planning.request import PlanRequest
 
-__all__ = [
-    "NO_MODEL",
-    "PRETEND",
-    "ServeArguments",
-    "given_request",
-    "ray_address",
-    "read_saved",
-    "refuse_elsewhere",
-    "serve_on_cluster",
-    "show_commands",
-    "to_ask",
-    "with_passed",
-]
-
 PRETEND: Final = (
     "PRETEND GPUs: memory, admission, errors and death are real; the words that this server "
     "generates mean nothing"

@@ -10,8 +10,6 @@ import click
 from turbofit.cli.options.option_variables import named_source, options_by_command
 from turbofit.core.errors import UsageError
 
-__all__ = ["foreign_option", "unknown_word", "usage_error", "with_source", "without_gpu"]
-
 
 def usage_error(exc: click.UsageError, ctx: click.Context) -> UsageError:
     """Turbofit's form of one of click's errors."""

@@ -75,8 +75,6 @@ if TYPE_CHECKING:
     #: Where clients reach a plan's gateway: an address of its own, or a part of a shared one.
     PublicSide = GatewayThread[Gateway] | AttachedGateway
 
-__all__ = ["LIVE", "Reloader", "Run", "Start"]
-
 
 class Run:
     """A run, from what a person asks for to its end. It may be followed again, in a new folder.

@@ -45,19 +45,6 @@ if TYPE_CHECKING:
     #: Plans, launches and follows until the signal ends it.
     Launcher = Callable[[StopSignal, Callable[[Gateway], PublicSide]], object]
 
-__all__ = [
-    "LULL_SECONDS",
-    "ModelRun",
-    "ModelsPolicy",
-    "PlannedModel",
-    "ServedModels",
-    "SeveralModels",
-    "gives_way",
-    "in_turns",
-    "serve_models",
-    "side_by_side",
-]
-
 #: Runs whose folders are kept: each start of a model is a run.
 _KEPT_RUNS: Final = 50
 

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from turbofit.batch.batch_job import BatchJob, BatchListener, BatchResult
     from turbofit.cli.terminal.output import Form
 
-__all__ = ["batch"]
-
 _PRETEND: Final = (
     "PRETEND GPUs: memory, admission, errors and death are real; the words of the answers mean "
     "nothing"

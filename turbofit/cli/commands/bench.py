@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from turbofit.cli.terminal.output import Form
     from turbofit.load.result import LoadResult
 
-__all__ = ["LOAD_OPTIONS", "bench", "show_load"]
-
-
 _GROUPS: Final = {
     "requests": (
         "images", "image_size", "prompt_tokens", "prompt_spread", "shared_prefix",

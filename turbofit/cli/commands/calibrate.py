@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Document
     from turbofit.launch.serve.supervisor import StopSignal
 
-__all__ = ["calibrate"]
-
 _PRETEND: Final = (
     "PRETEND GPUs: this tries the calibration itself; what it learns is kept for pretend GPUs only"
 )

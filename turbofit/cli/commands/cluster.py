@@ -14,8 +14,6 @@ from turbofit.cli.terminal.output import Form, answer
 from turbofit.core.errors import UsageError
 from turbofit.core.process.progress import under_way
 
-__all__ = ["cluster"]
-
 _ACTIONS: Final = ("status", "nodes", "change", "drain")
 #: What serves looks once a second; a plan for a thousand nodes takes seconds.
 _LOOK_SECONDS: Final = 15.0

@@ -8,9 +8,6 @@ from turbofit.cli.command import PATH, Argument, command
 from turbofit.cli.options.common_options import FORMS, FULL
 from turbofit.cli.terminal.output import Form
 
-__all__ = ["compare"]
-
-
 _WHAT: Final = "a plan, prediction or rehearsal that was saved, a run's folder, or latest"
 
 

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from click.shell_completion import CompletionItem, ShellComplete
 
-__all__ = ["COMPLETE_VARIABLE", "complete", "complete_model", "complete_spec", "completion"]
-
 SHELLS: Final = ("bash", "zsh", "fish")
 #: The environment variable in which a shell asks `turbofit` for completions.
 COMPLETE_VARIABLE: Final = "_TURBOFIT_COMPLETE"

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from turbofit.diagnose.answer import Advice, Diagnosis, Missing
     from turbofit.report.painters.document import Block, Tone
 
-__all__ = ["diagnose"]
-
 _NOT_KNOWN: Final = 3
 
 

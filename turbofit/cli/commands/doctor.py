@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from turbofit.planning.examine.scene import State
     from turbofit.report.painters.document import Block, Tone
 
-__all__ = ["doctor", "show_kernels"]
-
 _ORDER: Final[tuple[State, ...]] = ("stops", "warning", "unreadable", "ok")
 #: What is said behind a number, behind one and behind more.
 _COUNTED: Final[dict[State, tuple[str, str]]] = {

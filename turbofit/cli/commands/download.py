@@ -6,8 +6,6 @@ from turbofit.cli.command import command
 from turbofit.cli.options.common_options import model_argument
 from turbofit.planning.request import PlanRequest
 
-__all__ = ["download"]
-
 
 @command(*model_argument(), only_linux=True)
 def download(*, model: str, revision: str | None) -> int:

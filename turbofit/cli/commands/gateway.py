@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from turbofit.gateway.front import Front, NodeAddress
     from turbofit.gateway.http.asgi_app import AsgiApp
 
-__all__ = ["gateway"]
-
 _BOARD_SECONDS: Final = 5.0
 #: What a front leaves to its nodes; a front's own clients show other keys.
 _OF_NODES: Final = ("front_key_file", "allowed_media_domains", "record_trace")

@@ -6,8 +6,6 @@ from turbofit.cli.command import Argument, command
 from turbofit.cli.options.common_options import FORMS
 from turbofit.cli.terminal.output import Form
 
-__all__ = ["gpus"]
-
 
 @command(
     Argument(

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.planning.request import PlanRequest
 
-__all__ = ["init", "profile_text"]
-
 _HEAD: Final = """\
 # `turbofit plan`, `serve` and `export` read it with `-f {file}`; docs/profile.md has every key.
 # Planned on {created}: {verdict}

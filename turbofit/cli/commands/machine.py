@@ -11,8 +11,6 @@ from turbofit.cli.terminal.output import Form, note, say
 if TYPE_CHECKING:
     from turbofit.core.machine import Machine
 
-__all__ = ["machine"]
-
 
 @command(
     *machine_options(),

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from turbofit.model.merge.merge import Merged
     from turbofit.report.painters.document import Block
 
-__all__ = ["merge"]
-
 
 @command(
     Argument(

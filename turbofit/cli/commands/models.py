@@ -12,8 +12,6 @@ from turbofit.cli.terminal.output import Form, answer, say, show
 if TYPE_CHECKING:
     from turbofit.core.model import Model
 
-__all__ = ["models"]
-
 
 @command(
     Argument(

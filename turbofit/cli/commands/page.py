@@ -8,8 +8,6 @@ from turbofit.cli.command import PATH, Option, command
 from turbofit.cli.options.common_options import filled, options_of
 from turbofit.report.fit_site.site_request import SiteRequest
 
-__all__ = ["page"]
-
 
 @command(
     Option(

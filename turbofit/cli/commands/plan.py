@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.planning.request import PlanRequest
 
-__all__ = ["plan", "show_plan"]
-
 
 @command(
     *model_argument(profile=True, several=True),

@@ -19,8 +19,6 @@ from turbofit.cli.terminal.output import Form
 from turbofit.core.process.progress import under_way
 from turbofit.planning.request import PredictRequest
 
-__all__ = ["predict"]
-
 
 @command(
     *model_argument(),

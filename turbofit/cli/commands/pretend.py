@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from turbofit.pretend.shared import SharedRecord
     from turbofit.report.painters.document import Block
 
-__all__ = ["pretend"]
-
 _USAGE: Final = "turbofit pretend --on SPEC [options] -- COMMAND ..."
 
 

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from turbofit.launch.serve.runs import LiveRun
     from turbofit.report.painters.document import Block
 
-__all__ = ["ps"]
-
 
 @command(*FORMS, only_linux=True)
 def ps(*, form: Form) -> int:

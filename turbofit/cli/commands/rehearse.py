@@ -17,8 +17,6 @@ from turbofit.cli.options.common_options import (
 from turbofit.cli.terminal.output import Form, say
 from turbofit.core.process.progress import under_way
 
-__all__ = ["rehearse"]
-
 
 @command(
     *model_argument(),

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from turbofit.load.result import LoadResult
     from turbofit.report.painters.document import Block
 
-__all__ = ["report"]
-
 _MOST_LISTED: Final = 20
 
 

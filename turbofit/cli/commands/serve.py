@@ -44,8 +44,6 @@ if TYPE_CHECKING:
     from turbofit.launch.serve.passthrough import PassedOptions
     from turbofit.launch.serve.supervisor import StopSignal
 
-__all__ = ["serve"]
-
 _LAUNCH: Final = (
     "dry_run", "pretend", "pretend_taken", "pretend_fail", "no_check", "no_rehearse", "forget",
     "no_gateway", "unplanned", "drain", "liveness", "lease",

@@ -12,8 +12,6 @@ from turbofit.core.errors import UsageError
 from turbofit.core.process.progress import under_way
 from turbofit.core.validation import Metavar, Validated
 
-__all__ = ["stop"]
-
 
 class StopOptions(Validated):
     """What `stop` asks."""

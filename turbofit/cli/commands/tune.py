@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from turbofit.load.spec import LoadSpec
     from turbofit.planning.request import PlanRequest
 
-__all__ = ["show_tuning", "tune"]
-
 _PRETEND: Final = (
     "PRETEND GPUs: this tries the tuning itself; speed is not real, and what is found is kept for "
     "pretend GPUs only"

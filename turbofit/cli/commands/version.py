@@ -6,8 +6,6 @@ import turbofit
 from turbofit.cli.command import command
 from turbofit.cli.terminal.output import answer
 
-__all__ = ["version"]
-
 
 @command()
 def version() -> int:

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from turbofit.report.painters.document import Block
     from turbofit.report.stored_documents import StoredPlan
 
-__all__ = ["watch"]
-
 _EVERY: Final = 2.0
 _LEAST: Final = 0.2
 #: States of a run that has ended.

@@ -19,8 +19,6 @@ from turbofit.cli.terminal.output import Form, say
 from turbofit.core.process.progress import under_way
 from turbofit.planning.request import WhichRequest
 
-__all__ = ["which"]
-
 
 @command(
     *model_argument(required=False),

@@ -32,26 +32,6 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Options
     from turbofit.core.validation import Validated
 
-__all__ = [
-    "FORMS",
-    "FULL",
-    "HTML",
-    "JSON",
-    "PORT",
-    "SERVER_OPTIONS",
-    "filled",
-    "form_of",
-    "grouped_options",
-    "machine_options",
-    "model_argument",
-    "options_of",
-    "planning_keywords",
-    "planning_options",
-    "refuse_beside_cluster",
-    "server_of",
-    "setting_options",
-]
-
 T = TypeVar("T", bound="Validated")
 
 

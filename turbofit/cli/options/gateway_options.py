@@ -16,8 +16,6 @@ from turbofit.planning.request import Positive
 if TYPE_CHECKING:
     from turbofit.gateway.config import GatewayConfig
 
-__all__ = ["GatewayOptions"]
-
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 

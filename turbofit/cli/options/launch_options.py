@@ -18,15 +18,6 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Options
     from turbofit.launch.engine.supervised_engine import Timing
 
-__all__ = [
-    "CalibrateOptions",
-    "LaunchOptions",
-    "ModelsOptions",
-    "ServeOptions",
-    "SharesOptions",
-    "needs_cluster",
-]
-
 Seconds = Annotated[float, Field(ge=0, lt=1e6), Metavar("SECONDS")]
 
 

@@ -14,8 +14,6 @@ from turbofit.core.process.variable_names import PREFIX, VARIABLES, is_service_l
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["ROOT", "check_names", "named_source", "options_by_command", "variable"]
-
 #: click puts a command's name behind it.
 ROOT: Final = PREFIX.rstrip("_")
 #: Commands for somebody who looks for an error; they have no options of their own.

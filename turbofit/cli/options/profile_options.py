@@ -17,17 +17,6 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Options
     from turbofit.core.profile import Profile, ProfileSection
 
-__all__ = [
-    "PROFILE",
-    "ModelArgument",
-    "defaults",
-    "each_model",
-    "profile_of",
-    "profile_option",
-    "read_again",
-    "sections",
-]
-
 #: What is read where neither a model nor a profile is named.
 PROFILE: Final = "turbofit.yaml"
 _META: Final = "turbofit.profile"

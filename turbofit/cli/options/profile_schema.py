@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Document
     from turbofit.core.profile import ProfileSection
 
-__all__ = ["document", "schema_file"]
-
 
 def schema_file() -> Path:
     """Where it is published."""

@@ -10,8 +10,6 @@ if TYPE_CHECKING:
 
     from turbofit.launch.serve.supervisor import StopSignal
 
-__all__ = ["INTERRUPTED", "exit_code", "run_until_signal", "say_cut"]
-
 #: A shell's exit code of a command that Ctrl-C ended.
 INTERRUPTED: Final = 130
 

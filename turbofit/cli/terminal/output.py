@@ -17,22 +17,6 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Document
     from turbofit.report.painters.document import Block
 
-__all__ = [
-    "PAGE_WIDTH",
-    "Form",
-    "UnwrittenError",
-    "answer",
-    "complain",
-    "note",
-    "painted",
-    "prepare_streams",
-    "progress",
-    "say",
-    "show",
-    "verbose_log",
-    "write_page",
-]
-
 T = TypeVar("T")
 
 #: Columns of a help page.

@@ -19,18 +19,6 @@ from turbofit.core.process.progress import Step, listened
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-__all__ = [
-    "TERMINAL",
-    "WINDOWS",
-    "ProgressDisplay",
-    "hide",
-    "is_terminal",
-    "redraws",
-    "shown",
-    "takes_colour",
-    "width",
-]
-
 WINDOWS: Final = os.name == "nt"
 
 

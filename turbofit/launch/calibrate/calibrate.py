@@ -35,17 +35,6 @@ if TYPE_CHECKING:
     from turbofit.observe.calibration import Observation
     from turbofit.planning.request import PlanRequest
 
-__all__ = [
-    "calibrate",
-    "calibration_of",
-    "drop",
-    "forget_all",
-    "learned",
-    "progress_of",
-    "relieve",
-    "stored",
-]
-
 
 def calibrate(
     config: ServeConfig,

@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from turbofit.launch.engine.supervised_engine import SupervisedEngine
     from turbofit.launch.engine.worst_requests import ProbeRequest
 
-__all__ = ["Calibrator", "NvmlUsageReader", "PretendUsageReader", "Progress"]
-
 _REQUEST: Final = "vision_request"
 #: Seconds that a card is sampled before a reading counts as its last.
 _SETTLE: Final = 0.3

@@ -44,17 +44,6 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.core.struct import Struct
 
-__all__ = [
-    "EndedError",
-    "EnginePhase",
-    "StartupTracker",
-    "ending",
-    "fallback",
-    "hang",
-    "silence",
-    "stalled",
-]
-
 EnginePhase = Literal["starting", "weights", "cache", "warm-up", "serving", "check", "ready"]
 
 #: The hang prints tens of thousands of lines a second; a healthy warm-up never waits for memory,

@@ -8,8 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-__all__ = ["driver_errors", "group_of", "host_kills", "members", "start_time", "uptime"]
-
 _XID: Final = re.compile(r"NVRM: Xid \(([^)]*)\): (\d+)")
 _WORDS: Final = {
     13: "a kernel of the engine read or wrote beyond its memory",

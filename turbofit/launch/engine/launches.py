@@ -24,20 +24,6 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import Command, Plan
 
-__all__ = [
-    "HOST",
-    "KEY",
-    "RATIO",
-    "Launch",
-    "SharedCards",
-    "StartCommand",
-    "fitted_ratio",
-    "free_ports",
-    "port_of",
-    "ratio_now",
-    "with_ratio",
-]
-
 #: Engines listen here only: their management routes are open to whoever reaches them.
 HOST: Final = "127.0.0.1"
 

@@ -28,15 +28,6 @@ if TYPE_CHECKING:
     from turbofit.pretend.timeline import TimelineReader
     from turbofit.rehearse.turbomind.ledger import Ledger
 
-__all__ = [
-    "PretendLaunch",
-    "PretendReader",
-    "PretendUsage",
-    "localised",
-    "pretend_machine",
-    "pretend_runner",
-]
-
 
 def localised(plan: Plan, folder: Path) -> Plan:
     """The plan with checkpoints on disk: its model's and its draft's, or header-only twins.

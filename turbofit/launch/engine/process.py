@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from turbofit.launch.engine.logfile import Run
 
-__all__ = ["EngineProcess", "command_text"]
-
 _LOG: Final = LazyLogger(__name__)
 
 #: A full pipe holds 64 KiB: while an engine prints without pause, this bounds how often we wake up,

@@ -22,20 +22,6 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import JsonObject
     from turbofit.core.plan import Plan
 
-__all__ = [
-    "ProbeRequest",
-    "WorstRequest",
-    "chat",
-    "every_worst",
-    "fullest_forward",
-    "image_part",
-    "longest_request",
-    "small_requests",
-    "worst_image",
-    "worst_image_tokens",
-    "worst_request",
-]
-
 
 def worst_image(plan: Plan) -> DummyImage | None:
     """An image that takes the units the plan allows for one; None for a model without images.

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.launch.serve.leases import Leases
 
-__all__ = ["PLANNING", "engine_of", "open_pipeline", "planned_config", "with_config", "with_draft"]
-
 _TWIN: Final = "TURBOFIT_PRETEND_TWIN"
 #: Keywords that are for the plan; all others are LMDeploy's.
 PLANNING: Final[tuple[str, ...]] = (

@@ -18,8 +18,6 @@ from turbofit.launch.serve.runs import state_folder
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["DETACHED", "LEASE_SECONDS", "DetachedServer", "end_without_lease", "serve_detached"]
-
 #: Set for a server in the background: it does not go there again, and its stdout is ours.
 DETACHED: Final = "_TURBOFIT_DETACHED"
 

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from turbofit.core.model import Model
     from turbofit.core.plan import Plan
 
-__all__ = ["WeightsFetcher", "fetched"]
-
 _LOG: Final = LazyLogger(__name__)
 
 _LOOK_SECONDS: Final = 1.0

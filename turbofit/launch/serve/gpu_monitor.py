@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from turbofit.core.machine import Gpu, Machine
     from turbofit.core.plan import GpuLedger, Plan
 
-__all__ = ["GpuMonitor", "any_lost", "memory_back", "used_now", "without"]
-
 _EVERY: Final = 10.0
 #: Growth below this is noise of drivers and displays.
 _NOISE: Final = 64 * MIB

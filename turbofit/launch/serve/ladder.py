@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from turbofit.core.plan import GpuLedger, Plan
     from turbofit.observe.ends import End
 
-__all__ = ["MOST_RUNGS", "Rung", "forget", "merged", "recall", "remember", "rungs", "table"]
-
 _LEARNED: Final = "turbofit.learned/1"
 
 #: Starts after the first that a lack of memory may cost.

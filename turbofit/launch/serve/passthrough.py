@@ -15,9 +15,6 @@ if TYPE_CHECKING:
 
     from turbofit.core.json_types import Options
 
-__all__ = ["PassedOptions", "adapter_names", "option_classes", "sort_options"]
-
-
 #: Of these LMDeploy takes words that turbofit has no account of: unplanned they pass as they are.
 _SPECULATIVE = "--speculative-"
 

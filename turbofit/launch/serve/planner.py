@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from turbofit.launch.serve.leases import Leases
     from turbofit.planning.request import PlanRequest
 
-__all__ = ["Planner", "can_rehearse", "launch_request", "measured", "preview"]
-
 _LOOKS: Final = 3
 _SHOWN: Final = 200
 

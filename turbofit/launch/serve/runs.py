@@ -29,23 +29,6 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
 
-__all__ = [
-    "AttemptRecord",
-    "LiveRun",
-    "Record",
-    "RunRecord",
-    "chosen_run",
-    "facts_of",
-    "live_runs",
-    "newest_run_of",
-    "recorded_runs",
-    "requests_at",
-    "run_folder",
-    "state_folder",
-    "stop_server",
-    "waiting_words",
-]
-
 _MOST_EVENTS = 1000
 _HINT = "set XDG_STATE_HOME to a folder that can be written"
 

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from turbofit.launch.engine.pretended import PretendReader
     from turbofit.launch.engine.supervised_engine import SupervisedEngine
 
-__all__ = ["StartProgress", "as_launched", "beside", "line"]
-
 _DOING: Final[dict[EnginePhase, str]] = {
     "starting": "starting the engine",
     "weights": "loading weights",

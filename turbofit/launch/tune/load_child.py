@@ -23,8 +23,6 @@ from turbofit.load.spec import LoadSpec
 if TYPE_CHECKING:
     from turbofit.load.driver import LoadRun
 
-__all__ = ["LoadChild"]
-
 _PATIENCE: Final = 10.0
 _SHOWN: Final = 300
 

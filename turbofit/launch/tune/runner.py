@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from turbofit.load.result import LoadResult
     from turbofit.load.spec import LoadSpec
 
-__all__ = ["TrialEnd", "TrialRunner", "figures_of"]
-
 _HOST: Final = "127.0.0.1"
 #: More than a load may have under way.
 _QUEUE: Final = 4096

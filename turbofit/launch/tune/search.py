@@ -21,18 +21,6 @@ if TYPE_CHECKING:
     from turbofit.core.tuning import SpeedFigures, TrialForecast
 
 
-__all__ = [
-    "LIMITS",
-    "SearchPoint",
-    "Surrogate",
-    "TrialSearch",
-    "below",
-    "expected_improvement",
-    "meets",
-    "parse_seconds",
-    "parse_slo",
-]
-
 #: The times that can be limited, and the figure that is held to each.
 LIMITS: Final = {"ttft": "ttft_p90", "tpot": "tpot_p90", "e2e": "e2e_p90"}
 _UNITS: Final = {"ms": 1e-3, "": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}

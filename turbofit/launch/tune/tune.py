@@ -47,8 +47,6 @@ if TYPE_CHECKING:
     from turbofit.load.spec import LoadSpec
     from turbofit.planning.request import PlanRequest
 
-__all__ = ["Journal", "Tools", "TuneRequest", "TuneTask", "described", "tune", "tune_model"]
-
 #: Seconds that a trial measures, where nobody says.
 _SECONDS: Final = 30.0
 #: The most requests at once of a load that nobody described.
