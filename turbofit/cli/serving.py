@@ -12,7 +12,7 @@ from turbofit.cli.options.common_options import (
     setting_options,
 )
 from turbofit.cli.terminal.interrupt import exit_code, run_until_signal
-from turbofit.cli.terminal.output import Form, answer, say
+from turbofit.cli.terminal.output import Form, answer, note, say
 from turbofit.core.errors import UsageError
 from turbofit.core.model import Model
 from turbofit.core.process.ports import LAST_PORT
@@ -31,6 +31,11 @@ PRETEND: Final = (
     "PRETEND GPUs: memory, admission, errors and death are real; the words that this server "
     "generates mean nothing"
 )
+#: Options after ``--`` that are the gateway's business while there is one.
+_PUBLIC: Final = (
+    "--api-keys", "--allow-origins", "--allow-credentials", "--allow-methods", "--allow-headers",
+    "--proxy-url",
+)  # fmt: skip
 #: The model of a request that names none: a saved plan has its own.
 NO_MODEL: Final = "-"
 
@@ -43,7 +48,22 @@ class ServeArguments(NamedTuple):
 
     request: PlanRequest
     options: ServeOptions
+    public: GatewayOptions
     passed: PassedOptions
+
+    def gateway(self) -> GatewayConfig:
+        """The public side.
+
+        Raises:
+            UsageError: open by accident, or options of the engine's own public side.
+        """
+        for name in _PUBLIC:
+            if name in self.passed.argv:
+                raise UsageError(
+                    f"{name} after -- would not reach clients: the gateway faces them",
+                    hint="use --api-key and --allow-origins before --, or --no-gateway",
+                )
+        return self.public.config()
 
 
 def given_request(model: str | None, given: Options) -> PlanRequest:
@@ -75,7 +95,7 @@ def refuse_elsewhere(request: PlanRequest, does: str, beside: str = "") -> None:
         )
 
 
-def show_commands(arguments: ServeArguments, port: int, form: Form) -> int:
+def show_commands(arguments: ServeArguments, form: Form) -> int:
     """Print instead of launching: the commands as somebody would run them without a gateway."""
     import msgspec
 
@@ -90,7 +110,7 @@ def show_commands(arguments: ServeArguments, port: int, form: Form) -> int:
         plan = read_saved(arguments, arguments.options.plan)
     else:
         plan = best_plan(with_passed(arguments))
-    passed = arguments.passed
+    passed, port = arguments.passed, arguments.public.port
     name = arguments.options.model_name
     if port + plan.parallel.replicas - 1 > LAST_PORT:
         raise UsageError(
@@ -113,8 +133,8 @@ def show_commands(arguments: ServeArguments, port: int, form: Form) -> int:
     behind = (
         "" if arguments.options.no_gateway else "turbofit serve starts this behind its gateway: "
     )
-    note = f"# {behind}{unheld(plan)}\n"
-    answer(note + "\n".join(shell_command(command) + "\n" for command in shown_commands))
+    head = f"# {behind}{unheld(plan)}\n"
+    answer(head + "\n".join(shell_command(command) + "\n" for command in shown_commands))
     return 0
 
 
@@ -204,16 +224,18 @@ def ray_address(text: str) -> str | None:
     return address or None
 
 
-def serve_on_cluster(
-    arguments: ServeArguments, gateway: GatewayConfig, public: GatewayOptions, form: Form
-) -> int:
+def serve_on_cluster(arguments: ServeArguments, form: Form) -> int:
     """Serve until a signal; 0 once one ended it in order."""
     from turbofit.launch.cluster.controller import serve_cluster
 
-    given = {*arguments.request.given(), *arguments.options.given(), *public.given()}
+    request, options, public, _ = arguments
+    if options.pretend:
+        note(PRETEND)
+    gateway = arguments.gateway()
+    given = {*request.given(), *options.given(), *public.given()}
     instead = "; turbofit plan --cluster shows what would be served"
     refuse_beside_cluster(_ONE_MACHINE, given, instead)
-    config = _config(arguments, gateway, public)
+    config = _config(arguments, gateway)
     assert isinstance(config.request.model, Model)
     name = config.client_name(config.request.model)
 
@@ -232,9 +254,7 @@ def serve_on_cluster(
     return exit_code(ended)
 
 
-def _config(
-    arguments: ServeArguments, gateway: GatewayConfig, public: GatewayOptions
-) -> ClusterServeConfig:
+def _config(arguments: ServeArguments, gateway: GatewayConfig) -> ClusterServeConfig:
     """What the options ask for; the model is read here, so that no node has to."""
     from turbofit.launch.serve.config import ClusterServeConfig
     from turbofit.planning.resolve import model_of
@@ -247,16 +267,16 @@ def _config(
         address=ray_address(options.cluster),
         name=options.name,
         node_port=options.node_port,
-        node_words=_node_words(arguments, public),
-        access_log=public.access_log,
+        node_words=_node_words(arguments),
+        access_log=arguments.public.access_log,
         options=tuple(arguments.passed.argv),
         **options.config_fields(),
     )
 
 
-def _node_words(arguments: ServeArguments, public: GatewayOptions) -> tuple[str, ...]:
+def _node_words(arguments: ServeArguments) -> tuple[str, ...]:
     """What each node's `turbofit serve` is told beside its plan: what a front does not do."""
-    words = arguments.options.option_arguments(_NOT_OF_NODES)
+    words, public = arguments.options.option_arguments(_NOT_OF_NODES), arguments.public
     names = (name for name in type(public).model_fields if name != "allowed_media_domains")
     words += public.option_arguments(tuple(names))
     passed = arguments.passed.argv

@@ -120,8 +120,7 @@ def export(
 
         path = executable or _here()
         user = getuser() if of_systemd else "root"  # no other manifest names one
-        text = manifest(service, kind, image=image, claim=claim, executable=path, user=user)
-        answer(text)
+        answer(manifest(service, kind, image=image, claim=claim, executable=path, user=user))
     return 0
 
 

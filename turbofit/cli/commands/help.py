@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from turbofit.cli.command import Argument, command
 from turbofit.cli.terminal.output import answer
@@ -10,6 +10,19 @@ from turbofit.cli.terminal.output import answer
 if TYPE_CHECKING:
     import click
     from click.shell_completion import CompletionItem
+
+
+_ABOVE: Final = """\
+Usage: turbofit [--help] [--version] COMMAND ...
+
+Plans, launches and checks LMDeploy vision-language servers so that they never
+run out of GPU memory.
+
+Commands:"""
+_BELOW: Final = """
+turbofit COMMAND --help tells more: options, examples, exit codes, and what it
+touches.
+"""
 
 
 def _complete(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -39,21 +52,5 @@ def help(name: str | None) -> int:  # noqa: A001 - the command's name
         return code
     width = max(map(len, COMMANDS))
     lines = [f"  {one:<{width}}  {text}" for one, text in COMMANDS.items()]
-    answer(
-        "\n".join(
-            [
-                "Usage: turbofit [--help] [--version] COMMAND ...",
-                "",
-                "Plans, launches and checks LMDeploy vision-language servers so that they never",
-                "run out of GPU memory.",
-                "",
-                "Commands:",
-                *lines,
-                "",
-                "turbofit COMMAND --help tells more: options, examples, exit codes, and what it",
-                "touches.",
-                "",
-            ]
-        )
-    )
+    answer("\n".join((_ABOVE, *lines, _BELOW)))
     return 0

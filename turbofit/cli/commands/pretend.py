@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from turbofit.cli.command import PATH, Option, command
 from turbofit.cli.commands.completion import complete_spec
@@ -146,5 +146,4 @@ def _words(pid: int) -> str:
 def _note(blocks: Iterable[Block]) -> None:
     from turbofit.report.painters.terminal import paint
 
-    shown: Any = paint(blocks, width=100)
-    note(f"\n{shown}".rstrip("\n"))
+    note(f"\n{paint(blocks, width=100)}".rstrip("\n"))

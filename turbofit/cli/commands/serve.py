@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from turbofit.gateway.config import GatewayConfig
     from turbofit.launch.run import Run
     from turbofit.launch.serve.config import ServeConfig
-    from turbofit.launch.serve.passthrough import PassedOptions
     from turbofit.launch.serve.supervisor import StopSignal
 
 _LAUNCH: Final = (
@@ -105,27 +104,23 @@ def serve(
             "--share divides cards, and models that take turns do not share them",
             hint="leave --share or --swap out",
         )
-    arguments = ServeArguments(request, options, passed)
+    arguments = ServeArguments(request, options, public, passed)
     if not model and not options.plan:
-        cluster = options.cluster is not None
-        raise UsageError(
-            f"{'--cluster' if cluster else 'serve'} needs a model",
-            hint="turbofit serve MODEL --cluster ray"
-            if cluster
-            else "turbofit serve MODEL, or --plan FILE",
-        )
+        if options.cluster is not None:
+            raise UsageError("--cluster needs a model", hint="turbofit serve MODEL --cluster ray")
+        raise UsageError("serve needs a model", hint="turbofit serve MODEL, or --plan FILE")
     if detach and not options.dry_run:
         return _detached(form, options.cluster)
     if options.cluster is not None:
-        return _on_cluster(arguments, public, form)
+        return serve_on_cluster(arguments, form)
     if options.dry_run:
-        return show_commands(arguments, public.port, form)
-    config = _config(arguments, public)
+        return show_commands(arguments, form)
+    config = _config(arguments)
     if options.lease is not None:
         end_without_lease(Path(options.lease))
     if models.idle is not None or len(model) > 1:
         return _models(config, models, shares, model, form)
-    return _one_model(config, passed, form)
+    return _one_model(config, arguments, form)
 
 
 def _detached(form: Form, cluster: str | None) -> int:
@@ -155,13 +150,6 @@ def _detached(form: Form, cluster: str | None) -> int:
     else:
         answer(f"{found.url}\n")
     return 0
-
-
-def _on_cluster(arguments: ServeArguments, public: GatewayOptions, form: Form) -> int:
-    if arguments.options.pretend:
-        note(PRETEND)
-    gateway = _gateway(public, arguments.passed)
-    return serve_on_cluster(arguments, gateway, public, form)
 
 
 def _models(
@@ -217,12 +205,12 @@ def _models(
     return exit_code(served.ended)
 
 
-def _config(arguments: ServeArguments, public: GatewayOptions) -> ServeConfig:
+def _config(arguments: ServeArguments) -> ServeConfig:
     """What the options ask for."""
     from turbofit.launch.serve.config import ServeConfig
     from turbofit.launch.serve.planner import launch_request
 
-    options, passed = arguments.options, arguments.passed
+    _, options, public, passed = arguments
     request = plan = None
     if options.plan:
         plan = read_saved(arguments, options.plan)
@@ -231,7 +219,7 @@ def _config(arguments: ServeArguments, public: GatewayOptions) -> ServeConfig:
     return ServeConfig.of(
         request=request,
         plan=plan,
-        gateway=None if options.no_gateway else _gateway(public, passed),
+        gateway=None if options.no_gateway else arguments.gateway(),
         port=public.port,
         api_key=passed.api_keys[0] if passed.api_keys else None,
         access_log=public.access_log,
@@ -242,7 +230,7 @@ def _config(arguments: ServeArguments, public: GatewayOptions) -> ServeConfig:
     )
 
 
-def _one_model(config: ServeConfig, passed: PassedOptions, form: Form) -> int:
+def _one_model(config: ServeConfig, arguments: ServeArguments, form: Form) -> int:
     from turbofit.launch.run import Run
     from turbofit.launch.serve.leases import Leases
 
@@ -264,7 +252,7 @@ def _one_model(config: ServeConfig, passed: PassedOptions, form: Form) -> int:
                 note(PRETEND)
             plan = run.prepare()
             folder = run.begin()
-            stop.on_hangup = _reloads(run, passed)
+            stop.on_hangup = _reloads(run, arguments)
             ended = run.follow(stop)
         cut = 0 if run.public is None else run.public.cut
         if form.as_json:
@@ -281,7 +269,7 @@ def _show_end(ended: signal.Signals, cut: int, **folders: Any) -> None:
     answer(json.dumps({"ended": ended.name, **folders, "cut": cut}, indent=2) + "\n")
 
 
-def _reloads(run: Run, passed: PassedOptions) -> Callable[[], None] | None:
+def _reloads(run: Run, arguments: ServeArguments) -> Callable[[], None] | None:
     """What SIGHUP does where the options are a profile's; without one it ends the run."""
     import click
 
@@ -294,28 +282,7 @@ def _reloads(run: Run, passed: PassedOptions) -> Callable[[], None] | None:
 
     def read() -> tuple[Options, GatewayConfig]:
         options = read_again(ctx)
-        return options, _gateway(filled(GatewayOptions, options), passed)
+        now = arguments._replace(public=filled(GatewayOptions, options))
+        return options, now.gateway()
 
     return Reloader(run, ctx.params, read).begin
-
-
-#: Options after ``--`` that are the gateway's business while there is one.
-_PUBLIC: Final = (
-    "--api-keys", "--allow-origins", "--allow-credentials", "--allow-methods", "--allow-headers",
-    "--proxy-url",
-)  # fmt: skip
-
-
-def _gateway(public: GatewayOptions, passed: PassedOptions) -> GatewayConfig:
-    """The public side.
-
-    Raises:
-        UsageError: open by accident, or options of the engine's own public side.
-    """
-    for name in _PUBLIC:
-        if name in passed.argv:
-            raise UsageError(
-                f"{name} after -- would not reach clients: the gateway faces them",
-                hint="use --api-key and --allow-origins before --, or --no-gateway",
-            )
-    return public.config()

@@ -94,7 +94,10 @@ def watch(
             for one in watched:
                 seen = now[one.where], before.get(one.where)
                 blocks += watch_view(one.plan, one.run, *seen, _used(one))
-            _paint(blocks, form, live=live)
+            if live:
+                answer(_HOME + painted(blocks).replace("\n", _LINE_END) + _BELOW)
+            else:
+                show(blocks, markdown=form.md)
         if not live or all(one.run and one.run.state in _OVER for one in watched):
             return 0
         time.sleep(interval)
@@ -153,13 +156,6 @@ def _look(saved: StoredPlan, url: str | None, api_key: str | None) -> LiveServer
     return now_of(fetch_page(urls[0], key), model.hub_id or model.name)
 
 
-def _paint(blocks: list[Block], form: Form, *, live: bool) -> None:
-    if live:
-        answer(_HOME + painted(blocks).replace("\n", _LINE_END) + _BELOW)
-    else:
-        show(blocks, markdown=form.md)
-
-
 def _used(saved: StoredPlan) -> dict[int, int]:
     from turbofit.launch.serve.gpu_monitor import used_now
 
@@ -176,9 +172,8 @@ def _forget(fingerprint: str, form: Form) -> int:
             f"no request or client {fingerprint} is refused on this machine",
             hint="the refusal names it; run this as the user who runs the server",
         )
-    said = f"{fingerprint} is let in again\n"
     told = {"schema": "turbofit.watch/1", "forgotten": fingerprint}
-    answer(to_json(told) if form.as_json else said)
+    answer(to_json(told) if form.as_json else f"{fingerprint} is let in again\n")
     return 0
 
 

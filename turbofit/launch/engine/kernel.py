@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -32,8 +33,6 @@ _MOST: Final = 1 << 20
 
 def uptime() -> float:
     """Seconds on the kernel log's clock."""
-    import time
-
     return time.clock_gettime(time.CLOCK_MONOTONIC)
 
 
@@ -42,19 +41,15 @@ def host_kills(*, proc: str = "/proc", cgroup: str = "/sys/fs/cgroup") -> int | 
 
     None where neither can be read.
     """
-    for path, field in (
-        (Path(cgroup) / _group(Path(proc)) / "memory.events", "oom_kill"),
-        (Path(cgroup) / "memory.events", "oom_kill"),
-        (Path(proc) / "vmstat", "oom_kill"),
+    for path in (
+        Path(cgroup) / _group(Path(proc)) / "memory.events",
+        Path(cgroup) / "memory.events",
+        Path(proc) / "vmstat",
     ):
-        try:
-            lines = path.read_text(encoding="ascii", errors="replace").splitlines()
-        except OSError:
-            continue
-        for line in lines:
-            name, _, value = line.partition(" ")
-            if name == field and value.strip().isdigit():
-                return int(value)
+        with suppress(OSError):
+            counted = re.search(r"(?m)^oom_kill (\d+)$", path.read_text(errors="replace"))
+            if counted is not None:
+                return int(counted[1])
     return None
 
 
@@ -99,12 +94,10 @@ def _log(path: str) -> list[str]:
 
 def _group(proc: Path) -> str:
     """Our control group below its mount (version 2)."""
-    try:
+    with suppress(OSError):
         for line in (proc / "self" / "cgroup").read_text(encoding="utf-8").splitlines():
             if line.startswith("0::"):
                 return line[3:].strip().lstrip("/")
-    except OSError:
-        pass
     return ""
 
 

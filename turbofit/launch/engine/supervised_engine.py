@@ -283,13 +283,9 @@ class SupervisedEngine:
     def _ended(self, code: int) -> End:
         _LOG.info("%s ended with code %d in phase %s", self.name, code, self.tracker.phase)
         before, after = self._earlier_kills, kernel.host_kills()
-        kills = None if before is None or after is None else after - before
-        if self._launch.pretend:
-            notes: tuple[str, ...] = ()
-        else:
-            notes = kernel.driver_errors(self._kernel_began)
         return ending(
             code, self.tracker, self._plan, self.log,
             death=self.death() if self.tracker.fault is not None else None,
-            host_kills=kills, notes=notes,
+            host_kills=None if before is None or after is None else after - before,
+            notes=() if self._launch.pretend else kernel.driver_errors(self._kernel_began),
         )  # fmt: skip

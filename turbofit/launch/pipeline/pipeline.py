@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -83,7 +84,11 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
         leases = _leases() if planning.get("on") is None else None
         if leases is not None:
             failed.callback(leases.close)
-        request = _request(_pretended(model_path), backend_config, planning)
+        # One engine under the config's own settings.
+        engine = engine_of(backend_config, planning.pop("engine", "auto"))
+        planning = with_config(planning, backend_config, engine)
+        model = _pretended(model_path)
+        request = PlanRequest.of(model=model, replicas=1, engine=engine, **planning)
         try:
             plan = _planned(request, leases)
         except NoGpuError as exc:
@@ -138,13 +143,6 @@ def _leases() -> Leases | None:
     return Leases()
 
 
-def _request(model_path: str, backend_config: Any, planning: dict[str, Any]) -> PlanRequest:
-    """One engine under the config's own settings."""
-    engine = engine_of(backend_config, planning.pop("engine", "auto"))
-    planning = with_config(planning, backend_config, engine)
-    return PlanRequest.of(model=model_path, replicas=1, engine=engine, **planning)
-
-
 def _planned(request: PlanRequest, leases: Leases | None) -> Plan:
     """The plan, refused where nothing fits.
 
@@ -153,19 +151,11 @@ def _planned(request: PlanRequest, leases: Leases | None) -> Plan:
     if leases is None:
         plan = best_plan(request)
     else:
-        plan = Planner(request, leases, _say, rehearse=False).make({})
-    _refuse(plan)
-    return plan
-
-
-def _say(text: str) -> None:
-    warnings.warn(text, stacklevel=9)  # `pipeline` of `api` was called there
-
-
-def _refuse(plan: Plan) -> None:
+        say = partial(warnings.warn, stacklevel=8)  # where `pipeline` of `api` was called
+        plan = Planner(request, leases, say, rehearse=False).make({})
     # The plan's other warnings are about clients of a server: here images are held to it.
     for warning in (*plan.machine.warnings, *plan.model.warnings):
-        warnings.warn(warning, stacklevel=5)
+        warnings.warn(warning, stacklevel=4)
     if not plan.engine.of_lmdeploy:
         raise UsageError(
             f"LMDeploy, whose pipeline this is, does not run {plan.model.name}",
@@ -174,6 +164,7 @@ def _refuse(plan: Plan) -> None:
     refuse(Scene(Sources(), "launch", plan=plan))
     if not plan.fits:
         raise refusal(plan)
+    return plan
 
 
 def _choose_gpus(plan: Plan, config: Any) -> None:

@@ -56,7 +56,12 @@ def serve_detached(words: Sequence[str]) -> DetachedServer:
     # Between the start and the wait a KeyboardInterrupt would leave a server that nobody knows.
     usual = signal.signal(signal.SIGINT, lambda number, _: interrupted.append(number))
     try:
-        child = _started(words, log)
+        with log.open("wb") as file:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "turbofit", "serve", *words],
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=file,
+                env={**os.environ, DETACHED: "1"}, start_new_session=True,
+            )  # fmt: skip
     finally:
         signal.signal(signal.SIGINT, usual)
     assert child.stdout is not None
@@ -71,18 +76,6 @@ def serve_detached(words: Sequence[str]) -> DetachedServer:
     finally:
         child.stdout.close()
     return DetachedServer(child.pid, url, log, None if url else child.wait())
-
-
-def _started(words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
-    with log.open("wb") as file:
-        return subprocess.Popen(
-            [sys.executable, "-m", "turbofit", "serve", *words],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=file,
-            env={**os.environ, DETACHED: "1"},
-            start_new_session=True,
-        )
 
 
 def end_without_lease(

@@ -67,9 +67,8 @@ class WeightsFetcher:
         if self.folder is not None:
             return replace(plan, model=_at(plan.model, self.folder))
         model = fetched(plan.model, self.say)
-        if model is plan.model:
-            return plan
-        self.folder = model.source.checkpoint
+        if model is not plan.model:
+            self.folder = model.source.checkpoint
         return replace(plan, model=model)
 
 

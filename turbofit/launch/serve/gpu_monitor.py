@@ -115,11 +115,9 @@ class GpuMonitor(threading.Thread):
             self._said.pop(name, None)
             return
         who = who_grew(self._plan.machine.gpu(ledger.index), gpu, grown, set(self._engines()))
-        worst = (
-            "a worst-case request would now kill the engine"
-            if left <= 0
-            else (f"{format_bytes(left)} of the margin are left for the worst request")
-        )
+        worst = "a worst-case request would now kill the engine"
+        if left > 0:
+            worst = f"{format_bytes(left)} of the margin are left for the worst request"
         self._say(name, level, f"somebody grows into the margin: {who}; {worst}")
 
     def _say(self, name: str, level: int, text: str) -> None:

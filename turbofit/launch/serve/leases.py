@@ -9,7 +9,6 @@ written, launches go on alone and say so.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
@@ -340,10 +339,8 @@ def _locked(path: Path) -> int:
 def _try_lock(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as exc:
-        if exc.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            return False
-        raise
+    except (BlockingIOError, PermissionError):
+        return False
     return True
 
 
