@@ -46,9 +46,7 @@ def sort_options(arguments: Sequence[str], *, unplanned: bool = False) -> Passed
     Raises:
         UsageError: an option that turbofit sets, that it cannot model, or that is none.
     """
-    classes = option_classes()
-    passed = PassedOptions()
-    rest = list(arguments)
+    classes, passed, rest = option_classes(), PassedOptions(), list(arguments)
     while rest:
         word = rest.pop(0)
         if not word.startswith("-"):
