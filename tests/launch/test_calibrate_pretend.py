@@ -61,8 +61,7 @@ def only_a_card_shows(state: Path) -> None:
     )
     run = replace(run, pretend=False, attempts=(replace(run.attempts[0], moments=moments),))
     reasons = impossible(shared(StoredPlan(replace(plan, machine=machine), run, saved.where)))
-    assert reasons
-    assert all("was measured as it was forecast" in reason for reason in reasons), reasons
+    assert any(reason.startswith("cache was measured as it was forecast") for reason in reasons)
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from turbofit.load.result import ErrorCount, LoadResult
 from turbofit.observe.calibration import SEEN_FILE, CalibratedGpu, Observation
 from turbofit.report.schema import NAMES, schema_text
 
-SECRETS = ("GPU-8f1c", "secret-host", "/home/alice", "bob", "hunter2", "13:14", "4242424242")
+SECRETS = ("GPU-8f1c", "secret-host", "/srv/alice", "bob", "hunter2", "13:14", "4242424242")
 
 
 def measured() -> Plan:
@@ -35,19 +35,19 @@ def measured() -> Plan:
     )  # fmt: skip
     model = replace(
         plan.model, name="hunter2", hub_id="alice/hunter2",
-        source=replace(plan.model.source, kind="folder", where="/home/alice/hunter2"),
+        source=replace(plan.model.source, kind="folder", where="/srv/alice/hunter2"),
     )  # fmt: skip
     gpus = tuple(replace(gpu, uuid=f"GPU-8f1c{gpu.index}") for gpu in plan.gpus)
     return replace(
         plan, machine=machine, model=model, gpus=gpus, created="2026-11-20T13:14:00+00:00",
-        verdict="fits: hunter2", options={"hf_home": "/home/alice"},
+        verdict="fits: hunter2", options={"hf_home": "/srv/alice"},
     )  # fmt: skip
 
 
 def run_folder(folder: Path, plan: Plan, *, pretend: bool = False) -> Path:
     folder.mkdir()
     run = served_run(plan, pretend=pretend)
-    ended = {"kind": "crash", "message": "bob killed /home/alice/x"}
+    ended = {"kind": "crash", "message": "bob killed /srv/alice/x"}
     (attempt,) = run.attempts
     attempt = replace(attempt, ended=ended, why="secret-host", started="2026-11-20T13:14:00")
     run = replace(
@@ -62,7 +62,7 @@ def run_folder(folder: Path, plan: Plan, *, pretend: bool = False) -> Path:
 def load(folder: Path) -> Path:
     result = LoadResult(
         turbofit_version="0.1.0", created="2026-11-20T13:14:00", url="http://secret-host",
-        model="hunter2", load={"concurrency": 8, "trace": "/home/alice/t"}, seconds=60.0, begun=9,
+        model="hunter2", load={"concurrency": 8, "trace": "/srv/alice/t"}, seconds=60.0, begun=9,
         answered=9, requests_per_second=1.5, output_tokens_per_second=200.0, running=1.0,
         errors=(ErrorCount(kind="status 503", count=1, example="bob"),), warnings=("bob",),
     )  # fmt: skip
