@@ -19,9 +19,8 @@ _WHAT: Final = "a plan, prediction or rehearsal that was saved, a run's folder, 
 )
 def compare(a: str, b: str, form: Form) -> int:
     """Read both and show what differs."""
-    from turbofit.report.compare import compare, compare_blocks, compare_summary
+    from turbofit.report.compare import compare, compare_view
     from turbofit.report.stored_documents import read_saved
 
-    view = compare_blocks if form.full or form.md else compare_summary
-    form._replace(full=True).show(compare(read_saved(a), read_saved(b)), view)
+    form.show(compare(read_saved(a), read_saved(b)), compare_view)
     return 0

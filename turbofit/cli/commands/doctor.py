@@ -83,7 +83,7 @@ def doctor(
 
 def _view(report: DoctorReport, *, full: bool) -> Iterator[Block]:
     """What stops first; what is in order last, in a line where ``full`` is not asked for."""
-    from turbofit.report.painters.document import Column, FactList, Heading, Paragraph, Table
+    from turbofit.report.painters.document import FactList, Heading, Paragraph, table
 
     counted = {state: report.count(state) for state in _ORDER}
     counts = ", ".join(f"{n} {_COUNTED[state][n > 1]}" for state, n in counted.items() if n)
@@ -102,8 +102,7 @@ def _view(report: DoctorReport, *, full: bool) -> Iterator[Block]:
             continue
         yield Heading(text=_TITLES[state])
         if state == "ok":
-            columns = (Column(title="check"), Column(title="seen", wrap=True))
-            yield Table(columns=columns, rows=tuple((one.check, one.seen) for one in found))
+            yield table(("check", "seen"), ((one.check, one.seen) for one in found), wrap=("seen",))
             continue
         for one in found:
             yield Paragraph(
@@ -144,7 +143,7 @@ def show_kernels(on: str | None, form: Form) -> int:
 
 def _kernels_view(census: Census, source: str, machine: Machine) -> Iterator[Block]:
     """A row for each family, a column for each kind of card: kernels with code, empty ones."""
-    from turbofit.report.painters.document import Column, Heading, Paragraph, Table
+    from turbofit.report.painters.document import Heading, Paragraph, table
 
     yield Heading(text=f"Kernels of TurboMind ({source})")
     gpus = [machine.gpu(index) for index in machine.visible]
@@ -159,12 +158,12 @@ def _kernels_view(census: Census, source: str, machine: Machine) -> Iterator[Blo
     if not found:
         yield Paragraph(text=f"there is code for {census.architecture_names()}")
         return
-    columns = (Column(title="family"), *(Column(title=f"{name} (sm_{one})") for name, one in found))
-    rows = tuple(
+    titles = ("family", *(f"{name} (sm_{one})" for name, one in found))
+    rows = (
         (family, *(_cell(census, family, architecture) for _, architecture in found))
         for family in sorted(census.families)
     )
-    yield Table(columns=columns, rows=rows)
+    yield table(titles, rows)
 
 
 def _cell(census: Census, family: str, architecture: str) -> str:

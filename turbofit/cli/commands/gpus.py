@@ -18,7 +18,7 @@ def gpus(words: tuple[str, ...], form: Form) -> int:
     """Show presets."""
     from turbofit.machine.presets import load_preset, presets_with
     from turbofit.machine.unlisted import no_preset
-    from turbofit.report.views.plan.preset_view import gpus_view
+    from turbofit.report.views.preset_view import gpus_view
 
     known = [(name, load_preset(name)) for name in presets_with(words)]
     if not known:
