@@ -480,7 +480,9 @@ class Start:
         self._supervisor = Supervisor(
             self._plan, launches, run.folder, run.say,
             check=config.check, timing=config.timing, on_end=self._ended, on_rest=self._rest,
-            examiner=run.examiner, explained=self._explained,
+            examiner=run.examiner,
+            # Ends of an engine by requests that the gateway refuses since.
+            explained=lambda *of: 0 if run.deny_list is None else run.deny_list.explained(*of),
         )  # fmt: skip
         stop.on_second(self._strike)  # before the engines end: their requests are told why
         try:
@@ -708,11 +710,6 @@ class Start:
         if ending.kind == "out_of_memory" and taken:
             return True
         return ending.kind == "killed" or any_lost(uuids)
-
-    def _explained(self, index: int, seconds: float) -> int:
-        """Ends of an engine by requests that the gateway refuses since."""
-        deny_list = self._run.deny_list
-        return 0 if deny_list is None else deny_list.explained(index, seconds)
 
     def _rest(self, outage: Outage | None) -> None:
         """No engine runs for a while, or one is started again: clients are told."""

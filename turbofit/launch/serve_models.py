@@ -447,12 +447,18 @@ class SeveralModels:
         """Start the model whose request has waited longest, or make room for it."""
         if self._starting or any(one.model.state == "ending" for one in self.runs):
             return
+        always = self.policy.idle is None and self.policy.at_once >= len(self.runs)
+
+        def wanted_since(model: ServedModel) -> float | None:
+            """When somebody began to want it; one that runs always is wanted since it failed."""
+            return model.again_at if always and model.state == "failed" else model.wanted_since
+
         waiting = [
             (since, place, run)
             for place, run in enumerate(self.runs)
             if run.under_way is None
             and run.model.rested
-            and (since := self._wanted_since(run.model)) is not None
+            and (since := wanted_since(run.model)) is not None
         ]
         if not waiting:
             return
@@ -469,11 +475,6 @@ class SeveralModels:
         expected = following.model.expected
         known = "" if expected is None else f", which takes about {ceil(expected)} s to start"
         self.say(f"{victim.name} makes way for {following.model.name}{known}")
-
-    def _wanted_since(self, model: ServedModel) -> float | None:
-        """When somebody began to want it; one that is to run always is wanted since it failed."""
-        always = self.policy.idle is None and self.policy.at_once >= len(self.runs)
-        return model.again_at if always and model.state == "failed" else model.wanted_since
 
     def _start(self, run: ModelRun) -> None:
         insist(self.front, lambda _: run.model.begin())

@@ -27,6 +27,7 @@ _LONGEST_LINE: Final = 1 << 16
 #: Bytes that may wait for the disk: a few chunks.
 _ROOM: Final = 4 << 20
 
+_MISSING: Final = "    (lines missing here: {:,}; the disk was full or slow)\n"
 #: What stands in the place of equal lines; tools that print a log may strip some of its spaces.
 _REPEATED: Final = "    (the line above came {} more times)"
 _REPEATED_LINE: Final = re.compile(
@@ -50,7 +51,9 @@ class LogFile:
 
     def __init__(self, path: Path, *, cap: int = _CAP, required: bool = True) -> None:
         #: Takes the lines that are kept.
-        self.kept = CappedLog(path, cap, _missing, _ROOM, required=required)
+        self.kept = CappedLog(
+            path, cap, lambda lines: _MISSING.format(lines).encode(), _ROOM, required=required
+        )
         self._tail = b""
         self._last = b""
         self._repeats = 0
@@ -108,10 +111,6 @@ class LogFile:
     def _write(self, lines: list[bytes]) -> None:
         if lines:
             self.kept.put(b"\n".join(lines) + b"\n")
-
-
-def _missing(lines: int) -> bytes:
-    return f"    (lines missing here: {lines:,}; the disk was full or slow)\n".encode()
 
 
 def repeats(line: str) -> int | None:

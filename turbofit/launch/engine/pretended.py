@@ -193,7 +193,11 @@ class PretendReader:
 
     def death(self) -> End | None:
         """The last refused allocation; None where none was refused, or nothing can be read."""
-        death = self._torch_death() if self._plan.engine.on_torch else self._turbomind_death()
+        if self._plan.engine.on_torch:
+            death = self._torch_death()
+        else:
+            ledger = self._read()
+            death = None if ledger is None or not ledger.deaths else ledger.deaths[-1]
         if death is None:
             return None
         gpu = self._plan.parallel.groups[self._group][death["gpu"]]
@@ -203,8 +207,10 @@ class PretendReader:
         """By place in the group: the peak, what is held now, the executor's pool at most."""
         ledger = self._read()
         held: list[tuple[int, int, int | None]] = []
-        for place, card in enumerate(ledger.cards if ledger is not None else ()):
-            pool = ledger.executor_pool(place) if ledger is not None else None
+        if ledger is None:
+            return held
+        for place, card in enumerate(ledger.cards):
+            pool = ledger.executor_pool(place)
             most = max(pool.live_peak.values(), default=0) if pool else 0
             most = round_up(most, self._machine.pool_step)
             held.append((max(card.peak.values(), default=0), card.held, most))
@@ -223,10 +229,6 @@ class PretendReader:
             for place in range(len(self._machine.gpus))
         )
         return [(peak, size, None) for peak, size in zip(shared.peak, sizes, strict=False)]
-
-    def _turbomind_death(self) -> dict[str, Any] | None:
-        ledger = self._read()
-        return None if ledger is None or not ledger.deaths else ledger.deaths[-1]
 
     def _torch_death(self) -> dict[str, Any] | None:
         from turbofit.pretend.run import PreparedRun

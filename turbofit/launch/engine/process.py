@@ -47,8 +47,13 @@ class EngineProcess:
         self.log = log
         self.runs: deque[Run] = deque()
         guard = str(Path(__file__).with_name("guard.py"))
-        # Before the engine exists, so that nothing must be ended.
-        self._file = _log_file(log, required=log_required)
+        try:  # before the engine exists, so that nothing must be ended
+            self._file = LogFile(log, required=log_required)
+        except OSError as exc:
+            raise LaunchError(
+                f"the engine's log cannot be written: {log}: {exc.strerror or exc}",
+                hint="set XDG_STATE_HOME to a folder that can be written",
+            ) from None
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", guard, str(os.getpid()), *argv],
@@ -83,10 +88,7 @@ class EngineProcess:
 
     def take(self) -> list[Run]:
         """What it said since the last call."""
-        taken = []
-        while self.runs:
-            taken.append(self.runs.popleft())
-        return taken
+        return [self.runs.popleft() for _ in range(len(self.runs))]
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal to the engine."""
@@ -129,16 +131,6 @@ class EngineProcess:
                 if len(chunk) > 4096:
                     time.sleep(_PAUSE)
         self.runs.extend(self._file.close())
-
-
-def _log_file(path: Path, *, required: bool) -> LogFile:
-    try:
-        return LogFile(path, required=required)
-    except OSError as exc:
-        raise LaunchError(
-            f"the engine's log cannot be written: {path}: {exc.strerror or exc}",
-            hint="set XDG_STATE_HOME to a folder that can be written",
-        ) from None
 
 
 def command_text(argv: Sequence[str]) -> str:

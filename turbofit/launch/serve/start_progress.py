@@ -90,15 +90,13 @@ class StartProgress:
         moment = self._clock()
         if moment - self._looked >= _EVERY:
             self._looked, used = moment, self._used(engines)
-            self._loaded = sum(
-                min(max(used.get(one.index, 0) - self._empty(one), 0), _bytes(one, "weights"))
-                for one in self._plan.gpus
-            )
+            self._loaded = 0
+            for card in self._plan.gpus:
+                # What it has in use with an engine on it that has loaded nothing.
+                empty = self._before.get(card.index, card.used) + _bytes(card, "context")
+                loaded = max(used.get(card.index, 0) - empty, 0)
+                self._loaded += min(loaded, _bytes(card, "weights"))
         return self._loaded, sum(_bytes(one, "weights") for one in self._plan.gpus)
-
-    def _empty(self, card: GpuLedger) -> int:
-        """What a GPU has in use with an engine on it that has loaded nothing."""
-        return self._before.get(card.index, card.used) + _bytes(card, "context")
 
     def _used(self, engines: Sequence[SupervisedEngine]) -> dict[int, int]:
         """Bytes in use on each GPU."""
