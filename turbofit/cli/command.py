@@ -10,9 +10,15 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 from click.core import ParameterSource
 
-from turbofit.cli.options.option_variables import check_names, variable
 from turbofit.cli.terminal.output import PAGE_WIDTH, Form, answer, progress, verbose_log
-from turbofit.cli.usage_errors import foreign_option, usage_error, with_source, without_gpu
+from turbofit.cli.usage_errors import (
+    check_names,
+    foreign_option,
+    usage_error,
+    variable,
+    with_source,
+    without_gpu,
+)
 from turbofit.core.errors import NoGpuError, UsageError
 from turbofit.core.process.log_queue import queued_stderr
 from turbofit.core.process.variable_names import is_service_link

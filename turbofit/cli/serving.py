@@ -11,8 +11,7 @@ from turbofit.cli.options.common_options import (
     refuse_beside_cluster,
     setting_options,
 )
-from turbofit.cli.terminal.interrupt import exit_code, run_until_signal
-from turbofit.cli.terminal.output import Form, answer, note, say
+from turbofit.cli.terminal.output import Form, answer, exit_code, note, run_until_signal, say
 from turbofit.core.errors import UsageError
 from turbofit.core.model import Model
 from turbofit.core.process.ports import LAST_PORT

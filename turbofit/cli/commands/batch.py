@@ -16,8 +16,7 @@ from turbofit.cli.options.common_options import (
     machine_options,
     planning_options,
 )
-from turbofit.cli.terminal.interrupt import INTERRUPTED
-from turbofit.cli.terminal.output import answer, say
+from turbofit.cli.terminal.output import INTERRUPTED, answer, say
 from turbofit.core.errors import UnservedError
 from turbofit.core.process.progress import tell
 

@@ -13,7 +13,7 @@ from turbofit.cli.options.common_options import (
     grouped_options,
     server_of,
 )
-from turbofit.cli.terminal.interrupt import INTERRUPTED
+from turbofit.cli.terminal.output import INTERRUPTED
 from turbofit.core.errors import UnservedError
 from turbofit.core.process.progress import tell
 from turbofit.load.spec import LoadSpec

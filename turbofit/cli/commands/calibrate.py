@@ -16,7 +16,7 @@ from turbofit.cli.options.common_options import (
 )
 from turbofit.cli.options.launch_options import CalibrateOptions
 from turbofit.cli.serving import given_request, refuse_elsewhere
-from turbofit.cli.terminal.interrupt import exit_code, run_until_signal
+from turbofit.cli.terminal.output import exit_code, run_until_signal
 
 if TYPE_CHECKING:
     from turbofit.cli.terminal.output import Form

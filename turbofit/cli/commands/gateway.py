@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from turbofit.cli.command import PATH, Option, command, option_name
 from turbofit.cli.options.common_options import JSON, filled, options_of
 from turbofit.cli.options.gateway_options import GatewayOptions
-from turbofit.cli.terminal.interrupt import say_cut
-from turbofit.cli.terminal.output import Form, answer, note
+from turbofit.cli.terminal.output import Form, answer, note, say_cut
 from turbofit.core.errors import LaunchError, UsageError
 
 if TYPE_CHECKING:

@@ -28,8 +28,15 @@ from turbofit.cli.serving import (
     to_ask,
     with_passed,
 )
-from turbofit.cli.terminal.interrupt import exit_code, run_until_signal, say_cut
-from turbofit.cli.terminal.output import Form, answer, note, say
+from turbofit.cli.terminal.output import (
+    Form,
+    answer,
+    exit_code,
+    note,
+    run_until_signal,
+    say,
+    say_cut,
+)
 from turbofit.core.errors import UsageError
 from turbofit.core.process.progress import under_way
 

@@ -21,8 +21,7 @@ from turbofit.cli.options.common_options import (
 )
 from turbofit.cli.options.launch_options import LaunchOptions
 from turbofit.cli.serving import given_request, refuse_elsewhere
-from turbofit.cli.terminal.interrupt import exit_code, run_until_signal
-from turbofit.cli.terminal.output import Form, note, say
+from turbofit.cli.terminal.output import Form, exit_code, note, run_until_signal, say
 from turbofit.core.errors import DoesNotFitError, UsageError
 from turbofit.core.validation import Metavar
 
