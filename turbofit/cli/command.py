@@ -241,7 +241,6 @@ class CliCommand(click.Command):
             raise
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The first line."""
         if self.usage is None:
             super().format_usage(ctx, formatter)
         else:

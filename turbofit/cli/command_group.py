@@ -58,7 +58,6 @@ class Turbofit(click.Group):
         super().__init__("turbofit", add_help_option=False)
 
     def list_commands(self, _: click.Context) -> list[str]:
-        """Their names."""
         return list(COMMANDS)
 
     def get_command(self, _: click.Context, name: str) -> CliCommand | None:
@@ -70,7 +69,6 @@ class Turbofit(click.Group):
         return found
 
     def shell_complete(self, _: click.Context, incomplete: str) -> list[CompletionItem]:
-        """Names of commands, with their lines."""
         from click.shell_completion import CompletionItem
 
         return [

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 
 def usage_error(exc: click.UsageError, ctx: click.Context) -> UsageError:
-    """Turbofit's form of one of click's errors."""
     hint = f"see {ctx.command_path} --help"
     if isinstance(exc, click.NoSuchOption):
         said = _unknown_option(exc.option_name, ctx)
@@ -134,7 +133,6 @@ def with_source(exc: UsageError, ctx: click.Context) -> UsageError:
 
 
 def _spelled(param: click.Parameter, ctx: click.Context) -> str:
-    """As a person types it."""
     if isinstance(param, click.Option):
         return max(param.opts, key=len)
     return param.make_metavar(ctx).strip("[].")

@@ -416,7 +416,6 @@ class Reloader:
 
 
 def _changed(before: Options, after: Options) -> list[str]:
-    """The names of the options that differ."""
     names = dict.fromkeys((*before, *after))
     return [name for name in names if before.get(name) != after.get(name)]
 
@@ -630,7 +629,6 @@ class Start:
 
     @property
     def _ready(self) -> bool:
-        """Whether all engines serve."""
         return all(one.state == "ready" for one in self._supervisor.engines)
 
     def _enter(self, phase: str) -> None:
@@ -689,7 +687,6 @@ class Start:
         return surplus
 
     def _uuids(self, engine: SupervisedEngine) -> list[str]:
-        """Of the GPUs that an engine is on."""
         members = self._plan.parallel.groups[engine.group]
         return [gpu.uuid for gpu in self._plan.gpus if gpu.index in members]
 

@@ -368,7 +368,6 @@ class SeveralModels:
         return stop.signal
 
     def _step(self) -> None:
-        """Look once at all of them."""
         for run in self.runs:
             self._look(run)
             if run.model.state == "ready":

@@ -110,7 +110,6 @@ async def _stoppable(job: BatchJob) -> BatchResult:
 
 
 def _listener() -> BatchListener:
-    """Who tells of the progress."""
     from turbofit.batch.batch_job import BatchListener, BatchProgress
 
     class Teller(BatchListener):

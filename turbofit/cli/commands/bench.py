@@ -66,7 +66,6 @@ def bench(
 
 
 def show_load(result: LoadResult, form: Form) -> None:
-    """In the form that was asked for."""
     from turbofit.report.views.run.measured_view import load_view
 
     made = f"turbofit {result.turbofit_version}, measured {result.created}."

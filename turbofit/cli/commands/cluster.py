@@ -47,7 +47,6 @@ def cluster(
     form: Form,
     **given: Any,
 ) -> int:
-    """Do it."""
     keywords = planning_keywords(given)
     if keywords and action != "change":
         raise UsageError(

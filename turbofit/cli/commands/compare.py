@@ -18,7 +18,6 @@ _WHAT: Final = "a plan, prediction or rehearsal that was saved, a run's folder, 
     *FORMS,
 )
 def compare(a: str, b: str, form: Form) -> int:
-    """Read both and show what differs."""
     from turbofit.report.compare import compare, compare_view
     from turbofit.report.stored_documents import read_saved
 

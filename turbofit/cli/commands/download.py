@@ -9,7 +9,6 @@ from turbofit.planning.request import PlanRequest
 
 @command(*model_argument(), only_linux=True)
 def download(*, model: str, revision: str | None) -> int:
-    """Fetch what is missing, and print the folder."""
     from turbofit.cli.terminal.output import answer, say
     from turbofit.core.errors import UsageError
     from turbofit.launch.serve.download import fetched

@@ -87,7 +87,6 @@ def export(
     executable: str | None,
     form: Form,
 ) -> int:
-    """Write the manifest to stdout."""
     from msgspec.structs import replace
 
     from turbofit.core.struct import to_json

@@ -15,7 +15,6 @@ from turbofit.cli.terminal.output import Form
     *FORMS,
 )  # fmt: skip
 def gpus(words: tuple[str, ...], form: Form) -> int:
-    """Show presets."""
     from turbofit.machine.presets import load_preset, presets_with
     from turbofit.machine.unlisted import no_preset
     from turbofit.report.views.preset_view import gpus_view

@@ -41,7 +41,6 @@ def _complete(ctx: click.Context, _param: click.Parameter, incomplete: str) -> l
     )
 )
 def help(name: str | None) -> int:  # noqa: A001 - the command's name
-    """Print it."""
     from turbofit.cli.command_group import COMMANDS, TURBOFIT, unknown_command
 
     if name is not None and name not in COMMANDS:

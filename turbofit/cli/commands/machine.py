@@ -31,7 +31,6 @@ def machine(
     measure: bool,
     form: Form,
 ) -> int:
-    """Measure, keep, show."""
     from turbofit.machine.snapshot import save_snapshot
     from turbofit.machine.source import machine_from
     from turbofit.report.views.machine_view import machine_view

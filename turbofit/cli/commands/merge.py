@@ -52,7 +52,6 @@ def merge(
     force: bool,
     form: Form,
 ) -> int:
-    """Merge, and show what was written."""
     from turbofit.model.merge.merge import merge as merge_checkpoint
 
     if len(folders) not in (2, 3):

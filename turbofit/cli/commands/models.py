@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     *FORMS,
 )  # fmt: skip
 def models(fragments: tuple[str, ...], form: Form) -> int:
-    """Show presets."""
     from turbofit.cli.terminal import progress_display as terminal
     from turbofit.model.presets import presets_with
 

@@ -17,7 +17,6 @@ from turbofit.report.fit_site.site_request import SiteRequest
     *options_of(SiteRequest),
 )  # fmt: skip
 def page(*, out: str, **given: Any) -> int:
-    """Plan every choice, and write the site."""
     from pathlib import Path
 
     from turbofit.cli.terminal.output import answer

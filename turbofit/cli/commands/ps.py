@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 @command(*FORMS, only_linux=True)
 def ps(*, form: Form) -> int:
-    """List them."""
     from turbofit.launch.serve.runs import live_runs
 
     servers = live_runs()

@@ -213,7 +213,6 @@ def _models(
 
 
 def _config(arguments: ServeArguments) -> ServeConfig:
-    """What the options ask for."""
     from turbofit.launch.serve.config import ServeConfig
     from turbofit.launch.serve.planner import launch_request
 

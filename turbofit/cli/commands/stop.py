@@ -14,8 +14,6 @@ from turbofit.core.validation import Metavar, Validated
 
 
 class StopOptions(Validated):
-    """What `stop` asks."""
-
     wait: Annotated[float, Field(gt=0, le=86400), Metavar("SECONDS")] = Field(
         default=120, description="for requests under way and the engines' end"
     )
@@ -31,7 +29,6 @@ class StopOptions(Validated):
     only_linux=True,
 )  # fmt: skip
 def stop(*, run: str | None, all: bool, **given: object) -> int:  # noqa: A002 - the option's name
-    """Ask, and wait until the process is gone."""
     from turbofit.cli.terminal.output import say
     from turbofit.launch.serve.runs import chosen_run, live_runs, stop_server
 

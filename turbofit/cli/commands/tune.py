@@ -161,7 +161,6 @@ def _kv_types(text: str) -> tuple[int, ...]:
 
 
 def show_tuning(result: Tuning, form: Form) -> None:
-    """In the form that was asked for."""
     from turbofit.report.views.run.measured_view import made_by, tune_view
 
     form.show(result, tune_view, made_by(result))

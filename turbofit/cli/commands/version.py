@@ -9,6 +9,5 @@ from turbofit.cli.terminal.output import answer
 
 @command()
 def version() -> int:
-    """Print it."""
     answer(f"turbofit {turbofit.__version__}\n")
     return 0

@@ -163,7 +163,6 @@ def _used(saved: StoredPlan) -> dict[int, int]:
 
 
 def _forget(fingerprint: str, form: Form) -> int:
-    """Let a request or a client in again."""
     from turbofit.core.struct import to_json
     from turbofit.gateway.routing.deny_file import pardon
 

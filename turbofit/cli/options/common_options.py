@@ -76,7 +76,6 @@ def options_of(
 
 
 def grouped_options(kind: type[Validated], groups: Mapping[str, Iterable[str]]) -> Iterator[Option]:
-    """Options of the fields of each group."""
     for group, fields in groups.items():
         yield from options_of(kind, fields, group=group)
 
@@ -96,7 +95,6 @@ def filled(kind: type[T], given: Options) -> T:
 
 
 def form_of(field: FieldInfo) -> _Form:
-    """What an option of this field takes."""
     return _form(field.annotation, field.metadata)
 
 
@@ -210,7 +208,6 @@ def model_argument(
 
 
 def machine_options() -> list[click.Parameter]:
-    """Which machine, and which of its GPUs."""
     from turbofit.cli.commands.completion import complete_spec
     from turbofit.planning.request import PlanRequest
 

@@ -53,7 +53,6 @@ class LaunchOptions(Validated):
             raise UsageError("--pretend-fail fails nothing of real GPUs", hint="add --pretend")
 
     def config_fields(self) -> Options:
-        """The fields of `ServeConfig` that they fill."""
         return {
             "rehearse": not self.no_rehearse,
             "pretend": self.pretend,
@@ -138,7 +137,6 @@ class ServeOptions(LaunchOptions):
         )
 
     def config_fields(self) -> Options:
-        """The fields of `ServeConfig` that they fill."""
         return {
             **super().config_fields(),
             "timing": self.timing(),

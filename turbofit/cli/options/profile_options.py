@@ -89,7 +89,6 @@ class ModelArgument(Argument):
 
 
 def profile_of(ctx: click.Context) -> Profile | None:
-    """The profile that a command was given."""
     found: Profile | None = ctx.meta.get(_META)
     return found
 

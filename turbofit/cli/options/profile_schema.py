@@ -18,12 +18,10 @@ if TYPE_CHECKING:
 
 
 def schema_file() -> Path:
-    """Where it is published."""
     return presets_dir() / "profile.schema.json"
 
 
 def document() -> Document:
-    """The schema."""
     known = sections()
     of_models = {
         name: _section(one) for name, one in known.items() if one.of_model and name != "model"
@@ -84,7 +82,6 @@ def _field(section: ProfileSection, name: str, made: dict[str, Any]) -> dict[str
 
 
 def main() -> None:
-    """Write it."""
     text = json.dumps(document(), indent=2, ensure_ascii=False) + "\n"
     schema_file().write_text(text, encoding="utf-8")
 

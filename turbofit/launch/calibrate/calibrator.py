@@ -80,7 +80,6 @@ class NvmlUsageReader:
         return found
 
     def end(self) -> None:
-        """No more is asked."""
         self._sampler.__exit__()
 
 
@@ -93,7 +92,6 @@ class PretendUsageReader:
         self._highest: dict[int, int] = {}
 
     def read(self, engine: SupervisedEngine) -> dict[int, SampledRange]:
-        """See `NvmlUsageReader`."""
         found = {}
         for seen in engine.pretended.seen() if engine.pretended is not None else ():
             # Before the first reading the peak is that of loading.
@@ -124,21 +122,18 @@ class Calibrator:
         self._lock = threading.Lock()
 
     def begin(self, plan: Plan) -> None:
-        """See :class:`turbofit.launch.engine.supervised_engine.Examiner`."""
         with self._lock:
             self.end()
             self.usage = self._usage_of(plan)
             self._progress.begin(plan, self.usage.before)
 
     def end(self) -> None:
-        """No GPU is read any more."""
         if self.usage is not None:
             self.usage.end()
 
     def examine(
         self, engine: SupervisedEngine, model: str, ask: Callable[[ProbeRequest], int]
     ) -> None:
-        """See :class:`turbofit.launch.engine.supervised_engine.Examiner`."""
         assert self.usage is not None
         try:
             self._examine(self.usage, engine, model, ask)

@@ -154,7 +154,6 @@ class Probe(threading.Thread):
         self.unanswered = False
 
     def stop(self) -> None:
-        """Ask no more."""
         self._stopped.set()
 
     def run(self) -> None:

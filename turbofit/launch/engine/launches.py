@@ -71,7 +71,6 @@ class Launch:
 
     @property
     def port(self) -> int:
-        """Where it will listen."""
         return port_of(self.command)
 
     def start_command(self, number: int) -> StartCommand:  # noqa: ARG002 - a pretend launch needs it
@@ -79,7 +78,6 @@ class Launch:
         return StartCommand(self.argv(), self.environment({**os.environ, **self.command.env}))
 
     def argv(self) -> tuple[str, ...]:
-        """The words of this start."""
         words = tuple(self.command.argv[1:])
         return (*self.runner, *(words if self.ratio is None else with_ratio(words, self.ratio())))
 

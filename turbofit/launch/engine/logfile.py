@@ -69,7 +69,6 @@ class LogFile:
         return list(self._keep(whole))
 
     def close(self) -> list[Run]:
-        """Keep what is left and close the file."""
         runs = list(self._keep(self._tail)) if self._tail else []
         self._tail = b""
         self._flush_repeats()

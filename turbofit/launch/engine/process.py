@@ -87,11 +87,9 @@ class EngineProcess:
         return self._process.poll()
 
     def take(self) -> list[Run]:
-        """What it said since the last call."""
         return [self.runs.popleft() for _ in range(len(self.runs))]
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal to the engine."""
         if self._process.poll() is None:
             with contextlib.suppress(PermissionError):  # then `strike` is what is left
                 self._process.send_signal(number)

@@ -105,7 +105,6 @@ class SupervisedEngine:
 
     @property
     def group(self) -> int:
-        """Which of the plan's groups it is."""
         return self._launch.group
 
     def start(self) -> None:
@@ -196,7 +195,6 @@ class SupervisedEngine:
         return self.process is None
 
     def quiet(self) -> None:
-        """Stop asking the engine."""
         if self._probe is not None:
             self._probe.stop()
 

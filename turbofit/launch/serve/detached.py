@@ -38,7 +38,6 @@ class DetachedServer(NamedTuple):
     exit_code: int | None
 
     def last_lines(self) -> list[str]:
-        """What it said last."""
         with self.log.open(encoding="utf-8", errors="replace") as file:
             return list(deque((line.rstrip("\n") for line in file), maxlen=_TOLD))
 

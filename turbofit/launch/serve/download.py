@@ -63,7 +63,6 @@ class WeightsFetcher:
     folder: str | None = None
 
     def __call__(self, plan: Plan) -> Plan:
-        """The plan with its checkpoint on disk."""
         if self.folder is not None:
             return replace(plan, model=_at(plan.model, self.folder))
         model = fetched(plan.model, self.say)

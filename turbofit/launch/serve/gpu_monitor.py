@@ -65,16 +65,13 @@ class GpuMonitor(threading.Thread):
         return not self._without_headroom.isdisjoint(uuids)
 
     def stop(self) -> None:
-        """Look no more."""
         self._stopped.set()
 
     def run(self) -> None:
-        """Until stopped."""
         while not self._stopped.wait(self._every):
             self.look()
 
     def look(self) -> None:
-        """Look once."""
         machine, why = _measured()
         if machine is None:
             self._say("machine", 1, f"the GPUs cannot be read any more: {why}")

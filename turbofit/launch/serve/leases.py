@@ -160,7 +160,6 @@ class Leases:
             os.close(descriptor)
 
     def others(self) -> list[Lease]:
-        """The leases of living turbofits but us."""
         return [lease for lease, alive in self._all() if alive]
 
     def stale(self) -> list[Lease]:
@@ -190,7 +189,6 @@ class Leases:
         )
 
     def drop(self, lease: Lease) -> None:
-        """Remove a stale lease."""
         for path in (lease.path, lease.path.with_suffix(".lock")):
             with suppress(OSError):
                 path.unlink()

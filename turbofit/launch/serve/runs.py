@@ -106,7 +106,6 @@ class Record:
             self._change(events=events[-_MOST_EVENTS:])
 
     def state(self, state: str, **facts: Any) -> None:
-        """Where the run stands."""
         self._change(state=state, **facts)
 
     def _change(self, **facts: Any) -> None:
@@ -180,8 +179,6 @@ def _now() -> str:
 
 
 class LiveRun(NamedTuple):
-    """A run whose process lives."""
-
     folder: Path
     record: RunRecord
 

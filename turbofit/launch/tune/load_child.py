@@ -91,7 +91,6 @@ class LoadChild:
 
     @property
     def why(self) -> str:
-        """Why it measured nothing."""
         try:
             error: Any = msgspec.json.decode(self._said)["error"]["message"]
         except (msgspec.DecodeError, UnicodeDecodeError, LookupError, TypeError):

@@ -178,7 +178,6 @@ class _Loads:
         return bool(self._url)
 
     def begin(self, urls: list[str]) -> None:
-        """The gateway is open."""
         self._url = urls[0]
 
     def died(self, why: str) -> None:

@@ -266,7 +266,6 @@ def _solve_lower(lower: Sequence[Sequence[float]], right: Sequence[float]) -> li
 
 
 def _solve_upper(lower: Sequence[Sequence[float]], right: Sequence[float]) -> list[float]:
-    """With the transpose of a lower matrix."""
     found = [0.0] * len(right)
     for i in range(len(right) - 1, -1, -1):
         rest = sum(lower[j][i] * found[j] for j in range(i + 1, len(right)))
