@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import click
 from click.core import ParameterSource
 
+from turbofit.cli.terminal.output import say
 from turbofit.core.errors import UsageError
 from turbofit.core.process.variable_names import PREFIX, VARIABLES, is_service_link
 
@@ -61,7 +62,6 @@ def foreign_option(word: str, behind: str, ctx: click.Context) -> str:
     Raises:
         UsageError: turbofit has the same under another name, which the hint has with the value.
     """
-    from turbofit.cli.terminal.output import say
     from turbofit.core.synonyms import synonym
 
     name, equals, value = word.partition("=")

@@ -13,7 +13,7 @@ from turbofit.cli.options.common_options import (
     grouped_options,
     server_of,
 )
-from turbofit.cli.terminal.output import INTERRUPTED
+from turbofit.cli.terminal.output import INTERRUPTED, say
 from turbofit.core.errors import UnservedError
 from turbofit.core.process.progress import tell
 from turbofit.load.spec import LoadSpec
@@ -45,7 +45,6 @@ def bench(
     *, url: str | None, model: str | None, api_key: str | None, form: Form, **given: Any
 ) -> int:
     """Drive and show; 3 where nothing was answered, 130 where a signal ended it."""
-    from turbofit.cli.terminal.output import say
     from turbofit.launch.serve.runs import requests_at, waiting_words
     from turbofit.load.bench import bench as measure
 

@@ -16,7 +16,7 @@ from turbofit.cli.options.common_options import (
 )
 from turbofit.cli.options.launch_options import CalibrateOptions
 from turbofit.cli.serving import given_request, refuse_elsewhere
-from turbofit.cli.terminal.output import exit_code, run_until_signal
+from turbofit.cli.terminal.output import exit_code, note, run_until_signal, say
 
 if TYPE_CHECKING:
     from turbofit.cli.terminal.output import Form
@@ -38,7 +38,6 @@ _PRETEND: Final = (
 )
 def calibrate(*, model: str, form: Form, **given: Any) -> int:
     """Calibrate and show; 130 where Ctrl-C ended it, and it then goes on from there next time."""
-    from turbofit.cli.terminal.output import note, say
     from turbofit.launch.calibrate.calibrate import calibrate as measure
     from turbofit.launch.calibrate.calibrate import drop, forget_all, progress_of
     from turbofit.launch.engine.supervised_engine import Timing

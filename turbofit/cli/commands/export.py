@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from turbofit.cli.command import PATH, Argument, Option, command
-from turbofit.cli.options.common_options import PORT
+from turbofit.cli.options.common_options import PORT, filled
 from turbofit.cli.options.profile_options import profile_of, profile_option
 from turbofit.cli.terminal.output import Form, answer, say
 from turbofit.core.errors import UsageError
@@ -130,7 +130,6 @@ def _given(given: str | None, on: str | None, profile: Options) -> Plan:
         UsageError: none of them is given, or two are.
     """
     from turbofit import api
-    from turbofit.cli.options.common_options import filled
     from turbofit.planning.request import PlanRequest
     from turbofit.report.stored_documents import read_plan
 
@@ -153,7 +152,6 @@ def _serving(profile: Options, *, in_container: bool) -> dict[str, Any]:
     Raises:
         UsageError: something of it is not for a service, or names a file that a container lacks.
     """
-    from turbofit.cli.options.common_options import filled
     from turbofit.cli.options.gateway_options import GatewayOptions
     from turbofit.cli.options.launch_options import ModelsOptions, ServeOptions
 

@@ -13,6 +13,7 @@ from turbofit.cli.options.common_options import (
     planning_options,
 )
 from turbofit.cli.options.profile_options import PROFILE, sections
+from turbofit.cli.terminal.output import answer
 from turbofit.core.errors import UsageError
 from turbofit.core.process.progress import under_way
 
@@ -40,7 +41,6 @@ _HEAD: Final = """\
 def init(*, out: str, force: bool, **given: Any) -> int:
     """Plan, and write what was asked and what was promised."""
     from turbofit import api
-    from turbofit.cli.terminal.output import answer
     from turbofit.core.process.files import write_output
     from turbofit.planning.plan import refusal
     from turbofit.planning.request import PlanRequest

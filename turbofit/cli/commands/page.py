@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from turbofit.cli.command import PATH, Option, command
 from turbofit.cli.options.common_options import filled, options_of
+from turbofit.cli.terminal.output import answer
 from turbofit.report.fit_site.site_request import SiteRequest
 
 
@@ -17,9 +19,7 @@ from turbofit.report.fit_site.site_request import SiteRequest
     *options_of(SiteRequest),
 )  # fmt: skip
 def page(*, out: str, **given: Any) -> int:
-    from pathlib import Path
 
-    from turbofit.cli.terminal.output import answer
     from turbofit.report.fit_site.write_site import write_site
 
     answer(f"{write_site(filled(SiteRequest, given), Path(out))}\n")

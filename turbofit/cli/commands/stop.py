@@ -8,6 +8,7 @@ from pydantic import Field
 
 from turbofit.cli.command import Argument, Option, command
 from turbofit.cli.options.common_options import filled, options_of
+from turbofit.cli.terminal.output import say
 from turbofit.core.errors import UsageError
 from turbofit.core.process.progress import under_way
 from turbofit.core.validation import Metavar, Validated
@@ -29,7 +30,6 @@ class StopOptions(Validated):
     only_linux=True,
 )  # fmt: skip
 def stop(*, run: str | None, all: bool, **given: object) -> int:  # noqa: A002 - the option's name
-    from turbofit.cli.terminal.output import say
     from turbofit.launch.serve.runs import chosen_run, live_runs, stop_server
 
     options = filled(StopOptions, given)

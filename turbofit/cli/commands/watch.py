@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options.common_options import FORMS
 from turbofit.cli.terminal.output import Form, answer, painted, show
 from turbofit.core.errors import UsageError
+from turbofit.core.struct import to_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,7 +62,6 @@ def watch(
     import sys
     import time
 
-    from turbofit.core.struct import to_json
     from turbofit.report.views.run.watch_view import watch_view
 
     if forget is not None:
@@ -107,8 +108,6 @@ def watch(
 
 def _newest_server() -> Callable[[], list[str]]:
     """Tells the runs of the newest server at each look: a model of several gets new ones."""
-    from pathlib import Path
-
     from turbofit.launch.serve.runs import live_runs
     from turbofit.report.stored_documents import newest_run
 
@@ -163,7 +162,6 @@ def _used(saved: StoredPlan) -> dict[int, int]:
 
 
 def _forget(fingerprint: str, form: Form) -> int:
-    from turbofit.core.struct import to_json
     from turbofit.gateway.routing.deny_file import pardon
 
     if not pardon(fingerprint):
@@ -195,8 +193,6 @@ def _document(saved: StoredPlan, now: LiveServer | None) -> dict[str, Any]:
 
 def _denied(saved: StoredPlan) -> list[Denied]:
     """What the run's gateway refuses, since engines died of it."""
-    from pathlib import Path
-
     from turbofit.gateway.routing.deny_file import DenyFile, deny_path
 
     assert saved.run is not None

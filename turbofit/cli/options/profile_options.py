@@ -9,6 +9,7 @@ import click
 from click.core import ParameterSource
 
 from turbofit.cli.command import PATH, WORDS, Argument, Option
+from turbofit.cli.terminal.output import say
 from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -81,8 +82,6 @@ class ModelArgument(Argument):
         named = source is not ParameterSource.DEFAULT or ctx.params.get("plan") is not None
         if named or ctx.resilient_parsing or _META in ctx.meta or not Path(PROFILE).is_file():
             return value, source
-        from turbofit.cli.terminal.output import say
-
         say(f"reading {PROFILE}")
         _use(ctx, Path(PROFILE))
         return super().consume_value(ctx, opts)

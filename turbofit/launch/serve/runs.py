@@ -19,7 +19,7 @@ from turbofit.core.errors import LaunchError, UsageError
 from turbofit.core.messages import HOW_TO_SERVE
 from turbofit.core.plan import Limits, Settings
 from turbofit.core.process.files import write_atomic
-from turbofit.core.process.state import state_dir
+from turbofit.core.process.state import new_folder, state_dir
 from turbofit.core.run_report import RUN_SCHEMA, RunAttempt, RunEvent, RunReport
 from turbofit.core.struct import to_json
 from turbofit.core.version import __version__
@@ -147,8 +147,6 @@ def state_folder(room: str, name: str) -> Path:
     Raises:
         LaunchError: it cannot be made.
     """
-    from turbofit.core.process.state import new_folder
-
     try:
         return new_folder(room, "".join(c if c.isalnum() else "-" for c in name))
     except OSError as exc:
