@@ -72,24 +72,18 @@ def driver_errors(since: float, path: str = "/dev/kmsg") -> tuple[str, ...]:
 def _log(path: str) -> list[str]:
     """Records of the kernel's log: one a read, until there is none."""
     records: list[str] = []
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    except OSError:
-        return records
-    try:
+    with suppress(OSError), open(path, "rb", buffering=0, opener=_open_quickly) as log:
         while len(records) < _MOST:
-            try:
-                record = os.read(descriptor, 8192)
-            except BrokenPipeError:  # overwritten while we read: go on with the next
-                continue
-            if not record:
-                break
-            records += record.decode(errors="replace").splitlines()
-    except OSError:
-        return records
-    finally:
-        os.close(descriptor)
+            with suppress(BrokenPipeError):  # overwritten while we read: go on with the next
+                record = log.read(8192)
+                if not record:
+                    break
+                records += record.decode(errors="replace").splitlines()
     return records
+
+
+def _open_quickly(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _group(proc: Path) -> str:

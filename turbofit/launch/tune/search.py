@@ -210,20 +210,18 @@ class Surrogate:
 
     def __init__(self, points: Sequence[Sequence[float]], residuals: Sequence[float]) -> None:
         self._points = list(points)
-        count = len(self._points)
         rows = [
             [_covariance(a, b) + (_NOISE**2 if i == j else 0.0) for j, b in enumerate(points)]
             for i, a in enumerate(points)
         ]
         self._lower = _cholesky(rows)
-        forward = _solve_lower(self._lower, residuals)
-        self._weights = _solve_upper(self._lower, forward) if count else []
+        self._solved = _solve_lower(self._lower, residuals)
 
     def predict(self, point: Sequence[float]) -> tuple[float, float]:
         """Mean and standard deviation of the residual at a point."""
         towards = [_covariance(point, other) for other in self._points]
-        mean = sum(k * w for k, w in zip(towards, self._weights, strict=True))
         explained = _solve_lower(self._lower, towards)
+        mean = sum(a * b for a, b in zip(explained, self._solved, strict=True))
         variance = _covariance(point, point) - sum(v * v for v in explained)
         return mean, math.sqrt(max(variance, 1e-12))
 
@@ -262,12 +260,4 @@ def _solve_lower(lower: Sequence[Sequence[float]], right: Sequence[float]) -> li
     found: list[float] = []
     for row, value in zip(lower, right, strict=True):
         found.append((value - sum(a * b for a, b in zip(row, found, strict=False))) / row[-1])
-    return found
-
-
-def _solve_upper(lower: Sequence[Sequence[float]], right: Sequence[float]) -> list[float]:
-    found = [0.0] * len(right)
-    for i in range(len(right) - 1, -1, -1):
-        rest = sum(lower[j][i] * found[j] for j in range(i + 1, len(right)))
-        found[i] = (right[i] - rest) / lower[i][i]
     return found
