@@ -9,8 +9,7 @@ import click
 from click.core import ParameterSource
 
 from turbofit.cli.command import PATH, Argument, Option, command
-from turbofit.cli.options.common_options import PORT, filled
-from turbofit.cli.options.profile_options import profile_of, profile_option
+from turbofit.cli.options.common_options import PORT, filled, profile_of, profile_option
 from turbofit.cli.terminal.output import Form, answer, say
 from turbofit.core.errors import UsageError
 from turbofit.core.process.ports import DEFAULT_PORT

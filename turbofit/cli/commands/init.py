@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.cli.command import PATH, Option, command
 from turbofit.cli.options.common_options import (
+    PROFILE,
     filled,
     machine_options,
     model_argument,
     planning_options,
+    sections,
 )
-from turbofit.cli.options.profile_options import PROFILE, sections
 from turbofit.cli.terminal.output import answer
 from turbofit.core.errors import UsageError
 from turbofit.core.process.progress import under_way

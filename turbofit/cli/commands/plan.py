@@ -53,7 +53,7 @@ def plan(
     import click
 
     from turbofit import api
-    from turbofit.cli.options.profile_options import each_model
+    from turbofit.cli.options.common_options import each_model
     from turbofit.planning.request import PlanRequest
 
     request = filled(PlanRequest, {**given, "model": model[0]})

@@ -169,7 +169,7 @@ def _models(
     """Several models, or one whose engines end while nobody asks for it."""
     import click
 
-    from turbofit.cli.options.profile_options import each_model
+    from turbofit.cli.options.common_options import each_model
     from turbofit.launch.serve.planner import preview
     from turbofit.launch.serve_models import (
         ModelsPolicy,
@@ -279,7 +279,7 @@ def _reloads(run: Run, arguments: ServeArguments) -> Callable[[], None] | None:
     """What SIGHUP does where the options are a profile's; without one it ends the run."""
     import click
 
-    from turbofit.cli.options.profile_options import profile_of, read_again
+    from turbofit.cli.options.common_options import profile_of, read_again
     from turbofit.launch.run import Reloader
 
     ctx = click.get_current_context(silent=True)  # None where a program calls it

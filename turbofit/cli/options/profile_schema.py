@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from turbofit.cli.options.profile_options import sections
+from turbofit.cli.options.common_options import sections
 from turbofit.core.presets import presets_dir
 
 if TYPE_CHECKING:

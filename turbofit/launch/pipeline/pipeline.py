@@ -84,11 +84,7 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
         leases = _leases() if planning.get("on") is None else None
         if leases is not None:
             failed.callback(leases.close)
-        # One engine under the config's own settings.
-        engine = engine_of(backend_config, planning.pop("engine", "auto"))
-        planning = with_config(planning, backend_config, engine)
-        model = _pretended(model_path)
-        request = PlanRequest.of(model=model, replicas=1, engine=engine, **planning)
+        request = _request(_pretended(model_path), backend_config, planning)
         try:
             plan = _planned(request, leases)
         except NoGpuError as exc:
@@ -141,6 +137,13 @@ def _leases() -> Leases | None:
     from turbofit.launch.serve.leases import Leases
 
     return Leases()
+
+
+def _request(model_path: str, backend_config: Any, planning: dict[str, Any]) -> PlanRequest:
+    """One engine under the config's own settings."""
+    engine = engine_of(backend_config, planning.pop("engine", "auto"))
+    planning = with_config(planning, backend_config, engine)
+    return PlanRequest.of(model=model_path, replicas=1, engine=engine, **planning)
 
 
 def _planned(request: PlanRequest, leases: Leases | None) -> Plan:
