@@ -30,10 +30,10 @@ HEAD = """# Every architecture that LMDeploy lists
 removed. *turbofit* is what `turbofit plan` answers: the engines that it plans in 16 bits, or its
 refusal and hint. {planned} of {all} architectures are planned.
 
-*Presets* are of this architecture, packed ones among them: {lacking} that are planned have none.
+*Presets*: whether there are some; {lacking} architectures that are planned have none.
 
 | architecture | TurboMind | PyTorch engine | images | presets | turbofit |
-|---|---|---|--:|--:|---|
+|---|---|---|---|---|---|
 """
 #: Cards that this year's issues of LMDeploy name, and a large machine.
 MACHINES = ("2xrtx4090", "4xrtx3090", "1xv100-32g", "8xh100")
@@ -104,12 +104,12 @@ def answer(architecture: str) -> str:
 
 
 @cache
-def _counts() -> dict[str, int]:
-    """How many presets each architecture has."""
+def _with_presets() -> set[str]:
+    """The architectures that presets are of."""
     presets = map(load_preset, known_presets())
-    return Counter(
+    return {
         preset.architecture for preset in presets if preset.architecture and not preset.unsupported
-    )
+    }
 
 
 def served() -> str:
@@ -154,11 +154,11 @@ def table() -> str:
         pytorch = "removed" if name in lists.removed else "yes" if name in lists.pytorch else ""
         marks = ("yes" if name in one else "" for one in (lists.turbomind, lists.images))
         turbomind, images = marks
-        presets = _counts()[name] or ""
+        presets = "yes" if name in _with_presets() else ""
         rows.append(page.row((f"`{name}`", turbomind, pytorch, images, presets, answer(name))))
     planned = PLANNED & set(names)
     head = HEAD.format(
         version=version("lmdeploy"), planned=len(planned), all=len(names),
-        lacking=sum(not _counts()[name] for name in planned),
+        lacking=len(planned - _with_presets()),
     )  # fmt: skip
     return head + "\n".join(rows) + "\n"
