@@ -92,15 +92,27 @@ def find_preset(name: str) -> str | None:
 
 
 def nearest_names(name: str, count: int = 3) -> list[str]:
-    """Known names that look like this one, nearest first: of its family, where it has one here."""
+    """Known names that look like this one, nearest first, none of another generation."""
     from turbofit.core.synonyms import near
 
     known, wanted = _aliases(), _plain(name)
     begins = max((key for key in known if wanted.startswith(key)), key=len, default=None)
-    close = [*([begins] if begins else []), *near(wanted, known, count * 3)]
-    family, *_ = _SIZE.split(name.rpartition("/")[2].lower())
-    found = dict.fromkeys(known[key] for key in close)
-    return sorted(found, key=lambda preset: _SIZE.split(preset)[0] != family)[:count]
+    close = [*([begins] if begins else []), *near(wanted, known, count * 9)]
+    family, generation = _of_family(name)
+    found = {
+        preset: preset_family != family
+        for preset in dict.fromkeys(known[key] for key in close)
+        for preset_family, preset_generation in [_of_family(preset)]
+        if generation in (None, preset_generation)
+    }
+    return sorted(found, key=found.__getitem__)[:count]
+
+
+def _of_family(name: str) -> tuple[str, str | None]:
+    """What stands before the parameters in a name, and the first number of it."""
+    family = _SIZE.split(name.rpartition("/")[2].lower().replace("_", "."))[0]
+    number = re.search(r"\d+(?:\.\d+)?", family)
+    return family, number and number[0]
 
 
 @cache
