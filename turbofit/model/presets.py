@@ -15,7 +15,7 @@ import msgspec
 from turbofit.core.errors import UsageError
 from turbofit.core.images import AnyImageRule
 from turbofit.core.model import Dtype, Model, ModelSource, Quantization, TextDims, VisionDims
-from turbofit.core.presets import load_yaml, preset_path, presets_dir
+from turbofit.core.presets import is_preset, load_yaml, preset_path, presets_dir
 from turbofit.core.struct import Struct
 from turbofit.model.parameters import parameters, stored_bytes
 
@@ -86,7 +86,7 @@ class Preset(Struct, forbid_unknown_fields=True):
 
 def find_preset(name: str) -> str | None:
     """The preset id that a name means: an alias, an id or a hub id, whatever its case and dots."""
-    if _ID.fullmatch(name) and name != "aliases" and preset_path("models", name).is_file():
+    if _ID.fullmatch(name) and name != "aliases" and is_preset("models", name):
         return name  # spares reading all names
     return _aliases().get(_plain(name))
 

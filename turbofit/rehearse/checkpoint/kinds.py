@@ -18,7 +18,7 @@ from msgspec import field
 from turbofit.core.errors import UsageError
 from turbofit.core.json_types import JsonObject
 from turbofit.core.model import Model, Quantization, TextDims
-from turbofit.core.presets import load_yaml, presets_dir
+from turbofit.core.presets import load_yaml, preset_path, presets_of
 from turbofit.core.struct import Struct, to_builtins
 from turbofit.rehearse.checkpoint.tokenizer import Tokenizer
 
@@ -79,7 +79,8 @@ def kinds() -> dict[str, Kind]:
     Raises:
         UsageError: a file is damaged.
     """
-    files = {path.stem: load_yaml(path) for path in (presets_dir() / "checkpoints").glob("*.yaml")}
+    room = "checkpoints"
+    files = {name: load_yaml(preset_path(room, name)) for name in presets_of(room)}
     found: dict[str, Kind] = {}
     for name in sorted(files):
         try:
