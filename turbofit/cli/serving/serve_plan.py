@@ -80,8 +80,7 @@ def show_commands(arguments: ServeArguments, *, port: int, as_json: bool, md: bo
     from turbofit.planning.commands import commands
     from turbofit.planning.plan import plan as best_plan
     from turbofit.planning.plan import refusal
-    from turbofit.report.shell import shell_command
-    from turbofit.report.views.plan.commands_view import unheld
+    from turbofit.report.views.plan.commands_view import shell_words, unheld
 
     if arguments.options.plan:
         plan = read_saved(arguments, arguments.options.plan)
@@ -111,7 +110,10 @@ def show_commands(arguments: ServeArguments, *, port: int, as_json: bool, md: bo
         "" if arguments.options.no_gateway else "turbofit serve starts this behind its gateway: "
     )
     note = f"# {behind}{unheld(plan)}\n"
-    answer(note + "\n".join(shell_command(command) + "\n" for command in shown_commands))
+    answer(
+        note
+        + "\n".join(shell_words(command.argv, command.env) + "\n" for command in shown_commands)
+    )
     return 0
 
 

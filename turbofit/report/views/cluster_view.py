@@ -22,7 +22,7 @@ from turbofit.report.painters.document import (
     Verdict,
     table,
 )
-from turbofit.report.shell import shell_words
+from turbofit.report.views.plan.commands_view import shell_words
 from turbofit.report.views.plan.plan_view import speed_in_short
 from turbofit.report.views.shared_blocks import first_warnings, remedies_table
 from turbofit.tuner.cluster.cluster_plan import cards_of
