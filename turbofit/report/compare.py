@@ -141,7 +141,7 @@ def _in_short(sections: Mapping[str, Sequence[ComparedRow]]) -> list[Block]:
     return blocks
 
 
-def _table(title: str, rows: Iterable[tuple[str, ComparedRow]], **places: bool) -> Table:
+def _table(title: str, rows: Iterable[tuple[str, ComparedRow]], **places: Any) -> Table:
     """Rows by their names, with how much more B has."""
     cells = ((name, _text(row.a, row), _text(row.b, row), _over(row)) for name, row in rows)
     numbers = ("A", "B", "B - A")

@@ -51,4 +51,4 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
         models=("internvl3-2b",), cards=("rtx4090",), counts=(1,), used=(0,), images=((1, None),)
     )
     with pytest.raises(UsageError, match="cannot be made"):
-        write_site(request, tmp_path, jobs=1)
+        write_site(request, tmp_path, say=str, jobs=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from turbofit.cli.command import PATH, Option, command
+from turbofit.cli.options.common_options import JSON
 from turbofit.cli.options.fields import filled, options_of
 from turbofit.report.fit_site.site_request import SiteRequest
 
@@ -17,13 +18,16 @@ __all__ = ["page"]
         help="the folder (default turbofit-page); files of the same names are replaced",
     ),
     *options_of(SiteRequest, SiteRequest.model_fields),
+    JSON,
 )  # fmt: skip
-def page(*, out: str, **given: Any) -> int:
+def page(*, out: str, as_json: bool, **given: Any) -> int:
     """Plan every choice, and write the site."""
     from pathlib import Path
 
-    from turbofit.cli.terminal.output import answer
+    from turbofit.cli.terminal.output import answer, say
+    from turbofit.core.struct import to_json
     from turbofit.report.fit_site.write_site import write_site
 
-    answer(f"{write_site(filled(SiteRequest, given), Path(out))}\n")
+    document = write_site(filled(SiteRequest, given), Path(out), say=say)
+    answer(to_json(document) if as_json else f"{Path(out) / 'index.html'}\n")
     return 0

@@ -87,6 +87,10 @@ class SitePoint(NamedTuple):
     context: SiteChoice
     concurrency: SiteChoice
 
+    def machine(self, card: str) -> str:
+        """The machine as --on takes it."""
+        return _spec(self.gpus, card, self.used)
+
     def request(self, model: str, card: str) -> PlanRequest:
         """What `turbofit plan` is asked for.
 
@@ -103,7 +107,7 @@ class SitePoint(NamedTuple):
         }
         return PlanRequest.of(
             model=model,
-            on=_spec(self.gpus, card, self.used),
+            on=self.machine(card),
             **{name: value for name, value in given.items() if value is not None},
         )
 

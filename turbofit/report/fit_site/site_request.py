@@ -49,6 +49,11 @@ Loads = Annotated[tuple[Load, ...], Field(strict=False)]
 class SiteRequest(Validated):
     """The points of the site; every combination of them is planned. Empty is the default."""
 
+    all: bool = Field(
+        default=False,
+        description="more of each list that is not given: 17,820 plans, some minutes",
+    )
+
     models: Names = Field(
         default=(), description=f"names that `turbofit models` lists (default: {' '.join(_MODELS)})"
     )
@@ -58,25 +63,28 @@ class SiteRequest(Validated):
     counts: Counts = Field(default=(), description="GPUs of a machine (default: 1 2 4)")
     used: Sizes = Field(
         default=(),
-        description="memory of each GPU that others hold, beside none (default: 2GiB)",
+        description="memory of each GPU that others hold, beside none (with --all: 2GiB)",
     )
     images: Loads = Field(
         default=(),
         description="images a request and their size, beside one of the worst size (default: "
-        "1@1920x1080 4@1280x720)",
+        "1@1920x1080; with --all 4@1280x720 too)",
     )
     contexts: Contexts = Field(
         default=(),
-        description="tokens of a request, beside what turbofit chooses (default: 8192 32768)",
+        description="tokens of a request, beside what turbofit chooses (default: 8192; with --all "
+        "32768 too)",
     )
     concurrencies: Counts = Field(
-        default=(), description="requests at once, beside what turbofit chooses (default: 8 32)"
+        default=(),
+        description="requests at once, beside what turbofit chooses (with --all: 8 32)",
     )
 
     def complete(self) -> Self:
         """The same with the default for all that is empty."""
+        defaults = {**_DEFAULTS, **(_MORE if self.all else {})}
         return self.model_copy(
-            update={name: value for name, value in _DEFAULTS.items() if not getattr(self, name)}
+            update={name: value for name, value in defaults.items() if not getattr(self, name)}
         )
 
 
@@ -84,6 +92,10 @@ _DEFAULTS: Final[dict[str, object]] = {
     "models": _MODELS,
     "cards": _CARDS,
     "counts": (1, 2, 4),
+    "images": ((1, (1920, 1080)),),
+    "contexts": (8192,),
+}
+_MORE: Final[dict[str, object]] = {
     "used": (2 * GIB,),
     "images": ((1, (1920, 1080)), (4, (1280, 720))),
     "contexts": (8192, 32768),

@@ -7,7 +7,7 @@ three.
 from __future__ import annotations
 
 from textwrap import shorten
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.messages import groups_of, plural
 from turbofit.core.units import three_digits
@@ -56,7 +56,7 @@ _WRAPPED: Final = (
 )  # fmt: skip
 
 
-def _table(names: Sequence[str], rows: Iterable[tuple[str, ...]], **places: bool) -> Table:
+def _table(names: Sequence[str], rows: Iterable[tuple[str, ...]], **places: Any) -> Table:
     return table(names, rows, right=_RIGHT, wrap=_WRAPPED, **places)
 
 
@@ -139,7 +139,7 @@ def _folded_nodes(nodes: Sequence[NodePlan]) -> list[_Kind]:
     return sorted(found.values(), key=lambda kind: len(kind[1]), reverse=True)
 
 
-def _nodes_table(folded: Sequence[_Kind], **places: bool) -> Table:
+def _nodes_table(folded: Sequence[_Kind], **places: Any) -> Table:
     """What each kind of node runs, and how many there are."""
     rows = []
     for plan, members in folded:
