@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from turbofit.batch.batch_spec import ANSWER_TOKENS, IMAGE_COLUMN
 from turbofit.batch.item import CHAT, BatchItem, ItemError, digest_of
@@ -89,14 +90,29 @@ def open_input(path: Path, spec: BatchSpec) -> BatchInput:
     if reader := _folder if is_folder else readers.get(path.suffix.lower()):
         items = partial(_rows, *_checked(*reader(path), spec))
         base = path if is_folder else path.parent
-        return BatchInput(str(base), spec.max_tokens or ANSWER_TOKENS, items)
+        return _input(base, items, spec, ANSWER_TOKENS)
     for name in ("prompt", "prompt_file", "image_column"):
         if getattr(spec, name):
             raise UsageError(
                 f"{option_of(name)} does not fit this input: a JSONL file has whole requests",
                 hint=f"leave {option_of(name)} out",
             )
-    return BatchInput(str(path.parent), spec.max_tokens, partial(_lines, path))
+    return _input(path.parent, partial(_lines, path), spec, None)
+
+
+def _input(
+    base: Path, items: Callable[[], Iterator[BatchItem]], spec: BatchSpec, usual: int | None
+) -> BatchInput:
+    """With ``--max-tokens``, what it bounds is not what was asked without."""
+    tokens = spec.max_tokens or usual
+    if tokens == usual:
+        return BatchInput(str(base), usual, items)
+
+    def bounded() -> Iterator[BatchItem]:
+        for item in items():
+            yield replace(item, digest=digest_of(b"%d" % tokens, item.digest))
+
+    return BatchInput(str(base), tokens, bounded)
 
 
 # Lines.
