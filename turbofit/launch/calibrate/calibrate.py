@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Final
 
+from msgspec.structs import replace
+
 from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.struct import to_builtins
 from turbofit.core.units import MIB, format_bytes
@@ -18,6 +20,7 @@ from turbofit.model.source import resolve_model
 from turbofit.observe import calibrations
 from turbofit.observe.calibration import document, learn
 from turbofit.observe.sampler import memory_now
+from turbofit.planning.plan import plan as best_plan
 
 if TYPE_CHECKING:
     import signal
@@ -94,7 +97,7 @@ def _calibrate(
             )
         if calibration_of(plan) is not None and not again:
             say("calibrated before: --again measures again, --forget drops it")
-            return stored(plan)
+            return stored(plan) | {"tokens": _tokens(run.config.request, plan, apart=apart)}
         plan = run.settle()
     say(plan.verdict)
     run.begin()
@@ -111,11 +114,25 @@ def _calibrate(
     lmdeploy = run.lmdeploy.version
     result = learned(progress.plan, progress.seen, before, lmdeploy=lmdeploy, pretend=apart)
     progress.forget()
-    if not result["kept"]:
+    if result["kept"]:
+        result["tokens"] = _tokens(run.config.request, progress.plan, apart=apart)
+    else:
         say(f"warning: nothing was learned: {result['why_not']}")
     if relieve(progress.plan, result, lmdeploy, pretend=pretend):
         say("what restarts had learned is dropped: this measurement says what was missing")
     return result
+
+
+def _tokens(request: PlanRequest | None, plan: Plan, *, apart: bool) -> Document | None:
+    """KV tokens of a plan for these cards: as was assumed of them, and with what was measured."""
+    if request is None:
+        return None
+    known = calibrations.with_calibrations(plan.machine, pretend=apart)
+    machines = {"assumed": replace(known, calibrations=()), "measured": known}
+    return {
+        name: best_plan(request.changed(on=machine, gpus=None)).kv.total_tokens
+        for name, machine in machines.items()
+    }
 
 
 def _resumes(run: Run, progress: Progress, say: Callable[[str], None]) -> bool:
