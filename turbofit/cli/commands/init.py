@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["init", "profile_text"]
 
 _HEAD: Final = """\
-# `turbofit plan`, `serve` and `export` read it with `-f {file}`; docs/profile.md has every key.
+# `turbofit plan`, `serve` and `export` read it with `-f {file}`; docs/environment.md has every key.
 # Planned on {created}: {verdict}
 # It chose: {chosen}
 """
