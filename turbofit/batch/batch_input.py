@@ -23,12 +23,13 @@ from turbofit.batch.batch_spec import ANSWER_TOKENS, IMAGE_COLUMN
 from turbofit.batch.item import CHAT, BatchItem, ItemError, digest_of
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.messages import option_of
+from turbofit.load.prompt import user_message
 
 if TYPE_CHECKING:
     from turbofit.batch.batch_spec import BatchSpec
     from turbofit.core.json_types import JsonObject
 
-__all__ = ["BatchInput", "chat_body", "open_input"]
+__all__ = ["BatchInput", "open_input"]
 
 #: A row by its columns, or why there is none.
 Row = Mapping[str, Any] | ItemError
@@ -224,7 +225,7 @@ def _rows(
         else:
             name = (named and _readable(_text(row[_ID]))) or name
             urls = [url for key in images if (url := _image(row[key]))]
-            body = chat_body(_filled(prompt, row), urls)
+            body = {"messages": [user_message(_filled(prompt, row), urls)]}
         # Text that is no UTF-8 has a digest, too; its body cannot be sent.
         digest = digest_of(repr((name, body, str(fault))).encode())
         yield BatchItem(number=number, digest=digest, custom_id=name, body=body, fault=fault)
@@ -234,13 +235,6 @@ def _filled(prompt: str, row: Mapping[str, Any]) -> str:
     return _PLACEHOLDER.sub(
         lambda match: f"{{{match[1]}}}" if match[1] else _text(row[match[2]]), prompt
     )
-
-
-def chat_body(prompt: str, images: list[str]) -> JsonObject:
-    """A chat request with images before its prompt."""
-    pictures = [{"type": "image_url", "image_url": {"url": url}} for url in images]
-    content = [*pictures, {"type": "text", "text": prompt}] if pictures else prompt
-    return {"messages": [{"role": "user", "content": content}]}
 
 
 def _readable(text: str) -> str:

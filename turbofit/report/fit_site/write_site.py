@@ -56,7 +56,7 @@ def write_site(
     choices = choices_of(request, created)
     every = len(choices.models) * len(choices.cards)
     processes = min(jobs or os.cpu_count() or 1, every)
-    seconds = format_duration(seconds_of(choices, processes))
+    seconds = format_duration(max(10, round(seconds_of(choices, processes), -1)))
     where = f"{processes} {plural(processes, 'process')}"
     say(f"{choices.answers:,} plans for {folder}: about {seconds} with {where}")
     answers: list[PageRow] = []
