@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
-from msgspec.structs import replace
 
 from turbofit.batch.batch_spec import ANSWER_TOKENS, IMAGE_COLUMN
 from turbofit.batch.item import CHAT, BatchItem, ItemError, digest_of
@@ -89,31 +88,18 @@ def open_input(path: Path, spec: BatchSpec) -> BatchInput:
         ) from None
     readers = {".csv": _csv, ".parquet": _parquet}
     if reader := _folder if is_folder else readers.get(path.suffix.lower()):
-        items = partial(_rows, *_checked(*reader(path), spec))
+        tokens = spec.max_tokens or ANSWER_TOKENS
+        items = partial(_rows, *_checked(*reader(path), spec), tokens - ANSWER_TOKENS)
         base = path if is_folder else path.parent
-        return _input(base, items, spec, ANSWER_TOKENS)
+        return BatchInput(str(base), tokens, items)
     for name in ("prompt", "prompt_file", "image_column"):
         if getattr(spec, name):
             raise UsageError(
                 f"{option_of(name)} does not fit this input: a JSONL file has whole requests",
                 hint=f"leave {option_of(name)} out",
             )
-    return _input(path.parent, partial(_lines, path), spec, None)
-
-
-def _input(
-    base: Path, items: Callable[[], Iterator[BatchItem]], spec: BatchSpec, usual: int | None
-) -> BatchInput:
-    """With ``--max-tokens``, what it bounds is not what was asked without."""
-    tokens = spec.max_tokens or usual
-    if tokens == usual:
-        return BatchInput(str(base), usual, items)
-
-    def bounded() -> Iterator[BatchItem]:
-        for item in items():
-            yield replace(item, digest=digest_of(b"%d" % tokens, item.digest))
-
-    return BatchInput(str(base), tokens, bounded)
+    tokens = spec.max_tokens
+    return BatchInput(str(path.parent), tokens, partial(_lines, path, tokens or 0))
 
 
 # Lines.
@@ -133,17 +119,20 @@ class _Line(_Named):
     url: str = CHAT
 
 
-def _lines(path: Path) -> Iterator[BatchItem]:
-    """Each line that is not empty is an item, and its number is the line's."""
+def _lines(path: Path, seed: int) -> Iterator[BatchItem]:
+    """Each line that is not empty is an item, and its number is the line's.
+
+    ``seed`` goes into the digests: with another --max-tokens something else is asked.
+    """
     with path.open("rb", buffering=1 << 20) as file:
         for number, line in enumerate(file, 1):
             raw = line.removeprefix(BOM_UTF8) if number == 1 else line
             if raw := raw.strip():
-                yield _item(number, raw)
+                yield _item(number, raw, digest_of(raw, seed))
 
 
-def _item(number: int, raw: bytes) -> BatchItem:
-    digest, fault = digest_of(raw), None
+def _item(number: int, raw: bytes, digest: int) -> BatchItem:
+    fault = None
     try:
         line = msgspec.json.decode(raw, type=_Line)
     except _NO_LINE as exc:
@@ -214,7 +203,7 @@ def _prompt(spec: BatchSpec) -> str | None:
 
 
 def _rows(
-    rows: Callable[[], Iterator[Row]], prompt: str, images: Sequence[str], named: bool
+    rows: Callable[[], Iterator[Row]], prompt: str, images: Sequence[str], named: bool, seed: int
 ) -> Iterator[BatchItem]:
     """A row is an item, its number is the row's, its name in the column ``custom_id``."""
     for number, row in enumerate(rows(), 1):
@@ -227,7 +216,7 @@ def _rows(
             urls = [url for key in images if (url := _image(row[key]))]
             body = {"messages": [user_message(_filled(prompt, row), urls)]}
         # Text that is no UTF-8 has a digest, too; its body cannot be sent.
-        digest = digest_of(repr((name, body, str(fault))).encode())
+        digest = digest_of(repr((name, body, str(fault))).encode(), seed)
         yield BatchItem(number=number, digest=digest, custom_id=name, body=body, fault=fault)
 
 

@@ -56,8 +56,6 @@ _KINDS: Final = {"/v1/chat/completions": "chat", "/v1/completions": "completions
 #: The server's step that is under way, to whose time so far ours is beside it.
 STARTING: Final = "starting the server"
 _CLOCK: Final = re.compile(r"(?:, (?:\d+ min )?\d+ s){1,2}(?: left)?$| …$")
-#: What the server says to whoever wants to ask it: nobody but the batch does.
-_FOR_OTHERS: Final = ("to ask", "to chat")
 _DATA: Final = re.compile(rb'"data:[^"]{0,80};base64,[^"]*"')
 
 
@@ -178,7 +176,7 @@ class ServerProcess:
             elif clock := _CLOCK.search(last):
                 if not self.url:
                     tell(Step(STARTING, detail=last[: clock.start()]))
-            elif not self._ending and word not in _FOR_OTHERS:
+            elif not self._ending and word not in ("to ask", "to chat"):  # the batch alone does
                 self._say(last)
         code = await process.wait()
         if said["error"]:

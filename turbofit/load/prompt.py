@@ -98,10 +98,7 @@ class PromptWriter:
 
 
 def user_message(text: str, images: Iterable[str]) -> JsonObject:
-    """A user's message of a chat, its images, by their URLs, before the text.
-
-    With the text first, a shared beginning would reach into the images.
-    """
+    """A user's message; its images come first, so that no shared beginning reaches into them."""
     parts = [{"type": "image_url", "image_url": {"url": url}} for url in images]
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}] if parts else text}
 
@@ -133,8 +130,7 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def _image(width: int, height: int, draw: random.Random) -> str:
-    data = b64encode(png(width, height, draw.getrandbits(24))).decode()
-    return f"data:image/png;base64,{data}"
+    return f"data:image/png;base64,{b64encode(png(width, height, draw.getrandbits(24))).decode()}"
 
 
 def _text(draw: random.Random, words: int) -> str:

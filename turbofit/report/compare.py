@@ -9,8 +9,7 @@ from turbofit.core.messages import groups_of, indices
 from turbofit.core.struct import Struct, const
 from turbofit.core.units import MIB, mib
 from turbofit.report.painters.document import ONLY_SHORT, Heading, Paragraph, table
-from turbofit.report.views.plan.capacity import capacity
-from turbofit.report.views.plan.per_engine_settings import settings_of
+from turbofit.report.views.plan.figures import capacity, settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

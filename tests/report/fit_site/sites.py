@@ -11,8 +11,7 @@ import pytest
 
 from turbofit.cli.main import main
 from turbofit.core.units import GIB
-from turbofit.report.fit_site.choices import SiteChoice, SiteChoices
-from turbofit.report.fit_site.site_request import SiteRequest
+from turbofit.report.fit_site.choices import SiteChoice, SiteChoices, SiteRequest
 
 #: A model with tiles and one with patches; a card that is too small and one that is not.
 REQUEST = SiteRequest.of(

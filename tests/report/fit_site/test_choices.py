@@ -8,8 +8,7 @@ import pytest
 
 from turbofit.core.errors import UsageError
 from turbofit.core.units import GIB, MIB
-from turbofit.report.fit_site.choices import choices_of, points
-from turbofit.report.fit_site.site_request import SiteRequest
+from turbofit.report.fit_site.choices import SiteRequest, choices_of, points
 
 
 def test_the_default_is_whole() -> None:

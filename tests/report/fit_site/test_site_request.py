@@ -6,7 +6,7 @@ import pytest
 
 from turbofit.core.errors import UsageError
 from turbofit.core.units import GIB
-from turbofit.report.fit_site.site_request import SiteRequest
+from turbofit.report.fit_site.choices import SiteRequest
 
 
 def test_what_is_given_replaces_the_default() -> None:

@@ -11,8 +11,7 @@ import pytest
 from tests.report.fit_site.sites import drawn, planned
 from tests.sweep import part
 from turbofit.core.plan import Plan
-from turbofit.report.fit_site.choices import SiteChoices, choices_of, points
-from turbofit.report.fit_site.site_request import SiteRequest
+from turbofit.report.fit_site.choices import SiteChoices, SiteRequest, choices_of, points
 from turbofit.report.fit_site.tables import SiteTable, table_of
 from turbofit.report.views.plan.memory_view import stack, sums
 

@@ -11,8 +11,7 @@ import pytest
 
 from turbofit.core.errors import UsageError
 from turbofit.report.fit_site import write_site as module
-from turbofit.report.fit_site.choices import choices_of
-from turbofit.report.fit_site.site_request import SiteRequest
+from turbofit.report.fit_site.choices import SiteRequest, choices_of
 from turbofit.report.fit_site.write_site import index_page, write_site
 
 FOLDER = Path(module.__file__).parent

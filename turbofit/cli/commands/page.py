@@ -7,7 +7,7 @@ from typing import Any
 from turbofit.cli.command import PATH, Option, command
 from turbofit.cli.options.common_options import JSON
 from turbofit.cli.options.fields import filled, options_of
-from turbofit.report.fit_site.site_request import SiteRequest
+from turbofit.report.fit_site.choices import SiteRequest
 
 __all__ = ["page"]
 

@@ -97,7 +97,7 @@ def _calibrate(
             )
         if calibration_of(plan) is not None and not again:
             say("calibrated before: --again measures again, --forget drops it")
-            return stored(plan) | {"tokens": _tokens(run.config.request, plan, apart=apart)}
+            return stored(plan) | {"tokens": _tokens(run, plan, apart=apart)}
         plan = run.settle()
     say(plan.verdict)
     run.begin()
@@ -115,7 +115,7 @@ def _calibrate(
     result = learned(progress.plan, progress.seen, before, lmdeploy=lmdeploy, pretend=apart)
     progress.forget()
     if result["kept"]:
-        result["tokens"] = _tokens(run.config.request, progress.plan, apart=apart)
+        result["tokens"] = _tokens(run, progress.plan, apart=apart)
     else:
         say(f"warning: nothing was learned: {result['why_not']}")
     if relieve(progress.plan, result, lmdeploy, pretend=pretend):
@@ -123,14 +123,14 @@ def _calibrate(
     return result
 
 
-def _tokens(request: PlanRequest | None, plan: Plan, *, apart: bool) -> Document | None:
+def _tokens(run: Run, plan: Plan, *, apart: bool) -> Document:
     """KV tokens of a plan for these cards: as was assumed of them, and with what was measured."""
-    if request is None:
-        return None
+    assert run.config.request is not None
+    request = run.config.request.changed(gpus=None)
     known = calibrations.with_calibrations(plan.machine, pretend=apart)
     machines = {"assumed": replace(known, calibrations=()), "measured": known}
     return {
-        name: best_plan(request.changed(on=machine, gpus=None)).kv.total_tokens
+        name: best_plan(request.changed(on=machine)).kv.total_tokens
         for name, machine in machines.items()
     }
 

@@ -17,7 +17,7 @@ from turbofit.core.plan import LimitCost, Limits, Remedy, Throughput
 from turbofit.core.struct import Struct, const, doc
 from turbofit.planning.plan import plan as make_plan
 from turbofit.report.fit_site.choices import points
-from turbofit.report.views.plan.capacity import capacity
+from turbofit.report.views.plan.figures import capacity
 from turbofit.report.views.plan.memory_view import fullest, stack, sums
 
 if TYPE_CHECKING:

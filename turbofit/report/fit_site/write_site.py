@@ -22,8 +22,7 @@ from turbofit.report.page.tag import json_text
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from turbofit.report.fit_site.choices import SiteChoices
-    from turbofit.report.fit_site.site_request import SiteRequest
+    from turbofit.report.fit_site.choices import SiteChoices, SiteRequest
     from turbofit.report.fit_site.tables import PageRow
 
 __all__ = ["index_page", "write_site"]
