@@ -169,7 +169,7 @@ def _memory(gpus: tuple[GpuLedger, ...]) -> PageMemory | None:
     return PageMemory(
         gpus=title,
         total=ledger.total,
-        pieces={**sums(stack(ledger))},
+        pieces={str(kind): size for kind, size in sums(stack(ledger)).items()},
         need=ledger.most,
         loading=ledger.most > ledger.peak,
         headroom=ledger.headroom,

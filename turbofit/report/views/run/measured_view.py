@@ -352,16 +352,16 @@ def calibration_view(result: Document) -> list[Block]:
     if result["why_not"] is not None:
         blocks.append(Paragraph(text=f"nothing was learned: {result['why_not']}", tone="bad"))
         return blocks
-    said = [
-        f"your cards ({' + '.join(one['gpus'])}) take {_taken(one['context'] + one['buffers'])}"
-        for one in result["calibrations"]
-    ]
-    text = "; ".join(said) + _gained(result.get("tokens"))
+    names = " + ".join(
+        dict.fromkeys(name for one in result["calibrations"] for name in one["gpus"])
+    )
+    highest = max(result["phases"], key=lambda row: int(row["measured"]))
+    text = f"your cards ({names}) take {_taken(-highest['over'])}{_gained(result.get('tokens'))}"
     return [*blocks, Paragraph(text=f"{text}; later plans know it", tone="good")]
 
 
 def _taken(more: int) -> str:
-    """Bytes beyond the estimates."""
+    """Bytes beyond the forecast, where most was in use."""
     if not more:
         return "what was assumed"
     return f"{format_bytes(abs(more))} {'more' if more > 0 else 'less'} than assumed"
