@@ -72,9 +72,10 @@ def report(*, what: str | None, schema: str | None, form: Form) -> int:
 
         write_page(plan_page(saved), form.html)
     elif form.as_json:
-        from turbofit.report.stored_documents import saved_json
+        from turbofit.core.struct import to_json
+        from turbofit.report.stored_documents import saved_document
 
-        answer(saved_json(saved))
+        answer(to_json(saved_document(saved)))
     else:
         from turbofit.report.views.plan.plan_view import plan_view
 

@@ -100,7 +100,7 @@ def _prefix(fit: EngineFit) -> Iterator[str]:
     yield (
         f"enable_prefix_caching: of {shared:,} tokens that prompts begin with alike, all but the"
         f" first are spared {three_digits(spared)} s to the first token by the forecast, and"
-        f" {format_bytes(shared * group.work.kv_bytes)} of each card's cache; the plan counts on"
+        f" {format_bytes(round(shared * group.work.kv_bytes))} of each card's cache; the plan counts on"
         " none of it"
     )
 

@@ -21,12 +21,10 @@ from turbofit.report.painters.document import (
     Verdict,
     table,
 )
-from turbofit.report.shell import shell_words
 from turbofit.report.views.machine_view import topology_of, ways_text
-from turbofit.report.views.plan.capacity import capacity
-from turbofit.report.views.plan.commands_view import command_blocks, serve_note, unheld
+from turbofit.report.views.plan.commands_view import command_blocks, serve_note, shell_words, unheld
+from turbofit.report.views.plan.figures import capacity, differing, per_engine_blocks, settings_of
 from turbofit.report.views.plan.memory_view import memory_blocks, need_of
-from turbofit.report.views.plan.per_engine_settings import differing, per_engine_blocks, settings_of
 from turbofit.report.views.shared_blocks import assumed_of, first_warnings, remedies_table
 
 if TYPE_CHECKING:
