@@ -89,17 +89,16 @@ def open_input(path: Path, spec: BatchSpec) -> BatchInput:
     readers = {".csv": _csv, ".parquet": _parquet}
     if reader := _folder if is_folder else readers.get(path.suffix.lower()):
         tokens = spec.max_tokens or ANSWER_TOKENS
-        items = partial(_rows, *_checked(*reader(path), spec), tokens - ANSWER_TOKENS)
-        base = path if is_folder else path.parent
-        return BatchInput(str(base), tokens, items)
+        rows = partial(_rows, *_checked(*reader(path), spec), tokens - ANSWER_TOKENS)
+        return BatchInput(str(path if is_folder else path.parent), tokens, rows)
     for name in ("prompt", "prompt_file", "image_column"):
         if getattr(spec, name):
             raise UsageError(
                 f"{option_of(name)} does not fit this input: a JSONL file has whole requests",
                 hint=f"leave {option_of(name)} out",
             )
-    tokens = spec.max_tokens
-    return BatchInput(str(path.parent), tokens, partial(_lines, path, tokens or 0))
+    items = partial(_lines, path, spec.max_tokens or 0)
+    return BatchInput(str(path.parent), spec.max_tokens, items)
 
 
 # Lines.
