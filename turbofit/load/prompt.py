@@ -103,7 +103,7 @@ def user_message(text: str, images: Iterable[str]) -> JsonObject:
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}] if parts else text}
 
 
-def png(width: int, height: int, colour: int) -> bytes:
+def png(width: int, height: int, colour: int = 0) -> bytes:
     """An image of one colour as a PNG with a palette: a few kilobytes, however large it is.
 
     Under: a server decodes it faster than a photograph, whose JPEG takes some milliseconds a
