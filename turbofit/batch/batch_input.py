@@ -89,9 +89,8 @@ def open_input(path: Path, spec: BatchSpec) -> BatchInput:
     readers = {".csv": _csv, ".parquet": _parquet}
     if reader := _folder if is_folder else readers.get(path.suffix.lower()):
         tokens = spec.max_tokens or ANSWER_TOKENS
-        items = partial(_rows, *_checked(*reader(path), spec), tokens - ANSWER_TOKENS)
-        base = path if is_folder else path.parent
-        return BatchInput(str(base), tokens, items)
+        rows = partial(_rows, *_checked(*reader(path), spec), tokens - ANSWER_TOKENS)
+        return BatchInput(str(path if is_folder else path.parent), tokens, rows)
     for name in ("prompt", "prompt_file", "image_column"):
         if getattr(spec, name):
             raise UsageError(

@@ -131,8 +131,9 @@ def show_commands(arguments: ServeArguments, form: Form) -> int:
     behind = (
         "" if arguments.options.no_gateway else "turbofit serve starts this behind its gateway: "
     )
-    shown_lines = (shell_words(command.argv, command.env) for command in shown_commands)
-    answer(f"# {behind}{unheld(plan)}\n" + "\n".join(f"{line}\n" for line in shown_lines))
+    head = f"# {behind}{unheld(plan)}\n"
+    texts = [shell_words(command.argv, command.env) + "\n" for command in shown_commands]
+    answer(head + "\n".join(texts))
     return 0
 
 

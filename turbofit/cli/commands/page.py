@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from turbofit.cli.command import PATH, Option, command
 from turbofit.cli.options.common_options import JSON, filled, options_of
+from turbofit.cli.terminal.output import Form, answer, say
+from turbofit.core.struct import to_json
 from turbofit.report.fit_site.choices import SiteRequest
-
-if TYPE_CHECKING:
-    from turbofit.cli.terminal.output import Form
 
 
 @command(
@@ -21,11 +21,6 @@ if TYPE_CHECKING:
     JSON,
 )  # fmt: skip
 def page(*, out: str, form: Form, **given: Any) -> int:
-    """Plan every choice, and write the site."""
-    from pathlib import Path
-
-    from turbofit.cli.terminal.output import answer, say
-    from turbofit.core.struct import to_json
     from turbofit.report.fit_site.write_site import write_site
 
     document = write_site(filled(SiteRequest, given), Path(out), say=say)

@@ -206,15 +206,14 @@ def fullest(ledgers: tuple[GpuLedger, ...]) -> tuple[str, GpuLedger]:
 
 def fold_indices(ledgers: tuple[GpuLedger, ...]) -> list[tuple[list[int], GpuLedger]]:
     """As `fold`, with the indices of each set."""
-    sets: list[tuple[list[int], GpuLedger]] = []
-    for ledger in ledgers:
-        for members, first in sets:
-            if _same(ledger, first):
-                members.append(ledger.index)
-                break
-        else:
-            sets.append(([ledger.index], ledger))
-    return sets
+    sets: dict[object, tuple[list[int], GpuLedger]] = {}
+    for one in ledgers:
+        facts = (
+            one.name, one.total, one.reserved, one.used, one.free, one.steady, one.load_peak,
+            one.peak, one.margin, tuple((term.term, term.bytes) for term in one.ledger),
+        )  # fmt: skip
+        sets.setdefault(facts, ([], one))[0].append(one.index)
+    return [*sets.values()]
 
 
 def _ledger_blocks(plan: Plan) -> list[Block]:
@@ -241,16 +240,6 @@ def _ledger_blocks(plan: Plan) -> list[Block]:
         items = tuple(f"{term}: {note}" for term, note in estimates.items())
         blocks.append(Items(items=items, tone="dim"))
     return blocks
-
-
-def _same(a: GpuLedger, b: GpuLedger) -> bool:
-    """Whether two ledgers say the same of two cards of one kind."""
-    return (
-        a.name == b.name
-        and (a.total, a.reserved, a.used, a.free) == (b.total, b.reserved, b.used, b.free)
-        and (a.steady, a.load_peak, a.peak, a.margin) == (b.steady, b.load_peak, b.peak, b.margin)
-        and [(t.term, t.bytes) for t in a.ledger] == [(t.term, t.bytes) for t in b.ledger]
-    )
 
 
 def _table(sets: list[tuple[str, GpuLedger]]) -> Table:

@@ -58,7 +58,7 @@ def plan_view(plan: Plan, run: RunReport | None = None) -> list[Block]:
     return [
         *_answer(plan),
         *memory_blocks(plan),
-        *_notes(plan),
+        *([Heading(text="Notes"), Items(items=plan.warnings)] if plan.warnings else []),
         *_capacity(plan),
         *_limits(plan),
         *_became(plan, run),
@@ -225,12 +225,6 @@ def speed_in_short(speed: Throughput, model: Model) -> str:
 def _speed(speed: Throughput | UsualImage) -> str:
     rate, first = speed.requests_per_second, speed.seconds_to_first_token
     return f"{two_digits(rate)} requests/s, {two_digits(first)} s to the first token"
-
-
-def _notes(plan: Plan) -> list[Block]:
-    if not plan.warnings:
-        return []
-    return [Heading(text="Notes"), Items(items=plan.warnings)]
 
 
 def _capacity(plan: Plan) -> list[Block]:
