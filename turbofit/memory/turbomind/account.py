@@ -174,10 +174,14 @@ class TurbomindAccount(Account):
         held = tokens_held(self.region_at(ratio), self.shape, self.constants)
         return held // self.block_tokens
 
-    def cache_terms(self, i: int, ratio: float) -> list[Term]:  # noqa: ARG002 - equal on all
+    def cache_terms(self, i: int, ratio: float) -> list[Term]:
         """The cache in whole steps of its pool, and the temporaries that go."""
-        rounded = round_up(self.region_at(ratio), self.constants.pool_granularity)
+        rounded = self._cache_bytes(i, ratio)
         return cache_terms(rounded, ratio, self._temporaries, self.shape.state_bytes)
+
+    def _cache_bytes(self, i: int, ratio: float) -> int:  # noqa: ARG002 - equal on all
+        """Without terms, since a search asks this most; the temporaries cancel out."""
+        return round_up(self.region_at(ratio), self.constants.pool_granularity)
 
 
 def before_terms(
