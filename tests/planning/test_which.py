@@ -7,11 +7,11 @@ import random
 import pytest
 
 import turbofit
+from tests.support.plans import few_presets
 from turbofit.core.which import Serving, Which
 from turbofit.machine.presets import preset_names
 from turbofit.machine.source import machine_from
 from turbofit.model.presets import known_presets, preset_model
-from turbofit.planning import which
 from turbofit.planning.request import WhichRequest
 from turbofit.planning.resolve import resolve
 from turbofit.planning.serving import far_too_large, serving
@@ -91,8 +91,7 @@ def test_what_is_short_is_told_as_plan_tells_it():
 
 
 def test_cards_hold_the_requests_that_were_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(which, "preset_names", lambda: ["rtx4060", "l4", "h100"])
-    monkeypatch.setattr(which, "known_presets", lambda: ["internvl2-1b", "internvl2-8b"])
+    few_presets(monkeypatch)
     found = turbofit.which("internvl2-8b", concurrency=200, engine="turbomind")
     assert all(row.requests_at_once >= 200 for row in found.keep)
     few = [row for row in found.others if " of 200 requests of 3,840 tokens" in row.why_not]
