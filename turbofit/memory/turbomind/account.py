@@ -133,14 +133,20 @@ class TurbomindAccount(Account):
         before, staged = self._loaded(launch)
         classes = weight_classes(model, settings.tp, constants, capability_of(gpus[0]))
         weights = sum(classes.values())
+        # Equal cards have equal buffers, and a search makes accounts by the thousand.
+        kinds = [(gpu.l2, gpu.sm_count, gpu.compute_capability) for gpu in gpus]
+        buffers = {
+            kind: (*buffer_terms(model, settings, gpu, constants, weights), holes)
+            for kind, gpu in dict(zip(kinds, gpus, strict=True)).items()
+        }
         held = [
             StaticMemory(
                 before=before[i],
-                buffers=(*buffer_terms(model, settings, gpu, constants, weights), holes),
+                buffers=buffers[kind],
                 temporaries=self._temporaries,
                 staged=staged[i],
             )
-            for i, gpu in enumerate(gpus)
+            for i, kind in enumerate(kinds)
         ]
         seen = calibration_for(
             launch.machine, gpus, model, settings, "turbomind", constants.version
