@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from tests.gateway.open_clients import OpenClient
 from tests.support.processes import HANG, Child, free_port
-from turbofit.launch.engine.worst_requests import flat_png
+from turbofit.load.prompt import png
 
 __all__ = ["LONG", "MESSAGES", "Served", "image", "serve_pretend", "start_turbofit", "told"]
 
@@ -111,7 +111,7 @@ def told(path: str, client: OpenClient) -> bool:
 
 def image(width: int, height: int, **fields: Any) -> dict[str, Any]:
     """An image part."""
-    url = "data:image/png;base64," + base64.b64encode(flat_png(width, height)).decode()
+    url = "data:image/png;base64," + base64.b64encode(png(width, height)).decode()
     return {"type": "image_url", "image_url": {"url": url, **fields}}
 
 
