@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from functools import cache
+from functools import cache, lru_cache
 from typing import Final, NamedTuple
 
 from turbofit.core.model import Model
@@ -30,6 +30,7 @@ OLDEST_SERVED: Final = (0, 16)
 _NUMBERS: Final = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?")
 
 
+@lru_cache
 def written(version: str) -> tuple[int, ...]:
     """The two or three numbers that a version is written with; none where it is no version."""
     match = _NUMBERS.search(version)

@@ -133,14 +133,20 @@ class TurbomindAccount(Account):
         before, staged = self._loaded(launch)
         classes = weight_classes(model, settings.tp, constants, capability_of(gpus[0]))
         weights = sum(classes.values())
+        # Equal cards have equal buffers, and a search makes accounts by the thousand.
+        kinds = [(gpu.l2, gpu.sm_count, gpu.compute_capability) for gpu in gpus]
+        buffers = {
+            kind: (*buffer_terms(model, settings, gpu, constants, weights), holes)
+            for kind, gpu in dict(zip(kinds, gpus, strict=True)).items()
+        }
         held = [
             StaticMemory(
                 before=before[i],
-                buffers=(*buffer_terms(model, settings, gpu, constants, weights), holes),
+                buffers=buffers[kind],
                 temporaries=self._temporaries,
                 staged=staged[i],
             )
-            for i, gpu in enumerate(gpus)
+            for i, kind in enumerate(kinds)
         ]
         seen = calibration_for(
             launch.machine, gpus, model, settings, "turbomind", constants.version
@@ -176,10 +182,14 @@ class TurbomindAccount(Account):
         held = tokens_held(self.region_at(ratio), self.shape, self.constants)
         return held // self.block_tokens
 
-    def cache_terms(self, i: int, ratio: float) -> list[Term]:  # noqa: ARG002 - equal on all
+    def cache_terms(self, i: int, ratio: float) -> list[Term]:
         """The cache in whole steps of its pool, and the temporaries that go."""
-        rounded = round_up(self.region_at(ratio), self.constants.pool_granularity)
+        rounded = self._cache_bytes(i, ratio)
         return cache_terms(rounded, ratio, self._temporaries, self.shape.state_bytes)
+
+    def _cache_bytes(self, i: int, ratio: float) -> int:  # noqa: ARG002 - equal on all
+        """Without terms, since a search asks this most; the temporaries cancel out."""
+        return round_up(self.region_at(ratio), self.constants.pool_granularity)
 
 
 def before_terms(
