@@ -61,7 +61,7 @@ _DRAFT: Final = "mtp."
 #: Speech output, beside a model that answers in text.
 _SPEECH: Final = ("talker.", "code2wav.", "token2wav.")
 _AUDIO: Final = "audio_tower."
-#: Intern-S2's encoder of time series and its head, which LMDeploy 0.18 loads on no engine.
+#: Intern-S2's encoder of time series and its head, which LMDeploy loads on no engine.
 _TIME_SERIES: Final = ("model.time_series.", "time_series_forecaster.")
 _DRAFT_LAYER: Final = ".eh_proj.weight"
 
@@ -203,7 +203,7 @@ def _remote_code(files: Files, config: Section, architecture: str, images: Secti
     """Whether LMDeploy needs ``--trust-remote-code`` for this checkpoint.
 
     The tokenizer's own class is one reason; the processor's another, for the families that load
-    one. The third is a config class: without InternVLChatModel's, LMDeploy 0.18 reads
+    one. The third is a config class: without InternVLChatModel's, LMDeploy reads
     ``llm_config`` as a plain dict and fails at its first attribute; without the others' it has
     only the keys that config.json spells out, none of the class's own defaults.
     """

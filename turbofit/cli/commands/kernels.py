@@ -26,15 +26,16 @@ def show_kernels(on: str | None, *, as_json: bool, md: bool) -> int:
     """
     from turbofit.cli.terminal.output import answer, show
     from turbofit.core.struct import to_json
+    from turbofit.core.version import REFERENCE
     from turbofit.kernels.installed import installed
     from turbofit.kernels.released import released
     from turbofit.machine.source import machine_from
     from turbofit.memory import versions
 
-    reference = versions.parse(versions.REFERENCE)
+    reference = versions.parse(REFERENCE)
     census, source = installed(), "the installed engine"
     if census is None and reference is not None:
-        census, source = released(reference), f"the wheel of LMDeploy {versions.REFERENCE}"
+        census, source = released(reference), f"the wheel of LMDeploy {REFERENCE}"
     if census is None:
         raise PackageError("the kernels cannot be read", hint="reinstall turbofit")
     if as_json:
