@@ -44,7 +44,7 @@ TOOL_PARSERS: Final = (
 )  # fmt: skip
 #: What LMDeploy's server refuses for want of an option of its own: words of its message, and the
 #: row, whose end is the field.
-#: Source: lmdeploy chat_completions/validation.py::check_request #9e0cb9
+#: Source: lmdeploy chat_completions/validation.py `launch the api_server with --tool-call-parser`
 _NEEDED: Final = {
     b"launch the api_server with --tool-call-parser": "option_missing:tools",
     b"not enabled logprobs_mode": "option_missing:logprobs",

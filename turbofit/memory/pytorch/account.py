@@ -97,7 +97,7 @@ _CUT_METHODS = frozenset({"awq", "fp8"})
 #: The fewest tokens of a block that its kernels take.
 _LEAST_BLOCK = 16  # lmdeploy lmdeploy/messages.py::PytorchEngineConfig `kernel_block_size >= 16`
 #: Tokens of a block, which LMDeploy stops without.
-_FLASH_MLA_BLOCK = 64  # lmdeploy executor/base.py::ExecutorBase._adjust_block_size #554d5e
+_FLASH_MLA_BLOCK = 64  # lmdeploy executor/base.py `cache_config.block_size != 64`
 
 
 def before_terms(

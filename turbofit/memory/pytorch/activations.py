@@ -272,7 +272,7 @@ class Activations:
 
         Queries of the latent's and the position's channels, the latter turned too, the output in
         the latent's channels and then in the values'.
-        Source: lmdeploy models/deepseek_v2.py::DeepseekV2Attention.forward #37520b
+        Source: lmdeploy models/deepseek_v2.py `attn_output.new_empty(q_len, num_heads, `
         """
         text, constants = self.text, self.constants
         each = text.head_dim + mla.rope_dim + mla.kv_rank + mla.v_dim + more

@@ -61,7 +61,7 @@ def block_tokens(text: TextDims, settings: Settings) -> int:
     """Tokens of one KV block, fewer than the option says where heads are wide.
 
     With the package flash_mla on Hopper, without which latents are not drafted for, they are 64,
-    and the cache the same. lmdeploy executor/base.py::ExecutorBase._adjust_block_size #554d5e
+    and the cache the same. lmdeploy executor/base.py `set block_size to 64 for flash_mla`
     """
     tokens = settings.cache_block_seq_len
     if text.mla and settings.draft:
@@ -105,7 +105,7 @@ def state_bytes(text: TextDims, settings: Settings) -> int:
     A slot holds the convolution's last inputs, then the recurrent state, of all layers, each from a
     multiple of 256 bytes on; with a draft one input and one state more for each token it proposes.
     Both are at 16 bits whatever the config's ``mamba_ssm_dtype`` says.
-    Source: lmdeploy executor/base.py::ExecutorBase._get_state_cache_mem #cab360
+    Source: lmdeploy executor/base.py `cache_config.max_batches + 2`
     lmdeploy configurations/qwen3_5.py::Qwen3_5ModelConfigBuilder.build #708233
     """
     delta, tp = text.delta, settings.tp
@@ -120,7 +120,7 @@ def state_bytes(text: TextDims, settings: Settings) -> int:
 
 def runtime_bytes(text: TextDims, settings: Settings) -> int:
     """Bytes that the engine keeps out of the cache's share: a stand-in for logits, not taken."""
-    # lmdeploy executor/base.py::ExecutorBase._get_runtime_size #b1dbc1
+    # lmdeploy executor/base.py `(max_prefill_token_num + max_batches * 2) * vocab_size * 2`
     return (settings.max_prefill_token_num + 2 * settings.max_batch_size) * text.vocab * HALF
 
 
@@ -155,7 +155,7 @@ def units_met(rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> U
     The engine schedules a forward and sends its pixels to the card while the one before runs. A
     gateway that holds clients to fewer units than can meet leaves none for the next forward. An
     image that is longer than ``max_prefill_token_num`` does not follow another request's: a chunk
-    of text goes before it. lmdeploy engine_loop.py::EngineLoop._prefetch_next_inputs #e2f1bf
+    of text goes before it. lmdeploy engine_loop.py `self.inputs_maker.prefetch_next_inputs()`
     """
     bound = engine_bound(rule, vision_load, settings)
     now = vision_load.budgeted_units(bound)

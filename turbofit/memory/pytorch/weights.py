@@ -4,7 +4,7 @@ Attention, delta nets and MLPs are sharded, of the decoder and of the vision tow
 head, norms, patch embedding and projector are whole on every rank, and nothing is padded. With
 latent attention embeddings and head are sharded, too, and the projectors of Qwen3-VL and of
 InternVL in Transformers' format; of Kimi-K2.5 neither head nor tower is.
-Source: lmdeploy nn/embedding.py::ParallelEmbedding.__init__ #e33bff
+Source: lmdeploy nn/embedding.py::ParallelEmbedding.__init__ `is_tp: bool = False`
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ _WHOLE = ("q_a", "kv_a")
 #: Rows of the vocabulary come in multiples of this where they are sharded.
 VOCAB_ROWS = 64  # lmdeploy nn/embedding.py::DEFAULT_VOCAB_PADDING_SIZE #3efb74
 #: Whose routers are held at 32 bits, with their corrections.
-#: Source: lmdeploy models/glm4_moe.py::Glm4MoE.__init__ #2f542e
+#: Source: lmdeploy models/glm4_moe.py::Glm4MoE `dtype=torch.float32`
 _FLOAT_ROUTERS = frozenset({"Glm4MoeForCausalLM"})
 #: Latent attention without ``kv_b``, and a head that is whole.
 #: Source: lmdeploy models/kimi_k2_language.py::KimiK2Attention.__init__ #5f659d
@@ -213,7 +213,7 @@ def _absorbed(text: TextDims) -> int:
     """Bytes of all ranks' second copy of ``kv_b``, which queries and outputs are multiplied with.
 
     At 16 bits, however ``kv_b`` is stored, which stays beside it but for Kimi-K2.
-    Source: lmdeploy models/deepseek_v2.py::DeepseekV2BMM #2949b1
+    Source: lmdeploy models/deepseek_v2.py::DeepseekV2BMM.create_weight #7c1789
     """
     if text.cached_latent is None or text.architecture == _KIMI:
         return 0

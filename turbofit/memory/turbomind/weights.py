@@ -250,7 +250,7 @@ class _Packing(NamedTuple):
 def _widens_heads(quantization: Quantization, head_dim: int) -> bool:
     """Whether scales of whole blocks of outputs do not turn with heads of this size.
 
-    Queries, keys and values are 16 bits then. lmdeploy models/utils.py::reorder_rotary_emb #7df48a
+    They become 16 bits then. lmdeploy turbomind/models/utils.py::reorder_rotary_emb #7df48a
     """
     return quantization.method == "fp8" and quantization.group_size % head_dim != 0
 

@@ -360,7 +360,7 @@ class _Module(NamedTuple):
 
 #: No other parser is taken for this architecture: lmdeploy api_server.py::set_parsers #f79678
 _HARMONY: Final = ("GptOssForCausalLM", _Module("openai_harmony", "pip install openai_harmony"))
-#: Kernels of gated delta nets: lmdeploy nn/gated_delta.py::GatedDelta.__init__ #492824
+#: Kernels of gated delta nets: lmdeploy nn/gated_delta.py `from fla.modules import`
 _DELTA: Final = {
     "pytorch": (
         _Module("flash-linear-attention's fla", "pip install flash-linear-attention"),

@@ -44,7 +44,7 @@ __all__ = [
     "write_checkpoint", "write_model",
 ]  # fmt: skip
 
-#: Source: lmdeploy nn/gated_delta.py::GatedDelta.__init__ #492824
+#: Source: lmdeploy nn/gated_delta.py `from fla.modules import`
 _DELTA_NETS: Final = (
     "its gated delta nets run kernels of fla and TileLang under torch, which are compiled and tuned"
     " on the card"
