@@ -180,16 +180,12 @@ def _dtype(config: Section, tensors: Mapping[str, Tensor] | None, warnings: list
     stored, second = _stored_dtype(tensors or {})
     if second:
         warnings.append(f"the checkpoint mixes {stored} and {second}; the plan assumes {stored}")
-    for name in (stored, dtype_of(config), *_inner_dtypes(config)):
+    parts = (config.section(key) for key in ("text_config", "llm_config", "thinker_config"))
+    for name in (stored, dtype_of(config), *(dtype_of(part) for part in parts if part)):
         if name is not None:
             return name
     warnings.append("neither config.json nor the weights say the dtype: bfloat16 is assumed")
     return "bfloat16"
-
-
-def _inner_dtypes(config: Section) -> list[Dtype | None]:
-    parts = [config.section(key) for key in ("text_config", "llm_config", "thinker_config")]
-    return [dtype_of(part) for part in parts if part]
 
 
 def _by_dtype(tensors: Mapping[str, Tensor]) -> dict[str, int]:

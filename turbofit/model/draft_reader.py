@@ -126,7 +126,9 @@ def _layers_of_target(
             f"{name or model.name} holds no layers that draft: {key} is absent or 0",
             hint="plan without --speculative-algorithm",
         )
-    text = _like_the_last(model.text, layers)
+    # The target with so many layers, each with attention, and with experts where the last has.
+    moe = replace(model.text.moe, layers=layers) if model.text.moe else None
+    text = replace(model.text, layers=layers, delta=None, moe=moe)
     return Draft(
         method=method,
         num_speculative_tokens=tokens,
@@ -135,12 +137,6 @@ def _layers_of_target(
         vocab=text.vocab,
         embeddings=method == "deepseek_mtp",
     )
-
-
-def _like_the_last(text: TextDims, layers: int) -> TextDims:
-    """The target with so many layers, each with attention, and with experts where the last has."""
-    moe = replace(text.moe, layers=layers) if text.moe else None
-    return replace(text, layers=layers, delta=None, moe=moe)
 
 
 def _layers(model: Model, name: str | None, key: str) -> int:
