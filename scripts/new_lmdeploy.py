@@ -103,7 +103,11 @@ def main(argv: list[str] | None = None) -> int:
     old, new = (unpacked(one, options.cache) for one in (options.against, options.wheel))
     found = list(compared(old, new, options.old_source, options.source))
     steps = [one for one in _STEPS if one not in options.without]
-    ran = [one for step in steps for one in _run(step, new, options.cache, options.transformers)]
+    ran = []
+    for step in steps:
+        for one in _run(step, new, options.cache, options.transformers):
+            print(f"{one.name}: {one.problem or 'as it was'}, {one.seconds:.0f} s", file=sys.stderr)
+            ran.append(one)
     text = page(old.name, new.name, found, ran)
     if options.out:
         options.out.write_text(text, encoding="utf-8")
