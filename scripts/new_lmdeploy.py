@@ -372,13 +372,9 @@ def _missing(wheel: Path) -> str:
     return ""
 
 
-def _environment(wheel: Path) -> dict[str, str]:
+def _environment(wheel: Path, *more: str) -> dict[str, str]:
     """Of a process that runs a wheel in the place of the installed one."""
-    cuda = os.environ.get(
-        "TURBOFIT_CUDA_PATH"
-    )  # a CUDA build of torch, which `scripts/check` makes
-    places = [str(wheel), *([cuda] if cuda else []), str(ROOT)]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(wheel), *more, str(ROOT)])}
 
 
 def _run(step: str, wheel: Path, cache: Path, transformers: list[str]) -> Iterator[Ran]:
@@ -402,9 +398,11 @@ def _run(step: str, wheel: Path, cache: Path, transformers: list[str]) -> Iterat
 def _rehearsed(preset: str, wheel: Path) -> Ran:
     """A rehearsal; a problem is another end than a plan's, and what the account has too little."""
     began = time.monotonic()
+    # A CUDA build of torch without its libraries, which `scripts/check` makes.
+    cuda = filter(None, [os.environ.get("TURBOFIT_CUDA_PATH")])
     done = subprocess.run(
         [sys.executable, "-m", "turbofit", "rehearse", preset, "--on", _CARD, "--json"],
-        cwd=ROOT, env=_environment(wheel), capture_output=True, text=True, check=False,
+        cwd=ROOT, env=_environment(wheel, *cuda), capture_output=True, text=True, check=False,
     )  # fmt: skip
     told = json.loads(done.stdout or '{"error": {"message": "no answer"}}')
     if "error" in told:
