@@ -18,8 +18,8 @@ from turbofit.core.machine import Gpu, Host, Machine
 from turbofit.core.plan import Plan
 from turbofit.core.struct import NA, Struct, known
 from turbofit.core.units import GIB, MIB
-from turbofit.core.version import __version__
-from turbofit.memory.versions import REFERENCE, release
+from turbofit.core.version import REFERENCE, __version__
+from turbofit.memory.versions import release
 
 __all__ = ["Kind", "kinds_of", "why_unusable"]
 
