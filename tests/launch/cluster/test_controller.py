@@ -73,7 +73,7 @@ class World:
             ray_adapter, "kill_actor", lambda actor: self.log.append(f"free {actor.spec}")
         )
         monkeypatch.setattr(ray_adapter, "start_actor", self._start_actor)
-        monkeypatch.setattr(ray_adapter, "result", lambda ref, _: ref)
+        monkeypatch.setattr(ray_adapter, "outcome", lambda ref, _: ref)
         monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
         monkeypatch.setattr(module.time, "sleep", lambda _: None)
         monkeypatch.setattr(module, "_FRONTS_TICKS", 0)
@@ -95,6 +95,7 @@ class World:
     def controller(self, **asked: Any) -> Controller:
         config = ClusterServeConfig(request=PlanRequest(model="internvl2-8b", **asked))
         made = Controller(self, config, lambda _: None)  # type: ignore[arg-type]
+        made.has_front = lambda _: True  # type: ignore[method-assign]
         made.begin(lambda: False)
         return made
 
@@ -285,7 +286,7 @@ def test_a_change_goes_node_by_node_each_out_of_the_front_first(world: World) ->
     ticks(made)
     assert world.log == ["serve host-1 16384", "serve host-2 16384"]
     assert made.change == ""
-    assert (made.plan.longest_request_tokens, made.changing) == (16384, False)
+    assert (made.plan.longest_request_tokens, made.changing) == (16384, None)
     assert states(made) == {"host-1": "serving", "host-2": "serving"}
 
 
@@ -328,6 +329,24 @@ def test_the_first_node_that_fails_brings_the_old_plan_back_on_all(world: World)
     ]  # fmt: skip
     assert made.change == "given up: node host-2-0002: the engine died"
     assert made.plan is before
+    assert set(states(made).values()) == {"serving"}
+
+
+def test_a_node_that_the_new_plan_left_out_joins_again_when_the_old_one_is_back(
+    world: World,
+) -> None:
+    world.add(1, "1xrtx3090:free=18500MiB")
+    world.add(2, "2xrtx3090")
+    made = world.controller(context=8192)
+    ticks(made)
+    world.fails["host-2"] = ("the engine died", 5)
+    target(made, context=32768)
+    while "serve host-2 32768" not in world.log:
+        made.tick()
+    assert states(made)["host-1"] == "unfit"
+    world.fails.clear()
+    ticks(made, 12)
+    assert made.change == "given up: node host-2-0002: the engine died"
     assert set(states(made).values()) == {"serving"}
 
 

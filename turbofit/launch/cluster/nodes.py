@@ -42,6 +42,7 @@ __all__ = [
     "held_only",
     "measure_here",
     "measure_nodes",
+    "node_of",
     "raylet_environment",
 ]
 
@@ -54,7 +55,7 @@ def measure_nodes(address: str | None, *, pretend: bool = False) -> Cluster:
         nodes = ray.alive().values()
         with_gpus = [node.id for node in nodes if node.gpus]
         found = ray_adapter.run_on_each(with_gpus, measure_here, pretend, _SECONDS)
-        told = tuple(_told(node, found.get(node.id)) for node in nodes)
+        told = tuple(node_of(node, found.get(node.id)) for node in nodes)
         return Cluster(source=f"ray {ray.address}", nodes=told)
 
 
@@ -78,7 +79,7 @@ def held_only(node: Node, gpus: Iterable[str]) -> Node:
     return replace(node, machine=replace(machine, visible=visible))
 
 
-def _told(node: RayNode, found: bytes | RayCallError | None) -> Node:
+def node_of(node: RayNode, found: bytes | RayCallError | None) -> Node:
     """What a node says, or why it says nothing."""
     why = "Ray counts no GPU there"
     if isinstance(found, bytes):
