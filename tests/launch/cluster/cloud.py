@@ -24,8 +24,10 @@ from tests.support.processes import HANG, Child, free_port
 
 __all__ = ["Clients", "Cloud", "Serving", "cli", "cloud_of", "until"]
 
-#: Seconds between a client's requests: what starts beside them needs the processor, too.
-_PAUSE = 0.2
+#: Seconds between a client's requests, and while something starts, which needs the processor.
+_PAUSE, _MEANWHILE = 0.2, 1.5
+#: Seconds between two looks at what is waited for.
+_LOOK = 0.5
 #: What clients of the fronts show.
 KEY = "secret"
 #: The driver and Ray's own processes find each other by these; no token, no dashboard.
@@ -234,7 +236,7 @@ class Clients:
     """
 
     def __init__(self, port: int, count: int = 8, tokens: int = 16) -> None:
-        self._port, self._tokens = port, tokens
+        self._port, self._tokens, self._pause = port, tokens, _PAUSE
         self._stopped = threading.Event()
         self.outcomes: Counter[str] = Counter()
         self._threads = [threading.Thread(target=self._run, args=(n % 2,)) for n in range(count)]
@@ -264,6 +266,12 @@ class Clients:
         aim = self.outcomes["kept"] + count
         until(lambda: self.outcomes["kept"] >= aim, seconds, lambda: str(self.outcomes))
 
+    def meanwhile(self, found: Callable[[], Any]) -> None:
+        """Until it finds something, with fewer requests."""
+        self._pause = _MEANWHILE
+        until(found, why=lambda: str(self.outcomes))
+        self._pause = _PAUSE
+
     def _run(self, stream: int) -> None:
         name = _ask(self._port, "/v1/models")[1]["data"][0]["id"]
         body = {
@@ -273,7 +281,7 @@ class Clients:
             "ignore_eos": True,
             "stream": bool(stream),
         }
-        while not self._stopped.wait(_PAUSE):
+        while not self._stopped.wait(self._pause):
             self.outcomes[_outcome(self._port, body)] += 1
 
 
@@ -338,7 +346,7 @@ def until(
         value = found()
         if value:
             return value
-        time.sleep(0.1)
+        time.sleep(_LOOK)
     raise AssertionError(f"not within {seconds:.0f} s\n{why()}")
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,11 +65,15 @@ def engine_of(server: int) -> int:
 
 
 def test_1_a_node_that_cannot_keep_the_promise_says_why(serving: Serving) -> None:
-    small = serving.node("small")
+    def told() -> dict[str, Any]:
+        nodes = {one["id"]: one for one in serving.status()["nodes"]}
+        found = {name: nodes[serving.cloud.identity(name)] for name in ("small", "two", "one")}
+        # The front knows a node before the status does, which is written each second.
+        return found if found["two"]["at_once"] > found["one"]["at_once"] > 0 else {}
+
+    small = until(told)["small"]
     assert small["state"] == "unfit"
     assert "GPU 0 is" in small["why_not"]
-    # The front knows a node before the status does, which is written each second.
-    until(lambda: serving.node("two")["at_once"] > serving.node("one")["at_once"] > 0)
     code, told = serving.cli("drain", "nobody")
     assert (code, told["error"]["kind"]) == (2, "usage")
     logs = "".join(path.read_text(errors="replace") for path in serving.ray_logs())
@@ -90,8 +95,8 @@ def test_2_kills_cost_what_was_in_flight_and_the_node_serves_again(
             os.kill(serving.actor("one"), signal.SIGKILL)
         clients.more(20)
         if who == "serve":
-            until(lambda: serving.server("one") not in (0, before))
-        until(lambda: serving.up("one") and serving.up() == 2)
+            clients.meanwhile(lambda: serving.server("one") not in (0, before))
+        clients.meanwhile(lambda: serving.up("one") and serving.up() == 2)
         clients.more(max(20, REQUESTS - clients.outcomes["kept"]))
     assert not clients.failed, clients.outcomes
     assert clients.lost <= (0 if who == "actor" else MOST_LOST), clients.outcomes
@@ -108,7 +113,7 @@ def test_3_a_change_goes_node_by_node_and_loses_nothing(serving: Serving) -> Non
         code, told = serving.cli("change", "--context", "16384")
         assert code == 0, told
         assert "either plan's limits" in told["said"]
-        until(lambda: "the plan has changed" in serving.child.stderr)
+        clients.meanwhile(lambda: "the plan has changed" in serving.child.stderr)
         serving.wait(2)
         clients.more(max(4, REQUESTS - clients.outcomes["kept"]))
     assert not clients.lost, clients.outcomes
@@ -119,11 +124,11 @@ def test_4_a_node_joins_and_another_is_drained(cloud: Cloud, serving: Serving) -
     servers = serving.server("two"), serving.server("one")
     with Clients(serving.port) as clients:
         cloud.add("late", "1xl4", 1)
-        serving.wait(3)
+        clients.meanwhile(lambda: serving.up() == 3)
         clients.more(20)
         code, told = serving.cli("drain", cloud.identity("late"))
         assert code == 0, told
-        until(lambda: "is drained" in serving.child.stderr)
+        clients.meanwhile(lambda: "is drained" in serving.child.stderr)
         clients.more(max(20, REQUESTS - clients.outcomes["kept"]))
     assert serving.node("late")["state"] == "drained"
     assert not clients.lost, clients.outcomes
@@ -155,8 +160,7 @@ def test_7_a_raylet_dies(cloud: Cloud, serving: Serving) -> None:
     with Clients(serving.port) as clients:
         clients.more(20)
         cloud.kill("one")
-        until(lambda: serving.up() == 1)
-        until(lambda: not start_time(server))
+        clients.meanwhile(lambda: serving.up() == 1 and not start_time(server))
         clients.more(max(20, REQUESTS - clients.outcomes["kept"]))
     assert not clients.failed, clients.outcomes
     assert clients.lost <= MOST_LOST, clients.outcomes

@@ -8,13 +8,11 @@ from turbofit.cli.options.common_options import refuse_beside_cluster
 from turbofit.cli.serving.serve_plan import to_ask, with_passed
 from turbofit.cli.terminal.interrupt import exit_code, run_until_signal
 from turbofit.core.errors import UsageError
-from turbofit.core.model import Model
 
 if TYPE_CHECKING:
     from turbofit.cli.options.gateway_options import GatewayOptions
     from turbofit.cli.serving.serve_plan import ServeArguments
     from turbofit.gateway.config import GatewayConfig
-    from turbofit.launch.serve.config import ClusterServeConfig
 
 __all__ = ["ray_address", "serve_on_cluster"]
 
@@ -40,13 +38,32 @@ def serve_on_cluster(
     """Serve until a signal; 0 once one ended it in order."""
     from turbofit.cli.terminal.output import answer, say
     from turbofit.launch.cluster.controller import serve_cluster
+    from turbofit.launch.serve.config import ClusterServeConfig
+    from turbofit.planning.resolve import model_of
 
-    given = {*arguments.request.given(), *arguments.options.given(), *public.given()}
+    options, passed = arguments.options, arguments.passed.argv
+    given = {*arguments.request.given(), *options.given(), *public.given()}
     instead = "; turbofit plan --cluster shows what would be served"
     refuse_beside_cluster(_ONE_MACHINE, given, instead)
-    config = _config(arguments, gateway, public)
-    assert isinstance(config.request.model, Model)
-    name = config.client_name(config.request.model)
+    request = with_passed(arguments)
+    assert options.cluster is not None
+    # The model is read here, so that no node has to.
+    model = model_of(request)
+    # What each node's `turbofit serve` is told beside its plan: what a front does not do.
+    of_nodes = (field for field in type(public).model_fields if field != "allowed_media_domains")
+    words = options.option_arguments(_NOT_OF_NODES) + public.option_arguments(tuple(of_nodes))
+    config = ClusterServeConfig.of(
+        request=request.changed(model=model),
+        gateway=gateway,
+        address=ray_address(options.cluster),
+        name=options.name,
+        node_port=options.node_port,
+        node_words=(*words, *(("--unplanned", "--", *passed) if passed else ())),
+        access_log=public.access_log,
+        options=tuple(passed),
+        **options.config_fields(),
+    )
+    name = config.client_name(model)
 
     def opened(urls: list[str]) -> None:
         if not as_json:
@@ -61,34 +78,3 @@ def serve_on_cluster(
         answer(json.dumps({"ended": ended.name}, indent=2) + "\n")
     say("nothing of it is left on the cluster")
     return exit_code(ended)
-
-
-def _config(
-    arguments: ServeArguments, gateway: GatewayConfig, public: GatewayOptions
-) -> ClusterServeConfig:
-    """What the options ask for; the model is read here, so that no node has to."""
-    from turbofit.launch.serve.config import ClusterServeConfig
-    from turbofit.planning.resolve import model_of
-
-    options, request = arguments.options, with_passed(arguments)
-    assert options.cluster is not None
-    return ClusterServeConfig.of(
-        request=request.changed(model=model_of(request)),
-        gateway=gateway,
-        address=ray_address(options.cluster),
-        name=options.name,
-        node_port=options.node_port,
-        node_words=_node_words(arguments, public),
-        access_log=public.access_log,
-        options=tuple(arguments.passed.argv),
-        **options.config_fields(),
-    )
-
-
-def _node_words(arguments: ServeArguments, public: GatewayOptions) -> tuple[str, ...]:
-    """What each node's `turbofit serve` is told beside its plan: what a front does not do."""
-    words = arguments.options.option_arguments(_NOT_OF_NODES)
-    names = (name for name in type(public).model_fields if name != "allowed_media_domains")
-    words += public.option_arguments(tuple(names))
-    passed = arguments.passed.argv
-    return (*words, *(("--unplanned", "--", *passed) if passed else ()))

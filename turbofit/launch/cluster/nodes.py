@@ -34,17 +34,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from turbofit.launch.cluster.ray_adapter import RayCallError, RayNode
-
-
 __all__ = [
-    "MOST_NODES",
-    "cluster_from",
-    "held_only",
-    "measure_here",
-    "measure_nodes",
-    "node_of",
+    "MOST_NODES", "cluster_from", "held_only", "measure_here", "measure_nodes", "node_of",
     "raylet_environment",
-]
+]  # fmt: skip
 
 _SECONDS: Final = 120.0
 
@@ -61,7 +54,22 @@ def measure_nodes(address: str | None, *, pretend: bool = False) -> Cluster:
 
 def measure_here(pretend: bool) -> bytes:
     """What this node is, as JSON; runs on the node."""
-    return msgspec.json.encode(_here(pretend=pretend))
+    from turbofit.launch.engine.environment import find_lmdeploy
+    from turbofit.machine.source import machine_from
+    from turbofit.observe.calibrations import pretends, with_calibrations
+
+    node = Node(id="", name=socket.gethostname(), address="", turbofit=__version__)
+    with suppress(TurbofitError):  # the engine may be another one; planning tells
+        node = replace(node, lmdeploy=find_lmdeploy().version)
+    try:
+        spec = variables().node_spec or None if pretend else None
+        machine = machine_from(spec, environ=raylet_environment())
+        # What was learned on this node: it is not the one that plans.
+        machine = with_calibrations(machine, pretend=machine.source != "nvml" or pretends())
+        node = replace(node, machine=machine, pretend=pretend)
+    except TurbofitError as exc:
+        node = replace(node, why_not=exc.message)
+    return msgspec.json.encode(node)
 
 
 def held_only(node: Node, gpus: Iterable[str]) -> Node:
@@ -96,24 +104,6 @@ def node_of(node: RayNode, found: bytes | RayCallError | None) -> Node:
         if "No module named 'turbofit" in text:
             why = "turbofit is not installed there"
     return Node(id=node.id, name=node.name, address=node.address, why_not=why)
-
-
-def _here(*, pretend: bool) -> Node:
-    from turbofit.launch.engine.environment import find_lmdeploy
-    from turbofit.machine.source import machine_from
-    from turbofit.observe.calibrations import pretends, with_calibrations
-
-    node = Node(id="", name=socket.gethostname(), address="", turbofit=__version__)
-    with suppress(TurbofitError):  # the engine may be another one; planning tells
-        node = replace(node, lmdeploy=find_lmdeploy().version)
-    try:
-        spec = variables().node_spec or None if pretend else None
-        machine = machine_from(spec, environ=raylet_environment())
-        # What was learned on this node: it is not the one that plans.
-        machine = with_calibrations(machine, pretend=machine.source != "nvml" or pretends())
-    except TurbofitError as exc:
-        return replace(node, why_not=exc.message)
-    return replace(node, machine=machine, pretend=pretend)
 
 
 def raylet_environment() -> Mapping[str, str]:
