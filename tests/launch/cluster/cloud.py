@@ -32,6 +32,8 @@ _LOOK = 0.5
 KEY = "secret"
 #: The driver and Ray's own processes find each other by these; no token, no dashboard.
 ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_DISABLE_IMPORT_WARNING": "1"}
+#: What we start in Ray takes none; with some, Ray starts idle workers for each command.
+_NO_CPUS = {"num_cpus": 0}
 #: Ray's own deadlines for what a machine under load starts: only what hangs reaches these.
 PATIENT = {
     "RAY_worker_register_timeout_seconds": "600",
@@ -53,7 +55,7 @@ class Cloud:
         self.mark = f"turbofit-test-{uuid4().hex}"
         #: Ray puts its own in its place and leaves it there.
         self._sigterm = signal.getsignal(signal.SIGTERM)
-        args = {"num_cpus": 2, "num_gpus": 0, "include_dashboard": False, "wait": False}
+        args = {**_NO_CPUS, "num_gpus": 0, "include_dashboard": False, "wait": False}
         self._cluster = Cluster(initialize_head=True, head_node_args=args)
         self._cluster.wait_for_nodes(HANG)
         self.nodes: dict[str, Any] = {}
@@ -76,7 +78,7 @@ class Cloud:
     def add(self, name: str, spec: str, gpus: int) -> None:
         """A node with pretend GPUs; ``name`` is ours."""
         self.nodes[name] = self._cluster.add_node(
-            num_cpus=2,
+            **_NO_CPUS,
             num_gpus=gpus,
             wait=False,
             env_vars={
