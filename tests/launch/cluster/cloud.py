@@ -83,7 +83,7 @@ class Cloud:
             wait=False,
             env_vars={
                 "TURBOFIT_NODE_SPEC": spec,
-                "CLOUD": self.mark,
+                "CLOUD": f"{self.mark}/{name}",
                 **ENVIRONMENT,
                 **PATIENT,
                 **self.environ,
@@ -95,8 +95,8 @@ class Cloud:
         """Ray's id of a node."""
         return str(self.nodes[name].node_id)
 
-    def engine_pids(self) -> list[int]:
-        """The engines that run on its nodes."""
+    def engine_pids(self, name: str = "") -> list[int]:
+        """The engines that run on its nodes, or on one of them."""
         found = []
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             try:
@@ -104,7 +104,7 @@ class Cloud:
             except OSError:
                 continue
             is_engine = b"turbofit.rehearse.turbomind.server" in line and b"guard.py" not in line
-            if is_engine and self.mark.encode() in environ:
+            if is_engine and f"{self.mark}/{name}".encode() in environ:
                 found.append(int(path.parent.name))
         return sorted(found)
 

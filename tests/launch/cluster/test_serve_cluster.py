@@ -6,7 +6,6 @@ import importlib.util
 import json
 import os
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,28 +51,14 @@ def serving(cloud: Cloud) -> Iterator[Serving]:
         child.kill()
 
 
-def engine_of(server: int) -> int:
-    """An engine's process below a node's `turbofit serve`."""
-    tree = subprocess.run(
-        ["ps", "-wweo", "pid,ppid,args"], capture_output=True, text=True, check=True
-    ).stdout
-    rows = [line.split(None, 2) for line in tree.splitlines()[1:]]
-    found, parents = [], {str(server)}
-    while parents:
-        below = [row for row in rows if row[1] in parents]
-        found += [row[0] for row in below if "rehearse" in row[2] and "guard.py" not in row[2]]
-        parents = {row[0] for row in below}
-    return int(found[0])
-
-
 def test_1_a_node_that_cannot_keep_the_promise_says_why(serving: Serving) -> None:
-    def told() -> dict[str, Any]:
+    def settled() -> dict[str, Any]:
         nodes = {one["id"]: one for one in serving.status()["nodes"]}
         found = {name: nodes[serving.cloud.identity(name)] for name in ("small", "large", "one")}
         # The front knows a node before the status does, which is written each second.
         return found if found["large"]["at_once"] > found["one"]["at_once"] > 0 else {}
 
-    small = until(told)["small"]
+    small = until(settled)["small"]
     assert small["state"] == "unfit"
     assert "GPU 0 is" in small["why_not"]
     code, told = serving.cli("drain", "nobody")
@@ -84,13 +69,13 @@ def test_1_a_node_that_cannot_keep_the_promise_says_why(serving: Serving) -> Non
 
 @pytest.mark.parametrize("who", ["engine", "serve", "actor"])
 def test_2_kills_cost_what_was_in_flight_and_the_node_serves_again(
-    serving: Serving, who: str
+    cloud: Cloud, serving: Serving, who: str
 ) -> None:
     before = serving.server("one")
     with Clients(serving.port) as clients:
         clients.more(20)
         if who == "engine":
-            os.kill(engine_of(before), signal.SIGKILL)
+            os.kill(cloud.engine_pids("one")[0], signal.SIGKILL)
         elif who == "serve":
             os.kill(before, signal.SIGKILL)
         else:
