@@ -31,7 +31,9 @@ _LOOK = 0.5
 #: What clients of the fronts show.
 KEY = "secret"
 #: The driver and Ray's own processes find each other by these; no token, no dashboard.
-ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_DISABLE_IMPORT_WARNING": "1"}
+ENVIRONMENT = {
+    "RAY_AUTH_MODE": "disabled", "RAY_DISABLE_IMPORT_WARNING": "1", "RAY_worker_niceness": "0",
+}  # fmt: skip
 #: What we start in Ray takes none; with some, Ray starts idle workers for each command.
 _NO_CPUS = {"num_cpus": 0}
 #: Ray's own deadlines for what a machine under load starts: only what hangs reaches these.

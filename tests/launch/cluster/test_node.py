@@ -80,6 +80,21 @@ def test_it_serves_with_a_lease_and_a_key_and_without_rays_variables(serve_is, m
     assert not start_time(told.pid)
 
 
+def test_a_server_has_no_lower_priority_than_ray_itself(monkeypatch, tmp_path) -> None:
+    """Where the user may not raise it, it stays as Ray's workers have it."""
+    asked = []
+
+    def refused(*given: int) -> None:
+        asked.append(given)
+        raise PermissionError
+
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr(os, "setpriority", refused)
+    assert actor().tell().state == "idle"
+    assert asked == [(os.PRIO_PROCESS, 0, 0)]
+    ACTORS.pop()._gone.set()
+
+
 def test_the_next_actor_adopts_what_lives_and_ends_what_is_another_plan(serve_is) -> None:
     serve_is(SERVER)
     first = actor()

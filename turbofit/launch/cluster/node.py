@@ -86,6 +86,9 @@ class NodeActor:
         self._ends: list[float] = []
         self._again, self._tried = 0.0, ""
         self._gone = threading.Event()
+        # Ray starts its workers at a niceness of 15, which engines would have from this thread.
+        with suppress(PermissionError):
+            os.setpriority(os.PRIO_PROCESS, 0, 0)
         threading.Thread(target=self._live, name="life", daemon=True).start()
 
     def measure(self, pretend: bool) -> tuple[bytes, list[str]]:
