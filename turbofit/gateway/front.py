@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
+from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from turbofit.gateway.config import GatewayConfig
     from turbofit.gateway.http.request_context import Receive, RequestContext, Send
     from turbofit.gateway.http.routes import Route
+
+    _Note = partial[None]
 
 __all__ = ["Front", "Node", "NodeAddress"]
 
@@ -256,8 +259,9 @@ class Front(AsgiApp):
             avoid.append(node)
             request.node = node.name
             node.outstanding += 1
+            note = partial(self._suspects.note, digest, node.name)
             try:
-                answered = await self._exchange(node, request, send)
+                return await self._exchange(node, request, note, send)
             except _Full as exc:
                 why = exc
             except Unreachable as exc:
@@ -265,13 +269,9 @@ class Front(AsgiApp):
             except _Broke as exc:
                 why = exc
                 if broke:
-                    self._suspects.note(digest, node.name, answered=False)
+                    note(answered=False)
                     break
                 broke = True
-            else:
-                if answered is not None:
-                    self._suspects.note(digest, node.name, answered=answered)
-                return
             finally:
                 node.outstanding -= 1
         raise why
@@ -280,11 +280,11 @@ class Front(AsgiApp):
         ready = (n for n in self.nodes.values() if n.up and not n.draining and n not in avoid)
         return min(ready, key=lambda node: (node.name != first, node.load), default=None)
 
-    async def _exchange(self, node: Node, request: RequestContext, send: Send) -> bool | None:
+    async def _exchange(self, node: Node, request: RequestContext, note: _Note, send: Send) -> None:
         """Send it to one node, and pass on what comes.
 
-        Whether it was answered: False where an engine died of it, it seems, None where nobody
-        knows. Raises `Unreachable` where no engine had it, `_Full`, or `_Broke` where the node did.
+        ``note`` is told whether it was answered, or an engine died with it. Raises `Unreachable`
+        where no engine had it, `_Full`, or `_Broke` where the node had it.
         """
         route, outcome = request.route, ForwardOutcome()
         assert route is not None
@@ -303,8 +303,9 @@ class Front(AsgiApp):
             if response.status == 429:
                 raise _Full(response)
             if response.content_type == "text/event-stream":
-                return await self._stream(response, outcome, request, send)
-            return await self._whole(response, outcome, request, send)
+                await self._stream(response, request, note, send)
+            else:
+                await self._whole(response, request, note, send)
         except (Died, aiohttp.ClientError, OSError) as exc:
             node.doubt(str(exc))
             self.metrics.count("engine_failures_total", f"engine={node.name}")
@@ -313,43 +314,46 @@ class Front(AsgiApp):
             outcome.broken = True
             event = refusal_event(request.api, _Broke())
             await send({"type": "http.response.body", "body": event, "more_body": False})
-            return None
         finally:
             if response is not None:
                 # Unread answers close the connection, which is how the node learns to stop.
                 response.close() if not response.content.at_eof() else response.release()
 
     async def _stream(
-        self, response: ClientResponse, outcome: ForwardOutcome, request: RequestContext, send: Send
-    ) -> bool:
-        died, content = False, response.content
+        self, response: ClientResponse, request: RequestContext, note: _Note, send: Send
+    ) -> None:
+        content = response.content
         data = await content.readany()
-        await self._start(response, outcome, request, send)
+        outcome = await self._start(response, request, send)
         self._let_go(request)
         while data:
-            died = died or _DIED in data
+            if _DIED in data:  # before its client hears of it, and leaves
+                outcome.broken = True
+                note(answered=False)
             outcome.bytes_out += len(data)
             await send({"type": "http.response.body", "body": data, "more_body": True})
             data = await content.readany()
-        outcome.broken = died
+        if not outcome.broken:
+            note(answered=True)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
-        return not died
 
     async def _whole(
-        self, response: ClientResponse, outcome: ForwardOutcome, request: RequestContext, send: Send
-    ) -> bool | None:
+        self, response: ClientResponse, request: RequestContext, note: _Note, send: Send
+    ) -> None:
         body = await response.read()
+        suspected = response.status in (422, 503) and any(word in body for word in _SUSPECTED)
+        if suspected or response.status == 200:
+            note(answered=not suspected)
         request.out.append((b"content-length", b"%d" % len(body)))
-        await self._start(response, outcome, request, send)
+        outcome = await self._start(response, request, send)
         outcome.bytes_out = len(body)
         await send({"type": "http.response.body", "body": body, "more_body": False})
-        if response.status in (422, 503) and any(word in body for word in _SUSPECTED):
-            return False
-        return True if response.status == 200 else None
 
     async def _start(
-        self, response: ClientResponse, outcome: ForwardOutcome, request: RequestContext, send: Send
-    ) -> None:
+        self, response: ClientResponse, request: RequestContext, send: Send
+    ) -> ForwardOutcome:
+        outcome = request.outcome
+        assert outcome is not None
         outcome.status, outcome.started = response.status, True
         outcome.first_byte = time.perf_counter()
         self.metrics.first_byte(outcome.first_byte - request.read)
@@ -362,6 +366,7 @@ class Front(AsgiApp):
         ]
         start = {"type": "http.response.start", "status": response.status}
         await send({**start, "headers": headers + request.out})
+        return outcome
 
     def health(self) -> Document:
         """How the nodes are, as `/health` tells it."""
