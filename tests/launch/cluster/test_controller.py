@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -11,6 +15,7 @@ from msgspec.structs import replace
 from tests.fixtures.clusters import node
 from turbofit.core.cluster import ClusterPlan
 from turbofit.core.errors import DoesNotFitError
+from turbofit.gateway.config import GatewayConfig
 from turbofit.launch.cluster import controller as module
 from turbofit.launch.cluster import ray_adapter
 from turbofit.launch.cluster.controller import Controller
@@ -66,6 +71,7 @@ class World:
         self.alive: dict[str, RayNode] = {}
         self.free: dict[str, int] = {}
         self.log: list[str] = []
+        self.questions: dict[int, Any] = {}
         self.fails: dict[str, tuple[str, int]] = {}
         self.now = 1000.0
         monkeypatch.setattr(ray_adapter, "free_gpus", lambda: self.free)
@@ -375,3 +381,61 @@ def test_no_free_gpu_is_told_and_looked_at_again_soon(world: World) -> None:
     world.now += 16
     ticks(made)
     assert states(made)["host-2"] == "serving"
+
+
+class Stop:
+    """A signal that comes once a node serves."""
+
+    def __init__(self, come: Any = lambda: False) -> None:
+        self.come, self.urgent, self.abrupt = come, False, True
+
+    @property
+    def signal(self) -> signal.Signals | None:
+        return signal.SIGTERM if self.come() else None
+
+    def rearm(self) -> None:
+        """Nobody took it."""
+
+    def on_second(self, strike: Any) -> None:
+        """There is none."""
+
+
+@pytest.fixture
+def served(world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """`serve_cluster` on this world, until a signal."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr(ray_adapter, "connected", lambda _: nullcontext(world))
+    board = SimpleNamespace(post=Method(lambda *_: world.questions))
+    monkeypatch.setattr(module, "pin_board", lambda *_: board)
+    monkeypatch.setattr(module, "_POST_SECONDS", -1.0)
+    gateway = GatewayConfig(port=0)
+
+    def serve(stop: Stop, model: str = "internvl2-8b") -> list[str]:
+        config = ClusterServeConfig(request=PlanRequest(model=model), gateway=gateway)
+        said: list[str] = []
+        ended = module.serve_cluster(config, stop, say=said.append, on_open=said.extend)  # type: ignore[arg-type]
+        assert ended is signal.SIGTERM
+        return said
+
+    return serve
+
+
+def test_a_signal_ends_what_it_has_started_in_order(
+    world: World, served: Any, tmp_path: Path
+) -> None:
+    world.add(1, "2xrtx3090")
+    world.questions = {7: {"kind": "drain", "node": "nobody"}}
+    stop = Stop(lambda: "serve host-1 32768" in world.log and list(tmp_path.rglob("*-state.json")))
+    said = served(stop)
+    assert world.log == ["serve host-1 32768", "end host-1", "free host-1"]
+    assert said[-2:] == ["draining: what is under way may end", "stopping: SIGTERM"]
+    assert not list(tmp_path.rglob("cluster-state.json"))
+
+
+def test_what_cannot_be_served_gives_the_cards_back(world: World, served: Any) -> None:
+    world.add(1, "1xt4")
+    stop = Stop()
+    with pytest.raises(DoesNotFitError):
+        served(stop)
+    assert world.log == ["end host-1", "free host-1"]
+    assert stop.abrupt
