@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from turbofit.core.cluster import ClusterStatus
     from turbofit.core.json_types import Document
     from turbofit.gateway.front import NodeAddress
+    from turbofit.launch.cluster.ray_adapter import Handle
 
     #: Where fronts reach the nodes, with their keys.
     Nodes = tuple[NodeAddress, ...]
@@ -73,7 +74,7 @@ def pin_board(name: str, node: str) -> Any:
         ) from None
 
 
-def boards(name: str | None) -> dict[str, Any]:
+def boards(name: str | None) -> dict[str, Handle]:
     """The boards of all runs, or of the one with this name.
 
     Raises:

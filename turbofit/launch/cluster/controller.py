@@ -97,7 +97,7 @@ class _Saved(Struct):
 class NodeState:
     """One node and its state in this run.
 
-    ``asked`` is what the actor has not answered yet: while the node is joining, how it was
+    ``pending`` is what the actor has not answered yet: while the node is joining, how it was
     measured, else how its server is. ``silent`` says why the actor does not answer: it starts
     again, or its node is gone.
     """
@@ -108,7 +108,7 @@ class NodeState:
     again: float = 0.0
     actor: Any = None
     gpus: int = 0
-    asked: Any = None
+    pending: Any = None
     node: Node | None = None
     plan: NodePlan | None = None
     margin: int | None = None
@@ -181,7 +181,7 @@ class Controller:
         """Measure all nodes, and plan for them."""
         self._look()
         end = time.monotonic() + _MEASURE_SECONDS
-        while any(node.asked is not None for node in self.nodes.values()) and not stopped():
+        while any(node.pending is not None for node in self.nodes.values()) and not stopped():
             if time.monotonic() > end:
                 break
             self._hear()
@@ -313,7 +313,7 @@ class Controller:
     def _measure(self, node: NodeState, gpus: int) -> None:
         node.be("joining")
         self._take(node, gpus)
-        node.node, node.asked = None, node.actor.measure.remote(self.config.pretend)
+        node.node, node.pending = None, node.actor.measure.remote(self.config.pretend)
 
     def _take(self, node: NodeState, gpus: int) -> None:
         self._free(node)
@@ -327,21 +327,21 @@ class Controller:
         """Give a node's GPUs back."""
         if node.actor is not None:
             ray_adapter.kill_actor(node.actor)
-        node.actor = node.asked = None
+        node.actor = node.pending = None
         node.gpus, node.told, node.digest = 0, NodeTold(), ""
 
     def _hear(self) -> None:
         """Take what actors have answered, and ask them again."""
         for node in self.nodes.values():
             joins = node.state == "joining"
-            if node.actor is not None and node.asked is None and not joins:
-                node.asked = node.actor.tell.remote()
-            if node.asked is None:
+            if node.actor is not None and node.pending is None and not joins:
+                node.pending = node.actor.tell.remote()
+            if node.pending is None:
                 continue
-            answer = ray_adapter.outcome(node.asked, 0)
+            answer = ray_adapter.outcome(node.pending, 0)
             if isinstance(answer, ResultTimeoutError):
                 continue
-            node.asked = None
+            node.pending = None
             fails = isinstance(answer, RayCallError)
             if joins:
                 told, gpus = (answer, ()) if fails else answer
@@ -377,7 +377,7 @@ class Controller:
         digest = sha256(f"{digest_of(planned.plan)} {words}".encode()).hexdigest()[:16]
         node.plan, node.digest = planned, digest
         node.actor.serve.remote(digest, planned.plan.to_json(), words)
-        node.told, node.asked = replace(node.told, state="starting", digest=digest), None
+        node.told, node.pending = replace(node.told, state="starting", digest=digest), None
         if node.state != "changing":
             node.be("starting")
 
@@ -557,10 +557,11 @@ class Controller:
         status = self.front.call(self.status)
         with suppress(TurbofitError, OSError):  # a full disk costs the file
             write_atomic(path, msgspec.json.encode(self.saved()).decode(), mode=0o600)
-        asked = ray_adapter.outcome(self._posted, 0) if self._posted else {}
-        if isinstance(asked, ResultTimeoutError):
+        questions = ray_adapter.outcome(self._posted, 0) if self._posted else {}
+        if isinstance(questions, ResultTimeoutError):
             return
-        questions = {} if isinstance(asked, RayCallError) else asked  # the board starts again
+        if isinstance(questions, RayCallError):
+            questions = {}  # the board starts again
         answers = {number: self.answer(question) for number, question in questions.items()}
         self._posted = board.post.remote(status, self.addresses(), answers)
 

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    #: Of an actor.
+    Handle = Any
+    #: What a function gives, or a `RayCallError`.
+    Result = Any
+
 __all__ = [
     "RayCallError", "RayConnection", "RayNode", "ResultTimeoutError", "client_context", "connected",
     "free_gpus", "gpus_of_this_task", "kill_actor", "named_actors", "outcome", "run_on_each",
@@ -191,7 +196,7 @@ def free_gpus() -> dict[str, int]:
 
 def run_on_each(
     nodes: Iterable[str], function: Callable[[Any], Any], argument: Any, seconds: float
-) -> dict[str, Any]:
+) -> dict[str, Result]:
     """Run a function on nodes, once on each and without a CPU: what it gives, or `RayCallError`."""
     import ray
 
@@ -227,7 +232,7 @@ def start_actor(
     return remote.options(**options).remote(*args)
 
 
-def named_actors(prefix: str) -> dict[str, Any]:
+def named_actors(prefix: str) -> dict[str, Handle]:
     """The handles of turbofit's actors whose names begin so, by the rest of their names.
 
     Raises:
