@@ -15,7 +15,7 @@ from turbofit.batch.batch_job import BatchJob, BatchListener, BatchProgress
 from turbofit.batch.batch_spec import BatchSpec, BatchTarget
 from turbofit.core.errors import UnservedError, UsageError
 from turbofit.core.process.progress import Step
-from turbofit.launch.engine.worst_requests import flat_png
+from turbofit.load.prompt import png
 
 
 def run(source, output, url: str, *, at_once: int = 8, listener=None, **spec):
@@ -73,7 +73,7 @@ def test_images_of_a_folder(tmp_path) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
     for number in range(5):
-        (folder / f"{number}.png").write_bytes(flat_png(64, 64))
+        (folder / f"{number}.png").write_bytes(png(64, 64))
     (folder / "broken.png").write_bytes(b"x")
     output = tmp_path / "out.jsonl"
     with StandIn() as server:

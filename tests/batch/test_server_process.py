@@ -16,7 +16,7 @@ from turbofit.batch.batch_input import open_input
 from turbofit.batch.batch_spec import BatchSpec
 from turbofit.batch.server_process import ServerProcess, server_plan
 from turbofit.core.errors import LaunchError, UsageError
-from turbofit.launch.engine.worst_requests import flat_png
+from turbofit.load.prompt import png
 from turbofit.model.source import resolve_model
 from turbofit.planning.request import PlanRequest
 
@@ -112,7 +112,7 @@ def photos(tmp_path, count: int = 3):
     folder = tmp_path / "photos"
     folder.mkdir()
     for number in range(count):
-        (folder / f"{number:03}.png").write_bytes(flat_png(448, 448 + 8 * number))
+        (folder / f"{number:03}.png").write_bytes(png(448, 448 + 8 * number))
     return folder
 
 

@@ -16,8 +16,8 @@ from tests.support.plans import machine, model
 from turbofit import api
 from turbofit.cli.command_group import TURBOFIT
 from turbofit.cli.main import main
-from turbofit.cli.options.fields import filled
-from turbofit.cli.options.models_options import SharesOptions
+from turbofit.cli.options.common_options import filled
+from turbofit.cli.options.launch_options import SharesOptions
 from turbofit.core.cluster import Cluster
 from turbofit.core.model import ModelSource
 from turbofit.core.plan import Plan, ServeCommand

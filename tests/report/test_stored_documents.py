@@ -17,7 +17,7 @@ from turbofit.cli.main import main
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Plan
 from turbofit.core.struct import to_json
-from turbofit.launch.serve.record import Record
+from turbofit.launch.serve.runs import Record
 from turbofit.report.stored_documents import keep, read_saved, saved_json
 
 Out = pytest.CaptureFixture[str]

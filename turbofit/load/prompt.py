@@ -102,7 +102,7 @@ class PromptWriter:
         return " ".join([*begin, _text(self._draw, words - alike)])
 
 
-def png(width: int, height: int, colour: int) -> bytes:
+def png(width: int, height: int, colour: int = 0) -> bytes:
     """An image of one colour as a PNG with a palette: a few kilobytes, however large it is.
 
     Under: a server decodes it faster than a photograph, whose JPEG takes some milliseconds a

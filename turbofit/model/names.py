@@ -173,7 +173,7 @@ def _here(preset: str | None) -> str:
 
 
 def _parts(name: str) -> tuple[str | None, list[JsonObject], str]:
-    """The preset that a name begins with, size included, the ends that are known, and the rest."""
+    """The preset in 16 bits that a name begins with, size included, known ends, and the rest."""
     owner, _, last = name.lower().rpartition("/")
     words = re.split(r"[-_. ]+", last)
     # Some repeat the owner: Qwen_Qwen2.5-VL-7B.
@@ -181,7 +181,11 @@ def _parts(name: str) -> tuple[str | None, list[JsonObject], str]:
     begins = (
         (find_preset("-".join(words[at:to])), to) for at, to in cuts if at == 0 or "_" in last
     )
-    sized = ((key, to) for key, to in begins if key and re.search(r"\db\b", key))
+    sized = (
+        (key, to)
+        for key, to in begins
+        if key and re.search(r"\db\b", key) and load_preset(key).quantization is None
+    )
     preset, end_of = next(sized, (None, 0))
     rest, found = "-".join(words[end_of:]), []
     # Of a model that no preset has, nobody knows what its owner stores.

@@ -15,8 +15,7 @@ from turbofit import api
 from turbofit.core.errors import LaunchError, MachineError
 from turbofit.core.units import MIB
 from turbofit.launch.calibrate.calibrate import calibration_of, learned, relieve, stored
-from turbofit.launch.calibrate.calibrator import Calibrator
-from turbofit.launch.calibrate.progress import Progress
+from turbofit.launch.calibrate.calibrator import Calibrator, Progress
 from turbofit.launch.serve import ladder
 from turbofit.observe import calibrations
 from turbofit.observe.log_events import CacheBudget

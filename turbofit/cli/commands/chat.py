@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from turbofit.core.json_types import JsonObject
 
-__all__ = ["chat"]
-
 _WORDS: Final = "'/clear' forgets what was said, '/bye' or Ctrl-D ends, Ctrl-C ends an answer"
 #: A word of a message; in quotes where a path has spaces.
 _WORD: Final = re.compile(r"\"[^\"]+\"|'[^']+'|\S+")

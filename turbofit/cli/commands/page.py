@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from turbofit.cli.command import PATH, Option, command
-from turbofit.cli.options.fields import filled, options_of
+from turbofit.cli.options.common_options import filled, options_of
+from turbofit.cli.terminal.output import answer
 from turbofit.report.fit_site.site_request import SiteRequest
-
-__all__ = ["page"]
 
 
 @command(
@@ -16,13 +16,10 @@ __all__ = ["page"]
         "--out", metavar="DIR", type=PATH, default="turbofit-page",
         help="the folder (default turbofit-page); files of the same names are replaced",
     ),
-    *options_of(SiteRequest, SiteRequest.model_fields),
+    *options_of(SiteRequest),
 )  # fmt: skip
 def page(*, out: str, **given: Any) -> int:
-    """Plan every choice, and write the site."""
-    from pathlib import Path
 
-    from turbofit.cli.terminal.output import answer
     from turbofit.report.fit_site.write_site import write_site
 
     answer(f"{write_site(filled(SiteRequest, given), Path(out))}\n")

@@ -9,15 +9,15 @@ from turbofit.cli.commands.plan import show_plan
 from turbofit.cli.options.common_options import (
     FORMS,
     FULL,
+    filled,
     machine_options,
     model_argument,
+    options_of,
     planning_options,
 )
-from turbofit.cli.options.fields import filled, options_of
+from turbofit.cli.terminal.output import Form
 from turbofit.core.process.progress import under_way
 from turbofit.planning.request import PredictRequest
-
-__all__ = ["predict"]
 
 
 @command(
@@ -28,11 +28,11 @@ __all__ = ["predict"]
     *FORMS,
     *planning_options(),
 )
-def predict(*, full: bool, as_json: bool, md: bool, **given: Any) -> int:
+def predict(*, form: Form, **given: Any) -> int:
     """Predict and show; exit 3 where the settings would not serve."""
     from turbofit import api
 
     request = filled(PredictRequest, given)
     with under_way("predicting"):
         plan = api.predict(request)
-    return show_plan(plan, "predict", full=full, as_json=as_json, md=md)
+    return show_plan(plan, "predict", form)

@@ -1,32 +1,40 @@
-"""What `serve` plans with: its options as the planner's, or a saved plan; and its commands."""
+"""What stands for a plan on the command line of `serve`, and `serve --cluster`."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from turbofit.cli.command import CliCommand, option_name
-from turbofit.cli.options.common_options import planning_keywords, setting_options
-from turbofit.cli.options.fields import filled
+from turbofit.cli.options.common_options import (
+    filled,
+    planning_keywords,
+    refuse_beside_cluster,
+    setting_options,
+)
+from turbofit.cli.terminal.output import Form, answer, exit_code, note, run_until_signal, say
 from turbofit.core.errors import UsageError
+from turbofit.core.model import Model
 from turbofit.core.process.ports import LAST_PORT
 
 if TYPE_CHECKING:
+    from turbofit.cli.options.gateway_options import GatewayOptions
     from turbofit.cli.options.launch_options import ServeOptions
     from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
-    from turbofit.launch.serve.config import ServeConfig
+    from turbofit.gateway.config import GatewayConfig
+    from turbofit.launch.serve.config import ClusterServeConfig, ServeConfig
     from turbofit.launch.serve.passthrough import PassedOptions
     from turbofit.planning.request import PlanRequest
-
-__all__ = [
-    "NO_MODEL", "PRETEND", "ServeArguments", "given_request", "read_saved", "refuse_elsewhere",
-    "show_commands", "to_ask", "with_passed",
-]  # fmt: skip
 
 PRETEND: Final = (
     "PRETEND GPUs: memory, admission, errors and death are real; the words that this server "
     "generates mean nothing"
 )
+#: Options after ``--`` that are the gateway's business while there is one.
+_PUBLIC: Final = (
+    "--api-keys", "--allow-origins", "--allow-credentials", "--allow-methods", "--allow-headers",
+    "--proxy-url",
+)  # fmt: skip
 #: The model of a request that names none: a saved plan has its own.
 NO_MODEL: Final = "-"
 
@@ -39,7 +47,22 @@ class ServeArguments(NamedTuple):
 
     request: PlanRequest
     options: ServeOptions
+    public: GatewayOptions
     passed: PassedOptions
+
+    def gateway(self) -> GatewayConfig:
+        """The public side.
+
+        Raises:
+            UsageError: open by accident, or options of the engine's own public side.
+        """
+        for name in _PUBLIC:
+            if name in self.passed.argv:
+                raise UsageError(
+                    f"{name} after -- would not reach clients: the gateway faces them",
+                    hint="use --api-key and --allow-origins before --, or --no-gateway",
+                )
+        return self.public.config()
 
 
 def given_request(model: str | None, given: Options) -> PlanRequest:
@@ -71,12 +94,11 @@ def refuse_elsewhere(request: PlanRequest, does: str, beside: str = "") -> None:
         )
 
 
-def show_commands(arguments: ServeArguments, *, port: int, as_json: bool, md: bool) -> int:
+def show_commands(arguments: ServeArguments, form: Form) -> int:
     """Print instead of launching: the commands as somebody would run them without a gateway."""
     import msgspec
 
     from turbofit.cli.commands.plan import show_plan
-    from turbofit.cli.terminal.output import answer, say
     from turbofit.planning.commands import commands
     from turbofit.planning.plan import plan as best_plan
     from turbofit.planning.plan import refusal
@@ -87,7 +109,7 @@ def show_commands(arguments: ServeArguments, *, port: int, as_json: bool, md: bo
         plan = read_saved(arguments, arguments.options.plan)
     else:
         plan = best_plan(with_passed(arguments))
-    passed = arguments.passed
+    passed, port = arguments.passed, arguments.public.port
     name = arguments.options.model_name
     if port + plan.parallel.replicas - 1 > LAST_PORT:
         raise UsageError(
@@ -95,14 +117,14 @@ def show_commands(arguments: ServeArguments, *, port: int, as_json: bool, md: bo
             hint="choose a lower --port",
         )
     shown_commands = commands(plan, port=port, name=name, options=passed.argv)
-    if as_json or md:
+    if form.as_json or form.md:
         serve = plan.serve
         if serve is not None:
             named = ("--model-name", name) if name else ()
             rest = ("--", *passed.argv) if passed.argv else ()
             serve = msgspec.structs.replace(serve, argv=(*serve.argv, *named, *rest))
         shown = msgspec.structs.replace(plan, serve=serve, commands=shown_commands)
-        return show_plan(shown, "serve", full=True, as_json=as_json, md=md)
+        return show_plan(shown, "serve", form)
     if not plan.fits:
         raise refusal(plan)
     for text in plan.model.warnings:
@@ -110,8 +132,8 @@ def show_commands(arguments: ServeArguments, *, port: int, as_json: bool, md: bo
     behind = (
         "" if arguments.options.no_gateway else "turbofit serve starts this behind its gateway: "
     )
-    note = f"# {behind}{unheld(plan)}\n"
-    answer(note + "\n".join(shell_command(command) + "\n" for command in shown_commands))
+    head = f"# {behind}{unheld(plan)}\n"
+    answer(head + "\n".join(shell_command(command) + "\n" for command in shown_commands))
     return 0
 
 
@@ -180,3 +202,81 @@ def _modelled(passed: PassedOptions) -> dict[str, Any]:
     reader = CliCommand(lambda: 0, setting_options())
     with reader.make_context("turbofit serve", list(passed.modelled)) as ctx:
         return planning_keywords(ctx.params)
+
+
+# ``turbofit serve MODEL --cluster ray``: the machines of a Ray cluster instead of this one.
+
+
+#: Options of one machine, of the plan and of the launch.
+_ONE_MACHINE: Final = (
+    "on", "gpus", "plan", "dry_run", "no_gateway", "forget", "lease", "front_key_file",
+    "record_trace",
+)  # fmt: skip
+_NOT_OF_NODES: Final = ("cluster", "name", "node_port", "no_rehearse", "unplanned")
+
+
+def ray_address(text: str) -> str | None:
+    """Ray's address in ``ray`` or ``ray:ADDRESS``; None is the cluster of this host."""
+    kind, _, address = text.partition(":")
+    if kind != "ray":
+        raise UsageError(f"--cluster {text[:60]!r} is no Ray cluster", hint="ray, or ray:HOST:6379")
+    return address or None
+
+
+def serve_on_cluster(arguments: ServeArguments, form: Form) -> int:
+    """Serve until a signal; 0 once one ended it in order."""
+    from turbofit.launch.cluster.controller import serve_cluster
+
+    request, options, public, _ = arguments
+    if options.pretend:
+        note(PRETEND)
+    gateway = arguments.gateway()
+    given = {*request.given(), *options.given(), *public.given()}
+    instead = "; turbofit plan --cluster shows what would be served"
+    refuse_beside_cluster(_ONE_MACHINE, given, instead)
+    config = _config(arguments, gateway)
+    assert isinstance(config.request.model, Model)
+    name = config.client_name(config.request.model)
+
+    def opened(urls: list[str]) -> None:
+        if not form.as_json:
+            answer("".join(f"{url}\n" for url in urls))
+            for line in to_ask(urls[0], config, name):
+                say(line)
+
+    ended = run_until_signal(lambda stop: serve_cluster(config, stop, say=say, on_open=opened))
+    if form.as_json:
+        import json
+
+        answer(json.dumps({"ended": ended.name}, indent=2) + "\n")
+    say("nothing of it is left on the cluster")
+    return exit_code(ended)
+
+
+def _config(arguments: ServeArguments, gateway: GatewayConfig) -> ClusterServeConfig:
+    """What the options ask for; the model is read here, so that no node has to."""
+    from turbofit.launch.serve.config import ClusterServeConfig
+    from turbofit.planning.resolve import model_of
+
+    options, request = arguments.options, with_passed(arguments)
+    assert options.cluster is not None
+    return ClusterServeConfig.of(
+        request=request.changed(model=model_of(request)),
+        gateway=gateway,
+        address=ray_address(options.cluster),
+        name=options.name,
+        node_port=options.node_port,
+        node_words=_node_words(arguments),
+        access_log=arguments.public.access_log,
+        options=tuple(arguments.passed.argv),
+        **options.config_fields(),
+    )
+
+
+def _node_words(arguments: ServeArguments) -> tuple[str, ...]:
+    """What each node's `turbofit serve` is told beside its plan: what a front does not do."""
+    words, public = arguments.options.option_arguments(_NOT_OF_NODES), arguments.public
+    names = (name for name in type(public).model_fields if name != "allowed_media_domains")
+    words += public.option_arguments(tuple(names))
+    passed = arguments.passed.argv
+    return (*words, *(("--unplanned", "--", *passed) if passed else ()))
