@@ -85,6 +85,10 @@ def test_images_of_a_folder(tmp_path) -> None:
     assert (result.answered, result.failed) == (5, 1)
     with StandIn() as server, pytest.raises(UsageError, match="is of another input"):
         run(folder, output, server.url, prompt="another")
+    with StandIn() as server, pytest.raises(UsageError, match="--max-tokens has changed"):
+        run(folder, output, server.url, prompt="ok {stem}", max_tokens=300)
+    with StandIn() as server:  # what is usual is not another
+        assert run(folder, output, server.url, prompt="ok {stem}", max_tokens=512).left == 0
 
 
 def test_an_output_that_is_not_in_order_stays_so(tmp_path) -> None:

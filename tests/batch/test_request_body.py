@@ -9,11 +9,10 @@ import msgspec
 import pytest
 
 from turbofit.batch import request_body
-from turbofit.batch.batch_input import chat_body
 from turbofit.batch.item import BatchItem, ItemError
 from turbofit.batch.request_body import BodyWriter, ImageLimits, inlined
 from turbofit.core.images import TileRule
-from turbofit.load.prompt import png
+from turbofit.load.prompt import png, user_message
 from turbofit.model.source import resolve_model
 
 
@@ -21,6 +20,10 @@ def writer(*, replace: bool = False, base: object = "", max_tokens: int | None =
     return BodyWriter(
         "served", replace=replace, base=str(base), limits=ImageLimits(), max_tokens=max_tokens
     )
+
+
+def chat(text: str, images: list[str]) -> dict[str, object]:
+    return {"messages": [user_message(text, images)]}
 
 
 def item(body) -> BatchItem:
@@ -49,14 +52,14 @@ def test_model_and_answer_length_are_filled_in(raw, options, sent) -> None:
 
 def test_an_entry_stays_small_when_its_images_are_read(tmp_path) -> None:
     (tmp_path / "a.png").write_bytes(png(64, 64))
-    one = item(chat_body("?", ["a.png"]))
+    one = item(chat("?", ["a.png"]))
     sent = json.loads(writer(base=tmp_path).body(one))
     assert sent["messages"][0]["content"][0]["image_url"]["url"].startswith("data:image/png")
-    assert one.body == chat_body("?", ["a.png"])
+    assert one.body == chat("?", ["a.png"])
 
 
 def test_images_of_a_jsonl_line_are_read_too(tmp_path) -> None:
-    raw = msgspec.json.encode(chat_body("?", ["none.png"]))
+    raw = msgspec.json.encode(chat("?", ["none.png"]))
     with pytest.raises(ItemError, match="is no file that is there"):
         writer(base=tmp_path).body(item(raw))
 
@@ -65,7 +68,7 @@ def test_what_cannot_be_sent_is_the_items_failure() -> None:
     with pytest.raises(ItemError, match="no streams"):
         writer().body(item(b'{"stream": true}'))
     with pytest.raises(ItemError, match="cannot be sent"):
-        writer().body(item(chat_body("\udcff", [])))
+        writer().body(item(chat("\udcff", [])))
 
 
 PNG = png(64, 48)

@@ -102,8 +102,7 @@ def show_commands(arguments: ServeArguments, form: Form) -> int:
     from turbofit.planning.commands import commands
     from turbofit.planning.plan import plan as best_plan
     from turbofit.planning.plan import refusal
-    from turbofit.report.shell import shell_command
-    from turbofit.report.views.plan.commands_view import unheld
+    from turbofit.report.views.plan.commands_view import shell_words, unheld
 
     if arguments.options.plan:
         plan = read_saved(arguments, arguments.options.plan)
@@ -133,7 +132,8 @@ def show_commands(arguments: ServeArguments, form: Form) -> int:
         "" if arguments.options.no_gateway else "turbofit serve starts this behind its gateway: "
     )
     head = f"# {behind}{unheld(plan)}\n"
-    answer(head + "\n".join(shell_command(command) + "\n" for command in shown_commands))
+    texts = [shell_words(command.argv, command.env) + "\n" for command in shown_commands]
+    answer(head + "\n".join(texts))
     return 0
 
 

@@ -20,7 +20,14 @@ from turbofit.core.model import Model, Quantization
 from turbofit.core.presets import load_yaml, preset_path
 from turbofit.model.caches import uses_modelscope
 from turbofit.model.parameters import stored_bytes
-from turbofit.model.presets import HUB_ID, find_preset, load_preset, nearest_names, preset_model
+from turbofit.model.presets import (
+    HUB_ID,
+    find_preset,
+    known_presets,
+    load_preset,
+    nearest_names,
+    preset_model,
+)
 
 if TYPE_CHECKING:
     from turbofit.core.json_types import JsonObject
@@ -168,7 +175,9 @@ def _here(preset: str | None) -> str:
     if preset is None or find_preset(preset) != preset:
         return preset or "name the safetensors checkpoint that it was made of"
     known = load_preset(preset)
-    four = f", and {known.awq} its 4 bits" if known.awq else "; of 4 bits none is known here"
+    others = (name for name in known_presets() if name.startswith(f"{preset}-int4"))
+    packed = known.awq or next(others, None)
+    four = f", and {packed} its 4 bits" if packed else "; of 4 bits none is known here"
     return f"{preset} is the checkpoint {known.hub_id} in 16 bits{four}"
 
 

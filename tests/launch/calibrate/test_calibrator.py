@@ -227,7 +227,7 @@ def test_what_was_learned_is_kept_for_plans_on_such_cards() -> None:
     again = stored(replace(PLAN, machine=machine))
     assert again["phases"] == result["phases"]
     text = str(calibration_view(again))
-    assert "later plans on NVIDIA GeForce RTX 3090" in text
+    assert "your cards (NVIDIA GeForce RTX 3090) take " in text
     assert "PRETEND" not in text
 
 

@@ -129,10 +129,10 @@ def _show(result: BatchResult, form: Form) -> None:
         answer(to_json(result))
         return
     sent = result.answered + result.failed - result.before
+    rate = f"{result.seconds:,.1f} s, {result.items_per_second:,.2f}/s"
     lines = [
         f"{result.output}: {result.answered:,} of {result.items:,} items answered, "
-        f"{result.failed:,} failed; {sent:,} in {result.seconds:,.1f} s, "
-        f"{result.items_per_second:,.2f}/s"
+        f"{result.failed:,} failed; {f'{sent:,} in {rate}' if sent else 'none was sent now'}"
     ]
     if result.errors:
         lines.append(f"failures: {result.errors}")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from turbofit.planning.request import PlanRequest
 
 _HEAD: Final = """\
-# `turbofit plan`, `serve` and `export` read it with `-f {file}`; docs/profile.md has every key.
+# `turbofit plan`, `serve` and `export` read it with `-f {file}`; docs/environment.md has every key.
 # Planned on {created}: {verdict}
 # It chose: {chosen}
 """

@@ -45,7 +45,7 @@ def _block(servers: list[LiveRun]) -> Block:
         (
             one.name,
             one.record.model,
-            one.state + (" (pretend GPUs)" if one.record.pretend else ""),
+            one.state + (" (pretend)" if one.record.pretend else ""),
             str(one.record.pid),
             " ".join(one.record.urls),
         )

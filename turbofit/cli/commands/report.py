@@ -10,6 +10,7 @@ from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options.common_options import FORMS
 from turbofit.cli.terminal.output import Form, answer, note, show, write_page
 from turbofit.core.errors import DoesNotFitError, UsageError
+from turbofit.core.struct import to_json
 from turbofit.report.schema import NAMES
 
 if TYPE_CHECKING:
@@ -72,9 +73,9 @@ def report(*, what: str | None, schema: str | None, form: Form) -> int:
 
         write_page(plan_page(saved), form.html)
     elif form.as_json:
-        from turbofit.report.stored_documents import saved_json
+        from turbofit.report.stored_documents import saved_document
 
-        answer(saved_json(saved))
+        answer(to_json(saved_document(saved)))
     else:
         from turbofit.report.views.plan.plan_view import plan_view
 

@@ -6,6 +6,8 @@ from contextlib import suppress
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Final
 
+from msgspec.structs import replace
+
 from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.process.files import write_atomic
 from turbofit.core.struct import to_builtins, to_json
@@ -24,6 +26,7 @@ from turbofit.model.source import resolve_model
 from turbofit.observe import calibrations
 from turbofit.observe.calibration import SEEN_FILE, document, learn
 from turbofit.observe.sampler import memory_now
+from turbofit.planning.plan import plan as best_plan
 
 if TYPE_CHECKING:
     import signal
@@ -76,7 +79,7 @@ def calibrate(
                 )
             if calibration_of(plan) is not None and not again:
                 say("calibrated before: --again measures again, --forget drops it")
-                return stored(plan)
+                return stored(plan) | {"tokens": _tokens(run, plan, apart=apart)}
             plan = run.settle()
         say(plan.verdict)
         run.begin()
@@ -95,11 +98,25 @@ def calibrate(
         lmdeploy = run.lmdeploy.version
         result = learned(progress.plan, progress.seen, before, lmdeploy=lmdeploy, pretend=apart)
         progress.forget()
-        if not result["kept"]:
+        if result["kept"]:
+            result["tokens"] = _tokens(run, progress.plan, apart=apart)
+        else:
             say(f"warning: nothing was learned: {result['why_not']}")
         if relieve(progress.plan, result, lmdeploy, pretend=config.pretend):
             say("what restarts had learned is dropped: this measurement says what was missing")
         return result
+
+
+def _tokens(run: Run, plan: Plan, *, apart: bool) -> Document:
+    """KV tokens of a plan for these cards: as was assumed of them, and with what was measured."""
+    assert run.config.request is not None
+    request = run.config.request.changed(gpus=None)
+    known = calibrations.with_calibrations(plan.machine, pretend=apart)
+    machines = {"assumed": replace(known, calibrations=()), "measured": known}
+    return {
+        name: best_plan(request.changed(on=machine)).kv.total_tokens
+        for name, machine in machines.items()
+    }
 
 
 def _resumes(run: Run, progress: Progress, say: Callable[[str], None]) -> bool:

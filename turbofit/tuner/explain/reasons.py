@@ -97,11 +97,11 @@ def _prefix(fit: EngineFit) -> Iterator[str]:
     pairs = (shared + rest) ** 2 / 2
     alone = group.seconds(figures, shared + rest, pairs=pairs)
     spared = alone - group.seconds(figures, rest, pairs=pairs - shared**2 / 2)
+    cache = format_bytes(round(shared * group.work.kv_bytes))
     yield (
         f"enable_prefix_caching: of {shared:,} tokens that prompts begin with alike, all but the"
         f" first are spared {three_digits(spared)} s to the first token by the forecast, and"
-        f" {format_bytes(shared * group.work.kv_bytes)} of each card's cache; the plan counts on"
-        " none of it"
+        f" {cache} of each card's cache; the plan counts on none of it"
     )
 
 

@@ -7,7 +7,7 @@ from tests.support.plans import plausible_plan
 from turbofit.machine.source import machine_from
 from turbofit.report.painters import markdown, terminal
 from turbofit.report.painters.document import Code
-from turbofit.report.views.plan.per_engine_settings import differing, per_engine_blocks
+from turbofit.report.views.plan.figures import differing, per_engine_blocks
 from turbofit.report.views.plan.plan_view import plan_view
 
 TITLE = "Settings of each engine's own"
