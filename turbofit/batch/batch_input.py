@@ -89,14 +89,14 @@ def open_input(path: Path, spec: BatchSpec) -> BatchInput:
     if reader := _folder if is_folder else readers.get(path.suffix.lower()):
         items = partial(_rows, *_checked(*reader(path), spec))
         base = path if is_folder else path.parent
-        return BatchInput(str(base), spec.max_tokens or ANSWER_TOKENS, items)
+        return BatchInput(str(base), spec.most_tokens or ANSWER_TOKENS, items)
     for name in ("prompt", "prompt_file", "image_column"):
         if getattr(spec, name):
             raise UsageError(
                 f"{option_of(name)} does not fit this input: a JSONL file has whole requests",
                 hint=f"leave {option_of(name)} out",
             )
-    return BatchInput(str(path.parent), spec.max_tokens, partial(_lines, path))
+    return BatchInput(str(path.parent), spec.most_tokens, partial(_lines, path))
 
 
 # Lines.

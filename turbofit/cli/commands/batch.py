@@ -27,13 +27,13 @@ _PRETEND: Final = (
 
 
 def _batch_options() -> list[Option]:
-    from turbofit.batch.batch_spec import BatchSpec
+    from turbofit.batch.batch_spec import SERVER_OPTIONS, BatchSpec
 
     groups = {
         "items": ("prompt", "prompt_file", "image_column", "max_tokens", "shrink"),
         "output": ("in_order", "retry_failed"),
         "sending": ("timeout", "patience"),
-        "launch": ("allowed_media_domains", "pretend", "no_rehearse"),
+        "launch": SERVER_OPTIONS,
     }
     return [
         option

@@ -23,6 +23,8 @@ _ONE_MACHINE: Final = (
     "on", "gpus", "plan", "dry_run", "no_gateway", "forget", "lease", "front_key_file",
     "record_trace",
 )  # fmt: skip
+#: Of the public side what each node does.
+_OF_NODES: Final = ("allowed_media_domains", "default_chat_template_kwargs", "default_sampling")
 _NOT_OF_NODES: Final = ("cluster", "name", "node_port", "no_rehearse", "unplanned")
 
 
@@ -88,7 +90,7 @@ def _config(
 def _node_words(arguments: ServeArguments, public: GatewayOptions) -> tuple[str, ...]:
     """What each node's `turbofit serve` is told beside its plan: what a front does not do."""
     words = arguments.options.option_arguments(_NOT_OF_NODES)
-    names = (name for name in type(public).model_fields if name != "allowed_media_domains")
+    names = (name for name in type(public).model_fields if name not in _OF_NODES)
     words += public.option_arguments(tuple(names))
     passed = arguments.passed.argv
     return (*words, *(("--unplanned", "--", *passed) if passed else ()))
