@@ -12,7 +12,7 @@ from turbofit.core.messages import indices, plural
 from turbofit.core.plan import LimitCost, UsualImage
 from turbofit.core.units import format_bytes, three_digits
 from turbofit.memory.account import RATIO_STEPS, Account, Engine
-from turbofit.memory.calibrated import calibration_reason
+from turbofit.memory.calibrated import calibration_reason, unbelieved
 from turbofit.tuner.explain.plan_document import requests_held
 from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
 from turbofit.tuner.search.search import EngineFit, at_limit
@@ -41,6 +41,8 @@ def reasons(fit: EngineFit, account: Account) -> Iterator[str]:
         yield _ratio(fit)
     if account.calibration is not None:
         yield calibration_reason(account.calibration)
+    elif doubt := unbelieved(request.machine, account.gpus, request.model):
+        yield doubt
     yield from _margin(request, account)
     rank = "least memory" if request.least else "best rank"
     prefill = f"{rank} of the sizes tried; {fit.engine.prefill_words(best.settings)}"
