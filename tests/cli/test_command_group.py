@@ -100,7 +100,7 @@ def test_every_field_of_a_request_has_an_option() -> None:
         names = {one.name for one in command.params}
         assert names - set(kind.model_fields) <= {
             "cluster", "file", "rehearse", "share", "full", "as_json", "md", "quiet", "verbose",
-            "help",
+            "help", "trace", "vs",
         }  # fmt: skip
         assert set(kind.model_fields) <= names
 

@@ -13,9 +13,10 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from turbofit.core.machine import Calibration, Gpu, Machine, known
+from turbofit.core.machine import Calibration, Gpu, Machine
 from turbofit.core.model import Model
 from turbofit.core.plan import Settings
+from turbofit.core.struct import known
 from turbofit.core.units import MIB, format_bytes
 from turbofit.memory.account import StaticMemory, term
 

@@ -19,6 +19,7 @@ NAMES: Final = (
     "tune",
     "which",
     "batch",
+    "trace",
 )
 
 

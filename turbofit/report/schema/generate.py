@@ -18,6 +18,7 @@ from turbofit.core.struct import Struct, any_json
 from turbofit.core.tuning import Tuning
 from turbofit.core.which import Which
 from turbofit.load.result import LoadResult
+from turbofit.load.trace_forecast import TraceForecast
 from turbofit.report.compare import Comparison
 from turbofit.report.schema import NAMES, schema_path, version_of
 from turbofit.report.stored_documents import RunDocument
@@ -72,6 +73,7 @@ _DOCUMENTS: Final = {
     "tune": _Document(Tuning, "Settings that were tried, and the best of them", "Seconds."),
     "which": _Document(Which, "Cards that keep a promise, or models that a machine serves", _SIZES),
     "batch": _Document(BatchResult, "A batch at its end: what `batch --json` prints", "Seconds."),
+    "trace": _Document(TraceForecast, "A trace of requests under plans, a forecast", "Seconds."),
 }
 _PLAN: Final = "urn:turbofit:plan:1"
 _LEFT_OUT: Final = ("title", "default", "discriminator")
