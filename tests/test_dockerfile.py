@@ -36,9 +36,12 @@ def test_hadolint_finds_nothing() -> None:
 
 
 def test_it_is_lmdeploys_image_of_the_reference() -> None:
-    image = re.fullmatch(r"openmmlab/lmdeploy:v(\d+\.\d+)\.\d+-cu[\d.]+", last("FROM"))
+    assert last("FROM") == "openmmlab/lmdeploy:${LMDEPLOY}"
+    arguments = dict(line[4:].split("=", 1) for line in LINES if line.startswith("ARG "))
+    image = re.fullmatch(r"v(\d+\.\d+)\.\d+-\$\{CUDA\}", arguments["LMDEPLOY"])
     assert image is not None
     assert image[1] == REFERENCE
+    assert re.fullmatch(r"cu\d+\.\d+", arguments["CUDA"])
 
 
 def test_nobody_runs_it_as_root() -> None:

@@ -12,9 +12,13 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).parents[1]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no git here: an sdist"),
+]
+
 _PAGES = (ROOT / "README.md", ROOT / "README.zh-CN.md", ROOT / "docs" / "installation.md")
 _PIP = re.compile(r'^    pip install "?\.(?:\[([a-z,]+)\])?"?(?:\s|$)', re.MULTILINE)
 EXTRAS = sorted({found for page in _PAGES for found in _PIP.findall(page.read_text("utf-8"))})
@@ -37,8 +41,9 @@ def succeeded(argv: list[str], **options: object) -> str:
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
     """What git keeps of the package, in a folder of its own."""
+    parts = ("turbofit", "presets", "pyproject.toml", "hatch_build.py", "README.md", "LICENSE")
     names = subprocess.run(
-        ["git", "ls-files", "turbofit", "presets", "pyproject.toml", "README.md", "LICENSE"],
+        ["git", "ls-files", *parts],
         cwd=ROOT, capture_output=True, text=True, check=True,
     ).stdout.splitlines()  # fmt: skip
     for name in filter(lambda name: (ROOT / name).exists(), names):

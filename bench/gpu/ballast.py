@@ -1,4 +1,4 @@
-"""Holds memory, so that a large card is a smaller one: ``python ballast.py MIB``, till input ends.
+"""Holds memory, so that a large card is a smaller one, till its input ends.
 
 MIB are left for others: what this process itself takes of the card (its context, some 560 MiB on a
 large one) is there before it measures, so that it is not taken off them. It says
@@ -8,6 +8,7 @@ It imports nothing of turbofit.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
 
@@ -27,9 +28,11 @@ def hold(left: int, free: int, take: Callable[[int], None]) -> int:
 
 def main() -> int:
     """Plain allocations; torch gives pieces of 2 MiB and more as they are."""
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu.ballast", description=__doc__)
+    parser.add_argument("mib", type=int, help="what is left for others")
+    left = parser.parse_args().mib << 20
     import torch
 
-    left = int(sys.argv[1]) << 20
     kept = [torch.zeros(8, device="cuda")]  # the context, and the first kernel
     torch.cuda.synchronize()
 

@@ -1,45 +1,22 @@
-"""``python -m bench.gpu --held-against DIR``: kept results beside forecasts, without a GPU.
-
-DIR is a folder that ``--out`` has written, of any card, by anybody, or a folder of such folders.
-Told are: each forecast and rehearsal beside NVML, term by term; speeds; how deaths are diagnosed;
-the constants that all of it implies, and which presets would change.
-"""
+"""Results of cards beside forecasts, without a GPU: what they say of each term and constant."""
 
 from __future__ import annotations
 
 import json
-import os
-import re
-import tempfile
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.gpu.acts import of_rehearsal, rehearsed
 from bench.gpu.implied import Implied, implied, memory_readings, sums
-from bench.gpu.kept import engine_log
-from bench.gpu.results import Results, load
+from bench.gpu.results import Results, engine_log
 from bench.gpu.speeds import beside, ceilings, speed_readings
 from bench.gpu.terms import cache_of, cases
-from turbofit.core.plan import Plan
 from turbofit.diagnose.explain import diagnose
 
-__all__ = ["Options", "hold"]
+__all__ = ["hold", "table"]
 
 MIB = 1 << 20
-_PAGE = 2 * MIB
-
-
-@dataclass(frozen=True)
-class Options:
-    """Which rehearsals are held here: of stages by pattern, none longer than ``seconds``."""
-
-    only: str = ""
-    rehearse: bool = True
-    seconds: float = 240.0
-    limit: float = 1e6
 
 
 class Section(NamedTuple):
@@ -54,27 +31,21 @@ class Section(NamedTuple):
         return [dict(zip(self.head, row, strict=True)) for row in self.rows]
 
 
-def hold(folder: Path, options: Options, out: Path | None = None) -> str:
-    """The report as Markdown; with ``out`` also as ``HELD.md`` and ``held.json`` there.
-
-    Raises:
-        ValueError: the folder has no results.
-    """
-    every = load(folder)
-    lines = ["# Kept results beside forecasts", "", "Sizes in MiB; over is forecast less measured,"]
+def hold(every: Sequence[Results], out: Path | None = None) -> str:
+    """The report as Markdown; with ``out`` also as ``HELD.md`` and ``held.json`` there."""
+    lines = ["# Results beside forecasts", "", "Sizes in MiB; over is forecast less measured,"]
     lines += ["a minus is memory that no plan paid for.", ""]
-    end, cards = time.monotonic() + options.limit, []
-    with tempfile.TemporaryDirectory(prefix="turbofit-held-") as scratch:
-        for one in every:
-            sections = _sections(one, options, Path(scratch), end)
-            cards.append({"name": one.gpu.name, **{part.title: part.facts() for part in sections}})
-            lines += _head(one)
-            for part in sections:
-                lines += _told(part)
-            lines += _notes("Pools", _pools(one)) + _notes("Ceilings", _ceilings(one))
+    cards = []
+    for one in every:
+        sections = _sections(one)
+        cards.append({"name": one.gpu.name, **{part.title: part.facts() for part in sections}})
+        lines += _head(one)
+        for part in sections:
+            lines += _told(part)
+        lines += _notes("Pools", _pools(one)) + _notes("Ceilings", _ceilings(one))
     readings = [r for one in every for r in (*memory_readings(one), *speed_readings(one))]
     found = implied(readings)
-    lines += _constants(found) + _changes(found, every)
+    lines += _constants(found) + _changes(found)
     text = "\n".join(lines) + "\n"
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
@@ -102,23 +73,15 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def _head(one: Results) -> list[str]:
     packages = ", ".join(f"{name} {found}" for name, found in one.packages.items() if found)
     lines = [f"## {one.gpu.name}", "", f"Driver {one.machine.driver}; {packages}.", ""]
-    if one.pretend:
-        lines += ["**A pretend card**: what follows says nothing of any real one.", ""]
     if one.preset is None:
         lines += [_new_card(one), ""]
     return lines
 
 
-def _sections(one: Results, options: Options, scratch: Path, end: float) -> list[Section]:
-    seen = {name: _seen(name, doc, plan, options, scratch, end) for name, doc, plan in one.trials()}
+def _sections(one: Results) -> list[Section]:
     return [
         Section(
-            "Phases", ("stage", "phase", "forecast", "rehearsed", "measured", "over",
-                       "rehearsed over"), list(_phases(one, seen)),
-        ),
-        Section(
-            "Terms that a rehearsal tells otherwise", ("stage", "term", "forecast", "rehearsed",
-                                                       "over"), list(_rehearsed(one, seen)),
+            "Phases", ("stage", "phase", "forecast", "measured", "over"), list(_phases(one)),
         ),
         Section(
             "Terms that only a card shows", ("stage", "terms", "charged", "measured", "over"),
@@ -153,42 +116,10 @@ def _new_card(one: Results) -> str:
     )
 
 
-def _seen(
-    name: str, document: dict[str, Any], plan: Plan, options: Options, scratch: Path, end: float
-) -> dict[str, Any]:  # fmt: skip
-    """A trial's rehearsal: held there, or now from the plan that was kept."""
-    there = document.get("rehearsal")
-    if there and "not_rehearsed" not in there:
-        return dict(there)
-    if not options.rehearse or not re.search(options.only, name):
-        return {"not_rehearsed": ""}
-    seconds = min(options.seconds, end - time.monotonic())
-    if seconds <= 0:
-        return {"not_rehearsed": "time was over"}
-    return rehearsed(plan, name, scratch, seconds, os.environ)
-
-
-def _phases(one: Results, every: dict[str, dict[str, Any]]) -> Iterator[tuple[object, ...]]:
-    for name, document, plan in one.trials():
-        seen = every[name]
-        if seen.get("not_rehearsed"):
-            yield name, f"not rehearsed: {seen['not_rehearsed']}", None, None, None, None, None
+def _phases(one: Results) -> Iterator[tuple[object, ...]]:
+    for name, document, _ in one.trials():
         for row in document["phases"]:
-            there = of_rehearsal(plan.gpus[0], row["phase"], seen)
-            beyond = None if there is None else there - row["measured"]
-            yield name, row["phase"], row["forecast"], there, row["measured"], row["over"], beyond
-        if seen.get("outcome", "served") != "served":
-            yield name, f"the rehearsal: {seen['outcome']}", None, None, None, None, None
-
-
-def _rehearsed(one: Results, every: dict[str, dict[str, Any]]) -> Iterator[tuple[object, ...]]:
-    """Where the engine's own calls and the forecast are more than a page apart."""
-    for name, _, plan in one.trials():
-        forecast = {t.term: t.bytes for t in plan.gpus[0].ledger}
-        for term, size in every[name].get("terms", {}).items():
-            over = forecast.get(term, 0) - size
-            if abs(over) > _PAGE:
-                yield name, term, forecast.get(term, 0), size, over
+            yield name, row["phase"], row["forecast"], row["measured"], row["over"]
 
 
 def _terms(one: Results) -> Iterator[tuple[object, ...]]:
@@ -268,11 +199,9 @@ def _constants(found: Sequence[Implied]) -> list[str]:
     return ["## Constants that this implies", "", *table(head, rows)] if rows else []
 
 
-def _changes(found: Sequence[Implied], every: Sequence[Results]) -> list[str]:
+def _changes(found: Sequence[Implied]) -> list[str]:
     lines = ["## Presets that would change", ""]
     changed = [one for one in found if one.changes and not one.impossible]
-    if changed and any(one.pretend for one in every):
-        lines += ["None: some of this is of pretend cards. Of a real one these would:", ""]
     lines += [
         f"- `presets/{one.preset}`: `{one.key}` {_figure(one.now)} → {_figure(one.value)}"
         f" ({one.meaning})"

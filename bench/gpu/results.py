@@ -1,8 +1,9 @@
-"""Kept results of one card: its machine, and the documents of stages that went well."""
+"""What was measured of one card: kept stages of a folder of results, and documents of `share`."""
 
 from __future__ import annotations
 
 import json
+import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,18 +12,25 @@ from typing import Any
 
 import msgspec
 
-from bench.gpu.kept import plan_of
 from turbofit.core.machine import Gpu, Machine
 from turbofit.core.plan import Plan
+from turbofit.core.struct import decode, to_builtins
 from turbofit.machine.presets import load_preset as gpu_preset
 from turbofit.machine.presets import match_preset, preset_names
+from turbofit.report.share import SharedRun
 
-__all__ = ["Results", "load"]
+__all__ = ["OBSERVATIONS", "RESULTS", "Results", "engine_log", "kept", "load", "observed", "read"]
+
+HERE = Path(__file__).parent
+#: Folders of stages, as measured before `turbofit share` was there.
+RESULTS = HERE / "results"
+#: Documents of `turbofit share`, a file each.
+OBSERVATIONS = HERE / "observations"
 
 
 @dataclass(frozen=True)
 class Results:
-    """A folder that ``bench.gpu --out`` wrote, here or anywhere."""
+    """Of one card."""
 
     folder: Path
     #: Of the packages that ran.
@@ -30,8 +38,9 @@ class Results:
     machine: Machine
     #: By the stage's name; of those that failed there is none.
     documents: dict[str, dict[str, Any]]
-    #: Whether the card was one; its figures say nothing of any.
-    pretend: bool = False
+    #: Those of trials, by the stage.
+    plans: dict[str, Plan]
+    day: str = ""
 
     @property
     def gpu(self) -> Gpu:
@@ -44,12 +53,6 @@ class Results:
         """The name of the card's preset; None where it has none."""
         found = match_preset(self.gpu)
         return next((key for key in preset_names() if gpu_preset(key) == found), None)
-
-    @cached_property
-    def plans(self) -> dict[str, Plan]:
-        """Plans of trials that were kept, by stage."""
-        found = {name: plan_of(self.folder, name) for name in self.documents}
-        return {name: plan for name, plan in found.items() if plan is not None}
 
     def trials(self) -> Iterator[tuple[str, dict[str, Any], Plan]]:
         """Stages that read NVML in each phase, with their plans, where those were kept."""
@@ -67,7 +70,7 @@ def load(folder: Path) -> list[Results]:
     files = sorted(folder.glob("machine.json")) or sorted(folder.glob("*/machine.json"))
     found = [_read(file.parent) for file in files]
     if not found:
-        raise ValueError(f"{folder} has no machine.json: give a folder that --out has written")
+        raise ValueError(f"{folder} has no machine.json: give a folder of bench/gpu/results")
     return found
 
 
@@ -80,13 +83,55 @@ def _read(folder: Path) -> Results:
             for file in sorted(folder.glob("[a-z]-*.json"))
         }  # fmt: skip
     except (OSError, ValueError, LookupError, TypeError) as exc:
-        raise ValueError(f"{folder}: these are no results of bench.gpu: {exc}") from None
+        raise ValueError(f"{folder}: these are no results of a card: {exc}") from None
     good = {name: one for name, one in documents.items() if one.get("code") == 0}
-    pretend = bool(head.get("pretend"))
-    return Results(folder, head.get("packages", {}), machine, good, pretend)
+    plans = {name: kept(folder, name, "plan.json") for name in good}
+    read = {name: Plan.from_json(raw) for name, raw in plans.items() if raw is not None}
+    day = max((plan.created.partition("T")[0] for plan in read.values()), default="")
+    return Results(folder, head.get("packages", {}), machine, good, read, day)
 
 
 def _with_uuids(machine: dict[str, Any]) -> dict[str, Any]:
     """They were left out when it was written."""
     gpus = [{"uuid": f"GPU-{gpu['index']}", **gpu} for gpu in machine["gpus"]]
     return {**machine, "gpus": gpus}
+
+
+def kept(folder: Path, stage: str, member: str) -> bytes | None:
+    """A file that a trial left beside its document; None where it left none."""
+    try:
+        with tarfile.open(folder / "logs" / f"{stage}.tar.gz") as tar:
+            found = tar.extractfile(member)
+            return None if found is None else found.read()
+    except (OSError, tarfile.TarError, KeyError):
+        return None
+
+
+def engine_log(folder: Path, stage: str) -> str | None:
+    """The engine's log of a stage's trial."""
+    raw = kept(folder, stage, "engine-0.log")
+    return None if raw is None else raw.decode(errors="replace")
+
+
+def read(file: Path) -> SharedRun:
+    """A document of `turbofit share`.
+
+    Raises:
+        UsageError: it is none.
+    """
+    return decode(file.read_bytes(), SharedRun, what=str(file))
+
+
+def observed(file: Path) -> Results:
+    """The same as a card with one trial."""
+    one = read(file)
+    packages = {"lmdeploy": one.run.lmdeploy, **one.packages}
+    lived = one.run.state != "failed"
+    document = {
+        "outcome": "survived" if lived else "died", "phases": one.phases,
+        "seen": to_builtins(one.seen),
+    }  # fmt: skip
+    return Results(
+        file.parent, packages, one.plan.machine, {file.stem: document}, {file.stem: one.plan},
+        one.run.started,
+    )  # fmt: skip

@@ -16,8 +16,6 @@ from typing import Any
 
 from bench.gpu.implied import Reading
 from bench.gpu.results import Results
-from bench.gpu.speed import IMAGE, PREFILL
-from bench.gpu.worst import attention_flops
 from turbofit import api
 from turbofit.core.machine import Gpu
 from turbofit.core.plan import Plan
@@ -30,6 +28,8 @@ __all__ = ["Point", "beside", "ceilings", "points", "speed_readings"]
 _PRESET = "engines/throughput.yaml"
 #: By how much of itself a constant of speed must be off before it changes.
 _SHARE = 0.1
+#: Width and height of the images that were sent, and tokens of one pass of a prefill.
+IMAGE, PREFILL = (1792, 1344), 8192
 #: Shorter prompts are launches more than products.
 _LEAST_PROMPT = 2048
 
@@ -108,6 +108,16 @@ def _images(name: str, plan: Plan, work: StepWork, marks: dict[str, Any]) -> Ite
     flops = _prefill_flops(work, single["prompt"])
     if each > 0:
         yield Point(name, "image", work.layers, 0.0, flops, each, tower=tower)
+
+
+def attention_flops(plan: Plan, units: int) -> float:
+    """Products of the tower's attention over one image, which the forecast of speed leaves out."""
+    vision = plan.model.vision
+    if vision is None:
+        return 0.0
+    each = plan.model.unit_tower_tokens  # patches see each other, tiles do not
+    tokens, times = (units, 1) if each == 1 else (each, units)
+    return 4.0 * vision.layers * vision.hidden * tokens**2 * times
 
 
 def _units(plan: Plan) -> int:

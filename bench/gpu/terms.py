@@ -20,8 +20,9 @@ AFTER = ("kernel_modules", "pool_growth")
 
 
 def _rows(document: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Of the one GPU."""
-    return {row["phase"]: row for row in document.get("phases", [])}
+    """Of the one GPU; nothing of several, since one of them alone tells some phases."""
+    rows = document.get("phases", [])
+    return {} if len({row["gpu"] for row in rows}) > 1 else {row["phase"]: row for row in rows}
 
 
 def _estimated(ledger: GpuLedger, names: tuple[str, ...]) -> int:

@@ -230,6 +230,7 @@ def test_wrong_use_has_a_hint(capsys, tmp_path):
     assert groups()[:2] == ["plan", "predict"]
 
 
+@pytest.mark.skipif(not (program.ROOT / ".git").exists(), reason="no git here: an sdist")
 def test_another_checkout_or_commit_makes_its_own_documents(capfd):
     def worktrees() -> str:
         words = ["git", "-C", str(program.ROOT), "worktree", "list"]

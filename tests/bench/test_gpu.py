@@ -1,141 +1,154 @@
-"""The programs for a real GPU, run to their end on a pretend one."""
+"""`bench.gpu`: shared runs of real cards are kept, and what no card shows is refused."""
 
 from __future__ import annotations
 
 import json
-import os
-import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from msgspec.structs import replace
 
-from bench.gpu import ballast, constants, stages
+from bench.gpu import ballast, table
 from bench.gpu.__main__ import main
-from tests.pretend.cuda_torch import CUDA_PATH
-from turbofit.observe.sampler import Memory, Sampler
+from bench.gpu.check import impossible
+from bench.gpu.results import RESULTS, kept, observed
+from turbofit.core.machine import Pcie
+from turbofit.core.plan import Plan
+from turbofit.core.run_report import RunReport
+from turbofit.core.struct import decode, to_json
+from turbofit.load.result import LoadResult
+from turbofit.model.source import resolve_model
+from turbofit.observe.calibration import Observation
+from turbofit.report.share import SharedRun, shared_run
 
-cuda = pytest.mark.skipif(not CUDA_PATH, reason="no CUDA build of torch")
-
-
-class Driver:
-    """A driver pool in blocks of 32 MiB that gives back once it was waited for."""
-
-    def __init__(self) -> None:
-        self.used, self.waiting = 0, 0
-
-    def cuMemAllocAsync(self, pointer: Any, size: Any, _: object) -> int:  # noqa: N802
-        blocks = -(-size.value // (32 << 20)) * (32 << 20)
-        pointer._obj.value = blocks
-        self.used += blocks
-        return 0
-
-    def cuMemFreeAsync(self, pointer: Any, _: object) -> int:  # noqa: N802
-        self.waiting += pointer.value
-        return 0
-
-    def cuStreamSynchronize(self, _: object) -> int:  # noqa: N802
-        self.used, self.waiting = self.used - self.waiting, 0
-        return 0
-
-    def cuMemGetInfo_v2(self, free: Any, total: Any) -> int:  # noqa: N802
-        free._obj.value, total._obj.value = (8 << 30) - self.used, 8 << 30
-        return 0
+MIB = 1 << 20
+STAGES = sorted(
+    file for folder in ("h200", "h200-first") for file in (RESULTS / folder).glob("b-*-plan*.json")
+)
 
 
-def test_the_pool_tells_what_it_rounds_to_and_when_it_gives_back(capsys, monkeypatch) -> None:
-    monkeypatch.setattr(constants.time, "sleep", lambda _: None)
-    constants.pool_steps(constants.Pool(Driver()))
-    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [line["mark"] for line in lines] == [f"pool_{n}_mib" for n in constants.POOL_SIZES]
-    for line in lines:
-        assert line["taken"] == line["kept_at_once"] == -(-line["asked"] // (32 << 20)) * (32 << 20)
-        assert line["kept_after_wait"] == 0
-    lost = Driver()
-    lost.cuMemAllocAsync = lambda *_: 2  # type: ignore[method-assign]
-    with pytest.raises(RuntimeError, match="cuMemAllocAsync gave 2"):
-        constants.pool_steps(constants.Pool(lost))
+def real(stage: Path) -> SharedRun:
+    """A trial on an H200, as `share` would have told it."""
+    run = kept(stage.parent, stage.stem, "run.json")
+    plan = kept(stage.parent, stage.stem, "plan.json")
+    assert run is not None
+    assert plan is not None
+    seen = msgspec.convert(json.loads(stage.read_text())["seen"], tuple[Observation, ...])
+    return shared_run(Plan.from_json(plan), decode(run, RunReport, what="run"), seen)
 
 
-def stub(monkeypatch, samples: list[tuple[float, int]]) -> None:
-    monkeypatch.setattr(stages, "memory_now", lambda _: Memory(total=0, used=100, free=0))
-    whole = Sampler([0])
-    whole._samples[0] = samples
-    monkeypatch.setattr(stages, "Sampler", lambda _: nullcontext(whole))
+ONE = real(RESULTS / "h200" / "b-internvl2-8b-turbomind-plan-23g.json")
 
 
-def test_marks_are_read_beside_nvml(monkeypatch) -> None:
-    stub(monkeypatch, [(9.0, 100), (9.95, 150), (10.5, 900), (10.95, 400), (11.05, 7)])
-    program = """
-import json
-print(json.dumps({"mark": "one", "at": 10.0}))
-print("noise")
-print(json.dumps({"mark": "two", "at": 11.0, "reserved": 50}))
-"""
-    seen = stages.run_stage(
-        [sys.executable, "-c", program], index=0, seconds=30, environ=os.environ
-    )
-    assert seen["code"] == 0
-    assert [(m["mark"], m["peak"], m["used"]) for m in seen["marks"]] == [
-        ("one", 50, 50), ("two", 800, 300),
-    ]  # fmt: skip
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: f"{stage.parent.name}-{stage.stem}")
+def test_what_a_card_showed_can_be(stage: Path) -> None:
+    assert impossible(real(stage)) == []
 
 
-def test_a_stage_that_fails_says_its_last_words_and_one_that_hangs_is_ended(monkeypatch) -> None:
-    stub(monkeypatch, [])
-    words = [sys.executable, "-c", "import sys; sys.exit('no such thing')"]
-    seen = stages.run_stage(words, index=0, seconds=30, environ=os.environ)
-    assert (seen["code"], seen["said"]) == (1, ["no such thing"])
-    # What it started holds its output open, and ends with it.
-    hangs = "import subprocess, sys, threading; subprocess.Popen([sys.executable, '-c',"
-    hangs += " 'import threading; threading.Event().wait()']); threading.Event().wait()"
-    words = [sys.executable, "-c", hangs]
-    late = stages.run_stage(words, index=0, seconds=0.5, environ=os.environ)
-    assert (late["code"], late["outcome"]) == (-9, "out_of_time")
+def with_gpu(one: SharedRun, **facts: Any) -> SharedRun:
+    machine = one.plan.machine
+    changed = replace(machine, gpus=(replace(machine.gpus[0], **facts),))
+    return replace(one, plan=replace(one.plan, machine=changed))
 
 
-def test_stages_of_one_program_heed_the_limit_of_the_whole_run(tmp_path, monkeypatch) -> None:
-    for name in ("XDG_STATE_HOME", "TURBOFIT_LEASES", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"):
-        monkeypatch.setenv(name, str(tmp_path))
-    (tmp_path / "machine.json").write_text('{"code": 0}')
-    given: list[float] = []
-    stand_in = {"code": -9, "outcome": "out_of_time"}
-    monkeypatch.setattr(
-        "bench.gpu.__main__.constants", lambda _, seconds, __: given.append(seconds) or stand_in
-    )
-    monkeypatch.setattr(
-        "bench.gpu.__main__.engine", lambda *a: given.append(a[3]) or {"code": 0, "marks": []}
-    )
-    words = ["--stages", "a,p", "--only", "a-constants|p-qwen2-vl-2b-auto", "--seconds", "9999"]
-    assert main(["--out", str(tmp_path), "--limit", "50", *words]) == 1
-    assert len(given) == 2
-    assert all(0 < seconds <= 50 for seconds in given)
-    assert json.loads((tmp_path / "not-run.json").read_text()) == {"a-constants": "out_of_time"}
+def with_machine(one: SharedRun, **facts: Any) -> SharedRun:
+    return replace(one, plan=replace(one.plan, machine=replace(one.plan.machine, **facts)))
 
 
-def test_what_is_held_back_leaves_what_was_promised() -> None:
+def with_attempt(one: SharedRun, **facts: Any) -> SharedRun:
+    attempts = (replace(one.run.attempts[0], **facts),)
+    return replace(one, run=replace(one.run, attempts=attempts))
+
+
+def with_used(one: SharedRun, used: int) -> SharedRun:
+    seen, card = one.seen[0], one.seen[0].cards[0]
+    changed = replace(card, used={**card.used, "sampling": used})
+    return replace(one, seen=(replace(seen, cards=(changed,)),))
+
+
+def as_forecast(one: SharedRun) -> SharedRun:
+    engine = one.run.attempts[0].engines[0]
+    rows = tuple(replace(row, actual=row.forecast) for row in engine.beside)
+    return with_attempt(one, engines=(replace(engine, beside=rows),))
+
+
+def fast(one: SharedRun, tokens: float) -> SharedRun:
+    load = LoadResult(
+        turbofit_version="0.1.0", created="2026-11-26", url="", model="m", load={}, seconds=60.0,
+        begun=9, answered=9, requests_per_second=1.0, output_tokens_per_second=tokens, running=1.0,
+    )  # fmt: skip
+    return replace(one, loads=(load,))
+
+
+FORGED = {
+    "pretend ones": replace(ONE, run=replace(ONE.run, pretend=True)),
+    "not measured: preset": with_machine(ONE, source="preset"),
+    "NA is no version of a driver": with_machine(ONE, driver="NA"),
+    "no version of LMDeploy": replace(ONE, run=replace(ONE.run, lmdeploy="")),
+    "no GPU was read at any moment": with_attempt(ONE, moments=()),
+    "bytes in use of": with_used(ONE, 200 << 30),
+    "whole pages": with_used(ONE, ONE.seen[0].cards[0].used["sampling"] + 1),
+    "less in use than its weights": with_used(ONE, ONE.seen[0].cards[0].before),
+    "was measured as it was forecast": as_forecast(ONE),
+    "larger than what was free": replace(ONE, seen=(replace(ONE.seen[0], free=MIB),)),
+    "over its PCIe link": with_gpu(ONE, pcie=Pcie(generation=1, width=1)),
+    "its memory is not so fast": fast(ONE, 1e6),
+    "its groups are of GPUs": replace(ONE, plan=replace(ONE.plan, gpus=())),
+}
+
+
+@pytest.mark.parametrize("why", FORGED)
+def test_what_no_card_shows_is_refused(why: str) -> None:
+    assert any(why in reason for reason in impossible(FORGED[why])), impossible(FORGED[why])
+
+
+def test_a_load_that_the_memory_allows_can_be() -> None:
+    assert impossible(fast(ONE, 500.0)) == []
+
+
+def test_files_are_checked_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "accuracy.md"
+    page.write_text(table.PAGE.read_text())
+    monkeypatch.setattr(table, "PAGE", page)
+    for module in ("__main__", "table"):
+        monkeypatch.setattr(f"bench.gpu.{module}.OBSERVATIONS", tmp_path / "observations")
+    good, bad, none = tmp_path / "good.json", tmp_path / "bad.json", tmp_path / "none.json"
+    good.write_text(to_json(ONE))
+    bad.write_text(to_json(FORGED["pretend ones"]))
+    none.write_text("{}")
+    assert main(["check", str(good)]) == 0
+    assert main(["check", str(good), str(bad), str(none), str(tmp_path / "gone")]) == 1
+    said = capsys.readouterr().out
+    assert f"{bad}: it says itself" in said
+    assert f"{none}: " in said
+    assert f"{tmp_path / 'gone'}: " in said
+    assert main(["fold", str(good), str(bad)]) == 1
+    (file,) = (tmp_path / "observations").iterdir()
+    assert file.name == "nvidia-h200-internvlchatmodel-turbomind-2026-11-26.json"
+    assert "InternVLChatModel | turbomind | +199 MiB, 0.14% of the card" in page.read_text()
+    assert observed(file).preset == "h200"
+
+
+def test_the_page_has_the_table_of_what_is_kept() -> None:
+    text = table.PAGE.read_text(encoding="utf-8")
+    assert text == table.page(table.every()), "run python -m bench.gpu table"
+    assert "nobody yet" in text
+
+
+def test_less_than_two_mib_more_is_left() -> None:
     taken: list[int] = []
-    mib = 1 << 20
-    held = ballast.hold(24000 * mib, 143157 * mib - 560 * mib + 12345, taken.append)
-    assert sum(taken) == held
-    left = 143157 * mib - 560 * mib + 12345 - held
-    assert 24000 * mib <= left < 24002 * mib
-    assert ballast.hold(24000 * mib, 24000 * mib, taken.append) == 0
+    held = ballast.hold(1000 * MIB, 3001 * MIB, taken.append)
+    assert held == sum(taken) == 2000 * MIB
+    assert max(taken) <= 256 * MIB
 
 
-def test_what_is_there_is_not_run_again(tmp_path: Path, monkeypatch, capsys) -> None:
-    for name in ("XDG_STATE_HOME", "TURBOFIT_LEASES", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"):
-        monkeypatch.setenv(name, str(tmp_path))  # main sets them; they come back after the test
-    for name in ("machine", "a-constants"):
-        (tmp_path / f"{name}.json").write_text('{"code": 0}')
-    words = ["--out", str(tmp_path), "--stages", "a", "--only", "a-constants"]
-    assert main(words) == 0
-    assert capsys.readouterr().out == "a-constants: there already\n"
-    (tmp_path / "a-constants.json").unlink()
-    monkeypatch.setattr(
-        "bench.gpu.__main__.constants", lambda *_: (_ for _ in ()).throw(OSError("x"))
-    )
-    assert main(words) == 1
-    assert "OSError: x" in json.loads((tmp_path / "a-constants.json").read_text())["not_run"]
-    assert "`a-constants`: OSError: x" in (tmp_path / "SUMMARY.md").read_text()
+def test_a_twin_is_a_checkpoint_of_its_shapes(tmp_path: Path) -> None:
+    from bench.gpu.twin import main as write_twin
+
+    assert write_twin(["qwen2-vl-2b", str(tmp_path / "twin")]) == 0
+    model, preset = resolve_model(str(tmp_path / "twin")), resolve_model("qwen2-vl-2b")
+    assert model.parameters == preset.parameters

@@ -1,18 +1,18 @@
-"""`--held-against`: results with planted differences, each of which must be found."""
+"""`bench.gpu held`: results with planted differences, each of which must be found."""
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench.gpu import held, implied, kept, results, speeds, terms
+from bench.gpu import held, implied, results, speeds, terms
 from bench.gpu.__main__ import main
-from bench.gpu.acts import beside
 from bench.gpu.implied import Implied
-from bench.gpu.speed import BATCHES, LENGTHS, PREFILL, TOKENS
 from turbofit import api
 from turbofit.core.plan import Plan
 from turbofit.core.struct import to_builtins
@@ -24,7 +24,8 @@ MIB = 1 << 20
 CARD = "1xh200:used=116GiB"
 PLAN = api.plan("internvl2-8b", on=CARD, engine="turbomind", tp=1)
 CHARGED = {term.term: term.bytes for term in PLAN.gpus[0].ledger}
-NO_REHEARSAL = held.Options(rehearse=False)
+#: Of prompts, batches, and tokens of an answer that were timed.
+LENGTHS, BATCHES, TOKENS = (512, 2048, 8192, 30000), (1, 4, 16, 64), 128
 
 
 def charged(name: str) -> int:
@@ -76,17 +77,17 @@ def trial(
             for phase, f, m in rows
         ],
     }  # fmt: skip
-    write(folder, name, beside(plan, found, None))
+    write(folder, name, found)
     keep(folder, name, plan)
 
 
 def keep(folder: Path, name: str, plan: Plan, log: str = "") -> None:
-    scratch = folder.parent / "scratch"
-    scratch.mkdir(exist_ok=True)
-    (scratch / "plan.json").write_text(plan.to_json())
-    (scratch / "engine.log").write_text(log)
-    files = {"engine-0.log": scratch / "engine.log"}
-    kept.keep(folder, name, scratch / "plan.json", files, scratch)
+    (folder / "logs").mkdir(exist_ok=True)
+    with tarfile.open(folder / "logs" / f"{name}.tar.gz", "w:gz") as tar:
+        for to, text in (("plan.json", plan.to_json()), ("engine-0.log", log)):
+            member = tarfile.TarInfo(to)
+            member.size = len(text.encode())
+            tar.addfile(member, io.BytesIO(text.encode()))
 
 
 def found(folder: Path) -> dict[str, Implied]:
@@ -191,7 +192,7 @@ def speed_document(model: str, memory: float, compute: float, layer: float) -> d
     step = rates().step_seconds
     timed: list[dict[str, Any]] = []
     for length in LENGTHS:
-        passes = -(-length // PREFILL)
+        passes = -(-length // speeds.PREFILL)
         spent = speeds._prefill_flops(work, length) / peak / compute + passes * work.layers * layer
         timed.append({"mark": f"prefill_{length}", "rows": 1, "tokens": 1, "prompt": length,
                       "seconds": spent + step})  # fmt: skip
@@ -252,10 +253,10 @@ def test_the_report_tells_what_would_change_and_of_whom(tmp_path: Path, capsys) 
     )  # fmt: skip
     (folder / "b-x-failed.json").write_text(json.dumps({"code": 1, "outcome": "out_of_time"}))
     out = tmp_path / "out"
-    words = ["--held-against", str(tmp_path / "results"), "--no-rehearse", "--out", str(out)]
+    words = ["held", str(tmp_path / "results"), "--out", str(out)]
     assert main(words) == 0
     said = capsys.readouterr().out
-    assert said == (out / "HELD.md").read_text()
+    assert said == (out / "HELD.md").read_text() + "\n"
     assert "## NVIDIA H200" in said
     assert "`cublas_handle.value.hopper` 67,947,725 \N{RIGHTWARDS ARROW} 8,388,608 (over" in said
     assert "is free at once: temporaries of loading do not lower the cache" in said
@@ -267,43 +268,16 @@ def test_the_report_tells_what_would_change_and_of_whom(tmp_path: Path, capsys) 
     before = card["Terms that only a card shows"][0]
     assert before["measured"] == 900 * MIB
     assert before["over"] == before["charged"] - 900 * MIB
-    assert main(["--held-against", str(tmp_path)]) == 2
+    assert main(["held", str(tmp_path)]) == 2
     assert "has no machine.json" in capsys.readouterr().err
 
 
-def test_results_of_several_cards_are_used_alike_and_pretend_ones_change_nothing(
-    tmp_path: Path,
-) -> None:
+def test_results_of_several_cards_are_used_alike(tmp_path: Path) -> None:
     for name, each in (("one", 8 * MIB), ("two", 12 * MIB)):
         write(machine(tmp_path / name), "a-handles", {"handles": handles(0, each)})
-    said = held.hold(tmp_path, NO_REHEARSAL)
+    said = held.hold(results.load(tmp_path))
     # Memory that one of two cards did not pay for would kill there: the larger counts.
     assert "67,947,725 \N{RIGHTWARDS ARROW} 12,582,912" in said
-    machine(tmp_path / "two", pretend=True)
-    said = held.hold(tmp_path, NO_REHEARSAL)
-    assert "**A pretend card**" in said
-    assert "None: some of this is of pretend cards." in said
-
-
-def test_a_rehearsal_that_was_held_there_stands_beside_the_forecast(tmp_path: Path) -> None:
-    folder = machine(tmp_path / "h200")
-    trial(folder, "b-x-plan", context=900 * MIB, kernels=60 * MIB)
-    document = json.loads((folder / "b-x-plan.json").read_text())
-    peak = PLAN.gpus[0].peak
-    document["rehearsal"] = {
-        "outcome": "served", "free": 7, "region": 8, "steady": 9, "death": None,
-        "cases": {"vision_forward": peak + 3 * MIB},
-        "terms": {"vision_forward": charged("vision_forward") + 3 * MIB,
-                  "kv_cache": charged("kv_cache")},
-    }  # fmt: skip
-    write(folder, "b-x-plan", document)
-    held.hold(folder, NO_REHEARSAL, tmp_path / "out")
-    card = json.loads((tmp_path / "out" / "held.json").read_text())["cards"][0]
-    rows = {row["phase"]: row for row in card["Phases"]}
-    assert rows["vision_forward"]["rehearsed"] == peak + 3 * MIB
-    assert rows["steady"]["rehearsed"] == 9
-    differs = card["Terms that a rehearsal tells otherwise"]
-    assert [(row["term"], row["over"]) for row in differs] == [("vision_forward", -3 * MIB)]
 
 
 def test_a_card_that_no_preset_knows_is_described(tmp_path: Path) -> None:
@@ -311,6 +285,6 @@ def test_a_card_that_no_preset_knows_is_described(tmp_path: Path) -> None:
     document = json.loads((folder / "machine.json").read_text())
     document["machine"]["gpus"][0]["name"] = "NVIDIA B9000"
     (folder / "machine.json").write_text(json.dumps(document))
-    said = held.hold(folder, NO_REHEARSAL)
+    said = held.hold(results.load(folder))
     assert "No preset knows this card" in said
     assert "132 SMs" in said

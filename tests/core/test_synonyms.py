@@ -52,6 +52,7 @@ def test_every_option_that_the_table_names_is_one() -> None:
         ("--cache-type-k", "q8_0", "--quant-policy 8"),
         ("--quantization", "awq_marlin", "--model-format awq"),
         ("--limit-mm-per-prompt", "image=4", "--images 4"),
+        ("--image", "4k", "--image-size 4k"),
         ("--limit-mm-per-prompt", "image=4,video=1", "--images 4"),
         ("--limit-mm-per-prompt", '{"image": 4}', "--images 4"),
         ("--mm-processor-kwargs", '{"max_pixels": 1003520}', "--max-pixels 1003520"),

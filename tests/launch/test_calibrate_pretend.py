@@ -11,13 +11,20 @@ import sys
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
+from bench.gpu.check import impossible
 from tests.pretend.cuda_torch import CUDA_PATH, ROOT
 from tests.support.processes import Child
 from tests.support.serving import start_turbofit
 from turbofit.cli.main import main
+from turbofit.core.errors import UsageError
+from turbofit.core.struct import decode
 from turbofit.model.source import resolve_model
+from turbofit.observe.calibration import SEEN_FILE, Observation
 from turbofit.rehearse.checkpoint.twin import checkpoint_for
+from turbofit.report.share import shared
+from turbofit.report.stored_documents import StoredPlan, read_saved
 
 pytestmark = [pytest.mark.lmdeploy]
 for needed in ("lmdeploy", "fastapi", "torchvision"):
@@ -36,6 +43,27 @@ def said(child: Child) -> str:
     return child.process.stdout.read()
 
 
+def only_a_card_shows(state: Path) -> None:
+    """A run on pretend GPUs is not shared, and is refused with each mark of it removed."""
+    saved = read_saved(str(max((state / "turbofit" / "runs").iterdir())))
+    with pytest.raises(UsageError, match="ran on pretend GPUs"):
+        shared(saved)
+    plan, run = saved.plan, saved.run
+    assert run is not None
+    seen = decode(Path(saved.where, SEEN_FILE).read_bytes(), tuple[Observation, ...], what="seen")
+    machine = replace(plan.machine, source="nvml")
+    forged = StoredPlan(replace(plan, machine=machine), replace(run, pretend=False), saved.where)
+    assert "NA is no version of a driver" in impossible(shared(forged))
+    machine = replace(machine, driver="580.159.04")
+    moments = tuple(
+        replace(one, used={str(card.index): card.used["steady"] for card in seen[0].cards})
+        for one in run.attempts[0].moments
+    )
+    run = replace(run, pretend=False, attempts=(replace(run.attempts[0], moments=moments),))
+    reasons = impossible(shared(StoredPlan(replace(plan, machine=machine), run, saved.where)))
+    assert any(reason.startswith("cache was measured as it was forecast") for reason in reasons)
+
+
 @pytest.mark.slow
 def test_it_measures_stops_goes_on_and_the_next_plan_knows(
     children: list[Child], tmp_path: Path
@@ -48,6 +76,7 @@ def test_it_measures_stops_goes_on_and_the_next_plan_knows(
     second = calibrate(children, tmp_path, *EIGHT, "--json")
     assert second.finish() == 0, second.stderr
     assert "going on where an earlier calibration was cut short" in second.stderr
+    only_a_card_shows(tmp_path)
     result = json.loads(said(second))
     (learned,) = result["calibrations"]
     assert learned["pretend"] is True

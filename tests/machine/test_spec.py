@@ -160,6 +160,8 @@ def test_what_a_name_leaves_open_is_a_warning():
         ("   ", "empty", ""),
         ("4x", "no GPU preset is called '4x'", "l4"),
         ("☃", "no GPU preset", "`turbofit gpus` lists"),
+        ("0", "0 is a GPU's index", "--gpus 0"),
+        ("cuda:1", "cuda:1 is a GPU's index", "--gpus 1"),
         ("4xrtx3900", "rtx3900", "rtx3090"),
         ("rtx3090x", "rtx3090x", "rtx3090"),
         ("2xa100-8g", "a100-8g", "a100"),

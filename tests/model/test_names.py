@@ -200,6 +200,7 @@ def test_siblings_are_planned_from_the_preset_and_say_what_is_assumed(
         ("unsloth/Llama-3.2-11B-Vision-Instruct-unsloth-bnb-4bit", "bitsandbytes"),
         ("Qwen/Qwen2.5-VL-7B-Instruct-GPTQ-Int8", "GPTQ in 8 bits"),
         ("RedHatAI/Qwen2.5-VL-7B-Instruct-FP8-Dynamic", "fp8 in compressed-tensors"),
+        ("RedHatAI/Qwen3-VL-8B-Instruct-FP8", "in blocks of 128 x 128 alone"),
         ("nvidia/Llama-3.1-8B-Instruct-NVFP4", "NVFP4"),
         ("mlx-community/Qwen2.5-VL-7B-Instruct-MLX-4bit", "MLX"),
         ("somebody/InternVL3-8B-lora", "turbofit merge"),
@@ -227,6 +228,11 @@ def test_a_name_that_says_another_shape_is_not_guessed(hub_id: str) -> None:
     with pytest.raises(UsageError, match="forbids the network") as error:
         resolve_model(hub_id)
     assert "is near by its name" in error.value.hint
+
+
+def test_what_the_owner_of_an_unknown_model_stores_is_not_said() -> None:
+    with pytest.raises(UsageError, match="forbids the network"):
+        resolve_model("Qwen/Qwen3-VL-1999B-Instruct-FP8")
 
 
 def test_a_hub_that_answers_knows_better(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,6 +55,11 @@ def test_a_draft_is_read_before_it_is_a_setting() -> None:
         ({"image_size": "Full HD"}, {"image_size": (1920, 1080)}),
         ({"image_size": "1024*768"}, {"image_size": (1024, 768)}),
         ({"image_size": "1,024 x 768 px"}, {"image_size": (1024, 768)}),
+        ({"max_pixels": "1280*28*28"}, {"max_pixels": 1_003_520}),
+        ({"max_pixels": "1024 x 1024"}, {"max_pixels": 1 << 20}),
+        ({"max_pixels": "12.8 MP"}, {"max_pixels": 12_800_000}),
+        ({"max_pixels": "1080p"}, {"max_pixels": 1920 * 1080}),
+        ({"cache_max_entry_count": "80%"}, {"cache_max_entry_count": 0.8}),
         ({"quant_policy": "8-bit"}, {"quant_policy": 8}),
         ({"margin": 1}, {"margin": 1}),  # a whole number of Python is bytes
         ({"cache_max_entry_count": 0.5}, {"cache_max_entry_count": 0.5}),

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from tests.report.documents import planned
 from turbofit import api
 from turbofit.cli.main import main
-from turbofit.report.compare import Comparison, compare, compare_blocks, compare_summary, folded
+from turbofit.report.compare import Comparison, compare, compare_view, folded
 from turbofit.report.painters.document import Heading, Table
 from turbofit.report.painters.terminal import paint
 from turbofit.report.stored_documents import StoredPlan
@@ -24,7 +24,7 @@ def saved(kind: str) -> StoredPlan:
 def test_the_same_twice_differs_in_nothing() -> None:
     found = compare(saved("fits"), saved("fits"))
     assert all(row.same for row in found.rows)
-    text = paint(compare_blocks(found))
+    text = paint(compare_view(found))
     assert "the same in both: Shape, Settings, What it holds, Limits, GPU 0" in text
 
 
@@ -63,20 +63,20 @@ def test_what_differs_is_side_by_side_with_the_difference() -> None:
     cache = rows["GPU 0", "kv_cache"]
     assert cache.unit == "bytes"
     assert rows["What it holds", "rehearsal"].b == "out_of_memory"
-    text = paint(compare_blocks(found))
+    text = paint(compare_view(found))
     assert max(map(len, text.splitlines())) <= 80
     assert f"{b.plan.kv.total_tokens - a.plan.kv.total_tokens:+,}" in text
 
 
 def test_gpus_of_one_side_only_and_equal_ones_together() -> None:
-    blocks = compare_blocks(compare(saved("mixed cards"), saved("fits")))
+    blocks = compare_view(compare(saved("mixed cards"), saved("fits")))
     heads = [block.text for block in blocks if isinstance(block, Heading)]
     assert heads[-3:] == ["GPU 0", "GPU 1", "GPU 2-3"]
 
 
 @pytest.mark.parametrize("b", ["fallback", "text only", "many cards"])
 def test_unlike_things_compare(b: str) -> None:
-    text = paint(compare_blocks(compare(saved("shared"), saved(b))))
+    text = paint(compare_view(compare(saved("shared"), saved(b))))
     assert max(map(len, text.splitlines())) <= 80
 
 
@@ -104,16 +104,16 @@ def compared(a: str, b: str) -> Comparison:
 )
 def test_it_fits_a_terminal(a: str, b: str) -> None:
     found = compared(a, b)
-    lines = paint(compare_summary(found)).splitlines()
+    lines = paint(compare_view(found), short=True).splitlines()
     assert len(lines) <= 25
     assert max(map(len, lines)) <= 80
     assert lines[-1].endswith("all of them: --full, --md or --json")
-    differ = sum(not row.same for _, rows in folded(found.rows) for row in rows)
+    differ = sum(not row.same for rows in folded(found.rows).values() for row in rows)
     assert differ - 20 < int(lines[-1].split()[0]) < differ
 
 
 def test_what_matters_comes_first() -> None:
-    text = paint(compare_summary(compared("4xrtx3090", "2xrtx4090")))
+    text = paint(compare_view(compared("4xrtx3090", "2xrtx4090")), short=True)
     assert "A: InternVL2-8B on 4xrtx3090 (4xrtx3090.json): fits" in text
     assert text.index("KV tokens") < text.index("replicas") < text.index("GPU 0-1: in use at most")
     assert "\n  answers a request " in text
@@ -121,12 +121,13 @@ def test_what_matters_comes_first() -> None:
 
 def test_why_one_does_not_fit_is_told() -> None:
     found = compared("1xrtx3060", "1xrtx3090")
-    assert found.a.verdict in " ".join(paint(compare_summary(found)).split())
+    text = paint(compare_view(found), short=True)
+    assert found.a.verdict in " ".join(text.split())
 
 
 def test_many_gpus_that_differ_leave_the_promise() -> None:
     eight = "+".join(f"rtx3090:used={number}GiB" for number in range(1, 9))
-    text = paint(compare_summary(compared("1xl4", eight)))
+    text = paint(compare_view(compared("1xl4", eight)), short=True)
     assert text.index("KV tokens") < text.index("replicas") < text.index("GPU 0: in use")
     assert "GPU 2: left then" in text
     assert "GPU 3" not in text
@@ -136,13 +137,13 @@ def test_where_all_is_shown_nothing_more_is_promised() -> None:
     found = compared("1xl4", "1xl4")
     first, *rest = found.rows
     one = replace(found, rows=(replace(first, b="another"), *rest))
-    text = paint(compare_summary(one))
+    text = paint(compare_view(one), short=True)
     assert "another" in text
     assert "more figures differ" not in text
 
 
 def test_equal_plans() -> None:
-    text = paint(compare_summary(compared("1xl4", "1xl4")))
+    text = paint(compare_view(compared("1xl4", "1xl4")), short=True)
     assert text.endswith("nothing differs\n")
 
 
@@ -152,8 +153,8 @@ def test_gpus_that_differ_alike_are_counted_once() -> None:
         for context in (32768, 8192)
     )
     found = compare(a, b)
-    differ = [row for _, rows in folded(found.rows) for row in rows if not row.same]
-    (table,) = (block for block in compare_summary(found) if isinstance(block, Table))
+    differ = [row for rows in folded(found.rows).values() for row in rows if not row.same]
+    (table,) = (block for block in compare_view(found) if block.short and isinstance(block, Table))
     left = len(differ) - len(table.rows)
-    assert f"{left} more figures differ" in paint(compare_summary(found))
+    assert f"{left} more figures differ" in paint(compare_view(found), short=True)
     assert len(differ) < sum(not row.same for row in found.rows)

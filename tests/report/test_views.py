@@ -19,7 +19,7 @@ from turbofit.report.shell import shell_command
 from turbofit.report.views.machine_view import machine_view
 from turbofit.report.views.plan.memory_view import fold
 from turbofit.report.views.plan.plan_view import plan_view
-from turbofit.report.views.plan.preset_view import gpus_view, models_view
+from turbofit.report.views.preset_view import gpus_view, models_view
 
 
 def test_equal_gpus_share_a_column_and_others_do_not() -> None:

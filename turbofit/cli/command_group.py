@@ -30,6 +30,7 @@ COMMANDS: Final[dict[str, str]] = {
     "stop": "end a server in order",
     "calibrate": "launch, drive the worst case, measure, and let later plans know",
     "tune": "settings tried on the real engine under a load; plan and serve use the best",
+    "share": "a run on real cards beside its forecast, without names, for others",
     "bench": "a load on any OpenAI-compatible server: requests a second, latency, errors",
     "batch": "a file or a folder of requests, until each has its line; resumes",
     "gateway": "hold every request to a plan, in front of any LMDeploy",

@@ -38,12 +38,15 @@ def usage_error(exc: click.UsageError, ctx: click.Context) -> UsageError:
 
 def _unknown_option(name: str, ctx: click.Context) -> str:
     """Which option may be meant: another command's, LMDeploy's own, or a misspelt one."""
+    from turbofit.cli.manual import MANUAL
     from turbofit.core.synonyms import guess
     from turbofit.launch.serve.passthrough import option_classes
 
     commands = [command for command, option in options_by_command(ctx) if name in option.opts]
     if commands:
-        return f"turbofit {', '.join(commands[:3])} {'have' if commands[1:] else 'has'} it; "
+        example = MANUAL[ctx.info_name or ""].examples[0]
+        has = f"turbofit {', '.join(commands[:3])} {'have' if commands[1:] else 'has'} it"
+        return f"{has}, and {ctx.info_name} does not, as in {example}; "
     if name in option_classes():
         return f"it is LMDeploy's, for behind --: turbofit serve MODEL -- {name}; "
     known = (option for one in ctx.command.params for option in one.opts if option[:2] == "--")

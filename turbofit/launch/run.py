@@ -45,6 +45,7 @@ from turbofit.launch.serve.planner import Planner, can_rehearse
 from turbofit.launch.serve.record import Record, facts_of, run_folder
 from turbofit.launch.serve.start_progress import StartProgress, as_launched, beside, lines
 from turbofit.launch.serve.supervisor import StoppedError, Supervisor
+from turbofit.observe.calibrations import pretends
 from turbofit.planning import checks
 from turbofit.planning.checks import refuse
 from turbofit.planning.commands import commands, module_of, private_commands
@@ -261,7 +262,7 @@ class Run:
         self.folder = folder or run_folder(self.plan)
         self.public = self.deny_list = None
         self.record = Record(
-            self.folder, model=self.plan.model.name, pretend=self.config.pretend,
+            self.folder, model=self.plan.model.name, pretend=self.config.pretend or pretends(),
             lmdeploy=self.lmdeploy.version, calibrates=self.examiner is not None,
             defaults=() if self.config.gateway is None else self.config.gateway.defaults.words,
         )  # fmt: skip
@@ -538,7 +539,7 @@ class Start:
             pretend=serve_config.pretend,
             grammars=run.lmdeploy.grammars or not plan.engine.of_lmdeploy,
             names=serve_config.names(plan),
-            denied=deny_path(self._plan, run.lmdeploy.version, pretend=serve_config.pretend),
+            denied=deny_path(self._plan, run.lmdeploy.version, pretend=run.record.run.pretend),
         )
         log = access_log(serve_config.access_log or str(run.folder / "access.log"))
         gateway = make_gateway(plan, urls, config, log=log, deny_list=run.deny_list)

@@ -56,6 +56,8 @@ _EXAMPLE: Final = "write it like 4xrtx3090, 1xl4:free=19GiB or 4xrtx3090,nvlink=
 _COUNT: Final = re.compile(r"(?P<count>\d{1,3})\s*[x×*]\s*(?P<name>.+)", re.IGNORECASE)
 _COUNT_BEFORE: Final = re.compile(r"(?P<count>\d{1,3})\s+(?P<name>.+)")
 _COUNT_BEHIND: Final = re.compile(r"(?P<name>.+?)\s*[x×*]\s*(?P<count>\d{1,3})", re.IGNORECASE)
+#: ``0`` and ``cuda:1``, which CUDA and torch have for a GPU of the machine.
+_INDEX: Final = re.compile(r"(?:cuda:|gpu ?)(\d{1,2})|\d", re.IGNORECASE)
 #: Counts behind a colon and in words, and what may stand behind the name of several.
 _SLURM_COUNT: Final = re.compile(r"^([^:]+):\s*(\d{1,3})\s*(?=:|$)")
 _COUNT_WORDS: Final = {"one": 1, "two": 2, "dual": 2, "three": 3, "four": 4, "quad": 4, "eight": 8}
@@ -181,6 +183,10 @@ def _lines(spec: str) -> list[str]:
 def _parse_group(text: str) -> tuple[int, _Card]:
     if len(text) > _LONGEST:
         _refuse(f"{text[:40]}… is no card", _EXAMPLE)
+    if found := _INDEX.fullmatch(text):
+        index = found[1] or text
+        hint = f"leave --on out and give --gpus {index} for the machine here; {_EXAMPLE}"
+        _refuse(f"{text} is a GPU's index, and no card's name", hint)
     head, *tail = _SLURM_COUNT.sub(r"\2x\1", text).split(":")
     given = _key_values(tail, _KEYS, "key")
     count, name = _counted(head.strip(), anything="total" in given)

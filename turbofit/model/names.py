@@ -184,7 +184,8 @@ def _parts(name: str) -> tuple[str | None, list[JsonObject], str]:
     sized = ((key, to) for key, to in begins if key and re.search(r"\db\b", key))
     preset, end_of = next(sized, (None, 0))
     rest, found = "-".join(words[end_of:]), []
-    of_owner = preset is not None and load_preset(preset).hub_id.lower().startswith(f"{owner}/")
+    # Of a model that no preset has, nobody knows what its owner stores.
+    of_owner = preset is None or load_preset(preset).hub_id.lower().startswith(f"{owner}/")
     for end in _data()["ends"]:
         pattern = rf"(?:^|-)(?:{end['words']})(?=-|$)"
         if re.search(pattern, rest) and (of_owner or not owner or not end.get("of_owner")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from math import prod
 from typing import Annotated, Final, Literal
 
 from pydantic import Field
@@ -36,6 +37,8 @@ _COUNTED: Final = re.compile(
     r"(\d{1,9}|\d{1,6}\.\d{1,3}(?=\s*[km]))\s*([km]?)(?:\s*tokens?)?", re.IGNORECASE
 )
 _SIDES: Final = re.compile(r"([\d,]{1,11})\s*[x×*]\s*([\d,]{1,11})|(\d{3,5})", re.IGNORECASE)
+_PRODUCT: Final = re.compile(r"\d{1,7}(?: ?[x×*] ?\d{1,7}){1,2}", re.IGNORECASE)
+_MEGAPIXELS: Final = re.compile(r"(\d{1,4}(?:\.\d{1,3})?) ?(?:m|mp|megapixels?)", re.IGNORECASE)
 #: Names of picture sizes that mean several, and those that mean one.
 _OF_SEVERAL_SIZES: Final = {
     "2k": "2560x1440 or 2048x1080", "480p": "640x480 or 854x480", "5k": "5120x2880 or 5120x2160",
@@ -63,6 +66,11 @@ def _share(text: str, name: str) -> int | str:
     return parse_bytes(text, what=name) if share is None else text.strip()
 
 
+def _ratio(text: str, name: str) -> float | str:
+    share = parse_share(text, name)
+    return text if share is None else share
+
+
 def _size(text: str, name: str) -> tuple[int, int]:
     word = "".join(c for c in text.lower() if c.isalnum())
     if word in _NAMED_SIZES:
@@ -85,6 +93,17 @@ def _whole(text: str, name: str) -> str | int:
             f"{name} {text!r} is not a whole number", hint=f"write it as {whole}{several}"
         )
     return int(plain) if plain != text.strip() and plain.isdigit() else plain
+
+
+def _pixels(text: str, name: str) -> str | int:
+    """``1280*28*28`` as models' pages write it, ``12.8 MP`` as `models` does, or a size's name."""
+    plain = plain_number(text.strip())
+    if _PRODUCT.fullmatch(plain):
+        return prod(map(int, re.findall(r"\d+", plain)))
+    if found := _MEGAPIXELS.fullmatch(plain):
+        return round(float(found[1]) * 1_000_000)
+    size = _NAMED_SIZES.get(plain.lower())
+    return prod(size) if size else _whole(text, name)
 
 
 def _tokens(text: str, name: str) -> str | int:
@@ -110,6 +129,7 @@ def _quant_policy(text: str, _name: str) -> int | str:
 Positive = Annotated[int, Field(ge=1, le=_LARGEST), parsed(_whole), Metavar("N")]
 #: Requests at once: lists as long as a batch are made of them.
 AtOnce = Annotated[int, Field(ge=1, le=_MOST_AT_ONCE), parsed(_whole), Metavar("N")]
+Pixels = Annotated[int, Field(ge=1, le=_LARGEST), parsed(_pixels), Metavar("PIXELS")]
 Count = Annotated[int, Field(ge=0, le=_LARGEST), parsed(_whole), Metavar("N")]
 Tokens = Annotated[int, Field(ge=1, le=_LARGEST), parsed(_tokens), Metavar("TOKENS")]
 Context = Annotated[
@@ -182,7 +202,9 @@ class PlanRequest(Validated):
     max_dynamic_patch: Positive | None = Field(
         default=None, description="tiles an image, for InternVL"
     )
-    max_pixels: Positive | None = Field(default=None, description="pixels an image, for Qwen2-VL")
+    max_pixels: Pixels | None = Field(
+        default=None, description="pixels an image, for Qwen2-VL: 1003520, 1280*28*28 or 1 MP"
+    )
     margin: Annotated[int | str | None, parsed(_share), Metavar("BYTES|%")] = Field(
         default=None,
         description="left free on each GPU, in bytes or as a share of the card (default: the "
@@ -205,7 +227,7 @@ class PlanRequest(Validated):
     )
 
     # LMDeploy's own options by its names, in the order in which plans tell of them.
-    cache_max_entry_count: Annotated[float | None, Metavar("RATIO")] = Field(
+    cache_max_entry_count: Annotated[float | None, parsed(_ratio), Metavar("RATIO")] = Field(
         default=None,
         gt=0,
         lt=1,

@@ -5,28 +5,23 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
-from msgspec.structs import replace
-
 from turbofit.core.messages import groups_of, indices
 from turbofit.core.struct import Struct, const
 from turbofit.core.units import MIB, mib
-from turbofit.report.painters.document import Column, Heading, Paragraph, Table
+from turbofit.report.painters.document import ONLY_SHORT, Heading, Paragraph, table
 from turbofit.report.views.plan.capacity import capacity
 from turbofit.report.views.plan.per_engine_settings import settings_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from turbofit.core.plan import Plan
-    from turbofit.report.painters.document import Block
+    from turbofit.report.painters.document import Block, Table, Tone
     from turbofit.report.stored_documents import StoredPlan
 
-__all__ = [
-    "COMPARE_SCHEMA", "ComparedRow", "ComparedSide", "Comparison", "compare", "compare_blocks",
-    "compare_summary", "folded",
-]  # fmt: skip
+__all__ = ["Comparison", "compare", "compare_view", "folded"]
 
-COMPARE_SCHEMA: Final = "turbofit.compare/1"
+_SCHEMA: Final = "turbofit.compare/1"
 
 _GPU: Final = "GPU "
 #: Rows of a summary; of them those of GPUs for which others give way: the promise has eight.
@@ -61,10 +56,6 @@ class ComparedRow(Struct):
         """Whether both say the same."""
         return self.a == self.b
 
-    def on(self, what: str) -> ComparedRow:
-        """The same row under another name."""
-        return replace(self, what=what)
-
 
 class ComparedSide(Struct):
     """One of the two: where it was read, and what it is of."""
@@ -79,7 +70,7 @@ class ComparedSide(Struct):
 class Comparison(Struct):
     """Both, and all rows, those that are the same included."""
 
-    schema: Annotated[str, const(COMPARE_SCHEMA)] = COMPARE_SCHEMA
+    schema: Annotated[str, const(_SCHEMA)] = _SCHEMA
     a: ComparedSide
     b: ComparedSide
     rows: tuple[ComparedRow, ...]
@@ -107,91 +98,70 @@ def compare(a: StoredPlan, b: StoredPlan) -> Comparison:
     return Comparison(a=_side(a), b=_side(b), rows=tuple(rows))
 
 
-def compare_blocks(found: Comparison) -> list[Block]:
-    """What differs, as tables; a line for each section where nothing does."""
-    blocks = [Heading(text="A and B"), *_verdicts(found, short=False)]
-    equal = []
-    for section, rows in folded(found.rows):
-        differ = [row for row in rows if not row.same]
-        if differ:
-            in_mib = any(row.unit == "bytes" for row in differ)
-            table = _table(differ, "in MiB" if in_mib else "")
-            blocks += [Heading(text=section), table]
-        else:
-            equal.append(section)
+def compare_view(found: Comparison) -> list[Block]:
+    """Both verdicts, and what differs as a table a section; in short the promise first."""
+    blocks: list[Block] = [Heading(text="A and B", short=True)]
+    for name, side in (("A", found.a), ("B", found.b)):
+        what = f"{name}: {side.model} on {side.machine} ({side.where})"
+        tone: Tone = "good" if side.fits else "bad"
+        blocks.append(Paragraph(text=f"{what}: {side.verdict}", tone=tone, short=not side.fits))
+        if side.fits:
+            blocks.append(Paragraph(text=f"{what}: fits", tone=tone, **ONLY_SHORT))
+    sections = {
+        name: [row for row in rows if not row.same] for name, rows in folded(found.rows).items()
+    }
+    blocks += _in_short(sections)
+    for name, rows in sections.items():
+        if rows:
+            title = "in MiB" if any(row.unit == "bytes" for row in rows) else ""
+            blocks += [Heading(text=name), _table(title, [(row.what, row) for row in rows])]
+    equal = ", ".join(name for name, rows in sections.items() if not rows)
     if equal:
-        blocks.append(Paragraph(text=f"the same in both: {', '.join(equal)}", tone="dim"))
+        blocks.append(Paragraph(text=f"the same in both: {equal}", tone="dim"))
     return blocks
 
 
-def compare_summary(found: Comparison) -> list[Block]:
-    """Both verdicts, what differs most in about twenty lines, and where there is more.
-
-    The promise comes first; of bytes what each GPU needs at most.
-    """
-    sections = dict(folded(found.rows))
-    plain = [
-        row.on(_LABELS.get(row.what, row.what))
-        for name in _SECTIONS
-        for row in sections.get(name, ())
-        if not row.same
-    ]
+def _in_short(sections: Mapping[str, Sequence[ComparedRow]]) -> list[Block]:
+    """What differs most, in about twenty lines; of bytes what each GPU needs at most."""
+    plain = [(_LABELS.get(row.what, row.what), row) for name in _SECTIONS for row in sections[name]]
     cards = [
-        row.on(f"{name}: {_OF_GPU[row.what]}, MiB")
+        (f"{name}: {_OF_GPU[row.what]}, MiB", row)
         for name, rows in sections.items()
         for row in rows
-        if row.what in _OF_GPU and not row.same
+        if row.what in _OF_GPU
     ]
     cards = cards[: max(_GPU_ROWS, _ROWS - len(plain))]
     rows = [*plain[: _ROWS - len(cards)], *cards]
-    blocks = [Heading(text="A and B"), *_verdicts(found, short=True)]
-    if rows:
-        blocks.append(_table(rows))
-    left = sum(not row.same for told in sections.values() for row in told) - len(rows)
-    more = f"{left} more figures differ; all of them: --full, --md or --json" if left else ""
-    if more or not rows:
-        blocks.append(Paragraph(text=more or "nothing differs", tone="dim"))
+    left = sum(map(len, sections.values())) - len(rows)
+    blocks: list[Block] = [_table("", rows, **ONLY_SHORT)] if rows else []
+    if left or not rows:
+        text = f"{left} more figures differ; all of them: --full, --md or --json"
+        text = text if left else "nothing differs"
+        blocks.append(Paragraph(text=text, tone="dim", **ONLY_SHORT))
     return blocks
 
 
-def _verdicts(found: Comparison, *, short: bool) -> Iterator[Block]:
-    for name, side in (("A", found.a), ("B", found.b)):
-        verdict = "fits" if short and side.fits else side.verdict
-        text = f"{name}: {side.model} on {side.machine} ({side.where}): {verdict}"
-        yield Paragraph(text=text, tone="good" if side.fits else "bad")
+def _table(title: str, rows: Iterable[tuple[str, ComparedRow]], **places: bool) -> Table:
+    """Rows by their names, with how much more B has."""
+    cells = ((name, _text(row.a, row), _text(row.b, row), _over(row)) for name, row in rows)
+    numbers = ("A", "B", "B - A")
+    return table((title, *numbers), cells, right=numbers, wrap=(title, "A", "B"), **places)
 
 
-def _table(rows: Sequence[ComparedRow], title: str = "") -> Table:
-    """The table of rows, with how much more B has."""
-    columns = (
-        Column(title=title, wrap=True),
-        Column(title="A", right=True, wrap=True),
-        Column(title="B", right=True, wrap=True),
-        Column(title="B - A", right=True),
-    )
-    cells = tuple((row.what, _text(row.a, row), _text(row.b, row), _over(row)) for row in rows)
-    return Table(columns=columns, rows=cells)
-
-
-def folded(rows: Iterable[ComparedRow]) -> list[tuple[str, list[ComparedRow]]]:
+def folded(rows: Iterable[ComparedRow]) -> dict[str, list[ComparedRow]]:
     """The sections in order; GPUs that differ in the same way share one."""
     sections: dict[str, list[ComparedRow]] = {}
     for row in rows:
         sections.setdefault(row.section, []).append(row)
-    found: list[tuple[list[str], list[ComparedRow]]] = []
-    for name, section_rows in sections.items():
-        facts = [(row.what, row.a, row.b) for row in section_rows]
-        for names, first in found:
-            if name.startswith(_GPU) and facts == [(row.what, row.a, row.b) for row in first]:
-                names.append(name)
-                break
-        else:
-            found.append(([name], section_rows))
-    return [(_named(names), section_rows) for names, section_rows in found]
+    equal: dict[object, list[str]] = {}
+    for name, section in sections.items():
+        facts = tuple((row.what, row.a, row.b) for row in section)
+        equal.setdefault(facts if name.startswith(_GPU) else name, []).append(name)
+    return {_named(names): sections[names[0]] for names in equal.values()}
 
 
 def _named(names: list[str]) -> str:
-    if len(names) == 1:
+    if not names[0].startswith(_GPU):
         return names[0]
     return _GPU + indices(int(name.removeprefix(_GPU)) for name in names)
 

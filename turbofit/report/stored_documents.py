@@ -37,6 +37,7 @@ __all__ = [
     "newest_run",
     "read_plan",
     "read_reported",
+    "read_run",
     "read_saved",
     "reportable",
     "saved_document",
@@ -249,6 +250,24 @@ def newest_run() -> str:
     if found is None:
         raise UsageError("nothing was served yet", hint=HOW_TO_SERVE)
     return found
+
+
+def read_run(run: str | None) -> StoredPlan:
+    """A run by its folder, its name or its model; None is the newest of this user.
+
+    Raises:
+        UsageError: there is no such run, or it cannot be read.
+    """
+    from turbofit.launch.serve.runs import newest_run_of
+
+    found = newest_run_of(run) if run else newest_run()
+    there = run is not None and (run in (LATEST, "-") or _run_folder(run) or os.path.exists(run))
+    if found is None and not there:
+        raise UsageError(f"no run is called {run!r}", hint="turbofit ps lists runs")
+    saved = read_saved(str(found or run))
+    if saved.run is None:
+        raise UsageError(f"{run} is a plan, not a run", hint="turbofit ps lists runs")
+    return saved
 
 
 def reportable() -> list[str]:

@@ -22,9 +22,9 @@ _WHAT: Final = "a plan, prediction or rehearsal that was saved, a run's folder, 
 def compare(a: str, b: str, full: bool, as_json: bool, md: bool) -> int:
     """Read both and show what differs."""
     from turbofit.cli.terminal.output import show_form
-    from turbofit.report.compare import compare, compare_blocks, compare_summary
+    from turbofit.report.compare import compare, compare_view
     from turbofit.report.stored_documents import read_saved
 
-    view = compare_blocks if full or md else compare_summary
-    show_form(compare(read_saved(a), read_saved(b)), view, as_json=as_json, md=md)
+    found = compare(read_saved(a), read_saved(b))
+    show_form(found, compare_view, as_json=as_json, md=md, short=not full)
     return 0

@@ -71,7 +71,7 @@ def _chunks(path: str) -> Iterator[bytes]:
 
 def _view(found: Diagnosis) -> Iterator[Block]:
     """The answer first, then what it rests on."""
-    from turbofit.report.painters.document import Column, FactList, Heading, Items, Paragraph, Table
+    from turbofit.report.painters.document import FactList, Heading, Items, Paragraph, table
 
     yield Heading(text="What happened")
     yield Paragraph(text=found.what, tone="bad" if found.phase != "none" else "plain")
@@ -84,13 +84,7 @@ def _view(found: Diagnosis) -> Iterator[Block]:
         yield Items(items=found.possible)
     if found.held:
         yield Heading(text="Who held the memory")
-        columns = (
-            Column(title="GPU", right=True),
-            Column(title="who", wrap=True),
-            Column(title="size", right=True),
-            Column(title="lines", right=True),
-        )
-        rows = tuple(
+        rows = (
             (
                 "" if one.gpu is None else str(one.gpu),
                 one.who,
@@ -99,7 +93,8 @@ def _view(found: Diagnosis) -> Iterator[Block]:
             )
             for one in found.held
         )
-        yield Table(columns=columns, rows=rows)
+        titles = ("GPU", "who", "size", "lines")
+        yield table(titles, rows, right=("GPU", "size", "lines"), wrap=("who",))
     if found.would_work is not None:
         yield from _advice(found.would_work)
     if found.changes:
@@ -112,15 +107,8 @@ def _view(found: Diagnosis) -> Iterator[Block]:
             yield Items(items=entries, tone="dim")
     if found.evidence:
         yield Heading(text="It rests on these lines")
-        told = (
-            Column(title="line", right=True),
-            Column(title="tells", wrap=True),
-            Column(title="text", wrap=True),
-        )
-        yield Table(
-            columns=told,
-            rows=tuple((str(one.line), one.tells, one.text[:160]) for one in found.evidence),
-        )
+        told = ((str(one.line), one.tells, one.text[:160]) for one in found.evidence)
+        yield table(("line", "tells", "text"), told, right=("line",), wrap=("tells", "text"))
     if not found.known:
         yield Paragraph(text="unknown logs end with exit code 3", tone="dim")
 

@@ -86,7 +86,7 @@ def doctor(
 
 def _view(report: DoctorReport, *, full: bool) -> Iterator[Block]:
     """What stops first; what is in order last, in a line where ``full`` is not asked for."""
-    from turbofit.report.painters.document import Column, FactList, Heading, Paragraph, Table
+    from turbofit.report.painters.document import FactList, Heading, Paragraph, table
 
     counted = {state: report.count(state) for state in _ORDER}
     counts = ", ".join(f"{n} {_COUNTED[state][n > 1]}" for state, n in counted.items() if n)
@@ -105,8 +105,7 @@ def _view(report: DoctorReport, *, full: bool) -> Iterator[Block]:
             continue
         yield Heading(text=_TITLES[state])
         if state == "ok":
-            columns = (Column(title="check"), Column(title="seen", wrap=True))
-            yield Table(columns=columns, rows=tuple((one.check, one.seen) for one in found))
+            yield table(("check", "seen"), ((one.check, one.seen) for one in found), wrap=("seen",))
             continue
         for one in found:
             yield Paragraph(

@@ -20,7 +20,7 @@ def gpus(words: tuple[str, ...], as_json: bool, md: bool) -> int:
     from turbofit.cli.terminal.output import show_form
     from turbofit.machine.presets import load_preset, presets_with
     from turbofit.machine.unlisted import no_preset
-    from turbofit.report.views.plan.preset_view import gpus_view
+    from turbofit.report.views.preset_view import gpus_view
 
     known = [(name, load_preset(name)) for name in presets_with(words)]
     if not known:

@@ -48,7 +48,7 @@ def show_kernels(on: str | None, *, as_json: bool, md: bool) -> int:
 
 def _view(census: Census, source: str, gpus: Sequence[Gpu]) -> Iterator[Block]:
     """A row for each family, a column for each kind of card: kernels with code, empty ones."""
-    from turbofit.report.painters.document import Column, Heading, Paragraph, Table
+    from turbofit.report.painters.document import Heading, Paragraph, table
 
     yield Heading(text=f"Kernels of TurboMind ({source})")
     cards = {gpu.name: gpu.compute_capability for gpu in gpus}
@@ -62,12 +62,12 @@ def _view(census: Census, source: str, gpus: Sequence[Gpu]) -> Iterator[Block]:
     if not found:
         yield Paragraph(text=f"there is code for {census.architecture_names()}")
         return
-    columns = (Column(title="family"), *(Column(title=f"{name} (sm_{one})") for name, one in found))
-    rows = tuple(
+    titles = ("family", *(f"{name} (sm_{one})" for name, one in found))
+    rows = (
         (family, *(_cell(census, family, architecture) for _, architecture in found))
         for family in sorted(census.families)
     )
-    yield Table(columns=columns, rows=rows)
+    yield table(titles, rows)
 
 
 def _cell(census: Census, family: str, architecture: str) -> str:

@@ -36,7 +36,7 @@ def models(fragments: tuple[str, ...], as_json: bool, md: bool) -> int:
         answer(to_json({"models": dict(known), "unsupported": dict(unsupported)}))
     else:
         from turbofit.report.painters.terminal import paint
-        from turbofit.report.views.plan.preset_view import models_view
+        from turbofit.report.views.preset_view import models_view
 
         widest = max(map(len, paint(models_view(known, ())).splitlines()))
         hub_ids = md or not terminal.is_terminal(sys.stdout) or widest <= terminal.width()

@@ -40,18 +40,11 @@ def ps(*, as_json: bool, md: bool) -> int:
 
 
 def _block(servers: list[LiveRun]) -> Block:
-    from turbofit.report.painters.document import Column, Paragraph, Table
+    from turbofit.report.painters.document import Paragraph, table
 
     if not servers:
         return Paragraph(text="no server of this user runs here")
-    columns = (
-        Column(title="run"),
-        Column(title="model", aside=True),  # most of it stands in the run's name
-        Column(title="state", wrap=True),
-        Column(title="pid", right=True),
-        Column(title="address", wrap=True),
-    )
-    rows = tuple(
+    rows = (
         (
             one.name,
             one.record.model,
@@ -61,4 +54,10 @@ def _block(servers: list[LiveRun]) -> Block:
         )
         for one in servers
     )
-    return Table(columns=columns, rows=rows)
+    return table(
+        ("run", "model", "state", "pid", "address"),
+        rows,
+        right=("pid",),
+        wrap=("state", "address"),
+        aside=("model",),  # most of it stands in the run's name
+    )

@@ -91,7 +91,7 @@ def report(
 
 def _listed() -> Block:
     """What can be reported, the newest first."""
-    from turbofit.report.painters.document import Column, Paragraph, Table
+    from turbofit.report.painters.document import Paragraph, table
     from turbofit.report.stored_documents import read_saved, reportable
 
     rows = []
@@ -104,8 +104,7 @@ def _listed() -> Block:
         rows.append((path, f"{plan.model.name} on {plan.machine.name}", plan.created))
     if not rows:
         return Paragraph(text="nothing was planned, rehearsed or served yet: turbofit plan MODEL")
-    columns = Column(title="report", wrap=True), Column(title="of", wrap=True), Column(title="when")
-    return Table(columns=columns, rows=tuple(rows))
+    return table(("report", "of", "when"), rows, wrap=("report", "of"))
 
 
 def _measured(one: LoadResult | Tuning, html: str | None, *, as_json: bool, md: bool) -> int:

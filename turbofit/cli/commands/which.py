@@ -38,7 +38,7 @@ def which(
     from turbofit.machine.spec import is_spec
     from turbofit.planning.resolve import model_of
     from turbofit.planning.which import which_cards, which_models
-    from turbofit.report.views.plan.which_view import which_view
+    from turbofit.report.views.preset_view import which_view
 
     if model is not None and given["on"] is None and is_spec(model):
         given["on"], model = model, None

@@ -229,5 +229,5 @@ def _doubt(model: Model, settings: Settings, gpu: Gpu | None, constants: EngineC
     holes = int(constants.pool_growth["most"])
     if gpu is None:
         return holes + constants.kernel_modules
-    terms = buffer_terms(model, settings, gpu, constants)
+    terms = buffer_terms(model, settings, gpu, constants, weights=0)
     return holes + sum(term.bytes for term in terms if term.basis == "estimate")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import TurbofitError, UsageError
-from turbofit.core.struct import to_builtins
+from turbofit.core.process.files import write_atomic
+from turbofit.core.struct import to_builtins, to_json
 from turbofit.core.units import MIB, format_bytes
 from turbofit.launch.calibrate.calibrator import Calibrator, NvmlUsageReader, PretendUsageReader
 from turbofit.launch.calibrate.progress import Progress
@@ -16,7 +18,7 @@ from turbofit.launch.serve.leases import Leases
 from turbofit.memory.calibrated import calibration_for, identity
 from turbofit.model.source import resolve_model
 from turbofit.observe import calibrations
-from turbofit.observe.calibration import document, learn
+from turbofit.observe.calibration import SEEN_FILE, document, learn
 from turbofit.observe.sampler import memory_now
 
 if TYPE_CHECKING:
@@ -108,6 +110,8 @@ def _calibrate(
     assert progress.plan is not None
     assert calibrator.usage is not None
     before = {} if pretend else calibrator.usage.before
+    with suppress(TurbofitError):  # a full disk costs what `turbofit share` would tell
+        write_atomic(run.folder / SEEN_FILE, to_json(progress.seen), mode=0o600)
     lmdeploy = run.lmdeploy.version
     result = learned(progress.plan, progress.seen, before, lmdeploy=lmdeploy, pretend=apart)
     progress.forget()

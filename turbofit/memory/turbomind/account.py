@@ -75,8 +75,8 @@ __all__ = [
 
 #: For `capability_of`: a card on which no layer fuses gate and up, whose forwards are the largest.
 FUSES_NOTHING: Final = (8, 0)
-#: Buffers outside the rank's pool: the default pool's, the communicator's, and a cudaMalloc.
-_ALONE = ("gemm_workspace", "symmetric_buffer", "l2_flush", "delta_workspace")
+#: Buffers outside every pool: the communicator's, and a cudaMalloc.
+_ALONE = ("symmetric_buffer", "l2_flush")
 #: Multiprocessors of a card that does not tell: more than any has, so over.
 _MOST_SMS = 256
 _KERNELS = "loaded at their first launch"
@@ -131,10 +131,12 @@ class TurbomindAccount(Account):
         holes = term("pool_growth", "buffers", grown, "estimate", "holes in driver pools")
         self._temporaries = 0
         before, staged = self._loaded(launch)
+        classes = weight_classes(model, settings.tp, constants, capability_of(gpus[0]))
+        weights = sum(classes.values())
         held = [
             StaticMemory(
                 before=before[i],
-                buffers=(*buffer_terms(model, settings, gpu, constants), holes),
+                buffers=(*buffer_terms(model, settings, gpu, constants, weights), holes),
                 temporaries=self._temporaries,
                 staged=staged[i],
             )
@@ -248,19 +250,27 @@ def cache_terms(region: int, ratio: float, temporaries: int, state: int = 0) -> 
 
 
 def buffer_terms(
-    model: Model, settings: Settings, gpu: Gpu, constants: EngineConstants
+    model: Model, settings: Settings, gpu: Gpu, constants: EngineConstants, weights: int
 ) -> list[Term]:
-    """What one GPU holds for good after the cache, without the pool."""
+    """What one GPU holds for good after the cache, without the executor's pool.
+
+    The GEMM workspace comes from the pool of the ``weights``: what their last step does not hold
+    takes steps of its own. The workspace of delta nets is a pool by itself.
+    """
+    step = constants.pool_granularity
     lines = list(device_buffers(model, settings, constants, known(gpu.l2, _LARGEST_L2)))
     workspace, meeting = _delta_workspaces(model, settings, gpu, constants)
     if workspace:
         lines.append(("delta_workspace", workspace, "gated delta nets, for the warm-up's prompt"))
     terms = [term(name, "buffers", size, "formula", note) for name, size, note in lines]
-    # Some of them are allocations of their own; the rest share the rank's pool.
-    alone = [size for name, size, _ in lines if name in _ALONE]
-    pooled = sum(size for name, size, _ in lines if name not in _ALONE)
-    rounding = sum(round_up(size, PAGE) - size for size in alone)
-    rounding += round_up(pooled, constants.pool_granularity) - pooled
+    alone = {name: round_up(size, PAGE) for name, size, _ in lines if name in _ALONE}
+    gemm = sum(constants.gemm_workspace)
+    steps = round_up(weights + gemm, step) - round_up(weights, step)
+    # Over by a page or two where the weights' last step holds a part of it.
+    alone["gemm_workspace"] = max(round_up(gemm, PAGE), steps)
+    alone["delta_workspace"] = round_up(workspace, step)
+    pooled = sum(size for name, size, _ in lines if name not in alone)
+    rounding = sum(alone.values()) + round_up(pooled, step) - sum(size for _, size, _ in lines)
     more = [term("delta_workspace.more", "buffers", meeting, "estimate", _MEETING)]
     return [
         *terms,
@@ -281,7 +291,8 @@ def _delta_workspaces(
     warm = workspace(delta, settings, kernel, sms, warmup_tokens(settings, constants))
     most = meeting_workspace(delta, settings, kernel, sms, forward_tokens(settings))
     phases = 2 if settings.async_ else 1
-    return warm, max(0, round_up(most * phases, PAGE) - round_up(warm, PAGE))
+    step = constants.pool_granularity
+    return warm, max(0, round_up(most * phases, step) - round_up(warm, step))
 
 
 def warmup_tokens(settings: Settings, constants: EngineConstants) -> int:

@@ -6,18 +6,18 @@ in the whole text (a terminal with --full, Markdown), on the page.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
 
 from turbofit.core.struct import Struct
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
 __all__ = [
     "ONLY_ON_PAGE", "ONLY_SHORT", "ONLY_WHOLE", "Bar", "BarPiece", "Block", "Code", "Column",
     "Curve", "FactList", "Fold", "Heading", "Items", "Paragraph", "Series", "Table", "Tiles",
     "Timeline", "TimelineLane", "TimelineSlot", "Tone", "Topology", "TopologyCard", "TopologyPair",
-    "Verdict", "text_blocks",
+    "Verdict", "table", "text_blocks",
 ]  # fmt: skip
 
 Tone = Literal["plain", "good", "bad", "warn", "dim"]
@@ -109,6 +109,32 @@ class Table(Block):
     sums: tuple[tuple[str, ...], ...] = ()
     sortable: bool = False
     chosen: int | None = None
+
+
+def table(
+    titles: Sequence[str],
+    rows: Iterable[tuple[str, ...]],
+    *,
+    right: Collection[str] = (),
+    wrap: Collection[str] = (),
+    aside: Collection[str] = (),
+    **more: Any,
+) -> Table:
+    """A table whose columns are known by their titles.
+
+    Args:
+        titles: of the columns, in their order.
+        rows: the cells.
+        right: columns of numbers.
+        wrap: columns whose text may be broken over lines.
+        aside: columns that a terminal leaves out.
+        more: what a `Table` has beside columns and rows.
+    """
+    columns = tuple(
+        Column(title=title, right=title in right, wrap=title in wrap, aside=title in aside)
+        for title in titles
+    )
+    return Table(columns=columns, rows=tuple(rows), **more)
 
 
 class Code(Block):

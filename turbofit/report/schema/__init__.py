@@ -17,6 +17,7 @@ NAMES: Final = (
     "cluster-status",
     "bench",
     "tune",
+    "share",
     "which",
     "batch",
     "trace",

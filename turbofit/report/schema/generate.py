@@ -21,6 +21,7 @@ from turbofit.load.result import LoadResult
 from turbofit.load.trace_forecast import TraceForecast
 from turbofit.report.compare import Comparison
 from turbofit.report.schema import NAMES, schema_path, version_of
+from turbofit.report.share import SharedRun
 from turbofit.report.stored_documents import RunDocument
 
 __all__ = ["document"]
@@ -71,6 +72,7 @@ _DOCUMENTS: Final = {
     ),
     "bench": _Document(LoadResult, "A load on a server, and what it measured", "Seconds."),
     "tune": _Document(Tuning, "Settings that were tried, and the best of them", "Seconds."),
+    "share": _Document(SharedRun, "A run on real cards beside its forecast", _SIZES),
     "which": _Document(Which, "Cards that keep a promise, or models that a machine serves", _SIZES),
     "batch": _Document(BatchResult, "A batch at its end: what `batch --json` prints", "Seconds."),
     "trace": _Document(TraceForecast, "A trace of requests under plans, a forecast", "Seconds."),

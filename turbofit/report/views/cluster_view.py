@@ -9,20 +9,18 @@ from __future__ import annotations
 from textwrap import shorten
 from typing import TYPE_CHECKING, Final
 
-from msgspec.structs import replace
-
 from turbofit.core.messages import groups_of, plural
 from turbofit.core.units import three_digits
 from turbofit.report.painters.document import (
     ONLY_SHORT,
     Code,
-    Column,
     FactList,
     Heading,
     Items,
     Paragraph,
     Table,
     Verdict,
+    table,
 )
 from turbofit.report.shell import shell_words
 from turbofit.report.views.plan.plan_view import speed_in_short
@@ -30,7 +28,7 @@ from turbofit.report.views.shared_blocks import first_warnings, remedies_table
 from turbofit.tuner.cluster.cluster_plan import cards_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from turbofit.core.cluster import Cluster, ClusterPlan, ClusterStatus, NodePlan
     from turbofit.core.plan import Plan
@@ -49,23 +47,17 @@ _SETTINGS: Final = {
     "cache ratio": "cache_max_entry_count", "dtype": "dtype", "communicator": "communicator",
 }  # fmt: skip
 #: Columns of numbers, and of texts that may be cut into lines.
-_RIGHT: Final = frozenset(
-    {
-        "nodes", "tp x n", "KV tokens", "req/s", "at once", "requests", "prefill", "batch",
-        "cache ratio",
-    }
+_RIGHT: Final = (
+    "nodes", "tp x n", "KV tokens", "req/s", "at once", "requests", "prefill", "batch",
+    "cache ratio",
 )  # fmt: skip
-_WRAPPED: Final = frozenset(
-    {
-        "cards", "which", "why", "GPUs", "node", "state", "why, or said last",
-        "why it cannot serve",
-    }
+_WRAPPED: Final = (
+    "cards", "which", "why", "GPUs", "node", "state", "why, or said last", "why it cannot serve",
 )  # fmt: skip
 
 
-def _table(names: Sequence[str], rows: Sequence[tuple[str, ...]]) -> Table:
-    columns = (Column(title=name, right=name in _RIGHT, wrap=name in _WRAPPED) for name in names)
-    return Table(columns=tuple(columns), rows=tuple(rows))
+def _table(names: Sequence[str], rows: Iterable[tuple[str, ...]], **places: bool) -> Table:
+    return table(names, rows, right=_RIGHT, wrap=_WRAPPED, **places)
 
 
 def cluster_view(plan: ClusterPlan) -> list[Block]:
@@ -147,9 +139,7 @@ def _folded_nodes(nodes: Sequence[NodePlan]) -> list[_Kind]:
     return sorted(found.values(), key=lambda kind: len(kind[1]), reverse=True)
 
 
-def _nodes_table(
-    folded: Sequence[_Kind], *, short: bool = False, whole: bool = True, page: bool = True
-) -> Table:
+def _nodes_table(folded: Sequence[_Kind], **places: bool) -> Table:
     """What each kind of node runs, and how many there are."""
     rows = []
     for plan, members in folded:
@@ -169,7 +159,7 @@ def _nodes_table(
             )
         )
     names = ("nodes", "cards", "engine", "tp x n", "KV tokens", "req/s", "at once", "which")
-    return replace(_table(names, rows), short=short, whole=whole, page=page)
+    return _table(names, rows, **places)
 
 
 def _settings(folded: Sequence[_Kind]) -> Table:
@@ -194,8 +184,8 @@ def _left_out(plan: ClusterPlan, *, short: bool) -> list[Block]:
         (f"{len(members):,}", cards or "-", why, _names(members))
         for (cards, why), members in sorted(found.items(), key=lambda pair: -len(pair[1]))
     ]
-    table = replace(_table(("nodes", "cards", "why", "which"), rows), short=short)
-    return [Heading(text="Nodes that serve nothing", short=short), table] if rows else []
+    nodes = _table(("nodes", "cards", "why", "which"), rows, short=short)
+    return [Heading(text="Nodes that serve nothing", short=short), nodes] if rows else []
 
 
 def _names(members: Sequence[NodePlan]) -> str:

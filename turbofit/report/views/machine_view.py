@@ -11,7 +11,6 @@ from turbofit.core.struct import NA, known
 from turbofit.core.units import format_bytes, mib
 from turbofit.report.painters.document import (
     ONLY_SHORT,
-    Column,
     FactList,
     Heading,
     Items,
@@ -20,6 +19,7 @@ from turbofit.report.painters.document import (
     Topology,
     TopologyCard,
     TopologyPair,
+    table,
 )
 from turbofit.report.views.shared_blocks import MORE
 
@@ -53,13 +53,8 @@ def machine_view(machine: Machine) -> list[Block]:
         for holder in gpu.holders
     )
     if holders:
-        columns = (
-            Column(title="GPU", right=True),
-            Column(title="pid", right=True),
-            Column(title="name", wrap=True),
-            Column(title="MiB", right=True),
-        )
-        blocks.append(Table(columns=columns, rows=holders))
+        titles = ("GPU", "pid", "name", "MiB")
+        blocks.append(table(titles, holders, right=("GPU", "pid", "MiB"), wrap=("name",)))
     else:
         blocks.append(Paragraph(text="nobody that can be seen", tone="dim"))
     if len(machine.gpus) > 1:
@@ -78,16 +73,7 @@ def machine_view(machine: Machine) -> list[Block]:
 
 def _gpu_table(machine: Machine) -> Table:
     """A row for GPUs that differ in their index alone."""
-    columns = (
-        Column(title="GPU", right=True),
-        Column(title="name", wrap=True),
-        Column(title="cc", right=True),
-        Column(title="total", right=True),
-        Column(title="reserved", right=True),
-        Column(title="used", right=True),
-        Column(title="free MiB", right=True),
-        Column(title="PCIe"),
-    )
+    numbers = ("cc", "total", "reserved", "used", "free MiB")
     found: dict[tuple[str, ...], list[int]] = {}
     for gpu in machine.gpus:
         hidden = machine.visible and gpu.index not in machine.visible
@@ -100,8 +86,13 @@ def _gpu_table(machine: Machine) -> Table:
             NA if generation == gpu.pcie.width == NA else f"{generation} x{gpu.pcie.width}",
         )
         found.setdefault(row, []).append(gpu.index)
-    rows = tuple((indices(numbers), *row) for row, numbers in found.items())
-    return Table(columns=columns, rows=rows, short=True)
+    return table(
+        ("GPU", "name", *numbers, "PCIe"),
+        ((indices(members), *row) for row, members in found.items()),
+        right=("GPU", *numbers),
+        wrap=("name",),
+        short=True,
+    )
 
 
 def _mib(value: int | NaType) -> str:
@@ -193,8 +184,8 @@ def _measured(measured: Measured) -> list[Block]:
     blocks: list[Block] = [Heading(text=f"Measured with torch {measured.torch}")]
     for titles, rows in tables:
         if rows:
-            columns = tuple(Column(title=title, right=title != "how") for title in titles)
-            blocks.append(Table(columns=columns, rows=tuple(rows)))
+            right = [title for title in titles if title != "how"]
+            blocks.append(table(titles, rows, right=right))
     if measured.left_out:
         blocks.append(Items(items=measured.left_out, tone="dim"))
     return blocks
@@ -255,12 +246,12 @@ def _matrix(machine: Machine) -> tuple[Block, ...]:
             link = machine.link(a, b)
             cells.append("X" if a == b else _path(link) if a < b else _peer(link))
         rows.append((f"GPU {a}", *cells))
-    columns = (Column(title=""), *(Column(title=f"GPU {b}") for b in order))
     text = (
         "above the X: NV# = # NVLinks, PIX = one PCIe switch, PXB = several, PHB = host "
         "bridge, NODE = one NUMA node, SYS = between NUMA nodes; below it: peer access"
     )
-    return (Table(columns=columns, rows=tuple(rows)), Paragraph(text=text, tone="dim"))
+    matrix = table(("", *(f"GPU {b}" for b in order)), rows)
+    return (matrix, Paragraph(text=text, tone="dim"))
 
 
 def _path(link: Link) -> str:

@@ -8,11 +8,10 @@ from turbofit.core.messages import BESIDE_COMMANDS, HARMLESS, plural
 from turbofit.machine.presets import match_preset
 from turbofit.report.painters.document import (
     ONLY_SHORT,
-    Column,
     Heading,
     Items,
     Paragraph,
-    Table,
+    table,
 )
 
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ def remedies_table(
     """Changes and their effects, under a title where there is one; nothing where there are none."""
     if not remedies:
         return []
-    columns = (Column(title="change", wrap=True), Column(title="effect", wrap=True))
-    rows = tuple((remedy.change, remedy.effect) for remedy in remedies)
-    table = Table(columns=columns, rows=rows, short=short, whole=whole, page=page)
-    return [Heading(text=title, short=short, whole=whole, page=page), table] if title else [table]
+    titles = ("change", "effect")
+    rows = ((remedy.change, remedy.effect) for remedy in remedies)
+    block = table(titles, rows, wrap=titles, short=short, whole=whole, page=page)
+    return [Heading(text=title, short=short, whole=whole, page=page), block] if title else [block]

@@ -9,12 +9,12 @@ from turbofit.core.units import MIB, format_bytes, mib
 from turbofit.report.painters.document import (
     ONLY_SHORT,
     Code,
-    Column,
     Heading,
     Items,
     Paragraph,
     Table,
     Verdict,
+    table,
 )
 from turbofit.report.shell import shell_words
 from turbofit.report.views.shared_blocks import MORE, assumed_of, first_warnings
@@ -89,16 +89,7 @@ def _warnings(found: JointPlan) -> tuple[str, ...]:
 
 
 def _promises(found: JointPlan) -> Table:
-    columns = (
-        Column(title="model", wrap=True),
-        Column(title="--budget", right=True),
-        Column(title="engines"),
-        Column(title="context", right=True),
-        Column(title="KV tokens", right=True, aside=True),
-        Column(title="batch", right=True),
-        Column(title="images", wrap=True),
-    )
-    rows = tuple(
+    rows = (
         (
             plan.model.name,
             # As the option takes it; rounded up, the sum would be more than the card has.
@@ -111,7 +102,14 @@ def _promises(found: JointPlan) -> Table:
         )
         for plan, budget in zip(found.plans, found.budgets, strict=True)
     )
-    return Table(columns=columns, rows=rows, short=True)
+    return table(
+        ("model", "--budget", "engines", "context", "KV tokens", "batch", "images"),
+        rows,
+        right=("--budget", "context", "KV tokens", "batch"),
+        wrap=("model", "images"),
+        aside=("KV tokens",),
+        short=True,
+    )
 
 
 def _images(plan: Plan) -> str:
@@ -125,7 +123,6 @@ def _images(plan: Plan) -> str:
 
 def _card(gpu: JointGpu) -> Table:
     """One row a model, which add up to the card."""
-    columns = (Column(title=""), *(Column(title=name, right=True) for name in (*_PHASES, "all")))
     empty = ("",) * len(_PHASES)
     rows = [("others", *empty, mib(gpu.used))]
     for one in gpu.models:
@@ -135,4 +132,4 @@ def _card(gpu: JointGpu) -> Table:
         ("left", *empty, mib(gpu.left)),
         ("the card", *empty, mib(gpu.total - gpu.reserved)),
     ]
-    return Table(columns=columns, rows=tuple(rows))
+    return table(("", *_PHASES, "all"), rows, right=(*_PHASES, "all"))

@@ -12,12 +12,12 @@ from turbofit.core.units import format_bytes, mib
 from turbofit.report.painters.document import (
     Bar,
     BarPiece,
-    Column,
     Fold,
     Heading,
     Items,
     Paragraph,
     Table,
+    table,
 )
 
 if TYPE_CHECKING:
@@ -266,14 +266,15 @@ def _table(sets: list[tuple[str, GpuLedger]]) -> Table:
             cells.append("-" if found is None else mib(found.bytes))
         name = f"{term.term} *" if term.worst else term.term
         rows.append((term.phase, name, *cells, term.basis, term.note))
-    columns = (
-        Column(title="phase"),
-        Column(title="term", wrap=True),
-        *(Column(title=title, right=True) for title, _ in sets),
-        Column(title="basis"),
-        Column(title="note", aside=True),
+    cards = [title for title, _ in sets]
+    return table(
+        ("phase", "term", *cards, "basis", "note"),
+        rows,
+        right=cards,
+        wrap=("term",),
+        aside=("note",),
+        sums=tuple(_sums(sets)),
     )
-    return Table(columns=columns, rows=tuple(rows), sums=tuple(_sums(sets)))
 
 
 def _sums(sets: list[tuple[str, GpuLedger]]) -> list[tuple[str, ...]]:

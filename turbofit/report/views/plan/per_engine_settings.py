@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from turbofit.core.messages import indices
 from turbofit.core.units import three_digits
 from turbofit.planning.commands import ratio
-from turbofit.report.painters.document import Column, Heading, Table
+from turbofit.report.painters.document import Heading, table
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan
@@ -53,18 +53,9 @@ def per_engine_blocks(plan: Plan) -> list[Block]:
     columns = [_column(plan, numbers, rows) for numbers in plan.unlike_groups()]
     blocks: list[Block] = [Heading(text="Settings of each engine's own")]
     for start in range(0, len(columns), _ABREAST):
-        part = columns[start : start + _ABREAST]
-        blocks.append(
-            Table(
-                columns=(
-                    Column(title="each engine"),
-                    *(Column(title=title, right=True) for title, _ in part),
-                ),
-                rows=tuple(
-                    (name, *(cells[row] for _, cells in part)) for row, name in enumerate(rows)
-                ),
-            )
-        )
+        part = dict(columns[start : start + _ABREAST])
+        cells = ((name, *(each[row] for each in part.values())) for row, name in enumerate(rows))
+        blocks.append(table(("each engine", *part), cells, right=part))
     return blocks
 
 

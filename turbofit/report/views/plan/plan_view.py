@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from msgspec.structs import replace
+
 from turbofit.core.messages import groups_of, plural
 from turbofit.core.units import format_bytes, three_digits, two_digits
 from turbofit.report.painters.document import (
@@ -11,14 +13,13 @@ from turbofit.report.painters.document import (
     ONLY_SHORT,
     ONLY_WHOLE,
     Code,
-    Column,
     FactList,
     Heading,
     Items,
     Paragraph,
-    Table,
     Tiles,
     Verdict,
+    table,
 )
 from turbofit.report.shell import shell_words
 from turbofit.report.views.machine_view import topology_of, ways_text
@@ -40,11 +41,12 @@ __all__ = ["plan_frame", "plan_page", "plan_view", "speed_in_short"]
 #: Remedies of the short answer, and candidates of the whole text; a page has all.
 _REMEDIES: Final = 3
 _CANDIDATES: Final = 8
-#: Settings of a candidate that have a column; a terminal has room for those of the first two.
-_SETTINGS: Final = (
-    ("prefill", "max_prefill_token_num"), ("batch", "max_batch_size"), ("context", "session_len"),
-    ("image limit", "limit"), ("cache ratio", "cache_max_entry_count"),
-)  # fmt: skip
+#: Settings of a candidate that have a column, and those for which a terminal has no room.
+_SETTINGS: Final = {
+    "prefill": "max_prefill_token_num", "batch": "max_batch_size", "context": "session_len",
+    "image limit": "limit", "cache ratio": "cache_max_entry_count",
+}  # fmt: skip
+_ASIDE: Final = ("context", "image limit", "cache ratio")
 
 
 def plan_view(plan: Plan, run: RunReport | None = None) -> list[Block]:
@@ -266,17 +268,12 @@ def _capacity(plan: Plan) -> list[Block]:
     facts.append(("host memory", f"{pinned} pinned, {pageable} pageable; available: {have}"))
     blocks: list[Block] = [Heading(text="Capacity and limits")]
     if found.users:
-        columns = (
-            Column(title="a conversation of", wrap=True),
-            Column(title="tokens", right=True),
-            Column(title="the cache holds", right=True),
-            Column(title="run at once", right=True),
-        )
-        rows = tuple(
+        titles = ("a conversation of", "tokens", "the cache holds", "run at once")
+        rows = (
             (one.what, f"{one.tokens:,}", f"{one.held:,}", f"{one.running:,}")
             for one in found.users
         )
-        blocks.append(Table(columns=columns, rows=rows))
+        blocks.append(table(titles, rows, right=titles[1:], wrap=titles[:1]))
     return [*blocks, FactList(facts=tuple(facts))]
 
 
@@ -284,7 +281,7 @@ def _limits(plan: Plan) -> list[Block]:
     """What an image limit costs: the same GPUs under others."""
     if not plan.limit_costs:
         return []
-    rows = tuple(
+    rows = (
         (
             cost.option,
             f"{cost.image_tokens:,}",
@@ -295,14 +292,7 @@ def _limits(plan: Plan) -> list[Block]:
         )
         for cost in plan.limit_costs
     )
-    columns = (
-        Column(title="option"),
-        Column(title="its tokens", right=True),
-        Column(title="KV tokens", right=True),
-        Column(title="at once", right=True),
-        Column(title="requests/s", right=True),
-        Column(title="first, s", right=True),
-    )
+    titles = ("option", "its tokens", "KV tokens", "at once", "requests/s", "first, s")
     text = (
         "forecasts for the largest image that each limit admits (its tokens, requests a"
         " second, seconds to the first token), on the same GPUs with the same prefill; a plan"
@@ -311,7 +301,7 @@ def _limits(plan: Plan) -> list[Block]:
     return [
         Heading(text="What an image limit costs"),
         Paragraph(text=text, tone="dim"),
-        Table(columns=columns, rows=rows),
+        table(titles, rows, right=titles[1:]),
     ]
 
 
@@ -413,47 +403,46 @@ def _settings(plan: Plan) -> list[Block]:
         texts = [reason[len(name) :].lstrip(" :,=") for reason in found]
         why = "; ".join(text.removeprefix(f"{value}: ") for text in texts)
         rows.append((name, "see below" if name in differ else value, why))
-    columns = (Column(title="setting"), Column(title="value"), Column(title="why", wrap=True))
-    blocks: list[Block] = [Heading(text="Settings"), Table(columns=columns, rows=tuple(rows))]
-    if rest:
-        blocks.append(Items(items=tuple(rest)))
-    return blocks
+    settings = table(("setting", "value", "why"), rows, wrap=("why",))
+    said = [Items(items=tuple(rest))] if rest else []
+    return [Heading(text="Settings"), settings, *said]
 
 
 def _considered(plan: Plan) -> list[Block]:
     """What was considered: a table that sorts on a page, the first of it as text."""
     if not plan.considered:
         return []
-    known = [
-        (name, key) for name, key in _SETTINGS if any(key in c.settings for c in plan.considered)
-    ]
-    columns = (
-        Column(title="tp x n"),
-        Column(title="GPUs", wrap=True),
-        *(
-            Column(title=name, right=True, aside=(name, key) not in _SETTINGS[:2])
-            for name, key in known
-        ),
-        Column(title="KV tokens", right=True),
-        Column(title="score", right=True),
-        Column(title="why not", wrap=True),
-    )
-    rows = tuple(
+    known = {
+        name: key
+        for name, key in _SETTINGS.items()
+        if any(key in one.settings for one in plan.considered)
+    }
+    rows = [
         (
             f"{c.tp}x{c.replicas}",
             groups_of(c.groups),
-            *(_value(c, key) for _, key in known),
+            *(_value(c, key) for key in known.values()),
             f"{c.kv_tokens:,}" if c.fits else "-",
             three_digits(c.score) if c.fits else "-",
             _why(plan, c),
         )
         for c in plan.considered
-    )
+    ]
     chosen = next((i for i, one in enumerate(plan.considered) if not one.why_not), None)
+    whole = table(
+        ("tp x n", "GPUs", *known, "KV tokens", "score", "why not"),
+        rows,
+        right=(*known, "KV tokens", "score"),
+        wrap=("GPUs", "why not"),
+        aside=_ASIDE,
+        sortable=True,
+        chosen=chosen,
+        **ONLY_ON_PAGE,
+    )
     blocks: list[Block] = [
         Heading(text="Considered"),
-        Table(columns=columns, rows=rows[:_CANDIDATES], **ONLY_WHOLE),
-        Table(columns=columns, rows=rows, sortable=True, chosen=chosen, **ONLY_ON_PAGE),
+        replace(whole, rows=whole.rows[:_CANDIDATES], **ONLY_WHOLE),
+        whole,
     ]
     more = len(rows) - _CANDIDATES
     if more > 0:

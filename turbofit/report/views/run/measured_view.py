@@ -18,6 +18,7 @@ from turbofit.report.painters.document import (
     Series,
     Table,
     Tiles,
+    table,
 )
 
 if TYPE_CHECKING:
@@ -142,24 +143,17 @@ def _latency(result: LoadResult) -> Table:
         _row("token after it (TPOT)", result.tpot),
         _row("whole answer (E2E)", result.e2e),
     )
-    columns = (
-        Column(title=""),
-        *(Column(title=name, right=True) for name in ("mean", "p50", "p90", "p99", "most")),
-    )
-    return Table(columns=columns, rows=rows)
+    titles = ("", "mean", "p50", "p90", "p99", "most")
+    return table(titles, rows, right=titles[1:])
 
 
 def _errors(result: LoadResult) -> list[Block]:
     """What was not answered, and why."""
     blocks: list[Block] = []
     if result.errors:
-        columns = (
-            Column(title="not answered"),
-            Column(title="requests", right=True),
-            Column(title="for example", wrap=True),
-        )
-        rows = tuple((one.kind, f"{one.count:,}", one.example) for one in result.errors)
-        blocks.append(Table(columns=columns, rows=rows))
+        rows = ((one.kind, f"{one.count:,}", one.example) for one in result.errors)
+        titles = ("not answered", "requests", "for example")
+        blocks.append(table(titles, rows, right=("requests",), wrap=("for example",)))
     if result.warm_up_errors:
         text = f"{result.warm_up_errors:,} requests failed before the window"
         blocks.append(Paragraph(text=text, tone="warn"))
@@ -330,10 +324,8 @@ def _trials(result: Tuning) -> Table:
 
 def _loads(result: Tuning) -> Table:
     """The best settings under other numbers of requests at once."""
-    columns = tuple(
-        Column(title=title, right=True)
-        for title in ("at once", "requests/s", "tokens/s", "TTFT p50", "TTFT p90", "TPOT p50",
-                      "E2E p50")
+    titles = (
+        "at once", "requests/s", "tokens/s", "TTFT p50", "TTFT p90", "TPOT p50", "E2E p50"
     )  # fmt: skip
     rows = []
     for one in result.curve:
@@ -343,7 +335,7 @@ def _loads(result: Tuning) -> Table:
             (str(one.concurrency), f"{seen.requests_per_second:.2f}",
              f"{seen.output_tokens_per_second:,.0f}", *map(seconds_text, times))
         )  # fmt: skip
-    return Table(columns=columns, rows=tuple(rows))
+    return table(titles, rows, right=titles)
 
 
 def pareto(result: Tuning) -> set[int]:
@@ -397,19 +389,13 @@ def calibration_view(result: Document) -> list[Block]:
     if result.get("pretend"):
         text = "PRETEND GPUs: this tries the calibration, and says nothing of any card"
         blocks.append(Paragraph(text=text, tone="bad"))
-    columns = (
-        Column(title="GPU"),
-        Column(title="in use, MiB", wrap=True),
-        Column(title="forecast", right=True),
-        Column(title="measured", right=True),
-        Column(title="paid, not taken", right=True),
-    )
-    rows = tuple(
+    titles = ("GPU", "in use, MiB", "forecast", "measured", "paid, not taken")
+    rows = (
         (str(row["gpu"]), row["phase"], mib(row["forecast"]), mib(row["measured"]),
          f"{row['over'] / (1 << 20):+,.1f}")
         for row in result["phases"]
     )  # fmt: skip
-    blocks.append(Table(columns=columns, rows=rows))
+    blocks.append(table(titles, rows, right=titles[2:], wrap=("in use, MiB",)))
     for one in result["calibrations"]:
         where = " + ".join(one["gpus"])
         text = (

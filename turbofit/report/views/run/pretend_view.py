@@ -9,12 +9,12 @@ from turbofit.core.json_types import Document
 from turbofit.core.units import format_bytes, mib
 from turbofit.report.painters.document import (
     Block,
-    Column,
     FactList,
     Heading,
     Items,
     Paragraph,
     Table,
+    table,
 )
 
 __all__ = ["pretend_view", "watch_view"]
@@ -25,14 +25,11 @@ def pretend_view(document: Document) -> Iterator[Block]:
     yield Heading(text=f"PRETEND GPUs: {' '.join(document['command'])}")
     yield from _end(document)
     yield Heading(text="Cards at the peak of all processes together (MiB)")
-    yield Table(
-        columns=_columns("GPU", "name", "total", "others", "peak", "left"),
-        rows=tuple(
-            (
-                str(gpu["gpu"]),
-                gpu["name"],
-                *(mib(gpu[key]) for key in ("total", "used_by_others", "peak", "left_at_peak")),
-            )
+    sizes = ("total", "used_by_others", "peak", "left_at_peak")
+    yield _table(
+        ("GPU", "name", "total", "others", "peak", "left"),
+        (
+            (str(gpu["gpu"]), gpu["name"], *(mib(gpu[size]) for size in sizes))
             for gpu in document["gpus"]
         ),
     )
@@ -84,8 +81,7 @@ def _processes(processes: Sequence[Mapping[str, Any]]) -> Iterator[Block]:
             )
             if gpu["site"]:
                 sites.append(f"{process['pid']} on GPU {gpu['gpu']}: {gpu['site']}")
-    columns = _columns("pid", "GPU", "context", "peak", "at end", "of the cards' peak", "phase")
-    yield Table(columns=columns, rows=tuple(rows))
+    yield _table(("pid", "GPU", "context", "peak", "at end", "of the cards' peak", "phase"), rows)
     yield Items(items=tuple(f"{p['pid']}: {p['command']}" for p in processes), tone="dim")
     for process in processes:
         if not process["complete"]:
@@ -99,7 +95,7 @@ def _processes(processes: Sequence[Mapping[str, Any]]) -> Iterator[Block]:
     phases = [row for process in processes for row in _phases(process)]
     if phases:
         yield Heading(text="Most held by phase (MiB)")
-        yield Table(columns=_columns("pid", "GPU", "phase", "peak"), rows=tuple(phases))
+        yield _table(("pid", "GPU", "phase", "peak"), phases)
 
 
 def _phases(process: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
@@ -118,11 +114,9 @@ def watch_view(
         rows.append((str(index), name, mib(total - free), mib(free), ""))
         rows += [("", "", mib(size), "", f"{pid} {holder}") for pid, size, holder in holders]
     yield Heading(text="PRETEND GPUs (MiB)")
-    yield Table(columns=_columns("GPU", "name", "used", "free", "process"), rows=tuple(rows))
+    yield _table(("GPU", "name", "used", "free", "process"), rows)
 
 
-def _columns(*titles: str) -> tuple[Column, ...]:
-    text = ("name", "phase", "process")
-    return tuple(
-        Column(title=t, right=t not in text, wrap=t in ("process", "phase")) for t in titles
-    )
+def _table(titles: Sequence[str], rows: Iterable[tuple[str, ...]]) -> Table:
+    numbers = [title for title in titles if title not in ("name", "phase", "process")]
+    return table(titles, rows, right=numbers, wrap=("process", "phase"))

@@ -19,6 +19,7 @@ from turbofit.report.painters.document import (
     Timeline,
     TimelineLane,
     TimelineSlot,
+    table,
 )
 from turbofit.report.views.plan.memory_view import fold_indices
 
@@ -29,12 +30,12 @@ if TYPE_CHECKING:
     from turbofit.core.run_report import RunReport
     from turbofit.report.painters.document import Block, Tone
 
-__all__ = ["EVENTS", "PRETENDED", "ForecastSide", "became_blocks", "sides"]
+__all__ = ["became_blocks", "sides"]
 
 #: Events of a run that are shown.
-EVENTS: Final = 10
+_EVENTS: Final = 10
 #: What is said of a run on pretend GPUs: what it shows is not measured.
-PRETENDED: Final = "on pretend GPUs: memory is the engine's own, words and speed are not real"
+_PRETENDED: Final = "on pretend GPUs: memory is the engine's own, words and speed are not real"
 _MOST_CASES: Final = 12
 #: Characters of a bar beside a phase.
 _CELLS: Final = 20
@@ -66,7 +67,7 @@ def _rehearsal(plan: Plan) -> list[Block]:
             where = f"GPU {indices(members)}: " if plan.by_group else ""
             text = (
                 f"{where}{found.outcome} in {found.seconds:.1f} s with LMDeploy"
-                f" {found.engine_version} {PRETENDED}"
+                f" {found.engine_version} {_PRETENDED}"
             )
             tone: Tone = "good" if found.outcome == "served" else "bad"
             blocks += [Paragraph(text=text, tone=tone), *_death(found), *_cases(found)]
@@ -89,7 +90,7 @@ def _death(rehearsal: Rehearsal) -> list[Block]:
 def _cases(rehearsal: Rehearsal) -> list[Block]:
     if not rehearsal.cases:
         return []
-    rows = tuple(
+    rows = (
         (
             case.name,
             mib(max(case.transient, default=0)),
@@ -98,16 +99,13 @@ def _cases(rehearsal: Rehearsal) -> list[Block]:
         )
         for case in rehearsal.cases[:_MOST_CASES]
     )
-    columns = (
-        Column(title="case"),
-        Column(title="pool MiB", right=True),
-        Column(title="fullest GPU", right=True),
-        Column(title="pinned host", right=True),
-    )
-    more = len(rehearsal.cases) - len(rows)
-    rest = f"{more} more {plural(more, 'case')}: --json has all of them"
-    table = Table(columns=columns, rows=rows)
-    return [table, Paragraph(text=rest, tone="dim")] if more else [table]
+    titles = ("case", "pool MiB", "fullest GPU", "pinned host")
+    blocks: list[Block] = [table(titles, rows, right=titles[1:])]
+    more = len(rehearsal.cases) - _MOST_CASES
+    if more > 0:
+        text = f"{more} more {plural(more, 'case')}: --json has all of them"
+        blocks.append(Paragraph(text=text, tone="dim"))
+    return blocks
 
 
 def _run(run: RunReport) -> list[Block]:
@@ -126,13 +124,13 @@ def _run(run: RunReport) -> list[Block]:
             facts.append(("memory", back))
     blocks: list[Block] = [Heading(text="Run"), FactList(facts=tuple(facts))]
     if run.pretend:
-        blocks.append(Paragraph(text=PRETENDED, tone="warn"))
+        blocks.append(Paragraph(text=_PRETENDED, tone="warn"))
     for attempt in run.attempts:
         if attempt.ended:
             text = f"start {attempt.number} ended: {attempt.ended.get('message', '')}"
             blocks.append(Paragraph(text=text, tone="bad"))
     if run.events:
-        items = tuple(f"{one.at} {one.kind}: {one.text}" for one in run.events[-EVENTS:])
+        items = tuple(f"{one.at} {one.kind}: {one.text}" for one in run.events[-_EVENTS:])
         blocks += [Heading(text="Last events", level=3), Items(items=items)]
     return blocks
 
@@ -210,8 +208,9 @@ def _timeline(
         )
     first = [places[0] for places in found.values()]
     shared = tuple(replace(one, spans=tuple(one.spans[place] for place in first)) for one in slots)
-    table = _phase_table(lanes, shared)
-    return Timeline(lanes=tuple(lanes), slots=shared, died=died, instead=(table,))
+    return Timeline(
+        lanes=tuple(lanes), slots=shared, died=died, instead=(_phase_table(lanes, shared),)
+    )
 
 
 def _phase_table(lanes: Sequence[TimelineLane], slots: Sequence[TimelineSlot]) -> Table:
@@ -227,10 +226,11 @@ def _phase_table(lanes: Sequence[TimelineLane], slots: Sequence[TimelineSlot]) -
     columns += [Column(title="seconds", right=True)] if timed else []
     # Measured is one moment of each phase.
     titles = ("{} in use, MiB",) if timed else ("{} at most, MiB", "at the end, MiB")
-    for number, lane in enumerate(lanes):
-        for title in titles:
-            text = title.format(lane.title)
-            columns.append(Column(title=text, right=True, aside=number != fullest))
+    columns += [
+        Column(title=title.format(lane.title), right=True, aside=number != fullest)
+        for number, lane in enumerate(lanes)
+        for title in titles
+    ]
     columns.append(Column(title="of the card" if len(lanes) == 1 else f"of {lanes[fullest].title}"))
     rows = []
     for slot in slots:
@@ -261,12 +261,8 @@ def _sides(plan: Plan, run: RunReport | None) -> list[Block]:
         ]
         pretend = run is not None and run.pretend
         titles = ["pretend run" if name == "measured" and pretend else name for name in names]
-        columns = (
-            Column(title="in MiB", wrap=True),
-            *(Column(title=name, right=True) for name in titles),
-            Column(title="over the forecast", right=True),
-        )
-        cells = tuple(
+        numbers = (*titles, "over the forecast")
+        cells = (
             (
                 f"{row.what} (number)" if row.unit == "tokens" else row.what,
                 *(_figure(row, getattr(row, name)) for name in names),
@@ -275,17 +271,18 @@ def _sides(plan: Plan, run: RunReport | None) -> list[Block]:
             for row in rows
         )
         text = f"Forecast{', rehearsed' * (len(titles) > 2)} and {titles[-1]} on {title}"
-        blocks += [Heading(text=text), Table(columns=columns, rows=cells)]
+        facts = table(("in MiB", *numbers), cells, right=numbers, wrap=("in MiB",))
+        blocks += [Heading(text=text), facts]
     return blocks
 
 
-def _figure(row: ForecastSide, value: int | None) -> str:
+def _figure(row: _Side, value: int | None) -> str:
     if value is None:
         return "-"
     return f"{value:,}" if row.unit == "tokens" else mib(value)
 
 
-def _over(row: ForecastSide) -> str:
+def _over(row: _Side) -> str:
     """What was seen above the forecast; below it with a minus."""
     seen = row.measured if row.measured is not None else row.rehearsed
     if seen is None or row.forecast is None:
@@ -294,7 +291,7 @@ def _over(row: ForecastSide) -> str:
     return f"{over:+,}" if row.unit == "tokens" else f"{over / MIB:+,.1f}"
 
 
-class ForecastSide(Struct):
+class _Side(Struct):
     """One figure, in bytes or tokens; None where nobody told it."""
 
     what: str
@@ -304,7 +301,7 @@ class ForecastSide(Struct):
     unit: Literal["bytes", "tokens"] = "bytes"
 
 
-def sides(plan: Plan, run: RunReport | None = None) -> list[tuple[str, tuple[ForecastSide, ...]]]:
+def sides(plan: Plan, run: RunReport | None = None) -> list[tuple[str, tuple[_Side, ...]]]:
     """The figures of each set of equal GPUs, under its title; sets without any are left out.
 
     Of what was rehearsed or measured on a set the worst stands for it: the least that was free, the
@@ -324,14 +321,14 @@ def sides(plan: Plan, run: RunReport | None = None) -> list[tuple[str, tuple[For
     return found
 
 
-def _several(plan: Plan, members: Sequence[int], rows: Iterable[ForecastSide]) -> bool:
+def _several(plan: Plan, members: Sequence[int], rows: Iterable[_Side]) -> bool:
     """Whether figures of more than one GPU of a set may be known."""
     if any(row.measured is not None for row in rows):
         return len(members) > 1
     return sum(_place(plan, _group(plan, index), index) is not None for index in members) > 1
 
 
-def _worst(rows: Sequence[ForecastSide]) -> ForecastSide:
+def _worst(rows: Sequence[_Side]) -> _Side:
     """One figure of equal GPUs: the forecast, with the worst that was rehearsed and measured."""
     worst = max if rows[0].what.startswith(_IN_USE) else min
     rehearsed = [row.rehearsed for row in rows if row.rehearsed is not None]
@@ -343,13 +340,13 @@ def _worst(rows: Sequence[ForecastSide]) -> ForecastSide:
     )
 
 
-def _terms(ledgers: Sequence[GpuLedger]) -> Iterable[ForecastSide]:
+def _terms(ledgers: Sequence[GpuLedger]) -> Iterable[_Side]:
     """The terms of equal GPUs that a rehearsal told, each with the most of it on any of them."""
     for terms in zip(*(ledger.ledger for ledger in ledgers), strict=True):
         seen = [term.rehearsed for term in terms if term.rehearsed is not None]
         first = terms[0]
         if seen and first.term != "kv_cache":
-            yield ForecastSide(what=first.term, forecast=first.bytes, rehearsed=max(seen))
+            yield _Side(what=first.term, forecast=first.bytes, rehearsed=max(seen))
 
 
 class _Rehearsed(NamedTuple):
@@ -383,29 +380,29 @@ def _rehearsed(plan: Plan, place: int | None) -> _Rehearsed:
     )
 
 
-def _whole(plan: Plan, group: int, ledger: GpuLedger, run: RunReport | None) -> list[ForecastSide]:
+def _whole(plan: Plan, group: int, ledger: GpuLedger, run: RunReport | None) -> list[_Side]:
     """Loading, rest and peak of a GPU; the cache of its group."""
     plan = plan.of_group(group)
     rehearsed = _rehearsed(plan, _place(plan, group, ledger.index))
     return [
-        ForecastSide(
+        _Side(
             what="in use while loading, at most",
             forecast=ledger.load_peak,
             rehearsed=rehearsed.loading,
         ),
         *_cache(plan, ledger, rehearsed, run),
-        ForecastSide(what="in use at rest", forecast=ledger.steady, rehearsed=rehearsed.ready),
+        _Side(what="in use at rest", forecast=ledger.steady, rehearsed=rehearsed.ready),
         *_peaks(plan, ledger, rehearsed, run),
     ]
 
 
 def _cache(
     plan: Plan, ledger: GpuLedger, rehearsed: _Rehearsed, run: RunReport | None
-) -> Iterator[ForecastSide]:
+) -> Iterator[_Side]:
     """The free memory of which the cache is a share, and the cache itself."""
     ratio = plan.settings.cache_max_entry_count
     cache = next((term.bytes for term in ledger.ledger if term.term == "kv_cache"), None)
-    yield ForecastSide(
+    yield _Side(
         what="free when the cache was sized, least of the group",
         forecast=round(cache / ratio)
         if cache and ratio > _LEAST and not plan.engine.on_torch
@@ -413,13 +410,13 @@ def _cache(
         rehearsed=rehearsed.free,
         measured=_actual(plan, run, ledger, "free when the cache was sized"),
     )
-    yield ForecastSide(
+    yield _Side(
         what="KV cache",
         forecast=cache,
         rehearsed=rehearsed.region,
         measured=_actual(plan, run, ledger, "KV cache"),
     )
-    yield ForecastSide(
+    yield _Side(
         what="KV tokens",
         forecast=plan.kv.tokens,
         rehearsed=rehearsed.tokens,
@@ -430,19 +427,19 @@ def _cache(
 
 def _peaks(
     plan: Plan, ledger: GpuLedger, rehearsed: _Rehearsed, run: RunReport | None
-) -> Iterator[ForecastSide]:
+) -> Iterator[_Side]:
     """The most that is in use: in the worst case, and in the engine's whole life."""
     # A pretend run tells the most of its whole life, which may be while it loads.
     highest = _actual(plan, run, ledger, "in use at most")
     worst = highest if ledger.most == ledger.peak else None
     after = _actual(plan, run, ledger, "in use after the check")
-    yield ForecastSide(
+    yield _Side(
         what="in use in the worst case",
         forecast=ledger.peak,
         rehearsed=rehearsed.worst_case,
         measured=worst if after is None else after,
     )
-    yield ForecastSide(
+    yield _Side(
         what="in use at most, loading included",
         forecast=ledger.most,
         measured=highest if worst is None else None,

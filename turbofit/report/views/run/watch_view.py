@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.core.messages import plural
 from turbofit.core.units import format_bytes
-from turbofit.report.painters.document import Column, FactList, Heading, Items, Paragraph, Table
+from turbofit.report.painters.document import FactList, Heading, Items, Paragraph, table
 from turbofit.report.views.plan.memory_view import fold, memory_bar
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from turbofit.core.plan import GpuLedger, Plan
     from turbofit.core.run_report import RunReport
     from turbofit.observe.live import LiveEngine, LiveServer
-    from turbofit.report.painters.document import Block
+    from turbofit.report.painters.document import Block, Table
 
 __all__ = ["watch_view"]
 
@@ -83,15 +83,11 @@ def _deaths(now: LiveServer) -> str:
 
 
 def _engines(now: LiveServer, before: tuple[LiveServer, float] | None) -> Table:
-    titles = ("up", "at it", "units", "running", "KV used", "prompt tok/s", "output tok/s")
-    columns = (
-        Column(title="engine"),
-        *(Column(title=title, right=title != "up") for title in titles),
-    )
+    numbers = ("at it", "units", "running", "KV used", "prompt tok/s", "output tok/s")
     earlier = {one.index: one for one in before[0].engines} if before else {}
     seconds = before[1] if before else 0.0
-    rows = tuple(_row(one, earlier.get(one.index), seconds) for one in now.engines)
-    return Table(columns=columns, rows=rows)
+    rows = (_row(one, earlier.get(one.index), seconds) for one in now.engines)
+    return table(("engine", "up", *numbers), rows, right=numbers)
 
 
 def _row(one: LiveEngine, before: LiveEngine | None, seconds: float) -> tuple[str, ...]:

@@ -1,34 +1,98 @@
-"""Which cards keep a promise, or which models a machine serves, as a document."""
+"""What presets are, and which of them keep a promise."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.messages import plural
-from turbofit.core.units import GIB, format_bytes
+from turbofit.core.units import GIB, MIB, format_bytes
 from turbofit.report.painters.document import (
     ONLY_SHORT,
-    Column,
     Curve,
     Heading,
     Items,
     Paragraph,
     Series,
-    Table,
     Verdict,
+    table,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from turbofit.core.model import Model
     from turbofit.core.which import Serving, Which
+    from turbofit.machine.presets import GpuPreset
     from turbofit.report.painters.document import Block
 
-__all__ = ["which_view"]
+__all__ = ["gpus_view", "models_view", "which_view"]
+
+
+def models_view(
+    known: Iterable[tuple[str, Model]],
+    unsupported: Iterable[tuple[str, str]],
+    *,
+    hub_ids: bool = True,
+) -> list[Block]:
+    """Models by name; those without an account below, with the reason.
+
+    Args:
+        known: models by their names.
+        unsupported: reasons by their models' names.
+        hub_ids: false where the terminal has no room for them.
+    """
+    rows = (
+        (
+            name,
+            f"{model.parameters / 1e9:.2f}B",
+            format_bytes(model.weight_bytes),
+            f"{model.text.max_position_embeddings:,}",
+            "none" if model.image_rule is None else model.image_rule.summary,
+            model.hub_id or "",
+        )
+        for name, model in known
+    )
+    listed = table(
+        ("name", "params", "weights", "context", "images", "hub id"),
+        rows,
+        right=("params", "weights", "context"),
+        aside=() if hub_ids else ("hub id",),
+    )
+    blocks: list[Block] = [Heading(text="Models"), listed]
+    without = tuple(f"{name}: {why}" for name, why in unsupported)
+    if without:
+        blocks += [Heading(text="Not planned for"), Items(items=without)]
+    return blocks
+
+
+def gpus_view(known: Iterable[tuple[str, GpuPreset]]) -> list[Block]:
+    """GPUs by name."""
+    numbers = ("cc", "MiB", "reserved", "GB/s", "TFLOP/s")
+    rows = (
+        (
+            name,
+            preset.name,
+            "{}.{}".format(*preset.compute_capability.value),
+            f"{preset.total // MIB:,}",
+            f"{preset.reserved // MIB:,}",
+            f"{preset.memory_bandwidth.value / 1e9:,.0f}",
+            f"{preset.dense_flops.value / 1e12:,.0f}",
+            preset.p2p.value,
+        )
+        for name, preset in known
+    )
+    titles = ("name", "as NVML names it", *numbers, "P2P")
+    return [Heading(text="GPUs"), table(titles, rows, right=numbers, wrap=("as NVML names it",))]
+
 
 #: Rows of a summary, and the others that it says something of; the whole text has all.
 _ROWS: Final = 12
 _OTHERS: Final = 3
 #: Columns that a summary leaves out.
 _WIDE: Final = ("engine", "shape", "KV tokens")
+_NUMBERS: Final = (
+    "memory", "context", "KV tokens", "at once", "requests/s", "first token"
+)  # fmt: skip
 
 
 def which_view(found: Which) -> list[Block]:
@@ -40,14 +104,14 @@ def which_view(found: Which) -> list[Block]:
         Verdict(text=_answer(found), good=bool(found.keep), short=True),
     ]
     if found.keep:
-        table = _serving(found)
-        places = [i for i, column in enumerate(table.columns) if column.title not in _WIDE]
-        columns = tuple(table.columns[i] for i in places)
-        rows = tuple(tuple(row[i] for i in places) for row in table.rows[:_ROWS])
+        rows = [_row(found, one) for one in found.keep]
+        titles = [name for name in rows[0] if name not in _WIDE]
+        few = (tuple(row[name] for name in titles) for row in rows[:_ROWS])
+        every = (tuple(row.values()) for row in rows)
         blocks += [
-            Table(columns=columns, rows=rows, **ONLY_SHORT),
+            table(titles, few, right=_NUMBERS, **ONLY_SHORT),
             Heading(text="What keeps the promise", whole=False),
-            table,
+            table([*rows[0]], every, right=_NUMBERS, aside=("engine",), sortable=True),
             *_speeds(found),
         ]
     else:
@@ -100,33 +164,17 @@ def _promised(found: Which) -> str:
     return f" ({', '.join(given)})" if given else ""
 
 
-def _serving(found: Which) -> Table:
-    """Those that keep the promise."""
-    first = "machine" if found.model else "model"
-    columns = (
-        Column(title=first),
-        *([Column(title="memory", right=True)] if found.model else []),
-        Column(title="engine", aside=True),
-        Column(title="shape"),
-        Column(title="context", right=True),
-        Column(title="KV tokens", right=True),
-        Column(title="at once", right=True),
-        Column(title="requests/s", right=True),
-        Column(title="first token", right=True),
-    )
-    rows = tuple(_row(found, one) for one in found.keep)
-    return Table(columns=columns, rows=rows, sortable=True)
-
-
-def _row(found: Which, one: Serving) -> tuple[str, ...]:
+def _row(found: Which, one: Serving) -> dict[str, str]:
+    """One that keeps the promise, by the titles of the columns."""
     rate, first = one.requests_per_second, one.seconds_to_first_token
-    return (
-        *((one.on, format_bytes(one.bytes)) if found.model else (one.model,)),
-        one.engine or "",
-        f"tp {one.tp} x {one.replicas}",
-        f"{one.context:,}",
-        f"{one.kv_tokens:,}",
-        f"{one.requests_at_once:,}",
-        "" if rate is None else f"{rate:.2f}",
-        "" if first is None else f"{first:.1f} s",
-    )
+    name = {"machine": one.on, "memory": format_bytes(one.bytes)}
+    return {
+        **(name if found.model else {"model": one.model}),
+        "engine": one.engine or "",
+        "shape": f"tp {one.tp} x {one.replicas}",
+        "context": f"{one.context:,}",
+        "KV tokens": f"{one.kv_tokens:,}",
+        "at once": f"{one.requests_at_once:,}",
+        "requests/s": "" if rate is None else f"{rate:.2f}",
+        "first token": "" if first is None else f"{first:.1f} s",
+    }

@@ -1,0 +1,129 @@
+"""What cannot be in a document of `turbofit share`: pretend GPUs, figures that no card gives.
+
+A forgery that somebody took pains with passes; what a copy without its mark says does not. Each
+rule is one that a run on pretend GPUs breaks, or that follows from what is measured.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from turbofit.core.errors import UsageError
+from turbofit.core.machine import Pcie
+from turbofit.core.plan import GpuLedger
+from turbofit.core.units import MIB
+from turbofit.report.share import SharedRun
+from turbofit.report.stored_documents import check_consistent
+
+__all__ = ["impossible"]
+
+_DRIVER = re.compile(r"\d{3}\.\d{2,3}(\.\d{2})?")
+#: What the driver counts memory in.
+_PAGE = 4096
+#: Contexts, handles and kernels are estimates of the plan: no real start meets them to the byte.
+_SAME = 4096
+#: Bytes a second of one lane by PCIe's generation; after its encoding.
+_LANE = {1: 0.25e9, 2: 0.5e9, 3: 0.985e9, 4: 1.97e9, 5: 3.94e9, 6: 7.56e9}
+#: Shares by which a rate may be above what the link or the memory gives: clocks, rounding.
+_ROOM = 1.1
+
+
+def impossible(one: SharedRun) -> list[str]:
+    """Why the document is of no real card, a sentence each; nothing where it can be."""
+    try:
+        check_consistent(one.plan, "plan")
+    except UsageError as exc:
+        return [exc.message]
+    return [*_marks(one), *_readings(one), *_forecasts(one), *_speeds(one)]
+
+
+def _marks(one: SharedRun) -> Iterator[str]:
+    machine = one.plan.machine
+    if one.run.pretend:
+        yield "it says itself that its GPUs were pretend ones"
+    if machine.source != "nvml":
+        yield f"its machine was not measured: {machine.source}"
+    if not _DRIVER.fullmatch(str(machine.driver)):
+        yield f"{machine.driver} is no version of a driver"
+    if not re.fullmatch(r"\d+\.\d+\.\d+.*", one.run.lmdeploy):
+        yield f"{one.run.lmdeploy!r} is no version of LMDeploy"
+
+
+def _readings(one: SharedRun) -> Iterator[str]:
+    """Bytes in use, as NVML gave them."""
+    sizes = {gpu.index: gpu.total - gpu.reserved for gpu in one.plan.gpus}
+    attempts = one.run.attempts
+    used = [
+        (int(index), size)
+        for attempt in attempts
+        for moment in attempt.moments
+        for index, size in moment.used.items()
+    ]
+    cards = [card for seen in one.seen for card in seen.cards]
+    used += [(card.index, size) for card in cards for size in (card.before, *card.used.values())]
+    if not any(moment.used for attempt in attempts for moment in attempt.moments):
+        yield "no GPU was read at any moment of its starts"
+    for index, size in used:
+        if index not in sizes:
+            yield f"GPU {index} was read, and is in no ledger"
+        elif not 0 <= size <= sizes[index]:
+            yield f"GPU {index} had {size} bytes in use of {sizes[index]}"
+        elif size % _PAGE:
+            yield f"GPU {index} had {size} bytes in use: a card hands out whole pages"
+    for card in cards:
+        ledger = _ledger(one, card.index)
+        least = card.before + _bytes(ledger, "weights") + _bytes(ledger, "kv_cache") // 2
+        if any(size < least for size in card.used.values()):
+            yield f"GPU {card.index} had less in use than its weights and half its cache take"
+
+
+def _forecasts(one: SharedRun) -> Iterator[str]:
+    """Forecast and measured are never the same."""
+    same = {
+        figure.what
+        for _, figure in one.run.rows
+        if figure.unit == "bytes" and abs(figure.forecast - figure.actual) <= _SAME
+    }
+    same |= {row["phase"] for row in one.phases if abs(row["over"]) <= _SAME}
+    for what in sorted(same):
+        yield f"{what} was measured as it was forecast, to {_SAME} bytes"
+    for seen in one.seen:
+        if seen.free is not None and seen.region is not None and seen.region > seen.free:
+            yield "its cache is larger than what was free"
+
+
+def _speeds(one: SharedRun) -> Iterator[str]:
+    """No faster than the link and the memory of the card."""
+    plan = one.plan
+    first = plan.machine.gpu(plan.parallel.groups[0][0])
+    weights = _bytes(_ledger(one, first.index), "weights")
+    link = _link(first.pcie)
+    for attempt in one.run.attempts:
+        for engine in attempt.engines:
+            seconds = engine.seconds.get("weights", 0.0)
+            if link is not None and weights > _ROOM * link * max(seconds, 0.01):
+                yield f"{weights // MIB} MiB of weights came in {seconds} s over its PCIe link"
+    dense = plan.model.text.moe is None and plan.settings.draft is None
+    if not dense or not isinstance(first.memory_bandwidth, int):
+        return
+    at_once = plan.settings.max_batch_size * len(plan.parallel.groups)
+    most = _ROOM * at_once * first.memory_bandwidth / max(weights, 1)
+    for load in one.loads:
+        if load.output_tokens_per_second > most:
+            yield f"{load.output_tokens_per_second:.0f} tokens/s: its memory is not so fast"
+
+
+def _link(pcie: Pcie) -> float | None:
+    if not isinstance(pcie.generation, int) or not isinstance(pcie.width, int):
+        return None
+    return _LANE.get(pcie.generation, _LANE[6]) * pcie.width
+
+
+def _ledger(one: SharedRun, index: int) -> GpuLedger:
+    return next(gpu for gpu in one.plan.gpus if gpu.index == index)
+
+
+def _bytes(ledger: GpuLedger, name: str) -> int:
+    """Of terms of a phase, or of one term."""
+    return sum(term.bytes for term in ledger.ledger if name in (term.phase, term.term))

@@ -1,0 +1,27 @@
+"""A checkpoint of a model's shapes without weights, for a card without a network: MODEL FOLDER.
+
+Weights are holes in files and read as zeros: memory is that of real ones. `turbofit calibrate
+FOLDER` takes it. InternVL2's own Python files are not in it, so that LMDeploy does not start it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from turbofit.model.source import resolve_model
+from turbofit.rehearse.checkpoint.twin import checkpoint_for
+
+
+def main(words: list[str] | None = None) -> int:
+    """Write it, and say where."""
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu.twin", description=__doc__)
+    parser.add_argument("model", help="a preset's name")
+    parser.add_argument("folder", type=Path)
+    given = parser.parse_args(words)
+    print(checkpoint_for(resolve_model(given.model), given.folder))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,128 @@
+"""``turbofit share``: what others read of a run names no person, machine or place."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from jsonschema import Draft202012Validator
+from msgspec.structs import replace
+from referencing import Registry, Resource
+
+from tests.report.documents import planned, served_run
+from turbofit.cli.main import main
+from turbofit.core.machine import Holder, Host
+from turbofit.core.plan import Plan
+from turbofit.core.struct import to_json
+from turbofit.load.result import ErrorCount, LoadResult
+from turbofit.observe.calibration import SEEN_FILE, CalibratedGpu, Observation
+from turbofit.report.schema import NAMES, schema_text
+
+SECRETS = ("GPU-8f1c", "secret-host", "/srv/alice", "bob", "hunter2", "13:14", "4242424242")
+
+
+def measured() -> Plan:
+    """A plan as it is made on a machine of somebody's."""
+    plan = planned("fits")
+    machine = replace(
+        plan.machine, source="nvml", driver="580.159.04", name="secret-host",
+        gpus=tuple(
+            replace(gpu, uuid=f"GPU-8f1c{gpu.index}", holders=(Holder(pid=7, name="bob", bytes=1),))
+            for gpu in plan.machine.gpus
+        ),
+        host=Host(ram_total=4242424242), warnings=("secret-host is warm",),
+    )  # fmt: skip
+    model = replace(
+        plan.model, name="hunter2", hub_id="alice/hunter2",
+        source=replace(plan.model.source, kind="folder", where="/srv/alice/hunter2"),
+    )  # fmt: skip
+    gpus = tuple(replace(gpu, uuid=f"GPU-8f1c{gpu.index}") for gpu in plan.gpus)
+    return replace(
+        plan, machine=machine, model=model, gpus=gpus, created="2026-11-20T13:14:00+00:00",
+        verdict="fits: hunter2", options={"hf_home": "/srv/alice"},
+    )  # fmt: skip
+
+
+def run_folder(folder: Path, plan: Plan, *, pretend: bool = False) -> Path:
+    folder.mkdir()
+    run = served_run(plan, pretend=pretend)
+    ended = {"kind": "crash", "message": "bob killed /srv/alice/x"}
+    (attempt,) = run.attempts
+    attempt = replace(attempt, ended=ended, why="secret-host", started="2026-11-20T13:14:00")
+    run = replace(
+        run, attempts=(attempt,), urls=("http://secret-host",), ended=ended,
+        started="2026-11-20T13:14:00",
+    )  # fmt: skip
+    (folder / "run.json").write_text(to_json(run))
+    (folder / "plan.json").write_text(plan.to_json())
+    return folder
+
+
+def load(folder: Path) -> Path:
+    result = LoadResult(
+        turbofit_version="0.1.0", created="2026-11-20T13:14:00", url="http://secret-host",
+        model="hunter2", load={"concurrency": 8, "trace": "/srv/alice/t"}, seconds=60.0, begun=9,
+        answered=9, requests_per_second=1.5, output_tokens_per_second=200.0, running=1.0,
+        errors=(ErrorCount(kind="status 503", count=1, example="bob"),), warnings=("bob",),
+    )  # fmt: skip
+    (folder / "load.json").write_text(to_json(result))
+    return folder / "load.json"
+
+
+def test_it_has_the_figures_and_no_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = measured()
+    folder = run_folder(tmp_path / "run", plan)
+    used = {"steady": plan.gpus[0].steady, "sampling": plan.gpus[0].peak - 5}
+    cards = tuple(CalibratedGpu(index=gpu.index, before=0, used=used) for gpu in plan.gpus)
+    seen = (Observation(group=0, free=None, region=None, cards=cards),)
+    (folder / SEEN_FILE).write_text(to_json(seen))
+    out = tmp_path / "out.json"
+    words = ["share", str(folder), "--load", str(load(tmp_path)), "--out", str(out)]
+    assert main(words) == 0
+    said, document = capsys.readouterr().out, json.loads(out.read_text())
+    for secret in SECRETS:
+        assert secret not in out.read_text(), secret
+        assert secret not in said, secret
+    for word in ("Left out:", "580.159.04", "1.50 requests/s", "in use, MiB: sampling", "(crash)"):
+        assert word in said
+    assert document["plan"]["model"]["name"] == plan.model.architecture
+    assert document["run"]["attempts"][0]["ended"] == {"kind": "crash"}
+    assert document["loads"][0]["load"] == {"concurrency": 8}
+    schemas = [json.loads(schema_text(name)) for name in NAMES]
+    registry: Registry[object] = Registry().with_resources(
+        (schema["$id"], Resource.from_contents(schema)) for schema in schemas
+    )
+    own = json.loads(schema_text("share"))
+    Draft202012Validator(own, registry=registry).validate(document)
+    assert main([*words[:2], "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["schema"] == "turbofit.share/1"
+
+
+@pytest.mark.parametrize("source", ["nvml", "preset"])
+def test_pretend_gpus_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str
+) -> None:
+    plan = measured()
+    plan = replace(plan, machine=replace(plan.machine, source=source))
+    folder = run_folder(tmp_path / "run", plan, pretend=source == "nvml")
+    assert main(["share", str(folder)]) == 2
+    assert "ran on pretend GPUs: it says nothing of any card" in capsys.readouterr().err
+
+
+def test_what_is_no_run_or_no_load_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    plan = measured()
+    folder = run_folder(tmp_path / "run", plan)
+    for words, message in (
+        ((), "nothing was served yet"),
+        ((str(folder / "plan.json"),), "is a plan, not a run"),
+        (("nobody",), "no run is called 'nobody'"),
+        ((str(folder), "--load", str(folder / "plan.json")), "is no load of schema"),
+    ):
+        assert main(["share", *words]) == 2
+        assert message in capsys.readouterr().err

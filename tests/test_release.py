@@ -1,0 +1,146 @@
+"""What a release is made of: metadata, workflows, forms, and an sdist that has all that git has."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import turbofit
+from scripts.release import missing
+
+ROOT = Path(__file__).parents[1]
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+FORMS = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
+URL = "https://example.com/owner/turbofit"
+RELATIVE = re.compile(r"\]\((?!https?:|#)")
+
+
+def read(path: Path) -> Any:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def steps(workflow: Any) -> list[dict[str, Any]]:
+    return [step for job in workflow["jobs"].values() for step in job.get("steps", [])]
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_workflow_pins_its_actions_and_calls_what_is_there(path: Path) -> None:
+    workflow = read(path)
+    assert True in workflow  # `on`, as YAML 1.1 reads it
+    assert workflow["permissions"] == {"contents": "read"}
+    used = [step["uses"] for step in steps(workflow) if "uses" in step]
+    assert all(re.fullmatch(r"[\w-]+/[\w-]+@(release/)?v\d+", action) for action in used), used
+    for line in (step["run"] for step in steps(workflow) if "run" in step):
+        for script in re.findall(r"\./(scripts/[\w-]+)", line):
+            assert (ROOT / script).stat().st_mode & 0o111, script
+        for module in re.findall(r"python -m (bench[\w.]*)", line):
+            assert importlib.util.find_spec(module) is not None
+    for job in workflow["jobs"].values():
+        called = job.get("uses", "./.github/workflows/check.yml")
+        assert (ROOT / called).exists()
+
+
+def test_every_python_that_the_metadata_names_is_checked() -> None:
+    checked = read(ROOT / ".github" / "workflows" / "check.yml")["jobs"]["quick"]
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    named = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', text)
+    assert checked["strategy"]["matrix"]["python"] == named
+    assert f'requires-python = ">={named[0]}"' in text
+
+
+@pytest.mark.parametrize("path", FORMS, ids=lambda path: path.stem)
+def test_a_form_asks_for_something(path: Path) -> None:
+    form = read(path)
+    if path.stem == "config":
+        assert form == {"blank_issues_enabled": False}
+        return
+    fields = [part for part in form["body"] if part["type"] != "markdown"]
+    assert {"name", "description", "labels"} <= set(form)
+    assert {part["type"] for part in fields} <= {"input", "textarea"}
+    assert all(part["attributes"]["label"] for part in fields)
+    assert len({part["id"] for part in fields}) == len(fields)
+    releasing = (ROOT / "RELEASING.md").read_text(encoding="utf-8")
+    assert all(f"`{label}`" in releasing for label in form["labels"])
+
+
+def hook() -> Any:
+    pytest.importorskip("hatchling")
+    spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_readme_is_whole_on_an_index_page() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert RELATIVE.search(text)
+    shown = hook().index_readme(text, URL, "0.1.0")
+    assert not RELATIVE.search(shown)
+    assert f"]({URL}/raw/v0.1.0/docs/terminal.svg)" in shown
+    assert f"]({URL}/blob/v0.1.0/docs/accuracy.md)" in shown
+    assert hook().index_readme(text, "", "0.1.0") == text
+    assert set(hook().project_urls(URL, "0.1.0")) == {
+        "Repository", "Documentation", "Changelog", "Issues",
+    }  # fmt: skip
+    assert hook().project_urls("", "0.1.0") == {}
+
+
+def copied(folder: Path, **changes: tuple[str, str]) -> Path:
+    """What `missing` reads; a text of files by their stems is replaced by another one."""
+    for name in ("turbofit/core/version.py", "CHANGELOG.md", "CITATION.cff", "recipe/recipe.yaml",
+                 "pyproject.toml"):  # fmt: skip
+        text = (ROOT / name).read_text(encoding="utf-8")
+        if Path(name).stem in changes:
+            before, after = changes[Path(name).stem]
+            assert before in text
+            text = text.replace(before, after)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_a_tag_that_is_not_ready_is_refused(tmp_path: Path) -> None:
+    version = turbofit.__version__
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    root = copied(tmp_path, pyproject=('url = ""', f'url = "{URL}"'))
+    done = [line for line in missing(f"v{version}", root) if "unreleased" not in line]
+    assert done == []
+    assert missing("v9.9", root)[0] == f"the tag is v9.9, the version {version}"
+    (root / "CHANGELOG.md").write_text(text.replace(f"## {version}", "## 0.0.1"))
+    assert f"CHANGELOG.md has no section {version}" in missing(f"v{version}", root)
+    root = copied(tmp_path, CITATION=(version, "0.0.1"))
+    assert "CITATION.cff is of 0.0.1" in missing(f"v{version}", root)
+    assert any("no address of the repository" in line for line in missing(f"v{version}", root))
+
+
+def test_the_citation_can_be_read() -> None:
+    citation = read(ROOT / "CITATION.cff")
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["version"] == turbofit.__version__
+    assert {"title", "message", "authors"} <= set(citation)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no git here: an sdist")
+def test_the_sdist_has_all_that_git_has(tmp_path: Path) -> None:
+    pytest.importorskip("hatchling")
+    build = "import sys; from hatchling.build import build_sdist; build_sdist(sys.argv[1])"
+    subprocess.run(
+        [sys.executable, "-c", build, str(tmp_path)], cwd=ROOT, check=True, capture_output=True
+    )
+    with tarfile.open(next(tmp_path.iterdir())) as tar:
+        packed = {name.partition("/")[2] for name in tar.getnames()}
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.splitlines()
+    assert {name for name in listed if (ROOT / name).exists()} <= packed

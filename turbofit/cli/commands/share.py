@@ -1,0 +1,38 @@
+"""``turbofit share [RUN]``: a run on real cards beside its forecast, without names, for others."""
+
+from __future__ import annotations
+
+from turbofit.cli.command import PATH, Argument, Option, command
+from turbofit.cli.options.common_options import FORMS
+
+__all__ = ["share"]
+
+
+@command(
+    Argument(
+        "run", metavar="RUN", required=False, type=PATH,
+        explained="a run's folder or name, or its model (default: the newest run)",
+    ),
+    Option(
+        "--load", "loads", multiple=True, metavar="FILE", type=PATH,
+        help="a load on it, as bench --json wrote it; may be given again",
+    ),
+    Option("--out", metavar="FILE", type=PATH, help="write the document, after showing it"),
+    *FORMS,
+)  # fmt: skip
+def share(
+    *, run: str | None, loads: tuple[str, ...], out: str | None, as_json: bool, md: bool
+) -> int:
+    """Show what is in the document and what is left out, then write it."""
+    from turbofit.cli.terminal.output import note, show_form
+    from turbofit.core.process.files import write_output
+    from turbofit.core.struct import to_json
+    from turbofit.report.share import share_view, shared
+    from turbofit.report.stored_documents import read_run
+
+    document = shared(read_run(run), loads)
+    show_form(document, share_view, as_json=as_json, md=md)
+    if out is not None:
+        write_output(out, to_json(document))
+        note(f"{out} is written: look through it, then paste it into an issue, My card")
+    return 0

@@ -1,0 +1,270 @@
+"""``turbofit share``: what a run on real cards showed beside its forecast, for others to read.
+
+Everything that names a person, a machine or a place is left out; `LEFT_OUT` says it in words. Who
+gets such a file holds it against the forecast (`bench/gpu`).
+"""
+
+from __future__ import annotations
+
+import platform
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+from msgspec import UNSET
+from msgspec.structs import replace
+
+from turbofit.core.errors import UsageError
+from turbofit.core.machine import Gpu, Host, Machine
+from turbofit.core.model import Model
+from turbofit.core.plan import GpuLedger, Plan
+from turbofit.core.run_report import RunAttempt, RunReport
+from turbofit.core.struct import Struct, const, decode, doc
+from turbofit.core.units import format_bytes, mib
+from turbofit.load.result import BENCH_SCHEMA, LoadResult
+from turbofit.observe.calibration import SEEN_FILE, Observation, phase_rows
+from turbofit.report.painters.document import Column, FactList, Heading, Items, Paragraph, Table
+from turbofit.report.stored_documents import StoredPlan, read_reported
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from turbofit.core.json_types import Document
+    from turbofit.report.painters.document import Block
+
+__all__ = ["SHARE_SCHEMA", "SharedRun", "share_view", "shared", "shared_run"]
+
+SHARE_SCHEMA: Final = "turbofit.share/1"
+LEFT_OUT: Final = (
+    "UUIDs of the GPUs, other processes, the host's name, memory and processors",
+    "paths, addresses, command lines, options, and the model's name where it is a folder",
+    "logs, messages and events; of requests everything but their number and speed",
+    "the time of day",
+)
+_PACKAGES: Final = ("torch", "transformers", "triton")
+#: Of an end: what happened, in turbofit's own words.
+_ENDING: Final = ("kind", "phase", "exit_code", "asked", "left", "missing")
+
+
+class SharedRun(Struct):
+    """A run on real cards beside its forecast."""
+
+    schema: Annotated[str, const(SHARE_SCHEMA)] = SHARE_SCHEMA
+    plan: Annotated[Plan, doc("What was launched: card, settings, the ledger of each GPU.")]
+    run: Annotated[RunReport, doc("Each start: seconds, figures, memory in use at each phase.")]
+    packages: Annotated[dict[str, str], doc("Python's version and those of its packages.")]
+    seen: Annotated[
+        tuple[Observation, ...], doc("What `calibrate` read of the GPUs; empty after `serve`.")
+    ] = ()
+    loads: Annotated[tuple[LoadResult, ...], doc("What `bench` measured of it.")] = ()
+
+    @property
+    def phases(self) -> list[Document]:
+        """Forecast beside measured, as `phase_rows` has it."""
+        return phase_rows(self.plan, self.seen)
+
+
+def shared(saved: StoredPlan, loads: Sequence[str] = ()) -> SharedRun:
+    """The document of a run that was kept, with loads that ``bench --json`` wrote.
+
+    Raises:
+        UsageError: it ran on pretend GPUs or without any, or a load cannot be read.
+    """
+    assert saved.run is not None
+    plan, run = saved.plan, saved.run
+    if run.pretend or plan.machine.source != "nvml":
+        raise UsageError(
+            f"{saved.where} ran on pretend GPUs: it says nothing of any card",
+            hint="turbofit calibrate MODEL on real GPUs, then turbofit share",
+        )
+    seen: tuple[Observation, ...] = ()
+    with suppress(FileNotFoundError):
+        data = Path(saved.where, SEEN_FILE).read_bytes()
+        seen = decode(data, tuple[Observation, ...], what=SEEN_FILE)
+    return shared_run(plan, run, seen, [_load(path) for path in loads])
+
+
+def shared_run(
+    plan: Plan, run: RunReport, seen: Sequence[Observation] = (), loads: Sequence[LoadResult] = ()
+) -> SharedRun:
+    """What others may read of a run on this machine."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    packages = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            packages[name] = version(name)
+    model = _model(plan.model)
+    return SharedRun(
+        plan=_plan(plan, model),
+        run=_run(run, model.name),
+        packages=packages,
+        seen=tuple(seen),
+        loads=tuple(_nameless(load, model.name) for load in loads),
+    )
+
+
+def _model(model: Model) -> Model:
+    folder = model.source.kind == "folder"
+    return replace(
+        model,
+        name=model.architecture if folder else model.name,
+        hub_id=None if folder else model.hub_id,
+        source=replace(model.source, where="", checkpoint=None),
+        warnings=(),
+    )
+
+
+def _plan(plan: Plan, model: Model) -> Plan:
+    groups = tuple(replace(group, rehearsal=None) for group in plan.by_group)
+    return replace(
+        plan,
+        created=_day(plan.created),
+        verdict="",
+        model=model,
+        machine=_machine(plan.machine),
+        gpus=tuple(_ledger(gpu) for gpu in plan.gpus),
+        host=replace(plan.host, available=None),
+        considered=(),
+        reasons=(),
+        warnings=(),
+        remedies=(),
+        serve=None,
+        commands=(),
+        limit_costs=(),
+        rehearsal=None,
+        by_group=groups,
+        options=UNSET,
+    )
+
+
+def _machine(machine: Machine) -> Machine:
+    return replace(
+        machine,
+        name=" + ".join(gpu.name for gpu in machine.gpus),
+        source=machine.source.split(" ")[0],
+        gpus=tuple(_gpu(gpu) for gpu in machine.gpus),
+        host=Host(),
+        warnings=(),
+        calibrations=(),
+    )
+
+
+def _gpu(gpu: Gpu) -> Gpu:
+    return replace(gpu, uuid=f"GPU-{gpu.index}", holders=())
+
+
+def _ledger(gpu: GpuLedger) -> GpuLedger:
+    terms = tuple(replace(term, note="") for term in gpu.ledger)
+    return replace(gpu, uuid=f"GPU-{gpu.index}", ledger=terms)
+
+
+def _run(run: RunReport, model: str) -> RunReport:
+    attempts = tuple(
+        RunAttempt(
+            started=_day(one.started),
+            number=one.number,
+            changes=one.changes,
+            engines=one.engines,
+            moments=one.moments,
+            ended=_ended(one.ended),
+            restarts=one.restarts,
+            memory_back=one.memory_back,
+        )
+        for one in run.attempts
+    )
+    return RunReport(
+        schema=run.schema,
+        turbofit_version=run.turbofit_version,
+        started=_day(run.started),
+        state=run.state,
+        model=model,
+        pretend=run.pretend,
+        lmdeploy=run.lmdeploy,
+        ended=_ended(run.ended) if isinstance(run.ended, dict) else run.ended,
+        attempts=attempts,
+    )
+
+
+def _ended(ended: Document | None) -> Document | None:
+    return None if ended is None else {key: ended[key] for key in _ENDING if key in ended}
+
+
+def _load(path: str) -> LoadResult:
+    found = read_reported(path)
+    if not isinstance(found, LoadResult):
+        raise UsageError(
+            f"{path} is no load of schema {BENCH_SCHEMA}",
+            hint="write one with turbofit bench --json > load.json",
+        )
+    return found
+
+
+def _nameless(load: LoadResult, model: str) -> LoadResult:
+    given = {name: value for name, value in load.load.items() if name != "trace"}
+    errors = tuple(replace(one, example="") for one in load.errors)
+    return replace(
+        load, created=_day(load.created), url="", model=model, load=given, errors=errors,
+        stopped="", warnings=(),
+    )  # fmt: skip
+
+
+def _day(when: str) -> str:
+    return when.split("T", maxsplit=1)[0]
+
+
+def share_view(document: SharedRun) -> list[Block]:
+    """What is in it, for people, and what is not."""
+    plan, run = document.plan, document.run
+    machine = plan.machine
+    facts = [
+        ("cards", machine.name),
+        ("driver", f"{machine.driver}, CUDA {machine.cuda}"),
+        ("versions", ", ".join(_versions(document))),
+        ("engine", f"{plan.engine.name}, {len(plan.parallel.groups)} of tp {plan.parallel.tp}"),
+        ("starts", f"{len(run.attempts)}, {run.state}{_words(run.ended)}"),
+    ]
+    facts += [
+        ("load", f"{load.requests_per_second:.2f} requests/s, "
+                 f"{load.output_tokens_per_second:,.0f} tokens/s")
+        for load in document.loads
+    ]  # fmt: skip
+    columns = (
+        Column(title="GPU"),
+        Column(title="what", wrap=True),
+        Column(title="forecast", right=True),
+        Column(title="measured", right=True),
+    )
+    return [
+        Heading(text=f"{plan.model.name} on {machine.name}, as others may read it"),
+        FactList(facts=tuple(facts)),
+        Table(columns=columns, rows=tuple(_rows(document))),
+        Paragraph(text="Left out:"),
+        Items(items=LEFT_OUT),
+        Paragraph(text="--json shows every byte of it. Nothing is sent."),
+    ]
+
+
+def _versions(document: SharedRun) -> Iterator[str]:
+    yield f"turbofit {document.run.turbofit_version}"
+    yield f"LMDeploy {document.run.lmdeploy}"
+    for name, version in document.packages.items():
+        yield f"{name} {version}"
+
+
+def _words(ended: str | Document | None) -> str:
+    if isinstance(ended, dict):
+        ended = str(ended.get("kind", ""))
+    return f" ({ended})" if ended else ""
+
+
+def _rows(document: SharedRun) -> Iterator[tuple[str, ...]]:
+    for row in document.phases:
+        what = f"in use, MiB: {row['phase']}"
+        yield str(row["gpu"]), what, mib(row["forecast"]), mib(row["measured"])
+    for group, figure in document.run.rows:
+        where = f"engine {group}" if figure.gpu is None else str(figure.gpu)
+        if figure.unit == "tokens":
+            yield where, figure.what, f"{figure.forecast:,}", f"{figure.actual:,}"
+        else:
+            yield where, figure.what, format_bytes(figure.forecast), format_bytes(figure.actual)
