@@ -18,10 +18,10 @@ from turbofit.cli.options.fields import filled, options_of
 from turbofit.cli.options.models_options import SharesOptions
 from turbofit.core.errors import UsageError
 from turbofit.core.process.progress import under_way
+from turbofit.planning.request import PACE, PlanRequest
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan
-    from turbofit.planning.request import PlanRequest
 
 __all__ = ["plan", "show_plan"]
 
@@ -39,6 +39,7 @@ __all__ = ["plan", "show_plan"]
     Option("--rehearse", is_flag=True, help="check the choice with the engine on pretend GPUs"),
     FULL,
     *FORMS,
+    *options_of(PlanRequest, PACE, group="the forecast of speed"),
     *planning_options(),
 )
 def plan(
@@ -56,7 +57,6 @@ def plan(
 
     from turbofit import api
     from turbofit.cli.options.profile_options import each_model
-    from turbofit.planning.request import PlanRequest
 
     request = filled(PlanRequest, {**given, "model": model[0]})
     shares = filled(SharesOptions, given).of_models(model)

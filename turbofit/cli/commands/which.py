@@ -14,7 +14,7 @@ from turbofit.cli.options.common_options import (
 )
 from turbofit.cli.options.fields import filled, options_of
 from turbofit.core.process.progress import under_way
-from turbofit.planning.request import WhichRequest
+from turbofit.planning.request import PACE, WhichRequest
 
 __all__ = ["which"]
 
@@ -22,7 +22,7 @@ __all__ = ["which"]
 @command(
     *model_argument(required=False),
     *machine_options(),
-    *options_of(WhichRequest, ("images_per_second", "all_counts")),
+    *options_of(WhichRequest, ("images_per_second", *PACE, "all_counts")),
     Option("--html", metavar="FILE", type=PATH, form=True, help="one page; - for stdout"),
     FULL,
     *FORMS,
