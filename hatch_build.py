@@ -1,4 +1,4 @@
-"""Metadata that hatchling makes at a build: the project's URLs, and a README for an index page.
+"""What hatchling makes at a build: the project's URLs, a README for an index page, packed presets.
 
 An index shows README.md alone, so that its links must lead to the repository, at the version's tag.
 Where the repository is stands once, in pyproject.toml: ``[tool.hatch.metadata.hooks.custom]``.
@@ -6,12 +6,17 @@ Where the repository is stands once, in pyproject.toml: ``[tool.hatch.metadata.h
 
 from __future__ import annotations
 
+import json
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from hatchling.metadata.plugin.interface import MetadataHookInterface
 
+#: Rooms of presets that are one file in a wheel (`turbofit.core.presets` reads both).
+PACKED = ("checkpoints", "gpus", "models")
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|#)([^)\s]+)\)")
 
 
@@ -49,3 +54,29 @@ class MetadataHook(MetadataHookInterface):
         readme = index_readme(text, url, version)
         metadata["readme"] = {"content-type": "text/markdown", "text": readme}
         metadata["urls"] = project_urls(url, version)
+
+
+class PresetsHook(BuildHookInterface):  # type: ignore[type-arg]
+    """Puts presets into a wheel, those of large rooms as one file each."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Add them; an editable installation reads those of the checkout."""
+        if version == "editable":
+            return
+        self._folder = tempfile.TemporaryDirectory()
+        included, presets = build_data["force_include"], Path(self.root, "presets")
+        for file in sorted(path for path in presets.rglob("*") if path.is_file()):
+            name = file.relative_to(presets)
+            if name.parts[0] not in PACKED:
+                included[str(file)] = f"turbofit/_presets/{name.as_posix()}"
+        for room in PACKED:
+            files = sorted((presets / room).glob("*.yaml"))
+            packed = Path(self._folder.name, f"{room}.json")
+            texts = {file.stem: file.read_text(encoding="utf-8") for file in files}
+            packed.write_text(json.dumps(texts), encoding="utf-8")
+            included[str(packed)] = f"turbofit/_presets/{packed.name}"
+
+    def finalize(self, *_: Any) -> None:
+        """The wheel is written."""
+        if hasattr(self, "_folder"):
+            self._folder.cleanup()

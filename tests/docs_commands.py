@@ -45,8 +45,8 @@ def _one_line(line: str) -> str:
 
 
 def profile() -> str:
-    """The example of docs/profile.md, which its command lines read."""
-    text = (ROOT / "docs" / "profile.md").read_text(encoding="utf-8")
+    """The example of docs/environment.md, which its command lines read."""
+    text = (ROOT / "docs" / "environment.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     assert yaml.safe_load(example)["model"]
     return str(example)

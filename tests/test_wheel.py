@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -60,13 +61,45 @@ def test_the_wheel_plans(installed: Path, tmp_path: Path) -> None:
 
 
 def test_every_preset_is_in_the_wheel(installed: Path) -> None:
-    repo = {p.relative_to(ROOT / "presets") for p in (ROOT / "presets").rglob("*.*")}
-    wheel = {
-        p.relative_to(installed / "turbofit" / "_presets")
-        for p in (installed / "turbofit" / "_presets").rglob("*.*")
+    """Rooms of many are one file each."""
+    inside, texts = installed / "turbofit" / "_presets", {}
+    for path in inside.rglob("*.*"):
+        if path.parent == inside and path.suffix == ".json" and "profile" not in path.name:
+            texts |= {
+                Path(path.stem, f"{name}.yaml"): text
+                for name, text in json.loads(path.read_text(encoding="utf-8")).items()
+            }
+        else:
+            texts[path.relative_to(inside)] = path.read_text(encoding="utf-8")
+    presets = ROOT / "presets"
+    assert texts == {
+        path.relative_to(presets): path.read_text(encoding="utf-8") for path in presets.rglob("*.*")
     }
-    assert wheel == repo
     assert (installed / "turbofit" / "py.typed").exists()
+
+
+def test_the_wheel_is_small(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as packed:
+        assert len(packed.namelist()) <= 720
+    assert wheel.stat().st_size <= 1_550_000
+
+
+def test_the_wheel_knows_all_that_the_checkout_knows(installed: Path, tmp_path: Path) -> None:
+    program = (
+        "import json; from turbofit.machine.presets import preset_names;"
+        "from turbofit.model.presets import known_presets, find_preset;"
+        "from turbofit.rehearse.checkpoint.kinds import kinds;"
+        "print(json.dumps([sorted(preset_names()), sorted(known_presets()), sorted(kinds()),"
+        "find_preset('qwen2-vl-7b'), find_preset('nothing')]))"
+    )
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", program], cwd=tmp_path, env={**os.environ, "PYTHONPATH": path},
+            check=True, capture_output=True, text=True,
+        ).stdout
+        for path in (str(installed), str(ROOT))
+    ]  # fmt: skip
+    assert said[0] == said[1]
 
 
 def test_the_wheel_reports(installed: Path, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ import pytest
 
 from tests.support.nvml import Scenario, four_3090, nvml_library, nvml_machine
 from turbofit.cli.command_group import COMMANDS
-from turbofit.cli.terminal import output, terminal
+from turbofit.cli.terminal import output
+from turbofit.cli.terminal import progress_display as terminal
 from turbofit.core.process.state import _base
 
 __all__ = ["nvml_library", "nvml_machine"]

@@ -62,7 +62,7 @@ if __name__ == "__main__":
 
     take_away()
     from turbofit.cli import command, main
-    from turbofit.cli.terminal import terminal
+    from turbofit.cli.terminal import progress_display as terminal
 
     command._WINDOWS = terminal.WINDOWS = True
     main.entry()

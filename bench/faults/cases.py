@@ -284,7 +284,7 @@ def many_launches(ground: Ground) -> Outcome:
 _WRITER = """
 import sys
 from pathlib import Path
-from turbofit.launch.serve.record import Record
+from turbofit.launch.serve.runs import Record
 record = Record(Path(sys.argv[1]), model="m")
 print("x", flush=True)
 for number in range(10**9):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import combinations
 
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Pcie
@@ -23,6 +24,9 @@ _DRIVER = re.compile(r"\d{3}\.\d{2,3}(\.\d{2})?")
 _PAGE = 4096
 #: Contexts, handles and kernels are estimates of the plan: no real start meets them to the byte.
 _SAME = 4096
+#: Bytes by which pretend GPUs' figures are off whole MiB, by rounding of the log's.
+_ROUNDED = 16
+_CONTEXT = "context and weights"
 #: Bytes a second of one lane by PCIe's generation; after its encoding.
 _LANE = {1: 0.25e9, 2: 0.5e9, 3: 0.985e9, 4: 1.97e9, 5: 3.94e9, 6: 7.56e9}
 #: Shares by which a rate may be above what the link or the memory gives: clocks, rounding.
@@ -88,9 +92,25 @@ def _forecasts(one: SharedRun) -> Iterator[str]:
     same |= {row["phase"] for row in one.phases if abs(row["over"]) <= _SAME}
     for what in sorted(same):
         yield f"{what} was measured as it was forecast, to {_SAME} bytes"
+    if any(row["phase"] == _CONTEXT and _whole(row["over"]) for row in one.phases):
+        yield "what came before the cache is off by whole MiB: a card's context is not"
+    for gpu in one.plan.gpus:
+        if _bytes(gpu, "cuda_context") in _steps(one, str(gpu.index)):
+            yield f"the context on GPU {gpu.index} took what the preset says, to the byte"
     for seen in one.seen:
         if seen.free is not None and seen.region is not None and seen.region > seen.free:
             yield "its cache is larger than what was free"
+
+
+def _whole(size: int) -> bool:
+    """Whether it is a number of MiB; the engine's log is rounded to some bytes."""
+    return abs((size + MIB // 2) % MIB - MIB // 2) <= _ROUNDED
+
+
+def _steps(one: SharedRun, gpu: str) -> set[int]:
+    """By which a GPU's bytes in use grew from one moment of a start to a later one."""
+    used = [[moment.used.get(gpu, 0) for moment in start.moments] for start in one.run.attempts]
+    return {later - before for sizes in used for before, later in combinations(sizes, 2)}
 
 
 def _speeds(one: SharedRun) -> Iterator[str]:

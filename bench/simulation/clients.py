@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from turbofit.launch.engine.worst_requests import flat_png
+from turbofit.load.prompt import png
 
 if TYPE_CHECKING:
     from bench.simulation.world import World
@@ -25,7 +25,7 @@ MARK = re.compile(rb"#(?:(\d+)|((?:poison|ask) [\d.e-]+))#")
 
 @cache
 def _image(width: int, height: int) -> str:
-    return "data:image/png;base64," + b64encode(flat_png(width, height)).decode()
+    return "data:image/png;base64," + b64encode(png(width, height)).decode()
 
 
 @dataclass

@@ -35,10 +35,10 @@ from turbofit.core.plan import Remedy
 from turbofit.core.process import files
 from turbofit.launch.engine.environment import Lmdeploy
 from turbofit.launch.engine.supervised_engine import SupervisedEngine
-from turbofit.launch.engine.worst_requests import flat_png
 from turbofit.launch.serve import planner
 from turbofit.launch.serve.gpu_monitor import GpuMonitor
 from turbofit.launch.serve.supervisor import StopSignal, Supervisor
+from turbofit.load.prompt import png
 from turbofit.tuner.explain.remedies import Remedies
 
 if TYPE_CHECKING:
@@ -306,7 +306,7 @@ def _replace_file(real: Any, disk: DiskOs) -> Any:
 _WRITES, _NAMES = itertools.count(), itertools.count()
 
 
-_drawn = cache(flat_png)
+_drawn = cache(png)
 _VERSION = importlib.metadata.version
 
 
@@ -394,7 +394,7 @@ def _replacements(one: World) -> dict[str, Any]:
         f"{_SERVE}.supervisor.check_port": _check_port,
         "turbofit.launch.run.free_ports": _free_ports,
         f"{_SERVE}.leases.start_time": _live,
-        f"{_SERVE}.record.start_time": lambda pid: pid,
+        f"{_SERVE}.runs.start_time": lambda pid: pid,
         f"{_SERVE}.leases.group_of": lambda pid: pid,
         f"{_SERVE}.gpu_monitor.group_of": lambda pid: pid,
         f"{_SERVE}.leases.members": _members,
@@ -413,7 +413,7 @@ def _replacements(one: World) -> dict[str, Any]:
         "turbofit.gateway.routing.deny_file.secrets": one.secrets,
         "turbofit.gateway.routing.deny_file.time": clock,
         f"{_SERVE}.leases.os": LeaseOs(),
-        f"{_SERVE}.record.os": LeaseOs(),
+        f"{_SERVE}.runs.os": LeaseOs(),
         "turbofit.core.process.files.os": disk,
         "turbofit.core.process.files.token_hex": lambda _: str(next(_NAMES)),
         "turbofit.core.process.files._replace": _replace_file(files._replace, disk),
@@ -438,7 +438,7 @@ def _replacements(one: World) -> dict[str, Any]:
         "turbofit.tuner.choose.remedies": lambda *_: _HELPS,
         "turbofit.tuner.choose.speed_remedies": lambda *_: (),
         "turbofit.tuner.choose.limit_costs": lambda *_: (),
-        f"{_ENGINE}.worst_requests.flat_png": _drawn,
+        f"{_ENGINE}.worst_requests.png": _drawn,
     }
 
 

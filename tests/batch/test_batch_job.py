@@ -15,7 +15,7 @@ from turbofit.batch.batch_job import BatchJob, BatchListener, BatchProgress
 from turbofit.batch.batch_spec import BatchSpec, BatchTarget
 from turbofit.core.errors import UnservedError, UsageError
 from turbofit.core.process.progress import Step
-from turbofit.launch.engine.worst_requests import flat_png
+from turbofit.load.prompt import png
 
 
 def run(source, output, url: str, *, at_once: int = 8, listener=None, **spec):
@@ -73,7 +73,7 @@ def test_images_of_a_folder(tmp_path) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
     for number in range(5):
-        (folder / f"{number}.png").write_bytes(flat_png(64, 64))
+        (folder / f"{number}.png").write_bytes(png(64, 64))
     (folder / "broken.png").write_bytes(b"x")
     output = tmp_path / "out.jsonl"
     with StandIn() as server:
@@ -85,6 +85,10 @@ def test_images_of_a_folder(tmp_path) -> None:
     assert (result.answered, result.failed) == (5, 1)
     with StandIn() as server, pytest.raises(UsageError, match="is of another input"):
         run(folder, output, server.url, prompt="another")
+    with StandIn() as server, pytest.raises(UsageError, match="--max-tokens has changed"):
+        run(folder, output, server.url, prompt="ok {stem}", max_tokens=300)
+    with StandIn() as server:  # what is usual is not another
+        assert run(folder, output, server.url, prompt="ok {stem}", max_tokens=512).left == 0
 
 
 def test_an_output_that_is_not_in_order_stays_so(tmp_path) -> None:

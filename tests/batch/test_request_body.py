@@ -9,11 +9,10 @@ import msgspec
 import pytest
 
 from turbofit.batch import request_body
-from turbofit.batch.batch_input import chat_body
 from turbofit.batch.item import BatchItem, ItemError
 from turbofit.batch.request_body import BodyWriter, ImageLimits, inlined
 from turbofit.core.images import TileRule
-from turbofit.launch.engine.worst_requests import flat_png
+from turbofit.load.prompt import png, user_message
 from turbofit.model.source import resolve_model
 
 
@@ -21,6 +20,10 @@ def writer(*, replace: bool = False, base: object = "", max_tokens: int | None =
     return BodyWriter(
         "served", replace=replace, base=str(base), limits=ImageLimits(), max_tokens=max_tokens
     )
+
+
+def chat(text: str, images: list[str]) -> dict[str, object]:
+    return {"messages": [user_message(text, images)]}
 
 
 def item(body) -> BatchItem:
@@ -48,15 +51,15 @@ def test_model_and_answer_length_are_filled_in(raw, options, sent) -> None:
 
 
 def test_an_entry_stays_small_when_its_images_are_read(tmp_path) -> None:
-    (tmp_path / "a.png").write_bytes(flat_png(64, 64))
-    one = item(chat_body("?", ["a.png"]))
+    (tmp_path / "a.png").write_bytes(png(64, 64))
+    one = item(chat("?", ["a.png"]))
     sent = json.loads(writer(base=tmp_path).body(one))
     assert sent["messages"][0]["content"][0]["image_url"]["url"].startswith("data:image/png")
-    assert one.body == chat_body("?", ["a.png"])
+    assert one.body == chat("?", ["a.png"])
 
 
 def test_images_of_a_jsonl_line_are_read_too(tmp_path) -> None:
-    raw = msgspec.json.encode(chat_body("?", ["none.png"]))
+    raw = msgspec.json.encode(chat("?", ["none.png"]))
     with pytest.raises(ItemError, match="is no file that is there"):
         writer(base=tmp_path).body(item(raw))
 
@@ -65,10 +68,10 @@ def test_what_cannot_be_sent_is_the_items_failure() -> None:
     with pytest.raises(ItemError, match="no streams"):
         writer().body(item(b'{"stream": true}'))
     with pytest.raises(ItemError, match="cannot be sent"):
-        writer().body(item(chat_body("\udcff", [])))
+        writer().body(item(chat("\udcff", [])))
 
 
-PNG = flat_png(64, 48)
+PNG = png(64, 48)
 
 
 def body(*urls: str):
@@ -155,7 +158,7 @@ def test_an_image_that_changes_while_it_is_read(more, tmp_path, monkeypatch) -> 
 def test_an_image_over_the_plan_fails_or_is_left_to_the_gateway(tmp_path) -> None:
     rule = resolve_model("internvl2-2b").image_rule
     assert isinstance(rule, TileRule)
-    (tmp_path / "a.png").write_bytes(flat_png(448 * 4, 448 * 3))
+    (tmp_path / "a.png").write_bytes(png(448 * 4, 448 * 3))
     limits = ImageLimits(rule=rule, units=7, limit=6)
     error = failure(body("a.png"), tmp_path, limits)
     assert error.code == "image_over_limit"
@@ -167,7 +170,7 @@ def test_an_image_over_the_plan_fails_or_is_left_to_the_gateway(tmp_path) -> Non
 
 def test_shrinking_makes_a_file_small_enough_where_it_can(tmp_path) -> None:
     rule = resolve_model("internvl2-2b").image_rule
-    data = flat_png(2240, 1680) + b"\0" * 200000  # what follows the end is no matter to Pillow
+    data = png(2240, 1680) + b"\0" * 200000  # what follows the end is no matter to Pillow
     (tmp_path / "a.png").write_bytes(data)
     limits = ImageLimits(bytes=100000, rule=rule, units=13, limit=12, shrink=True)
     found = body("a.png")

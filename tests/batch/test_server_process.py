@@ -17,13 +17,16 @@ from turbofit.batch.batch_input import open_input
 from turbofit.batch.batch_spec import BatchSpec
 from turbofit.batch.server_process import ServerProcess, server_plan
 from turbofit.core.errors import LaunchError, UsageError
-from turbofit.launch.engine.worst_requests import flat_png
+from turbofit.core.process.progress import Step, listened
+from turbofit.load.prompt import png
 from turbofit.model.source import resolve_model
 from turbofit.planning.request import PlanRequest
 
 #: What stands for ``turbofit serve``: opens, and lives until a signal.
 OPENS = (
     "import signal, sys\n"
+    "print('starting the engine, 1 min 11 s, 9 s left', file=sys.stderr, flush=True)\n"
+    "print('to ask: curl http://127.0.0.1:1', file=sys.stderr, flush=True)\n"
     "print('note', file=sys.stderr, flush=True)\n"
     "print('http://127.0.0.1:' + sys.argv[sys.argv.index('--port') + 1], flush=True)\n"
     "signal.sigwait({signal.SIGTERM})\n"
@@ -41,11 +44,14 @@ def opens(tmp_path, monkeypatch) -> str:
 
 def test_it_opens_says_and_ends(opens) -> None:
     said: list[str] = []
+    steps: list[Step | None] = []
 
     async def main() -> int:
         server = ServerProcess(["m"], said.append)
-        await server.start()
-        await auntil(lambda: said == ["note"], "its note")
+        with listened(steps.append):
+            await server.start()
+            await auntil(lambda: said == ["note"], "its note")
+        assert Step("starting the server", detail="starting the engine") in steps
         assert server.url.startswith("http://127.0.0.1:")
         pid = server._process.pid
         await server.end()
@@ -113,7 +119,7 @@ def photos(tmp_path, count: int = 3):
     folder = tmp_path / "photos"
     folder.mkdir()
     for number in range(count):
-        (folder / f"{number:03}.png").write_bytes(flat_png(448, 448 + 8 * number))
+        (folder / f"{number:03}.png").write_bytes(png(448, 448 + 8 * number))
     return folder
 
 

@@ -7,7 +7,7 @@ from tests.batch.standin import request
 from turbofit.batch.batch_input import open_input
 from turbofit.batch.batch_spec import BatchSpec
 from turbofit.batch.server_process import BatchWorkload, workload_of
-from turbofit.launch.engine.worst_requests import flat_png
+from turbofit.load.prompt import png
 from turbofit.model.source import resolve_model
 
 MODEL = resolve_model("internvl2-2b")
@@ -15,7 +15,7 @@ MODEL = resolve_model("internvl2-2b")
 
 def test_the_worst_image_that_is_there_decides(tmp_path) -> None:
     for name, size in (("a", (448, 448)), ("b", (1344, 448)), ("c", (900, 900))):
-        (tmp_path / f"{name}.png").write_bytes(flat_png(*size))
+        (tmp_path / f"{name}.png").write_bytes(png(*size))
     (tmp_path / "broken.png").write_bytes(b"x")
     found = workload_of(
         open_input(tmp_path, BatchSpec(prompt="What is this?", max_tokens=100)), MODEL
@@ -33,7 +33,7 @@ def jsonl(tmp_path, *rows, max_tokens=None):
 
 
 def test_a_text_counts_by_its_bytes_and_an_image_in_it_by_its_tokens(tmp_path) -> None:
-    url = "data:image/png;base64," + base64.b64encode(flat_png(2000, 1500)).decode()
+    url = "data:image/png;base64," + base64.b64encode(png(2000, 1500)).decode()
     image = {"type": "image_url", "image_url": {"url": url}}
     pictured = request("a", "x", max_tokens=10)
     pictured["body"]["messages"][0]["content"] = [image, image]

@@ -68,6 +68,14 @@ def with_used(one: SharedRun, used: int) -> SharedRun:
     return replace(one, seen=(replace(seen, cards=(changed,)),))
 
 
+def with_context(one: SharedRun) -> SharedRun:
+    """Its first step is the estimate."""
+    context = next(t.bytes for t in one.plan.gpus[0].ledger if t.term == "cuda_context")
+    first, second, *rest = one.run.attempts[0].moments
+    changed = replace(second, used={"0": first.used["0"] + context})
+    return with_attempt(one, moments=(first, changed, *rest))
+
+
 def as_forecast(one: SharedRun) -> SharedRun:
     engine = one.run.attempts[0].engines[0]
     rows = tuple(replace(row, actual=row.forecast) for row in engine.beside)
@@ -92,6 +100,10 @@ FORGED = {
     "whole pages": with_used(ONE, ONE.seen[0].cards[0].used["sampling"] + 1),
     "less in use than its weights": with_used(ONE, ONE.seen[0].cards[0].before),
     "was measured as it was forecast": as_forecast(ONE),
+    "is off by whole MiB": replace(
+        ONE, seen=(replace(ONE.seen[0], free=(ONE.seen[0].free or 0) - 36107716 + 36 * MIB),)
+    ),
+    "took what the preset says, to the byte": with_context(ONE),
     "larger than what was free": replace(ONE, seen=(replace(ONE.seen[0], free=MIB),)),
     "over its PCIe link": with_gpu(ONE, pcie=Pcie(generation=1, width=1)),
     "its memory is not so fast": fast(ONE, 1e6),

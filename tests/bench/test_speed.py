@@ -193,7 +193,7 @@ def test_a_trace_is_as_far_from_published_curves_as_the_forecast() -> None:
     errors.sort()
     assert median(errors) < 0.08
     assert errors[int(0.9 * len(errors))] < 0.18
-    # Of requests that all start at once; docs/speed.md tells these.
+    # Of requests that all start at once; docs/accuracy.md tells these.
     first.sort()
     assert 0.8 < median(first) < 1.3
     assert first[len(first) // 10] > 0.4

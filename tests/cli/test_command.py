@@ -25,7 +25,7 @@ def read(*words: str, takes_rest: bool = False) -> dict[str, Any]:
 
 def test_an_option_of_several_words_takes_all_up_to_the_next_option() -> None:
     given = read("--origins", "a", "b", "--json", "--key", "k", "--key", "l")
-    assert (given["origins"], given["key"], given["as_json"]) == (("a", "b"), ("k", "l"), True)
+    assert (given["origins"], given["key"], given["form"].as_json) == (("a", "b"), ("k", "l"), True)
 
 
 def test_the_last_of_them_counts() -> None:

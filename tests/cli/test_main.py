@@ -31,7 +31,7 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Any:
     import types
 
     made = types.ModuleType("turbofit.cli.commands.fake")
-    as_json = Option("--json", "as_json", is_flag=True)
+    as_json = Option("--json", "as_json", is_flag=True, form=True)
     made.fake = CliCommand(lambda **given: made.run(given), [as_json])  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "turbofit.cli.commands.fake", made)
     monkeypatch.setitem(COMMANDS, "fake", "for tests")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from turbofit.cli.options.profile_options import defaults, sections
+from turbofit.cli.options.common_options import defaults, sections
 from turbofit.core.errors import UsageError
 from turbofit.core.profile import Profile, read_profile, secret_of
 

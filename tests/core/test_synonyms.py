@@ -6,7 +6,7 @@ import click
 import pytest
 
 from turbofit.cli.command_group import COMMANDS, TURBOFIT
-from turbofit.cli.options.option_variables import options_by_command
+from turbofit.cli.usage_errors import options_by_command
 from turbofit.core.synonyms import _tables, command_synonym, near, synonym
 from turbofit.launch.serve.passthrough import option_classes
 

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from tests.support.gateway import CHAT, chat, image_part, plan_for
 from tests.waiting import HANG
 from turbofit.cli.commands.gateway import gateway as command
-from turbofit.cli.options.fields import filled
+from turbofit.cli.options.common_options import filled
 from turbofit.cli.options.gateway_options import GatewayOptions
 from turbofit.core.errors import LaunchError, UsageError
 from turbofit.gateway.config import ConnectionLimits, GatewayConfig

@@ -139,6 +139,12 @@ def test_under_a_pretend_driver_it_runs_as_on_a_real_one_and_is_kept_apart(tmp_p
     body = json.loads(kept.read_text())
     # The estimate pays 20 MiB for cuBLAS handles and 101 for torch's kernels: none is here.
     assert body["calibration"]["context"] == -121 << 20
+    saved = read_saved(str(next((folder / "runs").iterdir())))
+    with pytest.raises(UsageError, match="ran on pretend GPUs"):
+        shared(saved)
+    assert saved.run is not None
+    forged = shared(saved._replace(run=replace(saved.run, pretend=False)))
+    assert any("took what the preset says" in reason for reason in impossible(forged))
     planned = run("plan", str(checkpoint), "--engine", "turbomind", "--json")
     assert planned.returncode == 0, planned.stderr[-2000:]
     plan = json.loads(planned.stdout[: planned.stdout.rindex("}") + 1])

@@ -19,7 +19,7 @@ def config(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.delenv("TURBOFIT_API_KEYS", raising=False)
     given: list[Any] = []
 
-    def one_model(config: Any, _passed: Any, *, as_json: bool) -> int:
+    def one_model(config: Any, _passed: Any, _form: Any) -> int:
         given.append(config.gateway)
         return 0
 

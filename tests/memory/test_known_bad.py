@@ -106,6 +106,25 @@ CASES = {
         launch("internvl2-40b", weights=AWQ), "turbomind", ("0.4.1", "0.5.0"), ("0.5.1",),
         [launch("internvl2-40b"), launch("internvl2-26b", weights=AWQ)],
     ),
+    "prefix-cache-images": (
+        launch("internvl2-8b", enable_prefix_caching=True), "turbomind", ("0.4.2", "0.10.0"),
+        ("0.10.1", "0.18"),
+        [launch("internvl2-8b"), launch("qwen2.5-7b", enable_prefix_caching=True)],
+    ),
+    "prefix-cache-off-turbomind": (
+        launch("internvl2-8b", enable_prefix_caching=True), "turbomind", ("0.10.1", "0.14.0"),
+        ("0.10.0", "0.15.0", "0.18"),
+        [launch("internvl2-8b"), launch("qwen2.5-7b", enable_prefix_caching=True)],
+    ),
+    "prefix-cache-off-pytorch": (
+        launch("qwen2.5-vl-7b", enable_prefix_caching=True), "pytorch", ("0.10.1", "0.18"),
+        ("0.10.0",),
+        [launch("qwen2.5-vl-7b"), launch("qwen3-vl-8b", enable_prefix_caching=True)],
+    ),
+    "delta-experts-volta-speed": (
+        launch("qwen3.6-35b-a3b-awq", (7, 0)), "turbomind", ("0.12.2", "0.18"), ("0.12.1",),
+        [launch("qwen3.6-35b-a3b-awq", (7, 5)), launch("qwen3.6-27b-awq", (7, 0))],
+    ),
 }  # fmt: skip
 
 

@@ -114,6 +114,7 @@ def test_ollamas_tag_chooses_among_the_presets(typed: str, preset: str) -> None:
         ("qwen2.5vl:9b", "no model is known", "qwen2.5-vl-7b"),
         ("qwen2.5vl:7b-q8_0", "7b-q8_0 is GGUF", "qwen2.5-vl-7b-awq its 4 bits"),
         ("gemma3:12b-it-q4_K_M", "q4_K_M is GGUF", "of 4 bits none is known"),
+        ("nvidia/Qwen3.8-27B-NVFP4", "it is NVFP4", "qwen3.8-27b-int4 its 4 bits"),
         ("moondream:1.8b", "no model is known", "the checkpoint that it was made of"),
         ("minicpm-v:8b", "MiniCPM-V", "vLLM"),
         ("deepseek-r1:7b", "DeepSeek-R1-Distill-Qwen-7B is not in", "HF_HUB_OFFLINE"),

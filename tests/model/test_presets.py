@@ -95,6 +95,16 @@ def test_nearest_names():
     assert nearest_names("zzzzzz") == []
 
 
+@pytest.mark.parametrize("typed", ["qwen3.7-27b", "qwen3.8-35b-a3b", "internvl4-8b", "glm-6-air"])
+def test_no_other_generation_is_near(typed):
+    assert nearest_names(typed) == []
+
+
+def test_another_size_of_a_generation_is_near():
+    assert {"qwen3.5-27b", "qwen3.5-2b"} <= set(nearest_names("qwen3.5-72b"))
+    assert "qwen3.6-27b-fp8" in nearest_names("qwen3_6-27b-fp9")
+
+
 @pytest.mark.parametrize("preset_id", [name for name in known_presets() if name.endswith("-awq")])
 def test_awq_variants_are_named_by_their_base(preset_id):
     base = load_preset(preset_id).base
@@ -137,7 +147,7 @@ def test_a_preset_costs_little_and_imports_nothing_heavy():
 
 
 def test_presets_by_words_of_their_names():
-    assert all(name.endswith("-awq") for name in presets_with(["awq"]))
+    assert all("awq" in load_preset(name).hub_id.lower() for name in presets_with(["awq"]))
     assert presets_with(["qwen2.5-vl", "7B"]) == ["qwen2.5-vl-7b", "qwen2.5-vl-7b-awq"]
     assert presets_with([]) == known_presets()
     assert "internvl2-8b" in presets_with(["opengvlab/internvl2"])

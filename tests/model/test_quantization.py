@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from tests.support.tiny_checkpoints import LLAMA, llama_tensors, make, read
 from turbofit.core.errors import UsageError
 from turbofit.core.model import Quantization
-from turbofit.model.parameters import stored_bytes
-from turbofit.model.quantization import exempts
+from turbofit.core.units import GIB
+from turbofit.model.families.engines import engine_problem
+from turbofit.model.parameters import exempt_bytes, stored_bytes, unpacked_bytes
+from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
 
 INPUTS = "linear_attn.in_proj_qkv"
@@ -19,11 +22,16 @@ AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm", "
     ("name", "exempted"),
     [
         ("linear_attn", True),
-        ("model.language_model.layers.0.linear_attn", True),
-        ("model.language_model.layers.3.linear_attn.in_proj_qkv", True),
+        ("model.language_model.layers.4.linear_attn", True),
+        ("model.layers.4.linear_attn.in_proj_qkv", True),
+        ("layers.4.", True),
+        ("model.language_model.layers.3.linear_attn.in_proj_qkv", False),
+        ("model.layers.44", False),
+        ("mtp.layers.4.linear_attn", False),
         ("re:.*linear_attn.*", True),
         ("re:.*linear_attn.in_proj_[ab]$", False),
-        ("model.language_model.layers.0.linear_attn.in_proj_a", False),
+        ("model.language_model.layers.4.linear_attn.in_proj_a", False),
+        ("model.language_model.layers.4.linear_attn.in_proj", False),
         ("model.visual", False),
         ("lm_head", False),
         ("re:(", False),
@@ -32,7 +40,74 @@ AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm", "
 )
 def test_a_name_or_an_expression_exempts_a_layer(name: str, exempted: bool) -> None:
     packing = Quantization(method="fp8", bits=8, group_size=128, unconverted=("mtp", name))
-    assert exempts(packing, INPUTS) is exempted
+    assert packing.exempts(INPUTS, 4) is exempted
+
+
+#: Bytes of files in GiB, of presets with their draft of 16 bits, but for g_idx (GPTQ's of
+#: many experts, 0.18); of language models alone.
+#: Source: the safetensors headers as docs of github.com/sinkarusa/jevemu list them.
+FILES = {
+    "qwen3.5-27b-gptq-int4": 28.16,
+    "qwen3.6-35b-a3b-awq": 23.70,
+    "qwen3.6-35b-a3b-gptq-int4": 22.73,
+    "qwen3.5-35b-a3b-awq": 23.71,
+    "qwen3.8-27b": 51.75,
+}
+LANGUAGE_MODELS = {"qwen3.6-27b-awq": 18.70, "qwen3.6-35b-a3b-awq": 21.30}
+
+
+@pytest.mark.parametrize("preset", FILES)
+def test_a_preset_is_as_large_as_its_files(preset: str) -> None:
+    model = preset_model(preset)
+    text, moe = model.text, model.text.moe
+    hidden, inner = text.hidden, text.heads * text.head_dim
+    keys = 2 * text.kv_heads * text.head_dim
+    draft = hidden * (3 * inner + keys) + 2 * hidden * hidden
+    if moe:
+        draft += 3 * hidden * (moe.experts * moe.intermediate + moe.shared_intermediate)
+    else:
+        draft += 3 * hidden * text.intermediate
+    assert (model.weight_bytes + 2 * draft) / GIB == pytest.approx(FILES[preset], abs=0.18)
+
+
+@pytest.mark.parametrize("preset", LANGUAGE_MODELS)
+def test_a_preset_has_the_bytes_of_its_language_model(preset: str) -> None:
+    model = preset_model(preset)
+    size = stored_bytes(model.text, None, model.dtype, model.quantization)
+    assert size / GIB == pytest.approx(LANGUAGE_MODELS[preset], abs=0.05)
+
+
+def test_what_a_config_exempts_is_counted_at_16_bits() -> None:
+    model = preset_model("qwen3.6-27b-awq")
+    assert model.quantization is not None
+    whole = msgspec.structs.replace(model.quantization, unconverted=())
+    packed_size = stored_bytes(model.text, model.vision, model.dtype, whole)
+    assert unpacked_bytes(model) == model.weight_bytes - packed_size > 0
+    q, layer = 5120 * 2 * 24 * 256, 3 * 5120 * 17408  # of one layer: queries with gates, the MLP
+    more = exempt_bytes(model.text, model.dtype, model.quantization)
+    assert more["q"] == int(16 * q * (2 - (0.5 + 2.5 / 128)))
+    assert more["o"] == 0  # the first layer has no attention
+    assert more["mlp.gate_up"] + more["mlp.down"] == int(layer * (2 - (0.5 + 2.5 / 128)))
+
+
+def test_gptq_says_in_dynamic_what_it_leaves() -> None:
+    plain = {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": False}
+    rules = {"lm_head": {}, "-:.*attn.*": {}, "-:.*visual.*": {}}
+    config = LLAMA | {"quantization_config": plain | {"dynamic": rules}}
+    found = read(config=config).quantization
+    assert found is not None
+    assert found.unconverted == ("re:.*attn.*", "re:.*visual.*")
+    rules = {"+:.*down.*": {"bits": 8}}
+    with pytest.raises(UsageError, match="several ways of packing"):
+        read(config=LLAMA | {"quantization_config": plain | {"dynamic": rules}})
+
+
+def test_turbomind_runs_gptq_that_leaves_gated_delta_nets() -> None:
+    model = preset_model("qwen3.5-27b-gptq-int4")
+    assert engine_problem(model, "turbomind") is None
+    whole = Quantization(method="gptq", bits=4, group_size=128)
+    packed_nets = msgspec.structs.replace(model, quantization=whole)
+    assert "cannot widen gptq" in str(engine_problem(packed_nets, "turbomind"))
 
 
 def test_awq_as_stored(tmp_path):

@@ -16,8 +16,8 @@ from tests.support.plans import machine, model
 from turbofit import api
 from turbofit.cli.command_group import TURBOFIT
 from turbofit.cli.main import main
-from turbofit.cli.options.fields import filled
-from turbofit.cli.options.models_options import SharesOptions
+from turbofit.cli.options.common_options import filled
+from turbofit.cli.options.launch_options import SharesOptions
 from turbofit.core.cluster import Cluster
 from turbofit.core.model import ModelSource
 from turbofit.core.plan import Plan, ServeCommand
@@ -25,7 +25,7 @@ from turbofit.launch.cluster.nodes import cluster_from
 from turbofit.planning.joint_plan import joint_plan
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.request import PlanRequest
-from turbofit.report.shell import shell_words
+from turbofit.report.views.plan.commands_view import shell_words
 
 pytestmark = pytest.mark.slow
 

@@ -17,8 +17,8 @@ from turbofit.cli.main import main
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Plan
 from turbofit.core.struct import to_json
-from turbofit.launch.serve.record import Record
-from turbofit.report.stored_documents import keep, read_saved, saved_json
+from turbofit.launch.serve.runs import Record
+from turbofit.report.stored_documents import keep, read_saved, saved_document
 
 Out = pytest.CaptureFixture[str]
 
@@ -69,7 +69,7 @@ def test_a_run_by_its_folder_its_record_or_its_name(state: Path) -> None:
         assert saved.run is not None
         assert saved.run.state == "ended"
         assert saved.plan.verdict == "fits"
-    document = json.loads(saved_json(saved))
+    document = json.loads(to_json(saved_document(saved)))
     assert set(document) == {"schema", "plan", "run"}
     assert document["run"]["attempts"][0]["moments"][3]["phase"] == "check"
 
@@ -163,7 +163,7 @@ def test_a_load_and_a_tuning_from_stdin_and_from_a_pipe(
 def test_what_report_wrote_of_a_run_is_read_again(state: Path, tmp_path: Path) -> None:
     saved = read_saved(str(run_folder(state)))
     path = tmp_path / "run-report.json"
-    path.write_text(saved_json(saved))
+    path.write_text(to_json(saved_document(saved)))
     again = read_saved(str(path))
     assert (again.plan, again.run) == (saved.plan, saved.run)
 

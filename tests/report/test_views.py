@@ -15,8 +15,8 @@ from turbofit.core.units import MIB
 from turbofit.machine.presets import load_preset
 from turbofit.report.painters import markdown, terminal
 from turbofit.report.painters.document import Code, Table
-from turbofit.report.shell import shell_command
 from turbofit.report.views.machine_view import machine_view
+from turbofit.report.views.plan.commands_view import shell_words
 from turbofit.report.views.plan.memory_view import fold
 from turbofit.report.views.plan.plan_view import plan_view
 from turbofit.report.views.preset_view import gpus_view, models_view
@@ -117,7 +117,7 @@ def test_the_shell_reads_the_command_back() -> None:
         argv=("lmdeploy", "serve", "api_server", "/models/it's here", "--flag", "--x", "1 2", "-$"),
         group=0,
     )
-    words = shlex.split(shell_command(command).replace("\\\n", ""))
+    words = shlex.split(shell_words(command.argv, command.env).replace("\\\n", ""))
     env = [f"{name}={value}" for name, value in command.env.items()]
     assert words == [*env, *command.argv]
 

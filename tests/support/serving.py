@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.processes import HANG, Child, free_port
-from turbofit.launch.engine.worst_requests import flat_png
+from turbofit.load.prompt import png
 
 __all__ = ["Served", "image", "serve_pretend", "start_turbofit"]
 
@@ -69,7 +69,7 @@ class Served:
 
 def image(width: int, height: int, **fields: Any) -> dict[str, Any]:
     """An image part."""
-    url = "data:image/png;base64," + base64.b64encode(flat_png(width, height)).decode()
+    url = "data:image/png;base64," + base64.b64encode(png(width, height)).decode()
     return {"type": "image_url", "image_url": {"url": url, **fields}}
 
 

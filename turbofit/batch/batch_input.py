@@ -22,12 +22,13 @@ from turbofit.batch.batch_spec import ANSWER_TOKENS, IMAGE_COLUMN
 from turbofit.batch.item import CHAT, BatchItem, ItemError, digest_of
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.messages import option_of
+from turbofit.load.prompt import user_message
 
 if TYPE_CHECKING:
     from turbofit.batch.batch_spec import BatchSpec
     from turbofit.core.json_types import JsonObject
 
-__all__ = ["BatchInput", "chat_body", "open_input"]
+__all__ = ["BatchInput", "open_input"]
 
 #: A row by its columns, or why there is none.
 Row = Mapping[str, Any] | ItemError
@@ -87,16 +88,17 @@ def open_input(path: Path, spec: BatchSpec) -> BatchInput:
         ) from None
     readers = {".csv": _csv, ".parquet": _parquet}
     if reader := _folder if is_folder else readers.get(path.suffix.lower()):
-        items = partial(_rows, *_checked(*reader(path), spec))
-        base = path if is_folder else path.parent
-        return BatchInput(str(base), spec.most_tokens or ANSWER_TOKENS, items)
+        tokens = spec.most_tokens or ANSWER_TOKENS
+        rows = partial(_rows, *_checked(*reader(path), spec), tokens - ANSWER_TOKENS)
+        return BatchInput(str(path if is_folder else path.parent), tokens, rows)
     for name in ("prompt", "prompt_file", "image_column"):
         if getattr(spec, name):
             raise UsageError(
                 f"{option_of(name)} does not fit this input: a JSONL file has whole requests",
                 hint=f"leave {option_of(name)} out",
             )
-    return BatchInput(str(path.parent), spec.most_tokens, partial(_lines, path))
+    items = partial(_lines, path, spec.most_tokens or 0)
+    return BatchInput(str(path.parent), spec.most_tokens, items)
 
 
 # Lines.
@@ -116,17 +118,20 @@ class _Line(_Named):
     url: str = CHAT
 
 
-def _lines(path: Path) -> Iterator[BatchItem]:
-    """Each line that is not empty is an item, and its number is the line's."""
+def _lines(path: Path, seed: int) -> Iterator[BatchItem]:
+    """Each line that is not empty is an item, and its number is the line's.
+
+    ``seed`` goes into the digests: with another --max-tokens something else is asked.
+    """
     with path.open("rb", buffering=1 << 20) as file:
         for number, line in enumerate(file, 1):
             raw = line.removeprefix(BOM_UTF8) if number == 1 else line
             if raw := raw.strip():
-                yield _item(number, raw)
+                yield _item(number, raw, digest_of(raw, seed))
 
 
-def _item(number: int, raw: bytes) -> BatchItem:
-    digest, fault = digest_of(raw), None
+def _item(number: int, raw: bytes, digest: int) -> BatchItem:
+    fault = None
     try:
         line = msgspec.json.decode(raw, type=_Line)
     except _NO_LINE as exc:
@@ -197,7 +202,7 @@ def _prompt(spec: BatchSpec) -> str | None:
 
 
 def _rows(
-    rows: Callable[[], Iterator[Row]], prompt: str, images: Sequence[str], named: bool
+    rows: Callable[[], Iterator[Row]], prompt: str, images: Sequence[str], named: bool, seed: int
 ) -> Iterator[BatchItem]:
     """A row is an item, its number is the row's, its name in the column ``custom_id``."""
     for number, row in enumerate(rows(), 1):
@@ -208,9 +213,9 @@ def _rows(
         else:
             name = (named and _readable(_text(row[_ID]))) or name
             urls = [url for key in images if (url := _image(row[key]))]
-            body = chat_body(_filled(prompt, row), urls)
+            body = {"messages": [user_message(_filled(prompt, row), urls)]}
         # Text that is no UTF-8 has a digest, too; its body cannot be sent.
-        digest = digest_of(repr((name, body, str(fault))).encode())
+        digest = digest_of(repr((name, body, str(fault))).encode(), seed)
         yield BatchItem(number=number, digest=digest, custom_id=name, body=body, fault=fault)
 
 
@@ -218,13 +223,6 @@ def _filled(prompt: str, row: Mapping[str, Any]) -> str:
     return _PLACEHOLDER.sub(
         lambda match: f"{{{match[1]}}}" if match[1] else _text(row[match[2]]), prompt
     )
-
-
-def chat_body(prompt: str, images: list[str]) -> JsonObject:
-    """A chat request with images before its prompt."""
-    pictures = [{"type": "image_url", "image_url": {"url": url}} for url in images]
-    content = [*pictures, {"type": "text", "text": prompt}] if pictures else prompt
-    return {"messages": [{"role": "user", "content": content}]}
 
 
 def _readable(text: str) -> str:

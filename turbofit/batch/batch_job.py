@@ -26,7 +26,7 @@ from turbofit.batch.item import BatchLine
 from turbofit.batch.output_file import OutputFile, Survey
 from turbofit.batch.request_body import BodyWriter, ImageLimits
 from turbofit.batch.sender import Sender
-from turbofit.batch.server_process import ServerProcess, server_plan
+from turbofit.batch.server_process import STARTING, ServerProcess, server_plan
 from turbofit.core.errors import UsageError
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.process.ports import open_files
@@ -225,7 +225,7 @@ class BatchJob:
             self._listener.say(f"{unbounded:,} items do not bound their answers; --max-tokens does")
         server = ServerProcess(planned.options, self._listener.say)
         stack.push_async_callback(server.end)
-        with under_way("starting the server"):
+        with under_way(STARTING):
             await server.start()
         limits, places = await in_thread(
             server.limits_and_places, planned.request, shrink=self._spec.shrink

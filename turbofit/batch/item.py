@@ -99,9 +99,9 @@ class BatchLine(Struct):
         return found if isinstance(found, str) else None
 
 
-def digest_of(data: bytes) -> int:
+def digest_of(data: bytes, seed: int = 0) -> int:
     """32 bits that are never 0: two contents have the same once in four thousand million."""
-    return zlib.crc32(data) or 1
+    return zlib.crc32(data, seed & 0xFFFFFFFF) or 1
 
 
 def place_of(identity: str) -> tuple[int, int] | None:

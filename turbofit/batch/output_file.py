@@ -257,8 +257,9 @@ class OutputFile:
             raise self._foreign(number)
         if not survey.holds(*place):
             raise UsageError(
-                f"line {number} of {self.path} is of another input, or the input has changed",
-                hint="name another output for this input",
+                f"line {number} of {self.path} is of another input, or the input, --prompt or "
+                "--max-tokens has changed",
+                hint="name another output for what is asked now",
             )
         return place[0], kept.error is not None
 

@@ -141,7 +141,9 @@ class Sender:
                 why = f"status {status}" if status in _AWAY else ""
                 errors += status >= 500 and not why
                 if not why:
-                    self._here()
+                    if self._away_since is not None:
+                        self._away_since = None
+                        self._waiting("")
                     if status < 500 or errors >= _MOST_ERRORS:
                         return status, headers, raw
             except aiohttp.InvalidURL:
@@ -183,11 +185,6 @@ class Sender:
                 if len(raw) > _LARGEST_ANSWER:
                     raise ItemError("answer_too_big", f"more than {_LARGEST_ANSWER} bytes")
             return response.status, response.headers, raw
-
-    def _here(self) -> None:
-        if self._away_since is not None:
-            self._away_since = None
-            self._waiting("")
 
     def _away(self, why: str) -> None:
         """The server does not answer, or is busy.

@@ -26,6 +26,7 @@ from turbofit.batch.request_body import (
     local_path,
 )
 from turbofit.core.errors import LaunchError, UsageError, error_from
+from turbofit.core.process.progress import Step, tell
 from turbofit.core.process.variable_names import without_options
 from turbofit.gateway.limits.gate import UNSTATED
 from turbofit.gateway.limits.ranges import most_tokens
@@ -51,6 +52,9 @@ SERVE: Final = (sys.executable, "-m", "turbofit", "serve")
 #: After its signal it drains, checks that the memory is back, and is killed then.
 _END_SECONDS: Final = 90.0
 _KINDS: Final = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
+#: The server's step that is under way, to whose time so far ours is beside it.
+STARTING: Final = "starting the server"
+_CLOCK: Final = re.compile(r"(?:, (?:\d+ min )?\d+ s){1,2}(?: left)?$| …$")
 _DATA: Final = re.compile(rb'"data:[^"]{0,80};base64,[^"]*"')
 
 
@@ -168,7 +172,10 @@ class ServerProcess:
             word, _, text = last.partition(": ")
             if word in said:
                 said[word] = text
-            elif not self._ending:
+            elif clock := _CLOCK.search(last):
+                if not self.url:
+                    tell(Step(STARTING, detail=last[: clock.start()]))
+            elif not self._ending and word not in ("to ask", "to chat"):  # the batch alone does
                 self._say(last)
         code = await process.wait()
         if said["error"]:

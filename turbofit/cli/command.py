@@ -10,9 +10,15 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 from click.core import ParameterSource
 
-from turbofit.cli.options.option_variables import check_names, variable
-from turbofit.cli.terminal.output import PAGE_WIDTH, answer, progress, verbose_log
-from turbofit.cli.usage_errors import foreign_option, usage_error, with_source, without_gpu
+from turbofit.cli.terminal.output import PAGE_WIDTH, Form, answer, progress, verbose_log
+from turbofit.cli.usage_errors import (
+    check_names,
+    foreign_option,
+    usage_error,
+    variable,
+    with_source,
+    without_gpu,
+)
 from turbofit.core.errors import NoGpuError, UsageError
 from turbofit.core.process.log_queue import queued_stderr
 from turbofit.core.process.variable_names import is_service_link
@@ -20,20 +26,10 @@ from turbofit.core.process.variable_names import is_service_link
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = [
-    "PATH",
-    "WORDS",
-    "Argument",
-    "CliCommand",
-    "Option",
-    "command",
-    "option_name",
-    "split_rest",
-]
-
 #: Under which name a context keeps the words that it was made of.
 WORDS: Final = "turbofit.words"
 _WINDOWS: Final = os.name == "nt"
+_FORM: Final = frozenset(Form._fields)
 
 
 class _Path(click.Path):
@@ -50,7 +46,7 @@ class Option(click.Option):
     """click's, in a named group of the help page; the first group has no name.
 
     ``several``: it takes all words up to the next option, as LMDeploy's options do. ``form``: it is
-    a form of the answer, of which a command gives one.
+    a form of the answer, of which a command gives one; it takes them as one `Form`.
     """
 
     def __init__(
@@ -180,6 +176,9 @@ class CliCommand(click.Command):
                 hint="give one of the two",
             )
             raise with_source(error, ctx)
+        if forms:
+            fields = {one.name: ctx.params.pop(one.name) for one in forms if one.name in _FORM}
+            ctx.params["form"] = Form(**fields)
 
     def _repeated(self, arguments: Sequence[str], ctx: click.Context) -> list[str]:
         """``--option a b`` as ``--option a --option b``; of such an option the last one counts.
@@ -226,11 +225,11 @@ class CliCommand(click.Command):
                 f"{ctx.command_path} does not run on Windows",
                 hint="run it on Linux, or in WSL 2; plan, predict, machine and report work here",
             )
-        quiet, as_json = ctx.params.pop("quiet"), bool(ctx.params.get("as_json"))
+        form = ctx.params.get("form", Form())
         try:
             with (
                 queued_stderr() if self.only_linux else nullcontext(),
-                progress(quiet=quiet, as_json=as_json),
+                progress(quiet=ctx.params.pop("quiet"), as_json=form.as_json),
                 verbose_log(ctx.params.pop("verbose")),
             ):
                 return super().invoke(ctx)
@@ -242,7 +241,6 @@ class CliCommand(click.Command):
             raise
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The first line."""
         if self.usage is None:
             super().format_usage(ctx, formatter)
         else:

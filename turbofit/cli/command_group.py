@@ -13,8 +13,6 @@ from turbofit.core.errors import UsageError
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-__all__ = ["COMMANDS", "TURBOFIT", "Turbofit", "unknown_command"]
-
 #: Each command is ``turbofit.cli.commands.NAME.NAME``, and imported when it is named.
 COMMANDS: Final[dict[str, str]] = {
     "plan": "the best plan for a model on a machine: settings, ledger, command",
@@ -60,7 +58,6 @@ class Turbofit(click.Group):
         super().__init__("turbofit", add_help_option=False)
 
     def list_commands(self, _: click.Context) -> list[str]:
-        """Their names."""
         return list(COMMANDS)
 
     def get_command(self, _: click.Context, name: str) -> CliCommand | None:
@@ -72,7 +69,6 @@ class Turbofit(click.Group):
         return found
 
     def shell_complete(self, _: click.Context, incomplete: str) -> list[CompletionItem]:
-        """Names of commands, with their lines."""
         from click.shell_completion import CompletionItem
 
         return [

@@ -13,14 +13,12 @@ import turbofit
 from turbofit.cli.command import Option, split_rest
 from turbofit.cli.command_group import COMMANDS, TURBOFIT, unknown_command
 from turbofit.cli.commands.completion import COMPLETE_VARIABLE, complete
-from turbofit.cli.options.option_variables import ROOT
 from turbofit.cli.terminal.output import UnwrittenError, complain, prepare_streams
+from turbofit.cli.usage_errors import ROOT
 from turbofit.core.errors import PackageError, TurbofitError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-__all__ = ["entry", "main"]
 
 #: Packages that only an extra brings, by the name under which they are imported.
 _EXTRAS: Final = {

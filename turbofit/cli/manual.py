@@ -8,8 +8,6 @@ from typing import Final, NamedTuple
 from turbofit.cli.terminal.output import PAGE_WIDTH
 from turbofit.core.presets import load_yaml, presets_dir
 
-__all__ = ["EXIT_CODES", "MANUAL", "Manual", "manual_text"]
-
 #: What each exit code means.
 EXIT_CODES: Final[dict[int, str]] = {
     0: "done",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+from functools import cache
 from typing import Final, Literal
 
 import msgspec
@@ -26,6 +29,8 @@ __all__ = [
 
 Dtype = Literal["float16", "bfloat16", "float32"]
 
+#: A decoder's layer, or a module in it; those of a draft and of a tower begin otherwise.
+_OF_LAYER: Final = r"(?:(?:model|language_model|llm)\.)*layers\.(\d{1,9})\.?(.*)"
 #: Parts of the names of all linear layers of a decoder with experts but these.
 _BESIDE_EXPERTS: Final = ("self_attn", "shared_experts", "mlp")
 
@@ -275,6 +280,37 @@ class Quantization(Struct):
         if self.method == "compressed-tensors":
             return all(any(word in one for one in self.unconverted) for word in _BESIDE_EXPERTS)
         return self.method == "mxfp4"
+
+    def exempts(self, module: str, layer: int) -> bool:
+        """Whether the config exempts a linear layer, such as ``linear_attn.in_proj_z``, in a layer.
+
+        Its names are of single layers, parts of names, or expressions behind ``re:``.
+        """
+        single, patterns, parts = _exempted(self.unconverted)
+        name = f"model.language_model.layers.{layer}.{module}"
+        return (
+            any(f"{module}.".startswith(part) for part in single.get(layer, ()))
+            or any(pattern.search(name) for pattern in patterns)
+            or any(part in name for part in parts)
+        )
+
+
+@cache
+def _exempted(
+    names: tuple[str, ...],
+) -> tuple[dict[int, set[str]], list[re.Pattern[str]], list[str]]:
+    """By layer how modules begin that are exempt in that alone; expressions; parts of names."""
+    single, patterns, parts = dict[int, set[str]](), [], []
+    for name in filter(None, names):
+        if of_layer := re.fullmatch(_OF_LAYER, name):
+            begin = of_layer[2].rstrip(".")
+            single.setdefault(int(of_layer[1]), set()).add(f"{begin}." if begin else "")
+        elif name.startswith("re:"):
+            with contextlib.suppress(re.error):
+                patterns.append(re.compile(name[3:]))
+        else:
+            parts.append(name)
+    return single, patterns, parts
 
 
 class ModelSource(Struct):

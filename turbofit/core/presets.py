@@ -14,7 +14,9 @@ from turbofit.core.errors import UsageError
 if TYPE_CHECKING:
     from turbofit.core.json_types import JsonObject
 
-__all__ = ["converted", "load_yaml", "preset_path", "presets_dir"]
+__all__ = [
+    "converted", "is_preset", "load_yaml", "preset_path", "presets_dir", "presets_of",
+]  # fmt: skip
 
 T = TypeVar("T")
 
@@ -30,19 +32,38 @@ def presets_dir() -> Path:
 
 
 def preset_path(room: str, name: str) -> Path:
-    """The file of one preset, e.g. ``preset_path("gpus", "rtx3090")``; it need not exist."""
+    """What `load_yaml` reads one preset by, e.g. ``preset_path("gpus", "rtx3090")``."""
     return presets_dir() / room / f"{name}.yaml"
 
 
+def is_preset(room: str, name: str) -> bool:
+    """Whether there is such a preset."""
+    return preset_path(room, name).is_file() or name in _pack(room)
+
+
+def presets_of(room: str) -> frozenset[str]:
+    """The names of a room's presets, for `preset_path`."""
+    return frozenset(path.stem for path in (presets_dir() / room).glob("*.yaml")) | set(_pack(room))
+
+
+@cache
+def _pack(room: str) -> dict[str, str]:
+    """Texts by their names, of a room that a wheel has as one file (hatch_build.py)."""
+    path = presets_dir() / f"{room}.json"
+    return msgspec.json.decode(path.read_bytes(), type=dict[str, str]) if path.is_file() else {}
+
+
 def load_yaml(path: Path) -> JsonObject:
-    """Read one YAML mapping.
+    """Read one YAML mapping, of a preset or another file.
 
     Raises:
-        UsageError: the file is missing, is not YAML or is not a mapping.
+        UsageError: it is missing, is not YAML or is not a mapping.
     """
     try:
         # CSafeLoader is a SafeLoader: it builds plain data only.
-        data = yaml.load(path.read_bytes(), Loader=_LOADER)
+        ours = _pack(path.parent.name) if path.parent.parent == presets_dir() else {}
+        text = ours.get(path.stem) or path.read_bytes()
+        data = yaml.load(text, Loader=_LOADER)
     except (OSError, ValueError, AttributeError, RecursionError, yaml.YAMLError) as exc:
         raise UsageError(
             f"preset {path.name} cannot be read: {exc}", hint="reinstall turbofit"

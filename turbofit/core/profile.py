@@ -24,7 +24,7 @@ _MODEL: Final = "model"
 _REFERENCES: Final = ("env:", "file:")
 _LARGEST: Final = 1 << 20
 #: What to look at where a file is none.
-_HINT: Final = "turbofit init writes one; docs/profile.md has its form"
+_HINT: Final = "turbofit init writes one; docs/environment.md has its form"
 
 
 class ProfileSection(NamedTuple):

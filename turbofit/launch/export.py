@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import Plan
 
-__all__ = ["Service", "manifest", "service_of"]
-
 #: Seconds after the drain in which engines end and their memory comes back.
 _AFTER_DRAIN: Final = 30
 #: For NCCL between cards that do not reach each other. Source: NCCL's user guide, Docker.

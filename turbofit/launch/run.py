@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
+import threading
 import time
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -22,8 +23,7 @@ from turbofit.gateway.allocator import keep_large_blocks
 from turbofit.gateway.limits.defaults import unread_arguments
 from turbofit.launch.engine.engine_log import EndedError
 from turbofit.launch.engine.environment import lmdeploy_if_needed, module_runner
-from turbofit.launch.engine.fitted_cache import ratio_now
-from turbofit.launch.engine.launches import Launch, PretendLaunch, free_ports, pretend_runner
+from turbofit.launch.engine.launches import Launch, free_ports, ratio_now
 from turbofit.launch.serve.download import WeightsFetcher
 from turbofit.launch.serve.gpu_monitor import (
     GpuMonitor,
@@ -42,8 +42,8 @@ from turbofit.launch.serve.ladder import (
     table,
 )
 from turbofit.launch.serve.planner import Planner, can_rehearse
-from turbofit.launch.serve.record import Record, facts_of, run_folder
-from turbofit.launch.serve.start_progress import StartProgress, as_launched, beside, lines
+from turbofit.launch.serve.runs import Record, facts_of, run_folder
+from turbofit.launch.serve.start_progress import StartProgress, as_launched, beside, line
 from turbofit.launch.serve.supervisor import StoppedError, Supervisor
 from turbofit.observe.calibrations import pretends
 from turbofit.planning import checks
@@ -59,13 +59,14 @@ if TYPE_CHECKING:
 
     from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
+    from turbofit.gateway.config import GatewayConfig
     from turbofit.gateway.http.app import Gateway
     from turbofit.gateway.models.served_model import AttachedGateway
     from turbofit.gateway.routing.deny_list import DenyList
     from turbofit.gateway.routing.engines import Outage
     from turbofit.gateway.thread import GatewayThread
     from turbofit.launch.engine.environment import Lmdeploy
-    from turbofit.launch.engine.fitted_cache import SharedCards
+    from turbofit.launch.engine.launches import SharedCards
     from turbofit.launch.engine.supervised_engine import Examiner, SupervisedEngine
     from turbofit.launch.serve.config import ServeConfig
     from turbofit.launch.serve.ladder import Rung
@@ -75,8 +76,6 @@ if TYPE_CHECKING:
 
     #: Where clients reach a plan's gateway: an address of its own, or a part of a shared one.
     PublicSide = GatewayThread[Gateway] | AttachedGateway
-
-__all__ = ["Run", "Start"]
 
 
 class Run:
@@ -118,16 +117,14 @@ class Run:
         self.examiner, self.publish, self.shared = examiner, publish, shared
         #: What the user gave, by the fields of `PlanRequest`.
         self.fixed: Options = {} if config.request is None else config.request.given()
-        if lmdeploy is None:
-            lmdeploy, self._missing = lmdeploy_if_needed(self.fixed.get("engine"))
-        else:
-            self._missing = None
-        self.lmdeploy = lmdeploy
+        self.lmdeploy, self._missing = (
+            (lmdeploy, None) if lmdeploy else lmdeploy_if_needed(self.fixed.get("engine"))
+        )
         self.planner = Planner(
             config.request, None if config.pretend else leases, say,
             # A run on pretend GPUs is its own rehearsal.
             rehearse=config.rehearse and not config.pretend and can_rehearse(),
-            doubled=lmdeploy.warning is not None, fitted=shared is not None,
+            doubled=self.lmdeploy.warning is not None, fitted=shared is not None,
         )  # fmt: skip
         #: Plans again with changes; None where the plan may not change.
         self.replan = None if config.plan is not None else self.planner.make
@@ -296,8 +293,7 @@ class Run:
                     path = self.folder / f"plan-{len(failed)}.json"
                     write_atomic(path, plan.to_json(), mode=0o600)
             start = Start(self, plan, len(failed))
-            number = len(failed)
-            self.record.begin(number=number, changes=self.changes, why=why, **facts_of(plan))
+            self.record.begin(number=len(failed), changes=self.changes, why=why, **facts_of(plan))
             try:
                 with ExitStack() as stack:
                     ended = start.run(stop, stack)
@@ -354,8 +350,8 @@ class Run:
             return end.error
         if len(failed) == 1 and isinstance(end.error, DoesNotFitError):
             return end.error
-        for line in table(failed):
-            self.say(line)
+        for row in table(failed):
+            self.say(row)
         if len(failed) == 1:
             return end.error
         return OutOfMemoryError(
@@ -370,6 +366,62 @@ def _engines(plan: Plan) -> tuple[Any, ...]:
     return plan.settings, plan.limits, groups
 
 
+#: What the gateway takes over while it serves.
+LIVE: Final = ("api_key", "allow_origins", "allowed_media_domains")
+
+
+class Reloader:
+    """Reads a server's options again, and hands the gateway what it can take over.
+
+    ``options`` are what the run was started with, by name; ``read`` gives those of now and the
+    public side that they make, and raises UsageError where something in them is wrong.
+    """
+
+    def __init__(
+        self, run: Run, options: Options, read: Callable[[], tuple[Options, GatewayConfig]]
+    ) -> None:
+        self._run, self._options, self._read = run, dict(options), read
+        self._lock = threading.Lock()
+
+    def begin(self) -> None:
+        """Reload in a thread of its own: a signal handler may take no lock."""
+        threading.Thread(target=self.reload, name="reload", daemon=True).start()
+
+    def reload(self) -> None:
+        """Reload, and say what was taken over and what was not; nothing changes by an error."""
+        with self._lock:
+            try:
+                options, config = self._read()
+                changed = _changed(self._options, options)
+                taken = [name for name in changed if name in LIVE]
+                if taken and not self._take_over(config):
+                    taken = []
+            except TurbofitError as exc:
+                self._run.say(f"not reloaded: {exc.message} ({exc.hint})")
+                return
+            self._options |= {name: options.get(name) for name in taken}
+            held = [name for name in changed if name not in taken]
+            if held:
+                self._run.say(f"needs a restart: {', '.join(held)}")
+            self._run.say(f"reloaded: {', '.join(taken) or 'nothing'}")
+
+    def _take_over(self, config: GatewayConfig) -> bool:
+        """Change the gateway that serves, and those that later starts of the run open."""
+        run, before = self._run, self._run.config.gateway
+        if before is None:
+            return False
+        after = before.taking_over(config)
+        if run.public is not None:
+            run.public.call(lambda gateway: gateway.take_over(after))
+        run.config = run.config.changed(gateway=after)
+        return True
+
+
+def _changed(before: Options, after: Options) -> list[str]:
+    names = dict.fromkeys((*before, *after))
+    return [name for name in names if before.get(name) != after.get(name)]
+
+
 # One start: overlay, engines, gateway, the watch over the GPUs, and the end of all of them.
 
 
@@ -382,8 +434,9 @@ class Start:
 
     def __init__(self, run: Run, plan: Plan, number: int) -> None:
         self._run, self._plan, self._number = run, plan, number
-        self._supervisor: Supervisor | None = None
-        self._start_progress: StartProgress | None = None
+        #: From `run` on.
+        self._supervisor: Supervisor
+        self._start_progress: StartProgress
         self._public: PublicSide | None = None
         self._gpu_monitor: GpuMonitor | None = None
         self._noted: tuple[list[int], bool, dict[str, int] | None] = ([], False, {})
@@ -426,35 +479,34 @@ class Start:
         )  # fmt: skip
         for warning in refuse(scene):
             run.say(f"warning: {warning}")
-        self._before = {} if config.pretend else used_now(self._plan)
-        self._start_progress = StartProgress(self._plan, self._before, pretend=config.pretend)
+        self._before = self._used()
+        self._start_progress = StartProgress(self._plan, self._before)
         if run.examiner is not None:
             run.examiner.begin(self._plan)
         self._supervisor = Supervisor(
             self._plan, launches, run.folder, run.say,
             check=config.check, timing=config.timing, on_end=self._ended, on_rest=self._rest,
-            examiner=run.examiner, explained=self._explained,
+            examiner=run.examiner,
+            # Ends of an engine by requests that the gateway refuses since.
+            explained=lambda *of: 0 if run.deny_list is None else run.deny_list.explained(*of),
         )  # fmt: skip
         stop.on_second(self._strike)  # before the engines end: their requests are told why
         try:
             return self._supervisor.run(stop, self._open, self._tick, self._drain)
         finally:
-            self._gone(self._before)
+            self._gone()
 
     def _launches(self, stack: ExitStack) -> list[Launch]:
         run, config, plan = self._run, self._run.config, self._plan
-        key: str | None
+        name, key = config.client_name(plan.model), None
         if config.gateway is None and run.examiner is None:
-            name = config.client_name(plan.model)
             made = commands(plan, port=config.port, name=name, options=config.options)
-            key = None
         else:
             from turbofit.gateway.overlay import overlay
 
             base = run.folder / f"overlay-{self._number}"
             folder = stack.enter_context(overlay(plan, base))
-            stack.callback(_remove, base)
-            name = config.client_name(plan.model)
+            stack.callback(shutil.rmtree, base, ignore_errors=True)
             # The gateway listens once all engines are ready.
             public = None if config.gateway is None else config.gateway.port
             ports = free_ports(len(plan.parallel.groups), besides=public)
@@ -465,14 +517,14 @@ class Start:
         # Without a gateway the user's own key is on the command line already.
         hidden, key = key is not None, key or config.api_key
         if config.pretend:
-            from turbofit.launch.engine.pretended import PretendFaults
+            from turbofit.launch.engine.pretended import PretendLaunch, pretend_runner
 
-            first = None if self._number else config.pretend_fail
+            fail_at = None if self._number else config.pretend_fail
             return [
                 PretendLaunch(
                     one, pretend_runner(plan), key, hidden=hidden, ratio=self._ratio(one.group),
                     plan=plan.of_group(one.group), folder=run.folder / f"pretend-{self._number}",
-                    faults=PretendFaults(config.pretend_taken, first),
+                    taken=config.pretend_taken, fail_at=fail_at,
                     shared=None if run.shared is None else run.shared.file(plan),
                 )
                 for one in made
@@ -497,15 +549,15 @@ class Start:
     def _open(self, urls: list[str]) -> None:
         """All engines are ready: tell, compare, open."""
         run, plan, supervisor = self._run, self._plan, self._supervisor
-        assert supervisor is not None
         self.was_ready = True
-        self._tell_progress(supervisor)
-        used = {} if run.config.pretend else used_now(plan)
+        self._tell_progress()
+        used = self._used()
         engines = []
         for engine in supervisor.engines:
             rows = beside(plan.of_group(engine.group), engine, used)
-            for line in lines([row for row in rows if row.gpu is not None]):
-                run.say(f"{engine.name}: {line}")
+            for row in rows:
+                if row.gpu is not None:
+                    run.say(f"{engine.name}: {line(row)}")
             spent = engine.spent()
             engines.append(EngineRecord(group=engine.group, seconds=spent, beside=tuple(rows)))
         cached = {engine.group: engine.tracker.cached_tokens() for engine in supervisor.engines}
@@ -546,7 +598,6 @@ class Start:
         if run.deny_list is None:
             gateway.deny_list.file.tell(run.say)
         run.deny_list = gateway.deny_list
-        assert self._supervisor is not None
         for engine, started in zip(gateway.engines, self._supervisor.engines, strict=True):
             engine.start_seconds = started.start_seconds
             if serve_config.check:
@@ -560,7 +611,6 @@ class Start:
 
         What a full disk did not take of it, or of the record, is written again.
         """
-        supervisor = self._supervisor
         # An engine that is started again, or rests, takes again what it will need.
         noted = (self._pids(), self._ready, self._surplus())
         real = not self._run.config.pretend  # others need not know of pretend GPUs
@@ -571,30 +621,29 @@ class Start:
             self._run.leases.note(model=name, engines=pids, ready=ready, surplus=surplus)
         if self._run.record.unwritten:
             self._run.record.keep()
-        if supervisor is not None:
-            phases = dict.fromkeys(engine.tracker.phase for engine in supervisor.engines)
-            self._enter(", ".join(phases))
-            self._tell_progress(supervisor)
+        phases = dict.fromkeys(engine.tracker.phase for engine in self._supervisor.engines)
+        self._enter(", ".join(phases))
+        self._tell_progress()
         self._run.on_tick()
 
-    def _tell_progress(self, supervisor: Supervisor) -> None:
-        if self._start_progress is not None:
-            examined = self._run.examiner is not None
-            self._start_progress.look(supervisor.engines, examined=examined)
+    def _tell_progress(self) -> None:
+        examined = self._run.examiner is not None
+        self._start_progress.look(self._supervisor.engines, examined=examined)
+
+    def _used(self) -> dict[int, int]:
+        """Bytes in use on each GPU; of pretend ones nobody else has any."""
+        return {} if self._run.config.pretend else used_now(self._plan)
 
     @property
     def _ready(self) -> bool:
-        """Whether all engines serve."""
-        supervisor = self._supervisor
-        return supervisor is not None and all(one.state == "ready" for one in supervisor.engines)
+        return all(one.state == "ready" for one in self._supervisor.engines)
 
     def _enter(self, phase: str) -> None:
         """Note when a phase was first seen, and what the GPUs had in use then."""
         if self._moments and self._moments[-1].phase == phase:
             return
-        used = {} if self._run.config.pretend else used_now(self._plan)
         at = round(time.monotonic() - self._began, 3)
-        by_index = {str(index): size for index, size in used.items()}
+        by_index = {str(index): size for index, size in self._used().items()}
         self._moments.append(RunMoment(phase=phase, at=at, used=by_index))
         del self._moments[:-_MOMENTS]
         self._run.record.attempt(moments=tuple(self._moments))
@@ -616,30 +665,25 @@ class Start:
             ours = self._ready and not self._run.config.pretend
             self._before = without(self._plan, used_now(self._plan)) if ours else {}
 
-    def _gone(self, before: dict[int, int]) -> None:
+    def _gone(self) -> None:
         """The engines have ended: check that their memory is free again."""
+        before = self._before
         late = memory_back(self._plan, before) if before else []
         for text in late:
             self._run.say(f"warning: {text}")
         if before and not late:
             self._run.say("the GPUs' memory is back")
-        assert self._supervisor is not None
         restarts = sum(max(0, engine.starts - 1) for engine in self._supervisor.engines)
         self._run.record.attempt(memory_back=not late, restarts=restarts)
 
     def _pids(self) -> list[int]:
-        supervisor = self._supervisor
-        if supervisor is None:
-            return []
-        return [engine.process.pid for engine in supervisor.engines if engine.process is not None]
+        return [one.process.pid for one in self._supervisor.engines if one.process is not None]
 
     def _surplus(self) -> dict[str, int] | None:
         """Bytes by GPU UUID that caches hold beyond the plan: more was free than it counted on.
 
         None where the engines do not tell.
         """
-        if self._supervisor is None:
-            return {}
         surplus: dict[str, int] = {}
         for engine in self._supervisor.engines:
             beyond = engine.tracker.cache_surplus
@@ -650,7 +694,6 @@ class Start:
         return surplus
 
     def _uuids(self, engine: SupervisedEngine) -> list[str]:
-        """Of the GPUs that an engine is on."""
         members = self._plan.parallel.groups[engine.group]
         return [gpu.uuid for gpu in self._plan.gpus if gpu.index in members]
 
@@ -658,7 +701,7 @@ class Start:
         died = f"{engine.name}: {ending.error.message}"
         self._run.record.event("ended", died)
         self._run.on_death(died)
-        if self._public is not None and self._supervisor is not None:
+        if self._public is not None:
             index = self._supervisor.engines.index(engine)
             other = self._other_cause(engine, ending)
             with suppress(LaunchError):  # what it died of is not noted
@@ -671,11 +714,6 @@ class Start:
         if ending.kind == "out_of_memory" and taken:
             return True
         return ending.kind == "killed" or any_lost(uuids)
-
-    def _explained(self, index: int, seconds: float) -> int:
-        """Ends of an engine by requests that the gateway refuses since."""
-        deny_list = self._run.deny_list
-        return 0 if deny_list is None else deny_list.explained(index, seconds)
 
     def _rest(self, outage: Outage | None) -> None:
         """No engine runs for a while, or one is started again: clients are told."""
@@ -690,8 +728,3 @@ class Start:
     def _warn(self, kind: str, text: str) -> None:
         self._run.say(f"warning: {text}")
         self._run.record.event(kind, text)
-
-
-def _remove(folder: Any) -> None:
-    with suppress(OSError):
-        folder.rmdir()

@@ -24,7 +24,7 @@ from turbofit.core.units import format_duration
 from turbofit.gateway.allocator import keep_large_blocks
 from turbofit.gateway.models.served_model import AttachedGateway, insist
 from turbofit.gateway.routing.health import healthy
-from turbofit.launch.engine.fitted_cache import SharedCards
+from turbofit.launch.engine.launches import SharedCards
 from turbofit.launch.run import Run
 from turbofit.launch.serve.leases import Leases
 from turbofit.launch.serve.planner import measured, preview
@@ -44,19 +44,6 @@ if TYPE_CHECKING:
 
     #: Plans, launches and follows until the signal ends it.
     Launcher = Callable[[StopSignal, Callable[[Gateway], PublicSide]], object]
-
-__all__ = [
-    "LULL_SECONDS",
-    "ModelRun",
-    "ModelsPolicy",
-    "PlannedModel",
-    "ServedModels",
-    "SeveralModels",
-    "gives_way",
-    "in_turns",
-    "serve_models",
-    "side_by_side",
-]
 
 #: Runs whose folders are kept: each start of a model is a run.
 _KEPT_RUNS: Final = 50
@@ -356,7 +343,9 @@ class SeveralModels:
             TurbofitError: the address cannot be bound, or one of the first models does not start.
         """
         self.front.start()
-        stop.on_second(self._strike)
+        stop.on_second(self.front.cut_off)
+        for run in self.runs:
+            stop.on_second(run.strike)
         stop.abrupt = False
         try:
             first = self.runs[: self.policy.at_once]
@@ -366,23 +355,19 @@ class SeveralModels:
                 self._start(run)
                 while stop.signal is None and run.model.state != "ready":
                     self._collect(run)
-                    self._pause()
+                    time.sleep(self.policy.tick)
             if stop.signal is None:
                 insist(self.front, lambda front: setattr(front, "opened", True))
                 on_open(self.front.url)
             while stop.signal is None:
                 self._step()
-                self._pause()
+                time.sleep(self.policy.tick)
         finally:
             self._end(stop)
             stop.abrupt = stop.signal is None
         return stop.signal
 
-    def _pause(self) -> None:
-        time.sleep(self.policy.tick)
-
     def _step(self) -> None:
-        """Look once at all of them."""
         for run in self.runs:
             self._look(run)
             if run.model.state == "ready":
@@ -395,10 +380,9 @@ class SeveralModels:
         try:
             self._collect(run)
         except TurbofitError as exc:
-            again, message = self.policy.again, exc.message
-            pause = format_duration(again)
+            message, pause = exc.message, format_duration(self.policy.again)
             self.say(f"warning: {run.model.name}: {message}; it is left alone for {pause}")
-            until = time.monotonic() + again
+            until = time.monotonic() + self.policy.again
             insist(self.front, lambda _: run.model.fail(message, until))
 
     def _collect(self, run: ModelRun) -> None:
@@ -462,12 +446,18 @@ class SeveralModels:
         """Start the model whose request has waited longest, or make room for it."""
         if self._starting or any(one.model.state == "ending" for one in self.runs):
             return
+        always = self.policy.idle is None and self.policy.at_once >= len(self.runs)
+
+        def wanted_since(model: ServedModel) -> float | None:
+            """When somebody began to want it; one that runs always is wanted since it failed."""
+            return model.again_at if always and model.state == "failed" else model.wanted_since
+
         waiting = [
             (since, place, run)
             for place, run in enumerate(self.runs)
             if run.under_way is None
             and run.model.rested
-            and (since := self._wanted_since(run.model)) is not None
+            and (since := wanted_since(run.model)) is not None
         ]
         if not waiting:
             return
@@ -478,28 +468,16 @@ class SeveralModels:
             return
         models = [run.model for run in running]
         victim = gives_way(models, self.policy.turn, time.monotonic())
-        if victim is not None:
-            self._make_way(victim, following.model)
-
-    def _wanted_since(self, model: ServedModel) -> float | None:
-        """When somebody began to want it; one that is to run always is wanted since it failed."""
-        always = self.policy.idle is None and self.policy.at_once >= len(self.runs)
-        return model.again_at if always and model.state == "failed" else model.wanted_since
-
-    def _make_way(self, victim: ServedModel, following: ServedModel) -> None:
+        if victim is None:
+            return
         insist(self.front, lambda _: victim.close())
-        expected = following.expected
+        expected = following.model.expected
         known = "" if expected is None else f", which takes about {ceil(expected)} s to start"
-        self.say(f"{victim.name} makes way for {following.name}{known}")
+        self.say(f"{victim.name} makes way for {following.model.name}{known}")
 
     def _start(self, run: ModelRun) -> None:
         insist(self.front, lambda _: run.model.begin())
         run.start()
-
-    def _strike(self) -> None:
-        self.front.cut_off()
-        for run in self.runs:
-            run.strike()
 
     def _end(self, stop: StopSignal) -> None:
         """Let what is under way end, then the engines; nobody waits for a start any longer."""

@@ -15,10 +15,12 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from turbofit.core.json_types import JsonObject
     from turbofit.load.driver import RequestShape
 
-__all__ = ["PromptWriter", "TokenCount", "counted_from", "png", "probes"]
+__all__ = ["PromptWriter", "TokenCount", "counted_from", "png", "probes", "user_message"]
 
 #: English words that most tokenizers know as one token with the space before them.
 _WORDS: Final = [
@@ -75,9 +77,10 @@ class PromptWriter:
 
     def body(self, shape: RequestShape) -> JsonObject:
         """One request's, streamed, with the usage at the end."""
+        images = [_image(width, height, self._draw) for width, height in shape.images]
         made: dict[str, Any] = {
             "model": self._model,
-            "messages": [{"role": "user", "content": self._content(shape)}],
+            "messages": [user_message(self._prompt(shape), images)],
             "max_tokens": shape.output_tokens,
             "temperature": 0,
             "stream": True,
@@ -87,14 +90,6 @@ class PromptWriter:
             made["ignore_eos"] = True
         return made
 
-    def _content(self, shape: RequestShape) -> str | list[dict[str, Any]]:
-        text = self._prompt(shape)
-        if not shape.images:
-            return text
-        parts = [_image(width, height, self._draw) for width, height in shape.images]
-        # The text last: with it first, a shared beginning would reach into the images.
-        return [*parts, {"type": "text", "text": text}]
-
     def _prompt(self, shape: RequestShape) -> str:
         words = self._count.words_for(shape.prompt_tokens)
         alike = min(words - 1, round(shape.shared / self._count.of_word))
@@ -102,7 +97,13 @@ class PromptWriter:
         return " ".join([*begin, _text(self._draw, words - alike)])
 
 
-def png(width: int, height: int, colour: int) -> bytes:
+def user_message(text: str, images: Iterable[str]) -> JsonObject:
+    """A user's message; its images come first, so that no shared beginning reaches into them."""
+    parts = [{"type": "image_url", "image_url": {"url": url}} for url in images]
+    return {"role": "user", "content": [*parts, {"type": "text", "text": text}] if parts else text}
+
+
+def png(width: int, height: int, colour: int = 0) -> bytes:
     """An image of one colour as a PNG with a palette: a few kilobytes, however large it is.
 
     Under: a server decodes it faster than a photograph, whose JPEG takes some milliseconds a
@@ -128,9 +129,8 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
-def _image(width: int, height: int, draw: random.Random) -> dict[str, Any]:
-    data = b64encode(png(width, height, draw.getrandbits(24))).decode()
-    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+def _image(width: int, height: int, draw: random.Random) -> str:
+    return f"data:image/png;base64,{b64encode(png(width, height, draw.getrandbits(24))).decode()}"
 
 
 def _text(draw: random.Random, words: int) -> str:

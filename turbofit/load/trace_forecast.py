@@ -111,7 +111,7 @@ def trace_forecast(
             f"estimate by the forecast's rates, no GPU: of requests a second the median error is "
             f"{figures.median_error:.1%}, p90 {figures.p90_error:.1%} over {figures.error_figures} "
             f"published figures of text models; first tokens are less certain "
-            f"(docs/speed.md#a-trace); prompts that begin alike count whole"
+            f"(docs/accuracy.md#a-trace); prompts that begin alike count whole"
         ),
     )
 

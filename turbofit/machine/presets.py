@@ -10,7 +10,7 @@ from typing import Final, Literal, TypeVar
 import msgspec
 
 from turbofit.core.machine import Gpu, Pcie
-from turbofit.core.presets import converted, load_yaml, preset_path, presets_dir
+from turbofit.core.presets import converted, load_yaml, preset_path, presets_dir, presets_of
 from turbofit.core.struct import NA, Struct
 from turbofit.core.units import MIB
 
@@ -307,8 +307,7 @@ def _names() -> GpuNames:
 @cache
 def _unlisted() -> tuple[str, ...]:
     """Files without other spellings than their own name and the card's."""
-    found = {path.stem for path in (presets_dir() / "gpus").glob("*.yaml")}
-    return tuple(sorted(found - _NO_CARDS - set(_names().presets)))
+    return tuple(sorted(presets_of("gpus") - _NO_CARDS - set(_names().presets)))
 
 
 @cache

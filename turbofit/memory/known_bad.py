@@ -22,7 +22,8 @@ class Condition(Struct, forbid_unknown_fields=True):
     options. ``capabilities`` and ``capability_below`` hold where one GPU of the group meets them;
     one whose capability is not known meets none. ``model`` is a regular expression of the whole
     name, case aside. ``odd_vocab_share``: each rank has an odd number of the vocabulary's logits.
-    ``tower_qk_norm``: the vision tower normalises its queries and keys.
+    ``tower_qk_norm``: the vision tower normalises its queries and keys. ``images``, ``experts`` and
+    ``delta``: the model has a vision tower, routed experts, gated delta nets.
     """
 
     quantization: tuple[str, ...] | None = None
@@ -38,6 +39,10 @@ class Condition(Struct, forbid_unknown_fields=True):
     head_dim_power_of_two: bool | None = None
     odd_vocab_share: bool | None = None
     tower_qk_norm: bool | None = None
+    prefix_caching: bool | None = None
+    images: bool | None = None
+    experts: bool | None = None
+    delta: bool | None = None
 
     def met(self, launch: EngineLaunch) -> bool:
         """Whether a launch meets all of it."""
@@ -56,6 +61,10 @@ class Condition(Struct, forbid_unknown_fields=True):
             (-(-text.vocab // settings.tp) % 2 == 1, self.odd_vocab_share),
             (dim & (dim - 1) == 0, self.head_dim_power_of_two),
             (bool(model.vision and model.vision.qk_norm), self.tower_qk_norm),
+            (settings.enable_prefix_caching, self.prefix_caching),
+            (model.vision is not None, self.images),
+            (text.moe is not None, self.experts),
+            (text.delta is not None, self.delta),
         )
         wanted, below = self.capabilities, self.capability_below
         return (

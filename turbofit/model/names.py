@@ -20,7 +20,14 @@ from turbofit.core.model import Model, Quantization
 from turbofit.core.presets import load_yaml, preset_path
 from turbofit.model.caches import uses_modelscope
 from turbofit.model.parameters import stored_bytes
-from turbofit.model.presets import HUB_ID, find_preset, load_preset, nearest_names, preset_model
+from turbofit.model.presets import (
+    HUB_ID,
+    find_preset,
+    known_presets,
+    load_preset,
+    nearest_names,
+    preset_model,
+)
 
 if TYPE_CHECKING:
     from turbofit.core.json_types import JsonObject
@@ -168,12 +175,14 @@ def _here(preset: str | None) -> str:
     if preset is None or find_preset(preset) != preset:
         return preset or "name the safetensors checkpoint that it was made of"
     known = load_preset(preset)
-    four = f", and {known.awq} its 4 bits" if known.awq else "; of 4 bits none is known here"
+    others = (name for name in known_presets() if name.startswith(f"{preset}-int4"))
+    packed = known.awq or next(others, None)
+    four = f", and {packed} its 4 bits" if packed else "; of 4 bits none is known here"
     return f"{preset} is the checkpoint {known.hub_id} in 16 bits{four}"
 
 
 def _parts(name: str) -> tuple[str | None, list[JsonObject], str]:
-    """The preset that a name begins with, size included, the ends that are known, and the rest."""
+    """The preset in 16 bits that a name begins with, size included, known ends, and the rest."""
     owner, _, last = name.lower().rpartition("/")
     words = re.split(r"[-_. ]+", last)
     # Some repeat the owner: Qwen_Qwen2.5-VL-7B.
@@ -181,7 +190,11 @@ def _parts(name: str) -> tuple[str | None, list[JsonObject], str]:
     begins = (
         (find_preset("-".join(words[at:to])), to) for at, to in cuts if at == 0 or "_" in last
     )
-    sized = ((key, to) for key, to in begins if key and re.search(r"\db\b", key))
+    sized = (
+        (key, to)
+        for key, to in begins
+        if key and re.search(r"\db\b", key) and load_preset(key).quantization is None
+    )
     preset, end_of = next(sized, (None, 0))
     rest, found = "-".join(words[end_of:]), []
     # Of a model that no preset has, nobody knows what its owner stores.

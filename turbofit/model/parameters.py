@@ -21,6 +21,7 @@ __all__ = [
     "Linear",
     "delta_parameters",
     "draft_elements",
+    "exempt_bytes",
     "is_packed",
     "packed_bytes",
     "parameters",
@@ -33,6 +34,19 @@ __all__ = [
 ]
 
 _PAGE: Final = 2 << 20
+#: What checkpoints call the linear layers that a config can exempt.
+_MODULES: Final = {
+    **{name: f"self_attn.{name}_proj" for name in "qkvo"},
+    "delta.qkv": "linear_attn.in_proj_qkv",
+    "delta.z": "linear_attn.in_proj_z",
+    "delta.o": "linear_attn.out_proj",
+    "mlp.gate_up": "mlp.gate_proj",
+    "mlp.down": "mlp.down_proj",
+    "expert.gate_up": "mlp.experts.0.gate_proj",
+    "expert.down": "mlp.experts.0.down_proj",
+    "shared.gate_up": "mlp.shared_expert.gate_proj",
+    "shared.down": "mlp.shared_expert.down_proj",
+}
 #: Rows of Llama 3.2 Vision's embeddings beyond its vocabulary; one of them is the image's token.
 CROSS_EMBEDDINGS: Final = 8
 
@@ -213,28 +227,59 @@ def stored_bytes(
 ) -> int:
     """Bytes of all tensors as stored in the checkpoint.
 
-    Quantisation packs the text model's linear layers; embeddings, head, norms, biases, routers and
-    the vision tower stay in ``dtype``.
+    Quantisation packs the text model's linear layers but those that its config exempts;
+    embeddings, head, norms, biases, routers and the vision tower stay in ``dtype``.
     """
-    total = parameters(text, vision)
-    width = DTYPE_BYTES[dtype]
+    total = parameters(text, vision) * DTYPE_BYTES[dtype]
     if quantization is None:
-        return total * width
-    linears = [linear for linear in text_linears(text) if is_packed(linear, quantization)]
-    packed = sum(linear.weights for linear in linears)
-    stored = sum(packed_bytes(linear, quantization) for linear in linears)
-    return (total - packed) * width + stored
+        return total
+    return (
+        total
+        + sum(exempt_bytes(text, dtype, quantization).values())
+        + sum(
+            packed_bytes(linear, quantization) - linear.weights * DTYPE_BYTES[dtype]
+            for linear in text_linears(text)
+            if is_packed(linear, quantization)
+        )
+    )
+
+
+def exempt_bytes(text: TextDims, dtype: str, quantization: Quantization) -> dict[str, int]:
+    """By linear layers' name, how many bytes more they take where their config exempts them."""
+    if not quantization.unconverted:
+        return {}
+    period = text.layers // text.attention_layers if text.delta else 1
+    found = {}
+    for linear in text_linears(text):
+        module = _MODULES.get(linear.name)
+        if module is None or not is_packed(linear, quantization):
+            continue
+        layers = list(range(text.layers))
+        if linear.name.startswith("delta."):
+            layers = [layer for layer in layers if (layer + 1) % period]
+        elif module.startswith("self_attn."):
+            layers = [layer for layer in layers if (layer + 1) % period == 0]
+        elif text.moe:
+            dense = text.layers - text.moe.layers
+            layers = layers[:dense] if linear.name.startswith("mlp.") else layers[dense:]
+        exempt = sum(quantization.exempts(module, layer) for layer in layers)
+        more = linear.weights * DTYPE_BYTES[dtype] - packed_bytes(linear, quantization)
+        found[linear.name] = more * exempt // len(layers)
+    return found
 
 
 def unpacked_bytes(model: Model) -> int:
-    """Bytes by which a quantised checkpoint's files exceed a wholly packed one.
+    """Bytes by which a quantised checkpoint exceeds a wholly packed one.
 
-    Layers that its ``modules_to_not_convert`` left at 16 bits; their names differ by toolkit, the
-    bytes do not lie. Differences below a page are rounding of scales.
+    Layers that its config left at 16 bits. Their names differ by toolkit, the bytes of files do not
+    lie: these count where they are known. Differences below a page are rounding of scales.
     """
-    if model.quantization is None or model.source.sizes != "file":
+    if model.quantization is None:
         return 0
-    packed = stored_bytes(model.text, model.vision, model.dtype, model.quantization)
+    exempt = sum(exempt_bytes(model.text, model.dtype, model.quantization).values())
+    if model.source.sizes != "file":
+        return exempt
+    packed = stored_bytes(model.text, model.vision, model.dtype, model.quantization) - exempt
     extra = model.weight_bytes - packed
     return extra if extra > _PAGE else 0
 

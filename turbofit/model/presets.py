@@ -15,7 +15,7 @@ import msgspec
 from turbofit.core.errors import UsageError
 from turbofit.core.images import AnyImageRule
 from turbofit.core.model import Dtype, Model, ModelSource, Quantization, TextDims, VisionDims
-from turbofit.core.presets import load_yaml, preset_path, presets_dir
+from turbofit.core.presets import is_preset, load_yaml, preset_path, presets_dir
 from turbofit.core.struct import Struct
 from turbofit.model.parameters import parameters, stored_bytes
 
@@ -86,21 +86,33 @@ class Preset(Struct, forbid_unknown_fields=True):
 
 def find_preset(name: str) -> str | None:
     """The preset id that a name means: an alias, an id or a hub id, whatever its case and dots."""
-    if _ID.fullmatch(name) and name != "aliases" and preset_path("models", name).is_file():
+    if _ID.fullmatch(name) and name != "aliases" and is_preset("models", name):
         return name  # spares reading all names
     return _aliases().get(_plain(name))
 
 
 def nearest_names(name: str, count: int = 3) -> list[str]:
-    """Known names that look like this one, nearest first: of its family, where it has one here."""
+    """Known names that look like this one, nearest first, none of another generation."""
     from turbofit.core.synonyms import near
 
     known, wanted = _aliases(), _plain(name)
     begins = max((key for key in known if wanted.startswith(key)), key=len, default=None)
-    close = [*([begins] if begins else []), *near(wanted, known, count * 3)]
-    family, *_ = _SIZE.split(name.rpartition("/")[2].lower())
-    found = dict.fromkeys(known[key] for key in close)
-    return sorted(found, key=lambda preset: _SIZE.split(preset)[0] != family)[:count]
+    close = [*([begins] if begins else []), *near(wanted, known, count * 9)]
+    family, generation = _of_family(name)
+    found = {
+        preset: preset_family != family
+        for preset in dict.fromkeys(known[key] for key in close)
+        for preset_family, preset_generation in [_of_family(preset)]
+        if generation in (None, preset_generation)
+    }
+    return sorted(found, key=found.__getitem__)[:count]
+
+
+def _of_family(name: str) -> tuple[str, str | None]:
+    """What stands before the parameters in a name, and the first number of it."""
+    family = _SIZE.split(name.rpartition("/")[2].lower().replace("_", "."))[0]
+    number = re.search(r"\d+(?:\.\d+)?", family)
+    return family, number and number[0]
 
 
 @cache

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import re
 from typing import Any, Final, Literal
+
+from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
 from turbofit.core.model import Quantization
@@ -50,7 +50,8 @@ def read_quantization(config: Section) -> Quantization | None:
             raise _refused(section, "GPTQ with desc_act")
         if not section.boolean("sym", True):
             raise _refused(section, "GPTQ without sym")
-        return _checked(section, "gptq", section.integer("bits", 4))
+        found = _checked(section, "gptq", section.integer("bits", 4))
+        return replace(found, unconverted=(*found.unconverted, *_left_out(section)))
     if method == "compressed-tensors":
         return _compressed(section)
     if method == "fp8":
@@ -65,22 +66,18 @@ def read_quantization(config: Section) -> Quantization | None:
     raise _refused(section, f"the quantisation {method[:40]!r}")
 
 
-def exempts(quantization: Quantization, module: str) -> bool:
-    """Whether a config exempts a linear layer, such as ``linear_attn.in_proj_z``, in all layers.
+def _left_out(section: Section) -> list[str]:
+    """The modules that GPTQModel's ``dynamic`` leaves as they were.
 
-    Names are of single layers, parts of names, or expressions behind ``re:``; one that names any
-    layer's stands for all. Under for what the layers of a checkpoint do differently.
+    Raises:
+        UsageError: it packs some otherwise than the rest.
     """
-    parent = module.rpartition(".")[0]
-    for name in quantization.unconverted:
-        pattern = name.removeprefix("re:")
-        if pattern != name:
-            with contextlib.suppress(re.error):
-                if re.search(pattern, f"model.language_model.layers.0.{module}"):
-                    return True
-        elif name and (name in module or name.endswith((module, parent))):
-            return True
-    return False
+    rules = section.section("dynamic")
+    if rules is None:
+        return []
+    if any(isinstance(rule, dict) and rule for rule in rules.values.values()):
+        raise _refused(section, "GPTQ with several ways of packing (dynamic)")
+    return [f"re:{name[2:]}" for name in rules.values if name.startswith("-:")]
 
 
 def _fp8(section: Section) -> Quantization:

@@ -9,8 +9,7 @@ from turbofit.core.messages import groups_of, indices
 from turbofit.core.struct import Struct, const
 from turbofit.core.units import MIB, mib
 from turbofit.report.painters.document import ONLY_SHORT, Heading, Paragraph, table
-from turbofit.report.views.plan.capacity import capacity
-from turbofit.report.views.plan.per_engine_settings import settings_of
+from turbofit.report.views.plan.figures import capacity, settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -141,7 +140,7 @@ def _in_short(sections: Mapping[str, Sequence[ComparedRow]]) -> list[Block]:
     return blocks
 
 
-def _table(title: str, rows: Iterable[tuple[str, ComparedRow]], **places: bool) -> Table:
+def _table(title: str, rows: Iterable[tuple[str, ComparedRow]], **places: Any) -> Table:
     """Rows by their names, with how much more B has."""
     cells = ((name, _text(row.a, row), _text(row.b, row), _over(row)) for name, row in rows)
     numbers = ("A", "B", "B - A")

@@ -23,7 +23,7 @@ from turbofit.core.struct import Struct, const, decode, doc
 from turbofit.core.units import format_bytes, mib
 from turbofit.load.result import BENCH_SCHEMA, LoadResult
 from turbofit.observe.calibration import SEEN_FILE, Observation, phase_rows
-from turbofit.report.painters.document import Column, FactList, Heading, Items, Paragraph, Table
+from turbofit.report.painters.document import FactList, Heading, Items, Paragraph, table
 from turbofit.report.stored_documents import StoredPlan, read_reported
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ LEFT_OUT: Final = (
     "logs, messages and events; of requests everything but their number and speed",
     "the time of day",
 )
+_TITLES: Final = ("GPU", "what", "forecast", "measured")
 _PACKAGES: Final = ("torch", "transformers", "triton")
 #: Of an end: what happened, in turbofit's own words.
 _ENDING: Final = ("kind", "phase", "exit_code", "asked", "left", "missing")
@@ -229,16 +230,10 @@ def share_view(document: SharedRun) -> list[Block]:
                  f"{load.output_tokens_per_second:,.0f} tokens/s")
         for load in document.loads
     ]  # fmt: skip
-    columns = (
-        Column(title="GPU"),
-        Column(title="what", wrap=True),
-        Column(title="forecast", right=True),
-        Column(title="measured", right=True),
-    )
     return [
         Heading(text=f"{plan.model.name} on {machine.name}, as others may read it"),
         FactList(facts=tuple(facts)),
-        Table(columns=columns, rows=tuple(_rows(document))),
+        table(_TITLES, _rows(document), right=_TITLES[2:], wrap=_TITLES[1:2]),
         Paragraph(text="Left out:"),
         Items(items=LEFT_OUT),
         Paragraph(text="--json shows every byte of it. Nothing is sent."),

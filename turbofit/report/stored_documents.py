@@ -10,7 +10,7 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 
 import msgspec
 
@@ -19,7 +19,7 @@ from turbofit.core.messages import HOW_TO_SERVE
 from turbofit.core.plan import PLAN_SCHEMA, Plan
 from turbofit.core.process.state import state_dir
 from turbofit.core.run_report import RUN_SCHEMA, RunReport
-from turbofit.core.struct import Struct, const, decode, to_json
+from turbofit.core.struct import Struct, const, decode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -41,10 +41,9 @@ __all__ = [
     "read_saved",
     "reportable",
     "saved_document",
-    "saved_json",
 ]
 
-REPORT_SCHEMA: Final = "turbofit.report/1"
+_RUN_WITH_PLAN: Final = "turbofit.report/1"
 
 #: The word for the newest.
 LATEST: Final = "latest"
@@ -62,25 +61,22 @@ class StoredPlan(NamedTuple):
     where: str
 
 
-class _Named(Struct):
-    schema: str = ""
-
-
 class _Cause(Struct):
     message: str
     hint: str = ""
 
 
-class _Failed(Struct):
-    """What a command that failed wrote with --json."""
+class _Head(Struct):
+    """What any document says that it is; ``error`` where a command that failed wrote it."""
 
-    error: _Cause
+    schema: str = ""
+    error: _Cause | None = None
 
 
 class RunDocument(Struct):
     """What ``report RUN --json`` wrote."""
 
-    schema: Annotated[str, const(REPORT_SCHEMA)]
+    schema: Annotated[str, const(_RUN_WITH_PLAN)] = _RUN_WITH_PLAN
     plan: Plan
     run: RunReport
 
@@ -100,16 +96,9 @@ def keep(plan: Plan, command: str) -> None:
             half.unlink(missing_ok=True)
 
 
-def saved_document(saved: StoredPlan) -> Any:
-    """The plan; of a run ``{"schema": "turbofit.report/1", "plan", "run"}``."""
-    if saved.run is None:
-        return saved.plan
-    return {"schema": REPORT_SCHEMA, "plan": saved.plan, "run": saved.run}
-
-
-def saved_json(saved: StoredPlan) -> str:
-    """`saved_document` as JSON."""
-    return to_json(saved_document(saved))
+def saved_document(saved: StoredPlan) -> Plan | RunDocument:
+    """The plan; of a run it and its record."""
+    return saved.plan if saved.run is None else RunDocument(plan=saved.plan, run=saved.run)
 
 
 def read_saved(path: str) -> StoredPlan:
@@ -139,12 +128,12 @@ def read_reported(path: str) -> StoredPlan | LoadResult | Tuning:
         return read_saved(path)
     data = _bytes(path)
     kinds: dict[str, type[LoadResult | Tuning]] = {BENCH_SCHEMA: LoadResult, TUNE_SCHEMA: Tuning}
-    kind = kinds.get(_schema(data))
+    kind = kinds.get(_head(data).schema)
     return _stored(data, path) if kind is None else decode(data, kind, what=path)
 
 
 def _stored(data: bytes, path: str) -> StoredPlan:
-    if _schema(data) == REPORT_SCHEMA:
+    if _head(data).schema == _RUN_WITH_PLAN:
         both = decode(data, RunDocument, what=f"report {path}")
         check_consistent(both.plan, f"report {path}")
         return StoredPlan(both.plan, both.run, path)
@@ -161,34 +150,26 @@ def read_plan(path: str) -> Plan:
 
 
 def _plan(data: bytes, path: str) -> Plan:
-    schema = _schema(data)
-    if schema and schema != PLAN_SCHEMA:
+    head = _head(data)
+    if head.schema not in ("", PLAN_SCHEMA):
         raise UsageError(
-            f"{path} cannot be read as a plan: its schema is {schema!r}, not {PLAN_SCHEMA!r}",
+            f"{path} cannot be read as a plan: its schema is {head.schema!r}, not {PLAN_SCHEMA!r}",
             hint="name what plan, predict or rehearse wrote with --json, by this version",
         )
-    failed = None if schema else _failed(data)
-    if failed is not None:
+    failed = head.error
+    if failed is not None and not head.schema:
         raise UsageError(f"{path} holds an error, no plan: {failed.message}", hint=failed.hint)
     plan = Plan.from_json(data, what=f"plan {path}")
     check_consistent(plan, f"plan {path}")
     return plan
 
 
-def _schema(data: bytes) -> str:
-    """What a document says that it is; empty where it does not."""
+def _head(data: bytes) -> _Head:
+    """What a document says that it is; nothing where it does not."""
     try:
-        return msgspec.json.decode(data, type=_Named).schema
+        return msgspec.json.decode(data, type=_Head)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return ""
-
-
-def _failed(data: bytes) -> _Cause | None:
-    """The error that a document tells of, None where it is no such document."""
-    try:
-        return msgspec.json.decode(data, type=_Failed).error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
+        return _Head()
 
 
 def _bytes(path: str) -> bytes:

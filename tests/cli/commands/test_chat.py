@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from turbofit.cli.commands.chat import content_of
+from turbofit.cli.commands.chat import question_of
 from turbofit.cli.main import main
 
 PNG = b"\x89PNG picture"
@@ -159,13 +159,13 @@ def test_a_path_becomes_the_picture(text: str, tmp_path: Path) -> None:
     file = tmp_path / ("my cat.JPG" if "'" in text else "cat.JPG")
     file.write_bytes(PNG)
     path = str(file) if "?" not in text[-2:] or "'" in text else f"{file} "
-    picture, said = content_of(text.format(path))
+    picture, said = question_of(text.format(path))["content"]
     assert picture["image_url"]["url"].startswith("data:image/jpeg;base64,iVBOR")
     assert str(file) not in said["text"]
 
 
 def test_a_path_of_nothing_stays_text() -> None:
-    assert content_of("Draw cat.png") == "Draw cat.png"
+    assert question_of("Draw cat.png")["content"] == "Draw cat.png"
 
 
 def test_wrong_addresses_are_said(capsys) -> None:

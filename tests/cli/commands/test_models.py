@@ -20,7 +20,7 @@ def test_a_word_shows_the_models_that_have_it(capsys: pytest.CaptureFixture[str]
 def test_no_line_is_wider_than_the_terminal(
     columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("turbofit.cli.terminal.terminal.is_terminal", lambda _: True)
+    monkeypatch.setattr("turbofit.cli.terminal.progress_display.is_terminal", lambda _: True)
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setenv("NO_COLOR", "1")
     assert main(["models"]) == 0

@@ -292,9 +292,7 @@ def test_a_terminal_is_the_commands_while_it_runs(program: Any) -> None:
 
 def test_the_example_of_the_map_runs(tmp_path: Path) -> None:
     root = Path(__file__).parents[3]
-    (example,) = re.findall(
-        r"```sh\n(.*?)```", (root / "docs/pretend-map.md").read_text(), re.DOTALL
-    )
+    (example,) = re.findall(r"```sh\n(.*?)```", (root / "docs/pretend.md").read_text(), re.DOTALL)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", "-eu", "-c", example], cwd=tmp_path,

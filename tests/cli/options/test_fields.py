@@ -6,7 +6,7 @@ import pytest
 from pydantic import Field
 
 from turbofit.cli.command import CliCommand
-from turbofit.cli.options.fields import filled, options_of
+from turbofit.cli.options.common_options import filled, options_of
 from turbofit.core.errors import UsageError
 from turbofit.core.validation import Metavar, Validated
 

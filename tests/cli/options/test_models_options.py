@@ -7,9 +7,8 @@ import json
 import pytest
 
 from turbofit.cli.main import main
-from turbofit.cli.options.fields import filled
-from turbofit.cli.options.launch_options import ServeOptions
-from turbofit.cli.options.models_options import ModelsOptions
+from turbofit.cli.options.common_options import filled
+from turbofit.cli.options.launch_options import ModelsOptions, ServeOptions
 from turbofit.core.errors import UsageError
 
 

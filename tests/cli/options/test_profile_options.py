@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 
 from turbofit.cli.command_group import TURBOFIT
 from turbofit.cli.main import main
-from turbofit.cli.options.profile_options import read_again, sections
+from turbofit.cli.options.common_options import read_again, sections
 from turbofit.cli.options.profile_schema import document, schema_file
 from turbofit.planning.request import PlanRequest
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from turbofit.cli.options.fields import filled
-from turbofit.cli.options.models_options import SharesOptions
+from turbofit.cli.options.common_options import filled
+from turbofit.cli.options.launch_options import SharesOptions
 from turbofit.core.errors import UsageError
 
 

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from turbofit.cli.terminal.interrupt import exit_code, run_until_signal
+from turbofit.cli.terminal.output import exit_code, run_until_signal
 from turbofit.launch.serve.supervisor import StopSignal
 
 

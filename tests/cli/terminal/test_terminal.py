@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from turbofit.cli.terminal import terminal
+from turbofit.cli.terminal import progress_display as terminal
 
 
 class Terminal(io.StringIO):

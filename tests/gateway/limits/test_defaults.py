@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support.gateway import CHAT, ask, chat, gateway
-from turbofit.cli.options.fields import filled
+from turbofit.cli.options.common_options import filled
 from turbofit.cli.options.gateway_options import GatewayOptions
 from turbofit.core.errors import UsageError
 from turbofit.gateway.http.prepare import Preparation

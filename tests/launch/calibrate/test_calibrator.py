@@ -15,8 +15,7 @@ from turbofit import api
 from turbofit.core.errors import LaunchError, MachineError
 from turbofit.core.units import MIB
 from turbofit.launch.calibrate.calibrate import calibration_of, learned, relieve, stored
-from turbofit.launch.calibrate.calibrator import Calibrator
-from turbofit.launch.calibrate.progress import Progress
+from turbofit.launch.calibrate.calibrator import Calibrator, Progress
 from turbofit.launch.serve import ladder
 from turbofit.observe import calibrations
 from turbofit.observe.log_events import CacheBudget
@@ -228,7 +227,7 @@ def test_what_was_learned_is_kept_for_plans_on_such_cards() -> None:
     again = stored(replace(PLAN, machine=machine))
     assert again["phases"] == result["phases"]
     text = str(calibration_view(again))
-    assert "later plans on NVIDIA GeForce RTX 3090" in text
+    assert "your cards (NVIDIA GeForce RTX 3090) take " in text
     assert "PRETEND" not in text
 
 

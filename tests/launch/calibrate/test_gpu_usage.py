@@ -15,7 +15,7 @@ from turbofit.core.errors import MachineError
 from turbofit.core.units import MIB
 from turbofit.launch.calibrate import calibrator
 from turbofit.launch.calibrate.calibrator import NvmlUsageReader, PretendUsageReader
-from turbofit.launch.engine.pretended import pretend_machine
+from turbofit.launch.engine.pretended import PretendReader, pretend_machine
 from turbofit.observe.sampler import Memory, SampledRange
 from turbofit.pretend import timeline as timelines
 
@@ -48,7 +48,7 @@ def test_each_step_reads_only_what_is_new(taken: list[Any], tmp_path: Path) -> N
     gpu = pretend_machine(made, 0).gpus[0]
     others = gpu.used + gpu.late
     path = tmp_path / "timeline"
-    engine: Any = SimpleNamespace(group=0, timeline=path)
+    engine: Any = SimpleNamespace(group=0, pretended=PretendReader(made, 0, path))
     usage = PretendUsageReader(made)
     text = (
         "P context\n" + allocated(50 * MIB, 50 * MIB, "a1") + f"F a1 0\n{allocated(MIB, MIB, 'a2')}"
@@ -62,7 +62,7 @@ def test_each_step_reads_only_what_is_new(taken: list[Any], tmp_path: Path) -> N
     assert (worst.peak, worst.last) == (others + 81 * MIB, others + MIB)
     assert len(taken) == 6
     # A new start has a timeline of its own.
-    engine.timeline = tmp_path / "another"
+    engine.pretended = PretendReader(made, 0, tmp_path / "another")
     with pytest.raises(MachineError, match="account cannot be read"):
         usage.read(engine)
     (tmp_path / "another").write_text("P context\n" + allocated(MIB, 2 * MIB, "b1"))
@@ -75,7 +75,7 @@ def test_an_event_that_cannot_be_read_is_read_again_from_the_beginning(
 ) -> None:
     made = plan("internvl2-8b", on="1xrtx3090")
     path = tmp_path / "timeline"
-    engine: Any = SimpleNamespace(group=0, timeline=path)
+    engine: Any = SimpleNamespace(group=0, pretended=PretendReader(made, 0, path))
     usage = PretendUsageReader(made)
     path.write_text("P context\nA 0 0 -1 nonsense\n")
     with pytest.raises(MachineError):

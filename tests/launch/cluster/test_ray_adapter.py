@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from turbofit.cli.serving.serve_cluster import ray_address
+from turbofit.cli.serving import ray_address
 from turbofit.core.errors import MachineError, PackageError, UsageError
 from turbofit.core.installation import install_command
 from turbofit.launch.cluster import ray_adapter

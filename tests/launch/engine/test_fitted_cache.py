@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from tests.support.plans import plausible_plan
 from turbofit.core.units import GIB, MIB
-from turbofit.launch.engine.fitted_cache import RATIO, fitted_ratio, with_ratio
+from turbofit.launch.engine.launches import RATIO, fitted_ratio, with_ratio
 
 PLAN = plausible_plan(gpus=1, tp=1)
 REGION = PLAN.kv.region_bytes

@@ -8,7 +8,8 @@ import pytest
 from tests.support.plans import model, plausible_plan
 from turbofit.core.images import PatchRule, TileRule
 from turbofit.core.plan import Workload
-from turbofit.launch.engine.worst_requests import flat_png, worst_image, worst_request
+from turbofit.launch.engine.worst_requests import worst_image, worst_request
+from turbofit.load.prompt import png
 
 PATCHES = PatchRule(patch_size=14, merge=2, min_pixels=3136, max_pixels=12845056)
 
@@ -80,7 +81,7 @@ def test_the_request_carries_the_limit_and_all_images() -> None:
 @pytest.mark.parametrize("size", [(1, 1), (8, 3), (1793, 1345), (3584, 3584)])
 def test_the_png_is_one(size: tuple[int, int]) -> None:
     image = pytest.importorskip("PIL.Image")
-    data = flat_png(*size)
+    data = png(*size)
     assert len(data) < 8192
     with image.open(io.BytesIO(data)) as decoded:
         assert decoded.size == size

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from tests.support.checkpoints import make_qwen2_vl
 from tests.waiting import HANG, until
 from turbofit.core.model import AudioDims
-from turbofit.launch.engine.worst_requests import flat_png
+from turbofit.load.prompt import png
 from turbofit.model.presets import preset_model
 from turbofit.rehearse.checkpoint.twin import twin_of, write_model
 
@@ -98,7 +98,7 @@ def tiny_map(layers: list[int | str]) -> dict[str, int | str]:
 
 def picture(width: int = 56, height: int = 56) -> dict[str, Any]:
     """An image as a part of a message."""
-    url = "data:image/png;base64," + b64encode(flat_png(width, height)).decode()
+    url = "data:image/png;base64," + b64encode(png(width, height)).decode()
     return {"type": "image_url", "image_url": {"url": url}}
 
 

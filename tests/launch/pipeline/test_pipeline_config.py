@@ -6,7 +6,7 @@ import pytest
 
 from turbofit import api
 from turbofit.core.errors import UsageError
-from turbofit.launch.pipeline.pipeline_config import (
+from turbofit.launch.pipeline.pipeline import (
     engine_of,
     planned_config,
     with_config,

@@ -14,8 +14,8 @@ import pytest
 from tests.support.processes import REPO
 from turbofit.core.run_report import RunReport
 from turbofit.core.struct import decode
-from turbofit.launch.serve import record as module
-from turbofit.launch.serve.record import Record, RunRecord
+from turbofit.launch.serve import runs as module
+from turbofit.launch.serve.runs import Record, RunRecord
 
 
 def test_it_is_whole_after_every_change(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_what_two_threads_write_is_all_on_disk(
 
 def test_a_kill_at_any_write_leaves_a_whole_document(tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom pathlib import Path\nfrom turbofit.launch.serve.record import Record\n"
+        "import sys\nfrom pathlib import Path\nfrom turbofit.launch.serve.runs import Record\n"
         "record = Record(Path(sys.argv[1]), model='m')\nprint('x', flush=True)\n"
         "for number in range(10**9):\n    record.event('n', 'x' * (number % 5000))\n"
         "    print('x', flush=True)\n"

@@ -20,8 +20,8 @@ from turbofit.core.errors import UsageError
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.server import make_gateway
 from turbofit.gateway.thread import GatewayThread
+from turbofit.launch.run import Reloader
 from turbofit.launch.serve.config import ServeConfig
-from turbofit.launch.serve.reload import Reloader
 from turbofit.launch.serve.supervisor import StopSignal
 
 OPTIONS = {"api_key": ("one",), "context": "4096", "port": 0}

@@ -12,8 +12,8 @@ from tests.support.processes import REPO
 from turbofit.cli.main import main
 from turbofit.core.errors import UsageError
 from turbofit.core.process.state import state_dir
-from turbofit.launch.serve.record import Record
 from turbofit.launch.serve.runs import (
+    Record,
     chosen_run,
     live_runs,
     newest_run_of,
@@ -26,7 +26,7 @@ SERVER = """
 import signal, sys
 from pathlib import Path
 from turbofit.core.plan import Settings
-from turbofit.launch.serve.record import Record
+from turbofit.launch.serve.runs import Record
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 record = Record(Path(sys.argv[1]), model=sys.argv[2])
 record.begin(settings=Settings(max_batch_size=21), groups=((0,), (1,)))

@@ -10,8 +10,7 @@ from msgspec.structs import replace
 from tests.support.plans import plausible_plan
 from turbofit.core.plan import PlannedEngine
 from turbofit.core.units import GIB
-from turbofit.launch.engine import fitted_cache as shared_cards
-from turbofit.launch.engine.fitted_cache import SharedCards, ratio_now
+from turbofit.launch.engine.launches import SharedCards, ratio_now
 from turbofit.pretend.shared import Process, SharedRecord
 
 PLAN = plausible_plan(gpus=1, tp=1)
@@ -76,4 +75,3 @@ def test_engines_on_parts_of_a_pretend_machine_have_one_each(tmp_path: Path) -> 
     assert cards.ratio(halves, 0) == halves.settings.cache_max_entry_count
     on_torch = replace(PLAN, engine=PlannedEngine(name="pytorch", version="0.18.0"))
     assert cards.file(on_torch) is None
-    assert shared_cards.__doc__

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from tests.support.plans import plausible_plan
-from turbofit.launch.engine.fitted_cache import SharedCards, ratio_now
+from turbofit.core.run_report import RunMoment
+from turbofit.launch.engine.launches import SharedCards, ratio_now
 from turbofit.launch.run import Start
+from turbofit.launch.serve.start_progress import StartProgress
 from turbofit.observe.ends import End
 
 PLAN = plausible_plan(gpus=1, tp=1)
@@ -57,7 +59,13 @@ def test_others_are_told_of_what_takes_memory_of_real_gpus_alone(pretend: bool, 
     leases = SimpleNamespace(note=lambda **facts: told.append(facts), unwritten=True)
     config = SimpleNamespace(pretend=pretend)
     record = SimpleNamespace(unwritten=False)
-    run = SimpleNamespace(config=config, leases=leases, record=record, on_tick=lambda: None)
+    run = SimpleNamespace(
+        config=config, leases=leases, record=record, on_tick=lambda: None, examiner=None
+    )
+    record.attempt = lambda **_: None
     start = Start(run, PLAN, 0)
+    start._supervisor = SimpleNamespace(engines=[])  # type: ignore[assignment]
+    start._start_progress = StartProgress(PLAN, {})
+    start._moments = [RunMoment(phase="", at=0.0, used={})]
     start._tick()
     assert len(told) == noted

@@ -20,7 +20,7 @@ WEIGHTS, CONTEXT = (
 def engine(phase: str, group: int = 0) -> Any:
     state = "ready" if phase == "ready" else "starting"
     tracker = SimpleNamespace(phase=phase, warming=None)
-    return SimpleNamespace(state=state, tracker=tracker, group=group, timeline=None)
+    return SimpleNamespace(state=state, tracker=tracker, group=group, pretended=None)
 
 
 class Clock:
@@ -40,7 +40,7 @@ def used(monkeypatch: pytest.MonkeyPatch) -> dict[int, int]:
 
 def test_weights_are_what_came_onto_the_gpus(used: dict[int, int]) -> None:
     before, clock = {0: 7 << 20, 1: 0}, Clock()
-    progress, heard = StartProgress(PLAN, before, pretend=False, clock=clock), []
+    progress, heard = StartProgress(PLAN, before, clock=clock), []
     with listened(heard.append):
         progress.look([engine("weights")])
         used |= {0: before[0] + CONTEXT[0] + 1000, 1: CONTEXT[1] - 5}
@@ -57,7 +57,7 @@ def test_weights_are_what_came_onto_the_gpus(used: dict[int, int]) -> None:
 
 
 def test_the_slowest_engines_are_told_of() -> None:
-    progress, heard = StartProgress(PLAN, {}, pretend=False), []
+    progress, heard = StartProgress(PLAN, {}), []
     with listened(heard.append), under_way("trial 1"):
         progress.look([engine("warm-up"), engine("check", 1)])
         progress.look([engine("check"), engine("check", 1)])
@@ -79,14 +79,14 @@ def test_the_length_that_warms_up_is_told() -> None:
     warming.tracker.warming = 4096
     heard: list[Step | None] = []
     with listened(heard.append):
-        StartProgress(PLAN, {}, pretend=False).look([warming])
+        StartProgress(PLAN, {}).look([warming])
     assert heard == [Step("warming up", detail="4,096 tokens")]
 
 
 def test_an_examiner_tells_itself_what_it_measures() -> None:
     heard: list[Step | None] = []
     with listened(heard.append):
-        progress = StartProgress(PLAN, {}, pretend=False)
+        progress = StartProgress(PLAN, {})
         progress.look([engine("warm-up")], examined=True)
         progress.look([engine("serving")], examined=True)
         tell(Step("measuring sampling"))
@@ -97,5 +97,5 @@ def test_an_examiner_tells_itself_what_it_measures() -> None:
 def test_nobody_looks_at_gpus_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[object] = []
     monkeypatch.setattr(start_progress, "used_now", looks.append)
-    StartProgress(PLAN, {}, pretend=False).look([engine("weights")])
+    StartProgress(PLAN, {}).look([engine("weights")])
     assert looks == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
@@ -11,8 +12,9 @@ from msgspec.structs import replace
 from turbofit.core.errors import UsageError
 from turbofit.core.model import Quantization
 from turbofit.model.presets import preset_model
+from turbofit.model.source import resolve_model
 from turbofit.rehearse.checkpoint.kinds import kinds, rows_of
-from turbofit.rehearse.checkpoint.twin import tensors, twin_of
+from turbofit.rehearse.checkpoint.twin import tensors, twin_of, write_model
 
 
 def test_int4_of_every_layer_has_no_twin() -> None:
@@ -74,6 +76,15 @@ HEADERS = {
 def test_rows_write_what_was_written_before(name: str) -> None:
     entries = list(tensors(twin_of(preset_model(name))))
     assert hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:16] == HEADERS[name]
+
+
+@pytest.mark.parametrize("name", ["qwen3.6-27b-awq", "qwen3.5-35b-a3b-awq", "qwen3.5-4b-awq"])
+def test_layers_that_a_config_exempts_are_written_in_16_bits(name: str, tmp_path: Path) -> None:
+    model = preset_model(name)
+    read = resolve_model(str(write_model(twin_of(model), tmp_path)))
+    assert read.weight_bytes == model.weight_bytes
+    assert read.quantization == model.quantization
+    assert not read.warnings
 
 
 def test_every_kind_says_where_its_config_is_from() -> None:

@@ -10,14 +10,15 @@ from typing import Any, NamedTuple
 import pytest
 
 from turbofit.cli.main import main
-from turbofit.report.fit_site.choices import SiteChoice, SiteChoices
-from turbofit.report.fit_site.site_request import SiteRequest
+from turbofit.core.units import GIB
+from turbofit.report.fit_site.choices import SiteChoice, SiteChoices, SiteRequest
 
 #: A model with tiles and one with patches; a card that is too small and one that is not.
 REQUEST = SiteRequest.of(
     models=("internvl3-8b", "qwen2.5-vl-7b-awq"),
     cards=("rtx3060", "rtx4090"),
     counts=(1, 2),
+    used=(2 * GIB,),
     images=((4, (1280, 720)),),
     contexts=(8192,),
     concurrencies=(32,),

@@ -6,7 +6,7 @@ import pytest
 
 from turbofit.core.errors import UsageError
 from turbofit.core.units import GIB
-from turbofit.report.fit_site.site_request import SiteRequest
+from turbofit.report.fit_site.choices import SiteRequest
 
 
 def test_what_is_given_replaces_the_default() -> None:
@@ -18,7 +18,13 @@ def test_what_is_given_replaces_the_default() -> None:
     assert whole.used == (GIB,)
     assert whole.contexts == (16384,)
     assert whole.counts == (1, 2, 4)
-    assert SiteRequest.of().complete().images == ((1, (1920, 1080)), (4, (1280, 720)))
+
+
+def test_all_has_more_of_what_is_not_given() -> None:
+    few, more = (SiteRequest.of(all=every, contexts=(4096,)).complete() for every in (False, True))
+    assert (few.used, few.images, few.contexts) == ((), ((1, (1920, 1080)),), (4096,))
+    assert (more.used, more.contexts) == ((2 * GIB,), (4096,))
+    assert more.images == ((1, (1920, 1080)), (4, (1280, 720)))
 
 
 @pytest.mark.parametrize("text", ["x", "4@", "@1x1", "4@wide", "-1", "4@12"])

@@ -11,13 +11,14 @@ import pytest
 from tests.report.fit_site.sites import drawn, planned
 from tests.sweep import part
 from turbofit.core.plan import Plan
-from turbofit.report.fit_site.choices import SiteChoices, choices_of, points
-from turbofit.report.fit_site.site_request import SiteRequest
+from turbofit.report.fit_site.choices import SiteChoices, SiteRequest, choices_of, points
 from turbofit.report.fit_site.tables import SiteTable, table_of
-from turbofit.report.views.plan.memory_view import KINDS, stack, sums
+from turbofit.report.views.plan.memory_view import stack, sums
 
 #: What a plan says when it says no: nothing of what it would have served.
-NOTHING = {"kv_tokens": 0, "requests_at_once": 0, "held": (), "speed": None, "limits": ()}
+NOTHING = {
+    "kv_tokens": 0, "requests_at_once": 0, "held": (), "throughput": None, "limit_costs": ()
+}  # fmt: skip
 
 
 @pytest.mark.slow
@@ -34,17 +35,17 @@ def test_choices_are_what_plan_says(
 
 
 def _compare(table: SiteTable, place: int, plan: dict[str, object]) -> None:
-    answer, texts = table.answers[place], table.texts
+    answer = table.answers[place]
     if "error" in plan:
         assert answer.memory is None
         return
     document = json.loads(json.dumps(plan))
-    assert texts[answer.verdict] == document["verdict"]
+    assert answer.verdict == document["verdict"]
     assert answer.fits == document["fits"]
     assert answer.context == document["settings"]["session_len"]
     assert answer.tp == document["parallel"]["tp"]
-    assert [texts[text] for text in answer.warnings] == document["warnings"]
-    assert [[texts[text] for text in pair] for pair in answer.remedies] == [
+    assert [*answer.warnings] == document["warnings"]
+    assert [[one.change, one.effect] for one in answer.remedies] == [
         [one["change"], one["effect"]] for one in document["remedies"][:3]
     ]
     assert answer.memory is not None
@@ -54,15 +55,15 @@ def _compare(table: SiteTable, place: int, plan: dict[str, object]) -> None:
     assert answer.memory.need == max(fullest["peak"], fullest["load_peak"])
     ledger = Plan.from_json(json.dumps(plan)).gpus[document["gpus"].index(fullest)]
     sizes = sums(stack(ledger))
-    assert answer.memory.pieces == tuple(sizes.get(kind, 0) for kind in KINDS)
+    assert answer.memory.pieces == sizes
     if not answer.fits:
         assert {name: getattr(answer, name) for name in NOTHING} == NOTHING
         return
     assert answer.kv_tokens == document["kv"]["total_tokens"]
-    assert answer.speed is not None
-    assert answer.speed.requests_per_second == document["throughput"]["requests_per_second"]
+    assert answer.throughput is not None
+    assert answer.throughput.requests_per_second == document["throughput"]["requests_per_second"]
     costs = [(one["option"], one["kv_tokens"]) for one in document["limit_costs"]]
-    assert [(texts[one.option], one.kv_tokens) for one in answer.limits] == costs
+    assert [(one.option, one.kv_tokens) for one in answer.limit_costs] == costs
 
 
 def test_a_refusal_is_an_answer_too() -> None:
@@ -72,6 +73,6 @@ def test_a_refusal_is_an_answer_too() -> None:
         images=((99, None),), contexts=(4096,), concurrencies=(8,),
     )  # fmt: skip
     table = table_of(choices_of(request, "today"), "llava-1.5-7b", "rtx4090")
-    said = table.texts[table.answers[table.order[-1]].verdict]
+    said = table.answers[table.order[-1]].verdict
     assert not table.answers[table.order[-1]].fits
     assert "99" in said

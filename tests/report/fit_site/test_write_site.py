@@ -11,8 +11,7 @@ import pytest
 
 from turbofit.core.errors import UsageError
 from turbofit.report.fit_site import write_site as module
-from turbofit.report.fit_site.choices import choices_of
-from turbofit.report.fit_site.site_request import SiteRequest
+from turbofit.report.fit_site.choices import SiteRequest, choices_of
 from turbofit.report.fit_site.write_site import index_page, write_site
 
 FOLDER = Path(module.__file__).parent
@@ -51,4 +50,4 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
         models=("internvl3-2b",), cards=("rtx4090",), counts=(1,), used=(0,), images=((1, None),)
     )
     with pytest.raises(UsageError, match="cannot be made"):
-        write_site(request, tmp_path, jobs=1)
+        write_site(request, tmp_path, say=str, jobs=1)

@@ -14,8 +14,8 @@ from tests.report.page.test_build import ALL
 from tests.waiting import until
 from turbofit.core.plan import Plan
 from turbofit.core.units import mib
-from turbofit.report.shell import shell_words
 from turbofit.report.stored_documents import StoredPlan
+from turbofit.report.views.plan.commands_view import shell_words
 from turbofit.report.views.plan.plan_view import plan_page
 
 

@@ -17,10 +17,11 @@ from turbofit import api
 from turbofit.cli.main import main
 from turbofit.core.errors import TurbofitError
 from turbofit.core.presets import load_yaml, preset_path
+from turbofit.core.struct import to_json
 from turbofit.report.compare import compare
 from turbofit.report.schema import NAMES, schema_text
 from turbofit.report.schema.generate import document
-from turbofit.report.stored_documents import StoredPlan, check_consistent, saved_json
+from turbofit.report.stored_documents import StoredPlan, check_consistent, saved_document
 
 pytestmark = pytest.mark.slow
 
@@ -63,7 +64,8 @@ def test_a_plan_and_a_prediction_of_every_model(name: str) -> None:
 def test_a_run_and_a_comparison() -> None:
     plan = planned("fits")
     for pretend in (False, True):
-        check("report", saved_json(StoredPlan(plan, served_run(plan, pretend=pretend), "run")))
+        run = served_run(plan, pretend=pretend)
+        check("report", to_json(saved_document(StoredPlan(plan, run, "run"))))
     found = compare(StoredPlan(plan, None, "a"), StoredPlan(planned("fallback"), None, "b"))
     check("compare", msgspec.json.encode(found).decode())
 

@@ -6,19 +6,23 @@ import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from turbofit.batch.batch_spec import BatchSpec, target_of
 from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.commands.completion import complete_model
-from turbofit.cli.options.common_options import JSON, machine_options, planning_options
-from turbofit.cli.options.fields import filled, options_of
-from turbofit.cli.terminal.interrupt import INTERRUPTED
-from turbofit.cli.terminal.output import say
+from turbofit.cli.options.common_options import (
+    JSON,
+    filled,
+    grouped_options,
+    machine_options,
+    planning_options,
+)
+from turbofit.cli.terminal.output import INTERRUPTED, answer, say
 from turbofit.core.errors import UnservedError
 from turbofit.core.process.progress import tell
 
 if TYPE_CHECKING:
     from turbofit.batch.batch_job import BatchJob, BatchListener, BatchResult
-
-__all__ = ["batch"]
+    from turbofit.cli.terminal.output import Form
 
 _PRETEND: Final = (
     "PRETEND GPUs: memory, admission, errors and death are real; the words of the answers mean "
@@ -26,20 +30,18 @@ _PRETEND: Final = (
 )
 
 
-def _batch_options() -> list[Option]:
-    from turbofit.batch.batch_spec import SERVER_OPTIONS, BatchSpec
-
-    groups = {
-        "items": ("prompt", "prompt_file", "image_column", "max_tokens", "shrink"),
-        "output": ("in_order", "retry_failed"),
-        "sending": ("timeout", "patience"),
-        "launch": SERVER_OPTIONS,
-    }
-    return [
-        option
-        for group, fields in groups.items()
-        for option in options_of(BatchSpec, fields, group=group)
-    ]
+_GROUPS: Final = {
+    "items": ("prompt", "prompt_file", "image_column", "max_tokens", "shrink"),
+    "output": ("in_order", "retry_failed"),
+    "sending": ("timeout", "patience"),
+    "launch": (
+        "allowed_media_domains",
+        "default_chat_template_kwargs",
+        "default_sampling",
+        "pretend",
+        "no_rehearse",
+    ),
+}
 
 
 @command(
@@ -66,7 +68,7 @@ def _batch_options() -> list[Option]:
     Option("--api-key", metavar="KEY", help="the server's key (default: $TURBOFIT_API_KEY)"),
     Option("--revision", help="branch, tag or commit on the hub"),
     JSON,
-    *_batch_options(),
+    *grouped_options(BatchSpec, _GROUPS),
     *machine_options(),
     *planning_options(),
     only_linux=True,
@@ -79,23 +81,22 @@ def batch(
     url: str | None,
     model: str | None,
     api_key: str | None,
-    as_json: bool,
+    form: Form,
     **given: Any,
 ) -> int:
     """Send and show; 3 where nothing was answered, 130 where a signal ended it."""
     from turbofit.batch.batch_job import BatchJob, BatchListener
-    from turbofit.batch.batch_spec import BatchSpec, target_of
     from turbofit.planning.request import PlanRequest
 
     spec = filled(BatchSpec, given)
     request = filled(PlanRequest, {**given, "model": model or ""})
     target = target_of(url, api_key, request)
-    listener = BatchListener() if as_json else _listener()
+    listener = BatchListener() if form.as_json else _listener()
     job = BatchJob((Path(source), Path(output)), spec, target, listener)
     if spec.pretend:
         listener.say(_PRETEND)
     result = asyncio.run(_stoppable(job))
-    _show(result, as_json=as_json)
+    _show(result, form)
     if job.interrupted:
         return INTERRUPTED
     if result.items and not result.answered:
@@ -115,7 +116,6 @@ async def _stoppable(job: BatchJob) -> BatchResult:
 
 
 def _listener() -> BatchListener:
-    """Who tells of the progress."""
     from turbofit.batch.batch_job import BatchListener, BatchProgress
 
     class Teller(BatchListener):
@@ -128,19 +128,17 @@ def _listener() -> BatchListener:
     return Teller()
 
 
-def _show(result: BatchResult, *, as_json: bool) -> None:
-    from turbofit.cli.terminal.output import answer
-
-    if as_json:
+def _show(result: BatchResult, form: Form) -> None:
+    if form.as_json:
         from turbofit.core.struct import to_json
 
         answer(to_json(result))
         return
     sent = result.answered + result.failed - result.before
+    rate = f"{result.seconds:,.1f} s, {result.items_per_second:,.2f}/s"
     lines = [
         f"{result.output}: {result.answered:,} of {result.items:,} items answered, "
-        f"{result.failed:,} failed; {sent:,} in {result.seconds:,.1f} s, "
-        f"{result.items_per_second:,.2f}/s"
+        f"{result.failed:,} failed; {f'{sent:,} in {rate}' if sent else 'none was sent now'}"
     ]
     if result.errors:
         lines.append(f"failures: {result.errors}")

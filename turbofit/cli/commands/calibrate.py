@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Any, Final
 from turbofit.cli.command import command
 from turbofit.cli.options.common_options import (
     FORMS,
+    filled,
     machine_options,
     model_argument,
+    options_of,
     planning_options,
 )
-from turbofit.cli.options.fields import filled, options_of
 from turbofit.cli.options.launch_options import CalibrateOptions
-from turbofit.cli.serving.serve_plan import given_request, refuse_elsewhere
-from turbofit.cli.terminal.interrupt import exit_code, run_until_signal
+from turbofit.cli.serving import given_request, refuse_elsewhere
+from turbofit.cli.terminal.output import exit_code, note, run_until_signal, say
 
 if TYPE_CHECKING:
+    from turbofit.cli.terminal.output import Form
     from turbofit.core.json_types import Document
     from turbofit.launch.serve.supervisor import StopSignal
-
-__all__ = ["calibrate"]
 
 _PRETEND: Final = (
     "PRETEND GPUs: this tries the calibration itself; what it learns is kept for pretend GPUs only"
@@ -32,13 +32,12 @@ _PRETEND: Final = (
     *model_argument(),
     *machine_options(),
     *FORMS,
-    *options_of(CalibrateOptions, CalibrateOptions.model_fields, group="calibration"),
+    *options_of(CalibrateOptions, group="calibration"),
     *planning_options(),
     only_linux=True,
 )
-def calibrate(*, model: str, as_json: bool, md: bool, **given: Any) -> int:
+def calibrate(*, model: str, form: Form, **given: Any) -> int:
     """Calibrate and show; 130 where Ctrl-C ended it, and it then goes on from there next time."""
-    from turbofit.cli.terminal.output import note, say, show_form
     from turbofit.launch.calibrate.calibrate import calibrate as measure
     from turbofit.launch.calibrate.calibrate import drop, forget_all, progress_of
     from turbofit.launch.engine.supervised_engine import Timing
@@ -74,5 +73,5 @@ def calibrate(*, model: str, as_json: bool, md: bool, **given: Any) -> int:
         return exit_code(result)
     from turbofit.report.views.run.measured_view import calibration_view
 
-    show_form(result, calibration_view, as_json=as_json, md=md)
+    form.show(result, calibration_view)
     return 0

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from turbofit.core.json_types import JsonObject
 
-__all__ = ["chat"]
-
 _WORDS: Final = "'/clear' forgets what was said, '/bye' or Ctrl-D ends, Ctrl-C ends an answer"
 #: A word of a message; in quotes where a path has spaces.
 _WORD: Final = re.compile(r"\"[^\"]+\"|'[^']+'|\S+")
@@ -133,13 +131,15 @@ def _said(document: Any) -> str:
     return str(error.get("message", error) if isinstance(error, dict) else error)
 
 
-def content_of(text: str) -> str | list[JsonObject]:
-    """A message's content: words that are paths of pictures become these pictures.
+def question_of(text: str) -> JsonObject:
+    """A message of the user: words that are paths of pictures become these pictures.
 
     Raises:
         UsageError: a picture cannot be read.
     """
     from base64 import b64encode
+
+    from turbofit.load.prompt import user_message
 
     pictures = []
     for word in _WORD.findall(text):
@@ -152,12 +152,9 @@ def content_of(text: str) -> str | list[JsonObject]:
         except OSError as exc:
             raise UsageError(f"{path} cannot be read: {exc.strerror}", hint="ask again") from None
         kind = path.rpartition(".")[2].lower().replace("jpg", "jpeg")
-        url = f"data:image/{kind};base64,{data}"
-        pictures.append({"type": "image_url", "image_url": {"url": url}})
+        pictures.append(f"data:image/{kind};base64,{data}")
         text = text.replace(word, "", 1)
-    if not pictures:
-        return text
-    return [*pictures, {"type": "text", "text": " ".join(text.split())}]
+    return user_message(" ".join(text.split()) if pictures else text, pictures)
 
 
 @command(
@@ -177,8 +174,7 @@ def chat(
     server = Server(*server_of(url, api_key), model)
     first: list[JsonObject] = [{"role": "system", "content": system}] if system else []
     if not sys.stdin.isatty():
-        question = {"role": "user", "content": content_of(sys.stdin.read())}
-        _tell(server.ask([*first, question], max_tokens))
+        _tell(server.ask([*first, question_of(sys.stdin.read())], max_tokens))
         return 0
     with suppress(ImportError):  # Windows has none
         import readline  # noqa: F401 - `input` edits its line by it
@@ -190,7 +186,7 @@ def chat(
             messages = list(first)
         elif text:
             try:
-                question = {"role": "user", "content": content_of(text)}
+                question = question_of(text)
                 said = _tell(server.ask([*messages, question], max_tokens))
             except (UnservedError, UsageError) as exc:
                 note(f"error: {exc.message}")

@@ -9,12 +9,10 @@ import click
 
 from turbofit.cli.command import Argument, Option, command, option_name
 from turbofit.cli.options.common_options import FORMS, planning_keywords, planning_options
-from turbofit.cli.serving.serve_cluster import ray_address
-from turbofit.cli.terminal.output import answer, show_form
+from turbofit.cli.serving import ray_address
+from turbofit.cli.terminal.output import Form, answer
 from turbofit.core.errors import UsageError
 from turbofit.core.process.progress import under_way
-
-__all__ = ["cluster"]
 
 _ACTIONS: Final = ("status", "nodes", "change", "drain")
 #: What serves looks once a second; a plan for a thousand nodes takes seconds.
@@ -46,11 +44,9 @@ def cluster(
     cluster: str,
     name: str | None,
     pretend: bool,
-    as_json: bool,
-    md: bool,
+    form: Form,
     **given: Any,
 ) -> int:
-    """Do it."""
     keywords = planning_keywords(given)
     if keywords and action != "change":
         raise UsageError(
@@ -61,9 +57,9 @@ def cluster(
         raise UsageError("drain takes a node, others none", hint="turbofit cluster drain NODE")
     address = ray_address(cluster)
     if action == "nodes":
-        return _nodes(address, pretend=pretend, as_json=as_json, md=md)
+        return _nodes(address, form, pretend=pretend)
     if action == "status":
-        return _status(address, name, as_json=as_json, md=md)
+        return _status(address, name, form)
     question, seconds = {"kind": action, "node": node, "keywords": keywords}, _LOOK_SECONDS
     if action == "change":
         if not keywords:
@@ -76,21 +72,21 @@ def cluster(
 
     with connected(address):
         told = ask(one_board(name), question, seconds)
-    answer(to_json(told) if as_json else f"{told['said']}\n")
+    answer(to_json(told) if form.as_json else f"{told['said']}\n")
     return 0
 
 
-def _nodes(address: str | None, *, pretend: bool, as_json: bool, md: bool) -> int:
+def _nodes(address: str | None, form: Form, *, pretend: bool) -> int:
     from turbofit.launch.cluster.nodes import measure_nodes
     from turbofit.report.views.cluster_view import nodes_view
 
     with under_way("measuring the nodes"):
         measured = measure_nodes(address, pretend=pretend)
-    show_form(measured, nodes_view, as_json=as_json, md=md)
+    form.show(measured, nodes_view)
     return 0
 
 
-def _status(address: str | None, name: str | None, *, as_json: bool, md: bool) -> int:
+def _status(address: str | None, name: str | None, form: Form) -> int:
     from turbofit.launch.cluster.board import boards, read
     from turbofit.launch.cluster.ray_adapter import connected
     from turbofit.report.views.cluster_view import status_view
@@ -102,5 +98,5 @@ def _status(address: str | None, name: str | None, *, as_json: bool, md: bool) -
             raise UsageError("nothing is served on this cluster", hint=hint)
         told = [read(board) for board in found.values()]
     served = [status for status, _ in told if status is not None]
-    show_form(served, lambda all_: chain(*map(status_view, all_)), as_json=as_json, md=md)
+    form.show(served, lambda all_: chain(*map(status_view, all_)))
     return 0

@@ -6,9 +6,7 @@ from typing import Final
 
 from turbofit.cli.command import PATH, Argument, command
 from turbofit.cli.options.common_options import FORMS, FULL
-
-__all__ = ["compare"]
-
+from turbofit.cli.terminal.output import Form
 
 _WHAT: Final = "a plan, prediction or rehearsal that was saved, a run's folder, or latest"
 
@@ -19,12 +17,9 @@ _WHAT: Final = "a plan, prediction or rehearsal that was saved, a run's folder, 
     FULL,
     *FORMS,
 )
-def compare(a: str, b: str, full: bool, as_json: bool, md: bool) -> int:
-    """Read both and show what differs."""
-    from turbofit.cli.terminal.output import show_form
+def compare(a: str, b: str, form: Form) -> int:
     from turbofit.report.compare import compare, compare_view
     from turbofit.report.stored_documents import read_saved
 
-    found = compare(read_saved(a), read_saved(b))
-    show_form(found, compare_view, as_json=as_json, md=md, short=not full)
+    form.show(compare(read_saved(a), read_saved(b)), compare_view)
     return 0

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from turbofit.cli.command import Argument, command
+from turbofit.cli.terminal.output import answer
 from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from click.shell_completion import CompletionItem, ShellComplete
-
-__all__ = ["COMPLETE_VARIABLE", "complete", "complete_model", "complete_spec", "completion"]
 
 SHELLS: Final = ("bash", "zsh", "fish")
 #: The environment variable in which a shell asks `turbofit` for completions.
@@ -28,8 +27,6 @@ _COUNTS: Final = (1, 2, 4, 8)
 )
 def completion(shell: str) -> int:
     """Print the script, which asks turbofit itself at each TAB."""
-    from turbofit.cli.terminal.output import answer
-
     known = _shell(shell)
     assert known is not None
     answer(known.source() + "\n")
@@ -42,8 +39,6 @@ def complete(instruction: str) -> int:
     Raises:
         UsageError: no shell asks so.
     """
-    from turbofit.cli.terminal.output import answer
-
     shell, _, what = instruction.partition("_")
     known = _shell(shell)
     if known is None or what != "complete":

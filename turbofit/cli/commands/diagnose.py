@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.commands.completion import complete_model, complete_spec
 from turbofit.cli.options.common_options import FORMS
+from turbofit.cli.terminal.output import Form
 from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 
     from turbofit.diagnose.answer import Advice, Diagnosis, Missing
     from turbofit.report.painters.document import Block, Tone
-
-__all__ = ["diagnose"]
 
 _NOT_KNOWN: Final = 3
 
@@ -40,13 +39,12 @@ _NOT_KNOWN: Final = 3
     ),
     *FORMS,
 )
-def diagnose(log: str, model: str | None, on: str | None, as_json: bool, md: bool) -> int:
+def diagnose(log: str, model: str | None, on: str | None, form: Form) -> int:
     """Read, explain, show; exit 3 where nothing was recognised."""
-    from turbofit.cli.terminal.output import show_form
     from turbofit.diagnose.explain import diagnose as explain
 
     found = explain(_chunks(log), model=model, on=on)
-    show_form(found, _view, as_json=as_json, md=md)
+    form.show(found, _view)
     return 0 if found.known else _NOT_KNOWN
 
 
@@ -136,7 +134,7 @@ def _missing(missing: Missing) -> str:
 
 def _advice(advice: Advice) -> Iterator[Block]:
     from turbofit.report.painters.document import Code, FactList, Heading, Items, Paragraph
-    from turbofit.report.shell import shell_words
+    from turbofit.report.views.plan.commands_view import shell_words
 
     yield Heading(text=f"What would have worked: {advice.model} on {advice.on}")
     tones: dict[bool | None, Tone] = {True: "good", False: "bad", None: "warn"}

@@ -6,12 +6,9 @@ from turbofit.cli.command import command
 from turbofit.cli.options.common_options import model_argument
 from turbofit.planning.request import PlanRequest
 
-__all__ = ["download"]
-
 
 @command(*model_argument(), only_linux=True)
 def download(*, model: str, revision: str | None) -> int:
-    """Fetch what is missing, and print the folder."""
     from turbofit.cli.terminal.output import answer, say
     from turbofit.core.errors import UsageError
     from turbofit.launch.serve.download import fetched

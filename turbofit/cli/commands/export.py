@@ -9,16 +9,14 @@ import click
 from click.core import ParameterSource
 
 from turbofit.cli.command import PATH, Argument, Option, command
-from turbofit.cli.options.common_options import PORT
-from turbofit.cli.options.profile_options import profile_of, profile_option
+from turbofit.cli.options.common_options import PORT, filled, profile_of, profile_option
+from turbofit.cli.terminal.output import Form, answer, say
 from turbofit.core.errors import UsageError
 from turbofit.core.process.ports import DEFAULT_PORT
 
 if TYPE_CHECKING:
     from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
-
-__all__ = ["export"]
 
 _IMAGE: Final = "turbofit:latest"
 _EVERYWHERE: Final = "0.0.0.0"
@@ -73,7 +71,7 @@ class _Kind(click.Choice[str]):
     Option(
         "--executable", metavar="PATH", help="systemd: turbofit's path there (default: this one)"
     ),
-    Option("--json", "as_json", is_flag=True, help="what the manifest says, as JSON"),
+    Option("--json", "as_json", is_flag=True, form=True, help="what the manifest says, as JSON"),
 )
 def export(
     *,
@@ -86,12 +84,10 @@ def export(
     claim: str | None,
     host: str | None,
     executable: str | None,
-    as_json: bool,
+    form: Form,
 ) -> int:
-    """Write the manifest to stdout."""
     from msgspec.structs import replace
 
-    from turbofit.cli.terminal.output import answer
     from turbofit.core.struct import to_json
     from turbofit.launch.export import manifest, service_of
 
@@ -115,15 +111,14 @@ def export(
     serving = _serving(profile, in_container=not of_systemd)
     service = service_of(given, port=port, host=host, name=name, **serving)
     service = replace(service, needs_keys="api_key" in profile)
-    if as_json:
+    if form.as_json:
         answer(to_json(service))
     else:
         from getpass import getuser
 
         path = executable or _here()
         user = getuser() if of_systemd else "root"  # no other manifest names one
-        text = manifest(service, kind, image=image, claim=claim, executable=path, user=user)
-        answer(text)
+        answer(manifest(service, kind, image=image, claim=claim, executable=path, user=user))
     return 0
 
 
@@ -134,7 +129,6 @@ def _given(given: str | None, on: str | None, profile: Options) -> Plan:
         UsageError: none of them is given, or two are.
     """
     from turbofit import api
-    from turbofit.cli.options.fields import filled
     from turbofit.planning.request import PlanRequest
     from turbofit.report.stored_documents import read_plan
 
@@ -157,11 +151,8 @@ def _serving(profile: Options, *, in_container: bool) -> dict[str, Any]:
     Raises:
         UsageError: something of it is not for a service, or names a file that a container lacks.
     """
-    from turbofit.cli.options.fields import filled
     from turbofit.cli.options.gateway_options import GatewayOptions
-    from turbofit.cli.options.launch_options import ServeOptions
-    from turbofit.cli.options.models_options import ModelsOptions
-    from turbofit.cli.terminal.output import say
+    from turbofit.cli.options.launch_options import ModelsOptions, ServeOptions
 
     needs_keys = "api_key" in profile
     if needs_keys:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.cli.command import PATH, Option, command, option_name
-from turbofit.cli.options.common_options import JSON
-from turbofit.cli.options.fields import filled, options_of
+from turbofit.cli.options.common_options import JSON, filled, options_of
 from turbofit.cli.options.gateway_options import GatewayOptions
-from turbofit.cli.terminal.interrupt import say_cut
+from turbofit.cli.terminal.output import Form, answer, note, say_cut
 from turbofit.core.errors import LaunchError, UsageError
 
 if TYPE_CHECKING:
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
     from turbofit.gateway.front import Front, NodeAddress
     from turbofit.gateway.http.app import Gateway
     from turbofit.gateway.http.asgi_app import AsgiApp
-
-__all__ = ["gateway"]
 
 _BOARD_SECONDS: Final = 5.0
 #: What a front leaves to its nodes; a front's own clients show other keys.
@@ -62,7 +59,7 @@ _OF_NODES: Final = (
     ),
     Option("--name", help="with --cluster: what is served (default: the only one)"),
     JSON,
-    *options_of(GatewayOptions, GatewayOptions.model_fields, group="gateway"),
+    *options_of(GatewayOptions, group="gateway"),
     only_linux=True,
 )
 def gateway(
@@ -74,7 +71,7 @@ def gateway(
     overlay: bool,
     cluster: str | None,
     name: str | None,
-    as_json: bool,
+    form: Form,
     **given: Any,
 ) -> int:
     """Serve until a signal ends it; 0 after a drain."""
@@ -96,9 +93,9 @@ def gateway(
             )
     key = upstream_key or variables().upstream_key or None
     if nodes:
-        return _serve(_front(options, _addresses(nodes, key)), as_json=as_json)
+        return _serve(_front(options, _addresses(nodes, key)), form)
     if cluster is not None:
-        return _before_cluster(cluster, name, options, as_json=as_json)
+        return _before_cluster(cluster, name, options, form)
     if name is not None:
         raise needs_cluster("name")
     if not plan or not upstream:
@@ -108,7 +105,7 @@ def gateway(
         )
     config = options.config(upstream_key=key)
     made = _planned(read_plan(plan), upstream, config, options.access_log, overlay=overlay)
-    return _serve(made, as_json=as_json)
+    return _serve(made, form)
 
 
 def _planned(
@@ -117,7 +114,6 @@ def _planned(
     """The gateway of one plan, with what it cannot keep said first."""
     from msgspec.structs import replace
 
-    from turbofit.cli.terminal.output import note
     from turbofit.gateway.http.accesslog import access_log
     from turbofit.gateway.limits.defaults import unread_arguments
     from turbofit.gateway.routing.deny_file import deny_path
@@ -136,14 +132,13 @@ def _planned(
     return made
 
 
-def _serve(made: AsgiApp, *, as_json: bool) -> int:
+def _serve(made: AsgiApp, form: Form) -> int:
     """Until a signal; 0 after a drain."""
-    from turbofit.cli.terminal.output import answer
     from turbofit.gateway.server import run_gateway
 
-    run_gateway(made, on_ready=lambda url: None if as_json else answer(f"{url}\n"))
+    run_gateway(made, on_ready=lambda url: None if form.as_json else answer(f"{url}\n"))
     cut = made.connections.cut
-    if as_json:
+    if form.as_json:
         answer(f'{{"ended": "{"cut off" if cut else "drained"}", "cut": {cut}}}\n')
     say_cut(cut)
     return 0
@@ -166,13 +161,11 @@ def _front(options: GatewayOptions, nodes: Sequence[NodeAddress], **more: Any) -
     return Front(nodes, options.config(), access_log(options.access_log or "-"), **more)
 
 
-def _before_cluster(
-    cluster: str, name: str | None, options: GatewayOptions, *, as_json: bool
-) -> int:
+def _before_cluster(cluster: str, name: str | None, options: GatewayOptions, form: Form) -> int:
     """Before all nodes of what a Ray cluster serves; 0 after a drain."""
     import os
 
-    from turbofit.cli.serving.serve_cluster import ray_address
+    from turbofit.cli.serving import ray_address
     from turbofit.launch.cluster.board import one_board, read
     from turbofit.launch.cluster.ray_adapter import client_context, connected
 
@@ -188,4 +181,4 @@ def _before_cluster(
                 raise
 
         front = _front(options, (), source=nodes, tls=client_context(os.environ))
-        return _serve(front, as_json=as_json)
+        return _serve(front, form)

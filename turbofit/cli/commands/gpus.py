@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from turbofit.cli.command import Argument, command
 from turbofit.cli.options.common_options import FORMS
-
-__all__ = ["gpus"]
+from turbofit.cli.terminal.output import Form
 
 
 @command(
@@ -15,9 +14,7 @@ __all__ = ["gpus"]
     ),
     *FORMS,
 )  # fmt: skip
-def gpus(words: tuple[str, ...], as_json: bool, md: bool) -> int:
-    """Show presets."""
-    from turbofit.cli.terminal.output import show_form
+def gpus(words: tuple[str, ...], form: Form) -> int:
     from turbofit.machine.presets import load_preset, presets_with
     from turbofit.machine.unlisted import no_preset
     from turbofit.report.views.preset_view import gpus_view
@@ -26,5 +23,5 @@ def gpus(words: tuple[str, ...], as_json: bool, md: bool) -> int:
     if not known:
         raise no_preset(" ".join(words))
     document = {"gpus": dict(known)}
-    show_form(document, lambda _: gpus_view(known), as_json=as_json, md=md)
+    form.show(document, lambda _: gpus_view(known))
     return 0

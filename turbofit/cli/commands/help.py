@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from turbofit.cli.command import Argument, command
 from turbofit.cli.terminal.output import answer
@@ -11,7 +11,18 @@ if TYPE_CHECKING:
     import click
     from click.shell_completion import CompletionItem
 
-__all__ = ["help"]
+
+_ABOVE: Final = """\
+Usage: turbofit [--help] [--version] COMMAND ...
+
+Plans, launches and checks LMDeploy vision-language servers so that they never
+run out of GPU memory.
+
+Commands:"""
+_BELOW: Final = """
+turbofit COMMAND --help tells more: options, examples, exit codes, and what it
+touches.
+"""
 
 
 def _complete(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -30,7 +41,6 @@ def _complete(ctx: click.Context, _param: click.Parameter, incomplete: str) -> l
     )
 )
 def help(name: str | None) -> int:  # noqa: A001 - the command's name
-    """Print it."""
     from turbofit.cli.command_group import COMMANDS, TURBOFIT, unknown_command
 
     if name is not None and name not in COMMANDS:
@@ -41,21 +51,5 @@ def help(name: str | None) -> int:  # noqa: A001 - the command's name
         return code
     width = max(map(len, COMMANDS))
     lines = [f"  {one:<{width}}  {text}" for one, text in COMMANDS.items()]
-    answer(
-        "\n".join(
-            [
-                "Usage: turbofit [--help] [--version] COMMAND ...",
-                "",
-                "Plans, launches and checks LMDeploy vision-language servers so that they never",
-                "run out of GPU memory.",
-                "",
-                "Commands:",
-                *lines,
-                "",
-                "turbofit COMMAND --help tells more: options, examples, exit codes, and what it",
-                "touches.",
-                "",
-            ]
-        )
-    )
+    answer("\n".join((_ABOVE, *lines, _BELOW)))
     return 0

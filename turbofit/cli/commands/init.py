@@ -6,9 +6,15 @@ import os
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.cli.command import PATH, Option, command
-from turbofit.cli.options.common_options import machine_options, model_argument, planning_options
-from turbofit.cli.options.fields import filled
-from turbofit.cli.options.profile_options import PROFILE, sections
+from turbofit.cli.options.common_options import (
+    PROFILE,
+    filled,
+    machine_options,
+    model_argument,
+    planning_options,
+    sections,
+)
+from turbofit.cli.terminal.output import answer
 from turbofit.core.errors import UsageError
 from turbofit.core.process.progress import under_way
 
@@ -16,10 +22,8 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.planning.request import PlanRequest
 
-__all__ = ["init", "profile_text"]
-
 _HEAD: Final = """\
-# `turbofit plan`, `serve` and `export` read it with `-f {file}`; docs/profile.md has every key.
+# `turbofit plan`, `serve` and `export` read it with `-f {file}`; docs/environment.md has every key.
 # Planned on {created}: {verdict}
 # It chose: {chosen}
 """
@@ -38,7 +42,6 @@ _HEAD: Final = """\
 def init(*, out: str, force: bool, **given: Any) -> int:
     """Plan, and write what was asked and what was promised."""
     from turbofit import api
-    from turbofit.cli.terminal.output import answer
     from turbofit.core.process.files import write_output
     from turbofit.planning.plan import refusal
     from turbofit.planning.request import PlanRequest

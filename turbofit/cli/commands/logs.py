@@ -7,8 +7,6 @@ from pathlib import Path
 
 from turbofit.cli.command import PATH, Argument, Option, command
 
-__all__ = ["logs"]
-
 _LINES = 100
 
 

@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING
 
 from turbofit.cli.command import PATH, Option, command
 from turbofit.cli.options.common_options import FORMS, FULL, machine_options
+from turbofit.cli.terminal.output import Form, note, say
 
 if TYPE_CHECKING:
     from turbofit.core.machine import Machine
-
-__all__ = ["machine"]
 
 
 @command(
@@ -30,15 +29,11 @@ def machine(
     gpus: str | None,
     save: str | None,
     measure: bool,
-    full: bool,
-    as_json: bool,
-    md: bool,
+    form: Form,
 ) -> int:
-    """Measure, keep, show."""
-    from turbofit.cli.terminal.output import answer, say, show
-    from turbofit.core.struct import to_json
     from turbofit.machine.snapshot import save_snapshot
     from turbofit.machine.source import machine_from
+    from turbofit.report.views.machine_view import machine_view
 
     found = machine_from(on, gpus=gpus)
     if measure:
@@ -46,12 +41,7 @@ def machine(
     if save:
         save_snapshot(found, save)
         say(f"saved to {save}")
-    if as_json:
-        answer(to_json(found))
-    else:
-        from turbofit.report.views.machine_view import machine_view
-
-        show(machine_view(found), markdown=md, short=not full)
+    form.show(found, machine_view)
     return 0
 
 
@@ -61,7 +51,6 @@ def _measured(machine: Machine, on: str | None) -> Machine:
     Raises:
         UsageError: a machine that is not this one.
     """
-    from turbofit.cli.terminal.output import note, say
     from turbofit.core.errors import UsageError
     from turbofit.machine.speed import keep, measure_speed, with_measured
 

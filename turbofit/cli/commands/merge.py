@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import shlex
+from typing import TYPE_CHECKING
 
 import click
 
 from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options.common_options import FORMS
+from turbofit.cli.terminal.output import Form, say
 from turbofit.core.errors import UsageError
 from turbofit.core.process.progress import under_way
 from turbofit.core.process.signals import ended_like_ctrl_c
 
-__all__ = ["merge"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from turbofit.model.merge.merge import Merged
+    from turbofit.report.painters.document import Block
 
 
 @command(
@@ -44,15 +50,9 @@ def merge(
     vision_tower: str | None,
     dtype: str | None,
     force: bool,
-    as_json: bool,
-    md: bool,
+    form: Form,
 ) -> int:
-    """Merge, and show what was written."""
-    from turbofit.cli.terminal.output import answer, say, show
-    from turbofit.core.struct import to_json
-    from turbofit.core.units import format_bytes
     from turbofit.model.merge.merge import merge as merge_checkpoint
-    from turbofit.report.painters.document import Block, Heading, Paragraph
 
     if len(folders) not in (2, 3):
         raise UsageError(
@@ -64,20 +64,22 @@ def merge(
             base, next(iter(adapter), None), out,
             vision_tower=vision_tower, dtype=dtype, force=force, say=say,
         )  # fmt: skip
-    if as_json:
-        answer(to_json(merged))
-        return 0
+    form.show(merged, _view)
+    return 0
+
+
+def _view(merged: Merged) -> Iterator[Block]:
+    from turbofit.core.units import format_bytes
+    from turbofit.report.painters.document import Heading, Paragraph
+
     what = f"{merged.architecture}, {merged.dtype}: {merged.tensors} tensors"
-    blocks: list[Block] = [
-        Heading(text=merged.out),
-        Paragraph(text=f"{what}, {format_bytes(merged.bytes)}", tone="good"),
-        Paragraph(text=f"{merged.loras} modules merged, {merged.replaced} tensors replaced"),
-    ]
+    yield Heading(text=merged.out)
+    yield Paragraph(text=f"{what}, {format_bytes(merged.bytes)}", tone="good")
+    yield Paragraph(text=f"{merged.loras} modules merged, {merged.replaced} tensors replaced")
     if merged.converted:
         tower = merged.vision_tower or "the base itself"
         text = f"converted from LLaVA's original format; vision tower from {tower}"
-        blocks.append(Paragraph(text=text))
-    blocks += [Paragraph(text=warning, tone="warn") for warning in merged.warnings]
-    next_step = shlex.join(("turbofit", "plan", merged.out))
-    show([*blocks, Paragraph(text=f"next: {next_step}")], markdown=md)
-    return 0
+        yield Paragraph(text=text)
+    for warning in merged.warnings:
+        yield Paragraph(text=warning, tone="warn")
+    yield Paragraph(text=f"next: {shlex.join(('turbofit', 'plan', merged.out))}")

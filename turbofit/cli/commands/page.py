@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from turbofit.cli.command import PATH, Option, command
-from turbofit.cli.options.fields import filled, options_of
-from turbofit.report.fit_site.site_request import SiteRequest
-
-__all__ = ["page"]
+from turbofit.cli.options.common_options import JSON, filled, options_of
+from turbofit.cli.terminal.output import Form, answer, say
+from turbofit.core.struct import to_json
+from turbofit.report.fit_site.choices import SiteRequest
 
 
 @command(
@@ -16,14 +17,12 @@ __all__ = ["page"]
         "--out", metavar="DIR", type=PATH, default="turbofit-page",
         help="the folder (default turbofit-page); files of the same names are replaced",
     ),
-    *options_of(SiteRequest, SiteRequest.model_fields),
+    *options_of(SiteRequest),
+    JSON,
 )  # fmt: skip
-def page(*, out: str, **given: Any) -> int:
-    """Plan every choice, and write the site."""
-    from pathlib import Path
-
-    from turbofit.cli.terminal.output import answer
+def page(*, out: str, form: Form, **given: Any) -> int:
     from turbofit.report.fit_site.write_site import write_site
 
-    answer(f"{write_site(filled(SiteRequest, given), Path(out))}\n")
+    document = write_site(filled(SiteRequest, given), Path(out), say=say)
+    answer(to_json(document) if form.as_json else f"{Path(out) / 'index.html'}\n")
     return 0

@@ -9,19 +9,19 @@ from turbofit.cli.commands.plan import show_plan
 from turbofit.cli.options.common_options import (
     FORMS,
     FULL,
+    filled,
     machine_options,
     model_argument,
+    options_of,
     planning_options,
 )
-from turbofit.cli.options.fields import filled, options_of
+from turbofit.cli.terminal.output import Form
 from turbofit.core.errors import UsageError
 from turbofit.core.process.progress import under_way
 from turbofit.planning.request import PlanRequest, PredictRequest
 
 if TYPE_CHECKING:
     from turbofit.core.json_types import Options
-
-__all__ = ["predict"]
 
 
 @command(
@@ -44,30 +44,25 @@ __all__ = ["predict"]
     *FORMS,
     *planning_options(),
 )
-def predict(
-    *, trace: str | None, vs: str | None, full: bool, as_json: bool, md: bool, **given: Any
-) -> int:
+def predict(*, trace: str | None, vs: str | None, form: Form, **given: Any) -> int:
     """Predict and show; exit 3 where the settings would not serve."""
     from turbofit import api
 
     if trace is not None:
-        return _predict_trace(trace, vs, given, full=full, as_json=as_json, md=md)
+        return _predict_trace(trace, vs, given, form)
     if vs is not None:
         raise UsageError("--vs is for a trace", hint="add --trace FILE; turbofit compare has plans")
     request = filled(PredictRequest, given)
     with under_way("predicting"):
         plan = api.predict(request)
-    return show_plan(plan, "predict", full=full, as_json=as_json, md=md)
+    return show_plan(plan, "predict", form)
 
 
-def _predict_trace(
-    file: str, vs: str | None, given: Options, *, full: bool, as_json: bool, md: bool
-) -> int:
+def _predict_trace(file: str, vs: str | None, given: Options, form: Form) -> int:
     """Forecast a trace under one plan or two, and show; exit 3 where a plan does not fit."""
     import os
 
     from turbofit import api
-    from turbofit.cli.terminal.output import show_form
     from turbofit.load.trace import read_trace
     from turbofit.load.trace_forecast import trace_forecast
     from turbofit.report.stored_documents import read_plan
@@ -89,6 +84,6 @@ def _predict_trace(
         found = None if short is not None else trace_forecast(plans, requests, file)
     if found is None:
         assert short is not None
-        return show_plan(short, "plan", full=full, as_json=as_json, md=md)
-    show_form(found, trace_view, as_json=as_json, md=md)
+        return show_plan(short, "plan", form)
+    form._replace(full=True).show(found, trace_view)
     return 0

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from turbofit.cli.command import PATH, Option, command
 from turbofit.cli.commands.completion import complete_spec
+from turbofit.cli.terminal.output import Form, answer, note
 from turbofit.core.errors import UsageError
 from turbofit.core.units import parse_bytes
 
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from turbofit.pretend.scenario import Scenario
     from turbofit.pretend.shared import SharedRecord
     from turbofit.report.painters.document import Block
-
-__all__ = ["pretend"]
 
 _USAGE: Final = "turbofit pretend --on SPEC [options] -- COMMAND ..."
 
@@ -56,6 +55,7 @@ _USAGE: Final = "turbofit pretend --on SPEC [options] -- COMMAND ..."
         "--json",
         "as_json",
         is_flag=True,
+        form=True,
         help="the report as JSON on stdout; the command's stdout then goes to stderr",
     ),
     takes_rest=True,
@@ -70,7 +70,7 @@ def pretend(
     keep: str | None,
     context: str | None,
     python: str | None,
-    as_json: bool,
+    form: Form,
     rest: list[str],
 ) -> int:
     """Run the command, report, and end as it did."""
@@ -78,7 +78,6 @@ def pretend(
     from pathlib import Path
     from tempfile import TemporaryDirectory
 
-    from turbofit.cli.terminal.output import answer, note
     from turbofit.machine.presets import context_bytes
     from turbofit.machine.source import machine_from
     from turbofit.pretend.report import report
@@ -101,7 +100,7 @@ def pretend(
             rest,
             scenario,
             keep=folder,
-            stdout=2 if as_json else None,
+            stdout=2 if form.as_json else None,
             on_poll=_watch if watch else None,
             base=_with_model(model, scenario, Path(twin)) if model else None,
             python=python,
@@ -110,7 +109,7 @@ def pretend(
     text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
     if folder is not None:
         (folder / "report.json").write_text(text, encoding="utf-8")
-    if as_json:
+    if form.as_json:
         answer(text)
     else:
         _note(pretend_view(document))
@@ -145,8 +144,6 @@ def _words(pid: int) -> str:
 
 
 def _note(blocks: Iterable[Block]) -> None:
-    from turbofit.cli.terminal.output import note
     from turbofit.report.painters.terminal import paint
 
-    shown: Any = paint(blocks, width=100)
-    note(f"\n{shown}".rstrip("\n"))
+    note(f"\n{paint(blocks, width=100)}".rstrip("\n"))

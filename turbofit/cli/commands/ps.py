@@ -6,18 +6,15 @@ from typing import TYPE_CHECKING
 
 from turbofit.cli.command import command
 from turbofit.cli.options.common_options import FORMS
+from turbofit.cli.terminal.output import Form
 
 if TYPE_CHECKING:
     from turbofit.launch.serve.runs import LiveRun
     from turbofit.report.painters.document import Block
 
-__all__ = ["ps"]
-
 
 @command(*FORMS, only_linux=True)
-def ps(*, as_json: bool, md: bool) -> int:
-    """List them."""
-    from turbofit.cli.terminal.output import show_form
+def ps(*, form: Form) -> int:
     from turbofit.launch.serve.runs import live_runs
 
     servers = live_runs()
@@ -35,7 +32,7 @@ def ps(*, as_json: bool, md: bool) -> int:
         for one in servers
     ]
     document = {"schema": "turbofit.ps/1", "servers": rows}
-    show_form(document, lambda _: [_block(servers)], as_json=as_json, md=md)
+    form.show(document, lambda _: [_block(servers)])
     return 0
 
 
@@ -48,7 +45,7 @@ def _block(servers: list[LiveRun]) -> Block:
         (
             one.name,
             one.record.model,
-            one.state + (" (pretend GPUs)" if one.record.pretend else ""),
+            one.state + (" (pretend)" if one.record.pretend else ""),
             str(one.record.pid),
             " ".join(one.record.urls),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from turbofit.cli.command import PATH, Option, command
+from turbofit.cli.commands.plan import show_plan
 from turbofit.cli.options.common_options import (
     FORMS,
     FULL,
@@ -13,9 +14,8 @@ from turbofit.cli.options.common_options import (
     planning_keywords,
     planning_options,
 )
+from turbofit.cli.terminal.output import Form, say
 from turbofit.core.process.progress import under_way
-
-__all__ = ["rehearse"]
 
 
 @command(
@@ -38,19 +38,15 @@ def rehearse(
     model: str,
     defaults: bool,
     keep: str | None,
-    full: bool,
-    as_json: bool,
-    md: bool,
+    form: Form,
     **given: Any,
 ) -> int:
     """Rehearse and show; exit 3 where the engine did not serve."""
     from turbofit import api
-    from turbofit.cli.commands.plan import show_plan
-    from turbofit.cli.terminal.output import say
 
     say("pretend GPUs: memory, admission and death are the engine's own; nothing is computed")
     with under_way("planning"):
         plan = api.rehearse(model, defaults=defaults, keep=keep, **planning_keywords(given))
-    code = show_plan(plan, "rehearse", full=full, as_json=as_json, md=md)
+    code = show_plan(plan, "rehearse", form)
     served = plan.rehearsal is not None and plan.rehearsal.outcome == "served"
     return code if served or code else 3

@@ -8,15 +8,15 @@ import click
 
 from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options.common_options import FORMS
+from turbofit.cli.terminal.output import Form, answer, note, show, write_page
 from turbofit.core.errors import DoesNotFitError, UsageError
+from turbofit.core.struct import to_json
 from turbofit.report.schema import NAMES
 
 if TYPE_CHECKING:
     from turbofit.core.tuning import Tuning
     from turbofit.load.result import LoadResult
     from turbofit.report.painters.document import Block
-
-__all__ = ["report"]
 
 _MOST_LISTED: Final = 20
 
@@ -47,45 +47,39 @@ _MOST_LISTED: Final = 20
         help=f"the JSON Schema of a document instead (default {NAMES[0]})",
     ),
 )
-def report(
-    *, what: str | None, html: str | None, schema: str | None, as_json: bool, md: bool
-) -> int:
+def report(*, what: str | None, schema: str | None, form: Form) -> int:
     """Read and show; exit 3 where the plan does not fit."""
-    from turbofit.cli.terminal.output import answer, show
-
     if schema:
         from turbofit.report.schema import schema_text
 
         answer(schema_text(schema))
         return 0
     if what is None:
-        if html or as_json:
+        if form.html or form.as_json:
             raise UsageError(
                 "report needs a plan, a run or latest", hint="turbofit report lists them"
             )
-        show([_listed()], markdown=md)
+        show([_listed()], markdown=form.md)
         return 0
-    from turbofit.cli.terminal.output import note
     from turbofit.report.stored_documents import LATEST, StoredPlan, read_reported
 
     saved = read_reported(what)
-    if what == LATEST and isinstance(saved, StoredPlan) and not as_json:
+    if what == LATEST and isinstance(saved, StoredPlan) and not form.as_json:
         note(f"latest is {saved.where}, planned {saved.plan.created}")
     if not isinstance(saved, StoredPlan):
-        return _measured(saved, html, as_json=as_json, md=md)
-    if html:
-        from turbofit.cli.terminal.output import write_page
+        return _measured(saved, form)
+    if form.html:
         from turbofit.report.views.plan.plan_view import plan_page
 
-        write_page(plan_page(saved), html)
-    elif as_json:
-        from turbofit.report.stored_documents import saved_json
+        write_page(plan_page(saved), form.html)
+    elif form.as_json:
+        from turbofit.report.stored_documents import saved_document
 
-        answer(saved_json(saved))
+        answer(to_json(saved_document(saved)))
     else:
         from turbofit.report.views.plan.plan_view import plan_view
 
-        show(plan_view(saved.plan, saved.run), markdown=md)
+        show(plan_view(saved.plan, saved.run), markdown=form.md)
     return 0 if saved.plan.fits else DoesNotFitError.exit_code
 
 
@@ -107,16 +101,16 @@ def _listed() -> Block:
     return table(("report", "of", "when"), rows, wrap=("report", "of"))
 
 
-def _measured(one: LoadResult | Tuning, html: str | None, *, as_json: bool, md: bool) -> int:
+def _measured(one: LoadResult | Tuning, form: Form) -> int:
     """A load or a tuning as its command shows it."""
     from turbofit.core.tuning import Tuning
 
     if isinstance(one, Tuning):
         from turbofit.cli.commands.tune import show_tuning
 
-        show_tuning(one, html, as_json=as_json, md=md)
+        show_tuning(one, form)
     else:
         from turbofit.cli.commands.bench import show_load
 
-        show_load(one, html, as_json=as_json, md=md)
+        show_load(one, form)
     return 0

@@ -9,26 +9,34 @@ from typing import TYPE_CHECKING, Any, Final
 from turbofit.cli.command import WORDS, Option, command
 from turbofit.cli.options.common_options import (
     FORMS,
+    filled,
     machine_options,
     model_argument,
+    options_of,
     planning_options,
 )
-from turbofit.cli.options.fields import filled, options_of
 from turbofit.cli.options.gateway_options import GatewayOptions
-from turbofit.cli.options.launch_options import ServeOptions
-from turbofit.cli.options.models_options import ModelsOptions, SharesOptions
-from turbofit.cli.serving.serve_cluster import serve_on_cluster
-from turbofit.cli.serving.serve_plan import (
+from turbofit.cli.options.launch_options import ModelsOptions, ServeOptions, SharesOptions
+from turbofit.cli.serving import (
     PRETEND,
     ServeArguments,
     given_request,
     read_saved,
     refuse_elsewhere,
+    serve_on_cluster,
     show_commands,
     to_ask,
     with_passed,
 )
-from turbofit.cli.terminal.interrupt import exit_code, run_until_signal, say_cut
+from turbofit.cli.terminal.output import (
+    Form,
+    answer,
+    exit_code,
+    note,
+    run_until_signal,
+    say,
+    say_cut,
+)
 from turbofit.core.errors import UsageError
 from turbofit.core.process.progress import under_way
 
@@ -40,10 +48,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.config import GatewayConfig
     from turbofit.launch.run import Run
     from turbofit.launch.serve.config import ServeConfig
-    from turbofit.launch.serve.passthrough import PassedOptions
     from turbofit.launch.serve.supervisor import StopSignal
-
-__all__ = ["serve"]
 
 _LAUNCH: Final = (
     "dry_run", "pretend", "pretend_taken", "pretend_fail", "no_check", "no_rehearse", "forget",
@@ -65,9 +70,9 @@ _CLUSTER: Final = ("cluster", "name", "node_port")
     *FORMS,
     *options_of(ServeOptions, _LAUNCH, group="launch"),
     *options_of(ServeOptions, ["model_name"], group="gateway"),
-    *options_of(GatewayOptions, GatewayOptions.model_fields, group="gateway"),
-    *options_of(ModelsOptions, ModelsOptions.model_fields, group="sleep, and several models"),
-    *options_of(SharesOptions, SharesOptions.model_fields, group="sleep, and several models"),
+    *options_of(GatewayOptions, group="gateway"),
+    *options_of(ModelsOptions, group="sleep, and several models"),
+    *options_of(SharesOptions, group="sleep, and several models"),
     *options_of(ServeOptions, _CLUSTER, group="cluster"),
     *planning_options(),
     takes_rest=True,
@@ -78,8 +83,7 @@ def serve(
     *,
     model: tuple[str, ...],
     detach: bool,
-    as_json: bool,
-    md: bool,
+    form: Form,
     rest: Sequence[str],
     **given: Any,
 ) -> int:
@@ -88,7 +92,7 @@ def serve(
     from turbofit.launch.serve.passthrough import sort_options
 
     if DETACHED in os.environ:
-        detach = as_json = False
+        detach, form = False, form._replace(as_json=False)
     options = filled(ServeOptions, given)
     public = filled(GatewayOptions, given)
     models = filled(ModelsOptions, given)
@@ -107,34 +111,29 @@ def serve(
             "--share divides cards, and models that take turns do not share them",
             hint="leave --share or --swap out",
         )
-    arguments = ServeArguments(request, options, passed)
+    arguments = ServeArguments(request, options, public, passed)
     if not model and not options.plan:
-        cluster = options.cluster is not None
-        raise UsageError(
-            f"{'--cluster' if cluster else 'serve'} needs a model",
-            hint="turbofit serve MODEL --cluster ray"
-            if cluster
-            else "turbofit serve MODEL, or --plan FILE",
-        )
+        if options.cluster is not None:
+            raise UsageError("--cluster needs a model", hint="turbofit serve MODEL --cluster ray")
+        raise UsageError("serve needs a model", hint="turbofit serve MODEL, or --plan FILE")
     if detach and not options.dry_run:
-        return _detached(as_json=as_json, cluster=options.cluster)
+        return _detached(form, options.cluster)
     if options.cluster is not None:
-        return _on_cluster(arguments, public, as_json=as_json)
+        return serve_on_cluster(arguments, form)
     if options.dry_run:
-        return show_commands(arguments, port=public.port, as_json=as_json, md=md)
-    config = _config(arguments, public)
+        return show_commands(arguments, form)
+    config = _config(arguments)
     if options.lease is not None:
         end_without_lease(Path(options.lease))
     if models.idle is not None or len(model) > 1:
-        return _models(config, models, shares, model, as_json=as_json)
-    return _one_model(config, passed, as_json=as_json)
+        return _models(config, models, shares, model, form)
+    return _one_model(config, arguments, form)
 
 
-def _detached(*, as_json: bool, cluster: str | None) -> int:
+def _detached(form: Form, cluster: str | None) -> int:
     """The same command in the background; its exit code where it does not open."""
     import click
 
-    from turbofit.cli.terminal.output import answer, note, say
     from turbofit.core.struct import to_json
     from turbofit.launch.serve.detached import serve_detached
 
@@ -153,20 +152,11 @@ def _detached(*, as_json: bool, cluster: str | None) -> int:
     if cluster is not None:
         how = f"turbofit cluster status --cluster {cluster} shows it, kill {found.pid} ends it"
     say(f"process {found.pid} serves; {how}; what it says is in {found.log}")
-    if as_json:
+    if form.as_json:
         answer(to_json({"url": found.url, "pid": found.pid, "log": str(found.log)}))
     else:
         answer(f"{found.url}\n")
     return 0
-
-
-def _on_cluster(arguments: ServeArguments, public: GatewayOptions, *, as_json: bool) -> int:
-    from turbofit.cli.terminal.output import note
-
-    if arguments.options.pretend:
-        note(PRETEND)
-    gateway = _gateway(public, arguments.passed)
-    return serve_on_cluster(arguments, gateway, public, as_json=as_json)
 
 
 def _models(
@@ -174,14 +164,12 @@ def _models(
     options: ModelsOptions,
     shares: Sequence[float],
     names: Sequence[str],
-    *,
-    as_json: bool,
+    form: Form,
 ) -> int:
     """Several models, or one whose engines end while nobody asks for it."""
     import click
 
-    from turbofit.cli.options.profile_options import each_model
-    from turbofit.cli.terminal.output import answer, note, say
+    from turbofit.cli.options.common_options import each_model
     from turbofit.launch.serve.planner import preview
     from turbofit.launch.serve_models import (
         ModelsPolicy,
@@ -193,7 +181,7 @@ def _models(
     )
 
     def opened(url: str, models: Sequence[str]) -> None:
-        if not as_json:
+        if not form.as_json:
             answer(f"{url}\n")
             for line in to_ask(url, config, models[0]):
                 say(line)
@@ -218,18 +206,17 @@ def _models(
     served = run_until_signal(body)
     if not isinstance(served, ServedModels):
         return exit_code(served)
-    if as_json:
+    if form.as_json:
         _show_end(served.ended, served.cut, runs=[str(folder) for folder in served.folders])
     say_cut(served.cut)
     return exit_code(served.ended)
 
 
-def _config(arguments: ServeArguments, public: GatewayOptions) -> ServeConfig:
-    """What the options ask for."""
+def _config(arguments: ServeArguments) -> ServeConfig:
     from turbofit.launch.serve.config import ServeConfig
     from turbofit.launch.serve.planner import launch_request
 
-    options, passed = arguments.options, arguments.passed
+    _, options, public, passed = arguments
     request = plan = None
     if options.plan:
         plan = read_saved(arguments, options.plan)
@@ -238,7 +225,7 @@ def _config(arguments: ServeArguments, public: GatewayOptions) -> ServeConfig:
     return ServeConfig.of(
         request=request,
         plan=plan,
-        gateway=None if options.no_gateway else _gateway(public, passed),
+        gateway=None if options.no_gateway else arguments.gateway(),
         port=public.port,
         api_key=passed.api_keys[0] if passed.api_keys else None,
         access_log=public.access_log,
@@ -249,8 +236,7 @@ def _config(arguments: ServeArguments, public: GatewayOptions) -> ServeConfig:
     )
 
 
-def _one_model(config: ServeConfig, passed: PassedOptions, *, as_json: bool) -> int:
-    from turbofit.cli.terminal.output import answer, note, say
+def _one_model(config: ServeConfig, arguments: ServeArguments, form: Form) -> int:
     from turbofit.launch.run import Run
     from turbofit.launch.serve.leases import Leases
 
@@ -258,7 +244,7 @@ def _one_model(config: ServeConfig, passed: PassedOptions, *, as_json: bool) -> 
         told: list[str] = []
 
         def opened(urls: list[str]) -> None:
-            if as_json:
+            if form.as_json:
                 return
             answer("".join(f"{url}\n" for url in urls))
             if not told:
@@ -272,10 +258,10 @@ def _one_model(config: ServeConfig, passed: PassedOptions, *, as_json: bool) -> 
                 note(PRETEND)
             plan = run.prepare()
             folder = run.begin()
-            stop.on_hangup = _reloads(run, passed)
+            stop.on_hangup = _reloads(run, arguments)
             ended = run.follow(stop)
         cut = 0 if run.public is None else run.public.cut
-        if as_json:
+        if form.as_json:
             _show_end(ended, cut, run=str(folder))
         say_cut(cut)
         return ended
@@ -286,17 +272,15 @@ def _one_model(config: ServeConfig, passed: PassedOptions, *, as_json: bool) -> 
 def _show_end(ended: signal.Signals, cut: int, **folders: Any) -> None:
     import json
 
-    from turbofit.cli.terminal.output import answer
-
     answer(json.dumps({"ended": ended.name, **folders, "cut": cut}, indent=2) + "\n")
 
 
-def _reloads(run: Run, passed: PassedOptions) -> Callable[[], None] | None:
+def _reloads(run: Run, arguments: ServeArguments) -> Callable[[], None] | None:
     """What SIGHUP does where the options are a profile's; without one it ends the run."""
     import click
 
-    from turbofit.cli.options.profile_options import profile_of, read_again
-    from turbofit.launch.serve.reload import Reloader
+    from turbofit.cli.options.common_options import profile_of, read_again
+    from turbofit.launch.run import Reloader
 
     ctx = click.get_current_context(silent=True)  # None where a program calls it
     if ctx is None or profile_of(ctx) is None:
@@ -304,28 +288,7 @@ def _reloads(run: Run, passed: PassedOptions) -> Callable[[], None] | None:
 
     def read() -> tuple[Options, GatewayConfig]:
         options = read_again(ctx)
-        return options, _gateway(filled(GatewayOptions, options), passed)
+        now = arguments._replace(public=filled(GatewayOptions, options))
+        return options, now.gateway()
 
     return Reloader(run, ctx.params, read).begin
-
-
-#: Options after ``--`` that are the gateway's business while there is one.
-_PUBLIC: Final = (
-    "--api-keys", "--allow-origins", "--allow-credentials", "--allow-methods", "--allow-headers",
-    "--proxy-url",
-)  # fmt: skip
-
-
-def _gateway(public: GatewayOptions, passed: PassedOptions) -> GatewayConfig:
-    """The public side.
-
-    Raises:
-        UsageError: open by accident, or options of the engine's own public side.
-    """
-    for name in _PUBLIC:
-        if name in passed.argv:
-            raise UsageError(
-                f"{name} after -- would not reach clients: the gateway faces them",
-                hint="use --api-key and --allow-origins before --, or --no-gateway",
-            )
-    return public.config()

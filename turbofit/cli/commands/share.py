@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options.common_options import FORMS
-
-__all__ = ["share"]
+from turbofit.cli.terminal.output import Form, note
 
 
 @command(
@@ -20,18 +19,15 @@ __all__ = ["share"]
     Option("--out", metavar="FILE", type=PATH, help="write the document, after showing it"),
     *FORMS,
 )  # fmt: skip
-def share(
-    *, run: str | None, loads: tuple[str, ...], out: str | None, as_json: bool, md: bool
-) -> int:
+def share(*, run: str | None, loads: tuple[str, ...], out: str | None, form: Form) -> int:
     """Show what is in the document and what is left out, then write it."""
-    from turbofit.cli.terminal.output import note, show_form
     from turbofit.core.process.files import write_output
     from turbofit.core.struct import to_json
     from turbofit.report.share import share_view, shared
     from turbofit.report.stored_documents import read_run
 
     document = shared(read_run(run), loads)
-    show_form(document, share_view, as_json=as_json, md=md)
+    form.show(document, share_view)
     if out is not None:
         write_output(out, to_json(document))
         note(f"{out} is written: look through it, then paste it into an issue, My card")

@@ -7,17 +7,14 @@ from typing import Annotated
 from pydantic import Field
 
 from turbofit.cli.command import Argument, Option, command
-from turbofit.cli.options.fields import filled, options_of
+from turbofit.cli.options.common_options import filled, options_of
+from turbofit.cli.terminal.output import say
 from turbofit.core.errors import UsageError
 from turbofit.core.process.progress import under_way
 from turbofit.core.validation import Metavar, Validated
 
-__all__ = ["stop"]
-
 
 class StopOptions(Validated):
-    """What `stop` asks."""
-
     wait: Annotated[float, Field(gt=0, le=86400), Metavar("SECONDS")] = Field(
         default=120, description="for requests under way and the engines' end"
     )
@@ -33,8 +30,6 @@ class StopOptions(Validated):
     only_linux=True,
 )  # fmt: skip
 def stop(*, run: str | None, all: bool, **given: object) -> int:  # noqa: A002 - the option's name
-    """Ask, and wait until the process is gone."""
-    from turbofit.cli.terminal.output import say
     from turbofit.launch.serve.runs import chosen_run, live_runs, stop_server
 
     options = filled(StopOptions, given)

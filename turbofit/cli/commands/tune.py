@@ -8,18 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from pydantic import Field
 
-from turbofit.cli.command import PATH, Option, command
+from turbofit.cli.command import command
 from turbofit.cli.commands.bench import LOAD_OPTIONS
 from turbofit.cli.options.common_options import (
     FORMS,
+    HTML,
+    filled,
     machine_options,
     model_argument,
+    options_of,
     planning_options,
 )
-from turbofit.cli.options.fields import filled, options_of
 from turbofit.cli.options.launch_options import LaunchOptions
-from turbofit.cli.serving.serve_plan import given_request, refuse_elsewhere
-from turbofit.cli.terminal.interrupt import exit_code, run_until_signal
+from turbofit.cli.serving import given_request, refuse_elsewhere
+from turbofit.cli.terminal.output import Form, exit_code, note, run_until_signal, say
 from turbofit.core.errors import DoesNotFitError, UsageError
 from turbofit.core.validation import Metavar
 
@@ -28,8 +30,6 @@ if TYPE_CHECKING:
     from turbofit.launch.serve.supervisor import StopSignal
     from turbofit.load.spec import LoadSpec
     from turbofit.planning.request import PlanRequest
-
-__all__ = ["show_tuning", "tune"]
 
 _PRETEND: Final = (
     "PRETEND GPUs: this tries the tuning itself; speed is not real, and what is found is kept for "
@@ -72,7 +72,7 @@ _PLANNING: Final = tuple(
     *model_argument(),
     *machine_options(),
     *FORMS,
-    Option("--html", metavar="FILE", type=PATH, form=True, help="one page; - for stdout"),
+    HTML,
     *options_of(
         TuneOptions,
         [name for name in TuneOptions.model_fields if name != "no_rehearse"],
@@ -82,9 +82,8 @@ _PLANNING: Final = tuple(
     *_PLANNING,
     only_linux=True,
 )
-def tune(*, model: str, html: str | None, as_json: bool, md: bool, **given: Any) -> int:
+def tune(*, model: str, form: Form, **given: Any) -> int:
     """Tune and show; 3 where nothing meets the SLO, 130 where Ctrl-C ended it."""
-    from turbofit.cli.terminal.output import note, say
     from turbofit.launch.serve.config import ServeConfig
     from turbofit.launch.serve.leases import Leases
     from turbofit.launch.serve.planner import launch_request
@@ -128,7 +127,7 @@ def tune(*, model: str, html: str | None, as_json: bool, md: bool, **given: Any)
     if isinstance(ended, signal.Signals):
         say("stopped: the trials so far are kept, and the same command goes on from there")
         return exit_code(ended)
-    show_tuning(ended, html, as_json=as_json, md=md)
+    show_tuning(ended, form)
     return 0 if ended.best is not None else DoesNotFitError.exit_code
 
 
@@ -142,7 +141,6 @@ def _request(model: str, given: dict[str, Any], load: LoadSpec) -> PlanRequest:
 
 
 def _forget(model: str, request: PlanRequest, *, apart: bool) -> int:
-    from turbofit.cli.terminal.output import say
     from turbofit.memory.calibrated import identity
     from turbofit.model.source import resolve_model
     from turbofit.observe.tuned import forget_tuned
@@ -162,10 +160,7 @@ def _kv_types(text: str) -> tuple[int, ...]:
     return tuple(allowed[one] for one in dict.fromkeys(found))
 
 
-def show_tuning(result: Tuning, html: str | None, *, as_json: bool, md: bool) -> None:
-    """In the form that was asked for."""
-    from turbofit.cli.terminal.output import show_form
+def show_tuning(result: Tuning, form: Form) -> None:
     from turbofit.report.views.run.measured_view import made_by, tune_view
 
-    made = made_by(result)
-    show_form(result, tune_view, as_json=as_json, md=md, html=html, made=made)
+    form.show(result, tune_view, made_by(result))

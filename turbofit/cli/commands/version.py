@@ -6,11 +6,8 @@ import turbofit
 from turbofit.cli.command import command
 from turbofit.cli.terminal.output import answer
 
-__all__ = ["version"]
-
 
 @command()
 def version() -> int:
-    """Print it."""
     answer(f"turbofit {turbofit.__version__}\n")
     return 0

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options.common_options import FORMS
+from turbofit.cli.terminal.output import Form, answer, painted, show
+from turbofit.core.errors import UsageError
+from turbofit.core.struct import to_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -14,8 +18,6 @@ if TYPE_CHECKING:
     from turbofit.observe.live import LiveServer
     from turbofit.report.painters.document import Block
     from turbofit.report.stored_documents import StoredPlan
-
-__all__ = ["watch"]
 
 _EVERY: Final = 2.0
 _LEAST: Final = 0.2
@@ -54,27 +56,23 @@ def watch(
     interval: float,
     forget: str | None,
     once: bool,
-    as_json: bool,
-    md: bool,
+    form: Form,
 ) -> int:
     """Look until Ctrl-C or the run's end; one look where stdout is no terminal."""
     import sys
     import time
 
-    from turbofit.cli.terminal.output import answer
-    from turbofit.core.errors import UsageError
-    from turbofit.core.struct import to_json
     from turbofit.report.views.run.watch_view import watch_view
 
     if forget is not None:
-        return _forget(forget, as_json=as_json)
+        return _forget(forget, form)
     if not interval >= _LEAST:
         raise UsageError(
             f"--interval {interval:g} is too short", hint=f"give {_LEAST} seconds or more"
         )
     if run is not None and "://" in run:
         raise UsageError(f"{run} is an address, not a run", hint=f"turbofit watch --url {run}")
-    live = sys.stdout.isatty() and not (once or as_json or md)
+    live = sys.stdout.isatty() and not (once or form.as_json or form.md)
     named = [run] if run else []
     places = _newest_server() if not run else lambda: named
     before: dict[str, tuple[LiveServer, float]] = {}
@@ -83,12 +81,12 @@ def watch(
         watched = [_read(place) for place in places()]
         look = _look_patiently if live else _look
         now = {one.where: look(one, url, api_key) for one in watched}
-        if not live and not as_json and any(now.values()):
+        if not live and not form.as_json and any(now.values()):
             # Rates need two looks.
             time.sleep(interval)
             before = {place: (seen, interval) for place, seen in now.items() if seen is not None}
             now = {one.where: _look(one, url, api_key) for one in watched}
-        if as_json:
+        if form.as_json:
             documents = [_document(one, now[one.where]) for one in watched]
             several = {"schema": "turbofit.watch/1", "models": documents}
             answer(to_json(several if len(documents) > 1 else documents[0]))
@@ -97,7 +95,10 @@ def watch(
             for one in watched:
                 seen = now[one.where], before.get(one.where)
                 blocks += watch_view(one.plan, one.run, *seen, _used(one))
-            _paint(blocks, live=live, md=md)
+            if live:
+                answer(_HOME + painted(blocks).replace("\n", _LINE_END) + _BELOW)
+            else:
+                show(blocks, markdown=form.md)
         if not live or all(one.run and one.run.state in _OVER for one in watched):
             return 0
         time.sleep(interval)
@@ -107,8 +108,6 @@ def watch(
 
 def _newest_server() -> Callable[[], list[str]]:
     """Tells the runs of the newest server at each look: a model of several gets new ones."""
-    from pathlib import Path
-
     from turbofit.launch.serve.runs import live_runs
     from turbofit.report.stored_documents import newest_run
 
@@ -125,7 +124,6 @@ def _read(place: str) -> StoredPlan:
     Raises:
         UsageError: it is a plan.
     """
-    from turbofit.core.errors import UsageError
     from turbofit.report.stored_documents import read_saved
 
     saved = read_saved(place)
@@ -136,8 +134,6 @@ def _read(place: str) -> StoredPlan:
 
 def _look_patiently(saved: StoredPlan, url: str | None, api_key: str | None) -> LiveServer | None:
     """Look again where the gateway is closed for a moment, between two starts."""
-    from turbofit.core.errors import UsageError
-
     try:
         return _look(saved, url, api_key)
     except UsageError:
@@ -159,26 +155,13 @@ def _look(saved: StoredPlan, url: str | None, api_key: str | None) -> LiveServer
     return now_of(fetch_page(urls[0], key), model.hub_id or model.name)
 
 
-def _paint(blocks: list[Block], *, live: bool, md: bool) -> None:
-    from turbofit.cli.terminal.output import answer, painted, show
-
-    if live:
-        answer(_HOME + painted(blocks).replace("\n", _LINE_END) + _BELOW)
-    else:
-        show(blocks, markdown=md)
-
-
 def _used(saved: StoredPlan) -> dict[int, int]:
     from turbofit.launch.serve.gpu_monitor import used_now
 
     return {} if saved.run is None or saved.run.pretend else used_now(saved.plan)
 
 
-def _forget(fingerprint: str, *, as_json: bool) -> int:
-    """Let a request or a client in again."""
-    from turbofit.cli.terminal.output import answer
-    from turbofit.core.errors import UsageError
-    from turbofit.core.struct import to_json
+def _forget(fingerprint: str, form: Form) -> int:
     from turbofit.gateway.routing.deny_file import pardon
 
     if not pardon(fingerprint):
@@ -186,9 +169,8 @@ def _forget(fingerprint: str, *, as_json: bool) -> int:
             f"no request or client {fingerprint} is refused on this machine",
             hint="the refusal names it; run this as the user who runs the server",
         )
-    said = f"{fingerprint} is let in again\n"
     told = {"schema": "turbofit.watch/1", "forgotten": fingerprint}
-    answer(to_json(told) if as_json else said)
+    answer(to_json(told) if form.as_json else f"{fingerprint} is let in again\n")
     return 0
 
 
@@ -212,8 +194,6 @@ def _document(saved: StoredPlan, now: LiveServer | None) -> dict[str, Any]:
 
 def _denied(saved: StoredPlan) -> list[Denied]:
     """What the run's gateway refuses, since engines died of it."""
-    from pathlib import Path
-
     from turbofit.gateway.routing.deny_file import DenyFile, deny_path
 
     assert saved.run is not None

@@ -4,35 +4,33 @@ from __future__ import annotations
 
 from typing import Any
 
-from turbofit.cli.command import PATH, Option, command
+from turbofit.cli.command import command
 from turbofit.cli.options.common_options import (
     FORMS,
     FULL,
+    HTML,
+    filled,
     machine_options,
     model_argument,
+    options_of,
     planning_options,
 )
-from turbofit.cli.options.fields import filled, options_of
+from turbofit.cli.terminal.output import Form, say
 from turbofit.core.process.progress import under_way
 from turbofit.planning.request import PACE, WhichRequest
-
-__all__ = ["which"]
 
 
 @command(
     *model_argument(required=False),
     *machine_options(),
     *options_of(WhichRequest, ("images_per_second", *PACE, "all_counts")),
-    Option("--html", metavar="FILE", type=PATH, form=True, help="one page; - for stdout"),
+    HTML,
     FULL,
     *FORMS,
     *planning_options(),
 )
-def which(
-    *, model: str | None, html: str | None, full: bool, as_json: bool, md: bool, **given: Any
-) -> int:
+def which(*, model: str | None, form: Form, **given: Any) -> int:
     """Look and show; exit 3 where nothing keeps the promise."""
-    from turbofit.cli.terminal.output import say, show_form
     from turbofit.core.errors import DoesNotFitError
     from turbofit.machine.source import machine_from
     from turbofit.machine.spec import is_spec
@@ -54,5 +52,5 @@ def which(
     with under_way("planning for every machine" if model else "planning for every model"):
         found = which_models(request) if model is None else which_cards(request)
     made = f"turbofit {found.turbofit_version}, planned {found.created}."
-    show_form(found, which_view, as_json=as_json, md=md, short=not full, html=html, made=made)
+    form.show(found, which_view, made)
     return 0 if found.keep else DoesNotFitError.exit_code

@@ -1,36 +1,157 @@
-"""Options that several commands share."""
+"""Options made from the fields of what they fill, those that several share, and profiles."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Final,
+    Literal,
+    NamedTuple,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+)
 
 import click
+from click.core import ParameterSource
 
-from turbofit.cli.command import Argument, Option, option_name
+from turbofit.cli.command import PATH, WORDS, Argument, Option, option_name
+from turbofit.cli.terminal.output import say
 from turbofit.core.errors import UsageError
 from turbofit.core.process.ports import DEFAULT_PORT, LAST_PORT
+from turbofit.core.validation import Metavar
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable
+    from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+
+    from pydantic.fields import FieldInfo
 
     from turbofit.core.json_types import Options
+    from turbofit.core.profile import Profile, ProfileSection
+    from turbofit.core.validation import Validated
+
+T = TypeVar("T", bound="Validated")
 
 
-__all__ = [
-    "FORMS",
-    "FULL",
-    "JSON",
-    "PORT",
-    "SERVER_OPTIONS",
-    "machine_options",
-    "model_argument",
-    "planning_keywords",
-    "planning_options",
-    "refuse_beside_cluster",
-    "server_of",
-    "setting_options",
-]
+class _Text(click.ParamType):  # type: ignore[type-arg] # generic in newer clicks only
+    """A text that the field's own type reads; ``choices``, or files, are offered at a TAB."""
+
+    name = "text"
+
+    def __init__(self, choices: tuple[str, ...], *, path: bool) -> None:
+        self.choices, self.path = choices, path
+
+    def shell_complete(
+        self, _ctx: click.Context, _param: click.Parameter, incomplete: str
+    ) -> list[Any]:
+        from click.shell_completion import CompletionItem
+
+        if self.path:
+            return [CompletionItem(incomplete, type="file")]
+        return [CompletionItem(word) for word in self.choices if word.startswith(incomplete)]
+
+
+class _Form(NamedTuple):
+    """What an annotation says of the words that an option takes."""
+
+    metavar: str = "TEXT"
+    choices: tuple[str, ...] = ()
+    flag: bool = False
+    optional: bool = False
+    several: bool = False
+    repeatable: bool = False
+
+
+def options_of(
+    kind: type[Validated], fields: Iterable[str] = (), *, group: str = "", **attributes: Any
+) -> Iterator[Option]:
+    """Options of these fields, or of all, in the order of the help page, in a group of it.
+
+    What is not given stays with the field's own default.
+    """
+    for name in fields or kind.model_fields:
+        yield _option(name, kind.model_fields[name], group, attributes)
+
+
+def grouped_options(kind: type[Validated], groups: Mapping[str, Iterable[str]]) -> Iterator[Option]:
+    for group, fields in groups.items():
+        yield from options_of(kind, fields, group=group)
+
+
+def filled(kind: type[T], given: Options) -> T:
+    """The class filled with those of the options given that are its fields.
+
+    Raises:
+        UsageError: a value is wrong; the message names its option.
+    """
+    values = {
+        name: value
+        for name in kind.model_fields
+        if (value := given.get(name)) is not None and value != ()
+    }
+    return kind.of_options(values, option_name)
+
+
+def form_of(field: FieldInfo) -> _Form:
+    return _form(field.annotation, field.metadata)
+
+
+def _option(name: str, field: FieldInfo, group: str, attributes: dict[str, Any]) -> Option:
+    form = form_of(field)
+    text = field.description or ""
+    if field.default not in (None, False, ()) and not field.is_required():
+        text = f"{text} (default {_typed(field.default)})"
+    if form.flag:
+        option = option_name(name)
+        if form.optional:
+            option += f"/--no-{option.removeprefix('--')}"
+        return Option(
+            option, name, is_flag=True, default=None, help=text, group=group, **attributes
+        )
+    several = form.several and not form.repeatable
+    return Option(
+        option_name(name), name, default=None, help=text, group=group,
+        type=_Text(form.choices, path=form.metavar == "FILE"),
+        metavar=f"{form.metavar}..." if several else form.metavar, several=several,
+        multiple=form.several, **attributes,
+    )  # fmt: skip
+
+
+def _typed(default: Any) -> str:
+    """A default as a person types it: ``1024x768`` of a size, or of several."""
+    if not isinstance(default, tuple):
+        return str(default)
+    nested = default and isinstance(default[0], tuple)
+    return " ".join(map(_typed, default)) if nested else "x".join(map(str, default))
+
+
+def _form(annotation: Any, metadata: Iterable[Any] = ()) -> _Form:
+    for one in metadata:
+        if isinstance(one, Metavar):
+            return _form(annotation)._replace(metavar=one.text, repeatable=one.repeatable)
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _form(parts[0], parts[1:])
+    if origin in (Union, UnionType):
+        inner = next(one for one in parts if one is not NoneType)
+        return _form(inner)._replace(optional=NoneType in parts)
+    if origin is Literal:
+        choices = tuple(map(str, parts))
+        return _Form(f"[{'|'.join(choices)}]", choices)
+    if origin is tuple:
+        inner = _form(parts[0])
+        return inner._replace(several=len(parts) == 2 and parts[1] is Ellipsis)
+    return _Form(flag=annotation is bool)
+
+
+# Options that several commands share.
+
 
 _KEEP: Final = "LMDeploy settings to keep"
 
@@ -43,6 +164,7 @@ JSON: Final = Option(
 FULL: Final = Option("--full", is_flag=True, form=True, help="everything, on the terminal")
 #: The forms of the answer; no command takes both.
 FORMS: Final = (JSON, Option("--md", is_flag=True, form=True, help="Markdown on stdout"))
+HTML: Final = Option("--html", metavar="FILE", form=True, type=PATH, help="one page; - for stdout")
 
 _SERVER: Final = f"http://127.0.0.1:{DEFAULT_PORT}"
 #: A server that runs, by `server_of`, and its model.
@@ -76,8 +198,6 @@ def model_argument(
 ) -> list[click.Parameter]:
     """The model, or several, and its revision; ``profile``: with ``-f FILE``, which may name it."""
     from turbofit.cli.commands.completion import complete_model
-    from turbofit.cli.options.fields import options_of
-    from turbofit.cli.options.profile_options import ModelArgument, profile_option
     from turbofit.planning.request import PlanRequest
 
     explained = PlanRequest.model_fields["model"].description or ""
@@ -91,9 +211,7 @@ def model_argument(
 
 
 def machine_options() -> list[click.Parameter]:
-    """Which machine, and which of its GPUs."""
     from turbofit.cli.commands.completion import complete_spec
-    from turbofit.cli.options.fields import options_of
     from turbofit.planning.request import PlanRequest
 
     return [
@@ -104,20 +222,13 @@ def machine_options() -> list[click.Parameter]:
 
 def planning_options() -> list[click.Parameter]:
     """Shape, workload, limits and budgets, and the settings of LMDeploy that are fixed."""
-    from turbofit.cli.options.fields import options_of
     from turbofit.planning.request import GROUPS, PlanRequest
 
-    shaping: list[click.Parameter] = [
-        option
-        for group, fields in GROUPS.items()
-        for option in options_of(PlanRequest, fields, group=group)
-    ]
-    return [*shaping, *setting_options()]
+    return [*grouped_options(PlanRequest, GROUPS), *setting_options()]
 
 
 def setting_options() -> list[click.Parameter]:
     """LMDeploy's own options; what is set of them is never changed."""
-    from turbofit.cli.options.fields import options_of
     from turbofit.planning.request import ENGINE_OPTIONS, PlanRequest
 
     return [*options_of(PlanRequest, ENGINE_OPTIONS, group=_KEEP)]
@@ -129,7 +240,6 @@ def planning_keywords(given: Options) -> Options:
     Raises:
         UsageError: a value is wrong.
     """
-    from turbofit.cli.options.fields import filled
     from turbofit.planning.request import PlanRequest
 
     request = filled(PlanRequest, {**given, "model": "-"})
@@ -149,3 +259,165 @@ def refuse_beside_cluster(names: Iterable[str], given: Container[str], instead: 
                 f"{option} is of one machine, and --cluster names several",
                 hint=f"leave {option} out{instead}",
             )
+
+
+# ``-f FILE``: a profile's values where the command line has none.
+
+
+#: What is read where neither a model nor a profile is named.
+PROFILE: Final = "turbofit.yaml"
+_META: Final = "turbofit.profile"
+#: Where a value stands that a profile does not change.
+_BEFORE_PROFILES: Final = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
+
+
+def sections() -> dict[str, ProfileSection]:
+    """What may stand in a profile, by its heading: the fields that the command line is made of."""
+    from turbofit.cli.options.gateway_options import GatewayOptions
+    from turbofit.cli.options.launch_options import ModelsOptions, ServeOptions, SharesOptions
+    from turbofit.core.profile import ProfileSection
+    from turbofit.planning.request import ENGINE_OPTIONS, GROUPS, PlanRequest
+
+    serve = tuple(name for name in ServeOptions.model_fields if name != "plan")
+    gateway = tuple(GatewayOptions.model_fields)
+    found = {
+        "model": ProfileSection(PlanRequest, ("model", "revision"), of_model=True),
+        "machine": ProfileSection(PlanRequest, ("on", "gpus")),
+        **{
+            heading.partition(" ")[0]: ProfileSection(PlanRequest, fields, of_model=True)
+            for heading, fields in GROUPS.items()
+        },
+        "settings": ProfileSection(PlanRequest, ENGINE_OPTIONS, of_model=True),
+        "serve": ProfileSection(ServeOptions, serve),
+        "sleep": ProfileSection(ModelsOptions, tuple(ModelsOptions.model_fields)),
+        "several": ProfileSection(SharesOptions, tuple(SharesOptions.model_fields)),
+        "gateway": ProfileSection(GatewayOptions, gateway, secret=frozenset({"api_key"})),
+    }
+    return {heading: one._replace(lists=_lists(one)) for heading, one in found.items()}
+
+
+def _lists(section: ProfileSection) -> frozenset[str]:
+
+    fields = section.kind.model_fields
+    return frozenset(name for name in section.fields if form_of(fields[name]).several)
+
+
+def profile_option() -> Option:
+    """The option; what is read stands behind the command line and the environment."""
+
+    def read(ctx: click.Context, _param: click.Parameter, value: str | None) -> None:
+        if value is not None and not ctx.resilient_parsing:
+            _use(ctx, Path(value))
+
+    return Option(
+        "-f", "--file", metavar="FILE", type=PATH, is_eager=True, expose_value=False,
+        callback=read, help="a profile, for what stands neither here nor in the environment "
+        f"(default: {PROFILE}, where no MODEL is given)",
+    )  # fmt: skip
+
+
+class ModelArgument(Argument):
+    """The model; where none is named, that of ``turbofit.yaml``, if there is one."""
+
+    def consume_value(self, ctx: click.Context, opts: Mapping[str, object]) -> Any:
+        """The words of the command line, or else what a profile has."""
+        if not opts.get(self.name or ""):  # no word is an empty tuple where there may be several
+            opts = {name: one for name, one in opts.items() if name != self.name}
+        value, source = super().consume_value(ctx, opts)
+        named = source is not ParameterSource.DEFAULT or ctx.params.get("plan") is not None
+        if named or ctx.resilient_parsing or _META in ctx.meta or not Path(PROFILE).is_file():
+            return value, source
+        say(f"reading {PROFILE}")
+        _use(ctx, Path(PROFILE))
+        return super().consume_value(ctx, opts)
+
+
+def profile_of(ctx: click.Context) -> Profile | None:
+    found: Profile | None = ctx.meta.get(_META)
+    return found
+
+
+def read_again(ctx: click.Context) -> Options:
+    """The options of a command as they are now: its words, and the profile as it is now.
+
+    Raises:
+        UsageError: something in the profile is wrong.
+    """
+    words = list(ctx.meta[WORDS])
+    made = ctx.command.make_context(ctx.info_name, words, auto_envvar_prefix=ctx.auto_envvar_prefix)
+    with made as again:
+        left_out = ("quiet", "verbose")  # no options of the run
+        return {name: value for name, value in again.params.items() if name not in left_out}
+
+
+def _use(ctx: click.Context, path: Path) -> None:
+    """Read a profile, and let its values stand where the command line has none.
+
+    Raises:
+        UsageError: something in it is wrong, or it names several models where one is meant.
+    """
+    from turbofit.core.profile import read_profile
+
+    profile = read_profile(path, sections())
+    several = next((one.nargs == -1 for one in ctx.command.params if one.name == "model"), False)
+    if len(profile.models) > 1 and not several:
+        raise UsageError(
+            f"{profile.path} names {len(profile.models)} models, and this command is of one",
+            hint="leave all but one of them out",
+        )
+    ctx.meta[_META] = profile
+    found = defaults(profile)
+    if several and profile.models:
+        found["model"] = [entry["model"] for entry in profile.models]
+    elif several and "model" in found:
+        found["model"] = [found["model"]]
+    if ctx.info_name == "serve" and "on" in found:
+        on, pretend = found["on"], found.get("pretend")
+        # `serve` measures the GPUs here whatever the profile names, unless it is not for them.
+        elsewhere = ("pretend", "dry_run")
+        found["on"] = lambda: on if pretend or any(map(ctx.params.get, elsewhere)) else None
+    ctx.default_map = found
+
+
+def each_model(ctx: click.Context, names: Sequence[str]) -> list[Options]:
+    """What is asked of each model alone: its name, and what the profile says of it.
+
+    Raises:
+        UsageError: a value is wrong, or is for all models together.
+    """
+    from turbofit.planning.request import PlanRequest
+
+    profile = profile_of(ctx)
+    if profile is None or ctx.get_parameter_source("model") is not ParameterSource.DEFAULT_MAP:
+        return [{"model": name} for name in names]
+    found = []
+    for entry in profile.models:
+        if len(profile.models) > 1 and "budget" in entry:
+            raise UsageError(
+                f"{profile.path}: budget is for all models together",
+                hint="give it once, beside models: and not in it",
+            )
+        values = {
+            name: value
+            for name, value in entry.items()
+            if name == "model" or ctx.get_parameter_source(name) not in _BEFORE_PROFILES
+        }
+        found.append(filled(PlanRequest, values).given())
+    return found
+
+
+def defaults(profile: Profile) -> Options:
+    """The values of a profile, as click takes defaults; of a secret what finds it when needed.
+
+    The environment's keys come before its.
+    """
+    from turbofit.core.process.variables import variables
+    from turbofit.core.profile import secret_of
+
+    values = dict(profile.of_model(0) if len(profile.models) == 1 else profile.values)
+    if references := values.pop("api_key", ()):
+        folder, where = profile.path.parent, f"{profile.path}: gateway.api_key"
+        values["api_key"] = lambda: tuple(secret_of(one, folder, where) for one in references)
+    if variables().keys:
+        values.pop("api_key", None)
+    return values

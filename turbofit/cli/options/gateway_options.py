@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from turbofit.cli.command import option_name
+from turbofit.cli.terminal.output import note
 from turbofit.core.errors import UsageError
 from turbofit.core.process.ports import DEFAULT_PORT, LAST_PORT
 from turbofit.core.process.variables import variables
@@ -16,8 +17,6 @@ from turbofit.planning.request import Positive
 
 if TYPE_CHECKING:
     from turbofit.gateway.config import GatewayConfig
-
-__all__ = ["GatewayOptions"]
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -109,7 +108,6 @@ class GatewayOptions(Validated):
             UsageError: open to the network by accident, half a certificate, an empty key, or a
                 proxy without an address.
         """
-        from turbofit.cli.terminal.output import note
         from turbofit.gateway.config import ConnectionLimits, GatewayConfig
         from turbofit.gateway.http.connections import Networks
         from turbofit.gateway.server import check_bind

@@ -9,23 +9,19 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from turbofit.cli.options.profile_options import sections
+from turbofit.cli.options.common_options import sections
 from turbofit.core.presets import presets_dir
 
 if TYPE_CHECKING:
     from turbofit.core.json_types import Document
     from turbofit.core.profile import ProfileSection
 
-__all__ = ["document", "schema_file"]
-
 
 def schema_file() -> Path:
-    """Where it is published."""
     return presets_dir() / "profile.schema.json"
 
 
 def document() -> Document:
-    """The schema."""
     known = sections()
     of_models = {
         name: _section(one) for name, one in known.items() if one.of_model and name != "model"
@@ -86,7 +82,6 @@ def _field(section: ProfileSection, name: str, made: dict[str, Any]) -> dict[str
 
 
 def main() -> None:
-    """Write it."""
     text = json.dumps(document(), indent=2, ensure_ascii=False) + "\n"
     schema_file().write_text(text, encoding="utf-8")
 

@@ -1,37 +1,23 @@
-"""Standard output and error: the answer on one, everything else on the other."""
+"""Standard output and error: the answer on one, everything else on the other; and Ctrl-C."""
 
 from __future__ import annotations
 
 import os
 import sys
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Final, TextIO, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, TextIO, TypeVar
 
-from turbofit.cli.terminal import terminal
+from turbofit.cli.terminal import progress_display as terminal
 from turbofit.cli.terminal.progress_display import TERMINAL, hide, shown
 from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
+    import signal
     from collections.abc import Callable, Iterable, Iterator
 
     from turbofit.core.json_types import Document
+    from turbofit.launch.serve.supervisor import StopSignal
     from turbofit.report.painters.document import Block
-
-__all__ = [
-    "PAGE_WIDTH",
-    "UnwrittenError",
-    "answer",
-    "complain",
-    "note",
-    "painted",
-    "prepare_streams",
-    "progress",
-    "say",
-    "show",
-    "show_form",
-    "verbose_log",
-    "write_page",
-]
 
 T = TypeVar("T")
 
@@ -166,30 +152,26 @@ def show(blocks: Iterable[Block], *, markdown: bool = False, short: bool = False
     answer(painted(blocks, short=short))
 
 
-def show_form(
-    document: T,
-    view: Callable[[T], Iterable[Block]],
-    *,
-    as_json: bool,
-    md: bool,
-    short: bool = False,
-    html: str | None = None,
-    made: str = "",
-) -> None:
-    """Answer in the form that was asked for: a page in a file, JSON, Markdown, or a view.
+class Form(NamedTuple):
+    """The form of the answer: JSON, Markdown, a page in a file, or text, which may be short."""
 
-    ``made`` is what a page says of who made it, and when.
-    """
-    if html:
-        from turbofit.report.page.html import page
+    as_json: bool = False
+    md: bool = False
+    full: bool = True
+    html: str | None = None
 
-        write_page(page([*view(document)], document, made), html)
-    elif as_json:
-        from turbofit.core.struct import to_json
+    def show(self, document: T, view: Callable[[T], Iterable[Block]], made: str = "") -> None:
+        """Answer in it; ``made`` is what a page says of who made it, and when."""
+        if self.html:
+            from turbofit.report.page.html import page
 
-        answer(to_json(document))
-    else:
-        show(view(document), markdown=md, short=short)
+            write_page(page([*view(document)], document, made), self.html)
+        elif self.as_json:
+            from turbofit.core.struct import to_json
+
+            answer(to_json(document))
+        else:
+            show(view(document), markdown=self.md, short=not self.full)
 
 
 def write_page(text: str, file: str) -> None:
@@ -229,3 +211,35 @@ def _write(stream: TextIO | None, text: str) -> None:
         os.close(null)
         if not isinstance(exc, BrokenPipeError):
             raise
+
+
+# Ctrl-C, SIGTERM and SIGHUP around a command that holds GPUs or nodes, and the exit code then.
+
+
+#: A shell's exit code of a command that Ctrl-C ended.
+INTERRUPTED: Final = 130
+
+
+def run_until_signal(body: Callable[[StopSignal], T]) -> T | signal.Signals:
+    """What a command's body returns that is run while signals are caught.
+
+    It is given the stop that a signal sets. Or the signal that came before anything ran.
+    """
+    from turbofit.launch.serve.supervisor import StoppedError, StopSignal
+
+    with StopSignal() as stop:
+        try:
+            return body(stop)
+        except StoppedError as exc:
+            return exc.signal
+
+
+def exit_code(ended: signal.Signals | None) -> int:
+    """130 after Ctrl-C, else 0: other signals are how a server is stopped in order."""
+    return INTERRUPTED if ended is not None and ended.name == "SIGINT" else 0
+
+
+def say_cut(cut: int) -> None:
+    """The last line of a server: how many requests its end has cut off."""
+    requests = "1 open request was" if cut == 1 else f"{cut:,} open requests were"
+    say(f"ended: {requests} cut off")

@@ -1,4 +1,4 @@
-"""Progress on stderr: a line that is drawn anew on a terminal, else a line now and then.
+"""What a terminal is; progress on stderr: a line that is drawn anew there, else one now and then.
 
 The first second is silent. On a terminal the line is gone before anything else is written.
 """
@@ -6,6 +6,7 @@ The first second is silent. On a terminal the line is gone before anything else 
 from __future__ import annotations
 
 import _thread
+import os
 import queue
 import sys
 import threading
@@ -13,13 +14,51 @@ import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final, TextIO
 
-from turbofit.cli.terminal.terminal import redraws, width
 from turbofit.core.process.progress import Step, listened
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
-__all__ = ["TERMINAL", "ProgressDisplay", "hide", "shown"]
+WINDOWS: Final = os.name == "nt"
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether people look at it; None is a stream that was closed before Python began."""
+    try:
+        return stream is not None and stream.isatty()
+    except ValueError:
+        return False
+
+
+def redraws(stream: TextIO | None, environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether a line can be written anew in its place; a screen reader wants lines that stay."""
+    return is_terminal(stream) and _is_smart(environ)
+
+
+def takes_colour(environ: Mapping[str, str]) -> bool:
+    """Whether a terminal reads ANSI escape codes; of Windows' own, Windows Terminal does."""
+    return not environ.get("NO_COLOR") and _is_smart(environ)
+
+
+def width(stream: TextIO | None = None) -> int:
+    """Columns of a terminal, by default standard output's: COLUMNS where that is set, else 80."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns):
+        return int(columns)
+    try:
+        return os.get_terminal_size((stream or sys.stdout).fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
+
+
+def _is_smart(environ: Mapping[str, str]) -> bool:
+    if environ.get("TERM") == "dumb":
+        return False
+    return not WINDOWS or "WT_SESSION" in environ or "TERM" in environ
+
+
+# Progress on stderr.
+
 
 #: Seconds after which a person wonders.
 _PATIENCE: Final = 1.0

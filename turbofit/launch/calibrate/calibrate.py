@@ -6,12 +6,18 @@ from contextlib import suppress
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Final
 
+from msgspec.structs import replace
+
 from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.process.files import write_atomic
 from turbofit.core.struct import to_builtins, to_json
 from turbofit.core.units import MIB, format_bytes
-from turbofit.launch.calibrate.calibrator import Calibrator, NvmlUsageReader, PretendUsageReader
-from turbofit.launch.calibrate.progress import Progress
+from turbofit.launch.calibrate.calibrator import (
+    Calibrator,
+    NvmlUsageReader,
+    PretendUsageReader,
+    Progress,
+)
 from turbofit.launch.run import Run
 from turbofit.launch.serve.ladder import forget
 from turbofit.launch.serve.leases import Leases
@@ -20,6 +26,7 @@ from turbofit.model.source import resolve_model
 from turbofit.observe import calibrations
 from turbofit.observe.calibration import SEEN_FILE, document, learn
 from turbofit.observe.sampler import memory_now
+from turbofit.planning.plan import plan as best_plan
 
 if TYPE_CHECKING:
     import signal
@@ -32,17 +39,6 @@ if TYPE_CHECKING:
     from turbofit.launch.serve.supervisor import StopSignal
     from turbofit.observe.calibration import Observation
     from turbofit.planning.request import PlanRequest
-
-__all__ = [
-    "calibrate",
-    "calibration_of",
-    "drop",
-    "forget_all",
-    "learned",
-    "progress_of",
-    "relieve",
-    "stored",
-]
 
 
 def calibrate(
@@ -72,54 +68,55 @@ def calibrate(
     )
     with Leases() as leases:
         run = Run(config, leases, say, on_open=lambda _: stop.end(), examiner=calibrator)
-        return _calibrate(run, calibrator, progress, stop, again=again, apart=apart)
+        if _resumes(run, progress, say):
+            plan = run.refuse()
+        else:
+            plan = run.choose()
+            if not plan.engine.of_lmdeploy:
+                raise UsageError(
+                    f"{plan.model.name} is planned for Transformers: calibrate measures LMDeploy",
+                    hint="turbofit serve checks its plan with a worst-case request",
+                )
+            if calibration_of(plan) is not None and not again:
+                say("calibrated before: --again measures again, --forget drops it")
+                return stored(plan) | {"tokens": _tokens(run, plan, apart=apart)}
+            plan = run.settle()
+        say(plan.verdict)
+        run.begin()
+        try:
+            ended = run.follow(stop)
+        finally:
+            calibrator.end()
+        if not progress.complete:
+            say("stopped: what was measured is kept, and the same command goes on from there")
+            return ended
+        assert progress.plan is not None
+        assert calibrator.usage is not None
+        before = {} if config.pretend else calibrator.usage.before
+        with suppress(TurbofitError):  # a full disk costs what `turbofit share` would tell
+            write_atomic(run.folder / SEEN_FILE, to_json(progress.seen), mode=0o600)
+        lmdeploy = run.lmdeploy.version
+        result = learned(progress.plan, progress.seen, before, lmdeploy=lmdeploy, pretend=apart)
+        progress.forget()
+        if result["kept"]:
+            result["tokens"] = _tokens(run, progress.plan, apart=apart)
+        else:
+            say(f"warning: nothing was learned: {result['why_not']}")
+        if relieve(progress.plan, result, lmdeploy, pretend=config.pretend):
+            say("what restarts had learned is dropped: this measurement says what was missing")
+        return result
 
 
-def _calibrate(
-    run: Run,
-    calibrator: Calibrator,
-    progress: Progress,
-    stop: StopSignal,
-    *,
-    again: bool,
-    apart: bool,
-) -> Document | signal.Signals:
-    say, pretend = run.say, run.config.pretend
-    if _resumes(run, progress, say):
-        plan = run.refuse()
-    else:
-        plan = run.choose()
-        if not plan.engine.of_lmdeploy:
-            raise UsageError(
-                f"{plan.model.name} is planned for Transformers: calibrate measures LMDeploy",
-                hint="turbofit serve checks its plan with a worst-case request",
-            )
-        if calibration_of(plan) is not None and not again:
-            say("calibrated before: --again measures again, --forget drops it")
-            return stored(plan)
-        plan = run.settle()
-    say(plan.verdict)
-    run.begin()
-    try:
-        ended = run.follow(stop)
-    finally:
-        calibrator.end()
-    if not progress.complete:
-        say("stopped: what was measured is kept, and the same command goes on from there")
-        return ended
-    assert progress.plan is not None
-    assert calibrator.usage is not None
-    before = {} if pretend else calibrator.usage.before
-    with suppress(TurbofitError):  # a full disk costs what `turbofit share` would tell
-        write_atomic(run.folder / SEEN_FILE, to_json(progress.seen), mode=0o600)
-    lmdeploy = run.lmdeploy.version
-    result = learned(progress.plan, progress.seen, before, lmdeploy=lmdeploy, pretend=apart)
-    progress.forget()
-    if not result["kept"]:
-        say(f"warning: nothing was learned: {result['why_not']}")
-    if relieve(progress.plan, result, lmdeploy, pretend=pretend):
-        say("what restarts had learned is dropped: this measurement says what was missing")
-    return result
+def _tokens(run: Run, plan: Plan, *, apart: bool) -> Document:
+    """KV tokens of a plan for these cards: as was assumed of them, and with what was measured."""
+    assert run.config.request is not None
+    request = run.config.request.changed(gpus=None)
+    known = calibrations.with_calibrations(plan.machine, pretend=apart)
+    machines = {"assumed": replace(known, calibrations=()), "measured": known}
+    return {
+        name: best_plan(request.changed(on=machine)).kv.total_tokens
+        for name, machine in machines.items()
+    }
 
 
 def _resumes(run: Run, progress: Progress, say: Callable[[str], None]) -> bool:

@@ -1,19 +1,28 @@
 """Drives engines through everything that their plan pays for, and reads their GPUs after each step.
 
 Steps: after the warm-up; one small request of each kind, for kernels; then each worst case. What a
-step showed is kept at once, so that a run that was cut short goes on after it.
+step showed is on disk at once, so that a run that was cut short goes on after it.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import threading
 import time
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.core.errors import LaunchError, MachineError, TurbofitError
+import msgspec
+from msgspec.structs import replace
+
+from turbofit.core.errors import LaunchError, MachineError, TurbofitError, UsageError
+from turbofit.core.plan import Plan
+from turbofit.core.process.files import write_atomic
 from turbofit.core.process.progress import Step, tell
-from turbofit.core.units import format_bytes
+from turbofit.core.process.state import state_dir
+from turbofit.core.struct import to_builtins
+from turbofit.core.units import MIB, format_bytes
 from turbofit.launch.engine.worst_requests import (
     every_worst,
     small_requests,
@@ -24,14 +33,12 @@ from turbofit.observe.calibration import KERNELS, STEADY, CalibratedGpu, Observa
 from turbofit.observe.sampler import SampledRange, Sampler, memory_now
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
 
-    from turbofit.core.plan import Plan
-    from turbofit.launch.calibrate.progress import Progress
+    from turbofit.core.json_types import Options
     from turbofit.launch.engine.supervised_engine import SupervisedEngine
     from turbofit.launch.engine.worst_requests import ProbeRequest
-
-__all__ = ["Calibrator", "NvmlUsageReader", "PretendUsageReader"]
 
 _REQUEST: Final = "vision_request"
 #: Seconds that a card is sampled before a reading counts as its last.
@@ -73,7 +80,6 @@ class NvmlUsageReader:
         return found
 
     def end(self) -> None:
-        """No more is asked."""
         self._sampler.__exit__()
 
 
@@ -81,16 +87,13 @@ class PretendUsageReader:
     """What pretend GPUs hold, by their timeline. A peak is told where it is the highest yet."""
 
     def __init__(self, plan: Plan) -> None:
-        from turbofit.launch.engine.pretended import PretendReaders
-
-        self.plan, self._readers = plan, PretendReaders(plan)
+        self.plan = plan
         self.before = {one.index: one.used for one in plan.gpus}
         self._highest: dict[int, int] = {}
 
     def read(self, engine: SupervisedEngine) -> dict[int, SampledRange]:
-        """See `NvmlUsageReader`."""
         found = {}
-        for seen in self._readers.seen(engine.group, engine.timeline):
+        for seen in engine.pretended.seen() if engine.pretended is not None else ():
             # Before the first reading the peak is that of loading.
             new = seen.peak > self._highest.get(seen.gpu, seen.peak)
             found[seen.gpu] = SampledRange(peak=seen.peak if new else seen.held, last=seen.held)
@@ -119,21 +122,18 @@ class Calibrator:
         self._lock = threading.Lock()
 
     def begin(self, plan: Plan) -> None:
-        """See :class:`turbofit.launch.engine.supervised_engine.Examiner`."""
         with self._lock:
             self.end()
             self.usage = self._usage_of(plan)
             self._progress.begin(plan, self.usage.before)
 
     def end(self) -> None:
-        """No GPU is read any more."""
         if self.usage is not None:
             self.usage.end()
 
     def examine(
         self, engine: SupervisedEngine, model: str, ask: Callable[[ProbeRequest], int]
     ) -> None:
-        """See :class:`turbofit.launch.engine.supervised_engine.Examiner`."""
         assert self.usage is not None
         try:
             self._examine(self.usage, engine, model, ask)
@@ -212,3 +212,150 @@ class Calibrator:
             progress.add(Observation(group=engine.group, free=free, region=region, cards=cards))
         most = max(used, key=lambda i: used[i])
         self._say(f"{engine.name}: {name}: GPU {most} has {format_bytes(used[most])} in use")
+
+
+# How far a calibration has come, on disk after every step; of one plan and one set of options.
+
+
+_SCHEMA: Final = "turbofit.calibrating/1"
+#: What reading a damaged file raises.
+_UNREADABLE: Final = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError,
+    TurbofitError,
+)  # fmt: skip
+#: Bytes that others may hold more or less for readings of two starts to belong together.
+_MOVED: Final = 16 * MIB
+
+
+class Progress:
+    """What was read so far for a model as it was asked for, on pretend GPUs apart.
+
+    ``options`` are the planner's keywords, and what else a run's result depends on.
+    """
+
+    def __init__(self, model: str, options: Options, *, pretend: bool) -> None:
+        key = json.dumps([model, sorted((k, str(v)) for k, v in options.items()), pretend])
+        self._name = f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
+        self._pretend = pretend
+        self.plan: Plan | None = None
+        self.texts: dict[int, int] = {}
+        self._seen: dict[int, Observation] = {}
+        self._finished: set[int] = set()
+        with suppress(*_UNREADABLE):
+            self._read(json.loads(self._path(make=False).read_bytes()))
+
+    @property
+    def seen(self) -> tuple[Observation, ...]:
+        """By group."""
+        return tuple(self._seen[group] for group in sorted(self._seen))
+
+    @property
+    def complete(self) -> bool:
+        """Whether every group of the plan has shown everything, and has started in this process.
+
+        An earlier process may have read while others had given memory back that they hold again
+        now, so that one start in this process is needed.
+        """
+        return self.plan is not None and len(self._finished) == len(self.plan.parallel.groups)
+
+    def begin(self, plan: Plan, before: Mapping[int, int]) -> None:
+        """A plan is launched; what was read of another one no longer counts.
+
+        What was read while others held another amount does not count either: the cache had another
+        size.
+        """
+        cards = [card for one in self._seen.values() for card in one.cards]
+        moved = any(
+            card.index not in before or abs(card.before - before[card.index]) > _MOVED
+            for card in cards
+        )
+        if self.plan is None or _kind(plan) != _kind(self.plan) or moved:
+            self._seen, self._finished, self.texts = {}, set(), {}
+            self.plan = plan
+        self._write()
+
+    def has(self, group: int, name: str) -> bool:
+        """Whether a step was read before."""
+        one = self._seen.get(group)
+        return one is not None and all(name in card.used for card in one.cards)
+
+    def add(self, more: Observation) -> None:
+        """Keep a reading, and those of an earlier start where both found and took the same.
+
+        Others may have given memory back while that was measured, and taken as much again since.
+        Under: they did so after its first reading.
+        """
+        one = self._seen.get(more.group)
+        if one is not None and _differs(one, more):
+            one = None
+            self._finished.discard(more.group)
+            self.texts.pop(more.group, None)
+        self._seen[more.group] = more if one is None else joined(one, more)
+        self._write()
+
+    def finish(self, group: int) -> None:
+        """All of a group's steps were read, now or before this process."""
+        self._finished.add(group)
+
+    def forget(self) -> bool:
+        """Drop it; whether there was anything."""
+        try:
+            self._path(make=False).unlink()
+        except OSError:
+            return False
+        return True
+
+    def _read(self, body: Mapping[str, Any]) -> None:
+        if body["schema"] != _SCHEMA:
+            return
+        seen = msgspec.convert(body["seen"], tuple[Observation, ...])
+        plan = Plan.from_json(json.dumps(body["plan"]))
+        self.texts = {int(group): int(count) for group, count in body["texts"].items()}
+        self._seen, self.plan = {one.group: one for one in seen}, plan
+
+    def _write(self) -> None:
+        """A folder that cannot be written costs the progress, never the run."""
+        body = {
+            "schema": _SCHEMA, "plan": to_builtins(self.plan), "seen": to_builtins(self.seen),
+            "texts": self.texts,
+        }  # fmt: skip
+        with suppress(OSError, UsageError):
+            write_atomic(self._path(), json.dumps(body) + "\n", mode=0o600)
+
+    def _path(self, *, make: bool = True) -> Path:
+        room = "calibrating-pretend" if self._pretend else "calibrating"
+        return state_dir(room, make=make) / self._name
+
+
+def joined(one: Observation, more: Observation) -> Observation:
+    """Two readings of one group; the later one is counted with what others held at the first."""
+    cards = []
+    for card in one.cards:
+        other = next((c for c in more.cards if c.index == card.index), None)
+        moved = 0 if other is None else card.before - other.before
+        new = {} if other is None else {name: v + moved for name, v in other.used.items()}
+        cards.append(replace(card, used={**card.used, **new}))
+    free, region = one.free, one.region
+    if free is None and more.free is not None:
+        free, region = more.free, more.region
+    return replace(one, cards=tuple(cards), free=free, region=region)
+
+
+def _differs(one: Observation, more: Observation) -> bool:
+    """Whether two starts of one group found, or took, different amounts before any request."""
+    if one.free is not None and more.free is not None and abs(one.free - more.free) > 2 * _MOVED:
+        return True
+    taken = {
+        card.index: card.used[STEADY] - card.before for card in one.cards if STEADY in card.used
+    }
+    return any(
+        abs(card.used[STEADY] - card.before - taken[card.index]) > _MOVED
+        for card in more.cards
+        if STEADY in card.used and card.index in taken
+    )
+
+
+def _kind(plan: Plan) -> tuple[Any, ...]:
+    """What must be the same for readings to belong together."""
+    settings = [one.settings for one in plan.by_group] or plan.settings
+    return (plan.engine, settings, plan.limits, plan.parallel.groups, plan.model.parameters)

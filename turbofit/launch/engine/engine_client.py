@@ -7,6 +7,7 @@ import http.client
 import json
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -66,11 +67,7 @@ class EngineClient:
 
     def is_healthy(self, timeout: float) -> bool:
         """Whether its own health page is fine."""
-        try:
-            status, _ = self.call("GET", "/health", timeout=timeout)
-        except FAILURES:
-            return False
-        return status == http.client.OK
+        return self._answers("GET", "/health", None, timeout)
 
     def find_model(self, timeout: float) -> tuple[int, str | None]:
         """The status of its list of models, and the first of them; remembered in ``model``."""
@@ -85,11 +82,12 @@ class EngineClient:
     def completes(self, timeout: float) -> bool:
         """Whether it answers a completion of one token."""
         body = {"model": self.model, "prompt": "a", "max_tokens": 1, "temperature": 0}
-        try:
-            status, _ = self.call("POST", "/v1/completions", body, timeout=timeout)
-        except FAILURES:
-            return False
-        return status == http.client.OK
+        return self._answers("POST", "/v1/completions", body, timeout)
+
+    def _answers(self, method: str, path: str, body: Any, timeout: float) -> bool:
+        with suppress(*FAILURES):
+            return self.call(method, path, body, timeout=timeout)[0] == http.client.OK
+        return False
 
 
 # Whether an engine is ready: first its health, then real answers to the plan's worst requests. And
@@ -156,7 +154,6 @@ class Probe(threading.Thread):
         self.unanswered = False
 
     def stop(self) -> None:
-        """Ask no more."""
         self._stopped.set()
 
     def run(self) -> None:

@@ -44,17 +44,6 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.core.struct import Struct
 
-__all__ = [
-    "EndedError",
-    "EnginePhase",
-    "StartupTracker",
-    "ending",
-    "fallback",
-    "hang",
-    "silence",
-    "stalled",
-]
-
 EnginePhase = Literal["starting", "weights", "cache", "warm-up", "serving", "check", "ready"]
 
 #: The hang prints tens of thousands of lines a second; a healthy warm-up never waits for memory,
@@ -66,6 +55,11 @@ _WORDS_SECONDS: Final = 2.0
 #: What only LMDeploy's PyTorch engine says; its own figures are INFO, which would print prompts.
 _OF_PYTORCH: Final = (
     LoadingWeights, WarmingUp, LoopFailed, NoCache, LostLock, CacheFrame, VisionFrame,
+)  # fmt: skip
+#: What may tell why an engine ends.
+_EVIDENCE: Final = (
+    CudaError, CheckFailed, NcclError, TorchMemory, Frame, PythonError, NoCache, CacheFrame,
+    VisionFrame, LostLock,
 )  # fmt: skip
 #: Torch's exception itself, raised in Python or through C++.
 _RAISED: Final = re.compile(r"(?:torch\.(?:cuda\.)?)?OutOfMemoryError: |\s*what\(\): ")
@@ -99,7 +93,7 @@ class StartupTracker:
             self._wait(event, count, now)
             return []
         self._waits, self._waiting_since = 0, None
-        if not self._is_evidence(event):
+        if not isinstance(event, _EVIDENCE):
             return self._progress(event)
         self._evidence_at = now
         self._evidence(event)
@@ -152,14 +146,6 @@ class StartupTracker:
         if self._waiting_since is None:
             self._waiting_since = now
 
-    @staticmethod
-    def _is_evidence(event: Struct) -> bool:
-        return isinstance(
-            event,
-            CudaError | CheckFailed | NcclError | TorchMemory | Frame | PythonError
-            | NoCache | CacheFrame | VisionFrame | LostLock,
-        )  # fmt: skip
-
     def _begin_evidence(self) -> None:
         """Begin without any evidence of why the engine ends."""
         self.fault: CudaError | CheckFailed | NcclError | TorchMemory | None = None
@@ -191,13 +177,9 @@ class StartupTracker:
             self.fault = self.fault or event
 
     def _progress(self, event: Struct) -> list[str]:
-        if isinstance(event, LoadingWeights):
-            return self._enter("weights")
-        if isinstance(event, WarmingUp):
-            return self._enter("warm-up")
         if isinstance(event, EngineFallback):
             self.fallback = event
-        if isinstance(event, Starting):
+        if isinstance(event, LoadingWeights | Starting):
             return self._enter("weights")
         if isinstance(event, CacheBudget) and self.budget is None:
             self.budget = event
@@ -206,7 +188,7 @@ class StartupTracker:
         if isinstance(event, Slab) and self.slab is None and self.budget is not None:
             self.slab = event
             return [tokens_beside(self._plan, self.budget, event).text]
-        if isinstance(event, WarmupLengths):
+        if isinstance(event, WarmingUp | WarmupLengths):
             return self._enter("warm-up")
         if isinstance(event, WarmupLength):
             self.warming = event.tokens
@@ -258,9 +240,11 @@ def ending(  # noqa: PLR0913 - what is known of an ending
     memory while it ran, None where that cannot be read.
     """
     fault, pytorch = tracker.fault, plan.engine.is_pytorch
-    short = isinstance(fault, TorchMemory)
-    short = short or (isinstance(fault, CudaError) and fault.out_of_memory)
-    short = short or (pytorch and code is not None and fault is None and bool(tracker.no_cache))
+    short = (
+        isinstance(fault, TorchMemory)
+        or (isinstance(fault, CudaError) and fault.out_of_memory)
+        or (pytorch and code is not None and fault is None and bool(tracker.no_cache))
+    )
     kind = end_kind(code, out_of_memory=short, host_kills=host_kills)
     if kind == "out_of_memory":
         return _ran_out(tracker, plan, log, death)

@@ -17,8 +17,6 @@ from turbofit.memory.versions import OLDEST_SERVED, REFERENCE, release
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Lmdeploy", "check_port", "find_lmdeploy", "lmdeploy_if_needed", "module_runner"]
-
 _LOG: Final = LazyLogger(__name__)
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
-
-__all__ = ["driver_errors", "group_of", "host_kills", "members", "start_time", "uptime"]
 
 _XID: Final = re.compile(r"NVRM: Xid \(([^)]*)\): (\d+)")
 _WORDS: Final = {
@@ -34,8 +33,6 @@ _MOST: Final = 1 << 20
 
 def uptime() -> float:
     """Seconds on the kernel log's clock."""
-    import time
-
     return time.clock_gettime(time.CLOCK_MONOTONIC)
 
 
@@ -44,19 +41,15 @@ def host_kills(*, proc: str = "/proc", cgroup: str = "/sys/fs/cgroup") -> int | 
 
     None where neither can be read.
     """
-    for path, field in (
-        (Path(cgroup) / _group(Path(proc)) / "memory.events", "oom_kill"),
-        (Path(cgroup) / "memory.events", "oom_kill"),
-        (Path(proc) / "vmstat", "oom_kill"),
+    for path in (
+        Path(cgroup) / _group(Path(proc)) / "memory.events",
+        Path(cgroup) / "memory.events",
+        Path(proc) / "vmstat",
     ):
-        try:
-            lines = path.read_text(encoding="ascii", errors="replace").splitlines()
-        except OSError:
-            continue
-        for line in lines:
-            name, _, value = line.partition(" ")
-            if name == field and value.strip().isdigit():
-                return int(value)
+        with suppress(OSError):
+            counted = re.search(r"(?m)^oom_kill (\d+)$", path.read_text(errors="replace"))
+            if counted is not None:
+                return int(counted[1])
     return None
 
 
@@ -79,34 +72,26 @@ def driver_errors(since: float, path: str = "/dev/kmsg") -> tuple[str, ...]:
 def _log(path: str) -> list[str]:
     """Records of the kernel's log: one a read, until there is none."""
     records: list[str] = []
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    except OSError:
-        return records
-    try:
+    with suppress(OSError), open(path, "rb", buffering=0, opener=_open_quickly) as log:
         while len(records) < _MOST:
-            try:
-                record = os.read(descriptor, 8192)
-            except BrokenPipeError:  # overwritten while we read: go on with the next
-                continue
-            if not record:
-                break
-            records += record.decode(errors="replace").splitlines()
-    except OSError:
-        return records
-    finally:
-        os.close(descriptor)
+            with suppress(BrokenPipeError):  # overwritten while we read: go on with the next
+                record = log.read(8192)
+                if not record:
+                    break
+                records += record.decode(errors="replace").splitlines()
     return records
+
+
+def _open_quickly(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _group(proc: Path) -> str:
     """Our control group below its mount (version 2)."""
-    try:
+    with suppress(OSError):
         for line in (proc / "self" / "cgroup").read_text(encoding="utf-8").splitlines():
             if line.startswith("0::"):
                 return line[3:].strip().lstrip("/")
-    except OSError:
-        pass
     return ""
 
 

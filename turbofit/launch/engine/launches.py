@@ -1,4 +1,4 @@
-"""How each engine of a plan is started: words, environment, port; on real GPUs or on pretend ones.
+"""How each engine of a plan is started: words, environment, port, cache ratio.
 
 A launch can be made several times (an engine that died is started again on its port), so it is a
 recipe: `Launch.start_command` gives what one start needs.
@@ -8,34 +8,21 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import socket
 from dataclasses import KW_ONLY, dataclass
+from math import ceil
+from operator import add
 from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 
 from turbofit.core.errors import LaunchError
 from turbofit.core.process.ports import DEFAULT_PORT
-from turbofit.launch.engine.environment import module_runner
-from turbofit.launch.engine.fitted_cache import with_ratio
-from turbofit.planning.commands import module_of
+from turbofit.observe.forecast import free_for_cache
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from turbofit.core.plan import Command, Plan
-    from turbofit.launch.engine.pretended import PretendFaults
-
-__all__ = [
-    "HOST",
-    "KEY",
-    "Launch",
-    "PretendLaunch",
-    "StartCommand",
-    "free_ports",
-    "port_of",
-    "pretend_runner",
-]
 
 #: Engines listen here only: their management routes are open to whoever reaches them.
 HOST: Final = "127.0.0.1"
@@ -84,7 +71,6 @@ class Launch:
 
     @property
     def port(self) -> int:
-        """Where it will listen."""
         return port_of(self.command)
 
     def start_command(self, number: int) -> StartCommand:  # noqa: ARG002 - a pretend launch needs it
@@ -92,7 +78,6 @@ class Launch:
         return StartCommand(self.argv(), self.environment({**os.environ, **self.command.env}))
 
     def argv(self) -> tuple[str, ...]:
-        """The words of this start."""
         words = tuple(self.command.argv[1:])
         return (*self.runner, *(words if self.ratio is None else with_ratio(words, self.ratio())))
 
@@ -100,58 +85,6 @@ class Launch:
         """Variables for an engine: unbuffered output, its own imports, and its hidden key."""
         env = {**base, "PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
         return {**env, KEY: self.key} if self.hidden and self.key else env
-
-
-@dataclass(kw_only=True)
-class PretendLaunch(Launch):
-    """An engine on pretend GPUs: LMDeploy's own server and engine, memory and nothing else real.
-
-    ``plan`` says what the machine looks like, and what a pretend card is charged with beforehand;
-    scenario and timeline of each start go into ``folder``. The allocation that fails by ``faults``
-    is one of the first start. Engines share the pretend machine through the file ``shared``; where
-    that is None each start has a machine of its own.
-    """
-
-    plan: Plan
-    folder: Path
-    faults: PretendFaults | None = None
-    shared: Path | None = None
-
-    pretend: ClassVar[bool] = True
-
-    def start_command(self, number: int) -> StartCommand:
-        """What the start with this number needs; each has a machine of its own.
-
-        Raises:
-            PackageError: LMDeploy or a C compiler is missing.
-        """
-        from turbofit.launch.engine.pretended import (
-            on_shared_cards,
-            pretend_machine,
-            torch_environment,
-        )
-        from turbofit.rehearse.turbomind.server import server_launch
-
-        folder, argv, faults = self.folder / f"{self.group}-{number}", self.argv(), self.faults
-        shutil.rmtree(self.folder / f"{self.group}-{number - 1}", ignore_errors=True)
-        if faults is not None and number:
-            faults = faults._replace(fail_at=None)
-        machine = pretend_machine(self.plan, self.group, faults)
-        if self.plan.engine.on_torch:
-            base = {**os.environ, **self.command.env}
-            env = torch_environment(self.plan, machine, folder, base)
-            return StartCommand(argv, self.environment(env), folder)
-        if self.shared is not None:
-            machine = on_shared_cards(machine, self.plan, self.group)
-        words = argv[len(self.runner) :]
-        made = server_launch(machine, words, folder, shared=str(self.shared or ""))
-        return StartCommand(argv, self.environment(made.env), made.timeline)
-
-
-def pretend_runner(plan: Plan) -> tuple[str, ...]:
-    """The words that start an engine on pretend GPUs."""
-    torch = plan.engine.on_torch
-    return module_runner(module_of(plan.engine) if torch else "turbofit.rehearse.turbomind.server")
 
 
 def port_of(command: Command) -> int:
@@ -210,3 +143,111 @@ def _outgoing() -> int:
             return int(file.read().split()[0])
     except (OSError, ValueError, IndexError):
         return 32768
+
+
+# The cache ratio of one start, where more or less is free than the plan counted on.
+#
+# LMDeploy's cache is a share of what is free just then. Beside other engines on the same cards that
+# is not what the plan counted: those that sleep or start again leave more free than they will need,
+# and an engine that starts again finds others that have grown since. The plan's bytes are kept.
+
+
+#: LMDeploy's option.
+RATIO: Final = "--cache-max-entry-count"
+#: So many steps are in a ratio: one is 24 KiB of 24 GiB.
+_STEPS: Final = 10**6
+
+
+def fitted_ratio(plan: Plan, group: int, free: Mapping[str, int]) -> float:
+    """The ratio that gives the cache of a group's engine its bytes; the plan's where it cannot.
+
+    LMDeploy takes the ratio of what is free of the fullest card of the group. Over: by less than a
+    step of that, so that no page of the cache is lost. ``free`` are bytes by GPU UUID that are free
+    now, before the engine starts.
+    """
+    one, members = plan.of_group(group), plan.parallel.groups[group]
+    ratio, region = one.settings.cache_max_entry_count, one.kv.region_bytes
+    # Cards of other groups hold what their engines have by now.
+    gpus = [gpu for gpu in one.gpus if gpu.index in members]
+    if not ratio or not region or not any(gpu.uuid in free for gpu in gpus):
+        return ratio
+    planned = [free_for_cache(gpu) for gpu in gpus]
+    more = [free.get(gpu.uuid, gpu.free) - gpu.free for gpu in gpus]
+    shared = region / ratio + min(map(add, planned, more)) - min(planned)
+    steps = ceil(region / shared * _STEPS) if shared > region else _STEPS
+    return steps / _STEPS if steps < _STEPS else ratio
+
+
+def with_ratio(argv: tuple[str, ...], ratio: float) -> tuple[str, ...]:
+    """A command line with another ratio."""
+    if RATIO not in argv:
+        return argv
+    place = argv.index(RATIO) + 1
+    return (*argv[:place], f"{ratio:.6f}", *argv[place + 1 :])
+
+
+# Cards on which others have engines, too: what is free of them now, and the ratio for it.
+
+
+def ratio_now(plan: Plan, group: int) -> float:
+    """The ratio of a start on real GPUs: where more is free than planned, the plan's bytes.
+
+    Where less is free it is the plan's, so that what somebody took comes from the cache, too.
+
+    Over: by what others give back between this look and LMDeploy's, while the engine loads.
+    """
+    planned = plan.of_group(group).settings.cache_max_entry_count
+    return min(planned, fitted_ratio(plan, group, _free(plan)))
+
+
+@dataclass
+class SharedCards:
+    """Lets each start of an engine take its plan's cache, whatever the others hold just then.
+
+    Under: the cache is smaller by a share of what others grow by, within their parts of the cards,
+    while the engine loads; and two engines that start again at once do not know of each other.
+    On pretend GPUs the engines share a machine through the file ``pretended``.
+    """
+
+    pretended: Path | None = None
+
+    def file(self, plan: Plan) -> Path | None:
+        """The pretend machine's file, where a plan's engines can share it.
+
+        They can where each of them has all of its cards; others have a machine for themselves.
+        """
+        every = {gpu.index for gpu in plan.machine.gpus}
+        whole = all(set(group) == every for group in plan.parallel.groups)
+        return self.pretended if whole and not plan.engine.on_torch else None
+
+    def ratio(self, plan: Plan, group: int) -> float:
+        """The cache ratio of a start of a group's engine, now."""
+        return fitted_ratio(plan, group, self._free(plan))
+
+    def _free(self, plan: Plan) -> dict[str, int]:
+        """Free bytes by GPU UUID; what cannot be read is left out."""
+        if self.pretended is None:
+            return _free(plan)
+        file = self.file(plan)
+        if file is None:
+            return {}
+        from turbofit.pretend.shared import read_shared
+
+        alive = [process for process in read_shared(file).processes if process.alive]
+        free = {}
+        for place, gpu in enumerate(plan.gpus):
+            held = sum(one.held[place] + one.context[place] + one.late[place] for one in alive)
+            free[gpu.uuid] = gpu.total - gpu.reserved - gpu.used - held
+        return free
+
+
+def _free(plan: Plan) -> dict[str, int]:
+    """Free bytes by GPU UUID, as NVML has them now; what cannot be read is left out."""
+    from turbofit.launch.serve.gpu_monitor import used_now
+
+    used = used_now(plan)
+    return {
+        gpu.uuid: gpu.total - gpu.reserved - used[gpu.index]
+        for gpu in plan.gpus
+        if gpu.index in used
+    }

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["LogFile", "Run", "repeats"]
-
 #: TurboMind's ``[MMDD.HH:MM:SS.uuuuuu]`` and Python's ``YYYY-MM-DD HH:MM:SS,mmm``.
 _TIME: Final = re.compile(
     rb"(?m)^(?:(\[TM\]\[[A-Z]+\])\[\d{4}\.\d\d:\d\d:\d\d\.\d{6}\]"
@@ -29,6 +27,7 @@ _LONGEST_LINE: Final = 1 << 16
 #: Bytes that may wait for the disk: a few chunks.
 _ROOM: Final = 4 << 20
 
+_MISSING: Final = "    (lines missing here: {:,}; the disk was full or slow)\n"
 #: What stands in the place of equal lines; tools that print a log may strip some of its spaces.
 _REPEATED: Final = "    (the line above came {} more times)"
 _REPEATED_LINE: Final = re.compile(
@@ -52,7 +51,9 @@ class LogFile:
 
     def __init__(self, path: Path, *, cap: int = _CAP, required: bool = True) -> None:
         #: Takes the lines that are kept.
-        self.kept = CappedLog(path, cap, _missing, _ROOM, required=required)
+        self.kept = CappedLog(
+            path, cap, lambda lines: _MISSING.format(lines).encode(), _ROOM, required=required
+        )
         self._tail = b""
         self._last = b""
         self._repeats = 0
@@ -68,7 +69,6 @@ class LogFile:
         return list(self._keep(whole))
 
     def close(self) -> list[Run]:
-        """Keep what is left and close the file."""
         runs = list(self._keep(self._tail)) if self._tail else []
         self._tail = b""
         self._flush_repeats()
@@ -110,10 +110,6 @@ class LogFile:
     def _write(self, lines: list[bytes]) -> None:
         if lines:
             self.kept.put(b"\n".join(lines) + b"\n")
-
-
-def _missing(lines: int) -> bytes:
-    return f"    (lines missing here: {lines:,}; the disk was full or slow)\n".encode()
 
 
 def repeats(line: str) -> int | None:

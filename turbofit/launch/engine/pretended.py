@@ -1,37 +1,32 @@
-"""The pretend machine of a launch, and what an engine did on it, from its timeline."""
+"""Launches on pretend GPUs, and what an engine did on them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+import os
+import shutil
+from dataclasses import dataclass
+from dataclasses import replace as changed
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import msgspec
 from msgspec.structs import replace
 
 from turbofit.core.struct import Struct
 from turbofit.core.units import round_up
+from turbofit.launch.engine.environment import module_runner
+from turbofit.launch.engine.launches import Launch, StartCommand
 from turbofit.observe.ends import End
+from turbofit.planning.commands import module_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
     from turbofit.core.plan import Plan
     from turbofit.pretend.scenario import Scenario
     from turbofit.pretend.timeline import TimelineReader
     from turbofit.rehearse.turbomind.ledger import Ledger
-
-__all__ = [
-    "PretendFaults",
-    "PretendReader",
-    "PretendReaders",
-    "PretendUsage",
-    "localised",
-    "on_shared_cards",
-    "pretend_death",
-    "pretend_machine",
-    "torch_death",
-    "torch_environment",
-    "torch_seen",
-]
 
 
 def localised(plan: Plan, folder: Path) -> Plan:
@@ -60,147 +55,100 @@ def localised(plan: Plan, folder: Path) -> Plan:
     return replace(made, settings=settings, by_group=tuple(groups))
 
 
-class PretendFaults(NamedTuple):
-    """What goes wrong on the pretend GPUs of a launch.
-
-    ``taken``: bytes that somebody takes of each card once the cache is sized. ``fail_at``: the
-    number, from 1, of the device allocation that fails.
-    """
-
-    taken: int = 0
-    fail_at: int | None = None
+def pretend_runner(plan: Plan) -> tuple[str, ...]:
+    """The words that start an engine on pretend GPUs."""
+    torch = plan.engine.on_torch
+    return module_runner(module_of(plan.engine) if torch else "turbofit.rehearse.turbomind.server")
 
 
-def pretend_machine(plan: Plan, group: int, faults: PretendFaults | None = None) -> Scenario:
-    """The pretend twin of one group's GPUs.
+def pretend_machine(plan: Plan, group: int, taken: int = 0) -> Scenario:
+    """The pretend twin of one group's GPUs; somebody takes so much of each after the cache.
 
     Terms of the ledger that only a real card has are charged to it, as a rehearsal does.
     """
-    from dataclasses import replace as changed
-
     from turbofit.rehearse.planned import charged
 
     machine = charged(plan, group)
-    if faults is None:
-        return machine
-    gpus = tuple(changed(gpu, late=gpu.late + faults.taken) for gpu in machine.gpus)
-    return changed(machine, gpus=gpus, fail_at=faults.fail_at)
+    return changed(machine, gpus=tuple(changed(g, late=g.late + taken) for g in machine.gpus))
 
 
-def on_shared_cards(machine: Scenario, plan: Plan, group: int) -> Scenario:
-    """The twin of a machine that several engines share.
+@dataclass(kw_only=True)
+class PretendLaunch(Launch):
+    """An engine on pretend GPUs: LMDeploy's own server and engine, memory and nothing else real.
 
-    What is charged to this engine beforehand is its process's then, and goes with it: everybody
-    sees it, and it counts when the process first uses a card.
-    """
-    from dataclasses import replace as changed
-
-    from turbofit.pretend.scenario import pretend_twin
-
-    bare = pretend_twin(plan.machine, plan.parallel.groups[group]).gpus
-    charged = [mine.used - one.used for mine, one in zip(machine.gpus, bare, strict=True)]
-    gpus = tuple(changed(mine, used=one.used) for mine, one in zip(machine.gpus, bare, strict=True))
-    # Over where the cards' charges differ.
-    return changed(machine, gpus=gpus, context=max(charged, default=0))
-
-
-def pretend_death(plan: Plan, group: int, timeline: Path) -> End | None:
-    """The last refused allocation.
-
-    None where no allocation was refused, or the timeline cannot be read.
-    """
-    if plan.engine.on_torch:
-        return torch_death(plan, group, timeline)
-    ledger = PretendReader(plan, group, timeline).ledger()
-    if ledger is None or not ledger.deaths:
-        return None
-    death = ledger.deaths[-1]
-    return End(
-        kind="out_of_memory",
-        gpu=plan.parallel.groups[group][death["gpu"]],
-        phase=death["phase"],
-        where=death["where"],
-        asked=death["asked"],
-        left=death["left"],
-        missing=death["missing"],
-        simulated=death.get("simulated"),
-    )
-
-
-class PretendReaders:
-    """What the engines of a plan hold on their pretend GPUs."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-        self._readers: dict[int, PretendReader] = {}
-
-    def seen(self, group: int, timeline: Path | None) -> tuple[PretendUsage, ...]:
-        """What each GPU of a group held in the start with this timeline; empty without one."""
-        reader = self._readers.get(group)
-        if timeline is None:
-            return ()
-        if reader is None or reader.timeline != timeline:
-            reader = self._readers[group] = PretendReader(self._plan, group, timeline)
-        return reader.seen()
-
-
-class PretendReader:
-    """What one engine does on its pretend GPUs; each reading goes on where the last one stopped.
-
-    The timeline is TurboMind's, which is written meanwhile; the machine's folder of other engines.
+    ``plan`` says what the machine looks like, and what a pretend card is charged with beforehand;
+    scenario and timeline of each start go into ``folder``. ``taken`` are bytes that somebody takes
+    of each card once the cache is sized; the device allocation of the number ``fail_at`` fails in
+    the first start. Engines share the pretend machine through the file ``shared``; where that is
+    None each start has a machine of its own.
     """
 
-    def __init__(self, plan: Plan, group: int, timeline: Path) -> None:
-        self.timeline = timeline
-        self._plan, self._group = plan, group
-        self._machine = pretend_machine(plan, group)
-        self._ledger: Ledger | None = None
-        self._events: TimelineReader | None = None
+    plan: Plan
+    folder: Path
+    taken: int = 0
+    fail_at: int | None = None
+    shared: Path | None = None
 
-    def seen(self) -> tuple[PretendUsage, ...]:
-        """What each of the group's pretend GPUs held so far; empty where it cannot be read."""
-        machine, group = self._machine, self._plan.parallel.groups[self._group]
-        if self._plan.engine.on_torch:
-            return torch_seen(group, machine, self.timeline)
-        ledger = self.ledger()
-        if ledger is None:
-            return ()
-        seen = []
-        for place, index in enumerate(group):
-            card, pool = ledger.cards[place], ledger.executor_pool(place)
-            most = max(pool.live_peak.values(), default=0) if pool else 0
-            others = machine.gpus[place].used + machine.gpus[place].late
-            seen.append(
-                PretendUsage(
-                    gpu=index,
-                    peak=others + max(card.peak.values(), default=0),
-                    held=others + card.held,
-                    pool=round_up(most, machine.pool_step),
-                    free_at_cache=card.free_at_cache,
-                    region=card.cache_region,
-                )
-            )
-        return tuple(seen)
+    pretend: ClassVar[bool] = True
 
-    def ledger(self) -> Ledger | None:
-        """TurboMind's ledger so far; None where the timeline cannot be read."""
-        if self._ledger is None or self._events is None:
-            self._ledger, self._events = self._begin()
-        try:
-            return self._ledger.read(self._events.new_events())
-        except (OSError, ValueError, LookupError):
-            self._ledger = None  # an event may have been taken in part: the next reading is whole
-            return None
+    def start_command(self, number: int) -> StartCommand:
+        """What the start with this number needs; each has a machine of its own.
 
-    def _begin(self) -> tuple[Ledger, TimelineReader]:
-        from turbofit.pretend.elf import Symbols
-        from turbofit.pretend.timeline import TimelineReader
-        from turbofit.rehearse.packages import engine_library
-        from turbofit.rehearse.turbomind.ledger import CallSites, Ledger
+        Raises:
+            PackageError: LMDeploy or a C compiler is missing.
+        """
+        from turbofit.rehearse.turbomind.server import server_launch
 
-        sites = CallSites(Symbols(engine_library()).name)
-        ledger = Ledger(len(self._machine.gpus), sites, self._machine.pool_step)
-        return ledger, TimelineReader(self.timeline)
+        folder, argv = self.folder / f"{self.group}-{number}", self.argv()
+        shutil.rmtree(self.folder / f"{self.group}-{number - 1}", ignore_errors=True)
+        machine = pretend_machine(self.plan, self.group, self.taken)
+        machine = changed(machine, fail_at=None if number else self.fail_at)
+        if self.plan.engine.on_torch:
+            env = self._torch_environment(machine, folder, {**os.environ, **self.command.env})
+            return StartCommand(argv, self.environment(env), folder)
+        if self.shared is not None:
+            machine = self._on_shared_cards(machine)
+        words = argv[len(self.runner) :]
+        made = server_launch(machine, words, folder, shared=str(self.shared or ""))
+        return StartCommand(argv, self.environment(made.env), made.timeline)
+
+    def _on_shared_cards(self, machine: Scenario) -> Scenario:
+        """The twin of a machine that several engines share.
+
+        What is charged to this engine beforehand is its process's then, and goes with it: everybody
+        sees it, and it counts when the process first uses a card.
+        """
+        from turbofit.pretend.scenario import pretend_twin
+
+        bare = pretend_twin(self.plan.machine, self.plan.parallel.groups[self.group]).gpus
+        pairs = list(zip(machine.gpus, bare, strict=True))
+        gpus = tuple(changed(mine, used=one.used) for mine, one in pairs)
+        # Over where the cards' charges differ.
+        context = max((mine.used - one.used for mine, one in pairs), default=0)
+        return changed(machine, gpus=gpus, context=context)
+
+    def _torch_environment(
+        self, machine: Scenario, folder: Path, base: Mapping[str, str]
+    ) -> dict[str, str]:
+        """The environment in which LMDeploy's own server finds the cards; ``folder`` is new.
+
+        Raises:
+            PackageError: torch is no CUDA build.
+        """
+        from turbofit.pretend.environment import cuda_site, find_turbofit, put_first
+        from turbofit.pretend.run import prepare
+        from turbofit.rehearse.packages import SERVED, STAND_IN, need_packages
+
+        plan, path = self.plan, dict(base)
+        need_packages(plan.engine.name, ray=plan.settings.tp > 1)
+        if plan.engine.of_lmdeploy:
+            put_first(path, "PYTHONPATH", str(SERVED))
+            find_turbofit(path)
+        made = prepare(machine, folder, path, site=cuda_site())
+        env = {**made.env, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+        if plan.settings.draft is not None:
+            put_first(env, "PYTHONPATH", str(STAND_IN))
+        return env
 
 
 class PretendUsage(Struct):
@@ -214,81 +162,106 @@ class PretendUsage(Struct):
     peak: int
     held: int
     pool: int | None
-    free_at_cache: int | None
-    region: int | None
 
 
-# Engines on torch, whose pretend machine is a folder of files.
+class PretendReader:
+    """What one start of a group's engine does on its pretend GPUs.
 
-
-def torch_environment(
-    plan: Plan, machine: Scenario, folder: Path, base: Mapping[str, str]
-) -> dict[str, str]:
-    """The environment in which LMDeploy's own server finds the pretend cards; ``folder`` is new.
-
-    Raises:
-        PackageError: torch is no CUDA build.
+    ``timeline`` is TurboMind's, which is written meanwhile, and each reading goes on where the last
+    one stopped; of engines on torch it is the machine's folder.
     """
-    from turbofit.pretend.environment import cuda_site, find_turbofit, put_first
-    from turbofit.pretend.run import prepare
-    from turbofit.rehearse.packages import SERVED, STAND_IN, need_packages
 
-    need_packages(plan.engine.name, ray=plan.settings.tp > 1)
-    path = dict(base)
-    if plan.engine.of_lmdeploy:
-        put_first(path, "PYTHONPATH", str(SERVED))
-        find_turbofit(path)
-    made = prepare(machine, folder, path, site=cuda_site())
-    env = {**made.env, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    if plan.settings.draft is not None:
-        put_first(env, "PYTHONPATH", str(STAND_IN))
-    return env
+    def __init__(self, plan: Plan, group: int, timeline: Path) -> None:
+        self.timeline = timeline
+        self._plan, self._group = plan, group
+        self._ledger: Ledger | None = None
+        self._events: TimelineReader | None = None
 
+    @cached_property
+    def _machine(self) -> Scenario:
+        return pretend_machine(self._plan, self._group)
 
-def torch_death(plan: Plan, group: int, folder: Path) -> End | None:
-    """The last refused allocation, as `pretend_death` tells it."""
-    from turbofit.pretend.run import PreparedRun
-    from turbofit.pretend.shared import read_shared
+    def seen(self) -> tuple[PretendUsage, ...]:
+        """What each of the group's pretend GPUs held so far; empty where it cannot be read."""
+        held = self._torch_held() if self._plan.engine.on_torch else self._turbomind_held()
+        indices = self._plan.parallel.groups[self._group]
+        others = [gpu.used + gpu.late for gpu in self._machine.gpus]
+        return tuple(
+            PretendUsage(gpu=index, peak=before + peak, held=before + now, pool=pool)
+            for index, before, (peak, now, pool) in zip(indices, others, held, strict=False)
+        )
 
-    try:
-        files = PreparedRun(folder)
-        usages = {usage.pid: usage for usage in files.usages() if usage.refused}
-        processes = [p for p in read_shared(files.shared).processes if p.pid in usages]
-    except (OSError, ValueError, LookupError):
-        return None
-    if not processes:
-        return None
-    last = usages[max(processes, key=lambda one: one.refused_at).pid].refused[-1]
-    return End(
-        kind="out_of_memory",
-        gpu=plan.parallel.groups[group][last.gpu],
-        phase=last.phase,
-        where=(last.site or "").partition(" < ")[0],
-        asked=last.requested,
-        left=last.left,
-        missing=None if last.simulated else last.short,
-        simulated=last.simulated,
-    )
+    def death(self) -> End | None:
+        """The last refused allocation; None where none was refused, or nothing can be read."""
+        if self._plan.engine.on_torch:
+            death = self._torch_death()
+        else:
+            ledger = self._read()
+            death = None if ledger is None or not ledger.deaths else ledger.deaths[-1]
+        if death is None:
+            return None
+        gpu = self._plan.parallel.groups[self._group][death["gpu"]]
+        return msgspec.convert({**death, "kind": "out_of_memory", "gpu": gpu}, End)
 
+    def _turbomind_held(self) -> list[tuple[int, int, int | None]]:
+        """By place in the group: the peak, what is held now, the executor's pool at most."""
+        ledger = self._read()
+        held: list[tuple[int, int, int | None]] = []
+        if ledger is None:
+            return held
+        for place, card in enumerate(ledger.cards):
+            pool = ledger.executor_pool(place)
+            most = max(pool.live_peak.values(), default=0) if pool else 0
+            most = round_up(most, self._machine.pool_step)
+            held.append((max(card.peak.values(), default=0), card.held, most))
+        return held
 
-def torch_seen(group: Sequence[int], machine: Scenario, folder: Path) -> tuple[PretendUsage, ...]:
-    """What each of a group's pretend GPUs held so far; empty where it cannot be read."""
-    from turbofit.pretend.run import PreparedRun
-    from turbofit.pretend.shared import read_shared
+    def _torch_held(self) -> list[tuple[int, int, int | None]]:
+        from turbofit.pretend.run import PreparedRun
+        from turbofit.pretend.shared import read_shared
 
-    try:
-        shared = read_shared(PreparedRun(folder).shared)
-    except (OSError, ValueError):
-        return ()
-    seen = []
-    for place, index in enumerate(group):
-        card = machine.gpus[place]
-        others = card.used + card.late
-        held = sum(size for _, size in shared.holders(place))
-        seen.append(
-            PretendUsage(
-                gpu=index, peak=others + shared.peak[place], held=others + held, pool=None,
-                free_at_cache=None, region=None,
-            )
-        )  # fmt: skip
-    return tuple(seen)
+        try:
+            shared = read_shared(PreparedRun(self.timeline).shared)
+        except (OSError, ValueError):
+            return []
+        sizes = (
+            sum(size for _, size in shared.holders(place))
+            for place in range(len(self._machine.gpus))
+        )
+        return [(peak, size, None) for peak, size in zip(shared.peak, sizes, strict=False)]
+
+    def _torch_death(self) -> dict[str, Any] | None:
+        from turbofit.pretend.run import PreparedRun
+        from turbofit.pretend.shared import read_shared
+
+        try:
+            files = PreparedRun(self.timeline)
+            usages = {usage.pid: usage for usage in files.usages() if usage.refused}
+            processes = [p for p in read_shared(files.shared).processes if p.pid in usages]
+        except (OSError, ValueError, LookupError):
+            return None
+        if not processes:
+            return None
+        last = usages[max(processes, key=lambda one: one.refused_at).pid].refused[-1]
+        return {
+            "gpu": last.gpu, "phase": last.phase, "where": (last.site or "").partition(" < ")[0],
+            "asked": last.requested, "left": last.left, "simulated": last.simulated,
+            "missing": None if last.simulated else last.short,
+        }  # fmt: skip
+
+    def _read(self) -> Ledger | None:
+        """TurboMind's ledger so far; None where the timeline cannot be read."""
+        from turbofit.pretend.elf import Symbols
+        from turbofit.pretend.timeline import TimelineReader
+        from turbofit.rehearse.packages import engine_library
+        from turbofit.rehearse.turbomind.ledger import CallSites, Ledger
+
+        if self._ledger is None or self._events is None:
+            sites = CallSites(Symbols(engine_library()).name)
+            self._ledger = Ledger(len(self._machine.gpus), sites, self._machine.pool_step)
+            self._events = TimelineReader(self.timeline)
+        try:
+            return self._ledger.read(self._events.new_events())
+        except (OSError, ValueError, LookupError):
+            self._ledger = None  # an event may have been taken in part: the next reading is whole
+            return None

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from turbofit.launch.engine.logfile import Run
 
-__all__ = ["EngineProcess", "command_text"]
-
 _LOG: Final = LazyLogger(__name__)
 
 #: A full pipe holds 64 KiB: while an engine prints without pause, this bounds how often we wake up,
@@ -49,8 +47,13 @@ class EngineProcess:
         self.log = log
         self.runs: deque[Run] = deque()
         guard = str(Path(__file__).with_name("guard.py"))
-        # Before the engine exists, so that nothing must be ended.
-        self._file = _log_file(log, required=log_required)
+        try:  # before the engine exists, so that nothing must be ended
+            self._file = LogFile(log, required=log_required)
+        except OSError as exc:
+            raise LaunchError(
+                f"the engine's log cannot be written: {log}: {exc.strerror or exc}",
+                hint="set XDG_STATE_HOME to a folder that can be written",
+            ) from None
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", guard, str(os.getpid()), *argv],
@@ -84,14 +87,9 @@ class EngineProcess:
         return self._process.poll()
 
     def take(self) -> list[Run]:
-        """What it said since the last call."""
-        taken = []
-        while self.runs:
-            taken.append(self.runs.popleft())
-        return taken
+        return [self.runs.popleft() for _ in range(len(self.runs))]
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal to the engine."""
         if self._process.poll() is None:
             with contextlib.suppress(PermissionError):  # then `strike` is what is left
                 self._process.send_signal(number)
@@ -131,16 +129,6 @@ class EngineProcess:
                 if len(chunk) > 4096:
                     time.sleep(_PAUSE)
         self.runs.extend(self._file.close())
-
-
-def _log_file(path: Path, *, required: bool) -> LogFile:
-    try:
-        return LogFile(path, required=required)
-    except OSError as exc:
-        raise LaunchError(
-            f"the engine's log cannot be written: {path}: {exc.strerror or exc}",
-            hint="set XDG_STATE_HOME to a folder that can be written",
-        ) from None
 
 
 def command_text(argv: Sequence[str]) -> str:

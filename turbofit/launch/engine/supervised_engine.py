@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from turbofit.core.plan import Plan
-    from turbofit.launch.engine.launches import Launch, StartCommand
+    from turbofit.launch.engine.launches import Launch
+    from turbofit.launch.engine.pretended import PretendReader
     from turbofit.launch.engine.worst_requests import ProbeRequest
 
 __all__ = ["Examiner", "SupervisedEngine", "Timing"]
@@ -89,7 +90,8 @@ class SupervisedEngine:
         self.again_at = 0.0
         self.was_ready = False
         self.process: EngineProcess | None = None
-        self.start_command: StartCommand | None = None
+        #: What its start does on pretend GPUs; None on real ones.
+        self.pretended: PretendReader | None = None
         self.tracker = StartupTracker(plan)
         self.client = EngineClient(launch.port, launch.key)
         self._probe: Probe | None = None
@@ -103,13 +105,7 @@ class SupervisedEngine:
 
     @property
     def group(self) -> int:
-        """Which of the plan's groups it is."""
         return self._launch.group
-
-    @property
-    def timeline(self) -> Path | None:
-        """What tells of the pretend machine of its start; None on real GPUs."""
-        return None if self.start_command is None else self.start_command.timeline
 
     def start(self) -> None:
         """Start it. Call it in the main thread.
@@ -119,7 +115,11 @@ class SupervisedEngine:
         """
         start_command = self._launch.start_command(self.starts)
         self.starts += 1
-        self.tracker, self.start_command = StartupTracker(self._plan), start_command
+        self.tracker, timeline = StartupTracker(self._plan), start_command.timeline
+        if timeline is not None:
+            from turbofit.launch.engine.pretended import PretendReader
+
+            self.pretended = PretendReader(self._plan, self.group, timeline)
         self._began, self._kernel_began = self._clock(), kernel.uptime()
         self._earlier_kills = self._last_kills = kernel.host_kills()
         self._counted = self._began
@@ -195,7 +195,6 @@ class SupervisedEngine:
         return self.process is None
 
     def quiet(self) -> None:
-        """Stop asking the engine."""
         if self._probe is not None:
             self._probe.stop()
 
@@ -225,11 +224,7 @@ class SupervisedEngine:
 
     def death(self) -> End | None:
         """On pretend GPUs, the allocation that was refused."""
-        if self.timeline is None:
-            return None
-        from turbofit.launch.engine.pretended import pretend_death
-
-        return pretend_death(self._plan, self.group, self.timeline)
+        return None if self.pretended is None else self.pretended.death()
 
     def spent(self) -> dict[str, float]:
         """Seconds that each phase of this start took, as far as it came."""
@@ -286,13 +281,9 @@ class SupervisedEngine:
     def _ended(self, code: int) -> End:
         _LOG.info("%s ended with code %d in phase %s", self.name, code, self.tracker.phase)
         before, after = self._earlier_kills, kernel.host_kills()
-        kills = None if before is None or after is None else after - before
-        if self._launch.pretend:
-            notes: tuple[str, ...] = ()
-        else:
-            notes = kernel.driver_errors(self._kernel_began)
         return ending(
             code, self.tracker, self._plan, self.log,
             death=self.death() if self.tracker.fault is not None else None,
-            host_kills=kills, notes=notes,
+            host_kills=None if before is None or after is None else after - before,
+            notes=() if self._launch.pretend else kernel.driver_errors(self._kernel_began),
         )  # fmt: skip

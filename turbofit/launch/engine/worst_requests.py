@@ -8,12 +8,11 @@ the gateway, which would refuse it.
 from __future__ import annotations
 
 import copy
-import struct
-import zlib
 from base64 import b64encode
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from turbofit.core.images.rule import DummyImage
+from turbofit.load.prompt import png
 from turbofit.memory.turbomind.pool import forward_tokens
 
 if TYPE_CHECKING:
@@ -22,21 +21,6 @@ if TYPE_CHECKING:
     from turbofit.core.images import ImageRule
     from turbofit.core.json_types import JsonObject
     from turbofit.core.plan import Plan
-
-__all__ = [
-    "ProbeRequest",
-    "WorstRequest",
-    "chat",
-    "every_worst",
-    "flat_png",
-    "fullest_forward",
-    "image_part",
-    "longest_request",
-    "small_requests",
-    "worst_image",
-    "worst_image_tokens",
-    "worst_request",
-]
 
 
 def worst_image(plan: Plan) -> DummyImage | None:
@@ -49,18 +33,6 @@ def worst_image(plan: Plan) -> DummyImage | None:
         return None
     size = plan.workload.image_size or rule.with_limit(limit).worst_size()
     return DummyImage(size, rule.knobs(limit) if rule.client_knobs else {})
-
-
-def flat_png(width: int, height: int) -> bytes:
-    """A black PNG of one bit a pixel, so that the largest image is a few kilobytes."""
-    row = b"\0" + b"\0" * (-(-width // 8))
-    data = zlib.compress(row * height, 9)
-    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    parts = ((b"IHDR", header), (b"IDAT", data), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-        for kind, body in parts
-    )
 
 
 #: Prompt tokens beside what is asked for: a chat template, a question, and the answer.
@@ -260,7 +232,7 @@ def _split(total: int, most: int, rule: ImageRule) -> list[int]:
 
 def image_part(image: DummyImage) -> JsonObject:
     """A flat image as a part of a chat message, with its fields beside its URL."""
-    url = "data:image/png;base64," + b64encode(flat_png(*image.size)).decode()
+    url = "data:image/png;base64," + b64encode(png(*image.size)).decode()
     return {"type": "image_url", "image_url": {"url": url, **image.knobs}}
 
 

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from turbofit.gateway.limits.gate import Gate
     from turbofit.gateway.limits.rules import Scope
 
-__all__ = ["hold_config", "hold_engine", "queued"]
-
 
 def hold_config(config: Any, scope: Scope) -> Any:
     """A copy of a GenerationConfig inside the ranges; what was lowered is a warning.

@@ -44,8 +44,6 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.launch.serve.leases import Leases
 
-__all__ = ["PlannedPipeline", "PlannedProcessor"]
-
 
 class _Request:
     """LMDeploy's ``mm_processor_kwargs`` of the request in hand.

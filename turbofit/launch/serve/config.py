@@ -14,8 +14,6 @@ from turbofit.launch.serve.passthrough import adapter_names
 from turbofit.model.presets import find_preset
 from turbofit.planning.request import Bytes, PlanRequest
 
-__all__ = ["ClusterServeConfig", "ServeConfig"]
-
 
 class ServeConfig(Validated):
     """One `turbofit serve` on one machine.

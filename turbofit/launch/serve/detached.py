@@ -13,12 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from turbofit.launch.serve.record import state_folder
+from turbofit.launch.serve.runs import state_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-__all__ = ["DETACHED", "LEASE_SECONDS", "DetachedServer", "end_without_lease", "serve_detached"]
 
 #: Set for a server in the background: it does not go there again, and its stdout is ours.
 DETACHED: Final = "_TURBOFIT_DETACHED"
@@ -40,7 +38,6 @@ class DetachedServer(NamedTuple):
     exit_code: int | None
 
     def last_lines(self) -> list[str]:
-        """What it said last."""
         with self.log.open(encoding="utf-8", errors="replace") as file:
             return list(deque((line.rstrip("\n") for line in file), maxlen=_TOLD))
 
@@ -58,7 +55,12 @@ def serve_detached(words: Sequence[str]) -> DetachedServer:
     # Between the start and the wait a KeyboardInterrupt would leave a server that nobody knows.
     usual = signal.signal(signal.SIGINT, lambda number, _: interrupted.append(number))
     try:
-        child = _started(words, log)
+        with log.open("wb") as file:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "turbofit", "serve", *words],
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=file,
+                env={**os.environ, DETACHED: "1"}, start_new_session=True,
+            )  # fmt: skip
     finally:
         signal.signal(signal.SIGINT, usual)
     assert child.stdout is not None
@@ -73,18 +75,6 @@ def serve_detached(words: Sequence[str]) -> DetachedServer:
     finally:
         child.stdout.close()
     return DetachedServer(child.pid, url, log, None if url else child.wait())
-
-
-def _started(words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
-    with log.open("wb") as file:
-        return subprocess.Popen(
-            [sys.executable, "-m", "turbofit", "serve", *words],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=file,
-            env={**os.environ, DETACHED: "1"},
-            start_new_session=True,
-        )
 
 
 def end_without_lease(

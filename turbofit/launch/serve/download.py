@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from turbofit.core.model import Model
     from turbofit.core.plan import Plan
 
-__all__ = ["WeightsFetcher", "fetched"]
-
 _LOG: Final = LazyLogger(__name__)
 
 _LOOK_SECONDS: Final = 1.0
@@ -65,13 +63,11 @@ class WeightsFetcher:
     folder: str | None = None
 
     def __call__(self, plan: Plan) -> Plan:
-        """The plan with its checkpoint on disk."""
         if self.folder is not None:
             return replace(plan, model=_at(plan.model, self.folder))
         model = fetched(plan.model, self.say)
-        if model is plan.model:
-            return plan
-        self.folder = model.source.checkpoint
+        if model is not plan.model:
+            self.folder = model.source.checkpoint
         return replace(plan, model=model)
 
 

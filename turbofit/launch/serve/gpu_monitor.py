@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from turbofit.core.machine import Gpu, Machine
     from turbofit.core.plan import GpuLedger, Plan
 
-__all__ = ["GpuMonitor", "any_lost", "memory_back", "used_now", "without"]
-
 _EVERY: Final = 10.0
 #: Growth below this is noise of drivers and displays.
 _NOISE: Final = 64 * MIB
@@ -67,16 +65,13 @@ class GpuMonitor(threading.Thread):
         return not self._without_headroom.isdisjoint(uuids)
 
     def stop(self) -> None:
-        """Look no more."""
         self._stopped.set()
 
     def run(self) -> None:
-        """Until stopped."""
         while not self._stopped.wait(self._every):
             self.look()
 
     def look(self) -> None:
-        """Look once."""
         machine, why = _measured()
         if machine is None:
             self._say("machine", 1, f"the GPUs cannot be read any more: {why}")
@@ -117,11 +112,9 @@ class GpuMonitor(threading.Thread):
             self._said.pop(name, None)
             return
         who = who_grew(self._plan.machine.gpu(ledger.index), gpu, grown, set(self._engines()))
-        worst = (
-            "a worst-case request would now kill the engine"
-            if left <= 0
-            else (f"{format_bytes(left)} of the margin are left for the worst request")
-        )
+        worst = "a worst-case request would now kill the engine"
+        if left > 0:
+            worst = f"{format_bytes(left)} of the margin are left for the worst request"
         self._say(name, level, f"somebody grows into the margin: {who}; {worst}")
 
     def _say(self, name: str, level: int, text: str) -> None:

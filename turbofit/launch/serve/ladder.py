@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from turbofit.core.plan import GpuLedger, Plan
     from turbofit.observe.ends import End
 
-__all__ = ["MOST_RUNGS", "Rung", "forget", "merged", "recall", "remember", "rungs", "table"]
-
 _LEARNED: Final = "turbofit.learned/1"
 
 #: Starts after the first that a lack of memory may cost.
@@ -108,12 +106,8 @@ def _more_margin(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | Non
         # Torch asks piece by piece: the one that was refused is not all that was to come.
         missing, measured = _UNKNOWN, "at least, and more to come"
     wrong = max(0, _left(tightest, ended.phase)) + missing
-    margin = round_up(tightest.margin + wrong, MIB)
-    return Rung(
-        changes={"margin": margin},
-        why=f"{format_bytes(missing)} were missing ({measured}): planned with a margin of "
-        f"{format_bytes(margin)}",
-    )
+    said = f"{format_bytes(missing)} were missing ({measured}): planned with"
+    return _with_margin(tightest.margin + wrong, said)
 
 
 def _some_margin(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:
@@ -127,12 +121,13 @@ def _some_margin(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | Non
     left = _left(tightest, ended.phase)
     if left < tightest.margin + _UNKNOWN:
         return None
-    margin = round_up(tightest.margin + _UNKNOWN, MIB)
-    return Rung(
-        changes={"margin": margin},
-        why=f"{format_bytes(left)} should have been free: tried again with a margin of "
-        f"{format_bytes(margin)}",
-    )
+    said = f"{format_bytes(left)} should have been free: tried again with"
+    return _with_margin(tightest.margin + _UNKNOWN, said)
+
+
+def _with_margin(size: int, said: str) -> Rung:
+    margin = round_up(size, MIB)
+    return Rung(changes={"margin": margin}, why=f"{said} a margin of {format_bytes(margin)}")
 
 
 def _left(gpu: GpuLedger, phase: str | None) -> int:
@@ -182,10 +177,7 @@ def _fewer_engines(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | N
     changes: dict[str, Any] = {"replicas": replicas}
     if len(set(map(len, plan.parallel.groups))) == 1:
         changes["tp"] = plan.parallel.tp
-    return Rung(
-        changes=changes,
-        why=f"host memory ran out: {replicas} engines",
-    )
+    return Rung(changes=changes, why=f"host memory ran out: {replicas} engines")
 
 
 # What the ladder learned, kept for the next start: by model, GPUs and LMDeploy's version.

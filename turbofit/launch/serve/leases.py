@@ -9,7 +9,6 @@ written, launches go on alone and say so.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
@@ -37,8 +36,6 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Document
     from turbofit.core.machine import Gpu, Machine
     from turbofit.core.plan import Plan
-
-__all__ = ["Lease", "Leases", "counted", "end_orphans", "leases_folder"]
 
 #: Shared on purpose, and at one place whatever TMPDIR says; see `_open_folder`.
 _FOLDER: Final = "/tmp/turbofit-leases"
@@ -163,7 +160,6 @@ class Leases:
             os.close(descriptor)
 
     def others(self) -> list[Lease]:
-        """The leases of living turbofits but us."""
         return [lease for lease, alive in self._all() if alive]
 
     def stale(self) -> list[Lease]:
@@ -193,7 +189,6 @@ class Leases:
         )
 
     def drop(self, lease: Lease) -> None:
-        """Remove a stale lease."""
         for path in (lease.path, lease.path.with_suffix(".lock")):
             with suppress(OSError):
                 path.unlink()
@@ -342,10 +337,8 @@ def _locked(path: Path) -> int:
 def _try_lock(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as exc:
-        if exc.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            return False
-        raise
+    except (BlockingIOError, PermissionError):
+        return False
     return True
 
 

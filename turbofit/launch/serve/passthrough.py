@@ -15,9 +15,6 @@ if TYPE_CHECKING:
 
     from turbofit.core.json_types import Options
 
-__all__ = ["PassedOptions", "adapter_names", "option_classes", "sort_options"]
-
-
 #: Of these LMDeploy takes words that turbofit has no account of: unplanned they pass as they are.
 _SPECULATIVE = "--speculative-"
 
@@ -49,9 +46,7 @@ def sort_options(arguments: Sequence[str], *, unplanned: bool = False) -> Passed
     Raises:
         UsageError: an option that turbofit sets, that it cannot model, or that is none.
     """
-    classes = option_classes()
-    passed = PassedOptions()
-    rest = list(arguments)
+    classes, passed, rest = option_classes(), PassedOptions(), list(arguments)
     while rest:
         word = rest.pop(0)
         if not word.startswith("-"):

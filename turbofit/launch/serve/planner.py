@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from turbofit.launch.serve.leases import Leases
     from turbofit.planning.request import PlanRequest
 
-__all__ = ["Planner", "can_rehearse", "launch_request", "measured", "preview"]
-
 _LOOKS: Final = 3
 _SHOWN: Final = 200
 
@@ -69,8 +67,12 @@ class Planner:
     def _wait(self) -> None:
         self.say("waiting: another turbofit is planning")
 
-    def take(self, plan: Plan) -> None:
+    def take(self, plan: Plan, *, reserve: bool = True) -> None:
         """Reserve what a given plan needs, if the machine is still as it was.
+
+        Args:
+            plan: it, which may be reserved already.
+            reserve: False only looks.
 
         Raises:
             DoesNotFitError: somebody took memory that it counted on.
@@ -81,12 +83,9 @@ class Planner:
             return
         with self.leases.locked(self._wait):
             here = measured(self.leases, None, self.say)
-            self._check(plan, here)
-            self.leases.reserve(plan)
-
-    def _check(self, plan: Plan, here: Machine) -> None:
-        """Refuse a plan that this machine, as it is now, does not hold any more."""
-        refuse(Scene(Sources(), "lease", machine=here, plan=plan, fitted=self.fitted))
+            refuse(Scene(Sources(), "lease", machine=here, plan=plan, fitted=self.fitted))
+            if reserve:
+                self.leases.reserve(plan)
 
     def settle(self, plan: Plan, changes: Options | None) -> Plan:
         """The last look before the launch: the plan, or another one where the machine changed.
@@ -97,30 +96,19 @@ class Planner:
             DoesNotFitError: somebody took memory, and no plan may be made instead.
             MachineError: a GPU is gone.
         """
-        if self.leases is None:
-            return plan
         for _ in range(_LOOKS):
-            changed = self._changed(plan)
-            if changed is None:
+            try:
+                self.take(plan, reserve=False)
+            except DoesNotFitError as exc:
+                if changes is None:
+                    raise
+                self.say(f"the machine changed: {exc.message}; planning again")
+            else:
                 return plan
-            if changes is None:
-                raise changed
-            self.say(f"the machine changed: {changed.message}; planning again")
             plan = self.make(changes)
             if not plan.fits:
-                return plan
+                break
         return plan
-
-    def _changed(self, plan: Plan) -> DoesNotFitError | None:
-        """What somebody took since the plan was made, if that matters to it."""
-        assert self.leases is not None
-        try:
-            with self.leases.locked():
-                here = measured(self.leases, None, self.say)
-                self._check(plan, here)
-        except DoesNotFitError as exc:
-            return exc
-        return None
 
     def _made(self, request: PlanRequest) -> Plan:
         """Plan, twice where the margin must be doubled, and rehearse the choice."""

@@ -19,10 +19,8 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import GpuLedger, Kv, Phase, Plan
     from turbofit.launch.engine.engine_log import EnginePhase
-    from turbofit.launch.engine.pretended import PretendReaders
+    from turbofit.launch.engine.pretended import PretendReader
     from turbofit.launch.engine.supervised_engine import SupervisedEngine
-
-__all__ = ["StartProgress", "as_launched", "beside", "lines"]
 
 _DOING: Final[dict[EnginePhase, str]] = {
     "starting": "starting the engine",
@@ -44,19 +42,13 @@ class StartProgress:
     """
 
     def __init__(
-        self,
-        plan: Plan,
-        before: Mapping[int, int],
-        *,
-        pretend: bool,
-        clock: Callable[[], float] = time.monotonic,
+        self, plan: Plan, before: Mapping[int, int], clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._plan, self._before, self._pretend, self._clock = plan, before, pretend, clock
+        self._plan, self._before, self._clock = plan, before, clock
         self._looked, self._loaded = float("-inf"), 0
         self._told = False
         #: What was going on when the engines were started.
         self._around: Step | None = None
-        self._readers: PretendReaders | None = None
 
     def look(self, engines: Sequence[SupervisedEngine], *, examined: bool = False) -> None:
         """Tell what all engines of the plan do now.
@@ -98,27 +90,20 @@ class StartProgress:
         moment = self._clock()
         if moment - self._looked >= _EVERY:
             self._looked, used = moment, self._used(engines)
-            self._loaded = sum(
-                min(max(used.get(one.index, 0) - self._empty(one), 0), _bytes(one, "weights"))
-                for one in self._plan.gpus
-            )
+            self._loaded = 0
+            for card in self._plan.gpus:
+                # What it has in use with an engine on it that has loaded nothing.
+                empty = self._before.get(card.index, card.used) + _bytes(card, "context")
+                loaded = max(used.get(card.index, 0) - empty, 0)
+                self._loaded += min(loaded, _bytes(card, "weights"))
         return self._loaded, sum(_bytes(one, "weights") for one in self._plan.gpus)
-
-    def _empty(self, card: GpuLedger) -> int:
-        """What a GPU has in use with an engine on it that has loaded nothing."""
-        return self._before.get(card.index, card.used) + _bytes(card, "context")
 
     def _used(self, engines: Sequence[SupervisedEngine]) -> dict[int, int]:
         """Bytes in use on each GPU."""
-        if not self._pretend:
+        readers = [one.pretended for one in engines if one.pretended is not None]
+        if not readers:
             return used_now(self._plan)
-        if self._readers is None:
-            from turbofit.launch.engine.pretended import PretendReaders
-
-            self._readers = PretendReaders(self._plan)
-        readers = self._readers
-        every = [seen for one in engines for seen in readers.seen(one.group, one.timeline)]
-        return {seen.gpu: seen.held for seen in every}
+        return {seen.gpu: seen.held for reader in readers for seen in reader.seen()}
 
 
 def _bytes(card: GpuLedger, phase: Phase) -> int:
@@ -139,9 +124,8 @@ def beside(plan: Plan, engine: SupervisedEngine, held: Mapping[int, int]) -> lis
         if tracker.slab is not None:
             one = tokens_beside(plan, tracker.budget, tracker.slab)
             rows.append(replace(_row(one.what, one.forecast, one.actual), unit="tokens"))
-    if engine.timeline is not None:
-        rows += _pretend_rows(plan, engine)
-        return rows
+    if engine.pretended is not None:
+        return [*rows, *_pretend_rows(plan, engine.pretended)]
     for index in plan.parallel.groups[engine.group]:
         ledger = next(gpu for gpu in plan.gpus if gpu.index == index)
         if index in held:
@@ -167,16 +151,9 @@ def as_launched(plan: Plan, cached: Mapping[int, int | None]) -> Plan:
     return replace(plan, kv=of(plan.kv, cached), by_group=parts)
 
 
-def lines(rows: Sequence[RunFigure]) -> list[str]:
-    """The rows for people."""
-    return [_line(row) for row in rows]
-
-
-def _pretend_rows(plan: Plan, engine: SupervisedEngine) -> list[RunFigure]:
-    from turbofit.launch.engine.pretended import PretendReaders
-
+def _pretend_rows(plan: Plan, reader: PretendReader) -> list[RunFigure]:
     rows = []
-    for seen in PretendReaders(plan).seen(engine.group, engine.timeline):
+    for seen in reader.seen():
         ledger = next(gpu for gpu in plan.gpus if gpu.index == seen.gpu)
         pools = [t.bytes for t in ledger.ledger if t.phase == "transient"]
         pools += [t.bytes for t in ledger.ledger if t.term == POOL_WARMUP]
@@ -191,7 +168,8 @@ def _row(what: str, forecast: int, actual: int, gpu: int | None = None) -> RunFi
     return RunFigure(what=what, forecast=forecast, actual=actual, gpu=gpu)
 
 
-def _line(row: RunFigure) -> str:
+def line(row: RunFigure) -> str:
+    """A figure for people."""
     where = "" if row.gpu is None else f"GPU {row.gpu}: "
     if row.unit == "tokens":
         return f"{where}{row.what}: {row.actual:,} (forecast {row.forecast:,})"

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from turbofit.launch.engine.supervised_engine import Examiner
     from turbofit.observe.ends import End
 
-__all__ = ["StopSignal", "StoppedError", "Supervisor"]
-
 #: Before it is killed, an engine that was asked to end has this long beside the drain.
 _LAST_SECONDS: Final = 10.0
 

@@ -23,8 +23,6 @@ from turbofit.load.spec import LoadSpec
 if TYPE_CHECKING:
     from turbofit.load.driver import LoadRun
 
-__all__ = ["LoadChild"]
-
 _PATIENCE: Final = 10.0
 _SHOWN: Final = 300
 
@@ -93,7 +91,6 @@ class LoadChild:
 
     @property
     def why(self) -> str:
-        """Why it measured nothing."""
         try:
             error: Any = msgspec.json.decode(self._said)["error"]["message"]
         except (msgspec.DecodeError, UnicodeDecodeError, LookupError, TypeError):

@@ -33,15 +33,12 @@ if TYPE_CHECKING:
     from turbofit.load.result import LoadResult
     from turbofit.load.spec import LoadSpec
 
-__all__ = ["TrialEnd", "TrialRunner", "figures_of"]
-
 _HOST: Final = "127.0.0.1"
 #: More than a load may have under way.
 _QUEUE: Final = 4096
 #: Seconds between two tries to end a load.
 _PATIENCE: Final = 10.0
-#: Seconds until an engine must be ready.
-_START: Final = 3600.0
+_TIMING: Final = Timing(start=3600.0, drain=1.0, liveness=0.0, restarts=0)
 
 
 Outcome = Literal["measured", "died", "unserved", "cut"]
@@ -79,8 +76,13 @@ class TrialRunner:
         why = ""
         stop = _TrialStop()
         drive = _Loads(loads, key, stop)
+        gateway = GatewayConfig(
+            host=_HOST, port=free_ports(1)[0], api_keys=(key,), queue_length=_QUEUE,
+            queue_seconds=3600.0,
+        )  # fmt: skip
+        config = self.config.changed(plan=plan, gateway=gateway, timing=_TIMING, access_log="none")
         run = Run(
-            self._trial_config(plan, key), self.leases, self.say, on_open=drive.begin,
+            config, self.leases, self.say, on_open=drive.begin,
             on_tick=drive.look, on_death=drive.died, lmdeploy=self.lmdeploy,
         )  # fmt: skip
         run.plan = plan  # which is reserved
@@ -107,14 +109,6 @@ class TrialRunner:
         elif not why:
             why = drive.why
         return TrialEnd(results, outcome, why, stop.heard, round(time.monotonic() - begun, 1))
-
-    def _trial_config(self, plan: Plan, key: str) -> ServeConfig:
-        gateway = GatewayConfig(
-            host=_HOST, port=free_ports(1)[0], api_keys=(key,), queue_length=_QUEUE,
-            queue_seconds=3600.0,
-        )  # fmt: skip
-        timing = Timing(start=_START, drain=1.0, liveness=0.0, restarts=0)
-        return self.config.changed(plan=plan, gateway=gateway, timing=timing, access_log="none")
 
 
 class _TrialStop(StopSignal):
@@ -184,7 +178,6 @@ class _Loads:
         return bool(self._url)
 
     def begin(self, urls: list[str]) -> None:
-        """The gateway is open."""
         self._url = urls[0]
 
     def died(self, why: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from turbofit.core.errors import UsageError
@@ -19,18 +20,6 @@ if TYPE_CHECKING:
 
     from turbofit.core.tuning import SpeedFigures, TrialForecast
 
-
-__all__ = [
-    "LIMITS",
-    "SearchPoint",
-    "Surrogate",
-    "TrialSearch",
-    "below",
-    "expected_improvement",
-    "meets",
-    "parse_seconds",
-    "parse_slo",
-]
 
 #: The times that can be limited, and the figure that is held to each.
 LIMITS: Final = {"ttft": "ttft_p90", "tpot": "tpot_p90", "e2e": "e2e_p90"}
@@ -221,20 +210,18 @@ class Surrogate:
 
     def __init__(self, points: Sequence[Sequence[float]], residuals: Sequence[float]) -> None:
         self._points = list(points)
-        count = len(self._points)
         rows = [
             [_covariance(a, b) + (_NOISE**2 if i == j else 0.0) for j, b in enumerate(points)]
             for i, a in enumerate(points)
         ]
         self._lower = _cholesky(rows)
-        forward = _solve_lower(self._lower, residuals)
-        self._weights = _solve_upper(self._lower, forward) if count else []
+        self._solved = _solve_lower(self._lower, residuals)
 
     def predict(self, point: Sequence[float]) -> tuple[float, float]:
         """Mean and standard deviation of the residual at a point."""
         towards = [_covariance(point, other) for other in self._points]
-        mean = sum(k * w for k, w in zip(towards, self._weights, strict=True))
         explained = _solve_lower(self._lower, towards)
+        mean = sum(a * b for a, b in zip(explained, self._solved, strict=True))
         variance = _covariance(point, point) - sum(v * v for v in explained)
         return mean, math.sqrt(max(variance, 1e-12))
 
@@ -243,18 +230,13 @@ def expected_improvement(mean: float, deviation: float, best: float) -> float:
     """By how much a value beats the best on average, where it beats it."""
     if deviation <= 0:
         return max(0.0, mean - best)
-    ahead = (mean - best) / deviation
-    density = math.exp(-ahead * ahead / 2) / math.sqrt(2 * math.pi)
-    return (mean - best) * _normal(ahead) + deviation * density
+    usual, ahead = NormalDist(), (mean - best) / deviation
+    return (mean - best) * usual.cdf(ahead) + deviation * usual.pdf(ahead)
 
 
 def below(limit: float, mean: float, deviation: float) -> float:
     """The probability that a value is below a limit."""
-    return _normal((limit - mean) / max(deviation, 1e-9))
-
-
-def _normal(value: float) -> float:
-    return (1 + math.erf(value / math.sqrt(2))) / 2
+    return NormalDist(mean, max(deviation, 1e-9)).cdf(limit)
 
 
 def _covariance(one: Sequence[float], other: Sequence[float]) -> float:
@@ -278,13 +260,4 @@ def _solve_lower(lower: Sequence[Sequence[float]], right: Sequence[float]) -> li
     found: list[float] = []
     for row, value in zip(lower, right, strict=True):
         found.append((value - sum(a * b for a, b in zip(row, found, strict=False))) / row[-1])
-    return found
-
-
-def _solve_upper(lower: Sequence[Sequence[float]], right: Sequence[float]) -> list[float]:
-    """With the transpose of a lower matrix."""
-    found = [0.0] * len(right)
-    for i in range(len(right) - 1, -1, -1):
-        rest = sum(lower[j][i] * found[j] for j in range(i + 1, len(right)))
-        found[i] = (right[i] - rest) / lower[i][i]
     return found

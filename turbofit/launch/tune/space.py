@@ -27,17 +27,6 @@ if TYPE_CHECKING:
     from turbofit.load.spec import LoadSpec
     from turbofit.planning.request import PlanRequest
 
-__all__ = [
-    "MeanRequest",
-    "SmallerLimit",
-    "TrialChoice",
-    "choices",
-    "forecast_of",
-    "mean_request",
-    "option_of",
-    "smaller_limit",
-]
-
 
 class MeanRequest(NamedTuple):
     """A load's request on average; ``images`` are the sizes of one, or of several alike."""

@@ -47,8 +47,6 @@ if TYPE_CHECKING:
     from turbofit.load.spec import LoadSpec
     from turbofit.planning.request import PlanRequest
 
-__all__ = ["Journal", "Tools", "TuneRequest", "TuneTask", "described", "tune", "tune_model"]
-
 #: Seconds that a trial measures, where nobody says.
 _SECONDS: Final = 30.0
 #: The most requests at once of a load that nobody described.
@@ -314,7 +312,6 @@ def _enough(task: TuneTask, journal: Journal, clock: _Clock) -> str:
 def _try(
     task: TuneTask, journal: Journal, index: int, tools: Tools, clock: _Clock
 ) -> TrialRecord | signal.Signals:
-    """One trial, or the signal that ended it."""
     choice, number = task.choices[index], len(journal.trials) + 1
     tools.say(f"trial {number}: {_told(choice)}")
     begun = tools.clock()
@@ -457,7 +454,6 @@ def _factors(trials: Sequence[TrialRecord]) -> tuple[SpeedFactor, ...]:
 
 
 def _earlier(result: Tuning, before: Tuning | None) -> EarlierTuning | None:
-    """Results of another LMDeploy under the same load."""
     if before is None or before.winner is None or result.winner is None:
         return None
     then, now = before.winner.measured, result.winner.measured
@@ -496,7 +492,6 @@ class Journal:
         self.seconds, self.trials = pages.seconds, pages.trials
 
     def add(self, trial: TrialRecord) -> None:
-        """Keep a trial."""
         self.trials = (*self.trials, trial)
         self.seconds += trial.seconds
         # A folder that cannot be written costs what could be resumed, never the run.
@@ -505,7 +500,6 @@ class Journal:
             write_atomic(self._path(), to_json(pages), mode=0o600)
 
     def forget(self) -> None:
-        """Drop it."""
         with suppress(OSError):
             self._path(make=False).unlink()
         self.seconds, self.trials = 0.0, ()

@@ -30,8 +30,7 @@ from turbofit.core.struct import Struct
 from turbofit.core.units import HALF, round_up
 from turbofit.memory import versions
 from turbofit.memory.account import HOPPER, PAGE
-from turbofit.model.parameters import packed_bytes, text_linears, unpacked_bytes
-from turbofit.model.quantization import exempts
+from turbofit.model.parameters import exempt_bytes, unpacked_bytes
 
 __all__ = [
     "DeltaKernel", "EngineConstants", "PackedFormat", "expert_width", "ffn_width", "input_rows",
@@ -342,13 +341,11 @@ def _unpacked(model: Model) -> int:
     extra, text, quantization = unpacked_bytes(model), model.text, model.quantization
     if not extra or quantization is None or text.delta is None:
         return extra
-    widened = {"delta.qkv": "linear_attn.in_proj_qkv", "delta.z": "linear_attn.in_proj_z"}
+    widened = {"delta.qkv", "delta.z"}
     if _widens_heads(quantization, text.head_dim):
-        widened |= {name: f"self_attn.{name}_proj" for name in "qkv"}
-    for linear in text_linears(text):
-        if linear.name in widened and exempts(quantization, widened[linear.name]):
-            extra -= linear.weights * 2 - packed_bytes(linear, quantization)
-    return max(0, extra)
+        widened |= {"q", "k", "v"}
+    exempt = exempt_bytes(text, "float16", quantization)
+    return max(0, extra - sum(exempt.get(name, 0) for name in widened))
 
 
 def _mlp(

@@ -12,7 +12,6 @@ from typing import Final
 
 from turbofit.core.model import Model, Quantization, TextDims
 from turbofit.model.families.text import TEXT_ARCHITECTURES, TURBOMIND_INNER, TURBOMIND_TEXT
-from turbofit.model.quantization import exempts
 
 __all__ = ["PROJECTOR_AS_TEXT", "TURBOMIND_VISION", "engine_problem"]
 
@@ -134,7 +133,7 @@ def _turbomind(model: Model) -> str | None:
         return f"TurboMind 0.18 runs vision heads of {known} channels, not {vision.head_dim}"
     if text.delta and (text.delta.key_dim, text.delta.value_dim) != (128, 128):
         return "TurboMind 0.18 runs gated delta nets with heads of 128 channels only"
-    if text.delta and quantization and quantization.method == "gptq":
+    if quantization and quantization.method == "gptq" and _packs_delta(text, quantization):
         # builders/deltanet.py joins projections that are packed and that are not; gptq cannot.
         return "TurboMind 0.18 cannot widen gptq weights, as gated delta nets need it: take awq"
     if quantization and quantization.method == "fp8" and _splits_scales(text, quantization):
@@ -165,11 +164,22 @@ def _cut_group(text: TextDims, packed: Quantization) -> str | None:
         inputs["experts'"] = (moe.intermediate, "mlp.experts.0.down_proj")
         inputs["shared expert's"] = (moe.shared_intermediate, "mlp.shared_expert.down_proj")
     for whose, (channels, module) in inputs.items():
-        if channels % size and not exempts(packed, module):
+        if channels % size and not all(
+            packed.exempts(module, layer) for layer in range(text.layers)
+        ):
             return (
                 f"TurboMind 0.18 takes whole groups of {size}: not the {whose} {channels} channels"
             )
     return None
+
+
+def _packs_delta(text: TextDims, packed: Quantization) -> bool:
+    """Whether some input projection of a gated delta net is packed."""
+    return text.delta is not None and not all(
+        packed.exempts(f"linear_attn.{name}", layer)
+        for name in ("in_proj_qkv", "in_proj_z")
+        for layer in range(text.layers)
+    )
 
 
 def _splits_scales(text: TextDims, packed: Quantization) -> bool:

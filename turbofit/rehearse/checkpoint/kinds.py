@@ -6,6 +6,7 @@ and expressions of the model's dims. `docs/adding.md` says how they are written.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from math import prod
@@ -16,8 +17,8 @@ from msgspec import field
 
 from turbofit.core.errors import UsageError
 from turbofit.core.json_types import JsonObject
-from turbofit.core.model import Model, TextDims
-from turbofit.core.presets import load_yaml, presets_dir
+from turbofit.core.model import Model, Quantization, TextDims
+from turbofit.core.presets import load_yaml, preset_path, presets_of
 from turbofit.core.struct import Struct, to_builtins
 from turbofit.rehearse.checkpoint.tokenizer import Tokenizer
 
@@ -78,7 +79,8 @@ def kinds() -> dict[str, Kind]:
     Raises:
         UsageError: a file is damaged.
     """
-    files = {path.stem: load_yaml(path) for path in (presets_dir() / "checkpoints").glob("*.yaml")}
+    room = "checkpoints"
+    files = {name: load_yaml(preset_path(room, name)) for name in presets_of(room)}
     found: dict[str, Kind] = {}
     for name in sorted(files):
         try:
@@ -126,6 +128,7 @@ def values_of(model: Model, packing: str, drafting: int, ids: Mapping[str, int])
         "architecture": model.architecture,
         "dtype": "float16" if model.dtype == "float16" else "bfloat16",
         "packed": bool(packing),
+        "quantization": model.quantization,
         "drafting": drafting,
         "max_tiles": limit or 12,
         "max_patches": limit // rule.unit_side**2 if rule is not None else 0,
@@ -348,10 +351,19 @@ def _row(at: str, words: list[str], values: Values, packing: str) -> Iterator[En
     elif how == "stack":
         yield from _stacked(full, shape, dtype, packing)
     else:
-        stored = _LINEARS[packing] if how == "linear" else _plain
+        packed = how == "linear" and not _exempt(full, values["quantization"])
+        stored = _LINEARS[packing] if packed else _plain
         yield from stored(full, shape, dtype)
         if bias:
             yield f"{full}.bias", dtype, shape[:1]
+
+
+def _exempt(name: str, quantization: Quantization | None) -> bool:
+    """Whether the checkpoint leaves a decoder's linear layer in 16 bits."""
+    found = re.search(r"layers\.(\d+)\.(.+)", name)
+    if quantization is None or not quantization.unconverted or found is None:
+        return False
+    return quantization.exempts(found[2], int(found[1]))
 
 
 def _wanted(options: Mapping[str, Any], values: Values) -> bool:

@@ -135,7 +135,13 @@ def config_of(twin: Twin) -> JsonObject:
     if whole is not None and whole.decoder is not None:
         template = merged(_nested(whole.decoder.config, template), whole.config)
         quantized = whole.decoder.quantized
-    packing = {"quantization_config": common()["packings"][twin.packing]} if twin.packing else {}
+    packing: JsonObject = {}
+    if twin.packing:
+        packing = {"quantization_config": dict(common()["packings"][twin.packing])}
+    quantization = twin.model.quantization
+    if quantization and quantization.method == "awq" and quantization.unconverted:
+        exempt = list(quantization.unconverted)
+        packing["quantization_config"]["modules_to_not_convert"] = exempt
     made: JsonObject = config_from(merged(_nested(quantized, packing), template), twin.values)
     if not twin.packing:
         made.pop("quantization_config", None)

@@ -26,29 +26,10 @@ const three = (number) => (number >= 999.5 ? whole(Math.round(number)) : String(
 const KINDS = ['reserved', 'before', 'context', 'weights', 'cache', 'buffers', 'transient', 'loading', 'left', 'margin'];
 const LETTERS = 'rocWKbtl.m';
 
-// Rows of a table come as arrays; the order is that of turbofit/report/fit_site/tables.py.
-const named = (names, values) => values && Object.fromEntries(names.map((name, i) => [name, values[i]]));
-const readAnswer = (row, texts) => {
-  const answer = named(['fits', 'verdict', 'engine', 'tp', 'replicas', 'tokens', 'atOnce', 'held', 'images', 'unit',
-    'context', 'speed', 'memory', 'limits', 'warnings', 'remedies', 'serve'], row);
-  answer.verdict = texts[answer.verdict];
-  answer.engine = answer.memory && texts[answer.engine];
-  answer.unit = answer.unit === null ? null : texts[answer.unit];
-  answer.speed = named(['requests', 'tokens', 'first', 'error'], answer.speed);
-  answer.memory = named(['gpus', 'total', 'pieces', 'need', 'loading', 'headroom', 'margin'], answer.memory);
-  if (answer.memory) answer.memory.gpus = texts[answer.memory.gpus];
-  answer.limits = answer.limits.map((one) => named(['option', 'chosen', 'its', 'tokens', 'atOnce', 'speed', 'first'], one));
-  answer.limits.forEach((one) => { one.option = texts[one.option]; });
-  answer.warnings = answer.warnings.map((text) => texts[text]);
-  answer.remedies = answer.remedies.map((pair) => pair.map((text) => texts[text]));
-  answer.serve = texts[answer.serve];
-  return answer;
-};
-
 const bar = (memory, say) => {
-  const need = memory.pieces.reduce((sum, size) => sum + size, 0);
+  const need = Object.values(memory.pieces).reduce((sum, size) => sum + size, 0);
   const scale = Math.max(need, memory.total);
-  const present = KINDS.map((kind, i) => [kind, memory.pieces[i], say('k')[i], LETTERS[i]]).filter((one) => one[1]);
+  const present = KINDS.map((kind, i) => [kind, memory.pieces[kind], say('k')[i], LETTERS[i]]).filter((one) => one[1]);
   const label = say('inUse', memory.gpus, bytes(memory.need), bytes(memory.total),
     say(memory.loading ? 'duringLoad' : 'atWorst'));
   const stack = element('div', { class: 'stack' }, ...present.map(([kind, size, , letter]) => {
@@ -79,19 +60,22 @@ const tile = (label, value, text) => element('div', {}, element('span', { class:
   element('b', {}, value), element('small', {}, text));
 
 const tiles = (answer, say) => {
-  const shown = [tile(say('atOnce'), whole(answer.atOnce), say('atOnceText'))];
-  if (answer.speed) {
+  const { limits, throughput } = answer;
+  const shown = [tile(say('atOnce'), whole(answer.requests_at_once), say('atOnceText'))];
+  if (throughput) {
     // The error was measured on models of text alone.
-    const measured = answer.speed.error !== null && !answer.unit;
-    const error = measured ? '; ' + say('error', (100 * answer.speed.error).toFixed(1)) : '';
-    shown.push(tile(say('first'), three(answer.speed.first), say('firstText')),
-      tile(say('speed'), three(answer.speed.requests), say('speedText', three(answer.speed.tokens)) + error));
+    const measured = throughput.median_error !== null && !limits.vision_unit;
+    const error = measured ? '; ' + say('error', (100 * throughput.median_error).toFixed(1)) : '';
+    const tokens = say('speedText', three(throughput.output_tokens_per_second));
+    shown.push(tile(say('first'), three(throughput.seconds_to_first_token), say('firstText')),
+      tile(say('speed'), three(throughput.requests_per_second), tokens + error));
   }
-  shown.push(tile(say('tokens'), whole(answer.tokens), say('tokensOf', say('engines', answer.replicas))),
+  shown.push(tile(say('tokens'), whole(answer.kv_tokens), say('tokensOf', say('engines', answer.replicas))),
     tile(say('contextTile'), whole(answer.context), say('contextText')));
-  if (answer.unit) {
-    const [images, units, tokens] = answer.images;
-    shown.push(tile(say('imagesTile'), whole(tokens), say('imagesText', images, whole(units), say(answer.unit, units))));
+  if (limits.vision_unit) {
+    const units = limits.units_per_image;
+    shown.push(tile(say('imagesTile'), whole(limits.image_tokens_per_request),
+      say('imagesText', limits.images_per_request, whole(units), say(limits.vision_unit, units))));
   }
   return element('div', { class: 'tiles' }, ...shown);
 };
@@ -102,11 +86,14 @@ const grid = (cls, heads, rows) => element('div', { class: 'scroll', tabindex: '
     element('tbody', {}, ...rows.map((row) => element('tr', { class: row.chosen ? 'chosen' : null },
       ...row.cells.map((cell, i) => element('td', { class: i && cls ? 'n' : null }, cell)))))));
 
-const limits = (answer, say) => (answer.limits.length ? [
+const costs = (answer, say) => (answer.limit_costs.length ? [
   element('h3', {}, say('limits')), element('p', { class: 'dim' }, say('limitsText')),
   grid('limits', ['option', 'its', 'row_kv', 'row_once', 'row_speed', 'row_first'].map((one) => say(one)),
-    answer.limits.map((one) => ({ chosen: one.chosen, cells: [one.option, whole(one.its), whole(one.tokens), whole(one.atOnce),
-      three(one.speed), three(one.first)] }))),
+    answer.limit_costs.map((one) => ({
+      chosen: [answer.limits.max_dynamic_patch, answer.limits.max_pixels_per_image].includes(one.limit),
+      cells: [one.option, whole(one.image_tokens), whole(one.kv_tokens), whole(one.requests_at_once),
+        three(one.requests_per_second), three(one.seconds_to_first_token)],
+    }))),
 ] : []);
 
 const english = (text) => element('span', { lang: 'en' }, text);
@@ -114,7 +101,7 @@ const english = (text) => element('span', { lang: 'en' }, text);
 const headline = (answer, say) => {
   if (answer.fits) {
     const held = answer.held.map(([tokens, count], i) => say(i ? 'holdsLongest' : 'holds', whole(count), whole(tokens)));
-    return say('serves', whole(answer.atOnce)) + ' ' + held.join(say('comma')) + (held.length ? say('stop') : '');
+    return say('serves', whole(answer.requests_at_once)) + ' ' + held.join(say('comma')) + (held.length ? say('stop') : '');
   }
   const memory = answer.memory;
   if (!memory || memory.headroom >= memory.margin) return '';
@@ -133,11 +120,11 @@ const shownAnswer = (answer, title, commands, say) => {
   if (answer.memory) article.append(bar(answer.memory, say));
   if (answer.remedies.length && !answer.fits) {
     article.append(element('h3', {}, say('remedies')), grid('', [say('change'), say('effect')],
-      answer.remedies.map((pair) => ({ cells: pair.map(english) }))));
+      answer.remedies.map((one) => ({ cells: [english(one.change), english(one.effect)] }))));
   }
   if (answer.fits) {
     article.append(element('p', { class: 'dim engine' }, say('engineOf', answer.engine, answer.tp, answer.replicas)), tiles(answer, say),
-      ...limits(answer, say));
+      ...costs(answer, say));
   }
   if (answer.warnings.length) {
     article.append(element('details', {}, element('summary', {}, say('warnings') + ' (' + answer.warnings.length + ')'),

@@ -92,7 +92,7 @@
     const places = [[choices.counts, count], [choices.used, value('used')], [choices.images, value('images')],
       [choices.contexts, value('context')], [choices.concurrencies, value('requests')]];
     const place = places.reduce((sum, [list, key]) => sum * list.length + placeOf(list, key), 0);
-    return readAnswer(table.answers[table.order[place]], table.texts);
+    return table.answers[table.order[place]];
   };
 
   // The command that gives the answer.

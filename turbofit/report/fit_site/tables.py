@@ -1,22 +1,24 @@
-"""The tables of the site: each point planned as `turbofit plan` would, said in few words."""
+"""The answers of the site: each point planned as `turbofit plan` would, said in few words."""
 
 from __future__ import annotations
 
-import os
 import shlex
 import signal
 from concurrent.futures import ProcessPoolExecutor
+from itertools import islice, product
 from multiprocessing import get_context
-from typing import TYPE_CHECKING, Annotated, Any
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 
 from turbofit.core.errors import TurbofitError
-from turbofit.core.struct import Struct, doc
+from turbofit.core.plan import LimitCost, Limits, Remedy, Throughput
+from turbofit.core.struct import Struct, const, doc
 from turbofit.planning.plan import plan as make_plan
 from turbofit.report.fit_site.choices import points
-from turbofit.report.views.plan.capacity import capacity
-from turbofit.report.views.plan.memory_view import KINDS, fullest, stack, sums
+from turbofit.report.views.plan.figures import capacity
+from turbofit.report.views.plan.memory_view import fullest, stack, sums
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,84 +27,52 @@ if TYPE_CHECKING:
     from turbofit.report.fit_site.choices import SiteChoices, SitePoint
 
 __all__ = [
-    "SiteAnswer",
-    "SiteLimit",
-    "SiteMemory",
-    "SiteSpeed",
+    "PageDocument",
+    "PageRow",
     "SiteTable",
-    "SiteTexts",
     "answer_of",
     "refused",
-    "table_of",
+    "rows",
+    "seconds_of",
     "tables",
 ]
 
+_SCHEMA: Final = "turbofit.page/1"
 #: What people call the engines.
-_ENGINES = {
+_ENGINES: Final = {
     "turbomind": "LMDeploy, TurboMind",
     "pytorch": "LMDeploy, PyTorch engine",
     "transformers": "Hugging Face Transformers",
 }
 #: Remedies that are shown, as in the short text of a plan.
-_REMEDIES = 3
+_REMEDIES: Final = 3
+#: Plans that are made to tell how long all will take, and what a process takes to start.
+_SAMPLES: Final = 24
+_START: Final = 2.0
 
 
-class SiteTexts:
-    """Sentences that many answers share; answers have their numbers."""
-
-    def __init__(self) -> None:
-        self._numbers: dict[str, int] = {}
-
-    def number(self, text: str) -> int:
-        """Where the sentence stands among all."""
-        return self._numbers.setdefault(text, len(self._numbers))
-
-    def all(self) -> tuple[str, ...]:
-        """The sentences in the order of their numbers."""
-        return tuple(self._numbers)
-
-
-class SiteMemory(Struct, array_like=True):
+class PageMemory(Struct):
     """The GPU that has the least left, from empty to full."""
 
-    gpus: Annotated[int, doc("Text: which GPUs are like it.")]
+    gpus: Annotated[str, doc("Which GPUs are like it.")]
     total: int
-    pieces: Annotated[tuple[int, ...], doc("Bytes of each kind of piece, in the bar's order.")]
+    pieces: Annotated[dict[str, int], doc("Bytes of each kind of piece, from empty to full.")]
     need: Annotated[int, doc("The most that is in use, in bytes.")]
     loading: Annotated[bool, doc("Whether that is while weights are loaded.")]
     headroom: int
     margin: int
 
 
-class SiteSpeed(Struct, array_like=True):
-    """The forecast of speed."""
-
-    requests_per_second: float
-    output_tokens_per_second: float
-    seconds_to_first_token: float
-    median_error: float | None
-
-
-class SiteLimit(Struct, array_like=True):
-    """What one image limit leaves."""
-
-    option: Annotated[int, doc("Text.")]
-    chosen: bool
-    image_tokens: int
-    kv_tokens: int
-    requests_at_once: int
-    requests_per_second: float
-    seconds_to_first_token: float
-
-
-class SiteAnswer(Struct, array_like=True):
-    """One plan in short; of texts their numbers. What is no capacity of a server is 0."""
+class PageAnswer(Struct):
+    """One plan in short. Where it does not fit, what a server would serve is 0, empty or null."""
 
     fits: bool
-    verdict: Annotated[int, doc("Text: the plan's sentence.")]
-    engine: Annotated[int, doc("Text.")] = 0
+    verdict: Annotated[str, doc("The plan's sentence.")]
+    engine: str = ""
     tp: int = 0
     replicas: int = 0
+    context: Annotated[int, doc("Tokens that one request may have.")] = 0
+    limits: Annotated[Limits | None, doc("Null where no plan can be made at all.")] = None
     kv_tokens: int = 0
     requests_at_once: int = 0
     held: Annotated[
@@ -111,17 +81,12 @@ class SiteAnswer(Struct, array_like=True):
             "Tokens of the workload's request and of the longest one, and how many the cache holds."
         ),
     ] = ()
-    images: Annotated[
-        tuple[int, int, int], doc("Images a request; units of one at most; their tokens.")
-    ] = (0, 0, 0)
-    unit: Annotated[int | None, doc("Text: what the units are; null without images.")] = None
-    context: int = 0
-    speed: SiteSpeed | None = None
-    memory: SiteMemory | None = None
-    limits: tuple[SiteLimit, ...] = ()
-    warnings: Annotated[tuple[int, ...], doc("Texts.")] = ()
-    remedies: Annotated[tuple[tuple[int, int], ...], doc("Texts: a change, its effect.")] = ()
-    serve: Annotated[int | None, doc("Text: the command that serves it, with its limits.")] = None
+    throughput: Throughput | None = None
+    memory: PageMemory | None = None
+    limit_costs: tuple[LimitCost, ...] = ()
+    warnings: tuple[str, ...] = ()
+    remedies: tuple[Remedy, ...] = ()
+    serve: Annotated[str | None, doc("The command that serves it, with its limits.")] = None
 
 
 class SiteTable(Struct):
@@ -129,8 +94,7 @@ class SiteTable(Struct):
 
     model: str
     card: str
-    texts: tuple[str, ...]
-    answers: tuple[SiteAnswer, ...]
+    answers: tuple[PageAnswer, ...]
     order: Annotated[tuple[int, ...], doc("The answer of each point, since many are equal.")]
 
     def to_script(self) -> str:
@@ -138,86 +102,74 @@ class SiteTable(Struct):
         return f"turbofitTable({msgspec.json.encode(self).decode()});\n"
 
 
-def answer_of(plan: Plan, texts: SiteTexts) -> SiteAnswer:
+class PageRow(Struct):
+    """One choice, and what `turbofit plan` answers to it."""
+
+    model: Annotated[str, doc("As turbofit takes it.")]
+    on: Annotated[str, doc("The machine, as --on takes it.")]
+    images: Annotated[int, doc("Images of a request.")]
+    image_size: Annotated[tuple[int, int] | None, doc("Pixels; null: the worst size.")]
+    context: Annotated[int | None, doc("What was asked; null: as turbofit chooses.")]
+    concurrency: Annotated[int | None, doc("What was asked; null: as turbofit chooses.")]
+    answer: PageAnswer
+
+
+class PageDocument(Struct):
+    """Every answer of a page."""
+
+    schema: Annotated[str, const(_SCHEMA)] = _SCHEMA
+    turbofit_version: Annotated[str, doc("The version that planned.")]
+    created: Annotated[str, doc("When, ISO 8601 with a zone.")]
+    answers: tuple[PageRow, ...]
+
+
+def answer_of(plan: Plan) -> PageAnswer:
     """A plan in short.
 
     Args:
         plan: as `turbofit plan` finds it.
-        texts: takes its sentences.
     """
-    more: dict[str, Any] = _capacity(plan, texts) if plan.fits else {}
-    return SiteAnswer(
+    answer = PageAnswer(
         fits=plan.fits,
-        verdict=texts.number(plan.verdict),
-        engine=texts.number(f"{_ENGINES[plan.engine.name]} {plan.engine.version}"),
+        verdict=plan.verdict,
+        engine=f"{_ENGINES[plan.engine.name]} {plan.engine.version}",
         tp=plan.parallel.tp,
         replicas=plan.parallel.replicas,
-        images=(
-            plan.limits.images_per_request,
-            plan.limits.units_per_image,
-            plan.limits.image_tokens_per_request,
-        ),
-        unit=None if plan.limits.vision_unit is None else texts.number(plan.limits.vision_unit),
         context=plan.settings.session_len,
-        memory=_memory(plan.gpus, texts),
-        warnings=tuple(texts.number(text) for text in plan.warnings),
-        remedies=tuple(
-            (texts.number(one.change), texts.number(one.effect))
-            for one in plan.remedies[:_REMEDIES]
-        ),
-        **more,
+        limits=plan.limits,
+        memory=_memory(plan.gpus),
+        warnings=plan.warnings,
+        remedies=plan.remedies[:_REMEDIES],
+    )
+    if not plan.fits:
+        return answer
+    users = capacity(plan).users
+    shown = (users[0], users[-1]) if len(users) > 1 else users
+    return msgspec.structs.replace(
+        answer,
+        kv_tokens=plan.kv.total_tokens,
+        requests_at_once=plan.requests_at_once,
+        held=tuple((one.tokens, one.held) for one in shown),
+        throughput=plan.throughput,
+        limit_costs=plan.limit_costs,
+        serve=None if plan.serve is None else shlex.join(plan.serve.argv),
     )
 
 
-def refused(error: TurbofitError, texts: SiteTexts) -> SiteAnswer:
+def refused(error: TurbofitError) -> PageAnswer:
     """The answer where no plan can be made at all."""
     said = f"{error.message}; {error.hint}" if error.hint else error.message
-    return SiteAnswer(fits=False, verdict=texts.number(said))
+    return PageAnswer(fits=False, verdict=said)
 
 
-def _capacity(plan: Plan, texts: SiteTexts) -> dict[str, Any]:
-    """What a plan that fits serves."""
-    users = capacity(plan).users
-    shown = (users[0], users[-1]) if len(users) > 1 else users
-    speed = plan.throughput
-    limit = plan.limits.image_limit
-    return {
-        "serve": None if plan.serve is None else texts.number(shlex.join(plan.serve.argv)),
-        "kv_tokens": plan.kv.total_tokens,
-        "requests_at_once": plan.requests_at_once,
-        "held": tuple((one.tokens, one.held) for one in shown),
-        "speed": None
-        if speed is None
-        else SiteSpeed(
-            requests_per_second=speed.requests_per_second,
-            output_tokens_per_second=speed.output_tokens_per_second,
-            seconds_to_first_token=speed.seconds_to_first_token,
-            median_error=speed.median_error,
-        ),
-        "limits": tuple(
-            SiteLimit(
-                option=texts.number(one.option),
-                chosen=one.limit == limit,
-                image_tokens=one.image_tokens,
-                kv_tokens=one.kv_tokens,
-                requests_at_once=one.requests_at_once,
-                requests_per_second=one.requests_per_second,
-                seconds_to_first_token=one.seconds_to_first_token,
-            )
-            for one in plan.limit_costs
-        ),
-    }
-
-
-def _memory(gpus: tuple[GpuLedger, ...], texts: SiteTexts) -> SiteMemory | None:
+def _memory(gpus: tuple[GpuLedger, ...]) -> PageMemory | None:
     if not gpus:
         return None
     title, ledger = fullest(gpus)
-    sizes = sums(stack(ledger))
-    return SiteMemory(
-        gpus=texts.number(title),
+    return PageMemory(
+        gpus=title,
         total=ledger.total,
-        pieces=tuple(sizes.get(kind, 0) for kind in KINDS),
+        pieces={str(kind): size for kind, size in sums(stack(ledger)).items()},
         need=ledger.most,
         loading=ledger.most > ledger.peak,
         headroom=ledger.headroom,
@@ -225,15 +177,22 @@ def _memory(gpus: tuple[GpuLedger, ...], texts: SiteTexts) -> SiteMemory | None:
     )
 
 
-def tables(choices: SiteChoices, jobs: int | None = None) -> Iterator[SiteTable]:
-    """A table for each model on each card, in processes beside each other.
+def seconds_of(choices: SiteChoices, processes: int) -> float:
+    """How long all plans will take: some of them, spread over all, are made for that."""
+    names = [(model.name, card.name) for model in choices.models for card in choices.cards]
+    every = list(product(names, points(choices)))
+    sample = [*islice(every, 0, None, max(1, len(every) // _SAMPLES))]
+    _answer(*sample[0])  # what is read once is read now
+    started = perf_counter()
+    for pair, point in sample:
+        _answer(pair, point)
+    each = (perf_counter() - started) / len(sample)
+    return each * len(every) / processes + (_START if processes > 1 else 0)
 
-    Args:
-        choices: of the site.
-        jobs: processes; by default one for each CPU.
-    """
+
+def tables(choices: SiteChoices, processes: int) -> Iterator[SiteTable]:
+    """A table for each model on each card, in processes beside each other."""
     pairs = [(model.name, card.name) for model in choices.models for card in choices.cards]
-    processes = min(jobs or os.cpu_count() or 1, len(pairs))
     if processes == 1:
         yield from (table_of(choices, *pair) for pair in pairs)
         return
@@ -249,19 +208,35 @@ def tables(choices: SiteChoices, jobs: int | None = None) -> Iterator[SiteTable]
 
 def table_of(choices: SiteChoices, model: str, card: str) -> SiteTable:
     """The answers for one model on one card."""
-    texts = SiteTexts()
-    numbers: dict[SiteAnswer, int] = {}
-    order = [
-        numbers.setdefault(_answer(point, model, card, texts), len(numbers))
-        for point in points(choices)
-    ]
-    return SiteTable(
-        model=model, card=card, texts=texts.all(), answers=tuple(numbers), order=tuple(order)
-    )
+    numbers: dict[bytes, int] = {}
+    answers: list[PageAnswer] = []
+    order = []
+    for point in points(choices):
+        answer = _answer((model, card), point)
+        number = numbers.setdefault(msgspec.json.encode(answer), len(answers))
+        if number == len(answers):
+            answers.append(answer)
+        order.append(number)
+    return SiteTable(model=model, card=card, answers=tuple(answers), order=tuple(order))
 
 
-def _answer(point: SitePoint, model: str, card: str, texts: SiteTexts) -> SiteAnswer:
+def rows(choices: SiteChoices, table: SiteTable) -> Iterator[PageRow]:
+    """Each choice of a table with its answer."""
+    for point, number in zip(points(choices), table.order, strict=True):
+        count, *size = point.images.numbers
+        yield PageRow(
+            model=table.model,
+            on=point.machine(table.card),
+            images=count,
+            image_size=(size[0], size[1]) if size else None,
+            context=next(iter(point.context.numbers), None),
+            concurrency=next(iter(point.concurrency.numbers), None),
+            answer=table.answers[number],
+        )
+
+
+def _answer(names: tuple[str, str], point: SitePoint) -> PageAnswer:
     try:
-        return answer_of(make_plan(point.request(model, card)), texts)
+        return answer_of(make_plan(point.request(*names)))
     except TurbofitError as exc:
-        return refused(exc, texts)
+        return refused(exc)

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from datetime import datetime, timezone
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import UsageError
+from turbofit.core.messages import plural
 from turbofit.core.process.files import write_atomic
 from turbofit.core.process.progress import Step, tell, under_way
+from turbofit.core.units import format_duration
+from turbofit.core.version import __version__
 from turbofit.report.fit_site.choices import choices_of
-from turbofit.report.fit_site.tables import tables
+from turbofit.report.fit_site.tables import PageDocument, rows, seconds_of, tables
 from turbofit.report.page.html import policy, shared_script, stylesheet
 from turbofit.report.page.tag import json_text
 
 if TYPE_CHECKING:
-    from turbofit.report.fit_site.choices import SiteChoices
-    from turbofit.report.fit_site.site_request import SiteRequest
+    from collections.abc import Callable
+
+    from turbofit.report.fit_site.choices import SiteChoices, SiteRequest
+    from turbofit.report.fit_site.tables import PageRow
 
 __all__ = ["index_page", "write_site"]
 
@@ -28,16 +34,19 @@ _DOING: Final = "planning tables"
 _LOADS: Final = "'strict-dynamic'"
 
 
-def write_site(request: SiteRequest, folder: Path, *, jobs: int | None = None) -> Path:
-    """Plan every point and write the site.
+def write_site(
+    request: SiteRequest, folder: Path, *, say: Callable[[str], None], jobs: int | None = None
+) -> PageDocument:
+    """Plan every point and write the site: `index.html`, and the tables beside it.
 
     Args:
         request: the choices that it offers.
         folder: where; it is made, and files of the same names are replaced.
+        say: tells how long it will take, before it begins.
         jobs: processes beside each other; by default one for each CPU.
 
     Returns:
-        The page.
+        All answers.
 
     Raises:
         UsageError: a model or a card is no preset, or a file cannot be written.
@@ -45,16 +54,21 @@ def write_site(request: SiteRequest, folder: Path, *, jobs: int | None = None) -
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
     choices = choices_of(request, created)
     every = len(choices.models) * len(choices.cards)
+    processes = min(jobs or os.cpu_count() or 1, every)
+    seconds = format_duration(max(10, round(seconds_of(choices, processes), -1)))
+    where = f"{processes} {plural(processes, 'process')}"
+    say(f"{choices.answers:,} plans for {folder}: about {seconds} with {where}")
+    answers: list[PageRow] = []
     with under_way(_DOING):
         tell(Step(_DOING, 0, every))
-        for done, table in enumerate(tables(choices, jobs), 1):
+        for done, table in enumerate(tables(choices, processes), 1):
             path = folder / "data" / table.model / f"{table.card}.js"
             _make(path.parent)
             write_atomic(path, table.to_script())
+            answers += rows(choices, table)
             tell(Step(_DOING, done, every))
-    page = folder / "index.html"
-    write_atomic(page, index_page(choices))
-    return page
+    write_atomic(folder / "index.html", index_page(choices))
+    return PageDocument(turbofit_version=__version__, created=created, answers=tuple(answers))
 
 
 def index_page(choices: SiteChoices) -> str:

@@ -25,20 +25,20 @@ if TYPE_CHECKING:
         TopologyPair,
     )
 
-__all__ = ["DASHES", "bars", "curve", "tick_step", "timeline", "topology"]
+__all__ = ["bars", "curve", "timeline", "topology"]
 
 #: Pixels of timelines and curves, and what is left around them.
 _WIDTH: Final = 960
 _HEIGHT: Final = 300
 _LEFT: Final = 80
 #: Lines that can be told apart by their dashes; more of them are in the list only.
-DASHES: Final = ("", "7 3", "2 3")
+_DASHES: Final = ("", "7 3", "2 3")
 _MOST_TICKS: Final = 8
 #: A tick is left out where it is nearer to the end than this part of the scale.
 _CLOSE: Final = 7
 
 
-def tick_step(scale: int) -> int:
+def _tick_step(scale: int) -> int:
     """GiB between ticks: a power of two, so that there are few."""
     return int(1 << max(0, (scale // (GIB * _MOST_TICKS)).bit_length()))
 
@@ -133,7 +133,7 @@ def _range(sizes: list[int]) -> str:
 
 
 def _ticks(scale: int) -> Markup:
-    step = tick_step(scale)
+    step = _tick_step(scale)
     whole = [n for n in range(0, scale // GIB + 1, step) if scale - n * GIB > scale / _CLOSE]
     marks = [tag("span", f"{n} GiB", style=f"left:{100 * n * GIB / scale:.3f}%") for n in whole]
     marks.append(tag("span", format_bytes(scale), style="left:100%"))
@@ -173,7 +173,7 @@ def timeline(block: Timeline) -> Markup:
     axes = _Axes(len(slots), max(room, *seen) * 1.06, (108, 30, 30))
     least = min(lanes, key=lambda lane: lane.room)
     top, edge = axes.y(least.room), _WIDTH - 108
-    parts = [axes.grid(n * GIB, f"{n} GiB") for n in range(0, room // GIB + 1, tick_step(room))]
+    parts = [axes.grid(n * GIB, f"{n} GiB") for n in range(0, room // GIB + 1, _tick_step(room))]
     for number, slot in enumerate(slots):
         parts += _band(axes, number, slot)
     height = max(1.5, axes.y(least.room - least.margin) - top)
@@ -182,7 +182,7 @@ def timeline(block: Timeline) -> Markup:
             class_="marginband")
     )  # fmt: skip
     parts.append(tag("text", "margin", x=edge + 6, y=f"{top + 4:.1f}", class_="small"))
-    for number, lane in enumerate(lanes[: len(DASHES)]):
+    for number, lane in enumerate(lanes[: len(_DASHES)]):
         parts += _lane(axes, lane, number, slots)
     if block.died:
         x = axes.x(len(slots) - 0.5)
@@ -199,7 +199,7 @@ def timeline(block: Timeline) -> Markup:
         )
         for number, slot in enumerate(slots, 1)
     ]  # fmt: skip
-    more = len(lanes) - len(DASHES)
+    more = len(lanes) - len(_DASHES)
     rest = tag("p", f"{more} more {plural(more, 'line')} in the list.") if more > 0 else ""
     return join(scrolled(picture, "Picture"), tag("ol", *phases, class_="phases"), rest)
 
@@ -241,7 +241,7 @@ def _lane(
             middle, peak = axes.x(place + 0.5), f"{axes.y(span[0]):.1f}"
             stroke = f"M{middle:.1f} {height:.1f}V{peak}M{middle - 6:.1f} {peak}h12"
             parts.append(tag("path", d=stroke, class_="peak"))
-    dash, x, y = DASHES[number] or None, _WIDTH - 102, height + 14 + 15 * number
+    dash, x, y = _DASHES[number] or None, _WIDTH - 102, height + 14 + 15 * number
     parts.append(tag("path", d=path, class_="held", stroke_dasharray=dash))
     parts.append(tag("path", d=f"M{x} {y:.1f}h22", class_="held", stroke_dasharray=dash))
     return [*parts, tag("text", lane.title, x=x + 27, y=f"{y + 4:.1f}", class_="small lane")]
@@ -268,7 +268,7 @@ def curve(block: Curve) -> Markup:
     marks.append(tag("text", block.y, x=_LEFT, y=18, class_="small"))
     marks.append(tag("text", block.x, x=_WIDTH - 24, y=_HEIGHT - 8, class_="small end"))
     legend = _LEFT + 240
-    for one, dash in zip(block.series, DASHES, strict=False):
+    for one, dash in zip(block.series, _DASHES, strict=False):
         marks += _points(axes, one, dash)
         if len(block.series) > 1:
             sample = f"M{legend} 14h22"

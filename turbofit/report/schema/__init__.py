@@ -21,6 +21,7 @@ NAMES: Final = (
     "which",
     "batch",
     "trace",
+    "page",
 )
 
 

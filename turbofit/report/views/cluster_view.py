@@ -7,7 +7,7 @@ three.
 from __future__ import annotations
 
 from textwrap import shorten
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.messages import groups_of, plural
 from turbofit.core.units import three_digits
@@ -22,7 +22,7 @@ from turbofit.report.painters.document import (
     Verdict,
     table,
 )
-from turbofit.report.shell import shell_words
+from turbofit.report.views.plan.commands_view import shell_words
 from turbofit.report.views.plan.plan_view import speed_in_short
 from turbofit.report.views.shared_blocks import first_warnings, remedies_table
 from turbofit.tuner.cluster.cluster_plan import cards_of
@@ -56,7 +56,7 @@ _WRAPPED: Final = (
 )  # fmt: skip
 
 
-def _table(names: Sequence[str], rows: Iterable[tuple[str, ...]], **places: bool) -> Table:
+def _table(names: Sequence[str], rows: Iterable[tuple[str, ...]], **places: Any) -> Table:
     return table(names, rows, right=_RIGHT, wrap=_WRAPPED, **places)
 
 
@@ -139,7 +139,7 @@ def _folded_nodes(nodes: Sequence[NodePlan]) -> list[_Kind]:
     return sorted(found.values(), key=lambda kind: len(kind[1]), reverse=True)
 
 
-def _nodes_table(folded: Sequence[_Kind], **places: bool) -> Table:
+def _nodes_table(folded: Sequence[_Kind], **places: Any) -> Table:
     """What each kind of node runs, and how many there are."""
     rows = []
     for plan, members in folded:

@@ -26,7 +26,7 @@ from turbofit.report.views.shared_blocks import MORE
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from turbofit.core.machine import Gpu, Holder, Link, Machine, Measured
+    from turbofit.core.machine import Holder, Link, Machine, Measured
     from turbofit.core.struct import NaType
     from turbofit.report.painters.document import Block
 
@@ -225,16 +225,15 @@ def topology_of(machine: Machine, groups: tuple[tuple[int, ...], ...] = ()) -> T
         lanes = known(link.nvlinks, 0) if link.nvlinked else 0
         pairs.append(TopologyPair(a=a, b=b, kind=kind, text=text, lanes=lanes))
     return Topology(
-        cards=tuple(_card(gpu) for gpu in machine.gpus),
+        cards=tuple(
+            TopologyCard(index=gpu.index, name=gpu.name, uuid=gpu.uuid, size=_size(gpu.total))
+            for gpu in machine.gpus
+        ),
         groups=groups,
         pairs=tuple(pairs),
         instead=_matrix(machine),
         whole=not groups,
     )
-
-
-def _card(gpu: Gpu) -> TopologyCard:
-    return TopologyCard(index=gpu.index, name=gpu.name, uuid=gpu.uuid, size=_size(gpu.total))
 
 
 def _matrix(machine: Machine) -> tuple[Block, ...]:

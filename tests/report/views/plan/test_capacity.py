@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from tests.report.documents import planned
-from turbofit.report.views.plan.capacity import capacity
+from turbofit.report.views.plan.figures import capacity
 
 
 def test_users_are_whole_blocks_of_the_cache() -> None:

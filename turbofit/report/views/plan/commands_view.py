@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.messages import QUEUED, groups_of
@@ -12,14 +13,18 @@ from turbofit.report.painters.document import (
     Heading,
     Paragraph,
 )
-from turbofit.report.shell import shell_command, shell_words
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from turbofit.core.plan import Command, Plan
     from turbofit.report.painters.document import Block
 
-__all__ = ["command_blocks", "serve_note", "unheld"]
+__all__ = ["command_blocks", "serve_note", "shell_words", "unheld"]
 
+_WIDTH: Final = 76
+#: With the indent of a terminal a line of 80.
+_ONE_LINE: Final = 78
 _PORT: Final = "--server-port"
 _VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
 
@@ -53,7 +58,9 @@ def command_blocks(plan: Plan) -> list[Block]:
             heading = f"GPU {groups_of([plan.parallel.groups[one.group]])}"
             blocks.append(Heading(text=heading, level=3, whole=False))
         name = f"the command of group {one.group}"
-        blocks.append(Code(text=shell_command(one), name=name, short=shown and not place))
+        blocks.append(
+            Code(text=shell_words(one.argv, one.env), name=name, short=shown and not place)
+        )
     said = _same_elsewhere(plan)
     return [*blocks, Paragraph(text=said, **ONLY_SHORT)] if said and shown else blocks
 
@@ -91,3 +98,36 @@ def _apart_from_place(command: Command) -> tuple[object, ...]:
     if _PORT in words:
         del words[words.index(_PORT) + 1]
     return (words, {name: value for name, value in command.env.items() if name != _VISIBLE})
+
+
+def shell_words(argv: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
+    """Words as a shell reads them; on one line where that is short.
+
+    Args:
+        argv: the words.
+        environment: variables of the command alone.
+    """
+    env = [f"{name}={shlex.quote(value)}" for name, value in (environment or {}).items()]
+    arguments = [shlex.quote(word) for word in argv]
+    line = " ".join((*env, *arguments))
+    if len(line) <= _ONE_LINE:
+        return line
+    first = next((i for i, word in enumerate(arguments) if word.startswith("-")), len(arguments))
+    chunks: list[str] = []
+    for word in arguments[first:]:
+        if word.startswith("-") or not chunks:
+            chunks.append(word)
+        else:
+            chunks[-1] += f" {word}"
+    lines = _fill(env, "") + _fill([" ".join(arguments[:first])], "") + _fill(chunks, "    ")
+    return " \\\n".join(lines)
+
+
+def _fill(chunks: list[str], indent: str) -> list[str]:
+    lines: list[str] = []
+    for chunk in chunks:
+        if lines and len(lines[-1]) + 1 + len(chunk) <= _WIDTH:
+            lines[-1] += f" {chunk}"
+        else:
+            lines.append(f"{indent}{chunk}")
+    return lines

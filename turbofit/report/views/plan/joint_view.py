@@ -16,7 +16,7 @@ from turbofit.report.painters.document import (
     Verdict,
     table,
 )
-from turbofit.report.shell import shell_words
+from turbofit.report.views.plan.commands_view import shell_words
 from turbofit.report.views.shared_blocks import MORE, assumed_of, first_warnings
 
 if TYPE_CHECKING:

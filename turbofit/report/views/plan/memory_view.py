@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from turbofit.report.painters.document import Block
 
 __all__ = [
-    "KINDS", "Kind", "StackPiece", "fold", "fold_indices", "fullest", "ledger_blocks", "memory_bar",
-    "memory_blocks", "memory_label", "need_of", "stack", "sums",
+    "KINDS", "Kind", "fold", "fold_indices", "fullest", "memory_bar",
+    "memory_blocks", "need_of", "stack", "sums",
 ]  # fmt: skip
 
 
@@ -39,7 +39,7 @@ def memory_blocks(plan: Plan) -> list[Block]:
     sets = fold_indices(plan.gpus)
     least = min((ledger for _, ledger in sets), key=lambda one: one.headroom, default=None)
     for members, ledger in sets:
-        label = memory_label(ledger)
+        label = _memory_label(ledger)
         blocks.append(
             replace(
                 memory_bar(ledger, f"GPU {indices(members)}: {label}"),
@@ -49,7 +49,7 @@ def memory_blocks(plan: Plan) -> list[Block]:
                 short=ledger is least,
             )
         )
-    return [*blocks, Fold(title="Every term", blocks=tuple(ledger_blocks(plan)))]
+    return [*blocks, Fold(title="Every term", blocks=tuple(_ledger_blocks(plan)))]
 
 
 def _holders(machine: Machine, members: list[int]) -> tuple[str, ...]:
@@ -81,7 +81,7 @@ def memory_bar(ledger: GpuLedger, title: str) -> Bar:
     return Bar(title=title, room=ledger.total, parts=parts, fits=ledger.fits)
 
 
-def _say(ledger: GpuLedger, piece: StackPiece) -> str:
+def _say(ledger: GpuLedger, piece: _StackPiece) -> str:
     """A part in words."""
     name = KINDS[piece.kind][1]
     label = name if piece.term is None else f"{piece.name} ({name})"
@@ -104,7 +104,7 @@ def need_of(ledger: GpuLedger) -> tuple[str, str]:
     return format_bytes(ledger.most), when
 
 
-def memory_label(ledger: GpuLedger) -> str:
+def _memory_label(ledger: GpuLedger) -> str:
     """What the bar means, in a sentence."""
     need, when = need_of(ledger)
     card = f"{need} of {format_bytes(ledger.total)} in use {when}"
@@ -139,7 +139,7 @@ KINDS: Final[dict[Kind, tuple[str, str]]] = {
 _RETURNED: Final = ".returned"
 
 
-class StackPiece(NamedTuple):
+class _StackPiece(NamedTuple):
     """A named part of a card. ``term`` is the ledger's, where it is one of its lines."""
 
     kind: Kind
@@ -148,24 +148,24 @@ class StackPiece(NamedTuple):
     term: Term | None = None
 
 
-def stack(ledger: GpuLedger) -> tuple[StackPiece, ...]:
+def stack(ledger: GpuLedger) -> tuple[_StackPiece, ...]:
     """The pieces in order; they add up to the card's total, or beyond it where it is too small.
 
     Lines of the ledger that are 0 are left out; of the transients the peak counts, once, as what
     it has above the state at rest. Where loading needs more than the peak, that is a piece too.
     """
-    pieces = [StackPiece("reserved", "reserved", ledger.reserved)]
+    pieces = [_StackPiece("reserved", "reserved", ledger.reserved)]
     pieces += _held(ledger)
     worst = next((term for term in ledger.ledger if term.worst), None)
     name = worst.term if worst else "worst request"
-    pieces.append(StackPiece("transient", name, ledger.peak - ledger.steady, worst))
-    pieces.append(StackPiece("loading", "loading", ledger.load_peak - ledger.peak))
-    pieces.append(StackPiece("left", "left", ledger.headroom - ledger.margin))
-    pieces.append(StackPiece("margin", "margin", min(ledger.margin, ledger.headroom)))
+    pieces.append(_StackPiece("transient", name, ledger.peak - ledger.steady, worst))
+    pieces.append(_StackPiece("loading", "loading", ledger.load_peak - ledger.peak))
+    pieces.append(_StackPiece("left", "left", ledger.headroom - ledger.margin))
+    pieces.append(_StackPiece("margin", "margin", min(ledger.margin, ledger.headroom)))
     return tuple(piece for piece in pieces if piece.bytes > 0)
 
 
-def sums(pieces: Iterable[StackPiece]) -> dict[Kind, int]:
+def sums(pieces: Iterable[_StackPiece]) -> dict[Kind, int]:
     """Bytes of each kind that is there, in the order of the stack."""
     found = dict.fromkeys(KINDS, 0)
     for piece in pieces:
@@ -173,7 +173,7 @@ def sums(pieces: Iterable[StackPiece]) -> dict[Kind, int]:
     return {kind: size for kind, size in found.items() if size}
 
 
-def _held(ledger: GpuLedger) -> list[StackPiece]:
+def _held(ledger: GpuLedger) -> list[_StackPiece]:
     """What is there at rest, line by line; what the lines do not tell apart comes last."""
     terms = [term for term in ledger.ledger if term.phase != "transient"]
     sizes = {term.term: term.bytes for term in terms}
@@ -182,12 +182,12 @@ def _held(ledger: GpuLedger) -> list[StackPiece]:
         if term.bytes < 0 and base in sizes and base != term.term:
             sizes[base] += sizes.pop(term.term)
     pieces = [
-        StackPiece(term.phase, term.term, sizes[term.term], term)
+        _StackPiece(term.phase, term.term, sizes[term.term], term)
         for term in terms
         if term.phase != "transient" and term.term in sizes
     ]
     rest = ledger.steady - sum(piece.bytes for piece in pieces)
-    return [*pieces, StackPiece("buffers", "not told apart", rest)]
+    return [*pieces, _StackPiece("buffers", "not told apart", rest)]
 
 
 #: Sets of GPUs beside each other; more start a new table, so that 80 columns hold it.
@@ -206,18 +206,17 @@ def fullest(ledgers: tuple[GpuLedger, ...]) -> tuple[str, GpuLedger]:
 
 def fold_indices(ledgers: tuple[GpuLedger, ...]) -> list[tuple[list[int], GpuLedger]]:
     """As `fold`, with the indices of each set."""
-    sets: list[tuple[list[int], GpuLedger]] = []
-    for ledger in ledgers:
-        for members, first in sets:
-            if _same(ledger, first):
-                members.append(ledger.index)
-                break
-        else:
-            sets.append(([ledger.index], ledger))
-    return sets
+    sets: dict[object, tuple[list[int], GpuLedger]] = {}
+    for one in ledgers:
+        facts = (
+            one.name, one.total, one.reserved, one.used, one.free, one.steady, one.load_peak,
+            one.peak, one.margin, tuple((term.term, term.bytes) for term in one.ledger),
+        )  # fmt: skip
+        sets.setdefault(facts, ([], one))[0].append(one.index)
+    return [*sets.values()]
 
 
-def ledger_blocks(plan: Plan) -> list[Block]:
+def _ledger_blocks(plan: Plan) -> list[Block]:
     """The tables of all GPUs in MiB, and how their sums are to be read."""
     blocks: list[Block] = []
     sets = fold(plan.gpus)
@@ -241,16 +240,6 @@ def ledger_blocks(plan: Plan) -> list[Block]:
         items = tuple(f"{term}: {note}" for term, note in estimates.items())
         blocks.append(Items(items=items, tone="dim"))
     return blocks
-
-
-def _same(a: GpuLedger, b: GpuLedger) -> bool:
-    """Whether two ledgers say the same of two cards of one kind."""
-    return (
-        a.name == b.name
-        and (a.total, a.reserved, a.used, a.free) == (b.total, b.reserved, b.used, b.free)
-        and (a.steady, a.load_peak, a.peak, a.margin) == (b.steady, b.load_peak, b.peak, b.margin)
-        and [(t.term, t.bytes) for t in a.ledger] == [(t.term, t.bytes) for t in b.ledger]
-    )
 
 
 def _table(sets: list[tuple[str, GpuLedger]]) -> Table:

@@ -21,12 +21,10 @@ from turbofit.report.painters.document import (
     Verdict,
     table,
 )
-from turbofit.report.shell import shell_words
 from turbofit.report.views.machine_view import topology_of, ways_text
-from turbofit.report.views.plan.capacity import capacity
-from turbofit.report.views.plan.commands_view import command_blocks, serve_note, unheld
+from turbofit.report.views.plan.commands_view import command_blocks, serve_note, shell_words, unheld
+from turbofit.report.views.plan.figures import capacity, differing, per_engine_blocks, settings_of
 from turbofit.report.views.plan.memory_view import memory_blocks, need_of
-from turbofit.report.views.plan.per_engine_settings import differing, per_engine_blocks, settings_of
 from turbofit.report.views.shared_blocks import assumed_of, first_warnings, remedies_table
 
 if TYPE_CHECKING:
@@ -60,7 +58,7 @@ def plan_view(plan: Plan, run: RunReport | None = None) -> list[Block]:
     return [
         *_answer(plan),
         *memory_blocks(plan),
-        *_notes(plan),
+        *([Heading(text="Notes"), Items(items=plan.warnings)] if plan.warnings else []),
         *_capacity(plan),
         *_limits(plan),
         *_became(plan, run),
@@ -227,12 +225,6 @@ def speed_in_short(speed: Throughput, model: Model) -> str:
 def _speed(speed: Throughput | UsualImage) -> str:
     rate, first = speed.requests_per_second, speed.seconds_to_first_token
     return f"{two_digits(rate)} requests/s, {two_digits(first)} s to the first token"
-
-
-def _notes(plan: Plan) -> list[Block]:
-    if not plan.warnings:
-        return []
-    return [Heading(text="Notes"), Items(items=plan.warnings)]
 
 
 def _capacity(plan: Plan) -> list[Block]:

@@ -22,7 +22,7 @@ from turbofit.report.painters.document import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from turbofit.core.json_types import Document
     from turbofit.core.tuning import SpeedFigures, TrialRecord, Tuning
@@ -385,7 +385,7 @@ def calibration_view(result: Document) -> list[Block]:
     Args:
         result: the document ``turbofit.calibration/1``; sizes are bytes.
     """
-    blocks: list[Block] = [Heading(text=f"Calibration of {result['model']}")]
+    blocks: list[Block] = [Heading(text=f"Calibration of {result['model'].partition(' (')[0]}")]
     if result.get("pretend"):
         text = "PRETEND GPUs: this tries the calibration, and says nothing of any card"
         blocks.append(Paragraph(text=text, tone="bad"))
@@ -396,20 +396,28 @@ def calibration_view(result: Document) -> list[Block]:
         for row in result["phases"]
     )  # fmt: skip
     blocks.append(table(titles, rows, right=titles[2:], wrap=("in use, MiB",)))
-    for one in result["calibrations"]:
-        where = " + ".join(one["gpus"])
-        text = (
-            f"later plans on {where} count {_signed(one['context'])} before the cache and"
-            f" {_signed(one['buffers'])} after it, beside their estimates"
-        )
-        if result["why_not"] is None:
-            blocks.append(Paragraph(text=text, tone="good"))
     if result["why_not"] is not None:
         blocks.append(Paragraph(text=f"nothing was learned: {result['why_not']}", tone="bad"))
-    return blocks
+        return blocks
+    names = " + ".join(
+        dict.fromkeys(name for one in result["calibrations"] for name in one["gpus"])
+    )
+    highest = max(result["phases"], key=lambda row: int(row["measured"]))
+    text = f"your cards ({names}) take {_taken(-highest['over'])}{_gained(result.get('tokens'))}"
+    return [*blocks, Paragraph(text=f"{text}; later plans know it", tone="good")]
 
 
-def _signed(size: int) -> str:
-    if not size:
-        return "nothing more"
-    return f"{format_bytes(abs(size))} {'more' if size > 0 else 'less'}"
+def _taken(more: int) -> str:
+    """Bytes beyond the forecast, where most was in use."""
+    if not more:
+        return "what was assumed"
+    return f"{format_bytes(abs(more))} {'more' if more > 0 else 'less'} than assumed"
+
+
+def _gained(tokens: Mapping[str, int] | None) -> str:
+    """What that is worth to a plan for them."""
+    if tokens is None:
+        return ""
+    more = tokens["measured"] - tokens["assumed"]
+    change = f"{abs(more):,} {'more' if more > 0 else 'fewer'} tokens" if more else "as many tokens"
+    return f": {change} ({tokens['measured']:,})"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal
 
 from msgspec.structs import replace
 
@@ -24,7 +24,7 @@ from turbofit.report.painters.document import (
 from turbofit.report.views.plan.memory_view import fold_indices
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
     from turbofit.core.plan import GpuLedger, Plan, Rehearsal
     from turbofit.core.run_report import RunReport
@@ -43,6 +43,7 @@ _CELLS: Final = 20
 _LOADING: Final = ("import", "context", "weights", "prepare", "engine", "build", "load", "sizing")
 #: Of these figures more is worse; of the others less.
 _IN_USE: Final = "in use"
+_FREE: Final = "free when the cache was sized, least of the group"
 #: Nobody sets a smaller ratio.
 _LEAST: Final = 1e-6
 
@@ -312,7 +313,7 @@ def sides(plan: Plan, run: RunReport | None = None) -> list[tuple[str, tuple[_Si
     ledgers = {ledger.index: ledger for ledger in plan.gpus}
     for members, _ in fold_indices(plan.gpus):
         equal = [ledgers[index] for index in members]
-        each = [_whole(plan, _group(plan, ledger.index), ledger, run) for ledger in equal]
+        each = [_of_gpu(plan, ledger, run) for ledger in equal]
         rows = [*map(_worst, zip(*each, strict=True)), *_terms(equal)]
         told = tuple(row for row in rows if row.rehearsed is not None or row.measured is not None)
         if told:
@@ -349,101 +350,78 @@ def _terms(ledgers: Sequence[GpuLedger]) -> Iterable[_Side]:
             yield _Side(what=first.term, forecast=first.bytes, rehearsed=max(seen))
 
 
-class _Rehearsed(NamedTuple):
-    """What a rehearsal showed of one GPU, in bytes and KV tokens; None where it did not."""
+def _of_gpu(plan: Plan, ledger: GpuLedger, run: RunReport | None) -> list[_Side]:
+    """Loading, rest and peak of a GPU; the cache of its group."""
+    group = _group(plan, ledger.index)
+    place = _place(plan, group, ledger.index)
+    plan = plan.of_group(group)
+    rehearsed, measured = _rehearsed(plan, place), _actual(plan, run, ledger)
+    return [
+        _Side(
+            what=what,
+            forecast=forecast,
+            rehearsed=rehearsed.get(what),
+            measured=measured.get(what),
+            unit="tokens" if what == "KV tokens" else "bytes",
+        )
+        for what, forecast in _forecast(plan, ledger).items()
+    ]
 
-    loading: int | None = None
-    free: int | None = None
-    region: int | None = None
-    tokens: int | None = None
-    ready: int | None = None
-    worst_case: int | None = None
+
+def _forecast(plan: Plan, ledger: GpuLedger) -> dict[str, int | None]:
+    """The rows, each with what the plan says of it."""
+    ratio = plan.settings.cache_max_entry_count
+    cache = next((term.bytes for term in ledger.ledger if term.term == "kv_cache"), None)
+    free = round(cache / ratio) if cache and ratio > _LEAST and not plan.engine.on_torch else None
+    return {
+        "in use while loading, at most": ledger.load_peak,
+        _FREE: free,
+        "KV cache": cache,
+        "KV tokens": plan.kv.tokens,
+        "in use at rest": ledger.steady,
+        "in use in the worst case": ledger.peak,
+        "in use at most, loading included": ledger.most,
+    }
 
 
-def _rehearsed(plan: Plan, place: int | None) -> _Rehearsed:
-    """The figures of the GPU at a place in its group; none where that was not rehearsed."""
+def _rehearsed(plan: Plan, place: int | None) -> dict[str, int | None]:
+    """What a rehearsal showed of the GPU at a place in its group; nothing where it did not."""
     rehearsal = plan.rehearsal
     if rehearsal is None or place is None:
-        return _Rehearsed()
+        return {}
     timeline, cache = rehearsal.timeline, rehearsal.cache
     loading = [one.peak[place] for one in timeline if one.phase in _LOADING]
     served = rehearsal.outcome == "served"
     cases = [one.peak[place] for one in timeline if served and one.phase.startswith("case ")]
     free = [one for one in cache.free if one is not None] if cache else []
-    return _Rehearsed(
-        loading=max(loading, default=None),
-        free=min(free, default=None),
-        region=cache.region[place] if cache else None,
-        tokens=cache.tokens if cache else None,
-        ready=next((one.end[place] for one in timeline if one.phase == "ready"), None),
-        worst_case=max(cases, default=None),
-    )
+    return {
+        "in use while loading, at most": max(loading, default=None),
+        _FREE: min(free, default=None),
+        "KV cache": cache.region[place] if cache else None,
+        "KV tokens": cache.tokens if cache else None,
+        "in use at rest": next((one.end[place] for one in timeline if one.phase == "ready"), None),
+        "in use in the worst case": max(cases, default=None),
+    }
 
 
-def _whole(plan: Plan, group: int, ledger: GpuLedger, run: RunReport | None) -> list[_Side]:
-    """Loading, rest and peak of a GPU; the cache of its group."""
-    plan = plan.of_group(group)
-    rehearsed = _rehearsed(plan, _place(plan, group, ledger.index))
-    return [
-        _Side(
-            what="in use while loading, at most",
-            forecast=ledger.load_peak,
-            rehearsed=rehearsed.loading,
-        ),
-        *_cache(plan, ledger, rehearsed, run),
-        _Side(what="in use at rest", forecast=ledger.steady, rehearsed=rehearsed.ready),
-        *_peaks(plan, ledger, rehearsed, run),
-    ]
-
-
-def _cache(
-    plan: Plan, ledger: GpuLedger, rehearsed: _Rehearsed, run: RunReport | None
-) -> Iterator[_Side]:
-    """The free memory of which the cache is a share, and the cache itself."""
-    ratio = plan.settings.cache_max_entry_count
-    cache = next((term.bytes for term in ledger.ledger if term.term == "kv_cache"), None)
-    yield _Side(
-        what="free when the cache was sized, least of the group",
-        forecast=round(cache / ratio)
-        if cache and ratio > _LEAST and not plan.engine.on_torch
-        else None,
-        rehearsed=rehearsed.free,
-        measured=_actual(plan, run, ledger, "free when the cache was sized"),
-    )
-    yield _Side(
-        what="KV cache",
-        forecast=cache,
-        rehearsed=rehearsed.region,
-        measured=_actual(plan, run, ledger, "KV cache"),
-    )
-    yield _Side(
-        what="KV tokens",
-        forecast=plan.kv.tokens,
-        rehearsed=rehearsed.tokens,
-        measured=_actual(plan, run, ledger, "KV tokens"),
-        unit="tokens",
-    )
-
-
-def _peaks(
-    plan: Plan, ledger: GpuLedger, rehearsed: _Rehearsed, run: RunReport | None
-) -> Iterator[_Side]:
-    """The most that is in use: in the worst case, and in the engine's whole life."""
+def _actual(plan: Plan, run: RunReport | None, ledger: GpuLedger) -> dict[str, int | None]:
+    """What a run showed of a GPU, or of the group that it belongs to."""
+    groups = plan.parallel.groups
+    seen: dict[str, int] = {}
+    for group, row in run.rows if run is not None else ():
+        of_group = 0 <= group < len(groups) and ledger.index in groups[group]
+        if of_group and row.gpu in (None, ledger.index):
+            seen.setdefault(row.what, row.actual)
     # A pretend run tells the most of its whole life, which may be while it loads.
-    highest = _actual(plan, run, ledger, "in use at most")
+    highest = seen.get("in use at most")
     worst = highest if ledger.most == ledger.peak else None
-    after = _actual(plan, run, ledger, "in use after the check")
-    yield _Side(
-        what="in use in the worst case",
-        forecast=ledger.peak,
-        rehearsed=rehearsed.worst_case,
-        measured=worst if after is None else after,
-    )
-    yield _Side(
-        what="in use at most, loading included",
-        forecast=ledger.most,
-        measured=highest if worst is None else None,
-    )
+    return {
+        _FREE: seen.get("free when the cache was sized"),
+        "KV cache": seen.get("KV cache"),
+        "KV tokens": seen.get("KV tokens"),
+        "in use in the worst case": seen.get("in use after the check", worst),
+        "in use at most, loading included": highest if worst is None else None,
+    }
 
 
 def _group(plan: Plan, index: int) -> int:
@@ -457,16 +435,3 @@ def _place(plan: Plan, group: int, index: int) -> int | None:
     members = plan.parallel.groups[group] if plan.parallel.groups else ()
     rehearsed = group == 0 or bool(plan.by_group)
     return members.index(index) if rehearsed and index in members else None
-
-
-def _actual(plan: Plan, run: RunReport | None, ledger: GpuLedger, *names: str) -> int | None:
-    """What a run showed of a GPU, or of the group that it belongs to."""
-    if run is None:
-        return None
-    for group, row in run.rows:
-        of_gpu = ledger.index == row.gpu if row.gpu is not None else True
-        groups = plan.parallel.groups
-        of_group = 0 <= group < len(groups) and ledger.index in groups[group]
-        if row.what in names and of_gpu and of_group:
-            return row.actual
-    return None
