@@ -1,4 +1,4 @@
-"""The site's reference pages: commands from click, Python from docstrings, the JSON Schemas."""
+"""The site's reference pages: commands from click, Python from docstrings, schemas, sources."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 import turbofit
+from scripts.citations import citations
 from turbofit.cli.command import Argument, Option
 from turbofit.cli.command_group import COMMANDS, TURBOFIT
 from turbofit.cli.manual import EXIT_CODES, MANUAL
+from turbofit.core.version import REFERENCE
 from turbofit.planning.request import PlanRequest
 from turbofit.report.schema import NAMES, schema_path
 
@@ -38,6 +40,7 @@ def reference_pages() -> dict[str, str]:
         "reference/cli.md": "\n".join(_commands()),
         "reference/python.md": "\n".join(_python()),
         "reference/schemas.md": "\n".join(_schemas()),
+        "reference/sources.md": "\n".join(_sources()),
     }
 
 
@@ -117,6 +120,21 @@ def _said(schema: dict[str, Any], field: dict[str, Any]) -> str:
         if target in schema.get("$defs", {}):
             return str(schema["$defs"][target].get("description", ""))
     return str(field.get("const", field.get("type", "")))
+
+
+def _sources() -> Iterator[str]:
+    yield "# Sources\n"
+    yield (
+        f"What turbofit's figures, ranges and formulas rest on, in LMDeploy {REFERENCE} where no"
+        " version is named, in torch and in Transformers: a file, a name in it, and a hash of what"
+        " stands there or words of it. A test looks each up in the installed packages."
+        " [How to add](../adding.md#an-engine-version) says how a new release is compared.\n"
+    )
+    rows = []
+    for one in citations():
+        cited = f"{one.package} {one.version} {one.cited}".replace("  ", " ").replace("`", "")
+        rows.append((f"`{one.file}:{one.line}`", f"`{cited}` {one.digest}"))
+    yield from _table(("in", "rests on"), rows)
 
 
 def _target(reference: str) -> str:

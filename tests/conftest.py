@@ -32,7 +32,7 @@ LONGEST = (
     "launch/cluster/test_serve_cluster.py", "rehearse/test_rehearsal.py",
     "launch/test_serve_pretend.py", "launch/test_serve_pretend_pytorch.py",
     "launch/test_serve_lmdeploy.py", "launch/test_serve_several_pretend.py",
-    "rehearse/test_torch_engines.py", "launch/test_tune_pretend.py", "launch/test_ends_pretend.py",
+    "rehearse/test_torch_engines.py", "launch/test_tune_pretend.py",
     "bench/test_rehearsal.py", "rehearse/test_planned.py", "rehearse/test_confirm.py",
 )  # fmt: skip
 

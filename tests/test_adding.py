@@ -32,6 +32,10 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
+#: Of a ledger, what rests on the terms above.
+SUMS = {"steady", "peak", "headroom"}
+
+
 def follow(tree: Path, recipe: str, **environment: str) -> str:
     """What the recipe's last command says."""
     python = str(Path(sys.executable).parent)
@@ -52,7 +56,7 @@ def follow(tree: Path, recipe: str, **environment: str) -> str:
 def test_every_section_has_its_recipe() -> None:
     assert {name: len(recipes) for name, recipes in SECTIONS.items()} == {
         "A GPU": 1, "A model by name": 1, "A checkpoint on pretend GPUs": 1, "A family": 1,
-        "An image rule": 1, "An engine version": 1, "An engine": 1,
+        "An image rule": 1, "An engine version": 2, "An engine": 1,
     }  # fmt: skip
 
 
@@ -99,6 +103,20 @@ def test_an_engine_version(tree: Path) -> None:
     (line,) = (line for line in told.splitlines() if "gemm_workspace" in line)
     assert "67.0" in line  # 35 MiB and the 32 that the recipe added
     assert "newer than" not in told  # it has an account of its own
+
+
+def test_a_changed_formula(tree: Path) -> None:
+    """One file with one function: what rests on it moves, and nothing else does."""
+    recipe = SECTIONS["An engine version"][1]
+    older = follow(tree, recipe.splitlines()[-1].replace("0.19.0", "0.18.0"))
+    newer = follow(tree, recipe)
+    before, after = (
+        dict(re.findall(r"([\w.]+) \*? +([\d,]+\.\d)  \w", said)) for said in (older, newer)
+    )
+    assert before.keys() == after.keys() > {"weights.mlp", "kv_cache", "text_prefill"}
+    moved = {name for name, size in after.items() if size != before[name]}
+    assert "vision_forward" in moved <= {"vision_request", "vision_forward", "pool_growth", *SUMS}
+    assert "newer than" not in newer  # it has an account of its own
 
 
 def test_an_engine(tree: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from turbofit.core.presets import presets_dir
-from turbofit.memory.versions import REFERENCE
+from turbofit.core.version import REFERENCE
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "Dockerfile").read_text(encoding="utf-8")

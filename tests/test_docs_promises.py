@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ NAMED = sorted(set(re.findall(r"`([\w/]*test_\w+\.py(?:::\w+)?)`", PAGE)))
 LEFT_OUT = {"pytest.mark.skip", "pytest.mark.exhaustive"}
 
 
+@cache
 def run_tests(path: Path) -> set[str]:
     """Names of a file's tests, but for those that the default check leaves out."""
     found = set[str]()

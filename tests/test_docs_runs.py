@@ -12,6 +12,7 @@ import pytest
 
 import turbofit
 from tests.docs_commands import PAGES, Shown, shown
+from tests.support.plans import few_presets
 from turbofit.cli.main import main
 
 pytestmark = pytest.mark.slow
@@ -46,6 +47,7 @@ LINES = {page: [one for one in shown() if one.page == page and one.whole and run
 def test_the_lines_of_a_page_run(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    few_presets(monkeypatch)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     for name in GIVEN.get(page, ()):

@@ -1,6 +1,7 @@
 """Real deaths of LMDeploy's engine on pretend GPUs: bytes missing must equal the timeline's.
 
-Few, since each takes seconds; 30 random ones are in bench/faults/DIAGNOSE_RESULTS.md.
+One at an image is in `tests/rehearse/test_rehearsal.py`; 30 random ones are in
+bench/faults/DIAGNOSE_RESULTS.md.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from turbofit.rehearse.document import rehearse
 from turbofit.rehearse.packages import engine_library
 from turbofit.rehearse.spec import Spec
 
-pytestmark = pytest.mark.lmdeploy
+pytestmark = [pytest.mark.lmdeploy, pytest.mark.exhaustive]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,6 @@ def die(
     return document, diagnose([log], on=on)
 
 
-@pytest.mark.exhaustive
 def test_in_the_warm_up(folder: Path) -> None:
     document, found = die(folder, "internvl2-1b", [], tp=2, cache_max_entry_count=0.992)
     assert document["outcome"] == "out_of_memory"
@@ -73,19 +73,6 @@ def test_in_the_warm_up(folder: Path) -> None:
     assert found.would_work.fits
 
 
-def test_at_an_image(folder: Path) -> None:
-    case = {"name": "photo", "requests": [{"units": [[1, 200, 200]], "text_tokens": 30}]}
-    document, found = die(
-        folder, "qwen2-vl-2b", [case], cache_max_entry_count=0.96, max_prefill_token_num=4096
-    )
-    assert document["death"]["phase"] == "case photo"
-    assert found.phase == "vision"
-    assert found.missing is not None
-    assert found.missing.bytes == document["death"]["missing"]
-    assert "40000 vision units" in found.missing.note
-
-
-@pytest.mark.exhaustive
 def test_while_loading_the_log_has_no_sizes(folder: Path) -> None:
     document, found = die(folder, "internvl2-1b", [], total=1700)
     assert document["outcome"] == "out_of_memory"

@@ -26,8 +26,16 @@ from tests.waiting import HANG
 
 pytestmark = pytest.mark.slow
 
-#: Their lines are more than a pipe and the queue of a log hold.
-CLIENTS, EACH = 4, 1200
+#: Their lines are more than a pipe and the queue of a log hold, of which a test makes small ones.
+CLIENTS, EACH = 4, 120
+PROGRAM = """
+from turbofit.cli.main import entry
+from turbofit.core.process.log_queue import CappedLog, LogQueue
+
+for log in (CappedLog, LogQueue):
+    log.__init__.__defaults__ = (None, 1 << 16)
+entry()
+"""
 BODY = json.dumps(chat(max_tokens=1)).encode()
 
 
@@ -39,7 +47,7 @@ def unread(folder: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], s
         url = f"http://127.0.0.1:{(port := free_port())}"
         process = subprocess.Popen(
             [
-                sys.executable, "-m", "turbofit", "gateway", "--plan", str(folder / "plan.json"),
+                sys.executable, "-c", PROGRAM, "gateway", "--plan", str(folder / "plan.json"),
                 "--upstream", engine.url, "--port", str(port), *words,
             ],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

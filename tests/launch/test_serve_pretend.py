@@ -9,12 +9,16 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
-from tests.support.processes import HANG, REPO, Child, gone, pids
-from tests.support.serving import Served, image, serve_pretend
+from tests.gateway.open_clients import OpenClient
+from tests.support.processes import HANG, REPO, Child, free_port, gone, pids
+from tests.support.serving import LONG, MESSAGES, Served, image, serve_pretend, told
 
 pytestmark = [pytest.mark.lmdeploy]
 for needed in ("lmdeploy", "fastapi", "torchvision"):
@@ -27,9 +31,10 @@ EIGHT = ("internvl2-8b", "--on", "1xrtx3090")
 def test_internvl2_as_two_replicas(children: list[Child], tmp_path: Path) -> None:
     """Said everywhere, brought to its planned peak before it opens, and not past it by a client.
 
-    One is killed: the other answers until it is there again.
+    One is killed: the other answers while it starts again, which `test_serve_several_pretend` waits
+    for. The drain ends with a word to all.
     """
-    words = ("internvl2-8b", "--on", "2xrtx3090", "--replicas", "2")
+    words = ("internvl2-8b", "--on", "2xrtx3090", "--replicas", "2", "--drain", "1")
     served = serve_pretend(children, tmp_path, *words)
     served.wait()
     served.child.wait_for("phase: ready", 2)
@@ -64,13 +69,32 @@ def test_internvl2_as_two_replicas(children: list[Child], tmp_path: Path) -> Non
     for _ in range(5):
         status, _, _ = served.chat(image(448, 448))
         assert status == 200
-    served.child.wait_for("engine 1: phase: ready", 2)
+    served.child.wait_for("engine 1: phase: starting", 2)
     assert served.ask("/health")[0] == 200
-    served.child.process.send_signal(signal.SIGTERM)
-    assert served.child.finish() == 0
+    the_drain_ends_with_a_word_to_everybody(served)
     assert all(gone(pid) for pid in pids(served.child))
     assert served.record["state"] == "ended"
     assert not (served.run / "model").exists()
+
+
+def the_drain_ends_with_a_word_to_everybody(served: Served) -> None:
+    model = served.ask("/v1/models")[2]["data"][0]["id"]
+    opened = served.streams(model)
+    body = {"model": model, "messages": MESSAGES, "max_tokens": LONG, "ignore_eos": True}
+    whole = OpenClient(served.url, "/v1/chat/completions", body)
+    half = OpenClient(served.url, "/v1/chat/completions", body, sent=0.5)
+    for _ in range(2):  # connections are taken in turn: both are the gateway's by then
+        assert served.ask("/health")[0] == 200
+    served.child.process.send_signal(signal.SIGTERM)
+    assert served.child.finish() == 0
+    assert all(told(path, client) for path, client in opened.items())
+    assert whole.answer()[0] in (200, 503)
+    assert half.answer()[0] == 503
+    cut = int(served.child.lines[-1].removeprefix("ended: ").partition(" ")[0])
+    assert 4 <= cut <= 5
+    served.clean()
+    records = [json.loads(line) for line in (served.run / "access.log").read_text().splitlines()]
+    assert sum(record["refused"] == "ending" for record in records) == cut
 
 
 def peaked(served: Served, least: float) -> int:
@@ -152,18 +176,53 @@ def test_without_the_gateway_the_same_request_kills(children: list[Child], tmp_p
     assert died["missing"] > 0
 
 
+@pytest.fixture
+def unread() -> Iterator[int]:
+    """The end to write into of a pipe that is full and that nobody reads."""
+    out, into = os.pipe()
+    os.set_blocking(into, False)
+    for size in (4096, 1):
+        with suppress(BlockingIOError):
+            while True:
+                os.write(into, b"x" * size)
+    os.set_blocking(into, True)
+    yield into
+    os.close(out)
+
+
 @pytest.mark.slow
-def test_the_ladder_and_what_is_remembered(children: list[Child], tmp_path: Path) -> None:
+def test_the_ladder_and_what_is_remembered_though_nobody_reads_what_it_says(
+    unread: int, tmp_path: Path
+) -> None:
     """That the next start begins with it: `test_session`."""
-    taken = ("--pretend-taken", "900MiB")
-    first = serve_pretend(children, tmp_path / "a", *EIGHT, *taken)
-    first.wait()
-    attempts = first.record["attempts"]
-    assert len(attempts) == 2
-    assert attempts[0]["ended"]["phase"] == "warm-up"
-    assert attempts[0]["ended"]["asked"] > attempts[0]["ended"]["left"]
-    assert attempts[1]["changes"]["margin"] > 900 << 20
-    first.child.process.send_signal(signal.SIGTERM)
-    assert first.child.finish() == 0
-    (learned,) = (tmp_path / "a" / "turbofit" / "learned").iterdir()
+    words = (*EIGHT, "--pretend", "--pretend-taken", "900MiB", "-vv", "--port", str(free_port()))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "turbofit", "serve", *words],
+        stdout=subprocess.PIPE, stderr=unread, text=True, start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(REPO), "XDG_STATE_HOME": str(tmp_path),
+             "TURBOFIT_LEASES": str(tmp_path / "leases")},
+    )  # fmt: skip
+    os.close(unread)
+    try:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        assert url == f"http://127.0.0.1:{words[-1]}"
+        (run,) = (tmp_path / "turbofit" / "runs").iterdir()
+        attempts = json.loads((run / "run.json").read_text())["attempts"]
+        assert len(attempts) == 2
+        assert attempts[0]["ended"]["phase"] == "warm-up"
+        assert attempts[0]["ended"]["asked"] > attempts[0]["ended"]["left"]
+        assert attempts[1]["changes"]["margin"] > 900 << 20
+        with urlopen(f"{url}/v1/models") as answer:
+            model = json.load(answer)["data"][0]["id"]
+        body = {"model": model, "messages": MESSAGES, "max_tokens": LONG, "stream": True}
+        client = OpenClient(url, "/v1/chat/completions", body)
+        client.wait_for(b"delta")
+        client.close()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(HANG) == 130
+    finally:
+        process.kill()
+        process.communicate()
+    (learned,) = (tmp_path / "turbofit" / "learned").iterdir()
     assert json.loads(learned.read_text())["changes"] == attempts[1]["changes"]

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.gateway.open_clients import refuses
 from tests.support.processes import Child
-from tests.support.serving import Served, serve_pretend
-from tests.waiting import until
+from tests.support.serving import Served, serve_pretend, told
+from tests.waiting import HANG, until
 from turbofit.core.units import GIB, MIB
 from turbofit.pretend.shared import read_shared
 
@@ -55,7 +56,8 @@ def test_two_share_a_card_and_one_starts_again(
     found = [match.groups() for match in tokens if match is not None]
     assert len(found) == 3
     assert [actual for actual, _ in found] == [forecast for _, forecast in found]
-    assert [ask(served, name) for name in names] == [200, 200]
+    for name in names:  # the gateway hears of a start that is ready a moment later
+        until(lambda name=name: ask(served, name) == 200, name)
     assert ask(served, "other") == 404
     served.child.process.send_signal(signal.SIGTERM)
     assert served.child.finish() == 0
@@ -79,3 +81,25 @@ def test_two_take_turns(
     until(lambda: states() == {"asleep"}, "both asleep")
     served.child.process.send_signal(signal.SIGTERM)
     assert served.child.finish() == 0
+
+
+@pytest.mark.exhaustive
+def test_a_second_signal_ends_several_models_at_once(
+    children: list[Child], tmp_path: Path, internvl2: Path, qwen2_vl: Path
+) -> None:
+    """Nothing is started again meanwhile."""
+    served = serve_pretend(
+        children, tmp_path, str(internvl2), str(qwen2_vl), "--on", "1xrtx3060",
+        "--context", "8192", "--drain", f"{HANG:.0f}",
+    )  # fmt: skip
+    served.wait()
+    models = (internvl2.name, qwen2_vl.name)
+    opened = [pair for model in models for pair in served.streams(model).items()]
+    served.child.process.send_signal(signal.SIGINT)
+    until(lambda: refuses(served.url), "the drain")
+    served.child.process.send_signal(signal.SIGINT)
+    assert served.child.finish() == 130
+    assert all(told(path, client) for path, client in opened)
+    assert served.child.lines[-1] == "ended: 6 open requests were cut off"
+    assert "starting again" not in served.child.stderr
+    served.clean()

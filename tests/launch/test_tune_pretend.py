@@ -13,6 +13,7 @@ import pytest
 
 from tests.support.processes import Child
 from tests.support.serving import start_turbofit
+from tests.waiting import until
 from turbofit.cli.main import main
 
 pytestmark = [pytest.mark.lmdeploy]
@@ -123,6 +124,26 @@ def test_an_slo_that_nothing_keeps_is_said(children: list[Child], tmp_path: Path
     assert child.finish() == 3, child.stderr
     assert child.process.stdout is not None
     assert "none of 1 settings keeps the SLO" in child.process.stdout.read()
+
+
+@pytest.mark.exhaustive
+def test_tune_ends_its_own_load_without_a_traceback(
+    children: list[Child], tmp_path: Path, internvl2: Path
+) -> None:
+    child = tune(
+        children, tmp_path, str(internvl2), "--on", "1xrtx3060", "--context", "8192", "--pretend",
+        "--requests", "100000", "--output-tokens", "2000", "--prompt-tokens", "16", "--starts", "1",
+        "--images", "0",
+    )  # fmt: skip
+    child.wait_for("phase: ready")
+    (log,) = (tmp_path / "turbofit" / "runs").glob("*/engine-0.log")
+    checks = log.read_text().count(" resume ")
+    until(lambda: log.read_text().count(" resume ") > checks + 8, "the load")
+    child.process.send_signal(signal.SIGTERM)
+    assert child.finish() == 0
+    assert "goes on from there" in child.lines[-1]
+    assert "Traceback" not in child.stderr
+    assert "Traceback" not in log.read_text()
 
 
 def test_wrong_use_is_said(

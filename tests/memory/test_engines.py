@@ -87,8 +87,8 @@ from pathlib import Path
 from turbofit.core import presets
 if len(sys.argv) > 1:
     presets.presets_dir = lambda: Path(sys.argv[1])
-    from turbofit.memory import versions
-    versions.REFERENCE = "0.19"
+    from turbofit.core import version
+    version.REFERENCE = "0.19"
 import turbofit
 made = {}
 for engine, versions in json.load(sys.stdin).items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 import turbofit
+from tests.support.plans import few_presets
 from turbofit.core.errors import UsageError
 from turbofit.machine.source import machine_from
 from turbofit.planning.request import PlanRequest
@@ -37,7 +38,8 @@ def test_more_requests_at_once_than_the_batches_of_all_engines_are_refused():
     assert turbofit.plan("internvl2-8b", on="1xa100", max_batch_size=4, concurrency=4).fits
 
 
-def test_which_counts_only_machines_that_run_so_many_at_once():
+def test_which_counts_only_machines_that_run_so_many_at_once(monkeypatch):
+    few_presets(monkeypatch)
     found = turbofit.which("internvl2-8b", max_batch_size=4, concurrency=8)
     assert found.keep
     assert all(row.requests_at_once >= 8 and row.replicas >= 2 for row in found.keep)
@@ -47,7 +49,8 @@ def test_which_counts_only_machines_that_run_so_many_at_once():
         turbofit.which(on="1xa100", max_batch_size=4, concurrency=8)
 
 
-def test_which_does_not_count_models_that_take_no_images():
+def test_which_does_not_count_models_that_take_no_images(monkeypatch):
+    few_presets(monkeypatch)
     with_images = turbofit.which(on="1xa100-80g", images=1)
     names = {row.model: row for row in with_images.others}
     assert names["qwen2.5-7b"].why_not == "Qwen2.5-7B-Instruct takes no images"
@@ -66,7 +69,8 @@ def test_images_that_are_asked_for_contradict_a_model_or_an_engine_without_them(
         assert turbofit.plan("internvl2-8b", on="1xa100", language_model_only=True, **more).fits
 
 
-def test_a_session_that_no_cache_holds_is_told():
+def test_a_session_that_no_cache_holds_is_told(monkeypatch):
+    few_presets(monkeypatch)
     short = "the cache holds {:,} tokens, a session may have 32,768"
     asked = {"on": "1xl4", "cache_max_entry_count": 0.2}
     plan = turbofit.plan("internvl2-8b", session_len=32768, **asked)

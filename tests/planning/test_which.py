@@ -7,6 +7,7 @@ import random
 import pytest
 
 import turbofit
+from tests.support.plans import few_presets
 from turbofit.core.which import Serving, Which
 from turbofit.machine.presets import preset_names
 from turbofit.machine.source import machine_from
@@ -89,7 +90,8 @@ def test_what_is_short_is_told_as_plan_tells_it():
     assert turbofit.plan("internvl2.5-4b", on=on).verdict.endswith(said)
 
 
-def test_cards_hold_the_requests_that_were_asked_for() -> None:
+def test_cards_hold_the_requests_that_were_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    few_presets(monkeypatch)
     found = turbofit.which("internvl2-8b", concurrency=200, engine="turbomind")
     assert all(row.requests_at_once >= 200 for row in found.keep)
     few = [row for row in found.others if " of 200 requests of 3,840 tokens" in row.why_not]

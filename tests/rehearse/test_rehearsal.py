@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.rehearse.conftest import Rehearse, mib, tiles
+from turbofit.diagnose.explain import diagnose
 from turbofit.pretend.scenario import MIB
 from turbofit.pretend.timeline import read_timeline
 
@@ -116,12 +117,12 @@ def test_sinks_of_another_type_end_the_first_request(run: Rehearse) -> None:
     assert "f16 vs. bf16" in document["death"]["where"]
 
 
-def test_a_phones_photo_kills_qwen2_vl(run: Rehearse) -> None:
+def test_a_phones_photo_kills_qwen2_vl(run: Rehearse, tmp_path: Path) -> None:
     cases = [
         {"name": str(g), "requests": [{"units": [[1, g, g]], "text_tokens": 32}]}
         for g in (100, 160, 256)
     ]
-    document = run("qwen2-vl-7b", cases=cases)
+    document = run("qwen2-vl-7b", cases=cases, keep=tmp_path)
     assert document["outcome"] == "out_of_memory"
     death = document["death"]
     assert death["phase"] == "case 256"
@@ -133,6 +134,16 @@ def test_a_phones_photo_kills_qwen2_vl(run: Rehearse) -> None:
     assert [c["name"] for c in document["cases"]] == ["100", "160"]
     assert [pool(document, f"case {g}") for g in (100, 160)] == [284.73, 728.91]
     assert mib(document["gpus"][0]["load_peak"]) == pytest.approx(16064 + 3120, abs=4)
+    command = (
+        "$ lmdeploy serve api_server qwen2-vl-7b --tp 1 --max-batch-size 128 --session-len 32768 "
+        "--max-prefill-token-num 8192 --cache-max-entry-count 0.8\n"
+    )
+    log = command.encode() + (tmp_path / "log").read_bytes()
+    found = diagnose([log], on="1xrtx3090:total=24268MiB:used=300MiB")
+    assert found.phase == "vision"
+    assert found.missing is not None
+    assert found.missing.bytes == death["missing"]
+    assert "65536 vision units" in found.missing.note
 
 
 def test_kernels_without_code_for_the_card_end_the_engine(run: Rehearse) -> None:

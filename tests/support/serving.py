@@ -7,12 +7,17 @@ import http.client
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from tests.gateway.open_clients import OpenClient
 from tests.support.processes import HANG, Child, free_port
 from turbofit.load.prompt import png
 
-__all__ = ["Served", "image", "serve_pretend", "start_turbofit"]
+__all__ = ["LONG", "MESSAGES", "Served", "image", "serve_pretend", "start_turbofit", "told"]
+
+#: Tokens of an answer that goes on for minutes.
+LONG: Final = 8000
+MESSAGES: Final = [{"role": "user", "content": "x"}]
 
 
 class Served:
@@ -32,6 +37,11 @@ class Served:
         """The run's record."""
         document: dict[str, Any] = json.loads((self.run / "run.json").read_text())
         return document
+
+    @property
+    def url(self) -> str:
+        """Its address."""
+        return f"http://127.0.0.1:{self.port}"
 
     def wait(self) -> None:
         """Wait until it serves."""
@@ -65,6 +75,38 @@ class Served:
         messages = [{"role": "user", "content": content}]
         body = {"model": name, "messages": messages, "max_tokens": 2, **fields}
         return self.ask("/v1/chat/completions", body)
+
+    def streams(self, model: str) -> dict[str, OpenClient]:
+        """A stream of each API, which would go on for minutes."""
+        fields = {"model": model, "stream": True}
+        bodies = {
+            "/v1/chat/completions": {"messages": MESSAGES, "max_tokens": LONG, "ignore_eos": True},
+            "/v1/messages": {"messages": MESSAGES, "max_tokens": LONG},
+            "/v1/responses": {"input": "x", "max_output_tokens": LONG},
+        }
+        opened = {
+            path: OpenClient(self.url, path, {**fields, **body}) for path, body in bodies.items()
+        }
+        for client in opened.values():
+            client.wait_for(b"delta")
+        return opened
+
+    def clean(self) -> None:
+        """Assert that there is no traceback anywhere."""
+        logs = list((self.state / "turbofit" / "runs").glob("*/*.log*"))
+        assert logs
+        for text in (self.child.stderr, *(log.read_text(errors="replace") for log in logs)):
+            assert "Traceback" not in text, text
+            assert "Exception" not in text, text
+
+
+def told(path: str, client: OpenClient) -> bool:
+    """Whether a stream ended with its API's own word for that."""
+    status, _, body = client.answer()
+    assert status == 200
+    if path == "/v1/chat/completions":
+        return b'"code":"ending"' in body and body.endswith(b"\n\ndata: [DONE]\n\n")
+    return b"event: error\n" in body.rpartition(b"the server is ending")[0][-200:]
 
 
 def image(width: int, height: int, **fields: Any) -> dict[str, Any]:

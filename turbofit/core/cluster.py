@@ -8,15 +8,7 @@ from msgspec import UNSET, UnsetType
 
 from turbofit.core.machine import Machine
 from turbofit.core.model import Model
-from turbofit.core.plan import (
-    Held,
-    Limits,
-    Plan,
-    Remedy,
-    ServeCommand,
-    Throughput,
-    Workload,
-)
+from turbofit.core.plan import Held, Limits, Plan, Remedy, ServeCommand, Throughput, Workload
 from turbofit.core.struct import Struct, const, decode, doc, to_json
 
 __all__ = [
@@ -32,9 +24,8 @@ CLUSTER_STATUS_SCHEMA: Final = "turbofit.cluster-status/2"
 class Node(Struct):
     """One machine of a cluster.
 
-    ``id`` is the cluster's own name for it (Ray's node id, in hexadecimal), ``name`` the host's,
-    ``address`` where other nodes reach it. ``machine`` is None where it could not be measured or
-    has nothing to serve with; ``why_not`` then says why. ``pretend``: its GPUs are pretend ones.
+    ``machine`` is None where it could not be measured or has nothing to serve with; ``why_not``
+    then says why.
     """
 
     id: Annotated[str, doc("The cluster's own name for it.")]
@@ -74,9 +65,7 @@ class Cluster(Struct):
 class NodePlan(Struct):
     """What one node serves; ``plan`` None and ``why_not`` where it serves nothing.
 
-    ``plan`` is for this node's own cards, counted as full as the fullest of its kind; only the
-    first node of each kind has ``considered``. ``at_once`` are the workload's requests that are
-    there at any time, on average. ``cards`` are the node's visible GPUs in words.
+    ``plan`` is for this node's own cards, counted as full as the fullest of its kind.
     """
 
     node: str
@@ -102,7 +91,7 @@ class ClusterPlan(Struct):
     """One promise over all nodes, and what each serves under it.
 
     ``limits`` and ``longest_request_tokens`` are what every node holds, so that a request may go to
-    any of them. ``total_tokens`` counts the KV caches of all engines. ``source`` is the cluster's.
+    any of them.
     """
 
     schema: Annotated[str, const(CLUSTER_PLAN_SCHEMA)] = CLUSTER_PLAN_SCHEMA
@@ -179,11 +168,7 @@ class NodeStatus(Struct):
 
 
 class ClusterStatus(Struct):
-    """A model that a cluster serves, at one moment.
-
-    ``urls`` are its front's. ``change`` says how far a change of plan has come, empty where none
-    is under way or was asked for; ``events`` are the last things that happened.
-    """
+    """A model that a cluster serves, at one moment."""
 
     schema: Annotated[str, const(CLUSTER_STATUS_SCHEMA)] = CLUSTER_STATUS_SCHEMA
     name: Annotated[str, doc("What people call it.")]

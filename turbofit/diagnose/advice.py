@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Final
 from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Remedy
 from turbofit.core.units import format_bytes
+from turbofit.core.version import REFERENCE
 from turbofit.diagnose.answer import Advice
 from turbofit.diagnose.case import with_used
-from turbofit.memory.versions import REFERENCE
 from turbofit.model.presets import awq_variant
 from turbofit.observe.log_events import KvBlocks, LegacyCuda
 from turbofit.planning.plan import plan as best_plan

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from turbofit.core.version import REFERENCE
 from turbofit.diagnose.advice import advice
 from turbofit.diagnose.answer import Diagnosis, Read
 from turbofit.diagnose.case import LogCase
@@ -202,7 +203,7 @@ def _engine(facts: LogFacts) -> str | None:
 def _generation(facts: LogFacts) -> str | None:
     """LMDeploy's generation by its lines, where no version is printed."""
     if facts.first(CacheBudget) or facts.first(Slab):
-        return "0.15 to 0.18"
+        return f"0.15 to {REFERENCE}"
     if facts.first(PeerMissing):
         return "0.2 to 0.7"
     if facts.first(LegacyCuda):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
+from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
@@ -25,21 +26,22 @@ from turbofit.gateway.http.request_context import (
     CLIENT,
     CLIENT_KEY,
     ForwardOutcome,
-    RequestContext,
     answer,
     sent_headers,
-)  # fmt: skip
+)
 from turbofit.gateway.upstream import Died, Unreachable, Upstream
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Sequence
 
+    from aiohttp import ClientResponse
+
     from turbofit.gateway.config import GatewayConfig
-    from turbofit.gateway.http.request_context import Receive, Send
+    from turbofit.gateway.http.request_context import Receive, RequestContext, Send
     from turbofit.gateway.http.routes import Route
 
-    Response = aiohttp.ClientResponse
+    _Note = partial[None]
 
 __all__ = ["Front", "Node", "NodeAddress"]
 
@@ -113,12 +115,10 @@ class _Suspects:
         #: With when the node spoke of it, the oldest first.
         self._nodes: dict[bytes, tuple[str, float]] = {}
 
-    def node_of(self, body: bytes) -> str | None:
-        """The node's name; None for a request that is not suspected."""
-        since = time.monotonic() - _SUSPECT_SECONDS
-        while self._nodes and next(iter(self._nodes.values()))[1] < since:
-            del self._nodes[next(iter(self._nodes))]
-        return self._nodes.get(_digest(body), (None,))[0] if self._nodes else None
+    def node_of(self, digest: bytes) -> str:
+        """The node's name; empty for a request that is not suspected."""
+        name, at = self._nodes.get(digest, ("", 0.0))
+        return name if time.monotonic() - at < _SUSPECT_SECONDS else ""
 
     def note(self, digest: bytes, node: str, *, answered: bool) -> None:
         """A node answered a request, or spoke of an engine's death with it."""
@@ -223,7 +223,6 @@ class Front(AsgiApp):
     async def _serve(
         self, request: RequestContext, route: Route, receive: Receive, send: Send
     ) -> None:
-        request.outcome = ForwardOutcome()
         if route.kind == "health":
             page = self.health()
             return await self._answer_health(request, send, page, None if page["up"] else 5)
@@ -252,15 +251,17 @@ class Front(AsgiApp):
         """To one node after the other until one takes it; raises `Refusal` where none does."""
         avoid: list[Node] = []
         why, broke = Refusal("engine_unavailable:node", retry_after=5), False
-        first = self._suspects.node_of(request.body)
+        digest = sha256(request.body).digest() if request.body else b""
+        first = self._suspects.node_of(digest)
         while (node := self._least_busy(avoid, first)) is not None and len(avoid) < _MOST_NODES:
             if avoid:
                 self.metrics.count("retried_total")
             avoid.append(node)
             request.node = node.name
             node.outstanding += 1
+            note = partial(self._suspects.note, digest, node.name)
             try:
-                await self._exchange(node, request, send)
+                return await self._exchange(node, request, note, send)
             except _Full as exc:
                 why = exc
             except Unreachable as exc:
@@ -268,27 +269,27 @@ class Front(AsgiApp):
             except _Broke as exc:
                 why = exc
                 if broke:
-                    self._suspects.note(_digest(request.body), node.name, answered=False)
+                    note(answered=False)
                     break
                 broke = True
-            else:
-                return
             finally:
                 node.outstanding -= 1
         raise why
 
-    def _least_busy(self, avoid: Sequence[Node], first: str | None) -> Node | None:
+    def _least_busy(self, avoid: Sequence[Node], first: str) -> Node | None:
         ready = (n for n in self.nodes.values() if n.up and not n.draining and n not in avoid)
         return min(ready, key=lambda node: (node.name != first, node.load), default=None)
 
-    async def _exchange(self, node: Node, request: RequestContext, send: Send) -> None:
+    async def _exchange(self, node: Node, request: RequestContext, note: _Note, send: Send) -> None:
         """Send it to one node, and pass on what comes.
 
-        Raises `Unreachable` where no engine had it, `_Full`, or `_Broke` where the node had it.
+        ``note`` is told whether it was answered, or an engine died with it. Raises `Unreachable`
+        where no engine had it, `_Full`, or `_Broke` where the node had it.
         """
-        route = request.route
+        route, outcome = request.route, ForwardOutcome()
         assert route is not None
-        response: aiohttp.ClientResponse | None = None
+        request.outcome = outcome
+        response: ClientResponse | None = None
         # What LMDeploy reads, and whose request it is.
         headers = {CLIENT.decode(): request.client, CLIENT_KEY.decode(): request.key}
         headers |= sent_headers(request)
@@ -302,15 +303,15 @@ class Front(AsgiApp):
             if response.status == 429:
                 raise _Full(response)
             if response.content_type == "text/event-stream":
-                await self._stream(response, node, request, send)
+                await self._stream(response, request, note, send)
             else:
-                await self._whole(response, node, request, send)
+                await self._whole(response, request, note, send)
         except (Died, aiohttp.ClientError, OSError) as exc:
             node.doubt(str(exc))
             self.metrics.count("engine_failures_total", f"engine={node.name}")
-            if request.outcome is None or not request.outcome.started:
+            if not outcome.started:
                 raise _Broke from None
-            request.outcome.broken = True
+            outcome.broken = True
             event = refusal_event(request.api, _Broke())
             await send({"type": "http.response.body", "body": event, "more_body": False})
         finally:
@@ -319,36 +320,37 @@ class Front(AsgiApp):
                 response.close() if not response.content.at_eof() else response.release()
 
     async def _stream(
-        self, response: Response, node: Node, request: RequestContext, send: Send
+        self, response: ClientResponse, request: RequestContext, note: _Note, send: Send
     ) -> None:
-        died, content = False, response.content
+        content = response.content
         data = await content.readany()
         outcome = await self._start(response, request, send)
-        digest = _digest(request.body)
         self._let_go(request)
         while data:
-            died = died or _DIED in data
+            if _DIED in data:  # before its client hears of it, and leaves
+                outcome.broken = True
+                note(answered=False)
             outcome.bytes_out += len(data)
             await send({"type": "http.response.body", "body": data, "more_body": True})
             data = await content.readany()
-        outcome.broken = died
-        self._suspects.note(digest, node.name, answered=not died)
+        if not outcome.broken:
+            note(answered=True)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _whole(
-        self, response: Response, node: Node, request: RequestContext, send: Send
+        self, response: ClientResponse, request: RequestContext, note: _Note, send: Send
     ) -> None:
         body = await response.read()
         suspected = response.status in (422, 503) and any(word in body for word in _SUSPECTED)
         if suspected or response.status == 200:
-            self._suspects.note(_digest(request.body), node.name, answered=not suspected)
+            note(answered=not suspected)
         request.out.append((b"content-length", b"%d" % len(body)))
         outcome = await self._start(response, request, send)
         outcome.bytes_out = len(body)
         await send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def _start(
-        self, response: Response, request: RequestContext, send: Send
+        self, response: ClientResponse, request: RequestContext, send: Send
     ) -> ForwardOutcome:
         outcome = request.outcome
         assert outcome is not None
@@ -403,8 +405,3 @@ class _Full(Refusal):
         retry = response.headers.get("Retry-After", "")
         seconds = int(retry) if retry.isdigit() else 1
         super().__init__("busy:nodes", retry_after=seconds)
-
-
-def _digest(body: bytes) -> bytes:
-    """What tells requests apart; nothing for those without a body."""
-    return sha256(body).digest() if body else b""

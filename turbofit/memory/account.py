@@ -375,13 +375,13 @@ def _largest(terms: Sequence[Term]) -> int:
     return max((term.bytes for term in terms), default=0)
 
 
-#: LMDeploy's default batch by what is in the GPU's name (lmdeploy/utils.py).
+#: By what is in the GPU's name: lmdeploy lmdeploy/utils.py::get_max_batch_size #076038
 _BATCH_BY_NAME: Final = {
     "a100": 384, "a800": 384, "h100": 1024, "h800": 1024, "l20y": 1024, "h200": 1024,
 }  # fmt: skip
 _BATCH: Final = 128
-_PREFILL: Final = 8192
-_RATIO: Final = 0.8
+_PREFILL: Final = 8192  # lmdeploy cli/utils.py::ArgumentHelper.max_prefill_token_num `default=8192`
+_RATIO: Final = 0.8  # lmdeploy cli/utils.py::ArgumentHelper.cache_max_entry_count `default=0.8`
 
 
 def default_batch_size(gpu_name: str) -> int:

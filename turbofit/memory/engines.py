@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.messages import option_of
 from turbofit.core.model import Model
+from turbofit.core.version import REFERENCE
 from turbofit.memory import versions
 from turbofit.memory.account import Engine
 from turbofit.memory.versions import not_listed
@@ -33,9 +34,11 @@ class EngineKind(NamedTuple):
     exclusive_values: Mapping[str, frozenset[object]] = {}
 
     def made(self, *version: str) -> Engine:
-        """The engine of a version with presets of its own; Transformers has one alone."""
-        module, _, name = self.path.rpartition(".")
-        engine: Engine = getattr(import_module(f"turbofit.memory.{module}"), name)(*version)
+        """The engine of a version, from the module that has its formulas; Transformers has one."""
+        folder, module, name = self.path.split(".")
+        newer = versions.formulas(folder, *version) if version else None
+        found = import_module(f"turbofit.memory.{folder}.{newer or module}")
+        engine: Engine = getattr(found, name)(*version)
         return engine
 
 
@@ -99,8 +102,8 @@ def engine_named(name: str, version: str | None = None) -> Engine:
     if known is None or name not in LMDEPLOY:
         raise PackageError(
             f"turbofit has no memory account for the {name} engine of LMDeploy"
-            f" {version or versions.REFERENCE}",
-            hint=f"it has them for {' and '.join(LMDEPLOY)} of {versions.REFERENCE}",
+            f" {version or REFERENCE}",
+            hint=f"it has them for {' and '.join(LMDEPLOY)} of {REFERENCE}",
         )
     engine = ENGINES[name].made(known)
     engine.doubt = versions.doubt(name, version)
@@ -121,7 +124,7 @@ def engine_for(model: Model, engine: str = "auto", version: str | None = None) -
     if version and (part := without_account(model, version)):
         raise UsageError(
             f"turbofit has no account of {part} with LMDeploy {version}",
-            hint=f"it has one for LMDeploy {versions.REFERENCE}",
+            hint=f"it has one for LMDeploy {REFERENCE}",
         )
     if version and versions.is_legacy(version):
         from turbofit.memory.legacy.generations import generation_of

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import cache
-from typing import Final, NamedTuple
+from functools import cache
+from pathlib import Path
+from typing import Final, NamedTuple, TypeVar
 
+import msgspec
+
+from turbofit.core.errors import PackageError
 from turbofit.core.model import Model
 from turbofit.core.presets import converted, load_yaml, preset_path, presets_dir
 from turbofit.core.struct import Struct
+from turbofit.core.version import REFERENCE
 
 __all__ = [
-    "FIRST_CURRENT", "OLDEST_SERVED", "REFERENCE", "Version", "account_version", "doubt",
-    "is_legacy", "listed_since", "not_listed", "parse", "release", "written",
+    "FIRST_CURRENT", "OLDEST_SERVED", "Version", "account_version", "doubt", "figures",
+    "formulas", "is_legacy", "listed_since", "not_listed", "parse", "release", "written",
 ]  # fmt: skip
 
+T = TypeVar("T")
 Version = tuple[int, int, int]
 
-#: What plans are for where nobody names a version.
-REFERENCE: Final = "0.18"
-#: The first version with presets of its own, ``presets/engines/ENGINE-X.Y.yaml``. Older ones are
+#: The first version with figures of its own, ``presets/engines/ENGINE-X.Y.yaml``. Older ones are
 #: entries of ``generations.yaml``, which say what was different from this one: it stays theirs
 #: whatever the reference becomes.
 FIRST_CURRENT: Final = "0.18"
@@ -30,6 +36,7 @@ OLDEST_SERVED: Final = (0, 16)
 _NUMBERS: Final = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?")
 
 
+@cache
 def written(version: str) -> tuple[int, ...]:
     """The two or three numbers that a version is written with; none where it is no version."""
     match = _NUMBERS.search(version)
@@ -54,18 +61,46 @@ def is_legacy(version: str) -> bool:
 
 
 def account_version(engine: str, version: str | None = None) -> str | None:
-    """The version whose presets answer for another: its own, or the nearest older one's.
+    """The version whose account answers for another: its own, or the nearest older one's.
 
     Args:
         engine: ``turbomind`` or ``pytorch``.
         version: LMDeploy's; None is the reference.
 
     Returns:
-        The version as the presets name it; None where all are newer, or it is no version.
+        The version as its files name it; None where all are newer, or it is no version.
     """
-    wanted = release(version or REFERENCE)
-    older = [preset for preset in _presets(engine) if preset[0][:2] <= wanted]
-    return max(older)[1] if older else None
+    return _nearest((*_figures(engine), *_formulas(engine)), version or REFERENCE)
+
+
+def figures(engine: str, version: str, type_: type[T]) -> T:
+    """What a version of an engine fixes: its own figures, or the nearest older one's.
+
+    Raises:
+        PackageError: turbofit has none for this generation.
+    """
+    known = _nearest(_figures(engine), version)
+    if known is None:
+        raise PackageError(
+            f"turbofit has no memory account for the {engine} engine of LMDeploy {version}",
+            hint=f"use LMDeploy {REFERENCE}",
+        )
+    read = {
+        key: entry["value"] if isinstance(entry, dict) else entry
+        for key, entry in load_yaml(preset_path("engines", f"{engine}-{known}")).items()
+    }
+    return msgspec.convert(read | {"version": version}, type_, strict=False)
+
+
+def formulas(engine: str, version: str) -> str | None:
+    """The module with the formulas of a version, or of the nearest older one that has its own."""
+    known = _nearest(_formulas(engine), version)
+    return known and f"v{known.replace('.', '_')}"
+
+
+def _nearest(names: Iterable[str], version: str) -> str | None:
+    older = [name for name in names if release(name) <= release(version)]
+    return max(older, key=release, default=None)
 
 
 def doubt(engine: str, version: str | None) -> str | None:
@@ -80,11 +115,17 @@ def doubt(engine: str, version: str | None) -> str | None:
 
 
 @cache
-def _presets(engine: str) -> tuple[tuple[Version, str], ...]:
-    """The versions with presets of their own."""
-    names = (path.stem for path in (presets_dir() / "engines").glob(f"{engine}-*.yaml"))
-    found = ((parse(name), name.removeprefix(f"{engine}-")) for name in names)
-    return tuple((version, name) for version, name in found if version is not None)
+def _figures(engine: str) -> tuple[str, ...]:
+    """The versions with figures of their own."""
+    paths = (presets_dir() / "engines").glob(f"{engine}-*.yaml")
+    return tuple(path.stem.removeprefix(f"{engine}-") for path in paths)
+
+
+@cache
+def _formulas(engine: str) -> tuple[str, ...]:
+    """The versions with formulas of their own, ``memory/ENGINE/vX_Y.py``."""
+    paths = (Path(__file__).parent / engine).glob("v[0-9]*_*.py")
+    return tuple(path.stem[1:].replace("_", ".") for path in paths)
 
 
 _LAST: Final = 1_000_000  # a third number that is above every release's

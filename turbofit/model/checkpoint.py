@@ -61,7 +61,7 @@ _DRAFT: Final = "mtp."
 #: Speech output, beside a model that answers in text.
 _SPEECH: Final = ("talker.", "code2wav.", "token2wav.")
 _AUDIO: Final = "audio_tower."
-#: Intern-S2's encoder of time series and its head, which LMDeploy 0.18 loads on no engine.
+#: Intern-S2's encoder of time series and its head, which LMDeploy loads on no engine.
 _TIME_SERIES: Final = ("model.time_series.", "time_series_forecaster.")
 _DRAFT_LAYER: Final = ".eh_proj.weight"
 
@@ -180,16 +180,12 @@ def _dtype(config: Section, tensors: Mapping[str, Tensor] | None, warnings: list
     stored, second = _stored_dtype(tensors or {})
     if second:
         warnings.append(f"the checkpoint mixes {stored} and {second}; the plan assumes {stored}")
-    for name in (stored, dtype_of(config), *_inner_dtypes(config)):
+    parts = (config.section(key) for key in ("text_config", "llm_config", "thinker_config"))
+    for name in (stored, dtype_of(config), *(dtype_of(part) for part in parts if part)):
         if name is not None:
             return name
     warnings.append("neither config.json nor the weights say the dtype: bfloat16 is assumed")
     return "bfloat16"
-
-
-def _inner_dtypes(config: Section) -> list[Dtype | None]:
-    parts = [config.section(key) for key in ("text_config", "llm_config", "thinker_config")]
-    return [dtype_of(part) for part in parts if part]
 
 
 def _by_dtype(tensors: Mapping[str, Tensor]) -> dict[str, int]:
@@ -203,7 +199,7 @@ def _remote_code(files: Files, config: Section, architecture: str, images: Secti
     """Whether LMDeploy needs ``--trust-remote-code`` for this checkpoint.
 
     The tokenizer's own class is one reason; the processor's another, for the families that load
-    one. The third is a config class: without InternVLChatModel's, LMDeploy 0.18 reads
+    one. The third is a config class: without InternVLChatModel's, LMDeploy reads
     ``llm_config`` as a plain dict and fails at its first attribute; without the others' it has
     only the keys that config.json spells out, none of the class's own defaults.
     """

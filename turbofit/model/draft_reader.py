@@ -1,7 +1,7 @@
 """Reads what drafts for a model: a checkpoint of its own, or further layers of the model's (MTP).
 
-What is refused LMDeploy 0.18 does not run, or turbofit has no account of. Source: LMDeploy
-pytorch/configurations, pytorch/models (llama_eagle*.py, *_mtp.py), pytorch/spec_decode.
+What is refused LMDeploy does not run, or turbofit has no account of.
+Source: lmdeploy pytorch/config.py::SpecDecodeConfig.from_config #e102a4
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from turbofit.core.draft import Draft, SpeculativeAlgorithm
 from turbofit.core.errors import UsageError
 from turbofit.core.model import Model, TextDims
 from turbofit.core.units import HALF
+from turbofit.core.version import REFERENCE
 from turbofit.model.checkpoint import Files
 from turbofit.model.config import Section, parse_json
 from turbofit.model.families.text import read_text
@@ -85,7 +86,7 @@ def read_draft(model: Model, method: SpeculativeAlgorithm, name: str | None, tok
         return _layers_of_target(model, method, name, tokens)
     if model.architecture != _LLAMA:
         raise UsageError(
-            f"LMDeploy 0.18 drafts with {method} for {_LLAMA}, not for {model.architecture}",
+            f"LMDeploy {REFERENCE} drafts with {method} for {_LLAMA}, not for {model.architecture}",
             hint=_hint_for(model),
         )
     if name is None:
@@ -108,7 +109,7 @@ def _layers_of_target(
     key = _MTP[method].get(model.architecture)
     if key is None:
         raise UsageError(
-            f"LMDeploy 0.18 drafts with {method} for {', '.join(_MTP[method])}, not for"
+            f"LMDeploy {REFERENCE} drafts with {method} for {', '.join(_MTP[method])}, not for"
             f" {model.architecture}",
             hint=_hint_for(model),
         )
@@ -116,7 +117,7 @@ def _layers_of_target(
     if quantization is not None and quantization.method != "fp8":
         raise UsageError(
             f"turbofit has no account of a draft in {quantization.method} weights: most"
-            " checkpoints leave its layers at 16 bits, which LMDeploy 0.18 builds packed",
+            f" checkpoints leave its layers at 16 bits, which LMDeploy {REFERENCE} builds packed",
             hint="take the checkpoint of 16 or 8 bits, or plan without a draft",
         )
     layers = _layers(model, name, key)
@@ -125,7 +126,9 @@ def _layers_of_target(
             f"{name or model.name} holds no layers that draft: {key} is absent or 0",
             hint="plan without --speculative-algorithm",
         )
-    text = _like_the_last(model.text, layers)
+    # The target with so many layers, each with attention, and with experts where the last has.
+    moe = replace(model.text.moe, layers=layers) if model.text.moe else None
+    text = replace(model.text, layers=layers, delta=None, moe=moe)
     return Draft(
         method=method,
         num_speculative_tokens=tokens,
@@ -134,12 +137,6 @@ def _layers_of_target(
         vocab=text.vocab,
         embeddings=method == "deepseek_mtp",
     )
-
-
-def _like_the_last(text: TextDims, layers: int) -> TextDims:
-    """The target with so many layers, each with attention, and with experts where the last has."""
-    moe = replace(text.moe, layers=layers) if text.moe else None
-    return replace(text, layers=layers, delta=None, moe=moe)
 
 
 def _layers(model: Model, name: str | None, key: str) -> int:
@@ -170,7 +167,7 @@ def _checkpoint(model: Model, method: SpeculativeAlgorithm, name: str, tokens: i
     if architectures[:1] != (_LLAMA,):
         raise UsageError(
             f"{name} is a draft of {', '.join(architectures) or 'no named architecture'}, which"
-            f" LMDeploy 0.18 does not take for {method}: it takes {_LLAMA}",
+            f" LMDeploy {REFERENCE} does not take for {method}: it takes {_LLAMA}",
             hint="name a draft whose config.json says so",
         )
     text = read_text(config, _LLAMA)
@@ -198,7 +195,7 @@ def _checkpoint(model: Model, method: SpeculativeAlgorithm, name: str, tokens: i
 def _check_eagle3(model: Model, text: TextDims, name: str) -> None:
     if text.layers != 1:
         raise UsageError(
-            f"{name} has {text.layers} layers: LMDeploy 0.18 takes Eagle3 drafts of one",
+            f"{name} has {text.layers} layers: LMDeploy {REFERENCE} takes Eagle3 drafts of one",
             hint="name a draft of one layer",
         )
     layers = model.text.layers

@@ -7,6 +7,7 @@ import stat
 from typing import Final
 
 from turbofit.core.errors import UsageError
+from turbofit.core.version import REFERENCE
 from turbofit.model.caches import has_config
 from turbofit.model.checkpoint import Weights
 from turbofit.model.config import LARGEST_JSON
@@ -27,7 +28,7 @@ _HINT: Final = "check the path and its permissions"
 #: Files of weights that LMDeploy does not read, and what they are.
 _FOREIGN: Final = {
     ".gguf": "GGUF, which llama.cpp and Ollama read and LMDeploy does not",
-    ".pth": "the original format of Llama, which LMDeploy 0.18 does not read",
+    ".pth": f"the original format of Llama, which LMDeploy {REFERENCE} does not read",
 }
 _WEIGHTS: Final = (".safetensors", ".bin", ".pt")
 _HUB: Final = "name the safetensors checkpoint that it was made of, as a folder or a hub id"

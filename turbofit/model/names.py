@@ -18,6 +18,7 @@ import msgspec
 from turbofit.core.errors import UsageError
 from turbofit.core.model import Model, Quantization
 from turbofit.core.presets import load_yaml, preset_path
+from turbofit.core.version import REFERENCE
 from turbofit.model.caches import uses_modelscope
 from turbofit.model.parameters import stored_bytes
 from turbofit.model.presets import (
@@ -211,7 +212,7 @@ def unrunnable(name: str) -> UsageError | None:
     """Why LMDeploy does not run what a name's end says; None where it says no such thing."""
     preset, ends, _ = _parts(name)
     why = next((end["why"] for end in ends if "why" in end), None)
-    what = f"LMDeploy 0.18 does not run {name.rpartition('/')[2]}: by its name it is {why}"
+    what = f"LMDeploy {REFERENCE} does not run {name.rpartition('/')[2]}: by its name it is {why}"
     return UsageError(what, hint=_here(preset)) if why else None
 
 

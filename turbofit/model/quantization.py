@@ -8,11 +8,12 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
 from turbofit.core.model import Quantization
+from turbofit.core.version import REFERENCE
 from turbofit.model.config import Section
 
 __all__ = ["read_quantization"]
 
-#: Group sizes that some engine of LMDeploy 0.18 takes.
+#: Group sizes that some engine of LMDeploy takes.
 _GROUPS: Final = {"awq": {32, 64, 128}, "gptq": {128}, "compressed-tensors": {32, 128}}
 _BLOCK: Final = (128, 128)
 _DEEPEST: Final = 8
@@ -39,8 +40,8 @@ def read_quantization(config: Section) -> Quantization | None:
             raise _refused(section, f"an AWQ version other than gemm, here {version[:40]!r}")
         if version != "gemm":
             raise UsageError(
-                f"{section.what}: LMDeploy 0.18's TurboMind does not start from AWQ whose version"
-                f" is {version!r} instead of 'gemm'",
+                f"{section.what}: LMDeploy {REFERENCE}'s TurboMind does not start from AWQ"
+                f" whose version is {version!r} instead of 'gemm'",
                 hint='write "version": "gemm" into it where the weights are packed so, as AutoAWQ'
                 " packs them by default",
             )
@@ -106,9 +107,11 @@ def _compressed(section: Section) -> Quantization:
     _check_groups(weights, section)
     found = _checked(weights, "compressed-tensors", weights.integer("num_bits", 4), section)
     if not found.of_experts and not group.string("format", ""):
-        # turbomind/converter.py: KeyError 'format'. Experts alone are the PyTorch engine's.
+        # KeyError 'format'. Experts alone are the PyTorch engine's.
+        # lmdeploy turbomind/converter.py::get_tm_config #e9ecd9
         raise UsageError(
-            f"{section.what}: LMDeploy 0.18 does not start from config_groups without a format",
+            f"{section.what}: LMDeploy {REFERENCE} does not start from config_groups without a"
+            " format",
             hint=f'add "format": "{stored}" to its group_0 in config.json',
         )
     return found
@@ -152,13 +155,13 @@ def _checked(
 
 
 def _refused(section: Section, what: str) -> UsageError:
-    return UsageError(f"{section.what}: LMDeploy 0.18 does not run {what}", hint=_OTHERS)
+    return UsageError(f"{section.what}: LMDeploy {REFERENCE} does not run {what}", hint=_OTHERS)
 
 
 def _without_account(section: Section, what: str) -> UsageError:
     return UsageError(
-        f"{section.what}: LMDeploy 0.18's PyTorch engine runs {what}, and turbofit has no account"
-        " of it",
+        f"{section.what}: LMDeploy {REFERENCE}'s PyTorch engine runs {what}, and turbofit has"
+        " no account of it",
         hint=_OTHERS,
     )
 

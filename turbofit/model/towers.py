@@ -85,7 +85,7 @@ def _qwen3_vit(vision: VisionDims, text_hidden: int) -> int:
 def _glm4v(vision: VisionDims, text_hidden: int) -> int:
     """Linear layers without biases; windows are joined by a convolution, then a gated MLP.
 
-    LMDeploy 0.18 builds a bias behind each attention besides, ``hidden`` elements a layer (36,864
+    LMDeploy builds a bias behind each attention besides, ``hidden`` elements a layer (36,864
     in GLM-4.1V-9B), which no checkpoint fills.
     """
     hidden, inter = vision.hidden, vision.intermediate

@@ -18,7 +18,8 @@ __all__ = [
 
 #: Phases whose terms are there when the cache is sized.
 BEFORE_CACHE: Final = ("before", "context", "weights")
-#: The cache's region is handed out in pages of this size, aligned to it (memory/page.h).
+#: The cache's region is handed out in pages of this size, aligned to it.
+#: Source: lmdeploy 0.16.0 src/turbomind/memory/page.h::PageAllocator
 _PAGE: Final = 32 * MIB
 
 

@@ -123,8 +123,8 @@ class VisionForward(Struct, tag="vision_forward"):
 class CudaError(Struct, tag="cuda_error"):
     """A CUDA call failed and the process aborts; ``driver`` for the driver's own interface.
 
-    ``pinned``: it asked for page-locked host memory, not for a GPU's, if it is LMDeploy 0.18: that
-    is told by the line of its source.
+    ``pinned``: it asked for page-locked host memory, not for a GPU's, if it is the LMDeploy that
+    plans are for: that is told by the line of its source.
     """
 
     message: str

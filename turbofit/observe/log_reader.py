@@ -1,10 +1,10 @@
 """The one reader of logs: a table of (words, pattern, event), for each line once.
 
-A launch follows its engine by it, and `diagnose` reads what people paste. Formats: LMDeploy 0.2 to
-0.18 (``[TM][LEVEL][MMDD.HH:MM:SS.uuuuuu][file.cc:line]`` before TurboMind's messages since 0.15,
-whose "MB" are MiB; pytorch/engine, executor/base.py), torch, Transformers, Accelerate, the kernel,
-nvidia-smi, check_env of LMDeploy and collect_env of torch. Nothing here fails: a line that is not
-known, and a figure that a torn line damaged, give None. Each pattern is linear in its line.
+A launch follows its engine by it, and `diagnose` reads what people paste. Formats: LMDeploy from
+0.2 on (``[TM][LEVEL][MMDD.HH:MM:SS.uuuuuu][file.cc:line]`` before TurboMind's messages since 0.15),
+torch, Transformers, Accelerate, the kernel, nvidia-smi, check_env of LMDeploy and collect_env of
+torch. A line that is not known, and a figure that a torn line damaged, give None. Each pattern is
+linear in its line.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 
 from turbofit.core.struct import Struct
 from turbofit.core.units import KIB, MIB
+from turbofit.memory.turbomind.weights import load_constants
 from turbofit.observe import log_events as events
 from turbofit.observe.torch_memory import torch_memory
 
@@ -35,8 +36,6 @@ def _row(words: str, pattern: str, make: Callable[[re.Match[str]], Struct | None
 
 _ANSI: Final = re.compile(r"\x1b\[[0-9;]*m")
 _PREFIX: Final = re.compile(r"\[TM\]\[[A-Z]+\](?:\[[^\]]*\])?\[([^\]]*)\] (.*)")
-#: Where LMDeploy 0.18 calls cudaHostAlloc: found by failing every such call (bench/faults).
-_PINNED: Final = "allocator.cc:105"
 #: What torch, its cuBLAS and Triton say where CUDA itself has no memory.
 _CUDA_MEMORY: Final = re.compile(
     r"CUDA (?:driver )?error: (?:out of memory|CUBLAS_STATUS_ALLOC_FAILED)"
@@ -95,7 +94,10 @@ def _listed(match: re.Match[str]) -> events.SmiGpu:
     return events.SmiGpu(index=int(indices[0]), name=match[2], count=len(indices))
 
 
-#: Messages of TurboMind since 0.15, behind its prefix.
+#: Messages of TurboMind since 0.15, behind its prefix; "MB" are MiB.
+#: Source: lmdeploy _turbomind.*.so `slab_size {}, object_size {}, object_count {}, ratio {}`
+#: lmdeploy _turbomind.*.so `Object cache budget: {`, lmdeploy _turbomind.*.so `Warm-up finished in`
+#: lmdeploy _turbomind.*.so `hit resource limit at {}`, lmdeploy _turbomind.*.so `setup: mm_seqs=`
 _TURBOMIND: Final = (
     _row("at ", r"(?:hit resource limit|(out of memory)) at (\d+)/(\d+)$",
          lambda m: events.Backpressure(cause="memory" if m[1] else "limit", at=int(m[2]),
@@ -153,14 +155,15 @@ _OTHER: Final = (
     _row("Loading weights from", "", lambda _: events.LoadingWeights()),
     _row("Warming up ", "", lambda _: events.WarmingUp()),
     # The engine's own record, whole: an engine is killed for it, and a message of some request's
-    # error may quote what a client wrote.
+    # error may quote what a client wrote. lmdeploy engine/engine.py `'Engine main loop failed.'`
     _row(" failed.", r"[^']* - ERROR - (?:\[pid=[^\]]*\] - )?engine(?:_loop)?\.py:\d+"
          r" - (?:Engine main loop|EngineLoop wait_tasks) failed\.\s*$",
          lambda _: events.LoopFailed()),
     _row("No enough gpu memory", r".*No enough gpu memory for (kv cache|runtime)\.",
          lambda m: events.NoCache(what=m[1])),
     _row("EOFError", r"\s*EOFError\s*$", lambda _: events.LostLock()),
-    # A line of a traceback of executor/base.py, whatever runs the ranks.
+    # A line of a traceback, whatever runs the ranks.
+    # lmdeploy executor/base.py::ExecutorBase.init `self.build_cache_engine()`
     _row("self.build_cache_engine()", r"\s*self\.build_cache_engine\(\)\s*$",
          lambda _: events.CacheFrame()),
     # A line of a traceback inside a vision tower, as the models' own code reads.
@@ -197,7 +200,7 @@ def read_line(line: str) -> Struct | None:
         if said.isdecimal():
             return events.WarmupLength(tokens=int(said))
         event = _first(_TURBOMIND_WORDS, said) or _first(_OTHER_WORDS, said)
-        if isinstance(event, events.CudaError) and prefix[1] == _PINNED:
+        if isinstance(event, events.CudaError) and prefix[1] == load_constants().pinned_call:
             return events.CudaError(message=event.message, driver=event.driver, pinned=True)
     except ValueError:  # a figure that a torn line damaged
         return None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from turbofit.core.errors import DoesNotFitError, LaunchError, MachineError, PackageError
 from turbofit.core.struct import NA, Struct
+from turbofit.core.version import REFERENCE
 from turbofit.planning.examine.scene import Answer, Scene, Sources, State, When
 
 if TYPE_CHECKING:
@@ -93,7 +94,8 @@ class Check(NamedTuple):
 
 #: In the order in which people mend things.
 CHECKS: Final = (
-    Check("lmdeploy", "packages", ("install",), "plans rest on an account of LMDeploy 0.18"),
+    Check("lmdeploy", "packages", ("install",),
+          f"plans rest on an account of LMDeploy {REFERENCE}"),
     Check("pairing", "packages", ("install",),
           "LMDeploy's wheels are built and tested against the versions that they demand"),
     Check("turbomind", "packages", ("install",),

@@ -13,9 +13,9 @@ import msgspec
 from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from turbofit.core.plan import Plan
-if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from turbofit.core.plan import Plan
 
 __all__ = ["ENVIRONMENT", "MODULE", "arguments", "folded", "read_map"]
 

@@ -15,6 +15,7 @@ from turbofit.core.model import Model
 from turbofit.core.plan import EngineName, Goal, Workload
 from turbofit.core.units import parse_bytes, parse_share, plain_number
 from turbofit.core.validation import Metavar, Validated, parsed
+from turbofit.core.version import REFERENCE
 from turbofit.tuner.resolved_request import Margin
 
 __all__ = [
@@ -365,7 +366,7 @@ class PredictRequest(PlanRequest, defer_build=True):  # a plan needs none
         description="free when the cache was sized, as a log said it; replaces everything before",
     )
     lmdeploy: Annotated[str | None, Metavar("VERSION")] = Field(
-        default=None, description="LMDeploy's version (default 0.18)"
+        default=None, description=f"LMDeploy's version (default {REFERENCE})"
     )
 
 

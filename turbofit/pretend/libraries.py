@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from turbofit.core.errors import PackageError
+from turbofit.core.version import REFERENCE
 from turbofit.pretend.elf import dynamic_symbols, needed, needed_versions
 
 __all__ = [
@@ -251,5 +252,5 @@ def check_surface(engine: Path, libraries: Path) -> None:
     if missing:
         raise PretendError(
             f"{engine.name} calls what the pretend libraries do not have: {', '.join(missing)}",
-            hint="rehearse with LMDeploy 0.18.0, or report these names to turbofit",
+            hint=f"rehearse with LMDeploy {REFERENCE}.0, or report these names to turbofit",
         )

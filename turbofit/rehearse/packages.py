@@ -10,6 +10,7 @@ from typing import Final
 
 from turbofit.core.errors import PackageError
 from turbofit.core.model import TextDims
+from turbofit.core.version import REFERENCE
 from turbofit.kernels.installed import turbomind_library
 from turbofit.pretend.build import build
 from turbofit.pretend.environment import cuda_site
@@ -27,7 +28,7 @@ INSIDE: Final = _HERE / "torch_inside"
 SERVED: Final = _HERE / "served_inside"
 #: Has a stand-in for FlashAttention-3, which drafting does not start without.
 STAND_IN: Final = _HERE / "stand_in"
-_LMDEPLOY: Final = "lmdeploy==0.18.0"
+_LMDEPLOY: Final = f"lmdeploy=={REFERENCE}.0"
 _PACKAGES: Final = {
     "turbomind": ("lmdeploy",),
     "pytorch": ("torch", "triton", "lmdeploy", "transformers"),

@@ -10,6 +10,7 @@ import jsonschema
 import pytest
 import referencing
 
+from tests.support.plans import few_presets
 from turbofit.cli.main import main
 from turbofit.core.which import Which
 from turbofit.planning.request import WhichRequest
@@ -68,19 +69,28 @@ def test_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "1xh200" in text
 
 
-def test_nothing_that_keeps_the_promise_ends_with_3(capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_that_keeps_the_promise_ends_with_3(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few_presets(monkeypatch)
     assert main(["which", "internvl2-1b", "--images-per-second", "1e9"]) == 3
     assert "0 of" in capsys.readouterr().out
 
 
-def test_models_of_a_machine(capsys: pytest.CaptureFixture[str]) -> None:
+def test_models_of_a_machine(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few_presets(monkeypatch)
     assert main(["which", "--on", "1xrtx3060", "--engine", "turbomind", "--md"]) == 0
     told = capsys.readouterr().out
     assert "Models on 1xrtx3060" in told
     assert "internvl2-72b" in told or "qwen2-vl-72b: " in told
 
 
-def test_a_machine_where_a_model_should_stand(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_machine_where_a_model_should_stand(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few_presets(monkeypatch)
     assert main(["which", "2x24GB", "--engine", "turbomind", "--context", "1k"]) == 0
     told = capsys.readouterr()
     assert told.out.startswith("Models on 2x24GB\n")

@@ -24,12 +24,18 @@ from tests.support.processes import HANG, Child, free_port
 
 __all__ = ["Clients", "Cloud", "Serving", "cli", "cloud_of", "until"]
 
-#: Seconds between a client's requests: what starts beside them needs the processor, too.
-_PAUSE = 0.2
+#: Seconds between a client's requests, and while something starts, which needs the processor.
+_PAUSE, _MEANWHILE = 0.2, 1.5
+#: Seconds between two looks at what is waited for.
+_LOOK = 0.5
 #: What clients of the fronts show.
 KEY = "secret"
 #: The driver and Ray's own processes find each other by these; no token, no dashboard.
-ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_DISABLE_IMPORT_WARNING": "1"}
+ENVIRONMENT = {
+    "RAY_AUTH_MODE": "disabled", "RAY_DISABLE_IMPORT_WARNING": "1", "RAY_worker_niceness": "0",
+}  # fmt: skip
+#: What we start in Ray takes none; with some, Ray starts idle workers for each command.
+_NO_CPUS = {"num_cpus": 0}
 #: Ray's own deadlines for what a machine under load starts: only what hangs reaches these.
 PATIENT = {
     "RAY_worker_register_timeout_seconds": "600",
@@ -51,7 +57,7 @@ class Cloud:
         self.mark = f"turbofit-test-{uuid4().hex}"
         #: Ray puts its own in its place and leaves it there.
         self._sigterm = signal.getsignal(signal.SIGTERM)
-        args = {"num_cpus": 2, "num_gpus": 0, "include_dashboard": False, "wait": False}
+        args = {**_NO_CPUS, "num_gpus": 0, "include_dashboard": False, "wait": False}
         self._cluster = Cluster(initialize_head=True, head_node_args=args)
         self._cluster.wait_for_nodes(HANG)
         self.nodes: dict[str, Any] = {}
@@ -74,12 +80,12 @@ class Cloud:
     def add(self, name: str, spec: str, gpus: int) -> None:
         """A node with pretend GPUs; ``name`` is ours."""
         self.nodes[name] = self._cluster.add_node(
-            num_cpus=2,
+            **_NO_CPUS,
             num_gpus=gpus,
             wait=False,
             env_vars={
                 "TURBOFIT_NODE_SPEC": spec,
-                "CLOUD": self.mark,
+                "CLOUD": f"{self.mark}/{name}",
                 **ENVIRONMENT,
                 **PATIENT,
                 **self.environ,
@@ -91,8 +97,8 @@ class Cloud:
         """Ray's id of a node."""
         return str(self.nodes[name].node_id)
 
-    def engine_pids(self) -> list[int]:
-        """The engines that run on its nodes."""
+    def engine_pids(self, name: str = "") -> list[int]:
+        """The engines that run on its nodes, or on one of them."""
         found = []
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             try:
@@ -100,7 +106,7 @@ class Cloud:
             except OSError:
                 continue
             is_engine = b"turbofit.rehearse.turbomind.server" in line and b"guard.py" not in line
-            if is_engine and self.mark.encode() in environ:
+            if is_engine and f"{self.mark}/{name}".encode() in environ:
                 found.append(int(path.parent.name))
         return sorted(found)
 
@@ -234,7 +240,7 @@ class Clients:
     """
 
     def __init__(self, port: int, count: int = 8, tokens: int = 16) -> None:
-        self._port, self._tokens = port, tokens
+        self._port, self._tokens, self._pause = port, tokens, _PAUSE
         self._stopped = threading.Event()
         self.outcomes: Counter[str] = Counter()
         self._threads = [threading.Thread(target=self._run, args=(n % 2,)) for n in range(count)]
@@ -264,6 +270,12 @@ class Clients:
         aim = self.outcomes["kept"] + count
         until(lambda: self.outcomes["kept"] >= aim, seconds, lambda: str(self.outcomes))
 
+    def meanwhile(self, found: Callable[[], Any]) -> None:
+        """Until it finds something, with fewer requests."""
+        self._pause = _MEANWHILE
+        until(found, why=lambda: str(self.outcomes))
+        self._pause = _PAUSE
+
     def _run(self, stream: int) -> None:
         name = _ask(self._port, "/v1/models")[1]["data"][0]["id"]
         body = {
@@ -273,7 +285,7 @@ class Clients:
             "ignore_eos": True,
             "stream": bool(stream),
         }
-        while not self._stopped.wait(_PAUSE):
+        while not self._stopped.wait(self._pause):
             self.outcomes[_outcome(self._port, body)] += 1
 
 
@@ -338,7 +350,7 @@ def until(
         value = found()
         if value:
             return value
-        time.sleep(0.1)
+        time.sleep(_LOOK)
     raise AssertionError(f"not within {seconds:.0f} s\n{why()}")
 
 

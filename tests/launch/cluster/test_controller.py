@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -11,6 +15,7 @@ from msgspec.structs import replace
 from tests.fixtures.clusters import node
 from turbofit.core.cluster import ClusterPlan
 from turbofit.core.errors import DoesNotFitError
+from turbofit.gateway.config import GatewayConfig
 from turbofit.launch.cluster import controller as module
 from turbofit.launch.cluster import ray_adapter
 from turbofit.launch.cluster.controller import Controller
@@ -66,6 +71,7 @@ class World:
         self.alive: dict[str, RayNode] = {}
         self.free: dict[str, int] = {}
         self.log: list[str] = []
+        self.questions: dict[int, Any] = {}
         self.fails: dict[str, tuple[str, int]] = {}
         self.now = 1000.0
         monkeypatch.setattr(ray_adapter, "free_gpus", lambda: self.free)
@@ -73,7 +79,7 @@ class World:
             ray_adapter, "kill_actor", lambda actor: self.log.append(f"free {actor.spec}")
         )
         monkeypatch.setattr(ray_adapter, "start_actor", self._start_actor)
-        monkeypatch.setattr(ray_adapter, "result", lambda ref, _: ref)
+        monkeypatch.setattr(ray_adapter, "outcome", lambda ref, _: ref)
         monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
         monkeypatch.setattr(module.time, "sleep", lambda _: None)
         monkeypatch.setattr(module, "_FRONTS_TICKS", 0)
@@ -95,6 +101,7 @@ class World:
     def controller(self, **asked: Any) -> Controller:
         config = ClusterServeConfig(request=PlanRequest(model="internvl2-8b", **asked))
         made = Controller(self, config, lambda _: None)  # type: ignore[arg-type]
+        made.has_front = lambda _: True  # type: ignore[method-assign]
         made.begin(lambda: False)
         return made
 
@@ -285,7 +292,7 @@ def test_a_change_goes_node_by_node_each_out_of_the_front_first(world: World) ->
     ticks(made)
     assert world.log == ["serve host-1 16384", "serve host-2 16384"]
     assert made.change == ""
-    assert (made.plan.longest_request_tokens, made.changing) == (16384, False)
+    assert (made.plan.longest_request_tokens, made.changing) == (16384, None)
     assert states(made) == {"host-1": "serving", "host-2": "serving"}
 
 
@@ -331,6 +338,24 @@ def test_the_first_node_that_fails_brings_the_old_plan_back_on_all(world: World)
     assert set(states(made).values()) == {"serving"}
 
 
+def test_a_node_that_the_new_plan_left_out_joins_again_when_the_old_one_is_back(
+    world: World,
+) -> None:
+    world.add(1, "1xrtx3090:free=18500MiB")
+    world.add(2, "2xrtx3090")
+    made = world.controller(context=8192)
+    ticks(made)
+    world.fails["host-2"] = ("the engine died", 5)
+    target(made, context=32768)
+    while "serve host-2 32768" not in world.log:
+        made.tick()
+    assert states(made)["host-1"] == "unfit"
+    world.fails.clear()
+    ticks(made, 12)
+    assert made.change == "given up: node host-2-0002: the engine died"
+    assert set(states(made).values()) == {"serving"}
+
+
 def test_a_change_that_cannot_be_is_refused_and_changes_nothing(world: World) -> None:
     world.add(1, "2xrtx3090")
     made = world.controller()
@@ -356,3 +381,61 @@ def test_no_free_gpu_is_told_and_looked_at_again_soon(world: World) -> None:
     world.now += 16
     ticks(made)
     assert states(made)["host-2"] == "serving"
+
+
+class Stop:
+    """A signal that comes once a node serves."""
+
+    def __init__(self, come: Any = lambda: False) -> None:
+        self.come, self.urgent, self.abrupt = come, False, True
+
+    @property
+    def signal(self) -> signal.Signals | None:
+        return signal.SIGTERM if self.come() else None
+
+    def rearm(self) -> None:
+        """Nobody took it."""
+
+    def on_second(self, strike: Any) -> None:
+        """There is none."""
+
+
+@pytest.fixture
+def served(world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """`serve_cluster` on this world, until a signal."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr(ray_adapter, "connected", lambda _: nullcontext(world))
+    board = SimpleNamespace(post=Method(lambda *_: world.questions))
+    monkeypatch.setattr(module, "pin_board", lambda *_: board)
+    monkeypatch.setattr(module, "_POST_SECONDS", -1.0)
+    gateway = GatewayConfig(port=0)
+
+    def serve(stop: Stop, model: str = "internvl2-8b") -> list[str]:
+        config = ClusterServeConfig(request=PlanRequest(model=model), gateway=gateway)
+        said: list[str] = []
+        ended = module.serve_cluster(config, stop, say=said.append, on_open=said.extend)  # type: ignore[arg-type]
+        assert ended is signal.SIGTERM
+        return said
+
+    return serve
+
+
+def test_a_signal_ends_what_it_has_started_in_order(
+    world: World, served: Any, tmp_path: Path
+) -> None:
+    world.add(1, "2xrtx3090")
+    world.questions = {7: {"kind": "drain", "node": "nobody"}}
+    stop = Stop(lambda: "serve host-1 32768" in world.log and list(tmp_path.rglob("*-state.json")))
+    said = served(stop)
+    assert world.log == ["serve host-1 32768", "end host-1", "free host-1"]
+    assert said[-2:] == ["draining: what is under way may end", "stopping: SIGTERM"]
+    assert not list(tmp_path.rglob("cluster-state.json"))
+
+
+def test_what_cannot_be_served_gives_the_cards_back(world: World, served: Any) -> None:
+    world.add(1, "1xt4")
+    stop = Stop()
+    with pytest.raises(DoesNotFitError):
+        served(stop)
+    assert world.log == ["end host-1", "free host-1"]
+    assert stop.abrupt

@@ -15,6 +15,7 @@ import pytest
 from tests.support.processes import put_for_python
 from tests.waiting import until
 from turbofit.launch.cluster import node as module
+from turbofit.launch.cluster import ray_adapter
 from turbofit.launch.cluster.node import NodeActor
 from turbofit.launch.engine.kernel import start_time
 
@@ -79,6 +80,21 @@ def test_it_serves_with_a_lease_and_a_key_and_without_rays_variables(serve_is, m
     assert not start_time(told.pid)
 
 
+def test_a_server_has_no_lower_priority_than_ray_itself(monkeypatch, tmp_path) -> None:
+    """Where the user may not raise it, it stays as Ray's workers have it."""
+    asked = []
+
+    def refused(*given: int) -> None:
+        asked.append(given)
+        raise PermissionError
+
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr(os, "setpriority", refused)
+    assert actor().tell().state == "idle"
+    assert asked == [(os.PRIO_PROCESS, 0, 0)]
+    ACTORS.pop()._gone.set()
+
+
 def test_the_next_actor_adopts_what_lives_and_ends_what_is_another_plan(serve_is) -> None:
     serve_is(SERVER)
     first = actor()
@@ -124,11 +140,28 @@ def test_a_new_run_ends_what_an_old_one_has_left(serve_is, monkeypatch) -> None:
     old.serve("d1", "{}", ())
     told = opened(old, "d1")
     old._gone.set()
-    monkeypatch.setattr(module, "_STALE_SECONDS", 0.2)
+    monkeypatch.setattr(module, "_BACK_SECONDS", 0.2)
     monkeypatch.setattr(module, "measure_here", lambda pretend: b"{}")
-    monkeypatch.setattr(NodeActor, "gpus", lambda self: ["0"])
+    monkeypatch.setattr(ray_adapter, "gpus_of_this_task", lambda: ["0"])
     assert actor("new").measure(False) == (b"{}", ["0"])
     assert not start_time(told.pid)
+
+
+def test_a_server_whose_actor_dies_at_its_start_is_known_to_the_next(serve_is) -> None:
+    """Its process is written down before it begins, whoever is killed meanwhile."""
+    serve_is(f"sleep 0.3; {SERVER}")
+    first = actor()
+    first.serve("d1", "{}", ())
+    pid = until(lambda: first.tell().pid, "its process")
+    first._gone.set()
+    between = first._child
+    between.kill()  # the shell, which a worker of Ray takes with it
+    between.wait()
+    second = actor()
+    assert opened(second, "d1").pid == pid
+    second.end()
+    until(lambda: second.tell().state == "idle", "the end")
+    assert not start_time(pid)
 
 
 def test_an_actor_that_dies_while_it_starts_a_server_leaves_it_to_the_next(serve_is) -> None:
@@ -148,25 +181,20 @@ def test_an_actor_that_dies_while_it_starts_a_server_leaves_it_to_the_next(serve
     assert (folder / "starts").read_text() == "x\n"
 
 
-def test_a_lease_that_is_renewed_is_no_old_one_whatever_the_clock_says(
-    serve_is, monkeypatch
-) -> None:
+def test_a_run_whose_actor_lives_is_no_old_one(serve_is, monkeypatch) -> None:
     serve_is(SERVER)
-    monkeypatch.setattr(module, "_TELL_SECONDS", 0.05)
-    monkeypatch.setattr(module, "_STALE_SECONDS", 5.0)
     monkeypatch.setattr(module, "measure_here", lambda pretend: b"{}")
-    monkeypatch.setattr(NodeActor, "gpus", lambda self: [])
+    monkeypatch.setattr(ray_adapter, "gpus_of_this_task", list)
     other = actor("other")
     other.serve("d1", "{}", ())
     told = opened(other, "d1")
-    monkeypatch.setattr(module.time, "time", lambda: 4e9)
     actor("new").measure(False)
     assert start_time(told.pid)
 
 
 def test_what_an_ended_run_has_left_is_removed_after_a_week(serve_is, monkeypatch) -> None:
     monkeypatch.setattr(module, "measure_here", lambda pretend: b"{}")
-    monkeypatch.setattr(NodeActor, "gpus", lambda self: [])
+    monkeypatch.setattr(ray_adapter, "gpus_of_this_task", list)
     made = actor("new")
     for name, days in (("old", 8), ("last", 6)):
         folder = Path(made.tell().folder).with_name(f"{name}-bb")

@@ -10,7 +10,7 @@ from turbofit.core.cluster import Node
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Machine
 from turbofit.core.version import __version__
-from turbofit.launch.cluster.nodes import _told, held_only, measure_here
+from turbofit.launch.cluster.nodes import held_only, measure_here, node_of
 from turbofit.launch.cluster.ray_adapter import RayCallError, RayNode, ResultTimeoutError
 from turbofit.machine.spec import parse_spec
 
@@ -37,11 +37,11 @@ def test_a_node_that_cannot_be_measured(monkeypatch: pytest.MonkeyPatch) -> None
 def test_why_a_node_says_nothing_is_told_in_words() -> None:
     here = RayNode(id="a", name="host", address="10.0.0.1", gpus=1)
     missing = RayCallError("ray::f\nModuleNotFoundError: No module named 'turbofit'")
-    assert _told(here, missing).why_not == "turbofit is not installed there"
-    assert _told(here, ResultTimeoutError("late")).why_not == "it did not answer within 120 s"
-    assert "the node died" in _told(here, RayCallError("the node died")).why_not
-    assert "answers otherwise" in _told(here, b'{"machine": 7}').why_not
-    assert "no GPU" in _told(here, None).why_not
+    assert node_of(here, missing).why_not == "turbofit is not installed there"
+    assert node_of(here, ResultTimeoutError("late")).why_not == "it did not answer within 120 s"
+    assert "the node died" in node_of(here, RayCallError("the node died")).why_not
+    assert "answers otherwise" in node_of(here, b'{"machine": 7}').why_not
+    assert "no GPU" in node_of(here, None).why_not
 
 
 def held(machine: Machine, *gpus: str) -> tuple[int, ...]:

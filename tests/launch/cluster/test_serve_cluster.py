@@ -6,9 +6,9 @@ import importlib.util
 import json
 import os
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,7 +32,7 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
     """Three unlike nodes; the last is too small for the promise."""
     state = str(tmp_path_factory.mktemp("state"))
     with cloud_of(
-        ("two", "2xrtx3090", 2), ("one", "1xl4", 1), ("small", "1xl4:free=5GiB", 1),
+        ("large", "1xa100", 1), ("one", "1xl4", 1), ("small", "2xl4:free=3GiB", 2),
         XDG_STATE_HOME=state, TURBOFIT_LEASES=f"{state}/leases",
     ) as made:  # fmt: skip
         yield made
@@ -42,56 +42,48 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
 def serving(cloud: Cloud) -> Iterator[Serving]:
     children: list[Child] = []
     state = Path(cloud.environ["XDG_STATE_HOME"])
-    made = Serving(children, cloud, state, "--api-key", "secret", model=MODEL)
+    # That the worst requests are answered before a server opens is tested where it is made.
+    words = ("--api-key", "secret", "--no-check")
+    made = Serving(children, cloud, state, *words, model=MODEL)
     made.wait(2)
     yield made
     for child in children:
         child.kill()
 
 
-def engine_of(server: int) -> int:
-    """An engine's process below a node's `turbofit serve`."""
-    tree = subprocess.run(
-        ["ps", "-wweo", "pid,ppid,args"], capture_output=True, text=True, check=True
-    ).stdout
-    rows = [line.split(None, 2) for line in tree.splitlines()[1:]]
-    found, parents = [], {str(server)}
-    while parents:
-        below = [row for row in rows if row[1] in parents]
-        found += [row[0] for row in below if "rehearse" in row[2] and "guard.py" not in row[2]]
-        parents = {row[0] for row in below}
-    return int(found[0])
-
-
 def test_1_a_node_that_cannot_keep_the_promise_says_why(serving: Serving) -> None:
-    small = serving.node("small")
+    def settled() -> dict[str, Any]:
+        nodes = {one["id"]: one for one in serving.status()["nodes"]}
+        found = {name: nodes[serving.cloud.identity(name)] for name in ("small", "large", "one")}
+        # The front knows a node before the status does, which is written each second.
+        return found if found["large"]["at_once"] > found["one"]["at_once"] > 0 else {}
+
+    small = until(settled)["small"]
     assert small["state"] == "unfit"
     assert "GPU 0 is" in small["why_not"]
-    # The front knows a node before the status does, which is written each second.
-    until(lambda: serving.node("two")["at_once"] > serving.node("one")["at_once"] > 0)
     code, told = serving.cli("drain", "nobody")
     assert (code, told["error"]["kind"]) == (2, "usage")
     logs = "".join(path.read_text(errors="replace") for path in serving.ray_logs())
-    assert serving.key("two") not in logs
+    assert serving.key("large") not in logs
 
 
 @pytest.mark.parametrize("who", ["engine", "serve", "actor"])
 def test_2_kills_cost_what_was_in_flight_and_the_node_serves_again(
-    serving: Serving, who: str
+    cloud: Cloud, serving: Serving, who: str
 ) -> None:
     before = serving.server("one")
     with Clients(serving.port) as clients:
         clients.more(20)
         if who == "engine":
-            os.kill(engine_of(before), signal.SIGKILL)
+            os.kill(cloud.engine_pids("one")[0], signal.SIGKILL)
         elif who == "serve":
             os.kill(before, signal.SIGKILL)
         else:
             os.kill(serving.actor("one"), signal.SIGKILL)
         clients.more(20)
         if who == "serve":
-            until(lambda: serving.server("one") not in (0, before))
-        until(lambda: serving.up("one") and serving.up() == 2)
+            clients.meanwhile(lambda: serving.server("one") not in (0, before))
+        clients.meanwhile(lambda: serving.up("one") and serving.up() == 2)
         clients.more(max(20, REQUESTS - clients.outcomes["kept"]))
     assert not clients.failed, clients.outcomes
     assert clients.lost <= (0 if who == "actor" else MOST_LOST), clients.outcomes
@@ -100,7 +92,7 @@ def test_2_kills_cost_what_was_in_flight_and_the_node_serves_again(
 
 
 def test_3_a_change_goes_node_by_node_and_loses_nothing(serving: Serving) -> None:
-    code, told = serving.cli("change", "--margin", "23GiB")
+    code, told = serving.cli("change", "--margin", "39GiB")
     assert code == 3, told
     assert told["error"]["hint"].startswith("nothing has changed")
     with Clients(serving.port) as clients:
@@ -108,7 +100,7 @@ def test_3_a_change_goes_node_by_node_and_loses_nothing(serving: Serving) -> Non
         code, told = serving.cli("change", "--context", "16384")
         assert code == 0, told
         assert "either plan's limits" in told["said"]
-        until(lambda: "the plan has changed" in serving.child.stderr)
+        clients.meanwhile(lambda: "the plan has changed" in serving.child.stderr)
         serving.wait(2)
         clients.more(max(4, REQUESTS - clients.outcomes["kept"]))
     assert not clients.lost, clients.outcomes
@@ -116,18 +108,18 @@ def test_3_a_change_goes_node_by_node_and_loses_nothing(serving: Serving) -> Non
 
 
 def test_4_a_node_joins_and_another_is_drained(cloud: Cloud, serving: Serving) -> None:
-    servers = serving.server("two"), serving.server("one")
+    servers = serving.server("large"), serving.server("one")
     with Clients(serving.port) as clients:
         cloud.add("late", "1xl4", 1)
-        serving.wait(3)
+        clients.meanwhile(lambda: serving.up() == 3)
         clients.more(20)
         code, told = serving.cli("drain", cloud.identity("late"))
         assert code == 0, told
-        until(lambda: "is drained" in serving.child.stderr)
+        clients.meanwhile(lambda: "is drained" in serving.child.stderr)
         clients.more(max(20, REQUESTS - clients.outcomes["kept"]))
     assert serving.node("late")["state"] == "drained"
     assert not clients.lost, clients.outcomes
-    assert (serving.server("two"), serving.server("one")) == servers
+    assert (serving.server("large"), serving.server("one")) == servers
 
 
 def test_5_another_front_serves_the_same_nodes_whose_board_starts_again(serving: Serving) -> None:
@@ -140,13 +132,13 @@ def test_5_another_front_serves_the_same_nodes_whose_board_starts_again(serving:
 
 
 def test_6_a_controller_that_is_killed_is_started_again(serving: Serving) -> None:
-    servers = serving.server("two"), serving.server("one")
+    servers = serving.server("large"), serving.server("one")
     serving.child.process.kill()
     serving.child.process.wait()
     serving.again()
     serving.wait(2)
     assert "going on with what an earlier" in serving.child.stderr
-    assert (serving.server("two"), serving.server("one")) == servers
+    assert (serving.server("large"), serving.server("one")) == servers
     assert serving.status()["promise"].startswith("16,384 tokens")
 
 
@@ -155,15 +147,14 @@ def test_7_a_raylet_dies(cloud: Cloud, serving: Serving) -> None:
     with Clients(serving.port) as clients:
         clients.more(20)
         cloud.kill("one")
-        until(lambda: serving.up() == 1)
-        until(lambda: not start_time(server))
+        clients.meanwhile(lambda: serving.up() == 1 and not start_time(server))
         clients.more(max(20, REQUESTS - clients.outcomes["kept"]))
     assert not clients.failed, clients.outcomes
     assert clients.lost <= MOST_LOST, clients.outcomes
 
 
 def test_8_the_end_leaves_nothing(cloud: Cloud, serving: Serving) -> None:
-    server = serving.server("two")
+    server = serving.server("large")
     assert serving.end() == 0
     assert not cloud.engine_pids()
     assert not start_time(server)  # a process 1 that reaps nobody keeps its entry
@@ -176,9 +167,9 @@ def test_9_what_is_measured_can_be_planned_for_elsewhere(cloud: Cloud, tmp_path:
     code, found = cli(tmp_path, "cluster", "nodes", "--pretend", "--cluster", cloud.address)
     assert code == 0, found
     named = {node["id"]: node for node in found["nodes"]}
-    assert len(named[cloud.identity("two")]["machine"]["gpus"]) == 2
+    assert len(named[cloud.identity("small")]["machine"]["gpus"]) == 2
     assert "no GPU" in next(node["why_not"] for node in found["nodes"] if not node["machine"])
     (tmp_path / "nodes.json").write_text(json.dumps(found))
     code, plan = cli(tmp_path, "plan", MODEL, "--cluster", str(tmp_path / "nodes.json"))
     assert code == 0, plan
-    assert plan["engines"] >= 2
+    assert plan["engines"] >= 2  # "large" and the one that had joined

@@ -77,9 +77,10 @@ def test_pretend_plans_are_neither_measured_nor_reserved() -> None:
     one.take(plan)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.lmdeploy
 def test_the_real_engine_rehearses() -> None:
+    """As `rehearse/test_confirm.py` has it for two groups of unlike cards."""
     pytest.importorskip("lmdeploy")
     said: list[str] = []
     one = Planner(REQUEST, None, said.append, rehearse=True)

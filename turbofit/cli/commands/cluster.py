@@ -92,11 +92,7 @@ def _status(address: str | None, name: str | None, form: Form) -> int:
     from turbofit.report.views.cluster_view import status_view
 
     with connected(address):
-        found = boards(name)
-        if not found:
-            hint = "turbofit serve MODEL --cluster ray"
-            raise UsageError("nothing is served on this cluster", hint=hint)
-        told = [read(board) for board in found.values()]
+        told = [read(board) for board in boards(name).values()]
     served = [status for status, _ in told if status is not None]
     form.show(served, lambda all_: chain(*map(status_view, all_)))
     return 0

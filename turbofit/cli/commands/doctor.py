@@ -124,15 +124,16 @@ def show_kernels(on: str | None, form: Form) -> int:
         MachineError: this machine cannot be read.
         PackageError: the census cannot be read.
     """
+    from turbofit.core.version import REFERENCE
     from turbofit.kernels.installed import installed
     from turbofit.kernels.released import released
     from turbofit.machine.source import machine_from
     from turbofit.memory import versions
 
-    reference = versions.parse(versions.REFERENCE)
+    reference = versions.parse(REFERENCE)
     census, source = installed(), "the installed engine"
     if census is None and reference is not None:
-        census, source = released(reference), f"the wheel of LMDeploy {versions.REFERENCE}"
+        census, source = released(reference), f"the wheel of LMDeploy {REFERENCE}"
     if census is None:
         raise PackageError("the kernels cannot be read", hint="reinstall turbofit")
     form._replace(full=True).show(

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.struct import NA, Struct
 from turbofit.core.units import GIB
+from turbofit.core.version import REFERENCE
 from turbofit.diagnose.answer import Missing
 from turbofit.diagnose.rules.causes import Cause, Condition, matches
-from turbofit.memory.versions import REFERENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.units import format_bytes
+from turbofit.core.version import REFERENCE
 from turbofit.diagnose.answer import Holding, Missing, PhaseName
 from turbofit.diagnose.case import LogCase, usable
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence
@@ -31,8 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["engine_rules", "table_holders"]
 
 _VISION: Final = ("InternVit", "QwenVit", "Vit::", "VisionModel")
-#: The generation whose allocations `sequence` knows, and those that pin much host memory.
-_REPLAYED: Final = "0.18"
+#: The generations that pin much host memory.
 _PINNING: Final = ("0.16", "0.17")
 _NAMES: Final[dict[PhaseName, str]] = {
     "weights": "while it loaded weights",
@@ -51,7 +51,7 @@ def engine_rules(case: LogCase) -> Iterator[RuleAnswer]:
         if event.out_of_memory:
             frames = stack_names(facts, mark)
             phase = _phase(facts, mark, frames)
-            if event.pinned and (facts.subject.version or _REPLAYED).startswith(_REPLAYED):
+            if event.pinned and (facts.subject.version or REFERENCE).startswith(REFERENCE):
                 yield _page_locked(mark, phase, frames)
             elif phase == "weights":
                 yield _while_loading(case, mark, frames)
@@ -98,8 +98,8 @@ def _page_locked(mark: LogEvent, phase: PhaseName, frames: list[str]) -> RuleAns
         what=f"LMDeploy got no page-locked host memory {_NAMES[phase]}{where} and aborted",
         line=mark.line,
         why=(
-            "the line of its source asks for host memory (cudaHostAlloc), in LMDeploy 0.18: the"
-            " words are those of a full GPU, but no GPU was full",
+            "the line of its source asks for host memory (cudaHostAlloc), in LMDeploy"
+            f" {REFERENCE}: the words are those of a full GPU, but no GPU was full",
         ),
         missing=Missing(bytes=None, basis="unknown", note="TurboMind does not print what it asked"),
         unknown=("why the host gave none: RAM, a container's limit, or the driver",),
@@ -156,7 +156,7 @@ def _while_loading(case: LogCase, mark: LogEvent, frames: list[str]) -> RuleAnsw
 def _after_sizing(case: LogCase, mark: LogEvent, phase: PhaseName, frames: list[str]) -> RuleAnswer:
     lines = [evidence(mark, "the abort")]
     version = case.facts.subject.version
-    replayed = version is None or version.startswith(_REPLAYED)
+    replayed = version is None or version.startswith(REFERENCE)
     found: Shortage | None = None
     if case.model is not None and replayed:
         found = shortage(case.facts, case.model, case.gpu)
@@ -175,9 +175,9 @@ def _after_sizing(case: LogCase, mark: LogEvent, phase: PhaseName, frames: list[
     if phase == "unknown":
         unknown.insert(0, "how far it had come: the log begins later than the engine")
     if not replayed:
-        unknown = [f"what LMDeploy {version} asked: turbofit replays {_REPLAYED} only"]
+        unknown = [f"what LMDeploy {version} asked: turbofit replays {REFERENCE} only"]
     elif found is not None and version is None:
-        unknown.append(f"assumed LMDeploy {_REPLAYED}")
+        unknown.append(f"assumed LMDeploy {REFERENCE}")
     if version is not None and version.startswith(_PINNING):
         why.append(
             f"LMDeploy {version} pins 18.7 GiB of host memory a rank for InternVL, and dies of the"

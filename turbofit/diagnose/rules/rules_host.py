@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from turbofit.core.units import format_bytes
+from turbofit.core.version import REFERENCE
 from turbofit.diagnose.answer import Holding, Missing
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence, raised_in
 from turbofit.diagnose.rules.figures import told
@@ -57,7 +58,8 @@ def host_rules(case: LogCase) -> Iterator[RuleAnswer]:
             ),
             evidence=(evidence(mark, "the kernel's killer and its victim"),),
             changes=(
-                "more RAM or a higher memory limit of the container; fewer replicas; LMDeploy 0.18",
+                "more RAM or a higher memory limit of the container; fewer replicas; LMDeploy"
+                f" {REFERENCE}",
             ),
             planned=True,
         )

@@ -1,4 +1,4 @@
-"""What TurboMind 0.18 allocates after its cache, in its own order.
+"""What TurboMind allocates after its cache, in its own order.
 
 Seen in the 0.18.0 binary on pretend GPUs: constructors' buffers in the rank's pool, then the GEMM
 workspace, then forwards in the executor's pool. `memory.turbomind` sums the same tensors up for a

@@ -37,14 +37,14 @@ _ANTHROPIC_TYPES: Final = {
 _RETRY_ENDING: Final = 10
 
 
-#: LMDeploy 0.18 ``serve/parsers/tool_parser``; a test reads it there.
+#: LMDeploy ``serve/parsers/tool_parser``; a test reads it there.
 TOOL_PARSERS: Final = (
     "deepseek-v32", "deepseek-v4", "glm47", "intern-s1", "internlm", "interns2-preview", "kimi-k2",
     "kimi_k2", "llama3", "qwen", "qwen2d5", "qwen3", "qwen3coder",
 )  # fmt: skip
 #: What LMDeploy's server refuses for want of an option of its own: words of its message, and the
-#: row, whose end is the field (``serve``: openai/chat_completions/validation.py,
-#: openai/responses/request.py, openai/endpoints/generate.py, anthropic/endpoints/validation.py).
+#: row, whose end is the field.
+#: Source: lmdeploy chat_completions/validation.py `launch the api_server with --tool-call-parser`
 _NEEDED: Final = {
     b"launch the api_server with --tool-call-parser": "option_missing:tools",
     b"not enabled logprobs_mode": "option_missing:logprobs",

@@ -50,7 +50,7 @@ ROUTES: Final[dict[str, Route]] = {
     )
 }
 
-#: Routes of LMDeploy 0.18 and of its proxy that clients have no business with: 403, not 404, so
+#: Routes of LMDeploy and of its proxy that clients have no business with: 403, not 404, so
 #: that whoever relied on them learns why.
 MANAGEMENT: Final = frozenset(
     {

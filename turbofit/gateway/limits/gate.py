@@ -13,7 +13,7 @@ __all__ = ["UNSTATED", "Cost", "Gate", "KvCache"]
 UNSTATED: Final = 1 << 62
 
 #: Blocks of each copy beyond its longest. Over. An engine allocates for a token (TurboMind,
-#: ``inflight_new_tokens`` of `scheduler.cc`) to 16 (the PyTorch engine's ``prefill_interval``)
+#: ``inflight_new_tokens``) to 16 (lmdeploy lmdeploy/messages.py `prefill_interval: int = 16`)
 #: before it knows that the answer has ended; and TurboMind keeps a cached block that it copies.
 _AHEAD: Final = 2
 #: Tokens that a gateway leaves for the one question that it asks an engine by itself

@@ -49,8 +49,8 @@ _LOOPS_SQUARED: Final = 1e-3
 _MOST_WEIGHT: Final = 1 << 20
 _BYTE: Final = 1.3e-6
 
-#: Formats that LMDeploy compiles (`_guided_decoding.py`), and words of ``tool_choice`` for which it
-#: makes one itself (`serve/parsers/response_parser.py`; "any" is Anthropic's).
+#: Formats that LMDeploy compiles, and words of ``tool_choice`` for which it makes one itself ("any"
+#: is Anthropic's): lmdeploy parsers/response_parser.py::normalize_chat_request #c3b846
 _COMPILED: Final = frozenset({"json_schema", "json_object", "regex_schema"})
 _FORCED: Final = frozenset({"required", "any"})
 _LENGTHS: Final = ("minLength", "maxLength")

@@ -1,8 +1,7 @@
 """Every field of LMDeploy's request models, and the range in which an engine survives it.
 
 Data only; `rules` says what each kind of rule means. A test reads the models of the installed
-LMDeploy and fails for a field that is not here. Sources: LMDeploy 0.18.0, paths within its package
-(``serve/``, ``pytorch/``, ``messages.py``) or its C++ sources (``src/turbomind/``).
+LMDeploy and fails for a field that is not here.
 """
 
 from __future__ import annotations
@@ -30,11 +29,12 @@ if TYPE_CHECKING:
 __all__ = ["ANSWER_LENGTHS", "DIFFERENT", "GENERATION", "RULES", "TEMPLATE_ARGUMENTS", "passed"]
 
 #: Strings that stop an answer. LMDeploy looks for each in its whole vocabulary, on the event loop
-#: (`tokenizer.py`, indexes_containing_token): 10 ms each over 151,643 tokens, 0.3 s for one that
-#: stands in tens of thousands of them ("e"), 2.8 s for one of 1 MB; the empty one stands in all.
+#: (lmdeploy lmdeploy/tokenizer.py::HuggingFaceTokenizer.indexes_containing_token #799721):
+#: 10 ms each over 151,643 tokens, 0.3 s for one that stands in tens of thousands of them ("e"),
+#: 2.8 s for one of 1 MB; the empty one stands in all.
 _STOP: Final = Texts(most=16, characters=1024, short=4)
-#: The answer's length: what is left of the session is the limit, as in the engines themselves
-#: (`src/turbomind/engine/engine.cc`, `pytorch/engine/engine.py`).
+#: The answer's length: what is left of the session is the limit, as in the engines themselves:
+#: lmdeploy serve/core/async_engine.py::AsyncEngine._determine_gen_config #cf3fa4
 _LENGTH: Final = IntegerRule(least=1, most="session", over="lower")
 _NAME: Final = TextRule(most=4096)
 _IMAGES: Final = ElsewhereRule(by="request_body: images become slots")
@@ -46,19 +46,21 @@ _GRAMMAR: Final = ElsewhereRule(by="grammars: schemas and patterns")
 _UNREAD: Final = ShortRule(most=256)
 
 _SAMPLING: Final[Mapping[str, Rule]] = {
-    # `messages.py` GenerationConfig asserts 0 to 2; less than 0.01 divides logits to infinity.
+    # lmdeploy lmdeploy/messages.py::GenerationConfig.__post_init__ #36a0f1
+    # asserts 0 to 2; less than 0.01 divides logits to infinity.
     "temperature": Number(least=0, most=2, floor=0.01),
     "top_p": Number(least=0, most=1, above=True),
     # Only the chat route checks it: elsewhere GenerationConfig's assertion is an answer 500.
     "min_p": Number(least=0, most=1),
-    # `src/turbomind/kernels/sampling_topk_kernels.cu`: std::domain_error above 1024, and the
-    # process ends. Above the vocabulary torch.topk raises, which ends the PyTorch engine's loop.
+    # lmdeploy _turbomind.*.so `top-k kernel supports 1<=k<=1024`: std::domain_error, its end.
+    # Above the vocabulary torch.topk raises, which ends the PyTorch engine's loop.
     "top_k": IntegerRule(most=1024, over="lower"),
-    # TurboMind divides by it (`sampling_penalty_kernels.cu`): 0 and NaN make logits that sampling
-    # finds no token in; 100 keeps float16 logits below infinity.
+    # TurboMind divides by it: 0 and NaN make logits that sampling finds no token in; 100 keeps
+    # float16 logits below infinity.
+    # lmdeploy 0.16.0 src/turbomind/kernels/sampling_penalty_kernels.cu::RepetitionPenaltyKernel
     "repetition_penalty": Number(least=0, above=True, floor=0.01, most=100),
-    # Conv1d over a window of 1,024 tokens (`pytorch/engine/logits_process.py`, ngram; `envs.py`):
-    # a longer n-gram raises there, which ends the engine's loop.
+    # Conv1d over a window of 1,024 tokens (lmdeploy pytorch/envs.py `1024`): a longer n-gram raises
+    # there, which ends the engine's loop. lmdeploy engine/logits_process.py::ngram #c25fbf
     "repetition_ngram_size": IntegerRule(most=1024, over="lower"),
     "repetition_ngram_threshold": IntegerRule(over="lower"),
     "ignore_eos": Flag(),
@@ -73,9 +75,10 @@ _OPENAI: Final[Mapping[str, Rule]] = {
     "n": ElsewhereRule(by="request_body and limits: copies are the plan's"),
     "max_tokens": _LENGTH,
     "max_completion_tokens": _LENGTH,
-    # uint64 (`src/turbomind/engine/request.h`): others are an answer 500. OpenAI's may be negative.
+    # Others than uint64 are an answer 500; OpenAI's may be negative:
+    # lmdeploy 0.16.0 src/turbomind/engine/request.h `uint64_t random_seed`
     "seed": IntegerRule(most=(1 << 64) - 1, over="wrap"),
-    # Ignored by LMDeploy (`serve/openai/protocol.py`); OpenAI's range.
+    # Ignored, OpenAI's range: lmdeploy openai/protocol.py::ChatCompletionRequest `presence_penalty`
     "presence_penalty": Number(least=-2, most=2, clamp=True),
     "frequency_penalty": Number(least=-2, most=2, clamp=True),
     "stream_options": _UNREAD,
@@ -108,7 +111,7 @@ _CHAT: Final[Mapping[str, Rule]] = {
     # them, 0.5 s for 100,000 (`bench/gateway/STALLS.md`).
     "logit_bias": Biases(most=1024, bias=100),
     "reasoning_effort": TextRule(most=64),
-    # An int32 (`src/turbomind/engine/request.h`), which the prompt's length is added to.
+    # A prompt is added to it: lmdeploy 0.16.0 src/turbomind/engine/request.h `int min_new_tokens`
     "min_new_tokens": IntegerRule(most="session", over="lower"),
     "enable_thinking": Flag(),
     "return_token_ids": Flag(),
@@ -121,7 +124,7 @@ _COMPLETIONS: Final[Mapping[str, Rule]] = {
     "prompt": Texts(),
     "suffix": _UNREAD,
     "echo": Flag(),
-    # `serve/openai/endpoints/completions.py` raises "logprobs is removed" for any: 500.
+    # Any is an answer 500: lmdeploy openai/endpoints/completions.py `logprobs is removed`
     "logprobs": IntegerRule(
         most=0, instead=" on this route: /v1/chat/completions and /generate give log probabilities"
     ),
@@ -135,16 +138,18 @@ _GENERATE: Final[Mapping[str, Rule]] = {
     "media_io_kwargs": _MEDIA,
     "mm_processor_kwargs": _MEDIA,
     "max_tokens": _LENGTH,
-    # `src/turbomind/generation/utils.h`: the first 32 are read. The kernel writes at each.
+    # The first 32 are read, and the kernel writes at each:
+    # lmdeploy 0.16.0 src/turbomind/generation/logits_processor.cc `kMaxEndIdsSize`
     "stop_token_ids": Ids(most=32),
-    # `src/turbomind/utils/constant.h`; torch.topk raises above the vocabulary.
+    # lmdeploy 0.16.0 src/turbomind/utils/constant.h `kMaxLogProb = 1024`; torch.topk raises above
+    # the vocabulary.
     "top_logprobs_num": IntegerRule(most=1024, over="lower"),
     "logprob_start_len": IntegerRule(least=-1, most="session"),
 }
 _MESSAGES: Final[Mapping[str, Rule]] = {
     **{name: _SAMPLING[name] for name in ("stream", "top_k")},
     **_RETURNS,
-    # `serve/anthropic/endpoints/validation.py`.
+    # lmdeploy anthropic/endpoints/validation.py::_validate_sampling_request #9ff1fc
     "temperature": Number(least=0, most=1, floor=0.01),
     "top_p": Number(least=0, most=1),
     "model": _NAME,
@@ -186,7 +191,7 @@ _RESPONSES: Final[Mapping[str, Rule]] = {
     **{name: _OPENAI[name] for name in (
         "model", "seed", "presence_penalty", "frequency_penalty", "user",
     )},
-    # `serve/openai/responses/request.py`: 0 is in.
+    # 0 is in: lmdeploy openai/responses/request.py::_validate_sampling_request #63e78a
     "top_p": Number(least=0, most=1),
     "input": _CONVERSATION,
     "instructions": _CONVERSATION,
@@ -213,7 +218,8 @@ DIFFERENT: Final[Mapping[str, Mapping[str, Rule]]] = {
     "turbomind": {},
     "pytorch": {
         # Its server makes a local function of it, which cannot be pickled on the way to its engine:
-        # 500 with "Can't pickle local object" (chat_completions/logits_processors.py).
+        # 500 with "Can't pickle local object":
+        # lmdeploy chat_completions/logits_processors.py::logit_bias_logits_processor #98a397
         "logit_bias": RefusedRule(
             why="is not taken: LMDeploy's server cannot send it to its PyTorch engine"
         ),
@@ -221,12 +227,13 @@ DIFFERENT: Final[Mapping[str, Mapping[str, Rule]]] = {
         "top_logprobs_num": IntegerRule(most="vocabulary", over="lower"),
     },
     "transformers": {
-        # `transformers/cli/serving/chat_completion.py`: 1 + this is the repetition penalty.
+        # 1 + this is the repetition penalty:
+        # transformers 5.17.0 serving/chat_completion.py `repetition_penalty`
         "frequency_penalty": Number(least=-0.99, most=2, clamp=True),
-        # `generation/stopping_criteria.py` lays each string beside each token in Python: 0.4 s and
-        # 22 ms a character over 150,000 tokens; 16 strings of 1,024 took a minute and 10 GB of host
-        # memory with a tokenizer of bytes alone. Of an empty list it says that it cannot be found,
-        # in an answer 500.
+        # transformers 5.17.0 generation/stopping_criteria.py::StopStringCriteria #fd9655
+        # lays each string beside each token in Python: 0.4 s and 22 ms a character over 150,000
+        # tokens; 16 strings of 1,024 took a minute and 10 GB of host memory with a tokenizer of
+        # bytes alone. Of an empty list it says that it cannot be found, in an answer 500.
         "stop": Texts(most=4, together=64),
     },
 }

@@ -30,8 +30,8 @@ __all__ = [
 ]  # fmt: skip
 
 #: Seconds for which an engine is counted on to have a request whose client left: of an answer in
-#: one piece LMDeploy notices that only at the next token (`serve/core/chat_runner.py`, collect). A
-#: stream that has begun it ends at once. Under: a first token that takes longer.
+#: one piece LMDeploy notices that only at the next token. A stream that has begun it ends at once.
+#: Under: a first token that takes longer. lmdeploy core/chat_runner.py::ChatRunner.collect #7159c3
 LEFT_SECONDS: Final = 10.0
 
 #: Prefixes shorter than this many bytes of JSON are not worth a detour.

@@ -7,8 +7,9 @@ engine may also be stuck in single requests, which its progress tells apart from
   long and nothing waits in its queue: each sequence that runs gets a token a step, so that this one
   does not run any more.
 - An answer that has not begun for long, while the engine itself counts no request that runs or
-  waits: it has lost this one, or its preparation never ends. LMDeploy 0.18 counts a request only
-  once its images are prepared (`serve/core/async_engine.py`), which takes seconds.
+  waits: it has lost this one, or its preparation never ends. LMDeploy counts a request only
+  once its images are prepared, which takes seconds.
+  Source: lmdeploy core/async_engine.py::AsyncEngine `handle.async_stream_infer(`
 
 Both must hold at two looks. What waits in the engine's queue, or is evicted from its cache for
 others, is slow and not stuck, however long it takes. Under: an answer in one piece shows no token,

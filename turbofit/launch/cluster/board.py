@@ -75,18 +75,23 @@ def pin_board(name: str, node: str) -> Any:
 
 
 def boards(name: str | None) -> dict[str, Handle]:
-    """The boards of all runs, or of the one with this name."""
-    found = ray_adapter.named_actors(_PREFIX)
-    return {one: handle for one, handle in found.items() if name in (None, one)}
+    """The boards of all runs, or of the one with this name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    actors = ray_adapter.named_actors(_PREFIX)
+    found = {run: board for run, board in actors.items() if name in (None, run)}
+    if not found:
+        what = "nothing" if name is None else f"no {name!r}"
+        hint = "turbofit serve MODEL --cluster ray"
+        raise UsageError(f"{what} is served on this cluster", hint=hint)
+    return found
 
 
 def one_board(name: str | None) -> Any:
     """The board of the run with this name, or of the only one."""
     found = boards(name)
-    if not found:
-        what = "nothing" if name is None else f"no {name!r}"
-        hint = "turbofit serve MODEL --cluster ray"
-        raise UsageError(f"{what} is served on this cluster", hint=hint)
     if len(found) > 1:
         raise UsageError(
             f"{len(found)} models are served there", hint=f"--name: {', '.join(sorted(found))}"
@@ -94,7 +99,7 @@ def one_board(name: str | None) -> Any:
     return next(iter(found.values()))
 
 
-def read(board: Handle, seconds: float = _SECONDS) -> tuple[ClusterStatus | None, Nodes]:
+def read(board: Any, seconds: float = _SECONDS) -> tuple[ClusterStatus | None, Nodes]:
     """What is served, None where nobody has told yet, and where its nodes are.
 
     Raises:
@@ -104,22 +109,17 @@ def read(board: Handle, seconds: float = _SECONDS) -> tuple[ClusterStatus | None
     return found
 
 
-def ask(board: Handle, question: Document, seconds: float = _SECONDS) -> Document:
+def ask(board: Any, question: Document, seconds: float = _SECONDS) -> Document:
     """What a run answers; raises what it refuses with."""
-    told: Document | None = _heard(board.ask.remote(question, seconds), seconds + _SECONDS)
-    if told is None:
-        raise _silent(seconds)
+    told: Document = _heard(board.ask.remote(question, seconds), seconds + _SECONDS)
     if "error" in told:
         raise error_from(told["error"])
     return told
 
 
 def _heard(ref: object, seconds: float) -> Any:
-    try:
-        return ray_adapter.result(ref, seconds)
-    except ray_adapter.RayCallError:
-        raise _silent(seconds) from None
-
-
-def _silent(seconds: float) -> LaunchError:
-    return LaunchError(f"no answer within {seconds:.0f} s", hint="see the output of turbofit serve")
+    told = ray_adapter.outcome(ref, seconds)
+    if told is None or isinstance(told, ray_adapter.RayCallError):
+        hint = "see the output of turbofit serve"
+        raise LaunchError(f"no answer within {seconds:.0f} s", hint=hint)
+    return told

@@ -12,6 +12,7 @@ import secrets
 import time
 from collections import deque
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
@@ -38,8 +39,8 @@ from turbofit.gateway.thread import GatewayThread
 from turbofit.launch.cluster import ray_adapter
 from turbofit.launch.cluster.board import pin_board
 from turbofit.launch.cluster.node import NodeActor, NodeTold
-from turbofit.launch.cluster.nodes import held_only
-from turbofit.launch.cluster.ray_adapter import client_context
+from turbofit.launch.cluster.nodes import held_only, node_of
+from turbofit.launch.cluster.ray_adapter import RayCallError, ResultTimeoutError
 from turbofit.launch.serve.detached import LEASE_SECONDS
 from turbofit.planning.cluster import plan_cluster, plan_joining
 from turbofit.planning.plan import doubled_margin
@@ -72,6 +73,8 @@ _LAST_SECONDS: Final = 20.0
 _SILENT_SECONDS: Final = 10.0
 #: Seconds that even an urgent end waits: an actor must tell its server, which else serves on.
 _URGENT_SECONDS: Final = 1.0
+#: States of a node that serves nothing until it leaves and joins again.
+_EMPTY: Final = ("draining", "drained")
 _DONE: Final = object()
 
 
@@ -79,7 +82,7 @@ class _Saved(Struct):
     """What the next controller needs to go on.
 
     The run's name, a digest of its request, what was changed since, what each node serves, and the
-    ids of nodes that are to serve nothing. ``at`` is when, by a clock that nobody sets.
+    ids of nodes that are to serve nothing. ``at`` is when, in seconds since the machine's boot.
     """
 
     run: str
@@ -90,22 +93,28 @@ class _Saved(Struct):
     drained: tuple[str, ...] = ()
 
 
+@dataclass(eq=False)
 class NodeState:
-    """One node and its state in this run."""
+    """One node and its state in this run.
 
-    def __init__(self, ray_node: RayNode) -> None:
-        self.ray, self.state, self.why, self.again = ray_node, "joining", "", 0.0
-        self.actor: Any = None
-        self.gpus = 0
-        #: What is awaited of the actor: how the node was measured, how it is.
-        self.measuring: Any = None
-        self.telling: Any = None
-        self.node: Node | None = None
-        self.plan: NodePlan | None = None
-        self.margin: int | None = None
-        self.digest, self.told = "", NodeTold()
-        #: Why the actor does not answer: it starts again, or its node is gone.
-        self.silent = ""
+    ``pending`` is what the actor has not answered yet: while the node is joining, how it was
+    measured, else how its server is. ``silent`` says why the actor does not answer: it starts
+    again, or its node is gone.
+    """
+
+    ray: RayNode
+    state: str = "joining"
+    why: str = ""
+    again: float = 0.0
+    actor: Any = None
+    gpus: int = 0
+    pending: Any = None
+    node: Node | None = None
+    plan: NodePlan | None = None
+    margin: int | None = None
+    digest: str = ""
+    told: NodeTold = field(default_factory=NodeTold)
+    silent: str = ""
 
     @property
     def name(self) -> str:
@@ -123,83 +132,120 @@ class NodeState:
         told = self.told
         return told.why if told.state == "unfit" and told.digest == self.digest else ""
 
+    @property
+    def known(self) -> Node:
+        """The node as it was measured, or why it was not."""
+        ray, why = self.ray, self.why or "it was not measured in time"
+        return self.node or Node(id=ray.id, name=ray.name, address=ray.address, why_not=why)
+
     def be(self, state: str, why: str = "", again: float = _AGAIN_SECONDS) -> None:
         """Change the state, with the reason, and try again after so many seconds."""
         self.state, self.why, self.again = state, why, time.monotonic() + again
 
 
 class Controller:
-    """All nodes of a run."""
+    """All nodes of a run, and the front before them.
+
+    ``plan`` is what is served, ``changes`` what `cluster change` has made another of the request,
+    ``change`` how far a change has come, whose steps ``changing`` takes while it is under way.
+    """
+
+    plan: ClusterPlan
+    front: GatewayThread[Front]
 
     def __init__(
-        self,
-        connection: RayConnection,
-        config: ClusterServeConfig,
-        say: Callable[[str], None],
+        self, connection: RayConnection, config: ClusterServeConfig, say: Callable[[str], None]
     ) -> None:
         self._connection, self._say, self.config = connection, say, config
-        #: Whether the front sends requests to a node, or would.
-        self.has_front: Callable[[NodeState], bool] = lambda _: True
-        self.request: PlanRequest = config.request
-        #: What `cluster change` has made another of the request.
         self.changes: Document = {}
         self.nodes: dict[str, NodeState] = {}
         self.run, self.change = secrets.token_hex(4), ""
-        self._plan: ClusterPlan | None = None
         self.events: deque[str] = deque(maxlen=_MOST_EVENTS)
-        self._changing: Generator[None, None, None] | None = None
+        self.changing: Generator[None, None, None] | None = None
+        #: What the board was told last, and gives questions for.
+        self._posted: Any = None
 
     @property
-    def plan(self) -> ClusterPlan:
-        """What is served."""
-        assert self._plan is not None
-        return self._plan
+    def request(self) -> PlanRequest:
+        """What is planned for now."""
+        return self.config.request.changed(**self.changes)
 
     def say(self, text: str) -> None:
         """Tell people, and remember it."""
         self.events.append(f"{time.strftime('%H:%M:%S')} {text}")
         self._say(text)
 
-    def resume(self, saved: _Saved) -> None:
-        """Go on with what an earlier controller has left."""
-        self.run, self._plan, self.changes = saved.run, saved.plan, saved.changes
-        self.request = self.request.changed(**saved.changes)
-        for ray_node in self._connection.watched().values():
-            planned = saved.plan.node(ray_node.id)
-            if ray_node.id in saved.drained:
-                node = self.nodes[ray_node.id] = NodeState(ray_node)
-                node.be("drained")
-            elif planned is not None and planned.plan is not None and not ray_node.leaving:
-                node = self.nodes[ray_node.id] = NodeState(ray_node)
-                node.node = Node(
-                    id=ray_node.id, name=ray_node.name, address=ray_node.address,
-                    machine=planned.plan.machine, pretend=self.config.pretend,
-                )  # fmt: skip
-                self._take(node, len(planned.gpus()))
-                self.serve(node, planned)
+    # From the first look to the last.
 
     def begin(self, stopped: Callable[[], bool]) -> None:
         """Measure all nodes, and plan for them."""
         self._look()
         end = time.monotonic() + _MEASURE_SECONDS
-        while any(n.measuring is not None for n in self.nodes.values()) and not stopped():
+        while any(node.pending is not None for node in self.nodes.values()) and not stopped():
             if time.monotonic() > end:
                 break
             self._hear()
             time.sleep(_TICK)
-        known = [node.node or _unknown(node) for node in self.nodes.values()]
-        source = f"ray {self._connection.address}"
-        self._plan = plan_cluster(self.request, Cluster(source=source, nodes=tuple(known)))
-        self.say(self.plan.verdict)
-        for warning in self.plan.warnings:
+        known = tuple(node.known for node in self.nodes.values())
+        cluster = Cluster(source=f"ray {self._connection.address}", nodes=known)
+        plan = plan_cluster(self.request, cluster)
+        self.say(plan.verdict)
+        for warning in plan.warnings:
             self._say(f"warning: {warning}")
-        if not self.plan.fits:
-            first = self.plan.remedies[0] if self.plan.remedies else None
+        if not plan.fits:
+            first = plan.remedies[0] if plan.remedies else None
             hint = f"{first.change}: {first.effect}" if first else "see turbofit plan --cluster"
-            raise DoesNotFitError(self.plan.verdict, hint=hint)
+            raise DoesNotFitError(plan.verdict, hint=hint)
+        self.plan = plan
         for node in self.nodes.values():
             if node.node is not None:
-                self._settle(node, self.plan.node(node.ray.id))
+                self._settle(node, plan.node(node.ray.id))
+
+    def resume(self, saved: _Saved) -> None:
+        """Go on with what an earlier controller has left."""
+        self.run, self.plan, self.changes = saved.run, saved.plan, saved.changes
+        for ray_node in self._connection.watched().values():
+            node, planned = NodeState(ray_node), saved.plan.node(ray_node.id)
+            if ray_node.id in saved.drained:
+                node.be("drained")
+            elif planned is not None and planned.plan is not None and not ray_node.leaving:
+                self._take(node, len(planned.gpus()))
+                machine, pretend = planned.plan.machine, self.config.pretend
+                node.node = replace(node.known, machine=machine, pretend=pretend, why_not="")
+                self.serve(node, planned)
+            else:
+                continue
+            self.nodes[ray_node.id] = node
+
+    def follow(
+        self,
+        stop: StopSignal,
+        front: GatewayThread[Front],
+        post: Callable[[], None],
+        on_open: Callable[[list[str]], None],
+    ) -> signal.Signals:
+        """Serve until a signal comes, or nothing is left to serve with."""
+        self.front, opened, posted = front, False, 0.0
+        followed: tuple[NodeAddress, ...] = ()
+        front.start()
+        while stop.signal is None:
+            try:
+                self.tick()
+            except MachineError as exc:
+                self._outlive(exc, stop)
+            if (addresses := self.addresses()) != followed:
+                front.call(partial(Front.follow, addresses=addresses))
+                followed = addresses
+            if time.monotonic() - posted > _POST_SECONDS:
+                posted = time.monotonic()
+                post()
+            if not opened and self._up():
+                opened = True
+                on_open([front.url])
+            if why := self.hopeless:
+                raise LaunchError(f"no node serves any more: {why}", hint="see the lines above")
+            time.sleep(_TICK)
+        return stop.signal
 
     def tick(self) -> None:
         """One look at everything."""
@@ -207,32 +253,67 @@ class Controller:
         self._hear()
         for node in list(self.nodes.values()):
             self._step(node)
-        if self._changing is not None and next(self._changing, _DONE) is _DONE:
-            self._changing = None
+        if self.changing and next(self.changing, _DONE) is _DONE:
+            self.changing = None
+
+    def _outlive(self, exc: MachineError, stop: StopSignal) -> None:
+        """Ray's head is gone: nodes serve until their lease ends."""
+        self.say(f"warning: {exc.message}: nodes end in order within {LEASE_SECONDS:.0f} s")
+        while stop.signal is None and self._up():
+            time.sleep(_TICK)
+        if stop.signal is None:
+            raise exc
+
+    def _up(self) -> bool:
+        """Whether the front has a node to send requests to."""
+        return bool(self.front.call(lambda front: front.health()["up"]))
+
+    def end(self, seconds: float, urgent: Callable[[], bool]) -> None:
+        """End all servers in order, and give all GPUs back."""
+        for node in self.nodes.values():
+            if node.actor is not None:
+                node.actor.end.remote()
+        began = time.monotonic()
+        while (took := time.monotonic() - began) < seconds:
+            if urgent() and took > _URGENT_SECONDS:
+                break
+            self._hear()
+            late = took > _SILENT_SECONDS
+            left = [
+                node for node in self.nodes.values() if node.actor and node.told.state != "idle"
+            ]
+            if all(node.silent and late for node in left):
+                break
+            time.sleep(_TICK)
+        for node in self.nodes.values():
+            self._free(node)
+
+    # One node, from its coming to its going.
 
     def _look(self) -> None:
         """Who has come, who is leaving, who has gone."""
         alive = self._connection.watched()
         for identity in self.nodes.keys() - alive.keys():
-            gone = self.nodes.pop(identity)
-            self.say(f"node {gone.name} has left the cluster")
+            self.say(f"node {self.nodes.pop(identity).name} has left the cluster")
         for identity, ray_node in alive.items():
-            if identity not in self.nodes and not ray_node.leaving:
-                node = self.nodes[identity] = NodeState(ray_node)
-                self._join(node)
-            elif ray_node.leaving and identity in self.nodes:
+            if identity in self.nodes and ray_node.leaving:
                 self.drain(self.nodes[identity], "Ray drains it")
+            elif identity not in self.nodes and not ray_node.leaving:
+                self.nodes[identity] = NodeState(ray_node)
+                self._join(self.nodes[identity])
 
     def _join(self, node: NodeState) -> None:
         """Take a node's free GPUs, and measure it."""
-        free = ray_adapter.free_gpus().get(node.ray.id, 0) if node.ray.gpus else 0
-        if not free:
+        if free := ray_adapter.free_gpus().get(node.ray.id, 0) if node.ray.gpus else 0:
+            self._measure(node, free)
+        else:
             why = "no GPU of it is free: jobs of Ray hold them all"
             node.be("unfit", why if node.ray.gpus else "Ray counts no GPU there", _NO_GPU_SECONDS)
-            return
+
+    def _measure(self, node: NodeState, gpus: int) -> None:
         node.be("joining")
-        self._take(node, free)
-        node.measuring = node.actor.measure.remote(self.config.pretend)
+        self._take(node, gpus)
+        node.node, node.pending = None, node.actor.measure.remote(self.config.pretend)
 
     def _take(self, node: NodeState, gpus: int) -> None:
         self._free(node)
@@ -246,66 +327,38 @@ class Controller:
         """Give a node's GPUs back."""
         if node.actor is not None:
             ray_adapter.kill_actor(node.actor)
-        node.actor = node.telling = node.measuring = None
+        node.actor = node.pending = None
         node.gpus, node.told, node.digest = 0, NodeTold(), ""
 
     def _hear(self) -> None:
         """Take what actors have answered, and ask them again."""
         for node in self.nodes.values():
-            if node.measuring is not None:
-                self._hear_measured(node)
-            elif node.actor is not None:
-                if node.telling is None:
-                    node.telling = node.actor.tell.remote()
-                found, why = _answer(node.telling)
-                if found is not None or why:
-                    node.telling, node.silent = None, why
-                node.told = found or node.told
-
-    def _hear_measured(self, node: NodeState) -> None:
-        found, why = _answer(node.measuring)
-        if found is not None:
-            node.measuring = None
-            try:
-                told = msgspec.json.decode(found[0], type=Node)
-            except msgspec.MsgspecError as exc:  # another turbofit
-                why = f"its turbofit answers otherwise: {exc}"
+            joins = node.state == "joining"
+            if node.actor is not None and node.pending is None and not joins:
+                node.pending = node.actor.tell.remote()
+            if node.pending is None:
+                continue
+            answer = ray_adapter.outcome(node.pending, 0)
+            if isinstance(answer, ResultTimeoutError):
+                continue
+            node.pending = None
+            fails = isinstance(answer, RayCallError)
+            if joins:
+                told, gpus = (answer, ()) if fails else answer
+                node.node = held_only(node_of(node.ray, told), gpus)
             else:
-                told = replace(told, id=node.ray.id, address=node.ray.address)
-                node.node = held_only(told, found[1])
-        if why:
-            self._unfit(node, f"it could not be measured: {why}")
-
-    def _step(self, node: NodeState) -> None:
-        """What follows from where a node stands."""
-        if node.state == "joining" and node.measuring is None and node.node is not None:
-            if self._plan is not None:
-                self._settle(node, self._planned(node))
-        elif node.state in ("starting", "serving"):
-            if node.open and node.state == "starting":
-                node.be("serving")
-                self.say(f"node {node.name} serves at {node.told.url}")
-            elif node.failed:
-                self._failed(node)
-        elif node.state == "draining" and node.told.state == "idle":
-            self._free(node)
-            node.be("drained", node.why)
-            self.say(f"node {node.name} is drained, its GPUs are given back")
-        elif node.state == "unfit" and time.monotonic() >= node.again:
-            self._join(node)
+                node.told, node.silent = node.told if fails else answer, str(answer) * fails
 
     def _planned(self, node: NodeState) -> NodePlan:
         """A node's plan under the promise."""
         assert node.node is not None
-        request = self.request
+        request, ray = self.request, node.ray
         if node.margin is not None:
             request = request.changed(margin=node.margin)
         try:
             return plan_joining(request, self.plan, node.node)
         except TurbofitError as exc:
-            return NodePlan(
-                node=node.ray.id, name=node.ray.name, address=node.ray.address, why_not=exc.message
-            )
+            return NodePlan(node=ray.id, name=ray.name, address=ray.address, why_not=exc.message)
 
     def _settle(self, node: NodeState, planned: NodePlan | None) -> None:
         """Have a measured node serve its plan, or say why it cannot."""
@@ -313,10 +366,7 @@ class Controller:
             self._unfit(node, planned.why_not if planned else "it was not planned for")
         elif len(planned.gpus()) < node.gpus:
             # The cards that the plan leaves go back; which of them stay is Ray's to say.
-            node.be("joining")
-            self._take(node, len(planned.gpus()))
-            node.node = None
-            node.measuring = node.actor.measure.remote(self.config.pretend)
+            self._measure(node, len(planned.gpus()))
         else:
             self.serve(node, planned)
 
@@ -327,10 +377,25 @@ class Controller:
         digest = sha256(f"{digest_of(planned.plan)} {words}".encode()).hexdigest()[:16]
         node.plan, node.digest = planned, digest
         node.actor.serve.remote(digest, planned.plan.to_json(), words)
-        node.told = replace(node.told, state="starting", digest=digest)
-        node.telling = None
+        node.told, node.pending = replace(node.told, state="starting", digest=digest), None
         if node.state != "changing":
             node.be("starting")
+
+    def _step(self, node: NodeState) -> None:
+        """What follows from where a node stands."""
+        if node.state == "joining" and node.node is not None:
+            self._settle(node, self._planned(node))
+        elif node.state == "starting" and node.open:
+            node.be("serving")
+            self.say(f"node {node.name} serves at {node.told.url}")
+        elif node.state in ("starting", "serving") and node.failed:
+            self._failed(node)
+        elif node.state == "draining" and node.told.state == "idle":
+            self._free(node)
+            node.be("drained", node.why)
+            self.say(f"node {node.name} is drained, its GPUs are given back")
+        elif node.state == "unfit" and time.monotonic() >= node.again:
+            self._join(node)
 
     def _failed(self, node: NodeState) -> None:
         """A node's server does not start, or has ended for good."""
@@ -349,19 +414,22 @@ class Controller:
 
     def drain(self, node: NodeState, why: str = "") -> None:
         """Send a node nothing new, and end its server in order."""
-        if node.state in ("draining", "drained"):
-            return
-        if node.actor is None:
+        if node.actor is None and node.state not in _EMPTY:
             node.be("drained", why)
-            return
-        node.be("draining", why)
-        node.actor.end.remote()
-        self.say(f"node {node.name} finishes what it has")
+        elif node.state not in _EMPTY:
+            node.be("draining", why)
+            node.actor.end.remote()
+            self.say(f"node {node.name} finishes what it has")
 
     @property
-    def changing(self) -> bool:
-        """Whether a change of plan is under way."""
-        return self._changing is not None
+    def hopeless(self) -> str:
+        """Why nothing serves or will; empty where something does."""
+        nodes = self.nodes.values()
+        if any(node.state not in ("unfit", "drained") for node in nodes):
+            return ""
+        return next((node.why for node in nodes if node.state == "unfit"), "")
+
+    # From one plan to another.
 
     def _changed(self, target: ClusterPlan, changes: Document) -> Generator[None, None, None]:
         """The steps from what is served to another plan of the same model.
@@ -370,8 +438,7 @@ class Controller:
         plan brings the old one back on all that have changed, the last one first.
         """
         before, changes_before = self.plan, self.changes
-        self._plan, self.changes = target, changes
-        self.request = self.config.request.changed(**changes)
+        self.plan, self.changes = target, changes
         self.say(f"a change of plan begins: {promise_of(before)} -> {promise_of(target)}")
         moved: list[tuple[NodeState, NodePlan | None]] = []
         serving = [node for node in self.nodes.values() if node.state in ("serving", "starting")]
@@ -382,8 +449,7 @@ class Controller:
             if not node.failed:
                 continue
             why = f"node {node.name}: {node.failed}"
-            self._plan, self.changes = before, changes_before
-            self.request = self.config.request.changed(**changes_before)
+            self.plan, self.changes = before, changes_before
             self.say(f"the new plan does not hold, going back: {why}")
             self.change = f"going back: {why}"
             for back, old in reversed(moved):
@@ -400,16 +466,17 @@ class Controller:
 
     def _moved(self, node: NodeState, planned: NodePlan | None) -> Generator[None, None, None]:
         """One node to its plan, until it serves or fails."""
-        if node.ray.id not in self.nodes or node.state in ("draining", "drained"):
+        if node.state == "unfit":
+            node.again = 0.0  # it has given its GPUs back, and joins under this plan
+        if node.ray.id not in self.nodes or node.actor is None or node.state in _EMPTY:
             return
-        planned = planned if planned is not None and planned.plan is not None else None
-        if planned is None and node.node is not None:
-            planned = self._planned(node)
         if planned is None or planned.plan is None:
+            planned = self._planned(node)
+        if planned.plan is None:
             self.drain(node)
             while node.ray.id in self.nodes and node.state == "draining":
                 yield
-            node.be("unfit", planned.why_not if planned is not None else "")
+            node.be("unfit", planned.why_not)
             return
         node.be("changing")
         yield  # the front hears of it before the server ends
@@ -423,41 +490,51 @@ class Controller:
         for _ in range(_FRONTS_TICKS):
             yield
 
+    def has_front(self, node: NodeState) -> bool:
+        """Whether the front sends requests to a node's present server."""
+
+        def up(front: Front) -> bool:
+            seen = front.nodes.get(node.name)
+            return seen is not None and seen.up and seen.url == node.told.url
+
+        return self.front.call(up)
+
+    # What others are told, and ask.
+
     def answer(self, question: Document) -> Document:
         """What another command is told; an error where it is refused, and nothing has changed."""
         try:
-            return self._taken(question)
+            if question.get("kind") == "drain":
+                node = self._named(str(question.get("node", "")))
+                self.drain(node)
+                return {"said": f"node {node.name} finishes what it has"}
+            if question.get("kind") == "change":
+                return {"said": self._change({**self.changes, **question.get("keywords", {})})}
+            raise UsageError("nobody knows this question", hint="use one turbofit on all nodes")
         except TurbofitError as exc:
             return exc.to_dict()
 
-    def _taken(self, question: Document) -> Document:
-        if question.get("kind") == "drain":
-            node = self._named(str(question.get("node", "")))
-            self.drain(node)
-            return {"said": f"node {node.name} finishes what it has"}
-        if question.get("kind") != "change":
-            raise UsageError("nobody knows this question", hint="use one turbofit on all nodes")
+    def _change(self, changes: Document) -> str:
         if self.changing:
             hint = "see turbofit cluster status, and wait"
             raise LaunchError("a change is under way already", hint=hint)
-        changes = {**self.changes, **question.get("keywords", {})}
-        request = self.config.request.changed(**changes)
-        nodes = tuple(node.node or _unknown(node) for node in self.nodes.values())
-        target = plan_cluster(request, Cluster(source=self.plan.source, nodes=nodes))
+        nodes = tuple(node.known for node in self.nodes.values())
+        cluster = Cluster(source=self.plan.source, nodes=nodes)
+        target = plan_cluster(self.config.request.changed(**changes), cluster)
         if not target.fits:
             hint = "nothing has changed; see turbofit plan --cluster for what would fit"
             raise DoesNotFitError(target.verdict, hint=hint)
-        self._changing = self._changed(target, changes)
+        self.changing = self._changed(target, changes)
         note = "node by node from here on; until the last one has changed, a request may meet"
-        return {"said": f"{target.verdict}; {note} either plan's limits"}
+        return f"{target.verdict}; {note} either plan's limits"
 
     def _named(self, name: str) -> NodeState:
         """The node with this name, address or beginning of an id."""
-        found = []
-        for node in self.nodes.values() if name else ():
-            names = (node.name, node.ray.name, node.ray.address)
-            if name in names or node.ray.id.startswith(name):
-                found.append(node)
+        found = [
+            node for node in self.nodes.values()
+            if name in (node.name, node.ray.name, node.ray.address)
+            or (name and node.ray.id.startswith(name))
+        ]  # fmt: skip
         if len(found) != 1:
             many = f"{len(found)} nodes are" if found else "no node is"
             hint = "turbofit cluster status shows names and ids"
@@ -475,13 +552,25 @@ class Controller:
             if node.told.url
         )  # fmt: skip
 
-    def status(self, url: str, front: Front) -> ClusterStatus:
-        """All of it, for people."""
-        found = []
+    def post(self, board: Any, path: Path) -> None:
+        """Write the state down, tell the board, and answer what was asked there."""
+        status = self.front.call(self.status)
+        with suppress(TurbofitError, OSError):  # a full disk costs the file
+            write_atomic(path, msgspec.json.encode(self.saved()).decode(), mode=0o600)
+        questions = ray_adapter.outcome(self._posted, 0) if self._posted else {}
+        if isinstance(questions, ResultTimeoutError):
+            return
+        if isinstance(questions, RayCallError):
+            questions = {}  # the board starts again
+        answers = {number: self.answer(question) for number, question in questions.items()}
+        self._posted = board.post.remote(status, self.addresses(), answers)
+
+    def status(self, front: Front) -> ClusterStatus:
+        """All of it, for people; runs in the front's loop."""
+        nodes = []
         for node in self.nodes.values():
-            seen = front.nodes.get(node.name)
-            plan = node.plan.plan if node.plan is not None else None
-            found.append(
+            seen, plan = front.nodes.get(node.name), node.plan and node.plan.plan
+            nodes.append(
                 NodeStatus(
                     id=node.ray.id, name=node.name, address=node.ray.address,
                     state=node.state,  # type: ignore[arg-type]
@@ -490,151 +579,25 @@ class Controller:
                     up=seen is not None and seen.up, folder=node.told.folder,
                     outstanding=0 if seen is None else seen.outstanding,
                     at_once=0.0 if seen is None or not seen.up else seen.capacity,
-                    tokens=plan.kv.total_tokens if plan is not None else 0,
+                    tokens=plan.kv.total_tokens if plan else 0,
                 )
             )  # fmt: skip
         return ClusterStatus(
             name=self.config.name or self.plan.model.name, model=self.plan.model.name,
             source=self.plan.source, pretend=self.config.pretend,
-            at=time.strftime("%Y-%m-%dT%H:%M:%S%z"), urls=(url,), promise=promise_of(self.plan),
-            nodes=tuple(found), change=self.change, events=tuple(self.events),
+            at=time.strftime("%Y-%m-%dT%H:%M:%S%z"), urls=(self.front.url,),
+            promise=promise_of(self.plan), nodes=tuple(nodes), change=self.change,
+            events=tuple(self.events),
         )  # fmt: skip
 
     def saved(self) -> _Saved:
         """What each node serves now, for the next controller."""
         nodes = tuple(node.plan for node in self.nodes.values() if node.plan is not None)
-        empty = ("draining", "drained")
         return _Saved(
             run=self.run, at=_since_boot(), request=_request_digest(self.config),
             changes=self.changes, plan=replace(self.plan, nodes=nodes),
-            drained=tuple(key for key, node in self.nodes.items() if node.state in empty),
+            drained=tuple(key for key, node in self.nodes.items() if node.state in _EMPTY),
         )  # fmt: skip
-
-    @property
-    def hopeless(self) -> str:
-        """Why nothing serves or will; empty where something does."""
-        states = {node.state for node in self.nodes.values()}
-        if states & {"joining", "starting", "serving", "changing", "draining"}:
-            return ""
-        return next((node.why for node in self.nodes.values() if node.state == "unfit"), "")
-
-    def end(self, seconds: float, urgent: Callable[[], bool]) -> None:
-        """End all servers in order, and give all GPUs back."""
-        for node in self.nodes.values():
-            if node.actor is not None:
-                node.actor.end.remote()
-        began = time.monotonic()
-        while (took := time.monotonic() - began) < seconds:
-            if urgent() and took > _URGENT_SECONDS:
-                break
-            self._hear()
-            late = took > _SILENT_SECONDS
-            open_ = [one for one in self.nodes.values() if one.actor and one.told.state != "idle"]
-            if all(one.silent and late for one in open_):
-                break
-            time.sleep(_TICK)
-        for node in self.nodes.values():
-            self._free(node)
-
-
-class _Run:
-    """The controller, its front and its board, until a signal."""
-
-    def __init__(
-        self,
-        controller: Controller,
-        board: Any,
-        folder: Path,
-        on_open: Callable[[list[str]], None],
-    ) -> None:
-        self._controller, self._board, self._folder = controller, board, folder
-        self._on_open, self._opened = on_open, False
-        config = controller.config
-        assert config.gateway is not None
-        public = replace(config.gateway, drain_seconds=config.timing.drain, pretend=config.pretend)
-        log = access_log(config.access_log or str(folder / "access.log"))
-        self._front = GatewayThread(Front((), public, log, tls=client_context(os.environ)))
-        controller.has_front = self._has
-        self._followed: tuple[NodeAddress, ...] = ()
-        self._inbox: Any = None
-        self._answers: dict[int, Document] = {}
-        self._posted = 0.0
-
-    def follow(self, stop: StopSignal) -> signal.Signals:
-        """Until a signal comes, or nothing is left to serve with."""
-        controller, failed = self._controller, True
-        self._front.start()
-        try:
-            while stop.signal is None:
-                try:
-                    controller.tick()
-                except MachineError as exc:
-                    self._outlive(exc, stop)
-                addresses = controller.addresses()
-                if addresses != self._followed:
-                    self._front.call(partial(Front.follow, addresses=addresses))
-                    self._followed = addresses
-                if time.monotonic() - self._posted > _POST_SECONDS:
-                    self._posted = time.monotonic()
-                    self._post()
-                if not self._opened and self._front.call(lambda front: front.health()["up"]):
-                    self._opened = True
-                    self._on_open([self._front.url])
-                if why := controller.hopeless:
-                    raise LaunchError(f"no node serves any more: {why}", hint="see the lines above")
-                time.sleep(_TICK)
-            failed = False
-            return stop.signal
-        finally:
-            self._end(stop, failed=failed)
-
-    def _has(self, node: NodeState) -> bool:
-        def up(front: Front) -> bool:
-            seen = front.nodes.get(node.name)
-            return seen is not None and seen.up and seen.url == node.told.url
-
-        return self._front.call(up)
-
-    def _outlive(self, exc: MachineError, stop: StopSignal) -> None:
-        """Ray's head is gone: nodes serve until their lease ends."""
-        self._controller.say(
-            f"warning: {exc.message}: nodes end in order within {LEASE_SECONDS:.0f} s"
-        )
-        while stop.signal is None and self._front.call(lambda front: front.health()["up"]):
-            time.sleep(_TICK)
-        if stop.signal is None:
-            raise exc
-
-    def _post(self) -> None:
-        """Write the state, and take what is asked."""
-        controller = self._controller
-        status = self._front.call(lambda front: controller.status(self._front.url, front))
-        with suppress(TurbofitError, OSError):  # a full disk costs the file
-            text = msgspec.json.encode(controller.saved()).decode()
-            write_atomic(self._folder / "cluster-state.json", text, mode=0o600)
-        if self._inbox is not None:
-            questions, why = _answer(self._inbox)
-            if questions is None and not why:
-                return  # it has not answered yet
-            for number, question in (questions or {}).items():
-                self._answers[number] = controller.answer(question)
-        answers, self._answers = self._answers, {}
-        self._inbox = self._board.post.remote(status, controller.addresses(), answers)
-
-    def _end(self, stop: StopSignal, *, failed: bool) -> None:
-        """Drain, stop, and leave nothing."""
-        urgent = failed or stop.urgent
-        stop.on_second(self._front.cut_off)
-        if not urgent:
-            self._controller.say("draining: what is under way may end")
-        self._front.stop(drain=not urgent)
-        if stop.signal is not None:
-            self._controller.say(f"stopping: {stop.signal.name}")
-        seconds = self._controller.config.timing.drain + _LAST_SECONDS
-        with suppress(Exception):  # Ray may be gone: nodes end by their lease
-            self._controller.end(seconds, lambda: stop.urgent)
-        with suppress(OSError):
-            (self._folder / "cluster-state.json").unlink()
 
 
 def serve_cluster(
@@ -657,20 +620,33 @@ def serve_cluster(
         board = pin_board(name, connection.here)
         folder = state_dir("clusters") / "".join(c if c.isalnum() else "-" for c in name)
         folder.mkdir(mode=0o700, exist_ok=True)
-        stop.abrupt = False
-        saved = _saved(folder / "cluster-state.json", _request_digest(config))
+        state = folder / "cluster-state.json"
+        assert config.gateway is not None
+        public = replace(config.gateway, drain_seconds=config.timing.drain, pretend=config.pretend)
+        log = access_log(config.access_log or str(folder / "access.log"))
+        tls = ray_adapter.client_context(os.environ)
+        front = GatewayThread(Front((), public, log, tls=tls))
+        failed, stop.abrupt = True, False
         try:
-            if saved is not None:
+            if (saved := _saved(state, _request_digest(config))) is not None:
                 controller.say("going on with what an earlier turbofit serve has left")
                 controller.resume(saved)
             else:
                 controller.begin(lambda: stop.signal is not None)
-        except BaseException:
-            controller.end(0.0, lambda: True)
-            raise
-        try:
-            return _Run(controller, board, folder, on_open).follow(stop)
+            ended = controller.follow(stop, front, partial(controller.post, board, state), on_open)
+            failed = False
+            return ended
         finally:
+            urgent = failed or stop.urgent
+            stop.on_second(front.cut_off)
+            if not urgent:
+                controller.say("draining: what is under way may end")
+            front.stop(drain=not urgent)
+            if stop.signal is not None:
+                controller.say(f"stopping: {stop.signal.name}")
+            with suppress(Exception):  # Ray may be gone: nodes end by their lease
+                controller.end(config.timing.drain + _LAST_SECONDS, lambda: stop.urgent)
+            state.unlink(missing_ok=True)
             stop.abrupt = stop.signal is None
 
 
@@ -685,7 +661,7 @@ def _saved(path: Path, request: str) -> _Saved | None:
 
 
 def _since_boot() -> float:
-    """Seconds that this machine has been up, asleep too."""
+    """Seconds that this machine has been up, asleep too: a clock that nobody sets."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
@@ -709,19 +685,3 @@ def promise_of(plan: ClusterPlan) -> str:
     unit = f"{limits.vision_unit}{'' if limits.units_per_image == 1 else 's'}"
     images = f"{limits.images_per_request} of up to {limits.units_per_image:,} {unit}"
     return f"{words}, images: {images}"
-
-
-def _unknown(node: NodeState) -> Node:
-    """A node that was not measured."""
-    why = node.why or "it was not measured in time"
-    return Node(id=node.ray.id, name=node.ray.name, address=node.ray.address, why_not=why)
-
-
-def _answer(ref: Any) -> tuple[Any, str]:
-    """What a call of an actor gives, and why it gives nothing; neither: it has not yet."""
-    try:
-        return ray_adapter.result(ref, 0), ""
-    except ray_adapter.ResultTimeoutError:
-        return None, ""
-    except ray_adapter.RayCallError as exc:
-        return None, ray_adapter.one_line(exc)

@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NodeActor", "NodeTold"]
 
-_TICK, _TELL_SECONDS = 0.25, 2.0
+_TICK: Final = 0.25
 #: Pauses before it starts again what somebody killed, within ten minutes.
 _PAUSES: Final = (1.0, 4.0, 10.0)
 _WINDOW: Final = 600.0
@@ -45,12 +45,13 @@ _DOES_NOT_FIT: Final = 3
 #: A shell's exit code is larger where a signal ended the process.
 _SIGNALLED: Final = 128
 _LAST_BYTES: Final = 4096
-#: A worker of Ray that ends in order kills its children. So the server is a grandchild; the shell
-#: between them writes down the server's process id and plan, and later its exit code.
-_BETWEEN: Final = '"$@" & echo $! $0 > pid.new; mv pid.new pid; wait $!; echo $? > code'
-#: Seconds without a renewal after which a lease has no actor, and seconds that its server then has
-#: to end.
-_STALE_SECONDS: Final = 10.0
+#: A worker of Ray that ends in order kills its children. So the server is a grandchild. The shell
+#: between them writes down the server's exit code; a second one, which becomes the server, its
+#: process id and plan, so that no server lives which nobody can end.
+_BETWEEN: Final = '/bin/sh -c "$@" & wait $!; echo $? > code'
+_BECOME: Final = 'echo $$ $0 > pid.new; mv pid.new pid; exec "$@"'
+#: Seconds after which Ray starts no actor again that died, and that its server then has to end.
+_BACK_SECONDS: Final = 10.0
 _LEFT_SECONDS: Final = 60.0
 #: Folders of earlier runs, with their logs, are kept for so long.
 _KEPT_SECONDS: Final = 7 * 86400.0
@@ -83,13 +84,12 @@ class NodeActor:
         self._child: subprocess.Popen[bytes] | None = None
         self._told = NodeTold(folder=str(self._folder), key=self._key())
         self._ends: list[float] = []
-        self._again, self._renewed, self._tried = 0.0, 0.0, ""
+        self._again, self._tried = 0.0, ""
         self._gone = threading.Event()
+        # Ray starts its workers at a niceness of 15, which engines would have from this thread.
+        with suppress(PermissionError):
+            os.setpriority(os.PRIO_PROCESS, 0, 0)
         threading.Thread(target=self._live, name="life", daemon=True).start()
-
-    def gpus(self) -> list[str]:
-        """Ray's ids of the GPUs that the actor has."""
-        return ray_adapter.gpus_of_this_task()
 
     def measure(self, pretend: bool) -> tuple[bytes, list[str]]:
         """The node as it is now, as JSON, and Ray's ids of the GPUs that this actor has.
@@ -98,29 +98,23 @@ class NodeActor:
         """
         node = self._folder.name.rpartition("-")[2]
         for folder in state_dir("nodes").iterdir():
-            if folder == self._folder:
-                continue
-            if not _lives(folder):
+            if not _is_held(folder / "lock"):
                 _forget(folder)
-            elif folder.name.endswith(node) and not _is_renewed(folder / "lease"):
+            elif folder.name.endswith(node) and not _within(_BACK_SECONDS, folder / "actor"):
                 _end_server(folder)
-                until = time.monotonic() + _LEFT_SECONDS
-                while _lives(folder) and time.monotonic() < until:
-                    time.sleep(_TICK)
-        return measure_here(pretend), self.gpus()
+                _within(_LEFT_SECONDS, folder / "lock", held=False)
+        return measure_here(pretend), ray_adapter.gpus_of_this_task()
 
     def serve(self, digest: str, plan: str, words: tuple[str, ...]) -> None:
         """Serve this plan from now on; a server with another plan is ended in order."""
         write_atomic(self._folder / f"plan-{digest}.json", plan, mode=0o600)
-        wanted = json.dumps({"digest": digest, "words": words})
-        write_atomic(self._folder / "wanted.json", wanted, mode=0o600)
+        write_atomic(self._folder / "wanted.json", json.dumps([digest, words]), mode=0o600)
         self._ends, self._again, self._tried = [], 0.0, ""
         self._told = replace(self._told, state="starting", why="", exit_code=0)
 
     def end(self) -> None:
         """End the server in order, and start none."""
-        with suppress(OSError):
-            (self._folder / "wanted.json").unlink()
+        (self._folder / "wanted.json").unlink(missing_ok=True)
 
     def tell(self) -> NodeTold:
         """What the node tells of itself now."""
@@ -136,26 +130,26 @@ class NodeActor:
         return key
 
     def _live(self) -> None:
-        while not self._gone.wait(_TICK):
-            if os.getppid() != self._raylet:
-                # Ray ends this process too, if somebody has reaped its raylet: the node has left.
-                _end_server(self._folder)
-                os._exit(1)
-            try:
-                self._look()
-            except Exception as exc:  # noqa: BLE001 - this thread must not end
-                self._told = replace(self._told, why=f"{type(exc).__name__}: {exc}")
+        with (self._folder / "actor").open("wb") as alive:
+            fcntl.flock(alive, fcntl.LOCK_EX)  # the last actor may be about to end
+            while not self._gone.wait(_TICK):
+                if os.getppid() != self._raylet:
+                    # Ray ends this process too, if its raylet was reaped: the node has left.
+                    _end_server(self._folder)
+                    os._exit(1)
+                try:
+                    self._look()
+                except Exception as exc:  # noqa: BLE001 - this thread must not end
+                    self._told = replace(self._told, why=f"{type(exc).__name__}: {exc}")
 
     def _look(self) -> None:
         now = time.monotonic()
-        if now - self._renewed > _TELL_SECONDS:
-            (self._folder / "lease").touch(mode=0o600)
-            self._renewed = now
+        (self._folder / "lease").touch(mode=0o600)
         if self._child is not None:
             self._child.poll()  # a dead child is reaped
-        wanted = _read(self._folder / "wanted.json")
-        digest, (pid, serves) = wanted.get("digest", ""), _server(self._folder)
-        if _lives(self._folder):
+        digest, words = json.loads(_text(self._folder / "wanted.json") or '["", []]')
+        pid, serves = _server(self._folder)
+        if _is_held(self._folder / "lock"):
             if serves != digest:
                 _end_server(self._folder)
                 return
@@ -167,9 +161,9 @@ class NodeActor:
         elif pid:
             self._ended(serves, digest, now)
         elif not digest:
-            self._told = replace(self._told, state="idle", url="", pid=0, digest="")
+            self._told = replace(self._told, state="idle", url="", digest="")
         elif self._tried != digest and now >= self._again:
-            self._start(digest, tuple(wanted["words"]))
+            self._start(digest, words)
 
     def _ended(self, served: str, digest: str, now: float) -> None:
         """The server's process is gone: it is started again, unless that would not help."""
@@ -195,11 +189,11 @@ class NodeActor:
         self._again = now + _PAUSES[len(self._ends) - 1]
         self._told = replace(self._told, state="starting")
 
-    def _start(self, digest: str, words: tuple[str, ...]) -> None:
+    def _start(self, digest: str, words: list[str]) -> None:
         folder = self._folder
         argv = [
-            "/bin/sh", "-c", _BETWEEN, digest, sys.executable, "-m", "turbofit", "serve",
-            "--plan", f"{folder}/plan-{digest}.json",
+            "/bin/sh", "-c", _BETWEEN, "sh", _BECOME, digest,
+            sys.executable, "-m", "turbofit", "serve", "--plan", f"{folder}/plan-{digest}.json",
             "--host", self._host, "--port", str(self._port), "--front-key-file",
             f"{folder}/key", "--lease", f"{folder}/lease", *server_words(os.environ), *words,
         ]  # fmt: skip
@@ -238,29 +232,31 @@ def _text(path: Path) -> str:
         return ""
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """A file of JSON; empty where there is none."""
-    try:
-        found: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found
-
-
 def _server(folder: Path) -> tuple[int, str]:
     """The process and the plan of the server that a folder has or had; 0 before it began."""
     pid, _, digest = _text(folder / "pid").partition(" ")
     return int(pid or 0), digest
 
 
-def _lives(folder: Path) -> bool:
-    """Whether a folder's server runs; its end is written down when it does no more."""
-    with suppress(FileNotFoundError), (folder / "lock").open("rb") as lock:
+def _is_held(path: Path) -> bool:
+    """Whether what locks this file lives: a folder's ``actor``, or its server by its ``lock``.
+
+    The server's exit code is written down before the lock ends.
+    """
+    with suppress(FileNotFoundError), path.open("rb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
     return False
+
+
+def _within(seconds: float, path: Path, *, held: bool = True) -> bool:
+    """Whether a lock is held, or is no more, within so many seconds."""
+    until = time.monotonic() + seconds
+    while _is_held(path) != held and time.monotonic() < until:
+        time.sleep(_TICK)
+    return _is_held(path) == held
 
 
 def _end_server(folder: Path) -> None:
@@ -270,20 +266,6 @@ def _end_server(folder: Path) -> None:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
         (folder / "ending").touch()
-
-
-def _is_renewed(lease: Path) -> bool:
-    """Whether an actor renews a lease: its time changes, whatever the clock says."""
-
-    def touched() -> int:
-        with suppress(OSError):
-            return lease.stat().st_mtime_ns
-        return 0
-
-    before, until = touched(), time.monotonic() + _STALE_SECONDS
-    while touched() == before and time.monotonic() < until:
-        time.sleep(_TICK)
-    return touched() != before
 
 
 def _forget(folder: Path) -> None:

@@ -34,16 +34,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from turbofit.launch.cluster.ray_adapter import RayCallError, RayNode
-
-
 __all__ = [
-    "MOST_NODES",
-    "cluster_from",
-    "held_only",
-    "measure_here",
-    "measure_nodes",
+    "MOST_NODES", "cluster_from", "held_only", "measure_here", "measure_nodes", "node_of",
     "raylet_environment",
-]
+]  # fmt: skip
 
 _SECONDS: Final = 120.0
 
@@ -54,13 +48,28 @@ def measure_nodes(address: str | None, *, pretend: bool = False) -> Cluster:
         nodes = ray.alive().values()
         with_gpus = [node.id for node in nodes if node.gpus]
         found = ray_adapter.run_on_each(with_gpus, measure_here, pretend, _SECONDS)
-        told = tuple(_told(node, found.get(node.id)) for node in nodes)
+        told = tuple(node_of(node, found.get(node.id)) for node in nodes)
         return Cluster(source=f"ray {ray.address}", nodes=told)
 
 
 def measure_here(pretend: bool) -> bytes:
     """What this node is, as JSON; runs on the node."""
-    return msgspec.json.encode(_here(pretend=pretend))
+    from turbofit.launch.engine.environment import find_lmdeploy
+    from turbofit.machine.source import machine_from
+    from turbofit.observe.calibrations import pretends, with_calibrations
+
+    node = Node(id="", name=socket.gethostname(), address="", turbofit=__version__)
+    with suppress(TurbofitError):  # the engine may be another one; planning tells
+        node = replace(node, lmdeploy=find_lmdeploy().version)
+    try:
+        spec = variables().node_spec or None if pretend else None
+        machine = machine_from(spec, environ=raylet_environment())
+        # What was learned on this node: it is not the one that plans.
+        machine = with_calibrations(machine, pretend=machine.source != "nvml" or pretends())
+        node = replace(node, machine=machine, pretend=pretend)
+    except TurbofitError as exc:
+        node = replace(node, why_not=exc.message)
+    return msgspec.json.encode(node)
 
 
 def held_only(node: Node, gpus: Iterable[str]) -> Node:
@@ -78,7 +87,7 @@ def held_only(node: Node, gpus: Iterable[str]) -> Node:
     return replace(node, machine=replace(machine, visible=visible))
 
 
-def _told(node: RayNode, found: bytes | RayCallError | None) -> Node:
+def node_of(node: RayNode, found: bytes | RayCallError | None) -> Node:
     """What a node says, or why it says nothing."""
     why = "Ray counts no GPU there"
     if isinstance(found, bytes):
@@ -95,24 +104,6 @@ def _told(node: RayNode, found: bytes | RayCallError | None) -> Node:
         if "No module named 'turbofit" in text:
             why = "turbofit is not installed there"
     return Node(id=node.id, name=node.name, address=node.address, why_not=why)
-
-
-def _here(*, pretend: bool) -> Node:
-    from turbofit.launch.engine.environment import find_lmdeploy
-    from turbofit.machine.source import machine_from
-    from turbofit.observe.calibrations import pretends, with_calibrations
-
-    node = Node(id="", name=socket.gethostname(), address="", turbofit=__version__)
-    with suppress(TurbofitError):  # the engine may be another one; planning tells
-        node = replace(node, lmdeploy=find_lmdeploy().version)
-    try:
-        spec = variables().node_spec or None if pretend else None
-        machine = machine_from(spec, environ=raylet_environment())
-        # What was learned on this node: it is not the one that plans.
-        machine = with_calibrations(machine, pretend=machine.source != "nvml" or pretends())
-    except TurbofitError as exc:
-        return replace(node, why_not=exc.message)
-    return replace(node, machine=machine, pretend=pretend)
 
 
 def raylet_environment() -> Mapping[str, str]:

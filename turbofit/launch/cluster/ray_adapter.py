@@ -2,7 +2,7 @@
 
 No other module imports Ray (`tests/test_house.py`). Ray is imported inside the functions, so that a
 module which imports this one needs no Ray. Others get Ray's handles: ``handle.method.remote(...)``
-calls an actor, and `result` takes what that gives.
+calls an actor, and `outcome` takes what that gives.
 
 Where Ray's traffic uses TLS, that between fronts and nodes does, with the same certificates, which
 Ray takes from variables that every node must have (``RAY_USE_TLS`` and three files).
@@ -22,32 +22,19 @@ from turbofit.core.installation import install_command
 from turbofit.core.struct import Struct
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    import ssl
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     #: Of an actor.
     Handle = Any
     #: What a function gives, or a `RayCallError`.
     Result = Any
-    import ssl
-    from collections.abc import Mapping
 
 __all__ = [
-    "RayCallError",
-    "RayConnection",
-    "RayNode",
-    "ResultTimeoutError",
-    "client_context",
-    "connected",
-    "free_gpus",
-    "gpus_of_this_task",
-    "kill_actor",
-    "named_actors",
-    "one_line",
-    "result",
-    "run_on_each",
-    "server_words",
-    "start_actor",
-]
+    "RayCallError", "RayConnection", "RayNode", "ResultTimeoutError", "client_context", "connected",
+    "free_gpus", "gpus_of_this_task", "kill_actor", "named_actors", "outcome", "run_on_each",
+    "server_words", "start_actor",
+]  # fmt: skip
 
 #: Of Ray: names of actors are unique in it.
 _NAMESPACE: Final = "turbofit"
@@ -117,10 +104,15 @@ class RayConnection:
             nodes: list[dict[str, Any]] = ray.nodes()
         except Exception as exc:  # noqa: BLE001 - Ray raises any type when its head is gone
             raise MachineError(
-                f"the Ray cluster at {self.address} does not answer: {one_line(exc)}",
+                f"the Ray cluster at {self.address} does not answer: {_one_line(exc)}",
                 hint="see ray status",
             ) from None
-        leaving = _draining_nodes()
+        leaving: Any = ()
+        with suppress(Exception):  # no public call: without it nodes just die
+            from ray._private import state
+
+            # Those that Ray drains, e.g. before a spot instance ends; as Ray Serve asks.
+            leaving = state.state.get_draining_nodes()
         return {
             node["NodeID"]: RayNode(
                 id=node["NodeID"],
@@ -153,17 +145,11 @@ def connected(address: str | None) -> Iterator[RayConnection]:
         MachineError: no cluster answers there.
         UsageError: an address of Ray Client.
     """
-    _connect(address)
-    import ray
-
-    try:
-        yield RayConnection()
-    finally:
-        ray.shutdown()
-
-
-def _connect(address: str | None) -> None:
-    _use_token()
+    # Read when Ray is imported. `ray start` asks for a token where there is one, a client sends it
+    # only where it is told to. A cluster without tokens ignores it.
+    named = os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
+    if named or (Path.home() / ".ray" / "auth_token").is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     # What still runs in a thread when the connection ends must not begin another cluster.
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     try:
@@ -187,21 +173,14 @@ def _connect(address: str | None) -> None:
     except (ConnectionError, ValueError, RuntimeError) as exc:
         at = f" at {where}" if where != "auto" else " here"
         raise MachineError(
-            f"no Ray cluster answers{at}: {one_line(exc)}",
+            f"no Ray cluster answers{at}: {_one_line(exc)}",
             hint="start one with ray start --head, or write --cluster ray:HOST:6379; one that asks "
             "for a token wants its ~/.ray/auth_token here",
         ) from None
-
-
-def _draining_nodes() -> frozenset[str]:
-    """The ids of nodes that Ray drains, e.g. before a spot instance ends; as Ray Serve asks."""
     try:
-        from ray._private import state
-
-        found: Any = state.state.get_draining_nodes()
-    except Exception:  # noqa: BLE001 - no public call: without it nodes just die
-        return frozenset()
-    return frozenset(found)
+        yield RayConnection()
+    finally:
+        ray.shutdown()
 
 
 def free_gpus() -> dict[str, int]:
@@ -218,21 +197,14 @@ def free_gpus() -> dict[str, int]:
 def run_on_each(
     nodes: Iterable[str], function: Callable[[Any], Any], argument: Any, seconds: float
 ) -> dict[str, Result]:
-    """Run a function on nodes, once on each and without a CPU: what it gives, or the error."""
+    """Run a function on nodes, once on each and without a CPU: what it gives, or `RayCallError`."""
     import ray
 
     remote = ray.remote(num_cpus=0, max_retries=0)(function)
     refs = {n: remote.options(scheduling_strategy=_on(n)).remote(argument) for n in nodes}
     if refs:
         ray.wait(list(refs.values()), num_returns=len(refs), timeout=seconds)
-
-    def told(ref: Any) -> Any:
-        try:
-            return result(ref, 0.1)
-        except RayCallError as exc:
-            return exc
-
-    return {node: told(ref) for node, ref in refs.items()}
+    return {node: outcome(ref, 0.1) for node, ref in refs.items()}
 
 
 def _on(node: str) -> Any:
@@ -277,7 +249,7 @@ def named_actors(prefix: str) -> dict[str, Handle]:
                     found[actor["name"].removeprefix(prefix)] = handle
     except ray.exceptions.GetTimeoutError as exc:
         raise MachineError(
-            f"the head of the Ray cluster does not answer: {one_line(exc)}", hint="see ray status"
+            f"the head of the Ray cluster does not answer: {_one_line(exc)}", hint="see ray status"
         ) from None
     return found
 
@@ -296,40 +268,30 @@ def gpus_of_this_task() -> list[str]:
     return [str(one) for one in ray.get_gpu_ids()]
 
 
-def result(ref: Any, seconds: float) -> Any:
-    """The result of a task or of an actor's method, within so many seconds.
+def outcome(ref: Any, seconds: float) -> Any:
+    """What a task or an actor's method gives within so many seconds, or why it gives nothing.
 
-    Raises:
-        ResultTimeoutError: there is none yet.
-        RayCallError: anything else that Ray tells of, what the function raised too.
+    That is a `ResultTimeoutError` where there is no result yet, else another `RayCallError`: what
+    the function raised, too.
     """
     import ray
 
     try:
         return ray.get(ref, timeout=seconds)
     except ray.exceptions.GetTimeoutError as exc:
-        raise ResultTimeoutError(str(exc)) from exc
+        return ResultTimeoutError(str(exc))
     except ray.exceptions.RayError as exc:
-        raise RayCallError(str(exc)) from exc
+        return RayCallError(str(exc))
 
 
-def one_line(exc: BaseException) -> str:
+def _one_line(exc: BaseException) -> str:
     """What an exception says, in one line of 200 characters at most."""
     return " ".join(str(exc).split())[:200]
 
 
-def _use_token() -> None:
-    """Tell Ray that there is a token, as it reads the environment: before it is imported."""
-    named = os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
-    # `ray start` asks for a token where there is one, a client sends it only where it is told to. A
-    # cluster without tokens ignores it.
-    if named or (Path.home() / ".ray" / "auth_token").is_file():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-
-
-#: The authority; the certificate and its key beside it.
+#: The certificate, its key, and the authority.
+_CERTIFICATE: Final = ("RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY")
 _AUTHORITY: Final = "RAY_TLS_CA_CERT"
-_FILES: Final = ("RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", _AUTHORITY)
 
 
 def server_words(environ: Mapping[str, str]) -> tuple[str, ...]:
@@ -339,7 +301,7 @@ def server_words(environ: Mapping[str, str]) -> tuple[str, ...]:
     """
     if not _used(environ):
         return ()
-    certificate, key, _ = (environ.get(name, "") for name in _FILES)
+    certificate, key = (environ.get(name, "") for name in _CERTIFICATE)
     return ("--ssl-certfile", certificate, "--ssl-keyfile", key)
 
 

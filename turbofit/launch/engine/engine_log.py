@@ -10,6 +10,7 @@ import re
 from typing import TYPE_CHECKING, Final, Literal
 
 from turbofit.core.units import format_bytes
+from turbofit.core.version import REFERENCE
 from turbofit.observe.ends import End, MemoryPhase, end_kind, exit_words
 from turbofit.observe.forecast import cache_beside, tokens_beside
 from turbofit.observe.log_events import (
@@ -253,7 +254,7 @@ def ending(  # noqa: PLR0913 - what is known of an ending
     see = f"its log is {log}"
     if pytorch and tracker.raced and code is not None and not short:
         # The server closes the lock under which the engine has told its port, sometimes before the
-        # engine has let go of it. Source: LMDeploy 0.18 mp_engine/zmq_engine.py, _start_mp_proc.
+        # engine has let go of it. lmdeploy zmq_engine.py::ZMQMPEngine._start_mp_proc #5f11fa
         said = "LMDeploy's server and its engine lost each other while they started (EOFError)"
         return End(kind="raced", message=said, hint=see)
     said = _last_words(tracker)
@@ -323,7 +324,7 @@ def _ran_out(tracker: StartupTracker, plan: Plan, log: Path, death: End | None) 
             kind="out_of_memory", phase="cache", message=f"{said} weights",
             hint=_advice(tracker, plan, log),
         )  # fmt: skip
-    if isinstance(fault, CudaError) and fault.pinned and plan.engine.version.startswith("0.18"):
+    if isinstance(fault, CudaError) and fault.pinned and plan.engine.version == REFERENCE:
         return End(
             kind="host_memory",
             phase="host",

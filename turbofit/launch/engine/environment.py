@@ -11,8 +11,9 @@ from turbofit.core.errors import LaunchError, PackageError
 from turbofit.core.installation import install_command
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.process.ports import port_problem
+from turbofit.core.version import REFERENCE
 from turbofit.memory.engines import LMDEPLOY
-from turbofit.memory.versions import OLDEST_SERVED, REFERENCE, release
+from turbofit.memory.versions import OLDEST_SERVED, release
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

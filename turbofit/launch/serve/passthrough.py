@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from turbofit.core.errors import UsageError
 from turbofit.core.presets import load_yaml, preset_path
 from turbofit.core.synonyms import synonym
+from turbofit.core.version import REFERENCE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -120,7 +121,7 @@ def _sort(passed: PassedOptions, name: str, kind: str, values: list[str], unplan
             why = "changes memory in ways that the ledger does not model"
             hint = "leave it out, or take the risk with --unplanned"
             if kind == "unknown":
-                why = "is no option of LMDeploy 0.18"
+                why = f"is no option of LMDeploy {REFERENCE}"
                 if found := synonym(name):
                     hint = found.here(next(iter(values), None), "--{option} {value} before --")
             raise UsageError(f"{name} after -- {why}", hint=hint)

@@ -15,6 +15,7 @@ from turbofit.core.machine import Gpu
 from turbofit.core.model import Model
 from turbofit.core.plan import Term
 from turbofit.core.units import HALF, round_up
+from turbofit.core.version import REFERENCE
 from turbofit.machine.presets import context_bytes
 from turbofit.memory.account import (
     PAGE,
@@ -39,7 +40,7 @@ from turbofit.memory.pytorch.activations import routed_elements
 from turbofit.memory.pytorch.cache import block_bytes
 from turbofit.memory.turbomind.account import before_terms
 from turbofit.memory.turbomind.weights import EngineConstants, kv_heads_held, load_constants
-from turbofit.memory.versions import FIRST_CURRENT, REFERENCE
+from turbofit.memory.versions import FIRST_CURRENT
 from turbofit.model.parameters import stored_bytes
 
 __all__ = ["LegacyPytorch", "LegacyTorchAccount"]

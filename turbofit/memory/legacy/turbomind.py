@@ -365,7 +365,7 @@ class LegacyAccount(GroupAccount):
         if self._buffers_given:
             return ()
         early, kernels = self.generation.first_layers, self.constants.kernel_modules
-        note, growth = "0.18's, for want of older ones", self._legacy.pool_growth
+        note, growth = f"{FIRST_CURRENT}'s, for want of older ones", self._legacy.pool_growth
         tower = [replace(self._towers[i], phase="buffers")]
         return (
             *(one for one in self._buffer_terms(forward) if one.term not in early),

@@ -15,6 +15,7 @@ from turbofit.core.model import Model
 from turbofit.core.plan import EngineName, HostMemory, Settings, Term
 from turbofit.core.struct import known
 from turbofit.core.units import MIB, round_up
+from turbofit.core.version import REFERENCE
 from turbofit.machine.presets import context_bytes
 from turbofit.memory.account import (
     AMPERE,
@@ -71,13 +72,14 @@ from turbofit.memory.pytorch.weights import (
 __all__ = ["Pytorch", "PytorchAccount", "capture_sizes"]
 
 _INT = 4
-#: Blocks from this on come from segments of 20 MiB. Source: c10/cuda/CUDACachingAllocator.
+#: Blocks from this on come from segments of 20 MiB. Source: kMinLargeAlloc of torch's allocator.
 _LARGE_BLOCK = MIB
 #: The first compute capability with fp8 in Triton.
 _FP8 = (8, 9)
 #: `quant_policy` of a cache of that type.
 _FP8_CACHE = 16
-#: What does not repeat KV heads. Source: configurations/llava_hf.py, models/llama4.py.
+#: What does not repeat KV heads.
+#: Source: lmdeploy configurations/llava_hf.py::LlavaHfModelConfigBuilder.build #7f3fc9
 _NO_REPEAT = frozenset(
     {
         "LlavaForConditionalGeneration",
@@ -85,114 +87,17 @@ _NO_REPEAT = frozenset(
         "Llama4ForConditionalGeneration",
     }
 )
-#: Its tower deals out whole heads, unequally where they do not divide. Source: models/internvl.py.
+#: Its tower deals out whole heads, unequally where they do not divide.
+#: Source: lmdeploy pytorch/models/internvl.py::InternAttention.__init__ #0178a3
 _UNEQUAL_HEADS = "internvit"
 #: Whose states are bfloat16, whatever the dtype.
 _BFLOAT_STATES = "Qwen3NextForCausalLM"
 #: Whose scales of a group are a rank's or another's, never of both.
 _CUT_METHODS = frozenset({"awq", "fp8"})
-#: The fewest tokens of a block that its kernels take. Source: messages.py, kernel_block_size.
-_LEAST_BLOCK = 16
-#: Tokens of a block, which LMDeploy stops without. Source: executor/base.py.
-_FLASH_MLA_BLOCK = 64
-
-
-class PytorchAccount(Account):
-    """One model under one set of settings on one group of GPUs."""
-
-    cache_shortfall: str = (
-        "that LMDeploy asks for ({more} more): with fewer it halves max_prefill_token_num, or"
-        " stops with 'No enough gpu memory for kv cache.'"
-    )
-    dies: ClassVar[str] = "serves no more (every request gets 503 while /health stays 200)"
-    allocator: ClassVar[str] = "torch's allocator"
-
-    def __init__(self, launch: EngineLaunch, constants: PytorchConstants) -> None:
-        model, settings, gpus = launch.model, launch.settings, launch.gpus
-        vision_load = launch.vision_load
-        self.constants = constants
-        self.block_bytes = block_bytes(model.text, settings)
-        self.block_tokens = block_tokens(model.text, settings)
-        # With fewer the engine changes max_prefill_token_num or stops.
-        self.least_blocks = constants.least_blocks
-        state = state_bytes(model.text, settings)
-        #: Delta nets' states, allocated beside the cache, and the runtime's reserve, not taken.
-        self._kept = state + runtime_bytes(model.text, settings)
-        work = activations_of(model, settings, constants, gpus)
-        met = UnitsMet(0, 0)
-        if model.image_rule is not None and vision_load.units_per_image:
-            met = units_met(model.image_rule, vision_load, settings)
-        transients = transient_terms(model, work, settings, vision_load, met, constants)
-        before, staged = self._loaded(launch)
-        # The states of delta nets are one allocation, which no ratio sizes.
-        note = f"{state_slots(settings)} slots: one a sequence of max_batch_size, and two"
-        size = round_up(state, constants.page)
-        states = (term("state_cache", "cache", size, "formula", note),) if state else ()
-        held = []
-        for i, gpu in enumerate(gpus):
-            # At most as many as an empty card could hold: its tables are small. Over.
-            most = settings.num_gpu_blocks or known(gpu.total, 0) // self.block_bytes
-            buffers = buffer_terms(model, work, settings, gpu, most, constants)
-            held.append(StaticMemory(before=before[i], buffers=(*states, *buffers), staged=staged))
-        pool = pool_term(work, settings, constants)
-        seen = calibration_for(launch.machine, gpus, model, settings, "pytorch", constants.version)
-        held = [corrected(one, seen) for one in held]
-        super().__init__(launch, held, pool, transients, met.now, seen)
-
-    def _loaded(self, launch: EngineLaunch) -> tuple[list[tuple[Term, ...]], int]:
-        """What each GPU holds before the cache, and what loading holds above it."""
-        model, settings, gpus = launch.model, launch.settings, launch.gpus
-        if launch.free_at_cache is not None:
-            return [(given(gpu, launch.free_at_cache),) for gpu in gpus], 0
-        linked, capability = launch.machine.nvlinked(gpus), capability_of(gpus[0])
-        weights = weight_terms(model, settings, capability, self.constants)
-        before = [(*before_terms(gpu, settings, linked, self.constants), *weights) for gpu in gpus]
-        largest = max(
-            largest_loaded(model, settings.tp),
-            staged_copy(model, settings.tp, capability, self.constants),
-            draft_staged(settings),
-        )
-        return before, round_up(largest, self.constants.page)
-
-    def _find_ratio(self) -> float:
-        """Blocks that were asked for are as many at every ratio: one look tells that none fits."""
-        if self.settings.num_gpu_blocks and not self.fits_at(1.0):
-            return 0.0
-        return super()._find_ratio()
-
-    @property
-    def ratio_base(self) -> int:
-        """What is free less the states of delta nets and the runtime's reserve."""
-        return self.free - self._kept
-
-    def blocks_at(self, ratio: float) -> int:
-        """Blocks of the ratio's share: what is checked even where ``num_gpu_blocks`` is set."""
-        return max(0, int(self.ratio_base * ratio)) // self.block_bytes
-
-    def cache_shortfall_at(self, ratio: float) -> int:
-        """Bytes of cache missing for as many blocks, with what the runtime's reserve lacks."""
-        if self.blocks_at(ratio) >= self.least_blocks:
-            return 0
-        return self.least_blocks * self.block_bytes - int(self.ratio_base * ratio)
-
-    def _blocks_held(self, ratio: float) -> int:
-        """Blocks of the cache: ``num_gpu_blocks`` where it is set, else the ratio's."""
-        return self.settings.num_gpu_blocks or self.blocks_at(ratio)
-
-    def region_at(self, ratio: float) -> int:
-        return self._blocks_held(ratio) * self.block_bytes
-
-    def tokens_at(self, ratio: float) -> int:
-        """KV tokens that requests can have: the engine keeps two blocks for itself."""
-        return max(0, self._blocks_held(ratio) - RESERVED_BLOCKS) * self.block_tokens
-
-    def cache_terms(self, i: int, ratio: float) -> list[Term]:  # noqa: ARG002 - equal on all
-        """The cache, one allocation."""
-        note = f"{ratio:.3f} of free memory less the runtime's reserve"
-        if self.settings.num_gpu_blocks:
-            note = f"num_gpu_blocks {self.settings.num_gpu_blocks}"
-        size = round_up(self.region_at(ratio), self.constants.page)
-        return [term("kv_cache", "cache", size, "formula", note)]
+#: The fewest tokens of a block that its kernels take.
+_LEAST_BLOCK = 16  # lmdeploy lmdeploy/messages.py::PytorchEngineConfig `kernel_block_size >= 16`
+#: Tokens of a block, which LMDeploy stops without.
+_FLASH_MLA_BLOCK = 64  # lmdeploy executor/base.py `cache_config.block_size != 64`
 
 
 def before_terms(
@@ -243,7 +148,10 @@ def weight_terms(
 
 
 def capture_sizes(settings: Settings) -> list[int]:
-    """Batch sizes for which a CUDA graph is captured. Source: graph_runner/runner.py."""
+    """Batch sizes for which a CUDA graph is captured.
+
+    Source: lmdeploy graph_runner/runner.py::_get_capture_batch_size_impl #19dec2
+    """
     if settings.eager_mode:
         return []
     most = settings.max_batch_size
@@ -355,12 +263,16 @@ def transient_terms(
 def _problems(model: Model, tp: int) -> Iterator[str]:
     """Why a tensor-parallel degree cannot be.
 
-    Source: LMDeploy pytorch/nn/linear, configurations/builder.py, cache_engine/schema.py.
+    Source: lmdeploy configurations/builder.py::AutoModelConfigBuilder.update_num_kv_heads #642341
     """
     text, vision = model.text, model.vision
     if text.expands_latent and tp > 1:
-        # models/minicpm3.py keeps kv_b whole and takes its outputs for a rank's heads.
-        yield f"LMDeploy 0.18's class of {model.name} fails at its first forward on several ranks"
+        # kv_b is whole, and its outputs are taken for a rank's heads:
+        # lmdeploy pytorch/models/minicpm3.py::MiniCPMAttention.__init__ #2af975
+        yield (
+            f"LMDeploy {REFERENCE}'s class of {model.name} fails at its first forward on"
+            " several ranks"
+        )
     if text.heads % tp:
         yield f"{text.heads} attention heads do not divide by {tp}"
     if text.kv_heads % tp and (tp % text.kv_heads or model.architecture in _NO_REPEAT):
@@ -393,7 +305,8 @@ def _cut_groups(model: Model, tp: int) -> Iterator[str]:
     """Layers of which a rank would get a part of a group: they fail while they are loaded.
 
     Experts of fp8 are dealt out in whole groups, however many a rank gets.
-    Source: nn/linear/awq.py, nn/linear/blocked_fp8.py, nn/moe/blocked_fp8.py.
+    Source: lmdeploy linear/awq.py::AwqLinear._get_io_features #a09b9f
+    lmdeploy linear/blocked_fp8.py::BlockedF8Linear._get_io_features #168590
     """
     text, moe, packed = model.text, model.text.moe, model.quantization
     if packed is None or packed.method not in _CUT_METHODS:
@@ -434,7 +347,8 @@ def _refused(launch: EngineLaunch) -> Iterator[str]:
             f" {_LEAST_BLOCK} on"
         )
     # Of a quantised checkpoint the option is ignored; 16-bit weights are quantised at load for fp8,
-    # and every other word stops the engine, hf too. Source: pytorch/config.py.
+    # and every other word stops the engine, hf too.
+    # Source: lmdeploy pytorch/config.py::_patch_quantization_config #ee4bed
     stored = model.quantization.method if model.quantization else None
     if given is not None and given != stored:
         if stored:
@@ -448,26 +362,27 @@ def _refused(launch: EngineLaunch) -> Iterator[str]:
                 " and the PyTorch engine takes no such word for them"
             )
     # Heads that cannot be rotated. Of latents keys and values are the same bytes, which it would
-    # quantise as the one and the other. Source: pytorch/kernels/cuda/fill_kv_cache.py.
+    # quantise as the one and the other. lmdeploy cuda/fill_kv_cache.py::fill_kv_cache #800806
     if policy and text.cached_latent:
         yield f"--quant-policy {policy} is not planned for latent attention: 0 is"
     if text.expands_latent and KV_TYPES[policy].key_scales:
-        # models/minicpm3.py hands no scales to its attention: the warm-up fails.
+        # Its attention gets no scales, and the warm-up fails:
+        # lmdeploy pytorch/models/minicpm3.py::MiniCPMAttention.forward #d54ca4
         yield (
-            f"--quant-policy {policy}: LMDeploy 0.18's class of {model.name} caches at 16 bits, or"
-            " in fp8 (16, 17)"
+            f"--quant-policy {policy}: LMDeploy {REFERENCE}'s class of {model.name} caches at"
+            " 16 bits, or in fp8 (16, 17)"
         )
     if policy == TURBO_QUANT and text.head_dim & (text.head_dim - 1):
         yield f"--quant-policy {TURBO_QUANT} takes heads of a power of two, not of {text.head_dim}"
     yield from _undrafted(settings)
     # States of another type than what is copied into them fail at the first prefill. Of cards that
-    # have no bfloat16 `missing_kernels` tells. Source: configurations/qwen3_next.py,
-    # backends/cuda/causal_conv1d.py (``index_copy_``).
+    # have no bfloat16 `missing_kernels` tells. Source: CausalConv1d's ``index_copy_``, and
+    # lmdeploy configurations/qwen3_next.py::Qwen3NextModelConfigBuilder.build #f1c4bf
     bfloat_states = _bfloat_states(model) and not _without_bfloat16(launch)
     if bfloat_states and settings.dtype != "bfloat16":
         yield (
-            f"LMDeploy 0.18 keeps the states of {model.name} in bfloat16, so that it runs in no"
-            f" other dtype: --dtype is {settings.dtype}"
+            f"LMDeploy {REFERENCE} keeps the states of {model.name} in bfloat16, so that it"
+            f" runs in no other dtype: --dtype is {settings.dtype}"
         )
     if settings.communicator != "nccl":
         yield f"--communicator {settings.communicator} is TurboMind's: the PyTorch engine has NCCL"
@@ -476,7 +391,8 @@ def _refused(launch: EngineLaunch) -> Iterator[str]:
 def _undrafted(settings: Settings) -> Iterator[str]:
     """Options that a step of several tokens does not support, or that a draft would get too.
 
-    Source: backends/cuda/attention/fa3.py, engine/config_builder.py, pytorch/config.py.
+    Source: lmdeploy engine/config_builder.py::ConfigBuilder.build_specdecode_config #f969e9
+    lmdeploy pytorch/config.py::SpecDecodeConfig.from_config #e102a4
     """
     draft = settings.draft
     if draft is None:
@@ -518,7 +434,7 @@ def missing_kernels(launch: EngineLaunch) -> str | None:
     if draft is not None and (without := without_kernels(draft, launch.gpus)):
         return without
     if _bfloat_states(launch.model) and (card := _without_bfloat16(launch)):
-        return f"LMDeploy 0.18 keeps its states in bfloat16, which {card} does not have"
+        return f"LMDeploy {REFERENCE} keeps its states in bfloat16, which {card} does not have"
     if quantization is not None and quantization.method == "fp8":
         what, otherwise = "kernel", ""
     elif launch.settings.quant_policy == _FP8_CACHE:
@@ -534,17 +450,128 @@ def missing_kernels(launch: EngineLaunch) -> str | None:
     return None
 
 
+class PytorchAccount(Account):
+    """One model under one set of settings on one group of GPUs."""
+
+    cache_shortfall: str = (
+        "that LMDeploy asks for ({more} more): with fewer it halves max_prefill_token_num, or"
+        " stops with 'No enough gpu memory for kv cache.'"
+    )
+    dies: ClassVar[str] = "serves no more (every request gets 503 while /health stays 200)"
+    allocator: ClassVar[str] = "torch's allocator"
+    #: Its formulas, each of which a newer version's class can have otherwise (docs/adding.md).
+    activations_of = staticmethod(activations_of)
+    block_bytes_of = staticmethod(block_bytes)
+    state_bytes = staticmethod(state_bytes)
+    runtime_bytes = staticmethod(runtime_bytes)
+    before_terms = staticmethod(before_terms)
+    weight_terms = staticmethod(weight_terms)
+    buffer_terms = staticmethod(buffer_terms)
+    pool_term = staticmethod(pool_term)
+    transient_terms = staticmethod(transient_terms)
+
+    def __init__(self, launch: EngineLaunch, constants: PytorchConstants) -> None:
+        model, settings, gpus = launch.model, launch.settings, launch.gpus
+        vision_load = launch.vision_load
+        self.constants = constants
+        self.block_bytes = self.block_bytes_of(model.text, settings)
+        self.block_tokens = block_tokens(model.text, settings)
+        # With fewer the engine changes max_prefill_token_num or stops.
+        self.least_blocks = constants.least_blocks
+        state = self.state_bytes(model.text, settings)
+        #: Delta nets' states, allocated beside the cache, and the runtime's reserve, not taken.
+        self._kept = state + self.runtime_bytes(model.text, settings)
+        work = self.activations_of(model, settings, constants, gpus)
+        met = UnitsMet(0, 0)
+        if model.image_rule is not None and vision_load.units_per_image:
+            met = units_met(model.image_rule, vision_load, settings)
+        transients = self.transient_terms(model, work, settings, vision_load, met, constants)
+        before, staged = self._loaded(launch)
+        # The states of delta nets are one allocation, which no ratio sizes.
+        note = f"{state_slots(settings)} slots: one a sequence of max_batch_size, and two"
+        size = round_up(state, constants.page)
+        states = (term("state_cache", "cache", size, "formula", note),) if state else ()
+        held = []
+        for i, gpu in enumerate(gpus):
+            # At most as many as an empty card could hold: its tables are small. Over.
+            most = settings.num_gpu_blocks or known(gpu.total, 0) // self.block_bytes
+            buffers = self.buffer_terms(model, work, settings, gpu, most, constants)
+            held.append(StaticMemory(before=before[i], buffers=(*states, *buffers), staged=staged))
+        pool = self.pool_term(work, settings, constants)
+        seen = calibration_for(launch.machine, gpus, model, settings, "pytorch", constants.version)
+        held = [corrected(one, seen) for one in held]
+        super().__init__(launch, held, pool, transients, met.now, seen)
+
+    def _loaded(self, launch: EngineLaunch) -> tuple[list[tuple[Term, ...]], int]:
+        """What each GPU holds before the cache, and what loading holds above it."""
+        model, settings, gpus = launch.model, launch.settings, launch.gpus
+        if launch.free_at_cache is not None:
+            return [(given(gpu, launch.free_at_cache),) for gpu in gpus], 0
+        linked, capability = launch.machine.nvlinked(gpus), capability_of(gpus[0])
+        weights = self.weight_terms(model, settings, capability, self.constants)
+        before = [
+            (*self.before_terms(gpu, settings, linked, self.constants), *weights) for gpu in gpus
+        ]
+        largest = max(
+            largest_loaded(model, settings.tp),
+            staged_copy(model, settings.tp, capability, self.constants),
+            draft_staged(settings),
+        )
+        return before, round_up(largest, self.constants.page)
+
+    def _find_ratio(self) -> float:
+        """Blocks that were asked for are as many at every ratio: one look tells that none fits."""
+        if self.settings.num_gpu_blocks and not self.fits_at(1.0):
+            return 0.0
+        return super()._find_ratio()
+
+    @property
+    def ratio_base(self) -> int:
+        """What is free less the states of delta nets and the runtime's reserve."""
+        return self.free - self._kept
+
+    def blocks_at(self, ratio: float) -> int:
+        """Blocks of the ratio's share: what is checked even where ``num_gpu_blocks`` is set."""
+        return max(0, int(self.ratio_base * ratio)) // self.block_bytes
+
+    def cache_shortfall_at(self, ratio: float) -> int:
+        """Bytes of cache missing for as many blocks, with what the runtime's reserve lacks."""
+        if self.blocks_at(ratio) >= self.least_blocks:
+            return 0
+        return self.least_blocks * self.block_bytes - int(self.ratio_base * ratio)
+
+    def _blocks_held(self, ratio: float) -> int:
+        """Blocks of the cache: ``num_gpu_blocks`` where it is set, else the ratio's."""
+        return self.settings.num_gpu_blocks or self.blocks_at(ratio)
+
+    def region_at(self, ratio: float) -> int:
+        return self._blocks_held(ratio) * self.block_bytes
+
+    def tokens_at(self, ratio: float) -> int:
+        """KV tokens that requests can have: the engine keeps two blocks for itself."""
+        return max(0, self._blocks_held(ratio) - RESERVED_BLOCKS) * self.block_tokens
+
+    def cache_terms(self, i: int, ratio: float) -> list[Term]:  # noqa: ARG002 - equal on all
+        """The cache, one allocation."""
+        note = f"{ratio:.3f} of free memory less the runtime's reserve"
+        if self.settings.num_gpu_blocks:
+            note = f"num_gpu_blocks {self.settings.num_gpu_blocks}"
+        size = round_up(self.region_at(ratio), self.constants.page)
+        return [term("kv_cache", "cache", size, "formula", note)]
+
+
 class Pytorch(Engine):
     """LMDeploy's engine in Python, on torch and Triton."""
 
     name: ClassVar[EngineName] = "pytorch"
+    account_class: ClassVar[type[PytorchAccount]] = PytorchAccount
 
     def __init__(self, version: str) -> None:
         super().__init__(version)
         self.constants = load_constants(version)
 
     def account(self, launch: EngineLaunch) -> Account:
-        return PytorchAccount(launch, self.constants)
+        return self.account_class(launch, self.constants)
 
     def tp_problem(self, model: Model, tp: int) -> str | None:
         return next(_problems(model, tp), None)

@@ -5,7 +5,7 @@ sequence that runs, whatever its length, two more, and no share of it by the rat
 
 Each attention layer's keys and values of a block start at a multiple of 256 bytes; quantised ones
 have a scale and a zero of 16 bits for every head and token, TurboQuant's values a scale alone.
-Source: LMDeploy pytorch/engine/cache_engine/schema.py.
+Source: lmdeploy cache_engine/schema.py::build_quant_cache_descs #738657
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def block_tokens(text: TextDims, settings: Settings) -> int:
     """Tokens of one KV block, fewer than the option says where heads are wide.
 
     With the package flash_mla on Hopper, without which latents are not drafted for, they are 64,
-    and the cache the same. Source: executor/base.py (_adjust_block_size).
+    and the cache the same. lmdeploy executor/base.py `set block_size to 64 for flash_mla`
     """
     tokens = settings.cache_block_seq_len
     if text.mla and settings.draft:
@@ -72,7 +72,8 @@ def block_tokens(text: TextDims, settings: Settings) -> int:
 def block_bytes(text: TextDims, settings: Settings) -> int:
     """Bytes per rank of one KV block over all layers with attention, those of a draft too.
 
-    A draft's blocks are as many as its target's, for the same tokens. Source: executor/base.py.
+    A draft's blocks are as many as its target's, for the same tokens.
+    Source: lmdeploy executor/base.py::ExecutorBase._sync_spec_cache_block_size #3516d1
     """
     tokens, draft = block_tokens(text, settings), settings.draft
     size = _layers_bytes(text, settings, tokens, settings.tp)
@@ -94,7 +95,7 @@ def _layers_bytes(text: TextDims, settings: Settings, tokens: int, tp: int) -> i
 
 
 def state_slots(settings: Settings) -> int:
-    """Slots of the state cache: one is the system's, one spare. Source: executor/base.py."""
+    """Slots of the state cache: one is the system's, one spare."""
     return settings.max_batch_size + 2
 
 
@@ -104,7 +105,8 @@ def state_bytes(text: TextDims, settings: Settings) -> int:
     A slot holds the convolution's last inputs, then the recurrent state, of all layers, each from a
     multiple of 256 bytes on; with a draft one input and one state more for each token it proposes.
     Both are at 16 bits whatever the config's ``mamba_ssm_dtype`` says.
-    Source: LMDeploy pytorch/configurations/qwen3_5.py, cache_engine/layout.py.
+    Source: lmdeploy executor/base.py `cache_config.max_batches + 2`
+    lmdeploy configurations/qwen3_5.py::Qwen3_5ModelConfigBuilder.build #708233
     """
     delta, tp = text.delta, settings.tp
     if delta is None:
@@ -118,6 +120,7 @@ def state_bytes(text: TextDims, settings: Settings) -> int:
 
 def runtime_bytes(text: TextDims, settings: Settings) -> int:
     """Bytes that the engine keeps out of the cache's share: a stand-in for logits, not taken."""
+    # lmdeploy executor/base.py `(max_prefill_token_num + max_batches * 2) * vocab_size * 2`
     return (settings.max_prefill_token_num + 2 * settings.max_batch_size) * text.vocab * HALF
 
 
@@ -134,8 +137,8 @@ def engine_bound(rule: ImageRule, vision_load: VisionLoad, settings: Settings) -
     Whole prompts join a prefill while their tokens stay within ``max_prefill_token_num``; a longer
     prompt is cut into chunks of that size, never inside an image. Where one of its images is longer
     all its chunks are as long as that one, and smaller images may meet in another. So an image is
-    encoded once, and images meet by their tokens only. Source: LMDeploy
-    pytorch/paging/prefill_scheduler.py, long_context.py.
+    encoded once, and images meet by their tokens only.
+    Source: lmdeploy prefill_scheduler.py::_PrefillScheduler.reserve_long_context_chunk #70c645
     """
     each, tokens = vision_load.units_per_image, settings.max_prefill_token_num
     longest = vision_load.tokens_per_request // max(1, vision_load.images_per_request)
@@ -152,7 +155,7 @@ def units_met(rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> U
     The engine schedules a forward and sends its pixels to the card while the one before runs. A
     gateway that holds clients to fewer units than can meet leaves none for the next forward. An
     image that is longer than ``max_prefill_token_num`` does not follow another request's: a chunk
-    of text goes before it. Source: LMDeploy pytorch/engine/engine_loop.py (_prefetch_next_inputs).
+    of text goes before it. lmdeploy engine_loop.py `self.inputs_maker.prefetch_next_inputs()`
     """
     bound = engine_bound(rule, vision_load, settings)
     now = vision_load.budgeted_units(bound)

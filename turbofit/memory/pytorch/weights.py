@@ -4,22 +4,21 @@ Attention, delta nets and MLPs are sharded, of the decoder and of the vision tow
 head, norms, patch embedding and projector are whole on every rank, and nothing is padded. With
 latent attention embeddings and head are sharded, too, and the projectors of Qwen3-VL and of
 InternVL in Transformers' format; of Kimi-K2.5 neither head nor tower is.
-Source: LMDeploy pytorch/nn (build_embedding and build_lm_head without ``is_tp``), models/*.py.
+Source: lmdeploy nn/embedding.py::ParallelEmbedding.__init__ `is_tp: bool = False`
 """
 
 from __future__ import annotations
 
 from functools import cache
 
-import msgspec
 from msgspec.structs import replace
 
 from turbofit.core.model import DTYPE_BYTES, AudioDims, Model, TextDims, VisionDims
 from turbofit.core.plan import Settings
-from turbofit.core.presets import load_yaml, preset_path
 from turbofit.core.struct import Struct
 from turbofit.core.units import HALF, round_up
-from turbofit.memory import versions
+from turbofit.core.version import REFERENCE
+from turbofit.memory.versions import figures
 from turbofit.model.families.engines import PROJECTOR_AS_TEXT
 from turbofit.model.parameters import (
     Linear,
@@ -70,13 +69,9 @@ class PytorchConstants(Struct):
 
 
 @cache
-def load_constants(version: str = versions.REFERENCE) -> PytorchConstants:
-    """The constants of a version with presets of its own, such as ``0.18``."""
-    figures = {
-        key: entry["value"] if isinstance(entry, dict) else entry
-        for key, entry in load_yaml(preset_path("engines", f"pytorch-{version}")).items()
-    }
-    return msgspec.convert(figures, PytorchConstants, strict=False)
+def load_constants(version: str = REFERENCE) -> PytorchConstants:
+    """The constants of a version, or of the nearest older one that has its own."""
+    return figures("pytorch", version, PytorchConstants)
 
 
 def segments(settings: Settings) -> str:
@@ -100,19 +95,23 @@ def environment(settings: Settings, model: Model) -> dict[str, str]:
     return env
 
 
-#: Where TurboMind's kernels multiply what AWQ packed. Source: backends/cuda/awq_modules.py.
+#: Where TurboMind's kernels multiply what AWQ packed.
+#: Source: lmdeploy cuda/awq_modules.py::_is_turbomind_gemm_capability_supported #ef4179
 _COPIED_ON = (9, 0)
 _COPIED_GROUP = 128
 _FLOAT = 4
 #: Into the latents, which every rank needs whole.
 _WHOLE = ("q_a", "kv_a")
 #: Rows of the vocabulary come in multiples of this where they are sharded.
-VOCAB_ROWS = 64
-#: Whose routers are held at 32 bits, with their corrections. Source: models/glm4_moe.py.
+VOCAB_ROWS = 64  # lmdeploy nn/embedding.py::DEFAULT_VOCAB_PADDING_SIZE #3efb74
+#: Whose routers are held at 32 bits, with their corrections.
+#: Source: lmdeploy models/glm4_moe.py::Glm4MoE `dtype=torch.float32`
 _FLOAT_ROUTERS = frozenset({"Glm4MoeForCausalLM"})
-#: Latent attention without ``kv_b``, and a head that is whole. Source: models/kimi_k2_language.py.
+#: Latent attention without ``kv_b``, and a head that is whole.
+#: Source: lmdeploy models/kimi_k2_language.py::KimiK2Attention.__init__ #5f659d
 _KIMI = "KimiK2ForCausalLM"
-#: Towers that are whole on every rank. Source: models/kimi_k25_vision.py.
+#: Towers that are whole on every rank.
+#: Source: lmdeploy models/kimi_k25_vision.py::MoonViTEncoderLayer.__init__ #af438a
 WHOLE_TOWERS = frozenset({"moonvit"})
 #: Whose checkpoints have the experts of a layer in one tensor.
 _ONE_TENSOR = frozenset({"Llama4ForCausalLM", "GptOssForCausalLM"})
@@ -179,7 +178,7 @@ def expert_channels(model: Model, tp: int) -> int:
     """Intermediate channels of an expert on the rank that has most; 0 without experts.
 
     Experts of fp8 are dealt out in whole groups: where these do not divide, the first ranks have
-    one more. Source: nn/moe/blocked_fp8.py.
+    one more. lmdeploy nn/moe/blocked_fp8.py::LinearWeightsBlockedF8._chunk_weight_tp #3e52d5
     """
     moe, packed = model.text.moe, model.quantization
     if moe is None:
@@ -192,8 +191,8 @@ def _forgotten(model: Model, tp: int) -> int:
     """Bytes of a dense language model that Qwen3-VL's class with experts makes and then replaces.
 
     With several ranks its layers refer to themselves (``weight_loader``), so that Python keeps it:
-    seen until the end of two rehearsals. Over where its collector finds it. Source:
-    models/qwen3_vl_moe.py.
+    seen until the end of two rehearsals. Over where its collector finds it.
+    Source: lmdeploy models/qwen3_vl_moe.py::Qwen3VLMoeForConditionalGeneration.__init__ #d16cd7
     """
     if model.architecture != "Qwen3VLMoeForConditionalGeneration" or tp == 1:
         return 0
@@ -205,7 +204,7 @@ def _forgotten(model: Model, tp: int) -> int:
 def rows_held(text: TextDims, tp: int) -> int:
     """Rows of the vocabulary on one rank: all, but where embeddings and head are sharded.
 
-    Source: models/deepseek_v2.py, nn/embedding.py.
+    Source: lmdeploy models/deepseek_v2.py::DeepseekV2Model.__init__ #ba55c3
     """
     return round_up(text.vocab, VOCAB_ROWS) // tp if text.cached_latent and tp > 1 else text.vocab
 
@@ -213,8 +212,8 @@ def rows_held(text: TextDims, tp: int) -> int:
 def _absorbed(text: TextDims) -> int:
     """Bytes of all ranks' second copy of ``kv_b``, which queries and outputs are multiplied with.
 
-    At 16 bits, however ``kv_b`` is stored, which stays beside it but for Kimi-K2. Source:
-    models/deepseek_v2.py.
+    At 16 bits, however ``kv_b`` is stored, which stays beside it but for Kimi-K2.
+    Source: lmdeploy models/deepseek_v2.py::DeepseekV2BMM.create_weight #7c1789
     """
     if text.cached_latent is None or text.architecture == _KIMI:
         return 0
@@ -225,7 +224,8 @@ def _delta_whole(text: TextDims, tp: int) -> int:
     """Bytes of one rank's delta nets beside what quantisation packs.
 
     Gates and convolution at 16 bits, the norm whole on every rank; two biases of a value head and
-    the decay that the first forward keeps, at 32 bits. Source: LMDeploy pytorch/models/qwen3_5.py.
+    the decay that the first forward keeps, at 32 bits.
+    Source: lmdeploy pytorch/models/qwen3_5.py::Qwen3_5GatedDeltaNet.make_params #b60bea
     """
     delta = text.delta
     if delta is None:
@@ -248,7 +248,8 @@ def vision_linears(vision: VisionDims) -> int:
 def _projector_linears(model: Model, vision: VisionDims) -> int:
     """Elements of the projector's weights where these are sharded.
 
-    Source: models/qwen3_vl.py, internvl3_hf.py.
+    Source: lmdeploy models/qwen3_vl.py::Qwen3VLVisionPatchMerger.__init__ #de5fe8
+    lmdeploy models/internvl3_hf.py::InternVLMultiModalProjector.__init__ #7aff72
     """
     merged, hidden = vision.hidden * vision.merge**2, model.text.hidden
     if vision.kind == "qwen3vit":
@@ -259,7 +260,7 @@ def _projector_linears(model: Model, vision: VisionDims) -> int:
 def _audio_bytes(audio: AudioDims, text_hidden: int, tp: int) -> int:
     """Bytes of one rank's audio tower: its attention is sharded, and the rest whole.
 
-    Source: models/qwen3_omni_moe_thinker.py.
+    lmdeploy models/qwen3_omni_moe_thinker.py::Qwen3OmniMoeAudioEncoderLayer.__init__ #f2f5ad
     """
     sharded = audio.layers * audio.hidden * (4 * audio.hidden + 3)
     whole = audio_parameters(audio, text_hidden) - sharded
@@ -277,7 +278,8 @@ def largest_loaded(model: Model, tp: int) -> int:
 
     At tp 1 tensors are copied straight to their places; a tied head is made, then dropped. With
     more ranks a row-wise layer arrives whole on each. Experts of 16 bits are laid out anew, a layer
-    at a time. Source: pretend GPUs, nn/linear/default.py, backends/cuda/moe/default.py.
+    at a time. Seen on pretend GPUs.
+    Source: lmdeploy linear/default.py::BaseLinear._weight_loader_tp_rowwise #e1b403
     """
     text = model.text
     tied = text.vocab * text.hidden * HALF if text.tie_word_embeddings else 0
@@ -294,7 +296,8 @@ def largest_loaded(model: Model, tp: int) -> int:
 def _turned_experts(model: Model) -> int:
     """Bytes of a layer's experts on all ranks; 0 where they are not of 16 bits.
 
-    The old layout goes after the new one is made. Source: backends/cuda/moe/default.py.
+    The old layout goes after the new one is made.
+    Source: lmdeploy cuda/moe/default.py::TritonFusedMoEImpl.update_weights #60de6f
     """
     moe = model.text.moe
     if moe is None or model.quantization is not None:
@@ -305,7 +308,7 @@ def _turned_experts(model: Model) -> int:
 def _fused_experts(text: TextDims) -> int:
     """Experts of a layer, gate and up, that go to the card as one before they are dealt.
 
-    Source: LMDeploy pytorch/models/llama4.py, gpt_oss.py.
+    Source: lmdeploy pytorch/models/gpt_oss.py::GptOssForCausalLM._load_weight_experts #5e248a
     """
     if text.moe is None or text.architecture not in _ONE_TENSOR:
         return 0

@@ -96,92 +96,6 @@ _KV: Final = {4: "int4", 8: "int8"}
 _ASSUMED: Final = ((8, 0), (8, 6), (8, 9), (9, 0))
 
 
-class TurbomindAccount(Account):
-    """One model under one set of settings on one group of GPUs."""
-
-    cache_shortfall: str = (
-        "that one warm-up request needs ({more} more), and LMDeploy waits without a word"
-    )
-    dies: ClassVar[str] = "aborts"
-    #: On an H200 a server that had started held 250 to 350 MiB less than was charged.
-    grown: ClassVar[tuple[str, ...]] = ("pool_growth",)
-    allocator: ClassVar[str] = "the executor's pool"
-
-    def __init__(self, launch: EngineLaunch, constants: EngineConstants) -> None:
-        model, settings, gpus = launch.model, launch.settings, launch.gpus
-        rule, vision_load = model.image_rule, launch.vision_load
-        self.constants = constants
-        self.shape = cache_shape(model.text, settings, constants)
-        self.block_bytes, self.block_tokens = self.shape.block_bytes, self.shape.block_tokens
-        units = 0
-        if rule is not None and vision_load.units_per_image:
-            units = vision_load.budgeted_units(engine_bound(rule, vision_load, settings))
-        fuses = capability_of(gpus[0], unknown=FUSES_NOTHING)
-        pool = PoolModel(model, settings, constants, fuses)
-        transients = transient_terms(pool, rule, settings, vision_load, units, constants)
-        # LMDeploy's own warm-up is one request of text; the pools hold more than their tensors.
-        tokens = warmup_tokens(settings, constants)
-        # The longest request of the warm-up: with fewer blocks, start-up never ends.
-        self.least_blocks = -(-tokens // self.block_tokens)
-        step, growth = constants.pool_granularity, constants.pool_growth
-        size = round_up(pool.peak(Forward(tokens=tokens, context=tokens, first_layer=True)), step)
-        warmup = term(POOL_WARMUP, "buffers", size, "formula", f"warm-up with {tokens} tokens")
-        largest = max(case.bytes for case in (warmup, *transients))
-        grown = int(min(growth["most"], growth["share"] * largest)) + (step if model.mrope else 0)
-        holes = term("pool_growth", "buffers", grown, "estimate", "holes in driver pools")
-        self._temporaries = 0
-        before, staged = self._loaded(launch)
-        classes = weight_classes(model, settings.tp, constants, capability_of(gpus[0]))
-        weights = sum(classes.values())
-        held = [
-            StaticMemory(
-                before=before[i],
-                buffers=(*buffer_terms(model, settings, gpu, constants, weights), holes),
-                temporaries=self._temporaries,
-                staged=staged[i],
-            )
-            for i, gpu in enumerate(gpus)
-        ]
-        seen = calibration_for(
-            launch.machine, gpus, model, settings, "turbomind", constants.version
-        )
-        held = [corrected(one, seen) for one in held]
-        super().__init__(launch, held, warmup, transients, units, seen)
-
-    def _loaded(self, launch: EngineLaunch) -> tuple[list[tuple[Term, ...]], list[int]]:
-        """What each GPU holds before the cache, and what loading holds above it."""
-        model, settings, gpus = launch.model, launch.settings, launch.gpus
-        if launch.free_at_cache is not None:
-            return [(given(gpu, launch.free_at_cache),) for gpu in gpus], [0] * len(gpus)
-        constants, capability = self.constants, capability_of(gpus[0])
-        temporaries = temporary_bytes(model, settings, constants, capability)
-        loading = loading_extra(model, settings, constants, capability)
-        loading = round_up(loading, constants.pool_granularity)
-        linked = launch.machine.nvlinked(gpus)
-        weights = weight_terms(model, settings, temporaries, constants, capability)
-        self._temporaries = sum(one.bytes for one in weights if one.term == TEMPORARIES)
-        before = [(*before_terms(gpu, settings, linked, constants), *weights) for gpu in gpus]
-        # The first GPU stages tensors through torch.
-        first = loading + staging_bytes(model, settings, constants)
-        return before, [first, *[loading] * (len(gpus) - 1)]
-
-    def region_at(self, ratio: float) -> int:
-        return int(max(0, self.free) * ratio)
-
-    def tokens_at(self, ratio: float) -> int:
-        return tokens_planned(self.region_at(ratio), self.shape, self.constants, self.settings)
-
-    def blocks_at(self, ratio: float) -> int:
-        """KV blocks for the warm-up's one request."""
-        held = tokens_held(self.region_at(ratio), self.shape, self.constants)
-        return held // self.block_tokens
-
-    def cache_terms(self, i: int, ratio: float) -> list[Term]:  # noqa: ARG002 - equal on all
-        """The cache in whole steps of its pool, and the temporaries that go."""
-        rounded = round_up(self.region_at(ratio), self.constants.pool_granularity)
-        return cache_terms(rounded, ratio, self._temporaries, self.shape.state_bytes)
-
-
 def before_terms(
     gpu: Gpu, settings: Settings, linked: bool, constants: EngineConstants
 ) -> list[Term]:
@@ -299,7 +213,7 @@ def warmup_tokens(settings: Settings, constants: EngineConstants) -> int:
     """Tokens of LMDeploy's longest warm-up request.
 
     A whole forward where ``session_len`` admits it, else the longest tuning length that it admits.
-    Source: LMDeploy turbomind.cc, gemm/tuner/params.cc.
+    Source: lmdeploy 0.16.0 src/turbomind/turbomind.cc::WarmUp
     """
     tokens = round_up(settings.max_prefill_token_num + settings.max_batch_size, settings.tp)
     if tokens <= settings.session_len:
@@ -359,7 +273,8 @@ def _communicator(
 
 
 def _tp_problems(model: Model, tp: int) -> Iterator[str]:
-    """Source: LMDeploy builders/*.py, models/internvl.py, unified_attention_layer.cc."""
+    # lmdeploy builders/_base.py::_shard #47368f
+    # lmdeploy builders/attention.py::_repeat_kv_heads #6856e8
     text, vision = model.text, model.vision
     if text.heads % tp:
         yield f"{text.heads} attention heads do not divide by {tp}"
@@ -384,8 +299,8 @@ def _tp_problems(model: Model, tp: int) -> Iterator[str]:
 def _refused(launch: EngineLaunch, constants: EngineConstants) -> Iterator[str]:
     """Options that TurboMind refuses, aborts on, or that garble its answers.
 
-    Of a format beside the checkpoint's own turbomind/converter.py: another format is an assertion;
-    on 16-bit weights it finds none to read and changes the data type alone.
+    A format beside the checkpoint's own is an assertion; on 16-bit weights it finds none to read
+    and changes the data type alone. Source: lmdeploy turbomind/converter.py::get_tm_config #e9ecd9
     """
     model, settings = launch.model, launch.settings
     tokens, given = settings.cache_block_seq_len, settings.model_format
@@ -457,7 +372,7 @@ def missing_kernels(launch: EngineLaunch, census: Census) -> str | None:
 def missing_delta_kernels(launch: EngineLaunch, constants: EngineConstants) -> str | None:
     """The same for gated delta nets, which have their own table; without one the engine ends.
 
-    Source: kernels/linear_attn/delta_rule.cu.
+    Source: lmdeploy 0.16.0 src/turbomind/kernels/linear_attn/delta_rule.cu::DeltaRule
     """
     dtype = launch.settings.dtype
     if launch.model.text.delta is None:
@@ -498,7 +413,7 @@ def _needed(launch: EngineLaunch) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Kernels in words, and the families of which one must have code.
 
     Matrices of 16 bits are cuBLAS's, but for experts. A kernel for rows of experts takes one matrix
-    too (LMDeploy, gemm/kernel.cu: what `accept` says of striding modes).
+    too. Source: lmdeploy 0.16.0 src/turbomind/kernels/gemm/kernel.cu::accept
     """
     model, dtype = launch.model, launch.settings.dtype
     weights = _packed(launch)
@@ -525,18 +440,126 @@ def _packed(launch: EngineLaunch) -> str | None:
     return "int4" if quantization.method in _INT4 else quantization.method
 
 
+class TurbomindAccount(Account):
+    """One model under one set of settings on one group of GPUs."""
+
+    cache_shortfall: str = (
+        "that one warm-up request needs ({more} more), and LMDeploy waits without a word"
+    )
+    dies: ClassVar[str] = "aborts"
+    #: On an H200 a server that had started held 250 to 350 MiB less than was charged.
+    grown: ClassVar[tuple[str, ...]] = ("pool_growth",)
+    allocator: ClassVar[str] = "the executor's pool"
+    #: Its formulas, each of which a newer version's class can have otherwise (docs/adding.md).
+    pool_model: ClassVar[type[PoolModel]] = PoolModel
+    cache_shape = staticmethod(cache_shape)
+    warmup_tokens = staticmethod(warmup_tokens)
+    before_terms = staticmethod(before_terms)
+    weight_terms = staticmethod(weight_terms)
+    temporary_bytes = staticmethod(temporary_bytes)
+    loading_extra = staticmethod(loading_extra)
+    staging_bytes = staticmethod(staging_bytes)
+    buffer_terms = staticmethod(buffer_terms)
+    transient_terms = staticmethod(transient_terms)
+
+    def __init__(self, launch: EngineLaunch, constants: EngineConstants) -> None:
+        model, settings, gpus = launch.model, launch.settings, launch.gpus
+        rule, vision_load = model.image_rule, launch.vision_load
+        self.constants = constants
+        self.shape = self.cache_shape(model.text, settings, constants)
+        self.block_bytes, self.block_tokens = self.shape.block_bytes, self.shape.block_tokens
+        units = 0
+        if rule is not None and vision_load.units_per_image:
+            units = vision_load.budgeted_units(engine_bound(rule, vision_load, settings))
+        fuses = capability_of(gpus[0], unknown=FUSES_NOTHING)
+        pool = self.pool_model(model, settings, constants, fuses)
+        transients = self.transient_terms(pool, rule, settings, vision_load, units, constants)
+        # LMDeploy's own warm-up is one request of text; the pools hold more than their tensors.
+        tokens = self.warmup_tokens(settings, constants)
+        # The longest request of the warm-up: with fewer blocks, start-up never ends.
+        self.least_blocks = -(-tokens // self.block_tokens)
+        step, growth = constants.pool_granularity, constants.pool_growth
+        size = round_up(pool.peak(Forward(tokens=tokens, context=tokens, first_layer=True)), step)
+        warmup = term(POOL_WARMUP, "buffers", size, "formula", f"warm-up with {tokens} tokens")
+        largest = max(case.bytes for case in (warmup, *transients))
+        grown = int(min(growth["most"], growth["share"] * largest)) + (step if model.mrope else 0)
+        holes = term("pool_growth", "buffers", grown, "estimate", "holes in driver pools")
+        self._temporaries = 0
+        before, staged = self._loaded(launch)
+        classes = weight_classes(model, settings.tp, constants, capability_of(gpus[0]))
+        weights = sum(classes.values())
+        # Equal cards have equal buffers, and a search makes accounts by the thousand.
+        kinds = [(gpu.l2, gpu.sm_count, gpu.compute_capability) for gpu in gpus]
+        buffers = {
+            kind: (*self.buffer_terms(model, settings, gpu, constants, weights), holes)
+            for kind, gpu in dict(zip(kinds, gpus, strict=True)).items()
+        }
+        held = [
+            StaticMemory(
+                before=before[i],
+                buffers=buffers[kind],
+                temporaries=self._temporaries,
+                staged=staged[i],
+            )
+            for i, kind in enumerate(kinds)
+        ]
+        seen = calibration_for(
+            launch.machine, gpus, model, settings, "turbomind", constants.version
+        )
+        held = [corrected(one, seen) for one in held]
+        super().__init__(launch, held, warmup, transients, units, seen)
+
+    def _loaded(self, launch: EngineLaunch) -> tuple[list[tuple[Term, ...]], list[int]]:
+        """What each GPU holds before the cache, and what loading holds above it."""
+        model, settings, gpus = launch.model, launch.settings, launch.gpus
+        if launch.free_at_cache is not None:
+            return [(given(gpu, launch.free_at_cache),) for gpu in gpus], [0] * len(gpus)
+        constants, capability = self.constants, capability_of(gpus[0])
+        temporaries = self.temporary_bytes(model, settings, constants, capability)
+        loading = self.loading_extra(model, settings, constants, capability)
+        loading = round_up(loading, constants.pool_granularity)
+        linked = launch.machine.nvlinked(gpus)
+        weights = self.weight_terms(model, settings, temporaries, constants, capability)
+        self._temporaries = sum(one.bytes for one in weights if one.term == TEMPORARIES)
+        before = [(*self.before_terms(gpu, settings, linked, constants), *weights) for gpu in gpus]
+        # The first GPU stages tensors through torch.
+        first = loading + self.staging_bytes(model, settings, constants)
+        return before, [first, *[loading] * (len(gpus) - 1)]
+
+    def region_at(self, ratio: float) -> int:
+        return int(max(0, self.free) * ratio)
+
+    def tokens_at(self, ratio: float) -> int:
+        return tokens_planned(self.region_at(ratio), self.shape, self.constants, self.settings)
+
+    def blocks_at(self, ratio: float) -> int:
+        """KV blocks for the warm-up's one request."""
+        held = tokens_held(self.region_at(ratio), self.shape, self.constants)
+        return held // self.block_tokens
+
+    def cache_terms(self, i: int, ratio: float) -> list[Term]:
+        """The cache in whole steps of its pool, and the temporaries that go."""
+        rounded = self._cache_bytes(i, ratio)
+        return cache_terms(rounded, ratio, self._temporaries, self.shape.state_bytes)
+
+    def _cache_bytes(self, i: int, ratio: float) -> int:  # noqa: ARG002 - equal on all
+        """Without terms, since a search asks this most; the temporaries cancel out."""
+        return round_up(self.region_at(ratio), self.constants.pool_granularity)
+
+
 class Turbomind(Engine):
     """LMDeploy's C++ engine."""
 
     name: ClassVar[EngineName] = "turbomind"
     encodes_again: ClassVar[bool] = True
+    account_class: ClassVar[type[TurbomindAccount]] = TurbomindAccount
 
     def __init__(self, version: str) -> None:
         super().__init__(version)
         self.constants = load_constants(version)
 
     def account(self, launch: EngineLaunch) -> Account:
-        return TurbomindAccount(launch, self.constants)
+        return self.account_class(launch, self.constants)
 
     def tp_problem(self, model: Model, tp: int) -> str | None:
         return next(_tp_problems(model, tp), None)
@@ -592,4 +615,5 @@ class Turbomind(Engine):
         return HostMemory(pinned=pinned, pageable=pageable, available=None)
 
     def prefill_words(self, settings: Settings) -> str:
-        return f"LMDeploy warms up with {warmup_tokens(settings, self.constants)} tokens"
+        tokens = self.account_class.warmup_tokens(settings, self.constants)
+        return f"LMDeploy warms up with {tokens} tokens"

@@ -3,7 +3,8 @@
 TurboMind since 0.15 takes one region of ``ratio × min(free over the tp group)`` and serves objects
 from it, those of one size from slabs of their own: a KV block of ``cache_block_seq_len`` tokens
 over all layers with attention, and of a hybrid model the state of each sequence that runs.
-Source: LMDeploy's src/turbomind/memory (pages, slabs) and kernels/attention/block.h (layout).
+Source: lmdeploy 0.16.0 src/turbomind/memory/page.h::PageAllocator
+lmdeploy 0.16.0 src/turbomind/kernels/attention/block.h `block_len`
 """
 
 from __future__ import annotations
@@ -79,7 +80,10 @@ def cache_shape(text: TextDims, settings: Settings, constants: EngineConstants) 
 
 
 def _slab_bytes(size: int, constants: EngineConstants) -> int:
-    """The slab that LMDeploy chooses: doubled until it wastes at most 5 % or reaches 1 GiB."""
+    """The slab that LMDeploy chooses: doubled until it wastes at most 5 % or reaches 1 GiB.
+
+    Source: lmdeploy 0.16.0 src/turbomind/memory/slab.h::SlabAllocator
+    """
     slab = constants.page_size
     while slab < size:
         slab *= 2
@@ -91,7 +95,7 @@ def _slab_bytes(size: int, constants: EngineConstants) -> int:
 def _states(text: TextDims, settings: Settings, constants: EngineConstants) -> Iterator[StatePart]:
     """A sequence's delta nets: the convolutions' inputs of all layers, and a layer's state each.
 
-    Both at 16 bits. Source: LMDeploy GatedDeltaNetLayer.cc, and object.cc for objects in parts.
+    Both at 16 bits. lmdeploy 0.16.0 src/turbomind/models/llama/GatedDeltaNetLayer.cc::Setup
     """
     delta = text.delta
     if delta is None:

@@ -45,7 +45,6 @@ _ROW = 4096
 #: Whose experts have an activation that no kernel fuses into their products (``kSiluGptOss``).
 _UNFUSED = frozenset({"GptOssForCausalLM"})
 
-_FLOAT = 4
 _TENSOR_MAP = 128
 #: Descriptors of a sequence at most, and of a head of it.
 _SEQUENCE_MAPS = 16
@@ -268,7 +267,7 @@ def engine_bound(rule: ImageRule, vision_load: VisionLoad, settings: Settings) -
     With prefix caching the first does not hold: each of many questions about a picture that was
     seen before resumes at a block's edge, most often among the picture's last tokens, so that a few
     tokens a request bring it back whole (rehearsed: 104 tiles for a hundred tokens).
-    Source: LMDeploy's scheduler, context_token_resource.h and the encoders' Setup.
+    Source: lmdeploy 0.16.0 src/turbomind/engine/scheduler.cc::Scheduler
     """
     by_context = rule.units_within(settings.session_len)
     by_batch = settings.max_batch_size * vision_load.units_per_request
@@ -284,8 +283,8 @@ def engine_bound(rule: ImageRule, vision_load: VisionLoad, settings: Settings) -
 # Most layers of a hybrid model have one in place of attention. The kernels for Hopper and for
 # consumer Blackwell take a workspace for the prompts of a forward from a pool of the engine's own
 # thread, once for each phase; those before Hopper take none. Long sequences are cut into segments
-# that run side by side, each with a state. Source: LMDeploy's GatedDeltaNetLayer.cc and
-# kernels/linear_attn (plan.cc of each architecture).
+# that run side by side, each with a state. Source: the plan.cc of each architecture, and
+# lmdeploy 0.16.0 src/turbomind/models/llama/GatedDeltaNetLayer.cc::Forward
 
 
 def token_bytes(delta: DeltaDims, tp: int) -> int:
@@ -376,7 +375,7 @@ def _most_segments(
 
 # Device and host buffers that live as long as the engine, allocated after the cache.
 #
-# Each line is one constructor's buffer in LMDeploy 0.18 (language_model, unified_attention_layer,
+# Each line is one constructor's buffer in LMDeploy (language_model, unified_attention_layer,
 # generation, sampling, guided_decoding, moe_ffn_layer, gemm workspace), in bytes per rank.
 # ``phases`` is 2 while ``async_`` is on: buffers that a running step uses exist twice.
 

@@ -1,6 +1,6 @@
 """Bytes of the weights that one rank holds, by tensor class, and what loading takes besides.
 
-Follows the builders of LMDeploy 0.18 (`lmdeploy/turbomind/builders`, `models`): what is split,
+Follows the builders of LMDeploy (`lmdeploy/turbomind/builders`, `models`): what is split,
 replicated, padded or repeated under tensor parallelism. Exact but for allocation rounding, which
 the caller adds once for the pool.
 """
@@ -12,10 +12,8 @@ from functools import cache
 from math import lcm
 from typing import NamedTuple
 
-import msgspec
 from msgspec.structs import replace
 
-from turbofit.core.errors import PackageError
 from turbofit.core.model import (
     DTYPE_BYTES,
     DeltaDims,
@@ -25,11 +23,11 @@ from turbofit.core.model import (
     VisionDims,
 )
 from turbofit.core.plan import Settings
-from turbofit.core.presets import load_yaml, preset_path
 from turbofit.core.struct import Struct
 from turbofit.core.units import HALF, round_up
-from turbofit.memory import versions
+from turbofit.core.version import REFERENCE
 from turbofit.memory.account import HOPPER, PAGE
+from turbofit.memory.versions import figures
 from turbofit.model.parameters import exempt_bytes, unpacked_bytes
 
 __all__ = [
@@ -121,6 +119,7 @@ class EngineConstants(Struct):
     load_layer: dict[str, float]
     delta_rule: dict[str, DeltaKernel]
     host_process: int
+    pinned_call: str
     #: Of older generations only: the GEMM workspace that is made with the context, and the compute
     #: capabilities on which dense linears of 16 bits are prepared through a copy.
     gemm_in_context: tuple[int, ...] = ()
@@ -145,23 +144,9 @@ class EngineConstants(Struct):
 
 
 @cache
-def load_constants(version: str = versions.REFERENCE) -> EngineConstants:
-    """The constants of a version with presets of its own, such as ``0.18``.
-
-    Raises:
-        PackageError: turbofit has no account for this generation.
-    """
-    path = preset_path("engines", f"turbomind-{version}")
-    if not path.is_file():
-        raise PackageError(
-            f"turbofit has no memory account for TurboMind {version}",
-            hint=f"use LMDeploy {versions.REFERENCE}",
-        )
-    figures = {
-        key: entry["value"] if isinstance(entry, dict) else entry
-        for key, entry in load_yaml(path).items()
-    }
-    return msgspec.convert(figures, EngineConstants, strict=False)
+def load_constants(version: str = REFERENCE) -> EngineConstants:
+    """The constants of a version, or of the nearest older one that has its own."""
+    return figures("turbomind", version, EngineConstants)
 
 
 #: Elements of a 16-byte vector of 16-bit values: what lm_head rows are padded to for each rank.
@@ -219,7 +204,7 @@ def ffn_width(
     intermediate: int, tp: int, quantization: Quantization | None, constants: EngineConstants
 ) -> int:
     """Intermediate width over all ranks after padding to the kernels' blocks."""
-    align = constants.ffn_align_16bit
+    align = constants.ffn_align_16bit  # lmdeploy builders/ffn.py::_pad_ffn_for_tp #7d784b
     if quantization is not None and not quantization.of_experts:
         align = lcm(constants.ffn_align_grouped, quantization.group_size)
     return round_up(intermediate, align * tp)
@@ -264,7 +249,7 @@ class _Packing(NamedTuple):
 def _widens_heads(quantization: Quantization, head_dim: int) -> bool:
     """Whether scales of whole blocks of outputs do not turn with heads of this size.
 
-    Queries, keys and values then become 16 bits. Source: models/utils.py, reorder_rotary_emb.
+    They become 16 bits then. lmdeploy turbomind/models/utils.py::reorder_rotary_emb #7df48a
     """
     return quantization.method == "fp8" and quantization.group_size % head_dim != 0
 
@@ -295,7 +280,7 @@ def _attention(text: TextDims, tp: int, packing: _Packing | None) -> Iterator[in
     """One layer's attention: fused QKV split by heads, output projection split by its input.
 
     Of latents: into them whole; out of them multiplied into what comes after, at 16 bits, with the
-    output's rows padded to the keys' channels. Source: LMDeploy builders/mla.py.
+    output's rows padded to the keys' channels. lmdeploy builders/mla.py::fold_kv_b #faf621
     """
     mla = text.mla
     if mla is not None:
@@ -326,7 +311,7 @@ def _delta(text: TextDims, delta: DeltaDims, tp: int, packing: _Packing | None) 
     """One layer's delta net, split by heads.
 
     The input projections are one matrix; the two gates' have too few outputs to be packed, so that
-    all of it becomes 16 bits. Source: LMDeploy builders/deltanet.py, dequant_mixed.
+    all of it becomes 16 bits. lmdeploy builders/deltanet.py::fuse_gdn #cb7588
     """
     yield _linear(text.hidden, input_rows(delta) // tp, None)
     yield _linear(delta.values // tp, text.hidden, packing)
@@ -526,7 +511,7 @@ def staging_bytes(model: Model, settings: Settings, constants: EngineConstants) 
     The whole embedding waits there for the text model to be built, while lm_head passes raw and as
     its contiguous shard, or whole again where it is padded or cast; torch gives none of it back
     before the end. A wide layer can take more than lm_head: its raw linears, gate and up joined,
-    and their shards. Source: LMDeploy models/*.py, builders/_base.py, and its loader's storages.
+    and their shards. Source: lmdeploy builders/_base.py::_copy_shard_to_param #61842d
     """
     text, tp = model.text, settings.tp
     stored = DTYPE_BYTES[model.dtype]

@@ -1,9 +1,8 @@
-"""Which engine runs which model: LMDeploy 0.18's two and Hugging Face Transformers.
+"""Which engine runs which model: LMDeploy's two and Hugging Face Transformers.
 
-Facts are LMDeploy's own tables and loaders (`turbomind/supported_models.py` and `models/`,
-`pytorch/models/module_map.py`, `pytorch/nn/linear`, `vl/model/`). LMDeploy's choice of an engine
-looks at the outer architecture alone: where that is known to TurboMind and the rest is not, it
-fails at load instead of falling back.
+Facts are LMDeploy's own tables and loaders. LMDeploy's choice of an engine looks at the outer
+architecture alone: where that is known to TurboMind and the rest is not, it fails at load instead
+of falling back.
 """
 
 from __future__ import annotations
@@ -11,12 +10,17 @@ from __future__ import annotations
 from typing import Final
 
 from turbofit.core.model import Model, Quantization, TextDims
+from turbofit.core.version import REFERENCE
 from turbofit.model.families.text import TEXT_ARCHITECTURES, TURBOMIND_INNER, TURBOMIND_TEXT
 
 __all__ = ["PROJECTOR_AS_TEXT", "TURBOMIND_VISION", "engine_problem"]
 
+_TURBOMIND: Final = f"TurboMind {REFERENCE}"
+_PYTORCH: Final = f"LMDeploy {REFERENCE}'s PyTorch engine"
+
 _INTERN_S2: Final = "InternS2PreviewForConditionalGeneration"
 #: Vision models for which TurboMind has an encoder of its own.
+#: Source: lmdeploy turbomind/supported_models.py::SUPPORTED_ARCHS #adb30c
 TURBOMIND_VISION: Final = frozenset(
     {
         "InternS1ForConditionalGeneration",
@@ -74,14 +78,15 @@ _LMDEPLOY_ALONE: Final = frozenset(
 )
 
 #: Whose classes in LMDeploy's PyTorch engine build attention or experts in 16 bits, whatever the
-#: config says of others. Source: models/deepseek.py, minicpm3.py, phi3_moe.py.
+#: config says of others. Source: lmdeploy models/phi3_moe.py::PhiMoESparseMoeBlock.__init__ #1ff9e2
+#: lmdeploy models/deepseek.py::DeepseekMoE.__init__ #715fb0
 _SIXTEEN_BITS: Final = frozenset(
     {"DeepseekForCausalLM", "MiniCPM3ForCausalLM", "PhiMoEForCausalLM"}
 )
 
 #: Whose projectors LMDeploy's PyTorch engine builds as layers of the language model: sharded, and
 #: quantised where these are, though checkpoints leave them at 16 bits.
-#: Source: models/internvl3_hf.py.
+#: Source: lmdeploy pytorch/models/internvl3_hf.py::InternVLMultiModalProjector.__init__ #7aff72
 PROJECTOR_AS_TEXT: Final = frozenset(
     {"InternVLForConditionalGeneration", "InternS1ForConditionalGeneration"}
 )
@@ -90,6 +95,7 @@ _KIMI: Final = "KimiK25ForConditionalGeneration"
 _KIMI_GROUP: Final = 32
 
 #: Group sizes that TurboMind's 4-bit kernels take, and channels of a head of its Qwen encoders.
+#: Source: lmdeploy turbomind/converter.py::_SUPPORTED_GROUP_SIZES #fcfc35
 _TURBOMIND_GROUPS: Final = {"awq": {128}, "gptq": {128}, "compressed-tensors": {32, 128}}
 _TURBOMIND_HEADS: Final = {"qwen2vit": {64, 80}, "qwen2_5vit": {64, 80}, "qwen3vit": {64, 72}}
 
@@ -114,44 +120,44 @@ def _turbomind(model: Model) -> str | None:
     text, vision, quantization = model.text, model.vision, model.quantization
     if model.architecture not in TEXT_ARCHITECTURES | TURBOMIND_VISION:
         if vision is None:
-            return f"TurboMind 0.18 does not run {model.architecture}"
-        return f"TurboMind 0.18 has no encoder for {model.name}'s vision tower"
+            return f"{_TURBOMIND} does not run {model.architecture}"
+        return f"{_TURBOMIND} has no encoder for {model.name}'s vision tower"
     if text.architecture not in TURBOMIND_TEXT | TURBOMIND_INNER:
         inside = " inside; LMDeploy would not fall back" if vision else ""
-        return f"TurboMind 0.18 does not run {text.architecture}{inside}"
+        return f"{_TURBOMIND} does not run {text.architecture}{inside}"
     if text.mla and quantization:
-        # builders/mla.py multiplies its weights as they are stored.
+        # Its weights are multiplied as stored: lmdeploy builders/mla.py::fold_kv_b #faf621
         return "turbofit has no account of TurboMind's latent attention in quantised checkpoints"
     if text.moe and (
         text.moe.step != 1
         or (text.architecture == "Qwen2MoeForCausalLM" and text.moe.layers < text.layers)
     ):
-        return "TurboMind 0.18 takes every layer as sparse, this model has dense ones"
+        return f"{_TURBOMIND} takes every layer as sparse, this model has dense ones"
     heads = _TURBOMIND_HEADS.get(vision.kind) if vision else None
     if vision and heads and vision.head_dim not in heads:
         known = " or ".join(map(str, sorted(heads)))
-        return f"TurboMind 0.18 runs vision heads of {known} channels, not {vision.head_dim}"
+        return f"{_TURBOMIND} runs vision heads of {known} channels, not {vision.head_dim}"
     if text.delta and (text.delta.key_dim, text.delta.value_dim) != (128, 128):
-        return "TurboMind 0.18 runs gated delta nets with heads of 128 channels only"
+        return f"{_TURBOMIND} runs gated delta nets with heads of 128 channels only"
     if quantization and quantization.method == "gptq" and _packs_delta(text, quantization):
-        # builders/deltanet.py joins projections that are packed and that are not; gptq cannot.
-        return "TurboMind 0.18 cannot widen gptq weights, as gated delta nets need it: take awq"
+        # Projections that are packed and that are not are joined, which gptq cannot:
+        # lmdeploy builders/deltanet.py::fuse_gdn #cb7588
+        return f"{_TURBOMIND} cannot widen gptq weights, as gated delta nets need it: take awq"
     if quantization and quantization.method == "fp8" and _splits_scales(text, quantization):
-        return f"TurboMind 0.18 cannot turn fp8 scales of these heads of {text.head_dim} channels"
+        return f"{_TURBOMIND} cannot turn fp8 scales of these heads of {text.head_dim} channels"
     if quantization and quantization.group_size not in _TURBOMIND_GROUPS.get(
         quantization.method, {quantization.group_size}
     ):
-        return f"TurboMind 0.18 does not run {quantization.method} groups of " + str(
-            quantization.group_size
-        )
+        groups = f"{quantization.method} groups of {quantization.group_size}"
+        return f"{_TURBOMIND} does not run {groups}"
     return _cut_group(text, quantization) if quantization else None
 
 
 def _cut_group(text: TextDims, packed: Quantization) -> str | None:
     """A layer whose inputs are no whole groups: it fails at load, or at its first forward.
 
-    Source: the kernels' shape constraints and builders/ffn.py, seen on pretend GPUs of sm_89 and
-    sm_90 in AWQ and fp8.
+    Source: the kernels' shape constraints, seen on pretend GPUs of sm_89 and sm_90 in AWQ and fp8;
+    lmdeploy builders/ffn.py::_pad_ffn_for_tp #7d784b
     """
     moe, size = text.moe, packed.group_size
     if packed.of_experts:
@@ -167,9 +173,7 @@ def _cut_group(text: TextDims, packed: Quantization) -> str | None:
         if channels % size and not all(
             packed.exempts(module, layer) for layer in range(text.layers)
         ):
-            return (
-                f"TurboMind 0.18 takes whole groups of {size}: not the {whose} {channels} channels"
-            )
+            return f"{_TURBOMIND} takes whole groups of {size}: not the {whose} {channels} channels"
     return None
 
 
@@ -185,7 +189,7 @@ def _packs_delta(text: TextDims, packed: Quantization) -> bool:
 def _splits_scales(text: TextDims, packed: Quantization) -> bool:
     """Whether queries' or keys' rows of scales, each of several heads, are no whole sets of these.
 
-    Source: turbomind/models/utils.py, reorder_rotary_emb; its view of them fails at load.
+    A view of them fails at load: lmdeploy turbomind/models/utils.py::reorder_rotary_emb #7df48a
     """
     if packed.group_size % text.head_dim:
         return False
@@ -196,60 +200,66 @@ def _splits_scales(text: TextDims, packed: Quantization) -> bool:
 def _pytorch(model: Model) -> str | None:
     vision, quantization = model.vision, model.quantization
     if model.architecture in _NOT_PYTORCH:
-        return f"LMDeploy 0.18 runs {model.architecture} on no engine"
+        return f"LMDeploy {REFERENCE} runs {model.architecture} on no engine"
     if model.architecture == "LlavaNextForConditionalGeneration":
-        # vl/model/llava_next.py passes trust_remote_code to a class of Transformers without it.
-        return "LMDeploy 0.18's own front end for LLaVA-NeXT fails at its start"
+        # It passes trust_remote_code to a class of Transformers without it:
+        # lmdeploy vl/model/llava_next.py::LlavaNextVisionModel.build_preprocessor #d59be3
+        return f"LMDeploy {REFERENCE}'s own front end for LLaVA-NeXT fails at its start"
     if model.architecture == _INTERN_S2:
-        # models/qwen3_5_moe.py builds it where config.json has a ts_config, and loads nothing.
+        # It is built where config.json has a ts_config, and nothing is loaded.
         return (
             "turbofit has no account of the time series encoder that LMDeploy's PyTorch engine"
             " builds for Intern-S2"
         )
     if vision and vision.kind == "siglip":
-        return f"LMDeploy 0.18 runs {model.architecture} with a CLIP tower only, not SigLIP"
+        return f"LMDeploy {REFERENCE} runs {model.architecture} with a CLIP tower only, not SigLIP"
     if quantization is None:
         return None
     if model.architecture == "Llama4ForConditionalGeneration":
-        # models/llama4.py takes every quantisation for an fp8 of its own.
+        # lmdeploy models/llama4.py::Llama4ForConditionalGeneration._update_quant_config #469f89
         return f"turbofit has no account of Llama 4 in {quantization.method}: take 16 bits"
     if model.architecture in _SIXTEEN_BITS:
-        return f"LMDeploy 0.18's PyTorch engine reads {model.architecture} in 16 bits only"
+        return f"{_PYTORCH} reads {model.architecture} in 16 bits only"
     if model.architecture == "Qwen3NextForCausalLM":
-        # models/qwen3_next.py builds its delta nets without the config's quantisation.
-        return "LMDeploy 0.18's PyTorch engine reads Qwen3-Next's delta nets in 16 bits only"
+        # lmdeploy pytorch/models/qwen3_next.py::Qwen3NextGatedDeltaNet.__init__ #9062f8
+        return f"{_PYTORCH} reads Qwen3-Next's delta nets in 16 bits only"
     if model.architecture == _QWEN3_OMNI:
-        # configurations/qwen3_omni.py hands no quantisation on to its text model.
+        # None is handed on to its text model:
+        # lmdeploy pytorch/configurations/qwen3_omni.py::Qwen3OmniModelConfigBuilder.build #6a5f79
         return f"turbofit has no account of Qwen3-Omni in {quantization.method}: take 16 bits"
     if quantization.method == "awq" and model.text.delta is not None:
-        # models/qwen3_5.py packs its delta nets without asking what the config exempts.
+        # lmdeploy pytorch/models/qwen3_5.py::Qwen3_5GatedDeltaNet.__init__ #ecacf2
         return "turbofit has no account of AWQ with gated delta nets: take fp8 or 16 bits"
     if quantization.method == "awq" and model.architecture in PROJECTOR_AS_TEXT:
-        return "LMDeploy 0.18's PyTorch engine looks for the projector in awq too"
+        return f"{_PYTORCH} looks for the projector in awq too"
     if quantization.method in {"gptq", "mxfp4"}:
-        return f"LMDeploy 0.18's PyTorch engine does not read {quantization.method} weights"
+        return f"{_PYTORCH} does not read {quantization.method} weights"
     if model.architecture == _KIMI:
         return _kimi_problem(quantization)
     if quantization.method == "compressed-tensors" and model.text.mla is not None:
-        # models/deepseek_v2.py does not tell its layers their names, by which some are exempt.
-        return f"LMDeploy 0.18's {model.architecture} does not start with compressed-tensors"
+        # Layers are not told their names, by which some are exempt:
+        # lmdeploy models/deepseek_v2.py::DeepseekV2Attention.__init__ #58cf54
+        return f"LMDeploy {REFERENCE}'s {model.architecture} does not start with compressed-tensors"
     if quantization.method == "compressed-tensors":
-        return "LMDeploy 0.18's PyTorch engine reads compressed-tensors for experts only"
+        return f"{_PYTORCH} reads compressed-tensors for experts only"
     if quantization.method == "awq" and model.text.moe:
-        return "LMDeploy 0.18's PyTorch engine has no experts in awq"
+        return f"{_PYTORCH} has no experts in awq"
     return None
 
 
 def _kimi_problem(quantization: Quantization) -> str | None:
-    """What its class does not read. Source: pytorch/config.py, nn/moe/compressed_tensors.py."""
+    """What its class does not read.
+
+    Source: lmdeploy pytorch/config.py::_parse_compressed_tensors_config #d5b144
+    """
     if quantization.method != "compressed-tensors":
         return f"turbofit has no account of Kimi-K2.5 in {quantization.method}: take 4 bits or 16"
     if not quantization.of_experts:
-        return "LMDeploy 0.18's PyTorch engine reads compressed-tensors for experts only"
+        return f"{_PYTORCH} reads compressed-tensors for experts only"
     if quantization.group_size != _KIMI_GROUP:
         return (
-            f"LMDeploy 0.18's PyTorch engine reads groups of {_KIMI_GROUP} in compressed-tensors,"
-            f" not of {quantization.group_size}"
+            f"{_PYTORCH} reads groups of {_KIMI_GROUP} in"
+            f" compressed-tensors, not of {quantization.group_size}"
         )
     return None
 

@@ -1,6 +1,6 @@
 """EVA-CLIP, the tower of CogVLM, CogVLM2 and GLM-4V: an image is squeezed into one square.
 
-The preprocessor is the checkpoints' own code; LMDeploy 0.18 has a copy in `vl/model/cogvlm.py`
+The preprocessor is the checkpoints' own code; LMDeploy has a copy in `vl/model/cogvlm.py`
 and `glm4_v.py`. A begin and an end token of the tower's own are part of an image; in CogVLM image
 tokens go through linear layers of their own in every layer.
 """

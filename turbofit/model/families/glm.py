@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from turbofit.core.images import PatchRule
 from turbofit.core.model import TextDims, VisionDims
+from turbofit.core.version import REFERENCE
 from turbofit.model.config import Section
 from turbofit.model.families.dims import CheckpointConfig, Dims, attention_heads
 from turbofit.model.families.eva_clip import read_eva_clip, square_rule
@@ -29,7 +30,7 @@ def read_chatglm(parts: CheckpointConfig) -> Dims:
     """A ChatGLMModel, with EVA-CLIP where it is a GLM-4V; names and defaults are its remote code's.
 
     Raises:
-        UsageError: a key is missing, or a variant that LMDeploy 0.18 does not run.
+        UsageError: a key is missing, or a variant that LMDeploy does not run.
     """
     config = parts.config
     text = _text(config)
@@ -78,8 +79,8 @@ def read_glm4v(parts: CheckpointConfig) -> Dims:
     section = config.section("text_config")
     if section and "vocab_size" not in config:
         parts.warnings.append(
-            "the language model's keys are in text_config: LMDeploy 0.18's PyTorch engine looks for"
-            " them beside it, and fails at its start"
+            f"the language model's keys are in text_config: LMDeploy {REFERENCE}'s PyTorch"
+            " engine looks for them beside it, and fails at its start"
         )
     # Checkpoints of before Transformers 5 say it in the inner part alone.
     text = read_text(section or config, "Glm4vTextModel")

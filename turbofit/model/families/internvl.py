@@ -30,7 +30,7 @@ def _chat_vision(config: Section) -> VisionDims:
     """The tower of an InternVLChatModel.
 
     Raises:
-        UsageError: a tower or projector that LMDeploy 0.18 does not run. Its PyTorch engine would
+        UsageError: a tower or projector that LMDeploy does not run. Its PyTorch engine would
             load a v1 and shuffle its pixels as a v2's.
     """
     if config.string("ps_version", "v1") != "v2":

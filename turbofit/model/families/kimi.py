@@ -11,13 +11,15 @@ from typing import Final
 from turbofit.core.images import NavitRule
 from turbofit.core.images.navit import LARGEST_SIDE
 from turbofit.core.model import VisionDims
+from turbofit.core.version import REFERENCE
 from turbofit.model.config import Section
 from turbofit.model.families.dims import CheckpointConfig, Dims, attention_heads
 from turbofit.model.families.text import read_text
 
 __all__ = ["read", "read_rule"]
 
-#: What LMDeploy 0.18 runs of MoonViT, and refuses otherwise. Source: models/kimi_k25_vision.py.
+#: What LMDeploy runs of MoonViT, and refuses otherwise.
+#: Source: lmdeploy kimi_k25_vision.py::MoonViT3dModel.__init__ #a89420
 _KNOWN: Final = {
     "merge_type": "sd2_tpool", "pos_emb_type": "divided_fixed",
     "video_attn_type": "spatial_temporal",
@@ -44,7 +46,7 @@ def _vision(config: Section, text_hidden: int) -> VisionDims:
 
     for key, known in _KNOWN.items():
         if config.string(key, "") != known:
-            raise config.error(key, f"is not {known}, which alone LMDeploy 0.18 runs")
+            raise config.error(key, f"is not {known}, which alone LMDeploy {REFERENCE} runs")
     if config.integer("patch_size") != _PATCH or config.integers("merge_kernel_size") != (2, 2):
         raise config.error("patch_size", "is not 14, or merge_kernel_size not 2 x 2")
     hidden, height = dim("hidden_size", 1 << 16), config.integer("init_pos_emb_height", high=1024)

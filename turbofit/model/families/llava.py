@@ -1,7 +1,7 @@
 """LLaVA in the Transformers format: 1.5 (one tile an image), NeXT and OneVision (grids of tiles).
 
 LLaVA-1.5 crops an image to the middle square of its tower, whatever its size. Checkpoints in their
-authors' own format (`liuhaotian/...`) are another matter: no engine of LMDeploy 0.18 runs them.
+authors' own format (`liuhaotian/...`) are another matter: no engine of LMDeploy runs them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Llama 3.2 Vision: images are seen by a few cross-attention layers, not by the prompt.
 
 Every image is padded to the most tiles of the model before the tower, whatever its size, and its
-tokens fill the caches of the cross-attention layers alone. LMDeploy 0.18 no longer supports it.
+tokens fill the caches of the cross-attention layers alone. LMDeploy no longer supports it.
 """
 
 from __future__ import annotations

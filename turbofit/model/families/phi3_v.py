@@ -23,7 +23,7 @@ def read(parts: CheckpointConfig) -> Dims:
     """A Phi3VForCausalLM; the tower is the one that LMDeploy and the remote code both spell out.
 
     Raises:
-        UsageError: another tower, or a variant that LMDeploy 0.18 does not run.
+        UsageError: another tower, or a variant that LMDeploy does not run.
     """
     parts.warn_without_processor()
     config = parts.config

@@ -12,6 +12,7 @@ from typing import Final, Literal
 from turbofit.core.errors import UsageError
 from turbofit.core.presets import converted, load_yaml, preset_path
 from turbofit.core.struct import Struct
+from turbofit.core.version import REFERENCE
 
 __all__ = [
     "UnsupportedFamily",
@@ -47,7 +48,7 @@ class UnsupportedFamily(Struct, forbid_unknown_fields=True):
         """Why there is no account, and what to do."""
         message = f"turbofit does not account for {self.name} yet"
         if self.engine is None:
-            message = f"LMDeploy 0.18 does not run {self.name}"
+            message = f"LMDeploy {REFERENCE} does not run {self.name}"
         return UsageError(f"{message}: {self.why}" if self.why else message, hint=self._hint())
 
     def _hint(self) -> str:

@@ -44,7 +44,7 @@ _UNBIASED: Final = {
     "MllamaForCausalLM",
 }  # fmt: skip
 
-#: Of ``TEXT_ARCHITECTURES``, what TurboMind 0.18 runs.
+#: Of ``TEXT_ARCHITECTURES``, what TurboMind runs.
 TURBOMIND_TEXT: Final = frozenset(
     {
         "LlamaForCausalLM", "InternLM2ForCausalLM", "InternLM3ForCausalLM", "Qwen2ForCausalLM",
@@ -54,11 +54,11 @@ TURBOMIND_TEXT: Final = frozenset(
     }
 )  # fmt: skip
 
-#: Language models that TurboMind 0.18 runs inside of a vision model only.
+#: Language models that TurboMind runs inside of a vision model only.
 TURBOMIND_INNER: Final = frozenset({"Qwen3_5ForCausalLM", "Qwen3_5MoeForCausalLM"})
 
-#: ``sliding_window`` of all layers where the key is absent: configuration_mistral.py and
-#: configuration_mixtral.py of Transformers 5.17.
+#: ``sliding_window`` of all layers where the key is absent.
+#: Source: transformers 5.17.0 configuration_mistral.py::MistralConfig `sliding_window: int | None`
 _WINDOW_BY_LENGTH: Final = {"MistralForCausalLM": 4096, "MixtralForCausalLM": 0}
 #: Whether a layer has a window where ``use_sliding_window`` is set: ``max_window_layers`` and the
 #: layers there are. Layers behind that number have one; of Qwen2-MoE every other layer before it;
@@ -88,7 +88,8 @@ _GREEDY: Final = frozenset({"DeepseekForCausalLM", "DeepseekV2ForCausalLM"})
 _NO_DEFAULTS: Final[Mapping[str, int]] = MappingProxyType({})
 _LINEAR: Final = "linear_attention"
 _FULL: Final = "full_attention"
-#: Every so manyth layer has attention where ``layer_types`` does not say. Source: Transformers.
+#: Every so manyth layer has attention where ``layer_types`` does not say.
+#: Source: transformers 5.17.0 qwen3_next/configuration_qwen3_next.py::Qwen3NextConfig #3c5b93
 _INTERVAL: Final = 4
 
 
@@ -294,7 +295,8 @@ def _mla(config: Section) -> MlaDims:
 def _expanded(config: Section, hidden: int, heads: int) -> MlaDims:
     """Latents of which LMDeploy caches what they expand to (MiniCPM3).
 
-    Absent keys take the defaults of its config class. Source: LMDeploy models/minicpm3.py.
+    Absent keys take the defaults of its config class.
+    Source: lmdeploy pytorch/models/minicpm3.py::MiniCPMAttention.__init__ #2af975
 
     Raises:
         UsageError: dims that LMDeploy's class does not run.

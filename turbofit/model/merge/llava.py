@@ -339,7 +339,7 @@ def _feature(original: Section) -> str:
 def template(folder: str) -> str | None:
     """What to say where LMDeploy would not pick LLaVA's chat template for this path; else None.
 
-    LMDeploy 0.18 goes by the path that it is given, in lower case.
+    LMDeploy goes by the path that it is given, in lower case.
     """
     path = folder.lower()
     first = "llava" in path and "v1" in path and "v1.6-34b" not in path and "mistral" not in path

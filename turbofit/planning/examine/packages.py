@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from turbofit.core.installation import install_command
 from turbofit.core.struct import NA
+from turbofit.core.version import REFERENCE
 from turbofit.memory.account import AMPERE
 from turbofit.memory.pytorch.activations import needed_modules
 from turbofit.memory.versions import OLDEST_SERVED, parse
@@ -39,7 +40,8 @@ _16_BITS: Final = ("float16", "bfloat16")
 #: Weights beside those of 16 bits, as people know them.
 _PACKED: Final = {"int4": "int4 (AWQ, GPTQ)", "fp8": "fp8", "mxfp4": "mxfp4"}
 _VIDEOS: Final = "LMDEPLOY_VIDEO_BACKEND"
-#: Those that it takes (vl/media/video.py of LMDeploy 0.18), in the order in which it tries them.
+#: In the order in which it tries them.
+#: Source: lmdeploy vl/media/video.py::VideoMediaIO._get_video_loader_backend #556f34
 VIDEO_BACKENDS: Final = ("cv2", "decord", "torchcodec", "torchvision")
 
 
@@ -57,11 +59,11 @@ def lmdeploy(sources: Sources, _: Scene) -> Answer:
         why = "its vision tower and cache work otherwise than turbofit's account: serve needs 0.16"
         return stops(seen, install_command("lmdeploy", upgrade=True), why)
     if release > _NEWEST:
-        why = "newer than 0.18, on whose account plans rest: margins are doubled"
-        return warning(seen, "use 0.18, or rehearse each plan", why)
+        why = f"newer than {REFERENCE}, on whose account plans rest: margins are doubled"
+        return warning(seen, f"use {REFERENCE}, or rehearse each plan", why)
     if release in (OLDEST_SERVED, (0, 17)):
         why = "it pins 18.7 GiB of host memory a rank for InternVL"
-        return warning(seen, 'pip install "lmdeploy==0.18.*"', why)
+        return warning(seen, f'pip install "lmdeploy=={REFERENCE}.*"', why)
     return ok(seen)
 
 
@@ -356,9 +358,9 @@ class _Module(NamedTuple):
     mend: str
 
 
-#: serve/openai/api_server.py takes no other parser for this architecture.
+#: No other parser is taken for this architecture: lmdeploy api_server.py::set_parsers #f79678
 _HARMONY: Final = ("GptOssForCausalLM", _Module("openai_harmony", "pip install openai_harmony"))
-#: Kernels of gated delta nets: pytorch/nn/gated_delta.py, pytorch/kernels/cuda/gated_delta_rule.py.
+#: Kernels of gated delta nets: lmdeploy nn/gated_delta.py `from fla.modules import`
 _DELTA: Final = {
     "pytorch": (
         _Module("flash-linear-attention's fla", "pip install flash-linear-attention"),

@@ -44,7 +44,7 @@ __all__ = [
     "write_checkpoint", "write_model",
 ]  # fmt: skip
 
-#: LMDeploy pytorch/nn/gated_delta.py and pytorch/kernels/cuda/gated_delta_rule.py.
+#: Source: lmdeploy nn/gated_delta.py `from fla.modules import`
 _DELTA_NETS: Final = (
     "its gated delta nets run kernels of fla and TileLang under torch, which are compiled and tuned"
     " on the card"

@@ -161,8 +161,8 @@ def most_met(prompts: Sequence[Prompt], prefill: int) -> int:
     """The most units that one forward encodes.
 
     Whole prompts join while their tokens stay within ``prefill``. A longer one is cut into chunks,
-    never inside a picture, and no other prompt joins it. Source: LMDeploy
-    pytorch/paging/prefill_scheduler.py, long_context.py.
+    never inside a picture, and no other prompt joins it.
+    Source: lmdeploy prefill_scheduler.py::_PrefillScheduler.schedule #dfaf60
 
     Args:
         prompts: in their order of arrival, all there before the first step.
@@ -198,7 +198,7 @@ def worst_mix(pictures: Pictures, room: ServerRoom) -> list[Prompt]:
     Where no gateway counts units, the mix is sent twice, so that it meets whole although the
     engine's first step takes its first request alone. A prefix cache brings no picture into a
     forward that it would not be in without: a match ends before a picture that is not whole in it.
-    Source: LMDeploy pytorch/paging/block_trie/trie.py.
+    Source: lmdeploy block_trie/trie.py::BlockTrie.match #ecc6f2
     """
     found = [mix for mix in _mixes(pictures, room) if mix and len(mix) <= room.batch]
     best = max(found, key=lambda mix: most_met(mix, room.prefill))

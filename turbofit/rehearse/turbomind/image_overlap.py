@@ -106,7 +106,7 @@ def _cold(plan: Plan, maker: PromptMaker, gate: int | None) -> list[Prompt]:
 def most_met(prompts: Sequence[Prompt], forward: int, context: int) -> int:
     """The most units that one forward encodes; rows that generate are left out.
 
-    Source: LMDeploy's Scheduler::RunRequiredAdmission, ForwardTokenResource, ContextTokenResource.
+    Source: lmdeploy 0.16.0 src/turbomind/engine/scheduler.cc::RunRequiredAdmission
 
     Args:
         prompts: in their order of arrival, all there before the first step.

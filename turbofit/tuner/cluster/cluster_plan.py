@@ -55,6 +55,10 @@ class Promise(Struct):
         return ""
 
 
+#: What a node can by itself.
+_ALONE: Final = Promise()
+
+
 class _Tried(Struct):
     """A kind's plan, or the error that there is none; ``why_not`` is empty where it serves."""
 
@@ -86,10 +90,10 @@ class _Planner:
         rule = base.model.image_rule
         self.unit = "" if rule is None else rule.limit_unit
 
-    def plan(self, kind: int, share: float, promise: Promise = Promise()) -> _Tried:  # noqa: B008
+    def plan(self, kind: int, share: float, promise: Promise = _ALONE) -> _Tried:
         """One kind with a share of the requests; what it does alone where that is the promise."""
         requests = None if self.requests is None else max(1, ceil(share - _ALMOST))
-        alone = self._once(kind, requests, Promise())
+        alone = self._once(kind, requests, _ALONE)
         if not alone.why_not:
             kept = alone.served
             same = promise.limit in (None, kept.limits.image_limit)
@@ -119,7 +123,7 @@ class _Planner:
         said = plan.verdict.removeprefix("does not fit: ").removeprefix(f"{plan.model.name}: ")
         return _Tried(plan=plan, why_not="" if plan.fits else said)
 
-    def shares(self, members: Iterable[int], promise: Promise = Promise()) -> dict[int, float]:  # noqa: B008
+    def shares(self, members: Iterable[int], promise: Promise = _ALONE) -> dict[int, float]:
         """Requests of one node of each kind: by its forecast, or GPUs, and no more than it holds.
 
         Its own batch where nobody says how many requests there will be.
@@ -141,7 +145,7 @@ class _Planner:
 
     def _weight(self, kind: int) -> float:
         """What a node of a kind does of all requests, beside others."""
-        tried = self._once(kind, 1, Promise())
+        tried = self._once(kind, 1, _ALONE)
         speed = tried.plan.throughput if tried.plan is not None and not tried.why_not else None
         return speed.requests_per_second if speed else 0.01 * len(self.kinds[kind].machine.visible)
 
@@ -151,9 +155,8 @@ class _Planner:
 
     def holds_all(self, choice: _Choice) -> bool:
         """Whether all requests that are asked for are held."""
-        return bool(choice.plans) and self.at_once(choice.shares) >= (self.requests or 0) * (
-            1 - _ALMOST
-        )
+        wanted = (self.requests or 0) * (1 - _ALMOST)
+        return bool(choice.plans) and self.at_once(choice.shares) >= wanted
 
     def nodes(self, members: Iterable[int]) -> int:
         """Nodes of some kinds."""
@@ -246,19 +249,19 @@ def make_cluster_plan(base: ResolvedRequest, cluster: Cluster, engine: str = "au
     alone = {k: one.served for k, one in tried.items() if not one.why_not}
     mixed = {k: plan for k, plan in alone.items() if plan.engine.of_lmdeploy} or alone
     choice, smaller = planner.choose(mixed) if mixed else (None, [])
-    fits = choice is not None and planner.holds_all(choice)
+    kept = choice if choice is not None and planner.holds_all(choice) else None
     kind_of = {node.id: k for k, kind in enumerate(kinds) for node in kind.nodes}
-    common = _common([plan.limits for plan in choice.plans.values()]) if choice and fits else None
+    common = _common([plan.limits for plan in kept.plans.values()]) if kept else None
     nodes = []
     for node in cluster.nodes:
         made, k = _named(node), kind_of.get(node.id, -1)
-        if choice is not None and common is not None and k in choice.plans:
-            plan = planner.kinds[k].on(node, _held_to(choice.plans[k], common, choice.promise))
-            first = node is planner.kinds[k].nodes[0]
+        if kept and common and k in kept.plans:
+            plan = kinds[k].on(node, _held_to(kept.plans[k], common, kept.promise))
+            first = node is kinds[k].nodes[0]
             plan = replace(plan, limit_costs=(), considered=plan.considered if first else ())
-            nodes.append(replace(made, plan=plan, at_once=choice.shares[k]))
+            nodes.append(replace(made, plan=plan, at_once=kept.shares[k]))
         else:
-            why = unusable[node.id] or _left_out(planner, k, tried, choice, fits=fits)
+            why = unusable[node.id] or _left_out(planner, k, tried, choice)
             nodes.append(replace(made, why_not=why))
     plans = [node.plan for node in nodes if node.plan is not None]
     longest = min((plan.kv.longest_request_tokens for plan in plans), default=0)
@@ -266,7 +269,7 @@ def make_cluster_plan(base: ResolvedRequest, cluster: Cluster, engine: str = "au
         turbofit_version=__version__,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         source=cluster.source,
-        fits=fits,
+        fits=kept is not None,
         verdict="",
         model=base.model,
         workload=replace(base.workload, context=base.workload.context or longest or None),
@@ -278,16 +281,15 @@ def make_cluster_plan(base: ResolvedRequest, cluster: Cluster, engine: str = "au
         throughput=_sum([plan.throughput for plan in plans]),
         held=_held(planner, plans, choice),
     )
-    if fits and choice is not None:
-        reasons = tuple(_reasons(planner, document, choice, step))
-        remedies = tuple(_gains(planner, choice, smaller))
-    else:
-        reasons = ()
-        remedies = tuple(_remedies(planner, tried, choice))
     return replace(
-        document, verdict=_verdict(document), reasons=reasons, remedies=remedies,
+        document,
+        verdict=_verdict(document),
+        reasons=tuple(_reasons(planner, document, kept, step)) if kept else (),
+        remedies=tuple(
+            _gains(planner, kept, smaller) if kept else _remedies(planner, tried, choice)
+        ),
         warnings=tuple(_warnings(cluster, document)),
-    )  # fmt: skip
+    )
 
 
 def plan_joining_node(
@@ -406,20 +408,15 @@ def _held(planner: _Planner, plans: Sequence[Plan], choice: _Choice | None) -> H
         return UNSET
     chosen = choice.plans.values() if choice is not None else ()
     told = [plan.held for plan in plans or chosen if plan.held is not UNSET]
+    requests = sum(one.requests for one in told)
+    if not plans:
+        requests = 0 if choice is None else round(planner.at_once(choice.shares))
     size = max((one.request_tokens for one in told), default=0)
-    if plans:
-        return Held(requests=sum(one.requests for one in told), request_tokens=size)
-    held = 0 if choice is None else round(planner.at_once(choice.shares))
-    return Held(requests=held, request_tokens=size)
+    return Held(requests=requests, request_tokens=size)
 
 
 def _left_out(
-    planner: _Planner,
-    kind: int,
-    tried: Mapping[int, _Tried],
-    choice: _Choice | None,
-    *,
-    fits: bool,
+    planner: _Planner, kind: int, tried: Mapping[int, _Tried], choice: _Choice | None
 ) -> str:
     """Why a node that can be planned for does not serve."""
     serves = tried[kind]
@@ -429,7 +426,7 @@ def _left_out(
         serves = serves if fewer.why_not else fewer
     if serves.why_not or choice is None:
         return tried[kind].why_not
-    if not fits:
+    if not planner.holds_all(choice):
         held, wanted = round(planner.at_once(choice.shares)), planner.requests
         return f"all nodes together hold {held:,} of {wanted:,} requests at once"
     why = choice.promise.why_broken(serves.served, planner.unit)

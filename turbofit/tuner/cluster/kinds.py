@@ -8,7 +8,7 @@ more than the step. Where full cards make many kinds the step grows.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from math import inf
+from sys import maxsize
 from typing import Final
 
 from msgspec.structs import replace
@@ -18,8 +18,8 @@ from turbofit.core.machine import Gpu, Host, Machine
 from turbofit.core.plan import Plan
 from turbofit.core.struct import NA, Struct, known
 from turbofit.core.units import GIB, MIB
-from turbofit.core.version import __version__
-from turbofit.memory.versions import REFERENCE, release
+from turbofit.core.version import REFERENCE, __version__
+from turbofit.memory.versions import release
 
 __all__ = ["Kind", "kinds_of", "why_unusable"]
 
@@ -101,8 +101,8 @@ def _kind(members: list[Node]) -> Kind:
         return replace(gpu, used=fullest.used, free=fullest.free)
 
     gpus = tuple(least(gpu) if gpu.index in first.visible else gpu for gpu in first.gpus)
-    available = min(machines, key=_available).host.ram_available
-    host = replace(first.host, ram_available=available)
+    rooms = [machine.host.ram_available for machine in machines]
+    host = replace(first.host, ram_available=min(rooms, key=lambda room: known(room, maxsize)))
     return Kind(machine=replace(first, gpus=gpus, host=host), nodes=tuple(members))
 
 
@@ -118,15 +118,8 @@ def _but_for_memory(machine: Machine) -> Machine:
 
 def _room(machine: Machine) -> int:
     """Free host memory as a class: the less of a class is what is planned for."""
-    available = _available(machine)
-    if available == inf:
-        return -1
-    return int(available) // _HOST_STEP if available < _HOST_FINE else int(available).bit_length()
-
-
-def _available(machine: Machine) -> float:
-    available = machine.host.ram_available
-    return available if isinstance(available, int) else inf
+    available = known(machine.host.ram_available, -_HOST_STEP)
+    return available // _HOST_STEP if available < _HOST_FINE else available.bit_length()
 
 
 def _machine(node: Node) -> Machine:

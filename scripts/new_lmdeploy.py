@@ -1,0 +1,468 @@
+"""What a newer release of LMDeploy changes for turbofit, as one page for whoever follows it.
+
+    scripts/new-lmdeploy WHEEL|VERSION [--against WHEEL|VERSION] [--without STEP…] [--out PAGE]
+
+Both wheels are unpacked (a version is fetched by pip, without what it needs) and compared: the code
+that turbofit cites (`scripts.citations`), options, routes, request fields, settings,
+architectures, requirements, kernels, and the functions of CUDA that TurboMind calls. Then it runs,
+before the installed one on Python's path: tests of grammars and of REST, front ends with versions
+of Transformers (`bench.compatibility`), and rehearsals of ten presets. The page has first what a
+person must decide, then what differs and stands in turbofit already, then what is equal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from email.parser import HeaderParser
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from scripts.citations import ROOT, Citation, citations, digest, files_of, named, state
+from turbofit.core.errors import TurbofitError
+from turbofit.core.presets import load_yaml, preset_path
+from turbofit.core.units import MIB
+from turbofit.core.version import REFERENCE
+from turbofit.gateway.http.routes import MANAGEMENT, ROUTES
+from turbofit.gateway.limits.parameters import GENERATION, RULES
+from turbofit.kernels.census import take_census
+from turbofit.memory.versions import listed_since
+from turbofit.pretend.build import build
+from turbofit.pretend.environment import cuda_site
+from turbofit.pretend.libraries import check_surface
+
+__all__ = ["Difference", "compared", "main", "page", "unpacked"]
+
+#: Of unlike kinds: towers, text, experts, delta nets, packed weights, both engines.
+REHEARSED: Final = (
+    "internvl2-1b", "internvl3-1b-hf", "internvl2-2b-awq", "qwen2-vl-2b", "qwen2.5-vl-3b-awq",
+    "qwen3.5-4b", "qwen3-4b", "qwen3-vl-2b", "llava-1.5-7b", "deepseek-v2-lite",
+)  # fmt: skip
+_CARD: Final = "1xrtx4090"
+_TESTS: Final = {
+    "grammars": ("tests/gateway/limits/test_grammars.py",),
+    "rest": ("tests/gateway/test_lmdeploy.py", "tests/launch/serve/test_passthrough.py"),
+}
+_STEPS: Final = (*_TESTS, "compatibility", "rehearsals")
+_OPTIONS: Final = """
+import json
+from lmdeploy.cli.serve import SubCliServe
+SubCliServe.add_parsers()
+actions = SubCliServe.subparsers.choices["api_server"]._actions
+print(json.dumps({option: f"{one.default!r}, of {list(one.choices)}" if one.choices
+                  else repr(one.default) for one in actions for option in one.option_strings}))
+"""
+#: Of the routes that clients reach.
+_REQUESTS: Final = (
+    "(ChatCompletion|Completion|Messages|CountTokens|Encode|Responses)Request|GenerateReqInput"
+)
+_METHODS: Final = ("get", "post", "put", "delete", "api_route")
+
+
+class Difference(NamedTuple):
+    """What is not as it was, what of turbofit rests on it, and what turbofit has of it already."""
+
+    kind: str
+    what: str
+    rests: str = ""
+    known: str = ""
+
+
+class Ran(NamedTuple):
+    """What a step on the newer release came to."""
+
+    name: str
+    problem: str
+    seconds: float
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the program; 1 where a person must decide something."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/new-lmdeploy", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("wheel", help="a wheel or a version that pip can fetch")
+    parser.add_argument("--against", default=f"{REFERENCE}.0", help="the same of the older one")
+    parser.add_argument("--source", type=Path, help="a checkout of the newer one: C++ sources")
+    parser.add_argument("--old-source", type=Path, help="a checkout of the older one")
+    parser.add_argument("--without", nargs="+", default=[], choices=_STEPS, help="steps left out")
+    parser.add_argument("--transformers", nargs="+", default=[], help="versions for compatibility")
+    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "new-lmdeploy")
+    parser.add_argument("--out", type=Path, help="write the page there")
+    options = parser.parse_args(argv)
+    old, new = (unpacked(one, options.cache) for one in (options.against, options.wheel))
+    found = list(compared(old, new, options.old_source, options.source))
+    steps = [one for one in _STEPS if one not in options.without]
+    ran = []
+    for step in steps:
+        for one in _run(step, new, options.cache, options.transformers):
+            print(f"{one.name}: {one.problem or 'as it was'}, {one.seconds:.0f} s", file=sys.stderr)
+            ran.append(one)
+    text = page(old.name, new.name, found, ran)
+    if options.out:
+        options.out.write_text(text, encoding="utf-8")
+    print(text)
+    return int(any(not one.known for one in found) or any(one.problem for one in ran))
+
+
+def unpacked(wheel: str, cache: Path) -> Path:
+    """The folder with what a wheel holds, named by its version."""
+    path = Path(wheel)
+    if not path.is_file():
+        folder = cache / "wheels"
+        if not list(folder.glob(f"lmdeploy-{wheel}-*.whl")):
+            subprocess.run(
+                [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary",
+                 ":all:", "--dest", str(folder), f"lmdeploy=={wheel}"], check=True,
+            )  # fmt: skip
+        path = next(folder.glob(f"lmdeploy-{wheel}-*.whl"))
+    folder = cache / path.name.split("-")[1]
+    if not folder.is_dir():
+        with zipfile.ZipFile(path) as file:
+            file.extractall(folder.with_suffix(".part"))
+        folder.with_suffix(".part").rename(folder)
+    return folder
+
+
+def compared(
+    old: Path, new: Path, old_source: Path | None = None, source: Path | None = None
+) -> Iterator[Difference]:
+    """All that differs between two unpacked wheels and matters to turbofit.
+
+    Args:
+        old: the older one's folder.
+        new: the newer one's.
+        old_source: a checkout of the older one.
+        source: a checkout of the newer one.
+    """
+    before, after = old / "lmdeploy", new / "lmdeploy"
+    cited: dict[str, list[Citation]] = {}
+    for one in citations():
+        if one.package == "lmdeploy":
+            cited.setdefault(one.cited, []).append(one)
+    for what, places in cited.items():
+        said = _became(places[0], before, after, old_source, source)
+        if said:
+            where = (f"{one.file}:{one.line} {_subject(one)}" for one in places)
+            yield Difference("cited code", f"`{what.replace('`', '')}` {said}", "; ".join(where))
+    for kind, read, holds in _TABLES:
+        was, now = read(old), read(new)
+        for name in sorted({*was, *now}):
+            if was.get(name) != now.get(name):
+                what = _told(name, was.get(name), now.get(name))
+                yield Difference(kind, what, *holds(name, new))
+    yield from _missing_functions(old, new)
+
+
+def _told(name: str, was: str | None, now: str | None) -> str:
+    if was is None:
+        return f"`{name}` is new{f': {now}' if now else ''}"
+    return f"`{name}` is gone" if now is None else f"`{name}`: {was} → {now}"
+
+
+def _became(
+    one: Citation, before: Path, after: Path, old_source: Path | None, source: Path | None
+) -> str:
+    """What became of a citation, in words; empty where it stands as it stood."""
+    if not one.digest:
+        was, now = state(one, before, old_source), state(one, after, source)
+        if was == now or (now == "unseen" and source is None and was != "equal"):
+            return ""
+        return "came" if now == "equal" else "is gone" if was == "equal" else ""
+    was, now = (_node(one, folder) for folder in (before, after))
+    if was is None or now is None:
+        if now is not None:
+            return "came"
+        if was is None:
+            return ""
+        return f"is gone{_elsewhere(one, after, digest(was))}"
+    if digest(was) == digest(now):
+        return ""
+    lines = [set(ast.unparse(node).splitlines()) for node in (was, now)]
+    return f"changed (+{len(lines[1] - lines[0])} −{len(lines[0] - lines[1])} lines)"
+
+
+def _node(one: Citation, package: Path) -> ast.AST | None:
+    found = files_of(package, one.path)
+    return named(found[0].read_text(encoding="utf-8"), one.name) if len(found) == 1 else None
+
+
+def _elsewhere(one: Citation, package: Path, wanted: str) -> str:
+    """Where else the name stands now."""
+    name = one.name.rpartition(".")[2]
+    for path in sorted(package.rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        if f"{name}" in text and (node := named(text, one.name) or named(text, name)) is not None:
+            same = "as it was" if digest(node) == wanted else "changed"
+            return f": in {path.relative_to(package)} now, {same}"
+    return ""
+
+
+def _subject(one: Citation) -> str:
+    """The figure, function or constant that a citation stands at."""
+    lines = (ROOT / one.file).read_text(encoding="utf-8").splitlines()
+    if one.file.endswith(".yaml"):
+        keys = (line.split(":")[0] for line in reversed(lines[: one.line]) if line[:1].isalpha())
+        return next(keys, "")
+    tree = ast.parse("\n".join(lines))
+    if tree.body and (tree.body[0].end_lineno or 0) >= one.line:
+        return ""
+    inside = [
+        node.name
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+        and node.lineno <= one.line <= (node.end_lineno or 0)
+    ]
+    if inside:
+        return inside[-1]
+    rest = "\n".join(line.partition("#")[0] for line in lines[one.line - 1 :])
+    found = re.search(r'^\s*"?([A-Za-z_]\w*)"?(?:: \w[\w\[\], .]*)? ?[:=] ', rest, re.MULTILINE)
+    return found[1] if found else ""
+
+
+def _options(wheel: Path) -> dict[str, str]:
+    done = subprocess.run(
+        [sys.executable, "-c", _OPTIONS], env=_environment(wheel), check=True,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    read: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+    return read
+
+
+def _routes(wheel: Path) -> dict[str, str]:
+    return {
+        f"{node.func.attr.upper()} {node.args[0].value}": ""
+        for tree in _trees(wheel, "serve/**/*.py")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        and node.func.attr in _METHODS and node.args and isinstance(node.args[0], ast.Constant)
+        and str(node.args[0].value).startswith("/")
+    }  # fmt: skip
+
+
+def _fields(wheel: Path, pattern: str, classes: str) -> dict[str, str]:
+    """The fields of classes, each with its default where a class of settings has them."""
+    return {
+        f"{node.name}.{ast.unparse(field.target)}": ast.unparse(field.value) if field.value else ""
+        for tree in _trees(wheel, pattern)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef) and re.fullmatch(classes, node.name)
+        for field in node.body
+        if isinstance(field, ast.AnnAssign)
+    }
+
+
+def _architectures(wheel: Path) -> dict[str, str]:
+    return {
+        f"{path.split('/')[0]}: {key.value}": ""
+        for path in ("turbomind/supported_models.py", "pytorch/models/module_map.py")
+        for tree in _trees(wheel, path)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Dict)
+        for key in node.keys
+        if isinstance(key, ast.Constant)
+    }
+
+
+def _requirements(wheel: Path) -> dict[str, str]:
+    metadata = next(wheel.glob("*.dist-info")) / "METADATA"
+    needed = HeaderParser().parsestr(metadata.read_text(encoding="utf-8")).get_all("Requires-Dist")
+    plain = (line for line in needed or [] if "extra ==" not in line)
+    return {match[0]: line for line in plain if (match := re.match(r"[\w.-]+", line))}
+
+
+def _kernels(wheel: Path) -> dict[str, str]:
+    families = take_census(_library(wheel)).families
+    return {
+        f"kernels of {name}": " ".join(
+            architecture for architecture, count in counts.items() if count.code
+        ) or "none"
+        for name, counts in families.items() if name.startswith(("gemm", "experts"))
+    }  # fmt: skip
+
+
+def _library(wheel: Path) -> Path:
+    return next((wheel / "lmdeploy").rglob("_turbomind.*.so"))
+
+
+def _trees(wheel: Path, pattern: str) -> Iterator[ast.Module]:
+    for path in sorted((wheel / "lmdeploy").glob(pattern)):
+        yield ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _of_option(name: str, _: Path) -> tuple[str, str]:
+    entry = load_yaml(preset_path("engines", "lmdeploy-options"))["options"].get(name)
+    since = load_yaml(preset_path("engines", "option-releases"))["options"].get(name)
+    known = f"{entry['class']} in lmdeploy-options.yaml" if entry else ""
+    return "planning/commands.py" if since else "", f"{known}, since {since}" if since else known
+
+
+def _of_route(name: str, _: Path) -> tuple[str, str]:
+    path = name.partition(" ")[2]
+    served = "served" if path in ROUTES else "403" if path in MANAGEMENT else ""
+    return "gateway/http/routes.py", served
+
+
+def _of_field(name: str, _: Path) -> tuple[str, str]:
+    field = name.partition(".")[2]
+    kinds = [kind for kind, rules in RULES.items() if field in rules]
+    return "gateway/limits/parameters.py", f"has a rule: {', '.join(kinds)}" if kinds else ""
+
+
+def _of_setting(name: str, _: Path) -> tuple[str, str]:
+    group, _, field = name.partition(".")
+    known = group == "GenerationConfig" and field in GENERATION
+    return "gateway/limits/parameters.py" if known else "", "has a rule" if known else ""
+
+
+def _of_architecture(name: str, new: Path) -> tuple[str, str]:
+    since = listed_since(name.partition(": ")[2])
+    listed = since is not None and new.name.startswith(since)
+    return "presets/engines/architectures.yaml", f"listed since {since}" if listed else ""
+
+
+def _of_requirement(name: str, _: Path) -> tuple[str, str]:
+    return ("pyproject.toml, requirements/", "") if name in ("torch", "transformers") else ("", "")
+
+
+def _of_kernels(_: str, new: Path) -> tuple[str, str]:
+    path = preset_path("engines/kernels", f"turbomind-{new.name}")
+    return "presets/engines/kernels", "read from its wheel" if path.is_file() else ""
+
+
+_Reader = Callable[[Path], dict[str, str]]
+_Holder = Callable[[str, Path], tuple[str, str]]
+_TABLES: Final[tuple[tuple[str, _Reader, _Holder], ...]] = (
+    ("option", _options, _of_option),
+    ("route", _routes, _of_route),
+    ("request field", lambda w: dict.fromkeys(_fields(w, "serve/**/protocol.py", _REQUESTS), ""),
+     _of_field),
+    ("setting", lambda w: _fields(w, "messages.py", r".*Config"), _of_setting),
+    ("architecture", _architectures, _of_architecture),
+    ("requirement", _requirements, _of_requirement),
+    ("kernels", _kernels, _of_kernels),
+    ("library", lambda w: {"TurboMind's library": str(_library(w).relative_to(w).parent)},
+     lambda *_: ("kernels/installed.py", "")),
+)  # fmt: skip
+
+
+def _missing_functions(old: Path, new: Path) -> Iterator[Difference]:
+    """Functions of CUDA's libraries that TurboMind calls and the pretend ones have not."""
+    for wheel in (old, new):
+        called = _missing(wheel)
+        if called:
+            yield Difference("rehearsal", f"{wheel.name}: {called}", "turbofit/pretend/csrc")
+
+
+def _missing(wheel: Path) -> str:
+    try:
+        check_surface(_library(wheel), build(site=cuda_site()))
+    except TurbofitError as exc:
+        return str(exc).splitlines()[0]
+    return ""
+
+
+def _environment(wheel: Path, *more: str) -> dict[str, str]:
+    """Of a process that runs a wheel in the place of the installed one."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(wheel), *more, str(ROOT)])}
+
+
+def _run(step: str, wheel: Path, cache: Path, transformers: list[str]) -> Iterator[Ran]:
+    """What a step comes to, a line each."""
+    if step in _TESTS:
+        command = ["-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *_TESTS[step]]
+        yield _ran(step, command, wheel, r"^(?:FAILED|ERROR) .*")
+    elif step == "compatibility":
+        (place := cache / "pairs").mkdir(parents=True, exist_ok=True)
+        if not (link := place / f"lmdeploy-{wheel.name}").exists():
+            link.symlink_to(wheel)
+        command = ["-m", "bench.compatibility", "--cache", str(place), "--lmdeploy", wheel.name]
+        command += ["--keep", str(place / f"{wheel.name}.jsonl")]
+        command += ["--transformers", *transformers] if transformers else []
+        yield _ran(step, command, wheel, r"^.* s: (?!all$).*")
+    else:
+        for preset in REHEARSED:
+            yield _rehearsed(preset, wheel)
+
+
+def _rehearsed(preset: str, wheel: Path) -> Ran:
+    """A rehearsal; a problem is another end than a plan's, and what the account has too little."""
+    began = time.monotonic()
+    # A CUDA build of torch without its libraries, which `scripts/check` makes.
+    cuda = filter(None, [os.environ.get("TURBOFIT_CUDA_PATH")])
+    done = subprocess.run(
+        [sys.executable, "-m", "turbofit", "rehearse", preset, "--on", _CARD, "--json"],
+        cwd=ROOT, env=_environment(wheel, *cuda), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    told = json.loads(done.stdout or '{"error": {"message": "no answer"}}')
+    if "error" in told:
+        problem = told["error"]["message"]
+    else:
+        seen = told["rehearsal"]
+        problem = "" if seen["outcome"] == "served" else seen["outcome"]
+        for one in seen["together"]:
+            pairs = zip(one["bytes"], one["rehearsed"], strict=True)
+            short = max((took - had for had, took in pairs if took is not None), default=0)
+            if short > MIB:
+                problem += f"{one['line']}: {short / MIB:.0f} MiB more than the account has. "
+    return Ran(f"rehearse {preset}", problem, time.monotonic() - began)
+
+
+def _ran(name: str, command: list[str], wheel: Path, bad: str) -> Ran:
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=_environment(wheel),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    lines = re.findall(bad, f"{done.stdout}\n{done.stderr}", re.MULTILINE)
+    if done.returncode and not lines:
+        lines = (done.stderr or done.stdout).strip().splitlines()[-1:] or [str(done.returncode)]
+    return Ran(name, "; ".join(lines)[:400], time.monotonic() - began)
+
+
+def page(old: str, new: str, found: list[Difference], ran: list[Ran]) -> str:
+    """The page; what a person must decide stands first."""
+    decide = [one for one in found if not one.known]
+    known = [one for one in found if one.known]
+    failed = [one for one in ran if one.problem]
+    held = {one.cited for one in citations() if one.package == "lmdeploy"}
+    changed = sum(one.kind == "cited code" for one in found)
+    measured = [
+        f"{key} ({path.stem})"
+        for path in sorted(preset_path("engines", "x").parent.glob(f"*-{REFERENCE}.yaml"))
+        for key, entry in load_yaml(path).items()
+        if isinstance(entry, dict) and re.search("binary|pretend GPUs|measured", entry["source"])
+    ]
+    return "\n".join([
+        f"# LMDeploy {new} against {old}\n", "## A person must decide\n", *_rows(decide),
+        *(f"- {one.name} on {new}: {one.problem}" for one in failed),
+        f"- No wheel tells these; rehearsals, bench/faults and bench/gpu do: {', '.join(measured)}",
+        "\n## Differs, and turbofit has it\n", *_rows(known),
+        "\n## Equal\n", f"- {len(held) - changed} of {len(held)} cited places",
+        *(f"- {one.name}: {one.seconds:.0f} s" for one in ran if not one.problem), "",
+    ])  # fmt: skip
+
+
+def _rows(found: list[Difference]) -> Iterator[str]:
+    for kind in dict.fromkeys(one.kind for one in found):
+        some = [one for one in found if one.kind == kind]
+        came = [one.what for one in some if one.what.endswith(" came")]
+        if came:
+            yield f"- {kind}, in the newer one alone: {', '.join(one[:-5] for one in came)}"
+        for one in some:
+            if one.what not in came:
+                yield f"- {kind}: " + ". ".join(filter(None, (one.what, one.rests, one.known)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
