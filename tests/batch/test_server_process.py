@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -147,6 +148,19 @@ def test_a_limit_that_was_given_stays_and_shrinking_promises_no_size(tmp_path) -
     assert words[words.index("--context") + 1] == "8192"
     assert words[words.index("--max-dynamic-patch") + 1] == "4"
     assert words[-4:] == ("--allowed-media-domains", "x.org", "*.y.org", "--no-rehearse")
+
+
+def test_defaults_are_the_server_s_and_bound_answers_that_state_none(tmp_path) -> None:
+    line = {"custom_id": "a", "url": "/v1/chat/completions", "method": "POST",
+            "body": {"messages": [{"role": "user", "content": "x"}]}}  # fmt: skip
+    path = tmp_path / "in.jsonl"
+    path.write_text(json.dumps(line) + "\n")
+    spec = BatchSpec(default_sampling={"max_tokens": 64, "top_p": 0.9})
+    found = server_plan(open_input(path, spec), spec, PlanRequest.of(model="internvl2-2b"))
+    assert found.workload.unbounded == 0
+    words = list(found.options)
+    given = words[words.index("--default-sampling") + 1]
+    assert json.loads(given) == {"max_tokens": 64, "top_p": 0.9}
 
 
 def test_a_model_that_another_process_cannot_read_is_said(tmp_path) -> None:

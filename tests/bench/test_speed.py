@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import date
+from statistics import fmean, median
 
 import pytest
 from msgspec.structs import replace
@@ -15,7 +16,8 @@ from bench.speed.report import published_errors, report, with_errors
 from bench.speed.rows import HERE, Row, read_rows
 from bench.speed.score import curves, loss, median_of, order, p90_of, score
 from turbofit.core.presets import preset_path
-from turbofit.tuner.speed import rates
+from turbofit.tuner.speed import GroupRates, all_reduce_of, card_of, rates
+from turbofit.tuner.trace import SimulatedEngine, TraceRequest, replay
 
 PLANTED = replace(
     rates(FITTED), memory_efficiency=0.7, compute_efficiency=0.6, layer_seconds=60e-6
@@ -161,3 +163,38 @@ def test_every_row_says_its_source_and_a_figure(capsys) -> None:
         assert row.requests_per_second or row.output_tokens_per_second
     assert main(["--fit"]) == 0
     assert "memory_efficiency: " in capsys.readouterr().out
+
+
+def traced(row: Row) -> tuple[float, float]:
+    """A row's requests as a trace: requests a second, and the mean first token."""
+    setup, figures = setup_of(row), rates()
+    group = GroupRates(
+        work=setup.work,
+        card=card_of(setup.machine.gpus, figures),
+        reduce=all_reduce_of(setup.machine, setup.machine.gpus, figures),
+    )
+    count = setup.at_once if row.together else setup.at_once * 12
+    request = TraceRequest(0.0, max(1, round(row.prompt)), round(row.output))
+    engine = SimulatedEngine(group, min(setup.batch, setup.at_once), setup.kv_tokens, 8192)
+    times, _ = replay([engine], [request] * count, queue=256, patience=30.0)
+    return count / max(times.ended), fmean(times.first)
+
+
+def test_a_trace_is_as_far_from_published_curves_as_the_forecast() -> None:
+    rows = [one for one in read_rows() if one.of_lmdeploy and not one.spread]
+    assert len(rows) >= 48
+    errors, first = [], []
+    for one in rows:
+        rate, seconds = traced(one)
+        published = one.requests_per_second or (one.output_tokens_per_second or 0) / one.output
+        errors.append(abs(rate / published - 1))
+        if one.together and one.prompt >= 128:
+            first.append(seconds / (one.seconds_to_first_token or 0))
+    errors.sort()
+    assert median(errors) < 0.08
+    assert errors[int(0.9 * len(errors))] < 0.18
+    # Of requests that all start at once; docs/accuracy.md tells these.
+    first.sort()
+    assert 0.8 < median(first) < 1.3
+    assert first[len(first) // 10] > 0.4
+    assert first[int(0.9 * len(first))] < 2.0

@@ -44,3 +44,26 @@ def test_a_trace_that_is_not_there_says_how_to_record_one(tmp_path) -> None:
     with pytest.raises(UsageError) as caught:
         read_trace(str(tmp_path / "none"))
     assert "--record-trace" in caught.value.hint
+
+
+def test_a_table_of_arrivals_is_a_trace(tmp_path) -> None:
+    path = tmp_path / "trace.csv"
+    path.write_text(
+        "arrival,text_tokens,images,answer_tokens\n"
+        "0.5, 20, 640x480 1024x768, 7\n"
+        "2,300,,9\n"
+        "3.5,1,2,1\n"
+    )
+    first, second, third = read_trace(str(path))
+    assert (first.at, first.text_tokens, first.output_tokens) == (0, 20, 7)
+    assert first.images == ((640, 480), (1024, 768))
+    assert (second.at, second.images) == (1.5, ())
+    assert third.images == ((1920, 1080),) * 2
+
+
+@pytest.mark.parametrize("row", ["1", "1,2,3", "a,1,,1", "1,1,9999,1", "1,1,x,1", "1,,,1", ",,,"])
+def test_a_wrong_row_is_named(tmp_path, row: str) -> None:
+    path = tmp_path / "trace.csv"
+    path.write_text(f"0,1,,1\n{row}\n")
+    with pytest.raises(UsageError, match="2 of"):
+        read_trace(str(path))

@@ -12,10 +12,15 @@ from turbofit.core.machine import Calibration
 from turbofit.observe import calibrations
 
 
+def installs(monkeypatch, **versions: str) -> None:
+    """Packages beside us; all others are not there."""
+    monkeypatch.setattr(calibrations, "installed", lambda *names: versions.get(names[0]))
+
+
 @pytest.fixture(autouse=True)
 def state(tmp_path: Path, monkeypatch) -> Path:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    monkeypatch.setattr(calibrations, "installed_lmdeploy", lambda: "0.18.0")
+    installs(monkeypatch, lmdeploy="0.18.0")
     return tmp_path / "turbofit"
 
 
@@ -43,23 +48,39 @@ def test_what_is_kept_comes_back_on_such_a_machine_and_no_other() -> None:
 
 
 def test_a_later_measurement_tells_how_far_they_lie_apart() -> None:
-    assert calibrations.with_spread(ONE) == ONE  # there is nothing to compare with
+    assert calibrations.completed(ONE) == ONE  # there is nothing to compare with
     calibrations.keep(ONE, {})
     later = replace(ONE, context=-9, buffers=31)
-    assert calibrations.with_spread(later).spread == 20
-    assert calibrations.with_spread(replace(later, spread=50)).spread == 50
+    assert calibrations.completed(later).spread == 20
+    assert calibrations.completed(replace(later, spread=50)).spread == 50
     calibrations.path_of(ONE).write_text("{")
-    assert calibrations.with_spread(later) == later
+    assert calibrations.completed(later) == later
 
 
 def test_another_lmdeploy_has_learned_nothing(monkeypatch) -> None:
     calibrations.keep(ONE, {})
-    monkeypatch.setattr(calibrations, "installed_lmdeploy", lambda: "0.18.1")
+    installs(monkeypatch, lmdeploy="0.18.1")
     assert not calibrations.with_calibrations(
         machine(1, driver="570.1"), pretend=False
     ).calibrations
-    monkeypatch.setattr(calibrations, "installed_lmdeploy", lambda: None)
+    installs(monkeypatch)
     assert calibrations.with_calibrations(machine(1, driver="570.1"), pretend=False).calibrations
+
+
+@pytest.mark.parametrize("package", ["torch", "nvidia-cuda-runtime"])
+def test_another_torch_or_cuda_has_learned_nothing(monkeypatch, package: str) -> None:
+    here = machine(1, driver="570.1")
+    installs(monkeypatch, **{package: "1"})
+    made = calibrations.completed(ONE)
+    assert "1" in (made.torch, made.cuda)
+    calibrations.keep(made, {})
+    assert calibrations.with_calibrations(here, pretend=False).calibrations == (made,)
+    installs(monkeypatch, **{package: "2"})
+    assert not calibrations.with_calibrations(here, pretend=False).calibrations
+    calibrations.keep(calibrations.completed(ONE), {})
+    assert len(calibrations.recall(pretend=False)) == 2  # each is kept for its own
+    installs(monkeypatch)
+    assert len(calibrations.with_calibrations(here, pretend=False).calibrations) == 2
 
 
 def test_pretend_ones_never_reach_a_real_plan(state: Path) -> None:

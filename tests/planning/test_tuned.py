@@ -23,7 +23,7 @@ REQUEST = PlanRequest(model="internvl2-2b", on=HERE, engine="turbomind")
 @pytest.fixture(autouse=True)
 def state(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    monkeypatch.setattr(tuned, "installed_lmdeploy", lambda: "0.18.0")
+    monkeypatch.setattr(tuned, "installed", lambda *_: "0.18.0")
 
 
 def tuning(**changes) -> Tuning:
@@ -95,11 +95,11 @@ def test_pretend_tunings_are_for_pretend_runs_only() -> None:
 
 def test_another_lmdeploy_asks_for_a_new_run(monkeypatch) -> None:
     keep_tuned(tuning())
-    monkeypatch.setattr(tuned, "installed_lmdeploy", lambda: "0.19.0")
+    monkeypatch.setattr(tuned, "installed", lambda *_: "0.19.0")
     assert not used(REQUEST)
     (said,) = [text for text in plan(REQUEST).warnings if "tuned" in text]
     assert said.startswith("it was tuned with LMDeploy 0.18.0, 0.19.0 is installed")
-    monkeypatch.setattr(tuned, "installed_lmdeploy", lambda: None)
+    monkeypatch.setattr(tuned, "installed", lambda *_: None)
     assert used(REQUEST)
 
 

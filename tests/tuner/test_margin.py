@@ -50,6 +50,23 @@ def test_what_was_measured_needs_less(engine: str) -> None:
     assert "64 MiB, and the 50.0 MiB by which what was measured here differed" in why
 
 
+@pytest.mark.parametrize("engine", ["turbomind", "pytorch"])
+def test_what_was_measured_is_believed_of_no_fuller_card(engine: str) -> None:
+    def plan(taken: int) -> Plan:
+        machine = calibrated(0, engine=engine)
+        card, (one,) = machine.gpus[0], machine.calibrations
+        full = replace(card, used=card.used + taken, free=card.free - taken)
+        known = replace(one, free=card.free)
+        on = replace(machine, gpus=(full,), calibrations=(known,))
+        return api.plan(MODEL, on=on, engine=engine)
+
+    assert margin(plan(32 * MIB)) == 64 * MIB  # a desktop never holds the same
+    fuller = plan(33 * MIB)
+    assert margin(fuller) == 256 * MIB
+    (why,) = (one for one in fuller.reasons if one.startswith("estimates stand"))
+    assert "were free on each GPU then" in why
+
+
 def test_a_spread_larger_than_the_margin_adds_nothing_to_it() -> None:
     assert margin(api.plan(MODEL, on=calibrated(2 * GIB))) == 256 * MIB
 

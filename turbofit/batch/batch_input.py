@@ -88,7 +88,7 @@ def open_input(path: Path, spec: BatchSpec) -> BatchInput:
         ) from None
     readers = {".csv": _csv, ".parquet": _parquet}
     if reader := _folder if is_folder else readers.get(path.suffix.lower()):
-        tokens = spec.max_tokens or ANSWER_TOKENS
+        tokens = spec.most_tokens or ANSWER_TOKENS
         rows = partial(_rows, *_checked(*reader(path), spec), tokens - ANSWER_TOKENS)
         return BatchInput(str(path if is_folder else path.parent), tokens, rows)
     for name in ("prompt", "prompt_file", "image_column"):
@@ -97,8 +97,8 @@ def open_input(path: Path, spec: BatchSpec) -> BatchInput:
                 f"{option_of(name)} does not fit this input: a JSONL file has whole requests",
                 hint=f"leave {option_of(name)} out",
             )
-    items = partial(_lines, path, spec.max_tokens or 0)
-    return BatchInput(str(path.parent), spec.max_tokens, items)
+    items = partial(_lines, path, spec.most_tokens or 0)
+    return BatchInput(str(path.parent), spec.most_tokens, items)
 
 
 # Lines.

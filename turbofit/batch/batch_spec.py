@@ -10,15 +10,28 @@ from turbofit.core.errors import UsageError
 from turbofit.core.messages import option_of
 from turbofit.core.process.variables import variables
 from turbofit.core.validation import FilePath, Metavar, Validated
+from turbofit.gateway.limits.defaults import JsonArguments, JsonSampling
 from turbofit.planning.request import PlanRequest, Tokens
 
-__all__ = ["ANSWER_TOKENS", "IMAGE_COLUMN", "BatchSpec", "BatchTarget", "target_of"]
+__all__ = [
+    "ANSWER_TOKENS",
+    "IMAGE_COLUMN",
+    "SERVER_OPTIONS",
+    "BatchSpec",
+    "BatchTarget",
+    "target_of",
+]
 
 Seconds = Annotated[float, Field(gt=0, lt=1e7), Metavar("SECONDS")]
 
 #: Tokens of an answer to images and rows, which state none.
 ANSWER_TOKENS: Final = 512
 IMAGE_COLUMN: Final = "image"
+#: Options of the batch that are the server's.
+SERVER_OPTIONS: Final = (
+    "allowed_media_domains", "default_chat_template_kwargs", "default_sampling", "pretend",
+    "no_rehearse",
+)  # fmt: skip
 #: Requests at once to a server of which nothing is known.
 _AT_ONCE: Final = 64
 
@@ -58,12 +71,23 @@ class BatchSpec(Validated):
         description="without --url: the server fetches images from these: example.com, "
         "*.example.com",
     )
+    default_chat_template_kwargs: JsonArguments | None = Field(
+        default=None, description="without --url: of the server, as serve's"
+    )
+    default_sampling: JsonSampling | None = Field(
+        default=None, description="without --url: of the server, as serve's"
+    )
     pretend: bool = Field(
         default=False, description="without --url: on pretend GPUs, where nothing is computed"
     )
     no_rehearse: bool = Field(
         default=False, description="without --url: do not run the plan on pretend GPUs first"
     )
+
+    @property
+    def most_tokens(self) -> int | None:
+        """Tokens of an answer to items that state none; None where the input's kind decides."""
+        return self.max_tokens or (self.default_sampling or {}).get("max_tokens")
 
     def check(self, *, url: str | None) -> None:
         """Whether the options go together.
@@ -82,7 +106,7 @@ class BatchSpec(Validated):
                     hint="leave --patience out: turbofit's server is waited for",
                 )
             return
-        for name in ("shrink", "allowed_media_domains", "pretend", "no_rehearse"):
+        for name in ("shrink", *SERVER_OPTIONS):
             if getattr(self, name):
                 raise UsageError(
                     f"{option_of(name)} is for a server that is started, and --url names one that"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
+from turbofit.batch.batch_spec import SERVER_OPTIONS
 from turbofit.batch.request_body import (
     LARGEST_FILE,
     ImageLimits,
@@ -48,8 +49,6 @@ if TYPE_CHECKING:
 __all__ = ["BatchWorkload", "ServerProcess", "server_plan", "workload_of"]
 
 SERVE: Final = (sys.executable, "-m", "turbofit", "serve")
-#: Options of the batch that are the server's.
-_LAUNCH: Final = {"allowed_media_domains", "pretend", "no_rehearse"}
 #: After its signal it drains, checks that the memory is back, and is killed then.
 _END_SECONDS: Final = 90.0
 _KINDS: Final = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
@@ -79,7 +78,7 @@ def server_plan(source: BatchInput, spec: BatchSpec, request: PlanRequest) -> Se
     found = request.changed(**workload.keywords(request.given(), shrink=spec.shrink))
     # How many are sent at once is a load, and no promise that the plan must keep.
     arguments = [request.model, *found.option_arguments(("model", "concurrency"))]
-    arguments += spec.option_arguments(spec.model_fields_set - _LAUNCH)
+    arguments += spec.option_arguments(spec.model_fields_set - set(SERVER_OPTIONS))
     return ServerPlan(found, workload, tuple(arguments))
 
 

@@ -276,7 +276,8 @@ def _config(arguments: ServeArguments, gateway: GatewayConfig) -> ClusterServeCo
 def _node_words(arguments: ServeArguments) -> tuple[str, ...]:
     """What each node's `turbofit serve` is told beside its plan: what a front does not do."""
     words, public = arguments.options.option_arguments(_NOT_OF_NODES), arguments.public
-    names = (name for name in type(public).model_fields if name != "allowed_media_domains")
+    of_nodes = ("allowed_media_domains", "default_chat_template_kwargs", "default_sampling")
+    names = (name for name in type(public).model_fields if name not in of_nodes)
     words += public.option_arguments(tuple(names))
     passed = arguments.passed.argv
     return (*words, *(("--unplanned", "--", *passed) if passed else ()))

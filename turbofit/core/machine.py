@@ -143,7 +143,9 @@ class Calibration(Struct):
     what comes after it. ``model`` says which checkpoint (name, architecture, parameters); ``gpus``
     are the names of one group's cards, sorted. ``engine_version`` is the account's generation,
     ``lmdeploy`` the version that ran. ``pretend``: on pretend GPUs, so of no real card. ``spread``
-    are bytes by which what was measured differed between GPUs, or from the launch before.
+    are bytes by which what was measured differed between GPUs, or from the launch before. ``torch``
+    and ``cuda`` are the versions of the packages beside LMDeploy, empty where they are not known.
+    ``free`` were bytes free on the group's fullest card before its context.
     """
 
     model: Annotated[str, doc("Name, architecture, parameters.")]
@@ -158,6 +160,9 @@ class Calibration(Struct):
     buffers: Annotated[int, doc("Of what comes after it.")]
     pretend: Annotated[bool, doc("On pretend GPUs, so of no real card.")] = False
     spread: Annotated[int, doc("By which the measured GPUs and launches differed.")] = 0
+    torch: Annotated[str, doc("Its version; empty where it is not known.")] = ""
+    cuda: Annotated[str, doc("Version of CUDA's runtime; empty where it is not known.")] = ""
+    free: Annotated[int, doc("Free on the group's fullest card before its context.")] = 0
 
     @property
     def total(self) -> int:

@@ -76,7 +76,10 @@ class RunEvent(Struct):
 
 
 class RunReport(Struct):
-    """A run's record, as far as a report tells it; ``urls`` where it answers, once it does."""
+    """A run's record, as far as a report tells it.
+
+    ``urls``: where it answers, once it does. ``defaults``: what is laid under requests, in words.
+    """
 
     schema: Annotated[str, const(RUN_SCHEMA)]
     turbofit_version: str
@@ -87,6 +90,7 @@ class RunReport(Struct):
     lmdeploy: str = ""
     ended: str | dict[str, Any] | None = None
     urls: tuple[str, ...] = ()
+    defaults: tuple[str, ...] = ()
     attempts: tuple[RunAttempt, ...] = ()
     events: tuple[RunEvent, ...] = ()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from typing import TYPE_CHECKING, Annotated, Any, get_args
@@ -173,6 +174,8 @@ def _option_arguments(field: FieldInfo, name: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         off = [f"--no-{option[2:]}"] if field.default is None else []
         return [option] if value else off
+    if isinstance(value, dict):
+        return [option, json.dumps(value)]
     if isinstance(value, tuple):
         several = _has_ellipsis(field.annotation)
         return [option, *map(_option_text, value)] if several else [option, _option_text(value)]

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from turbofit.core.process.ports import DEFAULT_PORT
 from turbofit.core.struct import Struct
 from turbofit.core.units import GIB, KIB
+from turbofit.gateway.limits.defaults import Defaults
 from turbofit.gateway.media.pictures import BYTES_OF_PIXEL, LARGEST_PIXELS
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ class GatewayConfig(Struct):
     a file for a line about each answered request, see `accesslog`. ``denied`` is the file of who
     is refused, since engines died of them; without one nothing outlives the gateway. ``names`` is
     what the engines call the model, by each name that clients may give, those of adapters among
-    them; empty where every name is passed on. ``about`` is what `/health` tells of the plan.
+    them; empty where every name is passed on. ``defaults`` are laid under requests. ``about`` is
+    what `/health` tells of the plan.
     """
 
     host: str = "127.0.0.1"
@@ -95,6 +97,7 @@ class GatewayConfig(Struct):
     denied: str | None = None
     record_trace: str | None = None
     names: dict[str, str] = field(default_factory=dict)
+    defaults: Defaults = Defaults()
     about: dict[str, Any] = field(default_factory=dict)
 
     def taking_over(self, other: GatewayConfig) -> GatewayConfig:

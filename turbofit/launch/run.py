@@ -20,6 +20,7 @@ from turbofit.core.process.files import write_atomic
 from turbofit.core.process.progress import under_way
 from turbofit.core.run_report import EngineRecord, RunMoment
 from turbofit.gateway.allocator import keep_large_blocks
+from turbofit.gateway.limits.defaults import unread_arguments
 from turbofit.launch.engine.engine_log import EndedError
 from turbofit.launch.engine.environment import lmdeploy_if_needed, module_runner
 from turbofit.launch.engine.launches import Launch, free_ports, ratio_now
@@ -260,6 +261,7 @@ class Run:
         self.record = Record(
             self.folder, model=self.plan.model.name, pretend=self.config.pretend or pretends(),
             lmdeploy=self.lmdeploy.version, calibrates=self.examiner is not None,
+            defaults=() if self.config.gateway is None else self.config.gateway.defaults.words,
         )  # fmt: skip
         return self.folder
 
@@ -455,10 +457,15 @@ class Start:
         from turbofit.machine.host import read_host
 
         run, config = self._run, self._run.config
+        checkpoint = self._plan.model.source.checkpoint
         if config.pretend:
             self._plan = localised(self._plan, run.folder / "model")
         elif run.fetch is not None:
             self._plan = run.fetch(self._plan)
+            checkpoint = self._plan.model.source.checkpoint
+        if config.gateway is not None:
+            for doubt in unread_arguments(checkpoint, config.gateway.defaults.template):
+                run.say(f"warning: {doubt}")
         if config.gateway is not None and run.publish is None:
             from turbofit.gateway.server import bind
 

@@ -1,4 +1,4 @@
-"""A trace: one JSON line for each request, with its arrival and its sizes and without its text."""
+"""A trace: a JSON line, or a row of a CSV, for each request; arrival and sizes, and no text."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ _LARGEST: Final = 1 << 30
 _LONGEST_TEXT: Final = 1 << 24
 _MOST_IMAGES: Final = 1024
 _LARGEST_SIDE: Final = 1 << 16
+#: What stands for an image of which a CSV says no size.
+_USUAL_IMAGE: Final = b"1920,1080"
 
 Tokens = Annotated[int, msgspec.Meta(ge=0, le=_LONGEST_TEXT)]
 Side = Annotated[int, msgspec.Meta(ge=1, le=_LARGEST_SIDE)]
@@ -57,11 +59,13 @@ def read_trace(path: str) -> tuple[TracedRequest, ...]:
             f"{path} cannot be read: {exc.strerror or exc}",
             hint="record one with turbofit serve MODEL --record-trace FILE",
         ) from None
-    found = [
-        decode(line, TracedRequest, what=f"line {number} of {path}")
-        for number, line in enumerate(data.splitlines(), 1)
-        if line.strip()
-    ]
+    lines = [(number, line) for number, line in enumerate(data.splitlines(), 1) if line.strip()]
+    if path.lower().endswith(".csv"):
+        lines = [
+            (number, _of_row(line)) for place, (number, line) in enumerate(lines)
+            if place or line.strip()[:1].isdigit()
+        ]  # fmt: skip
+    found = [decode(line, TracedRequest, what=f"line {number} of {path}") for number, line in lines]
     for number, one in enumerate(found, 1):
         if len(one.images) > _MOST_IMAGES:
             raise UsageError(
@@ -71,6 +75,21 @@ def read_trace(path: str) -> tuple[TracedRequest, ...]:
     if not found:
         raise UsageError(f"{path} holds no request", hint="each line is one: see docs/bench.md")
     return _from_zero(sorted(found, key=lambda one: one.at))
+
+
+def _of_row(row: bytes) -> bytes:
+    """A row of a CSV (arrival, text tokens, images, answer tokens) as the line that it stands for.
+
+    Images are their number, or ``640x480`` of each with spaces between. A cell that is no number
+    makes a line that is none.
+    """
+    at, prompt, images, output = (cell.strip() for cell in (*row.split(b","), b"", b"", b"")[:4])
+    sizes = images.replace(b"x", b",").split()
+    if images.isdigit():
+        sizes = [_USUAL_IMAGE] * min(int(images[:5]), _MOST_IMAGES + 1)
+    listed = b",".join(b"[%b]" % size for size in sizes)
+    cells = (at, prompt, listed, output)
+    return b'{"at":%b,"prompt_tokens":%b,"images":[%b],"output_tokens":%b}' % cells
 
 
 def _from_zero(found: Sequence[TracedRequest]) -> tuple[TracedRequest, ...]:

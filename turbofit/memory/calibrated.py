@@ -16,14 +16,20 @@ from msgspec.structs import replace
 from turbofit.core.machine import Calibration, Gpu, Machine
 from turbofit.core.model import Model
 from turbofit.core.plan import Settings
-from turbofit.core.units import format_bytes
+from turbofit.core.struct import known
+from turbofit.core.units import MIB, format_bytes
 from turbofit.memory.account import StaticMemory, term
 
-__all__ = ["BUFFERS", "CONTEXT", "calibration_for", "calibration_reason", "corrected", "identity"]
+__all__ = [
+    "BUFFERS", "CONTEXT", "calibration_for", "calibration_reason", "corrected", "identity",
+    "unbelieved",
+]  # fmt: skip
 
 #: Names of the two lines.
 CONTEXT: Final = "calibration.context"
 BUFFERS: Final = "calibration.buffers"
+#: Bytes by which others may hold more than when it was made: a desktop never holds the same.
+_JITTER: Final = 32 * MIB
 
 
 def identity(model: Model) -> str:
@@ -43,17 +49,41 @@ def calibration_for(
     """The newest calibration that was made of just this, None where there is none.
 
     Of the settings the number of GPUs and, for TurboMind, their communicator must be the same;
-    ``version`` is the account's generation.
+    ``version`` is the account's generation. It is believed where at least as much is free before
+    the context as when it was made: what was seen then is known of no fuller card.
     """
-    names = tuple(sorted(gpu.name for gpu in gpus))
+    names = _names(gpus)
     wanted = (identity(model), engine, version, names, str(machine.driver), settings.communicator)
     found = [
         one
         for one in machine.calibrations
         if (one.model, one.engine, one.engine_version, one.gpus, one.driver, one.communicator)
         == wanted
+        and one.free <= _free(gpus) + _JITTER
     ]
     return max(found, key=lambda one: one.when, default=None)
+
+
+def unbelieved(machine: Machine, gpus: Sequence[Gpu], model: Model) -> str:
+    """A sentence that says why what was measured of a model does not count here; or nothing."""
+    wanted, free = (identity(model), _names(gpus)), _free(gpus)
+    made = (one.free for one in machine.calibrations if (one.model, one.gpus) == wanted)
+    least = min(made, default=0)
+    if least <= free + _JITTER:
+        return ""
+    return (
+        f"estimates stand for what was calibrated: {format_bytes(least)} were free on each GPU"
+        f" then, {format_bytes(free)} are now (turbofit calibrate MODEL --again)"
+    )
+
+
+def _names(gpus: Sequence[Gpu]) -> tuple[str, ...]:
+    return tuple(sorted(gpu.name for gpu in gpus))
+
+
+def _free(gpus: Sequence[Gpu]) -> int:
+    """Bytes free on the fullest card before a context."""
+    return min(known(gpu.free, 0) for gpu in gpus)
 
 
 def corrected(held: StaticMemory, calibration: Calibration | None) -> StaticMemory:

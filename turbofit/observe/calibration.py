@@ -97,6 +97,10 @@ def learn(
             context=context + _sum(ledgers[0], CONTEXT),
             buffers=buffers + _sum(ledgers[0], BUFFERS),
             pretend=pretend,
+            free=min(
+                ledger.total - ledger.reserved - card.before
+                for card, ledger in zip(one.cards, ledgers, strict=True)
+            ),
         )
         found[names] = _larger(found.get(names, made), made)
     return tuple(found.values())
@@ -109,6 +113,7 @@ def _larger(one: Calibration, other: Calibration) -> Calibration:
         context=max(one.context, other.context),
         buffers=max(one.buffers, other.buffers),
         spread=max(one.spread, abs(one.total - other.total)),
+        free=max(one.free, other.free),
     )
 
 

@@ -25,13 +25,17 @@ if TYPE_CHECKING:
     from turbofit.core.machine import Machine
 
 __all__ = [
-    "forget", "installed_lmdeploy", "keep", "path_of", "pretends", "read", "recall",
-    "with_calibrations", "with_spread",
+    "completed", "forget", "installed", "keep", "path_of", "pretends", "read", "recall",
+    "with_calibrations",
 ]  # fmt: skip
 
 _LOG: Final = LazyLogger(__name__)
 
 _SCHEMA: Final = "turbofit.calibration/1"
+#: CUDA's runtime as torch requires it: since 13 its name has no version.
+_CUDA: Final = (
+    "nvidia-cuda-runtime", "nvidia-cuda-runtime-cu12", "nvidia-cuda-runtime-cu11",
+)  # fmt: skip
 
 
 def pretends() -> bool:
@@ -54,8 +58,10 @@ def keep(calibration: Calibration, beside: Document) -> Path:
     return path
 
 
-def with_spread(calibration: Calibration) -> Calibration:
-    """The same with the bytes by which it differs from the one that it replaces."""
+def completed(calibration: Calibration) -> Calibration:
+    """The same with what it ran beside, and the bytes by which it differs from what it replaces."""
+    torch, cuda = installed("torch"), installed(*_CUDA)
+    calibration = msgspec.structs.replace(calibration, torch=torch or "", cuda=cuda or "")
     before = _kept(path_of(calibration))
     if before is None:
         return calibration
@@ -83,17 +89,20 @@ def with_calibrations(machine: Machine, *, pretend: bool) -> Machine:
     kept = recall(pretend=pretend)
     if not kept:
         return machine
-    names, installed = {gpu.name for gpu in machine.gpus}, installed_lmdeploy()
+    names = {gpu.name for gpu in machine.gpus}
+    lmdeploy, torch, cuda = installed("lmdeploy"), installed("torch"), installed(*_CUDA)
     found = tuple(
         one
         for one in kept
         if names.issuperset(one.gpus)
         and one.driver == str(machine.driver)
-        and installed in (None, one.lmdeploy)
+        and lmdeploy in (None, one.lmdeploy)
+        and torch in (None, one.torch)
+        and cuda in (None, one.cuda)
     )
     _LOG.info(
-        "%d of %d calibrations are of such cards, driver %s and LMDeploy %s",
-        len(found), len(kept), machine.driver, installed,
+        "%d of %d calibrations are of such cards, driver %s, LMDeploy %s, torch %s and CUDA %s",
+        len(found), len(kept), machine.driver, lmdeploy, torch, cuda,
     )  # fmt: skip
     return msgspec.structs.replace(machine, calibrations=found) if found else machine
 
@@ -139,6 +148,7 @@ def _name(one: Calibration) -> str:
     from hashlib import sha256
 
     key = (one.model, one.engine, one.engine_version, *one.gpus, one.driver, one.communicator)
+    key += tuple(filter(None, (one.torch, one.cuda)))  # older ones have neither
     return f"{sha256(chr(0).join(key).encode()).hexdigest()[:24]}.json"
 
 
@@ -146,11 +156,14 @@ def _folder(*, pretend: bool, make: bool = True) -> Path:
     return state_dir("calibrations-pretend" if pretend else "calibrations", make=make)
 
 
-def installed_lmdeploy() -> str | None:
-    """LMDeploy's version beside us, None where it is elsewhere or nowhere."""
+def installed(*names: str) -> str | None:
+    """The version of the first of these packages that is beside us, None where none is.
+
+    What is elsewhere is not known: LMDeploy may be another interpreter's.
+    """
     from importlib.metadata import PackageNotFoundError, version
 
-    try:
-        return version("lmdeploy")
-    except PackageNotFoundError:
-        return None
+    for name in names:
+        with suppress(PackageNotFoundError):
+            return version(name)
+    return None

@@ -59,6 +59,11 @@ def predict(request: PredictRequest) -> Plan:
             hint="turbofit plan --least chooses them",
         )
     resolved = resolve(request)
+    if resolved.pace is not None:
+        raise UsageError(
+            "predict tells what given settings do, and a rate and its seconds choose a shape",
+            hint="turbofit plan chooses by them",
+        )
     engine = engine_for(resolved.model, request.engine, request.lmdeploy)
     if not engine.planned.of_lmdeploy:
         raise UsageError(

@@ -21,6 +21,7 @@ from turbofit.tuner.resolved_request import Margin
 __all__ = [
     "ENGINE_OPTIONS",
     "GROUPS",
+    "PACE",
     "EngineChoice",
     "PlanRequest",
     "PredictRequest",
@@ -138,6 +139,7 @@ Context = Annotated[
     parsed(_context),
     Metavar("TOKENS|max"),
 ]
+Pace = Annotated[float | None, Field(gt=0, lt=1e6), Metavar("NUMBER")]
 #: A list is as good as a tuple; what is in it is held to its type.
 Batches = Annotated[tuple[Positive, ...], Field(strict=False)]
 Size = Annotated[tuple[Positive, Positive], Field(strict=False), parsed(_size), Metavar("WxH")]
@@ -199,6 +201,16 @@ class PlanRequest(Validated):
         description="image requests wait for each other's prefill in the gateway, so that the peak "
         "pays for one of them and the cache gets the rest (default: where that serves more)",
     )
+
+    rate: Pace = Field(
+        default=None,
+        description="requests that come a second, of the workload's kind: shapes that the forecast "
+        "says to bring these come first",
+    )
+    first_token: Pace = Field(
+        default=None, description="seconds to a first token by the forecast, with --rate's load"
+    )
+    per_token: Pace = Field(default=None, description="seconds of a token after it by the forecast")
 
     max_dynamic_patch: Positive | None = Field(
         default=None, description="tiles an image, for InternVL"
@@ -324,12 +336,14 @@ class PlanRequest(Validated):
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in self.given().items()
-            if name in fields and name not in _OF_A_PLACE
+            if name in fields and name not in _OF_A_PLACE and name not in PACE
         }
 
 
 #: What a plan says elsewhere: its model, its machine and the GPUs of it.
 _OF_A_PLACE: Final = frozenset({"model", "on", "gpus"})
+#: What `plan` and `which` alone are asked, of the forecast of speed.
+PACE: Final = ("rate", "first_token", "per_token")
 
 #: Under which headings the fields stand, in help pages and profiles; `ENGINE_OPTIONS` follow.
 GROUPS: Final = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from msgspec.structs import replace
+from msgspec.structs import astuple, replace
 
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Machine
@@ -13,6 +13,7 @@ from turbofit.model.source import resolve_model
 from turbofit.observe.calibrations import pretends, with_calibrations
 from turbofit.planning.request import PlanRequest
 from turbofit.tuner.resolved_request import ResolvedRequest, check_limits
+from turbofit.tuner.speed import Pace
 
 __all__ = ["model_of", "resolve"]
 
@@ -26,6 +27,7 @@ def resolve(request: PlanRequest) -> ResolvedRequest:
         PackageError: a package that reads the model is missing.
     """
     model = model_of(request)
+    pace = Pace(rate=request.rate, first_token=request.first_token, per_token=request.per_token)
     request = request.with_maximum(model.text.max_position_embeddings)
     resolved = ResolvedRequest(
         model=model,
@@ -40,6 +42,7 @@ def resolve(request: PlanRequest) -> ResolvedRequest:
         budget=request.budget,
         least=request.least,
         options=request.options,
+        pace=pace if any(astuple(pace)) else None,
     )
     _check(resolved)
     _check_together(request, resolved)

@@ -19,7 +19,7 @@ from turbofit.memory.engines import LMDEPLOY, engine_for
 from turbofit.model.families.engines import engine_problem
 from turbofit.planning.request import WhichRequest
 from turbofit.tuner.choose import choose, why_not
-from turbofit.tuner.explain.reasons import unkept
+from turbofit.tuner.explain.reasons import pace_words, unkept
 from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_load_of
 from turbofit.tuner.search.search import EngineFit
 from turbofit.tuner.search.shapes import PREFILL_SIZES, Shape, chosen_dtype, shape_settings
@@ -56,6 +56,11 @@ def serving(request: WhichRequest, resolved: ResolvedRequest, on: str) -> Servin
         return row
     tokens = chosen.kv.tokens if isinstance(chosen, Plan) else chosen.tokens
     why_not = _smaller(resolved, row) or _unkept(resolved, row, tokens) or _slower(request, row)
+    if not why_not and resolved.pace is not None:
+        if isinstance(chosen, Plan):
+            why_not = "has no forecast of speed"
+        elif chosen.best.slow:
+            why_not = pace_words(resolved, chosen.best)
     return replace(row, keeps=not why_not, why_not=why_not)
 
 

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError
 from turbofit.memory.calibrated import identity
-from turbofit.observe.calibrations import installed_lmdeploy, pretends
+from turbofit.observe.calibrations import installed, pretends
 from turbofit.observe.tuned import cards_of, promise_of, recall_tuned
 from turbofit.planning.resolve import resolve
 from turbofit.tuner.choose import best_plan
@@ -54,7 +54,7 @@ def with_tuned(
     ]
     if not found:
         return plan
-    here = installed_lmdeploy()
+    here = installed("lmdeploy")
     current = [one for one in found if here in (None, one.lmdeploy)]
     wanted = [one for one in found if _is_for(one, plan, request)]
     fresh = [one for one in wanted if one in current]

@@ -41,6 +41,7 @@ from turbofit.tuner.explain.plan_document import (
 from turbofit.tuner.explain.reasons import (
     beyond_model,
     limit_costs,
+    pace_words,
     reasons,
     unkept,
     usual_image,
@@ -138,6 +139,7 @@ def _considered(fit: EngineFit) -> tuple[Candidate, ...]:
     rows = [chosen.candidate(explain(request, chosen, engine))]
     for one in (rest[place] for place in shown):
         why = why_rejected(request, chosen, one) if one.fits else explain(request, one, engine)
+        why = pace_words(request, one) if one.slow > chosen.slow else why
         rows.append(one.candidate(why))
     return tuple(rows)
 
@@ -167,6 +169,8 @@ def _warnings(fit: EngineFit) -> Iterator[str]:
     if fit.fits:
         yield from unkept(request, best.settings.session_len, fit.tokens)
         yield from beyond_model(request, best.settings.session_len)
+    if best.slow:
+        yield f"no shape of these GPUs does better: {pace_words(request, best)}"
     if best.fits:
         yield from _of_fitting(fit)
     if request.model.needs_remote_code:
@@ -225,7 +229,9 @@ def best_plan(request: ResolvedRequest, engine: str = "auto") -> Plan:
     """
     fit = choose(request, engine)
     if isinstance(fit, Plan):
-        return fit
+        unheeded = "--rate, --first-token and --per-token decide nothing: there is one shape"
+        more = [] if request.pace is None else [unheeded]
+        return replace(fit, warnings=(*fit.warnings, *more))
     plan = plan_of(fit)
     if fit.fits:
         if fit.rival is not None:

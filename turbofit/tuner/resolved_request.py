@@ -15,6 +15,7 @@ from turbofit.core.plan import HostMemory, Settings, Workload
 from turbofit.core.struct import Struct, known
 from turbofit.core.units import MIB, format_bytes
 from turbofit.memory.account import NO_IMAGES, Account, Engine, EngineLaunch, VisionLoad
+from turbofit.tuner.speed import Pace
 
 __all__ = [
     "Margin", "ResolvedRequest", "accounts_of", "budget_on", "check_limits", "host_of",
@@ -71,7 +72,7 @@ class ResolvedRequest(Struct):
     promise is the best. ``groups`` is the only grouping looked at, where it is known;
     ``ratio_caps`` are the largest ratios that rehearsals left, by a GPU's index. ``load_only``: the
     concurrency is a load to plan for, and no promise. ``options`` are what plans say of all this,
-    as the person gave it.
+    as the person gave it. ``pace`` is what a forecast of speed should keep.
     """
 
     model: Model
@@ -89,6 +90,7 @@ class ResolvedRequest(Struct):
     ratio_caps: dict[int, float] = msgspec.field(default_factory=dict)
     load_only: bool = False
     options: dict[str, object] = msgspec.field(default_factory=dict)
+    pace: Pace | None = None
 
     @property
     def visible(self) -> tuple[Gpu, ...]:

@@ -9,10 +9,10 @@ published figures.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from functools import cache
-from math import ceil, exp, log2
+from math import ceil, exp, inf, log2
 from typing import NamedTuple
 
 import msgspec
@@ -27,7 +27,7 @@ from turbofit.memory.account import NO_IMAGES, Engine, VisionLoad
 
 __all__ = [
     "AllReduce", "BatchLimits", "ClosedLoad", "GpuRates", "GroupRates", "LinkClass",
-    "Rates", "Speed", "StepWork", "all_reduce_of", "card_of", "counted_tokens", "crowd_of",
+    "Pace", "Rates", "Speed", "StepWork", "all_reduce_of", "card_of", "counted_tokens", "crowd_of",
     "group_class", "group_rates", "group_speed", "link_class", "nvlink_bandwidth", "rates",
     "reduce_class", "request_tokens", "speed_of", "total", "work_of",
 ]  # fmt: skip
@@ -350,6 +350,8 @@ def _pcie_scale(gpu: Gpu) -> float:
 #: Answers of one length leave room for more requests than could all end; the more their lengths
 #: differ, the sooner evictions begin. Beyond this there is nothing to tell apart.
 _LEAST_ROOM = 0.1
+#: Steps of a search for the requests that bring a rate: a thousandth of a batch of 256.
+_HALVINGS = 18
 
 
 class Speed(Struct):
@@ -391,6 +393,45 @@ def counted_tokens(vision_load: VisionLoad, session_len: int) -> int:
     Under: a request takes whole blocks of the cache, up to a block less a token more than these.
     """
     return min(request_tokens(vision_load), session_len)
+
+
+class Pace(Struct):
+    """Requests a second that come, and seconds of a first token and of a token after it.
+
+    As a wish each is None where nothing is asked; as a forecast of one all are there.
+    """
+
+    rate: float | None = None
+    first_token: float | None = None
+    per_token: float | None = None
+
+    def found(self, speed_at: Callable[[float], Speed], share: float, most: float) -> Pace:
+        """What one engine does under its ``share`` of the rate.
+
+        With the fewest requests there that bring the rate, ``most`` where none do.
+        """
+        low, high = 0.0, most
+        wanted = inf if self.rate is None else self.rate * share
+        speed = speed_at(most)
+        for _ in range(_HALVINGS if speed.requests_per_second > wanted else 0):
+            middle = (low + high) / 2
+            tried = speed_at(middle)
+            if tried.requests_per_second < wanted:
+                low = middle
+            else:
+                high, speed = middle, tried
+        first, whole = speed.seconds_to_first_token, speed.seconds_per_request
+        per_token = max(speed.step, (whole - first) / rates().output_tokens)
+        return Pace(rate=speed.requests_per_second, first_token=first, per_token=per_token)
+
+    def excess(self, found: Pace) -> float:
+        """By which share the wish that is missed most is missed; 0 where all are kept."""
+        both = zip(_pace(self), _pace(found), (-1, 1, 1), strict=True)
+        return max(0.0, *(((now or 1e-9) / wish) ** sign - 1 for wish, now, sign in both if wish))
+
+
+def _pace(one: Pace) -> tuple[float | None, ...]:
+    return one.rate, one.first_token, one.per_token
 
 
 class ClosedLoad(Struct):

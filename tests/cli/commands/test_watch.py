@@ -50,6 +50,15 @@ def test_json(folder: Path, server: str, capsys: pytest.CaptureFixture[str]) -> 
     assert told["forecast"]["0"]["peak"] > told["forecast"]["0"]["steady"]
 
 
+def test_what_is_laid_under_requests(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = "where a request does not say otherwise: top_p 0.9"
+    record(folder, state="starting", defaults=[words])
+    assert main(["watch", "--once"]) == 0
+    assert words in capsys.readouterr().out
+    assert main(["watch", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["defaults"] == [words]
+
+
 def test_before_the_gateway_is_open(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record(folder, state="starting")
     assert main(["watch", "--once"]) == 0

@@ -34,7 +34,13 @@ _GROUPS: Final = {
     "items": ("prompt", "prompt_file", "image_column", "max_tokens", "shrink"),
     "output": ("in_order", "retry_failed"),
     "sending": ("timeout", "patience"),
-    "launch": ("allowed_media_domains", "pretend", "no_rehearse"),
+    "launch": (
+        "allowed_media_domains",
+        "default_chat_template_kwargs",
+        "default_sampling",
+        "pretend",
+        "no_rehearse",
+    ),
 }
 
 

@@ -13,12 +13,18 @@ from turbofit.core.errors import LaunchError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from turbofit.core.plan import Plan
+    from turbofit.gateway.config import GatewayConfig
     from turbofit.gateway.front import Front, NodeAddress
+    from turbofit.gateway.http.app import Gateway
     from turbofit.gateway.http.asgi_app import AsgiApp
 
 _BOARD_SECONDS: Final = 5.0
 #: What a front leaves to its nodes; a front's own clients show other keys.
-_OF_NODES: Final = ("front_key_file", "allowed_media_domains", "record_trace")
+_OF_NODES: Final = (
+    "front_key_file", "allowed_media_domains", "record_trace", "default_chat_template_kwargs",
+    "default_sampling",
+)  # fmt: skip
 
 
 @command(
@@ -69,13 +75,8 @@ def gateway(
     **given: Any,
 ) -> int:
     """Serve until a signal ends it; 0 after a drain."""
-    from msgspec.structs import replace
-
     from turbofit.cli.options.launch_options import needs_cluster
     from turbofit.core.process.variables import variables
-    from turbofit.gateway.http.accesslog import access_log
-    from turbofit.gateway.routing.deny_file import deny_path
-    from turbofit.gateway.server import make_gateway
     from turbofit.report.stored_documents import read_plan
 
     options = filled(GatewayOptions, given)
@@ -102,19 +103,33 @@ def gateway(
             "gateway needs --plan and --upstream, or --nodes, or --cluster",
             hint="turbofit gateway --plan plan.json --upstream http://127.0.0.1:23334",
         )
-    planned = read_plan(plan)
-    kept = deny_path(planned, planned.engine.version)
-    config = replace(options.config(upstream_key=key), denied=kept)
+    config = options.config(upstream_key=key)
+    made = _planned(read_plan(plan), upstream, config, options.access_log, overlay=overlay)
+    return _serve(made, form)
+
+
+def _planned(
+    planned: Plan, upstream: Sequence[str], config: GatewayConfig, log: str | None, *, overlay: bool
+) -> Gateway:
+    """The gateway of one plan, with what it cannot keep said first."""
+    from msgspec.structs import replace
+
+    from turbofit.gateway.http.accesslog import access_log
+    from turbofit.gateway.limits.defaults import unread_arguments
+    from turbofit.gateway.routing.deny_file import deny_path
+    from turbofit.gateway.server import make_gateway
+
+    config = replace(config, denied=deny_path(planned, planned.engine.version))
     if not overlay and planned.limits.vision_unit is not None:
         note(
             "note: images that cannot carry a limit are counted at the model's own default "
             "(--overlay: the engines run on an overlay)"
         )
-    made = make_gateway(
-        planned, upstream, config, overlay=overlay, log=access_log(options.access_log or "-")
-    )
+    for doubt in unread_arguments(planned.model.source.checkpoint, config.defaults.template):
+        note(f"warning: {doubt}")
+    made = make_gateway(planned, upstream, config, overlay=overlay, log=access_log(log or "-"))
     made.deny_list.file.tell(note)
-    return _serve(made, form)
+    return made
 
 
 def _serve(made: AsgiApp, form: Form) -> int:

@@ -20,10 +20,10 @@ from turbofit.cli.options.launch_options import SharesOptions
 from turbofit.cli.terminal.output import Form, answer
 from turbofit.core.errors import DoesNotFitError, UsageError
 from turbofit.core.process.progress import under_way
+from turbofit.planning.request import PACE, PlanRequest
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan
-    from turbofit.planning.request import PlanRequest
 
 
 @command(
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     Option("--rehearse", is_flag=True, help="check the choice with the engine on pretend GPUs"),
     FULL,
     *FORMS,
+    *options_of(PlanRequest, PACE, group="the forecast of speed"),
     *planning_options(),
 )
 def plan(
@@ -54,7 +55,6 @@ def plan(
 
     from turbofit import api
     from turbofit.cli.options.common_options import each_model
-    from turbofit.planning.request import PlanRequest
 
     request = filled(PlanRequest, {**given, "model": model[0]})
     shares = filled(SharesOptions, given).of_models(model)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from turbofit.cli.command import command
+from turbofit.cli.command import PATH, Option, command, option_name
 from turbofit.cli.commands.plan import show_plan
 from turbofit.cli.options.common_options import (
     FORMS,
@@ -16,23 +16,74 @@ from turbofit.cli.options.common_options import (
     planning_options,
 )
 from turbofit.cli.terminal.output import Form
+from turbofit.core.errors import UsageError
 from turbofit.core.process.progress import under_way
-from turbofit.planning.request import PredictRequest
+from turbofit.planning.request import PlanRequest, PredictRequest
+
+if TYPE_CHECKING:
+    from turbofit.core.json_types import Options
 
 
 @command(
     *model_argument(),
     *machine_options(),
     *options_of(PredictRequest, ("lmdeploy", "free_at_cache")),
+    Option(
+        "--trace",
+        metavar="FILE",
+        type=PATH,
+        help="what these requests would meet under turbofit's plan: what `serve --record-trace` "
+        "wrote, or a CSV of arrival, text tokens, images and answer tokens",
+    ),
+    Option(
+        "--vs",
+        metavar="SPEC|FILE",
+        help="with --trace: beside it on another machine, or under a plan that was saved",
+    ),
     FULL,
     *FORMS,
     *planning_options(),
 )
-def predict(*, form: Form, **given: Any) -> int:
+def predict(*, trace: str | None, vs: str | None, form: Form, **given: Any) -> int:
     """Predict and show; exit 3 where the settings would not serve."""
     from turbofit import api
 
+    if trace is not None:
+        return _predict_trace(trace, vs, given, form)
+    if vs is not None:
+        raise UsageError("--vs is for a trace", hint="add --trace FILE; turbofit compare has plans")
     request = filled(PredictRequest, given)
     with under_way("predicting"):
         plan = api.predict(request)
     return show_plan(plan, "predict", form)
+
+
+def _predict_trace(file: str, vs: str | None, given: Options, form: Form) -> int:
+    """Forecast a trace under one plan or two, and show; exit 3 where a plan does not fit."""
+    import os
+
+    from turbofit import api
+    from turbofit.load.trace import read_trace
+    from turbofit.load.trace_forecast import trace_forecast
+    from turbofit.report.stored_documents import read_plan
+    from turbofit.report.views.run.measured_view import trace_view
+
+    for name in ("lmdeploy", "free_at_cache"):
+        if given[name] is not None:
+            raise UsageError(
+                f"{option_name(name)} and --trace do not go together",
+                hint=f"leave {option_name(name)} out: a trace meets turbofit's own plan",
+            )
+    request, requests = filled(PlanRequest, given), read_trace(file)
+    with under_way("planning, and sending the trace through the forecast"):
+        plans = [api.plan(request)]
+        if vs is not None:
+            saved = os.path.isfile(vs)
+            plans.append(read_plan(vs) if saved else api.plan(request.changed(on=vs, gpus=None)))
+        short = next((plan for plan in plans if not plan.fits), None)
+        found = None if short is not None else trace_forecast(plans, requests, file)
+    if found is None:
+        assert short is not None
+        return show_plan(short, "plan", form)
+    form._replace(full=True).show(found, trace_view)
+    return 0

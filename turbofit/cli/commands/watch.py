@@ -181,6 +181,7 @@ def _document(saved: StoredPlan, now: LiveServer | None) -> dict[str, Any]:
         "model": saved.plan.model.name,
         "state": saved.run.state,
         "pretend": saved.run.pretend,
+        "defaults": saved.run.defaults,
         "now": now,
         "denied": _denied(saved),
         "used": {str(index): size for index, size in _used(saved).items()},

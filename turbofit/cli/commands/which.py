@@ -17,13 +17,13 @@ from turbofit.cli.options.common_options import (
 )
 from turbofit.cli.terminal.output import Form, say
 from turbofit.core.process.progress import under_way
-from turbofit.planning.request import WhichRequest
+from turbofit.planning.request import PACE, WhichRequest
 
 
 @command(
     *model_argument(required=False),
     *machine_options(),
-    *options_of(WhichRequest, ("images_per_second", "all_counts")),
+    *options_of(WhichRequest, ("images_per_second", *PACE, "all_counts")),
     HTML,
     FULL,
     *FORMS,

@@ -12,6 +12,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.process.ports import DEFAULT_PORT, LAST_PORT
 from turbofit.core.process.variables import variables
 from turbofit.core.validation import FilePath, Metavar, Validated
+from turbofit.gateway.limits.defaults import Defaults, JsonArguments, JsonSampling
 from turbofit.planning.request import Positive
 
 if TYPE_CHECKING:
@@ -74,6 +75,17 @@ class GatewayOptions(Validated):
         "came and how large it was, nothing of its text and images",
     )
 
+    default_chat_template_kwargs: JsonArguments | None = Field(
+        default=None,
+        description="arguments of the chat template for requests that do not give them, e.g. "
+        "'{\"enable_thinking\": false}'",
+    )
+    default_sampling: JsonSampling | None = Field(
+        default=None,
+        description="temperature, top_p, top_k, min_p, repetition_penalty and max_tokens for "
+        "requests that do not give them, e.g. '{\"temperature\": 0.2}'",
+    )
+
     def refuse_unused(self) -> None:
         """Stop where there is no gateway, and what it alone does was asked for.
 
@@ -124,6 +136,10 @@ class GatewayOptions(Validated):
             ssl_certfile=self.ssl_certfile,
             ssl_keyfile=self.ssl_keyfile,
             record_trace=self.record_trace,
+            defaults=Defaults(
+                template=self.default_chat_template_kwargs or {},
+                sampling=self.default_sampling or {},
+            ),
         )
         check_bind(config, no_auth=self.no_auth)
         if not config.ssl_certfile and config.host not in _LOOPBACK:

@@ -183,11 +183,12 @@ class Gateway(AsgiApp):
                 self._forwarder.forget(request)
 
     def _models(self) -> dict[str, list[str]]:
-        return {name: limits_in_words(self.bounds) for name in list(self.config.names)[:1]}
+        words = limits_in_words(self.bounds) + self.config.defaults.words
+        return dict.fromkeys(list(self.config.names)[:1], words)
 
     async def _prepare(self, request: RequestContext, route: Route) -> Chooser | None:
         """The body as it goes on, and how to choose an engine for it."""
-        prepared = Preparation(self.bounds, route.kind, request.body)
+        prepared = Preparation(self.bounds, route.kind, request.body, self.config.defaults)
         if not self.config.grammars:
             refuse_grammars(prepared.parsed.body)
         hold_name(self.config.names, prepared.parsed.body)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from turbofit.gateway.http.routes import Kind
+    from turbofit.gateway.limits.defaults import Defaults
     from turbofit.gateway.limits.request_body import MediaSlot
     from turbofit.gateway.limits.request_limits import Bounds
 
@@ -63,14 +64,20 @@ class PreparedBody(Struct):
 class Preparation:
     """A body on its way from a client's bytes to those that an engine is given.
 
-    Its parameters are held at once, its images are found, and what their number forbids is refused.
-    Then come, in this order: `inlined`, `hold`, a resizing of ``media``, `finish`. Each raises a
-    `Refusal` of what no lowering can bring within the plan.
+    What the server lays under it is there from the beginning. Its parameters are held at once, its
+    images are found, and what their number forbids is refused. Then come, in this order: `inlined`,
+    `hold`, a resizing of ``media``, `finish`. Each raises a `Refusal` of what no lowering can bring
+    within the plan.
     """
 
-    def __init__(self, bounds: Bounds, kind: Kind, raw: bytes) -> None:
+    def __init__(
+        self, bounds: Bounds, kind: Kind, raw: bytes, defaults: Defaults | None = None
+    ) -> None:
         self._bounds, self.kind, self._came = bounds, kind, len(raw)
-        parsed = self.parsed = read_body(kind, decode(raw))
+        body = decode(raw)
+        if defaults is not None and isinstance(body, dict):
+            defaults.lay_under(kind, body)
+        parsed = self.parsed = read_body(kind, body)
         #: The images and videos in their order, and what each is held to.
         self.media: list[Picture | Clip] = []
         self.limited: tuple[LimitedImage, ...] = ()

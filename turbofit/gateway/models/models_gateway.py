@@ -74,7 +74,7 @@ class ModelsGateway(AsgiApp):
     ) -> None:
         super().__init__(config, max(one.limits.bytes_per_body for one in bounds))
         self.models = {model.name: model for model in models}
-        self._limits = [limits_in_words(one) for one in bounds]
+        self._limits = [limits_in_words(one) + config.defaults.words for one in bounds]
         self._named_models = {name: model for model in models for name in model.names}
         self._wait = wait
         #: Whether those that start at once were ready.

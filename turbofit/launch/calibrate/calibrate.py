@@ -175,7 +175,7 @@ def learned(
     """
     when = datetime.now(timezone.utc).isoformat(timespec="seconds")
     made = learn(plan, seen, lmdeploy=lmdeploy, when=when, pretend=pretend)
-    found = tuple(calibrations.with_spread(one) for one in made)
+    found = tuple(calibrations.completed(one) for one in made)
     beside = {**document(plan, seen), "pretend": pretend}
     why_not, kept = _moved(plan, before), []
     if why_not is None:

@@ -20,6 +20,7 @@ NAMES: Final = (
     "share",
     "which",
     "batch",
+    "trace",
     "page",
 )
 

@@ -18,6 +18,7 @@ from turbofit.core.struct import Struct, any_json
 from turbofit.core.tuning import Tuning
 from turbofit.core.which import Which
 from turbofit.load.result import LoadResult
+from turbofit.load.trace_forecast import TraceForecast
 from turbofit.report.compare import Comparison
 from turbofit.report.fit_site.tables import PageDocument
 from turbofit.report.schema import NAMES, schema_path, version_of
@@ -76,6 +77,7 @@ _DOCUMENTS: Final = {
     "which": _Document(Which, "Cards that keep a promise, or models that a machine serves", _SIZES),
     "page": _Document(PageDocument, "What fits on which card: every answer of a page", _SIZES),
     "batch": _Document(BatchResult, "A batch at its end: what `batch --json` prints", "Seconds."),
+    "trace": _Document(TraceForecast, "A trace of requests under plans, a forecast", "Seconds."),
 }
 _PLAN: Final = "urn:turbofit:plan:1"
 _LEFT_OUT: Final = ("title", "default", "discriminator")

@@ -12,7 +12,7 @@ from turbofit.core.messages import indices, plural
 from turbofit.core.plan import LimitCost, UsualImage
 from turbofit.core.units import format_bytes, three_digits
 from turbofit.memory.account import RATIO_STEPS, Account, Engine
-from turbofit.memory.calibrated import calibration_reason
+from turbofit.memory.calibrated import calibration_reason, unbelieved
 from turbofit.memory.known_bad import known_problems
 from turbofit.tuner.explain.plan_document import requests_held
 from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_load_of
@@ -22,7 +22,7 @@ from turbofit.tuner.search.sizing import excess_tokens, longest_context
 from turbofit.tuner.speed import group_class, group_rates, group_speed, rates, total
 
 __all__ = [
-    "beyond_model", "limit_costs", "reasons", "unkept", "usual_image",
+    "beyond_model", "limit_costs", "pace_words", "reasons", "unkept", "usual_image",
     "why_rejected",
 ]  # fmt: skip
 
@@ -40,8 +40,12 @@ def reasons(fit: EngineFit, account: Account) -> Iterator[str]:
     request, best = fit.request, fit.best
     if best.fits:
         yield _ratio(fit)
+    if not best.slow and (kept := pace_words(request, best)):
+        yield kept
     if account.calibration is not None:
         yield calibration_reason(account.calibration)
+    elif doubt := unbelieved(request.machine, account.gpus, request.model):
+        yield doubt
     yield from _margin(request, account)
     rank = "least memory" if request.least else "best rank"
     prefill = f"{rank} of the sizes tried; {fit.engine.prefill_words(best.settings)}"
@@ -278,6 +282,24 @@ def unkept(request: ResolvedRequest, session_len: int, kv_tokens: int) -> Iterat
             f"the cache holds {kv_tokens:,} tokens, a session may have {session_len:,}: no longer"
             " request is served than the cache holds"
         )
+
+
+def pace_words(request: ResolvedRequest, one: Evaluation) -> str:
+    """What the forecast says of the wished pace under a shape; empty where nothing is wished."""
+    wish, found = request.pace, one.pace
+    if wish is None or found is None:
+        return ""
+    rows = (
+        ("--rate", wish.rate, found.rate, "requests a second"),
+        ("--first-token", wish.first_token, found.first_token, "s"),
+        ("--per-token", wish.per_token, found.per_token, "s"),
+    )
+    told = ", ".join(
+        f"{name} {asked:g}: {now:.3g} {unit}" for name, asked, now, unit in rows if asked and now
+    )
+    kept = "kept" if not one.slow else f"missed by {one.slow:.0%}"
+    error = f"median error {rates().median_error:.1%}, first tokens less certain"
+    return f"{kept} by the forecast ({error}): {told}"
 
 
 def beyond_model(request: ResolvedRequest, session_len: int) -> Iterator[str]:

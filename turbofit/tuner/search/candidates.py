@@ -9,11 +9,13 @@ it gets the share of the requests that the goal gives it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import ceil, inf
 from typing import Final
 
 from msgspec.structs import replace
 
+from turbofit.core.machine import Gpu
 from turbofit.core.messages import on_each_gpu
 from turbofit.core.plan import Goal
 from turbofit.core.units import format_bytes
@@ -30,7 +32,7 @@ from turbofit.tuner.search.sizing import (
     most_context,
     most_held,
 )
-from turbofit.tuner.speed import Speed, counted_tokens, request_tokens
+from turbofit.tuner.speed import Pace, Speed, counted_tokens, request_tokens
 
 __all__ = [
     "evaluate", "evenly", "explain", "held_shares", "share_out", "too_few", "too_long",
@@ -70,10 +72,20 @@ def evaluate(state: SearchState, shape: Shape, vision_load: VisionLoad) -> Evalu
     at_once = sizer.shape.requests(request.workload.concurrency)
     wants_cache |= tokens < at_once * request_tokens(state.requested_load)
 
+    def on(gpus: tuple[Gpu, ...], in_flight: float) -> Speed:
+        return sizer.speed(sized.settings, gpus, tokens, in_flight)
+
     def speeds(in_flight: float) -> tuple[Speed, ...]:
-        return tuple(sizer.speed(sized.settings, gpus, tokens, in_flight) for gpus in sizer.groups)
+        return tuple(on(gpus, in_flight) for gpus in sizer.groups)
 
     evaluation = replace(evaluation, speeds=speeds(at_once), wants_cache=wants_cache)
+    if request.pace is not None:
+        most = max(at_once, sized.settings.max_batch_size)
+        each = [
+            request.pace.found(partial(on, gpus), 1 / len(sizer.groups), most)
+            for gpus in sizer.groups
+        ]
+        evaluation = _paced(request, evaluation, each)
     if request.workload.goal == "latency":
         alone = speeds(1.0) if request.workload.concurrency is None else evaluation.speeds
         slowest = max(speed.seconds_per_request for speed in alone)
@@ -165,6 +177,20 @@ def _scored(request: ResolvedRequest, evaluation: Evaluation) -> Evaluation:
         score=float(f"{score:.{_DIGITS}g}"),
         queues=evaluation.shape.units_per_forward is not None and not request.workload.queue_images,
     )
+
+
+def _paced(request: ResolvedRequest, evaluation: Evaluation, each: Sequence[Pace]) -> Evaluation:
+    """The same with the pace of its engines: the rates' sum, and the slowest's seconds.
+
+    Engines of unequal cards are looked at under even shares. Over.
+    """
+    assert request.pace is not None
+    pace = Pace(
+        rate=sum(one.rate or 0 for one in each),
+        first_token=max(one.first_token or 0 for one in each),
+        per_token=max(one.per_token or 0 for one in each),
+    )
+    return replace(evaluation, pace=pace, slow=round(request.pace.excess(pace), 3))
 
 
 class _Unequal:
@@ -284,6 +310,14 @@ class _Unequal:
             speeds=tuple(by_group[group] for group in self.shape.groups),
             seconds_per_answer=max(part.seconds_per_answer for part in parts),
         )
+        if self.request.pace is not None:
+            share, found = 1 / len(self.shape.groups), self.request.pace.found
+            paces = [
+                found(self._curve(part), share, part.settings.max_batch_size)
+                for part in parts
+                for _ in part.shape.groups
+            ]
+            evaluation = _paced(self.request, evaluation, paces)
         return _scored(self.request, evaluation)
 
     def _lacking(self, whole: Evaluation) -> int:

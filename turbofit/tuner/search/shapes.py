@@ -22,7 +22,7 @@ from turbofit.core.struct import Struct, known
 from turbofit.core.units import MIB
 from turbofit.memory.account import AMPERE, HOPPER, Engine, VisionLoad, capability_of
 from turbofit.tuner.resolved_request import ResolvedRequest
-from turbofit.tuner.speed import LinkClass, Speed, group_class, reduce_class
+from turbofit.tuner.speed import LinkClass, Pace, Speed, group_class, reduce_class
 
 __all__ = [
     "PREFILL_SIZES", "Evaluation", "Shape", "chosen_dtype", "dtype_for", "groupings", "kinds",
@@ -78,7 +78,8 @@ class Evaluation(Struct):
     bytes of all GPUs that it takes, where the least is asked for, and 0 elsewhere. ``held`` are the
     requests that all its engines run and hold at once, where a person says how many there must be,
     and 0 elsewhere; of a shape that holds too few ``settings`` have the largest batch that it
-    holds.
+    holds. ``pace`` is the forecast under the rate that is asked for, and ``slow`` by which share it
+    misses what is asked.
     """
 
     engine: str
@@ -97,6 +98,8 @@ class Evaluation(Struct):
     footprint: int = 0
     held: int = 0
     parts: tuple[Evaluation, ...] = ()
+    pace: Pace | None = None
+    slow: float = 0.0
 
     def of_group(self, group: tuple[int, ...]) -> Evaluation:
         """What one of the shape's groups runs."""
@@ -113,13 +116,15 @@ class Evaluation(Struct):
         return self.fits or self.held > 0
 
     @property
-    def worth(self) -> tuple[float, int, int, float]:
+    def worth(self) -> tuple[float, ...]:
         """What clients get: images as large as was asked, the context, then the goal's value.
 
         A promise comes before speed, so that none is smaller where there is more memory. Memory
         comes between them where the least is asked for.
         """
-        return (self.served, self.settings.session_len, -self.footprint, self.score)
+        return (
+            self.served, self.settings.session_len, -self.footprint, -self.slow, self.score
+        )  # fmt: skip
 
     @property
     def rank(self) -> tuple[float, ...]:

@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Document
     from turbofit.core.tuning import SpeedFigures, TrialRecord, Tuning
     from turbofit.load.result import LoadResult, Spread
+    from turbofit.load.trace_forecast import TracedPlan, TraceForecast
     from turbofit.report.painters.document import Block
 
-__all__ = ["calibration_view", "load_view", "made_by", "pareto", "tune_view"]
+__all__ = ["calibration_view", "load_view", "made_by", "pareto", "trace_view", "tune_view"]
 
 
 def load_view(result: LoadResult) -> list[Block]:
@@ -75,6 +76,52 @@ def load_view(result: LoadResult) -> list[Block]:
     if result.warnings:
         blocks.append(Items(items=result.warnings, tone="warn"))
     return blocks
+
+
+def trace_view(result: TraceForecast) -> list[Block]:
+    """What a trace would meet: a column a plan."""
+    rate = result.requests / (result.seconds or 1.0)
+    facts = (
+        ("trace", f"{result.trace}: {result.requests:,} requests in {result.seconds:,.0f} s, "
+                  f"{rate:.3g} a second"),
+        ("a request", f"{result.text_tokens:,.0f} tokens of text, {result.images:.3g} images, "
+                      f"{result.output_tokens:,.0f} answered, on average"),
+    )  # fmt: skip
+    columns = (Column(title=""), *(Column(title=one.on, right=True) for one in result.plans))
+    each = [_traced(one) for one in result.plans]
+    rows = tuple((name, *(column[name] for column in each)) for name in each[0])
+    return [
+        Heading(text=f"{result.model} under a trace"),
+        FactList(facts=facts),
+        Table(columns=columns, rows=rows),
+        Paragraph(text=result.basis),
+    ]
+
+
+def _traced(one: TracedPlan) -> dict[str, str]:
+    """One plan's figures by their names."""
+
+    def times(found: Spread) -> str:
+        each = (found.p50, found.p90, found.p99)
+        return " / ".join(map(seconds_text, each)) if found.count else "-"
+
+    refused = sum(row.count for row in one.refused)
+    reasons = ", ".join(f"{row.count:,} {row.reason}" for row in one.refused)
+    return {
+        "engines": one.engine,
+        "first token, p50 / p90 / p99": times(one.ttft),
+        "a token after it": times(one.tpot),
+        "whole answer": times(one.e2e),
+        "before a prompt is read": times(one.queue),
+        "waiting at an engine, at most": f"{one.most_waiting:,}",
+        "refused": reasons if refused else "none",
+        "made smaller": f"{one.lowered:,}",
+        "answered": f"{one.answered:,}, {one.requests_per_second:.3g} a second",
+        "running": f"{one.running:,.1f} of {one.at_once:,} on average",
+        "engines compute": f"{one.busy:.0%} of the time",
+        "KV cache": f"{one.cache_used:.0%} in use, {one.cache_most:.0%} at most",
+        "evicted": f"{one.evicted:,} times",
+    }
 
 
 def _load_text(result: LoadResult) -> str:

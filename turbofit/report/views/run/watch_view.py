@@ -60,6 +60,7 @@ def _facts(run: RunReport | None, now: LiveServer | None) -> tuple[tuple[str, st
         facts.append(("state", f"{run.state}, started {run.started}, start {len(run.attempts)}"))
         if run.urls:
             facts.append(("at", ", ".join(run.urls)))
+        facts += [("defaults", words) for words in run.defaults]
     if now is not None:
         facts.append(
             ("queue", f"{now.waiting:,} {plural(now.waiting, 'request')} waiting for room")

@@ -1,0 +1,87 @@
+"""A pace that is asked for: shapes that keep it by the forecast come first, and misses are told."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from turbofit import api
+from turbofit.cli.main import main
+from turbofit.core.errors import UsageError
+from turbofit.core.plan import Plan
+
+MODEL, ON = "internvl2-8b", "4xrtx3090"
+
+
+def plan(**asked: float) -> Plan:
+    return api.plan(MODEL, on=ON, **asked)
+
+
+def said(made: Plan) -> list[str]:
+    return [one for one in (*made.reasons, *made.warnings) if "by the forecast (" in one]
+
+
+def test_without_a_pace_nothing_is_said_and_with_an_easy_one_nothing_moves() -> None:
+    plain, easy = plan(), plan(rate=0.1, first_token=60.0)
+    assert said(plain) == []
+    assert easy.settings == plain.settings
+    assert easy.parallel == plain.parallel
+    (why,) = said(easy)
+    assert why.startswith("kept by the forecast (median error")
+    assert "--rate 0.1: 0.1 requests a second" in why
+
+
+def test_the_shape_that_keeps_it_wins() -> None:
+    """A token comes soonest where all cards share the weights; copies serve the most requests."""
+    plain = plan()
+    assert plain.parallel.tp == 1
+    quick = plan(rate=0.05, per_token=0.018)
+    assert quick.parallel.tp > 1
+    assert said(quick)[0].startswith("kept")
+    assert any("missed by" in one.why_not for one in quick.considered)
+    assert quick.serve is not None
+    words = quick.serve.argv
+    assert words[words.index("--tp") + 1] == str(quick.parallel.tp)
+    assert "--rate" not in words
+
+
+@pytest.mark.parametrize(
+    ("asked", "missed"),
+    [({"rate": 100.0}, "--rate 100: 2.03"), ({"rate": 1.0, "first_token": 0.1}, "--first-token")],
+)
+def test_what_no_shape_keeps_is_told_with_by_how_much(asked, missed) -> None:
+    made = plan(**asked)
+    assert made.fits
+    (why,) = said(made)
+    assert why in made.warnings
+    assert "missed by" in why
+    assert missed in why
+
+
+def test_a_higher_rate_never_has_a_sooner_first_token() -> None:
+    def first(rate: float) -> float:
+        (why,) = said(plan(rate=rate, first_token=1e3))
+        return float(why.rpartition("--first-token 1000: ")[2].removesuffix(" s"))
+
+    found = [first(rate) for rate in (0.1, 1.0, 1.8)]
+    assert found == sorted(found)
+    assert found[0] < found[-1]
+
+
+def test_which_takes_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["which", "--on", "1xl4", "--rate", "2", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    slow = [one for one in document["others"] if "missed by" in one["why_not"]]
+    assert slow
+    assert all(one["requests_per_second"] < 2.001 for one in slow)
+    assert all(one["requests_per_second"] > 1.999 for one in document["keep"])
+    assert document["request"]["rate"] == 2.0
+    assert any(one["why_not"] == "has no forecast of speed" for one in document["others"])
+
+
+def test_where_it_decides_nothing_that_is_said() -> None:
+    with pytest.raises(UsageError, match="choose a shape"):
+        api.predict(MODEL, on=ON, rate=1.0)
+    made = api.plan("llava-onevision-7b", on="1xrtx3090", rate=1.0)
+    assert any("decide nothing" in one for one in made.warnings)

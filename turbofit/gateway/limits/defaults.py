@@ -1,0 +1,143 @@
+"""What a server lays under requests: parameters of sampling, arguments of the chat template."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import msgspec
+from pydantic import Field
+
+from turbofit.core.errors import UsageError
+from turbofit.core.struct import Struct
+from turbofit.core.synonyms import guess
+from turbofit.core.validation import Metavar, Validated, parsed
+from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.limits.parameters import ANSWER_LENGTHS, RULES, TEMPLATE_ARGUMENTS
+from turbofit.gateway.limits.rules import Scope
+
+if TYPE_CHECKING:
+    from turbofit.core.json_types import JsonObject
+
+__all__ = ["Defaults", "JsonArguments", "JsonSampling", "unread_arguments"]
+
+_TEMPLATE: Final = "chat_template_kwargs"
+#: Fields of the chat route that stand for arguments of the template; a client's comes first.
+_ALSO_ARGUMENTS: Final = ("enable_thinking", "reasoning_effort")
+#: Where Transformers looks for a template.
+_TEMPLATE_FILES: Final = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
+_LARGEST: Final = 64 << 20
+_WORD: Final = re.compile(r"[A-Za-z_]\w*")
+_NO_RANGE: Final = Scope()
+
+
+class SamplingDefaults(Validated):
+    """Parameters of a request that have a default; the ranges are the chat route's."""
+
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0, le=1024)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+
+
+def _object(text: str, name: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise UsageError(
+            f"{name} {text[:60]!r} is no JSON object",
+            hint=f"quote it: {name} '{{\"NAME\": VALUE}}'",
+        )
+    return found
+
+
+def _sampling(text: str, name: str) -> dict[str, Any]:
+    found = _object(text, name)
+    try:
+        return SamplingDefaults.of(**found).given()
+    except UsageError as exc:
+        raise UsageError(f"{name}: {exc.message}", hint=exc.hint) from None
+
+
+def _arguments(text: str, name: str) -> dict[str, Any]:
+    found = _object(text, name)
+    for one in TEMPLATE_ARGUMENTS.intersection(found):
+        raise UsageError(f"{name} may not hold {one!r}: it is the server's", hint="leave it out")
+    return found
+
+
+#: Fields of options, which read the text of a command line.
+JsonSampling = Annotated[dict[str, Any], parsed(_sampling), Metavar("JSON")]
+JsonArguments = Annotated[dict[str, Any], parsed(_arguments), Metavar("JSON")]
+
+
+class Defaults(Struct):
+    """What holds where a client says nothing: ``template``'s arguments, and ``sampling``.
+
+    A route gets what LMDeploy's request model of it has, and what is within its range there.
+    """
+
+    template: dict[str, Any] = msgspec.field(default_factory=dict)
+    sampling: dict[str, Any] = msgspec.field(default_factory=dict)
+
+    @property
+    def words(self) -> list[str]:
+        """One line for people, or none."""
+        said = [f"{name} {value}" for name, value in self.sampling.items()]
+        if self.template:
+            said.append(f"{_TEMPLATE} {json.dumps(self.template)}")
+        return [f"where a request does not say otherwise: {', '.join(said)}"] if said else []
+
+    def lay_under(self, kind: str, body: JsonObject) -> None:
+        """Put each into a body where its client says nothing; null says nothing."""
+        rules = RULES.get(kind, {})
+        for name, value in self.sampling.items():
+            names = ANSWER_LENGTHS.get(kind, ()) if name == "max_tokens" else (name,)
+            said = any(body.get(one) is not None for one in names)
+            if not said and names and _takes(kind, names[-1], value):
+                body[names[-1]] = value
+        given = body.get(_TEMPLATE) or {}
+        if self.template and _TEMPLATE in rules and isinstance(given, dict):
+            said_beside = {one for one in _ALSO_ARGUMENTS if body.get(one) is not None}
+            under = {name: self.template[name] for name in self.template.keys() - said_beside}
+            body[_TEMPLATE] = {**under, **given}
+
+
+def _takes(kind: str, name: str, value: Any) -> bool:
+    """Whether a route has the field, and takes the value."""
+    rule = RULES.get(kind, {}).get(name)
+    try:
+        return rule is not None and rule.hold(name, value, _NO_RANGE) is not None
+    except Refusal:
+        return False
+
+
+def unread_arguments(checkpoint: str | None, arguments: JsonObject) -> list[str]:
+    """A warning for each argument that the checkpoint's chat template does not name.
+
+    LMDeploy passes it on and the template ignores it. A template that cannot be read, or is none
+    of the checkpoint's files, is not doubted.
+    """
+    texts = []
+    for name in _TEMPLATE_FILES if checkpoint and arguments else ():
+        try:
+            with open(os.path.join(checkpoint or "", name), encoding="utf-8") as file:
+                text = file.read(_LARGEST)
+            found = text if name.endswith("jinja") else json.loads(text).get("chat_template")
+        except (OSError, ValueError, AttributeError, RecursionError):
+            continue
+        if found:
+            texts.append(found if isinstance(found, str) else json.dumps(found))
+    words = {word for text in texts for word in _WORD.findall(text)}
+    return [
+        f"the chat template of {checkpoint} does not name {name}, and ignores it. "
+        f"{guess(name, words)}".rstrip()
+        for name in arguments
+        if words and name not in words
+    ]

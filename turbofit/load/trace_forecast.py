@@ -1,0 +1,219 @@
+"""A trace under plans, by the forecast of speed: the document of `turbofit predict --trace`.
+
+What the gateway refuses or lowers is told by its own rules; the rest by `tuner.trace`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import datetime, timezone
+from functools import cache
+from math import isnan
+from typing import TYPE_CHECKING, Annotated, Final
+
+from turbofit.core.errors import UsageError
+from turbofit.core.struct import Struct, const, doc
+from turbofit.core.version import __version__
+from turbofit.gateway.config import GatewayConfig
+from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.limits.request_limits import RequestedImage, bounds_of, check_request
+from turbofit.gateway.limits.sharing import by_request, hold_images
+from turbofit.load.result import Spread, spread
+from turbofit.memory.engines import engine_named
+from turbofit.tuner.speed import group_rates, rates
+from turbofit.tuner.trace import SimulatedEngine, TraceRequest, replay
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from turbofit.core.plan import Plan
+    from turbofit.load.trace import TracedRequest
+
+__all__ = ["TRACE_SCHEMA", "TraceForecast", "TracedPlan", "trace_forecast"]
+
+TRACE_SCHEMA: Final = "turbofit.trace/1"
+
+
+class RefusedRequests(Struct):
+    """Requests of a trace that the gateway refuses, by its reason."""
+
+    reason: Annotated[str, doc("As refused_total of /metrics; prompt_too_long: the engine's.")]
+    count: int
+
+
+class TracedPlan(Struct):
+    """What a trace would meet under one plan. Times are seconds."""
+
+    on: Annotated[str, doc("The machine.")]
+    engine: Annotated[str, doc("The engine and its shape, in words.")]
+    answered: Annotated[int, doc("Requests.")]
+    refused: tuple[RefusedRequests, ...] = ()
+    lowered: Annotated[int, doc("Requests whose images or answers the plan makes smaller.")] = 0
+    seconds: Annotated[float, doc("From the first arrival to the last answer's end.")] = 0.0
+    requests_per_second: float = 0.0
+    output_tokens_per_second: float = 0.0
+    ttft: Annotated[Spread, doc("To the first token.")] = Spread()
+    tpot: Annotated[Spread, doc("A token after the first.")] = Spread()
+    e2e: Annotated[Spread, doc("To the end of the answer.")] = Spread()
+    queue: Annotated[Spread, doc("Before a prompt is read.")] = Spread()
+    most_waiting: Annotated[int, doc("Requests that wait at once, at most, of one engine.")] = 0
+    running: Annotated[float, doc("Requests that run, on average over all engines.")] = 0.0
+    at_once: Annotated[int, doc("Requests that all engines run at most.")] = 0
+    busy: Annotated[float, doc("Share of the time in which an engine computes, on average.")] = 0.0
+    cache_used: Annotated[float, doc("Share of the KV cache in use, while engines compute.")] = 0.0
+    cache_most: Annotated[float, doc("The largest such share of an engine.")] = 0.0
+    evicted: Annotated[int, doc("Times that a full cache had a request begin again.")] = 0
+
+
+class TraceForecast(Struct):
+    """A trace under one plan, or two: a forecast, never a promise."""
+
+    schema: Annotated[str, const(TRACE_SCHEMA)] = TRACE_SCHEMA
+    turbofit_version: str
+    created: str
+    model: str
+    trace: Annotated[str, doc("The file.")]
+    requests: int
+    seconds: Annotated[float, doc("Between the first and the last arrival.")]
+    text_tokens: Annotated[float, doc("Of a request on average.")]
+    output_tokens: Annotated[float, doc("Of an answer on average.")]
+    images: Annotated[float, doc("Of a request on average.")]
+    plans: tuple[TracedPlan, ...]
+    basis: Annotated[str, doc("What it rests on, and how far off it has been.")]
+
+
+def trace_forecast(
+    plans: Sequence[Plan], trace: Sequence[TracedRequest], file: str
+) -> TraceForecast:
+    """What a trace would meet under each of some plans of one model.
+
+    Args:
+        plans: that fit.
+        trace: as `read_trace` gives it.
+        file: how the trace is called.
+
+    Raises:
+        UsageError: a plan's engine answers one request after the other, which is not simulated.
+    """
+    figures, count = rates(), len(trace)
+    return TraceForecast(
+        turbofit_version=__version__,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        model=plans[0].model.name,
+        trace=file,
+        requests=count,
+        seconds=round(trace[-1].at, 3),
+        text_tokens=round(sum(one.text_tokens for one in trace) / count, 1),
+        output_tokens=round(sum(one.output_tokens for one in trace) / count, 1),
+        images=round(sum(len(one.images) for one in trace) / count, 2),
+        plans=tuple(_under(plan, trace) for plan in plans),
+        basis=(
+            f"estimate by the forecast's rates, no GPU: of requests a second the median error is "
+            f"{figures.median_error:.1%}, p90 {figures.p90_error:.1%} over {figures.error_figures} "
+            f"published figures of text models; first tokens are less certain "
+            f"(docs/accuracy.md#a-trace); prompts that begin alike count whole"
+        ),
+    )
+
+
+def _under(plan: Plan, trace: Sequence[TracedRequest]) -> TracedPlan:
+    if plan.engine.serial:
+        raise UsageError(
+            f"{plan.model.name} is planned for Transformers, which answers one request after the "
+            "other",
+            hint="a trace is forecast for LMDeploy's engines",
+        )
+    requests, refused, lowered = _held(plan, trace)
+    gateway = GatewayConfig()
+    engines = _engines(plan)
+    times, loads = replay(
+        engines, requests, queue=gateway.queue_length, patience=gateway.queue_seconds
+    )
+    refused["queue_full"] += len(times.refused)
+    done = [n for n, ended in enumerate(times.ended) if not isnan(ended)]
+    span = max((times.ended[n] for n in done), default=0.0) or 1.0
+    tokens = sum(requests[n].output for n in done)
+    busy = sum(load.busy for load in loads)
+    return TracedPlan(
+        on=plan.machine.name,
+        engine=f"{plan.engine.name}, tp {plan.parallel.tp} x {plan.parallel.replicas}",
+        answered=len(done),
+        refused=tuple(
+            RefusedRequests(reason=reason, count=number)
+            for reason, number in refused.most_common() if number
+        ),
+        lowered=lowered,
+        seconds=round(span, 3),
+        requests_per_second=round(len(done) / span, 4),
+        output_tokens_per_second=round(tokens / span, 1),
+        ttft=spread([times.first[n] - requests[n].at for n in done]),
+        tpot=spread([
+            (times.ended[n] - times.first[n]) / (requests[n].output - 1)
+            for n in done if requests[n].output > 1
+        ]),
+        e2e=spread([times.ended[n] - requests[n].at for n in done]),
+        queue=spread([times.begun[n] - requests[n].at for n in done]),
+        most_waiting=max(load.most_waiting for load in loads),
+        running=round(sum(load.running_seconds for load in loads) / span, 2),
+        at_once=sum(one.batch for one in engines),
+        busy=round(busy / span / len(loads), 4),
+        cache_used=round(
+            sum(load.cached_seconds / load.engine.kv_tokens for load in loads) / (busy or 1.0), 4
+        ),
+        cache_most=round(max(load.most_cached / load.engine.kv_tokens for load in loads), 4),
+        evicted=sum(load.evicted for load in loads),
+    )  # fmt: skip
+
+
+def _engines(plan: Plan) -> list[SimulatedEngine]:
+    """The plan's engines as their rates, caches and batches are."""
+    engine, found = engine_named(plan.engine.name), []
+    for number, one in enumerate(plan.each()):
+        gpus = [plan.machine.gpu(index) for index in plan.parallel.groups[number]]
+        found.append(
+            SimulatedEngine(
+                rates=group_rates(plan.model, one.settings, plan.machine, gpus, engine),
+                batch=one.settings.max_batch_size,
+                kv_tokens=one.kv.tokens,
+                chunk=one.settings.max_prefill_token_num,
+                gate=bounds_of(plan).gate,
+                share=plan.by_group[number].at_once if plan.by_group else 1.0,
+            )
+        )
+    return found
+
+
+def _held(
+    plan: Plan, trace: Sequence[TracedRequest]
+) -> tuple[list[TraceRequest], Counter[str], int]:
+    """The requests as the gateway passes them on, what it refuses, and how many it lowers."""
+    bounds, refused, lowered = bounds_of(plan), Counter[str](), 0
+    most, together = bounds.longest_request_tokens, by_request(bounds)
+
+    @cache
+    def images_of(sizes: tuple[tuple[int, int], ...]) -> tuple[int, int, bool] | Refusal:
+        wanted = [RequestedImage(size=size, by_request=together) for size in sizes]
+        try:
+            limited = hold_images(bounds, wanted).images
+            check_request(bounds, limited)
+        except Refusal as exc:
+            return exc
+        units, tokens = sum(one.units for one in limited), sum(one.tokens for one in limited)
+        free = 0 if bounds.rule is None else sum(bounds.rule.units(*size) for size in sizes)
+        return units, tokens, units < free
+
+    requests = []
+    for one in trace:
+        held = images_of(one.images)
+        if isinstance(held, Refusal):
+            refused[held.reason] += 1
+            continue
+        units, tokens, smaller = held
+        prompt, output = max(1, one.text_tokens + tokens), max(1, one.output_tokens)
+        if prompt >= most:
+            refused["prompt_too_long"] += 1
+            continue
+        answer = min(output, most - prompt)
+        lowered += smaller or answer < output
+        requests.append(TraceRequest(one.at, prompt, answer, units, len(one.images)))
+    return requests, refused, lowered

@@ -1,0 +1,250 @@
+"""A trace of requests under a plan's engines, by the forecast's rates: event by event, no GPU.
+
+Between two events (a request comes, one ends, the cache is full) all steps are alike, so that many
+are taken at once. Rates are `tuner.speed`'s: a prefill is a forward of its own that all wait for, a
+step reads the weights and all cached tokens. What does not fit waits in the order of arrival; where
+the cache is full, the youngest loses its tokens (over: all of them) and begins again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from heapq import heappop, heappush
+from math import ceil, inf, isnan, nan, sqrt
+from typing import NamedTuple
+
+from turbofit.core.struct import Struct
+from turbofit.tuner.speed import GroupRates, rates
+
+__all__ = ["EngineLoad", "SimulatedEngine", "TraceRequest", "TraceTimes", "replay"]
+
+
+class TraceRequest(NamedTuple):
+    """One request: ``at`` seconds after the first; tokens, ``prompt`` those of images included."""
+
+    at: float
+    prompt: int
+    output: int
+    units: int = 0
+    images: int = 0
+
+
+class TraceTimes(Struct):
+    """When each request was begun, had its first token and ended; nan where it never was.
+
+    ``refused``: requests that waited too long for the gateway's turn.
+    """
+
+    begun: list[float]
+    first: list[float]
+    ended: list[float]
+    refused: list[int]
+
+
+class SimulatedEngine(NamedTuple):
+    """One engine of a plan.
+
+    ``gate`` are vision units before their first token at once, None where none queue; ``share`` is
+    what it takes of all requests.
+    """
+
+    rates: GroupRates
+    batch: int
+    kv_tokens: int
+    chunk: int
+    gate: int | None = None
+    share: float = 1.0
+
+
+class EngineLoad:
+    """One engine's clock, its batch and its cache, and what it was busy with."""
+
+    def __init__(
+        self, engine: SimulatedEngine, requests: Sequence[TraceRequest], times: TraceTimes,
+        patience: float,
+    ) -> None:  # fmt: skip
+        self.engine, self._requests, self._times = engine, requests, times
+        self._patience, self._figures = patience, rates()
+        self._slope = engine.rates.work.kv_bytes / engine.rates.card.bandwidth
+        self._bases: dict[int, float] = {}
+        #: Seconds, and steps of decoding, since the beginning.
+        self.now, self._steps = 0.0, 0
+        self._waiting: deque[int] = deque()
+        #: Those that run by the step of their end, and in the order of their admission.
+        self._ends: list[tuple[int, int]] = []
+        self._order: list[int] = []
+        self._running: dict[int, int] = {}
+        self._done: dict[int, int] = {}
+        self._fresh: list[int] = []
+        self._cached = 0
+        #: Units and tokens of prompts that were read since the last step.
+        self._read_units = self._read_tokens = 0
+        #: LMDeploy's event loop takes requests one after the other: when it has taken each.
+        self._loop = 0.0
+        self._ready: dict[int, float] = {}
+        self.busy = self.running_seconds = self.cached_seconds = 0.0
+        self.evicted = self.most_waiting = self.most_cached = 0
+
+    @property
+    def outstanding(self) -> int:
+        """Requests that it has."""
+        return len(self._waiting) + len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait in it or before it."""
+        return len(self._waiting)
+
+    def take(self, index: int) -> None:
+        """One more request, at its own time."""
+        at = self._requests[index].at
+        self._ready[index] = max(self._loop, at)
+        self._loop = self._ready[index] + self._figures.request_seconds
+        if not self._running and not self._waiting:
+            self.now = max(self.now, at)
+        self._waiting.append(index)
+        if self.now > at:
+            self.most_waiting = max(self.most_waiting, len(self._waiting))
+
+    def advance(self, until: float) -> None:
+        """Go on to a time, by whole steps."""
+        while self.now < until and (self._waiting or self._running):
+            self._admit()
+            if self._running and self.now < until:
+                self._decode(until)
+
+    def _admit(self) -> None:
+        """Read the prompts of those that fit, as many as share a forward; a step comes next."""
+        engine = self.engine
+        while (
+            self._waiting and len(self._running) < engine.batch and self._read_tokens < engine.chunk
+        ):
+            index = self._waiting[0]
+            request, count = self._requests[index], len(self._running)
+            tokens = request.prompt + self._done.get(index, 0)
+            if not count:
+                self.now = max(self.now, self._ready[index])
+            late = isnan(self._times.begun[index]) and self.now - request.at > self._patience
+            if engine.gate is not None and request.units and late:
+                self._times.refused.append(self._waiting.popleft())
+                continue
+            met = self._read_units + request.units
+            gated = engine.gate is not None and self._read_units and met > engine.gate
+            full = self._cached + tokens + count + 1 > engine.kv_tokens
+            if count and (gated or full or self._ready[index] > self.now):
+                return
+            self._waiting.popleft()
+            self._read(index, request, tokens)
+            self._read_units, self._read_tokens = met, self._read_tokens + tokens
+
+    def _read(self, index: int, request: TraceRequest, tokens: int) -> None:
+        if isnan(self._times.begun[index]):
+            self._times.begun[index] = self.now
+            self._fresh.append(index)
+        seconds = self.engine.rates.seconds(self._figures, tokens, pairs=tokens**2 / 2)
+        seconds += self._vision(request, tokens)
+        self._spend(seconds, self._cached)
+        self._cached += tokens
+        self._running[index] = end = self._steps + request.output - self._done.pop(index, 0)
+        self._order.append(index)
+        heappush(self._ends, (end, index))
+
+    def _vision(self, request: TraceRequest, tokens: int) -> float:
+        work, card = self.engine.rates.work, self.engine.rates.card
+        if not request.units:
+            return 0.0
+        passes = ceil(tokens / self.engine.chunk)
+        again = (passes - 1) / request.images if work.encodes_again else 0
+        return work.vision_flops * request.units * (1 + again) / card.vision_flops
+
+    def _decode(self, until: float) -> None:
+        """Steps up to the next event: an end, a full cache, or somebody who comes."""
+        count, engine = len(self._running), self.engine
+        while count > 1 and self._cached + count > engine.kv_tokens:
+            self._evict()
+            count = len(self._running)
+        base = self._base(count) + self._slope * self._cached
+        growth = self._slope * count
+        steps = self._ends_next() - self._steps
+        steps = min(steps, max(1, (engine.kv_tokens - self._cached) // count))
+        if self._fresh:
+            steps = 1
+        elif until < inf:
+            left, half = until - self.now, base - growth / 2
+            wanted = left / base
+            if growth:
+                wanted = (sqrt(half**2 + 2 * growth * left) - half) / growth
+            steps = min(steps, max(1, ceil(wanted)))
+        seconds = steps * base + growth * steps * (steps - 1) / 2
+        self._spend(seconds, self._cached + count * steps / 2)
+        self._cached += count * steps
+        self._steps += steps
+        self.most_cached = max(self.most_cached, self._cached)
+        for index in self._fresh:
+            self._times.first[index] = self.now
+        self._fresh.clear()
+        self._read_units = self._read_tokens = 0
+        while self._running and self._ends_next() <= self._steps:
+            _, index = heappop(self._ends)
+            del self._running[index]
+            request = self._requests[index]
+            self._cached -= request.prompt + request.output
+            self._times.ended[index] = self.now
+
+    def _ends_next(self) -> int:
+        """The step of the next end; ends of who was evicted meanwhile are left out."""
+        while self._running.get(self._ends[0][1]) != self._ends[0][0]:
+            heappop(self._ends)
+        return self._ends[0][0]
+
+    def _evict(self) -> None:
+        """The youngest gives its tokens back, and waits before all others."""
+        while (index := self._order.pop()) not in self._running:
+            pass
+        request, end = self._requests[index], self._running.pop(index)
+        self._done[index] = request.output - (end - self._steps)
+        self._cached -= request.prompt + self._done[index]
+        self._waiting.appendleft(index)
+        self.evicted += 1
+
+    def _base(self, count: int) -> float:
+        """Seconds of a step but for its cached tokens."""
+        if count not in self._bases:
+            self._bases[count] = self.engine.rates.seconds(self._figures, count)
+        return self._bases[count]
+
+    def _spend(self, seconds: float, cached: float) -> None:
+        self.now += seconds
+        self.busy += seconds
+        self.running_seconds += seconds * len(self._running)
+        self.cached_seconds += seconds * cached
+
+
+def replay(
+    engines: Sequence[SimulatedEngine], requests: Sequence[TraceRequest], *,
+    queue: int, patience: float,
+) -> tuple[TraceTimes, list[EngineLoad]]:  # fmt: skip
+    """Send the requests of a trace, in the order of arrival, to the least busy engine each.
+
+    Args:
+        engines: of the plan.
+        requests: sorted by their time; each fits the context.
+        queue: requests with images that may wait for their turn, where images queue.
+        patience: seconds that one of them waits at most.
+    """
+    count = len(requests)
+    times = TraceTimes(begun=[nan] * count, first=[nan] * count, ended=[nan] * count, refused=[])
+    loads = [EngineLoad(one, requests, times, patience) for one in engines]
+    gated = any(one.gate is not None for one in engines)
+    for index, request in enumerate(requests):
+        for load in loads:
+            load.advance(request.at)
+        if gated and request.units and sum(load.waiting for load in loads) > queue:
+            times.refused.append(index)
+            continue
+        best = min(loads, key=lambda load: (load.outstanding + 1) / load.engine.share)
+        best.take(index)
+    for load in loads:
+        load.advance(inf)
+    return times, loads
