@@ -16,7 +16,7 @@ from hypothesis import settings
 
 from tests import virtual_time
 from tests.support.standin.standin_engine import mend_torchvision
-from tests.waiting import HANG
+from tests.support.waiting import HANG
 from turbofit.cli.terminal import progress_display
 
 #: The same examples on every machine; `--hypothesis-profile explore` draws others.

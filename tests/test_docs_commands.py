@@ -24,7 +24,7 @@ _OF_OTHERS = {
     },
     "turbofit-fallback": {"--max-images"},
     "scripts/check, pytest": {"--quick", "--all", "--hypothesis-profile"},
-    "promised, and not there yet": {"--default-chat-template-kwargs"},
+    "scripts/citations.py": {"--renew", "--source"},
 }  # fmt: skip
 
 

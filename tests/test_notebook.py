@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.waiting import HANG
+from tests.support.waiting import HANG
 from turbofit import api
 
 ROOT = Path(__file__).parents[1]

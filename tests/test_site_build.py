@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.report.conftest import Browser, browser  # noqa: F401 - pytest's fixture
-from tests.waiting import until
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.slow
 

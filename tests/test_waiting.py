@@ -9,7 +9,7 @@ import time
 import pytest
 
 from tests import virtual_time
-from tests.waiting import HANG, auntil, until
+from tests.support.waiting import HANG, auntil, until
 
 
 def test_it_is_asked_until_the_answer_is_true() -> None:

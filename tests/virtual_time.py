@@ -15,7 +15,7 @@ from math import ceil
 from typing import Any, TypeVar
 from unittest.mock import patch
 
-from tests.waiting import HANG
+from tests.support.waiting import HANG
 
 __all__ = ["run", "settled"]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from aiohttp import web
 
-from tests.waiting import HANG
+from tests.support.waiting import HANG
 from turbofit.batch.item import BatchItem
 
 __all__ = ["StandIn", "items_of", "lines", "request", "text_of", "write_requests"]

@@ -11,7 +11,7 @@ import pytest
 
 from tests.batch.standin import StandIn, lines, write_requests
 from tests.batch.test_batch_job import items, names
-from tests.waiting import HANG, until
+from tests.support.waiting import HANG, until
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.batch.standin import lines
 from tests.support.processes import Child, gone
-from tests.waiting import auntil, until
+from tests.support.waiting import auntil, until
 from turbofit.batch import server_process
 from turbofit.batch.batch_input import open_input
 from turbofit.batch.batch_spec import BatchSpec

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.waiting import HANG
+from tests.support.waiting import HANG
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = ROOT / "bench"

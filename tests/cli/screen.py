@@ -14,7 +14,7 @@ import termios
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from tests.waiting import HANG
+from tests.support.waiting import HANG
 
 __all__ = ["Screen", "screen_of"]
 

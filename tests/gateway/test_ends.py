@@ -14,10 +14,10 @@ import pytest
 pytest.importorskip("aiohttp")
 pytest.importorskip("uvicorn")
 
-from tests.gateway.open_clients import EndlessEngine, OpenClient, refuses
 from tests.support.gateway import CHAT, chat, image_part, plan_for
+from tests.support.open_clients import EndlessEngine, OpenClient, refuses
 from tests.support.processes import Child, free_port
-from tests.waiting import until
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.slow
 

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from tests.gateway.test_server import Engine, asked, config, leave_amid_a_stream
 from tests.support.gateway import CHAT, chat, plan_for
-from tests.waiting import HANG, until
+from tests.support.waiting import HANG, until
 from turbofit.gateway import front as module
 from turbofit.gateway.front import Front, Node, NodeAddress, _Suspects
 from turbofit.gateway.server import make_gateway

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests import virtual_time
 from tests.support.gateway import CHAT, Answer, Recorder, call, chat, gateway, stream
-from tests.waiting import auntil
+from tests.support.waiting import auntil
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.http.metrics import merge
 from turbofit.gateway.http.refusals import Refusal

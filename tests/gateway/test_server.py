@@ -19,7 +19,7 @@ from aiohttp import web
 from msgspec.structs import replace
 
 from tests.support.gateway import CHAT, chat, image_part, plan_for
-from tests.waiting import HANG
+from tests.support.waiting import HANG
 from turbofit.cli.commands.gateway import gateway as command
 from turbofit.cli.options.common_options import filled
 from turbofit.cli.options.gateway_options import GatewayOptions

@@ -18,7 +18,7 @@ pytest.importorskip("aiohttp")
 pytest.importorskip("uvicorn")
 
 from tests.support.gateway import plan_for
-from tests.waiting import HANG
+from tests.support.waiting import HANG
 from turbofit.core.errors import LaunchError, UsageError
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.http.accesslog import AccessLog

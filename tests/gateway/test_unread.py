@@ -19,10 +19,10 @@ import pytest
 pytest.importorskip("aiohttp")
 pytest.importorskip("uvicorn")
 
-from tests.gateway.open_clients import EndlessEngine
 from tests.support.gateway import CHAT, chat, plan_for
+from tests.support.open_clients import EndlessEngine
 from tests.support.processes import REPO, free_port
-from tests.waiting import HANG
+from tests.support.waiting import HANG
 
 pytestmark = pytest.mark.slow
 

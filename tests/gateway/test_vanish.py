@@ -17,7 +17,7 @@ import pytest
 from aiohttp import web
 
 from tests.support.gateway import CHAT, call, chat, plan_for
-from tests.waiting import HANG, auntil, until
+from tests.support.waiting import HANG, auntil, until
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.routing.engines import RoutedEngine
 from turbofit.gateway.server import make_gateway

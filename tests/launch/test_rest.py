@@ -15,7 +15,7 @@ from msgspec import json
 
 from tests.support.plans import plausible_plan
 from tests.support.processes import REPO, STANDIN
-from tests.waiting import HANG
+from tests.support.waiting import HANG
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.routing.engines import Outage
 from turbofit.gateway.server import make_gateway

@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.nvml import Process, Scenario, gpu_3090
 from tests.support.processes import REPO, STANDIN, Child, gone, pids
-from tests.waiting import HANG
+from tests.support.waiting import HANG
 from turbofit.core.installation import install_command
 from turbofit.core.plan import Plan
 from turbofit.core.units import GIB

@@ -16,7 +16,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from tests.gateway.open_clients import OpenClient
+from tests.support.open_clients import OpenClient
 from tests.support.processes import HANG, REPO, Child, free_port, gone, pids
 from tests.support.serving import LONG, MESSAGES, Served, image, serve_pretend, told
 

@@ -14,7 +14,7 @@ import pytest
 from tests.pretend.cuda_torch import CUDA_PATH, ROOT
 from tests.support.processes import Child, gone, pids
 from tests.support.serving import Served, image, serve_pretend
-from tests.waiting import until
+from tests.support.waiting import until
 
 pytestmark = [
     pytest.mark.lmdeploy,

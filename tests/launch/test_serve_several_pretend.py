@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.gateway.open_clients import refuses
+from tests.support.open_clients import refuses
 from tests.support.processes import Child
 from tests.support.serving import Served, serve_pretend, told
-from tests.waiting import HANG, until
+from tests.support.waiting import HANG, until
 from turbofit.core.units import GIB, MIB
 from turbofit.pretend.shared import read_shared
 

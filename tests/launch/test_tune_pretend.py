@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.processes import Child
 from tests.support.serving import start_turbofit
-from tests.waiting import until
+from tests.support.waiting import until
 from turbofit.cli.main import main
 
 pytestmark = [pytest.mark.lmdeploy]

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests.load.scripted import ScriptedServer
-from tests.waiting import HANG
+from tests.support.waiting import HANG
 from turbofit.cli.main import main
 from turbofit.core.errors import UnservedError, UsageError
 from turbofit.load.bench import bench

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.nvml import LOST, UNKNOWN_ERROR, Scenario, four_3090, gpu_3090, in_process
-from tests.waiting import HANG
+from tests.support.waiting import HANG
 from turbofit.core.errors import MachineError, PackageError
 from turbofit.core.struct import NA
 from turbofit.core.units import MIB

@@ -21,7 +21,7 @@ from tests.support.nvml import (
     gpu_h100,
     in_process,
 )
-from tests.waiting import HANG
+from tests.support.waiting import HANG
 from turbofit.core.errors import MachineError
 from turbofit.core.machine import Machine
 from turbofit.core.struct import NA

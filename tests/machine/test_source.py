@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.waiting import HANG
+from tests.support.waiting import HANG
 from turbofit.core.errors import UsageError
 from turbofit.core.struct import NA
 from turbofit.core.units import GIB

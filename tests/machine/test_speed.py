@@ -12,7 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from tests.pretend.cuda_torch import CUDA_PATH, run
-from tests.waiting import HANG
+from tests.support.waiting import HANG
 from turbofit.core.errors import MachineError, PackageError
 from turbofit.core.machine import Machine
 from turbofit.core.struct import decode, to_json

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.nvml import LOST, Scenario, gpu_3090, in_process, nvml_library
-from tests.waiting import HANG, until
+from tests.support.waiting import HANG, until
 from turbofit.core.errors import MachineError
 from turbofit.core.units import MIB
 from turbofit.observe import sampler

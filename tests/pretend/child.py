@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.waiting import HANG
+from tests.support.waiting import HANG
 from turbofit.pretend.environment import pretend_environment
 from turbofit.pretend.scenario import MIB, PretendGpu, Scenario, write_scenario
 from turbofit.pretend.timeline import Event, read_timeline

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.pretend.child import CARD, PRELUDE
-from tests.waiting import HANG
+from tests.support.waiting import HANG
 from turbofit.pretend.environment import pretend_environment
 from turbofit.pretend.scenario import Scenario
 from turbofit.pretend.shared import SharedRecord, read_shared

@@ -8,7 +8,7 @@ import sys
 import threading
 from pathlib import Path
 
-from tests.waiting import HANG
+from tests.support.waiting import HANG
 from turbofit.pretend.environment import SCENARIO
 from turbofit.pretend.group import run_group
 

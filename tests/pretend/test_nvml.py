@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.pretend.machine import Machine, ask, make, tell
-from tests.waiting import HANG
+from tests.support.waiting import HANG
 from turbofit.pretend.scenario import MIB, PretendGpu, Scenario
 
 pytest.importorskip("pynvml")

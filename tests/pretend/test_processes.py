@@ -9,7 +9,7 @@ import pytest
 
 from tests.pretend.child import CARD
 from tests.pretend.machine import ask, make, tell
-from tests.waiting import HANG
+from tests.support.waiting import HANG
 from turbofit.pretend.scenario import MIB, PretendGpu, Scenario
 from turbofit.pretend.timeline import CONTEXT
 from turbofit.pretend.usage import read_usage

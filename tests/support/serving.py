@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-from tests.gateway.open_clients import OpenClient
+from tests.support.open_clients import OpenClient
 from tests.support.processes import HANG, Child, free_port
 from turbofit.load.prompt import png
 

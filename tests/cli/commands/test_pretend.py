@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from tests.support.processes import gone
-from tests.waiting import HANG
+from tests.support.waiting import HANG
 from turbofit.core.units import GIB, MIB
 
 pytestmark = pytest.mark.skipif(

@@ -14,7 +14,7 @@ from turbofit.cli.command_group import TURBOFIT
 from turbofit.cli.main import main
 from turbofit.cli.options.common_options import read_again, sections
 from turbofit.cli.options.profile_schema import document, schema_file
-from turbofit.planning.request import PlanRequest
+from turbofit.planning.request import PACE, PlanRequest
 
 PROFILE = """\
 model: internvl2-2b
@@ -125,8 +125,9 @@ def test_several_models_of_a_profile_are_planned_together(file, capsys):
 
 
 def test_everything_of_a_request_has_its_place():
+    """But the pace, which `plan` and `which` alone are asked for."""
     held = [name for one in sections().values() if one.kind is PlanRequest for name in one.fields]
-    assert sorted(held) == sorted(PlanRequest.model_fields)
+    assert sorted([*held, *PACE]) == sorted(PlanRequest.model_fields)
 
 
 def test_the_published_schema_is_that_of_the_fields():

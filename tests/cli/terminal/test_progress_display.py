@@ -15,7 +15,7 @@ from typing import Final
 import pytest
 
 from tests.cli.screen import Screen, screen_of
-from tests.waiting import HANG
+from tests.support.waiting import HANG
 from turbofit.cli.terminal import output, progress_display
 from turbofit.cli.terminal.progress_display import TERMINAL, ProgressDisplay
 from turbofit.core.process.progress import Step, listened, listening, now, tell, under_way

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.waiting import HANG, until
+from tests.support.waiting import HANG, until
 from turbofit.core.process import locks
 from turbofit.core.process.locks import lock_soon
 from turbofit.core.process.log_queue import CappedLog, LogQueue, dropped_lines, queued_stderr

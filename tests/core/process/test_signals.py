@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.waiting import until
+from tests.support.waiting import until
 from turbofit.core.process.signals import ended_like_ctrl_c
 
 PROGRAM = """

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.gateway import gateway
-from tests.waiting import HANG
+from tests.support.waiting import HANG
 from turbofit.core.errors import UsageError
 from turbofit.gateway.http.accesslog import AccessLog, access_log
 

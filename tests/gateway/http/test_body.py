@@ -21,7 +21,7 @@ from tests.support.gateway import (
     picture,
     plan_for,
 )
-from tests.waiting import auntil
+from tests.support.waiting import auntil
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.http.body import Bodies
 from turbofit.gateway.http.refusals import Refusal

@@ -15,7 +15,7 @@ pytest.importorskip("aiohttp")
 pytest.importorskip("uvicorn")
 
 from tests.support.gateway import CHAT, Recorder, chat, plan_for
-from tests.waiting import HANG
+from tests.support.waiting import HANG
 from turbofit.gateway.config import ConnectionLimits, GatewayConfig
 from turbofit.gateway.http.app import Gateway
 from turbofit.gateway.limits.request_limits import bounds_of

@@ -8,7 +8,7 @@ import pytest
 
 from tests.gateway.media.test_clips import MOST, sequence
 from tests.support.gateway import chat, data_url
-from tests.waiting import HANG
+from tests.support.waiting import HANG
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.request_body import read_body
 from turbofit.gateway.media import clips as films

@@ -16,7 +16,7 @@ from tests.support.gateway import (
     gateway,
     stream,
 )
-from tests.waiting import HANG
+from tests.support.waiting import HANG
 
 POISON = "poison"
 #: LMDeploy's answer where its PyTorch engine's loop has ended.

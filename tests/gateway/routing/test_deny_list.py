@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.gateway import DONE, EVENT, Answer, Recorder, call, chat, gateway, image_part
 from tests.support.gateway import stream as streamed
-from tests.waiting import auntil
+from tests.support.waiting import auntil
 from turbofit.gateway.routing import deny_file
 from turbofit.gateway.routing.deny_file import DenyFile, fingerprint, pardon
 from turbofit.gateway.routing.deny_list import CLIENT_DEATHS, DenyList

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 from tests.gateway.routing.dying_engines import metric
 from tests.support.gateway import Answer, Recorder, call, chat, gateway
-from tests.waiting import HANG, auntil
+from tests.support.waiting import HANG, auntil
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.routing.engines import RoutedEngine
 from turbofit.gateway.routing.health import Monitor

@@ -6,7 +6,7 @@ import asyncio
 
 from tests.gateway.routing.dying_engines import serving
 from tests.support.gateway import Recorder, ask, call, chat, gateway, image_part
-from tests.waiting import auntil
+from tests.support.waiting import auntil
 from turbofit.gateway.limits.gate import Gate
 from turbofit.gateway.routing.engines import Outage
 

@@ -19,7 +19,7 @@ from tests.support.gateway import (
     gateway,
     stream,
 )
-from tests.waiting import HANG, auntil
+from tests.support.waiting import HANG, auntil
 from turbofit.gateway.routing import request_forwarder
 
 ANTHROPIC = {"model": "m", "max_tokens": 4, "messages": [{"role": "user", "content": "x"}]}

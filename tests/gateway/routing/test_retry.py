@@ -19,8 +19,8 @@ from tests.support.gateway import (
     image_part,
     stream,
 )
+from tests.support.waiting import auntil
 from tests.virtual_time import settled
-from tests.waiting import auntil
 
 
 def test_what_was_begun_is_not() -> None:

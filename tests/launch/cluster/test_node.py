@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.processes import put_for_python
-from tests.waiting import until
+from tests.support.waiting import until
 from turbofit.launch.cluster import node as module
 from turbofit.launch.cluster import ray_adapter
 from turbofit.launch.cluster.node import NodeActor

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.waiting import HANG
+from tests.support.waiting import HANG
 from turbofit.core.errors import LaunchError
 from turbofit.launch.engine.process import EngineProcess, command_text
 

@@ -13,7 +13,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from tests.support.checkpoints import make_qwen2_vl
-from tests.waiting import HANG, until
+from tests.support.waiting import HANG, until
 from turbofit.core.model import AudioDims
 from turbofit.load.prompt import png
 from turbofit.model.presets import preset_model

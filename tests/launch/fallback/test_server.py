@@ -10,7 +10,7 @@ from importlib.util import find_spec
 import pytest
 
 from tests.launch.fallback.support import KEY, NAME, Served, picture, tiny_qwen2_vl
-from tests.waiting import HANG, until
+from tests.support.waiting import HANG, until
 
 pytestmark = [
     pytest.mark.lmdeploy,

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from tests.gateway.open_clients import OpenClient, refuses
 from tests.launch.fallback.support import picture, tiny_map, tiny_qwen2_vl
+from tests.support.open_clients import OpenClient, refuses
 from tests.support.processes import Child
-from tests.waiting import HANG, until
+from tests.support.waiting import HANG, until
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Workload
 from turbofit.launch.engine.engine_log import StartupTracker, ending

@@ -20,7 +20,7 @@ pytest.importorskip("aiohttp")
 pytest.importorskip("uvicorn")
 
 from tests.support.gateway import CHAT, Recorder, chat, gateway, plan_for
-from tests.waiting import HANG, until
+from tests.support.waiting import HANG, until
 from turbofit.core.errors import DoesNotFitError, TurbofitError
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.limits.request_limits import bounds_of

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.waiting import HANG
+from tests.support.waiting import HANG
 from turbofit.gateway.limits.gate import UNSTATED, Gate, KvCache
 from turbofit.launch.pipeline.held import queued
 

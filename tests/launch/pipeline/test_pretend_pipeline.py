@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.waiting import HANG
+from tests.support.waiting import HANG
 
 pytestmark = pytest.mark.lmdeploy
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.processes import put_for_python
-from tests.waiting import HANG
+from tests.support.waiting import HANG
 from turbofit.cli.main import main
 from turbofit.launch.engine.kernel import start_time
 from turbofit.launch.serve.detached import DETACHED, end_without_lease, serve_detached

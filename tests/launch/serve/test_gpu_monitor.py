@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.nvml import LOST, Process, Scenario, gpu_3090, in_process
 from tests.support.plans import plausible_plan
-from tests.waiting import HANG
+from tests.support.waiting import HANG
 from turbofit.core.errors import DoesNotFitError
 from turbofit.core.plan import Plan
 from turbofit.core.units import GIB, MIB

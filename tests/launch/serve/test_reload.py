@@ -15,7 +15,7 @@ pytest.importorskip("aiohttp")
 pytest.importorskip("uvicorn")
 
 from tests.support.gateway import plan_for
-from tests.waiting import HANG, until
+from tests.support.waiting import HANG, until
 from turbofit.core.errors import UsageError
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.server import make_gateway

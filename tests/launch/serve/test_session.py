@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support.processes import REPO, Child, gone, pids
-from tests.waiting import until
+from tests.support.waiting import until
 from turbofit.report.stored_documents import read_saved
 
 pytestmark = pytest.mark.slow

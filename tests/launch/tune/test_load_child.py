@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from tests.load.scripted import ScriptedServer
-from tests.waiting import HANG, until
+from tests.support.waiting import HANG, until
 from turbofit.core.process.progress import listened
 from turbofit.launch.tune.load_child import LoadChild
 from turbofit.load.spec import LoadSpec

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from tests.load.scripted import ScriptedServer
-from tests.waiting import HANG, until
+from tests.support.waiting import HANG, until
 from turbofit.core.errors import LaunchError
 from turbofit.launch.serve.config import ServeConfig
 from turbofit.launch.serve.supervisor import StopSignal

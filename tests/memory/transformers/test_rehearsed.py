@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from tests.pretend.cuda_torch import CUDA_PATH, ROOT
-from tests.waiting import HANG
+from tests.support.waiting import HANG
 from turbofit.core.plan import Workload
 from turbofit.machine.source import machine_from
 from turbofit.memory.transformers.account import Transformers

@@ -13,7 +13,7 @@ import pytest
 
 from tests.model.merge.cases import LORA, digest, dyadic, load, make_adapter, make_base
 from tests.model.merge.golden import CASES, GOLDEN
-from tests.waiting import HANG
+from tests.support.waiting import HANG
 from turbofit.core.errors import PackageError, TurbofitError, UsageError
 from turbofit.core.process.progress import listened
 from turbofit.model.merge import output, tensors

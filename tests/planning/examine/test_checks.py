@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.checkup import Make, card, two
 from tests.support.nvml import Scenario
-from tests.waiting import HANG
+from tests.support.waiting import HANG
 from turbofit.core.struct import NA
 from turbofit.core.units import GIB, MIB
 from turbofit.planning.examine import scene as sources_module

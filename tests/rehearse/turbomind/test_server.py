@@ -21,7 +21,7 @@ import pytest
 
 from tests.rehearse.conftest import CARD, Rehearse
 from tests.support.processes import free_port
-from tests.waiting import HANG, until
+from tests.support.waiting import HANG, until
 from turbofit.pretend.scenario import PretendGpu, Scenario
 from turbofit.pretend.timeline import read_timeline
 from turbofit.rehearse.turbomind.server import NOTICE, main, server_launch

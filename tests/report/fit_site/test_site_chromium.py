@@ -13,8 +13,8 @@ import pytest
 
 from tests.report.conftest import Browser
 from tests.report.fit_site.sites import Chosen, drawn, planned
+from tests.support.waiting import until
 from tests.sweep import part
-from tests.waiting import until
 from turbofit.core.plan import Plan
 from turbofit.core.units import format_bytes
 from turbofit.report.fit_site.choices import SiteChoices, points

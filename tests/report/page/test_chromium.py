@@ -11,7 +11,7 @@ from tests.report.conftest import Browser
 from tests.report.documents import planned
 from tests.report.page.pages import EVIL, evil_plan, page_of
 from tests.report.page.test_build import ALL
-from tests.waiting import until
+from tests.support.waiting import until
 from turbofit.core.plan import Plan
 from turbofit.core.units import mib
 from turbofit.report.stored_documents import StoredPlan

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from turbofit.core.units import format_bytes
 from turbofit.core.version import REFERENCE
+from turbofit.memory.versions import release
 from turbofit.observe.ends import End, MemoryPhase, end_kind, exit_words
 from turbofit.observe.forecast import cache_beside, tokens_beside
 from turbofit.observe.log_events import (
@@ -324,7 +325,8 @@ def _ran_out(tracker: StartupTracker, plan: Plan, log: Path, death: End | None) 
             kind="out_of_memory", phase="cache", message=f"{said} weights",
             hint=_advice(tracker, plan, log),
         )  # fmt: skip
-    if isinstance(fault, CudaError) and fault.pinned and plan.engine.version == REFERENCE:
+    is_reference = release(plan.engine.version) == release(REFERENCE)
+    if isinstance(fault, CudaError) and fault.pinned and is_reference:
         return End(
             kind="host_memory",
             phase="host",

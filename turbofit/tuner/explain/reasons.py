@@ -295,7 +295,7 @@ def pace_words(request: ResolvedRequest, one: Evaluation) -> str:
         ("--per-token", wish.per_token, found.per_token, "s"),
     )
     told = ", ".join(
-        f"{name} {asked:g}: {now:.3g} {unit}" for name, asked, now, unit in rows if asked and now
+        f"{name} {wished:g}: {now:.3g} {unit}" for name, wished, now, unit in rows if wished and now
     )
     kept = "kept" if not one.slow else f"missed by {one.slow:.0%}"
     error = f"median error {rates().median_error:.1%}, first tokens less certain"

@@ -11,7 +11,7 @@ from http.client import HTTPResponse, parse_headers
 from io import BytesIO
 from typing import Any
 
-from tests.waiting import HANG
+from tests.support.waiting import HANG
 
 EVENTS = {
     "/v1/messages": b"event: content_block_delta\ndata: {}\n\n",
