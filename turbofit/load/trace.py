@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Final
 import msgspec
 
 from turbofit.core.errors import UsageError
-from turbofit.core.struct import Struct, decode, doc
+from turbofit.core.struct import Struct, decode, doc, to_json
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 __all__ = ["TracedRequest", "read_trace"]
 
@@ -22,7 +22,7 @@ _LONGEST_TEXT: Final = 1 << 24
 _MOST_IMAGES: Final = 1024
 _LARGEST_SIDE: Final = 1 << 16
 #: What stands for an image of which a CSV says no size.
-_USUAL_IMAGE: Final = b"1920,1080"
+_USUAL_IMAGE: Final = [1920, 1080]
 
 Tokens = Annotated[int, msgspec.Meta(ge=0, le=_LONGEST_TEXT)]
 Side = Annotated[int, msgspec.Meta(ge=1, le=_LARGEST_SIDE)]
@@ -59,13 +59,11 @@ def read_trace(path: str) -> tuple[TracedRequest, ...]:
             f"{path} cannot be read: {exc.strerror or exc}",
             hint="record one with turbofit serve MODEL --record-trace FILE",
         ) from None
-    lines = [(number, line) for number, line in enumerate(data.splitlines(), 1) if line.strip()]
     if path.lower().endswith(".csv"):
-        lines = [
-            (number, _of_row(line)) for place, (number, line) in enumerate(lines)
-            if place or line.strip()[:1].isdigit()
-        ]  # fmt: skip
-    found = [decode(line, TracedRequest, what=f"line {number} of {path}") for number, line in lines]
+        found = list(_of_table(data, path))
+    else:
+        lines = ((number, line) for number, line in enumerate(data.splitlines(), 1) if line.strip())
+        found = [decode(line, TracedRequest, what=f"line {n} of {path}") for n, line in lines]
     for number, one in enumerate(found, 1):
         if len(one.images) > _MOST_IMAGES:
             raise UsageError(
@@ -77,19 +75,31 @@ def read_trace(path: str) -> tuple[TracedRequest, ...]:
     return _from_zero(sorted(found, key=lambda one: one.at))
 
 
-def _of_row(row: bytes) -> bytes:
-    """A row of a CSV (arrival, text tokens, images, answer tokens) as the line that it stands for.
+def _of_table(data: bytes, path: str) -> Iterator[TracedRequest]:
+    """The rows of a CSV: arrival, text tokens, images, answer tokens; a first row of names is none.
 
-    Images are their number, or ``640x480`` of each with spaces between. A cell that is no number
-    makes a line that is none.
+    Images are their number, or ``640x480`` of each with spaces between.
     """
-    at, prompt, images, output = (cell.strip() for cell in (*row.split(b","), b"", b"", b"")[:4])
-    sizes = images.replace(b"x", b",").split()
-    if images.isdigit():
-        sizes = [_USUAL_IMAGE] * min(int(images[:5]), _MOST_IMAGES + 1)
-    listed = b",".join(b"[%b]" % size for size in sizes)
-    cells = (at, prompt, listed, output)
-    return b'{"at":%b,"prompt_tokens":%b,"images":[%b],"output_tokens":%b}' % cells
+    import csv
+
+    for number, row in enumerate(csv.reader(data.decode("utf-8-sig", "replace").splitlines()), 1):
+        cells = [cell.strip() for cell in row]
+        if not cells or (number == 1 and cells[0][:1].isalpha()):
+            continue
+        where = f"line {number} of {path}"
+        try:
+            at, prompt, images, output = cells
+            sizes = [[int(side) for side in size.split("x")] for size in images.lower().split()]
+            if images.isdigit():
+                sizes = [_USUAL_IMAGE] * min(int(images), _MOST_IMAGES + 1)
+            given = {"at": float(at), "prompt_tokens": int(prompt), "output_tokens": int(output)}
+        except ValueError:
+            raise UsageError(
+                f"{where} is no request: {','.join(row)[:80]}",
+                hint="write arrival, text tokens, images and answer tokens: 0.5,200,1,128 or"
+                " 0.5,200,640x480,128",
+            ) from None
+        yield decode(to_json(given | {"images": sizes}), TracedRequest, what=where)
 
 
 def _from_zero(found: Sequence[TracedRequest]) -> tuple[TracedRequest, ...]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from turbofit.core.units import format_bytes, format_duration, mib
+from turbofit.core.units import format_bytes, format_duration, mib, two_digits
 from turbofit.report.painters.document import (
     ONLY_ON_PAGE,
     Column,
@@ -101,9 +101,12 @@ def trace_view(result: TraceForecast) -> list[Block]:
 def _traced(one: TracedPlan) -> dict[str, str]:
     """One plan's figures by their names."""
 
+    def time(seconds: float) -> str:
+        return f"{two_digits(seconds)} s" if seconds >= 1 else f"{two_digits(1000 * seconds)} ms"
+
     def times(found: Spread) -> str:
         each = (found.p50, found.p90, found.p99)
-        return " / ".join(map(seconds_text, each)) if found.count else "-"
+        return " / ".join(map(time, each)) if found.count else "-"
 
     refused = sum(row.count for row in one.refused)
     reasons = ", ".join(f"{row.count:,} {row.reason}" for row in one.refused)
@@ -116,7 +119,7 @@ def _traced(one: TracedPlan) -> dict[str, str]:
         "waiting at an engine, at most": f"{one.most_waiting:,}",
         "refused": reasons if refused else "none",
         "made smaller": f"{one.lowered:,}",
-        "answered": f"{one.answered:,}, {one.requests_per_second:.3g} a second",
+        "answered": f"{one.answered:,}, {two_digits(one.requests_per_second)} a second",
         "running": f"{one.running:,.1f} of {one.at_once:,} on average",
         "engines compute": f"{one.busy:.0%} of the time",
         "KV cache": f"{one.cache_used:.0%} in use, {one.cache_most:.0%} at most",
