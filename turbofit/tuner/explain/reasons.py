@@ -44,7 +44,14 @@ def reasons(fit: EngineFit, account: Account) -> Iterator[str]:
         yield kept
     if account.calibration is not None:
         yield calibration_reason(account.calibration)
-    elif doubt := unbelieved(request.machine, account.gpus, request.model):
+    elif doubt := unbelieved(
+        request.machine,
+        account.gpus,
+        request.model,
+        account.settings,
+        fit.engine.name,
+        fit.engine.version,
+    ):
         yield doubt
     yield from _margin(request, account)
     rank = "least memory" if request.least else "best rank"
