@@ -194,6 +194,8 @@ def test_a_trace_is_as_far_from_published_curves_as_the_forecast() -> None:
     # Both, and those of requests that all start at once, are told: by `predict --trace` as well.
     assert len(errors) == RATE_FIGURES
     assert (median(errors), errors[int(0.9 * len(errors))]) == pytest.approx(RATE_ERRORS, abs=5e-4)
+    page = (HERE.parents[1] / "docs" / "accuracy.md").read_text().replace("%", "").split()
+    assert {f"{100 * one:.1f}" for one in RATE_ERRORS} <= set(page)
     first.sort()
     assert len(first) == FIRST_FIGURES
     assert (first[0], first[-1]) == pytest.approx(FIRST_TOKENS, abs=0.01)
