@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
+from tests.support.processes import gone
 from turbofit.report.fit_site.choices import SiteRequest, choices_of
 from turbofit.report.fit_site.tables import table_of
 
@@ -16,3 +20,21 @@ def test_a_refusal_is_an_answer_too() -> None:
     said = table.answers[table.order[-1]].verdict
     assert not table.answers[table.order[-1]].fits
     assert "99" in said
+
+
+def test_a_worker_ends_with_its_parent() -> None:
+    begun = (
+        "import os, time\n"
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "from multiprocessing import get_context\n"
+        "from turbofit.report.fit_site.tables import begin_worker\n"
+        "if __name__ == '__main__':\n"
+        "    pool = ProcessPoolExecutor(1, get_context('spawn'), initializer=begin_worker)\n"
+        "    print(pool.submit(os.getpid).result(), flush=True)\n"
+        "    time.sleep(1000)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", begun], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        parent.kill()
+    assert gone(worker)

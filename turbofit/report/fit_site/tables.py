@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
+import threading
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice, product
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -190,19 +192,26 @@ def seconds_of(choices: SiteChoices, processes: int) -> float:
     return each * len(every) / processes + (_START if processes > 1 else 0)
 
 
+def begin_worker() -> None:
+    """Let a process end at once, without a traceback, where Ctrl-C or its parent's end comes."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    parent = parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
 def tables(choices: SiteChoices, processes: int) -> Iterator[SiteTable]:
     """A table for each model on each card, in processes beside each other."""
     pairs = [(model.name, card.name) for model in choices.models for card in choices.cards]
     if processes == 1:
         yield from (table_of(choices, *pair) for pair in pairs)
         return
-    # Ctrl-C reaches all of a terminal's processes: each ends at once, without a traceback.
-    with ProcessPoolExecutor(
-        processes,
-        get_context("spawn"),
-        initializer=signal.signal,
-        initargs=(signal.SIGINT, signal.SIG_DFL),
-    ) as pool:
+    with ProcessPoolExecutor(processes, get_context("spawn"), initializer=begin_worker) as pool:
         yield from pool.map(table_of, [choices] * len(pairs), *zip(*pairs, strict=True))
 
 
