@@ -128,6 +128,19 @@ def test_a_draft_in_a_folder_has_no_name(
     assert document.by_group[0].settings.draft == replace(draft, model=told)
 
 
+def test_eight_cards_go_into_an_issue(tmp_path: Path) -> None:
+    plan = planned("nvlink")
+    plan = replace(plan, machine=replace(plan.machine, source="nvml"))
+    folder = run_folder(tmp_path / "run", plan)
+    used = dict.fromkeys(("context and weights", "cache", "steady", "sampling", "vision"), 1 << 36)
+    cards = tuple(CalibratedGpu(index=gpu.index, before=0, used=used) for gpu in plan.gpus)
+    seen = (Observation(group=0, free=None, region=None, cards=cards),)
+    (folder / SEEN_FILE).write_text(to_json(seen))
+    assert main(["share", str(folder), "--out", str(tmp_path / "out.json")]) == 0
+    assert len(plan.gpus) == 8
+    assert len((tmp_path / "out.json").read_text()) < 65536
+
+
 @pytest.mark.parametrize("source", ["nvml", "preset"])
 def test_pretend_gpus_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str
