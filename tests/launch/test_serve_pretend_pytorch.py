@@ -41,7 +41,7 @@ def in_group(group: int) -> bool:
     return False
 
 
-def test_qwen2_vl_is_served_as_planned_and_again_when_killed(
+def test_qwen2_vl_is_served_as_planned_and_started_again_when_killed(
     children: list[Child], tmp_path: Path
 ) -> None:
     served = serve(children, tmp_path, *QWEN)

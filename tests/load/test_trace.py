@@ -61,9 +61,20 @@ def test_a_table_of_arrivals_is_a_trace(tmp_path) -> None:
     assert third.images == ((1920, 1080),) * 2
 
 
-@pytest.mark.parametrize("row", ["1", "1,2,3", "a,1,,1", "1,1,9999,1", "1,1,x,1", "1,,,1", ",,,"])
+@pytest.mark.parametrize(
+    "row", ["1", "1,2,3", "a,1,,1", "1,1,9999,1", "1,1,x,1", "1,,,1", ",,,", "-1,1,,1"]
+)
 def test_a_wrong_row_is_named(tmp_path, row: str) -> None:
     path = tmp_path / "trace.csv"
     path.write_text(f"0,1,,1\n{row}\n")
-    with pytest.raises(UsageError, match="2 of"):
+    with pytest.raises(UsageError, match="2 of") as caught:
         read_trace(str(path))
+    assert "write arrival" in caught.value.hint or "1024" in caught.value.hint
+
+
+def test_a_cell_that_no_csv_has_is_refused(tmp_path) -> None:
+    path = tmp_path / "trace.csv"
+    path.write_text(f"0,1,,1\n{'1' * 140_000},1,,1\n")
+    with pytest.raises(UsageError, match="no CSV of requests") as caught:
+        read_trace(str(path))
+    assert "write arrival" in caught.value.hint

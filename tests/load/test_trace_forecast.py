@@ -86,7 +86,11 @@ def test_the_command_shows_two_plans(tmp_path, capsys: pytest.CaptureFixture[str
     document = json.loads(capsys.readouterr().out)
     assert document["schema"] == "turbofit.trace/1"
     assert [one["on"] for one in document["plans"]] == ["1xrtx3090", "2xl4"]
-    assert "median error" in document["basis"]
+    assert "6.4%, p90 16.1% over 50" in document["basis"]
+    assert "no figure of a vision model is published" in document["basis"]
+    saved.write_text(plan("qwen3-8b", "2xl4").to_json())
+    assert main([*command, "--vs", str(saved)]) == 2
+    assert "is of Qwen3-8B, not of InternVL2-2B" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,13 @@ def test_a_name_or_an_expression_exempts_a_layer(name: str, exempted: bool) -> N
     assert packing.exempts(INPUTS, 4) is exempted
 
 
+@pytest.mark.parametrize("expression", ["(([a-z._0-9])+)+#", ".*.*.*.*.*#", "(a|b){9}"])
+def test_an_expression_that_may_take_for_ever_is_refused(expression: str) -> None:
+    packing = Quantization(method="awq", bits=4, group_size=128, unconverted=(f"re:{expression}",))
+    with pytest.raises(UsageError, match="for ever"):
+        packing.exempts(INPUTS, 4)
+
+
 #: Bytes of files in GiB, of presets with their draft of 16 bits, but for g_idx (GPTQ's of
 #: many experts, 0.18); of language models alone.
 #: Source: the safetensors headers as docs of github.com/sinkarusa/jevemu list them.

@@ -52,11 +52,11 @@ def test_what_was_measured_needs_less(engine: str) -> None:
 
 @pytest.mark.parametrize("engine", ["turbomind", "pytorch"])
 def test_what_was_measured_is_believed_of_no_fuller_card(engine: str) -> None:
-    def plan(taken: int) -> Plan:
+    def plan(taken: int, **changed: str) -> Plan:
         machine = calibrated(0, engine=engine)
         card, (one,) = machine.gpus[0], machine.calibrations
         full = replace(card, used=card.used + taken, free=card.free - taken)
-        known = replace(one, free=card.free)
+        known = replace(one, free=card.free, **changed)
         on = replace(machine, gpus=(full,), calibrations=(known,))
         return api.plan(MODEL, on=on, engine=engine)
 
@@ -65,6 +65,9 @@ def test_what_was_measured_is_believed_of_no_fuller_card(engine: str) -> None:
     assert margin(fuller) == 256 * MIB
     (why,) = (one for one in fuller.reasons if one.startswith("estimates stand"))
     assert "were free on each GPU then" in why
+    for changed in ({"driver": "1.2.3"}, {"engine": "another"}, {"engine_version": "0.1"}):
+        other = plan(33 * MIB, **changed)
+        assert not [one for one in other.reasons if one.startswith("estimates stand")]
 
 
 def test_a_spread_larger_than_the_margin_adds_nothing_to_it() -> None:

@@ -49,7 +49,7 @@ def _unknown_option(name: str, ctx: click.Context) -> str:
     if commands:
         example = MANUAL[ctx.info_name or ""].examples[0]
         has = f"turbofit {', '.join(commands[:3])} {'have' if commands[1:] else 'has'} it"
-        return f"{has}, and {ctx.info_name} does not, as in {example}; "
+        return f"{has}; {ctx.info_name} is used as {example}; "
     if name in option_classes():
         return f"it is LMDeploy's, for behind --: turbofit serve MODEL -- {name}; "
     known = (option for one in ctx.command.params for option in one.opts if option[:2] == "--")

@@ -10,6 +10,7 @@ from typing import Final, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from turbofit.core.errors import UsageError
 from turbofit.core.images import AnyImageRule
 from turbofit.core.struct import Struct
 
@@ -30,6 +31,8 @@ __all__ = [
 Dtype = Literal["float16", "bfloat16", "float32"]
 
 #: A decoder's layer, or a module in it; those of a draft and of a tower begin otherwise.
+#: Repeats in a stranger's expression: each more multiplies the time that a search may take.
+_MOST_REPEATS: Final = 4
 _OF_LAYER: Final = r"(?:(?:model|language_model|llm)\.)*layers\.(\d{1,9})\.?(.*)"
 #: Parts of the names of all linear layers of a decoder with experts but these.
 _BESIDE_EXPERTS: Final = ("self_attn", "shared_experts", "mlp")
@@ -306,11 +309,27 @@ def _exempted(
             begin = of_layer[2].rstrip(".")
             single.setdefault(int(of_layer[1]), set()).add(f"{begin}." if begin else "")
         elif name.startswith("re:"):
-            with contextlib.suppress(re.error):
-                patterns.append(re.compile(name[3:]))
+            patterns += _expression(name[3:])
         else:
             parts.append(name)
     return single, patterns, parts
+
+
+def _expression(text: str) -> list[re.Pattern[str]]:
+    """A stranger's expression, compiled; none where it is no expression.
+
+    Raises:
+        UsageError: it repeats a group, or too often: it could take for ever.
+    """
+    if re.search(r"\)[*+{]", text) or len(re.findall(r"[*+{]", text)) > _MOST_REPEATS:
+        raise UsageError(
+            f"quantization_config exempts layers by the expression {text[:80]!r}, which may take"
+            " for ever",
+            hint="name the layers in the checkpoint's config.json",
+        )
+    with contextlib.suppress(re.error):
+        return [re.compile(text)]
+    return []
 
 
 class ModelSource(Struct):

@@ -149,6 +149,8 @@ def _section(heading: str, below: Any, sections: Mapping[str, ProfileSection]) -
         texts = value if isinstance(value, list) else [value]
         if not all(isinstance(text, (str, type(None))) for text in texts):
             hint = f"write {name}: VALUE"
+            if isinstance(value, dict):
+                hint += f""" (a JSON object stands in quotes: {name}: '{{"NAME": VALUE}}')"""
             raise UsageError(f"{heading}.{name} should be a value, or a list of them", hint=hint)
         refers = (str(text).startswith(_REFERENCES) and text not in _REFERENCES for text in texts)
         if name in section.secret and value is not None and not all(refers):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -23,6 +24,9 @@ _MOST_IMAGES: Final = 1024
 _LARGEST_SIDE: Final = 1 << 16
 #: What stands for an image of which a CSV says no size.
 _USUAL_IMAGE: Final = [1920, 1080]
+_CSV: Final = (
+    "write arrival, text tokens, images and answer tokens: 0.5,200,1,128 or 0.5,200,640x480,128"
+)
 
 Tokens = Annotated[int, msgspec.Meta(ge=0, le=_LONGEST_TEXT)]
 Side = Annotated[int, msgspec.Meta(ge=1, le=_LARGEST_SIDE)]
@@ -60,7 +64,10 @@ def read_trace(path: str) -> tuple[TracedRequest, ...]:
             hint="record one with turbofit serve MODEL --record-trace FILE",
         ) from None
     if path.lower().endswith(".csv"):
-        found = list(_of_table(data, path))
+        try:
+            found = list(_of_table(data, path))
+        except csv.Error as exc:
+            raise UsageError(f"{path} is no CSV of requests: {exc}", hint=_CSV) from None
     else:
         lines = ((number, line) for number, line in enumerate(data.splitlines(), 1) if line.strip())
         found = [decode(line, TracedRequest, what=f"line {n} of {path}") for n, line in lines]
@@ -80,8 +87,6 @@ def _of_table(data: bytes, path: str) -> Iterator[TracedRequest]:
 
     Images are their number, or ``640x480`` of each with spaces between.
     """
-    import csv
-
     for number, row in enumerate(csv.reader(data.decode("utf-8-sig", "replace").splitlines()), 1):
         cells = [cell.strip() for cell in row]
         if not cells or (number == 1 and cells[0][:1].isalpha()):
@@ -94,12 +99,11 @@ def _of_table(data: bytes, path: str) -> Iterator[TracedRequest]:
                 sizes = [_USUAL_IMAGE] * min(int(images), _MOST_IMAGES + 1)
             given = {"at": float(at), "prompt_tokens": int(prompt), "output_tokens": int(output)}
         except ValueError:
-            raise UsageError(
-                f"{where} is no request: {','.join(row)[:80]}",
-                hint="write arrival, text tokens, images and answer tokens: 0.5,200,1,128 or"
-                " 0.5,200,640x480,128",
-            ) from None
-        yield decode(to_json(given | {"images": sizes}), TracedRequest, what=where)
+            raise UsageError(f"{where} is no request: {','.join(row)[:80]}", hint=_CSV) from None
+        try:
+            yield decode(to_json(given | {"images": sizes}), TracedRequest, what=where)
+        except UsageError as exc:
+            raise UsageError(exc.message, hint=_CSV) from None
 
 
 def _from_zero(found: Sequence[TracedRequest]) -> tuple[TracedRequest, ...]:

@@ -19,8 +19,9 @@ from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.request_limits import RequestedImage, bounds_of, check_request
 from turbofit.gateway.limits.sharing import by_request, hold_images
 from turbofit.load.result import Spread, spread
+from turbofit.memory.calibrated import identity
 from turbofit.memory.engines import engine_named
-from turbofit.tuner.speed import group_rates, rates
+from turbofit.tuner.speed import group_rates
 from turbofit.tuner.trace import SimulatedEngine, TraceRequest, replay
 
 if TYPE_CHECKING:
@@ -32,6 +33,12 @@ if TYPE_CHECKING:
 __all__ = ["TRACE_SCHEMA", "TraceForecast", "TracedPlan", "trace_forecast"]
 
 TRACE_SCHEMA: Final = "turbofit.trace/1"
+#: The simulation beside published figures: errors of requests a second (the median, and nine of
+#: ten are within), and the least and the most of first tokens, as tests/bench/test_speed.py finds.
+RATE_ERRORS: Final = (0.064, 0.161)
+RATE_FIGURES: Final = 50
+FIRST_TOKENS: Final = (0.22, 2.0)
+FIRST_FIGURES: Final = 32
 
 
 class RefusedRequests(Struct):
@@ -93,13 +100,22 @@ def trace_forecast(
         file: how the trace is called.
 
     Raises:
-        UsageError: a plan's engine answers one request after the other, which is not simulated.
+        UsageError: a plan is of another model than the first, or its engine answers one request
+            after the other, which is not simulated.
     """
-    figures, count = rates(), len(trace)
+    model, count = plans[0].model, len(trace)
+    for plan in plans[1:]:
+        if identity(plan.model) != identity(model):
+            raise UsageError(
+                f"the other plan is of {plan.model.name}, not of {model.name}",
+                hint=f"turbofit plan MODEL --json > FILE saves one of {model.name}",
+            )
+    median, most = RATE_ERRORS
+    vision = "" if model.vision is None else ", and no figure of a vision model is published"
     return TraceForecast(
         turbofit_version=__version__,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        model=plans[0].model.name,
+        model=model.name,
         trace=file,
         requests=count,
         seconds=round(trace[-1].at, 3),
@@ -109,9 +125,10 @@ def trace_forecast(
         plans=tuple(_under(plan, trace) for plan in plans),
         basis=(
             f"estimate by the forecast's rates, no GPU: of requests a second the median error is "
-            f"{figures.median_error:.1%}, p90 {figures.p90_error:.1%} over {figures.error_figures} "
-            f"published figures of text models; first tokens are less certain "
-            f"(docs/accuracy.md#a-trace); prompts that begin alike count whole"
+            f"{median:.1%}, p90 {most:.1%} over {RATE_FIGURES} published figures of text models; "
+            f"first tokens were {FIRST_TOKENS[0]} to {FIRST_TOKENS[1]} times the published ones "
+            f"over {FIRST_FIGURES}{vision} (docs/accuracy.md#a-trace); prompts that begin alike "
+            f"count whole"
         ),
     )
 

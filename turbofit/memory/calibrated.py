@@ -52,33 +52,47 @@ def calibration_for(
     ``version`` is the account's generation. It is believed where at least as much is free before
     the context as when it was made: what was seen then is known of no fuller card.
     """
-    names = _names(gpus)
+    made = _made_of(machine, gpus, model, settings, engine, version)
+    found = (one for one in made if one.free <= _free(gpus) + _JITTER)
+    return max(found, key=lambda one: one.when, default=None)
+
+
+def _made_of(
+    machine: Machine,
+    gpus: Sequence[Gpu],
+    model: Model,
+    settings: Settings,
+    engine: str,
+    version: str,
+) -> list[Calibration]:
+    """The calibrations of just this, whatever was free."""
+    names = tuple(sorted(gpu.name for gpu in gpus))
     wanted = (identity(model), engine, version, names, str(machine.driver), settings.communicator)
-    found = [
+    return [
         one
         for one in machine.calibrations
         if (one.model, one.engine, one.engine_version, one.gpus, one.driver, one.communicator)
         == wanted
-        and one.free <= _free(gpus) + _JITTER
     ]
-    return max(found, key=lambda one: one.when, default=None)
 
 
-def unbelieved(machine: Machine, gpus: Sequence[Gpu], model: Model) -> str:
-    """A sentence that says why what was measured of a model does not count here; or nothing."""
-    wanted, free = (identity(model), _names(gpus)), _free(gpus)
-    made = (one.free for one in machine.calibrations if (one.model, one.gpus) == wanted)
-    least = min(made, default=0)
+def unbelieved(
+    machine: Machine,
+    gpus: Sequence[Gpu],
+    model: Model,
+    settings: Settings,
+    engine: str,
+    version: str,
+) -> str:
+    """A sentence that says why `calibration_for` believes none of what was made; or nothing."""
+    free, made = _free(gpus), _made_of(machine, gpus, model, settings, engine, version)
+    least = min((one.free for one in made), default=0)
     if least <= free + _JITTER:
         return ""
     return (
         f"estimates stand for what was calibrated: {format_bytes(least)} were free on each GPU"
         f" then, {format_bytes(free)} are now (turbofit calibrate MODEL --again)"
     )
-
-
-def _names(gpus: Sequence[Gpu]) -> tuple[str, ...]:
-    return tuple(sorted(gpu.name for gpu in gpus))
 
 
 def _free(gpus: Sequence[Gpu]) -> int:

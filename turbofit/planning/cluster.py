@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from turbofit.core.errors import UsageError
 from turbofit.core.machine import Machine
 from turbofit.planning.checks import plan_warnings
 from turbofit.planning.commands import commands
@@ -40,6 +41,11 @@ def plan_cluster(request: PlanRequest, cluster: Cluster) -> ClusterPlan:
     """
     from turbofit.tuner.cluster.cluster_plan import make_cluster_plan
 
+    if request.paced:
+        raise UsageError(
+            "a rate and its seconds are for one machine, not for a cluster",
+            hint="plan one kind of node with --on, and its part of the rate",
+        )
     made = make_cluster_plan(_anywhere(request), cluster, request.engine)
     nodes = tuple(_commanded(node) for node in made.nodes)
     made = replace(made, nodes=nodes)

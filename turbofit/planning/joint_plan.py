@@ -168,6 +168,10 @@ def joint_plan(
     """
     if len(requests) < 2 or len(shares or requests) != len(requests):
         raise UsageError("a joint plan needs two models or more, and a share for each", hint="")
+    if any(request.paced for request in requests):
+        raise UsageError(
+            "a rate and its seconds are for one model", hint="plan each model by itself"
+        )
     machine = machine_from(requests[0].on, gpus=requests[0].gpus)
 
     def planned(request: PlanRequest) -> Plan:

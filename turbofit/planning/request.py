@@ -303,6 +303,11 @@ class PlanRequest(Validated):
         return self.changed(**dict.fromkeys(names, tokens)) if names else self
 
     @property
+    def paced(self) -> bool:
+        """Whether the forecast of speed is asked to keep anything."""
+        return any(getattr(self, name) for name in PACE)
+
+    @property
     def workload(self) -> Workload:
         """What is promised to clients."""
         return Workload(

@@ -95,6 +95,11 @@ def _check(resolved: ResolvedRequest) -> None:
             f"least decides by memory, goal {workload.goal} by something else",
             hint="give only one of the two",
         )
+    if resolved.least and resolved.pace is not None:
+        raise UsageError(
+            "least decides by memory, a rate and its seconds by speed",
+            hint="give only one of the two",
+        )
     if workload.context is not None and "session_len" in resolved.fixed:
         raise UsageError("context and session_len are one setting", hint="give only one of the two")
     longest = resolved.model.text.max_position_embeddings

@@ -11,7 +11,7 @@ from turbofit.core.config_names import CONFIG_NAMES
 from turbofit.core.plan import ServeCommand
 from turbofit.core.struct import to_builtins
 from turbofit.memory.versions import OLDEST_SERVED, release
-from turbofit.planning.request import PACE, PlanRequest
+from turbofit.planning.request import PlanRequest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,9 +47,11 @@ def serve_command(plan: Plan, request: PlanRequest) -> ServeCommand | None:
         return None
     model = _word(plan.model, request.model)
     served = request_of(plan, model).changed(revision=plan.model.revision, gpus=request.gpus)
-    if any(getattr(request, name) for name in PACE) and not plan.by_group:
-        # `serve` is not asked for a pace: the shape that has it is named.
-        served = served.changed(tp=plan.parallel.tp, replicas=plan.parallel.replicas)
+    if request.paced and plan.engine.of_lmdeploy and not plan.by_group:
+        # `serve` is not asked for a pace: what has it is named.
+        sizes = ("max_batch_size", "max_prefill_token_num")
+        named = {name: getattr(plan.settings, name) for name in sizes}
+        served = served.changed(tp=plan.parallel.tp, replicas=plan.parallel.replicas, **named)
     if not is_prediction(plan) and plan.machine.source != _MEASURED:
         context = plan.kv.longest_request_tokens or plan.settings.session_len
         served = _with_limits(served, plan.model, plan.limits, context)

@@ -164,13 +164,13 @@ def _parallel_reason(fit: EngineFit) -> str:
 
 
 def _warnings(fit: EngineFit) -> Iterator[str]:
-    """What a person should know; values that are not kept in full first."""
+    """What a person should know; a pace and values that are not kept in full first."""
     request, best = fit.request, fit.best
+    if best.slow:
+        yield f"no shape that promises as much does better: {pace_words(request, best)}"
     if fit.fits:
         yield from unkept(request, best.settings.session_len, fit.tokens)
         yield from beyond_model(request, best.settings.session_len)
-    if best.slow:
-        yield f"no shape of these GPUs does better: {pace_words(request, best)}"
     if best.fits:
         yield from _of_fitting(fit)
     if request.model.needs_remote_code:

@@ -101,10 +101,19 @@ def test_the_page_says_them() -> None:
     ("option", "text", "said"),
     [
         ("default_sampling", '{"temperature": 3}', "temperature 3: it should be 2.0 or less"),
-        ("default_sampling", '{"temprature": 1}', "temprature is nothing"),
+        ("default_sampling", '{"temprature": 1}', "--default-sampling has no 'temprature'"),
         ("default_sampling", "[1]", "is no JSON object"),
         ("default_chat_template_kwargs", "enable_thinking=false", "is no JSON object"),
         ("default_chat_template_kwargs", '{"chat_template": "x"}', "may not hold 'chat_template'"),
+        ("default_chat_template_kwargs", json.dumps({"x": "a" * 20_000}), "20,009 bytes"),
+        (
+            "default_chat_template_kwargs",
+            json.dumps(dict.fromkeys("a" * n for n in range(65))),
+            "65",
+        ),
+        ("default_chat_template_kwargs", r'{"x": ["\ud800"]}', "half a surrogate pair"),
+        ("default_chat_template_kwargs", '{"x": NaN}', "NaN"),
+        ("default_chat_template_kwargs", '{"x": 1e999}', "Infinity"),
     ],
 )
 def test_wrong_ones_are_refused_by_the_option_s_name(option: str, text: str, said: str) -> None:

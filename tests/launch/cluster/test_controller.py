@@ -221,6 +221,25 @@ def test_a_drain_ends_the_server_then_gives_the_cards_back(world: World) -> None
     assert states(made)["host-1"] == "drained"
 
 
+def test_a_node_that_is_drained_while_it_joins_is_not_heard_as_a_server(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.add(1, "2xrtx3090")
+    made = world.controller()
+    ticks(made)
+    world.add(2, "2xrtx3090")
+    outcome, late = ray_adapter.outcome, ray_adapter.ResultTimeoutError("late")
+    monkeypatch.setattr(
+        ray_adapter, "outcome", lambda one, s: late if isinstance(one, tuple) else outcome(one, s)
+    )
+    made.tick()
+    assert states(made)["host-2"] == "joining"
+    made.answer({"kind": "drain", "node": "host-2"})
+    monkeypatch.setattr(ray_adapter, "outcome", outcome)
+    ticks(made)
+    assert states(made) == {"host-1": "serving", "host-2": "drained"}
+
+
 def test_an_urgent_end_still_lets_the_actors_pass_it_on(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

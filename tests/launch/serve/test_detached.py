@@ -81,9 +81,10 @@ def test_a_server_in_the_background_starts_no_other(
     monkeypatch.setattr("turbofit.launch.serve.detached.serve_detached", started.append)
     shown: list[bool] = []
     monkeypatch.setattr(
-        "turbofit.cli.commands.serve._one_model", lambda *given: shown.append(given[-1].as_json)
+        "turbofit.cli.commands.serve._one_model",
+        lambda *given: shown.append(given[-1].as_json) or 0,
     )
-    main(["serve", "m", *words, "--pretend", "--on", "1xrtx3090"])
+    assert main(["serve", "m", *words, "--pretend", "--on", "1xrtx3090"]) == 0
     assert (started, shown) == ([], [False])
 
 

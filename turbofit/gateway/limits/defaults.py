@@ -12,10 +12,15 @@ from pydantic import Field
 
 from turbofit.core.errors import UsageError
 from turbofit.core.struct import Struct
-from turbofit.core.synonyms import guess
+from turbofit.core.synonyms import guess, meant
 from turbofit.core.validation import Metavar, Validated, parsed
 from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.limits.parameters import ANSWER_LENGTHS, RULES, TEMPLATE_ARGUMENTS
+from turbofit.gateway.limits.parameters import (
+    ANSWER_LENGTHS,
+    MOST_TEMPLATE_ARGUMENTS,
+    RULES,
+    TEMPLATE_ARGUMENTS,
+)
 from turbofit.gateway.limits.rules import Scope
 
 if TYPE_CHECKING:
@@ -29,6 +34,8 @@ _ALSO_ARGUMENTS: Final = ("enable_thinking", "reasoning_effort")
 #: Where Transformers looks for a template.
 _TEMPLATE_FILES: Final = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
 _LARGEST: Final = 64 << 20
+#: Bytes of the template's arguments, which stand in every request; fewer than any request may have.
+_LARGEST_ARGUMENTS: Final = 16 << 10
 _WORD: Final = re.compile(r"[A-Za-z_]\w*")
 _NO_RANGE: Final = Scope()
 
@@ -58,7 +65,9 @@ def _object(text: str, name: str) -> dict[str, Any]:
 
 
 def _sampling(text: str, name: str) -> dict[str, Any]:
-    found = _object(text, name)
+    found, known = _object(text, name), SamplingDefaults.model_fields
+    for one in found.keys() - known:
+        raise UsageError(f"{name} has no {one[:60]!r}", hint=meant(one, known))
     try:
         return SamplingDefaults.of(**found).given()
     except UsageError as exc:
@@ -69,6 +78,19 @@ def _arguments(text: str, name: str) -> dict[str, Any]:
     found = _object(text, name)
     for one in TEMPLATE_ARGUMENTS.intersection(found):
         raise UsageError(f"{name} may not hold {one!r}: it is the server's", hint="leave it out")
+    try:
+        size = len(json.dumps(found, ensure_ascii=False, allow_nan=False).encode())
+    except (ValueError, RecursionError):
+        raise UsageError(
+            f"{name} holds what no request can: NaN, Infinity, half a surrogate pair, or too many"
+            " lists in each other",
+            hint="leave it out",
+        ) from None
+    if len(found) > MOST_TEMPLATE_ARGUMENTS or size > _LARGEST_ARGUMENTS:
+        raise UsageError(
+            f"{name} has {len(found)} names and {size:,} bytes",
+            hint=f"at most {MOST_TEMPLATE_ARGUMENTS} names and {_LARGEST_ARGUMENTS:,} bytes",
+        )
     return found
 
 

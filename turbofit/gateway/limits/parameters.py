@@ -26,7 +26,10 @@ from turbofit.gateway.limits.rules import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["ANSWER_LENGTHS", "DIFFERENT", "GENERATION", "RULES", "TEMPLATE_ARGUMENTS", "passed"]
+__all__ = [
+    "ANSWER_LENGTHS", "DIFFERENT", "GENERATION", "MOST_TEMPLATE_ARGUMENTS", "RULES",
+    "TEMPLATE_ARGUMENTS", "passed",
+]  # fmt: skip
 
 #: Strings that stop an answer. LMDeploy looks for each in its whole vocabulary, on the event loop
 #: (lmdeploy lmdeploy/tokenizer.py::HuggingFaceTokenizer.indexes_containing_token #799721):
@@ -276,6 +279,7 @@ ANSWER_LENGTHS: Final[Mapping[str, tuple[str, ...]]] = {
     "responses": ("max_output_tokens",),
 }
 
+MOST_TEMPLATE_ARGUMENTS: Final = 64
 #: Arguments of Transformers' apply_chat_template, which LMDeploy passes ``chat_template_kwargs``
 #: to: a template of the client's own runs on the event loop for as long as it likes.
 TEMPLATE_ARGUMENTS: Final = frozenset(

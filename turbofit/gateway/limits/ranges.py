@@ -9,7 +9,13 @@ import msgspec
 
 from turbofit.gateway.limits.gate import UNSTATED
 from turbofit.gateway.limits.grammars import check_format, check_tools
-from turbofit.gateway.limits.parameters import ANSWER_LENGTHS, DIFFERENT, RULES, TEMPLATE_ARGUMENTS
+from turbofit.gateway.limits.parameters import (
+    ANSWER_LENGTHS,
+    DIFFERENT,
+    MOST_TEMPLATE_ARGUMENTS,
+    RULES,
+    TEMPLATE_ARGUMENTS,
+)
 from turbofit.gateway.limits.request_limits import shown
 from turbofit.gateway.limits.rules import Scope, refused
 
@@ -27,7 +33,6 @@ __all__ = ["hold_fields", "hold_parameters", "lower_answer", "most_tokens", "sco
 _MOST_MESSAGES: Final = 8192
 _CONVERSATIONS: Final = ("messages", "input", "system")
 _TEMPLATE: Final = "chat_template_kwargs"
-_MOST_TEMPLATE_ARGUMENTS: Final = 64
 #: What a chat template adds by itself: the longest system prompt of LMDeploy's templates has 509
 #: bytes. Over; under for a checkpoint's own template that adds more. What it adds to a message is
 #: less than the JSON around it. lmdeploy lmdeploy/model.py::InternVLZH.__init__ #e83568
@@ -148,9 +153,9 @@ def _check_template(arguments: Any) -> None:
         return
     if not isinstance(arguments, dict):
         raise refused(_TEMPLATE, "is no object")
-    if len(arguments) > _MOST_TEMPLATE_ARGUMENTS:
+    if len(arguments) > MOST_TEMPLATE_ARGUMENTS:
         raise refused(
-            _TEMPLATE, f"has {len(arguments)} names, the limit is {_MOST_TEMPLATE_ARGUMENTS}"
+            _TEMPLATE, f"has {len(arguments)} names, the limit is {MOST_TEMPLATE_ARGUMENTS}"
         )
     for name in arguments:
         if name in TEMPLATE_ARGUMENTS:

@@ -140,6 +140,8 @@ class NodeState:
 
     def be(self, state: str, why: str = "", again: float = _AGAIN_SECONDS) -> None:
         """Change the state, with the reason, and try again after so many seconds."""
+        if self.state == "joining":
+            self.pending = None  # a measurement, which no other state waits for
         self.state, self.why, self.again = state, why, time.monotonic() + again
 
 

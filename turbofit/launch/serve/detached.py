@@ -54,6 +54,7 @@ def serve_detached(words: Sequence[str]) -> DetachedServer:
     interrupted: list[int] = []
     # Between the start and the wait a KeyboardInterrupt would leave a server that nobody knows.
     usual = signal.signal(signal.SIGINT, lambda number, _: interrupted.append(number))
+    child = None
     try:
         with log.open("wb") as file:
             child = subprocess.Popen(
@@ -61,19 +62,19 @@ def serve_detached(words: Sequence[str]) -> DetachedServer:
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=file,
                 env={**os.environ, DETACHED: "1"}, start_new_session=True,
             )  # fmt: skip
-    finally:
+        assert child.stdout is not None
         signal.signal(signal.SIGINT, usual)
-    assert child.stdout is not None
-    try:
         if interrupted:
             raise KeyboardInterrupt
-        url = child.stdout.readline().decode("utf-8", "replace").strip()
+        with child.stdout:
+            url = child.stdout.readline().decode("utf-8", "replace").strip()
     except BaseException:
-        child.send_signal(signal.SIGTERM)
-        child.wait()
+        if child is not None:
+            child.send_signal(signal.SIGTERM)
+            child.wait()
         raise
     finally:
-        child.stdout.close()
+        signal.signal(signal.SIGINT, usual)
     return DetachedServer(child.pid, url, log, None if url else child.wait())
 
 

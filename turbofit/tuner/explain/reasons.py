@@ -8,7 +8,7 @@ from typing import Final
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
-from turbofit.core.messages import indices, plural
+from turbofit.core.messages import BY_FORECAST, indices, plural
 from turbofit.core.plan import LimitCost, UsualImage
 from turbofit.core.units import format_bytes, three_digits
 from turbofit.memory.account import RATIO_STEPS, Account, Engine
@@ -28,6 +28,8 @@ __all__ = [
 
 #: Width and height of the picture that most people send: a screen.
 _USUAL_SIZE: Final = (1920, 1080)
+#: Source: docs/accuracy.md, "Beside published figures".
+_FIRST_TOKENS: Final = "under: published ones of text models under load were 4 to 28 times as long"
 #: Less than this share of a step on links is not what decides.
 _MUCH: Final = 0.1
 
@@ -44,7 +46,14 @@ def reasons(fit: EngineFit, account: Account) -> Iterator[str]:
         yield kept
     if account.calibration is not None:
         yield calibration_reason(account.calibration)
-    elif doubt := unbelieved(request.machine, account.gpus, request.model):
+    elif doubt := unbelieved(
+        request.machine,
+        account.gpus,
+        request.model,
+        account.settings,
+        fit.engine.name,
+        fit.engine.version,
+    ):
         yield doubt
     yield from _margin(request, account)
     rank = "least memory" if request.least else "best rank"
@@ -289,17 +298,20 @@ def pace_words(request: ResolvedRequest, one: Evaluation) -> str:
     wish, found = request.pace, one.pace
     if wish is None or found is None:
         return ""
+    unknown = "no error is known"
+    text = request.model.vision is None
+    error = f"median error {rates().median_error:.1%}" if text else unknown
     rows = (
-        ("--rate", wish.rate, found.rate, "requests a second"),
-        ("--first-token", wish.first_token, found.first_token, "s"),
-        ("--per-token", wish.per_token, found.per_token, "s"),
+        (wish.rate, found.rate, "requests a second", error),
+        (wish.first_token, found.first_token, "s to the first token", _FIRST_TOKENS),
+        (wish.per_token, found.per_token, "s a token", unknown),
     )
-    told = ", ".join(
-        f"{name} {wished:g}: {now:.3g} {unit}" for name, wished, now, unit in rows if wished and now
+    told = "; ".join(
+        f"{three_digits(now)} of {wished:g} {what} ({doubt})"
+        for wished, now, what, doubt in rows
+        if wished and now
     )
-    kept = "kept" if not one.slow else f"missed by {one.slow:.0%}"
-    error = f"median error {rates().median_error:.1%}, first tokens less certain"
-    return f"{kept} by the forecast ({error}): {told}"
+    return f"{'missed' if one.slow else 'kept'}{BY_FORECAST}{told}"
 
 
 def beyond_model(request: ResolvedRequest, session_len: int) -> Iterator[str]:
