@@ -23,7 +23,8 @@ def missing(tag: str, root: Path = ROOT) -> list[str]:
     found = [] if tag == f"v{version}" else [f"the tag is {tag}, the version {version}"]
     if not re.search(rf"^## {re.escape(version)}\b", text("CHANGELOG.md"), re.MULTILINE):
         found.append(f"CHANGELOG.md has no section {version}")
-    if re.search(r"^## Unreleased\n+- ", text("CHANGELOG.md"), re.MULTILINE):
+    unreleased = said(r"^## Unreleased$((?:\n(?!## ).*)*)", "CHANGELOG.md")
+    if re.search("^- ", unreleased, re.MULTILINE):
         found.append("CHANGELOG.md has unreleased changes")
     for pattern, name in (
         (r'^version: "?([^"\n]+)"?$', "CITATION.cff"),

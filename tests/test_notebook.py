@@ -30,7 +30,7 @@ def shell(line):
 def program(*, calibrates: bool) -> str:
     """The cells as a script; what downloads, or takes minutes, is left out."""
     lines = []
-    for line in "\n".join(CELLS).splitlines():
+    for line in "\n".join(CELLS).replace('SOURCE = ""', 'SOURCE = "set"').splitlines():
         if line.startswith(("!pip", "!cat")) or ("calibrate" in line and not calibrates):
             continue
         told = line.replace("turbofit calibrate {MODEL}",
@@ -71,6 +71,15 @@ def test_its_last_cells_run(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Calibration of Qwen2-VL-2B-Instruct" in done.stdout
     assert "ran on pretend GPUs: it says nothing of any card" in done.stderr
+
+
+def test_it_installs_nothing_until_its_source_is_set() -> None:
+    cell = next(one for one in CELLS if "!pip" in one)
+    before, _, line = cell.partition("!pip")
+    assert line.endswith('"turbofit[lmdeploy] @ {SOURCE}"')
+    with pytest.raises(AssertionError, match="set SOURCE to git"):
+        exec(before, {})
+    exec(before.replace('""', '"git+https://example.com/turbofit"', 1), {})
 
 
 def test_the_models_of_its_table_fit() -> None:

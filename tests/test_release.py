@@ -113,8 +113,11 @@ def test_a_tag_that_is_not_ready_is_refused(tmp_path: Path) -> None:
     version = turbofit.__version__
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     root = copied(tmp_path, pyproject=('url = ""', f'url = "{URL}"'))
-    done = [line for line in missing(f"v{version}", root) if "unreleased" not in line]
-    assert done == []
+    assert missing(f"v{version}", root) == []
+    for above in ("", "### Added\n\n"):
+        more = f"## Unreleased\n\n{above}- A thing.\n"
+        (root / "CHANGELOG.md").write_text(text.replace("## Unreleased\n", more))
+        assert missing(f"v{version}", root) == ["CHANGELOG.md has unreleased changes"]
     assert missing("v9.9", root)[0] == f"the tag is v9.9, the version {version}"
     (root / "CHANGELOG.md").write_text(text.replace(f"## {version}", "## 0.0.1"))
     assert f"CHANGELOG.md has no section {version}" in missing(f"v{version}", root)

@@ -82,6 +82,11 @@ def test_pages_are_there() -> None:
         assert (ROOT / target).exists(), target
 
 
+def test_nobody_is_sent_to_an_index_that_does_not_have_it() -> None:
+    assert "in no package index yet" in SKILL
+    assert not re.search(r"pip install \"?turbofit", SKILL + LLMS)
+
+
 def test_the_skill_has_its_head() -> None:
     head = SKILL.split("---")[1]
     assert re.search(r"^name: turbofit$", head, re.MULTILINE)

@@ -76,6 +76,8 @@ def _readings(one: SharedRun) -> Iterator[str]:
         elif size % _PAGE:
             yield f"GPU {index} had {size} bytes in use: a card hands out whole pages"
     for card in cards:
+        if not card.used:
+            yield f"GPU {card.index} was calibrated, and read at no phase"
         ledger = _ledger(one, card.index)
         least = card.before + _bytes(ledger, "weights") + _bytes(ledger, "kv_cache") // 2
         if any(size < least for size in card.used.values()):

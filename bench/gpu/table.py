@@ -34,6 +34,7 @@ def page(found: Sequence[Results]) -> str:
     before, _, rest = text.partition(_BEGIN)
     after = rest.partition(_END)[2]
     rows = [row for key in preset_names() for row in _card(key, found)]
+    rows += [row for one in found if one.preset is None for row in _rows(one.gpu.name, one)]
     body = "\n".join(table(_HEAD, rows))
     return f"{before}{_BEGIN}\n\n{body}\n{_END}{after}"
 
@@ -44,25 +45,24 @@ def write() -> None:
 
 
 def _card(key: str, found: Sequence[Results]) -> list[tuple[str, ...]]:
-    mine = [one for one in found if one.preset == key]
-    rows = [
-        _row(key, one, document, plan) for one in mine for _, document, plan in one.trials()
-    ]  # fmt: skip
+    rows = [row for one in found if one.preset == key for row in _rows(key, one)]
     return rows or [(key, "nobody yet", *[""] * (len(_HEAD) - 2))]
 
 
-def _row(key: str, one: Results, document: dict[str, Any], plan: Plan) -> tuple[str, ...]:
-    over = _peak(document, plan)
-    share = abs(over) / plan.gpus[0].total
-    return (
-        key, plan.model.name, plan.engine.name, f"{over / MIB:+.0f} MiB, {share:.2%} of the card",
-        str(one.packages.get("lmdeploy")), str(one.machine.driver), one.day,
-    )  # fmt: skip
+def _rows(card: str, one: Results) -> Iterator[tuple[str, ...]]:
+    for name, plan in one.plans.items():
+        yield (
+            card, plan.model.name, plan.engine.name, _peak(one.documents[name], plan),
+            str(one.packages.get("lmdeploy")), str(one.machine.driver), one.day,
+        )  # fmt: skip
 
 
-def _peak(document: dict[str, Any], plan: Plan) -> int:
+def _peak(document: dict[str, Any], plan: Plan) -> str:
     """Forecast less measured at the most that was in use, of the card that is furthest off."""
-    return max(_over(document["phases"], plan), key=abs)
+    over = max(_over(document.get("phases", []), plan), key=abs, default=None)
+    if over is None:
+        return "no calibration in it"
+    return f"{over / MIB:+.0f} MiB, {abs(over) / plan.gpus[0].total:.2%} of the card"
 
 
 def _over(rows: Sequence[dict[str, Any]], plan: Plan) -> Iterator[int]:

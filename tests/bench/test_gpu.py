@@ -99,6 +99,9 @@ FORGED = {
     "bytes in use of": with_used(ONE, 200 << 30),
     "whole pages": with_used(ONE, ONE.seen[0].cards[0].used["sampling"] + 1),
     "less in use than its weights": with_used(ONE, ONE.seen[0].cards[0].before),
+    "was calibrated, and read at no phase": replace(
+        ONE, seen=(replace(ONE.seen[0], cards=(replace(ONE.seen[0].cards[0], used={}),)),)
+    ),
     "was measured as it was forecast": as_forecast(ONE),
     "is off by whole MiB": replace(
         ONE, seen=(replace(ONE.seen[0], free=(ONE.seen[0].free or 0) - 36107716 + 36 * MIB),)
@@ -143,6 +146,13 @@ def test_files_are_checked_and_kept(
     assert file.name == "nvidia-h200-internvlchatmodel-turbomind-2026-11-26.json"
     assert "InternVLChatModel | turbomind | +199 MiB, 0.14% of the card" in page.read_text()
     assert observed(file).preset == "h200"
+
+
+def test_a_card_without_a_preset_and_a_run_without_a_calibration_have_rows(tmp_path: Path) -> None:
+    file = tmp_path / "new.json"
+    file.write_text(to_json(with_gpu(replace(ONE, seen=()), name="NVIDIA New 1")))
+    (row,) = [line for line in table.page([observed(file)]).splitlines() if "New 1" in line]
+    assert row.startswith("| NVIDIA New 1 | InternVLChatModel | turbomind | no calibration in it |")
 
 
 def test_the_page_has_the_table_of_what_is_kept() -> None:
