@@ -108,7 +108,7 @@ def _compressed(section: Section) -> Quantization:
     found = _checked(weights, "compressed-tensors", weights.integer("num_bits", 4), section)
     if not found.of_experts and not group.string("format", ""):
         # KeyError 'format'. Experts alone are the PyTorch engine's.
-        # lmdeploy turbomind/converter.py::get_tm_config #e9ecd9
+        # lmdeploy turbomind/converter.py::get_tm_config #7c931e
         raise UsageError(
             f"{section.what}: LMDeploy {REFERENCE} does not start from config_groups without a"
             " format",
