@@ -24,7 +24,7 @@ from turbofit.model.parameters import stored_bytes
 from turbofit.model.presets import (
     HUB_ID,
     find_preset,
-    known_presets,
+    four_bits,
     load_preset,
     nearest_names,
     preset_model,
@@ -162,7 +162,7 @@ def _of_ollama(text: str) -> Name:
             f"no model is known as {text[:80]!r}",
             hint=f"near it are {', '.join(near)}" if near else f"Ollama has GGUF: {made_of}",
         )
-    four = load_preset(model).awq if find_preset(model) == model else None
+    four = four_bits(model) if find_preset(model) == model else None
     plain = f"Ollama's {text} is GGUF, which LMDeploy does not run"
     if four and re.match(r"i?q4|qat", bits):
         return Name(four, None, (f"{plain}: {four} is what has 4 bits here",))
@@ -176,8 +176,7 @@ def _here(preset: str | None) -> str:
     if preset is None or find_preset(preset) != preset:
         return preset or "name the safetensors checkpoint that it was made of"
     known = load_preset(preset)
-    others = (name for name in known_presets() if name.startswith(f"{preset}-int4"))
-    packed = known.awq or next(others, None)
+    packed = four_bits(preset)
     four = f", and {packed} its 4 bits" if packed else "; of 4 bits none is known here"
     return f"{preset} is the checkpoint {known.hub_id} in 16 bits{four}"
 
