@@ -201,8 +201,10 @@ def _parts(name: str) -> tuple[str | None, list[JsonObject], str]:
     of_owner = preset is None or load_preset(preset).hub_id.lower().startswith(f"{owner}/")
     for end in _data()["ends"]:
         pattern = rf"(?:^|-)(?:{end['words']})(?=-|$)"
-        if re.search(pattern, rest) and (of_owner or not owner or not end.get("of_owner")):
-            found.append(end)
+        its = of_owner or not owner or not end.get("of_owner")
+        if (word := re.search(pattern, rest)) and its and end.get("owner", owner) == owner:
+            why = {"why": end["why"].format(word=word[0].strip("-"))} if "why" in end else {}
+            found.append({**end, **why})
             rest = re.sub(pattern, "", rest)
     return preset, found, rest.strip("-")
 
@@ -235,6 +237,9 @@ def by_its_name(hub_id: str, unread: str, *, guess: bool) -> Model | str:
     if not guess or model is None or others or (runs and model.quantization):
         return f"; the preset {preset} is near by its name" if preset else ""
     said = f"{unread}: its shapes are assumed to be those of the preset {preset}"
+    if runs and runs["method"] == "gptq" and model.text.delta is not None:
+        # TurboMind runs it by what its config leaves in 16 bits, which a name does not say.
+        return f"; {preset} is near by its name, but whether LMDeploy runs it its config.json says"
     if runs:
         stored = msgspec.convert(runs, Quantization)
         dtype = model.dtype if stored.method == "fp8" else "float16"
