@@ -114,7 +114,7 @@ def _compressed(section: Section) -> Quantization:
             " format",
             hint=f'add "format": "{stored}" to its group_0 in config.json',
         )
-    return found
+    return replace(found, asymmetric=not weights.boolean("symmetric", True))
 
 
 def _check_groups(weights: Section, outer: Section) -> None:
