@@ -88,13 +88,21 @@ def digest(node: ast.AST) -> str:
             child.annotation = None
         elif isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
             child.returns = None
+        elif isinstance(child, ast.AnnAssign):
+            child.annotation = ast.Constant(None)
         elif isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant):
             child.value = ast.Constant(None)
-    words = []
-    for child in ast.walk(node):
-        fields = [one for _, one in ast.iter_fields(child) if isinstance(one, (str, int, float))]
-        words.append(f"{type(child).__name__}{fields}")
-    return hashlib.sha256("".join(words).encode()).hexdigest()[:6]
+    return hashlib.sha256(_written(node).encode()).hexdigest()[:6]
+
+
+def _written(node: object) -> str:
+    """A tree as `ast.dump` writes it, without empty fields, which Pythons differ in."""
+    if isinstance(node, list):
+        return f"[{', '.join(map(_written, node))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = [(name, one) for name, one in ast.iter_fields(node) if one is not None and one != []]
+    return f"{type(node).__name__}({', '.join(f'{name}={_written(one)}' for name, one in fields)})"
 
 
 def named(source: str, name: str) -> ast.AST | None:

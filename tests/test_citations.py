@@ -50,6 +50,9 @@ def test_a_hash_is_of_what_code_does() -> None:
     assert of("def f(a: int) -> int:\n    # more\n    return (a +\n            8)\n") == plain
     assert of("def f(a):\n    return a + 16\n") != plain
     assert of("if a:\n    b()\nelse:\n    c()\n") != of("if a:\n    c()\nelse:\n    b()\n")
+    assert of("if a:\n    b()\nelse:\n    c()\n") != of("if a:\n    b()\n    c()\n")
+    assert of("b = a[1:]\n") != of("b = a[:1]\n")
+    assert of("a: int = 8\n") == of("a: float = 8\n")
 
 
 def test_the_version_that_plans_are_for_stands_in_one_place() -> None:

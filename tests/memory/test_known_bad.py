@@ -111,19 +111,40 @@ CASES = {
         ("0.10.1", "0.18"),
         [launch("internvl2-8b"), launch("qwen2.5-7b", enable_prefix_caching=True)],
     ),
+    "prefix-cache-images-pytorch": (
+        launch("qwen2-vl-7b", enable_prefix_caching=True), "pytorch", ("0.6.0", "0.10.0"),
+        ("0.10.1", "0.18"),
+        [launch("qwen2-vl-7b"), launch("qwen2.5-7b", enable_prefix_caching=True)],
+    ),
+    "prefix-cache-off-turbomind-qwen3.5": (
+        launch("qwen3.5-35b-a3b", enable_prefix_caching=True), "turbomind", ("0.12.0", "0.14.0"),
+        ("0.15.0", "0.18"),
+        [launch("qwen3.5-35b-a3b"), launch("internvl2-8b", enable_prefix_caching=True)],
+    ),
     "prefix-cache-off-turbomind": (
-        launch("internvl2-8b", enable_prefix_caching=True), "turbomind", ("0.10.1", "0.14.0"),
-        ("0.10.0", "0.15.0", "0.18"),
-        [launch("internvl2-8b"), launch("qwen2.5-7b", enable_prefix_caching=True)],
+        launch("internvl2-8b", enable_prefix_caching=True), "turbomind", ("0.10.1", "0.15.0"),
+        ("0.10.0", "0.16.0", "0.18"),
+        [launch("internvl2-8b"), launch("qwen3.5-27b", enable_prefix_caching=True)],
+    ),
+    "prefix-cache-off-turbomind-front-end": (
+        launch("llava-1.5-7b", enable_prefix_caching=True), "turbomind", ("0.10.1", "0.12.3"),
+        ("0.10.0", "0.14.0"),
+        [launch("llava-1.5-7b"), launch("internvl2-8b", enable_prefix_caching=True)],
+    ),
+    "prefix-cache-off-pytorch-all": (
+        launch("qwen3-vl-8b", enable_prefix_caching=True), "pytorch", ("0.10.1", "0.13.0"),
+        ("0.10.0", "0.14.0", "0.18"),
+        [launch("qwen3-vl-8b"), launch("qwen3-8b", enable_prefix_caching=True)],
     ),
     "prefix-cache-off-pytorch": (
-        launch("qwen2.5-vl-7b", enable_prefix_caching=True), "pytorch", ("0.10.1", "0.18"),
-        ("0.10.0",),
+        launch("qwen2.5-vl-7b", enable_prefix_caching=True), "pytorch", ("0.14.0", "0.18"),
+        ("0.10.0", "0.13.0"),
         [launch("qwen2.5-vl-7b"), launch("qwen3-vl-8b", enable_prefix_caching=True)],
     ),
     "delta-experts-volta-speed": (
         launch("qwen3.6-35b-a3b-awq", (7, 0)), "turbomind", ("0.12.2", "0.18"), ("0.12.1",),
-        [launch("qwen3.6-35b-a3b-awq", (7, 5)), launch("qwen3.6-27b-awq", (7, 0))],
+        [launch("qwen3.6-35b-a3b-awq", (7, 5)), launch("qwen3.6-27b-awq", (7, 0)),
+         launch("qwen3.6-35b-a3b-gptq-int4", (7, 0))],
     ),
 }  # fmt: skip
 
@@ -153,8 +174,9 @@ def test_a_row_is_said_of_its_launches_and_versions_alone(name: str):
 @pytest.mark.parametrize("row", ROWS.values(), ids=lambda row: row.id)
 def test_a_row_names_threads_and_who_confirms_it(row: KnownProblem):
     assert row.sources
+    place = r"(issues|pull)/\d+|blob/[0-9a-f]{40}/[\w./-]+"
     for source in row.sources:
-        assert re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+/(issues|pull)/\d+", source)
+        assert re.fullmatch(rf"https://github\.com/[\w.-]+/[\w.-]+/({place})", source)
     assert re.search(r"maintainer|users|fix", row.confirmed)
     assert row.sources[0] in row.cause
     assert row.instead in row.warning

@@ -171,6 +171,7 @@ def test_folders_that_are_not_here_are_said_to_be_none(
         ("Qwen/Qwen2.5-VL-7B-Instruct-GPTQ-Int4", "qwen2.5-vl-7b", "gptq"),
         ("RedHatAI/Qwen2.5-VL-7B-Instruct-quantized.w4a16", "qwen2.5-vl-7b", "compressed-tensors"),
         ("Qwen/Qwen3-8B-FP8", "qwen3-8b", "fp8"),
+        ("cyankiwi/Qwen3.5-9B-AWQ-4bit", "qwen3.5-9b", "compressed-tensors"),
         ("OpenGVLab/InternVL2_5-8B-MPO", "internvl2.5-8b", None),
         ("huihui-ai/Qwen2.5-VL-7B-Instruct-abliterated", "qwen2.5-vl-7b", None),
     ],
@@ -205,6 +206,7 @@ def test_siblings_are_planned_from_the_preset_and_say_what_is_assumed(
         ("nvidia/Llama-3.1-8B-Instruct-NVFP4", "NVFP4"),
         ("mlx-community/Qwen2.5-VL-7B-Instruct-MLX-4bit", "MLX"),
         ("somebody/InternVL3-8B-lora", "turbofit merge"),
+        ("Intel/Qwen3-8B-int4-AutoRound", "by its name it is int4-autoround"),
     ],
 )
 def test_what_no_engine_runs_is_said_by_its_name(name: str, why: str) -> None:
@@ -229,6 +231,15 @@ def test_a_name_that_says_another_shape_is_not_guessed(hub_id: str) -> None:
     with pytest.raises(UsageError, match="forbids the network") as error:
         resolve_model(hub_id)
     assert "is near by its name" in error.value.hint
+
+
+@pytest.mark.parametrize(
+    "hub_id", ["Qwen/Qwen3.6-27B-GPTQ-Int4", "palmfuture/Qwen3.8-27B-GPTQ-Int4"]
+)
+def test_what_a_config_alone_decides_is_not_refused_by_a_name(hub_id: str) -> None:
+    with pytest.raises(UsageError, match="forbids the network") as error:
+        resolve_model(hub_id)
+    assert "whether LMDeploy runs it its config.json says" in error.value.hint
 
 
 def test_what_the_owner_of_an_unknown_model_stores_is_not_said() -> None:

@@ -14,6 +14,7 @@ from turbofit.core.struct import decode, to_json
 from turbofit.model.families.engines import engine_problem
 from turbofit.model.presets import (
     find_preset,
+    four_bits,
     known_presets,
     load_preset,
     nearest_names,
@@ -95,6 +96,18 @@ def test_nearest_names():
     assert nearest_names("zzzzzz") == []
 
 
+@pytest.mark.parametrize(
+    ("typed", "preset"),
+    [
+        ("internvl35-9b", "internvl3.5-8b"), ("qwen35-28b", "qwen3.5-27b"),
+        ("InternVL25-9B", "internvl2.5-8b"), ("glm41v-9b", "glm-4.1v-9b"),
+        ("Qwen/Qwen2_5-VL-9B", "qwen2.5-vl-7b"), ("llama3-8b", "llama-3.1-8b"),
+    ],
+)  # fmt: skip
+def test_a_generation_is_known_without_its_dot(typed, preset):
+    assert preset in nearest_names(typed)
+
+
 @pytest.mark.parametrize("typed", ["qwen3.7-27b", "qwen3.8-35b-a3b", "internvl4-8b", "glm-6-air"])
 def test_no_other_generation_is_near(typed):
     assert nearest_names(typed) == []
@@ -109,6 +122,15 @@ def test_another_size_of_a_generation_is_near():
 def test_awq_variants_are_named_by_their_base(preset_id):
     base = load_preset(preset_id).base
     assert load_preset(base).awq == preset_id
+
+
+def test_where_no_awq_is_published_another_format_of_four_bits_is_named():
+    assert four_bits("qwen3.8-27b") == "qwen3.8-27b-int4"
+    assert four_bits("qwen3.5-397b-a17b") == "qwen3.5-397b-a17b-gptq-int4"
+    assert four_bits("gpt-oss-20b-bf16") == "gpt-oss-20b"
+    assert four_bits("qwen3.6-27b") == "qwen3.6-27b-awq"
+    assert four_bits("gemma-3-12b") is None
+    assert four_bits("qwen3.8-27b-fp8") is None
 
 
 CHILD = """

@@ -84,6 +84,15 @@ def test_a_preset_has_the_bytes_of_its_language_model(preset: str) -> None:
     assert size / GIB == pytest.approx(LANGUAGE_MODELS[preset], abs=0.05)
 
 
+def test_a_zero_point_of_each_group_is_stored_where_it_is_asymmetric() -> None:
+    """The files of Qwen3.8-27B-AWQ-INT4 have 21.018 GB, its draft's 0.85 GB among them."""
+    assert preset_model("qwen3.8-27b-int4-g32").weight_bytes == pytest.approx(20.168e9, rel=1e-4)
+    for symmetric in (True, False):
+        stored = packed("group", 32, symmetric=symmetric)
+        model = read(config=LLAMA | {"quantization_config": stored})
+        assert model.quantization.asymmetric is not symmetric
+
+
 def test_what_a_config_exempts_is_counted_at_16_bits() -> None:
     model = preset_model("qwen3.6-27b-awq")
     assert model.quantization is not None

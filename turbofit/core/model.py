@@ -266,13 +266,15 @@ class VisionDims(Struct):
 class Quantization(Struct):
     """How quantised linear layers are stored; ``group_size`` in elements along the input.
 
-    ``unconverted`` are the modules that the config exempts, as it names them.
+    ``unconverted`` are the modules that the config exempts, as it names them. ``asymmetric``:
+    compressed-tensors stores a zero point of each group.
     """
 
     method: Literal["awq", "gptq", "fp8", "compressed-tensors", "mxfp4"]
     bits: int
     group_size: int
     unconverted: tuple[str, ...] = ()
+    asymmetric: bool = False
 
     @property
     def of_experts(self) -> bool:

@@ -11,7 +11,7 @@ from turbofit.core.units import format_bytes
 from turbofit.core.version import REFERENCE
 from turbofit.diagnose.answer import Advice
 from turbofit.diagnose.case import with_used
-from turbofit.model.presets import awq_variant
+from turbofit.model.presets import four_bit_variant
 from turbofit.observe.log_events import KvBlocks, LegacyCuda
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.request import PlanRequest
@@ -86,10 +86,10 @@ def _value(plan: Plan, name: str) -> object:
 
 
 def _smaller(case: LogCase) -> tuple[Remedy, ...]:
-    """The AWQ variant by name, where one is published."""
+    """The variant in 4 bits by name, where one is published."""
     assert case.model is not None
     try:
-        variant = awq_variant(case.model)
+        variant = four_bit_variant(case.model)
     except TurbofitError:
         return ()
     if variant is None:

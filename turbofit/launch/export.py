@@ -31,7 +31,7 @@ _AFTER_DRAIN: Final = 30
 #: For NCCL between cards that do not reach each other. Source: NCCL's user guide, Docker.
 _NCCL_SHM: Final = 1 << 30
 #: Ray's object store as LMDeploy starts it: this share of host RAM, at most so much.
-#: Source: lmdeploy pytorch/ray.py::_get_obj_store_memory #e6d0ce
+#: Source: lmdeploy pytorch/ray.py::_get_obj_store_memory #e802ab
 _RAY_SHARE: Final = 0.3
 _RAY_MOST: Final = 80 * 10**9
 #: How many times the context a cache must hold for the context to be promised at the next start.

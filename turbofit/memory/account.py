@@ -375,7 +375,7 @@ def _largest(terms: Sequence[Term]) -> int:
     return max((term.bytes for term in terms), default=0)
 
 
-#: By what is in the GPU's name: lmdeploy lmdeploy/utils.py::get_max_batch_size #076038
+#: By what is in the GPU's name: lmdeploy lmdeploy/utils.py::get_max_batch_size #1cc12e
 _BATCH_BY_NAME: Final = {
     "a100": 384, "a800": 384, "h100": 1024, "h800": 1024, "l20y": 1024, "h200": 1024,
 }  # fmt: skip

@@ -1,7 +1,7 @@
 """Reads what drafts for a model: a checkpoint of its own, or further layers of the model's (MTP).
 
 What is refused LMDeploy does not run, or turbofit has no account of.
-Source: lmdeploy pytorch/config.py::SpecDecodeConfig.from_config #e102a4
+Source: lmdeploy pytorch/config.py::SpecDecodeConfig.from_config #765fbb
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from turbofit.model.parameters import stored_bytes
 from turbofit.model.presets import (
     HUB_ID,
     find_preset,
-    known_presets,
+    four_bits,
     load_preset,
     nearest_names,
     preset_model,
@@ -162,7 +162,7 @@ def _of_ollama(text: str) -> Name:
             f"no model is known as {text[:80]!r}",
             hint=f"near it are {', '.join(near)}" if near else f"Ollama has GGUF: {made_of}",
         )
-    four = load_preset(model).awq if find_preset(model) == model else None
+    four = four_bits(model) if find_preset(model) == model else None
     plain = f"Ollama's {text} is GGUF, which LMDeploy does not run"
     if four and re.match(r"i?q4|qat", bits):
         return Name(four, None, (f"{plain}: {four} is what has 4 bits here",))
@@ -176,8 +176,7 @@ def _here(preset: str | None) -> str:
     if preset is None or find_preset(preset) != preset:
         return preset or "name the safetensors checkpoint that it was made of"
     known = load_preset(preset)
-    others = (name for name in known_presets() if name.startswith(f"{preset}-int4"))
-    packed = known.awq or next(others, None)
+    packed = four_bits(preset)
     four = f", and {packed} its 4 bits" if packed else "; of 4 bits none is known here"
     return f"{preset} is the checkpoint {known.hub_id} in 16 bits{four}"
 
@@ -202,8 +201,10 @@ def _parts(name: str) -> tuple[str | None, list[JsonObject], str]:
     of_owner = preset is None or load_preset(preset).hub_id.lower().startswith(f"{owner}/")
     for end in _data()["ends"]:
         pattern = rf"(?:^|-)(?:{end['words']})(?=-|$)"
-        if re.search(pattern, rest) and (of_owner or not owner or not end.get("of_owner")):
-            found.append(end)
+        its = of_owner or not owner or not end.get("of_owner")
+        if (word := re.search(pattern, rest)) and its and end.get("owner", owner) == owner:
+            why = {"why": end["why"].format(word=word[0].strip("-"))} if "why" in end else {}
+            found.append({**end, **why})
             rest = re.sub(pattern, "", rest)
     return preset, found, rest.strip("-")
 
@@ -236,6 +237,9 @@ def by_its_name(hub_id: str, unread: str, *, guess: bool) -> Model | str:
     if not guess or model is None or others or (runs and model.quantization):
         return f"; the preset {preset} is near by its name" if preset else ""
     said = f"{unread}: its shapes are assumed to be those of the preset {preset}"
+    if runs and runs["method"] == "gptq" and model.text.delta is not None:
+        # TurboMind runs it by what its config leaves in 16 bits, which a name does not say.
+        return f"; {preset} is near by its name, but whether LMDeploy runs it its config.json says"
     if runs:
         stored = msgspec.convert(runs, Quantization)
         dtype = model.dtype if stored.method == "fp8" else "float16"

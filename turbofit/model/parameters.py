@@ -57,6 +57,8 @@ _GROUP_BYTES: Final[dict[str, float]] = {
     "compressed-tensors": 2.0,  # symmetric: no zeros are stored
     "mxfp4": 1.0,  # one shared exponent
 }
+#: A zero point of 4 bits, where compressed-tensors packs asymmetrically.
+_ZERO_BYTES: Final = 0.5
 
 
 class Linear(Struct):
@@ -298,4 +300,5 @@ def packed_bytes(linear: Linear, quantization: Quantization) -> int:
         blocks = -(-linear.inputs // 128) * -(-linear.outputs // 128)
         return weights + 4 * blocks * linear.count
     groups = -(-linear.inputs // (quantization.group_size or linear.inputs))
-    return weights + int(groups * linear.outputs * _GROUP_BYTES[quantization.method]) * linear.count
+    each = _GROUP_BYTES[quantization.method] + quantization.asymmetric * _ZERO_BYTES
+    return weights + int(groups * linear.outputs * each) * linear.count

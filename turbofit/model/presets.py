@@ -23,8 +23,9 @@ __all__ = [
     "HUB_ID",
     "Page",
     "Preset",
-    "awq_variant",
     "find_preset",
+    "four_bit_variant",
+    "four_bits",
     "known_presets",
     "load_preset",
     "nearest_names",
@@ -95,24 +96,22 @@ def nearest_names(name: str, count: int = 3) -> list[str]:
     """Known names that look like this one, nearest first, none of another generation."""
     from turbofit.core.synonyms import near
 
-    known, wanted = _aliases(), _plain(name)
+    known, wanted, last = _aliases(), _plain(name), _plain(name.rpartition("/")[2])
     begins = max((key for key in known if wanted.startswith(key)), key=len, default=None)
-    close = [*([begins] if begins else []), *near(wanted, known, count * 9)]
+    close = [key for word in dict.fromkeys((wanted, last)) for key in near(word, known, count * 9)]
+    presets = dict.fromkeys(known[key] for key in ([begins, *close] if begins else close))
     family, generation = _of_family(name)
-    found = {
-        preset: preset_family != family
-        for preset in dict.fromkeys(known[key] for key in close)
-        for preset_family, preset_generation in [_of_family(preset)]
-        if generation in (None, preset_generation)
-    }
-    return sorted(found, key=found.__getitem__)[:count]
+    same = [one for one in presets if generation in (None, _of_family(one)[1])]
+    if generation and not same:  # of Llama 3 the presets are of 3.1 to 3.3
+        same = [one for one in presets if (_of_family(one)[1] or "").startswith(generation)]
+    return sorted(same, key=lambda one: _of_family(one)[0] != family)[:count]
 
 
 def _of_family(name: str) -> tuple[str, str | None]:
-    """What stands before the parameters in a name, and the first number of it."""
+    """What stands before the parameters in a name, and the first number of it, without dots."""
     family = _SIZE.split(name.rpartition("/")[2].lower().replace("_", "."))[0]
     number = re.search(r"\d+(?:\.\d+)?", family)
-    return family, number and number[0]
+    return _plain(family), number and _plain(number[0])
 
 
 @cache
@@ -169,15 +168,31 @@ def preset_model(preset_id: str, *, warnings: tuple[str, ...] = ()) -> Model:
     )
 
 
-def awq_variant(model: Model) -> Model | None:
-    """The published AWQ variant of this model, or None.
+def four_bits(preset_id: str) -> str | None:
+    """The preset of the same model in 4 bits, AWQ before others, or None."""
+    known = load_preset(preset_id)
+    if known.awq or known.quantization is not None:
+        return known.awq
+    begin = preset_id.removesuffix("-bf16")  # spares reading all presets
+    for other in known_presets():
+        if other.startswith(begin) and other != preset_id:
+            stored = load_preset(other)
+            packed = stored.quantization
+            if stored.base == preset_id and packed is not None and packed.bits == 4:
+                return other
+    return None
+
+
+def four_bit_variant(model: Model) -> Model | None:
+    """The published variant of this model in 4 bits, or None.
 
     A folder is recognised by its name, as ``checkpoints/InternVL2-8B`` is.
     """
     if model.quantization is not None:
         return None
-    preset = preset_of(model)
-    return preset_model(preset.awq) if preset is not None and preset.awq else None
+    preset_id = _id_of(model)
+    variant = four_bits(preset_id) if preset_id else None
+    return preset_model(variant) if variant else None
 
 
 def unpacked_variant(model: Model) -> Preset | None:
@@ -189,9 +204,13 @@ def unpacked_variant(model: Model) -> Preset | None:
 
 def preset_of(model: Model) -> Preset | None:
     """The preset of a checkpoint, or None; of a folder by its name."""
-    here = model.source.where if model.source.kind == "preset" else None
-    preset_id = here or find_preset(model.hub_id or model.name)
+    preset_id = _id_of(model)
     return load_preset(preset_id) if preset_id else None
+
+
+def _id_of(model: Model) -> str | None:
+    here = model.source.where if model.source.kind == "preset" else None
+    return here or find_preset(model.hub_id or model.name)
 
 
 def known_presets() -> list[str]:

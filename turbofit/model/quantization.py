@@ -108,13 +108,13 @@ def _compressed(section: Section) -> Quantization:
     found = _checked(weights, "compressed-tensors", weights.integer("num_bits", 4), section)
     if not found.of_experts and not group.string("format", ""):
         # KeyError 'format'. Experts alone are the PyTorch engine's.
-        # lmdeploy turbomind/converter.py::get_tm_config #e9ecd9
+        # lmdeploy turbomind/converter.py::get_tm_config #7c931e
         raise UsageError(
             f"{section.what}: LMDeploy {REFERENCE} does not start from config_groups without a"
             " format",
             hint=f'add "format": "{stored}" to its group_0 in config.json',
         )
-    return found
+    return replace(found, asymmetric=not weights.boolean("symmetric", True))
 
 
 def _check_groups(weights: Section, outer: Section) -> None:

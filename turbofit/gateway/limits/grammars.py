@@ -50,7 +50,7 @@ _MOST_WEIGHT: Final = 1 << 20
 _BYTE: Final = 1.3e-6
 
 #: Formats that LMDeploy compiles, and words of ``tool_choice`` for which it makes one itself ("any"
-#: is Anthropic's): lmdeploy parsers/response_parser.py::normalize_chat_request #c3b846
+#: is Anthropic's): lmdeploy parsers/response_parser.py::normalize_chat_request #0b96c1
 _COMPILED: Final = frozenset({"json_schema", "json_object", "regex_schema"})
 _FORCED: Final = frozenset({"required", "any"})
 _LENGTHS: Final = ("minLength", "maxLength")

@@ -32,12 +32,12 @@ __all__ = [
 ]  # fmt: skip
 
 #: Strings that stop an answer. LMDeploy looks for each in its whole vocabulary, on the event loop
-#: (lmdeploy lmdeploy/tokenizer.py::HuggingFaceTokenizer.indexes_containing_token #799721):
+#: (lmdeploy lmdeploy/tokenizer.py::HuggingFaceTokenizer.indexes_containing_token #c5603f):
 #: 10 ms each over 151,643 tokens, 0.3 s for one that stands in tens of thousands of them ("e"),
 #: 2.8 s for one of 1 MB; the empty one stands in all.
 _STOP: Final = Texts(most=16, characters=1024, short=4)
 #: The answer's length: what is left of the session is the limit, as in the engines themselves:
-#: lmdeploy serve/core/async_engine.py::AsyncEngine._determine_gen_config #cf3fa4
+#: lmdeploy serve/core/async_engine.py::AsyncEngine._determine_gen_config #a7a408
 _LENGTH: Final = IntegerRule(least=1, most="session", over="lower")
 _NAME: Final = TextRule(most=4096)
 _IMAGES: Final = ElsewhereRule(by="request_body: images become slots")
@@ -49,7 +49,7 @@ _GRAMMAR: Final = ElsewhereRule(by="grammars: schemas and patterns")
 _UNREAD: Final = ShortRule(most=256)
 
 _SAMPLING: Final[Mapping[str, Rule]] = {
-    # lmdeploy lmdeploy/messages.py::GenerationConfig.__post_init__ #36a0f1
+    # lmdeploy lmdeploy/messages.py::GenerationConfig.__post_init__ #4a7ab0
     # asserts 0 to 2; less than 0.01 divides logits to infinity.
     "temperature": Number(least=0, most=2, floor=0.01),
     "top_p": Number(least=0, most=1, above=True),
@@ -63,7 +63,7 @@ _SAMPLING: Final[Mapping[str, Rule]] = {
     # lmdeploy 0.16.0 src/turbomind/kernels/sampling_penalty_kernels.cu::RepetitionPenaltyKernel
     "repetition_penalty": Number(least=0, above=True, floor=0.01, most=100),
     # Conv1d over a window of 1,024 tokens (lmdeploy pytorch/envs.py `1024`): a longer n-gram raises
-    # there, which ends the engine's loop. lmdeploy engine/logits_process.py::ngram #c25fbf
+    # there, which ends the engine's loop. lmdeploy engine/logits_process.py::ngram #c63173
     "repetition_ngram_size": IntegerRule(most=1024, over="lower"),
     "repetition_ngram_threshold": IntegerRule(over="lower"),
     "ignore_eos": Flag(),
@@ -152,7 +152,7 @@ _GENERATE: Final[Mapping[str, Rule]] = {
 _MESSAGES: Final[Mapping[str, Rule]] = {
     **{name: _SAMPLING[name] for name in ("stream", "top_k")},
     **_RETURNS,
-    # lmdeploy anthropic/endpoints/validation.py::_validate_sampling_request #9ff1fc
+    # lmdeploy anthropic/endpoints/validation.py::_validate_sampling_request #8a5d95
     "temperature": Number(least=0, most=1, floor=0.01),
     "top_p": Number(least=0, most=1),
     "model": _NAME,
@@ -194,7 +194,7 @@ _RESPONSES: Final[Mapping[str, Rule]] = {
     **{name: _OPENAI[name] for name in (
         "model", "seed", "presence_penalty", "frequency_penalty", "user",
     )},
-    # 0 is in: lmdeploy openai/responses/request.py::_validate_sampling_request #63e78a
+    # 0 is in: lmdeploy openai/responses/request.py::_validate_sampling_request #611ea7
     "top_p": Number(least=0, most=1),
     "input": _CONVERSATION,
     "instructions": _CONVERSATION,
@@ -222,7 +222,7 @@ DIFFERENT: Final[Mapping[str, Mapping[str, Rule]]] = {
     "pytorch": {
         # Its server makes a local function of it, which cannot be pickled on the way to its engine:
         # 500 with "Can't pickle local object":
-        # lmdeploy chat_completions/logits_processors.py::logit_bias_logits_processor #98a397
+        # lmdeploy chat_completions/logits_processors.py::logit_bias_logits_processor #798a3e
         "logit_bias": RefusedRule(
             why="is not taken: LMDeploy's server cannot send it to its PyTorch engine"
         ),
@@ -233,7 +233,7 @@ DIFFERENT: Final[Mapping[str, Mapping[str, Rule]]] = {
         # 1 + this is the repetition penalty:
         # transformers 5.17.0 serving/chat_completion.py `repetition_penalty`
         "frequency_penalty": Number(least=-0.99, most=2, clamp=True),
-        # transformers 5.17.0 generation/stopping_criteria.py::StopStringCriteria #fd9655
+        # transformers 5.17.0 generation/stopping_criteria.py::StopStringCriteria #80ebf4
         # lays each string beside each token in Python: 0.4 s and 22 ms a character over 150,000
         # tokens; 16 strings of 1,024 took a minute and 10 GB of host memory with a tokenizer of
         # bytes alone. Of an empty list it says that it cannot be found, in an answer 500.

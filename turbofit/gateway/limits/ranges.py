@@ -35,7 +35,7 @@ _CONVERSATIONS: Final = ("messages", "input", "system")
 _TEMPLATE: Final = "chat_template_kwargs"
 #: What a chat template adds by itself: the longest system prompt of LMDeploy's templates has 509
 #: bytes. Over; under for a checkpoint's own template that adds more. What it adds to a message is
-#: less than the JSON around it. lmdeploy lmdeploy/model.py::InternVLZH.__init__ #e83568
+#: less than the JSON around it. lmdeploy lmdeploy/model.py::InternVLZH.__init__ #f65e84
 _TEMPLATE_TOKENS: Final = 640
 _ASCII: Final = bytes(range(128))
 #: Bytes that NFC makes of one byte at most (Unicode Standard Annex 15, table of expansion factors).

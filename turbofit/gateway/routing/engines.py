@@ -31,7 +31,7 @@ __all__ = [
 
 #: Seconds for which an engine is counted on to have a request whose client left: of an answer in
 #: one piece LMDeploy notices that only at the next token. A stream that has begun it ends at once.
-#: Under: a first token that takes longer. lmdeploy core/chat_runner.py::ChatRunner.collect #7159c3
+#: Under: a first token that takes longer. lmdeploy core/chat_runner.py::ChatRunner.collect #ea0f84
 LEFT_SECONDS: Final = 10.0
 
 #: Prefixes shorter than this many bytes of JSON are not worth a detour.

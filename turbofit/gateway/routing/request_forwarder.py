@@ -53,7 +53,7 @@ _TAIL: Final = 4096
 _ERROR_EVENTS: Final = (b'data: {"error"', b"event: error")
 #: What LMDeploy's server answers, with 503 or in an event, once its engine's loop has ended: the
 #: server lives on. Over: LMDeploy says so of a session or a queue that is gone, too; an engine that
-#: lives is back once it answers a probe. lmdeploy core/exceptions.py::ERROR_MESSAGES #7f44c7
+#: lives is back once it answers a probe. lmdeploy core/exceptions.py::ERROR_MESSAGES #3b7494
 _UNAVAILABLE: Final = b"The inference engine is unavailable."
 #: An event whose error has this message and no more. Quotes that a model or a client wrote are
 #: escaped there.

@@ -255,7 +255,7 @@ def ending(  # noqa: PLR0913 - what is known of an ending
     see = f"its log is {log}"
     if pytorch and tracker.raced and code is not None and not short:
         # The server closes the lock under which the engine has told its port, sometimes before the
-        # engine has let go of it. lmdeploy zmq_engine.py::ZMQMPEngine._start_mp_proc #5f11fa
+        # engine has let go of it. lmdeploy zmq_engine.py::ZMQMPEngine._start_mp_proc #bf32c0
         said = "LMDeploy's server and its engine lost each other while they started (EOFError)"
         return End(kind="raced", message=said, hint=see)
     said = _last_words(tracker)

@@ -79,7 +79,7 @@ _FP8 = (8, 9)
 #: `quant_policy` of a cache of that type.
 _FP8_CACHE = 16
 #: What does not repeat KV heads.
-#: Source: lmdeploy configurations/llava_hf.py::LlavaHfModelConfigBuilder.build #7f3fc9
+#: Source: lmdeploy configurations/llava_hf.py::LlavaHfModelConfigBuilder.build #9969cb
 _NO_REPEAT = frozenset(
     {
         "LlavaForConditionalGeneration",
@@ -88,7 +88,7 @@ _NO_REPEAT = frozenset(
     }
 )
 #: Its tower deals out whole heads, unequally where they do not divide.
-#: Source: lmdeploy pytorch/models/internvl.py::InternAttention.__init__ #0178a3
+#: Source: lmdeploy pytorch/models/internvl.py::InternAttention.__init__ #0fca87
 _UNEQUAL_HEADS = "internvit"
 #: Whose states are bfloat16, whatever the dtype.
 _BFLOAT_STATES = "Qwen3NextForCausalLM"
@@ -150,7 +150,7 @@ def weight_terms(
 def capture_sizes(settings: Settings) -> list[int]:
     """Batch sizes for which a CUDA graph is captured.
 
-    Source: lmdeploy graph_runner/runner.py::_get_capture_batch_size_impl #19dec2
+    Source: lmdeploy graph_runner/runner.py::_get_capture_batch_size_impl #ce8be7
     """
     if settings.eager_mode:
         return []
@@ -263,12 +263,12 @@ def transient_terms(
 def _problems(model: Model, tp: int) -> Iterator[str]:
     """Why a tensor-parallel degree cannot be.
 
-    Source: lmdeploy configurations/builder.py::AutoModelConfigBuilder.update_num_kv_heads #642341
+    Source: lmdeploy configurations/builder.py::AutoModelConfigBuilder.update_num_kv_heads #b9ff5a
     """
     text, vision = model.text, model.vision
     if text.expands_latent and tp > 1:
         # kv_b is whole, and its outputs are taken for a rank's heads:
-        # lmdeploy pytorch/models/minicpm3.py::MiniCPMAttention.__init__ #2af975
+        # lmdeploy pytorch/models/minicpm3.py::MiniCPMAttention.__init__ #f7a181
         yield (
             f"LMDeploy {REFERENCE}'s class of {model.name} fails at its first forward on"
             " several ranks"
@@ -305,8 +305,8 @@ def _cut_groups(model: Model, tp: int) -> Iterator[str]:
     """Layers of which a rank would get a part of a group: they fail while they are loaded.
 
     Experts of fp8 are dealt out in whole groups, however many a rank gets.
-    Source: lmdeploy linear/awq.py::AwqLinear._get_io_features #a09b9f
-    lmdeploy linear/blocked_fp8.py::BlockedF8Linear._get_io_features #168590
+    Source: lmdeploy linear/awq.py::AwqLinear._get_io_features #f23fcc
+    lmdeploy linear/blocked_fp8.py::BlockedF8Linear._get_io_features #72d3c8
     """
     text, moe, packed = model.text, model.text.moe, model.quantization
     if packed is None or packed.method not in _CUT_METHODS:
@@ -348,7 +348,7 @@ def _refused(launch: EngineLaunch) -> Iterator[str]:
         )
     # Of a quantised checkpoint the option is ignored; 16-bit weights are quantised at load for fp8,
     # and every other word stops the engine, hf too.
-    # Source: lmdeploy pytorch/config.py::_patch_quantization_config #ee4bed
+    # Source: lmdeploy pytorch/config.py::_patch_quantization_config #438ef9
     stored = model.quantization.method if model.quantization else None
     if given is not None and given != stored:
         if stored:
@@ -362,12 +362,12 @@ def _refused(launch: EngineLaunch) -> Iterator[str]:
                 " and the PyTorch engine takes no such word for them"
             )
     # Heads that cannot be rotated. Of latents keys and values are the same bytes, which it would
-    # quantise as the one and the other. lmdeploy cuda/fill_kv_cache.py::fill_kv_cache #800806
+    # quantise as the one and the other. lmdeploy cuda/fill_kv_cache.py::fill_kv_cache #e8382c
     if policy and text.cached_latent:
         yield f"--quant-policy {policy} is not planned for latent attention: 0 is"
     if text.expands_latent and KV_TYPES[policy].key_scales:
         # Its attention gets no scales, and the warm-up fails:
-        # lmdeploy pytorch/models/minicpm3.py::MiniCPMAttention.forward #d54ca4
+        # lmdeploy pytorch/models/minicpm3.py::MiniCPMAttention.forward #130d73
         yield (
             f"--quant-policy {policy}: LMDeploy {REFERENCE}'s class of {model.name} caches at"
             " 16 bits, or in fp8 (16, 17)"
@@ -377,7 +377,7 @@ def _refused(launch: EngineLaunch) -> Iterator[str]:
     yield from _undrafted(settings)
     # States of another type than what is copied into them fail at the first prefill. Of cards that
     # have no bfloat16 `missing_kernels` tells. Source: CausalConv1d's ``index_copy_``, and
-    # lmdeploy configurations/qwen3_next.py::Qwen3NextModelConfigBuilder.build #f1c4bf
+    # lmdeploy configurations/qwen3_next.py::Qwen3NextModelConfigBuilder.build #c319c1
     bfloat_states = _bfloat_states(model) and not _without_bfloat16(launch)
     if bfloat_states and settings.dtype != "bfloat16":
         yield (
@@ -391,8 +391,8 @@ def _refused(launch: EngineLaunch) -> Iterator[str]:
 def _undrafted(settings: Settings) -> Iterator[str]:
     """Options that a step of several tokens does not support, or that a draft would get too.
 
-    Source: lmdeploy engine/config_builder.py::ConfigBuilder.build_specdecode_config #f969e9
-    lmdeploy pytorch/config.py::SpecDecodeConfig.from_config #e102a4
+    Source: lmdeploy engine/config_builder.py::ConfigBuilder.build_specdecode_config #66bb38
+    lmdeploy pytorch/config.py::SpecDecodeConfig.from_config #765fbb
     """
     draft = settings.draft
     if draft is None:

@@ -38,43 +38,43 @@ __all__ = [
 
 #: Hidden states where features of a depth are added: embeddings, hidden, residual, the scattered
 #: features, their mask, and torch's running count of it in 64 bits.
-#: Source: lmdeploy models/qwen3_vl.py::Qwen3VLTextModel._deepstack_process #97eda6
+#: Source: lmdeploy models/qwen3_vl.py::Qwen3VLTextModel._deepstack_process #79a63f
 _DEEPSTACK_COPIES = 9
 #: Hidden states more where text and image tokens go through layers of their own: those gathered for
-#: one of them, and the output of both. lmdeploy models/cogvlm.py::VisionExpertMLP.forward #e249d3
+#: one of them, and the output of both. lmdeploy models/cogvlm.py::VisionExpertMLP.forward #feb7fa
 _EXPERT_COPIES = 2
 #: What a gate adds to attention, in queries' channels: the gate as projected, laid out anew and
 #: through its sigmoid, the normed queries, and the product. Over.
-#: Source: lmdeploy pytorch/models/qwen3_5.py::Qwen3_5Attention.forward #cf8a31
+#: Source: lmdeploy pytorch/models/qwen3_5.py::Qwen3_5Attention.forward #2f2417
 _GATED = 5
 #: Pixels are sent at 32 bits: seen of a next forward's on pretend GPUs, exact for Qwen2-VL.
 _AS_SENT = 2
 _LLAMA4 = "Llama4ForCausalLM"
 _PHI_MOE = "PhiMoEForCausalLM"
 #: Whose delta nets project queries, keys, values and z as one.
-#: Source: lmdeploy pytorch/models/qwen3_next.py::Qwen3NextGatedDeltaNet.__init__ #9062f8
+#: Source: lmdeploy pytorch/models/qwen3_next.py::Qwen3NextGatedDeltaNet.__init__ #50eb1f
 _NEXT = "Qwen3NextForCausalLM"
 #: gpt-oss's activation as torch runs it where it does not compile it: products of the experts'
 #: width more than a fused one leaves. Over where it does.
-#: Source: lmdeploy pytorch/models/gpt_oss.py::GateupAct._impl #6396dc
+#: Source: lmdeploy pytorch/models/gpt_oss.py::GateupAct._impl #3cf648
 _GPT_OSS = "GptOssForCausalLM"
 _UNFUSED = 3
 #: Copies of queries and keys around Llama 4's rotation. Over.
-#: Source: lmdeploy models/llama4.py::Llama4TextAttention.forward #37bcc0
+#: Source: lmdeploy models/llama4.py::Llama4TextAttention.forward #f6045e
 _TURNED = 3
 #: What TurboQuant adds to attention, in queries' channels: queries rotated, and for the output's
 #: rotation its copy at 32 bits, the product at 32, and the result. Counted without the package
-#: fast_hadamard_transform; over with it. lmdeploy turbo_quant.py::hadamard_rotate #b66cb3
+#: fast_hadamard_transform; over with it. lmdeploy turbo_quant.py::hadamard_rotate #5d1844
 _ROTATED = 6
 #: Fewer rows than these torch sorts in one go, with more memory each. Source: torch 2.12's Sort.cu.
 _SEGMENTED_SORT = 128
 #: Parts of the keys and values of which a decode step's attention keeps an output each, at 32
 #: bits; few rows have more, of less memory.
-#: Source: lmdeploy kernels/cuda/pagedattention.py::_get_split_k #1746d0
+#: Source: lmdeploy kernels/cuda/pagedattention.py::_get_split_k #4a7bcf
 _SPLITS = 4
 #: MoonViT's rotary tables: a complex number for each pair of a head's channels, for so many patches
 #: of each side; made by the first image, and kept.
-#: Source: lmdeploy kimi_k25_vision.py::Rope2DPosEmbRepeated._precompute_freqs_cis #ad5c1c
+#: Source: lmdeploy kimi_k25_vision.py::Rope2DPosEmbRepeated._precompute_freqs_cis #534474
 _MOONVIT = "moonvit"
 _TABLE_SIDE, _COMPLEX = 512, 8
 #: What making them takes at once, in tables: frequencies, numbers and their stack. Over.
@@ -111,7 +111,7 @@ def routed_elements(moe: MoeDims, expert: int, hidden: int) -> int:
     """Elements of a token among a layer's experts, of which a rank has so many channels each.
 
     Gate and up, their product, and the output of each chosen expert are alive together; logits of
-    all experts and their softmax in 32 bits. lmdeploy cuda/moe/fused_moe.py::fused_moe #051015
+    all experts and their softmax in 32 bits. lmdeploy cuda/moe/fused_moe.py::fused_moe #533a6a
     """
     return moe.experts_per_token * (3 * expert + hidden) + 3 * moe.experts
 
@@ -249,7 +249,7 @@ class Activations:
         """Elements of a token beside its hidden states: rotary tables, positions and metadata.
 
         Fourier position encoding has two tables a KV head.
-        Source: lmdeploy nn/rotary_embedding.py::FopeRotaryEmbedding.forward #29ac87
+        Source: lmdeploy nn/rotary_embedding.py::FopeRotaryEmbedding.forward #55d2a5
         """
         text = self.text
         heads = max(1, text.kv_heads // self.tp) - 1 if text.fourier else 0
@@ -384,7 +384,7 @@ class Activations:
 #
 # Its class applies the head inside its forward, to all tokens of a prefill and not to the last row
 # of each sequence. Checked on pretend GPUs.
-# Source: lmdeploy pytorch/models/minicpm3.py::MiniCPM3ForCausalLM.forward #cf4f62
+# Source: lmdeploy pytorch/models/minicpm3.py::MiniCPM3ForCausalLM.forward #f412db
 
 
 class MiniCPM3Activations(Activations):
@@ -422,8 +422,8 @@ class MiniCPM3Activations(Activations):
 # FlashAttention-3 and FlashMLA, with which LMDeploy decodes several tokens of a sequence at once.
 #
 # Source: hopper/ (flash_api.cpp, heuristics.h, setup.py) of Dao-AILab/flash-attention, 0251105a;
-# lmdeploy cuda/attention/__init__.py::require_fa3_for_speculative_decoding #63e3f5
-# lmdeploy pytorch/configurations/utils.py::flash_mla_available #ba417f
+# lmdeploy cuda/attention/__init__.py::require_fa3_for_speculative_decoding #42332f
+# lmdeploy pytorch/configurations/utils.py::flash_mla_available #5d5786
 
 
 def splits(kv_heads: int, processors: int) -> int:
@@ -475,7 +475,7 @@ def without_kernels(draft: Draft, gpus: Iterable[Gpu]) -> str | None:
 #
 # The draft's weights, its blocks beside the target's (`cache.block_bytes`), further states of delta
 # nets (`cache.state_bytes`), more tokens in each decoding step, and CUDA graphs of its own.
-# Source: lmdeploy pytorch/backends/cuda/graph_runner/runner.py::CUDAGraphRunner.__init__ #e40228
+# Source: lmdeploy pytorch/backends/cuda/graph_runner/runner.py::CUDAGraphRunner.__init__ #0bc73e
 
 
 def draft_terms(model: Model, settings: Settings) -> list[Term]:

@@ -5,7 +5,7 @@ sequence that runs, whatever its length, two more, and no share of it by the rat
 
 Each attention layer's keys and values of a block start at a multiple of 256 bytes; quantised ones
 have a scale and a zero of 16 bits for every head and token, TurboQuant's values a scale alone.
-Source: lmdeploy cache_engine/schema.py::build_quant_cache_descs #738657
+Source: lmdeploy cache_engine/schema.py::build_quant_cache_descs #dd1dc9
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def block_bytes(text: TextDims, settings: Settings) -> int:
     """Bytes per rank of one KV block over all layers with attention, those of a draft too.
 
     A draft's blocks are as many as its target's, for the same tokens.
-    Source: lmdeploy executor/base.py::ExecutorBase._sync_spec_cache_block_size #3516d1
+    Source: lmdeploy executor/base.py::ExecutorBase._sync_spec_cache_block_size #6dd077
     """
     tokens, draft = block_tokens(text, settings), settings.draft
     size = _layers_bytes(text, settings, tokens, settings.tp)
@@ -106,7 +106,7 @@ def state_bytes(text: TextDims, settings: Settings) -> int:
     multiple of 256 bytes on; with a draft one input and one state more for each token it proposes.
     Both are at 16 bits whatever the config's ``mamba_ssm_dtype`` says.
     Source: lmdeploy executor/base.py `cache_config.max_batches + 2`
-    lmdeploy configurations/qwen3_5.py::Qwen3_5ModelConfigBuilder.build #708233
+    lmdeploy configurations/qwen3_5.py::Qwen3_5ModelConfigBuilder.build #818bd6
     """
     delta, tp = text.delta, settings.tp
     if delta is None:
@@ -138,7 +138,7 @@ def engine_bound(rule: ImageRule, vision_load: VisionLoad, settings: Settings) -
     prompt is cut into chunks of that size, never inside an image. Where one of its images is longer
     all its chunks are as long as that one, and smaller images may meet in another. So an image is
     encoded once, and images meet by their tokens only.
-    Source: lmdeploy prefill_scheduler.py::_PrefillScheduler.reserve_long_context_chunk #70c645
+    Source: lmdeploy prefill_scheduler.py::_PrefillScheduler.reserve_long_context_chunk #2b1966
     """
     each, tokens = vision_load.units_per_image, settings.max_prefill_token_num
     longest = vision_load.tokens_per_request // max(1, vision_load.images_per_request)

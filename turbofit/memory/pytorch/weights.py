@@ -96,22 +96,22 @@ def environment(settings: Settings, model: Model) -> dict[str, str]:
 
 
 #: Where TurboMind's kernels multiply what AWQ packed.
-#: Source: lmdeploy cuda/awq_modules.py::_is_turbomind_gemm_capability_supported #ef4179
+#: Source: lmdeploy cuda/awq_modules.py::_is_turbomind_gemm_capability_supported #7d9834
 _COPIED_ON = (9, 0)
 _COPIED_GROUP = 128
 _FLOAT = 4
 #: Into the latents, which every rank needs whole.
 _WHOLE = ("q_a", "kv_a")
 #: Rows of the vocabulary come in multiples of this where they are sharded.
-VOCAB_ROWS = 64  # lmdeploy nn/embedding.py::DEFAULT_VOCAB_PADDING_SIZE #3efb74
+VOCAB_ROWS = 64  # lmdeploy nn/embedding.py::DEFAULT_VOCAB_PADDING_SIZE #3b77b2
 #: Whose routers are held at 32 bits, with their corrections.
 #: Source: lmdeploy models/glm4_moe.py::Glm4MoE `dtype=torch.float32`
 _FLOAT_ROUTERS = frozenset({"Glm4MoeForCausalLM"})
 #: Latent attention without ``kv_b``, and a head that is whole.
-#: Source: lmdeploy models/kimi_k2_language.py::KimiK2Attention.__init__ #5f659d
+#: Source: lmdeploy models/kimi_k2_language.py::KimiK2Attention.__init__ #590e26
 _KIMI = "KimiK2ForCausalLM"
 #: Towers that are whole on every rank.
-#: Source: lmdeploy models/kimi_k25_vision.py::MoonViTEncoderLayer.__init__ #af438a
+#: Source: lmdeploy models/kimi_k25_vision.py::MoonViTEncoderLayer.__init__ #7cc25d
 WHOLE_TOWERS = frozenset({"moonvit"})
 #: Whose checkpoints have the experts of a layer in one tensor.
 _ONE_TENSOR = frozenset({"Llama4ForCausalLM", "GptOssForCausalLM"})
@@ -178,7 +178,7 @@ def expert_channels(model: Model, tp: int) -> int:
     """Intermediate channels of an expert on the rank that has most; 0 without experts.
 
     Experts of fp8 are dealt out in whole groups: where these do not divide, the first ranks have
-    one more. lmdeploy nn/moe/blocked_fp8.py::LinearWeightsBlockedF8._chunk_weight_tp #3e52d5
+    one more. lmdeploy nn/moe/blocked_fp8.py::LinearWeightsBlockedF8._chunk_weight_tp #f5c577
     """
     moe, packed = model.text.moe, model.quantization
     if moe is None:
@@ -192,7 +192,7 @@ def _forgotten(model: Model, tp: int) -> int:
 
     With several ranks its layers refer to themselves (``weight_loader``), so that Python keeps it:
     seen until the end of two rehearsals. Over where its collector finds it.
-    Source: lmdeploy models/qwen3_vl_moe.py::Qwen3VLMoeForConditionalGeneration.__init__ #d16cd7
+    Source: lmdeploy models/qwen3_vl_moe.py::Qwen3VLMoeForConditionalGeneration.__init__ #bf8fff
     """
     if model.architecture != "Qwen3VLMoeForConditionalGeneration" or tp == 1:
         return 0
@@ -204,7 +204,7 @@ def _forgotten(model: Model, tp: int) -> int:
 def rows_held(text: TextDims, tp: int) -> int:
     """Rows of the vocabulary on one rank: all, but where embeddings and head are sharded.
 
-    Source: lmdeploy models/deepseek_v2.py::DeepseekV2Model.__init__ #ba55c3
+    Source: lmdeploy models/deepseek_v2.py::DeepseekV2Model.__init__ #db35b1
     """
     return round_up(text.vocab, VOCAB_ROWS) // tp if text.cached_latent and tp > 1 else text.vocab
 
@@ -213,7 +213,7 @@ def _absorbed(text: TextDims) -> int:
     """Bytes of all ranks' second copy of ``kv_b``, which queries and outputs are multiplied with.
 
     At 16 bits, however ``kv_b`` is stored, which stays beside it but for Kimi-K2.
-    Source: lmdeploy models/deepseek_v2.py::DeepseekV2BMM.create_weight #7c1789
+    Source: lmdeploy models/deepseek_v2.py::DeepseekV2BMM.create_weight #1e5d85
     """
     if text.cached_latent is None or text.architecture == _KIMI:
         return 0
@@ -225,7 +225,7 @@ def _delta_whole(text: TextDims, tp: int) -> int:
 
     Gates and convolution at 16 bits, the norm whole on every rank; two biases of a value head and
     the decay that the first forward keeps, at 32 bits.
-    Source: lmdeploy pytorch/models/qwen3_5.py::Qwen3_5GatedDeltaNet.make_params #b60bea
+    Source: lmdeploy pytorch/models/qwen3_5.py::Qwen3_5GatedDeltaNet.make_params #73dd14
     """
     delta = text.delta
     if delta is None:
@@ -248,8 +248,8 @@ def vision_linears(vision: VisionDims) -> int:
 def _projector_linears(model: Model, vision: VisionDims) -> int:
     """Elements of the projector's weights where these are sharded.
 
-    Source: lmdeploy models/qwen3_vl.py::Qwen3VLVisionPatchMerger.__init__ #de5fe8
-    lmdeploy models/internvl3_hf.py::InternVLMultiModalProjector.__init__ #7aff72
+    Source: lmdeploy models/qwen3_vl.py::Qwen3VLVisionPatchMerger.__init__ #d99d15
+    lmdeploy models/internvl3_hf.py::InternVLMultiModalProjector.__init__ #302d9e
     """
     merged, hidden = vision.hidden * vision.merge**2, model.text.hidden
     if vision.kind == "qwen3vit":
@@ -260,7 +260,7 @@ def _projector_linears(model: Model, vision: VisionDims) -> int:
 def _audio_bytes(audio: AudioDims, text_hidden: int, tp: int) -> int:
     """Bytes of one rank's audio tower: its attention is sharded, and the rest whole.
 
-    lmdeploy models/qwen3_omni_moe_thinker.py::Qwen3OmniMoeAudioEncoderLayer.__init__ #f2f5ad
+    lmdeploy models/qwen3_omni_moe_thinker.py::Qwen3OmniMoeAudioEncoderLayer.__init__ #7477d6
     """
     sharded = audio.layers * audio.hidden * (4 * audio.hidden + 3)
     whole = audio_parameters(audio, text_hidden) - sharded
@@ -279,7 +279,7 @@ def largest_loaded(model: Model, tp: int) -> int:
     At tp 1 tensors are copied straight to their places; a tied head is made, then dropped. With
     more ranks a row-wise layer arrives whole on each. Experts of 16 bits are laid out anew, a layer
     at a time. Seen on pretend GPUs.
-    Source: lmdeploy linear/default.py::BaseLinear._weight_loader_tp_rowwise #e1b403
+    Source: lmdeploy linear/default.py::BaseLinear._weight_loader_tp_rowwise #76002c
     """
     text = model.text
     tied = text.vocab * text.hidden * HALF if text.tie_word_embeddings else 0
@@ -297,7 +297,7 @@ def _turned_experts(model: Model) -> int:
     """Bytes of a layer's experts on all ranks; 0 where they are not of 16 bits.
 
     The old layout goes after the new one is made.
-    Source: lmdeploy cuda/moe/default.py::TritonFusedMoEImpl.update_weights #60de6f
+    Source: lmdeploy cuda/moe/default.py::TritonFusedMoEImpl.update_weights #1fab2a
     """
     moe = model.text.moe
     if moe is None or model.quantization is not None:
@@ -308,7 +308,7 @@ def _turned_experts(model: Model) -> int:
 def _fused_experts(text: TextDims) -> int:
     """Experts of a layer, gate and up, that go to the card as one before they are dealt.
 
-    Source: lmdeploy pytorch/models/gpt_oss.py::GptOssForCausalLM._load_weight_experts #5e248a
+    Source: lmdeploy pytorch/models/gpt_oss.py::GptOssForCausalLM._load_weight_experts #f4ee8a
     """
     if text.moe is None or text.architecture not in _ONE_TENSOR:
         return 0

@@ -273,8 +273,8 @@ def _communicator(
 
 
 def _tp_problems(model: Model, tp: int) -> Iterator[str]:
-    # lmdeploy builders/_base.py::_shard #47368f
-    # lmdeploy builders/attention.py::_repeat_kv_heads #6856e8
+    # lmdeploy builders/_base.py::_shard #8dce8b
+    # lmdeploy builders/attention.py::_repeat_kv_heads #d96cf2
     text, vision = model.text, model.vision
     if text.heads % tp:
         yield f"{text.heads} attention heads do not divide by {tp}"
@@ -300,7 +300,7 @@ def _refused(launch: EngineLaunch, constants: EngineConstants) -> Iterator[str]:
     """Options that TurboMind refuses, aborts on, or that garble its answers.
 
     A format beside the checkpoint's own is an assertion; on 16-bit weights it finds none to read
-    and changes the data type alone. Source: lmdeploy turbomind/converter.py::get_tm_config #e9ecd9
+    and changes the data type alone. Source: lmdeploy turbomind/converter.py::get_tm_config #7c931e
     """
     model, settings = launch.model, launch.settings
     tokens, given = settings.cache_block_seq_len, settings.model_format

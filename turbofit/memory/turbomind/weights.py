@@ -204,7 +204,7 @@ def ffn_width(
     intermediate: int, tp: int, quantization: Quantization | None, constants: EngineConstants
 ) -> int:
     """Intermediate width over all ranks after padding to the kernels' blocks."""
-    align = constants.ffn_align_16bit  # lmdeploy builders/ffn.py::_pad_ffn_for_tp #7d784b
+    align = constants.ffn_align_16bit  # lmdeploy builders/ffn.py::_pad_ffn_for_tp #23728b
     if quantization is not None and not quantization.of_experts:
         align = lcm(constants.ffn_align_grouped, quantization.group_size)
     return round_up(intermediate, align * tp)
@@ -249,7 +249,7 @@ class _Packing(NamedTuple):
 def _widens_heads(quantization: Quantization, head_dim: int) -> bool:
     """Whether scales of whole blocks of outputs do not turn with heads of this size.
 
-    They become 16 bits then. lmdeploy turbomind/models/utils.py::reorder_rotary_emb #7df48a
+    They become 16 bits then. lmdeploy turbomind/models/utils.py::reorder_rotary_emb #cad65f
     """
     return quantization.method == "fp8" and quantization.group_size % head_dim != 0
 
@@ -280,7 +280,7 @@ def _attention(text: TextDims, tp: int, packing: _Packing | None) -> Iterator[in
     """One layer's attention: fused QKV split by heads, output projection split by its input.
 
     Of latents: into them whole; out of them multiplied into what comes after, at 16 bits, with the
-    output's rows padded to the keys' channels. lmdeploy builders/mla.py::fold_kv_b #faf621
+    output's rows padded to the keys' channels. lmdeploy builders/mla.py::fold_kv_b #5bb339
     """
     mla = text.mla
     if mla is not None:
@@ -311,7 +311,7 @@ def _delta(text: TextDims, delta: DeltaDims, tp: int, packing: _Packing | None) 
     """One layer's delta net, split by heads.
 
     The input projections are one matrix; the two gates' have too few outputs to be packed, so that
-    all of it becomes 16 bits. lmdeploy builders/deltanet.py::fuse_gdn #cb7588
+    all of it becomes 16 bits. lmdeploy builders/deltanet.py::fuse_gdn #e0a1b5
     """
     yield _linear(text.hidden, input_rows(delta) // tp, None)
     yield _linear(delta.values // tp, text.hidden, packing)
@@ -511,7 +511,7 @@ def staging_bytes(model: Model, settings: Settings, constants: EngineConstants) 
     The whole embedding waits there for the text model to be built, while lm_head passes raw and as
     its contiguous shard, or whole again where it is padded or cast; torch gives none of it back
     before the end. A wide layer can take more than lm_head: its raw linears, gate and up joined,
-    and their shards. Source: lmdeploy builders/_base.py::_copy_shard_to_param #61842d
+    and their shards. Source: lmdeploy builders/_base.py::_copy_shard_to_param #70955c
     """
     text, tp = model.text, settings.tp
     stored = DTYPE_BYTES[model.dtype]

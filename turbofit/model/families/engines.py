@@ -20,7 +20,7 @@ _PYTORCH: Final = f"LMDeploy {REFERENCE}'s PyTorch engine"
 
 _INTERN_S2: Final = "InternS2PreviewForConditionalGeneration"
 #: Vision models for which TurboMind has an encoder of its own.
-#: Source: lmdeploy turbomind/supported_models.py::SUPPORTED_ARCHS #adb30c
+#: Source: lmdeploy turbomind/supported_models.py::SUPPORTED_ARCHS #003f8f
 TURBOMIND_VISION: Final = frozenset(
     {
         "InternS1ForConditionalGeneration",
@@ -78,15 +78,15 @@ _LMDEPLOY_ALONE: Final = frozenset(
 )
 
 #: Whose classes in LMDeploy's PyTorch engine build attention or experts in 16 bits, whatever the
-#: config says of others. Source: lmdeploy models/phi3_moe.py::PhiMoESparseMoeBlock.__init__ #1ff9e2
-#: lmdeploy models/deepseek.py::DeepseekMoE.__init__ #715fb0
+#: config says of others. Source: lmdeploy models/phi3_moe.py::PhiMoESparseMoeBlock.__init__ #c64855
+#: lmdeploy models/deepseek.py::DeepseekMoE.__init__ #1cc57b
 _SIXTEEN_BITS: Final = frozenset(
     {"DeepseekForCausalLM", "MiniCPM3ForCausalLM", "PhiMoEForCausalLM"}
 )
 
 #: Whose projectors LMDeploy's PyTorch engine builds as layers of the language model: sharded, and
 #: quantised where these are, though checkpoints leave them at 16 bits.
-#: Source: lmdeploy pytorch/models/internvl3_hf.py::InternVLMultiModalProjector.__init__ #7aff72
+#: Source: lmdeploy pytorch/models/internvl3_hf.py::InternVLMultiModalProjector.__init__ #302d9e
 PROJECTOR_AS_TEXT: Final = frozenset(
     {"InternVLForConditionalGeneration", "InternS1ForConditionalGeneration"}
 )
@@ -95,7 +95,7 @@ _KIMI: Final = "KimiK25ForConditionalGeneration"
 _KIMI_GROUP: Final = 32
 
 #: Group sizes that TurboMind's 4-bit kernels take, and channels of a head of its Qwen encoders.
-#: Source: lmdeploy turbomind/converter.py::_SUPPORTED_GROUP_SIZES #fcfc35
+#: Source: lmdeploy turbomind/converter.py::_SUPPORTED_GROUP_SIZES #6f4cfa
 _TURBOMIND_GROUPS: Final = {"awq": {128}, "gptq": {128}, "compressed-tensors": {32, 128}}
 _TURBOMIND_HEADS: Final = {"qwen2vit": {64, 80}, "qwen2_5vit": {64, 80}, "qwen3vit": {64, 72}}
 
@@ -126,7 +126,7 @@ def _turbomind(model: Model) -> str | None:
         inside = " inside; LMDeploy would not fall back" if vision else ""
         return f"{_TURBOMIND} does not run {text.architecture}{inside}"
     if text.mla and quantization:
-        # Its weights are multiplied as stored: lmdeploy builders/mla.py::fold_kv_b #faf621
+        # Its weights are multiplied as stored: lmdeploy builders/mla.py::fold_kv_b #5bb339
         return "turbofit has no account of TurboMind's latent attention in quantised checkpoints"
     if text.moe and (
         text.moe.step != 1
@@ -141,7 +141,7 @@ def _turbomind(model: Model) -> str | None:
         return f"{_TURBOMIND} runs gated delta nets with heads of 128 channels only"
     if quantization and quantization.method == "gptq" and _packs_delta(text, quantization):
         # Projections that are packed and that are not are joined, which gptq cannot:
-        # lmdeploy builders/deltanet.py::fuse_gdn #cb7588
+        # lmdeploy builders/deltanet.py::fuse_gdn #e0a1b5
         return f"{_TURBOMIND} cannot widen gptq weights, as gated delta nets need it: take awq"
     if quantization and quantization.method == "fp8" and _splits_scales(text, quantization):
         return f"{_TURBOMIND} cannot turn fp8 scales of these heads of {text.head_dim} channels"
@@ -157,7 +157,7 @@ def _cut_group(text: TextDims, packed: Quantization) -> str | None:
     """A layer whose inputs are no whole groups: it fails at load, or at its first forward.
 
     Source: the kernels' shape constraints, seen on pretend GPUs of sm_89 and sm_90 in AWQ and fp8;
-    lmdeploy builders/ffn.py::_pad_ffn_for_tp #7d784b
+    lmdeploy builders/ffn.py::_pad_ffn_for_tp #23728b
     """
     moe, size = text.moe, packed.group_size
     if packed.of_experts:
@@ -189,7 +189,7 @@ def _packs_delta(text: TextDims, packed: Quantization) -> bool:
 def _splits_scales(text: TextDims, packed: Quantization) -> bool:
     """Whether queries' or keys' rows of scales, each of several heads, are no whole sets of these.
 
-    A view of them fails at load: lmdeploy turbomind/models/utils.py::reorder_rotary_emb #7df48a
+    A view of them fails at load: lmdeploy turbomind/models/utils.py::reorder_rotary_emb #cad65f
     """
     if packed.group_size % text.head_dim:
         return False
@@ -203,7 +203,7 @@ def _pytorch(model: Model) -> str | None:
         return f"LMDeploy {REFERENCE} runs {model.architecture} on no engine"
     if model.architecture == "LlavaNextForConditionalGeneration":
         # It passes trust_remote_code to a class of Transformers without it:
-        # lmdeploy vl/model/llava_next.py::LlavaNextVisionModel.build_preprocessor #d59be3
+        # lmdeploy vl/model/llava_next.py::LlavaNextVisionModel.build_preprocessor #c9d7c9
         return f"LMDeploy {REFERENCE}'s own front end for LLaVA-NeXT fails at its start"
     if model.architecture == _INTERN_S2:
         # It is built where config.json has a ts_config, and nothing is loaded.
@@ -216,19 +216,19 @@ def _pytorch(model: Model) -> str | None:
     if quantization is None:
         return None
     if model.architecture == "Llama4ForConditionalGeneration":
-        # lmdeploy models/llama4.py::Llama4ForConditionalGeneration._update_quant_config #469f89
+        # lmdeploy models/llama4.py::Llama4ForConditionalGeneration._update_quant_config #25e372
         return f"turbofit has no account of Llama 4 in {quantization.method}: take 16 bits"
     if model.architecture in _SIXTEEN_BITS:
         return f"{_PYTORCH} reads {model.architecture} in 16 bits only"
     if model.architecture == "Qwen3NextForCausalLM":
-        # lmdeploy pytorch/models/qwen3_next.py::Qwen3NextGatedDeltaNet.__init__ #9062f8
+        # lmdeploy pytorch/models/qwen3_next.py::Qwen3NextGatedDeltaNet.__init__ #50eb1f
         return f"{_PYTORCH} reads Qwen3-Next's delta nets in 16 bits only"
     if model.architecture == _QWEN3_OMNI:
         # None is handed on to its text model:
-        # lmdeploy pytorch/configurations/qwen3_omni.py::Qwen3OmniModelConfigBuilder.build #6a5f79
+        # lmdeploy pytorch/configurations/qwen3_omni.py::Qwen3OmniModelConfigBuilder.build #36b510
         return f"turbofit has no account of Qwen3-Omni in {quantization.method}: take 16 bits"
     if quantization.method == "awq" and model.text.delta is not None:
-        # lmdeploy pytorch/models/qwen3_5.py::Qwen3_5GatedDeltaNet.__init__ #ecacf2
+        # lmdeploy pytorch/models/qwen3_5.py::Qwen3_5GatedDeltaNet.__init__ #021893
         return "turbofit has no account of AWQ with gated delta nets: take fp8 or 16 bits"
     if quantization.method == "awq" and model.architecture in PROJECTOR_AS_TEXT:
         return f"{_PYTORCH} looks for the projector in awq too"
@@ -238,7 +238,7 @@ def _pytorch(model: Model) -> str | None:
         return _kimi_problem(quantization)
     if quantization.method == "compressed-tensors" and model.text.mla is not None:
         # Layers are not told their names, by which some are exempt:
-        # lmdeploy models/deepseek_v2.py::DeepseekV2Attention.__init__ #58cf54
+        # lmdeploy models/deepseek_v2.py::DeepseekV2Attention.__init__ #a34f86
         return f"LMDeploy {REFERENCE}'s {model.architecture} does not start with compressed-tensors"
     if quantization.method == "compressed-tensors":
         return f"{_PYTORCH} reads compressed-tensors for experts only"
@@ -250,7 +250,7 @@ def _pytorch(model: Model) -> str | None:
 def _kimi_problem(quantization: Quantization) -> str | None:
     """What its class does not read.
 
-    Source: lmdeploy pytorch/config.py::_parse_compressed_tensors_config #d5b144
+    Source: lmdeploy pytorch/config.py::_parse_compressed_tensors_config #4dbcec
     """
     if quantization.method != "compressed-tensors":
         return f"turbofit has no account of Kimi-K2.5 in {quantization.method}: take 4 bits or 16"

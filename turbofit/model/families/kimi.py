@@ -19,7 +19,7 @@ from turbofit.model.families.text import read_text
 __all__ = ["read", "read_rule"]
 
 #: What LMDeploy runs of MoonViT, and refuses otherwise.
-#: Source: lmdeploy kimi_k25_vision.py::MoonViT3dModel.__init__ #a89420
+#: Source: lmdeploy kimi_k25_vision.py::MoonViT3dModel.__init__ #0f5b1b
 _KNOWN: Final = {
     "merge_type": "sd2_tpool", "pos_emb_type": "divided_fixed",
     "video_attn_type": "spatial_temporal",

@@ -89,7 +89,7 @@ _NO_DEFAULTS: Final[Mapping[str, int]] = MappingProxyType({})
 _LINEAR: Final = "linear_attention"
 _FULL: Final = "full_attention"
 #: Every so manyth layer has attention where ``layer_types`` does not say.
-#: Source: transformers 5.17.0 qwen3_next/configuration_qwen3_next.py::Qwen3NextConfig #3c5b93
+#: Source: transformers 5.17.0 qwen3_next/configuration_qwen3_next.py::Qwen3NextConfig #6732bf
 _INTERVAL: Final = 4
 
 
@@ -296,7 +296,7 @@ def _expanded(config: Section, hidden: int, heads: int) -> MlaDims:
     """Latents of which LMDeploy caches what they expand to (MiniCPM3).
 
     Absent keys take the defaults of its config class.
-    Source: lmdeploy pytorch/models/minicpm3.py::MiniCPMAttention.__init__ #2af975
+    Source: lmdeploy pytorch/models/minicpm3.py::MiniCPMAttention.__init__ #f7a181
 
     Raises:
         UsageError: dims that LMDeploy's class does not run.

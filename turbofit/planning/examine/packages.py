@@ -41,7 +41,7 @@ _16_BITS: Final = ("float16", "bfloat16")
 _PACKED: Final = {"int4": "int4 (AWQ, GPTQ)", "fp8": "fp8", "mxfp4": "mxfp4"}
 _VIDEOS: Final = "LMDEPLOY_VIDEO_BACKEND"
 #: In the order in which it tries them.
-#: Source: lmdeploy vl/media/video.py::VideoMediaIO._get_video_loader_backend #556f34
+#: Source: lmdeploy vl/media/video.py::VideoMediaIO._get_video_loader_backend #36df32
 VIDEO_BACKENDS: Final = ("cv2", "decord", "torchcodec", "torchvision")
 
 
@@ -358,7 +358,7 @@ class _Module(NamedTuple):
     mend: str
 
 
-#: No other parser is taken for this architecture: lmdeploy api_server.py::set_parsers #f79678
+#: No other parser is taken for this architecture: lmdeploy api_server.py::set_parsers #14c093
 _HARMONY: Final = ("GptOssForCausalLM", _Module("openai_harmony", "pip install openai_harmony"))
 #: Kernels of gated delta nets: lmdeploy nn/gated_delta.py `from fla.modules import`
 _DELTA: Final = {

@@ -162,7 +162,7 @@ def most_met(prompts: Sequence[Prompt], prefill: int) -> int:
 
     Whole prompts join while their tokens stay within ``prefill``. A longer one is cut into chunks,
     never inside a picture, and no other prompt joins it.
-    Source: lmdeploy prefill_scheduler.py::_PrefillScheduler.schedule #dfaf60
+    Source: lmdeploy prefill_scheduler.py::_PrefillScheduler.schedule #6cb39d
 
     Args:
         prompts: in their order of arrival, all there before the first step.
@@ -198,7 +198,7 @@ def worst_mix(pictures: Pictures, room: ServerRoom) -> list[Prompt]:
     Where no gateway counts units, the mix is sent twice, so that it meets whole although the
     engine's first step takes its first request alone. A prefix cache brings no picture into a
     forward that it would not be in without: a match ends before a picture that is not whole in it.
-    Source: lmdeploy block_trie/trie.py::BlockTrie.match #ecc6f2
+    Source: lmdeploy block_trie/trie.py::BlockTrie.match #8a20e4
     """
     found = [mix for mix in _mixes(pictures, room) if mix and len(mix) <= room.batch]
     best = max(found, key=lambda mix: most_met(mix, room.prefill))

@@ -19,7 +19,7 @@ from turbofit.core.plan import Remedy
 from turbofit.core.struct import known
 from turbofit.core.units import GIB, format_bytes, round_up, three_digits
 from turbofit.memory.account import Engine
-from turbofit.model.presets import awq_variant, preset_of
+from turbofit.model.presets import four_bit_variant, preset_of
 from turbofit.tuner.resolved_request import ResolvedRequest, host_short, vision_load_of
 from turbofit.tuner.search.candidates import too_few
 from turbofit.tuner.search.search import EngineFit, fit_on_host, limit_that_fits, search
@@ -256,11 +256,11 @@ def quantised_cache(request: ResolvedRequest) -> Iterator[Change]:
 
 
 def _other_checkpoint(request: ResolvedRequest) -> Iterator[Change]:
-    variant = awq_variant(request.model)
+    variant = four_bit_variant(request.model)
     if variant is not None:
         fixed = dict(request.fixed)
         change = f"use {variant.hub_id or variant.name} (4-bit weights)"
-        if fixed.get("dtype", "float16") != "float16":  # AWQ's kernels have no other
+        if fixed.get("dtype", "float16") != "float16":  # kernels of 4 bits have no other
             del fixed["dtype"]
             change += ", and leave --dtype out"
         yield Change(change, replace(request, model=variant, fixed=fixed))
