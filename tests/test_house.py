@@ -22,27 +22,27 @@ MOST_FUNCTION_LINES = 60
 #: its figure here; a room goes over its figure only where another pays, with the reason beside it.
 #: A room that stands in no line has no budget.
 BUDGETS = {
-    "core": 5_785,
+    "core": 5_810,
     "machine": 2_820,
     "kernels": 705,
-    "model": 6_745,
-    "memory": 6_970,
-    "tuner": 6_140,
-    "planning": 4_160,  # the list of checks came from diagnose and launch, which pay
+    "model": 6_770,
+    "memory": 6_985,
+    "tuner": 6_150,
+    "planning": 4_180,  # the list of checks came from diagnose and launch, which pay
     "observe": 1_690,  # the readers of logs came from diagnose, which pays
     "pretend": 2_205,
     "rehearse": 4_820,
-    "gateway": 9_745,
-    "load": 1_475,
-    "launch": 11_235,
+    "gateway": 9_775,
+    "load": 1_505,
+    "launch": 11_240,
     "batch": 2_140,
     "diagnose": 3_890,
-    "report": 6_035,
-    "cli": 5_895,
+    "report": 6_065,
+    "cli": 5_900,
     "turbofit": 300,
-    "tests": 63_855,  # what a review of the cluster found
+    "tests": 64_115,  # what a review of the cluster found
     "tests/support": 3_380,
-    "bench": 14_335,
+    "bench": 14_340,
 }
 #: A budget that is further above what it allows for than this is lowered.
 SLACK = 150
