@@ -32,8 +32,8 @@ if TYPE_CHECKING:
         "--trace",
         metavar="FILE",
         type=PATH,
-        help="what these requests would meet under turbofit's plan: what `serve --record-trace` "
-        "wrote, or a CSV of arrival, text tokens, images and answer tokens",
+        help="what these requests would meet under turbofit's plan: a trace that serve "
+        "recorded, or a CSV of arrival, text tokens, images and answer tokens",
     ),
     Option(
         "--vs",
