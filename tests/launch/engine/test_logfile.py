@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests import waiting
+from tests.support import waiting
 from turbofit.launch.engine import logfile
 from turbofit.launch.engine.logfile import _TIME, LogFile, repeats
 
