@@ -8,7 +8,7 @@ import turbofit
 from tests.sweep import sweep
 from turbofit.core.errors import TurbofitError
 from turbofit.core.images import CrossRule
-from turbofit.model.presets import known_presets, preset_model
+from turbofit.model.presets import known_presets, load_preset, preset_model
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +24,7 @@ def seen() -> list[str]:
             model = preset_model(name)
         except TurbofitError:
             continue
-        if model.image_rule is not None and not name.endswith("-awq"):
+        if model.image_rule is not None and load_preset(name).base is None:
             found.append(name)
     return found
 

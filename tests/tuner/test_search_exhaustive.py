@@ -141,7 +141,8 @@ def chosen(found: EngineFit):
     assert best.worth[0] == 1.0  # all images as asked
     assert not best.queues
     assert best.footprint == 0  # which counts only where the least is asked for
-    return best.rank[3:]
+    assert best.slow == 0  # which counts only where a pace is asked for
+    return best.rank[4:]
 
 
 @pytest.mark.parametrize(("engine", "seed"), sweep(ASKED))
