@@ -147,7 +147,7 @@ def test_a_long_prompt_is_refused_and_an_answer_ends_with_the_context(served):
         (chat({"type": "image_url", "image_url": {"url": "data:image/png;base64,?"}}),
          400, "base64"),
         (chat({"type": "image_url", "image_url": {"url": picture()["image_url"]["url"][:80]}}),
-         400, "truncated"),
+         400, "header"),
         (chat(logit_bias={"five": 1}), 400, "logit_bias"),
     ],
 )  # fmt: skip
