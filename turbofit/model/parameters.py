@@ -7,6 +7,7 @@ the method (packed weights, scales and zeros by group) and leave out a few KiB o
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.model import DTYPE_BYTES, MlaDims, Model, Quantization, TextDims, VisionDims
@@ -246,6 +247,7 @@ def stored_bytes(
     )
 
 
+@lru_cache
 def exempt_bytes(text: TextDims, dtype: str, quantization: Quantization) -> dict[str, int]:
     """By linear layers' name, how many bytes more they take where their config exempts them."""
     if not quantization.unconverted:

@@ -5,7 +5,7 @@ The lines of a ledger stand in the order in which TurboMind takes the memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import ClassVar, Final
 
 from msgspec.structs import replace
@@ -124,15 +124,10 @@ def before_terms(
 
 
 def weight_terms(
-    model: Model,
-    settings: Settings,
-    temporaries: int,
-    constants: EngineConstants,
-    capability: tuple[int, int],
+    model: Model, classes: Mapping[str, int], temporaries: int, constants: EngineConstants
 ) -> list[Term]:
     """The weights of one rank by tensor class, and what loading has not given back yet."""
     basis = model.source.sizes
-    classes = weight_classes(model, settings.tp, constants, capability)
     terms = [term(f"weights.{name}", "weights", size, basis) for name, size in classes.items()]
     total = sum(classes.values())
     held = round_up(total, constants.pool_granularity)
@@ -455,6 +450,7 @@ class TurbomindAccount(Account):
     cache_shape = staticmethod(cache_shape)
     warmup_tokens = staticmethod(warmup_tokens)
     before_terms = staticmethod(before_terms)
+    weight_classes = staticmethod(weight_classes)
     weight_terms = staticmethod(weight_terms)
     temporary_bytes = staticmethod(temporary_bytes)
     loading_extra = staticmethod(loading_extra)
@@ -485,8 +481,8 @@ class TurbomindAccount(Account):
         grown = int(min(growth["most"], growth["share"] * largest)) + (step if model.mrope else 0)
         holes = term("pool_growth", "buffers", grown, "estimate", "holes in driver pools")
         self._temporaries = 0
-        before, staged = self._loaded(launch)
-        classes = weight_classes(model, settings.tp, constants, capability_of(gpus[0]))
+        classes = self.weight_classes(model, settings.tp, constants, capability_of(gpus[0]))
+        before, staged = self._loaded(launch, classes)
         weights = sum(classes.values())
         # Equal cards have equal buffers, and a search makes accounts by the thousand.
         kinds = [(gpu.l2, gpu.sm_count, gpu.compute_capability) for gpu in gpus]
@@ -509,7 +505,9 @@ class TurbomindAccount(Account):
         held = [corrected(one, seen) for one in held]
         super().__init__(launch, held, warmup, transients, units, seen)
 
-    def _loaded(self, launch: EngineLaunch) -> tuple[list[tuple[Term, ...]], list[int]]:
+    def _loaded(
+        self, launch: EngineLaunch, classes: Mapping[str, int]
+    ) -> tuple[list[tuple[Term, ...]], list[int]]:
         """What each GPU holds before the cache, and what loading holds above it."""
         model, settings, gpus = launch.model, launch.settings, launch.gpus
         if launch.free_at_cache is not None:
@@ -519,7 +517,7 @@ class TurbomindAccount(Account):
         loading = self.loading_extra(model, settings, constants, capability)
         loading = round_up(loading, constants.pool_granularity)
         linked = launch.machine.nvlinked(gpus)
-        weights = self.weight_terms(model, settings, temporaries, constants, capability)
+        weights = self.weight_terms(model, classes, temporaries, constants)
         self._temporaries = sum(one.bytes for one in weights if one.term == TEMPORARIES)
         before = [(*self.before_terms(gpu, settings, linked, constants), *weights) for gpu in gpus]
         # The first GPU stages tensors through torch.
