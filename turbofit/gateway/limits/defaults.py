@@ -21,7 +21,7 @@ from turbofit.gateway.limits.parameters import (
     RULES,
     TEMPLATE_ARGUMENTS,
 )
-from turbofit.gateway.limits.rules import Scope
+from turbofit.gateway.limits.rules import IntegerRule, Number, Scope
 
 if TYPE_CHECKING:
     from turbofit.core.json_types import JsonObject
@@ -40,14 +40,24 @@ _WORD: Final = re.compile(r"[A-Za-z_]\w*")
 _NO_RANGE: Final = Scope()
 
 
+def _range(name: str) -> Any:
+    """The range in which an engine survives a parameter, from the chat route's rule."""
+    rule = RULES["chat"][name]
+    assert isinstance(rule, (Number, IntegerRule))
+    assert not isinstance(rule.most, str)
+    if isinstance(rule, Number) and rule.above:
+        return Field(gt=rule.least, le=rule.most)
+    return Field(ge=rule.least, le=rule.most)
+
+
 class SamplingDefaults(Validated):
     """Parameters of a request that have a default; the ranges are the chat route's."""
 
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0, le=1024)] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    temperature: Annotated[float, _range("temperature")] | None = None
+    top_p: Annotated[float, _range("top_p")] | None = None
+    top_k: Annotated[int, _range("top_k")] | None = None
+    min_p: Annotated[float, _range("min_p")] | None = None
+    repetition_penalty: Annotated[float, _range("repetition_penalty")] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
 
 
