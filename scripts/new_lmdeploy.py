@@ -202,7 +202,7 @@ def _elsewhere(one: Citation, package: Path, wanted: str) -> str:
     name = one.name.rpartition(".")[2]
     for path in sorted(package.rglob("*.py")):
         text = path.read_text(encoding="utf-8")
-        if f"{name}" in text and (node := named(text, one.name) or named(text, name)) is not None:
+        if name in text and (node := named(text, one.name) or named(text, name)) is not None:
             same = "as it was" if digest(node) == wanted else "changed"
             return f": in {path.relative_to(package)} now, {same}"
     return ""

@@ -139,7 +139,7 @@ Context = Annotated[
     parsed(_context),
     Metavar("TOKENS|max"),
 ]
-Pace = Annotated[float | None, Field(gt=0, lt=1e6), Metavar("NUMBER")]
+Above0 = Annotated[float | None, Field(gt=0, lt=1e6), Metavar("NUMBER")]
 #: A list is as good as a tuple; what is in it is held to its type.
 Batches = Annotated[tuple[Positive, ...], Field(strict=False)]
 Size = Annotated[tuple[Positive, Positive], Field(strict=False), parsed(_size), Metavar("WxH")]
@@ -202,15 +202,17 @@ class PlanRequest(Validated):
         "pays for one of them and the cache gets the rest (default: where that serves more)",
     )
 
-    rate: Pace = Field(
+    rate: Above0 = Field(
         default=None,
         description="requests that come a second, of the workload's kind: shapes that the forecast "
         "says to bring these come first",
     )
-    first_token: Pace = Field(
+    first_token: Above0 = Field(
         default=None, description="seconds to a first token by the forecast, with --rate's load"
     )
-    per_token: Pace = Field(default=None, description="seconds of a token after it by the forecast")
+    per_token: Above0 = Field(
+        default=None, description="seconds of a token after it by the forecast"
+    )
 
     max_dynamic_patch: Positive | None = Field(
         default=None, description="tiles an image, for InternVL"

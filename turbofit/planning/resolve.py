@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from msgspec.structs import astuple, replace
+from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Machine
@@ -11,7 +11,7 @@ from turbofit.core.model import Model
 from turbofit.machine.source import machine_from
 from turbofit.model.source import resolve_model
 from turbofit.observe.calibrations import pretends, with_calibrations
-from turbofit.planning.request import PlanRequest
+from turbofit.planning.request import PACE, PlanRequest
 from turbofit.tuner.resolved_request import ResolvedRequest, check_limits
 from turbofit.tuner.speed import Pace
 
@@ -27,7 +27,6 @@ def resolve(request: PlanRequest) -> ResolvedRequest:
         PackageError: a package that reads the model is missing.
     """
     model = model_of(request)
-    pace = Pace(rate=request.rate, first_token=request.first_token, per_token=request.per_token)
     request = request.with_maximum(model.text.max_position_embeddings)
     resolved = ResolvedRequest(
         model=model,
@@ -42,7 +41,7 @@ def resolve(request: PlanRequest) -> ResolvedRequest:
         budget=request.budget,
         least=request.least,
         options=request.options,
-        pace=pace if any(astuple(pace)) else None,
+        pace=Pace(**{name: getattr(request, name) for name in PACE}) if request.paced else None,
     )
     _check(resolved)
     _check_together(request, resolved)
