@@ -78,7 +78,7 @@ class RunEvent(Struct):
 class RunReport(Struct):
     """A run's record, as far as a report tells it.
 
-    ``urls``: where it answers, once it does. ``defaults``: what is laid under requests, in words.
+    ``urls``: where it answers, once it does. ``defaults``: those of requests, in words.
     """
 
     schema: Annotated[str, const(RUN_SCHEMA)]

@@ -62,7 +62,7 @@ class GatewayConfig(Struct):
     a file for a line about each answered request, see `accesslog`. ``denied`` is the file of who
     is refused, since engines died of them; without one nothing outlives the gateway. ``names`` is
     what the engines call the model, by each name that clients may give, those of adapters among
-    them; empty where every name is passed on. ``defaults`` are laid under requests. ``about`` is
+    them; empty where every name is passed on. ``defaults`` are those of requests. ``about`` is
     what `/health` tells of the plan.
     """
 

@@ -1,7 +1,7 @@
 """``turbofit share``: what a run on real cards showed beside its forecast, for others to read.
 
-Everything that names a person, a machine or a place is left out; `LEFT_OUT` says it in words. Who
-gets such a file holds it against the forecast (`bench/gpu`).
+The document leaves out what names a person, a machine or a place; `LEFT_OUT` lists that in words.
+`bench/gpu` compares such a document with the forecast.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ LEFT_OUT: Final = (
 )
 _TITLES: Final = ("GPU", "what", "forecast", "measured")
 _PACKAGES: Final = ("torch", "transformers", "triton")
-#: Of an end: what happened, in turbofit's own words.
+#: The fields of an end that are shared: they hold turbofit's own words.
 _ENDING: Final = ("kind", "phase", "exit_code", "asked", "left", "missing")
 
 

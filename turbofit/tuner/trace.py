@@ -1,9 +1,10 @@
 """A trace of requests under a plan's engines, by the forecast's rates: event by event, no GPU.
 
-Between two events (a request comes, one ends, the cache is full) all steps are alike, so that many
-are taken at once. Rates are `tuner.speed`'s: a prefill is a forward of its own that all wait for, a
-step reads the weights and all cached tokens. What does not fit waits in the order of arrival; where
-the cache is full, the youngest loses its tokens (over: all of them) and begins again.
+Between two events (a request arrives, a request ends, the cache is full) all decoding steps are
+alike, and many are computed at once. Rates are those of `tuner.speed`: a prefill is a forward of
+its own, for which all running requests wait; a step reads the weights and all cached tokens.
+Requests that do not fit wait in the order of arrival. Where the cache is full, the request that was
+admitted last is evicted: it loses its tokens (over: all of them) and begins again.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class SimulatedEngine(NamedTuple):
 
 
 class EngineLoad:
-    """One engine's clock, its batch and its cache, and what it was busy with."""
+    """The clock, the batch and the cache of one engine, and for how long each was in use."""
 
     def __init__(
         self, engine: SimulatedEngine, requests: Sequence[TraceRequest], times: TraceTimes,
@@ -71,16 +72,16 @@ class EngineLoad:
         #: Seconds, and steps of decoding, since the beginning.
         self.now, self._steps = 0.0, 0
         self._waiting: deque[int] = deque()
-        #: Those that run by the step of their end, and in the order of their admission.
+        #: Running requests: by the step at which each ends, and in the order of admission.
         self._ends: list[tuple[int, int]] = []
         self._order: list[int] = []
         self._running: dict[int, int] = {}
         self._done: dict[int, int] = {}
         self._fresh: list[int] = []
         self._cached = 0
-        #: Units and tokens of prompts that were read since the last step.
-        self._read_units = self._read_tokens = 0
-        #: LMDeploy's event loop takes requests one after the other: when it has taken each.
+        #: Vision units and tokens of prompts since the last decoding step.
+        self._prefill_units = self._prefill_tokens = 0
+        #: LMDeploy's event loop takes one request after the other: when each was taken.
         self._loop = 0.0
         self._ready: dict[int, float] = {}
         self.busy = self.running_seconds = self.cached_seconds = 0.0
@@ -88,16 +89,16 @@ class EngineLoad:
 
     @property
     def outstanding(self) -> int:
-        """Requests that it has."""
+        """Requests that wait or run in it."""
         return len(self._waiting) + len(self._running)
 
     @property
     def waiting(self) -> int:
-        """Requests that wait in it or before it."""
+        """Requests that wait for it."""
         return len(self._waiting)
 
     def take(self, index: int) -> None:
-        """One more request, at its own time."""
+        """Add a request at its time of arrival."""
         at = self._requests[index].at
         self._ready[index] = max(self._loop, at)
         self._loop = self._ready[index] + self._figures.request_seconds
@@ -108,17 +109,19 @@ class EngineLoad:
             self.most_waiting = max(self.most_waiting, len(self._waiting))
 
     def advance(self, until: float) -> None:
-        """Go on to a time, by whole steps."""
+        """Simulate whole steps up to a time."""
         while self.now < until and (self._waiting or self._running):
             self._admit()
             if self._running and self.now < until:
                 self._decode(until)
 
     def _admit(self) -> None:
-        """Read the prompts of those that fit, as many as share a forward; a step comes next."""
+        """Prefill the waiting requests that fit, as many as share a forward."""
         engine = self.engine
         while (
-            self._waiting and len(self._running) < engine.batch and self._read_tokens < engine.chunk
+            self._waiting
+            and len(self._running) < engine.batch
+            and self._prefill_tokens < engine.chunk
         ):
             index = self._waiting[0]
             request, count = self._requests[index], len(self._running)
@@ -129,16 +132,16 @@ class EngineLoad:
             if engine.gate is not None and request.units and late:
                 self._times.refused.append(self._waiting.popleft())
                 continue
-            met = self._read_units + request.units
-            gated = engine.gate is not None and self._read_units and met > engine.gate
+            met = self._prefill_units + request.units
+            gated = engine.gate is not None and self._prefill_units and met > engine.gate
             full = self._cached + tokens + count + 1 > engine.kv_tokens
             if count and (gated or full or self._ready[index] > self.now):
                 return
             self._waiting.popleft()
-            self._read(index, request, tokens)
-            self._read_units, self._read_tokens = met, self._read_tokens + tokens
+            self._prefill(index, request, tokens)
+            self._prefill_units, self._prefill_tokens = met, self._prefill_tokens + tokens
 
-    def _read(self, index: int, request: TraceRequest, tokens: int) -> None:
+    def _prefill(self, index: int, request: TraceRequest, tokens: int) -> None:
         if isnan(self._times.begun[index]):
             self._times.begun[index] = self.now
             self._fresh.append(index)
@@ -159,7 +162,7 @@ class EngineLoad:
         return work.vision_flops * request.units * (1 + again) / card.vision_flops
 
     def _decode(self, until: float) -> None:
-        """Steps up to the next event: an end, a full cache, or somebody who comes."""
+        """Decode up to the next event: a request ends, the cache is full, or a request arrives."""
         count, engine = len(self._running), self.engine
         while count > 1 and self._cached + count > engine.kv_tokens:
             self._evict()
@@ -184,7 +187,7 @@ class EngineLoad:
         for index in self._fresh:
             self._times.first[index] = self.now
         self._fresh.clear()
-        self._read_units = self._read_tokens = 0
+        self._prefill_units = self._prefill_tokens = 0
         while self._running and self._ends_next() <= self._steps:
             _, index = heappop(self._ends)
             del self._running[index]
@@ -193,13 +196,13 @@ class EngineLoad:
             self._times.ended[index] = self.now
 
     def _ends_next(self) -> int:
-        """The step of the next end; ends of who was evicted meanwhile are left out."""
+        """The step at which the next request ends; evicted requests are left out."""
         while self._running.get(self._ends[0][1]) != self._ends[0][0]:
             heappop(self._ends)
         return self._ends[0][0]
 
     def _evict(self) -> None:
-        """The youngest gives its tokens back, and waits before all others."""
+        """Evict the request that was admitted last: it waits first in the queue."""
         while (index := self._order.pop()) not in self._running:
             pass
         request, end = self._requests[index], self._running.pop(index)
@@ -209,7 +212,7 @@ class EngineLoad:
         self.evicted += 1
 
     def _base(self, count: int) -> float:
-        """Seconds of a step but for its cached tokens."""
+        """Seconds of a step without the reading of cached tokens."""
         if count not in self._bases:
             self._bases[count] = self.engine.rates.seconds(self._figures, count)
         return self._bases[count]

@@ -1,4 +1,4 @@
-"""What a server lays under requests, where the client says nothing and the route has the field."""
+"""Defaults of a server, where the client does not give a value and the route has the field."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MESSAGES = [{"role": "user", "content": "x"}]
 
 
 def laid(kind: str, **body: Any) -> dict[str, Any]:
-    DEFAULTS.lay_under(kind, body)
+    DEFAULTS.complete(kind, body)
     return body
 
 
@@ -67,7 +67,7 @@ def test_a_value_beyond_a_route_s_range_is_not_laid_there() -> None:
     warm = Defaults(sampling={"temperature": 1.5})
     for kind, added in (("chat", {"temperature": 1.5}), ("messages", {})):
         body: dict[str, Any] = {}
-        warm.lay_under(kind, body)
+        warm.complete(kind, body)
         assert body == added
 
 

@@ -57,7 +57,7 @@ class _Text(click.ParamType):  # type: ignore[type-arg] # generic in newer click
         return [CompletionItem(word) for word in self.choices if word.startswith(incomplete)]
 
 
-class _Form(NamedTuple):
+class _Syntax(NamedTuple):
     """What an annotation says of the words that an option takes."""
 
     metavar: str = "TEXT"
@@ -98,28 +98,28 @@ def filled(kind: type[T], given: Options) -> T:
     return kind.of_options(values, option_name)
 
 
-def form_of(field: FieldInfo) -> _Form:
-    return _form(field.annotation, field.metadata)
+def syntax_of(field: FieldInfo) -> _Syntax:
+    return _syntax(field.annotation, field.metadata)
 
 
 def _option(name: str, field: FieldInfo, group: str, attributes: dict[str, Any]) -> Option:
-    form = form_of(field)
+    syntax = syntax_of(field)
     text = field.description or ""
     if field.default not in (None, False, ()) and not field.is_required():
         text = f"{text} (default {_typed(field.default)})"
-    if form.flag:
+    if syntax.flag:
         option = option_name(name)
-        if form.optional:
+        if syntax.optional:
             option += f"/--no-{option.removeprefix('--')}"
         return Option(
             option, name, is_flag=True, default=None, help=text, group=group, **attributes
         )
-    several = form.several and not form.repeatable
+    several = syntax.several and not syntax.repeatable
     return Option(
         option_name(name), name, default=None, help=text, group=group,
-        type=_Text(form.choices, path=form.metavar == "FILE"),
-        metavar=f"{form.metavar}..." if several else form.metavar, several=several,
-        multiple=form.several, **attributes,
+        type=_Text(syntax.choices, path=syntax.metavar == "FILE"),
+        metavar=f"{syntax.metavar}..." if several else syntax.metavar, several=several,
+        multiple=syntax.several, **attributes,
     )  # fmt: skip
 
 
@@ -131,23 +131,23 @@ def _typed(default: Any) -> str:
     return " ".join(map(_typed, default)) if nested else "x".join(map(str, default))
 
 
-def _form(annotation: Any, metadata: Iterable[Any] = ()) -> _Form:
+def _syntax(annotation: Any, metadata: Iterable[Any] = ()) -> _Syntax:
     for one in metadata:
         if isinstance(one, Metavar):
-            return _form(annotation)._replace(metavar=one.text, repeatable=one.repeatable)
+            return _syntax(annotation)._replace(metavar=one.text, repeatable=one.repeatable)
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return _form(parts[0], parts[1:])
+        return _syntax(parts[0], parts[1:])
     if origin in (Union, UnionType):
         inner = next(one for one in parts if one is not NoneType)
-        return _form(inner)._replace(optional=NoneType in parts)
+        return _syntax(inner)._replace(optional=NoneType in parts)
     if origin is Literal:
         choices = tuple(map(str, parts))
-        return _Form(f"[{'|'.join(choices)}]", choices)
+        return _Syntax(f"[{'|'.join(choices)}]", choices)
     if origin is tuple:
-        inner = _form(parts[0])
+        inner = _syntax(parts[0])
         return inner._replace(several=len(parts) == 2 and parts[1] is Ellipsis)
-    return _Form(flag=annotation is bool)
+    return _Syntax(flag=annotation is bool)
 
 
 # Options that several commands share.
@@ -297,9 +297,8 @@ def sections() -> dict[str, ProfileSection]:
 
 
 def _lists(section: ProfileSection) -> frozenset[str]:
-
     fields = section.kind.model_fields
-    return frozenset(name for name in section.fields if form_of(fields[name]).several)
+    return frozenset(name for name in section.fields if syntax_of(fields[name]).several)
 
 
 def profile_option() -> Option:

@@ -64,10 +64,10 @@ class PreparedBody(Struct):
 class Preparation:
     """A body on its way from a client's bytes to those that an engine is given.
 
-    What the server lays under it is there from the beginning. Its parameters are held at once, its
-    images are found, and what their number forbids is refused. Then come, in this order: `inlined`,
-    `hold`, a resizing of ``media``, `finish`. Each raises a `Refusal` of what no lowering can bring
-    within the plan.
+    The server's defaults are added first. Its parameters are held at once, its images are found,
+    and what their number forbids is refused. Then come, in this order: `inlined`, `hold`, a
+    resizing of ``media``, `finish`. Each raises a `Refusal` of what no lowering can bring within
+    the plan.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Preparation:
         self._bounds, self.kind, self._came = bounds, kind, len(raw)
         body = decode(raw)
         if defaults is not None and isinstance(body, dict):
-            defaults.lay_under(kind, body)
+            defaults.complete(kind, body)
         parsed = self.parsed = read_body(kind, body)
         #: The images and videos in their order, and what each is held to.
         self.media: list[Picture | Clip] = []

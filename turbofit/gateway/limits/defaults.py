@@ -1,4 +1,4 @@
-"""What a server lays under requests: parameters of sampling, arguments of the chat template."""
+"""A server's defaults for requests: parameters of sampling, arguments of the chat template."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Defaults", "JsonArguments", "JsonSampling", "unread_arguments"]
 
 _TEMPLATE: Final = "chat_template_kwargs"
-#: Fields of the chat route that stand for arguments of the template; a client's comes first.
+#: Fields of the chat route that give an argument of the template; a client's goes before a default.
 _ALSO_ARGUMENTS: Final = ("enable_thinking", "reasoning_effort")
 #: Where Transformers looks for a template.
 _TEMPLATE_FILES: Final = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
@@ -110,9 +110,9 @@ JsonArguments = Annotated[dict[str, Any], parsed(_arguments), Metavar("JSON")]
 
 
 class Defaults(Struct):
-    """What holds where a client says nothing: ``template``'s arguments, and ``sampling``.
+    """Defaults for requests: arguments of the chat ``template``, and parameters of ``sampling``.
 
-    A route gets what LMDeploy's request model of it has, and what is within its range there.
+    A route gets a default where LMDeploy's request model has the field and takes the value.
     """
 
     template: dict[str, Any] = msgspec.field(default_factory=dict)
@@ -126,8 +126,8 @@ class Defaults(Struct):
             said.append(f"{_TEMPLATE} {json.dumps(self.template)}")
         return [f"where a request does not say otherwise: {', '.join(said)}"] if said else []
 
-    def lay_under(self, kind: str, body: JsonObject) -> None:
-        """Put each into a body where its client says nothing; null says nothing."""
+    def complete(self, kind: str, body: JsonObject) -> None:
+        """Add each default to a body that does not give it; null gives nothing."""
         rules = RULES.get(kind, {})
         for name, value in self.sampling.items():
             names = ANSWER_LENGTHS.get(kind, ()) if name == "max_tokens" else (name,)
@@ -153,8 +153,8 @@ def _takes(kind: str, name: str, value: Any) -> bool:
 def unread_arguments(checkpoint: str | None, arguments: JsonObject) -> list[str]:
     """A warning for each argument that the checkpoint's chat template does not name.
 
-    LMDeploy passes it on and the template ignores it. A template that cannot be read, or is none
-    of the checkpoint's files, is not doubted.
+    LMDeploy passes such an argument on, and the template ignores it. There is no warning where no
+    template can be read.
     """
     texts = []
     for name in _TEMPLATE_FILES if checkpoint and arguments else ():
