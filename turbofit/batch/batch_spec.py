@@ -16,7 +16,7 @@ from turbofit.planning.request import PlanRequest, Tokens
 __all__ = [
     "ANSWER_TOKENS",
     "IMAGE_COLUMN",
-    "SERVER_OPTIONS",
+    "LAUNCH_OPTIONS",
     "BatchSpec",
     "BatchTarget",
     "target_of",
@@ -28,7 +28,7 @@ Seconds = Annotated[float, Field(gt=0, lt=1e7), Metavar("SECONDS")]
 ANSWER_TOKENS: Final = 512
 IMAGE_COLUMN: Final = "image"
 #: Options of the batch that are the server's.
-SERVER_OPTIONS: Final = (
+LAUNCH_OPTIONS: Final = (
     "allowed_media_domains", "default_chat_template_kwargs", "default_sampling", "pretend",
     "no_rehearse",
 )  # fmt: skip
@@ -106,7 +106,7 @@ class BatchSpec(Validated):
                     hint="leave --patience out: turbofit's server is waited for",
                 )
             return
-        for name in ("shrink", *SERVER_OPTIONS):
+        for name in ("shrink", *LAUNCH_OPTIONS):
             if getattr(self, name):
                 raise UsageError(
                     f"{option_of(name)} is for a server that is started, and --url names one that"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
-from turbofit.batch.batch_spec import SERVER_OPTIONS
+from turbofit.batch.batch_spec import LAUNCH_OPTIONS
 from turbofit.batch.request_body import (
     LARGEST_FILE,
     ImageLimits,
@@ -78,7 +78,7 @@ def server_plan(source: BatchInput, spec: BatchSpec, request: PlanRequest) -> Se
     found = request.changed(**workload.keywords(request.given(), shrink=spec.shrink))
     # How many are sent at once is a load, and no promise that the plan must keep.
     arguments = [request.model, *found.option_arguments(("model", "concurrency"))]
-    arguments += spec.option_arguments(spec.model_fields_set - set(SERVER_OPTIONS))
+    arguments += spec.option_arguments(spec.model_fields_set - set(LAUNCH_OPTIONS))
     return ServerPlan(found, workload, tuple(arguments))
 
 

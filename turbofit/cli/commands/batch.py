@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.batch.batch_spec import BatchSpec, target_of
+from turbofit.batch.batch_spec import LAUNCH_OPTIONS, BatchSpec, target_of
 from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.commands.completion import complete_model
 from turbofit.cli.options.common_options import (
@@ -34,13 +34,7 @@ _GROUPS: Final = {
     "items": ("prompt", "prompt_file", "image_column", "max_tokens", "shrink"),
     "output": ("in_order", "retry_failed"),
     "sending": ("timeout", "patience"),
-    "launch": (
-        "allowed_media_domains",
-        "default_chat_template_kwargs",
-        "default_sampling",
-        "pretend",
-        "no_rehearse",
-    ),
+    "launch": LAUNCH_OPTIONS,
 }
 
 
