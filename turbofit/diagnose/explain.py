@@ -10,6 +10,7 @@ from turbofit.diagnose.answer import Diagnosis, Read
 from turbofit.diagnose.case import LogCase
 from turbofit.diagnose.facts import read_runs
 from turbofit.diagnose.rows import rows
+from turbofit.diagnose.rules.causes import what_to_send
 from turbofit.diagnose.rules.draft import evidence, raised_in
 from turbofit.diagnose.rules.figures import package_of
 from turbofit.diagnose.rules.rules_engine import engine_rules
@@ -32,7 +33,6 @@ from turbofit.observe.log_reader import read_line
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from turbofit.diagnose.answer import Evidence
     from turbofit.diagnose.facts import LogFacts
     from turbofit.diagnose.rules.draft import RuleAnswer
 
@@ -144,26 +144,28 @@ def _unknown(case: LogCase, *also: str) -> Diagnosis:
     conditional = [(mark, error) for mark, error in told if isinstance(error, PythonError)]
     errors = case.facts.every(PythonError) or conditional
     what = "this log has nothing that turbofit recognises"
-    lines: tuple[Evidence, ...] = ()
-    why: tuple[str, ...] = ()
-    inside = None
+    last = case.facts.last_complaint
     if errors:
-        mark, error = errors[-1]
+        last, error = errors[-1]
         what = f"turbofit does not know this error: {error.name}: {error.message}".rstrip(": ")
-        inside = package_of(mark.stack)
-        lines = (evidence(mark, "the last error"),)
-        why = raised_in(mark)
+    lines = (evidence(last, "the last error"),) if last else ()
+    if lines and not errors:
+        what = f"turbofit does not know this message: {lines[0].text}"
+    inside = package_of(last.stack) if last else None
+    about = " ".join((what, *case.facts.subject.programs))
+    if errors and not errors[-1][0].stack:
+        about += " (no traceback)"
     return Diagnosis(
         kind="unknown",
         phase="unknown",
         what=what,
-        why=why,
+        why=raised_in(last) if last else (),
         also=also,
         evidence=lines,
-        unknown=("what caused it",) if errors else ("what happened",),
+        unknown=("what caused it",) if last else ("what happened",),
         changes=(
             *((f"a newer release of {inside} first: the error is inside it",) if inside else ()),
-            _SEND_TURBOMIND if case.facts.subject.programs == {"lmdeploy"} else _SEND,
+            *what_to_send(about),
         ),
         read=_read(case),
     )
@@ -171,11 +173,6 @@ def _unknown(case: LogCase, *also: str) -> Diagnosis:
 
 #: Of a message that does not tell its cause.
 _UNDECIDED: Final = "which of these it was: the message does not tell it"
-#: What to send of a log that tells too little.
-_SEND: Final = "give the log from its start: the first error, and not only the last one"
-_SEND_TURBOMIND: Final = (
-    "give the log from its start, with TM_LOG_LEVEL=INFO for TurboMind's own figures"
-)
 
 
 def _read(case: LogCase) -> Read:

@@ -65,6 +65,11 @@ _BEGINS: Final = re.compile(
 _PAST: Final = (
     CacheBudget, CudaError, KvBlocks, LegacyCuda, ServerUp, Slab, WarmupFinished, WarmupLengths,
 )  # fmt: skip
+#: A line that no row knows and that tells of an error, whoever wrote it.
+_COMPLAINT: Final = re.compile(
+    r"(?!\W*(?:INFO|DEBUG|WARN)).*?(?:\b(?:[Ee]rror|ERROR|FATAL|[Ff]atal|CRITICAL|[Ff]ailed|Aborted"
+    r"|Killed|denied|refused|Segmentation)\b|NCCL WARN|NVRM:)"
+)
 #: What only a launch follows, and frames whose code a stack has anyway.
 _LIVE: Final = (
     CacheFrame, EngineFallback, LoadingWeights, LoopFailed, LostLock, NoCache, VisionFrame,
@@ -107,6 +112,8 @@ class LogFacts:
         self.subject = FactCollector()
         #: The line of an engine's beginning.
         self.begun_at: int | None = None
+        #: The last line that tells of an error, and that is no event.
+        self.last_complaint: LogEvent | None = None
         self.waits = 0
         self.waiting: tuple[int, str] | None = None
         self._stack: list[PythonFrame] = []
@@ -141,6 +148,8 @@ class LogFacts:
             self._keep(line, text, event)
         elif self._stack and (call := _CALL.match(text)):
             self._code(call[1])
+        elif _COMPLAINT.match(text):
+            self.last_complaint = LogEvent(line, text, KnownMessage(), tuple(self._stack))
         if "Traceback (most recent call last)" in text:
             self._stack.clear()
             last = self.marks[-1] if self.marks else None

@@ -21,10 +21,10 @@ __all__ = [
     "Rank",
     "caught",
     "causes",
-    "fact_patterns",
     "less_memory",
     "matches",
     "told_figures",
+    "what_to_send",
 ]
 
 #: By its relation to a fact, below, above, equal or within: a value, or the name of another fact.
@@ -63,8 +63,16 @@ class _Fact(Struct):
     pattern: str
 
 
+class _Request(Struct):
+    """What tells more of an error that no row knows, where its line has one of the words."""
+
+    words: tuple[str, ...]
+    text: str
+
+
 class _Table(Struct):
     facts: tuple[_Fact, ...]
+    send: tuple[_Request, ...]
     out_of_memory: dict[str, dict[str, tuple[str, ...]]]
     causes: tuple[Cause, ...]
 
@@ -80,16 +88,16 @@ def causes() -> tuple[Cause, ...]:
     return _table().causes
 
 
-def fact_patterns() -> tuple[str, ...]:
-    """The patterns whose groups are facts."""
-    return tuple(fact.pattern for fact in _table().facts)
-
-
 def less_memory(program: str | None, phase: PhaseName) -> tuple[str, ...]:
     """What takes less memory in a phase of a program, in its own options."""
     table = _table().out_of_memory
     rows = table.get(program or "other", table["other"])
     return rows.get(phase, rows["any"])
+
+
+def what_to_send(text: str) -> tuple[str, ...]:
+    """What would tell more of an error that no row knows, by its line and the log's programs."""
+    return tuple(row.text for row in _table().send if any(word in text for word in row.words))
 
 
 @cache

@@ -151,11 +151,14 @@ def _listed_since(figures: Figures) -> str | None:
 
 
 def _divisor(figures: Figures) -> int | None:
-    """The largest tensor parallel size below the one asked that divides the heads."""
+    """The largest power of two below the tensor parallel size asked that divides the heads.
+
+    Key heads and vocabularies are divided too, and are multiples of such sizes.
+    """
     count, tp = figures.number("count"), figures.number("tp")
     if not count or not tp:
         return None
-    return next(size for size in range(int(tp) - 1 or 1, 0, -1) if int(count) % size == 0)
+    return next((size for size in (32, 16, 8, 4, 2) if size < tp and count % size == 0), 1)
 
 
 def package_of(stack: tuple[PythonFrame, ...]) -> str | None:
