@@ -509,7 +509,7 @@ def test_the_command_names_the_folder_that_was_asked_about(tmp_path: Path) -> No
         ("ImportError: libcuda.so.1: cannot open shared object file: No such file or directory",
          "no_gpu"),
         ("ImportError: libtorch.so: cannot open shared object file: No such file or directory",
-         "missing_package"),
+         "library_missing"),
         ("ValueError: Port 23333 is not available", "port_taken"),
     ],
 )  # fmt: skip
