@@ -25,7 +25,7 @@ def frame(path: str, function: str, call: str = "") -> str:
          'pip install "transformers<4.54"'),
         ("ImportError: cannot import name 'VideoInput' from 'transformers.image_utils' (/x)",
          'pip install "transformers<4.52"'),
-        ("ImportError: cannot import name 'Gemma3ForConditionalGeneration' from 'transformers' (/x)",
+        ("ImportError: cannot import name 'Gemma3TextConfig' from 'transformers' (/x)",
          'pip install "transformers>=4.50"'),
         ("AttributeError: 'NoneType' object has no attribute 'image_processor'", "AutoProcessor"),
         ("ImportError: cannot import name 'AutoModelForVision2Seq' from 'transformers' (/x)",
