@@ -147,7 +147,8 @@ def _unknown(case: LogCase, *also: str) -> Diagnosis:
     last = case.facts.last_complaint
     if errors:
         last, error = errors[-1]
-        what = f"turbofit does not know this error: {error.name}: {error.message}".rstrip(": ")
+        said = error.message or (last.stack[-1].code if last.stack else "")
+        what = f"turbofit does not know this error: {error.name}: {said}".rstrip(": ")
     lines = (evidence(last, "the last error"),) if last else ()
     if lines and not errors:
         what = f"turbofit does not know this message: {lines[0].text}"
