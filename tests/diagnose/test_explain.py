@@ -290,6 +290,7 @@ def test_a_model_that_is_loaded_twice(log: str, twice: bool) -> None:
     ("text", "phase"),
     [
         ("RuntimeError: {} memory_utils.cu:32", "weights"),
+        ("RuntimeError: {} ", "unknown"),
         ("RuntimeError: {} allocator.h:233", "cache"),
         ("terminate called\n  what():  {} allocator.h:233", "text"),
     ],

@@ -102,8 +102,7 @@ def _default_ratio(rules: Generation | None) -> float:
 
 def legacy_rules(case: LogCase) -> Iterator[RuleAnswer]:
     """Out of memory, as these versions print it."""
-    facts = case.facts
-    for mark, event in facts.every(LegacyCuda):
+    for mark, event in case.facts.every(LegacyCuda):
         if event.out_of_memory:
             yield _out_of_memory(case, mark, event)
             return
@@ -132,7 +131,7 @@ def _out_of_memory(case: LogCase, mark: LogEvent, event: LegacyCuda) -> RuleAnsw
     return RuleAnswer(
         kind="out_of_memory",
         phase=phase,
-        what=f"TurboMind ran out of GPU memory {_when(phase)}{where}",
+        what=f"TurboMind ran out of GPU memory{_when(phase)}{where}",
         line=mark.line,
         why=tuple(why),
         held=tuple(held),
@@ -225,8 +224,9 @@ def legacy_changes(phase: PhaseName, case: LogCase) -> tuple[str, ...]:
     changes = []
     if double_start(case):
         changes.append("start the engine once (plain python), not under torchrun")
-    if phase == "weights":
+    if phase in ("weights", "unknown"):
         changes.append("more GPUs (--tp), a quantised variant, or freer cards")
+    if phase == "weights":
         return tuple(changes)
     lower = [f"{one:g}" for one in _RATIOS if case.ratio is None or one < case.ratio][:2]
     if not lower:
@@ -242,10 +242,11 @@ def legacy_changes(phase: PhaseName, case: LogCase) -> tuple[str, ...]:
 
 def _when(phase: PhaseName) -> str:
     return {
-        "weights": "while it loaded weights",
-        "vision": "after its cache, when images were encoded",
-        "text": "after its cache, in a forward",
-    }.get(phase, "after its cache was made")
+        "weights": " while it loaded weights",
+        "vision": " after its cache, when images were encoded",
+        "text": " after its cache, in a forward",
+        "unknown": "",
+    }.get(phase, " after its cache was made")
 
 
 def _phase(facts: LogFacts, mark: LogEvent) -> PhaseName:
@@ -260,7 +261,7 @@ def _phase(facts: LogFacts, mark: LogEvent) -> PhaseName:
         # Weights are allocated in memory_utils.cu, cache and buffers through the allocator; an
         # error that no Python code caught was thrown by the thread that runs the forwards.
         if "allocator.h" not in mark.text:
-            return "weights"
+            return "weights" if "memory_utils" in mark.text else "unknown"
         return "text" if "what():" in mark.text else "cache"
     vision = facts.before(mark, VisionForward) or facts.before(mark, TorchMemory)
     return "vision" if vision else "text"
