@@ -98,12 +98,23 @@ def test_unknown_logs_say_so(text: str) -> None:
     assert found.unknown == ("what happened",)
 
 
-def test_an_unknown_error_is_quoted() -> None:
-    found = explain("Traceback (most recent call last):\nValueError: the moon is full\n")
+@pytest.mark.parametrize(
+    ("text", "line", "sent"),
+    [
+        ("Traceback (most recent call last):\nValueError: the moon is full", 2, "its start"),
+        ("docker: Error response from daemon: the moon is full.", 1, "docker inspect"),
+        ("2026-01-01 10:00:00 - lmdeploy - ERROR - the moon is full", 1, "check_env"),
+        ('Traceback (most recent call last):\n  File "/p/m.py", line 3, in f\n'
+         "    assert the moon is full\nAssertionError", 4, "pip list"),
+    ],
+)  # fmt: skip
+def test_an_unknown_error_is_quoted_with_what_to_send(text: str, line: int, sent: str) -> None:
+    found = explain(f"{text}\n")
     assert not found.known
-    assert "ValueError: the moon is full" in found.what
-    assert found.evidence[0].line == 2
+    assert "the moon is full" in found.what
+    assert found.evidence[0].line == line
     assert found.unknown == ("what caused it",)
+    assert any(sent in change for change in found.changes)
 
 
 def test_an_unknown_error_names_where_it_was_raised() -> None:
