@@ -174,34 +174,7 @@ def test_an_architecture_that_a_newer_lmdeploy_runs(architecture: str, said: str
     assert any(said in one for one in found.changes)
 
 
-@pytest.mark.parametrize(
-    ("line", "kind"),
-    [
-        ("Unexpected error from cudaGetDeviceCount(). Error 804: forward compatibility was"
-         " attempted on non supported HW", "driver_too_old"),
-        ("nvidia-container-cli: requirement error: unsatisfied condition: cuda>=12.8, please"
-         " update your driver", "driver_too_old"),
-        ("ImportError: /v/vllm/_C.abi3.so: undefined symbol: _ZN3c104cuda", "library_mismatch"),
-        ("ImportError: /lib/libstdc++.so.6: version `GLIBCXX_3.4.32' not found (required by /x)",
-         "old_system"),
-        ("ModuleNotFoundError: No module named 'einops'", "missing_package"),
-        ("RuntimeError: Not enough memory. Please try to increase --mem-fraction-static.",
-         "no_kv_memory"),
-        ("ValueError: This model's maximum context length is 4096 tokens. However, you requested"
-         " 5000 tokens (4500 in the messages, 500 in the completion).", "request_rejected"),
-        ("2025-01-01 - lmdeploy - ERROR - session 3 exceed session max length", "request_rejected"),
-        ("KeyError: 'qwen3_vl_moe'", "old_transformers"),
-        ("KeyError: 'weight'", "unknown"),
-        ("[TP0] Watchdog timeout (self.watchdog_timeout=300)\nKilled", "hang"),
-        ("[TM][WARNING] [RejectInvalidRequests] Skipping invalid infer request for id 3, code = 6",
-         "request_rejected"),
-    ],
-)  # fmt: skip
-def test_messages_of_programs_around_the_engine(line: str, kind: str) -> None:
-    assert explain(line).kind == kind
-
-
-#: A message of each row that was learned from public reports, with made-up details.
+#: Messages of rows, most of which were learned from public reports, with made-up details.
 LEARNED: list[tuple[str, str]] = yaml.safe_load(
     Path(__file__).with_name("learned.yaml").read_text(encoding="utf-8")
 )

@@ -129,8 +129,3 @@ def test_errors_of_people_s_programs_are_not_of_versions(error: str) -> None:
     assert explain(f'{TRACE}  File "/data/main.py", line 1, in main\n{error}\n').kind == "unknown"
     of_lmdeploy = explain(f"{TRACE}{frame('lmdeploy/archs.py', 'get')}{error}\n").kind
     assert of_lmdeploy == ("package_versions" if "keyword" in error else "unknown")
-
-
-def test_a_name_of_another_package_is_a_missing_one() -> None:
-    found = explain("ImportError: cannot import name 'x' from 'timm' (/x)\n")
-    assert found.kind == "package_versions"
