@@ -142,7 +142,9 @@ class LogFacts:
             self._message = None
         if isinstance(event, PythonFrame):
             self._stack.append(event)
-            self._append_to_follower(event)
+            if self._followed:
+                last = self.marks[-1]
+                self.marks[-1] = last._replace(stack=(*last.stack, event))
             return
         if event is not None:
             self._keep(line, text, event)
@@ -158,15 +160,6 @@ class LogFacts:
                 last is not None and isinstance(last.event, TorchMemory) and not last.stack
             )
         self.subject.read(line, text)
-
-    @property
-    def begun(self) -> bool:
-        """Whether it has an engine's beginning."""
-        return self.begun_at is not None
-
-    def _append_to_follower(self, frame: PythonFrame) -> None:
-        if self._followed:
-            self.marks[-1] = self.marks[-1]._replace(stack=(*self.marks[-1].stack, frame))
 
     def ended_by(self, text: str) -> bool:
         """Whether a row begins another run: an engine that was past its beginning begins again."""

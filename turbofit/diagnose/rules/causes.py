@@ -63,16 +63,10 @@ class _Fact(Struct):
     pattern: str
 
 
-class _Request(Struct):
-    """What tells more of an error that no row knows, where its line has one of the words."""
-
-    words: tuple[str, ...]
-    text: str
-
-
 class _Table(Struct):
     facts: tuple[_Fact, ...]
-    send: tuple[_Request, ...]
+    #: What would tell more of an error that no row knows, and words of its line.
+    send: dict[str, tuple[str, ...]]
     out_of_memory: dict[str, dict[str, tuple[str, ...]]]
     causes: tuple[Cause, ...]
 
@@ -95,9 +89,10 @@ def less_memory(program: str | None, phase: PhaseName) -> tuple[str, ...]:
     return rows.get(phase, rows["any"])
 
 
-def what_to_send(text: str) -> tuple[str, ...]:
+def what_to_send(error: str) -> tuple[str, ...]:
     """What would tell more of an error that no row knows, by its line and the log's programs."""
-    return tuple(row.text for row in _table().send if any(word in text for word in row.words))
+    send = _table().send.items()
+    return tuple(text for text, words in send if any(word in error for word in words))
 
 
 @cache

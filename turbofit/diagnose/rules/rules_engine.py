@@ -86,7 +86,7 @@ def _phase(facts: LogFacts, mark: LogEvent, frames: list[str]) -> PhaseName:
         # At LMDeploy's own log level the warm-up is not announced; a forward on the stack is.
         forward = any("Forward" in frame or "forward" in frame for frame in frames)
         return "warm-up" if forward else "cache"
-    return "weights" if facts.begun else "unknown"
+    return "weights" if facts.begun_at is not None else "unknown"
 
 
 def _page_locked(mark: LogEvent, phase: PhaseName, frames: list[str]) -> RuleAnswer:

@@ -76,12 +76,13 @@ def blocks(case: LogCase) -> LegacyBlocks | None:
             lines.append(evidence(mark, "how many blocks the cache has"))
     if not size or not count:
         return None
-    ratio = case.ratio
-    fits = ratio is not None and 0 < ratio < 1
+    fits = case.ratio is not None and 0 < case.ratio < 1
+    # LMDeploy's own ratio; what it was of before 0.2.2 has no meaning for free memory.
+    default = rules.cache.default if rules and rules.cache.of == "free" else _DEFAULT_RATIO
     return LegacyBlocks(
         block=size,
         count=count,
-        ratio=ratio if ratio is not None and fits else _default_ratio(rules),
+        ratio=case.ratio if case.ratio and fits else default,
         assumed=not fits,
         lines=tuple(lines),
     )
@@ -91,13 +92,6 @@ def generation(case: LogCase) -> Generation | None:
     """The rules of the version that the log names, where it is older than the reference."""
     version = case.facts.subject.version
     return generation_of(version) if version and is_legacy(version) else None
-
-
-def _default_ratio(rules: Generation | None) -> float:
-    """LMDeploy's own ratio; what it was of before 0.2.2 has no meaning for free memory."""
-    if rules is None or rules.cache.of != "free":
-        return _DEFAULT_RATIO
-    return rules.cache.default
 
 
 def legacy_rules(case: LogCase) -> Iterator[RuleAnswer]:
