@@ -143,8 +143,8 @@ class LogFacts:
         if isinstance(event, PythonFrame):
             self._stack.append(event)
             if self._followed:
-                last = self.marks[-1]
-                self.marks[-1] = last._replace(stack=(*last.stack, event))
+                told = self.marks[-1]
+                self.marks[-1] = told._replace(stack=(*told.stack, event))
             return
         if event is not None:
             self._keep(line, text, event)
