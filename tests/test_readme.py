@@ -91,7 +91,7 @@ def test_set_up_commands_and_every_command_are_there() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+    for page in (*ROOT.glob("README*.md"), *sorted((ROOT / "docs").rglob("*.md"))):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
@@ -117,8 +117,6 @@ def test_what_queued_images_gain_is_what_the_plans_say(capsys) -> None:
     )
     said = " ".join(COMMANDS_PAGE.split())
     assert f"Qwen2-VL-7B on a 3090: {queued} KV tokens instead of {not_queued};" in said
-    chinese = (ROOT / "README.zh-CN.md").read_text()
-    assert f"{queued} 而不是\n  {not_queued} KV tokens" in chinese
 
 
 def test_the_error_of_the_forecast_of_speed_is_quoted_as_it_was_reached() -> None:
@@ -128,7 +126,6 @@ def test_the_error_of_the_forecast_of_speed_is_quoted_as_it_was_reached() -> Non
     for page in pages:
         said = " ".join((ROOT / page).read_text().split())
         assert re.findall(r"median error is ([\d.]+) %", said) == [median], page
-    assert f"误差中位数为 {median} %" in (ROOT / "README.zh-CN.md").read_text()
 
 
 def test_the_python_example_plans(capsys) -> None:
