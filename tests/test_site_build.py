@@ -65,14 +65,18 @@ def test_a_page_loads_only_what_lies_beside_it(site: Path) -> None:
 
 
 def test_the_switch_leads_to_the_twin_or_to_the_start(site: Path) -> None:
+    def place(page: str) -> Path:
+        return site / page.replace("README.md", "index.md").replace(".md", ".html")
+
     for page in NAV:
-        other = page.removeprefix("zh/") if page.startswith("zh/") else f"zh/{page}"
-        start = "index.md" if page.startswith("zh/") else "zh/index.md"
-        html = (site / page).with_suffix(".html")
-        links = re.findall(r"<a href=\"?([^\" ]+)[^>]* class=\"?md-select__link", html.read_text())
-        leads_to = {(html.parent / link).resolve() for link in links}
-        twin = other if other in NAV else start
-        assert leads_to == {(site / one).with_suffix(".html").resolve() for one in (page, twin)}
+        chinese = page.startswith("zh/")
+        twin = page.removeprefix("zh/") if chinese else f"zh/{page}"
+        if twin not in NAV:
+            twin = "index.md" if chinese else "zh/index.md"
+        text = place(page).read_text(encoding="utf-8")
+        links = re.findall(r"<a href=\"?([^\" ]+)[^>]* class=\"?md-select__link", text)
+        leads_to = {(place(page).parent / link).resolve() for link in links}
+        assert leads_to == {place(page), place(twin)}, page
 
 
 @pytest.mark.parametrize(
