@@ -57,9 +57,10 @@ Which cards serve a model, which models a machine serves, and a whole server wit
 """}  # fmt: skip
 #: Each language, its name in the switch, and the folder of its pages.
 _LANGUAGES: Final = (("en", "English", ""), ("zh", "中文", "zh/"))
-#: The end of a line between two Chinese letters or signs: browsers show a space there.
+#: The end of a line after a Chinese letter or sign, where browsers would show a space.
 _CHINESE_BREAK: Final = re.compile(
     r"(?<=[\u3000-\u9fff\uff00-\uffef])\n *(?=[\u3000-\u9fff\uff00-\uffef])"
+    r"|(?<=[\u3001\u3002\uff09\uff0c\uff1a\uff1b])\n *(?=[A-Za-z`\"\[])"
 )
 _ALTERNATE: Final = re.compile(r"<link rel=\"?alternate[^>]*>")
 _CODE_SPAN: Final = re.compile(r"(`[^`]*`)")
