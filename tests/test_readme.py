@@ -19,11 +19,6 @@ TEXT = (ROOT / "README.md").read_text()
 CASES_PAGE = (ROOT / "docs" / "cases.md").read_text()
 COMMANDS_PAGE = (ROOT / "docs" / "commands.md").read_text()
 ACCURACY_PAGE = (ROOT / "docs" / "accuracy.md").read_text()
-TWO_COMMANDS = (
-    "    python3 -m venv .venv && .venv/bin/pip install --quiet . "
-    "&& .venv/bin/turbofit plan internvl2-8b --on 4xrtx3090\n",
-    "    ./scripts/check\n",
-)
 ENGINES = {"TurboMind": "turbomind", "PyTorch engine": "pytorch", "Transformers": "transformers"}
 
 #: What a plan's verdict says of capacity and of what is left.
@@ -83,8 +78,8 @@ def test_it_is_short(name: str) -> None:
     assert len((ROOT / name).read_text().splitlines()) <= 120
 
 
-def test_set_up_commands_and_every_command_are_there() -> None:
-    assert all(line in TEXT for line in TWO_COMMANDS)
+def test_every_command_is_there() -> None:
+    assert "    ./scripts/check\n" in TEXT
     table = COMMANDS_PAGE.split("\n\n`MODEL`")[0]
     for name in COMMANDS:
         assert re.search(rf"`(turbofit )?{name}[ `]", table), name

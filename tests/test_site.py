@@ -47,18 +47,9 @@ def test_the_navigation_has_every_page_once() -> None:
     assert sorted(NAV) == sorted({*docs, *OTHERS, *reference_pages()})
 
 
-def test_the_order_is_that_in_which_people_need_it() -> None:
-    sections = [next(iter(one)) for one in CONFIG["nav"]]
-    assert sections == [
-        "Start", "Choose settings", "Serve", "Batches", "Clusters",
-        "Troubleshooting", "Promises", "How it works", "Reference", "Contributing", "中文",
-    ]  # fmt: skip
-
-
 def test_nothing_is_loaded_from_a_network() -> None:
     assert CONFIG["theme"]["font"] is False
-    plugins = {one if isinstance(one, str) else next(iter(one)) for one in CONFIG["plugins"]}
-    assert {"search", "offline"} <= plugins
+    assert "offline" in CONFIG["plugins"]
     assert "iframe-worker" in CONFIG["extra"]["polyfills"][0]  # else `offline` names a CDN's
 
 
