@@ -28,7 +28,8 @@ def test_every_option_that_the_table_names_is_one() -> None:
     for name, one in options.items():
         known = {*ours, *option_classes(), "--MODEL"}
         assert not one.to or f"--{one.to}" in known, name
-        assert one.to or one.say, name
+        assert set(one.at) <= set(COMMANDS), name
+        assert one.to or one.say or one.at, name
     assert not commands.keys() & COMMANDS.keys()
 
 

@@ -30,6 +30,7 @@ class Synonym(Struct, forbid_unknown_fields=True):
     take: bool = False
     flag: bool = False
     values: dict[str, str] = msgspec.field(default_factory=dict)
+    at: dict[str, str] = msgspec.field(default_factory=dict)
 
     def here(self, value: str | None, form: str) -> str:
         """Whose name it is, and what to write instead.
