@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
 
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
-from turbofit.core.config_names import CONFIG_NAMES
 from turbofit.core.draft import Draft
 from turbofit.core.errors import PackageError, UsageError
-from turbofit.core.footprint import Footprint
-from turbofit.core.limits import Held, LimitCost, Limits
+from turbofit.core.images import ImageRule
 from turbofit.core.machine import Machine
 from turbofit.core.model import Model
 from turbofit.core.rehearsal import (
@@ -29,6 +27,7 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Options
 
 __all__ = [
+    "CONFIG_NAMES",
     "PLAN_SCHEMA",
     "Basis",
     "Candidate",
@@ -68,6 +67,31 @@ EngineName = Literal["turbomind", "pytorch", "transformers"]
 Goal = Literal["throughput", "latency", "context"]
 Phase = Literal["before", "context", "weights", "cache", "buffers", "transient"]
 Basis = Literal["formula", "file", "rehearsed", "measured", "estimate"]
+#: Images of one request, where the plan does not promise more. Each costs LMDeploy's one thread for
+#: preprocessing 2 ms at the least and about 30 ms as a photograph, and all clients wait for it.
+_MOST_IMAGES: Final = 64
+_TURBOMIND_NAMES: Final = (
+    "tp", "dtype", "cache_max_entry_count", "max_prefill_token_num", "max_batch_size",
+    "session_len", "quant_policy", "cache_block_seq_len", "communicator", "async_",
+    "enable_prefix_caching", "model_format", "language_model_only",
+)  # fmt: skip
+_PYTORCH_NAMES: Final = (
+    "tp", "dtype", "cache_max_entry_count", "max_prefill_token_num", "max_batch_size",
+    "session_len", "quant_policy", "cache_block_seq_len", "enable_prefix_caching", "model_format",
+    "language_model_only", "num_gpu_blocks", "eager_mode", "cudagraph_capture_batch_sizes",
+    "distributed_executor_backend",
+)  # fmt: skip
+_OTHER_NAMES: Final = {"pytorch": {"cache_block_seq_len": "block_size"}}
+
+#: Settings that each engine is told: our names, and those of LMDeploy's config.
+CONFIG_NAMES: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
+    engine: tuple((name, _OTHER_NAMES.get(engine, {}).get(name, name)) for name in names)
+    for engine, names in {
+        "turbomind": _TURBOMIND_NAMES,
+        "pytorch": _PYTORCH_NAMES,
+        "transformers": ("dtype", "max_batch_size", "session_len"),
+    }.items()
+}
 
 
 class Workload(Struct):
@@ -287,6 +311,76 @@ class Candidate(Struct):
         ),
     ]
     why_not: Annotated[str, doc("Empty for the one chosen.")]
+
+
+class Limits(Struct):
+    """What the gateway enforces; None where the limit has no meaning for the model."""
+
+    vision_unit: Annotated[
+        Literal["tile", "patch"] | None,
+        doc("What images are counted in; null without images."),
+    ]
+    max_dynamic_patch: int | None
+    max_pixels_per_image: int | None
+    images_per_request: int
+    units_per_image: int
+    units_per_request: int
+    units_per_forward: Annotated[int, doc("Units that the peak pays for in one forward pass.")]
+    image_tokens_per_request: int
+    n: Annotated[int, doc("Answers of one request.")]
+    bytes_per_image: int
+    bytes_per_body: int
+
+    @property
+    def image_limit(self) -> int | None:
+        """The limit of an image, in what its rule counts; None without images."""
+        return self.max_dynamic_patch or self.max_pixels_per_image
+
+    def most_images(self, rule: ImageRule | None) -> int:
+        """How many images a request may have: as many as share its units, however small."""
+        if rule is None or self.vision_unit is None:
+            return 0
+        sharing = min(_MOST_IMAGES, self.units_per_request // rule.least_units)
+        return max(self.images_per_request, sharing)
+
+
+class Held(Struct):
+    """How many requests run at once with all their tokens in the caches, where it was asked."""
+
+    requests: Annotated[int, doc("Over all engines; a plan fits with workload.concurrency.")]
+    request_tokens: Annotated[
+        int,
+        doc(
+            "Tokens of each: its images at their limit, the assumed text and answer; no more "
+            "than session_len."
+        ),
+    ]
+
+
+class LimitCost(Struct):
+    """What one image limit leaves, on the plan's GPUs and with its prefill: at least so much."""
+
+    limit: Annotated[int, doc("Tiles or pixels of an image.")]
+    option: Annotated[str, doc("The option that asks for it.")]
+    image_tokens: Annotated[int, doc("Tokens of one image of the worst size.")]
+    kv_tokens: Annotated[int, doc("Tokens of all groups.")]
+    requests_at_once: Annotated[int, doc("Requests that run at once over all groups.")]
+    requests_per_second: Annotated[float, doc("A forecast for images of the worst size.")]
+    seconds_to_first_token: Annotated[float, doc("A forecast for images of the worst size.")]
+
+
+class Footprint(Struct):
+    """What the engines take at the most, and what their GPUs hold beside them."""
+
+    taken: Annotated[
+        tuple[int, ...],
+        doc("Bytes that the engines hold at the most on each GPU, in the order of the ledgers."),
+    ]
+    left: Annotated[int, doc("Bytes for others on the fullest GPU, beyond the margin.")]
+    servers: Annotated[
+        int | None,
+        doc("Engines like these that the same GPUs hold, these included; null: not computed."),
+    ]
 
 
 class Remedy(Struct):

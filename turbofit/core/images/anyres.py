@@ -34,10 +34,7 @@ class AnyresRule(BaseTileRule, tag="anyres"):
     grids: tuple[Grid, ...]
     most_tiles: int | None = None
     client_knobs: bool = False
-
-    @property
-    def varies_by_size(self) -> bool:
-        return True
+    varies_by_size = True
 
     def grids_within(self, limit: int) -> tuple[Grid, ...]:
         """The grids of at most ``limit`` tiles; the single tile where the list has none so small.

@@ -14,15 +14,9 @@ class CrossRule(BaseTileRule, tag="cross"):
     cross-attention layers.
     """
 
+    varies_by_size = False
+    varies_by_limit = False
     client_knobs: bool = False
-
-    @property
-    def varies_by_size(self) -> bool:
-        return False
-
-    @property
-    def varies_by_limit(self) -> bool:
-        return False
 
     def _units(self, width: int, height: int, limit: int) -> int:
         return self.max_dynamic_patch

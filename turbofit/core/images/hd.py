@@ -24,11 +24,8 @@ class HdRule(BaseTileRule, tag="hd"):
     Tokens are those of the tiles that the image covers, and of the ends of its lines.
     """
 
+    varies_by_size = False
     client_knobs: bool = False
-
-    @property
-    def varies_by_size(self) -> bool:
-        return False
 
     def _units(self, width: int, height: int, limit: int) -> int:
         return limit + 1

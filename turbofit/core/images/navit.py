@@ -33,15 +33,12 @@ class NavitRule(PatchRule, tag="navit"):
     """
 
     mrope: ClassVar[bool] = False
+    #: Its front end refuses ``mm_processor_kwargs``.
+    by_request = False
 
     min_pixels: int = 1
     client_knobs: bool = False
     side: Annotated[int, Meta(le=LARGEST_SIDE)] = 512
-
-    @property
-    def by_request(self) -> bool:
-        """Its front end refuses ``mm_processor_kwargs``."""
-        return False
 
     def patches(self, width: int, height: int, limit: int | None = None) -> tuple[int, int]:
         """Rows and columns of patches of an image, those of the padding among them."""

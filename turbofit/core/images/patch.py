@@ -14,9 +14,8 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
 from turbofit.core.images.rule import Allowed, DummyImage, FolderEdits, ImageRule, Lowered, Size
-from turbofit.core.images.video import VideoRule, Videos
-from turbofit.core.images.windows import LARGEST_RATIO, windows
-from turbofit.core.units import number
+from turbofit.core.images.video import LARGEST_RATIO, VideoRule, Videos, windows
+from turbofit.core.units import largest, number
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -131,14 +130,11 @@ class PatchRule(ImageRule, tag="patch"):
 
     def largest_limit(self, units: int) -> int | None:
         """Whole windows."""
-        low, high = 0, min(units // self.merge**2, self.max_pixels // self.limit_step)
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self._worst_units(middle * self.limit_step) <= units:
-                low = middle
-            else:
-                high = middle - 1
-        return low * self.limit_step if low else None
+        most, area = (
+            min(units // self.merge**2, self.max_pixels // self.limit_step),
+            self.limit_step,
+        )
+        return area * largest(most, lambda n: self._worst_units(n * area) <= units) or None
 
     def lower_limits(self, steps: int = 16) -> tuple[int, ...]:
         found = [self.max_pixels]

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from turbofit.core.errors import UsageError
 from turbofit.core.images.video import Videos
 from turbofit.core.struct import Struct
+from turbofit.core.units import largest
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -388,14 +389,8 @@ class ImageRule(Struct):
             width, height = (-(-edge * side // longer) for edge in size)  # never a longer shape
             return width, height
 
-        low, high = 0, longer
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self._count(at(middle)) <= goal:
-                low = middle
-            else:
-                high = middle - 1
-        return at(low) if low else None
+        side = largest(longer, lambda side: self._count(at(side)) <= goal)
+        return at(side) if side else None
 
     def _count(self, size: Size) -> int:
         """Units of an image; more than any limit where rounding made it too long a strip."""

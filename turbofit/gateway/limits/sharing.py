@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from turbofit.core.struct import Struct
+from turbofit.core.units import largest
 from turbofit.gateway.limits.request_limits import (
     LimitedImage,
     RequestedImage,
@@ -130,18 +131,11 @@ def _largest(
     """
     if not caps:
         return None, limited_at(None)
-    largest = limited_at(caps[0])
-    if not fits(largest):
-        return None, largest
-    low, high = 0, len(caps) - 1
-    while low < high:
-        middle = (low + high + 1) // 2
-        limited = limited_at(caps[middle])
-        if fits(limited):
-            low, largest = middle, limited
-        else:
-            high = middle - 1
-    return low, largest
+    smallest = limited_at(caps[0])
+    if not fits(smallest):
+        return None, smallest
+    place = largest(len(caps) - 1, lambda place: fits(limited_at(caps[place])))
+    return place, limited_at(caps[place])
 
 
 def _spend_rest(
