@@ -20,8 +20,7 @@ from tests.support.gateway import CHAT, chat, plan_for
 from tests.support.waiting import HANG, until
 from turbofit.gateway import front as module
 from turbofit.gateway.front import Front, Node, NodeAddress, _Suspects
-from turbofit.gateway.server import make_gateway
-from turbofit.gateway.thread import GatewayThread
+from turbofit.gateway.server import GatewayThread, make_gateway
 from turbofit.launch.cluster.ray_adapter import client_context
 
 KEY = "run-key"
@@ -239,15 +238,6 @@ def test_an_answer_frees_who_was_there_at_a_death(world) -> None:
     assert [asked(front.url, chat())[0] for _ in range(3)] == [503, 200, 200]
     assert front.call(lambda one: one._suspects._nodes) == {}
     assert len(had) == 3
-
-
-def test_a_suspect_has_a_node_until_it_is_answered() -> None:
-    suspects = _Suspects()
-    suspects.note(b"{}", "a", answered=False)
-    assert suspects.node_of(b"{}") == "a"
-    assert suspects.node_of(b"[]") == ""
-    suspects.note(b"{}", "b", answered=True)
-    assert suspects.node_of(b"{}") == ""
 
 
 def test_a_suspect_that_does_not_come_again_is_one_for_an_hour(monkeypatch) -> None:

@@ -1,19 +1,24 @@
-"""The gateway on real sockets."""
+"""The gateway on real sockets, alone and beside a supervisor, and the memory of its process."""
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import gc
 import http.client
 import json
+import platform
 import socket
 import ssl
 import subprocess
 import sys
+import textwrap
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
+import msgspec
 import pytest
 from aiohttp import web
 from msgspec.structs import replace
@@ -25,8 +30,15 @@ from turbofit.cli.options.common_options import filled
 from turbofit.cli.options.gateway_options import GatewayOptions
 from turbofit.core.errors import LaunchError, UsageError
 from turbofit.gateway.config import ConnectionLimits, GatewayConfig
-from turbofit.gateway.server import bind, check_bind, digest_of, make_gateway
-from turbofit.gateway.thread import GatewayThread
+from turbofit.gateway.http.accesslog import AccessLog
+from turbofit.gateway.server import (
+    GatewayThread,
+    bind,
+    check_bind,
+    digest_of,
+    keep_large_blocks,
+    make_gateway,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -99,6 +111,12 @@ def engine():
     one.stop()
 
 
+@pytest.fixture
+def served(engine):
+    with GatewayThread(make_gateway(plan_for(), [engine.url], config())) as gateway:
+        yield gateway
+
+
 def config(**changes) -> GatewayConfig:
     return GatewayConfig(port=0, **changes)
 
@@ -139,51 +157,47 @@ def test_requests_pass_and_health_follows(engine) -> None:
     assert not gateway.alive
 
 
-def test_head_is_answered_without_a_body(engine) -> None:
-    with GatewayThread(make_gateway(plan_for(), [engine.url], config())) as gateway:
-        assert asked(gateway.url, chat())[0] == 200
-        connection = http.client.HTTPConnection(gateway.url.rpartition("//")[2], timeout=120)
+def test_head_is_answered_without_a_body(served) -> None:
+    assert asked(served.url, chat())[0] == 200
+    with closing(http.client.HTTPConnection(served.url.rpartition("//")[2], timeout=HANG)) as one:
         for path in ("/health", "/v1/models", "/health/"):
             # One connection: a body that came nevertheless would be read as the next answer.
-            connection.request("HEAD", path)
-            response = connection.getresponse()
+            one.request("HEAD", path)
+            response = one.getresponse()
             assert (response.status, response.read()) == (200, b"")
             assert int(response.headers["content-length"]) > 0
-        connection.close()
 
 
-def test_chunks_arrive_as_they_are_sent(engine) -> None:
-    with GatewayThread(make_gateway(plan_for(), [engine.url], config())) as gateway:
-        connection = http.client.HTTPConnection(gateway.url.rpartition("//")[2], timeout=HANG)
-        body = json.dumps(chat(stream=True, max_tokens=8))
-        connection.request("POST", CHAT, body, {"content-type": "application/json"})
-        response = connection.getresponse()
+def streamed(url: str) -> http.client.HTTPResponse:
+    """The answer to a request for eight events, of which the engine sends three by itself."""
+    connection = http.client.HTTPConnection(url.rpartition("//")[2], timeout=HANG)
+    body = json.dumps(chat(stream=True, max_tokens=8))
+    connection.request("POST", CHAT, body, {"content-type": "application/json"})
+    return connection.getresponse()
+
+
+def test_chunks_arrive_as_they_are_sent(engine, served) -> None:
+    with streamed(served.url) as response:
         for number in range(8):
             if number >= 3:
                 engine.permit()
             assert response.readline() == b"data: {}\n"
             assert response.readline() == b"\n"
         assert response.readline() == b"data: [DONE]\n"
-        connection.close()
 
 
-def test_an_urgent_end_is_told_before_the_engines_end_is_seen(engine) -> None:
+def test_an_urgent_end_is_told_before_the_engines_end_is_seen(served) -> None:
     """Engines are killed right after it: whoever reads their end first must not answer."""
-    with GatewayThread(make_gateway(plan_for(), [engine.url], config())) as gateway:
-        connection = http.client.HTTPConnection(gateway.url.rpartition("//")[2], timeout=HANG)
-        body = json.dumps(chat(stream=True, max_tokens=8))
-        connection.request("POST", CHAT, body, {"content-type": "application/json"})
-        response = connection.getresponse()
+
+    def strike(app) -> int:
+        served._ends.tell(urgent=True)
+        return app.connections.cut
+
+    with streamed(served.url) as response:
         assert response.readline() == b"data: {}\n"
-
-        def strike(app) -> int:
-            gateway._ends.tell(urgent=True)
-            return app.connections.cut
-
-        assert gateway.call(strike) == 1
+        assert served.call(strike) == 1
         assert b'"code":"ending"' in response.read()
-        connection.close()
-    assert gateway.cut == 1
+    assert served.cut == 1
 
 
 def leave_amid_a_stream(url: str, word: bytes, times: int) -> None:
@@ -204,10 +218,9 @@ def leave_amid_a_stream(url: str, word: bytes, times: int) -> None:
     client.close()
 
 
-def test_a_client_that_leaves_stops_the_engine(engine) -> None:
-    with GatewayThread(make_gateway(plan_for(), [engine.url], config())) as gateway:
-        leave_amid_a_stream(gateway.url, b"data: ", 1)
-        assert engine.left.wait(HANG)
+def test_a_client_that_leaves_stops_the_engine(engine, served) -> None:
+    leave_amid_a_stream(served.url, b"data: ", 1)
+    assert engine.left.wait(HANG)
 
 
 @pytest.mark.parametrize(
@@ -219,12 +232,11 @@ def test_a_client_that_leaves_stops_the_engine(engine) -> None:
         b"GET /v1/models%3f HTTP/1.1", b"GET /v1/models;a HTTP/1.1",
     ],
 )  # fmt: skip
-def test_path_tricks_reach_nothing(engine, line) -> None:
-    with GatewayThread(make_gateway(plan_for(), [engine.url], config())) as gateway:
-        host, _, port = gateway.url.rpartition("//")[2].partition(":")
-        with socket.create_connection((host, int(port)), timeout=HANG) as client:
-            client.sendall(line + b"\r\nhost: x\r\nconnection: close\r\n\r\n")
-            answer = client.recv(4096)
+def test_path_tricks_reach_nothing(engine, served, line) -> None:
+    host, _, port = served.url.rpartition("//")[2].partition(":")
+    with socket.create_connection((host, int(port)), timeout=HANG) as client:
+        client.sendall(line + b"\r\nhost: x\r\nconnection: close\r\n\r\n")
+        answer = client.recv(4096)
     assert answer.split(b" ", 2)[1] in (b"400", b"403", b"404")
     assert all(body.get("max_tokens") == 1 for body in engine.bodies)
 
@@ -255,17 +267,6 @@ def test_a_bind_beyond_loopback_needs_a_key_or_a_word() -> None:
         check_bind(GatewayConfig(host=host))
     with pytest.raises(UsageError):
         check_bind(GatewayConfig(host="::"))
-
-
-def test_a_port_that_is_taken_is_said() -> None:
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        taken = GatewayConfig(port=other.getsockname()[1])
-        with pytest.raises(LaunchError, match="cannot be bound"):
-            bind(taken)
-        with pytest.raises(LaunchError, match="cannot be bound"):
-            GatewayThread(make_gateway(plan_for(), ["http://127.0.0.1:1"], taken)).start()
 
 
 def test_upstreams_are_checked() -> None:
@@ -379,3 +380,156 @@ def test_who_was_at_a_death_is_answered_by_another_engine_when_it_asks_again(eng
             answers = pool.map(lambda _: asked(gateway.url, body), range(2))
             assert [answer[0] for answer in answers] == [status] * 2
     listener.close()
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that is slow to end has not failed to."""
+    monkeypatch.setattr("turbofit.gateway.server._BEYOND", HANG)
+
+
+def thread(log: AccessLog | None = None, **settings: object) -> GatewayThread:
+    config = GatewayConfig(port=0, upstream_key="k", drain_seconds=1.0)
+    config = msgspec.structs.replace(config, **settings)
+    return GatewayThread(make_gateway(plan_for(), ["http://127.0.0.1:9"], config, log=log))
+
+
+@pytest.mark.parametrize("pretend", [True, False])
+def test_pretend_is_said_and_only_where_it_is_true(pretend: bool, tmp_path: Path) -> None:
+    log = AccessLog(tmp_path / "access.log")
+    with thread(log, pretend=pretend) as gateway:
+        status, headers, body = asked(gateway.url, path="/health")
+        assert status == 503
+        assert headers.get("x-turbofit-pretend") == ("1" if pretend else None)
+        assert json.loads(body).get("pretend") is (True if pretend else None)
+    assert not gateway.alive
+    (line,) = (tmp_path / "access.log").read_text().splitlines()
+    assert json.loads(line)["status"] == 503
+    log.close()
+
+
+def test_without_a_drain_it_ends_at_once() -> None:
+    one = thread(drain_seconds=100 * HANG)
+    one.start()
+    host, _, port = one.url.rpartition("//")[2].partition(":")
+    with socket.create_connection((host, int(port))) as client:
+        client.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n")
+        one.stop(drain=False)
+    assert not one.alive
+
+
+def test_breaking_off_is_quiet_and_leaves_nothing_open(caplog, capfd) -> None:
+    """A second Ctrl-C used to end with uvicorn's traceback and aiohttp's open sessions."""
+    gc.collect()  # what other tests left
+    caplog.clear()
+    capfd.readouterr()
+    one = thread(drain_seconds=100 * HANG)
+    one.start()
+    asked(one.url, path="/metrics")  # the gateway looks for its engine
+    one.stop(drain=False)
+    assert not one.alive
+    gc.collect()
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_what_is_in_the_way_is_raised_where_it_was_started(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(LaunchError, match="cannot be bound"):
+            bind(GatewayConfig(port=port))
+        one = thread(port=port)
+        with pytest.raises(LaunchError, match="cannot be bound"):
+            one.start()
+        one.stop(drain=False)
+    nothing = str(tmp_path / "none.pem")
+    with pytest.raises(UsageError, match="certificate"):
+        thread(ssl_certfile=nothing, ssl_keyfile=nothing).start()
+
+
+def test_one_that_never_started_stops() -> None:
+    thread().stop()
+    assert "gateway" not in {t.name for t in threading.enumerate()}
+
+
+def test_it_is_told_of_engines_from_another_thread() -> None:
+    one = thread()
+    with pytest.raises(LaunchError, match="does not serve"):
+        one.call(lambda gateway: gateway.engines)
+    one.start()
+    try:
+        assert one.call(lambda gateway: len(gateway.fleet)) == 1
+        assert one.call(lambda _: threading.current_thread().name) == "gateway"
+        with pytest.raises(ZeroDivisionError):
+            one.call(lambda _: 1 // 0)
+        with pytest.raises(LaunchError, match="did not answer"):
+            one.call(lambda _: one.call(lambda _: None, 0.0))
+    finally:
+        one.stop(drain=False)
+    with pytest.raises(LaunchError, match="does not serve"):
+        one.call(lambda gateway: gateway.engines)
+
+
+#: Page faults of a large block that is made again and again, and what the settings are.
+CODE = textwrap.dedent(
+    """
+    import resource, sys
+    from turbofit.gateway.server import keep_large_blocks
+
+    def faults():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(50):
+            bytearray(4 << 20)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    plain = faults()
+    print(keep_large_blocks(), plain, faults())
+    """
+)
+
+#: What a process holds after each of eight threads held 16 MiB, one after another.
+THREADS = textwrap.dedent(
+    """
+    from concurrent.futures import ThreadPoolExecutor
+    from threading import Barrier
+    from turbofit.gateway.server import keep_large_blocks
+
+    def held():
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * 4096
+
+    keep_large_blocks()
+    barrier, before = Barrier(8), held()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: barrier.wait(), range(8)))
+        for _ in range(200):
+            pool.submit(lambda: len(bytearray(16 << 20))).result()
+        print(held() - before)
+    """
+)
+GLIBC = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
+
+
+def printed(code: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+
+
+@GLIBC
+def test_a_block_that_was_freed_is_there_for_the_next_one() -> None:
+    knows, plain, kept = printed(CODE).split()
+    assert knows == "True"
+    assert int(kept) * 10 < int(plain)
+
+
+@GLIBC
+def test_threads_keep_the_largest_block_once() -> None:
+    assert int(printed(THREADS)) < 40 << 20
+
+
+def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
+    assert not keep_large_blocks()

@@ -115,7 +115,7 @@ class PackageError(TurbofitError):
 
 def error_from(document: Document) -> TurbofitError:
     """An error from what `TurbofitError.to_dict` put under ``error``, e.g. on another machine."""
-    kinds = {one.exit_code: one for one in TurbofitError.__subclasses__()}
+    kinds = {error.exit_code: error for error in TurbofitError.__subclasses__()}
     kind = kinds.get(int(document.get("exit_code", 0)), LaunchError)
     return kind(str(document.get("message", "")), hint=str(document.get("hint", "")))
 

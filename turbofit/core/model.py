@@ -283,7 +283,7 @@ class Quantization(Struct):
         mxfp4 does, whatever the config exempts; compressed-tensors where it exempts all else.
         """
         if self.method == "compressed-tensors":
-            return all(any(word in one for one in self.unconverted) for word in _BESIDE_EXPERTS)
+            return all(any(word in name for name in self.unconverted) for word in _BESIDE_EXPERTS)
         return self.method == "mxfp4"
 
     def exempts(self, module: str, layer: int) -> bool:

@@ -538,19 +538,19 @@ class Plan(Struct):
         """The groups' numbers, those together whose equal cards run one set of settings."""
         if not self.by_group:
             return (tuple(range(len(self.parallel.groups))),)
-        found: dict[tuple[object, ...], list[int]] = {}
+        alike: dict[tuple[object, ...], list[int]] = {}
         for number, group in enumerate(self.by_group):
             cards = [self.machine.gpu(index) for index in self.parallel.groups[number]]
             names = tuple((gpu.name, gpu.total) for gpu in cards)
             key = (names, to_json(group.settings), group.kv.tokens, group.units_per_forward)
-            found.setdefault(key, []).append(number)
-        return tuple(tuple(numbers) for numbers in found.values())
+            alike.setdefault(key, []).append(number)
+        return tuple(tuple(numbers) for numbers in alike.values())
 
     def __repr__(self) -> str:
         """One line: the whole document is :meth:`to_json`'s."""
         shape = f"{self.engine.name}, tp {self.parallel.tp} x {self.parallel.replicas}"
-        held = f"{self.kv.total_tokens:,} KV tokens: {'fits' if self.fits else 'does not fit'}"
-        return f"<Plan: {self.model.name} on {self.machine.name}, {shape}, {held}>"
+        cache = f"{self.kv.total_tokens:,} KV tokens: {'fits' if self.fits else 'does not fit'}"
+        return f"<Plan: {self.model.name} on {self.machine.name}, {shape}, {cache}>"
 
     def _repr_html_(self) -> str | None:
         """What a notebook shows, where `turbofit.api` has said how."""
@@ -568,14 +568,14 @@ class Plan(Struct):
     @property
     def requests_at_once(self) -> int:
         """Requests that all engines run at once."""
-        return sum(one.settings.max_batch_size for one in self.each())
+        return sum(plan.settings.max_batch_size for plan in self.each())
 
     def may_evict(self) -> bool:
         """Whether some engine's cache may run out while requests generate.
 
         It then evicts the youngest, which later begins again, images included.
         """
-        return any(may_evict(one.settings, one.kv.tokens) for one in self.each())
+        return any(may_evict(plan.settings, plan.kv.tokens) for plan in self.each())
 
     def to_json(self) -> str:
         """The plan as JSON."""

@@ -95,13 +95,13 @@ def any_json(kind: type) -> JsonObject:
 def _inlined(schema: Any, parts: dict[str, Any]) -> Any:
     """A schema with each reference replaced by what it refers to: pydantic has names of its own."""
     if isinstance(schema, list):
-        return [_inlined(one, parts) for one in schema]
+        return [_inlined(part, parts) for part in schema]
     if not isinstance(schema, dict):
         return schema
     if "$ref" in schema:
         return _inlined(parts[schema["$ref"].rpartition("/")[2]], parts)
     # A discriminator's mapping is of references; the tag is a constant of each part too.
-    return {key: _inlined(one, parts) for key, one in schema.items() if key != "discriminator"}
+    return {key: _inlined(part, parts) for key, part in schema.items() if key != "discriminator"}
 
 
 def doc(text: str) -> msgspec.Meta:

@@ -120,4 +120,4 @@ class Tuning(Struct):
     @property
     def winner(self) -> TrialRecord | None:
         """The best trial."""
-        return next((one for one in self.trials if one.number == self.best), None)
+        return next((trial for trial in self.trials if trial.number == self.best), None)

@@ -227,5 +227,5 @@ def usage_error(
 
 def _described(kind: type[BaseModel], field: str, name: str) -> str:
     known = kind.model_fields.get(field)
-    said = known.description if known is not None else None
-    return f"{name}: {said}" if said else f"give another {name}, or leave it out"
+    description = known.description if known is not None else None
+    return f"{name}: {description}" if description else f"give another {name}, or leave it out"

@@ -143,14 +143,14 @@ def _edited(values: dict[str, Any], edited: FolderEdits) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as exc:
         raise UsageError(
             f"{path} cannot be read: {exc}", hint="download the checkpoint again"
         ) from None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise UsageError(f"{path} is no JSON object", hint="download the checkpoint again")
-    return found
+    return content
 
 
 def _cannot(exc: OSError) -> LaunchError:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import select
 import socket
 import threading
 from contextlib import closing, contextmanager
+from copy import copy
 from http.client import HTTPConnection, HTTPResponse
+from typing import Any
 
 import pytest
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+from uvicorn.server import ServerState
 
-pytest.importorskip("aiohttp")
-pytest.importorskip("uvicorn")
-
-from tests.support.gateway import CHAT, Recorder, chat, plan_for
+from tests.hostile import hostile
+from tests.support.gateway import CHAT, Recorder, chat, gateway, plan_for
 from tests.support.waiting import HANG
 from turbofit.gateway.config import ConnectionLimits, GatewayConfig
 from turbofit.gateway.http.app import Gateway
+from turbofit.gateway.http.protocol import limited_protocol
 from turbofit.gateway.limits.request_limits import bounds_of
-from turbofit.gateway.thread import GatewayThread
+from turbofit.gateway.server import GatewayThread, _uvicorn
 
 HEAD = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n".encode()
 #: Deadlines that no test waits for.
@@ -357,3 +361,80 @@ def test_trailers_are_no_headers() -> None:
         client.sendall(request + chunks + trailers)
         status, headers, _ = answered(client)
         assert (status, headers["x-request-id"]) == (200, "of-a-header")
+
+
+#: Turns of the loop after which nobody has anything to do but to wait for more.
+TURNS = 40
+
+
+class Wire(asyncio.Transport):
+    """A transport into nothing, which remembers what was written."""
+
+    def __init__(self) -> None:
+        super().__init__({"peername": ("10.0.0.9", 1), "sockname": ("10.0.0.1", 2)})
+        self.written = bytearray()
+        self.closed = False
+
+    def write(self, data: Any) -> None:
+        self.written += data
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def close(self) -> None:
+        self.closed = True
+
+    abort = close
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None: ...
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+
+@hostile("connections")
+def test_nothing_breaks_and_nothing_is_left(data: bytes) -> None:
+    bugs: list[dict[str, Any]] = []
+    asyncio.run(spoken(data, bugs))
+    assert bugs == []
+
+
+async def spoken(data: bytes, bugs: list[dict[str, Any]]) -> None:
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: bugs.append(context))
+    app, _ = gateway(api_keys=("k",), trusted_proxies=("10.0.0.9",))
+    others = asyncio.all_tasks()
+    config = copy(_uvicorn(app, lambda: None).config)
+    config.loaded_app = ProxyHeadersMiddleware(app, ["10.0.0.9"])
+    kind = limited_protocol(app.config.connection, app.connections)
+    protocol, wire = kind(config, ServerState(), {}, loop), Wire()
+    protocol.connection_made(wire)
+    for piece in data.split(b"|~|"):
+        if not piece or wire.closed:
+            break
+        protocol.data_received(piece)
+        await settled()
+    await settled()
+    protocol.connection_lost(None)
+    await settled()
+    for line in bytes(wire.written).split(b"\r\n"):
+        assert not line.startswith(b"HTTP/1.1 5") or line[9:12] == b"503", line
+    left = asyncio.all_tasks() - others
+    for task in left:
+        task.cancel()
+    assert not left, left
+    assert app._bodies.in_memory == 0
+    assert all(engine.units == engine.host_bytes == 0 for engine in app.engines)
+    assert not len(app.connections)
+
+
+async def settled() -> None:
+    for _ in range(TURNS):
+        await asyncio.sleep(0)

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import copy
+import unicodedata
 from contextlib import suppress
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.support.gateway import chat
 from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.limits.gate import UNSTATED
 from turbofit.gateway.limits.parameters import RULES
-from turbofit.gateway.limits.ranges import hold_parameters, lower_answer
+from turbofit.gateway.limits.ranges import hold_parameters, lower_answer, most_tokens
 from turbofit.gateway.limits.request_body import read_body
 from turbofit.gateway.limits.rules import Scope
 
@@ -46,6 +49,9 @@ def refused(kind: Any, scope: Scope = SCOPE, **fields: Any) -> Refusal:
         ("messages", "top_k", 10**30, 1024, ["top_k=huge->1024"]),
         ("responses", "top_k", "4096", 1024, ["top_k=4096->1024"]),
         ("completions", "top_k", 3.0, 3, []),
+        ("chat", "n", "3", 3, []),
+        ("chat", "n", 3.0, 3, []),
+        ("completions", "n", True, 1, []),
         ("chat", "seed", -1, 2**64 - 1, ["seed=-1->18446744073709551615"]),
         ("chat", "seed", 2**64, 0, ["seed=huge->0"]),
         ("chat", "min_new_tokens", 2**31, 4096, ["min_new_tokens=2147483648->4096"]),
@@ -73,6 +79,9 @@ def test_what_can_be_brought_into_its_range_is_and_is_said(kind, name, asked, gi
     ("kind", "name", "asked", "word"),
     [
         ("chat", "top_k", -1, "between 0 and 1024"),
+        ("chat", "n", 0, "between 1 and 2147483647"),
+        ("completions", "n", 2**40, "between 1 and 2147483647"),
+        ("chat", "n", 1.5, "no whole number"),
         ("chat", "top_k", "x", "no number"),
         ("chat", "top_k", 1.5, "no whole number"),
         ("chat", "top_k", [1], "no number"),
@@ -225,3 +234,47 @@ def test_parts_of_tool_results_are_parts_of_messages(kind: str) -> None:
     results = [{"type": "tool_result", "tool_use_id": "a", "content": parts}] * 2
     said = refused(kind, messages=[{"role": "user", "content": results}])
     assert "8194 parts" in said.message
+
+
+TEXT = "What is this?"
+
+
+def most(kind: str, text: str = TEXT, *, images: int = 0, **fields: object) -> int:
+    body = {"messages": [{"role": "user", "content": text}], **fields}
+    raw = msgspec.json.encode(body)
+    return most_tokens(kind, body, raw, len(raw), images)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("chat", "max_tokens"),
+        ("chat", "max_completion_tokens"),
+        ("completions", "max_tokens"),
+        ("generate", "max_tokens"),
+        ("messages", "max_tokens"),
+        ("responses", "max_output_tokens"),
+    ],
+)
+def test_an_answer_counts_where_the_route_s_name_states_it(kind: str, name: str) -> None:
+    short = most(kind, **{name: 100})
+    assert most(kind, **{name: 300}) - short == 200
+    assert most(kind, images=256, **{name: 100}) - short == 256
+    assert most(kind, TEXT + "x" * 50, **{name: 100}) - short == 50
+    assert most(kind) == most(kind, answer_tokens=1) == UNSTATED
+
+
+def test_of_two_lengths_the_longer_counts() -> None:
+    assert most("chat", max_tokens=9, max_completion_tokens=90) > most("chat", max_tokens=90)
+
+
+def test_tools_count_twice() -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    with_tools = most("chat", max_tokens=1, tools=tools) - most("chat", max_tokens=1)
+    assert with_tools >= 2 * len(msgspec.json.encode(tools))
+
+
+@pytest.mark.parametrize("text", ["\u4e66\u751f", "a\u0301\u00e9", "\u0958" * 40, "\U0001d160" * 9])
+def test_a_token_of_a_normalised_text_has_a_byte_at_least(text: str) -> None:
+    room = most("chat", text, max_tokens=1) - most("chat", "", max_tokens=1)
+    assert room >= len(unicodedata.normalize("NFC", text).encode())

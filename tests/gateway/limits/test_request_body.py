@@ -16,10 +16,6 @@ def drawn(base64: str) -> Picture:
     return Picture(mime="image/png", base64=base64, size=(1, 1), bytes=1)
 
 
-def parsed(kind: Any, body: dict[str, Any]):
-    return read_body(kind, body)
-
-
 def refused(kind: Any, body: Any) -> Refusal:
     with pytest.raises(Refusal) as caught:
         read_body(kind, body)
@@ -40,7 +36,7 @@ def refused(kind: Any, body: Any) -> Refusal:
     ],
 )
 def test_images_of_a_chat_are_found_in_every_shape_and_written_back_in_one(part) -> None:
-    found = parsed("chat", chat(part))
+    found = read_body("chat", chat(part))
     (slot,) = found.slots
     assert slot.source == URL
     assert slot.options["max_dynamic_patch"] == 99
@@ -54,7 +50,7 @@ def test_images_of_a_chat_are_found_in_every_shape_and_written_back_in_one(part)
 
 @pytest.mark.parametrize("given", [URL, {"url": URL}, [URL], [{"url": URL}, URL]])
 def test_image_data_is_found_and_written_back_as_a_list_of_objects(given) -> None:
-    found = parsed("generate", {"prompt": "x", "image_data": given})
+    found = read_body("generate", {"prompt": "x", "image_data": given})
     for slot in found.slots:
         slot.fill(drawn("QQ=="), {"max_dynamic_patch": 1})
     count = len(given) if isinstance(given, list) else 1
@@ -67,7 +63,7 @@ def test_anthropic_images_are_found_in_tool_results_too() -> None:
     remote = {"type": "image", "source": {"type": "url", "url": "https://example.com/a.png"}}
     result = {"type": "tool_result", "tool_use_id": "1", "content": [dict(remote)]}
     body = {"max_tokens": 5, "messages": [{"role": "user", "content": [image, result]}]}
-    found = parsed("messages", body)
+    found = read_body("messages", body)
     assert [(slot.source, slot.inline, slot.carries) for slot in found.slots] == [
         ("QQ==", True, False),
         ("https://example.com/a.png", False, False),
@@ -131,7 +127,7 @@ VIDEO = {"url": "data:video/mp4;base64,QQ=="}
 def test_videos_are_taken_from_chats_alone(role, part) -> None:
     chats = {"messages": [{"role": role, "content": [part]}]}
     if role in ("user", "tool") and "source" not in part:
-        (slot,) = parsed("chat", chats).slots
+        (slot,) = read_body("chat", chats).slots
         assert (slot.shape, slot.source, slot.carries) == ("clip", VIDEO["url"], False)
     else:
         assert refused("chat", chats).status == 400
@@ -149,17 +145,17 @@ def test_videos_are_taken_from_chats_alone(role, part) -> None:
 
 def test_unknown_fields_and_session_ids_are_left_out() -> None:
     body = chat(session_id=7, migration_request={"a": 1}, with_cache=True, images=[1], seed=3)
-    assert set(parsed("chat", body).body) == {"model", "messages", "seed"}
+    assert set(read_body("chat", body).body) == {"model", "messages", "seed"}
 
 
 def test_nulls_are_left_out() -> None:
     # LMDeploy 0.18 answers `"n": null` of a completion with a traceback and 500.
-    found = parsed("completions", {"model": "m", "prompt": "x", "n": None, "top_p": None})
+    found = read_body("completions", {"model": "m", "prompt": "x", "n": None, "top_p": None})
     assert found.body == {"model": "m", "prompt": "x"}
 
 
 def test_processor_keywords_are_dropped_and_said() -> None:
-    found = parsed(
+    found = read_body(
         "chat",
         chat(mm_processor_kwargs={"image": {"max_pixels": 10**9}}, media_io_kwargs={"video": {}}),
     )
@@ -167,25 +163,13 @@ def test_processor_keywords_are_dropped_and_said() -> None:
     assert found.lowered == ["media_io_kwargs=video->none", "mm_processor_kwargs=image->none"]
 
 
-@pytest.mark.parametrize(("given", "read"), [("3", 3), (3.0, 3), (True, 1), (None, 1), (2, 2)])
-def test_numbers_are_read_as_pydantic_does_and_written_plainly(given, read) -> None:
-    found = parsed("chat", chat(n=given))
-    assert found.copies == read
-    assert (given is None) or (found.body["n"] == read and type(found.body["n"]) is int)
-
-
-@pytest.mark.parametrize("given", [0, -1, 1.5, "x", [1], {}, 2**40, float("1e300")])
-def test_numbers_that_are_none_are_refused(given) -> None:
-    assert refused("chat", chat(n=given)).param == "n"
-
-
 def test_a_list_of_prompts_counts_as_copies() -> None:
-    assert parsed("completions", {"prompt": ["a", "b", "c"], "n": 2}).copies == 6
+    assert read_body("completions", {"prompt": ["a", "b", "c"], "n": 2}).copies == 6
 
 
 def test_tools_of_the_responses_api_may_be_called_image() -> None:
     body = {"input": "draw", "tools": [{"type": "image_generation"}]}
-    assert parsed("responses", body).body == body
+    assert read_body("responses", body).body == body
 
 
 def test_what_an_earlier_answer_holds_beside_text_is_left_out_and_said() -> None:
@@ -197,7 +181,7 @@ def test_what_an_earlier_answer_holds_beside_text_is_left_out_and_said() -> None
         {"type": "thinking", "thinking": "hm"},
     ]
     body = {"messages": [{"role": "assistant", "content": said}, *chat()["messages"]]}
-    found = parsed("chat", body)
+    found = read_body("chat", body)
     assert found.body["messages"][0]["content"] == [
         {"type": "text", "text": "a"},
         {"type": "text", "text": "b"},
@@ -214,5 +198,5 @@ def test_a_part_that_nobody_would_read_is_refused(role: str) -> None:
 
 def test_text_parts_of_the_responses_api_are_text() -> None:
     content = [{"type": "input_text", "text": "a"}]
-    found = parsed("chat", {"messages": [{"role": "user", "content": content}]})
+    found = read_body("chat", {"messages": [{"role": "user", "content": content}]})
     assert found.body["messages"][0]["content"] == [{"type": "text", "text": "a"}]

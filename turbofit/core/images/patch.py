@@ -137,13 +137,13 @@ class PatchRule(ImageRule, tag="patch"):
         return area * largest(most, lambda n: self._worst_units(n * area) <= units) or None
 
     def lower_limits(self, steps: int = 16) -> tuple[int, ...]:
-        found = [self.max_pixels]
+        limits = [self.max_pixels]
         for _ in range(steps):
-            smaller = found[-1] // 2 // self.limit_step * self.limit_step
+            smaller = limits[-1] // 2 // self.limit_step * self.limit_step
             if smaller < self.least_limit:
                 break
-            found.append(smaller)
-        return tuple(found)
+            limits.append(smaller)
+        return tuple(limits)
 
     def limits_below(self, most: int) -> range:
         """Whole windows, and a ``min_pixels`` is never undercut."""
@@ -203,8 +203,8 @@ class PatchRule(ImageRule, tag="patch"):
 
     def together(self, knobs: Iterable[Mapping[str, int]]) -> Self:
         every = list(knobs)
-        most = min(one["max_pixels"] for one in every)
-        least = min(most, *(one["min_pixels"] for one in every))
+        most = min(bounds["max_pixels"] for bounds in every)
+        least = min(most, *(bounds["min_pixels"] for bounds in every))
         return replace(self, min_pixels=least, max_pixels=most)
 
     @property

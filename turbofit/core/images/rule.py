@@ -337,9 +337,9 @@ class ImageRule(Struct):
             if columns > self.slim * rows and most >= _NEARLY * wanted:
                 break
             size = columns * edge, rows * edge
-            seen = served._count(size)
-            if most < seen <= wanted:
-                best, most = size, seen
+            units = served._count(size)
+            if most < units <= wanted:
+                best, most = size, units
             if most >= wanted:
                 break
         return best
@@ -361,17 +361,16 @@ class ImageRule(Struct):
         before = self.units(*size)
         if not self.varies_by_size:
             return None
-        found = self.stretched(size, limit)
-        goal = self.with_limit(limit).units(*size) if found else self.worst_units(limit)
+        stretched = self.stretched(size, limit)
+        goal = self.with_limit(limit).units(*size) if stretched else self.worst_units(limit)
         if before <= goal:
             return None
-        if found is None:
+        if stretched is None:
             return self._scaled(size, goal)
-        if self._count(found) <= goal:
-            return found
+        if self._count(stretched) <= goal:
+            return stretched
         # What is below the least size is enlarged again: the nearest that is to be had.
-        both = [one for one in (found, self._scaled(size, goal)) if one is not None]
-        best = min(both, key=self._count)
+        best = min(filter(None, (stretched, self._scaled(size, goal))), key=self._count)
         return best if self._count(best) < before else None
 
     def stretched(self, size: Size, limit: int) -> Size | None:

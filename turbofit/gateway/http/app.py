@@ -163,7 +163,7 @@ class Gateway(AsgiApp):
             text = await self.metrics_text()
             return await answer(request, send, 200, text.encode(), METRICS_TYPE)
         if route.kind == "models" and self.config.names:
-            cards = [ModelCard(*one) for one in self.config.names.items()]
+            cards = [ModelCard(*names) for names in self.config.names.items()]
             page = msgspec.json.encode(models_document(cards, request.api))
             return await answer(request, send, 200, page, "application/json")
         if route.method == "POST":
@@ -243,20 +243,20 @@ class Gateway(AsgiApp):
         return merge(pages) + self.metrics.text(self._gauges()) + logs_text()
 
     def _gauges(self) -> dict[str, list[tuple[tuple[str, ...], float]]]:
-        each = [((f"engine={engine.index}",), engine) for engine in self.engines]
+        labelled = [((f"engine={engine.index}",), engine) for engine in self.engines]
         requests, clients = self.deny_list.file.number
         return {
             "connections": [((), len(self.connections))],
             "waiting": [((), self.admission.waiting)],
-            "in_flight": [(label, engine.outstanding) for label, engine in each],
-            "units_in_flight": [(label, engine.units) for label, engine in each],
+            "in_flight": [(label, engine.outstanding) for label, engine in labelled],
+            "units_in_flight": [(label, engine.units) for label, engine in labelled],
             "kv_tokens_reserved": [
                 (label, engine.gate.reserved)
-                for label, engine in each
+                for label, engine in labelled
                 if engine.gate.units is not None
             ],
-            "host_bytes_in_flight": [(label, engine.host_bytes) for label, engine in each],
-            "engine_up": [(label, int(engine.up)) for label, engine in each],
+            "host_bytes_in_flight": [(label, engine.host_bytes) for label, engine in labelled],
+            "engine_up": [(label, int(engine.up)) for label, engine in labelled],
             "suspects": [((), self.deny_list.suspected)],
             "convicted": [((), requests)],
             "clients_refused": [((), clients)],

@@ -130,7 +130,7 @@ def _labelled(line: str, pair: str) -> str:
 
 def _line(name: str, labels: tuple[str, ...], value: float) -> str:
     pairs = (label.partition("=") for label in labels)
-    inner = ",".join(f'{key}="{_escaped(found)}"' for key, _, found in pairs)
+    inner = ",".join(f'{key}="{_escaped(text)}"' for key, _, text in pairs)
     number = f"{value:.6f}" if isinstance(value, float) else str(value)
     return f"{_PREFIX}{name}{{{inner}}} {number}" if inner else f"{_PREFIX}{name} {number}"
 

@@ -25,11 +25,12 @@ from turbofit.gateway.limits.request_limits import (
 from turbofit.gateway.limits.sharing import (
     beside_images,
     by_request,
+    check_clips,
+    hold_clip,
     hold_images,
     request_bounds,
     within,
 )
-from turbofit.gateway.limits.video_limits import check_clips, hold_clip
 from turbofit.gateway.media.clips import Clip
 from turbofit.gateway.media.pictures import Picture, from_base64, from_bytes, from_url
 
@@ -141,7 +142,7 @@ class Preparation:
             parsed.body.setdefault("mm_processor_kwargs", {})["image"] = shared.request
         clips, images = iter(limited), iter(shared.images)
         self.limited = tuple(
-            next(images if isinstance(one, Picture) else clips) for one in self.media
+            next(images if isinstance(medium, Picture) else clips) for medium in self.media
         )
         if kind != "count_tokens":
             check_request(bounds, self.limited, n=parsed.copies)
@@ -151,9 +152,9 @@ class Preparation:
     def finish(self) -> tuple[bytes, PreparedBody]:
         """The body for the engine, every image inline, and what it costs."""
         bounds, kind, parsed = self._bounds, self.kind, self.parsed
-        for slot, medium, one in zip(parsed.slots, self.media, self.limited, strict=True):
+        for slot, medium, limited in zip(parsed.slots, self.media, self.limited, strict=True):
             if isinstance(medium, Picture):
-                slot.fill(medium, one.knobs)
+                slot.fill(medium, limited.knobs)
             else:
                 slot.show(medium.url)
         body = _encode(parsed.body)
@@ -164,17 +165,17 @@ class Preparation:
         kv_tokens = UNSTATED if self.generates else 0
         if bounds.gate is not None and self.generates:
             kv_tokens = most_tokens(kind, parsed.body, body, beside, self._media_tokens)
-        units = sum(one.units for one in self.limited)
+        units = sum(limited.units for limited in self.limited)
         both = zip(self.media, self.limited, strict=True)
-        decoded = sum(medium.decoded_bytes * one.frames for medium, one in both)
-        lowered = [*parsed.lowered, *(word for one in self.limited for word in one.lowered)]
+        decoded = sum(medium.decoded_bytes * limited.frames for medium, limited in both)
+        lowered = [*parsed.lowered, *(word for limited in self.limited for word in limited.lowered)]
         # Counting tokens encodes no image: only their text is passed on.
         copies = parsed.copies if self.generates else 0
         return body, PreparedBody(
             images=len(self.media),
             copies=parsed.copies,
             units=units * copies,
-            tokens=sum(one.tokens for one in self.limited),
+            tokens=sum(limited.tokens for limited in self.limited),
             host_bytes=(decoded + units * bounds.bytes_per_unit) * copies,
             kv_tokens=kv_tokens,
             lowered=tuple(dict.fromkeys(lowered)),
@@ -182,7 +183,7 @@ class Preparation:
 
     @property
     def _media_tokens(self) -> int:
-        return sum(one.tokens + one.text_tokens for one in self.limited)
+        return sum(limited.tokens + limited.text_tokens for limited in self.limited)
 
     def _wanted(self) -> list[RequestedImage]:
         """The images, with what the client asks of each, or of all of them together."""

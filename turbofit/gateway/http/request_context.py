@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.gateway.http.connections import address_of
 from turbofit.gateway.http.guard import request_id
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from turbofit.gateway.routing.engines import RoutedEngine
 
 __all__ = [
-    "CLIENT", "CLIENT_KEY", "ForwardOutcome", "Message", "Receive", "RequestContext",
-    "RequestSize", "Send", "answer", "entry", "sent_headers", "uncancel",
+    "CLIENT", "CLIENT_KEY", "ForwardOutcome", "Message", "Receive", "RequestContext", "Send",
+    "answer", "entry", "sent_headers", "uncancel",
 ]  # fmt: skip
 
 Message = MutableMapping[str, Any]
@@ -38,13 +38,6 @@ def uncancel(task: asyncio.Task[Any] | None) -> None:
     """Take back a cancellation that was ours; Python 3.11 began to count them."""
     if task is not None and hasattr(task, "uncancel"):
         task.uncancel()
-
-
-class RequestSize(NamedTuple):
-    """The bytes of a request's text, and the width and height of each of its images."""
-
-    prompt_bytes: int
-    images: tuple[tuple[int, int], ...]
 
 
 @dataclass(eq=False)
@@ -88,8 +81,8 @@ class RequestContext:
         #: As it came, then as it goes on, then nothing.
         self.body = b""
         self.forgotten = False
-        #: Where requests are recorded.
-        self.size: RequestSize | None = None
+        #: Where requests are recorded: see `accesslog.request_size`.
+        self.size: Document | None = None
         #: Headers of the answer.
         self.out: list[tuple[bytes, bytes]] = [(b"x-request-id", self.id.encode())]
 

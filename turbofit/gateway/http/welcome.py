@@ -16,7 +16,7 @@ from turbofit.core.units import format_bytes
 from turbofit.gateway.http.routes import ROUTES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from turbofit.gateway.limits.request_limits import Bounds
 
@@ -109,10 +109,11 @@ def welcome_page(
         parts = [f"<h1>{escape(title)}</h1>", _ask(url, next(iter(models), "MODEL"), key=key)]
         for name, words in models.items():
             of = f" of {escape(name)}" if len(models) > 1 else ""
-            parts.append(f"<h2>Limits of a request{of}</h2>{_items(words)}")
+            items = "".join(f"<li>{escape(word)}</li>" for word in words)
+            parts.append(f"<h2>Limits of a request{of}</h2><ul>{items}</ul>")
         rows = "".join(
-            f"<tr><td>{one.method}</td><td>{_link(one.path, one.method)}</td></tr>"
-            for one in ROUTES.values()
+            f"<tr><td>{route.method}</td><td>{_link(route.path, route.method)}</td></tr>"
+            for route in ROUTES.values()
         )
         parts.append(f"<h2>Routes</h2><table>{rows}</table>")
     if notice:
@@ -128,10 +129,6 @@ def _ask(url: str, model: str, *, key: bool) -> str:
     shell, python = client_lines(url, model, key=key)
     lines = (("In a terminal", f"turbofit chat {url}"), ("With curl", shell), ("In Python", python))
     return "".join(f"<h2>{name}</h2><pre>{escape(line)}</pre>" for name, line in lines)
-
-
-def _items(words: Iterable[str]) -> str:
-    return f"<ul>{''.join(f'<li>{escape(one)}</li>' for one in words)}</ul>"
 
 
 def _link(path: str, method: str) -> str:

@@ -75,7 +75,7 @@ _SAMPLING: Final[Mapping[str, Rule]] = {
 }
 _OPENAI: Final[Mapping[str, Rule]] = {
     "model": _NAME,
-    "n": ElsewhereRule(by="request_body and limits: copies are the plan's"),
+    "n": IntegerRule(least=1),  # `check_request` holds the copies to the plan
     "max_tokens": _LENGTH,
     "max_completion_tokens": _LENGTH,
     # Others than uint64 are an answer 500; OpenAI's may be negative:

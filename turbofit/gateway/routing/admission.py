@@ -229,7 +229,7 @@ class Admission:
         if not cost.light:
             return False
         line = (place for waiting in self._queue.lines.values() for place in waiting)
-        return not (cost.tokens and self._fleet.gated and any(one.cost.light for one in line))
+        return not (cost.tokens and self._fleet.gated and any(place.cost.light for place in line))
 
     async def _wait(self, queue: _Queue, place: Place) -> None:
         place.given = asyncio.get_running_loop().create_future()

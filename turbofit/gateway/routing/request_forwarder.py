@@ -462,5 +462,5 @@ async def _concluded(death: EngineDeath | None) -> None:
 async def _until_others_have_begun(engine: RoutedEngine) -> None:
     """Wait until each request that an engine has answers: it gets no others meanwhile."""
     until = time.monotonic() + _LONGEST_WAIT
-    while time.monotonic() < until and any(not one.begun for one in engine.in_flight):
+    while time.monotonic() < until and any(not exchange.begun for exchange in engine.in_flight):
         await asyncio.sleep(_LOOK)

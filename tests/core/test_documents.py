@@ -1,14 +1,17 @@
-"""Clusters and their plans as JSON, both ways."""
+"""Documents: clusters and plans as JSON, inside other people's models, and errors."""
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from msgspec.structs import replace
+from pydantic import BaseModel, ValidationError
 
 from tests.support.plans import machine, model, plausible_plan
 from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan
-from turbofit.core.errors import UsageError
-from turbofit.core.plan import Workload
+from turbofit.core.errors import LaunchError, TurbofitError, UsageError, error_from
+from turbofit.core.plan import Plan, Workload
 
 
 def plan() -> ClusterPlan:
@@ -63,3 +66,54 @@ def test_fields_that_came_later_may_be_missing() -> None:
     old = replace(plan(), source="ray")
     text = old.to_json().replace('"source": "ray"', '"unknown": 1')
     assert ClusterPlan.from_json(text).source == ""
+
+
+@pytest.mark.parametrize("kind", TurbofitError.__subclasses__())
+def test_an_error_from_another_machine_is_the_same_here(kind: type[TurbofitError]) -> None:
+    made = kind("it\n did not", hint="do this")
+    again = error_from(made.to_dict()["error"])
+    assert type(again) is kind
+    assert (again.message, again.hint) == ("it did not", "do this")
+
+
+def test_one_of_no_kind_is_of_the_launch() -> None:
+    again = error_from({"message": "a bug in turbofit", "exit_code": 1})
+    assert type(again) is LaunchError
+    assert again.message == "a bug in turbofit"
+
+
+class Answer(BaseModel):
+    """What somebody's FastAPI app returns."""
+
+    plan: Plan
+    note: str = ""
+
+
+def test_a_plan_is_a_field_as_it_is() -> None:
+    plan = plausible_plan()
+    assert Answer(plan=plan).plan is plan
+
+
+def test_it_survives_json() -> None:
+    answer = Answer(plan=plausible_plan(), note="x")
+    text = answer.model_dump_json()
+    assert json.loads(text)["plan"] == json.loads(answer.plan.to_json())
+    assert Answer.model_validate_json(text) == answer
+
+
+def test_what_is_no_plan_is_refused_with_its_field() -> None:
+    document = json.loads(plausible_plan().to_json())
+    document["kv"]["tokens"] = "many"
+    with pytest.raises(ValidationError, match=r"Expected `int`, got `str` - at `\$.kv.tokens`"):
+        Answer.model_validate({"plan": document})
+
+
+def test_its_json_schema_needs_no_other_document() -> None:
+    schema = Answer.model_json_schema()
+    plan = schema["properties"]["plan"]
+    assert plan["title"] == "Plan"
+    assert plan["properties"]["kv"]["properties"]["tokens"] == {
+        "description": "Tokens of one group; of the smallest where they differ.",
+        "type": "integer",
+    }
+    assert "$ref" not in json.dumps(plan)

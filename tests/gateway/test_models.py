@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from codecs import BOM_UTF8
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -11,11 +12,11 @@ import pytest
 
 from tests import virtual_time
 from tests.support.gateway import CHAT, Answer, Recorder, Reply, call, chat, gateway, plan_for
+from turbofit.core.errors import LaunchError
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.http.app import Gateway
 from turbofit.gateway.limits.request_limits import bounds_of
-from turbofit.gateway.models.models_gateway import ModelsGateway
-from turbofit.gateway.models.served_model import ServedModel
+from turbofit.gateway.models import ModelsGateway, ServedModel, insist
 from turbofit.gateway.routing.engines import RoutedEngine
 
 
@@ -333,3 +334,22 @@ async def test_an_engine_that_does_not_answer_is_no_healthy_model() -> None:
     engine.up = False
     health = await call(site.app, "/health")
     assert (health.status, health.json["models"]["a"]["state"]) == (503, "unavailable")
+
+
+class Hanging:
+    """An address whose loop never comes to what it is asked."""
+
+    alive = True
+    seconds = 0.0
+
+    def call(self, _ask: Callable[[Any], object], seconds: float = 10.0) -> None:
+        self.seconds += seconds
+        assert self.seconds <= 60, "whoever waits so long hears no signal"
+        raise LaunchError("the gateway did not answer", hint="try again")
+
+
+def test_a_loop_that_hangs_is_not_waited_for_without_end() -> None:
+    front: Any = Hanging()
+    with pytest.raises(LaunchError, match="did not answer"):
+        insist(front, lambda _: None)
+    assert front.seconds == 60
