@@ -20,13 +20,12 @@ import msgspec
 
 from turbofit.core.json_types import Document
 from turbofit.core.struct import Struct
-from turbofit.gateway.http.asgi_app import METRICS_TYPE, AsgiApp, while_connected
+from turbofit.gateway.http.asgi_app import AsgiApp, while_connected
 from turbofit.gateway.http.refusals import Refusal, refusal_event
 from turbofit.gateway.http.request_context import (
     CLIENT,
     CLIENT_KEY,
     ForwardOutcome,
-    answer,
     sent_headers,
 )
 from turbofit.gateway.upstream import Died, Unreachable, Upstream
@@ -199,7 +198,7 @@ class Front(AsgiApp):
         while True:
             node.doubted.clear()
             try:
-                status, page = await asyncio.wait_for(self._health(node), _HEALTH_SECONDS)
+                status, page = await asyncio.wait_for(self._ask_health(node), _HEALTH_SECONDS)
             except (Unreachable, Died, aiohttp.ClientError, OSError, asyncio.TimeoutError) as exc:
                 node.up, node.why = False, str(exc) or "it does not answer"
             except (msgspec.MsgspecError, TypeError, AttributeError):
@@ -211,7 +210,7 @@ class Front(AsgiApp):
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(node.doubted.wait(), _LOOK_SECONDS)
 
-    async def _health(self, node: Node) -> tuple[int, Document]:
+    async def _ask_health(self, node: Node) -> tuple[int, Document]:
         if not node.trusts:  # the page at its address: 401 for who has not its key
             async with await self._upstream.open(node, "GET", "/", None, {}) as response:
                 if response.status == 401:
@@ -221,13 +220,8 @@ class Front(AsgiApp):
             return response.status, msgspec.json.decode(await response.read(), type=Document)
 
     async def _serve(
-        self, request: RequestContext, route: Route, receive: Receive, send: Send
+        self, request: RequestContext, route: Route, /, receive: Receive, send: Send
     ) -> None:
-        if route.kind == "health":
-            page = self.health()
-            return await self._answer_health(request, send, page, None if page["up"] else 5)
-        if route.kind == "metrics":
-            return await answer(request, send, 200, self._metrics_text().encode(), METRICS_TYPE)
         if route.method == "POST":
             request.body = await self._bodies.read(request.headers, receive, request.who)
         request.bytes_in = len(request.body)
@@ -368,6 +362,10 @@ class Front(AsgiApp):
         await send({**start, "headers": headers + request.out})
         return outcome
 
+    def _health(self, _: RequestContext, /) -> tuple[Document, int | None]:
+        page = self.health()
+        return page, None if page["up"] else 5
+
     def health(self) -> Document:
         """How the nodes are, as `/health` tells it."""
         up = [node for node in self.nodes.values() if node.up and not node.draining]
@@ -380,7 +378,7 @@ class Front(AsgiApp):
             **{name: about[name] for name in promise if name in about},
         }  # fmt: skip
 
-    def _metrics_text(self) -> str:
+    async def metrics_text(self) -> str:
         nodes = [((f"engine={node.name}",), node) for node in self.nodes.values()]
         return self.metrics.text(
             {

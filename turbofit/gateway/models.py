@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 import msgspec
 
 from turbofit.core.errors import LaunchError
-from turbofit.gateway.http.asgi_app import METRICS_TYPE, AsgiApp, disconnected
+from turbofit.gateway.http.asgi_app import AsgiApp, disconnected
 from turbofit.gateway.http.metrics import DROPPED, logs_text, merge
-from turbofit.gateway.http.model_names import ModelCard, models_document, no_such_model
+from turbofit.gateway.http.model_names import ModelCard, no_such_model
 from turbofit.gateway.http.refusals import Refusal, ending
-from turbofit.gateway.http.request_context import RequestContext, answer
+from turbofit.gateway.http.request_context import RequestContext
 from turbofit.gateway.http.welcome import limits_in_words
 from turbofit.gateway.routing.health import healthy
 
@@ -306,11 +306,8 @@ class ModelsGateway(AsgiApp):
                 await gateway.shutdown()
 
     async def _serve(
-        self, request: RequestContext, route: Route, receive: Receive, send: Send
+        self, request: RequestContext, _: Route, /, receive: Receive, send: Send
     ) -> None:
-        if route.method != "POST":
-            await self._page(request, route, send)
-            return
         body = await self._bodies.read(request.headers, receive, request.who)
         model = self._find(body)
         gone = asyncio.ensure_future(disconnected(receive))
@@ -367,36 +364,31 @@ class ModelsGateway(AsgiApp):
             raise Refusal("model_missing", known=known, param="model")
         raise no_such_model(name, self._named_models)
 
-    async def _page(self, request: RequestContext, route: Route, send: Send) -> None:
-        models = list(self.models.values())
-        if route.kind == "health":
-            known = not self.config.api_keys
-            if not known:  # names and causes are for those who have a key
-                with suppress(Refusal):
-                    known = bool(self._keys.check(request.headers)[0])
-            page = health_document(models, opened=self.opened, known=known)
-            retry = min((model.retry_after for model in models), default=1)
-            fine = page["status"] in ("healthy", "degraded")
-            await self._answer_health(request, send, page, None if fine else retry)
-        elif route.kind == "metrics":
-            text = await self._metrics_text(models)
-            await answer(request, send, 200, text.encode(), METRICS_TYPE)
-        else:
-            cards = [
-                ModelCard(name, model.name, _facts(model))
-                for model in models
-                for name in model.names
-            ]
-            body = msgspec.json.encode(models_document(cards, route.api))
-            await answer(request, send, 200, body, "application/json")
+    def _cards(self) -> list[ModelCard]:
+        return [
+            ModelCard(name, model.name, _facts(model))
+            for model in self.models.values()
+            for name in model.names
+        ]
 
-    async def _metrics_text(self, models: Sequence[ServedModel]) -> str:
+    def _health(self, request: RequestContext, /) -> tuple[Document, int | None]:
+        models = list(self.models.values())
+        known = not self.config.api_keys
+        if not known:  # names and causes are for those who have a key
+            with suppress(Refusal):
+                known = bool(self._keys.check(request.headers)[0])
+        page = health_document(models, opened=self.opened, known=known)
+        fine = page["status"] in ("healthy", "degraded")
+        return page, None if fine else min((model.retry_after for model in models), default=1)
+
+    async def metrics_text(self) -> str:
         """Each model's page with a label ``model``, and this address's numbers."""
 
         async def page(model: ServedModel) -> str:
             text = "" if model.gateway is None else await model.gateway.metrics_text()
             return text.partition(f"# HELP {DROPPED}")[0]
 
+        models = list(self.models.values())
         pages = await asyncio.gather(*map(page, models))
         lines = []
         for name, kind, explained, number in _OUR_METRICS:

@@ -7,16 +7,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import msgspec
-
 from turbofit.core.process.log import LazyLogger
 from turbofit.gateway.http.accesslog import TraceRecorder, request_size
-from turbofit.gateway.http.asgi_app import METRICS_TYPE, AsgiApp, while_connected
+from turbofit.gateway.http.asgi_app import AsgiApp, while_connected
 from turbofit.gateway.http.guard import Keys, Origins
 from turbofit.gateway.http.metrics import logs_text, merge
-from turbofit.gateway.http.model_names import ModelCard, hold_name, models_document
+from turbofit.gateway.http.model_names import ModelCard, hold_name
 from turbofit.gateway.http.prepare import Preparation
-from turbofit.gateway.http.request_context import RequestContext, answer
+from turbofit.gateway.http.request_context import RequestContext
 from turbofit.gateway.http.welcome import limits_in_words
 from turbofit.gateway.limits.gate import Gate
 from turbofit.gateway.limits.grammars import refuse_grammars
@@ -155,17 +153,8 @@ class Gateway(AsgiApp):
         self._close_log()
 
     async def _serve(
-        self, request: RequestContext, route: Route, receive: Receive, send: Send
+        self, request: RequestContext, route: Route, /, receive: Receive, send: Send
     ) -> None:
-        if route.kind == "health":
-            return await self._health_page(request, send)
-        if route.kind == "metrics":
-            text = await self.metrics_text()
-            return await answer(request, send, 200, text.encode(), METRICS_TYPE)
-        if route.kind == "models" and self.config.names:
-            cards = [ModelCard(*names) for names in self.config.names.items()]
-            page = msgspec.json.encode(models_document(cards, request.api))
-            return await answer(request, send, 200, page, "application/json")
         if route.method == "POST":
             self.deny_list.check_client(request.who)
             request.body = await self._bodies.read(request.headers, receive, request.who)
@@ -181,6 +170,9 @@ class Gateway(AsgiApp):
                 await self._forwarder.forward(request, choose, send)
             finally:
                 self._forwarder.forget(request)
+
+    def _cards(self) -> list[ModelCard]:
+        return [ModelCard(*names) for names in self.config.names.items()]
 
     def _models(self) -> dict[str, list[str]]:
         words = limits_in_words(self.bounds) + self.config.defaults.words
@@ -220,8 +212,8 @@ class Gateway(AsgiApp):
             request.bytes_in += size
             self._bodies.check_room(request.who)
 
-    async def _health_page(self, request: RequestContext, send: Send) -> None:
-        """200 where at least one engine answers completions, else 503."""
+    def _health(self, _: RequestContext, /) -> tuple[Document, int | None]:
+        """It serves where at least one engine answers completions."""
         fleet, fine = self.fleet, healthy(self.fleet)
         page: Document = {
             "status": "healthy" if fine else "unavailable",
@@ -232,10 +224,10 @@ class Gateway(AsgiApp):
         }
         if not fine and fleet.outage is not None:
             page.update(status="resting", message=fleet.outage.message)
-        await self._answer_health(request, send, page, None if fine else fleet.retry_seconds)
+        return page, None if fine else fleet.retry_seconds
 
     async def metrics_text(self) -> str:
-        """Everything in Prometheus' text; engines that do not answer in time are left out."""
+        """Of the engines too; those that do not answer in time are left out."""
         texts = await asyncio.gather(
             *(self._upstream.page(engine, "/metrics", _PAGE_SECONDS) for engine in self.engines)
         )
