@@ -11,11 +11,6 @@ from turbofit.core.model import Model
 from turbofit.core.plan import Held, Limits, Plan, Remedy, ServeCommand, Throughput, Workload
 from turbofit.core.struct import Struct, const, decode, doc, to_json
 
-__all__ = [
-    "CLUSTER_PLAN_SCHEMA", "CLUSTER_SCHEMA", "CLUSTER_STATUS_SCHEMA", "Cluster", "ClusterPlan",
-    "ClusterStatus", "Node", "NodePlan", "NodeStatus",
-]  # fmt: skip
-
 CLUSTER_SCHEMA: Final = "turbofit.cluster/1"
 CLUSTER_PLAN_SCHEMA: Final = "turbofit.cluster-plan/1"
 CLUSTER_STATUS_SCHEMA: Final = "turbofit.cluster-status/2"

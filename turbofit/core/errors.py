@@ -10,20 +10,6 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     from turbofit.core.json_types import Document
 
-__all__ = [
-    "DoesNotFitError",
-    "LaunchError",
-    "MachineError",
-    "NoGpuError",
-    "NoKernelError",
-    "OutOfMemoryError",
-    "PackageError",
-    "TurbofitError",
-    "UnservedError",
-    "UsageError",
-    "error_from",
-]
-
 
 class TurbofitError(Exception):
     """Base of every expected failure.

@@ -9,11 +9,6 @@ from typing import Annotated, Final
 
 from turbofit.core.struct import NA, NaType, Struct, const, doc, known
 
-__all__ = [
-    "MACHINE_SCHEMA", "Calibration", "CardSpeed", "Gpu", "Holder", "Host", "Link", "Machine",
-    "Measured", "PairSpeed", "Pcie", "ReduceSpeed",
-]  # fmt: skip
-
 MACHINE_SCHEMA: Final = "turbofit.machine/1"
 
 

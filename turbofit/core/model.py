@@ -14,20 +14,6 @@ from turbofit.core.errors import UsageError
 from turbofit.core.images import AnyImageRule
 from turbofit.core.struct import Struct
 
-__all__ = [
-    "DTYPE_BYTES",
-    "AudioDims",
-    "DeltaDims",
-    "MlaDims",
-    "Model",
-    "ModelSource",
-    "MoeDims",
-    "Quantization",
-    "TextDims",
-    "VisionDims",
-    "VisionKind",
-]
-
 Dtype = Literal["float16", "bfloat16", "float32"]
 
 #: A decoder's layer, or a module in it; those of a draft and of a tower begin otherwise.

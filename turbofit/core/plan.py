@@ -27,39 +27,12 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Options
 
 __all__ = [
-    "CONFIG_NAMES",
-    "PLAN_SCHEMA",
-    "Basis",
-    "Candidate",
-    "Command",
-    "End",
-    "EngineName",
-    "Footprint",
-    "Goal",
-    "GpuLedger",
-    "GroupPlan",
-    "Held",
-    "HostMemory",
-    "Kv",
-    "LimitCost",
-    "Limits",
-    "Moment",
-    "Parallel",
-    "Phase",
-    "Plan",
-    "PlannedEngine",
-    "Rehearsal",
-    "RehearsedCache",
-    "RehearsedCase",
-    "RehearsedTogether",
-    "Remedy",
-    "ServeCommand",
-    "Settings",
-    "Term",
-    "Throughput",
-    "Workload",
-    "may_evict",
-]
+    "CONFIG_NAMES", "PLAN_SCHEMA", "Basis", "Candidate", "Command", "End", "EngineName",
+    "Footprint", "Goal", "GpuLedger", "GroupPlan", "Held", "HostMemory", "Kv", "LimitCost",
+    "Limits", "Moment", "Parallel", "Phase", "Plan", "PlannedEngine", "Rehearsal",
+    "RehearsedCache", "RehearsedCase", "RehearsedTogether", "Remedy", "ServeCommand",
+    "Settings", "Term", "Throughput", "UsualImage", "Workload", "may_evict",
+]  # fmt: skip
 
 PLAN_SCHEMA: Final = "turbofit.plan/1"
 

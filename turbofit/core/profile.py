@@ -15,8 +15,6 @@ from turbofit.core.json_types import Options
 from turbofit.core.synonyms import meant, near, synonym
 from turbofit.core.validation import Validated
 
-__all__ = ["Profile", "ProfileSection", "read_profile", "secret_of"]
-
 #: The list of models, and the name of the only one.
 _MODELS: Final = "models"
 _MODEL: Final = "model"

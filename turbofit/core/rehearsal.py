@@ -8,11 +8,6 @@ from turbofit.core.errors import DoesNotFitError, LaunchError, OutOfMemoryError,
 from turbofit.core.json_types import Document
 from turbofit.core.struct import Struct, doc, to_builtins
 
-__all__ = [
-    "End", "EndKind", "Moment", "Rehearsal", "RehearsedCache", "RehearsedCase",
-    "RehearsedTogether",
-]  # fmt: skip
-
 #: ``unknown``: the evidence disagrees, or nobody looked at it.
 EndKind = Literal[
     "out_of_memory", "host_memory", "hang", "killed", "raced", "crash", "stalled", "refused",

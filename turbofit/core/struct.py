@@ -23,19 +23,6 @@ else:
         return lambda cls: cls
 
 
-__all__ = [
-    "NA",
-    "NaType",
-    "Struct",
-    "any_json",
-    "const",
-    "decode",
-    "doc",
-    "known",
-    "to_builtins",
-    "to_json",
-]
-
 NaType = Literal["NA"]
 #: What could not be read. It is never 0, and prints and serialises as itself.
 NA: Final[NaType] = "NA"

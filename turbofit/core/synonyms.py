@@ -15,8 +15,6 @@ import msgspec
 from turbofit.core.presets import converted, load_yaml, preset_path
 from turbofit.core.struct import Struct
 
-__all__ = ["Synonym", "command_synonym", "guess", "meant", "near", "synonym"]
-
 #: Names less alike are no misspellings of each other.
 _ALIKE: Final = 0.8
 

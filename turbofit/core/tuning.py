@@ -7,17 +7,6 @@ from typing import Annotated, Final, Literal
 from turbofit.core.plan import Goal
 from turbofit.core.struct import Struct, const, doc
 
-__all__ = [
-    "TUNE_SCHEMA",
-    "CurvePoint",
-    "EarlierTuning",
-    "SpeedFactor",
-    "SpeedFigures",
-    "TrialForecast",
-    "TrialRecord",
-    "Tuning",
-]
-
 TUNE_SCHEMA: Final = "turbofit.tune/1"
 
 

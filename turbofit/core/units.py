@@ -11,11 +11,6 @@ from turbofit.core.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = [
-    "GIB", "HALF", "KIB", "MIB", "format_bytes", "format_duration", "largest", "mib", "number",
-    "parse_bytes", "parse_share", "plain_number", "round_up", "three_digits",
-]  # fmt: skip
-
 KIB: Final = 1 << 10
 MIB: Final = 1 << 20
 GIB: Final = 1 << 30

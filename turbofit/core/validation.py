@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from turbofit.core.json_types import Options
 
-__all__ = ["FilePath", "Metavar", "Validated", "parsed", "usage_error"]
-
 _SHOWN = 80
 #: What should be instead, by pydantic's type of the error, where its own words are a program's.
 _SHOULD = {

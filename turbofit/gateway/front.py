@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 
     _Note = partial[None]
 
-__all__ = ["Front", "Node", "NodeAddress"]
-
 _LOOK_SECONDS, _HEALTH_SECONDS = 1.0, 5.0
 #: Bytes of a body, until a node has said how many its plan takes.
 _LARGEST: Final = 64 << 20

@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from turbofit.gateway.limits.request_limits import Bounds
     from turbofit.gateway.server import GatewayThread
 
-__all__ = ["AttachedGateway", "ModelState", "ModelsGateway", "ServedModel", "insist"]
-
 _Answer = TypeVar("_Answer")
 _App = TypeVar("_App", bound=AsgiApp)
 

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import JsonObject
     from turbofit.core.plan import Limits, Plan
 
-__all__ = ["edits", "overlay"]
-
 _CONFIG: Final = "config.json"
 _PREPROCESSOR: Final = "preprocessor_config.json"
 #: Transformers 5 may keep the image processor in here, and then reads no other file.

@@ -40,21 +40,6 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.asgi_app import AsgiApp
     from turbofit.gateway.routing.deny_list import DenyList
 
-__all__ = [
-    "Ends",
-    "GatewayThread",
-    "about_plan",
-    "bind",
-    "check_bind",
-    "digest_of",
-    "keep_large_blocks",
-    "make_gateway",
-    "run_gateway",
-    "run_loop",
-    "serve_gateway",
-    "tcp_socket",
-]
-
 _BACKLOG: Final = 2048
 #: Open files beside those of connections; each of these may need another one to an engine.
 _OTHER_FILES: Final = 256

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from turbofit.gateway.routing.engines import RoutedEngine
 
-__all__ = ["HEALTH_SECONDS", "Died", "Unreachable", "Upstream", "engine_socket", "vanished"]
-
 _CONNECT_SECONDS: Final = 5.0
 #: Below uvicorn's 5 s, so that no request meets a connection which the engine is closing.
 _KEEP_ALIVE: Final = 3.0

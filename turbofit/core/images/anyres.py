@@ -13,8 +13,6 @@ from typing import Final
 from turbofit.core.images.base_tile import BaseTileRule
 from turbofit.core.images.rule import FolderEdits, Size
 
-__all__ = ["AnyresRule", "Grid"]
-
 #: Height and width in pixels.
 Grid = tuple[int, int]
 

@@ -12,8 +12,6 @@ from turbofit.core.units import number
 if TYPE_CHECKING:
     from turbofit.core.json_types import Options
 
-__all__ = ["DETAIL_PATCHES", "LARGEST_PATCH_LIMIT", "BaseTileRule"]
-
 #: Beyond this LMDeploy's own search for a grid (cubic in the limit) takes minutes for one image.
 LARGEST_PATCH_LIMIT: Final = 4096
 

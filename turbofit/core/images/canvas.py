@@ -13,8 +13,6 @@ from struct import pack, unpack
 from turbofit.core.images.rule import FolderEdits, Size
 from turbofit.core.images.tile import TileRule
 
-__all__ = ["CanvasRule"]
-
 
 class CanvasRule(TileRule, tag="canvas"):
     """Llama 4: an image is laid on the smallest canvas of tiles that shrinks it least.

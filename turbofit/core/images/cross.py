@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from turbofit.core.images.base_tile import BaseTileRule
 
-__all__ = ["CrossRule"]
-
 
 class CrossRule(BaseTileRule, tag="cross"):
     """Llama 3.2 Vision: every image is padded to ``max_dynamic_patch`` tiles.

@@ -15,8 +15,6 @@ from math import ceil, isqrt
 from turbofit.core.images.base_tile import BaseTileRule
 from turbofit.core.images.rule import FolderEdits, Size
 
-__all__ = ["HdRule"]
-
 
 class HdRule(BaseTileRule, tag="hd"):
     """Phi-3-vision: every image is padded to ``max_dynamic_patch`` tiles, and one of the whole.

@@ -20,8 +20,6 @@ from turbofit.core.images.rule import FolderEdits, Size
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["LARGEST_SIDE", "NavitRule"]
-
 #: Patches of a side: the worst image is looked for among as many.
 LARGEST_SIDE: Final = 1 << 12
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from turbofit.core.json_types import Options
 
-__all__ = ["Allowed", "DummyImage", "FolderEdits", "ImageRule", "Lowered", "Size"]
-
 #: Width and height in pixels.
 Size = tuple[int, int]
 

@@ -13,10 +13,6 @@ from turbofit.core.errors import UsageError
 from turbofit.core.struct import Struct
 from turbofit.core.units import largest
 
-__all__ = [
-    "GRID_TEXT_TOKENS", "LARGEST_RATIO", "LONGEST_SECONDS", "VideoRule", "Videos", "windows",
-]  # fmt: skip
-
 #: Tokens of one grid's words, ``<12345.6 seconds>`` and two marks. Never under, up to:
 GRID_TEXT_TOKENS: Final = 12
 LONGEST_SECONDS: Final = 99_999.0

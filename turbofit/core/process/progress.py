@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     Listener = Callable[["Step | None"], None]
 
-__all__ = ["Step", "listened", "listening", "now", "part_of", "tell", "under_way"]
-
 
 class Step(NamedTuple):
     """What is going on; a step that is told again under the same name goes on.

@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
 
-__all__ = ["ended_like_ctrl_c", "raised_again", "stop_signals", "unblock"]
-
 _ALWAYS: Final = (signal.SIGINT, signal.SIGTERM)
 #: What ends a command beside Ctrl-C; Windows has no SIGHUP.
 _ENDING: Final = tuple(one for one in signal.Signals if one.name in {"SIGTERM", "SIGHUP"})

@@ -27,10 +27,6 @@ if TYPE_CHECKING:
 
     Log = Callable[[dict[str, Any]], None]
 
-__all__ = [
-    "AccessLog", "TraceRecorder", "access_log", "answer_tokens", "request_size",
-]  # fmt: skip
-
 _LOG_CAP: Final = 64 * MIB
 #: A few million requests.
 _TRACE_CAP: Final = 256 * MIB

@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from turbofit.gateway.limits.request_limits import Bounds
     from turbofit.gateway.routing.engines import Chooser, Outage
 
-__all__ = ["Gateway"]
-
 _LOG: Final = LazyLogger(__name__)
 #: Seconds for an engine's metrics; Prometheus itself waits for ten.
 _PAGE_SECONDS: Final = 3.0

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.request_context import Message, Receive, Send
     from turbofit.gateway.http.routes import Route
 
-__all__ = ["AsgiApp", "disconnected", "while_connected"]
-
 _LOG: Final = LazyLogger(__name__)
 
 _METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from turbofit.gateway.config import GatewayConfig
     from turbofit.gateway.http.request_context import Receive
 
-__all__ = ["Bodies"]
-
 #: Bytes of all bodies held at once: so many of the largest, at least.
 _LARGEST_AT_ONCE: Final = 16
 _LEAST_AT_ONCE: Final = 512 << 20

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from turbofit.gateway.config import ConnectionLimits
 
-__all__ = ["Connections", "Networks", "address_of"]
-
 _RETRY_SECONDS: Final = 2
 #: In the place of an address.
 _FRONT: Final = "front"

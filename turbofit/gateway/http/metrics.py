@@ -11,8 +11,6 @@ from turbofit.core.process.log_queue import dropped_lines
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["DROPPED", "Metrics", "logs_text", "merge"]
-
 _BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _PREFIX: Final = "turbofit_gateway_"
 _HELP: Final = {

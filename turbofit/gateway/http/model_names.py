@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Document, JsonObject
     from turbofit.gateway.http.refusals import Api
 
-__all__ = ["ModelCard", "hold_name", "models_document", "no_such_model", "unambiguous"]
-
 _CREATED: Final = int(time.time())
 
 

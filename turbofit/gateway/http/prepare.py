@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from turbofit.gateway.limits.request_body import MediaSlot
     from turbofit.gateway.limits.request_limits import Bounds
 
-__all__ = ["Preparation", "PreparedBody", "decode"]
-
 
 class PreparedBody(Struct):
     """What a request that is passed on will cost, and what was changed in it.

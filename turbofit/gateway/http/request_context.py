@@ -18,11 +18,6 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.routes import Route
     from turbofit.gateway.routing.engines import RoutedEngine
 
-__all__ = [
-    "CLIENT", "CLIENT_KEY", "ForwardOutcome", "Message", "Receive", "RequestContext", "Send",
-    "answer", "entry", "sent_headers", "uncancel",
-]  # fmt: skip
-
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]

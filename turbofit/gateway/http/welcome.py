@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from turbofit.gateway.limits.request_limits import Bounds
 
-__all__ = ["HEADERS", "client_lines", "is_page", "limits_in_words", "welcome_page"]
-
 HEADERS: Final = (
     (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'"),
     (b"x-content-type-options", b"nosniff"),

@@ -26,8 +26,6 @@ from turbofit.gateway.limits.rules import IntegerRule, Number, Scope
 if TYPE_CHECKING:
     from turbofit.core.json_types import JsonObject
 
-__all__ = ["Defaults", "JsonArguments", "JsonSampling", "unread_arguments"]
-
 _TEMPLATE: Final = "chat_template_kwargs"
 #: Fields of the chat route that give an argument of the template; a client's goes before a default.
 _ALSO_ARGUMENTS: Final = ("enable_thinking", "reasoning_effort")

@@ -23,10 +23,6 @@ if TYPE_CHECKING:
 
     from turbofit.core.json_types import JsonObject
 
-__all__ = [
-    "check_format", "check_tools", "grammar_seconds", "pattern_weight", "refuse_grammars",
-]  # fmt: skip
-
 #: Bytes of all schemas of a request; how deep they are nested (100: 0.7 s, 400: over 40 s).
 _BYTES: Final = 64 << 10
 _DEPTH: Final = 64

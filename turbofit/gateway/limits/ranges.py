@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from turbofit.gateway.limits.request_limits import Bounds
     from turbofit.gateway.limits.rules import Rule
 
-__all__ = ["hold_fields", "hold_parameters", "lower_answer", "most_tokens", "scope_of"]
-
 #: Messages and their parts. LMDeploy takes 43 us each on its event loop, so that these take 0.4 s.
 #: Over: a chat of more of them is refused, whether or not it would fit the session.
 _MOST_MESSAGES: Final = 8192

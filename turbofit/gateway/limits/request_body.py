@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.routes import Kind
     from turbofit.gateway.media.pictures import Picture
 
-__all__ = ["MediaSlot", "Parsed", "read_body"]
-
 _Shape = Literal["part", "data", "block", "count", "clip"]
 
 #: Types of a message part that is text; the longer names are those of the Responses API.

@@ -29,11 +29,6 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
 
-__all__ = [
-    "KNOBS", "Bounds", "LimitedImage", "RequestedImage", "bounds_of", "check_images",
-    "check_request", "check_texts", "hold_image", "model_default", "planned_limit", "shown",
-]  # fmt: skip
-
 #: What LMDeploy reads beside an image.
 KNOBS: Final = ("max_dynamic_patch", "detail", "min_pixels", "max_pixels")
 

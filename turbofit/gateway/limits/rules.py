@@ -13,23 +13,6 @@ from turbofit.core.struct import Struct
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.request_limits import shown
 
-__all__ = [
-    "Biases",
-    "DroppedRule",
-    "ElsewhereRule",
-    "Flag",
-    "Ids",
-    "IntegerRule",
-    "Number",
-    "RefusedRule",
-    "Rule",
-    "Scope",
-    "ShortRule",
-    "TextRule",
-    "Texts",
-    "refused",
-]  # fmt: skip
-
 #: A number, or what the plan says of it.
 Most: TypeAlias = int | Literal["vocabulary", "session"]
 

@@ -37,11 +37,6 @@ if TYPE_CHECKING:
     from turbofit.gateway.limits.request_limits import Bounds
     from turbofit.gateway.media.clips import Clip
 
-__all__ = [
-    "SharedImages", "beside_images", "by_request", "check_clips", "hold_clip", "hold_frames",
-    "hold_images", "request_bounds", "within",
-]  # fmt: skip
-
 #: What LMDeploy samples where a client says nothing.
 _FRAMES: Final = 32
 #: LMDeploy's rate of frames that the client sampled itself.

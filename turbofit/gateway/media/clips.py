@@ -30,11 +30,6 @@ if TYPE_CHECKING:
 
     from turbofit.gateway.limits.request_body import Parsed
 
-__all__ = [
-    "MOST_FRAMES", "RATES", "Clip", "VideoInspector", "check_film", "film_clip", "film_of",
-    "frames_of",
-]  # fmt: skip
-
 #: How LMDeploy names frames that the client has sampled itself, each a JPEG, between commas.
 _SEQUENCE: Final = "video/jpeg"
 _TAKEN: Final = "MP4, MOV, WebM, Matroska, AVI and JPEG frames (data:video/jpeg) are taken"

@@ -20,8 +20,6 @@ from turbofit.gateway.http.refusals import Refusal
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["MediaFetcher", "allowed_host", "is_public"]
-
 _REDIRECTS: Final = 3
 _SECONDS: Final = 10.0
 _AT_ONCE: Final = 16

@@ -18,17 +18,6 @@ from turbofit.gateway.http.refusals import Refusal
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = [
-    "BYTES_OF_PIXEL",
-    "LARGEST_PIXELS",
-    "LONGEST_SIDE",
-    "Picture",
-    "decoded",
-    "from_base64",
-    "from_bytes",
-    "from_url",
-]  # fmt: skip
-
 #: Pixels of one image, about 256 MiB once decoded. It is Pillow's own threshold for a warning.
 LARGEST_PIXELS: Final = 89_478_485
 #: What JPEG can hold; longer sides exist only to break things.

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from turbofit.gateway.limits.request_limits import LimitedImage
     from turbofit.gateway.media.clips import Clip
 
-__all__ = ["Resizer", "resized", "resized_image"]
-
 #: Pictures that are decoded at a time: each may take what `pictures.LARGEST_PIXELS` do.
 _AT_ONCE: Final = 2
 #: A JPEG is decoded at the nearest power of two above this many times its new sides.

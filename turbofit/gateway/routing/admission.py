@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from turbofit.gateway.limits.gate import Cost
     from turbofit.gateway.routing.engines import Chooser, Fleet, RoutedEngine, Turn
 
-__all__ = ["Admission", "Place"]
-
 _SUSPECTS: Final = 256
 _SUSPECT_RETRY: Final = 10
 #: Seconds for which an engine gets nothing new after a client has left its turn alone there.

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import Plan
 
-__all__ = ["DAY_SECONDS", "Denied", "DenyFile", "deny_path", "fingerprint", "pardon"]
-
 DAY_SECONDS: Final = 24 * 3600.0
 _ROOM: Final = "denied"
 _KEY_BYTES: Final = 32

@@ -44,8 +44,6 @@ if TYPE_CHECKING:
     from turbofit.gateway.routing.deny_file import Denied, DenyFile
     from turbofit.gateway.routing.engines import Present, RoutedEngine
 
-__all__ = ["CLIENT_DEATHS", "DenyList"]
-
 _LOG: Final = LazyLogger(__name__)
 
 #: How long a suspect that does not come again is one, and a client is refused.

@@ -24,11 +24,6 @@ if TYPE_CHECKING:
     #: From the least busy engine that has room, and whether another one has it too.
     Chooser = Callable[["RoutedEngine", Callable[["RoutedEngine"], bool]], "RoutedEngine"]
 
-__all__ = [
-    "LEFT_SECONDS", "Accusation", "Affinity", "EngineDeath", "Fleet", "InFlight", "Outage",
-    "Present", "RoutedEngine", "Turn",
-]  # fmt: skip
-
 #: Seconds for which an engine is counted on to have a request whose client left: of an answer in
 #: one piece LMDeploy notices that only at the next token. A stream that has begun it ends at once.
 #: Under: a first token that takes longer. lmdeploy core/chat_runner.py::ChatRunner.collect #ea0f84

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from turbofit.gateway.routing.engines import InFlight, RoutedEngine
     from turbofit.gateway.upstream import Upstream
 
-__all__ = ["EngineLoad", "Monitor", "engine_load", "healthy", "stuck_requests"]
-
 _LOG: Final = LazyLogger(__name__)
 
 _TICK: Final = 0.5

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
     HeaderList = list[tuple[bytes, bytes]]
 
-__all__ = ["EngineDied", "Exchange", "RequestForwarder"]
-
 _LOG: Final = LazyLogger(__name__)
 
 #: Engines that may not be reached, one after the other: with the gateway's own network gone each
