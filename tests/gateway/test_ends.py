@@ -39,8 +39,8 @@ STREAMS = {
 
 @pytest.fixture
 def engine() -> Iterator[EndlessEngine]:
-    with EndlessEngine() as one:
-        yield one
+    with EndlessEngine() as endless:
+        yield endless
 
 
 @pytest.fixture
@@ -125,11 +125,11 @@ def test_whoever_is_cut_off_is_told_in_the_form_of_its_api(
         assert status == 503
         assert headers_["retry-after"] == "10"
         assert b"the server is ending" in body
-    told = json.loads(whole["/v1/messages"].answer()[2])
-    assert told["error"]["type"] == "overloaded_error"
+    document = json.loads(whole["/v1/messages"].answer()[2])
+    assert document["error"]["type"] == "overloaded_error"
     assert lines[-1] == "ended: 19 open requests were cut off"
-    said = [one for one in records(lines) if one["refused"] == "ending"]
-    assert sorted(one["status"] for one in said) == [200] * 6 + [503] * 13
+    cut_off = [record for record in records(lines) if record["refused"] == "ending"]
+    assert sorted(record["status"] for record in cut_off) == [200] * 6 + [503] * 13
     deaf.close()
 
 
@@ -214,11 +214,11 @@ def test_nobody_reads_its_standard_error(tmp_path: Path) -> None:
         assert process.stderr is not None
         while "lines missing here" not in (line := process.stderr.readline()):
             lines.append(line)
-        told = int(line.partition(": ")[2].partition(": ")[2].partition(";")[0].replace(",", ""))
-        assert line == f"warning: lines missing here: {told:,}; nobody read them\n"
-        assert told >= missing
+        number = int(line.partition(": ")[2].partition(": ")[2].partition(";")[0].replace(",", ""))
+        assert line == f"warning: lines missing here: {number:,}; nobody read them\n"
+        assert number >= missing
         records = [json.loads(line) for line in lines if line.startswith("{")]
-        assert len(records) + told == CLIENTS * EACH + 1  # and the page of the metrics
+        assert len(records) + number == CLIENTS * EACH + 1  # and the page of the metrics
         assert answered(url, 1) == 1
         while '"status": 200' not in process.stderr.readline():
             pass
@@ -239,14 +239,14 @@ def test_a_disk_that_takes_nothing_costs_its_lines_only(option: str, tmp_path: P
     """A pipe in the place of the file waits as a disk does that hangs."""
     path = tmp_path / "log"
     os.mkfifo(path)
-    held = os.open(path, os.O_RDWR)
+    reader = os.open(path, os.O_RDWR)
     other = ("--access-log", "none") if option == "--record-trace" else ()
     with unread(tmp_path, option, str(path), *other) as (process, url):
         ask_all(url)
         assert other or dropped(url) > 0  # a trace's lines are short: all of them find room
         process.send_signal(signal.SIGTERM)
         assert process.wait(HANG) == 0
-    os.close(held)
+    os.close(reader)
 
 
 def test_a_full_disk_costs_the_lines_only(tmp_path: Path) -> None:

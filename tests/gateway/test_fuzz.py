@@ -100,13 +100,13 @@ def picture(data: bytes) -> Picture:
 @hostile("images")
 def test_a_picture_is_refused_or_has_a_size_for_an_engine(data: bytes) -> None:
     try:
-        found = picture(data or b"\0")
+        image = picture(data or b"\0")
     except Refusal as exc:
         refused = exc
     else:
-        assert 1 <= min(found.size) <= max(found.size) <= LONGEST_SIDE
-        assert found.size[0] * found.size[1] <= LARGEST_PIXELS
-        assert found.inline.startswith("data:image/")
+        assert 1 <= min(image.size) <= max(image.size) <= LONGEST_SIDE
+        assert image.size[0] * image.size[1] <= LARGEST_PIXELS
+        assert image.inline.startswith("data:image/")
         return
     assert 400 <= refused.status < 500
 

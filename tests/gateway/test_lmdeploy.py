@@ -64,7 +64,7 @@ def preprocessed(model, messages) -> list[int]:
 
     parsed = asyncio.run(MultimodalProcessor.async_parse_multimodal_item(messages))
     answer = model.preprocess(parsed)
-    return [int(one["image_tokens"]) for one in answer[-1]["content"]]
+    return [int(part["image_tokens"]) for part in answer[-1]["content"]]
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def surface() -> dict[str, Any]:
 
 
 def _routes(folder: Path) -> set[str]:
-    found = set()
+    routes = set()
     for path in folder.rglob("*.py"):
         if "proxy" in path.parts:
             continue
@@ -158,8 +158,8 @@ def _routes(folder: Path) -> set[str]:
                 and node.args
                 and isinstance(node.args[0], ast.Constant)
             ):
-                found.add(f"{node.func.attr.upper()} {node.args[0].value}")
-    return found
+                routes.add(f"{node.func.attr.upper()} {node.args[0].value}")
+    return routes
 
 
 def _fields() -> dict[str, list[str]]:
@@ -249,9 +249,9 @@ def body_of(path: str, sizes: list[tuple[int, int]]) -> dict[str, Any]:
 )
 def test_what_the_gateway_counts_is_what_lmdeploy_makes(tmp_path, family, limit, overlaid) -> None:
     folder, rng = make(family, tmp_path), random.Random(5)
-    found = resolve_model(str(folder))
+    resolved = resolve_model(str(folder))
     plan = plausible_plan(
-        model=found, limits=limits_for(found.image_rule, limit=limit, images=1, n=1)
+        model=resolved, limits=limits_for(resolved.image_rule, limit=limit, images=1, n=1)
     )
     app, recorder = gateway(plan, overlay=overlaid)
 
@@ -263,7 +263,7 @@ def test_what_the_gateway_counts_is_what_lmdeploy_makes(tmp_path, family, limit,
                 assert reply.status == 200, reply.body
                 messages = await as_lmdeploy_reads(path, recorder.seen[-1][3])
                 answer = model.preprocess(messages)
-                tokens = [int(one["image_tokens"]) for one in answer[-1]["content"]]
+                tokens = [int(part["image_tokens"]) for part in answer[-1]["content"]]
                 assert len(tokens) == count
                 most = plan.limits.image_tokens_per_request
                 assert sum(tokens) <= most
@@ -294,10 +294,10 @@ def test_pixel_bounds_of_a_request_are_what_lmdeploy_makes(
 ) -> None:
     folder, rng = tmp_path / "tiny", random.Random(9)
     token = family(transformers, folder)
-    found = resolve_model(str(folder))
-    rule = found.image_rule
+    resolved = resolve_model(str(folder))
+    rule = resolved.image_rule
     limit = rule.max_pixels * 3 // 4
-    plan = plausible_plan(model=found, limits=limits_for(rule, limit=limit, images=1))
+    plan = plausible_plan(model=resolved, limits=limits_for(rule, limit=limit, images=1))
     with overlay(plan, tmp_path / "overlays") as over:
         front = loaded(over if overlaid else folder)
         for count in (1, 1, 2, 2, 3):
@@ -318,10 +318,10 @@ def test_pixel_bounds_of_a_request_are_what_lmdeploy_makes(
                 {"image": shared.request} if shared.request else None,
             )
             tokens = answer["input_ids"].count(front.image_token_id)
-            assert tokens == sum(held.tokens for held in shared.images)
+            assert tokens == sum(limited.tokens for limited in shared.images)
             assert shared.request or all(
-                held.tokens == rule.tokens(*size, limit if overlaid else None)
-                for size, held in zip(sizes, shared.images, strict=True)
+                limited.tokens == rule.tokens(*size, limit if overlaid else None)
+                for size, limited in zip(sizes, shared.images, strict=True)
             )
 
 

@@ -34,7 +34,7 @@ class Site:
     @property
     def wanted(self) -> list[str]:
         """The models that somebody wants, and does not have."""
-        return [name for name, one in self.models.items() if one.wanted_since is not None]
+        return [name for name, model in self.models.items() if model.wanted_since is not None]
 
     def ready(self, name: str, answer: Any = None) -> Gateway:
         """Its engines are ready, as a session says so."""
@@ -107,13 +107,13 @@ async def test_a_bug_of_ours_is_a_500_that_says_nothing(monkeypatch: pytest.Monk
     def broken(_body: bytes) -> None:
         raise RuntimeError("a secret detail")
 
-    site, told = Site("a"), []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    site, contexts = Site("a"), []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: contexts.append(context))
     monkeypatch.setattr(site.app, "_find", broken)
     reply = await site.chat("a")
     assert reply.status == 500
     assert b"secret" not in reply.body
-    assert isinstance(told[0]["exception"], RuntimeError)
+    assert isinstance(contexts[0]["exception"], RuntimeError)
 
 
 async def test_a_request_that_names_no_model_is_for_the_only_one() -> None:
@@ -258,8 +258,8 @@ async def test_pages_say_where_each_model_stands() -> None:
     site.models["b"].forecast = 12.3
     site.ready("a")
     listed = (await call(site.app, "/v1/models")).json
-    assert [one["id"] for one in listed["data"]] == ["a", "b"]
-    assert [one["turbofit"]["state"] for one in listed["data"]] == ["ready", "asleep"]
+    assert [card["id"] for card in listed["data"]] == ["a", "b"]
+    assert [card["turbofit"]["state"] for card in listed["data"]] == ["ready", "asleep"]
     assert listed["data"][1]["turbofit"]["start_seconds"] == 12.3
     other = (await call(site.app, "/anthropic/v1/models")).json
     assert (other["first_id"], other["last_id"]) == ("a", "b")

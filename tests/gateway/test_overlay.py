@@ -69,8 +69,8 @@ def test_names_of_a_hub_cache_keep_the_model_in_the_path(tmp_path) -> None:
     folder.mkdir(parents=True)
     for path in blobs.iterdir():
         (folder / path.name).symlink_to(Path("../../blobs") / path.name)
-    found = resolve_model(str(folder))
-    plan = plausible_plan(model=found, limits=limits_for(found.image_rule, limit=4))
+    resolved = resolve_model(str(folder))
+    plan = plausible_plan(model=resolved, limits=limits_for(resolved.image_rule, limit=4))
     with overlay(plan, tmp_path / "o") as over:
         assert over.parts[-3:] == ("models--OpenGVLab--InternVL2-1B", "snapshots", "abc123")
         assert (over / "model.safetensors").resolve() == (blobs / "model.safetensors").resolve()

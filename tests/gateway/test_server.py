@@ -104,11 +104,11 @@ class Engine(threading.Thread):
 
 @pytest.fixture
 def engine():
-    one = Engine()
-    one.start()
-    assert one.ready.wait(HANG)
-    yield one
-    one.stop()
+    server = Engine()
+    server.start()
+    assert server.ready.wait(HANG)
+    yield server
+    server.stop()
 
 
 @pytest.fixture
@@ -159,11 +159,13 @@ def test_requests_pass_and_health_follows(engine) -> None:
 
 def test_head_is_answered_without_a_body(served) -> None:
     assert asked(served.url, chat())[0] == 200
-    with closing(http.client.HTTPConnection(served.url.rpartition("//")[2], timeout=HANG)) as one:
+    with closing(
+        http.client.HTTPConnection(served.url.rpartition("//")[2], timeout=HANG)
+    ) as client:
         for path in ("/health", "/v1/models", "/health/"):
             # One connection: a body that came nevertheless would be read as the next answer.
-            one.request("HEAD", path)
-            response = one.getresponse()
+            client.request("HEAD", path)
+            response = client.getresponse()
             assert (response.status, response.read()) == (200, b"")
             assert int(response.headers["content-length"]) > 0
 
@@ -210,11 +212,11 @@ def leave_amid_a_stream(url: str, word: bytes, times: int) -> None:
         f"content-length: {len(body)}\r\n\r\n".encode()
         + body
     )
-    seen = b""
-    while seen.count(word) < times:
+    answer = b""
+    while answer.count(word) < times:
         part = client.recv(1 << 16)
         assert part
-        seen += part
+        answer += part
     client.close()
 
 
@@ -242,12 +244,12 @@ def test_path_tricks_reach_nothing(engine, served, line) -> None:
 
 
 def test_tls(engine, tmp_path) -> None:
-    made = subprocess.run(
+    openssl = subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj",
          "/CN=localhost", "-keyout", tmp_path / "key", "-out", tmp_path / "cert"],
         capture_output=True, check=False,
     )  # fmt: skip
-    if made.returncode:
+    if openssl.returncode:
         pytest.skip("needs openssl")
     secured = config(ssl_certfile=str(tmp_path / "cert"), ssl_keyfile=str(tmp_path / "key"))
     context = ssl.create_default_context(cafile=str(tmp_path / "cert"))
@@ -282,28 +284,28 @@ def parsed(*words: str):
 
 def test_options(monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("TURBOFIT_API_KEYS", "a, b,")
-    made = parsed().config()
-    assert (made.api_keys, made.host, made.port) == (("a", "b"), "127.0.0.1", 23333)
-    made = parsed("--api-key", "x", "--host", "::").config(upstream_key="u")
-    assert (made.api_keys, made.upstream_key) == (("x",), "u")
+    options = parsed().config()
+    assert (options.api_keys, options.host, options.port) == (("a", "b"), "127.0.0.1", 23333)
+    options = parsed("--api-key", "x", "--host", "::").config(upstream_key="u")
+    assert (options.api_keys, options.upstream_key) == (("x",), "u")
     with pytest.raises(UsageError, match="go together"):
         parsed("--ssl-certfile", "x").config()
     with pytest.raises(UsageError, match="empty"):
         parsed("--api-key", " ").config()
     behind = parsed("--trusted-proxies", "10.0.0.7", "fd00::/8", "--connections-per-address", "9")
-    made = behind.config()
-    assert made.trusted_proxies == ("10.0.0.7", "fd00::/8")
-    assert made.connection == ConnectionLimits(connections_per_address=9)
+    options = behind.config()
+    assert options.trusted_proxies == ("10.0.0.7", "fd00::/8")
+    assert options.connection == ConnectionLimits(connections_per_address=9)
     with pytest.raises(UsageError, match="is no address or network"):
         parsed("--trusted-proxies", "proxy").config()
     monkeypatch.delenv("TURBOFIT_API_KEYS")
     with pytest.raises(UsageError, match="no key is set"):
         parsed("--host", "0.0.0.0").config()
     (tmp_path / "keys").write_text("one\n\ntwo\n")
-    made = parsed("--api-key-file", str(tmp_path / "keys"), "--api-key", "x").config()
-    assert made.api_keys == ("x", "one", "two")
-    made = parsed("--host", "0.0.0.0", "--front-key-file", str(tmp_path / "keys")).config()
-    assert (made.api_keys, made.front_keys) == ((), ("one", "two"))
+    options = parsed("--api-key-file", str(tmp_path / "keys"), "--api-key", "x").config()
+    assert options.api_keys == ("x", "one", "two")
+    options = parsed("--host", "0.0.0.0", "--front-key-file", str(tmp_path / "keys")).config()
+    assert (options.api_keys, options.front_keys) == ((), ("one", "two"))
     with pytest.raises(UsageError, match="cannot be read"):
         parsed("--api-key-file", str(tmp_path / "nobody")).config()
 
@@ -313,7 +315,7 @@ def test_a_digest_tells_all_limits_apart() -> None:
     fewer = replace(plan.limits, bytes_per_body=plan.limits.bytes_per_body - 1)
     shorter = replace(plan.kv, longest_request_tokens=plan.kv.longest_request_tokens - 1)
     others = replace(plan, limits=fewer), replace(plan, kv=shorter)
-    digests = {digest_of(one) for one in (plan, *others)}
+    digests = {digest_of(other) for other in (plan, *others)}
     assert len(digests) == 3
 
 
@@ -369,12 +371,12 @@ def test_who_was_at_a_death_is_answered_by_another_engine_when_it_asks_again(eng
     threading.Thread(target=die, daemon=True).start()
     bad = f"http://127.0.0.1:{listener.getsockname()[1]}"
     same = engine.url.replace("127.0.0.1", "localhost")
-    made = make_gateway(plan_for(), [bad, engine.url, same], config(idle_seconds=1000.0))
-    made.engines[0].share = 1000.0  # the least busy one, whatever it has
-    for one in made.engines:
-        one.succeeded()
-        one.suspect = False
-    with GatewayThread(made) as gateway, ThreadPoolExecutor() as pool:
+    app = make_gateway(plan_for(), [bad, engine.url, same], config(idle_seconds=1000.0))
+    app.engines[0].share = 1000.0  # the least busy one, whatever it has
+    for routed in app.engines:
+        routed.succeeded()
+        routed.suspect = False
+    with GatewayThread(app) as gateway, ThreadPoolExecutor() as pool:
         body = chat(image_part(640, 480), stream=True)
         for status in (503, 200):
             answers = pool.map(lambda _: asked(gateway.url, body), range(2))
@@ -409,13 +411,13 @@ def test_pretend_is_said_and_only_where_it_is_true(pretend: bool, tmp_path: Path
 
 
 def test_without_a_drain_it_ends_at_once() -> None:
-    one = thread(drain_seconds=100 * HANG)
-    one.start()
-    host, _, port = one.url.rpartition("//")[2].partition(":")
+    gateway_thread = thread(drain_seconds=100 * HANG)
+    gateway_thread.start()
+    host, _, port = gateway_thread.url.rpartition("//")[2].partition(":")
     with socket.create_connection((host, int(port))) as client:
         client.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n")
-        one.stop(drain=False)
-    assert not one.alive
+        gateway_thread.stop(drain=False)
+    assert not gateway_thread.alive
 
 
 def test_breaking_off_is_quiet_and_leaves_nothing_open(caplog, capfd) -> None:
@@ -423,11 +425,11 @@ def test_breaking_off_is_quiet_and_leaves_nothing_open(caplog, capfd) -> None:
     gc.collect()  # what other tests left
     caplog.clear()
     capfd.readouterr()
-    one = thread(drain_seconds=100 * HANG)
-    one.start()
-    asked(one.url, path="/metrics")  # the gateway looks for its engine
-    one.stop(drain=False)
-    assert not one.alive
+    gateway_thread = thread(drain_seconds=100 * HANG)
+    gateway_thread.start()
+    asked(gateway_thread.url, path="/metrics")  # the gateway looks for its engine
+    gateway_thread.stop(drain=False)
+    assert not gateway_thread.alive
     gc.collect()
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
     assert "Traceback" not in capfd.readouterr().err
@@ -440,10 +442,10 @@ def test_what_is_in_the_way_is_raised_where_it_was_started(tmp_path: Path) -> No
         port = taken.getsockname()[1]
         with pytest.raises(LaunchError, match="cannot be bound"):
             bind(GatewayConfig(port=port))
-        one = thread(port=port)
+        gateway_thread = thread(port=port)
         with pytest.raises(LaunchError, match="cannot be bound"):
-            one.start()
-        one.stop(drain=False)
+            gateway_thread.start()
+        gateway_thread.stop(drain=False)
     nothing = str(tmp_path / "none.pem")
     with pytest.raises(UsageError, match="certificate"):
         thread(ssl_certfile=nothing, ssl_keyfile=nothing).start()
@@ -455,21 +457,21 @@ def test_one_that_never_started_stops() -> None:
 
 
 def test_it_is_told_of_engines_from_another_thread() -> None:
-    one = thread()
+    gateway_thread = thread()
     with pytest.raises(LaunchError, match="does not serve"):
-        one.call(lambda gateway: gateway.engines)
-    one.start()
+        gateway_thread.call(lambda gateway: gateway.engines)
+    gateway_thread.start()
     try:
-        assert one.call(lambda gateway: len(gateway.fleet)) == 1
-        assert one.call(lambda _: threading.current_thread().name) == "gateway"
+        assert gateway_thread.call(lambda gateway: len(gateway.fleet)) == 1
+        assert gateway_thread.call(lambda _: threading.current_thread().name) == "gateway"
         with pytest.raises(ZeroDivisionError):
-            one.call(lambda _: 1 // 0)
+            gateway_thread.call(lambda _: 1 // 0)
         with pytest.raises(LaunchError, match="did not answer"):
-            one.call(lambda _: one.call(lambda _: None, 0.0))
+            gateway_thread.call(lambda _: gateway_thread.call(lambda _: None, 0.0))
     finally:
-        one.stop(drain=False)
+        gateway_thread.stop(drain=False)
     with pytest.raises(LaunchError, match="does not serve"):
-        one.call(lambda gateway: gateway.engines)
+        gateway_thread.call(lambda gateway: gateway.engines)
 
 
 #: Page faults of a large block that is made again and again, and what the settings are.

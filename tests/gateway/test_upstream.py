@@ -71,11 +71,11 @@ async def test_what_a_connection_that_was_not_made_says_of_the_engine(
 
     monkeypatch.setattr(aiohttp.connector.aiohappyeyeballs, "start_connection", connect)
     upstream = Upstream()
-    with pytest.raises(Unreachable) as told:
+    with pytest.raises(Unreachable) as caught:
         await upstream.open(RoutedEngine(0, "http://127.0.0.1:9"), "GET", "/", None, {})
     await upstream.close()
-    told = told.value
-    assert (told.vanished, told.ended) == (vanished, ended)
+    caught = caught.value
+    assert (caught.vanished, caught.ended) == (vanished, ended)
 
 
 @pytest.mark.parametrize(("reason", "ended"), [("busy", False), ("engine_unavailable", True)])
@@ -88,10 +88,10 @@ def test_another_turbofit_that_is_busy_has_not_ended(reason: str, ended: bool) -
         app.router.add_get("/", busy)
         async with TestServer(app) as server:
             upstream = Upstream()
-            with pytest.raises(Unreachable) as told:
+            with pytest.raises(Unreachable) as caught:
                 await upstream.open(RoutedEngine(0, str(server.make_url(""))), "GET", "/", None, {})
             await upstream.close()
-            return told.value
+            return caught.value
 
     assert asyncio.run(main()).ended is ended
 
@@ -116,8 +116,8 @@ async def whole(request: web.Request) -> web.Response:
     return web.Response(body=BODY)
 
 
-def options(made: socket.socket) -> tuple[int, ...]:
-    read = made.getsockopt
+def options(socket_: socket.socket) -> tuple[int, ...]:
+    read = socket_.getsockopt
     names = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
     numbers = [read(socket.IPPROTO_TCP, getattr(socket, name)) for name in names]
     return (int(bool(read(socket.SOL_SOCKET, socket.SO_KEEPALIVE))), *numbers)
@@ -131,12 +131,12 @@ def test_the_options_are_on_every_connection_to_an_engine() -> None:
         (socket.AF_INET6, ("2001:db8::1", 1, 0, 0), 5000), (socket.AF_INET6, ("::1", 1, 0, 0), 0),
     ):  # fmt: skip
         try:
-            made = engine_socket((family, *kind, where))
+            connecting = engine_socket((family, *kind, where))
         except OSError:
             assert family == socket.AF_INET6  # a machine without it
             continue
-        with made:
-            assert options(made) == (1, 2, 1, 3, patience)
+        with connecting:
+            assert options(connecting) == (1, 2, 1, 3, patience)
 
 
 @linux
@@ -214,11 +214,11 @@ def test_a_request_that_waits_there_is_sent_to_another(namespace) -> None:
         try:
             pending = asyncio.ensure_future(call(gateway, body=chat()))
             assert await asyncio.wait_for(silent.stdout.readline(), HANG) == b"read\n"
-            assert [one.outstanding for one in gateway.engines] == [1, 0]
+            assert [engine.outstanding for engine in gateway.engines] == [1, 0]
             await auntil(lambda: acknowledged(gateway._upstream), "the request to arrive")
             ip("-n", name, "link", "set", far, "down")
             # Without the options it would wait as long as it takes.
-            return await asyncio.wait_for(pending, HANG), [one.up for one in gateway.engines]
+            return await asyncio.wait_for(pending, HANG), [engine.up for engine in gateway.engines]
         finally:
             silent.kill()
             await silent.wait()

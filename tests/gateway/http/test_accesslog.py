@@ -63,9 +63,9 @@ def test_after_its_end_it_keeps_nothing_and_fails_nobody(tmp_path: Path) -> None
 
 def test_where_it_goes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert access_log("none") is None
-    said = access_log("-")
-    assert said is not None
-    said({"a": 1})
+    to_stderr = access_log("-")
+    assert to_stderr is not None
+    to_stderr({"a": 1})
     assert json.loads(capsys.readouterr().err) == {"a": 1}
     kept = access_log(str(tmp_path / "log"))
     assert isinstance(kept, AccessLog)
@@ -113,7 +113,7 @@ def test_a_trace_holds_sizes_and_no_contents(tmp_path) -> None:
     assert "secret" not in text
     assert "base64" not in text
     first, second, third = read_trace(str(path))
-    assert [one.output_tokens for one in (first, second, third)] == [2, 41, 17]
+    assert [line.output_tokens for line in (first, second, third)] == [2, 41, 17]
     assert first.images == ((64, 48),)
     assert first.prompt_bytes == len("What is this?")
     assert third.prompt_bytes == len(secret)

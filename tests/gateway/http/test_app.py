@@ -276,13 +276,13 @@ def test_images_that_can_carry_no_limit_are_resized_past_the_plan_without_an_ove
 
 
 async def test_streams_pass_event_by_event() -> None:
-    told = asyncio.Event()
+    gone = asyncio.Event()
 
     async def answer(engine, path, body):
         return stream(EVENT, EVENT[:9], EVENT[9:] + EVENT, 0.02, DONE)
 
     app, _ = gateway(recorder=Recorder(answer))
-    reply = await call(app, body=chat(stream=True), leave=told)
+    reply = await call(app, body=chat(stream=True), leave=gone)
     assert reply.body == EVENT * 3 + DONE
     assert reply.chunks[:2] == [EVENT, EVENT + EVENT]
     assert reply.headers["content-type"].startswith("text/event-stream")
@@ -415,7 +415,7 @@ def test_without_xgrammar_a_format_is_refused_before_an_engine_is_asked() -> Non
 
 
 @pytest.mark.parametrize(
-    ("path", "said", "param", "words"),
+    ("path", "message", "param", "words"),
     [
         (CHAT, "Please launch the api_server with --tool-call-parser if you want to use tools.",
          "tools", "turbofit serve MODEL -- --tool-call-parser NAME"),
@@ -429,9 +429,9 @@ def test_without_xgrammar_a_format_is_refused_before_an_engine_is_asked() -> Non
     ],
 )  # fmt: skip
 def test_an_option_that_the_engine_lacks_is_named_as_turbofit_takes_it(
-    path: str, said: str, param: str | None, words: str
+    path: str, message: str, param: str | None, words: str
 ) -> None:
-    document = json.dumps({"message": said, "code": 400}).encode()
+    document = json.dumps({"message": message, "code": 400}).encode()
     app, _ = gateway(recorder=Recorder(lambda *_: Answer(document, status=400)))
     body = ANTHROPIC if path == "/v1/messages" else chat()
     reply = ask(app, path, body=body)

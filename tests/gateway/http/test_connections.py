@@ -29,21 +29,21 @@ def test_the_one_that_waited_longest_makes_room_and_one_at_work_never() -> None:
         assert all_.opened(ones[number], f"10.0.0.{number}") is None
     all_.works(ones[0])
     assert all_.opened(ones[4], "10.0.0.9") is None
-    assert [one.closed for one in ones] == [False, True, False, False, False, False]
+    assert [conn.closed for conn in ones] == [False, True, False, False, False, False]
     assert counted == [("connections_closed_total", "reason=made_room")]
     assert len(all_) == 4
     all_.works(ones[2])
     all_.waits(ones[2])  # it waits again, and is the youngest of those that do
     assert all_.opened(ones[5], "10.0.0.9") is None
-    assert [one.closed for one in ones] == [False, True, False, True, False, False]
+    assert [conn.closed for conn in ones] == [False, True, False, True, False, False]
 
 
 def test_where_all_are_at_work_a_new_one_is_refused_and_counted_until_it_ends() -> None:
     all_, _ = make(most=2, of_one=99)
     first, second, third, fourth = (One() for _ in range(4))
-    for one in (first, second):
-        assert all_.opened(one, "10.0.0.1") is None
-        all_.works(one)
+    for conn in (first, second):
+        assert all_.opened(conn, "10.0.0.1") is None
+        all_.works(conn)
     refusal = all_.opened(third, "10.0.0.2")
     assert refusal is not None
     assert (refusal.status, refusal.retry_after) == (503, 2)
@@ -63,11 +63,11 @@ def test_an_address_makes_room_for_itself_only() -> None:
     all_, _ = make()
     other, ones = One(), [One() for _ in range(4)]
     assert all_.opened(other, "10.0.0.1") is None
-    for one in ones[:3]:
-        assert all_.opened(one, "10.0.0.2") is None
+    for conn in ones[:3]:
+        assert all_.opened(conn, "10.0.0.2") is None
     assert (other.closed, ones[0].closed, len(all_)) == (False, True, 3)
-    for one in ones[1:3]:
-        all_.works(one)
+    for conn in ones[1:3]:
+        all_.works(conn)
     refusal = all_.opened(ones[3], "10.0.0.2")
     assert refusal is not None
     assert (refusal.status, refusal.reason) == (429, "too_many_connections")
@@ -78,8 +78,8 @@ def test_an_address_makes_room_for_itself_only() -> None:
 def test_a_trusted_proxy_has_the_connections_of_many() -> None:
     all_, _ = make(proxies=("10.0.0.0/24",))
     ones = [One() for _ in range(5)]
-    assert [all_.opened(one, "10.0.0.7") for one in ones] == [None] * 5
-    assert [one.closed for one in ones] == [True, False, False, False, False]  # 4 in all
+    assert [all_.opened(conn, "10.0.0.7") for conn in ones] == [None] * 5
+    assert [conn.closed for conn in ones] == [True, False, False, False, False]  # 4 in all
 
 
 def test_an_ipv6_client_is_its_64() -> None:

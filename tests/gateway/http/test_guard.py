@@ -17,9 +17,9 @@ def test_the_time_of_an_answer_tells_nothing_of_a_key(
     """Each key's hash is compared in constant time, also after one was equal."""
     compared = []
 
-    def compare(one: bytes, other: bytes) -> bool:
+    def compare(given_key: bytes, other: bytes) -> bool:
         compared.append(other)
-        return one == other
+        return given_key == other
 
     keys = Keys(("first", "second"))
     monkeypatch.setattr(hmac, "compare_digest", compare)
@@ -42,7 +42,7 @@ def test_a_page_that_is_closed_out_learns_the_option() -> None:
 
 
 @pytest.mark.parametrize(
-    ("requested_header", "told"),
+    ("requested_header", "echo"),
     [
         (b"content-type,x-stainless-os", b"content-type,x-stainless-os"),
         (b"Content-Type, X-Stainless-Lang", b"Content-Type, X-Stainless-Lang"),
@@ -53,9 +53,9 @@ def test_a_page_that_is_closed_out_learns_the_option() -> None:
     ],
 )
 def test_a_page_may_send_the_headers_that_its_sdk_adds(
-    requested_header: bytes, told: bytes | None
+    requested_header: bytes, echo: bytes | None
 ) -> None:
     headers = {b"origin": PAGE, b"access-control-request-headers": requested_header}
     answer = dict(Origins((PAGE.decode(),)).preflight(headers))
     allowed = answer[b"access-control-allow-headers"]
-    assert allowed == told if told else b"authorization, content-type" in allowed
+    assert allowed == echo if echo else b"authorization, content-type" in allowed

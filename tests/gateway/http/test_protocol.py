@@ -111,8 +111,8 @@ def endless(client: socket.socket, piece: bytes) -> None:
 def test_what_is_too_big_or_no_http_is_answered_and_the_connection_ends(sent, status, code) -> None:
     with serving(LONG) as gateway, closing(connected(gateway)) as client:
         threading.Thread(target=_send, args=(client, sent), daemon=True).start()
-        found, headers, body = answered(client)
-        assert (found, headers["connection"]) == (status, "close")
+        answered_status, headers, body = answered(client)
+        assert (answered_status, headers["connection"]) == (status, "close")
         assert body["error"]["code"].startswith(code)
         assert headers["x-request-id"]
         assert ended(client)
@@ -163,8 +163,8 @@ def test_headers_that_are_not_whole_in_time(sent, status) -> None:
     with serving(limits) as gateway, closing(connected(gateway)) as client:
         client.sendall(sent)
         if status:
-            found, headers, body = answered(client)
-            assert (found, headers["connection"]) == (408, "close")
+            answered_status, headers, body = answered(client)
+            assert (answered_status, headers["connection"]) == (408, "close")
             assert body["error"]["code"] == "slow_headers"
         assert ended(client)
 
@@ -174,7 +174,7 @@ def test_a_later_request_has_the_same_deadline() -> None:
     with serving(LONG) as gateway, closing(connected(gateway)) as client:
         client.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
         assert answered(client)[0] == 200
-        gateway.call(lambda app: [setattr(one, "limits", quick) for one in app.connections._of])
+        gateway.call(lambda app: [setattr(conn, "limits", quick) for conn in app.connections._of])
         client.sendall(b"GET /health HTTP/1.1\r\nx: ")
         assert answered(client)[0] == 408
         assert ended(client)
@@ -239,13 +239,13 @@ def test_nine_unfinished_bodies_lock_no_other_client_out(other) -> None:
             assert asked(gateway, **other) == 200
         # Three are within half of the room; the others are told so. One that stood still for a
         # second, on a slow machine, has made room for the next.
-        told, waiting = [], list(clients)
-        while len(told) < 6:
+        statuses, waiting = [], list(clients)
+        while len(statuses) < 6:
             ready, _, _ = select.select(waiting, [], [], HANG)
             assert ready
-            told += [answered(client)[0] for client in ready]
+            statuses += [answered(client)[0] for client in ready]
             waiting = [client for client in waiting if client not in ready]
-        assert set(told) <= {429, 408}
+        assert set(statuses) <= {429, 408}
         assert asked(gateway, **other) == 200
         assert gateway.call(lambda app: app._bodies.in_memory) <= 1 << 19
         for client in clients:
@@ -254,9 +254,9 @@ def test_nine_unfinished_bodies_lock_no_other_client_out(other) -> None:
 
 def test_requests_are_taken_one_at_a_time() -> None:
     body = json.dumps(chat()).encode()
-    one = HEAD + b"content-length: %d\r\n\r\n" % len(body) + body
+    request = HEAD + b"content-length: %d\r\n\r\n" % len(body) + body
     with serving(LONG) as gateway, closing(connected(gateway)) as client:
-        client.sendall(one * 50)
+        client.sendall(request * 50)
         status, headers, _ = answered(client)
         assert (status, headers["connection"]) == (200, "close")
         assert ended(client)

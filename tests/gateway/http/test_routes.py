@@ -24,7 +24,7 @@ def test_a_slash_at_the_end_never_reaches_an_engine() -> None:
     app, upstream = gateway()
     assert ask(app, CHAT + "/", chat()).status == 200
     assert ask(app, "/v1/models/").status == 200
-    assert [seen[2] for seen in upstream.seen] == [CHAT, "/v1/models"]
+    assert [request[2] for request in upstream.seen] == [CHAT, "/v1/models"]
 
 
 def test_the_health_page_needs_no_key_with_a_slash_either() -> None:

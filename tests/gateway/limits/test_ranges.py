@@ -41,7 +41,7 @@ def refused(kind: Any, scope: Scope = SCOPE, **fields: Any) -> Refusal:
 
 
 @pytest.mark.parametrize(
-    ("kind", "name", "asked", "given", "said"),
+    ("kind", "name", "asked", "given", "notes"),
     [
         ("chat", "top_k", 1024, 1024, []),
         ("chat", "top_k", 1025, 1024, ["top_k=1025->1024"]),
@@ -69,9 +69,9 @@ def refused(kind: Any, scope: Scope = SCOPE, **fields: Any) -> Refusal:
         ("chat", "ignore_eos", 0, False, []),
     ],
 )  # fmt: skip
-def test_what_can_be_brought_into_its_range_is_and_is_said(kind, name, asked, given, said) -> None:
+def test_what_can_be_brought_into_its_range_is_and_is_said(kind, name, asked, given, notes) -> None:
     body, words = held(kind, **{name: asked})
-    assert (body[name], words) == (given, said)
+    assert (body[name], words) == (given, notes)
     assert type(body[name]) is type(given) or not isinstance(given, int)
 
 
@@ -136,9 +136,9 @@ def test_what_can_be_brought_into_its_range_is_and_is_said(kind, name, asked, gi
     ],
 )
 def test_what_cannot_is_refused_with_the_range(kind, name, asked, word) -> None:
-    said = refused(kind, **{name: asked})
-    assert said.param == name
-    assert word in said.message
+    refusal = refused(kind, **{name: asked})
+    assert refusal.param == name
+    assert word in refusal.message
 
 
 def test_engines_differ_where_they_do() -> None:
@@ -150,12 +150,12 @@ def test_engines_differ_where_they_do() -> None:
 
 
 def test_what_nobody_knows_refuses_nothing() -> None:
-    body, said = held("generate", Scope(), stop_token_ids=[10**6], max_tokens=10**6)
-    assert (body["stop_token_ids"], body["max_tokens"], said) == ([10**6], 10**6, [])
+    body, changes = held("generate", Scope(), stop_token_ids=[10**6], max_tokens=10**6)
+    assert (body["stop_token_ids"], body["max_tokens"], changes) == ([10**6], 10**6, [])
 
 
 @pytest.mark.parametrize(
-    ("kind", "fields", "left", "said"),
+    ("kind", "fields", "left", "changes"),
     [
         ("chat", {"max_tokens": 9, "max_completion_tokens": 700}, 600,
          ["max_completion_tokens=700->600"]),
@@ -164,16 +164,16 @@ def test_what_nobody_knows_refuses_nothing() -> None:
         ("count_tokens", {}, 1, []),
     ],
 )  # fmt: skip
-def test_an_answer_is_lowered_to_what_images_leave(kind, fields, left, said) -> None:
+def test_an_answer_is_lowered_to_what_images_leave(kind, fields, left, changes) -> None:
     body = held(kind, **fields)[0]
-    assert lower_answer(kind, body, left) == said
+    assert lower_answer(kind, body, left) == changes
 
 
 def test_an_ordinary_request_is_passed_as_it_is() -> None:
     fields = {"temperature": 0.7, "top_p": 0.9, "stop": ["\n", "END"], "max_tokens": 64, "seed": 7}
-    body, said = held("chat", **fields)
+    body, changes = held("chat", **fields)
     assert body == {**chat(**fields), "messages": BASE["chat"]["messages"]}
-    assert said == []
+    assert changes == []
 
 
 ODD: list[Any] = [
@@ -200,15 +200,15 @@ def test_what_the_pytorch_engine_never_gets_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stop", "said"),
+    ("stop", "word"),
     [
         (["a"] * 3 + ["bcd", "efg"], "has 5 strings, the limit is 4"),
         (["a" * 30, "b" * 35], "has 65 characters together, the limit is 64"),
     ],
 )
-def test_stops_cost_transformers_a_walk_over_its_vocabulary(stop: list[str], said: str) -> None:
+def test_stops_cost_transformers_a_walk_over_its_vocabulary(stop: list[str], word: str) -> None:
     serial = Scope(engines=("transformers",), vocabulary=512, session=4096)
-    with pytest.raises(Refusal, match=said):
+    with pytest.raises(Refusal, match=word):
         hold_parameters("chat", {"stop": stop}, serial)
     body = {"stop": stop}
     hold_parameters("chat", body, Scope(engines=("turbomind",), vocabulary=512, session=4096))
@@ -223,17 +223,17 @@ def test_an_empty_list_of_stops_is_none_for_transformers() -> None:
 
 def test_a_small_penalty_is_raised_and_said() -> None:
     """LMDeploy's own tests send 1e-7."""
-    body, said = held("chat", repetition_penalty=1e-7)
+    body, changes = held("chat", repetition_penalty=1e-7)
     assert body["repetition_penalty"] == 0.01
-    assert said == ["repetition_penalty=1e-07->0.01"]
+    assert changes == ["repetition_penalty=1e-07->0.01"]
 
 
 @pytest.mark.parametrize("kind", ["messages", "count_tokens"])
 def test_parts_of_tool_results_are_parts_of_messages(kind: str) -> None:
     parts = [{"type": "text", "text": ""}] * 4096
     results = [{"type": "tool_result", "tool_use_id": "a", "content": parts}] * 2
-    said = refused(kind, messages=[{"role": "user", "content": results}])
-    assert "8194 parts" in said.message
+    refusal = refused(kind, messages=[{"role": "user", "content": results}])
+    assert "8194 parts" in refusal.message
 
 
 TEXT = "What is this?"

@@ -60,11 +60,11 @@ def bounds(rule, *, images: int = 1, **changes: Any) -> Bounds:
     return Bounds(rule=rule, limits=limits, longest_request_tokens=10**9)
 
 
-def made(b: Bounds, one: RequestedImage, held, request: dict[str, int]) -> tuple[int, int]:
+def made(b: Bounds, image: RequestedImage, fit, request: dict[str, int]) -> tuple[int, int]:
     """Units and tokens that the engine will make of an image as it is passed on."""
-    size = held.resize or one.size
-    if held.knobs:
-        return units_reaching(b.rule, 0, size, held.knobs), held.tokens
+    size = fit.resize or image.size
+    if fit.knobs:
+        return units_reaching(b.rule, 0, size, fit.knobs), fit.tokens
     served = b.rule.with_limit(model_default(b))
     if request:
         bound = {name: value // b.rule.frames for name, value in request.items()}
@@ -91,15 +91,16 @@ def test_images_never_take_more_than_the_request(
         return
     check_request(b, shared.images)
     taken = [
-        made(b, one, held, shared.request) for one, held in zip(wanted, shared.images, strict=True)
+        made(b, image, fit, shared.request)
+        for image, fit in zip(wanted, shared.images, strict=True)
     ]
-    assert [(held.units, held.tokens) for held in shared.images] == taken
+    assert [(fit.units, fit.tokens) for fit in shared.images] == taken
     assert sum(count for count, _ in taken) <= b.limits.units_per_request
     assert sum(tokens for _, tokens in taken) <= b.limits.image_tokens_per_request
-    alone = [hold_images(b, [one]).images[0] for one in wanted]
-    assert all(held.units <= most.units for held, most in zip(shared.images, alone, strict=True))
+    alone = [hold_images(b, [image]).images[0] for image in wanted]
+    assert all(fit.units <= most.units for fit, most in zip(shared.images, alone, strict=True))
     if within(b, alone):
-        assert [held.units for held in shared.images] == [held.units for held in alone]
+        assert [fit.units for fit in shared.images] == [fit.units for fit in alone]
 
 
 @pytest.mark.parametrize(
@@ -116,10 +117,10 @@ def test_images_never_take_more_than_the_request(
 )
 def test_tiles_are_shared(sizes, tiles) -> None:
     shared = hold_images(bounds(TILES), [RequestedImage(size=size) for size in sizes])
-    assert [held.units for held in shared.images] == tiles
-    for size, held in zip(sizes, shared.images, strict=True):
-        lowered = held.units < TILES.units(*size)
-        assert lowered == any("max_dynamic_patch=12->" in word for word in held.lowered)
+    assert [fit.units for fit in shared.images] == tiles
+    for size, fit in zip(sizes, shared.images, strict=True):
+        lowered = fit.units < TILES.units(*size)
+        assert lowered == any("max_dynamic_patch=12->" in word for word in fit.lowered)
 
 
 @settings(max_examples=80, deadline=None)
@@ -128,7 +129,7 @@ def test_pixels_are_lowered_as_little_as_is_needed(sizes) -> None:
     b = bounds(PATCHES)
     shared = hold_images(b, [RequestedImage(size=size) for size in sizes])
     whole = [PATCHES.units(*size) for size in sizes]
-    got = [held.units for held in shared.images]
+    got = [fit.units for fit in shared.images]
     if sum(whole) <= b.limits.units_per_request:
         assert got == whole
         return
@@ -137,7 +138,7 @@ def test_pixels_are_lowered_as_little_as_is_needed(sizes) -> None:
     kept = [now for now, all_of_it in zip(got, whole, strict=True) if now == all_of_it]
     cut = [now for now, all_of_it in zip(got, whole, strict=True) if now < all_of_it]
     # The largest first: what was cut is about as large as what was kept, and not smaller.
-    assert not kept or max(kept) <= max(held.knobs["max_pixels"] for held in shared.images) / 196
+    assert not kept or max(kept) <= max(fit.knobs["max_pixels"] for fit in shared.images) / 196
     assert cut
 
 
@@ -173,16 +174,16 @@ def test_a_client_that_asks_for_less_keeps_it_and_leaves_more_to_others() -> Non
 
 def test_pixel_bounds_of_all_images_go_into_the_request() -> None:
     b = bounds(FRAMES)
-    one = RequestedImage(size=(1000, 800), by_request=True)
-    assert hold_images(b, [one]).request == {}
+    image = RequestedImage(size=(1000, 800), by_request=True)
+    assert hold_images(b, [image]).request == {}
     parameters = request_bounds(b, {"max_pixels": 400_000, "min_pixels": "x", "other": 1})
     assert parameters == {"max_pixels": 200_000}  # of one of two frames
-    shared = hold_images(b, [replace(one, options=parameters)])
+    shared = hold_images(b, [replace(image, options=parameters)])
     assert shared.request == {"min_pixels": 6272 * 2, "max_pixels": 400_000}
     assert shared.images[0].lowered == ()
     beyond = request_bounds(b, {"max_pixels": 10**12})
-    (held,) = hold_images(b, [replace(one, size=(4000, 4000), options=beyond)]).images
-    assert held.lowered == ("max_pixels=500000000000->4816896",)
+    (fit,) = hold_images(b, [replace(image, size=(4000, 4000), options=beyond)]).images
+    assert fit.lowered == ("max_pixels=500000000000->4816896",)
 
 
 @pytest.mark.parametrize("rule", [OWN_TILES, TILES, PATCHES, FRAMES, ONEVISION, CANVAS])
@@ -190,11 +191,11 @@ def test_where_nothing_can_be_carried_pictures_are_resized(rule) -> None:
     b = bounds(rule)
     shared = hold_images(b, [RequestedImage(size=(4000, 3000), carries=False)] * 3)
     check_request(b, shared.images)
-    for held in shared.images:
-        assert held.knobs == {}
-        assert held.resize is not None
-        assert held.resize[0] < 4000
-        assert f"image=4000x3000->{held.resize[0]}x{held.resize[1]}" in held.lowered
+    for fit in shared.images:
+        assert fit.knobs == {}
+        assert fit.resize is not None
+        assert fit.resize[0] < 4000
+        assert f"image=4000x3000->{fit.resize[0]}x{fit.resize[1]}" in fit.lowered
 
 
 RULE = PatchRule(
@@ -273,8 +274,8 @@ def test_lmdeploy_loads_as_many_frames_as_were_counted(tmp_path, kind) -> None:
     body, _ = passed(chat(video_part(url), media_io_kwargs={"video": {"num_frames": 7}}))
     sent = body["messages"][0]["content"][1]["video_url"]["url"]
     keywords = body["media_io_kwargs"]["video"]
-    frames, seen = load_from_url(sent, VideoMediaIO(image_io=ImageMediaIO(), **keywords))
-    assert frames.shape[0] == 7 == len(seen["frames_indices"])
+    frames, facts = load_from_url(sent, VideoMediaIO(image_io=ImageMediaIO(), **keywords))
+    assert frames.shape[0] == 7 == len(facts["frames_indices"])
     assert frames.shape[1:] == ((48, 64, 3) if kind == "jpeg" else (240, 320, 3))
 
 
@@ -288,8 +289,8 @@ def test_a_video_and_images_share_the_request() -> None:
     taken += 3 * replace(RULE, **bounds["image"]).units(4000, 3000)
     most = plan_of().limits.units_per_request
     assert 0.8 * most < taken <= most
-    said = f"max_pixels={LIMIT}->{bounds['image']['max_pixels']}"
-    assert said in reply.headers["x-turbofit-limited"]
+    change = f"max_pixels={LIMIT}->{bounds['image']['max_pixels']}"
+    assert change in reply.headers["x-turbofit-limited"]
     two = chat(*[video_part(sequence(4, (64, 48)))] * 2)
     assert refusal(two)[1]["code"] == "too_many_videos"
 
@@ -300,9 +301,9 @@ def test_what_is_asked_beyond_the_plan_is_lowered_and_said() -> None:
     bounds = body["mm_processor_kwargs"]
     assert set(bounds) == {"video"}
     assert bounds["video"]["min_pixels"] < bounds["video"]["max_pixels"] < 10**8
-    said = reply.headers["x-turbofit-limited"]
-    assert "mm_processor_kwargs=image->none" in said
-    assert f"max_pixels=100000000->{bounds['video']['max_pixels']}" in said
+    lowered = reply.headers["x-turbofit-limited"]
+    assert "mm_processor_kwargs=image->none" in lowered
+    assert f"max_pixels=100000000->{bounds['video']['max_pixels']}" in lowered
     less = {"video": {"max_pixels": 102_400}}
     body, reply = passed(chat(video_part(sequence(4, (640, 480))), mm_processor_kwargs=less))
     assert body["mm_processor_kwargs"]["video"]["max_pixels"] == 102_400
@@ -328,10 +329,10 @@ def test_frames_without_end_are_refused_before_they_are_sent() -> None:
 
 def test_the_words_between_frames_count_as_the_prompt_does() -> None:
     bounds = bounds_of(plan_of())
-    held, _, _ = hold_frames(bounds, 100, (640, 480))
-    assert (held.text_tokens, held.frames) == (600, 100)
-    assert held.tokens * 4 == held.units <= 4096
-    short = replace(plan_of(), kv=replace(plan_of().kv, longest_request_tokens=held.tokens + 500))
+    fit, _, _ = hold_frames(bounds, 100, (640, 480))
+    assert (fit.text_tokens, fit.frames) == (600, 100)
+    assert fit.tokens * 4 == fit.units <= 4096
+    short = replace(plan_of(), kv=replace(plan_of().kv, longest_request_tokens=fit.tokens + 500))
     app, upstream = gateway(short)
     reply = ask(app, body=chat(video_part(sequence(100, (640, 480))), max_tokens=10))
     assert (reply.status, upstream.seen) == (400, [])
@@ -342,7 +343,7 @@ def test_large_frames_are_fewer() -> None:
     from turbofit.gateway.media.clips import Clip
 
     clip = Clip(url="", frames=500, size=(4096, 2160), bytes=1, rate=25.0)
-    held, keywords = hold_clip(bounds_of(plan_of()), clip, {"num_frames": 400})
-    assert held.frames == 89_478_485 // (4096 * 2160) == 10
-    assert held.lowered[0] == "num_frames=400->10"
+    fit, keywords = hold_clip(bounds_of(plan_of()), clip, {"num_frames": 400})
+    assert fit.frames == 89_478_485 // (4096 * 2160) == 10
+    assert fit.lowered[0] == "num_frames=400->10"
     assert keywords["media_io_kwargs"] == {"video": {"num_frames": 10}}

@@ -22,7 +22,7 @@ MOST = 1 << 20
 def sequence(count: int, *sizes: tuple[int, int], kind: str = "JPEG") -> str:
     """Frames as a client sends them that has sampled them itself."""
     frames = [picture(*sizes[i % len(sizes)], kind) for i in range(count)]
-    return "data:video/jpeg;base64," + ",".join(b64encode(one).decode() for one in frames)
+    return "data:video/jpeg;base64," + ",".join(b64encode(frame).decode() for frame in frames)
 
 
 def refused(url: str, most: int = MOST) -> Refusal:
@@ -32,10 +32,10 @@ def refused(url: str, most: int = MOST) -> Refusal:
 
 
 def test_frames_of_a_client_are_counted() -> None:
-    found = frames_of(sequence(5, (64, 48)), MOST)
-    assert found is not None
-    assert (found.frames, found.size, found.rate) == (5, (64, 48), None)
-    assert found.url == sequence(5, (64, 48))
+    clip = frames_of(sequence(5, (64, 48)), MOST)
+    assert clip is not None
+    assert (clip.frames, clip.size, clip.rate) == (5, (64, 48), None)
+    assert clip.url == sequence(5, (64, 48))
     spaced = frames_of(sequence(2, (64, 48)).replace("=,/9j", "= ,\n/9j"), MOST)
     assert spaced is not None
     assert spaced.url == sequence(2, (64, 48))
@@ -53,9 +53,9 @@ def test_films_are_told_by_their_first_bytes(start, mime) -> None:
     url = data_url(data, "video/whatever")
     assert frames_of(url, MOST) is None
     assert film_of(url, MOST) == data
-    found = film_clip(data, 9, 25.0, (64, 48))
-    assert found.url == data_url(data, f"video/{mime}")
-    assert (found.frames, found.rate, found.size, found.bytes) == (9, 25.0, (64, 48), len(data))
+    clip = film_clip(data, 9, 25.0, (64, 48))
+    assert clip.url == data_url(data, f"video/{mime}")
+    assert (clip.frames, clip.rate, clip.size, clip.bytes) == (9, 25.0, (64, 48), len(data))
 
 
 def test_what_is_no_video_is_refused() -> None:
@@ -134,18 +134,18 @@ def refused_look(url: str, fetched=None) -> Refusal:
 @pytest.mark.parametrize("kind", ["mp4", "mkv", "avi", "mov"])
 def test_headers_say_frames_and_size(tmp_path, kind) -> None:
     data = film(tmp_path, 23, (320, 240), 12.5, kind)
-    found = looked(data_url(data, "video/anything"))
-    assert found is not None
-    assert (found.frames, found.size, found.rate, found.bytes) == (23, (320, 240), 12.5, len(data))
+    clip = looked(data_url(data, "video/anything"))
+    assert clip is not None
+    assert (clip.frames, clip.size, clip.rate, clip.bytes) == (23, (320, 240), 12.5, len(data))
     remote = "https://x.org/a"
-    assert looked(remote, {remote: data}) == found
+    assert looked(remote, {remote: data}) == clip
 
 
 def test_frames_need_nobody_who_reads_films(monkeypatch) -> None:
     monkeypatch.setattr(clips, "_PROGRAM", "/does/not/exist")
-    found = looked(sequence(2, (64, 48)))
-    assert found is not None
-    assert found.frames == 2
+    clip = looked(sequence(2, (64, 48)))
+    assert clip is not None
+    assert clip.frames == 2
     body = read_body("chat", chat())
     assert asyncio.run(clips.VideoInspector().look(body, {}, MOST)) is None
 
@@ -174,8 +174,8 @@ def test_a_reader_that_dies_takes_nobody_along(tmp_path, monkeypatch, program, r
     script.write_text(program)
     monkeypatch.setattr(clips, "_PROGRAM", str(script))
     monkeypatch.setattr(clips, "_SECONDS", 0.1 if "pause" in program else HANG)
-    said = refused_look(data_url(b"\0\0\0\x18ftyp" + bytes(99), "video/mp4"))
-    assert said.reason == reason
+    refusal = refused_look(data_url(b"\0\0\0\x18ftyp" + bytes(99), "video/mp4"))
+    assert refusal.reason == reason
 
 
 def test_a_reader_that_sigkill_does_not_end_keeps_no_request(tmp_path, monkeypatch) -> None:
@@ -188,10 +188,10 @@ def test_a_reader_that_sigkill_does_not_end_keeps_no_request(tmp_path, monkeypat
     monkeypatch.setattr(clips, "_PROGRAM", str(program))
     monkeypatch.setattr(clips, "_SECONDS", 0.0)
     monkeypatch.setattr(clips, "_LAST_SECONDS", 0.0)
-    held: list[asyncio.subprocess.Process] = []
+    readers: list[asyncio.subprocess.Process] = []
 
     def hold(process: asyncio.subprocess.Process) -> None:
-        held.append(process)
+        readers.append(process)
 
     monkeypatch.setattr(asyncio.subprocess.Process, "kill", hold)
     url = data_url(b"\0\0\0\x18ftypmp42", "video/mp4")
@@ -202,9 +202,9 @@ def test_a_reader_that_sigkill_does_not_end_keeps_no_request(tmp_path, monkeypat
             with pytest.raises(Refusal) as caught:
                 await clips.VideoInspector().look(body, {}, MOST)
             assert caught.value.reason == "broken_video"
-            assert held[0].returncode is None
+            assert readers[0].returncode is None
         finally:
             go.unlink()
-            await held[0].wait()
+            await readers[0].wait()
 
     asyncio.run(look())

@@ -39,10 +39,10 @@ def refused(data: bytes | str, most: int = MOST) -> Refusal:
 @pytest.mark.parametrize("size", [(1, 1), (37, 61), (640, 480)])
 def test_size_and_type_come_from_the_content(kind, size) -> None:
     data = picture(*size, kind)
-    found = from_url(data_url(data, "image/svg+xml"), MOST)
-    assert (found.size, found.bytes) == (size, len(data))
-    assert found.mime == f"image/{kind.lower()}"
-    assert found.base64 == b64encode(data).decode()
+    image = from_url(data_url(data, "image/svg+xml"), MOST)
+    assert (image.size, image.bytes) == (size, len(data))
+    assert image.mime == f"image/{kind.lower()}"
+    assert image.base64 == b64encode(data).decode()
 
 
 @pytest.mark.parametrize(
@@ -204,12 +204,12 @@ def test_junk_never_breaks_anything() -> None:
         for _ in range(rng.choice((1, 3, 30))):
             data[rng.randrange(min(len(data), rng.choice((24, 400))))] = rng.randrange(256)
         try:
-            found = from_bytes(bytes(data[: rng.randrange(len(data)) or None]), MOST)
+            image = from_bytes(bytes(data[: rng.randrange(len(data)) or None]), MOST)
         except Refusal as refusal:
             status = refusal.status
         else:
             status = 0
-            assert found.size[0] * found.size[1] <= LARGEST_PIXELS
+            assert image.size[0] * image.size[1] <= LARGEST_PIXELS
         assert status < 500
 
 
@@ -230,4 +230,4 @@ def test_what_a_file_makes_pillow_say_goes_nowhere(tag, recwarn, monkeypatch) ->
     whole = picture(8, 8, "JPEG")
     with contextlib.suppress(Refusal):
         from_bytes(whole[:2] + segment + whole[2:], MOST)
-    assert [str(one.message) for one in recwarn] == []
+    assert [str(warning.message) for warning in recwarn] == []

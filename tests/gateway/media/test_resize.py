@@ -34,19 +34,19 @@ def opened(picture) -> Image.Image:
 )
 def test_a_picture_is_resized_without_loss(mode, kind) -> None:
     image = gradient(mode)
-    made = resized(from_bytes(stored(image, kind), 1 << 20), (112, 56))
-    seen = opened(made)
-    assert (seen.format, seen.mode, seen.size, made.size) == ("PNG", "RGB", (112, 56), (112, 56))
+    small = resized(from_bytes(stored(image, kind), 1 << 20), (112, 56))
+    png = opened(small)
+    assert (png.format, png.mode, png.size, small.size) == ("PNG", "RGB", (112, 56), (112, 56))
     expected = resized_image(Image.open(BytesIO(stored(image, kind))), (112, 56))
-    assert ImageChops.difference(seen, expected).getbbox() is None
-    assert made.mime == "image/png"
+    assert ImageChops.difference(png, expected).getbbox() is None
+    assert small.mime == "image/png"
 
 
 def test_a_jpeg_is_about_the_same() -> None:
     data = stored(gradient(), "JPEG")
-    seen = opened(resized(from_bytes(data, 1 << 20), (30, 20)))
+    shown = opened(resized(from_bytes(data, 1 << 20), (30, 20)))
     expected = resized_image(Image.open(BytesIO(data)), (30, 20))
-    assert max(high for _, high in ImageChops.difference(seen, expected).getextrema()) < 12
+    assert max(high for _, high in ImageChops.difference(shown, expected).getextrema()) < 12
 
 
 def test_what_cannot_be_decoded_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,11 +67,11 @@ def test_only_what_is_to_be_resized_is_touched() -> None:
     kept = LimitedImage(knobs={}, units=1, tokens=1)
     lowered = LimitedImage(knobs={}, units=1, tokens=1, resize=(28, 28))
 
-    async def run(held):
-        return await Resizer().resize((picture, picture), held)
+    async def run(limits):
+        return await Resizer().resize((picture, picture), limits)
 
     same = asyncio.run(run((kept, kept)))
-    assert all(one is picture for one in same)
+    assert all(image is picture for image in same)
     first, second = asyncio.run(run((kept, lowered)))
     assert first is picture
     assert second.size == (28, 28)

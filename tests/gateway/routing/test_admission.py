@@ -58,13 +58,13 @@ async def test_one_client_may_fill_the_queue_and_makes_room_for_the_others() -> 
     """Its newest requests go, and only until each client has as many places as the others."""
     queue = Queue(8)
     many = [await queue.ask("many") for _ in range(9)]
-    alone = [refused(one) for one in many]
+    alone = [refused(task) for task in many]
     few = [await queue.ask("few") for _ in range(5)]
     third = await queue.ask("third")
-    mine = [refused(one) for one in (*many, *few)]
+    mine = [refused(task) for task in (*many, *few)]
     last, waiting = refused(third), queue.door.waiting
-    for one in (*many, *few, third):
-        one.cancel()
+    for task in (*many, *few, third):
+        task.cancel()
     await settled()
     assert alone == [False] * 8 + [True]
     # Four places each; the third client's comes from one of the two.
@@ -114,8 +114,8 @@ def engines(count: int = 1, gate=10, host_limit=10**9) -> list[RoutedEngine]:
 
 
 async def test_turns_go_round_the_clients() -> None:
-    found = engines()
-    door, order = Admission(Fleet(found)), []
+    all_engines = engines()
+    door, order = Admission(Fleet(all_engines)), []
 
     async def one(client: str, number: int):
         place = await door.admit(client, Cost(units=10))
@@ -127,12 +127,12 @@ async def test_turns_go_round_the_clients() -> None:
     await asyncio.sleep(0)
     await asyncio.gather(one("b", 0), one("c", 0), *greedy)
     assert order == ["a0", "a1", "a2", "b0", "c0", "a3"]
-    assert (found[0].units, door.waiting) == (0, 0)
+    assert (all_engines[0].units, door.waiting) == (0, 0)
 
 
 async def test_a_large_request_is_not_cache_shortfall_by_small_ones() -> None:
-    found = engines()
-    door, order = Admission(Fleet(found)), []
+    all_engines = engines()
+    door, order = Admission(Fleet(all_engines)), []
 
     async def one(client, units):
         place = await door.admit(client, Cost(units=units))
@@ -174,15 +174,15 @@ async def test_what_no_engine_could_hold_is_refused_at_once(cost) -> None:
 )
 def test_no_engine_ever_holds_more_than_its_gate(requests, count) -> None:
     async def run():
-        found = engines(count)
-        door, most = Admission(Fleet(found), seconds=5.0), 0
+        all_engines = engines(count)
+        door, most = Admission(Fleet(all_engines), seconds=5.0), 0
 
         async def one(units, client, leaves):
             nonlocal most
             cost = Cost(units=units, host_bytes=units)
             place = await door.admit(str(client), cost)
             place.engine.outstanding += 1
-            most = max(most, *(e.units for e in found))
+            most = max(most, *(e.units for e in all_engines))
             try:
                 await asyncio.sleep(0.0005 * units)
             finally:
@@ -195,7 +195,7 @@ def test_no_engine_ever_holds_more_than_its_gate(requests, count) -> None:
             if leaves:
                 task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        return most, [(e.units, e.host_bytes, e.outstanding) for e in found], door.waiting
+        return most, [(e.units, e.host_bytes, e.outstanding) for e in all_engines], door.waiting
 
     most, left, waiting = virtual_time.run(run())
     assert most <= 10
@@ -206,8 +206,8 @@ def test_no_engine_ever_holds_more_than_its_gate(requests, count) -> None:
 async def test_a_text_passes_images_that_wait_but_no_text_that_does() -> None:
     """The tokens that texts reserve hold up an image at the head of the line, and not for good."""
     kv = KvCache(tokens=640 + 20 * 64, longest=16 * 64, block=64)
-    found = RoutedEngine(0, "http://e", gate=Gate(13, kv))
-    door, order, places = Admission(Fleet([found])), [], {}
+    engine = RoutedEngine(0, "http://e", gate=Gate(13, kv))
+    door, order, places = Admission(Fleet([engine])), [], {}
 
     def ask(name: str, units: int, tokens: int) -> asyncio.Task[None]:
         async def one() -> None:
@@ -234,18 +234,18 @@ async def test_a_text_passes_images_that_wait_but_no_text_that_does() -> None:
     await then("image")
     assert order[3:] == ["long text", "short text"]
     await then("image that waits", "text", "long text", "short text")
-    assert (found.units, found.gate.reserved) == (0, 0)
+    assert (engine.units, engine.gate.reserved) == (0, 0)
     await asyncio.gather(*tasks)
     assert len(order) == 5
 
 
 async def test_those_who_wait_are_told_when_the_last_engine_dies() -> None:
-    found = engines()
-    door = Admission(Fleet(found))
+    all_engines = engines()
+    door = Admission(Fleet(all_engines))
     await door.admit("a", Cost(units=10))
     waiting = asyncio.ensure_future(door.admit("b", Cost(units=5)))
     await asyncio.sleep(0)
-    found[0].up = False
+    all_engines[0].up = False
     door.pump()
     with pytest.raises(Refusal) as caught:
         await waiting

@@ -30,18 +30,18 @@ from turbofit.gateway.server import make_gateway
 
 
 def test_the_engine_that_one_more_request_fills_least_is_next() -> None:
-    found = [RoutedEngine(i, "http://x", share, gate=Gate(5)) for i, share in enumerate((1, 1, 2))]
-    fleet = Fleet(found)
-    assert fleet.best(Cost()) is found[2], "the largest share"
-    found[2].outstanding = 1
-    assert fleet.best(Cost()) is found[0], "of equals the first"
-    found[0].gate.counted = 5
-    assert fleet.best(Cost()) is found[1], "the fewest units"
-    found[0].up = found[2].up = False
+    three = [RoutedEngine(i, "http://x", share, gate=Gate(5)) for i, share in enumerate((1, 1, 2))]
+    fleet = Fleet(three)
+    assert fleet.best(Cost()) is three[2], "the largest share"
+    three[2].outstanding = 1
+    assert fleet.best(Cost()) is three[0], "of equals the first"
+    three[0].gate.counted = 5
+    assert fleet.best(Cost()) is three[1], "the fewest units"
+    three[0].up = three[2].up = False
     assert fleet.best(Cost(units=6)) is None, "it has no room"
     turn = Turn("a", alone=False, longer=False)
-    found[1].turn_of = turn
-    assert (fleet.best(Cost(), turn), fleet.best(Cost()), fleet.open) == (None, found[1], 1)
+    three[1].turn_of = turn
+    assert (fleet.best(Cost(), turn), fleet.best(Cost()), fleet.open) == (None, three[1], 1)
     turn.alone = True
     assert fleet.best(Cost()) is None
 
@@ -111,11 +111,11 @@ def test_clients_learn_why_and_for_how_long() -> None:
         reply, health = ask(app, body=chat(image_part())), ask(app, "/health")
         assert (reply.status, reply.json["error"]["code"]) == (503, "engine_resting")
         assert (health.status, health.json["status"], health.json["up"]) == (503, "resting", 0)
-        for one, text in (
+        for answer, text in (
             (reply, reply.json["error"]["message"]),
             (health, health.json["message"]),
         ):
-            assert one.headers["retry-after"] == left
+            assert answer.headers["retry-after"] == left
             assert text == (
                 "the inference engine ended 6 times within 10 minutes and rests; "
                 f"the next start is in {left} s"
@@ -144,10 +144,10 @@ async def test_who_waits_is_told_when_a_rest_begins() -> None:
     app, recorder = gateway()
     app.engines[0].gate = Gate(13)
     app.fleet.__init__(app.engines)
-    held = asyncio.get_running_loop().create_future()
+    ended = asyncio.get_running_loop().create_future()
 
     async def answer(*_):
-        return await held
+        return await ended
 
     recorder.answer = answer
     body = chat(image_part(1792, 1344))
@@ -155,7 +155,7 @@ async def test_who_waits_is_told_when_a_rest_begins() -> None:
     while not (recorder.seen and app.admission.waiting):
         await asyncio.sleep(0)
     app.rest(outage(Clock()))
-    held.set_result(OSError("reset"))
+    ended.set_result(OSError("reset"))
     replies = await asyncio.wait_for(asyncio.gather(*calls), 120)
     assert [reply.status for reply in replies] == [503, 503]
     assert "600" in [reply.headers["retry-after"] for reply in replies]
@@ -173,10 +173,10 @@ def plan() -> Plan:
     ("shares", "wanted"), [((3.25, 4.75), (3, 5)), ((2.0, 6.0), (2, 6)), ((1.0, 1.0), (4, 4))]
 )
 def test_eight_requests_go_as_the_plan_counts_them(shares, wanted) -> None:
-    found = [RoutedEngine(i, URLS[i], share) for i, share in enumerate(shares)]
+    all_engines = [RoutedEngine(i, URLS[i], share) for i, share in enumerate(shares)]
     for _ in range(8):
-        Fleet(found).best(Cost()).outstanding += 1
-    assert tuple(engine.outstanding for engine in found) == wanted
+        Fleet(all_engines).best(Cost()).outstanding += 1
+    assert tuple(engine.outstanding for engine in all_engines) == wanted
 
 
 def test_alone_a_request_goes_to_the_engine_of_the_larger_share(plan: Plan) -> None:
@@ -220,9 +220,9 @@ def conversation(*texts: str, **fields):
 
 
 def test_long_beginnings_stay_together_until_that_costs_too_much() -> None:
-    found, memory = [RoutedEngine(n, "http://x") for n in range(3)], Affinity()
+    all_engines, memory = [RoutedEngine(n, "http://x") for n in range(3)], Affinity()
     long = "x" * 3000
-    found[0].outstanding, fleet = 1, Fleet(found)
+    all_engines[0].outstanding, fleet = 1, Fleet(all_engines)
 
     def chosen(*texts: str) -> RoutedEngine:
         best = fleet.best(Cost())

@@ -107,13 +107,13 @@ def test_stuck_or_slow(silent_begun, others_at, load, stuck) -> None:
     """Silent since 800, now is 1000, and 120 seconds are too many."""
     silent = Waiting(800, silent_begun)
     others = [] if others_at is None else [Waiting(others_at, True)]
-    found = stuck_requests([silent, *others], load, 1000, 120)
-    assert found == ({silent} if stuck else set())
+    result = stuck_requests([silent, *others], load, 1000, 120)
+    assert result == ({silent} if stuck else set())
 
 
 def test_who_was_heard_of_is_not_silent() -> None:
-    found = stuck_requests([Waiting(900, True), Waiting(1000, True)], BUSY, 1000, 120)
-    assert found == set()
+    result = stuck_requests([Waiting(900, True), Waiting(1000, True)], BUSY, 1000, 120)
+    assert result == set()
 
 
 async def run_with(pages, *, tokens: int):
@@ -174,59 +174,59 @@ async def test_an_engine_whose_tokens_still_count_is_slow_and_not_taken_out(move
     assert (reply.status, up) == ((200, True) if moves else (503, False))
 
 
-def watched(found, probe, **keywords):
+def watched(engines, probe, **keywords):
     changed = []
     times = {"stall_seconds": 60.0, "retry_seconds": 0.0, "probe_seconds": 0.05, **keywords}
     upstream = SimpleNamespace(probe=probe)
-    return Monitor(found, upstream, GatewayConfig(**times), lambda: changed.append(1)), changed
+    return Monitor(engines, upstream, GatewayConfig(**times), lambda: changed.append(1)), changed
 
 
 async def test_three_failed_probes_take_an_engine_out_and_one_success_brings_it_back() -> None:
-    found, answers = [RoutedEngine(0, "http://engine")], [False, False, False, False, True]
+    all_engines, answers = [RoutedEngine(0, "http://engine")], [False, False, False, False, True]
     states: list[tuple[bool, bool]] = []
 
     async def probe(engine):
-        states.append((engine.up, healthy(found)))
+        states.append((engine.up, healthy(all_engines)))
         return answers.pop(0)
 
-    monitor, changed = watched(found, probe)
+    monitor, changed = watched(all_engines, probe)
     monitor.start()
     await auntil(lambda: not answers, "five questions")
     await virtual_time.settled()
     await monitor.stop()
-    up = found[0].up
-    fine = healthy(found)
+    up = all_engines[0].up
+    fine = healthy(all_engines)
     assert [up for up, _ in states] == [True, True, True, False, False]
     assert not any(fine for _, fine in states)
     assert (up, fine, len(changed)) == (True, True, 2)
 
 
 async def test_a_probe_that_never_ends_counts_as_failed() -> None:
-    found = [RoutedEngine(0, "http://engine")]
+    all_engines = [RoutedEngine(0, "http://engine")]
 
     async def probe(engine):
         await asyncio.Event().wait()
         return True
 
-    monitor, _ = watched(found, probe)
+    monitor, _ = watched(all_engines, probe)
     monitor.start()
-    await auntil(lambda: not found[0].up, "the engine to be given up")
+    await auntil(lambda: not all_engines[0].up, "the engine to be given up")
     await monitor.stop()
-    assert found[0].up is False
+    assert all_engines[0].up is False
 
 
 async def test_recent_traffic_is_proof_enough() -> None:
-    found, probed = [RoutedEngine(0, "http://engine")], []
+    all_engines, probed = [RoutedEngine(0, "http://engine")], []
 
     async def probe(engine):
         probed.append(1)
         return True
 
-    found[0].succeeded()
-    monitor, _ = watched(found, probe)
+    all_engines[0].succeeded()
+    monitor, _ = watched(all_engines, probe)
     monitor.start()
     await asyncio.sleep(59)
-    before = healthy(found), len(probed)
+    before = healthy(all_engines), len(probed)
     await asyncio.sleep(2)
     await monitor.stop()
     assert (before, len(probed)) == ((True, 0), 1)

@@ -164,7 +164,7 @@ async def test_a_client_that_reads_slowly_is_told_of_a_death_and_accused_of_it(l
     engines = app.engines
     reply = None if leaves else await pending
     assert not engines[0].left
-    assert [(one.outstanding, len(one.in_flight)) for one in engines] == [(0, 0)] * 2
+    assert [(engine.outstanding, len(engine.in_flight)) for engine in engines] == [(0, 0)] * 2
     assert reply is None or (b'"engine_died"' in reply.body and reply.done)
 
 
@@ -177,5 +177,5 @@ def test_an_answer_that_is_too_large_is_no_death(monkeypatch) -> None:
     assert recorder.answers[0].closed
     assert len(recorder.seen) == 1
     assert app.deny_list.suspected == 0
-    assert [(one.up, one.outstanding, len(one.left)) for one in app.engines] == [(True, 0, 0)] * 2
+    assert [(e.up, e.outstanding, len(e.left)) for e in app.engines] == [(True, 0, 0)] * 2
     assert metric(ask(app, "/metrics"), "engine_failures_total", '{engine="0"}') == 0

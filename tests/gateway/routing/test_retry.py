@@ -37,7 +37,7 @@ def test_a_request_is_sent_again_once(engines: int) -> None:
     app, _ = gateway(engines=engines, recorder=recorder)
     reply = ask(app, body=chat())
     assert (reply.status, reply.json["error"]["code"]) == (503, "engine_died")
-    assert [seen[0] for seen in recorder.seen] == [0, 1]
+    assert [request[0] for request in recorder.seen] == [0, 1]
 
 
 def test_engines_that_are_not_reached_do_not_count() -> None:
@@ -52,12 +52,10 @@ def test_engines_that_are_not_reached_do_not_count() -> None:
 async def test_who_waits_where_nothing_listens_any_more(vanished) -> None:
     """A silent connection tells of all others there; a refused one only that nobody listens."""
     mortal = DyingEngines(2)
-    waiting = mortal.send("innocent")
-    await mortal.until(1)
+    waiting = await mortal.send("innocent")
     mortal.app.monitor.gone(mortal.app.engines[0], vanished=vanished)
     mortal.release()
-    (reply,) = await mortal.settled(waiting)
-    assert reply.status == 200
+    assert (await waiting).status == 200
     assert mortal.times("innocent") == ([0, 1] if vanished else [0])
     assert not mortal.app.engines[0].up
 
@@ -124,13 +122,11 @@ async def test_a_client_that_left_is_not_sent_on() -> None:
 @pytest.mark.parametrize("engines", [1, 2, 8])
 async def test_what_an_engine_had_when_it_died_is_sent_to_no_other(engines, loops) -> None:
     mortal = DyingEngines(engines, loops=loops)
-    crowd = await mortal.crowd(3 * engines)
-    poisonous = mortal.send(POISON)
-    await mortal.died()
+    crowd = [await mortal.send(f"innocent {number}") for number in range(3 * engines)]
+    reply = await (await mortal.send(POISON))
     mortal.release()
-    (reply,) = await mortal.settled(poisonous)
-    beside = await mortal.settled(*crowd)
-    after = await mortal.settled(mortal.send("innocent after it")) if engines > 1 else []
+    beside = await asyncio.gather(*crowd)
+    after = [await (await mortal.send("innocent after it"))] if engines > 1 else []
     assert (reply.status, reply.json["error"]["code"]) == (503, "engine_died")
     assert "retry-after" in reply.headers
     assert (len(mortal.dead), len(mortal.times(POISON))) == (1, 1)
@@ -159,7 +155,7 @@ def test_who_loses_a_machine_is_sent_again_to_the_last_engine_too(first, body) -
     app, _ = gateway(engines=2, recorder=recorder)
     reply = ask(app, body=body)
     assert (reply.status, reply.body) == (200, EVENT + DONE)
-    assert [seen[0] for seen in recorder.seen] == [0, 1]
+    assert [request[0] for request in recorder.seen] == [0, 1]
     assert recorder.bodies[0] == recorder.bodies[1]
     text = ask(app, "/metrics").body.decode()
     assert "turbofit_gateway_retried_total 1\n" in text
