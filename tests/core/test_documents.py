@@ -46,12 +46,12 @@ def test_a_cluster_survives_json() -> None:
 
 
 def test_a_plan_survives_json_and_finds_its_nodes() -> None:
-    made = plan()
-    assert ClusterPlan.from_json(made.to_json()) == made
-    found = made.node("b")
-    assert found is not None
-    assert found.why_not == "no GPU"
-    assert made.node("z") is None
+    whole = plan()
+    assert ClusterPlan.from_json(whole.to_json()) == whole
+    node = whole.node("b")
+    assert node is not None
+    assert node.why_not == "no GPU"
+    assert whole.node("z") is None
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"nodes": []}', '{"source": 1, "nodes": []}'])
@@ -70,8 +70,8 @@ def test_fields_that_came_later_may_be_missing() -> None:
 
 @pytest.mark.parametrize("kind", TurbofitError.__subclasses__())
 def test_an_error_from_another_machine_is_the_same_here(kind: type[TurbofitError]) -> None:
-    made = kind("it\n did not", hint="do this")
-    again = error_from(made.to_dict()["error"])
+    error = kind("it\n did not", hint="do this")
+    again = error_from(error.to_dict()["error"])
     assert type(again) is kind
     assert (again.message, again.hint) == ("it did not", "do this")
 

@@ -107,16 +107,16 @@ def test_sizes_without_pixels(rule: ImageRule) -> None:
 @settings(max_examples=200, deadline=None)
 @given(SIZES, st.integers(1, 12))
 def test_tiles_are_those_of_the_limit(size, limit) -> None:
-    found = TILES.size_within(size, limit)
-    assert TILES.units(*(found or size)) == TILES.units(*size, limit)
+    resized = TILES.size_within(size, limit)
+    assert TILES.units(*(resized or size)) == TILES.units(*size, limit)
 
 
 @settings(max_examples=200, deadline=None)
 @given(SIZES, st.integers(100, 16_000))
 def test_patches_are_those_of_the_limit(size, windows) -> None:
     limit = windows * 784
-    found = PATCHES.size_within(size, limit)
-    assert PATCHES.units(*(found or size)) == PATCHES.with_limit(limit).units(*size)
+    resized = PATCHES.size_within(size, limit)
+    assert PATCHES.units(*(resized or size)) == PATCHES.with_limit(limit).units(*size)
 
 
 @pytest.mark.parametrize("rule", [SQUARE, PAGES, CROSS])
@@ -198,9 +198,9 @@ def test_no_image_exceeds_the_worst_patches(width, height, largest, smallest):
         with pytest.raises(UsageError):
             between(smallest, largest).units(width, height)
         return
-    found = between(smallest, largest).units(width, height)
-    assert found <= between(smallest, largest).worst_units()
-    assert found % 4 == 0
+    units = between(smallest, largest).units(width, height)
+    assert units <= between(smallest, largest).worst_units()
+    assert units % 4 == 0
 
 
 @settings(max_examples=60, deadline=None)
@@ -223,8 +223,8 @@ def test_long_strips_exceed_small_bounds_and_are_covered():
         largest, smallest = rng.randrange(1, 200_000), rng.randrange(1, 250_000)
         height = rng.randrange(1, 60)
         width = int(height * rng.uniform(150, 200))
-        found = between(smallest, largest).units(width, height)
-        assert found <= between(smallest, largest).worst_units()
+        units = between(smallest, largest).units(width, height)
+        assert units <= between(smallest, largest).worst_units()
 
 
 @given(st.integers(0, 70_000))
@@ -285,8 +285,8 @@ def test_the_worst_is_attained(side, budget):
 @given(pixels, pixels, st.integers(2, 40))
 def test_a_resized_image_takes_what_a_lower_limit_gives(width, height, share):
     limit = BUDGET.max_pixels // share
-    found = BUDGET.stretched((width, height), limit)
-    assert BUDGET.units(*found) == BUDGET.units(width, height, limit)
+    resized = BUDGET.stretched((width, height), limit)
+    assert BUDGET.units(*resized) == BUDGET.units(width, height, limit)
 
 
 def test_the_folder_is_told_within_its_own_section(tmp_path):

@@ -55,8 +55,8 @@ def test_a_group_that_cannot_be_kept_gives_its_rights_to_no_other(tmp_path: Path
     target = tmp_path / "a"
     target.touch()
     target.chmod(0o674)
-    held = target.stat()
-    theirs = os.stat_result([*held[:5], held.st_gid + 1, *held[6:]])
+    state = target.stat()
+    theirs = os.stat_result([*state[:5], state.st_gid + 1, *state[6:]])
 
     def refuse(*_):
         raise PermissionError(1, "Operation not permitted")
@@ -140,8 +140,8 @@ def test_a_terminal_and_a_shells_pipe_are_written_to():
         write_output(f"/dev/fd/{begin}", "new")
         assert os.read(end, 99) == b"new"
     finally:
-        for one in (terminal, device, end, begin):
-            os.close(one)
+        for descriptor in (terminal, device, end, begin):
+            os.close(descriptor)
 
 
 @pytest.fixture(autouse=True)
