@@ -70,12 +70,8 @@ CONFIG_NAMES: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
 class Workload(Struct):
     """What is promised to clients.
 
-    ``image_size`` is (width, height), or None for the worst image that the model's rule admits;
-    ``context`` in tokens, or None for the model's maximum lowered to what the cache holds;
-    ``concurrency`` counts requests over all replicas, which all caches hold together, and
-    ``queue_images`` says whether image
-    requests wait for each other's prefill in the gateway, so that the peak pays for one at a time.
-    None leaves either to turbofit.
+    ``context`` None is the model's maximum, lowered to what the cache holds; ``concurrency`` and
+    ``queue_images`` None are left to turbofit.
     """
 
     images: Annotated[int, doc("Images a request.")] = 1
@@ -96,12 +92,7 @@ class Workload(Struct):
 
 
 class Settings(Struct):
-    """LMDeploy's options, under LMDeploy's own names.
-
-    ``cache_max_entry_count`` is the share of free memory, a multiple of 0.001 in a plan.
-    ``communicator`` and ``async_`` are TurboMind's alone; from ``num_gpu_blocks`` on they are the
-    PyTorch engine's, where ``cache_block_seq_len`` is called ``block_size``.
-    """
+    """LMDeploy's options by its names; from ``num_gpu_blocks`` on the PyTorch engine's alone."""
 
     tp: int = 1
     dtype: Literal["float16", "bfloat16"] = "bfloat16"
@@ -135,10 +126,7 @@ class Settings(Struct):
 
 
 class Term(Struct):
-    """One named line of a ledger; ``worst`` marks the transient that decides the peak.
-
-    ``rehearsed`` is what the engine allocated for it on pretend GPUs, where a rehearsal tells.
-    """
+    """One named line of a ledger."""
 
     term: Annotated[str, doc("Its name.")]
     phase: Annotated[
@@ -404,10 +392,8 @@ def may_evict(settings: Settings, tokens: int) -> bool:
 class Plan(Struct):
     """Everything that was decided, why, and what it rests on.
 
-    ``device_map`` is the fallback engine's: module names to a GPU's place in its group, ``cpu`` or
-    ``disk``; the same for every group. ``by_group`` is empty where all groups run the same
-    settings; else ``settings`` and ``kv`` are those of the group with the smallest cache, whose
-    context is promised for all of them.
+    ``device_map`` is the same for every group. Where ``by_group`` is not empty, ``settings`` and
+    ``kv`` are those of the group with the smallest cache, whose context is promised for all.
     """
 
     #: HTML of a plan for notebooks: set by `turbofit.api`, since reports are below this room.

@@ -117,8 +117,7 @@ class Moment(Struct):
 class Rehearsal(Struct):
     """What the real engine did on pretend GPUs; values and speed are not real.
 
-    ``not_known`` lists what a rehearsal cannot see; it was charged from the forecast.
-    ``timeline`` has its phases in order, the last one where it died.
+    What is ``not_known`` was charged from the forecast.
     """
 
     outcome: Annotated[Literal["served", "out_of_memory", "hang", "failed"], doc("How it ended.")]
