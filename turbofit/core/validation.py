@@ -217,13 +217,11 @@ def usage_error(
         else f"it should be {should.format_map(first.get('ctx', {}))}"
     )
     choices = re.findall("'([^']*)'", first["msg"]) if first["type"] == "literal_error" else []
+    known = kind.model_fields.get(field)
+    described = f"{name}: {known.description}" if known is not None and known.description else ""
     return UsageError(
         f"{name} {value if len(value) <= _SHOWN else value[:_SHOWN] + '…'}: {what}",
-        hint=guess(str(first["input"]), choices).rstrip() or _described(kind, field, name),
+        hint=guess(str(first["input"]), choices).rstrip()
+        or described
+        or f"give another {name}, or leave it out",
     )
-
-
-def _described(kind: type[BaseModel], field: str, name: str) -> str:
-    known = kind.model_fields.get(field)
-    description = known.description if known is not None else None
-    return f"{name}: {description}" if description else f"give another {name}, or leave it out"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import ipaddress
 import socket
 import threading
 from concurrent.futures import Future, wait
@@ -25,6 +24,7 @@ from turbofit.core.installation import install_command
 from turbofit.core.process.ports import open_files
 from turbofit.core.units import MIB
 from turbofit.gateway.config import GatewayConfig, host_budget
+from turbofit.gateway.http.connections import is_loopback
 from turbofit.gateway.limits.request_limits import bounds_of
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def check_bind(config: GatewayConfig, *, no_auth: bool = False) -> None:
     Raises:
         UsageError: an address beyond loopback with neither a key nor ``no_auth``.
     """
-    if config.api_keys or config.front_keys or no_auth or _is_loopback(config.host):
+    if config.api_keys or config.front_keys or no_auth or is_loopback(config.host):
         return
     raise UsageError(
         f"--host {config.host} is reachable from other machines and no key is set",
@@ -182,7 +182,10 @@ async def serve_gateway(
     keep_large_blocks()
     listener, ends = bind(gateway.config), ends or Ends()
     try:
-        server = _uvicorn(gateway, partial(on_ready, _url(listener, gateway.config)))
+        host, port = listener.getsockname()[:2]
+        scheme = "https" if gateway.config.ssl_certfile else "http"
+        url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+        server = _uvicorn(gateway, partial(on_ready, url))
     except BaseException:
         listener.close()
         raise
@@ -489,19 +492,6 @@ def run_loop(main: Any) -> None:
 
     run = import_module("uvloop").run if find_spec("uvloop") else asyncio.run
     run(main)
-
-
-def _url(listener: socket.socket, config: GatewayConfig) -> str:
-    host, port = listener.getsockname()[:2]
-    scheme = "https" if config.ssl_certfile else "http"
-    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _need(*packages: str) -> None:

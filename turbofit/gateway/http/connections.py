@@ -71,6 +71,14 @@ def address_of(host: str) -> str:
     return str(ipaddress.IPv6Network((address.packed, _IPV6_PREFIX), strict=False))
 
 
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine itself."""
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 class Connections:
     """Counts connections, in all and by address.
 

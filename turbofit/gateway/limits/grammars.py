@@ -127,16 +127,13 @@ def grammar_seconds(name: str, value: Any) -> float:
         seconds += _LENGTH * min(_MOST_LENGTH, longest)
         for word in ("pattern", "regex_schema"):
             pattern = schema.get(word)
-            if isinstance(pattern, str):
-                seconds += _pattern_seconds(name, pattern)
+            if not isinstance(pattern, str):
+                continue
+            if (size := len(pattern)) > _PATTERN:
+                raise refused(name, f"has a pattern of {size} characters, the limit is {_PATTERN}")
+            weight, loops = pattern_weight(pattern, _MOST_WEIGHT)
+            seconds += _WEIGHT * weight + _LOOPS_SQUARED * loops**2
     return seconds
-
-
-def _pattern_seconds(name: str, pattern: str) -> float:
-    if len(pattern) > _PATTERN:
-        raise refused(name, f"has a pattern of {len(pattern)} characters, the limit is {_PATTERN}")
-    weight, loops = pattern_weight(pattern, _MOST_WEIGHT)
-    return _WEIGHT * weight + _LOOPS_SQUARED * loops**2
 
 
 def _bound(name: str, value: Any) -> list[str]:

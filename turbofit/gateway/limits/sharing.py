@@ -163,7 +163,9 @@ def hold_clip(
     loader: dict[str, float] = {"num_frames": frames}
     rate = clip.rate
     if rate is None:
-        rate = loader["fps"] = _rate(options)
+        asked = options.get("fps")
+        known = isinstance(asked, int | float) and RATES[0] <= asked <= RATES[1]
+        rate = loader["fps"] = float(asked or _RATE) if known else _RATE
     if clip.frames / rate > LONGEST_SECONDS:
         raise Refusal("video_too_long", seconds=clip.frames / rate)
     limited, least, most = hold_frames(bounds, frames, clip.size, number(options.get("max_pixels")))
@@ -285,9 +287,3 @@ def _wanted(clip: Clip, options: Options) -> int:
     if isinstance(rate, int | float) and rate > 0:
         wanted = min(wanted, floor(min(rate, RATES[1]) * clip.frames / clip.rate))
     return max(1, wanted)
-
-
-def _rate(options: Options) -> float:
-    rate = options.get("fps")
-    known = isinstance(rate, int | float) and RATES[0] <= rate <= RATES[1]
-    return float(rate) if known and rate is not None else _RATE
