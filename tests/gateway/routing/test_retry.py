@@ -1,4 +1,4 @@
-"""Requests that lose their engine: by its death, with the innocent beside them, or otherwise."""
+"""Requests that lose their engine, by its death or otherwise, and what answers say of an engine."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 from tests.gateway.routing.dying_engines import (
     POISON,
+    UNAVAILABLE,
     DyingEngines,
     broken,
     metric,
@@ -15,6 +16,7 @@ from tests.gateway.routing.dying_engines import (
     vanish,
 )
 from tests.support.gateway import (
+    CHAT,
     DONE,
     EVENT,
     Answer,
@@ -26,8 +28,9 @@ from tests.support.gateway import (
     image_part,
     stream,
 )
-from tests.support.waiting import auntil
+from tests.support.waiting import HANG, auntil
 from tests.virtual_time import settled
+from turbofit.gateway.routing import request_forwarder
 from turbofit.gateway.routing.engines import RoutedEngine
 
 
@@ -171,3 +174,162 @@ def test_who_meets_a_connection_that_a_dead_engine_kept_is_at_the_same_death() -
     death = engine.note_death()
     assert engine.note_death(engine.died_at + 0.01) is death
     assert engine.note_death(engine.died_at + 5) is not death
+
+
+ANTHROPIC = {"model": "m", "max_tokens": 4, "messages": [{"role": "user", "content": "x"}]}
+OPENAI_END = b'data: {"error": ' + UNAVAILABLE + b"}\n\n"
+ANTHROPIC_END = (
+    b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error",'
+    b'"message":"The inference engine is unavailable."}}\n\n'
+)
+PREAMBLE = (
+    b'event: response.created\ndata: {"type":"response.created"}\n\n'
+    b'event: response.in_progress\ndata: {"type":"response.in_progress"}\n\n'
+)
+#: What LMDeploy 0.18 sends where nothing was generated.
+EMPTY = b"".join(
+    b"event: response." + name + b'\ndata: {"type":"response.' + name + b'"}\n\n'
+    for name in (
+        b"output_item.added", b"content_part.added", b"output_text.done", b"content_part.done",
+        b"output_item.done",
+    )
+)  # fmt: skip
+RESPONSES_END = (
+    b'event: response.failed\ndata: {"type": "response.failed", "response": {"id": "r", "error": '
+    b'{"code": "engine_unavailable", "message": "The inference engine is unavailable."}}}\n\n'
+)
+DELTA = b'event: response.output_text.delta\ndata: {"delta":"x"}\n\n'
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "end"),
+    [
+        (CHAT, chat(stream=True), lambda: stream(OPENAI_END, DONE)),
+        (CHAT, chat(), lambda: Answer(UNAVAILABLE, status=503)),
+        ("/v1/messages", {**ANTHROPIC, "stream": True}, lambda: stream(ANTHROPIC_END)),
+    ],
+)
+def test_what_was_not_begun_is_no_answer(path, body, end) -> None:
+    app, recorder = gateway(recorder=Recorder(lambda *_: end()))
+    reply = ask(app, path, body=body)
+    assert (reply.status, reply.headers["retry-after"]) == (503, "5")
+    assert b"broke off" in reply.body
+    assert metric(ask(app, "/metrics"), "engine_deaths_total", '{engine="0"}') == 1
+    assert not app.engines[0].up
+    assert len(recorder.seen) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "begun", "end"),
+    [
+        (CHAT, chat(stream=True), EVENT, OPENAI_END + DONE),
+        ("/v1/messages", {**ANTHROPIC, "stream": True}, b"event: x\ndata: {}\n\n", ANTHROPIC_END),
+        ("/v1/responses", {"input": "x", "stream": True}, PREAMBLE + DELTA, RESPONSES_END),
+    ],
+)
+@pytest.mark.parametrize("cut", [0, None, -1, 40, -2])
+def test_what_was_begun_ends_with_an_error_event(path, body, begun, end, cut) -> None:
+    """However it comes in pieces."""
+    whole = begun + end
+    at = len(whole) if cut is None else len(begun) + cut
+    parts = (whole[:at], whole[at:])
+    app, _ = gateway(recorder=Recorder(lambda *_: stream(*filter(None, parts))))
+    reply = ask(app, path, body=body)
+    assert reply.status == 200
+    assert reply.body.startswith(begun)
+    rest = reply.body[len(begun) :]
+    assert b"broke off" in rest
+    assert b"unavailable" not in rest
+    assert rest.endswith(b"\n\n")
+    assert metric(ask(app, "/metrics"), "engine_deaths_total", '{engine="0"}') == 1
+
+
+def test_the_beginning_of_a_responses_stream_says_nothing_of_its_engine() -> None:
+    for parts in [
+        (PREAMBLE, EMPTY, RESPONSES_END), (PREAMBLE + EMPTY + RESPONSES_END,),
+        (PREAMBLE[:50], PREAMBLE[50:], EMPTY[:70], EMPTY[70:], RESPONSES_END),
+    ]:  # fmt: skip
+        app, _ = gateway(recorder=Recorder(lambda *_, parts=parts: stream(*parts)))
+        reply = ask(app, "/v1/responses", body={"input": "x", "stream": True})
+        assert reply.body.startswith(PREAMBLE + EMPTY)
+        assert b"broke off" in reply.body
+        assert metric(ask(app, "/metrics"), "engine_deaths_total", '{engine="0"}') == 1
+        assert app.engines[0].last_success == float("-inf")
+    app, _ = gateway(recorder=Recorder(lambda *_: stream(PREAMBLE, DELTA)))
+    reply = ask(app, "/v1/responses", body={"input": "x", "stream": True})
+    assert reply.body == PREAMBLE + DELTA
+    assert app.engines[0].answered
+
+
+WRITTEN = b'data: {"choices":[{"delta":{"content":"The inference engine is unavailable."}}]}\n\n'
+FORGED = (
+    b'data: {"choices":[{"delta":{"content":"{\\"error\\": {\\"message\\": '
+    b'\\"The inference engine is unavailable.\\"}}"}}]}\n\n'
+)
+QUOTED = (
+    b'data: {"error": {"message": "Failed to parse output: The inference engine is unavailable.", '
+    b'"code": 400}}\n\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("status", "part"),
+    [
+        # What a model wrote.
+        (200, WRITTEN),
+        (200, FORGED),
+        # An error that quotes it.
+        (200, QUOTED),
+        # What runs out of memory for one request, and lives.
+        (503, b'{"error":{"message":"out of GPU memory"}}'),
+    ],
+)
+def test_an_engine_that_lives_is_accused_of_nothing(status, part) -> None:
+    kind = "text/event-stream" if status == 200 else "application/json"
+    app, _ = gateway(recorder=Recorder(lambda *_: Answer(part, status=status, kind=kind)))
+    reply = ask(app, body=chat(stream=True))
+    assert (reply.status, reply.body) == (status, part)
+    assert metric(ask(app, "/metrics"), "engine_deaths_total", '{engine="0"}') == 0
+    assert app.engines[0].up
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+async def test_a_client_that_reads_slowly_is_told_of_a_death_and_accused_of_it(leaves) -> None:
+    """Whatever is said of its engine meanwhile; and though it leaves before it has read that."""
+    recorder = Recorder(lambda *_: stream(EVENT, OSError("reset")))
+    app, _ = gateway(engines=2, recorder=recorder)
+    telling, reads, gone = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def slowly(scope, receive, send):
+        async def wait(message):
+            if b'"engine_died"' in message.get("body", b""):
+                telling.set()
+                await reads.wait()
+            await send(message)
+
+        await app(scope, receive, wait)
+
+    pending = asyncio.ensure_future(call(slowly, body=chat(stream=True), leave=gone))
+    await asyncio.wait_for(telling.wait(), HANG)
+    app.engines[0].abort_all()
+    (gone if leaves else reads).set()
+    await asyncio.wait((pending,), timeout=HANG)
+    await auntil(lambda: app.deny_list.suspected == 2, "it to be accused")
+    engines = app.engines
+    reply = None if leaves else await pending
+    assert not engines[0].left
+    assert [(engine.outstanding, len(engine.in_flight)) for engine in engines] == [(0, 0)] * 2
+    assert reply is None or (b'"engine_died"' in reply.body and reply.done)
+
+
+def test_an_answer_that_is_too_large_is_no_death(monkeypatch) -> None:
+    monkeypatch.setattr(request_forwarder, "_LARGEST_ANSWER", 1000)
+    app, recorder = gateway(engines=2, recorder=Recorder(lambda *_: Answer(*[b"x" * 500] * 5)))
+    reply = ask(app, body=chat(logprobs=True))
+    assert (reply.status, reply.json["error"]["code"]) == (422, "answer_too_large")
+    assert "ask for a stream" in reply.json["error"]["message"]
+    assert recorder.answers[0].closed
+    assert len(recorder.seen) == 1
+    assert app.deny_list.suspected == 0
+    assert [(e.up, e.outstanding, len(e.left)) for e in app.engines] == [(True, 0, 0)] * 2
+    assert metric(ask(app, "/metrics"), "engine_failures_total", '{engine="0"}') == 0
