@@ -218,23 +218,14 @@ class Front(AsgiApp):
             return response.status, msgspec.json.decode(await response.read(), type=Document)
 
     async def _serve(
-        self, request: RequestContext, route: Route, /, receive: Receive, send: Send
+        self, request: RequestContext, _: Route, /, receive: Receive, send: Send
     ) -> None:
-        if route.method == "POST":
-            request.body = await self._bodies.read(request.headers, receive, request.who)
-        request.bytes_in = len(request.body)
-        self._bodies.keep(request.bytes_in, request.who)
-        request.read = time.perf_counter()
+        await self._bodies.take(request, receive)
         try:
             with while_connected(receive, request):
                 await self._to_nodes(request, send)
         finally:
-            self._let_go(request)
-
-    def _let_go(self, request: RequestContext) -> None:
-        """Hold a request's body no more: it will be sent to no other node."""
-        self._bodies.keep(-len(request.body), request.who)
-        request.body = b""
+            self._bodies.forget(request)
 
     def _record(self, request: RequestContext) -> None:
         self._write_down(request)
@@ -317,7 +308,7 @@ class Front(AsgiApp):
         content = response.content
         data = await content.readany()
         outcome = await self._start(response, request, send)
-        self._let_go(request)
+        self._bodies.forget(request)  # it will be sent to no other node
         while data:
             if _DIED in data:  # before its client hears of it, and leaves
                 outcome.broken = True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -155,9 +154,7 @@ class Gateway(AsgiApp):
     ) -> None:
         if route.method == "POST":
             self.deny_list.check_client(request.who)
-            request.body = await self._bodies.read(request.headers, receive, request.who)
-        request.bytes_in, request.read = len(request.body), time.perf_counter()
-        self._bodies.keep(request.bytes_in, request.who)
+        await self._bodies.take(request, receive)
         with while_connected(receive, request):
             try:
                 choose = await self._prepare(request, route) if route.method == "POST" else None
@@ -167,7 +164,7 @@ class Gateway(AsgiApp):
                     _LOG.debug("request %s is lowered: %s", request.id, lowered)
                 await self._forwarder.forward(request, choose, send)
             finally:
-                self._forwarder.forget(request)
+                self._bodies.forget(request)
 
     def _cards(self) -> list[ModelCard]:
         return [ModelCard(*names) for names in self.config.names.items()]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from turbofit.gateway.config import GatewayConfig
-    from turbofit.gateway.http.request_context import Receive
+    from turbofit.gateway.http.request_context import Receive, RequestContext
 
 #: Bytes of all bodies held at once: so many of the largest, at least.
 _LARGEST_AT_ONCE: Final = 16
@@ -113,6 +113,19 @@ class Bodies:
             arrival.timer.cancel()
             self._arriving.discard(arrival)
             self._let_go(arrival)
+
+    async def take(self, request: RequestContext, receive: Receive) -> None:
+        """Read a request's body, where it has one, and count it until `forget`."""
+        if request.method == "POST":
+            request.body = await self.read(request.headers, receive, request.who)
+        request.bytes_in, request.read = len(request.body), time.perf_counter()
+        self.keep(request.bytes_in, request.who)
+
+    def forget(self, request: RequestContext) -> None:
+        """No more need of the body: a stream may last for minutes, and need not hold megabytes."""
+        if request.bytes_in and not request.forgotten:
+            self.keep(-request.bytes_in, request.who)
+        request.forgotten, request.body = True, b""
 
     def keep(self, size: int, client: str = "") -> None:
         """Count a body that stays in memory; give the same number back, negative, at the end."""

@@ -199,7 +199,7 @@ class Exchange(ForwardOutcome):
         )
         # Kept only where another engine could be given it, and while bodies leave room.
         if self._last or by.fleet.open < 2 or not by.bodies.roomy:
-            by.forget(request)
+            by.bodies.forget(request)
         try:
             self.status = response.status
             self._failed = response.status >= 500
@@ -320,7 +320,7 @@ class Exchange(ForwardOutcome):
 
     async def _start(self, status: int, kind: str, headers: HeaderList) -> None:
         self.started = True
-        self._by.forget(self._request)  # nobody else is asked from now on
+        self._by.bodies.forget(self._request)  # nobody else is asked from now on
         head = [(b"content-type", kind.encode("latin-1", "replace")), *headers, *self._request.out]
         await self._send({"type": "http.response.start", "status": status, "headers": head})
 
@@ -443,12 +443,6 @@ class RequestForwarder:
                 present.turn = turn
                 return place
             place.leave()
-
-    def forget(self, request: RequestContext) -> None:
-        """No more need of the body: a stream may last for minutes, and need not hold megabytes."""
-        if request.bytes_in and not request.forgotten:
-            self.bodies.keep(-request.bytes_in, request.who)
-        request.forgotten, request.body = True, b""
 
 
 async def _concluded(death: EngineDeath | None) -> None:
