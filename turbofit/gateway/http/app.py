@@ -260,7 +260,7 @@ class Gateway(AsgiApp):
         if outcome is None:
             return
         self.metrics.count("images_total", by=prepared.images)
-        self.metrics.count("units_total", by=prepared.units)
+        self.metrics.count("units_total", by=prepared.cost.units)
         if outcome.first_byte is not None and request.method == "POST":
             self.metrics.first_byte(outcome.first_byte - request.read)
         if self._recorder is not None and request.size is not None:

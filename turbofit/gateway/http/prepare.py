@@ -9,7 +9,7 @@ import msgspec
 
 from turbofit.core.struct import Struct
 from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.limits.gate import UNSTATED
+from turbofit.gateway.limits.gate import UNSTATED, Cost
 from turbofit.gateway.limits.parameters import passed
 from turbofit.gateway.limits.ranges import hold_parameters, lower_answer, most_tokens, scope_of
 from turbofit.gateway.limits.request_body import read_body
@@ -46,17 +46,12 @@ if TYPE_CHECKING:
 class PreparedBody(Struct):
     """What a request that is passed on will cost, and what was changed in it.
 
-    ``units`` and ``host_bytes`` are those of all its copies together; ``tokens`` are image tokens
-    of one, ``kv_tokens`` the most that one can hold of the cache. ``lowered`` is what the client is
-    told.
+    ``tokens`` are those of the images of one copy. ``lowered`` is what the client is told.
     """
 
     images: int = 0
-    copies: int = 1
-    units: int = 0
     tokens: int = 0
-    host_bytes: int = 0
-    kv_tokens: int = 0
+    cost: Cost = Cost()
     lowered: tuple[str, ...] = ()
 
 
@@ -171,11 +166,13 @@ class Preparation:
         copies = parsed.copies if self.generates else 0
         return body, PreparedBody(
             images=len(self.media),
-            copies=parsed.copies,
-            units=units * copies,
             tokens=sum(limited.tokens for limited in self.limited),
-            host_bytes=(decoded + units * bounds.bytes_per_unit) * copies,
-            kv_tokens=kv_tokens,
+            cost=Cost(
+                units=units * copies,
+                host_bytes=(decoded + units * bounds.bytes_per_unit) * copies,
+                tokens=kv_tokens,
+                copies=parsed.copies,
+            ),
             lowered=tuple(dict.fromkeys(lowered)),
         )
 

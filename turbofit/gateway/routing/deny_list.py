@@ -193,7 +193,7 @@ class DenyList:
         if not other_cause:
             self.engine_died(engine)
             return
-        # Who left before it is no more accused of the next process's death than who was there.
+        # Requests whose clients left before this end are not accused of the next process's death.
         engine.left.clear()
         engine.failed_at = float("inf")
         death.explained = True

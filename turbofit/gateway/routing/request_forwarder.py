@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -14,7 +15,6 @@ import msgspec
 from turbofit.core.process.log import LazyLogger
 from turbofit.gateway.http.refusals import Refusal, of_engine, refusal_event
 from turbofit.gateway.http.request_context import ForwardOutcome, sent_headers, uncancel
-from turbofit.gateway.limits.gate import Cost
 from turbofit.gateway.routing.deny_file import fingerprint
 from turbofit.gateway.routing.engines import LEFT_SECONDS, Present
 from turbofit.gateway.upstream import Died, Unreachable, vanished
@@ -269,7 +269,7 @@ class Exchange(ForwardOutcome):
             return
         self._succeeded()
         # All images are behind it; of several copies the first byte tells only about one.
-        if self._request.prepared.copies == 1:
+        if self._request.prepared.cost.copies == 1:
             self._place.begin()
             if self._place.turn is not None and self._place.turn.longer:
                 asyncio.get_running_loop().call_later(_LONGER, self._end_turn_well)
@@ -417,15 +417,9 @@ class RequestForwarder:
         Raises:
             Refusal: no room, no engine, or it is refused.
         """
-        prepared = request.prepared
         while True:
             turn = await self.deny_list.turn(present)
-            cost = Cost(
-                units=prepared.units,
-                host_bytes=prepared.host_bytes,
-                tokens=prepared.kv_tokens,
-                copies=prepared.copies,
-            )
+            cost = copy(request.prepared.cost)  # an object of its own for each place
             place = await self.admission.admit(request.who, cost, choose, turn)
             try:
                 # Much may have become known while it waited.
