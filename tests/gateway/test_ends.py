@@ -217,6 +217,7 @@ def test_nobody_reads_its_standard_error(tmp_path: Path) -> None:
         number = int(line.partition(": ")[2].partition(": ")[2].partition(";")[0].replace(",", ""))
         assert line == f"warning: lines missing here: {number:,}; nobody read them\n"
         assert number >= missing
+        assert "counted at the model's own default" in "".join(lines)
         records = [json.loads(line) for line in lines if line.startswith("{")]
         assert len(records) + number == CLIENTS * EACH + 1  # and the page of the metrics
         assert answered(url, 1) == 1

@@ -327,30 +327,6 @@ def test_a_front_has_no_options_of_its_nodes(front, tmp_path) -> None:
         command.main(words, standalone_mode=False)
 
 
-def test_the_command_serves_until_a_signal(engine, tmp_path) -> None:
-    (tmp_path / "plan.json").write_text(plan_for().to_json())
-    code = (
-        "import sys; from turbofit.cli.main import main; sys.exit(main(['gateway', *sys.argv[1:]]))"
-    )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    words = ["--plan", str(tmp_path / "plan.json"), "--upstream", engine.url, "--port", str(port)]
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, cwd=ROOT,
-    )  # fmt: skip
-    assert process.stdout is not None
-    assert process.stdout.readline().strip() == f"http://127.0.0.1:{port}"
-    assert asked(f"http://127.0.0.1:{port}", chat())[0] == 200
-    process.terminate()
-    out, err = process.communicate(timeout=HANG)
-    assert (process.returncode, out) == (0, "")
-    assert "counted at the model's own default" in err
-    (record,) = [json.loads(line) for line in err.splitlines() if line.startswith("{")]
-    assert record["route"] == CHAT
-
-
 def test_who_was_at_a_death_is_answered_by_another_engine_when_it_asks_again(engine) -> None:
     """On real sockets: one engine has two requests and ends, two others answer."""
     listener = socket.create_server(("127.0.0.1", 0))
