@@ -163,9 +163,9 @@ def hold_clip(
     loader: dict[str, float] = {"num_frames": frames}
     rate = clip.rate
     if rate is None:
-        asked = options.get("fps")
-        known = isinstance(asked, int | float) and RATES[0] <= asked <= RATES[1]
-        rate = loader["fps"] = float(asked or _RATE) if known else _RATE
+        fps = options.get("fps")
+        known = isinstance(fps, int | float) and RATES[0] <= fps <= RATES[1]
+        rate = loader["fps"] = float(fps or _RATE) if known else _RATE
     if clip.frames / rate > LONGEST_SECONDS:
         raise Refusal("video_too_long", seconds=clip.frames / rate)
     limited, least, most = hold_frames(bounds, frames, clip.size, number(options.get("max_pixels")))
