@@ -90,6 +90,19 @@ def test_the_wheel_imports_nothing_that_we_lack(libraries: Path) -> None:
     assert {"cudaMallocFromPoolAsync", "cuMemCreate", "cublasGemmEx", "ncclMemAlloc"} <= asked
 
 
+def test_what_older_wheels_import_is_there(libraries: Path) -> None:
+    """Of 0.16 and 0.17, which `scripts/new-lmdeploy` compares with."""
+    there = {
+        symbol.name
+        for name in ("libcublas.so.12", "libcudart.so.12")
+        for symbol in dynamic_symbols(libraries / name)
+        if symbol.defined
+    }
+    assert there >= {
+        "cublasGemmGroupedBatchedEx", "cublasSetMathMode", "cudaOccupancyMaxPotentialClusterSize",
+    }  # fmt: skip
+
+
 def test_scenario_text_has_everything() -> None:
     scenario = msgspec.convert(
         {

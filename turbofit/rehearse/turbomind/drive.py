@@ -164,7 +164,7 @@ def submit(engine: Any, session: int, request: RehearsalRequest) -> Pending:
     """Pushes one request into the engine's queue; returns at once."""
     import torch
     from lmdeploy.messages import GenerationConfig
-    from lmdeploy.turbomind import _tm
+    from lmdeploy.turbomind.turbomind import _tm
 
     lead = request.text_tokens // 2 if request.lead is None else request.lead
     images, offset = [], lead
