@@ -36,7 +36,7 @@ class RefusedAllocation:
 
     gpu: int
     kind: str
-    requested: int
+    asked: int
     left: int
     short: int
     phase: str
