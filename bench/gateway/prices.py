@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from turbofit.gateway.limits.grammars import grammar_seconds
+from turbofit.gateway.limits import grammars
 
 SECONDS, TOKENS = 120, 151_643
 #: As Qwen's: each tool in a line of its own.
@@ -134,7 +134,8 @@ def measure(name: str, answer: Any) -> None:
 
 def _priced(given: Any, took: float) -> str:
     schema = {"pattern": given} if isinstance(given, str) else given
-    price = grammar_seconds("a grammar", schema)
+    size = len(json.dumps(schema, separators=(",", ":")))
+    price = grammars.grammar_seconds("a grammar", schema) + grammars._BYTE * size
     return f"{price:.4f}{', more' * (took > price)}"
 
 

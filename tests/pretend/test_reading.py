@@ -7,9 +7,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from turbofit.core.struct import decode, to_json
 from turbofit.kernels.families import demangle
 from turbofit.pretend.build import compiler
-from turbofit.pretend.documents import dumped, loaded
 from turbofit.pretend.elf import Symbols, dynamic_symbols, short_name
 from turbofit.pretend.libraries import ACCOUNT, PretendError, check_surface
 from turbofit.pretend.scenario import PretendGpu, Scenario
@@ -122,7 +122,7 @@ def test_scenario_text_has_everything() -> None:
         },
         Scenario,
     )
-    assert loaded(dumped(scenario), Scenario) == scenario
+    assert decode(to_json(scenario), Scenario, what="scenario") == scenario
     lines = scenario.text("/t").splitlines()
     assert "device 1000 10 0 8 6 82 6291456 102400 101376 NVIDIA GeForce RTX 3090" in lines
     assert "peer 0 1" in lines

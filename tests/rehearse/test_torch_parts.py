@@ -15,7 +15,7 @@ import pytest
 from turbofit.cli.main import main
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.images import PatchRule, TileRule
-from turbofit.pretend.documents import dumped, loaded
+from turbofit.core.struct import decode, to_json
 from turbofit.pretend.scenario import PretendGpu, Scenario
 from turbofit.pretend.timeline import read_timeline
 from turbofit.pretend.usage import read_usage
@@ -61,12 +61,12 @@ def test_a_specification_survives_its_text() -> None:
     request = RehearsalRequest(LONGEST, sizes=((448, 896),), images=3)
     spec = Spec(
         Scenario((PretendGpu("x", 1 << 30),), peers=frozenset({(0, 1)})),
-        Path("somewhere"),
+        "somewhere",
         "pytorch",
         {"tp": 2},
         (RehearsalCase("a", (request,)),),
     )
-    assert loaded(dumped(spec), Spec) == spec
+    assert decode(to_json(spec), Spec, what="spec") == spec
 
 
 # ---------------------------------------------------------------- records and ledger

@@ -66,7 +66,7 @@ def _start(spec: Spec, account: LibraryAccount, notes: Notes) -> Any:
     notes.enter("import")
     from lmdeploy.turbomind.turbomind import TurboMind
 
-    return TurboMind.from_pretrained(str(spec.model_dir), engine_config=config)
+    return TurboMind.from_pretrained(spec.model_dir, engine_config=config)
 
 
 def _quiet(account: LibraryAccount, seconds: float = 0.03, limit: float = 5.0) -> bool:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.model import Model
+from turbofit.core.struct import decode, to_json
 from turbofit.pretend.build import build
-from turbofit.pretend.documents import dumped, loaded
 from turbofit.pretend.environment import cuda_site, find_turbofit, pretend_environment, put_first
 from turbofit.pretend.libraries import check_surface
 from turbofit.pretend.library import LibraryAccount
@@ -48,7 +48,7 @@ def server_environment(machine: Scenario, folder: Path, shared: str = "") -> dic
     folder.mkdir(parents=True, exist_ok=True)
     scenario = folder / "scenario"
     write_scenario(scenario, machine, str(folder / "timeline"), shared)
-    (folder / "machine.json").write_text(dumped(machine), encoding="utf-8")
+    (folder / "machine.json").write_text(to_json(machine), encoding="utf-8")
     env = pretend_environment(libraries, scenario, site=site)
     env[_MACHINE] = str(folder / "machine.json")
     env["HF_HUB_OFFLINE"] = env["TRANSFORMERS_OFFLINE"] = "1"
@@ -68,7 +68,7 @@ def program_environment(model: Model, machine: Scenario, folder: Path) -> dict[s
     Raises:
         UsageError: only the model's own checkpoint would do, and it is not on disk.
     """
-    (folder / "machine.json").write_text(dumped(machine), encoding="utf-8")
+    (folder / "machine.json").write_text(to_json(machine), encoding="utf-8")
     name = (model.hub_id or model.name).rpartition("/")[2]  # chat templates are chosen by it
     env = {
         **os.environ,
@@ -102,7 +102,7 @@ def pretend_here() -> None:
     account = LibraryAccount(Path(libraries))
     account.mark("import")
     install(
-        loaded(Path(path).read_bytes(), Scenario),
+        decode(Path(path).read_bytes(), Scenario, what=path),
         account,
         tokenizer=True,
         ready=lambda _engine: account.mark("serving"),
