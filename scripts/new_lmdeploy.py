@@ -459,7 +459,8 @@ def _missing(wheel: Path) -> str:
 
 def _environment(wheel: Path, *more: str) -> dict[str, str]:
     """Of a process that runs a wheel in the place of the installed one."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(wheel), *more, str(ROOT)])}
+    path = [str(wheel), *more, str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
 
 
 def _run(step: str, wheel: Path, cache: Path, more: list[str]) -> Iterator[Ran]:
