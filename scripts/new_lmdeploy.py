@@ -59,6 +59,7 @@ REHEARSED: Final = {
     "qwen3-4b": "1xh100", "qwen3-vl-2b": "1xrtx4090", "minicpm3-4b": "1xrtx4090",
     "deepseek-v2-lite": "1xa100-40g",
 }  # fmt: skip
+STEP: Final = 32 * MIB  # of a pool
 #: What runs in one process each: its arguments, and the lines of it that are a problem. Grammars
 #: that take tens of seconds, or more over a made-up vocabulary of words, are left out.
 _PROGRAMS: Final = {
@@ -490,12 +491,23 @@ def _rehearsed(preset: str, card: str, wheel: Path) -> Ran:
         problem = told["error"]["message"]
     else:
         seen = told["rehearsal"]
-        problem = "" if seen["outcome"] == "served" else seen["outcome"]
-        for one in seen["together"]:
-            pairs = zip(one["bytes"], one["rehearsed"], strict=True)
-            short = max((took - had for had, took in pairs if took is not None), default=0)
-            if short > PAGE:  # cache and buffers share the last page of a pool
-                problem += f"{one['line']}: {short / MIB:.0f} MiB more than the account has. "
+        end, problem = seen["death"], ""
+        if end is not None:
+            problem = f"{seen['outcome']} in {end['phase']}: {end['where'][:160]}. "
+        pairs = [
+            (one["line"], had, took) for one in seen["together"]
+            for had, took in zip(one["bytes"], one["rehearsed"], strict=True)
+        ]  # fmt: skip
+        pairs += [
+            (term["term"], term["bytes"], term["rehearsed"])
+            for gpu in told["gpus"] for term in gpu["ledger"] if term.get("rehearsed") is not None
+        ]  # fmt: skip
+        over = {name: took - had for name, had, took in pairs if took is not None}
+        for name, size in over.items():
+            # Cache and buffers share the last page of a pool; what loading keeps, a cache lacks.
+            if size > PAGE or (name == "kv_cache" and size < -STEP):
+                where = "over" if size > 0 else "under"
+                problem += f"{name} {abs(size) / MIB:.0f} MiB {where} the account. "
     return Ran(f"rehearse {preset}", problem, time.monotonic() - began)
 
 
