@@ -527,7 +527,10 @@ def page(old: str, new: str, found: list[Difference], ran: list[Ran], cited: int
     """The page; what a person must decide stands first. ``cited`` places were compared."""
     decide = [one for one in found if not one.known]
     known = [one for one in found if one.known]
-    failed = [one for one in ran if one.problem]
+    failed: dict[str, list[str]] = {}
+    for one in ran:
+        if one.problem:
+            failed.setdefault(one.problem, []).append(one.name)
     changed = sum(one.kind == "cited code" for one in found)
     measured = [
         f"{key} ({path.stem})"
@@ -539,7 +542,7 @@ def page(old: str, new: str, found: list[Difference], ran: list[Ran], cited: int
         measured += [f"{key} (generations, {old})" for key in generation_of(old).source]
     return "\n".join([
         f"# LMDeploy {new} against {old}\n", "## A person must decide\n", *_rows(decide),
-        *(f"- {one.name} on {new}: {one.problem}" for one in failed),
+        *(f"- {', '.join(names)} on {new}: {problem}" for problem, names in failed.items()),
         f"- No wheel tells these; rehearsals, bench/faults and bench/gpu do: {', '.join(measured)}",
         "\n## Differs, and turbofit has it\n", *_rows(known),
         "\n## Equal\n", f"- {cited - changed} of {cited} cited places",

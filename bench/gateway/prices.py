@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gateway.prices", description=__doc__)
     parser.add_argument("words", nargs="*", help="only cases whose names have one of them")
     words = parser.parse_args().words or [""]
+    if find_spec("xgrammar") is None:
+        raise SystemExit("XGrammar is not installed: pip install xgrammar")
     print("| a request with | seconds of the event loop | price |\n|---|---|---|")
     for name in (name for name in CASES if any(word in name for word in words)):
         answer: Any = multiprocessing.Queue()
