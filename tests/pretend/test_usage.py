@@ -42,7 +42,7 @@ def test_peaks_phases_and_sites(tmp_path: Path) -> None:
     assert seen.ends == {1: {"load weights": 512, "step": 200, "end": 200}}
     assert seen.contexts == {1: 100}
     (refusal,) = seen.refused
-    assert (refusal.asked, refusal.left, refusal.short) == (9000, 500, 8000)
+    assert (refusal.requested, refusal.left, refusal.short) == (9000, 500, 8000)
     assert (refusal.phase, refusal.site, refusal.kind) == ("end", "big.py:9", "cudaMalloc")
 
 

@@ -103,6 +103,7 @@ def newest_refusal(ran: FinishedRun) -> Document | None:
     if not refusing:
         return None
     process, usage = max(refusing, key=lambda pair: pair[0].refused_at)
+    facts = asdict(usage.refused[-1])
     count = sum(len(u.refused) for _, u in refusing)
     told = {"count": count, "pid": process.pid, "command": usage.command}
-    return told | asdict(usage.refused[-1])
+    return told | {"asked": facts.pop("requested")} | facts

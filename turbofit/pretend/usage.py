@@ -36,7 +36,7 @@ class RefusedAllocation:
 
     gpu: int
     kind: str
-    asked: int
+    requested: int
     left: int
     short: int
     phase: str

@@ -244,7 +244,7 @@ class PretendReader:
         last = usages[max(processes, key=lambda one: one.refused_at).pid].refused[-1]
         return {
             "gpu": last.gpu, "phase": last.phase, "where": (last.site or "").partition(" < ")[0],
-            "asked": last.asked, "left": last.left, "simulated": last.simulated,
+            "asked": last.requested, "left": last.left, "simulated": last.simulated,
             "missing": None if last.simulated else last.short,
         }  # fmt: skip
 
