@@ -505,7 +505,7 @@ def _rehearsed(preset: str, card: str, wheel: Path) -> Ran:
         over = {name: took - had for name, had, took in pairs if took is not None}
         for name, size in over.items():
             # Cache and buffers share the last page of a pool; what loading keeps, a cache lacks.
-            if size > PAGE or (name == "kv_cache" and size < -STEP):
+            if size < -STEP if name == "kv_cache" else size > PAGE:
                 where = "over" if size > 0 else "under"
                 problem += f"{name} {abs(size) / MIB:.0f} MiB {where} the account. "
     return Ran(f"rehearse {preset}", problem, time.monotonic() - began)
