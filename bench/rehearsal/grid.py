@@ -165,7 +165,7 @@ ROWS: tuple[Row, ...] = (
     row("gpt-oss-20b-bf16", "4xrtx3090", tp=4, long=True),
     row("internvl3.5-gpt-oss-20b-a4b", "1xa100-80g", units=(1, 13, 40), queued=(4,)),
     # gated delta nets
-    row("qwen3.5-4b", "1xrtx3090", units=SQUARES, queued=(4,), long=True, sampling=True, quick=True,
+    row("qwen3.5-4b", "1xrtx3090", units=SQUARES, queued=(4,), long=True, sampling=True,
         session=32768, ratio=0.5),
     row("qwen3.5-4b", "2xrtx3090", tp=2, units=SQUARES, queued=(4,), long=True, session=32768,
         ratio=0.7),

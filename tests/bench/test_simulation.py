@@ -19,7 +19,7 @@ BATCH = 24
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", sweep(range(0, 12 * BATCH, BATCH), 6))
+@pytest.mark.parametrize("first", sweep(range(0, 12 * BATCH, BATCH), 12))
 def test_nothing_breaks_in_simulated_days(first: int) -> None:
     broken = {}
     for seed in range(first, first + BATCH):

@@ -188,7 +188,7 @@ def test_a_lack_of_memory_counts_before_a_rehearsal_that_could_not_be_held(
 
 
 @pytest.mark.lmdeploy
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_real_engine_serves_each_with_its_own() -> None:
     """A pair beside a single card: groups that are unlike in size too."""
     pytest.importorskip("lmdeploy")

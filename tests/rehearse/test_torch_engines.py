@@ -122,6 +122,7 @@ def test_each_rank_keeps_its_own_books(checkpoint: Path) -> None:
     assert document["cache"]["num_gpu_blocks"] > 2 * 7791
 
 
+@pytest.mark.exhaustive
 def test_transformers(checkpoint: Path) -> None:
     long = RehearsalCase("text_prefill", (RehearsalRequest(32764),))
     document = rehearsed(checkpoint, PICTURE, long, engine="transformers", device_map={"": 0})

@@ -167,7 +167,7 @@ def test_a_session(tmp_path, children):
 
 
 @pytest.mark.lmdeploy
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.skipif(
     any(find_spec(name) is None for name in ("transformers", "accelerate", "fastapi")),
     reason="needs Transformers' server",
