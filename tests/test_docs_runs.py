@@ -47,7 +47,7 @@ LINES = {page: [one for one in shown() if one.page == page and one.whole and run
 def test_the_lines_of_a_page_run(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few_presets(monkeypatch)
+    few_presets(monkeypatch, ["h100"], ["internvl2-1b"])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     for name in GIVEN.get(page, ()):
