@@ -17,10 +17,10 @@ import sys
 import time
 from pathlib import Path
 
-from bench.faults.ground import Ground
 from bench.page import ran_on, table
 from bench.soak.clients import Clients
 from bench.soak.faults import Faults
+from bench.soak.ground import Ground
 from bench.soak.samples import TOLERANCES, Sample, shown, taken, verdict
 from bench.soak.served import Soaked
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from bench.faults.ground import Ground
+from bench.soak.ground import Ground
 from tests.support.checkpoints import make_internvl2
 from tests.support.processes import alive, gone, pids
 
@@ -39,10 +39,7 @@ class Soaked:
         if engine == "stand-in":
             self._opens = "OPEN "
             model = str(make_internvl2(ground.state / "model" / "InternVL2-1B"))
-            self.server = ground.standin(
-                "serve", on=spec, fixed={**plan, "model": model}, timing={"backoff": 1.0},
-                gateway=True,
-            )  # fmt: skip
+            self.server = ground.standin(on=spec, fixed={**plan, "model": model})
         else:
             given = [word for name, value in plan.items() for word in (f"--{name}", str(value))]
             self.server = ground.pretend("internvl2-1b", "--on", spec, *given)
