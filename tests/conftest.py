@@ -18,10 +18,12 @@ from hypothesis import settings
 from tests import virtual_time
 from tests.support.standin.standin_engine import mend_torchvision
 from tests.support.waiting import HANG
+from tests.sweep import part
 from turbofit.cli.terminal import progress_display
 
-#: The same examples on every machine; `--hypothesis-profile explore` draws others.
-settings.register_profile("turbofit", deadline=None, derandomize=True)
+#: The same examples on every machine, a third of them in the default check;
+#: `--hypothesis-profile explore` draws others.
+settings.register_profile("turbofit", deadline=None, derandomize=True, max_examples=part(100, 3))
 settings.register_profile("explore", deadline=None)
 settings.load_profile("turbofit")
 mend_torchvision()
@@ -39,7 +41,7 @@ LONGEST = (
 #: Files that one worker runs: it imports LMDeploy and Transformers, or starts Chromium, once.
 TOGETHER = (
     "model/test_oracle_|gateway/test_(sharing_)?lmdeploy|launch/pipeline/|launch/fallback/"
-    "|memory/transformers/|memory/pytorch/test_oracle_",
+    "|memory/transformers/|memory/pytorch/test_oracle_|bench/test_registry",
     "test_(site_)?chromium|test_site_build",
 )
 

@@ -31,7 +31,7 @@ CARD = PretendGpu("NVIDIA GeForce RTX 3090", total=24328 * MIB, sm=(8, 6), sm_co
 GONE = 3 << 30
 PICTURE = RehearsalCase("vision_request", (RehearsalRequest(32, sizes=((1344, 1568),)),))
 LONG = RehearsalCase("text_prefill", (RehearsalRequest(LONGEST),))
-FULL = RehearsalCase("sampling", (RehearsalRequest(16, top_k=0),) * 128)
+FULL = RehearsalCase("sampling", (RehearsalRequest(16, top_k=0),) * 16)
 
 
 @pytest.fixture(scope="module")

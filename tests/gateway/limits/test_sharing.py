@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from tests.gateway.judge import units_reaching
 from tests.gateway.test_new_rules import CANVAS, CROSS, FRAMES, GRIDS, PAGES, SQUARE
 from tests.support.gateway import PATCHES, TILES, limits_for
+from tests.sweep import part
 from turbofit.core.images import AnyresRule
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.request_limits import (
@@ -53,7 +54,7 @@ def made(b: Bounds, one: RequestedImage, held, request: dict[str, int]) -> tuple
     return served.units(*size), served.tokens(*size)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=part(60, 3))
 @given(
     st.lists(SIZES, min_size=1, max_size=12), st.integers(1, 3), st.booleans(), st.booleans(),
     st.booleans(),
@@ -103,7 +104,7 @@ def test_tiles_are_shared(sizes, tiles) -> None:
         assert lowered == any("max_dynamic_patch=12->" in word for word in held.lowered)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=part(80, 3))
 @given(st.lists(SIZES, min_size=2, max_size=20))
 def test_pixels_are_lowered_as_little_as_is_needed(sizes) -> None:
     b = bounds(PATCHES)
