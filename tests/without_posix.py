@@ -1,7 +1,7 @@
 """Runs turbofit's command line as on Windows: without what only POSIX systems have.
 
     python -m tests.without_posix plan internvl2-8b --on 4xrtx3090
-    python -m tests.without_posix --each    # reads command lines; prints code, stdout, stderr of each
+    python -m tests.without_posix --each    # reads command lines, prints JSON
 
 What is taken away is what the library reference marks ``Availability: Unix``, as of Python 3.10 to
 3.12 on Windows (``os.fchmod`` and ``os.set_blocking`` came there with 3.13 and 3.12).
