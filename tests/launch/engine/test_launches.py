@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -96,10 +97,10 @@ def test_lmdeploy_does_not_see_our_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.lmdeploy
+@pytest.mark.skipif(find_spec("lmdeploy") is None, reason="needs LMDeploy")
 def test_a_pretend_neighbour_takes_memory_and_an_allocation_of_the_first_start_fails(
     tmp_path: Path,
 ) -> None:
-    pytest.importorskip("lmdeploy")
     plan = api.plan("internvl2-1b", on="1xrtx3090", engine="turbomind")
     (alone,), (beside,) = (pretend_machine(plan, 0, taken).gpus for taken in (0, GIB))
     assert beside.late - alone.late == GIB
