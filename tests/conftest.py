@@ -42,7 +42,7 @@ LONGEST = (
 TOGETHER = (
     "model/test_oracle_|gateway/test_(sharing_)?lmdeploy|launch/pipeline/|launch/fallback/"
     "|memory/transformers/|memory/pytorch/test_oracle_|bench/test_registry",
-    "test_(site_)?chromium|test_site_build",
+    "test_(site_)?chromium",
 )
 
 
