@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from ray.cluster_utils import Cluster
-
 from tests.support.processes import HANG, Child, free_port
 
 __all__ = ["Clients", "Cloud", "Serving", "cli", "cloud_of", "until"]
@@ -51,6 +49,8 @@ class Cloud:
     """
 
     def __init__(self, **environ: str) -> None:
+        from ray.cluster_utils import Cluster  # it takes a second, of each worker that collects
+
         self.environ = environ
         os.environ.update(ENVIRONMENT | PATIENT)
         #: In the environment of all that runs on its nodes.

@@ -3,15 +3,20 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from tests.support.plans import plausible_plan
+from turbofit import api
 from turbofit.core.plan import Command
+from turbofit.core.units import GIB
 from turbofit.launch.engine.environment import module_runner
 from turbofit.launch.engine.launches import KEY, Launch, _outgoing, free_ports, port_of
+from turbofit.launch.engine.pretended import PretendLaunch, pretend_machine, pretend_runner
 from turbofit.planning.commands import private_commands
+from turbofit.pretend.environment import SCENARIO
 
 DUMP = (
     "import json, os, sys\nprint(json.dumps([sys.argv, os.environ.get('TURBOFIT_ENGINE_KEY')]))\n"
@@ -89,3 +94,21 @@ def test_lmdeploy_does_not_see_our_folder(tmp_path: Path) -> None:
         runner, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=True
     )
     assert not any(path.endswith("turbofit/launch") for path in done.stdout.splitlines())
+
+
+@pytest.mark.lmdeploy
+@pytest.mark.skipif(find_spec("lmdeploy") is None, reason="needs LMDeploy")
+def test_a_pretend_neighbour_takes_memory_and_an_allocation_of_the_first_start_fails(
+    tmp_path: Path,
+) -> None:
+    plan = api.plan("internvl2-1b", on="1xrtx3090", engine="turbomind")
+    (alone,), (beside,) = (pretend_machine(plan, 0, taken).gpus for taken in (0, GIB))
+    assert beside.late - alone.late == GIB
+    launch = PretendLaunch(
+        plan.commands[0], pretend_runner(plan), plan=plan, folder=tmp_path, taken=GIB, fail_at=60
+    )
+    scenarios = [
+        Path(launch.start_command(number).env[SCENARIO]).read_text() for number in range(2)
+    ]
+    assert ["fail_at 60" in text for text in scenarios] == [True, False]
+    assert all(str(beside.late) in text for text in scenarios)

@@ -24,7 +24,13 @@ from turbofit.planning.plan import plan
 from turbofit.planning.request import PlanRequest
 
 pytestmark = pytest.mark.lmdeploy
-lmdeploy = pytest.importorskip("lmdeploy")
+lmdeploy: Any = None
+
+
+@pytest.fixture(autouse=True, scope="module")
+def imported() -> None:
+    """LMDeploy, which takes seconds: not in each worker that only collects this file."""
+    globals()["lmdeploy"] = pytest.importorskip("lmdeploy")
 
 
 @pytest.fixture(autouse=True)

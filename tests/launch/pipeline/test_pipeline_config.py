@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from turbofit import api
@@ -14,7 +16,13 @@ from turbofit.launch.pipeline.pipeline import (
 )
 
 pytestmark = pytest.mark.lmdeploy
-lmdeploy = pytest.importorskip("lmdeploy")
+lmdeploy: Any = None
+
+
+@pytest.fixture(autouse=True, scope="module")
+def imported() -> None:
+    """LMDeploy, which takes seconds: not in each worker that only collects this file."""
+    globals()["lmdeploy"] = pytest.importorskip("lmdeploy")
 
 
 def test_a_config_is_the_word_for_its_engine() -> None:
