@@ -35,7 +35,6 @@ from turbofit.launch.serve.gpu_monitor import (
 from turbofit.launch.serve.ladder import (
     MOST_RUNGS,
     forget,
-    merged,
     recall,
     remember,
     rungs,
@@ -314,7 +313,7 @@ class Run:
                 self.record.state("failed", ended=end.record())
                 raise self._final(failed)
             plan, rung = step
-            self.changes, why = merged(self.changes, rung), rung.why
+            self.changes, why = {**self.changes, **rung.changes}, rung.why
             place = f"warning: ladder {len(failed)}/{MOST_RUNGS}"
             self.say(f"{place}: {end.error.message}")
             self.say(f"{place}: {why}")
@@ -323,7 +322,7 @@ class Run:
     def _remember(self, plan: Plan, why: str) -> None:
         """Keep the changes with which the plan started, for later runs of this model here."""
         version, pretend = self.lmdeploy.version, self.config.pretend
-        remember(plan, version, pretend=pretend, changes=self.changes, why=[why])
+        remember(plan, version, pretend=pretend, changes=self.changes, why=why)
 
     def _step_down(self, plan: Plan, end: End, failed: int) -> tuple[Plan, Rung] | None:
         """The next rung that the planner can make a plan of, and that is another one."""
@@ -333,7 +332,7 @@ class Run:
         started = plan if end.group is None else plan.of_group(end.group)
         for rung in rungs(end, started, self.fixed):
             try:
-                planned = self.replan(merged(self.changes, rung))
+                planned = self.replan({**self.changes, **rung.changes})
             except TurbofitError as exc:
                 self.say(f"ladder: {rung.why}: {exc.message}")
                 continue
