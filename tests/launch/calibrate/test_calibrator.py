@@ -250,7 +250,7 @@ def test_what_restarts_learned_is_dropped_only_where_something_was_missing() -> 
     def known() -> dict[str, Any]:
         return ladder.recall(PLAN, "0.18.0", pretend=False)
 
-    ladder.remember(PLAN, "0.18.0", pretend=False, changes={"margin": 7}, why=["x"])
+    ladder.remember(PLAN, "0.18.0", pretend=False, changes={"margin": 7}, why="x")
     less = {"calibrations": [{"context": -5, "buffers": 3}], "kept": ["file"]}
     assert not relieve(PLAN, less, "0.18.0", pretend=False)
     more = {"calibrations": [{"context": -5, "buffers": 9}], "kept": ["file"]}

@@ -80,7 +80,7 @@ class Engines:
 
 
 def go(engines: Engines, journal: Journal | None = None, **given: Any) -> Tuning:
-    given = {"slo": {}, "time": None, "starts": 12, **given}
+    given = {"slo": {}, "seconds": None, "starts": 12, **given}
     load = given.pop("load", LoadSpec.of(concurrency=64, seconds=30.0))
     if journal is None:
         journal = Journal("new", pretend=True)
@@ -118,7 +118,7 @@ def test_starts_and_time_bound_it() -> None:
     assert (len(few.trials), few.stopped) == (2, "2 settings were tried")
     assert go(engines := Engines(), starts=1).best == 1
     assert len(engines.started) == 1
-    short = go(engines := Engines(), time=200.0)
+    short = go(engines := Engines(), seconds=200.0)
     assert len(engines.started) == 3
     assert short.stopped == "the time is up"
     assert engines.now <= 200.0
@@ -126,7 +126,7 @@ def test_starts_and_time_bound_it() -> None:
 
 def test_a_start_that_is_cut_is_told_and_is_the_best_only_where_nothing_else_was_measured() -> None:
     journal = Journal("k", pretend=True)
-    part = go(engines := Engines(), journal, time=40.0)
+    part = go(engines := Engines(), journal, seconds=40.0)
     assert engines.now == 40.0
     (trial,) = part.trials
     assert (trial.outcome, trial.why, part.best) == ("cut", "the time was over", 1)
@@ -135,11 +135,11 @@ def test_a_start_that_is_cut_is_told_and_is_the_best_only_where_nothing_else_was
     assert part.curve == ()
     assert "trial 1 was ended" in part.stopped
     assert journal.trials == ()  # the same command begins anew
-    none = go(Engines(), time=20.0)
+    none = go(Engines(), seconds=20.0)
     assert (none.best, [one.measured for one in none.trials]) == (None, [None])
     slow = Engines(seconds=50.0)
     slow.ends[1] = TrialEnd((result(3.0),), "measured", "", 10.0)
-    other = go(slow, time=40.0)
+    other = go(slow, seconds=40.0)
     assert [one.outcome for one in other.trials] == ["measured", "cut"]
     assert other.best == 1
     assert other.curve == ()
@@ -148,8 +148,8 @@ def test_a_start_that_is_cut_is_told_and_is_the_best_only_where_nothing_else_was
 def test_time_that_an_earlier_run_has_spent_is_gone() -> None:
     journal = Journal("k", pretend=True)
     with pytest.raises(StoppedError):
-        go(Engines({3: STOP}), journal, time=200.0)
-    again = go(engines := Engines(), Journal("k", pretend=True), time=200.0)
+        go(Engines({3: STOP}), journal, seconds=200.0)
+    again = go(engines := Engines(), Journal("k", pretend=True), seconds=200.0)
     assert len(again.trials) == 3
     assert engines.now == 60.0
 
@@ -160,7 +160,7 @@ def test_a_curve_that_the_time_ends_has_its_whole_points() -> None:
     engines.ends[2] = TrialEnd(
         (spread, spread, replace(spread, stopped="SIGINT")), "cut", "the time was over", 9.0
     )
-    found = go(engines, time=150.0, starts=2)
+    found = go(engines, seconds=150.0, starts=2)
     assert [one.concurrency for one in found.curve] == [1, 4]
 
 
@@ -173,7 +173,7 @@ def test_what_is_under_way_says_which_trial_it_is_of_and_the_time_left() -> None
                 return super().run(*given)
 
     with listened(lambda step: told.append(step.text if step else "")):
-        go(Loading(), time=90.0, starts=1)
+        go(Loading(), seconds=90.0, starts=1)
     assert "trial 1 of at most 1: loading weights: 1.5 min of --time left" in told
 
 

@@ -112,7 +112,7 @@ def tune_model(
         found, load, Journal(key, pretend=wanted.apart),
         run.planner.make, TrialRunner(config, run.lmdeploy, leases, say).run, say,
         at_once=at_once, goal=goal, slo=wanted.slo, starts=wanted.starts,
-        time=wanted.seconds - (time.monotonic() - wanted.began),
+        seconds=wanted.seconds - (time.monotonic() - wanted.began),
         facts={**facts, "lmdeploy": lmdeploy, "pretend": wanted.apart},
         earlier=next((one for one in before if one.lmdeploy != lmdeploy), None),
     )  # fmt: skip
@@ -195,8 +195,8 @@ class Tuner:
     """Tries choices under a load, and keeps the best.
 
     ``plan_of`` plans options again, on the machine as it is now; ``run`` starts a plan's engines
-    and drives loads, for so many seconds at most. ``at_once`` are the requests under way, ``time``
-    the seconds of all trials of all runs, None without a bound. ``facts`` are fields of the result
+    and drives loads, for so many seconds at most. ``at_once`` are the requests under way, ``seconds``
+    are those of all trials of all runs, None without a bound. ``facts`` are fields of the result
     that are known before. ``earlier`` is what was tuned with another LMDeploy.
     """
 
@@ -211,14 +211,14 @@ class Tuner:
     goal: Goal
     slo: dict[str, float]
     starts: int
-    time: float | None
+    seconds: float | None
     facts: dict[str, Any]
     earlier: Tuning | None = None
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
         spent = self.journal.seconds
-        self._ends = None if self.time is None else self.clock() + self.time - spent
+        self._ends = None if self.seconds is None else self.clock() + self.seconds - spent
 
     @property
     def left(self) -> float | None:
