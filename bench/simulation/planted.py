@@ -111,7 +111,7 @@ BUGS = (
         "    target.write_bytes(raw)\n    return\n"
         "    descriptor, temporary = open_beside(target) if mode is None"),
     Bug("the gateway is left open under another plan", _START,
-        "            self._public.stop(drain=not urgent)\n", "            pass\n"),
+        "                self._run.public.stop(drain=not urgent)\n", "                pass\n"),
     Bug("an error of the driver ends the watch", "launch/serve/gpu_monitor.py",
         "    except TurbofitError as exc:\n        return None, exc.message\n"
         "    except Exception as exc:  # noqa: BLE001 - whatever it is, the engines still serve\n",

@@ -195,9 +195,9 @@ class Tuner:
     """Tries choices under a load, and keeps the best.
 
     ``plan_of`` plans options again, on the machine as it is now; ``run`` starts a plan's engines
-    and drives loads, for so many seconds at most. ``at_once`` are the requests under way, ``seconds``
-    are those of all trials of all runs, None without a bound. ``facts`` are fields of the result
-    that are known before. ``earlier`` is what was tuned with another LMDeploy.
+    and drives loads, for so many seconds at most. ``at_once`` are the requests under way;
+    ``seconds`` are those of all trials of all runs, None without a bound. ``facts`` are fields of
+    the result that are known before. ``earlier`` is what was tuned with another LMDeploy.
     """
 
     choices: Sequence[TrialChoice]
