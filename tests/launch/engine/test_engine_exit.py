@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from tests.support.plans import plausible_plan
 from turbofit.core.errors import LaunchError, OutOfMemoryError
 from turbofit.core.plan import Plan, PlannedEngine
 from turbofit.launch.engine.engine_log import StartupTracker, ending, hang, silence
-from turbofit.observe.ends import End, exit_words
+from turbofit.observe.ends import End
 
 LOG = Path("/state/engine-0.log")
 TM = "[TM][INFO][1120.08:30:01.123456][x.cc:1] "
@@ -48,40 +47,56 @@ def test_phases_come_once_and_figures_with_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("lines", "code", "kind", "words"),
+    ("lines", "code", "phase", "words"),
     [
-        ((START, CUDA), -6, OutOfMemoryError, "while it loaded weights"),
-        ((START, BUDGET, CUDA), 134, OutOfMemoryError, "when it allocated the cache"),
-        ((START, BUDGET, WARM, CUDA), -6, OutOfMemoryError, "in its warm-up"),
-        ((START, BUDGET, WARM, DONE, CUDA, FRAME), -6, OutOfMemoryError, "InternVit"),
-        (("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.",), 1,
-         OutOfMemoryError, "asking 2.0 GiB"),
-        (("torch.AcceleratorError: CUDA error: out of memory",), 1, OutOfMemoryError,
+        ((CUDA,), -6, "start", "while it started"),
+        ((START, CUDA), -6, "weights", "while it loaded weights"),
+        ((START, BUDGET, CUDA), 134, "cache", "when it allocated the cache"),
+        ((START, BUDGET, WARM, CUDA), -6, "warm-up", "in its warm-up"),
+        ((START, BUDGET, WARM, DONE, CUDA, FRAME), -6, "vision", "InternVit"),
+        ((START, BUDGET, WARM, DONE, CUDA, "  [ 0] LlamaLinear::Forward @ src/x.cc:1"), -6, "text",
+         "LlamaLinear"),
+        (("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.",), 1, "weights",
+         "asking 2.0 GiB"),
+        (("torch.AcceleratorError: CUDA error: out of memory",), 1, "weights",
          "ran out of GPU memory while it started"),
-        ((START, BUDGET, "RuntimeError: Triton Error [CUDA]: out of memory"), 1, OutOfMemoryError,
+        ((START, BUDGET, "RuntimeError: Triton Error [CUDA]: out of memory"), 1, "weights",
          "when it allocated the cache"),
-        ((START, BUDGET, WARM, DONE, "  what():  CUDA error: out of memory"), -6, OutOfMemoryError,
+        ((START, BUDGET, WARM, DONE, "  what():  CUDA error: out of memory"), -6, "text",
          "while it served"),
-        ((START,), -9, OutOfMemoryError, "host memory"),
-        ((START,), 137, OutOfMemoryError, "host memory"),
-        ((START, "ValueError: no"), 1, LaunchError, "exit code 1: ValueError: no"),
-        ((START, CUDA.replace("out of memory", "misaligned address")), -6, LaunchError,
-         "SIGABRT: CUDA error: misaligned address"),
-        ((TM + "Check failed: a < b (2 vs. 1) ",), -6, LaunchError, "check failed: a < b"),
-        ((), -11, LaunchError, "SIGSEGV"),
-        ((), 0, LaunchError, "exit code 0"),
+        ((START, CUDA, "RuntimeError: NCCL error x:1 'aborted'"), -6, "weights", "CUDA error"),
+        ((START, CUDA), 255, "weights", "ran out of GPU memory"),  # -1 is no signal
+        ((START,), -9, "host", "host memory"),
+        ((START,), 137, "host", "host memory"),
     ],
 )  # fmt: skip
-def test_endings(lines: tuple[str, ...], code: int, kind: type, words: str) -> None:
+def test_lacks_of_memory(lines: tuple[str, ...], code: int, phase: str, words: str) -> None:
+    """The first fault counts, and not what follows from it."""
+    ended = ending(code, tracker(*lines), plausible_plan(), LOG)
+    assert (ended.phase, ended.is_oom, ended.retryable) == (phase, True, False)
+    assert type(ended.error) is OutOfMemoryError
+    assert words in ended.error.message
+    assert str(LOG) in ended.error.hint
+
+
+@pytest.mark.parametrize(
+    ("lines", "code", "words"),
+    [
+        ((START, "ValueError: no"), 1, "exit code 1: ValueError: no"),
+        ((START, CUDA.replace("out of memory", "misaligned address")), -6,
+         "SIGABRT: CUDA error: misaligned address"),
+        ((TM + "Check failed: a < b (2 vs. 1) ",), -6, "check failed: a < b"),
+        ((), -11, "SIGSEGV"),
+        ((), 0, "exit code 0"),
+        ((), -99, "signal 99"),
+        ((), 134, "SIGABRT"),
+    ],
+)  # fmt: skip
+def test_other_endings(lines: tuple[str, ...], code: int, words: str) -> None:
     error = ending(code, tracker(*lines), plausible_plan(), LOG).error
-    assert type(error) is kind
+    assert type(error) is LaunchError
     assert words in error.message
     assert str(LOG) in error.hint
-
-
-def test_the_first_fault_counts_not_what_follows_from_it() -> None:
-    seen = tracker(START, CUDA, "RuntimeError: NCCL error x:1 'aborted'")
-    assert ending(-6, seen, plausible_plan(), LOG).error.exit_code == 6
 
 
 def test_a_hang_is_many_waits_for_memory_in_the_warm_up_and_nothing_else() -> None:
@@ -104,35 +119,6 @@ def test_back_pressure_while_serving_is_no_hang() -> None:
     seen.see(TM + "out of memory at 0/1", 10**6, 0.0)
     seen.see(TM + "hit resource limit at 1/2", 10**6, 0.0)
     assert not seen.hangs(1e6)
-
-
-def test_every_signal_has_a_name_or_a_number() -> None:
-    assert "signal 99" in ending(-99, tracker(), plausible_plan(), LOG).error.message
-    assert signal.SIGABRT.name in ending(134, tracker(), plausible_plan(), LOG).error.message
-
-
-def test_an_exit_with_minus_one_is_no_signal() -> None:
-    ended = ending(255, tracker(START, CUDA), plausible_plan(), LOG)
-    assert (ended.kind, exit_words(255)) == ("out_of_memory", "exit code 255")
-
-
-@pytest.mark.parametrize(
-    ("lines", "phase"),
-    [
-        ((CUDA,), "start"),
-        ((START, CUDA), "weights"),
-        ((START, BUDGET, CUDA), "cache"),
-        ((START, BUDGET, WARM, CUDA), "warm-up"),
-        ((START, BUDGET, WARM, DONE, CUDA, FRAME), "vision"),
-        ((START, BUDGET, WARM, DONE, CUDA, "  [ 0] LlamaLinear::Forward @ src/x.cc:1"), "text"),
-    ],
-)
-def test_what_the_memory_was_for(lines: tuple[str, ...], phase: str) -> None:
-    ended = ending(-6, tracker(*lines), plausible_plan(), LOG)
-    assert ended.kind == "out_of_memory"
-    assert ended.phase == phase
-    assert ended.is_oom
-    assert not ended.retryable
 
 
 def test_the_pretend_account_adds_the_bytes() -> None:
@@ -300,3 +286,18 @@ def test_a_turbomind_s_log_is_read_as_before() -> None:
     tracker = watched(plausible_plan(gpus=1, tp=1), FAILED, "EOFError")
     assert not tracker.raced
     assert not tracker.loop_failed(10.0)
+
+
+def test_a_cache_beyond_the_plan_is_counted() -> None:
+    plan = plausible_plan(gpus=1, tp=1)
+    planned = plan.kv.region_bytes / (1 << 20)
+    line = TM + "Object cache budget: {:.2f} MB from free 99999.00 MB and ratio 0.800"
+    tracker = StartupTracker(plan)
+    assert tracker.cache_surplus == 0
+    tracker.see(line.format(planned + 3), 1, 0.0)
+    assert abs((tracker.cache_surplus or 0) - (3 << 20)) < 1 << 14
+    silent = replace(plan, engine=replace(plan.engine, name="pytorch"))
+    assert StartupTracker(silent).cache_surplus is None
+    smaller = watched(plan, line.format(planned - 3))
+    assert smaller.budget is not None
+    assert smaller.cache_surplus == 0
