@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from turbofit.core.errors import DoesNotFitError, LaunchError, MachineError, PackageError
 from turbofit.core.struct import NA, Struct
 from turbofit.core.version import REFERENCE
-from turbofit.planning.examine.scene import Answer, Scene, Sources, State, When
+from turbofit.planning.examine.scene import Answer, Scene, Sources, State, When, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -87,6 +87,8 @@ class Check(NamedTuple):
         subject = getattr(scene, self.of)
         if subject is None:
             return None
+        if self.of == "healths" and not subject:
+            return unreadable("not measured on this machine")
         body = getattr(import_module(f"turbofit.planning.examine.{self.module}"), self.name)
         answer: Answer | None = body(subject, scene)
         return answer

@@ -209,7 +209,7 @@ def test_each_unequal_engine_is_driven_to_its_own_limits() -> None:
         driven = engine()
         driven.group = group
         calibrator.examine(driven, "m", lambda question, to=questions: to.append(question) or 3400)
-        bodies.append({one.name: str(one.request.body) for one in questions})
+        bodies.append({one.name: str(one.body) for one in questions})
     assert bodies[0]["sampling"] != bodies[1]["sampling"]
 
 

@@ -64,7 +64,7 @@ def test_text_models_have_no_image_request() -> None:
 def test_the_request_carries_the_limit_and_all_images() -> None:
     request = worst_request(limited(13, images_per_request=3), "name")
     assert request is not None
-    body = request.request.body
+    body = request.body
     images = [x for x in body["messages"][0]["content"] if x["type"] == "image_url"]
     assert len(images) == 3
     assert images[0]["image_url"]["max_dynamic_patch"] == 12

@@ -16,9 +16,9 @@ def test_every_prompt_of_it_fits_the_session(session: int, each: int) -> None:
     questions: list[int] = []
 
     def count(question: ProbeRequest) -> int:
-        tokens = 5 + each * question.request.body["prompt"].count(" a")
+        tokens = 5 + each * question.body["prompt"].count(" a")
         questions.append(tokens)
-        assert tokens + question.request.body["max_tokens"] <= session
+        assert tokens + question.body["max_tokens"] <= session
         return tokens
 
     longest = longest_request(plan, "m", None, 0, count)

@@ -27,7 +27,7 @@ TEXT = [75, 225]
 def image_units(plan: Plan, question: ProbeRequest) -> list[int]:
     """Units of each image, by the model's own rule."""
     found = []
-    for part in question.request.body["messages"][0]["content"]:
+    for part in question.body["messages"][0]["content"]:
         if part["type"] == "image_url":
             fields = dict(part["image_url"])
             raw = base64.b64decode(fields.pop("url").partition(",")[2])
@@ -114,29 +114,29 @@ def test_a_text_model_is_asked_for_what_decides() -> None:
     assert worst_image_tokens(plan) == 0
     longest = fullest_forward(plan, "m", 0)
     assert longest is not None
-    assert len(longest.request.body["input_ids"]) == plan.settings.session_len - 2
+    assert len(longest.body["input_ids"]) == plan.settings.session_len - 2
 
 
 def test_a_full_batch_samples_together() -> None:
     plan = decided_by(api.plan("qwen2.5-0.5b", on="1xrtx3090", concurrency=100), "sampling")
     question = fullest_forward(plan, "m", 0)
     assert question is not None
-    path, body = question.request
+    path, body = question.path, question.body
     assert (path, body["top_k"], body["ignore_eos"]) == ("/v1/completions", 0, True)
     assert len(body["prompt"]) == plan.settings.max_batch_size == 100
     small = msgspec.structs.replace(plan, kv=msgspec.structs.replace(plan.kv, tokens=2304))
     few = fullest_forward(small, "m", 0)
     assert few is not None
-    rows = len(few.request.body["prompt"])
+    rows = len(few.body["prompt"])
     assert rows == 36
-    assert rows * (few.request.body["max_tokens"] + 32) <= 2304
+    assert rows * (few.body["max_tokens"] + 32) <= 2304
 
 
 def test_where_the_decoder_decides_no_more_images_are_asked() -> None:
     plan = decided_by(api.plan("internvl2-8b", on="1xrtx3090"), "text_prefill")
     question = fullest_forward(plan, "m", 75)
     assert question is not None
-    assert question.request.path == "/generate"
+    assert question.path == "/generate"
     request = decided_by(plan, "vision_request")
     assert fullest_forward(request, "m", 75) is None
 

@@ -85,15 +85,15 @@ def test_the_longest_request_fills_the_context(each, template):
 
     def count(question):
         probed.append(question)
-        return int(len(question.request.body["prompt"]) // 2 * each) + template
+        return int(len(question.body["prompt"]) // 2 * each) + template
 
     text = longest_request(plan, "m", None, 0, count)
     assert 0.97 * plan.settings.session_len < count(text) < plan.settings.session_len
     worst = worst_request(plan, "m")
-    before = json.dumps(worst.request.body)
+    before = json.dumps(worst.body)
     seen = longest_request(plan, "m", worst, 8300, count)
-    assert json.dumps(worst.request.body) == before
-    parts = seen.request.body["messages"][0]["content"]
+    assert json.dumps(worst.body) == before
+    parts = seen.body["messages"][0]["content"]
     assert [part["type"] for part in parts] == ["text", "image_url", "text"]
     tokens = 8300 + len(parts[2]["text"]) // 2 * each
     assert 0.97 * plan.settings.session_len < tokens < plan.settings.session_len

@@ -231,8 +231,9 @@ class Probe(threading.Thread):
 
     def _ask(self, question: ProbeRequest) -> int:
         """Ask it; returns the tokens of its prompt, 0 where the engine does not say."""
-        path, body = question.request
-        status, answer = self._client.call("POST", path, body, timeout=_ANSWER_TIMEOUT)
+        status, answer = self._client.call(
+            "POST", question.path, question.body, timeout=_ANSWER_TIMEOUT
+        )
         if status != http.client.OK:
             said = answer[:300].decode(errors="replace")
             raise LaunchError(
