@@ -155,8 +155,8 @@ def _choices(
     if waiting:
         say(waiting)
     smaller = smaller_limit(request, usual, load, mean, at_once)
-    if smaller is not None:
-        say(str(smaller))
+    if smaller:
+        say(smaller)
     say(
         f"{len(found)} settings keep the promise of the plan: at most {wanted.starts} starts and "
         f"{format_duration(wanted.seconds)}, each start for {described(load)}"
