@@ -22,7 +22,6 @@ from turbofit.planning.commands import commands
 
 
 def say(text: str) -> None:
-    """Progress, at once."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
 
@@ -35,7 +34,6 @@ def clock() -> Callable[[], float]:
 
 
 def main() -> int:
-    """Launch and follow."""
     plan = Plan.from_json(Path(sys.argv[1]).read_bytes())
     port, check = int(sys.argv[3]), sys.argv[4] == "check"
     timing = Timing(**{"liveness": 0.0, **json.loads(sys.argv[5])})

@@ -306,8 +306,6 @@ def test_a_folder_is_mounted_where_it_lies() -> None:
 
 
 class TestCommand:
-    """``turbofit export``."""
-
     @pytest.fixture
     def saved(self, tmp_path: Path) -> str:
         path = tmp_path / "plan.json"

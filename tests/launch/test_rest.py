@@ -80,7 +80,6 @@ class Supervised:
         return all(engine.state == "broken" for engine in self.server.engines)
 
     def ask(self, path: str, body: Any = None) -> tuple[int, str | None, Any]:
-        """Status, Retry-After and the answer."""
         assert self.front is not None
         connection = http.client.HTTPConnection(self.front.url.rpartition("/")[2], timeout=HANG)
         try:

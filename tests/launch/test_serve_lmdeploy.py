@@ -48,13 +48,11 @@ def serve(tmp_path: Path, port: int, children: list[Child], nvml_machine: Any):
 
 
 def the_run(tmp_path: Path) -> Path:
-    """The only run's folder."""
     (folder,) = (tmp_path / "state" / "turbofit" / "runs").iterdir()
     return folder
 
 
 def ask(port: int, path: str, body: Any = None) -> Any:
-    """One request to the server."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}{path}", data=data, headers={"Content-Type": "application/json"}

@@ -24,8 +24,6 @@ FAKE = (sys.executable, str(STANDIN / "fake_server.py"))
 
 @pytest.fixture
 def launch(tmp_path: Path, port: int, children: list[Child]):
-    """Start the driver with a script."""
-
     def run(
         script: str = "serve", *, gpus: int = 1, check: bool = True, runner: tuple[str, ...] = FAKE,
         **timing: float,

@@ -187,8 +187,6 @@ def test_a_plan_on_fewer_gpus_begins_again() -> None:
 
 
 class OneCard(Usage):
-    """Reads one GPU of several."""
-
     def __init__(self, index: int) -> None:
         super().__init__()
         self.index = index

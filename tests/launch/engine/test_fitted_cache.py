@@ -21,10 +21,6 @@ def free(more: int) -> dict[str, int]:
     return {gpu.uuid: gpu.free + more for gpu in PLAN.gpus}
 
 
-def test_as_planned_it_is_the_plans_ratio() -> None:
-    assert fitted_ratio(PLAN, 0, free(0)) == pytest.approx(0.873, abs=1e-6)
-
-
 @given(st.integers(-2 * GIB, 60 * GIB))
 def test_the_cache_has_the_plans_bytes(more: int) -> None:
     ratio = fitted_ratio(PLAN, 0, free(more))
@@ -37,6 +33,9 @@ def test_where_that_is_not_there_the_ratio_stays() -> None:
     """What is left is less than the cache: the engine sizes what it can, as it would alone."""
     assert fitted_ratio(PLAN, 0, free(-10 * GIB)) == 0.873
     assert fitted_ratio(PLAN, 0, {}) == 0.873
+    blocks = replace(PLAN, kv=replace(PLAN.kv, region_bytes=0))  # it counts blocks
+    assert fitted_ratio(blocks, 0, free(MIB)) == 0.873
+    assert fitted_ratio(PLAN, 0, free(0)) == pytest.approx(0.873, abs=1e-6)
 
 
 def test_of_several_cards_the_fullest_counts() -> None:
@@ -66,11 +65,6 @@ def test_a_replica_that_starts_again_looks_at_its_own_cards() -> None:
     lower = plan.kv.region_bytes / (plan.kv.region_bytes / planned + GIB)
     assert fitted_ratio(plan, 0, now) == pytest.approx(lower, abs=1e-6)
     assert fitted_ratio(plan, 1, now) == planned
-
-
-def test_an_engine_that_counts_blocks_keeps_them() -> None:
-    plan = replace(PLAN, kv=replace(PLAN.kv, region_bytes=0))
-    assert fitted_ratio(plan, 0, free(MIB)) == 0.873
 
 
 def test_in_the_command_line() -> None:

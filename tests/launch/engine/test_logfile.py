@@ -72,18 +72,6 @@ def test_a_flood_costs_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (tmp_path / "log").stat().st_size < 300
 
 
-def test_the_size_is_capped(tmp_path: Path) -> None:
-    log = LogFile(tmp_path / "log", cap=1000)
-    for i in range(200):
-        log.feed(b"line %04d of different text\n" % i)
-        log.kept.settle(waiting.HANG)
-    log.close()
-    sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
-    assert set(sizes) == {"log", "log.1"}
-    assert max(sizes.values()) <= 1000
-    assert "line 0199" in (tmp_path / "log").read_text()
-
-
 def test_lines_cut_by_chunks_and_lines_without_end(tmp_path: Path) -> None:
     log = LogFile(tmp_path / "log")
     assert log.feed(b"ab") == []
@@ -127,28 +115,6 @@ def test_a_disk_that_is_full_for_a_while_costs_only_its_lines(tmp_path: Path) ->
     missing = "    (lines missing here: 100; the disk was full or slow)\n"
     assert (tmp_path / "log").read_text() == f"first\n{missing}last\n"
     assert [path.name for path in tmp_path.iterdir()] == ["log"]
-
-
-def test_a_log_that_somebody_removes_is_begun_anew(tmp_path: Path) -> None:
-    (tmp_path / "folder").mkdir()
-    path = tmp_path / "folder" / "log"
-    log = LogFile(path, cap=20)
-    log.feed(b"0123456789\n")
-    log.kept.settle(waiting.HANG)
-    path.unlink()
-    path.parent.rmdir()
-    assert log.feed(b"abcdefghijk\n") == [("abcdefghijk", 1)]
-    log.kept.settle(waiting.HANG)
-    path.parent.mkdir()
-    log.feed(b"ABCDEFGHIJK\n")
-    log.close()
-    assert path.read_text().endswith(")\nABCDEFGHIJK\n")
-
-
-def test_a_full_disk_costs_the_log_only(tmp_path: Path, monkeypatch: object) -> None:
-    log = LogFile(Path("/dev/full"))
-    assert log.feed(b"a\nb\n") == [("a", 1), ("b", 1)]
-    log.close()
 
 
 def test_what_cannot_be_opened_is_opened_once_it_can(tmp_path: Path) -> None:

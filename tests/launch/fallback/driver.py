@@ -19,7 +19,6 @@ from turbofit.launch.serve.supervisor import StopSignal
 
 
 def say(text: str) -> None:
-    """Progress, at once."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
 
@@ -38,7 +37,6 @@ def tell_pulses() -> None:
 
 
 def main() -> int:
-    """The session; errors as the command line says them."""
     plan, port = Plan.from_json(Path(sys.argv[1]).read_bytes()), int(sys.argv[2])
     folder = new_folder("runs", "test")
     tell_pulses()

@@ -30,7 +30,6 @@ def served(tmp_path_factory):
 
 
 def ask(served, body, path=CHAT, key=KEY, method="POST"):
-    """Status and parsed body."""
     connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=HANG)
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
     data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()

@@ -29,7 +29,6 @@ lmdeploy = pytest.importorskip("lmdeploy")
 
 @pytest.fixture(autouse=True)
 def standin(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The engine replaced, for one test."""
     import lmdeploy.turbomind
     import torch
     from lmdeploy.serve.core.async_engine import AsyncEngine
@@ -73,7 +72,6 @@ def image() -> Any:
 
 
 def seen(pipe: Any) -> list[dict[str, Any]]:
-    """The requests that reached the engine."""
     return pipe.async_engine.engine.requests
 
 
@@ -275,12 +273,10 @@ def test_its_cache_is_no_share_of_what_others_have_yet_to_take(
 
 
 def part(image: Any, kind: str = "image_data", **asked: Any) -> dict[str, Any]:
-    """One image of an OpenAI message."""
     return {"type": kind, kind: {"data": image, **asked}}
 
 
 def message(*parts: dict[str, Any]) -> list[dict[str, Any]]:
-    """One user turn."""
     return [{"role": "user", "content": [{"type": "text", "text": "?"}, *parts]}]
 
 

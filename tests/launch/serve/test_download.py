@@ -153,9 +153,7 @@ def test_modelscope_where_lmdeploy_would_ask_it(hub, tmp_path: Path, monkeypatch
     with pytest.raises(LaunchError, match="ms has") as error:
         fetched(hub_plan().model, lambda _: None)
     assert "MODELSCOPE_CACHE" in error.value.hint
-
-
-def test_modelscope_that_is_not_installed(hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
     monkeypatch.setenv("LMDEPLOY_USE_MODELSCOPE", "True")
     hub("raise ModuleNotFoundError(\"No module named 'modelscope'\")", "modelscope")
     with pytest.raises(LaunchError, match="No module named 'modelscope'") as error:

@@ -44,7 +44,6 @@ def last_run(tmp_path: Path) -> Path:
 
 
 def record(tmp_path: Path) -> dict[str, Any]:
-    """The record of the last run."""
     document: dict[str, Any] = json.loads((last_run(tmp_path) / "run.json").read_text())
     return document
 

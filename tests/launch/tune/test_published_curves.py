@@ -52,7 +52,6 @@ class Engine:
         )
 
     def truth(self, choice: TrialChoice) -> float:
-        """Requests a second."""
         settings, curve = choice.plan.settings, self.curve
         held = max(1, choice.plan.kv.tokens // (curve["prompt"] + curve["output"]))
         doublings = math.log2(settings.max_prefill_token_num / 4096)

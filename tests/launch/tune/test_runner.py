@@ -27,7 +27,6 @@ FEW = LoadSpec.of(images=0, requests=2, concurrency=2, warm_up=0)
 
 
 def driven(loads: _Loads, url: str, stop: StopSignal) -> None:
-    """To their end."""
     loads.begin([url])
 
     def over() -> bool:
