@@ -80,7 +80,7 @@ BUGS = (
     Bug("a client that varies its request is never refused", _DENY_LIST,
         "        if len(clients) == 1 and others:", "        if False:"),
     Bug("an engine that somebody killed accuses its requests", _START,
-        'ending.kind == "killed" or any_lost(uuids)', "any_lost(uuids)"),
+        'end.kind == "killed" or any_lost(uuids)', "any_lost(uuids)"),
     Bug("the next gateway knows no suspect", _START, ", deny_list=run.deny_list)", ")"),
     Bug("a death is noted once", "gateway/routing/engines.py",
         "self.death is None or max(self.last_success, sent_at - _PAUSE) > self.died_at",

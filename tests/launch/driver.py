@@ -45,7 +45,7 @@ def main() -> int:
         with StopSignal() as stop:
             ended = server.run(stop, lambda urls: say("READY " + " ".join(urls)))
     except EndedError as exc:
-        error = exc.ending.error
+        error = exc.end.error
         say(f"error: {error.message} | {error.hint}")
         return error.exit_code
     except TurbofitError as exc:

@@ -295,7 +295,7 @@ class Run:
                 with ExitStack() as stack:
                     ended = start.run(stop, stack)
             except EndedError as exc:
-                end = exc.ending
+                end = exc.end
             except TurbofitError as exc:
                 self.record.state("failed", ended=exc.to_dict()["error"])
                 raise
@@ -682,25 +682,25 @@ class Start:
         members = self._plan.parallel.groups[engine.group]
         return [gpu.uuid for gpu in self._plan.gpus if gpu.index in members]
 
-    def _ended(self, engine: SupervisedEngine, ending: End) -> None:
-        died = f"{engine.name}: {ending.error.message}"
+    def _ended(self, engine: SupervisedEngine, end: End) -> None:
+        died = f"{engine.name}: {end.error.message}"
         self._run.record.event("ended", died)
         self._run.on_death(died)
         if self._run.public is not None:
             index = self._supervisor.engines.index(engine)
-            other = self._other_cause(engine, ending)
+            other = self._other_cause(engine, end)
             with suppress(LaunchError):  # what it died of is not noted
                 self._run.public.call(
                     lambda gateway: gateway.engine_ended(index, other_cause=other)
                 )
 
-    def _other_cause(self, engine: SupervisedEngine, ending: End) -> bool:
+    def _other_cause(self, engine: SupervisedEngine, end: End) -> bool:
         """Whether no request can have ended an engine."""
         uuids, monitor = self._uuids(engine), self._gpu_monitor
         taken = monitor is not None and monitor.without_headroom(uuids)
-        if ending.kind == "out_of_memory" and taken:
+        if end.kind == "out_of_memory" and taken:
             return True
-        return ending.kind == "killed" or any_lost(uuids)
+        return end.kind == "killed" or any_lost(uuids)
 
     def _rest(self, outage: Outage | None) -> None:
         """No engine runs for a while, or one is started again: clients are told."""

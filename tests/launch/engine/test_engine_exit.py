@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from tests.support.plans import plausible_plan
 from turbofit.core.errors import LaunchError, OutOfMemoryError
 from turbofit.core.plan import Plan, PlannedEngine
-from turbofit.launch.engine.engine_log import StartupTracker, ending, hang, silence
+from turbofit.launch.engine.engine_log import StartupTracker, end_of, hang, silence
 from turbofit.observe.ends import End
 
 LOG = Path("/state/engine-0.log")
@@ -72,7 +72,7 @@ def test_phases_come_once_and_figures_with_them() -> None:
 )  # fmt: skip
 def test_lacks_of_memory(lines: tuple[str, ...], code: int, phase: str, words: str) -> None:
     """The first fault counts, and not what follows from it."""
-    ended = ending(code, tracker(*lines), plausible_plan(), LOG)
+    ended = end_of(code, tracker(*lines), plausible_plan(), LOG)
     assert (ended.phase, ended.is_oom, ended.retryable) == (phase, True, False)
     assert type(ended.error) is OutOfMemoryError
     assert words in ended.error.message
@@ -93,7 +93,7 @@ def test_lacks_of_memory(lines: tuple[str, ...], code: int, phase: str, words: s
     ],
 )  # fmt: skip
 def test_other_endings(lines: tuple[str, ...], code: int, words: str) -> None:
-    error = ending(code, tracker(*lines), plausible_plan(), LOG).error
+    error = end_of(code, tracker(*lines), plausible_plan(), LOG).error
     assert type(error) is LaunchError
     assert words in error.message
     assert str(LOG) in error.hint
@@ -126,7 +126,7 @@ def test_the_pretend_account_adds_the_bytes() -> None:
         gpu=2, phase="serving", where="InternVit::Impl::Forward", asked=500 << 20,
         left=300 << 20, missing=202 << 20,
     )  # fmt: skip
-    ended = ending(-6, tracker(START, BUDGET, WARM, DONE, CUDA), plausible_plan(), LOG, death=death)
+    ended = end_of(-6, tracker(START, BUDGET, WARM, DONE, CUDA), plausible_plan(), LOG, death=death)
     assert (ended.phase, ended.gpu, ended.missing) == ("vision", 2, 202 << 20)
     assert "it asked 500 MiB where 300 MiB were left on GPU 2" in ended.error.message
     assert "(in InternVit::Impl::Forward)" in ended.error.message
@@ -136,18 +136,18 @@ def test_the_pretend_account_adds_the_bytes() -> None:
 @pytest.mark.parametrize("code", [0, -9, -11, -15, 137])
 def test_evidence_that_disagrees_is_unknown_and_no_rung_is_taken(code: int) -> None:
     """The log tells of a lack of memory, and no process ends of one like that."""
-    end = ending(code, tracker(START, BUDGET, CUDA), plausible_plan(), LOG)
+    end = end_of(code, tracker(START, BUDGET, CUDA), plausible_plan(), LOG)
     assert end.kind == "unknown"
     assert (end.is_oom, end.retryable) == (False, True)
     assert "out of memory" in end.message
 
 
 def test_who_killed_it() -> None:
-    by_kernel = ending(-9, tracker(START), plausible_plan(), LOG, host_kills=1)
+    by_kernel = end_of(-9, tracker(START), plausible_plan(), LOG, host_kills=1)
     assert (by_kernel.kind, by_kernel.phase) == ("host_memory", "host")
-    nobody_knows = ending(-9, tracker(START), plausible_plan(), LOG, host_kills=None)
+    nobody_knows = end_of(-9, tracker(START), plausible_plan(), LOG, host_kills=None)
     assert nobody_knows.kind == "host_memory"
-    by_somebody = ending(-9, tracker(START), plausible_plan(), LOG, host_kills=0)
+    by_somebody = end_of(-9, tracker(START), plausible_plan(), LOG, host_kills=0)
     assert by_somebody.kind == "killed"
     assert by_somebody.retryable
     assert isinstance(by_somebody.error, LaunchError)
@@ -155,7 +155,7 @@ def test_who_killed_it() -> None:
 
 def test_the_drivers_errors_are_said() -> None:
     note = "Xid 79 on 0000:01:00: the card has fallen off the bus"
-    ended = ending(-6, tracker(START), plausible_plan(), LOG, notes=(note,))
+    ended = end_of(-6, tracker(START), plausible_plan(), LOG, notes=(note,))
     assert note in ended.error.message
 
 
@@ -173,14 +173,14 @@ def test_a_loop_that_failed_is_waited_for_until_its_last_words() -> None:
 
 def test_page_locked_memory_is_not_the_gpus() -> None:
     seen = tracker(START, BUDGET, CUDA.replace("a.cc:1", "allocator.cc:105"), FRAME)
-    end = ending(-6, seen, plausible_plan(), LOG)
+    end = end_of(-6, seen, plausible_plan(), LOG)
     assert (end.kind, end.phase, end.where) == ("host_memory", "host", "InternVit::Impl::Forward")
     assert "page-locked host memory" in end.error.message
 
 
 def test_a_call_that_a_check_guards_runs_out_of_memory_too() -> None:
     checked = CUDA.replace("CUDA error:", "Check failed: status == cudaSuccess")
-    end = ending(-6, tracker(START, BUDGET, WARM, checked), plausible_plan(), LOG)
+    end = end_of(-6, tracker(START, BUDGET, WARM, checked), plausible_plan(), LOG)
     assert (end.kind, end.phase, end.retryable) == ("out_of_memory", "warm-up", False)
 
 
@@ -188,7 +188,7 @@ def test_an_allocation_that_was_to_fail_lacked_nothing() -> None:
     death = End(
         gpu=0, phase="warm-up", where="x", asked=512, left=1 << 30, missing=None, simulated=7
     )
-    end = ending(-6, tracker(START, BUDGET, WARM, CUDA), plausible_plan(), LOG, death=death)
+    end = end_of(-6, tracker(START, BUDGET, WARM, CUDA), plausible_plan(), LOG, death=death)
     assert (end.missing, end.left) == (None, 1 << 30)
     assert "simulated" in end.error.message
 
@@ -226,7 +226,7 @@ def test_a_loop_that_died_of_an_image(plan: Plan) -> None:
         OOM,
     )
     assert tracker.loop_failed(0.05)
-    end = ending(None, tracker, plan, LOG)
+    end = end_of(None, tracker, plan, LOG)
     assert (end.kind, end.phase, end.asked) == ("out_of_memory", "vision", 640 << 20)
     assert isinstance(end.error, OutOfMemoryError)
     assert end.is_oom
@@ -237,7 +237,7 @@ def test_the_pretend_account_says_where_and_how_much_was_missing(plan: Plan) -> 
     death = End(
         gpu=0, where="qwen2_vl.py:449 forward", asked=100, left=40, missing=60, phase="start"
     )
-    end = ending(None, tracker, plan, LOG, death=death)
+    end = end_of(None, tracker, plan, LOG, death=death)
     assert (end.missing, end.left, end.where) == (60, 40, "qwen2_vl.py:449 forward")
 
 
@@ -245,21 +245,21 @@ def test_a_cache_that_finds_no_memory_is_none_of_the_weights(plan: Plan) -> None
     loading = "Loading weights from safetensors: 100%|##########| 4/4"
     said = f"{OOM} a total capacity of 11.62 GiB of which 512.00 MiB is free. Including"
     tracker = watched(plan, loading, "    self.build_cache_engine()", said)
-    end = ending(1, tracker, plan, LOG)
+    end = end_of(1, tracker, plan, LOG)
     assert (end.phase, end.missing) == ("cache", 128 << 20)
     assert "when it allocated the cache" in end.error.message
     assert "--margin" in end.error.hint
     death = End(gpu=0, where="layout.py:63", asked=100, left=40, missing=60, phase="")
-    assert ending(1, tracker, plan, LOG, death=death).missing == 128 << 20
+    assert end_of(1, tracker, plan, LOG, death=death).missing == 128 << 20
     early = watched(plan, loading, said)
-    assert ending(1, early, plan, LOG).phase == "weights"
+    assert end_of(1, early, plan, LOG).phase == "weights"
 
 
 def test_a_loop_that_died_of_something_else_waits_for_its_words(plan: Plan) -> None:
     tracker = watched(plan, FAILED, "KeyError: 'x'")
     assert not tracker.loop_failed(0.5)
     assert tracker.loop_failed(2.5)
-    end = ending(None, tracker, plan, LOG)
+    end = end_of(None, tracker, plan, LOG)
     assert end.kind == "crash"
     assert end.retryable
     assert "503" in end.error.message
@@ -268,7 +268,7 @@ def test_a_loop_that_died_of_something_else_waits_for_its_words(plan: Plan) -> N
 def test_no_room_for_a_cache(plan: Plan) -> None:
     tracker = watched(plan, "RuntimeError: No enough gpu memory for kv cache.")
     assert tracker.no_cache == "kv cache"
-    assert ending(1, tracker, plan, LOG).phase == "cache"
+    assert end_of(1, tracker, plan, LOG).phase == "cache"
 
 
 def test_processes_that_missed_each_other_are_started_again(plan: Plan) -> None:
@@ -276,7 +276,7 @@ def test_processes_that_missed_each_other_are_started_again(plan: Plan) -> None:
     assert early.raced
     late = watched(plan, "INFO:     Uvicorn running on http://127.0.0.1:1", "EOFError")
     assert not late.raced
-    end = ending(1, early, plan, LOG)
+    end = end_of(1, early, plan, LOG)
     assert end.kind == "raced"
     assert end.retryable
     assert isinstance(end.error, LaunchError)

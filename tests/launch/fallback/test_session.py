@@ -19,7 +19,7 @@ from tests.support.processes import Child
 from tests.support.waiting import HANG, until
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Workload
-from turbofit.launch.engine.engine_log import StartupTracker, ending
+from turbofit.launch.engine.engine_log import StartupTracker, end_of
 from turbofit.launch.engine.launches import free_ports, port_of
 from turbofit.launch.engine.worst_requests import longest_request, worst_request
 from turbofit.machine.source import machine_from
@@ -73,7 +73,7 @@ def test_endings_of_torch(lines, phase, tmp_path):
     tracker = StartupTracker(plan)
     for line in [*lines, "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."]:
         tracker.see(line, 1, 0.0)
-    end = ending(1, tracker, plan, tmp_path / "log")
+    end = end_of(1, tracker, plan, tmp_path / "log")
     assert (end.kind, end.phase, end.asked) == ("out_of_memory", phase, 2 << 30)
     assert "LMDeploy" not in end.error.message + end.error.hint
 

@@ -219,12 +219,12 @@ _PRETEND: Final[dict[str, MemoryPhase]] = {
 class EndedError(Exception):
     """An engine ended, and the supervisor cannot mend it by starting it again."""
 
-    def __init__(self, ending: End) -> None:
-        super().__init__(ending.message)
-        self.ending = ending
+    def __init__(self, end: End) -> None:
+        super().__init__(end.message)
+        self.end = end
 
 
-def ending(  # noqa: PLR0913 - what is known of an ending
+def end_of(  # noqa: PLR0913 - what is known of an ending
     code: int | None,
     tracker: StartupTracker,
     plan: Plan,
@@ -234,7 +234,7 @@ def ending(  # noqa: PLR0913 - what is known of an ending
     host_kills: int | None = None,
     notes: tuple[str, ...] = (),
 ) -> End:
-    """The ending of an engine that ended by itself.
+    """The end of an engine that ended by itself.
 
     Its exit code is negative for a signal, or 128 + the signal. None: the PyTorch engine's loop
     ended, and the server in front of it lives and would answer 503 for ever. ``death`` is the

@@ -13,7 +13,7 @@ from turbofit.launch.engine import kernel
 from turbofit.launch.engine.engine_client import EngineClient, Probe, Timing
 from turbofit.launch.engine.engine_log import (
     StartupTracker,
-    ending,
+    end_of,
     fallback,
     hang,
     silence,
@@ -168,7 +168,7 @@ class SupervisedEngine:
             if code is None and self.state == "ready" and self.client.completes(_CONFIRM_SECONDS):
                 self.tracker.survived(float("inf"))  # a line that only looked like the engine's own
                 return None
-            return ending(None, self.tracker, self._plan, self.log, death=self.death())
+            return end_of(None, self.tracker, self._plan, self.log, death=self.death())
         if self.tracker.hangs(now):
             return hang(self.tracker, self._plan, self.log)
         # A loop that ends fails its requests at once; the reason comes later, in the log.
@@ -281,7 +281,7 @@ class SupervisedEngine:
     def _ended(self, code: int) -> End:
         _LOG.info("%s ended with code %d in phase %s", self.name, code, self.tracker.phase)
         before, after = self._earlier_kills, kernel.host_kills()
-        return ending(
+        return end_of(
             code, self.tracker, self._plan, self.log,
             death=self.death() if self.tracker.fault is not None else None,
             host_kills=None if before is None or after is None else after - before,

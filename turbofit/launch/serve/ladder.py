@@ -38,7 +38,7 @@ class Rung(Struct):
 
 
 def rungs(ended: End, plan: Plan, fixed: Options) -> Iterator[Rung]:
-    """Steps that may help against an ending, the one that its phase needs first.
+    """Steps that may help against an end, the one that its phase needs first.
 
     The plan is of the engine that ended; ``fixed`` are the planner's keywords that the user gave.
     """
