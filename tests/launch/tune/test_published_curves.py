@@ -12,7 +12,7 @@ import pytest
 import yaml
 from msgspec.structs import replace
 
-from tests.launch.tune.test_slo import SEEN
+from tests.launch.tune.test_search import SEEN
 from turbofit.launch.tune.search import SearchPoint, TrialSearch
 from turbofit.launch.tune.space import MeanRequest, TrialChoice, choices
 from turbofit.planning.plan import plan
