@@ -284,7 +284,7 @@ def test_kubernetes_reads_the_objects(service: Service, claim: str | None) -> No
 
 
 def test_deadlines_are_the_supervisors() -> None:
-    from turbofit.launch.engine.supervised_engine import Timing
+    from turbofit.launch.engine.engine_client import Timing
     from turbofit.launch.serve import supervisor as serve
 
     service = service_of(plan_of("two copies"), port=1, host="h")

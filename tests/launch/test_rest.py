@@ -20,9 +20,9 @@ from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.routing.engines import Outage
 from turbofit.gateway.server import make_gateway
 from turbofit.gateway.thread import GatewayThread
+from turbofit.launch.engine.engine_client import Timing
 from turbofit.launch.engine.engine_log import EndedError
 from turbofit.launch.engine.launches import Launch
-from turbofit.launch.engine.supervised_engine import Timing
 from turbofit.launch.serve.supervisor import StopSignal, Supervisor
 from turbofit.planning.commands import commands
 

@@ -25,11 +25,6 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.planning.examine.health import Health
 
-__all__ = [
-    "CHECKS", "DOCTOR_SCHEMA", "Check", "DoctorReport", "Finding", "answers", "examine",
-    "plan_warnings", "refuse",
-]  # fmt: skip
-
 DOCTOR_SCHEMA: Final = "turbofit.doctor/1"
 _STOPS: Final = 3
 _NO_MACHINE: Final = 4

@@ -24,11 +24,6 @@ if TYPE_CHECKING:
     from turbofit.core.model import Model
     from turbofit.core.plan import Plan, PlannedEngine, Settings
 
-__all__ = [
-    "came_later", "commands", "grouped", "left_out", "model_path", "module_of", "private_commands",
-    "ratio", "refuse_options", "visible_devices",
-]  # fmt: skip
-
 
 def commands(
     plan: Plan,

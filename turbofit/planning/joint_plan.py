@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from turbofit.planning.request import PlanRequest
     from turbofit.tuner.resolved_request import Margin
 
-__all__ = ["JointGpu", "JointPlan", "ModelOnGpu", "joint_plan", "options_of_each"]
-
 JOINT_SCHEMA: Final = "turbofit.joint/1"
 
 #: Halvings of the search for the least that a model needs: to 1/128 of the room.

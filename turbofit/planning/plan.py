@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from turbofit.core.cluster import ClusterPlan
     from turbofit.planning.request import PredictRequest
 
-__all__ = ["doubled_margin", "finished", "plan", "predict", "refusal"]
-
 
 def plan(request: PlanRequest, *, pretend: bool | None = None) -> Plan:
     """The best plan, whether it fits or not; with what `turbofit tune` found for it.

@@ -15,8 +15,6 @@ from turbofit.planning.request import PACE, PlanRequest
 from turbofit.tuner.resolved_request import ResolvedRequest, check_limits
 from turbofit.tuner.speed import Pace
 
-__all__ = ["model_of", "resolve"]
-
 
 def resolve(request: PlanRequest) -> ResolvedRequest:
     """Read the model, measure the machine, and refuse contradictions that no search can mend.

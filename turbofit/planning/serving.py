@@ -24,8 +24,6 @@ from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_l
 from turbofit.tuner.search.search import EngineFit
 from turbofit.tuner.search.shapes import PREFILL_SIZES, Shape, chosen_dtype, shape_settings
 
-__all__ = ["far_too_large", "serving"]
-
 #: Bytes by which the weights alone must miss a GPU before no search is made. A larger degree takes
 #: more for its communicator than a smaller one, by less than this.
 _FAR: Final = 2 * GIB

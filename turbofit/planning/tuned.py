@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from turbofit.planning.request import PlanRequest
     from turbofit.tuner.resolved_request import ResolvedRequest
 
-__all__ = ["pinned", "still_tuned", "with_tuned"]
-
 #: How the reason of a tuned plan begins.
 _REASON: Final = "tuned: "
 

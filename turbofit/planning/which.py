@@ -29,8 +29,6 @@ from turbofit.planning.request import WhichRequest
 from turbofit.planning.resolve import model_of, resolve
 from turbofit.planning.serving import far_too_large, serving
 
-__all__ = ["COUNTS", "which_cards", "which_models"]
-
 _T = TypeVar("_T")
 
 #: GPUs of one machine that are tried.

@@ -9,9 +9,8 @@ from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Plan
 from turbofit.core.process.state import new_folder
 from turbofit.gateway.config import GatewayConfig
-from turbofit.launch.engine.engine_client import EngineClient
+from turbofit.launch.engine.engine_client import EngineClient, Timing
 from turbofit.launch.engine.environment import Lmdeploy
-from turbofit.launch.engine.supervised_engine import Timing
 from turbofit.launch.run import Run
 from turbofit.launch.serve.config import ServeConfig
 from turbofit.launch.serve.leases import Leases

@@ -54,8 +54,6 @@ if TYPE_CHECKING:
     from turbofit.launch.serve.supervisor import StopSignal
     from turbofit.planning.request import PlanRequest
 
-__all__ = ["Controller", "NodeState", "serve_cluster"]
-
 _TICK, _POST_SECONDS = 0.2, 1.0
 #: Other fronts have so long to hear of a node that has changed before the next one does.
 _FRONTS_TICKS: Final = 15

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     #: Takes the model's name, and what asks a question and returns its prompt's tokens.
     Exam = Callable[[str, Callable[[ProbeRequest], int]], None]
 
-__all__ = ["FAILURES", "EngineClient", "Exam", "Probe", "Timing"]
-
 #: What a call raises where the engine does not answer.
 FAILURES = (OSError, http.client.HTTPException)
 

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from turbofit.launch.engine.pretended import PretendReader
     from turbofit.launch.engine.worst_requests import ProbeRequest
 
-__all__ = ["Examiner", "SupervisedEngine", "Timing"]
-
 
 class Examiner(Protocol):
     """Looks closer at engines than their readiness needs."""

@@ -11,8 +11,9 @@ from msgspec.structs import replace
 
 from turbofit.core.process.signals import raised_again, stop_signals, unblock
 from turbofit.gateway.routing.engines import Outage
+from turbofit.launch.engine.engine_client import Timing
 from turbofit.launch.engine.engine_log import EndedError
-from turbofit.launch.engine.supervised_engine import SupervisedEngine, Timing
+from turbofit.launch.engine.supervised_engine import SupervisedEngine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

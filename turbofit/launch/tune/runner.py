@@ -17,8 +17,8 @@ from turbofit.core.errors import TurbofitError
 from turbofit.core.process.signals import unblock
 from turbofit.core.tuning import SpeedFigures
 from turbofit.gateway.config import GatewayConfig
+from turbofit.launch.engine.engine_client import Timing
 from turbofit.launch.engine.launches import free_ports
-from turbofit.launch.engine.supervised_engine import Timing
 from turbofit.launch.run import Run
 from turbofit.launch.serve.supervisor import StoppedError, StopSignal
 from turbofit.launch.tune.load_child import LoadChild

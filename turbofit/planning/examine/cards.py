@@ -19,12 +19,6 @@ if TYPE_CHECKING:
     from turbofit.core.machine import Gpu, Machine
     from turbofit.core.plan import GpuLedger, Plan
 
-__all__ = [
-    "acs", "acs_control", "cuda_visible_devices", "ecc", "free_memory", "gpus", "holders", "iommu",
-    "mig", "open_margin", "pcie", "peer_access", "persistence", "same_machine", "thermal",
-    "who_grew", "xid",
-]  # fmt: skip
-
 #: Less free memory than this serves nothing: a context and the smallest vision model's weights.
 _LEAST: Final = 2 * GIB
 _HELD: Final = GIB // 2

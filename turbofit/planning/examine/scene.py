@@ -20,11 +20,6 @@ if TYPE_CHECKING:
     from turbofit.kernels.census import Census
     from turbofit.planning.examine.health import Health
 
-__all__ = [
-    "CHILD_SECONDS", "Answer", "Scene", "Sources", "State", "When", "ok", "stops", "unreadable",
-    "warning",
-]  # fmt: skip
-
 State = Literal["ok", "warning", "stops", "unreadable"]
 #: `doctor`; a plan's warnings; a run before it takes anything; under the lock of the leases, beside
 #: the machine as it is; each start of its engines; while they serve.
