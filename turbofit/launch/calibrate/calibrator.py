@@ -18,7 +18,6 @@ from msgspec.structs import replace
 from turbofit.core.errors import LaunchError, MachineError, TurbofitError
 from turbofit.core.plan import Plan
 from turbofit.core.process.progress import Step, tell
-from turbofit.core.process.state_file import StateFile, digest_of_parts
 from turbofit.core.struct import Struct
 from turbofit.core.units import MIB, format_bytes
 from turbofit.launch.engine.worst_requests import (
@@ -27,6 +26,7 @@ from turbofit.launch.engine.worst_requests import (
     worst_image_tokens,
     worst_request,
 )
+from turbofit.launch.state_file import StateFile, digest_of_parts
 from turbofit.observe.calibration import KERNELS, STEADY, CalibratedGpu, Observation
 from turbofit.observe.sampler import SampledRange, Sampler, memory_now
 

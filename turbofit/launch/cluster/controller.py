@@ -29,7 +29,6 @@ from turbofit.core.errors import (
     UsageError,
 )
 from turbofit.core.process.state import state_dir
-from turbofit.core.process.state_file import StateFile
 from turbofit.core.struct import Struct
 from turbofit.gateway.front import Front, NodeAddress
 from turbofit.gateway.http.accesslog import access_log
@@ -41,6 +40,7 @@ from turbofit.launch.cluster.node import NodeActor, NodeTold
 from turbofit.launch.cluster.nodes import held_only, node_of
 from turbofit.launch.cluster.ray_adapter import RayCallError, ResultTimeoutError
 from turbofit.launch.serve.detached import LEASE_SECONDS
+from turbofit.launch.state_file import StateFile
 from turbofit.planning.cluster import plan_cluster, plan_joining
 from turbofit.planning.plan import doubled_margin, refusal
 

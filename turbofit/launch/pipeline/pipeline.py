@@ -81,11 +81,8 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
         )
     planning = with_draft(planning, speculative_config)
     with ExitStack() as failed:
-        leases = None
-        if planning.get("on") is None and os.name != "nt":  # on Windows none serves
-            from turbofit.launch.serve.leases import Leases
-
-            leases = Leases()
+        leases = _leases() if planning.get("on") is None else None
+        if leases is not None:
             failed.callback(leases.close)
         request = _request(_pretended(model_path), backend_config, planning)
         try:
@@ -131,6 +128,15 @@ def _pretended(model_path: str) -> str:
     if twin is None or find_preset(model_path) != find_preset(Path(twin).name):
         return model_path
     return twin
+
+
+def _leases() -> Leases | None:
+    """What the turbofits of this machine reserve; None on Windows, where none serves."""
+    if os.name == "nt":
+        return None
+    from turbofit.launch.serve.leases import Leases
+
+    return Leases()
 
 
 def _request(model_path: str, backend_config: Any, planning: dict[str, Any]) -> PlanRequest:
