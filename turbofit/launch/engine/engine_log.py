@@ -13,7 +13,7 @@ from turbofit.core.units import format_bytes
 from turbofit.core.version import REFERENCE
 from turbofit.memory.versions import release
 from turbofit.observe.ends import End, MemoryPhase, end_kind, exit_words
-from turbofit.observe.forecast import cache_beside, tokens_beside
+from turbofit.observe.forecast import cache_beside, in_words, tokens_beside
 from turbofit.observe.log_events import (
     Backpressure,
     CacheBudget,
@@ -185,11 +185,10 @@ class StartupTracker:
             return self._enter("weights")
         if isinstance(event, CacheBudget) and self.budget is None:
             self.budget = event
-            figures = [beside.text for beside in cache_beside(self._plan, event)]
-            return [*self._enter("cache"), *figures]
+            return [*self._enter("cache"), *map(in_words, cache_beside(self._plan, event))]
         if isinstance(event, Slab) and self.slab is None and self.budget is not None:
             self.slab = event
-            return [tokens_beside(self._plan, self.budget, event).text]
+            return [in_words(tokens_beside(self._plan, self.budget, event))]
         if isinstance(event, WarmingUp | WarmupLengths):
             return self._enter("warm-up")
         if isinstance(event, WarmupLength):

@@ -118,12 +118,9 @@ def beside(plan: Plan, engine: SupervisedEngine, held: Mapping[int, int]) -> lis
     rows: list[RunFigure] = []
     tracker = engine.tracker
     if tracker.budget is not None:
-        rows += [
-            _row(one.what, one.forecast, one.actual) for one in cache_beside(plan, tracker.budget)
-        ]
+        rows += cache_beside(plan, tracker.budget)
         if tracker.slab is not None:
-            one = tokens_beside(plan, tracker.budget, tracker.slab)
-            rows.append(replace(_row(one.what, one.forecast, one.actual), unit="tokens"))
+            rows.append(tokens_beside(plan, tracker.budget, tracker.slab))
     if engine.pretended is not None:
         return [*rows, *_pretend_rows(plan, engine.pretended)]
     for index in plan.parallel.groups[engine.group]:
