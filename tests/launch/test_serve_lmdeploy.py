@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.support.nvml import Process, Scenario, gpu_3090
-from tests.support.processes import REPO, STANDIN, Child, gone, pids
+from tests.support.processes import REPO, Child, gone, pids
 from tests.support.waiting import HANG
 from turbofit.core.installation import install_command
 from turbofit.core.plan import Plan
@@ -149,24 +149,6 @@ def test_of_several_models_the_first_is_asked(
 
 
 @pytest.mark.exhaustive
-def test_qwen2_vl_as_two_replicas(serve: Any, qwen2_vl: Path, port: int) -> None:
-    scenario = Scenario(gpus=[gpu_3090(0), gpu_3090(1)])
-    words = ("--replicas", "2", "--tp", "1", "--max-pixels", "401408", "--context", "4096")
-    child = serve(str(qwen2_vl), *words, scenario=scenario)
-    child.wait_for("engine 1: phase: ready")
-    child.wait_for("engine 0: phase: ready")
-    assert child.process.stdout is not None
-    assert child.process.stdout.readline() == f"http://127.0.0.1:{port}\n"
-    name = ask(port, "/v1/models")["data"][0]["id"]
-    for _ in range(4):
-        answer = ask(port, "/v1/completions", {"model": name, "prompt": "a", "max_tokens": 1})
-        assert answer["choices"]
-    child.process.send_signal(signal.SIGINT)
-    assert child.finish() == 130
-    assert all(gone(pid) for pid in pids(child))
-
-
-@pytest.mark.exhaustive
 def test_the_hang_is_named_and_its_log_is_short(
     serve: Any, internvl2: Path, tmp_path: Path
 ) -> None:
@@ -234,7 +216,3 @@ def test_lmdeploy_missing_is_an_install_command(
     )  # fmt: skip
     assert done.returncode == 7, done.stderr
     assert install_command("lmdeploy") in done.stderr
-
-
-def test_the_standin_says_what_it_is() -> None:
-    assert "stand-in" in (STANDIN / "standin_engine.py").read_text().split("\n")[0]
