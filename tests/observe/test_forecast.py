@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import turbofit
 from tests.support.plans import plausible_plan
+from turbofit.core.run_report import RunFigure
 from turbofit.core.units import MIB
 from turbofit.observe.forecast import cache_beside, in_words, tokens_beside
 from turbofit.observe.log_events import CacheBudget, Slab
@@ -20,6 +21,8 @@ def test_the_engines_figures_beside_the_plans() -> None:
     tokens = tokens_beside(plan, budget, slab)
     assert tokens.actual == 535 * 16 * 64
     assert "547,840 (forecast 544,000, +0.7%)" in in_words(tokens)
+    on_card = RunFigure(what="in use", forecast=100 * MIB, actual=99 * MIB, gpu=1)
+    assert in_words(on_card) == "GPU 1: in use: 99.0 MiB (forecast 100.0, -1.0%)"
 
 
 def test_tokens_of_a_hybrid_model_are_beside_its_states() -> None:

@@ -42,9 +42,10 @@ from turbofit.launch.serve.ladder import (
 )
 from turbofit.launch.serve.planner import Planner, can_rehearse
 from turbofit.launch.serve.runs import Record, facts_of, run_folder
-from turbofit.launch.serve.start_progress import StartProgress, as_launched, beside, line
+from turbofit.launch.serve.start_progress import StartProgress, as_launched, beside
 from turbofit.launch.serve.supervisor import StoppedError, Supervisor
 from turbofit.observe.calibrations import pretends
+from turbofit.observe.forecast import in_words
 from turbofit.planning import checks
 from turbofit.planning.checks import refuse
 from turbofit.planning.commands import commands, module_of, private_commands
@@ -543,7 +544,7 @@ class Start:
             rows = beside(plan.of_group(engine.group), engine, used)
             for row in rows:
                 if row.gpu is not None:
-                    run.say(f"{engine.name}: {line(row)}")
+                    run.say(f"{engine.name}: {in_words(row)}")
             spent = engine.spent()
             engines.append(EngineRecord(group=engine.group, seconds=spent, beside=tuple(rows)))
         cached = {engine.group: engine.tracker.cached_tokens() for engine in supervisor.engines}

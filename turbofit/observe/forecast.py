@@ -39,12 +39,13 @@ def free_for_cache(ledger: GpuLedger) -> int:
 
 
 def in_words(figure: RunFigure) -> str:
-    """A figure of an engine's log for people: how far off the forecast was."""
+    """A figure for people: how far off the forecast was."""
     forecast, actual = figure.forecast, figure.actual
     off = f", {(actual - forecast) / forecast:+.1%}" if forecast else ""
+    what = figure.what if figure.gpu is None else f"GPU {figure.gpu}: {figure.what}"
     if figure.unit == "tokens":
-        return f"{figure.what}: {actual:,} (forecast {forecast:,}{off})"
-    return f"{figure.what}: {mib(actual)} MiB (forecast {mib(forecast)}{off})"
+        return f"{what}: {actual:,} (forecast {forecast:,}{off})"
+    return f"{what}: {mib(actual)} MiB (forecast {mib(forecast)}{off})"
 
 
 def cache_beside(plan: Plan, budget: CacheBudget) -> tuple[RunFigure, ...]:

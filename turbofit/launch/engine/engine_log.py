@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from turbofit.core.plan import Plan
+    from turbofit.core.run_report import RunFigure
     from turbofit.core.struct import Struct
 
 EnginePhase = Literal["starting", "weights", "cache", "warm-up", "serving", "check", "ready"]
@@ -74,7 +75,8 @@ class StartupTracker:
         self._plan = plan
         self.phase: EnginePhase = "starting"
         self.budget: CacheBudget | None = None
-        self.slab: Slab | None = None
+        #: Its figures so far, beside the plan's.
+        self.figures: list[RunFigure] = []
         self.warming: int | None = None
         self.fallback: EngineFallback | None = None
         self._loop_failed: float | None = None
@@ -137,9 +139,7 @@ class StartupTracker:
 
     def cached_tokens(self) -> int | None:
         """Tokens that the cache holds by the engine's own figures."""
-        if self.budget is None or self.slab is None:
-            return None
-        return tokens_beside(self._plan, self.budget, self.slab).actual
+        return next((one.actual for one in self.figures if one.unit == "tokens"), None)
 
     def _wait(self, event: Backpressure, count: int, now: float) -> None:
         if self.phase != "warm-up" or event.cause != "memory":
@@ -185,10 +185,11 @@ class StartupTracker:
             return self._enter("weights")
         if isinstance(event, CacheBudget) and self.budget is None:
             self.budget = event
-            return [*self._enter("cache"), *map(in_words, cache_beside(self._plan, event))]
-        if isinstance(event, Slab) and self.slab is None and self.budget is not None:
-            self.slab = event
-            return [in_words(tokens_beside(self._plan, self.budget, event))]
+            self.figures += cache_beside(self._plan, event)
+            return [*self._enter("cache"), *map(in_words, self.figures)]
+        if isinstance(event, Slab) and self.budget is not None and self.cached_tokens() is None:
+            self.figures.append(tokens_beside(self._plan, self.budget, event))
+            return [in_words(self.figures[-1])]
         if isinstance(event, WarmingUp | WarmupLengths):
             return self._enter("warm-up")
         if isinstance(event, WarmupLength):
