@@ -70,10 +70,10 @@ def test_commands():
 )
 def test_endings_of_torch(lines, phase, tmp_path):
     plan = planned()
-    tracker = StartupTracker(plan)
+    tracker = StartupTracker(plan, tmp_path / "log")
     for line in [*lines, "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."]:
         tracker.see(line, 1, 0.0)
-    end = end_of(1, tracker, plan, tmp_path / "log")
+    end = end_of(1, tracker)
     assert (end.kind, end.phase, end.asked) == ("out_of_memory", phase, 2 << 30)
     assert "LMDeploy" not in end.error.message + end.error.hint
 
