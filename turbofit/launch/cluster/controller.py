@@ -647,8 +647,9 @@ def serve_cluster(
 def _saved(state: StateFile[_Saved], request: str) -> _Saved | None:
     """What an earlier controller of the same request has left while its servers' lease lasts."""
     saved = state.read()
-    lasts = saved is not None and 0 <= _since_boot() - saved.at < LEASE_SECONDS
-    return saved if lasts and saved.request == request and saved.plan.fits else None
+    if saved is None or saved.request != request or not saved.plan.fits:
+        return None
+    return saved if 0 <= _since_boot() - saved.at < LEASE_SECONDS else None
 
 
 def _since_boot() -> float:
