@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.support.nvml import Process, Scenario, gpu_3090
-from tests.support.processes import REPO, STANDIN, Child, gone, pids
+from tests.support.processes import REPO, Child, gone, pids
 from tests.support.waiting import HANG
 from turbofit.core.installation import install_command
 from turbofit.core.plan import Plan
@@ -51,13 +51,11 @@ def serve(tmp_path: Path, port: int, children: list[Child], nvml_machine: Any):
 
 
 def the_run(tmp_path: Path) -> Path:
-    """The only run's folder."""
     (folder,) = (tmp_path / "state" / "turbofit" / "runs").iterdir()
     return folder
 
 
 def ask(port: int, path: str, body: Any = None) -> Any:
-    """One request to the server."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}{path}", data=data, headers={"Content-Type": "application/json"}
@@ -204,7 +202,3 @@ def test_lmdeploy_missing_is_an_install_command(
     )  # fmt: skip
     assert done.returncode == 7, done.stderr
     assert install_command("lmdeploy") in done.stderr
-
-
-def test_the_standin_says_what_it_is() -> None:
-    assert "stand-in" in (STANDIN / "standin_engine.py").read_text().split("\n")[0]

@@ -37,6 +37,8 @@ def test_the_key_is_in_no_command_line(tmp_path: Path) -> None:
     assert argv[1:] == ["serve", "--server-port", "7", "--api-keys", "secret"]
     # Nor is it handed on to what the engine starts.
     assert left is None
+    # One of the user's own is on the command line already.
+    assert KEY not in Launch(command, module_runner("x"), "mine").start_command(0).env
 
 
 def test_an_engine_keeps_no_urls(tmp_path: Path) -> None:
@@ -53,13 +55,6 @@ def test_an_engine_keeps_no_urls(tmp_path: Path) -> None:
     assert json.loads(done.stdout) == ["image/png;base64,AAAA", 0]
 
 
-def test_a_key_of_the_users_own_is_not_given_twice() -> None:
-    command = Command(env={}, argv=("lmdeploy", "--api-keys", "mine"), group=0)
-    launch = Launch(command, module_runner("x"), "mine")
-    assert launch.key == "mine"
-    assert KEY not in launch.start_command(0).env
-
-
 def test_private_commands_are_closed() -> None:
     plan = plausible_plan(gpus=2, tp=1)
     one, two = private_commands(plan, [5001, 5002], "/overlay/InternVL2-8B", "org/name")
@@ -71,19 +66,15 @@ def test_private_commands_are_closed() -> None:
     assert one.argv[one.argv.index("--allow-origins") + 1] == "https://closed.invalid"
 
 
-def test_ports_are_different_and_free() -> None:
+def test_ports_are_different_free_and_not_the_gateways(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("random.SystemRandom.shuffle", lambda *_: None)
+        (first,) = free_ports(1)
+        assert first not in free_ports(1, besides=first)
     ports = free_ports(5)
     assert len(set(ports)) == 5
     assert all(port < _outgoing() for port in ports)
     assert port_of(Command(env={}, argv=("lmdeploy",), group=0)) == 23333
-
-
-def test_an_engine_does_not_get_the_port_of_the_gateway_to_come(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("random.SystemRandom.shuffle", lambda *_: None)
-    (first,) = free_ports(1)
-    assert first not in free_ports(1, besides=first)
 
 
 def test_lmdeploy_does_not_see_our_folder(tmp_path: Path) -> None:
