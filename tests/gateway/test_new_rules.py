@@ -95,7 +95,7 @@ def test_the_worst_request_reaches_the_plan(rule):
         assert rule.units(*image.size, limit) == plan.limits.units_per_image
         assert image.knobs == {}
         assert worst_image_tokens(plan) == plan.limits.image_tokens_per_request
-        parts = worst_request(plan, "m").request.body["messages"][0]["content"]
+        parts = worst_request(plan, "m").body["messages"][0]["content"]
         assert sum(part["type"] == "image_url" for part in parts) == 2
         assert rule.units(*rule.worst_size(limit), limit) == rule.worst_units(limit)
 

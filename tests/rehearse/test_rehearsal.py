@@ -140,6 +140,7 @@ def test_a_phones_photo_kills_qwen2_vl(run: Rehearse, tmp_path: Path) -> None:
     assert "65536 vision units" in found.missing.note
 
 
+@pytest.mark.exhaustive
 def test_kernels_without_code_for_the_card_end_the_engine(run: Rehearse) -> None:
     """As on real RTX 5090s: 11 of 11 runs with 4-bit weights aborted, once the cache was there."""
     blackwell = {"name": "NVIDIA GeForce RTX 5090", "sm": [12, 0], "sm_count": 170}

@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     from turbofit.core.model import Model
     from turbofit.core.plan import Limits, Plan
 
-__all__ = [
-    "cluster_serve_command", "is_prediction", "joint_serve_command", "request_of", "serve_command",
-]  # fmt: skip
-
 #: Fields that the command names by their places, or not at all.
 _UNSAID: Final = ("model", "on")
 _MEASURED: Final = "nvml"

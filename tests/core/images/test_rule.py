@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from tests.sweep import part
 from turbofit.core.errors import UsageError
 from turbofit.core.images import (
     AnyImageRule,
@@ -104,14 +105,14 @@ def test_sizes_without_pixels(rule: ImageRule) -> None:
         rule.tokens(10, 0)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=part(200, 3))
 @given(SIZES, st.integers(1, 12))
 def test_tiles_are_those_of_the_limit(size, limit) -> None:
     resized = TILES.size_within(size, limit)
     assert TILES.units(*(resized or size)) == TILES.units(*size, limit)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=part(200, 3))
 @given(SIZES, st.integers(100, 16_000))
 def test_patches_are_those_of_the_limit(size, windows) -> None:
     limit = windows * 784

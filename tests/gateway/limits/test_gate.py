@@ -8,6 +8,7 @@ from random import Random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.sweep import part
 from turbofit.gateway.limits.gate import UNSTATED, Cost, Gate, KvCache
 
 KV = KvCache(tokens=2000 + 640, longest=1024, block=64)
@@ -162,7 +163,7 @@ def history(dice: Random, *, steps: int = 300) -> tuple[int, int]:
     return came, engine.evictions
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=part(300, 3))
 @given(st.integers(0, 1 << 32))
 def test_no_forward_has_more_units_than_the_gate(seed: int) -> None:
     history(Random(seed))

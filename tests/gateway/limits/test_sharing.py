@@ -24,6 +24,7 @@ from tests.support.gateway import (
     limits_for,
 )
 from tests.support.plans import model, plausible_plan
+from tests.sweep import part
 from turbofit.core.images import AnyresRule, PatchRule, VideoRule
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.request_limits import (
@@ -72,7 +73,7 @@ def made(b: Bounds, image: RequestedImage, fit, request: dict[str, int]) -> tupl
     return served.units(*size), served.tokens(*size)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=part(60, 3))
 @given(
     st.lists(SIZES, min_size=1, max_size=12), st.integers(1, 3), st.booleans(), st.booleans(),
     st.booleans(),
@@ -123,7 +124,7 @@ def test_tiles_are_shared(sizes, tiles) -> None:
         assert lowered == any("max_dynamic_patch=12->" in word for word in fit.lowered)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=part(80, 3))
 @given(st.lists(SIZES, min_size=2, max_size=20))
 def test_pixels_are_lowered_as_little_as_is_needed(sizes) -> None:
     b = bounds(PATCHES)

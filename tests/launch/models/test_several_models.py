@@ -108,7 +108,6 @@ class Site:
         assert not self._running
 
     def ask(self, name: str) -> tuple[int, Any]:
-        """Status and JSON of a request for a model."""
         request = urllib.request.Request(
             f"{self.front.url}{CHAT}", json.dumps({**chat(), "model": name}).encode(),
             {"Content-Type": "application/json"},

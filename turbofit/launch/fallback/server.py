@@ -51,8 +51,6 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.request_context import Receive, Send
     from turbofit.gateway.http.routes import Kind, Route
 
-__all__ = ["FallbackApp", "GenerationOptions", "ServedModel", "main", "make_handlers"]
-
 #: Releases that were tried.
 _TRIED: Final = "5.17 and 5.24"
 #: Module of ``transformers.cli.serving``, class, method, parameters that are given to it.
