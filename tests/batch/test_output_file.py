@@ -26,7 +26,7 @@ def resumed(path, *, retry_failed: bool = False):
     with OutputFile(path) as output:
         output.resume(survey, retry_failed=retry_failed)
         counts = output.answered, output.failed
-    return path.stat().st_size, counts, [number for number in (1, 2, 3) if survey.done(number)]
+    return path.stat().st_size, counts, [number for number in (1, 2, 3) if survey.done[number]]
 
 
 @pytest.mark.parametrize(

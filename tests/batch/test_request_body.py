@@ -10,16 +10,17 @@ import pytest
 
 from turbofit.batch import request_body
 from turbofit.batch.item import BatchItem, ItemError
-from turbofit.batch.request_body import BodyWriter, ImageLimits, inlined
+from turbofit.batch.request_body import ImageLimits, inlined
 from turbofit.core.images import TileRule
 from turbofit.load.prompt import png, user_message
 from turbofit.model.source import resolve_model
 
 
-def writer(*, replace: bool = False, base: object = "", max_tokens: int | None = None):
-    return BodyWriter(
-        "served", replace=replace, base=str(base), limits=ImageLimits(), max_tokens=max_tokens
-    )
+def sent_for(one, *, replace: bool = False, base: object = "", max_tokens: int | None = None):
+    return request_body.request_body(
+        one, "served",
+        replace=replace, base=str(base), limits=ImageLimits(), max_tokens=max_tokens,
+    )  # fmt: skip
 
 
 def chat(text: str, images: list[str]) -> dict[str, object]:
@@ -47,13 +48,13 @@ def item(body) -> BatchItem:
     ],
 )
 def test_model_and_answer_length_are_filled_in(raw, options, sent) -> None:
-    assert json.loads(writer(**options).body(item(raw))) == sent
+    assert json.loads(sent_for(item(raw), **options)) == sent
 
 
 def test_an_entry_stays_small_when_its_images_are_read(tmp_path) -> None:
     (tmp_path / "a.png").write_bytes(png(64, 64))
     one = item(chat("?", ["a.png"]))
-    sent = json.loads(writer(base=tmp_path).body(one))
+    sent = json.loads(sent_for(one, base=tmp_path))
     assert sent["messages"][0]["content"][0]["image_url"]["url"].startswith("data:image/png")
     assert one.body == chat("?", ["a.png"])
 
@@ -61,14 +62,14 @@ def test_an_entry_stays_small_when_its_images_are_read(tmp_path) -> None:
 def test_images_of_a_jsonl_line_are_read_too(tmp_path) -> None:
     raw = msgspec.json.encode(chat("?", ["none.png"]))
     with pytest.raises(ItemError, match="is no file that is there"):
-        writer(base=tmp_path).body(item(raw))
+        sent_for(item(raw), base=tmp_path)
 
 
 def test_what_cannot_be_sent_is_the_items_failure() -> None:
     with pytest.raises(ItemError, match="no streams"):
-        writer().body(item(b'{"stream": true}'))
+        sent_for(item(b'{"stream": true}'))
     with pytest.raises(ItemError, match="cannot be sent"):
-        writer().body(item(chat("\udcff", [])))
+        sent_for(item(chat("\udcff", [])))
 
 
 PNG = png(64, 48)

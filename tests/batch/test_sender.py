@@ -10,17 +10,18 @@ from tests.batch.standin import StandIn, request
 from tests.support.processes import free_port
 from turbofit.batch import sender as sending
 from turbofit.batch.item import BatchItem, BatchLine, ItemError
-from turbofit.batch.request_body import BodyWriter, ImageLimits
 from turbofit.batch.sender import Sender
 from turbofit.core.errors import UnservedError, UsageError
-
-WRITER = BodyWriter("m", replace=False, base="", limits=ImageLimits(), max_tokens=None)
 
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch) -> None:
     monkeypatch.setattr(sending, "_PAUSE", 0.001)
     monkeypatch.setattr(sending, "_LONGEST_PAUSE", 0.01)
+
+
+def body_of(item: BatchItem) -> bytes:
+    return bytes(item.body)
 
 
 def line(url: str, text: str, **options: Any) -> BatchLine:
@@ -30,7 +31,7 @@ def line(url: str, text: str, **options: Any) -> BatchLine:
     async def ask() -> BatchLine:
         given = {"timeout": 60.0, "patience": 60.0, "key": None, **options}
         async with Sender(url, given.pop("key"), **given) as sender:
-            found = await sender.line(item, WRITER)
+            found = await sender.line(item, body_of)
             lowered.append(sender.lowered)
             return found
 
@@ -63,7 +64,7 @@ def test_a_url_that_is_none_is_the_items_failure() -> None:
     async def ask() -> BatchLine:
         async with Sender("http://[", None, timeout=1, patience=None) as sender:
             item = BatchItem(number=1, digest=1, url="/v1/[x:y//", body=msgspec.Raw(b"{}"))
-            return await sender.line(item, WRITER)
+            return await sender.line(item, body_of)
 
     assert asyncio.run(ask()).error.code == "bad_url"
 
@@ -127,7 +128,7 @@ def test_an_item_that_cannot_be_sent_is_not_sent() -> None:
     async def ask() -> BatchLine:
         async with Sender("http://127.0.0.1:9", None, timeout=1, patience=1) as sender:
             fault = ItemError("image_missing", "a.png is not there")
-            return await sender.line(BatchItem(number=1, digest=1, fault=fault), WRITER)
+            return await sender.line(BatchItem(number=1, digest=1, fault=fault), body_of)
 
     found = asyncio.run(ask())
     assert found.response is None

@@ -130,12 +130,12 @@ def planned(folder, request: PlanRequest, **spec):
 
 def test_the_options_promise_what_the_items_need(tmp_path) -> None:
     request = PlanRequest.of(model="internvl2-2b", on="1xrtx3090", enable_prefix_caching=False)
-    found = planned(photos(tmp_path), request, pretend=True)
-    words = list(found.options)
+    found, _, options = planned(photos(tmp_path), request, pretend=True)
+    words = list(options)
     assert words[:3] == ["internvl2-2b", "--on", "1xrtx3090"]
     assert words[words.index("--images") + 1] == "1"
     assert words[words.index("--image-size") + 1] == "448x448"
-    assert int(words[words.index("--context") + 1]) == found.request.context
+    assert int(words[words.index("--context") + 1]) == found.context
     assert words[-1] == "--pretend"
     assert "--no-enable-prefix-caching" in words
 
@@ -143,7 +143,7 @@ def test_the_options_promise_what_the_items_need(tmp_path) -> None:
 def test_a_limit_that_was_given_stays_and_shrinking_promises_no_size(tmp_path) -> None:
     request = PlanRequest.of(model="internvl2-2b", context=8192, max_dynamic_patch=4)
     given = {"shrink": True, "no_rehearse": True, "allowed_media_domains": ("x.org", "*.y.org")}
-    words = planned(photos(tmp_path), request, **given).options
+    words = planned(photos(tmp_path), request, **given)[2]
     assert "--image-size" not in words
     assert words[words.index("--context") + 1] == "8192"
     assert words[words.index("--max-dynamic-patch") + 1] == "4"
@@ -156,9 +156,9 @@ def test_defaults_are_the_server_s_and_bound_answers_that_state_none(tmp_path) -
     path = tmp_path / "in.jsonl"
     path.write_text(json.dumps(line) + "\n")
     spec = BatchSpec(default_sampling={"max_tokens": 64, "top_p": 0.9})
-    found = server_plan(open_input(path, spec), spec, PlanRequest.of(model="internvl2-2b"))
-    assert found.workload.unbounded == 0
-    words = list(found.options)
+    request = PlanRequest.of(model="internvl2-2b")
+    _, workload, words = server_plan(open_input(path, spec), spec, request)
+    assert workload.unbounded == 0
     given = words[words.index("--default-sampling") + 1]
     assert json.loads(given) == {"max_tokens": 64, "top_p": 0.9}
 
@@ -200,6 +200,6 @@ def test_lmdeploys_engine_may_die(tmp_path) -> None:
 
 def test_how_many_are_sent_at_once_is_no_promise_of_the_server(tmp_path) -> None:
     request = PlanRequest.of(model="internvl2-2b", on="1xrtx3090", concurrency=5000)
-    found = planned(photos(tmp_path), request)
-    assert "--concurrency" not in found.options
-    assert found.request.concurrency == 5000
+    found, _, options = planned(photos(tmp_path), request)
+    assert "--concurrency" not in options
+    assert found.concurrency == 5000

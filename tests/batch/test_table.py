@@ -11,7 +11,7 @@ from turbofit.batch import batch_input
 from turbofit.batch.batch_input import open_input
 from turbofit.batch.batch_spec import BatchSpec
 from turbofit.batch.item import ItemError
-from turbofit.batch.request_body import BodyWriter, ImageLimits
+from turbofit.batch.request_body import ImageLimits, request_body
 from turbofit.core.errors import PackageError, UsageError
 
 if TYPE_CHECKING:
@@ -58,9 +58,8 @@ def test_broken_rows_are_their_failures(tmp_path) -> None:
     assert [one.fault is None for one in found] == [True, False, True, False, True]
     assert [one.number for one in found] == [1, 2, 3, 4, 5]
     assert "line 3 has not one cell for each column" in found[1].fault.message
-    writer = BodyWriter("m", replace=True, base="", limits=ImageLimits(), max_tokens=None)
     with pytest.raises(ItemError, match="cannot be sent"):
-        writer.body(found[2])
+        request_body(found[2], "m", replace=True, base="", limits=ImageLimits(), max_tokens=None)
 
 
 def test_what_csv_cannot_read_is_one_rows_failure(tmp_path, monkeypatch) -> None:

@@ -8,7 +8,6 @@ import pytest
 
 from turbofit.load import client as client_module
 from turbofit.load.client import LoadClient
-from turbofit.load.spec import LoadSpec
 
 PAGE = b'{"data": [{"id": "m"}]}'
 
@@ -38,8 +37,8 @@ def answered(exchange: Exchange, ask: Any) -> Any:
     """What the client finds where each of its requests gets this response."""
 
     async def go() -> Any:
-        client = LoadClient("http://server", None, LoadSpec.of())
-        await client.close()
+        client = LoadClient("http://server", None, timeout=1.0)
+        await client._session.close()
         send = lambda *_, **__: exchange  # noqa: E731
         client._session = SimpleNamespace(request=send, post=send)  # type: ignore[assignment]
         return await ask(client)
@@ -54,7 +53,7 @@ def test_a_page_that_comes_in_packets_is_read_whole(at: int) -> None:
 
 def test_of_an_endless_error_only_the_beginning_is_read() -> None:
     exchange = Exchange(b"out of ", *[b"memory" * 4096] * 9, status=500)
-    answer = answered(exchange, lambda client: client.ask({}, 0))
+    answer = answered(exchange, lambda client: client.ask({}))
     assert answer.kind == "status 500"
     assert answer.example.startswith("out of memory")
     read = 7 + 9 * 6 * 4096 - sum(map(len, exchange.packets))
