@@ -4,7 +4,7 @@ import pytest
 
 from tests.kernels.device_code import CODE, cubin, elf, fatbin, library
 from turbofit.core.errors import PackageError
-from turbofit.kernels.device_code import Entry, entries
+from turbofit.kernels.device_code import entries
 
 CUBIN = cubin({"kernel": CODE})
 
@@ -18,19 +18,20 @@ def test_entries_of_all_fat_binaries(path: Path) -> None:
     path.write_bytes(
         library(fatbin([(80, CUBIN, 0x11), (86, CUBIN, 0x11)]), fatbin([(90, CUBIN, 0x100011)]))
     )
-    assert [entry.architecture for entry in entries(path)] == ["80", "86", "90a"]
-    assert all(entry.cubin is not None and entry.cubin.startswith(CUBIN) for entry in entries(path))
+    found = list(entries(path))
+    assert [architecture for architecture, _ in found] == ["80", "86", "90a"]
+    assert all(cubin is not None and cubin.startswith(CUBIN) for _, cubin in found)
 
 
 def test_ptx_is_named_and_not_read(path: Path) -> None:
     path.write_bytes(library(fatbin([(90, b".version 8.0", 0)], ptx=True)))
-    assert list(entries(path)) == [Entry("90", None)]
+    assert list(entries(path)) == [("90", None)]
 
 
 @pytest.mark.parametrize("flag", [0x2000, 0x8000])
 def test_compressed_entries(path: Path, flag: int) -> None:
     path.write_bytes(library(fatbin([(80, CUBIN, 0x11 | flag)])))
-    assert list(entries(path)) == [Entry("80", CUBIN)]
+    assert list(entries(path)) == [("80", CUBIN)]
 
 
 def test_compressed_entries_need_cramjam(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from typing import Final
 
@@ -101,17 +101,29 @@ def merge(  # noqa: PLR0913 - the public entry: its keywords are what can be ask
     _refuse_base(config)
     lora = read_adapter(lora_folder) if lora_folder else Adapter()
     warnings = _base_warnings(base, folder, config, lora)
-    if (original := _original(config, lora_folder)) is None:
-        _refuse_useless(base, lora_folder, vision_tower)
-    elif problem := llava.template(target):
-        warnings.append(problem)
+    original = _original(config, lora_folder)
+    if original is not None:
+        warnings += llava.template_warnings(target)
+    elif not lora_folder:
+        raise UsageError(
+            f"nothing to do: {base} is no original LLaVA, and no adapter was named",
+            hint="turbofit merge BASE ADAPTER OUT",
+        )
+    elif vision_tower:
+        raise UsageError(
+            "--vision-tower is for an original LLaVA, which this is not", hint="leave it out"
+        )
     kind = {DTYPES[key]: key for key in FLOATS}.get(dtype or "")
     try:
         files = open_weights(folder)
         added, replaced, besides = _assigned(lora, files, projector=original is not None)
         _refuse_tied(config, files, replaced)
         pieces = _pieces(files, added, replaced, kind)
-        kind = kind or _main_dtype(pieces)
+        if kind is None:  # the floating-point dtype of most bytes
+            sizes = Counter({"F16": 0})
+            for piece in chain.from_iterable(pieces.values()):
+                sizes[piece.dtype] += piece.bytes if piece.dtype in FLOATS else 0
+            kind = sizes.most_common(1)[0][0]
         if original is not None:
             result = llava.converted(original, folder, pieces, besides, vision_tower, kind)
         else:
@@ -152,19 +164,6 @@ def _original(base: Section, lora_folder: str | None) -> Section | None:
     if found:
         llava.check_original(found)
     return found
-
-
-def _refuse_useless(base: str, lora_folder: str | None, vision_tower: str | None) -> None:
-    """Refuse what only an original LLaVA has a use for."""
-    if not lora_folder:
-        raise UsageError(
-            f"nothing to do: {base} is no original LLaVA, and no adapter was named",
-            hint="turbofit merge BASE ADAPTER OUT",
-        )
-    if vision_tower:
-        raise UsageError(
-            "--vision-tower is for an original LLaVA, which this is not", hint="leave it out"
-        )
 
 
 def _refuse_base(config: Section) -> None:
@@ -320,32 +319,23 @@ def _pieces(
     }
 
 
-def _main_dtype(files: Mapping[str, Sequence[Piece]]) -> str:
-    """The floating-point dtype of most bytes (safetensors' name)."""
-    sizes = Counter({"F16": 0})
-    for piece in chain.from_iterable(files.values()):
-        sizes[piece.dtype] += piece.bytes if piece.dtype in FLOATS else 0
-    return max(sizes, key=sizes.__getitem__)
-
-
 def _plain(
     config: Section, folder: str, pieces: Mapping[str, list[Piece]], dtype: str | None
 ) -> Result:
     """The base's layout and files, with other weights; ``dtype`` is torch's name."""
+
+    def changed(part: JsonObject) -> JsonObject:
+        said = {key for key in ("torch_dtype", "dtype") if isinstance(part.get(key), str)}
+        return {**part, **dict.fromkeys(said, dtype)}
+
+    texts = {}
+    if dtype:
+        values = json.loads(json.dumps(config.values), object_hook=changed)
+        texts["config.json"] = json_text(values)
     names = weight_file_names(list(pieces), 0)
-    texts = {"config.json": json_text(_with_dtype(config.values, dtype))} if dtype else {}
     return Result(
         files=dict(zip(names, pieces.values(), strict=True)),
         texts=texts,
         copies=tuple(name for name in copied_files(folder) if name not in texts),
         architecture=next(iter(config.strings("architectures")), "unknown"),
     )
-
-
-def _with_dtype(values: JsonObject, dtype: str) -> JsonObject:
-    def changed(part: JsonObject) -> JsonObject:
-        said = {key for key in ("torch_dtype", "dtype") if isinstance(part.get(key), str)}
-        return {**part, **dict.fromkeys(said, dtype)}
-
-    found: JsonObject = json.loads(json.dumps(values), object_hook=changed)
-    return found
