@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
+from contextlib import nullcontext
 
 import pytest
 
@@ -129,40 +130,28 @@ def test_an_error_ends_the_run_and_what_is_written_stays(tmp_path) -> None:
     assert under.path.read_bytes().count(b"\n") == 9
 
 
-def test_the_end_of_the_work_ends_the_rest() -> None:
+@pytest.mark.parametrize("first", ["nothing", "work", "beside"])
+def test_the_end_of_the_work_and_the_first_error_end_the_rest(first) -> None:
     ended = []
 
     async def work(name: str) -> None:
         await asyncio.sleep(0)
+        if first == name:
+            raise KeyError(name)
         ended.append(name)
 
-    async def for_ever() -> None:
+    async def for_ever(name: str) -> None:
         try:
+            await work(name)
             await asyncio.Event().wait()
         finally:
-            ended.append("beside")
+            ended.append("rest")
 
-    asyncio.run(run_together([work("a"), work("b")], [for_ever()]))
-    assert ended == ["a", "b", "beside"]
-
-
-@pytest.mark.parametrize("first", ["work", "beside"])
-def test_the_first_error_ends_all(first) -> None:
-    ended = []
-
-    async def fails() -> None:
-        raise KeyError(first)
-
-    async def for_ever() -> None:
-        try:
-            await asyncio.Event().wait()
-        finally:
-            ended.append(1)
-
-    both = [fails()], [for_ever()]
-    with pytest.raises(KeyError):
-        asyncio.run(run_together(*(both if first == "work" else reversed(both))))
-    assert ended == [1]
+    failing = first != "nothing"
+    with pytest.raises(KeyError) if failing else nullcontext():
+        asyncio.run(run_together([work("a"), work("work")], [for_ever("beside")]))
+    assert ended[-1] == "rest"
+    assert failing or ended == ["a", "work", "beside", "rest"]
 
 
 def test_who_is_cancelled_waits_for_its_thread() -> None:
