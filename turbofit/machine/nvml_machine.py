@@ -345,9 +345,9 @@ def _lost_gpu(nvml: Nvml, index: int, handle: Any) -> Gpu:
             return NA
 
     name = ask("nvmlDeviceGetName")
-    sizes = dict.fromkeys(("total", "reserved", "used", "free"), NA)
-    uuid, name = ask("nvmlDeviceGetUUID"), name if name != NA else "lost GPU"
-    return Gpu(index=index, uuid=uuid, name=name, **sizes)
+    name = name if name != NA else "lost GPU"
+    uuid = ask("nvmlDeviceGetUUID")
+    return Gpu(index=index, uuid=uuid, name=name, total=NA, reserved=NA, used=NA, free=NA)
 
 
 def _mig_enabled(nvml: Nvml, handle: Any) -> bool:

@@ -149,6 +149,7 @@ def preset_names() -> tuple[str, ...]:
     return (*_names().presets, *_unlisted())
 
 
+@cache
 def load_preset(key: str) -> GpuPreset:
     """Read one preset by its own name.
 
@@ -253,7 +254,7 @@ def context_bytes(gpu: Gpu) -> tuple[int, str]:
     if preset is not None:
         context = preset.context_mib
         return context.high * MIB, _note(context.low, context.high, context.source)
-    rule = _read("context.yaml", ContextRule)
+    rule = _context_rule()
     if gpu.sm_count == NA:
         return rule.unknown_mib * MIB, f"at most {rule.unknown_mib} MiB on known cards"
     low = int(rule.low_mib_per_sm * gpu.sm_count)
@@ -285,6 +286,7 @@ def bare_name(name: str) -> str:
     return _GIGABYTES.sub(r"\1g", "".join(c for c in bare if c.isalnum()))
 
 
+@cache
 def _names() -> GpuNames:
     return _read("aliases.yaml", GpuNames)
 
@@ -306,6 +308,10 @@ def _index() -> dict[str, str]:
 
 
 @cache
+def _context_rule() -> ContextRule:
+    return _read("context.yaml", ContextRule)
+
+
 def _read(file: str, type_: type[T]) -> T:
     path = presets_dir() / "gpus" / file
     return converted(load_yaml(path), type_, path)
