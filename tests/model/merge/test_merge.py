@@ -180,9 +180,16 @@ def test_adapter_names_in_keys_and_layers_that_peft_wraps(tmp_path):
         f"{key}.lora_B.default.weight": dyadic((32, 8), 2),
         "base_model.model.model.norm.modules_to_save.default.weight": dyadic((32,), 6),
         "base_model.model.model.layers.1.input_layernorm.base_layer.weight": dyadic((32,), 7),
+        # Of an lm_head that has LoRA, peft saves the base's weight as well.
+        "base_model.model.lm_head.base_layer.weight": dyadic((96, 32), 9, "bfloat16"),
+        "base_model.model.lm_head.lora_A.weight": dyadic((8, 32), 1),
+        "base_model.model.lm_head.lora_B.weight": dyadic((96, 8), 2),
     }
     merged(tmp_path, base, make_adapter(tmp_path / "lora", modules={}, more=more))
     found = load(tmp_path / "out")
+    head = more["base_model.model.lm_head.base_layer.weight"]
+    summed = by_hand(head, "base_model.model.lm_head", scaling=2.5, file=more)
+    assert torch.equal(found["lm_head.weight"], summed)
     assert torch.equal(found[f"{Q}.bias"], parts[f"{Q}.bias"])
     assert torch.equal(found["model.norm.weight"], dyadic((32,), 6, "bfloat16"))
     assert torch.equal(found["model.layers.1.input_layernorm.weight"], dyadic((32,), 7, "bfloat16"))
