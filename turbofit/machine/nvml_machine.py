@@ -14,7 +14,7 @@ from turbofit.core.errors import NoGpuError
 from turbofit.core.machine import Gpu, Holder, Link, Machine, Pcie
 from turbofit.core.struct import NA, NaType, Struct, known
 from turbofit.machine.host import read_host
-from turbofit.machine.links import LaneMap, shared_lanes
+from turbofit.machine.links import Lanes, shared_lanes
 from turbofit.machine.nvml import (
     P2P_NVLINK,
     P2P_READ,
@@ -194,7 +194,7 @@ def _links(nvml: Nvml, devices: Sequence[Device]) -> tuple[Link, ...]:
     return tuple(sorted(links, key=lambda link: (link.a, link.b)))
 
 
-def _link(nvml: Nvml, first: Device, second: Device, lanes: Mapping[int, LaneMap]) -> Link:
+def _link(nvml: Nvml, first: Device, second: Device, lanes: Mapping[int, Lanes | None]) -> Link:
     handles = (first.handle, second.handle)
     try:
         over_nvlink = _p2p(nvml, *handles, P2P_NVLINK)
@@ -233,33 +233,25 @@ def _both(first: bool | NaType, second: bool | NaType) -> bool | NaType:
     return True if first is True and second is True else NA
 
 
-def _lanes(nvml: Nvml, device: Device, buses: set[tuple[int, ...]]) -> LaneMap:
-    """The active lanes of a GPU; a GPU that cannot have any has a readable zero."""
-    lanes = LaneMap()
+def _lanes(nvml: Nvml, device: Device, buses: set[tuple[int, ...]]) -> Lanes | None:
+    """The active lanes of a GPU, none of one that cannot have any; None where they are unread."""
+    lanes = Lanes()
     try:
         for link in range(nvml.max_nvlinks):
             state, absent = nvml.supported("nvmlDeviceGetNvLinkState", device.handle, link)
-            if link == 0:
-                lanes.readable = absent or answered(state)
             if not answered(state):
-                break
-            if state:
-                _count_lane(nvml, device, link, lanes, buses)
+                return lanes if link or absent else None
+            if not state:
+                continue
+            address = _address(nvml.query("nvmlDeviceGetNvLinkRemotePciInfo", device.handle, link))
+            kind = nvml.query("nvmlDeviceGetNvLinkRemoteDeviceType", device.handle, link)
+            if address in buses:
+                lanes[str(address)] += 1
+            elif kind == _SWITCH or not answered(kind):
+                lanes[None] += 1
     except GpuLostError:
-        lanes.readable = False
+        return None
     return lanes
-
-
-def _count_lane(
-    nvml: Nvml, device: Device, link: int, lanes: LaneMap, buses: set[tuple[int, ...]]
-) -> None:
-    address = _address(nvml.query("nvmlDeviceGetNvLinkRemotePciInfo", device.handle, link))
-    if address in buses:
-        lanes.add(str(address))
-        return
-    kind = nvml.query("nvmlDeviceGetNvLinkRemoteDeviceType", device.handle, link)
-    if kind == _SWITCH or not answered(kind):
-        lanes.add(None)
 
 
 class _Sizes(Struct):
