@@ -119,11 +119,7 @@ def merge(  # noqa: PLR0913 - the public entry: its keywords are what can be ask
         added, replaced, besides = _assigned(lora, files, projector=original is not None)
         _refuse_tied(config, files, replaced)
         pieces = _pieces(files, added, replaced, kind)
-        if kind is None:  # the floating-point dtype of most bytes
-            sizes = Counter({"F16": 0})
-            for piece in chain.from_iterable(pieces.values()):
-                sizes[piece.dtype] += piece.bytes if piece.dtype in FLOATS else 0
-            kind = sizes.most_common(1)[0][0]
+        kind = kind or _main_dtype(pieces)
         if original is not None:
             result = llava.converted(original, folder, pieces, besides, vision_tower, kind)
         else:
@@ -317,6 +313,14 @@ def _pieces(
         ]
         for file, tensors in files.items()
     }
+
+
+def _main_dtype(files: Mapping[str, list[Piece]]) -> str:
+    """The floating-point dtype of most bytes (safetensors' name)."""
+    sizes = Counter({"F16": 0})
+    for piece in chain.from_iterable(files.values()):
+        sizes[piece.dtype] += piece.bytes if piece.dtype in FLOATS else 0
+    return sizes.most_common(1)[0][0]
 
 
 def _plain(

@@ -32,6 +32,8 @@ DTYPES: Final = {
 #: What counts as a weight, and may be merged into or cast.
 FLOATS: Final = frozenset({"F16", "BF16", "F32", "F64"})
 
+#: By name.
+TorchTensors = dict[str, Any]
 _BIN_INDEX: Final = "pytorch_model.bin.index.json"
 _LARGEST_INDEX: Final = 64 << 20
 _HINT: Final = "download the file again, or check who made it"
@@ -180,7 +182,7 @@ def _quantised(path: str, key: str, dtype: object) -> NoReturn:
 
 
 @lru_cache(maxsize=4)
-def torch_tensors(path: str) -> dict[str, Any]:
+def torch_tensors(path: str) -> TorchTensors:
     """The tensors of a ``.bin``, a pickle, read with ``weights_only`` so that it can run nothing.
 
     They are mapped from the file where its format allows (torch ≥ 1.6 wrote it), so what is
