@@ -104,15 +104,8 @@ def merge(  # noqa: PLR0913 - the public entry: its keywords are what can be ask
     original = _original(config, lora_folder)
     if original is not None:
         warnings += llava.template_warnings(target)
-    elif not lora_folder:
-        raise UsageError(
-            f"nothing to do: {base} is no original LLaVA, and no adapter was named",
-            hint="turbofit merge BASE ADAPTER OUT",
-        )
-    elif vision_tower:
-        raise UsageError(
-            "--vision-tower is for an original LLaVA, which this is not", hint="leave it out"
-        )
+    else:
+        _refuse_useless(base, lora_folder, vision_tower)
     kind = {DTYPES[key]: key for key in FLOATS}.get(dtype or "")
     try:
         files = open_weights(folder)
@@ -160,6 +153,19 @@ def _original(base: Section, lora_folder: str | None) -> Section | None:
     if found:
         llava.check_original(found)
     return found
+
+
+def _refuse_useless(base: str, lora_folder: str | None, vision_tower: str | None) -> None:
+    """Refuse what only an original LLaVA has a use for."""
+    if not lora_folder:
+        raise UsageError(
+            f"nothing to do: {base} is no original LLaVA, and no adapter was named",
+            hint="turbofit merge BASE ADAPTER OUT",
+        )
+    if vision_tower:
+        raise UsageError(
+            "--vision-tower is for an original LLaVA, which this is not", hint="leave it out"
+        )
 
 
 def _refuse_base(config: Section) -> None:
