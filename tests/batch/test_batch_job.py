@@ -120,6 +120,7 @@ def test_a_server_that_goes_away_ends_it_and_it_can_go_on(tmp_path) -> None:
         ended.join()
     done = len(lines(output))
     assert done < 40
+    assert output.read_bytes().count(b"\n") == done
     with StandIn(port) as server:
         server.release()
         result = run(source, output, server.url)

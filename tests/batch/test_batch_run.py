@@ -11,17 +11,14 @@ from tests.batch.standin import items_of, lines
 from turbofit.batch.batch_job import in_thread, run_together, send_all
 from turbofit.batch.item import BatchError, BatchItem, BatchLine
 from turbofit.batch.output_file import OutputFile, Survey
-from turbofit.core.errors import UnservedError
 
 
 class Under:
     """A run with what it needs, and what was seen of it."""
 
-    def __init__(self, tmp_path, count: int, ask, *, done=(), **options) -> None:
+    def __init__(self, tmp_path, count: int, ask, **options) -> None:
         self.path, self.read, self.written = tmp_path / "out.jsonl", 0, 0
         self.survey = Survey(items_of(range(1, count + 1)))
-        for number in done:
-            self.survey.done[number] = True
         self._count, self._ask, self._options = count, ask, options
         self.most_ahead = 0
 
@@ -74,12 +71,6 @@ def test_every_item_has_one_line(count, tmp_path) -> None:
     assert under.path.read_bytes().count(b"\n") == count
 
 
-def test_what_has_its_line_is_not_asked_again(tmp_path) -> None:
-    under = Under(tmp_path, 20, shuffled(1), done=range(3, 19))
-    under.run()
-    assert sorted(under.taken) == ["i1", "i19", "i2", "i20"]
-
-
 def test_so_many_are_under_way_and_no_more_are_read(tmp_path) -> None:
     running, most = 0, 0
 
@@ -115,19 +106,6 @@ def test_in_order_lines_wait_and_so_does_who_is_far_in_front(tmp_path) -> None:
     under = Under(tmp_path, 200, ask, in_order=True)
     under.run()
     assert under.taken == [f"i{n}" for n in range(1, 201)]
-
-
-def test_an_error_ends_the_run_and_what_is_written_stays(tmp_path) -> None:
-    async def ask(item: BatchItem) -> BatchLine:
-        if item.number == 10:
-            raise UnservedError("gone", hint="wait")
-        return answer(item)
-
-    under = Under(tmp_path, 100, ask, at_once=1)
-    with pytest.raises(UnservedError):
-        under.run()
-    assert under.taken == [f"i{n}" for n in range(1, 10)]
-    assert under.path.read_bytes().count(b"\n") == 9
 
 
 @pytest.mark.parametrize("first", ["nothing", "work", "beside"])

@@ -11,8 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.model.merge.cases import LORA, digest, dyadic, load, make_adapter, make_base
-from tests.model.merge.golden import CASES, GOLDEN
+from tests.model.merge.cases import (
+    CASES,
+    GOLDEN,
+    LORA,
+    digest,
+    dyadic,
+    load,
+    make_adapter,
+    make_base,
+)
 from tests.support.waiting import HANG
 from turbofit.core.errors import PackageError, TurbofitError, UsageError
 from turbofit.core.process.progress import listened

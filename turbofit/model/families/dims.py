@@ -15,7 +15,7 @@ from turbofit.model.families.text import TEXT_ARCHITECTURES, read_text
 
 __all__ = [
     "CheckpointConfig", "Dims", "Reader", "attention_heads", "inner_text", "nested_text",
-    "read_tower",
+    "read_tower", "tied_text",
 ]  # fmt: skip
 
 #: ``model_type`` of a language model → its architecture, where a config names only the former.
@@ -113,6 +113,12 @@ def read_tower(section: Section, keys: Mapping[str, int | None], **others: Any) 
     if vision.hidden % vision.heads:
         raise section.error(heads, f"{vision.heads} does not divide {vision.hidden} channels")
     return vision
+
+
+def tied_text(config: Section, architecture: str, *, default: bool = False) -> TextDims:
+    """The language model under ``text_config``, where the outer config says whether it ties."""
+    tied = config.boolean("tie_word_embeddings", default)
+    return replace(read_text(config.part("text_config"), architecture), tie_word_embeddings=tied)
 
 
 def attention_heads(section: Section, key: str, hidden: int, default: int | None = None) -> int:

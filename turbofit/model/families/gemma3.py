@@ -14,8 +14,7 @@ from msgspec.structs import replace
 from turbofit.core.images import TileRule
 from turbofit.core.model import VisionDims
 from turbofit.model.config import Section
-from turbofit.model.families.dims import CheckpointConfig, Dims, read_tower
-from turbofit.model.families.text import read_text
+from turbofit.model.families.dims import CheckpointConfig, Dims, read_tower, tied_text
 
 __all__ = ["read"]
 
@@ -29,9 +28,7 @@ def read(parts: CheckpointConfig) -> Dims:
     """A Gemma3ForConditionalGeneration; absent keys take Transformers' defaults."""
     parts.warn_without_processor()
     config = parts.config
-    section = config.part("text_config")
-    tied = config.boolean("tie_word_embeddings", True)
-    text = replace(read_text(section, "Gemma3ForCausalLM"), tie_word_embeddings=tied)
+    text = tied_text(config, "Gemma3ForCausalLM", default=True)
     if parts.processor and parts.processor.boolean("do_pan_and_scan", False):
         raise parts.processor.error("do_pan_and_scan", "is true, which LMDeploy's front end is not")
     vision = _vision(config)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from msgspec.structs import replace
-
 from turbofit.core.images import LongestEdgeRule, TileRule
 from turbofit.core.images.longest_edge import LARGEST_EDGE
 from turbofit.core.model import VisionDims
 from turbofit.model.config import Section
-from turbofit.model.families.dims import CheckpointConfig, Dims, read_tower
+from turbofit.model.families.dims import CheckpointConfig, Dims, read_tower, tied_text
 from turbofit.model.families.support import inner_refusal
-from turbofit.model.families.text import read_text
 
 __all__ = ["read"]
 
@@ -32,13 +29,11 @@ def read(parts: CheckpointConfig) -> Dims:
     name beside it is their authors' own.
     """
     config = parts.config
-    section = config.part("text_config")
-    kind = section.string("model_type", "llama")
+    kind = config.part("text_config").string("model_type", "llama")
     if kind != "llama":
         raise inner_refusal(parts.architecture, kind)
     # The outer class ties embeddings and head; the inner config is not read for it.
-    tied = config.boolean("tie_word_embeddings", False)
-    text = replace(read_text(section, "LlamaForCausalLM"), tie_word_embeddings=tied)
+    text = tied_text(config, "LlamaForCausalLM")
     vision = _vision(config)
     parts.warn_without_processor()
     return Dims(text, vision, _rule(parts.processor, vision))

@@ -9,8 +9,7 @@ from msgspec.structs import replace
 from turbofit.core.images import CanvasRule
 from turbofit.core.model import MoeDims, TextDims, VisionDims
 from turbofit.model.config import Section
-from turbofit.model.families.dims import CheckpointConfig, Dims, read_tower
-from turbofit.model.families.text import read_text
+from turbofit.model.families.dims import CheckpointConfig, Dims, read_tower, tied_text
 
 __all__ = ["read"]
 
@@ -26,9 +25,7 @@ def read(parts: CheckpointConfig) -> Dims:
     """A Llama4ForConditionalGeneration; absent keys take Transformers' defaults."""
     parts.warn_without_processor()
     config = parts.config
-    section = config.part("text_config")
-    tied = config.boolean("tie_word_embeddings", False)
-    text = replace(_text(section), tie_word_embeddings=tied)
+    text = _text(config)
     vision = _vision(config)
     size = vision.image_size or 0
     if parts.processor is not None:
@@ -48,8 +45,8 @@ def read(parts: CheckpointConfig) -> Dims:
     return Dims(text, vision, rule)
 
 
-def _text(section: Section) -> TextDims:
-    text = read_text(section, "Llama4TextModel")
+def _text(config: Section) -> TextDims:
+    text, section = tied_text(config, "Llama4TextModel"), config.part("text_config")
     step = section.integer("interleave_moe_layer_step", 1, high=1 << 10)
     layers = text.layers // step
     if "moe_layers" in section:

@@ -20,9 +20,8 @@ from msgspec.structs import replace
 from turbofit.core.images import PatchRule, VideoRule
 from turbofit.core.model import VisionDims
 from turbofit.model.config import Section
-from turbofit.model.families.dims import CheckpointConfig, Dims, read_tower
+from turbofit.model.families.dims import CheckpointConfig, Dims, read_tower, tied_text
 from turbofit.model.families.qwen_vl import read_rule
-from turbofit.model.families.text import read_text
 
 __all__ = ["read", "read_intern_s1_pro", "read_qwen3_5", "read_vision"]
 
@@ -40,9 +39,7 @@ def read(parts: CheckpointConfig) -> Dims:
     parts.warn_without_processor()
     config = parts.config
     inner = "Qwen3VLMoeTextModel" if "Moe" in parts.architecture else "Qwen3VLTextModel"
-    section = config.part("text_config")
-    tied = config.boolean("tie_word_embeddings", False)
-    text = replace(read_text(section, inner), tie_word_embeddings=tied)
+    text = tied_text(config, inner)
     vision = read_vision(config, text.hidden)
     return Dims(text, vision, _images(parts, vision))
 
@@ -96,8 +93,7 @@ def read_qwen3_5(parts: CheckpointConfig) -> Dims:
     section = config.part("text_config")
     if not section.boolean("attn_output_gate", True):
         raise section.error("attn_output_gate", "is false, which no published Qwen3.5 has")
-    tied = config.boolean("tie_word_embeddings", False)
-    text = replace(read_text(section, inner), tie_word_embeddings=tied)
+    text = tied_text(config, inner)
     if "attn_output_gate" not in section:
         parts.warnings.append(
             f"{section.what} lacks attn_output_gate: Transformers gates all the same, LMDeploy's"
@@ -117,9 +113,8 @@ def read_intern_s1_pro(parts: CheckpointConfig) -> Dims:
     if "ts_config" in config:
         raise config.error("ts_config", "is a tower for time series, which no account is of")
     section = config.part("text_config")
-    tied = config.boolean("tie_word_embeddings", False)
-    text = read_text(section, "Qwen3VLMoeTextModel")
-    text = replace(text, tie_word_embeddings=tied, fourier=_frequencies(section, text.head_dim))
+    text = tied_text(config, "Qwen3VLMoeTextModel")
+    text = replace(text, fourier=_frequencies(section, text.head_dim))
     inner = config.section("vision_config")
     if inner and inner.integers("deepstack_visual_indexes"):
         raise inner.error("deepstack_visual_indexes", "is given, and LMDeploy drops its features")
