@@ -111,10 +111,7 @@ class BatchJob:
         self._total = self._before = 0
         #: When the first item was sent.
         self._began: float | None = None
-        #: Answers to requests that the server says it lowered.
-        self._lowered = 0
-        #: Why nothing goes on at this moment.
-        self._waits = ""
+        self._sender: Sender | None = None
 
     def stop(self) -> None:
         """End it soon, from its event loop; all lines so far are kept."""
@@ -156,7 +153,7 @@ class BatchJob:
                 failed=output.failed,
                 left=self._total - output.lines,
                 before=self._before,
-                lowered=self._lowered,
+                lowered=self._sender.lowered if self._sender else 0,
                 seconds=round(seconds, 3),
                 items_per_second=round(self._rate(output), 3),
             )
@@ -193,9 +190,8 @@ class BatchJob:
         if text := waiting_words(min(target.at_once, left), places):
             self._say(text)
         patience = None if server else spec.patience
-        sender = await stack.enter_async_context(
-            Sender(url, key, timeout=spec.timeout, patience=patience, waiting=self._wait)
-        )
+        sender = Sender(url, key, timeout=spec.timeout, patience=patience)
+        self._sender = await stack.enter_async_context(sender)
 
         async def send() -> None:
             body_of = partial(
@@ -213,16 +209,10 @@ class BatchJob:
                 at_once=min(at_once, left), in_order=spec.in_order,
             )  # fmt: skip
 
-        beside = [self._ticks(output)]
+        beside = [self._ticks(output, sender)]
         if server is not None:
             beside.append(server.ended())
-        try:
-            await run_together([send()], beside)
-        finally:
-            self._lowered = sender.lowered
-
-    def _wait(self, why: str) -> None:
-        self._waits = why
+        await run_together([send()], beside)
 
     async def _launched(self, stack: AsyncExitStack) -> tuple[ServerProcess, ImageLimits, int]:
         """A server for this batch, ready: its limits, and the items that it runs at once."""
@@ -242,13 +232,13 @@ class BatchJob:
         )
         return server, limits, places
 
-    async def _ticks(self, output: OutputFile) -> None:
+    async def _ticks(self, output: OutputFile, sender: Sender) -> None:
         """Each second have all lines on the disk, and tell how far it is."""
         while True:
             await asyncio.sleep(_SECONDS)
             await in_thread(output.sync)
             rate = self._rate(output)
-            what = self._waits or (f"{rate:,.1f}/s" if rate else "")
+            what = sender.waits or (f"{rate:,.1f}/s" if rate else "")
             detail = ", ".join(filter(None, (f"{output.failed:,} failed", what)))
             tell(Step("sending", output.lines, self._total, detail=detail))
 

@@ -50,20 +50,15 @@ class Sender(ServerClient):
         key: its API key, where it has one.
         timeout: the longest that an answer may take, in seconds.
         patience: how long it may be away; None is for ever, as of a server that is ours.
-        waiting: told why nothing goes on, and with an empty text when it does.
     """
 
     def __init__(
-        self,
-        url: str,
-        key: str | None,
-        *,
-        timeout: float,
-        patience: float | None,
-        waiting: Callable[[str], None] = lambda _: None,
+        self, url: str, key: str | None, *, timeout: float, patience: float | None
     ) -> None:
         super().__init__(url, key, timeout=timeout)
-        self._patience, self._waiting = patience, waiting
+        self._patience = patience
+        #: Why nothing goes on at this moment.
+        self.waits = ""
         self._away_since: float | None = None
         self._failed_at = 0.0
         #: Answers whose request the server says it lowered.
@@ -120,9 +115,7 @@ class Sender(ServerClient):
                 why = f"status {status}" if status in _AWAY else ""
                 errors += status >= 500 and not why
                 if not why:
-                    if self._away_since is not None:
-                        self._away_since = None
-                        self._waiting("")
+                    self._away_since, self.waits = None, ""
                     if status < 500 or errors >= _MOST_ERRORS:
                         return status, headers, raw
             except aiohttp.InvalidURL:
@@ -173,7 +166,7 @@ class Sender(ServerClient):
             self._away_since = now
         self._failed_at = now
         away = now - self._away_since
-        self._waiting(f"waiting for the server: {why}")
+        self.waits = f"waiting for the server: {why}"
         if self._patience is not None and away > self._patience:
             raise UnservedError(
                 f"{self._url} has not answered for {away:.0f} s: {why}",
