@@ -419,7 +419,7 @@ def _replacements(one: World) -> dict[str, Any]:
         "turbofit.core.process.files._replace": _replace_file(files._replace, disk),
         "turbofit.core.process.files.sync_folder": lambda _: None,
         # The gateway's outside. What looks at nothing does so less often: a day is long.
-        "turbofit.gateway.thread.GatewayThread": partial(SimulatedGatewayThread, one),
+        "turbofit.gateway.server.GatewayThread": partial(SimulatedGatewayThread, one),
         "turbofit.gateway.server.bind": lambda _: types.SimpleNamespace(close=lambda: None),
         "turbofit.gateway.overlay.overlay": _no_overlay,
         "turbofit.gateway.upstream.engine_socket": SimulatedSocket,

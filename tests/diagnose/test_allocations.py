@@ -108,7 +108,7 @@ def lived(folder: Path, checkpoint: Path, **fails: int) -> EndedRun:
     folder.mkdir()
     request = RehearsalRequest(units=(13,), text_tokens=100)
     spec = Spec(
-        machine=replace(Scenario(gpus=(CARD,)), **fails), model_dir=checkpoint,
+        machine=replace(Scenario(gpus=(CARD,)), **fails), model_dir=str(checkpoint),
         settings=SETTINGS, cases=(RehearsalCase("worst", (request,)),), case_seconds=30.0,
     )  # fmt: skip
     adapter = ADAPTERS[spec.engine]

@@ -18,8 +18,7 @@ from tests.support.processes import REPO, STANDIN
 from tests.support.waiting import HANG
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.routing.engines import Outage
-from turbofit.gateway.server import make_gateway
-from turbofit.gateway.thread import GatewayThread
+from turbofit.gateway.server import GatewayThread, make_gateway
 from turbofit.launch.engine.engine_log import EndedError
 from turbofit.launch.engine.launches import Launch
 from turbofit.launch.engine.supervised_engine import Timing

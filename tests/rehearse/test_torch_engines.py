@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.pretend.cuda_torch import CUDA_PATH, ROOT
-from turbofit.pretend.documents import dumped
+from turbofit.core.struct import to_json
 from turbofit.pretend.scenario import MIB, PretendGpu, Scenario
 from turbofit.rehearse.checkpoint.twin import write_checkpoint
 from turbofit.rehearse.spec import LONGEST, RehearsalCase, RehearsalRequest, Spec
@@ -45,14 +45,14 @@ def rehearsed(
 ) -> dict[str, Any]:  # fmt: skip
     """The document of LMDeploy's defaults, but for the settings given."""
     machine = Scenario((replace(CARD, total=total, late=late),) * cards, context=360 * MIB)
-    spec = Spec(machine, checkpoint, engine, settings, cases)
+    spec = Spec(machine, str(checkpoint), engine, settings, cases)
     program = (
-        "import json, sys; from turbofit.pretend.documents import loaded; "
+        "import json, sys; from turbofit.core.struct import decode; "
         "from turbofit.rehearse.document import rehearse; from turbofit.rehearse.spec import Spec; "
-        "print(json.dumps(rehearse(loaded(sys.argv[1], Spec))))"
+        "print(json.dumps(rehearse(decode(sys.argv[1], Spec, what='spec'))))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, dumped(spec)],
+        [sys.executable, "-c", program, to_json(spec)],
         env={**os.environ, "PYTHONPATH": f"{CUDA_PATH}:{ROOT}"}, cwd=checkpoint.parent,
         capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip

@@ -19,8 +19,8 @@ from turbofit.core.errors import DoesNotFitError, LaunchError, OutOfMemoryError,
 from turbofit.core.process.files import write_atomic
 from turbofit.core.process.progress import under_way
 from turbofit.core.run_report import EngineRecord, RunMoment
-from turbofit.gateway.allocator import keep_large_blocks
 from turbofit.gateway.limits.defaults import unread_arguments
+from turbofit.gateway.server import keep_large_blocks
 from turbofit.launch.engine.engine_log import EndedError
 from turbofit.launch.engine.environment import lmdeploy_if_needed, module_runner
 from turbofit.launch.engine.launches import Launch, free_ports, ratio_now
@@ -61,10 +61,10 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.gateway.config import GatewayConfig
     from turbofit.gateway.http.app import Gateway
-    from turbofit.gateway.models.served_model import AttachedGateway
+    from turbofit.gateway.models import AttachedGateway
     from turbofit.gateway.routing.deny_list import DenyList
     from turbofit.gateway.routing.engines import Outage
-    from turbofit.gateway.thread import GatewayThread
+    from turbofit.gateway.server import GatewayThread
     from turbofit.launch.engine.environment import Lmdeploy
     from turbofit.launch.engine.launches import SharedCards
     from turbofit.launch.engine.supervised_engine import Examiner, SupervisedEngine
@@ -579,8 +579,7 @@ class Start:
 
         from turbofit.gateway.http.accesslog import access_log
         from turbofit.gateway.routing.deny_file import deny_path
-        from turbofit.gateway.server import make_gateway
-        from turbofit.gateway.thread import GatewayThread
+        from turbofit.gateway.server import GatewayThread, make_gateway
 
         run, serve_config = self._run, self._run.config
         assert serve_config.gateway is not None

@@ -21,9 +21,9 @@ from msgspec.structs import replace
 from turbofit.core.errors import DoesNotFitError, LaunchError, TurbofitError, UsageError
 from turbofit.core.struct import Struct
 from turbofit.core.units import format_duration
-from turbofit.gateway.allocator import keep_large_blocks
-from turbofit.gateway.models.served_model import AttachedGateway, insist
+from turbofit.gateway.models import AttachedGateway, insist
 from turbofit.gateway.routing.health import healthy
+from turbofit.gateway.server import keep_large_blocks
 from turbofit.launch.engine.launches import SharedCards
 from turbofit.launch.run import Run
 from turbofit.launch.serve.leases import Leases
@@ -36,9 +36,8 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
     from turbofit.gateway.http.app import Gateway
-    from turbofit.gateway.models.models_gateway import ModelsGateway
-    from turbofit.gateway.models.served_model import ServedModel
-    from turbofit.gateway.thread import GatewayThread
+    from turbofit.gateway.models import ModelsGateway, ServedModel
+    from turbofit.gateway.server import GatewayThread
     from turbofit.launch.run import PublicSide
     from turbofit.launch.serve.config import ServeConfig
 
@@ -187,9 +186,8 @@ def _front(
     """
     from turbofit.gateway.http.model_names import unambiguous
     from turbofit.gateway.limits.request_limits import bounds_of
-    from turbofit.gateway.models.models_gateway import ModelsGateway
-    from turbofit.gateway.models.served_model import ServedModel
-    from turbofit.gateway.thread import GatewayThread
+    from turbofit.gateway.models import ModelsGateway, ServedModel
+    from turbofit.gateway.server import GatewayThread
 
     config = planned[0].config
     assert config.gateway is not None

@@ -34,8 +34,7 @@ from turbofit.core.process.state import state_dir
 from turbofit.core.struct import Struct
 from turbofit.gateway.front import Front, NodeAddress
 from turbofit.gateway.http.accesslog import access_log
-from turbofit.gateway.server import digest_of
-from turbofit.gateway.thread import GatewayThread
+from turbofit.gateway.server import GatewayThread, digest_of
 from turbofit.launch.cluster import ray_adapter
 from turbofit.launch.cluster.board import pin_board
 from turbofit.launch.cluster.node import NodeActor, NodeTold
