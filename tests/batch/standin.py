@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
+from tests.load.scripted import ThreadedServer
 from tests.support.waiting import HANG
 from turbofit.batch.item import BatchItem
 
@@ -48,44 +48,20 @@ def text_of(body: dict[str, Any]) -> str:
     return content if isinstance(content, str) else content[-1]["text"]
 
 
-class StandIn:
-    """A context manager in a thread.
+class StandIn(ThreadedServer):
+    """The first word of a request's text says what it gets, each time but the last of several once.
 
-    The first word of a request's text says what it gets, each time but the last of several joined
-    by commas once: ``ok`` (as all other words): an answer; a status; ``reset``: the connection;
-    ``garbage``; ``nearly`` JSON; ``pretty``: of several lines; ``hold``: an answer once `release`
-    was called; ``limited``: with a header.
+    They are joined by commas. ``ok`` (as all other words): an answer; a status; ``reset``: the
+    connection; ``garbage``; ``nearly`` JSON; ``pretty``: of several lines; ``hold``: an answer once
+    `release` was called; ``limited``: with a header.
     """
 
     def __init__(self, port: int = 0, key: str | None = None) -> None:
-        self.port, self._key = port, key
-        self.bodies: list[dict[str, Any]] = []
-        self.seen = Counter[str]()
+        super().__init__(port, key)
         self.running = self.most = 0
         self._held: list[asyncio.Transport] = []
         self._news = threading.Condition()
-        self._ready = threading.Event()
-        self._loop = asyncio.new_event_loop()
-
-    def __enter__(self) -> StandIn:
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-        self._ready.wait()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End; what is held gets no answer."""
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._end.set)
-            self._thread.join()
-            self._loop.close()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        self._released = asyncio.Event()
 
     def wait_for(self, requests: int) -> None:
         """Until so many have come."""
@@ -96,37 +72,13 @@ class StandIn:
         """Answer what is held, and hold nothing more."""
         self._loop.call_soon_threadsafe(self._released.set)
 
-    def _run(self) -> None:
-        self._loop.run_until_complete(self._serve())
-
-    async def _serve(self) -> None:
-        self._end, self._released = asyncio.Event(), asyncio.Event()
-        app = web.Application(client_max_size=1 << 26)
-        app.router.add_get("/v1/models", self._list)
-        app.router.add_post("/v1/chat/completions", self._chat)
-        runner = web.AppRunner(app, shutdown_timeout=0.0)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", self.port, reuse_address=True)
-        await site.start()
-        self.port = runner.addresses[0][1]
-        self._ready.set()
-        await self._end.wait()
+    def before_end(self) -> None:
+        """What is held gets no answer."""
         for transport in self._held:
             transport.abort()
         self._released.set()
-        await runner.cleanup()
 
-    def _strange(self, incoming: web.Request) -> bool:
-        return bool(self._key) and incoming.headers.get("Authorization") != f"Bearer {self._key}"
-
-    async def _list(self, incoming: web.Request) -> web.Response:
-        if self._strange(incoming):
-            return web.json_response({"error": "who?"}, status=401)
-        return web.json_response({"data": [{"id": "m"}]})
-
-    async def _chat(self, incoming: web.Request) -> web.StreamResponse:
-        if self._strange(incoming):
-            return web.json_response({"error": "who?"}, status=401)
+    async def chat(self, incoming: web.Request) -> web.StreamResponse:
         body = await incoming.json()
         text = text_of(body)
         with self._news:

@@ -1,15 +1,26 @@
+"""Inputs: lines of JSONL, images of a folder, rows of CSV and Parquet files."""
+
 from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.batch.standin import request
+from turbofit.batch import batch_input
 from turbofit.batch.batch_input import open_input
 from turbofit.batch.batch_spec import BatchSpec
-from turbofit.core.errors import UsageError
+from turbofit.batch.item import ItemError
+from turbofit.batch.request_body import ImageLimits, request_body
+from turbofit.core.errors import PackageError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def test_the_kind_is_seen(tmp_path) -> None:
@@ -27,24 +38,28 @@ def test_a_prompt_may_be_a_file(tmp_path) -> None:
     (tmp_path / "p.txt").write_text("two\nlines\n")
     source = open_input(tmp_path, BatchSpec(prompt_file=str(tmp_path / "p.txt")))
     (item,) = source.items()
-    assert item.body["messages"][0]["content"][1]["text"] == "two\nlines"
-    with pytest.raises(UsageError, match="cannot be read"):
-        open_input(tmp_path, BatchSpec(prompt_file=str(tmp_path / "none")))
+    assert content(item)[1]["text"] == "two\nlines"
 
 
-def test_what_cannot_be_an_input_is_said(tmp_path) -> None:
-    with pytest.raises(UsageError, match="cannot be read: No such file"):
-        open_input(tmp_path / "none", BatchSpec())
-    with pytest.raises(UsageError, match="cannot be read: File name too long"):
-        open_input(tmp_path / ("a" * 300), BatchSpec())
-    (tmp_path / "a.jsonl").write_text("")
-    with pytest.raises(UsageError, match="--prompt does not fit"):
-        open_input(tmp_path / "a.jsonl", BatchSpec(prompt="x"))
-    (tmp_path / "a.png").write_text("")
-    with pytest.raises(UsageError, match="no column 'y'"):
-        open_input(tmp_path, BatchSpec(prompt="x", image_column=("y",)))
-    with pytest.raises(UsageError, match="no file that can be read twice"):
-        open_input(Path(os.devnull), BatchSpec())
+@pytest.mark.parametrize(
+    ("name", "given", "words"),
+    [
+        ("none", {}, "cannot be read: No such file"),
+        ("a" * 300, {}, "cannot be read: File name too long"),
+        (os.devnull, {}, "no file that can be read twice"),
+        ("a.jsonl", {"prompt": "x"}, "--prompt does not fit"),
+        (".", {"prompt": "x", "image_column": ("y",)}, "no column 'y'"),
+        (".", {}, "no --prompt says what to ask"),
+        (".", {"prompt_file": "/none"}, "cannot be read"),
+        ("empty", {"prompt": "x"}, "holds no image"),
+    ],
+)
+def test_what_cannot_be_an_input_is_said(tmp_path, name, given, words) -> None:
+    (tmp_path / "empty").mkdir()
+    for file in ("a.jsonl", "a.png"):
+        (tmp_path / file).write_text("")
+    with pytest.raises(UsageError, match=words):
+        open_input(tmp_path / name, BatchSpec(**given))
 
 
 def test_images_by_name_and_folder_by_folder(tmp_path) -> None:
@@ -74,14 +89,6 @@ def test_a_name_that_is_no_utf8_has_one_that_is(tmp_path) -> None:
     assert os.path.exists(tmp_path / url)
 
 
-def test_no_prompt_and_no_image_are_said(tmp_path) -> None:
-    with pytest.raises(UsageError, match="holds no image"):
-        open_input(tmp_path, BatchSpec(prompt="x"))
-    (tmp_path / "a.png").write_bytes(b"")
-    with pytest.raises(UsageError, match="no --prompt says what to ask"):
-        open_input(tmp_path, BatchSpec(prompt=None))
-
-
 def test_another_prompt_is_another_input(tmp_path) -> None:
     (tmp_path / "a.png").write_bytes(b"")
     first, second = (
@@ -104,6 +111,7 @@ def test_lines_are_items_by_their_numbers(tmp_path) -> None:
     ]
     assert json.loads(bytes(found[1].body)) == request("b", "y")["body"]
     assert found[0].url == "/v1/chat/completions"
+    assert found[0].digest != items(tmp_path / "in.jsonl", json.dumps(request("a", "y")))[0].digest
 
 
 @pytest.mark.parametrize(
@@ -128,7 +136,159 @@ def test_a_broken_line_is_its_items_failure(line, name, code, tmp_path) -> None:
     assert "\n" not in found[1].fault.message
 
 
-def test_a_changed_line_has_another_digest(tmp_path) -> None:
-    path = tmp_path / "in.jsonl"
-    first = items(path, json.dumps(request("a", "x")))[0].digest
-    assert items(path, json.dumps(request("a", "y")))[0].digest != first
+def table(tmp_path: Path, text: str | bytes, **given):
+    path = tmp_path / "t.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return open_input(path, BatchSpec(**given))
+
+
+def content(item):
+    return item.body["messages"][0]["content"]
+
+
+def test_rows_are_items(tmp_path) -> None:
+    text = '\ufeffcustom_id,image,prompt,n\na,x.png,"What, now?",1\n,,text only,2\n'
+    source = table(tmp_path, text)
+    first, second = source.items()
+    assert (first.custom_id, second.custom_id) == ("a", "row-2")
+    assert content(first)[0]["image_url"]["url"] == "x.png"
+    assert content(first)[1]["text"] == "What, now?"
+    assert content(second) == "text only"
+    assert (source.base, source.max_tokens) == (str(tmp_path), 512)
+
+
+def test_a_prompt_takes_columns_and_images_have_theirs(tmp_path) -> None:
+    source = table(
+        tmp_path, "q,a,b\nwhy,1.png,2.png\n", prompt="{q}?", image_column=("b", "a"), max_tokens=7
+    )
+    (item,) = source.items()
+    assert [one.get("text") or one["image_url"]["url"] for one in content(item)] == [
+        "2.png",
+        "1.png",
+        "why?",
+    ]
+    assert source.max_tokens == 7
+
+
+def test_broken_rows_are_their_failures(tmp_path) -> None:
+    text = b"prompt,x\none,1\ntwo\nthree,\xff\nfour,4,5\n\nfive,5\n"
+    found = list(table(tmp_path, text, prompt="{prompt} {x}").items())
+    assert [one.fault is None for one in found] == [True, False, True, False, True]
+    assert [one.number for one in found] == [1, 2, 3, 4, 5]
+    assert "line 3 has not one cell for each column" in found[1].fault.message
+    with pytest.raises(ItemError, match="cannot be sent"):
+        request_body(found[2], "m", replace=True, base="", limits=ImageLimits(), max_tokens=None)
+
+
+def test_what_csv_cannot_read_is_one_rows_failure(tmp_path, monkeypatch) -> None:
+    found = list(table(tmp_path, "prompt\na\n" + "x" * 200000 + "\nb\n").items())
+    assert all(one.fault is None for one in found), "a long cell is one"
+    monkeypatch.setattr(batch_input, "_LARGEST_CELL", 1000)
+    found = list(table(tmp_path, "prompt\na\n" + "x" * 200000 + "\nb\n").items())
+    assert [one.fault is None for one in found] == [True, False, True]
+    assert "is no CSV" in found[1].fault.message
+
+
+def test_placeholders_are_filled_and_other_braces_stay(tmp_path) -> None:
+    prompt = 'What is {a b}? Answer {"a": {"b": 1}} or {} or {{name}}.'
+    (item,) = table(tmp_path, "a b,c\n{x},1\n", prompt=prompt).items()
+    assert content(item) == 'What is {x}? Answer {"a": {"b": 1}} or {} or {name}.'
+    with pytest.raises(UsageError, match=r"\{nam\} in the prompt is no placeholder") as caught:
+        table(tmp_path, "name,a column\n", prompt="{nam}")
+    assert caught.value.hint == "there are {name}, {a column}; write {{nam}} for {nam} itself"
+
+
+@pytest.mark.parametrize(
+    ("text", "given", "message"),
+    [
+        ("", {}, "does not begin with the names"),
+        ("a,a\n1,2\n", {}, "does not begin with the names"),
+        ("a\n1\n", {}, "no column 'prompt', and no --prompt"),
+        ("a\n1\n", {"prompt": "{b}"}, "no placeholder"),
+        ("a\n1\n", {"prompt": "x", "image_column": ("b",)}, "no column 'b'"),
+    ],
+)
+def test_wrong_columns_are_said(text, given, message, tmp_path) -> None:
+    with pytest.raises(UsageError, match=message):
+        table(tmp_path, text, **given)
+
+
+def test_without_pyarrow_a_parquet_file_says_what_to_install(tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (parquet_file := tmp_path / "x.parquet").touch()
+    with pytest.raises(PackageError, match="pyarrow is not installed"):
+        open_input(parquet_file, BatchSpec())
+
+
+def test_rows_of_a_parquet_file_with_images_in_them(tmp_path, monkeypatch) -> None:
+    """pyarrow's calls that are used, as pyarrow 26 answers them."""
+    rows = [
+        {"image": {"bytes": b"PNG", "path": "no"}, "prompt": "a"},
+        {"image": {"bytes": None, "path": "p.png"}, "prompt": "b"},
+        {"image": b"JPG", "prompt": "c"},
+        {"image": None, "prompt": "far"},
+        {"image": None, "prompt": None},
+    ]
+
+    class Batch(list):
+        num_rows = property(len)
+
+        def slice(self, at: int, length: int) -> Batch:
+            return Batch(self[at : at + length])
+
+        def to_pylist(self) -> list[dict[str, Any]]:
+            if any(row["prompt"] == "far" for row in self):
+                raise OverflowError("date value out of range")
+            return self
+
+    class File:
+        schema_arrow = SimpleNamespace(names=["image", "prompt"])
+
+        def __init__(self, path: Path) -> None:
+            pass
+
+        def iter_batches(self, batch_size: int, columns: list[str]):
+            assert columns == ["image", "prompt"]
+            yield from (Batch(rows[:2]), Batch(rows[2:]))
+
+    arrow = SimpleNamespace(ArrowException=ValueError)
+    monkeypatch.setitem(sys.modules, "pyarrow", arrow)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", SimpleNamespace(ParquetFile=File))
+    (parquet_file := tmp_path / "x.parquet").touch()
+    found = list(open_input(parquet_file, BatchSpec()).items())
+    urls = [content(one)[0]["image_url"]["url"] for one in found[:3]]
+    assert urls == ["data:image/unknown;base64,UE5H", "p.png", "data:image/unknown;base64,SlBH"]
+    assert found[3].fault.message == "the row cannot be read: date value out of range"
+    assert (content(found[4]), found[4].fault) == ("", None)
+
+
+def parquet(tmp_path: Path, columns: Callable[[Any], dict[str, Any]], prompt: str | None = None):
+    arrow = pytest.importorskip("pyarrow")
+    path = tmp_path / "t.parquet"
+    pytest.importorskip("pyarrow.parquet").write_table(arrow.table(columns(arrow)), path)
+    return list(open_input(path, BatchSpec(prompt=prompt)).items())
+
+
+def test_a_column_that_the_prompt_leaves_out_is_not_read(tmp_path) -> None:
+    def far(arrow: Any) -> dict[str, Any]:
+        return {"prompt": ["a", "b"], "t": arrow.array([0, 1 << 62], arrow.timestamp("us"))}
+
+    assert [content(one) for one in parquet(tmp_path, far)] == ["a", "b"]
+    found = parquet(tmp_path, far, prompt="No placeholder.")
+    assert [content(one) for one in found] == ["No placeholder."] * 2
+
+
+def test_a_row_of_a_parquet_file_that_cannot_be_read_fails_alone(tmp_path) -> None:
+    def text(arrow: Any) -> dict[str, Any]:
+        offsets = b"".join(at.to_bytes(4, "little") for at in (0, 1, 2, 3))
+        buffers = [None, arrow.py_buffer(offsets), arrow.py_buffer(b"a\xffc")]
+        return {"prompt": arrow.Array.from_buffers(arrow.string(), 3, buffers)}
+
+    def date(arrow: Any) -> dict[str, Any]:
+        return {"prompt": arrow.array([0, 1 << 62, 0], arrow.timestamp("us"))}
+
+    for columns in (text, date):
+        found = parquet(tmp_path, columns)
+        assert [one.fault and one.fault.code for one in found] == [None, "bad_line", None]
+        assert "the row cannot be read" in found[1].fault.message
+        assert found[1].custom_id == "row-2"

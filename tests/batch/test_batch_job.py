@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
-from types import SimpleNamespace
 
 import pytest
 
 from tests.batch.standin import StandIn, lines, write_requests
 from tests.support.processes import free_port
 from turbofit.batch import batch_job
-from turbofit.batch.batch_job import BatchJob, BatchListener, BatchProgress
+from turbofit.batch.batch_job import BatchJob
 from turbofit.batch.batch_spec import BatchSpec, BatchTarget
 from turbofit.core.errors import UnservedError, UsageError
-from turbofit.core.process.progress import Step
+from turbofit.core.process.progress import Step, listened
 from turbofit.load.prompt import png
 
 
-def run(source, output, url: str, *, at_once: int = 8, listener=None, **spec):
-    target = BatchTarget(url, None, None, at_once)
-    job = BatchJob((source, output), BatchSpec.of(**spec), target, listener)
+def run(source, output, url: str, *, at_once: int = 8, **spec):
+    job = BatchJob((source, output), BatchSpec.of(**spec), BatchTarget(url, None, None, at_once))
     return asyncio.run(job.run())
 
 
@@ -121,6 +120,7 @@ def test_a_server_that_goes_away_ends_it_and_it_can_go_on(tmp_path) -> None:
         ended.join()
     done = len(lines(output))
     assert done < 40
+    assert output.read_bytes().count(b"\n") == done
     with StandIn(port) as server:
         server.release()
         result = run(source, output, server.url)
@@ -138,52 +138,38 @@ def test_waiting_for_a_server_is_told(tmp_path) -> None:
     source, port = write_requests(tmp_path / "in.jsonl", items(3)), free_port()
     started: list[StandIn] = []
 
-    class Listener(BatchListener):
-        def tick(self, progress) -> None:
-            if progress.waiting and not started:
-                assert progress.step.detail.endswith("waiting for the server: no connection")
-                started.append(StandIn(port).__enter__())
+    def hear(step: Step | None) -> None:
+        waits = "0 failed, waiting for the server: no connection"
+        if not started and step == Step("sending", 0, 3, detail=waits):
+            started.append(StandIn(port).__enter__())
 
     try:
-        url = f"http://127.0.0.1:{port}"
-        result = run(source, tmp_path / "out.jsonl", url, listener=Listener())
+        with listened(hear):
+            result = run(source, tmp_path / "out.jsonl", f"http://127.0.0.1:{port}")
         assert result.answered == 3
     finally:
         started[0].close()
 
 
-def test_stopping_keeps_what_there_is(tmp_path) -> None:
+def test_stopping_keeps_what_there_is_and_the_rate_is_told(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(batch_job, "_SECONDS", 0.01)
     source = write_requests(tmp_path / "in.jsonl", {**items(20), "held": "hold"})
     output = tmp_path / "out.jsonl"
 
     async def main(url: str):
-        class Listener(BatchListener):
-            count = 0
+        def hear(step: Step | None) -> None:
+            if step is not None and step.done == 20:
+                assert re.fullmatch(r"0 failed, [\d,]+\.\d/s", step.detail)
+                job.stop()
 
-            def written(self, lines: int) -> None:
-                self.count += lines
-                if self.count == 20:
-                    job.stop()
-
-        target = BatchTarget(url, None, None, 4)
-        job = BatchJob((source, output), BatchSpec(), target, Listener())
-        return await job.run()
+        job = BatchJob((source, output), BatchSpec(), BatchTarget(url, None, None, 4))
+        with listened(hear):
+            return await job.run()
 
     with StandIn() as server:
         result = asyncio.run(main(server.url))
-        assert (result.answered, result.left) == (20, 1)
+        assert (result.answered, result.left, result.before) == (20, 1, 0)
+        assert result.seconds > 0
+        assert result.items_per_second > 0
         server.release()
         assert run(source, output, server.url).left == 0
-
-
-def test_a_step_tells_failures_and_rate(monkeypatch) -> None:
-    monkeypatch.setattr(batch_job, "time", SimpleNamespace(monotonic=lambda: 110.0))
-    output = SimpleNamespace(lines=110, failed=10)
-    progress = BatchProgress(output, total=1000, before=110, began=110.0)
-    assert progress.step == Step("sending", 110, 1000, detail="10 failed")
-    progress.began = 100.0
-    output.lines, output.failed = 200, 11
-    assert progress.step == Step("sending", 200, 1000, detail="11 failed, 9.0/s")
-    assert (progress.left, progress.rate, progress.seconds) == (800, 9.0, 10.0)
-    progress.waiting = "waiting for the server: no connection"
-    assert progress.step.detail == "11 failed, waiting for the server: no connection"

@@ -3,24 +3,22 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
+from contextlib import nullcontext
 
 import pytest
 
 from tests.batch.standin import items_of, lines
-from turbofit.batch.batch_job import BatchProgress, in_thread, run_together, send_all
+from turbofit.batch.batch_job import in_thread, run_together, send_all
 from turbofit.batch.item import BatchError, BatchItem, BatchLine
 from turbofit.batch.output_file import OutputFile, Survey
-from turbofit.core.errors import UnservedError
 
 
 class Under:
     """A run with what it needs, and what was seen of it."""
 
-    def __init__(self, tmp_path, count: int, ask, *, done=(), **options) -> None:
+    def __init__(self, tmp_path, count: int, ask, **options) -> None:
         self.path, self.read, self.written = tmp_path / "out.jsonl", 0, 0
         self.survey = Survey(items_of(range(1, count + 1)))
-        for number in done:
-            self.survey.mark(number)
         self._count, self._ask, self._options = count, ask, options
         self.most_ahead = 0
 
@@ -38,17 +36,15 @@ class Under:
         """The names of the output's lines."""
         return [line["custom_id"] for line in lines(self.path)]
 
-    def run(self) -> BatchProgress:
-        async def main() -> BatchProgress:
+    def run(self) -> None:
+        async def main() -> None:
             with OutputFile(self.path) as output:
                 output.resume(Survey([]), retry_failed=False)
-                progress = BatchProgress(output, self.survey.total)
                 found = self.survey.pending(self._items())
                 options = {"at_once": 4, **self._options}
                 await send_all(found, output, self._ask, self._count_written, **options)
-                return progress
 
-        return asyncio.run(main())
+        asyncio.run(main())
 
 
 def answer(item: BatchItem) -> BatchLine:
@@ -70,16 +66,9 @@ def shuffled(seed: int):
 @pytest.mark.parametrize("count", [0, 1, 5, 300])
 def test_every_item_has_one_line(count, tmp_path) -> None:
     under = Under(tmp_path, count, shuffled(count))
-    progress = under.run()
+    under.run()
     assert sorted(under.taken) == sorted(f"i{n}" for n in range(1, count + 1))
     assert under.path.read_bytes().count(b"\n") == count
-    assert progress.left == 0
-
-
-def test_what_has_its_line_is_not_asked_again(tmp_path) -> None:
-    under = Under(tmp_path, 20, shuffled(1), done=range(3, 19))
-    under.run()
-    assert sorted(under.taken) == ["i1", "i19", "i2", "i20"]
 
 
 def test_so_many_are_under_way_and_no_more_are_read(tmp_path) -> None:
@@ -119,53 +108,28 @@ def test_in_order_lines_wait_and_so_does_who_is_far_in_front(tmp_path) -> None:
     assert under.taken == [f"i{n}" for n in range(1, 201)]
 
 
-def test_an_error_ends_the_run_and_what_is_written_stays(tmp_path) -> None:
-    async def ask(item: BatchItem) -> BatchLine:
-        if item.number == 10:
-            raise UnservedError("gone", hint="wait")
-        return answer(item)
-
-    under = Under(tmp_path, 100, ask, at_once=1)
-    with pytest.raises(UnservedError):
-        under.run()
-    assert under.taken == [f"i{n}" for n in range(1, 10)]
-    assert under.path.read_bytes().count(b"\n") == 9
-
-
-def test_the_end_of_the_work_ends_the_rest() -> None:
+@pytest.mark.parametrize("first", ["nothing", "work", "beside"])
+def test_the_end_of_the_work_and_the_first_error_end_the_rest(first) -> None:
     ended = []
 
     async def work(name: str) -> None:
         await asyncio.sleep(0)
+        if first == name:
+            raise KeyError(name)
         ended.append(name)
 
-    async def for_ever() -> None:
+    async def for_ever(name: str) -> None:
         try:
+            await work(name)
             await asyncio.Event().wait()
         finally:
-            ended.append("beside")
+            ended.append("rest")
 
-    asyncio.run(run_together([work("a"), work("b")], [for_ever()]))
-    assert ended == ["a", "b", "beside"]
-
-
-@pytest.mark.parametrize("first", ["work", "beside"])
-def test_the_first_error_ends_all(first) -> None:
-    ended = []
-
-    async def fails() -> None:
-        raise KeyError(first)
-
-    async def for_ever() -> None:
-        try:
-            await asyncio.Event().wait()
-        finally:
-            ended.append(1)
-
-    both = [fails()], [for_ever()]
-    with pytest.raises(KeyError):
-        asyncio.run(run_together(*(both if first == "work" else reversed(both))))
-    assert ended == [1]
+    failing = first != "nothing"
+    with pytest.raises(KeyError) if failing else nullcontext():
+        asyncio.run(run_together([work("a"), work("work")], [for_ever("beside")]))
+    assert ended[-1] == "rest"
+    assert failing or ended == ["a", "work", "beside", "rest"]
 
 
 def test_who_is_cancelled_waits_for_its_thread() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 
 from turbofit.batch.batch_spec import BatchSpec, target_of
@@ -16,16 +18,13 @@ from turbofit.planning.request import PlanRequest
         ({"allowed_media_domains": ("x",)}, "http://x", "--allowed-media-domains is for a server"),
         ({"pretend": True}, "http://x", "--pretend is for a server that is started"),
         ({"no_rehearse": True}, "http://x", "--no-rehearse is for a server that is started"),
+        ({"prompt": "a", "shrink": True, "pretend": True, "no_rehearse": True}, None, None),
+        ({"prompt_file": "a", "patience": 1.0, "in_order": True}, "http://x", None),
     ],
 )
 def test_what_does_not_go_together_is_said(given, url, message) -> None:
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, match=message) if message else nullcontext():
         BatchSpec.of(**given).check(url=url)
-
-
-def test_what_goes_together_passes() -> None:
-    BatchSpec.of(prompt="a", shrink=True, pretend=True, no_rehearse=True).check(url=None)
-    BatchSpec.of(prompt_file="a", patience=1.0, in_order=True).check(url="http://x")
 
 
 def test_a_server_that_runs(monkeypatch) -> None:
@@ -33,13 +32,9 @@ def test_a_server_that_runs(monkeypatch) -> None:
     assert target_of("http://x", None, None) == ("http://x", None, None, 64, None)
     request = PlanRequest.of(model="m", concurrency=9)
     assert target_of("http://x", "k", request) == ("http://x", "k", "m", 9, None)
+    assert target_of(None, None, request).request is request
     monkeypatch.setenv("TURBOFIT_API_KEY", "e")
     assert target_of("http://x", None, PlanRequest.of(model="")).key == "e"
-
-
-def test_a_server_that_is_planned() -> None:
-    request = PlanRequest.of(model="m", concurrency=9)
-    assert target_of(None, None, request).request is request
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+"""The output and its lines; what is known of an input before anything is sent."""
+
 from __future__ import annotations
 
 import errno
@@ -6,10 +8,21 @@ import os
 import subprocess
 import sys
 
+import msgspec
 import pytest
 
 from tests.batch.standin import items_of
 from turbofit.batch import output_file
+from turbofit.batch.item import (
+    LINE_START,
+    BatchError,
+    BatchItem,
+    BatchLine,
+    BatchResponse,
+    ItemError,
+    digest_of,
+    place_of,
+)
 from turbofit.batch.output_file import OutputFile, Survey
 from turbofit.core.errors import UsageError
 
@@ -26,32 +39,26 @@ def resumed(path, *, retry_failed: bool = False):
     with OutputFile(path) as output:
         output.resume(survey, retry_failed=retry_failed)
         counts = output.answered, output.failed
-    return path.stat().st_size, counts, [number for number in (1, 2, 3) if survey.done(number)]
+    return path.stat().st_size, counts, [number for number in (1, 2, 3) if survey.done[number]]
 
 
 @pytest.mark.parametrize(
-    "torn",
-    [b"", b'{"id": "batch_req_1-00', line(1)[:-1], b"\0" * 500, b"\0" * 50 + b"\n" + line(3)],
-)
-def test_what_is_no_whole_line_is_cut_off(torn, tmp_path) -> None:
-    path = tmp_path / "out.jsonl"
-    path.write_bytes(line(2) + torn)
-    assert resumed(path) == (len(line(2)), (1, 0), [2])
-    assert path.read_bytes() == line(2)
-
-
-@pytest.mark.parametrize(
-    "torn",
+    ("kept", "torn"),
     [
-        b"", b"\0" * 500, b'{"id":"bat', b'{"id":"bat' + b"\0" * 500, b'{"id":"batch_req_1-00',
-        b'{"id":"batch_req_1' + b"\0" * 50 + b"\n" + line(3),
+        *((line(2), torn) for torn in (
+            b"", b'{"id": "batch_req_1-00', line(1)[:-1], b"\0" * 500, b"\0" * 50 + b"\n" + line(3),
+        )),
+        *((b"", torn) for torn in (
+            b"", b"\0" * 500, b'{"id":"bat', b'{"id":"bat' + b"\0" * 500, b'{"id":"batch_req_1-00',
+            b'{"id":"batch_req_1' + b"\0" * 50 + b"\n" + line(3),
+        )),
     ],
 )  # fmt: skip
-def test_a_first_line_that_is_torn_is_cut_off(torn, tmp_path) -> None:
+def test_what_is_no_whole_line_is_cut_off(kept, torn, tmp_path) -> None:
     path = tmp_path / "out.jsonl"
-    path.write_bytes(torn)
-    assert resumed(path) == (0, (0, 0), [])
-    assert path.read_bytes() == b""
+    path.write_bytes(kept + torn)
+    assert resumed(path) == (len(kept), (int(bool(kept)), 0), [2] * bool(kept))
+    assert path.read_bytes() == kept
 
 
 @pytest.mark.parametrize(
@@ -165,13 +172,6 @@ def test_another_file_stays_as_it_is(text, message, tmp_path) -> None:
     assert len(os.listdir(tmp_path)) == 2
 
 
-def test_two_batches_on_one_output(tmp_path) -> None:
-    path = tmp_path / "out.jsonl"
-    with OutputFile(path), pytest.raises(UsageError, match="another turbofit batch writes"):
-        OutputFile(path)
-    resumed(path)
-
-
 def test_the_lock_ends_with_the_process(tmp_path) -> None:
     path = tmp_path / "out.jsonl"
     code = (
@@ -187,6 +187,8 @@ def test_the_lock_ends_with_the_process(tmp_path) -> None:
             OutputFile(path)
         child.kill()
         child.wait()
+    with OutputFile(path), pytest.raises(UsageError, match="another turbofit batch writes"):
+        OutputFile(path)
     resumed(path)
 
 
@@ -212,10 +214,98 @@ def test_a_full_disk_leaves_whole_lines(tmp_path, monkeypatch) -> None:
     assert resumed(path)[2] == [1]
 
 
-def test_what_can_be_no_output_is_said(tmp_path) -> None:
-    with pytest.raises(UsageError, match="Is a directory"):
-        OutputFile(tmp_path)
-    with pytest.raises(UsageError, match="No such file"):
-        OutputFile(tmp_path / "none" / "out")
-    with pytest.raises(UsageError, match="is no file"):
-        OutputFile(type(tmp_path)(os.devnull))
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [(".", "Is a directory"), ("none/out", "No such file"), (os.devnull, "no file")],
+)
+def test_what_can_be_no_output_is_said(tmp_path, name, words) -> None:
+    with pytest.raises(UsageError, match=words):
+        OutputFile(tmp_path / name)
+
+
+def test_items_are_counted_and_marked_once() -> None:
+    survey = Survey(items_of([5, 0, 7, 0, 9]))
+    assert survey.total == 3
+    assert survey.holds(1, 5)
+    assert not any(
+        survey.holds(*one) for one in ((0, 0), (0, 5), (2, 5), (6, 1), (10**11, 1), (3, 8))
+    )
+    assert list(survey.done) == [0] * 6
+
+
+def test_order_is_a_beginning() -> None:
+    survey = Survey(items_of([1, 0, 1, 1]))
+    survey.check_order()
+    survey.done[1] = True
+    survey.done[3] = True
+    survey.check_order()
+    other = Survey(items_of([1, 0, 1, 1]))
+    other.done[4] = True
+    with pytest.raises(UsageError, match="item 4 has its line and item 1 has none"):
+        other.check_order()
+
+
+def test_a_name_that_came_before_is_the_second_items_failure() -> None:
+    items = [
+        BatchItem(number=1, digest=1, custom_id="a"),
+        BatchItem(number=2, digest=2, custom_id="b"),
+        BatchItem(number=3, digest=3, custom_id="a"),
+        BatchItem(number=4, digest=4),
+        BatchItem(number=5, digest=5),
+    ]
+    survey = Survey(items)
+    survey.done[1] = True
+    found = list(survey.pending(iter(items)))
+    assert [one.fault and one.fault.code for one in found] == [
+        None, "duplicate_custom_id", None, None,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("later", "words"),
+    [
+        ([BatchItem(number=2, digest=3)], "at item 2"),
+        ([BatchItem(number=3, digest=1)], "at item 3"),
+        (items_of([11, 22]), "it had 3 items and has 2"),
+    ],
+)
+def test_an_input_that_changes_meanwhile_is_noticed(later, words) -> None:
+    with pytest.raises(UsageError, match=f"while it was read, {words}"):
+        list(Survey(items_of(DIGESTS)).pending(iter(later)))
+
+
+def test_an_id_names_the_place_in_the_input() -> None:
+    assert digest_of(b"") == 1, "never 0"
+    item = BatchItem(number=12, digest=digest_of(b"x"))
+    assert place_of(item.line_id) == (12, item.digest)
+    for text in ("", "batch_req_1", "batch_req_1-x", "batch_req_-00000000", "chatcmpl-7"):
+        assert place_of(text) is None
+
+
+def test_a_line_is_one_line() -> None:
+    error = BatchError(code="c", message="two\nlines")
+    identity = BatchItem(number=1, digest=1).line_id
+    raw = msgspec.json.encode(BatchLine(id=identity, custom_id=None, error=error))
+    assert b"\n" not in raw
+    assert raw.startswith(LINE_START)
+    assert list(json.loads(raw)) == ["id", "custom_id", "response", "error"]
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        ({"choices": [{"message": {"content": "a"}}]}, "a"),
+        ({"choices": [{"text": "b"}]}, "b"),
+        ({"choices": [{"message": {"content": None}}]}, None),
+        ({"choices": []}, None),
+        ("<html>", None),
+    ],
+)
+def test_the_text_of_an_answer(body, text) -> None:
+    response = BatchResponse(status_code=200, request_id="", body=body)
+    assert BatchLine(id="i", custom_id="c", response=response).text == text
+    assert BatchLine(id="i", custom_id="c").text is None
+
+
+def test_a_file_name_of_any_bytes_can_be_told() -> None:
+    assert ItemError("c", "\udcff.png is not there").message == "\\udcff.png is not there"

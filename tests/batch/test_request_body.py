@@ -10,20 +10,28 @@ import pytest
 
 from turbofit.batch import request_body
 from turbofit.batch.item import BatchItem, ItemError
-from turbofit.batch.request_body import BodyWriter, ImageLimits, inlined
+from turbofit.batch.request_body import ImageLimits, inlined
 from turbofit.core.images import TileRule
 from turbofit.load.prompt import png, user_message
 from turbofit.model.source import resolve_model
 
 
-def writer(*, replace: bool = False, base: object = "", max_tokens: int | None = None):
-    return BodyWriter(
-        "served", replace=replace, base=str(base), limits=ImageLimits(), max_tokens=max_tokens
-    )
+def sent_for(one, *, replace: bool = False, base: object = "", max_tokens: int | None = None):
+    return request_body.request_body(
+        one, "served",
+        replace=replace, base=str(base), limits=ImageLimits(), max_tokens=max_tokens,
+    )  # fmt: skip
 
 
-def chat(text: str, images: list[str]) -> dict[str, object]:
-    return {"messages": [user_message(text, images)]}
+PNG = png(64, 48)
+
+
+def body(*urls: str):
+    return {"messages": [user_message("?", urls)]}
+
+
+def urls(found):
+    return [one["image_url"]["url"] for one in found["messages"][0]["content"][:-1]]
 
 
 def item(body) -> BatchItem:
@@ -47,40 +55,26 @@ def item(body) -> BatchItem:
     ],
 )
 def test_model_and_answer_length_are_filled_in(raw, options, sent) -> None:
-    assert json.loads(writer(**options).body(item(raw))) == sent
+    assert json.loads(sent_for(item(raw), **options)) == sent
 
 
-def test_an_entry_stays_small_when_its_images_are_read(tmp_path) -> None:
-    (tmp_path / "a.png").write_bytes(png(64, 64))
-    one = item(chat("?", ["a.png"]))
-    sent = json.loads(writer(base=tmp_path).body(one))
-    assert sent["messages"][0]["content"][0]["image_url"]["url"].startswith("data:image/png")
-    assert one.body == chat("?", ["a.png"])
-
-
-def test_images_of_a_jsonl_line_are_read_too(tmp_path) -> None:
-    raw = msgspec.json.encode(chat("?", ["none.png"]))
+def test_images_are_read_when_it_is_sent(tmp_path) -> None:
+    (tmp_path / "a.png").write_bytes(PNG)
+    row = item(body("a.png"))
+    sent = json.loads(sent_for(row, base=tmp_path))
+    assert urls(sent)[0].startswith("data:image/png")
+    assert row.body == body("a.png"), "an entry stays small"
     with pytest.raises(ItemError, match="is no file that is there"):
-        writer(base=tmp_path).body(item(raw))
+        sent_for(item(msgspec.json.encode(body("none.png"))), base=tmp_path)
 
 
-def test_what_cannot_be_sent_is_the_items_failure() -> None:
-    with pytest.raises(ItemError, match="no streams"):
-        writer().body(item(b'{"stream": true}'))
-    with pytest.raises(ItemError, match="cannot be sent"):
-        writer().body(item(chat("\udcff", [])))
-
-
-PNG = png(64, 48)
-
-
-def body(*urls: str):
-    content = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
-    return {"messages": [{"role": "user", "content": [*content, {"type": "text", "text": "?"}]}]}
-
-
-def urls(found):
-    return [one["image_url"]["url"] for one in found["messages"][0]["content"][:-1]]
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [(b'{"stream": true}', "no streams"), ({"prompt": "\udcff"}, "cannot be sent")],
+)
+def test_what_cannot_be_sent_is_the_items_failure(raw, words) -> None:
+    with pytest.raises(ItemError, match=words):
+        sent_for(item(raw))
 
 
 def failure(found, base="", limits=None) -> ItemError:
@@ -93,15 +87,9 @@ def test_files_are_put_inline_and_addresses_stay(tmp_path) -> None:
     (tmp_path / "a b.png").write_bytes(PNG)
     inline = "data:image/png;base64," + base64.b64encode(PNG).decode()
     found = body("a b.png", f"file://{tmp_path}/a%20b.png", inline, "https://x/y.png")
+    found["messages"][0]["content"][0]["image_url"] = "a b.png"  # a bare string is a URL too
     inlined(found, str(tmp_path), ImageLimits())
     assert urls(found) == [inline, inline, inline, "https://x/y.png"]
-
-
-def test_a_bare_string_is_a_url_too(tmp_path) -> None:
-    (tmp_path / "a.png").write_bytes(PNG)
-    found = {"messages": [{"content": [{"type": "image_url", "image_url": "a.png"}]}]}
-    inlined(found, str(tmp_path), ImageLimits())
-    assert found["messages"][0]["content"][0]["image_url"]["url"].startswith("data:image/png")
 
 
 @pytest.mark.parametrize(
@@ -131,10 +119,9 @@ def test_each_broken_image_has_its_code(tmp_path) -> None:
 
 def test_an_image_that_is_too_big_is_not_read(tmp_path) -> None:
     (tmp_path / "a.png").write_bytes(PNG)
-    limits = ImageLimits(bytes=len(PNG) - 1)
-    assert failure(body("a.png"), tmp_path, limits).code == "image_too_big"
-    inline = "data:image/png;base64," + base64.b64encode(PNG).decode()
-    assert failure(body(inline), tmp_path, limits).code == "image_too_big"
+    for url in ("a.png", "data:image/png;base64," + base64.b64encode(PNG).decode()):
+        limits = ImageLimits(bytes=len(PNG) - 1)
+        assert failure(body(url), tmp_path, limits).code == "image_too_big"
 
 
 @pytest.mark.parametrize("more", [b"x", b""])

@@ -10,11 +10,8 @@ from tests.batch.standin import StandIn, request
 from tests.support.processes import free_port
 from turbofit.batch import sender as sending
 from turbofit.batch.item import BatchItem, BatchLine, ItemError
-from turbofit.batch.request_body import BodyWriter, ImageLimits
 from turbofit.batch.sender import Sender
 from turbofit.core.errors import UnservedError, UsageError
-
-WRITER = BodyWriter("m", replace=False, base="", limits=ImageLimits(), max_tokens=None)
 
 
 @pytest.fixture(autouse=True)
@@ -24,21 +21,20 @@ def _no_pauses(monkeypatch) -> None:
 
 
 def line(url: str, text: str, **options: Any) -> BatchLine:
-    raw = msgspec.json.encode(request("a", text)["body"])
-    item = BatchItem(number=7, digest=1, custom_id="a", body=msgspec.Raw(raw))
+    raw = msgspec.Raw(msgspec.json.encode(request("a", text)["body"]))
+    item = BatchItem(number=7, digest=1, custom_id="a", body=raw)
+    return asked(url, item, **options)[0]
 
-    async def ask() -> BatchLine:
+
+def asked(url: str, item: BatchItem, **options: Any) -> tuple[BatchLine, int]:
+    """The line of an item, and how many requests the server lowered."""
+
+    async def ask() -> tuple[BatchLine, int]:
         given = {"timeout": 60.0, "patience": 60.0, "key": None, **options}
         async with Sender(url, given.pop("key"), **given) as sender:
-            found = await sender.line(item, WRITER)
-            lowered.append(sender.lowered)
-            return found
+            return await sender.line(item, lambda item: bytes(item.body)), sender.lowered
 
-    lowered.clear()
     return asyncio.run(ask())
-
-
-lowered: list[int] = []
 
 
 def test_an_answer_is_kept_as_it_came() -> None:
@@ -48,7 +44,6 @@ def test_an_answer_is_kept_as_it_came() -> None:
     assert (found.response.status_code, found.response.request_id) == (200, "r-1")
     body = msgspec.json.decode(bytes(found.response.body))
     assert body["choices"][0]["message"]["content"] == "hello"
-    assert lowered == [0]
 
 
 def test_an_answer_of_several_lines_becomes_one() -> None:
@@ -59,25 +54,21 @@ def test_an_answer_of_several_lines_becomes_one() -> None:
     assert msgspec.json.decode(raw)["response"]["body"] == {"a": "b\n c"}
 
 
-def test_a_url_that_is_none_is_the_items_failure() -> None:
-    async def ask() -> BatchLine:
-        async with Sender("http://[", None, timeout=1, patience=None) as sender:
-            item = BatchItem(number=1, digest=1, url="/v1/[x:y//", body=msgspec.Raw(b"{}"))
-            return await sender.line(item, WRITER)
-
-    assert asyncio.run(ask()).error.code == "bad_url"
+def test_what_is_no_request_is_the_items_failure() -> None:
+    item = BatchItem(number=1, digest=1, url="/v1/[x:y//", body=msgspec.Raw(b"{}"))
+    assert asked("http://[", item)[0].error.code == "bad_url"
+    fault = ItemError("image_missing", "a.png is not there")
+    found, _ = asked("http://127.0.0.1:9", BatchItem(number=1, digest=1, fault=fault))
+    assert found.response is None
+    assert (found.error.code, found.error.message) == ("image_missing", "a.png is not there")
 
 
 @pytest.mark.parametrize("text", ["503,429,502,504,ok", "reset,reset,ok", "500,ok", "500,503,ok"])
 def test_what_passes_is_waited_out(text) -> None:
-    waits: list[str] = []
     with StandIn() as server:
-        found = line(server.url, text, waiting=waits.append)
+        found = line(server.url, text)
         assert server.seen[text] == text.count(",") + 1
     assert found.error is None
-    if "," in text and not text.startswith("500,ok"):
-        assert waits[0].startswith("waiting for the server: ")
-        assert waits[-1] == ""
 
 
 @pytest.mark.parametrize(
@@ -118,20 +109,10 @@ def test_an_answer_that_takes_too_long_is_the_items_failure() -> None:
 
 
 def test_a_lowered_request_is_counted() -> None:
-    with StandIn() as server:
-        assert line(server.url, "limited").error is None
-    assert lowered == [1]
-
-
-def test_an_item_that_cannot_be_sent_is_not_sent() -> None:
-    async def ask() -> BatchLine:
-        async with Sender("http://127.0.0.1:9", None, timeout=1, patience=1) as sender:
-            fault = ItemError("image_missing", "a.png is not there")
-            return await sender.line(BatchItem(number=1, digest=1, fault=fault), WRITER)
-
-    found = asyncio.run(ask())
-    assert found.response is None
-    assert (found.error.code, found.error.message) == ("image_missing", "a.png is not there")
+    for text, lowered in (("limited", 1), ("hello", 0)):
+        raw = msgspec.Raw(msgspec.json.encode(request("a", text)["body"]))
+        with StandIn() as server:
+            assert asked(server.url, BatchItem(number=1, digest=1, body=raw))[1] == lowered
 
 
 def test_patience_has_an_end() -> None:

@@ -1,6 +1,9 @@
+"""The server of a batch, and the plan that its items need."""
+
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import signal
@@ -9,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.batch.standin import lines
+from tests.batch.standin import lines, request, write_requests
 from tests.support.processes import Child, gone
 from tests.support.waiting import auntil, until
 from turbofit.batch import server_process
 from turbofit.batch.batch_input import open_input
 from turbofit.batch.batch_spec import BatchSpec
-from turbofit.batch.server_process import ServerProcess, server_plan
+from turbofit.batch.server_process import BatchWorkload, ServerProcess, server_plan, workload_of
 from turbofit.core.errors import LaunchError, UsageError
 from turbofit.core.process.progress import Step, listened
 from turbofit.load.prompt import png
@@ -129,13 +132,17 @@ def planned(folder, request: PlanRequest, **spec):
 
 
 def test_the_options_promise_what_the_items_need(tmp_path) -> None:
-    request = PlanRequest.of(model="internvl2-2b", on="1xrtx3090", enable_prefix_caching=False)
-    found = planned(photos(tmp_path), request, pretend=True)
-    words = list(found.options)
+    request = PlanRequest.of(
+        model="internvl2-2b", on="1xrtx3090", enable_prefix_caching=False, concurrency=5000
+    )
+    found, _, options = planned(photos(tmp_path), request, pretend=True)
+    words = list(options)
+    assert "--concurrency" not in words, "how many are sent at once is no promise of the server"
+    assert found.concurrency == 5000
     assert words[:3] == ["internvl2-2b", "--on", "1xrtx3090"]
     assert words[words.index("--images") + 1] == "1"
     assert words[words.index("--image-size") + 1] == "448x448"
-    assert int(words[words.index("--context") + 1]) == found.request.context
+    assert int(words[words.index("--context") + 1]) == found.context
     assert words[-1] == "--pretend"
     assert "--no-enable-prefix-caching" in words
 
@@ -143,7 +150,7 @@ def test_the_options_promise_what_the_items_need(tmp_path) -> None:
 def test_a_limit_that_was_given_stays_and_shrinking_promises_no_size(tmp_path) -> None:
     request = PlanRequest.of(model="internvl2-2b", context=8192, max_dynamic_patch=4)
     given = {"shrink": True, "no_rehearse": True, "allowed_media_domains": ("x.org", "*.y.org")}
-    words = planned(photos(tmp_path), request, **given).options
+    words = planned(photos(tmp_path), request, **given)[2]
     assert "--image-size" not in words
     assert words[words.index("--context") + 1] == "8192"
     assert words[words.index("--max-dynamic-patch") + 1] == "4"
@@ -151,14 +158,11 @@ def test_a_limit_that_was_given_stays_and_shrinking_promises_no_size(tmp_path) -
 
 
 def test_defaults_are_the_server_s_and_bound_answers_that_state_none(tmp_path) -> None:
-    line = {"custom_id": "a", "url": "/v1/chat/completions", "method": "POST",
-            "body": {"messages": [{"role": "user", "content": "x"}]}}  # fmt: skip
-    path = tmp_path / "in.jsonl"
-    path.write_text(json.dumps(line) + "\n")
+    path = write_requests(tmp_path / "in.jsonl", {"a": "x"})
     spec = BatchSpec(default_sampling={"max_tokens": 64, "top_p": 0.9})
-    found = server_plan(open_input(path, spec), spec, PlanRequest.of(model="internvl2-2b"))
-    assert found.workload.unbounded == 0
-    words = list(found.options)
+    request = PlanRequest.of(model="internvl2-2b")
+    _, workload, words = server_plan(open_input(path, spec), spec, request)
+    assert workload.unbounded == 0
     given = words[words.index("--default-sampling") + 1]
     assert json.loads(given) == {"max_tokens": 64, "top_p": 0.9}
 
@@ -198,8 +202,79 @@ def test_lmdeploys_engine_may_die(tmp_path) -> None:
     assert not [one for one in found if one["error"]]
 
 
-def test_how_many_are_sent_at_once_is_no_promise_of_the_server(tmp_path) -> None:
-    request = PlanRequest.of(model="internvl2-2b", on="1xrtx3090", concurrency=5000)
-    found = planned(photos(tmp_path), request)
-    assert "--concurrency" not in found.options
-    assert found.request.concurrency == 5000
+MODEL = resolve_model("internvl2-2b")
+
+
+def test_the_worst_image_that_is_there_decides(tmp_path) -> None:
+    for name, size in (("a", (448, 448)), ("b", (1344, 448)), ("c", (900, 900))):
+        (tmp_path / f"{name}.png").write_bytes(png(*size))
+    (tmp_path / "broken.png").write_bytes(b"x")
+    found = workload_of(
+        open_input(tmp_path, BatchSpec(prompt="What is this?", max_tokens=100)), MODEL
+    )
+    rule = MODEL.image_rule
+    worst = max(((448, 448), (1344, 448), (900, 900)), key=lambda size: rule.units(*size))
+    assert (found.images, found.image_size, found.unbounded) == (1, worst, 0)
+    assert rule.tokens(*worst) + 100 < found.context < rule.tokens(*worst) + 100 + 1200
+
+
+def jsonl(tmp_path, *rows, max_tokens=None):
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "broken\n")
+    return workload_of(open_input(path, BatchSpec(max_tokens=max_tokens)), MODEL)
+
+
+def test_a_text_counts_by_its_bytes_and_an_image_in_it_by_its_tokens(tmp_path) -> None:
+    url = "data:image/png;base64," + base64.b64encode(png(2000, 1500)).decode()
+    image = {"type": "image_url", "image_url": {"url": url}}
+    pictured = request("a", "x", max_tokens=10)
+    pictured["body"]["messages"][0]["content"] = [image, image]
+    found = jsonl(tmp_path, pictured, request("b", "y" * 500, max_tokens=5))
+    assert (found.images, found.image_size) == (2, (2000, 1500))
+    assert 0 < found.context - 2 * MODEL.image_rule.tokens(2000, 1500) < 1200
+    text = jsonl(tmp_path, request("b", "y" * 5000, max_tokens=5))
+    assert (text.images, text.image_size) == (0, None)
+    assert 5000 < text.context < 6200
+
+
+@pytest.mark.parametrize(
+    ("url", "tokens"),
+    [
+        ("https://example.com/a.png", MODEL.image_rule.unit_tokens(13)),  # it may be the worst
+        ("file://photos[1]/a.png", 0),
+    ],
+)
+def test_an_image_that_is_not_here_has_no_size(tmp_path, url, tokens) -> None:
+    row = request("a", "x", max_tokens=10)
+    row["body"]["messages"][0]["content"] = [{"type": "image_url", "image_url": {"url": url}}]
+    found = jsonl(tmp_path, row)
+    assert (found.images, found.image_size) == (1, None)
+    assert 0 < found.context - tokens < 1200
+
+
+def test_an_answer_without_a_bound_leaves_the_context_to_the_plan(tmp_path) -> None:
+    rows = request("a", "x"), request("b", "y", max_tokens=5)
+    assert jsonl(tmp_path, *rows) == BatchWorkload(unbounded=1)
+    assert jsonl(tmp_path, *rows, max_tokens=50).unbounded == 0
+
+
+def test_no_context_is_longer_than_the_models(tmp_path) -> None:
+    found = jsonl(tmp_path, request("a", "y" * 90000, max_tokens=5))
+    assert found.context == MODEL.text.max_position_embeddings
+
+
+def test_it_is_told_in_one_line() -> None:
+    found = BatchWorkload(images=2, image_size=(640, 480), context=4096)
+    assert found.text == "2 images, 640x480, 4,096 tokens"
+    assert BatchWorkload(images=1, unbounded=1).text == "1 image, no bound of tokens"
+
+
+def test_what_a_person_gave_stays() -> None:
+    found = BatchWorkload(images=2, image_size=(640, 480), context=4096)
+    assert found.keywords({}, shrink=False) == {
+        "images": 2,
+        "image_size": (640, 480),
+        "context": 4096,
+    }
+    assert found.keywords({"images": 1, "session_len": 8192}, shrink=True) == {}
+    assert BatchWorkload().keywords({}, shrink=False) == {"images": 0}

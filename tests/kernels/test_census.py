@@ -1,9 +1,14 @@
+"""Which kernels a library has for which card."""
+
+from __future__ import annotations
+
 from pathlib import Path
 
 import pytest
 
 from tests.kernels.device_code import CODE, EMPTY, cubin, fatbin, library
 from turbofit.kernels.census import Census, Count, empty_kernels, take_census
+from turbofit.kernels.families import demangle
 
 MOE = "_ZN9turbomind15MoeGatherKernelEv"
 OTHER = "_ZN9turbomind9transposeEv"
@@ -29,10 +34,6 @@ def test_kernels_are_counted_by_family_and_architecture(path: Path) -> None:
     assert found.architectures == ("80", "120a")
     assert found.ptx == ()
     assert found.families == {"routing of experts": {"80": Count(code=2), "120a": Count(empty=1)}}
-
-
-def test_counts_of_several_families(path: Path) -> None:
-    found = take_census(path)
     assert found.count(["routing of experts", "norms"], "80") == Count(code=2)
     assert found.count(["norms"], "80") == Count()
 
@@ -84,3 +85,8 @@ def test_a_file_that_is_no_library(tmp_path: Path) -> None:
     path.write_bytes(b"not a library, though long enough to be mapped" * 4)
     with pytest.raises(ValueError, match="not a 64-bit"):
         take_census(path)
+
+
+def test_a_mangled_name_is_read_and_another_stays() -> None:
+    assert demangle("_ZN9turbomind15MoeGatherKernelEv") == "turbomind::MoeGatherKernel()"
+    assert demangle("main") == "main"

@@ -1,3 +1,5 @@
+"""The census of the engine that is installed, and of released wheels."""
+
 from __future__ import annotations
 
 import base64
@@ -6,6 +8,7 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -14,13 +17,14 @@ from turbofit.core.errors import UsageError
 from turbofit.core.process.state import state_dir
 from turbofit.kernels import installed as module
 from turbofit.kernels.census import Count
+from turbofit.kernels.families import experts, gemm
 from turbofit.kernels.installed import (
     census_of,
     empty_kernels_file,
     installed,
     turbomind_library,
 )
-from turbofit.kernels.released import released
+from turbofit.kernels.released import Version, is_released, released
 
 NAME = "lmdeploy/turbomind/_turbomind.cpython-311-x86_64-linux-gnu.so"
 BODY = library(fatbin([(80, cubin({"_ZN9turbomind15MoeGatherKernelEv": CODE}), 0x11)]))
@@ -56,15 +60,11 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pa
     return make
 
 
-def test_the_library_is_found_by_its_record(install: Callable[..., Path]) -> None:
-    path = install()
-    assert turbomind_library() == path
-
-
 def test_a_library_of_ones_own_is_read_once(
     install: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = install()
+    assert turbomind_library() == path
     found = installed()
     assert found is not None
     assert found.families == {"routing of experts": {"80": Count(code=1)}}
@@ -87,14 +87,6 @@ def test_what_cannot_be_read_counts_as_the_release(install: Callable[..., Path])
     assert installed() == released((0, 16, 0))
 
 
-def test_a_kept_census_of_another_turbofit_is_taken_anew(install: Callable[..., Path]) -> None:
-    path = install()
-    found = census_of(path)
-    kept = next(state_dir("kernels").iterdir())
-    kept.write_text("{}")
-    assert census_of(path) == found
-
-
 def test_a_state_folder_that_cannot_be_written_costs_only_the_kept_file(
     install: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,14 +101,43 @@ def test_a_state_folder_that_cannot_be_written_costs_only_the_kept_file(
     assert empty_kernels_file((8, 6)) is None
 
 
-def test_a_kept_census_that_cannot_be_read_is_taken_anew(
-    install: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("broken", ["another turbofit's", "unreadable"])
+def test_a_kept_census_that_is_of_no_use_is_taken_anew(
+    install: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
     path = install()
     found = census_of(path)
-
-    def broken(_: Path) -> bytes:
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr(Path, "read_bytes", broken)
+    next(state_dir("kernels").iterdir()).write_text("{}")
+    if broken == "unreadable":
+        error = OSError(errno.EIO, "Input/output error")
+        monkeypatch.setattr(Path, "read_bytes", Mock(side_effect=error))
     assert census_of(path) == found
+
+
+def test_the_reference_has_no_int4_for_blackwell() -> None:
+    """The figures of shared knowledge: 80 int4 kernels, all empty on sm_120, and none for rows."""
+    census = released((0, 18, 0))
+    assert census is not None
+    names = [gemm("int4", "float16"), experts("int4", "float16")]
+    assert census.count(names, "86") == Count(code=80)
+    assert census.count(names, "120a") == Count(empty=80)
+    assert census.count([experts("float16", "float16")], "90a") == Count()
+
+
+@pytest.mark.parametrize("version", [(0, 6, 0), (0, 9, 1), (0, 12, 3)])
+def test_no_release_before_0_13_has_code_for_blackwell(version: Version) -> None:
+    census = released(version)
+    assert census is not None
+    assert census.architecture((12, 0)) is None
+    assert census.architecture((8, 6)) == "86"
+
+
+def test_releases_without_a_file_of_their_own() -> None:
+    assert released((0, 18, 9)) == released((0, 18, 0))
+    assert released((1, 0, 0)) == released((0, 18, 0))
+    assert released((0, 5, 3)) is None
+
+
+def test_a_released_library_is_known_by_its_hash() -> None:
+    assert not is_released((0, 18, 0), "x")
+    assert not is_released((0, 5, 0), "x")

@@ -1,4 +1,4 @@
-"""A server that answers each request as its script says."""
+"""Servers that answer each request as a script says."""
 
 from __future__ import annotations
 
@@ -9,65 +9,111 @@ from collections import Counter
 from typing import Any
 
 from aiohttp import web
+from typing_extensions import Self
 
-__all__ = ["ScriptedServer"]
-
-
-def event(text: str, **more: Any) -> bytes:
-    choice = {"index": 0, "delta": {"content": text}, "finish_reason": None}
-    return b"data: " + json.dumps({"choices": [choice], **more}).encode() + b"\n\n"
+__all__ = ["ScriptedServer", "ThreadedServer"]
 
 
-class ScriptedServer:
-    """A context manager in a thread. ``script`` is what each streamed request gets; then ``ok``.
+class ThreadedServer:
+    """An OpenAI-compatible server of the model ``m`` in a thread; a context manager.
 
-    ``ok``: three tokens; ``500``; ``garbage``; ``cut``: no end; ``stall``: nothing after the first
-    token until the server ends; ``reset``: the connection; ``error``: an event; ``empty``: no
-    choice; ``plain``: JSON; ``busy``: 503 with Retry-After.
+    Args:
+        port: 0 is any.
+        key: which it asks for.
+        models: the status of ``/v1/models``.
     """
 
-    def __init__(self, *script: str, models: int = 200, key: str | None = None) -> None:
-        self._script, self._models, self._key = list(script), models, key
+    def __init__(self, port: int = 0, key: str | None = None, models: int = 200) -> None:
+        self.port, self._key, self._models = port, key, models
         self.bodies: list[dict[str, Any]] = []
         self.seen = Counter[str]()
-        self.stalled = threading.Event()
         self._ready = threading.Event()
         self._loop = asyncio.new_event_loop()
 
-    def __enter__(self) -> ScriptedServer:
-        self._thread = threading.Thread(target=self._run, daemon=True)
+    def __enter__(self) -> Self:
+        self._thread = threading.Thread(
+            target=self._loop.run_until_complete, args=(self._serve(),), daemon=True
+        )
         self._thread.start()
         self._ready.wait()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._end.set)
-        self._thread.join()
+        self.close()
 
-    def _run(self) -> None:
-        self._loop.run_until_complete(self._serve())
+    def close(self) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._end.set)
+            self._thread.join()
+            self._loop.close()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def chat(self, incoming: web.Request) -> web.StreamResponse:
+        """The answer to a request."""
+        raise NotImplementedError
+
+    def before_end(self) -> None:
+        """Let go of what is under way."""
 
     async def _serve(self) -> None:
         self._end = asyncio.Event()
-        app = web.Application(client_max_size=1 << 26)
+        app = web.Application(client_max_size=1 << 26, middlewares=[self._let_in])
         app.router.add_get("/v1/models", self._list)
-        app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_post("/v1/chat/completions", self.chat)
         runner = web.AppRunner(app, shutdown_timeout=0.0)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        await web.TCPSite(runner, "127.0.0.1", self.port, reuse_address=True).start()
+        self.port = runner.addresses[0][1]
         self._ready.set()
         await self._end.wait()
+        self.before_end()
         await runner.cleanup()
 
-    async def _list(self, request: web.Request) -> web.Response:
-        if self._key and request.headers.get("Authorization") != f"Bearer {self._key}":
+    @web.middleware
+    async def _let_in(self, incoming: web.Request, handler: Any) -> web.StreamResponse:
+        if self._key and incoming.headers.get("Authorization") != f"Bearer {self._key}":
             return web.json_response({"error": "who?"}, status=401)
+        response: web.StreamResponse = await handler(incoming)
+        return response
+
+    async def _list(self, _: web.Request) -> web.Response:
         return web.json_response({"data": [{"id": "m"}]}, status=self._models)
 
-    async def _chat(self, request: web.Request) -> web.StreamResponse:
-        body = await request.json()
+
+def event(text: str) -> bytes:
+    choice = {"index": 0, "delta": {"content": text}, "finish_reason": None}
+    return b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n"
+
+
+DONE = b"data: [DONE]\n\n"
+USAGE = b'data: {"choices": [], "usage": {"prompt_tokens": 30, "completion_tokens": 3}}\n\n'
+#: What a stream holds, by the word of the script; ``reset`` and ``stall`` do not end after it.
+STREAMS = {
+    "garbage": b"<html>\n\n",
+    "error": b'data: {"error": {"message": "out of order"}}\n\n',
+    "empty": DONE,
+    "ok": event("a") + event("b") + event("c") + USAGE + DONE,
+    **dict.fromkeys(("cut", "reset", "stall"), event("a")),
+}
+
+
+class ScriptedServer(ThreadedServer):
+    """``script`` is what each streamed request gets; then ``ok``.
+
+    A key of `STREAMS`, of which ``reset`` aborts the connection and ``stall`` sends nothing more
+    until the server ends; ``500``; ``plain``: JSON; ``busy``: 503 with Retry-After.
+    """
+
+    def __init__(self, *script: str, **keywords: Any) -> None:
+        super().__init__(**keywords)
+        self._script = list(script)
+        self.stalled = threading.Event()
+
+    async def chat(self, incoming: web.Request) -> web.StreamResponse:
+        body = await incoming.json()
         if not body.get("stream"):
             words = len(body["messages"][0]["content"].split())
             return web.json_response({"usage": {"prompt_tokens": 10 + 2 * words}})
@@ -80,33 +126,15 @@ class ScriptedServer:
             return web.Response(status=503, headers={"Retry-After": "0"})
         if what == "plain":
             return web.json_response({"choices": []})
-        return await self._stream(request, what)
-
-    async def _stream(self, request: web.Request, what: str) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        await response.prepare(request)
-        if what == "garbage":
-            await response.write(b"<html>\n\n")
-        elif what == "error":
-            await response.write(b'data: {"error": {"message": "out of order"}}\n\n')
-        elif what == "empty":
-            await response.write(b"data: [DONE]\n\n")
+        await response.prepare(incoming)
+        await response.write(STREAMS[what])
+        if what == "reset":
+            assert incoming.transport is not None
+            incoming.transport.abort()
+        elif what == "stall":
+            self.stalled.set()
+            await self._end.wait()
         else:
-            await response.write(event("a"))
-            if what == "reset":
-                assert request.transport is not None
-                request.transport.abort()
-                return response
-            if what == "stall":
-                self.stalled.set()
-                await self._end.wait()
-                return response
-            if what != "cut":
-                await response.write(event("b") + event("c"))
-                usage = {"prompt_tokens": 30, "completion_tokens": 3}
-                await response.write(
-                    b'data: {"choices": [], "usage": %s}\n\n' % json.dumps(usage).encode()
-                )
-                await response.write(b"data: [DONE]\n\n")
-        await response.write_eof()
+            await response.write_eof()
         return response

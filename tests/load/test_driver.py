@@ -1,23 +1,21 @@
-"""How far a load is, as people read it."""
+"""What a load sends and when, and how far it is as people read it."""
 
 from __future__ import annotations
 
 import time
+from itertools import islice
 
 import pytest
 
-from tests.load.test_summary import answer
-from turbofit.load.driver import LoadRun
+from tests.load.test_summary import answer, run_of
+from turbofit.core.errors import UsageError
+from turbofit.load.driver import arrivals, drawn, replayed
 from turbofit.load.spec import LoadSpec
-
-
-async def never(_: object) -> None:
-    raise AssertionError
+from turbofit.load.trace import TracedRequest
 
 
 def at(spec: LoadSpec, *, opened: bool = True, closed: bool = False, begun: int = 0) -> str:
-    run = LoadRun(spec, (), never)
-    run.answers = [answer(0, 1), answer(0, 1, kind="stalled")]
+    run = run_of([answer(0, 1), answer(0, 1, kind="stalled")], 0, 0, spec)
     run._open, run._begun, run.opened = opened, begun, time.perf_counter() - 3.2
     run.closed = run.opened if closed else None
     return run.step().text
@@ -41,3 +39,69 @@ CLOSED = LoadSpec.of(concurrency=8, seconds=30.0)
 )
 def test_a_load_says_what_it_does_and_how_much_of_it_is_done(text: str, wanted: str) -> None:
     assert text == wanted
+
+
+def test_sizes_keep_to_their_spread_and_the_seed_decides() -> None:
+    spec = LoadSpec.of(
+        prompt_tokens=100, prompt_spread=0.5, output_tokens=10, image_size=((64, 64), (32, 32)),
+        images=2,
+    )  # fmt: skip
+    found = list(islice(drawn(spec), 500))
+    assert {one.output_tokens for one in found} == {10}
+    prompts = [one.prompt_tokens for one in found]
+    assert min(prompts) >= 50
+    assert max(prompts) <= 150
+    assert abs(sum(prompts) / 500 - 100) < 5
+    assert {size for one in found for size in one.images} == {(64, 64), (32, 32)}
+    assert found == list(islice(drawn(spec), 500))
+    assert found != list(islice(drawn(spec.changed(seed=1)), 500))
+
+
+def test_arrivals_of_an_open_loop() -> None:
+    even = list(islice(arrivals(LoadSpec.of(rate=4.0, evenly=True), ()), 5))
+    assert even == [0, 0.25, 0.5, 0.75, 1.0]
+    times = list(islice(arrivals(LoadSpec.of(rate=4.0), ()), 4001))
+    assert times == sorted(times)
+    assert abs(times[-1] - 1000) < 60  # four standard deviations of 4,000 arrivals at 4/s
+
+
+def test_a_trace_is_replayed_once_at_its_speed() -> None:
+    trace = (
+        TracedRequest(at=0.0, output_tokens=0, prompt_tokens=5),
+        TracedRequest(at=4.0, output_tokens=2, images=((8, 8),)),
+    )
+    assert list(arrivals(LoadSpec.of(trace="t", trace_speed=2.0), trace)) == [0, 2]
+    first, second = replayed(trace)
+    assert (first.prompt_tokens, first.output_tokens) == (5, 1)
+    assert (second.prompt_tokens, second.images) == (1, ((8, 8),))
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"concurrency": 4, "rate": 2.0}, "--concurrency and --rate"),
+        ({"rate": 2.0, "trace": "t"}, "--rate and --trace"),
+        ({"evenly": True}, "--evenly needs --rate"),
+        ({"shared_prefix": 300}, "--shared-prefix 300"),
+    ],
+)
+def test_contradictions_are_named(given, says) -> None:
+    with pytest.raises(UsageError, match=says):
+        LoadSpec.of(**given).check()
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds", "warm_up"),
+    [
+        ({}, 60, 8),
+        ({"requests": 5}, None, 8),
+        ({"requests": 5, "seconds": 2.0}, 2, 8),
+        ({"trace": "t"}, None, 0),
+        ({"trace": "t", "warm_up": 3}, None, 3),
+        ({"concurrency": 32}, 60, 32),
+        ({"rate": 2.0}, 60, 8),
+    ],
+)
+def test_a_window_has_an_end_and_a_warm_up_before_it(given, seconds, warm_up) -> None:
+    spec = LoadSpec.of(**given)
+    assert (spec.measured_seconds, spec.warm_up_requests) == (seconds, warm_up)

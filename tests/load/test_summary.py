@@ -18,11 +18,11 @@ def answer(begun: float, ended: float, tokens: int = 4, kind: str = "") -> Answe
     return one
 
 
-def run_of(answers, opened: float, closed: float) -> LoadRun:
+def run_of(answers, opened: float, closed: float, spec=None) -> LoadRun:
     async def never(_):
         raise AssertionError
 
-    run = LoadRun(LoadSpec.of(concurrency=4), (), never)
+    run = LoadRun(spec or LoadSpec.of(concurrency=4), (), never)
     run.answers, run.opened, run.closed = list(answers), opened, closed
     for one in run.answers:
         one.counts = opened <= one.begun < closed

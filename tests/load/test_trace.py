@@ -8,8 +8,8 @@ from turbofit.core.errors import UsageError
 from turbofit.load.trace import read_trace
 
 
-def written(tmp_path, text: str) -> str:
-    path = tmp_path / "trace.jsonl"
+def written(tmp_path, text: str, name: str = "trace.jsonl") -> str:
+    path = tmp_path / name
     path.write_text(text)
     return str(path)
 
@@ -42,21 +42,14 @@ def test_a_bad_trace_is_refused_by_its_line(tmp_path, text, says) -> None:
         read_trace(written(tmp_path, text))
 
 
-def test_a_trace_that_is_not_there_says_how_to_record_one(tmp_path) -> None:
-    with pytest.raises(UsageError) as caught:
-        read_trace(str(tmp_path / "none"))
-    assert "--record-trace" in caught.value.hint
-
-
 def test_a_table_of_arrivals_is_a_trace(tmp_path) -> None:
-    path = tmp_path / "trace.csv"
-    path.write_text(
+    text = (
         "arrival,text_tokens,images,answer_tokens\n"
         "0.5, 20, 640x480 1024x768, 7\n"
         "2,300,,9\n"
         "3.5,1,2,1\n"
     )
-    first, second, third = read_trace(str(path))
+    first, second, third = read_trace(written(tmp_path, text, "trace.csv"))
     assert (first.at, first.text_tokens, first.output_tokens) == (0, 20, 7)
     assert first.images == ((640, 480), (1024, 768))
     assert (second.at, second.images) == (1.5, ())
@@ -67,20 +60,17 @@ def test_a_table_of_arrivals_is_a_trace(tmp_path) -> None:
     "row", ["1", "1,2,3", "a,1,,1", "1,1,9999,1", "1,1,x,1", "1,,,1", ",,,", "-1,1,,1"]
 )
 def test_a_wrong_row_is_named(tmp_path, row: str) -> None:
-    path = tmp_path / "trace.csv"
-    path.write_text(f"0,1,,1\n{row}\n")
     with pytest.raises(UsageError, match="2 of") as caught:
-        read_trace(str(path))
+        read_trace(written(tmp_path, f"0,1,,1\n{row}\n", "trace.csv"))
     assert "write arrival" in caught.value.hint or "1024" in caught.value.hint
 
 
 def test_a_cell_that_no_csv_has_is_refused(tmp_path) -> None:
-    path = tmp_path / "trace.csv"
-    path.write_text(f"0,1,,1\n{'1' * 140_000},1,,1\n")
+    path = written(tmp_path, f"0,1,,1\n{'1' * 140_000},1,,1\n", "trace.csv")
     before = csv.field_size_limit(131_072)  # Python's own, which other readers raise
     try:
         with pytest.raises(UsageError, match="no CSV of requests") as caught:
-            read_trace(str(path))
+            read_trace(path)
     finally:
         csv.field_size_limit(before)
     assert "write arrival" in caught.value.hint

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.nvml import LOST, UNKNOWN_ERROR, Scenario, four_3090, gpu_3090, in_process
+from tests.support.nvml import UNKNOWN_ERROR, Scenario, four_3090, gpu_3090, in_process
 from tests.support.waiting import HANG
-from turbofit.core.errors import MachineError, PackageError
+from turbofit.core.errors import PackageError
 from turbofit.core.struct import NA
 from turbofit.core.units import MIB
 from turbofit.machine import nvml
@@ -47,26 +47,6 @@ def test_memory_versions(nvml_library: Path, tmp_path: Path):
         assert (info.used, version_2) == (408 * MIB, False)
 
 
-def test_a_lost_gpu_raises(nvml_library: Path, tmp_path: Path):
-    with (
-        in_process(nvml_library, Scenario([gpu_3090(error=LOST)]), tmp_path),
-        Nvml() as nvml,
-    ):
-        handle = nvml.query("nvmlDeviceGetHandleByIndex", 0)
-        with pytest.raises(GpuLostError, match="lost"):
-            nvml.memory(handle)
-
-
-def test_driver_not_loaded(nvml_library: Path, tmp_path: Path):
-    with (
-        in_process(nvml_library, None, tmp_path),
-        pytest.raises(MachineError, match="Driver Not Loaded") as caught,
-    ):
-        Nvml()
-    assert "--on" in caught.value.hint
-    assert caught.value.exit_code == 4
-
-
 def test_pynvml_missing(monkeypatch):
     real = builtins.__import__
 
@@ -78,10 +58,6 @@ def test_pynvml_missing(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(PackageError, match="nvidia-ml-py"):
         Nvml()
-
-
-def test_an_answer_is_passed_on() -> None:
-    assert ask_driver(lambda: 7, 0) == 7
 
 
 def test_what_a_question_raises_is_raised_to_who_asked() -> None:

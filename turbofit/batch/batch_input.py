@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
@@ -26,7 +26,6 @@ from turbofit.load.prompt import user_message
 
 if TYPE_CHECKING:
     from turbofit.batch.batch_spec import BatchSpec
-    from turbofit.core.json_types import JsonObject
 
 __all__ = ["BatchInput", "open_input"]
 
@@ -89,8 +88,8 @@ def open_input(path: Path, spec: BatchSpec) -> BatchInput:
     readers = {".csv": _csv, ".parquet": _parquet}
     if reader := _folder if is_folder else readers.get(path.suffix.lower()):
         tokens = spec.most_tokens or ANSWER_TOKENS
-        rows = partial(_rows, *_checked(*reader(path), spec), tokens - ANSWER_TOKENS)
-        return BatchInput(str(path if is_folder else path.parent), tokens, rows)
+        items = _row_items(*reader(path), spec, tokens - ANSWER_TOKENS)
+        return BatchInput(str(path if is_folder else path.parent), tokens, items)
     for name in ("prompt", "prompt_file", "image_column"):
         if getattr(spec, name):
             raise UsageError(
@@ -156,10 +155,13 @@ def _item(number: int, raw: bytes, digest: int) -> BatchItem:
 # Rows.
 
 
-def _checked(
-    columns: Sequence[str], rows: Callable[[Sequence[str]], Iterator[Row]], spec: BatchSpec
-) -> tuple[Callable[[], Iterator[Row]], str, Sequence[str], bool]:
-    """The rows with what is used of them, their prompt, their columns with images, their names.
+def _row_items(
+    columns: Sequence[str],
+    rows: Callable[[Sequence[str]], Iterator[Row]],
+    spec: BatchSpec,
+    seed: int,
+) -> Callable[[], Iterator[BatchItem]]:
+    """Reads a table: a row is an item, its number is the row's, its name in ``custom_id``.
 
     Raises:
         UsageError: a column is not there, or no prompt.
@@ -175,8 +177,8 @@ def _checked(
             "there is no column 'prompt', and no --prompt says what to ask",
             hint=f'add --prompt "…", where {{COLUMN}} is one of {", ".join(columns)}',
         )
-    prompt = "{prompt}" if prompt is None else prompt
-    placeholders = {match[2] for match in _PLACEHOLDER.finditer(prompt) if match[2]}
+    template = "{prompt}" if prompt is None else prompt
+    placeholders = {match[2] for match in _PLACEHOLDER.finditer(template) if match[2]}
     if unknown := sorted(placeholders - {*columns}):
         word = f"{{{unknown[0]}}}"
         listed = ", ".join(f"{{{name}}}" for name in columns[:20])
@@ -184,9 +186,21 @@ def _checked(
             f"{word} in the prompt is no placeholder here",
             hint=f"there are {listed}; write {{{word}}} for {word} itself",
         )
-    named = {_ID} & {*columns}
-    used = sorted({*named, *images, *placeholders})
-    return partial(rows, used), prompt, images, bool(named)
+    used = sorted({*({_ID} & {*columns}), *images, *placeholders})
+
+    def items() -> Iterator[BatchItem]:
+        for number, row in enumerate(rows(used), 1):
+            name, body = f"row-{number}", dict[str, Any]()
+            fault = row if isinstance(row, ItemError) else None
+            if not isinstance(row, ItemError):
+                name = _readable(_text(row.get(_ID))) or name
+                urls = [url for column in images if (url := _image(row[column]))]
+                body = {"messages": [user_message(_filled(template, row), urls)]}
+            # Text that is no UTF-8 has a digest, too; its body cannot be sent.
+            digest = digest_of(repr((name, body, str(fault))).encode(), seed)
+            yield BatchItem(number=number, digest=digest, custom_id=name, body=body, fault=fault)
+
+    return items
 
 
 def _prompt(spec: BatchSpec) -> str | None:
@@ -199,24 +213,6 @@ def _prompt(spec: BatchSpec) -> str | None:
             f"{spec.prompt_file} cannot be read: {getattr(exc, 'strerror', None) or exc}",
             hint="name a text file in UTF-8 with the prompt",
         ) from None
-
-
-def _rows(
-    rows: Callable[[], Iterator[Row]], prompt: str, images: Sequence[str], named: bool, seed: int
-) -> Iterator[BatchItem]:
-    """A row is an item, its number is the row's, its name in the column ``custom_id``."""
-    for number, row in enumerate(rows(), 1):
-        name, fault = f"row-{number}", None
-        body: JsonObject = {}
-        if isinstance(row, ItemError):
-            fault = row
-        else:
-            name = (named and _readable(_text(row[_ID]))) or name
-            urls = [url for key in images if (url := _image(row[key]))]
-            body = {"messages": [user_message(_filled(prompt, row), urls)]}
-        # Text that is no UTF-8 has a digest, too; its body cannot be sent.
-        digest = digest_of(repr((name, body, str(fault))).encode(), seed)
-        yield BatchItem(number=number, digest=digest, custom_id=name, body=body, fault=fault)
 
 
 def _filled(prompt: str, row: Mapping[str, Any]) -> str:
@@ -282,15 +278,12 @@ def _images(folder: str, below: str) -> Iterator[str]:
 def _csv(path: Path) -> Table:
     """A CSV file with a line of column names."""
     csv.field_size_limit(_LARGEST_CELL)
-
-    def read() -> tuple[csv.DictReader[Any], IO[str]]:
-        # Bytes that are no UTF-8 become surrogates, which no JSON takes.
-        file = path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
-        return csv.DictReader(file, restkey=_MORE), file
+    # Bytes that are no UTF-8 become surrogates, which no JSON takes.
+    opened = partial(path.open, encoding="utf-8-sig", errors="surrogateescape", newline="")
 
     def rows(_used: Sequence[str]) -> Iterator[Row]:
-        reader, file = read()
-        with file:
+        with opened() as file:
+            reader = csv.DictReader(file, restkey=_MORE)
             while True:
                 try:
                     row = next(reader)
@@ -303,9 +296,8 @@ def _csv(path: Path) -> Table:
                 words = f"line {reader.line_num} has not one cell for each column"
                 yield ItemError("bad_line", words) if broken else row
 
-    reader, file = read()
-    with file, suppress(csv.Error):
-        if (columns := reader.fieldnames) and len(set(columns)) == len(columns):
+    with opened() as file, suppress(csv.Error):
+        if (columns := next(csv.reader(file), [])) and len(set(columns)) == len(columns):
             return columns, rows
     raise UsageError(
         f"{path} does not begin with the names of its columns",

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
@@ -24,13 +24,13 @@ from turbofit.batch.batch_input import open_input
 from turbofit.batch.batch_spec import BatchSpec, target_of
 from turbofit.batch.item import BatchLine
 from turbofit.batch.output_file import OutputFile, Survey
-from turbofit.batch.request_body import BodyWriter, ImageLimits
+from turbofit.batch.request_body import ImageLimits, request_body
 from turbofit.batch.sender import Sender
 from turbofit.batch.server_process import STARTING, ServerProcess, server_plan
 from turbofit.core.errors import UsageError
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.process.ports import open_files
-from turbofit.core.process.progress import Step, under_way
+from turbofit.core.process.progress import Step, tell, under_way
 from turbofit.core.struct import Struct, const, doc
 from turbofit.core.version import __version__
 from turbofit.launch.serve.runs import requests_at, waiting_words
@@ -46,8 +46,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BatchJob",
-    "BatchListener",
-    "BatchProgress",
     "BatchResult",
     "in_thread",
     "iterate",
@@ -75,19 +73,6 @@ class _InterruptedError(Exception):
     """Ends the reading of an input in its thread; nobody waits for that any more."""
 
 
-class BatchListener:
-    """Takes the events of a batch; a subclass overrides those that it wants."""
-
-    def say(self, text: str) -> None:
-        """One line that matters."""
-
-    def tick(self, progress: BatchProgress) -> None:
-        """About once a second, while items are sent."""
-
-    def written(self, lines: int) -> None:
-        """So many lines more stand in the output; those of earlier runs come first, even if 0."""
-
-
 class BatchJob:
     """One run of a batch.
 
@@ -95,7 +80,9 @@ class BatchJob:
         paths: input and output.
         spec: the options.
         target: who answers.
-        listener: who is told.
+        say: takes each line that matters.
+        written: told how many lines more stand in the output; those of earlier runs come first,
+            even if there are none.
 
     Raises:
         UsageError: the input or the options are wrong.
@@ -106,10 +93,12 @@ class BatchJob:
         paths: tuple[Path, Path],
         spec: BatchSpec,
         target: BatchTarget,
-        listener: BatchListener | None = None,
+        *,
+        say: Callable[[str], None] = lambda _: None,
+        written: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._paths, self._spec, self._target = paths, spec, target
-        self._listener = listener or BatchListener()
+        self._say, self._written = say, written
         spec.check(url=target.url)
         source = open_input(paths[0], spec)
         self._source = source._replace(items=lambda: self._until_stopped(source.items()))
@@ -118,6 +107,11 @@ class BatchJob:
         self._task: asyncio.Task[None] | None = None
         #: Whether `stop` ended it.
         self.interrupted = False
+        #: Items of the input, and those of them that had their line before this run.
+        self._total = self._before = 0
+        #: When the first item was sent.
+        self._began: float | None = None
+        self._sender: Sender | None = None
 
     def stop(self) -> None:
         """End it soon, from its event loop; all lines so far are kept."""
@@ -140,8 +134,7 @@ class BatchJob:
         """
         open_files(_FILES)  # a socket for each request; shells often allow 1,024
         with OutputFile(self._paths[1]) as output:
-            progress = BatchProgress(output)
-            self._task = asyncio.ensure_future(self._work(output, progress))
+            self._task = asyncio.ensure_future(self._work(output))
             if self.interrupted:
                 self._task.cancel()
             try:
@@ -149,94 +142,105 @@ class BatchJob:
             except asyncio.CancelledError:
                 if not self.interrupted:
                     raise
+            seconds = 0.0 if self._began is None else time.monotonic() - self._began
             return BatchResult(
                 turbofit_version=__version__,
                 input=str(self._paths[0]),
                 output=str(self._paths[1]),
                 errors=str(output.errors_path) if output.failed else None,
-                items=progress.total,
+                items=self._total,
                 answered=output.answered,
                 failed=output.failed,
-                left=progress.left,
-                before=progress.before,
-                lowered=progress.lowered,
-                seconds=round(progress.seconds, 3),
-                items_per_second=round(progress.rate, 3),
+                left=self._total - output.lines,
+                before=self._before,
+                lowered=self._sender.lowered if self._sender else 0,
+                seconds=round(seconds, 3),
+                items_per_second=round(self._rate(output), 3),
             )
 
-    async def _work(self, output: OutputFile, progress: BatchProgress) -> None:
+    def _rate(self, output: OutputFile) -> float:
+        """Items a second of this run."""
+        if self._began is None:
+            return 0.0
+        return (output.lines - self._before) / max(time.monotonic() - self._began, 1e-9)
+
+    async def _work(self, output: OutputFile) -> None:
         survey = await in_thread(Survey, self._source.items())
         await in_thread(output.resume, survey, retry_failed=self._spec.retry_failed)
         if self._spec.in_order:
             survey.check_order()
-        progress.total, progress.before = survey.total, output.lines
-        before = f", {progress.before:,} of which have their line" if progress.before else ""
-        self._listener.say(f"{progress.total:,} items{before}")
-        self._listener.written(progress.before)
-        if progress.left:
+        self._total, self._before = survey.total, output.lines
+        before = f", {self._before:,} of which have their line" if self._before else ""
+        self._say(f"{self._total:,} items{before}")
+        self._written(self._before)
+        if self._total > self._before:
             async with AsyncExitStack() as stack:
-                await self._send(survey, output, progress, stack)
+                await self._send(survey, output, stack)
 
-    async def _send(
-        self, survey: Survey, output: OutputFile, progress: BatchProgress, stack: AsyncExitStack
-    ) -> None:
+    async def _send(self, survey: Survey, output: OutputFile, stack: AsyncExitStack) -> None:
         spec, target, server = self._spec, self._target, None
         url, key, limits = target.url, target.key, ImageLimits()
+        left = self._total - self._before
         if url is None:
             server, limits, places = await self._launched(stack)
             url, key = server.url, server.key
         else:
             places = await in_thread(requests_at, url)
         at_once = target.at_once or places + max(2, places // _WAITING)
-        if text := waiting_words(min(target.at_once, progress.left), places):
-            self._listener.say(text)
+        if text := waiting_words(min(target.at_once, left), places):
+            self._say(text)
         patience = None if server else spec.patience
-        sender = await stack.enter_async_context(
-            Sender(url, key, timeout=spec.timeout, patience=patience, waiting=progress.wait)
-        )
+        sender = Sender(url, key, timeout=spec.timeout, patience=patience)
+        self._sender = await stack.enter_async_context(sender)
 
         async def send() -> None:
-            model = target.model or await sender.model()
-            writer = BodyWriter(
-                model, replace=bool(target.model) or server is not None,
-                base=self._source.base, limits=limits, max_tokens=self._source.max_tokens,
-            )  # fmt: skip
-            progress.began = time.monotonic()
+            body_of = partial(
+                request_body,
+                model=target.model or await sender.model(),
+                replace=bool(target.model) or server is not None,
+                base=self._source.base,
+                limits=limits,
+                max_tokens=self._source.max_tokens,
+            )
+            self._began = time.monotonic()
             await send_all(
                 survey.pending(self._source.items()), output,
-                lambda item: sender.line(item, writer), self._listener.written,
-                at_once=min(at_once, progress.left), in_order=spec.in_order,
+                lambda item: sender.line(item, body_of), self._written,
+                at_once=min(at_once, left), in_order=spec.in_order,
             )  # fmt: skip
 
-        beside = [self._ticks(progress)]
+        beside = [self._ticks(output, sender)]
         if server is not None:
             beside.append(server.ended())
-        try:
-            await run_together([send()], beside)
-        finally:
-            progress.lowered = sender.lowered
+        await run_together([send()], beside)
 
     async def _launched(self, stack: AsyncExitStack) -> tuple[ServerProcess, ImageLimits, int]:
         """A server for this batch, ready: its limits, and the items that it runs at once."""
         assert self._target.request is not None
-        planned = await in_thread(server_plan, self._source, self._spec, self._target.request)
-        self._listener.say(f"the most of an item: {planned.workload.text}")
-        if unbounded := planned.workload.unbounded:
-            self._listener.say(f"{unbounded:,} items do not bound their answers; --max-tokens does")
-        server = ServerProcess(planned.options, self._listener.say)
+        request, workload, options = await in_thread(
+            server_plan, self._source, self._spec, self._target.request
+        )
+        self._say(f"the most of an item: {workload.text}")
+        if workload.unbounded:
+            self._say(f"{workload.unbounded:,} items do not bound their answers; --max-tokens does")
+        server = ServerProcess(options, self._say)
         stack.push_async_callback(server.end)
         with under_way(STARTING):
             await server.start()
         limits, places = await in_thread(
-            server.limits_and_places, planned.request, shrink=self._spec.shrink
+            server.limits_and_places, request, shrink=self._spec.shrink
         )
         return server, limits, places
 
-    async def _ticks(self, progress: BatchProgress) -> None:
+    async def _ticks(self, output: OutputFile, sender: Sender) -> None:
+        """Each second have all lines on the disk, and tell how far it is."""
         while True:
             await asyncio.sleep(_SECONDS)
-            await in_thread(progress.output.sync)
-            self._listener.tick(progress)
+            await in_thread(output.sync)
+            rate = self._rate(output)
+            what = sender.waits or (f"{rate:,.1f}/s" if rate else "")
+            detail = ", ".join(filter(None, (f"{output.failed:,} failed", what)))
+            tell(Step("sending", output.lines, self._total, detail=detail))
 
 
 class BatchResult(Struct):
@@ -255,48 +259,6 @@ class BatchResult(Struct):
     lowered: Annotated[int, doc("Answers to requests that the server says it lowered.")] = 0
     seconds: float
     items_per_second: float
-
-
-@dataclass
-class BatchProgress:
-    """How far a run is: ``total`` items of the input, of which ``before`` had their line.
-
-    ``output`` counts the lines. Items are sent since ``began``. ``lowered``: answers to requests
-    that the server says it lowered. ``waiting``: why nothing goes on at this moment.
-    """
-
-    output: OutputFile
-    total: int = 0
-    before: int = 0
-    began: float | None = None
-    lowered: int = 0
-    waiting: str = ""
-
-    def wait(self, why: str) -> None:
-        """It waits, or goes on where ``why`` is empty."""
-        self.waiting = why
-
-    @property
-    def left(self) -> int:
-        """Items without a line."""
-        return self.total - self.output.lines
-
-    @property
-    def seconds(self) -> float:
-        """Since items are sent; 0 before."""
-        return 0.0 if self.began is None else time.monotonic() - self.began
-
-    @property
-    def rate(self) -> float:
-        """Items a second of this run."""
-        return (self.output.lines - self.before) / max(self.seconds, 1e-9)
-
-    @property
-    def step(self) -> Step:
-        """All of it for people."""
-        what = self.waiting or (f"{self.rate:,.1f}/s" if self.rate else "")
-        detail = f"{self.output.failed:,} failed{', ' * bool(what)}{what}"
-        return Step("sending", self.output.lines, self.total, detail=detail)
 
 
 async def send_all(
@@ -386,20 +348,6 @@ async def in_thread(function: Callable[..., T], *arguments: Any, **keywords: Any
         raise
 
 
-class _Reader(BatchListener):
-    """Tells another thread how many lines it can read from the output."""
-
-    def __init__(self) -> None:
-        #: None at the end.
-        self.news: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-
-    def say(self, text: str) -> None:
-        _LOG.info("%s", text)
-
-    def written(self, lines: int) -> None:
-        self.news.put(lines)
-
-
 def iterate(
     source: Path, output: Path, *, url: str | None, model: str | None, options: Options
 ) -> Iterator[BatchLine]:
@@ -419,8 +367,10 @@ def iterate(
 
 
 def _lines(paths: tuple[Path, Path], spec: BatchSpec, target: BatchTarget) -> Iterator[BatchLine]:
-    reader = _Reader()
-    job, loop = BatchJob(paths, spec, target, reader), asyncio.new_event_loop()
+    #: How many lines more stand in the output; None at the end.
+    news: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+    job = BatchJob(paths, spec, target, say=lambda text: _LOG.info("%s", text), written=news.put)
+    loop = asyncio.new_event_loop()
     errors: list[BaseException] = []
 
     def run() -> None:
@@ -432,17 +382,17 @@ def _lines(paths: tuple[Path, Path], spec: BatchSpec, target: BatchTarget) -> It
         finally:
             loop.run_until_complete(loop.shutdown_default_executor())
             loop.close()
-            reader.news.put(None)
+            news.put(None)
 
     thread = threading.Thread(target=run, name="batch", daemon=True)
     thread.start()
     try:
-        if (lines := reader.news.get()) is not None:
+        if (lines := news.get()) is not None:
             with paths[1].open("rb") as file:
                 while lines is not None:
                     for _ in range(lines):
                         yield msgspec.json.decode(file.readline(), type=BatchLine)
-                    lines = reader.news.get()
+                    lines = news.get()
     finally:
         with suppress(RuntimeError):  # the loop is closed: all lines were handed over
             loop.call_soon_threadsafe(job.stop)

@@ -58,19 +58,12 @@ class Survey:
                 if hash(name) in names:
                     self._doubled.add(item.number)
                 names.add(hash(name))
-        self._done = bytearray(len(self._digests))
+        #: By the item's number, whether it has its line.
+        self.done = bytearray(len(self._digests))
 
     def holds(self, number: int, digest: int) -> bool:
         """Whether the input has this item."""
         return 0 < number < len(self._digests) and self._digests[number] == digest
-
-    def done(self, number: int) -> bool:
-        """Whether it has its line."""
-        return bool(self._done[number])
-
-    def mark(self, number: int) -> None:
-        """It has its line."""
-        self._done[number] = 1
 
     def check_order(self) -> None:
         """Whether what is done is the beginning of the input.
@@ -78,16 +71,13 @@ class Survey:
         Raises:
             UsageError: an item is done, and one before it is not.
         """
-        missing = 0
-        for number, digest in enumerate(self._digests):
-            if digest and not self.done(number):
-                missing = missing or number
-            elif digest and missing:
-                raise UsageError(
-                    f"item {number} has its line and item {missing} has none: the output is not in "
-                    "order",
-                    hint="leave --in-order out, or name another output",
-                )
+        numbers = (number for number, digest in enumerate(self._digests) if digest)
+        missing = next((number for number in numbers if not self.done[number]), 0)
+        if late := next((number for number in numbers if self.done[number]), 0):
+            raise UsageError(
+                f"item {late} has its line and item {missing} has none: the output is not in order",
+                hint="leave --in-order out, or name another output",
+            )
 
     def pending(self, items: Iterable[BatchItem]) -> Iterator[BatchItem]:
         """Items that have no line yet.
@@ -103,7 +93,7 @@ class Survey:
             count += 1
             if not self.holds(item.number, item.digest):
                 raise _changed(f"at item {item.number}")
-            if self.done(item.number):
+            if self.done[item.number]:
                 continue
             if item.number in self._doubled and item.fault is None:
                 words = "an item before this one has the same name"
@@ -179,12 +169,12 @@ class OutputFile:
                     place, failed = self._checked(number, line, survey)
                     if failed and retry_failed:
                         continue
-                    if survey.done(place):
+                    if survey.done[place]:
                         raise UsageError(
                             f"line {number} of {self.path} is the second of its item",
                             hint="take one of the two out, or name another output",
                         )
-                    survey.mark(place)
+                    survey.done[place] = True
                     size = size + len(line) if copy is None else _written(copy, line, size)
                     self._count(failed=failed)
             if copy is not None:
@@ -327,14 +317,12 @@ def _open_locked(path: Path) -> int:
                 )
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                found = os.path.samestat(os.fstat(descriptor), os.stat(path))
             except (BlockingIOError, PermissionError):
                 raise UsageError(
                     f"another turbofit batch writes {path}",
                     hint="wait for its end, or name another output",
                 ) from None
-            except FileNotFoundError:  # replaced and gone meanwhile
-                found = False
-            if found:
-                stack.pop_all()
-                return descriptor
+            with suppress(FileNotFoundError):  # another batch has replaced it meanwhile
+                if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                    stack.pop_all()
+                    return descriptor

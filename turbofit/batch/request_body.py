@@ -24,15 +24,8 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import JsonObject
 
 __all__ = [
-    "LARGEST_FILE",
-    "BodyWriter",
-    "ImageLimits",
-    "bound_answer",
-    "decoded_body",
-    "image_sources",
-    "inlined",
-    "is_remote",
-    "local_path",
+    "LARGEST_FILE", "ImageLimits", "bound_answer", "decoded_body", "image_sources", "inlined",
+    "is_remote", "local_path", "request_body",
 ]  # fmt: skip
 
 #: What a plan allows too (`tuner/explain/plan_document.py`).
@@ -56,40 +49,39 @@ class ImageLimits(Struct):
         return LARGEST_FILE if self.shrink else self.bytes
 
 
-class BodyWriter:
-    """Writes bodies for one server.
+def request_body(
+    item: BatchItem,
+    model: str,
+    *,
+    replace: bool,
+    base: str,
+    limits: ImageLimits,
+    max_tokens: int | None,
+) -> bytes:
+    """The body that is sent for an item.
 
     Args:
+        item: which may have files that are read.
         model: the name to ask for.
-        replace: it replaces an item's model too; else it is for items that name none.
+        replace: it replaces the item's model too; else it is for items that name none.
         base: where paths of images begin.
         limits: of images.
         max_tokens: of an answer, for items that state none.
+
+    Raises:
+        ItemError: the item cannot be sent.
     """
-
-    def __init__(
-        self, model: str, *, replace: bool, base: str, limits: ImageLimits, max_tokens: int | None
-    ) -> None:
-        self._model, self._replace, self._base = model, replace, base
-        self._limits, self._max_tokens = limits, max_tokens
-
-    def body(self, item: BatchItem) -> bytes:
-        """The body of an item. It may read files.
-
-        Raises:
-            ItemError: the item cannot be sent.
-        """
-        try:
-            body = decoded_body(item)
-            if body.get("stream"):
-                raise ItemError("bad_stream", "a batch has no streams: leave stream out")
-            if self._replace or body.get("model") is None:
-                body["model"] = self._model
-            bound_answer(body, self._max_tokens)
-            inlined(body, self._base, self._limits)
-            return msgspec.json.encode(body)
-        except (msgspec.MsgspecError, UnicodeError, RecursionError, OverflowError) as exc:
-            raise ItemError("bad_line", f"the body cannot be sent: {exc}") from None
+    try:
+        body = decoded_body(item)
+        if body.get("stream"):
+            raise ItemError("bad_stream", "a batch has no streams: leave stream out")
+        if replace or body.get("model") is None:
+            body["model"] = model
+        bound_answer(body, max_tokens)
+        inlined(body, base, limits)
+        return msgspec.json.encode(body)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError, OverflowError) as exc:
+        raise ItemError("bad_line", f"the body cannot be sent: {exc}") from None
 
 
 def decoded_body(item: BatchItem) -> JsonObject:

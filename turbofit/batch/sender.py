@@ -11,27 +11,24 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
 import msgspec
 
 from turbofit.batch.item import BatchError, BatchLine, BatchResponse, ItemError
-from turbofit.core.errors import UnservedError, UsageError
+from turbofit.core.errors import UnservedError
+from turbofit.load.client import ServerClient, first_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from turbofit.batch.item import BatchItem
-    from turbofit.batch.request_body import BodyWriter
 
 __all__ = ["Sender"]
 
-_CONNECT_SECONDS: Final = 10.0
-#: Below uvicorn's 5 s, so that no request meets a connection which the server is closing.
-_KEEP_ALIVE: Final = 3.0
 _LARGEST_ANSWER: Final = 64 << 20
-_READ_BUFFER: Final = 1 << 18
 _PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 5.0
 _LONGEST_RETRY_AFTER: Final = 60.0
@@ -45,45 +42,27 @@ _AWAY: Final = frozenset({408, 425, 429, 502, 503, 504})
 _NO_JSON: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
-class Sender:
-    """Asks one server; a context manager.
+class Sender(ServerClient):
+    """Asks one server for the lines of items.
 
     Args:
         url: its address.
         key: its API key, where it has one.
         timeout: the longest that an answer may take, in seconds.
         patience: how long it may be away; None is for ever, as of a server that is ours.
-        waiting: told why nothing goes on, and with an empty text when it does.
     """
 
     def __init__(
-        self,
-        url: str,
-        key: str | None,
-        *,
-        timeout: float,
-        patience: float | None,
-        waiting: Callable[[str], None] = lambda _: None,
+        self, url: str, key: str | None, *, timeout: float, patience: float | None
     ) -> None:
-        self._url = url.rstrip("/").removesuffix("/v1")
-        self._patience, self._waiting = patience, waiting
+        super().__init__(url, key, timeout=timeout)
+        self._patience = patience
+        #: Why nothing goes on at this moment.
+        self.waits = ""
         self._away_since: float | None = None
         self._failed_at = 0.0
         #: Answers whose request the server says it lowered.
         self.lowered = 0
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE),
-            timeout=aiohttp.ClientTimeout(total=timeout, sock_connect=_CONNECT_SECONDS),
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            trust_env=False,
-            read_bufsize=_READ_BUFFER,
-        )
-
-    async def __aenter__(self) -> Sender:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._session.close()
 
     async def model(self) -> str:
         """The first model of the server.
@@ -95,22 +74,17 @@ class Sender:
         try:
             status, _, raw = await self._answer("GET", "/v1/models", None)
         except (aiohttp.InvalidURL, ValueError):
-            raise UsageError(
-                f"{self._url} is no address of a server", hint="write it as http://127.0.0.1:23333"
-            ) from None
-        try:
-            name = msgspec.json.decode(raw)["data"][0]["id"]
-        except (*_NO_JSON, LookupError, TypeError):
-            name = None
-        if status == 200 and isinstance(name, str):
-            return name
+            raise self._no_address() from None
+        with suppress(*_NO_JSON):
+            if name := first_model(status, msgspec.json.decode(raw)):
+                return name
         raise UnservedError(
             f"{self._url}/v1/models answers {status} and names no model",
             hint="name an OpenAI-compatible server, or its model with --model",
         )
 
-    async def line(self, item: BatchItem, writer: BodyWriter) -> BatchLine:
-        """The line of an item.
+    async def line(self, item: BatchItem, body_of: Callable[[BatchItem], bytes]) -> BatchLine:
+        """The line of an item; ``body_of`` makes its body, and may read files.
 
         Raises:
             UnservedError: the server is away for longer than it is waited for.
@@ -120,7 +94,7 @@ class Sender:
         try:
             if item.fault is not None:
                 raise item.fault
-            body = await asyncio.to_thread(writer.body, item)  # it may read files
+            body = await asyncio.to_thread(body_of, item)
             try:
                 status, headers, raw = await self._answer("POST", item.url, body)
             except (aiohttp.InvalidURL, ValueError) as exc:
@@ -141,9 +115,7 @@ class Sender:
                 why = f"status {status}" if status in _AWAY else ""
                 errors += status >= 500 and not why
                 if not why:
-                    if self._away_since is not None:
-                        self._away_since = None
-                        self._waiting("")
+                    self._away_since, self.waits = None, ""
                     if status < 500 or errors >= _MOST_ERRORS:
                         return status, headers, raw
             except aiohttp.InvalidURL:
@@ -175,10 +147,7 @@ class Sender:
             method, self._url + path, data=body, headers=headers, allow_redirects=False
         ) as response:
             if response.status == 401:  # which is no item's failure
-                raise UsageError(
-                    f"{self._url} answers 401: it does not know the key",
-                    hint="give its key with --api-key, or in TURBOFIT_API_KEY",
-                )
+                raise self._unknown_key(401)
             raw = await response.content.read(_LARGEST_ANSWER)
             while data := await response.content.read(_LARGEST_ANSWER):
                 raw += data
@@ -197,7 +166,7 @@ class Sender:
             self._away_since = now
         self._failed_at = now
         away = now - self._away_since
-        self._waiting(f"waiting for the server: {why}")
+        self.waits = f"waiting for the server: {why}"
         if self._patience is not None and away > self._patience:
             raise UnservedError(
                 f"{self._url} has not answered for {away:.0f} s: {why}",

@@ -11,7 +11,7 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -58,16 +58,12 @@ _CLOCK: Final = re.compile(r"(?:, (?:\d+ min )?\d+ s){1,2}(?: left)?$| …$")
 _DATA: Final = re.compile(rb'"data:[^"]{0,80};base64,[^"]*"')
 
 
-class ServerPlan(NamedTuple):
-    """A request that promises what the items need, and the options of ``turbofit serve`` for it."""
+def server_plan(
+    source: BatchInput, spec: BatchSpec, request: PlanRequest
+) -> tuple[PlanRequest, BatchWorkload, tuple[str, ...]]:
+    """Read all items: a request that promises what they need, and the options of its server.
 
-    request: PlanRequest
-    workload: BatchWorkload
-    options: tuple[str, ...]
-
-
-def server_plan(source: BatchInput, spec: BatchSpec, request: PlanRequest) -> ServerPlan:
-    """Read all items; what a person has given of the plan stays.
+    What a person has given of the plan stays.
 
     Raises:
         UsageError: there is no such model, or it cannot be handed to another process.
@@ -79,7 +75,7 @@ def server_plan(source: BatchInput, spec: BatchSpec, request: PlanRequest) -> Se
     # How many are sent at once is a load, and no promise that the plan must keep.
     arguments = [request.model, *found.option_arguments(("model", "concurrency"))]
     arguments += spec.option_arguments(spec.model_fields_set - set(LAUNCH_OPTIONS))
-    return ServerPlan(found, workload, tuple(arguments))
+    return found, workload, tuple(arguments)
 
 
 class ServerProcess:

@@ -17,8 +17,7 @@ from typing import Final, NamedTuple
 from turbofit.core.errors import PackageError
 
 __all__ = [
-    "Buffer", "ElfSection", "Entry", "architectures", "entries", "functions", "mapped",
-    "sections",
+    "Buffer", "ElfSection", "architectures", "entries", "functions", "mapped", "sections",
 ]  # fmt: skip
 
 Buffer = bytes | mmap.mmap
@@ -61,13 +60,6 @@ class ElfSection(NamedTuple):
     info: int
 
 
-class Entry(NamedTuple):
-    """Code for one architecture: ``90a`` runs on 9.0 alone. ``cubin`` is None for PTX."""
-
-    architecture: str
-    cubin: bytes | None
-
-
 class _Header(NamedTuple):
     """Where the body of an entry is; ``size`` as stored, ``whole`` before it was compressed."""
 
@@ -107,8 +99,10 @@ def sections(data: Buffer) -> Iterator[ElfSection]:
         raise ValueError(f"an ELF file is cut short: {exc}") from None
 
 
-def entries(library: Path, architecture: str | None = None) -> Iterator[Entry]:
+def entries(library: Path, architecture: str | None = None) -> Iterator[tuple[str, bytes | None]]:
     """The entries of all fat binaries of a host library, in the order of the file.
+
+    Each is an architecture, where ``90a`` runs on 9.0 alone, and a cubin, or None for PTX.
 
     Args:
         library: the file.
@@ -124,7 +118,7 @@ def entries(library: Path, architecture: str | None = None) -> Iterator[Entry]:
             if architecture in (None, header.architecture):
                 body = data[header.at : header.at + header.size]
                 code = None if header.kind == _PTX else _unpacked(body, header)
-                yield Entry(header.architecture, code)
+                yield header.architecture, code
 
 
 def architectures(library: Path) -> frozenset[str]:

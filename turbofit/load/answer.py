@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -31,26 +32,23 @@ class StreamError(Exception):
         self.kind, self.example = kind, " ".join(example.split())[:_SHOWN]
 
 
+@dataclass(slots=True)
 class Answer:
-    """The answer to one request; times by the load's clock."""
+    """The answer to one request; times by the load's clock.
 
-    __slots__ = (
-        "begun", "counts", "ended", "example", "image_count", "kind", "output_tokens", "pieces",
-        "prompt_tokens", "retry_after",
-    )  # fmt: skip
+    ``counts``: whether it began in the window. ``kind``: why it is no answer; empty where it is
+    one. ``pieces``: when each piece of text came.
+    """
 
-    def __init__(self, begun: float, image_count: int = 0) -> None:
-        self.begun, self.image_count = begun, image_count
-        #: Whether it began in the window.
-        self.counts = False
-        self.ended: float | None = None
-        #: Why it is no answer; empty where it is one.
-        self.kind = self.example = ""
-        #: When each piece of text came.
-        self.pieces: array[float] = array("d")
-        self.prompt_tokens: int | None = None
-        self.output_tokens: int | None = None
-        self.retry_after = 0.0
+    begun: float
+    counts: bool = False
+    ended: float | None = None
+    kind: str = ""
+    example: str = ""
+    pieces: array[float] = field(default_factory=lambda: array("d"))
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    retry_after: float = 0.0
 
     @property
     def answered(self) -> bool:

@@ -59,14 +59,13 @@ async def _bench(
     url: str, spec: LoadSpec, trace: Any, key: str | None, model: str | None,
     tick: Callable[[LoadRun], None],
 ) -> LoadResult:  # fmt: skip
-    client = LoadClient(url, key, spec)
-    try:
+    async with LoadClient(url, key, timeout=spec.timeout, silence=spec.silence) as client:
         name = model or await client.model()
         count = await client.token_count(name)
         writer = PromptWriter(name, count, spec.seed, stop_early=spec.stop_early)
 
         async def ask(shape: RequestShape) -> Answer:
-            return await client.ask(writer.body(shape), len(shape.images))
+            return await client.ask(writer.body(shape))
 
         run = LoadRun(spec, trace, ask, tick)
         loop = asyncio.get_running_loop()
@@ -76,5 +75,3 @@ async def _bench(
         await run.run()
         busy = (time.process_time() - cpu) / max(time.perf_counter() - wall, 1e-9)
         return summary(run, url=url, model=name, busy=busy)
-    finally:
-        await client.close()

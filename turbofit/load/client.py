@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
 import msgspec
+from typing_extensions import Self
 
 from turbofit.core.errors import UnservedError, UsageError
 from turbofit.load.answer import Answer, StreamError, StreamReader
@@ -15,9 +16,8 @@ from turbofit.load.prompt import TokenCount, counted_from, probes
 
 if TYPE_CHECKING:
     from turbofit.core.json_types import JsonObject
-    from turbofit.load.spec import LoadSpec
 
-__all__ = ["LoadClient"]
+__all__ = ["LoadClient", "ServerClient", "first_model"]
 
 _CONNECT_SECONDS: Final = 10.0
 #: Below uvicorn's 5 s, so that no request meets a connection which the server is closing.
@@ -28,31 +28,59 @@ _READ_BUFFER: Final = 1 << 18
 _CHAT: Final = "/v1/chat/completions"
 
 
-class LoadClient:
-    """One server.
+class ServerClient:
+    """Connections to one OpenAI-compatible server; a context manager.
 
     Args:
-        url: its address.
+        url: its address, with or without ``/v1``.
         key: its API key, where it has one.
-        spec: deadlines.
+        timeout: the longest that an answer may take, in seconds.
+        silence: the longest without a byte of it.
     """
 
-    def __init__(self, url: str, key: str | None, spec: LoadSpec) -> None:
-        self._url, self._spec = url.rstrip("/").removesuffix("/v1"), spec
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+    def __init__(
+        self, url: str, key: str | None, *, timeout: float, silence: float | None = None
+    ) -> None:
+        self._url = url.rstrip("/").removesuffix("/v1")
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE),
             timeout=aiohttp.ClientTimeout(
-                total=spec.timeout, sock_connect=_CONNECT_SECONDS, sock_read=spec.silence
+                total=timeout, sock_connect=_CONNECT_SECONDS, sock_read=silence
             ),
-            headers=headers,
+            headers={"Authorization": f"Bearer {key}"} if key else {},
             trust_env=False,
             read_bufsize=_READ_BUFFER,
         )
 
-    async def close(self) -> None:
-        """Close all connections."""
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
         await self._session.close()
+
+    def _no_address(self) -> UsageError:
+        return UsageError(
+            f"{self._url} is no address of a server", hint="write it as http://127.0.0.1:23333"
+        )
+
+    def _unknown_key(self, status: int) -> UsageError:
+        return UsageError(
+            f"{self._url} answers {status}: it does not know the key",
+            hint="give its key with --api-key, or in TURBOFIT_API_KEY",
+        )
+
+
+def first_model(status: int, answer: Any) -> str | None:
+    """The first model of ``/v1/models``; None where the answer names none."""
+    try:
+        name = answer["data"][0]["id"]
+    except (LookupError, TypeError):
+        return None
+    return name if status == 200 and isinstance(name, str) else None
+
+
+class LoadClient(ServerClient):
+    """Sends the requests of a load, and times their answers."""
 
     async def model(self) -> str:
         """The first model of the server.
@@ -62,11 +90,7 @@ class LoadClient:
             UsageError: it does not let this client in.
         """
         status, body = await self._whole("GET", "/v1/models", None)
-        try:
-            name = body["data"][0]["id"]
-        except (LookupError, TypeError):
-            name = None
-        if status == 200 and isinstance(name, str):
+        if name := first_model(status, body):
             return name
         raise self._refused(status, "/v1/models", "name its model with --model")
 
@@ -89,10 +113,10 @@ class LoadClient:
             counts.append(count if isinstance(count, int) else None)
         return counted_from(*counts)
 
-    async def ask(self, body: JsonObject, images: int) -> Answer:
+    async def ask(self, body: JsonObject) -> Answer:
         """Send one request and read its answer; what goes wrong is in the answer."""
         data = msgspec.json.encode(body)
-        answer = Answer(time.perf_counter(), images)
+        answer = Answer(time.perf_counter())
         try:
             async with self._session.post(
                 self._url + _CHAT, data=data, headers={"Content-Type": "application/json"}
@@ -107,7 +131,8 @@ class LoadClient:
     async def _read(self, response: aiohttp.ClientResponse, answer: Answer) -> None:
         if response.status != 200:
             said = (await _beginning(response)).decode(errors="replace")
-            answer.retry_after = _seconds(response.headers.get("Retry-After"))
+            stated = response.headers.get("Retry-After", "")
+            answer.retry_after = min(float(stated), _LONGEST_PAUSE) if stated.isdigit() else 0.0
             answer.failed(time.perf_counter(), f"status {response.status}", said)
             return
         if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
@@ -124,9 +149,7 @@ class LoadClient:
             async with self._session.request(method, self._url + path, json=body) as response:
                 raw = await _beginning(response)
         except (aiohttp.InvalidURL, ValueError):
-            raise UsageError(
-                f"{self._url} is no address of a server", hint="write it as http://127.0.0.1:23333"
-            ) from None
+            raise self._no_address() from None
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as exc:
             raise UnservedError(
                 f"{self._url} does not answer: {_kind(exc)}",
@@ -139,10 +162,7 @@ class LoadClient:
 
     def _refused(self, status: int, path: str, otherwise: str) -> UsageError | UnservedError:
         if status in (401, 403):
-            return UsageError(
-                f"{self._url} answers {status}: it does not know the key",
-                hint="give its key with --api-key, or in TURBOFIT_API_KEY",
-            )
+            return self._unknown_key(status)
         return UnservedError(f"{self._url}{path} answers {status}", hint=otherwise)
 
 
@@ -167,8 +187,3 @@ def _kind(exc: BaseException) -> str:
     if isinstance(exc, aiohttp.ClientPayloadError):
         return "cut short"
     return "connection broken"
-
-
-def _seconds(text: str | None) -> float:
-    """A Retry-After in seconds; of another form, or without one, 0."""
-    return min(float(text), _LONGEST_PAUSE) if text is not None and text.isdigit() else 0.0

@@ -30,9 +30,6 @@ _LONGEST_PAUSE: Final = 2.0
 _HOPELESS: Final = 4
 _LEAST_HOPELESS: Final = 8
 
-#: Requests of a trace that say nothing of their length get a token.
-_LEAST: Final = 1
-
 
 class LoadRun:
     """One load from its beginning to its end.
@@ -64,7 +61,7 @@ class LoadRun:
         self._open, self._left = False, 0
         self._begun = self._failures = 0
         self._end = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Future[object]] = set()
 
     def stop(self, why: str = "interrupted") -> None:
         """End at once; what was measured so far counts."""
@@ -77,10 +74,9 @@ class LoadRun:
         self.began = self.opened = time.perf_counter()
         self._open_if_warm()
         self._spawn(self._heartbeat())
-        if self.spec.at_once is not None:
-            for _ in range(self.spec.at_once):
-                self._spawn(self._place())
-        else:
+        for _ in range(self.spec.at_once or 0):
+            self._spawn(self._place())
+        if self.spec.at_once is None:
             self._spawn(self._arrivals())
         try:
             await self._end.wait()
@@ -128,14 +124,11 @@ class LoadRun:
             else:
                 self.late = max(self.late, -wait)
                 await asyncio.sleep(0)
-            self._spawn(self._only(shape))
+            self._spawn(self._one(shape))
         await asyncio.sleep(0)  # the last one begins
         self._close()
         if not self._left:
             self._end.set()
-
-    async def _only(self, shape: RequestShape) -> None:
-        await self._one(shape)
 
     async def _one(self, shape: RequestShape) -> Answer:
         counts = self.in_window
@@ -183,7 +176,7 @@ class LoadRun:
             ends = self.opened + seconds - now if self.in_window and seconds is not None else 1.0
             await asyncio.sleep(min(max(ends, 0.001), 0.2))
 
-    def _spawn(self, work: Awaitable[None]) -> None:
+    def _spawn(self, work: Awaitable[object]) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -213,7 +206,8 @@ def drawn(spec: LoadSpec) -> Iterator[RequestShape]:
 def replayed(trace: Sequence[TracedRequest]) -> Iterator[RequestShape]:
     """The requests of a trace, once."""
     for one in trace:
-        yield RequestShape(max(_LEAST, one.text_tokens), max(_LEAST, one.output_tokens), one.images)
+        # Requests that say nothing of their length get a token.
+        yield RequestShape(max(1, one.text_tokens), max(1, one.output_tokens), one.images)
 
 
 def arrivals(spec: LoadSpec, trace: Sequence[TracedRequest]) -> Iterator[float]:
@@ -231,4 +225,4 @@ def arrivals(spec: LoadSpec, trace: Sequence[TracedRequest]) -> Iterator[float]:
 def _about(draw: random.Random, mean: int, spread: float) -> int:
     """A whole number evenly within the spread around its mean."""
     half = int(mean * spread)
-    return max(_LEAST, mean + draw.randint(-half, half))
+    return max(1, mean + draw.randint(-half, half))

@@ -12,7 +12,7 @@ from turbofit.core.struct import Struct, const, doc, to_builtins
 from turbofit.core.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from turbofit.load.answer import Answer
     from turbofit.load.driver import LoadRun
@@ -106,9 +106,26 @@ class Window(NamedTuple):
         """How long it is."""
         return max(self.end - self.begin, 0.0)
 
-    def overlap(self, begin: float, end: float) -> float:
-        """Seconds of a span that lie in it."""
-        return max(0.0, min(end, self.end) - max(begin, self.begin))
+    def overlap(self, answer: Answer) -> float:
+        """Seconds of an answer that lie in it."""
+        assert answer.ended is not None
+        return max(0.0, min(answer.ended, self.end) - max(answer.begun, self.begin))
+
+    def share(self, answer: Answer) -> float:
+        """The share of an answer's time that lies in it."""
+        assert answer.ended is not None
+        return self.overlap(answer) / max(answer.ended - answer.begun, 1e-9)
+
+    def tokens(self, answer: Answer) -> float:
+        """Tokens that came in it: by the pieces, which are taken to be of equal size."""
+        if not answer.pieces:
+            return 0.0
+        came = bisect_left(answer.pieces, self.end) - bisect_left(answer.pieces, self.begin)
+        return answer.tokens * came / len(answer.pieces)
+
+    def a_second(self, amount: Callable[[Answer], float], answers: Sequence[Answer]) -> float:
+        """The sum of an amount over answers, a second of it."""
+        return sum(map(amount, answers)) / self.seconds if self.seconds else 0.0
 
 
 def summary(run: LoadRun, *, url: str, model: str, busy: float) -> LoadResult:
@@ -120,6 +137,7 @@ def summary(run: LoadRun, *, url: str, model: str, busy: float) -> LoadResult:
         model: that was asked for.
         busy: CPU seconds a second of this process.
     """
+    split = urlsplit(url)
     window = Window(run.opened, run.opened if run.closed is None else run.closed)
     counted = [one for one in run.answers if one.counts]
     good = [one for one in counted if one.answered]
@@ -129,7 +147,8 @@ def summary(run: LoadRun, *, url: str, model: str, busy: float) -> LoadResult:
     return LoadResult(
         turbofit_version=__version__,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        url=_shown(url),
+        # An address without a name and a password.
+        url=split._replace(netloc=split.netloc.rpartition("@")[2]).geturl(),
         model=model,
         load=to_builtins(run.spec.given()),
         seconds=round(window.seconds, 3),
@@ -137,20 +156,25 @@ def summary(run: LoadRun, *, url: str, model: str, busy: float) -> LoadResult:
         begun=len(counted),
         answered=len(good),
         errors=_errors(counted),
-        warm_up_errors=sum(1 for one in run.answers if _too_early(one, window)),
-        requests_per_second=_rate(every, window),
-        output_tokens_per_second=_tokens(every, window),
-        running=_running(every, window),
+        warm_up_errors=sum(
+            bool(one.kind) and not one.counts and one.begun <= window.begin for one in run.answers
+        ),
+        requests_per_second=window.a_second(window.share, every),
+        output_tokens_per_second=window.a_second(window.tokens, every),
+        running=window.a_second(window.overlap, every),
         prompt_tokens=sum(prompts) / len(prompts) if prompts else None,
         output_tokens=sum(one.tokens for one in good) / max(1, len(good)),
         counted="pieces" if pieces_only else "usage",
         ttft=spread([one.pieces[0] - one.begun for one in good if one.pieces]),
-        tpot=spread([_of_token(one) for one in good if one.pieces and one.tokens > 1]),
+        tpot=spread([
+            (one.pieces[-1] - one.pieces[0]) / (one.tokens - 1)
+            for one in good if one.pieces and one.tokens > 1
+        ]),
         e2e=spread([one.ended - one.begun for one in good if one.ended is not None]),
-        moments=_moments(every, window),
+        moments=tuple(_moments(every, window)),
         client=ClientShare(busy=round(busy, 3), late=round(run.late, 3)),
         warnings=_warnings(run, busy, pieces_only=pieces_only),
-    )
+    )  # fmt: skip
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -168,60 +192,15 @@ def spread(values: Sequence[float]) -> Spread:
     )  # fmt: skip
 
 
-def _too_early(one: Answer, window: Window) -> bool:
-    """Whether it failed before the window."""
-    return bool(one.kind) and not one.counts and one.begun <= window.begin
-
-
-def _of_token(one: Answer) -> float:
-    return (one.pieces[-1] - one.pieces[0]) / (one.tokens - 1)
-
-
-def _rate(answers: Sequence[Answer], window: Window) -> float:
-    if not window.seconds:
-        return 0.0
-    shares = 0.0
-    for one in answers:
-        assert one.ended is not None
-        shares += window.overlap(one.begun, one.ended) / max(one.ended - one.begun, 1e-9)
-    return shares / window.seconds
-
-
-def _tokens(answers: Sequence[Answer], window: Window) -> float:
-    if not window.seconds:
-        return 0.0
-    return sum(_tokens_within(one, window.begin, window.end) for one in answers) / window.seconds
-
-
-def _tokens_within(one: Answer, begin: float, end: float) -> float:
-    """Tokens that came in a time: by the pieces, which are taken to be of equal size."""
-    if not one.pieces:
-        return 0.0
-    seen = bisect_left(one.pieces, end) - bisect_left(one.pieces, begin)
-    return one.tokens * seen / len(one.pieces)
-
-
-def _running(answers: Sequence[Answer], window: Window) -> float:
-    if not window.seconds:
-        return 0.0
-    return sum(window.overlap(a.begun, a.ended or a.begun) for a in answers) / window.seconds
-
-
-def _moments(answers: Sequence[Answer], window: Window) -> tuple[LoadMoment, ...]:
-    if not window.seconds:
-        return ()
+def _moments(answers: Sequence[Answer], window: Window) -> Iterator[LoadMoment]:
     step = max(1.0, window.seconds / _MOMENTS)
-    found = []
     for number in range(int(window.seconds / step + 1e-6)):
         part = Window(window.begin + number * step, window.begin + (number + 1) * step)
-        found.append(
-            LoadMoment(
-                at=round((number + 1) * step, 3),
-                output_tokens_per_second=round(_tokens(answers, part), 3),
-                running=round(_running(answers, part), 3),
-            )
+        yield LoadMoment(
+            at=round((number + 1) * step, 3),
+            output_tokens_per_second=round(part.a_second(part.tokens, answers), 3),
+            running=round(part.a_second(part.overlap, answers), 3),
         )
-    return tuple(found)
 
 
 def _errors(counted: Sequence[Answer]) -> tuple[ErrorCount, ...]:
@@ -249,9 +228,3 @@ def _warnings(run: LoadRun, busy: float, *, pieces_only: bool) -> tuple[str, ...
     if pieces_only:
         found.append("the server counts no tokens: pieces of its stream are counted, too few")
     return tuple(found)
-
-
-def _shown(url: str) -> str:
-    """An address without a name and a password."""
-    split = urlsplit(url)
-    return split._replace(netloc=split.netloc.rpartition("@")[2]).geturl()

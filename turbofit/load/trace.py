@@ -12,7 +12,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.struct import Struct, decode, doc, to_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
 __all__ = ["TracedRequest", "read_trace"]
 
@@ -79,7 +79,9 @@ def read_trace(path: str) -> tuple[TracedRequest, ...]:
             )
     if not found:
         raise UsageError(f"{path} holds no request", hint="each line is one: see docs/bench.md")
-    return _from_zero(sorted(found, key=lambda one: one.at))
+    found.sort(key=lambda one: one.at)
+    first = found[0].at
+    return tuple(msgspec.structs.replace(one, at=one.at - first) for one in found)
 
 
 def _of_table(data: bytes, path: str) -> Iterator[TracedRequest]:
@@ -104,8 +106,3 @@ def _of_table(data: bytes, path: str) -> Iterator[TracedRequest]:
             yield decode(to_json(given | {"images": sizes}), TracedRequest, what=where)
         except UsageError as exc:
             raise UsageError(exc.message, hint=_CSV) from None
-
-
-def _from_zero(found: Sequence[TracedRequest]) -> tuple[TracedRequest, ...]:
-    first = found[0].at
-    return tuple(msgspec.structs.replace(one, at=one.at - first) for one in found)

@@ -25,7 +25,7 @@ from turbofit.tuner.speed import group_rates
 from turbofit.tuner.trace import SimulatedEngine, TraceRequest, replay
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from turbofit.core.plan import Plan
     from turbofit.load.trace import TracedRequest
@@ -142,7 +142,7 @@ def _under(plan: Plan, trace: Sequence[TracedRequest]) -> TracedPlan:
         )
     requests, refused, lowered = _held(plan, trace)
     gateway = GatewayConfig()
-    engines = _engines(plan)
+    engines = list(_engines(plan))
     times, loads = replay(
         engines, requests, queue=gateway.queue_length, patience=gateway.queue_seconds
     )
@@ -182,22 +182,19 @@ def _under(plan: Plan, trace: Sequence[TracedRequest]) -> TracedPlan:
     )  # fmt: skip
 
 
-def _engines(plan: Plan) -> list[SimulatedEngine]:
+def _engines(plan: Plan) -> Iterator[SimulatedEngine]:
     """The plan's engines as their rates, caches and batches are."""
-    engine, found = engine_named(plan.engine.name), []
+    engine = engine_named(plan.engine.name)
     for number, one in enumerate(plan.each()):
         gpus = [plan.machine.gpu(index) for index in plan.parallel.groups[number]]
-        found.append(
-            SimulatedEngine(
-                rates=group_rates(plan.model, one.settings, plan.machine, gpus, engine),
-                batch=one.settings.max_batch_size,
-                kv_tokens=one.kv.tokens,
-                chunk=one.settings.max_prefill_token_num,
-                gate=bounds_of(plan).gate,
-                share=plan.by_group[number].at_once if plan.by_group else 1.0,
-            )
+        yield SimulatedEngine(
+            rates=group_rates(plan.model, one.settings, plan.machine, gpus, engine),
+            batch=one.settings.max_batch_size,
+            kv_tokens=one.kv.tokens,
+            chunk=one.settings.max_prefill_token_num,
+            gate=bounds_of(plan).gate,
+            share=plan.by_group[number].at_once if plan.by_group else 1.0,
         )
-    return found
 
 
 def _held(

@@ -37,7 +37,7 @@ def read_host(
         cgroup: where the control groups are mounted.
         shm: the shared memory file system.
     """
-    info = _meminfo(Path(proc) / "meminfo")
+    info = _fields(Path(proc) / "meminfo")
     total, available = info.get("MemTotal", NA), info.get("MemAvailable", NA)
     for limit, usage in _cgroup_limits(Path(proc), Path(cgroup)):
         total = limit if total == NA else min(total, limit)
@@ -46,14 +46,13 @@ def read_host(
     return Host(ram_total=total, ram_available=available, shm_available=_free(shm), cpus=_cpus())
 
 
-def _meminfo(path: Path) -> dict[str, int]:
+def _fields(path: Path) -> dict[str, int]:
     """Bytes by field; empty where the file cannot be read."""
     fields: dict[str, int] = {}
     for line in _text(path).splitlines():
-        name, _, rest = line.partition(":")
-        pieces = rest.split()
-        if pieces and pieces[0].isdigit():
-            fields[name] = int(pieces[0]) * (KIB if pieces[1:] == ["kB"] else 1)
+        name, *rest = line.replace(":", " ").split() or [""]
+        if rest and rest[0].isdigit():
+            fields[name] = int(rest[0]) * (KIB if rest[1:] == ["kB"] else 1)
     return fields
 
 
@@ -77,7 +76,7 @@ def _cgroup_limits(proc: Path, root: Path) -> list[tuple[int, int]]:
         for folder in _upwards(base, path):
             limit, usage = _number(folder / names[0]), _number(folder / names[1])
             if limit is not None and usage is not None and limit < _NO_LIMIT:
-                cache = _stat(folder / "memory.stat", names[2])
+                cache = _fields(folder / "memory.stat").get(names[2], 0)
                 found.append((limit, max(0, usage - cache)))
     return found
 
@@ -91,14 +90,6 @@ def _upwards(base: Path, path: str) -> list[Path]:
 def _number(path: Path) -> int | None:
     text = _text(path).strip()
     return int(text) if text.isascii() and text.isdigit() else None
-
-
-def _stat(path: Path, field: str) -> int:
-    for line in _text(path).splitlines():
-        name, _, value = line.partition(" ")
-        if name == field and value.strip().isdigit():
-            return int(value)
-    return 0
 
 
 def _free(path: str) -> int | NaType:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import combinations
 from typing import TYPE_CHECKING, Literal
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from turbofit.core.struct import NaType
     from turbofit.machine.presets import GpuPreset
 
-__all__ = ["LaneMap", "preset_links", "shared_lanes"]
+__all__ = ["Lanes", "preset_links", "shared_lanes"]
 
 Pair = tuple[int, int]
 
@@ -58,39 +59,25 @@ def preset_links(
     return tuple(links)
 
 
-class LaneMap:
-    """The active NVLink lanes of one GPU: to other GPUs by bus id, and to switches."""
-
-    __slots__ = ("readable", "to_bus", "to_switch")
-
-    def __init__(self) -> None:
-        self.to_bus: dict[str, int] = {}
-        self.to_switch = 0
-        self.readable = False
-
-    def add(self, bus: str | None) -> None:
-        """Count an active lane; ``bus`` is None where its other end is a switch or is unknown."""
-        if bus is None:
-            self.to_switch += 1
-        else:
-            self.to_bus[bus] = self.to_bus.get(bus, 0) + 1
+#: The active NVLink lanes of one GPU by the bus id of their other end; None: a switch, or unknown.
+Lanes = Counter[str | None]
 
 
 def shared_lanes(
-    first: LaneMap, second: LaneMap, second_bus: str, *, over_switch: bool | NaType
+    first: Lanes | None, second: Lanes | None, second_bus: str, *, over_switch: bool | NaType
 ) -> int | NaType:
     """How many lanes join two GPUs: direct ones, else through switches.
 
     Args:
-        first: lanes of the one.
+        first: lanes of the one; None where nobody can read them.
         second: lanes of the other.
         second_bus: the other's bus id.
         over_switch: whether NVML says that the two reach each other over NVLink.
     """
-    if not (first.readable and second.readable):
+    if first is None or second is None:
         return NA
-    direct = first.to_bus.get(second_bus, 0)
+    direct = first[second_bus]
     if direct or over_switch is False:
         return direct
-    switched = min(first.to_switch, second.to_switch)
+    switched = min(first[None], second[None])
     return switched if over_switch is True else (NA if switched else 0)

@@ -16,7 +16,6 @@ from turbofit.core.struct import NA
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import ModuleType
 
     from typing_extensions import Self
 
@@ -58,7 +57,13 @@ class Nvml:
     """
 
     def __init__(self) -> None:
-        self._library = _import()
+        try:
+            import pynvml
+        except ImportError:
+            raise PackageError(
+                "nvidia-ml-py is not installed", hint=f"pip install nvidia-ml-py, or {_ELSEWHERE}"
+            ) from None
+        self._library: Any = pynvml
         # pynvml's error for a driver that lacks a function's newest version is no NVMLError.
         self._no_answer = (
             UnicodeDecodeError,
@@ -145,17 +150,6 @@ class Nvml:
 def answered(value: Any) -> bool:
     """Whether an answer is one: structures cannot be compared with ``NA``."""
     return not (isinstance(value, str) and value == NA)
-
-
-def _import() -> ModuleType:
-    try:
-        import pynvml
-    except ImportError:
-        raise PackageError(
-            "nvidia-ml-py is not installed", hint=f"pip install nvidia-ml-py, or {_ELSEWHERE}"
-        ) from None
-    module: ModuleType = pynvml
-    return module
 
 
 def ask_driver(question: Callable[[], _T], otherwise: _T, *, seconds: float | None = None) -> _T:

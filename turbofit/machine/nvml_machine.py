@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,7 +14,7 @@ from turbofit.core.errors import NoGpuError
 from turbofit.core.machine import Gpu, Holder, Link, Machine, Pcie
 from turbofit.core.struct import NA, NaType, Struct, known
 from turbofit.machine.host import read_host
-from turbofit.machine.links import LaneMap, shared_lanes
+from turbofit.machine.links import Lanes, shared_lanes
 from turbofit.machine.nvml import (
     P2P_NVLINK,
     P2P_READ,
@@ -72,17 +74,19 @@ def measure(environ: Mapping[str, str]) -> Machine:
         devices, warnings = _devices(nvml)
         links = _links(nvml, devices)
         driver = nvml.query("nvmlSystemGetDriverVersion")
-        cuda = _cuda(nvml.query("nvmlSystemGetCudaDriverVersion_v2"))
+        cuda = nvml.query("nvmlSystemGetCudaDriverVersion_v2")
     visible, notes = _visible(devices, environ)
     gpus = tuple(gpu for device in devices for gpu in device.gpus)
+    # In the order of first appearance: ``2x NVIDIA L4 + NVIDIA A10``.
+    cards = Counter(gpu.name for gpu in gpus if gpu.index in visible or not visible)
     return Machine(
-        name=_name([gpu for gpu in gpus if gpu.index in visible] or gpus),
+        name=" + ".join(f"{n}x {name}" if n > 1 else name for name, n in cards.items()),
         source="nvml",
         gpus=tuple(sorted(gpus, key=lambda gpu: gpu.index)),
         links=links,
         host=read_host(),
         driver=str(driver),
-        cuda=cuda,
+        cuda=f"{cuda // 1000}.{cuda % 1000 // 10}" if answered(cuda) else NA,
         visible=visible,
         warnings=(*warnings, *notes),
     )
@@ -190,7 +194,7 @@ def _links(nvml: Nvml, devices: Sequence[Device]) -> tuple[Link, ...]:
     return tuple(sorted(links, key=lambda link: (link.a, link.b)))
 
 
-def _link(nvml: Nvml, first: Device, second: Device, lanes: Mapping[int, LaneMap]) -> Link:
+def _link(nvml: Nvml, first: Device, second: Device, lanes: Mapping[int, Lanes | None]) -> Link:
     handles = (first.handle, second.handle)
     try:
         over_nvlink = _p2p(nvml, *handles, P2P_NVLINK)
@@ -229,45 +233,25 @@ def _both(first: bool | NaType, second: bool | NaType) -> bool | NaType:
     return True if first is True and second is True else NA
 
 
-def _lanes(nvml: Nvml, device: Device, buses: set[tuple[int, ...]]) -> LaneMap:
-    """The active lanes of a GPU; a GPU that cannot have any has a readable zero."""
-    lanes = LaneMap()
+def _lanes(nvml: Nvml, device: Device, buses: set[tuple[int, ...]]) -> Lanes | None:
+    """The active lanes of a GPU, none of one that cannot have any; None where they are unread."""
+    lanes = Lanes()
     try:
         for link in range(nvml.max_nvlinks):
             state, absent = nvml.supported("nvmlDeviceGetNvLinkState", device.handle, link)
-            if link == 0:
-                lanes.readable = absent or answered(state)
             if not answered(state):
-                break
-            if state:
-                _count_lane(nvml, device, link, lanes, buses)
+                return lanes if link or absent else None
+            if not state:
+                continue
+            address = _address(nvml.query("nvmlDeviceGetNvLinkRemotePciInfo", device.handle, link))
+            kind = nvml.query("nvmlDeviceGetNvLinkRemoteDeviceType", device.handle, link)
+            if address in buses:
+                lanes[str(address)] += 1
+            elif kind == _SWITCH or not answered(kind):
+                lanes[None] += 1
     except GpuLostError:
-        lanes.readable = False
+        return None
     return lanes
-
-
-def _count_lane(
-    nvml: Nvml, device: Device, link: int, lanes: LaneMap, buses: set[tuple[int, ...]]
-) -> None:
-    address = _address(nvml.query("nvmlDeviceGetNvLinkRemotePciInfo", device.handle, link))
-    if address in buses:
-        lanes.add(str(address))
-        return
-    kind = nvml.query("nvmlDeviceGetNvLinkRemoteDeviceType", device.handle, link)
-    if kind == _SWITCH or not answered(kind):
-        lanes.add(None)
-
-
-def _cuda(version: Any) -> str:
-    return f"{version // 1000}.{version % 1000 // 10}" if answered(version) else NA
-
-
-def _name(gpus: Sequence[Gpu]) -> str:
-    """``2x NVIDIA L4 + NVIDIA A10``, in the order of first appearance."""
-    counts: dict[str, int] = {}
-    for gpu in gpus:
-        counts[gpu.name] = counts.get(gpu.name, 0) + 1
-    return " + ".join(f"{n}x {name}" if n > 1 else name for name, n in counts.items())
 
 
 class _Sizes(Struct):
@@ -279,6 +263,7 @@ class _Sizes(Struct):
     free: int | NaType = NA
 
 
+@dataclass
 class Device:
     """What one physical GPU gives: itself (``gpu``), or its MIG instances (``parts``).
 
@@ -286,16 +271,15 @@ class Device:
     place in the PCI order; ``ids`` are the names that ``CUDA_VISIBLE_DEVICES`` may use.
     """
 
-    def __init__(self, index: int, handle: Any, bus: tuple[int, ...] | None) -> None:
-        self.index = index
-        self.handle = handle
-        self.bus = bus
-        self.gpu: Gpu | None = None
-        self.parts: list[Gpu] = []
-        self.default: tuple[int, ...] = ()
-        self.ordinal: int | None = None
-        self.ids: dict[str, int] = {}
-        self.warnings: list[str] = []
+    index: int
+    handle: Any
+    bus: tuple[int, ...] | None
+    gpu: Gpu | None = None
+    parts: list[Gpu] = field(default_factory=list)
+    default: tuple[int, ...] = ()
+    ordinal: int | None = None
+    ids: dict[str, int] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def gpus(self) -> list[Gpu]:
@@ -329,7 +313,9 @@ def read_device(
         if _mig_enabled(nvml, handle):
             _read_parts(nvml, device, first_part)
         else:
-            _take_whole(device, *_read_gpu(nvml, index, handle))
+            gpu, device.warnings = _read_gpu(nvml, index, handle)
+            device.gpu, device.default, device.ordinal = fill(gpu), (index,), index
+            device.ids = {gpu.uuid: index}
     except GpuLostError as exc:
         device.gpu = _lost_gpu(nvml, index, handle)
         device.parts = []
@@ -339,14 +325,6 @@ def read_device(
         device.ids = {} if device.gpu.uuid == NA else {device.gpu.uuid: index}
         device.warnings = [f"GPU {index} cannot be read: {exc}"]
     return device
-
-
-def _take_whole(device: Device, gpu: Gpu, warnings: list[str]) -> None:
-    device.gpu = fill(gpu)
-    device.default = (device.index,)
-    device.ordinal = device.index
-    device.ids = {gpu.uuid: device.index}
-    device.warnings += warnings
 
 
 def _lost_gpu(nvml: Nvml, index: int, handle: Any) -> Gpu:
@@ -359,15 +337,9 @@ def _lost_gpu(nvml: Nvml, index: int, handle: Any) -> Gpu:
             return NA
 
     name = ask("nvmlDeviceGetName")
-    return Gpu(
-        index=index,
-        uuid=ask("nvmlDeviceGetUUID"),
-        name=name if name != NA else "lost GPU",
-        total=NA,
-        reserved=NA,
-        used=NA,
-        free=NA,
-    )
+    name = name if name != NA else "lost GPU"
+    uuid = ask("nvmlDeviceGetUUID")
+    return Gpu(index=index, uuid=uuid, name=name, total=NA, reserved=NA, used=NA, free=NA)
 
 
 def _mig_enabled(nvml: Nvml, handle: Any) -> bool:
@@ -442,8 +414,8 @@ def _holders(nvml: Nvml, handle: Any, used: int | NaType, *, version_2: bool) ->
     holders = [
         Holder(pid=pid, name=_process_name(nvml, pid), bytes=size) for pid, size in sizes.items()
     ]
-    holders.sort(key=lambda holder: (holder.bytes == NA, -_known(holder.bytes), str(holder.pid)))
-    rest = _known(used) - sum(_known(size) for size in sizes.values())
+    holders.sort(key=lambda holder: (holder.bytes == NA, -known(holder.bytes, 0), str(holder.pid)))
+    rest = known(used, 0) - sum(known(size, 0) for size in sizes.values())
     if rest > 0:
         holders.append(
             Holder(pid=NA, name=UNKNOWN_HOLDER if version_2 else _UNKNOWN_V1, bytes=rest)
@@ -455,10 +427,6 @@ def _larger(first: int | NaType, second: int | NaType) -> int | NaType:
     if first == NA:
         return second
     return first if second == NA else max(first, second)
-
-
-def _known(size: int | NaType) -> int:
-    return 0 if size == NA else size
 
 
 def _process_name(nvml: Nvml, pid: int) -> str:

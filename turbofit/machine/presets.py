@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from functools import cache
-from typing import Final, Literal, TypeVar
+from typing import Final, Generic, Literal, TypeVar
 
 import msgspec
 
@@ -48,21 +48,14 @@ _NO_CARDS: Final = frozenset({"aliases", "context", "unlisted", "unsupported"})
 _CONSTANTS: Final = ("compute_capability", "sm_count", "l2", "memory_bandwidth", "dense_flops")
 
 
-class Figure(Struct, forbid_unknown_fields=True):
-    """A number with its source; ``low`` is the other end where several were seen."""
+class Sourced(Struct, Generic[T], forbid_unknown_fields=True):
+    """A figure with its source; ``low`` is the other end where several were seen."""
 
-    value: int
+    value: T
     source: str
     basis: Basis = "published"
     sign: str = ""
     low: int | None = None
-
-
-class Capability(Struct, forbid_unknown_fields=True):
-    """A compute capability with its source."""
-
-    value: tuple[int, int]
-    source: str
 
 
 class PcieFigure(Struct, forbid_unknown_fields=True):
@@ -70,13 +63,6 @@ class PcieFigure(Struct, forbid_unknown_fields=True):
 
     generation: int
     width: int
-    source: str
-
-
-class P2p(Struct, forbid_unknown_fields=True):
-    """Peer access between two such cards without NVLink, as the driver allows it by default."""
-
-    value: Literal["none", "all"]
     source: str
 
 
@@ -107,15 +93,16 @@ class GpuPreset(Struct, forbid_unknown_fields=True):
     """One file of `presets/gpus/`. See :class:`turbofit.core.machine.Gpu` for the units."""
 
     name: str
-    total_mib: Figure
-    reserved_mib: Figure
-    compute_capability: Capability
-    sm_count: Figure
-    l2: Figure
-    memory_bandwidth: Figure
-    dense_flops: Figure
+    total_mib: Sourced[int]
+    reserved_mib: Sourced[int]
+    compute_capability: Sourced[tuple[int, int]]
+    sm_count: Sourced[int]
+    l2: Sourced[int]
+    memory_bandwidth: Sourced[int]
+    dense_flops: Sourced[int]
     pcie: PcieFigure
-    p2p: P2p
+    #: Between two such cards without NVLink, as the driver allows it by default.
+    p2p: Sourced[Literal["none", "all"]]
     nvlink: NvLink
     context_mib: Context
 

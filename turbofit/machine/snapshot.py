@@ -72,28 +72,16 @@ def check_possible(machine: Machine, what: str) -> None:
 
 def _bytes(name: str) -> bytes:
     try:
-        descriptor = os.open(name, _FLAGS)
-        try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        with open(os.open(name, _FLAGS), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise UsageError(f"snapshot {name} is not a file", hint=_HINT)
-            data = _read(descriptor)
-        finally:
-            os.close(descriptor)
+            data = file.read(_LARGEST + 1)
     except (OSError, ValueError) as exc:
         reason = getattr(exc, "strerror", None) or exc
         raise UsageError(f"snapshot {name} cannot be read: {reason}", hint=_HINT) from None
     if len(data) > _LARGEST:
         raise UsageError(f"snapshot {name} is larger than 16 MiB", hint=_HINT)
     return data
-
-
-def _read(descriptor: int) -> bytes:
-    """The file, or a little more than the largest one allowed."""
-    parts, size = [], 0
-    while size <= _LARGEST and (part := os.read(descriptor, 1 << 20)):
-        parts.append(part)
-        size += len(part)
-    return b"".join(parts)
 
 
 def _impossible(machine: Machine) -> str | None:

@@ -20,14 +20,7 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from turbofit.core.errors import MachineError, PackageError
-from turbofit.core.machine import (
-    CardSpeed,
-    Link,
-    Machine,
-    Measured,
-    PairSpeed,
-    ReduceSpeed,
-)
+from turbofit.core.machine import CardSpeed, Link, Machine, Measured, PairSpeed, ReduceSpeed
 from turbofit.core.process.files import write_atomic
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.process.progress import under_way
@@ -88,7 +81,10 @@ def measure_speed(
                 lines.append(fact)
                 say(_told(fact, indices))
     finally:
-        _end(process)
+        # A process that the driver holds is not waited for any longer.
+        process.kill()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_LAST_SECONDS)
     code = process.returncode
     if code is None:
         say(f"warning: process {process.pid} was killed and has not ended: the driver holds it")
@@ -107,14 +103,6 @@ def measure_speed(
     if code != 0:
         found = replace(found, left_out=(*found.left_out, f"all after it {_ended(code)}"))
     return found
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    """Kill it where it runs; a process that the driver holds is not waited for any longer."""
-    if process.poll() is None:
-        process.kill()
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(_LAST_SECONDS)
 
 
 def _ended(code: int | None) -> str:
@@ -219,32 +207,17 @@ def _measured(lines: Sequence[Mapping[str, Any]], indices: Sequence[int]) -> Mea
     cards, pairs, reduces, left_out = [], [], [], []
     version = ""
     for fact in lines:
+        figures = {key: fact[key] for key in fact if key not in ("card", "pair", "reduce")}
         if "torch" in fact:
             version = str(fact["torch"])
         elif "card" in fact:
-            at = indices[fact["card"]]
-            cards.append(CardSpeed(index=at, bandwidth=fact["bandwidth"], flops=fact["flops"]))
+            cards.append(CardSpeed(index=indices[fact["card"]], **figures))
         elif "pair" in fact:
             source, target = (indices[i] for i in fact["pair"])
-            right = bool(fact["right"])
-            pairs.append(
-                PairSpeed(
-                    source=source,
-                    target=target,
-                    peer=bool(fact["peer"]) and right,
-                    right=right,
-                    bandwidth=fact["bandwidth"],
-                    latency=fact["latency"],
-                    host_bandwidth=fact["host_bandwidth"],
-                )
-            )
+            figures["peer"] = figures["peer"] and figures["right"]
+            pairs.append(PairSpeed(source=source, target=target, **figures))
         elif "reduce" in fact:
-            gpus = tuple(indices[i] for i in fact["reduce"])
-            reduces.append(
-                ReduceSpeed(
-                    gpus=gpus, size=fact["size"], seconds=fact["seconds"], right=bool(fact["right"])
-                )
-            )
+            reduces.append(ReduceSpeed(gpus=tuple(indices[i] for i in fact["reduce"]), **figures))
         else:
             left_out.append(_told(fact, indices))
     return Measured(
@@ -272,14 +245,11 @@ def _told(fact: Mapping[str, Any], indices: Sequence[int]) -> str:
         return f"all-reduce of {fact['size']:,} bytes over {group}: {spent}"
     if "torch" in fact:
         return f"torch {fact['torch']} on {fact['gpus']} GPUs"
-    name = fact.get("left_out") or fact.get("failed")
-    return f"{name} of {_of(fact.get('of'), indices)}: {fact.get('why', 'no time left')}"
-
-
-def _of(what: Any, indices: Sequence[int]) -> str:
-    """The GPUs of a task: ``[0]``, ``[0, 1]``, or a group's ``[[0, 1]]``."""
-    numbers = what[0] if what and isinstance(what[0], list) else what
-    return f"GPU {'+'.join(str(indices[i]) for i in numbers or ())}"
+    name, of = fact.get("left_out") or fact.get("failed"), fact.get("of") or ()
+    # The GPUs of a task: ``[0]``, ``[0, 1]``, or a group's ``[[0, 1]]``.
+    numbers = of[0] if of and isinstance(of[0], list) else of
+    gpus = "+".join(str(indices[i]) for i in numbers)
+    return f"{name} of GPU {gpus}: {fact.get('why', 'no time left')}"
 
 
 def _giga(value: float) -> str:

@@ -30,6 +30,7 @@ _DTYPES: Final[dict[str, Dtype]] = {
 _HINT: Final = "check the checkpoint's files, or name a model from `turbofit models`"
 
 D = TypeVar("D")
+T = TypeVar("T")
 
 
 def parse_json(data: bytes, what: str) -> Section:
@@ -98,50 +99,40 @@ class Section:
             raise self.error(key, f"is {_show(value)}, not within {low}..{high}")
         return float(value)
 
+    def _typed(self, key: str, kind: type[T], what: str) -> T | None:
+        value = self.values.get(key)
+        if value is not None and not isinstance(value, kind):
+            raise self.error(key, f"is not {what} but {_show(value)}")
+        return value
+
     def boolean(self, key: str, default: bool) -> bool:
         """A truth value."""
-        value = self.values.get(key)
-        if value is None:
-            return default
-        if not isinstance(value, bool):
-            raise self.error(key, f"is not true or false but {_show(value)}")
-        return value
+        value = self._typed(key, bool, "true or false")
+        return default if value is None else value
 
     def string(self, key: str, default: D) -> str | D:
         """A string; anything else that is there is an error."""
-        value = self.values.get(key)
-        if value is None:
-            return default
-        if not isinstance(value, str):
-            raise self.error(key, f"is not a string but {_show(value)}")
-        return value
+        value = self._typed(key, str, "a string")
+        return default if value is None else value
 
     def strings(self, key: str) -> tuple[str, ...]:
         """A list of strings, empty where it is absent."""
-        value = self.values.get(key)
-        if value is None:
-            return ()
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise self.error(key, "is not a list of strings")
-        return tuple(value)
+        return self._items(key, str, "strings")
 
     def integers(self, key: str) -> tuple[int, ...]:
         """A list of integers, empty where it is absent."""
-        value = self.values.get(key)
-        if value is None:
-            return ()
-        if not isinstance(value, list) or not all(type(item) is int for item in value):
-            raise self.error(key, "is not a list of integers")
+        return self._items(key, int, "integers")
+
+    def _items(self, key: str, kind: type[T], what: str) -> tuple[T, ...]:
+        value = self._typed(key, list, f"a list of {what}") or []
+        if not all(type(item) is kind for item in value):
+            raise self.error(key, f"is not a list of {what}")
         return tuple(value)
 
     def section(self, key: str) -> Section | None:
         """A nested object, None where it is absent."""
-        value = self.values.get(key)
-        if value is None:
-            return None
-        if not isinstance(value, dict):
-            raise self.error(key, "is not an object")
-        return Section(value, f"{self.what}: {key}")
+        value = self._typed(key, dict, "an object")
+        return None if value is None else Section(value, f"{self.what}: {key}")
 
     def part(self, key: str) -> Section:
         """A nested object, empty where it is absent."""

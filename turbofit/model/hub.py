@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cached_property, partial
 from http.client import HTTPException, HTTPMessage, HTTPResponse
 from typing import IO, Final, TypeVar, cast
 from urllib.error import HTTPError, URLError
@@ -101,7 +101,8 @@ class HubFiles:
         where = parse_index(index, INDEX)
         found: dict[str, Tensor] = {}
         with ThreadPoolExecutor(max_workers=8) as pool:
-            for file, header in pool.map(self._named_header, set(where.values())):
+            files = sorted(set(where.values()))
+            for file, header in zip(files, pool.map(self._header, files), strict=True):
                 if header is None:
                     raise UsageError(
                         f"{self.hub_id} lacks {file}, which its index names",
@@ -115,9 +116,6 @@ class HubFiles:
                 hint="the repository is broken: take another revision",
             )
         return Weights(found)
-
-    def _named_header(self, name: str) -> tuple[str, dict[str, Tensor] | None]:
-        return name, self._header(name)
 
     def _header(self, name: str) -> dict[str, Tensor] | None:
         """The header of one safetensors file, None where there is no such file."""
@@ -266,10 +264,6 @@ class ModelScopeFiles(HubFiles):
     endpoint_key = "MODELSCOPE_ENDPOINT"
     token_key = "MODELSCOPE_API_TOKEN"
 
-    def __init__(self, hub_id: str, revision: str | None = None) -> None:
-        super().__init__(hub_id, revision)
-        self._listed: frozenset[str] | None = None
-
     def _address(self) -> str:
         domain = os.environ.get("MODELSCOPE_DOMAIN", "").strip()
         if domain and "://" not in domain:
@@ -290,19 +284,15 @@ class ModelScopeFiles(HubFiles):
 
     def _get(self, name: str, headers: dict[str, str]) -> HTTPResponse | None:
         # The site's answer for a file that is not there varies; its listing does not.
-        return super()._get(name, headers) if name in self._names() else None
+        return super()._get(name, headers) if name in self._names else None
 
+    @cached_property
     def _names(self) -> frozenset[str]:
         """The files at the top of the repository.
 
         Raises:
             HubUnreachableError: no such repository or revision.
         """
-        if self._listed is None:
-            self._listed = self._list()
-        return self._listed
-
-    def _list(self) -> frozenset[str]:
         query = f"Revision={quote(self.revision, safe='')}&Recursive=False"
         answer = self._open(f"{self._models}/repo/files?{query}", {})
         if answer is None:

@@ -8,14 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from functools import cache
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from turbofit.core.errors import UsageError
 from turbofit.core.images import AnyImageRule
 from turbofit.core.model import Dtype, Model, ModelSource, Quantization, TextDims, VisionDims
-from turbofit.core.presets import is_preset, load_yaml, preset_path, presets_dir
+from turbofit.core.presets import converted, is_preset, load_yaml, preset_path, presets_dir
 from turbofit.core.struct import Struct
 from turbofit.model.parameters import parameters, stored_bytes
 
@@ -121,13 +121,8 @@ def load_preset(preset_id: str) -> Preset:
     Raises:
         UsageError: the file is missing or damaged.
     """
-    data: dict[str, Any] = load_yaml(preset_path("models", preset_id))
-    try:
-        preset = msgspec.convert(data, Preset)
-    except msgspec.ValidationError as exc:
-        raise UsageError(
-            f"preset {preset_id} is damaged: {exc}", hint="reinstall turbofit"
-        ) from exc
+    path = preset_path("models", preset_id)
+    preset = converted(load_yaml(path), Preset, path)
     if preset.base is None:
         return preset
     base = load_preset(preset.base)

@@ -243,10 +243,11 @@ def _without_hub(
         said = f"{reason.message}: the preset {preset} is used instead"
         # What was asked for is what will be downloaded: the preset may know it by another owner.
         return replace(preset_model(preset, warnings=(said, *_unheeded(revision))), hub_id=hub_id)
+    from turbofit.model.families.support import named_refusal
     from turbofit.model.hub import NotGivenError
     from turbofit.model.names import by_its_name, unrunnable
 
-    if refused := _known_refusal(hub_id) or unrunnable(hub_id):
+    if refused := named_refusal(hub_id) or unrunnable(hub_id):
         raise refused
     unread = f"{reason.message}; no folder {hub_id} is here"
     found = by_its_name(hub_id, unread, guess=not isinstance(reason, NotGivenError))
@@ -264,9 +265,10 @@ def _unheeded(revision: str | None) -> tuple[str, ...]:
 def _unknown(name: str) -> UsageError:
     """The error for a name or a path that is none; its last part may be a preset's name."""
     from turbofit.machine.spec import is_spec
+    from turbofit.model.families.support import named_refusal
     from turbofit.model.names import unrunnable
 
-    if refused := _known_refusal(name) or unrunnable(name):
+    if refused := named_refusal(name) or unrunnable(name):
         return refused
     if " -" in name:
         hint = "give the model and the options as words: turbofit predict MODEL --tp 4"
@@ -281,13 +283,6 @@ def _unknown(name: str) -> UsageError:
         return UsageError(f"no folder {name[:160]!r} is here", hint=hint)
     hint = f"it is a machine: --on {name}" if is_spec(name) else _nearest_hint(name)
     return UsageError(f"no model is known as {name[:80]!r}", hint=hint)
-
-
-def _known_refusal(name: str) -> UsageError | None:
-    """Why there is no account for a model that is known by name; None for any other."""
-    from turbofit.model.families.support import named_refusal
-
-    return named_refusal(name)
 
 
 def _nearest_hint(name: str) -> str:

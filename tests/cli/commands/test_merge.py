@@ -11,8 +11,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("safetensors")
 
-from tests.model.merge.cases import digest, load, make_adapter, make_base
-from tests.model.merge.golden import GOLDEN
+from tests.model.merge.cases import GOLDEN, digest, load, make_adapter, make_base
 from turbofit.cli.main import main
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.model.merge.cases import digest, dyadic, load, make_adapter, make_base
-from tests.model.merge.golden import CASES, GOLDEN
+from tests.model.merge.cases import CASES, GOLDEN, digest, dyadic, load, make_adapter, make_base
 from tests.model.merge.llava_cases import VISION
 from turbofit.model.merge.merge import merge
 

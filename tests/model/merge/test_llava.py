@@ -17,7 +17,7 @@ from tests.model.merge.llava_cases import (
     projector,
 )
 from turbofit.core.errors import UsageError
-from turbofit.model.merge.llava import add_tokens, hf_name, template
+from turbofit.model.merge.llava import add_tokens, hf_name, template_warnings
 from turbofit.model.merge.merge import merge
 
 pytestmark = pytest.mark.slow
@@ -328,7 +328,7 @@ def test_names_that_are_not_llavas():
 def test_the_warning_is_what_lmdeploy_does(transformers, path):
     from lmdeploy.model import Llavav1
 
-    assert (template(path) is None) == (Llavav1.match(path) == "llava-v1")
+    assert (not template_warnings(path)) == (Llavav1.match(path) == "llava-v1")
 
 
 @pytest.mark.lmdeploy

@@ -11,8 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.model.merge.cases import LORA, digest, dyadic, load, make_adapter, make_base
-from tests.model.merge.golden import CASES, GOLDEN
+from tests.model.merge.cases import (
+    CASES,
+    GOLDEN,
+    LORA,
+    digest,
+    dyadic,
+    load,
+    make_adapter,
+    make_base,
+)
 from tests.support.waiting import HANG
 from turbofit.core.errors import PackageError, TurbofitError, UsageError
 from turbofit.core.process.progress import listened
@@ -31,6 +39,11 @@ Q = "model.layers.0.self_attn.q_proj"
 
 def merged(tmp_path: Path, base: Path, adapter: Path, **keywords):
     return merge(str(base), str(adapter), str(tmp_path / "out"), **keywords)
+
+
+def change_config(base: Path, **values) -> None:
+    path = base / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 def by_hand(weight, key, *, scaling, file):
@@ -89,22 +102,16 @@ def test_a_plan_is_made_of_the_result(tmp_path):
     assert model.source.checkpoint == str(tmp_path / "out")
 
 
-@pytest.mark.parametrize("shards_", [1, 2])
-def test_torchs_own_files_give_the_same_bits(tmp_path, shards_):
-    base = make_base(tmp_path / "base", binary=True, shards=shards_)
-    adapter = make_adapter(tmp_path / "lora", name="adapter_model.bin")
-    said = merged(tmp_path, base, adapter)
+@pytest.mark.parametrize(("shards", "old"), [(1, False), (2, False), (1, True)])
+def test_torchs_own_files_give_the_same_bits(tmp_path, shards, old):
+    base = make_base(tmp_path / "base", binary=True, shards=shards)
+    if old:
+        path = base / "pytorch_model.bin"
+        torch.save(torch.load(path), path, _use_new_zipfile_serialization=False)
+    said = merged(tmp_path, base, make_adapter(tmp_path / "lora", name="adapter_model.bin"))
     assert digest(load(tmp_path / "out")) == GOLDEN["bf16"]
     assert not any(name.endswith(".bin") for name in said.files)
-    assert ("model.safetensors.index.json" in said.files) == (shards_ > 1)
-
-
-def test_an_old_torch_file_is_read_too(tmp_path):
-    base = make_base(tmp_path / "base", binary=True, shards=1)
-    path = base / "pytorch_model.bin"
-    torch.save(torch.load(path), path, _use_new_zipfile_serialization=False)
-    merged(tmp_path, base, make_adapter(tmp_path / "lora"))
-    assert digest(load(tmp_path / "out")) == GOLDEN["bf16"]
+    assert ("model.safetensors.index.json" in said.files) == (shards > 1)
 
 
 def test_a_pickle_that_would_run_something_is_refused(tmp_path):
@@ -181,9 +188,16 @@ def test_adapter_names_in_keys_and_layers_that_peft_wraps(tmp_path):
         f"{key}.lora_B.default.weight": dyadic((32, 8), 2),
         "base_model.model.model.norm.modules_to_save.default.weight": dyadic((32,), 6),
         "base_model.model.model.layers.1.input_layernorm.base_layer.weight": dyadic((32,), 7),
+        # Of an lm_head that has LoRA, peft saves the base's weight as well.
+        "base_model.model.lm_head.base_layer.weight": dyadic((96, 32), 9, "bfloat16"),
+        "base_model.model.lm_head.lora_A.weight": dyadic((8, 32), 1),
+        "base_model.model.lm_head.lora_B.weight": dyadic((96, 8), 2),
     }
     merged(tmp_path, base, make_adapter(tmp_path / "lora", modules={}, more=more))
     found = load(tmp_path / "out")
+    head = more["base_model.model.lm_head.base_layer.weight"]
+    summed = by_hand(head, "base_model.model.lm_head", scaling=2.5, file=more)
+    assert torch.equal(found["lm_head.weight"], summed)
     assert torch.equal(found[f"{Q}.bias"], parts[f"{Q}.bias"])
     assert torch.equal(found["model.norm.weight"], dyadic((32,), 6, "bfloat16"))
     assert torch.equal(found["model.layers.1.input_layernorm.weight"], dyadic((32,), 7, "bfloat16"))
@@ -192,13 +206,11 @@ def test_adapter_names_in_keys_and_layers_that_peft_wraps(tmp_path):
 
 def test_another_base_is_warned_of(tmp_path):
     base = make_base(tmp_path / "vicuna-7b-v1.5")
-    config = {"base_model_name_or_path": "lmsys/vicuna-7b-v1.5"}
-    adapter = make_adapter(tmp_path / "lora", config=config)
-    assert merged(tmp_path, base, adapter).warnings == ()
-    config = {"base_model_name_or_path": "lmsys/vicuna-13b-v1.5"}
-    other = make_adapter(tmp_path / "lora2", config=config)
-    (warning,) = merge(str(base), str(other), str(tmp_path / "out2")).warnings
-    assert "lmsys/vicuna-13b-v1.5" in warning
+    for size, warned in (("7b", False), ("13b", True)):
+        config = {"base_model_name_or_path": f"lmsys/vicuna-{size}-v1.5"}
+        adapter = make_adapter(tmp_path / size, config=config)
+        said = merge(str(base), str(adapter), str(tmp_path / f"out-{size}"))
+        assert [f"lmsys/vicuna-{size}-v1.5" in text for text in said.warnings] == [True] * warned
 
 
 def test_tied_embeddings(tmp_path):
@@ -208,29 +220,30 @@ def test_tied_embeddings(tmp_path):
     parts = load_file(base / "model.safetensors")
     del parts["lm_head.weight"]
     save_file(parts, base / "model.safetensors")
-    config = json.loads((base / "config.json").read_text()) | {"tie_word_embeddings": True}
-    (base / "config.json").write_text(json.dumps(config))
-    name = "base_model.model.model.embed_tokens"
-    whole = {f"{name}.weight": dyadic((96, 32), 1)}
-    with pytest.raises(UsageError, match="ties lm_head"):
-        merge(str(base), str(make_adapter(tmp_path / "b", more=whole)), str(tmp_path / "o"))
-    head = {"base_model.model.lm_head.weight": dyadic((96, 32), 1)}
-    with pytest.raises(UsageError) as caught:
-        merge(str(base), str(make_adapter(tmp_path / "c", more=head)), str(tmp_path / "o"))
-    assert "untie" in caught.value.hint
+    change_config(base, tie_word_embeddings=True)
+    for name in ("model.embed_tokens", "lm_head"):
+        more = {f"base_model.model.{name}.weight": dyadic((96, 32), 1)}
+        with pytest.raises(UsageError, match=r"ties lm_head|no tensor for .*lm_head") as caught:
+            merged(tmp_path, base, make_adapter(tmp_path / name, more=more))
+        assert "untie and save" in caught.value.hint
 
 
 @pytest.mark.parametrize(
     ("config", "words"),
     [
         ({"peft_type": "LOHA"}, "LOHA is not LoRA"),
-        ({"use_qalora": True}, "QALoRA"),
-        ({"layer_replication": [[0, 1]]}, "replicated layers"),
-        ({"target_parameters": ["experts.w"]}, "experts"),
-        ({"lora_bias": True}, "a bias of B"),
-        ({"rank_pattern": {"q_proj": 4}}, "a rank for some modules"),
-        ({"alpha_pattern": {"q_proj": 4}}, "a scaling for some modules"),
-        ({"fan_in_fan_out": True}, "fan_in_fan_out: LoRA on layers that keep"),
+        *(
+            ({name: value}, f"LoRA with {name} is not merged")
+            for name, value in (
+                ("use_qalora", True),
+                ("layer_replication", [[0, 1]]),
+                ("lora_bias", True),
+                ("target_parameters", ["experts.w"]),
+                ("rank_pattern", {"q_proj": 4}),
+                ("alpha_pattern", {"q_proj": 4}),
+                ("fan_in_fan_out", True),
+            )
+        ),
         ({"init_lora_weights": "pissa_niter_4"}, "changed the base"),
         ({"bias": "some"}, "bias"),
         ({"r": 4}, "of rank 8 and 8, the config says 4"),
@@ -296,23 +309,19 @@ def test_progress_is_told_within_a_file(tmp_path):
     assert heard[-1].done == heard[-1].total
 
 
-def test_a_quantised_base_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"quantization_config": {"quant_method": "awq"}}, r"quantised \(awq\)"),
+        # A square weight has the shape of both, and configs say fan_in_fan_out false of it too.
+        ({"model_type": "gpt2"}, "gpt2 keep their weights as"),
+        ({"decoder": {"model_type": "gpt2"}}, "gpt2 keep their weights as"),
+    ],
+)
+def test_bases_that_are_refused(tmp_path, config, words):
     base = make_base(tmp_path / "base")
-    config = json.loads((base / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "awq"}
-    (base / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UsageError, match=r"quantised \(awq\)"):
-        merged(tmp_path, base, make_adapter(tmp_path / "lora"))
-
-
-@pytest.mark.parametrize("part", [None, "decoder"])
-def test_a_base_that_keeps_its_weights_transposed_is_refused(tmp_path, part):
-    """A square one has the shape of both, and configs say fan_in_fan_out false of it too."""
-    base = make_base(tmp_path / "base")
-    config = json.loads((base / "config.json").read_text())
-    config |= {part: {"model_type": "gpt2"}} if part else {"model_type": "gpt2"}
-    (base / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UsageError, match="gpt2 keep their weights as"):
+    change_config(base, **config)
+    with pytest.raises(UsageError, match=words):
         merged(tmp_path, base, make_adapter(tmp_path / "lora"))
 
 

@@ -18,10 +18,9 @@ from turbofit.cli.options.common_options import (
 )
 from turbofit.cli.terminal.output import INTERRUPTED, answer, say
 from turbofit.core.errors import UnservedError
-from turbofit.core.process.progress import tell
 
 if TYPE_CHECKING:
-    from turbofit.batch.batch_job import BatchJob, BatchListener, BatchResult
+    from turbofit.batch.batch_job import BatchJob, BatchResult
     from turbofit.cli.terminal.output import Form
 
 _PRETEND: Final = (
@@ -79,16 +78,16 @@ def batch(
     **given: Any,
 ) -> int:
     """Send and show; 3 where nothing was answered, 130 where a signal ended it."""
-    from turbofit.batch.batch_job import BatchJob, BatchListener
+    from turbofit.batch.batch_job import BatchJob
     from turbofit.planning.request import PlanRequest
 
     spec = filled(BatchSpec, given)
     request = filled(PlanRequest, {**given, "model": model or ""})
     target = target_of(url, api_key, request)
-    listener = BatchListener() if form.as_json else _listener()
-    job = BatchJob((Path(source), Path(output)), spec, target, listener)
+    told = (lambda _: None) if form.as_json else say
+    job = BatchJob((Path(source), Path(output)), spec, target, say=told)
     if spec.pretend:
-        listener.say(_PRETEND)
+        told(_PRETEND)
     result = asyncio.run(_stoppable(job))
     _show(result, form)
     if job.interrupted:
@@ -107,19 +106,6 @@ async def _stoppable(job: BatchJob) -> BatchResult:
     for number in stop_signals():
         loop.add_signal_handler(number, job.stop)
     return await job.run()
-
-
-def _listener() -> BatchListener:
-    from turbofit.batch.batch_job import BatchListener, BatchProgress
-
-    class Teller(BatchListener):
-        def say(self, text: str) -> None:
-            say(text)
-
-        def tick(self, progress: BatchProgress) -> None:
-            tell(progress.step)
-
-    return Teller()
 
 
 def _show(result: BatchResult, form: Form) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
 
 from msgspec.structs import replace
 
@@ -13,7 +13,10 @@ from turbofit.model.config import Section
 from turbofit.model.families.support import inner_refusal
 from turbofit.model.families.text import TEXT_ARCHITECTURES, read_text
 
-__all__ = ["CheckpointConfig", "Dims", "Reader", "attention_heads", "inner_text", "nested_text"]
+__all__ = [
+    "CheckpointConfig", "Dims", "Reader", "attention_heads", "inner_text", "nested_text",
+    "read_tower", "tied_text",
+]  # fmt: skip
 
 #: ``model_type`` of a language model → its architecture, where a config names only the former.
 _MODEL_TYPES: Final = {
@@ -73,6 +76,49 @@ def inner_text(config: Section, outer: str) -> TextDims:
     if names[0] not in TEXT_ARCHITECTURES:
         raise inner_refusal(outer, names[0])
     return read_text(config, names[0])
+
+
+#: Keys of vision configs: the field of `VisionDims` and the most that each may be.
+_TOWER_KEYS: Final = {
+    **dict.fromkeys(("num_hidden_layers", "depth"), ("layers", 1 << 10)),
+    "hidden_size": ("hidden", 1 << 16),
+    **dict.fromkeys(("num_attention_heads", "attention_heads", "num_heads"), ("heads", 1 << 12)),
+    "intermediate_size": ("intermediate", 1 << 20),
+    "patch_size": ("patch_size", 1 << 10),
+    "image_size": ("image_size", 1 << 14),
+    **dict.fromkeys(("num_channels", "in_channels"), ("channels", 64)),
+    "temporal_patch_size": ("temporal_patch", 64),
+    "spatial_merge_size": ("merge", 16),
+}
+
+
+def read_tower(section: Section, keys: Mapping[str, int | None], **others: Any) -> VisionDims:
+    """A vision tower.
+
+    Args:
+        section: its config.
+        keys: by which the family has its dims, each with its default; None: it must be there.
+        others: fields that are known otherwise.
+
+    Raises:
+        UsageError: a key is missing or absurd, or heads do not divide the channels.
+    """
+    fields: dict[str, Any] = {}
+    heads = ""
+    for key, default in keys.items():
+        field, high = _TOWER_KEYS[key]
+        fields[field] = section.integer(key, default, high=high)
+        heads = key if field == "heads" else heads
+    vision = VisionDims(**fields, **others)
+    if vision.hidden % vision.heads:
+        raise section.error(heads, f"{vision.heads} does not divide {vision.hidden} channels")
+    return vision
+
+
+def tied_text(config: Section, architecture: str, *, default: bool = False) -> TextDims:
+    """The language model under ``text_config``, where the outer config says whether it ties."""
+    tied = config.boolean("tie_word_embeddings", default)
+    return replace(read_text(config.part("text_config"), architecture), tie_word_embeddings=tied)
 
 
 def attention_heads(section: Section, key: str, hidden: int, default: int | None = None) -> int:

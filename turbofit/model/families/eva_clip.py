@@ -14,11 +14,18 @@ from msgspec.structs import replace
 from turbofit.core.images import TileRule
 from turbofit.core.model import VisionDims
 from turbofit.model.config import Section
-from turbofit.model.families.dims import CheckpointConfig, Dims, attention_heads
+from turbofit.model.families.dims import CheckpointConfig, Dims, read_tower
 from turbofit.model.families.text import read_text
 
 __all__ = ["read_cogvlm", "read_eva_clip", "square_rule"]
 
+_TOWER: Final = {
+    **dict.fromkeys(
+        ("num_hidden_layers", "hidden_size", "num_heads", "intermediate_size", "patch_size",
+         "image_size")
+    ),
+    "in_channels": 3,
+}  # fmt: skip
 #: By this LMDeploy knows the first CogVLM, which has no convolution behind its tower.
 _FIRST_POSITIONS: Final = 1226
 
@@ -31,26 +38,14 @@ def read_eva_clip(
     Raises:
         UsageError: dims that contradict each other; the remote code has no defaults for them.
     """
-    hidden = section.integer("hidden_size")
-    heads = attention_heads(section, "num_heads", hidden)
-    size, patch = section.integer("image_size", high=1 << 14), section.integer("patch_size")
+    vision = read_tower(section, _TOWER, kind=kind, merge=merge, projector=projector)
+    size, patch = vision.image_size or 0, vision.patch_size
     if size % patch or (size // patch) % merge:
         raise section.error("image_size", f"{size} is not whole windows of {patch} x {merge}")
     positions = (size // patch) ** 2 + 1
     if section.integer("num_positions") != positions:
         raise section.error("num_positions", f"is not the {positions} of the image's patches")
-    return VisionDims(
-        kind=kind,
-        layers=section.integer("num_hidden_layers", high=1 << 10),
-        hidden=hidden,
-        heads=heads,
-        intermediate=section.integer("intermediate_size", high=1 << 20),
-        patch_size=patch,
-        image_size=size,
-        channels=section.integer("in_channels", 3, high=64),
-        merge=merge,
-        projector=projector,
-    )
+    return vision
 
 
 def square_rule(vision: VisionDims) -> TileRule:

@@ -7,31 +7,34 @@ default; a preprocessor that turns it on is refused.
 from __future__ import annotations
 
 from math import isqrt
+from typing import Final
 
 from msgspec.structs import replace
 
 from turbofit.core.images import TileRule
 from turbofit.core.model import VisionDims
 from turbofit.model.config import Section
-from turbofit.model.families.dims import CheckpointConfig, Dims, attention_heads
-from turbofit.model.families.text import read_text
+from turbofit.model.families.dims import CheckpointConfig, Dims, read_tower, tied_text
 
 __all__ = ["read"]
+
+_TOWER: Final = {
+    "num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12,
+    "intermediate_size": 3072, "patch_size": 16, "image_size": 224, "num_channels": 3,
+}  # fmt: skip
 
 
 def read(parts: CheckpointConfig) -> Dims:
     """A Gemma3ForConditionalGeneration; absent keys take Transformers' defaults."""
     parts.warn_without_processor()
     config = parts.config
-    section = config.part("text_config")
-    tied = config.boolean("tie_word_embeddings", True)
-    text = replace(read_text(section, "Gemma3ForCausalLM"), tie_word_embeddings=tied)
+    text = tied_text(config, "Gemma3ForCausalLM", default=True)
     if parts.processor and parts.processor.boolean("do_pan_and_scan", False):
         raise parts.processor.error("do_pan_and_scan", "is true, which LMDeploy's front end is not")
     vision = _vision(config)
     tokens = config.integer("mm_tokens_per_image", 256)
     side = (vision.image_size or 0) // vision.patch_size
-    if isqrt(tokens) ** 2 != tokens or side % isqrt(tokens):
+    if not side or isqrt(tokens) ** 2 != tokens or side % isqrt(tokens):
         raise config.error("mm_tokens_per_image", f"{tokens} does not pool {side} x {side} patches")
     rule = TileRule.square(vision.image_size or 0, tokens)
     return Dims(text, replace(vision, merge=side // isqrt(tokens)), rule)
@@ -41,16 +44,4 @@ def _vision(config: Section) -> VisionDims:
     vision = config.part("vision_config")
     if vision.boolean("vision_use_head", False):
         raise vision.error("vision_use_head", "is true: a pooling head is not accounted for")
-    hidden = vision.integer("hidden_size", 768, high=1 << 16)
-    heads = attention_heads(vision, "num_attention_heads", hidden, 12)
-    size = vision.integer("image_size", 224, high=1 << 14)
-    return VisionDims(
-        kind="gemma3",
-        layers=vision.integer("num_hidden_layers", 12, high=1 << 10),
-        hidden=hidden,
-        heads=heads,
-        intermediate=vision.integer("intermediate_size", 3072, high=1 << 20),
-        patch_size=vision.integer("patch_size", 16, low=1, high=size),
-        image_size=size,
-        channels=vision.integer("num_channels", 3, high=64),
-    )
+    return read_tower(vision, _TOWER, kind="gemma3")

@@ -14,13 +14,17 @@ from turbofit.core.images import PatchRule
 from turbofit.core.model import TextDims, VisionDims
 from turbofit.core.version import REFERENCE
 from turbofit.model.config import Section
-from turbofit.model.families.dims import CheckpointConfig, Dims, attention_heads
+from turbofit.model.families.dims import CheckpointConfig, Dims, attention_heads, read_tower
 from turbofit.model.families.eva_clip import read_eva_clip, square_rule
 from turbofit.model.families.qwen_vl import settings_of
 from turbofit.model.families.text import read_text
 
 __all__ = ["read_chatglm", "read_glm4v"]
 
+_TOWER: Final = {
+    "depth": 24, "hidden_size": 1536, "num_heads": 12, "patch_size": 14, "image_size": 336,
+    "in_channels": 3, "temporal_patch_size": 2, "spatial_merge_size": 2,
+}  # fmt: skip
 #: Transformers' bounds on the pixels of an image's frames.
 _SMALLEST_PIXELS: Final = 112 * 112
 _LARGEST_PIXELS: Final = 28 * 28 * 15000
@@ -92,21 +96,13 @@ def read_glm4v(parts: CheckpointConfig) -> Dims:
 
 def _vision(config: Section, text_hidden: int) -> VisionDims:
     vision = config.part("vision_config")
-    hidden = vision.integer("hidden_size", 1536, high=1 << 16)
-    heads = attention_heads(vision, "num_heads", hidden, 12)
     if vision.integer("out_hidden_size", 4096, high=1 << 18) != text_hidden:
         raise vision.error("out_hidden_size", f"is not the language model's {text_hidden}")
-    return VisionDims(
+    return read_tower(
+        vision,
+        _TOWER,
         kind="glm4v",
-        layers=vision.integer("depth", 24, high=1 << 10),
-        hidden=hidden,
-        heads=heads,
         intermediate=text_hidden,
-        patch_size=vision.integer("patch_size", 14, high=1 << 10),
-        image_size=vision.integer("image_size", 336, high=1 << 14),
-        channels=vision.integer("in_channels", 3, high=64),
-        temporal_patch=vision.integer("temporal_patch_size", 2, high=64),
-        merge=vision.integer("spatial_merge_size", 2, high=16),
         norm="rms_norm",
         qkv_bias=vision.boolean("attention_bias", False),
         gated_mlp=True,

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import Final
 
-from msgspec.structs import replace
-
 from turbofit.core.images import LongestEdgeRule, TileRule
 from turbofit.core.images.longest_edge import LARGEST_EDGE
 from turbofit.core.model import VisionDims
 from turbofit.model.config import Section
-from turbofit.model.families.dims import CheckpointConfig, Dims, attention_heads
+from turbofit.model.families.dims import CheckpointConfig, Dims, read_tower, tied_text
 from turbofit.model.families.support import inner_refusal
-from turbofit.model.families.text import read_text
 
 __all__ = ["read"]
 
+_TOWER: Final = {
+    "num_hidden_layers": 12, "hidden_size": 1152, "num_attention_heads": 16,
+    "intermediate_size": 3072, "patch_size": 32, "image_size": 224, "num_channels": 3,
+}  # fmt: skip
 _MERGE: Final = 2
 #: Transformers' own for a processor that says nothing: tiles of a longer side.
 _TILES: Final = 4
@@ -28,13 +29,11 @@ def read(parts: CheckpointConfig) -> Dims:
     name beside it is their authors' own.
     """
     config = parts.config
-    section = config.part("text_config")
-    kind = section.string("model_type", "llama")
+    kind = config.part("text_config").string("model_type", "llama")
     if kind != "llama":
         raise inner_refusal(parts.architecture, kind)
     # The outer class ties embeddings and head; the inner config is not read for it.
-    tied = config.boolean("tie_word_embeddings", False)
-    text = replace(read_text(section, "LlamaForCausalLM"), tie_word_embeddings=tied)
+    text = tied_text(config, "LlamaForCausalLM")
     vision = _vision(config)
     parts.warn_without_processor()
     return Dims(text, vision, _rule(parts.processor, vision))
@@ -42,24 +41,12 @@ def read(parts: CheckpointConfig) -> Dims:
 
 def _vision(config: Section) -> VisionDims:
     section = config.part("vision_config")
-    hidden = section.integer("hidden_size", 1152, high=1 << 16)
-    heads = attention_heads(section, "num_attention_heads", hidden, 16)
-    patch = section.integer("patch_size", 32, high=1 << 10)
-    size = section.integer("image_size", 224, high=1 << 14)
     merge = config.integer("scale_factor", _MERGE, high=64)
+    vision = read_tower(section, _TOWER, kind="idefics3", merge=merge)
+    size, patch = vision.image_size or 0, vision.patch_size
     if size % 2 or size // patch < 1 or size // patch % merge:
         raise section.error("image_size", f"{size} is not whole squares of {merge} patches")
-    return VisionDims(
-        kind="idefics3",
-        layers=section.integer("num_hidden_layers", 12, high=1 << 10),
-        hidden=hidden,
-        heads=heads,
-        intermediate=section.integer("intermediate_size", 3072, high=1 << 20),
-        patch_size=patch,
-        image_size=size,
-        channels=section.integer("num_channels", 3, high=64),
-        merge=merge,
-    )
+    return vision
 
 
 def _rule(processor: Section | None, vision: VisionDims) -> LongestEdgeRule | TileRule:

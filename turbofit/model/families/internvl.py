@@ -10,7 +10,7 @@ from turbofit.core.images import TileRule
 from turbofit.core.images.base_tile import LARGEST_PATCH_LIMIT
 from turbofit.core.model import VisionDims
 from turbofit.model.config import Section
-from turbofit.model.families.dims import CheckpointConfig, Dims, attention_heads, inner_text
+from turbofit.model.families.dims import CheckpointConfig, Dims, inner_text, read_tower
 
 __all__ = ["read_chat", "read_hf"]
 
@@ -18,11 +18,11 @@ __all__ = ["read_chat", "read_hf"]
 #: Defaults of the remote code, and of Transformers' class.
 _CHAT_TOWER: Final = {
     "hidden_size": 3200, "num_hidden_layers": 48, "num_attention_heads": 25,
-    "intermediate_size": 12800, "image_size": 224,
+    "intermediate_size": 12800, "image_size": 224, "patch_size": 14, "num_channels": 3,
 }  # fmt: skip
 _HF_TOWER: Final = {
     "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16,
-    "intermediate_size": 4096, "image_size": 448,
+    "intermediate_size": 4096, "image_size": 448, "patch_size": 14, "num_channels": 3,
 }  # fmt: skip
 
 
@@ -54,28 +54,13 @@ def _hf_vision(config: Section) -> VisionDims:
 
 
 def _tower(section: Section, defaults: dict[str, int], merge: int, norm: str) -> VisionDims:
-    hidden = section.integer("hidden_size", defaults["hidden_size"], high=1 << 16)
-    default_heads = defaults["num_attention_heads"]
-    heads = attention_heads(section, "num_attention_heads", hidden, default_heads)
     if norm not in {"layer_norm", "rms_norm"}:
         raise section.error("norm_type", f"{norm[:40]!r} is neither layer_norm nor rms_norm")
-    size = section.integer("image_size", defaults["image_size"], high=1 << 14)
-    patch = section.integer("patch_size", 14, high=1 << 10)
+    vision = read_tower(section, defaults, kind="internvit", merge=merge, norm=norm)
+    size, patch = vision.image_size or 0, vision.patch_size
     if size % patch or (size // patch) % merge:
         raise section.error("image_size", f"{size} is not whole windows of {patch} x {merge}")
-    layers, inter = "num_hidden_layers", "intermediate_size"
-    return VisionDims(
-        kind="internvit",
-        layers=section.integer(layers, defaults[layers], high=1 << 10),
-        hidden=hidden,
-        heads=heads,
-        intermediate=section.integer(inter, defaults[inter], high=1 << 20),
-        patch_size=patch,
-        image_size=size,
-        channels=section.integer("num_channels", 3, high=64),
-        merge=merge,
-        norm="layer_norm" if norm == "layer_norm" else "rms_norm",
-    )
+    return vision
 
 
 def _merge(config: Section) -> int:

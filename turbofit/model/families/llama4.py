@@ -9,11 +9,14 @@ from msgspec.structs import replace
 from turbofit.core.images import CanvasRule
 from turbofit.core.model import MoeDims, TextDims, VisionDims
 from turbofit.model.config import Section
-from turbofit.model.families.dims import CheckpointConfig, Dims, attention_heads
-from turbofit.model.families.text import read_text
+from turbofit.model.families.dims import CheckpointConfig, Dims, read_tower, tied_text
 
 __all__ = ["read"]
 
+_TOWER: Final = {
+    "num_hidden_layers": 34, "hidden_size": 768, "num_attention_heads": 16,
+    "intermediate_size": 5632, "patch_size": 14, "image_size": 448, "num_channels": 3,
+}  # fmt: skip
 _TILES: Final = 16
 _MOST_TILES: Final = 4096
 
@@ -22,9 +25,7 @@ def read(parts: CheckpointConfig) -> Dims:
     """A Llama4ForConditionalGeneration; absent keys take Transformers' defaults."""
     parts.warn_without_processor()
     config = parts.config
-    section = config.part("text_config")
-    tied = config.boolean("tie_word_embeddings", False)
-    text = replace(_text(section), tie_word_embeddings=tied)
+    text = _text(config)
     vision = _vision(config)
     size = vision.image_size or 0
     if parts.processor is not None:
@@ -44,8 +45,8 @@ def read(parts: CheckpointConfig) -> Dims:
     return Dims(text, vision, rule)
 
 
-def _text(section: Section) -> TextDims:
-    text = read_text(section, "Llama4TextModel")
+def _text(config: Section) -> TextDims:
+    text, section = tied_text(config, "Llama4TextModel"), config.part("text_config")
     step = section.integer("interleave_moe_layer_step", 1, high=1 << 10)
     layers = text.layers // step
     if "moe_layers" in section:
@@ -68,30 +69,17 @@ def _text(section: Section) -> TextDims:
 
 def _vision(config: Section) -> VisionDims:
     vision = config.part("vision_config")
-    hidden = vision.integer("hidden_size", 768, high=1 << 16)
-    heads = attention_heads(vision, "num_attention_heads", hidden, 16)
-    inter = vision.integer("intermediate_size", 5632, high=1 << 20)
     ratio = vision.number("pixel_shuffle_ratio", 0.5, low=0.05, high=1)
     merge = round(1 / ratio)
-    if merge * ratio != 1 or hidden * merge**2 != inter:
-        raise vision.error("pixel_shuffle_ratio", f"does not make {inter} channels of {hidden}")
     adapter = vision.integer("projector_output_dim", 4096, high=1 << 18)
     for key, default in (("projector_input_dim", 4096), ("vision_output_dim", 7680)):
         if vision.integer(key, default, high=1 << 18) != adapter:
             raise vision.error(key, f"is not projector_output_dim's {adapter}")
-    size = vision.integer("image_size", 448, high=1 << 14)
-    patch = vision.integer("patch_size", 14, high=1 << 10)
-    if size % (patch * merge):
-        raise vision.error("image_size", f"{size} is not whole windows of {patch * merge} pixels")
-    return VisionDims(
-        kind="llama4",
-        layers=vision.integer("num_hidden_layers", 34, high=1 << 10),
-        hidden=hidden,
-        heads=heads,
-        intermediate=inter,
-        patch_size=patch,
-        image_size=size,
-        channels=vision.integer("num_channels", 3, high=64),
-        merge=merge,
-        projector=adapter,
-    )
+    found = read_tower(vision, _TOWER, kind="llama4", merge=merge, projector=adapter)
+    hidden, inter = found.hidden, found.intermediate
+    if merge * ratio != 1 or hidden * merge**2 != inter:
+        raise vision.error("pixel_shuffle_ratio", f"does not make {inter} channels of {hidden}")
+    size, window = found.image_size or 0, found.patch_size * merge
+    if size % window:
+        raise vision.error("image_size", f"{size} is not whole windows of {window} pixels")
+    return found

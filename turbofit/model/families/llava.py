@@ -12,7 +12,7 @@ from turbofit.core.images import AnyresRule, TileRule
 from turbofit.core.images.anyres import Grid
 from turbofit.core.model import VisionDims
 from turbofit.model.config import Section
-from turbofit.model.families.dims import CheckpointConfig, Dims, attention_heads, nested_text
+from turbofit.model.families.dims import CheckpointConfig, Dims, nested_text, read_tower
 from turbofit.model.families.support import refusal
 
 __all__ = ["read", "read_next", "read_onevision"]
@@ -140,24 +140,10 @@ def _vision(config: Section, default: str, *, newline: bool) -> VisionDims:
         defaults = _CLIP if kind == "clip" else _SIGLIP
     else:
         defaults = _CLIP_LARGE if kind == "clip" else _SIGLIP_SO400M
-    hidden = values.integer("hidden_size", defaults["hidden_size"], high=1 << 16)
-    heads = attention_heads(values, "num_attention_heads", hidden, defaults["num_attention_heads"])
     if not config.boolean("multimodal_projector_bias", True):
         raise config.error("multimodal_projector_bias", "is false, which LMDeploy does not read")
-    return VisionDims(
-        kind=kind,
-        layers=values.integer("num_hidden_layers", defaults["num_hidden_layers"], high=1 << 10),
-        hidden=hidden,
-        heads=heads,
-        intermediate=values.integer(
-            "intermediate_size", defaults["intermediate_size"], high=1 << 20
-        ),
-        patch_size=values.integer("patch_size", defaults["patch_size"], high=1 << 10),
-        image_size=values.integer("image_size", defaults["image_size"], high=1 << 14),
-        channels=values.integer("num_channels", 3, high=64),
-        merge=1,
-        newline=newline,
-    )
+    keys = {**defaults, "num_channels": 3}
+    return read_tower(values, keys, kind=kind, merge=1, newline=newline)
 
 
 def _tile_tokens(config: Section, vision: VisionDims) -> int:

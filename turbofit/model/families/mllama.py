@@ -13,11 +13,15 @@ from msgspec.structs import replace
 from turbofit.core.images import CrossRule
 from turbofit.core.model import VisionDims
 from turbofit.model.config import Section
-from turbofit.model.families.dims import CheckpointConfig, Dims, attention_heads
+from turbofit.model.families.dims import CheckpointConfig, Dims, read_tower
 from turbofit.model.families.text import read_text
 
 __all__ = ["read"]
 
+_TOWER: Final = {
+    "num_hidden_layers": 32, "hidden_size": 1280, "intermediate_size": 5120, "patch_size": 14,
+    "image_size": 448, "num_channels": 3,
+}  # fmt: skip
 _CROSS: Final = (3, 8, 13, 18, 23, 28, 33, 38)
 #: Of the tower's layers, those whose output is part of an image beside the last one's.
 _INTERMEDIATE: Final = 5
@@ -46,30 +50,24 @@ def read(parts: CheckpointConfig) -> Dims:
 
 def _vision(config: Section) -> VisionDims:
     vision = config.part("vision_config")
-    hidden = vision.integer("hidden_size", 1280, high=1 << 16)
-    key = "attention_heads" if "attention_heads" in vision else "num_attention_heads"
-    heads = attention_heads(vision, key, hidden, 16)
     shapes = vision.values.get("supported_aspect_ratios")
     layers = vision.integers("intermediate_layers_indices")
     outputs = 1 + (len(layers) or _INTERMEDIATE)
-    if vision.integer("vision_output_dim", 7680) != outputs * hidden:
-        raise vision.error("vision_output_dim", f"is not {outputs} times {hidden} channels")
-    return VisionDims(
+    heads = "attention_heads" if "attention_heads" in vision else "num_attention_heads"
+    found = read_tower(
+        vision,
+        {**_TOWER, heads: 16},
         kind="mllama",
-        layers=vision.integer("num_hidden_layers", 32, high=1 << 10),
         extra_layers=vision.integer("num_global_layers", 8, high=1 << 10),
-        hidden=hidden,
-        heads=heads,
-        intermediate=vision.integer("intermediate_size", 5120, high=1 << 20),
-        patch_size=vision.integer("patch_size", 14, high=1 << 10),
-        image_size=vision.integer("image_size", 448, high=1 << 14),
-        channels=vision.integer("num_channels", 3, high=64),
         merge=1,
         qkv_bias=False,
         outputs=outputs,
         shapes=len(shapes) if isinstance(shapes, list) else _SHAPES,
         max_tiles=vision.integer("max_num_tiles", 4, high=1 << 8),
     )
+    if vision.integer("vision_output_dim", 7680) != outputs * found.hidden:
+        raise vision.error("vision_output_dim", f"is not {outputs} times {found.hidden} channels")
+    return found
 
 
 def _check_processor(processor: Section | None, vision: VisionDims) -> None:

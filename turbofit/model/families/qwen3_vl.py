@@ -20,12 +20,15 @@ from msgspec.structs import replace
 from turbofit.core.images import PatchRule, VideoRule
 from turbofit.core.model import VisionDims
 from turbofit.model.config import Section
-from turbofit.model.families.dims import CheckpointConfig, Dims, attention_heads
+from turbofit.model.families.dims import CheckpointConfig, Dims, read_tower, tied_text
 from turbofit.model.families.qwen_vl import read_rule
-from turbofit.model.families.text import read_text
 
 __all__ = ["read", "read_intern_s1_pro", "read_qwen3_5", "read_vision"]
 
+_TOWER: Final = {
+    "depth": 27, "hidden_size": 1152, "num_heads": 16, "intermediate_size": 4304, "patch_size": 16,
+    "in_channels": 3, "temporal_patch_size": 2, "spatial_merge_size": 2,
+}  # fmt: skip
 #: Bounds of Transformers' class, where no file has any: pixels of all frames.
 _SMALLEST_VIDEO: Final = 128 * 32 * 32
 _LARGEST_VIDEO: Final = 768 * 32 * 32
@@ -36,9 +39,7 @@ def read(parts: CheckpointConfig) -> Dims:
     parts.warn_without_processor()
     config = parts.config
     inner = "Qwen3VLMoeTextModel" if "Moe" in parts.architecture else "Qwen3VLTextModel"
-    section = config.part("text_config")
-    tied = config.boolean("tie_word_embeddings", False)
-    text = replace(read_text(section, inner), tie_word_embeddings=tied)
+    text = tied_text(config, inner)
     vision = read_vision(config, text.hidden)
     return Dims(text, vision, _images(parts, vision))
 
@@ -67,28 +68,17 @@ def read_vision(config: Section, text_hidden: int) -> VisionDims:
         UsageError: dims that contradict each other.
     """
     vision = config.part("vision_config")
-    hidden = vision.integer("hidden_size", 1152, high=1 << 16)
-    heads = attention_heads(vision, "num_heads", hidden, 16)
     if vision.integer("out_hidden_size", 3584, high=1 << 18) != text_hidden:
         raise vision.error("out_hidden_size", f"is not the language model's {text_hidden}")
     positions = vision.integer("num_position_embeddings", 2304)
     if isqrt(positions) ** 2 != positions:
         raise vision.error("num_position_embeddings", f"{positions} is not a square")
-    patch = vision.integer("patch_size", 16, high=1 << 10)
     deepstack = vision.integers("deepstack_visual_indexes")
-    return VisionDims(
-        kind="qwen3vit",
-        layers=vision.integer("depth", 27, high=1 << 10),
-        hidden=hidden,
-        heads=heads,
-        intermediate=vision.integer("intermediate_size", 4304, high=1 << 20),
-        patch_size=patch,
-        image_size=isqrt(positions) * patch,
-        channels=vision.integer("in_channels", 3, high=64),
-        temporal_patch=vision.integer("temporal_patch_size", 2, high=64),
-        merge=vision.integer("spatial_merge_size", 2, high=16),
+    found = read_tower(
+        vision, _TOWER, kind="qwen3vit",
         deepstack=len(deepstack) if "deepstack_visual_indexes" in vision else 3,
-    )
+    )  # fmt: skip
+    return replace(found, image_size=isqrt(positions) * found.patch_size)
 
 
 def read_qwen3_5(parts: CheckpointConfig) -> Dims:
@@ -103,8 +93,7 @@ def read_qwen3_5(parts: CheckpointConfig) -> Dims:
     section = config.part("text_config")
     if not section.boolean("attn_output_gate", True):
         raise section.error("attn_output_gate", "is false, which no published Qwen3.5 has")
-    tied = config.boolean("tie_word_embeddings", False)
-    text = replace(read_text(section, inner), tie_word_embeddings=tied)
+    text = tied_text(config, inner)
     if "attn_output_gate" not in section:
         parts.warnings.append(
             f"{section.what} lacks attn_output_gate: Transformers gates all the same, LMDeploy's"
@@ -124,9 +113,8 @@ def read_intern_s1_pro(parts: CheckpointConfig) -> Dims:
     if "ts_config" in config:
         raise config.error("ts_config", "is a tower for time series, which no account is of")
     section = config.part("text_config")
-    tied = config.boolean("tie_word_embeddings", False)
-    text = read_text(section, "Qwen3VLMoeTextModel")
-    text = replace(text, tie_word_embeddings=tied, fourier=_frequencies(section, text.head_dim))
+    text = tied_text(config, "Qwen3VLMoeTextModel")
+    text = replace(text, fourier=_frequencies(section, text.head_dim))
     inner = config.section("vision_config")
     if inner and inner.integers("deepstack_visual_indexes"):
         raise inner.error("deepstack_visual_indexes", "is given, and LMDeploy drops its features")

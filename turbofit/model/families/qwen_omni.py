@@ -14,7 +14,7 @@ from turbofit.core.images import PatchRule
 from turbofit.core.model import AudioDims, VisionDims
 from turbofit.model.config import Section
 from turbofit.model.families import qwen3_vl, qwen_vl
-from turbofit.model.families.dims import CheckpointConfig, Dims, attention_heads
+from turbofit.model.families.dims import CheckpointConfig, Dims, attention_heads, tied_text
 from turbofit.model.families.text import read_text
 
 __all__ = ["read", "read_qwen2_5"]
@@ -45,10 +45,7 @@ def read_qwen2_5(parts: CheckpointConfig) -> Dims:
     parts.warn_without_processor()
     alone = parts.architecture == _ALONE
     thinker = parts.config if alone else parts.config.part("thinker_config")
-    text = replace(
-        read_text(thinker.part("text_config"), "Qwen2_5OmniTextModel"),
-        tie_word_embeddings=thinker.boolean("tie_word_embeddings", False),
-    )
+    text = tied_text(thinker, "Qwen2_5OmniTextModel")
     audio = _audio(thinker.part("audio_config"), text.hidden)
     vision = replace(qwen_vl.read_vision(thinker, text.hidden, second=True), audio=audio)
     return Dims(text, vision, _rule(parts, vision))

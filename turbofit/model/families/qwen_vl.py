@@ -7,11 +7,15 @@ from typing import Final
 from turbofit.core.images import PatchRule
 from turbofit.core.model import VisionDims
 from turbofit.model.config import Section
-from turbofit.model.families.dims import CheckpointConfig, Dims, attention_heads
+from turbofit.model.families.dims import CheckpointConfig, Dims, read_tower
 from turbofit.model.families.text import read_text
 
 __all__ = ["read", "read_rule", "read_vision", "settings_of"]
 
+_TOWER: Final = {
+    "depth": 32, "num_heads": 16, "patch_size": 14, "in_channels": 3, "temporal_patch_size": 2,
+    "spatial_merge_size": 2,
+}  # fmt: skip
 #: Transformers' bounds where a checkpoint has no preprocessor config, in pixels.
 _SMALLEST_PIXELS: Final = 56 * 56
 _LARGEST_PIXELS: Final = 28 * 28 * 1280
@@ -26,33 +30,15 @@ def read_vision(config: Section, text_hidden: int, *, second: bool) -> VisionDim
         UsageError: dims that contradict each other.
     """
     vision = config.part("vision_config")
+    out = "out_hidden_size" if second else "hidden_size"
+    if (width := vision.integer(out, 3584, high=1 << 18)) != text_hidden:
+        raise vision.error(out, f"{width} is not the language model's {text_hidden}")
     if second:
-        hidden = vision.integer("hidden_size", 3584, high=1 << 16)
-        inter = vision.integer("intermediate_size", 3420, high=1 << 20)
-        out = vision.integer("out_hidden_size", 3584, high=1 << 18)
-    else:
-        hidden = vision.integer("embed_dim", 1280, high=1 << 16)
-        inter = int(hidden * vision.number("mlp_ratio", 4, low=0.1, high=64))
-        out = vision.integer("hidden_size", 3584, high=1 << 18)
-    if out != text_hidden:
-        raise vision.error(
-            "out_hidden_size" if second else "hidden_size",
-            f"{out} is not the language model's {text_hidden}",
-        )
-    heads = attention_heads(vision, "num_heads", hidden, 16)
-    return VisionDims(
-        kind="qwen2_5vit" if second else "qwen2vit",
-        layers=vision.integer("depth", 32, high=1 << 10),
-        hidden=hidden,
-        heads=heads,
-        intermediate=inter,
-        patch_size=vision.integer("patch_size", 14, high=1 << 10),
-        channels=vision.integer("in_channels", 3, high=64),
-        temporal_patch=vision.integer("temporal_patch_size", 2, high=64),
-        merge=vision.integer("spatial_merge_size", 2, high=16),
-        norm="rms_norm" if second else "layer_norm",
-        gated_mlp=second,
-    )
+        keys = {**_TOWER, "hidden_size": 3584, "intermediate_size": 3420}
+        return read_tower(vision, keys, kind="qwen2_5vit", norm="rms_norm", gated_mlp=True)
+    hidden = vision.integer("embed_dim", 1280, high=1 << 16)
+    inter = int(hidden * vision.number("mlp_ratio", 4, low=0.1, high=64))
+    return read_tower(vision, _TOWER, kind="qwen2vit", hidden=hidden, intermediate=inter)
 
 
 def settings_of(processor: Section | None, vision: VisionDims) -> Section:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import cache
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from msgspec import UNSET
 
@@ -113,19 +113,19 @@ def read_text(config: Section, architecture: str, *, tied: bool | None = None) -
     """
     defaults = _defaults()[architecture]
     hidden = config.integer("hidden_size", defaults["hidden_size"], high=1 << 18)
-    heads = _heads(config, defaults, hidden)
+    heads, kv_heads, head_dim = _heads(config, defaults, hidden)
     layers = config.integer("num_hidden_layers", defaults["num_hidden_layers"], high=1 << 10)
-    biases = _biases(config, architecture)
+    qkv_bias, output_bias, mlp_bias = _biases(config, architecture)
     mla = _mla(config) if "latent" in defaults else None
     if "expanded" in defaults:
-        mla = _expanded(config, hidden, heads.query)
+        mla = _expanded(config, hidden, heads)
     return TextDims(
         architecture=defaults.get("run_as", architecture),
         layers=layers,
         hidden=hidden,
-        heads=heads.query,
-        kv_heads=1 if "latent" in defaults else heads.key_value,
-        head_dim=mla.key_dim if mla else heads.channels,
+        heads=heads,
+        kv_heads=1 if "latent" in defaults else kv_heads,
+        head_dim=mla.key_dim if mla else head_dim,
         intermediate=config.integer(
             "intermediate_size", defaults["intermediate_size"], high=1 << 20
         ),
@@ -144,25 +144,20 @@ def read_text(config: Section, architecture: str, *, tied: bool | None = None) -
         moe=_latent_experts(config, architecture, layers)
         if mla or "routed" in defaults
         else _moe(config, architecture, defaults, layers),
-        qkv_bias=biases.qkv,
-        output_bias=biases.output,
-        mlp_bias=biases.mlp,
+        qkv_bias=qkv_bias,
+        output_bias=output_bias,
+        mlp_bias=mlp_bias,
         norm_bias=architecture == _PHI_MOE,
         head_bias=architecture == _PHI_MOE and config.boolean("lm_head_bias", False),
         sliding_window=_window(config, architecture, layers) or UNSET,
     )
 
 
-class _Heads(NamedTuple):
-    """Attention heads of queries, and of keys and values; the channels of one."""
+def _heads(config: Section, defaults: dict[str, Any], hidden: int) -> tuple[int, int, int]:
+    """Heads of queries, and of keys and values, and the channels of one.
 
-    query: int
-    key_value: int
-    channels: int
-
-
-def _heads(config: Section, defaults: dict[str, Any], hidden: int) -> _Heads:
-    """The heads of a layer, which must divide each other and the channels."""
+    They must divide each other and the channels.
+    """
     heads = config.integer("num_attention_heads", defaults["num_attention_heads"], high=1 << 12)
     kv_default = defaults["num_key_value_heads"] or heads
     kv_heads = config.integer("num_key_value_heads", kv_default, high=1 << 12)
@@ -172,37 +167,29 @@ def _heads(config: Section, defaults: dict[str, Any], hidden: int) -> _Heads:
     if "head_dim" not in config and divided and hidden % heads:
         raise config.error("num_attention_heads", f"{heads} does not divide {hidden} channels")
     usual = defaults.get("head_dim") or max(1, hidden // heads)
-    return _Heads(heads, kv_heads, config.integer("head_dim", usual, high=1 << 10))
+    return heads, kv_heads, config.integer("head_dim", usual, high=1 << 10)
 
 
-class _Biases(NamedTuple):
-    """Which linear layers have biases."""
-
-    qkv: bool = False
-    output: bool = False
-    mlp: bool = False
-
-
-def _biases(config: Section, architecture: str) -> _Biases:
-    """Read which layers have biases: each family has its own key."""
+def _biases(config: Section, architecture: str) -> tuple[bool, bool, bool]:
+    """Whether queries, keys and values have biases, outputs, MLPs: each family has its own key."""
     if architecture == "InternLM2ForCausalLM":
         bias = config.boolean("bias", True)
-        return _Biases(bias, bias)
+        return bias, bias, False
     if architecture == "InternLM3ForCausalLM":
         bias = config.boolean("bias", False)
-        return _Biases(config.boolean("qkv_bias", False), bias, bias)
+        return config.boolean("qkv_bias", False), bias, bias
     if architecture == "Qwen2MoeForCausalLM":
-        return _Biases(config.boolean("qkv_bias", True))
+        return config.boolean("qkv_bias", True), False, False
     if architecture in _BIASED_KEYS:
-        return _Biases(True)
+        return True, False, False
     if architecture in _UNBIASED:
-        return _Biases()
+        return False, False, False
     if architecture == _GPT_OSS:
         bias = config.boolean("attention_bias", True)
-        return _Biases(bias, bias, True)
+        return bias, bias, True
     bias = config.boolean("attention_bias", False)
     mlp = architecture == "LlamaForCausalLM" and config.boolean("mlp_bias", False)
-    return _Biases(bias, bias and architecture not in {"Glm4ForCausalLM", _GLM_MOE}, mlp)
+    return bias, bias and architecture not in {"Glm4ForCausalLM", _GLM_MOE}, mlp
 
 
 def _moe(

@@ -29,21 +29,11 @@ _LORA: Final = re.compile(
 )
 _WRAPPED: Final = re.compile(r"\.(?:base_layer|modules_to_save(?:\.(?!(?:weight|bias)$)[^.]+)?)\.")
 #: Settings of peft under which the merged weight is something else than W + s·B·A.
-_REFUSED: Final = {
-    "use_qalora": "QALoRA",
-    "use_bdlora": "block-diagonal LoRA",
-    "arrow_config": "Arrow's routing",
-    "kasa_config": "KaSA",
-    "monteclora_config": "MonteCLoRA",
-    "alora_invocation_tokens": "activated LoRA, which works on a part of the tokens",
-    "layer_replication": "replicated layers",
-    "target_parameters": "LoRA on parameters of experts",
-    "trainable_token_indices": "single trained token embeddings",
-    "lora_bias": "a bias of B",
-    "rank_pattern": "a rank for some modules",
-    "alpha_pattern": "a scaling for some modules",
-    "fan_in_fan_out": "LoRA on layers that keep their weight as (in, out), as GPT-2's,",
-}
+_REFUSED: Final = (
+    "use_qalora", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config",
+    "alora_invocation_tokens", "layer_replication", "target_parameters", "trainable_token_indices",
+    "lora_bias", "rank_pattern", "alpha_pattern", "fan_in_fan_out",
+)  # fmt: skip
 #: Initialisations that change the base as well: W + s·B·A holds for the changed base alone.
 _RESIDUAL: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _HINT: Final = "merge it with peft's own merge_and_unload, where the base fits into RAM"
@@ -128,9 +118,9 @@ def _check(config: Section) -> None:
     kind = config.string("peft_type", "LORA")
     if kind.upper() != "LORA":
         raise UsageError(f"{config.what}: {kind[:30]} is not LoRA", hint=_HINT)
-    for key, what in _REFUSED.items():
+    for key in _REFUSED:
         if config.values.get(key):
-            raise UsageError(f"{config.what}: {key}: {what} is not merged here", hint=_HINT)
+            raise UsageError(f"{config.what}: LoRA with {key} is not merged here", hint=_HINT)
     made = config.values.get("init_lora_weights")
     if isinstance(made, str) and made.lower().startswith(_RESIDUAL):
         raise UsageError(

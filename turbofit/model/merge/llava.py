@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from turbofit.core.errors import UsageError
@@ -46,7 +46,7 @@ from turbofit.model.merge.tensors import (
     torch_library,
 )
 
-__all__ = ["ORIGINAL", "add_tokens", "check_original", "converted", "hf_name", "template"]
+__all__ = ["ORIGINAL", "add_tokens", "check_original", "converted", "hf_name", "template_warnings"]
 
 #: Files that this module writes where the source has them.
 _TOKENIZER_FILES: Final = (
@@ -187,20 +187,16 @@ def _with_rows(piece: Piece, tokens: _Tokens) -> Piece:
     if not piece.name.endswith(("embed_tokens.weight", "lm_head.weight")):
         return piece
     rows = round_up(max(piece.shape[0], tokens.image + 1, tokens.pad + 1), _ROWS)
-    return piece._replace(shape=(rows, *piece.shape[1:]), edits=(*piece.edits, _grown(rows)))
-
-
-def _grown(rows: int) -> Callable[[Any], Any]:
-    """An edit that adds rows up to so many: each is the mean of those that were there."""
 
     def grow(weight: Any) -> Any:
+        """Each new row is the mean of those that were there."""
         total = sum(part.double().sum(dim=0) for part in weight.split(_BLOCK))
         grown = torch_library().empty((rows, weight.shape[1]), dtype=weight.dtype)
         grown[: weight.shape[0]] = weight
         grown[weight.shape[0] :] = (total / weight.shape[0]).to(weight.dtype)
         return grown
 
-    return grow
+    return piece._replace(shape=(rows, *piece.shape[1:]), edits=(*piece.edits, grow))
 
 
 def _tower_pieces(folder: str, config: Section, dtype: str) -> list[Piece]:
@@ -336,20 +332,20 @@ def _feature(original: Section) -> str:
     return original.string("mm_vision_select_feature", "patch")
 
 
-def template(folder: str) -> str | None:
-    """What to say where LMDeploy would not pick LLaVA's chat template for this path; else None.
+def template_warnings(folder: str) -> list[str]:
+    """What to say where LMDeploy would not pick LLaVA's chat template for this path.
 
     LMDeploy goes by the path that it is given, in lower case.
     """
     path = folder.lower()
     first = "llava" in path and "v1" in path and "v1.6-34b" not in path and "mistral" not in path
     if first or "llava-1.5" in path:
-        return None
-    return (
+        return []
+    return [
         "LMDeploy picks the chat template by the folder's name, and this one does not say"
         " llava-v1: it would take the turns from the checkpoint, without LLaVA's system prompt;"
         " name the folder llava-v1.5-… or serve it with --chat-template llava-v1"
-    )
+    ]
 
 
 def add_tokens(folder: str, rows: int) -> _Tokens:
@@ -373,20 +369,26 @@ def add_tokens(folder: str, rows: int) -> _Tokens:
             f"{folder} has no tokenizer.json and no tokenizer.model",
             hint="finish the checkpoint's download",
         )
-    ids = _known(found)
-    model = whole.get("model")
-    vocabulary = (model.get("vocab") if isinstance(model, dict) else None) or {}
-    size = len(vocabulary)  # Unigram's is a list of pieces and scores
-    if isinstance(vocabulary, dict):
-        size = 1 + max(vocabulary.values(), default=-1)
+    try:
+        ids = {token: int(id_) for token, id_ in found["added_tokens.json"].items()}
+        decoder: JsonObject = config.get("added_tokens_decoder") or {}
+        ids |= {entry["content"]: int(id_) for id_, entry in decoder.items()}
+        ids |= {entry["content"]: entry["id"] for entry in whole.get("added_tokens") or ()}
+        vocabulary = whole["model"]["vocab"] if whole else {}
+        # Unigram's is a list of pieces and scores.
+        last = vocabulary.values() if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
+        size = 1 + max(last, default=-1)
+    except (AttributeError, LookupError, TypeError, ValueError):
+        raise UsageError(
+            f"the tokenizer of {folder} cannot be read", hint="download the checkpoint again"
+        ) from None
     count = max(size if whole else rows, *(1 + number for number in ids.values()), 0)
     new = [token for token in (_IMAGE, _PAD) if token not in ids]
     ids |= {token: number for number, token in enumerate(new, count)}
     both = {token: ids[token] for token in (_IMAGE, _PAD)}
-    decoder = {
-        **(config.get("added_tokens_decoder") or {}),
-        **{str(number): _token(token) for token, number in both.items()},
-    }
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    entries = {token: {"content": token, **flags, "special": True} for token in both}
+    decoder |= {str(id_): entries[token] for token, id_ in both.items()}
     # A template in tokenizer_config.json would be one for text alone.
     config = {key: value for key, value in config.items() if key != "chat_template"}
     config |= {
@@ -397,7 +399,7 @@ def add_tokens(folder: str, rows: int) -> _Tokens:
         "special_tokens_map.json": {**found["special_tokens_map.json"], "pad_token": _PAD},
     }
     if whole:
-        added = [{"id": ids[token], **_token(token)} for token in new]
+        added = [{"id": ids[token], **entries[token]} for token in new]
         written["tokenizer.json"] = {
             **whole, "added_tokens": [*(whole.get("added_tokens") or ()), *added],
         }  # fmt: skip
@@ -405,22 +407,3 @@ def add_tokens(folder: str, rows: int) -> _Tokens:
         written["added_tokens.json"] = {**found["added_tokens.json"], **both}
     texts = {name: json_text(value) for name, value in written.items()}
     return _Tokens(both[_IMAGE], both[_PAD], texts)
-
-
-def _token(text: str) -> dict[str, Any]:
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    return {"content": text, **flags, "special": True}
-
-
-def _known(found: dict[str, dict[str, Any]]) -> dict[str, int]:
-    """Tokens that were added before, by any of the files that say so."""
-    added = found["added_tokens.json"].items()
-    known = {token: number for token, number in added if type(number) is int}
-    decoder = found["tokenizer_config.json"].get("added_tokens_decoder")
-    for number, entry in (decoder if isinstance(decoder, dict) else {}).items():
-        if isinstance(entry, dict) and number.isdecimal():
-            known[str(entry.get("content"))] = int(number)
-    for entry in found["tokenizer.json"].get("added_tokens") or []:
-        if isinstance(entry, dict) and type(entry.get("id")) is int:
-            known[str(entry.get("content"))] = entry["id"]
-    return known

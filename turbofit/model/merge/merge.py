@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from typing import Final
 
@@ -101,10 +101,11 @@ def merge(  # noqa: PLR0913 - the public entry: its keywords are what can be ask
     _refuse_base(config)
     lora = read_adapter(lora_folder) if lora_folder else Adapter()
     warnings = _base_warnings(base, folder, config, lora)
-    if (original := _original(config, lora_folder)) is None:
+    original = _original(config, lora_folder)
+    if original is not None:
+        warnings += llava.template_warnings(target)
+    else:
         _refuse_useless(base, lora_folder, vision_tower)
-    elif problem := llava.template(target):
-        warnings.append(problem)
     kind = {DTYPES[key]: key for key in FLOATS}.get(dtype or "")
     try:
         files = open_weights(folder)
@@ -320,32 +321,31 @@ def _pieces(
     }
 
 
-def _main_dtype(files: Mapping[str, Sequence[Piece]]) -> str:
+def _main_dtype(files: Mapping[str, list[Piece]]) -> str:
     """The floating-point dtype of most bytes (safetensors' name)."""
     sizes = Counter({"F16": 0})
     for piece in chain.from_iterable(files.values()):
         sizes[piece.dtype] += piece.bytes if piece.dtype in FLOATS else 0
-    return max(sizes, key=sizes.__getitem__)
+    return sizes.most_common(1)[0][0]
 
 
 def _plain(
     config: Section, folder: str, pieces: Mapping[str, list[Piece]], dtype: str | None
 ) -> Result:
     """The base's layout and files, with other weights; ``dtype`` is torch's name."""
+
+    def changed(part: JsonObject) -> JsonObject:
+        said = {key for key in ("torch_dtype", "dtype") if isinstance(part.get(key), str)}
+        return {**part, **dict.fromkeys(said, dtype)}
+
+    texts = {}
+    if dtype:
+        values = json.loads(json.dumps(config.values), object_hook=changed)
+        texts["config.json"] = json_text(values)
     names = weight_file_names(list(pieces), 0)
-    texts = {"config.json": json_text(_with_dtype(config.values, dtype))} if dtype else {}
     return Result(
         files=dict(zip(names, pieces.values(), strict=True)),
         texts=texts,
         copies=tuple(name for name in copied_files(folder) if name not in texts),
         architecture=next(iter(config.strings("architectures")), "unknown"),
     )
-
-
-def _with_dtype(values: JsonObject, dtype: str) -> JsonObject:
-    def changed(part: JsonObject) -> JsonObject:
-        said = {key for key in ("torch_dtype", "dtype") if isinstance(part.get(key), str)}
-        return {**part, **dict.fromkeys(said, dtype)}
-
-    found: JsonObject = json.loads(json.dumps(values), object_hook=changed)
-    return found

@@ -81,23 +81,21 @@ def check_target(out: str, sources: tuple[str, ...], *, force: bool) -> str:
     """
     target = os.path.realpath(os.path.expanduser(out))
     parent, is_folder = os.path.dirname(target), os.path.isdir(target)
-    why, hint = "", "name a new folder beside the sources"
     for source in map(os.path.realpath, sources):
         if os.path.commonpath([target, source]) in (target, source):
+            hint = "name a new folder beside the sources"
             raise UsageError(f"{out} and {source} are, or hold, one another", hint=hint)
+    refusal = None
     if os.path.lexists(target) and not is_folder:
-        why = f"{out} is a file"
+        refusal = f"{out} is a file", "name a new folder"
     elif os.path.ismount(target):
-        why, hint = f"{out} is a mount point, which cannot be replaced", "name a folder inside it"
+        refusal = f"{out} is a mount point, which cannot be replaced", "name a folder inside it"
     elif not os.path.isdir(parent):
-        why, hint = f"{parent} is not a folder", "make it first"
+        refusal = f"{parent} is not a folder", "make it first"
     elif is_folder and not force and os.listdir(target):
-        why, hint = (
-            f"{out} is not empty",
-            "name a new folder, or replace all that is in it: --force",
-        )
-    if why:
-        raise UsageError(why, hint=hint)
+        refusal = f"{out} is not empty", "name a new folder, or replace all that is in it: --force"
+    if refusal:
+        raise UsageError(refusal[0], hint=refusal[1])
     return target
 
 

@@ -1,0 +1,135 @@
+"""Device code: ELF sections, fat binaries, cubins and their functions; any bytes of a library."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from tests.hostile import hostile
+from tests.kernels.device_code import (
+    BRA,
+    CODE,
+    EMPTY,
+    EXIT,
+    EXIT_IF,
+    FFMA,
+    LDC,
+    MOV,
+    NOP,
+    SHFL,
+    cubin,
+    elf,
+    fatbin,
+    library,
+)  # fmt: skip
+from turbofit.core.errors import PackageError
+from turbofit.kernels.census import empty_kernels, take_census
+from turbofit.kernels.device_code import architectures, entries, functions, sections
+from turbofit.pretend.elf import dynamic_symbols, needed, needed_versions
+
+CUBIN = cubin({"kernel": CODE})
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "_turbomind.so"
+
+
+def test_entries_of_all_fat_binaries(path: Path) -> None:
+    path.write_bytes(
+        library(fatbin([(80, CUBIN, 0x11), (86, CUBIN, 0x11)]), fatbin([(90, CUBIN, 0x100011)]))
+    )
+    found = list(entries(path))
+    assert [architecture for architecture, _ in found] == ["80", "86", "90a"]
+    assert all(cubin is not None and cubin.startswith(CUBIN) for _, cubin in found)
+
+
+def test_ptx_is_named_and_not_read(path: Path) -> None:
+    path.write_bytes(library(fatbin([(90, b".version 8.0", 0)], ptx=True)))
+    assert list(entries(path)) == [("90", None)]
+
+
+@pytest.mark.parametrize("flag", [0x2000, 0x8000])
+def test_compressed_entries(path: Path, flag: int) -> None:
+    path.write_bytes(library(fatbin([(80, CUBIN, 0x11 | flag)])))
+    assert list(entries(path)) == [("80", CUBIN)]
+
+
+def test_compressed_entries_need_cramjam(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path.write_bytes(library(fatbin([(80, CUBIN, 0x2011)])))
+    monkeypatch.setitem(__import__("sys").modules, "cramjam", None)
+    with pytest.raises(PackageError) as caught:
+        list(entries(path))
+    assert caught.value.hint == "pip install cramjam"
+
+
+def test_a_library_without_device_code(path: Path) -> None:
+    path.write_bytes(elf({".text": b"\x90"}))
+    assert list(entries(path)) == []
+
+
+def test_a_broken_fat_binary(path: Path) -> None:
+    whole = fatbin([(80, CUBIN, 0x11)])
+    path.write_bytes(elf({".text": b"", ".nv_fatbin": whole[:16] + bytes(100)}))
+    with pytest.raises(ValueError, match="a fat binary is"):
+        list(entries(path))
+
+
+def test_functions_by_name() -> None:
+    data = cubin({"full": CODE, "hollow": EMPTY})
+    assert list(functions(data)) == [("full", False), ("hollow", True)]
+
+
+@pytest.mark.parametrize(
+    ("body", "empty"),
+    [
+        ((MOV, EXIT, BRA), True),
+        ((LDC, EXIT, BRA, NOP, NOP), True),
+        ((MOV, SHFL, EXIT, BRA), True),  # Volta's
+        ((MOV, FFMA, EXIT), False),
+        ((MOV, EXIT_IF, EXIT), False),
+        ((MOV, BRA), False),
+        ((), False),
+    ],
+)
+def test_what_is_empty(body: tuple[int, ...], empty: bool) -> None:
+    assert [empty for _, empty in functions(cubin({"kernel": body}))] == [empty]
+
+
+def test_sections_have_their_names_and_places() -> None:
+    data = elf({".text": b"abc", ".nv_fatbin": b"defg"})
+    found = {one.name: data[one.offset : one.offset + one.size] for one in sections(data)}
+    assert found[".text"] == b"abc"
+    assert found[".nv_fatbin"] == b"defg"
+
+
+@pytest.mark.parametrize("data", [b"", b"MZ" + bytes(100), b"\x7fELF\x01\x01" + bytes(100)])
+def test_another_file_is_no_elf_file(data: bytes) -> None:
+    with pytest.raises(ValueError, match="not a 64-bit"):
+        list(sections(data))
+
+
+def test_a_file_that_is_cut_short() -> None:
+    with pytest.raises(ValueError, match="cut short"):
+        list(sections(elf({".text": b"abc"})[:-70]))
+
+
+@hostile("device_code")
+def test_a_library_is_read_or_is_broken(data: bytes) -> None:
+    with suppress(ValueError):
+        list(functions(data))
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "library.so"
+        path.write_bytes(data)
+        for read in (
+            architectures, take_census, lambda it: empty_kernels(it, (8, 6)),
+            lambda it: list(entries(it, "86")),
+        ):  # fmt: skip
+            with suppress(ValueError, PackageError):
+                read(path)
+        for look in (needed, needed_versions, lambda it: list(dynamic_symbols(it))):
+            with suppress(ValueError):
+                look(path)
