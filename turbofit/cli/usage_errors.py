@@ -80,15 +80,15 @@ def foreign_option(word: str, behind: str, ctx: click.Context) -> str:
             usage = " ".join(ctx.get_usage().split()[1:])
             hint = f"{_spelled(one, ctx)} stands without an option: {usage}"
             raise UsageError(f"unknown option {name}", hint=hint)
-    own = "" if found is None else found.at.get(ctx.info_name or "", "")
-    if found and own:
-        found = replace(found, to="", say=own)
+    instead = "" if found is None else found.at.get(ctx.info_name or "", "")
+    if found and instead:
+        found = replace(found, to="", say=instead)
     if found is None or name == f"--{found.to}" or not (found.to or found.say):
         return word
     option, form = f"--{found.to}", "--{option} {value}"
     known = {opt for one in ctx.command.params for opt in one.opts}
     here = option in known
-    if len(name) == 2 and not (own or here or "--tp" in known):
+    if len(name) == 2 and not (instead or here or "--tp" in known):
         return word  # a letter of an engine means nothing where no engine is planned
     if found.take and here:
         say(f"{name} of {found.of} is taken as {option}{f'; {found.say}' if found.say else ''}")
