@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 __all__ = [
-    "BESIDE_COMMANDS", "BEYOND", "BY_FORECAST", "HARMLESS", "HOW_TO_SERVE", "OWN_CODE", "QUEUED",
+    "BESIDE_COMMANDS", "BEYOND", "HARMLESS", "HOW_TO_SERVE", "OWN_CODE", "QUEUED",
     "RESERVED", "groups_of", "indices", "on_each_gpu", "option_of", "plural",
 ]  # fmt: skip
 
@@ -21,8 +21,6 @@ QUEUED: Final = (
 )
 BEYOND: Final = "requests beyond these limits are not planned for"
 BESIDE_COMMANDS: Final = (QUEUED, BEYOND)
-#: How the forecast of a pace that is asked for goes on after ``kept`` or ``missed``.
-BY_FORECAST: Final = " by the forecast: "
 #: Notes after which nobody does anything else; only the whole text of a plan has them.
 OWN_CODE: Final = "LMDeploy runs the checkpoint's own code for it: --trust-remote-code is set"
 RESERVED: Final = (

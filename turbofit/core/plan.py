@@ -45,6 +45,7 @@ __all__ = [
     "LimitCost",
     "Limits",
     "Moment",
+    "PaceForecast",
     "Parallel",
     "Phase",
     "Plan",
@@ -259,6 +260,13 @@ class Throughput(Struct):
     ] = None
 
 
+class PaceForecast(Struct):
+    """What the forecast says of the pace that was asked for."""
+
+    kept: bool
+    text: Annotated[str, doc("For people: each wish beside its forecast, and the known error.")]
+
+
 class UsualImage(Struct):
     """A forecast for requests whose images have a usual size, under the plan's own settings."""
 
@@ -408,6 +416,10 @@ class Plan(Struct):
     held: Annotated[
         Held | UnsetType,
         doc("Requests at once that are held; there only where a concurrency was given."),
+    ] = UNSET
+    pace: Annotated[
+        PaceForecast | UnsetType,
+        doc("There only where a rate or seconds were asked for and there is a forecast."),
     ] = UNSET
     footprint: Annotated[
         Footprint | UnsetType,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
 
-from turbofit.core.messages import BY_FORECAST, groups_of, plural
+from turbofit.core.messages import groups_of, plural
 from turbofit.core.units import format_bytes, three_digits, two_digits
 from turbofit.report.painters.document import (
     ONLY_ON_PAGE,
@@ -178,8 +178,8 @@ def _promise(plan: Plan) -> list[tuple[str, str]]:
         forecast = speed_in_short(plan.throughput, plan.model)
         size = "worst size" if limits.vision_unit else "requests"
         facts.append((size, f"{_at_once(plan):,} at once; forecast {forecast}"))
-    said = (text for text in (*plan.reasons, *plan.warnings) if BY_FORECAST in text)
-    facts += [("pace", text.rpartition("better: ")[2]) for text in said]
+    if plan.pace:
+        facts.append(("pace", plan.pace.text))
     users = capacity(plan).users
     if users:
         shown = dict.fromkeys((users[0], users[-1]))
@@ -363,6 +363,8 @@ def _facts(plan: Plan) -> FactList:
             f"({speed.basis})"
         )
         facts.append(("forecast", text))
+    if plan.pace:
+        facts.append(("pace", plan.pace.text))
     if plan.usual_image:
         usual, (width, height) = plan.usual_image, plan.usual_image.image_size
         text = (
