@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 __all__ = [
     "ONLY_ON_PAGE", "ONLY_SHORT", "ONLY_WHOLE", "Bar", "BarPiece", "Block", "Code", "Column",
     "Curve", "FactList", "Fold", "Heading", "Items", "Paragraph", "Series", "Table", "Tiles",
-    "Timeline", "TimelineLane", "TimelineSlot", "Tone", "Topology", "TopologyCard", "TopologyPair",
-    "Verdict", "table", "text_blocks",
+    "Timeline", "TimelineLane", "TimelineSlot", "Tone", "Topology", "TopologyCard", "Verdict",
+    "table", "text_blocks",
 ]  # fmt: skip
 
 Tone = Literal["plain", "good", "bad", "warn", "dim"]
@@ -191,22 +191,12 @@ class TopologyCard(Struct):
     size: str
 
 
-class TopologyPair(Struct):
-    """How two GPUs reach each other: the kind of way, its words, lanes of NVLink."""
-
-    a: int
-    b: int
-    kind: str
-    text: str
-    lanes: int
-
-
 class Topology(Picture):
-    """GPUs, the groups that a plan made of them, and the ways between them."""
+    """GPUs, the groups that a plan made of them, and the ways between them, in words."""
 
     cards: tuple[TopologyCard, ...]
     groups: tuple[tuple[int, ...], ...]
-    pairs: tuple[TopologyPair, ...]
+    ways: tuple[str, ...]
 
 
 class TimelineSlot(Struct):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from itertools import combinations
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.messages import indices, plural
-from turbofit.core.struct import NA, known
+from turbofit.core.struct import NA
 from turbofit.core.units import format_bytes, mib
 from turbofit.report.painters.document import (
     ONLY_SHORT,
@@ -18,7 +17,6 @@ from turbofit.report.painters.document import (
     Table,
     Topology,
     TopologyCard,
-    TopologyPair,
     table,
 )
 from turbofit.report.views.shared_blocks import MORE
@@ -34,6 +32,8 @@ __all__ = ["machine_view", "topology_of", "ways_text"]
 
 #: Holders of the short answer; the whole text has all.
 _HOLDERS: Final = 3
+#: Pairs of GPUs that a page names of each way.
+_PAIRS: Final = 12
 
 
 def machine_view(machine: Machine) -> list[Block]:
@@ -193,23 +193,29 @@ def _measured(measured: Measured) -> list[Block]:
 
 def ways_text(machine: Machine) -> str:
     """How many pairs reach each other in each way, in a sentence; empty for one GPU."""
-    pairs = combinations([gpu.index for gpu in machine.gpus], 2)
-    counts = Counter(_way(machine.link(*pair))[1] for pair in pairs)
-    return "; ".join(f"{n} {plural(n, 'pair')} {text}" for text, n in counts.items())
+    found = _ways(machine).items()
+    return "; ".join(f"{len(pairs)} {plural(len(pairs), 'pair')} {way}" for way, pairs in found)
 
 
-def _way(link: Link) -> tuple[str, str]:
-    """How two GPUs reach each other: the kind of way, and its words."""
+def _ways(machine: Machine) -> dict[str, list[str]]:
+    """The ways in which two GPUs reach each other, each with the pairs that have it."""
+    found: dict[str, list[str]] = {}
+    for a, b in combinations([gpu.index for gpu in machine.gpus], 2):
+        found.setdefault(_way(machine.link(a, b)), []).append(f"{a}-{b}")
+    return found
+
+
+def _way(link: Link) -> str:
     if link.nvlinked:
         text = f"NVLink, {link.nvlinks} lanes"
         if isinstance(link.nvlink_bandwidth, int):
             text += f", {link.nvlink_bandwidth / 1e9:.0f} GB/s each way"
-        return "nvlink", text
+        return text
     if link.peers:
-        return "peer", "PCIe, peer access"
+        return "PCIe, peer access"
     if NA in (link.p2p_read, link.p2p_write):
-        return "unread", "peer access could not be read"
-    return "host", "no peer access: through host memory"
+        return "peer access could not be read"
+    return "no peer access: through host memory"
 
 
 def topology_of(machine: Machine, groups: tuple[tuple[int, ...], ...] = ()) -> Topology:
@@ -218,19 +224,17 @@ def topology_of(machine: Machine, groups: tuple[tuple[int, ...], ...] = ()) -> T
     As text the matrix of `nvidia-smi topo`: above the diagonal the path, below it peer access. A
     plan's text has its links in words.
     """
-    pairs = []
-    for a, b in combinations([gpu.index for gpu in machine.gpus], 2):
-        link = machine.link(a, b)
-        kind, text = _way(link)
-        lanes = known(link.nvlinks, 0) if link.nvlinked else 0
-        pairs.append(TopologyPair(a=a, b=b, kind=kind, text=text, lanes=lanes))
+    ways = []
+    for way, pairs in _ways(machine).items():
+        named = f" ({', '.join(pairs)})" if len(pairs) <= _PAIRS else ""
+        ways.append(f"{len(pairs)} {plural(len(pairs), 'pair')}{named}: {way}")
     return Topology(
         cards=tuple(
             TopologyCard(index=gpu.index, name=gpu.name, uuid=gpu.uuid, size=_size(gpu.total))
             for gpu in machine.gpus
         ),
         groups=groups,
-        pairs=tuple(pairs),
+        ways=tuple(ways),
         instead=_matrix(machine),
         whole=not groups,
     )
