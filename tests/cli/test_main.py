@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import turbofit
+from tests.cli.screen import Screen
 from turbofit.cli import main as cli
 from turbofit.cli.command import CliCommand, Option
 from turbofit.cli.command_group import COMMANDS
@@ -138,18 +139,6 @@ def test_errors_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)["error"]["kind"] == "usage"
 
 
-def test_errors_as_json_by_the_environment(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A form that is typed goes before it, for errors as for answers."""
-    monkeypatch.setenv("TURBOFIT_PLAN_JSON", "1")
-    assert main(["plan", "m", "--tp", "0"]) == 2
-    assert json.loads(capsys.readouterr().out)["error"]["kind"] == "usage"
-    for form in ("--md", "--full"):
-        assert main(["plan", "m", "--tp", "0", form]) == 2
-        assert capsys.readouterr().err.startswith("error: --tp '0'")
-
-
 def test_a_switch_of_the_environment_that_says_neither(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,33 +229,16 @@ def test_narrow_encodings(encoding: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_colour_only_on_a_terminal_and_never_with_no_color(tmp_path: Path) -> None:
-    import pty
+def test_colour_only_on_a_terminal_and_never_with_no_color() -> None:
+    def on_terminal(**environ: str) -> str:
+        program = "import sys; from turbofit.cli.main import main; sys.exit(main(sys.argv[1:]))"
+        screen = Screen(program, ["gpus"], environ=environ)
+        assert screen.end() == 0
+        return screen.text
 
-    def on_terminal(**environ: str) -> bytes:
-        leader, follower = pty.openpty()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "turbofit", "gpus"], stdout=follower,
-            env={**os.environ, "TERM": "xterm", **environ},
-        )  # fmt: skip
-        os.close(follower)
-        data = b""
-        while True:
-            try:
-                chunk = os.read(leader, 4096)
-            except OSError:
-                break
-            if not chunk:
-                break
-            data += chunk
-        process.wait()
-        os.close(leader)
-        return data
-
-    plain = dict.fromkeys(("NO_COLOR",), "")
-    assert b"\x1b[" in on_terminal(**plain)
-    assert b"\x1b[" not in on_terminal(NO_COLOR="1")
-    assert b"\x1b[" not in on_terminal(TERM="dumb", **plain)
+    assert "\x1b[" in on_terminal()
+    assert "\x1b[" not in on_terminal(NO_COLOR="1")
+    assert "\x1b[" not in on_terminal(TERM="dumb")
     assert "\x1b[" not in run("gpus").stdout
 
 

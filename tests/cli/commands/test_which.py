@@ -77,16 +77,6 @@ def test_nothing_that_keeps_the_promise_ends_with_3(
     assert "0 of" in capsys.readouterr().out
 
 
-def test_models_of_a_machine(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    few_presets(monkeypatch)
-    assert main(["which", "--on", "1xrtx3060", "--engine", "turbomind", "--md"]) == 0
-    told = capsys.readouterr().out
-    assert "Models on 1xrtx3060" in told
-    assert "internvl2-72b" in told or "qwen2-vl-72b: " in told
-
-
 def test_a_machine_where_a_model_should_stand(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import signal
 import subprocess
 import sys
@@ -91,16 +90,6 @@ def test_nothing_of_it_is_left(how: str) -> None:
         screen.say("fail")
         assert screen.end() == 2
         assert screen_of(screen.text) == ["error: it is wrong", "hint: mend it"]
-
-
-def test_json_is_one_document_beside_a_drawn_line() -> None:
-    screen = Screen(SLOW, [*PLAN, "--json"], stdout=False)
-    screen.until(lambda text: drawn(text, "planning, "))
-    screen.say("go")
-    assert screen.process.stdout is not None
-    assert json.loads(screen.process.stdout.read())["fits"]
-    assert screen.end() == 0
-    assert screen_of(screen.text) == []
 
 
 def test_a_narrow_terminal_is_not_wrapped() -> None:
@@ -206,13 +195,6 @@ def test_the_times_are_kept_before_the_bar(
     display.hear(Step("loading weights", 0, 15 << 30, "bytes"))
     display.hear(Step("loading weights", 3 << 30, 15 << 30, "bytes"))
     assert written(display, 10.0) == f"\r{ESCAPE}[K{line}"
-
-
-def test_what_follows_nothing_waits_a_second_again(display: ProgressDisplay) -> None:
-    display.hear(Step("planning"))
-    display.hear(None)
-    display.hear(Step("draining"))
-    assert written(display, 0.5) == ""
 
 
 def test_steps_go_back_to_what_was_before() -> None:

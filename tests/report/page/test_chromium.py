@@ -133,14 +133,6 @@ def test_a_command_is_copied_as_it_is(browser: Browser) -> None:
     assert browser.said() == []
 
 
-def test_a_browser_without_a_clipboard_copies_all_the_same(browser: Browser) -> None:
-    browser.open(page_of("fits"))
-    browser.run("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
-    browser.one(".copy").click()
-    shown(browser, "return document.getElementById('status').textContent !== ''")
-    assert browser.one(".copy").text == "Copied"
-
-
 def test_the_json_is_copied_and_saved(browser: Browser) -> None:
     browser.open(page_of("served"))
     browser.one("#copy-json").click()
@@ -223,15 +215,6 @@ def test_what_others_wrote_does_nothing(browser: Browser) -> None:
     )
     assert browser.driver.title != "hit"
     assert any("Content Security Policy" in text for text in browser.said())
-
-
-def test_the_bars_have_the_sizes_that_they_say(browser: Browser) -> None:
-    browser.open(page_of("mixed cards"))
-    for gpu, row in zip(planned("mixed cards").gpus, browser.all(".bar"), strict=True):
-        stack = row.find_element("css selector", ".stack").size["width"]
-        cache = row.find_element("css selector", ".k-cache").size["width"]
-        term = next(term for term in gpu.ledger if term.term == "kv_cache")
-        assert abs(cache / stack - term.bytes / gpu.total) < 0.02
 
 
 def test_without_its_script_all_is_there_but_the_buttons(browser: Browser) -> None:
