@@ -258,5 +258,9 @@ def text_blocks(blocks: Iterable[Block], *, short: bool = False) -> Iterator[Blo
             yield from text_blocks(block.blocks)
         elif isinstance(block, Picture):
             yield from block.instead
+        elif isinstance(block, Tiles):
+            yield FactList(
+                facts=tuple((name, f"{one}, {text}") for name, one, text in block.figures)
+            )
         else:
             yield block

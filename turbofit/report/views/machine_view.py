@@ -61,14 +61,7 @@ def machine_view(machine: Machine) -> list[Block]:
         blocks += [Heading(text="Links"), topology_of(machine)]
     if machine.measured is not None:
         blocks += _measured(machine.measured)
-    host = machine.host
-    facts = (
-        ("memory", f"{_size(host.ram_available)} available of {_size(host.ram_total)}"),
-        ("/dev/shm", f"{_size(host.shm_available)} available"),
-        ("CPUs", str(host.cpus)),
-        ("driver", f"{machine.driver}, CUDA {machine.cuda}"),
-    )
-    return [*blocks, Heading(text="Host"), FactList(facts=facts), MORE]
+    return [*blocks, Heading(text="Host"), FactList(facts=_host(machine)), MORE]
 
 
 def _gpu_table(machine: Machine) -> Table:
@@ -105,19 +98,22 @@ def _size(value: int | NaType) -> str:
 
 def _short_facts(machine: Machine) -> tuple[tuple[str, str], ...]:
     """Who holds most, how GPUs reach each other, what was measured, the host: what is known."""
-    host = machine.host
     found = [("held by", _holders(machine)), ("links", ways_text(machine))]
     if machine.measured is not None:
         found.append(("measured", _slowest(machine.measured)))
-    known = []
-    if NA not in (host.ram_available, host.ram_total):
-        known.append(f"RAM {_size(host.ram_available)} available of {_size(host.ram_total)}")
-    if host.cpus != NA:
-        known.append(f"CPUs {host.cpus}")
-    if machine.driver != NA:
-        known.append(f"driver {machine.driver}, CUDA {machine.cuda}")
-    found.append(("host", "; ".join(known)))
+    known = (pair for pair in _host(machine) if not pair[1].startswith(NA))
+    found.append(("host", "; ".join(f"{name} {value}" for name, value in known)))
     return tuple((name, value) for name, value in found if value)
+
+
+def _host(machine: Machine) -> tuple[tuple[str, str], ...]:
+    host = machine.host
+    return (
+        ("memory", f"{_size(host.ram_available)} available of {_size(host.ram_total)}"),
+        ("/dev/shm", f"{_size(host.shm_available)} available"),
+        ("CPUs", str(host.cpus)),
+        ("driver", f"{machine.driver}, CUDA {machine.cuda}"),
+    )
 
 
 def _holders(machine: Machine) -> str:
