@@ -119,7 +119,7 @@ def _answer(plan: Plan) -> list[Block]:
     if not plan.fits:
         blocks += remedies_table(plan.remedies[:_REMEDIES], **ONLY_SHORT)
         blocks += remedies_table(plan.remedies, "What would fit, cheapest first")
-    return [*blocks, FactList(facts=tuple(_promise(plan)), **ONLY_SHORT)]
+    return [*blocks, FactList(facts=tuple(_in_short(plan)), **ONLY_SHORT)]
 
 
 def _tiles(plan: Plan) -> Tiles:
@@ -163,9 +163,8 @@ def _lacking(plan: Plan) -> Tiles:
     return Tiles(figures=tuple(shown), **ONLY_ON_PAGE)
 
 
-def _promise(plan: Plan) -> list[tuple[str, str]]:
+def _in_short(plan: Plan) -> list[tuple[str, str]]:
     """What speed is to be expected, and what requests are held to."""
-    kv, limits, rule = plan.kv, plan.limits, plan.model.image_rule
     facts = []
     if plan.throughput is not None and plan.usual_image:
         usual, (width, height) = plan.usual_image, plan.usual_image.image_size
@@ -176,10 +175,23 @@ def _promise(plan: Plan) -> list[tuple[str, str]]:
             facts.append((size, f"{at_once:,} at once; forecast {_speed(speed)}"))
     elif plan.throughput is not None:
         forecast = speed_in_short(plan.throughput, plan.model)
-        size = "worst size" if limits.vision_unit else "requests"
+        size = "worst size" if plan.limits.vision_unit else "requests"
         facts.append((size, f"{_at_once(plan):,} at once; forecast {forecast}"))
     if plan.pace:
         facts.append(("pace", plan.pace.text))
+    facts += _promise(plan)
+    if plan.fits and plan.remedies:
+        facts.append(("faster", f"{plan.remedies[0].change}: {plan.remedies[0].effect}"))
+    if plan.rehearsal is not None:
+        told = f"{plan.rehearsal.outcome} with LMDeploy {plan.rehearsal.engine_version}"
+        facts.append(("rehearsal", f"{told} on pretend GPUs"))
+    return facts
+
+
+def _promise(plan: Plan) -> list[tuple[str, str]]:
+    """What the cache holds, and what a request may be."""
+    kv, limits, rule = plan.kv, plan.limits, plan.model.image_rule
+    facts = []
     users = capacity(plan).users
     if users:
         shown = dict.fromkeys((users[0], users[-1]))
@@ -202,11 +214,6 @@ def _promise(plan: Plan) -> list[tuple[str, str]]:
         if limit is not None and rule.varies_by_limit and limit > usually:
             text += f" (detail: high asks for {limit}; a plan lowers it to {usually})"
         facts.append(("images", text))
-    if plan.fits and plan.remedies:
-        facts.append(("faster", f"{plan.remedies[0].change}: {plan.remedies[0].effect}"))
-    if plan.rehearsal is not None:
-        told = f"{plan.rehearsal.outcome} with LMDeploy {plan.rehearsal.engine_version}"
-        facts.append(("rehearsal", f"{told} on pretend GPUs"))
     return facts
 
 
@@ -232,25 +239,19 @@ def _speed(speed: Throughput | UsualImage) -> str:
 def _capacity(plan: Plan) -> list[Block]:
     """What the cache holds, what a request may be, and host memory."""
     kv, limits, rule = plan.kv, plan.limits, plan.model.image_rule
-    per_group = "" if plan.parallel.replicas == 1 else f", {kv.total_tokens:,} over all groups"
-    least = "at least " if plan.by_group else ""
-    found = capacity(plan)
-    tokens = f"{least}{kv.tokens:,} tokens of {format_bytes(kv.bytes_per_token)}{per_group}"
-    facts = [("KV cache", tokens)]
+    found, facts = capacity(plan), _promise(plan)
+    if plan.parallel.replicas > 1:
+        least = "at least " if plan.by_group else ""
+        facts.append(("each KV cache", f"{least}{kv.tokens:,} tokens"))
     if limits.vision_unit:
-        unit = limits.vision_unit
         if limits.max_dynamic_patch is not None and rule is not None and rule.varies_by_limit:
             facts.append(("max_dynamic_patch", str(limits.max_dynamic_patch)))
         if limits.max_pixels_per_image is not None:
             facts.append(("max_pixels", f"{limits.max_pixels_per_image:,} an image"))
-        images = (
-            f"{limits.images_per_request} a request, {limits.units_per_image:,} "
-            f"{plural(limits.units_per_image, unit)} each, "
-            f"{limits.image_tokens_per_request:,} tokens a request"
+        paid = (
+            f"{limits.units_per_forward:,} {plural(limits.units_per_forward, limits.vision_unit)}"
         )
-        paid = f"{limits.units_per_forward:,} {plural(limits.units_per_forward, unit)}"
         facts += [
-            ("images", images),
             ("images at once", f"{found.images or 0:,} of the worst size, without any text"),
             ("paid for", f"{paid} in one forward pass"),
         ]

@@ -311,34 +311,34 @@ def sides(plan: Plan, run: RunReport | None = None) -> list[tuple[str, tuple[_Si
     """
     found = []
     ledgers = {ledger.index: ledger for ledger in plan.gpus}
-    for members, _ in fold_indices(plan.gpus):
+    for members, first in fold_indices(plan.gpus):
         equal = [ledgers[index] for index in members]
-        each = [_of_gpu(plan, ledger, run) for ledger in equal]
-        rows = [*map(_worst, zip(*each, strict=True)), *_terms(equal)]
+        rehearsed = [_rehearsed(plan, ledger.index) for ledger in equal]
+        measured = [_actual(plan, run, ledger) for ledger in equal]
+        forecast = _forecast(plan.of_group(_group(plan, first.index)), first)
+        rows = [
+            _Side(
+                what=what,
+                forecast=value,
+                rehearsed=_worst(what, rehearsed),
+                measured=_worst(what, measured),
+                unit="tokens" if what == "KV tokens" else "bytes",
+            )
+            for what, value in forecast.items()
+        ]
+        rows += _terms(equal)
         told = tuple(row for row in rows if row.rehearsed is not None or row.measured is not None)
         if told:
-            worst = ", the worst of them" if _several(plan, members, told) else ""
+            seen = measured if any(row.measured is not None for row in told) else rehearsed
+            worst = ", the worst of them" if sum(map(bool, seen)) > 1 else ""
             found.append((f"GPU {indices(members)}{worst}", told))
     return found
 
 
-def _several(plan: Plan, members: Sequence[int], rows: Iterable[_Side]) -> bool:
-    """Whether figures of more than one GPU of a set may be known."""
-    if any(row.measured is not None for row in rows):
-        return len(members) > 1
-    return sum(_place(plan, _group(plan, index), index) is not None for index in members) > 1
-
-
-def _worst(rows: Sequence[_Side]) -> _Side:
-    """One figure of equal GPUs: the forecast, with the worst that was rehearsed and measured."""
-    worst = max if rows[0].what.startswith(_IN_USE) else min
-    rehearsed = [row.rehearsed for row in rows if row.rehearsed is not None]
-    measured = [row.measured for row in rows if row.measured is not None]
-    return replace(
-        rows[0],
-        rehearsed=worst(rehearsed, default=None),
-        measured=worst(measured, default=None),
-    )
+def _worst(what: str, seen: Sequence[dict[str, int | None]]) -> int | None:
+    """The worst of a figure among equal GPUs, of those that showed it."""
+    values = [value for one in seen if (value := one.get(what)) is not None]
+    return (max if what.startswith(_IN_USE) else min)(values, default=None)
 
 
 def _terms(ledgers: Sequence[GpuLedger]) -> Iterable[_Side]:
@@ -348,24 +348,6 @@ def _terms(ledgers: Sequence[GpuLedger]) -> Iterable[_Side]:
         first = terms[0]
         if seen and first.term != "kv_cache":
             yield _Side(what=first.term, forecast=first.bytes, rehearsed=max(seen))
-
-
-def _of_gpu(plan: Plan, ledger: GpuLedger, run: RunReport | None) -> list[_Side]:
-    """Loading, rest and peak of a GPU; the cache of its group."""
-    group = _group(plan, ledger.index)
-    place = _place(plan, group, ledger.index)
-    plan = plan.of_group(group)
-    rehearsed, measured = _rehearsed(plan, place), _actual(plan, run, ledger)
-    return [
-        _Side(
-            what=what,
-            forecast=forecast,
-            rehearsed=rehearsed.get(what),
-            measured=measured.get(what),
-            unit="tokens" if what == "KV tokens" else "bytes",
-        )
-        for what, forecast in _forecast(plan, ledger).items()
-    ]
 
 
 def _forecast(plan: Plan, ledger: GpuLedger) -> dict[str, int | None]:
@@ -384,11 +366,15 @@ def _forecast(plan: Plan, ledger: GpuLedger) -> dict[str, int | None]:
     }
 
 
-def _rehearsed(plan: Plan, place: int | None) -> dict[str, int | None]:
-    """What a rehearsal showed of the GPU at a place in its group; nothing where it did not."""
-    rehearsal = plan.rehearsal
-    if rehearsal is None or place is None:
+def _rehearsed(plan: Plan, index: int) -> dict[str, int | None]:
+    """What a rehearsal showed of a GPU; nothing where its group was not rehearsed."""
+    group = _group(plan, index)
+    members = plan.parallel.groups[group] if plan.parallel.groups else ()
+    rehearsal = plan.of_group(group).rehearsal
+    # Where all groups run the same settings, the first one alone was rehearsed.
+    if rehearsal is None or index not in members or (group and not plan.by_group):
         return {}
+    place = members.index(index)
     timeline, cache = rehearsal.timeline, rehearsal.cache
     loading = [one.peak[place] for one in timeline if one.phase in _LOADING]
     served = rehearsal.outcome == "served"
@@ -428,10 +414,3 @@ def _group(plan: Plan, index: int) -> int:
     """The number of the group that a GPU belongs to; 0 where it is in none."""
     members = enumerate(plan.parallel.groups)
     return next((number for number, group in members if index in group), 0)
-
-
-def _place(plan: Plan, group: int, index: int) -> int | None:
-    """Where a GPU stands in its group, if that was rehearsed; else only the first one was."""
-    members = plan.parallel.groups[group] if plan.parallel.groups else ()
-    rehearsed = group == 0 or bool(plan.by_group)
-    return members.index(index) if rehearsed and index in members else None
