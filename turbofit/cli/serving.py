@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     from turbofit.planning.request import PlanRequest
 
 PRETEND: Final = (
-    "PRETEND GPUs: memory, admission, errors and death are real; the words that this server "
-    "generates mean nothing"
+    "PRETEND GPUs: memory, admission, errors and death are real; the words of answers mean nothing"
 )
 #: Options after ``--`` that are the gateway's business while there is one.
 _PUBLIC: Final = (

@@ -10,12 +10,14 @@ from turbofit.batch.batch_spec import LAUNCH_OPTIONS, BatchSpec, target_of
 from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.commands.completion import complete_model
 from turbofit.cli.options.common_options import (
+    API_KEY,
     JSON,
     filled,
     grouped_options,
     machine_options,
     planning_options,
 )
+from turbofit.cli.serving import PRETEND
 from turbofit.cli.terminal.output import INTERRUPTED, answer, say
 from turbofit.core.errors import UnservedError
 from turbofit.core.process.progress import tell
@@ -23,12 +25,6 @@ from turbofit.core.process.progress import tell
 if TYPE_CHECKING:
     from turbofit.batch.batch_job import BatchJob, BatchListener, BatchResult
     from turbofit.cli.terminal.output import Form
-
-_PRETEND: Final = (
-    "PRETEND GPUs: memory, admission, errors and death are real; the words of the answers mean "
-    "nothing"
-)
-
 
 _GROUPS: Final = {
     "items": ("prompt", "prompt_file", "image_column", "max_tokens", "shrink"),
@@ -59,7 +55,7 @@ _GROUPS: Final = {
         help="what to plan and start; with --url the name to ask for (default: each item's, or "
         "the first that the server lists)",
     ),
-    Option("--api-key", metavar="KEY", help="the server's key (default: $TURBOFIT_API_KEY)"),
+    API_KEY,
     Option("--revision", help="branch, tag or commit on the hub"),
     JSON,
     *grouped_options(BatchSpec, _GROUPS),
@@ -88,7 +84,7 @@ def batch(
     listener = BatchListener() if form.as_json else _listener()
     job = BatchJob((Path(source), Path(output)), spec, target, listener)
     if spec.pretend:
-        listener.say(_PRETEND)
+        listener.say(PRETEND)
     result = asyncio.run(_stoppable(job))
     _show(result, form)
     if job.interrupted:

@@ -6,8 +6,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from turbofit.cli.command import Option, command
-from turbofit.cli.commands.completion import complete_model, complete_spec
-from turbofit.cli.options.common_options import FORMS, FULL, PORT
+from turbofit.cli.commands.completion import complete_model
+from turbofit.cli.options.common_options import FORMS, FULL, PORT, spec_option
 from turbofit.cli.terminal.output import Form
 from turbofit.core.errors import PackageError
 
@@ -37,12 +37,7 @@ _TITLES: Final[dict[State, str]] = {
 
 
 @command(
-    Option(
-        "--on",
-        metavar="SPEC",
-        shell_complete=complete_spec,
-        help="check this SPEC or snapshot instead of the GPUs here",
-    ),
+    spec_option("check this SPEC or snapshot instead of the GPUs here"),
     Option(
         "--model",
         shell_complete=complete_model,

@@ -166,6 +166,18 @@ FULL: Final = Option("--full", is_flag=True, form=True, help="everything, on the
 FORMS: Final = (JSON, Option("--md", is_flag=True, form=True, help="Markdown on stdout"))
 HTML: Final = Option("--html", metavar="FILE", form=True, type=PATH, help="one page; - for stdout")
 
+#: A run of `serve`, by `read_run`.
+RUN: Final = Argument(
+    "run",
+    metavar="RUN",
+    required=False,
+    type=PATH,
+    explained="a run's folder or name, or its model (default: the newest run)",
+)
+API_KEY: Final = Option(
+    "--api-key", metavar="KEY", help="the server's key (default: $TURBOFIT_API_KEY)"
+)
+
 _SERVER: Final = f"http://127.0.0.1:{DEFAULT_PORT}"
 #: A server that runs, by `server_of`, and its model.
 SERVER_OPTIONS: Final = (
@@ -173,7 +185,7 @@ SERVER_OPTIONS: Final = (
         "url", metavar="URL", required=False, explained=f"the server's address (default {_SERVER})"
     ),
     Option("--model", help="the model's name (default: the first that the server lists)"),
-    Option("--api-key", metavar="KEY", help="the server's key (default: $TURBOFIT_API_KEY)"),
+    API_KEY,
 )
 
 
@@ -208,6 +220,13 @@ def model_argument(
     )  # fmt: skip
     options = [profile_option()] if profile else []
     return [model, *options, *options_of(PlanRequest, ["revision"])]
+
+
+def spec_option(explained: str) -> Option:
+    """``--on`` of a command that plans nothing."""
+    from turbofit.cli.commands.completion import complete_spec
+
+    return Option("--on", metavar="SPEC", shell_complete=complete_spec, help=explained)
 
 
 def machine_options() -> list[click.Parameter]:
