@@ -29,8 +29,12 @@ _GPU_ROWS: Final = 6
 #: Sections of few rows that matter to everybody, in their order; a GPU's peak and headroom follow.
 _SECTIONS: Final = ("What it holds", "Shape", "Limits", "Settings")
 _OF_GPU: Final = {"= peak": "in use at most", "= headroom": "left then"}
-#: Limits whose name alone says nothing.
-_LABELS: Final = {"n": "answers a request"}
+#: What a summary calls a figure whose name alone says nothing.
+_LABELS: Final = {
+    "n": "answers to one request (n), at most",
+    "concurrency": "requests at once",
+    "users, a worst request each": "worst requests in the cache",
+}
 _LIMITS: Final = (
     "max_dynamic_patch", "max_pixels_per_image", "images_per_request", "units_per_image",
     "units_per_request", "units_per_forward", "image_tokens_per_request", "n",
@@ -122,7 +126,14 @@ def compare_view(found: Comparison) -> list[Block]:
 
 def _in_short(sections: Mapping[str, Sequence[ComparedRow]]) -> list[Block]:
     """What differs most, in about twenty lines; of bytes what each GPU needs at most."""
-    plain = [(_LABELS.get(row.what, row.what), row) for name in _SECTIONS for row in sections[name]]
+    held = {row.what: (row.a, row.b) for row in sections["What it holds"]}
+    one_cache = held.get("KV tokens") == held.get("KV tokens a group")
+    plain = [
+        (_LABELS.get(row.what, row.what), row)
+        for name in _SECTIONS
+        for row in sections[name]
+        if not (one_cache and row.what == "KV tokens a group")
+    ]
     cards = [
         (f"{name}: {_OF_GPU[row.what]}, MiB", row)
         for name, rows in sections.items()

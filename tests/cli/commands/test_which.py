@@ -43,7 +43,7 @@ def test_cards_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     told = capsys.readouterr().out
     assert "preset cards keep the promise (concurrency 2), each with the fewest of" in told
     assert "tp 1 x 1" not in told
-    assert "more that keep it, 5 that do not: --full" in told
+    assert "more that do, 5 that do not: --full" in told
     assert main([*QUESTION, "--full"]) == 0
     whole = capsys.readouterr().out
     assert "tp 1 x 1" in whole

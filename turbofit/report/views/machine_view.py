@@ -190,7 +190,7 @@ def _measured(measured: Measured) -> list[Block]:
 def ways_text(machine: Machine) -> str:
     """How many pairs reach each other in each way, in a sentence; empty for one GPU."""
     found = _ways(machine).items()
-    return "; ".join(f"{len(pairs)} {plural(len(pairs), 'pair')} {way}" for way, pairs in found)
+    return "; ".join(f"{len(pairs)} {plural(len(pairs), 'pair')}: {way}" for way, pairs in found)
 
 
 def _ways(machine: Machine) -> dict[str, list[str]]:
@@ -211,7 +211,7 @@ def _way(link: Link) -> str:
         return "PCIe, peer access"
     if NA in (link.p2p_read, link.p2p_write):
         return "peer access could not be read"
-    return "no peer access: through host memory"
+    return "no peer access, through host memory"
 
 
 def topology_of(machine: Machine, groups: tuple[tuple[int, ...], ...] = ()) -> Topology:

@@ -179,7 +179,8 @@ def _in_short(plan: Plan) -> list[tuple[str, str]]:
         facts.append((size, f"{_at_once(plan):,} at once; forecast {forecast}"))
     if plan.pace:
         facts.append(("pace", plan.pace.text))
-    facts += _promise(plan)
+    # The sentence of a prediction says what its cache holds.
+    facts += [*(_cache(plan) if plan.considered else []), *_promise(plan)]
     if plan.fits and plan.remedies:
         facts.append(("faster", f"{plan.remedies[0].change}: {plan.remedies[0].effect}"))
     if plan.rehearsal is not None:
@@ -188,16 +189,21 @@ def _in_short(plan: Plan) -> list[tuple[str, str]]:
     return facts
 
 
-def _promise(plan: Plan) -> list[tuple[str, str]]:
-    """What the cache holds, and what a request may be."""
-    kv, limits, rule = plan.kv, plan.limits, plan.model.image_rule
-    facts = []
+def _cache(plan: Plan) -> list[tuple[str, str]]:
+    """How many requests of the least and of the most tokens the cache holds."""
     users = capacity(plan).users
-    if users:
-        shown = dict.fromkeys((users[0], users[-1]))
-        held = " or ".join(f"{one.held:,} of {one.tokens:,}" for one in shown)
-        each = format_bytes(kv.bytes_per_token)
-        facts.append(("KV cache", f"{kv.total_tokens:,} tokens of {each}; requests: {held}"))
+    if not users:
+        return []
+    first, *others = dict.fromkeys((users[0], users[-1]))
+    held = f"{first.held:,} {plural(first.held, 'request')} of {first.tokens:,}"
+    held += "".join(f", or {one.held:,} of {one.tokens:,}" for one in others)
+    each = format_bytes(plan.kv.bytes_per_token)
+    return [("KV cache", f"{plan.kv.total_tokens:,} tokens of {each}: {held}")]
+
+
+def _promise(plan: Plan) -> list[tuple[str, str]]:
+    """What a request may be."""
+    limits, rule, facts = plan.limits, plan.model.image_rule, []
     context = f"{plan.settings.session_len:,} tokens with the answer"
     if plan.engine.of_lmdeploy:
         context += f"; prefill reads {plan.settings.max_prefill_token_num:,} at a time"
@@ -239,7 +245,7 @@ def _speed(speed: Throughput | UsualImage) -> str:
 def _capacity(plan: Plan) -> list[Block]:
     """What the cache holds, what a request may be, and host memory."""
     kv, limits, rule = plan.kv, plan.limits, plan.model.image_rule
-    found, facts = capacity(plan), _promise(plan)
+    found, facts = capacity(plan), [*_cache(plan), *_promise(plan)]
     if plan.parallel.replicas > 1:
         least = "at least " if plan.by_group else ""
         facts.append(("each KV cache", f"{least}{kv.tokens:,} tokens"))
