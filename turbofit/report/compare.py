@@ -9,7 +9,7 @@ from turbofit.core.messages import groups_of, indices
 from turbofit.core.struct import Struct, const
 from turbofit.core.units import MIB, mib
 from turbofit.report.painters.document import ONLY_SHORT, Heading, Paragraph, table
-from turbofit.report.views.plan.figures import capacity, settings_of
+from turbofit.report.views.plan.figures import images_held, settings_of, users_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.report.painters.document import Block, Table, Tone
     from turbofit.report.stored_documents import StoredPlan
-
-__all__ = ["Comparison", "compare", "compare_view", "folded"]
 
 _SCHEMA: Final = "turbofit.compare/1"
 
@@ -189,7 +187,7 @@ def _side(saved: StoredPlan) -> ComparedSide:
 
 def _facts(plan: Plan, *, by_group: bool) -> dict[str, dict[str, Any]]:
     """Facts by their sections; ``by_group``: the settings are told of each engine."""
-    room, speed = capacity(plan), plan.throughput
+    users, speed = users_of(plan), plan.throughput
     groups = range(max(1, len(plan.parallel.groups)) if by_group else 1)
     found: dict[str, dict[str, Any]] = {
         "Shape": {
@@ -211,8 +209,8 @@ def _facts(plan: Plan, *, by_group: bool) -> dict[str, dict[str, Any]]:
             "KV tokens": plan.kv.total_tokens,
             "KV tokens a group": plan.kv.tokens,
             "longest request, tokens": plan.kv.longest_request_tokens,
-            "images of the worst size": room.images,
-            "users, a worst request each": room.users[0].held if room.users else None,
+            "images of the worst size": images_held(plan),
+            "users, a worst request each": users[0].held if users else None,
             "output tokens/s (forecast)": speed and round(speed.output_tokens_per_second, 3),
             "requests/s (forecast)": speed and round(speed.requests_per_second, 3),
             "rehearsal": plan.rehearsal and plan.rehearsal.outcome,

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Document
     from turbofit.report.painters.document import Block
 
-__all__ = ["SHARE_SCHEMA", "SharedRun", "share_view", "shared", "shared_run"]
-
 SHARE_SCHEMA: Final = "turbofit.share/1"
 LEFT_OUT: Final = (
     "UUIDs of the GPUs, other processes, the host's name, memory and processors",

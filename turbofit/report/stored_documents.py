@@ -28,21 +28,6 @@ if TYPE_CHECKING:
     from turbofit.core.tuning import Tuning
     from turbofit.load.result import LoadResult
 
-__all__ = [
-    "LATEST",
-    "RunDocument",
-    "StoredPlan",
-    "check_consistent",
-    "keep",
-    "newest_run",
-    "read_plan",
-    "read_reported",
-    "read_run",
-    "read_saved",
-    "reportable",
-    "saved_document",
-]
-
 _RUN_WITH_PLAN: Final = "turbofit.report/1"
 
 #: The word for the newest.

@@ -23,11 +23,6 @@ from turbofit.planning.request import Bytes, PlanRequest, Positive, Tokens
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = [
-    "SiteCard", "SiteChoice", "SiteChoices", "SiteModel", "SitePoint", "SiteRequest", "choices_of",
-    "points",
-]  # fmt: skip
-
 #: The most used models, small to large. Others are left out only to save minutes.
 _MODELS: Final = (
     "internvl3-2b", "internvl3-8b", "internvl3.5-8b", "internvl3-38b-awq", "qwen2.5-vl-3b",

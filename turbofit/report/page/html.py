@@ -29,8 +29,6 @@ from turbofit.report.painters.document import (
     Verdict,
 )
 
-__all__ = ["page", "paint", "policy", "shared_script", "stylesheet"]
-
 _FOLDER: Final = Path(__file__).parent
 #: What a cell must look like to sort as a number.
 _NUMBER: Final = re.compile(r"[+-]?[\d,]+(\.\d+)?(e[+-]?\d+)?")

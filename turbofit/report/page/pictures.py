@@ -24,8 +24,6 @@ if TYPE_CHECKING:
         TopologyCard,
     )
 
-__all__ = ["bars", "curve", "timeline", "topology"]
-
 #: Pixels of timelines and curves, and what is left around them.
 _WIDTH: Final = 960
 _HEIGHT: Final = 300

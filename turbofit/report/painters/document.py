@@ -13,13 +13,6 @@ from turbofit.core.struct import Struct
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
 
-__all__ = [
-    "ONLY_ON_PAGE", "ONLY_SHORT", "ONLY_WHOLE", "Bar", "BarPiece", "Block", "Code", "Column",
-    "Curve", "FactList", "Fold", "Heading", "Items", "Paragraph", "Series", "Table", "Tiles",
-    "Timeline", "TimelineLane", "TimelineSlot", "Tone", "Topology", "TopologyCard", "Verdict",
-    "table", "text_blocks",
-]  # fmt: skip
-
 Tone = Literal["plain", "good", "bad", "warn", "dim"]
 
 

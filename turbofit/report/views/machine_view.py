@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from turbofit.core.struct import NaType
     from turbofit.report.painters.document import Block
 
-__all__ = ["machine_view", "topology_of", "ways_text"]
-
 #: Holders of the short answer; the whole text has all.
 _HOLDERS: Final = 3
 #: Pairs of GPUs that a page names of each way.

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from turbofit.machine.presets import GpuPreset
     from turbofit.report.painters.document import Block
 
-__all__ = ["gpus_view", "models_view", "which_view"]
-
 
 def models_view(
     known: Iterable[tuple[str, Model]],

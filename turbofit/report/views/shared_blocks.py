@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Remedy
     from turbofit.report.painters.document import Block
 
-__all__ = ["MORE", "assumed_of", "first_warnings", "remedies_table"]
-
 #: How to see the whole text.
 MORE: Final = Paragraph(text="more: --full, --md or --json", tone="dim", **ONLY_SHORT)
 

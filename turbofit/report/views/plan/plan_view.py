@@ -23,7 +23,13 @@ from turbofit.report.painters.document import (
 )
 from turbofit.report.views.machine_view import topology_of, ways_text
 from turbofit.report.views.plan.commands_view import command_blocks, serve_note, shell_words, unheld
-from turbofit.report.views.plan.figures import capacity, differing, per_engine_blocks, settings_of
+from turbofit.report.views.plan.figures import (
+    differing,
+    images_held,
+    per_engine_blocks,
+    settings_of,
+    users_of,
+)
 from turbofit.report.views.plan.memory_view import memory_blocks, need_of
 from turbofit.report.views.shared_blocks import assumed_of, first_warnings, remedies_table
 
@@ -33,8 +39,6 @@ if TYPE_CHECKING:
     from turbofit.core.run_report import RunReport
     from turbofit.report.painters.document import Block
     from turbofit.report.stored_documents import StoredPlan
-
-__all__ = ["plan_frame", "plan_page", "plan_view", "speed_in_short"]
 
 #: Remedies of the short answer, and candidates of the whole text; a page has all.
 _REMEDIES: Final = 3
@@ -124,9 +128,10 @@ def _answer(plan: Plan) -> list[Block]:
 
 def _tiles(plan: Plan) -> Tiles:
     """Requests at once and the first token, of the worst images and of usual ones; the cache."""
-    found, speed, usual = capacity(plan), plan.throughput, plan.usual_image
+    kv, speed, usual, groups = plan.kv, plan.throughput, plan.usual_image, len(plan.each())
+    users = users_of(plan)
     size = "{}x{}".format(*usual.image_size) if usual else ""
-    first = f"with {found.users[0].what} each" if found.users else ""
+    first = f"with {users[0].what} each" if users else ""
     beside = f"; {usual.requests_at_once:,} with {size}" if usual else ""
     shown = [("requests at once", f"{_at_once(plan):,}", f"{first}{beside}")]
     if speed is not None:
@@ -137,10 +142,10 @@ def _tiles(plan: Plan) -> Tiles:
         after = f"; {two_digits(usual.requests_per_second)} with {size}" if usual else ""
         shown.append(("requests/s", rate, f"{text}{after}"))
     per = "in one cache"
-    if found.groups > 1:
-        least = "" if found.tokens_per_group * found.groups == found.tokens else "at least "
-        per = f"{least}{found.tokens_per_group:,} in each of {found.groups} groups"
-    shown.append(("KV tokens", f"{found.tokens:,}", per))
+    if groups > 1:
+        least = "" if kv.tokens * groups == kv.total_tokens else "at least "
+        per = f"{least}{kv.tokens:,} in each of {groups} groups"
+    shown.append(("KV tokens", f"{kv.total_tokens:,}", per))
     return Tiles(figures=tuple(shown), **ONLY_ON_PAGE)
 
 
@@ -191,7 +196,7 @@ def _in_short(plan: Plan) -> list[tuple[str, str]]:
 
 def _cache(plan: Plan) -> list[tuple[str, str]]:
     """How many requests of the least and of the most tokens the cache holds."""
-    users = capacity(plan).users
+    users = users_of(plan)
     if not users:
         return []
     first, *others = dict.fromkeys((users[0], users[-1]))
@@ -245,7 +250,7 @@ def _speed(speed: Throughput | UsualImage) -> str:
 def _capacity(plan: Plan) -> list[Block]:
     """What the cache holds, what a request may be, and host memory."""
     kv, limits, rule = plan.kv, plan.limits, plan.model.image_rule
-    found, facts = capacity(plan), [*_cache(plan), *_promise(plan)]
+    users, facts = users_of(plan), [*_cache(plan), *_promise(plan)]
     if plan.parallel.replicas > 1:
         least = "at least " if plan.by_group else ""
         facts.append(("each KV cache", f"{least}{kv.tokens:,} tokens"))
@@ -258,7 +263,7 @@ def _capacity(plan: Plan) -> list[Block]:
             f"{limits.units_per_forward:,} {plural(limits.units_per_forward, limits.vision_unit)}"
         )
         facts += [
-            ("images at once", f"{found.images or 0:,} of the worst size, without any text"),
+            ("images at once", f"{images_held(plan) or 0:,} of the worst size, without any text"),
             ("paid for", f"{paid} in one forward pass"),
         ]
         if plan.takes_videos:
@@ -268,12 +273,9 @@ def _capacity(plan: Plan) -> list[Block]:
     pinned, pageable = format_bytes(host.pinned), format_bytes(host.pageable)
     facts.append(("host memory", f"{pinned} pinned, {pageable} pageable; available: {have}"))
     blocks: list[Block] = [Heading(text="Capacity and limits")]
-    if found.users:
+    if users:
         titles = ("a conversation of", "tokens", "the cache holds", "run at once")
-        rows = (
-            (one.what, f"{one.tokens:,}", f"{one.held:,}", f"{one.running:,}")
-            for one in found.users
-        )
+        rows = ((one.what, f"{one.tokens:,}", f"{one.held:,}", f"{one.running:,}") for one in users)
         blocks.append(table(titles, rows, right=titles[1:], wrap=titles[:1]))
     return [*blocks, FactList(facts=tuple(facts))]
 

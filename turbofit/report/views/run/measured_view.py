@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from turbofit.load.trace_forecast import TracedPlan, TraceForecast
     from turbofit.report.painters.document import Block
 
-__all__ = ["calibration_view", "load_view", "made_by", "pareto", "trace_view", "tune_view"]
-
 
 def load_view(result: LoadResult) -> list[Block]:
     """What a load measured: figures, latency, the time of the window, what was not answered."""

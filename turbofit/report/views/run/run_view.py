@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from turbofit.core.run_report import RunReport
     from turbofit.report.painters.document import Block, Tone
 
-__all__ = ["became_blocks", "sides"]
-
 #: Events of a run that are shown.
 _EVENTS: Final = 10
 #: What is said of a run on pretend GPUs: what it shows is not measured.

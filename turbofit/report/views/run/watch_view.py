@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from turbofit.observe.live import LiveEngine, LiveServer
     from turbofit.report.painters.document import Block, Table
 
-__all__ = ["watch_view"]
-
 _EVENTS: Final = 5
 _NONE: Final = "-"
 
