@@ -145,7 +145,7 @@ def _one(block: Block) -> Markup:
         code = tag("pre", tag("code", block.text), tabindex="0")
         return tag("div", code, button, class_="command")
     if isinstance(block, Topology):
-        return join(topology(block), _one(Fold(title="Every pair", blocks=block.instead)))
+        return topology(block)
     if isinstance(block, Timeline):
         return join(timeline(block), _one(Fold(title="The same as a list", blocks=block.instead)))
     assert isinstance(block, Curve)

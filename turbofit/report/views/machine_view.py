@@ -22,7 +22,7 @@ from turbofit.report.painters.document import (
 from turbofit.report.views.shared_blocks import MORE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from turbofit.core.machine import Holder, Link, Machine, Measured
     from turbofit.core.struct import NaType
@@ -30,8 +30,13 @@ if TYPE_CHECKING:
 
 #: Holders of the short answer; the whole text has all.
 _HOLDERS: Final = 3
-#: Pairs of GPUs that a page names of each way.
-_PAIRS: Final = 12
+#: Pairs of GPUs that are named of each way.
+_PAIRS: Final = 16
+#: What lies between two GPUs, by NVML's names.
+_PATHS: Final = {
+    "internal": "on one board", "single": "by one PCIe switch", "multiple": "by PCIe switches",
+    "hostbridge": "by a host bridge", "node": "in a NUMA node", "system": "between NUMA nodes",
+}  # fmt: skip
 
 
 def machine_view(machine: Machine) -> list[Block]:
@@ -187,15 +192,15 @@ def _measured(measured: Measured) -> list[Block]:
 
 def ways_text(machine: Machine) -> str:
     """How many pairs reach each other in each way, in a sentence; empty for one GPU."""
-    found = _ways(machine).items()
+    found = _ways(machine, _way).items()
     return "; ".join(f"{len(pairs)} {plural(len(pairs), 'pair')}: {way}" for way, pairs in found)
 
 
-def _ways(machine: Machine) -> dict[str, list[str]]:
+def _ways(machine: Machine, way: Callable[[Link], str]) -> dict[str, list[str]]:
     """The ways in which two GPUs reach each other, each with the pairs that have it."""
     found: dict[str, list[str]] = {}
     for a, b in combinations([gpu.index for gpu in machine.gpus], 2):
-        found.setdefault(_way(machine.link(a, b)), []).append(f"{a}-{b}")
+        found.setdefault(way(machine.link(a, b)), []).append(f"{a}-{b}")
     return found
 
 
@@ -209,17 +214,23 @@ def _way(link: Link) -> str:
         return "PCIe, peer access"
     if NA in (link.p2p_read, link.p2p_write):
         return "peer access could not be read"
+    if link.p2p_read or link.p2p_write:
+        return "peer access one way alone"
     return "no peer access, through host memory"
 
 
-def topology_of(machine: Machine, groups: tuple[tuple[int, ...], ...] = ()) -> Topology:
-    """The GPUs, the groups of a plan, and the ways between all pairs.
+def _way_and_path(link: Link) -> str:
+    path = None if link.nvlinked else _PATHS.get(link.ancestor)
+    return f"{_way(link)} ({path})" if path else _way(link)
 
-    As text the matrix of `nvidia-smi topo`: above the diagonal the path, below it peer access. A
-    plan's text has its links in words.
+
+def topology_of(machine: Machine, groups: tuple[tuple[int, ...], ...] = ()) -> Topology:
+    """The GPUs, the groups of a plan, and the pairs that reach each other in each way.
+
+    A plan's text has the ways alone, among its facts.
     """
     ways = []
-    for way, pairs in _ways(machine).items():
+    for way, pairs in _ways(machine, _way_and_path).items():
         named = f" ({', '.join(pairs)})" if len(pairs) <= _PAIRS else ""
         ways.append(f"{len(pairs)} {plural(len(pairs), 'pair')}{named}: {way}")
     return Topology(
@@ -229,41 +240,6 @@ def topology_of(machine: Machine, groups: tuple[tuple[int, ...], ...] = ()) -> T
         ),
         groups=groups,
         ways=tuple(ways),
-        instead=_matrix(machine),
+        instead=(Items(items=tuple(ways)),),
         whole=not groups,
     )
-
-
-def _matrix(machine: Machine) -> tuple[Block, ...]:
-    order = [gpu.index for gpu in machine.gpus]
-    rows = []
-    for a in order:
-        cells = []
-        for b in order:
-            link = machine.link(a, b)
-            cells.append("X" if a == b else _path(link) if a < b else _peer(link))
-        rows.append((f"GPU {a}", *cells))
-    text = (
-        "above the X: NV# = # NVLinks, PIX = one PCIe switch, PXB = several, PHB = host "
-        "bridge, NODE = one NUMA node, SYS = between NUMA nodes; below it: peer access"
-    )
-    matrix = table(("", *(f"GPU {b}" for b in order)), rows)
-    return (matrix, Paragraph(text=text, tone="dim"))
-
-
-def _path(link: Link) -> str:
-    if link.nvlinked:
-        return f"NV{link.nvlinks}"
-    names = {
-        "internal": "INT", "single": "PIX", "multiple": "PXB", "hostbridge": "PHB",
-        "node": "NODE", "system": "SYS",
-    }  # fmt: skip
-    return names.get(link.ancestor, link.ancestor)
-
-
-def _peer(link: Link) -> str:
-    if NA in (link.p2p_read, link.p2p_write):
-        return NA
-    if link.peers:
-        return "yes"
-    return "no" if not (link.p2p_read or link.p2p_write) else "one way"

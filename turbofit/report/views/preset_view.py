@@ -29,15 +29,12 @@ if TYPE_CHECKING:
 def models_view(
     known: Iterable[tuple[str, Model]],
     unsupported: Iterable[tuple[str, str]],
-    *,
-    hub_ids: bool = True,
 ) -> list[Block]:
     """Models by name; those without an account below, with the reason.
 
     Args:
         known: models by their names.
         unsupported: reasons by their models' names.
-        hub_ids: false where the terminal has no room for them.
     """
     rows = (
         (
@@ -54,9 +51,10 @@ def models_view(
         ("name", "params", "weights", "context", "images", "hub id"),
         rows,
         right=("params", "weights", "context"),
-        aside=() if hub_ids else ("hub id",),
+        aside=("hub id",),
     )
-    blocks: list[Block] = [Heading(text="Models"), listed]
+    more = Paragraph(text="hub ids: --md or --json", tone="dim", page=False)
+    blocks: list[Block] = [Heading(text="Models"), listed, more]
     without = tuple(f"{name}: {why}" for name, why in unsupported)
     if without:
         blocks += [Heading(text="Not planned for"), Items(items=without)]

@@ -22,6 +22,7 @@ from turbofit.report.painters.document import (
     table,
 )
 from turbofit.report.views.plan.memory_view import fold_indices
+from turbofit.report.views.shared_blocks import PRETENDED, last_events
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 
 #: Events of a run that are shown.
 _EVENTS: Final = 10
-#: What is said of a run on pretend GPUs: what it shows is not measured.
-_PRETENDED: Final = "on pretend GPUs: memory is the engine's own, words and speed are not real"
 _MOST_CASES: Final = 12
 #: Characters of a bar beside a phase.
 _CELLS: Final = 20
@@ -66,7 +65,7 @@ def _rehearsal(plan: Plan) -> list[Block]:
             where = f"GPU {indices(members)}: " if plan.by_group else ""
             text = (
                 f"{where}{found.outcome} in {found.seconds:.1f} s with LMDeploy"
-                f" {found.engine_version} {_PRETENDED}"
+                f" {found.engine_version} {PRETENDED}"
             )
             tone: Tone = "good" if found.outcome == "served" else "bad"
             blocks += [Paragraph(text=text, tone=tone), *_death(found), *_cases(found)]
@@ -123,15 +122,12 @@ def _run(run: RunReport) -> list[Block]:
             facts.append(("memory", back))
     blocks: list[Block] = [Heading(text="Run"), FactList(facts=tuple(facts))]
     if run.pretend:
-        blocks.append(Paragraph(text=_PRETENDED, tone="warn"))
+        blocks.append(Paragraph(text=PRETENDED, tone="warn"))
     for attempt in run.attempts:
         if attempt.ended:
             text = f"start {attempt.number} ended: {attempt.ended.get('message', '')}"
             blocks.append(Paragraph(text=text, tone="bad"))
-    if run.events:
-        items = tuple(f"{one.at} {one.kind}: {one.text}" for one in run.events[-_EVENTS:])
-        blocks += [Heading(text="Last events", level=3), Items(items=items)]
-    return blocks
+    return [*blocks, *last_events(run, _EVENTS, level=3)]
 
 
 def _timelines(plan: Plan, run: RunReport | None) -> list[Block]:
