@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from turbofit.cli.command import CliCommand, option_name
 from turbofit.cli.options.common_options import (
-    filled,
     planning_keywords,
     refuse_beside_cluster,
     setting_options,
@@ -19,7 +18,6 @@ from turbofit.core.process.ports import LAST_PORT
 if TYPE_CHECKING:
     from turbofit.cli.options.gateway_options import GatewayOptions
     from turbofit.cli.options.launch_options import ServeOptions
-    from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
     from turbofit.gateway.config import GatewayConfig
     from turbofit.launch.serve.config import ClusterServeConfig, ServeConfig
@@ -62,17 +60,6 @@ class ServeArguments(NamedTuple):
                     hint="use --api-key and --allow-origins before --, or --no-gateway",
                 )
         return self.public.config()
-
-
-def given_request(model: str | None, given: Options) -> PlanRequest:
-    """What the options ask for.
-
-    Raises:
-        UsageError: a value is wrong.
-    """
-    from turbofit.planning.request import PlanRequest
-
-    return filled(PlanRequest, {**given, "model": model or NO_MODEL})
 
 
 def refuse_elsewhere(request: PlanRequest, does: str, beside: str = "") -> None:

@@ -308,15 +308,11 @@ def _wrong(plan: Plan) -> Iterator[str]:
 
 
 def _rehearsals(plan: Plan) -> Iterator[str]:
-    """The first group's; of groups that differ each one's, and the plan's is one of these."""
-    rehearsals = [one.rehearsal for one in plan.by_group]
-    if not rehearsals:
-        rehearsals = [plan.rehearsal]
-    elif plan.rehearsal is not None and plan.rehearsal not in rehearsals:
-        yield "its rehearsal is none of its groups'"
-    for rehearsal, group in zip(rehearsals, plan.parallel.groups, strict=False):
-        if rehearsal is not None:
-            yield from _rehearsed(rehearsal, len(group))
+    """The first group's; of groups that differ each one's."""
+    each = plan.by_group or (plan,)
+    for one, group in zip(each, plan.parallel.groups, strict=False):
+        if one.rehearsal is not None:
+            yield from _rehearsed(one.rehearsal, len(group))
 
 
 def _rehearsed(rehearsal: Rehearsal, cards: int) -> Iterator[str]:
