@@ -38,6 +38,8 @@ def refused(capsys: Out, *words: str) -> tuple[str, str]:
         ("--imags 2", "", "did you mean --images?"),
         ("--foo 2", "", "see turbofit plan --help"),
         ("--enforce-eager", "", "here: --eager-mode"),
+        ("--devices 0,1", " 0,1", "here: --gpus 0,1"),
+        ("-o json", " json", "--json prints a document"),
     ],
 )
 def test_options_of_others_at_plan(words: str, value: str, hint: str, capsys: Out) -> None:
@@ -127,6 +129,21 @@ def test_behind_the_dashes(capsys: Out) -> None:
 )
 def test_a_first_word_that_is_no_command(word: str, hint: str, capsys: Out) -> None:
     assert hint in refused(capsys, word)[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ("plan llava 1.5 7b", "a name has no spaces: llava-1.5-7b"),
+        ("serve internvl2 8b", "a name has no spaces: internvl2-8b"),
+        ("plan qwen", "`turbofit models qwen`"),
+        ("plan internvl2-8b --images 1920x1080", "--image-size is their size"),
+        ("plan internvl2-8b --gpus 4xrtx3090", "it is a machine: --on 4xrtx3090"),
+        ("plan internvl2-8b --on 4xrtx3090,nvlink", "nvlink=0-1+2-3"),
+    ],
+)
+def test_a_value_of_another_option_or_argument(words: str, hint: str, capsys: Out) -> None:
+    assert hint in refused(capsys, *words.split())[1]
 
 
 def test_words_that_are_missing_or_too_many(capsys: Out) -> None:

@@ -170,7 +170,7 @@ def test_what_a_name_leaves_open_is_a_warning():
         ("999xl4", "999xl4: no such group", "1 to 64"),
         ("9999999999999xl4", "xl4", "`turbofit gpus` lists"),
         ("64xl4+l4", "65 GPUs", "64"),
-        ("l4:free=", "not key=value", "total, used, free"),
+        ("l4:free=", "not key=value", "free=19GiB"),
         ("l4:memory=2GiB", "unknown key 'memory'", "total"),
         ("l4:free=19", "free of l4: 19 bytes?", "for 19 GiB write 19GiB"),
         ("l4:total=0.5", "total of l4: 0.5 bytes?", "0.5MiB"),

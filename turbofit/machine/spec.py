@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from itertools import groupby
-from typing import Final, Literal, NoReturn
+from typing import TYPE_CHECKING, Final, Literal, NoReturn
 
 from msgspec.structs import replace
 
@@ -43,6 +43,9 @@ from turbofit.machine.unlisted import (
     other_card,
     unsupported_card,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["MAX_GPUS", "is_spec", "parse_spec"]
 
@@ -83,8 +86,9 @@ _CAPABILITY: Final = re.compile(r"(?:sm|cc)?[_ ]?(\d{1,2})\.?(\d)[a-z]?", re.IGN
 #: The oldest compute capability that LMDeploy has code for.
 _OLDEST: Final = (7, 0)
 _PAIR: Final = re.compile(r"\s*(\d{1,3})\s*-\s*(\d{1,3})\s*")
-_KEYS: Final = ("total", "used", "free", "mig", "sm")
-_OPTIONS: Final = ("nvlink", "p2p", "ram")
+#: What may stand behind a card, and behind all, with an example.
+_KEYS: Final = {"total": "24GiB", "used": "4GiB", "free": "19GiB", "mig": "3g.40gb", "sm": "8.6"}
+_OPTIONS: Final = {"nvlink": "0-1+2-3", "p2p": "all", "ram": "64GiB"}
 
 
 class _Card(Struct):
@@ -347,14 +351,15 @@ def _sized(gpu: Gpu, name: str, given: dict[str, str]) -> Gpu:
     return replace(gpu, total=total, reserved=reserved, used=used, free=free, holders=holders)
 
 
-def _key_values(parts: list[str], known: tuple[str, ...], what: str) -> dict[str, str]:
+def _key_values(parts: list[str], known: Mapping[str, str], what: str) -> dict[str, str]:
     """``key=value`` parts as a dict; each key once, and only known ones."""
     found: dict[str, str] = {}
     for part in parts:
         key, equals, value = part.partition("=")
         key = key.strip().lower()
         if not equals or not value.strip():
-            _refuse(f"{part.strip()!r} is not key=value", f"{what}s are {', '.join(known)}")
+            examples = ", ".join(f"{key}={value}" for key, value in known.items())
+            _refuse(f"{part.strip()!r} is not key=value", f"{what}s are written {examples}")
         if key not in known:
             _refuse(f"unknown {what} {key!r}", f"known are {', '.join(known)}")
         if key in found:

@@ -20,7 +20,14 @@ from turbofit.core.errors import UsageError
 from turbofit.core.model import Model
 from turbofit.core.process.log import LazyLogger
 from turbofit.model.caches import cached_snapshot, has_config, modelscope_folders, uses_modelscope
-from turbofit.model.presets import HUB_ID, find_preset, load_preset, nearest_names, preset_model
+from turbofit.model.presets import (
+    HUB_ID,
+    find_preset,
+    known_presets,
+    load_preset,
+    nearest_names,
+    preset_model,
+)
 
 if TYPE_CHECKING:
     from turbofit.model.checkpoint import Files
@@ -281,4 +288,5 @@ def _nearest_hint(name: str) -> str:
     near = nearest_names(name)
     if near:
         return f"did you mean {', '.join(near)}?"
-    return "name a folder, a hub id (ORG/NAME) or one of `turbofit models`"
+    named = f" {name}" if name.lower() in " ".join(known_presets()) else ""
+    return f"name a folder, a hub id (ORG/NAME) or one of `turbofit models{named}`"

@@ -180,7 +180,7 @@ class PlanRequest(Validated):
     tp: Positive | None = Field(default=None, description="GPUs of one engine")
     replicas: Positive | None = Field(default=None, description="engines side by side")
 
-    images: Count = Field(default=1, description="images a request")
+    images: Count = Field(default=1, description="images a request; --image-size is their size")
     image_size: Size | None = Field(
         default=None,
         description="their width and height (default: the worst that the model's rule admits)",
