@@ -7,7 +7,6 @@ import turbofit
 from tests.support.plans import plausible_plan
 from turbofit.core.messages import BEYOND, OWN_CODE, QUEUED
 from turbofit.core.plan import Plan
-from turbofit.report.painters.document import Bar, text_blocks
 from turbofit.report.painters.terminal import paint
 from turbofit.report.views.plan.plan_view import plan_view
 
@@ -40,15 +39,6 @@ def test_it_fits_a_terminal_and_has_the_verdict_the_promise_and_one_command(
         places = [text.index(one) for one in ("turbofit serve", "LMDeploy alone", "api_server")]
         assert places == sorted(places)
     assert lines[-1].startswith("more: --full")
-
-
-def test_the_bar_adds_up_to_the_card_and_is_the_fullest_gpus() -> None:
-    plan = turbofit.plan("internvl2-8b", on="rtx3090+rtx4090")
-    (bar,) = (block for block in text_blocks(plan_view(plan), short=True) if isinstance(block, Bar))
-    least = min(plan.gpus, key=lambda gpu: gpu.headroom)
-    assert bar.title.startswith(f"GPU {least.index}: ")
-    assert sum(piece.bytes for piece in bar.parts) == bar.room == least.total
-    assert sum(piece.bytes for piece in bar.parts if piece.mark in ".m") == least.headroom
 
 
 def told(plan: Plan) -> str:
