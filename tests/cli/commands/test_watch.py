@@ -78,7 +78,7 @@ def test_all_models_of_a_server_are_shown(folder: Path, capsys: pytest.CaptureFi
     [
         (["--interval", "0"], "too short"),
         (["--url", "http://127.0.0.1:9"], "nobody answers"),
-        (["no-such-run"], "cannot be read"),
+        (["no-such-run"], "no run is called"),
         (["http://127.0.0.1:9"], "is an address, not a run"),
     ],
 )

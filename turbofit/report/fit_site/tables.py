@@ -221,14 +221,14 @@ def table_of(choices: SiteChoices, model: str, card: str) -> SiteTable:
 def rows(choices: SiteChoices, table: SiteTable) -> Iterator[PageRow]:
     """Each choice of a table with its answer."""
     for point, number in zip(points(choices), table.order, strict=True):
-        asked = point.request(table.model, table.card)
+        request = point.request(table.model, table.card)
         yield PageRow(
             model=table.model,
             on=point.machine(table.card),
-            images=asked.images,
-            image_size=asked.image_size,
-            context=asked.context,
-            concurrency=asked.concurrency,
+            images=request.images,
+            image_size=request.image_size,
+            context=request.context,
+            concurrency=request.concurrency,
             answer=table.answers[number],
         )
 

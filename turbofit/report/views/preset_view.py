@@ -138,16 +138,16 @@ def _answer(found: Which) -> str:
     """How many keep the promise, and in which order they stand."""
     count = len(found.keep)
     everything = count + len(found.others)
-    asked = ", ".join(
+    promise = ", ".join(
         f"{name.replace('_', ' ')} {value}"
         for name, value in found.request.items()
         if name != "all_counts"
     )
     if found.model is None:
-        keep = f"keep the promise ({asked})" if asked else "run on it"
+        keep = f"keep the promise ({promise})" if promise else "run on it"
         order = "; the largest first" if count else ""
         return f"{count} of {everything} preset models {keep}{order}"
-    keep = f"keep the promise ({asked})" if asked else "run it"
+    keep = f"keep the promise ({promise})" if promise else "run it"
     counts = ", ".join(map(str, found.counts))
     order = "; the fewest bytes of GPU memory first" if count else ""
     if "all_counts" in found.request:
