@@ -1,13 +1,12 @@
-"""What a page draws: bars of memory, memory over phases, GPUs and their links, curves."""
+"""What a page draws: bars of memory, GPUs in their groups, curves."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from turbofit.core.messages import plural
 from turbofit.core.units import GIB, format_bytes
-from turbofit.report.page.tag import Markup, join, scrolled, tag
+from turbofit.report.page.tag import Markup, join, tag
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,14 +16,11 @@ if TYPE_CHECKING:
         BarPiece,
         Curve,
         Series,
-        Timeline,
-        TimelineLane,
-        TimelineSlot,
         Topology,
         TopologyCard,
     )
 
-#: Pixels of timelines and curves, and what is left around them.
+#: Pixels of curves, and what is left around them.
 _WIDTH: Final = 960
 _HEIGHT: Final = 300
 _LEFT: Final = 80
@@ -137,9 +133,6 @@ def _ticks(scale: int) -> Markup:
     return tag("div", tag("div", *marks, class_="ticks"), class_="row axis", aria_hidden="true")
 
 
-# Memory over phases
-
-
 class _Axes(NamedTuple):
     """Where values lie in a picture: its margins, and the largest value of either axis."""
 
@@ -160,88 +153,6 @@ class _Axes(NamedTuple):
         y, end = f"{self.y(value):.1f}", _WIDTH - self.pads[0]
         line = tag("line", x1=_LEFT, x2=end, y1=y, y2=y, class_="grid")
         return join(line, tag("text", text, x=_LEFT - 8, y=y, dy="4", class_="small end"))
-
-
-def timeline(block: Timeline) -> Markup:
-    """Lines over phases: what stays, and a stroke for what a phase took at most; with a legend."""
-    lanes, slots = block.lanes, block.slots
-    room = max(lane.room for lane in lanes)
-    seen = [span[0] for slot in slots for span in slot.spans if span]
-    axes = _Axes(len(slots), max(room, *seen) * 1.06, (108, 30, 30))
-    least = min(lanes, key=lambda lane: lane.room)
-    top, edge = axes.y(least.room), _WIDTH - 108
-    parts = [axes.grid(n * GIB, f"{n} GiB") for n in range(0, room // GIB + 1, _tick_step(room))]
-    for number, slot in enumerate(slots):
-        parts += _band(axes, number, slot)
-    height = max(1.5, axes.y(least.room - least.margin) - top)
-    parts.append(
-        tag("rect", x=_LEFT, y=f"{top:.1f}", width=edge - _LEFT, height=f"{height:.1f}",
-            class_="marginband")
-    )  # fmt: skip
-    parts.append(tag("text", "margin", x=edge + 6, y=f"{top + 4:.1f}", class_="small"))
-    for number, lane in enumerate(lanes[: len(_DASHES)]):
-        parts += _lane(axes, lane, number, slots)
-    if block.died:
-        x = axes.x(len(slots) - 0.5)
-        parts.append(tag("text", "✖", x=f"{x:.1f}", y=f"{top + 7:.1f}", class_="death"))
-    picture = tag(
-        "svg", *parts, viewBox=f"0 0 {_WIDTH} {_HEIGHT}", role="img", class_="timeline",
-        aria_label="Memory in use from phase to phase; the list below has every figure",
-    )  # fmt: skip
-    phases = [
-        tag(
-            "li", tag("b", str(number)), slot.name,
-            "" if slot.seconds is None else f", {slot.seconds:,.1f} s",
-            class_="pic" if slot.image else None,
-        )
-        for number, slot in enumerate(slots, 1)
-    ]  # fmt: skip
-    more = len(lanes) - len(_DASHES)
-    rest = tag("p", f"{more} more {plural(more, 'line')} in the list.") if more > 0 else ""
-    return join(scrolled(picture, "Picture"), tag("ol", *phases, class_="phases"), rest)
-
-
-def _band(axes: _Axes, number: int, slot: TimelineSlot) -> list[Markup]:
-    """The number of a phase, and a band with an icon where images ran."""
-    middle = axes.x(number + 0.5)
-    label = tag(
-        "text", tag("title", slot.name), str(number + 1), x=f"{middle:.1f}", y=_HEIGHT - 10,
-        class_="small mid",
-    )  # fmt: skip
-    if not slot.image:
-        return [label]
-    band = tag(
-        "rect", x=f"{axes.x(number):.1f}", y=30, width=f"{axes.x(1) - axes.x(0):.1f}",
-        height=_HEIGHT - 60, class_="imageband",
-    )  # fmt: skip
-    x = middle - 9
-    frame = tag("rect", x=f"{x:.1f}", y=8, width=18, height=14, rx=2, class_="icon")
-    hills = tag("path", d=f"M{x + 2:.1f} 19l5-6 4 4 2-2 3 4z", class_="iconfill")
-    sun = tag("circle", cx=f"{middle + 4:.1f}", cy=12, r=1.6, class_="iconfill")
-    return [band, tag("g", tag("title", "images"), frame, hills, sun), label]
-
-
-def _lane(
-    axes: _Axes, lane: TimelineLane, number: int, slots: Sequence[TimelineSlot]
-) -> list[Markup]:
-    """A step for what stays, a stroke for what a phase took at most, and the name of the line."""
-    parts: list[Markup] = []
-    path, height = "", axes.y(0)
-    for place, slot in enumerate(slots):
-        span = slot.spans[number]
-        if span is None:
-            continue
-        height = axes.y(span[1])
-        path += f"{'L' if path else 'M'}{axes.x(place):.1f} {height:.1f}"
-        path += f"L{axes.x(place + 1):.1f} {height:.1f}"
-        if span[0] > span[1]:
-            middle, peak = axes.x(place + 0.5), f"{axes.y(span[0]):.1f}"
-            stroke = f"M{middle:.1f} {height:.1f}V{peak}M{middle - 6:.1f} {peak}h12"
-            parts.append(tag("path", d=stroke, class_="peak"))
-    dash, x, y = _DASHES[number] or None, _WIDTH - 102, height + 14 + 15 * number
-    parts.append(tag("path", d=path, class_="held", stroke_dasharray=dash))
-    parts.append(tag("path", d=f"M{x} {y:.1f}h22", class_="held", stroke_dasharray=dash))
-    return [*parts, tag("text", lane.title, x=x + 27, y=f"{y + 4:.1f}", class_="small lane")]
 
 
 # Curves
@@ -273,7 +184,7 @@ def curve(block: Curve) -> Markup:
             marks.append(tag("text", one.title, x=legend + 28, y=18, class_="small"))
             legend += 60 + 7 * len(one.title)
     return tag(
-        "svg", *marks, viewBox=f"0 0 {_WIDTH} {_HEIGHT}", role="img", class_="timeline",
+        "svg", *marks, viewBox=f"0 0 {_WIDTH} {_HEIGHT}", role="img", class_="curve",
         aria_label=f"{block.y} over {block.x}; the table has every figure",
     )  # fmt: skip
 

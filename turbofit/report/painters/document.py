@@ -82,13 +82,14 @@ class Column(Struct):
     """A column of a table.
 
     ``wrap`` marks one whose text may be broken over lines, ``aside`` one for which a terminal has
-    no room: it is left out there.
+    no room: it is left out there. A page makes a bar of what is ``drawn`` in letters: ``[##+.]``.
     """
 
     title: str
     right: bool = False
     wrap: bool = False
     aside: bool = False
+    drawn: bool = False
 
 
 class Table(Block):
@@ -190,31 +191,6 @@ class Topology(Picture):
     cards: tuple[TopologyCard, ...]
     groups: tuple[tuple[int, ...], ...]
     ways: tuple[str, ...]
-
-
-class TimelineSlot(Struct):
-    """A phase: its name, (peak, end) in each lane, whether images ran, seconds where real."""
-
-    name: str
-    spans: tuple[tuple[int, int] | None, ...]
-    image: bool
-    seconds: float | None = None
-
-
-class TimelineLane(Struct):
-    """GPUs that share a line: their title, the bytes that each has, and the margin of these."""
-
-    title: str
-    room: int
-    margin: int
-
-
-class Timeline(Picture):
-    """Memory in use from phase to phase; ``died``: the last one ended it."""
-
-    lanes: tuple[TimelineLane, ...]
-    slots: tuple[TimelineSlot, ...]
-    died: bool = False
 
 
 class Series(Struct):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal
-
-from msgspec.structs import replace
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from turbofit.core.messages import indices, plural
 from turbofit.core.struct import Struct
@@ -16,9 +14,6 @@ from turbofit.report.painters.document import (
     Items,
     Paragraph,
     Table,
-    Timeline,
-    TimelineLane,
-    TimelineSlot,
     table,
 )
 from turbofit.report.views.plan.memory_view import fold_indices
@@ -130,111 +125,85 @@ def _run(run: RunReport) -> list[Block]:
     return [*blocks, *last_events(run, _EVENTS, level=3)]
 
 
+class _Phase(NamedTuple):
+    """A phase: its name, (most, at the end) on each GPU, its seconds where they are real."""
+
+    name: str
+    spans: tuple[tuple[int, int] | None, ...]
+    seconds: float | None = None
+
+
 def _timelines(plan: Plan, run: RunReport | None) -> list[Block]:
     """What was in use from phase to phase: of the run where it was measured, else rehearsed."""
     measured = _measured(plan, run)
     if measured:
-        text = (
-            "Measured by NVML when each phase began, with what others hold. Each phase has the "
-            "same width here; its seconds are in the list."
-        )
+        text = "Measured by NVML when each phase began, with what others hold."
         said = Paragraph(text=text, tone="dim", whole=False)
-        return [said, _timeline(plan, [gpu.index for gpu in plan.gpus], measured)]
+        return [said, _phase_table(plan, [gpu.index for gpu in plan.gpus], measured)]
     text = (
         "On pretend GPUs: memory is the engine's own, with what is charged from the forecast; time "
-        "is not real, so each phase has the same width. The line is what stays, the stroke above "
-        "it what a phase took at most."
+        "is not real. The bar is what stays, and beyond it what a phase took at most."
     )
     blocks: list[Block] = [Paragraph(text=text, tone="dim", whole=False)]
     for numbers in plan.unlike_groups():
         found = plan.of_group(numbers[0]).rehearsal
         if found is not None and found.timeline:
-            slots = [
-                TimelineSlot(
-                    name=one.phase,
-                    spans=tuple(zip(one.peak, one.end, strict=True)),
-                    image=one.image,
+            phases = [
+                _Phase(
+                    f"{one.phase}{' (images)' if one.image else ''}",
+                    tuple(zip(one.peak, one.end, strict=True)),
                 )
                 for one in found.timeline
             ]
-            members = list(plan.parallel.groups[numbers[0]])
-            blocks.append(_timeline(plan, members, slots, died=found.death is not None))
+            blocks.append(_phase_table(plan, plan.parallel.groups[numbers[0]], phases))
     return blocks[1:] and blocks
 
 
-def _measured(plan: Plan, run: RunReport | None) -> list[TimelineSlot]:
+def _measured(plan: Plan, run: RunReport | None) -> list[_Phase]:
     keys = [str(gpu.index) for gpu in plan.gpus]
     moments = run.last.moments if run is not None and run.last is not None else ()
     if not any(key in one.used for one in moments for key in keys):
         return []
     found = []
     for one, after in zip(moments, (*moments[1:], None), strict=True):
-        found.append(
-            TimelineSlot(
-                name=one.phase,
-                spans=tuple(
-                    (one.used[key], one.used[key]) if key in one.used else None for key in keys
-                ),
-                image="check" in one.phase and plan.limits.vision_unit is not None,
-                seconds=None if after is None else after.at - one.at,
-            )
-        )
+        image = "check" in one.phase and plan.limits.vision_unit is not None
+        spans = ((one.used[key], one.used[key]) if key in one.used else None for key in keys)
+        seconds = None if after is None else after.at - one.at
+        found.append(_Phase(f"{one.phase}{' (images)' if image else ''}", tuple(spans), seconds))
     return found
 
 
-def _timeline(
-    plan: Plan, members: Sequence[int], slots: Sequence[TimelineSlot], *, died: bool = False
-) -> Timeline:
-    """GPUs whose figures are the same share a line."""
-    found: dict[tuple[tuple[int, int] | None, ...], list[int]] = {}
-    for place in range(len(members)):
-        found.setdefault(tuple(slot.spans[place] for slot in slots), []).append(place)
-    ledgers = {gpu.index: gpu for gpu in plan.gpus}
-    lanes = []
-    for places in found.values():
-        cards = [ledgers[members[place]] for place in places]
-        least = min(cards, key=lambda card: card.total - card.reserved)
-        lanes.append(
-            TimelineLane(
-                title=f"GPU {indices(card.index for card in cards)}",
-                room=least.total - least.reserved,
-                margin=least.margin,
-            )
-        )
-    first = [places[0] for places in found.values()]
-    shared = tuple(replace(one, spans=tuple(one.spans[place] for place in first)) for one in slots)
-    return Timeline(
-        lanes=tuple(lanes), slots=shared, died=died, instead=(_phase_table(lanes, shared),)
-    )
+def _phase_table(plan: Plan, members: Sequence[int], phases: Sequence[_Phase]) -> Table:
+    """Every phase; GPUs whose figures are the same share columns.
 
-
-def _phase_table(lanes: Sequence[TimelineLane], slots: Sequence[TimelineSlot]) -> Table:
-    """Every phase; a terminal has room for the fullest GPUs, and a bar of what stays and a peak."""
-
-    def most(number: int) -> int:
-        spans = (slot.spans[number] for slot in slots)
-        return max((span[0] for span in spans if span), default=0)
-
-    fullest = max(range(len(lanes)), key=most)
-    timed = any(slot.seconds is not None for slot in slots)
+    A terminal has room for the fullest GPUs, and a bar of what stays and a peak.
+    """
+    lanes: dict[tuple[tuple[int, int] | None, ...], list[int]] = {}
+    for place, index in enumerate(members):
+        lanes.setdefault(tuple(phase.spans[place] for phase in phases), []).append(index)
+    fullest = max(lanes, key=lambda spans: max((span[0] for span in spans if span), default=0))
+    room = min(gpu.total - gpu.reserved for gpu in plan.gpus if gpu.index in lanes[fullest])
+    timed = any(phase.seconds is not None for phase in phases)
     columns = [Column(title="phase", wrap=True)]
     columns += [Column(title="seconds", right=True)] if timed else []
     # Measured is one moment of each phase.
     titles = ("{} in use, MiB",) if timed else ("{} at most, MiB", "at the end, MiB")
     columns += [
-        Column(title=title.format(lane.title), right=True, aside=number != fullest)
-        for number, lane in enumerate(lanes)
+        Column(title=title.format(f"GPU {indices(gpus)}"), right=True, aside=spans != fullest)
+        for spans, gpus in lanes.items()
         for title in titles
     ]
-    columns.append(Column(title="of the card" if len(lanes) == 1 else f"of {lanes[fullest].title}"))
+    card = "the card" if len(lanes) == 1 else f"GPU {indices(lanes[fullest])}"
+    columns.append(Column(title=f"of {card}", drawn=True))
     rows = []
-    for slot in slots:
-        row = [f"{slot.name}{' (images)' if slot.image else ''}"]
+    for number, phase in enumerate(phases):
+        row = [phase.name]
         if timed:
-            row.append("" if slot.seconds is None else f"{slot.seconds:,.1f}")
-        for span in slot.spans:
+            row.append("" if phase.seconds is None else f"{phase.seconds:,.1f}")
+        for spans in lanes:
+            span = spans[number]
             row += ["-" if span is None else mib(size) for size in (span or (0, 0))[-len(titles) :]]
-        rows.append((*row, _drawn(slot.spans[fullest], lanes[fullest].room)))
+        rows.append((*row, _drawn(fullest[number], room)))
     return Table(columns=tuple(columns), rows=tuple(rows))
 
 
