@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from turbofit.cli.command import CliCommand, option_name
+from turbofit.cli.command import CliCommand, option_name, refuse_together
 from turbofit.cli.options.common_options import (
     planning_keywords,
-    refuse_beside_cluster,
     setting_options,
 )
 from turbofit.cli.terminal.output import Form, answer, exit_code, note, run_until_signal, say
@@ -219,7 +218,7 @@ def serve_on_cluster(arguments: ServeArguments, form: Form) -> int:
     gateway = arguments.gateway()
     given = {*request.given(), *options.given(), *public.given()}
     instead = "; turbofit plan --cluster shows what would be served"
-    refuse_beside_cluster(_ONE_MACHINE, given, instead)
+    refuse_together({name: name in given for name in _ONE_MACHINE}, "--cluster", instead)
     config = _config(arguments, gateway)
     assert isinstance(config.request.model, Model)
     name = config.client_name(config.request.model)

@@ -28,7 +28,7 @@ from turbofit.core.process.ports import DEFAULT_PORT, LAST_PORT
 from turbofit.core.validation import Metavar
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from pydantic.fields import FieldInfo
 
@@ -263,21 +263,6 @@ def planning_keywords(given: Options) -> Options:
 
     request = filled(PlanRequest, {**given, "model": "-"})
     return {name: value for name, value in request.given().items() if name != "model"}
-
-
-def refuse_beside_cluster(names: Iterable[str], given: Container[str], instead: str) -> None:
-    """Stop where an option of one machine is given beside --cluster; ``instead`` is what to do.
-
-    Raises:
-        UsageError: one of these names of fields is among the given ones.
-    """
-    for name in names:
-        if name in given:
-            option = option_name(name)
-            raise UsageError(
-                f"{option} is of one machine, and --cluster names several",
-                hint=f"leave {option} out{instead}",
-            )
 
 
 # ``-f FILE``: a profile's values where the command line has none.
