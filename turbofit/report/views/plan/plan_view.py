@@ -185,7 +185,8 @@ def _in_short(plan: Plan) -> list[tuple[str, str]]:
     if plan.pace:
         facts.append(("pace", plan.pace.text))
     # The sentence of a prediction says what its cache holds.
-    facts += [*(_cache(plan) if plan.considered else []), *_promise(plan)]
+    holds = plan.considered and plan.kv.longest_request_tokens
+    facts += [*(_cache(plan) if holds else []), *_promise(plan)]
     if plan.fits and plan.remedies:
         facts.append(("faster", f"{plan.remedies[0].change}: {plan.remedies[0].effect}"))
     if plan.rehearsal is not None:
@@ -196,14 +197,13 @@ def _in_short(plan: Plan) -> list[tuple[str, str]]:
 
 def _cache(plan: Plan) -> list[tuple[str, str]]:
     """How many requests of the least and of the most tokens the cache holds."""
+    text = f"{plan.kv.total_tokens:,} tokens of {format_bytes(plan.kv.bytes_per_token)}"
     users = users_of(plan)
-    if not users:
-        return []
-    first, *others = dict.fromkeys((users[0], users[-1]))
-    held = f"{first.held:,} {plural(first.held, 'request')} of {first.tokens:,}"
-    held += "".join(f", or {one.held:,} of {one.tokens:,}" for one in others)
-    each = format_bytes(plan.kv.bytes_per_token)
-    return [("KV cache", f"{plan.kv.total_tokens:,} tokens of {each}: {held}")]
+    if users:
+        first, *others = dict.fromkeys((users[0], users[-1]))
+        text += f": {first.held:,} {plural(first.held, 'request')} of {first.tokens:,}"
+        text += "".join(f", or {one.held:,} of {one.tokens:,}" for one in others)
+    return [("KV cache", text)]
 
 
 def _promise(plan: Plan) -> list[tuple[str, str]]:
