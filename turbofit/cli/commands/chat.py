@@ -100,7 +100,8 @@ class Server:
         try:
             response: HTTPResponse = build_opener(ProxyHandler({})).open(request, timeout=_SILENCE)
         except HTTPError as exc:
-            hints = {401: "give its key with --api-key", 404: "see its models: /v1/models"}
+            hints = {401: "give its key with --api-key", 503: "ask again once its engine is up"}
+            # Not every server lists its models.
             usual = "see what the server says" if body else "name its model with --model"
             raise UnservedError(
                 f"{self.url} answers {exc.code}: {_said(_read(exc.read(_LONGEST_ERROR)))}",
