@@ -80,8 +80,7 @@ class SiteRequest(Validated):
     )
     contexts: Contexts = Field(
         default=(),
-        description="tokens of a request, beside what turbofit chooses (default: 8192; with --all "
-        "32768 too)",
+        description="tokens of a request, beside what turbofit chooses (with --all: 8192 32768)",
     )
     concurrencies: Counts = Field(
         default=(),
@@ -101,7 +100,6 @@ _DEFAULTS: Final[dict[str, object]] = {
     "cards": _CARDS,
     "counts": (1, 2, 4),
     "images": ((1, (1920, 1080)),),
-    "contexts": (8192,),
 }
 _MORE: Final[dict[str, object]] = {
     "used": (2 * GIB,),
