@@ -22,9 +22,9 @@ from turbofit.core.run_report import RUN_SCHEMA, RunReport
 from turbofit.core.struct import Struct, const, decode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from turbofit.core.plan import Rehearsal
+    from turbofit.core.plan import GroupPlan, Rehearsal
     from turbofit.core.tuning import Tuning
     from turbofit.load.result import LoadResult
 
@@ -309,7 +309,7 @@ def _wrong(plan: Plan) -> Iterator[str]:
 
 def _rehearsals(plan: Plan) -> Iterator[str]:
     """The first group's; of groups that differ each one's."""
-    each = plan.by_group or (plan,)
+    each: Sequence[Plan | GroupPlan] = plan.by_group or (plan,)
     for one, group in zip(each, plan.parallel.groups, strict=False):
         if one.rehearsal is not None:
             yield from _rehearsed(one.rehearsal, len(group))

@@ -227,7 +227,7 @@ def rows(choices: SiteChoices, table: SiteTable) -> Iterator[PageRow]:
             on=point.machine(table.card),
             images=request.images,
             image_size=request.image_size,
-            context=request.context,
+            context=next(iter(point.context.numbers), None),
             concurrency=request.concurrency,
             answer=table.answers[number],
         )
