@@ -1,7 +1,8 @@
-"""``python scripts/symptoms.py``: the tables of docs/troubleshooting.md, by message.
+"""``python scripts/symptoms.py``: the tables of both troubleshooting pages, by message.
 
 Each message of `symptoms.yaml` is given to `diagnose`, and its row is the answer. The gateway's
-refusals are rows of `presets/refusals.yaml`. So the page says what the program says.
+refusals are rows of `presets/refusals.yaml`. So the English page says what the program says; the
+Chinese one has the Chinese words of `symptoms.yaml`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import ast
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import yaml
 
@@ -20,13 +21,17 @@ from turbofit.gateway.http.refusals import refusals
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["PAGE", "Refused", "Symptom", "refused", "renewed", "rule_kinds", "symptoms"]
+__all__ = ["PAGES", "Refused", "Symptom", "refused", "renewed", "rule_kinds", "symptoms"]
 
 _ROOT: Final = Path(__file__).parents[1]
-PAGE: Final = _ROOT / "docs" / "troubleshooting.md"
+_DOCS: Final = _ROOT / "docs"
+_CHINESE: Final = _DOCS / "zh"
+PAGES: Final = (_DOCS / "troubleshooting.md", _CHINESE / "troubleshooting.md")
 _LOGS, _REFUSALS = "logs", "refusals"
 _SEES: Final = "| you see | what it means, and what helps |\n|---|---|"
+_SEES_ZH: Final = "| 看到的信息 | 含义与处理 |\n|---|---|"
 _GETS: Final = "| status, `code` | message | more |\n|---|---|---|"
+_GETS_ZH: Final = "| 状态码、`code` | 信息 | 含义 | 详见 |\n|---|---|---|---|"
 
 
 class Symptom(NamedTuple):
@@ -39,6 +44,7 @@ class Symptom(NamedTuple):
     what: str
     possible: tuple[str, ...]
     changes: tuple[str, ...]
+    chinese: list[str]
 
 
 class Refused(NamedTuple):
@@ -52,12 +58,18 @@ class Refused(NamedTuple):
 
 def symptoms() -> Iterator[Symptom]:
     """Every message of `symptoms.yaml`."""
-    groups = yaml.safe_load((_ROOT / "scripts" / "symptoms.yaml").read_text(encoding="utf-8"))
+    groups, _ = _groups()
     for group, rows in groups.items():
         for row in rows:
             said = diagnose([row.get("log", row["message"]).encode()])
             told = (said.kind, said.what, said.possible, said.changes)
-            yield Symptom(group, row["message"], row["page"], *told)
+            yield Symptom(group, row["message"], row["page"], *told, row.get("zh", "").splitlines())
+
+
+def _groups() -> tuple[dict[str, Any], dict[str, Any]]:
+    """The groups of `symptoms.yaml`, and the words of the Chinese page."""
+    groups = yaml.safe_load((_ROOT / "scripts" / "symptoms.yaml").read_text(encoding="utf-8"))
+    return groups, groups.pop("Chinese")
 
 
 def rule_kinds() -> set[str]:
@@ -82,32 +94,45 @@ def refused() -> list[Refused]:
     return sorted(found.values(), key=lambda one: (one.status, one.code))
 
 
-def renewed(text: str) -> str:
-    """The page with its tables as they are now; nothing else is changed."""
-    for name, table in ((_LOGS, "\n".join(_log_tables())), (_REFUSALS, "\n".join(_refusals()))):
+def renewed(page: Path) -> str:
+    """A page with its tables as they are now; nothing else is changed."""
+    text, chinese = page.read_text(encoding="utf-8"), page.parent == _CHINESE
+    for name, rows in ((_LOGS, _log_tables(chinese)), (_REFUSALS, _refusals(chinese))):
         begin, end = f"<!-- {name}: python scripts/symptoms.py -->", f"<!-- end of {name} -->"
         before, rest = text.split(begin)
+        table = "\n".join(rows)
         text = f"{before}{begin}\n\n{table}\n\n{end}{rest.split(end)[1]}"
     return text
 
 
-def _log_tables() -> Iterator[str]:
-    group = ""
+def _log_tables(chinese: bool) -> Iterator[str]:
+    group, titles = "", _groups()[1]["groups"]
     for one in symptoms():
         if one.group != group:
-            yield f"{'' if not group else chr(10)}### {one.group}\n\n{_SEES}"
+            title, head = (titles[one.group], _SEES_ZH) if chinese else (one.group, _SEES)
+            yield f"{'' if not group else chr(10)}### {title}\n\n{head}"
             group = one.group
-        answer = [f"{one.what} (`{one.kind}`)"]
-        if one.possible:
-            answer.append(f"seen with: {'; or '.join(one.possible)}")
-        answer += [f"• {change}" for change in one.changes]
-        yield _row(_code(one.message), "<br>".join([*answer, f"More: {_link(one.page)}"]))
+        what, *more = (chinese and one.chinese) or _english(one)
+        kind = f"（`{one.kind}`）" if chinese else f" (`{one.kind}`)"
+        link = f"详见：{_link_zh(one.page)}" if chinese else f"More: {_link(one.page)}"
+        yield _row(_code(one.message), "<br>".join([what + kind, *more, link]))
 
 
-def _refusals() -> Iterator[str]:
-    yield _GETS
+def _english(one: Symptom) -> list[str]:
+    seen_with = [f"seen with: {'; or '.join(one.possible)}"] if one.possible else []
+    return [one.what, *seen_with, *(f"• {change}" for change in one.changes)]
+
+
+def _refusals(chinese: bool) -> Iterator[str]:
+    meanings = _groups()[1]["refusals"]
+    yield _GETS_ZH if chinese else _GETS
     for one in refused():
-        yield _row(f"{one.status} `{one.code}`", one.message, _link(one.page))
+        status = f"{one.status} `{one.code}`"
+        if chinese:
+            meaning = meanings.get(f"{one.status} {one.code}", "")
+            yield _row(status, one.message, meaning, _link_zh(one.page))
+        else:
+            yield _row(status, one.message, _link(one.page))
 
 
 def _row(*cells: str) -> str:
@@ -122,5 +147,23 @@ def _link(page: str) -> str:
     return f"[{page.partition('.')[0]}]({page})"
 
 
+def _link_zh(page: str) -> str:
+    """To the Chinese twin of a page, whose headings stand in the same order, else to the page."""
+    name, _, anchor = page.partition("#")
+    if not (_CHINESE / name).exists():
+        return f"[{name.partition('.')[0]}](../{page})"
+    if anchor:
+        place = _anchors(_DOCS / name).index(anchor)
+        page = f"{name}#{_anchors(_CHINESE / name)[place]}"
+    return _link(page)
+
+
+def _anchors(page: Path) -> list[str]:
+    """What its headings are called in an address, on GitHub and on the site."""
+    heads = re.findall(r"^#+ (.+)", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return [re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads]
+
+
 if __name__ == "__main__":
-    PAGE.write_text(renewed(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(renewed(page), encoding="utf-8")

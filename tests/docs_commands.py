@@ -1,4 +1,4 @@
-"""The command lines that README and the pages of docs show."""
+"""The command lines that README and the pages of docs show; Chinese pages have the same."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import yaml
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "README.zh-CN.md", "CONTRIBUTING.md",
+PAGES = ("README.md", "CONTRIBUTING.md",
          *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))  # fmt: skip
 _BLOCK = re.compile(r"^    turbofit (.+)$|^python -m turbofit (.+)$", re.MULTILINE)
 _INLINE = re.compile(r"`turbofit\s([^`]+)`")

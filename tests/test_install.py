@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no git here: an sdist"),
 ]
 
-_PAGES = (ROOT / "README.md", ROOT / "README.zh-CN.md", ROOT / "docs" / "installation.md")
+_PAGES = (ROOT / "README.md", ROOT / "docs" / "installation.md")
 _PIP = re.compile(r'^    pip install "?\.(?:\[([a-z,]+)\])?"?(?:\s|$)', re.MULTILINE)
 EXTRAS = sorted({found for page in _PAGES for found in _PIP.findall(page.read_text("utf-8"))})
 #: What pip and uv say where no registry answers, or an offline one has not everything.

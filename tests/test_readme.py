@@ -19,11 +19,6 @@ TEXT = (ROOT / "README.md").read_text()
 CASES_PAGE = (ROOT / "docs" / "cases.md").read_text()
 COMMANDS_PAGE = (ROOT / "docs" / "commands.md").read_text()
 ACCURACY_PAGE = (ROOT / "docs" / "accuracy.md").read_text()
-TWO_COMMANDS = (
-    "    python3 -m venv .venv && .venv/bin/pip install --quiet . "
-    "&& .venv/bin/turbofit plan internvl2-8b --on 4xrtx3090\n",
-    "    ./scripts/check\n",
-)
 ENGINES = {"TurboMind": "turbomind", "PyTorch engine": "pytorch", "Transformers": "transformers"}
 
 #: What a plan's verdict says of capacity and of what is left.
@@ -83,15 +78,15 @@ def test_it_is_short(name: str) -> None:
     assert len((ROOT / name).read_text().splitlines()) <= 120
 
 
-def test_set_up_commands_and_every_command_are_there() -> None:
-    assert all(line in TEXT for line in TWO_COMMANDS)
+def test_every_command_is_there() -> None:
+    assert "    ./scripts/check\n" in TEXT
     table = COMMANDS_PAGE.split("\n\n`MODEL`")[0]
     for name in COMMANDS:
         assert re.search(rf"`(turbofit )?{name}[ `]", table), name
 
 
 def test_links_lead_somewhere() -> None:
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+    for page in (*ROOT.glob("README*.md"), *sorted((ROOT / "docs").rglob("*.md"))):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
@@ -117,8 +112,6 @@ def test_what_queued_images_gain_is_what_the_plans_say(capsys) -> None:
     )
     said = " ".join(COMMANDS_PAGE.split())
     assert f"Qwen2-VL-7B on a 3090: {queued} KV tokens instead of {not_queued};" in said
-    chinese = (ROOT / "README.zh-CN.md").read_text()
-    assert f"{queued} 而不是\n  {not_queued} KV tokens" in chinese
 
 
 def test_the_error_of_the_forecast_of_speed_is_quoted_as_it_was_reached() -> None:
@@ -128,7 +121,6 @@ def test_the_error_of_the_forecast_of_speed_is_quoted_as_it_was_reached() -> Non
     for page in pages:
         said = " ".join((ROOT / page).read_text().split())
         assert re.findall(r"median error is ([\d.]+) %", said) == [median], page
-    assert f"误差中位数为 {median} %" in (ROOT / "README.zh-CN.md").read_text()
 
 
 def test_the_python_example_plans(capsys) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from tests.report.conftest import Browser, browser  # noqa: F401 - pytest's fixture
 from tests.support.waiting import until
+from tests.test_site import NAV
 
 pytestmark = pytest.mark.slow
 
@@ -46,8 +47,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_page_is_there(site: Path) -> None:
-    for page in (ROOT / "docs").glob("*.md"):
-        assert (site / f"{page.stem}.html").exists(), page.name
+    for page in (ROOT / "docs").rglob("*.md"):
+        place = page.relative_to(ROOT / "docs").with_suffix(".html")
+        assert (site / place).exists(), place
     assert (site / "search" / "search_index.js").exists()
     assert (site / "bench" / "rehearsal" / "RESULTS.html").exists()
     assert (site / "turbofit" / "report" / "schema" / "turbofit.plan-1.json").exists()
@@ -62,17 +64,37 @@ def test_a_page_loads_only_what_lies_beside_it(site: Path) -> None:
                 assert (page.parent / place).exists(), (page.name, place)
 
 
-def test_the_search_works_from_files(site: Path, request: pytest.FixtureRequest) -> None:
+def test_the_switch_leads_to_the_twin_or_to_the_start(site: Path) -> None:
+    def place(page: str) -> Path:
+        return site / page.replace("README.md", "index.md").replace(".md", ".html")
+
+    for page in NAV:
+        chinese = page.startswith("zh/")
+        twin = page.removeprefix("zh/") if chinese else f"zh/{page}"
+        if twin not in NAV:
+            twin = "index.md" if chinese else "zh/index.md"
+        text = place(page).read_text(encoding="utf-8")
+        links = re.findall(r"<a href=\"?([^\" ]+)[^>]* class=\"?md-select__link", text)
+        leads_to = {(place(page).parent / link).resolve() for link in links}
+        assert leads_to == {place(page), place(twin)}, page
+
+
+@pytest.mark.parametrize(
+    ("page", "words"), [("operations.html", "convicted"), ("zh/operations.html", "反向代理")]
+)
+def test_the_search_works_from_files(
+    page: str, words: str, site: Path, request: pytest.FixtureRequest
+) -> None:
     """There a hidden frame takes the place of the worker (scripts/iframe-worker.js)."""
     chromium: Browser = request.getfixturevalue("browser")
     chromium.media()
     chromium.said()
     chromium.asked()
-    chromium.driver.get((site / "operations.html").as_uri())
+    chromium.driver.get((site / page).as_uri())
     chromium.run("document.querySelector('[data-md-toggle=search]').click()")
-    chromium.one("input[name=query]").send_keys("convicted")
+    chromium.one("input[name=query]").send_keys(words)
     until(lambda: chromium.all(".md-search-result__link"), "results of the search")
     links = [one.get_attribute("href") for one in chromium.all(".md-search-result__link")]
-    assert any("operations.html" in link for link in links)
+    assert any(page in link for link in links)
     assert chromium.said() == []
     assert all(address.startswith(("file:", "data:")) for address in chromium.asked())

@@ -1,4 +1,4 @@
-"""docs/troubleshooting.md says what `diagnose` and the gateway say."""
+"""The troubleshooting pages say what `diagnose` and the gateway say."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections import Counter
 from pathlib import Path
 from string import Formatter
 
-from scripts.symptoms import PAGE, renewed, rule_kinds, symptoms
+import pytest
+
+from scripts.symptoms import PAGES, renewed, rule_kinds, symptoms
 from turbofit.cli.manual import EXIT_CODES
 from turbofit.gateway.http.refusals import refusals
 
@@ -16,9 +18,9 @@ NO_FAILURE = {"healthy", "memory_table"}
 SYMPTOMS = list(symptoms())
 
 
-def test_the_tables_are_what_the_program_says() -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    assert renewed(text) == text, "run python scripts/symptoms.py"
+@pytest.mark.parametrize("page", PAGES)
+def test_the_tables_are_what_the_program_says(page: Path) -> None:
+    assert renewed(page) == page.read_text(encoding="utf-8"), "run python scripts/symptoms.py"
 
 
 def test_every_kind_of_answer_has_a_message() -> None:
@@ -47,6 +49,6 @@ def test_every_refusal_is_a_row_and_names_the_facts_of_its_sentence() -> None:
 
 
 def test_every_exit_code_of_a_failure_is_explained() -> None:
-    text = PAGE.read_text(encoding="utf-8")
+    text = PAGES[0].read_text(encoding="utf-8")
     for code in EXIT_CODES:
         assert code in (0, 1, 2, 130) or f"\n| {code} |" in text

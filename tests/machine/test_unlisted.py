@@ -37,8 +37,8 @@ MIG = load_yaml(presets_dir() / "gpus" / "unlisted.yaml")["mig"]
         ("max1550", "Intel"), ("Jetson AGX Orin 64GB", "Jetson"), ("orin-nx", "Jetson"),
         ("thor", "Jetson"), ("xavier", "Jetson"), ("gb10", "DGX Spark"), ("DGX Spark", "DGX Spark"),
         ("NVIDIA GB10", "DGX Spark"), ("g5.12xlarge", "A10G"), ("g6.xlarge", "L4"),
-        ("g6e.48xlarge", "L40S"), ("3090-nvlink", "NVLink"), ("p4d.24xlarge", "eight"), ("a2-highgpu-1g", "A100"),
-        ("Standard_NC24ads_A100_v4", "A100"), ("g2-standard-4", "L4"),
+        ("g6e.48xlarge", "L40S"), ("p4d.24xlarge", "eight"), ("a2-highgpu-1g", "A100"),
+        ("3090-nvlink", "NVLink"), ("Standard_NC24ads_A100_v4", "A100"), ("g2-standard-4", "L4"),
         ("tpu-v5e", "without CUDA"), ("inferentia", "without CUDA"),
     ],
 )  # fmt: skip
