@@ -1,13 +1,16 @@
 """What a newer release of LMDeploy changes for turbofit, as one page for whoever follows it.
 
     scripts/new-lmdeploy WHEEL|VERSION [--against WHEEL|VERSION] [--without STEP…] [--out PAGE]
+        [--write]
 
 Both wheels are unpacked (a version is fetched by pip, without what it needs) and compared: the code
 that turbofit cites (`scripts.citations`), options, routes, request fields, settings,
 architectures, requirements, kernels, and the functions of CUDA that TurboMind calls. Then it runs,
-before the installed one on Python's path: tests of grammars and of REST, front ends with versions
-of Transformers (`bench.compatibility`), and rehearsals of ten presets. The page has first what a
-person must decide, then what differs and stands in turbofit already, then what is equal.
+before the installed one on Python's path: prices of grammars (`bench.gateway.prices`), tests of
+REST, front ends with versions of Transformers (`bench.compatibility`), and rehearsals of ten
+presets. The page has first what a person must decide, then what differs and stands in turbofit
+already, then what is equal.
+``--write`` writes the newer one's presets of kernels, and of Transformers' versions.
 """
 
 from __future__ import annotations
@@ -24,35 +27,53 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from email.parser import HeaderParser
+from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import yaml
+
 from scripts.citations import ROOT, Citation, citations, digest, files_of, named, state
 from turbofit.core.errors import TurbofitError
+from turbofit.core.json_types import JsonObject
 from turbofit.core.presets import load_yaml, preset_path
 from turbofit.core.units import MIB
 from turbofit.core.version import REFERENCE
 from turbofit.gateway.http.routes import MANAGEMENT, ROUTES
 from turbofit.gateway.limits.parameters import GENERATION, RULES
-from turbofit.kernels.census import take_census
-from turbofit.memory.versions import listed_since
+from turbofit.kernels.census import Count, take_census
+from turbofit.memory.account import PAGE
+from turbofit.memory.legacy.generations import generation_of
+from turbofit.memory.versions import is_legacy, listed_since
+from turbofit.model.families.support import unplanned
 from turbofit.pretend.build import build
 from turbofit.pretend.environment import cuda_site
 from turbofit.pretend.libraries import check_surface
 
-__all__ = ["Difference", "compared", "main", "page", "unpacked"]
+__all__ = ["Difference", "cited_places", "compared", "main", "page", "unpacked", "write_kernels"]
 
-#: Of unlike kinds: towers, text, experts, delta nets, packed weights, both engines.
-REHEARSED: Final = (
-    "internvl2-1b", "internvl3-1b-hf", "internvl2-2b-awq", "qwen2-vl-2b", "qwen2.5-vl-3b-awq",
-    "qwen3.5-4b", "qwen3-4b", "qwen3-vl-2b", "llava-1.5-7b", "deepseek-v2-lite",
-)  # fmt: skip
-_CARD: Final = "1xrtx4090"
-_TESTS: Final = {
-    "grammars": ("tests/gateway/limits/test_grammars.py",),
-    "rest": ("tests/gateway/test_lmdeploy.py", "tests/launch/serve/test_passthrough.py"),
-}
-_STEPS: Final = (*_TESTS, "compatibility", "rehearsals")
+#: Of unlike kinds: towers, text, experts, delta nets, packed weights, both engines, three cards.
+REHEARSED: Final = {
+    "internvl2-1b": "1xrtx4090", "internvl3-1b-hf": "1xrtx4090", "internvl2-2b-awq": "1xrtx4090",
+    "qwen2-vl-2b": "1xrtx4090", "qwen2.5-vl-3b-awq": "1xrtx4090", "qwen3.5-4b": "1xrtx4090",
+    "qwen3-4b": "1xh100", "qwen3-vl-2b": "1xrtx4090", "minicpm3-4b": "1xrtx4090",
+    "deepseek-v2-lite": "1xa100-40g",
+}  # fmt: skip
+STEP: Final = 32 * MIB  # of a pool
+#: What runs in one process each: its arguments, and the lines of it that are a problem. Grammars
+#: that take tens of seconds, or more over a made-up vocabulary of words, are left out.
+_PROGRAMS: Final = {
+    "grammars": (
+        ["-m", "bench.gateway.prices", "required", "optional", "enum", "alternatives", "(a"],
+        r"^.*(?:more|failed \| .*|not within .*) \|$",
+    ),
+    "rest": (
+        ["-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider",
+         "tests/gateway/test_lmdeploy.py", "tests/launch/serve/test_passthrough.py"],
+        r"^(?:FAILED|ERROR) .*",
+    ),
+}  # fmt: skip
+_STEPS: Final = (*_PROGRAMS, "compatibility", "rehearsals")
 _OPTIONS: Final = """
 import json
 from lmdeploy.cli.serve import SubCliServe
@@ -60,6 +81,14 @@ SubCliServe.add_parsers()
 actions = SubCliServe.subparsers.choices["api_server"]._actions
 print(json.dumps({option: f"{one.default!r}, of {list(one.choices)}" if one.choices
                   else repr(one.default) for one in actions for option in one.option_strings}))
+"""
+#: Which wheels of a release have a library whose hash is kept.
+_PYTHONS: Final = ("3.10", "3.11", "3.12", "3.13")
+_KERNELS: Final = """\
+# The kernels of TurboMind in the wheel of LMDeploy {version}, read from its library. A cell is how
+# many kernels of a family hold code for an architecture, and after a + how many are empty: their
+# host part launches them, and nothing is computed. `libraries`: SHA-256 of the library in the
+# wheels for Python 3.10 to 3.13.
 """
 #: Of the routes that clients reach.
 _REQUESTS: Final = (
@@ -97,18 +126,23 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--old-source", type=Path, help="a checkout of the older one")
     parser.add_argument("--without", nargs="+", default=[], choices=_STEPS, help="steps left out")
     parser.add_argument("--transformers", nargs="+", default=[], help="versions for compatibility")
+    parser.add_argument("--write", action="store_true", help="write presets of the newer one")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "new-lmdeploy")
     parser.add_argument("--out", type=Path, help="write the page there")
     options = parser.parse_args(argv)
     old, new = (unpacked(one, options.cache) for one in (options.against, options.wheel))
-    found = list(compared(old, new, options.old_source, options.source))
-    steps = [one for one in _STEPS if one not in options.without]
+    cited = cited_places()
+    found = list(compared(old, new, cited, options.old_source, options.source))
+    if options.write:
+        write_kernels(new, options.cache)
+    more = ["--write"] if options.write else []
+    more += ["--transformers", *options.transformers] if options.transformers else []
     ran = []
-    for step in steps:
-        for one in _run(step, new, options.cache, options.transformers):
+    for step in (one for one in _STEPS if one not in options.without):
+        for one in _run(step, new, options.cache, more):
             print(f"{one.name}: {one.problem or 'as it was'}, {one.seconds:.0f} s", file=sys.stderr)
             ran.append(one)
-    text = page(old.name, new.name, found, ran)
+    text = page(old.name, new.name, found, ran, len(cited))
     if options.out:
         options.out.write_text(text, encoding="utf-8")
     print(text)
@@ -119,13 +153,7 @@ def unpacked(wheel: str, cache: Path) -> Path:
     """The folder with what a wheel holds, named by its version."""
     path = Path(wheel)
     if not path.is_file():
-        folder = cache / "wheels"
-        if not list(folder.glob(f"lmdeploy-{wheel}-*.whl")):
-            subprocess.run(
-                [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary",
-                 ":all:", "--dest", str(folder), f"lmdeploy=={wheel}"], check=True,
-            )  # fmt: skip
-        path = next(folder.glob(f"lmdeploy-{wheel}-*.whl"))
+        path = _downloaded(wheel, ".".join(map(str, sys.version_info[:2])), cache)
     folder = cache / path.name.split("-")[1]
     if not folder.is_dir():
         with zipfile.ZipFile(path) as file:
@@ -134,22 +162,69 @@ def unpacked(wheel: str, cache: Path) -> Path:
     return folder
 
 
+def _downloaded(version: str, python: str, cache: Path) -> Path:
+    """A release's wheel for a version of Python."""
+    folder, tag = cache / "wheels", f"cp{python.replace('.', '')}"
+    if not list(folder.glob(f"lmdeploy-{version}-{tag}-*.whl")):
+        platforms = ("--platform", "manylinux2014_x86_64", "--platform", "manylinux_2_28_x86_64")
+        subprocess.run(
+            [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary",
+             ":all:", "--python-version", python, *platforms, "--dest", str(folder),
+             f"lmdeploy=={version}"], check=True,
+        )  # fmt: skip
+    return next(folder.glob(f"lmdeploy-{version}-{tag}-*.whl"))
+
+
+def write_kernels(wheel: Path, cache: Path) -> Path:
+    """Writes the preset of a release's kernels; returns its path."""
+    census, hashes = take_census(_library(wheel)), []
+    for python in _PYTHONS:
+        with zipfile.ZipFile(_downloaded(wheel.name, python, cache)) as file:
+            record = next(name for name in file.namelist() if name.endswith(".dist-info/RECORD"))
+            text = file.read(record).decode()
+        hashes += re.findall(r"/_turbomind\.[^,]+,sha256=([^,]+),", text)
+    columns = census.architectures
+    counts = {
+        name: [cells.get(one, Count()) for one in columns]
+        for name, cells in census.families.items()
+    }
+    values = {
+        "library": census.library, "architectures": " ".join(columns), "ptx": " ".join(census.ptx),
+        "families": {
+            name: " ".join(f"{one.code}+{one.empty}" if one.empty else str(one.code) for one in row)
+            for name, row in counts.items()
+        },
+        "libraries": {wheel.name: hashes},
+    }  # fmt: skip
+    path = preset_path("engines/kernels", f"turbomind-{wheel.name}")
+    text = yaml.safe_dump(values, sort_keys=False, width=110)
+    path.write_text(_KERNELS.format(version=wheel.name) + text, encoding="utf-8")
+    return path
+
+
+def cited_places() -> dict[str, list[Citation]]:
+    """The citations of LMDeploy, by what they cite."""
+    cited: dict[str, list[Citation]] = {}
+    for one in citations():
+        if one.package == "lmdeploy":
+            cited.setdefault(one.cited, []).append(one)
+    return cited
+
+
 def compared(
-    old: Path, new: Path, old_source: Path | None = None, source: Path | None = None
-) -> Iterator[Difference]:
+    old: Path, new: Path, cited: dict[str, list[Citation]],
+    old_source: Path | None = None, source: Path | None = None,
+) -> Iterator[Difference]:  # fmt: skip
     """All that differs between two unpacked wheels and matters to turbofit.
 
     Args:
         old: the older one's folder.
         new: the newer one's.
+        cited: see `cited_places`.
         old_source: a checkout of the older one.
         source: a checkout of the newer one.
     """
     before, after = old / "lmdeploy", new / "lmdeploy"
-    cited: dict[str, list[Citation]] = {}
-    for one in citations():
-        if one.package == "lmdeploy":
-            cited.setdefault(one.cited, []).append(one)
     for what, places in cited.items():
         said = _became(places[0], before, after, old_source, source)
         if said:
@@ -300,8 +375,14 @@ def _trees(wheel: Path, pattern: str) -> Iterator[ast.Module]:
         yield ast.parse(path.read_text(encoding="utf-8"))
 
 
+@cache
+def _known_options() -> JsonObject:
+    options: JsonObject = load_yaml(preset_path("engines", "lmdeploy-options"))["options"]
+    return options
+
+
 def _of_option(name: str, _: Path) -> tuple[str, str]:
-    entry = load_yaml(preset_path("engines", "lmdeploy-options"))["options"].get(name)
+    entry = _known_options().get(name)
     since = load_yaml(preset_path("engines", "option-releases"))["options"].get(name)
     known = f"{entry['class']} in lmdeploy-options.yaml" if entry else ""
     return "planning/commands.py" if since else "", f"{known}, since {since}" if since else known
@@ -321,14 +402,19 @@ def _of_field(name: str, _: Path) -> tuple[str, str]:
 
 def _of_setting(name: str, _: Path) -> tuple[str, str]:
     group, _, field = name.partition(".")
-    known = group == "GenerationConfig" and field in GENERATION
-    return "gateway/limits/parameters.py" if known else "", "has a rule" if known else ""
+    if group == "GenerationConfig":
+        return "gateway/limits/parameters.py", "has a rule" if field in GENERATION else ""
+    known = [option for option in _known_options() if option.endswith(field.replace("_", "-"))]
+    return "launch/pipeline/pipeline.py", f"as {known[0]} in lmdeploy-options.yaml" if known else ""
 
 
 def _of_architecture(name: str, new: Path) -> tuple[str, str]:
-    since = listed_since(name.partition(": ")[2])
-    listed = since is not None and new.name.startswith(since)
-    return "presets/engines/architectures.yaml", f"listed since {since}" if listed else ""
+    architecture = name.partition(": ")[2]
+    since = listed_since(architecture)
+    if since is not None and new.name.startswith(since):
+        return "presets/engines/architectures.yaml", f"listed since {since}"
+    known = any(architecture in one.architectures for one in unplanned())
+    return "presets/families/unplanned.yaml", "has no account there" if known else ""
 
 
 def _of_requirement(name: str, _: Path) -> tuple[str, str]:
@@ -374,34 +460,30 @@ def _missing(wheel: Path) -> str:
 
 def _environment(wheel: Path, *more: str) -> dict[str, str]:
     """Of a process that runs a wheel in the place of the installed one."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(wheel), *more, str(ROOT)])}
+    path = [str(wheel), *more, str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
 
 
-def _run(step: str, wheel: Path, cache: Path, transformers: list[str]) -> Iterator[Ran]:
-    """What a step comes to, a line each."""
-    if step in _TESTS:
-        command = ["-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *_TESTS[step]]
-        yield _ran(step, command, wheel, r"^(?:FAILED|ERROR) .*")
+def _run(step: str, wheel: Path, cache: Path, more: list[str]) -> Iterator[Ran]:
+    """What a step comes to, a line each; with more options of `bench.compatibility`."""
+    if step in _PROGRAMS:
+        command, bad = _PROGRAMS[step]
+        yield _ran(step, command, wheel, bad)
     elif step == "compatibility":
-        (place := cache / "pairs").mkdir(parents=True, exist_ok=True)
-        if not (link := place / f"lmdeploy-{wheel.name}").exists():
-            link.symlink_to(wheel)
-        command = ["-m", "bench.compatibility", "--cache", str(place), "--lmdeploy", wheel.name]
-        command += ["--keep", str(place / f"{wheel.name}.jsonl")]
-        command += ["--transformers", *transformers] if transformers else []
-        yield _ran(step, command, wheel, r"^.* s: (?!all$).*")
+        command = ["-m", "bench.compatibility", "--cache", str(cache), "--lmdeploy", str(wheel)]
+        yield _ran(step, [*command, *more], wheel, r"^.* s: (?!as listed$).*")
     else:
-        for preset in REHEARSED:
-            yield _rehearsed(preset, wheel)
+        for preset, card in REHEARSED.items():
+            yield _rehearsed(preset, card, wheel)
 
 
-def _rehearsed(preset: str, wheel: Path) -> Ran:
+def _rehearsed(preset: str, card: str, wheel: Path) -> Ran:
     """A rehearsal; a problem is another end than a plan's, and what the account has too little."""
     began = time.monotonic()
     # A CUDA build of torch without its libraries, which `scripts/check` makes.
     cuda = filter(None, [os.environ.get("TURBOFIT_CUDA_PATH")])
     done = subprocess.run(
-        [sys.executable, "-m", "turbofit", "rehearse", preset, "--on", _CARD, "--json"],
+        [sys.executable, "-m", "turbofit", "rehearse", preset, "--on", card, "--json"],
         cwd=ROOT, env=_environment(wheel, *cuda), capture_output=True, text=True, check=False,
     )  # fmt: skip
     told = json.loads(done.stdout or '{"error": {"message": "no answer"}}')
@@ -409,12 +491,23 @@ def _rehearsed(preset: str, wheel: Path) -> Ran:
         problem = told["error"]["message"]
     else:
         seen = told["rehearsal"]
-        problem = "" if seen["outcome"] == "served" else seen["outcome"]
-        for one in seen["together"]:
-            pairs = zip(one["bytes"], one["rehearsed"], strict=True)
-            short = max((took - had for had, took in pairs if took is not None), default=0)
-            if short > MIB:
-                problem += f"{one['line']}: {short / MIB:.0f} MiB more than the account has. "
+        end, problem = seen["death"], ""
+        if end is not None:
+            problem = f"{seen['outcome']} in {end['phase']}: {end['where'][:160]}. "
+        pairs = [
+            (one["line"], had, took) for one in seen["together"]
+            for had, took in zip(one["bytes"], one["rehearsed"], strict=True)
+        ]  # fmt: skip
+        pairs += [
+            (term["term"], term["bytes"], term["rehearsed"])
+            for gpu in told["gpus"] for term in gpu["ledger"] if term.get("rehearsed") is not None
+        ]  # fmt: skip
+        over = {name: took - had for name, had, took in pairs if took is not None}
+        for name, size in over.items():
+            # Cache and buffers share the last page of a pool; what loading keeps, a cache lacks.
+            if size < -STEP if name == "kv_cache" else size > PAGE:
+                where = "over" if size > 0 else "under"
+                problem += f"{name} {abs(size) / MIB:.0f} MiB {where} the account. "
     return Ran(f"rehearse {preset}", problem, time.monotonic() - began)
 
 
@@ -430,12 +523,14 @@ def _ran(name: str, command: list[str], wheel: Path, bad: str) -> Ran:
     return Ran(name, "; ".join(lines)[:400], time.monotonic() - began)
 
 
-def page(old: str, new: str, found: list[Difference], ran: list[Ran]) -> str:
-    """The page; what a person must decide stands first."""
+def page(old: str, new: str, found: list[Difference], ran: list[Ran], cited: int) -> str:
+    """The page; what a person must decide stands first. ``cited`` places were compared."""
     decide = [one for one in found if not one.known]
     known = [one for one in found if one.known]
-    failed = [one for one in ran if one.problem]
-    held = {one.cited for one in citations() if one.package == "lmdeploy"}
+    failed: dict[str, list[str]] = {}
+    for one in ran:
+        if one.problem:
+            failed.setdefault(one.problem, []).append(one.name)
     changed = sum(one.kind == "cited code" for one in found)
     measured = [
         f"{key} ({path.stem})"
@@ -443,12 +538,14 @@ def page(old: str, new: str, found: list[Difference], ran: list[Ran]) -> str:
         for key, entry in load_yaml(path).items()
         if isinstance(entry, dict) and re.search("binary|pretend GPUs|measured", entry["source"])
     ]
+    if is_legacy(old):
+        measured += [f"{key} (generations, {old})" for key in generation_of(old).source]
     return "\n".join([
         f"# LMDeploy {new} against {old}\n", "## A person must decide\n", *_rows(decide),
-        *(f"- {one.name} on {new}: {one.problem}" for one in failed),
+        *(f"- {', '.join(names)} on {new}: {problem}" for problem, names in failed.items()),
         f"- No wheel tells these; rehearsals, bench/faults and bench/gpu do: {', '.join(measured)}",
         "\n## Differs, and turbofit has it\n", *_rows(known),
-        "\n## Equal\n", f"- {len(held) - changed} of {len(held)} cited places",
+        "\n## Equal\n", f"- {cited - changed} of {cited} cited places",
         *(f"- {one.name}: {one.seconds:.0f} s" for one in ran if not one.problem), "",
     ])  # fmt: skip
 

@@ -10,6 +10,7 @@ import signal
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -17,10 +18,12 @@ from hypothesis import settings
 from tests import virtual_time
 from tests.support.standin.standin_engine import mend_torchvision
 from tests.support.waiting import HANG
+from tests.sweep import part
 from turbofit.cli.terminal import progress_display
 
-#: The same examples on every machine; `--hypothesis-profile explore` draws others.
-settings.register_profile("turbofit", deadline=None, derandomize=True)
+#: The same examples on every machine, a third of them in the default check;
+#: `--hypothesis-profile explore` draws others.
+settings.register_profile("turbofit", deadline=None, derandomize=True, max_examples=part(100, 3))
 settings.register_profile("explore", deadline=None)
 settings.load_profile("turbofit")
 mend_torchvision()
@@ -29,12 +32,18 @@ gc.disable()  # what is made while tests are collected stays
 
 #: Files that take longest, by minutes of a worker; a file is one worker's.
 LONGEST = (
-    "launch/cluster/test_serve_cluster.py", "rehearse/test_rehearsal.py",
-    "launch/test_serve_pretend.py", "launch/test_serve_pretend_pytorch.py",
-    "launch/test_serve_lmdeploy.py", "launch/test_serve_several_pretend.py",
-    "rehearse/test_torch_engines.py", "launch/test_tune_pretend.py",
-    "bench/test_rehearsal.py", "rehearse/test_planned.py", "rehearse/test_confirm.py",
+    "launch/cluster/test_serve_cluster.py", "launch/test_serve_pretend.py",
+    "rehearse/test_torch_engines.py", "rehearse/test_rehearsal.py",
+    "launch/test_serve_pretend_pytorch.py", "launch/test_serve_several_pretend.py",
+    "launch/test_tune_pretend.py", "launch/test_calibrate_pretend.py",
+    "launch/test_serve_lmdeploy.py", "bench/test_rehearsal.py", "launch/fallback/test_session.py",
 )  # fmt: skip
+#: Files that one worker runs: it imports LMDeploy and Transformers, or starts Chromium, once.
+TOGETHER = (
+    "model/test_oracle_|gateway/test_(sharing_)?lmdeploy|launch/pipeline/|launch/fallback/"
+    "|memory/transformers/|memory/pytorch/test_oracle_|bench/test_registry",
+    "test_(site_)?chromium",
+)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -45,6 +54,19 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
         r"^pytestmark = .*?\n(?=\S)", collection_path.read_text(), re.MULTILINE | re.DOTALL
     )
     return True if marks is not None and "mark.lmdeploy" in marks[0] else None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Each worker takes file by file, or all files that go together."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Together(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return next((names for names in TOGETHER if re.search(names, file)), file)
+
+    return Together(config, log)
 
 
 def pytest_collection_finish() -> None:
@@ -61,7 +83,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs LMDeploy"))
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     order = {Path(__file__).parent / name: at for at, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: (order.get(item.path, len(order)), item.path not in slow))
+    first = re.compile("|".join(TOGETHER))
+    items.sort(
+        key=lambda item: (
+            order.get(item.path, len(order)), not first.search(item.nodeid), item.path not in slow
+        )
+    )  # fmt: skip
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -20,6 +20,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.sweep import part
+
 __all__ = ["hostile"]
 
 _FOLDER = Path(__file__).parent / "fixtures" / "hostile"
@@ -46,7 +48,7 @@ def hostile(
     def decorate(read: Callable[[bytes], None]) -> Callable[[], None]:
         kept = _kept(name)
 
-        @settings(max_examples=examples, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=part(examples, 3), suppress_health_check=list(HealthCheck))
         @given(_bent(kept))
         def drawn(data: bytes) -> None:
             with _limited():

@@ -11,7 +11,7 @@ import pytest
 __all__ = ["part", "sweep"]
 
 
-def sweep(values: Iterable[Any], every: int = 4) -> list[Any]:
+def sweep(values: Iterable[Any], every: int = 8) -> list[Any]:
     """Parameters of a test: one of so many in the default check, all in `./scripts/check --all`."""
     return [
         pytest.param(
@@ -22,6 +22,6 @@ def sweep(values: Iterable[Any], every: int = 4) -> list[Any]:
     ]
 
 
-def part(examples: int, every: int = 4) -> int:
+def part(examples: int, every: int = 8) -> int:
     """How many examples a test draws: one of so many, all of them in `./scripts/check --all`."""
     return examples if os.environ.get("CHECK_ALL") else -(-examples // every)

@@ -56,7 +56,7 @@ def test_the_manifests_fit_it() -> None:
     assert f"HF_HOME: {hub}\n      XDG_STATE_HOME: {state}\n" in compose
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_what_docker_copies_is_enough(tmp_path: Path) -> None:
     """Whatever `.dockerignore` lets in makes the wheel."""
     pytest.importorskip("hatchling")

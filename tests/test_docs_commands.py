@@ -24,7 +24,7 @@ _OF_OTHERS = {
     },
     "turbofit-fallback": {"--max-images"},
     "scripts/check, pytest": {"--quick", "--all", "--hypothesis-profile"},
-    "scripts/citations.py": {"--renew", "--source"},
+    "scripts/citations.py, scripts/new-lmdeploy": {"--renew", "--source", "--write"},
 }  # fmt: skip
 
 

@@ -52,6 +52,7 @@ def clone(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.exhaustive
 def test_the_first_line_of_the_readme_plans(clone: Path) -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     (line,) = re.findall(r"^    (python3 -m venv .*turbofit plan .*)$", text, re.MULTILINE)

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from scripts import new_lmdeploy
 from scripts.citations import Citation
-from scripts.new_lmdeploy import Difference, Ran, compared, page
+from scripts.new_lmdeploy import (
+    Difference,
+    Ran,
+    cited_places,
+    compared,
+    page,
+    write_kernels,
+)  # fmt: skip
+from turbofit.core.presets import load_yaml
+from turbofit.kernels.census import Census, Count
 
 ROUTES = 'router.{method}("{path}")\nclass ChatCompletionRequest:\n    {field}: int\n'
 
@@ -54,7 +64,7 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]
 def test_what_changed_moved_and_went_is_named_with_what_rests_on_it(
     wheels: tuple[Path, Path],
 ) -> None:
-    found = list(compared(*wheels))
+    found = list(compared(*wheels, cited_places()))
     code = {one.what: one.rests for one in found if one.kind == "cited code"}
     assert list(code) == [
         "`a/grown.py::grown` changed (+1 \N{MINUS SIGN}1 lines)",
@@ -73,7 +83,13 @@ def test_what_changed_moved_and_went_is_named_with_what_rests_on_it(
 
 def test_what_a_person_must_decide_stands_first(wheels: tuple[Path, Path]) -> None:
     ran = [Ran("rest", "FAILED tests/a.py::test_b", 3.0), Ran("grammars", "", 4.0)]
-    text = page("0.18.0", "0.19.0", [*compared(*wheels), Difference("x", "y", known="z")], ran)
+    text = page(
+        "0.18.0",
+        "0.19.0",
+        [*compared(*wheels, cited_places()), Difference("x", "y", known="z")],
+        ran,
+        4,
+    )
     decide, known, equal = text.split("\n## ")[1:]
     assert "- rest on 0.19.0: FAILED tests/a.py::test_b" in decide
     assert "/v2/new" in decide
@@ -81,6 +97,27 @@ def test_what_a_person_must_decide_stands_first(wheels: tuple[Path, Path]) -> No
     assert "- x: y. z" in known
     assert "1 of 4 cited places" in equal
     assert "- grammars: 4 s" in equal
+
+
+def test_the_kernels_of_a_release_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = {"gemm": {"80": Count(code=3), "90a": Count(code=1, empty=2)}, "KV cache": {}}
+    census = Census(library="_turbomind.so", architectures=("80", "90a"), ptx=(), families=counts)
+    for python in ("310", "311", "312", "313"):
+        wheel = tmp_path / f"wheels/lmdeploy-0.19.0-cp{python}-any.whl"
+        wheel.parent.mkdir(exist_ok=True)
+        with zipfile.ZipFile(wheel, "w") as file:
+            record = f"lmdeploy/a.py,sha256=x,1\nlmdeploy/t/_turbomind.cp.so,sha256=h{python},9\n"
+            file.writestr("lmdeploy-0.19.0.dist-info/RECORD", record)
+    monkeypatch.setattr(new_lmdeploy, "_library", lambda _: Path("_turbomind.so"))
+    monkeypatch.setattr(new_lmdeploy, "take_census", lambda _: census)
+    monkeypatch.setattr(new_lmdeploy, "preset_path", lambda _, name: tmp_path / f"{name}.yaml")
+    assert load_yaml(write_kernels(Path("0.19.0"), tmp_path)) == {
+        "library": "_turbomind.so", "architectures": "80 90a", "ptx": "",
+        "families": {"gemm": "3 1+2", "KV cache": "0 0"},
+        "libraries": {"0.19.0": ["h310", "h311", "h312", "h313"]},
+    }  # fmt: skip
 
 
 @pytest.mark.lmdeploy

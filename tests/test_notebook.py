@@ -50,7 +50,7 @@ def ran(folder: Path, script: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.lmdeploy
 def test_its_cells_run(tmp_path: Path) -> None:
     pytest.importorskip("lmdeploy")

@@ -163,6 +163,7 @@ def test_other_interpreters_install_it_and_run(python: str, wheel: Path, tmp_pat
     subprocess.run([python, *words], check=True, capture_output=True)
     words = ["--python", str(own / "python"), "install", str(wheel)]
     subprocess.run([*PIP, *words], check=True, capture_output=True)
+    assert not list(own.parent.glob("lib/python*/site-packages/torch*"))
     env = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
     env["XDG_STATE_HOME"] = str(folder)
     turbofit = str(own / "turbofit")

@@ -54,19 +54,33 @@ def test_plans_and_reports(tmp_path: Path) -> None:
     assert "InternVL2-8B" in said(tmp_path, "compare", "plan.json", "latest")
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("models",), ("gpus",), ("report", "--schema"), ("serve", "--help"),
-        ("plan", "llama-3.2-11b-vision", "--on", "1xv100-32g"),
-        ("plan", "internvl2-8b", "--cluster", "sim:4xrtx3090@2"),
-        ("predict", "internvl2-8b", "--on", "4xrtx3090", "--tp", "4"),
-        ("serve", "internvl2-8b", "--on", "4xrtx3090", "--dry-run"),
-    ],
-    ids=" ".join,
+ANSWERED = (
+    "models", "gpus", "report --schema", "serve --help",
+    "plan llama-3.2-11b-vision --on 1xv100-32g",
+    "plan internvl2-8b --cluster sim:4xrtx3090@2",
+    "predict internvl2-8b --on 4xrtx3090 --tp 4",
+    "serve internvl2-8b --on 4xrtx3090 --dry-run",
 )  # fmt: skip
-def test_what_needs_no_engine_runs(words: tuple[str, ...], tmp_path: Path) -> None:
-    assert said(tmp_path, *words)
+REFUSED = {
+    f"{name} internvl2-8b": f"error: turbofit {name} does not run on Windows\nhint: run it on Linux"
+    for name in ("calibrate", "rehearse", "serve")
+} | {"merge nowhere adapter out": "error: nowhere is neither a folder"}
+
+
+def test_what_needs_no_engine_runs_and_what_runs_engines_says_so(tmp_path: Path) -> None:
+    lines = [*ANSWERED, *REFUSED]
+    done = subprocess.run(
+        [*RUNNER, "--each"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(tmp_path)},
+        input="\n".join(lines), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    answers = map(json.loads, done.stdout.splitlines())
+    for line, (code, out, err) in zip(lines, answers, strict=True):
+        if line in REFUSED:
+            assert (code, err.startswith(REFUSED[line])) == (2, True), (line, err)
+        else:
+            assert code == 0, (line, err)
+            assert out
 
 
 def test_a_measured_machine_is_saved_and_planned_for(
@@ -98,21 +112,6 @@ def test_the_page_names_what_needs_linux() -> None:
     modules = {name: import_module(f"turbofit.cli.commands.{name}") for name in COMMANDS}
     linux = {name for name, module in modules.items() if getattr(module, name).only_linux}
     assert set(re.findall(r"`(\w+)`", named)) == linux
-
-
-def test_a_merge_begins(tmp_path: Path) -> None:
-    done = run(tmp_path, "merge", "nowhere", "adapter", "out")
-    assert done.returncode == 2
-    assert "nowhere is neither a folder" in done.stderr
-
-
-@pytest.mark.parametrize("name", ["calibrate", "rehearse", "serve"])
-def test_what_runs_engines_says_so(name: str, tmp_path: Path) -> None:
-    done = run(tmp_path, name, "internvl2-8b")
-    assert done.returncode == 2
-    first, second = done.stderr.splitlines()
-    assert first == f"error: turbofit {name} does not run on Windows"
-    assert second.startswith("hint: run it on Linux")
 
 
 @pytest.mark.parametrize(

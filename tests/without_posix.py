@@ -1,6 +1,7 @@
 """Runs turbofit's command line as on Windows: without what only POSIX systems have.
 
-    python tests/without_posix.py plan internvl2-8b --on 4xrtx3090
+    python -m tests.without_posix plan internvl2-8b --on 4xrtx3090
+    python -m tests.without_posix --each    # reads command lines, prints JSON
 
 What is taken away is what the library reference marks ``Availability: Unix``, as of Python 3.10 to
 3.12 on Windows (``os.fchmod`` and ``os.set_blocking`` came there with 3.13 and 3.12).
@@ -8,6 +9,9 @@ What is taken away is what the library reference marks ``Availability: Unix``, a
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 import os
 import signal
 import socket
@@ -65,4 +69,11 @@ if __name__ == "__main__":
     from turbofit.cli.terminal import progress_display as terminal
 
     command._WINDOWS = terminal.WINDOWS = True
-    main.entry()
+    if sys.argv[1:] == ["--each"]:
+        for line in sys.stdin:
+            out, err = io.StringIO(), io.StringIO()
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                code = main.main(line.split())
+            sys.stdout.write(f"{json.dumps([code, out.getvalue(), err.getvalue()])}\n")
+    else:
+        main.entry()

@@ -1,18 +1,18 @@
 """Which versions of Transformers LMDeploy's front ends run with, family by family.
 
-    python -m bench.compatibility [--lmdeploy 0.18.0 …] [--transformers 4.57.6 …] [--only WORD …]
-        [--code NAME=FOLDER] [--cache FOLDER] [--keep FILE] [--table]
+    python -m bench.compatibility [--lmdeploy 0.18.0 …] [--transformers 4.57.6 …]
+        [--code NAME=FOLDER] [--cache FOLDER] [--write]
 
 Installs each version into a folder of its own below ``--cache`` (60 MB a Transformers, 360 an
-LMDeploy) and puts a pair of them before the environment that the bench runs in, which needs torch,
-torchvision and what LMDeploy imports. ``--code NAME=FOLDER``: Python files and tokenizer that an
-InternVL checkpoint publishes beside its weights; no other place has its config class.
+LMDeploy, which may be such a folder itself) and puts a pair of them before the environment that the
+bench runs in, which needs torch, torchvision and what LMDeploy imports. Prints what is not as the
+table has it; ``--write`` writes that there. ``--code NAME=FOLDER``: Python files and tokenizer that
+an InternVL checkpoint publishes beside its weights; no other place has its config class.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -20,7 +20,9 @@ from pathlib import Path
 
 from bench.compatibility.environments import demand, installed, probe
 from bench.compatibility.jobs import make_jobs
-from bench.compatibility.table import fold, read, render
+from bench.compatibility.table import Outcome, fold, listed, render
+from turbofit.core.presets import preset_path
+from turbofit.planning.compatibility import FrontEnd
 
 _CACHE = Path(tempfile.gettempdir()) / "turbofit-pairs"
 _LMDEPLOY = ["0.16.0", "0.17.0", "0.18.0"]
@@ -41,49 +43,43 @@ def main() -> int:
     )  # fmt: skip
     parser.add_argument("--lmdeploy", nargs="+", default=_LMDEPLOY)
     parser.add_argument("--transformers", nargs="+", default=_TRANSFORMERS)
-    parser.add_argument("--only", nargs="+", default=[])
     parser.add_argument("--code", action="append", default=[], metavar="NAME=FOLDER")
     parser.add_argument("--cache", type=Path, default=_CACHE)
-    parser.add_argument("--keep", type=Path, default=Path("compatibility.jsonl"))
-    parser.add_argument("--table", action="store_true", help="only write the table from --keep")
+    parser.add_argument("--write", action="store_true", help="write the table")
     options = parser.parse_args()
     codes = {name: Path(path) for name, _, path in (text.partition("=") for text in options.code)}
-    root = Path(__file__).resolve().parents[2]
-    if options.table:
-        path = root / "presets/engines/compatibility.yaml"
-        allowed = {demand(installed(options.cache, "lmdeploy", one)) for one in options.lmdeploy}
+    found: list[Outcome] = []
+    allowed = set()
+    with tempfile.TemporaryDirectory() as scratch:
+        jobs = make_jobs(Path(scratch), codes)
+        for lmdeploy in options.lmdeploy:
+            folder = Path(lmdeploy)
+            if not folder.is_dir():
+                folder = installed(options.cache, "lmdeploy", lmdeploy)
+            allowed.add(demand(folder))
+            for transformers in options.transformers:
+                start = time.monotonic()
+                folders = [installed(options.cache, "transformers", transformers), folder]
+                answer = probe(folders, jobs, Path(scratch))
+                outcomes = fold(folder.name.removeprefix("lmdeploy-"), transformers, answer)
+                said = answer.get("failed") or "; ".join(filter(None, map(_news, outcomes)))
+                name = f"{folder.name} {transformers} {time.monotonic() - start:.0f} s"
+                print(f"{name}: {said or 'as listed'}", flush=True)
+                found += outcomes
+    if options.write:
         if len(allowed) > 1:
             raise SystemExit(f"LMDeploys that demand different versions: {allowed}")
-        text = render(fold(read(options.keep)), source=_SOURCE, allowed=allowed.pop())
-        path.write_text(text, encoding="utf-8")
-        return 0
-    with tempfile.TemporaryDirectory() as scratch, options.keep.open("a") as file:
-        jobs = make_jobs(Path(scratch), options.only, codes)
-        for lmdeploy in options.lmdeploy:
-            for transformers in options.transformers:
-                folders = [
-                    installed(options.cache, "transformers", transformers),
-                    installed(options.cache, "lmdeploy", lmdeploy),
-                ]
-                start = time.monotonic()
-                found = probe(folders, jobs, Path(scratch))
-                found |= {"pair": [lmdeploy, transformers]}
-                print(json.dumps(found), file=file, flush=True)
-                said = _line(found)
-                print(f"{lmdeploy} {transformers} {time.monotonic() - start:.0f} s: {said}")
+        text = render([*listed(), *found], source=_SOURCE, allowed=allowed.pop())
+        preset_path("engines", "compatibility").write_text(text, encoding="utf-8")
     return 0
 
 
-def _line(found: dict) -> str:
-    if "failed" in found:
-        return str(found["failed"])
-    bad = [
-        f"{name} {engine} {told[engine]['step']}: {told[engine]['error']}"
-        for name, told in found["families"].items()
-        for engine in ("turbomind", "pytorch")
-        if told.get(engine)
-    ]
-    return "; ".join(bad) or "all"
+def _news(one: Outcome) -> str:
+    """What the table does not have, which answers for a new LMDeploy by the nearest older one."""
+    known = FrontEnd(one.lmdeploy, one.architecture, one.engine).failure(one.transformers)
+    if (one.step, one.error) == ((known.step, known.error) if known else ("", "")):
+        return ""
+    return f"{one.architecture} {one.engine} {one.step or 'runs'}: {one.error}"
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ __all__ = ["make_jobs"]
 _SIZE: Final = (90, 60)
 #: Placeholders of the front ends that are given a prompt.
 _TOKENS: Final = {"Glm4vForConditionalGeneration": "<|image|>"}
+_CHAT: Final = "InternVLChatModel"
 _TOKEN: Final = "<|image_pad|>"
 _INTERNLM2: Final = {
     "architectures": ["InternLM2ForCausalLM"], "model_type": "internlm2", "bias": False,
@@ -26,23 +27,23 @@ _INTERNLM2: Final = {
 }  # fmt: skip
 
 
-def make_jobs(folder: Path, only: Sequence[str], codes: Mapping[str, Path]) -> list[dict[str, Any]]:
-    """A job for each family, and one for each code that InternVL's checkpoints publish.
+def make_jobs(folder: Path, codes: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """A job for each family; for InternVL's chat models one for each code that they publish.
 
     Args:
         folder: where the checkpoints are written.
-        only: parts of families' names; empty means all.
         codes: folders with InternVL's own Python files, by a name for each.
     """
     jobs = []
     for name, make in CHECKPOINTS.items():
-        made = make(folder / name)
-        _drop_tokenizer_code(made)
-        jobs.append(_job(name, made, trust=False))
+        if name != _CHAT:  # nothing reads its config without its code
+            made = make(folder / name)
+            _drop_tokenizer_code(made)
+            jobs.append(_job(name, made, trust=False))
     for name, code in codes.items():
-        made = CHECKPOINTS["InternVLChatModel"](folder / name)
-        jobs.append(_job(f"InternVLChatModel+{name}", _with_code(made, code), trust=True))
-    return [job for job in jobs if not only or any(part in job["name"] for part in only)]
+        made = CHECKPOINTS[_CHAT](folder / name)
+        jobs.append(_job(f"{_CHAT}+{name}", _with_code(made, code), trust=True))
+    return jobs
 
 
 def _job(name: str, folder: Path, *, trust: bool) -> dict[str, Any]:

@@ -1,19 +1,19 @@
-"""Folds what the pairs said into `presets/engines/compatibility.yaml`."""
+"""Folds what pairs said into `presets/engines/compatibility.yaml`, beside what it has."""
 
 from __future__ import annotations
 
 import datetime as dt
-import json
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
+from itertools import product
 from typing import Any, Final, NamedTuple
 
 import yaml
 
 from turbofit.memory.versions import parse
+from turbofit.planning.compatibility import compatibility
 from turbofit.planning.examine.packages import satisfies
 
-__all__ = ["PUBLISHED", "fold", "read", "render"]
+__all__ = ["PUBLISHED", "Outcome", "fold", "listed", "render"]
 
 #: The job with the code that InternVL's checkpoints publish stands for the family.
 PUBLISHED: Final = "InternVLChatModel+published"
@@ -38,35 +38,43 @@ class Outcome(NamedTuple):
     error: str = ""
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """The last answer of each pair."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return list({tuple(row["pair"]): row for row in rows}.values())
+def listed() -> list[Outcome]:
+    """What the table has, as if each of its pairs had been tried now."""
+    table, found = compatibility(), []
+    for engine, architectures in table.families.items():
+        failures = [one for one in table.failures if one.engine == engine]
+        names = {*architectures, *(name for one in failures for name in one.architectures)}
+        for lmdeploy, architecture in product(table.transformers, sorted(names)):
+            mine = [
+                one for one in failures
+                if lmdeploy in one.lmdeploy and architecture in one.architectures
+            ]  # fmt: skip
+            for version in table.transformers[lmdeploy]:
+                failed = next((one for one in mine if one.has(version)), None)
+                words = (failed.step, failed.error) if failed else ("", "")
+                found.append(Outcome(lmdeploy, version, engine, architecture, *words))
+    return found
 
 
-def fold(rows: Iterable[dict[str, Any]]) -> list[Outcome]:
-    """One outcome for each pair, family and engine."""
-    return [one for row in rows for one in _outcomes(row)]
-
-
-def _outcomes(row: dict[str, Any]) -> Iterator[Outcome]:
-    lmdeploy, transformers = row["pair"]
-    families = row["families"]
-    for name, told in families.items():
-        if name == "InternVLChatModel" and PUBLISHED in families:
-            continue
+def fold(lmdeploy: str, transformers: str, answer: dict[str, Any]) -> list[Outcome]:
+    """One outcome for each family and engine of a pair."""
+    short, found = lmdeploy.rpartition(".")[0], []
+    for name, told in answer["families"].items():
         architecture = "InternVLChatModel" if name == PUBLISHED else name
-        for engine in ("turbomind", "pytorch"):
-            if engine in told:
-                failed = told[engine] or {"step": "", "error": ""}
-                short = lmdeploy.rpartition(".")[0]
-                yield Outcome(
-                    short, transformers, engine, architecture, failed["step"], failed["error"]
-                )
+        for engine in {"turbomind", "pytorch"} & told.keys():
+            failed = told[engine] or {"step": "", "error": ""}
+            found.append(
+                Outcome(short, transformers, engine, architecture, failed["step"], failed["error"])
+            )
+    return found
 
 
 def render(outcomes: list[Outcome], *, source: str, allowed: str = "") -> str:
-    """The YAML file; ``allowed`` are the bounds that LMDeploy's metadata set."""
+    """The YAML file; ``allowed`` are the bounds that LMDeploy's metadata set.
+
+    Of outcomes of one pair, family and engine the last counts.
+    """
+    outcomes = list({one[:4]: one for one in outcomes}.values())
     tried = sorted({one.transformers for one in outcomes}, key=_key)
     lmdeploys = sorted({one.lmdeploy for one in outcomes}, key=_key)
     by_lmdeploy = {

@@ -7,11 +7,7 @@
     # twenty minutes of everything, and at least 1,000 requests that reach the engine:
     python -m bench.gateway.hostile URL --minutes 20 --reach 1000 --seed 1
 
-    # what clients without a key send before a request is whole (`strangers.py`)
-    python -m bench.gateway.hostile URL --strangers all --pid PID
-
-Exits with 1 when the server is gone, when its health is lost, or on a 5xx other than 503; with
-``--strangers`` when one /health in a hundred took 100 ms or more, or another client was not served.
+Exits with 1 when the server is gone, when its health is lost, or on a 5xx other than 503.
 """
 
 from __future__ import annotations
@@ -27,7 +23,6 @@ from typing import Any
 
 import aiohttp
 
-from bench.gateway.strangers import WAYS, Strangers, counted
 from bench.page import table
 from tests.support.gateway import CHAT, chat, data_url, image_part, picture
 from tests.support.mutations import Mutator
@@ -184,7 +179,9 @@ class Hostile:
     def report(self, seconds: float) -> str:
         cells = (
             self.args.seed, f"{seconds / 60:.1f} min", f"{sum(self.counts.values()):,}",
-            f"{self.reached:,}", counted(self.counts), f"{self.slowest:.1f} s",
+            f"{self.reached:,}",
+            ", ".join(f"{name}: {count:,}" for name, count in sorted(self.counts.items())),
+            f"{self.slowest:.1f} s",
             "; ".join(self.offences[:3]) or "none",
         )  # fmt: skip
         head = "seed | time | requests | reached the engine | answers | slowest | offences"
@@ -201,13 +198,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--api-key")
     parser.add_argument("--single", metavar="tiles:N|image:WxH")
-    parser.add_argument("--strangers", nargs="+", choices=("all", *WAYS), metavar="WAY")
-    parser.add_argument("--pid", type=int, default=0, help="the gateway's, to see its memory")
     args = parser.parse_args()
-    if args.strangers:
-        strangers = Strangers(args)
-        print(asyncio.run(strangers.run()))
-        return int(bool(strangers.offences))
     hostile, began = Hostile(args), time.monotonic()
     if args.single:
         asyncio.run(hostile.single(args.single))

@@ -4,7 +4,8 @@
 
 Runs the installed LMDeploy, XGrammar and Transformers, each case in a process of its own that is
 ended after two minutes, and prints seconds of one core, the least of three runs: the prices of
-`turbofit.gateway.limits.grammars` and `parameters`.
+`turbofit.gateway.limits.grammars` and `parameters`. Beside a grammar stands the price that the
+gateway puts on it, and `more` where XGrammar took more.
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from turbofit.gateway.limits import grammars
 
 SECONDS, TOKENS = 120, 151_643
 #: As Qwen's: each tool in a line of its own.
@@ -129,20 +133,32 @@ def measure(name: str, answer: Any) -> None:
         answer.put(min(times))
 
 
+def _priced(given: Any, took: float) -> str:
+    schema = {"pattern": given} if isinstance(given, str) else given
+    size = len(json.dumps(schema, separators=(",", ":")))
+    price = grammars.grammar_seconds("a grammar", schema) + grammars._BYTE * size
+    return f"{price:.4f}{', more' * (took > price)}"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gateway.prices", description=__doc__)
     parser.add_argument("words", nargs="*", help="only cases whose names have one of them")
     words = parser.parse_args().words or [""]
-    print("| a request with | seconds of the event loop |\n|---|---|")
+    if find_spec("xgrammar") is None:
+        raise SystemExit("XGrammar is not installed: pip install xgrammar")
+    print("| a request with | seconds of the event loop | price |\n|---|---|---|")
     for name in (name for name in CASES if any(word in name for word in words)):
         answer: Any = multiprocessing.Queue()
         child = multiprocessing.Process(target=measure, args=(name, answer))
         child.start()
         child.join(SECONDS)
-        took = "not within two minutes" if child.is_alive() else "failed"
+        said = "not within two minutes" if child.is_alive() else "failed"
         child.kill()
         child.join()
-        print(f"| {name} | {took if answer.empty() else f'{answer.get():.4f}'} |", flush=True)
+        took = SECONDS if answer.empty() else answer.get()
+        given = GRAMMARS.get(name.partition("`")[2][:-1])
+        price = "" if given is None else _priced(given, took)
+        print(f"| {name} | {said if took == SECONDS else f'{took:.4f}'} | {price} |", flush=True)
     return 0
 
 

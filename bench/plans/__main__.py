@@ -6,7 +6,6 @@ promises    of a second plan with more memory or cards, or with less asked for: 
             first does, and image limit, context and the goal's value are no smaller
 least       of a plan with ``--least``: it fits where the plan without it does, serves images as
             large, holds what was asked for, and takes no more
-which       of `turbofit which`: it says what `turbofit plan` says; and how long it takes
 registry    of architectures: turbofit's answer to each that LMDeploy lists (needs LMDeploy)
 served      of quantised models of this year: where each fits, or why not
 
@@ -24,7 +23,6 @@ from pathlib import Path
 from statistics import median
 
 from bench.page import ran_on, table
-from bench.plans import which
 from bench.plans.promises import least_breaks, shrinks, taken
 from bench.plans.properties import of_plan, of_refusal
 from bench.plans.requests import Request, pairs, planned, requests
@@ -80,15 +78,7 @@ def least(count: int, seed: int) -> Ends:
         yield f"(share that the least plan takes, median: {median(shares):.0%})", ""
 
 
-def timed_which(count: int, seed: int) -> Ends:
-    yield from which.compared(count, seed)
-    yield from ((f"({name}: {seconds:.1f} s)", "") for name, seconds in which.timed())
-
-
-CHECKS = {
-    "properties": (properties, 2000), "promises": (promises, 5000), "least": (least, 2000),
-    "which": (timed_which, 400),
-}  # fmt: skip
+CHECKS = {"properties": (properties, 2000), "promises": (promises, 5000), "least": (least, 2000)}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -55,14 +55,13 @@ def row(model: str, on: str, **words: Any) -> Row:
 ROWS: tuple[Row, ...] = (
     # InternVL2, all sizes and degrees
     row("internvl2-1b", "1xrtx3090", units=TILES, queued=(8,), long=True, sampling=True),
-    row("internvl2-1b", "2xrtx3090", tp=2, units=TILES, queued=(8,)),
+    row("internvl2-1b", "2xrtx3090", tp=2, units=TILES, queued=(8,), quick=True),
     row("internvl2-2b", "1xrtx3060", units=TILES, queued=(8,), sampling=True, ratio=0.5),
     row("internvl2-2b", "2xrtx3060", tp=2, units=TILES, queued=(8,), long=True),
     row("internvl2-8b", "1xrtx3090", units=(1, 6, 13, 25), queued=(4, 8), long=True, sampling=True,
         ratio=0.6),
     row("internvl2-8b", "2xrtx3090", tp=2, units=TILES, queued=(4, 8), long=True),
-    row("internvl2-8b", "4xrtx3090", tp=4, units=(*TILES, 100), queued=(4, 8), sampling=True,
-        quick=True),
+    row("internvl2-8b", "4xrtx3090", tp=4, units=(*TILES, 100), queued=(4, 8), sampling=True),
     row("internvl2-8b", "4xa100-40g", tp=4, units=TILES, queued=(8,), communicator="cuda-ipc"),
     row("internvl2-8b", "8xa100-40g", tp=8, units=(13, 40), queued=(8,)),
     row("internvl2-26b", "4xrtx3090", tp=4, units=TILES, queued=(4,)),
@@ -165,7 +164,7 @@ ROWS: tuple[Row, ...] = (
     row("gpt-oss-20b-bf16", "4xrtx3090", tp=4, long=True),
     row("internvl3.5-gpt-oss-20b-a4b", "1xa100-80g", units=(1, 13, 40), queued=(4,)),
     # gated delta nets
-    row("qwen3.5-4b", "1xrtx3090", units=SQUARES, queued=(4,), long=True, sampling=True, quick=True,
+    row("qwen3.5-4b", "1xrtx3090", units=SQUARES, queued=(4,), long=True, sampling=True,
         session=32768, ratio=0.5),
     row("qwen3.5-4b", "2xrtx3090", tp=2, units=SQUARES, queued=(4,), long=True, session=32768,
         ratio=0.7),

@@ -185,7 +185,7 @@ def size_checks(row: Row, plan: Plan, seen: dict[str, Any]) -> list[Check]:
     for rank, index in enumerate(plan.parallel.groups[0]):
         ledger = next(g for g in plan.gpus if g.index == index).ledger
         exact = [t for t in ledger if t.basis != "estimate"]
-        terms = seen["gpus"][rank]["held"]
+        terms = seen["terms"][rank]
         weights = sum(t.bytes for t in exact if t.term.startswith("weights."))
         region = seen["cache"]["region"][rank]
         buffers = sum(t.bytes for t in exact if t.phase == "buffers" and t.term != POOL_WARMUP)
@@ -197,7 +197,7 @@ def size_checks(row: Row, plan: Plan, seen: dict[str, Any]) -> list[Check]:
         }  # fmt: skip
         pairs = [("weights", weights, terms["weights"]), ("cache", plan.kv.region_bytes, region)]
         if "buffers" in terms:  # they share a pool with the cache, so its last page
-            pairs.append(("cache and buffers", held, terms["cache"] + terms["buffers"]))
+            pairs.append(("cache and buffers", held, terms["kv_cache"] + terms["buffers"]))
         for what, forecast, was in pairs:
             over, near = forecast - was, max(MIB, EXACT * was)
             least, most = allowed[what]

@@ -274,7 +274,7 @@ class EngineConnection(asyncio.Transport):
 
 
 class SimulatedGatewayThread:
-    """In place of `gateway.thread.GatewayThread`: the same door, without uvicorn."""
+    """In place of `gateway.server.GatewayThread`: the same door, without uvicorn."""
 
     #: Only uvicorn's connections cut requests off.
     cut = 0

@@ -80,7 +80,7 @@ BUGS = (
     Bug("a client that varies its request is never refused", _DENY_LIST,
         "        if len(clients) == 1 and others:", "        if False:"),
     Bug("an engine that somebody killed accuses its requests", _START,
-        'ending.kind == "killed" or any_lost(uuids)', "any_lost(uuids)"),
+        'end.kind == "killed" or any_lost(uuids)', "any_lost(uuids)"),
     Bug("the next gateway knows no suspect", _START, ", deny_list=run.deny_list)", ")"),
     Bug("a death is noted once", "gateway/routing/engines.py",
         "self.death is None or max(self.last_success, sent_at - _PAUSE) > self.died_at",
@@ -111,7 +111,7 @@ BUGS = (
         "    target.write_bytes(raw)\n    return\n"
         "    descriptor, temporary = open_beside(target) if mode is None"),
     Bug("the gateway is left open under another plan", _START,
-        "            self._public.stop(drain=not urgent)\n", "            pass\n"),
+        "                self._run.public.stop(drain=not urgent)\n", "                pass\n"),
     Bug("an error of the driver ends the watch", "launch/serve/gpu_monitor.py",
         "    except TurbofitError as exc:\n        return None, exc.message\n"
         "    except Exception as exc:  # noqa: BLE001 - whatever it is, the engines still serve\n",

@@ -133,7 +133,7 @@ def serve_question(
 ) -> ServeConfig:
     """What `serve` is asked for; ``name`` is what clients call the model."""
     from turbofit.gateway.config import GatewayConfig
-    from turbofit.launch.engine.supervised_engine import Timing
+    from turbofit.launch.engine.engine_client import Timing
     from turbofit.launch.serve.config import ServeConfig
     from turbofit.planning.request import PlanRequest
 

@@ -30,7 +30,7 @@ from bench.simulation.engine import SimulatedEngineProcess
 from bench.simulation.gateway import SimulatedGatewayThread, SimulatedSocket
 from bench.simulation.machine import SimulatedNvml
 from bench.simulation.scheduler import Event
-from turbofit.core.errors import LaunchError, TurbofitError
+from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Remedy
 from turbofit.core.process import files
 from turbofit.launch.engine.environment import Lmdeploy
@@ -251,12 +251,6 @@ def _port_problem(_: str, port: int) -> str | None:
     return f"port {port} cannot be used: in use" if port in world().machine.ports else None
 
 
-def _check_port(host: str, port: int) -> None:
-    problem = _port_problem(host, port)
-    if problem is not None:
-        raise LaunchError(problem, hint="choose another")
-
-
 def _free_ports(count: int, besides: int | None = None) -> list[int]:
     one, found = world(), list[int]()
     while len(found) < count:
@@ -391,7 +385,6 @@ def _replacements(one: World) -> dict[str, Any]:
         f"{_ENGINE}.supervised_engine.EngineProcess": partial(SimulatedEngineProcess, one),
         f"{_ENGINE}.engine_client.EngineClient.call": _call,
         "turbofit.planning.examine.scene.port_problem": _port_problem,
-        f"{_SERVE}.supervisor.check_port": _check_port,
         "turbofit.launch.run.free_ports": _free_ports,
         f"{_SERVE}.leases.start_time": _live,
         f"{_SERVE}.runs.start_time": lambda pid: pid,
@@ -419,7 +412,7 @@ def _replacements(one: World) -> dict[str, Any]:
         "turbofit.core.process.files._replace": _replace_file(files._replace, disk),
         "turbofit.core.process.files.sync_folder": lambda _: None,
         # The gateway's outside. What looks at nothing does so less often: a day is long.
-        "turbofit.gateway.thread.GatewayThread": partial(SimulatedGatewayThread, one),
+        "turbofit.gateway.server.GatewayThread": partial(SimulatedGatewayThread, one),
         "turbofit.gateway.server.bind": lambda _: types.SimpleNamespace(close=lambda: None),
         "turbofit.gateway.overlay.overlay": _no_overlay,
         "turbofit.gateway.upstream.engine_socket": SimulatedSocket,
@@ -454,7 +447,7 @@ def _remembered(real: Any) -> Any:
         real: `planner.best_plan`.
     """
 
-    def best_plan(request: Any) -> Any:
+    def best_plan(request: Any, *, pretend: None) -> Any:  # noqa: ARG001 - no world pretends
         key = _question(request)
         plan = _PLANS.get(key)
         if plan is None:

@@ -13,7 +13,8 @@ import yaml
 from bench.compatibility import environments
 from bench.compatibility.environments import probe
 from bench.compatibility.jobs import make_jobs
-from bench.compatibility.table import fold, read, render
+from bench.compatibility.table import Outcome, fold, listed, render
+from turbofit.core.presets import preset_path
 from turbofit.planning.compatibility import FrontEnd, compatibility
 
 LLAVA, CHAT = "LlavaForConditionalGeneration", "InternVLChatModel"
@@ -23,20 +24,21 @@ def failed(error: str, step: str = "image") -> dict[str, str]:
     return {"step": step, "error": error, "where": "lmdeploy/x.py:1 f"}
 
 
-def answer(lmdeploy: str, transformers: str, **families: object) -> dict[str, object]:
-    return {"pair": [lmdeploy, transformers], "families": families}
+def folded(lmdeploy: str, transformers: str, **families: object) -> list[Outcome]:
+    return fold(lmdeploy, transformers, {"families": families})
 
 
 def test_neighbours_that_fail_alike_are_one_row() -> None:
-    rows = [
-        answer(lmdeploy, transformers, **{LLAVA: {"pytorch": said}})
+    outcomes = [
+        outcome
         for lmdeploy in ("0.17.0", "0.18.0")
         for transformers, said in (
             ("4.57.6", None), ("5.10.4", failed("E: a")), ("5.2.0", failed("E: a")),
             ("5.20.2", failed("E: b")), ("5.23.0", None),
         )
+        for outcome in folded(lmdeploy, transformers, **{LLAVA: {"pytorch": said}})
     ]  # fmt: skip
-    text = render(fold(rows), source="a test", allowed="!=5.2.*,>=4.56.0")
+    text = render(outcomes, source="a test", allowed="!=5.2.*,>=4.56.0")
     values = yaml.safe_load(text)
     tried = ["4.57.6", "5.2.0", "5.10.4", "5.20.2", "5.23.0"]
     assert values["transformers"] == {"0.17": tried, "0.18": tried}
@@ -49,21 +51,28 @@ def test_neighbours_that_fail_alike_are_one_row() -> None:
 
 def test_published_code_stands_for_the_family() -> None:
     told = {
-        CHAT: {"pytorch": failed("E: no code", "class")},
         f"{CHAT}+published": {"pytorch": None},
         f"{CHAT}+training": {"pytorch": failed("E: dict", "class")},
     }
-    values = yaml.safe_load(render(fold([answer("0.18.0", "5.0.0", **told)]), source="a test"))
+    values = yaml.safe_load(render(folded("0.18.0", "5.0.0", **told), source="a test"))
     assert values["families"]["pytorch"] == [CHAT]
     assert [one["architectures"] for one in values["failures"]] == [[f"{CHAT}+training"]]
 
 
-def test_the_last_answer_of_a_pair_counts(tmp_path: Path) -> None:
-    kept = tmp_path / "kept.jsonl"
-    lines = ('{"pair": ["0.18.0", "5.0.0"], "families": {"a": 1}}',
-             '{"pair": ["0.18.0", "5.0.0"], "families": {"a": 2}}')  # fmt: skip
-    kept.write_text("\n".join(lines))
-    assert [row["families"] for row in read(kept)] == [{"a": 2}]
+def test_what_the_table_has_makes_the_table_again() -> None:
+    """So that a new release is written beside it."""
+    path = preset_path("engines", "compatibility")
+    before = yaml.safe_load(path.read_text(encoding="utf-8"))
+    again = yaml.safe_load(render(listed(), source=before["source"], allowed=">=4.56.0"))
+    for key in ("transformers", "families", "failures"):
+        assert again[key] == before[key]
+
+
+def test_the_last_answer_of_a_pair_counts() -> None:
+    pairs = [
+        folded("0.18.0", "5.0.0", **{LLAVA: {"pytorch": said}}) for said in (failed("E"), None)
+    ]
+    assert yaml.safe_load(render([*pairs[0], *pairs[1]], source="a test"))["failures"] is None
 
 
 def test_a_probe_that_dies_is_an_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -79,12 +88,13 @@ def test_jobs_have_what_turbofits_rules_say(tmp_path: Path) -> None:
     code = tmp_path / "code"
     code.mkdir()
     (code / "configuration_internvl_chat.py").write_text("")
-    jobs = {job["name"]: job for job in make_jobs(tmp_path, (), {"published": code})}
+    jobs = {job["name"]: job for job in make_jobs(tmp_path, {"published": code})}
+    chat = jobs[f"{CHAT}+published"]
     assert jobs[LLAVA]["tokens"] == 576
-    assert jobs[CHAT]["tokens"] == 7 * 256
-    assert jobs[CHAT]["engines"] == ["turbomind", "pytorch"]
-    assert not jobs[CHAT]["trust"]
-    assert jobs[f"{CHAT}+published"]["trust"]
+    assert not jobs[LLAVA]["trust"]
+    assert chat["tokens"] == 7 * 256
+    assert chat["engines"] == ["turbomind", "pytorch"]
+    assert chat["trust"]
     assert all(job["elements"] > 0 for job in jobs.values())
     names = {job["architecture"] for job in jobs.values()}
     assert names == set(compatibility().families["pytorch"])
@@ -94,8 +104,7 @@ def test_jobs_have_what_turbofits_rules_say(tmp_path: Path) -> None:
 @pytest.mark.exhaustive
 @pytest.mark.skipif(find_spec("lmdeploy") is None, reason="needs LMDeploy")
 def test_the_installed_pair_is_as_the_table_says(tmp_path: Path) -> None:
-    jobs = [job for job in make_jobs(tmp_path, (), {}) if job["name"] != CHAT]  # no code here
-    done = probe([], jobs, tmp_path)
+    done = probe([], make_jobs(tmp_path, {}), tmp_path)
     assert done["versions"]["transformers"] == version("transformers")
     for name, told in done["families"].items():
         for engine in {"turbomind", "pytorch"} & told.keys():

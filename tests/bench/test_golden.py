@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 CASES = all_cases()
 #: Groups whose documents need nothing but turbofit, and list no presets.
 _MADE_AGAIN = {"plan", "predict", "machine", "report", "export", "diagnose"}
-_EVERY = 45
+_EVERY = 90
 
 
 @pytest.fixture(scope="module")
@@ -230,6 +230,7 @@ def test_wrong_use_has_a_hint(capsys, tmp_path):
     assert groups()[:2] == ["plan", "predict"]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not (program.ROOT / ".git").exists(), reason="no git here: an sdist")
 def test_another_checkout_or_commit_makes_its_own_documents(capfd):
     def worktrees() -> str:

@@ -9,11 +9,12 @@ import turbofit
 from bench.plans.__main__ import judged
 from bench.plans.properties import of_plan, of_refusal
 from bench.plans.requests import Request, requests
+from tests.sweep import part
 from turbofit.core.errors import UsageError
 
 pytestmark = pytest.mark.slow
 
-SEED, COUNT = 22, 40
+SEED, COUNT = 22, part(40, 2)
 
 
 @pytest.mark.parametrize("case", list(requests(COUNT, SEED)), ids=str)

@@ -55,6 +55,8 @@ def test_options_of_others_at_plan(words: str, value: str, hint: str, capsys: Ou
         ("bench --url http://x", "URL stands without an option: turbofit bench [OPTIONS] URL"),
         ("batch --input a --output b", "INPUT stands without an option: turbofit batch INPUT OUT"),
         ("report --run latest", "turbofit report [OPTIONS] PLAN|RUN|latest"),
+        ("batch -i a -o b", "INPUT stands without an option: turbofit batch INPUT OUT"),
+        ("merge a b -o c", "OUT stands without an option: turbofit merge [OPTIONS] BASE"),
         ("compare --a x --b y", "A stands without an option: turbofit compare [OPTIONS] A B"),
     ],
 )
@@ -140,6 +142,15 @@ def test_a_first_word_that_is_no_command(word: str, hint: str, capsys: Out) -> N
         ("plan internvl2-8b --images 1920x1080", "--image-size is their size"),
         ("plan internvl2-8b --gpus 4xrtx3090", "it is a machine: --on 4xrtx3090"),
         ("plan internvl2-8b --on 4xrtx3090,nvlink", "nvlink=0-1+2-3"),
+        ("plan ./plan.json", "turbofit serve --plan FILE"),
+        ("pretend --on 1xl4 nvidia-smi", "a command stands behind --: -- nvidia-smi"),
+        ("models --on 1xl4", "here: turbofit which --on 1xl4"),
+        ("export plan.json --format k8s", "turbofit export systemd, compose or k8s"),
+        ("chat --image a.png", "a picture is a path"),
+        ("logs -f", "tail -F"),
+        ("ps -a", "see turbofit ps --help"),
+        ("page -o site", "did you mean --out?"),
+        ("gateway --model internvl2-8b", "--plan FILE, which turbofit plan internvl2-8b --json"),
     ],
 )
 def test_a_value_of_another_option_or_argument(words: str, hint: str, capsys: Out) -> None:

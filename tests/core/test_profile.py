@@ -38,9 +38,9 @@ def profile(tmp_path: Path, text: str) -> Profile:
 
 def test_values_are_as_a_command_line_has_them(tmp_path, monkeypatch):
     monkeypatch.setenv("CHAT_KEY", "secret")
-    found = defaults(profile(tmp_path, GOOD))
-    assert found.pop("api_key")() == ("secret",)
-    assert found == {
+    values = defaults(profile(tmp_path, GOOD))
+    assert values.pop("api_key")() == ("secret",)
+    assert values == {
         "model": "internvl2-8b", "on": "4xrtx3090", "images": 2, "context": 8192,
         "queue_images": False, "max_prefill_token_num": 4096, "async_": 0,
         "cudagraph_capture_batch_sizes": (1, 2), "port": 8000,
@@ -92,8 +92,8 @@ workload:
   images: 3
   context: 8192
 """
-    found = profile(tmp_path, text)
-    first, second = (found.of_model(number) for number in range(2))
+    read = profile(tmp_path, text)
+    first, second = (read.of_model(number) for number in range(2))
     assert first == {
         "model": "internvl2-1b", "images": 3, "context": 8192,
     }  # fmt: skip

@@ -12,9 +12,9 @@ from turbofit.launch.serve.passthrough import option_classes
 
 
 def here(name: str, value: str | None) -> str:
-    found = synonym(name)
-    assert found is not None
-    text = found.here(value, "--{option} {value}")
+    meaning = synonym(name)
+    assert meaning is not None
+    text = meaning.here(value, "--{option} {value}")
     whose, _, rest = text.partition("; here: ")
     assert whose.startswith("an option of ")
     return rest
@@ -23,12 +23,13 @@ def here(name: str, value: str | None) -> str:
 def test_every_option_that_the_table_names_is_one() -> None:
     """Or it is LMDeploy's, behind --."""
     ctx = click.Context(TURBOFIT)
-    ours = {name for _, one in options_by_command(ctx) for name in (*one.opts, *one.secondary_opts)}
+    ours = {name for _, it in options_by_command(ctx) for name in (*it.opts, *it.secondary_opts)}
     options, commands = _tables()
-    for name, one in options.items():
+    for name, option in options.items():
         known = {*ours, *option_classes(), "--MODEL"}
-        assert not one.to or f"--{one.to}" in known, name
-        assert one.to or one.say, name
+        assert not option.to or f"--{option.to}" in known, name
+        assert option.to or option.say or option.at, name
+        assert set(option.at) <= set(COMMANDS), name
     assert not commands.keys() & COMMANDS.keys()
 
 

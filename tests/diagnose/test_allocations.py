@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.sweep import part
 from turbofit.core.units import MIB
 from turbofit.diagnose.explain import diagnose
 from turbofit.pretend.elf import Symbols
@@ -33,12 +32,12 @@ from turbofit.rehearse.turbomind.ledger import CallSites, Ledger
 
 pytestmark = [
     pytest.mark.lmdeploy,
-    pytest.mark.slow,
+    pytest.mark.exhaustive,
     pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler"),
     pytest.mark.skipif(importlib.util.find_spec("lmdeploy") is None, reason="needs LMDeploy"),
 ]
 
-MODEL, LIVES, PAGE_LOCKED = "internvl2-1b", part(24, 8), part(4)
+MODEL, LIVES, PAGE_LOCKED = "internvl2-1b", 24, 4
 CARD = PretendGpu("NVIDIA GeForce RTX 3090", total=24268 * MIB, used=400 * MIB)
 SETTINGS = {
     "tp": 1, "max_batch_size": 16, "max_prefill_token_num": 2048, "session_len": 8192,
@@ -108,7 +107,7 @@ def lived(folder: Path, checkpoint: Path, **fails: int) -> EndedRun:
     folder.mkdir()
     request = RehearsalRequest(units=(13,), text_tokens=100)
     spec = Spec(
-        machine=replace(Scenario(gpus=(CARD,)), **fails), model_dir=checkpoint,
+        machine=replace(Scenario(gpus=(CARD,)), **fails), model_dir=str(checkpoint),
         settings=SETTINGS, cases=(RehearsalCase("worst", (request,)),), case_seconds=30.0,
     )  # fmt: skip
     adapter = ADAPTERS[spec.engine]

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from turbofit.core.errors import PackageError
+from turbofit.core.struct import decode
 from turbofit.core.units import MIB
 from turbofit.diagnose.answer import Diagnosis
 from turbofit.diagnose.explain import diagnose
-from turbofit.pretend.documents import loaded
 from turbofit.rehearse.checkpoint.twin import write_checkpoint
 from turbofit.rehearse.document import rehearse
 from turbofit.rehearse.packages import engine_library
@@ -53,7 +53,7 @@ def die(
         "settings": options,
         "cases": cases,
     }
-    document = rehearse(loaded(json.dumps(spec), Spec), folder / "kept")
+    document = rehearse(decode(json.dumps(spec), Spec, what="spec"), folder / "kept")
     words = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in options.items())
     log = f"$ lmdeploy serve api_server {model} {words}\n".encode()
     log += (folder / "kept" / "log").read_bytes()

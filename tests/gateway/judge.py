@@ -25,7 +25,7 @@ def images_of(path: str, body: dict[str, Any]) -> list[tuple[tuple[int, int], di
     if path == "/v1/completions":
         prompt = body["prompt"]
         assert all(
-            isinstance(one, str) for one in ([prompt] if isinstance(prompt, str) else prompt)
+            isinstance(item, str) for item in ([prompt] if isinstance(prompt, str) else prompt)
         )
         return []
     if path == "/v1/messages/count_tokens":
@@ -39,8 +39,8 @@ def images_of(path: str, body: dict[str, Any]) -> list[tuple[tuple[int, int], di
     given = body.get("image_data")
     if given is not None and (path == "/generate" or not messages):
         parts = [
-            {"type": "image_url", "image_url": {"url": one} if isinstance(one, str) else one}
-            for one in (given if isinstance(given, list) else [given])
+            {"type": "image_url", "image_url": {"url": item} if isinstance(item, str) else item}
+            for item in (given if isinstance(given, list) else [given])
         ]
         messages = [{"role": "user", "content": parts}]
     return [] if isinstance(messages, str) else [i for m in messages for i in _message(m)]

@@ -22,16 +22,16 @@ def make(family: str, folder: Path) -> Path:
         return make_internvl2(folder / "InternVL2-1B")
     if family == "internvl-hf":
         return make_internvl_hf(folder / "InternVL3-1B-hf")
-    made = make_qwen2_vl(folder / "Qwen2-VL-2B-Instruct")
-    config = json.loads((made / "config.json").read_text())
+    checkpoint = make_qwen2_vl(folder / "Qwen2-VL-2B-Instruct")
+    config = json.loads((checkpoint / "config.json").read_text())
     config["vision_config"]["num_heads"] = 1  # heads of 64, as TurboMind needs
-    (made / "config.json").write_text(json.dumps(config))
-    return made
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    return checkpoint
 
 
 def plan_of(folder: Path, limit: int):
-    found = resolve_model(str(folder))
-    return plausible_plan(model=found, limits=limits_for(found.image_rule, limit=limit))
+    resolved = resolve_model(str(folder))
+    return plausible_plan(model=resolved, limits=limits_for(resolved.image_rule, limit=limit))
 
 
 def loaded(folder: Path):
@@ -61,10 +61,10 @@ async def drive(
         if messages is None:
             continue
         answer = model.preprocess(messages)
-        tokens = [int(one["image_tokens"]) for one in answer[-1]["content"]]
-        each = plan.limits.image_tokens_per_request // plan.limits.images_per_request
+        tokens = [int(item["image_tokens"]) for item in answer[-1]["content"]]
+        most = plan.limits.image_tokens_per_request // plan.limits.images_per_request
         assert sum(tokens) <= plan.limits.image_tokens_per_request
-        assert all(one <= each for one in tokens)
+        assert all(item <= most for item in tokens)
         reached += tokens
     return reached, passed
 
@@ -107,8 +107,8 @@ async def as_lmdeploy_reads(path: str, raw: bytes) -> list[dict[str, Any]] | Non
             request.image_data if isinstance(request.image_data, list) else [request.image_data]
         )
         parts = [
-            {"type": "image_url", "image_url": {"url": one} if isinstance(one, str) else one}
-            for one in listed
+            {"type": "image_url", "image_url": {"url": image} if isinstance(image, str) else image}
+            for image in listed
         ]
         messages = [{"role": "user", "content": [{"type": "text", "text": "x"}, *parts]}]
     processor = MultimodalProcessor(None, None)

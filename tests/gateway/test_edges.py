@@ -22,13 +22,13 @@ for needed in ("lmdeploy", "fastapi", "torchvision"):
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     children: list[Child] = []
-    made = serve_pretend(
+    server = serve_pretend(
         children, tmp_path_factory.mktemp("edges"),
         "qwen2.5-0.5b", "--on", "1xrtx3090", "--context", "256",
     )  # fmt: skip
     try:
-        made.wait()
-        yield made
+        server.wait()
+        yield server
     finally:
         for child in children:
             child.kill()
@@ -70,8 +70,8 @@ def test_no_top_k_ends_the_engine(served: Served, kind: str) -> None:
     ],
 )
 def test_what_was_an_answer_500(served: Served, kind: str, fields: Any, status: int) -> None:
-    given, _, said = ask(served, kind, **fields)
-    assert given == status, said
+    given, _, answer = ask(served, kind, **fields)
+    assert given == status, answer
 
 
 @pytest.mark.parametrize("name", COSTLY)

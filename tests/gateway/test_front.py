@@ -20,8 +20,7 @@ from tests.support.gateway import CHAT, chat, plan_for
 from tests.support.waiting import HANG, until
 from turbofit.gateway import front as module
 from turbofit.gateway.front import Front, Node, NodeAddress, _Suspects
-from turbofit.gateway.server import make_gateway
-from turbofit.gateway.thread import GatewayThread
+from turbofit.gateway.server import GatewayThread, make_gateway
 from turbofit.launch.cluster.ray_adapter import client_context
 
 KEY = "run-key"
@@ -44,22 +43,22 @@ class World:
         assert engine.ready.wait(HANG)
         self.stack.callback(lambda: engine.is_alive() and engine.stop())
         records = self.records[name] = []
-        made = make_gateway(
+        app = make_gateway(
             plan_for(), [engine.url],
             config(front_keys=(KEY,), ssl_certfile=ssl_certfile, ssl_keyfile=ssl_keyfile),
             log=records.append, overlay=False,
         )  # fmt: skip
-        made.config = replace(made.config, about=made.config.about | about)
-        thread = self.stack.enter_context(GatewayThread(made))
+        app.config = replace(app.config, about=app.config.about | about)
+        thread = self.stack.enter_context(GatewayThread(app))
         return NodeAddress(name=name, url=thread.url, key=key), engine, thread
 
     def front(self, *nodes: NodeAddress, **changes):
-        made = Front(nodes, config(**changes))
-        thread = self.stack.enter_context(GatewayThread(made))
-        return made, thread
+        app = Front(nodes, config(**changes))
+        thread = self.stack.enter_context(GatewayThread(app))
+        return app, thread
 
     def up(self, front: GatewayThread, count: int) -> None:
-        until(lambda: front.call(lambda one: one.health()["up"]) == count, f"{count} nodes up")
+        until(lambda: front.call(lambda app: app.health()["up"]) == count, f"{count} nodes up")
 
 
 def test_answers_and_streams_pass_with_their_limits_and_who_asks_is_told_to_the_node(world) -> None:
@@ -94,7 +93,7 @@ def test_a_node_gets_what_is_left_of_its_capacity() -> None:
     small.heard(200, {"engines": 1, "up": 1, "at_once": 10})
     got = {"a": 0, "b": 0}
     for _ in range(400):
-        node = min((large, small), key=lambda one: one.load)
+        node = min((large, small), key=lambda other: other.load)
         node.outstanding += 1
         got[node.name] += 1
     assert got == {"a": 300, "b": 100}
@@ -113,7 +112,7 @@ def test_what_no_engine_had_goes_to_another_node_and_nothing_is_lost(world) -> N
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda _: asked(front.url, chat())[0], range(60)))
     assert answers == [200] * 60
-    until(lambda: front.call(lambda one: not one.nodes["a"].up), "the node to be out")
+    until(lambda: front.call(lambda app: not app.nodes["a"].up), "the node to be out")
 
 
 def test_a_node_that_ends_in_order_loses_nothing_though_nobody_told_the_front(world) -> None:
@@ -131,11 +130,11 @@ def test_a_node_that_ends_in_order_loses_nothing_though_nobody_told_the_front(wo
 def test_a_node_with_another_key_is_out_and_its_client_hears_nothing_of_it(world) -> None:
     first, _, _ = world.node("a", key="wrong", at_once=1000)
     second, _, _ = world.node("b")
-    made, front = world.front(first, second)
-    until(lambda: made.nodes["a"].why == "it does not take the front's key", "the key to be tried")
+    app, front = world.front(first, second)
+    until(lambda: app.nodes["a"].why == "it does not take the front's key", "the key to be tried")
     world.up(front, 1)
     assert [asked(front.url, chat())[0] for _ in range(3)] == [200] * 3
-    node = made.nodes["a"]
+    node = app.nodes["a"]
     node.up, node.trusts, node.capacity = True, True, 1000.0  # as where its key has changed
     assert asked(front.url, chat())[0] == 200
     until(lambda: not node.up, "the node to be out")
@@ -162,11 +161,11 @@ def test_a_node_under_tls_shows_a_certificate_of_the_authority_for_its_address(
     trusted.write_text("".join(Path(one["ssl_certfile"]).read_text() for one in (known, other)))
     nodes = [world.node(name, **one)[0] for name, one in (("a", known), ("b", other))]
     environ = {"RAY_USE_TLS": "1", "RAY_TLS_CA_CERT": str(trusted)}
-    made = Front(nodes, config(), tls=client_context(environ))
-    front = world.stack.enter_context(GatewayThread(made))
+    app = Front(nodes, config(), tls=client_context(environ))
+    front = world.stack.enter_context(GatewayThread(app))
     world.up(front, 1)
     assert asked(front.url, chat())[0] == 200
-    until(lambda: "certificate" in made.nodes["b"].why.lower(), "b to be refused")
+    until(lambda: "certificate" in app.nodes["b"].why.lower(), "b to be refused")
     stranger = Front(nodes[:1], config())
     world.stack.enter_context(GatewayThread(stranger))
     until(lambda: "certificate" in stranger.nodes["a"].why.lower(), "a to be refused")
@@ -174,12 +173,12 @@ def test_a_node_under_tls_shows_a_certificate_of_the_authority_for_its_address(
 
 def test_a_body_is_held_until_its_answer_begins(world) -> None:
     address, engine, _ = world.node("a")
-    made, front = world.front(address)
+    front_app, front = world.front(address)
     world.up(front, 1)
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(asked, front.url, chat(stream=True, max_tokens=4))
         until(lambda: engine.bodies, "the request")
-        until(lambda: not made._bodies.in_memory, "its body to be let go")
+        until(lambda: not front_app._bodies.in_memory, "its body to be let go")
         assert not answer.done()
         engine.permit()
         assert answer.result()[2].endswith(b"[DONE]\n\n")
@@ -228,7 +227,7 @@ def test_what_an_engine_died_of_keeps_to_its_node(world) -> None:
     assert [asked(front.url, poison)[0] for _ in range(2)] == [503, 503]
     assert len(had) == 2
     assert asked(front.url, innocent)[0] == 200
-    front.call(lambda one: setattr(one.nodes["a"], "draining", True))
+    front.call(lambda app: setattr(app.nodes["a"], "draining", True))
     assert asked(front.url, poison)[0] == 200  # the other has it where its node does not serve
 
 
@@ -237,17 +236,8 @@ def test_an_answer_frees_who_was_there_at_a_death(world) -> None:
     _, front = world.front(NodeAddress(name="a", url=url))
     world.up(front, 1)
     assert [asked(front.url, chat())[0] for _ in range(3)] == [503, 200, 200]
-    assert front.call(lambda one: one._suspects._nodes) == {}
+    assert front.call(lambda app: app._suspects._nodes) == {}
     assert len(had) == 3
-
-
-def test_a_suspect_has_a_node_until_it_is_answered() -> None:
-    suspects = _Suspects()
-    suspects.note(b"{}", "a", answered=False)
-    assert suspects.node_of(b"{}") == "a"
-    assert suspects.node_of(b"[]") == ""
-    suspects.note(b"{}", "b", answered=True)
-    assert suspects.node_of(b"{}") == ""
 
 
 def test_a_suspect_that_does_not_come_again_is_one_for_an_hour(monkeypatch) -> None:
@@ -276,38 +266,38 @@ def test_nodes_come_and_go_while_what_they_have_ends(world) -> None:
     world.up(front, 1)
     with ThreadPoolExecutor(1) as pool:
         long = pool.submit(asked, front.url, chat(stream=True, max_tokens=4))
-        until(lambda: front.call(lambda one: one.nodes["a"].outstanding), "the request to be there")
-        front.call(lambda one: one.follow([second]))
+        until(lambda: front.call(lambda app: app.nodes["a"].outstanding), "the request to be there")
+        front.call(lambda app: app.follow([second]))
         world.up(front, 1)
         assert asked(front.url, chat())[0] == 200
         engine.permit()
         assert long.result()[2] == b"data: {}\n\n" * 4 + b"data: [DONE]\n\n"
-    assert not [one for one in world.records["a"] if one["route"] == CHAT and one["status"] != 200]
+    assert not [e for e in world.records["a"] if e["route"] == CHAT and e["status"] != 200]
 
 
 def test_a_source_that_knows_none_or_fails_leaves_the_nodes(world, monkeypatch) -> None:
     monkeypatch.setattr("turbofit.gateway.front._LOOK_SECONDS", 0.01)
     first, _, _ = world.node("a")
     second, _, _ = world.node("b")
-    told, asks = [[first], [], None, [second]], threading.Semaphore(0)
+    sources, asks = [[first], [], None, [second]], threading.Semaphore(0)
 
     def source() -> list[NodeAddress]:
-        if told:
+        if sources:
             asks.acquire()
-        found = told.pop(0) if told else None
-        if found is None:
+        addresses = sources.pop(0) if sources else None
+        if addresses is None:
             raise OSError
-        return found
+        return addresses
 
     thread = world.stack.enter_context(GatewayThread(Front((), config(), source=source)))
     world.stack.callback(asks.release, 9)
     asks.release()
     world.up(thread, 1)
     asks.release(2)
-    until(lambda: len(told) == 1, "both to be asked")
+    until(lambda: len(sources) == 1, "both to be asked")
     assert asked(thread.url, chat())[0] == 200
     asks.release()
-    until(lambda: thread.call(lambda one: list(one.nodes)) == ["b"], "the other node")
+    until(lambda: thread.call(lambda app: list(app.nodes)) == ["b"], "the other node")
 
 
 def test_without_a_node_it_says_so(world) -> None:

@@ -72,19 +72,19 @@ def test_no_image_passes_the_plan_and_no_knob_is_sent(rule, on_overlay):
         for _ in range(60):
             size = rng.randrange(10, 1500), rng.randrange(10, 1500)
             try:
-                held = hold_image(bounds, RequestedImage(size=size, options=parameters))
+                limited = hold_image(bounds, RequestedImage(size=size, options=parameters))
             except Refusal as refusal:
                 refused = refusal.reason
-                held = None
-            if held is None:
+                limited = None
+            if limited is None:
                 assert (refused, on_overlay) == ("image_too_large", False)
                 continue
-            assert held.knobs == {}
-            assert on_overlay or held.resize is None or limit < LIMITS[rule][0]
-            size = held.resize or size
-            assert held.units == served.units(*size) <= bounds.limits.units_per_image
-            assert held.tokens == served.tokens(*size)
-            check_request(bounds, [held])
+            assert limited.knobs == {}
+            assert on_overlay or limited.resize is None or limit < LIMITS[rule][0]
+            size = limited.resize or size
+            assert limited.units == served.units(*size) <= bounds.limits.units_per_image
+            assert limited.tokens == served.tokens(*size)
+            check_request(bounds, [limited])
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -95,24 +95,24 @@ def test_the_worst_request_reaches_the_plan(rule):
         assert rule.units(*image.size, limit) == plan.limits.units_per_image
         assert image.knobs == {}
         assert worst_image_tokens(plan) == plan.limits.image_tokens_per_request
-        parts = worst_request(plan, "m").request.body["messages"][0]["content"]
+        parts = worst_request(plan, "m").body["messages"][0]["content"]
         assert sum(part["type"] == "image_url" for part in parts) == 2
         assert rule.units(*rule.worst_size(limit), limit) == rule.worst_units(limit)
 
 
 def test_fewer_grids_are_written_for_model_and_processor(tmp_path):
     folder = make_llava(tmp_path / "llava-v1.6-7b-hf", "llava_next")
-    found = resolve_model(str(folder))
-    plan = plausible_plan(model=found, limits=limits_for(found.image_rule, limit=2))
+    resolved = resolve_model(str(folder))
+    plan = plausible_plan(model=resolved, limits=limits_for(resolved.image_rule, limit=2))
     with overlay(plan, tmp_path / "o") as over:
         grids = [[336, 672], [672, 336]]
         for name in ("config.json", "preprocessor_config.json"):
             assert json.loads((over / name).read_text())["image_grid_pinpoints"] == grids
         rule = resolve_model(str(over)).image_rule
         assert rule.worst_units() == 3
-    assert edits(folder, found.image_rule, limits_for(found.image_rule, limit=4)) == {}
+    assert edits(folder, resolved.image_rule, limits_for(resolved.image_rule, limit=4)) == {}
     (folder / "preprocessor_config.json").write_text("{}")
-    changed = edits(folder, found.image_rule, limits_for(found.image_rule, limit=1))
+    changed = edits(folder, resolved.image_rule, limits_for(resolved.image_rule, limit=1))
     assert changed["config.json"]["image_grid_pinpoints"] == [[336, 336]]
     assert changed["config.json"]["vision_config"]["image_size"] == 336
 

@@ -6,25 +6,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.support.checkpoints import make_internvl2, make_internvl_hf, make_qwen2_vl, make_text
+from tests.gateway.lmdeploy_front import make, plan_of
+from tests.support.checkpoints import make_internvl2, make_internvl_hf, make_text
 from tests.support.gateway import limits_for
 from tests.support.plans import plausible_plan
 from turbofit.core.errors import LaunchError, UsageError
 from turbofit.gateway.overlay import edits, overlay
 from turbofit.model.source import resolve_model
-
-
-def plan_of(folder: Path, limit: int):
-    found = resolve_model(str(folder))
-    return plausible_plan(model=found, limits=limits_for(found.image_rule, limit=limit))
-
-
-def qwen(folder: Path) -> Path:
-    made = make_qwen2_vl(folder)
-    config = json.loads((made / "config.json").read_text())
-    config["vision_config"]["num_heads"] = 1
-    (made / "config.json").write_text(json.dumps(config))
-    return made
 
 
 def test_links_edited_files_and_the_same_name(tmp_path) -> None:
@@ -52,7 +40,7 @@ def test_the_original_serves_where_its_own_limit_is_the_plans(tmp_path) -> None:
 
 
 def test_both_pixel_bounds_in_every_spelling(tmp_path) -> None:
-    folder = qwen(tmp_path / "Qwen2-VL")
+    folder = make("qwen2-vl", tmp_path)
     plan = plan_of(folder, 2000)
     (changed,) = edits(folder, plan.model.image_rule, plan.limits).values()
     assert (changed["min_pixels"], changed["max_pixels"]) == (2000, 2000)
@@ -81,8 +69,8 @@ def test_names_of_a_hub_cache_keep_the_model_in_the_path(tmp_path) -> None:
     folder.mkdir(parents=True)
     for path in blobs.iterdir():
         (folder / path.name).symlink_to(Path("../../blobs") / path.name)
-    found = resolve_model(str(folder))
-    plan = plausible_plan(model=found, limits=limits_for(found.image_rule, limit=4))
+    resolved = resolve_model(str(folder))
+    plan = plausible_plan(model=resolved, limits=limits_for(resolved.image_rule, limit=4))
     with overlay(plan, tmp_path / "o") as over:
         assert over.parts[-3:] == ("models--OpenGVLab--InternVL2-1B", "snapshots", "abc123")
         assert (over / "model.safetensors").resolve() == (blobs / "model.safetensors").resolve()

@@ -1,19 +1,24 @@
-"""The gateway on real sockets."""
+"""The gateway on real sockets, alone and beside a supervisor, and the memory of its process."""
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import gc
 import http.client
 import json
+import platform
 import socket
 import ssl
 import subprocess
 import sys
+import textwrap
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
+import msgspec
 import pytest
 from aiohttp import web
 from msgspec.structs import replace
@@ -25,8 +30,15 @@ from turbofit.cli.options.common_options import filled
 from turbofit.cli.options.gateway_options import GatewayOptions
 from turbofit.core.errors import LaunchError, UsageError
 from turbofit.gateway.config import ConnectionLimits, GatewayConfig
-from turbofit.gateway.server import bind, check_bind, digest_of, make_gateway
-from turbofit.gateway.thread import GatewayThread
+from turbofit.gateway.http.accesslog import AccessLog
+from turbofit.gateway.server import (
+    GatewayThread,
+    bind,
+    check_bind,
+    digest_of,
+    keep_large_blocks,
+    make_gateway,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -92,11 +104,17 @@ class Engine(threading.Thread):
 
 @pytest.fixture
 def engine():
-    one = Engine()
-    one.start()
-    assert one.ready.wait(HANG)
-    yield one
-    one.stop()
+    server = Engine()
+    server.start()
+    assert server.ready.wait(HANG)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def served(engine):
+    with GatewayThread(make_gateway(plan_for(), [engine.url], config())) as gateway:
+        yield gateway
 
 
 def config(**changes) -> GatewayConfig:
@@ -139,51 +157,49 @@ def test_requests_pass_and_health_follows(engine) -> None:
     assert not gateway.alive
 
 
-def test_head_is_answered_without_a_body(engine) -> None:
-    with GatewayThread(make_gateway(plan_for(), [engine.url], config())) as gateway:
-        assert asked(gateway.url, chat())[0] == 200
-        connection = http.client.HTTPConnection(gateway.url.rpartition("//")[2], timeout=120)
+def test_head_is_answered_without_a_body(served) -> None:
+    assert asked(served.url, chat())[0] == 200
+    with closing(
+        http.client.HTTPConnection(served.url.rpartition("//")[2], timeout=HANG)
+    ) as client:
         for path in ("/health", "/v1/models", "/health/"):
             # One connection: a body that came nevertheless would be read as the next answer.
-            connection.request("HEAD", path)
-            response = connection.getresponse()
+            client.request("HEAD", path)
+            response = client.getresponse()
             assert (response.status, response.read()) == (200, b"")
             assert int(response.headers["content-length"]) > 0
-        connection.close()
 
 
-def test_chunks_arrive_as_they_are_sent(engine) -> None:
-    with GatewayThread(make_gateway(plan_for(), [engine.url], config())) as gateway:
-        connection = http.client.HTTPConnection(gateway.url.rpartition("//")[2], timeout=HANG)
-        body = json.dumps(chat(stream=True, max_tokens=8))
-        connection.request("POST", CHAT, body, {"content-type": "application/json"})
-        response = connection.getresponse()
+def streamed(url: str) -> http.client.HTTPResponse:
+    """The answer to a request for eight events, of which the engine sends three by itself."""
+    connection = http.client.HTTPConnection(url.rpartition("//")[2], timeout=HANG)
+    body = json.dumps(chat(stream=True, max_tokens=8))
+    connection.request("POST", CHAT, body, {"content-type": "application/json"})
+    return connection.getresponse()
+
+
+def test_chunks_arrive_as_they_are_sent(engine, served) -> None:
+    with streamed(served.url) as response:
         for number in range(8):
             if number >= 3:
                 engine.permit()
             assert response.readline() == b"data: {}\n"
             assert response.readline() == b"\n"
         assert response.readline() == b"data: [DONE]\n"
-        connection.close()
 
 
-def test_an_urgent_end_is_told_before_the_engines_end_is_seen(engine) -> None:
+def test_an_urgent_end_is_told_before_the_engines_end_is_seen(served) -> None:
     """Engines are killed right after it: whoever reads their end first must not answer."""
-    with GatewayThread(make_gateway(plan_for(), [engine.url], config())) as gateway:
-        connection = http.client.HTTPConnection(gateway.url.rpartition("//")[2], timeout=HANG)
-        body = json.dumps(chat(stream=True, max_tokens=8))
-        connection.request("POST", CHAT, body, {"content-type": "application/json"})
-        response = connection.getresponse()
+
+    def strike(app) -> int:
+        served._ends.tell(urgent=True)
+        return app.connections.cut
+
+    with streamed(served.url) as response:
         assert response.readline() == b"data: {}\n"
-
-        def strike(app) -> int:
-            gateway._ends.tell(urgent=True)
-            return app.connections.cut
-
-        assert gateway.call(strike) == 1
+        assert served.call(strike) == 1
         assert b'"code":"ending"' in response.read()
-        connection.close()
-    assert gateway.cut == 1
+    assert served.cut == 1
 
 
 def leave_amid_a_stream(url: str, word: bytes, times: int) -> None:
@@ -196,18 +212,17 @@ def leave_amid_a_stream(url: str, word: bytes, times: int) -> None:
         f"content-length: {len(body)}\r\n\r\n".encode()
         + body
     )
-    seen = b""
-    while seen.count(word) < times:
+    answer = b""
+    while answer.count(word) < times:
         part = client.recv(1 << 16)
         assert part
-        seen += part
+        answer += part
     client.close()
 
 
-def test_a_client_that_leaves_stops_the_engine(engine) -> None:
-    with GatewayThread(make_gateway(plan_for(), [engine.url], config())) as gateway:
-        leave_amid_a_stream(gateway.url, b"data: ", 1)
-        assert engine.left.wait(HANG)
+def test_a_client_that_leaves_stops_the_engine(engine, served) -> None:
+    leave_amid_a_stream(served.url, b"data: ", 1)
+    assert engine.left.wait(HANG)
 
 
 @pytest.mark.parametrize(
@@ -219,23 +234,22 @@ def test_a_client_that_leaves_stops_the_engine(engine) -> None:
         b"GET /v1/models%3f HTTP/1.1", b"GET /v1/models;a HTTP/1.1",
     ],
 )  # fmt: skip
-def test_path_tricks_reach_nothing(engine, line) -> None:
-    with GatewayThread(make_gateway(plan_for(), [engine.url], config())) as gateway:
-        host, _, port = gateway.url.rpartition("//")[2].partition(":")
-        with socket.create_connection((host, int(port)), timeout=HANG) as client:
-            client.sendall(line + b"\r\nhost: x\r\nconnection: close\r\n\r\n")
-            answer = client.recv(4096)
+def test_path_tricks_reach_nothing(engine, served, line) -> None:
+    host, _, port = served.url.rpartition("//")[2].partition(":")
+    with socket.create_connection((host, int(port)), timeout=HANG) as client:
+        client.sendall(line + b"\r\nhost: x\r\nconnection: close\r\n\r\n")
+        answer = client.recv(4096)
     assert answer.split(b" ", 2)[1] in (b"400", b"403", b"404")
     assert all(body.get("max_tokens") == 1 for body in engine.bodies)
 
 
 def test_tls(engine, tmp_path) -> None:
-    made = subprocess.run(
+    openssl = subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj",
          "/CN=localhost", "-keyout", tmp_path / "key", "-out", tmp_path / "cert"],
         capture_output=True, check=False,
     )  # fmt: skip
-    if made.returncode:
+    if openssl.returncode:
         pytest.skip("needs openssl")
     secured = config(ssl_certfile=str(tmp_path / "cert"), ssl_keyfile=str(tmp_path / "key"))
     context = ssl.create_default_context(cafile=str(tmp_path / "cert"))
@@ -257,17 +271,6 @@ def test_a_bind_beyond_loopback_needs_a_key_or_a_word() -> None:
         check_bind(GatewayConfig(host="::"))
 
 
-def test_a_port_that_is_taken_is_said() -> None:
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        taken = GatewayConfig(port=other.getsockname()[1])
-        with pytest.raises(LaunchError, match="cannot be bound"):
-            bind(taken)
-        with pytest.raises(LaunchError, match="cannot be bound"):
-            GatewayThread(make_gateway(plan_for(), ["http://127.0.0.1:1"], taken)).start()
-
-
 def test_upstreams_are_checked() -> None:
     for urls in ([], ["localhost:1"]):
         with pytest.raises(UsageError, match="no address"):
@@ -281,28 +284,28 @@ def parsed(*words: str):
 
 def test_options(monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("TURBOFIT_API_KEYS", "a, b,")
-    made = parsed().config()
-    assert (made.api_keys, made.host, made.port) == (("a", "b"), "127.0.0.1", 23333)
-    made = parsed("--api-key", "x", "--host", "::").config(upstream_key="u")
-    assert (made.api_keys, made.upstream_key) == (("x",), "u")
+    options = parsed().config()
+    assert (options.api_keys, options.host, options.port) == (("a", "b"), "127.0.0.1", 23333)
+    options = parsed("--api-key", "x", "--host", "::").config(upstream_key="u")
+    assert (options.api_keys, options.upstream_key) == (("x",), "u")
     with pytest.raises(UsageError, match="go together"):
         parsed("--ssl-certfile", "x").config()
     with pytest.raises(UsageError, match="empty"):
         parsed("--api-key", " ").config()
     behind = parsed("--trusted-proxies", "10.0.0.7", "fd00::/8", "--connections-per-address", "9")
-    made = behind.config()
-    assert made.trusted_proxies == ("10.0.0.7", "fd00::/8")
-    assert made.connection == ConnectionLimits(connections_per_address=9)
+    options = behind.config()
+    assert options.trusted_proxies == ("10.0.0.7", "fd00::/8")
+    assert options.connection == ConnectionLimits(connections_per_address=9)
     with pytest.raises(UsageError, match="is no address or network"):
         parsed("--trusted-proxies", "proxy").config()
     monkeypatch.delenv("TURBOFIT_API_KEYS")
     with pytest.raises(UsageError, match="no key is set"):
         parsed("--host", "0.0.0.0").config()
     (tmp_path / "keys").write_text("one\n\ntwo\n")
-    made = parsed("--api-key-file", str(tmp_path / "keys"), "--api-key", "x").config()
-    assert made.api_keys == ("x", "one", "two")
-    made = parsed("--host", "0.0.0.0", "--front-key-file", str(tmp_path / "keys")).config()
-    assert (made.api_keys, made.front_keys) == ((), ("one", "two"))
+    options = parsed("--api-key-file", str(tmp_path / "keys"), "--api-key", "x").config()
+    assert options.api_keys == ("x", "one", "two")
+    options = parsed("--host", "0.0.0.0", "--front-key-file", str(tmp_path / "keys")).config()
+    assert (options.api_keys, options.front_keys) == ((), ("one", "two"))
     with pytest.raises(UsageError, match="cannot be read"):
         parsed("--api-key-file", str(tmp_path / "nobody")).config()
 
@@ -312,7 +315,7 @@ def test_a_digest_tells_all_limits_apart() -> None:
     fewer = replace(plan.limits, bytes_per_body=plan.limits.bytes_per_body - 1)
     shorter = replace(plan.kv, longest_request_tokens=plan.kv.longest_request_tokens - 1)
     others = replace(plan, limits=fewer), replace(plan, kv=shorter)
-    digests = {digest_of(one) for one in (plan, *others)}
+    digests = {digest_of(other) for other in (plan, *others)}
     assert len(digests) == 3
 
 
@@ -322,30 +325,6 @@ def test_a_front_has_no_options_of_its_nodes(front, tmp_path) -> None:
     words = [*front, "--host", "0.0.0.0", "--front-key-file", str(tmp_path / "key")]
     with pytest.raises(UsageError, match=r"--front-key-file and .* do not go together"):
         command.main(words, standalone_mode=False)
-
-
-def test_the_command_serves_until_a_signal(engine, tmp_path) -> None:
-    (tmp_path / "plan.json").write_text(plan_for().to_json())
-    code = (
-        "import sys; from turbofit.cli.main import main; sys.exit(main(['gateway', *sys.argv[1:]]))"
-    )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    words = ["--plan", str(tmp_path / "plan.json"), "--upstream", engine.url, "--port", str(port)]
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, cwd=ROOT,
-    )  # fmt: skip
-    assert process.stdout is not None
-    assert process.stdout.readline().strip() == f"http://127.0.0.1:{port}"
-    assert asked(f"http://127.0.0.1:{port}", chat())[0] == 200
-    process.terminate()
-    out, err = process.communicate(timeout=HANG)
-    assert (process.returncode, out) == (0, "")
-    assert "counted at the model's own default" in err
-    (record,) = [json.loads(line) for line in err.splitlines() if line.startswith("{")]
-    assert record["route"] == CHAT
 
 
 def test_who_was_at_a_death_is_answered_by_another_engine_when_it_asks_again(engine) -> None:
@@ -368,14 +347,167 @@ def test_who_was_at_a_death_is_answered_by_another_engine_when_it_asks_again(eng
     threading.Thread(target=die, daemon=True).start()
     bad = f"http://127.0.0.1:{listener.getsockname()[1]}"
     same = engine.url.replace("127.0.0.1", "localhost")
-    made = make_gateway(plan_for(), [bad, engine.url, same], config(idle_seconds=1000.0))
-    made.engines[0].share = 1000.0  # the least busy one, whatever it has
-    for one in made.engines:
-        one.succeeded()
-        one.suspect = False
-    with GatewayThread(made) as gateway, ThreadPoolExecutor() as pool:
+    app = make_gateway(plan_for(), [bad, engine.url, same], config(idle_seconds=1000.0))
+    app.engines[0].share = 1000.0  # the least busy one, whatever it has
+    for routed in app.engines:
+        routed.succeeded()
+        routed.suspect = False
+    with GatewayThread(app) as gateway, ThreadPoolExecutor() as pool:
         body = chat(image_part(640, 480), stream=True)
         for status in (503, 200):
             answers = pool.map(lambda _: asked(gateway.url, body), range(2))
             assert [answer[0] for answer in answers] == [status] * 2
     listener.close()
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that is slow to end has not failed to."""
+    monkeypatch.setattr("turbofit.gateway.server._BEYOND", HANG)
+
+
+def thread(log: AccessLog | None = None, **settings: object) -> GatewayThread:
+    config = GatewayConfig(port=0, upstream_key="k", drain_seconds=1.0)
+    config = msgspec.structs.replace(config, **settings)
+    return GatewayThread(make_gateway(plan_for(), ["http://127.0.0.1:9"], config, log=log))
+
+
+@pytest.mark.parametrize("pretend", [True, False])
+def test_pretend_is_said_and_only_where_it_is_true(pretend: bool, tmp_path: Path) -> None:
+    log = AccessLog(tmp_path / "access.log")
+    with thread(log, pretend=pretend) as gateway:
+        status, headers, body = asked(gateway.url, path="/health")
+        assert status == 503
+        assert headers.get("x-turbofit-pretend") == ("1" if pretend else None)
+        assert json.loads(body).get("pretend") is (True if pretend else None)
+    assert not gateway.alive
+    (line,) = (tmp_path / "access.log").read_text().splitlines()
+    assert json.loads(line)["status"] == 503
+    log.close()
+
+
+def test_without_a_drain_it_ends_at_once() -> None:
+    gateway_thread = thread(drain_seconds=100 * HANG)
+    gateway_thread.start()
+    host, _, port = gateway_thread.url.rpartition("//")[2].partition(":")
+    with socket.create_connection((host, int(port))) as client:
+        client.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n")
+        gateway_thread.stop(drain=False)
+    assert not gateway_thread.alive
+
+
+def test_breaking_off_is_quiet_and_leaves_nothing_open(caplog, capfd) -> None:
+    """A second Ctrl-C used to end with uvicorn's traceback and aiohttp's open sessions."""
+    gc.collect()  # what other tests left
+    caplog.clear()
+    capfd.readouterr()
+    gateway_thread = thread(drain_seconds=100 * HANG)
+    gateway_thread.start()
+    asked(gateway_thread.url, path="/metrics")  # the gateway looks for its engine
+    gateway_thread.stop(drain=False)
+    assert not gateway_thread.alive
+    gc.collect()
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_what_is_in_the_way_is_raised_where_it_was_started(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(LaunchError, match="cannot be bound"):
+            bind(GatewayConfig(port=port))
+        gateway_thread = thread(port=port)
+        with pytest.raises(LaunchError, match="cannot be bound"):
+            gateway_thread.start()
+        gateway_thread.stop(drain=False)
+    nothing = str(tmp_path / "none.pem")
+    with pytest.raises(UsageError, match="certificate"):
+        thread(ssl_certfile=nothing, ssl_keyfile=nothing).start()
+
+
+def test_one_that_never_started_stops() -> None:
+    thread().stop()
+    assert "gateway" not in {t.name for t in threading.enumerate()}
+
+
+def test_it_is_told_of_engines_from_another_thread() -> None:
+    gateway_thread = thread()
+    with pytest.raises(LaunchError, match="does not serve"):
+        gateway_thread.call(lambda gateway: gateway.engines)
+    gateway_thread.start()
+    try:
+        assert gateway_thread.call(lambda gateway: len(gateway.fleet)) == 1
+        assert gateway_thread.call(lambda _: threading.current_thread().name) == "gateway"
+        with pytest.raises(ZeroDivisionError):
+            gateway_thread.call(lambda _: 1 // 0)
+        with pytest.raises(LaunchError, match="did not answer"):
+            gateway_thread.call(lambda _: gateway_thread.call(lambda _: None, 0.0))
+    finally:
+        gateway_thread.stop(drain=False)
+    with pytest.raises(LaunchError, match="does not serve"):
+        gateway_thread.call(lambda gateway: gateway.engines)
+
+
+#: Page faults of a large block that is made again and again, and what the settings are.
+CODE = textwrap.dedent(
+    """
+    import resource, sys
+    from turbofit.gateway.server import keep_large_blocks
+
+    def faults():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(50):
+            bytearray(4 << 20)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    plain = faults()
+    print(keep_large_blocks(), plain, faults())
+    """
+)
+
+#: What a process holds after each of eight threads held 16 MiB, one after another.
+THREADS = textwrap.dedent(
+    """
+    from concurrent.futures import ThreadPoolExecutor
+    from threading import Barrier
+    from turbofit.gateway.server import keep_large_blocks
+
+    def held():
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * 4096
+
+    keep_large_blocks()
+    barrier, before = Barrier(8), held()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: barrier.wait(), range(8)))
+        for _ in range(200):
+            pool.submit(lambda: len(bytearray(16 << 20))).result()
+        print(held() - before)
+    """
+)
+GLIBC = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
+
+
+def printed(code: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+
+
+@GLIBC
+def test_a_block_that_was_freed_is_there_for_the_next_one() -> None:
+    knows, plain, kept = printed(CODE).split()
+    assert knows == "True"
+    assert int(kept) * 10 < int(plain)
+
+
+@GLIBC
+def test_threads_keep_the_largest_block_once() -> None:
+    assert int(printed(THREADS)) < 40 << 20
+
+
+def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
+    assert not keep_large_blocks()

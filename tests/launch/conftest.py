@@ -16,7 +16,6 @@ __all__ = ["Child", "nvml_library", "nvml_machine"]
 
 @pytest.fixture
 def children() -> Iterator[list[Child]]:
-    """Children to be killed when the test ends."""
     started: list[Child] = []
     yield started
     for child in started:
@@ -25,19 +24,16 @@ def children() -> Iterator[list[Child]]:
 
 @pytest.fixture(scope="session")
 def internvl2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny InternVL2."""
     return make_internvl2(tmp_path_factory.mktemp("checkpoints") / "InternVL2-tiny")
 
 
 @pytest.fixture(scope="session")
 def qwen2_vl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Qwen2-VL."""
     return make_qwen2_vl(tmp_path_factory.mktemp("checkpoints") / "Qwen2-VL-tiny")
 
 
 @pytest.fixture(scope="session")
 def internvl_hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny InternVL3 in the Transformers format."""
     return make_internvl_hf(tmp_path_factory.mktemp("checkpoints") / "InternVL3-tiny-hf")
 
 

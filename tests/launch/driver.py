@@ -14,15 +14,14 @@ from pathlib import Path
 
 from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Plan
+from turbofit.launch.engine.engine_client import Timing
 from turbofit.launch.engine.engine_log import EndedError
 from turbofit.launch.engine.launches import Launch
-from turbofit.launch.engine.supervised_engine import Timing
 from turbofit.launch.serve.supervisor import StopSignal, Supervisor
 from turbofit.planning.commands import commands
 
 
 def say(text: str) -> None:
-    """Progress, at once."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
 
@@ -35,7 +34,6 @@ def clock() -> Callable[[], float]:
 
 
 def main() -> int:
-    """Launch and follow."""
     plan = Plan.from_json(Path(sys.argv[1]).read_bytes())
     port, check = int(sys.argv[3]), sys.argv[4] == "check"
     timing = Timing(**{"liveness": 0.0, **json.loads(sys.argv[5])})
@@ -47,7 +45,7 @@ def main() -> int:
         with StopSignal() as stop:
             ended = server.run(stop, lambda urls: say("READY " + " ".join(urls)))
     except EndedError as exc:
-        error = exc.ending.error
+        error = exc.end.error
         say(f"error: {error.message} | {error.hint}")
         return error.exit_code
     except TurbofitError as exc:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import traceback
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-pytest.importorskip("lmdeploy")
 pytest.importorskip("aiohttp")
 pytest.importorskip("uvicorn")
 
@@ -20,7 +20,10 @@ HOUSE = Path(turbofit.__file__).parent
 #: Files of turbofit from the command to the child.
 MOST_FILES = 15
 
-pytestmark = pytest.mark.lmdeploy
+pytestmark = [
+    pytest.mark.lmdeploy,
+    pytest.mark.skipif(find_spec("lmdeploy") is None, reason="needs LMDeploy"),
+]
 
 
 @pytest.fixture

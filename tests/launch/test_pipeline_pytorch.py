@@ -49,7 +49,7 @@ pipe.close()
 """
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_card_is_measured_and_the_worst_image_and_video_live(tmp_path: Path) -> None:
     folder = write_checkpoint("qwen3-vl-2b", tmp_path / "Qwen3-VL-2B-Instruct")
     ran = run(tmp_path / "run", WATCH.format(folder=str(folder)), on="1xrtx3060")

@@ -18,11 +18,10 @@ from tests.support.processes import REPO, STANDIN
 from tests.support.waiting import HANG
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.routing.engines import Outage
-from turbofit.gateway.server import make_gateway
-from turbofit.gateway.thread import GatewayThread
+from turbofit.gateway.server import GatewayThread, make_gateway
+from turbofit.launch.engine.engine_client import Timing
 from turbofit.launch.engine.engine_log import EndedError
 from turbofit.launch.engine.launches import Launch
-from turbofit.launch.engine.supervised_engine import Timing
 from turbofit.launch.serve.supervisor import StopSignal, Supervisor
 from turbofit.planning.commands import commands
 
@@ -80,7 +79,6 @@ class Supervised:
         return all(engine.state == "broken" for engine in self.server.engines)
 
     def ask(self, path: str, body: Any = None) -> tuple[int, str | None, Any]:
-        """Status, Retry-After and the answer."""
         assert self.front is not None
         connection = http.client.HTTPConnection(self.front.url.rpartition("/")[2], timeout=HANG)
         try:

@@ -31,8 +31,7 @@ EIGHT = ("internvl2-8b", "--on", "1xrtx3090")
 def test_internvl2_as_two_replicas(children: list[Child], tmp_path: Path) -> None:
     """Said everywhere, brought to its planned peak before it opens, and not past it by a client.
 
-    One is killed: the other answers while it starts again, which `test_serve_several_pretend` waits
-    for. The drain ends with a word to all.
+    One is killed: the other answers while it starts again. The drain ends with a word to all.
     """
     words = ("internvl2-8b", "--on", "2xrtx3090", "--replicas", "2", "--drain", "1")
     served = serve_pretend(children, tmp_path, *words)
@@ -122,7 +121,7 @@ def test_ready_means_the_planned_peak(
     assert peaked(served, least) == cards
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_photo_is_lowered_and_no_client_takes_the_server_past_the_plan(
     children: list[Child], tmp_path: Path
 ) -> None:
@@ -190,11 +189,11 @@ def unread() -> Iterator[int]:
     os.close(out)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_ladder_and_what_is_remembered_though_nobody_reads_what_it_says(
     unread: int, tmp_path: Path
 ) -> None:
-    """That the next start begins with it: `test_session`."""
+    """With a stand-in engine, and that the next start begins with it: `test_session`."""
     words = (*EIGHT, "--pretend", "--pretend-taken", "900MiB", "-vv", "--port", str(free_port()))
     process = subprocess.Popen(
         [sys.executable, "-m", "turbofit", "serve", *words],

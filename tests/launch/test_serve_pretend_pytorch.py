@@ -32,7 +32,6 @@ def serve(children: list[Child], state: Path, *words: str) -> Served:
 
 
 def in_group(group: int) -> bool:
-    """Whether a process of this group runs."""
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
             state, _, found, *_ = path.read_text().rpartition(")")[2].split()

@@ -55,6 +55,17 @@ def engines(state: Path) -> list[str]:
 
 
 @pytest.mark.slow
+def test_it_tries_keeps_the_best_and_serve_uses_it(children: list[Child], tmp_path: Path) -> None:
+    first = tune(children, tmp_path, *ONE, "--starts", "1", "--json")
+    assert first.finish() == 0, first.stderr
+    result = said(first)
+    assert [one["outcome"] for one in result["trials"]] == ["measured"]
+    assert result["trials"][0]["measured"]["failed"] == 0
+    assert engines(tmp_path) == []
+    serve_begins_with_the_best(children, tmp_path)
+
+
+@pytest.mark.exhaustive
 def test_it_tries_stops_goes_on_keeps_the_best_and_serve_uses_it(
     children: list[Child], tmp_path: Path
 ) -> None:
@@ -80,6 +91,10 @@ def test_it_tries_stops_goes_on_keeps_the_best_and_serve_uses_it(
     assert third.finish() == 0
     assert "tuned before" in third.stderr
     assert said(third) == result
+    serve_begins_with_the_best(children, tmp_path)
+
+
+def serve_begins_with_the_best(children: list[Child], tmp_path: Path) -> None:
     served = tune(children, tmp_path, *ONE[:6], "--port", "23731", command="serve")
     served.wait_for("engine: phase: starting")
     served.process.send_signal(signal.SIGTERM)
@@ -91,7 +106,7 @@ def test_it_tries_stops_goes_on_keeps_the_best_and_serve_uses_it(
     assert any(one.startswith("tuned: ") for one in reasons)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_time_that_no_start_fits_in_is_kept_and_said(
     children: list[Child], tmp_path: Path
 ) -> None:

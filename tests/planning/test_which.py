@@ -15,7 +15,7 @@ from turbofit.model.presets import known_presets, preset_model
 from turbofit.planning.request import WhichRequest
 from turbofit.planning.resolve import resolve
 from turbofit.planning.serving import far_too_large, serving
-from turbofit.planning.which import COUNTS
+from turbofit.planning.which import COUNTS, blank_line
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,8 @@ def test_a_model_that_one_of_unequal_cards_holds_is_served(on):
 def test_what_is_short_is_told_as_plan_tells_it():
     on = "1xrtx3060:used=6GiB,ram=2GiB"
     request = WhichRequest(model=preset_model("internvl2.5-4b"), on=machine_from(on))
-    said = serving(request, resolve(request), on).why_not
+    blank = blank_line("internvl2.5-4b", on, machine_from(on))
+    said = serving(request, resolve(request), blank).why_not
     assert turbofit.plan("internvl2.5-4b", on=on).verdict.endswith(said)
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from turbofit.core.struct import decode, to_json
 from turbofit.kernels.families import demangle
 from turbofit.pretend.build import compiler
-from turbofit.pretend.documents import dumped, loaded
 from turbofit.pretend.elf import Symbols, dynamic_symbols, short_name
 from turbofit.pretend.libraries import ACCOUNT, PretendError, check_surface
 from turbofit.pretend.scenario import PretendGpu, Scenario
@@ -90,6 +90,19 @@ def test_the_wheel_imports_nothing_that_we_lack(libraries: Path) -> None:
     assert {"cudaMallocFromPoolAsync", "cuMemCreate", "cublasGemmEx", "ncclMemAlloc"} <= asked
 
 
+def test_what_older_wheels_import_is_there(libraries: Path) -> None:
+    """Of 0.16 and 0.17, which `scripts/new-lmdeploy` compares with."""
+    there = {
+        symbol.name
+        for name in ("libcublas.so.12", "libcudart.so.12")
+        for symbol in dynamic_symbols(libraries / name)
+        if symbol.defined
+    }
+    assert there >= {
+        "cublasGemmGroupedBatchedEx", "cublasSetMathMode", "cudaOccupancyMaxPotentialClusterSize",
+    }  # fmt: skip
+
+
 def test_scenario_text_has_everything() -> None:
     scenario = msgspec.convert(
         {
@@ -109,7 +122,7 @@ def test_scenario_text_has_everything() -> None:
         },
         Scenario,
     )
-    assert loaded(dumped(scenario), Scenario) == scenario
+    assert decode(to_json(scenario), Scenario, what="scenario") == scenario
     lines = scenario.text("/t").splitlines()
     assert "device 1000 10 0 8 6 82 6291456 102400 101376 NVIDIA GeForce RTX 3090" in lines
     assert "peer 0 1" in lines

@@ -10,7 +10,7 @@ import pytest
 
 from turbofit.core.errors import PackageError
 from turbofit.core.plan import Plan
-from turbofit.pretend.documents import loaded
+from turbofit.core.struct import decode
 from turbofit.pretend.scenario import MIB
 from turbofit.rehearse.checkpoint.twin import write_checkpoint
 from turbofit.rehearse.document import rehearse
@@ -95,6 +95,6 @@ def run(checkpoints: Callable[[str], Path]) -> Rehearse:
             "start_seconds": 600,
             "case_seconds": 600,
         }
-        return rehearse(loaded(json.dumps(data), Spec), keep)
+        return rehearse(decode(json.dumps(data), Spec, what="spec"), keep)
 
     return go

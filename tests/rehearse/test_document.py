@@ -1,16 +1,13 @@
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from turbofit.core.errors import UsageError
-from turbofit.pretend.scenario import PretendGpu, Scenario
-from turbofit.rehearse.document import moments, outcome_and_end, rehearse
+from turbofit.pretend.scenario import PretendGpu
+from turbofit.rehearse.document import moments, outcome_and_end
 from turbofit.rehearse.run import Seen
-from turbofit.rehearse.spec import Spec
 
 
 def card(**phases: tuple[int, int]) -> dict[str, dict[str, Any]]:
@@ -90,11 +87,3 @@ def test_an_end_after_a_refused_allocation_is_out_of_memory() -> None:
     assert (end.kind, end.phase, end.where, end.missing) == ("out_of_memory", "warm-up", "Attn", 5)
     # TurboMind's silent hang refuses nothing that matters.
     assert outcome_and_end(ended(-9, "stuck"), seen(refused))[0] == "hang"
-
-
-def test_what_cannot_be_rehearsed_is_said_before_anything_runs(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"has no config\.json"):
-        rehearse(Spec(Scenario(()), tmp_path))
-    with pytest.raises(UsageError, match="no engine is named vllm") as error:
-        rehearse(Spec(Scenario(()), tmp_path, engine="vllm"))
-    assert "turbomind" in error.value.hint

@@ -142,16 +142,9 @@ def test_ledger_and_terms(sites: CallSites) -> None:
     card = ledger.cards[0]
     assert card.free_at_cache == 500
     assert card.cache_region == 400
-    assert card_terms(ledger, 0, used=7) == {
-        "before": 7,
-        "context": 18,
-        "weights": 100,
-        "prepare": 50,
-        "cache": 400,
-        "buffers": 20,
-        "pool_warmup": 30,
-        "steady": 575,
-    }
+    assert card_terms(ledger, 0) == {
+        "weights": 100, "load_temporaries": 50, "kv_cache": 400, "buffers": 20, "pool_warmup": 30,
+    }  # fmt: skip
     assert load_peak(ledger, 0) == 168
     assert ledger.pools[2].live_peak["case_x"] == 70
     (death,) = ledger.deaths
@@ -172,5 +165,4 @@ def test_a_ledger_read_in_parts_is_that_of_the_whole(sites: CallSites) -> None:
 
 def test_terms_of_what_was_not_reached_are_left_out(sites: CallSites) -> None:
     ledger = Ledger(1, sites, pool_step=10).read(_events("P context\nO 0 0 -1 5 1 5 @6"))
-    terms = card_terms(ledger, 0, used=0)
-    assert not terms.keys() & {"weights", "steady"}
+    assert card_terms(ledger, 0) == {}

@@ -14,6 +14,7 @@ from tests.pretend.cuda_torch import CUDA_PATH, ROOT
 
 pytestmark = [
     pytest.mark.lmdeploy,
+    pytest.mark.exhaustive,
     pytest.mark.skipif(not CUDA_PATH, reason="no CUDA build of torch"),
 ]
 
@@ -39,7 +40,6 @@ def test_the_model_of_staging_is_what_torch_stages() -> None:
         ]
 
 
-@pytest.mark.exhaustive
 def test_a_death_while_loading_is_torchs() -> None:
     """Qwen2-VL-7B on 16 GB: what torch stages is what is too much."""
     document = rehearsed("qwen2-vl-7b", "--on", "1xv100-16g", "--defaults", cuda=True)

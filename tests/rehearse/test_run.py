@@ -67,4 +67,4 @@ def test_a_child_that_was_told_to_end_did_not_fail(
     ended = SimpleNamespace(code=-number, usages=())
     monkeypatch.setattr(run, "run_pretend", lambda *_, **__: ended)
     with pytest.raises(KeyboardInterrupt):
-        run.run_child(Spec(Scenario(()), tmp_path), tmp_path, {}, ())
+        run.run_child(Spec(Scenario(()), str(tmp_path)), tmp_path, {}, ())

@@ -15,7 +15,7 @@ import pytest
 from turbofit.cli.main import main
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.images import PatchRule, TileRule
-from turbofit.pretend.documents import dumped, loaded
+from turbofit.core.struct import decode, to_json
 from turbofit.pretend.scenario import PretendGpu, Scenario
 from turbofit.pretend.timeline import read_timeline
 from turbofit.pretend.usage import read_usage
@@ -61,12 +61,12 @@ def test_a_specification_survives_its_text() -> None:
     request = RehearsalRequest(LONGEST, sizes=((448, 896),), images=3)
     spec = Spec(
         Scenario((PretendGpu("x", 1 << 30),), peers=frozenset({(0, 1)})),
-        Path("somewhere"),
+        "somewhere",
         "pytorch",
         {"tp": 2},
         (RehearsalCase("a", (request,)),),
     )
-    assert loaded(dumped(spec), Spec) == spec
+    assert decode(to_json(spec), Spec, what="spec") == spec
 
 
 # ---------------------------------------------------------------- records and ledger
@@ -79,7 +79,6 @@ def test_a_phase_waits_for_living_processes_only(tmp_path: Path) -> None:
     record = {"pid": gone.pid, "number": 0, "rows": [{"phase": "build", "gpu": 0}]}
     (tmp_path / "records" / "1.json").write_text(json.dumps(record))
     phases.enter("build  model")
-    assert phases.name == "build model"
     assert (tmp_path / "phase").read_text() == "1 build model"
     assert read_records(tmp_path) == [record]
 

@@ -15,8 +15,8 @@ from typing import Any
 from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Plan
 from turbofit.gateway.config import GatewayConfig
+from turbofit.launch.engine.engine_client import Timing
 from turbofit.launch.engine.environment import Lmdeploy
-from turbofit.launch.engine.supervised_engine import Timing
 from turbofit.launch.run import Run
 from turbofit.launch.serve.config import ServeConfig
 from turbofit.launch.serve.ladder import recall

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 engines = st.sampled_from([engine_named(name) for name in LMDEPLOY])
 relaxed = settings(
-    max_examples=part(20), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=part(20, 4), deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 
 
@@ -123,7 +123,7 @@ def test_permuting_equal_gpus_changes_neither_verdict_nor_score(engine, seed, sh
 
 
 @given(engine=engines, seed=st.integers(0, 10**6))
-@settings(max_examples=part(12), deadline=None)
+@settings(max_examples=part(12, 4), deadline=None)
 def test_a_plan_survives_json_and_keeps_every_promise_where_it_fits(engine, seed):
     request = random_request(random.Random(seed), context=False)
     try:

@@ -35,6 +35,8 @@ def usage_error(exc: click.UsageError, ctx: click.Context) -> UsageError:
     text = exc.format_message().rstrip(".")
     if extra := re.search(r"unexpected extra argument \((.+)\)", text):
         known = unknown_word(extra[1])
+        if getattr(ctx.command, "takes_rest", False):
+            known = f"a command stands behind --: -- {extra[1]}"
         hint = f"{known}; {hint}" if known else hint
     return UsageError(text[:1].lower() + text[1:], hint=hint)
 
@@ -46,13 +48,16 @@ def _unknown_option(name: str, ctx: click.Context) -> str:
     from turbofit.launch.serve.passthrough import option_classes
 
     commands = [command for command, option in options_by_command(ctx) if name in option.opts]
-    if commands:
+    if commands and name.startswith("--"):
         example = MANUAL[ctx.info_name or ""].examples[0]
         has = f"turbofit {', '.join(commands[:3])} {'have' if commands[1:] else 'has'} it"
         return f"{has}; {ctx.info_name} is used as {example}; "
     if name in option_classes():
         return f"it is LMDeploy's, for behind --: turbofit serve MODEL -- {name}; "
-    known = (option for one in ctx.command.params for option in one.opts if option[:2] == "--")
+    known = [option for one in ctx.command.params for option in one.opts if option[:2] == "--"]
+    begin = [option for option in known if option.startswith(f"-{name}")]
+    if len(name) == 2 and len(begin) in (1, 2):
+        return f"did you mean {' or '.join(begin)}? "
     return guess(name, known)
 
 
@@ -62,27 +67,39 @@ def foreign_option(word: str, behind: str, ctx: click.Context) -> str:
     Raises:
         UsageError: turbofit has the same under another name, which the hint has with the value.
     """
+    from msgspec.structs import replace
+
     from turbofit.core.synonyms import synonym
 
     name, equals, value = word.partition("=")
     found = None if name[1:2].isdigit() else synonym(name)
-    said = re.compile(rf"\b{re.escape(name.strip('-') or name)}\b", re.IGNORECASE)
+    argument = {"-i": "IN", "-o": "OUT"}.get(name, rf"{re.escape(name.strip('-') or name)}\b")
+    said = re.compile(rf"\b{argument}", re.IGNORECASE)
     for one in ctx.command.params if found is None or found.to != "MODEL" else ():
         if isinstance(one, click.Argument) and said.search(f"{one.name} {one.metavar}"):
             usage = " ".join(ctx.get_usage().split()[1:])
             hint = f"{_spelled(one, ctx)} stands without an option: {usage}"
             raise UsageError(f"unknown option {name}", hint=hint)
-    if found is None or name == f"--{found.to}":
+    own = "" if found is None else found.at.get(ctx.info_name or "", "")
+    if found and own:
+        found = replace(found, to="", say=own)
+    if found is None or name == f"--{found.to}" or not (found.to or found.say):
         return word
     option, form = f"--{found.to}", "--{option} {value}"
-    here = any(option in one.opts for one in ctx.command.params)
+    known = {opt for one in ctx.command.params for opt in one.opts}
+    here = option in known
+    if len(name) == 2 and not (own or here or "--tp" in known):
+        return word  # a letter of an engine means nothing where no engine is planned
     if found.take and here:
         say(f"{name} of {found.of} is taken as {option}{f'; {found.say}' if found.say else ''}")
         return f"{option}{equals}{value}"
     if not equals:
         value = "" if behind.startswith("-") or found.flag else behind
     if found.to == "MODEL":
-        form = f"turbofit {ctx.info_name} {value or 'MODEL'}, without an option"
+        arguments = [one for one in ctx.command.params if isinstance(one, click.Argument)]
+        takes = any(one.name == "model" for one in arguments)
+        command = ctx.info_name if takes else "plan"
+        form = f"turbofit {command} {value or 'MODEL'}, without an option"
     elif not here:
         having = [command for command, one in options_by_command(ctx) if option in one.opts]
         # `plan` tells and `serve` launches: others have what these two have.

@@ -11,11 +11,6 @@ from turbofit.core.model import Model
 from turbofit.core.plan import Held, Limits, Plan, Remedy, ServeCommand, Throughput, Workload
 from turbofit.core.struct import Struct, const, decode, doc, to_json
 
-__all__ = [
-    "CLUSTER_PLAN_SCHEMA", "CLUSTER_SCHEMA", "CLUSTER_STATUS_SCHEMA", "Cluster", "ClusterPlan",
-    "ClusterStatus", "Node", "NodePlan", "NodeStatus",
-]  # fmt: skip
-
 CLUSTER_SCHEMA: Final = "turbofit.cluster/1"
 CLUSTER_PLAN_SCHEMA: Final = "turbofit.cluster-plan/1"
 CLUSTER_STATUS_SCHEMA: Final = "turbofit.cluster-status/2"
@@ -128,12 +123,12 @@ class ClusterPlan(Struct):
     @property
     def requests_at_once(self) -> int:
         """Requests over all nodes: those that were asked for, or as many as run."""
-        used = [one.at_once for one in self.nodes if one.plan is not None]
+        used = [node.at_once for node in self.nodes if node.plan is not None]
         return self.workload.concurrency or round(sum(used))
 
     def node(self, identity: str) -> NodePlan | None:
         """What the node with this id serves, None where it is not in the plan."""
-        return next((one for one in self.nodes if one.node == identity), None)
+        return next((node for node in self.nodes if node.node == identity), None)
 
     def to_json(self) -> str:
         """The plan as JSON."""

@@ -8,8 +8,6 @@ from turbofit.core.messages import option_of
 from turbofit.core.model import TextDims
 from turbofit.core.struct import Struct, doc
 
-__all__ = ["DRAFT_OPTIONS", "Draft", "SpeculativeAlgorithm"]
-
 #: LMDeploy's ``--speculative-algorithm``.
 SpeculativeAlgorithm = Literal[
     "eagle", "eagle3", "deepseek_mtp", "hy3_mtp", "qwen3_5_mtp", "dflash"

@@ -10,20 +10,6 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     from turbofit.core.json_types import Document
 
-__all__ = [
-    "DoesNotFitError",
-    "LaunchError",
-    "MachineError",
-    "NoGpuError",
-    "NoKernelError",
-    "OutOfMemoryError",
-    "PackageError",
-    "TurbofitError",
-    "UnservedError",
-    "UsageError",
-    "error_from",
-]
-
 
 class TurbofitError(Exception):
     """Base of every expected failure.
@@ -115,7 +101,7 @@ class PackageError(TurbofitError):
 
 def error_from(document: Document) -> TurbofitError:
     """An error from what `TurbofitError.to_dict` put under ``error``, e.g. on another machine."""
-    kinds = {one.exit_code: one for one in TurbofitError.__subclasses__()}
+    kinds = {error.exit_code: error for error in TurbofitError.__subclasses__()}
     kind = kinds.get(int(document.get("exit_code", 0)), LaunchError)
     return kind(str(document.get("message", "")), hint=str(document.get("hint", "")))
 

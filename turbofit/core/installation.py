@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from importlib.metadata import Distribution
 
-__all__ = ["install_command"]
-
 _NAME: Final = "turbofit"
 #: A requirement of an extra in the metadata; those of several extras stand once for each.
 _REQUIREMENT: Final = re.compile(r"""([A-Za-z0-9][\w.-]*)(?:\[([\w,. -]+)\])?([^;]*);(.*)""")
@@ -40,8 +38,8 @@ def install_command(extra: str, *, upgrade: bool = False) -> str:
 def _from_origin(extra: str) -> list[str]:
     """The words where turbofit can be installed again; none where it cannot."""
     clone = Path(__file__).resolve().parents[2]
-    found = _distribution()
-    origin = _direct_url(found)
+    package = _distribution()
+    origin = _direct_url(package)
     if (clone / "pyproject.toml").is_file():
         editable = origin.get("dir_info", {}).get("editable", False)
         return [*(["-e"] if editable else []), f"{clone}[{extra}]"]
@@ -69,11 +67,11 @@ def _distribution() -> Distribution | None:
         return None
 
 
-def _direct_url(found: Distribution | None) -> dict[str, Any]:
+def _direct_url(package: Distribution | None) -> dict[str, Any]:
     """Where pip took turbofit from (PEP 610); empty where that is an index, or nobody wrote it."""
     import json  # a plan that finds all in order reads none
 
-    text = None if found is None else found.read_text("direct_url.json")
+    text = None if package is None else package.read_text("direct_url.json")
     try:
         read = json.loads(text or "{}")
     except ValueError:
@@ -97,19 +95,19 @@ def _requirements(extra: str, *, upgrade: bool) -> list[str]:
     return lacking or list(wanted.values())
 
 
-def _of_extra(extra: str, seen: set[str]) -> Iterator[tuple[str, str]]:
+def _of_extra(extra: str, gone: set[str]) -> Iterator[tuple[str, str]]:
     """Name and requirement of each package of an extra, those of extras that it names too."""
-    found = _distribution()
-    if extra in seen or found is None:
+    package = _distribution()
+    if extra in gone or package is None:
         return
-    seen.add(extra)
-    for text in found.requires or ():
+    gone.add(extra)
+    for text in package.requires or ():
         parts = _REQUIREMENT.fullmatch(text)
         if parts is None or extra not in _EXTRA.findall(parts[4]):
             continue
         name, inner, bounds = parts[1], parts[2], parts[3].strip()
         if name == _NAME:
-            for one in (inner or "").split(","):
-                yield from _of_extra(one.strip(), seen)
+            for part in (inner or "").split(","):
+                yield from _of_extra(part.strip(), gone)
         else:
             yield name, f"{name}[{inner}]{bounds}" if inner else f"{name}{bounds}"

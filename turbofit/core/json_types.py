@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-__all__ = ["Document", "JsonObject", "Options"]
-
 #: Somebody else's: a request of OpenAI's API, a checkpoint's config, Ray's answer. Nothing is known
 #: of it before it was looked at.
 JsonObject: TypeAlias = dict[str, Any]

@@ -9,11 +9,6 @@ from typing import Annotated, Final
 
 from turbofit.core.struct import NA, NaType, Struct, const, doc, known
 
-__all__ = [
-    "MACHINE_SCHEMA", "Calibration", "CardSpeed", "Gpu", "Holder", "Host", "Link", "Machine",
-    "Measured", "PairSpeed", "Pcie", "ReduceSpeed",
-]  # fmt: skip
-
 MACHINE_SCHEMA: Final = "turbofit.machine/1"
 
 
@@ -139,13 +134,7 @@ class Calibration(Struct):
     """What ``turbofit calibrate`` learned of one model under one engine on cards of one kind.
 
     ``context`` and ``buffers`` are bytes a GPU that correct the account's estimates, below zero
-    where these were too large: the first of what is there before the cache is sized, the second of
-    what comes after it. ``model`` says which checkpoint (name, architecture, parameters); ``gpus``
-    are the names of one group's cards, sorted. ``engine_version`` is the account's generation,
-    ``lmdeploy`` the version that ran. ``pretend``: on pretend GPUs, so of no real card. ``spread``
-    are bytes by which what was measured differed between GPUs, or from the launch before. ``torch``
-    and ``cuda`` are the versions of the packages beside LMDeploy, empty where they are not known.
-    ``free`` were bytes free on the group's fullest card before its context.
+    where these were too large.
     """
 
     model: Annotated[str, doc("Name, architecture, parameters.")]

@@ -7,11 +7,6 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = [
-    "BESIDE_COMMANDS", "BEYOND", "HARMLESS", "HOW_TO_SERVE", "OWN_CODE", "QUEUED",
-    "RESERVED", "groups_of", "indices", "on_each_gpu", "option_of", "plural",
-]  # fmt: skip
-
 #: The hint where a command is about a server and there is none.
 HOW_TO_SERVE: Final = "turbofit serve MODEL; without a GPU add --pretend --on SPEC"
 #: A warning, and how another begins, that are said beside a command where one is shown.

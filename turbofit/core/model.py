@@ -14,25 +14,11 @@ from turbofit.core.errors import UsageError
 from turbofit.core.images import AnyImageRule
 from turbofit.core.struct import Struct
 
-__all__ = [
-    "DTYPE_BYTES",
-    "AudioDims",
-    "DeltaDims",
-    "MlaDims",
-    "Model",
-    "ModelSource",
-    "MoeDims",
-    "Quantization",
-    "TextDims",
-    "VisionDims",
-    "VisionKind",
-]
-
 Dtype = Literal["float16", "bfloat16", "float32"]
 
-#: A decoder's layer, or a module in it; those of a draft and of a tower begin otherwise.
 #: Repeats in a stranger's expression: each more multiplies the time that a search may take.
 _MOST_REPEATS: Final = 4
+#: A decoder's layer, or a module in it; those of a draft and of a tower begin otherwise.
 _OF_LAYER: Final = r"(?:(?:model|language_model|llm)\.)*layers\.(\d{1,9})\.?(.*)"
 #: Parts of the names of all linear layers of a decoder with experts but these.
 _BESIDE_EXPERTS: Final = ("self_attn", "shared_experts", "mlp")
@@ -41,7 +27,7 @@ _BESIDE_EXPERTS: Final = ("self_attn", "shared_experts", "mlp")
 class MoeDims(Struct):
     """Mixture of experts of a layer; ``layers`` counts the layers that have experts.
 
-    ``step``: only every so manyth layer may have them. ``shared_gate``: a gate of one row weighs
+    ``step``: one layer in so many may have them. ``shared_gate``: a gate of one row weighs
     the shared expert. ``correction``: a bias of 32 bits an expert, which helps to choose alone.
     ``router_bias``: one of the model's type, which is added to the scores.
     """
@@ -283,7 +269,7 @@ class Quantization(Struct):
         mxfp4 does, whatever the config exempts; compressed-tensors where it exempts all else.
         """
         if self.method == "compressed-tensors":
-            return all(any(word in one for one in self.unconverted) for word in _BESIDE_EXPERTS)
+            return all(any(word in name for name in self.unconverted) for word in _BESIDE_EXPERTS)
         return self.method == "mxfp4"
 
     def exempts(self, module: str, layer: int) -> bool:

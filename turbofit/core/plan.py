@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
 
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
-from turbofit.core.config_names import CONFIG_NAMES
 from turbofit.core.draft import Draft
 from turbofit.core.errors import PackageError, UsageError
-from turbofit.core.footprint import Footprint
-from turbofit.core.limits import Held, LimitCost, Limits
+from turbofit.core.images import ImageRule
 from turbofit.core.machine import Machine
 from turbofit.core.model import Model
 from turbofit.core.rehearsal import (
@@ -29,39 +27,12 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Options
 
 __all__ = [
-    "PLAN_SCHEMA",
-    "Basis",
-    "Candidate",
-    "Command",
-    "End",
-    "EngineName",
-    "Footprint",
-    "Goal",
-    "GpuLedger",
-    "GroupPlan",
-    "Held",
-    "HostMemory",
-    "Kv",
-    "LimitCost",
-    "Limits",
-    "Moment",
-    "PaceForecast",
-    "Parallel",
-    "Phase",
-    "Plan",
-    "PlannedEngine",
-    "Rehearsal",
-    "RehearsedCache",
-    "RehearsedCase",
-    "RehearsedTogether",
-    "Remedy",
-    "ServeCommand",
-    "Settings",
-    "Term",
-    "Throughput",
-    "Workload",
-    "may_evict",
-]
+    "CONFIG_NAMES", "PLAN_SCHEMA", "Basis", "Candidate", "Command", "End", "EngineName",
+    "Footprint", "Goal", "GpuLedger", "GroupPlan", "Held", "HostMemory", "Kv", "LimitCost",
+    "Limits", "Moment", "PaceForecast", "Parallel", "Phase", "Plan", "PlannedEngine", "Rehearsal",
+    "RehearsedCache", "RehearsedCase", "RehearsedTogether", "Remedy", "ServeCommand",
+    "Settings", "Term", "Throughput", "UsualImage", "Workload", "may_evict",
+]  # fmt: skip
 
 PLAN_SCHEMA: Final = "turbofit.plan/1"
 
@@ -69,17 +40,38 @@ EngineName = Literal["turbomind", "pytorch", "transformers"]
 Goal = Literal["throughput", "latency", "context"]
 Phase = Literal["before", "context", "weights", "cache", "buffers", "transient"]
 Basis = Literal["formula", "file", "rehearsed", "measured", "estimate"]
+#: Images of one request, where the plan does not promise more. Each costs LMDeploy's one thread for
+#: preprocessing 2 ms at the least and about 30 ms as a photograph, and all clients wait for it.
+_MOST_IMAGES: Final = 64
+_TURBOMIND_NAMES: Final = (
+    "tp", "dtype", "cache_max_entry_count", "max_prefill_token_num", "max_batch_size",
+    "session_len", "quant_policy", "cache_block_seq_len", "communicator", "async_",
+    "enable_prefix_caching", "model_format", "language_model_only",
+)  # fmt: skip
+_PYTORCH_NAMES: Final = (
+    "tp", "dtype", "cache_max_entry_count", "max_prefill_token_num", "max_batch_size",
+    "session_len", "quant_policy", "cache_block_seq_len", "enable_prefix_caching", "model_format",
+    "language_model_only", "num_gpu_blocks", "eager_mode", "cudagraph_capture_batch_sizes",
+    "distributed_executor_backend",
+)  # fmt: skip
+_OTHER_NAMES: Final = {"pytorch": {"cache_block_seq_len": "block_size"}}
+
+#: Settings that each engine is told: our names, and those of LMDeploy's config.
+CONFIG_NAMES: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
+    engine: tuple((name, _OTHER_NAMES.get(engine, {}).get(name, name)) for name in names)
+    for engine, names in {
+        "turbomind": _TURBOMIND_NAMES,
+        "pytorch": _PYTORCH_NAMES,
+        "transformers": ("dtype", "max_batch_size", "session_len"),
+    }.items()
+}
 
 
 class Workload(Struct):
     """What is promised to clients.
 
-    ``image_size`` is (width, height), or None for the worst image that the model's rule admits;
-    ``context`` in tokens, or None for the model's maximum lowered to what the cache holds;
-    ``concurrency`` counts requests over all replicas, which all caches hold together, and
-    ``queue_images`` says whether image
-    requests wait for each other's prefill in the gateway, so that the peak pays for one at a time.
-    None leaves either to turbofit.
+    ``context`` None is the model's maximum, lowered to what the cache holds; ``concurrency`` and
+    ``queue_images`` None are left to turbofit.
     """
 
     images: Annotated[int, doc("Images a request.")] = 1
@@ -100,12 +92,7 @@ class Workload(Struct):
 
 
 class Settings(Struct):
-    """LMDeploy's options, under LMDeploy's own names.
-
-    ``cache_max_entry_count`` is the share of free memory, a multiple of 0.001 in a plan.
-    ``communicator`` and ``async_`` are TurboMind's alone; from ``num_gpu_blocks`` on they are the
-    PyTorch engine's, where ``cache_block_seq_len`` is called ``block_size``.
-    """
+    """LMDeploy's options by its names; from ``num_gpu_blocks`` on the PyTorch engine's alone."""
 
     tp: int = 1
     dtype: Literal["float16", "bfloat16"] = "bfloat16"
@@ -139,10 +126,7 @@ class Settings(Struct):
 
 
 class Term(Struct):
-    """One named line of a ledger; ``worst`` marks the transient that decides the peak.
-
-    ``rehearsed`` is what the engine allocated for it on pretend GPUs, where a rehearsal tells.
-    """
+    """One named line of a ledger."""
 
     term: Annotated[str, doc("Its name.")]
     phase: Annotated[
@@ -297,6 +281,76 @@ class Candidate(Struct):
     why_not: Annotated[str, doc("Empty for the one chosen.")]
 
 
+class Limits(Struct):
+    """What the gateway enforces; None where the limit has no meaning for the model."""
+
+    vision_unit: Annotated[
+        Literal["tile", "patch"] | None,
+        doc("What images are counted in; null without images."),
+    ]
+    max_dynamic_patch: int | None
+    max_pixels_per_image: int | None
+    images_per_request: int
+    units_per_image: int
+    units_per_request: int
+    units_per_forward: Annotated[int, doc("Units that the peak pays for in one forward pass.")]
+    image_tokens_per_request: int
+    n: Annotated[int, doc("Answers of one request.")]
+    bytes_per_image: int
+    bytes_per_body: int
+
+    @property
+    def image_limit(self) -> int | None:
+        """The limit of an image, in what its rule counts; None without images."""
+        return self.max_dynamic_patch or self.max_pixels_per_image
+
+    def most_images(self, rule: ImageRule | None) -> int:
+        """How many images a request may have: as many as share its units, however small."""
+        if rule is None or self.vision_unit is None:
+            return 0
+        sharing = min(_MOST_IMAGES, self.units_per_request // rule.least_units)
+        return max(self.images_per_request, sharing)
+
+
+class Held(Struct):
+    """How many requests run at once with all their tokens in the caches, where it was asked."""
+
+    requests: Annotated[int, doc("Over all engines; a plan fits with workload.concurrency.")]
+    request_tokens: Annotated[
+        int,
+        doc(
+            "Tokens of each: its images at their limit, the assumed text and answer; no more "
+            "than session_len."
+        ),
+    ]
+
+
+class LimitCost(Struct):
+    """What one image limit leaves, on the plan's GPUs and with its prefill: at least so much."""
+
+    limit: Annotated[int, doc("Tiles or pixels of an image.")]
+    option: Annotated[str, doc("The option that asks for it.")]
+    image_tokens: Annotated[int, doc("Tokens of one image of the worst size.")]
+    kv_tokens: Annotated[int, doc("Tokens of all groups.")]
+    requests_at_once: Annotated[int, doc("Requests that run at once over all groups.")]
+    requests_per_second: Annotated[float, doc("A forecast for images of the worst size.")]
+    seconds_to_first_token: Annotated[float, doc("A forecast for images of the worst size.")]
+
+
+class Footprint(Struct):
+    """What the engines take at the most, and what their GPUs hold beside them."""
+
+    taken: Annotated[
+        tuple[int, ...],
+        doc("Bytes that the engines hold at the most on each GPU, in the order of the ledgers."),
+    ]
+    left: Annotated[int, doc("Bytes for others on the fullest GPU, beyond the margin.")]
+    servers: Annotated[
+        int | None,
+        doc("Engines like these that the same GPUs hold, these included; null: not computed."),
+    ]
+
+
 class Remedy(Struct):
     """A change that would make it fit, and what it was computed to do."""
 
@@ -345,10 +399,8 @@ def may_evict(settings: Settings, tokens: int) -> bool:
 class Plan(Struct):
     """Everything that was decided, why, and what it rests on.
 
-    ``device_map`` is the fallback engine's: module names to a GPU's place in its group, ``cpu`` or
-    ``disk``; the same for every group. ``by_group`` is empty where all groups run the same
-    settings; else ``settings`` and ``kv`` are those of the group with the smallest cache, whose
-    context is promised for all of them.
+    ``device_map`` is the same for every group. Where ``by_group`` is not empty, ``settings`` and
+    ``kv`` are those of the group with the smallest cache, whose context is promised for all.
     """
 
     #: HTML of a plan for notebooks: set by `turbofit.api`, since reports are below this room.
@@ -456,19 +508,19 @@ class Plan(Struct):
         """The groups' numbers, those together whose equal cards run one set of settings."""
         if not self.by_group:
             return (tuple(range(len(self.parallel.groups))),)
-        found: dict[tuple[object, ...], list[int]] = {}
+        alike: dict[tuple[object, ...], list[int]] = {}
         for number, group in enumerate(self.by_group):
             cards = [self.machine.gpu(index) for index in self.parallel.groups[number]]
             names = tuple((gpu.name, gpu.total) for gpu in cards)
             key = (names, to_json(group.settings), group.kv.tokens, group.units_per_forward)
-            found.setdefault(key, []).append(number)
-        return tuple(tuple(numbers) for numbers in found.values())
+            alike.setdefault(key, []).append(number)
+        return tuple(tuple(numbers) for numbers in alike.values())
 
     def __repr__(self) -> str:
         """One line: the whole document is :meth:`to_json`'s."""
         shape = f"{self.engine.name}, tp {self.parallel.tp} x {self.parallel.replicas}"
-        held = f"{self.kv.total_tokens:,} KV tokens: {'fits' if self.fits else 'does not fit'}"
-        return f"<Plan: {self.model.name} on {self.machine.name}, {shape}, {held}>"
+        cache = f"{self.kv.total_tokens:,} KV tokens: {'fits' if self.fits else 'does not fit'}"
+        return f"<Plan: {self.model.name} on {self.machine.name}, {shape}, {cache}>"
 
     def _repr_html_(self) -> str | None:
         """What a notebook shows, where `turbofit.api` has said how."""
@@ -486,14 +538,14 @@ class Plan(Struct):
     @property
     def requests_at_once(self) -> int:
         """Requests that all engines run at once."""
-        return sum(one.settings.max_batch_size for one in self.each())
+        return sum(plan.settings.max_batch_size for plan in self.each())
 
     def may_evict(self) -> bool:
         """Whether some engine's cache may run out while requests generate.
 
         It then evicts the youngest, which later begins again, images included.
         """
-        return any(may_evict(one.settings, one.kv.tokens) for one in self.each())
+        return any(may_evict(plan.settings, plan.kv.tokens) for plan in self.each())
 
     def to_json(self) -> str:
         """The plan as JSON."""

@@ -14,10 +14,6 @@ from turbofit.core.errors import UsageError
 if TYPE_CHECKING:
     from turbofit.core.json_types import JsonObject
 
-__all__ = [
-    "converted", "is_preset", "load_yaml", "preset_path", "presets_dir", "presets_of",
-]  # fmt: skip
-
 T = TypeVar("T")
 
 _LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -15,8 +15,6 @@ from turbofit.core.json_types import Options
 from turbofit.core.synonyms import meant, near, synonym
 from turbofit.core.validation import Validated
 
-__all__ = ["Profile", "ProfileSection", "read_profile", "secret_of"]
-
 #: The list of models, and the name of the only one.
 _MODELS: Final = "models"
 _MODEL: Final = "model"
@@ -122,15 +120,15 @@ def _model(entry: Any, sections: Mapping[str, ProfileSection]) -> Options:
     entry = entry if isinstance(entry, dict) else {_MODEL: entry}
     beside = sections[_MODEL].fields
     named = {key: value for key, value in entry.items() if _field(key) in beside}
-    found = _section(_MODEL, named, sections)
+    values = _section(_MODEL, named, sections)
     for heading in (key for key in entry if key not in named):
         if heading not in sections or not sections[heading].of_model:
-            of_models = (name for name, one in sections.items() if one.of_model)
+            of_models = (name for name, section in sections.items() if section.of_model)
             raise _unknown(heading, [*beside, *of_models], "a model", sections)
-        found |= _section(heading, entry[heading], sections)
-    if _MODEL not in found:
+        values |= _section(heading, entry[heading], sections)
+    if _MODEL not in values:
         raise UsageError("a model has no name", hint="write model: NAME")
-    return found
+    return values
 
 
 def _section(heading: str, below: Any, sections: Mapping[str, ProfileSection]) -> Options:
@@ -141,7 +139,7 @@ def _section(heading: str, below: Any, sections: Mapping[str, ProfileSection]) -
     for key, value in (below or {}).items():
         name = _field(key)
         if name not in section.fields:
-            home = next((other for other, one in sections.items() if name in one.fields), None)
+            home = next((other for other, its in sections.items() if name in its.fields), None)
             if home is None:
                 raise _unknown(key, section.fields, heading, sections)
             wrong = f"{key} does not belong to {heading}"
@@ -161,20 +159,21 @@ def _section(heading: str, below: Any, sections: Mapping[str, ProfileSection]) -
         if value is not None:
             several = isinstance(value, list) or name in section.lists
             given[name] = tuple(texts) if several else value
-    needed = {name: "-" for name, one in section.kind.model_fields.items() if one.is_required()}
-    made = section.kind.of_options(
+    needed = {name: "-" for name, field in section.kind.model_fields.items() if field.is_required()}
+    options = section.kind.of_options(
         {**needed, **given}, lambda name: name if name == heading else f"{heading}.{name}"
     )
-    return {name: value for name, value in made.given().items() if name in given}
+    return {name: value for name, value in options.given().items() if name in given}
 
 
 def _unknown(
     key: str, known: Iterable[str], what: str, sections: Mapping[str, ProfileSection]
 ) -> UsageError:
-    found = synonym(str(key))
-    homes = (name for name, one in sections.items() if found and _field(found.to) in one.fields)
+    meaning = synonym(str(key))
+    field = _field(meaning.to) if meaning else ""
+    homes = (name for name, section in sections.items() if field in section.fields)
     form = f"{{field}}, below {home}" if (home := next(homes, "")) else "{field}"
-    every = [*sections, *(name for one in sections.values() for name in one.fields)]
+    every = [*sections, *(name for section in sections.values() for name in section.fields)]
     here = known if near(_field(key), known) or not near(_field(key), every) else every
     hint = meant(_field(key), (name.rstrip("_") for name in here), form)
     return UsageError(f"{key} is nothing that {what} knows", hint=hint)
@@ -199,15 +198,15 @@ def secret_of(reference: str, folder: Path, where: str) -> str:
     """
     kind, _, name = reference.partition(":")
     if kind == "env":
-        held = os.environ  # of which the profile's author names one
-        found, lacking = held.get(name, "").strip(), f"the environment has no {name}"
+        environment = os.environ  # of which the profile's author names one
+        secret, lacking = environment.get(name, "").strip(), f"the environment has no {name}"
     else:
-        file, found = folder / name, ""
+        file, secret = folder / name, ""
         with suppress(OSError, ValueError, RuntimeError):  # the last: ~ of nobody
             file = folder / Path(name).expanduser()
-            found = file.read_text(encoding="utf-8").strip()
+            secret = file.read_text(encoding="utf-8").strip()
         lacking = f"{file} cannot be read, or holds nothing"
-    if not found or "\n" in found:
-        cause = f"{reference} has several lines" if found else lacking
+    if not secret or "\n" in secret:
+        cause = f"{reference} has several lines" if secret else lacking
         raise UsageError(f"{where}: {cause}", hint="one key should be there")
-    return found
+    return secret

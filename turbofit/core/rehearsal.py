@@ -8,11 +8,6 @@ from turbofit.core.errors import DoesNotFitError, LaunchError, OutOfMemoryError,
 from turbofit.core.json_types import Document
 from turbofit.core.struct import Struct, doc, to_builtins
 
-__all__ = [
-    "End", "EndKind", "Moment", "Rehearsal", "RehearsedCache", "RehearsedCase",
-    "RehearsedTogether",
-]  # fmt: skip
-
 #: ``unknown``: the evidence disagrees, or nobody looked at it.
 EndKind = Literal[
     "out_of_memory", "host_memory", "hang", "killed", "raced", "crash", "stalled", "refused",
@@ -122,8 +117,7 @@ class Moment(Struct):
 class Rehearsal(Struct):
     """What the real engine did on pretend GPUs; values and speed are not real.
 
-    ``not_known`` lists what a rehearsal cannot see; it was charged from the forecast.
-    ``timeline`` has its phases in order, the last one where it died.
+    What is ``not_known`` was charged from the forecast.
     """
 
     outcome: Annotated[Literal["served", "out_of_memory", "hang", "failed"], doc("How it ended.")]

@@ -8,16 +8,6 @@ import msgspec
 
 from turbofit.core.struct import Struct, const
 
-__all__ = [
-    "RUN_SCHEMA",
-    "EngineRecord",
-    "RunAttempt",
-    "RunEvent",
-    "RunFigure",
-    "RunMoment",
-    "RunReport",
-]
-
 RUN_SCHEMA: Final = "turbofit.run/1"
 
 

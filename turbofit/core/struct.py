@@ -23,19 +23,6 @@ else:
         return lambda cls: cls
 
 
-__all__ = [
-    "NA",
-    "NaType",
-    "Struct",
-    "any_json",
-    "const",
-    "decode",
-    "doc",
-    "known",
-    "to_builtins",
-    "to_json",
-]
-
 NaType = Literal["NA"]
 #: What could not be read. It is never 0, and prints and serialises as itself.
 NA: Final[NaType] = "NA"
@@ -95,13 +82,13 @@ def any_json(kind: type) -> JsonObject:
 def _inlined(schema: Any, parts: dict[str, Any]) -> Any:
     """A schema with each reference replaced by what it refers to: pydantic has names of its own."""
     if isinstance(schema, list):
-        return [_inlined(one, parts) for one in schema]
+        return [_inlined(part, parts) for part in schema]
     if not isinstance(schema, dict):
         return schema
     if "$ref" in schema:
         return _inlined(parts[schema["$ref"].rpartition("/")[2]], parts)
     # A discriminator's mapping is of references; the tag is a constant of each part too.
-    return {key: _inlined(one, parts) for key, one in schema.items() if key != "discriminator"}
+    return {key: _inlined(part, parts) for key, part in schema.items() if key != "discriminator"}
 
 
 def doc(text: str) -> msgspec.Meta:

@@ -15,8 +15,6 @@ import msgspec
 from turbofit.core.presets import converted, load_yaml, preset_path
 from turbofit.core.struct import Struct
 
-__all__ = ["Synonym", "command_synonym", "guess", "meant", "near", "synonym"]
-
 #: Names less alike are no misspellings of each other.
 _ALIKE: Final = 0.8
 
@@ -30,6 +28,7 @@ class Synonym(Struct, forbid_unknown_fields=True):
     take: bool = False
     flag: bool = False
     values: dict[str, str] = msgspec.field(default_factory=dict)
+    at: dict[str, str] = msgspec.field(default_factory=dict)
 
     def here(self, value: str | None, form: str) -> str:
         """Whose name it is, and what to write instead.
@@ -39,21 +38,21 @@ class Synonym(Struct, forbid_unknown_fields=True):
             form: how an option and its value are written: ``--{option} {value}``,
                 ``{field}={value}``.
         """
-        said = self.say.replace("{value}", value or "N")
+        words = self.say.replace("{value}", value or "N")
         if self.to:
             field = self.to.replace("-", "_").lower()
             written = form.format(
                 option=self.to, field=field, variable=field.upper(), value=self._value(value or "")
             )
-            said = written.rstrip(" =:") + (f" ({said})" if said else "")
-        return f"an option of {self.of}; here: {said}"
+            words = written.rstrip(" =:") + (f" ({words})" if words else "")
+        return f"an option of {self.of}; here: {words}"
 
     def _value(self, value: str) -> str:
         """Its value here: as it is, or by the first pattern that has it; else empty."""
         if not self.values:
             return "" if self.flag else value
-        found = ((re.fullmatch(pattern, value), to) for pattern, to in self.values.items())
-        return next((match.expand(to) for match, to in found if match), "")
+        matches = ((re.fullmatch(pattern, value), to) for pattern, to in self.values.items())
+        return next((match.expand(to) for match, to in matches if match), "")
 
 
 @cache
@@ -83,7 +82,7 @@ def near(name: str, known: Iterable[str], count: int = 1) -> list[str]:
 
 def guess(name: str, known: Iterable[str], count: int = 1, of: str = "") -> str:
     """``did you mean …? `` with the nearest names, each behind ``of``; empty where none is near."""
-    alike = [f"{of}{one}" for one in near(name, known, count)]
+    alike = [f"{of}{other}" for other in near(name, known, count)]
     return f"did you mean {' or '.join(alike)}? " if alike else ""
 
 
@@ -96,7 +95,7 @@ def meant(word: str, known: Iterable[str], form: str = "", value: str | None = N
         form: as of :meth:`Synonym.here`; empty where no other program's word stands there.
         value: as there.
     """
-    if form and (found := synonym(word)):
-        return found.here(value, form)
+    if form and (known_elsewhere := synonym(word)):
+        return known_elsewhere.here(value, form)
     known = list(dict.fromkeys(known))
     return guess(word, known, 3).rstrip() or f"it knows {', '.join(known)}"

@@ -7,17 +7,6 @@ from typing import Annotated, Final, Literal
 from turbofit.core.plan import Goal
 from turbofit.core.struct import Struct, const, doc
 
-__all__ = [
-    "TUNE_SCHEMA",
-    "CurvePoint",
-    "EarlierTuning",
-    "SpeedFactor",
-    "SpeedFigures",
-    "TrialForecast",
-    "TrialRecord",
-    "Tuning",
-]
-
 TUNE_SCHEMA: Final = "turbofit.tune/1"
 
 
@@ -120,4 +109,4 @@ class Tuning(Struct):
     @property
     def winner(self) -> TrialRecord | None:
         """The best trial."""
-        return next((one for one in self.trials if one.number == self.best), None)
+        return next((trial for trial in self.trials if trial.number == self.best), None)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 from math import isfinite
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import UsageError
 
-__all__ = [
-    "GIB", "HALF", "KIB", "MIB", "format_bytes", "format_duration", "mib", "number",
-    "parse_bytes", "parse_share", "plain_number", "round_up", "three_digits",
-]  # fmt: skip
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 KIB: Final = 1 << 10
 MIB: Final = 1 << 20
@@ -122,6 +120,21 @@ def two_digits(value: float) -> str:
 def round_up(value: int, multiple: int) -> int:
     """The smallest multiple of ``multiple`` that is at least ``value``."""
     return -(-value // multiple) * multiple
+
+
+def largest(most: int, fits: Callable[[int], bool]) -> int:
+    """The largest number up to ``most`` that fits, by halves; 0 where none does.
+
+    It was tried: where a smaller number may not fit, the answer still does.
+    """
+    low = 0
+    while low < most:
+        middle = (low + most + 1) // 2
+        if fits(middle):
+            low = middle
+        else:
+            most = middle - 1
+    return low
 
 
 def number(value: Any) -> int:

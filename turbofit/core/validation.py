@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from turbofit.core.json_types import Options
 
-__all__ = ["FilePath", "Metavar", "Validated", "parsed", "usage_error"]
-
 _SHOWN = 80
 #: What should be instead, by pydantic's type of the error, where its own words are a program's.
 _SHOULD = {
@@ -219,13 +217,11 @@ def usage_error(
         else f"it should be {should.format_map(first.get('ctx', {}))}"
     )
     choices = re.findall("'([^']*)'", first["msg"]) if first["type"] == "literal_error" else []
+    known = kind.model_fields.get(field)
+    described = f"{name}: {known.description}" if known is not None and known.description else ""
     return UsageError(
         f"{name} {value if len(value) <= _SHOWN else value[:_SHOWN] + '…'}: {what}",
-        hint=guess(str(first["input"]), choices).rstrip() or _described(kind, field, name),
+        hint=guess(str(first["input"]), choices).rstrip()
+        or described
+        or f"give another {name}, or leave it out",
     )
-
-
-def _described(kind: type[BaseModel], field: str, name: str) -> str:
-    known = kind.model_fields.get(field)
-    said = known.description if known is not None else None
-    return f"{name}: {said}" if said else f"give another {name}, or leave it out"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["REFERENCE", "__version__"]
-
 #: The package, its plans and the build read it here.
 __version__ = "0.1.0"
 #: The releases of LMDeploy that plans are for where nobody names a version: what is read of

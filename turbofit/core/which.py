@@ -6,8 +6,6 @@ from typing import Annotated, Final
 
 from turbofit.core.struct import Struct, const, doc
 
-__all__ = ["WHICH_SCHEMA", "Serving", "Which"]
-
 WHICH_SCHEMA: Final = "turbofit.which/1"
 
 

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.gateway.limits.request_limits import Bounds
 
-__all__ = ["ConnectionLimits", "GatewayConfig", "host_budget"]
-
 _LEAST_HOST: Final = 2 * GIB
 _UNKNOWN_HOST: Final = 4 * GIB
 

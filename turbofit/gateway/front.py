@@ -20,13 +20,12 @@ import msgspec
 
 from turbofit.core.json_types import Document
 from turbofit.core.struct import Struct
-from turbofit.gateway.http.asgi_app import METRICS_TYPE, AsgiApp, while_connected
+from turbofit.gateway.http.asgi_app import AsgiApp, while_connected
 from turbofit.gateway.http.refusals import Refusal, refusal_event
 from turbofit.gateway.http.request_context import (
     CLIENT,
     CLIENT_KEY,
     ForwardOutcome,
-    answer,
     sent_headers,
 )
 from turbofit.gateway.upstream import Died, Unreachable, Upstream
@@ -42,8 +41,6 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.routes import Route
 
     _Note = partial[None]
-
-__all__ = ["Front", "Node", "NodeAddress"]
 
 _LOOK_SECONDS, _HEALTH_SECONDS = 1.0, 5.0
 #: Bytes of a body, until a node has said how many its plan takes.
@@ -199,7 +196,7 @@ class Front(AsgiApp):
         while True:
             node.doubted.clear()
             try:
-                status, page = await asyncio.wait_for(self._health(node), _HEALTH_SECONDS)
+                status, page = await asyncio.wait_for(self._ask_health(node), _HEALTH_SECONDS)
             except (Unreachable, Died, aiohttp.ClientError, OSError, asyncio.TimeoutError) as exc:
                 node.up, node.why = False, str(exc) or "it does not answer"
             except (msgspec.MsgspecError, TypeError, AttributeError):
@@ -211,7 +208,7 @@ class Front(AsgiApp):
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(node.doubted.wait(), _LOOK_SECONDS)
 
-    async def _health(self, node: Node) -> tuple[int, Document]:
+    async def _ask_health(self, node: Node) -> tuple[int, Document]:
         if not node.trusts:  # the page at its address: 401 for who has not its key
             async with await self._upstream.open(node, "GET", "/", None, {}) as response:
                 if response.status == 401:
@@ -221,28 +218,14 @@ class Front(AsgiApp):
             return response.status, msgspec.json.decode(await response.read(), type=Document)
 
     async def _serve(
-        self, request: RequestContext, route: Route, receive: Receive, send: Send
+        self, request: RequestContext, _: Route, /, receive: Receive, send: Send
     ) -> None:
-        if route.kind == "health":
-            page = self.health()
-            return await self._answer_health(request, send, page, None if page["up"] else 5)
-        if route.kind == "metrics":
-            return await answer(request, send, 200, self._metrics_text().encode(), METRICS_TYPE)
-        if route.method == "POST":
-            request.body = await self._bodies.read(request.headers, receive, request.who)
-        request.bytes_in = len(request.body)
-        self._bodies.keep(request.bytes_in, request.who)
-        request.read = time.perf_counter()
+        await self._bodies.take(request, receive)
         try:
             with while_connected(receive, request):
                 await self._to_nodes(request, send)
         finally:
-            self._let_go(request)
-
-    def _let_go(self, request: RequestContext) -> None:
-        """Hold a request's body no more: it will be sent to no other node."""
-        self._bodies.keep(-len(request.body), request.who)
-        request.body = b""
+            self._bodies.forget(request)
 
     def _record(self, request: RequestContext) -> None:
         self._write_down(request)
@@ -325,7 +308,7 @@ class Front(AsgiApp):
         content = response.content
         data = await content.readany()
         outcome = await self._start(response, request, send)
-        self._let_go(request)
+        self._bodies.forget(request)  # it will be sent to no other node
         while data:
             if _DIED in data:  # before its client hears of it, and leaves
                 outcome.broken = True
@@ -368,6 +351,10 @@ class Front(AsgiApp):
         await send({**start, "headers": headers + request.out})
         return outcome
 
+    def _health(self, _: RequestContext, /) -> tuple[Document, int | None]:
+        page = self.health()
+        return page, None if page["up"] else 5
+
     def health(self) -> Document:
         """How the nodes are, as `/health` tells it."""
         up = [node for node in self.nodes.values() if node.up and not node.draining]
@@ -380,7 +367,7 @@ class Front(AsgiApp):
             **{name: about[name] for name in promise if name in about},
         }  # fmt: skip
 
-    def _metrics_text(self) -> str:
+    async def metrics_text(self) -> str:
         nodes = [((f"engine={node.name}",), node) for node in self.nodes.values()]
         return self.metrics.text(
             {

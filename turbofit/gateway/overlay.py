@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import JsonObject
     from turbofit.core.plan import Limits, Plan
 
-__all__ = ["edits", "overlay"]
-
 _CONFIG: Final = "config.json"
 _PREPROCESSOR: Final = "preprocessor_config.json"
 #: Transformers 5 may keep the image processor in here, and then reads no other file.
@@ -143,14 +141,14 @@ def _edited(values: dict[str, Any], edited: FolderEdits) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as exc:
         raise UsageError(
             f"{path} cannot be read: {exc}", hint="download the checkpoint again"
         ) from None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise UsageError(f"{path} is no JSON object", hint="download the checkpoint again")
-    return found
+    return content
 
 
 def _cannot(exc: OSError) -> LaunchError:

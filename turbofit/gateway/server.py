@@ -1,6 +1,6 @@
 """Runs a gateway that `make_gateway` made, in one of three ways.
 
-`run_gateway` is the whole life of a process, which signals end. `thread.GatewayThread` serves
+`run_gateway` is the whole life of a process, which signals end. `GatewayThread` serves
 beside a supervisor that owns the main thread. `serve_gateway` serves in a loop of one's own until
 it is told to stop.
 """
@@ -8,20 +8,23 @@ it is told to stop.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
+import ctypes
 import socket
-from contextlib import nullcontext
+import threading
+from concurrent.futures import Future, wait
+from contextlib import nullcontext, suppress
 from functools import partial
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import msgspec
 
-from turbofit.core.errors import LaunchError, PackageError, UsageError
+from turbofit.core.errors import LaunchError, PackageError, TurbofitError, UsageError
 from turbofit.core.installation import install_command
 from turbofit.core.process.ports import open_files
-from turbofit.gateway.allocator import keep_large_blocks
+from turbofit.core.units import MIB
 from turbofit.gateway.config import GatewayConfig, host_budget
+from turbofit.gateway.http.connections import is_loopback
 from turbofit.gateway.limits.request_limits import bounds_of
 
 if TYPE_CHECKING:
@@ -37,24 +40,24 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.asgi_app import AsgiApp
     from turbofit.gateway.routing.deny_list import DenyList
 
-__all__ = [
-    "Ends",
-    "about_plan",
-    "bind",
-    "check_bind",
-    "digest_of",
-    "make_gateway",
-    "run_gateway",
-    "run_loop",
-    "serve_gateway",
-    "tcp_socket",
-]
-
 _BACKLOG: Final = 2048
 #: Open files beside those of connections; each of these may need another one to an engine.
 _OTHER_FILES: Final = 256
 #: Seconds that clients have to take their last words, and requests to end without them.
 _AT_ONCE: Final = 2.0
+#: Seconds until a gateway's thread listens, and beyond its drain until the thread has ended.
+_START_SECONDS, _BEYOND = 30.0, 5.0
+#: glibc's names for `mallopt`. Source: malloc.h.
+_TRIM_THRESHOLD: Final = -1
+_MMAP_THRESHOLD: Final = -3
+_ARENA_MAX: Final = -8
+#: Free memory at the end of the heap that is kept, and the largest block that comes from the heap,
+#: in bytes; glibc takes no more than 32 MiB for the latter.
+_KEPT: Final = 64 * MIB
+_LARGEST: Final = 32 * MIB
+
+_Answer = TypeVar("_Answer")
+_App = TypeVar("_App", bound="AsgiApp")
 
 
 def check_bind(config: GatewayConfig, *, no_auth: bool = False) -> None:
@@ -63,7 +66,7 @@ def check_bind(config: GatewayConfig, *, no_auth: bool = False) -> None:
     Raises:
         UsageError: an address beyond loopback with neither a key nor ``no_auth``.
     """
-    if config.api_keys or config.front_keys or no_auth or _is_loopback(config.host):
+    if config.api_keys or config.front_keys or no_auth or is_loopback(config.host):
         return
     raise UsageError(
         f"--host {config.host} is reachable from other machines and no key is set",
@@ -179,13 +182,16 @@ async def serve_gateway(
     keep_large_blocks()
     listener, ends = bind(gateway.config), ends or Ends()
     try:
-        server = _uvicorn(gateway, partial(on_ready, _url(listener, gateway.config)))
+        host, port = listener.getsockname()[:2]
+        scheme = "https" if gateway.config.ssl_certfile else "http"
+        url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+        server = _uvicorn(gateway, partial(on_ready, url))
     except BaseException:
         listener.close()
         raise
     serving = asyncio.ensure_future(server.serve([listener]))
     ends.cut = partial(_cut_connections, gateway, server)
-    told, urgent = (asyncio.ensure_future(one.wait()) for one in (ends.told, ends.urgent))
+    told, urgent = (asyncio.ensure_future(event.wait()) for event in (ends.told, ends.urgent))
     try:
         await asyncio.wait({serving, told}, return_when="FIRST_COMPLETED")
         server.should_exit = gateway.connections.draining = True
@@ -219,8 +225,8 @@ def _cut_connections(gateway: AsgiApp, server: uvicorn.Server) -> None:
     if gateway.connections.ending:
         return
     gateway.connections.ending = server.should_exit = True
-    for one in server.servers if server.started else ():
-        one.close()
+    for listener in server.servers if server.started else ():
+        listener.close()
     connections: set[Any] = server.server_state.connections  # of `protocol.LimitedProtocol`
     for connection in list(connections):
         connection.cut()
@@ -249,6 +255,125 @@ def run_gateway(gateway: AsgiApp, *, on_ready: Callable[[str], None] = lambda _:
         await serve_gateway(gateway, ends=ends, on_ready=on_ready)
 
     run_loop(main())
+
+
+class GatewayThread(Generic[_App]):
+    """Serves a gateway from a thread of its own; a context manager.
+
+    Args:
+        gateway: see `make_gateway`; or one of several models.
+    """
+
+    def __init__(self, gateway: _App) -> None:
+        self._gateway = gateway
+        self._listening = threading.Event()
+        self._error: BaseException | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ends: Ends | None = None
+        self._thread = threading.Thread(target=self._run, name="gateway", daemon=True)
+        self.url = ""
+
+    def start(self) -> None:
+        """Begin to serve; returns once it listens.
+
+        Raises:
+            LaunchError: it cannot.
+            UsageError: the certificate cannot be read.
+        """
+        self._thread.start()
+        if self._listening.wait(_START_SECONDS) and self._error is None:
+            return
+        if isinstance(self._error, TurbofitError):
+            raise self._error
+        raise LaunchError(
+            f"the gateway did not start: {self._error or 'no answer'}", hint="choose another --port"
+        )
+
+    @property
+    def cut(self) -> int:
+        """How many requests its end has cut off."""
+        return self._gateway.connections.cut
+
+    def stop(self, *, drain: bool = True) -> None:
+        """Take nothing new, and end.
+
+        Args:
+            drain: let what is under way end, within the drain's seconds; False cuts it off.
+        """
+        if self._thread.ident is not None:
+            self._end(urgent=not drain)
+            self._thread.join((self._gateway.config.drain_seconds if drain else 0) + _BEYOND)
+
+    def cut_off(self) -> None:
+        """Cut off what is open; safe in a signal handler, since it takes no lock."""
+        self._end(urgent=True)
+
+    def _end(self, *, urgent: bool) -> None:
+        if self._loop is not None and self._ends is not None:
+            with suppress(RuntimeError):  # it has ended by itself
+                self._loop.call_soon_threadsafe(partial(self._ends.tell, urgent=urgent))
+
+    def call(self, ask: Callable[[_App], _Answer], seconds: float = 10.0) -> _Answer:
+        """Run ``ask(gateway)`` in the gateway's loop, and return what it returns.
+
+        Args:
+            ask: e.g. ``lambda gateway: gateway.rest(None)``; what it raises is raised here.
+            seconds: how long to wait for it.
+
+        Raises:
+            LaunchError: the gateway does not serve, or is too busy.
+        """
+        answer: Future[_Answer] = Future()
+
+        def run() -> None:
+            if not answer.set_running_or_notify_cancel():
+                return
+            try:
+                answer.set_result(ask(self._gateway))
+            except BaseException as exc:  # noqa: BLE001 - it is raised where it was asked
+                answer.set_exception(exc)
+
+        silent = LaunchError("the gateway does not serve", hint="start it first")
+        if self._loop is None or not self.alive:
+            raise silent
+        try:
+            self._loop.call_soon_threadsafe(run)
+        except RuntimeError:  # the loop was closed
+            raise silent from None
+        done, _ = wait((answer,), seconds)
+        if not done and answer.cancel():
+            raise LaunchError(
+                f"the gateway did not answer within {seconds:.0f} s", hint="try again"
+            )
+        return answer.result()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still serves."""
+        return self._thread.is_alive() and self._error is None
+
+    def __enter__(self) -> GatewayThread[_App]:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _run(self) -> None:
+        async def main() -> None:
+            self._ends, self._loop = Ends(), asyncio.get_running_loop()
+            await serve_gateway(self._gateway, ends=self._ends, on_ready=listens)
+
+        def listens(url: str) -> None:
+            self.url = url
+            self._listening.set()
+
+        try:
+            run_loop(main())
+        except BaseException as exc:  # noqa: BLE001 - it is raised again by `start`
+            self._error = exc
+        finally:
+            self._listening.set()
 
 
 def bind(config: GatewayConfig) -> socket.socket:
@@ -337,6 +462,29 @@ def _uvicorn(gateway: AsgiApp, on_ready: Callable[[], None]) -> uvicorn.Server:
     return GatewayServer(settings)
 
 
+def keep_large_blocks() -> bool:
+    """Let blocks of megabytes come from the heap, and stay there when they are freed.
+
+    glibc gives each of them back to the kernel and faults its pages in again for the next one: that
+    was 2 ms of the 3.6 ms that a 2 MB image took to be read, held and written (bench/gateway).
+    Threads that start afterwards share one heap: each would else keep as much as the largest body
+    that it ever held, 16 MiB more whenever another thread meets one (bench/soak).
+
+    Returns:
+        Whether the allocator knows such settings; other ones than glibc's do not.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):  # TypeError: Windows has no library without a name
+        return False
+    mallopt.argtypes, mallopt.restype = [ctypes.c_int, ctypes.c_int], ctypes.c_int
+    return bool(
+        mallopt(_TRIM_THRESHOLD, _KEPT)
+        and mallopt(_MMAP_THRESHOLD, _LARGEST)
+        and mallopt(_ARENA_MAX, 1)
+    )
+
+
 def run_loop(main: Any) -> None:
     """Run a coroutine on the fastest loop that is installed."""
     from importlib import import_module
@@ -344,19 +492,6 @@ def run_loop(main: Any) -> None:
 
     run = import_module("uvloop").run if find_spec("uvloop") else asyncio.run
     run(main)
-
-
-def _url(listener: socket.socket, config: GatewayConfig) -> str:
-    host, port = listener.getsockname()[:2]
-    scheme = "https" if config.ssl_certfile else "http"
-    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _need(*packages: str) -> None:

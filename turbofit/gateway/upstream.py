@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import ipaddress
 import socket
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import aiohttp
 import msgspec
 
+from turbofit.gateway.http.connections import is_loopback
 from turbofit.gateway.http.refusals import BUSY, UNREACHED
 
 if TYPE_CHECKING:
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from turbofit.gateway.routing.engines import RoutedEngine
-
-__all__ = ["HEALTH_SECONDS", "Died", "Unreachable", "Upstream", "engine_socket", "vanished"]
 
 _CONNECT_SECONDS: Final = 5.0
 #: Below uvicorn's 5 s, so that no request meets a connection which the engine is closing.
@@ -198,7 +196,7 @@ def engine_socket(address: Sequence[Any]) -> socket.socket:
     connecting = socket.socket(family, kind, proto)
     connecting.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     options = [*_TCP_KEEP_ALIVE]
-    if not _is_loopback(where[0]):
+    if not is_loopback(where[0]):
         options.append(("TCP_USER_TIMEOUT", _UNHEARD_MS))
     for name, value in options:
         if hasattr(socket, name):
@@ -213,10 +211,3 @@ def vanished(exc: BaseException | None) -> bool:
             return True
         exc = exc.__cause__ or exc.__context__
     return False
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
-    except ValueError:
-        return False

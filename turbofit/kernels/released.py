@@ -1,7 +1,7 @@
 """The censuses of LMDeploy's released wheels, from `presets/engines/kernels/`.
 
-`bench/census` writes the files: one for each release whose kernels are others than those of the
-release before.
+One for each release whose kernels are others than those of the release before;
+`scripts/new-lmdeploy --write` writes that of a new one.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ from turbofit.core.errors import DoesNotFitError, LaunchError, OutOfMemoryError,
 from turbofit.core.process.files import write_atomic
 from turbofit.core.process.progress import under_way
 from turbofit.core.run_report import EngineRecord, RunMoment
-from turbofit.gateway.allocator import keep_large_blocks
 from turbofit.gateway.limits.defaults import unread_arguments
+from turbofit.gateway.server import keep_large_blocks
 from turbofit.launch.engine.engine_log import EndedError
 from turbofit.launch.engine.environment import lmdeploy_if_needed, module_runner
 from turbofit.launch.engine.launches import Launch, free_ports, ratio_now
@@ -35,7 +35,6 @@ from turbofit.launch.serve.gpu_monitor import (
 from turbofit.launch.serve.ladder import (
     MOST_RUNGS,
     forget,
-    merged,
     recall,
     remember,
     rungs,
@@ -43,9 +42,10 @@ from turbofit.launch.serve.ladder import (
 )
 from turbofit.launch.serve.planner import Planner, can_rehearse
 from turbofit.launch.serve.runs import Record, facts_of, run_folder
-from turbofit.launch.serve.start_progress import StartProgress, as_launched, beside, line
+from turbofit.launch.serve.start_progress import StartProgress, as_launched, beside
 from turbofit.launch.serve.supervisor import StoppedError, Supervisor
 from turbofit.observe.calibrations import pretends
+from turbofit.observe.forecast import in_words
 from turbofit.planning import checks
 from turbofit.planning.checks import refuse
 from turbofit.planning.commands import commands, module_of, private_commands
@@ -61,10 +61,10 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.gateway.config import GatewayConfig
     from turbofit.gateway.http.app import Gateway
-    from turbofit.gateway.models.served_model import AttachedGateway
+    from turbofit.gateway.models import AttachedGateway
     from turbofit.gateway.routing.deny_list import DenyList
     from turbofit.gateway.routing.engines import Outage
-    from turbofit.gateway.thread import GatewayThread
+    from turbofit.gateway.server import GatewayThread
     from turbofit.launch.engine.environment import Lmdeploy
     from turbofit.launch.engine.launches import SharedCards
     from turbofit.launch.engine.supervised_engine import Examiner, SupervisedEngine
@@ -74,7 +74,7 @@ if TYPE_CHECKING:
     from turbofit.launch.serve.supervisor import StopSignal
     from turbofit.observe.ends import End
 
-    #: Where clients reach a plan's gateway: an address of its own, or a part of a shared one.
+    #: An address of a plan's own, or a part of a shared one.
     PublicSide = GatewayThread[Gateway] | AttachedGateway
 
 
@@ -156,8 +156,7 @@ class Run:
         """
         if self.leases.alone:
             self._say(f"warning: {self.leases.alone}")
-        if self._again():
-            assert self.plan is not None
+        if self.plan is not None and self.again():
             return self.plan
         self.choose()
         plan = self.settle()
@@ -203,13 +202,12 @@ class Run:
         checks.refuse(scene)
         return self.plan
 
-    def _again(self) -> bool:
+    def again(self) -> bool:
         """Whether the last plan could be reserved again, so that no new one is needed."""
-        if self.plan is None:
-            return False
+        assert self.plan is not None
         try:
             self.planner.take(self.plan)
-        except DoesNotFitError as exc:
+        except TurbofitError as exc:
             self._say(f"the machine changed: {exc.message}; planning again")
             return False
         return True
@@ -298,7 +296,7 @@ class Run:
                 with ExitStack() as stack:
                     ended = start.run(stop, stack)
             except EndedError as exc:
-                end = exc.ending
+                end = exc.end
             except TurbofitError as exc:
                 self.record.state("failed", ended=exc.to_dict()["error"])
                 raise
@@ -314,7 +312,7 @@ class Run:
                 self.record.state("failed", ended=end.record())
                 raise self._final(failed)
             plan, rung = step
-            self.changes, why = merged(self.changes, rung), rung.why
+            self.changes, why = {**self.changes, **rung.changes}, rung.why
             place = f"warning: ladder {len(failed)}/{MOST_RUNGS}"
             self.say(f"{place}: {end.error.message}")
             self.say(f"{place}: {why}")
@@ -323,7 +321,7 @@ class Run:
     def _remember(self, plan: Plan, why: str) -> None:
         """Keep the changes with which the plan started, for later runs of this model here."""
         version, pretend = self.lmdeploy.version, self.config.pretend
-        remember(plan, version, pretend=pretend, changes=self.changes, why=[why])
+        remember(plan, version, pretend=pretend, changes=self.changes, why=why)
 
     def _step_down(self, plan: Plan, end: End, failed: int) -> tuple[Plan, Rung] | None:
         """The next rung that the planner can make a plan of, and that is another one."""
@@ -333,7 +331,7 @@ class Run:
         started = plan if end.group is None else plan.of_group(end.group)
         for rung in rungs(end, started, self.fixed):
             try:
-                planned = self.replan(merged(self.changes, rung))
+                planned = self.replan({**self.changes, **rung.changes})
             except TurbofitError as exc:
                 self.say(f"ladder: {rung.why}: {exc.message}")
                 continue
@@ -389,37 +387,27 @@ class Reloader:
 
     def reload(self) -> None:
         """Reload, and say what was taken over and what was not; nothing changes by an error."""
+        run, before = self._run, self._options
         with self._lock:
             try:
                 options, config = self._read()
-                changed = _changed(self._options, options)
-                taken = [name for name in changed if name in LIVE]
-                if taken and not self._take_over(config):
-                    taken = []
+                names = {**before, **options}
+                changed = [name for name in names if before.get(name) != options.get(name)]
+                gateway, public = run.config.gateway, run.public
+                taken = [name for name in changed if name in LIVE and gateway is not None]
+                if taken and gateway is not None:
+                    after = gateway.taking_over(config)
+                    if public is not None:
+                        public.call(lambda gateway: gateway.take_over(after))
+                    run.config = run.config.changed(gateway=after)
             except TurbofitError as exc:
-                self._run.say(f"not reloaded: {exc.message} ({exc.hint})")
+                run.say(f"not reloaded: {exc.message} ({exc.hint})")
                 return
-            self._options |= {name: options.get(name) for name in taken}
+            before |= {name: options.get(name) for name in taken}
             held = [name for name in changed if name not in taken]
             if held:
-                self._run.say(f"needs a restart: {', '.join(held)}")
-            self._run.say(f"reloaded: {', '.join(taken) or 'nothing'}")
-
-    def _take_over(self, config: GatewayConfig) -> bool:
-        """Change the gateway that serves, and those that later starts of the run open."""
-        run, before = self._run, self._run.config.gateway
-        if before is None:
-            return False
-        after = before.taking_over(config)
-        if run.public is not None:
-            run.public.call(lambda gateway: gateway.take_over(after))
-        run.config = run.config.changed(gateway=after)
-        return True
-
-
-def _changed(before: Options, after: Options) -> list[str]:
-    names = dict.fromkeys((*before, *after))
-    return [name for name in names if before.get(name) != after.get(name)]
+                run.say(f"needs a restart: {', '.join(held)}")
+            run.say(f"reloaded: {', '.join(taken) or 'nothing'}")
 
 
 # One start: overlay, engines, gateway, the watch over the GPUs, and the end of all of them.
@@ -437,7 +425,6 @@ class Start:
         #: From `run` on.
         self._supervisor: Supervisor
         self._start_progress: StartProgress
-        self._public: PublicSide | None = None
         self._gpu_monitor: GpuMonitor | None = None
         self._noted: tuple[list[int], bool, dict[str, int] | None] = ([], False, {})
         self._began = time.monotonic()
@@ -457,7 +444,7 @@ class Start:
         from turbofit.machine.host import read_host
 
         run, config = self._run, self._run.config
-        checkpoint = self._plan.model.source.checkpoint
+        run.public, checkpoint = None, self._plan.model.source.checkpoint
         if config.pretend:
             self._plan = localised(self._plan, run.folder / "model")
         elif run.fetch is not None:
@@ -466,11 +453,11 @@ class Start:
         if config.gateway is not None:
             for doubt in unread_arguments(checkpoint, config.gateway.defaults.template):
                 run.say(f"warning: {doubt}")
-        if config.gateway is not None and run.publish is None:
-            from turbofit.gateway.server import bind
+            if run.publish is None:
+                from turbofit.gateway.server import bind
 
-            # Before minutes of loading; it is bound again, for good, when the engines are ready.
-            bind(config.gateway).close()
+                # Before minutes of loading; it is bound again, for good, once engines are ready.
+                bind(config.gateway).close()
         launches = self._launches(stack)
         ports = [launch.port for launch in launches]
         scene = Scene(
@@ -557,14 +544,13 @@ class Start:
             rows = beside(plan.of_group(engine.group), engine, used)
             for row in rows:
                 if row.gpu is not None:
-                    run.say(f"{engine.name}: {line(row)}")
+                    run.say(f"{engine.name}: {in_words(row)}")
             spent = engine.spent()
             engines.append(EngineRecord(group=engine.group, seconds=spent, beside=tuple(rows)))
         cached = {engine.group: engine.tracker.cached_tokens() for engine in supervisor.engines}
         launched = as_launched(plan, cached)
         if run.config.gateway is not None:
-            self._public = self._gateway(launched, urls)
-            urls = [self._public.url]
+            urls = [self._gateway(launched, urls).url]
         if not run.config.pretend:
             self._gpu_monitor = GpuMonitor(
                 plan, self._pids, self._warn, fitted=run.shared is not None
@@ -579,8 +565,7 @@ class Start:
 
         from turbofit.gateway.http.accesslog import access_log
         from turbofit.gateway.routing.deny_file import deny_path
-        from turbofit.gateway.server import make_gateway
-        from turbofit.gateway.thread import GatewayThread
+        from turbofit.gateway.server import GatewayThread, make_gateway
 
         run, serve_config = self._run, self._run.config
         assert serve_config.gateway is not None
@@ -649,17 +634,17 @@ class Start:
         self._run.record.attempt(moments=tuple(self._moments))
 
     def _strike(self) -> None:
-        if self._public is not None:
-            self._public.cut_off()
+        if self._run.public is not None:
+            self._run.public.cut_off()
 
     def _drain(self, urgent: bool) -> None:
         if self._gpu_monitor is not None:
             self._gpu_monitor.stop()
-        if self._public is not None:
+        if self._run.public is not None:
             if not urgent:
                 self._run.say("draining: what is under way may end")
             with under_way("draining"):
-                self._public.stop(drain=not urgent)
+                self._run.public.stop(drain=not urgent)
         if self._run.shared is not None:
             # Others have come and gone since the launch: ours must go from what is there now.
             ours = self._ready and not self._run.config.pretend
@@ -697,31 +682,33 @@ class Start:
         members = self._plan.parallel.groups[engine.group]
         return [gpu.uuid for gpu in self._plan.gpus if gpu.index in members]
 
-    def _ended(self, engine: SupervisedEngine, ending: End) -> None:
-        died = f"{engine.name}: {ending.error.message}"
+    def _ended(self, engine: SupervisedEngine, end: End) -> None:
+        died = f"{engine.name}: {end.error.message}"
         self._run.record.event("ended", died)
         self._run.on_death(died)
-        if self._public is not None:
+        if self._run.public is not None:
             index = self._supervisor.engines.index(engine)
-            other = self._other_cause(engine, ending)
+            other = self._other_cause(engine, end)
             with suppress(LaunchError):  # what it died of is not noted
-                self._public.call(lambda gateway: gateway.engine_ended(index, other_cause=other))
+                self._run.public.call(
+                    lambda gateway: gateway.engine_ended(index, other_cause=other)
+                )
 
-    def _other_cause(self, engine: SupervisedEngine, ending: End) -> bool:
+    def _other_cause(self, engine: SupervisedEngine, end: End) -> bool:
         """Whether no request can have ended an engine."""
         uuids, monitor = self._uuids(engine), self._gpu_monitor
         taken = monitor is not None and monitor.without_headroom(uuids)
-        if ending.kind == "out_of_memory" and taken:
+        if end.kind == "out_of_memory" and taken:
             return True
-        return ending.kind == "killed" or any_lost(uuids)
+        return end.kind == "killed" or any_lost(uuids)
 
     def _rest(self, outage: Outage | None) -> None:
         """No engine runs for a while, or one is started again: clients are told."""
         if outage is not None:
             self._run.record.event("resting", outage.message)
-        if self._public is not None:
+        if self._run.public is not None:
             try:
-                self._public.call(lambda gateway: gateway.rest(outage))
+                self._run.public.call(lambda gateway: gateway.rest(outage))
             except LaunchError as exc:  # clients are told that none is up, not for how long
                 self._warn("gateway", exc.message)
 

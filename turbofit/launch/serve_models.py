@@ -21,9 +21,9 @@ from msgspec.structs import replace
 from turbofit.core.errors import DoesNotFitError, LaunchError, TurbofitError, UsageError
 from turbofit.core.struct import Struct
 from turbofit.core.units import format_duration
-from turbofit.gateway.allocator import keep_large_blocks
-from turbofit.gateway.models.served_model import AttachedGateway, insist
+from turbofit.gateway.models import AttachedGateway, insist
 from turbofit.gateway.routing.health import healthy
+from turbofit.gateway.server import keep_large_blocks
 from turbofit.launch.engine.launches import SharedCards
 from turbofit.launch.run import Run
 from turbofit.launch.serve.leases import Leases
@@ -36,9 +36,8 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
     from turbofit.gateway.http.app import Gateway
-    from turbofit.gateway.models.models_gateway import ModelsGateway
-    from turbofit.gateway.models.served_model import ServedModel
-    from turbofit.gateway.thread import GatewayThread
+    from turbofit.gateway.models import ModelsGateway, ServedModel
+    from turbofit.gateway.server import GatewayThread
     from turbofit.launch.run import PublicSide
     from turbofit.launch.serve.config import ServeConfig
 
@@ -187,9 +186,8 @@ def _front(
     """
     from turbofit.gateway.http.model_names import unambiguous
     from turbofit.gateway.limits.request_limits import bounds_of
-    from turbofit.gateway.models.models_gateway import ModelsGateway
-    from turbofit.gateway.models.served_model import ServedModel
-    from turbofit.gateway.thread import GatewayThread
+    from turbofit.gateway.models import ModelsGateway, ServedModel
+    from turbofit.gateway.server import GatewayThread
 
     config = planned[0].config
     assert config.gateway is not None
@@ -354,7 +352,7 @@ class SeveralModels:
                     break
                 self._start(run)
                 while stop.signal is None and run.model.state != "ready":
-                    self._collect(run)
+                    self._collect(run, first=True)
                     time.sleep(self.policy.tick)
             if stop.signal is None:
                 insist(self.front, lambda front: setattr(front, "opened", True))
@@ -369,30 +367,28 @@ class SeveralModels:
 
     def _step(self) -> None:
         for run in self.runs:
-            self._look(run)
+            self._collect(run)
             if run.model.state == "ready":
                 self._forecast(run)
         self._rest_idle()
         self._start_next()
 
-    def _look(self, run: ModelRun) -> None:
-        """Take note of a run that has ended; clients are told where it failed."""
+    def _collect(self, run: ModelRun, *, first: bool = False) -> None:
+        """Take note of a run that has ended; clients are told where it failed, but of a first one.
+
+        Raises:
+            TurbofitError: a first one ended otherwise than in order.
+        """
         try:
-            self._collect(run)
+            if run.ended():
+                insist(self.front, lambda _: run.model.sleep())
         except TurbofitError as exc:
+            if first:
+                raise
             message, pause = exc.message, format_duration(self.policy.again)
             self.say(f"warning: {run.model.name}: {message}; it is left alone for {pause}")
             until = time.monotonic() + self.policy.again
             insist(self.front, lambda _: run.model.fail(message, until))
-
-    def _collect(self, run: ModelRun) -> None:
-        """Mark a model as asleep whose run has ended.
-
-        Raises:
-            TurbofitError: it ended otherwise than in order.
-        """
-        if run.ended():
-            insist(self.front, lambda _: run.model.sleep())
 
     def _forecast(self, measured: ModelRun) -> None:
         """From a measured start, what those take that were not measured.
@@ -418,6 +414,16 @@ class SeveralModels:
             if model.state == "ending" and not model.in_flight:
                 run.end()
 
+    def _closed_idle(self, model: ServedModel) -> bool:
+        """Whether nobody asked for it long enough, so that it is closed now.
+
+        Not while another one starts: its cache would take a share of what this one gives back.
+        """
+        seconds = self.policy.idle
+        if seconds is None or self._starting or model.state != "ready" or model.idle < seconds:
+            return False
+        return insist(self.front, lambda _: model.close_idle(seconds))
+
     @property
     def _starting(self) -> bool:
         """Whether engines of a model start, or start again after a death."""
@@ -431,16 +437,6 @@ class SeveralModels:
             )
             for model in (run.model for run in self.runs)
         )
-
-    def _closed_idle(self, model: ServedModel) -> bool:
-        """Whether nobody asked for it long enough, so that it is closed now.
-
-        Not while another one starts: its cache would take a share of what this one gives back.
-        """
-        seconds = self.policy.idle
-        if seconds is None or self._starting or model.state != "ready" or model.idle < seconds:
-            return False
-        return insist(self.front, lambda _: model.close_idle(seconds))
 
     def _start_next(self) -> None:
         """Start the model whose request has waited longest, or make room for it."""

@@ -268,6 +268,12 @@ def _unknown(name: str) -> UsageError:
 
     if refused := _known_refusal(name) or unrunnable(name):
         return refused
+    if " -" in name:
+        hint = "give the model and the options as words: turbofit predict MODEL --tp 4"
+        return UsageError(f"{name[:80]!r} is a command line, and no model", hint=hint)
+    if name.endswith(".json"):
+        hint = "turbofit serve --plan FILE starts a plan, report and export read one"
+        return UsageError(f"{name[:160]!r} is no model", hint=hint)
     if _is_path(name) or "/" in name:
         last = find_preset(name.rstrip("/").rpartition("/")[2])
         also = f"; by its name it is the preset {last}" if last else ""

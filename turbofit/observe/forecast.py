@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from turbofit.core.struct import Struct
+from turbofit.core.run_report import RunFigure
 from turbofit.core.units import MIB, mib
 
 if TYPE_CHECKING:
@@ -12,8 +12,7 @@ if TYPE_CHECKING:
     from turbofit.observe.log_events import CacheBudget, Slab
 
 __all__ = [
-    "BEFORE_CACHE", "ForecastFigure", "cache_beside", "cached_tokens", "free_for_cache",
-    "tokens_beside",
+    "BEFORE_CACHE", "cache_beside", "cached_tokens", "free_for_cache", "in_words", "tokens_beside",
 ]  # fmt: skip
 
 #: Phases whose terms are there when the cache is sized.
@@ -21,15 +20,6 @@ BEFORE_CACHE: Final = ("before", "context", "weights")
 #: The cache's region is handed out in pages of this size, aligned to it.
 #: Source: lmdeploy 0.16.0 src/turbomind/memory/page.h::PageAllocator
 _PAGE: Final = 32 * MIB
-
-
-class ForecastFigure(Struct):
-    """One figure: forecast and actual, in the unit that ``what`` names."""
-
-    what: str
-    forecast: int
-    actual: int
-    text: str
 
 
 def cached_tokens(budget: int, slab: Slab, block_tokens: int) -> int:
@@ -48,29 +38,35 @@ def free_for_cache(ledger: GpuLedger) -> int:
     return ledger.total - ledger.reserved - held
 
 
-def cache_beside(plan: Plan, budget: CacheBudget) -> tuple[ForecastFigure, ...]:
+def in_words(figure: RunFigure) -> str:
+    """A figure for people: how far off the forecast was."""
+    forecast, actual = figure.forecast, figure.actual
+    off = f", {(actual - forecast) / forecast:+.1%}" if forecast else ""
+    what = figure.what if figure.gpu is None else f"GPU {figure.gpu}: {figure.what}"
+    if figure.unit == "tokens":
+        return f"{what}: {actual:,} (forecast {forecast:,}{off})"
+    return f"{what}: {mib(actual)} MiB (forecast {mib(forecast)}{off})"
+
+
+def cache_beside(plan: Plan, budget: CacheBudget) -> tuple[RunFigure, ...]:
     """Free memory when the cache was sized, and the cache (bytes a GPU)."""
     planned = plan.settings.cache_max_entry_count
     # Beside other engines a start has a ratio of its own. The log shows three decimals.
     ratio = planned if abs(planned - budget.ratio) < 0.001 else budget.ratio
     free = round(plan.kv.region_bytes / ratio) if ratio else 0
+    cache, what = plan.kv.region_bytes, "free when the cache was sized"
     return (
-        _bytes("free when the cache was sized", free, budget.free),
-        _bytes("KV cache", plan.kv.region_bytes, budget.budget),
+        RunFigure(what=what, forecast=free, actual=budget.free),
+        RunFigure(what="KV cache", forecast=cache, actual=budget.budget),
     )
 
 
-def tokens_beside(plan: Plan, budget: CacheBudget, slab: Slab) -> ForecastFigure:
+def tokens_beside(plan: Plan, budget: CacheBudget, slab: Slab) -> RunFigure:
     """Tokens that the cache holds."""
     tokens = cached_tokens(budget.budget, slab, plan.settings.cache_block_seq_len)
     if plan.model.text.delta is not None:
         tokens = _beside_states(plan, budget.budget)
-    return ForecastFigure(
-        what="KV tokens",
-        forecast=plan.kv.tokens,
-        actual=tokens,
-        text=f"KV tokens: {tokens:,} (forecast {plan.kv.tokens:,}{_off(plan.kv.tokens, tokens)})",
-    )
+    return RunFigure(what="KV tokens", forecast=plan.kv.tokens, actual=tokens, unit="tokens")
 
 
 def _beside_states(plan: Plan, region: int) -> int:
@@ -81,12 +77,3 @@ def _beside_states(plan: Plan, region: int) -> int:
     constants = load_constants()
     shape = cache_shape(plan.model.text, plan.settings, constants)
     return tokens_planned(region, shape, constants, plan.settings)
-
-
-def _bytes(what: str, forecast: int, actual: int) -> ForecastFigure:
-    text = f"{what}: {mib(actual)} MiB (forecast {mib(forecast)}{_off(forecast, actual)})"
-    return ForecastFigure(what=what, forecast=forecast, actual=actual, text=text)
-
-
-def _off(forecast: int, actual: int) -> str:
-    return f", {(actual - forecast) / forecast:+.1%}" if forecast else ""

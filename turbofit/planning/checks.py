@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from turbofit.core.errors import DoesNotFitError, LaunchError, MachineError, PackageError
 from turbofit.core.struct import NA, Struct
 from turbofit.core.version import REFERENCE
-from turbofit.planning.examine.scene import Answer, Scene, Sources, State, When
+from turbofit.planning.examine.scene import Answer, Scene, Sources, State, When, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -24,11 +24,6 @@ if TYPE_CHECKING:
     from turbofit.core.model import Model
     from turbofit.core.plan import Plan
     from turbofit.planning.examine.health import Health
-
-__all__ = [
-    "CHECKS", "DOCTOR_SCHEMA", "Check", "DoctorReport", "Finding", "answers", "examine",
-    "plan_warnings", "refuse",
-]  # fmt: skip
 
 DOCTOR_SCHEMA: Final = "turbofit.doctor/1"
 _STOPS: Final = 3
@@ -87,6 +82,8 @@ class Check(NamedTuple):
         subject = getattr(scene, self.of)
         if subject is None:
             return None
+        if self.of == "healths" and not subject:
+            return unreadable("not measured on this machine")
         body = getattr(import_module(f"turbofit.planning.examine.{self.module}"), self.name)
         answer: Answer | None = body(subject, scene)
         return answer

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from turbofit.planning.request import PlanRequest
     from turbofit.tuner.resolved_request import ResolvedRequest
 
-__all__ = ["plan_cluster", "plan_joining"]
-
 
 def plan_cluster(request: PlanRequest, cluster: Cluster) -> ClusterPlan:
     """One promise over several machines, and the best plan of each under it.

@@ -6,7 +6,7 @@ LMDeploy's engines are started by ``lmdeploy serve api_server``, Transformers by
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
@@ -23,11 +23,6 @@ if TYPE_CHECKING:
     from turbofit.core.machine import Machine
     from turbofit.core.model import Model
     from turbofit.core.plan import Plan, PlannedEngine, Settings
-
-__all__ = [
-    "came_later", "commands", "grouped", "left_out", "model_path", "module_of", "private_commands",
-    "ratio", "refuse_options", "visible_devices",
-]  # fmt: skip
 
 
 def commands(
@@ -197,45 +192,40 @@ def left_out(plan: Plan, usual: Settings) -> str | None:
     )
 
 
-def _settings(plan: Plan) -> list[str]:
+#: Settings in the order of a command line: those that always stand there, those of each kind of
+#: engine, and those that do where they are set.
+_ALWAYS: Final = (
+    "tp", "dtype", "cache_max_entry_count", "max_prefill_token_num", "max_batch_size",
+    "session_len", "quant_policy", "cache_block_seq_len",
+)  # fmt: skip
+_TURBOMIND: Final = ("communicator", "async_")
+_PYTORCH: Final = (
+    "num_gpu_blocks", "eager_mode", "cudagraph_capture_batch_sizes", "distributed_executor_backend",
+)  # fmt: skip
+_SET: Final = ("model_format", "enable_prefix_caching", "language_model_only")
+
+
+def _settings(plan: Plan) -> Iterator[str]:
     settings = plan.settings
-    argv = [
-        "--tp", str(settings.tp),
-        "--dtype", settings.dtype,
-        "--cache-max-entry-count", ratio(settings.cache_max_entry_count),
-        "--max-prefill-token-num", str(settings.max_prefill_token_num),
-        "--max-batch-size", str(settings.max_batch_size),
-        "--session-len", str(settings.session_len),
-        "--quant-policy", str(settings.quant_policy),
-        "--cache-block-seq-len", str(settings.cache_block_seq_len),
-    ]  # fmt: skip
-    if plan.engine.on_torch:
-        argv += _pytorch_settings(settings)
-    else:
-        argv += ["--communicator", settings.communicator, "--async", str(settings.async_)]
-    if settings.model_format:
-        argv += ["--model-format", settings.model_format]
-    if settings.enable_prefix_caching:
-        argv.append("--enable-prefix-caching")
-    if settings.language_model_only:
-        argv.append("--language-model-only")
-    return argv
+    for name in (*_ALWAYS, *(() if plan.engine.on_torch else _TURBOMIND)):
+        yield from _option(name, getattr(settings, name))
+    for name in _PYTORCH if plan.engine.on_torch else ():
+        if getattr(settings, name):
+            yield from _option(name, getattr(settings, name))
+    if plan.engine.on_torch and settings.draft:
+        yield from settings.draft.options
+    for name in _SET:
+        if getattr(settings, name):
+            yield from _option(name, getattr(settings, name))
 
 
-def _pytorch_settings(settings: Settings) -> list[str]:
-    argv: list[str] = []
-    if settings.num_gpu_blocks:
-        argv += ["--num-gpu-blocks", str(settings.num_gpu_blocks)]
-    if settings.eager_mode:
-        argv.append("--eager-mode")
-    if settings.cudagraph_capture_batch_sizes:
-        sizes = map(str, settings.cudagraph_capture_batch_sizes)
-        argv += ["--cudagraph-capture-batch-sizes", *sizes]
-    if settings.distributed_executor_backend:
-        argv += ["--distributed-executor-backend", settings.distributed_executor_backend]
-    if settings.draft:
-        argv += settings.draft.options
-    return argv
+def _option(name: str, value: object) -> Iterator[str]:
+    """A setting as words: its option, and its value or values where it is no flag."""
+    yield f"--{name.strip('_').replace('_', '-')}"
+    if isinstance(value, tuple):
+        yield from map(str, value)
+    elif value is not True:
+        yield ratio(value) if isinstance(value, float) else str(value)
 
 
 class _Releases(Struct, forbid_unknown_fields=True):

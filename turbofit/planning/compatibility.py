@@ -15,8 +15,6 @@ from turbofit.core.presets import load_yaml, preset_path
 from turbofit.core.struct import Struct
 from turbofit.memory.versions import Version, parse, release
 
-__all__ = ["EFFECTS", "Compatibility", "Failure", "FrontEnd", "compatibility", "install_line"]
-
 Step = Literal["import", "config", "start", "image", "class"]
 
 #: What a person sees of the step that fails.

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import Plan
 
-__all__ = ["ENVIRONMENT", "MODULE", "arguments", "folded", "read_map"]
-
 #: What is run, with ``python -m``.
 MODULE: Final = "turbofit.launch.fallback.server"
 #: Torch grows its segments in place: without it the cache, which grows by a token at a time, and

@@ -7,6 +7,7 @@ engine takes: each plan is the planner's, under a budget.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Final
 
 from msgspec import UNSET
@@ -16,7 +17,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.machine import Machine
 from turbofit.core.messages import plural
 from turbofit.core.plan import Plan, ServeCommand
-from turbofit.core.struct import Struct, const, to_json
+from turbofit.core.struct import Struct, const, known, to_json
 from turbofit.core.units import format_bytes
 from turbofit.machine.source import machine_from
 from turbofit.planning.plan import plan as best_plan
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from turbofit.core.machine import Gpu
     from turbofit.planning.request import PlanRequest
     from turbofit.tuner.resolved_request import Margin
-
-__all__ = ["JointGpu", "JointPlan", "ModelOnGpu", "joint_plan", "options_of_each"]
 
 JOINT_SCHEMA: Final = "turbofit.joint/1"
 
@@ -95,25 +94,18 @@ class JointPlan(Struct):
         return to_json(self)
 
 
+@dataclass
 class _Candidate:
-    """A model that is to have a part.
+    """A model that is to have a part: what is asked of it on the machine of all.
 
-    Args:
-        request: what is asked of it, on the machine of all.
-        share: of the requests that the cards hold, beside the others' shares.
-        best: its plan with the whole machine.
-        planned: plans a request.
+    ``share`` is of the requests that the cards hold, beside the others' shares; ``best`` its plan
+    with the whole machine. ``planned`` plans a request.
     """
 
-    def __init__(
-        self,
-        request: PlanRequest,
-        share: float,
-        best: Plan,
-        planned: Callable[[PlanRequest], Plan],
-    ) -> None:
-        self.request, self.share, self.best = request, share, best
-        self._planned = planned
+    request: PlanRequest
+    share: float
+    best: Plan
+    planned: Callable[[PlanRequest], Plan]
 
     @property
     def longest(self) -> int:
@@ -127,7 +119,7 @@ class _Candidate:
 
     def within(self, budget: int) -> Plan:
         """Its plan in a part of so many bytes of each GPU."""
-        return self._planned(self.request.changed(budget=budget))
+        return self.planned(self.request.changed(budget=budget))
 
     def least(self, room: int) -> tuple[int, Plan]:
         """The smallest part in which it keeps what was given, to 1/128 of the room. Over."""
@@ -182,7 +174,7 @@ def joint_plan(
         return replace(found, serve=joint_serve_command(found.plans, requests, shares))
     for cards in _roomier(machine) if found.gpus else ():
         there = replace(machine, visible=cards)
-        if _room(there, requests[0].budget) < sum(found.budgets):
+        if min(_rooms(there, requests[0].budget)) < sum(found.budgets):
             continue  # fewer cards need no less of each, and another look takes seconds
         try:
             fewer = _on(there, requests, shares, planned)
@@ -202,13 +194,16 @@ def _on(
 ) -> JointPlan:
     """The plans on all the visible cards of a machine."""
     budget, margins = requests[0].budget, requests[0].margins
-    room = _room(machine, budget)
+    room = min(_rooms(machine, budget), default=0)
     models: list[_Candidate] = []
     for request, share in zip(requests, shares or (1.0,) * len(requests), strict=True):
         here = request.changed(on=machine, gpus=None)
         best = planned(here)
-        if not best.fits:
-            return _alone(best)
+        if not best.fits:  # with the whole machine
+            helps = next((f"{one.change}: {one.effect}" for one in best.remedies), None)
+            return JointPlan(
+                fits=False, verdict=best.verdict, budgets=(), gpus=(), plans=(best,), remedy=helps
+            )
         # Another engine would promise another thing, and torch gives others nothing back.
         here = here.changed(engine=best.engine.name)
         models.append(_Candidate(here, share, best, planned))
@@ -251,13 +246,8 @@ def options_of_each(request: PlanRequest, models: Sequence[Options]) -> list[Opt
     ]
 
 
-def _room(machine: Machine, budget: int | str | None) -> int:
-    """Bytes of each GPU that the models may have together."""
-    return min(_rooms(machine, budget), default=0)
-
-
 def _rooms(machine: Machine, budget: int | str | None) -> list[int]:
-    """The same of each visible GPU by itself."""
+    """Bytes of each visible GPU that the models may have together."""
     gpus = [machine.gpu(index) for index in machine.visible]
     return [
         _free(gpu) if budget is None else min(_free(gpu), budget_on(gpu, budget)) for gpu in gpus
@@ -265,7 +255,7 @@ def _rooms(machine: Machine, budget: int | str | None) -> list[int]:
 
 
 def _free(gpu: Gpu) -> int:
-    return gpu.free if isinstance(gpu.free, int) else 0
+    return known(gpu.free, 0)
 
 
 def _divided(
@@ -351,8 +341,7 @@ def _made(
 
 def _gpus(plans: Sequence[Plan], machine: Machine, margin: Margin) -> tuple[JointGpu, ...]:
     """The account of each GPU that may be used."""
-    gpus = [machine.gpu(index) for index in sorted(machine.visible)]
-    return tuple(_gpu(gpu, plans, margin) for gpu in gpus)
+    return tuple(_gpu(machine.gpu(index), plans, margin) for index in sorted(machine.visible))
 
 
 def _gpu(gpu: Gpu, plans: Sequence[Plan], margin: Margin) -> JointGpu:
@@ -360,8 +349,7 @@ def _gpu(gpu: Gpu, plans: Sequence[Plan], margin: Margin) -> JointGpu:
 
     A budget withholds memory as a margin does; ``margin`` is what each must leave without that.
     """
-    reserved = gpu.reserved if isinstance(gpu.reserved, int) else 0
-    total, used = (one if isinstance(one, int) else 0 for one in (gpu.total, gpu.used))
+    total, reserved, used = (known(one, 0) for one in (gpu.total, gpu.reserved, gpu.used))
     models = []
     for plan in plans:
         for ledger in plan.gpus:
@@ -386,14 +374,6 @@ def _gpu(gpu: Gpu, plans: Sequence[Plan], margin: Margin) -> JointGpu:
         index=gpu.index, name=gpu.name, total=total, reserved=reserved, used=used,
         models=tuple(models), left=total - reserved - taken,
     )  # fmt: skip
-
-
-def _alone(plan: Plan) -> JointPlan:
-    """A model that does not fit with the whole machine."""
-    remedy = f"{plan.remedies[0].change}: {plan.remedies[0].effect}" if plan.remedies else None
-    return JointPlan(
-        fits=False, verdict=plan.verdict, budgets=(), gpus=(), plans=(plan,), remedy=remedy
-    )
 
 
 def _too_much(

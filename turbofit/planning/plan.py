@@ -17,9 +17,8 @@ from turbofit.tuner.choose import best_plan
 from turbofit.tuner.resolved_request import Margin
 
 if TYPE_CHECKING:
+    from turbofit.core.cluster import ClusterPlan
     from turbofit.planning.request import PredictRequest
-
-__all__ = ["doubled_margin", "finished", "plan", "predict", "refusal"]
 
 
 def plan(request: PlanRequest, *, pretend: bool | None = None) -> Plan:
@@ -103,7 +102,7 @@ def finished(plan: Plan, request: PlanRequest) -> Plan:
     )
 
 
-def refusal(plan: Plan) -> DoesNotFitError:
+def refusal(plan: Plan | ClusterPlan) -> DoesNotFitError:
     """The error for a plan that does not fit, with its cheapest remedy."""
     hint = "see turbofit plan MODEL for what would fit"
     if plan.remedies:

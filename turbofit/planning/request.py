@@ -18,16 +18,6 @@ from turbofit.core.validation import Metavar, Validated, parsed
 from turbofit.core.version import REFERENCE
 from turbofit.tuner.resolved_request import Margin
 
-__all__ = [
-    "ENGINE_OPTIONS",
-    "GROUPS",
-    "PACE",
-    "EngineChoice",
-    "PlanRequest",
-    "PredictRequest",
-    "WhichRequest",
-]
-
 EngineChoice = Literal["auto", EngineName]
 
 _LARGEST: Final = 1 << 40

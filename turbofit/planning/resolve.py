@@ -15,8 +15,6 @@ from turbofit.planning.request import PACE, PlanRequest
 from turbofit.tuner.resolved_request import ResolvedRequest, check_limits
 from turbofit.tuner.speed import Pace
 
-__all__ = ["model_of", "resolve"]
-
 
 def resolve(request: PlanRequest) -> ResolvedRequest:
     """Read the model, measure the machine, and refuse contradictions that no search can mend.
@@ -43,8 +41,8 @@ def resolve(request: PlanRequest) -> ResolvedRequest:
         options=request.options,
         pace=Pace(**{name: getattr(request, name) for name in PACE}) if request.paced else None,
     )
-    _check(resolved)
-    _check_together(request, resolved)
+    check_limits(resolved)
+    _check(request, resolved)
     return resolved
 
 
@@ -86,38 +84,30 @@ def _machine(request: PlanRequest) -> Machine:
     return machine
 
 
-def _check(resolved: ResolvedRequest) -> None:
-    workload = resolved.workload
-    check_limits(resolved)
-    if resolved.least and workload.goal != "throughput":
+def _check(request: PlanRequest, resolved: ResolvedRequest) -> None:
+    """Refuse what is given of both and cannot be kept with the other, whatever is found."""
+    context, longest = resolved.workload.context, resolved.model.text.max_position_embeddings
+    one_of = "give only one of the two"
+    if request.least and request.goal != "throughput":
         raise UsageError(
-            f"least decides by memory, goal {workload.goal} by something else",
-            hint="give only one of the two",
+            f"least decides by memory, goal {request.goal} by something else", hint=one_of
         )
-    if resolved.least and resolved.pace is not None:
+    if request.least and request.paced:
+        raise UsageError("least decides by memory, a rate and its seconds by speed", hint=one_of)
+    if context is not None and "session_len" in resolved.fixed:
+        raise UsageError("context and session_len are one setting", hint=one_of)
+    if context is not None and context > longest:
         raise UsageError(
-            "least decides by memory, a rate and its seconds by speed",
-            hint="give only one of the two",
-        )
-    if workload.context is not None and "session_len" in resolved.fixed:
-        raise UsageError("context and session_len are one setting", hint="give only one of the two")
-    longest = resolved.model.text.max_position_embeddings
-    if workload.context is not None and workload.context > longest:
-        raise UsageError(
-            f"{resolved.model.name} reads {longest} tokens, not {workload.context}",
+            f"{resolved.model.name} reads {longest} tokens, not {context}",
             hint=f"--context {longest} at most",
         )
-
-
-def _check_together(request: PlanRequest, resolved: ResolvedRequest) -> None:
-    """Refuse what is given of both and cannot be kept with the other, whatever is found."""
     if request.images and "images" in request.given():
         if resolved.model.image_rule is None:
             raise UsageError(f"{resolved.model.name} takes no images", hint="leave --images out")
         if request.language_model_only:
             raise UsageError(
                 f"--images {request.images} asks for images, and --language-model-only serves none",
-                hint="give only one of the two",
+                hint=one_of,
             )
     batch, requests = request.max_batch_size, request.concurrency
     visible = len(resolved.machine.visible)

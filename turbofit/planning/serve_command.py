@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import UNSET
 
-from turbofit.core.config_names import CONFIG_NAMES
-from turbofit.core.plan import ServeCommand
+from turbofit.core.plan import CONFIG_NAMES, ServeCommand
 from turbofit.core.struct import to_builtins
 from turbofit.memory.versions import OLDEST_SERVED, release
 from turbofit.planning.request import PlanRequest
@@ -17,13 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from turbofit.core.cluster import ClusterPlan
-    from turbofit.core.limits import Limits
     from turbofit.core.model import Model
-    from turbofit.core.plan import Plan
-
-__all__ = [
-    "cluster_serve_command", "is_prediction", "joint_serve_command", "request_of", "serve_command",
-]  # fmt: skip
+    from turbofit.core.plan import Limits, Plan
 
 #: Fields that the command names by their places, or not at all.
 _UNSAID: Final = ("model", "on")

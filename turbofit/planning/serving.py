@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from msgspec.structs import replace
@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from turbofit.core.errors import TurbofitError
 from turbofit.core.machine import Gpu
 from turbofit.core.messages import plural
-from turbofit.core.plan import Plan, Throughput
+from turbofit.core.plan import Plan
 from turbofit.core.struct import known
 from turbofit.core.units import GIB, three_digits
 from turbofit.core.which import Serving
@@ -24,38 +24,39 @@ from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_l
 from turbofit.tuner.search.search import EngineFit
 from turbofit.tuner.search.shapes import PREFILL_SIZES, Shape, chosen_dtype, shape_settings
 
-__all__ = ["far_too_large", "serving"]
-
 #: Bytes by which the weights alone must miss a GPU before no search is made. A larger degree takes
 #: more for its communicator than a smaller one, by less than this.
 _FAR: Final = 2 * GIB
 _LARGEST_TP: Final = 8
 
 
-def serving(request: WhichRequest, resolved: ResolvedRequest, on: str) -> Serving:
+def serving(request: WhichRequest, resolved: ResolvedRequest, blank: Serving) -> Serving:
     """The plan for a request in short, by the same search.
 
     Args:
         request: what is asked, its model and its machine included.
         resolved: the same, resolved.
-        on: how the machine is called.
+        blank: the line of this model and machine, without an answer.
 
     Raises:
         TurbofitError: as `turbofit.planning.plan.plan`.
     """
-    blank = Serving(
-        model=resolved.model.name,
-        on=on,
-        gpus=len(resolved.machine.visible),
-        bytes=sum(known(gpu.total, 0) for gpu in resolved.visible),
-        keeps=False,
-    )
     chosen = choose(resolved, request.engine)
-    row = _of_plan(blank, chosen) if isinstance(chosen, Plan) else _of_fit(blank, chosen)
+    if isinstance(chosen, Plan):
+        row, tokens = _of_plan(blank, chosen), chosen.kv.tokens
+    else:
+        row, tokens = _of_fit(blank, chosen), chosen.tokens
     if row.why_not:
         return row
-    tokens = chosen.kv.tokens if isinstance(chosen, Plan) else chosen.tokens
-    why_not = _smaller(resolved, row) or _unkept(resolved, row, tokens) or _slower(request, row)
+    speed = chosen.throughput
+    if speed is not None:
+        row = replace(
+            row,
+            requests_per_second=speed.requests_per_second,
+            output_tokens_per_second=speed.output_tokens_per_second,
+            seconds_to_first_token=speed.seconds_to_first_token,
+        )
+    why_not = next(_lacks(request, resolved, row, tokens), "")
     if not why_not and resolved.pace is not None:
         if isinstance(chosen, Plan):
             why_not = "has no forecast of speed"
@@ -120,7 +121,7 @@ def _of_fit(blank: Serving, fit: EngineFit) -> Serving:
     row = replace(blank, engine=fit.engine.name, tp=shape.tp, replicas=shape.replicas)
     if not fit.fits:
         return replace(row, why_not=why_not(fit), missing=fit.best.short)
-    row = replace(
+    return replace(
         row,
         kv_tokens=sum(
             account.tokens_at(options.cache_max_entry_count) for account, options in each
@@ -129,7 +130,6 @@ def _of_fit(blank: Serving, fit: EngineFit) -> Serving:
         image_limit=fit.limit,
         requests_at_once=sum(options.max_batch_size for _, options in each),
     )
-    return _with_speed(row, fit.throughput)
 
 
 def _of_plan(blank: Serving, plan: Plan) -> Serving:
@@ -145,49 +145,26 @@ def _of_plan(blank: Serving, plan: Plan) -> Serving:
     )
     if not plan.fits:
         return row
-    row = replace(
+    return replace(
         row,
         kv_tokens=plan.kv.total_tokens,
         context=plan.settings.session_len,
         image_limit=plan.limits.image_limit,
         requests_at_once=plan.requests_at_once,
     )
-    return _with_speed(row, plan.throughput)
 
 
-def _with_speed(row: Serving, speed: Throughput | None) -> Serving:
-    if speed is None:
-        return row
-    return replace(
-        row,
-        requests_per_second=speed.requests_per_second,
-        output_tokens_per_second=speed.output_tokens_per_second,
-        seconds_to_first_token=speed.seconds_to_first_token,
-    )
-
-
-def _smaller(resolved: ResolvedRequest, row: Serving) -> str:
-    """Whether images must be smaller than was asked, in words."""
+def _lacks(
+    request: WhichRequest, resolved: ResolvedRequest, row: Serving, tokens: int
+) -> Iterator[str]:
+    """What was asked and is not kept whole, in words; ``tokens`` of the smallest cache."""
     rule, requested = resolved.model.image_rule, resolved.requested_limit
-    if rule is None or requested is None or row.image_limit in (None, requested):
-        return ""
-    unit = plural(requested, rule.limit_unit.removesuffix("s"))
-    return f"serves images of {row.image_limit:,} {unit} at most, not {requested:,}"
-
-
-def _unkept(resolved: ResolvedRequest, row: Serving, tokens: int) -> str:
-    """What else was asked and is not kept whole, in words; ``tokens`` of the smallest cache."""
-    return next(unkept(resolved, row.context or 0, tokens), "")
-
-
-def _slower(request: WhichRequest, row: Serving) -> str:
-    """Whether fewer images a second are forecast than were asked, in words."""
-    wanted = request.images_per_second
-    if wanted is None:
-        return ""
-    if row.requests_per_second is None:
-        return "has no forecast of speed"
-    rate = row.requests_per_second * request.images
-    return (
-        "" if rate >= wanted else f"{three_digits(rate)} images/s by the forecast, not {wanted:g}"
-    )
+    if rule is not None and requested is not None and row.image_limit not in (None, requested):
+        unit = plural(requested, rule.limit_unit.removesuffix("s"))
+        yield f"serves images of {row.image_limit:,} {unit} at most, not {requested:,}"
+    yield from unkept(resolved, row.context or 0, tokens)
+    wanted, speed = request.images_per_second, row.requests_per_second
+    if wanted is not None and speed is None:
+        yield "has no forecast of speed"
+    elif wanted is not None and speed is not None and speed * request.images < wanted:
+        yield f"{three_digits(speed * request.images)} images/s by the forecast, not {wanted:g}"

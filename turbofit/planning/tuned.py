@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from turbofit.planning.request import PlanRequest
     from turbofit.tuner.resolved_request import ResolvedRequest
 
-__all__ = ["pinned", "still_tuned", "with_tuned"]
-
 #: How the reason of a tuned plan begins.
 _REASON: Final = "tuned: "
 
@@ -61,7 +59,13 @@ def with_tuned(
     if fresh:
         return _applied(plan, request, resolved, fresh[0])
     plan = _corrected(plan, current)
-    return _outdated(plan, wanted[0], here) if wanted else plan
+    if not wanted:
+        return plan
+    text = (
+        f"it was tuned with LMDeploy {wanted[0].lmdeploy}, {here} is installed: turbofit tune "
+        "again (its settings are not used)"
+    )
+    return replace(plan, warnings=(*plan.warnings, text))
 
 
 def pinned(request: PlanRequest, plan: Plan) -> PlanRequest:
@@ -139,14 +143,6 @@ def promises_no_less(made: Plan, plan: Plan) -> bool:
 
 def _unused(plan: Plan, why: str) -> Plan:
     text = f"the settings that turbofit tune found are not used: {why}"
-    return replace(plan, warnings=(*plan.warnings, text))
-
-
-def _outdated(plan: Plan, one: Tuning, here: str | None) -> Plan:
-    text = (
-        f"it was tuned with LMDeploy {one.lmdeploy}, {here} is installed: turbofit tune again "
-        "(its settings are not used)"
-    )
     return replace(plan, warnings=(*plan.warnings, text))
 
 

@@ -29,8 +29,6 @@ from turbofit.planning.request import WhichRequest
 from turbofit.planning.resolve import model_of, resolve
 from turbofit.planning.serving import far_too_large, serving
 
-__all__ = ["COUNTS", "which_cards", "which_models"]
-
 _T = TypeVar("_T")
 
 #: GPUs of one machine that are tried.
@@ -90,7 +88,7 @@ def which_models(request: WhichRequest) -> Which:
             row = _tried(promise.changed(model=model), name, errors)
         except TurbofitError as exc:  # there is no account of it
             errors.append(exc)
-            row = _nothing(preset, name, machine, exc.message)
+            row = blank_line(preset, name, machine, exc.message)
         rows.append(replace(row, model=preset))
     _check(rows, errors)
     keep = (row for row in rows if row.keeps)
@@ -128,21 +126,22 @@ def _tried(request: WhichRequest, on: str, errors: list[TurbofitError]) -> Servi
     model, machine = request.model, request.on
     assert isinstance(model, Model)
     assert isinstance(machine, Machine)
+    blank = blank_line(model.name, on, machine)
     try:
         resolved = resolve(request)
         lacking = far_too_large(request, resolved)
         if not lacking:
-            return serving(request, resolved, on)
+            return serving(request, resolved, blank)
     except TurbofitError as exc:
         errors.append(exc)
-        return _nothing(model.name, on, machine, exc.message)
+        return replace(blank, why_not=exc.message)
     each = on_each_gpu(len(machine.visible))
     why_not = f"the weights alone lack {format_bytes(lacking)}{each}"
-    return replace(_nothing(model.name, on, machine, why_not), missing=lacking)
+    return replace(blank, why_not=why_not, missing=lacking)
 
 
-def _nothing(model: str, on: str, machine: Machine, why_not: str) -> Serving:
-    """The line where no plan can be made at all."""
+def blank_line(model: str, on: str, machine: Machine, why_not: str = "") -> Serving:
+    """The line of a model on a machine, before there is an answer, or where none can be made."""
     total = sum(known(machine.gpu(index).total, 0) for index in machine.visible)
     return Serving(
         model=model, on=on, gpus=len(machine.visible), bytes=total, keeps=False, why_not=why_not

@@ -1,7 +1,4 @@
-"""What the pretend machine looks like, and the text that tells the C side so.
-
-JSON documents hold one as it is here: `turbofit.pretend.documents` reads and writes them.
-"""
+"""What the pretend machine looks like, and the text that tells the C side so."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
-from turbofit.pretend.documents import loaded
+from turbofit.core.struct import decode
 from turbofit.rehearse.engines import ADAPTERS
 from turbofit.rehearse.notes import Notes
 from turbofit.rehearse.spec import Spec
@@ -32,7 +32,8 @@ def main(arguments: list[str]) -> NoReturn:
     faulthandler.enable()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # an engine's C++ does not let Python wake
-    spec, notes, close = loaded((folder / "spec.json").read_bytes(), Spec), Notes(folder), None
+    spec = decode((folder / "spec.json").read_bytes(), Spec, what="spec.json")
+    notes, close = Notes(folder), None
     code = 0
     try:
         close = import_module(ADAPTERS[spec.engine].driver).drive(spec, notes)

@@ -11,7 +11,6 @@ from typing import Any, Final
 
 from msgspec import convert
 
-from turbofit.core.errors import UsageError
 from turbofit.core.json_types import Document
 from turbofit.core.plan import End, Moment
 from turbofit.core.struct import to_builtins
@@ -43,19 +42,9 @@ def rehearse(spec: Spec, keep: Path | None = None) -> Document:
         keep: where to leave timelines, notes and log; by default they are removed.
 
     Raises:
-        UsageError: there is no such engine, or the model's folder has no config.json.
         PackageError: the engine, a package that it runs, or a C compiler is missing.
     """
-    adapter = ADAPTERS.get(spec.engine)
-    if adapter is None:
-        raise UsageError(f"no engine is named {spec.engine}", hint=", ".join(ADAPTERS))
-    if not (spec.model_dir / "config.json").exists():
-        raise UsageError(
-            f"{spec.model_dir} has no config.json",
-            hint="give a checkpoint folder, or make one: "
-            "python -m turbofit.rehearse.checkpoint.twin",
-        )
-    versions = needs(spec)
+    adapter, versions = ADAPTERS[spec.engine], needs(spec)
     folder = Path(tempfile.mkdtemp(prefix="turbofit-rehearsal-"))
     try:
         ended = run_child(spec, folder, adapter.environ, adapter.path_of(spec))

@@ -93,7 +93,7 @@ def plan_spec(
         environ = environment(plan.settings, plan.model)
     return Spec(
         machine=charged(plan, group),
-        model_dir=checkpoint.absolute(),
+        model_dir=str(checkpoint.absolute()),
         engine=plan.engine.name,
         settings={name: value for name, value in settings.items() if value is not None},
         cases=ADAPTERS[plan.engine.name].worst(plan),

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from turbofit.core.json_types import Document
 from turbofit.core.process.progress import Step, listening, tell
-from turbofit.pretend.documents import dumped
+from turbofit.core.struct import to_json
 from turbofit.pretend.environment import CHANGING, find_turbofit, put_first
 from turbofit.pretend.run import FinishedRun, run_pretend
 from turbofit.pretend.scenario import Scenario
@@ -110,7 +110,7 @@ def run_child(
         KeyboardInterrupt: the child was told to end, as this process was.
         PretendError: the pretend libraries cannot be built.
     """
-    (folder / "spec.json").write_text(dumped(spec), encoding="utf-8")
+    (folder / "spec.json").write_text(to_json(spec), encoding="utf-8")
     watch = _Watch(spec, folder)
     ran = run_pretend(
         [sys.executable, "-m", "turbofit.rehearse.child", str(folder)],

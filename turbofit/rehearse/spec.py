@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 from turbofit.pretend.scenario import Scenario
@@ -67,7 +66,7 @@ class Spec:
     """
 
     machine: Scenario
-    model_dir: Path
+    model_dir: str
     engine: str = "turbomind"
     settings: Mapping[str, Any] = field(default_factory=dict)
     cases: tuple[RehearsalCase, ...] = ()

@@ -15,9 +15,8 @@ from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from turbofit.core.errors import NoKernelError, TurbofitError
-from turbofit.core.footprint import Footprint
 from turbofit.core.messages import BEYOND, OWN_CODE, QUEUED, option_of, plural
-from turbofit.core.plan import Candidate, PaceForecast, Plan, Remedy, may_evict
+from turbofit.core.plan import Candidate, Footprint, PaceForecast, Plan, Remedy, may_evict
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.units import format_bytes
 from turbofit.memory.account import Engine, capability_of

@@ -16,11 +16,10 @@ from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError, UsageError
-from turbofit.core.footprint import Footprint
 from turbofit.core.images import ImageRule
 from turbofit.core.machine import Gpu
 from turbofit.core.messages import BEYOND, groups_of, indices, on_each_gpu
-from turbofit.core.plan import GpuLedger, HostMemory, Plan, Remedy, Settings
+from turbofit.core.plan import Footprint, GpuLedger, HostMemory, Plan, Remedy, Settings
 from turbofit.core.struct import known
 from turbofit.core.units import format_bytes
 from turbofit.memory.account import Engine, VisionLoad

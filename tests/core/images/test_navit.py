@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.sweep import part
 from turbofit.core.images import NavitRule
 from turbofit.core.plan import Limits
 from turbofit.gateway.overlay import edits
@@ -37,7 +38,7 @@ def test_the_worst_is_attained(side, budget):
     assert most <= rule.worst_units() == rule.units(*rule.worst_size())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=part(200, 3))
 @given(pixels, pixels, st.integers(2, 40))
 def test_a_resized_image_takes_what_a_lower_limit_gives(width, height, share):
     limit = PUBLISHED.max_pixels // share

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from tests.sweep import part
 from turbofit.core.errors import UsageError
 from turbofit.core.images import PatchRule
 
@@ -22,7 +23,7 @@ def between(smallest: int, largest: int) -> PatchRule:
     return replace(PATCHES, min_pixels=smallest, max_pixels=largest)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=part(500, 3))
 @given(side, side, bounds, bounds)
 def test_no_image_exceeds_the_worst_patches(width, height, largest, smallest):
     if max(width, height) > 200 * min(width, height):
@@ -34,7 +35,7 @@ def test_no_image_exceeds_the_worst_patches(width, height, largest, smallest):
     assert found % 4 == 0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=part(60, 3))
 @given(st.integers(200_000, 13_000_000), st.integers(1, 4000))
 def test_the_worst_patches_are_nearly_reached(largest, smallest):
     """Grids that touch the bound exist a few windows below it at most."""

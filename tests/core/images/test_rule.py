@@ -1,7 +1,10 @@
-"""What holds for every rule."""
+"""What holds for every image rule, and what for each."""
 
 from __future__ import annotations
 
+import json
+import random
+from itertools import pairwise
 from typing import get_args
 
 import pytest
@@ -9,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from tests.sweep import part
 from turbofit.core.errors import UsageError
 from turbofit.core.images import (
     AnyImageRule,
@@ -23,9 +27,11 @@ from turbofit.core.images import (
     TileRule,
 )
 from turbofit.core.plan import Limits
+from turbofit.gateway.overlay import edits
 from turbofit.model.presets import known_presets, load_preset
 
 TILES = TileRule(tile_size=448, tokens_per_tile=256, max_dynamic_patch=12, client_knobs=False)
+ASKED = replace(TILES, client_knobs=True)
 PATCHES = PatchRule(patch_size=14, merge=2, min_pixels=3136, max_pixels=12_845_056)
 SQUARE = TileRule.square(336, 576)
 PAGES = HdRule(tile_size=336, tokens_per_tile=144, max_dynamic_patch=16)
@@ -38,7 +44,7 @@ CANVAS = CanvasRule(tile_size=336, tokens_per_tile=145, max_dynamic_patch=16)
 LONGEST = LongestEdgeRule(tile_size=384, tokens_per_tile=81, max_dynamic_patch=16)
 BUDGET = NavitRule(patch_size=14, merge=2, max_pixels=16384 * 14**2)
 RULES: list[ImageRule] = [
-    TILES, replace(TILES, client_knobs=True), PATCHES, replace(PATCHES, client_knobs=False), SQUARE,
+    TILES, ASKED, PATCHES, replace(PATCHES, client_knobs=False), SQUARE,
     PAGES, CROSS, GRIDS, CANVAS, LONGEST, BUDGET,
 ]  # fmt: skip
 SIZES = st.tuples(st.integers(56, 4000), st.integers(56, 4000)).filter(
@@ -88,7 +94,7 @@ def test_the_worst_size_is_as_square_as_may_be() -> None:
     assert PATCHES.worst_size(842_016) == (1036, 812)  # 5012 x 168 has 4 patches more of 4296
     assert TILES.worst_size(11) == (448 * 11, 448)
     # Above the checkpoint's own limit, as fields of a request allow it.
-    assert replace(TILES, client_knobs=True).worst_size(24) == (6 * 448, 4 * 448)
+    assert ASKED.worst_size(24) == (6 * 448, 4 * 448)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -99,19 +105,19 @@ def test_sizes_without_pixels(rule: ImageRule) -> None:
         rule.tokens(10, 0)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=part(200, 3))
 @given(SIZES, st.integers(1, 12))
 def test_tiles_are_those_of_the_limit(size, limit) -> None:
-    found = TILES.size_within(size, limit)
-    assert TILES.units(*(found or size)) == TILES.units(*size, limit)
+    resized = TILES.size_within(size, limit)
+    assert TILES.units(*(resized or size)) == TILES.units(*size, limit)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=part(200, 3))
 @given(SIZES, st.integers(100, 16_000))
 def test_patches_are_those_of_the_limit(size, windows) -> None:
     limit = windows * 784
-    found = PATCHES.size_within(size, limit)
-    assert PATCHES.units(*(found or size)) == PATCHES.with_limit(limit).units(*size)
+    resized = PATCHES.size_within(size, limit)
+    assert PATCHES.units(*(resized or size)) == PATCHES.with_limit(limit).units(*size)
 
 
 @pytest.mark.parametrize("rule", [SQUARE, PAGES, CROSS])
@@ -130,3 +136,172 @@ def test_units_of_presets_are_those_of_their_towers() -> None:
         values = rule.unit_values(vision.channels, vision.temporal_patch)
         side = vision.image_size if rule.unit_step == 1 else vision.patch_size
         assert values == vision.channels * vision.temporal_patch * (side or 0) ** 2
+
+
+side = st.integers(1, 6000)
+
+
+@settings(max_examples=300, deadline=None)
+@given(side, side, st.integers(1, 40), st.booleans(), st.integers(1, 6))
+def test_no_image_exceeds_the_worst_tiles(width, height, limit, thumbnail, smallest):
+    rule = replace(ASKED, thumbnail=thumbnail, min_dynamic_patch=smallest)
+    assert rule.units(width, height, limit) <= rule.worst_units(limit)
+
+
+@pytest.mark.parametrize("limit", [*range(14), 24, 40, 128])
+def test_the_worst_tiles_are_reached(limit):
+    sizes = [(1, max(limit, 1)), (448, 448 * max(limit, 1))]
+    assert ASKED.worst_units(limit) == max(ASKED.units(*size, limit) for size in sizes)
+
+
+@given(st.integers(0, 40), st.integers(1, 24), st.booleans())
+def test_largest_tile_limit(budget, own, thumbnail):
+    rule = replace(ASKED, max_dynamic_patch=own, thumbnail=thumbnail)
+    limit = rule.largest_limit(budget)
+    fits = [n for n in range(1, own + 1) if rule.worst_units(n) <= budget]
+    assert limit == (max(fits) if fits else None)
+
+
+def test_what_a_client_can_ask_for():
+    assert ASKED.exposed_limit == 24
+    assert ASKED.worst_units(ASKED.exposed_limit) == 25
+    assert TILES.exposed_limit == 12
+
+
+@pytest.mark.parametrize("thumbnail", [True, False])
+def test_an_image_of_so_many_units_can_be_made(thumbnail):
+    rule = replace(ASKED, max_dynamic_patch=40, thumbnail=thumbnail)
+    for units in range(1, 40):
+        if units != rule.unmade_units:
+            image = rule.image_of(units)
+            assert rule.with_limit(image.knobs["max_dynamic_patch"]).units(*image.size) == units
+
+
+def test_hostile_limits_are_refused_at_once():
+    with pytest.raises(UsageError):
+        ASKED.units(10, 10, 10**9)
+    with pytest.raises(UsageError):
+        ASKED.worst_units(10**9)
+
+
+bounds = st.integers(1, 3_000_000)
+
+
+def between(smallest: int, largest: int) -> PatchRule:
+    """The rule within other bounds."""
+    return replace(PATCHES, min_pixels=smallest, max_pixels=largest)
+
+
+@settings(max_examples=500, deadline=None)
+@given(side, side, bounds, bounds)
+def test_no_image_exceeds_the_worst_patches(width, height, largest, smallest):
+    if max(width, height) > 200 * min(width, height):
+        with pytest.raises(UsageError):
+            between(smallest, largest).units(width, height)
+        return
+    units = between(smallest, largest).units(width, height)
+    assert units <= between(smallest, largest).worst_units()
+    assert units % 4 == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(200_000, 13_000_000), st.integers(1, 4000))
+def test_the_worst_patches_are_nearly_reached(largest, smallest):
+    """Grids that touch the bound exist a few windows below it at most."""
+    bound = between(smallest, largest).worst_units()
+    windows = largest // 784
+    best = max(
+        between(smallest, largest).units(28 * (windows // rows), 28 * rows)
+        for rows in range(1, 12)
+        if windows // rows <= 200 * rows
+    )
+    assert best >= bound - 4 * 11
+
+
+def test_long_strips_exceed_small_bounds_and_are_covered():
+    rng = random.Random(7)
+    for _ in range(3000):
+        largest, smallest = rng.randrange(1, 200_000), rng.randrange(1, 250_000)
+        height = rng.randrange(1, 60)
+        width = int(height * rng.uniform(150, 200))
+        units = between(smallest, largest).units(width, height)
+        assert units <= between(smallest, largest).worst_units()
+
+
+@given(st.integers(0, 70_000))
+def test_largest_pixel_limit(budget):
+    limit = PATCHES.largest_limit(budget)
+    if limit is None:
+        assert PATCHES.worst_units(784) > budget
+        return
+    assert PATCHES.worst_units(limit) <= budget
+    wider = limit + 784
+    assert wider > PATCHES.max_pixels or PATCHES.worst_units(wider) > budget
+
+
+def test_pixels_by_halves():
+    assert PATCHES.exposed_limit == 12_845_056
+    down = PATCHES.lower_limits()
+    assert down[0] == PATCHES.max_pixels
+    assert all(high > low and low % 784 == 0 for high, low in pairwise(down))
+    assert down[-1] >= PATCHES.min_pixels
+    below = PATCHES.limits_below(10_000)
+    assert (below[0], below[-1], below.step) == (3136, 9408, 784)
+
+
+def test_a_grid_is_as_square_as_windows_allow():
+    assert [PATCHES.grid(units) for units in (1, 18, 24, 4 * 131)] == [
+        [1, 2, 2], [1, 4, 4], [1, 4, 6], [1, 2, 262],
+    ]  # fmt: skip
+
+
+def test_bounds_that_leave_no_image_are_refused():
+    with pytest.raises(UsageError, match="leave no image"):
+        PATCHES.units(10, 10, 0)
+
+
+def small(side: int, budget: int) -> NavitRule:
+    return NavitRule(patch_size=14, merge=2, max_pixels=budget * 14**2, side=side)
+
+
+def test_the_worst_is_more_than_the_budget():
+    assert BUDGET.worst_units() == 17_856
+    assert BUDGET.units(*BUDGET.worst_size()) == 17_856
+    assert BUDGET.tokens(*BUDGET.worst_size()) == 4464
+
+
+pixels = st.integers(1, 24 * 14) | st.integers(1, 4000)
+
+
+@pytest.mark.parametrize(("side", "budget"), [(4, 3), (8, 5), (12, 40), (12, 72), (16, 200)])
+def test_the_worst_is_attained(side, budget):
+    """Of every number of patches, with nothing and with most of one over."""
+    rule = small(side, budget)
+    edges = [count * 14 + over for count in range(2 * side) for over in (1, 6, 12, 13)]
+    most = max(rule.units(width, height) for width in edges for height in edges)
+    assert most <= rule.worst_units() == rule.units(*rule.worst_size())
+
+
+@settings(max_examples=200, deadline=None)
+@given(pixels, pixels, st.integers(2, 40))
+def test_a_resized_image_takes_what_a_lower_limit_gives(width, height, share):
+    limit = BUDGET.max_pixels // share
+    resized = BUDGET.stretched((width, height), limit)
+    assert BUDGET.units(*resized) == BUDGET.units(width, height, limit)
+
+
+def test_the_folder_is_told_within_its_own_section(tmp_path):
+    kept = {"auto_map": {"AutoProcessor": "a.B"}, "media_proc_cfg": {"patch_size": 14}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(kept))
+    limits = Limits(
+        vision_unit="patch", max_dynamic_patch=None, max_pixels_per_image=4096 * 14**2,
+        images_per_request=1, units_per_image=4096, units_per_request=4096,
+        units_per_forward=4096, image_tokens_per_request=1024, n=1, bytes_per_image=1,
+        bytes_per_body=1,
+    )  # fmt: skip
+    changed = edits(tmp_path, BUDGET, limits)
+    assert changed == {
+        "preprocessor_config.json": {
+            **kept, "media_proc_cfg": {"patch_size": 14, "in_patch_limit": 4096}
+        }
+    }  # fmt: skip

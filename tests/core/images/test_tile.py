@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.sweep import part
 from turbofit.core.errors import UsageError
 from turbofit.core.images import TileRule
 
@@ -12,7 +13,7 @@ TILES = TileRule(tile_size=448, tokens_per_tile=256, max_dynamic_patch=12)
 side = st.integers(1, 6000)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=part(300, 3))
 @given(side, side, st.integers(1, 40), st.booleans(), st.integers(1, 6))
 def test_no_image_exceeds_the_worst_tiles(width, height, limit, thumbnail, smallest):
     rule = TileRule(

@@ -46,8 +46,8 @@ def test_patches_are_transformers(transformers: Any, smallest: int, largest: int
                 VIDEOS.units(frames, width, height, **bounds)
             continue
         taken += 1
-        found = VIDEOS.units(frames, width, height, **bounds)
-        assert found == VIDEOS.grids(frames) * (high // 16) * (wide // 16)
+        units = VIDEOS.units(frames, width, height, **bounds)
+        assert units == VIDEOS.grids(frames) * (high // 16) * (wide // 16)
     assert taken > 500
 
 

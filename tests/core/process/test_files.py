@@ -7,6 +7,7 @@ import pytest
 
 from turbofit.core.errors import UsageError
 from turbofit.core.process.files import write_atomic, write_output
+from turbofit.core.process.state import new_file, new_folder, state_dir
 
 
 def test_the_umask_decides_about_a_new_file(tmp_path: Path):
@@ -54,8 +55,8 @@ def test_a_group_that_cannot_be_kept_gives_its_rights_to_no_other(tmp_path: Path
     target = tmp_path / "a"
     target.touch()
     target.chmod(0o674)
-    held = target.stat()
-    theirs = os.stat_result([*held[:5], held.st_gid + 1, *held[6:]])
+    state = target.stat()
+    theirs = os.stat_result([*state[:5], state.st_gid + 1, *state[6:]])
 
     def refuse(*_):
         raise PermissionError(1, "Operation not permitted")
@@ -139,5 +140,40 @@ def test_a_terminal_and_a_shells_pipe_are_written_to():
         write_output(f"/dev/fd/{begin}", "new")
         assert os.read(end, 99) == b"new"
     finally:
-        for one in (terminal, device, end, begin):
-            os.close(one)
+        for descriptor in (terminal, device, end, begin):
+            os.close(descriptor)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_only_the_user_reads_it(home: Path) -> None:
+    folder = state_dir("runs")
+    assert folder == home / "turbofit" / "runs"
+    assert folder.stat().st_mode & 0o77 == 0
+    assert new_file("runs", "x", ".log").stat().st_mode & 0o77 == 0
+    assert new_folder("runs", "x").stat().st_mode & 0o77 == 0
+
+
+def test_names_are_never_shared() -> None:
+    assert len({new_file("crashes", "t", ".txt") for _ in range(5)}) == 5
+    assert len({new_folder("runs", "m") for _ in range(5)}) == 5
+
+
+@pytest.mark.parametrize("chosen", ["", "state", "./state"])
+def test_the_home_folder_without_an_absolute_path(
+    chosen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative one would be another folder in each folder that a person works in."""
+    monkeypatch.setenv("XDG_STATE_HOME", chosen)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert state_dir("runs") == tmp_path / ".local/state/turbofit/runs"
+
+
+def test_a_folder_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", "/dev/null")
+    with pytest.raises(OSError, match="/dev/null"):
+        state_dir("runs")

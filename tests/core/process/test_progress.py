@@ -35,9 +35,9 @@ def test_another_threads_step_does_not_come_back() -> None:
         with under_way("draining"):
             inside.set()
             ended.wait()
-        seen.append(now())
+        steps.append(now())
 
-    seen: list[Step | None] = []
+    steps: list[Step | None] = []
     with listened(lambda _: None):
         tell(Step("loading weights"))
         other = threading.Thread(target=drain)
@@ -46,7 +46,7 @@ def test_another_threads_step_does_not_come_back() -> None:
         tell(None)
         ended.set()
         other.join()
-        assert seen == [None]
+        assert steps == [None]
         assert now() is None
 
 

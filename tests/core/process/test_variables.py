@@ -15,7 +15,7 @@ def test_blank_is_not_given() -> None:
 
 
 def test_values(tmp_path: Path) -> None:
-    found = variables(
+    read = variables(
         {
             "TURBOFIT_API_KEYS": "sk-a, sk-b,,",
             "TURBOFIT_API_KEY": "sk-c\n",
@@ -24,9 +24,9 @@ def test_values(tmp_path: Path) -> None:
             "TURBOFIT_NODE_SPEC": "2xrtx3090",
         }
     )
-    assert found.api_keys == ("sk-a", "sk-b")
-    assert (found.api_key, found.upstream_key) == ("sk-c", "d")
-    assert (found.leases, found.node_spec) == (tmp_path, "2xrtx3090")
+    assert read.api_keys == ("sk-a", "sk-b")
+    assert (read.api_key, read.upstream_key) == ("sk-c", "d")
+    assert (read.leases, read.node_spec) == (tmp_path, "2xrtx3090")
 
 
 @pytest.mark.parametrize("name", ["TURBOFIT_API_KEYS", "TURBOFIT_API_KEY", "TURBOFIT_UPSTREAM_KEY"])

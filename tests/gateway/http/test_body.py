@@ -132,10 +132,10 @@ async def test_nine_bodies_that_stand_still_make_room_even_for_their_own_client(
         still.append(await begun(bodies, "a", 45))
         await asyncio.sleep(1.0)
     # Two had been too many: the one that stood still longest made room for the next.
-    assert [one.task.done() for one in still] == [True] * 8 + [False]
+    assert [upload.task.done() for upload in still] == [True] * 8 + [False]
     assert bodies.in_memory == 45
-    for one in still[:8]:
-        refusal = await one.refusal()
+    for upload in still[:8]:
+        refusal = await upload.refusal()
         assert (refusal.status, refusal.reason) == (408, "slow_body")
         assert "stood still" in refusal.message
     mine = await begun(bodies, "a", 10)
@@ -190,7 +190,7 @@ def test_what_was_read_is_let_go_of_without_the_garbage_collector() -> None:
     gc.disable()
     try:
         asyncio.run(read())
-        left = [one for one in gc.get_objects() if type(one).__name__ == "_Arrival"]
+        left = [thing for thing in gc.get_objects() if type(thing).__name__ == "_Arrival"]
     finally:
         gc.enable()
     assert not left
@@ -242,12 +242,12 @@ async def test_remote_images_take_room_of_bodies_until_they_were_sent() -> None:
     pending = asyncio.ensure_future(call(app, body=chat(REMOTE, REMOTE)))
     while not upstream.seen:
         await asyncio.sleep(0)
-    held = app._bodies.in_memory - len(upstream.seen[0][3])
+    beside_body = app._bodies.in_memory - len(upstream.seen[0][3])
     app._bodies.keep(app._bodies._room - app._bodies.in_memory - 1024)
     other = await call(app, body=chat(REMOTE), headers={"x-api-key": "other"})
     pause.set()
     await pending
-    assert abs(held) < 1024
+    assert abs(beside_body) < 1024
     assert (other.status, len(upstream.seen)) == (429, 1)
 
 
@@ -265,10 +265,10 @@ async def test_resized_images_take_the_room_of_their_new_bytes() -> None:
     app, upstream = gateway(plan_for(limit=4), overlay=False, recorder=Recorder(slow))
     pending = asyncio.ensure_future(call(app, "/v1/messages", body))
     await auntil(lambda: upstream.seen, "the request at the engine")
-    held = app._bodies.in_memory - len(upstream.seen[0][3])
+    beside_body = app._bodies.in_memory - len(upstream.seen[0][3])
     pause.set()
     await pending
-    assert held >= 0
+    assert beside_body >= 0
     assert app._bodies.in_memory == 0
 
 

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import select
 import socket
 import threading
 from contextlib import closing, contextmanager
+from copy import copy
 from http.client import HTTPConnection, HTTPResponse
+from typing import Any
 
 import pytest
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+from uvicorn.server import ServerState
 
-pytest.importorskip("aiohttp")
-pytest.importorskip("uvicorn")
-
-from tests.support.gateway import CHAT, Recorder, chat, plan_for
+from tests.hostile import hostile
+from tests.support.gateway import CHAT, Recorder, chat, gateway, plan_for
 from tests.support.waiting import HANG
 from turbofit.gateway.config import ConnectionLimits, GatewayConfig
 from turbofit.gateway.http.app import Gateway
+from turbofit.gateway.http.protocol import limited_protocol
 from turbofit.gateway.limits.request_limits import bounds_of
-from turbofit.gateway.thread import GatewayThread
+from turbofit.gateway.server import GatewayThread, _uvicorn
 
 HEAD = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n".encode()
 #: Deadlines that no test waits for.
@@ -107,8 +111,8 @@ def endless(client: socket.socket, piece: bytes) -> None:
 def test_what_is_too_big_or_no_http_is_answered_and_the_connection_ends(sent, status, code) -> None:
     with serving(LONG) as gateway, closing(connected(gateway)) as client:
         threading.Thread(target=_send, args=(client, sent), daemon=True).start()
-        found, headers, body = answered(client)
-        assert (found, headers["connection"]) == (status, "close")
+        answered_status, headers, body = answered(client)
+        assert (answered_status, headers["connection"]) == (status, "close")
         assert body["error"]["code"].startswith(code)
         assert headers["x-request-id"]
         assert ended(client)
@@ -159,8 +163,8 @@ def test_headers_that_are_not_whole_in_time(sent, status) -> None:
     with serving(limits) as gateway, closing(connected(gateway)) as client:
         client.sendall(sent)
         if status:
-            found, headers, body = answered(client)
-            assert (found, headers["connection"]) == (408, "close")
+            answered_status, headers, body = answered(client)
+            assert (answered_status, headers["connection"]) == (408, "close")
             assert body["error"]["code"] == "slow_headers"
         assert ended(client)
 
@@ -170,7 +174,7 @@ def test_a_later_request_has_the_same_deadline() -> None:
     with serving(LONG) as gateway, closing(connected(gateway)) as client:
         client.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
         assert answered(client)[0] == 200
-        gateway.call(lambda app: [setattr(one, "limits", quick) for one in app.connections._of])
+        gateway.call(lambda app: [setattr(conn, "limits", quick) for conn in app.connections._of])
         client.sendall(b"GET /health HTTP/1.1\r\nx: ")
         assert answered(client)[0] == 408
         assert ended(client)
@@ -235,13 +239,13 @@ def test_nine_unfinished_bodies_lock_no_other_client_out(other) -> None:
             assert asked(gateway, **other) == 200
         # Three are within half of the room; the others are told so. One that stood still for a
         # second, on a slow machine, has made room for the next.
-        told, waiting = [], list(clients)
-        while len(told) < 6:
+        statuses, waiting = [], list(clients)
+        while len(statuses) < 6:
             ready, _, _ = select.select(waiting, [], [], HANG)
             assert ready
-            told += [answered(client)[0] for client in ready]
+            statuses += [answered(client)[0] for client in ready]
             waiting = [client for client in waiting if client not in ready]
-        assert set(told) <= {429, 408}
+        assert set(statuses) <= {429, 408}
         assert asked(gateway, **other) == 200
         assert gateway.call(lambda app: app._bodies.in_memory) <= 1 << 19
         for client in clients:
@@ -250,9 +254,9 @@ def test_nine_unfinished_bodies_lock_no_other_client_out(other) -> None:
 
 def test_requests_are_taken_one_at_a_time() -> None:
     body = json.dumps(chat()).encode()
-    one = HEAD + b"content-length: %d\r\n\r\n" % len(body) + body
+    request = HEAD + b"content-length: %d\r\n\r\n" % len(body) + body
     with serving(LONG) as gateway, closing(connected(gateway)) as client:
-        client.sendall(one * 50)
+        client.sendall(request * 50)
         status, headers, _ = answered(client)
         assert (status, headers["connection"]) == (200, "close")
         assert ended(client)
@@ -357,3 +361,80 @@ def test_trailers_are_no_headers() -> None:
         client.sendall(request + chunks + trailers)
         status, headers, _ = answered(client)
         assert (status, headers["x-request-id"]) == (200, "of-a-header")
+
+
+#: Turns of the loop after which nobody has anything to do but to wait for more.
+TURNS = 40
+
+
+class Wire(asyncio.Transport):
+    """A transport into nothing, which remembers what was written."""
+
+    def __init__(self) -> None:
+        super().__init__({"peername": ("10.0.0.9", 1), "sockname": ("10.0.0.1", 2)})
+        self.written = bytearray()
+        self.closed = False
+
+    def write(self, data: Any) -> None:
+        self.written += data
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def close(self) -> None:
+        self.closed = True
+
+    abort = close
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None: ...
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+
+@hostile("connections")
+def test_nothing_breaks_and_nothing_is_left(data: bytes) -> None:
+    bugs: list[dict[str, Any]] = []
+    asyncio.run(spoken(data, bugs))
+    assert bugs == []
+
+
+async def spoken(data: bytes, bugs: list[dict[str, Any]]) -> None:
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: bugs.append(context))
+    app, _ = gateway(api_keys=("k",), trusted_proxies=("10.0.0.9",))
+    others = asyncio.all_tasks()
+    config = copy(_uvicorn(app, lambda: None).config)
+    config.loaded_app = ProxyHeadersMiddleware(app, ["10.0.0.9"])
+    kind = limited_protocol(app.config.connection, app.connections)
+    protocol, wire = kind(config, ServerState(), {}, loop), Wire()
+    protocol.connection_made(wire)
+    for piece in data.split(b"|~|"):
+        if not piece or wire.closed:
+            break
+        protocol.data_received(piece)
+        await settled()
+    await settled()
+    protocol.connection_lost(None)
+    await settled()
+    for line in bytes(wire.written).split(b"\r\n"):
+        assert not line.startswith(b"HTTP/1.1 5") or line[9:12] == b"503", line
+    left = asyncio.all_tasks() - others
+    for task in left:
+        task.cancel()
+    assert not left, left
+    assert app._bodies.in_memory == 0
+    assert all(engine.units == engine.host_bytes == 0 for engine in app.engines)
+    assert not len(app.connections)
+
+
+async def settled() -> None:
+    for _ in range(TURNS):
+        await asyncio.sleep(0)

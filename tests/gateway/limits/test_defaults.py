@@ -49,9 +49,9 @@ def test_each_route_gets_what_its_request_model_has(kind: str, added: dict[str, 
 
 
 def test_what_a_client_says_stays_and_null_says_nothing() -> None:
-    said = {"temperature": 0, "max_completion_tokens": 9, "chat_template_kwargs": {"tone": "dry"}}
-    assert laid("chat", **said, top_k=None) == {
-        **said, "top_k": 20, "chat_template_kwargs": {**QUIET, "tone": "dry"},
+    given = {"temperature": 0, "max_completion_tokens": 9, "chat_template_kwargs": {"tone": "dry"}}
+    assert laid("chat", **given, top_k=None) == {
+        **given, "top_k": 20, "chat_template_kwargs": {**QUIET, "tone": "dry"},
     }  # fmt: skip
     own = {"enable_thinking": True}
     assert laid("chat", chat_template_kwargs=own)["chat_template_kwargs"] == own
@@ -98,7 +98,7 @@ def test_the_page_says_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "text", "said"),
+    ("option", "text", "words"),
     [
         ("default_sampling", '{"temperature": 3}', "temperature 3: it should be 2.0 or less"),
         ("default_sampling", '{"temprature": 1}', "--default-sampling has no 'temprature'"),
@@ -116,10 +116,10 @@ def test_the_page_says_them() -> None:
         ("default_chat_template_kwargs", '{"x": 1e999}', "Infinity"),
     ],
 )
-def test_wrong_ones_are_refused_by_the_option_s_name(option: str, text: str, said: str) -> None:
+def test_wrong_ones_are_refused_by_the_option_s_name(option: str, text: str, words: str) -> None:
     with pytest.raises(UsageError) as caught:
         filled(GatewayOptions, {option: text})
-    assert said in caught.value.message
+    assert words in caught.value.message
     assert f"--{option.replace('_', '-')}" in caught.value.message
 
 

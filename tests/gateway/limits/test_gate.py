@@ -8,6 +8,7 @@ from random import Random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.sweep import part
 from turbofit.gateway.limits.gate import UNSTATED, Cost, Gate, KvCache
 
 KV = KvCache(tokens=2000 + 640, longest=1024, block=64)
@@ -105,20 +106,20 @@ class Engine:
         self.evictions = 0
 
     def any(self, *, evicted: bool = False) -> Sequence | None:
-        found = [one for one in self.there if one.evicted is evicted]
-        return self._dice.choice(found) if found else None
+        sequences = [item for item in self.there if item.evicted is evicted]
+        return self._dice.choice(sequences) if sequences else None
 
     def make_room(self) -> None:
-        while sum(-(-one.length // 64) for one in self.there if not one.evicted) > self.blocks:
-            running = [one for one in self.there if not one.evicted]
-            victim = max(running, key=lambda one: (one.encoded, one.cost.units, -one.length))
+        while sum(-(-item.length // 64) for item in self.there if not item.evicted) > self.blocks:
+            running = [item for item in self.there if not item.evicted]
+            victim = max(running, key=lambda item: (item.encoded, item.cost.units, -item.length))
             victim.evicted, victim.encoded = True, False
             self.evictions += 1
 
     @property
     def forward(self) -> int:
         """Units of all that one forward may encode."""
-        return sum(one.cost.units for one in self.there if not one.encoded)
+        return sum(item.cost.units for item in self.there if not item.encoded)
 
 
 def history(dice: Random, *, steps: int = 300) -> tuple[int, int]:
@@ -132,7 +133,7 @@ def history(dice: Random, *, steps: int = 300) -> tuple[int, int]:
     came = 0
     for _ in range(steps):
         what = dice.choice(("come", "come", "token", "token", "grow", "grow", "back", "end"))
-        one = engine.any(evicted=what == "back")
+        sequence = engine.any(evicted=what == "back")
         if what == "come":
             stated = dice.choice((64, 64, 200, 500, UNSTATED))
             cost = Cost(units=dice.choice((0, 5, 9, 13, 13)), tokens=stated)
@@ -142,27 +143,27 @@ def history(dice: Random, *, steps: int = 300) -> tuple[int, int]:
                 most = min(stated, kv.longest) + 2 + 64
                 engine.there.append(Sequence(cost, door, most))
                 came += 1
-        elif one is None:
+        elif sequence is None:
             pass
         elif what == "token":
-            one.encoded = True
-            one.door.begin(one.cost)
+            sequence.encoded = True
+            sequence.door.begin(sequence.cost)
         elif what == "grow":
-            one.length = one.most
+            sequence.length = sequence.most
         elif what == "back":
-            one.evicted = False
+            sequence.evicted = False
         else:
-            engine.there.remove(one)
-            one.door.end(one.cost)
+            engine.there.remove(sequence)
+            sequence.door.end(sequence.cost)
         engine.make_room()
         assert engine.forward <= units
-    for one in engine.there:
-        one.door.end(one.cost)
+    for sequence in engine.there:
+        sequence.door.end(sequence.cost)
     assert (door.counted, door.reserved) == (0, 0)
     return came, engine.evictions
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=part(300, 3))
 @given(st.integers(0, 1 << 32))
 def test_no_forward_has_more_units_than_the_gate(seed: int) -> None:
     history(Random(seed))

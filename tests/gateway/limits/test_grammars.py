@@ -10,6 +10,7 @@ from turbofit.gateway.limits.grammars import (
     check_format,
     check_tools,
     grammar_seconds,
+    pattern_weight,
     refuse_grammars,
 )
 
@@ -33,7 +34,7 @@ def form(schema: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("made", "measured"),
+    ("priced", "measured"),
     [
         # Seconds of one core of XGrammar 0.2.8, see `bench/gateway/GRAMMARS.md`.
         (schema(10), 0.045),
@@ -50,8 +51,8 @@ def form(schema: Any) -> dict[str, Any]:
         ({"enum": [f"value number {number}" for number in range(5000)]}, 0.125),
     ],
 )
-def test_the_price_is_at_least_what_was_measured(made, measured) -> None:
-    assert grammar_seconds("response_format", form(made)) + 1.3e-6 * 103_900 >= measured
+def test_the_price_is_at_least_what_was_measured(priced, measured) -> None:
+    assert grammar_seconds("response_format", form(priced)) + 1.3e-6 * 103_900 >= measured
 
 
 def test_ordinary_formats_pass_as_they_are() -> None:
@@ -76,10 +77,10 @@ def test_lengths_of_strings_are_left_out_where_they_cost_too_much() -> None:
 
 
 def deep(levels: int) -> dict[str, Any]:
-    made: dict[str, Any] = {"type": "string"}
+    nested: dict[str, Any] = {"type": "string"}
     for _ in range(levels):
-        made = {"type": "array", "items": made}
-    return made
+        nested = {"type": "array", "items": nested}
+    return nested
 
 
 @pytest.mark.parametrize(
@@ -133,3 +134,35 @@ def test_what_needs_xgrammar_is_refused_with_how_to_install_it(body: Any, param:
 )  # fmt: skip
 def test_what_needs_no_xgrammar_is_left_to_lmdeploy(body: Any) -> None:
     refuse_grammars(body)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "weight", "loops"),
+    [
+        ("", 0, 0),
+        ("abc", 3, 0),
+        ("a{3}", 3, 0),
+        ("a{2,5}", 5, 0),
+        ("a{2,}", 2, 0),
+        ("[a-z]{1,100}", 1600, 0),
+        (r"[^\]a]x", 161, 0),
+        (".{10}", 1600, 0),
+        (r"\d\S\\", 16 + 160 + 1, 0),
+        ("(ab){10}", 30, 0),
+        ("(a{10}){10}", 110, 0),
+        ("a?b*c+", 3, 3),
+        ("(a?){40}", 80, 40),
+        ("((a?){4}){5}", 45, 20),
+        ("(a", 1, 0),
+        ("a)", 2, 0),
+        ("[a", 17, 0),
+        ("{x}", 3, 0),
+    ],
+)
+def test_weight_and_loops(pattern, weight, loops) -> None:
+    assert pattern_weight(pattern, 10**6) == (weight, loops)
+
+
+def test_counting_ends_past_the_limit() -> None:
+    assert pattern_weight("(a{1000}){1000}" * 1000, 5000)[0] < 10**9
+    assert pattern_weight("a{99999999999999999999}", 5000)[0] > 5000

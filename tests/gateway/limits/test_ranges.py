@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import copy
+import unicodedata
 from contextlib import suppress
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.support.gateway import chat
 from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.limits.gate import UNSTATED
 from turbofit.gateway.limits.parameters import RULES
-from turbofit.gateway.limits.ranges import hold_parameters, lower_answer
+from turbofit.gateway.limits.ranges import hold_parameters, lower_answer, most_tokens
 from turbofit.gateway.limits.request_body import read_body
 from turbofit.gateway.limits.rules import Scope
 
@@ -38,7 +41,7 @@ def refused(kind: Any, scope: Scope = SCOPE, **fields: Any) -> Refusal:
 
 
 @pytest.mark.parametrize(
-    ("kind", "name", "asked", "given", "said"),
+    ("kind", "name", "asked", "given", "notes"),
     [
         ("chat", "top_k", 1024, 1024, []),
         ("chat", "top_k", 1025, 1024, ["top_k=1025->1024"]),
@@ -46,6 +49,9 @@ def refused(kind: Any, scope: Scope = SCOPE, **fields: Any) -> Refusal:
         ("messages", "top_k", 10**30, 1024, ["top_k=huge->1024"]),
         ("responses", "top_k", "4096", 1024, ["top_k=4096->1024"]),
         ("completions", "top_k", 3.0, 3, []),
+        ("chat", "n", "3", 3, []),
+        ("chat", "n", 3.0, 3, []),
+        ("completions", "n", True, 1, []),
         ("chat", "seed", -1, 2**64 - 1, ["seed=-1->18446744073709551615"]),
         ("chat", "seed", 2**64, 0, ["seed=huge->0"]),
         ("chat", "min_new_tokens", 2**31, 4096, ["min_new_tokens=2147483648->4096"]),
@@ -63,9 +69,9 @@ def refused(kind: Any, scope: Scope = SCOPE, **fields: Any) -> Refusal:
         ("chat", "ignore_eos", 0, False, []),
     ],
 )  # fmt: skip
-def test_what_can_be_brought_into_its_range_is_and_is_said(kind, name, asked, given, said) -> None:
+def test_what_can_be_brought_into_its_range_is_and_is_said(kind, name, asked, given, notes) -> None:
     body, words = held(kind, **{name: asked})
-    assert (body[name], words) == (given, said)
+    assert (body[name], words) == (given, notes)
     assert type(body[name]) is type(given) or not isinstance(given, int)
 
 
@@ -73,6 +79,9 @@ def test_what_can_be_brought_into_its_range_is_and_is_said(kind, name, asked, gi
     ("kind", "name", "asked", "word"),
     [
         ("chat", "top_k", -1, "between 0 and 1024"),
+        ("chat", "n", 0, "between 1 and 2147483647"),
+        ("completions", "n", 2**40, "between 1 and 2147483647"),
+        ("chat", "n", 1.5, "no whole number"),
         ("chat", "top_k", "x", "no number"),
         ("chat", "top_k", 1.5, "no whole number"),
         ("chat", "top_k", [1], "no number"),
@@ -127,9 +136,9 @@ def test_what_can_be_brought_into_its_range_is_and_is_said(kind, name, asked, gi
     ],
 )
 def test_what_cannot_is_refused_with_the_range(kind, name, asked, word) -> None:
-    said = refused(kind, **{name: asked})
-    assert said.param == name
-    assert word in said.message
+    refusal = refused(kind, **{name: asked})
+    assert refusal.param == name
+    assert word in refusal.message
 
 
 def test_engines_differ_where_they_do() -> None:
@@ -141,12 +150,12 @@ def test_engines_differ_where_they_do() -> None:
 
 
 def test_what_nobody_knows_refuses_nothing() -> None:
-    body, said = held("generate", Scope(), stop_token_ids=[10**6], max_tokens=10**6)
-    assert (body["stop_token_ids"], body["max_tokens"], said) == ([10**6], 10**6, [])
+    body, changes = held("generate", Scope(), stop_token_ids=[10**6], max_tokens=10**6)
+    assert (body["stop_token_ids"], body["max_tokens"], changes) == ([10**6], 10**6, [])
 
 
 @pytest.mark.parametrize(
-    ("kind", "fields", "left", "said"),
+    ("kind", "fields", "left", "changes"),
     [
         ("chat", {"max_tokens": 9, "max_completion_tokens": 700}, 600,
          ["max_completion_tokens=700->600"]),
@@ -155,16 +164,16 @@ def test_what_nobody_knows_refuses_nothing() -> None:
         ("count_tokens", {}, 1, []),
     ],
 )  # fmt: skip
-def test_an_answer_is_lowered_to_what_images_leave(kind, fields, left, said) -> None:
+def test_an_answer_is_lowered_to_what_images_leave(kind, fields, left, changes) -> None:
     body = held(kind, **fields)[0]
-    assert lower_answer(kind, body, left) == said
+    assert lower_answer(kind, body, left) == changes
 
 
 def test_an_ordinary_request_is_passed_as_it_is() -> None:
     fields = {"temperature": 0.7, "top_p": 0.9, "stop": ["\n", "END"], "max_tokens": 64, "seed": 7}
-    body, said = held("chat", **fields)
+    body, changes = held("chat", **fields)
     assert body == {**chat(**fields), "messages": BASE["chat"]["messages"]}
-    assert said == []
+    assert changes == []
 
 
 ODD: list[Any] = [
@@ -191,15 +200,15 @@ def test_what_the_pytorch_engine_never_gets_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stop", "said"),
+    ("stop", "word"),
     [
         (["a"] * 3 + ["bcd", "efg"], "has 5 strings, the limit is 4"),
         (["a" * 30, "b" * 35], "has 65 characters together, the limit is 64"),
     ],
 )
-def test_stops_cost_transformers_a_walk_over_its_vocabulary(stop: list[str], said: str) -> None:
+def test_stops_cost_transformers_a_walk_over_its_vocabulary(stop: list[str], word: str) -> None:
     serial = Scope(engines=("transformers",), vocabulary=512, session=4096)
-    with pytest.raises(Refusal, match=said):
+    with pytest.raises(Refusal, match=word):
         hold_parameters("chat", {"stop": stop}, serial)
     body = {"stop": stop}
     hold_parameters("chat", body, Scope(engines=("turbomind",), vocabulary=512, session=4096))
@@ -214,14 +223,58 @@ def test_an_empty_list_of_stops_is_none_for_transformers() -> None:
 
 def test_a_small_penalty_is_raised_and_said() -> None:
     """LMDeploy's own tests send 1e-7."""
-    body, said = held("chat", repetition_penalty=1e-7)
+    body, changes = held("chat", repetition_penalty=1e-7)
     assert body["repetition_penalty"] == 0.01
-    assert said == ["repetition_penalty=1e-07->0.01"]
+    assert changes == ["repetition_penalty=1e-07->0.01"]
 
 
 @pytest.mark.parametrize("kind", ["messages", "count_tokens"])
 def test_parts_of_tool_results_are_parts_of_messages(kind: str) -> None:
     parts = [{"type": "text", "text": ""}] * 4096
     results = [{"type": "tool_result", "tool_use_id": "a", "content": parts}] * 2
-    said = refused(kind, messages=[{"role": "user", "content": results}])
-    assert "8194 parts" in said.message
+    refusal = refused(kind, messages=[{"role": "user", "content": results}])
+    assert "8194 parts" in refusal.message
+
+
+TEXT = "What is this?"
+
+
+def most(kind: str, text: str = TEXT, *, images: int = 0, **fields: object) -> int:
+    body = {"messages": [{"role": "user", "content": text}], **fields}
+    raw = msgspec.json.encode(body)
+    return most_tokens(kind, body, raw, len(raw), images)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("chat", "max_tokens"),
+        ("chat", "max_completion_tokens"),
+        ("completions", "max_tokens"),
+        ("generate", "max_tokens"),
+        ("messages", "max_tokens"),
+        ("responses", "max_output_tokens"),
+    ],
+)
+def test_an_answer_counts_where_the_route_s_name_states_it(kind: str, name: str) -> None:
+    short = most(kind, **{name: 100})
+    assert most(kind, **{name: 300}) - short == 200
+    assert most(kind, images=256, **{name: 100}) - short == 256
+    assert most(kind, TEXT + "x" * 50, **{name: 100}) - short == 50
+    assert most(kind) == most(kind, answer_tokens=1) == UNSTATED
+
+
+def test_of_two_lengths_the_longer_counts() -> None:
+    assert most("chat", max_tokens=9, max_completion_tokens=90) > most("chat", max_tokens=90)
+
+
+def test_tools_count_twice() -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    with_tools = most("chat", max_tokens=1, tools=tools) - most("chat", max_tokens=1)
+    assert with_tools >= 2 * len(msgspec.json.encode(tools))
+
+
+@pytest.mark.parametrize("text", ["\u4e66\u751f", "a\u0301\u00e9", "\u0958" * 40, "\U0001d160" * 9])
+def test_a_token_of_a_normalised_text_has_a_byte_at_least(text: str) -> None:
+    room = most("chat", text, max_tokens=1) - most("chat", "", max_tokens=1)
+    assert room >= len(unicodedata.normalize("NFC", text).encode())

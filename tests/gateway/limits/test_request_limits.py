@@ -55,44 +55,44 @@ def held_or_refused(b: Bounds, size, parameters, *, carries=True):
 def test_no_tile_passes_the_plan(size, patch, detail, planned, most, overlay) -> None:
     b = bounds(limit=planned, overlay=overlay, units_per_image=most)
     parameters = {"max_dynamic_patch": patch, "detail": detail, "other": 1}
-    held = held_or_refused(b, size, parameters)
-    if held is None:
+    limited = held_or_refused(b, size, parameters)
+    if limited is None:
         return
-    assert set(held.knobs) == {"max_dynamic_patch"}
-    assert type(held.knobs["max_dynamic_patch"]) is int
-    reached = units_reaching(TILES, 10**3, size, held.knobs)
-    assert reached == held.units <= most
-    assert held.knobs["max_dynamic_patch"] <= planned
-    assert held.tokens == reached * 256
+    assert set(limited.knobs) == {"max_dynamic_patch"}
+    assert type(limited.knobs["max_dynamic_patch"]) is int
+    reached = units_reaching(TILES, 10**3, size, limited.knobs)
+    assert reached == limited.units <= most
+    assert limited.knobs["max_dynamic_patch"] <= planned
+    assert limited.tokens == reached * 256
 
 
 @given(sizes, values, values, st.integers(28 * 28, 20_000_000), st.booleans())
 def test_no_patch_passes_the_plan(size, low, high, planned, overlay) -> None:
     b = bounds(PATCHES, limit=planned, overlay=overlay)
-    held = held_or_refused(b, size, {"min_pixels": low, "max_pixels": high})
-    if held is None:
+    limited = held_or_refused(b, size, {"min_pixels": low, "max_pixels": high})
+    if limited is None:
         assert max(size) > 200 * min(size) or planned < 160_000
         return
-    assert 0 < held.knobs["min_pixels"] <= held.knobs["max_pixels"] <= planned
-    assert units_reaching(PATCHES, 10**9, size, held.knobs) == held.units
-    assert held.units <= b.limits.units_per_image
+    assert 0 < limited.knobs["min_pixels"] <= limited.knobs["max_pixels"] <= planned
+    assert units_reaching(PATCHES, 10**9, size, limited.knobs) == limited.units
+    assert limited.units <= b.limits.units_per_image
 
 
 @given(sizes, st.integers(1, 13), st.booleans(), st.booleans())
 def test_where_nothing_can_be_carried_the_default_decides(size, planned, overlay, hf) -> None:
     rule: TileRule = msgspec.structs.replace(TILES, client_knobs=not hf)
     b = bounds(rule, limit=planned, overlay=overlay)
-    held = held_or_refused(b, size, {"detail": "high"}, carries=False)
+    limited = held_or_refused(b, size, {"detail": "high"}, carries=False)
     at_default = rule.units(*size, planned if overlay else 12)
     most = rule.worst_units(planned)
-    assert held is not None
-    assert held.knobs == {}
-    assert held.lowered[0] == "detail=high->default"
+    assert limited is not None
+    assert limited.knobs == {}
+    assert limited.lowered[0] == "detail=high->default"
     if at_default <= most:
-        assert (held.units, held.resize) == (at_default, None)
+        assert (limited.units, limited.resize) == (at_default, None)
     else:
         assert not overlay
-        assert held.units == rule.units(*held.resize) <= most
+        assert limited.units == rule.units(*limited.resize) <= most
 
 
 def test_what_is_within_the_plan_stays_and_is_not_said() -> None:
@@ -100,16 +100,16 @@ def test_what_is_within_the_plan_stays_and_is_not_said() -> None:
         ({}, 12), ({"detail": "low"}, 6), ({"max_dynamic_patch": 3}, 3), ({"detail": "medium"}, 12),
         ({"detail": "auto"}, 12), ({"detail": "low", "max_dynamic_patch": 7}, 7),
     ):  # fmt: skip
-        held = hold_image(bounds(), (1792, 1344), parameters)
-        assert held.knobs["max_dynamic_patch"] == limit
-        assert held.lowered == ()
+        limited = hold_image(bounds(), (1792, 1344), parameters)
+        assert limited.knobs["max_dynamic_patch"] == limit
+        assert limited.lowered == ()
     smaller = {"min_pixels": 4000, "max_pixels": 100_000}
-    held = hold_image(bounds(PATCHES), (1000, 1000), smaller)
-    assert (held.knobs, held.lowered) == (smaller, ())
+    limited = hold_image(bounds(PATCHES), (1000, 1000), smaller)
+    assert (limited.knobs, limited.lowered) == (smaller, ())
 
 
 @pytest.mark.parametrize(
-    ("parameters", "said"),
+    ("parameters", "change"),
     [
         ({"max_dynamic_patch": 24}, "max_dynamic_patch=24->12"),
         ({"max_dynamic_patch": "4096"}, "max_dynamic_patch=4096->12"),
@@ -118,28 +118,28 @@ def test_what_is_within_the_plan_stays_and_is_not_said() -> None:
         ({"detail": "high"}, "detail=high->12"),
     ],
 )
-def test_lowering_is_said(parameters, said) -> None:
-    assert hold_image(bounds(), (1792, 1344), parameters).lowered == (said,)
+def test_lowering_is_said(parameters, change) -> None:
+    assert hold_image(bounds(), (1792, 1344), parameters).lowered == (change,)
 
 
 def test_both_pixel_bounds_are_lowered_and_said() -> None:
-    held = hold_image(bounds(PATCHES), (100, 100), {"min_pixels": 10**8})
-    assert held.lowered == ("min_pixels=100000000->12845056",)
-    held = hold_image(bounds(PATCHES, limit=784_000), (4000, 4000), {"max_pixels": 9e9})
-    assert held.knobs == {"min_pixels": 3136, "max_pixels": 784_000}
+    limited = hold_image(bounds(PATCHES), (100, 100), {"min_pixels": 10**8})
+    assert limited.lowered == ("min_pixels=100000000->12845056",)
+    limited = hold_image(bounds(PATCHES, limit=784_000), (4000, 4000), {"max_pixels": 9e9})
+    assert limited.knobs == {"min_pixels": 3136, "max_pixels": 784_000}
 
 
 def test_words_in_the_header_cannot_break_it() -> None:
-    held = hold_image(bounds(limit=3), (1, 3), {"max_dynamic_patch": "99\r\nx: y"})
-    assert all(c.isprintable() and c not in "\r\n," for word in held.lowered for c in word)
+    limited = hold_image(bounds(limit=3), (1, 3), {"max_dynamic_patch": "99\r\nx: y"})
+    assert all(c.isprintable() and c not in "\r\n," for word in limited.lowered for c in word)
 
 
 def test_a_plan_for_small_images_lowers_only_the_larger_ones() -> None:
     b = bounds(units_per_image=9)
     assert hold_image(b, (1920, 1080), {}).knobs == {"max_dynamic_patch": 12}
-    held = hold_image(b, (800, 600), {})
-    assert held.knobs == {"max_dynamic_patch": 8}
-    assert held.lowered == ("max_dynamic_patch=12->8",)
+    limited = hold_image(b, (800, 600), {})
+    assert limited.knobs == {"max_dynamic_patch": 8}
+    assert limited.lowered == ("max_dynamic_patch=12->8",)
 
 
 def test_the_overlay_makes_a_larger_plan_the_default() -> None:
@@ -203,6 +203,6 @@ def test_the_cache_counts_only_where_there_is_a_gate_and_it_may_run_out() -> Non
 @given(sizes)
 def test_tokens_are_those_of_the_units(size) -> None:
     for rule in (TILES, PATCHES):
-        held = held_or_refused(bounds(rule), size, {})
-        if held is not None:
-            assert held.tokens == rule.unit_tokens(held.units)
+        limited = held_or_refused(bounds(rule), size, {})
+        if limited is not None:
+            assert limited.tokens == rule.unit_tokens(limited.units)

@@ -1,7 +1,8 @@
-"""Several images of a request within its units: pure, over every rule."""
+"""Several images of a request, or a video, within its units: pure, over every rule."""
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -10,18 +11,37 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tests.gateway.judge import units_reaching
+from tests.gateway.media.test_clips import film, opencv, sequence
 from tests.gateway.test_new_rules import CANVAS, CROSS, FRAMES, GRIDS, PAGES, SQUARE
-from tests.support.gateway import PATCHES, TILES, limits_for
-from turbofit.core.images import AnyresRule
+from tests.support.gateway import (
+    PATCHES,
+    TILES,
+    ask,
+    chat,
+    data_url,
+    gateway,
+    image_part,
+    limits_for,
+)
+from tests.support.plans import model, plausible_plan
+from tests.sweep import part
+from turbofit.core.images import AnyresRule, PatchRule, VideoRule
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.request_limits import (
     Bounds,
     RequestedImage,
+    bounds_of,
     check_images,
     check_request,
     model_default,
 )
-from turbofit.gateway.limits.sharing import hold_images, request_bounds, within
+from turbofit.gateway.limits.sharing import (
+    hold_clip,
+    hold_frames,
+    hold_images,
+    request_bounds,
+    within,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -41,11 +61,11 @@ def bounds(rule, *, images: int = 1, **changes: Any) -> Bounds:
     return Bounds(rule=rule, limits=limits, longest_request_tokens=10**9)
 
 
-def made(b: Bounds, one: RequestedImage, held, request: dict[str, int]) -> tuple[int, int]:
+def made(b: Bounds, image: RequestedImage, fit, request: dict[str, int]) -> tuple[int, int]:
     """Units and tokens that the engine will make of an image as it is passed on."""
-    size = held.resize or one.size
-    if held.knobs:
-        return units_reaching(b.rule, 0, size, held.knobs), held.tokens
+    size = fit.resize or image.size
+    if fit.knobs:
+        return units_reaching(b.rule, 0, size, fit.knobs), fit.tokens
     served = b.rule.with_limit(model_default(b))
     if request:
         bound = {name: value // b.rule.frames for name, value in request.items()}
@@ -53,7 +73,7 @@ def made(b: Bounds, one: RequestedImage, held, request: dict[str, int]) -> tuple
     return served.units(*size), served.tokens(*size)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=part(60, 3))
 @given(
     st.lists(SIZES, min_size=1, max_size=12), st.integers(1, 3), st.booleans(), st.booleans(),
     st.booleans(),
@@ -72,15 +92,16 @@ def test_images_never_take_more_than_the_request(
         return
     check_request(b, shared.images)
     taken = [
-        made(b, one, held, shared.request) for one, held in zip(wanted, shared.images, strict=True)
+        made(b, image, fit, shared.request)
+        for image, fit in zip(wanted, shared.images, strict=True)
     ]
-    assert [(held.units, held.tokens) for held in shared.images] == taken
+    assert [(fit.units, fit.tokens) for fit in shared.images] == taken
     assert sum(count for count, _ in taken) <= b.limits.units_per_request
     assert sum(tokens for _, tokens in taken) <= b.limits.image_tokens_per_request
-    alone = [hold_images(b, [one]).images[0] for one in wanted]
-    assert all(held.units <= most.units for held, most in zip(shared.images, alone, strict=True))
+    alone = [hold_images(b, [image]).images[0] for image in wanted]
+    assert all(fit.units <= most.units for fit, most in zip(shared.images, alone, strict=True))
     if within(b, alone):
-        assert [held.units for held in shared.images] == [held.units for held in alone]
+        assert [fit.units for fit in shared.images] == [fit.units for fit in alone]
 
 
 @pytest.mark.parametrize(
@@ -97,19 +118,19 @@ def test_images_never_take_more_than_the_request(
 )
 def test_tiles_are_shared(sizes, tiles) -> None:
     shared = hold_images(bounds(TILES), [RequestedImage(size=size) for size in sizes])
-    assert [held.units for held in shared.images] == tiles
-    for size, held in zip(sizes, shared.images, strict=True):
-        lowered = held.units < TILES.units(*size)
-        assert lowered == any("max_dynamic_patch=12->" in word for word in held.lowered)
+    assert [fit.units for fit in shared.images] == tiles
+    for size, fit in zip(sizes, shared.images, strict=True):
+        lowered = fit.units < TILES.units(*size)
+        assert lowered == any("max_dynamic_patch=12->" in word for word in fit.lowered)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=part(80, 3))
 @given(st.lists(SIZES, min_size=2, max_size=20))
 def test_pixels_are_lowered_as_little_as_is_needed(sizes) -> None:
     b = bounds(PATCHES)
     shared = hold_images(b, [RequestedImage(size=size) for size in sizes])
     whole = [PATCHES.units(*size) for size in sizes]
-    got = [held.units for held in shared.images]
+    got = [fit.units for fit in shared.images]
     if sum(whole) <= b.limits.units_per_request:
         assert got == whole
         return
@@ -118,7 +139,7 @@ def test_pixels_are_lowered_as_little_as_is_needed(sizes) -> None:
     kept = [now for now, all_of_it in zip(got, whole, strict=True) if now == all_of_it]
     cut = [now for now, all_of_it in zip(got, whole, strict=True) if now < all_of_it]
     # The largest first: what was cut is about as large as what was kept, and not smaller.
-    assert not kept or max(kept) <= max(held.knobs["max_pixels"] for held in shared.images) / 196
+    assert not kept or max(kept) <= max(fit.knobs["max_pixels"] for fit in shared.images) / 196
     assert cut
 
 
@@ -154,16 +175,16 @@ def test_a_client_that_asks_for_less_keeps_it_and_leaves_more_to_others() -> Non
 
 def test_pixel_bounds_of_all_images_go_into_the_request() -> None:
     b = bounds(FRAMES)
-    one = RequestedImage(size=(1000, 800), by_request=True)
-    assert hold_images(b, [one]).request == {}
+    image = RequestedImage(size=(1000, 800), by_request=True)
+    assert hold_images(b, [image]).request == {}
     parameters = request_bounds(b, {"max_pixels": 400_000, "min_pixels": "x", "other": 1})
     assert parameters == {"max_pixels": 200_000}  # of one of two frames
-    shared = hold_images(b, [replace(one, options=parameters)])
+    shared = hold_images(b, [replace(image, options=parameters)])
     assert shared.request == {"min_pixels": 6272 * 2, "max_pixels": 400_000}
     assert shared.images[0].lowered == ()
     beyond = request_bounds(b, {"max_pixels": 10**12})
-    (held,) = hold_images(b, [replace(one, size=(4000, 4000), options=beyond)]).images
-    assert held.lowered == ("max_pixels=500000000000->4816896",)
+    (fit,) = hold_images(b, [replace(image, size=(4000, 4000), options=beyond)]).images
+    assert fit.lowered == ("max_pixels=500000000000->4816896",)
 
 
 @pytest.mark.parametrize("rule", [OWN_TILES, TILES, PATCHES, FRAMES, ONEVISION, CANVAS])
@@ -171,8 +192,159 @@ def test_where_nothing_can_be_carried_pictures_are_resized(rule) -> None:
     b = bounds(rule)
     shared = hold_images(b, [RequestedImage(size=(4000, 3000), carries=False)] * 3)
     check_request(b, shared.images)
-    for held in shared.images:
-        assert held.knobs == {}
-        assert held.resize is not None
-        assert held.resize[0] < 4000
-        assert f"image=4000x3000->{held.resize[0]}x{held.resize[1]}" in held.lowered
+    for fit in shared.images:
+        assert fit.knobs == {}
+        assert fit.resize is not None
+        assert fit.resize[0] < 4000
+        assert f"image=4000x3000->{fit.resize[0]}x{fit.resize[1]}" in fit.lowered
+
+
+RULE = PatchRule(
+    patch_size=16, merge=2, min_pixels=65_536, max_pixels=16_777_216, client_knobs=False,
+    video=VideoRule(merged_frames=2, min_pixels=4096, max_pixels=25_165_824),
+)  # fmt: skip
+LIMIT = 1_048_576  # 4,096 patches, 1,024 tokens
+
+
+def plan_of(rule=RULE, engine: str = "pytorch", limit: int = LIMIT, **changes: Any):
+    plan = plausible_plan(model=model(image_rule=rule), limits=limits_for(rule, limit=limit))
+    plan = replace(plan, engine=replace(plan.engine, name=engine))
+    return replace(plan, limits=replace(plan.limits, **changes))
+
+
+def video_part(url: str) -> dict[str, Any]:
+    return {"type": "video_url", "video_url": {"url": url}}
+
+
+def passed(body: dict[str, Any], **changes: Any):
+    app, upstream = gateway(plan_of(**changes))
+    reply = ask(app, body=body)
+    assert reply.status == 200, reply.json
+    return upstream.bodies[0], reply
+
+
+def refusal(body: dict[str, Any], **changes: Any):
+    app, upstream = gateway(plan_of(**changes))
+    reply = ask(app, body=body)
+    assert upstream.seen == []
+    return reply.status, reply.json["error"]
+
+
+def test_frames_go_on_with_bounds_that_hold_them_to_one_image() -> None:
+    url = sequence(9, (640, 480))
+    body, reply = passed(chat(video_part(url)))
+    assert body["messages"][0]["content"][1] == video_part(url)
+    assert body["media_io_kwargs"] == {"video": {"num_frames": 9, "fps": 2.0}}
+    bounds = body["mm_processor_kwargs"]["video"]
+    units = RULE.videos.units(9, 640, 480, **bounds)
+    assert 2000 < units <= 4096
+    assert "x-turbofit-limited" not in reply.headers
+
+
+@opencv
+@pytest.mark.parametrize(
+    ("parameters", "frames"),
+    [
+        ({}, 32), ({"num_frames": 8}, 8), ({"num_frames": 64}, 50), ({"num_frames": -1}, 50),
+        ({"fps": 2}, 10), ({"num_frames": 4, "fps": 2}, 4), ({"fps": 1e-9}, 1), ({"fps": "x"}, 32),
+        ({"num_frames": 10**9}, 50), ({"num_frames": True, "max_duration": 3}, 32),
+    ],
+)  # fmt: skip
+def test_films_are_sampled_as_lmdeploy_would(tmp_path, parameters, frames) -> None:
+    body = chat(
+        video_part(data_url(film(tmp_path), "video/mp4")), media_io_kwargs={"video": parameters}
+    )
+    if frames < 2:
+        status, error = refusal(body)
+        assert (status, error["code"]) == (400, "bad_video")
+        return
+    body, _ = passed(body)
+    assert body["media_io_kwargs"] == {"video": {"num_frames": frames}}
+
+
+@pytest.mark.lmdeploy
+@pytest.mark.skipif(find_spec("lmdeploy") is None, reason="needs LMDeploy")
+@opencv
+@pytest.mark.parametrize("kind", ["mp4", "avi", "jpeg"])
+def test_lmdeploy_loads_as_many_frames_as_were_counted(tmp_path, kind) -> None:
+    from lmdeploy.vl.media.connection import load_from_url
+    from lmdeploy.vl.media.image import ImageMediaIO
+    from lmdeploy.vl.media.video import VideoMediaIO
+
+    url = sequence(7, (64, 48)) if kind == "jpeg" else data_url(film(tmp_path, kind=kind))
+    body, _ = passed(chat(video_part(url), media_io_kwargs={"video": {"num_frames": 7}}))
+    sent = body["messages"][0]["content"][1]["video_url"]["url"]
+    keywords = body["media_io_kwargs"]["video"]
+    frames, facts = load_from_url(sent, VideoMediaIO(image_io=ImageMediaIO(), **keywords))
+    assert frames.shape[0] == 7 == len(facts["frames_indices"])
+    assert frames.shape[1:] == ((48, 64, 3) if kind == "jpeg" else (240, 320, 3))
+
+
+def test_a_video_and_images_share_the_request() -> None:
+    body, _ = passed(chat(video_part(sequence(4, (64, 48))), image_part(64, 64)))
+    assert len(body["messages"][0]["content"]) == 3
+    large = [image_part(4000, 3000) for _ in range(3)]
+    body, reply = passed(chat(video_part(sequence(32, (640, 480))), *large))
+    bounds = body["mm_processor_kwargs"]
+    taken = RULE.videos.units(32, 640, 480, **bounds["video"])
+    taken += 3 * replace(RULE, **bounds["image"]).units(4000, 3000)
+    most = plan_of().limits.units_per_request
+    assert 0.8 * most < taken <= most
+    change = f"max_pixels={LIMIT}->{bounds['image']['max_pixels']}"
+    assert change in reply.headers["x-turbofit-limited"]
+    two = chat(*[video_part(sequence(4, (64, 48)))] * 2)
+    assert refusal(two)[1]["code"] == "too_many_videos"
+
+
+def test_what_is_asked_beyond_the_plan_is_lowered_and_said() -> None:
+    parameters = {"video": {"max_pixels": 10**8, "min_pixels": 10**8}, "image": {"max_pixels": 1}}
+    body, reply = passed(chat(video_part(sequence(4, (640, 480))), mm_processor_kwargs=parameters))
+    bounds = body["mm_processor_kwargs"]
+    assert set(bounds) == {"video"}
+    assert bounds["video"]["min_pixels"] < bounds["video"]["max_pixels"] < 10**8
+    lowered = reply.headers["x-turbofit-limited"]
+    assert "mm_processor_kwargs=image->none" in lowered
+    assert f"max_pixels=100000000->{bounds['video']['max_pixels']}" in lowered
+    less = {"video": {"max_pixels": 102_400}}
+    body, reply = passed(chat(video_part(sequence(4, (640, 480))), mm_processor_kwargs=less))
+    assert body["mm_processor_kwargs"]["video"]["max_pixels"] == 102_400
+    assert "x-turbofit-limited" not in reply.headers
+
+
+def test_only_models_and_engines_that_watch_are_sent_videos() -> None:
+    body = chat(video_part(sequence(4, (64, 48))))
+    for changes in ({"rule": replace(RULE, video=None)}, {"engine": "transformers"}):
+        status, error = refusal(body, **changes)
+        assert (status, error["code"], error["param"]) == (400, "no_videos", "messages")
+    assert refusal(body, images_per_request=0, vision_unit=None)[1]["code"] == "no_videos"
+
+
+def test_frames_without_end_are_refused_before_they_are_sent() -> None:
+    body = chat(video_part(sequence(769, (8, 8))))
+    assert refusal(body, bytes_per_body=1 << 24)[1]["code"] == "too_many_frames"
+    strips = chat(video_part(sequence(768, (640, 8))))
+    status, error = refusal(strips, limit=102_400)
+    assert (status, error["code"]) == (400, "too_many_frames")
+    assert "patches planned for" in error["message"]
+
+
+def test_the_words_between_frames_count_as_the_prompt_does() -> None:
+    bounds = bounds_of(plan_of())
+    fit, _, _ = hold_frames(bounds, 100, (640, 480))
+    assert (fit.text_tokens, fit.frames) == (600, 100)
+    assert fit.tokens * 4 == fit.units <= 4096
+    short = replace(plan_of(), kv=replace(plan_of().kv, longest_request_tokens=fit.tokens + 500))
+    app, upstream = gateway(short)
+    reply = ask(app, body=chat(video_part(sequence(100, (640, 480))), max_tokens=10))
+    assert (reply.status, upstream.seen) == (400, [])
+    assert "tokens" in reply.json["error"]["message"]
+
+
+def test_large_frames_are_fewer() -> None:
+    from turbofit.gateway.media.clips import Clip
+
+    clip = Clip(url="", frames=500, size=(4096, 2160), bytes=1, rate=25.0)
+    fit, keywords = hold_clip(bounds_of(plan_of()), clip, {"num_frames": 400})
+    assert fit.frames == 89_478_485 // (4096 * 2160) == 10
+    assert fit.lowered[0] == "num_frames=400->10"
+    assert keywords["media_io_kwargs"] == {"video": {"num_frames": 10}}

@@ -1,12 +1,20 @@
+"""Videos as clients send them."""
+
 from __future__ import annotations
 
+import asyncio
 from base64 import b64encode
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
-from tests.support.gateway import data_url, picture
+from tests.support.gateway import chat, data_url, picture
+from tests.support.waiting import HANG
 from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.media.clips import MOST_FRAMES, film_clip, film_of, frames_of
+from turbofit.gateway.limits.request_body import read_body
+from turbofit.gateway.media import clips
+from turbofit.gateway.media.clips import MOST_FRAMES, Clip, film_clip, film_of, frames_of
 
 MOST = 1 << 20
 
@@ -14,7 +22,7 @@ MOST = 1 << 20
 def sequence(count: int, *sizes: tuple[int, int], kind: str = "JPEG") -> str:
     """Frames as a client sends them that has sampled them itself."""
     frames = [picture(*sizes[i % len(sizes)], kind) for i in range(count)]
-    return "data:video/jpeg;base64," + ",".join(b64encode(one).decode() for one in frames)
+    return "data:video/jpeg;base64," + ",".join(b64encode(frame).decode() for frame in frames)
 
 
 def refused(url: str, most: int = MOST) -> Refusal:
@@ -24,10 +32,10 @@ def refused(url: str, most: int = MOST) -> Refusal:
 
 
 def test_frames_of_a_client_are_counted() -> None:
-    found = frames_of(sequence(5, (64, 48)), MOST)
-    assert found is not None
-    assert (found.frames, found.size, found.rate) == (5, (64, 48), None)
-    assert found.url == sequence(5, (64, 48))
+    clip = frames_of(sequence(5, (64, 48)), MOST)
+    assert clip is not None
+    assert (clip.frames, clip.size, clip.rate) == (5, (64, 48), None)
+    assert clip.url == sequence(5, (64, 48))
     spaced = frames_of(sequence(2, (64, 48)).replace("=,/9j", "= ,\n/9j"), MOST)
     assert spaced is not None
     assert spaced.url == sequence(2, (64, 48))
@@ -45,9 +53,9 @@ def test_films_are_told_by_their_first_bytes(start, mime) -> None:
     url = data_url(data, "video/whatever")
     assert frames_of(url, MOST) is None
     assert film_of(url, MOST) == data
-    found = film_clip(data, 9, 25.0, (64, 48))
-    assert found.url == data_url(data, f"video/{mime}")
-    assert (found.frames, found.rate, found.size, found.bytes) == (9, 25.0, (64, 48), len(data))
+    clip = film_clip(data, 9, 25.0, (64, 48))
+    assert clip.url == data_url(data, f"video/{mime}")
+    assert (clip.frames, clip.rate, clip.size, clip.bytes) == (9, 25.0, (64, 48), len(data))
 
 
 def test_what_is_no_video_is_refused() -> None:
@@ -92,3 +100,111 @@ def test_a_film_has_bytes_for_its_frames() -> None:
     assert film_clip(data, 25, 25.0, (64, 48)).frames == 25
     with pytest.raises(Refusal, match="26 frames in 100 bytes"):
         film_clip(data, 26, 25.0, (64, 48))
+
+
+opencv = pytest.mark.skipif(find_spec("cv2") is None, reason="needs OpenCV")
+
+
+def film(folder: Path, frames: int = 50, size=(320, 240), rate: float = 10.0, kind="mp4") -> bytes:
+    """A small film, as OpenCV writes it."""
+    import cv2
+    import numpy as np
+
+    path = folder / f"film.{kind}"
+    code = "MJPG" if kind == "avi" else "mp4v"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*code), rate, size)
+    for shade in range(frames):
+        writer.write(np.full((size[1], size[0], 3), shade % 256, np.uint8))
+    writer.release()
+    return path.read_bytes()
+
+
+def looked(url: str, fetched=None) -> Clip | None:
+    body = chat({"type": "video_url", "video_url": {"url": url}})
+    return asyncio.run(clips.VideoInspector().look(read_body("chat", body), fetched or {}, MOST))
+
+
+def refused_look(url: str, fetched=None) -> Refusal:
+    with pytest.raises(Refusal) as caught:
+        looked(url, fetched)
+    return caught.value
+
+
+@opencv
+@pytest.mark.parametrize("kind", ["mp4", "mkv", "avi", "mov"])
+def test_headers_say_frames_and_size(tmp_path, kind) -> None:
+    data = film(tmp_path, 23, (320, 240), 12.5, kind)
+    clip = looked(data_url(data, "video/anything"))
+    assert clip is not None
+    assert (clip.frames, clip.size, clip.rate, clip.bytes) == (23, (320, 240), 12.5, len(data))
+    remote = "https://x.org/a"
+    assert looked(remote, {remote: data}) == clip
+
+
+def test_frames_need_nobody_who_reads_films(monkeypatch) -> None:
+    monkeypatch.setattr(clips, "_PROGRAM", "/does/not/exist")
+    clip = looked(sequence(2, (64, 48)))
+    assert clip is not None
+    assert clip.frames == 2
+    body = read_body("chat", chat())
+    assert asyncio.run(clips.VideoInspector().look(body, {}, MOST)) is None
+
+
+@opencv
+def test_broken_films_are_refused(tmp_path) -> None:
+    data = film(tmp_path, 23)
+    for bad in (data[:200], b"\0\0\0\x18ftyp" + bytes(99)):
+        assert refused_look(data_url(bad, "video/mp4")).reason == "broken_video"
+    remote = "https://x.org/a"
+    assert refused_look(remote, {remote: b"<html>"}).reason == "unknown_video_type"
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        ("import sys; sys.exit(3)", "no_video_reader"),
+        ("import os; os.kill(os.getpid(), 11)", "broken_video"),
+        ("print('[1, 2]')", "broken_video"),
+        ("print('[1e999, 25, 64, 48]')", "broken_video"),
+        ("import signal; signal.pause()", "broken_video"),
+    ],
+)
+def test_a_reader_that_dies_takes_nobody_along(tmp_path, monkeypatch, program, reason) -> None:
+    script = tmp_path / "reader.py"
+    script.write_text(program)
+    monkeypatch.setattr(clips, "_PROGRAM", str(script))
+    monkeypatch.setattr(clips, "_SECONDS", 0.1 if "pause" in program else HANG)
+    refusal = refused_look(data_url(b"\0\0\0\x18ftyp" + bytes(99), "video/mp4"))
+    assert refusal.reason == reason
+
+
+def test_a_reader_that_sigkill_does_not_end_keeps_no_request(tmp_path, monkeypatch) -> None:
+    """The kernel may hold it: on a disk that is silent, in a debugger."""
+    program, go = tmp_path / "reader.py", tmp_path / "go"
+    go.touch()
+    program.write_text(
+        f"import os, time\nwhile os.path.exists({str(go)!r}):\n    time.sleep(0.01)\n"
+    )
+    monkeypatch.setattr(clips, "_PROGRAM", str(program))
+    monkeypatch.setattr(clips, "_SECONDS", 0.0)
+    monkeypatch.setattr(clips, "_LAST_SECONDS", 0.0)
+    readers: list[asyncio.subprocess.Process] = []
+
+    def hold(process: asyncio.subprocess.Process) -> None:
+        readers.append(process)
+
+    monkeypatch.setattr(asyncio.subprocess.Process, "kill", hold)
+    url = data_url(b"\0\0\0\x18ftypmp42", "video/mp4")
+    body = read_body("chat", chat({"type": "video_url", "video_url": {"url": url}}))
+
+    async def look() -> None:
+        try:
+            with pytest.raises(Refusal) as caught:
+                await clips.VideoInspector().look(body, {}, MOST)
+            assert caught.value.reason == "broken_video"
+            assert readers[0].returncode is None
+        finally:
+            go.unlink()
+            await readers[0].wait()
+
+    asyncio.run(look())

@@ -1,18 +1,24 @@
+"""Pictures: what their headers say, and those that the gateway resizes."""
+
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import random
 import struct
 import zlib
-from base64 import b64encode
+from base64 import b64decode, b64encode
+from io import BytesIO
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops, ImageFile
 
 from tests.support.gateway import data_url, picture
 from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.limits.request_limits import LimitedImage
 from turbofit.gateway.media import pictures
 from turbofit.gateway.media.pictures import LARGEST_PIXELS, from_base64, from_bytes, from_url
+from turbofit.gateway.media.resize import Resizer, resized, resized_image
 
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 MOST = 4 << 20
@@ -39,10 +45,10 @@ def refused(data: bytes | str, most: int = MOST) -> Refusal:
 @pytest.mark.parametrize("size", [(1, 1), (37, 61), (640, 480)])
 def test_size_and_type_come_from_the_content(kind, size) -> None:
     data = picture(*size, kind)
-    found = from_url(data_url(data, "image/svg+xml"), MOST)
-    assert (found.size, found.bytes) == (size, len(data))
-    assert found.mime == f"image/{kind.lower()}"
-    assert found.base64 == b64encode(data).decode()
+    image = from_url(data_url(data, "image/svg+xml"), MOST)
+    assert (image.size, image.bytes) == (size, len(data))
+    assert image.mime == f"image/{kind.lower()}"
+    assert image.base64 == b64encode(data).decode()
 
 
 @pytest.mark.parametrize(
@@ -204,12 +210,12 @@ def test_junk_never_breaks_anything() -> None:
         for _ in range(rng.choice((1, 3, 30))):
             data[rng.randrange(min(len(data), rng.choice((24, 400))))] = rng.randrange(256)
         try:
-            found = from_bytes(bytes(data[: rng.randrange(len(data)) or None]), MOST)
+            image = from_bytes(bytes(data[: rng.randrange(len(data)) or None]), MOST)
         except Refusal as refusal:
             status = refusal.status
         else:
             status = 0
-            assert found.size[0] * found.size[1] <= LARGEST_PIXELS
+            assert image.size[0] * image.size[1] <= LARGEST_PIXELS
         assert status < 500
 
 
@@ -230,4 +236,66 @@ def test_what_a_file_makes_pillow_say_goes_nowhere(tag, recwarn, monkeypatch) ->
     whole = picture(8, 8, "JPEG")
     with contextlib.suppress(Refusal):
         from_bytes(whole[:2] + segment + whole[2:], MOST)
-    assert [str(one.message) for one in recwarn] == []
+    assert [str(warning.message) for warning in recwarn] == []
+
+
+def gradient(mode: str = "RGB") -> Image.Image:
+    return Image.linear_gradient("L").resize((300, 200)).convert(mode)
+
+
+def stored(image: Image.Image, kind: str) -> bytes:
+    file = BytesIO()
+    image.save(file, kind)
+    return file.getvalue()
+
+
+def opened(picture) -> Image.Image:
+    return Image.open(BytesIO(b64decode(picture.base64)))
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("RGB", "PNG"), ("RGBA", "PNG"), ("P", "GIF"), ("L", "PNG")]
+)
+def test_a_picture_is_resized_without_loss(mode, kind) -> None:
+    image = gradient(mode)
+    small = resized(from_bytes(stored(image, kind), 1 << 20), (112, 56))
+    png = opened(small)
+    assert (png.format, png.mode, png.size, small.size) == ("PNG", "RGB", (112, 56), (112, 56))
+    expected = resized_image(Image.open(BytesIO(stored(image, kind))), (112, 56))
+    assert ImageChops.difference(png, expected).getbbox() is None
+    assert small.mime == "image/png"
+
+
+def test_a_jpeg_is_about_the_same() -> None:
+    data = stored(gradient(), "JPEG")
+    shown = opened(resized(from_bytes(data, 1 << 20), (30, 20)))
+    expected = resized_image(Image.open(BytesIO(data)), (30, 20))
+    assert max(high for _, high in ImageChops.difference(shown, expected).getextrema()) < 12
+
+
+def test_what_cannot_be_decoded_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    # LMDeploy sets it for its whole process; the gateway's is another one.
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)
+    picture = from_bytes(stored(gradient(), "PNG"), 1 << 20)
+    data = bytearray(b64decode(picture.base64))
+    data[60:90] = bytes(30)
+    broken = type(picture)(
+        mime=picture.mime, base64=b64encode(data).decode(), size=picture.size, bytes=len(data)
+    )
+    with pytest.raises(Refusal, match="cannot be decoded"):
+        resized(broken, (28, 28))
+
+
+def test_only_what_is_to_be_resized_is_touched() -> None:
+    picture = from_bytes(stored(gradient(), "PNG"), 1 << 20)
+    kept = LimitedImage(knobs={}, units=1, tokens=1)
+    lowered = LimitedImage(knobs={}, units=1, tokens=1, resize=(28, 28))
+
+    async def run(limits):
+        return await Resizer().resize((picture, picture), limits)
+
+    same = asyncio.run(run((kept, kept)))
+    assert all(image is picture for image in same)
+    first, second = asyncio.run(run((kept, lowered)))
+    assert first is picture
+    assert second.size == (28, 28)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
+from itertools import chain
 
 from tests.support.gateway import (
     DONE,
@@ -16,7 +17,7 @@ from tests.support.gateway import (
     gateway,
     stream,
 )
-from tests.support.waiting import HANG
+from tests.virtual_time import settled
 
 POISON = "poison"
 #: LMDeploy's answer where its PyTorch engine's loop has ended.
@@ -41,92 +42,51 @@ class DyingEngines:
     PyTorch engine's loop: its server answers for it, once and for all.
     """
 
-    def __init__(self, engines: int, *, loops: bool = False, **config) -> None:
-        self.app, self.recorder = gateway(
-            engines=engines, recorder=Recorder(self._answer), queue_seconds=HANG, **config
-        )
+    def __init__(self, engines: int, *, loops: bool = False) -> None:
+        self.app, self.recorder = gateway(engines=engines, recorder=Recorder(self._answer))
         for engine in self.app.engines:
             engine.succeeded()
-        self.held: dict[int, list[asyncio.Future[None]]] = {}
-        self.received: dict[int, list[str]] = {}
+        self._waiting: dict[int, list[asyncio.Future[None]]] = {n: [] for n in range(engines)}
+        #: Each request with the engine that had it.
+        self.received: list[tuple[int, str]] = []
         self._released, self._loops = False, loops
-        #: Poisonous requests are held like others.
-        self.patient = False
-        self._changed = asyncio.Event()
-
-    @property
-    def dead(self) -> set[int]:
-        return self.recorder.failing if self._loops else self.recorder.down
+        self.dead = self.recorder.failing if loops else self.recorder.down
 
     async def _answer(self, engine, path, body):
         if engine.index in self.recorder.failing:
             return stream(b'data: {"error": ' + UNAVAILABLE + b"}\n\n", DONE)
-        text = str(body)
-        self.received.setdefault(engine.index, []).append(text)
-        held: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.held.setdefault(engine.index, []).append(held)
-        self._changed.set()
-        if POISON in text and not self.patient:
-            self.kill(engine.index)
+        self.received.append((engine.index, str(body)))
+        answered = asyncio.get_running_loop().create_future()
+        self._waiting[engine.index].append(answered)
+        if POISON in str(body):
+            self.dead.add(engine.index)
+            for other in self._waiting[engine.index]:
+                other.set_exception(OSError("reset"))
         elif self._released:
-            held.set_result(None)
+            answered.set_result(None)
         try:
-            await held
+            await answered
         except OSError as exc:
             return Answer(UNAVAILABLE, status=503) if self._loops else exc
         return stream(EVENT, DONE)
 
-    def kill(self, index: int) -> None:
-        self.dead.add(index)
-        self._changed.set()
-        for held in self.held.pop(index, []):
-            if not held.done():
-                held.set_exception(OSError("reset"))
-
     def release(self) -> None:
         """All that wait are answered, and those to come at once."""
         self._released = True
-        for index in tuple(self.held):
-            for held in self.held.pop(index):
-                if not held.done():
-                    held.set_result(None)
+        for answered in chain(*self._waiting.values()):
+            if not answered.done():
+                answered.set_result(None)
 
-    async def died(self, engines: int = 1) -> None:
-        """So many engines have died."""
-        while len(self.dead) < engines:
-            self._changed.clear()
-            await asyncio.wait_for(self._changed.wait(), HANG)
-
-    async def until(self, there: int) -> None:
-        """So many requests are in flight."""
-        while sum(map(len, self.held.values())) < there:
-            self._changed.clear()
-            await asyncio.wait_for(self._changed.wait(), HANG)
-
-    def send(self, text: str, key: str = "") -> asyncio.Task:
+    async def send(self, text: str) -> asyncio.Task:
+        """A request that is at an engine from now on."""
         body = chat({"type": "text", "text": text}, stream=True)
-        headers = {"authorization": f"Bearer {key}"} if key else {}
-        return asyncio.ensure_future(call(self.app, body=body, headers=headers))
-
-    async def crowd(self, count: int, there: int = 0, key: str = "") -> list[asyncio.Task]:
-        """So many innocent requests, all in flight."""
-        tasks = []
-        for number in range(count):
-            tasks.append(self.send(f"innocent {number}", key))
-            await self.until(there + number + 1)
-        return tasks
+        task = asyncio.ensure_future(call(self.app, body=body))
+        await settled()
+        return task
 
     def times(self, text: str) -> list[int]:
         """The engines that had a request, in order of their numbers."""
-        return [
-            index
-            for index in sorted(self.received)
-            for one in self.received[index]
-            if f'"{text}"' in one
-        ]
-
-    async def settled(self, *tasks: asyncio.Task) -> list:
-        return await asyncio.wait_for(asyncio.gather(*tasks), HANG)
+        return sorted(index for index, body in self.received if f'"{text}"' in body)
 
 
 def metric(page: Reply, name: str, label: str = "") -> int:

@@ -30,9 +30,9 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def path_of(version: str = "0.18.0", **facts: bool) -> Path:
-    found = deny_path(plan_for(), version, **facts)
-    assert found is not None
-    return Path(found)
+    path = deny_path(plan_for(), version, **facts)
+    assert path is not None
+    return Path(path)
 
 
 def refusing(*names: str) -> DenyFile:
@@ -65,9 +65,9 @@ def test_another_model_or_engine_begins_with_nothing() -> None:
 
 def test_what_is_written_is_read_by_the_next_start() -> None:
     assert stat.S_IMODE(refusing("a").path.stat().st_mode) == 0o600  # type: ignore[union-attr]
-    found = DenyFile(path_of()).of("a")
-    assert found is not None
-    assert (found.deaths, found.seconds_left) == (2, pytest.approx(DAY_SECONDS, abs=60))
+    denied = DenyFile(path_of()).of("a")
+    assert denied is not None
+    assert (denied.deaths, denied.seconds_left) == (2, pytest.approx(DAY_SECONDS, abs=60))
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"schema":"other/1"}', b'{"denied":[1]}'])
@@ -80,21 +80,21 @@ def test_a_damaged_file_is_put_aside_and_said(content: bytes) -> None:
 
 
 def test_a_file_that_is_damaged_while_it_is_served_is_said_too() -> None:
-    file, said = refusing("a"), []
-    file.tell(said.append)
-    assert said == []
+    file, warnings = refusing("a"), []
+    file.tell(warnings.append)
+    assert warnings == []
     path_of().write_bytes(b"{")
     file.look_again()
-    assert len(said) == 1
-    assert said[0].startswith("warning: ")
-    assert str(path_of().with_suffix(".damaged")) in said[0]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("warning: ")
+    assert str(path_of().with_suffix(".damaged")) in warnings[0]
 
 
 def test_two_gateways_write_one_file_and_lose_nothing() -> None:
-    one, two = DenyFile(path_of()), DenyFile(path_of())
-    one.deny("a", 2, DAY_SECONDS, client=False)
+    first, two = DenyFile(path_of()), DenyFile(path_of())
+    first.deny("a", 2, DAY_SECONDS, client=False)
     two.deny("b", 2, DAY_SECONDS, client=True)
-    assert one.write()
+    assert first.write()
     assert two.write()
     assert set(DenyFile(path_of()).denied) == {"a", "b"}
     assert two.number == (1, 1)
@@ -120,9 +120,9 @@ def test_the_file_is_bounded_and_the_oldest_go() -> None:
 def test_a_clock_that_is_set_back_refuses_nobody_for_longer(monkeypatch) -> None:
     file, now = refusing("a"), time.time()
     monkeypatch.setattr(time, "time", lambda: now - 90_000)
-    found = file.of("a")
-    assert found is not None
-    assert found.seconds_left <= DAY_SECONDS
+    denied = file.of("a")
+    assert denied is not None
+    assert denied.seconds_left <= DAY_SECONDS
     monkeypatch.setattr(time, "time", lambda: now + 90_000)
     assert file.of("a") is None
 
@@ -167,9 +167,9 @@ def test_a_lock_that_somebody_keeps_is_waited_for_briefly_and_nothing_is_lost(mo
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     file.deny("b", 2, DAY_SECONDS, client=False)
     assert not file.write()
-    with pytest.raises(UsageError, match="another process keeps its lock") as told:
+    with pytest.raises(UsageError, match="another process keeps its lock") as caught:
         pardon("a")
-    assert "turbofit watch --forget" in str(told.value.hint)
+    assert "turbofit watch --forget" in str(caught.value.hint)
     began = time.monotonic()
     assert file.pardon("a")  # by the gateway, whose loop waits for nobody
     assert time.monotonic() - began < 0.01
@@ -183,6 +183,6 @@ async def test_a_fingerprint_is_keyed_and_of_all_that_the_engine_is_given(size: 
     body = b"x" * size
     other = b"x" * (size - 1) + b"y"
     given = [(b"k", "/a", body), (b"l", "/a", body), (b"k", "/b", body), (b"k", "/a", other)]
-    found = [await fingerprint(*one) for one in (*given, given[0])]
-    assert (len(set(found)), found[0]) == (4, found[-1])
-    assert len(found[0]) == 24
+    digests = [await fingerprint(*inputs) for inputs in (*given, given[0])]
+    assert (len(set(digests)), digests[0]) == (4, digests[-1])
+    assert len(digests[0]) == 24

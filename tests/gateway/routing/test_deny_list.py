@@ -1,11 +1,16 @@
-"""Requests that engines die of, through the whole gateway: suspected, refused, kept, pardoned."""
+"""Requests that engines die of, through the whole gateway: suspected, refused, kept, pardoned.
+
+The bars are those of an hour of virtual time.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections import Counter
 from hashlib import sha256
+from itertools import product
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +18,7 @@ import pytest
 from tests.support.gateway import DONE, EVENT, Answer, Recorder, call, chat, gateway, image_part
 from tests.support.gateway import stream as streamed
 from tests.support.waiting import auntil
+from tests.sweep import sweep
 from turbofit.gateway.routing import deny_file
 from turbofit.gateway.routing.deny_file import DenyFile, fingerprint, pardon
 from turbofit.gateway.routing.deny_list import CLIENT_DEATHS, DenyList
@@ -100,7 +106,7 @@ class Fleet:
         await self.app.shutdown()
 
     async def all_up(self) -> None:
-        await auntil(lambda: all(one.serves for one in self.app.engines), "all engines to serve")
+        await auntil(lambda: all(e.serves for e in self.app.engines), "all engines to serve")
 
 
 def code(reply) -> tuple[int, str]:
@@ -141,11 +147,11 @@ async def test_all_that_an_engine_had_are_suspected_until_they_are_answered() ->
         pending = [asyncio.ensure_future(fleet.ask(f"innocent {n}")) for n in range(6)]
         await asyncio.sleep(0.1)
         fleet.kill(0)
-        first = [code(one) for one in await asyncio.gather(*pending)]
+        first = [code(reply) for reply in await asyncio.gather(*pending)]
         suspected = fleet.known
         await fleet.all_up()
         again = await asyncio.gather(*(fleet.ask(f"innocent {n}") for n in range(6)))
-        again = [one.status for one in again]
+        again = [reply.status for reply in again]
         known = fleet.known
     assert first == [(503, "engine_died")] * 6
     # Six requests, and their client.
@@ -163,11 +169,11 @@ async def test_suspects_run_one_at_a_time_beside_others() -> None:
         again = [asyncio.ensure_future(fleet.ask(f"{n}", "one")) for n in range(4)]
         others = [asyncio.ensure_future(fleet.ask(f"x{n}", "other")) for n in range(4)]
         most = 0
-        while not all(one.done() for one in again):
-            most = max(most, engine.outstanding - sum(not one.done() for one in others))
+        while not all(task.done() for task in again):
+            most = max(most, engine.outstanding - sum(not task.done() for task in others))
             await asyncio.sleep(0.02)
         assert most == 1
-        assert [one.status for one in await asyncio.gather(*again, *others)] == [200] * 8
+        assert [task.status for task in await asyncio.gather(*again, *others)] == [200] * 8
 
 
 @pytest.mark.parametrize("engines", [1, 8])
@@ -214,12 +220,12 @@ async def test_a_client_that_varies_its_request_ends_four_and_is_refused_for_an_
 ) -> None:
     file = str(tmp_path / "turbofit" / "denied" / "one.json")
     async with Fleet(engines, api_keys=("good", "bad"), denied=file) as fleet:
-        told = []
+        replies = []
         for number in range(CLIENT_DEATHS + 1):
             await fleet.all_up()
             beside = asyncio.ensure_future(fleet.ask(f"beside {number}", "good"))
             await asyncio.sleep(0.1)
-            told.append(await fleet.ask(f"{KILLS} {number}", "bad"))
+            replies.append(await fleet.ask(f"{KILLS} {number}", "bad"))
             await beside
         # It sends nothing of a body.
         late = await call(
@@ -234,7 +240,7 @@ async def test_a_client_that_varies_its_request_ends_four_and_is_refused_for_an_
         fine = fine.status
         deaths = len(fleet.deaths)
         free = free.status
-    assert [one.status for one in told] == [503] * CLIENT_DEATHS + [429]
+    assert [reply.status for reply in replies] == [503] * CLIENT_DEATHS + [429]
     assert code(late) == (429, "too_many_deaths")
     assert 3000 < int(late.headers["retry-after"]) <= 3600
     assert (fine, deaths, free) == (200, CLIENT_DEATHS, 200)
@@ -268,7 +274,7 @@ async def test_who_is_beside_an_unknown_one_is_not_refused_but_runs_alone() -> N
         await asyncio.sleep(0.1)
         there = fleet.app.engines[0].outstanding
         replies.append(await pending)
-        assert [one.status for one in replies] == [503, 503, 200]
+        assert [reply.status for reply in replies] == [503, 503, 200]
         assert there == 1
         assert (await new).status == 200
         assert fleet.known[1:] == (0, 0)
@@ -284,7 +290,7 @@ async def test_a_copy_that_waits_for_its_turn_runs_as_the_death_before_it_demand
         await asyncio.gather(*(fleet.ask(KILLS, "bad") for _ in range(2)))
         assert len(fleet.deaths) == 3
         assert fleet.known[1:] == (1, 0)
-        assert [(await one).status for one in beside] == [503, 200]
+        assert [(await reply).status for reply in beside] == [503, 200]
 
 
 async def test_who_becomes_a_suspect_while_it_waits_as_its_client_has_a_turn_of_its_own() -> None:
@@ -364,8 +370,8 @@ async def test_what_is_refused_outlives_the_gateway_and_a_pardon_ends_it(tmp_pat
         refused = await fleet.ask(KILLS)
         assert code(refused) == (422, "convicted")
         fingerprint = refused.json["error"]["message"].split("--forget ")[1].rstrip("`")
-        found = await asyncio.get_running_loop().run_in_executor(None, pardon, fingerprint)
-        assert found == 1
+        files = await asyncio.get_running_loop().run_in_executor(None, pardon, fingerprint)
+        assert files == 1
         # It runs, and kills again: a first death after the pardon.
         assert code(await fleet.ask(KILLS)) == (503, "engine_died")
         assert len(fleet.deaths) == 1
@@ -453,8 +459,8 @@ async def test_an_answer_that_comes_after_a_death_is_of_the_process_that_died() 
     answers: dict[str, asyncio.Future] = {}
 
     async def answer(engine, path, body):
-        answers[body.decode()] = found = asyncio.get_running_loop().create_future()
-        return await found
+        answers[body.decode()] = pending = asyncio.get_running_loop().create_future()
+        return await pending
 
     app, _ = gateway(recorder=Recorder(answer), api_keys=("a", "b", "c"))
     app.engines[0].succeeded()
@@ -471,8 +477,8 @@ async def test_an_answer_that_comes_after_a_death_is_of_the_process_that_died() 
         await auntil(lambda: len(answers) == len(asked), "it to be sent")
     came = (OSError("reset"), Answer(b"{}"), OSError("reset"))
     statuses = []
-    for found, one, reply in zip(answers.values(), came, asked, strict=True):
-        found.set_result(one)
+    for pending, event, reply in zip(answers.values(), came, asked, strict=True):
+        pending.set_result(event)
         statuses.append((await reply).status)
         await asyncio.sleep(0.001)
     metrics = (await call(app, "/metrics", headers=headers)).body.decode()
@@ -492,13 +498,13 @@ async def killed(fleet: Fleet) -> tuple[int, str]:
 async def test_an_engine_that_somebody_killed_accuses_nobody() -> None:
     """Nor is who it refused told of that, since its supervisor takes it back."""
     async with Fleet(1, restart=1.0) as fleet:
-        told = [await killed(fleet), await killed(fleet)]
+        codes = [await killed(fleet), await killed(fleet)]
         refused = fleet.known
         fleet.app.engine_ended(0, other_cause=True)
         await fleet.all_up()
         status = (await fleet.ask("innocent")).status
         known = fleet.known
-    assert told == [(503, "engine_died")] * 2
+    assert codes == [(503, "engine_died")] * 2
     assert (refused, status, known) == ((0, 1, 0), 200, (0, 0, 0))
 
 
@@ -547,7 +553,7 @@ async def test_a_full_line_of_suspects_sends_the_newest_of_whoever_has_most_away
             again.append(asyncio.ensure_future(fleet.ask(f"{n}", key)))
             await asyncio.sleep(0.01)
         replies = await asyncio.gather(*again)
-    assert [one.status for one in replies] == [200, 200, 200, 200, 503, 503, 200]
+    assert [reply.status for reply in replies] == [200, 200, 200, 200, 503, 503, 200]
     assert code(replies[5]) == (503, "suspect_waits")
     assert "retry-after" in replies[5].headers
 
@@ -565,3 +571,68 @@ def test_each_death_renews_the_hour_of_a_suspect() -> None:
     assert turn.alone
     deaths._deaths = deaths._deaths[:1]
     assert deaths._turn_of("x") is None
+
+
+_HOUR = 3600.0
+
+
+@pytest.mark.parametrize(
+    ("asks", "engines", "kind"),
+    sweep(product(("often", "seldom"), (1, 8), ("new", "same")), 8),
+)
+async def test_a_client_that_kills_and_others_that_do_not(
+    engines: int, kind: str, asks: str
+) -> None:
+    """It kills with one request, or with a new variation each time, in a tight loop.
+
+    Others ask as the SDKs do, three times at most: 200 of them seldom, or three without a pause.
+    None is ever refused; and one that keeps asking is answered within five minutes.
+    """
+    answers: Counter[str] = Counter()
+    keys = [f"good {number}" for number in range(200 if asks == "seldom" else 3)]
+
+    async def good(fleet: Fleet, key: str, ends: float, rng: random.Random) -> None:
+        number = 0
+        while time.monotonic() < ends:
+            await asyncio.sleep(rng.random() * (240 if asks == "seldom" else 4.0))
+            number, stream = number + 1, rng.random() < 0.5
+            for _ in range(3):
+                reply = await fleet.ask(f"{key} {number}", key, stream=stream)
+                if reply.status not in (429, 503):
+                    break
+                answers[reply.json["error"]["code"]] += 1
+                await asyncio.sleep(float(reply.headers.get("retry-after", 1)))
+            answers["good"] += reply.status == 200 and b'"error"' not in reply.body
+            answers["sent"] += 1
+            answers["refused"] += reply.status == 422
+
+    async def keeps_asking(fleet: Fleet, ends: float) -> None:
+        number = 0
+        while time.monotonic() < ends:
+            began, number = time.monotonic(), number + 1
+            while (reply := await fleet.ask(f"patient {number}", "patient")).status != 200:
+                assert reply.status in (429, 503)
+                await asyncio.sleep(1.0)
+            answers["longest"] = max(answers["longest"], round(time.monotonic() - began))
+
+    async def bad(fleet: Fleet, ends: float) -> None:
+        number = 0
+        while time.monotonic() < ends:
+            number += kind == "new"
+            reply = await fleet.ask(f"{KILLS} {number}.", "bad")
+            answers[f"bad {reply.status}"] += 1
+            await asyncio.sleep(1.0)
+
+    async with Fleet(engines, api_keys=("bad", "patient", *keys)) as fleet:
+        ends = time.monotonic() + _HOUR
+        for engine in fleet.app.engines:  # as whoever started them says
+            engine.start_seconds = fleet.restart
+        everybody = [good(fleet, key, ends, random.Random(key)) for key in keys]
+        await asyncio.gather(*everybody, bad(fleet, ends), keeps_asking(fleet, ends))
+        deaths = len(fleet.deaths)
+    assert deaths <= (3 if kind == "same" else CLIENT_DEATHS)
+    assert answers["sent"] > 3000
+    assert answers["good"] >= (0.97 if engines == 1 else 0.99) * answers["sent"]
+    assert answers["refused"] == answers["too_many_deaths"] == 0
+    assert answers["longest"] <= 300
+    assert answers["bad 422" if kind == "same" else "bad 429"] > 1000

@@ -1,4 +1,4 @@
-"""Requests that have not begun to be answered, and the engines that they lose."""
+"""Requests that lose their engine, by its death or otherwise, and what answers say of an engine."""
 
 from __future__ import annotations
 
@@ -6,8 +6,17 @@ import asyncio
 
 import pytest
 
-from tests.gateway.routing.dying_engines import DyingEngines, broken, serving, vanish
+from tests.gateway.routing.dying_engines import (
+    POISON,
+    UNAVAILABLE,
+    DyingEngines,
+    broken,
+    metric,
+    serving,
+    vanish,
+)
 from tests.support.gateway import (
+    CHAT,
     DONE,
     EVENT,
     Answer,
@@ -19,25 +28,19 @@ from tests.support.gateway import (
     image_part,
     stream,
 )
-from tests.support.waiting import auntil
+from tests.support.waiting import HANG, auntil
 from tests.virtual_time import settled
+from turbofit.gateway.routing import request_forwarder
+from turbofit.gateway.routing.engines import RoutedEngine
 
 
-def test_what_was_begun_is_not() -> None:
-    recorder = Recorder(lambda *_: stream(EVENT, OSError("reset")))
-    app, _ = gateway(engines=2, recorder=recorder)
-    reply = ask(app, body=chat(stream=True))
-    assert reply.status == 200
-    assert b'"engine_died"' in reply.body
-    assert len(recorder.seen) == 1
-
-
-def test_a_request_is_sent_again_once() -> None:
+@pytest.mark.parametrize("engines", [2, 9])
+def test_a_request_is_sent_again_once(engines: int) -> None:
     recorder = Recorder(vanish)
-    app, _ = gateway(engines=9, recorder=recorder)
+    app, _ = gateway(engines=engines, recorder=recorder)
     reply = ask(app, body=chat())
     assert (reply.status, reply.json["error"]["code"]) == (503, "engine_died")
-    assert [seen[0] for seen in recorder.seen] == [0, 1]
+    assert [request[0] for request in recorder.seen] == [0, 1]
 
 
 def test_engines_that_are_not_reached_do_not_count() -> None:
@@ -52,33 +55,19 @@ def test_engines_that_are_not_reached_do_not_count() -> None:
 async def test_who_waits_where_nothing_listens_any_more(vanished) -> None:
     """A silent connection tells of all others there; a refused one only that nobody listens."""
     mortal = DyingEngines(2)
-    waiting = mortal.send("innocent")
-    await mortal.until(1)
+    waiting = await mortal.send("innocent")
     mortal.app.monitor.gone(mortal.app.engines[0], vanished=vanished)
     mortal.release()
-    (reply,) = await mortal.settled(waiting)
-    assert reply.status == 200
+    assert (await waiting).status == 200
     assert mortal.times("innocent") == ([0, 1] if vanished else [0])
     assert not mortal.app.engines[0].up
 
 
-def test_an_engine_s_own_error_is_its_answer() -> None:
-    recorder = Recorder(lambda *_: Answer(b'{"message":"no"}', status=500))
-    app, _ = gateway(engines=2, recorder=recorder)
-    assert ask(app, body=chat()).status == 500
-    assert len(recorder.seen) == 1
-
-
-def test_the_same_engine_is_never_asked_again() -> None:
-    recorder = Recorder(vanish)
-    app, _ = gateway(engines=2, recorder=recorder)
-    assert ask(app, body=chat()).json["error"]["code"] == "engine_died"
-    assert [seen[0] for seen in recorder.seen] == [0, 1]
-
-
-@pytest.mark.parametrize("full", [False, True])
-async def test_a_body_is_kept_until_the_answer_begins_and_no_longer(full: bool) -> None:
-    app, _ = gateway(engines=2, recorder=Recorder(lambda *_: stream(0.05, EVENT, 0.05, DONE)))
+@pytest.mark.parametrize(("engines", "full"), [(1, False), (2, False), (2, True)])
+async def test_a_body_is_kept_for_another_engine_until_the_answer_begins(
+    engines: int, full: bool
+) -> None:
+    app, _ = gateway(engines=engines, recorder=Recorder(lambda *_: stream(0.05, EVENT, 0.05, DONE)))
     other = app._bodies._room // 2 if full else 0
     app._bodies.keep(other)
     pending = asyncio.ensure_future(call(app, body=chat(image_part(), stream=True)))
@@ -88,7 +77,8 @@ async def test_a_body_is_kept_until_the_answer_begins_and_no_longer(full: bool) 
     await settled()
     late = app._bodies.in_memory - other
     await pending
-    assert (early == 0, late, app._bodies.in_memory - other) == (full, 0, 0)
+    kept = engines > 1 and not full
+    assert (early > 0, late, app._bodies.in_memory - other) == (kept, 0, 0)
 
 
 async def test_without_room_for_its_body_a_request_is_not_sent_again() -> None:
@@ -129,3 +119,217 @@ async def test_a_client_that_left_is_not_sent_on() -> None:
     assert len(recorder.seen) == 1
     assert [e.outstanding for e in app.engines] == [0, 0]
     assert app._bodies.in_memory == 0
+
+
+@pytest.mark.parametrize("loops", [False, True])
+@pytest.mark.parametrize("engines", [1, 2, 8])
+async def test_what_an_engine_had_when_it_died_is_sent_to_no_other(engines, loops) -> None:
+    mortal = DyingEngines(engines, loops=loops)
+    crowd = [await mortal.send(f"innocent {number}") for number in range(3 * engines)]
+    reply = await (await mortal.send(POISON))
+    mortal.release()
+    beside = await asyncio.gather(*crowd)
+    after = [await (await mortal.send("innocent after it"))] if engines > 1 else []
+    assert (reply.status, reply.json["error"]["code"]) == (503, "engine_died")
+    assert "retry-after" in reply.headers
+    assert (len(mortal.dead), len(mortal.times(POISON))) == (1, 1)
+    assert [one.status for one in after] == [200] * len(after)
+    for number, one in enumerate(beside):
+        there = set(mortal.times(f"innocent {number}"))
+        assert one.status == (503 if there <= mortal.dead else 200)
+        assert len(mortal.times(f"innocent {number}")) == 1
+    assert [one.status for one in beside].count(503) == 3
+    assert metric(await call(mortal.app, "/metrics"), "retried_total") == 0
+    left = [(e.outstanding, e.units, e.host_bytes) for e in mortal.app.engines]
+    assert left == [(0, 0, 0)] * engines
+    assert mortal.app._bodies.in_memory == 0
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        vanish, lambda: stream(vanish()), lambda: stream(EVENT[:9], vanish()),
+        lambda: Answer(b'{"half', vanish()),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("body", [chat(image_part(), stream=True), chat(image_part(), n=2)])
+def test_who_loses_a_machine_is_sent_again_to_the_last_engine_too(first, body) -> None:
+    recorder = Recorder(lambda engine, *_: first() if engine.index == 0 else stream(EVENT, DONE))
+    app, _ = gateway(engines=2, recorder=recorder)
+    reply = ask(app, body=body)
+    assert (reply.status, reply.body) == (200, EVENT + DONE)
+    assert [request[0] for request in recorder.seen] == [0, 1]
+    assert recorder.bodies[0] == recorder.bodies[1]
+    text = ask(app, "/metrics").body.decode()
+    assert "turbofit_gateway_retried_total 1\n" in text
+    assert 'turbofit_gateway_engine_failures_total{engine="0"} 1\n' in text
+    left = [(e.units, e.host_bytes, e.outstanding) for e in app.engines]
+    assert left == [(0, 0, 0)] * 2
+    assert app._bodies.in_memory == 0
+
+
+def test_who_meets_a_connection_that_a_dead_engine_kept_is_at_the_same_death() -> None:
+    """It was sent just after the death; what dies seconds later is another process."""
+    engine = RoutedEngine(0, "http://127.0.0.1:9000")
+    death = engine.note_death()
+    assert engine.note_death(engine.died_at + 0.01) is death
+    assert engine.note_death(engine.died_at + 5) is not death
+
+
+ANTHROPIC = {"model": "m", "max_tokens": 4, "messages": [{"role": "user", "content": "x"}]}
+OPENAI_END = b'data: {"error": ' + UNAVAILABLE + b"}\n\n"
+ANTHROPIC_END = (
+    b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error",'
+    b'"message":"The inference engine is unavailable."}}\n\n'
+)
+PREAMBLE = (
+    b'event: response.created\ndata: {"type":"response.created"}\n\n'
+    b'event: response.in_progress\ndata: {"type":"response.in_progress"}\n\n'
+)
+#: What LMDeploy 0.18 sends where nothing was generated.
+EMPTY = b"".join(
+    b"event: response." + name + b'\ndata: {"type":"response.' + name + b'"}\n\n'
+    for name in (
+        b"output_item.added", b"content_part.added", b"output_text.done", b"content_part.done",
+        b"output_item.done",
+    )
+)  # fmt: skip
+RESPONSES_END = (
+    b'event: response.failed\ndata: {"type": "response.failed", "response": {"id": "r", "error": '
+    b'{"code": "engine_unavailable", "message": "The inference engine is unavailable."}}}\n\n'
+)
+DELTA = b'event: response.output_text.delta\ndata: {"delta":"x"}\n\n'
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "end"),
+    [
+        (CHAT, chat(stream=True), lambda: stream(OPENAI_END, DONE)),
+        (CHAT, chat(), lambda: Answer(UNAVAILABLE, status=503)),
+        ("/v1/messages", {**ANTHROPIC, "stream": True}, lambda: stream(ANTHROPIC_END)),
+    ],
+)
+def test_what_was_not_begun_is_no_answer(path, body, end) -> None:
+    app, recorder = gateway(recorder=Recorder(lambda *_: end()))
+    reply = ask(app, path, body=body)
+    assert (reply.status, reply.headers["retry-after"]) == (503, "5")
+    assert b"broke off" in reply.body
+    assert metric(ask(app, "/metrics"), "engine_deaths_total", '{engine="0"}') == 1
+    assert not app.engines[0].up
+    assert len(recorder.seen) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "begun", "end"),
+    [
+        (CHAT, chat(stream=True), EVENT, OPENAI_END + DONE),
+        ("/v1/messages", {**ANTHROPIC, "stream": True}, b"event: x\ndata: {}\n\n", ANTHROPIC_END),
+        ("/v1/responses", {"input": "x", "stream": True}, PREAMBLE + DELTA, RESPONSES_END),
+    ],
+)
+@pytest.mark.parametrize("cut", [0, None, -1, 40, -2])
+def test_what_was_begun_ends_with_an_error_event(path, body, begun, end, cut) -> None:
+    """However it comes in pieces."""
+    whole = begun + end
+    at = len(whole) if cut is None else len(begun) + cut
+    parts = (whole[:at], whole[at:])
+    app, _ = gateway(recorder=Recorder(lambda *_: stream(*filter(None, parts))))
+    reply = ask(app, path, body=body)
+    assert reply.status == 200
+    assert reply.body.startswith(begun)
+    rest = reply.body[len(begun) :]
+    assert b"broke off" in rest
+    assert b"unavailable" not in rest
+    assert rest.endswith(b"\n\n")
+    assert metric(ask(app, "/metrics"), "engine_deaths_total", '{engine="0"}') == 1
+
+
+def test_the_beginning_of_a_responses_stream_says_nothing_of_its_engine() -> None:
+    for parts in [
+        (PREAMBLE, EMPTY, RESPONSES_END), (PREAMBLE + EMPTY + RESPONSES_END,),
+        (PREAMBLE[:50], PREAMBLE[50:], EMPTY[:70], EMPTY[70:], RESPONSES_END),
+    ]:  # fmt: skip
+        app, _ = gateway(recorder=Recorder(lambda *_, parts=parts: stream(*parts)))
+        reply = ask(app, "/v1/responses", body={"input": "x", "stream": True})
+        assert reply.body.startswith(PREAMBLE + EMPTY)
+        assert b"broke off" in reply.body
+        assert metric(ask(app, "/metrics"), "engine_deaths_total", '{engine="0"}') == 1
+        assert app.engines[0].last_success == float("-inf")
+    app, _ = gateway(recorder=Recorder(lambda *_: stream(PREAMBLE, DELTA)))
+    reply = ask(app, "/v1/responses", body={"input": "x", "stream": True})
+    assert reply.body == PREAMBLE + DELTA
+    assert app.engines[0].answered
+
+
+WRITTEN = b'data: {"choices":[{"delta":{"content":"The inference engine is unavailable."}}]}\n\n'
+FORGED = (
+    b'data: {"choices":[{"delta":{"content":"{\\"error\\": {\\"message\\": '
+    b'\\"The inference engine is unavailable.\\"}}"}}]}\n\n'
+)
+QUOTED = (
+    b'data: {"error": {"message": "Failed to parse output: The inference engine is unavailable.", '
+    b'"code": 400}}\n\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("status", "part"),
+    [
+        # What a model wrote.
+        (200, WRITTEN),
+        (200, FORGED),
+        # An error that quotes it.
+        (200, QUOTED),
+        # What runs out of memory for one request, and lives.
+        (503, b'{"error":{"message":"out of GPU memory"}}'),
+    ],
+)
+def test_an_engine_that_lives_is_accused_of_nothing(status, part) -> None:
+    kind = "text/event-stream" if status == 200 else "application/json"
+    app, _ = gateway(recorder=Recorder(lambda *_: Answer(part, status=status, kind=kind)))
+    reply = ask(app, body=chat(stream=True))
+    assert (reply.status, reply.body) == (status, part)
+    assert metric(ask(app, "/metrics"), "engine_deaths_total", '{engine="0"}') == 0
+    assert app.engines[0].up
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+async def test_a_client_that_reads_slowly_is_told_of_a_death_and_accused_of_it(leaves) -> None:
+    """Whatever is said of its engine meanwhile; and though it leaves before it has read that."""
+    recorder = Recorder(lambda *_: stream(EVENT, OSError("reset")))
+    app, _ = gateway(engines=2, recorder=recorder)
+    telling, reads, gone = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def slowly(scope, receive, send):
+        async def wait(message):
+            if b'"engine_died"' in message.get("body", b""):
+                telling.set()
+                await reads.wait()
+            await send(message)
+
+        await app(scope, receive, wait)
+
+    pending = asyncio.ensure_future(call(slowly, body=chat(stream=True), leave=gone))
+    await asyncio.wait_for(telling.wait(), HANG)
+    app.engines[0].abort_all()
+    (gone if leaves else reads).set()
+    await asyncio.wait((pending,), timeout=HANG)
+    await auntil(lambda: app.deny_list.suspected == 2, "it to be accused")
+    engines = app.engines
+    reply = None if leaves else await pending
+    assert not engines[0].left
+    assert [(engine.outstanding, len(engine.in_flight)) for engine in engines] == [(0, 0)] * 2
+    assert reply is None or (b'"engine_died"' in reply.body and reply.done)
+
+
+def test_an_answer_that_is_too_large_is_no_death(monkeypatch) -> None:
+    monkeypatch.setattr(request_forwarder, "_LARGEST_ANSWER", 1000)
+    app, recorder = gateway(engines=2, recorder=Recorder(lambda *_: Answer(*[b"x" * 500] * 5)))
+    reply = ask(app, body=chat(logprobs=True))
+    assert (reply.status, reply.json["error"]["code"]) == (422, "answer_too_large")
+    assert "ask for a stream" in reply.json["error"]["message"]
+    assert recorder.answers[0].closed
+    assert len(recorder.seen) == 1
+    assert app.deny_list.suspected == 0
+    assert [(e.up, e.outstanding, len(e.left)) for e in app.engines] == [(True, 0, 0)] * 2
+    assert metric(ask(app, "/metrics"), "engine_failures_total", '{engine="0"}') == 0

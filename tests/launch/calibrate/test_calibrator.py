@@ -187,8 +187,6 @@ def test_a_plan_on_fewer_gpus_begins_again() -> None:
 
 
 class OneCard(Usage):
-    """Reads one GPU of several."""
-
     def __init__(self, index: int) -> None:
         super().__init__()
         self.index = index
@@ -209,7 +207,7 @@ def test_each_unequal_engine_is_driven_to_its_own_limits() -> None:
         driven = engine()
         driven.group = group
         calibrator.examine(driven, "m", lambda question, to=questions: to.append(question) or 3400)
-        bodies.append({one.name: str(one.request.body) for one in questions})
+        bodies.append({one.name: str(one.body) for one in questions})
     assert bodies[0]["sampling"] != bodies[1]["sampling"]
 
 
@@ -231,26 +229,11 @@ def test_what_was_learned_is_kept_for_plans_on_such_cards() -> None:
     assert "PRETEND" not in text
 
 
-def test_what_was_measured_is_told_where_the_disk_does_not_take_it(monkeypatch) -> None:
-    done = progress()
-    drive(done, Usage(*[PLAN.gpus[0].steady // MIB] * 6))
-
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr("turbofit.core.process.files._created", full)
-    result = learned(PLAN, done.seen, {}, lmdeploy="0.18.0", pretend=False)
-    assert "cannot be written: No space left" in result["why_not"]
-    assert result["kept"] == []
-    assert result["calibrations"]
-    assert "nothing was learned" in str(calibration_view(result))
-
-
 def test_what_restarts_learned_is_dropped_only_where_something_was_missing() -> None:
     def known() -> dict[str, Any]:
         return ladder.recall(PLAN, "0.18.0", pretend=False)
 
-    ladder.remember(PLAN, "0.18.0", pretend=False, changes={"margin": 7}, why=["x"])
+    ladder.remember(PLAN, "0.18.0", pretend=False, changes={"margin": 7}, why="x")
     less = {"calibrations": [{"context": -5, "buffers": 3}], "kept": ["file"]}
     assert not relieve(PLAN, less, "0.18.0", pretend=False)
     more = {"calibrations": [{"context": -5, "buffers": 9}], "kept": ["file"]}
@@ -261,15 +244,30 @@ def test_what_restarts_learned_is_dropped_only_where_something_was_missing() -> 
     assert known() == {}
 
 
-def test_nothing_is_learned_where_somebody_elses_memory_moved(monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("why", "place", "told"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "turbofit.core.process.files._created",
+         "cannot be written: No space left"),
+        (None, "turbofit.launch.calibrate.calibrate.memory_now",
+         "200 MiB more in use than before"),
+    ],
+)  # fmt: skip
+def test_what_was_measured_is_told_where_nothing_is_learned(monkeypatch, why, place, told) -> None:
+    """The disk does not take it, or somebody else's memory moved."""
     done = progress()
-    drive(done, Usage(*[20000] * 6))
-    monkeypatch.setattr(
-        "turbofit.launch.calibrate.calibrate.memory_now",
-        lambda _: SimpleNamespace(used=200 * MIB),
-    )
-    result = learned(PLAN, done.seen, {0: 0}, lmdeploy="0.18.0", pretend=False)
-    assert "200 MiB more in use than before" in result["why_not"]
+    drive(done, Usage(*[PLAN.gpus[0].steady // MIB] * 6))
+
+    def answer(*_: Any, **__: Any) -> Any:
+        if why is not None:
+            raise why
+        return SimpleNamespace(used=200 * MIB)
+
+    monkeypatch.setattr(place, answer)
+    before = {} if why else {0: 0}
+    result = learned(PLAN, done.seen, before, lmdeploy="0.18.0", pretend=False)
+    assert told in result["why_not"]
     assert result["kept"] == []
+    assert result["calibrations"]
     assert calibrations.recall(pretend=False) == ()
     assert "nothing was learned" in str(calibration_view(result))

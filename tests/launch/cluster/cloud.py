@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from ray.cluster_utils import Cluster
-
 from tests.support.processes import HANG, Child, free_port
 
 __all__ = ["Clients", "Cloud", "Serving", "cli", "cloud_of", "until"]
@@ -51,6 +49,8 @@ class Cloud:
     """
 
     def __init__(self, **environ: str) -> None:
+        from ray.cluster_utils import Cluster  # it takes a second, of each worker that collects
+
         self.environ = environ
         os.environ.update(ENVIRONMENT | PATIENT)
         #: In the environment of all that runs on its nodes.
@@ -64,12 +64,10 @@ class Cloud:
 
     @property
     def head(self) -> Any:
-        """Ray's head node."""
         return self._cluster.head_node
 
     @property
     def logs(self) -> Path:
-        """The folder of Ray's logs."""
         return Path(self.head.get_logs_dir_path())
 
     @property
@@ -78,7 +76,6 @@ class Cloud:
         return f"ray:{self._cluster.address}"
 
     def add(self, name: str, spec: str, gpus: int) -> None:
-        """A node with pretend GPUs; ``name`` is ours."""
         self.nodes[name] = self._cluster.add_node(
             **_NO_CPUS,
             num_gpus=gpus,
@@ -94,11 +91,9 @@ class Cloud:
         self._cluster.wait_for_nodes(HANG)
 
     def identity(self, name: str) -> str:
-        """Ray's id of a node."""
         return str(self.nodes[name].node_id)
 
     def engine_pids(self, name: str = "") -> list[int]:
-        """The engines that run on its nodes, or on one of them."""
         found = []
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             try:
@@ -120,7 +115,6 @@ class Cloud:
         self._cluster.remove_node(node, allow_graceful=False)
 
     def stop(self) -> None:
-        """All of it."""
         self._cluster.shutdown()
         signal.signal(signal.SIGTERM, self._sigterm)
 
@@ -140,7 +134,6 @@ class Serving:
         self.again()
 
     def again(self) -> None:
-        """Start it, with the same words each time."""
         self.child = self._run(*self._words)
 
     def front(self) -> int:
@@ -158,11 +151,9 @@ class Serving:
         return child
 
     def cli(self, *words: str) -> tuple[int, Any]:
-        """`turbofit cluster …`: its exit code and JSON."""
         return cli(self.state, "cluster", *words, "--cluster", self.cloud.address)
 
     def status(self) -> dict[str, Any]:
-        """What `cluster status` tells."""
         code, told = self.cli("status")
         return told[0] if code == 0 and told else {"nodes": []}
 
@@ -180,8 +171,6 @@ class Serving:
         return int(found[1]) if found else 0
 
     def wait(self, nodes: int) -> None:
-        """Until the front has so many nodes."""
-
         def settled() -> bool:
             assert self.child.process.poll() is None, self.child.stderr
             return self.up() == nodes
@@ -189,26 +178,21 @@ class Serving:
         until(settled, HANG, lambda: self.child.stderr[-3000:])
 
     def server(self, name: str) -> int:
-        """The process of a node's `turbofit serve`; 0 while it has none."""
         try:
             return int((self._folder(name) / "pid").read_text().split()[0])
         except FileNotFoundError:
             return 0
 
     def key(self, name: str) -> str:
-        """What a node trusts fronts by."""
         return (self._folder(name) / "key").read_text().strip()
 
     def actor(self, name: str) -> int:
-        """The process of a node's actor."""
         return self._worker(b"ray::NodeActor", self.cloud.nodes[name])
 
     def board(self) -> int:
-        """The process of the run's board."""
         return self._worker(b"ray::Board", self.cloud.head, *self.cloud.nodes.values())
 
     def _worker(self, title: bytes, *nodes: Any) -> int:
-        """A worker of these nodes' raylets."""
         for node in nodes:
             raylet = node.all_processes["raylet"][0].process.pid
             for task in Path(f"/proc/{raylet}/task").glob("*/children"):
@@ -218,7 +202,6 @@ class Serving:
         raise AssertionError(f"no {title!r}")
 
     def ray_logs(self) -> list[Path]:
-        """Ray's own log files."""
         return [path for path in self.cloud.logs.rglob("*") if path.is_file()]
 
     def _folder(self, name: str) -> Path:
@@ -226,7 +209,6 @@ class Serving:
         return next(found)
 
     def end(self) -> int:
-        """SIGTERM; the exit code."""
         self.child.process.send_signal(signal.SIGTERM)
         return self.child.finish()
 
@@ -257,7 +239,6 @@ class Clients:
 
     @property
     def lost(self) -> int:
-        """Requests that were not answered in full."""
         return self.outcomes.total() - self.outcomes["kept"]
 
     @property
@@ -266,7 +247,6 @@ class Clients:
         return {what: n for what, n in self.outcomes.items() if what.startswith("failed")}
 
     def more(self, count: int, seconds: float = HANG) -> None:
-        """Until so many more were answered in full."""
         aim = self.outcomes["kept"] + count
         until(lambda: self.outcomes["kept"] >= aim, seconds, lambda: str(self.outcomes))
 
@@ -290,7 +270,6 @@ class Clients:
 
 
 def up_at(port: int) -> int:
-    """How many nodes a front has; 0 while nothing listens."""
     try:
         return int(_ask(port, "/health")[1]["up"])
     except OSError:
@@ -298,7 +277,6 @@ def up_at(port: int) -> int:
 
 
 def cli(state: Path, *words: str) -> tuple[int, Any]:
-    """`turbofit … --json`: its exit code and document."""
     done = subprocess.run(
         [sys.executable, "-m", "turbofit", *words, "--json"],
         env={**os.environ, "XDG_STATE_HOME": str(state)}, capture_output=True, text=True,
@@ -344,7 +322,6 @@ def _ask(port: int, path: str) -> tuple[int, Any]:
 def until(
     found: Callable[[], Any], seconds: float = HANG, why: Callable[[], str] = lambda: ""
 ) -> Any:
-    """What it finds, once that is something."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         value = found()
@@ -356,7 +333,6 @@ def until(
 
 @contextmanager
 def cloud_of(*nodes: tuple[str, str, int], **environ: str) -> Iterator[Cloud]:
-    """A cluster with these nodes: our name, SPEC, GPUs."""
     cloud = Cloud(**environ)
     try:
         for node in nodes:

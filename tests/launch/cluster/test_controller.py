@@ -120,16 +120,22 @@ def ticks(made: Controller, count: int = 6) -> None:
         made.tick()
 
 
+def serving(world: World, *specs: str, **asked: Any) -> Controller:
+    """A controller of nodes with these cards, after its first looks."""
+    for number, spec in enumerate(specs or ("2xrtx3090", "2xrtx3090"), 1):
+        world.add(number, spec)
+    made = world.controller(**asked)
+    ticks(made)
+    return made
+
+
 def target(made: Controller, **changes: Any) -> None:
     told = made.answer({"kind": "change", "keywords": changes})
     assert "said" in told, told
 
 
 def test_nodes_serve_and_one_that_does_not_keep_the_promise_says_why(world: World) -> None:
-    world.add(1, "2xrtx3090")
-    world.add(2, "1xt4")
-    made = world.controller()
-    ticks(made)
+    made = serving(world, "2xrtx3090", "1xt4")
     assert states(made) == {"host-1": "serving", "host-2": "unfit"}
     assert "runs out of memory" in made.nodes["0002"].why
     assert "free host-2" in world.log
@@ -139,27 +145,16 @@ def test_nodes_serve_and_one_that_does_not_keep_the_promise_says_why(world: Worl
 
 
 def test_cards_that_the_plan_leaves_go_back(world: World) -> None:
-    world.add(1, "4xrtx3090")
-    made = world.controller(replicas=1, tp=2)
-    ticks(made)
+    made = serving(world, "4xrtx3090", replicas=1, tp=2)
     assert states(made) == {"host-1": "serving"}
     assert made.nodes["0001"].gpus == 2
     assert world.log == ["free host-1", "serve host-1 32768"]
 
 
-def test_where_no_node_serves_it_says_what_would(world: World) -> None:
-    world.add(1, "1xt4")
-    with pytest.raises(DoesNotFitError, match="on none of 1 node") as caught:
-        world.controller()
-    assert "AWQ" in caught.value.hint
-
-
 def test_a_node_that_joins_is_planned_under_the_promise_and_one_that_leaves_is_gone(
     world: World,
 ) -> None:
-    world.add(1, "2xrtx3090")
-    made = world.controller()
-    ticks(made)
+    made = serving(world, "2xrtx3090")
     promise = made.plan
     late = world.add(2, "2xrtx3090")
     ticks(made)
@@ -171,11 +166,8 @@ def test_a_node_that_joins_is_planned_under_the_promise_and_one_that_leaves_is_g
 
 
 def test_an_unfit_node_is_tried_again_after_ten_minutes(world: World) -> None:
-    world.add(1, "2xrtx3090")
-    world.add(2, "2xrtx3090")
     world.fails["host-2"] = ("the weights are not there", 5)
-    made = world.controller()
-    ticks(made)
+    made = serving(world)
     assert states(made) == {"host-1": "serving", "host-2": "unfit"}
     assert made.nodes["0002"].why == "the weights are not there"
     world.fails.clear()
@@ -203,10 +195,7 @@ def test_a_node_that_ran_out_of_memory_is_planned_with_a_larger_margin_once(worl
 
 
 def test_a_drain_ends_the_server_then_gives_the_cards_back(world: World) -> None:
-    world.add(1, "2xrtx3090")
-    world.add(2, "2xrtx3090")
-    made = world.controller()
-    ticks(made)
+    made = serving(world)
     world.log.clear()
     assert "finishes what it has" in made.answer({"kind": "drain", "node": "host-2"})["said"]
     assert [one.draining for one in made.addresses()] == [False, True]
@@ -224,9 +213,7 @@ def test_a_drain_ends_the_server_then_gives_the_cards_back(world: World) -> None
 def test_a_node_that_is_drained_while_it_joins_is_not_heard_as_a_server(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world.add(1, "2xrtx3090")
-    made = world.controller()
-    ticks(made)
+    made = serving(world, "2xrtx3090")
     world.add(2, "2xrtx3090")
     outcome, late = ray_adapter.outcome, ray_adapter.ResultTimeoutError("late")
     monkeypatch.setattr(
@@ -243,9 +230,7 @@ def test_a_node_that_is_drained_while_it_joins_is_not_heard_as_a_server(
 def test_an_urgent_end_still_lets_the_actors_pass_it_on(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world.add(1, "2xrtx3090")
-    made = world.controller()
-    ticks(made)
+    made = serving(world, "2xrtx3090")
     (actor,) = (one.actor for one in made.nodes.values())
     actor.end = Method(lambda: world.log.append("asked"))  # its server takes long
 
@@ -261,10 +246,7 @@ def test_an_urgent_end_still_lets_the_actors_pass_it_on(
 
 
 def test_the_next_controller_serves_on_and_leaves_a_drained_node_empty(world: World) -> None:
-    world.add(1, "2xrtx3090")
-    world.add(2, "2xrtx3090")
-    first = world.controller()
-    ticks(first)
+    first = serving(world)
     first.answer({"kind": "drain", "node": "host-2"})
     ticks(first)
     made = world.controller()
@@ -275,9 +257,7 @@ def test_the_next_controller_serves_on_and_leaves_a_drained_node_empty(world: Wo
 
 
 def test_what_is_said_of_an_earlier_plan_is_no_failure_of_this_one(world: World) -> None:
-    world.add(1, "2xrtx3090")
-    made = world.controller()
-    ticks(made)
+    made = serving(world, "2xrtx3090")
     (node_state,) = made.nodes.values()
     node_state.told = NodeTold(state="unfit", digest="an earlier one", why="it failed")
     assert node_state.failed == ""
@@ -286,9 +266,7 @@ def test_what_is_said_of_an_earlier_plan_is_no_failure_of_this_one(world: World)
 
 
 def test_a_node_whose_turbofit_answers_otherwise_costs_the_others_nothing(world: World) -> None:
-    world.add(1, "2xrtx3090")
-    made = world.controller()
-    ticks(made)
+    made = serving(world, "2xrtx3090")
     late = world.add(2, "2xrtx3090")
     world.specs["host-2"] = {"machine": 7}
     ticks(made)
@@ -297,10 +275,7 @@ def test_a_node_whose_turbofit_answers_otherwise_costs_the_others_nothing(world:
 
 
 def test_a_change_goes_node_by_node_each_out_of_the_front_first(world: World) -> None:
-    world.add(1, "2xrtx3090")
-    world.add(2, "2xrtx3090")
-    made = world.controller()
-    ticks(made)
+    made = serving(world)
     world.log.clear()
     target(made, context=16384)
     made.tick()
@@ -320,10 +295,7 @@ def test_the_next_node_changes_once_fronts_have_the_last_one(
 ) -> None:
     """Else there is none for a moment."""
     monkeypatch.setattr(module, "_FRONTS_TICKS", 3)
-    world.add(1, "2xrtx3090")
-    world.add(2, "2xrtx3090")
-    made = world.controller()
-    ticks(made)
+    made = serving(world)
     heard: set[str] = set()
     made.has_front = lambda node: node.ray.name in heard
     target(made, context=16384)
@@ -337,10 +309,7 @@ def test_the_next_node_changes_once_fronts_have_the_last_one(
 
 
 def test_the_first_node_that_fails_brings_the_old_plan_back_on_all(world: World) -> None:
-    for number in (1, 2, 3):
-        world.add(number, "2xrtx3090")
-    made = world.controller()
-    ticks(made)
+    made = serving(world, *["2xrtx3090"] * 3)
     before: ClusterPlan = made.plan
     world.log.clear()
     world.fails["host-2"] = ("the engine died", 5)
@@ -360,10 +329,7 @@ def test_the_first_node_that_fails_brings_the_old_plan_back_on_all(world: World)
 def test_a_node_that_the_new_plan_left_out_joins_again_when_the_old_one_is_back(
     world: World,
 ) -> None:
-    world.add(1, "1xrtx3090:free=18500MiB")
-    world.add(2, "2xrtx3090")
-    made = world.controller(context=8192)
-    ticks(made)
+    made = serving(world, "1xrtx3090:free=18500MiB", "2xrtx3090", context=8192)
     world.fails["host-2"] = ("the engine died", 5)
     target(made, context=32768)
     while "serve host-2 32768" not in world.log:
@@ -376,9 +342,7 @@ def test_a_node_that_the_new_plan_left_out_joins_again_when_the_old_one_is_back(
 
 
 def test_a_change_that_cannot_be_is_refused_and_changes_nothing(world: World) -> None:
-    world.add(1, "2xrtx3090")
-    made = world.controller()
-    ticks(made)
+    made = serving(world, "2xrtx3090")
     told = made.answer({"kind": "change", "keywords": {"margin": "23GiB"}})
     assert told["error"]["hint"].startswith("nothing has changed")
     target(made, context=16384)
@@ -454,7 +418,8 @@ def test_a_signal_ends_what_it_has_started_in_order(
 def test_what_cannot_be_served_gives_the_cards_back(world: World, served: Any) -> None:
     world.add(1, "1xt4")
     stop = Stop()
-    with pytest.raises(DoesNotFitError):
+    with pytest.raises(DoesNotFitError, match="on none of 1 node") as caught:
         served(stop)
+    assert "AWQ" in caught.value.hint
     assert world.log == ["end host-1", "free host-1"]
     assert stop.abrupt

@@ -67,7 +67,9 @@ def test_1_a_node_that_cannot_keep_the_promise_says_why(serving: Serving) -> Non
     assert serving.key("large") not in logs
 
 
-@pytest.mark.parametrize("who", ["engine", "serve", "actor"])
+@pytest.mark.parametrize(
+    "who", [pytest.param("engine", marks=pytest.mark.exhaustive), "serve", "actor"]
+)
 def test_2_kills_cost_what_was_in_flight_and_the_node_serves_again(
     cloud: Cloud, serving: Serving, who: str
 ) -> None:

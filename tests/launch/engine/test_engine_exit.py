@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
 import pytest
@@ -9,8 +8,8 @@ from msgspec.structs import replace
 from tests.support.plans import plausible_plan
 from turbofit.core.errors import LaunchError, OutOfMemoryError
 from turbofit.core.plan import Plan, PlannedEngine
-from turbofit.launch.engine.engine_log import StartupTracker, ending, hang, silence
-from turbofit.observe.ends import End, exit_words
+from turbofit.launch.engine.engine_log import StartupTracker, end_of, hang, silence
+from turbofit.observe.ends import End
 
 LOG = Path("/state/engine-0.log")
 TM = "[TM][INFO][1120.08:30:01.123456][x.cc:1] "
@@ -26,14 +25,14 @@ FRAME = "  [ 0] InternVit::Impl::Forward @ src/x.cc:1"
 
 
 def tracker(*lines: str) -> StartupTracker:
-    seen = StartupTracker(plausible_plan())
+    seen = StartupTracker(plausible_plan(), LOG)
     for line in lines:
         seen.see(line, 1, 0.0)
     return seen
 
 
 def test_phases_come_once_and_figures_with_them() -> None:
-    seen = StartupTracker(plausible_plan())
+    seen = StartupTracker(plausible_plan(), LOG)
     said = [text for line in (START, BUDGET, BUDGET, SLAB, SLAB, WARM, DONE)
             for text in seen.see(line, 1, 0.0)]  # fmt: skip
     assert [text for text in said if text.startswith("phase")] == [
@@ -48,40 +47,56 @@ def test_phases_come_once_and_figures_with_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("lines", "code", "kind", "words"),
+    ("lines", "code", "phase", "words"),
     [
-        ((START, CUDA), -6, OutOfMemoryError, "while it loaded weights"),
-        ((START, BUDGET, CUDA), 134, OutOfMemoryError, "when it allocated the cache"),
-        ((START, BUDGET, WARM, CUDA), -6, OutOfMemoryError, "in its warm-up"),
-        ((START, BUDGET, WARM, DONE, CUDA, FRAME), -6, OutOfMemoryError, "InternVit"),
-        (("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.",), 1,
-         OutOfMemoryError, "asking 2.0 GiB"),
-        (("torch.AcceleratorError: CUDA error: out of memory",), 1, OutOfMemoryError,
+        ((CUDA,), -6, "start", "while it started"),
+        ((START, CUDA), -6, "weights", "while it loaded weights"),
+        ((START, BUDGET, CUDA), 134, "cache", "when it allocated the cache"),
+        ((START, BUDGET, WARM, CUDA), -6, "warm-up", "in its warm-up"),
+        ((START, BUDGET, WARM, DONE, CUDA, FRAME), -6, "vision", "InternVit"),
+        ((START, BUDGET, WARM, DONE, CUDA, "  [ 0] LlamaLinear::Forward @ src/x.cc:1"), -6, "text",
+         "LlamaLinear"),
+        (("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.",), 1, "weights",
+         "asking 2.0 GiB"),
+        (("torch.AcceleratorError: CUDA error: out of memory",), 1, "weights",
          "ran out of GPU memory while it started"),
-        ((START, BUDGET, "RuntimeError: Triton Error [CUDA]: out of memory"), 1, OutOfMemoryError,
+        ((START, BUDGET, "RuntimeError: Triton Error [CUDA]: out of memory"), 1, "weights",
          "when it allocated the cache"),
-        ((START, BUDGET, WARM, DONE, "  what():  CUDA error: out of memory"), -6, OutOfMemoryError,
+        ((START, BUDGET, WARM, DONE, "  what():  CUDA error: out of memory"), -6, "text",
          "while it served"),
-        ((START,), -9, OutOfMemoryError, "host memory"),
-        ((START,), 137, OutOfMemoryError, "host memory"),
-        ((START, "ValueError: no"), 1, LaunchError, "exit code 1: ValueError: no"),
-        ((START, CUDA.replace("out of memory", "misaligned address")), -6, LaunchError,
-         "SIGABRT: CUDA error: misaligned address"),
-        ((TM + "Check failed: a < b (2 vs. 1) ",), -6, LaunchError, "check failed: a < b"),
-        ((), -11, LaunchError, "SIGSEGV"),
-        ((), 0, LaunchError, "exit code 0"),
+        ((START, CUDA, "RuntimeError: NCCL error x:1 'aborted'"), -6, "weights", "CUDA error"),
+        ((START, CUDA), 255, "weights", "ran out of GPU memory"),  # -1 is no signal
+        ((START,), -9, "host", "host memory"),
+        ((START,), 137, "host", "host memory"),
     ],
 )  # fmt: skip
-def test_endings(lines: tuple[str, ...], code: int, kind: type, words: str) -> None:
-    error = ending(code, tracker(*lines), plausible_plan(), LOG).error
-    assert type(error) is kind
+def test_lacks_of_memory(lines: tuple[str, ...], code: int, phase: str, words: str) -> None:
+    """The first fault counts, and not what follows from it."""
+    ended = end_of(code, tracker(*lines))
+    assert (ended.phase, ended.is_oom, ended.retryable) == (phase, True, False)
+    assert type(ended.error) is OutOfMemoryError
+    assert words in ended.error.message
+    assert str(LOG) in ended.error.hint
+
+
+@pytest.mark.parametrize(
+    ("lines", "code", "words"),
+    [
+        ((START, "ValueError: no"), 1, "exit code 1: ValueError: no"),
+        ((START, CUDA.replace("out of memory", "misaligned address")), -6,
+         "SIGABRT: CUDA error: misaligned address"),
+        ((TM + "Check failed: a < b (2 vs. 1) ",), -6, "check failed: a < b"),
+        ((), -11, "SIGSEGV"),
+        ((), 0, "exit code 0"),
+        ((), -99, "signal 99"),
+        ((), 134, "SIGABRT"),
+    ],
+)  # fmt: skip
+def test_other_endings(lines: tuple[str, ...], code: int, words: str) -> None:
+    error = end_of(code, tracker(*lines)).error
+    assert type(error) is LaunchError
     assert words in error.message
     assert str(LOG) in error.hint
-
-
-def test_the_first_fault_counts_not_what_follows_from_it() -> None:
-    seen = tracker(START, CUDA, "RuntimeError: NCCL error x:1 'aborted'")
-    assert ending(-6, seen, plausible_plan(), LOG).error.exit_code == 6
 
 
 def test_a_hang_is_many_waits_for_memory_in_the_warm_up_and_nothing_else() -> None:
@@ -92,7 +107,7 @@ def test_a_hang_is_many_waits_for_memory_in_the_warm_up_and_nothing_else() -> No
     seen.see(wait, 1, 10.5)
     assert not seen.hangs(11.0)
     assert seen.hangs(12.5)
-    error = hang(seen, plausible_plan(), LOG).error
+    error = hang(seen).error
     assert error.exit_code == 3
     assert "6,144 tokens, a request of 8,320" in error.message
     seen.see(TM + "16", 1, 13.0)
@@ -106,41 +121,12 @@ def test_back_pressure_while_serving_is_no_hang() -> None:
     assert not seen.hangs(1e6)
 
 
-def test_every_signal_has_a_name_or_a_number() -> None:
-    assert "signal 99" in ending(-99, tracker(), plausible_plan(), LOG).error.message
-    assert signal.SIGABRT.name in ending(134, tracker(), plausible_plan(), LOG).error.message
-
-
-def test_an_exit_with_minus_one_is_no_signal() -> None:
-    ended = ending(255, tracker(START, CUDA), plausible_plan(), LOG)
-    assert (ended.kind, exit_words(255)) == ("out_of_memory", "exit code 255")
-
-
-@pytest.mark.parametrize(
-    ("lines", "phase"),
-    [
-        ((CUDA,), "start"),
-        ((START, CUDA), "weights"),
-        ((START, BUDGET, CUDA), "cache"),
-        ((START, BUDGET, WARM, CUDA), "warm-up"),
-        ((START, BUDGET, WARM, DONE, CUDA, FRAME), "vision"),
-        ((START, BUDGET, WARM, DONE, CUDA, "  [ 0] LlamaLinear::Forward @ src/x.cc:1"), "text"),
-    ],
-)
-def test_what_the_memory_was_for(lines: tuple[str, ...], phase: str) -> None:
-    ended = ending(-6, tracker(*lines), plausible_plan(), LOG)
-    assert ended.kind == "out_of_memory"
-    assert ended.phase == phase
-    assert ended.is_oom
-    assert not ended.retryable
-
-
 def test_the_pretend_account_adds_the_bytes() -> None:
     death = End(
         gpu=2, phase="serving", where="InternVit::Impl::Forward", asked=500 << 20,
         left=300 << 20, missing=202 << 20,
     )  # fmt: skip
-    ended = ending(-6, tracker(START, BUDGET, WARM, DONE, CUDA), plausible_plan(), LOG, death=death)
+    ended = end_of(-6, tracker(START, BUDGET, WARM, DONE, CUDA), death=death)
     assert (ended.phase, ended.gpu, ended.missing) == ("vision", 2, 202 << 20)
     assert "it asked 500 MiB where 300 MiB were left on GPU 2" in ended.error.message
     assert "(in InternVit::Impl::Forward)" in ended.error.message
@@ -150,18 +136,18 @@ def test_the_pretend_account_adds_the_bytes() -> None:
 @pytest.mark.parametrize("code", [0, -9, -11, -15, 137])
 def test_evidence_that_disagrees_is_unknown_and_no_rung_is_taken(code: int) -> None:
     """The log tells of a lack of memory, and no process ends of one like that."""
-    end = ending(code, tracker(START, BUDGET, CUDA), plausible_plan(), LOG)
+    end = end_of(code, tracker(START, BUDGET, CUDA))
     assert end.kind == "unknown"
     assert (end.is_oom, end.retryable) == (False, True)
     assert "out of memory" in end.message
 
 
 def test_who_killed_it() -> None:
-    by_kernel = ending(-9, tracker(START), plausible_plan(), LOG, host_kills=1)
+    by_kernel = end_of(-9, tracker(START), host_kills=1)
     assert (by_kernel.kind, by_kernel.phase) == ("host_memory", "host")
-    nobody_knows = ending(-9, tracker(START), plausible_plan(), LOG, host_kills=None)
+    nobody_knows = end_of(-9, tracker(START), host_kills=None)
     assert nobody_knows.kind == "host_memory"
-    by_somebody = ending(-9, tracker(START), plausible_plan(), LOG, host_kills=0)
+    by_somebody = end_of(-9, tracker(START), host_kills=0)
     assert by_somebody.kind == "killed"
     assert by_somebody.retryable
     assert isinstance(by_somebody.error, LaunchError)
@@ -169,13 +155,13 @@ def test_who_killed_it() -> None:
 
 def test_the_drivers_errors_are_said() -> None:
     note = "Xid 79 on 0000:01:00: the card has fallen off the bus"
-    ended = ending(-6, tracker(START), plausible_plan(), LOG, notes=(note,))
+    ended = end_of(-6, tracker(START), notes=(note,))
     assert note in ended.error.message
 
 
 def test_a_loop_that_failed_is_waited_for_until_its_last_words() -> None:
     plan = plausible_plan()
-    seen = StartupTracker(replace(plan, engine=replace(plan.engine, name="pytorch")))
+    seen = StartupTracker(replace(plan, engine=replace(plan.engine, name="pytorch")), LOG)
     line = "2026-11-20 08:30:01,123 - lmdeploy - ERROR - engine.py:671 - Engine main loop failed."
     assert not seen.failing
     seen.see(line, 1, 10.0)
@@ -187,14 +173,14 @@ def test_a_loop_that_failed_is_waited_for_until_its_last_words() -> None:
 
 def test_page_locked_memory_is_not_the_gpus() -> None:
     seen = tracker(START, BUDGET, CUDA.replace("a.cc:1", "allocator.cc:105"), FRAME)
-    end = ending(-6, seen, plausible_plan(), LOG)
+    end = end_of(-6, seen)
     assert (end.kind, end.phase, end.where) == ("host_memory", "host", "InternVit::Impl::Forward")
     assert "page-locked host memory" in end.error.message
 
 
 def test_a_call_that_a_check_guards_runs_out_of_memory_too() -> None:
     checked = CUDA.replace("CUDA error:", "Check failed: status == cudaSuccess")
-    end = ending(-6, tracker(START, BUDGET, WARM, checked), plausible_plan(), LOG)
+    end = end_of(-6, tracker(START, BUDGET, WARM, checked))
     assert (end.kind, end.phase, end.retryable) == ("out_of_memory", "warm-up", False)
 
 
@@ -202,7 +188,7 @@ def test_an_allocation_that_was_to_fail_lacked_nothing() -> None:
     death = End(
         gpu=0, phase="warm-up", where="x", asked=512, left=1 << 30, missing=None, simulated=7
     )
-    end = ending(-6, tracker(START, BUDGET, WARM, CUDA), plausible_plan(), LOG, death=death)
+    end = end_of(-6, tracker(START, BUDGET, WARM, CUDA), death=death)
     assert (end.missing, end.left) == (None, 1 << 30)
     assert "simulated" in end.error.message
 
@@ -225,7 +211,7 @@ def plan() -> Plan:
 
 
 def watched(plan: Plan, *lines: str) -> StartupTracker:
-    tracker = StartupTracker(plan)
+    tracker = StartupTracker(plan, LOG)
     for number, line in enumerate(lines):
         tracker.see(line, 1, float(number) / 100)
     return tracker
@@ -240,7 +226,7 @@ def test_a_loop_that_died_of_an_image(plan: Plan) -> None:
         OOM,
     )
     assert tracker.loop_failed(0.05)
-    end = ending(None, tracker, plan, LOG)
+    end = end_of(None, tracker)
     assert (end.kind, end.phase, end.asked) == ("out_of_memory", "vision", 640 << 20)
     assert isinstance(end.error, OutOfMemoryError)
     assert end.is_oom
@@ -251,7 +237,7 @@ def test_the_pretend_account_says_where_and_how_much_was_missing(plan: Plan) -> 
     death = End(
         gpu=0, where="qwen2_vl.py:449 forward", asked=100, left=40, missing=60, phase="start"
     )
-    end = ending(None, tracker, plan, LOG, death=death)
+    end = end_of(None, tracker, death=death)
     assert (end.missing, end.left, end.where) == (60, 40, "qwen2_vl.py:449 forward")
 
 
@@ -259,21 +245,21 @@ def test_a_cache_that_finds_no_memory_is_none_of_the_weights(plan: Plan) -> None
     loading = "Loading weights from safetensors: 100%|##########| 4/4"
     said = f"{OOM} a total capacity of 11.62 GiB of which 512.00 MiB is free. Including"
     tracker = watched(plan, loading, "    self.build_cache_engine()", said)
-    end = ending(1, tracker, plan, LOG)
+    end = end_of(1, tracker)
     assert (end.phase, end.missing) == ("cache", 128 << 20)
     assert "when it allocated the cache" in end.error.message
     assert "--margin" in end.error.hint
     death = End(gpu=0, where="layout.py:63", asked=100, left=40, missing=60, phase="")
-    assert ending(1, tracker, plan, LOG, death=death).missing == 128 << 20
+    assert end_of(1, tracker, death=death).missing == 128 << 20
     early = watched(plan, loading, said)
-    assert ending(1, early, plan, LOG).phase == "weights"
+    assert end_of(1, early).phase == "weights"
 
 
 def test_a_loop_that_died_of_something_else_waits_for_its_words(plan: Plan) -> None:
     tracker = watched(plan, FAILED, "KeyError: 'x'")
     assert not tracker.loop_failed(0.5)
     assert tracker.loop_failed(2.5)
-    end = ending(None, tracker, plan, LOG)
+    end = end_of(None, tracker)
     assert end.kind == "crash"
     assert end.retryable
     assert "503" in end.error.message
@@ -282,7 +268,7 @@ def test_a_loop_that_died_of_something_else_waits_for_its_words(plan: Plan) -> N
 def test_no_room_for_a_cache(plan: Plan) -> None:
     tracker = watched(plan, "RuntimeError: No enough gpu memory for kv cache.")
     assert tracker.no_cache == "kv cache"
-    assert ending(1, tracker, plan, LOG).phase == "cache"
+    assert end_of(1, tracker).phase == "cache"
 
 
 def test_processes_that_missed_each_other_are_started_again(plan: Plan) -> None:
@@ -290,7 +276,7 @@ def test_processes_that_missed_each_other_are_started_again(plan: Plan) -> None:
     assert early.raced
     late = watched(plan, "INFO:     Uvicorn running on http://127.0.0.1:1", "EOFError")
     assert not late.raced
-    end = ending(1, early, plan, LOG)
+    end = end_of(1, early)
     assert end.kind == "raced"
     assert end.retryable
     assert isinstance(end.error, LaunchError)
@@ -300,3 +286,18 @@ def test_a_turbomind_s_log_is_read_as_before() -> None:
     tracker = watched(plausible_plan(gpus=1, tp=1), FAILED, "EOFError")
     assert not tracker.raced
     assert not tracker.loop_failed(10.0)
+
+
+def test_a_cache_beyond_the_plan_is_counted() -> None:
+    plan = plausible_plan(gpus=1, tp=1)
+    planned = plan.kv.region_bytes / (1 << 20)
+    line = TM + "Object cache budget: {:.2f} MB from free 99999.00 MB and ratio 0.800"
+    tracker = StartupTracker(plan, LOG)
+    assert tracker.cache_surplus == 0
+    tracker.see(line.format(planned + 3), 1, 0.0)
+    assert abs((tracker.cache_surplus or 0) - (3 << 20)) < 1 << 14
+    silent = replace(plan, engine=replace(plan.engine, name="pytorch"))
+    assert StartupTracker(silent, LOG).cache_surplus is None
+    smaller = watched(plan, line.format(planned - 3))
+    assert smaller.budget is not None
+    assert smaller.cache_surplus == 0

@@ -1,27 +1,15 @@
 from __future__ import annotations
 
-import socket
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from turbofit.core.errors import LaunchError, PackageError
+from turbofit.core.errors import PackageError
 from turbofit.core.installation import install_command
 from turbofit.launch.engine import environment
-from turbofit.launch.engine.environment import Lmdeploy, check_port, find_lmdeploy
-
-
-def test_a_taken_port_is_refused_before_anything_loads() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        with pytest.raises(LaunchError, match=str(port)) as caught:
-            check_port("127.0.0.1", port)
-        assert "--port" in caught.value.hint
-    check_port("127.0.0.1", port)
+from turbofit.launch.engine.environment import Lmdeploy, find_lmdeploy
 
 
 def test_without_lmdeploy(monkeypatch: pytest.MonkeyPatch) -> None:

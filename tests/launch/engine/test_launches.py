@@ -3,15 +3,20 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from tests.support.plans import plausible_plan
+from turbofit import api
 from turbofit.core.plan import Command
+from turbofit.core.units import GIB
 from turbofit.launch.engine.environment import module_runner
 from turbofit.launch.engine.launches import KEY, Launch, _outgoing, free_ports, port_of
+from turbofit.launch.engine.pretended import PretendLaunch, pretend_machine, pretend_runner
 from turbofit.planning.commands import private_commands
+from turbofit.pretend.environment import SCENARIO
 
 DUMP = (
     "import json, os, sys\nprint(json.dumps([sys.argv, os.environ.get('TURBOFIT_ENGINE_KEY')]))\n"
@@ -32,6 +37,8 @@ def test_the_key_is_in_no_command_line(tmp_path: Path) -> None:
     assert argv[1:] == ["serve", "--server-port", "7", "--api-keys", "secret"]
     # Nor is it handed on to what the engine starts.
     assert left is None
+    # One of the user's own is on the command line already.
+    assert KEY not in Launch(command, module_runner("x"), "mine").start_command(0).env
 
 
 def test_an_engine_keeps_no_urls(tmp_path: Path) -> None:
@@ -48,13 +55,6 @@ def test_an_engine_keeps_no_urls(tmp_path: Path) -> None:
     assert json.loads(done.stdout) == ["image/png;base64,AAAA", 0]
 
 
-def test_a_key_of_the_users_own_is_not_given_twice() -> None:
-    command = Command(env={}, argv=("lmdeploy", "--api-keys", "mine"), group=0)
-    launch = Launch(command, module_runner("x"), "mine")
-    assert launch.key == "mine"
-    assert KEY not in launch.start_command(0).env
-
-
 def test_private_commands_are_closed() -> None:
     plan = plausible_plan(gpus=2, tp=1)
     one, two = private_commands(plan, [5001, 5002], "/overlay/InternVL2-8B", "org/name")
@@ -66,19 +66,15 @@ def test_private_commands_are_closed() -> None:
     assert one.argv[one.argv.index("--allow-origins") + 1] == "https://closed.invalid"
 
 
-def test_ports_are_different_and_free() -> None:
+def test_ports_are_different_free_and_not_the_gateways(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("random.SystemRandom.shuffle", lambda *_: None)
+        (first,) = free_ports(1)
+        assert first not in free_ports(1, besides=first)
     ports = free_ports(5)
     assert len(set(ports)) == 5
     assert all(port < _outgoing() for port in ports)
     assert port_of(Command(env={}, argv=("lmdeploy",), group=0)) == 23333
-
-
-def test_an_engine_does_not_get_the_port_of_the_gateway_to_come(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("random.SystemRandom.shuffle", lambda *_: None)
-    (first,) = free_ports(1)
-    assert first not in free_ports(1, besides=first)
 
 
 def test_lmdeploy_does_not_see_our_folder(tmp_path: Path) -> None:
@@ -89,3 +85,21 @@ def test_lmdeploy_does_not_see_our_folder(tmp_path: Path) -> None:
         runner, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=True
     )
     assert not any(path.endswith("turbofit/launch") for path in done.stdout.splitlines())
+
+
+@pytest.mark.lmdeploy
+@pytest.mark.skipif(find_spec("lmdeploy") is None, reason="needs LMDeploy")
+def test_a_pretend_neighbour_takes_memory_and_an_allocation_of_the_first_start_fails(
+    tmp_path: Path,
+) -> None:
+    plan = api.plan("internvl2-1b", on="1xrtx3090", engine="turbomind")
+    (alone,), (beside,) = (pretend_machine(plan, 0, taken).gpus for taken in (0, GIB))
+    assert beside.late - alone.late == GIB
+    launch = PretendLaunch(
+        plan.commands[0], pretend_runner(plan), plan=plan, folder=tmp_path, taken=GIB, fail_at=60
+    )
+    scenarios = [
+        Path(launch.start_command(number).env[SCENARIO]).read_text() for number in range(2)
+    ]
+    assert ["fail_at 60" in text for text in scenarios] == [True, False]
+    assert all(str(beside.late) in text for text in scenarios)

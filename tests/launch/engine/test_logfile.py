@@ -8,22 +8,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support import waiting
+from turbofit.core.errors import LaunchError
 from turbofit.launch.engine import logfile
 from turbofit.launch.engine.logfile import _TIME, LogFile, repeats
+from turbofit.launch.engine.process import EngineProcess, command_text
 
-HANG = b"[TM][INFO][1120.08:30:00.%06d][scheduler.cc:1186] out of memory at 0/1\n"
+WAITS = b"[TM][INFO][1120.08:30:00.%06d][scheduler.cc:1186] out of memory at 0/1\n"
 
 
 def test_repeats_become_a_count_whatever_their_time(tmp_path: Path) -> None:
     log = LogFile(tmp_path / "log")
-    runs = log.feed(b"first\n" + b"".join(HANG % i for i in range(500)))
-    runs += log.feed(b"".join(HANG % i for i in range(500)) + b"last\n")
+    runs = log.feed(b"first\n" + b"".join(WAITS % i for i in range(500)))
+    runs += log.feed(b"".join(WAITS % i for i in range(500)) + b"last\n")
     log.close()
     text = "[TM][INFO][scheduler.cc:1186] out of memory at 0/1"
     assert runs == [("first", 1), (text, 500), (text, 500), ("last", 1)]
     assert (tmp_path / "log").read_text().splitlines() == [
         "first",
-        (HANG % 0).decode().rstrip(),
+        (WAITS % 0).decode().rstrip(),
         "    (the line above came 999 more times)",
         "last",
     ]
@@ -31,7 +33,7 @@ def test_repeats_become_a_count_whatever_their_time(tmp_path: Path) -> None:
 
 def test_the_count_is_read_back(tmp_path: Path) -> None:
     log = LogFile(tmp_path / "log")
-    log.feed(b"first\n" + b"".join(HANG % i for i in range(12)))
+    log.feed(b"first\n" + b"".join(WAITS % i for i in range(12)))
     log.close()
     lines = (tmp_path / "log").read_text().splitlines()
     assert [repeats(line) for line in lines] == [None, None, 11]
@@ -47,7 +49,7 @@ def test_python_times_are_taken_out_too(tmp_path: Path) -> None:
 def test_a_flood_costs_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the engine prints in one second: a pass and a run for each chunk, hardly a write."""
     log = LogFile(tmp_path / "log")
-    flood = b"".join(HANG % i for i in range(36_000))
+    flood = b"".join(WAITS % i for i in range(36_000))
     passes: list[int] = []
     writes: list[int] = []
 
@@ -70,18 +72,6 @@ def test_a_flood_costs_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert all(len(run) == 1 for run in runs)
     assert len(writes) == 2  # the first line, and how often it came
     assert (tmp_path / "log").stat().st_size < 300
-
-
-def test_the_size_is_capped(tmp_path: Path) -> None:
-    log = LogFile(tmp_path / "log", cap=1000)
-    for i in range(200):
-        log.feed(b"line %04d of different text\n" % i)
-        log.kept.settle(waiting.HANG)
-    log.close()
-    sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
-    assert set(sizes) == {"log", "log.1"}
-    assert max(sizes.values()) <= 1000
-    assert "line 0199" in (tmp_path / "log").read_text()
 
 
 def test_lines_cut_by_chunks_and_lines_without_end(tmp_path: Path) -> None:
@@ -129,28 +119,6 @@ def test_a_disk_that_is_full_for_a_while_costs_only_its_lines(tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == ["log"]
 
 
-def test_a_log_that_somebody_removes_is_begun_anew(tmp_path: Path) -> None:
-    (tmp_path / "folder").mkdir()
-    path = tmp_path / "folder" / "log"
-    log = LogFile(path, cap=20)
-    log.feed(b"0123456789\n")
-    log.kept.settle(waiting.HANG)
-    path.unlink()
-    path.parent.rmdir()
-    assert log.feed(b"abcdefghijk\n") == [("abcdefghijk", 1)]
-    log.kept.settle(waiting.HANG)
-    path.parent.mkdir()
-    log.feed(b"ABCDEFGHIJK\n")
-    log.close()
-    assert path.read_text().endswith(")\nABCDEFGHIJK\n")
-
-
-def test_a_full_disk_costs_the_log_only(tmp_path: Path, monkeypatch: object) -> None:
-    log = LogFile(Path("/dev/full"))
-    assert log.feed(b"a\nb\n") == [("a", 1), ("b", 1)]
-    log.close()
-
-
 def test_what_cannot_be_opened_is_opened_once_it_can(tmp_path: Path) -> None:
     path = tmp_path / "folder" / "log"
     with pytest.raises(FileNotFoundError):
@@ -163,3 +131,32 @@ def test_what_cannot_be_opened_is_opened_once_it_can(tmp_path: Path) -> None:
     assert log.feed(b"kept\n") == [("kept", 1)]
     log.close()
     assert path.read_text().endswith(")\nkept\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["lmdeploy", "serve", "a model", "--tp", "2"], "lmdeploy serve 'a model' --tp 2"),
+        (["x", "--api-keys", "k1", "k2", "--tp", "2"], "x --api-keys ... --tp 2"),
+        (["x", "--api-keys=k1", "--api-key", "k2"], "x --api-keys --api-key ..."),
+    ],
+)
+def test_a_command_is_shown_without_keys(words: list[str], text: str) -> None:
+    assert command_text(words) == text
+
+
+def test_no_engine_is_started_whose_log_cannot_be_written(tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    with pytest.raises(LaunchError, match="log cannot be written"):
+        EngineProcess(["touch", str(begun)], {}, tmp_path / "nothing" / "engine-0.log")
+    assert not begun.exists()
+
+
+def test_a_restart_goes_on_without_its_log_and_says_so(tmp_path: Path) -> None:
+    log = tmp_path / "nothing" / "engine-0.log"
+    process = EngineProcess(["echo", "hello"], {}, log, log_required=False)
+    process.wait(waiting.HANG)
+    assert process.poll() == 0
+    assert process.finish(waiting.HANG) == [("hello", 1)]
+    assert process.log_error == "No such file or directory"
+    assert not log.parent.exists()

@@ -12,8 +12,9 @@ import pytest
 from tests.support.plans import plausible_plan
 from turbofit.core.plan import Command
 from turbofit.launch.engine import kernel, supervised_engine
+from turbofit.launch.engine.engine_client import Timing
 from turbofit.launch.engine.launches import Launch
-from turbofit.launch.engine.supervised_engine import SupervisedEngine, Timing
+from turbofit.launch.engine.supervised_engine import SupervisedEngine
 
 #: Torch's, of a request; the server before the engine lives on.
 NO_MEMORY = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."

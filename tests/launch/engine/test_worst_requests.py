@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import base64
+import io
 import struct
 
 import msgspec
 import pytest
 from msgspec.structs import replace
 
+from tests.support.plans import model, plausible_plan
 from turbofit import api
-from turbofit.core.plan import Plan
+from turbofit.core.images import PatchRule, TileRule
+from turbofit.core.plan import Plan, Workload
 from turbofit.launch.engine.worst_requests import (
     ProbeRequest,
     fullest_forward,
+    longest_request,
+    worst_image,
     worst_image_tokens,
     worst_request,
 )
+from turbofit.load.prompt import png
 from turbofit.memory.turbomind.pool import forward_tokens
 
 CARDS = ["1xrtx3090", "1xa100-80gb", "2xl4"]
@@ -27,7 +33,7 @@ TEXT = [75, 225]
 def image_units(plan: Plan, question: ProbeRequest) -> list[int]:
     """Units of each image, by the model's own rule."""
     found = []
-    for part in question.request.body["messages"][0]["content"]:
+    for part in question.body["messages"][0]["content"]:
         if part["type"] == "image_url":
             fields = dict(part["image_url"])
             raw = base64.b64decode(fields.pop("url").partition(",")[2])
@@ -114,29 +120,29 @@ def test_a_text_model_is_asked_for_what_decides() -> None:
     assert worst_image_tokens(plan) == 0
     longest = fullest_forward(plan, "m", 0)
     assert longest is not None
-    assert len(longest.request.body["input_ids"]) == plan.settings.session_len - 2
+    assert len(longest.body["input_ids"]) == plan.settings.session_len - 2
 
 
 def test_a_full_batch_samples_together() -> None:
     plan = decided_by(api.plan("qwen2.5-0.5b", on="1xrtx3090", concurrency=100), "sampling")
     question = fullest_forward(plan, "m", 0)
     assert question is not None
-    path, body = question.request
+    path, body = question.path, question.body
     assert (path, body["top_k"], body["ignore_eos"]) == ("/v1/completions", 0, True)
     assert len(body["prompt"]) == plan.settings.max_batch_size == 100
     small = msgspec.structs.replace(plan, kv=msgspec.structs.replace(plan.kv, tokens=2304))
     few = fullest_forward(small, "m", 0)
     assert few is not None
-    rows = len(few.request.body["prompt"])
+    rows = len(few.body["prompt"])
     assert rows == 36
-    assert rows * (few.request.body["max_tokens"] + 32) <= 2304
+    assert rows * (few.body["max_tokens"] + 32) <= 2304
 
 
 def test_where_the_decoder_decides_no_more_images_are_asked() -> None:
     plan = decided_by(api.plan("internvl2-8b", on="1xrtx3090"), "text_prefill")
     question = fullest_forward(plan, "m", 75)
     assert question is not None
-    assert question.request.path == "/generate"
+    assert question.path == "/generate"
     request = decided_by(plan, "vision_request")
     assert fullest_forward(request, "m", 75) is None
 
@@ -148,3 +154,100 @@ def decided_by(plan: Plan, name: str) -> Plan:
     )
     gpus = (msgspec.structs.replace(plan.gpus[0], ledger=ledger),)
     return msgspec.structs.replace(plan, gpus=gpus)
+
+
+PATCHES = PatchRule(patch_size=14, merge=2, min_pixels=3136, max_pixels=12845056)
+
+
+def limited(units_per_image: int, **limits: object):
+    rule = limits.pop("rule", TileRule(tile_size=448, tokens_per_tile=256, max_dynamic_patch=12))
+    plan = plausible_plan(model=model(image_rule=rule))
+    changed = msgspec.structs.replace(plan.limits, units_per_image=units_per_image, **limits)
+    return msgspec.structs.replace(plan, limits=changed)
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 4, 6, 7, 11, 12, 24])
+def test_the_worst_tiles(most: int) -> None:
+    rule = TileRule(tile_size=448, tokens_per_tile=256, max_dynamic_patch=12)
+    worst = rule.worst_units(most)
+    image = worst_image(limited(worst, max_dynamic_patch=most))
+    assert image is not None
+    assert rule.units(*image.size, most) == worst
+
+
+def test_of_equal_grids_the_squarest() -> None:
+    image = worst_image(limited(13))
+    assert image is not None
+    assert image.size == (1792, 1344)
+
+
+@pytest.mark.parametrize("pixels", [12845056, 1_000_000, 200_704, 401_408])
+def test_the_worst_patches(pixels: int) -> None:
+    worst = PATCHES.worst_units(pixels)
+    plan = limited(
+        worst, rule=PATCHES, vision_unit="patch", max_dynamic_patch=None,
+        max_pixels_per_image=pixels,
+    )  # fmt: skip
+    image = worst_image(plan)
+    assert image is not None
+    assert worst * 0.995 <= PATCHES.units(*image.size, pixels) <= worst
+
+
+def test_a_promised_size_is_the_worst() -> None:
+    plan = plausible_plan(workload=Workload(image_size=(640, 480)))
+    image = worst_image(plan)
+    assert image is not None
+    assert image.size == (640, 480)
+
+
+def test_text_models_have_no_image_request() -> None:
+    plan = plausible_plan(model=model(vision=None, image_rule=None))
+    assert worst_image(plan) is None
+    assert worst_request(plan, "m") is None
+
+
+def test_the_request_carries_the_limit_and_all_images() -> None:
+    request = worst_request(limited(13, images_per_request=3), "name")
+    assert request is not None
+    body = request.body
+    images = [x for x in body["messages"][0]["content"] if x["type"] == "image_url"]
+    assert len(images) == 3
+    assert images[0]["image_url"]["max_dynamic_patch"] == 12
+    assert body["model"] == "name"
+    plan = limited(
+        4, rule=PATCHES, vision_unit="patch", max_dynamic_patch=None, max_pixels_per_image=3136
+    )
+    image = worst_image(plan)
+    assert image is not None
+    assert image.knobs == {"min_pixels": 3136, "max_pixels": 3136}
+
+
+@pytest.mark.lmdeploy
+@pytest.mark.parametrize("size", [(1, 1), (8, 3), (1793, 1345), (3584, 3584)])
+def test_the_png_is_one(size: tuple[int, int]) -> None:
+    image = pytest.importorskip("PIL.Image")
+    data = png(*size)
+    assert len(data) < 8192
+    with image.open(io.BytesIO(data)) as decoded:
+        assert decoded.size == size
+        assert decoded.convert("RGB").getextrema() == ((0, 0), (0, 0), (0, 0))
+
+
+@pytest.mark.parametrize("session", [64, 256, 4096])
+@pytest.mark.parametrize("each", [1, 2])
+def test_every_prompt_of_it_fits_the_session(session: int, each: int) -> None:
+    """A server that counts one or two tokens a word, five around them, and refuses what is more."""
+    plan = plausible_plan()
+    plan = replace(plan, settings=replace(plan.settings, session_len=session))
+    questions: list[int] = []
+
+    def count(question: ProbeRequest) -> int:
+        tokens = 5 + each * question.body["prompt"].count(" a")
+        questions.append(tokens)
+        assert tokens + question.body["max_tokens"] <= session
+        return tokens
+
+    longest = longest_request(plan, "m", None, 0, count)
+    assert longest is not None
+    count(longest)
+    assert questions[-1] >= 0.9 * session

@@ -9,9 +9,8 @@ from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Plan
 from turbofit.core.process.state import new_folder
 from turbofit.gateway.config import GatewayConfig
-from turbofit.launch.engine.engine_client import EngineClient
+from turbofit.launch.engine.engine_client import EngineClient, Timing
 from turbofit.launch.engine.environment import Lmdeploy
-from turbofit.launch.engine.supervised_engine import Timing
 from turbofit.launch.run import Run
 from turbofit.launch.serve.config import ServeConfig
 from turbofit.launch.serve.leases import Leases
@@ -19,7 +18,6 @@ from turbofit.launch.serve.supervisor import StopSignal
 
 
 def say(text: str) -> None:
-    """Progress, at once."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
 
@@ -38,7 +36,6 @@ def tell_pulses() -> None:
 
 
 def main() -> int:
-    """The session; errors as the command line says them."""
     plan, port = Plan.from_json(Path(sys.argv[1]).read_bytes()), int(sys.argv[2])
     folder = new_folder("runs", "test")
     tell_pulses()

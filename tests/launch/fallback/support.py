@@ -97,7 +97,6 @@ def tiny_map(layers: list[int | str]) -> dict[str, int | str]:
 
 
 def picture(width: int = 56, height: int = 56) -> dict[str, Any]:
-    """An image as a part of a message."""
     url = "data:image/png;base64," + b64encode(png(width, height)).decode()
     return {"type": "image_url", "image_url": {"url": url}}
 
@@ -138,10 +137,8 @@ class Served:
 
     @property
     def url(self) -> str:
-        """Its address."""
         return f"http://127.0.0.1:{self.port}"
 
     def stop(self) -> None:
-        """End it."""
         self._server.should_exit = True
         self._thread.join(HANG)

@@ -30,7 +30,6 @@ def served(tmp_path_factory):
 
 
 def ask(served, body, path=CHAT, key=KEY, method="POST"):
-    """Status and parsed body."""
     connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=HANG)
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
     data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
@@ -82,6 +81,14 @@ def test_text_and_image(served):
     assert two["usage"]["prompt_tokens"] == seen["usage"]["prompt_tokens"] + 8 + 2
 
 
+def test_unknown_keys_are_ignored_and_answers_are_as_long_as_asked(served):
+    body = chat(mm_processor_kwargs={"max_pixels": 1}, top_k=5, repetition_penalty=1.0, n=1)
+    assert ask(served, body)[0] == 200
+    body = {**chat(), "max_completion_tokens": 3}
+    del body["max_tokens"]
+    assert ask(served, body)[1]["usage"]["completion_tokens"] <= 3
+
+
 def test_completions(served):
     body = {"model": NAME, "prompt": "a", "max_tokens": 1, "temperature": 0}
     status, answer = ask(served, body, "/v1/completions")
@@ -103,17 +110,6 @@ def test_streams_end_as_clients_expect(served):
     # A character that the last token cut short is in one of them only.
     assert said == plain.rstrip("\ufffd")[: len(said)]
     assert len(said) >= len(plain.rstrip("\ufffd"))
-
-
-def test_unknown_keys_are_ignored(served):
-    body = chat(mm_processor_kwargs={"max_pixels": 1}, top_k=5, repetition_penalty=1.0, n=1)
-    assert ask(served, body)[0] == 200
-
-
-def test_answers_are_as_long_as_asked(served):
-    body = {**chat(), "max_completion_tokens": 3}
-    del body["max_tokens"]
-    assert ask(served, body)[1]["usage"]["completion_tokens"] <= 3
 
 
 def test_a_long_prompt_is_refused_and_an_answer_ends_with_the_context(served):
@@ -240,31 +236,18 @@ def test_out_of_memory_is_answered_and_the_engine_lives(served, monkeypatch):
     assert ask(served, chat())[0] == 200
 
 
-def test_a_device_mismatch_is_told_in_the_answer(served, monkeypatch):
-    from transformers import Qwen2VLForConditionalGeneration as Model
-
-    words = "Expected all tensors to be on the same device, but found at least two devices"
-
-    def mixed(*_, **__):
-        raise RuntimeError(words)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Model, "generate", mixed)
-        status, answer = ask(served, chat())
-    assert status == 500
-    assert words in answer["error"]["message"]
-
-
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_failure_before_the_model_leaves_the_engine_free(served, monkeypatch, stream):
+def test_a_failure_before_or_in_the_model_leaves_the_engine_free(served, monkeypatch, stream):
+    from transformers import Qwen2VLForConditionalGeneration as Model
     from transformers.cli.serving.utils import InferenceThread
 
     def broken(*_, **__):
-        raise RuntimeError("no thread")
+        raise RuntimeError("Expected all tensors to be on the same device")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(InferenceThread, "submit", broken)
-        patch.setattr(InferenceThread, "async_submit", broken)
-        status, answer = ask(served, chat(stream=stream))
-    assert (status, "no thread" in answer["error"]["message"]) == (500, True)
-    assert ask(served, chat())[0] == 200
+    for kind, names in ((InferenceThread, ("submit", "async_submit")), (Model, ("generate",))):
+        with monkeypatch.context() as patch:
+            for name in names:
+                patch.setattr(kind, name, broken)
+            status, answer = ask(served, chat(stream=stream))
+        assert (status, "on the same device" in answer["error"]["message"]) == (500, True)
+        assert ask(served, chat())[0] == 200

@@ -24,9 +24,8 @@ from tests.support.waiting import HANG, until
 from turbofit.core.errors import DoesNotFitError, TurbofitError
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.limits.request_limits import bounds_of
-from turbofit.gateway.models.models_gateway import ModelsGateway
-from turbofit.gateway.models.served_model import ServedModel
-from turbofit.gateway.thread import GatewayThread
+from turbofit.gateway.models import ModelsGateway, ServedModel
+from turbofit.gateway.server import GatewayThread
 from turbofit.launch.serve.supervisor import StopSignal
 from turbofit.launch.serve_models import ModelRun, ModelsPolicy, SeveralModels, gives_way
 
@@ -109,7 +108,6 @@ class Site:
         assert not self._running
 
     def ask(self, name: str) -> tuple[int, Any]:
-        """Status and JSON of a request for a model."""
         request = urllib.request.Request(
             f"{self.front.url}{CHAT}", json.dumps({**chat(), "model": name}).encode(),
             {"Content-Type": "application/json"},

@@ -24,12 +24,17 @@ from turbofit.planning.plan import plan
 from turbofit.planning.request import PlanRequest
 
 pytestmark = pytest.mark.lmdeploy
-lmdeploy = pytest.importorskip("lmdeploy")
+lmdeploy: Any = None
+
+
+@pytest.fixture(autouse=True, scope="module")
+def imported() -> None:
+    """LMDeploy, which takes seconds: not in each worker that only collects this file."""
+    globals()["lmdeploy"] = pytest.importorskip("lmdeploy")
 
 
 @pytest.fixture(autouse=True)
 def standin(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The engine replaced, for one test."""
     import lmdeploy.turbomind
     import torch
     from lmdeploy.serve.core.async_engine import AsyncEngine
@@ -73,7 +78,6 @@ def image() -> Any:
 
 
 def seen(pipe: Any) -> list[dict[str, Any]]:
-    """The requests that reached the engine."""
     return pipe.async_engine.engine.requests
 
 
@@ -97,10 +101,12 @@ def test_every_way_to_ask(pipeline: Any, internvl2: Path, image: Any) -> None:
     assert {tuple(request["units"]) for request in seen(pipe)} == {(), (9,)}
 
 
-def test_context_manager_and_close(internvl2: Path) -> None:
+def test_turbofit_pipeline_is_the_same_door_and_closes_in_order(internvl2: Path) -> None:
+    import turbofit
 
-    with open_pipeline(str(internvl2), on="1xrtx3090") as pipe:
+    with turbofit.pipeline(str(internvl2), on="1xrtx3090", images=2, log_level="ERROR") as pipe:
         assert pipe("hi").text == "ok"
+        assert pipe.plan.limits.images_per_request == 2
         engine = pipe.async_engine.engine
     assert engine.closed
 
@@ -210,20 +216,7 @@ def test_its_memory_is_reserved_until_it_is_closed(
     assert sorted(path.name for path in here.iterdir()) == ["lock"]
 
 
-def test_nothing_stays_reserved_where_it_does_not_open(
-    pipeline: Any, internvl2: Path, here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(*_: Any, **__: Any) -> None:
-        raise RuntimeError("no engine")
-
-    monkeypatch.setattr(lmdeploy.Pipeline, "__init__", broken)
-    with pytest.raises(RuntimeError, match="no engine"):
-        pipeline(str(internvl2), on=None)
-    with Leases(here) as other:
-        assert other.others() == []
-
-
-def test_an_engine_that_cannot_be_held_to_the_plan_is_closed(
+def test_nothing_is_left_of_an_engine_that_does_not_open_or_cannot_be_held(
     pipeline: Any, internvl2: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from turbofit.launch.pipeline import planned_pipeline
@@ -234,6 +227,14 @@ def test_an_engine_that_cannot_be_held_to_the_plan_is_closed(
         engines.append(engine)
         raise ImportError("no such module in this LMDeploy")
 
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no engine")
+
+    with monkeypatch.context() as patched, Leases(here) as other:
+        patched.setattr(lmdeploy.Pipeline, "__init__", broken)
+        with pytest.raises(RuntimeError, match="no engine"):
+            pipeline(str(internvl2), on=None)
+        assert other.others() == []
     monkeypatch.setattr(planned_pipeline, "hold_engine", refuse)
     before = set(threading.enumerate())
     with pytest.raises(ImportError, match="no such module"):
@@ -278,12 +279,10 @@ def test_its_cache_is_no_share_of_what_others_have_yet_to_take(
 
 
 def part(image: Any, kind: str = "image_data", **asked: Any) -> dict[str, Any]:
-    """One image of an OpenAI message."""
     return {"type": kind, kind: {"data": image, **asked}}
 
 
 def message(*parts: dict[str, Any]) -> list[dict[str, Any]]:
-    """One user turn."""
     return [{"role": "user", "content": [{"type": "text", "text": "?"}, *parts]}]
 
 
@@ -305,17 +304,9 @@ def test_tiles_are_held(
 ) -> None:
     pipe = pipeline(str(internvl2), max_dynamic_patch=limit)
     assert pipe(message(part(image, **asked))).text == "ok"
-    assert seen(pipe)[-1]["units"] == [tiles]
+    assert pipe(message({"type": "image", "image": image, **asked})).text == "ok"
+    assert [one["units"] for one in seen(pipe)] == [[tiles]] * 2
     assert tiles <= pipe.plan.limits.units_per_image
-
-
-def test_a_parameter_beside_the_image_is_held_too(
-    pipeline: Any, internvl2: Path, image: Any
-) -> None:
-    pipe = pipeline(str(internvl2), max_dynamic_patch=2)
-    beside = {"type": "image", "image": image, "max_dynamic_patch": 24}
-    assert pipe(message(beside)).text == "ok"
-    assert seen(pipe)[-1]["units"] == [3]
 
 
 @pytest.mark.parametrize(
@@ -336,14 +327,6 @@ def test_the_transformers_format_is_held_by_its_processor(
     pipe = pipeline(str(internvl_hf), max_dynamic_patch=limit)
     assert pipe(message(part(image, detail="high", max_dynamic_patch=24))).text == "ok"
     assert seen(pipe)[-1]["units"] == [tiles]
-
-
-def test_turbofit_pipeline_is_the_same_door(internvl2: Path) -> None:
-    import turbofit
-
-    with turbofit.pipeline(str(internvl2), on="1xrtx3090", images=2, log_level="ERROR") as pipe:
-        assert pipe("hi").text == "ok"
-        assert pipe.plan.limits.images_per_request == 2
 
 
 def test_the_models_own_pixels_without_a_limit(pipeline: Any, qwen2_vl: Path, image: Any) -> None:

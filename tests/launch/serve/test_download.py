@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -17,6 +15,7 @@ from turbofit.core.plan import Plan
 from turbofit.core.process.progress import Step, listened
 from turbofit.launch.serve import download
 from turbofit.launch.serve.download import WeightsFetcher, fetched
+from turbofit.planning.examine.scene import Sources
 
 
 def hub_plan(checkpoint: str | None = None) -> Plan:
@@ -128,15 +127,14 @@ def test_what_goes_wrong(hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     hub("return '/no/such/folder'")
     with pytest.raises(LaunchError, match="cannot be downloaded"):
         fetched(hub_plan().model, lambda _: None)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 20))
+    monkeypatch.setattr(Sources, "disk_free", lambda *_: (1 << 20, True))
     with pytest.raises(LaunchError, match="what is left of the weights takes"):
         fetched(hub_plan().model, lambda _: None)
 
 
 def test_what_came_before_needs_no_room(hub, tmp_path: Path, monkeypatch) -> None:
     hub(f"return {str(tmp_path)!r}")
-    room = SimpleNamespace(free=(1 << 30) + (1 << 18))
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: room)
+    monkeypatch.setattr(Sources, "disk_free", lambda *_: ((1 << 30) + (1 << 18), True))
     with pytest.raises(LaunchError):
         fetched(hub_plan().model, lambda _: None)
     blobs = tmp_path / "home/hub/models--org--name/blobs"
@@ -151,13 +149,11 @@ def test_modelscope_where_lmdeploy_would_ask_it(hub, tmp_path: Path, monkeypatch
     hub("raise AssertionError")
     hub(f"print('Downloading'); return {str(tmp_path)!r}", "modelscope")
     assert fetched(hub_plan().model, lambda _: None).source.checkpoint == str(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 20))
+    monkeypatch.setattr(Sources, "disk_free", lambda *_: (1 << 20, True))
     with pytest.raises(LaunchError, match="ms has") as error:
         fetched(hub_plan().model, lambda _: None)
     assert "MODELSCOPE_CACHE" in error.value.hint
-
-
-def test_modelscope_that_is_not_installed(hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
     monkeypatch.setenv("LMDEPLOY_USE_MODELSCOPE", "True")
     hub("raise ModuleNotFoundError(\"No module named 'modelscope'\")", "modelscope")
     with pytest.raises(LaunchError, match="No module named 'modelscope'") as error:

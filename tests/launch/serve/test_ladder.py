@@ -9,7 +9,7 @@ from tests.support.plans import plausible_plan
 from turbofit import api
 from turbofit.core.plan import Plan
 from turbofit.core.units import MIB
-from turbofit.launch.serve.ladder import Rung, merged, rungs
+from turbofit.launch.serve.ladder import rungs
 from turbofit.observe.ends import End
 
 
@@ -90,11 +90,6 @@ def test_fewer_engines_for_the_hosts_memory() -> None:
     (rung,) = rungs(died("host", kind="host_memory"), two, {})
     assert rung.changes == {"replicas": two.parallel.replicas - 1, "tp": 1}
     assert steps(died("host"), two, replicas=2) == []
-
-
-def test_changes_add_up() -> None:
-    before = {"margin": 1, "max_pixels": 5}
-    assert merged(before, Rung(changes={"margin": 2}, why="")) == {"margin": 2, "max_pixels": 5}
 
 
 def test_a_load_that_should_have_fitted_is_tried_again(plan: Plan) -> None:

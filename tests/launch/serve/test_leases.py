@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,6 +38,17 @@ def reserved(folder: Path, gpus: int = 1) -> Leases:
     leases = Leases(folder)
     leases.reserve(plausible_plan(gpus=gpus, tp=1))
     return leases
+
+
+@pytest.fixture
+def engine() -> Iterator[subprocess.Popen[bytes]]:
+    """A process with a session of its own, which does nothing."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True
+    )
+    yield child
+    child.kill()
+    child.communicate()
 
 
 def test_a_lease_counts_for_others_and_not_for_its_owner(tmp_path: Path) -> None:
@@ -69,36 +81,30 @@ def test_a_fork_of_its_owner_leaves_it_alone(tmp_path: Path) -> None:
         assert [lease.pid for lease in yours.others()] == [os.getpid()]
 
 
-def test_what_its_engines_already_hold_is_not_counted_twice(tmp_path: Path) -> None:
+def test_what_its_engines_already_hold_is_not_counted_twice(tmp_path: Path, engine: Any) -> None:
     with reserved(tmp_path) as mine, Leases(tmp_path) as yours:
         (lease,) = yours.others()
-        engine = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-        try:
-            mine.note(model="m", engines=[engine.pid], ready=False)
-            held = 5 * GIB
-            card = gpu(
-                0, used=300 * MIB + held, free=23968 * MIB - held,
-                holders=(Holder(pid=engine.pid, name="python", bytes=held),),
-            )  # fmt: skip
-            one = msgspec.structs.replace(machine(1), gpus=(card,))
-            seen = counted(one, yours).gpus[0]
-            assert card.free - seen.free == min(card.free, lease.need[UUID] - held)
-            # Nobody is seen on the card (a container): whole until it is ready, then its growth.
-            hidden = msgspec.structs.replace(one, gpus=(msgspec.structs.replace(card, holders=()),))
-            whole = counted(hidden, yours).gpus[0]
-            assert card.free - whole.free == min(card.free, lease.need[UUID])
-            mine.note(model="m", engines=[engine.pid], ready=True)
-            rest = counted(hidden, yours).gpus[0]
-            assert card.free - rest.free == lease.growth[UUID]
-        finally:
-            engine.kill()
-            engine.communicate()
+        mine.note(model="m", engines=[engine.pid], ready=False)
+        held = 5 * GIB
+        card = gpu(
+            0, used=300 * MIB + held, free=23968 * MIB - held,
+            holders=(Holder(pid=engine.pid, name="python", bytes=held),),
+        )  # fmt: skip
+        one = msgspec.structs.replace(machine(1), gpus=(card,))
+        seen = counted(one, yours).gpus[0]
+        assert card.free - seen.free == min(card.free, lease.need[UUID] - held)
+        # Nobody is seen on the card (a container): whole until it is ready, then its growth.
+        hidden = msgspec.structs.replace(one, gpus=(msgspec.structs.replace(card, holders=()),))
+        whole = counted(hidden, yours).gpus[0]
+        assert card.free - whole.free == min(card.free, lease.need[UUID])
+        mine.note(model="m", engines=[engine.pid], ready=True)
+        rest = counted(hidden, yours).gpus[0]
+        assert card.free - rest.free == lease.growth[UUID]
 
 
-def test_an_engine_that_ended_a_moment_ago_is_counted_whole(tmp_path: Path) -> None:
+def test_an_engine_that_ended_a_moment_ago_is_counted_whole(tmp_path: Path, engine: Any) -> None:
     """Its turbofit has not looked yet, and will start it again on the same memory."""
     with reserved(tmp_path) as mine, Leases(tmp_path) as yours:
-        engine = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
         mine.note(model="m", engines=[engine.pid], ready=True)
         (lease,) = yours.others()
         assert lease.settled
@@ -109,33 +115,28 @@ def test_an_engine_that_ended_a_moment_ago_is_counted_whole(tmp_path: Path) -> N
         assert isinstance(card.free, int)
         seen = counted(machine(1), yours).gpus[0]
         assert card.free - seen.free == min(card.free, lease.need[UUID])
-        lease.pid_namespace = "pid:[1]"
-        assert lease.settled, "what runs in another container is not seen"
+        elsewhere = msgspec.structs.replace(lease, pid_namespace="pid:[1]")
+        assert elsewhere.settled, "what runs in another container is not seen"
 
 
 @pytest.mark.parametrize("told", [True, False])
 def test_a_cache_that_is_larger_than_its_plan_leaves_its_growth_reserved(
-    tmp_path: Path, told: bool
+    tmp_path: Path, told: bool, engine: Any
 ) -> None:
     """LMDeploy's cache is a share of what is free: more was than the plan had counted on.
 
     The PyTorch engine does not tell how large it is.
     """
     with reserved(tmp_path) as mine, Leases(tmp_path) as yours:
-        engine = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-        try:
-            surplus = {UUID: 2 * GIB} if told else None
-            mine.note(model="m", engines=[engine.pid], ready=True, surplus=surplus)
-            (lease,) = yours.others()
-            left = GIB if told else lease.growth[UUID]
-            held = lease.need[UUID] + GIB
-            holder = Holder(pid=engine.pid, name="python", bytes=held)
-            card = gpu(0, used=held, free=24 * GIB - held, holders=(holder,))
-            one = msgspec.structs.replace(machine(1), gpus=(card,))
-            assert card.free - counted(one, yours).gpus[0].free == min(card.free, left)
-        finally:
-            engine.kill()
-            engine.communicate()
+        surplus = {UUID: 2 * GIB} if told else None
+        mine.note(model="m", engines=[engine.pid], ready=True, surplus=surplus)
+        (lease,) = yours.others()
+        left = GIB if told else lease.growth[UUID]
+        held = lease.need[UUID] + GIB
+        holder = Holder(pid=engine.pid, name="python", bytes=held)
+        card = gpu(0, used=held, free=24 * GIB - held, holders=(holder,))
+        one = msgspec.structs.replace(machine(1), gpus=(card,))
+        assert card.free - counted(one, yours).gpus[0].free == min(card.free, left)
 
 
 def test_a_lock_that_somebody_keeps_costs_a_lease_only_for_a_while(
@@ -229,7 +230,9 @@ def test_a_folder_that_is_none_or_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_broken_leases_are_no_leases(tmp_path: Path) -> None:
-    for number, text in enumerate(("", "{", "[]", '{"need": 3}', '{"engines": [[1]]}', '"x"')):
+    wrong = ('"need": 3', '"engines": [[1]]', f'"need": {{"{UUID}": -1}}', '"engines": [[1, 1]]')
+    texts = [f'{{"schema": "turbofit.lease/1", {field}}}' for field in wrong]
+    for number, text in enumerate(("", "{", "[]", '"x"', "{}", *texts)):
         (tmp_path / f"{number}.json").write_text(text)
         (tmp_path / f"{number}.lock").write_text("")
     with Leases(tmp_path) as leases:
@@ -268,12 +271,10 @@ def foreign(folder: Path, **facts: Any) -> Path:
 
 def test_what_anybody_writes_into_a_lease_gives_no_memory(tmp_path: Path) -> None:
     with reserved(tmp_path), Leases(tmp_path) as yours:
-        foreign(tmp_path, need={UUID: -(8 << 30)}, model="\ud800", engines=[[0, 1], [1, 1]])
-        (lease,) = yours.others()
-        assert lease.need == {UUID: 0}
-        assert (lease.model, lease.engines) == ("?", [])
-        assert counted(machine(1), yours) == machine(1)
-        foreign(tmp_path, need={UUID: 1 << 80})
+        for need in (-(8 << 30), 1 << 80):
+            foreign(tmp_path, need={UUID: need})
+            assert counted(machine(1), yours) == machine(1)
+        foreign(tmp_path, need={UUID: (1 << 62) - 1})
         seen = counted(machine(1), yours)
         assert seen.gpus[0].free == 0
         msgspec.json.encode(seen)
@@ -293,29 +294,23 @@ def test_nobody_makes_others_wait_for_a_lease(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("whose", ["another boot", "another user"])
-def test_only_engines_of_our_user_and_boot_are_ended(tmp_path: Path, whose: str) -> None:
+def test_only_engines_of_our_user_and_boot_are_ended(
+    tmp_path: Path, whose: str, engine: Any
+) -> None:
     if whose == "another user" and os.geteuid() != 0:
         pytest.skip("only root can give a file away")
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE,
-                             start_new_session=True)  # fmt: skip
-    try:
-        with reserved(tmp_path) as mine, Leases(tmp_path) as yours:
-            mine.note(model="m", engines=[child.pid], ready=True)
-            path = foreign(tmp_path, uid=os.getuid())
-            left = tmp_path / "left.json"
-            left.write_text(path.read_text())
-            if whose == "another user":
-                os.chown(left, 12345, 12345)
-            else:
-                left.write_text(path.read_text().replace("pid:[", "pid:[1"))
-            assert end_orphans(yours) == []
-            assert left.exists()
-            assert child.poll() is None
-    finally:
-        child.kill()
-        child.wait()
-        assert child.stdin is not None
-        child.stdin.close()
+    with reserved(tmp_path) as mine, Leases(tmp_path) as yours:
+        mine.note(model="m", engines=[engine.pid], ready=True)
+        path = next(tmp_path.glob("*.json"))
+        left = tmp_path / "left.json"
+        left.write_text(path.read_text())
+        if whose == "another user":
+            os.chown(left, 12345, 12345)
+        else:
+            left.write_text(path.read_text().replace("pid:[", "pid:[1"))
+        assert end_orphans(yours) == []
+        assert left.exists()
+        assert engine.poll() is None
 
 
 def test_a_killed_owner_is_stale_at_once(tmp_path: Path) -> None:
@@ -348,21 +343,17 @@ def test_a_killed_owner_is_stale_at_once(tmp_path: Path) -> None:
     child.stdout.close()
 
 
-def test_groups_are_told_by_when_their_leader_began() -> None:
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE,
-                             start_new_session=True)  # fmt: skip
-    try:
-        began = start_time(child.pid)
-        assert began > 0
-        assert group_of(child.pid) == child.pid
-        assert members(child.pid, began) == [child.pid]
-        # The same number with another start is somebody else.
-        assert members(child.pid, began - 1) == []
-    finally:
-        child.kill()
-        child.communicate()
-    assert start_time(child.pid) == 0
-    assert members(child.pid, began) == []
+def test_groups_are_told_by_when_their_leader_began(engine: Any) -> None:
+    began = start_time(engine.pid)
+    assert began > 0
+    assert group_of(engine.pid) == engine.pid
+    assert members(engine.pid, began) == [engine.pid]
+    # The same number with another start is somebody else.
+    assert members(engine.pid, began - 1) == []
+    engine.kill()
+    engine.communicate()
+    assert start_time(engine.pid) == 0
+    assert members(engine.pid, began) == []
 
 
 @pytest.fixture

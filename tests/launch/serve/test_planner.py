@@ -77,20 +77,6 @@ def test_pretend_plans_are_neither_measured_nor_reserved() -> None:
     one.take(plan)
 
 
-@pytest.mark.exhaustive
-@pytest.mark.lmdeploy
-def test_the_real_engine_rehearses() -> None:
-    """As `rehearse/test_confirm.py` has it for two groups of unlike cards."""
-    pytest.importorskip("lmdeploy")
-    said: list[str] = []
-    one = Planner(REQUEST, None, said.append, rehearse=True)
-    plan = one.make({})
-    assert plan.fits
-    assert plan.rehearsal is not None
-    assert plan.rehearsal.outcome == "served"
-    assert said == ["rehearsing: LMDeploy's own engine on pretend GPUs, some seconds"]
-
-
 @pytest.mark.parametrize("look", ["make", "take", "settle"])
 def test_engines_of_a_dead_turbofit_are_ended_before_the_machine_is_measured(
     look: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -18,8 +18,7 @@ from tests.support.gateway import plan_for
 from tests.support.waiting import HANG, until
 from turbofit.core.errors import UsageError
 from turbofit.gateway.config import GatewayConfig
-from turbofit.gateway.server import make_gateway
-from turbofit.gateway.thread import GatewayThread
+from turbofit.gateway.server import GatewayThread, make_gateway
 from turbofit.launch.run import Reloader
 from turbofit.launch.serve.config import ServeConfig
 from turbofit.launch.serve.supervisor import StopSignal

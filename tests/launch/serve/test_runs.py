@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from tests.support.plans import plausible_plan
 from tests.support.processes import REPO
@@ -127,15 +128,10 @@ def test_a_process_of_the_same_number_is_no_server(tmp_path: Path) -> None:
     ticks = record.run.pid_started
     path.write_text(path.read_text().replace(str(ticks), str(ticks + 1)))
     assert live_runs() == []
-    stop_server(mine._replace(record=_later(mine.record)), 1)  # and is sent no signal
+    later = replace(mine.record, pid_started=ticks + 1)
+    stop_server(mine._replace(record=later), 1)  # and is sent no signal
     path.write_text("{")
     assert live_runs() == []
-
-
-def _later(record):
-    import msgspec
-
-    return msgspec.structs.replace(record, pid_started=record.pid_started + 1)
 
 
 def test_models_of_one_process_are_listed_once_each_and_are_one_server() -> None:

@@ -39,15 +39,22 @@ def session(tmp_path: Path, port: int, children: list[Child]):
     return run
 
 
+def last_run(tmp_path: Path) -> Path:
+    return max((tmp_path / "state" / "turbofit" / "runs").iterdir())
+
+
 def record(tmp_path: Path) -> dict[str, Any]:
-    """The record of the last run."""
-    folder = max((tmp_path / "state" / "turbofit" / "runs").iterdir())
-    document: dict[str, Any] = json.loads((folder / "run.json").read_text())
+    document: dict[str, Any] = json.loads((last_run(tmp_path) / "run.json").read_text())
     return document
 
 
+def started_by_the_engine(tmp_path: Path) -> int:
+    log = (last_run(tmp_path) / "engine-0.log").read_text()
+    return int(log.partition("CHILD ")[2].split()[0])
+
+
 def test_one_rung_helps_and_the_next_start_begins_with_it(session, tmp_path: Path) -> None:
-    child = session("oom_warmup,serve")
+    child = session("hang,serve")
     child.wait_for("OPEN")
     assert "ladder 1/3: the warm-up did not fit: max_prefill_token_num" in child.stderr
     child.process.send_signal(signal.SIGTERM)
@@ -55,10 +62,9 @@ def test_one_rung_helps_and_the_next_start_begins_with_it(session, tmp_path: Pat
     attempts = record(tmp_path)["attempts"]
     first, second = (attempt["settings"]["max_prefill_token_num"] for attempt in attempts)
     assert second == first // 2
-    assert attempts[0]["ended"]["phase"] == "warm-up"
+    assert (attempts[0]["ended"]["kind"], attempts[0]["ended"]["phase"]) == ("hang", "warm-up")
     assert attempts[1]["changes"] == {"max_prefill_token_num": second}
-    folder = max((tmp_path / "state" / "turbofit" / "runs").iterdir())
-    saved = read_saved(str(folder))
+    saved = read_saved(str(last_run(tmp_path)))
     assert saved.plan.settings.max_prefill_token_num == second
     assert saved.run is not None
     phases = [moment.phase for moment in saved.run.attempts[1].moments]
@@ -90,15 +96,6 @@ def test_after_the_last_rung(session, tmp_path: Path) -> None:
     assert len(table) == 4
     assert all(gone(pid) for pid in pids(child))
     assert record(tmp_path)["state"] == "failed"
-
-
-def test_a_hang_takes_a_smaller_prefill(session, tmp_path: Path) -> None:
-    child = session("hang,serve")
-    child.wait_for("OPEN")
-    before, after = record(tmp_path)["attempts"]
-    assert before["ended"]["kind"] == "hang"
-    small, large = (a["settings"]["max_prefill_token_num"] for a in (after, before))
-    assert small == large // 2
 
 
 def test_what_the_user_set_stays(session, tmp_path: Path) -> None:
@@ -188,9 +185,7 @@ def watchers(engine: int) -> list[int]:
 def test_kill_9_takes_what_the_engine_had_started_with_it(session, tmp_path: Path) -> None:
     child = session("family")
     child.wait_for("OPEN")
-    folder = max((tmp_path / "state" / "turbofit" / "runs").iterdir())
-    log = (folder / "engine-0.log").read_text()
-    grandchild = int(log.partition("CHILD ")[2].split()[0])
+    grandchild = started_by_the_engine(tmp_path)
     child.process.send_signal(signal.SIGKILL)
     child.finish()
     assert all(gone(pid) for pid in pids(child))
@@ -200,9 +195,7 @@ def test_kill_9_takes_what_the_engine_had_started_with_it(session, tmp_path: Pat
 def test_kill_9_leaves_nothing_that_the_next_start_does_not_end(session, tmp_path: Path) -> None:
     child = session("family")
     child.wait_for("OPEN")
-    folder = max((tmp_path / "state" / "turbofit" / "runs").iterdir())
-    log = (folder / "engine-0.log").read_text()
-    grandchild = int(log.partition("CHILD ")[2].split()[0])
+    grandchild = started_by_the_engine(tmp_path)
     (lease,) = (tmp_path / "leases").glob("*.json")
     until(lambda: json.loads(lease.read_text())["engines"], "the lease to name its engines")
     for watcher in watchers(pids(child)[0]):

@@ -49,8 +49,8 @@ def test_a_lack_of_memory_that_others_took_is_no_fault_of_a_request(
 ) -> None:
     start = Start(SimpleNamespace(), PLAN, 0)
     start._gpu_monitor = SimpleNamespace(without_headroom=lambda uuids: taken)  # type: ignore[assignment]
-    ending = End(kind=kind, message=kind, hint="none")
-    assert start._other_cause(SimpleNamespace(group=0), ending) is expected
+    end = End(kind=kind, message=kind, hint="none")
+    assert start._other_cause(SimpleNamespace(group=0), end) is expected
 
 
 @pytest.mark.parametrize(("pretend", "noted"), [(False, 1), (True, 0)])

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from msgspec.structs import replace
 
-from tests.launch.tune.test_slo import SEEN
+from tests.launch.tune.test_search import SEEN
 from turbofit.launch.tune.search import SearchPoint, TrialSearch
 from turbofit.launch.tune.space import MeanRequest, TrialChoice, choices
 from turbofit.planning.plan import plan
@@ -52,7 +52,6 @@ class Engine:
         )
 
     def truth(self, choice: TrialChoice) -> float:
-        """Requests a second."""
         settings, curve = choice.plan.settings, self.curve
         held = max(1, choice.plan.kv.tokens // (curve["prompt"] + curve["output"]))
         doublings = math.log2(settings.max_prefill_token_num / 4096)

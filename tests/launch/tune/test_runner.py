@@ -13,7 +13,7 @@ from tests.load.scripted import ScriptedServer
 from tests.support.waiting import HANG, until
 from turbofit.core.errors import LaunchError
 from turbofit.launch.serve.config import ServeConfig
-from turbofit.launch.serve.supervisor import StopSignal
+from turbofit.launch.serve.supervisor import StoppedError, StopSignal
 from turbofit.launch.tune import runner
 from turbofit.launch.tune.load_child import LoadChild
 from turbofit.launch.tune.runner import TrialEnd, TrialRunner, _Loads
@@ -27,7 +27,6 @@ FEW = LoadSpec.of(images=0, requests=2, concurrency=2, warm_up=0)
 
 
 def driven(loads: _Loads, url: str, stop: StopSignal) -> None:
-    """To their end."""
     loads.begin([url])
 
     def over() -> bool:
@@ -106,7 +105,7 @@ def test_a_trial_whose_engine_starts_too_slowly_is_ended_in_time(
     before = signal.getsignal(signal.SIGALRM)
     for run in (Run(), Run(abrupt=True), Run(dies=True)):
         end = tried(monkeypatch, run, [FEW], 0.05)
-        assert (end.outcome, end.signal, end.results) == ("cut", None, ())
+        assert (end.outcome, end.results) == ("cut", ())
         assert end.why == "the time was over before its engine was ready"
     assert signal.getsignal(signal.SIGALRM) is before
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
@@ -138,7 +137,9 @@ def test_a_person_s_signal_is_none_of_the_time(monkeypatch: pytest.MonkeyPatch) 
             signal.raise_signal(signal.SIGINT)
             return stop.signal
 
-    assert tried(monkeypatch, Interrupted(), [FEW], HANG).signal is signal.SIGINT
+    with pytest.raises(StoppedError) as stopped:
+        tried(monkeypatch, Interrupted(), [FEW], HANG)
+    assert stopped.value.signal is signal.SIGINT
 
 
 def alarm() -> None:

@@ -2,11 +2,21 @@ from __future__ import annotations
 
 import math
 
+import pytest
 from msgspec.structs import replace
 
-from tests.launch.tune.test_slo import SEEN
-from turbofit.core.tuning import TrialForecast
-from turbofit.launch.tune.search import SearchPoint, TrialSearch
+from turbofit.core.errors import UsageError
+from turbofit.core.tuning import SpeedFigures, TrialForecast
+from turbofit.launch.tune.search import (
+    SearchPoint,
+    Surrogate,
+    TrialSearch,
+    below,
+    expected_improvement,
+    meets,
+    parse_seconds,
+    parse_slo,
+)
 
 #: Batches of 1, 2, 4, … 128; the forecast says that more is better.
 OPTIONS = [
@@ -68,3 +78,73 @@ def test_latency_wants_the_soonest_answer() -> None:
     search = TrialSearch(OPTIONS, {}, latency=True, at_once=1)
     serve(search, lambda n: 10 - abs(n - 3))
     assert search.best() == 3
+
+
+SEEN = SpeedFigures(
+    requests_per_second=1.0, output_tokens_per_second=10.0, ttft_p50=0.1, ttft_p90=0.5,
+    tpot_p50=0.01, tpot_p90=0.02, e2e_p50=1.0, e2e_p90=2.0, answered=200, failed=0,
+)  # fmt: skip
+
+
+def test_times_and_limits() -> None:
+    assert parse_slo("ttft=2s, tpot=50ms") == {"ttft": 2.0, "tpot": 0.05}
+    assert [parse_seconds(text, "x") for text in ("90", "1.5s", "20m", "2h", "3min")] == [
+        90, 1.5, 1200, 7200, 180,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "ttft", "ttft=", "ttft=0s", "itl=2s", "ttft=1s,ttft=2s", "ttft=-1s", "e2e=1d"],
+)
+def test_what_is_no_limit_is_said(text) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_slo(text)
+    assert caught.value.message.startswith("--slo")
+
+
+def test_nine_of_ten_must_keep_it_and_nearly_all_be_answered() -> None:
+    assert meets(SEEN, {})
+    assert meets(SEEN, {"ttft": 0.5, "tpot": 0.02, "e2e": 2.0})
+    assert not meets(SEEN, {"ttft": 0.49})
+    assert meets(replace(SEEN, failed=2), {})
+    assert not meets(replace(SEEN, failed=3), {})
+    assert not meets(replace(SEEN, answered=0), {})
+
+
+def test_without_a_measurement_the_forecast_stands() -> None:
+    mean, deviation = Surrogate([], []).predict((0.0,))
+    assert mean == 0
+    assert deviation == pytest.approx(math.sqrt(1.0 + 0.3**2))
+
+
+def test_one_measurement_tells_of_all_and_most_of_its_neighbours() -> None:
+    """The first one settles by what factor the forecasts are wrong everywhere."""
+    surrogate = Surrogate([(0.0,)], [0.5])
+    means = [surrogate.predict((x,)) for x in (0.0, 1.0, 4.0)]
+    assert [round(mean, 2) for mean, _ in means] == [0.5, 0.48, 0.46]
+    deviations = [deviation for _, deviation in means]
+    assert deviations == sorted(deviations)
+    assert deviations[0] < 0.05
+
+
+def test_it_goes_through_what_was_measured() -> None:
+    points = [(float(x), float(y)) for x in range(4) for y in range(3)]
+    seen = [math.sin(x) - 0.3 * y for x, y in points]
+    surrogate = Surrogate(points, seen)
+    for point, value in zip(points, seen, strict=True):
+        assert surrogate.predict(point)[0] == pytest.approx(value, abs=0.03)
+
+
+def test_the_same_point_twice_is_its_mean() -> None:
+    assert Surrogate([(0.0,), (0.0,)], [0.2, 0.4]).predict((0.0,))[0] == pytest.approx(
+        0.3, abs=0.01
+    )
+
+
+def test_expected_improvement_wants_what_is_good_or_unknown() -> None:
+    assert expected_improvement(1.0, 0.1, 0.0) == pytest.approx(1.0)
+    assert expected_improvement(0.0, 1.0, 0.0) == pytest.approx(1 / math.sqrt(2 * math.pi))
+    assert expected_improvement(-3.0, 0.1, 0.0) < 1e-9
+    assert expected_improvement(0.5, 0.0, 0.2) == pytest.approx(0.3)
+    assert below(0.0, -1.0, 0.5) == pytest.approx(0.977, abs=1e-3)

@@ -13,30 +13,25 @@ from tests.launch.tune.test_space import MEAN
 from turbofit.core.errors import LaunchError
 from turbofit.core.process.progress import listened, under_way
 from turbofit.core.tuning import Tuning
+from turbofit.launch.serve.supervisor import StoppedError
 from turbofit.launch.tune.runner import TrialEnd
 from turbofit.launch.tune.space import choices
-from turbofit.launch.tune.tune import Journal, Tools, TuneTask, described, tune
+from turbofit.launch.tune.tune import Journal, Tuner, described
 from turbofit.load.result import LoadResult, Spread
 from turbofit.load.spec import LoadSpec
 from turbofit.planning.plan import plan
 from turbofit.planning.request import PlanRequest
 
 REQUEST = PlanRequest(model="internvl2-2b", on="1xrtx3090", engine="turbomind")
-FACTS = {"model": "m", "gpus": ("c",), "driver": "1", "lmdeploy": "0.18.0", "promise": {}}
+FACTS: dict[str, Any] = {
+    "model": "m", "gpus": ("c",), "driver": "1", "lmdeploy": "0.18.0", "promise": {}, "load": {},
+}  # fmt: skip
+STOP = StoppedError(signal.SIGINT)
 
 
 @cache
 def every_choice() -> list[Any]:
     return choices(REQUEST, plan(REQUEST), MEAN, 64, (0,))
-
-
-def task(**changes: Any) -> TuneTask:
-    facts = {
-        "choices": every_choice(), "load": LoadSpec.of(concurrency=64, seconds=30.0), "at_once": 64,
-        "goal": "throughput", "slo": {}, "time": None, "starts": 12, "facts": FACTS,
-        "earlier": None,
-    }  # fmt: skip
-    return TuneTask(**{**facts, **changes})
 
 
 def result(rate: float, ttft: float = 0.1) -> LoadResult:
@@ -64,15 +59,12 @@ class Engines:
     def plan_of(self, options: dict[str, Any]) -> Any:
         return next(one.plan for one in every_choice() if one.options == options)
 
-    def tools(self) -> Tools:
-        return Tools(self.plan_of, self.run, lambda _: None, lambda: self.now)
-
     def run(self, plan: Any, loads: Any, seconds: float | None) -> TrialEnd:
         settings = plan.settings
         self.started.append((settings.max_batch_size, settings.max_prefill_token_num))
         self.loads.append(list(loads))
         end = self.ends.get(len(self.started))
-        if isinstance(end, Exception):
+        if isinstance(end, BaseException):
             raise end
         if end is not None:
             return end
@@ -83,14 +75,21 @@ class Engines:
         measured = tuple(result(rate) for _ in loads)
         if spent < self.seconds:
             part = (replace(measured[0], stopped="SIGINT"),) if spent >= self.seconds / 2 else ()
-            return TrialEnd((*measured[1:], *part), "cut", "the time was over", None, spent)
-        return TrialEnd(measured, "measured", "", None, spent)
+            return TrialEnd((*measured[1:], *part), "cut", "the time was over", spent)
+        return TrialEnd(measured, "measured", "", spent)
 
 
-def go(made: TuneTask, engines: Engines, journal: Journal | None = None) -> Any:
-    journal = journal or Journal("k", pretend=True)
-    journal.forget()
-    return tune(made, journal, engines.tools())
+def go(engines: Engines, journal: Journal | None = None, **given: Any) -> Tuning:
+    given = {"slo": {}, "seconds": None, "starts": 12, **given}
+    load = given.pop("load", LoadSpec.of(concurrency=64, seconds=30.0))
+    if journal is None:
+        journal = Journal("new", pretend=True)
+        journal.forget()
+    facts = FACTS | {"goal": "throughput", "slo": given["slo"]}
+    return Tuner(
+        every_choice(), load, journal, engines.plan_of, engines.run, lambda _: None, at_once=64,
+        goal="throughput", facts=facts, clock=lambda: engines.now, **given,
+    ).tune()  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -100,8 +99,7 @@ def state(tmp_path, monkeypatch) -> None:
 
 def test_the_best_is_found_confirmed_and_has_a_curve() -> None:
     engines = Engines()
-    found = go(task(), engines)
-    assert isinstance(found, Tuning)
+    found = go(engines)
     assert found.winner is not None
     assert found.winner.max_batch_size == 16
     assert found.winner.max_prefill_token_num == 8192
@@ -115,12 +113,12 @@ def test_the_best_is_found_confirmed_and_has_a_curve() -> None:
 
 
 def test_starts_and_time_bound_it() -> None:
-    few = go(task(starts=3), engines := Engines())
+    few = go(engines := Engines(), starts=3)
     assert len(engines.started) == 3
     assert (len(few.trials), few.stopped) == (2, "2 settings were tried")
-    assert go(task(starts=1), engines := Engines()).best == 1
+    assert go(engines := Engines(), starts=1).best == 1
     assert len(engines.started) == 1
-    short = go(task(time=200.0), engines := Engines())
+    short = go(engines := Engines(), seconds=200.0)
     assert len(engines.started) == 3
     assert short.stopped == "the time is up"
     assert engines.now <= 200.0
@@ -128,7 +126,7 @@ def test_starts_and_time_bound_it() -> None:
 
 def test_a_start_that_is_cut_is_told_and_is_the_best_only_where_nothing_else_was_measured() -> None:
     journal = Journal("k", pretend=True)
-    part = go(task(time=40.0), engines := Engines(), journal)
+    part = go(engines := Engines(), journal, seconds=40.0)
     assert engines.now == 40.0
     (trial,) = part.trials
     assert (trial.outcome, trial.why, part.best) == ("cut", "the time was over", 1)
@@ -137,11 +135,11 @@ def test_a_start_that_is_cut_is_told_and_is_the_best_only_where_nothing_else_was
     assert part.curve == ()
     assert "trial 1 was ended" in part.stopped
     assert journal.trials == ()  # the same command begins anew
-    none = go(task(time=20.0), Engines())
+    none = go(Engines(), seconds=20.0)
     assert (none.best, [one.measured for one in none.trials]) == (None, [None])
     slow = Engines(seconds=50.0)
-    slow.ends[1] = TrialEnd((result(3.0),), "measured", "", None, 10.0)
-    other = go(task(time=40.0), slow)
+    slow.ends[1] = TrialEnd((result(3.0),), "measured", "", 10.0)
+    other = go(slow, seconds=40.0)
     assert [one.outcome for one in other.trials] == ["measured", "cut"]
     assert other.best == 1
     assert other.curve == ()
@@ -149,11 +147,9 @@ def test_a_start_that_is_cut_is_told_and_is_the_best_only_where_nothing_else_was
 
 def test_time_that_an_earlier_run_has_spent_is_gone() -> None:
     journal = Journal("k", pretend=True)
-    stop = TrialEnd((), "unserved", "", signal.SIGINT, 1.0)
-    assert go(task(time=200.0), Engines({3: stop}), journal) is signal.SIGINT
-    engines = Engines()
-    again = tune(task(time=200.0), Journal("k", pretend=True), engines.tools())
-    assert isinstance(again, Tuning)
+    with pytest.raises(StoppedError):
+        go(Engines({3: STOP}), journal, seconds=200.0)
+    again = go(engines := Engines(), Journal("k", pretend=True), seconds=200.0)
     assert len(again.trials) == 3
     assert engines.now == 60.0
 
@@ -162,52 +158,50 @@ def test_a_curve_that_the_time_ends_has_its_whole_points() -> None:
     engines = Engines(seconds=60.0)
     spread = result(3.0)
     engines.ends[2] = TrialEnd(
-        (spread, spread, replace(spread, stopped="SIGINT")), "cut", "the time was over", None, 9.0
+        (spread, spread, replace(spread, stopped="SIGINT")), "cut", "the time was over", 9.0
     )
-    found = go(task(time=150.0, starts=2), engines)
+    found = go(engines, seconds=150.0, starts=2)
     assert [one.concurrency for one in found.curve] == [1, 4]
 
 
 def test_what_is_under_way_says_which_trial_it_is_of_and_the_time_left() -> None:
     told: list[str] = []
-    engines = Engines()
 
-    def run(*given: Any) -> TrialEnd:
-        with under_way("loading weights"):
-            return engines.run(*given)
+    class Loading(Engines):
+        def run(self, *given: Any) -> TrialEnd:
+            with under_way("loading weights"):
+                return super().run(*given)
 
     with listened(lambda step: told.append(step.text if step else "")):
-        tune(task(time=90.0, starts=1), Journal("k", pretend=True),
-             engines.tools()._replace(run=run))  # fmt: skip
+        go(Loading(), seconds=90.0, starts=1)
     assert "trial 1 of at most 1: loading weights: 1.5 min of --time left" in told
 
 
 def test_a_death_is_a_result_and_the_others_go_on() -> None:
-    dead = TrialEnd((), "died", "CUDA out of memory", None, 5.0)
+    dead = TrialEnd((), "died", "CUDA out of memory", 5.0)
     ends = {1: dead, 2: LaunchError("no port", hint="x")}
-    found = go(task(), Engines(ends))
+    found = go(Engines(ends))
     assert [one.outcome for one in found.trials[:3]] == ["died", "unserved", "measured"]
     assert found.trials[0].why == "CUDA out of memory"
     assert found.trials[1].why == "no port"
     assert found.winner is not None
-    every = go(task(starts=4), Engines(dict.fromkeys(range(1, 9), dead)))
+    every = go(Engines(dict.fromkeys(range(1, 9), dead)), starts=4)
     assert every.best is None
     assert every.factors == ()
 
 
 def test_a_signal_ends_it_and_the_same_goes_on_from_there() -> None:
     journal = Journal("k", pretend=True)
-    stop = TrialEnd((), "unserved", "", signal.SIGINT, 1.0)
-    first = Engines({4: stop})
-    assert go(task(), first, journal) is signal.SIGINT
+    first = Engines({4: STOP})
+    with pytest.raises(StoppedError):
+        go(first, journal)
     again = Journal("k", pretend=True)
     assert len(again.trials) == 3
     second = Engines()
-    found = tune(task(), again, second.tools())
-    assert isinstance(found, Tuning)
+    found = go(second, again)
     assert not set(second.started[:-1]) & set(first.started[:3])
     assert [one.number for one in found.trials] == list(range(1, len(found.trials) + 1))
-    whole = go(task(), Engines())
+    whole = go(Engines())
     assert whole.winner is not None
     assert found.winner is not None
     assert found.winner.options == whole.winner.options
@@ -215,7 +209,7 @@ def test_a_signal_ends_it_and_the_same_goes_on_from_there() -> None:
 
 def test_a_damaged_journal_is_as_none(tmp_path) -> None:
     journal = Journal("k", pretend=True)
-    go(task(starts=3), Engines(), journal)
+    go(Engines(), journal, starts=3)
     path = tmp_path / "turbofit" / "tuning-pretend" / "k.json"
     text = path.read_text()
     for damaged in (text[:99], "", "[]", text.replace("turbofit.tuning/1", "x"), "\x00"):
@@ -229,26 +223,27 @@ def test_a_damaged_journal_is_as_none(tmp_path) -> None:
 
 
 def test_an_slo_that_nothing_keeps_leaves_nothing() -> None:
-    found = go(task(slo={"ttft": 0.05}, starts=5), Engines())
+    found = go(Engines(), slo={"ttft": 0.05}, starts=5)
     assert found.best is None
     assert not any(one.meets_slo for one in found.trials)
 
 
 def test_an_open_loop_has_no_curve() -> None:
     load = LoadSpec.of(rate=2.0)
-    found = go(task(load=load, starts=4), engines := Engines())
+    found = go(engines := Engines(), load=load, starts=4)
     assert found.curve == ()
     assert len(engines.started) == 3
 
 
 def test_another_lmdeploy_is_compared_with() -> None:
-    then = go(task(starts=4), Engines())
+    then = go(Engines(), starts=4)
     assert then.winner is not None
+    assert then.winner.measured is not None
     faster = replace(then.winner.measured, requests_per_second=14.0)
     trials = tuple(
         replace(one, measured=faster) if one.number == then.best else one for one in then.trials
     )
-    found = go(task(earlier=replace(then, lmdeploy="0.14.0", trials=trials)), Engines())
+    found = go(Engines(), earlier=replace(then, lmdeploy="0.14.0", trials=trials))
     assert found.earlier is not None
     assert found.earlier.lmdeploy == "0.14.0"
     assert found.earlier.change == pytest.approx(10.5 / 14 - 1, abs=0.08)

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 import turbofit
 from tests.memory.conftest import Case, card, machine_of
+from tests.sweep import part
 from turbofit.core.errors import UsageError
 from turbofit.core.units import MIB
 from turbofit.memory.turbomind.pool import Forward, PoolModel
@@ -44,7 +45,7 @@ def test_a_ledger_adds_up(model, ratio):
     batch=st.integers(1, 300),
     units=st.integers(0, 13),
 )
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=part(120, 3))
 def test_one_thousandth_more_does_not_fit(model, total, used, prefill, batch, units):
     machine = replace(machine_of(1), gpus=(card(total=total, used=used),))
     account = Case(model, margin=256).account(

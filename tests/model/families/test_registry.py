@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.tiny_checkpoints import LLAMA, read
+from tests.sweep import part
 from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.model.config import Section
 from turbofit.model.families.engines import engine_problem
@@ -61,7 +62,7 @@ values = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=part(300, 3))
 @given(st.data(), st.sampled_from(ARCHITECTURES), values, values)
 def test_fuzzed_configs_raise_nothing_else(data, architecture, processor, tokenizer):
     keys = sorted({str(key) for base in bases().values() for key in keys_of(base)})

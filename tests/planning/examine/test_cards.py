@@ -18,24 +18,32 @@ from turbofit.planning.examine.cards import acs_control
 from turbofit.planning.examine.scene import Scene, Sources
 
 
-def test_visible_devices(find: Find, sources: Make) -> None:
-    found = find("cuda_visible_devices", two(), sources(CUDA_VISIBLE_DEVICES="1"))
-    assert found.state == "warning"
-    assert "GPU 0" in found.seen
-
-
-def test_mixed_cards_numbered_by_speed(find: Find, sources: Make) -> None:
-    mixed = Scenario([card(0), card(1, name="NVIDIA GeForce RTX 4090", cc=89, cores=16384)])
-    found = find("cuda_visible_devices", mixed, sources(CUDA_VISIBLE_DEVICES="0,1"))
-    assert found.state == "warning"
-    assert "PCI_BUS_ID" in found.seen
-
-
-def test_a_lost_gpu(find: Find, sources: Make) -> None:
-    scenario = Scenario([server_card(0), server_card(1, error=LOST)], p2p=P2P_NVLINK)
-    found = find("gpus", scenario, sources())
-    assert found.state == "stops"
-    assert "GPU 1" in found.seen
+@pytest.mark.parametrize(
+    ("check", "state", "scenario", "visible", "words"),
+    [
+        ("cuda_visible_devices", "warning", two(), "1", "GPU 0"),
+        # Cards numbered by their speed.
+        ("cuda_visible_devices", "warning",
+         Scenario([card(0), card(1, name="NVIDIA GeForce RTX 4090", cc=89, cores=16384)]), "0,1",
+         "PCI_BUS_ID"),
+        ("gpus", "stops", Scenario([server_card(0), server_card(1, error=LOST)], p2p=P2P_NVLINK),
+         "", "GPU 1"),
+        ("free_memory", "stops", two(used=80 * 1024 * MIB - GIB), "", ""),
+        ("free_memory", "warning",
+         Scenario([server_card(0), server_card(1, used=79 * GIB)], p2p=P2P_NVLINK), "", ""),
+        ("free_memory", "unreadable", Scenario([server_card(0, total=None)]), "", ""),
+        ("mig", "warning",
+         Scenario([server_card(0, mig=True, migs=[Mig(uuid="MIG-1", total=20 * GIB)])]), "", ""),
+        ("mig", "stops", Scenario([server_card(0, mig=True), server_card(1)], p2p=P2P_NVLINK), "",
+         ""),
+    ],
+)  # fmt: skip
+def test_machines(
+    find: Find, sources: Make, check: str, state: str, scenario: Scenario, visible: str, words: str
+) -> None:
+    places = sources(CUDA_VISIBLE_DEVICES=visible) if visible else sources()
+    found = find(check, scenario, places)
+    assert (found.state, words in found.seen + found.fix) == (state, True)
 
 
 def test_others_on_the_card(find: Find, sources: Make) -> None:
@@ -47,22 +55,6 @@ def test_others_on_the_card(find: Find, sources: Make) -> None:
     assert "GPU 1: unknown (another container?) 3.0 GiB" in found.seen
     scenario.gpus[1].total = None
     assert find("holders", scenario, sources()).state == "unreadable"
-
-
-def test_full_cards(find: Find, sources: Make) -> None:
-    assert find("free_memory", two(used=80 * 1024 * MIB - GIB), sources()).state == "stops"
-    one_full = Scenario([server_card(0), server_card(1, used=79 * GIB)], p2p=P2P_NVLINK)
-    assert find("free_memory", one_full, sources()).state == "warning"
-    unknown = Scenario([server_card(0, total=None)])
-    assert find("free_memory", unknown, sources()).state == "unreadable"
-
-
-def test_mig(find: Find, sources: Make) -> None:
-    part = Mig(uuid="MIG-1", total=20 * GIB)
-    cut = Scenario([server_card(0, mig=True, migs=[part])])
-    assert find("mig", cut, sources()).state == "warning"
-    empty = Scenario([server_card(0, mig=True), server_card(1)], p2p=P2P_NVLINK)
-    assert find("mig", empty, sources()).state == "stops"
 
 
 CONDITIONS = [

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import resource
 import socket
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
-from tests.support.checkup import Find, Make, card, two
+from tests.support.checkup import Find, Healthy, Make, card, two
 from tests.support.nvml import Scenario
 from tests.support.plans import plausible_plan
 from turbofit.core.errors import DoesNotFitError, LaunchError
@@ -49,96 +48,65 @@ def test_shared_memory(
     assert find("shared_memory", scenario, sources()).state == state
 
 
-def test_locked_memory(find: Find, sources: Make) -> None:
-    places = sources()
+def limited(places: Healthy) -> None:
     places.locked = 64 * 1024
-    assert find("locked_memory", two(), places).state == "ok"
     (places.root / "sys/class/infiniband/mlx5_0").mkdir()
-    found = find("locked_memory", two(), places)
-    assert found.state == "warning"
-    assert "mlx5_0" in found.seen
-    places.locked = NA
-    assert find("locked_memory", two(), places).state == "unreadable"
 
 
-def test_disk(find: Find, sources: Make) -> None:
-    places = sources(HF_HOME="/data/hub")
-    places.disk = (5 * GIB, True)
-    found = find("disk", two(), places)
-    assert found.state == "warning"
-    assert "/data/hub" in found.seen
-    places.disk = (500 * GIB, False)
-    assert find("disk", two(), places).state == "warning"
-    places.disk = None
-    assert find("disk", two(), places).state == "unreadable"
+def with_disk(free: int) -> Any:
+    return lambda places: setattr(places, "disk", (free, True))
+
+
+def with_port(why: str) -> Any:
+    return lambda places: setattr(places, "port", f"port 23333 cannot be used: {why}")
 
 
 @pytest.mark.parametrize(
-    ("environ", "cache"),
+    ("check", "state", "environ", "spoil", "words"),
     [
-        ({"HUGGINGFACE_HUB_CACHE": "/big/hub", "HF_HOME": "/small"}, "/big/hub"),
-        ({"HF_HOME": "/big"}, "/big/hub"),
-        ({"XDG_CACHE_HOME": "/big"}, "/big/huggingface/hub"),
+        ("locked_memory", "ok", {}, lambda s: setattr(s, "locked", 64 * 1024), ""),
+        ("locked_memory", "warning", {}, limited, "mlx5_0"),
+        ("locked_memory", "unreadable", {}, lambda s: setattr(s, "locked", NA), ""),
+        ("disk", "warning", {"HF_HOME": "/data"}, with_disk(5 * GIB), "/data/hub: 5.0 GiB free"),
+        ("disk", "warning", {"HUGGINGFACE_HUB_CACHE": "/big/hub", "HF_HOME": "/small"},
+         with_disk(5 * GIB), "/big/hub: 5.0 GiB free"),
+        ("disk", "warning", {"XDG_CACHE_HOME": "/big"}, with_disk(5 * GIB), "/big/huggingface/hub"),
+        ("disk", "warning", {}, lambda s: setattr(s, "disk", (500 * GIB, False)), "not writable"),
+        ("disk", "unreadable", {}, lambda s: setattr(s, "disk", None), ""),
+        ("port", "stops", {}, with_port("Address already in use"), "23333"),
+        ("port", "unreadable", {}, with_port("Permission denied"), ""),
+        ("rank_launcher", "stops", {"WORLD_SIZE": "4", "LOCAL_RANK": "0"}, None, "WORLD_SIZE=4"),
+        ("environment", "warning", {"CUDA_LAUNCH_BLOCKING": "1"}, None, ""),
+        ("environment", "warning", {"CUDA_MODULE_LOADING": "EAGER"}, None, ""),
+        ("environment", "warning", {"TM_LOG_LEVEL": "DEBUG"}, None, ""),
+        ("environment", "warning", {"LD_PRELOAD": "/x/libturbofit_pretend.so"}, None, ""),
     ],
-)
-def test_the_disk_is_that_of_the_hubs_cache(
-    find: Find, sources: Make, environ: dict[str, str], cache: str
-) -> None:
-    places = sources(**environ)
-    places.disk = (5 * GIB, True)
-    assert find("disk", two(), places).seen.startswith(f"{cache}: 5.0 GiB free")
-
-
-def test_port(find: Find, sources: Make) -> None:
-    places = sources()
-    places.port = "port 23333 cannot be used: Address already in use"
-    found = find("port", two(), places)
-    assert found.state == "stops"
-    assert "23333" in found.fix
-    places.port = "port 80 cannot be used: Permission denied"
-    assert find("port", two(), places, port=80).state == "unreadable"
-
-
-def test_a_real_port_that_is_taken() -> None:
-    import socket
-
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        problem = Sources({}).port_problem("127.0.0.1", taken.getsockname()[1])
-    assert problem is not None
-    assert "in use" in problem
-
-
-def test_rank_launcher(find: Find, sources: Make) -> None:
-    found = find("rank_launcher", two(), sources(WORLD_SIZE="4", LOCAL_RANK="0"))
-    assert found.state == "stops"
-    assert "WORLD_SIZE=4" in found.seen
-    alone = Scenario([card(0)])
-    assert find("rank_launcher", alone, sources(WORLD_SIZE="4")).state == "ok"
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("CUDA_LAUNCH_BLOCKING", "1"), ("CUDA_MODULE_LOADING", "EAGER"), ("TM_LOG_LEVEL", "DEBUG"),
-     ("LD_PRELOAD", "/x/libturbofit_pretend.so")],
 )  # fmt: skip
-def test_variables(find: Find, sources: Make, name: str, value: str) -> None:
-    found = find("environment", two(), sources(**{name: value}))
-    assert found.state == "warning"
+def test_conditions(
+    find: Find, sources: Make, check: str, state: str, environ: dict[str, str], spoil: Any,
+    words: str,
+) -> None:  # fmt: skip
+    places = sources(**environ)
+    if spoil is not None:
+        spoil(places)
+    found = find(check, two(), places)
+    assert (found.state, words in found.seen) == (state, True)
+
+
+def test_one_card_needs_no_rank_launchers_warning(find: Find, sources: Make) -> None:
+    assert find("rank_launcher", Scenario([card(0)]), sources(WORLD_SIZE="4")).state == "ok"
 
 
 ROOMY = Host(ram_total=64 * GIB, ram_available=60 * GIB, shm_available=32 * GIB, cpus=8)
 
 
 def check_before(
-    plan: Plan, host: Host, folder: Path, ports: Sequence[int], *, pretend: bool
+    plan: Plan, host: Host, folder: Path, *ports: int, pretend: bool = False
 ) -> list[str]:
-    return refuse(
-        Scene(
-            Sources(), "start", host=host, plan=plan, folder=folder, ports=ports, pretend=pretend
-        )
-    )  # fmt: skip
+    scene = Scene(
+        Sources(), "start", host=host, plan=plan, folder=folder, ports=ports, pretend=pretend
+    )
+    return refuse(scene)
 
 
 def test_host_memory_of_a_plan(tmp_path: Path) -> None:
@@ -146,11 +114,11 @@ def test_host_memory_of_a_plan(tmp_path: Path) -> None:
     need = plan.host.pinned + plan.host.pageable
     poor = Host(ram_available=need - 1)
     with pytest.raises(DoesNotFitError, match="of host memory"):
-        check_before(plan, poor, tmp_path, [], pretend=False)
+        check_before(plan, poor, tmp_path)
     # Pretend engines need little, whatever the plan says.
-    assert check_before(plan, Host(ram_available=GIB), tmp_path, [], pretend=True) == []
+    assert check_before(plan, Host(ram_available=GIB), tmp_path, pretend=True) == []
     with pytest.raises(DoesNotFitError, match="pretend engines"):
-        check_before(plan, Host(ram_available=600 * MIB), tmp_path, [], pretend=True)
+        check_before(plan, Host(ram_available=600 * MIB), tmp_path, pretend=True)
 
 
 def test_a_port_that_somebody_has(tmp_path: Path, port: int) -> None:
@@ -158,13 +126,13 @@ def test_a_port_that_somebody_has(tmp_path: Path, port: int) -> None:
         taken.bind(("127.0.0.1", port))
         taken.listen()
         with pytest.raises(LaunchError, match=f"port {port} cannot be used"):
-            check_before(plausible_plan(), ROOMY, tmp_path, [port], pretend=False)
+            check_before(plausible_plan(), ROOMY, tmp_path, port)
 
 
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Sources, "disk_free", lambda *_: (10 * MIB, True))
     with pytest.raises(LaunchError, match=r"10\.0 MiB left"):
-        check_before(plausible_plan(), ROOMY, tmp_path, [], pretend=False)
+        check_before(plausible_plan(), ROOMY, tmp_path)
 
 
 def test_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,8 +142,8 @@ def test_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raised: list[tuple[int, int]] = []
     monkeypatch.setattr(resource, "setrlimit", lambda _, to: raised.append(to))
     with pytest.raises(LaunchError, match="address space"):
-        check_before(plausible_plan(), ROOMY, tmp_path, [], pretend=False)
-    (warning,) = check_before(plausible_plan(), ROOMY, tmp_path, [], pretend=True)
+        check_before(plausible_plan(), ROOMY, tmp_path)
+    (warning,) = check_before(plausible_plan(), ROOMY, tmp_path, pretend=True)
     assert "open files" in warning
     assert raised == [(512, 512)]
 
@@ -183,10 +151,10 @@ def test_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_little_shared_memory_is_a_warning(tmp_path: Path) -> None:
     plan = plausible_plan(gpus=2, tp=2)
     poor = Host(ram_available=60 * GIB, shm_available=60 * MIB)
-    warnings = check_before(plan, poor, tmp_path, [], pretend=False)
+    warnings = check_before(plan, poor, tmp_path)
     nccl = plan.settings.communicator == "nccl" and plan.settings.tp > 1
     assert bool(warnings) is nccl
-    assert check_before(plan, poor, tmp_path, [], pretend=True) == []
+    assert check_before(plan, poor, tmp_path, pretend=True) == []
 
 
 @pytest.mark.parametrize(

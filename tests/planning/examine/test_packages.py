@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import importlib.util
 import sys
@@ -21,7 +22,7 @@ from turbofit.model.draft_reader import read_draft
 from turbofit.model.presets import preset_model
 from turbofit.planning.checks import plan_warnings, refuse
 from turbofit.planning.compatibility import compatibility
-from turbofit.planning.examine.packages import VIDEO_BACKENDS, satisfies, videos
+from turbofit.planning.examine.packages import VIDEO_BACKENDS, satisfies
 from turbofit.planning.examine.scene import Scene, Sources
 
 PACKAGES = [
@@ -123,28 +124,31 @@ def test_two_wheels_of_nccl_own_one_file(find: Find, sources: Make) -> None:
     assert find("nccl", two(), places).state == "unreadable"
 
 
-def test_an_old_driver(find: Find, sources: Make) -> None:
-    scenario = two()
-    scenario.cuda = 11080
-    found = find("driver_cuda", scenario, sources())
-    assert found.state == "stops"
-    assert "12.8" in found.seen
-    scenario.cuda, scenario.driver = 12000, "520.61.05"
-    assert find("driver_cuda", scenario, sources()).state == "stops"
-    scenario.driver = None
-    assert find("driver_cuda", scenario, sources()).state == "unreadable"
+V100 = Scenario([card(name="Tesla V100-SXM2-32GB", cc=70, total=32768 * MIB)])
 
 
-def test_a_v100_with_torch_for_cuda_13(find: Find, sources: Make) -> None:
+@pytest.mark.parametrize(
+    ("check", "state", "scenario", "words"),
+    [
+        ("driver_cuda", "stops", {"cuda": 11080}, "12.8"),
+        ("driver_cuda", "stops", {"cuda": 12000, "driver": "520.61.05"}, ""),
+        ("driver_cuda", "unreadable", {"driver": None}, ""),
+        ("torch_architectures", "stops", V100, "CUDA 12"),
+        ("compute_capability", "warning", V100, ""),
+        ("compute_capability", "unreadable", Scenario([card(name="Nobody", cc=None)]), ""),
+        ("kernels", "stops", Scenario([card(name="Tesla P100", cc=60)]),
+         "no code for Tesla P100, only for sm_70"),
+    ],
+)  # fmt: skip
+def test_cards(
+    find: Find, sources: Make, check: str, state: str, scenario: Any, words: str
+) -> None:
     places = sources()
     places.built = ["sm_75", "sm_80", "sm_90", "sm_100", "sm_120", "compute_120"]
-    v100 = Scenario([card(name="Tesla V100-SXM2-32GB", cc=70, total=32768 * MIB)])
-    found = find("torch_architectures", v100, places)
-    assert found.state == "stops"
-    assert "CUDA 12" in found.fix
-    assert find("compute_capability", v100, sources()).state == "warning"
-    none = Scenario([card(name="Nobody", cc=None)])
-    assert find("compute_capability", none, sources()).state == "unreadable"
+    if isinstance(scenario, dict):
+        scenario = dataclasses.replace(two(), **scenario)
+    found = find(check, scenario, places)
+    assert (found.state, words in found.seen + found.fix) == (state, True)
 
 
 @pytest.mark.parametrize(
@@ -159,21 +163,9 @@ def test_bounds(version: str, bounds: str, fits: bool) -> None:
     assert satisfies(version, bounds) is fits
 
 
-def test_a_card_without_kernels(find: Find, sources: Make) -> None:
-    old = Scenario([card(name="Tesla P100", cc=60)])
-    found = find("kernels", old, sources())
-    assert found.state == "stops"
-    assert "no code for Tesla P100, only for sm_70" in found.seen
-
-
 READS = "def read_video(filename):\n    ...\n"
 #: What torchvision 0.28 has instead.
 READS_NONE = "from pytorch.vision.fb.io.video import read_video\n"
-
-
-def test_where_nobody_names_one_there_is_nothing_to_say(sources: Make) -> None:
-    places = sources()
-    assert videos(places, Scene(places, "install")) is None
 
 
 @pytest.mark.parametrize(

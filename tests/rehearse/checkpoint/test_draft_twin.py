@@ -69,7 +69,9 @@ def test_layers_of_the_target_are_in_its_own_stand_in(tmp_path: Path) -> None:
 
 def test_only_drafting_finds_the_stand_in_for_flash_attention(tmp_path: Path) -> None:
     assert speculative_of(None, MODEL, tmp_path) == {}
-    specs = [Spec(Scenario(()), tmp_path, speculative=told) for told in ({}, {"method": "eagle"})]
+    specs = [
+        Spec(Scenario(()), str(tmp_path), speculative=told) for told in ({}, {"method": "eagle"})
+    ]
     first = [ADAPTERS["pytorch"].path_of(spec)[-1] for spec in specs]
     held = [(folder / "flash_attn_interface.py").is_file() for folder in first]
     assert held == [False, True]

@@ -95,7 +95,7 @@ def document(folder: Path, *, dies: bool = False) -> dict[str, Any]:
     (folder / "records").mkdir()
     record = {"pid": 7, "number": 9, "rows": rows}
     (folder / "records" / "7.json").write_text(json.dumps(record))
-    ended = EndedRun(Spec(scenario, Path("x"), "pytorch"), ran, told, log.splitlines(), "", folder)
+    ended = EndedRun(Spec(scenario, "x", "pytorch"), ran, told, log.splitlines(), "", folder)
     return report(ended, seen(ended), {"torch": "2.12.1", "lmdeploy": "0.18.0"})
 
 

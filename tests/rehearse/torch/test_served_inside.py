@@ -15,7 +15,7 @@ from turbofit.pretend.environment import find_turbofit, put_first
 from turbofit.rehearse.checkpoint.twin import checkpoint_for
 from turbofit.rehearse.packages import SERVED
 
-pytestmark = [pytest.mark.lmdeploy, pytest.mark.slow]
+pytestmark = [pytest.mark.lmdeploy, pytest.mark.exhaustive]
 
 _PROGRAM = """
 import sys

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from tests.support.processes import free_port
 from tests.support.waiting import HANG, until
 from turbofit.pretend.scenario import PretendGpu, Scenario
 from turbofit.pretend.timeline import read_timeline
-from turbofit.rehearse.turbomind.server import NOTICE, main, server_launch
+from turbofit.rehearse.turbomind.server import NOTICE, main, server_environment
 
 
 def get(port: int, path: str, data: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -68,12 +69,13 @@ def healthy(port: int) -> bool:
 
 @contextmanager
 def serving(model: Path, folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    arguments = ["serve", "api_server", str(model), "--server-name", "127.0.0.1"]
-    arguments += ["--server-port", str(port), "--max-batch-size", "128", "--session-len", "32768"]
-    launch = server_launch(Scenario((msgspec.convert(CARD, PretendGpu),)), arguments, folder)
+    command = [sys.executable, "-m", "turbofit.rehearse.turbomind.server", "serve", "api_server"]
+    command += [str(model), "--server-name", "127.0.0.1", "--server-port", str(port)]
+    command += ["--max-batch-size", "128", "--session-len", "32768"]
+    env = server_environment(Scenario((msgspec.convert(CARD, PretendGpu),)), folder)
     with (folder / "stderr").open("wb") as log:
         process = subprocess.Popen(
-            launch.argv, env=launch.env, cwd=folder, stdout=subprocess.DEVNULL, stderr=log
+            command, env=env, cwd=folder, stdout=subprocess.DEVNULL, stderr=log
         )
     try:
         until(lambda: process.poll() is not None or healthy(port), "the server to listen", HANG)

@@ -21,7 +21,6 @@ REQUEST = SiteRequest.of(
     used=(2 * GIB,),
     images=((4, (1280, 720)),),
     contexts=(8192,),
-    concurrencies=(32,),
 )
 
 

@@ -25,15 +25,24 @@ def shown(browser: Browser, script: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_it_opens_in_silence(browser: Browser, kind: str) -> None:
-    for dark in (False, True):
-        browser.open(page_of(kind), dark=dark, width=800)
-        assert scrolls(browser) <= 800
+def test_it_opens_in_silence_and_nothing_is_cut_on_a_phone(browser: Browser, kind: str) -> None:
+    """Tables and commands scroll in their boxes."""
+    for dark, width in ((False, 800), (True, 360)):
+        browser.open(page_of(kind), dark=dark, width=width)
+        assert scrolls(browser) <= width
         assert browser.said() == []
         (own, *others) = browser.asked()
         assert own.startswith("file://")
         assert [url for url in others if url != "data:,"] == []
     assert browser.one("h1").text.startswith(planned_name(kind))
+    browser.run("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    cut = browser.run(
+        "return Array.from(document.querySelectorAll('.scroll, .tiles *, .legend, .ticks'))"
+        ".filter((one) => one.scrollWidth > one.clientWidth + 1 && one.clientWidth)"
+        ".filter((one) => !one.querySelector('table'))"
+        ".map((one) => one.outerHTML.slice(0, 200))"
+    )
+    assert cut == []
 
 
 def planned_name(kind: str) -> str:
@@ -44,22 +53,6 @@ def planned_name(kind: str) -> str:
 def scrolls(browser: Browser) -> int:
     """How wide the page is."""
     return int(browser.run("return document.documentElement.scrollWidth"))
-
-
-@pytest.mark.parametrize("kind", ALL)
-@pytest.mark.parametrize("width", [360, pytest.param(390, marks=pytest.mark.exhaustive)])
-def test_nothing_is_cut_on_a_phone(browser: Browser, kind: str, width: int) -> None:
-    """Tables and commands scroll in their boxes."""
-    browser.open(page_of(kind), width=width)
-    assert scrolls(browser) <= width
-    browser.run("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
-    cut = browser.run(
-        "return Array.from(document.querySelectorAll('.scroll, .tiles *, .legend, .ticks'))"
-        ".filter((one) => one.scrollWidth > one.clientWidth + 1 && one.clientWidth)"
-        ".filter((one) => !one.querySelector('table'))"
-        ".map((one) => one.outerHTML.slice(0, 200))"
-    )
-    assert cut == []
 
 
 def test_arrow_keys_go_through_a_bar(browser: Browser) -> None:

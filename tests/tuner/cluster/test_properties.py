@@ -48,7 +48,7 @@ ASKED = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=part(6))
+@settings(max_examples=part(6, 4))
 @given(model=st.sampled_from(MODELS), cluster=clusters(), asked=ASKED)
 def test_every_node_fits_its_machine_and_keeps_the_promise(
     model: str, cluster: Cluster, asked: dict[str, Any]
@@ -98,7 +98,7 @@ def sums(plans: list[Plan], plan: ClusterPlan, requests: int) -> None:
     assert abs(sum(shares) - requests) < 1e-6 * requests
 
 
-@settings(max_examples=part(5))
+@settings(max_examples=part(5, 4))
 @given(cluster=clusters(), model=st.sampled_from(MODELS[:3]))
 def test_who_joins_keeps_the_promise_or_says_what_it_lacks(cluster: Cluster, model: str) -> None:
     *first, last = cluster.nodes

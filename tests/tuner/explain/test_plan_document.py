@@ -14,8 +14,7 @@ import turbofit
 from tests.sweep import part
 from tests.tuner.conftest import random_request
 from turbofit.core.errors import UsageError
-from turbofit.core.footprint import Footprint
-from turbofit.core.plan import Plan
+from turbofit.core.plan import Footprint, Plan
 from turbofit.core.units import GIB
 from turbofit.memory.account import RATIO_STEPS
 from turbofit.memory.engines import LMDEPLOY, engine_named

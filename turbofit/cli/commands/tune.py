@@ -115,7 +115,7 @@ def tune(*, model: str, form: Form, **given: Any) -> int:
         began=began, apart=apart, again=options.again,
     )  # fmt: skip
 
-    def body(_: StopSignal) -> signal.Signals | Tuning:
+    def body(_: StopSignal) -> Tuning:
         with Leases() as leases:
             if options.pretend:
                 note(_PRETEND)

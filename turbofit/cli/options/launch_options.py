@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from turbofit.core.json_types import Options
-    from turbofit.launch.engine.supervised_engine import Timing
+    from turbofit.launch.engine.engine_client import Timing
 
 Seconds = Annotated[float, Field(ge=0, lt=1e6), Metavar("SECONDS")]
 
@@ -128,7 +128,7 @@ class ServeOptions(LaunchOptions):
 
     def timing(self) -> Timing:
         """The deadlines that were given, the others as they are."""
-        from turbofit.launch.engine.supervised_engine import Timing
+        from turbofit.launch.engine.engine_client import Timing
 
         usual = Timing()
         return Timing(

@@ -13,8 +13,6 @@ from typing import Final
 from turbofit.core.images.base_tile import BaseTileRule
 from turbofit.core.images.rule import FolderEdits, Size
 
-__all__ = ["AnyresRule", "Grid"]
-
 #: Height and width in pixels.
 Grid = tuple[int, int]
 
@@ -34,10 +32,7 @@ class AnyresRule(BaseTileRule, tag="anyres"):
     grids: tuple[Grid, ...]
     most_tiles: int | None = None
     client_knobs: bool = False
-
-    @property
-    def varies_by_size(self) -> bool:
-        return True
+    varies_by_size = True
 
     def grids_within(self, limit: int) -> tuple[Grid, ...]:
         """The grids of at most ``limit`` tiles; the single tile where the list has none so small.

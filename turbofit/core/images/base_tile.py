@@ -12,8 +12,6 @@ from turbofit.core.units import number
 if TYPE_CHECKING:
     from turbofit.core.json_types import Options
 
-__all__ = ["DETAIL_PATCHES", "LARGEST_PATCH_LIMIT", "BaseTileRule"]
-
 #: Beyond this LMDeploy's own search for a grid (cubic in the limit) takes minutes for one image.
 LARGEST_PATCH_LIMIT: Final = 4096
 
@@ -63,9 +61,9 @@ class BaseTileRule(ImageRule):
 
     @property
     def summary(self) -> str:
-        one = self.max_dynamic_patch == 1
+        single = self.max_dynamic_patch == 1
         if self.dynamic:
-            return f"{self.max_dynamic_patch} {self.unit_name if one else self.units_name}"
+            return f"{self.max_dynamic_patch} {self.unit_name if single else self.units_name}"
         return f"{self.tile_size} px square"
 
     @property
@@ -90,7 +88,8 @@ class BaseTileRule(ImageRule):
         return channels * self.tile_size**2
 
     def largest_limit(self, units: int) -> int | None:
-        return next((one for one in self.lower_limits() if self._worst_units(one) <= units), None)
+        within = (limit for limit in self.lower_limits() if self._worst_units(limit) <= units)
+        return next(within, None)
 
     def lower_limits(self, steps: int = 16) -> tuple[int, ...]:
         return tuple(range(self.max_dynamic_patch, 0, -1)) if self.dynamic else (1,)
@@ -117,13 +116,13 @@ class BaseTileRule(ImageRule):
         if to.cap is not None and to.cap < limit:
             capped = self.units(*size, to.cap)
             limit, count = (to.cap, capped) if capped < count else (limit, count)
-        said: tuple[str, object] = ("max_dynamic_patch", wanted)
+        change: tuple[str, object] = ("max_dynamic_patch", wanted)
         if number(patch) > limit:
-            said = ("max_dynamic_patch", patch)
+            change = ("max_dynamic_patch", patch)
         elif detail in DETAIL_PATCHES:
-            said = ("detail", detail)
+            change = ("detail", detail)
         lowered = number(patch) > limit or wanted > limit
-        return Lowered(self.knobs(limit), count, ((*said, limit),) if lowered else ())
+        return Lowered(self.knobs(limit), count, ((*change, limit),) if lowered else ())
 
     @property
     def small_image(self) -> DummyImage:

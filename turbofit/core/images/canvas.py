@@ -13,8 +13,6 @@ from struct import pack, unpack
 from turbofit.core.images.rule import FolderEdits, Size
 from turbofit.core.images.tile import TileRule
 
-__all__ = ["CanvasRule"]
-
 
 class CanvasRule(TileRule, tag="canvas"):
     """Llama 4: an image is laid on the smallest canvas of tiles that shrinks it least.
@@ -27,16 +25,16 @@ class CanvasRule(TileRule, tag="canvas"):
 
     def _units(self, width: int, height: int, limit: int) -> int:
         """Floating point as the preprocessor's."""
-        best, found = 0.0, 0
+        best, tiles = 0.0, 0
         for rows, columns in _canvases(max(1, limit)):
             scale = min(
                 _quotient(columns * self.tile_size, width), _quotient(rows * self.tile_size, height)
             )
-            if not found or _rank(scale) > _rank(best):
-                best, found = scale, rows * columns
+            if not tiles or _rank(scale) > _rank(best):
+                best, tiles = scale, rows * columns
             elif scale == best:
-                found = min(found, rows * columns)
-        return found + 1 if found > 1 else 1
+                tiles = min(tiles, rows * columns)
+        return tiles + 1 if tiles > 1 else 1
 
     def folder_edits(self, limit: int) -> FolderEdits:
         return FolderEdits({}, {"max_patches": limit})

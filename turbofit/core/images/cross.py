@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from turbofit.core.images.base_tile import BaseTileRule
 
-__all__ = ["CrossRule"]
-
 
 class CrossRule(BaseTileRule, tag="cross"):
     """Llama 3.2 Vision: every image is padded to ``max_dynamic_patch`` tiles.
@@ -14,15 +12,9 @@ class CrossRule(BaseTileRule, tag="cross"):
     cross-attention layers.
     """
 
+    varies_by_size = False
+    varies_by_limit = False
     client_knobs: bool = False
-
-    @property
-    def varies_by_size(self) -> bool:
-        return False
-
-    @property
-    def varies_by_limit(self) -> bool:
-        return False
 
     def _units(self, width: int, height: int, limit: int) -> int:
         return self.max_dynamic_patch

@@ -15,8 +15,6 @@ from math import ceil, isqrt
 from turbofit.core.images.base_tile import BaseTileRule
 from turbofit.core.images.rule import FolderEdits, Size
 
-__all__ = ["HdRule"]
-
 
 class HdRule(BaseTileRule, tag="hd"):
     """Phi-3-vision: every image is padded to ``max_dynamic_patch`` tiles, and one of the whole.
@@ -24,11 +22,8 @@ class HdRule(BaseTileRule, tag="hd"):
     Tokens are those of the tiles that the image covers, and of the ends of its lines.
     """
 
+    varies_by_size = False
     client_knobs: bool = False
-
-    @property
-    def varies_by_size(self) -> bool:
-        return False
 
     def _units(self, width: int, height: int, limit: int) -> int:
         return limit + 1

@@ -11,8 +11,6 @@ from math import ceil, isqrt
 from turbofit.core.images.base_tile import BaseTileRule
 from turbofit.core.images.rule import DummyImage, FolderEdits, Size
 
-__all__ = ["LARGEST_EDGE", "LongestEdgeRule"]
-
 #: The preprocessor makes no side longer than this many pixels.
 LARGEST_EDGE = 4096
 

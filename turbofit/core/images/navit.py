@@ -20,8 +20,6 @@ from turbofit.core.images.rule import FolderEdits, Size
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["LARGEST_SIDE", "NavitRule"]
-
 #: Patches of a side: the worst image is looked for among as many.
 LARGEST_SIDE: Final = 1 << 12
 
@@ -33,15 +31,12 @@ class NavitRule(PatchRule, tag="navit"):
     """
 
     mrope: ClassVar[bool] = False
+    #: Its front end refuses ``mm_processor_kwargs``.
+    by_request = False
 
     min_pixels: int = 1
     client_knobs: bool = False
     side: Annotated[int, Meta(le=LARGEST_SIDE)] = 512
-
-    @property
-    def by_request(self) -> bool:
-        """Its front end refuses ``mm_processor_kwargs``."""
-        return False
 
     def patches(self, width: int, height: int, limit: int | None = None) -> tuple[int, int]:
         """Rows and columns of patches of an image, those of the padding among them."""

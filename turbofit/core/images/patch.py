@@ -14,16 +14,13 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
 from turbofit.core.images.rule import Allowed, DummyImage, FolderEdits, ImageRule, Lowered, Size
-from turbofit.core.images.video import VideoRule, Videos
-from turbofit.core.images.windows import LARGEST_RATIO, windows
-from turbofit.core.units import number
+from turbofit.core.images.video import LARGEST_RATIO, VideoRule, Videos, windows
+from turbofit.core.units import largest, number
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from turbofit.core.json_types import Options
-
-__all__ = ["PatchRule"]
 
 
 class PatchRule(ImageRule, tag="patch"):
@@ -131,23 +128,20 @@ class PatchRule(ImageRule, tag="patch"):
 
     def largest_limit(self, units: int) -> int | None:
         """Whole windows."""
-        low, high = 0, min(units // self.merge**2, self.max_pixels // self.limit_step)
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self._worst_units(middle * self.limit_step) <= units:
-                low = middle
-            else:
-                high = middle - 1
-        return low * self.limit_step if low else None
+        most, area = (
+            min(units // self.merge**2, self.max_pixels // self.limit_step),
+            self.limit_step,
+        )
+        return area * largest(most, lambda n: self._worst_units(n * area) <= units) or None
 
     def lower_limits(self, steps: int = 16) -> tuple[int, ...]:
-        found = [self.max_pixels]
+        limits = [self.max_pixels]
         for _ in range(steps):
-            smaller = found[-1] // 2 // self.limit_step * self.limit_step
+            smaller = limits[-1] // 2 // self.limit_step * self.limit_step
             if smaller < self.least_limit:
                 break
-            found.append(smaller)
-        return tuple(found)
+            limits.append(smaller)
+        return tuple(limits)
 
     def limits_below(self, most: int) -> range:
         """Whole windows, and a ``min_pixels`` is never undercut."""
@@ -207,8 +201,8 @@ class PatchRule(ImageRule, tag="patch"):
 
     def together(self, knobs: Iterable[Mapping[str, int]]) -> Self:
         every = list(knobs)
-        most = min(one["max_pixels"] for one in every)
-        least = min(most, *(one["min_pixels"] for one in every))
+        most = min(bounds["max_pixels"] for bounds in every)
+        least = min(most, *(bounds["min_pixels"] for bounds in every))
         return replace(self, min_pixels=least, max_pixels=most)
 
     @property

@@ -12,13 +12,12 @@ from msgspec.structs import replace
 from turbofit.core.errors import UsageError
 from turbofit.core.images.video import Videos
 from turbofit.core.struct import Struct
+from turbofit.core.units import largest
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from turbofit.core.json_types import Options
-
-__all__ = ["Allowed", "DummyImage", "FolderEdits", "ImageRule", "Lowered", "Size"]
 
 #: Width and height in pixels.
 Size = tuple[int, int]
@@ -336,9 +335,9 @@ class ImageRule(Struct):
             if columns > self.slim * rows and most >= _NEARLY * wanted:
                 break
             size = columns * edge, rows * edge
-            seen = served._count(size)
-            if most < seen <= wanted:
-                best, most = size, seen
+            units = served._count(size)
+            if most < units <= wanted:
+                best, most = size, units
             if most >= wanted:
                 break
         return best
@@ -360,17 +359,16 @@ class ImageRule(Struct):
         before = self.units(*size)
         if not self.varies_by_size:
             return None
-        found = self.stretched(size, limit)
-        goal = self.with_limit(limit).units(*size) if found else self.worst_units(limit)
+        stretched = self.stretched(size, limit)
+        goal = self.with_limit(limit).units(*size) if stretched else self.worst_units(limit)
         if before <= goal:
             return None
-        if found is None:
+        if stretched is None:
             return self._scaled(size, goal)
-        if self._count(found) <= goal:
-            return found
+        if self._count(stretched) <= goal:
+            return stretched
         # What is below the least size is enlarged again: the nearest that is to be had.
-        both = [one for one in (found, self._scaled(size, goal)) if one is not None]
-        best = min(both, key=self._count)
+        best = min(filter(None, (stretched, self._scaled(size, goal))), key=self._count)
         return best if self._count(best) < before else None
 
     def stretched(self, size: Size, limit: int) -> Size | None:
@@ -388,14 +386,8 @@ class ImageRule(Struct):
             width, height = (-(-edge * side // longer) for edge in size)  # never a longer shape
             return width, height
 
-        low, high = 0, longer
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self._count(at(middle)) <= goal:
-                low = middle
-            else:
-                high = middle - 1
-        return at(low) if low else None
+        side = largest(longer, lambda side: self._count(at(side)) <= goal)
+        return at(side) if side else None
 
     def _count(self, size: Size) -> int:
         """Units of an image; more than any limit where rounding made it too long a strip."""

@@ -16,8 +16,6 @@ from turbofit.core.errors import UsageError
 from turbofit.core.images.base_tile import DETAIL_PATCHES, LARGEST_PATCH_LIMIT, BaseTileRule
 from turbofit.core.images.rule import DummyImage, FolderEdits, Size
 
-__all__ = ["TileRule"]
-
 
 class TileRule(BaseTileRule, tag="tile"):
     """InternVL: an image becomes a grid of tiles, and a thumbnail where there is more than one.

@@ -1,4 +1,4 @@
-"""Videos in units of the vision tower, and in tokens of the language model.
+"""How Qwen's preprocessors resize images and videos: to whole windows of patches within bounds.
 
 A video is an image of many grids: ``merged_frames`` frames become one grid of patches, and each
 grid stands in the prompt behind the seconds that it shows.
@@ -6,17 +6,18 @@ grid stands in the prompt behind the seconds that it shows.
 
 from __future__ import annotations
 
+from math import ceil, floor, sqrt
 from typing import Final, NamedTuple
 
 from turbofit.core.errors import UsageError
-from turbofit.core.images.windows import windows
 from turbofit.core.struct import Struct
-
-__all__ = ["GRID_TEXT_TOKENS", "LONGEST_SECONDS", "VideoRule", "Videos"]
+from turbofit.core.units import largest
 
 #: Tokens of one grid's words, ``<12345.6 seconds>`` and two marks. Never under, up to:
 GRID_TEXT_TOKENS: Final = 12
 LONGEST_SECONDS: Final = 99_999.0
+#: The preprocessors refuse images whose longer side is more than this many times the shorter.
+LARGEST_RATIO: Final = 200
 
 
 class VideoRule(Struct):
@@ -93,17 +94,15 @@ class Videos(NamedTuple):
             None where not even one window a frame keeps within.
         """
         checkpoint_pixels, area = self.rule.max_pixels, (self.patch_size * self.merge) ** 2
-        low, high = (
-            0,
-            max(1, min(checkpoint_pixels if most is None else most, checkpoint_pixels) // area),
+        high = min(checkpoint_pixels if most is None else most, checkpoint_pixels) // area
+        return (
+            area
+            * largest(
+                max(1, high),
+                lambda count: self.most_units(frames, width, height, count * area) <= units,
+            )
+            or None
         )
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self.most_units(frames, width, height, middle * area) <= units:
-                low = middle
-            else:
-                high = middle - 1
-        return low * area if low else None
 
     def most_units(self, frames: int, width: int, height: int, largest: int) -> int:
         """The most patches of so many frames or fewer, under ``largest`` and its `least_pixels`."""
@@ -123,3 +122,44 @@ class Videos(NamedTuple):
         Transformers raises ``max_pixels`` to 1.05 x ``min_pixels`` a frame where it caps each.
         """
         return max(1, min(self.rule.min_pixels, largest * 9 // (10 * frames)))
+
+
+def windows(  # noqa: PLR0913 - the numbers of a preprocessor
+    width: int, height: int, window: int, largest: int, smallest: int, *, enlarge: bool, what: str,
+    frames: int = 1, counted_frames: int = 1,
+) -> tuple[int, int]:  # fmt: skip
+    """Rows and columns of windows that an image, or each frame of a video, is resized to.
+
+    Args:
+        width: pixels, at least 1.
+        height: pixels, at least 1.
+        window: pixels of a window's side.
+        largest: upper bound on the pixels after resizing, of all frames.
+        smallest: lower bound.
+        enlarge: whether a side below a window is enlarged before anything else.
+        what: ``image`` or ``video``, for words.
+        frames: that share the bounds.
+        counted_frames: as how many of them the bounds are tried first.
+
+    Raises:
+        UsageError: longer than 200 : 1, as the preprocessor itself refuses it.
+    """
+    if enlarge and min(width, height) < window:
+        scale = max(window / height, window / width)
+        width, height = int(width * scale), int(height * scale)
+    if max(width, height) / min(width, height) > LARGEST_RATIO:
+        raise UsageError(
+            f"{'an' if what == 'image' else 'a'} {what} of {width}x{height} is longer than"
+            f" {LARGEST_RATIO}:1",
+            hint=f"the model's own preprocessor refuses such {what}s: crop it",
+        )
+    rows, columns = round(height / window), round(width / window)
+    pixels = counted_frames * rows * columns * window * window
+    if pixels > largest:
+        shrink = sqrt((frames * height * width) / largest)
+        rows = max(1, floor(height / shrink / window))
+        columns = max(1, floor(width / shrink / window))
+    elif pixels < smallest:
+        grow = sqrt(smallest / (frames * height * width))
+        rows, columns = ceil(height * grow / window), ceil(width * grow / window)
+    return rows, columns

@@ -10,8 +10,6 @@ from secrets import token_hex
 
 from turbofit.core.errors import UsageError
 
-__all__ = ["open_beside", "sync_folder", "write_atomic", "write_output"]
-
 
 def write_atomic(
     path: str | os.PathLike[str], data: str | bytes, *, mode: int | None = None

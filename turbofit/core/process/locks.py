@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from typing import Final
 
-__all__ = ["lock_soon"]
-
 #: A process writes a small file under the lock, which takes less, unless somebody stops it.
 _SECONDS: Final = 2.0
 _PAUSE: Final = 0.02

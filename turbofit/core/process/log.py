@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import sys
 
-__all__ = ["LazyLogger"]
-
 
 class LazyLogger:
     """A logger that costs nothing until the program imports `logging`, which takes 3 to 5 ms.

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from io import FileIO
     from pathlib import Path
 
-__all__ = ["CappedLog", "LogQueue", "dropped_lines", "queued_stderr"]
-
 #: Bytes that wait at most.
 _ROOM: Final = 1 << 20
 #: Seconds between two writes: what is said meanwhile is written at once.

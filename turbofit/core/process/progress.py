@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     Listener = Callable[["Step | None"], None]
 
-__all__ = ["Step", "listened", "listening", "now", "part_of", "tell", "under_way"]
-
 
 class Step(NamedTuple):
     """What is going on; a step that is told again under the same name goes on.
@@ -34,14 +32,14 @@ class Step(NamedTuple):
     @property
     def text(self) -> str:
         """What people read, without a time: ``loading weights: 3.2 GiB of 15.0 GiB``."""
-        told = [self.detail] if self.detail else []
+        parts = [self.detail] if self.detail else []
         if self.total:
             done, total = min(self.done, self.total), self.total
             if self.unit == "bytes":
-                told.insert(0, f"{format_bytes(int(done))} of {format_bytes(int(total))}")
+                parts.insert(0, f"{format_bytes(int(done))} of {format_bytes(int(total))}")
             else:
-                told.insert(0, f"{done:,.0f} of {total:,.0f} {self.unit}".rstrip())
-        return f"{self.doing}: {', '.join(told)}" if told else self.doing
+                parts.insert(0, f"{done:,.0f} of {total:,.0f} {self.unit}".rstrip())
+        return f"{self.doing}: {', '.join(parts)}" if parts else self.doing
 
 
 class _Told(threading.local):

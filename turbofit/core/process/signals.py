@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
 
-__all__ = ["ended_like_ctrl_c", "raised_again", "stop_signals", "unblock"]
-
 _ALWAYS: Final = (signal.SIGINT, signal.SIGTERM)
 #: What ends a command beside Ctrl-C; Windows has no SIGHUP.
 _ENDING: Final = tuple(one for one in signal.Signals if one.name in {"SIGTERM", "SIGHUP"})
@@ -49,16 +47,16 @@ def ended_like_ctrl_c() -> Iterator[None]:
     handlers; in another thread nothing changes.
     """
     main = threading.current_thread() is threading.main_thread()
-    taken = [one for one in _ENDING if main and signal.getsignal(one) is signal.SIG_DFL]
-    for one in taken:
-        signal.signal(one, signal.default_int_handler)
+    taken = [number for number in _ENDING if main and signal.getsignal(number) is signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, signal.default_int_handler)
     again = taken[0] if taken else signal.SIGINT
     try:
         with raised_again(KeyboardInterrupt, lambda: signal.raise_signal(again)):
             yield
     finally:
-        for one in taken:
-            signal.signal(one, signal.SIG_DFL)
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager

@@ -10,8 +10,6 @@ import os
 import time
 from pathlib import Path
 
-__all__ = ["new_file", "new_folder", "state_dir"]
-
 
 def state_dir(room: str, *, make: bool = True) -> Path:
     """The state folder of one room, e.g. ``state_dir("runs")``; made where it is missing.

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["NAMES", "PREFIX", "VARIABLES", "is_service_link", "without_options"]
-
 PREFIX: Final = "TURBOFIT_"
 #: Those that people set, and `core.variables` reads.
 NAMES: Final = (

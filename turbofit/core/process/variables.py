@@ -14,8 +14,6 @@ from turbofit.core.validation import Validated, parsed
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["EnvironmentVariables", "variables"]
-
 
 def _key(text: str, name: str) -> str:
     """One key. It is a secret: no message shows it."""

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Final
 from turbofit.core.errors import UsageError
 from turbofit.core.process.log_queue import CappedLog
 from turbofit.core.units import MIB
-from turbofit.gateway.http.request_context import RequestSize
 from turbofit.gateway.media.pictures import Picture
 
 if TYPE_CHECKING:
@@ -27,10 +26,6 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.request_context import ForwardOutcome
 
     Log = Callable[[dict[str, Any]], None]
-
-__all__ = [
-    "AccessLog", "TraceRecorder", "access_log", "answer_tokens", "request_size",
-]  # fmt: skip
 
 _LOG_CAP: Final = 64 * MIB
 #: A few million requests.
@@ -101,7 +96,7 @@ class TraceRecorder:
         self._log = _opened(path, "--record-trace", cap=_TRACE_CAP, notices=False)
         self._first: float | None = None
 
-    def __call__(self, came: float, size: RequestSize, outcome: ForwardOutcome) -> None:
+    def __call__(self, came: float, size: Document, outcome: ForwardOutcome) -> None:
         """Record a request that came to its end; one without an answer is left out."""
         if outcome.status != 200 or outcome.broken:
             return
@@ -110,9 +105,8 @@ class TraceRecorder:
         self._log(
             {
                 "at": round(max(0.0, came - self._first), 4),
-                "prompt_bytes": size.prompt_bytes,
                 "output_tokens": answer_tokens(outcome.tail, outcome.events),
-                "images": [list(one) for one in size.images],
+                **size,
             }
         )
 
@@ -121,18 +115,19 @@ class TraceRecorder:
         self._log.close()
 
 
-def request_size(prepared: Preparation) -> RequestSize:
-    """The size of a request that was read."""
-    images = tuple(one.size for one in prepared.media if isinstance(one, Picture))
-    body = prepared.parsed.body
-    texts = (body.get(name) for name in ("messages", *_TEXTS))
-    return RequestSize(sum(_text_bytes(text, 0) for text in texts), images)
+def request_size(prepared: Preparation) -> Document:
+    """The size of a request that was read: its text, and the width and height of each image."""
+    texts = (prepared.parsed.body.get(name) for name in ("messages", *_TEXTS))
+    return {
+        "prompt_bytes": sum(_text_bytes(text, 0) for text in texts),
+        "images": [medium.size for medium in prepared.media if isinstance(medium, Picture)],
+    }
 
 
 def answer_tokens(tail: bytes, events: int) -> int:
     """Tokens of an answer: as its usage says, else its events (under: one may hold several)."""
-    found: Sequence[bytes] = _USAGE.findall(tail[-_TAIL:])
-    return int(found[-1]) if found else events
+    counts: Sequence[bytes] = _USAGE.findall(tail[-_TAIL:])
+    return int(counts[-1]) if counts else events
 
 
 def _text_bytes(value: Any, depth: int) -> int:
@@ -141,7 +136,7 @@ def _text_bytes(value: Any, depth: int) -> int:
     if depth > _DEEPEST:
         return 0
     if isinstance(value, list):
-        return sum(_text_bytes(one, depth + 1) for one in value)
+        return sum(_text_bytes(part, depth + 1) for part in value)
     if isinstance(value, dict):
         return sum(_text_bytes(value.get(name), depth + 1) for name in _TEXTS)
     return 0

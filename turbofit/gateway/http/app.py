@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import msgspec
-
 from turbofit.core.process.log import LazyLogger
 from turbofit.gateway.http.accesslog import TraceRecorder, request_size
-from turbofit.gateway.http.asgi_app import METRICS_TYPE, AsgiApp, while_connected
+from turbofit.gateway.http.asgi_app import AsgiApp, while_connected
 from turbofit.gateway.http.guard import Keys, Origins
 from turbofit.gateway.http.metrics import logs_text, merge
-from turbofit.gateway.http.model_names import ModelCard, hold_name, models_document
+from turbofit.gateway.http.model_names import ModelCard, hold_name
 from turbofit.gateway.http.prepare import Preparation
-from turbofit.gateway.http.request_context import RequestContext, answer
+from turbofit.gateway.http.request_context import RequestContext
 from turbofit.gateway.http.welcome import limits_in_words
 from turbofit.gateway.limits.gate import Gate
 from turbofit.gateway.limits.grammars import refuse_grammars
@@ -40,8 +37,6 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.routes import Route
     from turbofit.gateway.limits.request_limits import Bounds
     from turbofit.gateway.routing.engines import Chooser, Outage
-
-__all__ = ["Gateway"]
 
 _LOG: Final = LazyLogger(__name__)
 #: Seconds for an engine's metrics; Prometheus itself waits for ten.
@@ -155,22 +150,11 @@ class Gateway(AsgiApp):
         self._close_log()
 
     async def _serve(
-        self, request: RequestContext, route: Route, receive: Receive, send: Send
+        self, request: RequestContext, route: Route, /, receive: Receive, send: Send
     ) -> None:
-        if route.kind == "health":
-            return await self._health_page(request, send)
-        if route.kind == "metrics":
-            text = await self.metrics_text()
-            return await answer(request, send, 200, text.encode(), METRICS_TYPE)
-        if route.kind == "models" and self.config.names:
-            cards = [ModelCard(*one) for one in self.config.names.items()]
-            page = msgspec.json.encode(models_document(cards, request.api))
-            return await answer(request, send, 200, page, "application/json")
         if route.method == "POST":
             self.deny_list.check_client(request.who)
-            request.body = await self._bodies.read(request.headers, receive, request.who)
-        request.bytes_in, request.read = len(request.body), time.perf_counter()
-        self._bodies.keep(request.bytes_in, request.who)
+        await self._bodies.take(request, receive)
         with while_connected(receive, request):
             try:
                 choose = await self._prepare(request, route) if route.method == "POST" else None
@@ -180,7 +164,10 @@ class Gateway(AsgiApp):
                     _LOG.debug("request %s is lowered: %s", request.id, lowered)
                 await self._forwarder.forward(request, choose, send)
             finally:
-                self._forwarder.forget(request)
+                self._bodies.forget(request)
+
+    def _cards(self) -> list[ModelCard]:
+        return [ModelCard(*names) for names in self.config.names.items()]
 
     def _models(self) -> dict[str, list[str]]:
         words = limits_in_words(self.bounds) + self.config.defaults.words
@@ -220,8 +207,8 @@ class Gateway(AsgiApp):
             request.bytes_in += size
             self._bodies.check_room(request.who)
 
-    async def _health_page(self, request: RequestContext, send: Send) -> None:
-        """200 where at least one engine answers completions, else 503."""
+    def _health(self, _: RequestContext, /) -> tuple[Document, int | None]:
+        """It serves where at least one engine answers completions."""
         fleet, fine = self.fleet, healthy(self.fleet)
         page: Document = {
             "status": "healthy" if fine else "unavailable",
@@ -232,10 +219,10 @@ class Gateway(AsgiApp):
         }
         if not fine and fleet.outage is not None:
             page.update(status="resting", message=fleet.outage.message)
-        await self._answer_health(request, send, page, None if fine else fleet.retry_seconds)
+        return page, None if fine else fleet.retry_seconds
 
     async def metrics_text(self) -> str:
-        """Everything in Prometheus' text; engines that do not answer in time are left out."""
+        """Of the engines too; those that do not answer in time are left out."""
         texts = await asyncio.gather(
             *(self._upstream.page(engine, "/metrics", _PAGE_SECONDS) for engine in self.engines)
         )
@@ -243,20 +230,20 @@ class Gateway(AsgiApp):
         return merge(pages) + self.metrics.text(self._gauges()) + logs_text()
 
     def _gauges(self) -> dict[str, list[tuple[tuple[str, ...], float]]]:
-        each = [((f"engine={engine.index}",), engine) for engine in self.engines]
+        labelled = [((f"engine={engine.index}",), engine) for engine in self.engines]
         requests, clients = self.deny_list.file.number
         return {
             "connections": [((), len(self.connections))],
             "waiting": [((), self.admission.waiting)],
-            "in_flight": [(label, engine.outstanding) for label, engine in each],
-            "units_in_flight": [(label, engine.units) for label, engine in each],
+            "in_flight": [(label, engine.outstanding) for label, engine in labelled],
+            "units_in_flight": [(label, engine.units) for label, engine in labelled],
             "kv_tokens_reserved": [
                 (label, engine.gate.reserved)
-                for label, engine in each
+                for label, engine in labelled
                 if engine.gate.units is not None
             ],
-            "host_bytes_in_flight": [(label, engine.host_bytes) for label, engine in each],
-            "engine_up": [(label, int(engine.up)) for label, engine in each],
+            "host_bytes_in_flight": [(label, engine.host_bytes) for label, engine in labelled],
+            "engine_up": [(label, int(engine.up)) for label, engine in labelled],
             "suspects": [((), self.deny_list.suspected)],
             "convicted": [((), requests)],
             "clients_refused": [((), clients)],
@@ -273,7 +260,7 @@ class Gateway(AsgiApp):
         if outcome is None:
             return
         self.metrics.count("images_total", by=prepared.images)
-        self.metrics.count("units_total", by=prepared.units)
+        self.metrics.count("units_total", by=prepared.cost.units)
         if outcome.first_byte is not None and request.method == "POST":
             self.metrics.first_byte(outcome.first_byte - request.read)
         if self._recorder is not None and request.size is not None:

@@ -15,6 +15,7 @@ from turbofit.gateway.http.body import Bodies
 from turbofit.gateway.http.connections import Connections, Networks
 from turbofit.gateway.http.guard import Keys, Origins
 from turbofit.gateway.http.metrics import Metrics
+from turbofit.gateway.http.model_names import ModelCard, models_document
 from turbofit.gateway.http.refusals import Refusal, refusal_body
 from turbofit.gateway.http.request_context import (
     ForwardOutcome,
@@ -33,18 +34,16 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.request_context import Message, Receive, Send
     from turbofit.gateway.http.routes import Route
 
-__all__ = ["METRICS_TYPE", "AsgiApp", "disconnected", "while_connected"]
-
 _LOG: Final = LazyLogger(__name__)
 
-METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+_METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class AsgiApp(ABC):
     """An ASGI app of HTTP requests alone.
 
-    Subclasses provide: `_serve`, `startup`, `shutdown`; those that know models `_models`; those
-    that keep a record `_record`.
+    Subclasses provide: `_serve`, `_health`, `metrics_text`, `startup`, `shutdown`; those that know
+    models `_models` and `_cards`; those that keep a record `_record`.
 
     Args:
         config: the public side.
@@ -84,9 +83,21 @@ class AsgiApp(ABC):
 
     @abstractmethod
     async def _serve(
-        self, request: RequestContext, route: Route, receive: Receive, send: Send
+        self, request: RequestContext, route: Route, /, receive: Receive, send: Send
     ) -> None:
         """Answer a request of one who may ask; raises `Refusal` where the answer is no."""
+
+    @abstractmethod
+    def _health(self, request: RequestContext, /) -> tuple[Document, int | None]:
+        """The page of its health, and seconds after which to ask again where it serves nobody."""
+
+    @abstractmethod
+    async def metrics_text(self) -> str:
+        """Everything in Prometheus' text."""
+
+    def _cards(self) -> list[ModelCard]:
+        """The names of models; empty where the list of another server passes."""
+        return []
 
     def _record(self, request: RequestContext) -> None:  # noqa: B027 - not every app keeps one
         """Write down a request that has ended."""
@@ -124,16 +135,23 @@ class AsgiApp(ABC):
         status = 200 if refusal is None else refusal.status
         await answer(request, send, status, page, "text/html; charset=utf-8")
 
-    async def _answer_health(
-        self, request: RequestContext, send: Send, page: Document, retry: int | None
-    ) -> None:
-        """503 where there are seconds after which to ask again, else 200."""
-        if retry is not None:
-            request.out.append((b"retry-after", str(retry).encode()))
-        if self.config.pretend:
-            page = {**page, "pretend": True}
-        status, body = 200 if retry is None else 503, msgspec.json.encode(page)
-        await answer(request, send, status, body, "application/json")
+    async def _page(self, request: RequestContext, route: Route, send: Send) -> bool:
+        """Answer with a page of the app itself, where the route is one's; whether it was."""
+        status, kind = 200, "application/json"
+        if route.kind == "health":
+            page, retry = self._health(request)
+            if retry is not None:
+                status = 503
+                request.out.append((b"retry-after", str(retry).encode()))
+            body = msgspec.json.encode({**page, "pretend": True} if self.config.pretend else page)
+        elif route.kind == "metrics":
+            body, kind = (await self.metrics_text()).encode(), _METRICS_TYPE
+        elif route.kind == "models" and (cards := self._cards()):
+            body = msgspec.json.encode(models_document(cards, request.api))
+        else:
+            return False
+        await answer(request, send, status, body, kind)
+        return True
 
     async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
         request = RequestContext(scope)
@@ -156,7 +174,8 @@ class AsgiApp(ABC):
                 return await self._welcome(request, send)
             route = request.route = find_route(request.method, path)
             request.api = route.api
-            await self._serve(request, route, receive, send)
+            if not await self._page(request, route, send):
+                await self._serve(request, route, receive, send)
         except Refusal as refusal:
             await self._refuse(request, refusal, send)
         except asyncio.CancelledError:

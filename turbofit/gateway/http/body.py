@@ -14,9 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from turbofit.gateway.config import GatewayConfig
-    from turbofit.gateway.http.request_context import Receive
-
-__all__ = ["Bodies"]
+    from turbofit.gateway.http.request_context import Receive, RequestContext
 
 #: Bytes of all bodies held at once: so many of the largest, at least.
 _LARGEST_AT_ONCE: Final = 16
@@ -100,7 +98,7 @@ class Bodies:
         if length.isdigit() and int(length) > most:
             raise Refusal("body_too_big", size=int(length), most=most)
         arrival = _Arrival(client)
-        self._fit(client, arrival)
+        self.check_room(client, arrival)
         arrival.ends = time.monotonic() + self._config.body_seconds
         self._look_in(min(self._config.body_window_seconds, self._config.body_seconds), arrival)
         self._arriving.add(arrival)
@@ -115,6 +113,19 @@ class Bodies:
             arrival.timer.cancel()
             self._arriving.discard(arrival)
             self._let_go(arrival)
+
+    async def take(self, request: RequestContext, receive: Receive) -> None:
+        """Read a request's body, where it has one, and count it until `forget`."""
+        if request.method == "POST":
+            request.body = await self.read(request.headers, receive, request.who)
+        request.bytes_in, request.read = len(request.body), time.perf_counter()
+        self.keep(request.bytes_in, request.who)
+
+    def forget(self, request: RequestContext) -> None:
+        """No more need of the body: a stream may last for minutes, and need not hold megabytes."""
+        if request.bytes_in and not request.forgotten:
+            self.keep(-request.bytes_in, request.who)
+        request.forgotten, request.body = True, b""
 
     def keep(self, size: int, client: str = "") -> None:
         """Count a body that stays in memory; give the same number back, negative, at the end."""
@@ -160,19 +171,15 @@ class Bodies:
             self.keep(len(part), arrival.client)
             if arrival.size > most:
                 raise Refusal("body_too_big", size=arrival.size, most=most)
-            self._fit(arrival.client, arrival)
+            self.check_room(arrival.client, arrival)
         return bytes(arrival.body)  # no copy of one that came whole
 
-    def check_room(self, client: str) -> None:
-        """Refuse what was counted by `keep` where there is no room for it.
+    def check_room(self, client: str, arrival: _Arrival | None = None) -> None:
+        """Refuse what was counted by `keep` where there is no room, unless others stand still.
 
         Raises:
             Refusal: no room; it stays counted.
         """
-        self._fit(client)
-
-    def _fit(self, client: str, arrival: _Arrival | None = None) -> None:
-        """Refuse what there is no room for, unless others stand still."""
         while True:
             held_bytes = self._held_bytes.get(client, 0)
             free = self._room - self.in_memory
@@ -194,14 +201,14 @@ class Bodies:
         """The body that has stood still longest, of clients that hold no less than this one."""
         heard = time.monotonic() - _STILL_SECONDS
         still = (
-            one
-            for one in self._arriving
-            if one.size
-            and one.heard <= heard
-            and one is not needy
-            and self._held_bytes.get(one.client, 0) >= held_bytes
+            arrival
+            for arrival in self._arriving
+            if arrival.size
+            and arrival.heard <= heard
+            and arrival is not needy
+            and self._held_bytes.get(arrival.client, 0) >= held_bytes
         )
-        return min(still, key=lambda one: one.heard, default=None)
+        return min(still, key=lambda arrival: arrival.heard, default=None)
 
     def _let_go(self, arrival: _Arrival) -> None:
         """Its bytes are held no more."""

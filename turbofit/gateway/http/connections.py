@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from turbofit.gateway.config import ConnectionLimits
 
-__all__ = ["Connections", "Networks", "address_of"]
-
 _RETRY_SECONDS: Final = 2
 #: In the place of an address.
 _FRONT: Final = "front"
@@ -71,6 +69,14 @@ def address_of(host: str) -> str:
     if address.ipv4_mapped is not None:
         return str(address.ipv4_mapped)
     return str(ipaddress.IPv6Network((address.packed, _IPV6_PREFIX), strict=False))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine itself."""
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 class Connections:

@@ -13,8 +13,6 @@ from turbofit.gateway.http.refusals import Refusal
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["Keys", "Origins", "request_id"]
-
 _ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _ID_SHOWN: Final = 8
 _ORIGIN_SHOWN: Final = 80

@@ -11,8 +11,6 @@ from turbofit.core.process.log_queue import dropped_lines
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["DROPPED", "Metrics", "logs_text", "merge"]
-
 _BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _PREFIX: Final = "turbofit_gateway_"
 _HELP: Final = {
@@ -130,7 +128,7 @@ def _labelled(line: str, pair: str) -> str:
 
 def _line(name: str, labels: tuple[str, ...], value: float) -> str:
     pairs = (label.partition("=") for label in labels)
-    inner = ",".join(f'{key}="{_escaped(found)}"' for key, _, found in pairs)
+    inner = ",".join(f'{key}="{_escaped(text)}"' for key, _, text in pairs)
     number = f"{value:.6f}" if isinstance(value, float) else str(value)
     return f"{_PREFIX}{name}{{{inner}}} {number}" if inner else f"{_PREFIX}{name} {number}"
 

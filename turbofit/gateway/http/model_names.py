@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Document, JsonObject
     from turbofit.gateway.http.refusals import Api
 
-__all__ = ["ModelCard", "hold_name", "models_document", "no_such_model", "unambiguous"]
-
 _CREATED: Final = int(time.time())
 
 
@@ -65,11 +63,11 @@ class ModelCard(NamedTuple):
 
 def models_document(cards: Sequence[ModelCard], api: Api) -> Document:
     """The list of names in the form of its API; ``root`` is the model that a name means."""
-    facts = [{} if one.facts is None else {"turbofit": one.facts} for one in cards]
+    facts = [{} if card.facts is None else {"turbofit": card.facts} for card in cards]
     if api == "anthropic":
         data = [
-            {"type": "model", "id": one.name, "display_name": one.model, **more}
-            for one, more in zip(cards, facts, strict=True)
+            {"type": "model", "id": card.name, "display_name": card.model, **more}
+            for card, more in zip(cards, facts, strict=True)
         ]
         first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
         return {"data": data, "has_more": False, "first_id": first, "last_id": last}
@@ -77,9 +75,9 @@ def models_document(cards: Sequence[ModelCard], api: Api) -> Document:
         "object": "list",
         "data": [
             {
-                "id": one.name, "object": "model", "created": _CREATED, "owned_by": "lmdeploy",
-                "root": one.model, "parent": None, "permission": [], **more,
+                "id": card.name, "object": "model", "created": _CREATED, "owned_by": "lmdeploy",
+                "root": card.model, "parent": None, "permission": [], **more,
             }
-            for one, more in zip(cards, facts, strict=True)
+            for card, more in zip(cards, facts, strict=True)
         ],
     }  # fmt: skip

@@ -9,7 +9,7 @@ import msgspec
 
 from turbofit.core.struct import Struct
 from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.limits.gate import UNSTATED
+from turbofit.gateway.limits.gate import UNSTATED, Cost
 from turbofit.gateway.limits.parameters import passed
 from turbofit.gateway.limits.ranges import hold_parameters, lower_answer, most_tokens, scope_of
 from turbofit.gateway.limits.request_body import read_body
@@ -25,11 +25,12 @@ from turbofit.gateway.limits.request_limits import (
 from turbofit.gateway.limits.sharing import (
     beside_images,
     by_request,
+    check_clips,
+    hold_clip,
     hold_images,
     request_bounds,
     within,
 )
-from turbofit.gateway.limits.video_limits import check_clips, hold_clip
 from turbofit.gateway.media.clips import Clip
 from turbofit.gateway.media.pictures import Picture, from_base64, from_bytes, from_url
 
@@ -41,23 +42,16 @@ if TYPE_CHECKING:
     from turbofit.gateway.limits.request_body import MediaSlot
     from turbofit.gateway.limits.request_limits import Bounds
 
-__all__ = ["Preparation", "PreparedBody", "decode"]
-
 
 class PreparedBody(Struct):
     """What a request that is passed on will cost, and what was changed in it.
 
-    ``units`` and ``host_bytes`` are those of all its copies together; ``tokens`` are image tokens
-    of one, ``kv_tokens`` the most that one can hold of the cache. ``lowered`` is what the client is
-    told.
+    ``tokens`` are those of the images of one copy. ``lowered`` is what the client is told.
     """
 
     images: int = 0
-    copies: int = 1
-    units: int = 0
     tokens: int = 0
-    host_bytes: int = 0
-    kv_tokens: int = 0
+    cost: Cost = Cost()
     lowered: tuple[str, ...] = ()
 
 
@@ -141,7 +135,7 @@ class Preparation:
             parsed.body.setdefault("mm_processor_kwargs", {})["image"] = shared.request
         clips, images = iter(limited), iter(shared.images)
         self.limited = tuple(
-            next(images if isinstance(one, Picture) else clips) for one in self.media
+            next(images if isinstance(medium, Picture) else clips) for medium in self.media
         )
         if kind != "count_tokens":
             check_request(bounds, self.limited, n=parsed.copies)
@@ -151,9 +145,9 @@ class Preparation:
     def finish(self) -> tuple[bytes, PreparedBody]:
         """The body for the engine, every image inline, and what it costs."""
         bounds, kind, parsed = self._bounds, self.kind, self.parsed
-        for slot, medium, one in zip(parsed.slots, self.media, self.limited, strict=True):
+        for slot, medium, limited in zip(parsed.slots, self.media, self.limited, strict=True):
             if isinstance(medium, Picture):
-                slot.fill(medium, one.knobs)
+                slot.fill(medium, limited.knobs)
             else:
                 slot.show(medium.url)
         body = _encode(parsed.body)
@@ -164,25 +158,27 @@ class Preparation:
         kv_tokens = UNSTATED if self.generates else 0
         if bounds.gate is not None and self.generates:
             kv_tokens = most_tokens(kind, parsed.body, body, beside, self._media_tokens)
-        units = sum(one.units for one in self.limited)
+        units = sum(limited.units for limited in self.limited)
         both = zip(self.media, self.limited, strict=True)
-        decoded = sum(medium.decoded_bytes * one.frames for medium, one in both)
-        lowered = [*parsed.lowered, *(word for one in self.limited for word in one.lowered)]
+        decoded = sum(medium.decoded_bytes * limited.frames for medium, limited in both)
+        lowered = [*parsed.lowered, *(word for limited in self.limited for word in limited.lowered)]
         # Counting tokens encodes no image: only their text is passed on.
         copies = parsed.copies if self.generates else 0
         return body, PreparedBody(
             images=len(self.media),
-            copies=parsed.copies,
-            units=units * copies,
-            tokens=sum(one.tokens for one in self.limited),
-            host_bytes=(decoded + units * bounds.bytes_per_unit) * copies,
-            kv_tokens=kv_tokens,
+            tokens=sum(limited.tokens for limited in self.limited),
+            cost=Cost(
+                units=units * copies,
+                host_bytes=(decoded + units * bounds.bytes_per_unit) * copies,
+                tokens=kv_tokens,
+                copies=parsed.copies,
+            ),
             lowered=tuple(dict.fromkeys(lowered)),
         )
 
     @property
     def _media_tokens(self) -> int:
-        return sum(one.tokens + one.text_tokens for one in self.limited)
+        return sum(limited.tokens + limited.text_tokens for limited in self.limited)
 
     def _wanted(self) -> list[RequestedImage]:
         """The images, with what the client asks of each, or of all of them together."""

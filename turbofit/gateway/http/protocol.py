@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.connections import Connections
     from turbofit.gateway.http.refusals import Api
 
-__all__ = ["LimitedProtocol", "limited_protocol"]
-
 #: Beside the name and the value of a header: a colon, a space and the end of the line.
 _AROUND: Final = 4
 

@@ -10,11 +10,6 @@ import msgspec
 from turbofit.core.presets import converted, load_yaml, presets_dir
 from turbofit.core.struct import Struct
 
-__all__ = [
-    "BUSY", "TOOL_PARSERS", "UNREACHED", "Api", "Refusal", "ending", "of_engine", "refusal_body",
-    "refusal_event", "refusals",
-]  # fmt: skip
-
 #: A header of refusals of requests that no engine has, with the reason: a front may send these to
 #: another node.
 UNREACHED: Final = "x-turbofit-unreached"

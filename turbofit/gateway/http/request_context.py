@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.gateway.http.connections import address_of
 from turbofit.gateway.http.guard import request_id
@@ -17,11 +17,6 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.refusals import Api
     from turbofit.gateway.http.routes import Route
     from turbofit.gateway.routing.engines import RoutedEngine
-
-__all__ = [
-    "CLIENT", "CLIENT_KEY", "ForwardOutcome", "Message", "Receive", "RequestContext",
-    "RequestSize", "Send", "answer", "entry", "sent_headers", "uncancel",
-]  # fmt: skip
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -38,13 +33,6 @@ def uncancel(task: asyncio.Task[Any] | None) -> None:
     """Take back a cancellation that was ours; Python 3.11 began to count them."""
     if task is not None and hasattr(task, "uncancel"):
         task.uncancel()
-
-
-class RequestSize(NamedTuple):
-    """The bytes of a request's text, and the width and height of each of its images."""
-
-    prompt_bytes: int
-    images: tuple[tuple[int, int], ...]
 
 
 @dataclass(eq=False)
@@ -88,8 +76,8 @@ class RequestContext:
         #: As it came, then as it goes on, then nothing.
         self.body = b""
         self.forgotten = False
-        #: Where requests are recorded.
-        self.size: RequestSize | None = None
+        #: Where requests are recorded: see `accesslog.request_size`.
+        self.size: Document | None = None
         #: Headers of the answer.
         self.out: list[tuple[bytes, bytes]] = [(b"x-request-id", self.id.encode())]
 
@@ -141,8 +129,8 @@ def entry(request: RequestContext, path: str, first: float | None) -> Document:
         "key": request.key,
         "engine": request.engine.index if request.engine is not None else request.node or None,
         "images": prepared.images,
-        "units": prepared.units,
-        "copies": prepared.copies,
+        "units": prepared.cost.units,
+        "copies": prepared.cost.copies,
         "limited": list(prepared.lowered),
         "refused": request.reason,
         "bytes_in": request.bytes_in,

@@ -13,8 +13,6 @@ from urllib.parse import unquote
 from turbofit.core.struct import Struct
 from turbofit.gateway.http.refusals import Api, Refusal
 
-__all__ = ["MANAGEMENT", "ROUTES", "Kind", "Route", "api_of", "find_route", "is_health"]
-
 Kind = Literal[
     "chat", "completions", "messages", "count_tokens", "responses", "generate", "encode",
     "models", "health", "metrics",

@@ -16,11 +16,9 @@ from turbofit.core.units import format_bytes
 from turbofit.gateway.http.routes import ROUTES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from turbofit.gateway.limits.request_limits import Bounds
-
-__all__ = ["HEADERS", "client_lines", "is_page", "limits_in_words", "welcome_page"]
 
 HEADERS: Final = (
     (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'"),
@@ -106,15 +104,22 @@ def welcome_page(
         ]
     else:
         title = f"turbofit serves {', '.join(models) or 'a model'}"
-        parts = [f"<h1>{escape(title)}</h1>", _ask(url, next(iter(models), "MODEL"), key=key)]
+        shell, python = client_lines(url, next(iter(models), "MODEL"), key=key)
+        parts = [
+            f"<h1>{escape(title)}</h1>",
+            f"<h2>In a terminal</h2><pre>turbofit chat {escape(url)}</pre>",
+            f"<h2>With curl</h2><pre>{escape(shell)}</pre>",
+            f"<h2>In Python</h2><pre>{escape(python)}</pre>",
+        ]
         for name, words in models.items():
             of = f" of {escape(name)}" if len(models) > 1 else ""
-            parts.append(f"<h2>Limits of a request{of}</h2>{_items(words)}")
-        rows = "".join(
-            f"<tr><td>{one.method}</td><td>{_link(one.path, one.method)}</td></tr>"
-            for one in ROUTES.values()
-        )
-        parts.append(f"<h2>Routes</h2><table>{rows}</table>")
+            items = "".join(f"<li>{escape(word)}</li>" for word in words)
+            parts.append(f"<h2>Limits of a request{of}</h2><ul>{items}</ul>")
+        parts.append("<h2>Routes</h2><table>")
+        for path, route in ROUTES.items():
+            shown = f'<a href="{path}">{path}</a>' if route.method == "GET" else path
+            parts.append(f"<tr><td>{route.method}</td><td>{shown}</td></tr>")
+        parts.append("</table>")
     if notice:
         parts.insert(0, f"<p><strong>{escape(notice)}</strong></p>")
     head = (
@@ -122,17 +127,3 @@ def welcome_page(
         '<meta name="viewport" content="width=device-width"><style>'
     )
     return f"{head}{_STYLE}</style></head><body>{''.join(parts)}</body></html>".encode()
-
-
-def _ask(url: str, model: str, *, key: bool) -> str:
-    shell, python = client_lines(url, model, key=key)
-    lines = (("In a terminal", f"turbofit chat {url}"), ("With curl", shell), ("In Python", python))
-    return "".join(f"<h2>{name}</h2><pre>{escape(line)}</pre>" for name, line in lines)
-
-
-def _items(words: Iterable[str]) -> str:
-    return f"<ul>{''.join(f'<li>{escape(one)}</li>' for one in words)}</ul>"
-
-
-def _link(path: str, method: str) -> str:
-    return f'<a href="{path}">{path}</a>' if method == "GET" else path

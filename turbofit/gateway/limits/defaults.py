@@ -26,8 +26,6 @@ from turbofit.gateway.limits.rules import IntegerRule, Number, Scope
 if TYPE_CHECKING:
     from turbofit.core.json_types import JsonObject
 
-__all__ = ["Defaults", "JsonArguments", "JsonSampling", "unread_arguments"]
-
 _TEMPLATE: Final = "chat_template_kwargs"
 #: Fields of the chat route that give an argument of the template; a client's goes before a default.
 _ALSO_ARGUMENTS: Final = ("enable_thinking", "reasoning_effort")
@@ -63,45 +61,47 @@ class SamplingDefaults(Validated):
 
 def _object(text: str, name: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
+        value = None
+    if not isinstance(value, dict):
         raise UsageError(
             f"{name} {text[:60]!r} is no JSON object",
             hint=f"quote it: {name} '{{\"NAME\": VALUE}}'",
         )
-    return found
+    return value
 
 
 def _sampling(text: str, name: str) -> dict[str, Any]:
-    found, known = _object(text, name), SamplingDefaults.model_fields
-    for one in found.keys() - known:
-        raise UsageError(f"{name} has no {one[:60]!r}", hint=meant(one, known))
+    values, known = _object(text, name), SamplingDefaults.model_fields
+    for unknown in values.keys() - known:
+        raise UsageError(f"{name} has no {unknown[:60]!r}", hint=meant(unknown, known))
     try:
-        return SamplingDefaults.of(**found).given()
+        return SamplingDefaults.of(**values).given()
     except UsageError as exc:
         raise UsageError(f"{name}: {exc.message}", hint=exc.hint) from None
 
 
 def _arguments(text: str, name: str) -> dict[str, Any]:
-    found = _object(text, name)
-    for one in TEMPLATE_ARGUMENTS.intersection(found):
-        raise UsageError(f"{name} may not hold {one!r}: it is the server's", hint="leave it out")
+    values = _object(text, name)
+    for argument in TEMPLATE_ARGUMENTS.intersection(values):
+        raise UsageError(
+            f"{name} may not hold {argument!r}: it is the server's", hint="leave it out"
+        )
     try:
-        size = len(json.dumps(found, ensure_ascii=False, allow_nan=False).encode())
+        size = len(json.dumps(values, ensure_ascii=False, allow_nan=False).encode())
     except (ValueError, RecursionError):
         raise UsageError(
             f"{name} holds what no request can: NaN, Infinity, half a surrogate pair, or too many"
             " lists in each other",
             hint="leave it out",
         ) from None
-    if len(found) > MOST_TEMPLATE_ARGUMENTS or size > _LARGEST_ARGUMENTS:
+    if len(values) > MOST_TEMPLATE_ARGUMENTS or size > _LARGEST_ARGUMENTS:
         raise UsageError(
-            f"{name} has {len(found)} names and {size:,} bytes",
+            f"{name} has {len(values)} names and {size:,} bytes",
             hint=f"at most {MOST_TEMPLATE_ARGUMENTS} names and {_LARGEST_ARGUMENTS:,} bytes",
         )
-    return found
+    return values
 
 
 #: Fields of options, which read the text of a command line.
@@ -121,23 +121,23 @@ class Defaults(Struct):
     @property
     def words(self) -> list[str]:
         """One line for people, or none."""
-        said = [f"{name} {value}" for name, value in self.sampling.items()]
+        parts = [f"{name} {value}" for name, value in self.sampling.items()]
         if self.template:
-            said.append(f"{_TEMPLATE} {json.dumps(self.template)}")
-        return [f"where a request does not say otherwise: {', '.join(said)}"] if said else []
+            parts.append(f"{_TEMPLATE} {json.dumps(self.template)}")
+        return [f"where a request does not say otherwise: {', '.join(parts)}"] if parts else []
 
     def complete(self, kind: str, body: JsonObject) -> None:
         """Add each default to a body that does not give it; null gives nothing."""
         rules = RULES.get(kind, {})
         for name, value in self.sampling.items():
             names = ANSWER_LENGTHS.get(kind, ()) if name == "max_tokens" else (name,)
-            said = any(body.get(one) is not None for one in names)
-            if not said and names and _takes(kind, names[-1], value):
+            given_here = any(body.get(field) is not None for field in names)
+            if not given_here and names and _takes(kind, names[-1], value):
                 body[names[-1]] = value
         given = body.get(_TEMPLATE) or {}
         if self.template and _TEMPLATE in rules and isinstance(given, dict):
-            said_beside = {one for one in _ALSO_ARGUMENTS if body.get(one) is not None}
-            under = {name: self.template[name] for name in self.template.keys() - said_beside}
+            beside = {field for field in _ALSO_ARGUMENTS if body.get(field) is not None}
+            under = {name: self.template[name] for name in self.template.keys() - beside}
             body[_TEMPLATE] = {**under, **given}
 
 
@@ -161,11 +161,11 @@ def unread_arguments(checkpoint: str | None, arguments: JsonObject) -> list[str]
         try:
             with open(os.path.join(checkpoint or "", name), encoding="utf-8") as file:
                 text = file.read(_LARGEST)
-            found = text if name.endswith("jinja") else json.loads(text).get("chat_template")
+            template = text if name.endswith("jinja") else json.loads(text).get("chat_template")
         except (OSError, ValueError, AttributeError, RecursionError):
             continue
-        if found:
-            texts.append(found if isinstance(found, str) else json.dumps(found))
+        if template:
+            texts.append(template if isinstance(template, str) else json.dumps(template))
     words = {word for text in texts for word in _WORD.findall(text)}
     return [
         f"the chat template of {checkpoint} does not name {name}, and ignores it. "

@@ -7,8 +7,6 @@ from typing import Final
 
 from turbofit.core.struct import Struct
 
-__all__ = ["UNSTATED", "Cost", "Gate", "KvCache"]
-
 #: Tokens of a request that may grow as long as the engine lets it.
 UNSTATED: Final = 1 << 62
 

@@ -23,10 +23,6 @@ if TYPE_CHECKING:
 
     from turbofit.core.json_types import JsonObject
 
-__all__ = [
-    "check_format", "check_tools", "grammar_seconds", "pattern_weight", "refuse_grammars",
-]  # fmt: skip
-
 #: Bytes of all schemas of a request; how deep they are nested (100: 0.7 s, 400: over 40 s).
 _BYTES: Final = 64 << 10
 _DEPTH: Final = 64
@@ -71,7 +67,7 @@ def check_format(body: JsonObject) -> list[str]:
     Raises:
         Refusal: it costs too much all the same.
     """
-    said: list[str] = []
+    changes: list[str] = []
     for name in ("response_format", "text"):
         value = body.get(name)
         if value is None:
@@ -79,8 +75,8 @@ def check_format(body: JsonObject) -> list[str]:
         if not isinstance(value, dict):
             raise refused(name, "is no object")
         _check_schema_type(name, value)
-        said += _bound(name, value)
-    return said
+        changes += _bound(name, value)
+    return changes
 
 
 def check_tools(tools: Any) -> list[str]:
@@ -125,22 +121,19 @@ def grammar_seconds(name: str, value: Any) -> float:
         properties, required = schema.get("properties"), schema.get("required")
         if isinstance(properties, dict):
             needed = required if isinstance(required, list) else []
-            optional = properties.keys() - {one for one in needed if isinstance(one, str)}
+            optional = properties.keys() - {field for field in needed if isinstance(field, str)}
             seconds += _PROPERTY * len(properties) + _OPTIONAL_SQUARED * len(optional) ** 2
         longest = max((0, *(schema[word] for word in _lengths(schema))))
         seconds += _LENGTH * min(_MOST_LENGTH, longest)
         for word in ("pattern", "regex_schema"):
             pattern = schema.get(word)
-            if isinstance(pattern, str):
-                seconds += _pattern_seconds(name, pattern)
+            if not isinstance(pattern, str):
+                continue
+            if (size := len(pattern)) > _PATTERN:
+                raise refused(name, f"has a pattern of {size} characters, the limit is {_PATTERN}")
+            weight, loops = pattern_weight(pattern, _MOST_WEIGHT)
+            seconds += _WEIGHT * weight + _LOOPS_SQUARED * loops**2
     return seconds
-
-
-def _pattern_seconds(name: str, pattern: str) -> float:
-    if len(pattern) > _PATTERN:
-        raise refused(name, f"has a pattern of {len(pattern)} characters, the limit is {_PATTERN}")
-    weight, loops = pattern_weight(pattern, _MOST_WEIGHT)
-    return _WEIGHT * weight + _LOOPS_SQUARED * loops**2
 
 
 def _bound(name: str, value: Any) -> list[str]:
@@ -149,11 +142,11 @@ def _bound(name: str, value: Any) -> list[str]:
     if size > _BYTES:
         raise refused(name, f"has {size} bytes of schemas, the limit is {_BYTES}")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    most, said = min(cores or 1, _MOST_THREADS), []
+    most, changes = min(cores or 1, _MOST_THREADS), []
     seconds = grammar_seconds(name, value) + _BYTE * size
     if seconds > most:
         for schema in _objects(name, value):
-            said += [f"{word}={shown(schema.pop(word))}->none" for word in _lengths(schema)]
+            changes += [f"{word}={shown(schema.pop(word))}->none" for word in _lengths(schema)]
         seconds = grammar_seconds(name, value) + _BYTE * size
     if seconds > most:
         raise refused(
@@ -162,7 +155,7 @@ def _bound(name: str, value: Any) -> list[str]:
             "other request is answered meanwhile); many optional properties of one object and "
             "counted repetitions as .{1,99} cost most",
         )
-    return said
+    return changes
 
 
 def _lengths(schema: dict[str, Any]) -> list[str]:
@@ -184,11 +177,11 @@ def _objects(name: str, value: Any) -> Iterator[dict[str, Any]]:
     level: list[Any] = [value]
     for _ in range(_DEPTH):
         deeper: list[Any] = []
-        for one in level:
-            if isinstance(one, dict):
-                yield one
-            deeper.extend(one.values() if isinstance(one, dict) else one)
-        level = [one for one in deeper if isinstance(one, dict | list)]
+        for item in level:
+            if isinstance(item, dict):
+                yield item
+            deeper.extend(item.values() if isinstance(item, dict) else item)
+        level = [item for item in deeper if isinstance(item, dict | list)]
         if not level:
             return
     raise refused(name, f"is nested deeper than {_DEPTH}")
@@ -227,16 +220,16 @@ def pattern_weight(pattern: str, most: int) -> tuple[int, int]:
         else:
             last, index = _atom(pattern, index)
             size, last_loops = size + last, 0
-    return size + sum(one for one, _ in outer), loops + sum(one for _, one in outer)
+    return size + sum(part for part, _ in outer), loops + sum(part for _, part in outer)
 
 
 def _atom(pattern: str, index: int) -> tuple[int, int]:
     """Weight of what stands here, and where the next begins."""
     letter = pattern[index]
     if letter == "[":
-        found = _CLASS.match(pattern, index)
+        whole = _CLASS.match(pattern, index)
         weight = _WIDE if pattern.startswith("[^", index) else _CLASS_WEIGHT
-        return weight, found.end() if found else index + 1
+        return weight, whole.end() if whole else index + 1
     if letter == "\\":
         named = pattern[index + 1 : index + 2]
         weight = _WIDE if named in tuple("DSWPX") else _CLASS_WEIGHT

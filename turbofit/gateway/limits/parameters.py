@@ -26,11 +26,6 @@ from turbofit.gateway.limits.rules import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = [
-    "ANSWER_LENGTHS", "DIFFERENT", "GENERATION", "MOST_TEMPLATE_ARGUMENTS", "RULES",
-    "TEMPLATE_ARGUMENTS", "passed",
-]  # fmt: skip
-
 #: Strings that stop an answer. LMDeploy looks for each in its whole vocabulary, on the event loop
 #: (lmdeploy lmdeploy/tokenizer.py::HuggingFaceTokenizer.indexes_containing_token #c5603f):
 #: 10 ms each over 151,643 tokens, 0.3 s for one that stands in tens of thousands of them ("e"),
@@ -75,7 +70,7 @@ _SAMPLING: Final[Mapping[str, Rule]] = {
 }
 _OPENAI: Final[Mapping[str, Rule]] = {
     "model": _NAME,
-    "n": ElsewhereRule(by="request_body and limits: copies are the plan's"),
+    "n": IntegerRule(least=1),  # `check_request` holds the copies to the plan
     "max_tokens": _LENGTH,
     "max_completion_tokens": _LENGTH,
     # Others than uint64 are an answer 500; OpenAI's may be negative:

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from turbofit.gateway.limits.request_limits import Bounds
     from turbofit.gateway.limits.rules import Rule
 
-__all__ = ["hold_fields", "hold_parameters", "lower_answer", "most_tokens", "scope_of"]
-
 #: Messages and their parts. LMDeploy takes 43 us each on its event loop, so that these take 0.4 s.
 #: Over: a chat of more of them is refused, whether or not it would fit the session.
 _MOST_MESSAGES: Final = 8192
@@ -65,23 +63,23 @@ def hold_parameters(kind: str, body: JsonObject, scope: Scope) -> list[str]:
     Raises:
         Refusal: a value that cannot be brought into its range, with the range.
     """
-    said = hold_fields(RULES[kind], body, scope)
+    changes = hold_fields(RULES[kind], body, scope)
     if kind != "encode":  # its texts are no conversation
         _check_conversation(body, scope.session)
     _check_template(body.get(_TEMPLATE))
-    return said + check_format(body) + check_tools(body.get("tools"))
+    return changes + check_format(body) + check_tools(body.get("tools"))
 
 
 def hold_fields(rules: Mapping[str, Rule], fields: JsonObject, scope: Scope) -> list[str]:
     """Hold values to their rules, in place; arguments and result as of `hold_parameters`."""
-    said = []
+    changes = []
     for name, value in fields.items():
         in_range = _in_range(name, value, rules[name], scope)
         if in_range is not value:
             fields[name] = in_range
             if isinstance(in_range, int | float) and _differs(value, in_range):
-                said.append(f"{name}={shown(value)}->{shown(in_range)}")
-    return said
+                changes.append(f"{name}={shown(value)}->{shown(in_range)}")
+    return changes
 
 
 def lower_answer(kind: str, body: JsonObject, left: int) -> list[str]:
@@ -93,13 +91,13 @@ def lower_answer(kind: str, body: JsonObject, left: int) -> list[str]:
     Returns:
         What was changed.
     """
-    said = []
+    changes = []
     for name in ANSWER_LENGTHS.get(kind, ()):
         tokens = body.get(name)
         if isinstance(tokens, int) and tokens > left > 0:
             body[name] = left
-            said.append(f"{name}={shown(tokens)}->{left}")
-    return said
+            changes.append(f"{name}={shown(tokens)}->{left}")
+    return changes
 
 
 def _in_range(name: str, value: Any, rule: Rule, scope: Scope) -> Any:
@@ -145,7 +143,7 @@ def _parts(content: Any) -> int:
     if not isinstance(content, list):
         return 0
     inner = (part.get("content") for part in content if isinstance(part, dict))
-    return len(content) + sum(len(one) for one in inner if isinstance(one, list))
+    return len(content) + sum(len(parts) for parts in inner if isinstance(parts, list))
 
 
 def _check_template(arguments: Any) -> None:

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.routes import Kind
     from turbofit.gateway.media.pictures import Picture
 
-__all__ = ["MediaSlot", "Parsed", "read_body"]
-
 _Shape = Literal["part", "data", "block", "count", "clip"]
 
 #: Types of a message part that is text; the longer names are those of the Responses API.
@@ -37,7 +35,6 @@ _CLIP_PARTS: Final = ("video_url", "video")
 _OTHER_PARTS: Final = ("audio_url", "audio", "time_series_url", "time_series")
 #: LMDeploy's own intermediate messages travel under these roles.
 _INNER_ROLES: Final = ("preprocess", "forward")
-_MOST_NUMBER: Final = 1 << 31
 
 
 @dataclass(eq=False)
@@ -86,17 +83,23 @@ class MediaSlot:
 class Parsed:
     """A body as it will be passed on, once its slots are filled.
 
-    ``copies`` are the requests that the engine makes of it, ``lowered`` says what was changed so
-    far. ``watching`` is what the client asked of the loader and the processor of its video,
-    ``of_images`` of the processor of its images.
+    ``prompts`` are how many it has, ``lowered`` says what was changed so far. ``watching`` is what
+    the client asked of the loader and the processor of its video, ``of_images`` of the processor of
+    its images.
     """
 
     body: JsonObject
     slots: list[MediaSlot] = field(default_factory=list)
-    copies: int = 1
+    prompts: int = 1
     lowered: list[str] = field(default_factory=list)
     watching: dict[str, Any] = field(default_factory=dict)
     of_images: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def copies(self) -> int:
+        """The requests that the engine makes of it, once its numbers are in their ranges."""
+        number: int = self.body.get("n") or 1
+        return self.prompts * number
 
 
 def read_body(kind: Kind, body: Any) -> Parsed:
@@ -118,15 +121,13 @@ def read_body(kind: Kind, body: Any) -> Parsed:
 
 
 def _chat(parsed: Parsed) -> None:
-    body = parsed.body
-    messages = body.get("messages")
+    messages = parsed.body.get("messages")
     if isinstance(messages, list):
         for message in messages:
             _chat_message(parsed, message)
     elif messages is not None and not isinstance(messages, str):
         raise refused("messages", "is no list")
     _image_data(parsed)
-    parsed.copies = _integer(body, "n") or 1
 
 
 def _chat_message(parsed: Parsed, message: Any) -> None:
@@ -221,10 +222,9 @@ def _image_data(parsed: Parsed) -> None:
 
 def _completions(parsed: Parsed) -> None:
     """Text only: LMDeploy takes a list of anything, messages with images included."""
-    prompts = _texts(parsed.body, "prompt")
-    if not prompts:
+    parsed.prompts = len(_texts(parsed.body, "prompt"))
+    if not parsed.prompts:
         raise refused("prompt", "is an empty list")
-    parsed.copies = len(prompts) * (_integer(parsed.body, "n") or 1)
 
 
 def _texts(body: dict[str, Any], name: str) -> list[str]:
@@ -316,23 +316,6 @@ def _processor_fields(parsed: Parsed) -> None:
             inner = "+".join(sorted(value)) if isinstance(value, dict) else ""
             safe = "".join(c for c in inner[:40] if c.isascii() and (c.isalnum() or c in "_+"))
             parsed.lowered.append(f"{name}={safe or 'set'}->none")
-
-
-def _integer(body: dict[str, Any], name: str) -> int | None:
-    """A number as LMDeploy's own validation reads it, written back as a plain integer."""
-    value = body.get(name)
-    if value is None:
-        return None
-    try:
-        number = int(value)
-    except (TypeError, ValueError, OverflowError):
-        raise refused(name, "is no whole number") from None
-    if isinstance(value, float) and number != value:
-        raise refused(name, "is no whole number")
-    if not 1 <= number <= _MOST_NUMBER:
-        raise refused(name, f"must be between 1 and {_MOST_NUMBER}")
-    body[name] = number
-    return number
 
 
 _READERS: Final[dict[str, Callable[[Parsed], object]]] = {

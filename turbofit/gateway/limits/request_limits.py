@@ -29,11 +29,6 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
 
-__all__ = [
-    "KNOBS", "Bounds", "LimitedImage", "RequestedImage", "bounds_of", "check_images",
-    "check_request", "check_texts", "hold_image", "model_default", "planned_limit", "shown",
-]  # fmt: skip
-
 #: What LMDeploy reads beside an image.
 KNOBS: Final = ("max_dynamic_patch", "detail", "min_pixels", "max_pixels")
 
@@ -84,18 +79,14 @@ class Bounds(Struct):
     heeds: bool = True
 
     @property
-    def room_beside_images(self) -> int:
-        """Bytes of a body that its images leave, at their largest."""
-        most = int(self.limits.images_per_request * self.limits.bytes_per_image * 4 / 3)
-        return max(_LEAST_BODY, self.limits.bytes_per_body - most)
-
-    @property
     def beside_images(self) -> int:
         """Bytes of a body that are not images; text past any context need not be tokenised."""
         tokens = self.longest_request_tokens
         cheap = max(_LEAST_TEXT, _BYTES_PER_TOKEN * tokens)
         fitting = max(_LEAST_BODY, _LONGEST_TOKEN * tokens)
-        return min(cheap, fitting, self.room_beside_images)
+        # What images at their largest leave of a body.
+        images = int(self.limits.images_per_request * self.limits.bytes_per_image * 4 / 3)
+        return min(cheap, fitting, max(_LEAST_BODY, self.limits.bytes_per_body - images))
 
 
 class LimitedImage(Struct):
@@ -240,32 +231,18 @@ def check_request(bounds: Bounds, images: Sequence[LimitedImage], *, n: int = 1)
     check_images(bounds, len(images))
     unit_count, tokens = sum(i.units for i in images), sum(i.tokens for i in images)
     unit = bounds.rule.units_name if bounds.rule is not None else "units"
-    _within("n_over_limit", n, limits.n if images else max(limits.n, _TEXT_COPIES), "copies")
-    _within(
-        "images_over_limit:request",
-        unit_count,
-        limits.units_per_request,
-        f"vision {unit} in a request",
-    )
-    _within(
-        "images_over_limit:request",
-        tokens,
-        limits.image_tokens_per_request,
-        "image tokens in a request",
-    )
+    copies = limits.n if images else max(limits.n, _TEXT_COPIES)
+    _within(n, copies, "copies", "n_over_limit")
+    _within(unit_count, limits.units_per_request, f"vision {unit} in a request")
+    _within(tokens, limits.image_tokens_per_request, "image tokens in a request")
     tokens += sum(image.text_tokens for image in images)
     if bounds.gate is not None:
-        _within("n_over_limit", n * unit_count, bounds.gate, f"vision {unit} in {n} copies")
+        _within(n * unit_count, bounds.gate, f"vision {unit} in {n} copies", "n_over_limit")
     # One token of an answer, at least; `ranges.lower_answer` lowers longer ones.
-    _within(
-        "images_over_limit:request",
-        tokens + 1,
-        bounds.longest_request_tokens,
-        "tokens of images and an answer",
-    )
+    _within(tokens + 1, bounds.longest_request_tokens, "tokens of images and an answer")
 
 
-def _within(key: str, number: int, limit: int, what: str) -> None:
+def _within(number: int, limit: int, what: str, key: str = "images_over_limit:request") -> None:
     if number > limit:
         param = key.partition("_")[0]
         raise Refusal(key, number=number, what=what, limit=limit, param=param)
@@ -339,9 +316,9 @@ def _kv(plan: Plan) -> KvCache:
     Where each holds a whole batch of those, it never runs out: what an engine has beyond its batch
     waits there, and holds nothing.
     """
-    each = plan.each()
+    plans = plan.each()
     return KvCache(
-        tokens=min(one.kv.tokens for one in each) if plan.may_evict() else UNSTATED,
-        longest=max(one.settings.session_len for one in each),
-        block=max(one.settings.cache_block_seq_len for one in each),
+        tokens=min(group.kv.tokens for group in plans) if plan.may_evict() else UNSTATED,
+        longest=max(group.settings.session_len for group in plans),
+        block=max(group.settings.cache_block_seq_len for group in plans),
     )

@@ -13,23 +13,6 @@ from turbofit.core.struct import Struct
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.request_limits import shown
 
-__all__ = [
-    "Biases",
-    "DroppedRule",
-    "ElsewhereRule",
-    "Flag",
-    "Ids",
-    "IntegerRule",
-    "Number",
-    "RefusedRule",
-    "Rule",
-    "Scope",
-    "ShortRule",
-    "TextRule",
-    "Texts",
-    "refused",
-]  # fmt: skip
-
 #: A number, or what the plan says of it.
 Most: TypeAlias = int | Literal["vocabulary", "session"]
 
@@ -207,9 +190,9 @@ class Texts(Rule):
         texts = value if isinstance(value, list) else [value]
         if self.most is not None and len(texts) > self.most:
             raise refused(name, f"has {len(texts)} strings, the limit is {self.most}")
-        one = TextRule(most=self.characters, empty=False)
+        rule = TextRule(most=self.characters, empty=False)
         for text in texts:
-            one.hold(name, text, scope)
+            rule.hold(name, text, scope)
         short = sum(len(text) < _SHORT for text in texts)
         if self.short is not None and short > self.short:
             raise refused(
@@ -234,8 +217,8 @@ class Ids(Rule):
         if 0 < most < len(value):
             raise refused(name, f"has {len(value)} token ids, the limit is {most}")
         ids = value
-        if not all(type(one) is int for one in value):
-            ids = [_whole(name, one) for one in value]
+        if not all(type(item) is int for item in value):
+            ids = [_whole(name, item) for item in value]
         if ids:
             _within_vocabulary(name, min(ids), max(ids), scope)
         return ids
@@ -253,10 +236,12 @@ class Biases(Rule):
         if len(value) > self.most:
             raise refused(name, f"has {len(value)} token ids, the limit is {self.most}")
         number = Number(least=-self.bias, most=self.bias, clamp=True)
-        held = {_whole(name, one): number.hold(name, bias, scope) for one, bias in value.items()}
-        if held:
-            _within_vocabulary(name, min(held), max(held), scope)
-        return {str(one): bias for one, bias in held.items()}
+        biases = {
+            _whole(name, token): number.hold(name, bias, scope) for token, bias in value.items()
+        }
+        if biases:
+            _within_vocabulary(name, min(biases), max(biases), scope)
+        return {str(token): bias for token, bias in biases.items()}
 
 
 def refused(name: str, what: str) -> Refusal:

@@ -1,39 +1,46 @@
-"""Several images of one request: they share its units, each lowered as little as is needed.
+"""Images of one request, and its video: they share its units, each lowered as little as is needed.
 
 One common limit is found for all of them, the largest under which they fit: what is smaller keeps
 its size, and the largest are lowered first. What tiles leave over goes to the newest images. Pure,
-and the same for the gateway and for `turbofit.pipeline`.
+and the same for the gateway and for `turbofit.pipeline`. A video takes the place of one image, in
+the tower and in host memory.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from math import floor
+from typing import TYPE_CHECKING, Final
 
 import msgspec
+from msgspec.structs import replace
 
+from turbofit.core.errors import UsageError
+from turbofit.core.images.video import GRID_TEXT_TOKENS, LONGEST_SECONDS
 from turbofit.core.struct import Struct
+from turbofit.core.units import largest, number
+from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.request_limits import (
     LimitedImage,
     RequestedImage,
     hold_image,
     model_default,
     planned_limit,
+    shown,
 )
+from turbofit.gateway.media.clips import MOST_FRAMES, RATES
+from turbofit.gateway.media.pictures import LARGEST_PIXELS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from turbofit.core.json_types import Options
     from turbofit.gateway.limits.request_limits import Bounds
+    from turbofit.gateway.media.clips import Clip
 
-__all__ = [
-    "SharedImages",
-    "beside_images",
-    "by_request",
-    "hold_images",
-    "request_bounds",
-    "within",
-]  # fmt: skip
+#: What LMDeploy samples where a client says nothing.
+_FRAMES: Final = 32
+#: LMDeploy's rate of frames that the client sampled itself.
+_RATE: Final = 2.0
 
 
 class SharedImages(Struct):
@@ -101,22 +108,123 @@ def hold_images(
 def beside_images(bounds: Bounds, images: Sequence[LimitedImage]) -> Bounds:
     """The bounds of a request's video: what its images leave, or an even share if that is more."""
     limits = bounds.limits
-    left = limits.units_per_request - sum(one.units for one in images)
+    left = limits.units_per_request - sum(image.units for image in images)
     most = max(left, limits.units_per_request // (len(images) + 1))
-    limits = msgspec.structs.replace(limits, units_per_image=min(limits.units_per_image, most))
-    return msgspec.structs.replace(bounds, limits=limits)
+    limits = replace(limits, units_per_image=min(limits.units_per_image, most))
+    return replace(bounds, limits=limits)
 
 
 def within(bounds: Bounds, images: Sequence[LimitedImage]) -> bool:
     """Whether images of one request fit the plan together."""
     limits = bounds.limits
-    unit_count, tokens = sum(one.units for one in images), sum(one.tokens for one in images)
+    unit_count, tokens = sum(image.units for image in images), sum(image.tokens for image in images)
     most = limits.units_per_request if bounds.gate is None else bounds.gate
     return (
         unit_count <= min(most, limits.units_per_request)
         and tokens <= limits.image_tokens_per_request
-        and tokens + sum(one.text_tokens for one in images) < bounds.longest_request_tokens
+        and tokens + sum(image.text_tokens for image in images) < bounds.longest_request_tokens
     )
+
+
+def check_clips(bounds: Bounds, count: int) -> None:
+    """Refuse videos before any of them is opened.
+
+    LMDeploy takes parameters for all videos of a request together, so one can be held and no more.
+
+    Raises:
+        Refusal: a video where none was planned for, or a second one.
+    """
+    if count and not bounds.watches:
+        raise Refusal("no_videos", param="messages")
+    if count > 1:
+        raise Refusal("too_many_videos", count=count, param="messages")
+
+
+def hold_clip(
+    bounds: Bounds, clip: Clip, options: Options
+) -> tuple[LimitedImage, dict[str, dict[str, dict[str, float]]]]:
+    """One video, lowered to the plan.
+
+    Of the client's options ``num_frames`` and ``fps`` are for the loader, ``max_pixels`` for the
+    processor; others are not passed on.
+
+    Returns:
+        What it takes, and LMDeploy's keywords for loader and processor of the request.
+
+    Raises:
+        Refusal: a video that no preprocessor takes, or that cannot be lowered enough.
+    """
+    wanted = _wanted(clip, options)
+    frames = min(wanted, MOST_FRAMES, max(1, LARGEST_PIXELS // (clip.size[0] * clip.size[1])))
+    if clip.rate is None and frames < wanted:
+        raise Refusal(
+            "too_many_frames", wanted=wanted, width=clip.size[0], height=clip.size[1], frames=frames
+        )
+    loader: dict[str, float] = {"num_frames": frames}
+    rate = clip.rate
+    if rate is None:
+        fps = options.get("fps")
+        known = isinstance(fps, int | float) and RATES[0] <= fps <= RATES[1]
+        rate = loader["fps"] = float(fps or _RATE) if known else _RATE
+    if clip.frames / rate > LONGEST_SECONDS:
+        raise Refusal("video_too_long", seconds=clip.frames / rate)
+    limited, least, most = hold_frames(bounds, frames, clip.size, number(options.get("max_pixels")))
+    if (
+        number(options.get("num_frames")) > frames
+        and clip.rate is not None
+        and frames < clip.frames
+    ):
+        change = f"num_frames={shown(options['num_frames'])}->{frames}"
+        limited = replace(limited, lowered=(change, *limited.lowered))
+    return limited, {
+        "media_io_kwargs": {"video": loader},
+        "mm_processor_kwargs": {"video": {"min_pixels": least, "max_pixels": most}},
+    }
+
+
+def hold_frames(
+    bounds: Bounds, frames: int, size: tuple[int, int], max_pixels: int = 0
+) -> tuple[LimitedImage, int, int]:
+    """So many frames of one size, within what the plan paid for one image.
+
+    Args:
+        bounds: the plan's, which ``watches``.
+        frames: as they were sampled.
+        size: width and height in pixels.
+        max_pixels: of all frames; 0 asks for the model's own.
+
+    Returns:
+        What they take, and the ``min_pixels`` and ``max_pixels`` that hold them to it.
+
+    Raises:
+        Refusal: frames that no preprocessor takes, or too many.
+    """
+    rule, limits = bounds.rule, bounds.limits
+    assert rule is not None
+    videos = rule.videos
+    assert videos is not None
+    try:
+        most = videos.fitting_pixels(frames, *size, limits.units_per_image, most=max_pixels or None)
+        if most is None:
+            raise Refusal(
+                "too_many_frames:units",
+                frames=frames,
+                width=size[0],
+                height=size[1],
+                most=limits.units_per_image,
+                units=rule.units_name,
+            )
+        least = videos.least_pixels(frames, most)
+        count = videos.most_units(frames, *size, most)
+        text_tokens = videos.grids(frames) * GRID_TEXT_TOKENS
+    except UsageError as exc:
+        raise Refusal("bad_video", cause=exc.message, hint=exc.hint) from None
+    lowered = (f"max_pixels={max_pixels}->{most}",) if max_pixels > most else ()
+    limited = LimitedImage(
+        knobs={}, units=count, tokens=rule.unit_tokens(count), lowered=lowered, frames=frames,
+        text_tokens=text_tokens,
+    )  # fmt: skip
+    return limited, least, most
 
 
 def _largest(
@@ -130,18 +238,11 @@ def _largest(
     """
     if not caps:
         return None, limited_at(None)
-    largest = limited_at(caps[0])
-    if not fits(largest):
-        return None, largest
-    low, high = 0, len(caps) - 1
-    while low < high:
-        middle = (low + high + 1) // 2
-        limited = limited_at(caps[middle])
-        if fits(limited):
-            low, largest = middle, limited
-        else:
-            high = middle - 1
-    return low, largest
+    smallest = limited_at(caps[0])
+    if not fits(smallest):
+        return None, smallest
+    place = largest(len(caps) - 1, lambda place: fits(limited_at(caps[place])))
+    return place, limited_at(caps[place])
 
 
 def _spend_rest(
@@ -161,18 +262,28 @@ def _spend_rest(
 
 
 def _together(
-    bounds: Bounds, wanted: Sequence[RequestedImage], found: Sequence[LimitedImage]
+    bounds: Bounds, wanted: Sequence[RequestedImage], single: Sequence[LimitedImage]
 ) -> SharedImages:
     """Bounds of single images as bounds of the request, where only the request can carry them."""
-    rule, carried = bounds.rule, [one.knobs for one in found if one.knobs]
+    rule, carried = bounds.rule, [image.knobs for image in single if image.knobs]
     if rule is None or not rule.by_request or not carried:
-        return SharedImages(images=tuple(found))
+        return SharedImages(images=tuple(single))
     served = rule.together(carried)
     images = []
-    for one, limited in zip(wanted, found, strict=True):
-        count = served.units(*one.size) if limited.knobs else limited.units
-        images.append(
-            msgspec.structs.replace(limited, knobs={}, units=count, tokens=rule.unit_tokens(count))
-        )
+    for image, limited in zip(wanted, single, strict=True):
+        count = served.units(*image.size) if limited.knobs else limited.units
+        images.append(replace(limited, knobs={}, units=count, tokens=rule.unit_tokens(count)))
     default = served == rule.with_limit(model_default(bounds))
     return SharedImages(images=tuple(images), request={} if default else served.request_knobs)
+
+
+def _wanted(clip: Clip, options: Options) -> int:
+    """Frames that LMDeploy would sample: the fewer of a number and a rate, all of a sequence."""
+    if clip.rate is None:
+        return clip.frames
+    count = number(options.get("num_frames")) or _FRAMES
+    wanted = min(count, clip.frames) if count > 0 else clip.frames
+    rate = options.get("fps")
+    if isinstance(rate, int | float) and rate > 0:
+        wanted = min(wanted, floor(min(rate, RATES[1]) * clip.frames / clip.rate))
+    return max(1, wanted)

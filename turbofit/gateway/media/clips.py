@@ -30,11 +30,6 @@ if TYPE_CHECKING:
 
     from turbofit.gateway.limits.request_body import Parsed
 
-__all__ = [
-    "MOST_FRAMES", "RATES", "Clip", "VideoInspector", "check_film", "film_clip", "film_of",
-    "frames_of",
-]  # fmt: skip
-
 #: How LMDeploy names frames that the client has sampled itself, each a JPEG, between commas.
 _SEQUENCE: Final = "video/jpeg"
 _TAKEN: Final = "MP4, MOV, WebM, Matroska, AVI and JPEG frames (data:video/jpeg) are taken"
@@ -124,7 +119,7 @@ class VideoInspector:
             frames, rate, width, height = msgspec.json.decode(text, type=list[float])
         except (msgspec.MsgspecError, ValueError):
             frames = rate = width = height = 0.0
-        if not all(isfinite(one) for one in (frames, rate, width, height)) or frames < 1:
+        if not all(isfinite(figure) for figure in (frames, rate, width, height)) or frames < 1:
             raise Refusal("broken_video:header")
         return int(frames), rate, (int(width), int(height))
 
@@ -132,11 +127,31 @@ class VideoInspector:
 def frames_of(url: str, most_bytes: int) -> Clip | None:
     """The frames that a client sampled itself, None where the URL holds a film.
 
+    All are of one size, as LMDeploy stacks them.
+
     Raises:
         Refusal: another kind of URL, or no usable frames.
     """
     head, payload = _split(url)
-    return _sequence(payload, most_bytes) if head == f"data:{_SEQUENCE};base64" else None
+    if head != f"data:{_SEQUENCE};base64":
+        return None
+    if len(payload) > most_bytes * 4 // 3 + (1 << 16):
+        raise _too_big(len(payload) * 3 // 4, most_bytes)
+    count = payload.count(",") + 1
+    if count > MOST_FRAMES:
+        raise Refusal("too_many_frames:sent", count=count, most=MOST_FRAMES)
+    frames = [from_base64(text, most_bytes) for text in payload.split(",")]
+    sizes = {frame.size for frame in frames}
+    if {frame.mime for frame in frames} != {"image/jpeg"}:
+        raise Refusal("unknown_video_type:frame", taken=_TAKEN)
+    if len(sizes) > 1:
+        raise Refusal("broken_video:sizes")
+    return Clip(
+        url=f"data:{_SEQUENCE};base64,{','.join(frame.base64 for frame in frames)}",
+        frames=len(frames),
+        size=sizes.pop(),
+        bytes=sum(frame.bytes for frame in frames),
+    )
 
 
 def film_of(url: str, most_bytes: int) -> bytes:
@@ -196,27 +211,6 @@ def _split(url: str) -> tuple[str, str]:
     if not comma or not head.startswith("data:") or not head.endswith(";base64"):
         raise Refusal("bad_video_url")
     return head, payload
-
-
-def _sequence(payload: str, most_bytes: int) -> Clip:
-    """Frames that the client sampled: all of one size, as LMDeploy stacks them."""
-    if len(payload) > most_bytes * 4 // 3 + (1 << 16):
-        raise _too_big(len(payload) * 3 // 4, most_bytes)
-    count = payload.count(",") + 1
-    if count > MOST_FRAMES:
-        raise Refusal("too_many_frames:sent", count=count, most=MOST_FRAMES)
-    frames = [from_base64(text, most_bytes) for text in payload.split(",")]
-    sizes = {frame.size for frame in frames}
-    if {frame.mime for frame in frames} != {"image/jpeg"}:
-        raise Refusal("unknown_video_type:frame", taken=_TAKEN)
-    if len(sizes) > 1:
-        raise Refusal("broken_video:sizes")
-    return Clip(
-        url=f"data:{_SEQUENCE};base64,{','.join(frame.base64 for frame in frames)}",
-        frames=len(frames),
-        size=sizes.pop(),
-        bytes=sum(frame.bytes for frame in frames),
-    )
 
 
 def _mime(data: bytes) -> str | None:

@@ -20,8 +20,6 @@ from turbofit.gateway.http.refusals import Refusal
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["MediaFetcher", "allowed_host", "is_public"]
-
 _REDIRECTS: Final = 3
 _SECONDS: Final = 10.0
 _AT_ONCE: Final = 16
@@ -71,8 +69,8 @@ class _PublicOnly(AbstractResolver):
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
         loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
-        addresses = [(info[0], str(info[4][0])) for info in found]
+        infos = await loop.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
+        addresses = [(info[0], str(info[4][0])) for info in infos]
         if not addresses or not all(is_public(address) for _, address in addresses):
             raise OSError(f"{host} is not a public address")
         return [
@@ -117,8 +115,8 @@ class MediaFetcher:
             return {}
         tasks = [asyncio.ensure_future(self._fetch(url, most_bytes)) for url in urls]
         try:
-            for one in asyncio.as_completed(tasks):
-                count(len(await one))
+            for file in asyncio.as_completed(tasks):
+                count(len(await file))
             return {url: task.result() for url, task in zip(urls, tasks, strict=True)}
         finally:
             for task in tasks:

@@ -28,14 +28,14 @@ def main() -> int:
     # OpenCV 5.0 does not keep what it reads from alive.
     film = BytesIO(sys.stdin.buffer.read())
     capture: Any = cv2.VideoCapture  # its types lack the readers that it takes
-    found = capture(film, videoio_registry.getStreamBufferedBackends()[0], [])
+    opened = capture(film, videoio_registry.getStreamBufferedBackends()[0], [])
     names = (
         cv2.CAP_PROP_FRAME_COUNT,
         cv2.CAP_PROP_FPS,
         cv2.CAP_PROP_FRAME_WIDTH,
         cv2.CAP_PROP_FRAME_HEIGHT,
     )
-    values = [float(found.get(name)) if found.isOpened() else 0.0 for name in names]
+    values = [float(opened.get(name)) if opened.isOpened() else 0.0 for name in names]
     sys.stdout.write(json.dumps(values))
     return 0
 

@@ -18,17 +18,6 @@ from turbofit.gateway.http.refusals import Refusal
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = [
-    "BYTES_OF_PIXEL",
-    "LARGEST_PIXELS",
-    "LONGEST_SIDE",
-    "Picture",
-    "decoded",
-    "from_base64",
-    "from_bytes",
-    "from_url",
-]  # fmt: skip
-
 #: Pixels of one image, about 256 MiB once decoded. It is Pillow's own threshold for a warning.
 LARGEST_PIXELS: Final = 89_478_485
 #: What JPEG can hold; longer sides exist only to break things.
@@ -93,11 +82,11 @@ def from_url(url: str, most_bytes: int) -> Picture:
         raise Refusal("bad_image_url")
     if not head.lower().endswith(";base64"):
         raise Refusal("bad_image_url:data")
-    found = from_base64(payload, most_bytes)
-    if head == f"data:{found.mime};base64" and found.base64 is payload:
+    picture = from_base64(payload, most_bytes)
+    if head == f"data:{picture.mime};base64" and picture.base64 is payload:
         # Megabytes that need not be put together again.
-        return replace(found, url=url)
-    return found
+        return replace(picture, url=url)
+    return picture
 
 
 def from_base64(text: str, most_bytes: int) -> Picture:
@@ -208,10 +197,10 @@ def _scan(data: bytes) -> int:
     """
     at, exif = 2, 0
     for _ in range(_SEGMENTS):
-        found = _MARKER.search(data, at)
-        if found is None or exif > _EXIF:
+        segment = _MARKER.search(data, at)
+        if segment is None or exif > _EXIF:
             return -1
-        at, marker = found.end(), found[1][0]
+        at, marker = segment.end(), segment[1][0]
         if marker == _START_OF_SCAN:
             return at
         if marker in _BARE:

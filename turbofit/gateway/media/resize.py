@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from turbofit.gateway.limits.request_limits import LimitedImage
     from turbofit.gateway.media.clips import Clip
 
-__all__ = ["Resizer", "resized", "resized_image"]
-
 #: Pictures that are decoded at a time: each may take what `pictures.LARGEST_PIXELS` do.
 _AT_ONCE: Final = 2
 #: A JPEG is decoded at the nearest power of two above this many times its new sides.
@@ -45,10 +43,10 @@ class Resizer:
             Refusal: a picture that cannot be decoded.
         """
         kept = list(media)
-        for place, (medium, one) in enumerate(zip(media, limited, strict=True)):
-            if one.resize is not None and isinstance(medium, Picture):
+        for place, (medium, limit) in enumerate(zip(media, limited, strict=True)):
+            if limit.resize is not None and isinstance(medium, Picture):
                 async with self._turn:
-                    kept[place] = await asyncio.to_thread(resized, medium, one.resize)
+                    kept[place] = await asyncio.to_thread(resized, medium, limit.resize)
         return kept
 
 
@@ -64,13 +62,13 @@ def resized(picture: Picture, size: tuple[int, int]) -> Picture:
         with Image.open(BytesIO(b64decode(picture.base64))) as image:
             if image.format == "JPEG":
                 image.draft("RGB", (size[0] * _DRAFT, size[1] * _DRAFT))
-            made = resized_image(image, size)
+            smaller = resized_image(image, size)
     except MemoryError:
         raise
     except Exception:  # noqa: BLE001 - Pillow's plugins raise whatever they meet
         raise Refusal("broken_image:pixels") from None
     file = BytesIO()
-    made.save(file, "PNG", compress_level=_COMPRESSION)
+    smaller.save(file, "PNG", compress_level=_COMPRESSION)
     data = file.getvalue()
     return Picture(mime="image/png", base64=b64encode(data).decode(), size=size, bytes=len(data))
 

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from turbofit.gateway.limits.gate import Cost
     from turbofit.gateway.routing.engines import Chooser, Fleet, RoutedEngine, Turn
 
-__all__ = ["Admission", "Place"]
-
 _SUSPECTS: Final = 256
 _SUSPECT_RETRY: Final = 10
 #: Seconds for which an engine gets nothing new after a client has left its turn alone there.
@@ -229,7 +227,7 @@ class Admission:
         if not cost.light:
             return False
         line = (place for waiting in self._queue.lines.values() for place in waiting)
-        return not (cost.tokens and self._fleet.gated and any(one.cost.light for one in line))
+        return not (cost.tokens and self._fleet.gated and any(place.cost.light for place in line))
 
     async def _wait(self, queue: _Queue, place: Place) -> None:
         place.given = asyncio.get_running_loop().create_future()

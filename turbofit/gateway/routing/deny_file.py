@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import Plan
 
-__all__ = ["DAY_SECONDS", "Denied", "DenyFile", "deny_path", "fingerprint", "pardon"]
-
 DAY_SECONDS: Final = 24 * 3600.0
 _ROOM: Final = "denied"
 _KEY_BYTES: Final = 32
@@ -78,9 +76,9 @@ def fingerprint(key: bytes, path: str, body: bytes) -> asyncio.Future[str]:
     loop = asyncio.get_running_loop()
     if len(body) > _INLINE:
         return loop.run_in_executor(None, _hashed, key, path, body)
-    made = loop.create_future()
-    made.set_result(_hashed(key, path, body))
-    return made
+    known = loop.create_future()
+    known.set_result(_hashed(key, path, body))
+    return known
 
 
 def _hashed(key: bytes, path: str, body: bytes) -> str:
@@ -133,7 +131,7 @@ class DenyFile:
     def number(self) -> tuple[int, int]:
         """How many requests and how many clients are refused."""
         now = time.time()
-        kinds = [one.client for one in self.denied.values() if one.until > now]
+        kinds = [denied.client for denied in self.denied.values() if denied.until > now]
         return kinds.count(False), kinds.count(True)
 
     def look_again(self) -> tuple[str, ...]:
@@ -170,8 +168,8 @@ class DenyFile:
             self.change(new)
         except (OSError, UsageError):
             return False
-        for name, one in new.items():
-            if self.unwritten.get(name, self) is one:
+        for name, denied in new.items():
+            if self.unwritten.get(name, self) is denied:
                 del self.unwritten[name]
         return True
 
@@ -185,7 +183,7 @@ class DenyFile:
         assert self.path is not None
         with _locked(self.path):
             kept = self._read()
-            changes = any(one is not None or name in kept for name, one in new.items())
+            changes = any(denied is not None or name in kept for name, denied in new.items())
             if changes:
                 kept = _changed(kept, new)
                 write_atomic(self.path, to_json(_Page(denied=tuple(kept.values()))), mode=0o600)
@@ -212,14 +210,14 @@ class DenyFile:
             self._say(self.damage)
             return {}
         now = time.time()
-        return {one.name: one for one in page.denied if one.until > now}
+        return {denied.name: denied for denied in page.denied if denied.until > now}
 
 
 def _changed(kept: Mapping[str, Denied], new: Mapping[str, Denied | None]) -> dict[str, Denied]:
     """Those who are refused, with what is new, the newest last; the oldest go."""
-    denied = [one for one in {**kept, **new}.values() if one is not None]
-    newest = sorted(denied, key=lambda one: one.since)[-_MOST:]
-    return {one.name: one for one in newest}
+    refused = [denied for denied in {**kept, **new}.values() if denied is not None]
+    newest = sorted(refused, key=lambda denied: denied.since)[-_MOST:]
+    return {denied.name: denied for denied in newest}
 
 
 def deny_path(plan: Plan, engine_version: str, *, pretend: bool = False) -> str | None:

@@ -44,8 +44,6 @@ if TYPE_CHECKING:
     from turbofit.gateway.routing.deny_file import Denied, DenyFile
     from turbofit.gateway.routing.engines import Present, RoutedEngine
 
-__all__ = ["CLIENT_DEATHS", "DenyList"]
-
 _LOG: Final = LazyLogger(__name__)
 
 #: How long a suspect that does not come again is one, and a client is refused.
@@ -131,8 +129,8 @@ class DenyList:
             return None
         return Turn(
             name,
-            alone=any(one.in_turn for one in met[:-1]),
-            longer=any(one.begun for one in met),
+            alone=any(accusation.in_turn for accusation in met[:-1]),
+            longer=any(accusation.begun for accusation in met),
         )
 
     def refused(self, name: str) -> Denied | None:
@@ -163,12 +161,13 @@ class DenyList:
         """A request met an engine's death, or the engine is given up: suspect all that it had."""
         death = engine.note_death(sent_at)
         if death.concluding is None and not death.explained:
-            has = [one.present for one in engine.in_flight]
-            there = [one for one in (*has, *engine.left_lately()) if one.fingerprint is not None]
+            there = [request.present for request in engine.in_flight] + engine.left_lately()
+            there = [present for present in there if present.fingerprint is not None]
             if there:
                 engine.left.clear()
                 self.count("engine_deaths_total", f"engine={engine.index}")
-                mine = [one for one in there if one.turn and one.turn is engine.turn_of]
+                turn = engine.turn_of
+                mine = [present for present in there if turn is not None and present.turn is turn]
                 self._note(death, there, mine[0] if mine else None)
         return death
 
@@ -194,7 +193,7 @@ class DenyList:
         if not other_cause:
             self.engine_died(engine)
             return
-        # Who left before it is no more accused of the next process's death than who was there.
+        # Requests whose clients left before this end are not accused of the next process's death.
         engine.left.clear()
         engine.failed_at = float("inf")
         death.explained = True
@@ -237,9 +236,9 @@ class DenyList:
                 )
         if in_turn is not None:
             name = names[there.index(in_turn)]
-            others = [b for one, b in zip(there, begun, strict=True) if one is not in_turn]
+            others = [b for present, b in zip(there, begun, strict=True) if present is not in_turn]
             if in_turn.turn is not None and in_turn.turn.name == name and all(others):
-                self._refuse(name, [one for one in self._deaths if name in one.suspects])
+                self._refuse(name, [death for death in self._deaths if name in death.suspects])
         self._look_for_client()
 
     def _unexplained(self) -> list[EngineDeath]:
@@ -272,7 +271,7 @@ class DenyList:
 
     def _take_back(self, death: EngineDeath) -> None:
         """A death had another cause."""
-        self._deaths = tuple(one for one in self._deaths if one is not death)
+        self._deaths = tuple(other for other in self._deaths if other is not death)
         for name in death.refused:
             self.pardon(name)
 

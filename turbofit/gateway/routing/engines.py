@@ -24,11 +24,6 @@ if TYPE_CHECKING:
     #: From the least busy engine that has room, and whether another one has it too.
     Chooser = Callable[["RoutedEngine", Callable[["RoutedEngine"], bool]], "RoutedEngine"]
 
-__all__ = [
-    "LEFT_SECONDS", "Accusation", "Affinity", "EngineDeath", "Fleet", "InFlight", "Outage",
-    "Present", "RoutedEngine", "Turn",
-]  # fmt: skip
-
 #: Seconds for which an engine is counted on to have a request whose client left: of an answer in
 #: one piece LMDeploy notices that only at the next token. A stream that has begun it ends at once.
 #: Under: a first token that takes longer. lmdeploy core/chat_runner.py::ChatRunner.collect #ea0f84
@@ -288,7 +283,7 @@ class Fleet:
     def __init__(self, engines: Sequence[RoutedEngine]) -> None:
         self.engines = tuple(engines)
         #: Whether any has a gate: texts hold something there too.
-        self.gated = any(one.gate.units is not None for one in engines)
+        self.gated = any(engine.gate.units is not None for engine in engines)
         #: Why none will be up for a while, where that is known.
         self.outage: Outage | None = None
 
@@ -318,9 +313,9 @@ class Fleet:
             return self.outage.seconds_left
         now = time.monotonic()
         starts = [
-            one.died_at + one.start_seconds + _UNSEEN_PAUSE - now
-            for one in self.engines
-            if one.start_seconds and one.death is not None and not one.answered
+            engine.died_at + engine.start_seconds + _UNSEEN_PAUSE - now
+            for engine in self.engines
+            if engine.start_seconds and engine.death is not None and not engine.answered
         ]
         left = [ceil(seconds) for seconds in starts if seconds > 0]
         return min(*left, _LONGEST_RETRY) if left else _RETRY
@@ -373,7 +368,7 @@ class Affinity:
 def _prefixes(body: dict[str, Any]) -> list[bytes]:
     """Hashes of the request up to each message, the short ones left out."""
     state = blake2b(digest_size=16)
-    found, length = [], 0
+    hashes, length = [], 0
     messages = body.get("messages")
     parts = messages if isinstance(messages, list) else [body.get("prompt")]
     for part in (body.get("system"), body.get("tools"), *parts):
@@ -381,5 +376,5 @@ def _prefixes(body: dict[str, Any]) -> list[bytes]:
         state.update(data)
         length += len(data)
         if length >= _SHORTEST_PREFIX:
-            found.append(state.copy().digest())
-    return found
+            hashes.append(state.copy().digest())
+    return hashes

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from turbofit.gateway.routing.engines import InFlight, RoutedEngine
     from turbofit.gateway.upstream import Upstream
 
-__all__ = ["EngineLoad", "Monitor", "engine_load", "healthy", "stuck_requests"]
-
 _LOG: Final = LazyLogger(__name__)
 
 _TICK: Final = 0.5
@@ -231,11 +229,13 @@ def stuck_requests(
     ``load`` is what the engine says, None where it does not tell; silence of fewer seconds than
     ``patience`` is none.
     """
-    newest = max((one.heard_at for one in requests if one.begun), default=float("-inf"))
-    silent = [one for one in requests if now - one.heard_at >= patience]
+    newest = max((request.heard_at for request in requests if request.begun), default=float("-inf"))
+    silent = [request for request in requests if now - request.heard_at >= patience]
     stuck = set()
     if load is None or not load.queued:
-        stuck = {one for one in silent if one.begun and newest - one.heard_at >= patience}
+        stuck = {
+            request for request in silent if request.begun and newest - request.heard_at >= patience
+        }
     if load is not None and not load.running and not load.queued:
-        stuck.update(one for one in silent if not one.begun)
+        stuck.update(request for request in silent if not request.begun)
     return stuck

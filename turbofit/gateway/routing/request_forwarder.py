@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -14,7 +15,6 @@ import msgspec
 from turbofit.core.process.log import LazyLogger
 from turbofit.gateway.http.refusals import Refusal, of_engine, refusal_event
 from turbofit.gateway.http.request_context import ForwardOutcome, sent_headers, uncancel
-from turbofit.gateway.limits.gate import Cost
 from turbofit.gateway.routing.deny_file import fingerprint
 from turbofit.gateway.routing.engines import LEFT_SECONDS, Present
 from turbofit.gateway.upstream import Died, Unreachable, vanished
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from turbofit.gateway.upstream import Upstream
 
     HeaderList = list[tuple[bytes, bytes]]
-
-__all__ = ["EngineDied", "Exchange", "RequestForwarder"]
 
 _LOG: Final = LazyLogger(__name__)
 
@@ -201,7 +199,7 @@ class Exchange(ForwardOutcome):
         )
         # Kept only where another engine could be given it, and while bodies leave room.
         if self._last or by.fleet.open < 2 or not by.bodies.roomy:
-            by.forget(request)
+            by.bodies.forget(request)
         try:
             self.status = response.status
             self._failed = response.status >= 500
@@ -271,7 +269,7 @@ class Exchange(ForwardOutcome):
             return
         self._succeeded()
         # All images are behind it; of several copies the first byte tells only about one.
-        if self._request.prepared.copies == 1:
+        if self._request.prepared.cost.copies == 1:
             self._place.begin()
             if self._place.turn is not None and self._place.turn.longer:
                 asyncio.get_running_loop().call_later(_LONGER, self._end_turn_well)
@@ -322,7 +320,7 @@ class Exchange(ForwardOutcome):
 
     async def _start(self, status: int, kind: str, headers: HeaderList) -> None:
         self.started = True
-        self._by.forget(self._request)  # nobody else is asked from now on
+        self._by.bodies.forget(self._request)  # nobody else is asked from now on
         head = [(b"content-type", kind.encode("latin-1", "replace")), *headers, *self._request.out]
         await self._send({"type": "http.response.start", "status": status, "headers": head})
 
@@ -419,15 +417,9 @@ class RequestForwarder:
         Raises:
             Refusal: no room, no engine, or it is refused.
         """
-        prepared = request.prepared
         while True:
             turn = await self.deny_list.turn(present)
-            cost = Cost(
-                units=prepared.units,
-                host_bytes=prepared.host_bytes,
-                tokens=prepared.kv_tokens,
-                copies=prepared.copies,
-            )
+            cost = copy(request.prepared.cost)  # an object of its own for each place
             place = await self.admission.admit(request.who, cost, choose, turn)
             try:
                 # Much may have become known while it waited.
@@ -446,12 +438,6 @@ class RequestForwarder:
                 return place
             place.leave()
 
-    def forget(self, request: RequestContext) -> None:
-        """No more need of the body: a stream may last for minutes, and need not hold megabytes."""
-        if request.bytes_in and not request.forgotten:
-            self.bodies.keep(-request.bytes_in, request.who)
-        request.forgotten, request.body = True, b""
-
 
 async def _concluded(death: EngineDeath | None) -> None:
     """Wait until all that were at a death are suspected."""
@@ -462,5 +448,5 @@ async def _concluded(death: EngineDeath | None) -> None:
 async def _until_others_have_begun(engine: RoutedEngine) -> None:
     """Wait until each request that an engine has answers: it gets no others meanwhile."""
     until = time.monotonic() + _LONGEST_WAIT
-    while time.monotonic() < until and any(not one.begun for one in engine.in_flight):
+    while time.monotonic() < until and any(not exchange.begun for exchange in engine.in_flight):
         await asyncio.sleep(_LOOK)

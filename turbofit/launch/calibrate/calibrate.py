@@ -68,7 +68,9 @@ def calibrate(
     )
     with Leases() as leases:
         run = Run(config, leases, say, on_open=lambda _: stop.end(), examiner=calibrator)
-        if _resumes(run, progress, say):
+        run.plan = progress.plan
+        if run.plan is not None and run.again():
+            say("going on where an earlier calibration was cut short")
             plan = run.refuse()
         else:
             plan = run.choose()
@@ -117,20 +119,6 @@ def _tokens(run: Run, plan: Plan, *, apart: bool) -> Document:
         name: best_plan(request.changed(on=machine)).kv.total_tokens
         for name, machine in machines.items()
     }
-
-
-def _resumes(run: Run, progress: Progress, say: Callable[[str], None]) -> bool:
-    """Whether the plan of a run that was cut short is reserved: the machine is still as it was."""
-    if progress.plan is None:
-        return False
-    try:
-        run.planner.take(progress.plan)
-    except TurbofitError as exc:
-        say(f"an earlier calibration was cut short, but {exc.message}: beginning again")
-        return False
-    say("going on where an earlier calibration was cut short")
-    run.plan = progress.plan
-    return True
 
 
 def progress_of(request: PlanRequest, *, apart: bool) -> Progress:

@@ -6,22 +6,19 @@ step showed is on disk at once, so that a run that was cut short goes on after i
 
 from __future__ import annotations
 
-import hashlib
 import json
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from msgspec.structs import replace
 
-from turbofit.core.errors import LaunchError, MachineError, TurbofitError, UsageError
+from turbofit.core.errors import LaunchError, MachineError, TurbofitError
 from turbofit.core.plan import Plan
-from turbofit.core.process.files import write_atomic
 from turbofit.core.process.progress import Step, tell
-from turbofit.core.process.state import state_dir
-from turbofit.core.struct import to_builtins
+from turbofit.core.struct import Struct
 from turbofit.core.units import MIB, format_bytes
 from turbofit.launch.engine.worst_requests import (
     every_worst,
@@ -29,12 +26,12 @@ from turbofit.launch.engine.worst_requests import (
     worst_image_tokens,
     worst_request,
 )
+from turbofit.launch.state_file import StateFile, digest_of_parts
 from turbofit.observe.calibration import KERNELS, STEADY, CalibratedGpu, Observation
 from turbofit.observe.sampler import SampledRange, Sampler, memory_now
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
 
     from turbofit.core.json_types import Options
     from turbofit.launch.engine.supervised_engine import SupervisedEngine
@@ -217,14 +214,16 @@ class Calibrator:
 # How far a calibration has come, on disk after every step; of one plan and one set of options.
 
 
-_SCHEMA: Final = "turbofit.calibrating/1"
-#: What reading a damaged file raises.
-_UNREADABLE: Final = (
-    OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError,
-    TurbofitError,
-)  # fmt: skip
 #: Bytes that others may hold more or less for readings of two starts to belong together.
 _MOVED: Final = 16 * MIB
+
+
+class _Pages(Struct, tag_field="schema", tag="turbofit.calibrating/1"):
+    """``texts`` are tokens beside the images of a worst request, by group."""
+
+    plan: Plan | None = None
+    seen: tuple[Observation, ...] = ()
+    texts: dict[int, int] = msgspec.field(default_factory=dict)
 
 
 class Progress:
@@ -234,15 +233,13 @@ class Progress:
     """
 
     def __init__(self, model: str, options: Options, *, pretend: bool) -> None:
-        key = json.dumps([model, sorted((k, str(v)) for k, v in options.items()), pretend])
-        self._name = f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
-        self._pretend = pretend
-        self.plan: Plan | None = None
-        self.texts: dict[int, int] = {}
-        self._seen: dict[int, Observation] = {}
+        key = json.dumps([model, sorted((k, str(v)) for k, v in options.items())])
+        room = "calibrating-pretend" if pretend else "calibrating"
+        self._file = StateFile(room, digest_of_parts(key), _Pages)
+        pages = self._file.read() or _Pages()
+        self.plan, self.texts = pages.plan, dict(pages.texts)
+        self._seen = {one.group: one for one in pages.seen}
         self._finished: set[int] = set()
-        with suppress(*_UNREADABLE):
-            self._read(json.loads(self._path(make=False).read_bytes()))
 
     @property
     def seen(self) -> tuple[Observation, ...]:
@@ -299,32 +296,10 @@ class Progress:
 
     def forget(self) -> bool:
         """Drop it; whether there was anything."""
-        try:
-            self._path(make=False).unlink()
-        except OSError:
-            return False
-        return True
-
-    def _read(self, body: Mapping[str, Any]) -> None:
-        if body["schema"] != _SCHEMA:
-            return
-        seen = msgspec.convert(body["seen"], tuple[Observation, ...])
-        plan = Plan.from_json(json.dumps(body["plan"]))
-        self.texts = {int(group): int(count) for group, count in body["texts"].items()}
-        self._seen, self.plan = {one.group: one for one in seen}, plan
+        return self._file.forget()
 
     def _write(self) -> None:
-        """A folder that cannot be written costs the progress, never the run."""
-        body = {
-            "schema": _SCHEMA, "plan": to_builtins(self.plan), "seen": to_builtins(self.seen),
-            "texts": self.texts,
-        }  # fmt: skip
-        with suppress(OSError, UsageError):
-            write_atomic(self._path(), json.dumps(body) + "\n", mode=0o600)
-
-    def _path(self, *, make: bool = True) -> Path:
-        room = "calibrating-pretend" if self._pretend else "calibrating"
-        return state_dir(room, make=make) / self._name
+        self._file.write(_Pages(plan=self.plan, seen=self.seen, texts=self.texts))
 
 
 def joined(one: Observation, more: Observation) -> Observation:

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     #: Where fronts reach the nodes, with their keys.
     Nodes = tuple[NodeAddress, ...]
 
-__all__ = ["Board", "ask", "boards", "one_board", "pin_board", "read"]
-
 _PREFIX: Final = "turbofit-run-"
 #: Calls that the actor takes at once: questions wait in it.
 _CALLS: Final = 32

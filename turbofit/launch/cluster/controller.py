@@ -17,7 +17,6 @@ from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
 from msgspec.structs import replace
 
 from turbofit.core.cluster import Cluster, ClusterPlan, ClusterStatus, Node, NodePlan, NodeStatus
@@ -29,34 +28,30 @@ from turbofit.core.errors import (
     TurbofitError,
     UsageError,
 )
-from turbofit.core.process.files import write_atomic
 from turbofit.core.process.state import state_dir
 from turbofit.core.struct import Struct
 from turbofit.gateway.front import Front, NodeAddress
 from turbofit.gateway.http.accesslog import access_log
-from turbofit.gateway.server import digest_of
-from turbofit.gateway.thread import GatewayThread
+from turbofit.gateway.server import GatewayThread, digest_of
 from turbofit.launch.cluster import ray_adapter
 from turbofit.launch.cluster.board import pin_board
 from turbofit.launch.cluster.node import NodeActor, NodeTold
 from turbofit.launch.cluster.nodes import held_only, node_of
 from turbofit.launch.cluster.ray_adapter import RayCallError, ResultTimeoutError
 from turbofit.launch.serve.detached import LEASE_SECONDS
+from turbofit.launch.state_file import StateFile
 from turbofit.planning.cluster import plan_cluster, plan_joining
-from turbofit.planning.plan import doubled_margin
+from turbofit.planning.plan import doubled_margin, refusal
 
 if TYPE_CHECKING:
     import signal
     from collections.abc import Callable, Generator
-    from pathlib import Path
 
     from turbofit.core.json_types import Document
     from turbofit.launch.cluster.ray_adapter import RayConnection, RayNode
     from turbofit.launch.serve.config import ClusterServeConfig
     from turbofit.launch.serve.supervisor import StopSignal
     from turbofit.planning.request import PlanRequest
-
-__all__ = ["Controller", "NodeState", "serve_cluster"]
 
 _TICK, _POST_SECONDS = 0.2, 1.0
 #: Other fronts have so long to hear of a node that has changed before the next one does.
@@ -78,7 +73,7 @@ _EMPTY: Final = ("draining", "drained")
 _DONE: Final = object()
 
 
-class _Saved(Struct):
+class _Saved(Struct, tag_field="schema", tag="turbofit.cluster-state/1"):
     """What the next controller needs to go on.
 
     The run's name, a digest of its request, what was changed since, what each node serves, and the
@@ -195,9 +190,7 @@ class Controller:
         for warning in plan.warnings:
             self._say(f"warning: {warning}")
         if not plan.fits:
-            first = plan.remedies[0] if plan.remedies else None
-            hint = f"{first.change}: {first.effect}" if first else "see turbofit plan --cluster"
-            raise DoesNotFitError(plan.verdict, hint=hint)
+            raise refusal(plan)
         self.plan = plan
         for node in self.nodes.values():
             if node.node is not None:
@@ -554,11 +547,10 @@ class Controller:
             if node.told.url
         )  # fmt: skip
 
-    def post(self, board: Any, path: Path) -> None:
+    def post(self, board: Any, state: StateFile[_Saved]) -> None:
         """Write the state down, tell the board, and answer what was asked there."""
         status = self.front.call(self.status)
-        with suppress(TurbofitError, OSError):  # a full disk costs the file
-            write_atomic(path, msgspec.json.encode(self.saved()).decode(), mode=0o600)
+        state.write(self.saved())
         questions = ray_adapter.outcome(self._posted, 0) if self._posted else {}
         if isinstance(questions, ResultTimeoutError):
             return
@@ -620,9 +612,8 @@ def serve_cluster(
         controller = Controller(connection, config, tell)
         name = config.name or _model_name(config)
         board = pin_board(name, connection.here)
-        folder = state_dir("clusters") / "".join(c if c.isalnum() else "-" for c in name)
-        folder.mkdir(mode=0o700, exist_ok=True)
-        state = folder / "cluster-state.json"
+        room = f"clusters/{''.join(c if c.isalnum() else '-' for c in name)}"
+        folder, state = state_dir(room), StateFile(room, "cluster-state", _Saved)
         assert config.gateway is not None
         public = replace(config.gateway, drain_seconds=config.timing.drain, pretend=config.pretend)
         log = access_log(config.access_log or str(folder / "access.log"))
@@ -648,18 +639,16 @@ def serve_cluster(
                 controller.say(f"stopping: {stop.signal.name}")
             with suppress(Exception):  # Ray may be gone: nodes end by their lease
                 controller.end(config.timing.drain + _LAST_SECONDS, lambda: stop.urgent)
-            state.unlink(missing_ok=True)
+            state.forget()
             stop.abrupt = stop.signal is None
 
 
-def _saved(path: Path, request: str) -> _Saved | None:
+def _saved(state: StateFile[_Saved], request: str) -> _Saved | None:
     """What an earlier controller of the same request has left while its servers' lease lasts."""
-    with suppress(OSError, msgspec.MsgspecError):
-        saved = msgspec.json.decode(path.read_bytes(), type=_Saved)
-        lasts = 0 <= _since_boot() - saved.at < LEASE_SECONDS
-        if lasts and saved.request == request and saved.plan.fits:
-            return saved
-    return None
+    saved = state.read()
+    if saved is None or saved.request != request or not saved.plan.fits:
+        return None
+    return saved if 0 <= _since_boot() - saved.at < LEASE_SECONDS else None
 
 
 def _since_boot() -> float:

@@ -33,8 +33,6 @@ from turbofit.launch.cluster.ray_adapter import server_words
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["NodeActor", "NodeTold"]
-
 _TICK: Final = 0.25
 #: Pauses before it starts again what somebody killed, within ten minutes.
 _PAUSES: Final = (1.0, 4.0, 10.0)

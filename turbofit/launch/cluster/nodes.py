@@ -34,11 +34,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from turbofit.launch.cluster.ray_adapter import RayCallError, RayNode
-__all__ = [
-    "MOST_NODES", "cluster_from", "held_only", "measure_here", "measure_nodes", "node_of",
-    "raylet_environment",
-]  # fmt: skip
-
 _SECONDS: Final = 120.0
 
 

@@ -30,12 +30,6 @@ if TYPE_CHECKING:
     #: What a function gives, or a `RayCallError`.
     Result = Any
 
-__all__ = [
-    "RayCallError", "RayConnection", "RayNode", "ResultTimeoutError", "client_context", "connected",
-    "free_gpus", "gpus_of_this_task", "kill_actor", "named_actors", "outcome", "run_on_each",
-    "server_words", "start_actor",
-]  # fmt: skip
-
 #: Of Ray: names of actors are unique in it.
 _NAMESPACE: Final = "turbofit"
 #: A head that is silent for so long is gone; Ray itself ends all its processes after 60 s.

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     #: Takes the model's name, and what asks a question and returns its prompt's tokens.
     Exam = Callable[[str, Callable[[ProbeRequest], int]], None]
 
-__all__ = ["FAILURES", "EngineClient", "Exam", "Probe", "Timing"]
-
 #: What a call raises where the engine does not answer.
 FAILURES = (OSError, http.client.HTTPException)
 
@@ -231,8 +229,9 @@ class Probe(threading.Thread):
 
     def _ask(self, question: ProbeRequest) -> int:
         """Ask it; returns the tokens of its prompt, 0 where the engine does not say."""
-        path, body = question.request
-        status, answer = self._client.call("POST", path, body, timeout=_ANSWER_TIMEOUT)
+        status, answer = self._client.call(
+            "POST", question.path, question.body, timeout=_ANSWER_TIMEOUT
+        )
         if status != http.client.OK:
             said = answer[:300].decode(errors="replace")
             raise LaunchError(

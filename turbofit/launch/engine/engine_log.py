@@ -13,7 +13,7 @@ from turbofit.core.units import format_bytes
 from turbofit.core.version import REFERENCE
 from turbofit.memory.versions import release
 from turbofit.observe.ends import End, MemoryPhase, end_kind, exit_words
-from turbofit.observe.forecast import cache_beside, tokens_beside
+from turbofit.observe.forecast import cache_beside, in_words, tokens_beside
 from turbofit.observe.log_events import (
     Backpressure,
     CacheBudget,
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from turbofit.core.plan import Plan
+    from turbofit.core.run_report import RunFigure
     from turbofit.core.struct import Struct
 
 EnginePhase = Literal["starting", "weights", "cache", "warm-up", "serving", "check", "ready"]
@@ -68,13 +69,14 @@ _RAISED: Final = re.compile(r"(?:torch\.(?:cuda\.)?)?OutOfMemoryError: |\s*what\
 
 
 class StartupTracker:
-    """Follows one engine's log; ``see`` each run of lines, then ask."""
+    """Follows one engine's log, which is kept in a file; ``see`` each run of lines, then ask."""
 
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
+    def __init__(self, plan: Plan, log: Path) -> None:
+        self.plan, self.log = plan, log
         self.phase: EnginePhase = "starting"
         self.budget: CacheBudget | None = None
-        self.slab: Slab | None = None
+        #: Its figures so far, beside the plan's.
+        self.figures: list[RunFigure] = []
         self.warming: int | None = None
         self.fallback: EngineFallback | None = None
         self._loop_failed: float | None = None
@@ -85,7 +87,7 @@ class StartupTracker:
     def see(self, text: str, count: int, now: float) -> list[str]:
         """Take in a line that came ``count`` times in a row; returns what people should read."""
         event = read_line(text)
-        if event is None or (isinstance(event, _OF_PYTORCH) and not self._plan.engine.is_pytorch):
+        if event is None or (isinstance(event, _OF_PYTORCH) and not self.plan.engine.is_pytorch):
             return []
         if isinstance(event, TorchMemory) and not _RAISED.match(text):
             return []  # some message quotes the words
@@ -132,14 +134,12 @@ class StartupTracker:
         None for LMDeploy's PyTorch engine, which does not tell how large its cache is.
         """
         if self.budget is None:
-            return None if self._plan.engine.is_pytorch else 0
-        return max(0, self.budget.budget - self._plan.kv.region_bytes)
+            return None if self.plan.engine.is_pytorch else 0
+        return max(0, self.budget.budget - self.plan.kv.region_bytes)
 
     def cached_tokens(self) -> int | None:
         """Tokens that the cache holds by the engine's own figures."""
-        if self.budget is None or self.slab is None:
-            return None
-        return tokens_beside(self._plan, self.budget, self.slab).actual
+        return next((one.actual for one in self.figures if one.unit == "tokens"), None)
 
     def _wait(self, event: Backpressure, count: int, now: float) -> None:
         if self.phase != "warm-up" or event.cause != "memory":
@@ -185,11 +185,11 @@ class StartupTracker:
             return self._enter("weights")
         if isinstance(event, CacheBudget) and self.budget is None:
             self.budget = event
-            figures = [beside.text for beside in cache_beside(self._plan, event)]
-            return [*self._enter("cache"), *figures]
-        if isinstance(event, Slab) and self.slab is None and self.budget is not None:
-            self.slab = event
-            return [tokens_beside(self._plan, self.budget, event).text]
+            self.figures += cache_beside(self.plan, event)
+            return [*self._enter("cache"), *map(in_words, self.figures)]
+        if isinstance(event, Slab) and self.budget is not None and self.cached_tokens() is None:
+            self.figures.append(tokens_beside(self.plan, self.budget, event))
+            return [in_words(self.figures[-1])]
         if isinstance(event, WarmingUp | WarmupLengths):
             return self._enter("warm-up")
         if isinstance(event, WarmupLength):
@@ -219,29 +219,27 @@ _PRETEND: Final[dict[str, MemoryPhase]] = {
 class EndedError(Exception):
     """An engine ended, and the supervisor cannot mend it by starting it again."""
 
-    def __init__(self, ending: End) -> None:
-        super().__init__(ending.message)
-        self.ending = ending
+    def __init__(self, end: End) -> None:
+        super().__init__(end.message)
+        self.end = end
 
 
-def ending(  # noqa: PLR0913 - what is known of an ending
+def end_of(
     code: int | None,
     tracker: StartupTracker,
-    plan: Plan,
-    log: Path,
     *,
     death: End | None = None,
     host_kills: int | None = None,
     notes: tuple[str, ...] = (),
 ) -> End:
-    """The ending of an engine that ended by itself.
+    """The end of an engine that ended by itself.
 
     Its exit code is negative for a signal, or 128 + the signal. None: the PyTorch engine's loop
     ended, and the server in front of it lives and would answer 503 for ever. ``death`` is the
     refused allocation on pretend GPUs; ``host_kills`` are processes that the kernel killed for
     memory while it ran, None where that cannot be read.
     """
-    fault, pytorch = tracker.fault, plan.engine.is_pytorch
+    fault, pytorch = tracker.fault, tracker.plan.engine.is_pytorch
     short = (
         isinstance(fault, TorchMemory)
         or (isinstance(fault, CudaError) and fault.out_of_memory)
@@ -249,10 +247,10 @@ def ending(  # noqa: PLR0913 - what is known of an ending
     )
     kind = end_kind(code, out_of_memory=short, host_kills=host_kills)
     if kind == "out_of_memory":
-        return _ran_out(tracker, plan, log, death)
+        return _ran_out(tracker, death)
     if kind in ("killed", "host_memory"):
-        return _killed(tracker, plan, log, host_kills)
-    see = f"its log is {log}"
+        return _killed(tracker, host_kills)
+    see = f"its log is {tracker.log}"
     if pytorch and tracker.raced and code is not None and not short:
         # The server closes the lock under which the engine has told its port, sometimes before the
         # engine has let go of it. lmdeploy zmq_engine.py::ZMQMPEngine._start_mp_proc #bf32c0
@@ -271,18 +269,19 @@ def ending(  # noqa: PLR0913 - what is known of an ending
     return End(kind=kind, message=said, hint=see, where=_frame(tracker))
 
 
-def hang(tracker: StartupTracker, plan: Plan, log: Path) -> End:
+def hang(tracker: StartupTracker) -> End:
     """A warm-up that waits for ever: the cache cannot hold one of its requests."""
     cached = tracker.cached_tokens()
     holds = f"{cached:,} tokens" if cached is not None else "too few tokens"
-    tokens = tracker.warming or plan.settings.max_prefill_token_num + plan.settings.max_batch_size
+    settings = tracker.plan.settings
+    tokens = tracker.warming or settings.max_prefill_token_num + settings.max_batch_size
     return End(
         kind="hang",
         phase="warm-up",
         message=f"LMDeploy hangs in its warm-up: its cache holds {holds}, a request of {tokens:,}"
         " waits for room in it, and it would wait for ever without an error",
         hint="free GPU memory, raise --cache-max-entry-count or lower --max-prefill-token-num; "
-        f"the log is {log}",
+        f"the log is {tracker.log}",
     )
 
 
@@ -306,24 +305,25 @@ def silence(plan: Plan, phase: str, seconds: float) -> str:
     return said
 
 
-def fallback(tracker: StartupTracker, log: Path) -> End:
+def fallback(tracker: StartupTracker) -> End:
     """LMDeploy chose another engine than the one planned for."""
     said = tracker.fallback.message if tracker.fallback is not None else "it fell back to PyTorch"
     return End(
         kind="refused",
         message=f"LMDeploy would run its PyTorch engine, which the plan is not for: {said}",
-        hint=f"TurboMind needs NVIDIA's driver and LMDeploy's own CUDA libraries; the log is {log}",
+        hint="TurboMind needs NVIDIA's driver and LMDeploy's own CUDA libraries; "
+        f"the log is {tracker.log}",
     )
 
 
-def _ran_out(tracker: StartupTracker, plan: Plan, log: Path, death: End | None) -> End:
+def _ran_out(tracker: StartupTracker, death: End | None) -> End:
     """A lack of memory; the pretend account adds its bytes where the engine's calls are its own."""
-    fault, pytorch = tracker.fault, plan.engine.is_pytorch
+    plan, fault, pytorch = tracker.plan, tracker.fault, tracker.plan.engine.is_pytorch
     if fault is None:
         said = f"the engine found no memory for its {tracker.no_cache} when it had loaded the"
         return End(
             kind="out_of_memory", phase="cache", message=f"{said} weights",
-            hint=_advice(tracker, plan, log),
+            hint=_advice(tracker),
         )  # fmt: skip
     is_reference = release(plan.engine.version) == release(REFERENCE)
     if isinstance(fault, CudaError) and fault.pinned and is_reference:
@@ -334,13 +334,13 @@ def _ran_out(tracker: StartupTracker, plan: Plan, log: Path, death: End | None) 
             message=f"the engine got no page-locked host memory {_where(tracker)}: CUDA error: "
             f"{fault.message}",
             hint=f"free host memory; the plan counts {format_bytes(plan.host.pinned)} pinned; "
-            f"the log is {log}",
+            f"the log is {tracker.log}",
         )
     torch = fault if isinstance(fault, TorchMemory) else None
     death = death if torch is None or pytorch else None
     asked = death.asked if death is not None else torch.requested if torch is not None else None
     staged = torch is not None and plan.engine.of_lmdeploy and not pytorch
-    phase: str = "weights" if staged else _memory_phase(tracker, plan)
+    phase: str = "weights" if staged else _memory_phase(tracker)
     if death is not None and death.asked is not None and death.left is not None:
         serving = "vision" if _is_vision(death.where) else "text"
         phase = phase if pytorch else _PRETEND.get(death.phase, serving)
@@ -365,27 +365,28 @@ def _ran_out(tracker: StartupTracker, plan: Plan, log: Path, death: End | None) 
         missing=_missing(torch if pytorch else None, death),
         gpu=death.gpu if death is not None else None,
         message=f"{engine} ran out of GPU memory {_where(tracker, call)}{detail}",
-        hint=_advice(tracker, plan, log),
+        hint=_advice(tracker),
     )
 
 
-def _killed(tracker: StartupTracker, plan: Plan, log: Path, host_kills: int | None) -> End:
+def _killed(tracker: StartupTracker, host_kills: int | None) -> End:
     """SIGKILL: the kernel's where it counted one, or its count is not readable; else somebody's."""
     if host_kills == 0:
         return End(
             kind="killed",
             message=f"the engine was killed {_where(tracker)} by SIGKILL; the kernel counts no such"
             " kill for want of memory, so somebody did it",
-            hint=f"its log is {log}",
+            hint=f"its log is {tracker.log}",
         )
-    pinned, pageable = format_bytes(plan.host.pinned), format_bytes(plan.host.pageable)
+    host = tracker.plan.host
+    pinned, pageable = format_bytes(host.pinned), format_bytes(host.pageable)
     return End(
         kind="host_memory",
         phase="host",
         message=f"the engine was killed {_where(tracker)}: the kernel does so when host memory runs"
         " out",
         hint=f"free host memory; the plan counts {pageable} pageable and {pinned} pinned; "
-        f"the log is {log}",
+        f"the log is {tracker.log}",
     )
 
 
@@ -397,9 +398,9 @@ def _missing(torch: TorchMemory | None, death: End | None) -> int | None:
     return max((size for size in (seen, torch.missing) if size is not None), default=None)
 
 
-def _memory_phase(tracker: StartupTracker, plan: Plan) -> MemoryPhase:
+def _memory_phase(tracker: StartupTracker) -> MemoryPhase:
     if tracker.phase == "starting":
-        return "weights" if plan.engine.is_pytorch else "start"
+        return "weights" if tracker.plan.engine.is_pytorch else "start"
     if tracker.phase in ("weights", "cache", "warm-up"):
         return tracker.phase
     vision = tracker.in_vision or any(_is_vision(name) for name in tracker.frames)
@@ -429,16 +430,16 @@ def _where(tracker: StartupTracker, call: str = "") -> str:
     return f"{phase} (in {name})" if name else phase
 
 
-def _advice(tracker: StartupTracker, plan: Plan, log: Path) -> str:
+def _advice(tracker: StartupTracker) -> str:
     """What to change for an out-of-memory of this phase."""
     if tracker.phase in ("starting", "weights"):
-        if not plan.engine.of_lmdeploy:
-            return f"split it over more GPUs (--tp) or free them; the log is {log}"
-        return f"more --tp, an AWQ variant or freer GPUs; the log is {log}"
-    margin = max(gpu.margin for gpu in plan.gpus)
+        if not tracker.plan.engine.of_lmdeploy:
+            return f"split it over more GPUs (--tp) or free them; the log is {tracker.log}"
+        return f"more --tp, an AWQ variant or freer GPUs; the log is {tracker.log}"
+    margin = max(gpu.margin for gpu in tracker.plan.gpus)
     return (
         "somebody else may have taken memory, or the plan counted too little: plan with a --margin "
-        f"above {format_bytes(margin)}; the log is {log}"
+        f"above {format_bytes(margin)}; the log is {tracker.log}"
     )
 
 

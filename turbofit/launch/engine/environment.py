@@ -1,4 +1,4 @@
-"""What would make a launch fail: LMDeploy missing, ports taken."""
+"""The LMDeploy that is launched, and what starts a module of an interpreter."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from turbofit.core.errors import LaunchError, PackageError
+from turbofit.core.errors import PackageError
 from turbofit.core.installation import install_command
 from turbofit.core.process.log import LazyLogger
-from turbofit.core.process.ports import port_problem
 from turbofit.core.version import REFERENCE
 from turbofit.memory.engines import LMDEPLOY
 from turbofit.memory.versions import OLDEST_SERVED, release
@@ -74,17 +73,6 @@ def lmdeploy_if_needed(engine: str | None) -> tuple[Lmdeploy, PackageError | Non
         if engine in LMDEPLOY:
             raise
         return Lmdeploy(REFERENCE, ()), exc
-
-
-def check_port(host: str, port: int) -> None:
-    """Refuse a port that is in use, before minutes of loading.
-
-    Raises:
-        LaunchError: it cannot be bound.
-    """
-    problem = port_problem(host, port)
-    if problem is not None:
-        raise LaunchError(problem, hint="choose another with --port")
 
 
 def _of_interpreter() -> Lmdeploy | None:

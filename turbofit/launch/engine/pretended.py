@@ -97,7 +97,7 @@ class PretendLaunch(Launch):
         Raises:
             PackageError: LMDeploy or a C compiler is missing.
         """
-        from turbofit.rehearse.turbomind.server import server_launch
+        from turbofit.rehearse.turbomind.server import server_environment
 
         folder, argv = self.folder / f"{self.group}-{number}", self.argv()
         shutil.rmtree(self.folder / f"{self.group}-{number - 1}", ignore_errors=True)
@@ -108,9 +108,8 @@ class PretendLaunch(Launch):
             return StartCommand(argv, self.environment(env), folder)
         if self.shared is not None:
             machine = self._on_shared_cards(machine)
-        words = argv[len(self.runner) :]
-        made = server_launch(machine, words, folder, shared=str(self.shared or ""))
-        return StartCommand(argv, self.environment(made.env), made.timeline)
+        env = server_environment(machine, folder, str(self.shared or ""))
+        return StartCommand(argv, self.environment(env), folder / "timeline")
 
     def _on_shared_cards(self, machine: Scenario) -> Scenario:
         """The twin of a machine that several engines share.

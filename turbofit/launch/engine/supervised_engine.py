@@ -13,7 +13,7 @@ from turbofit.launch.engine import kernel
 from turbofit.launch.engine.engine_client import EngineClient, Probe, Timing
 from turbofit.launch.engine.engine_log import (
     StartupTracker,
-    ending,
+    end_of,
     fallback,
     hang,
     silence,
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from turbofit.launch.engine.launches import Launch
     from turbofit.launch.engine.pretended import PretendReader
     from turbofit.launch.engine.worst_requests import ProbeRequest
-
-__all__ = ["Examiner", "SupervisedEngine", "Timing"]
 
 
 class Examiner(Protocol):
@@ -92,7 +90,7 @@ class SupervisedEngine:
         self.process: EngineProcess | None = None
         #: What its start does on pretend GPUs; None on real ones.
         self.pretended: PretendReader | None = None
-        self.tracker = StartupTracker(plan)
+        self.tracker = StartupTracker(plan, self.log)
         self.client = EngineClient(launch.port, launch.key)
         self._probe: Probe | None = None
         self._ends: deque[float] = deque()
@@ -115,7 +113,7 @@ class SupervisedEngine:
         """
         start_command = self._launch.start_command(self.starts)
         self.starts += 1
-        self.tracker, timeline = StartupTracker(self._plan), start_command.timeline
+        self.tracker, timeline = StartupTracker(self._plan, self.log), start_command.timeline
         if timeline is not None:
             from turbofit.launch.engine.pretended import PretendReader
 
@@ -163,14 +161,14 @@ class SupervisedEngine:
         if code is not None and not self.tracker.failing:
             return self._ended(code)
         if self.tracker.fallback is not None:
-            return fallback(self.tracker, self.log)
+            return fallback(self.tracker)
         if code is not None or self.tracker.loop_failed(now) or (last and self.tracker.failing):
             if code is None and self.state == "ready" and self.client.completes(_CONFIRM_SECONDS):
                 self.tracker.survived(float("inf"))  # a line that only looked like the engine's own
                 return None
-            return ending(None, self.tracker, self._plan, self.log, death=self.death())
+            return end_of(None, self.tracker, death=self.death())
         if self.tracker.hangs(now):
-            return hang(self.tracker, self._plan, self.log)
+            return hang(self.tracker)
         # A loop that ends fails its requests at once; the reason comes later, in the log.
         if probe.error is not None and not self.tracker.failing:
             hint = f"{probe.error.hint} ({self.log})"
@@ -281,8 +279,8 @@ class SupervisedEngine:
     def _ended(self, code: int) -> End:
         _LOG.info("%s ended with code %d in phase %s", self.name, code, self.tracker.phase)
         before, after = self._earlier_kills, kernel.host_kills()
-        return ending(
-            code, self.tracker, self._plan, self.log,
+        return end_of(
+            code, self.tracker,
             death=self.death() if self.tracker.fault is not None else None,
             host_kills=None if before is None or after is None else after - before,
             notes=() if self._launch.pretend else kernel.driver_errors(self._kernel_began),

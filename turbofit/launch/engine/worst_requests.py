@@ -60,18 +60,12 @@ _SHORT: Final = 8
 _SHARE: Final = 0.99
 
 
-class WorstRequest(NamedTuple):
-    """A POST to an engine."""
-
-    path: str
-    body: dict[str, Any]
-
-
 class ProbeRequest(NamedTuple):
-    """A request, and what it is for."""
+    """A POST to an engine, and what it is for."""
 
     name: str
-    request: WorstRequest
+    path: str
+    body: dict[str, Any]
 
 
 def worst_request(plan: Plan, model: str) -> ProbeRequest | None:
@@ -83,7 +77,7 @@ def worst_request(plan: Plan, model: str) -> ProbeRequest | None:
     if image is None:
         return None
     parts = [image_part(image)] * plan.limits.images_per_request
-    return ProbeRequest("a worst-case request", chat(model, parts))
+    return _chat("a worst-case request", model, parts)
 
 
 def worst_image_tokens(plan: Plan) -> int:
@@ -101,48 +95,37 @@ def fullest_forward(plan: Plan, model: str, text: int) -> ProbeRequest | None:
     the worst request was all of it, or where no client can ask for more.
     """
     deciding = next((term.term for gpu in plan.gpus for term in gpu.ledger if term.worst), "")
-    request: WorstRequest | None = None
-    if deciding == "vision_forward":
-        request = _images_that_meet(plan, model, text)
-    elif deciding == "text_prefill":
-        request = _longest(plan)
-    elif deciding == "sampling":
-        request = _full_batch(plan, model)
-    return None if request is None else ProbeRequest("the fullest forward", request)
+    worst = _WORST[deciding](plan, model, text) if deciding in _WORST else None
+    return None if worst is None else worst._replace(name="the fullest forward")
 
 
 def every_worst(plan: Plan, model: str, text: int) -> tuple[ProbeRequest, ...]:
     """Each worst case beside `worst_request`, by the name of its term of the ledger."""
-    made = {
-        "vision_forward": _images_that_meet(plan, model, text),
-        "text_prefill": _longest(plan),
-        "sampling": _full_batch(plan, model),
-    }
-    return tuple(
-        ProbeRequest(name, request) for name, request in made.items() if request is not None
-    )
+    made = (worst(plan, model, text) for worst in _WORST.values())
+    return tuple(filter(None, made))
 
 
 def small_requests(plan: Plan, model: str) -> tuple[ProbeRequest, ...]:
     """A small request of each kind: they load the kernels that the warm-up does not use."""
     rule, found = plan.model.image_rule, []
     if rule is not None and plan.limits.vision_unit is not None:
-        found.append(ProbeRequest("a small image", chat(model, [image_part(rule.small_image)])))
+        found.append(_chat("a small image", model, [image_part(rule.small_image)]))
     body = {
         "model": model, "prompt": "What is this?", "max_tokens": _SMALL_ANSWER, "top_k": 0,
         "temperature": 1.0, "ignore_eos": True,
     }  # fmt: skip
-    return (*found, ProbeRequest("a small text", WorstRequest("/v1/completions", body)))
+    return (*found, ProbeRequest("a small text", "/v1/completions", body))
 
 
-def _longest(plan: Plan) -> WorstRequest:
+def _longest(plan: Plan, _model: str, _text: int) -> ProbeRequest:
     """The longest prompt that the session and the cache hold."""
     tokens = min(plan.settings.session_len, plan.kv.longest_request_tokens) - _ANSWER
     ids = [_TOKEN] * max(1, tokens)
-    return WorstRequest("/generate", {"input_ids": ids, "max_tokens": _ANSWER, "top_k": 1})
+    body = {"input_ids": ids, "max_tokens": _ANSWER, "top_k": 1}
+    return ProbeRequest("text_prefill", "/generate", body)
 
 
-def _full_batch(plan: Plan, model: str) -> WorstRequest:
+def _full_batch(plan: Plan, model: str, _text: int) -> ProbeRequest:
     """A batch that samples over the whole vocabulary, in one request, so that its rows meet.
 
     Each generates for long, so that the last begins before the first ends.
@@ -157,10 +140,10 @@ def _full_batch(plan: Plan, model: str) -> WorstRequest:
         "temperature": 1.0,
         "ignore_eos": True,
     }
-    return WorstRequest("/v1/completions", body)
+    return ProbeRequest("sampling", "/v1/completions", body)
 
 
-def _images_that_meet(plan: Plan, model: str, text: int) -> WorstRequest | None:
+def _images_that_meet(plan: Plan, model: str, text: int) -> ProbeRequest | None:
     """Images of as many units as the plan lets meet in a forward."""
     rule, most = plan.model.image_rule, plan.limits.units_per_forward
     if rule is None or most <= plan.limits.units_per_request:
@@ -169,10 +152,17 @@ def _images_that_meet(plan: Plan, model: str, text: int) -> WorstRequest | None:
     image = rule.image_of(min(most, rule.units_within(room)))
     if plan.engine.on_torch or image is None:
         parts = _largest_that_meet(plan, room)
-        return chat(model, parts) if len(parts) > plan.limits.images_per_request else None
-    if rule.client_knobs:
-        return chat(model, [image_part(image)])
-    return chat(model, _images_across(plan, rule, text))
+        if len(parts) <= plan.limits.images_per_request:
+            return None
+    else:
+        parts = [image_part(image)] if rule.client_knobs else _images_across(plan, rule, text)
+    return _chat("vision_forward", model, parts)
+
+
+#: By the term of the ledger that each brings to its planned size.
+_WORST: Final = {
+    "vision_forward": _images_that_meet, "text_prefill": _longest, "sampling": _full_batch,
+}  # fmt: skip
 
 
 def _largest_that_meet(plan: Plan, room: int) -> list[dict[str, Any]]:
@@ -236,7 +226,7 @@ def image_part(image: DummyImage) -> JsonObject:
     return {"type": "image_url", "image_url": {"url": url, **image.knobs}}
 
 
-def chat(model: str, parts: list[JsonObject]) -> WorstRequest:
+def _chat(name: str, model: str, parts: list[JsonObject]) -> ProbeRequest:
     """A short question about images."""
     text = {"type": "text", "text": "What is this?"}
     body = {
@@ -245,7 +235,7 @@ def chat(model: str, parts: list[JsonObject]) -> WorstRequest:
         "max_tokens": 1,
         "temperature": 0,
     }
-    return WorstRequest("/v1/chat/completions", body)
+    return ProbeRequest(name, "/v1/chat/completions", body)
 
 
 def longest_request(
@@ -266,9 +256,7 @@ def longest_request(
     does not say. None where the engine does not count, or has no room left.
     """
     least = max(1, min(_PROBE_TOKENS, plan.settings.session_len // _SHORT))
-    few, more = (
-        count(ProbeRequest("a short prompt", _words_prompt(model, n))) for n in (least, 2 * least)
-    )
+    few, more = (count(_words("a short prompt", model, n)) for n in (least, 2 * least))
     each = (more - few) / least
     if each <= 0:
         return None
@@ -277,12 +265,12 @@ def longest_request(
     if word_count < 1:
         return None
     if worst is None:
-        return ProbeRequest("the longest prompt", _words_prompt(model, word_count))
-    body = copy.deepcopy(worst.request.body)
+        return _words("the longest prompt", model, word_count)
+    body = copy.deepcopy(worst.body)
     body["messages"][0]["content"].append({"type": "text", "text": _WORD * word_count})
-    return ProbeRequest("the longest request", WorstRequest(worst.request.path, body))
+    return ProbeRequest("the longest request", worst.path, body)
 
 
-def _words_prompt(model: str, count: int) -> WorstRequest:
+def _words(name: str, model: str, count: int) -> ProbeRequest:
     body = {"model": model, "prompt": _WORD * count, "max_tokens": 1, "temperature": 0}
-    return WorstRequest("/v1/completions", body)
+    return ProbeRequest(name, "/v1/completions", body)

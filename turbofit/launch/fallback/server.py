@@ -25,15 +25,13 @@ from importlib import import_module
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-import msgspec
-
 from turbofit.core.errors import LaunchError, PackageError, TurbofitError
 from turbofit.core.installation import install_command
 from turbofit.core.process.ports import DEFAULT_PORT
 from turbofit.core.units import format_bytes
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.http.asgi_app import AsgiApp, while_connected
-from turbofit.gateway.http.model_names import ModelCard, hold_name, models_document
+from turbofit.gateway.http.model_names import ModelCard, hold_name
 from turbofit.gateway.http.prepare import decode
 from turbofit.gateway.http.refusals import Refusal, refusal_event
 from turbofit.gateway.http.request_context import RequestContext, answer
@@ -49,11 +47,9 @@ from turbofit.planning.fallback_command import read_map
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from turbofit.core.json_types import JsonObject
+    from turbofit.core.json_types import Document, JsonObject
     from turbofit.gateway.http.request_context import Receive, Send
     from turbofit.gateway.http.routes import Kind, Route
-
-__all__ = ["FallbackApp", "GenerationOptions", "ServedModel", "main", "make_handlers"]
 
 #: Releases that were tried.
 _TRIED: Final = "5.17 and 5.24"
@@ -340,23 +336,23 @@ class FallbackApp(AsgiApp):
     async def shutdown(self) -> None:
         """See `AsgiApp`."""
 
+    def _health(self, _: RequestContext, /) -> tuple[Document, int | None]:
+        health = self._model.health
+        return {"status": health}, None if health == "ok" else _RETRY_SECONDS
+
+    async def metrics_text(self) -> str:
+        raise Refusal("not_found:transformers", path="/metrics")
+
+    def _cards(self) -> list[ModelCard]:
+        return [ModelCard(self._options.name, self._options.name)]
+
     def _record(self, request: RequestContext) -> None:  # noqa: ARG002 - see `AsgiApp`
         if self._model.fatal:
             self._on_fatal(self._model.fatal)
 
     async def _serve(
-        self, request: RequestContext, route: Route, receive: Receive, send: Send
+        self, request: RequestContext, route: Route, /, receive: Receive, send: Send
     ) -> None:
-        if route.kind == "health":
-            health = self._model.health
-            retry = None if health == "ok" else _RETRY_SECONDS
-            await self._answer_health(request, send, {"status": health}, retry)
-            return
-        if route.kind == "models":
-            card = ModelCard(self._options.name, self._options.name)
-            page = msgspec.json.encode(models_document([card], request.api))
-            await answer(request, send, 200, page, "application/json")
-            return
         if route.kind not in self._handlers:
             raise Refusal("not_found:transformers", path=route.path)
         body = self._held(route.kind, await self._bodies.read(request.headers, receive))

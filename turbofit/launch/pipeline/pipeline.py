@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.core.config_names import CONFIG_NAMES
 from turbofit.core.errors import NoGpuError, UsageError
+from turbofit.core.plan import CONFIG_NAMES
 from turbofit.launch.engine.environment import find_lmdeploy
 from turbofit.launch.engine.launches import ratio_now
 from turbofit.launch.serve.planner import Planner

@@ -29,11 +29,12 @@ from turbofit.gateway.limits.request_limits import (
 from turbofit.gateway.limits.sharing import (
     beside_images,
     by_request,
+    check_clips,
+    hold_frames,
     hold_images,
     request_bounds,
     within,
 )
-from turbofit.gateway.limits.video_limits import check_clips, hold_frames
 from turbofit.gateway.media.resize import resized_image
 from turbofit.launch.pipeline.held import hold_engine, queued
 

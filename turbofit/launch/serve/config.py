@@ -9,7 +9,7 @@ from turbofit.core.plan import Plan
 from turbofit.core.process.ports import DEFAULT_PORT, LAST_PORT
 from turbofit.core.validation import Validated
 from turbofit.gateway.config import GatewayConfig
-from turbofit.launch.engine.supervised_engine import Timing
+from turbofit.launch.engine.engine_client import Timing
 from turbofit.launch.serve.passthrough import adapter_names
 from turbofit.model.presets import find_preset
 from turbofit.planning.request import Bytes, PlanRequest

@@ -7,7 +7,6 @@ a folder.
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from turbofit.core.process.log import LazyLogger
 from turbofit.core.process.progress import Step, listening, tell, under_way
 from turbofit.core.units import GIB, format_bytes
 from turbofit.model.caches import hub_cache, modelscope_cache, uses_modelscope
+from turbofit.planning.examine.scene import Sources
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -102,17 +102,10 @@ def _check_disk(name: str, size: int) -> None:
     Raises:
         LaunchError: what is left of the weights does not fit.
     """
-    folder = _cache()
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    try:
-        free = shutil.disk_usage(folder).free
-    except OSError:
-        return
-    need = max(0, size - _here(name))
-    if free < need + _SPARE:
+    found, need = Sources().disk_free(str(_cache())), max(0, size - _here(name))
+    if found is not None and found[0] < need + _SPARE:
         raise LaunchError(
-            f"{_cache()} has {format_bytes(free)} free, what is left of the weights takes "
+            f"{_cache()} has {format_bytes(found[0])} free, what is left of the weights takes "
             f"{format_bytes(need)}",
             hint="free disk space, or set "
             f"{'MODELSCOPE_CACHE' if uses_modelscope() else 'HF_HOME'} to a folder on another disk",

@@ -7,27 +7,20 @@ touched.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.core.errors import UsageError
-from turbofit.core.process.files import write_atomic
-from turbofit.core.process.state import state_dir
 from turbofit.core.struct import Struct
 from turbofit.core.units import MIB, format_bytes, mib, round_up
+from turbofit.launch.state_file import StateFile, digest_of_parts
 from turbofit.memory.account import POOL_WARMUP
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from turbofit.core.json_types import Options
     from turbofit.core.plan import GpuLedger, Plan
     from turbofit.observe.ends import End
-
-_LEARNED: Final = "turbofit.learned/1"
 
 #: Starts after the first that a lack of memory may cost.
 MOST_RUNGS: Final = 3
@@ -45,7 +38,7 @@ class Rung(Struct):
 
 
 def rungs(ended: End, plan: Plan, fixed: Options) -> Iterator[Rung]:
-    """Steps that may help against an ending, the one that its phase needs first.
+    """Steps that may help against an end, the one that its phase needs first.
 
     The plan is of the engine that ended; ``fixed`` are the planner's keywords that the user gave.
     """
@@ -66,11 +59,6 @@ def rungs(ended: End, plan: Plan, fixed: Options) -> Iterator[Rung]:
         rung = step(ended, plan, fixed)
         if rung is not None:
             yield rung
-
-
-def merged(before: Options, rung: Rung) -> Options:
-    """The changes so far, and this one."""
-    return {**before, **rung.changes}
 
 
 def table(failed: Sequence[tuple[Plan, End, str]]) -> list[str]:
@@ -183,58 +171,37 @@ def _fewer_engines(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | N
 # What the ladder learned, kept for the next start: by model, GPUs and LMDeploy's version.
 
 
+class Learned(Struct, tag_field="schema", tag="turbofit.learned/1"):
+    """With which changes a start worked, and what they are for."""
+
+    model: str
+    lmdeploy: str
+    changes: dict[str, Any]
+    why: str
+    when: str
+
+
 def recall(plan: Plan, lmdeploy: str, *, pretend: bool) -> Options:
     """Keywords of the planner that made the last start of this kind work; empty where none did."""
-    try:
-        document = json.loads(_learned_path(plan, lmdeploy, pretend).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    if not isinstance(document, dict) or document.get("schema") != _LEARNED:
-        return {}
-    changes = document.get("changes")
-    return dict(changes) if isinstance(changes, dict) else {}
+    learned = _learned(plan, lmdeploy, pretend).read()
+    return {} if learned is None else learned.changes
 
 
-def remember(plan: Plan, lmdeploy: str, *, pretend: bool, changes: Options, why: list[str]) -> None:
-    """Keep what helped. A folder that cannot be written costs the memory, not the server."""
-    document = {
-        "schema": _LEARNED,
-        "model": plan.model.hub_id or plan.model.name,
-        "gpus": _visible_cards(plan),
-        "lmdeploy": lmdeploy,
-        "pretend": pretend,
-        "changes": changes,
-        "why": why,
-        "when": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
-    try:
-        path = _learned_path(plan, lmdeploy, pretend)
-        write_atomic(path, json.dumps(document, indent=2) + "\n", mode=0o600)
-    except (OSError, UsageError):
-        return
+def remember(plan: Plan, lmdeploy: str, *, pretend: bool, changes: Options, why: str) -> None:
+    """Keep what helped."""
+    name, when = plan.model.hub_id or plan.model.name, time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    learned = Learned(model=name, lmdeploy=lmdeploy, changes=changes, why=why, when=when)
+    _learned(plan, lmdeploy, pretend).write(learned)
 
 
 def forget(plan: Plan, lmdeploy: str, *, pretend: bool) -> bool:
     """Drop it; whether there was anything."""
-    try:
-        _learned_path(plan, lmdeploy, pretend).unlink()
-    except OSError:
-        return False
-    return True
+    return _learned(plan, lmdeploy, pretend).forget()
 
 
-def _learned_path(plan: Plan, lmdeploy: str, pretend: bool) -> Path:
-    """One file for each kind of start.
-
-    Raises:
-        OSError: the state folder cannot be made.
-    """
-    model = plan.model.hub_id or plan.model.name
-    key = [model, plan.model.source.checkpoint or "", *_visible_cards(plan), lmdeploy, str(pretend)]
-    digest = hashlib.sha256("\0".join(key).encode()).hexdigest()[:16]
-    return state_dir("learned") / f"{digest}.json"
-
-
-def _visible_cards(plan: Plan) -> list[str]:
-    """The visible GPUs' names, counted: a plan may use fewer of them after a rung."""
-    return sorted(plan.machine.gpu(index).name for index in plan.machine.visible)
+def _learned(plan: Plan, lmdeploy: str, pretend: bool) -> StateFile[Learned]:
+    """One file for each kind of start; a plan may use fewer of the visible cards after a rung."""
+    model, cards = plan.model, sorted(plan.machine.gpu(i).name for i in plan.machine.visible)
+    checkpoint = model.source.checkpoint or ""
+    key = (model.hub_id or model.name, checkpoint, *cards, lmdeploy, str(pretend))
+    return StateFile("learned", digest_of_parts(*key), Learned)

@@ -10,7 +10,6 @@ written, launches go on alone and say so.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import signal
 import stat
@@ -18,8 +17,9 @@ import time
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
+import msgspec
 from msgspec.structs import replace
 
 from turbofit.core.errors import LaunchError, UsageError
@@ -27,30 +27,27 @@ from turbofit.core.machine import Holder
 from turbofit.core.process.files import write_atomic
 from turbofit.core.process.locks import lock_soon
 from turbofit.core.process.variables import variables
+from turbofit.core.struct import Struct, to_json
 from turbofit.launch.engine.kernel import group_of, members, start_time
 from turbofit.planning.examine.cards import open_margin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from turbofit.core.json_types import Document
     from turbofit.core.machine import Gpu, Machine
     from turbofit.core.plan import Plan
 
 #: Shared on purpose, and at one place whatever TMPDIR says; see `_open_folder`.
 _FOLDER: Final = "/tmp/turbofit-leases"
 _WAIT_SECONDS: Final = 300.0
-_SCHEMA: Final = "turbofit.lease/1"
 #: Turbofits of all users must see each other, whatever the umask of each.
 _ALL_READ: Final = 0o644
 #: No link is followed, and no pipe waited for.
 _TO_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 #: Bytes of a lease, at most: one with a hundred GPUs has 30,000.
 _LARGEST: Final = 1 << 20
-#: What reading a lease raises that is damaged, or that somebody else made up.
-_UNREADABLE: Final = (
-    OSError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError,
-)  # fmt: skip
+#: Bytes by GPU UUID; no card has less than none, or more than 62 bits count.
+Sizes = dict[str, Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]]
 
 
 def leases_folder() -> Path:
@@ -62,28 +59,28 @@ def leases_folder() -> Path:
     return variables().leases or Path(_FOLDER)
 
 
-class Lease:
-    """What one turbofit holds or will hold.
+class Lease(Struct, tag_field="schema", tag="turbofit.lease/1"):
+    """What one turbofit holds or will hold, as its file says it.
 
     ``need`` are bytes by GPU UUID that its engines take at most, its margin included; ``growth``
     what they may still take once they are ready. ``surplus``: what their caches hold beyond the
     plan, since LMDeploy takes a share of what is free, and more was; ``told`` is whether they say
     so: LMDeploy's PyTorch engine does not. ``engines`` are (pid, start time), where
-    ``pid_namespace`` numbers them. ``uid`` is whose file it is, -1 where that is unclear.
+    ``pid_namespace`` numbers them. ``path`` is the file, ``uid`` whose it is, -1 where that is
+    unclear: whoever reads it finds them out.
     """
 
-    def __init__(self, path: Path, document: Document, uid: int) -> None:
-        self.path, self.uid = path, uid
-        self.pid = int(document.get("pid", 0))
-        self.model = str(document.get("model", "")).encode(errors="replace").decode()
-        self.ready = bool(document.get("ready"))
-        self.need = _sizes(document, "need")
-        self.growth = _sizes(document, "growth")
-        self.surplus = _sizes(document, "surplus")
-        self.told = bool(document.get("told", True))
-        self.pid_namespace = str(document.get("pid_namespace", ""))
-        engines = [(int(p), int(t)) for p, t in document.get("engines", [])]
-        self.engines = [(pid, began) for pid, began in engines if pid > 1]
+    pid: int = 0
+    model: str = ""
+    ready: bool = False
+    need: Sizes = msgspec.field(default_factory=dict)
+    growth: Sizes = msgspec.field(default_factory=dict)
+    surplus: Sizes = msgspec.field(default_factory=dict)
+    told: bool = True
+    pid_namespace: str = ""
+    engines: tuple[tuple[Annotated[int, msgspec.Meta(gt=1)], int], ...] = ()
+    path: str = ""
+    uid: int = -1
 
     def holds(self, pid: int) -> bool:
         """Whether a process belongs to one of its engines."""
@@ -116,7 +113,7 @@ class Leases:
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder or leases_folder()
-        self._document: dict[str, Any] = {}
+        self._mine = Lease()
         self._pid = os.getpid()
         self._name = f"{self._pid}-{time.monotonic_ns()}"
         self._lock: int | None = None
@@ -171,9 +168,7 @@ class Leases:
         """Say what a plan's engines will take; engines that were noted before are forgotten."""
         need = {gpu.uuid: gpu.most - gpu.used + open_margin(gpu) for gpu in plan.gpus}
         growth = {gpu.uuid: gpu.peak - gpu.steady + open_margin(gpu) for gpu in plan.gpus}
-        self._write(
-            model=plan.model.name, need=need, growth=growth, surplus={}, engines=[], ready=False
-        )
+        self._write(Lease(model=plan.model.name, need=need, growth=growth))
 
     def note(
         self, *, model: str, engines: list[int], ready: bool, surplus: dict[str, int] | None = None
@@ -183,15 +178,19 @@ class Leases:
         ``surplus`` are bytes by GPU UUID that their caches hold beyond the plan; None: unknown.
         """
         started = [(pid, start_time(pid)) for pid in engines]
-        alive = [pair for pair in started if pair[1]]
+        alive, told = tuple(pair for pair in started if pair[1]), surplus is not None
         self._write(
-            model=model, engines=alive, ready=ready, surplus=surplus or {}, told=surplus is not None
-        )
+            replace(
+                self._mine, model=model, engines=alive, ready=ready, surplus=surplus or {},
+                told=told,
+            )
+        )  # fmt: skip
 
     def drop(self, lease: Lease) -> None:
-        for path in (lease.path, lease.path.with_suffix(".lock")):
+        path = Path(lease.path)
+        for one in (path, path.with_suffix(".lock")):
             with suppress(OSError):
-                path.unlink()
+                one.unlink()
 
     def close(self) -> None:
         """Remove our own lease; a fork of our process leaves it alone."""
@@ -201,24 +200,18 @@ class Leases:
             with suppress(OSError):
                 (self._folder / f"{self._name}{suffix}").unlink()
         os.close(self._lock)
-        self._lock, self._document = None, {}
+        self._lock, self._mine = None, Lease()
 
-    def _write(self, **facts: Any) -> None:
+    def _write(self, lease: Lease) -> None:
         if self.alone:
             return
-        self._document.update(facts)
-        document = {
-            "schema": _SCHEMA, "pid": os.getpid(), "uid": os.getuid(),
-            "pid_namespace": _pid_namespace(), **self._document,
-        }  # fmt: skip
-        try:
+        self._mine = replace(lease, pid=os.getpid(), pid_namespace=_pid_namespace())
+        self.unwritten = True
+        with suppress(OSError, UsageError):
             if self._lock is None:
                 self._lock = _locked(self._folder / f"{self._name}.lock")
             path = self._folder / f"{self._name}.json"
-            write_atomic(path, json.dumps(document), mode=_ALL_READ)
-        except (OSError, UsageError):
-            self.unwritten = True
-        else:
+            write_atomic(path, to_json(self._mine), mode=_ALL_READ)
             self.unwritten = False
 
     def _all(self) -> Iterator[tuple[Lease, bool]]:
@@ -228,32 +221,25 @@ class Leases:
         for path in sorted(self._folder.glob("*.json")):
             if path.stem == self._name:
                 continue
-            try:
-                lease = _read(path)
-            except _UNREADABLE:
-                continue
-            yield lease, _is_held(path.with_suffix(".lock"))
+            with suppress(OSError, msgspec.MsgspecError, RecursionError):
+                yield _read(path), _is_held(path.with_suffix(".lock"))
 
 
 def _read(path: Path) -> Lease:
     """A lease, in a folder where anybody may put a pipe, a link or a file without end.
 
     Raises:
-        OSError, ValueError and the like: it is none.
+        OSError: it cannot be read.
+        msgspec.MsgspecError: it is none.
     """
     with os.fdopen(os.open(path, _TO_READ), "rb") as file:
         facts = os.fstat(file.fileno())
         if not stat.S_ISREG(facts.st_mode) or facts.st_size > _LARGEST:
-            raise ValueError(path)
+            raise OSError(path)
         # Anybody may have given our file a second name, whose lock nobody holds.
         uid = facts.st_uid if facts.st_nlink == 1 else -1
-        return Lease(path, json.loads(file.read(_LARGEST)), uid)
-
-
-def _sizes(document: Document, name: str) -> dict[str, int]:
-    """Bytes by GPU UUID; no card has less than none, or more than 63 bits count."""
-    given = dict(document.get(name, {})).items()
-    return {str(uuid): max(0, min(int(size), (1 << 63) - 1)) for uuid, size in given}
+        lease = msgspec.json.decode(file.read(_LARGEST), type=Lease)
+        return replace(lease, path=str(path), uid=uid)
 
 
 @cache

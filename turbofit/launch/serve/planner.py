@@ -111,11 +111,15 @@ class Planner:
         return plan
 
     def _made(self, request: PlanRequest) -> Plan:
-        """Plan, twice where the margin must be doubled, and rehearse the choice."""
-        plan = self._best(request)
+        """Plan, twice where the margin must be doubled, and rehearse the choice.
+
+        With what `turbofit tune` found: on pretend GPUs what it found on such.
+        """
+        pretend = None if self.leases is not None else True
+        plan = best_plan(request, pretend=pretend)
         if self.doubled and request.margin is None and plan.fits:
             request = request.changed(margin=doubled_margin(plan))
-            plan = self._best(request)
+            plan = best_plan(request, pretend=pretend)
         if not self.rehearse or not plan.fits:
             return plan
         from turbofit.rehearse.confirm import rehearsed
@@ -137,10 +141,6 @@ class Planner:
         # Before it failed, another rehearsal had lowered a ratio: that holds.
         told = f"fits: {seen.kv.total_tokens:,} KV tokens, at a ratio that a rehearsal lowered"
         return replace(seen, fits=True, verdict=told, serve=plan.serve)
-
-    def _best(self, request: PlanRequest) -> Plan:
-        """With what `turbofit tune` found: on pretend GPUs what it found on such."""
-        return best_plan(request) if self.leases is not None else best_plan(request, pretend=True)
 
 
 def _ratios(plan: Plan) -> list[float]:

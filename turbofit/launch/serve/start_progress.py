@@ -9,10 +9,8 @@ from msgspec.structs import replace
 
 from turbofit.core.process.progress import Step, listening, now, tell
 from turbofit.core.run_report import RunFigure
-from turbofit.core.units import mib
 from turbofit.launch.serve.gpu_monitor import used_now
 from turbofit.memory.account import POOL_WARMUP
-from turbofit.observe.forecast import cache_beside, tokens_beside
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -115,22 +113,15 @@ def beside(plan: Plan, engine: SupervisedEngine, held: Mapping[int, int]) -> lis
 
     ``held`` are bytes in use on each GPU now, by the machine's index; of pretend ones none.
     """
-    rows: list[RunFigure] = []
-    tracker = engine.tracker
-    if tracker.budget is not None:
-        rows += [
-            _row(one.what, one.forecast, one.actual) for one in cache_beside(plan, tracker.budget)
-        ]
-        if tracker.slab is not None:
-            one = tokens_beside(plan, tracker.budget, tracker.slab)
-            rows.append(replace(_row(one.what, one.forecast, one.actual), unit="tokens"))
+    rows = list(engine.tracker.figures)
     if engine.pretended is not None:
         return [*rows, *_pretend_rows(plan, engine.pretended)]
     for index in plan.parallel.groups[engine.group]:
         ledger = next(gpu for gpu in plan.gpus if gpu.index == index)
         if index in held:
             # The pool keeps its high-water mark, so that after the check it stands at the peak.
-            rows.append(_row("in use after the check", ledger.peak, held[index], gpu=index))
+            what, used = "in use after the check", held[index]
+            rows.append(RunFigure(what=what, forecast=ledger.peak, actual=used, gpu=index))
     return rows
 
 
@@ -159,23 +150,8 @@ def _pretend_rows(plan: Plan, reader: PretendReader) -> list[RunFigure]:
         pools += [t.bytes for t in ledger.ledger if t.term == POOL_WARMUP]
         most = max(pools, default=0)
         if seen.pool is not None:
-            rows.append(_row("executor pool at most", most, seen.pool, gpu=seen.gpu))
-        rows.append(_row("in use at most", ledger.most, seen.peak, gpu=seen.gpu))
+            what = "executor pool at most"
+            rows.append(RunFigure(what=what, forecast=most, actual=seen.pool, gpu=seen.gpu))
+        what, most = "in use at most", ledger.most
+        rows.append(RunFigure(what=what, forecast=most, actual=seen.peak, gpu=seen.gpu))
     return rows
-
-
-def _row(what: str, forecast: int, actual: int, gpu: int | None = None) -> RunFigure:
-    return RunFigure(what=what, forecast=forecast, actual=actual, gpu=gpu)
-
-
-def line(row: RunFigure) -> str:
-    """A figure for people."""
-    where = "" if row.gpu is None else f"GPU {row.gpu}: "
-    if row.unit == "tokens":
-        return f"{where}{row.what}: {row.actual:,} (forecast {row.forecast:,})"
-    over = row.actual - row.forecast
-    said = "unaccounted" if over > 0 else "less than forecast"
-    return (
-        f"{where}{row.what}: {mib(row.actual)} MiB (forecast {mib(row.forecast)}; "
-        f"{mib(abs(over))} {said})"
-    )

@@ -11,10 +11,9 @@ from msgspec.structs import replace
 
 from turbofit.core.process.signals import raised_again, stop_signals, unblock
 from turbofit.gateway.routing.engines import Outage
+from turbofit.launch.engine.engine_client import Timing
 from turbofit.launch.engine.engine_log import EndedError
-from turbofit.launch.engine.environment import check_port
-from turbofit.launch.engine.launches import HOST
-from turbofit.launch.engine.supervised_engine import SupervisedEngine, Timing
+from turbofit.launch.engine.supervised_engine import SupervisedEngine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -177,8 +176,6 @@ class Supervisor:
                 again before all were ready.
         """
         self._began = self._clock()
-        for launch in self._launches:
-            check_port(HOST, launch.port)
         stop.on_second(self._strike)
         stop.abrupt = False
         try:

@@ -17,8 +17,8 @@ from turbofit.core.errors import TurbofitError
 from turbofit.core.process.signals import unblock
 from turbofit.core.tuning import SpeedFigures
 from turbofit.gateway.config import GatewayConfig
+from turbofit.launch.engine.engine_client import Timing
 from turbofit.launch.engine.launches import free_ports
-from turbofit.launch.engine.supervised_engine import Timing
 from turbofit.launch.run import Run
 from turbofit.launch.serve.supervisor import StoppedError, StopSignal
 from turbofit.launch.tune.load_child import LoadChild
@@ -45,7 +45,7 @@ Outcome = Literal["measured", "died", "unserved", "cut"]
 
 
 class TrialEnd(NamedTuple):
-    """How a trial ended: what each load measured, or why not, and a signal that ended it.
+    """How a trial ended: what each load measured, or why not.
 
     ``cut``: its time was over before its loads were; the last result may be of a part of its load.
     """
@@ -53,7 +53,6 @@ class TrialEnd(NamedTuple):
     results: tuple[LoadResult, ...]
     outcome: Outcome
     why: str
-    signal: signal.Signals | None
     seconds: float
 
 
@@ -70,6 +69,9 @@ class TrialRunner:
         """Start the plan's engines, drive the loads one after the other, end the engines.
 
         After so many seconds it is ended, whatever it does.
+
+        Raises:
+            StoppedError: a person's signal ended it.
         """
         begun, key = time.monotonic(), secrets.token_hex(16)
         outcome: Outcome = "unserved"
@@ -93,11 +95,12 @@ class TrialRunner:
             except TurbofitError as exc:
                 if not stop.late:
                     outcome, why = "died", exc.message
-            except StoppedError:
-                if stop.heard is not None:
-                    raise
+            except StoppedError:  # the time was over while nothing ran yet
+                pass
             finally:
                 drive.end()
+        if stop.heard is not None:
+            raise StoppedError(stop.heard)
         results = tuple(one for one in drive.results if one.answered)
         whole = len(results) == len(loads) and not results[-1].stopped
         if not why and drive.death:
@@ -108,7 +111,7 @@ class TrialRunner:
             outcome = "measured"
         elif not why:
             why = drive.why
-        return TrialEnd(results, outcome, why, stop.heard, round(time.monotonic() - begun, 1))
+        return TrialEnd(results, outcome, why, round(time.monotonic() - begun, 1))
 
 
 class _TrialStop(StopSignal):

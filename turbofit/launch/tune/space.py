@@ -96,33 +96,19 @@ def _mean(values: Sequence[int]) -> int:
 _LEAST_GAIN = 0.05
 
 
-class SmallerLimit(NamedTuple):
-    """An image limit under which every image of a load stays as it is; requests a second."""
-
-    option: str
-    forecast: float
-    without: float
-
-    def __str__(self) -> str:
-        return (
-            f"the load's images need no more than {self.option}: with it the forecast is"
-            f" {self.forecast:.2f} requests/s instead of {self.without:.2f}"
-        )
-
-
 def smaller_limit(
     request: PlanRequest, usual: Plan, spec: LoadSpec, mean: MeanRequest, at_once: float
-) -> SmallerLimit | None:
+) -> str:
     """The smallest common limit that changes no image of the load, where the forecast gains by it.
 
-    A smaller limit is a smaller promise, so that it is only offered; a limit that was asked for is
-    not changed.
+    A smaller limit is a smaller promise, so that it is only offered, in words; a limit that was
+    asked for is not changed.
     """
     rule, limit, sizes = usual.model.image_rule, usual.limits.image_limit, _sizes(spec)
     if rule is None or limit is None or not sizes or not rule.varies_by_limit:
-        return None
+        return ""
     if {rule.limit_name, "image_size"} & set(request.given()):
-        return None
+        return ""
 
     def units(at: int) -> list[int]:
         return [rule.units(width, height, at) for width, height in sizes]
@@ -130,15 +116,18 @@ def smaller_limit(
     whole = units(limit)
     enough = [one for one in rule.common_limits if one < limit and units(one) == whole]
     if not enough:
-        return None
+        return ""
     try:
         plan = best_plan(request.changed(**{rule.limit_name: min(enough)}))
     except TurbofitError:
-        return None
+        return ""
     before, after = (forecast_of(one, mean, at_once).requests_per_second for one in (usual, plan))
     if not plan.fits or after < before * (1 + _LEAST_GAIN):
-        return None
-    return SmallerLimit(f"{rule.limit_option} {min(enough)}", after, before)
+        return ""
+    return (
+        f"the load's images need no more than {rule.limit_option} {min(enough)}: with it the "
+        f"forecast is {after:.2f} requests/s instead of {before:.2f}"
+    )
 
 
 def _sizes(spec: LoadSpec) -> set[tuple[int, int]]:
@@ -211,8 +200,7 @@ def choices(
     return [found[0], *rest[: _MOST - 1]]
 
 
-def option_of(plan: Plan, mean: MeanRequest, at_once: float) -> SearchPoint:
-    """A plan as the search sees it."""
+def _choice(options: Options, plan: Plan, mean: MeanRequest, at_once: float) -> TrialChoice:
     settings = plan.settings
     point = (
         math.log2(_rows(plan, at_once)) / _BATCH_SCALE,
@@ -224,7 +212,7 @@ def option_of(plan: Plan, mean: MeanRequest, at_once: float) -> SearchPoint:
         _APART if settings.enable_prefix_caching else 0.0,
         _APART if _queues(plan) else 0.0,
     )
-    return SearchPoint(point, forecast_of(plan, mean, at_once))
+    return TrialChoice(options, plan, SearchPoint(point, forecast_of(plan, mean, at_once)))
 
 
 def _queues(plan: Plan) -> bool:
@@ -234,10 +222,6 @@ def _queues(plan: Plan) -> bool:
 
 def _rate(one: TrialChoice) -> float:
     return one.option.forecast.requests_per_second
-
-
-def _choice(options: Options, plan: Plan, mean: MeanRequest, at_once: float) -> TrialChoice:
-    return TrialChoice(options, plan, option_of(plan, mean, at_once))
 
 
 def _every(

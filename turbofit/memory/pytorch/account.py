@@ -427,7 +427,7 @@ def missing_kernels(launch: EngineLaunch) -> str | None:
     """What Triton does not compile for one of the cards, or the card does not compute.
 
     Source: triton.compile of Triton 3.7.1 for each architecture: ``fp8e4nv`` from sm_89 on
-    (`python -m bench.census.triton`). LMDeploy's fp8 kernels load weights of that type, and store
+    (bench/census/TRITON.md). LMDeploy's fp8 kernels load weights of that type, and store
     keys and values of it with ``quant_policy 16``; ``fp8e5``, with 17, is compiled for all.
     """
     quantization, draft = launch.model.quantization, launch.settings.draft

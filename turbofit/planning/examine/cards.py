@@ -19,12 +19,6 @@ if TYPE_CHECKING:
     from turbofit.core.machine import Gpu, Machine
     from turbofit.core.plan import GpuLedger, Plan
 
-__all__ = [
-    "acs", "acs_control", "cuda_visible_devices", "ecc", "free_memory", "gpus", "holders", "iommu",
-    "mig", "open_margin", "pcie", "peer_access", "persistence", "same_machine", "thermal",
-    "who_grew", "xid",
-]  # fmt: skip
-
 #: Less free memory than this serves nothing: a context and the smallest vision model's weights.
 _LEAST: Final = 2 * GIB
 _HELD: Final = GIB // 2
@@ -190,9 +184,8 @@ def mig(machine: Machine, _: Scene) -> Answer:
 
 def pcie(healths: Sequence[Health], scene: Scene) -> Answer:
     """Links narrower than the slot allows; slower ones only where the card is not idle."""
-    if not healths or scene.machine is None:
-        return unreadable("not measured on this machine")
     narrow, slow, unread = [], [], []
+    assert scene.machine is not None
     for health in healths:
         gpu = scene.machine.gpu(health.index)
         width, generation = health.pcie_width, health.pcie_generation
@@ -217,8 +210,6 @@ def pcie(healths: Sequence[Health], scene: Scene) -> Answer:
 
 def persistence(healths: Sequence[Health], _: Scene) -> Answer:
     """Whether the driver stays loaded."""
-    if not healths:
-        return unreadable("not measured on this machine")
     off = [health.index for health in healths if health.persistence is False]
     if off:
         fix = "sudo nvidia-smi -pm 1, or nvidia-persistenced"
@@ -229,8 +220,6 @@ def persistence(healths: Sequence[Health], _: Scene) -> Answer:
 
 def ecc(healths: Sequence[Health], _: Scene) -> Answer:
     """Memory errors."""
-    if not healths:
-        return unreadable("not measured on this machine")
     faulty = [health.index for health in healths if health.rows_failed is True]
     if faulty:
         seen = f"GPU {indices(faulty)} could not remap faulty memory rows"
@@ -258,8 +247,6 @@ def ecc(healths: Sequence[Health], _: Scene) -> Answer:
 
 def thermal(healths: Sequence[Health], _: Scene) -> Answer:
     """Cards that lower their clocks."""
-    if not healths:
-        return unreadable("not measured on this machine")
     hot = [
         f"GPU {health.index}" + ("" if health.temperature == NA else f" at {health.temperature} °C")
         for health in healths

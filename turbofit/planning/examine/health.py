@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from turbofit.core.machine import Gpu
     from turbofit.core.plan import GpuLedger
 
-__all__ = ["ABSENT", "Health", "read_health"]
-
 #: The GPU says that it has no such thing.
 ABSENT: Final = "absent"
 Absent = Literal["absent"]

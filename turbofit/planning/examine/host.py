@@ -16,11 +16,6 @@ if TYPE_CHECKING:
     from turbofit.core.machine import Host
     from turbofit.core.plan import Plan
 
-__all__ = [
-    "address_space", "disk", "environment", "host_memory", "locked_memory", "open_files", "port",
-    "rank_launcher", "run_disk", "shared_memory",
-]  # fmt: skip
-
 #: What one server process takes of host memory at least, and with images in flight.
 _LEAST_RAM: Final = 4 * GIB
 _GOOD_RAM: Final = 8 * GIB

@@ -24,12 +24,6 @@ if TYPE_CHECKING:
     from turbofit.core.model import Model
     from turbofit.kernels.census import Census
 
-__all__ = [
-    "VIDEO_BACKENDS",
-    "compute_capability", "driver_cuda", "front_ends", "kernels", "lmdeploy", "modules", "nccl",
-    "pairing", "satisfies", "torch_architectures", "turbomind", "videos", "xgrammar",
-]  # fmt: skip
-
 _NEWEST: Final = (0, 18)
 #: The oldest driver of each CUDA generation (CUDA release notes, minor version compatibility).
 _OLDEST_DRIVER: Final = {11: 450, 12: 525, 13: 580}

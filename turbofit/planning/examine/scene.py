@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
@@ -19,11 +20,6 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.kernels.census import Census
     from turbofit.planning.examine.health import Health
-
-__all__ = [
-    "CHILD_SECONDS", "Answer", "Scene", "Sources", "State", "When", "ok", "stops", "unreadable",
-    "warning",
-]  # fmt: skip
 
 State = Literal["ok", "warning", "stops", "unreadable"]
 #: `doctor`; a plan's warnings; a run before it takes anything; under the lock of the leases, beside
@@ -48,24 +44,14 @@ class Answer(NamedTuple):
     error: type[TurbofitError] | None = None
 
 
-def ok(seen: str) -> Answer:
-    """Nothing wrong."""
-    return Answer("ok", seen)
-
-
-def warning(seen: str, fix: str, why: str = "") -> Answer:
-    """Serving works, but slower, with less memory, or at a risk."""
-    return Answer("warning", seen, fix, why)
-
-
-def stops(seen: str, fix: str, why: str = "", error: type[TurbofitError] | None = None) -> Answer:
-    """Serving does not work like this; ``error`` is what a launch raises."""
-    return Answer("stops", seen, fix, why, error)
-
-
-def unreadable(seen: str, fix: str = "", why: str = "") -> Answer:
-    """Nobody knows."""
-    return Answer("unreadable", seen, fix, why)
+#: Nothing wrong.
+ok: Final = partial(Answer, "ok")
+#: Serving works, but slower, with less memory, or at a risk.
+warning: Final = partial(Answer, "warning")
+#: Serving does not work like this; ``error`` is what a launch raises.
+stops: Final = partial(Answer, "stops")
+#: Nobody knows.
+unreadable: Final = partial(Answer, "unreadable")
 
 
 class Scene(NamedTuple):

@@ -42,14 +42,12 @@ class Phases:
         self._folder = folder
         self._number = 0
         (folder / _RECORDS).mkdir(exist_ok=True)
-        self.name = "import"
-        self._write()
+        self._write("import")
 
     def enter(self, name: str) -> None:
         """Begins a phase in every process that has a CUDA context."""
         self._number += 1
-        self.name = " ".join(name.split())
-        self._write()
+        self._write(" ".join(name.split()))
         until = time.monotonic() + _PATIENCE
         while time.monotonic() < until and self._behind():
             time.sleep(_LOOK / 4)
@@ -58,8 +56,8 @@ class Phases:
         records = read_records(self._folder)
         return any(record["number"] < self._number and lives(record["pid"]) for record in records)
 
-    def _write(self) -> None:
-        replaced(self._folder / _PHASE, f"{self._number} {self.name}")
+    def _write(self, name: str) -> None:
+        replaced(self._folder / _PHASE, f"{self._number} {name}")
 
 
 def read_records(folder: Path) -> list[Document]:

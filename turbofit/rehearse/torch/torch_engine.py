@@ -46,7 +46,7 @@ def drive(spec: Spec, notes: Notes) -> Callable[[], None]:
 
         speculative_class: Any = SpeculativeConfig
         more["speculative_config"] = speculative_class(**spec.speculative)
-    pipe: Any = pipeline(str(spec.model_dir), backend_config=config, log_level="INFO", **more)
+    pipe: Any = pipeline(spec.model_dir, backend_config=config, log_level="INFO", **more)
     engine = pipe.async_engine
     notes.started(engine.backend_config, session_len=_longest(engine))
     for case in spec.cases:

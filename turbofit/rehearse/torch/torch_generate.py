@@ -25,8 +25,8 @@ def drive(spec: Spec, notes: Notes) -> None:
     cuda: Any = torch.cuda
     cuda.init()
     notes.enter("load")
-    model = load_model(str(spec.model_dir), **settings)
-    processor = load_processor(str(spec.model_dir))
+    model = load_model(spec.model_dir, **settings)
+    processor = load_processor(spec.model_dir)
     notes.alive.append(model)
     notes.enter("ready")
     for case in spec.cases:

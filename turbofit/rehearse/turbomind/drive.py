@@ -66,7 +66,7 @@ def _start(spec: Spec, account: LibraryAccount, notes: Notes) -> Any:
     notes.enter("import")
     from lmdeploy.turbomind.turbomind import TurboMind
 
-    return TurboMind.from_pretrained(str(spec.model_dir), engine_config=config)
+    return TurboMind.from_pretrained(spec.model_dir, engine_config=config)
 
 
 def _quiet(account: LibraryAccount, seconds: float = 0.03, limit: float = 5.0) -> bool:
@@ -164,7 +164,7 @@ def submit(engine: Any, session: int, request: RehearsalRequest) -> Pending:
     """Pushes one request into the engine's queue; returns at once."""
     import torch
     from lmdeploy.messages import GenerationConfig
-    from lmdeploy.turbomind import _tm
+    from lmdeploy.turbomind.turbomind import _tm
 
     lead = request.text_tokens // 2 if request.lead is None else request.lead
     images, offset = [], lead

@@ -39,8 +39,9 @@ def install(
 
         staging = cpu_torch.Staging(account, first_device)
         cpu_torch.patch_torch(scenario, staging)
-    from lmdeploy.turbomind import _tm, turbomind
+    from lmdeploy.turbomind import turbomind
     from lmdeploy.turbomind.model_loader import ModelLoader
+    from lmdeploy.turbomind.turbomind import _tm
 
     from turbofit.rehearse.turbomind.hfconfig import plain_gpt_oss_tokenizer, register_internvl
 

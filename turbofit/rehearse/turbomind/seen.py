@@ -43,14 +43,6 @@ _SITES: Final = {
     "l2_flush": "gemm::CacheFlushing::CacheFlushing",
     "symmetric_buffer": KINDS[VMM],
 }
-#: Terms that are differences of what a card held in its phases.
-_HELD: Final = {
-    "weights": "weights",
-    "kv_cache": "cache",
-    "load_temporaries": "prepare",
-    "buffers": "buffers",
-    POOL_WARMUP: POOL_WARMUP,
-}
 #: What the lines about the cache have: its budget, its slabs, a sequence's state.
 _CACHE_WORDS: Final = ("Object cache budget", "slab_size", "[GDN]")
 #: How the pretend libraries begin what they say: why they end a process, among others.
@@ -72,7 +64,6 @@ def seen(ended: EndedRun) -> Seen:
     ledger, cards = _ledger(ended), range(len(ended.spec.machine.gpus))
     settings = ended.notes.get("settings") or dict(ended.spec.settings)
     names = [case["name"] for case in ended.notes.get("cases", [])]
-    held = [card_terms(ledger, i, ended.spec.machine.gpus[i].used) for i in cards]
     fatal = [one for one in ended.log if "[FATAL]" in one or one.startswith(_PRETEND)]
     said = fatal[-1] if fatal else ended.log[-1] if ended.log else ""
     error, death = ended.notes.get("error"), ledger.deaths[-1] if ledger.deaths else None
@@ -88,12 +79,11 @@ def seen(ended: EndedRun) -> Seen:
             {name: {"peak": one.peak.get(name, end), "held": end} for name, end in one.end.items()}
             for one in ledger.cards
         ],
-        terms=[_terms(ledger, i, held[i], names) for i in cards],
+        terms=[_terms(ledger, i, names) for i in cards],
         cache=_cache(ledger, [x for x in ended.log if any(w in x for w in _CACHE_WORDS)], settings),
         cards=[
             {
                 "pools": {pool.owner: asdict(pool) for pool in ledger.of_card(i)},
-                "held": held[i],
                 "load_peak": load_peak(ledger, i),
             }
             for i in cards
@@ -124,16 +114,14 @@ def _family(match: re.Match[str]) -> str:
     return f"no code for a kernel of the family {family(name) or name.partition('<')[0]!r}"
 
 
-def _terms(
-    ledger: Ledger, index: int, held: Mapping[str, int], cases: Sequence[str]
-) -> dict[str, int]:
+def _terms(ledger: Ledger, index: int, cases: Sequence[str]) -> dict[str, int]:
     """By line of the ledger: what a card held for it, or a case's executor pool at most."""
-    pool = ledger.executor_pool(index)
-    found = {name: held.get(key) for name, key in _HELD.items()}
-    found |= {name: ledger.cards[index].late.get(site) for name, site in _SITES.items()}
+    pool, late = ledger.executor_pool(index), ledger.cards[index].late
+    found = card_terms(ledger, index)
+    found |= {name: late[site] for name, site in _SITES.items() if site in late}
     if pool is not None:
         found |= {case: pool.live_peak.get(f"case {case}", 0) for case in cases}
-    return {name: size for name, size in found.items() if size is not None}
+    return found
 
 
 def _cache(ledger: Ledger, lines: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -184,34 +172,25 @@ def _states(slabs: list[tuple[int, int]], lines: Sequence[str]) -> tuple[StatePa
     )
 
 
-def card_terms(ledger: Ledger, index: int, used: int) -> dict[str, int]:
-    """What a card held when the engine was ready, by term, as far as the engine came.
+def card_terms(ledger: Ledger, index: int) -> dict[str, int]:
+    """What a card held when the engine was ready, by line of the ledger, as far as it came.
 
-    Args:
-        ledger: read from the rehearsal's timeline.
-        index: the card.
-        used: bytes that the scenario says others hold.
-
-    Returns:
-        ``before`` (others), ``context`` (communicators), ``weights``, ``prepare`` (temporaries
-        of weight preparation that are still held when free memory is read), ``cache``,
-        ``pool_warmup`` (the executor pool's high-water mark), ``buffers`` (persistent, made after
-        the cache), and ``steady``, their sum without the temporaries.
+    ``load_temporaries`` are those of weight preparation that are still held when free memory is
+    read, ``pool_warmup`` is the executor pool's high-water mark, and ``buffers`` are the persistent
+    ones that are made after the cache.
     """
     end = ledger.cards[index].end
     pools = {pool.owner: pool for pool in reversed(ledger.of_card(index))}  # the first of an owner
-    held = {"before": used}
+    held = {}
     with suppress(KeyError):
         default = pools["default"]  # of the weights
-        begun = end["import"] + default.held_end.get("context", 0)
-        held["context"] = context = end["context"] - begun
-        held["weights"] = weights = round_up(default.live_end["prepare"], ledger.pool_step)
-        held["prepare"] = end["prepare"] - end["import"] - context - weights
-        held["cache"] = end["cache"] - end["engine"]
+        before = end["context"] - default.held_end.get("context", 0)
+        held["weights"] = round_up(default.live_end["prepare"], ledger.pool_step)
+        held["load_temporaries"] = end["prepare"] - before - held["weights"]
+        held["kv_cache"] = end["cache"] - end["engine"]
         held[POOL_WARMUP] = pools["executor"].held_end["ready"]
-        ready = end["ready"] - end["import"]
-        held["buffers"] = ready - context - weights - held["cache"] - held[POOL_WARMUP]
-        held["steady"] = ready + used
+        rest = end["ready"] - before - held["weights"]
+        held["buffers"] = rest - held["kv_cache"] - held[POOL_WARMUP]
     return held
 
 

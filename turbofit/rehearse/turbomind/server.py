@@ -4,7 +4,7 @@ Run by ``python -m turbofit.rehearse.turbomind.server ARGS…``.
 
 ``ARGS`` are those of the ``lmdeploy`` command (``serve api_server MODEL …``). Preprocessing,
 scheduling, memory, errors and death are real; the text of the answers is not. The environment must
-be that of ``server_launch``.
+be that of ``server_environment``.
 """
 
 from __future__ import annotations
@@ -12,14 +12,12 @@ from __future__ import annotations
 import os
 import resource
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.model import Model
+from turbofit.core.struct import decode, to_json
 from turbofit.pretend.build import build
-from turbofit.pretend.documents import dumped, loaded
 from turbofit.pretend.environment import cuda_site, find_turbofit, pretend_environment, put_first
 from turbofit.pretend.libraries import check_surface
 from turbofit.pretend.library import LibraryAccount
@@ -36,44 +34,27 @@ NOTICE = (
 )
 
 
-@dataclass(frozen=True)
-class ServerLaunch:
-    """How to start the server: command, environment, and where its timeline will be."""
-
-    argv: list[str]
-    env: dict[str, str]
-    timeline: Path
-
-
-def server_launch(
-    machine: Scenario,
-    lmdeploy_arguments: Sequence[str],
-    folder: Path,
-    *,
-    shared: str = "",
-) -> ServerLaunch:
-    """Prepares LMDeploy's server on a pretend machine.
+def server_environment(machine: Scenario, folder: Path, shared: str = "") -> dict[str, str]:
+    """Prepares LMDeploy's server on a pretend machine: what this module is to be run in.
 
     Args:
         machine: with what is charged to it beforehand.
-        lmdeploy_arguments: what would follow the word ``lmdeploy``.
-        folder: an own folder, for the scenario and the timeline.
+        folder: an own folder, for the scenario and the file ``timeline``.
         shared: the file through which several processes share the machine.
     """
     site = cuda_site()
     libraries = build(site=site)
     check_surface(engine_library(), libraries)
     folder.mkdir(parents=True, exist_ok=True)
-    scenario, timeline = folder / "scenario", folder / "timeline"
-    write_scenario(scenario, machine, str(timeline), shared)
-    (folder / "machine.json").write_text(dumped(machine), encoding="utf-8")
+    scenario = folder / "scenario"
+    write_scenario(scenario, machine, str(folder / "timeline"), shared)
+    (folder / "machine.json").write_text(to_json(machine), encoding="utf-8")
     env = pretend_environment(libraries, scenario, site=site)
     env[_MACHINE] = str(folder / "machine.json")
     env["HF_HUB_OFFLINE"] = env["TRANSFORMERS_OFFLINE"] = "1"
     env["TM_LOG_LEVEL"] = "INFO"
     find_turbofit(env)
-    argv = [sys.executable, "-m", "turbofit.rehearse.turbomind.server", *lmdeploy_arguments]
-    return ServerLaunch(argv, env, timeline)
+    return env
 
 
 def program_environment(model: Model, machine: Scenario, folder: Path) -> dict[str, str]:
@@ -87,7 +68,7 @@ def program_environment(model: Model, machine: Scenario, folder: Path) -> dict[s
     Raises:
         UsageError: only the model's own checkpoint would do, and it is not on disk.
     """
-    (folder / "machine.json").write_text(dumped(machine), encoding="utf-8")
+    (folder / "machine.json").write_text(to_json(machine), encoding="utf-8")
     name = (model.hub_id or model.name).rpartition("/")[2]  # chat templates are chosen by it
     env = {
         **os.environ,
@@ -121,7 +102,7 @@ def pretend_here() -> None:
     account = LibraryAccount(Path(libraries))
     account.mark("import")
     install(
-        loaded(Path(path).read_bytes(), Scenario),
+        decode(Path(path).read_bytes(), Scenario, what=path),
         account,
         tokenizer=True,
         ready=lambda _engine: account.mark("serving"),

@@ -8,9 +8,9 @@ from datetime import datetime, timezone
 from msgspec import UNSET
 from msgspec.structs import replace
 
-from turbofit.core.footprint import Footprint
 from turbofit.core.messages import indices, on_each_gpu, plural
 from turbofit.core.plan import (
+    Footprint,
     GpuLedger,
     GroupPlan,
     Held,

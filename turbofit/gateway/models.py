@@ -1,4 +1,7 @@
-"""One model behind an address: its gateway while its engines run, and the requests that wait.
+"""One address for several models: an ASGI app that hands each request to its model's gateway.
+
+A request names its model. It waits here while the model's engines are asleep or start, for a time
+that is stated; everything else (limits, images, retries, suspects) is that model's gateway's.
 
 A `ServedModel` belongs to the loop of the address; other threads only read numbers. A supervisor
 has an `AttachedGateway`, which is what `GatewayThread` is to a model alone.
@@ -8,24 +11,35 @@ from __future__ import annotations
 
 import asyncio
 import time
+from codecs import BOM_UTF8
 from contextlib import contextmanager, suppress
 from math import ceil
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
+import msgspec
+
 from turbofit.core.errors import LaunchError
+from turbofit.gateway.http.asgi_app import AsgiApp, disconnected
+from turbofit.gateway.http.metrics import DROPPED, logs_text, merge
+from turbofit.gateway.http.model_names import ModelCard, no_such_model
 from turbofit.gateway.http.refusals import Refusal, ending
+from turbofit.gateway.http.request_context import RequestContext
+from turbofit.gateway.http.welcome import limits_in_words
+from turbofit.gateway.routing.health import healthy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from turbofit.core.json_types import Document
+    from turbofit.gateway.config import GatewayConfig
     from turbofit.gateway.http.app import Gateway
-    from turbofit.gateway.http.asgi_app import AsgiApp
-    from turbofit.gateway.thread import GatewayThread
-
-__all__ = ["AttachedGateway", "ModelState", "ServedModel", "insist"]
+    from turbofit.gateway.http.request_context import Message, Receive, Send
+    from turbofit.gateway.http.routes import Route
+    from turbofit.gateway.limits.request_limits import Bounds
+    from turbofit.gateway.server import GatewayThread
 
 _Answer = TypeVar("_Answer")
-_App = TypeVar("_App", bound="AsgiApp")
+_App = TypeVar("_App", bound=AsgiApp)
 
 #: ``ending``: what is under way may end, and requests wait for the next start.
 ModelState = Literal["asleep", "starting", "ready", "ending", "failed"]
@@ -227,6 +241,204 @@ class ServedModel:
         self._note()
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+_OUR_METRICS: Final[tuple[tuple[str, str, str, Callable[[ServedModel], float | None]], ...]] = (
+    ("model_ready", "gauge", "Whether a model's engines are ready.",
+     lambda model: model.state == "ready"),
+    ("model_waiting", "gauge", "Requests that wait for a model's start.",
+     lambda model: len(model.waiting)),
+    ("model_in_flight", "gauge", "Requests that a model's gateway has.",
+     lambda model: model.in_flight),
+    ("model_starts_total", "counter", "Starts of a model that became ready.",
+     lambda model: model.starts),
+    ("model_start_seconds", "gauge", "What a model's last start took.",
+     lambda model: model.start_seconds),
+)  # fmt: skip
+
+
+class _Named(msgspec.Struct):
+    """The one field that is read here."""
+
+    model: Any = None
+
+
+class ModelsGateway(AsgiApp):
+    """The app; each model's gateway has the same keys.
+
+    ``bounds`` are what requests of each model are held to by its first plan; of bodies only their
+    size is looked at here. ``wait``: seconds that a request waits at most for its model's start; 0
+    refuses at once.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[ServedModel],
+        bounds: Sequence[Bounds],
+        config: GatewayConfig,
+        *,
+        wait: float,
+    ) -> None:
+        super().__init__(config, max(of_model.limits.bytes_per_body for of_model in bounds))
+        self.models = {model.name: model for model in models}
+        self._limits = [limits_in_words(of_model) + config.defaults.words for of_model in bounds]
+        self._named_models = {name: model for model in models for name in model.names}
+        self._wait = wait
+        #: Whether those that start at once were ready.
+        self.opened = False
+
+    def end(self) -> None:
+        """The server ends: nobody waits any longer. To be called in the loop."""
+        for model in self.models.values():
+            model.end()
+
+    async def startup(self) -> None:
+        """Nothing: each model's gateway starts when its engines are ready."""
+
+    async def shutdown(self) -> None:
+        """Close what the models' gateways hold open, and keep what they learned."""
+        for model in self.models.values():
+            gateway = model.gateway
+            if gateway is not None:
+                model.detach(gateway)
+                await gateway.shutdown()
+
+    async def _serve(
+        self, request: RequestContext, _: Route, /, receive: Receive, send: Send
+    ) -> None:
+        body = await self._bodies.read(request.headers, receive, request.who)
+        model = self._find(body)
+        gone = asyncio.ensure_future(disconnected(receive))
+        try:
+            await self._hand_over(model, request, body, gone, send)
+        finally:
+            gone.cancel()
+
+    def _models(self) -> dict[str, list[str]]:
+        return dict(zip(self.models, self._limits, strict=True))
+
+    async def _hand_over(
+        self,
+        model: ServedModel,
+        request: RequestContext,
+        body: bytes,
+        gone: asyncio.Future[Message],
+        send: Send,
+    ) -> None:
+        """Wait until the model is ready, and let its gateway answer."""
+        self._bodies.keep(len(body), request.who)
+        try:
+            gateway = await model.wait(self._wait, gone, self.config.queue_length)
+        except asyncio.CancelledError:
+            if not gone.done():
+                raise
+            self.metrics.count("disconnected_total")
+            return
+        finally:
+            self._bodies.keep(-len(body), request.who)
+        whole = iter([{"type": "http.request", "body": body, "more_body": False}])
+        del body
+
+        async def replayed() -> Message:
+            message = next(whole, None)
+            return await asyncio.shield(gone) if message is None else message
+
+        with model.request():
+            await gateway(request.scope, replayed, send)
+
+    def _find(self, body: bytes) -> ServedModel:
+        """The model that a body names; the only one where it names none."""
+        try:
+            name = msgspec.json.decode(body.removeprefix(BOM_UTF8), type=_Named).model
+        except (msgspec.DecodeError, RecursionError) as exc:
+            raise Refusal("invalid_json", exc=exc) from None
+        if name is None and len(self.models) == 1:
+            return next(iter(self.models.values()))
+        model = self._named_models.get(name) if isinstance(name, str) else None
+        if model is not None:
+            return model
+        if name is None:
+            known = ", ".join(self._named_models)
+            raise Refusal("model_missing", known=known, param="model")
+        raise no_such_model(name, self._named_models)
+
+    def _cards(self) -> list[ModelCard]:
+        return [
+            ModelCard(name, model.name, _facts(model))
+            for model in self.models.values()
+            for name in model.names
+        ]
+
+    def _health(self, request: RequestContext, /) -> tuple[Document, int | None]:
+        models = list(self.models.values())
+        known = not self.config.api_keys
+        if not known:  # names and causes are for those who have a key
+            with suppress(Refusal):
+                known = bool(self._keys.check(request.headers)[0])
+        page = health_document(models, opened=self.opened, known=known)
+        fine = page["status"] in ("healthy", "degraded")
+        return page, None if fine else min((model.retry_after for model in models), default=1)
+
+    async def metrics_text(self) -> str:
+        """Each model's page with a label ``model``, and this address's numbers."""
+
+        async def page(model: ServedModel) -> str:
+            text = "" if model.gateway is None else await model.gateway.metrics_text()
+            return text.partition(f"# HELP {DROPPED}")[0]
+
+        models = list(self.models.values())
+        pages = await asyncio.gather(*map(page, models))
+        lines = []
+        for name, kind, explained, number in _OUR_METRICS:
+            full = f"turbofit_{name}"
+            lines += [f"# HELP {full} {explained}", f"# TYPE {full} {kind}"]
+            for model in models:
+                value = number(model)
+                if value is not None:
+                    lines.append(f'{full}{{model="{model.name}"}} {value:g}')
+        named: dict[int | str, str] = dict(zip(self.models, pages, strict=True))
+        # An empty label is none: what is refused before a model is known.
+        ours = merge({**named, "": self.metrics.text({})}, "model")
+        return ours + "\n".join(lines) + "\n" + logs_text()
+
+
+def _fine(model: ServedModel) -> bool:
+    """Whether a request for it is answered, after a start where its engines do not run."""
+    if model.state == "ready":
+        return model.gateway is not None and healthy(model.gateway.fleet)
+    return model.state != "failed" or model.rested
+
+
+def _facts(model: ServedModel) -> Document:
+    """Where one model stands."""
+    unanswered = model.state == "ready" and not _fine(model)
+    facts: dict[str, Any] = {
+        "state": "unavailable" if unanswered else model.state, "waiting": len(model.waiting),
+    }  # fmt: skip
+    if model.expected is not None:
+        facts["start_seconds"] = round(model.expected, 1)
+    if model.state not in ("ready", "asleep"):
+        facts.update(message=model.status, retry_after=model.retry_after)
+    return facts
+
+
+def health_document(models: Sequence[ServedModel], *, opened: bool, known: bool) -> Document:
+    """``healthy``, ``degraded`` where some models do not answer, ``starting`` or ``unavailable``.
+
+    A model that sleeps is well: it starts when it is asked for.
+
+    Args:
+        models: all of them.
+        opened: whether those that start at once were ready.
+        known: whether the client may learn which models there are, and why one does not start.
+    """
+    fine = [_fine(model) for model in models]
+    status = "healthy" if all(fine) else "degraded" if any(fine) else "unavailable"
+    if not opened:
+        status = "starting"
+    if not known:
+        return {"status": status, "models": len(models), "up": sum(fine)}
+    return {"status": status, "models": {model.name: _facts(model) for model in models}}
 
 
 def insist(address: GatewayThread[_App], ask: Callable[[_App], _Answer]) -> _Answer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from codecs import BOM_UTF8
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -11,11 +12,11 @@ import pytest
 
 from tests import virtual_time
 from tests.support.gateway import CHAT, Answer, Recorder, Reply, call, chat, gateway, plan_for
+from turbofit.core.errors import LaunchError
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.http.app import Gateway
 from turbofit.gateway.limits.request_limits import bounds_of
-from turbofit.gateway.models.models_gateway import ModelsGateway
-from turbofit.gateway.models.served_model import ServedModel
+from turbofit.gateway.models import ModelsGateway, ServedModel, insist
 from turbofit.gateway.routing.engines import RoutedEngine
 
 
@@ -33,7 +34,7 @@ class Site:
     @property
     def wanted(self) -> list[str]:
         """The models that somebody wants, and does not have."""
-        return [name for name, one in self.models.items() if one.wanted_since is not None]
+        return [name for name, model in self.models.items() if model.wanted_since is not None]
 
     def ready(self, name: str, answer: Any = None) -> Gateway:
         """Its engines are ready, as a session says so."""
@@ -106,13 +107,13 @@ async def test_a_bug_of_ours_is_a_500_that_says_nothing(monkeypatch: pytest.Monk
     def broken(_body: bytes) -> None:
         raise RuntimeError("a secret detail")
 
-    site, told = Site("a"), []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    site, contexts = Site("a"), []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: contexts.append(context))
     monkeypatch.setattr(site.app, "_find", broken)
     reply = await site.chat("a")
     assert reply.status == 500
     assert b"secret" not in reply.body
-    assert isinstance(told[0]["exception"], RuntimeError)
+    assert isinstance(contexts[0]["exception"], RuntimeError)
 
 
 async def test_a_request_that_names_no_model_is_for_the_only_one() -> None:
@@ -257,8 +258,8 @@ async def test_pages_say_where_each_model_stands() -> None:
     site.models["b"].forecast = 12.3
     site.ready("a")
     listed = (await call(site.app, "/v1/models")).json
-    assert [one["id"] for one in listed["data"]] == ["a", "b"]
-    assert [one["turbofit"]["state"] for one in listed["data"]] == ["ready", "asleep"]
+    assert [card["id"] for card in listed["data"]] == ["a", "b"]
+    assert [card["turbofit"]["state"] for card in listed["data"]] == ["ready", "asleep"]
     assert listed["data"][1]["turbofit"]["start_seconds"] == 12.3
     other = (await call(site.app, "/anthropic/v1/models")).json
     assert (other["first_id"], other["last_id"]) == ("a", "b")
@@ -333,3 +334,22 @@ async def test_an_engine_that_does_not_answer_is_no_healthy_model() -> None:
     engine.up = False
     health = await call(site.app, "/health")
     assert (health.status, health.json["models"]["a"]["state"]) == (503, "unavailable")
+
+
+class Hanging:
+    """An address whose loop never comes to what it is asked."""
+
+    alive = True
+    seconds = 0.0
+
+    def call(self, _ask: Callable[[Any], object], seconds: float = 10.0) -> None:
+        self.seconds += seconds
+        assert self.seconds <= 60, "whoever waits so long hears no signal"
+        raise LaunchError("the gateway did not answer", hint="try again")
+
+
+def test_a_loop_that_hangs_is_not_waited_for_without_end() -> None:
+    front: Any = Hanging()
+    with pytest.raises(LaunchError, match="did not answer"):
+        insist(front, lambda _: None)
+    assert front.seconds == 60

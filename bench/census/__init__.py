@@ -1,1 +1,0 @@
-"""Which kernels do LMDeploy's wheels hold for which card?"""

@@ -1,1 +1,0 @@
-"""turbofit beside LMDeploy and vLLM on the same pretend cards."""

@@ -1,0 +1,62 @@
+"""Documents in the state folder without which a command goes on all the same."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import msgspec
+
+from turbofit.core.errors import UsageError
+from turbofit.core.process.files import write_atomic
+from turbofit.core.process.state import state_dir
+from turbofit.core.struct import Struct, to_json
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["StateFile", "digest_of_parts"]
+
+T = TypeVar("T", bound=Struct)
+
+
+@dataclass(frozen=True)
+class StateFile(Generic[T]):
+    """A document of one type, readable by its user alone.
+
+    Its type has a tag, so that a document of another version is none. What cannot be read is not
+    there; a folder that cannot be written costs the document, never the command.
+    """
+
+    room: str
+    name: str
+    type: type[T]
+
+    def read(self) -> T | None:
+        """The document; None where there is none."""
+        with suppress(OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return msgspec.json.decode(self._path(make=False).read_bytes(), type=self.type)
+        return None
+
+    def write(self, document: T) -> None:
+        """Keep it, in the place of an earlier one."""
+        with suppress(OSError, UsageError):
+            write_atomic(self._path(make=True), to_json(document), mode=0o600)
+
+    def forget(self) -> bool:
+        """Drop it; whether there was one."""
+        try:
+            self._path(make=False).unlink()
+        except OSError:
+            return False
+        return True
+
+    def _path(self, *, make: bool) -> Path:
+        return state_dir(self.room, make=make) / f"{self.name}.json"
+
+
+def digest_of_parts(*parts: str) -> str:
+    """A name for what belongs to all of these texts together."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
