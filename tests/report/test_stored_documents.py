@@ -127,23 +127,6 @@ def test_a_state_folder_that_cannot_be_written_costs_nothing(
     assert capsys.readouterr().err == ""
 
 
-def test_each_command_keeps_its_newest(state: Path, capsys: Out) -> None:
-    assert main(["plan", "qwen2.5-7b", "--on", "1xrtx3090"]) == 0
-    assert main(["predict", "qwen2.5-7b", "--on", "1xrtx4090"]) in (0, 3)
-    assert {path.name for path in (state / "plans").iterdir()} == {"plan.json", "predict.json"}
-    capsys.readouterr()
-    assert main(["report", "latest"]) in (0, 3)
-    assert "1xrtx4090" in capsys.readouterr().out
-
-
-def test_from_stdin(monkeypatch: pytest.MonkeyPatch, capsys: Out) -> None:
-    data = io.BytesIO(plausible_plan().to_json().encode())
-    stdin: Any = type("Stdin", (), {"buffer": data})()
-    monkeypatch.setattr("sys.stdin", stdin)
-    assert main(["report", "-", "--json"]) == 0
-    assert Plan.from_json(capsys.readouterr().out) == plausible_plan()
-
-
 @pytest.mark.parametrize("document", [result(2.0), ONE], ids=["bench", "tune"])
 def test_a_load_and_a_tuning_from_stdin_and_from_a_pipe(
     document: Any, monkeypatch: pytest.MonkeyPatch, capsys: Out
@@ -166,13 +149,6 @@ def test_what_report_wrote_of_a_run_is_read_again(state: Path, tmp_path: Path) -
     path.write_text(to_json(saved_document(saved)))
     again = read_saved(str(path))
     assert (again.plan, again.run) == (saved.plan, saved.run)
-
-
-def test_another_document_is_told_by_its_name(tmp_path: Path, capsys: Out) -> None:
-    path = tmp_path / "torch.json"
-    path.write_text('{"schema": "turbofit.rehearsal/1", "outcome": "served"}')
-    assert main(["report", str(path)]) == 2
-    assert "its schema is 'turbofit.rehearsal/1'" in capsys.readouterr().err
 
 
 def test_a_file_of_a_command_that_failed_says_why_it_did(tmp_path: Path, capsys: Out) -> None:

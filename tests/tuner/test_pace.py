@@ -6,11 +6,11 @@ import json
 from typing import Any
 
 import pytest
+from msgspec import UNSET
 
 from turbofit import api
 from turbofit.cli.main import main
 from turbofit.core.errors import UsageError
-from turbofit.core.messages import BY_FORECAST
 from turbofit.core.plan import Plan
 from turbofit.core.struct import to_builtins
 
@@ -21,24 +21,28 @@ def plan(**asked: Any) -> Plan:
     return api.plan(MODEL, on=ON, **asked)
 
 
-def said(made: Plan) -> list[str]:
-    return [one for one in (*made.reasons, *made.warnings) if BY_FORECAST in one]
+def said(made: Plan) -> str:
+    """What the plan says of the pace; it stands nowhere else."""
+    told = made.pace.text if made.pace else ""
+    assert not [one for one in (*made.reasons, *made.warnings) if "by the forecast: " in one]
+    return told
 
 
 def test_without_a_pace_nothing_is_said_and_with_an_easy_one_nothing_moves() -> None:
     plain, easy = plan(), plan(rate=0.1, first_token=60.0)
-    assert said(plain) == []
+    assert plain.pace is UNSET
     assert easy.settings == plain.settings
     assert easy.parallel == plain.parallel
-    (why,) = said(easy)
-    assert why == (
+    assert easy.pace
+    assert easy.pace.kept
+    assert said(easy) == (
         "kept by the forecast: 0.1 of 0.1 requests a second (no error is known); "
         "1.42 of 60 s to the first token (under: published ones of text models under load were 4 "
         "to 28 times as long)"
     )
     text = api.plan("qwen3-8b", on="1xrtx4090", rate=1.0, per_token=1.0)
-    assert "1 of 1 requests a second (median error 4.5%); " in said(text)[0]
-    assert said(text)[0].endswith("s a token (no error is known)")
+    assert "1 of 1 requests a second (median error 4.5%); " in said(text)
+    assert said(text).endswith("s a token (no error is known)")
 
 
 def test_the_shape_that_keeps_it_wins() -> None:
@@ -47,7 +51,7 @@ def test_the_shape_that_keeps_it_wins() -> None:
     assert plain.parallel.tp == 1
     quick = plan(rate=0.05, per_token=0.018)
     assert quick.parallel.tp > 1
-    assert said(quick)[0].startswith("kept")
+    assert said(quick).startswith("kept")
     assert any("missed by" in one.why_not for one in quick.considered)
     assert quick.serve is not None
     words = quick.serve.argv
@@ -78,15 +82,15 @@ def test_what_serve_is_told_gives_the_same_settings(asked: dict[str, Any], capsy
 def test_what_no_shape_keeps_is_told_with_by_how_much(asked, missed) -> None:
     made = plan(**asked)
     assert made.fits
-    (why,) = said(made)
-    assert why == made.warnings[0]
-    assert "does better: missed by" in why
-    assert missed in why
+    assert made.pace
+    assert not made.pace.kept
+    assert missed in said(made)
+    assert said(made).endswith("; no shape that promises as much does better")
 
 
 def test_a_higher_rate_never_has_a_sooner_first_token() -> None:
     def first(rate: float) -> float:
-        (why,) = said(plan(rate=rate, first_token=1e3))
+        why = said(plan(rate=rate, first_token=1e3))
         return float(why.partition(" of 1000 s")[0].rpartition(" ")[2])
 
     found = [first(rate) for rate in (0.1, 1.0, 1.8)]
@@ -129,4 +133,4 @@ def test_what_has_no_pace_refuses_one(more: list[str], said: str, capsys) -> Non
 @pytest.mark.parametrize(("rate", "word"), [("0.1", "kept by"), ("20", "missed by")])
 def test_the_short_answer_says_it(rate: str, word: str, capsys) -> None:
     assert main(["plan", MODEL, "--on", ON, "--rate", rate]) == 0
-    assert word in " ".join(capsys.readouterr().out.split())
+    assert " ".join(capsys.readouterr().out.split()).count(word) == 1

@@ -24,7 +24,7 @@ from turbofit.core.process.log_queue import queued_stderr
 from turbofit.core.process.variable_names import is_service_link
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 #: Under which name a context keeps the words that it was made of.
 WORDS: Final = "turbofit.words"
@@ -285,6 +285,25 @@ def command(*params: click.Parameter, **options: Any) -> Callable[[Callable[...,
 def option_name(field: str) -> str:
     """The option of a field: ``--max-batch-size`` of ``max_batch_size``."""
     return f"--{field.rstrip('_').replace('_', '-')}"
+
+
+def refuse_together(options: Mapping[str, object], beside: str, hint: str = "") -> None:
+    """Stop where an option is given beside something that it does not go with.
+
+    Args:
+        options: what was given, by the names of fields.
+        beside: what they do not go with.
+        hint: what to do instead of leaving the option out.
+
+    Raises:
+        UsageError: of the first that is given.
+    """
+    for name, value in options.items():
+        if value:
+            option = option_name(name)
+            raise UsageError(
+                f"{option} and {beside} do not go together", hint=f"leave {option} out{hint}"
+            )
 
 
 def split_rest(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

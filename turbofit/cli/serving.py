@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from turbofit.cli.command import CliCommand, option_name
+from turbofit.cli.command import CliCommand, option_name, refuse_together
 from turbofit.cli.options.common_options import (
-    filled,
     planning_keywords,
-    refuse_beside_cluster,
     setting_options,
 )
 from turbofit.cli.terminal.output import Form, answer, exit_code, note, run_until_signal, say
@@ -19,7 +17,6 @@ from turbofit.core.process.ports import LAST_PORT
 if TYPE_CHECKING:
     from turbofit.cli.options.gateway_options import GatewayOptions
     from turbofit.cli.options.launch_options import ServeOptions
-    from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
     from turbofit.gateway.config import GatewayConfig
     from turbofit.launch.serve.config import ClusterServeConfig, ServeConfig
@@ -27,8 +24,7 @@ if TYPE_CHECKING:
     from turbofit.planning.request import PlanRequest
 
 PRETEND: Final = (
-    "PRETEND GPUs: memory, admission, errors and death are real; the words that this server "
-    "generates mean nothing"
+    "PRETEND GPUs: memory, admission, errors and death are real; the words of answers mean nothing"
 )
 #: Options after ``--`` that are the gateway's business while there is one.
 _PUBLIC: Final = (
@@ -63,17 +59,6 @@ class ServeArguments(NamedTuple):
                     hint="use --api-key and --allow-origins before --, or --no-gateway",
                 )
         return self.public.config()
-
-
-def given_request(model: str | None, given: Options) -> PlanRequest:
-    """What the options ask for.
-
-    Raises:
-        UsageError: a value is wrong.
-    """
-    from turbofit.planning.request import PlanRequest
-
-    return filled(PlanRequest, {**given, "model": model or NO_MODEL})
 
 
 def refuse_elsewhere(request: PlanRequest, does: str, beside: str = "") -> None:
@@ -233,7 +218,7 @@ def serve_on_cluster(arguments: ServeArguments, form: Form) -> int:
     gateway = arguments.gateway()
     given = {*request.given(), *options.given(), *public.given()}
     instead = "; turbofit plan --cluster shows what would be served"
-    refuse_beside_cluster(_ONE_MACHINE, given, instead)
+    refuse_together({name: name in given for name in _ONE_MACHINE}, "--cluster", instead)
     config = _config(arguments, gateway)
     assert isinstance(config.request.model, Model)
     name = config.client_name(config.request.model)

@@ -16,8 +16,6 @@ QUEUED: Final = (
 )
 BEYOND: Final = "requests beyond these limits are not planned for"
 BESIDE_COMMANDS: Final = (QUEUED, BEYOND)
-#: How the forecast of a pace that is asked for goes on after ``kept`` or ``missed``.
-BY_FORECAST: Final = " by the forecast: "
 #: Notes after which nobody does anything else; only the whole text of a plan has them.
 OWN_CODE: Final = "LMDeploy runs the checkpoint's own code for it: --trust-remote-code is set"
 RESERVED: Final = (

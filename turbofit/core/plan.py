@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CONFIG_NAMES", "PLAN_SCHEMA", "Basis", "Candidate", "Command", "End", "EngineName",
     "Footprint", "Goal", "GpuLedger", "GroupPlan", "Held", "HostMemory", "Kv", "LimitCost",
-    "Limits", "Moment", "Parallel", "Phase", "Plan", "PlannedEngine", "Rehearsal",
+    "Limits", "Moment", "PaceForecast", "Parallel", "Phase", "Plan", "PlannedEngine", "Rehearsal",
     "RehearsedCache", "RehearsedCase", "RehearsedTogether", "Remedy", "ServeCommand",
     "Settings", "Term", "Throughput", "UsualImage", "Workload", "may_evict",
 ]  # fmt: skip
@@ -242,6 +242,13 @@ class Throughput(Struct):
     median_error: Annotated[
         float | None, doc("Share by which half of the published figures of text models differ.")
     ] = None
+
+
+class PaceForecast(Struct):
+    """What the forecast says of the pace that was asked for."""
+
+    kept: bool
+    text: Annotated[str, doc("For people: each wish beside its forecast, and the known error.")]
 
 
 class UsualImage(Struct):
@@ -461,6 +468,10 @@ class Plan(Struct):
     held: Annotated[
         Held | UnsetType,
         doc("Requests at once that are held; there only where a concurrency was given."),
+    ] = UNSET
+    pace: Annotated[
+        PaceForecast | UnsetType,
+        doc("There only where a rate or seconds were asked for and there is a forecast."),
     ] = UNSET
     footprint: Annotated[
         Footprint | UnsetType,

@@ -9,7 +9,7 @@ from turbofit.core.messages import groups_of, indices
 from turbofit.core.struct import Struct, const
 from turbofit.core.units import MIB, mib
 from turbofit.report.painters.document import ONLY_SHORT, Heading, Paragraph, table
-from turbofit.report.views.plan.figures import capacity, settings_of
+from turbofit.report.views.plan.figures import images_held, settings_of, users_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.report.painters.document import Block, Table, Tone
     from turbofit.report.stored_documents import StoredPlan
-
-__all__ = ["Comparison", "compare", "compare_view", "folded"]
 
 _SCHEMA: Final = "turbofit.compare/1"
 
@@ -29,8 +27,12 @@ _GPU_ROWS: Final = 6
 #: Sections of few rows that matter to everybody, in their order; a GPU's peak and headroom follow.
 _SECTIONS: Final = ("What it holds", "Shape", "Limits", "Settings")
 _OF_GPU: Final = {"= peak": "in use at most", "= headroom": "left then"}
-#: Limits whose name alone says nothing.
-_LABELS: Final = {"n": "answers a request"}
+#: What a summary calls a figure whose name alone says nothing.
+_LABELS: Final = {
+    "n": "answers to one request (n), at most",
+    "concurrency": "requests at once",
+    "users, a worst request each": "worst requests in the cache",
+}
 _LIMITS: Final = (
     "max_dynamic_patch", "max_pixels_per_image", "images_per_request", "units_per_image",
     "units_per_request", "units_per_forward", "image_tokens_per_request", "n",
@@ -122,7 +124,14 @@ def compare_view(found: Comparison) -> list[Block]:
 
 def _in_short(sections: Mapping[str, Sequence[ComparedRow]]) -> list[Block]:
     """What differs most, in about twenty lines; of bytes what each GPU needs at most."""
-    plain = [(_LABELS.get(row.what, row.what), row) for name in _SECTIONS for row in sections[name]]
+    held = {row.what: (row.a, row.b) for row in sections["What it holds"]}
+    one_cache = held.get("KV tokens") == held.get("KV tokens a group")
+    plain = [
+        (_LABELS.get(row.what, row.what), row)
+        for name in _SECTIONS
+        for row in sections[name]
+        if not (one_cache and row.what == "KV tokens a group")
+    ]
     cards = [
         (f"{name}: {_OF_GPU[row.what]}, MiB", row)
         for name, rows in sections.items()
@@ -178,7 +187,7 @@ def _side(saved: StoredPlan) -> ComparedSide:
 
 def _facts(plan: Plan, *, by_group: bool) -> dict[str, dict[str, Any]]:
     """Facts by their sections; ``by_group``: the settings are told of each engine."""
-    room, speed = capacity(plan), plan.throughput
+    users, speed = users_of(plan), plan.throughput
     groups = range(max(1, len(plan.parallel.groups)) if by_group else 1)
     found: dict[str, dict[str, Any]] = {
         "Shape": {
@@ -200,8 +209,8 @@ def _facts(plan: Plan, *, by_group: bool) -> dict[str, dict[str, Any]]:
             "KV tokens": plan.kv.total_tokens,
             "KV tokens a group": plan.kv.tokens,
             "longest request, tokens": plan.kv.longest_request_tokens,
-            "images of the worst size": room.images,
-            "users, a worst request each": room.users[0].held if room.users else None,
+            "images of the worst size": images_held(plan),
+            "users, a worst request each": users[0].held if users else None,
             "output tokens/s (forecast)": speed and round(speed.output_tokens_per_second, 3),
             "requests/s (forecast)": speed and round(speed.requests_per_second, 3),
             "rehearsal": plan.rehearsal and plan.rehearsal.outcome,

@@ -16,7 +16,7 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
-from turbofit.core.machine import Gpu, Host, Machine
+from turbofit.core.machine import Host, Machine
 from turbofit.core.model import Model
 from turbofit.core.plan import GpuLedger, Plan, Settings
 from turbofit.core.run_report import RunAttempt, RunReport
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
     from turbofit.core.json_types import Document
     from turbofit.report.painters.document import Block
-
-__all__ = ["SHARE_SCHEMA", "SharedRun", "share_view", "shared", "shared_run"]
 
 SHARE_SCHEMA: Final = "turbofit.share/1"
 LEFT_OUT: Final = (
@@ -158,15 +156,11 @@ def _machine(machine: Machine) -> Machine:
         machine,
         name=" + ".join(gpu.name for gpu in machine.gpus),
         source=machine.source.split(" ")[0],
-        gpus=tuple(_gpu(gpu) for gpu in machine.gpus),
+        gpus=tuple(replace(gpu, uuid=f"GPU-{gpu.index}", holders=()) for gpu in machine.gpus),
         host=Host(),
         warnings=(),
         calibrations=(),
     )
-
-
-def _gpu(gpu: Gpu) -> Gpu:
-    return replace(gpu, uuid=f"GPU-{gpu.index}", holders=())
 
 
 def _ledger(gpu: GpuLedger) -> GpuLedger:
@@ -232,12 +226,14 @@ def share_view(document: SharedRun) -> list[Block]:
     """What is in it, for people, and what is not."""
     plan, run = document.plan, document.run
     machine = plan.machine
+    versions = {"turbofit": run.turbofit_version, "LMDeploy": run.lmdeploy, **document.packages}
+    end = run.ended.get("kind", "") if isinstance(run.ended, dict) else run.ended
     facts = [
         ("cards", machine.name),
         ("driver", f"{machine.driver}, CUDA {machine.cuda}"),
-        ("versions", ", ".join(_versions(document))),
+        ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
         ("engine", f"{plan.engine.name}, {len(plan.parallel.groups)} of tp {plan.parallel.tp}"),
-        ("starts", f"{len(run.attempts)}, {run.state}{_words(run.ended)}"),
+        ("starts", f"{len(run.attempts)}, {run.state}{f' ({end})' if end else ''}"),
     ]
     facts += [
         ("load", f"{load.requests_per_second:.2f} requests/s, "
@@ -252,19 +248,6 @@ def share_view(document: SharedRun) -> list[Block]:
         Items(items=LEFT_OUT),
         Paragraph(text="--json shows every byte of it. Nothing is sent."),
     ]
-
-
-def _versions(document: SharedRun) -> Iterator[str]:
-    yield f"turbofit {document.run.turbofit_version}"
-    yield f"LMDeploy {document.run.lmdeploy}"
-    for name, version in document.packages.items():
-        yield f"{name} {version}"
-
-
-def _words(ended: str | Document | None) -> str:
-    if isinstance(ended, dict):
-        ended = str(ended.get("kind", ""))
-    return f" ({ended})" if ended else ""
 
 
 def _rows(document: SharedRun) -> Iterator[tuple[str, ...]]:

@@ -22,26 +22,11 @@ from turbofit.core.run_report import RUN_SCHEMA, RunReport
 from turbofit.core.struct import Struct, const, decode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from turbofit.core.plan import Rehearsal
+    from turbofit.core.plan import GroupPlan, Rehearsal
     from turbofit.core.tuning import Tuning
     from turbofit.load.result import LoadResult
-
-__all__ = [
-    "LATEST",
-    "RunDocument",
-    "StoredPlan",
-    "check_consistent",
-    "keep",
-    "newest_run",
-    "read_plan",
-    "read_reported",
-    "read_run",
-    "read_saved",
-    "reportable",
-    "saved_document",
-]
 
 _RUN_WITH_PLAN: Final = "turbofit.report/1"
 
@@ -323,15 +308,11 @@ def _wrong(plan: Plan) -> Iterator[str]:
 
 
 def _rehearsals(plan: Plan) -> Iterator[str]:
-    """The first group's; of groups that differ each one's, and the plan's is one of these."""
-    rehearsals = [one.rehearsal for one in plan.by_group]
-    if not rehearsals:
-        rehearsals = [plan.rehearsal]
-    elif plan.rehearsal is not None and plan.rehearsal not in rehearsals:
-        yield "its rehearsal is none of its groups'"
-    for rehearsal, group in zip(rehearsals, plan.parallel.groups, strict=False):
-        if rehearsal is not None:
-            yield from _rehearsed(rehearsal, len(group))
+    """The first group's; of groups that differ each one's."""
+    each: Sequence[Plan | GroupPlan] = plan.by_group or (plan,)
+    for one, group in zip(each, plan.parallel.groups, strict=False):
+        if one.rehearsal is not None:
+            yield from _rehearsed(one.rehearsal, len(group))
 
 
 def _rehearsed(rehearsal: Rehearsal, cards: int) -> Iterator[str]:

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import NoKernelError, TurbofitError
 from turbofit.core.messages import BEYOND, OWN_CODE, QUEUED, option_of, plural
-from turbofit.core.plan import Candidate, Footprint, Plan, Remedy, may_evict
+from turbofit.core.plan import Candidate, Footprint, PaceForecast, Plan, Remedy, may_evict
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.units import format_bytes
 from turbofit.memory.account import Engine, capability_of
@@ -50,6 +50,7 @@ from turbofit.tuner.explain.remedies import Remedies, remedies, speed_remedies
 from turbofit.tuner.resolved_request import ResolvedRequest, launch_of
 from turbofit.tuner.search.candidates import explain
 from turbofit.tuner.search.search import EngineFit, fit_on_host, search
+from turbofit.tuner.search.shapes import Evaluation
 from turbofit.tuner.search.sizing import longest_context
 
 __all__ = [
@@ -114,8 +115,17 @@ def plan_of(fit: EngineFit) -> Plan:
         remedies=tuple(speed_remedies(fit)) if fit.fits else helps.remedies,
         limit_costs=tuple(limit_costs(request, best, fit.engine)) if fit.fits else (),
         usual_image=usual_image(fit) if fit.fits else UNSET,
+        pace=_pace(request, best),
         footprint=footprint,
     )
+
+
+def _pace(request: ResolvedRequest, best: Evaluation) -> PaceForecast | UnsetType:
+    """What is said of the pace that was asked for, and of a miss that all shapes have it."""
+    text = pace_words(request, best)
+    if best.slow:
+        text += "; no shape that promises as much does better"
+    return PaceForecast(kept=not best.slow, text=text) if text else UNSET
 
 
 def why_not(fit: EngineFit) -> str:
@@ -163,10 +173,8 @@ def _parallel_reason(fit: EngineFit) -> str:
 
 
 def _warnings(fit: EngineFit) -> Iterator[str]:
-    """What a person should know; a pace and values that are not kept in full first."""
+    """What a person should know; values that are not kept in full first."""
     request, best = fit.request, fit.best
-    if best.slow:
-        yield f"no shape that promises as much does better: {pace_words(request, best)}"
     if fit.fits:
         yield from unkept(request, best.settings.session_len, fit.tokens)
         yield from beyond_model(request, best.settings.session_len)

@@ -134,6 +134,15 @@ def test_an_answer_without_an_end_is_none(events, why, server, monkeypatch, caps
     assert f"error: {why}" in capsys.readouterr().err
 
 
+def test_a_server_that_says_why_it_ends_need_not_say_done(server, monkeypatch, capsys) -> None:
+    """As `transformers serve`, seen with Transformers 5.17."""
+    end = json.dumps({"choices": [{"delta": {}, "finish_reason": "length"}]})
+    server.events = [piece("Two"), end]
+    monkeypatch.setattr("sys.stdin", io.StringIO("?"))
+    assert main(["chat", server.url]) == 0
+    assert capsys.readouterr().out == "Two\n"
+
+
 def test_reasoning_is_shown_apart_and_not_sent_again(server, typed, capsys) -> None:
     server.events = [piece("Hm.", "reasoning_content"), *server.events]
     typed("one", "two")

@@ -33,11 +33,6 @@ def test_json_is_the_whole_plan(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert all(one.plan is not None and one.plan.commands for one in plan.nodes)
 
 
-def test_what_fits_nowhere_leaves_with_its_own_code(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", "internvl2-8b", "--cluster", "sim:1xt4"]) == 3
-    assert "What would fit" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize("option", [["--on", "1xl4"], ["--gpus", "0"], ["--rehearse"]])
 def test_options_of_one_machine_do_not_go_with_it(
     option: list[str], capsys: pytest.CaptureFixture[str]

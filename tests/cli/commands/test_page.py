@@ -45,21 +45,3 @@ def test_every_answer_as_a_document(tmp_path: Path, capsys: pytest.CaptureFixtur
     plan = json.loads(capsys.readouterr().out)
     assert row["answer"]["verdict"] == plan["verdict"]
     assert row["answer"]["kv_tokens"] == plan["kv"]["total_tokens"]
-
-
-@pytest.mark.parametrize(
-    ("options", "cause"),
-    [
-        (["--models", "internvl9-8b"], "'internvl9-8b' is no model by name"),
-        (["--cards", "rtx4091"], "'rtx4091' is no card by name"),
-        (["--images", "4@wide"], "--images 'wide' is not WIDTHxHEIGHT"),
-    ],
-)
-def test_wrong_use(
-    tmp_path: Path, options: list[str], cause: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["page", "--out", str(tmp_path / "site"), *options]) == 2
-    told = capsys.readouterr().err
-    assert cause in told
-    assert "hint: " in told
-    assert not (tmp_path / "site").exists()

@@ -151,15 +151,6 @@ def test_children_by_fork_spawn_and_with_their_own_devices(program: Any) -> None
     assert one["command"].endswith("prog.py child")
 
 
-def test_the_context_is_the_presets_unless_said(program: Any) -> None:
-    path = program("malloc(10)")
-    seen, _ = document("--on", "1xrtx3090", "--", sys.executable, path)
-    assert seen["context"] > 100 * MIB
-    assert seen["processes"][0]["gpus"][0]["context"] == seen["context"]
-    seen, _ = document("--on", "1xrtx3090", "--context", "0", "--", sys.executable, path)
-    assert seen["gpus"][0]["peak"] == 10 * MIB
-
-
 def test_nothing_is_left_behind(program: Any, tmp_path: Path) -> None:
     """Orphans, even in sessions of their own and deaf to SIGTERM."""
     path = program(

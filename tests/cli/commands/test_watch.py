@@ -59,12 +59,6 @@ def test_what_is_laid_under_requests(folder: Path, capsys: pytest.CaptureFixture
     assert json.loads(capsys.readouterr().out)["defaults"] == [words]
 
 
-def test_before_the_gateway_is_open(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    record(folder, state="starting")
-    assert main(["watch", "--once"]) == 0
-    assert "starting" in capsys.readouterr().out
-
-
 def test_all_models_of_a_server_are_shown(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     here = os.getpid()
     for place, model in ((folder, "InternVL2-8B"), (folder.with_name("1-B"), "InternVL2-1B")):
@@ -84,7 +78,7 @@ def test_all_models_of_a_server_are_shown(folder: Path, capsys: pytest.CaptureFi
     [
         (["--interval", "0"], "too short"),
         (["--url", "http://127.0.0.1:9"], "nobody answers"),
-        (["no-such-run"], "cannot be read"),
+        (["no-such-run"], "no run is called"),
         (["http://127.0.0.1:9"], "is an address, not a run"),
     ],
 )

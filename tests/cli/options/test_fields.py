@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pytest
 from pydantic import Field
@@ -58,11 +58,3 @@ def test_a_wrong_value_is_named_with_its_option(words: list[str], message: str, 
         given(*words)
     assert message in caught.value.message
     assert hint in caught.value.hint
-
-
-def test_the_help_page_says_what_each_takes() -> None:
-    command: Any = reader()
-    with command.make_context("turbofit", []) as ctx:
-        page = command.get_help(ctx)
-    for line in ("--count N", "how many (default 4)", "--goal [speed|memory]", "--sizes BYTES..."):
-        assert line in page

@@ -45,6 +45,6 @@ def test_plan_of_several_models(capsys: pytest.CaptureFixture[str]) -> None:
     document = json.loads(capsys.readouterr().out)
     assert [plan["model"]["name"] for plan in document["plans"]] == ["InternVL2-1B", "InternVL2-2B"]
     assert main([*words, "--rehearse"]) == 2
-    assert "is for one model" in capsys.readouterr().err
+    assert "--rehearse and several models do not go together" in capsys.readouterr().err
     assert main(["plan", "internvl2-8b", "qwen2-vl-7b", "--on", "1xrtx3090"]) == 3
     assert "do not fit together" in capsys.readouterr().out

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -158,26 +156,12 @@ def test_what_kubernetes_sets_for_a_service_is_not_ours(
 
 
 def test_a_turbofit_of_ours_gets_no_options() -> None:
-    found = without_options(
-        {
-            "PATH": "/bin",
-            "TURBOFIT_SERVE_TP": "4",
-            "TURBOFIT_LEASES": "/x",
-            "TURBOFIT_REHEARSAL": "r",
-        }
-    )
-    assert found == {"PATH": "/bin", "TURBOFIT_LEASES": "/x", "TURBOFIT_REHEARSAL": "r"}
+    kept = {"PATH": "/bin", "TURBOFIT_LEASES": "/x", "TURBOFIT_REHEARSAL": "r"}
+    assert without_options({**kept, "TURBOFIT_SERVE_TP": "4"}) == kept
 
 
 def test_the_python_api_does_not_mind_options() -> None:
     assert not variables({"TURBOFIT_SERVE_API_KEY": "k", "TURBOFIT_BENCH_API_KEY": "k"}).api_key
-
-
-def test_the_page_has_every_variable() -> None:
-    page = (ROOM / "docs" / "environment.md").read_text()
-    listed = set(re.findall(r"^\| `(TURBOFIT_\w+)` \|", page, re.MULTILINE))
-    assert listed == VARIABLES - {"TURBOFIT_CUDA_PATH"}  # for tests
-    assert not any(name.startswith("TURBOFIT_PLAN_") for name in os.environ)
 
 
 @pytest.mark.parametrize("words", [["--help"], ["help"], ["version"], ["completion", "bash"]])

@@ -47,33 +47,10 @@ def planned(capsys: pytest.CaptureFixture[str], *words: str) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
-def test_a_plan_of_a_profile(file, capsys):
-    plan = planned(capsys, "plan", "-f", str(file))
-    assert plan["model"]["name"] == "InternVL2-2B"
-    assert plan["workload"]["context"] == 4096
-    assert plan["settings"]["max_batch_size"] == 3
-    assert plan["footprint"]["servers"] >= 1
-
-
-def test_the_command_line_comes_first(file, capsys):
-    plan = planned(
-        capsys, "plan", "internvl2-1b", "-f", str(file), "--context", "2048", "--concurrency", "1"
-    )
-    assert plan["model"]["name"] == "InternVL2-1B"
-    assert plan["workload"]["context"] == 2048
-    assert plan["settings"]["max_batch_size"] == 1
-
-
 def test_turbofit_yaml_is_read_where_no_model_is_named(file, capsys):
     file.rename(file.with_name("turbofit.yaml"))
     assert planned(capsys, "plan")["model"]["name"] == "InternVL2-2B"
     assert planned(capsys, "plan", "internvl2-1b", "--on", "1xl4")["workload"]["context"] != 4096
-
-
-def test_without_either_the_model_is_missing(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert main(["plan"]) == 2
-    assert "MODEL is missing" in capsys.readouterr().err
 
 
 def test_serve_shows_the_profiles_command(file, capsys):

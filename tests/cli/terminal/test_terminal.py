@@ -27,12 +27,6 @@ def test_what_a_terminal_takes(environ: Mapping[str, str], redraws: bool, colour
     assert not terminal.redraws(io.StringIO(), environ)
 
 
-def test_a_closed_stream_is_no_terminal() -> None:
-    stream = io.TextIOWrapper(io.BytesIO())
-    stream.close()
-    assert not terminal.is_terminal(stream)
-
-
 def test_the_width_is_what_columns_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "132")
     assert terminal.width() == 132

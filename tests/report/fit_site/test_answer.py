@@ -9,14 +9,6 @@ from turbofit.core.errors import UsageError
 from turbofit.report.fit_site.tables import answer_of, refused
 
 
-def test_the_bar_adds_up() -> None:
-    answer = answer_of(planned("fits"))
-    assert answer.memory is not None
-    assert sum(answer.memory.pieces.values()) == answer.memory.total
-    assert answer.kv_tokens == planned("fits").kv.total_tokens
-    assert answer.verdict == planned("fits").verdict
-
-
 def test_a_plan_that_never_starts_holds_nothing() -> None:
     plan = msgspec.structs.replace(planned("fits"), fits=False)
     answer = answer_of(plan)

@@ -13,7 +13,7 @@ from turbofit.report.fit_site.choices import SiteRequest, choices_of, points
 
 def test_the_default_is_whole() -> None:
     few, choices = (choices_of(SiteRequest.of(all=every), "today") for every in (False, True))
-    assert few.answers == 10 * 11 * 3 * 2 * 2
+    assert few.answers == 10 * 11 * 3 * 2
     assert choices.answers == 10 * 11 * 3 * 2 * 3 * 3 * 3
     assert choices.answers == len(choices.models) * len(choices.cards) * len(list(points(choices)))
     assert [one.key for one in choices.used] == ["0", "2GiB"]

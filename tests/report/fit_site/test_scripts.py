@@ -39,8 +39,3 @@ def test_sizes_and_rates_read_as_in_the_terminal() -> None:
 @pytest.mark.parametrize("name", ["constructor", "toString", "__proto__", "fr"])
 def test_a_link_can_name_no_language_that_is_none(name: str) -> None:
     assert told(f"Boolean(WORDING[{name!r}])") is False
-
-
-def test_both_languages_say_everything() -> None:
-    english, chinese = told("[WORDING.en, WORDING.zh].map((one) => Object.keys(one))")
-    assert english == chinese

@@ -9,17 +9,6 @@ from turbofit.core.units import GIB
 from turbofit.report.fit_site.choices import SiteRequest
 
 
-def test_what_is_given_replaces_the_default() -> None:
-    request = SiteRequest.of_options(
-        {"images": ("2", "4@1280x720"), "used": ("1GiB",), "contexts": ("16k",)}, str
-    )
-    assert request.images == ((2, None), (4, (1280, 720)))
-    whole = request.complete()
-    assert whole.used == (GIB,)
-    assert whole.contexts == (16384,)
-    assert whole.counts == (1, 2, 4)
-
-
 def test_all_has_more_of_what_is_not_given() -> None:
     few, more = (SiteRequest.of(all=every, contexts=(4096,)).complete() for every in (False, True))
     assert (few.used, few.images, few.contexts) == ((), ((1, (1920, 1080)),), (4096,))

@@ -26,7 +26,7 @@ def shown(browser: Browser, script: str) -> None:
 
 @pytest.mark.parametrize("kind", ALL)
 def test_it_opens_in_silence_and_nothing_is_cut_on_a_phone(browser: Browser, kind: str) -> None:
-    """Tables, commands and a picture of more GPUs than fit scroll in their boxes."""
+    """Tables and commands scroll in their boxes."""
     for dark, width in ((False, 800), (True, 360)):
         browser.open(page_of(kind), dark=dark, width=width)
         assert scrolls(browser) <= width
@@ -39,7 +39,7 @@ def test_it_opens_in_silence_and_nothing_is_cut_on_a_phone(browser: Browser, kin
     cut = browser.run(
         "return Array.from(document.querySelectorAll('.scroll, .tiles *, .legend, .ticks'))"
         ".filter((one) => one.scrollWidth > one.clientWidth + 1 && one.clientWidth)"
-        ".filter((one) => !one.querySelector('svg.many, table'))"
+        ".filter((one) => !one.querySelector('table'))"
         ".map((one) => one.outerHTML.slice(0, 200))"
     )
     assert cut == []
@@ -126,14 +126,6 @@ def test_a_command_is_copied_as_it_is(browser: Browser) -> None:
     assert browser.said() == []
 
 
-def test_a_browser_without_a_clipboard_copies_all_the_same(browser: Browser) -> None:
-    browser.open(page_of("fits"))
-    browser.run("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
-    browser.one(".copy").click()
-    shown(browser, "return document.getElementById('status').textContent !== ''")
-    assert browser.one(".copy").text == "Copied"
-
-
 def test_the_json_is_copied_and_saved(browser: Browser) -> None:
     browser.open(page_of("served"))
     browser.one("#copy-json").click()
@@ -218,15 +210,6 @@ def test_what_others_wrote_does_nothing(browser: Browser) -> None:
     assert any("Content Security Policy" in text for text in browser.said())
 
 
-def test_the_bars_have_the_sizes_that_they_say(browser: Browser) -> None:
-    browser.open(page_of("mixed cards"))
-    for gpu, row in zip(planned("mixed cards").gpus, browser.all(".bar"), strict=True):
-        stack = row.find_element("css selector", ".stack").size["width"]
-        cache = row.find_element("css selector", ".k-cache").size["width"]
-        term = next(term for term in gpu.ledger if term.term == "kv_cache")
-        assert abs(cache / stack - term.bytes / gpu.total) < 0.02
-
-
 def test_without_its_script_all_is_there_but_the_buttons(browser: Browser) -> None:
     browser.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     try:
@@ -234,7 +217,7 @@ def test_without_its_script_all_is_there_but_the_buttons(browser: Browser) -> No
         shown = [button.text for button in browser.all("button") if button.is_displayed()]
         heads = [head.text for head in browser.all("table.sortable th")]
         assert shown == heads
-        assert browser.one("svg.timeline").is_displayed()
+        assert browser.one(".drawn").is_displayed()
         assert browser.one(".legend b").text == "450 MiB"
     finally:
         browser.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})

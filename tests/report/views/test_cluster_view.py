@@ -7,8 +7,7 @@ import pytest
 from turbofit import api
 from turbofit.core.cluster import ClusterPlan
 from turbofit.launch.cluster.nodes import cluster_from
-from turbofit.report.painters import markdown
-from turbofit.report.painters.document import Code, Heading, Table
+from turbofit.report.painters.document import Code, Table
 from turbofit.report.painters.terminal import paint
 from turbofit.report.views.cluster_view import cluster_view
 
@@ -47,21 +46,6 @@ def test_it_ends_with_what_serves_it() -> None:
     assert serve.endswith("--cluster ray")
 
 
-def test_what_does_not_fit_begins_with_what_would() -> None:
-    blocks = cluster_view(planned("sim:1xt4"))
-    headings = [block.text for block in blocks if isinstance(block, Heading)]
-    assert headings[1] == "What would fit"
-    assert "What is promised" not in headings
-
-
-def test_a_plan_without_images_or_forecast() -> None:
-    text = markdown.paint(cluster_view(planned("sim:1xa100@2", "llava-onevision-7b")))
-    assert "transformers" in text
-    assert "forecast" not in text
-    plain = markdown.paint(cluster_view(planned("sim:1xa100@2", "internlm2.5-7b")))
-    assert "max_dynamic_patch" not in plain
-
-
 def test_settings_of_unequal_cards_are_a_range_of_numbers() -> None:
     plan = planned("sim:1xrtx3090+1xa100-80g@2", "internvl2-2b", concurrency=60)
     batch = tables(plan)[1].rows[0][3]
@@ -88,17 +72,3 @@ def test_it_has_the_promise_and_the_kinds_of_nodes(spec: str, concurrency: int) 
     assert f"{plan.requests_at_once:,} at once over all nodes" in text
     assert "simulated: no such machine was measured" in text
     assert "--full" in said[-1]
-
-
-def test_where_none_serves_the_nodes_say_why_and_what_would_fit() -> None:
-    plan = planned("sim:1xt4@3", "internvl2-26b")
-    text = " ".join(" ".join(lines(plan)).split())
-    assert not plan.fits
-    assert "Nodes that serve nothing" in text
-    assert plan.remedies[0].change in text
-
-
-def test_kinds_beyond_four_are_counted() -> None:
-    cards = ("rtx3090", "rtx4090", "l4", "a10", "l40s", "a100-80g")
-    said = lines(planned("sim:" + "/".join(f"1x{card}" for card in cards)))
-    assert "2 more kinds of nodes among it" in " ".join(said)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from tests.support.plans import gpu, machine
+from tests.support.plans import machine
 from turbofit.core.machine import CardSpeed, Holder, Machine, Measured, PairSpeed
 from turbofit.machine.spec import parse_spec
 from turbofit.report.painters.terminal import paint
@@ -34,11 +34,6 @@ def test_holders_are_the_first_few_and_warnings_all() -> None:
     assert all(warning in text for warning in warnings)
 
 
-def test_what_is_held_on_each_gpu_is_told_once() -> None:
-    text = "\n".join(lines(parse_spec("8xh100:used=2GiB")))
-    assert "held by  given in SPEC 2.0 GiB of each of GPU 0-7\n" in text
-
-
 def test_what_was_measured_is_told_by_the_slowest() -> None:
     measured = Measured(
         torch="2.12.1",
@@ -56,8 +51,3 @@ def test_what_was_measured_is_told_by_the_slowest() -> None:
     text = " ".join("\n".join(lines(replace(machine(2), measured=measured))).split())
     assert "a card at least 700 GB/s, 70.0 TFLOP/s; a pair at least 20.0 GB/s" in text
     assert "1 pairs copy wrong data" in text
-
-
-def test_nothing_unknown_is_told_of_the_host() -> None:
-    assert not any(line.strip().startswith("host") for line in lines(parse_spec("1xl4")))
-    assert gpu(0).index == 0

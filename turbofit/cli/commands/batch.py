@@ -10,24 +10,20 @@ from turbofit.batch.batch_spec import LAUNCH_OPTIONS, BatchSpec, target_of
 from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.commands.completion import complete_model
 from turbofit.cli.options.common_options import (
+    API_KEY,
     JSON,
     filled,
     grouped_options,
     machine_options,
     planning_options,
 )
+from turbofit.cli.serving import PRETEND
 from turbofit.cli.terminal.output import INTERRUPTED, answer, say
 from turbofit.core.errors import UnservedError
 
 if TYPE_CHECKING:
     from turbofit.batch.batch_job import BatchJob, BatchResult
     from turbofit.cli.terminal.output import Form
-
-_PRETEND: Final = (
-    "PRETEND GPUs: memory, admission, errors and death are real; the words of the answers mean "
-    "nothing"
-)
-
 
 _GROUPS: Final = {
     "items": ("prompt", "prompt_file", "image_column", "max_tokens", "shrink"),
@@ -58,7 +54,7 @@ _GROUPS: Final = {
         help="what to plan and start; with --url the name to ask for (default: each item's, or "
         "the first that the server lists)",
     ),
-    Option("--api-key", metavar="KEY", help="the server's key (default: $TURBOFIT_API_KEY)"),
+    API_KEY,
     Option("--revision", help="branch, tag or commit on the hub"),
     JSON,
     *grouped_options(BatchSpec, _GROUPS),
@@ -87,7 +83,7 @@ def batch(
     told = (lambda _: None) if form.as_json else say
     job = BatchJob((Path(source), Path(output)), spec, target, say=told)
     if spec.pretend:
-        told(_PRETEND)
+        told(PRETEND)
     result = asyncio.run(_stoppable(job))
     _show(result, form)
     if job.interrupted:

@@ -15,8 +15,9 @@ from turbofit.cli.options.common_options import (
     planning_options,
 )
 from turbofit.cli.options.launch_options import CalibrateOptions
-from turbofit.cli.serving import given_request, refuse_elsewhere
+from turbofit.cli.serving import refuse_elsewhere
 from turbofit.cli.terminal.output import exit_code, note, run_until_signal, say
+from turbofit.planning.request import PlanRequest
 
 if TYPE_CHECKING:
     from turbofit.cli.terminal.output import Form
@@ -47,7 +48,7 @@ def calibrate(*, model: str, form: Form, **given: Any) -> int:
 
     options = filled(CalibrateOptions, given)
     options.check()
-    request = given_request(model, given)
+    request = filled(PlanRequest, {**given, "model": model})
     if not options.pretend:
         refuse_elsewhere(request, "calibrate measures")
     apart = options.pretend or pretends()

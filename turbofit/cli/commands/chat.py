@@ -73,6 +73,7 @@ class Server:
         body = {"model": self.model, "messages": messages, "stream": True}
         if most is not None:
             body["max_tokens"] = most
+        ended = False
         with self._open("/v1/chat/completions", body) as response:
             try:
                 for line in response:
@@ -80,10 +81,14 @@ class Server:
                     if text == b"[DONE]":
                         return
                     if text:
-                        yield from _pieces(json.loads(text))
+                        event = json.loads(text)
+                        # Not every server says [DONE]: `transformers serve` does not.
+                        ended = ended or any(one.get("finish_reason") for one in _choices(event))
+                        yield from _pieces(event)
             except (OSError, ValueError) as exc:
                 raise UnservedError(f"the answer breaks off: {exc}", hint="ask again") from None
-        raise UnservedError("the answer breaks off", hint="ask again")
+        if not ended:
+            raise UnservedError("the answer breaks off", hint="ask again")
 
     def _open(self, path: str, body: JsonObject | None) -> HTTPResponse:
         from http.client import HTTPException
@@ -95,10 +100,12 @@ class Server:
         try:
             response: HTTPResponse = build_opener(ProxyHandler({})).open(request, timeout=_SILENCE)
         except HTTPError as exc:
-            hints = {401: "give its key with --api-key", 404: "see its models: /v1/models"}
+            hints = {401: "give its key with --api-key", 503: "ask again once its engine is up"}
+            # Not every server lists its models.
+            usual = "see what the server says" if body else "name its model with --model"
             raise UnservedError(
                 f"{self.url} answers {exc.code}: {_said(_read(exc.read(_LONGEST_ERROR)))}",
-                hint=hints.get(exc.code, "see what the server says"),
+                hint=hints.get(exc.code, usual),
             ) from None
         except (OSError, HTTPException) as exc:
             why = getattr(exc, "reason", exc)
@@ -111,11 +118,15 @@ class Server:
 def _pieces(event: JsonObject) -> Iterator[Piece]:
     if "error" in event:
         raise UnservedError(_said(event), hint="ask again")
-    for choice in event.get("choices") or ():
+    for choice in _choices(event):
         delta = choice.get("delta") or {}
         for field in ("reasoning_content", "content"):
             if delta.get(field):
                 yield Piece(str(delta[field]), thought=field != "content")
+
+
+def _choices(event: JsonObject) -> list[Any]:
+    return event.get("choices") or []
 
 
 def _read(data: bytes) -> Any:
@@ -128,7 +139,9 @@ def _read(data: bytes) -> Any:
 def _said(document: Any) -> str:
     """What an error says, in any server's form."""
     error = document.get("error", document) if isinstance(document, dict) else document
-    return str(error.get("message", error) if isinstance(error, dict) else error)
+    if isinstance(error, dict):
+        error = error.get("message") or error.get("detail") or error
+    return str(error)
 
 
 def question_of(text: str) -> JsonObject:

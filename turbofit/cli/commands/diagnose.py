@@ -7,8 +7,8 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from turbofit.cli.command import PATH, Argument, Option, command
-from turbofit.cli.commands.completion import complete_model, complete_spec
-from turbofit.cli.options.common_options import FORMS
+from turbofit.cli.commands.completion import complete_model
+from turbofit.cli.options.common_options import FORMS, spec_option
 from turbofit.cli.terminal.output import Form
 from turbofit.core.errors import UsageError
 
@@ -31,12 +31,7 @@ _NOT_KNOWN: Final = 3
     Option(
         "--model", shell_complete=complete_model, help="the model, where the log does not name it"
     ),
-    Option(
-        "--on",
-        metavar="SPEC",
-        shell_complete=complete_spec,
-        help="the machine, where the log does not name it: 4xrtx3090, …",
-    ),
+    spec_option("the machine, where the log does not name it: 4xrtx3090, …"),
     *FORMS,
 )
 def diagnose(log: str, model: str | None, on: str | None, form: Form) -> int:

@@ -6,8 +6,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from turbofit.cli.command import Option, command
-from turbofit.cli.commands.completion import complete_model, complete_spec
-from turbofit.cli.options.common_options import FORMS, FULL, PORT
+from turbofit.cli.commands.completion import complete_model
+from turbofit.cli.options.common_options import FORMS, FULL, PORT, spec_option
 from turbofit.cli.terminal.output import Form
 from turbofit.core.errors import PackageError
 
@@ -28,21 +28,10 @@ _COUNTED: Final[dict[State, tuple[str, str]]] = {
     "unreadable": ("could not be read", "could not be read"),
     "ok": ("in order", "in order"),
 }
-_TITLES: Final[dict[State, str]] = {
-    "stops": "Stops serving",
-    "warning": "Warnings",
-    "unreadable": "Could not be read",
-    "ok": "In order",
-}
 
 
 @command(
-    Option(
-        "--on",
-        metavar="SPEC",
-        shell_complete=complete_spec,
-        help="check this SPEC or snapshot instead of the GPUs here",
-    ),
+    spec_option("check this SPEC or snapshot instead of the GPUs here"),
     Option(
         "--model",
         shell_complete=complete_model,
@@ -93,14 +82,15 @@ def _view(report: DoctorReport, *, full: bool) -> Iterator[Block]:
     yield Paragraph(text=counts, tone=tone)
     for state in _ORDER:
         found = [one for one in report.findings if one.state == state]
+        title = _COUNTED[state][state != "stops"].capitalize()
         if not found:
             continue
         if state == "ok" and not full:
             names = ", ".join(one.check for one in found)
-            yield Heading(text=f"{_TITLES[state]} (--full shows what was seen)")
+            yield Heading(text=f"{title} (--full shows what was seen)")
             yield Paragraph(text=names)
             continue
-        yield Heading(text=_TITLES[state])
+        yield Heading(text=title)
         if state == "ok":
             yield table(("check", "seen"), ((one.check, one.seen) for one in found), wrap=("seen",))
             continue

@@ -9,7 +9,14 @@ import click
 from click.core import ParameterSource
 
 from turbofit.cli.command import PATH, Argument, Option, command
-from turbofit.cli.options.common_options import PORT, filled, profile_of, profile_option
+from turbofit.cli.options.common_options import (
+    JSON,
+    PORT,
+    filled,
+    profile_of,
+    profile_option,
+    spec_option,
+)
 from turbofit.cli.terminal.output import Form, answer, say
 from turbofit.core.errors import UsageError
 from turbofit.core.process.ports import DEFAULT_PORT
@@ -57,7 +64,7 @@ class _Kind(click.Choice[str]):
         explained="what `plan --json` wrote, or - for stdin; or a model; or a profile, with -f",
     ),
     profile_option(),
-    Option("--on", metavar="SPEC", help="the machine that a model is planned for"),
+    spec_option("the machine that a model is planned for"),
     Option("--name", help="of the service (default: turbofit-MODEL)"),
     Option(
         "--port", type=PORT, default=DEFAULT_PORT, help=f"of the gateway (default {DEFAULT_PORT})"
@@ -71,7 +78,7 @@ class _Kind(click.Choice[str]):
     Option(
         "--executable", metavar="PATH", help="systemd: turbofit's path there (default: this one)"
     ),
-    Option("--json", "as_json", is_flag=True, form=True, help="what the manifest says, as JSON"),
+    JSON,
 )
 def export(
     *,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.cli.command import PATH, Option, command, option_name
+from turbofit.cli.command import PATH, Option, command, refuse_together
 from turbofit.cli.options.common_options import JSON, filled, options_of
 from turbofit.cli.options.gateway_options import GatewayOptions
 from turbofit.cli.terminal.output import Form, answer, note, say_cut
@@ -85,12 +85,8 @@ def gateway(
     of_one |= {name: getattr(options, name) for name in _OF_NODES}
     if cluster is not None:
         of_one |= {"nodes": nodes, "upstream_key": upstream_key}
-    for one, value in of_one.items() if front else ():
-        if value:
-            raise UsageError(
-                f"{option_name(one)} and --{front} do not go together",
-                hint=f"leave {option_name(one)} out",
-            )
+    if front:
+        refuse_together(of_one, f"--{front}")
     key = upstream_key or variables().upstream_key or None
     if nodes:
         return _serve(_front(options, _addresses(nodes, key)), form)

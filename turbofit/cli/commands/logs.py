@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections import deque
 from pathlib import Path
 
-from turbofit.cli.command import PATH, Argument, Option, command
+from turbofit.cli.command import Option, command
+from turbofit.cli.options.common_options import RUN
 
 _LINES = 100
 
 
 @command(
-    Argument(
-        "run", metavar="RUN", required=False, type=PATH,
-        explained="a run's folder or name, or its model (default: the newest run)",
-    ),
+    RUN,
     Option("--lines", type=int, default=_LINES, metavar="N", help=f"the last N of each ({_LINES})"),
     only_linux=True,
 )  # fmt: skip

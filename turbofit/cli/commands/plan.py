@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from turbofit.cli.command import Option, command
+from turbofit.cli.command import Option, command, refuse_together
 from turbofit.cli.options.common_options import (
     FORMS,
     FULL,
@@ -14,11 +14,10 @@ from turbofit.cli.options.common_options import (
     model_argument,
     options_of,
     planning_options,
-    refuse_beside_cluster,
 )
 from turbofit.cli.options.launch_options import SharesOptions
 from turbofit.cli.terminal.output import Form, answer
-from turbofit.core.errors import DoesNotFitError, UsageError
+from turbofit.core.errors import DoesNotFitError
 from turbofit.core.process.progress import under_way
 from turbofit.planning.request import PACE, PlanRequest
 
@@ -59,20 +58,16 @@ def plan(
     request = filled(PlanRequest, {**given, "model": model[0]})
     shares = filled(SharesOptions, given).of_models(model)
     if len(model) > 1:
-        if cluster is not None or rehearse:
-            raise UsageError(
-                f"{'--cluster' if cluster is not None else '--rehearse'} is for one model",
-                hint="plan each model by itself, or leave it out",
-            )
+        alone = {"cluster": cluster, "rehearse": rehearse}
+        refuse_together(alone, "several models", ", or plan each model by itself")
         from turbofit.planning.joint_plan import options_of_each
 
         each = each_model(click.get_current_context(), model)
         requests = [request.changed(**one) for one in options_of_each(request, each)]
         return _plan_together(requests, shares, model, form)
     if cluster is not None:
-        one_machine = {*request.given(), *(["rehearse"] if rehearse else [])}
-        instead = ", or plan for that machine alone"
-        refuse_beside_cluster(("on", "gpus", "rehearse"), one_machine, instead)
+        of_one = {"on": request.on, "gpus": request.gpus, "rehearse": rehearse}
+        refuse_together(of_one, "--cluster", ", or plan for that machine alone")
         return _plan_cluster(request, cluster, form)
     doing = "planning, and rehearsing on pretend GPUs" if rehearse else "planning"
     with under_way(doing):

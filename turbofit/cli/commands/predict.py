@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from turbofit.cli.command import PATH, Option, command, option_name
+from turbofit.cli.command import PATH, Option, command, refuse_together
 from turbofit.cli.commands.plan import show_plan
 from turbofit.cli.options.common_options import (
     FORMS,
@@ -68,12 +68,8 @@ def _predict_trace(file: str, vs: str | None, given: Options, form: Form) -> int
     from turbofit.report.stored_documents import read_plan
     from turbofit.report.views.run.measured_view import trace_view
 
-    for name in ("lmdeploy", "free_at_cache"):
-        if given[name] is not None:
-            raise UsageError(
-                f"{option_name(name)} and --trace do not go together",
-                hint=f"leave {option_name(name)} out: a trace meets turbofit's own plan",
-            )
+    settings = {name: given[name] for name in ("lmdeploy", "free_at_cache")}
+    refuse_together(settings, "--trace", ": a trace meets turbofit's own plan")
     request, requests = filled(PlanRequest, given), read_trace(file)
     with under_way("planning, and sending the trace through the forecast"):
         plans = [api.plan(request)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from turbofit.cli.command import PATH, Option, command
-from turbofit.cli.commands.completion import complete_spec
+from turbofit.cli.options.common_options import spec_option
 from turbofit.cli.terminal.output import Form, answer, note
 from turbofit.core.errors import UsageError
 from turbofit.core.units import parse_bytes
@@ -22,12 +22,7 @@ _USAGE: Final = "turbofit pretend --on SPEC [options] -- COMMAND ..."
 
 
 @command(
-    Option(
-        "--on",
-        metavar="SPEC",
-        shell_complete=complete_spec,
-        help="the machine: 2xrtx3090, 1xl4:free=19GiB, a snapshot's path",
-    ),
+    spec_option("the machine: 2xrtx3090, 1xl4:free=19GiB, a snapshot's path"),
     Option(
         "--model",
         metavar="NAME",

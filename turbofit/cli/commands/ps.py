@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from turbofit.cli.command import command
 from turbofit.cli.options.common_options import FORMS
 from turbofit.cli.terminal.output import Form
 
 if TYPE_CHECKING:
-    from turbofit.launch.serve.runs import LiveRun
+    from collections.abc import Mapping, Sequence
+
     from turbofit.report.painters.document import Block
 
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 def ps(*, form: Form) -> int:
     from turbofit.launch.serve.runs import live_runs
 
-    servers = live_runs()
     rows = [
         {
             "run": one.name,
@@ -29,32 +29,28 @@ def ps(*, form: Form) -> int:
             "urls": one.record.urls,
             "pretend": one.record.pretend,
         }
-        for one in servers
+        for one in live_runs()
     ]
     document = {"schema": "turbofit.ps/1", "servers": rows}
-    form.show(document, lambda _: [_block(servers)])
+    form.show(document, lambda _: [_block(rows)])
     return 0
 
 
-def _block(servers: list[LiveRun]) -> Block:
+def _block(servers: Sequence[Mapping[str, Any]]) -> Block:
     from turbofit.report.painters.document import Paragraph, table
 
     if not servers:
         return Paragraph(text="no server of this user runs here")
     rows = (
         (
-            one.name,
-            one.record.model,
-            one.state + (" (pretend)" if one.record.pretend else ""),
-            str(one.record.pid),
-            " ".join(one.record.urls),
+            one["run"],
+            one["state"] + (" (pretend)" if one["pretend"] else ""),
+            str(one["pid"]),
+            " ".join(one["urls"]),
         )
         for one in servers
     )
+    # The model stands in the run's name.
     return table(
-        ("run", "model", "state", "pid", "address"),
-        rows,
-        right=("pid",),
-        wrap=("state", "address"),
-        aside=("model",),  # most of it stands in the run's name
+        ("run", "state", "pid", "address"), rows, right=("pid",), wrap=("state", "address")
     )

@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from turbofit.cli.command import PATH, Argument, Option, command
-from turbofit.cli.options.common_options import FORMS
+from turbofit.cli.options.common_options import FORMS, HTML
 from turbofit.cli.terminal.output import Form, answer, note, show, write_page
 from turbofit.core.errors import DoesNotFitError, UsageError
 from turbofit.core.struct import to_json
 from turbofit.report.schema import NAMES
 
 if TYPE_CHECKING:
-    from turbofit.core.tuning import Tuning
-    from turbofit.load.result import LoadResult
     from turbofit.report.painters.document import Block
 
 _MOST_LISTED: Final = 20
@@ -31,13 +29,7 @@ _MOST_LISTED: Final = 20
         "run of `serve`; or `latest`: the newest of all (without a word: their list)",
     ),
     *FORMS,
-    Option(
-        "--html",
-        form=True,
-        metavar="FILE",
-        type=PATH,
-        help="one page that needs no network; - for stdout",
-    ),
+    HTML,
     Option(
         "--schema",
         form=True,
@@ -67,7 +59,15 @@ def report(*, what: str | None, schema: str | None, form: Form) -> int:
     if what == LATEST and isinstance(saved, StoredPlan) and not form.as_json:
         note(f"latest is {saved.where}, planned {saved.plan.created}")
     if not isinstance(saved, StoredPlan):
-        return _measured(saved, form)
+        from turbofit.cli.commands.bench import show_load
+        from turbofit.cli.commands.tune import show_tuning
+        from turbofit.core.tuning import Tuning
+
+        if isinstance(saved, Tuning):
+            show_tuning(saved, form)
+        else:
+            show_load(saved, form)
+        return 0
     if form.html:
         from turbofit.report.views.plan.plan_view import plan_page
 
@@ -99,18 +99,3 @@ def _listed() -> Block:
     if not rows:
         return Paragraph(text="nothing was planned, rehearsed or served yet: turbofit plan MODEL")
     return table(("report", "of", "when"), rows, wrap=("report", "of"))
-
-
-def _measured(one: LoadResult | Tuning, form: Form) -> int:
-    """A load or a tuning as its command shows it."""
-    from turbofit.core.tuning import Tuning
-
-    if isinstance(one, Tuning):
-        from turbofit.cli.commands.tune import show_tuning
-
-        show_tuning(one, form)
-    else:
-        from turbofit.cli.commands.bench import show_load
-
-        show_load(one, form)
-    return 0

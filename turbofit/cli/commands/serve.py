@@ -18,9 +18,9 @@ from turbofit.cli.options.common_options import (
 from turbofit.cli.options.gateway_options import GatewayOptions
 from turbofit.cli.options.launch_options import ModelsOptions, ServeOptions, SharesOptions
 from turbofit.cli.serving import (
+    NO_MODEL,
     PRETEND,
     ServeArguments,
-    given_request,
     read_saved,
     refuse_elsewhere,
     serve_on_cluster,
@@ -39,6 +39,7 @@ from turbofit.cli.terminal.output import (
 )
 from turbofit.core.errors import UsageError
 from turbofit.core.process.progress import under_way
+from turbofit.planning.request import PlanRequest
 
 if TYPE_CHECKING:
     import signal
@@ -98,7 +99,7 @@ def serve(
     models = filled(ModelsOptions, given)
     passed = sort_options(rest, unplanned=options.unplanned)
     options = options.named(passed.model_name)
-    request = given_request(model[0] if model else None, given)
+    request = filled(PlanRequest, {**given, "model": model[0] if model else NO_MODEL})
     if not options.dry_run and not options.pretend:
         refuse_elsewhere(request, "serve launches on", ", or --dry-run to see the commands")
     options.check()

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from turbofit.cli.command import PATH, Argument, Option, command
-from turbofit.cli.options.common_options import FORMS
+from turbofit.cli.command import PATH, Option, command
+from turbofit.cli.options.common_options import FORMS, RUN
 from turbofit.cli.terminal.output import Form, note
 
 
 @command(
-    Argument(
-        "run", metavar="RUN", required=False, type=PATH,
-        explained="a run's folder or name, or its model (default: the newest run)",
-    ),
+    RUN,
     Option(
         "--load", "loads", multiple=True, metavar="FILE", type=PATH,
         help="a load on it, as bench --json wrote it; may be given again",

@@ -20,16 +20,16 @@ from turbofit.cli.options.common_options import (
     planning_options,
 )
 from turbofit.cli.options.launch_options import LaunchOptions
-from turbofit.cli.serving import given_request, refuse_elsewhere
+from turbofit.cli.serving import refuse_elsewhere
 from turbofit.cli.terminal.output import Form, exit_code, note, run_until_signal, say
 from turbofit.core.errors import DoesNotFitError, UsageError
 from turbofit.core.validation import Metavar
+from turbofit.planning.request import PlanRequest
 
 if TYPE_CHECKING:
     from turbofit.core.tuning import Tuning
     from turbofit.launch.serve.supervisor import StopSignal
     from turbofit.load.spec import LoadSpec
-    from turbofit.planning.request import PlanRequest
 
 _PRETEND: Final = (
     "PRETEND GPUs: this tries the tuning itself; speed is not real, and what is found is kept for "
@@ -134,7 +134,7 @@ def tune(*, model: str, form: Form, **given: Any) -> int:
 def _request(model: str, given: dict[str, Any], load: LoadSpec) -> PlanRequest:
     """What is planned: the promise has room for the load's images."""
     planned = {name: value for name, value in given.items() if name not in _BOTH}
-    request = given_request(model, planned).changed(no_tuned=True)
+    request = filled(PlanRequest, {**planned, "model": model, "no_tuned": True})
     if "images" in load.model_fields_set:
         request = request.changed(images=load.images)
     return request

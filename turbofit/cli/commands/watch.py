@@ -62,6 +62,7 @@ def watch(
     import sys
     import time
 
+    from turbofit.report.stored_documents import read_run
     from turbofit.report.views.run.watch_view import watch_view
 
     if forget is not None:
@@ -78,7 +79,7 @@ def watch(
     before: dict[str, tuple[LiveServer, float]] = {}
     while True:
         began = time.monotonic()
-        watched = [_read(place) for place in places()]
+        watched = [read_run(place) for place in places()]
         look = _look_patiently if live else _look
         now = {one.where: look(one, url, api_key) for one in watched}
         if not live and not form.as_json and any(now.values()):
@@ -116,20 +117,6 @@ def _newest_server() -> Callable[[], list[str]]:
     if pid is None:
         return lambda: [newest]
     return lambda: [str(one.folder) for one in live_runs() if one.record.pid == pid] or [newest]
-
-
-def _read(place: str) -> StoredPlan:
-    """A run that was recorded.
-
-    Raises:
-        UsageError: it is a plan.
-    """
-    from turbofit.report.stored_documents import read_saved
-
-    saved = read_saved(place)
-    if saved.run is None:
-        raise UsageError(f"{place} is a plan, not a run", hint="turbofit watch, or a run's name")
-    return saved
 
 
 def _look_patiently(saved: StoredPlan, url: str | None, api_key: str | None) -> LiveServer | None:

@@ -28,7 +28,7 @@ from turbofit.core.process.ports import DEFAULT_PORT, LAST_PORT
 from turbofit.core.validation import Metavar
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from pydantic.fields import FieldInfo
 
@@ -166,6 +166,18 @@ FULL: Final = Option("--full", is_flag=True, form=True, help="everything, on the
 FORMS: Final = (JSON, Option("--md", is_flag=True, form=True, help="Markdown on stdout"))
 HTML: Final = Option("--html", metavar="FILE", form=True, type=PATH, help="one page; - for stdout")
 
+#: A run of `serve`, by `read_run`.
+RUN: Final = Argument(
+    "run",
+    metavar="RUN",
+    required=False,
+    type=PATH,
+    explained="a run's folder or name, or its model (default: the newest run)",
+)
+API_KEY: Final = Option(
+    "--api-key", metavar="KEY", help="the server's key (default: $TURBOFIT_API_KEY)"
+)
+
 _SERVER: Final = f"http://127.0.0.1:{DEFAULT_PORT}"
 #: A server that runs, by `server_of`, and its model.
 SERVER_OPTIONS: Final = (
@@ -173,7 +185,7 @@ SERVER_OPTIONS: Final = (
         "url", metavar="URL", required=False, explained=f"the server's address (default {_SERVER})"
     ),
     Option("--model", help="the model's name (default: the first that the server lists)"),
-    Option("--api-key", metavar="KEY", help="the server's key (default: $TURBOFIT_API_KEY)"),
+    API_KEY,
 )
 
 
@@ -210,6 +222,13 @@ def model_argument(
     return [model, *options, *options_of(PlanRequest, ["revision"])]
 
 
+def spec_option(explained: str) -> Option:
+    """``--on`` of a command that plans nothing."""
+    from turbofit.cli.commands.completion import complete_spec
+
+    return Option("--on", metavar="SPEC", shell_complete=complete_spec, help=explained)
+
+
 def machine_options() -> list[click.Parameter]:
     from turbofit.cli.commands.completion import complete_spec
     from turbofit.planning.request import PlanRequest
@@ -244,21 +263,6 @@ def planning_keywords(given: Options) -> Options:
 
     request = filled(PlanRequest, {**given, "model": "-"})
     return {name: value for name, value in request.given().items() if name != "model"}
-
-
-def refuse_beside_cluster(names: Iterable[str], given: Container[str], instead: str) -> None:
-    """Stop where an option of one machine is given beside --cluster; ``instead`` is what to do.
-
-    Raises:
-        UsageError: one of these names of fields is among the given ones.
-    """
-    for name in names:
-        if name in given:
-            option = option_name(name)
-            raise UsageError(
-                f"{option} is of one machine, and --cluster names several",
-                hint=f"leave {option} out{instead}",
-            )
 
 
 # ``-f FILE``: a profile's values where the command line has none.

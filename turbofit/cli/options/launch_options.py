@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import Field
 
-from turbofit.cli.command import option_name
+from turbofit.cli.command import option_name, refuse_together
 from turbofit.core.errors import UsageError
 from turbofit.core.process.ports import LAST_PORT
 from turbofit.core.validation import FilePath, Metavar, Validated, parsed
@@ -243,17 +243,12 @@ class ModelsOptions(Validated):
             return
         refused = {
             "cluster": options.cluster is not None,
-            "no-gateway": options.no_gateway,
-            "model-name": several and options.model_name is not None,
+            "no_gateway": options.no_gateway,
+            "model_name": several and options.model_name is not None,
             "plan": several and options.plan is not None,
-            "dry-run": several and options.dry_run,
+            "dry_run": several and options.dry_run,
         }
-        for name, given in refused.items():
-            if given:
-                raise UsageError(
-                    f"--{name} and {what} do not go together",
-                    hint="leave one out; turbofit plan A B shows the plans of several models",
-                )
+        refuse_together(refused, what, "; turbofit plan A B shows the plans of several models")
 
 
 _MOST_SHARE: Final = 1e6

@@ -69,10 +69,7 @@ _SELDOM: Final = 10.0
 _SPINNER: Final = "|/-\\"
 #: A line on a wide terminal is no longer: eyes have far to go.
 _WIDEST: Final = 100
-#: Text, seconds gone, and those left by the speed so far; and the same around a bar.
-_TIMES: Final = "{desc} {elapsed}<{remaining}"
-_BAR: Final = "{desc} {bar} {elapsed}<{remaining}"
-#: Columns of the shortest bar, with the space beside it.
+#: Columns of the shortest bar.
 _SHORTEST_BAR: Final = 6
 _CLEAR: Final = "\r\x1b[K"
 #: Seconds that the thread has to end: what blocks it must not block the end of the process.
@@ -173,22 +170,14 @@ class ProgressDisplay:
         if not step.total:
             frame = _SPINNER[self._frame % len(_SPINNER)]
             return f"{frame} {step.text}, {_seconds(seconds)}"[:columns]
-        from tqdm.std import tqdm  # 40 ms, once something takes more than a second
-
-        ascii_only = not (self._stream.encoding or "").lower().startswith("utf")
-
-        def drawn(text: str, form: str, room: int | None = columns) -> str:
-            line = tqdm.format_meter(
-                min(step.done, step.total), step.total, seconds, ncols=room,
-                prefix=text, ascii=ascii_only, bar_format=form, initial=self._initial,
-            )  # fmt: skip
-            return str(line)[:room]
-
-        free = columns - len(drawn(step.text, _TIMES, None))
-        if free >= _SHORTEST_BAR:
-            return drawn(step.text, _BAR)
-        name = step.doing if free >= 0 else step.doing[:free]
-        return drawn(step._replace(doing=name).text if name else step.text, _TIMES)
+        times = self._times(step, seconds)
+        text = f"{step.text}{times}"
+        room = columns - len(text) - 3
+        if room >= _SHORTEST_BAR:
+            done = round(room * min(1.0, step.done / step.total))
+            return f"[{'#' * done}{'.' * (room - done)}] {text}"
+        name = step.doing[: max(0, len(step.doing) - max(0, len(text) - columns))]
+        return f"{step._replace(doing=name).text}{times}" if name else step.text[:columns]
 
     def _times(self, step: Step, seconds: float) -> str:
         """Seconds gone, and those left by the speed so far; of what has just begun neither."""

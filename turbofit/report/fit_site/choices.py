@@ -23,11 +23,6 @@ from turbofit.planning.request import Bytes, PlanRequest, Positive, Tokens
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = [
-    "SiteCard", "SiteChoice", "SiteChoices", "SiteModel", "SitePoint", "SiteRequest", "choices_of",
-    "points",
-]  # fmt: skip
-
 #: The most used models, small to large. Others are left out only to save minutes.
 _MODELS: Final = (
     "internvl3-2b", "internvl3-8b", "internvl3.5-8b", "internvl3-38b-awq", "qwen2.5-vl-3b",
@@ -85,8 +80,7 @@ class SiteRequest(Validated):
     )
     contexts: Contexts = Field(
         default=(),
-        description="tokens of a request, beside what turbofit chooses (default: 8192; with --all "
-        "32768 too)",
+        description="tokens of a request, beside what turbofit chooses (with --all: 8192 32768)",
     )
     concurrencies: Counts = Field(
         default=(),
@@ -106,7 +100,6 @@ _DEFAULTS: Final[dict[str, object]] = {
     "cards": _CARDS,
     "counts": (1, 2, 4),
     "images": ((1, (1920, 1080)),),
-    "contexts": (8192,),
 }
 _MORE: Final[dict[str, object]] = {
     "used": (2 * GIB,),

@@ -19,7 +19,7 @@ from turbofit.core.plan import LimitCost, Limits, Remedy, Throughput
 from turbofit.core.struct import Struct, const, doc
 from turbofit.planning.plan import plan as make_plan
 from turbofit.report.fit_site.choices import points
-from turbofit.report.views.plan.figures import capacity
+from turbofit.report.views.plan.figures import users_of
 from turbofit.report.views.plan.memory_view import fullest, stack, sums
 
 if TYPE_CHECKING:
@@ -27,17 +27,6 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import GpuLedger, Plan
     from turbofit.report.fit_site.choices import SiteChoices, SitePoint
-
-__all__ = [
-    "PageDocument",
-    "PageRow",
-    "SiteTable",
-    "answer_of",
-    "refused",
-    "rows",
-    "seconds_of",
-    "tables",
-]
 
 _SCHEMA: Final = "turbofit.page/1"
 #: What people call the engines.
@@ -145,8 +134,8 @@ def answer_of(plan: Plan) -> PageAnswer:
     )
     if not plan.fits:
         return answer
-    users = capacity(plan).users
-    shown = (users[0], users[-1]) if len(users) > 1 else users
+    users = users_of(plan)
+    shown = [*users[:1], *users[1:][-1:]]
     return msgspec.structs.replace(
         answer,
         kv_tokens=plan.kv.total_tokens,
@@ -232,14 +221,14 @@ def table_of(choices: SiteChoices, model: str, card: str) -> SiteTable:
 def rows(choices: SiteChoices, table: SiteTable) -> Iterator[PageRow]:
     """Each choice of a table with its answer."""
     for point, number in zip(points(choices), table.order, strict=True):
-        count, *size = point.images.numbers
+        request = point.request(table.model, table.card)
         yield PageRow(
             model=table.model,
             on=point.machine(table.card),
-            images=count,
-            image_size=(size[0], size[1]) if size else None,
+            images=request.images,
+            image_size=request.image_size,
             context=next(iter(point.context.numbers), None),
-            concurrency=next(iter(point.concurrency.numbers), None),
+            concurrency=request.concurrency,
             answer=table.answers[number],
         )
 

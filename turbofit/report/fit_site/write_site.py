@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from turbofit.report.fit_site.choices import SiteChoices, SiteRequest
     from turbofit.report.fit_site.tables import PageRow
 
-__all__ = ["index_page", "write_site"]
-
 _FOLDER: Final = Path(__file__).parent
 #: What people are told meanwhile.
 _DOING: Final = "planning tables"

@@ -10,7 +10,7 @@ from pathlib import Path
 from string import Template
 from typing import Any, Final
 
-from turbofit.report.page.pictures import bars, curve, timeline, topology
+from turbofit.report.page.pictures import bars, curve, topology
 from turbofit.report.page.tag import Markup, join, json_text, scrolled, tag
 from turbofit.report.painters.document import (
     Bar,
@@ -24,12 +24,9 @@ from turbofit.report.painters.document import (
     Paragraph,
     Table,
     Tiles,
-    Timeline,
     Topology,
     Verdict,
 )
-
-__all__ = ["page", "paint", "policy", "shared_script", "stylesheet"]
 
 _FOLDER: Final = Path(__file__).parent
 #: What a cell must look like to sort as a number.
@@ -147,9 +144,7 @@ def _one(block: Block) -> Markup:
         code = tag("pre", tag("code", block.text), tabindex="0")
         return tag("div", code, button, class_="command")
     if isinstance(block, Topology):
-        return join(topology(block), _one(Fold(title="Every pair", blocks=block.instead)))
-    if isinstance(block, Timeline):
-        return join(timeline(block), _one(Fold(title="The same as a list", blocks=block.instead)))
+        return topology(block)
     assert isinstance(block, Curve)
     return curve(block)
 
@@ -182,9 +177,21 @@ def _table(block: Table) -> Markup:
 def _cells(block: Table, row: tuple[str, ...]) -> list[Markup]:
     cells = []
     for column, text in zip(block.columns, row, strict=True):
+        if column.drawn:
+            cells.append(tag("td", _drawn(text)))
+            continue
         cls = "n" if column.right else None if column.wrap else "t"
         if column.wrap and len(text) > _LONG:
             cls = "w"
         value = text.replace(",", "") if block.sortable and _NUMBER.fullmatch(text) else None
         cells.append(tag("td", text, class_=cls, data_v=value))
     return cells
+
+
+def _drawn(text: str) -> Markup:
+    """A bar of what is drawn in letters: ``#`` stays, ``+`` is taken beyond it for a time."""
+    parts = [
+        tag("i", class_=kind, style=f"width:{100 * text.count(mark) / (len(text) - 2):g}%")
+        for mark, kind in (("#", "stays"), ("+", "beyond"))
+    ]
+    return tag("div", *parts, class_="drawn")

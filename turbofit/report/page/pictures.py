@@ -1,13 +1,12 @@
-"""What a page draws: bars of memory, memory over phases, GPUs and their links, curves."""
+"""What a page draws: bars of memory, GPUs in their groups, curves."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from turbofit.core.messages import plural
 from turbofit.core.units import GIB, format_bytes
-from turbofit.report.page.tag import Markup, join, scrolled, tag
+from turbofit.report.page.tag import Markup, join, tag
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,17 +16,11 @@ if TYPE_CHECKING:
         BarPiece,
         Curve,
         Series,
-        Timeline,
-        TimelineLane,
-        TimelineSlot,
         Topology,
         TopologyCard,
-        TopologyPair,
     )
 
-__all__ = ["bars", "curve", "timeline", "topology"]
-
-#: Pixels of timelines and curves, and what is left around them.
+#: Pixels of curves, and what is left around them.
 _WIDTH: Final = 960
 _HEIGHT: Final = 300
 _LEFT: Final = 80
@@ -140,9 +133,6 @@ def _ticks(scale: int) -> Markup:
     return tag("div", tag("div", *marks, class_="ticks"), class_="row axis", aria_hidden="true")
 
 
-# Memory over phases
-
-
 class _Axes(NamedTuple):
     """Where values lie in a picture: its margins, and the largest value of either axis."""
 
@@ -163,88 +153,6 @@ class _Axes(NamedTuple):
         y, end = f"{self.y(value):.1f}", _WIDTH - self.pads[0]
         line = tag("line", x1=_LEFT, x2=end, y1=y, y2=y, class_="grid")
         return join(line, tag("text", text, x=_LEFT - 8, y=y, dy="4", class_="small end"))
-
-
-def timeline(block: Timeline) -> Markup:
-    """Lines over phases: what stays, and a stroke for what a phase took at most; with a legend."""
-    lanes, slots = block.lanes, block.slots
-    room = max(lane.room for lane in lanes)
-    seen = [span[0] for slot in slots for span in slot.spans if span]
-    axes = _Axes(len(slots), max(room, *seen) * 1.06, (108, 30, 30))
-    least = min(lanes, key=lambda lane: lane.room)
-    top, edge = axes.y(least.room), _WIDTH - 108
-    parts = [axes.grid(n * GIB, f"{n} GiB") for n in range(0, room // GIB + 1, _tick_step(room))]
-    for number, slot in enumerate(slots):
-        parts += _band(axes, number, slot)
-    height = max(1.5, axes.y(least.room - least.margin) - top)
-    parts.append(
-        tag("rect", x=_LEFT, y=f"{top:.1f}", width=edge - _LEFT, height=f"{height:.1f}",
-            class_="marginband")
-    )  # fmt: skip
-    parts.append(tag("text", "margin", x=edge + 6, y=f"{top + 4:.1f}", class_="small"))
-    for number, lane in enumerate(lanes[: len(_DASHES)]):
-        parts += _lane(axes, lane, number, slots)
-    if block.died:
-        x = axes.x(len(slots) - 0.5)
-        parts.append(tag("text", "✖", x=f"{x:.1f}", y=f"{top + 7:.1f}", class_="death"))
-    picture = tag(
-        "svg", *parts, viewBox=f"0 0 {_WIDTH} {_HEIGHT}", role="img", class_="timeline",
-        aria_label="Memory in use from phase to phase; the list below has every figure",
-    )  # fmt: skip
-    phases = [
-        tag(
-            "li", tag("b", str(number)), slot.name,
-            "" if slot.seconds is None else f", {slot.seconds:,.1f} s",
-            class_="pic" if slot.image else None,
-        )
-        for number, slot in enumerate(slots, 1)
-    ]  # fmt: skip
-    more = len(lanes) - len(_DASHES)
-    rest = tag("p", f"{more} more {plural(more, 'line')} in the list.") if more > 0 else ""
-    return join(scrolled(picture, "Picture"), tag("ol", *phases, class_="phases"), rest)
-
-
-def _band(axes: _Axes, number: int, slot: TimelineSlot) -> list[Markup]:
-    """The number of a phase, and a band with an icon where images ran."""
-    middle = axes.x(number + 0.5)
-    label = tag(
-        "text", tag("title", slot.name), str(number + 1), x=f"{middle:.1f}", y=_HEIGHT - 10,
-        class_="small mid",
-    )  # fmt: skip
-    if not slot.image:
-        return [label]
-    band = tag(
-        "rect", x=f"{axes.x(number):.1f}", y=30, width=f"{axes.x(1) - axes.x(0):.1f}",
-        height=_HEIGHT - 60, class_="imageband",
-    )  # fmt: skip
-    x = middle - 9
-    frame = tag("rect", x=f"{x:.1f}", y=8, width=18, height=14, rx=2, class_="icon")
-    hills = tag("path", d=f"M{x + 2:.1f} 19l5-6 4 4 2-2 3 4z", class_="iconfill")
-    sun = tag("circle", cx=f"{middle + 4:.1f}", cy=12, r=1.6, class_="iconfill")
-    return [band, tag("g", tag("title", "images"), frame, hills, sun), label]
-
-
-def _lane(
-    axes: _Axes, lane: TimelineLane, number: int, slots: Sequence[TimelineSlot]
-) -> list[Markup]:
-    """A step for what stays, a stroke for what a phase took at most, and the name of the line."""
-    parts: list[Markup] = []
-    path, height = "", axes.y(0)
-    for place, slot in enumerate(slots):
-        span = slot.spans[number]
-        if span is None:
-            continue
-        height = axes.y(span[1])
-        path += f"{'L' if path else 'M'}{axes.x(place):.1f} {height:.1f}"
-        path += f"L{axes.x(place + 1):.1f} {height:.1f}"
-        if span[0] > span[1]:
-            middle, peak = axes.x(place + 0.5), f"{axes.y(span[0]):.1f}"
-            stroke = f"M{middle:.1f} {height:.1f}V{peak}M{middle - 6:.1f} {peak}h12"
-            parts.append(tag("path", d=stroke, class_="peak"))
-    dash, x, y = _DASHES[number] or None, _WIDTH - 102, height + 14 + 15 * number
-    parts.append(tag("path", d=path, class_="held", stroke_dasharray=dash))
-    parts.append(tag("path", d=f"M{x} {y:.1f}h22", class_="held", stroke_dasharray=dash))
-    return [*parts, tag("text", lane.title, x=x + 27, y=f"{y + 4:.1f}", class_="small lane")]
 
 
 # Curves
@@ -276,7 +184,7 @@ def curve(block: Curve) -> Markup:
             marks.append(tag("text", one.title, x=legend + 28, y=18, class_="small"))
             legend += 60 + 7 * len(one.title)
     return tag(
-        "svg", *marks, viewBox=f"0 0 {_WIDTH} {_HEIGHT}", role="img", class_="timeline",
+        "svg", *marks, viewBox=f"0 0 {_WIDTH} {_HEIGHT}", role="img", class_="curve",
         aria_label=f"{block.y} over {block.x}; the table has every figure",
     )  # fmt: skip
 
@@ -304,141 +212,27 @@ def _axis_end(most: float) -> float:
 
 # GPUs and their links
 
-#: A card, four of which beside each other fit a phone; and the space between and around cards.
-_CARD: Final = 84
-_TALL: Final = 54
-_GAP: Final = 8
-_BETWEEN: Final = 22
-_PAD: Final = 10
-_WIDEST: Final = 1020
-#: Among more GPUs only pairs with a special link are drawn.
-_MANY: Final = 6
-_SPECIAL: Final = ("peer", "nvlink")
-#: The kinds of ways, the weakest first: the stronger lie above them.
-_KINDS: Final = ("unread", "host", *_SPECIAL)
-_BRANDS: Final = ("NVIDIA GeForce ", "NVIDIA ", "Tesla ")
-
-
-class _Frame(NamedTuple):
-    """A group in the picture: its GPUs, its words, whether the plan made it, and where it lies."""
-
-    gpus: tuple[int, ...]
-    title: str
-    chosen: bool
-    x: float
-    row: int
-
 
 def topology(block: Topology) -> Markup:
-    """The groups in frames, an arc a pair above them, and what the arcs mean."""
-    many = len(block.cards) > _MANY
-    drawn = [pair for pair in block.pairs if not many or pair.kind in _SPECIAL]
-    drawn.sort(key=lambda pair: _KINDS.index(pair.kind))
-    frames = _frames(block)
-    rows = range(frames[-1].row + 1)
-    longest = max(sum(len(one.gpus) for one in frames if one.row == row) for row in rows)
-    arcs = 18 + 0.75 * _rise(longest - 1) if drawn else 4.0
-    tall = arcs + _TALL + 3 * _PAD + 22
-    places: dict[int, tuple[float, float]] = {}
-    for frame in frames:
-        for number, index in enumerate(frame.gpus):
-            x = frame.x + _PAD + number * (_CARD + _GAP)
-            places[index] = (x, frame.row * tall + arcs + _PAD)
-    width = max(frame.x + _wide(frame.gpus) for frame in frames) + _PAD
-    gpus, sets = len(block.cards), len(block.groups)
-    svg = tag(
-        "svg",
-        *(_framed(frame, places) for frame in frames),
-        *(_arc(pair, places, many=many) for pair in drawn),
-        *(_card(card, *places[card.index]) for card in block.cards),
-        viewBox=f"0 0 {width:.0f} {tall * len(rows):.0f}", role="img",
-        class_="topology many" if many else "topology", style=f"width:{width:.0f}px",
-        aria_label=f"{gpus} {plural(gpus, 'GPU')} in {sets} {plural(sets, 'group')}",
-    )  # fmt: skip
-    return join(scrolled(svg, "Picture"), _meanings(block.pairs, many=many))
+    """The groups as frames around their GPUs, and which pairs reach each other in which way."""
+    cards = {card.index: card for card in block.cards}
+    idle = cards.keys() - {index for group in block.groups for index in group}
+    frames = []
+    for number, group in enumerate(block.groups):
+        engine = f": one engine, tp {len(group)}" if len(group) > 1 else ""
+        frames.append(_frame(f"group {number}{engine}", [cards[index] for index in group]))
+    if idle:
+        frames.append(_frame("not used", [cards[index] for index in sorted(idle)], "group idle"))
+    ways = tag("ul", *(tag("li", text) for text in block.ways), class_="dim")
+    return join(tag("div", *frames, class_="topology"), ways)
 
 
-def _frames(block: Topology) -> list[_Frame]:
-    """The groups beside each other, in as many rows as they need; idle GPUs last."""
-    used = {index for group in block.groups for index in group}
-    idle = tuple(card.index for card in block.cards if card.index not in used)
-    frames: list[_Frame] = []
-    x, row = float(_PAD), 0
-    for number, group in enumerate((*block.groups, idle)):
-        if not group:
-            continue
-        if x + _wide(group) > _WIDEST and x > _PAD:
-            x, row = float(_PAD), row + 1
-        chosen = number < len(block.groups)
-        title = f"group {number}" if chosen else "not used"
-        if chosen and len(group) > 1:
-            title += f": one engine, tp {len(group)}"
-        frames.append(_Frame(group, title, chosen, x, row))
-        x += _wide(group) + _BETWEEN
-    return frames
-
-
-def _rise(apart: int) -> int:
-    """How far an arc's handles lie above its ends."""
-    return 16 + 15 * min(apart, 8)
-
-
-def _wide(group: tuple[int, ...]) -> int:
-    return len(group) * _CARD + (len(group) - 1) * _GAP + 2 * _PAD
-
-
-def _framed(frame: _Frame, places: dict[int, tuple[float, float]]) -> Markup:
-    top, width = places[frame.gpus[0]][1], _wide(frame.gpus)
-    edge = tag(
-        "rect", x=f"{frame.x:.0f}", y=f"{top - _PAD:.0f}", width=width,
-        height=_TALL + 2 * _PAD + 20, rx=8, class_="group" if frame.chosen else "group idle",
-    )  # fmt: skip
-    middle, below = f"{frame.x + width / 2:.0f}", f"{top + _TALL + 22:.0f}"
-    return join(edge, tag("text", frame.title, x=middle, y=below, class_="small mid"))
-
-
-def _card(card: TopologyCard, x: float, y: float) -> Markup:
-    middle, name = f"{x + _CARD / 2:.0f}", card.name
-    for brand in _BRANDS:
-        name = name.removeprefix(brand)
-    name = name if len(name) <= 14 else name[:13] + "…"
-    size = "small" if len(name) <= 11 else "tiny"
-    return tag(
-        "g",
-        tag("title", f"{card.name}, {card.uuid}"),
-        tag("rect", x=f"{x:.0f}", y=f"{y:.0f}", width=_CARD, height=_TALL, rx=5, class_="card"),
-        tag("text", f"GPU {card.index}", x=middle, y=f"{y + 17:.0f}", class_="mid strong"),
-        tag("text", name, x=middle, y=f"{y + 32:.0f}", class_=f"{size} mid"),
-        tag("text", card.size, x=middle, y=f"{y + 46:.0f}", class_="small mid"),
-    )
-
-
-def _arc(pair: TopologyPair, places: dict[int, tuple[float, float]], *, many: bool) -> Markup:
-    """A pair in one row; with its lanes where the two are neighbours."""
-    (a, top), (b, other) = sorted((places[pair.a], places[pair.b]))
-    if top != other:
-        return Markup()
-    apart = round((b - a) / (_CARD + _GAP))
-    left, right, rise = a + _CARD / 2 + 4, b + _CARD / 2 - 4, top - _rise(apart)
-    ends = f"{left:.0f} {rise:.0f} {right:.0f} {rise:.0f} {right:.0f} {top:.0f}"
-    arc = tag("path", d=f"M{left:.0f} {top:.0f}C{ends}", class_=f"way {pair.kind}")
-    lanes = Markup()
-    if apart == 1 and pair.lanes and not many:
-        x, y = f"{(a + b + _CARD) / 2:.0f}", f"{top - _rise(1) * 0.75 - 5:.0f}"
-        lanes = tag("text", f"NV{pair.lanes}", x=x, y=y, class_="small mid strong")
-    return tag("g", tag("title", f"GPU {pair.a} - GPU {pair.b}: {pair.text}"), arc, lanes)
-
-
-def _meanings(pairs: Sequence[TopologyPair], *, many: bool) -> Markup:
-    """Each way that occurs, with a piece of its line and how many pairs have it."""
-    counts: dict[tuple[str, str], int] = {}
-    for pair in pairs:
-        counts[pair.kind, pair.text] = counts.get((pair.kind, pair.text), 0) + 1
-    entries = []
-    for (kind, text), count in counts.items():
-        sample = tag("path", d="M1 6H33", class_=f"way {kind}")
-        svg = tag("svg", sample, viewBox="0 0 34 12", width=34, height=12, aria_hidden="true")
-        hidden = ", not drawn" if many and kind not in _SPECIAL else ""
-        said = f"{count} {plural(count, 'pair')}{hidden}"
-        entries.append(tag("li", svg, f" {text} ", tag("b", said)))
-    return tag("ul", *entries, class_="legend") if entries else Markup()
+def _frame(title: str, cards: Sequence[TopologyCard], kind: str = "group") -> Markup:
+    boxes = [
+        tag(
+            "div", tag("b", f"GPU {card.index}"), tag("span", card.name), tag("span", card.size),
+            class_="card", title=card.uuid,
+        )
+        for card in cards
+    ]  # fmt: skip
+    return tag("fieldset", tag("legend", title), *boxes, class_=kind)

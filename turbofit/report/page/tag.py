@@ -8,8 +8,6 @@ from typing import Any, Final
 
 from turbofit.core.struct import to_builtins
 
-__all__ = ["Markup", "join", "json_text", "scrolled", "tag"]
-
 #: Control characters, and those that reverse the direction of text: names are not trusted.
 _UNSAFE: Final = dict.fromkeys(
     (*range(9), 11, 12, *range(14, 32), *range(127, 160), *range(0x202A, 0x202F),

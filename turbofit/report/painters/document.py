@@ -13,13 +13,6 @@ from turbofit.core.struct import Struct
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
 
-__all__ = [
-    "ONLY_ON_PAGE", "ONLY_SHORT", "ONLY_WHOLE", "Bar", "BarPiece", "Block", "Code", "Column",
-    "Curve", "FactList", "Fold", "Heading", "Items", "Paragraph", "Series", "Table", "Tiles",
-    "Timeline", "TimelineLane", "TimelineSlot", "Tone", "Topology", "TopologyCard", "TopologyPair",
-    "Verdict", "table", "text_blocks",
-]  # fmt: skip
-
 Tone = Literal["plain", "good", "bad", "warn", "dim"]
 
 
@@ -89,13 +82,14 @@ class Column(Struct):
     """A column of a table.
 
     ``wrap`` marks one whose text may be broken over lines, ``aside`` one for which a terminal has
-    no room: it is left out there.
+    no room: it is left out there. A page makes a bar of what is ``drawn`` in letters: ``[##+.]``.
     """
 
     title: str
     right: bool = False
     wrap: bool = False
     aside: bool = False
+    drawn: bool = False
 
 
 class Table(Block):
@@ -191,47 +185,12 @@ class TopologyCard(Struct):
     size: str
 
 
-class TopologyPair(Struct):
-    """How two GPUs reach each other: the kind of way, its words, lanes of NVLink."""
-
-    a: int
-    b: int
-    kind: str
-    text: str
-    lanes: int
-
-
 class Topology(Picture):
-    """GPUs, the groups that a plan made of them, and the ways between them."""
+    """GPUs, the groups that a plan made of them, and the ways between them, in words."""
 
     cards: tuple[TopologyCard, ...]
     groups: tuple[tuple[int, ...], ...]
-    pairs: tuple[TopologyPair, ...]
-
-
-class TimelineSlot(Struct):
-    """A phase: its name, (peak, end) in each lane, whether images ran, seconds where real."""
-
-    name: str
-    spans: tuple[tuple[int, int] | None, ...]
-    image: bool
-    seconds: float | None = None
-
-
-class TimelineLane(Struct):
-    """GPUs that share a line: their title, the bytes that each has, and the margin of these."""
-
-    title: str
-    room: int
-    margin: int
-
-
-class Timeline(Picture):
-    """Memory in use from phase to phase; ``died``: the last one ended it."""
-
-    lanes: tuple[TimelineLane, ...]
-    slots: tuple[TimelineSlot, ...]
-    died: bool = False
+    ways: tuple[str, ...]
 
 
 class Series(Struct):
@@ -268,5 +227,9 @@ def text_blocks(blocks: Iterable[Block], *, short: bool = False) -> Iterator[Blo
             yield from text_blocks(block.blocks)
         elif isinstance(block, Picture):
             yield from block.instead
+        elif isinstance(block, Tiles):
+            yield FactList(
+                facts=tuple((name, f"{one}, {text}") for name, one, text in block.figures)
+            )
         else:
             yield block

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from turbofit.report.painters.document import Block, Tone
 
-__all__ = ["paint"]
-
 _MARK: Final[dict[Tone, str]] = {"good": "**", "bad": "**", "warn": "", "plain": "", "dim": ""}
 #: Letters of a bar: as many as GitHub shows beside its margins.
 _BAR: Final = 76

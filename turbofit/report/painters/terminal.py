@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from turbofit.report.painters.document import Block
 
-__all__ = ["END", "OVER", "cells", "clean", "clean_lines", "legend", "paint"]
-
 _GAP: Final = 2
 _NARROWEST: Final = 10
 #: Unicode's categories of characters without a width of their own: marks and formats.

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-__all__ = ["NAMES", "schema_path", "schema_text", "version_of"]
-
 #: The documents; ``plan`` is also a prediction and a rehearsal.
 NAMES: Final = (
     "plan",

@@ -25,8 +25,6 @@ from turbofit.report.schema import NAMES, schema_path, version_of
 from turbofit.report.share import SharedRun
 from turbofit.report.stored_documents import RunDocument
 
-__all__ = ["document"]
-
 
 class _Document(NamedTuple):
     """What is published of a type.

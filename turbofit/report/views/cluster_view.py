@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.report.painters.document import Block
 
-__all__ = ["cluster_view", "nodes_view", "status_view"]
-
 #: Names of a row's nodes that are written out.
 _NAMES: Final = 3
 #: Remedies and kinds of nodes of the short text; the whole text has all.

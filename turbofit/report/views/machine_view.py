@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from itertools import combinations
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.messages import indices, plural
-from turbofit.core.struct import NA, known
+from turbofit.core.struct import NA
 from turbofit.core.units import format_bytes, mib
 from turbofit.report.painters.document import (
     ONLY_SHORT,
@@ -18,22 +17,26 @@ from turbofit.report.painters.document import (
     Table,
     Topology,
     TopologyCard,
-    TopologyPair,
     table,
 )
 from turbofit.report.views.shared_blocks import MORE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from turbofit.core.machine import Holder, Link, Machine, Measured
     from turbofit.core.struct import NaType
     from turbofit.report.painters.document import Block
 
-__all__ = ["machine_view", "topology_of", "ways_text"]
-
 #: Holders of the short answer; the whole text has all.
 _HOLDERS: Final = 3
+#: Pairs of GPUs that are named of each way.
+_PAIRS: Final = 16
+#: What lies between two GPUs, by NVML's names.
+_PATHS: Final = {
+    "internal": "on one board", "single": "by one PCIe switch", "multiple": "by PCIe switches",
+    "hostbridge": "by a host bridge", "node": "in a NUMA node", "system": "between NUMA nodes",
+}  # fmt: skip
 
 
 def machine_view(machine: Machine) -> list[Block]:
@@ -61,14 +64,7 @@ def machine_view(machine: Machine) -> list[Block]:
         blocks += [Heading(text="Links"), topology_of(machine)]
     if machine.measured is not None:
         blocks += _measured(machine.measured)
-    host = machine.host
-    facts = (
-        ("memory", f"{_size(host.ram_available)} available of {_size(host.ram_total)}"),
-        ("/dev/shm", f"{_size(host.shm_available)} available"),
-        ("CPUs", str(host.cpus)),
-        ("driver", f"{machine.driver}, CUDA {machine.cuda}"),
-    )
-    return [*blocks, Heading(text="Host"), FactList(facts=facts), MORE]
+    return [*blocks, Heading(text="Host"), FactList(facts=_host(machine)), MORE]
 
 
 def _gpu_table(machine: Machine) -> Table:
@@ -105,19 +101,22 @@ def _size(value: int | NaType) -> str:
 
 def _short_facts(machine: Machine) -> tuple[tuple[str, str], ...]:
     """Who holds most, how GPUs reach each other, what was measured, the host: what is known."""
-    host = machine.host
     found = [("held by", _holders(machine)), ("links", ways_text(machine))]
     if machine.measured is not None:
         found.append(("measured", _slowest(machine.measured)))
-    known = []
-    if NA not in (host.ram_available, host.ram_total):
-        known.append(f"RAM {_size(host.ram_available)} available of {_size(host.ram_total)}")
-    if host.cpus != NA:
-        known.append(f"CPUs {host.cpus}")
-    if machine.driver != NA:
-        known.append(f"driver {machine.driver}, CUDA {machine.cuda}")
-    found.append(("host", "; ".join(known)))
+    known = (pair for pair in _host(machine) if not pair[1].startswith(NA))
+    found.append(("host", "; ".join(f"{name} {value}" for name, value in known)))
     return tuple((name, value) for name, value in found if value)
+
+
+def _host(machine: Machine) -> tuple[tuple[str, str], ...]:
+    host = machine.host
+    return (
+        ("memory", f"{_size(host.ram_available)} available of {_size(host.ram_total)}"),
+        ("/dev/shm", f"{_size(host.shm_available)} available"),
+        ("CPUs", str(host.cpus)),
+        ("driver", f"{machine.driver}, CUDA {machine.cuda}"),
+    )
 
 
 def _holders(machine: Machine) -> str:
@@ -193,79 +192,54 @@ def _measured(measured: Measured) -> list[Block]:
 
 def ways_text(machine: Machine) -> str:
     """How many pairs reach each other in each way, in a sentence; empty for one GPU."""
-    pairs = combinations([gpu.index for gpu in machine.gpus], 2)
-    counts = Counter(_way(machine.link(*pair))[1] for pair in pairs)
-    return "; ".join(f"{n} {plural(n, 'pair')} {text}" for text, n in counts.items())
+    found = _ways(machine, _way).items()
+    return "; ".join(f"{len(pairs)} {plural(len(pairs), 'pair')}: {way}" for way, pairs in found)
 
 
-def _way(link: Link) -> tuple[str, str]:
-    """How two GPUs reach each other: the kind of way, and its words."""
+def _ways(machine: Machine, way: Callable[[Link], str]) -> dict[str, list[str]]:
+    """The ways in which two GPUs reach each other, each with the pairs that have it."""
+    found: dict[str, list[str]] = {}
+    for a, b in combinations([gpu.index for gpu in machine.gpus], 2):
+        found.setdefault(way(machine.link(a, b)), []).append(f"{a}-{b}")
+    return found
+
+
+def _way(link: Link) -> str:
     if link.nvlinked:
         text = f"NVLink, {link.nvlinks} lanes"
         if isinstance(link.nvlink_bandwidth, int):
             text += f", {link.nvlink_bandwidth / 1e9:.0f} GB/s each way"
-        return "nvlink", text
+        return text
     if link.peers:
-        return "peer", "PCIe, peer access"
+        return "PCIe, peer access"
     if NA in (link.p2p_read, link.p2p_write):
-        return "unread", "peer access could not be read"
-    return "host", "no peer access: through host memory"
+        return "peer access could not be read"
+    if link.p2p_read or link.p2p_write:
+        return "peer access one way alone"
+    return "no peer access, through host memory"
+
+
+def _way_and_path(link: Link) -> str:
+    path = None if link.nvlinked else _PATHS.get(link.ancestor)
+    return f"{_way(link)} ({path})" if path else _way(link)
 
 
 def topology_of(machine: Machine, groups: tuple[tuple[int, ...], ...] = ()) -> Topology:
-    """The GPUs, the groups of a plan, and the ways between all pairs.
+    """The GPUs, the groups of a plan, and the pairs that reach each other in each way.
 
-    As text the matrix of `nvidia-smi topo`: above the diagonal the path, below it peer access. A
-    plan's text has its links in words.
+    A plan's text has the ways alone, among its facts.
     """
-    pairs = []
-    for a, b in combinations([gpu.index for gpu in machine.gpus], 2):
-        link = machine.link(a, b)
-        kind, text = _way(link)
-        lanes = known(link.nvlinks, 0) if link.nvlinked else 0
-        pairs.append(TopologyPair(a=a, b=b, kind=kind, text=text, lanes=lanes))
+    ways = []
+    for way, pairs in _ways(machine, _way_and_path).items():
+        named = f" ({', '.join(pairs)})" if len(pairs) <= _PAIRS else ""
+        ways.append(f"{len(pairs)} {plural(len(pairs), 'pair')}{named}: {way}")
     return Topology(
         cards=tuple(
             TopologyCard(index=gpu.index, name=gpu.name, uuid=gpu.uuid, size=_size(gpu.total))
             for gpu in machine.gpus
         ),
         groups=groups,
-        pairs=tuple(pairs),
-        instead=_matrix(machine),
+        ways=tuple(ways),
+        instead=(Items(items=tuple(ways)),),
         whole=not groups,
     )
-
-
-def _matrix(machine: Machine) -> tuple[Block, ...]:
-    order = [gpu.index for gpu in machine.gpus]
-    rows = []
-    for a in order:
-        cells = []
-        for b in order:
-            link = machine.link(a, b)
-            cells.append("X" if a == b else _path(link) if a < b else _peer(link))
-        rows.append((f"GPU {a}", *cells))
-    text = (
-        "above the X: NV# = # NVLinks, PIX = one PCIe switch, PXB = several, PHB = host "
-        "bridge, NODE = one NUMA node, SYS = between NUMA nodes; below it: peer access"
-    )
-    matrix = table(("", *(f"GPU {b}" for b in order)), rows)
-    return (matrix, Paragraph(text=text, tone="dim"))
-
-
-def _path(link: Link) -> str:
-    if link.nvlinked:
-        return f"NV{link.nvlinks}"
-    names = {
-        "internal": "INT", "single": "PIX", "multiple": "PXB", "hostbridge": "PHB",
-        "node": "NODE", "system": "SYS",
-    }  # fmt: skip
-    return names.get(link.ancestor, link.ancestor)
-
-
-def _peer(link: Link) -> str:
-    if NA in (link.p2p_read, link.p2p_write):
-        return NA
-    if link.peers:
-        return "yes"
-    return "no" if not (link.p2p_read or link.p2p_write) else "one way"

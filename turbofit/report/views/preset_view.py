@@ -25,21 +25,16 @@ if TYPE_CHECKING:
     from turbofit.machine.presets import GpuPreset
     from turbofit.report.painters.document import Block
 
-__all__ = ["gpus_view", "models_view", "which_view"]
-
 
 def models_view(
     known: Iterable[tuple[str, Model]],
     unsupported: Iterable[tuple[str, str]],
-    *,
-    hub_ids: bool = True,
 ) -> list[Block]:
     """Models by name; those without an account below, with the reason.
 
     Args:
         known: models by their names.
         unsupported: reasons by their models' names.
-        hub_ids: false where the terminal has no room for them.
     """
     rows = (
         (
@@ -56,9 +51,10 @@ def models_view(
         ("name", "params", "weights", "context", "images", "hub id"),
         rows,
         right=("params", "weights", "context"),
-        aside=() if hub_ids else ("hub id",),
+        aside=("hub id",),
     )
-    blocks: list[Block] = [Heading(text="Models"), listed]
+    more = Paragraph(text="hub ids: --md or --json", tone="dim", page=False)
+    blocks: list[Block] = [Heading(text="Models"), listed, more]
     without = tuple(f"{name}: {why}" for name, why in unsupported)
     if without:
         blocks += [Heading(text="Not planned for"), Items(items=without)]
@@ -120,7 +116,7 @@ def which_view(found: Which) -> list[Block]:
         blocks += [Heading(text="Not these"), Items(items=others)]
     kept = max(0, len(found.keep) - _ROWS)
     not_said = len(others) if found.keep else len(others[_OTHERS:])
-    counts = {"more that keep it": kept, "that do not": not_said}
+    counts = {"more that do": kept, "that do not": not_said}
     left = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     more = f"{left or 'more'}: --full, --md, --html or --json"
     return [*blocks, Paragraph(text=more, tone="dim", **ONLY_SHORT)]
@@ -140,28 +136,24 @@ def _speeds(found: Which) -> list[Block]:
 
 def _answer(found: Which) -> str:
     """How many keep the promise, and in which order they stand."""
-    count, promise = len(found.keep), _promised(found)
+    count = len(found.keep)
     everything = count + len(found.others)
-    if found.model is None:
-        order = "; the largest first" if count else ""
-        return f"{count} of {everything} preset models keep the promise{promise}{order}"
-    counts = ", ".join(map(str, found.counts))
-    order = "; the fewest bytes of GPU memory first" if count else ""
-    if "all_counts" in found.request:
-        machines = plural(count, "machine")
-        return f"{count} {machines} of {counts} equal cards keep the promise{promise}{order}"
-    each = f", each with the fewest of {counts} GPUs that do" if count else f", with {counts} GPUs"
-    return f"{count} of {everything} preset cards keep the promise{promise}{each}{order}"
-
-
-def _promised(found: Which) -> str:
-    """What was asked, as a clause; empty where that was nothing."""
-    given = [
+    promise = ", ".join(
         f"{name.replace('_', ' ')} {value}"
         for name, value in found.request.items()
         if name != "all_counts"
-    ]
-    return f" ({', '.join(given)})" if given else ""
+    )
+    if found.model is None:
+        keep = f"keep the promise ({promise})" if promise else "run on it"
+        order = "; the largest first" if count else ""
+        return f"{count} of {everything} preset models {keep}{order}"
+    keep = f"keep the promise ({promise})" if promise else "run it"
+    counts = ", ".join(map(str, found.counts))
+    order = "; the fewest bytes of GPU memory first" if count else ""
+    if "all_counts" in found.request:
+        return f"{count} {plural(count, 'machine')} of {counts} equal cards {keep}{order}"
+    each = f", each with the fewest of {counts} GPUs that do" if count else f", with {counts} GPUs"
+    return f"{count} of {everything} preset cards {keep}{each}{order}"
 
 
 def _row(found: Which, one: Serving) -> dict[str, str]:
@@ -175,6 +167,6 @@ def _row(found: Which, one: Serving) -> dict[str, str]:
         "context": f"{one.context:,}",
         "KV tokens": f"{one.kv_tokens:,}",
         "at once": f"{one.requests_at_once:,}",
-        "requests/s": "" if rate is None else f"{rate:.2f}",
-        "first token": "" if first is None else f"{first:.1f} s",
+        "requests/s": "-" if rate is None else f"{rate:.2f}",
+        "first token": "-" if first is None else f"{first:.1f} s",
     }

@@ -19,12 +19,21 @@ if TYPE_CHECKING:
 
     from turbofit.core.machine import Machine
     from turbofit.core.plan import Remedy
+    from turbofit.core.run_report import RunReport
     from turbofit.report.painters.document import Block
-
-__all__ = ["MORE", "assumed_of", "first_warnings", "remedies_table"]
 
 #: How to see the whole text.
 MORE: Final = Paragraph(text="more: --full, --md or --json", tone="dim", **ONLY_SHORT)
+
+
+#: What is said of a run on pretend GPUs: what it shows is not measured.
+PRETENDED: Final = "on pretend GPUs: memory is the engine's own, words and speed are not real"
+
+
+def last_events(run: RunReport, most: int, level: int = 2) -> list[Block]:
+    """What happened in a run at last."""
+    items = tuple(f"{one.at} {one.kind}: {one.text}" for one in run.events[-most:])
+    return [Heading(text="Last events", level=level), Items(items=items)] if items else []
 
 
 def assumed_of(machine: Machine) -> Sequence[str]:

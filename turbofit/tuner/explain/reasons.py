@@ -8,7 +8,7 @@ from typing import Final
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
-from turbofit.core.messages import BY_FORECAST, indices, plural
+from turbofit.core.messages import indices, plural
 from turbofit.core.plan import LimitCost, UsualImage
 from turbofit.core.units import format_bytes, three_digits
 from turbofit.memory.account import RATIO_STEPS, Account, Engine
@@ -42,8 +42,6 @@ def reasons(fit: EngineFit, account: Account) -> Iterator[str]:
     request, best = fit.request, fit.best
     if best.fits:
         yield _ratio(fit)
-    if not best.slow and (kept := pace_words(request, best)):
-        yield kept
     if account.calibration is not None:
         yield calibration_reason(account.calibration)
     elif doubt := unbelieved(
@@ -311,7 +309,7 @@ def pace_words(request: ResolvedRequest, one: Evaluation) -> str:
         for wished, now, what, doubt in rows
         if wished and now
     )
-    return f"{'missed' if one.slow else 'kept'}{BY_FORECAST}{told}"
+    return f"{'missed' if one.slow else 'kept'} by the forecast: {told}"
 
 
 def beyond_model(request: ResolvedRequest, session_len: int) -> Iterator[str]:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 
 import turbofit
-from tests.support.plans import plausible_plan
 from turbofit.machine.source import machine_from
 from turbofit.report.painters import markdown, terminal
 from turbofit.report.painters.document import Code
@@ -11,13 +10,6 @@ from turbofit.report.views.plan.figures import differing, per_engine_blocks
 from turbofit.report.views.plan.plan_view import plan_view
 
 TITLE = "Settings of each engine's own"
-
-
-def test_engines_that_run_the_same_have_no_table_of_their_own() -> None:
-    plan = plausible_plan(gpus=4, tp=2)
-    assert differing(plan) == ()
-    assert per_engine_blocks(plan) == []
-    assert TITLE not in terminal.paint(plan_view(plan))
 
 
 def test_only_what_differs_is_shown_for_each_engine() -> None:

@@ -1,16 +1,12 @@
 from __future__ import annotations
 
-import re
-
 import msgspec
 import pytest
 
 import turbofit
 from tests.support.plans import plausible_plan
-from turbofit.cli.main import main
 from turbofit.core.messages import BEYOND, OWN_CODE, QUEUED
 from turbofit.core.plan import Plan
-from turbofit.report.painters.document import Bar, text_blocks
 from turbofit.report.painters.terminal import paint
 from turbofit.report.views.plan.plan_view import plan_view
 
@@ -43,20 +39,6 @@ def test_it_fits_a_terminal_and_has_the_verdict_the_promise_and_one_command(
         places = [text.index(one) for one in ("turbofit serve", "LMDeploy alone", "api_server")]
         assert places == sorted(places)
     assert lines[-1].startswith("more: --full")
-
-
-def test_an_image_of_one_token_is_said_as_one() -> None:
-    told = paint(plan_view(turbofit.plan("llama-3.2-11b-vision", on="1xv100-32g")), short=True)
-    assert "560x560 pixels each: 1 token\n" in told
-
-
-def test_the_bar_adds_up_to_the_card_and_is_the_fullest_gpus() -> None:
-    plan = turbofit.plan("internvl2-8b", on="rtx3090+rtx4090")
-    (bar,) = (block for block in text_blocks(plan_view(plan), short=True) if isinstance(block, Bar))
-    least = min(plan.gpus, key=lambda gpu: gpu.headroom)
-    assert bar.title.startswith(f"GPU {least.index}: ")
-    assert sum(piece.bytes for piece in bar.parts) == bar.room == least.total
-    assert sum(piece.bytes for piece in bar.parts if piece.mark in ".m") == least.headroom
 
 
 def told(plan: Plan) -> str:
@@ -92,29 +74,6 @@ def test_what_was_assumed_of_the_machine_is_said_first_and_what_is_always_so_nev
     assert "more warning" not in told(alone)
 
 
-def test_what_would_be_faster_is_told_with_its_options() -> None:
-    plan = turbofit.plan("olmocr-2-7b", on="1xl4")
-    faster = f"faster {plan.remedies[0].change}: {plan.remedies[0].effect}"
-    assert faster in told(plan)
-    assert len(paint(plan_view(plan), short=True).splitlines()) <= 30
-    assert "faster " not in told(turbofit.plan("internvl2-26b", on="1xrtx3060"))
-
-
-def test_other_groups_are_told_in_words() -> None:
-    four = told(turbofit.plan("internvl2-8b", on="4xrtx3090"))
-    assert "the same on GPU 1 | 2 | 3, --server-port 23334, 23335, 23336" in four
-    unequal = told(turbofit.plan("internvl2-8b", on="rtx3090+rtx4090"))
-    assert "GPU 1: other settings, see --full" in unequal
-    assert "the same on" not in told(turbofit.plan("internvl2-8b", on="1xrtx3090"))
-
-
-def test_what_does_not_fit_says_what_would_and_has_no_command() -> None:
-    text = paint(plan_view(plausible_plan(fits=False)), short=True)
-    assert "GPU 0 lacks 1.9 GiB" in text
-    assert "serve api_server" not in text
-    assert text.index("change") < text.index("in use")
-
-
 def test_of_several_warnings_the_plans_first_is_shown_and_the_others_are_counted() -> None:
     plan = plausible_plan()
     machine = msgspec.structs.replace(plan.machine, warnings=("of the machine",))
@@ -124,19 +83,6 @@ def test_of_several_warnings_the_plans_first_is_shown_and_the_others_are_counted
     said = told(plan)
     assert "- of the plan (and 2 more warnings)" in said
     assert "of the machine" not in said
-
-
-def test_full_shows_the_whole_and_the_summary_is_the_default(capsys) -> None:
-    command = ["plan", "qwen2.5-7b", "--on", "1xrtx3090"]
-    assert main(command) == 0
-    short = capsys.readouterr().out
-    assert main([*command, "--full"]) == 0
-    full = capsys.readouterr().out
-    assert "Ledger of GPU 0" in full
-    assert "Ledger" not in short
-    assert len(short.splitlines()) < len(full.splitlines()) / 4
-    error = r"requests/s, [\d.]+ s to the first token \(median error 4\.5%\)"
-    assert re.search(rf"at once; forecast [\d.]+ {error}", " ".join(short.split()))
 
 
 def test_the_largest_image_and_a_usual_one_stand_one_below_the_other() -> None:
@@ -150,11 +96,6 @@ def test_the_largest_image_and_a_usual_one_stand_one_below_the_other() -> None:
     (place,) = (i for i, line in enumerate(lines) if line.startswith("  worst size"))
     assert lines[place + 1].startswith(f"  1920x1080   {usual.requests_at_once:,} at once")
     assert "median error" not in told(plan)  # no figure of a vision model is published
-
-
-def test_no_usual_image_where_a_size_is_asked_or_all_images_take_the_same() -> None:
-    assert not turbofit.plan("qwen2-vl-7b", on="1xv100-32g", image_size="1280x720").usual_image
-    assert not turbofit.plan("llava-1.5-7b", on="1xrtx3090").usual_image
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from turbofit.core.run_report import (
     RunReport,
 )
 from turbofit.core.units import MIB
-from turbofit.report.painters.document import Paragraph, Table
+from turbofit.report.painters.document import Table
 from turbofit.report.painters.terminal import paint
 from turbofit.report.views.plan.plan_view import plan_view
 from turbofit.report.views.run.run_view import became_blocks, sides
@@ -35,11 +35,6 @@ def test_a_rehearsal_beside_its_forecast() -> None:
     assert found["in use in the worst case"].rehearsed == first.peak + MIB
     assert found["KV tokens"].unit == "tokens"
     assert all(row.measured is None for row in rows)
-
-
-def test_what_died_has_no_worst_case() -> None:
-    ((_, rows),) = sides(planned("died"))
-    assert "in use in the worst case" not in {row.what for row in rows}
 
 
 def test_a_run_beside_its_forecast() -> None:
@@ -159,19 +154,3 @@ def test_the_most_of_a_run_stands_beside_that_of_loading_where_loading_needs_mos
     ((_, (row,)),) = sides(plan, run)
     assert row.what == "in use at most, loading included"
     assert row.forecast == row.measured == ledger.most
-
-
-def test_cases_beyond_the_table_are_counted() -> None:
-    plan = planned("served")
-    seen = plan.rehearsal
-    assert seen is not None
-    for count, told in ((12, None), (13, "1 more case: "), (17, "5 more cases: ")):
-        many = replace(plan, rehearsal=replace(seen, cases=seen.cases * count))
-        blocks = became_blocks(many, None)
-        table = next(one for one in blocks if isinstance(one, Table))
-        assert table.columns[0].title == "case"
-        assert len(table.rows) == 12
-        said = [
-            one.text for one in blocks if isinstance(one, Paragraph) and "more case" in one.text
-        ]
-        assert [text[: len(told or "")] for text in said] == ([told] if told else [])

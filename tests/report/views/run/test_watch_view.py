@@ -61,10 +61,6 @@ def test_memory_beside_the_forecast() -> None:
     assert "in use now" not in text(RUN, None)
 
 
-def test_a_pretend_run_says_so() -> None:
-    assert "on pretend GPUs" in text(replace(RUN, pretend=True), NOW)
-
-
 def test_loading_is_part_of_the_most_that_is_forecast() -> None:
     plan = turbofit.api.predict("internvl2-8b", on="1xrtx4090", cache_max_entry_count=0.1)
     gpu = plan.gpus[0]

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Command, Plan
     from turbofit.report.painters.document import Block
 
-__all__ = ["command_blocks", "serve_note", "shell_words", "unheld"]
-
 _WIDTH: Final = 76
 #: With the indent of a terminal a line of 80.
 _ONE_LINE: Final = 78

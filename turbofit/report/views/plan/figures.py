@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from turbofit.core.messages import indices
+from turbofit.core.messages import indices, plural
 from turbofit.core.struct import Struct
 from turbofit.core.units import round_up, three_digits
 from turbofit.planning.commands import ratio
@@ -15,10 +15,6 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import Plan
     from turbofit.report.painters.document import Block
-
-__all__ = [
-    "Capacity", "Users", "capacity", "differing", "per_engine_blocks", "settings_of"
-]  # fmt: skip
 
 #: Text beside the images, prompt and answer together, of the conversations that are shown. The
 #: first is what a verdict counts with.
@@ -37,46 +33,36 @@ class Users(Struct):
     running: int
 
 
-class Capacity(Struct):
-    """What the cache holds. ``images``: of the worst size, without any text; None without images.
+def images_held(plan: Plan) -> int | None:
+    """Images of the worst size that the caches hold without any text; None without images.
 
     With Transformers, which answers one request at a time, those of one request a group.
-
-    ``tokens_per_group`` is the smallest's where groups differ; all else counts each by its own.
     """
+    kv, limits, groups = plan.kv, plan.limits, plan.each()
+    each = -(-_pictures(plan) // max(1, limits.images_per_request))
+    if not each:
+        return None
+    if plan.engine.serial:
+        return limits.images_per_request * len(groups) if kv.longest_request_tokens else 0
+    return sum(one.kv.tokens // each for one in groups)
 
-    tokens: int
-    tokens_per_group: int
-    groups: int
-    images: int | None
-    users: tuple[Users, ...]
 
-
-def capacity(plan: Plan) -> Capacity:
-    """The capacity of a plan; all 0 where the cache holds nothing."""
-    kv, limits = plan.kv, plan.limits
-    groups = plan.each()
-    pictures = limits.image_tokens_per_request if limits.vision_unit else 0
-    each = -(-pictures // max(1, limits.images_per_request)) if pictures else None
-    images = limits.images_per_request
-    beside = f"{images} worst {'image' if images == 1 else 'images'} and " if pictures else ""
+def users_of(plan: Plan) -> list[Users]:
+    """Conversations of some sizes, the longest request last; none where the cache holds nothing."""
+    groups, pictures, longest = plan.each(), _pictures(plan), plan.kv.longest_request_tokens
+    images = plan.limits.images_per_request
+    beside = f"{images} worst {plural(images, 'image')} and " if pictures else ""
     rows = [
         _users(groups, f"{beside}{text:,} tokens of text", pictures + text)
         for text in _TEXT
-        if 0 < pictures + text < kv.longest_request_tokens
+        if 0 < pictures + text < longest
     ]
-    if kv.longest_request_tokens:
-        rows.append(_users(groups, "the longest request", kv.longest_request_tokens))
-    held = None if not each else sum(one.kv.tokens // each for one in groups)
-    if each and _serial(plan):
-        held = images * len(groups) if kv.longest_request_tokens else 0
-    return Capacity(
-        tokens=kv.total_tokens,
-        tokens_per_group=kv.tokens,
-        groups=len(groups),
-        images=held,
-        users=tuple(rows),
-    )
+    return [*rows, _users(groups, "the longest request", longest)] if longest else rows
+
+
+def _pictures(plan: Plan) -> int:
+    """Tokens of a request's images."""
+    return plan.limits.image_tokens_per_request if plan.limits.vision_unit else 0
 
 
 def _users(groups: Sequence[Plan], what: str, tokens: int) -> Users:
@@ -84,14 +70,10 @@ def _users(groups: Sequence[Plan], what: str, tokens: int) -> Users:
     held = running = 0
     for plan in groups:
         most = plan.kv.tokens // round_up(tokens, plan.settings.cache_block_seq_len)
-        most = min(1, plan.kv.tokens // tokens) if _serial(plan) else most
+        most = min(1, plan.kv.tokens // tokens) if plan.engine.serial else most
         held += most
         running += min(most, plan.settings.max_batch_size)
     return Users(what=what, tokens=tokens, held=held, running=running)
-
-
-def _serial(plan: Plan) -> bool:
-    return plan.engine.serial
 
 
 _SAID_WHERE_SET = ("language_model_only", "eager_mode")

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from turbofit.planning.joint_plan import JointGpu, JointPlan
     from turbofit.report.painters.document import Block
 
-__all__ = ["joint_view"]
-
 _PHASES = ("context", "weights", "cache", "buffers", "transient", "margin")
 
 

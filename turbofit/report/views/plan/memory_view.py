@@ -27,11 +27,6 @@ if TYPE_CHECKING:
     from turbofit.core.plan import GpuLedger, Plan, Term
     from turbofit.report.painters.document import Block
 
-__all__ = [
-    "KINDS", "Kind", "fold", "fold_indices", "fullest", "memory_bar",
-    "memory_blocks", "need_of", "stack", "sums",
-]  # fmt: skip
-
 
 def memory_blocks(plan: Plan) -> list[Block]:
     """The bars, each with what it means in a sentence, then every term; short is the fullest's."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
 
-from turbofit.core.messages import BY_FORECAST, groups_of, plural
+from turbofit.core.messages import groups_of, plural
 from turbofit.core.units import format_bytes, three_digits, two_digits
 from turbofit.report.painters.document import (
     ONLY_ON_PAGE,
@@ -23,7 +23,13 @@ from turbofit.report.painters.document import (
 )
 from turbofit.report.views.machine_view import topology_of, ways_text
 from turbofit.report.views.plan.commands_view import command_blocks, serve_note, shell_words, unheld
-from turbofit.report.views.plan.figures import capacity, differing, per_engine_blocks, settings_of
+from turbofit.report.views.plan.figures import (
+    differing,
+    images_held,
+    per_engine_blocks,
+    settings_of,
+    users_of,
+)
 from turbofit.report.views.plan.memory_view import memory_blocks, need_of
 from turbofit.report.views.shared_blocks import assumed_of, first_warnings, remedies_table
 
@@ -33,8 +39,6 @@ if TYPE_CHECKING:
     from turbofit.core.run_report import RunReport
     from turbofit.report.painters.document import Block
     from turbofit.report.stored_documents import StoredPlan
-
-__all__ = ["plan_frame", "plan_page", "plan_view", "speed_in_short"]
 
 #: Remedies of the short answer, and candidates of the whole text; a page has all.
 _REMEDIES: Final = 3
@@ -119,14 +123,15 @@ def _answer(plan: Plan) -> list[Block]:
     if not plan.fits:
         blocks += remedies_table(plan.remedies[:_REMEDIES], **ONLY_SHORT)
         blocks += remedies_table(plan.remedies, "What would fit, cheapest first")
-    return [*blocks, FactList(facts=tuple(_promise(plan)), **ONLY_SHORT)]
+    return [*blocks, FactList(facts=tuple(_in_short(plan)), **ONLY_SHORT)]
 
 
 def _tiles(plan: Plan) -> Tiles:
     """Requests at once and the first token, of the worst images and of usual ones; the cache."""
-    found, speed, usual = capacity(plan), plan.throughput, plan.usual_image
+    kv, speed, usual, groups = plan.kv, plan.throughput, plan.usual_image, len(plan.each())
+    users = users_of(plan)
     size = "{}x{}".format(*usual.image_size) if usual else ""
-    first = f"with {found.users[0].what} each" if found.users else ""
+    first = f"with {users[0].what} each" if users else ""
     beside = f"; {usual.requests_at_once:,} with {size}" if usual else ""
     shown = [("requests at once", f"{_at_once(plan):,}", f"{first}{beside}")]
     if speed is not None:
@@ -137,10 +142,10 @@ def _tiles(plan: Plan) -> Tiles:
         after = f"; {two_digits(usual.requests_per_second)} with {size}" if usual else ""
         shown.append(("requests/s", rate, f"{text}{after}"))
     per = "in one cache"
-    if found.groups > 1:
-        least = "" if found.tokens_per_group * found.groups == found.tokens else "at least "
-        per = f"{least}{found.tokens_per_group:,} in each of {found.groups} groups"
-    shown.append(("KV tokens", f"{found.tokens:,}", per))
+    if groups > 1:
+        least = "" if kv.tokens * groups == kv.total_tokens else "at least "
+        per = f"{least}{kv.tokens:,} in each of {groups} groups"
+    shown.append(("KV tokens", f"{kv.total_tokens:,}", per))
     return Tiles(figures=tuple(shown), **ONLY_ON_PAGE)
 
 
@@ -163,9 +168,8 @@ def _lacking(plan: Plan) -> Tiles:
     return Tiles(figures=tuple(shown), **ONLY_ON_PAGE)
 
 
-def _promise(plan: Plan) -> list[tuple[str, str]]:
+def _in_short(plan: Plan) -> list[tuple[str, str]]:
     """What speed is to be expected, and what requests are held to."""
-    kv, limits, rule = plan.kv, plan.limits, plan.model.image_rule
     facts = []
     if plan.throughput is not None and plan.usual_image:
         usual, (width, height) = plan.usual_image, plan.usual_image.image_size
@@ -176,16 +180,35 @@ def _promise(plan: Plan) -> list[tuple[str, str]]:
             facts.append((size, f"{at_once:,} at once; forecast {_speed(speed)}"))
     elif plan.throughput is not None:
         forecast = speed_in_short(plan.throughput, plan.model)
-        size = "worst size" if limits.vision_unit else "requests"
+        size = "worst size" if plan.limits.vision_unit else "requests"
         facts.append((size, f"{_at_once(plan):,} at once; forecast {forecast}"))
-    said = (text for text in (*plan.reasons, *plan.warnings) if BY_FORECAST in text)
-    facts += [("pace", text.rpartition("better: ")[2]) for text in said]
-    users = capacity(plan).users
+    if plan.pace:
+        facts.append(("pace", plan.pace.text))
+    # The sentence of a prediction says what its cache holds.
+    holds = plan.considered and plan.kv.longest_request_tokens
+    facts += [*(_cache(plan) if holds else []), *_promise(plan)]
+    if plan.fits and plan.remedies:
+        facts.append(("faster", f"{plan.remedies[0].change}: {plan.remedies[0].effect}"))
+    if plan.rehearsal is not None:
+        told = f"{plan.rehearsal.outcome} with LMDeploy {plan.rehearsal.engine_version}"
+        facts.append(("rehearsal", f"{told} on pretend GPUs"))
+    return facts
+
+
+def _cache(plan: Plan) -> list[tuple[str, str]]:
+    """How many requests of the least and of the most tokens the cache holds."""
+    text = f"{plan.kv.total_tokens:,} tokens of {format_bytes(plan.kv.bytes_per_token)}"
+    users = users_of(plan)
     if users:
-        shown = dict.fromkeys((users[0], users[-1]))
-        held = " or ".join(f"{one.held:,} of {one.tokens:,}" for one in shown)
-        each = format_bytes(kv.bytes_per_token)
-        facts.append(("KV cache", f"{kv.total_tokens:,} tokens of {each}; requests: {held}"))
+        first, *others = dict.fromkeys((users[0], users[-1]))
+        text += f": {first.held:,} {plural(first.held, 'request')} of {first.tokens:,}"
+        text += "".join(f", or {one.held:,} of {one.tokens:,}" for one in others)
+    return [("KV cache", text)]
+
+
+def _promise(plan: Plan) -> list[tuple[str, str]]:
+    """What a request may be."""
+    limits, rule, facts = plan.limits, plan.model.image_rule, []
     context = f"{plan.settings.session_len:,} tokens with the answer"
     if plan.engine.of_lmdeploy:
         context += f"; prefill reads {plan.settings.max_prefill_token_num:,} at a time"
@@ -202,11 +225,6 @@ def _promise(plan: Plan) -> list[tuple[str, str]]:
         if limit is not None and rule.varies_by_limit and limit > usually:
             text += f" (detail: high asks for {limit}; a plan lowers it to {usually})"
         facts.append(("images", text))
-    if plan.fits and plan.remedies:
-        facts.append(("faster", f"{plan.remedies[0].change}: {plan.remedies[0].effect}"))
-    if plan.rehearsal is not None:
-        told = f"{plan.rehearsal.outcome} with LMDeploy {plan.rehearsal.engine_version}"
-        facts.append(("rehearsal", f"{told} on pretend GPUs"))
     return facts
 
 
@@ -232,26 +250,20 @@ def _speed(speed: Throughput | UsualImage) -> str:
 def _capacity(plan: Plan) -> list[Block]:
     """What the cache holds, what a request may be, and host memory."""
     kv, limits, rule = plan.kv, plan.limits, plan.model.image_rule
-    per_group = "" if plan.parallel.replicas == 1 else f", {kv.total_tokens:,} over all groups"
-    least = "at least " if plan.by_group else ""
-    found = capacity(plan)
-    tokens = f"{least}{kv.tokens:,} tokens of {format_bytes(kv.bytes_per_token)}{per_group}"
-    facts = [("KV cache", tokens)]
+    users, facts = users_of(plan), [*_cache(plan), *_promise(plan)]
+    if plan.parallel.replicas > 1:
+        least = "at least " if plan.by_group else ""
+        facts.append(("each KV cache", f"{least}{kv.tokens:,} tokens"))
     if limits.vision_unit:
-        unit = limits.vision_unit
         if limits.max_dynamic_patch is not None and rule is not None and rule.varies_by_limit:
             facts.append(("max_dynamic_patch", str(limits.max_dynamic_patch)))
         if limits.max_pixels_per_image is not None:
             facts.append(("max_pixels", f"{limits.max_pixels_per_image:,} an image"))
-        images = (
-            f"{limits.images_per_request} a request, {limits.units_per_image:,} "
-            f"{plural(limits.units_per_image, unit)} each, "
-            f"{limits.image_tokens_per_request:,} tokens a request"
+        paid = (
+            f"{limits.units_per_forward:,} {plural(limits.units_per_forward, limits.vision_unit)}"
         )
-        paid = f"{limits.units_per_forward:,} {plural(limits.units_per_forward, unit)}"
         facts += [
-            ("images", images),
-            ("images at once", f"{found.images or 0:,} of the worst size, without any text"),
+            ("images at once", f"{images_held(plan) or 0:,} of the worst size, without any text"),
             ("paid for", f"{paid} in one forward pass"),
         ]
         if plan.takes_videos:
@@ -261,12 +273,9 @@ def _capacity(plan: Plan) -> list[Block]:
     pinned, pageable = format_bytes(host.pinned), format_bytes(host.pageable)
     facts.append(("host memory", f"{pinned} pinned, {pageable} pageable; available: {have}"))
     blocks: list[Block] = [Heading(text="Capacity and limits")]
-    if found.users:
+    if users:
         titles = ("a conversation of", "tokens", "the cache holds", "run at once")
-        rows = (
-            (one.what, f"{one.tokens:,}", f"{one.held:,}", f"{one.running:,}")
-            for one in found.users
-        )
+        rows = ((one.what, f"{one.tokens:,}", f"{one.held:,}", f"{one.running:,}") for one in users)
         blocks.append(table(titles, rows, right=titles[1:], wrap=titles[:1]))
     return [*blocks, FactList(facts=tuple(facts))]
 
@@ -363,6 +372,8 @@ def _facts(plan: Plan) -> FactList:
             f"({speed.basis})"
         )
         facts.append(("forecast", text))
+    if plan.pace:
+        facts.append(("pace", plan.pace.text))
     if plan.usual_image:
         usual, (width, height) = plan.usual_image, plan.usual_image.image_size
         text = (

@@ -6,9 +6,15 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from turbofit.core.units import format_bytes, format_duration, mib, two_digits
+from turbofit.core.messages import plural
+from turbofit.core.units import (
+    format_bytes,
+    format_duration,
+    mib,
+    three_digits,
+    two_digits,
+)
 from turbofit.report.painters.document import (
-    ONLY_ON_PAGE,
     Column,
     Curve,
     FactList,
@@ -22,7 +28,7 @@ from turbofit.report.painters.document import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable
 
     from turbofit.core.json_types import Document
     from turbofit.core.tuning import SpeedFigures, TrialRecord, Tuning
@@ -30,28 +36,17 @@ if TYPE_CHECKING:
     from turbofit.load.trace_forecast import TracedPlan, TraceForecast
     from turbofit.report.painters.document import Block
 
-__all__ = ["calibration_view", "load_view", "made_by", "pareto", "trace_view", "tune_view"]
-
 
 def load_view(result: LoadResult) -> list[Block]:
     """What a load measured: figures, latency, the time of the window, what was not answered."""
     failed = result.begun - result.answered
-    facts = (
-        ("load", _load_text(result)),
-        ("window", f"{result.seconds:,.1f} s: {result.answered:,} requests answered, {failed:,} "
-                   "not"),
-        ("requests/s", f"{result.requests_per_second:.3f}"),
-        ("tokens/s", f"{result.output_tokens_per_second:,.1f} of answers, "
-                     f"{result.output_tokens:,.1f} an answer"),
-        ("at once", f"{result.running:.1f} requests on average"),
-    )  # fmt: skip
     tiles = (
-        ("requests/s", f"{result.requests_per_second:.2f}",
-         f"{result.answered:,} answered in {result.seconds:,.0f} s, {failed:,} not"),
-        ("first token, median", seconds_text(result.ttft.p50),
-         f"p99 {seconds_text(result.ttft.p99)}"),
-        ("a token, median", seconds_text(result.tpot.p50), f"p99 {seconds_text(result.tpot.p99)}"),
-        ("tokens/s", f"{result.output_tokens_per_second:,.0f}",
+        ("requests/s", three_digits(result.requests_per_second),
+         f"{result.answered:,} answered in {result.seconds:,.1f} s, {failed:,} not"),
+        ("first token, median", _seconds(result.ttft.p50),
+         f"p99 {_seconds(result.ttft.p99)}"),
+        ("a token, median", _seconds(result.tpot.p50), f"p99 {_seconds(result.tpot.p99)}"),
+        ("tokens/s", three_digits(result.output_tokens_per_second),
          f"{result.output_tokens:,.0f} an answer, {result.running:.1f} requests at once"),
     )  # fmt: skip
     rate = tuple((one.at, one.output_tokens_per_second) for one in result.moments)
@@ -63,8 +58,8 @@ def load_view(result: LoadResult) -> list[Block]:
     )  # fmt: skip
     blocks: list[Block] = [
         Heading(text=f"{result.model} at {result.url}"),
-        Tiles(figures=tiles, **ONLY_ON_PAGE),
-        FactList(facts=facts),
+        Tiles(figures=tiles),
+        FactList(facts=(("load", _load_text(result)),)),
         Heading(text="Latency", whole=False),
         _latency(result),
     ]
@@ -101,12 +96,9 @@ def trace_view(result: TraceForecast) -> list[Block]:
 def _traced(one: TracedPlan) -> dict[str, str]:
     """One plan's figures by their names."""
 
-    def time(seconds: float) -> str:
-        return f"{two_digits(seconds)} s" if seconds >= 1 else f"{two_digits(1000 * seconds)} ms"
-
     def times(found: Spread) -> str:
         each = (found.p50, found.p90, found.p99)
-        return " / ".join(map(time, each)) if found.count else "-"
+        return " / ".join(_seconds(one, two_digits) for one in each) if found.count else "-"
 
     refused = sum(row.count for row in one.refused)
     reasons = ", ".join(f"{row.count:,} {row.reason}" for row in one.refused)
@@ -163,16 +155,16 @@ def _errors(result: LoadResult) -> list[Block]:
     return blocks
 
 
-def seconds_text(value: float) -> str:
+def _seconds(value: float, digits: Callable[[float], str] = three_digits) -> str:
     """A time for people: ``1.23 s``, ``45.6 ms``."""
-    return f"{value:,.2f} s" if value >= 1 else f"{value * 1e3:.1f} ms"
+    return f"{digits(value)} s" if value >= 1 else f"{digits(1000 * value)} ms"
 
 
 def _row(name: str, one: Spread) -> tuple[str, ...]:
     if not one.count:
         return (name, "-", "-", "-", "-", "-")
     times = (one.mean, one.p50, one.p90, one.p99, one.most)
-    return (name, *(seconds_text(time) for time in times))
+    return (name, *(_seconds(time) for time in times))
 
 
 def tune_view(result: Tuning) -> list[Block]:
@@ -181,7 +173,6 @@ def tune_view(result: Tuning) -> list[Block]:
     best = [place for place, one in enumerate(result.trials) if one.number == result.best]
     blocks: list[Block] = [
         Heading(text=f"Tuning of {result.model}{where}"),
-        *_tiles(result),
         *_notes(result),
         Heading(text="Every trial beside its forecast", whole=False),
         replace(_trials(result), sortable=True, chosen=best[0] if best else None),
@@ -197,22 +188,6 @@ def made_by(result: Tuning) -> str:
     """Who made it and when: the foot of a page."""
     made = f"turbofit {result.turbofit_version}, LMDeploy {result.lmdeploy}"
     return f"{made}, measured {result.created}."
-
-
-def _tiles(result: Tuning) -> list[Block]:
-    """The figures of the best."""
-    winner = result.winner
-    seen = None if winner is None else winner.measured
-    if winner is None or seen is None:
-        return []
-    figures = (
-        ("requests/s", f"{seen.requests_per_second:.2f}",
-         f"forecast {winner.forecast.requests_per_second:.2f}"),
-        ("first token, median", seconds_text(seen.ttft_p50), f"p90 {seconds_text(seen.ttft_p90)}"),
-        ("a token, median", seconds_text(seen.tpot_p50), f"p90 {seconds_text(seen.tpot_p90)}"),
-        ("tokens/s", f"{seen.output_tokens_per_second:,.0f}", "of answers"),
-    )  # fmt: skip
-    return [Tiles(figures=figures, **ONLY_ON_PAGE)]
 
 
 def _curves(result: Tuning) -> list[Block]:
@@ -275,8 +250,18 @@ def _notes(result: Tuning) -> list[Block]:
             gain = f", {ratio - 1:+.0%} against the plan without tuning"
         cut = winner.outcome == "cut"
         found = f"measured in part ({winner.why})" if cut else "best"
-        text = f"{found}: {settings_text(winner)}: {_told(winner.measured)}{gain}"
+        text = f"{found}: {settings_text(winner)}{gain}"
+        seen = winner.measured
+        figures = (
+            ("requests/s", f"{seen.requests_per_second:.2f}",
+             f"forecast {winner.forecast.requests_per_second:.2f}"),
+            ("first token, median", _seconds(seen.ttft_p50),
+             f"p90 {_seconds(seen.ttft_p90)}"),
+            ("a token, median", _seconds(seen.tpot_p50), f"p90 {_seconds(seen.tpot_p90)}"),
+            ("tokens/s", f"{seen.output_tokens_per_second:,.0f}", "of answers"),
+        )  # fmt: skip
         blocks.append(Paragraph(text=text, tone="warn" if cut else "good"))
+        blocks.append(Tiles(figures=figures))
         if winner.quant_policy:
             text = f"it stores the cache with {winner.quant_policy} bits: answers change a little"
             blocks.append(Paragraph(text=f"{text} (--kv-types 0 leaves that out)", tone="warn"))
@@ -284,7 +269,7 @@ def _notes(result: Tuning) -> list[Block]:
     blocks += [
         Paragraph(
             text=f"{one.engine}: the forecast was {1 / one.factor:.2f} times what "
-            f"{_counted(one.trials)} measured{corrected}"
+            f"{one.trials} {plural(one.trials, 'trial')} measured{corrected}"
         )
         for one in result.factors
         if one.factor > 0
@@ -296,7 +281,8 @@ def _notes(result: Tuning) -> list[Block]:
             f"requests/s under this load: {result.earlier.change:+.1%} since"
         )
         blocks.append(Paragraph(text=text, tone="bad" if worse else "plain"))
-    text = f"{_counted(len(result.trials))} in {format_duration(result.seconds)}; {result.stopped}"
+    trials = f"{len(result.trials)} {plural(len(result.trials), 'trial')}"
+    text = f"{trials} in {format_duration(result.seconds)}; {result.stopped}"
     blocks.append(Paragraph(text=text, tone="dim"))
     return blocks
 
@@ -313,16 +299,10 @@ def settings_text(one: TrialRecord) -> str:
 
 def _trials(result: Tuning) -> Table:
     """Every trial beside its forecast."""
-    columns = (
-        Column(title="", right=True),
-        Column(title="settings", wrap=True),
-        Column(title="forecast", right=True),
-        Column(title="requests/s", right=True),
-        Column(title="TTFT p90", right=True),
-        Column(title="TPOT p90", right=True),
-        Column(title="", wrap=True),
-    )
-    return Table(columns=columns, rows=tuple(_trial_row(one, result) for one in result.trials))
+    right = ("", "forecast", "requests/s", "TTFT p90", "TPOT p90")
+    titles = ("", "settings", *right[1:], "how it went")
+    rows = (_trial_row(one, result) for one in result.trials)
+    return table(titles, rows, right=right, wrap=("settings", "how it went"))
 
 
 def _loads(result: Tuning) -> Table:
@@ -336,7 +316,7 @@ def _loads(result: Tuning) -> Table:
         times = (seen.ttft_p50, seen.ttft_p90, seen.tpot_p50, seen.e2e_p50)
         rows.append(
             (str(one.concurrency), f"{seen.requests_per_second:.2f}",
-             f"{seen.output_tokens_per_second:,.0f}", *map(seconds_text, times))
+             f"{seen.output_tokens_per_second:,.0f}", *map(_seconds, times))
         )  # fmt: skip
     return table(titles, rows, right=titles)
 
@@ -367,19 +347,8 @@ def _trial_row(one: TrialRecord, result: Tuning) -> tuple[str, ...]:
     marks += [] if one.meets_slo else ["misses the SLO" if result.slo else "not all answered"]
     return (
         str(one.number), settings_text(one), forecast, f"{seen.requests_per_second:.2f}",
-        seconds_text(seen.ttft_p90), seconds_text(seen.tpot_p90), ", ".join(marks),
+        _seconds(seen.ttft_p90), _seconds(seen.tpot_p90), ", ".join(marks),
     )  # fmt: skip
-
-
-def _counted(count: int) -> str:
-    return "1 trial" if count == 1 else f"{count} trials"
-
-
-def _told(seen: SpeedFigures) -> str:
-    return (
-        f"{seen.requests_per_second:.2f} requests/s, {seen.output_tokens_per_second:,.0f} "
-        f"tokens/s, first token {seconds_text(seen.ttft_p50)}"
-    )
 
 
 def calibration_view(result: Document) -> list[Block]:
@@ -406,21 +375,12 @@ def calibration_view(result: Document) -> list[Block]:
         dict.fromkeys(name for one in result["calibrations"] for name in one["gpus"])
     )
     highest = max(result["phases"], key=lambda row: int(row["measured"]))
-    text = f"your cards ({names}) take {_taken(-highest['over'])}{_gained(result.get('tokens'))}"
+    less = highest["over"]
+    taken = f"{format_bytes(abs(less))} {'less' if less > 0 else 'more'} than assumed"
+    text = f"your cards ({names}) take {taken if less else 'what was assumed'}"
+    tokens = result.get("tokens")
+    if tokens is not None:
+        more = tokens["measured"] - tokens["assumed"]
+        change = f"{abs(more):,} {'more' if more > 0 else 'fewer'}" if more else "as many"
+        text += f": {change} tokens ({tokens['measured']:,})"
     return [*blocks, Paragraph(text=f"{text}; later plans know it", tone="good")]
-
-
-def _taken(more: int) -> str:
-    """Bytes beyond the forecast, where most was in use."""
-    if not more:
-        return "what was assumed"
-    return f"{format_bytes(abs(more))} {'more' if more > 0 else 'less'} than assumed"
-
-
-def _gained(tokens: Mapping[str, int] | None) -> str:
-    """What that is worth to a plan for them."""
-    if tokens is None:
-        return ""
-    more = tokens["measured"] - tokens["assumed"]
-    change = f"{abs(more):,} {'more' if more > 0 else 'fewer'} tokens" if more else "as many tokens"
-    return f": {change} ({tokens['measured']:,})"

@@ -17,8 +17,6 @@ from turbofit.report.painters.document import (
     table,
 )
 
-__all__ = ["pretend_view", "watch_view"]
-
 
 def pretend_view(document: Document) -> Iterator[Block]:
     """The document of `pretend.report`, for people."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal
-
-from msgspec.structs import replace
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from turbofit.core.messages import indices, plural
 from turbofit.core.struct import Struct
@@ -16,12 +14,10 @@ from turbofit.report.painters.document import (
     Items,
     Paragraph,
     Table,
-    Timeline,
-    TimelineLane,
-    TimelineSlot,
     table,
 )
 from turbofit.report.views.plan.memory_view import fold_indices
+from turbofit.report.views.shared_blocks import PRETENDED, last_events
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -30,12 +26,8 @@ if TYPE_CHECKING:
     from turbofit.core.run_report import RunReport
     from turbofit.report.painters.document import Block, Tone
 
-__all__ = ["became_blocks", "sides"]
-
 #: Events of a run that are shown.
 _EVENTS: Final = 10
-#: What is said of a run on pretend GPUs: what it shows is not measured.
-_PRETENDED: Final = "on pretend GPUs: memory is the engine's own, words and speed are not real"
 _MOST_CASES: Final = 12
 #: Characters of a bar beside a phase.
 _CELLS: Final = 20
@@ -68,7 +60,7 @@ def _rehearsal(plan: Plan) -> list[Block]:
             where = f"GPU {indices(members)}: " if plan.by_group else ""
             text = (
                 f"{where}{found.outcome} in {found.seconds:.1f} s with LMDeploy"
-                f" {found.engine_version} {_PRETENDED}"
+                f" {found.engine_version} {PRETENDED}"
             )
             tone: Tone = "good" if found.outcome == "served" else "bad"
             blocks += [Paragraph(text=text, tone=tone), *_death(found), *_cases(found)]
@@ -125,122 +117,93 @@ def _run(run: RunReport) -> list[Block]:
             facts.append(("memory", back))
     blocks: list[Block] = [Heading(text="Run"), FactList(facts=tuple(facts))]
     if run.pretend:
-        blocks.append(Paragraph(text=_PRETENDED, tone="warn"))
+        blocks.append(Paragraph(text=PRETENDED, tone="warn"))
     for attempt in run.attempts:
         if attempt.ended:
             text = f"start {attempt.number} ended: {attempt.ended.get('message', '')}"
             blocks.append(Paragraph(text=text, tone="bad"))
-    if run.events:
-        items = tuple(f"{one.at} {one.kind}: {one.text}" for one in run.events[-_EVENTS:])
-        blocks += [Heading(text="Last events", level=3), Items(items=items)]
-    return blocks
+    return [*blocks, *last_events(run, _EVENTS, level=3)]
+
+
+class _Phase(NamedTuple):
+    """A phase: its name, (most, at the end) on each GPU, its seconds where they are real."""
+
+    name: str
+    spans: tuple[tuple[int, int] | None, ...]
+    seconds: float | None = None
 
 
 def _timelines(plan: Plan, run: RunReport | None) -> list[Block]:
     """What was in use from phase to phase: of the run where it was measured, else rehearsed."""
     measured = _measured(plan, run)
     if measured:
-        text = (
-            "Measured by NVML when each phase began, with what others hold. Each phase has the "
-            "same width here; its seconds are in the list."
-        )
+        text = "Measured by NVML when each phase began, with what others hold."
         said = Paragraph(text=text, tone="dim", whole=False)
-        return [said, _timeline(plan, [gpu.index for gpu in plan.gpus], measured)]
+        return [said, _phase_table(plan, [gpu.index for gpu in plan.gpus], measured)]
     text = (
         "On pretend GPUs: memory is the engine's own, with what is charged from the forecast; time "
-        "is not real, so each phase has the same width. The line is what stays, the stroke above "
-        "it what a phase took at most."
+        "is not real. The bar is what stays, and beyond it what a phase took at most."
     )
     blocks: list[Block] = [Paragraph(text=text, tone="dim", whole=False)]
     for numbers in plan.unlike_groups():
         found = plan.of_group(numbers[0]).rehearsal
         if found is not None and found.timeline:
-            slots = [
-                TimelineSlot(
-                    name=one.phase,
-                    spans=tuple(zip(one.peak, one.end, strict=True)),
-                    image=one.image,
+            phases = [
+                _Phase(
+                    f"{one.phase}{' (images)' if one.image else ''}",
+                    tuple(zip(one.peak, one.end, strict=True)),
                 )
                 for one in found.timeline
             ]
-            members = list(plan.parallel.groups[numbers[0]])
-            blocks.append(_timeline(plan, members, slots, died=found.death is not None))
+            blocks.append(_phase_table(plan, plan.parallel.groups[numbers[0]], phases))
     return blocks[1:] and blocks
 
 
-def _measured(plan: Plan, run: RunReport | None) -> list[TimelineSlot]:
+def _measured(plan: Plan, run: RunReport | None) -> list[_Phase]:
     keys = [str(gpu.index) for gpu in plan.gpus]
     moments = run.last.moments if run is not None and run.last is not None else ()
     if not any(key in one.used for one in moments for key in keys):
         return []
     found = []
     for one, after in zip(moments, (*moments[1:], None), strict=True):
-        found.append(
-            TimelineSlot(
-                name=one.phase,
-                spans=tuple(
-                    (one.used[key], one.used[key]) if key in one.used else None for key in keys
-                ),
-                image="check" in one.phase and plan.limits.vision_unit is not None,
-                seconds=None if after is None else after.at - one.at,
-            )
-        )
+        image = "check" in one.phase and plan.limits.vision_unit is not None
+        spans = ((one.used[key], one.used[key]) if key in one.used else None for key in keys)
+        seconds = None if after is None else after.at - one.at
+        found.append(_Phase(f"{one.phase}{' (images)' if image else ''}", tuple(spans), seconds))
     return found
 
 
-def _timeline(
-    plan: Plan, members: Sequence[int], slots: Sequence[TimelineSlot], *, died: bool = False
-) -> Timeline:
-    """GPUs whose figures are the same share a line."""
-    found: dict[tuple[tuple[int, int] | None, ...], list[int]] = {}
-    for place in range(len(members)):
-        found.setdefault(tuple(slot.spans[place] for slot in slots), []).append(place)
-    ledgers = {gpu.index: gpu for gpu in plan.gpus}
-    lanes = []
-    for places in found.values():
-        cards = [ledgers[members[place]] for place in places]
-        least = min(cards, key=lambda card: card.total - card.reserved)
-        lanes.append(
-            TimelineLane(
-                title=f"GPU {indices(card.index for card in cards)}",
-                room=least.total - least.reserved,
-                margin=least.margin,
-            )
-        )
-    first = [places[0] for places in found.values()]
-    shared = tuple(replace(one, spans=tuple(one.spans[place] for place in first)) for one in slots)
-    return Timeline(
-        lanes=tuple(lanes), slots=shared, died=died, instead=(_phase_table(lanes, shared),)
-    )
+def _phase_table(plan: Plan, members: Sequence[int], phases: Sequence[_Phase]) -> Table:
+    """Every phase; GPUs whose figures are the same share columns.
 
-
-def _phase_table(lanes: Sequence[TimelineLane], slots: Sequence[TimelineSlot]) -> Table:
-    """Every phase; a terminal has room for the fullest GPUs, and a bar of what stays and a peak."""
-
-    def most(number: int) -> int:
-        spans = (slot.spans[number] for slot in slots)
-        return max((span[0] for span in spans if span), default=0)
-
-    fullest = max(range(len(lanes)), key=most)
-    timed = any(slot.seconds is not None for slot in slots)
+    A terminal has room for the fullest GPUs, and a bar of what stays and a peak.
+    """
+    lanes: dict[tuple[tuple[int, int] | None, ...], list[int]] = {}
+    for place, index in enumerate(members):
+        lanes.setdefault(tuple(phase.spans[place] for phase in phases), []).append(index)
+    fullest = max(lanes, key=lambda spans: max((span[0] for span in spans if span), default=0))
+    room = min(gpu.total - gpu.reserved for gpu in plan.gpus if gpu.index in lanes[fullest])
+    timed = any(phase.seconds is not None for phase in phases)
     columns = [Column(title="phase", wrap=True)]
     columns += [Column(title="seconds", right=True)] if timed else []
     # Measured is one moment of each phase.
     titles = ("{} in use, MiB",) if timed else ("{} at most, MiB", "at the end, MiB")
     columns += [
-        Column(title=title.format(lane.title), right=True, aside=number != fullest)
-        for number, lane in enumerate(lanes)
+        Column(title=title.format(f"GPU {indices(gpus)}"), right=True, aside=spans != fullest)
+        for spans, gpus in lanes.items()
         for title in titles
     ]
-    columns.append(Column(title="of the card" if len(lanes) == 1 else f"of {lanes[fullest].title}"))
+    card = "the card" if len(lanes) == 1 else f"GPU {indices(lanes[fullest])}"
+    columns.append(Column(title=f"of {card}", drawn=True))
     rows = []
-    for slot in slots:
-        row = [f"{slot.name}{' (images)' if slot.image else ''}"]
+    for number, phase in enumerate(phases):
+        row = [phase.name]
         if timed:
-            row.append("" if slot.seconds is None else f"{slot.seconds:,.1f}")
-        for span in slot.spans:
+            row.append("" if phase.seconds is None else f"{phase.seconds:,.1f}")
+        for spans in lanes:
+            span = spans[number]
             row += ["-" if span is None else mib(size) for size in (span or (0, 0))[-len(titles) :]]
-        rows.append((*row, _drawn(slot.spans[fullest], lanes[fullest].room)))
+        rows.append((*row, _drawn(fullest[number], room)))
     return Table(columns=tuple(columns), rows=tuple(rows))
 
 
@@ -311,34 +274,34 @@ def sides(plan: Plan, run: RunReport | None = None) -> list[tuple[str, tuple[_Si
     """
     found = []
     ledgers = {ledger.index: ledger for ledger in plan.gpus}
-    for members, _ in fold_indices(plan.gpus):
+    for members, first in fold_indices(plan.gpus):
         equal = [ledgers[index] for index in members]
-        each = [_of_gpu(plan, ledger, run) for ledger in equal]
-        rows = [*map(_worst, zip(*each, strict=True)), *_terms(equal)]
+        rehearsed = [_rehearsed(plan, ledger.index) for ledger in equal]
+        measured = [_actual(plan, run, ledger) for ledger in equal]
+        forecast = _forecast(plan.of_group(_group(plan, first.index)), first)
+        rows = [
+            _Side(
+                what=what,
+                forecast=value,
+                rehearsed=_worst(what, rehearsed),
+                measured=_worst(what, measured),
+                unit="tokens" if what == "KV tokens" else "bytes",
+            )
+            for what, value in forecast.items()
+        ]
+        rows += _terms(equal)
         told = tuple(row for row in rows if row.rehearsed is not None or row.measured is not None)
         if told:
-            worst = ", the worst of them" if _several(plan, members, told) else ""
+            seen = measured if any(row.measured is not None for row in told) else rehearsed
+            worst = ", the worst of them" if sum(map(bool, seen)) > 1 else ""
             found.append((f"GPU {indices(members)}{worst}", told))
     return found
 
 
-def _several(plan: Plan, members: Sequence[int], rows: Iterable[_Side]) -> bool:
-    """Whether figures of more than one GPU of a set may be known."""
-    if any(row.measured is not None for row in rows):
-        return len(members) > 1
-    return sum(_place(plan, _group(plan, index), index) is not None for index in members) > 1
-
-
-def _worst(rows: Sequence[_Side]) -> _Side:
-    """One figure of equal GPUs: the forecast, with the worst that was rehearsed and measured."""
-    worst = max if rows[0].what.startswith(_IN_USE) else min
-    rehearsed = [row.rehearsed for row in rows if row.rehearsed is not None]
-    measured = [row.measured for row in rows if row.measured is not None]
-    return replace(
-        rows[0],
-        rehearsed=worst(rehearsed, default=None),
-        measured=worst(measured, default=None),
-    )
+def _worst(what: str, seen: Sequence[dict[str, int | None]]) -> int | None:
+    """The worst of a figure among equal GPUs, of those that showed it."""
+    values = [value for one in seen if (value := one.get(what)) is not None]
+    return (max if what.startswith(_IN_USE) else min)(values, default=None)
 
 
 def _terms(ledgers: Sequence[GpuLedger]) -> Iterable[_Side]:
@@ -348,24 +311,6 @@ def _terms(ledgers: Sequence[GpuLedger]) -> Iterable[_Side]:
         first = terms[0]
         if seen and first.term != "kv_cache":
             yield _Side(what=first.term, forecast=first.bytes, rehearsed=max(seen))
-
-
-def _of_gpu(plan: Plan, ledger: GpuLedger, run: RunReport | None) -> list[_Side]:
-    """Loading, rest and peak of a GPU; the cache of its group."""
-    group = _group(plan, ledger.index)
-    place = _place(plan, group, ledger.index)
-    plan = plan.of_group(group)
-    rehearsed, measured = _rehearsed(plan, place), _actual(plan, run, ledger)
-    return [
-        _Side(
-            what=what,
-            forecast=forecast,
-            rehearsed=rehearsed.get(what),
-            measured=measured.get(what),
-            unit="tokens" if what == "KV tokens" else "bytes",
-        )
-        for what, forecast in _forecast(plan, ledger).items()
-    ]
 
 
 def _forecast(plan: Plan, ledger: GpuLedger) -> dict[str, int | None]:
@@ -384,11 +329,15 @@ def _forecast(plan: Plan, ledger: GpuLedger) -> dict[str, int | None]:
     }
 
 
-def _rehearsed(plan: Plan, place: int | None) -> dict[str, int | None]:
-    """What a rehearsal showed of the GPU at a place in its group; nothing where it did not."""
-    rehearsal = plan.rehearsal
-    if rehearsal is None or place is None:
+def _rehearsed(plan: Plan, index: int) -> dict[str, int | None]:
+    """What a rehearsal showed of a GPU; nothing where its group was not rehearsed."""
+    group = _group(plan, index)
+    members = plan.parallel.groups[group] if plan.parallel.groups else ()
+    rehearsal = plan.of_group(group).rehearsal
+    # Where all groups run the same settings, the first one alone was rehearsed.
+    if rehearsal is None or index not in members or (group and not plan.by_group):
         return {}
+    place = members.index(index)
     timeline, cache = rehearsal.timeline, rehearsal.cache
     loading = [one.peak[place] for one in timeline if one.phase in _LOADING]
     served = rehearsal.outcome == "served"
@@ -428,10 +377,3 @@ def _group(plan: Plan, index: int) -> int:
     """The number of the group that a GPU belongs to; 0 where it is in none."""
     members = enumerate(plan.parallel.groups)
     return next((number for number, group in members if index in group), 0)
-
-
-def _place(plan: Plan, group: int, index: int) -> int | None:
-    """Where a GPU stands in its group, if that was rehearsed; else only the first one was."""
-    members = plan.parallel.groups[group] if plan.parallel.groups else ()
-    rehearsed = group == 0 or bool(plan.by_group)
-    return members.index(index) if rehearsed and index in members else None

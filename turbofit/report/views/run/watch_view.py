@@ -8,6 +8,7 @@ from turbofit.core.messages import plural
 from turbofit.core.units import format_bytes
 from turbofit.report.painters.document import FactList, Heading, Items, Paragraph, table
 from turbofit.report.views.plan.memory_view import fold, memory_bar
+from turbofit.report.views.shared_blocks import PRETENDED, last_events
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from turbofit.core.run_report import RunReport
     from turbofit.observe.live import LiveEngine, LiveServer
     from turbofit.report.painters.document import Block, Table
-
-__all__ = ["watch_view"]
 
 _EVENTS: Final = 5
 _NONE: Final = "-"
@@ -41,17 +40,13 @@ def watch_view(
     """
     blocks: list[Block] = [Heading(text=plan.model.name), FactList(facts=_facts(run, now))]
     if run is not None and run.pretend:
-        text = "on pretend GPUs: memory is the engine's own, words and speed are not real"
-        blocks.append(Paragraph(text=text, tone="warn"))
+        blocks.append(Paragraph(text=PRETENDED, tone="warn"))
     if now is not None:
         blocks.append(_engines(now, before))
     blocks += _memory(plan, used)
     if now is not None:
         blocks += _held_back(now)
-    if run is not None and run.events:
-        items = tuple(f"{one.at} {one.kind}: {one.text}" for one in run.events[-_EVENTS:])
-        blocks += [Heading(text="Last events"), Items(items=items)]
-    return blocks
+    return [*blocks, *(last_events(run, _EVENTS) if run is not None else [])]
 
 
 def _facts(run: RunReport | None, now: LiveServer | None) -> tuple[tuple[str, str], ...]:
