@@ -11,8 +11,6 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-__all__ = ["ran_on", "row", "table"]
-
 
 def row(cells: Iterable[object]) -> str:
     """A line of a table; what would break it is kept out."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["cpu_seconds", "resident_mib"]
-
 
 def cpu_seconds(pid: int) -> float:
     """Processor time, its own and the system's for it."""

@@ -38,8 +38,6 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Citation", "State", "citations", "digest", "main", "named", "state"]
-
 ROOT: Final = Path(__file__).parents[1]
 _FORM: Final = re.compile(
     r"\b(lmdeploy|torch|transformers|triton) (?:(\d+\.\d[\w.]*) )?([\w*][\w./*-]*\.\w+)"

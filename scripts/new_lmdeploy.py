@@ -50,8 +50,6 @@ from turbofit.pretend.build import build
 from turbofit.pretend.environment import cuda_site
 from turbofit.pretend.libraries import check_surface
 
-__all__ = ["Difference", "cited_places", "compared", "main", "page", "unpacked", "write_kernels"]
-
 #: Of unlike kinds: towers, text, experts, delta nets, packed weights, both engines, three cards.
 REHEARSED: Final = {
     "internvl2-1b": "1xrtx4090", "internvl3-1b-hf": "1xrtx4090", "internvl2-2b-awq": "1xrtx4090",

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from turbofit.cli.command import CliCommand
 
-__all__ = ["SCHEMAS", "reference_pages"]
-
 _ROOT: Final = Path(__file__).parents[1]
 #: The published JSON Schemas: of the documents that turbofit prints, and of a profile.
 SCHEMAS: Final = (*map(schema_path, NAMES), _ROOT / "presets" / "profile.schema.json")

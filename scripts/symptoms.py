@@ -21,8 +21,6 @@ from turbofit.gateway.http.refusals import refusals
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["PAGES", "Refused", "Symptom", "refused", "renewed", "rule_kinds", "symptoms"]
-
 _ROOT: Final = Path(__file__).parents[1]
 _DOCS: Final = _ROOT / "docs"
 _CHINESE: Final = _DOCS / "zh"

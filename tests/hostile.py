@@ -22,8 +22,6 @@ from hypothesis import strategies as st
 
 from tests.sweep import part
 
-__all__ = ["hostile"]
-
 _FOLDER = Path(__file__).parent / "fixtures" / "hostile"
 #: Of processor time, for one input: others wait while it is read.
 _SECONDS = 2.0

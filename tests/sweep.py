@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 
-__all__ = ["part", "sweep"]
-
 
 def sweep(values: Iterable[Any], every: int = 8) -> list[Any]:
     """Parameters of a test: one of so many in the default check, all in `./scripts/check --all`."""

@@ -17,8 +17,6 @@ from unittest.mock import patch
 
 from tests.support.waiting import HANG
 
-__all__ = ["run", "settled"]
-
 T = TypeVar("T")
 
 

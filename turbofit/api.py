@@ -27,17 +27,6 @@ if TYPE_CHECKING:
     from turbofit.core.which import Which
     from turbofit.planning.request import PredictRequest
 
-__all__ = [
-    "batch",
-    "pipeline",
-    "plan",
-    "plan_cluster",
-    "predict",
-    "rehearse",
-    "which",
-]
-
-
 _Request = TypeVar("_Request", bound=PlanRequest)
 
 

@@ -13,8 +13,6 @@ from turbofit.memory.engines import engine_named
 from turbofit.memory.legacy.pytorch import LegacyPytorch
 from turbofit.memory.legacy.turbomind import GroupAccount, LegacyTurbomind
 
-__all__ = ["Forecast", "forecast"]
-
 
 class Forecast(Struct):
     """What the account says of a row: ledgers of its GPUs and the cache in blocks.

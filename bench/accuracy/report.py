@@ -13,8 +13,6 @@ from turbofit.core.presets import load_yaml
 from turbofit.core.units import MIB
 from turbofit.memory.versions import parse
 
-__all__ = ["report"]
-
 _TABLE = "internvl2.0/deployment"
 
 

@@ -18,8 +18,6 @@ from turbofit.machine.spec import parse_spec
 from turbofit.model.parameters import parameters, stored_bytes
 from turbofit.model.presets import Preset, find_preset, preset_model
 
-__all__ = ["HERE", "Row", "machine_of", "model_of", "read_rows"]
-
 HERE: Final = Path(__file__).parent
 _PACKED: Final = {
     "awq": Quantization(method="awq", bits=4, group_size=128),

@@ -13,8 +13,6 @@ from turbofit.core.plan import GpuLedger
 from turbofit.core.struct import Struct
 from turbofit.core.units import MIB
 
-__all__ = ["Score", "Scored", "score", "summary"]
-
 _OUTCOMES = {"ran": "ok", "oom": "oom"}
 
 

@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass
 from bench.clients.suites import Seen
 from bench.page import ran_on, table
 
-__all__ = ["Run", "report", "unexplained"]
-
 _CLOSED = "closed, with the reason: its GPU memory is in no plan"
 #: Why the gateway answers otherwise on purpose, by the name of a check, whichever suite has it.
 _WHY = {

@@ -14,8 +14,6 @@ from typing import Final, NamedTuple
 
 from bench.clients.checks.common import picture
 
-__all__ = ["SUITES", "Environments", "Seen", "run"]
-
 _HERE: Final = Path(__file__).parent
 _CHECKS: Final = _HERE / "checks"
 _SHOWN: Final = ("openai", "anthropic", "langchain-openai", "litellm", "pytest")

@@ -14,8 +14,6 @@ from tests.support.checkpoints import make_internvl2, make_internvl_hf, write_to
 from tests.support.checkpoints_eva import make_cogvlm, make_glm4v
 from tests.support.checkpoints_llava import make_llava
 
-__all__ = ["CHECKPOINTS"]
-
 _WRITTEN: Final[dict[str, dict[str, Any]]] = yaml.safe_load(
     Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")
 )

@@ -11,8 +11,6 @@ from email.parser import HeaderParser
 from pathlib import Path
 from typing import Any, Final
 
-__all__ = ["demand", "installed", "probe"]
-
 #: What Transformers pins to itself; all else it needs is in the bench's own environment.
 _BESIDE: Final = ("huggingface-hub", "tokenizers")
 _SECONDS: Final = 900

@@ -12,8 +12,6 @@ from bench.compatibility.checkpoints import CHECKPOINTS
 from turbofit.model.families.engines import TURBOMIND_VISION
 from turbofit.model.source import resolve_model
 
-__all__ = ["make_jobs"]
-
 #: Small, since LLaVA-1.5 under Transformers 5 takes each column for a channel; three to two, since
 #: InternVL makes six tiles and a thumbnail of that.
 _SIZE: Final = (90, 60)

@@ -13,8 +13,6 @@ from turbofit.memory.versions import parse
 from turbofit.planning.compatibility import compatibility
 from turbofit.planning.examine.packages import satisfies
 
-__all__ = ["PUBLISHED", "Outcome", "fold", "listed", "render"]
-
 #: The job with the code that InternVL's checkpoints publish stands for the family.
 PUBLISHED: Final = "InternVLChatModel+published"
 _HEAD: Final = """\

@@ -18,8 +18,6 @@ from typing import Any, NamedTuple
 from tests.support.processes import REPO, Child, free_port, pids
 from tests.support.serving import Served
 
-__all__ = ["Ground", "Outcome", "Server"]
-
 
 class Outcome(NamedTuple):
     ok: bool

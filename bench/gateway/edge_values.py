@@ -18,8 +18,6 @@ from turbofit.gateway.limits.rules import (
     Texts,
 )
 
-__all__ = ["ABSENT", "BASE", "COSTLY", "PATHS", "edges"]
-
 ABSENT: Final = object()
 PATHS: Final = {
     "chat": "/v1/chat/completions",

@@ -12,8 +12,6 @@ import yaml
 
 from bench.golden import spaces
 
-__all__ = ["Case", "all_cases", "groups"]
-
 _SPACES = (
     spaces.models, spaces.cards, spaces.checkpoints, spaces.generations, spaces.options,
 )  # fmt: skip

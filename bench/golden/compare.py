@@ -11,11 +11,6 @@ from typing import NamedTuple
 
 from bench.golden.cases import Case
 
-__all__ = [
-    "HASHES", "Difference", "differences", "digest", "read_folder", "read_hashes", "shown",
-    "write_folder", "write_hashes",
-]  # fmt: skip
-
 HASHES = Path(__file__).with_name("hashes.txt")
 _HEAD = "# The SHA-256 of each document, its first digits: python -m bench.golden --renew\n"
 _DIGITS = 8

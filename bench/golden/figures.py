@@ -13,8 +13,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-__all__ = ["ADDED", "CHANGED", "GONE", "SAID", "Moved", "moved", "summarised"]
-
 #: Kinds of difference, those first that need the closest look.
 _ORDER = CHANGED, GONE, SAID, ADDED = "changed", "gone", "said", "added"
 _SAID = re.compile(

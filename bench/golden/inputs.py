@@ -13,8 +13,6 @@ import yaml
 
 from bench.golden.machines import CLUSTERS, MACHINES, MIB
 
-__all__ = ["write_inputs"]
-
 HERE = Path(__file__).parent
 #: Made by turbofit itself: each is the JSON that a command prints.
 _PLANS = {

@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from itertools import combinations
 from typing import Any
 
-__all__ = ["CLUSTERS", "MACHINES"]
-
 MIB, GIB = 1 << 20, 1 << 30
 _RTX_3090 = ("NVIDIA GeForce RTX 3090", 24576, 308, (8, 6), 82, 6, 936e9, 71e12)
 _RTX_4090 = ("NVIDIA GeForce RTX 4090", 24564, 439, (8, 9), 128, 72, 1008e9, 165e12)

@@ -21,8 +21,6 @@ from typing import NamedTuple
 from bench.golden.cases import Case
 from bench.golden.inputs import write_inputs
 
-__all__ = ["Workplace", "workplace"]
-
 #: Of the caller's environment; all else that a plan could depend on is set below.
 _KEPT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "TMPDIR")
 #: What `doctor` finds out of --on alone; the rest is of the machine that it runs on.

@@ -12,8 +12,6 @@ from pathlib import Path
 
 import yaml
 
-__all__ = ["cards", "checkpoints", "generations", "models", "options"]
-
 PRESETS = Path(__file__).resolve().parents[2] / "presets"
 _NO_PRESETS = {"aliases", "context", "unsupported"}
 

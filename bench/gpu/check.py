@@ -17,8 +17,6 @@ from turbofit.core.units import MIB
 from turbofit.report.share import SharedRun
 from turbofit.report.stored_documents import check_consistent
 
-__all__ = ["impossible"]
-
 _DRIVER = re.compile(r"\d{3}\.\d{2,3}(\.\d{2})?")
 #: What the driver counts memory in.
 _PAGE = 4096

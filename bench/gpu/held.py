@@ -14,8 +14,6 @@ from bench.gpu.speeds import beside, ceilings, speed_readings
 from bench.gpu.terms import cache_of, cases
 from turbofit.diagnose.explain import diagnose
 
-__all__ = ["hold", "table"]
-
 MIB = 1 << 20
 
 

@@ -18,8 +18,6 @@ from turbofit.core.struct import NA
 from turbofit.memory.account import HOPPER, POOL_WARMUP
 from turbofit.memory.turbomind.weights import load_constants
 
-__all__ = ["Implied", "Reading", "implied", "memory_readings", "sums", "value_of"]
-
 MIB = 1 << 20
 _TURBOMIND = "engines/turbomind-0.18.yaml"
 #: What two readings of NVML differ by without a reason.

@@ -19,8 +19,6 @@ from turbofit.machine.presets import load_preset as gpu_preset
 from turbofit.machine.presets import match_preset, preset_names
 from turbofit.report.share import SharedRun
 
-__all__ = ["OBSERVATIONS", "RESULTS", "Results", "engine_log", "kept", "load", "observed", "read"]
-
 HERE = Path(__file__).parent
 #: Folders of stages, as measured before `turbofit share` was there.
 RESULTS = HERE / "results"

@@ -23,8 +23,6 @@ from turbofit.memory.engines import engine_named
 from turbofit.model.source import resolve_model
 from turbofit.tuner.speed import GpuRates, StepWork, rates, work_of
 
-__all__ = ["Point", "beside", "ceilings", "points", "speed_readings"]
-
 _PRESET = "engines/throughput.yaml"
 #: By how much of itself a constant of speed must be off before it changes.
 _SHARE = 0.1

@@ -12,8 +12,6 @@ from turbofit.core.plan import Plan
 from turbofit.core.units import MIB
 from turbofit.machine.presets import preset_names
 
-__all__ = ["PAGE", "every", "page", "write"]
-
 PAGE = Path(__file__).parents[2] / "docs" / "accuracy.md"
 _BEGIN = "<!-- measured cards: python -m bench.gpu table -->"
 _END = "<!-- end of measured cards -->"

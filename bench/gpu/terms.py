@@ -12,8 +12,6 @@ from typing import Any
 
 from turbofit.core.plan import GpuLedger, Plan
 
-__all__ = ["AFTER", "BEFORE", "after_cache", "before_cache", "cache_of", "cases"]
-
 #: Terms of the ledger that exist on a real card only.
 BEFORE = ("cuda_context", "cublas", "torch_kernels", "communicator")
 AFTER = ("kernel_modules", "pool_growth")

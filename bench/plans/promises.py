@@ -8,8 +8,6 @@ from bench.plans.requests import Pair, Request
 from turbofit.core.plan import Plan
 from turbofit.memory.account import RATIO_STEPS
 
-__all__ = ["least_breaks", "shrinks", "taken"]
-
 #: Tokens by which rounding to blocks may shorten a context, and the share of a value that they are.
 _ROUNDING: Final = 64
 _SHARE: Final = 0.001

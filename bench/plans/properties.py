@@ -13,8 +13,6 @@ from typing import Final
 from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Plan
 
-__all__ = ["of_plan", "of_refusal"]
-
 #: Compute capabilities that TurboMind 0.18 has code for at all.
 _BUILT: Final = {(7, 0), (7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)}
 #: Those on which its kernels for packed weights and for experts are empty functions.

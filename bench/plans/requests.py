@@ -15,8 +15,6 @@ from turbofit.model.presets import known_presets
 from turbofit.model.source import resolve_model
 from turbofit.tuner.search.sizing import MIN_TEXT_TOKENS
 
-__all__ = ["KINDS", "Pair", "Request", "pairs", "planned", "requests"]
-
 _MODELS: Final = (
     "internvl2-2b", "internvl2-8b", "internvl2-26b-awq", "internvl3-8b-hf", "llava-1.5-7b",
     "qwen2-vl-2b", "qwen2-vl-7b", "qwen2.5-vl-7b", "qwen2.5-vl-7b-awq", "qwen3-vl-8b",

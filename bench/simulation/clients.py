@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from bench.simulation.world import World
     from turbofit.gateway.http.app import Gateway
 
-__all__ = ["MARK", "Request"]
-
 #: In a body: its request's number, or the text that equal requests share.
 MARK = re.compile(rb"#(?:(\d+)|((?:poison|ask) [\d.e-]+))#")
 

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from bench.simulation.world import World
     from turbofit.core.plan import GpuLedger, Plan
 
-__all__ = ["Exchange", "SimulatedEngine", "SimulatedEngineProcess", "StartFault"]
-
 
 @dataclass
 class StartFault:

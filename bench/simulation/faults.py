@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from bench.simulation.engine import SimulatedEngine
     from bench.simulation.scenario import Day
 
-__all__ = ["FAULTS"]
-
 MIB = 1 << 20
 #: Seconds after which a supervisor, whose idle looks are rare here, has written its lease again.
 _NOTED = 300.0

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from bench.simulation.world import World
     from turbofit.gateway.http.app import Gateway
 
-__all__ = ["SimulatedGatewayThread", "SimulatedSocket", "VirtualLoop"]
-
 #: Seconds until a connection is made.
 _CONNECT = 0.0001
 #: What a coroutine awaits at its end, at most: each is one more time that it is to be closed.

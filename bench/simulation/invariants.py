@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.launch.serve.runs import RunRecord
 
-__all__ = ["Invariants"]
-
 #: Seconds that a request may take at most: the wait for a place, an engine that is silent until it
 #: is given up, another one, its restarts.
 _LONGEST = 900.0

@@ -19,8 +19,6 @@ from turbofit.machine.source import machine_from
 if TYPE_CHECKING:
     from bench.simulation.engine import SimulatedEngine
 
-__all__ = ["OutOfDeviceMemory", "SimulatedMachine", "SimulatedNvml"]
-
 _RAM = 256 * GIB
 
 

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from bench.simulation.scheduler import Process
     from turbofit.launch.serve.config import ServeConfig
 
-__all__ = ["Day", "simulate"]
-
 DAY = 86_400.0
 #: The last two hours are without faults: turbofit must serve at their end.
 CALM = 7_200.0

@@ -16,9 +16,6 @@ from typing import Any
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
-__all__ = ["Event", "Process", "Scheduler", "Timer"]
-
-
 #: A day has some thousands of events.
 _MOST_STEPS = 1_000_000
 

@@ -45,8 +45,6 @@ if TYPE_CHECKING:
     from bench.simulation.scheduler import Scheduler
     from bench.simulation.world import World
 
-__all__ = ["in_place"]
-
 _LMDEPLOY = Lmdeploy("0.18.0", ("python",))
 _HELPS = Remedies((Remedy(change="more memory", effect="fits (not searched for here)"),), ())
 _ROOMS = (

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from bench.simulation.gateway import SimulatedGatewayThread, VirtualLoop
     from turbofit.core.plan import Plan
 
-__all__ = ["Result", "Violation", "World"]
-
 #: Seconds after which a supervisor looks where nothing was to be seen.
 _IDLE = 900.0
 #: The same while an engine of its starts, or rests: deadlines are seen so much later at most.

@@ -12,8 +12,6 @@ import aiohttp
 from bench.soak.served import EngineAddress
 from tests.support.gateway import CHAT, chat, image_part
 
-__all__ = ["Clients"]
-
 #: A request that is not answered for so long hangs: the longest fault is over long before.
 _HANG: Final = 120.0
 

@@ -17,8 +17,6 @@ from bench.soak.served import Soaked
 from tests.support.gateway import picture
 from tests.support.mutations import Mutator
 
-__all__ = ["Faults"]
-
 _HEAD: Final = (
     b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
 )

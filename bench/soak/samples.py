@@ -10,8 +10,6 @@ from typing import Final, NamedTuple
 
 from bench.proc import cpu_seconds, resident_mib
 
-__all__ = ["TOLERANCES", "Sample", "Verdict", "shown", "taken", "verdict"]
-
 #: Of the samples, in parts: the first of them is the warm-up and counts for nothing.
 _PARTS: Final = 10
 #: Of a connection, in the kernel's table.

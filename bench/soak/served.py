@@ -9,8 +9,6 @@ from bench.faults.ground import Ground
 from tests.support.checkpoints import make_internvl2
 from tests.support.processes import alive, gone, pids
 
-__all__ = ["ENGINES", "EngineAddress", "Soaked", "running"]
-
 ENGINES: Final = 2
 _KEY: Final = "TURBOFIT_ENGINE_KEY"
 _LEASES: Final = "TURBOFIT_LEASES"

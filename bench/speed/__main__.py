@@ -14,8 +14,6 @@ from bench.speed.score import score
 from turbofit.core.presets import preset_path
 from turbofit.tuner.speed import rates
 
-__all__ = ["main", "results_of"]
-
 
 def results_of(rows: list[Row]) -> Results:
     """All rows, each with its source left out and as shipped."""

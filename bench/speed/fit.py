@@ -12,8 +12,6 @@ from bench.speed.forecast import Setup
 from bench.speed.score import Score, loss, score
 from turbofit.tuner.speed import Rates
 
-__all__ = ["FITTED", "fit", "left_out_scores"]
-
 #: What published speeds say something of; constants of links: bench/topology.
 FITTED: Final = ("memory_efficiency", "compute_efficiency", "layer_seconds")
 _LARGEST_SHARE: Final = 0.95

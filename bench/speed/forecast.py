@@ -27,8 +27,6 @@ from turbofit.tuner.speed import (
     work_of,
 )
 
-__all__ = ["Setup", "forecast", "setup_of"]
-
 #: Share of a card that vLLM and SGLang take, and what of it is neither weights nor cache.
 _SHARE, _BESIDE = 0.9, 3 << 29
 _CHUNK = 8192

@@ -15,8 +15,6 @@ from bench.speed.rows import Row
 from bench.speed.score import Score, curves, median_of, order, p90_of
 from turbofit.tuner.speed import rates
 
-__all__ = ["Results", "published_errors", "report", "with_errors"]
-
 #: The bars of the issue: median, nine of ten, curves within a factor of two, pairs in order.
 _MEDIAN, _P90, _PAIRS = 0.25, 0.6, 0.9
 #: Rows that are off by more are named.

@@ -8,8 +8,6 @@ import msgspec
 
 from turbofit.core.struct import Struct
 
-__all__ = ["HERE", "Row", "read_rows"]
-
 HERE = Path(__file__).resolve().parent
 
 

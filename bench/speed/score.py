@@ -12,8 +12,6 @@ from bench.speed.forecast import Setup, forecast
 from turbofit.core.struct import Struct
 from turbofit.tuner.speed import Rates
 
-__all__ = ["Curve", "Score", "curves", "loss", "median_of", "order", "p90_of", "score"]
-
 #: Figures that are closer than this are a tie, which no forecast has to order.
 _TIE = 0.02
 #: A curve has at least so many batches.

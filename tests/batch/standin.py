@@ -14,8 +14,6 @@ from tests.load.scripted import ThreadedServer
 from tests.support.waiting import HANG
 from turbofit.batch.item import BatchItem
 
-__all__ = ["StandIn", "items_of", "lines", "request", "text_of", "write_requests"]
-
 
 def request(name: str, text: str, **body: Any) -> dict[str, Any]:
     """A line of an input."""

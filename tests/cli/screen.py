@@ -16,8 +16,6 @@ from typing import Final
 
 from tests.support.waiting import HANG
 
-__all__ = ["Screen", "screen_of"]
-
 _PIECE: Final = re.compile(r"\x1b\[(\d*)([A-Za-z])|(\r)|(\n)|([^\x1b\r\n]+)")
 
 

@@ -20,8 +20,6 @@ from turbofit.core.struct import Struct
 from turbofit.diagnose.answer import Diagnosis
 from turbofit.diagnose.explain import diagnose
 
-__all__ = ["Judged", "judge", "report"]
-
 RESULTS = Path(__file__).parents[2] / "bench" / "faults" / "PUBLIC_DEATHS.md"
 #: What of an answer shows that a reason was found.
 _REASONS = {

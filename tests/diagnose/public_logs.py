@@ -8,8 +8,6 @@ from typing import Any
 
 from turbofit.core.presets import load_yaml
 
-__all__ = ["CASES", "log_of"]
-
 CASES: dict[str, dict[str, Any]] = load_yaml(Path(__file__).parent / "public_deaths.yaml")
 
 _FOLDERS = {

@@ -14,8 +14,6 @@ from tests.support.mutations import Mutator
 from tests.support.plans import plausible_plan
 from turbofit.model.source import resolve_model
 
-__all__ = ["as_lmdeploy_reads", "drive", "loaded", "make", "plan_of"]
-
 
 def make(family: str, folder: Path) -> Path:
     if family == "internvl":

@@ -14,12 +14,12 @@ from tests.support.serving import image, serve_pretend
 from turbofit import api
 from turbofit.cli.main import main
 from turbofit.core.plan import Plan
+from turbofit.core.rehearsal import End
 from turbofit.core.units import MIB
 from turbofit.launch.engine.launches import Launch
 from turbofit.launch.run import _engines
 from turbofit.launch.serve.ladder import rungs
 from turbofit.launch.serve.supervisor import Supervisor
-from turbofit.observe.ends import End
 
 MODEL, ON = "internvl2-8b-awq", "rtx3090+rtx4080"
 FULLER = ("internvl2-8b", "rtx3090:free=23GiB+rtx3090:free=18GiB")

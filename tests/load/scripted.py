@@ -11,8 +11,6 @@ from typing import Any
 from aiohttp import web
 from typing_extensions import Self
 
-__all__ = ["ScriptedServer", "ThreadedServer"]
-
 
 class ThreadedServer:
     """An OpenAI-compatible server of the model ``m`` in a thread; a context manager.

@@ -16,8 +16,6 @@ from typing import Any
 from tests.support.processes import CUDA_PATH
 from tests.support.processes import REPO as ROOT
 
-__all__ = ["CUDA_PATH", "HEAD", "ROOT", "Ran", "run"]
-
 _MARK = "RESULT "
 HEAD = f"""
 import json, sys, torch

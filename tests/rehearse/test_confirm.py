@@ -11,7 +11,8 @@ import pytest
 from msgspec.structs import replace
 
 import turbofit
-from turbofit.core.plan import End, Plan, Rehearsal, RehearsedCache
+from turbofit.core.plan import Plan, Rehearsal
+from turbofit.core.rehearsal import End, RehearsedCache
 from turbofit.core.units import GIB, MIB
 from turbofit.rehearse import confirm
 

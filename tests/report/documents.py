@@ -7,14 +7,8 @@ from functools import cache
 from msgspec.structs import replace
 
 from turbofit import api
-from turbofit.core.plan import (
-    End,
-    Moment,
-    Plan,
-    Rehearsal,
-    RehearsedCache,
-    RehearsedCase,
-)
+from turbofit.core.plan import Plan, Rehearsal
+from turbofit.core.rehearsal import End, Moment, RehearsedCache, RehearsedCase
 from turbofit.core.run_report import (
     EngineRecord,
     RunAttempt,

@@ -14,11 +14,6 @@ from typing import Any
 
 from turbofit.rehearse.checkpoint.tokenizer import byte_alphabet, byte_level
 
-__all__ = [
-    "make_internvl2", "make_internvl_hf", "make_qwen2_vl", "make_text", "write_safetensors",
-    "write_tokenizer",
-]  # fmt: skip
-
 _BITS = {"BF16": 16, "F16": 16, "F32": 32, "I32": 32, "I64": 64, "F8_E4M3": 8, "U8": 8}
 _CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

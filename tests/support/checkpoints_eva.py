@@ -11,8 +11,6 @@ from typing import Any
 
 from tests.support.checkpoints import _write
 
-__all__ = ["make_cogvlm", "make_glm4v"]
-
 _HIDDEN, _INNER, _VISION, _WIDE = 128, 256, 64, 96
 
 

@@ -8,8 +8,6 @@ from typing import Any
 
 from tests.support.checkpoints import _TEXT, _qwen2, _write
 
-__all__ = ["make_llava"]
-
 _CLIP: dict[str, Any] = {
     "model_type": "clip_vision_model",
     "hidden_size": 64,

@@ -10,8 +10,6 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
-__all__ = ["COMMIT", "MODELSCOPE_API", "Hub", "ModelScope"]
-
 COMMIT = "a" * 40
 MODELSCOPE_API = "/api/v1/models/"
 

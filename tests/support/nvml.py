@@ -42,21 +42,6 @@ from turbofit.core.units import MIB
 from turbofit.pretend.build import build as libraries_in
 from turbofit.pretend.libraries import ACCOUNT, PretendError
 
-__all__ = [
-    "LOST",
-    "Gpu",
-    "Mig",
-    "Process",
-    "Scenario",
-    "build",
-    "four_3090",
-    "gpu_3090",
-    "gpu_h100",
-    "in_process",
-    "nvml_library",
-    "nvml_machine",
-]
-
 LIBRARY = "libnvidia-ml.so.1"
 LOST = 15
 UNKNOWN_ERROR = 999

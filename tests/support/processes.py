@@ -14,11 +14,6 @@ import threading
 from pathlib import Path
 from typing import Any, Final
 
-__all__ = [
-    "CUDA_PATH", "HANG", "REPO", "STANDIN", "Child", "alive", "free_port", "gone", "pids",
-    "put_for_python",
-]  # fmt: skip
-
 REPO: Final = Path(__file__).resolve().parents[2]
 STANDIN: Final = Path(__file__).with_name("standin")
 #: A folder with a CUDA build of torch (scripts/check makes one); None where there is none.

@@ -13,8 +13,6 @@ from tests.support.open_clients import OpenClient
 from tests.support.processes import HANG, Child, free_port
 from turbofit.load.prompt import png
 
-__all__ = ["LONG", "MESSAGES", "Served", "image", "serve_pretend", "start_turbofit", "told"]
-
 #: Tokens of an answer that goes on for minutes.
 LONG: Final = 8000
 MESSAGES: Final = [{"role": "user", "content": "x"}]

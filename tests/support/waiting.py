@@ -9,8 +9,6 @@ from typing import TypeVar
 
 from tests.support.processes import HANG
 
-__all__ = ["HANG", "auntil", "until"]
-
 T = TypeVar("T")
 
 _PAUSE = 0.01

@@ -27,8 +27,6 @@ from turbofit.load.prompt import user_message
 if TYPE_CHECKING:
     from turbofit.batch.batch_spec import BatchSpec
 
-__all__ = ["BatchInput", "open_input"]
-
 #: A row by its columns, or why there is none.
 Row = Mapping[str, Any] | ItemError
 #: The names of all columns, and all rows with at least the columns that it is given, anew at each

@@ -44,15 +44,6 @@ if TYPE_CHECKING:
     from turbofit.batch.item import BatchItem
     from turbofit.core.json_types import Options
 
-__all__ = [
-    "BatchJob",
-    "BatchResult",
-    "in_thread",
-    "iterate",
-    "run_together",
-    "send_all",
-]
-
 T = TypeVar("T")
 _LOG: Final = LazyLogger(__name__)
 

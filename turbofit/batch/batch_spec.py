@@ -13,15 +13,6 @@ from turbofit.core.validation import FilePath, Metavar, Validated
 from turbofit.gateway.limits.defaults import JsonArguments, JsonSampling
 from turbofit.planning.request import PlanRequest, Tokens
 
-__all__ = [
-    "ANSWER_TOKENS",
-    "IMAGE_COLUMN",
-    "LAUNCH_OPTIONS",
-    "BatchSpec",
-    "BatchTarget",
-    "target_of",
-]
-
 Seconds = Annotated[float, Field(gt=0, lt=1e7), Metavar("SECONDS")]
 
 #: Tokens of an answer to images and rows, which state none.

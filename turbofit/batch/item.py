@@ -11,18 +11,6 @@ import msgspec
 from turbofit.core.json_types import JsonObject
 from turbofit.core.struct import Struct, doc
 
-__all__ = [
-    "CHAT",
-    "LINE_START",
-    "BatchError",
-    "BatchItem",
-    "BatchLine",
-    "BatchResponse",
-    "ItemError",
-    "digest_of",
-    "place_of",
-]
-
 CHAT: Final = "/v1/chat/completions"
 #: What every line of an output begins with.
 LINE_START: Final = b'{"id":"batch_req_'

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     from turbofit.batch.item import BatchItem
 
-__all__ = ["OutputFile", "Survey"]
-
 _NUL: Final = b"\0"
 
 

@@ -23,11 +23,6 @@ if TYPE_CHECKING:
     from turbofit.batch.item import BatchItem
     from turbofit.core.json_types import JsonObject
 
-__all__ = [
-    "LARGEST_FILE", "ImageLimits", "bound_answer", "decoded_body", "image_sources", "inlined",
-    "is_remote", "local_path", "request_body",
-]  # fmt: skip
-
 #: What a plan allows too (`tuner/explain/plan_document.py`).
 _BYTES: Final = 32 * MIB
 #: The largest file that is read to be made smaller.

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from turbofit.batch.item import BatchItem
 
-__all__ = ["Sender"]
-
 _LARGEST_ANSWER: Final = 64 << 20
 _PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 5.0

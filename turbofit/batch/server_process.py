@@ -46,8 +46,6 @@ if TYPE_CHECKING:
     from turbofit.core.model import Model
     from turbofit.planning.request import PlanRequest
 
-__all__ = ["BatchWorkload", "ServerProcess", "server_plan", "workload_of"]
-
 SERVE: Final = (sys.executable, "-m", "turbofit", "serve")
 #: After its signal it drains, checks that the memory is back, and is killed then.
 _END_SECONDS: Final = 90.0

@@ -14,25 +14,12 @@ from turbofit.core.images import ImageRule
 from turbofit.core.machine import Machine
 from turbofit.core.model import Model
 from turbofit.core.rehearsal import (
-    End,
-    Moment,
     Rehearsal,
-    RehearsedCache,
-    RehearsedCase,
-    RehearsedTogether,
 )
 from turbofit.core.struct import Struct, const, decode, doc, to_builtins, to_json
 
 if TYPE_CHECKING:
     from turbofit.core.json_types import Options
-
-__all__ = [
-    "CONFIG_NAMES", "PLAN_SCHEMA", "Basis", "Candidate", "Command", "End", "EngineName",
-    "Footprint", "Goal", "GpuLedger", "GroupPlan", "Held", "HostMemory", "Kv", "LimitCost",
-    "Limits", "Moment", "PaceForecast", "Parallel", "Phase", "Plan", "PlannedEngine", "Rehearsal",
-    "RehearsedCache", "RehearsedCase", "RehearsedTogether", "Remedy", "ServeCommand",
-    "Settings", "Term", "Throughput", "UsualImage", "Workload", "may_evict",
-]  # fmt: skip
 
 PLAN_SCHEMA: Final = "turbofit.plan/1"
 

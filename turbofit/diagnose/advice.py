@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from turbofit.diagnose.case import LogCase
     from turbofit.diagnose.rules.draft import RuleAnswer
 
-__all__ = ["advice"]
-
 _SHOWN: Final = ("tp", "cache_max_entry_count", "max_prefill_token_num", "max_batch_size",
                  "session_len", "dtype", "quant_policy", "communicator")  # fmt: skip
 

@@ -9,17 +9,6 @@ from msgspec import field
 from turbofit.core.plan import Remedy
 from turbofit.core.struct import Struct
 
-__all__ = [
-    "DIAGNOSIS_SCHEMA",
-    "Advice",
-    "Diagnosis",
-    "Evidence",
-    "Holding",
-    "Missing",
-    "PhaseName",
-    "Read",
-]
-
 DIAGNOSIS_SCHEMA: Final = "turbofit.diagnosis/1"
 
 PhaseName = Literal[

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.diagnose.facts import LogFacts
 
-__all__ = ["LogCase", "usable", "with_used"]
-
 _NO_PEERS: Final = ",p2p=none"
 #: Less than so much of a table is a display's, or the driver's own.
 _IN_USE: Final = 256 * MIB

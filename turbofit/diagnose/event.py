@@ -24,8 +24,6 @@ from turbofit.observe.log_events import (
 if TYPE_CHECKING:
     from turbofit.diagnose.facts import LogFacts
 
-__all__ = ["Event", "event_of"]
-
 #: How an end is written: an exception's name, a logger's level, a signal, an exit.
 _END: Final = re.compile(
     r"[A-Z]\w*(?:Error|Exception|Exit|Interrupt)\b|\b(?:[Ee]rror|ERROR|FATAL|[Ff]atal|CRITICAL)\b"

@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from turbofit.diagnose.facts import LogFacts
     from turbofit.diagnose.rules.draft import RuleAnswer
 
-__all__ = ["diagnose"]
-
 _RULES: Final = (
     engine_rules,
     legacy_rules,

@@ -46,8 +46,6 @@ if TYPE_CHECKING:
     from turbofit.core.struct import Struct
     from turbofit.diagnose.rows import Row
 
-__all__ = ["LogEvent", "LogFacts", "read_runs"]
-
 _TIME: Final = re.compile(r"\[TM\]\[[A-Z]+\]\[(\d{4}\.[\d:.]+)\]")
 #: The source line of a frame, indented or, in a notebook, behind an arrow.
 _CALL: Final = re.compile(r"(?:    |-+> \d+)\s*(.+)")

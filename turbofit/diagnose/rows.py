@@ -10,8 +10,6 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["Row", "chunks_of", "rows"]
-
 
 class _Docker(msgspec.Struct):
     log: str

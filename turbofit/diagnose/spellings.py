@@ -10,8 +10,6 @@ from typing import Final
 
 from turbofit.model.presets import find_preset
 
-__all__ = ["preset_of"]
-
 _SPELLINGS: Final = (
     (r"llava-?v?1[.-]5-7b|llava-7b", "llava-1.5-7b"),
     (r"llava-?v?1[.-]5-13b", "llava-1.5-13b"),

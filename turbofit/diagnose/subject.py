@@ -9,8 +9,6 @@ from turbofit.diagnose.rules.causes import caught
 from turbofit.diagnose.spellings import preset_of
 from turbofit.machine.presets import find_preset as find_gpu
 
-__all__ = ["FactCollector", "known_model"]
-
 _NAME = r"['\"]?([\w./~-]*[A-Za-z][\w./-]*)['\"]?"
 #: Where commands and code name a model, surest first.
 _MODEL: Final = tuple(

@@ -9,8 +9,6 @@ from pathlib import Path
 from turbofit.core.struct import Struct
 from turbofit.machine.host import TEGRA
 
-__all__ = ["Census", "Count", "empty_kernels", "take_census"]
-
 
 class Count(Struct):
     """Kernels of one family for one architecture."""

@@ -16,10 +16,6 @@ from typing import Final, NamedTuple
 
 from turbofit.core.errors import PackageError
 
-__all__ = [
-    "Buffer", "ElfSection", "architectures", "entries", "functions", "mapped", "sections",
-]  # fmt: skip
-
 Buffer = bytes | mmap.mmap
 
 _HEADER: Final = struct.Struct("<Q")  # Elf64_Shdr

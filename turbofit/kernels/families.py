@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     import ctypes
 
-__all__ = ["decode", "demangle", "experts", "family", "gemm", "prefill"]
-
 #: C++'s own libraries, with one of which the engine is linked.
 _LIBRARIES: Final = ("libstdc++.so.6", "libc++abi.so.1")
 

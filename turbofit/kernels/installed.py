@@ -15,8 +15,6 @@ from turbofit.core.struct import decode, to_json
 from turbofit.kernels.census import Census, empty_kernels, take_census
 from turbofit.kernels.released import Version, is_released, released
 
-__all__ = ["census_of", "empty_kernels_file", "installed", "turbomind_library"]
-
 _LOG: Final = LazyLogger(__name__)
 _LIBRARY: Final = re.compile(r"_turbomind\.[\w.-]*so$")
 

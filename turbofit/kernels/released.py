@@ -13,8 +13,6 @@ from typing import Any, Final
 from turbofit.core.presets import load_yaml, presets_dir
 from turbofit.kernels.census import Census, Count
 
-__all__ = ["is_released", "released"]
-
 Version = tuple[int, int, int]
 
 _ROOM: Final = "engines/kernels"

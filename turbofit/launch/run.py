@@ -59,6 +59,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
+    from turbofit.core.rehearsal import End
     from turbofit.gateway.config import GatewayConfig
     from turbofit.gateway.http.app import Gateway
     from turbofit.gateway.models import AttachedGateway
@@ -72,7 +73,6 @@ if TYPE_CHECKING:
     from turbofit.launch.serve.ladder import Rung
     from turbofit.launch.serve.leases import Leases
     from turbofit.launch.serve.supervisor import StopSignal
-    from turbofit.observe.ends import End
 
     #: An address of a plan's own, or a part of a shared one.
     PublicSide = GatewayThread[Gateway] | AttachedGateway

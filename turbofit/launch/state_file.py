@@ -17,8 +17,6 @@ from turbofit.core.struct import Struct, to_json
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["StateFile", "digest_of_parts"]
-
 T = TypeVar("T", bound=Struct)
 
 

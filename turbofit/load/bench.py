@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from turbofit.load.result import LoadResult
     from turbofit.load.spec import LoadSpec
 
-__all__ = ["bench"]
-
 _FILES: Final = 65536
 
 

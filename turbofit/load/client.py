@@ -17,8 +17,6 @@ from turbofit.load.prompt import TokenCount, counted_from, probes
 if TYPE_CHECKING:
     from turbofit.core.json_types import JsonObject
 
-__all__ = ["LoadClient", "ServerClient", "first_model"]
-
 _CONNECT_SECONDS: Final = 10.0
 #: Below uvicorn's 5 s, so that no request meets a connection which the server is closing.
 _KEEP_ALIVE: Final = 3.0

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from turbofit.load.spec import LoadSpec
     from turbofit.load.trace import TracedRequest
 
-__all__ = ["LoadRun", "RequestShape", "arrivals", "drawn", "replayed"]
-
 #: Between a failure and the next request in its place: doubled by each one that follows.
 _PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 2.0

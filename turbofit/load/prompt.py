@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import JsonObject
     from turbofit.load.driver import RequestShape
 
-__all__ = ["PromptWriter", "TokenCount", "counted_from", "png", "probes", "user_message"]
-
 #: English words that most tokenizers know as one token with the space before them.
 _WORDS: Final = [
     "the", "of", "and", "to", "in", "is", "that", "for", "it", "as", "was", "with", "be", "by",

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from turbofit.load.answer import Answer
     from turbofit.load.driver import LoadRun
 
-__all__ = ["BENCH_SCHEMA", "LoadResult", "Spread", "spread", "summary"]
-
 BENCH_SCHEMA: Final = "turbofit.bench/1"
 
 _MOMENTS: Final = 60

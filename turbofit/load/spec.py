@@ -10,8 +10,6 @@ from turbofit.core.errors import UsageError
 from turbofit.core.validation import FilePath, Metavar, Validated
 from turbofit.planning.request import Count, Positive, Size, Tokens
 
-__all__ = ["LoadSpec"]
-
 Share = Annotated[float, Field(ge=0, lt=1), Metavar("SHARE")]
 Seconds = Annotated[float, Field(gt=0, lt=1e6), Metavar("SECONDS")]
 

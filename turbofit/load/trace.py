@@ -14,8 +14,6 @@ from turbofit.core.struct import Struct, decode, doc, to_json
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["TracedRequest", "read_trace"]
-
 #: Bytes of English text that are about one token of the models that are served.
 BYTES_A_TOKEN: Final = 4.0
 _LARGEST: Final = 1 << 30

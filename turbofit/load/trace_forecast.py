@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.load.trace import TracedRequest
 
-__all__ = ["TRACE_SCHEMA", "TraceForecast", "TracedPlan", "trace_forecast"]
-
 TRACE_SCHEMA: Final = "turbofit.trace/1"
 #: The simulation beside published figures: errors of requests a second (the median, and nine of
 #: ten are within), and the least and the most of first tokens, as tests/bench/test_speed.py finds.

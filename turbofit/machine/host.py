@@ -11,8 +11,6 @@ from turbofit.core.machine import Gpu, Host
 from turbofit.core.struct import NA, NaType
 from turbofit.core.units import KIB
 
-__all__ = ["TEGRA", "read_host", "unified_memory_note"]
-
 #: Jetson by compute capability (developer.nvidia.com/cuda-gpus): Nano, TX2, Xavier, Orin and Thor.
 TEGRA: Final = frozenset({(5, 3), (6, 2), (7, 2), (8, 7), (10, 1), (11, 0)})
 _GB10: Final = (12, 1)

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from turbofit.core.struct import NaType
     from turbofit.machine.presets import GpuPreset
 
-__all__ = ["Lanes", "preset_links", "shared_lanes"]
-
 Pair = tuple[int, int]
 
 

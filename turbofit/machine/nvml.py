@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-__all__ = ["P2P_NVLINK", "P2P_READ", "P2P_WRITE", "GpuLostError", "Nvml", "answered", "ask_driver"]
-
 _LOG: Final = LazyLogger(__name__)
 
 #: nvmlGpuP2PCapsIndex. pynvml's own constant for READ is a tuple by mistake.

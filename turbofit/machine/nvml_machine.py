@@ -30,8 +30,6 @@ from turbofit.machine.visible import cuda_visible
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["UNKNOWN_HOLDER", "Device", "measure", "measure_in_time", "read_device"]
-
 #: nvmlGpuTopologyLevel
 _ANCESTOR: Final = {
     0: "internal",

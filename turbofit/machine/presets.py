@@ -14,22 +14,6 @@ from turbofit.core.presets import converted, load_yaml, preset_path, presets_dir
 from turbofit.core.struct import NA, Struct
 from turbofit.core.units import MIB
 
-__all__ = [
-    "GpuPreset",
-    "assumed_note",
-    "bare_name",
-    "context_bytes",
-    "fill",
-    "find_preset",
-    "load_preset",
-    "match_preset",
-    "nearest_names",
-    "nominal_gigabytes",
-    "preset_names",
-    "presets_with",
-    "share_of",
-]
-
 Basis = Literal["published", "measured", "estimate"]
 T = TypeVar("T")
 

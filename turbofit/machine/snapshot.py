@@ -13,8 +13,6 @@ from turbofit.core.machine import MACHINE_SCHEMA, Gpu, Machine, Measured
 from turbofit.core.process.files import write_output
 from turbofit.core.struct import NA, Struct, decode, to_json
 
-__all__ = ["check_possible", "load_snapshot", "save_snapshot"]
-
 #: A machine with 64 GPUs and all its links is below 1 MiB; more is not a snapshot.
 _LARGEST: Final = 16 << 20
 _LARGEST_SIZE: Final = 1 << 50

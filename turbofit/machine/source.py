@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from turbofit.core.machine import Gpu
 
-__all__ = ["machine_from"]
-
 _LOG: Final = LazyLogger(__name__)
 
 

@@ -47,8 +47,6 @@ from turbofit.machine.unlisted import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["MAX_GPUS", "is_spec", "parse_spec"]
-
 #: More GPUs than any one machine has: beyond it a SPEC is a typing error.
 MAX_GPUS: Final = 64
 

@@ -27,8 +27,6 @@ from turbofit.core.process.progress import under_way
 from turbofit.core.process.state import state_dir
 from turbofit.core.struct import decode, to_json
 
-__all__ = ["keep", "measure_speed", "recall", "with_measured"]
-
 _LOG: Final = LazyLogger(__name__)
 
 _PROGRAM: Final = str(Path(__file__).with_name("speed_program.py"))

@@ -19,11 +19,6 @@ from turbofit.machine.presets import (
     preset_names,
 )
 
-__all__ = [
-    "MIG_NAME", "OtherCard", "UnsupportedCard", "cut_card", "least_usable", "mig_slice",
-    "no_preset", "other_card", "unsupported_card", "vgpu_of",
-]  # fmt: skip
-
 #: ``NVIDIA A100-SXM4-80GB MIG 3g.40gb``, as NVML names a slice; of ``1c.3g.40gb`` one of its three
 #: compute slices.
 MIG_NAME: Final = re.compile(

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from turbofit.core.machine import Gpu
 
-__all__ = ["cuda_visible", "select"]
-
 _NUMBER = re.compile(r"[+-]?\d{1,9}")
 
 

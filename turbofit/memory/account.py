@@ -28,13 +28,6 @@ from turbofit.core.plan import (
 from turbofit.core.struct import Struct, known
 from turbofit.core.units import round_up
 
-__all__ = [
-    "AMPERE", "HOPPER", "NO_IMAGES", "PAGE", "POOL_WARMUP", "RATIO_STEPS", "TEMPORARIES", "Account",
-    "Engine", "EngineLaunch", "GroupOutcome", "LateMemory", "StaticMemory", "VisionLoad",
-    "WeightTraffic", "capability_of", "default_batch_size", "given", "term", "total_bytes",
-    "transients", "vision_load_within",
-]  # fmt: skip
-
 
 class VisionLoad(Struct):
     """Units (tiles or patches) that the peak must pay for.

@@ -20,11 +20,6 @@ from turbofit.core.struct import known
 from turbofit.core.units import MIB, format_bytes
 from turbofit.memory.account import StaticMemory, term
 
-__all__ = [
-    "BUFFERS", "CONTEXT", "calibration_for", "calibration_reason", "corrected", "identity",
-    "unbelieved",
-]  # fmt: skip
-
 #: Names of the two lines.
 CONTEXT: Final = "calibration.context"
 BUFFERS: Final = "calibration.buffers"

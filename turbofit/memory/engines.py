@@ -17,11 +17,6 @@ from turbofit.memory.account import Engine
 from turbofit.memory.versions import not_listed
 from turbofit.model.families.engines import engine_problem
 
-__all__ = [
-    "ENGINES", "LMDEPLOY", "check_options", "engine_for", "engine_named", "option_owner",
-    "without_account",
-]  # fmt: skip
-
 
 class EngineKind(NamedTuple):
     """Where an engine's class is, and LMDeploy's options and values that only this engine takes.

@@ -10,8 +10,6 @@ from turbofit.core.struct import NA, Struct
 from turbofit.memory.account import EngineLaunch
 from turbofit.memory.versions import parse
 
-__all__ = ["Condition", "KnownProblem", "known_problems"]
-
 Capability = tuple[int, int]
 
 

@@ -12,8 +12,6 @@ from turbofit.core.struct import Struct
 from turbofit.core.units import format_bytes
 from turbofit.memory.account import POOL_WARMUP, TEMPORARIES, Account
 
-__all__ = ["StartOutcome", "outcome_at", "outcome_without_cache", "outcomes_at"]
-
 #: Terms of a ledger as people say them.
 _NAMES: Final = {
     "text_prefill": "the longest prompts",

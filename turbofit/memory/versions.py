@@ -16,11 +16,6 @@ from turbofit.core.presets import converted, load_yaml, preset_path, presets_dir
 from turbofit.core.struct import Struct
 from turbofit.core.version import REFERENCE
 
-__all__ = [
-    "FIRST_CURRENT", "OLDEST_SERVED", "Version", "account_version", "doubt", "figures",
-    "formulas", "is_legacy", "listed_since", "not_listed", "parse", "release", "written",
-]  # fmt: skip
-
 T = TypeVar("T")
 Version = tuple[int, int, int]
 

@@ -8,11 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 
-__all__ = [
-    "cached_snapshot", "has_config", "hub_cache", "modelscope_cache", "modelscope_folders",
-    "uses_modelscope",
-]  # fmt: skip
-
 #: What a repository's own branch is called there, and on the hubs that it mirrors.
 _BRANCHES = ("master", "main")
 

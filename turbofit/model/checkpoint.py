@@ -18,8 +18,6 @@ from turbofit.model.parameters import CROSS_EMBEDDINGS, parameters, stored_bytes
 from turbofit.model.quantization import read_quantization
 from turbofit.model.safetensors import Tensor
 
-__all__ = ["Files", "Origin", "Weights", "read_checkpoint"]
-
 #: Architectures whose config class is the checkpoint's own code, and whose account needs it.
 _REMOTE_CONFIG: Final = frozenset(
     {

@@ -14,8 +14,6 @@ from turbofit.core.model import Dtype
 if TYPE_CHECKING:
     from turbofit.core.json_types import JsonObject
 
-__all__ = ["LARGEST_JSON", "Section", "dtype_of", "parse_json"]
-
 #: Bytes of JSON that are read at most; the largest published config.json is below 1 MiB.
 LARGEST_JSON: Final = 16 << 20
 

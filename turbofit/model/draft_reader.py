@@ -25,8 +25,6 @@ from turbofit.model.parameters import draft_elements
 from turbofit.model.presets import find_preset, load_preset
 from turbofit.model.source import checkpoint_files
 
-__all__ = ["read_draft", "requested_draft"]
-
 _LLAMA: Final = "LlamaForCausalLM"
 #: Models whose own checkpoint has drafting layers, and the config key that counts them.
 _MTP: Final[Mapping[str, Mapping[str, str]]] = {

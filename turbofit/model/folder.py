@@ -19,8 +19,6 @@ from turbofit.model.safetensors import (
     parse_index,
 )
 
-__all__ = ["INDEX", "FolderFiles", "is_complete", "no_checkpoint"]
-
 #: The index of a sharded checkpoint.
 INDEX: Final = "model.safetensors.index.json"
 

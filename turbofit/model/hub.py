@@ -24,8 +24,6 @@ from turbofit.model.config import LARGEST_JSON, parse_json
 from turbofit.model.folder import INDEX
 from turbofit.model.safetensors import PREFIX, Tensor, header_length, parse_header, parse_index
 
-__all__ = ["HubFiles", "HubUnreachableError", "ModelScopeFiles", "NotGivenError", "is_offline"]
-
 _LOG: Final = LazyLogger(__name__)
 
 _TIMEOUT: Final = 5.0

@@ -33,8 +33,6 @@ from turbofit.model.presets import (
 if TYPE_CHECKING:
     from turbofit.core.json_types import JsonObject
 
-__all__ = ["Name", "by_its_name", "read_name", "unrunnable"]
-
 _OLLAMA: Final = re.compile(r"[A-Za-z0-9][\w.-]{1,95}(:[\w.-]{1,95})?")
 _WINDOWS: Final = re.compile(r"(?:[A-Za-z]:[\\/]|[^/]*\\).*?([^\\/]*)[\\/]*")
 #: A model's page or file on a hub, its path behind the host: some parts stand before no model.

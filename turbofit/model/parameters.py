@@ -17,23 +17,6 @@ from turbofit.model.towers import audio_parameters, vision_parameters
 if TYPE_CHECKING:
     from turbofit.core.draft import SpeculativeAlgorithm
 
-__all__ = [
-    "CROSS_EMBEDDINGS",
-    "Linear",
-    "delta_parameters",
-    "draft_elements",
-    "exempt_bytes",
-    "is_packed",
-    "packed_bytes",
-    "parameters",
-    "replaced_outputs",
-    "stored_bytes",
-    "text_linears",
-    "text_parameters",
-    "unpacked_bytes",
-    "vision_parameters",
-]
-
 _PAGE: Final = 2 << 20
 #: What checkpoints call the linear layers that a config can exempt.
 _MODULES: Final = {

@@ -19,23 +19,6 @@ from turbofit.core.presets import converted, is_preset, load_yaml, preset_path, 
 from turbofit.core.struct import Struct
 from turbofit.model.parameters import parameters, stored_bytes
 
-__all__ = [
-    "HUB_ID",
-    "Page",
-    "Preset",
-    "find_preset",
-    "four_bit_variant",
-    "four_bits",
-    "known_presets",
-    "load_preset",
-    "nearest_names",
-    "preset_model",
-    "preset_of",
-    "presets_with",
-    "unpacked_variant",
-]
-
-
 HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}")
 _ID: Final = re.compile(r"[a-z0-9][a-z0-9.-]{0,79}")
 #: What ends the name of a family: the parameters.

@@ -11,8 +11,6 @@ from turbofit.core.model import Quantization
 from turbofit.core.version import REFERENCE
 from turbofit.model.config import Section
 
-__all__ = ["read_quantization"]
-
 #: Group sizes that some engine of LMDeploy takes.
 _GROUPS: Final = {"awq": {32, 64, 128}, "gptq": {128}, "compressed-tensors": {32, 128}}
 _BLOCK: Final = (128, 128)

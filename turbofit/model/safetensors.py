@@ -13,10 +13,6 @@ import msgspec
 
 from turbofit.core.errors import UsageError
 
-__all__ = [
-    "BITS", "LARGEST_HEADER", "PREFIX", "Tensor", "header_length", "parse_header", "parse_index",
-]  # fmt: skip
-
 #: Bytes before the header.
 PREFIX: Final = 8
 #: The format's own bound on the header.

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from turbofit.model.checkpoint import Files
     from turbofit.model.hub import HubFiles
 
-__all__ = ["checkpoint_files", "resolve_model"]
-
 _LOG: Final = LazyLogger(__name__)
 
 

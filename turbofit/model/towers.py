@@ -11,8 +11,6 @@ from typing import Final
 
 from turbofit.core.model import AudioDims, VisionDims
 
-__all__ = ["audio_parameters", "vision_parameters"]
-
 
 def vision_parameters(vision: VisionDims, text_hidden: int) -> int:
     """Parameters of the vision tower and the projector into ``text_hidden`` channels."""

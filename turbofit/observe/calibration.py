@@ -32,11 +32,6 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Document
     from turbofit.core.plan import GpuLedger, Plan, Term
 
-__all__ = [
-    "KERNELS", "SEEN_FILE", "STEADY", "CalibratedGpu", "Observation", "document", "learn",
-    "phase_rows",
-]  # fmt: skip
-
 #: Names of what is read before the worst cases.
 STEADY: Final = "steady"
 KERNELS: Final = "kernels"

@@ -24,11 +24,6 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Document
     from turbofit.core.machine import Machine
 
-__all__ = [
-    "completed", "forget", "installed", "keep", "path_of", "pretends", "read", "recall",
-    "with_calibrations",
-]  # fmt: skip
-
 _LOG: Final = LazyLogger(__name__)
 
 _SCHEMA: Final = "turbofit.calibration/1"

@@ -5,9 +5,7 @@ from __future__ import annotations
 import signal
 from typing import Literal
 
-from turbofit.core.rehearsal import End, EndKind
-
-__all__ = ["End", "EndKind", "MemoryPhase", "end_kind", "exit_words"]
+from turbofit.core.rehearsal import EndKind
 
 #: What the memory was for when there was none left.
 MemoryPhase = Literal["start", "weights", "cache", "warm-up", "vision", "text", "host"]

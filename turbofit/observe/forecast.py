@@ -11,10 +11,6 @@ if TYPE_CHECKING:
     from turbofit.core.plan import GpuLedger, Plan
     from turbofit.observe.log_events import CacheBudget, Slab
 
-__all__ = [
-    "BEFORE_CACHE", "cache_beside", "cached_tokens", "free_for_cache", "in_words", "tokens_beside",
-]  # fmt: skip
-
 #: Phases whose terms are there when the cache is sized.
 BEFORE_CACHE: Final = ("before", "context", "weights")
 #: The cache's region is handed out in pages of this size, aligned to it.

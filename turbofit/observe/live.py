@@ -13,8 +13,6 @@ from turbofit.core.errors import UsageError
 from turbofit.core.struct import Struct
 from turbofit.observe.prometheus import MetricsPage, parse_page
 
-__all__ = ["LiveEngine", "LiveServer", "fetch_page", "now_of"]
-
 _SECONDS: Final = 5.0
 _LARGEST: Final = 8 << 20
 _OURS: Final = "turbofit_gateway_"

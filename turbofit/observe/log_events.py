@@ -9,15 +9,6 @@ from typing import Final
 
 from turbofit.core.struct import Struct
 
-__all__ = [
-    "CONTEXT", "Backpressure", "CacheBudget", "CacheFrame", "CheckFailed", "Computed", "CudaError",
-    "EngineFallback", "Frame", "HostKill", "KnownMessage", "KvBlocks", "LegacyCuda",
-    "LoadingWeights", "LoopFailed", "LostLock", "MigSlice", "ModelLoaded", "NcclError", "NoCache",
-    "PeerMissing", "PythonError", "PythonFrame", "ServerUp", "Slab", "SmiDriver", "SmiGpu",
-    "SmiProcess", "Starting", "TorchMemory", "VisionForward", "VisionFrame", "VisionSetup",
-    "WarmingUp", "WarmupFinished", "WarmupLength", "WarmupLengths",
-]  # fmt: skip
-
 #: A CUDA context and libraries of one process take less than so many bytes.
 CONTEXT: Final = 3 << 29
 

@@ -19,8 +19,6 @@ from turbofit.memory.turbomind.weights import load_constants
 from turbofit.observe import log_events as events
 from turbofit.observe.torch_memory import torch_memory
 
-__all__ = ["SmiTable", "read_line"]
-
 
 class _Row(NamedTuple):
     """Lines that have one of the words and match from their start make an event."""

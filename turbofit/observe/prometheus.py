@@ -6,8 +6,6 @@ import re
 from math import isfinite
 from typing import Final, NamedTuple
 
-__all__ = ["MetricsPage", "Sample", "parse_page"]
-
 _QUOTED: Final = r'"((?:[^"\\]|\\.)*)"'
 #: A name, its labels, a number; a time and an exemplar may follow.
 _LINE: Final = re.compile(

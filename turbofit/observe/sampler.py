@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-__all__ = ["Memory", "SampledRange", "Sampler", "memory_now"]
-
 _SECONDS: Final = 0.01
 #: Seconds for a look that is under way: a driver that has lost a card may never answer.
 _LAST_SECONDS: Final = 10.0

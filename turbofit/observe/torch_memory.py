@@ -9,8 +9,6 @@ from turbofit.core.errors import UsageError
 from turbofit.core.units import GIB, parse_bytes
 from turbofit.observe.log_events import CONTEXT, TorchMemory
 
-__all__ = ["torch_memory"]
-
 _SIZE = r"(\d+(?:\.\d+)? ?(?:bytes|[KMGT]i?B))"
 _REQUESTED: Final = re.compile(rf"Tried to allocate {_SIZE}")
 #: Torch up to 2.0: all in one pair of brackets, free after allocated.

@@ -24,16 +24,6 @@ if TYPE_CHECKING:
 
     from turbofit.core.machine import Machine
 
-__all__ = [
-    "cards_of",
-    "forget_tuned",
-    "keep_tuned",
-    "plain",
-    "promise_of",
-    "recall_tuned",
-    "tuned_key",
-]
-
 #: What does not change which settings are best.
 _NO_PROMISE: Final = ("model", "revision", "on", "gpus", "no_tuned", "margin", "goal")
 

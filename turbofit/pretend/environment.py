@@ -9,8 +9,6 @@ from pathlib import Path
 
 from turbofit.pretend.libraries import ACCOUNT, family_of
 
-__all__ = ["CHANGING", "SCENARIO", "cuda_site", "find_turbofit", "pretend_environment", "put_first"]
-
 #: Names the scenario file to the C side.
 SCENARIO = "TURBOFIT_PRETEND_SCENARIO"
 #: Variables that would show a child another machine.

@@ -17,11 +17,6 @@ from turbofit.core.errors import PackageError
 from turbofit.core.version import REFERENCE
 from turbofit.pretend.elf import dynamic_symbols, needed, needed_versions
 
-__all__ = [
-    "ACCOUNT", "FAMILIES", "LIBRARIES", "SOURCES", "Library", "LibraryInterface", "PretendError",
-    "check_surface", "family_of", "libraries_for", "wanted_from",
-]  # fmt: skip
-
 
 class PretendError(PackageError):
     """Something that the pretend machine needs is missing or unsupported (exit code 7)."""

@@ -8,10 +8,11 @@ from typing import Final
 from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
-from turbofit.core.plan import GpuLedger, Plan, Rehearsal, Term
+from turbofit.core.plan import GpuLedger, Plan, Term
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.process.progress import under_way
 from turbofit.core.process.signals import ended_like_ctrl_c
+from turbofit.core.rehearsal import Rehearsal
 from turbofit.core.units import format_bytes
 from turbofit.memory.account import POOL_WARMUP
 from turbofit.memory.engines import engine_named
@@ -21,8 +22,6 @@ from turbofit.planning.resolve import resolve
 from turbofit.planning.tuned import pinned, still_tuned
 from turbofit.rehearse.planned import rehearsed_group
 from turbofit.tuner.choose import make_plan
-
-__all__ = ["confirmed", "corrected_ratio", "corrected_ratios", "rehearse_plan", "rehearsed"]
 
 _LOG: Final = LazyLogger(__name__)
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 from msgspec import convert
 
 from turbofit.core.json_types import Document
-from turbofit.core.plan import End, Moment
+from turbofit.core.rehearsal import End, Moment
 from turbofit.core.struct import to_builtins
 from turbofit.core.version import __version__
 from turbofit.observe.ends import exit_words
@@ -23,8 +23,6 @@ from turbofit.rehearse.notes import DEAD, NOT_FINISHED
 from turbofit.rehearse.packages import needs
 from turbofit.rehearse.run import KEPT, EndedRun, Seen, run_child
 from turbofit.rehearse.spec import Spec
-
-__all__ = ["SCHEMA", "moments", "outcome_and_end", "rehearse", "report"]
 
 SCHEMA: Final = "turbofit.rehearsal/1"
 #: Worst cases that carry images: the names of their terms begin so.

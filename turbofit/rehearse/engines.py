@@ -17,8 +17,6 @@ from turbofit.rehearse.torch import torch_image_overlap
 from turbofit.rehearse.turbomind import image_overlap
 from turbofit.rehearse.turbomind import seen as turbomind_seen
 
-__all__ = ["ADAPTERS", "Adapter"]
-
 
 @dataclass(frozen=True)
 class Adapter:

@@ -9,8 +9,6 @@ from typing import Final, NamedTuple
 from turbofit.core.plan import Limits, Plan
 from turbofit.rehearse.spec import RehearsalCase, RehearsalRequest
 
-__all__ = ["Image", "Prompt", "PromptMaker", "cases_of", "let_through", "units_of_request"]
-
 _ANY: Final = 1 << 40  # tokens
 
 

@@ -14,8 +14,6 @@ from typing import Any, Final
 from turbofit.core.errors import UsageError
 from turbofit.core.json_types import Document, Options
 
-__all__ = ["DEAD", "NOT_FINISHED", "Notes", "engine_config", "read_notes", "replaced"]
-
 _NAME: Final = "report.json"
 #: How a request ended that did not end in time.
 NOT_FINISHED: Final = "not finished"

@@ -17,10 +17,6 @@ from turbofit.pretend.environment import cuda_site
 from turbofit.pretend.libraries import check_surface
 from turbofit.rehearse.spec import Spec
 
-__all__ = [
-    "INSIDE", "SERVED", "STAND_IN", "engine_library", "need_kernels", "need_packages", "needs",
-]  # fmt: skip
-
 _HERE: Final = Path(__file__).parent / "torch"
 #: For each process of a rehearsal.
 INSIDE: Final = _HERE / "torch_inside"

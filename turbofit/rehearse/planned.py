@@ -11,7 +11,8 @@ from msgspec import convert
 from msgspec.structs import replace
 
 from turbofit.core.json_types import Document, Options
-from turbofit.core.plan import End, GpuLedger, Plan, Rehearsal, RehearsedTogether, Term
+from turbofit.core.plan import GpuLedger, Plan, Term
+from turbofit.core.rehearsal import End, Rehearsal, RehearsedTogether
 from turbofit.memory.account import POOL_WARMUP
 from turbofit.memory.pytorch.weights import environment
 from turbofit.pretend.scenario import Scenario, pretend_twin
@@ -21,10 +22,6 @@ from turbofit.rehearse.engines import ADAPTERS
 from turbofit.rehearse.packages import need_kernels
 from turbofit.rehearse.spec import Spec
 from turbofit.rehearse.torch.torch_image_overlap import limited
-
-__all__ = [
-    "beside", "charged", "plan_document", "plan_spec", "rehearsed_group", "unanswered",
-]  # fmt: skip
 
 #: Tokens that a worst case generates at least.
 _NEW = 2

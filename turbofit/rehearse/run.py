@@ -24,8 +24,6 @@ from turbofit.pretend.shared import SharedRecord
 from turbofit.rehearse.notes import read_notes
 from turbofit.rehearse.spec import Spec
 
-__all__ = ["EndedRun", "InactivityTimer", "Seen", "run_child"]
-
 #: Variables that change what an engine allocates, Ray's too: a rehearsal is of its settings only.
 _DROPPED: Final = (*CHANGING, "RAY_")
 #: But for the one that people serve with; the document says its value.

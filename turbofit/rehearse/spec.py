@@ -8,8 +8,6 @@ from typing import Any, Final
 
 from turbofit.pretend.scenario import Scenario
 
-__all__ = ["LONGEST", "RehearsalCase", "RehearsalRequest", "Spec", "Unit"]
-
 Unit = int | tuple[int, int, int]
 #: ``text_tokens`` of a prompt as long as the engine takes one.
 LONGEST: Final = -1

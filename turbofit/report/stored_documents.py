@@ -24,7 +24,8 @@ from turbofit.core.struct import Struct, const, decode
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from turbofit.core.plan import GroupPlan, Rehearsal
+    from turbofit.core.plan import GroupPlan
+    from turbofit.core.rehearsal import Rehearsal
     from turbofit.core.tuning import Tuning
     from turbofit.load.result import LoadResult
 

@@ -53,10 +53,6 @@ from turbofit.tuner.search.search import EngineFit, fit_on_host, search
 from turbofit.tuner.search.shapes import Evaluation
 from turbofit.tuner.search.sizing import longest_context
 
-__all__ = [
-    "best_plan", "choose", "make_plan", "plan_of", "why_not",
-]  # fmt: skip
-
 #: Rows of ``considered``; the chosen one is the first.
 _MOST_CANDIDATES = 24
 

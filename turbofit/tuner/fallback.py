@@ -68,10 +68,6 @@ from turbofit.tuner.search.sizing import (
     shortest_context,
 )
 
-__all__ = [
-    "Chosen", "make_fallback_plan", "search",
-]  # fmt: skip
-
 #: Pixels are halved so often before decoder layers are taken off the GPUs instead.
 _HALVES = 4
 

@@ -32,8 +32,6 @@ from turbofit.tuner.search.shapes import Shape, dtype_for, shape_settings, split
 from turbofit.tuner.search.sizing import bisect
 from turbofit.tuner.speed import LinkClass, group_class, group_rates, group_speed, total
 
-__all__ = ["make_prediction", "usual_settings"]
-
 #: Steps of the forecast in which the first death below it is looked for.
 _STEPS = 128
 

@@ -17,11 +17,6 @@ from turbofit.core.units import MIB, format_bytes
 from turbofit.memory.account import NO_IMAGES, Account, Engine, EngineLaunch, VisionLoad
 from turbofit.tuner.speed import Pace
 
-__all__ = [
-    "Margin", "ResolvedRequest", "accounts_of", "budget_on", "check_limits", "host_of",
-    "host_problem", "host_short", "launch_of", "vision_load_of",
-]  # fmt: skip
-
 _DEFAULT_MARGIN = 256 * MIB
 _DEFAULT_SHARE = 0.01
 _REHEARSED_SHARE = 3 / 8

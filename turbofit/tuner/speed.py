@@ -25,13 +25,6 @@ from turbofit.core.presets import load_yaml, preset_path
 from turbofit.core.struct import Struct, known
 from turbofit.memory.account import NO_IMAGES, Engine, VisionLoad
 
-__all__ = [
-    "AllReduce", "BatchLimits", "ClosedLoad", "GpuRates", "GroupRates", "LinkClass",
-    "Pace", "Rates", "Speed", "StepWork", "all_reduce_of", "card_of", "counted_tokens", "crowd_of",
-    "group_class", "group_rates", "group_speed", "link_class", "nvlink_bandwidth", "rates",
-    "reduce_class", "request_tokens", "speed_of", "total", "work_of",
-]  # fmt: skip
-
 #: What a card gives that neither NVML nor a preset knows: a slow one, so the forecast is low.
 _UNKNOWN_BANDWIDTH = 200 * 10**9
 _UNKNOWN_FLOPS = 20 * 10**12

@@ -18,8 +18,6 @@ from typing import NamedTuple
 from turbofit.core.struct import Struct
 from turbofit.tuner.speed import GroupRates, rates
 
-__all__ = ["EngineLoad", "SimulatedEngine", "TraceRequest", "TraceTimes", "replay"]
-
 
 class TraceRequest(NamedTuple):
     """One request: ``at`` seconds after the first; tokens, ``prompt`` those of images included."""

@@ -20,8 +20,6 @@ from uuid import uuid4
 
 from tests.support.processes import HANG, Child, free_port
 
-__all__ = ["Clients", "Cloud", "Serving", "cli", "cloud_of", "until"]
-
 #: Seconds between a client's requests, and while something starts, which needs the processor.
 _PAUSE, _MEANWHILE = 0.2, 1.5
 #: Seconds between two looks at what is waited for.

@@ -8,8 +8,8 @@ from msgspec.structs import replace
 from tests.support.plans import plausible_plan
 from turbofit.core.errors import LaunchError, OutOfMemoryError
 from turbofit.core.plan import Plan, PlannedEngine
+from turbofit.core.rehearsal import End
 from turbofit.launch.engine.engine_log import StartupTracker, end_of, hang, silence
-from turbofit.observe.ends import End
 
 LOG = Path("/state/engine-0.log")
 TM = "[TM][INFO][1120.08:30:01.123456][x.cc:1] "

@@ -19,8 +19,6 @@ from turbofit.load.prompt import png
 from turbofit.model.presets import preset_model
 from turbofit.rehearse.checkpoint.twin import twin_of, write_model
 
-__all__ = ["KEY", "NAME", "OMNI_MAP", "Served", "picture", "tiny_map", "tiny_omni", "tiny_qwen2_vl"]
-
 NAME = "tiny/Qwen2-VL"
 KEY = "a-key"
 _TEMPLATE = (

@@ -8,9 +8,9 @@ import pytest
 from tests.support.plans import plausible_plan
 from turbofit import api
 from turbofit.core.plan import Plan
+from turbofit.core.rehearsal import End
 from turbofit.core.units import MIB
 from turbofit.launch.serve.ladder import rungs
-from turbofit.observe.ends import End
 
 
 def died(phase: str, **facts: Any) -> End:

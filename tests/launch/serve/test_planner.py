@@ -14,7 +14,8 @@ import pytest
 
 from tests.support.plans import plausible_plan
 from turbofit.core.errors import PackageError
-from turbofit.core.plan import End, Plan, Rehearsal, RehearsedCache
+from turbofit.core.plan import Plan, Rehearsal
+from turbofit.core.rehearsal import End, RehearsedCache
 from turbofit.launch.serve.leases import Leases
 from turbofit.launch.serve.planner import Planner
 from turbofit.machine import source

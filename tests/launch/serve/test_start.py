@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from tests.support.plans import plausible_plan
+from turbofit.core.rehearsal import End
 from turbofit.core.run_report import RunMoment
 from turbofit.launch.engine.launches import SharedCards, ratio_now
 from turbofit.launch.run import Start
 from turbofit.launch.serve.start_progress import StartProgress
-from turbofit.observe.ends import End
 
 PLAN = plausible_plan(gpus=1, tp=1)
 

@@ -11,9 +11,9 @@ import pytest
 
 from tests.core.process.test_signals import signalled_in_a_finalizer
 from tests.support.plans import plausible_plan
+from turbofit.core.rehearsal import End
 from turbofit.launch.engine.engine_log import EndedError
 from turbofit.launch.serve.supervisor import StoppedError, StopSignal, Supervisor
-from turbofit.observe.ends import End
 
 
 class Ending:

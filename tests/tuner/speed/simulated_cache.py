@@ -13,8 +13,6 @@ from typing import Final, NamedTuple
 
 from turbofit.tuner.speed import crowd_of
 
-__all__ = ["CASES", "Case", "formula", "simulated"]
-
 #: Prompt and answer in tokens, and the requests of which the cache holds all tokens.
 CASES: Final = ((50, 500, 30), (50, 500, 85), (256, 256, 8), (256, 256, 60), (500, 500, 30),
                 (500, 500, 300), (2048, 128, 40), (3500, 256, 8), (3500, 256, 30))  # fmt: skip

@@ -15,18 +15,6 @@ from turbofit.diagnose.answer import PhaseName
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = [
-    "Cause",
-    "Condition",
-    "Rank",
-    "caught",
-    "causes",
-    "less_memory",
-    "matches",
-    "told_figures",
-    "what_to_send",
-]
-
 #: By its relation to a fact, below, above, equal or within: a value, or the name of another fact.
 Condition = dict[str, Any]
 #: A cause ends a run; a refusal is a program's own check, by its form alone, and is asked after all

@@ -7,8 +7,6 @@ from turbofit.diagnose.answer import Evidence, Holding, Missing, PhaseName
 from turbofit.diagnose.facts import LogEvent
 from turbofit.diagnose.rules.causes import Rank
 
-__all__ = ["RuleAnswer", "evidence", "raised_in"]
-
 _SHOWN = 240
 #: Innermost frames that are named of an exception.
 _FRAMES = 3

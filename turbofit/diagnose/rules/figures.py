@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from turbofit.diagnose.facts import LogEvent
     from turbofit.observe.log_events import PythonFrame
 
-__all__ = ["FIGURES", "Told", "package_of", "told"]
-
 #: Folders of the packages whose versions must go together, and of checkpoints' own code.
 _FOLDERS: Final = re.compile(
     r"[/\\](transformers|lmdeploy|vllm|sglang)[/\\]|(transformers_modules)"

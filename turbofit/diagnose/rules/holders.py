@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from turbofit.diagnose.facts import LogEvent
     from turbofit.observe.log_events import TorchMemory
 
-__all__ = ["doubts", "foreign", "holders", "unclear", "unexplained", "what_to_end"]
-
-
 #: How to tell a server's processes from others.
 _HOW: Final = (
     "To tell: start the server, and compare the pids of `docker top NAME` (or of `pgrep -af"

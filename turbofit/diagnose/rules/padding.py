@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Settings
     from turbofit.memory.turbomind.weights import EngineConstants
 
-__all__ = ["temporaries", "weights_held"]
-
 _UNIT: Final = 512
 
 #: elements of a 16-bit tensor, and how many such there are

@@ -12,8 +12,6 @@ from turbofit.core.struct import Struct
 from turbofit.core.units import round_up
 from turbofit.memory.account import PAGE
 
-__all__ = ["PoolOperation", "Replay", "Shortfall"]
-
 
 class PoolOperation(NamedTuple):
     """``size`` bytes into a pool; negative gives back, ``pool`` "" is an allocation by itself."""

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from turbofit.diagnose.answer import Evidence
     from turbofit.diagnose.facts import LogEvent, LogFacts
 
-__all__ = ["engine_rules", "table_holders"]
-
 _VISION: Final = ("InternVit", "QwenVit", "Vit::", "VisionModel")
 #: The generations that pin much host memory.
 _PINNING: Final = ("0.16", "0.17")

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from turbofit.diagnose.case import LogCase
     from turbofit.diagnose.facts import LogFacts
 
-__all__ = ["hang_rules"]
-
 _DEFAULT_BLOCK = 64
 
 

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     from turbofit.diagnose.case import LogCase
 
-__all__ = ["host_rules", "quiet_rules"]
-
 #: Events that the rows of `presets/causes.yaml` are asked of.
 _ASKED = (KnownMessage, CudaError, CheckFailed, NcclError, LegacyCuda)
 

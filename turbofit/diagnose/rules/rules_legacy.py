@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from turbofit.memory.legacy.generations import Generation
 from turbofit.memory.versions import is_legacy
 
-__all__ = ["LegacyBlocks", "blocks", "double_start", "legacy_rules"]
-
 #: Cache ratios to try, one after the other.
 _RATIOS: Final = (0.5, 0.4, 0.3, 0.2)
 #: LMDeploy's own default since 0.2.2.

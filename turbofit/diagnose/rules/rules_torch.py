@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from turbofit.diagnose.case import LogCase
     from turbofit.diagnose.facts import LogEvent
 
-__all__ = ["phase_of", "torch_rules"]
-
 #: A tensor of a forward is rarely as large.
 _ONE_TENSOR: Final = 4 * GIB
 _WHEN: Final[dict[PhaseName, str]] = {

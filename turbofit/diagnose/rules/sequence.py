@@ -20,16 +20,6 @@ if TYPE_CHECKING:
     from turbofit.memory.turbomind.pool import Forward, PoolModel
     from turbofit.memory.turbomind.weights import EngineConstants
 
-__all__ = [
-    "EXECUTOR",
-    "RANK",
-    "WEIGHTS",
-    "first_forward_ops",
-    "forward_ops",
-    "rank_buffers",
-    "start_ops",
-]
-
 RANK: Final = "rank"
 WEIGHTS: Final = "weights"
 EXECUTOR: Final = "executor"

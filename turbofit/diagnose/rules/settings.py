@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from turbofit.core.model import Model
     from turbofit.diagnose.facts import LogFacts
 
-__all__ = ["LoggedRun", "run_settings"]
-
 _DEFAULT_PREFILL = 8192
 #: `quant_policy` of TurboMind: 16-bit, int4, int8.
 _POLICIES = (0, 8, 4)

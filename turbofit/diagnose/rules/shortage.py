@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from turbofit.diagnose.facts import LogFacts
     from turbofit.memory.turbomind.weights import EngineConstants
 
-__all__ = ["Shortage", "shortage"]
-
 #: The log rounds to hundredths of a MiB.
 _ROUNDING: Final = MIB // 100
 #: The largest L2 of a GPU that turbofit knows (RTX PRO 6000), where the card is not known.

@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final, Literal
 
+from turbofit.core.rehearsal import End
 from turbofit.core.units import format_bytes
 from turbofit.core.version import REFERENCE
 from turbofit.memory.versions import release
-from turbofit.observe.ends import End, MemoryPhase, end_kind, exit_words
+from turbofit.observe.ends import MemoryPhase, end_kind, exit_words
 from turbofit.observe.forecast import cache_beside, in_words, tokens_beside
 from turbofit.observe.log_events import (
     Backpressure,

@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from turbofit.core.process.log import LazyLogger
+from turbofit.core.rehearsal import End, EndKind
 from turbofit.launch.engine import kernel
 from turbofit.launch.engine.engine_client import EngineClient, Probe, Timing
 from turbofit.launch.engine.engine_log import (
@@ -21,7 +22,6 @@ from turbofit.launch.engine.engine_log import (
 )
 from turbofit.launch.engine.launches import HOST
 from turbofit.launch.engine.process import EngineProcess
-from turbofit.observe.ends import End, EndKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable

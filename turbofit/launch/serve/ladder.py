@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.json_types import Options
     from turbofit.core.plan import GpuLedger, Plan
-    from turbofit.observe.ends import End
+    from turbofit.core.rehearsal import End
 
 #: Starts after the first that a lack of memory may cost.
 MOST_RUNGS: Final = 3

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from turbofit.core.plan import Plan
+    from turbofit.core.rehearsal import End
     from turbofit.launch.engine.launches import Launch
     from turbofit.launch.engine.supervised_engine import Examiner
-    from turbofit.observe.ends import End
 
 #: Before it is killed, an engine that was asked to end has this long beside the drain.
 _LAST_SECONDS: Final = 10.0

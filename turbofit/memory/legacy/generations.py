@@ -19,11 +19,6 @@ from turbofit.memory.versions import FIRST_CURRENT, is_legacy, parse
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = [
-    "Generation", "LegacyConstants", "TorchGeneration", "generation_of", "generations",
-    "legacy_constants", "torch_generation_of", "torch_generations", "unread",
-]  # fmt: skip
-
 
 class CacheRule(Struct, forbid_unknown_fields=True):
     """How the cache is sized.

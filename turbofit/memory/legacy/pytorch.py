@@ -43,8 +43,6 @@ from turbofit.memory.turbomind.weights import EngineConstants, kv_heads_held, lo
 from turbofit.memory.versions import FIRST_CURRENT
 from turbofit.model.parameters import stored_bytes
 
-__all__ = ["LegacyPytorch", "LegacyTorchAccount"]
-
 _PROMPT: Final = 64
 #: "No enough gpu memory for kv cache" is raised below it.
 _LEAST_BLOCKS: Final = 3

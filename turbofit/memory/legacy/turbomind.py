@@ -48,8 +48,6 @@ from turbofit.memory.turbomind.cache import CacheShape, cache_shape, tokens_held
 from turbofit.memory.turbomind.weights import EngineConstants, kv_heads_held, lm_head_rows
 from turbofit.memory.versions import FIRST_CURRENT
 
-__all__ = ["GroupAccount", "LegacyAccount", "LegacyTurbomind", "legacy_account"]
-
 #: Bytes a vocabulary entry and row of sampling with top_k=0: logits, ids, sorting. Upper end.
 _SAMPLING: Final = 20
 _INT = _FLOAT = 4

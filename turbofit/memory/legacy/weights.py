@@ -11,9 +11,7 @@ from turbofit.core.model import Model, VisionDims
 from turbofit.core.units import HALF, round_up
 from turbofit.memory.legacy.generations import Generation, LegacyConstants, VisionRule
 from turbofit.memory.turbomind.weights import EngineConstants, vision_side, weight_classes
-from turbofit.model.parameters import vision_parameters
-
-__all__ = ["legacy_weight_classes", "older_layouts", "tower_activations", "tower_bytes"]
+from turbofit.model.towers import vision_parameters
 
 #: Layouts of packed weights that depend on the card came with 0.18: the plain one everywhere.
 _PLAIN: Final = (8, 0)

@@ -69,8 +69,6 @@ from turbofit.memory.pytorch.weights import (
     weight_classes,
 )
 
-__all__ = ["Pytorch", "PytorchAccount", "capture_sizes"]
-
 _INT = 4
 #: Blocks from this on come from segments of 20 MiB. Source: kMinLargeAlloc of torch's allocator.
 _LARGE_BLOCK = MIB

@@ -31,11 +31,6 @@ from turbofit.memory.pytorch.weights import (
 )
 from turbofit.model.parameters import Linear, draft_elements, packed_bytes, replaced_outputs
 
-__all__ = [
-    "Activations", "Prefill", "activations_of", "draft_staged", "draft_terms", "draft_weights",
-    "needed_modules", "routed_elements", "splits", "without_kernels",
-]  # fmt: skip
-
 #: Hidden states where features of a depth are added: embeddings, hidden, residual, the scattered
 #: features, their mask, and torch's running count of it in 64 bits.
 #: Source: lmdeploy models/qwen3_vl.py::Qwen3VLTextModel._deepstack_process #79a63f

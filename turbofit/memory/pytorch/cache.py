@@ -19,12 +19,6 @@ from turbofit.core.units import HALF, round_up
 from turbofit.memory.account import VisionLoad
 from turbofit.memory.pytorch.weights import kv_heads_held
 
-__all__ = [
-    "KV_TYPES", "RESERVED_BLOCKS", "TURBO_QUANT", "WIDE_BLOCK", "UnitsMet", "block_bytes",
-    "block_tokens", "engine_bound", "runtime_bytes", "state_bytes", "state_slots",
-    "units_met",
-]  # fmt: skip
-
 _ALIGN = 256
 #: Channels of a head from which blocks hold at most so many tokens.
 _WIDE = 512

@@ -28,15 +28,8 @@ from turbofit.model.parameters import (
     text_linears,
     text_parameters,
     unpacked_bytes,
-    vision_parameters,
 )
-from turbofit.model.towers import audio_parameters
-
-__all__ = [
-    "VOCAB_ROWS", "WHOLE_TOWERS", "PytorchConstants", "environment", "expert_channels", "is_copied",
-    "kv_heads_held", "largest_loaded", "load_constants", "packed_copy", "segments", "staged_copy",
-    "weight_classes",
-]  # fmt: skip
+from turbofit.model.towers import audio_parameters, vision_parameters
 
 
 class PytorchConstants(Struct):

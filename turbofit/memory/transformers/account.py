@@ -25,8 +25,6 @@ from turbofit.memory.account import (
 from turbofit.memory.transformers.activations import ModelCopy, Placement, best_placement, load_of
 from turbofit.memory.transformers.components import components
 
-__all__ = ["Transformers", "TransformersAccount"]
-
 _NOTES = {
     "prefill": "a whole prompt in one layer",
     "sampling": "one token",

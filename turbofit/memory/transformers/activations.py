@@ -26,11 +26,6 @@ from turbofit.memory.transformers.components import (
     layout_of,
 )
 
-__all__ = [
-    "Load", "ModelCopy", "Placement", "best_placement", "device_map", "fewest_offloaded", "holds",
-    "load_of", "nowhere", "place_all", "vision_bytes",
-]  # fmt: skip
-
 #: Towers whose attention rotates nothing; the others do it in 32 bits.
 _UNROTATED: Final = frozenset({"internvit", "clip", "siglip", "mllama", "idefics3"})
 #: Towers that are given which pixels are an image's.

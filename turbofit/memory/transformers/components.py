@@ -13,11 +13,6 @@ from turbofit.model.parameters import parameters, text_linears, text_parameters
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = [
-    "Layer", "Layout", "components", "cross_tokens", "layout_of", "load_model", "load_processor",
-    "names_here",
-]  # fmt: skip
-
 _INSIDE: Final = "model.language_model"
 _LLAVA: Final = ("model.vision_tower", "model.multi_modal_projector")
 #: Modules of Qwen2.5-Omni's thinker, and where they are from Transformers 5.21 on.

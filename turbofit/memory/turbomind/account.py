@@ -68,11 +68,6 @@ from turbofit.memory.turbomind.weights import (
     weight_classes,
 )
 
-__all__ = [
-    "FUSES_NOTHING", "Turbomind", "TurbomindAccount", "before_terms", "buffer_terms",
-    "cache_terms", "missing_kernels", "warmup_tokens",
-]  # fmt: skip
-
 #: For `capability_of`: a card on which no layer fuses gate and up, whose forwards are the largest.
 FUSES_NOTHING: Final = (8, 0)
 #: Buffers outside every pool: the communicator's, and a cudaMalloc.

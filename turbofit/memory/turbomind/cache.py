@@ -17,11 +17,6 @@ from turbofit.core.struct import Struct
 from turbofit.core.units import HALF
 from turbofit.memory.turbomind.weights import EngineConstants, kv_heads_held
 
-__all__ = [
-    "CacheShape", "StatePart", "block_bytes", "cache_shape", "tokens_held",
-    "tokens_planned",
-]  # fmt: skip
-
 
 class StatePart(Struct):
     """Objects of one size of a sequence's state: ``count`` of them a sequence, in slabs."""

@@ -31,11 +31,6 @@ from turbofit.memory.turbomind.weights import (
     vision_tp,
 )
 
-__all__ = [
-    "Forward", "PoolModel", "device_buffers", "engine_bound", "forward_tokens",
-    "meeting_workspace", "pinned_buffers", "symmetric_buffer", "token_bytes", "workspace",
-]  # fmt: skip
-
 #: TurboMind casts logits from 16 bits to 32; a router's are made in 32.
 _FLOAT = 4
 #: Ids, offsets and masks of a pass, and what a stage allocates beside its tensors; over.

@@ -30,13 +30,6 @@ from turbofit.memory.account import HOPPER, PAGE
 from turbofit.memory.versions import figures
 from turbofit.model.parameters import exempt_bytes, unpacked_bytes
 
-__all__ = [
-    "DeltaKernel", "EngineConstants", "PackedFormat", "expert_width", "ffn_width", "input_rows",
-    "kv_heads_held", "lm_head_rows", "load_constants", "loading_extra", "packed_elements",
-    "staging_bytes", "temporary_bytes", "vision_mlp_width", "vision_side", "vision_tp",
-    "weight_classes",
-]  # fmt: skip
-
 
 class PackedFormat(Struct):
     """Scales and zeros of a group in bytes, held and while loading; temporaries an element.

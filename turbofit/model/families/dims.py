@@ -13,11 +13,6 @@ from turbofit.model.config import Section
 from turbofit.model.families.support import inner_refusal
 from turbofit.model.families.text import TEXT_ARCHITECTURES, read_text
 
-__all__ = [
-    "CheckpointConfig", "Dims", "Reader", "attention_heads", "inner_text", "nested_text",
-    "read_tower", "tied_text",
-]  # fmt: skip
-
 #: ``model_type`` of a language model → its architecture, where a config names only the former.
 _MODEL_TYPES: Final = {
     "llama": "LlamaForCausalLM",

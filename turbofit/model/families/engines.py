@@ -13,8 +13,6 @@ from turbofit.core.model import Model, Quantization, TextDims
 from turbofit.core.version import REFERENCE
 from turbofit.model.families.text import TEXT_ARCHITECTURES, TURBOMIND_INNER, TURBOMIND_TEXT
 
-__all__ = ["PROJECTOR_AS_TEXT", "TURBOMIND_VISION", "engine_problem"]
-
 _TURBOMIND: Final = f"TurboMind {REFERENCE}"
 _PYTORCH: Final = f"LMDeploy {REFERENCE}'s PyTorch engine"
 

@@ -17,8 +17,6 @@ from turbofit.model.config import Section
 from turbofit.model.families.dims import CheckpointConfig, Dims, read_tower
 from turbofit.model.families.text import read_text
 
-__all__ = ["read_cogvlm", "read_eva_clip", "square_rule"]
-
 _TOWER: Final = {
     **dict.fromkeys(
         ("num_hidden_layers", "hidden_size", "num_heads", "intermediate_size", "patch_size",

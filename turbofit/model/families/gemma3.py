@@ -16,8 +16,6 @@ from turbofit.core.model import VisionDims
 from turbofit.model.config import Section
 from turbofit.model.families.dims import CheckpointConfig, Dims, read_tower, tied_text
 
-__all__ = ["read"]
-
 _TOWER: Final = {
     "num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12,
     "intermediate_size": 3072, "patch_size": 16, "image_size": 224, "num_channels": 3,

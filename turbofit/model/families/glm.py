@@ -19,8 +19,6 @@ from turbofit.model.families.eva_clip import read_eva_clip, square_rule
 from turbofit.model.families.qwen_vl import settings_of
 from turbofit.model.families.text import read_text
 
-__all__ = ["read_chatglm", "read_glm4v"]
-
 _TOWER: Final = {
     "depth": 24, "hidden_size": 1536, "num_heads": 12, "patch_size": 14, "image_size": 336,
     "in_channels": 3, "temporal_patch_size": 2, "spatial_merge_size": 2,

@@ -11,8 +11,6 @@ from turbofit.model.config import Section
 from turbofit.model.families.dims import CheckpointConfig, Dims, read_tower, tied_text
 from turbofit.model.families.support import inner_refusal
 
-__all__ = ["read"]
-
 _TOWER: Final = {
     "num_hidden_layers": 12, "hidden_size": 1152, "num_attention_heads": 16,
     "intermediate_size": 3072, "patch_size": 32, "image_size": 224, "num_channels": 3,

@@ -12,9 +12,6 @@ from turbofit.core.model import VisionDims
 from turbofit.model.config import Section
 from turbofit.model.families.dims import CheckpointConfig, Dims, inner_text, read_tower
 
-__all__ = ["read_chat", "read_hf"]
-
-
 #: Defaults of the remote code, and of Transformers' class.
 _CHAT_TOWER: Final = {
     "hidden_size": 3200, "num_hidden_layers": 48, "num_attention_heads": 25,

@@ -16,8 +16,6 @@ from turbofit.model.config import Section
 from turbofit.model.families.dims import CheckpointConfig, Dims, attention_heads
 from turbofit.model.families.text import read_text
 
-__all__ = ["read", "read_rule"]
-
 #: What LMDeploy runs of MoonViT, and refuses otherwise.
 #: Source: lmdeploy kimi_k25_vision.py::MoonViT3dModel.__init__ #0f5b1b
 _KNOWN: Final = {

@@ -11,8 +11,6 @@ from turbofit.core.model import MoeDims, TextDims, VisionDims
 from turbofit.model.config import Section
 from turbofit.model.families.dims import CheckpointConfig, Dims, read_tower, tied_text
 
-__all__ = ["read"]
-
 _TOWER: Final = {
     "num_hidden_layers": 34, "hidden_size": 768, "num_attention_heads": 16,
     "intermediate_size": 5632, "patch_size": 14, "image_size": 448, "num_channels": 3,

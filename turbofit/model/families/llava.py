@@ -15,8 +15,6 @@ from turbofit.model.config import Section
 from turbofit.model.families.dims import CheckpointConfig, Dims, nested_text, read_tower
 from turbofit.model.families.support import refusal
 
-__all__ = ["read", "read_next", "read_onevision"]
-
 #: Transformers' defaults for LLaVA's own tower, and for a tower config that leaves keys out.
 _CLIP_LARGE: Final = {
     "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,

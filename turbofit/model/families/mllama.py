@@ -16,8 +16,6 @@ from turbofit.model.config import Section
 from turbofit.model.families.dims import CheckpointConfig, Dims, read_tower
 from turbofit.model.families.text import read_text
 
-__all__ = ["read"]
-
 _TOWER: Final = {
     "num_hidden_layers": 32, "hidden_size": 1280, "intermediate_size": 5120, "patch_size": 14,
     "image_size": 448, "num_channels": 3,

@@ -9,8 +9,6 @@ from turbofit.core.model import VisionDims
 from turbofit.model.families.dims import CheckpointConfig, Dims
 from turbofit.model.families.text import read_text
 
-__all__ = ["read"]
-
 _TOWER: Final = "openai/clip-vit-large-patch14-336"
 _EMBEDDING: Final = {
     "embedding_cls": "image", "hd_transform_order": "sub_glb", "projection_cls": "mlp",

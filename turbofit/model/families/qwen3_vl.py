@@ -23,8 +23,6 @@ from turbofit.model.config import Section
 from turbofit.model.families.dims import CheckpointConfig, Dims, read_tower, tied_text
 from turbofit.model.families.qwen_vl import read_rule
 
-__all__ = ["read", "read_intern_s1_pro", "read_qwen3_5", "read_vision"]
-
 _TOWER: Final = {
     "depth": 27, "hidden_size": 1152, "num_heads": 16, "intermediate_size": 4304, "patch_size": 16,
     "in_channels": 3, "temporal_patch_size": 2, "spatial_merge_size": 2,

@@ -17,8 +17,6 @@ from turbofit.model.families import qwen3_vl, qwen_vl
 from turbofit.model.families.dims import CheckpointConfig, Dims, attention_heads, tied_text
 from turbofit.model.families.text import read_text
 
-__all__ = ["read", "read_qwen2_5"]
-
 #: A checkpoint of the thinker alone: its config.json is what others have as ``thinker_config``.
 _ALONE: Final = "Qwen2_5OmniThinkerForConditionalGeneration"
 

@@ -10,8 +10,6 @@ from turbofit.model.config import Section
 from turbofit.model.families.dims import CheckpointConfig, Dims, read_tower
 from turbofit.model.families.text import read_text
 
-__all__ = ["read", "read_rule", "read_vision", "settings_of"]
-
 _TOWER: Final = {
     "depth": 32, "num_heads": 16, "patch_size": 14, "in_channels": 3, "temporal_patch_size": 2,
     "spatial_merge_size": 2,

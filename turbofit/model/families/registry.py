@@ -24,8 +24,6 @@ from turbofit.model.families.dims import CheckpointConfig, Dims, Reader
 from turbofit.model.families.support import refusal
 from turbofit.model.families.text import TEXT_ARCHITECTURES, read_text
 
-__all__ = ["VISION_READERS", "WATCHING", "read_dims"]
-
 #: By ``architectures[0]`` of config.json.
 VISION_READERS: Final[dict[str, Reader]] = {
     "ChatGLMForConditionalGeneration": glm.read_chatglm,

@@ -14,14 +14,6 @@ from turbofit.core.presets import converted, load_yaml, preset_path
 from turbofit.core.struct import Struct
 from turbofit.core.version import REFERENCE
 
-__all__ = [
-    "UnsupportedFamily",
-    "inner_refusal",
-    "named_refusal",
-    "refusal",
-    "unplanned",
-]
-
 _BY_HAND: Final = {
     "turbomind": "TurboMind runs it: start LMDeploy by hand with a low --cache-max-entry-count",
     "pytorch": "LMDeploy's PyTorch engine runs it: start that by hand (--backend pytorch) with a "

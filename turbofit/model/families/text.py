@@ -17,8 +17,6 @@ from turbofit.core.model import DeltaDims, MlaDims, MoeDims, TextDims
 from turbofit.core.presets import load_yaml, preset_path
 from turbofit.model.config import Section
 
-__all__ = ["TEXT_ARCHITECTURES", "TURBOMIND_INNER", "TURBOMIND_TEXT", "read_text"]
-
 #: Language models that the account covers, by ``architectures[0]``; text.yaml has others besides,
 #: that exist only inside a vision model.
 TEXT_ARCHITECTURES: Final = frozenset(

@@ -16,8 +16,6 @@ from turbofit.model.config import Section, parse_json
 from turbofit.model.folder import FolderFiles
 from turbofit.model.merge.tensors import StoredTensor, open_tensors, torch_library
 
-__all__ = ["ADAPTER_CONFIG", "Adapter", "Lora", "read_adapter"]
-
 #: The file that makes a folder an adapter.
 ADAPTER_CONFIG: Final = "adapter_config.json"
 

@@ -46,8 +46,6 @@ from turbofit.model.merge.tensors import (
     torch_library,
 )
 
-__all__ = ["ORIGINAL", "add_tokens", "check_original", "converted", "hf_name", "template_warnings"]
-
 #: Files that this module writes where the source has them.
 _TOKENIZER_FILES: Final = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",

@@ -35,8 +35,6 @@ from turbofit.model.merge.tensors import (
     torch_tensors,
 )
 
-__all__ = ["Merged", "merge"]
-
 #: Prefixes in which names differ that releases of peft, Transformers and LLaVA gave to one tensor.
 _PREFIXES: Final = ("base_model", "model", "language_model")
 WeightFiles = Mapping[str, Mapping[str, StoredTensor]]

@@ -22,10 +22,6 @@ from turbofit.model.merge.tensors import Piece, write_tensors
 from turbofit.model.names import read_name
 from turbofit.model.presets import HUB_ID, find_preset, load_preset
 
-__all__ = [
-    "Result", "check_target", "copied_files", "json_text", "located", "weight_file_names", "write",
-]  # fmt: skip
-
 _WEIGHTS: Final = (
     ".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".index.json",
 )  # fmt: skip

@@ -19,11 +19,6 @@ from turbofit.core.errors import PackageError, UsageError
 from turbofit.model.folder import FolderFiles
 from turbofit.model.safetensors import BITS, PREFIX, Tensor, parse_index
 
-__all__ = [
-    "DTYPES", "FLOATS", "Piece", "StoredTensor", "open_tensors", "open_weights", "torch_library",
-    "torch_tensors", "write_tensors",
-]  # fmt: skip
-
 #: safetensors' dtype → torch's.
 DTYPES: Final = {
     "BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64",

@@ -22,8 +22,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-__all__ = ["install"]
-
 #: Elements of an operation's tensors, inputs and outputs together, up to which it is computed.
 SMALL = 1 << 16
 #: The same where all of them are integers or booleans.

@@ -22,8 +22,6 @@ from turbofit.core.presets import load_yaml, preset_path, presets_of
 from turbofit.core.struct import Struct, to_builtins
 from turbofit.rehearse.checkpoint.tokenizer import Tokenizer
 
-__all__ = ["Entry", "Kind", "config_from", "kinds", "merged", "rows_of", "values_of"]
-
 _DTYPE: Final = {"bfloat16": "BF16", "float16": "F16"}
 Values = Mapping[str, Any]
 #: Name, safetensors type and shape of a tensor.

@@ -39,11 +39,6 @@ from turbofit.rehearse.checkpoint.tokenizer import (
     write_tokenizer,
 )
 
-__all__ = [
-    "Twin", "carries_limit", "checkpoint_for", "config_of", "speculative_of", "tensors", "twin_of",
-    "write_checkpoint", "write_model",
-]  # fmt: skip
-
 #: Source: lmdeploy nn/gated_delta.py `from fla.modules import`
 _DELTA_NETS: Final = (
     "its gated delta nets run kernels of fla and TileLang under torch, which are compiled and tuned"

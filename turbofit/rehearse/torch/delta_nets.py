@@ -12,8 +12,6 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final
 
-__all__ = ["follow", "most_chunks"]
-
 _CHUNK: Final = 64
 _INDICES: Final = "prepare_chunk_indices"
 _VARIANTS: Final = 2

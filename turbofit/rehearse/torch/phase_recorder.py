@@ -23,8 +23,6 @@ from turbofit.core.json_types import Document
 from turbofit.pretend.shared import lives
 from turbofit.rehearse.notes import replaced
 
-__all__ = ["Phases", "read_records", "start"]
-
 _LOOK: Final = 0.01  # seconds
 _PATIENCE: Final = 5.0  # seconds that a phase waits for the processes
 _PHASE, _RECORDS = "phase", "records"

@@ -18,8 +18,6 @@ from turbofit.rehearse.notes import DEAD
 from turbofit.rehearse.run import EndedRun, Seen
 from turbofit.rehearse.torch.phase_recorder import read_records
 
-__all__ = ["NOT_KNOWN", "seen", "span"]
-
 NOT_KNOWN: Final = (
     "private workspaces inside cuBLAS, cuDNN and NCCL",
     "kernel modules, loaded lazily",

@@ -11,8 +11,6 @@ from turbofit.rehearse.notes import NOT_FINISHED, Notes, engine_config
 from turbofit.rehearse.spec import LONGEST, RehearsalCase, RehearsalRequest, Spec
 from turbofit.rehearse.torch.phase_recorder import Phases
 
-__all__ = ["drive"]
-
 #: Steps of ExecutorBase.init, and the phase each begins.
 _STEPS: Final = {
     "build_model": "build",

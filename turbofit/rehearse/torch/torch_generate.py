@@ -10,8 +10,6 @@ from turbofit.rehearse.notes import Notes
 from turbofit.rehearse.spec import LONGEST, RehearsalCase, RehearsalRequest, Spec
 from turbofit.rehearse.torch.phase_recorder import Phases
 
-__all__ = ["drive"]
-
 _TOKEN: Final = 5
 
 

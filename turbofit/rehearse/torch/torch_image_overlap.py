@@ -19,10 +19,6 @@ from turbofit.rehearse.checkpoint.twin import carries_limit
 from turbofit.rehearse.mixes import Image, Prompt, PromptMaker
 from turbofit.rehearse.spec import LONGEST, RehearsalCase, RehearsalRequest
 
-__all__ = [
-    "Pictures", "ServerRoom", "limited", "most_met", "rehearsed_size", "worst_cases", "worst_mix",
-]  # fmt: skip
-
 _FRAME: Final = 32  # at most what a chat template adds to a prompt
 _WRAP: Final = 8  # and to each further picture
 _TEXT: Final = 1  # letters of a prompt

@@ -24,8 +24,6 @@ from torch.utils._pytree import tree_leaves
 from turbofit.pretend.library import LibraryAccount
 from turbofit.pretend.scenario import PretendGpu, Scenario
 
-__all__ = ["Staging", "patch_torch"]
-
 _ROUND: Final = 512  # bytes; torch's caching allocator rounds each block up to this
 _SEGMENT: Final = 2 << 20  # by which that allocator's segments grow, unlike a pool of the driver
 _KEPT: Final[list[Any]] = []

@@ -19,8 +19,6 @@ from turbofit.rehearse.notes import NOT_FINISHED, Notes, engine_config
 from turbofit.rehearse.run import LIMITS_WHILE_ACTIVE, InactivityTimer
 from turbofit.rehearse.spec import RehearsalCase, RehearsalRequest, Spec, Unit
 
-__all__ = ["drive"]
-
 _STATUS: Final = {
     -1: NOT_FINISHED,
     0: "ok",

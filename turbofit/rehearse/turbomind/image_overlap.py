@@ -15,8 +15,6 @@ from turbofit.rehearse import mixes
 from turbofit.rehearse.mixes import Image, Prompt, PromptMaker
 from turbofit.rehearse.spec import RehearsalCase, RehearsalRequest, Unit
 
-__all__ = ["gate_of", "most_met", "queue", "worst_cases"]
-
 #: A chunk that does not end a prompt ends at a block's edge (LMDeploy, Scheduler::ClampForwardEnd).
 _BLOCK = 64
 _NEW = 2  # tokens to generate: one forward of prefill, one of decoding

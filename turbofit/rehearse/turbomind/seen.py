@@ -21,8 +21,6 @@ from turbofit.rehearse.packages import engine_library
 from turbofit.rehearse.run import EndedRun, Seen
 from turbofit.rehearse.turbomind.ledger import CallSites, Ledger
 
-__all__ = ["NOT_KNOWN", "card_terms", "load_peak", "seen"]
-
 NOT_KNOWN: Final = (
     "CUDA context",
     "kernel modules, loaded lazily",

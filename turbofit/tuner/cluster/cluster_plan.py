@@ -29,8 +29,6 @@ from turbofit.tuner.cluster.kinds import Kind, kinds_of, why_unusable
 from turbofit.tuner.resolved_request import ResolvedRequest
 from turbofit.tuner.search.candidates import evenly, held_shares
 
-__all__ = ["cards_of", "make_cluster_plan", "plan_joining_node"]
-
 _ALMOST: Final = 1e-6
 #: Contexts that are tried where all requests must be held, and smaller promises that are told.
 _MOST_CONTEXTS: Final = 8

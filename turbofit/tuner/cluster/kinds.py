@@ -21,8 +21,6 @@ from turbofit.core.units import GIB, MIB
 from turbofit.core.version import REFERENCE, __version__
 from turbofit.memory.versions import release
 
-__all__ = ["Kind", "kinds_of", "why_unusable"]
-
 #: Bytes of used memory that count as one, from fine to coarse, and the kinds that are few enough.
 _STEPS: Final = (16 * MIB, 64 * MIB, 256 * MIB, GIB, 2 * GIB, 4 * GIB)
 _MOST_KINDS: Final = 24

@@ -29,11 +29,6 @@ from turbofit.tuner.search.shapes import Evaluation
 from turbofit.tuner.search.sizing import SearchState, Sizer
 from turbofit.tuner.speed import counted_tokens, group_class
 
-__all__ = [
-    "cache_words", "document", "engines_held", "footprint_of", "footprint_words", "group_words",
-    "requests_held", "verdict_of",
-]  # fmt: skip
-
 #: Encoded bytes that one image and one request body may have.
 _BYTES_PER_IMAGE = 32 * MIB
 _BODY_BESIDE_IMAGES = 4 * MIB

@@ -21,11 +21,6 @@ from turbofit.tuner.search.shapes import Evaluation, dtype_for
 from turbofit.tuner.search.sizing import excess_tokens, longest_context
 from turbofit.tuner.speed import group_class, group_rates, group_speed, rates, total
 
-__all__ = [
-    "beyond_model", "limit_costs", "pace_words", "reasons", "unkept", "usual_image",
-    "why_rejected",
-]  # fmt: skip
-
 #: Width and height of the picture that most people send: a screen.
 _USUAL_SIZE: Final = (1920, 1080)
 #: Source: docs/accuracy.md, "Beside published figures".

@@ -27,11 +27,6 @@ from turbofit.tuner.search.shapes import Evaluation
 from turbofit.tuner.search.sizing import MIN_TEXT_TOKENS, excess_tokens, shortest_context
 from turbofit.tuner.speed import counted_tokens, link_class, request_tokens
 
-__all__ = [
-    "MORE_GPUS", "Change", "Remedies", "larger", "left_to_turbofit", "quantised_cache",
-    "remedies", "speed_remedies", "stopped", "with_more_gpus",
-]  # fmt: skip
-
 #: The name of a machine that does not exist.
 MORE_GPUS: Final = "more of these GPUs"
 #: A change that closes less of the gap than one percent helps nobody.

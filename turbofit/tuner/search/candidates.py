@@ -34,10 +34,6 @@ from turbofit.tuner.search.sizing import (
 )
 from turbofit.tuner.speed import Pace, Speed, counted_tokens, request_tokens
 
-__all__ = [
-    "evaluate", "evenly", "explain", "held_shares", "share_out", "too_few", "too_long",
-]  # fmt: skip
-
 #: Digits of a score: sums of the same speeds in another order are the same.
 _DIGITS: Final = 9
 

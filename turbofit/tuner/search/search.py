@@ -37,8 +37,6 @@ from turbofit.tuner.search.shapes import Evaluation, Shape, no_shape, shape_sett
 from turbofit.tuner.search.sizing import SearchState, bisect, longest_context, most_context
 from turbofit.tuner.speed import total
 
-__all__ = ["EngineFit", "at_limit", "fit_on_host", "limit_that_fits", "search"]
-
 _LOG: Final = LazyLogger(__name__)
 T = TypeVar("T")
 

@@ -24,11 +24,6 @@ from turbofit.memory.account import AMPERE, HOPPER, Engine, VisionLoad, capabili
 from turbofit.tuner.resolved_request import ResolvedRequest
 from turbofit.tuner.speed import LinkClass, Pace, Speed, group_class, reduce_class
 
-__all__ = [
-    "PREFILL_SIZES", "Evaluation", "Shape", "chosen_dtype", "dtype_for", "groupings", "kinds",
-    "like_groups", "mixed_groupings", "no_shape", "shape_settings", "shapes", "split_over_slices",
-]  # fmt: skip
-
 
 class Shape(Struct):
     """A point of the search space.

@@ -27,12 +27,6 @@ from turbofit.tuner.speed import (
     request_tokens,
 )
 
-__all__ = [
-    "CONTEXT_STEP", "MIN_TEXT_TOKENS", "ROUND_CONTEXT", "SearchState", "Sizer", "best_batch",
-    "bisect", "excess_tokens", "held_by", "longest_context", "longest_held", "most_context",
-    "most_held", "shortest_context",
-]  # fmt: skip
-
 #: Contexts that are looked at are multiples of this.
 CONTEXT_STEP: Final = 64
 #: A round context, as people write them, where it keeps so much of what the cache holds.

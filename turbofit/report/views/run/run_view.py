@@ -22,7 +22,8 @@ from turbofit.report.views.shared_blocks import PRETENDED, last_events
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from turbofit.core.plan import GpuLedger, Plan, Rehearsal
+    from turbofit.core.plan import GpuLedger, Plan
+    from turbofit.core.rehearsal import Rehearsal
     from turbofit.core.run_report import RunReport
     from turbofit.report.painters.document import Block, Tone
 
