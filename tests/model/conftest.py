@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from tests.support.oracles import engine_parameters
+
+__all__ = ["engine_parameters"]
+
 
 @pytest.fixture(autouse=True)
 def _own_hub(tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from tests.support.nvml import (
     gpu_3090,
     gpu_h100,
     in_process,
+    nvml_library,
 )
 from turbofit.core.machine import Host, Machine
 from turbofit.core.struct import NaType
@@ -28,6 +29,8 @@ from turbofit.kernels.released import released
 from turbofit.machine import nvml_machine
 from turbofit.planning.checks import DoctorReport, Finding, examine
 from turbofit.planning.examine.scene import Sources
+
+__all__ = ["HEALTHY", "Find", "Healthy", "Make", "nvml_library"]
 
 #: What a card in order says of itself.
 HEALTHY = {
