@@ -40,7 +40,7 @@ LONGEST = (
 )  # fmt: skip
 #: Files that one worker runs: it imports LMDeploy and Transformers, or starts Chromium, once.
 TOGETHER = (
-    "model/test_oracle_|gateway/test_(sharing_)?lmdeploy|launch/pipeline/|launch/fallback/"
+    "model/test_oracle_|gateway/test_lmdeploy|launch/pipeline/|launch/fallback/"
     "|memory/transformers/|memory/pytorch/test_oracle_|bench/test_registry",
     "test_(site_)?chromium",
 )

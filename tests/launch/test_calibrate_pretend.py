@@ -65,20 +65,17 @@ def only_a_card_shows(state: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stopped", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
 def test_it_measures_stops_goes_on_and_the_next_plan_knows(
-    children: list[Child], tmp_path: Path, stopped: bool
+    children: list[Child], tmp_path: Path
 ) -> None:
-    if stopped:
-        first = calibrate(children, tmp_path, *EIGHT)
-        first.wait_for("engine: kernels: GPU 0")
-        first.process.send_signal(signal.SIGINT)
-        assert first.finish() == 130
-        assert "goes on from there" in first.stderr
+    first = calibrate(children, tmp_path, *EIGHT)
+    first.wait_for("engine: kernels: GPU 0")
+    first.process.send_signal(signal.SIGINT)
+    assert first.finish() == 130
+    assert "goes on from there" in first.stderr
     second = calibrate(children, tmp_path, *EIGHT, "--json")
     assert second.finish() == 0, second.stderr
-    going_on = "going on where an earlier calibration was cut short"
-    assert (going_on in second.stderr) == stopped
+    assert "going on where an earlier calibration was cut short" in second.stderr
     only_a_card_shows(tmp_path)
     result = json.loads(said(second))
     (learned,) = result["calibrations"]

@@ -15,7 +15,14 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.core.errors import DoesNotFitError, LaunchError, OutOfMemoryError, TurbofitError
+from turbofit.core.errors import (
+    DoesNotFitError,
+    LaunchError,
+    MachineError,
+    OutOfMemoryError,
+    TurbofitError,
+    UsageError,
+)
 from turbofit.core.process.files import write_atomic
 from turbofit.core.process.progress import under_way
 from turbofit.core.run_report import EngineRecord, RunMoment
@@ -203,11 +210,15 @@ class Run:
         return self.plan
 
     def again(self) -> bool:
-        """Whether the last plan could be reserved again, so that no new one is needed."""
+        """Whether the last plan could be reserved again, so that no new one is needed.
+
+        Raises:
+            LaunchError: another turbofit plans, and does not end.
+        """
         assert self.plan is not None
         try:
             self.planner.take(self.plan)
-        except TurbofitError as exc:
+        except (DoesNotFitError, MachineError, UsageError) as exc:
             self._say(f"the machine changed: {exc.message}; planning again")
             return False
         return True

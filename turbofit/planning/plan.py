@@ -104,7 +104,8 @@ def finished(plan: Plan, request: PlanRequest) -> Plan:
 
 def refusal(plan: Plan | ClusterPlan) -> DoesNotFitError:
     """The error for a plan that does not fit, with its cheapest remedy."""
-    hint = "see turbofit plan MODEL for what would fit"
+    where = "" if isinstance(plan, Plan) else " --cluster CLUSTER"
+    hint = f"see turbofit plan MODEL{where} for what would fit"
     if plan.remedies:
         first = plan.remedies[0]
         hint = f"{first.change}: {first.effect}"

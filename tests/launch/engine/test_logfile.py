@@ -16,6 +16,18 @@ from turbofit.launch.engine.process import EngineProcess, command_text
 WAITS = b"[TM][INFO][1120.08:30:00.%06d][scheduler.cc:1186] out of memory at 0/1\n"
 
 
+def test_the_size_is_capped(tmp_path: Path) -> None:
+    log = LogFile(tmp_path / "log", cap=1000)
+    for i in range(200):
+        log.feed(b"line %04d of different text\n" % i)
+        log.kept.settle(waiting.HANG)
+    log.close()
+    sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
+    assert set(sizes) == {"log", "log.1"}
+    assert max(sizes.values()) <= 1000
+    assert "line 0199" in (tmp_path / "log").read_text()
+
+
 def test_repeats_become_a_count_whatever_their_time(tmp_path: Path) -> None:
     log = LogFile(tmp_path / "log")
     runs = log.feed(b"first\n" + b"".join(WAITS % i for i in range(500)))

@@ -235,6 +235,7 @@ def test_broken_leases_are_no_leases(tmp_path: Path) -> None:
     for number, text in enumerate(("", "{", "[]", '"x"', "{}", *texts)):
         (tmp_path / f"{number}.json").write_text(text)
         (tmp_path / f"{number}.lock").write_text("")
+    (tmp_path / "x.json").write_bytes(b'{"schema": "turbofit.lease/1", "model": "\xff"}')
     with Leases(tmp_path) as leases:
         assert leases.others() == []
         assert counted(machine(1), leases) == machine(1)

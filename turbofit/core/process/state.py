@@ -19,9 +19,11 @@ def state_dir(room: str, *, make: bool = True) -> Path:
     Raises:
         OSError: it cannot be made.
     """
-    folder = Path(_base(windows=os.name == "nt")) / "turbofit" / room
-    if make:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    base = Path(_base(windows=os.name == "nt")) / "turbofit"
+    folder = base / room
+    if make:  # mkdir gives its mode to the last folder alone
+        for part in (*reversed(folder.relative_to(base).parents), Path(room)):
+            (base / part).mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
 
 

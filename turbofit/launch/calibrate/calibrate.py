@@ -73,6 +73,8 @@ def calibrate(
             say("going on where an earlier calibration was cut short")
             plan = run.refuse()
         else:
+            if progress.plan is not None:
+                say("an earlier calibration was cut short, and does not go on")
             plan = run.choose()
             if not plan.engine.of_lmdeploy:
                 raise UsageError(

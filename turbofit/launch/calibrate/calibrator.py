@@ -16,7 +16,7 @@ import msgspec
 from msgspec.structs import replace
 
 from turbofit.core.errors import LaunchError, MachineError, TurbofitError
-from turbofit.core.plan import Plan
+from turbofit.core.plan import PLAN_SCHEMA, Plan
 from turbofit.core.process.progress import Step, tell
 from turbofit.core.struct import Struct
 from turbofit.core.units import MIB, format_bytes
@@ -237,6 +237,8 @@ class Progress:
         room = "calibrating-pretend" if pretend else "calibrating"
         self._file = StateFile(room, digest_of_parts(key), _Pages)
         pages = self._file.read() or _Pages()
+        if pages.plan is not None and pages.plan.schema != PLAN_SCHEMA:
+            pages = _Pages()
         self.plan, self.texts = pages.plan, dict(pages.texts)
         self._seen = {one.group: one for one in pages.seen}
         self._finished: set[int] = set()

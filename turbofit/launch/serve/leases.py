@@ -221,7 +221,7 @@ class Leases:
         for path in sorted(self._folder.glob("*.json")):
             if path.stem == self._name:
                 continue
-            with suppress(OSError, msgspec.MsgspecError, RecursionError):
+            with suppress(OSError, ValueError, RecursionError):
                 yield _read(path), _is_held(path.with_suffix(".lock"))
 
 
@@ -230,7 +230,7 @@ def _read(path: Path) -> Lease:
 
     Raises:
         OSError: it cannot be read.
-        msgspec.MsgspecError: it is none.
+        ValueError: it is none; msgspec.MsgspecError is one.
     """
     with os.fdopen(os.open(path, _TO_READ), "rb") as file:
         facts = os.fstat(file.fileno())
