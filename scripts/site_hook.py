@@ -38,7 +38,8 @@ _OUTSIDE: Final = (
 _LINK: Final = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|mailto:|#)([^)#\s]+)(#[^)\s]*)?\)")
 #: What README says to developers; the site says there what people can try next.
 _CHECKS: Final = re.compile(
-    r"(Run every check of the project|运行项目的全部检查).*?\./scripts/check\n", re.DOTALL
+    r"(The second runs all checks of the project|第二条运行项目的全部检查).*?\./scripts/check\n",
+    re.DOTALL,
 )
 _FIRST_STEPS: Final = {"index.md": """\
 Which cards serve a model, which models a machine serves, and a whole server without a GPU:

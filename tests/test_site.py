@@ -42,6 +42,15 @@ CONFIG = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), Loader)
 NAV = list(pages(CONFIG["nav"]))
 
 
+def test_the_start_page_has_first_steps_in_the_place_of_the_check() -> None:
+    hook = (ROOT / "scripts" / "site_hook.py").read_text(encoding="utf-8")
+    named = re.search(r'_CHECKS.*?r"\((.+?)\)', hook, re.DOTALL)
+    assert named is not None
+    readmes = ("README.md", "README.zh-CN.md")
+    for name, begins in zip(readmes, named[1].split("|"), strict=True):
+        assert (ROOT / name).read_text(encoding="utf-8").count(begins) == 1
+
+
 def test_the_navigation_has_every_page_once() -> None:
     docs = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
     assert sorted(NAV) == sorted({*docs, *OTHERS, *reference_pages()})

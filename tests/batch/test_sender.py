@@ -32,7 +32,9 @@ def asked(url: str, item: BatchItem, **options: Any) -> tuple[BatchLine, int]:
     async def ask() -> tuple[BatchLine, int]:
         given = {"timeout": 60.0, "patience": 60.0, "key": None, **options}
         async with Sender(url, given.pop("key"), **given) as sender:
-            return await sender.line(item, lambda item: bytes(item.body)), sender.lowered
+            found = await sender.line(item, lambda item: bytes(item.body))
+            assert found.error or not sender.waits
+            return found, sender.lowered
 
     return asyncio.run(ask())
 

@@ -39,7 +39,7 @@ def refused(capsys: Out, *words: str) -> tuple[str, str]:
         ("--foo 2", "", "see turbofit plan --help"),
         ("--enforce-eager", "", "here: --eager-mode"),
         ("--devices 0,1", " 0,1", "here: --gpus 0,1"),
-        ("-o json", " json", "--json prints a document"),
+        ("-o json", "", "here: --json (--md prints Markdown"),
     ],
 )
 def test_options_of_others_at_plan(words: str, value: str, hint: str, capsys: Out) -> None:
@@ -149,7 +149,15 @@ def test_a_first_word_that_is_no_command(word: str, hint: str, capsys: Out) -> N
         ("chat --image a.png", "a picture is a path"),
         ("logs -f", "tail -F"),
         ("ps -a", "see turbofit ps --help"),
-        ("page -o site", "did you mean --out?"),
+        ("page -o site", "here: --out DIR"),
+        ("bench http://x -c 16", "did you mean --concurrency?"),
+        ("stop --model internvl2-8b", "turbofit stop internvl2-8b, without an option"),
+        ("download -m internvl2-8b", "turbofit download internvl2-8b, without an option"),
+        ("batch -m internvl2-8b a b", "here: --model internvl2-8b"),
+        ("init internvl2-8b --output x.yaml", "here: --out FILE"),
+        ("chat --format json", "see turbofit chat --help"),
+        ("serve internvl2-8b -- --watch 3", "leave it out, or take the risk with --unplanned"),
+        ("plan internvl2-8b qwen2-vl-7b --cluster=", "leave --cluster out"),
         ("gateway --model internvl2-8b", "--plan FILE, which turbofit plan internvl2-8b --json"),
     ],
 )

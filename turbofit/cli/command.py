@@ -299,7 +299,7 @@ def refuse_together(options: Mapping[str, object], beside: str, hint: str = "") 
         UsageError: of the first that is given.
     """
     for name, value in options.items():
-        if value:
+        if value or value == "":
             option = option_name(name)
             raise UsageError(
                 f"{option} and {beside} do not go together", hint=f"leave {option} out{hint}"

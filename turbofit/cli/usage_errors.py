@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 
+#: Arguments that take a model's name, too.
+_MODELS: Final = ("model", "run", "fragments")
+
+
 def usage_error(exc: click.UsageError, ctx: click.Context) -> UsageError:
     hint = f"see {ctx.command_path} --help"
     if isinstance(exc, click.NoSuchOption):
@@ -67,45 +71,42 @@ def foreign_option(word: str, behind: str, ctx: click.Context) -> str:
     Raises:
         UsageError: turbofit has the same under another name, which the hint has with the value.
     """
-    from msgspec.structs import replace
-
     from turbofit.core.synonyms import synonym
 
     name, equals, value = word.partition("=")
-    found = None if name[1:2].isdigit() else synonym(name)
+    command = ctx.info_name or ""
+    found = None if name[1:2].isdigit() else synonym(name, command)
     argument = {"-i": "IN", "-o": "OUT"}.get(name, rf"{re.escape(name.strip('-') or name)}\b")
     said = re.compile(rf"\b{argument}", re.IGNORECASE)
-    for one in ctx.command.params if found is None or found.to != "MODEL" else ():
-        if isinstance(one, click.Argument) and said.search(f"{one.name} {one.metavar}"):
+    arguments = [one for one in ctx.command.params if isinstance(one, click.Argument)]
+    for one in arguments if found is None or found.to != "MODEL" else ():
+        if said.search(f"{one.name} {one.metavar}"):
             usage = " ".join(ctx.get_usage().split()[1:])
             hint = f"{_spelled(one, ctx)} stands without an option: {usage}"
             raise UsageError(f"unknown option {name}", hint=hint)
-    instead = "" if found is None else found.at.get(ctx.info_name or "", "")
-    if found and instead:
-        found = replace(found, to="", say=instead)
-    if found is None or name == f"--{found.to}" or not (found.to or found.say):
+    if found is None or name == f"--{found.to}":
         return word
-    option, form = f"--{found.to}", "--{option} {value}"
+    option, form = f"--{found.to.lower()}", "--{option} {value}"
     known = {opt for one in ctx.command.params for opt in one.opts}
-    here = option in known
-    if len(name) == 2 and not (instead or here or "--tp" in known):
+    here, instead = option in known, command in found.at
+    takes = found.to == "MODEL" and any(one.name in _MODELS for one in arguments)
+    if not (here or instead or takes) and (found.only or (len(name) == 2 and "--tp" not in known)):
         return word  # a letter of an engine means nothing where no engine is planned
     if found.take and here:
         say(f"{name} of {found.of} is taken as {option}{f'; {found.say}' if found.say else ''}")
         return f"{option}{equals}{value}"
     if not equals:
         value = "" if behind.startswith("-") or found.flag else behind
-    if found.to == "MODEL":
-        arguments = [one for one in ctx.command.params if isinstance(one, click.Argument)]
-        takes = any(one.name == "model" for one in arguments)
-        command = ctx.info_name if takes else "plan"
-        form = f"turbofit {command} {value or 'MODEL'}, without an option"
+    if found.to == "MODEL" and not here:
+        form = f"turbofit {command if takes else 'plan'} {value or 'MODEL'}, without an option"
+    elif found.to == "MODEL":
+        form = "--model {value}"
     elif not here:
-        having = [command for command, one in options_by_command(ctx) if option in one.opts]
+        having = [other for other, one in options_by_command(ctx) if option in one.opts]
         # `plan` tells and `serve` launches: others have what these two have.
         first = (one for one in ("plan", "serve", "bench", *having) if one in having)
-        command = next(first, "serve MODEL --")
-        form = f"turbofit {command}{' MODEL' if command in ('plan', 'serve') else ''} {form}"
+        other = next(first, "serve MODEL --")
+        form = f"turbofit {other}{' MODEL' if other in ('plan', 'serve') else ''} {form}"
     what = f"unknown option {name}{f' {value}' if value else ''}"
     raise UsageError(what, hint=found.here(value, form))
 

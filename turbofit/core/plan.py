@@ -13,9 +13,7 @@ from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.images import ImageRule
 from turbofit.core.machine import Machine
 from turbofit.core.model import Model
-from turbofit.core.rehearsal import (
-    Rehearsal,
-)
+from turbofit.core.rehearsal import Rehearsal
 from turbofit.core.struct import Struct, const, decode, doc, to_builtins, to_json
 
 if TYPE_CHECKING:

@@ -29,6 +29,7 @@ class Synonym(Struct, forbid_unknown_fields=True):
     flag: bool = False
     values: dict[str, str] = msgspec.field(default_factory=dict)
     at: dict[str, str] = msgspec.field(default_factory=dict)
+    only: bool = False
 
     def here(self, value: str | None, form: str) -> str:
         """Whose name it is, and what to write instead.
@@ -63,9 +64,17 @@ def _tables() -> tuple[dict[str, Synonym], dict[str, str]]:
     return options, converted(data.get("commands"), dict[str, str], path)
 
 
-def synonym(name: str) -> Synonym | None:
-    """Of an option, a variable's or a profile's key, or a keyword; None for a name of nobody."""
-    return _tables()[0].get(name.lstrip("-").replace("_", "-").lower())
+def synonym(name: str, command: str = "") -> Synonym | None:
+    """Of an option, a variable's or a profile's key, or a keyword; None for a name of nobody.
+
+    Args:
+        name: as it was typed.
+        command: where an answer of its own may stand, with ``at`` empty then.
+    """
+    found = _tables()[0].get(name.lstrip("-").replace("_", "-").lower())
+    if found is not None and command in found.at:
+        return msgspec.structs.replace(found, to="", say=found.at[command])
+    return found if found is not None and (found.to or found.say) else None
 
 
 def command_synonym(name: str) -> str | None:

@@ -230,10 +230,10 @@ def read_run(run: str | None) -> StoredPlan:
     found = newest_run_of(run) if run else newest_run()
     there = run is not None and (run in (LATEST, "-") or _run_folder(run) or os.path.exists(run))
     if found is None and not there:
-        raise UsageError(f"no run is called {run!r}", hint="turbofit ps lists runs")
+        raise UsageError(f"no run is called {run!r}", hint="turbofit report lists runs")
     saved = read_saved(str(found or run))
     if saved.run is None:
-        raise UsageError(f"{run} is a plan, not a run", hint="turbofit ps lists runs")
+        raise UsageError(f"{run} is a plan, not a run", hint="turbofit report lists runs")
     return saved
 
 

@@ -141,7 +141,7 @@ def test_units_of_presets_are_those_of_their_towers() -> None:
 side = st.integers(1, 6000)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=part(300, 3))
 @given(side, side, st.integers(1, 40), st.booleans(), st.integers(1, 6))
 def test_no_image_exceeds_the_worst_tiles(width, height, limit, thumbnail, smallest):
     rule = replace(ASKED, thumbnail=thumbnail, min_dynamic_patch=smallest)
@@ -192,7 +192,7 @@ def between(smallest: int, largest: int) -> PatchRule:
     return replace(PATCHES, min_pixels=smallest, max_pixels=largest)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=part(500, 3))
 @given(side, side, bounds, bounds)
 def test_no_image_exceeds_the_worst_patches(width, height, largest, smallest):
     if max(width, height) > 200 * min(width, height):
@@ -204,7 +204,7 @@ def test_no_image_exceeds_the_worst_patches(width, height, largest, smallest):
     assert units % 4 == 0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=part(60, 3))
 @given(st.integers(200_000, 13_000_000), st.integers(1, 4000))
 def test_the_worst_patches_are_nearly_reached(largest, smallest):
     """Grids that touch the bound exist a few windows below it at most."""
@@ -282,7 +282,7 @@ def test_the_worst_is_attained(side, budget):
     assert most <= rule.worst_units() == rule.units(*rule.worst_size())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=part(200, 3))
 @given(pixels, pixels, st.integers(2, 40))
 def test_a_resized_image_takes_what_a_lower_limit_gives(width, height, share):
     limit = BUDGET.max_pixels // share

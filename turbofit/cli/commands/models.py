@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from turbofit.cli.command import Argument, command
 from turbofit.cli.options.common_options import FORMS
-from turbofit.cli.terminal.output import Form
+from turbofit.cli.terminal.output import Form, answer, say, show
 
 if TYPE_CHECKING:
     from turbofit.core.model import Model
@@ -20,14 +21,25 @@ if TYPE_CHECKING:
     *FORMS,
 )  # fmt: skip
 def models(fragments: tuple[str, ...], form: Form) -> int:
+    from turbofit.cli.terminal import progress_display as terminal
     from turbofit.model.presets import presets_with
-    from turbofit.report.views.preset_view import models_view
 
     found = [(name, _read(name)) for name in presets_with(fragments)]
     known = [(name, model) for name, model in found if not isinstance(model, str)]
     unsupported = [(name, why) for name, why in found if isinstance(why, str)]
-    document = {"models": dict(known), "unsupported": dict(unsupported)}
-    form.show(document, lambda _: models_view(known, unsupported))
+    if form.as_json:
+        from turbofit.core.struct import to_json
+
+        answer(to_json({"models": dict(known), "unsupported": dict(unsupported)}))
+    else:
+        from turbofit.report.painters.terminal import paint
+        from turbofit.report.views.preset_view import models_view
+
+        widest = max(map(len, paint(models_view(known, ())).splitlines()))
+        hub_ids = form.md or not terminal.is_terminal(sys.stdout) or widest <= terminal.width()
+        show(models_view(known, unsupported, hub_ids=hub_ids), markdown=form.md)
+        if not hub_ids:
+            say(f"hub ids are left out, they need {widest} columns: --md and --json have them")
     return 0
 
 

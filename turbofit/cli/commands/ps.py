@@ -44,13 +44,17 @@ def _block(servers: Sequence[Mapping[str, Any]]) -> Block:
     rows = (
         (
             one["run"],
+            one["model"],
             one["state"] + (" (pretend)" if one["pretend"] else ""),
             str(one["pid"]),
             " ".join(one["urls"]),
         )
         for one in servers
     )
-    # The model stands in the run's name.
     return table(
-        ("run", "state", "pid", "address"), rows, right=("pid",), wrap=("state", "address")
+        ("run", "model", "state", "pid", "address"),
+        rows,
+        right=("pid",),
+        wrap=("state", "address"),
+        aside=("model",),  # most of it stands in the run's name
     )

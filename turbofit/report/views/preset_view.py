@@ -29,12 +29,15 @@ if TYPE_CHECKING:
 def models_view(
     known: Iterable[tuple[str, Model]],
     unsupported: Iterable[tuple[str, str]],
+    *,
+    hub_ids: bool = True,
 ) -> list[Block]:
     """Models by name; those without an account below, with the reason.
 
     Args:
         known: models by their names.
         unsupported: reasons by their models' names.
+        hub_ids: false where the terminal has no room for them.
     """
     rows = (
         (
@@ -51,10 +54,9 @@ def models_view(
         ("name", "params", "weights", "context", "images", "hub id"),
         rows,
         right=("params", "weights", "context"),
-        aside=("hub id",),
+        aside=() if hub_ids else ("hub id",),
     )
-    more = Paragraph(text="hub ids: --md or --json", tone="dim", page=False)
-    blocks: list[Block] = [Heading(text="Models"), listed, more]
+    blocks: list[Block] = [Heading(text="Models"), listed]
     without = tuple(f"{name}: {why}" for name, why in unsupported)
     if without:
         blocks += [Heading(text="Not planned for"), Items(items=without)]

@@ -43,9 +43,11 @@ def load_view(result: LoadResult) -> list[Block]:
     tiles = (
         ("requests/s", three_digits(result.requests_per_second),
          f"{result.answered:,} answered in {result.seconds:,.1f} s, {failed:,} not"),
-        ("first token, median", _seconds(result.ttft.p50),
-         f"p99 {_seconds(result.ttft.p99)}"),
-        ("a token, median", _seconds(result.tpot.p50), f"p99 {_seconds(result.tpot.p99)}"),
+        *(
+            (f"{name}, median", _seconds(spread.p50), f"p99 {_seconds(spread.p99)}")
+            for name, spread in (("first token", result.ttft), ("a token", result.tpot))
+            if spread.count
+        ),
         ("tokens/s", three_digits(result.output_tokens_per_second),
          f"{result.output_tokens:,.0f} an answer, {result.running:.1f} requests at once"),
     )  # fmt: skip
