@@ -402,7 +402,10 @@ def _of_setting(name: str, _: Path) -> tuple[str, str]:
     group, _, field = name.partition(".")
     if group == "GenerationConfig":
         return "gateway/limits/parameters.py", "has a rule" if field in GENERATION else ""
-    known = [option for option in _known_options() if option.endswith(field.replace("_", "-"))]
+    wanted = field.replace("_", "-")
+    known = [
+        option for option in _known_options() if option == wanted or option.endswith(f"-{wanted}")
+    ]
     return "launch/pipeline/pipeline.py", f"as {known[0]} in lmdeploy-options.yaml" if known else ""
 
 

@@ -11,7 +11,7 @@ from turbofit.diagnose.case import LogCase
 from turbofit.diagnose.facts import read_runs
 from turbofit.diagnose.rows import rows
 from turbofit.diagnose.rules.causes import what_to_send
-from turbofit.diagnose.rules.draft import evidence, raised_in
+from turbofit.diagnose.rules.draft import evidence, raised_in, without_secrets
 from turbofit.diagnose.rules.figures import package_of
 from turbofit.diagnose.rules.rules_engine import engine_rules
 from turbofit.diagnose.rules.rules_hang import hang_rules
@@ -146,6 +146,7 @@ def _unknown(case: LogCase, *also: str) -> Diagnosis:
     if errors:
         last, error = errors[-1]
         said = error.message or (last.stack[-1].code if last.stack else "")
+        said = without_secrets(said)
         what = f"turbofit does not know this error: {error.name}: {said}".rstrip(": ")
     lines = (evidence(last, "the last error"),) if last else ()
     if lines and not errors:

@@ -65,8 +65,10 @@ _PAST: Final = (
 )  # fmt: skip
 #: A line that no row knows and that tells of an error, whoever wrote it.
 _COMPLAINT: Final = re.compile(
-    r"(?!\W*(?:INFO|DEBUG|WARN)).*?(?:\b(?:[Ee]rror|ERROR|FATAL|[Ff]atal|CRITICAL|[Ff]ailed|Aborted"
-    r"|Killed|denied|refused|Segmentation)\b|NCCL WARN|NVRM:)"
+    r"(?!.{0,60}?(?:\b(?:INFO|DEBUG|WARN|WARNING|NOTICE|info|debug|warn|warning|notice)\b|Warning:))"
+    r".*?(?:\b(?:[Ee]rror|ERROR|FATAL|[Ff]atal|CRITICAL|[Ff]ailed|Aborted"
+    r"|Killed|denied|refused|Segmentation)\b|NCCL WARN"
+    r"|NVRM:.*(?:failed|error|Xid|mismatch))"
 )
 #: What only a launch follows, and frames whose code a stack has anyway.
 _LIVE: Final = (

@@ -311,4 +311,58 @@ def test_rows_use_figures_and_groups_that_exist() -> None:
             assert named <= {*groups, *FIGURES, *facts}, cause.what
         assert set(cause.when) <= {*groups, *FIGURES, *facts, "communicator"}, cause.what
         assert cause.source or cause.kind, cause.what
-    assert len(FIGURES) <= 20
+    assert len(FIGURES) <= 21
+
+
+#: Groups of a pattern that a match may leave out: optional ones, and those of one of several ways.
+OPTIONAL = re.compile(
+    r"\(\?P<(\w+)>(?:[^()\\]|\\.)*\)[?*]|\(\?:[^()]*\(\?P<(\w+)>(?:[^()]|\([^()]*\))*\)\)\?"
+)
+
+
+def _may_be_unset(pattern: str) -> set[str]:
+    named = set(re.compile(pattern).groupindex)
+    depth, ways = 0, False
+    for at, char in enumerate(re.sub(r"\\.|\[[^\]]*\]", "__", pattern)):
+        depth += {"(": 1, ")": -1}.get(char, 0)
+        ways = ways or (char == "|" and depth == 0 and at > 0)
+    optional = {name for found in OPTIONAL.findall(pattern) for name in found if name}
+    return named if ways else optional
+
+
+def test_what_happened_needs_no_group_that_may_be_unset() -> None:
+    """Else the headline is the bare kind."""
+    assert _may_be_unset(r"RmInitAdapter failed ?(?P<code>[a-z]+)?") == {"code"}
+    assert _may_be_unset(r"install (?P<both>\w+)|Impossible") == {"both"}
+    for cause in causes():
+        used = set(re.findall(r"\{([a-z]\w*)\}", cause.what))
+        assert not (used & _may_be_unset(cause.pattern)) - set(cause.when), cause.what
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "2025-06-01 10:00:05,000 INFO retry ok, 0 requests failed",
+        "2025-06-01 10:00:00 - lmdeploy - WARNING - retry: connection refused, trying again",
+        "NVRM: loading NVIDIA UNIX x86_64 Kernel Module  550.54.14",
+    ],
+)
+def test_a_line_that_a_program_outlived_is_not_the_last_error(line: str) -> None:
+    assert not explain(f"{line}\n").evidence
+
+
+def test_no_answer_shows_a_key() -> None:
+    found = explain(
+        "curl: error fetching https://user:hunter2secret@host/x?token=hf_abcdefghij0123 denied:"
+        " Authorization: Bearer sk-abcdefgh1234\n"
+    )
+    said = found.what + found.evidence[0].text
+    assert "host/x" in said
+    assert not re.search("hunter2|hf_|sk-", said)
+
+
+def test_a_docker_run_with_gpus_leaves_the_driver_s_age() -> None:
+    error = "RuntimeError: CUDA driver version is insufficient for CUDA runtime version\n"
+    assert explain(f"docker run -it ubuntu bash\n{error}").kind == "container_without_gpu"
+    given = "docker run \\\n  --gpus all \\\n  img\ndocker run -d redis\n"
+    assert explain(given + error).kind == "driver_too_old"

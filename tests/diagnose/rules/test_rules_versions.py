@@ -24,7 +24,7 @@ def frame(path: str, function: str, call: str = "") -> str:
         ("AttributeError: 'DynamicCache' object has no attribute 'seen_tokens'",
          'pip install "transformers<4.54"'),
         ("ImportError: cannot import name 'VideoInput' from 'transformers.image_utils' (/x)",
-         'pip install "transformers<4.52"'),
+         "own requirements name"),
         ("ImportError: cannot import name 'Gemma3TextConfig' from 'transformers' (/x)",
          'pip install "transformers>=4.50"'),
         ("AttributeError: 'NoneType' object has no attribute 'image_processor'", "AutoProcessor"),

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
 from turbofit.core.struct import Struct
 from turbofit.diagnose.answer import Evidence, Holding, Missing, PhaseName
 from turbofit.diagnose.facts import LogEvent
 from turbofit.diagnose.rules.causes import Rank
 
 _SHOWN = 240
+#: Keys that a line may hold, by their beginnings, and what follows the words for one.
+_SECRET: Final = re.compile(
+    r"(?<=://)[^\s/@]+(?=@)|\b(?:hf_|sk-|ghp_|github_pat_|glpat-|AKIA|xox[bp]-)[\w-]{8,}"
+    r"|(?<=Bearer )[^\s'\"]+|(?<=Basic )[\w+/=]{8,}"
+    r"|(?i:(?<=token=)|(?<=api_key=)|(?<=api-key=)|(?<=apikey=)|(?<=password=)|(?<=secret=))"
+    r"[^\s&'\",]+"
+)
 #: Innermost frames that are named of an exception.
 _FRAMES = 3
 
@@ -42,6 +52,11 @@ def raised_in(mark: LogEvent) -> tuple[str, ...]:
     return (f"it was raised in {' < '.join(reversed(frames))}",) if frames else ()
 
 
+def without_secrets(text: str) -> str:
+    """A text of a log without the keys and passwords that it shows."""
+    return _SECRET.sub("***", text)
+
+
 def evidence(mark: LogEvent, tells: str) -> Evidence:
     """A mark as evidence."""
-    return Evidence(line=mark.line, text=mark.text.strip()[:_SHOWN], tells=tells)
+    return Evidence(line=mark.line, text=without_secrets(mark.text.strip())[:_SHOWN], tells=tells)

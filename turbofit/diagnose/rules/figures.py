@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _FOLDERS: Final = re.compile(
     r"[/\\](transformers|lmdeploy|vllm|sglang)[/\\]|(transformers_modules)"
 )
+#: LMDeploy's own parts.
+_PART: Final = re.compile(r"lmdeploy[/\\](turbomind|pytorch|lite|vl|serve)[/\\]")
 _FRONT_END: Final = re.compile(r"lmdeploy[/\\]vl[/\\]model[/\\](\w+)\.py")
 #: Kinds that tell of memory: where the message has no sizes, the answer says so.
 _OF_MEMORY: Final = (
@@ -64,8 +66,10 @@ class Figures:
             return None
 
     def holds(self, fact: str, wanted: Condition) -> bool:
-        """Whether a fact is below, above, equal to or in what a condition names."""
+        """Whether a fact is below, above, equal to or in what a condition names, or absent."""
         value = self.get(fact)
+        if wanted.get("absent"):
+            return value is None
         for relation, other in wanted.items():
             bound = self.get(other) if isinstance(other, str) and relation != "equal" else other
             if value is None or bound is None or not _RELATIONS[relation](value, bound):
@@ -171,6 +175,12 @@ def _raised_by(figures: Figures) -> str | None:
     return package_of(stack[-1:]) if stack else "unknown"
 
 
+def _part(figures: Figures) -> str | None:
+    """The part of LMDeploy whose code is innermost on the stack."""
+    found = [_PART.search(frame.path) for frame in figures.mark.stack]
+    return next((match[1] for match in reversed(found) if match), None)
+
+
 def _front_end(figures: Figures) -> str | None:
     """The file of LMDeploy's front ends that is on the stack."""
     found = [_FRONT_END.search(frame.path) for frame in figures.mark.stack]
@@ -228,6 +238,7 @@ FIGURES: Final[dict[str, Callable[[Figures], Any]]] = {
     "raised_by": _raised_by,
     "raised_in": lambda figures: figures.mark.stack[-1].function if figures.mark.stack else None,
     "placed": lambda figures: "" if figures.case.facts.subject.auto_map else None,
+    "part": _part,
     "package": lambda figures: package_of(figures.mark.stack),
     "short": _short,
     "short_gib": _short_gib,
