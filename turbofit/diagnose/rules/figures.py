@@ -238,7 +238,7 @@ FIGURES: Final[dict[str, Callable[[Figures], Any]]] = {
     "raised_by": _raised_by,
     "raised_in": lambda figures: figures.mark.stack[-1].function if figures.mark.stack else None,
     "placed": lambda figures: "" if figures.case.facts.subject.auto_map else None,
-    "part": _part,
+    "part_of_lmdeploy": _part,
     "package": lambda figures: package_of(figures.mark.stack),
     "short": _short,
     "short_gib": _short_gib,
