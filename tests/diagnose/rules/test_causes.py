@@ -359,6 +359,8 @@ def test_no_answer_shows_a_key() -> None:
     said = found.what + found.evidence[0].text
     assert "host/x" in said
     assert not re.search("hunter2|hf_|sk-", said)
+    kept = explain("KeyError: 'hf_quant_config.json' image_token=<image>\n")
+    assert "hf_quant_config.json' image_token=<image>" in kept.what
 
 
 def test_a_docker_run_with_gpus_leaves_the_driver_s_age() -> None:

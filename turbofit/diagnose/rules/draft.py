@@ -13,10 +13,11 @@ from turbofit.diagnose.rules.causes import Rank
 _SHOWN = 240
 #: Keys that a line may hold, by their beginnings, and what follows the words for one.
 _SECRET: Final = re.compile(
-    r"(?<=://)[^\s/@]+(?=@)|\b(?:hf_|sk-|ghp_|github_pat_|glpat-|AKIA|xox[bp]-)[\w-]{8,}"
+    r"(?<=://)[^\s/@]+(?=@)|\b(?:hf_|ghp_|AKIA)[A-Za-z0-9]{12,}"
+    r"|\b(?:sk-|github_pat_|glpat-|xox[bp]-)[\w-]{12,}"
     r"|(?<=Bearer )[^\s'\"]+|(?<=Basic )[\w+/=]{8,}"
-    r"|(?i:(?<=token=)|(?<=api_key=)|(?<=api-key=)|(?<=apikey=)|(?<=password=)|(?<=secret=))"
-    r"[^\s&'\",]+"
+    r"|(?i:(?<=token=)|(?<=password=)|(?<=secret=))[\w.~+/-]{8,}"
+    r"|(?i:(?<=api_key)|(?<=api-key)|(?<=apikey)|(?<=password))['\"]?[:=] ?['\"]?[\w.~+/-]{6,}"
 )
 #: Innermost frames that are named of an exception.
 _FRAMES = 3

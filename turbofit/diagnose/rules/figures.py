@@ -12,6 +12,7 @@ from turbofit.core.units import GIB
 from turbofit.core.version import REFERENCE
 from turbofit.diagnose.answer import Missing
 from turbofit.diagnose.rules.causes import Cause, Condition, matches
+from turbofit.diagnose.rules.draft import without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -82,7 +83,8 @@ class Figures:
         values = {name: self.get(name) for name in named}
         if None in values.values():
             return None
-        return text.format(*self._groups, *("",) * 6, **values).replace(" ()", "").rstrip(": ")
+        made = text.format(*self._groups, *("",) * 6, **values)
+        return without_secrets(made.replace(" ()", "").rstrip(": "))
 
     def sentences(self, texts: Iterable[str]) -> tuple[str, ...]:
         """Those whose figures are known."""
