@@ -22,7 +22,7 @@ MOST_FUNCTION_LINES = 60
 #: its figure here; a room goes over its figure only where another pays, with the reason beside it.
 #: A room that stands in no line has no budget.
 BUDGETS = {
-    "core": 5_560,
+    "core": 5_570,
     "machine": 2_675,
     "kernels": 690,
     "model": 6_535,
@@ -34,13 +34,13 @@ BUDGETS = {
     "rehearse": 4_720,
     "gateway": 9_505,
     "load": 1_460,
-    "launch": 11_040,
+    "launch": 11_055,
     "batch": 1_985,
-    "diagnose": 3_820,
-    "report": 5_625,
-    "cli": 5_830,
+    "diagnose": 3_850,
+    "report": 5_630,
+    "cli": 5_845,
     "turbofit": 290,
-    "tests": 62_481,  # what a review of the cluster found
+    "tests": 62_367,  # what a review of the cluster found
     "tests/support": 3_350,
     "bench": 12_915,
 }

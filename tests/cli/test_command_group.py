@@ -246,7 +246,7 @@ def test_another_lmdeploy_doubles_the_margin(
     monkeypatch.setenv("TURBOFIT_LEASES", str(tmp_path / "leases"))
     margins: list[Any] = []
 
-    def plan(request: PlanRequest) -> Plan:
+    def plan(request: PlanRequest, *, pretend: bool | None) -> Plan:
         margins.append(request.margin)
         # A preset's plan is refused just before the launch, which is all that this needs.
         return plausible_plan(machine=msgspec.structs.replace(machine(4), source="preset"))

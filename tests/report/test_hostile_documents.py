@@ -60,7 +60,7 @@ def calibration(path: Path) -> None:
 
 
 def learned(path: Path) -> None:
-    moved(path, ladder._learned_path(PLAN, "0.18.0", False))
+    moved(path, ladder._learned(PLAN, "0.18.0", False)._path(make=True))
     assert isinstance(ladder.recall(PLAN, "0.18.0", pretend=False), dict)
 
 
@@ -71,7 +71,7 @@ def lease(path: Path) -> None:
 
 
 def progress(path: Path) -> None:
-    moved(path, Progress("m", {}, pretend=False)._path())
+    moved(path, Progress("m", {}, pretend=False)._file._path(make=True))
     assert isinstance(Progress("m", {}, pretend=False).complete, bool)
 
 

@@ -110,7 +110,7 @@ def test_the_last_lines_of_a_log_are_shown_without_control_characters(servers, c
 def test_logs_of_no_run_lead_to_the_runs(tmp_path: Path, capsys) -> None:
     assert main(["logs", "nosuch"]) == 2
     assert capsys.readouterr().err.splitlines() == [
-        "error: no run is called 'nosuch'", "hint: turbofit ps lists runs",
+        "error: no run is called 'nosuch'", "hint: turbofit report lists runs",
     ]  # fmt: skip
     plan = tmp_path / "plan.json"
     plan.write_text(plausible_plan().to_json())
