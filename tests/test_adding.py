@@ -95,7 +95,7 @@ def test_a_family(tree: Path, tmp_path: Path) -> None:
 def test_an_image_rule(tree: Path) -> None:
     told = follow(tree, SECTIONS["An image rule"][0])
     assert "fits: Strips-1B" in told
-    assert "5 tiles each, 1,280 tokens a request" in told
+    assert "at most 5 tiles of 448x448 pixels each: 1,280" in told
 
 
 def test_an_engine_version(tree: Path) -> None:
