@@ -156,6 +156,7 @@ def test_a_first_word_that_is_no_command(word: str, hint: str, capsys: Out) -> N
         ("batch -m internvl2-8b a b", "here: --model internvl2-8b"),
         ("init internvl2-8b --output x.yaml", "here: --out FILE"),
         ("chat --format json", "see turbofit chat --help"),
+        ("serve internvl2-8b -- --html 3", "leave it out, or take the risk with --unplanned"),
         ("serve internvl2-8b -- --watch 3", "leave it out, or take the risk with --unplanned"),
         ("plan internvl2-8b qwen2-vl-7b --cluster=", "leave --cluster out"),
         ("gateway --model internvl2-8b", "--plan FILE, which turbofit plan internvl2-8b --json"),

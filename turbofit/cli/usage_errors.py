@@ -76,39 +76,58 @@ def foreign_option(word: str, behind: str, ctx: click.Context) -> str:
     name, equals, value = word.partition("=")
     command = ctx.info_name or ""
     found = None if name[1:2].isdigit() else synonym(name, command)
-    argument = {"-i": "IN", "-o": "OUT"}.get(name, rf"{re.escape(name.strip('-') or name)}\b")
-    said = re.compile(rf"\b{argument}", re.IGNORECASE)
-    arguments = [one for one in ctx.command.params if isinstance(one, click.Argument)]
-    for one in arguments if found is None or found.to != "MODEL" else ():
-        if said.search(f"{one.name} {one.metavar}"):
-            usage = " ".join(ctx.get_usage().split()[1:])
-            hint = f"{_spelled(one, ctx)} stands without an option: {usage}"
-            raise UsageError(f"unknown option {name}", hint=hint)
+    if found is None or found.to != "MODEL":
+        _refuse_argument(name, ctx)
     if found is None or name == f"--{found.to}":
         return word
-    option, form = f"--{found.to.lower()}", "--{option} {value}"
-    known = {opt for one in ctx.command.params for opt in one.opts}
-    here, instead = option in known, command in found.at
-    takes = found.to == "MODEL" and any(one.name in _MODELS for one in arguments)
-    if not (here or instead or takes) and (found.only or (len(name) == 2 and "--tp" not in known)):
-        return word  # a letter of an engine means nothing where no engine is planned
+    option = f"--{found.to.lower()}"
+    options = {opt for one in ctx.command.params for opt in one.opts}
+    here = option in options
+    takes = found.to == "MODEL" and any(one.name in _MODELS for one in _arguments(ctx))
+    # A letter of an engine means nothing where no engine is planned.
+    only_here = found.only or (len(name) == 2 and "--tp" not in options)
+    if only_here and not (here or takes or command in found.at):
+        return word
     if found.take and here:
         say(f"{name} of {found.of} is taken as {option}{f'; {found.say}' if found.say else ''}")
         return f"{option}{equals}{value}"
     if not equals:
         value = "" if behind.startswith("-") or found.flag else behind
+    form = "--{option} {value}"
     if found.to == "MODEL" and not here:
         form = f"turbofit {command if takes else 'plan'} {value or 'MODEL'}, without an option"
-    elif found.to == "MODEL":
-        form = "--model {value}"
-    elif not here:
-        having = [other for other, one in options_by_command(ctx) if option in one.opts]
-        # `plan` tells and `serve` launches: others have what these two have.
-        first = (one for one in ("plan", "serve", "bench", *having) if one in having)
-        other = next(first, "serve MODEL --")
-        form = f"turbofit {other}{' MODEL' if other in ('plan', 'serve') else ''} {form}"
+    elif found.to and not here:
+        form = f"turbofit {_command_with(option, ctx)} {form}"
     what = f"unknown option {name}{f' {value}' if value else ''}"
     raise UsageError(what, hint=found.here(value, form))
+
+
+def _arguments(ctx: click.Context) -> list[click.Argument]:
+    return [one for one in ctx.command.params if isinstance(one, click.Argument)]
+
+
+def _refuse_argument(name: str, ctx: click.Context) -> None:
+    """Stop where an argument of the command was typed as an option.
+
+    Raises:
+        UsageError: the name is a word of an argument, or ``-i`` or ``-o`` of one that begins so.
+    """
+    typed = {"-i": "IN", "-o": "OUT"}.get(name, rf"{re.escape(name.strip('-') or name)}\b")
+    for one in _arguments(ctx):
+        if re.search(rf"\b{typed}", f"{one.name} {one.metavar}", re.IGNORECASE):
+            usage = " ".join(ctx.get_usage().split()[1:])
+            hint = f"{_spelled(one, ctx)} stands without an option: {usage}"
+            raise UsageError(f"unknown option {name}", hint=hint)
+
+
+def _command_with(option: str, ctx: click.Context) -> str:
+    """A command that has the option, with its argument: `plan` tells and `serve` launches."""
+    having = [command for command, one in options_by_command(ctx) if option in one.opts]
+    for command in ("plan", "serve"):
+        if command in having:
+            return f"{command} MODEL"
+    first = (one for one in ("bench", *having) if one in having)
+    return next(first, "serve MODEL --")
 
 
 def unknown_word(word: str) -> str:

@@ -43,7 +43,10 @@ class Synonym(Struct, forbid_unknown_fields=True):
         if self.to:
             field = self.to.replace("-", "_").lower()
             written = form.format(
-                option=self.to, field=field, variable=field.upper(), value=self._value(value or "")
+                option=self.to.lower(),
+                field=field,
+                variable=field.upper(),
+                value=self._value(value or ""),
             )
             words = written.rstrip(" =:") + (f" ({words})" if words else "")
         return f"an option of {self.of}; here: {words}"
@@ -69,12 +72,14 @@ def synonym(name: str, command: str = "") -> Synonym | None:
 
     Args:
         name: as it was typed.
-        command: where an answer of its own may stand, with ``at`` empty then.
+        command: of turbofit, where it was typed as an option of one.
     """
     found = _tables()[0].get(name.lstrip("-").replace("_", "-").lower())
-    if found is not None and command in found.at:
+    if found is None or (found.only and not command):
+        return None
+    if command in found.at:
         return msgspec.structs.replace(found, to="", say=found.at[command])
-    return found if found is not None and (found.to or found.say) else None
+    return found if found.to or found.say else None
 
 
 def command_synonym(name: str) -> str | None:

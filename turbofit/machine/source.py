@@ -48,12 +48,10 @@ def machine_from(
     chosen_by_user = gpus is not None
     if on is None:
         from turbofit.machine.nvml_machine import measure_in_time
-        from turbofit.machine.spec import is_spec
         from turbofit.machine.speed import recall
 
-        if gpus is not None and is_spec(gpus):
-            hint = f"it is a machine: --on {gpus}; --gpus 0,1 chooses GPUs of one"
-            raise UsageError(f"--gpus: {gpus!r} is no GPU of this machine", hint=hint)
+        if gpus is not None:
+            _refuse_spec(gpus)
         machine = recall(measure_in_time(env))
         chosen_by_user = chosen_by_user or env.get("CUDA_VISIBLE_DEVICES") is not None
     elif isinstance(on, Machine):
@@ -83,6 +81,19 @@ def machine_from(
             gpu.index, gpu.name, gpu.free, gpu.total, gpu.holders,
         )  # fmt: skip
     return found
+
+
+def _refuse_spec(gpus: str) -> None:
+    """Stop where ``--gpus`` names a machine, before this one is measured.
+
+    Raises:
+        UsageError: it is a SPEC.
+    """
+    from turbofit.machine.spec import is_spec
+
+    if is_spec(gpus):
+        hint = f"it is a machine: --on {gpus}; --gpus 0,1 chooses GPUs of one"
+        raise UsageError(f"--gpus: {gpus!r} is no GPU of this machine", hint=hint)
 
 
 def _accounted(gpu: Gpu) -> Gpu:

@@ -28,6 +28,12 @@ _COUNTED: Final[dict[State, tuple[str, str]]] = {
     "unreadable": ("could not be read", "could not be read"),
     "ok": ("in order", "in order"),
 }
+_TITLES: Final[dict[State, str]] = {
+    "stops": "Stops serving",
+    "warning": "Warnings",
+    "unreadable": "Could not be read",
+    "ok": "In order",
+}
 
 
 @command(
@@ -82,15 +88,14 @@ def _view(report: DoctorReport, *, full: bool) -> Iterator[Block]:
     yield Paragraph(text=counts, tone=tone)
     for state in _ORDER:
         found = [one for one in report.findings if one.state == state]
-        title = _COUNTED[state][state != "stops"].capitalize()
         if not found:
             continue
         if state == "ok" and not full:
             names = ", ".join(one.check for one in found)
-            yield Heading(text=f"{title} (--full shows what was seen)")
+            yield Heading(text=f"{_TITLES[state]} (--full shows what was seen)")
             yield Paragraph(text=names)
             continue
-        yield Heading(text=title)
+        yield Heading(text=_TITLES[state])
         if state == "ok":
             yield table(("check", "seen"), ((one.check, one.seen) for one in found), wrap=("seen",))
             continue
