@@ -242,10 +242,11 @@ def _lanes(nvml: Nvml, device: Device, buses: set[tuple[int, ...]]) -> Lanes | N
             if not state:
                 continue
             address = _address(nvml.query("nvmlDeviceGetNvLinkRemotePciInfo", device.handle, link))
-            kind = nvml.query("nvmlDeviceGetNvLinkRemoteDeviceType", device.handle, link)
             if address in buses:
                 lanes[str(address)] += 1
-            elif kind == _SWITCH or not answered(kind):
+                continue
+            kind = nvml.query("nvmlDeviceGetNvLinkRemoteDeviceType", device.handle, link)
+            if kind == _SWITCH or not answered(kind):
                 lanes[None] += 1
     except GpuLostError:
         return None

@@ -70,7 +70,7 @@ def check_possible(machine: Machine, what: str) -> None:
 
 def _bytes(name: str) -> bytes:
     try:
-        with open(os.open(name, _FLAGS), "rb") as file:
+        with open(name, "rb", opener=lambda path, _: os.open(path, _FLAGS)) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise UsageError(f"snapshot {name} is not a file", hint=_HINT)
             data = file.read(_LARGEST + 1)

@@ -117,7 +117,7 @@ def plan_of(fit: EngineFit) -> Plan:
 
 
 def _pace(request: ResolvedRequest, best: Evaluation) -> PaceForecast | UnsetType:
-    """What is said of the pace that was asked for, and of a miss that all shapes have it."""
+    """What the forecast says of the pace; of a missed one, that no shape does better."""
     text = pace_words(request, best)
     if best.slow:
         text += "; no shape that promises as much does better"

@@ -92,21 +92,31 @@ def read_tower(section: Section, keys: Mapping[str, int | None], **others: Any) 
 
     Args:
         section: its config.
-        keys: by which the family has its dims, each with its default; None: it must be there.
+        keys: of the config, each with its default; None: the key is required.
         others: fields that are known otherwise.
 
     Raises:
         UsageError: a key is missing or absurd, or heads do not divide the channels.
     """
     fields: dict[str, Any] = {}
-    heads = ""
     for key, default in keys.items():
         field, high = _TOWER_KEYS[key]
         fields[field] = section.integer(key, default, high=high)
-        heads = key if field == "heads" else heads
     vision = VisionDims(**fields, **others)
-    if vision.hidden % vision.heads:
-        raise section.error(heads, f"{vision.heads} does not divide {vision.hidden} channels")
+    heads = next(key for key in keys if _TOWER_KEYS[key][0] == "heads")
+    attention_heads(section, heads, vision.hidden, keys[heads])  # they divide the channels
+    return vision
+
+
+def whole_windows(section: Section, vision: VisionDims) -> VisionDims:
+    """The tower, whose image is whole windows of ``merge`` x ``merge`` patches.
+
+    Raises:
+        UsageError: it is not.
+    """
+    size, patch, merge = vision.image_size or 0, vision.patch_size, vision.merge
+    if size % (patch * merge):
+        raise section.error("image_size", f"{size} is not whole windows of {patch} x {merge}")
     return vision
 
 

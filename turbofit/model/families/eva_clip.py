@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from turbofit.core.images import TileRule
 from turbofit.core.model import VisionDims
 from turbofit.model.config import Section
-from turbofit.model.families.dims import CheckpointConfig, Dims, read_tower
+from turbofit.model.families.dims import CheckpointConfig, Dims, read_tower, whole_windows
 from turbofit.model.families.text import read_text
 
 _TOWER: Final = {
@@ -36,11 +36,9 @@ def read_eva_clip(
     Raises:
         UsageError: dims that contradict each other; the remote code has no defaults for them.
     """
-    vision = read_tower(section, _TOWER, kind=kind, merge=merge, projector=projector)
-    size, patch = vision.image_size or 0, vision.patch_size
-    if size % patch or (size // patch) % merge:
-        raise section.error("image_size", f"{size} is not whole windows of {patch} x {merge}")
-    positions = (size // patch) ** 2 + 1
+    tower = read_tower(section, _TOWER, kind=kind, merge=merge, projector=projector)
+    vision = whole_windows(section, tower)
+    positions = ((vision.image_size or 0) // vision.patch_size) ** 2 + 1
     if section.integer("num_positions") != positions:
         raise section.error("num_positions", f"is not the {positions} of the image's patches")
     return vision

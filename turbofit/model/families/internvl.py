@@ -10,7 +10,13 @@ from turbofit.core.images import TileRule
 from turbofit.core.images.base_tile import LARGEST_PATCH_LIMIT
 from turbofit.core.model import VisionDims
 from turbofit.model.config import Section
-from turbofit.model.families.dims import CheckpointConfig, Dims, inner_text, read_tower
+from turbofit.model.families.dims import (
+    CheckpointConfig,
+    Dims,
+    inner_text,
+    read_tower,
+    whole_windows,
+)
 
 #: Defaults of the remote code, and of Transformers' class.
 _CHAT_TOWER: Final = {
@@ -53,11 +59,8 @@ def _hf_vision(config: Section) -> VisionDims:
 def _tower(section: Section, defaults: dict[str, int], merge: int, norm: str) -> VisionDims:
     if norm not in {"layer_norm", "rms_norm"}:
         raise section.error("norm_type", f"{norm[:40]!r} is neither layer_norm nor rms_norm")
-    vision = read_tower(section, defaults, kind="internvit", merge=merge, norm=norm)
-    size, patch = vision.image_size or 0, vision.patch_size
-    if size % patch or (size // patch) % merge:
-        raise section.error("image_size", f"{size} is not whole windows of {patch} x {merge}")
-    return vision
+    tower = read_tower(section, defaults, kind="internvit", merge=merge, norm=norm)
+    return whole_windows(section, tower)
 
 
 def _merge(config: Section) -> int:

@@ -371,7 +371,7 @@ def add_tokens(folder: str, rows: int) -> _Tokens:
         ids = {token: int(id_) for token, id_ in found["added_tokens.json"].items()}
         decoder: JsonObject = config.get("added_tokens_decoder") or {}
         ids |= {entry["content"]: int(id_) for id_, entry in decoder.items()}
-        ids |= {entry["content"]: entry["id"] for entry in whole.get("added_tokens") or ()}
+        ids |= {entry["content"]: int(entry["id"]) for entry in whole.get("added_tokens") or ()}
         vocabulary = whole["model"]["vocab"] if whole else {}
         # Unigram's is a list of pieces and scores.
         last = vocabulary.values() if isinstance(vocabulary, dict) else [len(vocabulary) - 1]

@@ -35,7 +35,7 @@ NOTICE = (
 
 
 def server_environment(machine: Scenario, folder: Path, shared: str = "") -> dict[str, str]:
-    """Prepares LMDeploy's server on a pretend machine: what this module is to be run in.
+    """Writes the files of a pretend machine; the environment in which this module is run there.
 
     Args:
         machine: with what is charged to it beforehand.

@@ -135,7 +135,7 @@ def answer_of(plan: Plan) -> PageAnswer:
     if not plan.fits:
         return answer
     users = users_of(plan)
-    shown = [*users[:1], *users[1:][-1:]]
+    shown = dict.fromkeys((*users[:1], *users[-1:]))  # the first and the last
     return msgspec.structs.replace(
         answer,
         kv_tokens=plan.kv.total_tokens,

@@ -20,20 +20,18 @@ if TYPE_CHECKING:
         TopologyCard,
     )
 
-#: Pixels of curves, and what is left around them.
+#: Pixels of a curve, and what is left around its axes.
 _WIDTH: Final = 960
 _HEIGHT: Final = 300
 _LEFT: Final = 80
-#: Lines that can be told apart by their dashes; more of them are in the list only.
+_RIGHT: Final = 24
+_ABOVE: Final = 34
+_BELOW: Final = 48
+#: Lines that can be told apart by their dashes; more are not drawn.
 _DASHES: Final = ("", "7 3", "2 3")
 _MOST_TICKS: Final = 8
 #: A tick is left out where it is nearer to the end than this part of the scale.
 _CLOSE: Final = 7
-
-
-def _tick_step(scale: int) -> int:
-    """GiB between ticks: a power of two, so that there are few."""
-    return int(1 << max(0, (scale // (GIB * _MOST_TICKS)).bit_length()))
 
 
 # Bars of memory
@@ -126,36 +124,29 @@ def _range(sizes: list[int]) -> str:
 
 
 def _ticks(scale: int) -> Markup:
-    step = _tick_step(scale)
+    step = 1 << (scale // (GIB * _MOST_TICKS)).bit_length()  # a power of two, so that there are few
     whole = [n for n in range(0, scale // GIB + 1, step) if scale - n * GIB > scale / _CLOSE]
     marks = [tag("span", f"{n} GiB", style=f"left:{100 * n * GIB / scale:.3f}%") for n in whole]
     marks.append(tag("span", format_bytes(scale), style="left:100%"))
     return tag("div", tag("div", *marks, class_="ticks"), class_="row axis", aria_hidden="true")
 
 
+# Curves
+
+
 class _Axes(NamedTuple):
-    """Where values lie in a picture: its margins, and the largest value of either axis."""
+    """Where values lie in a curve: the largest value of either axis."""
 
     right: float
     top: float
-    pads: tuple[int, int, int]  # right, above, below
 
     def x(self, value: float) -> float:
         """Pixels from the left."""
-        return _LEFT + (_WIDTH - _LEFT - self.pads[0]) * value / self.right
+        return _LEFT + (_WIDTH - _LEFT - _RIGHT) * value / self.right
 
     def y(self, value: float) -> float:
         """Pixels from above."""
-        return _HEIGHT - self.pads[2] - (_HEIGHT - self.pads[1] - self.pads[2]) * value / self.top
-
-    def grid(self, value: float, text: str) -> Markup:
-        """A line across, and what it stands for."""
-        y, end = f"{self.y(value):.1f}", _WIDTH - self.pads[0]
-        line = tag("line", x1=_LEFT, x2=end, y1=y, y2=y, class_="grid")
-        return join(line, tag("text", text, x=_LEFT - 8, y=y, dy="4", class_="small end"))
-
-
-# Curves
+        return _HEIGHT - _BELOW - (_HEIGHT - _ABOVE - _BELOW) * value / self.top
 
 
 def curve(block: Curve) -> Markup:
@@ -163,18 +154,18 @@ def curve(block: Curve) -> Markup:
     points = [point for one in block.series for point in one.points]
     if not points:
         return Markup()
-    axes = _Axes(
-        _axis_end(max(x for x, _ in points)), _axis_end(max(y for _, y in points)), (24, 34, 48)
-    )
+    axes = _Axes(*(_axis_end(max(values)) for values in zip(*points, strict=True)))
     marks = []
     for number in range(6):
         x, y = axes.right * number / 5, axes.top * number / 5
-        marks.append(axes.grid(y, f"{y:,.4g}"))
+        across, text = f"{axes.y(y):.1f}", f"{y:,.4g}"
+        marks.append(tag("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=across, y2=across, class_="grid"))
+        marks.append(tag("text", text, x=_LEFT - 8, y=across, dy="4", class_="small end"))
         marks.append(
             tag("text", f"{x:,.4g}", x=f"{axes.x(x):.1f}", y=_HEIGHT - 30, class_="small mid")
         )
     marks.append(tag("text", block.y, x=_LEFT, y=18, class_="small"))
-    marks.append(tag("text", block.x, x=_WIDTH - 24, y=_HEIGHT - 8, class_="small end"))
+    marks.append(tag("text", block.x, x=_WIDTH - _RIGHT, y=_HEIGHT - 8, class_="small end"))
     legend = _LEFT + 240
     for one, dash in zip(block.series, _DASHES, strict=False):
         marks += _points(axes, one, dash)

@@ -128,7 +128,7 @@ def _answer(plan: Plan) -> list[Block]:
 
 def _tiles(plan: Plan) -> Tiles:
     """Requests at once and the first token, of the worst images and of usual ones; the cache."""
-    kv, speed, usual, groups = plan.kv, plan.throughput, plan.usual_image, len(plan.each())
+    kv, speed, usual, groups = plan.kv, plan.throughput, plan.usual_image, len(plan.parallel.groups)
     users = users_of(plan)
     size = "{}x{}".format(*usual.image_size) if usual else ""
     first = f"with {users[0].what} each" if users else ""
