@@ -26,6 +26,7 @@ from turbofit.load.prompt import user_message
 
 if TYPE_CHECKING:
     from turbofit.batch.batch_spec import BatchSpec
+    from turbofit.core.json_types import JsonObject
 
 #: A row by its columns, or why there is none.
 Row = Mapping[str, Any] | ItemError
@@ -188,9 +189,11 @@ def _row_items(
 
     def items() -> Iterator[BatchItem]:
         for number, row in enumerate(rows(used), 1):
-            name, body = f"row-{number}", dict[str, Any]()
-            fault = row if isinstance(row, ItemError) else None
-            if not isinstance(row, ItemError):
+            name, fault = f"row-{number}", None
+            body: JsonObject = {}
+            if isinstance(row, ItemError):
+                fault = row
+            else:
                 name = _readable(_text(row.get(_ID))) or name
                 urls = [url for column in images if (url := _image(row[column]))]
                 body = {"messages": [user_message(_filled(template, row), urls)]}

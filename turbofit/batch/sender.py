@@ -19,7 +19,7 @@ import msgspec
 
 from turbofit.batch.item import BatchError, BatchLine, BatchResponse, ItemError
 from turbofit.core.errors import UnservedError
-from turbofit.load.client import ServerClient, first_model
+from turbofit.load.client import ServerClient, first_model, stated_pause
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -135,9 +135,7 @@ class Sender(ServerClient):
             # From try to try longer, with a random part, so that items spread out.
             pause = min(_LONGEST_PAUSE, _PAUSE * 2.0 ** min(tries, 10)) * random.uniform(0.5, 1.0)
             tries += 1
-            stated = headers.get("Retry-After", "")
-            after = min(float(stated), _LONGEST_RETRY_AFTER) if stated.isdigit() else 0.0
-            await asyncio.sleep(max(pause, after))
+            await asyncio.sleep(max(pause, stated_pause(headers, _LONGEST_RETRY_AFTER)))
 
     async def _exchange(self, method: str, path: str, body: bytes | None) -> tuple[int, Any, bytes]:
         headers = {"Content-Type": "application/json"} if body is not None else {}

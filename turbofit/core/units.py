@@ -122,19 +122,15 @@ def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def largest(most: int, fits: Callable[[int], bool]) -> int:
-    """The largest number up to ``most`` that fits, by halves; 0 where none does.
+def bisect(good: Callable[[int], bool], low: int, high: int, step: int = 1) -> tuple[int, int]:
+    """Bring two values, of which the lower one is good and the higher is not, within a step.
 
-    It was tried: where a smaller number may not fit, the answer still does.
+    Neither is asked. A value that is returned in the place of one of them was asked.
     """
-    low = 0
-    while low < most:
-        middle = (low + most + 1) // 2
-        if fits(middle):
-            low = middle
-        else:
-            most = middle - 1
-    return low
+    while high - low > step:
+        middle = (low + high) // 2
+        low, high = (middle, high) if good(middle) else (low, middle)
+    return low, high
 
 
 def number(value: Any) -> int:

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from turbofit.core.errors import DoesNotFitError, LaunchError, TurbofitError, UsageError
 from turbofit.core.struct import Struct
 from turbofit.core.units import format_duration
-from turbofit.gateway.models import AttachedGateway, insist
+from turbofit.gateway.models import AttachedGateway, ModelsGateway, ServedModel, insist
 from turbofit.gateway.routing.health import healthy
 from turbofit.gateway.server import keep_large_blocks
 from turbofit.launch.engine.launches import SharedCards
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
     from turbofit.gateway.http.app import Gateway
-    from turbofit.gateway.models import ModelsGateway, ServedModel
     from turbofit.gateway.server import GatewayThread
     from turbofit.launch.run import PublicSide
     from turbofit.launch.serve.config import ServeConfig
@@ -186,7 +185,6 @@ def _front(
     """
     from turbofit.gateway.http.model_names import unambiguous
     from turbofit.gateway.limits.request_limits import bounds_of
-    from turbofit.gateway.models import ModelsGateway, ServedModel
     from turbofit.gateway.server import GatewayThread
 
     config = planned[0].config

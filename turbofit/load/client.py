@@ -15,6 +15,8 @@ from turbofit.load.answer import Answer, StreamError, StreamReader
 from turbofit.load.prompt import TokenCount, counted_from, probes
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from turbofit.core.json_types import JsonObject
 
 _CONNECT_SECONDS: Final = 10.0
@@ -66,6 +68,12 @@ class ServerClient:
             f"{self._url} answers {status}: it does not know the key",
             hint="give its key with --api-key, or in TURBOFIT_API_KEY",
         )
+
+
+def stated_pause(headers: Mapping[str, str], most: float) -> float:
+    """Seconds of ``Retry-After``, at most so many; 0 without one, or of another form."""
+    stated = headers.get("Retry-After", "")
+    return min(float(stated), most) if stated.isdecimal() else 0.0
 
 
 def first_model(status: int, answer: Any) -> str | None:
@@ -129,8 +137,7 @@ class LoadClient(ServerClient):
     async def _read(self, response: aiohttp.ClientResponse, answer: Answer) -> None:
         if response.status != 200:
             said = (await _beginning(response)).decode(errors="replace")
-            stated = response.headers.get("Retry-After", "")
-            answer.retry_after = min(float(stated), _LONGEST_PAUSE) if stated.isdigit() else 0.0
+            answer.retry_after = stated_pause(response.headers, _LONGEST_PAUSE)
             answer.failed(time.perf_counter(), f"status {response.status}", said)
             return
         if not response.headers.get("Content-Type", "").startswith("text/event-stream"):

@@ -21,7 +21,7 @@ from turbofit.core.machine import Gpu
 from turbofit.core.messages import BEYOND, groups_of, indices, on_each_gpu
 from turbofit.core.plan import Footprint, GpuLedger, HostMemory, Plan, Remedy, Settings
 from turbofit.core.struct import known
-from turbofit.core.units import format_bytes
+from turbofit.core.units import bisect, format_bytes
 from turbofit.memory.account import Engine, VisionLoad
 from turbofit.memory.transformers.account import TransformersAccount
 from turbofit.memory.transformers.activations import (
@@ -62,7 +62,6 @@ from turbofit.tuner.search.shapes import (
 from turbofit.tuner.search.sizing import (
     CONTEXT_STEP,
     ROUND_CONTEXT,
-    bisect,
     excess_tokens,
     most_context,
     shortest_context,

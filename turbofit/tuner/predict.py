@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from turbofit.core.errors import NoKernelError, UsageError
 from turbofit.core.messages import QUEUED
 from turbofit.core.plan import HostMemory, Plan, Remedy, Settings, Throughput
-from turbofit.core.units import MIB, format_bytes
+from turbofit.core.units import MIB, bisect, format_bytes
 from turbofit.memory.account import POOL_WARMUP, Account, Engine, EngineLaunch, VisionLoad
 from turbofit.memory.calibrated import calibration_reason
 from turbofit.memory.known_bad import known_problems
@@ -29,7 +29,6 @@ from turbofit.tuner.resolved_request import (
 )
 from turbofit.tuner.search.search import fit_on_host
 from turbofit.tuner.search.shapes import Shape, dtype_for, shape_settings, split_over_slices
-from turbofit.tuner.search.sizing import bisect
 from turbofit.tuner.speed import LinkClass, group_class, group_rates, group_speed, total
 
 #: Steps of the forecast in which the first death below it is looked for.

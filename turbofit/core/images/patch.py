@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from turbofit.core.errors import UsageError
 from turbofit.core.images.rule import Allowed, DummyImage, FolderEdits, ImageRule, Lowered, Size
 from turbofit.core.images.video import LARGEST_RATIO, VideoRule, Videos, windows
-from turbofit.core.units import largest, number
+from turbofit.core.units import bisect, number
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -128,11 +128,9 @@ class PatchRule(ImageRule, tag="patch"):
 
     def largest_limit(self, units: int) -> int | None:
         """Whole windows."""
-        most, area = (
-            min(units // self.merge**2, self.max_pixels // self.limit_step),
-            self.limit_step,
-        )
-        return area * largest(most, lambda n: self._worst_units(n * area) <= units) or None
+        area = self.limit_step
+        most = min(units // self.merge**2, self.max_pixels // area)
+        return area * bisect(lambda n: self._worst_units(n * area) <= units, 0, most + 1)[0] or None
 
     def lower_limits(self, steps: int = 16) -> tuple[int, ...]:
         limits = [self.max_pixels]

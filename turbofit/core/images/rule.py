@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from turbofit.core.errors import UsageError
 from turbofit.core.images.video import Videos
 from turbofit.core.struct import Struct
-from turbofit.core.units import largest
+from turbofit.core.units import bisect
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -386,7 +386,7 @@ class ImageRule(Struct):
             width, height = (-(-edge * side // longer) for edge in size)  # never a longer shape
             return width, height
 
-        side = largest(longer, lambda side: self._count(at(side)) <= goal)
+        side = bisect(lambda side: self._count(at(side)) <= goal, 0, longer + 1)[0]
         return at(side) if side else None
 
     def _count(self, size: Size) -> int:

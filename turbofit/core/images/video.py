@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from turbofit.core.errors import UsageError
 from turbofit.core.struct import Struct
-from turbofit.core.units import largest
+from turbofit.core.units import bisect
 
 #: Tokens of one grid's words, ``<12345.6 seconds>`` and two marks. Never under, up to:
 GRID_TEXT_TOKENS: Final = 12
@@ -95,14 +95,11 @@ class Videos(NamedTuple):
         """
         checkpoint_pixels, area = self.rule.max_pixels, (self.patch_size * self.merge) ** 2
         high = min(checkpoint_pixels if most is None else most, checkpoint_pixels) // area
-        return (
-            area
-            * largest(
-                max(1, high),
-                lambda count: self.most_units(frames, width, height, count * area) <= units,
-            )
-            or None
-        )
+
+        def fits(count: int) -> bool:
+            return self.most_units(frames, width, height, count * area) <= units
+
+        return area * bisect(fits, 0, max(1, high) + 1)[0] or None
 
     def most_units(self, frames: int, width: int, height: int, largest: int) -> int:
         """The most patches of so many frames or fewer, under ``largest`` and its `least_pixels`."""

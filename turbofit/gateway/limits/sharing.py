@@ -8,6 +8,7 @@ the tower and in host memory.
 
 from __future__ import annotations
 
+from functools import cache
 from math import floor
 from typing import TYPE_CHECKING, Final
 
@@ -17,7 +18,7 @@ from msgspec.structs import replace
 from turbofit.core.errors import UsageError
 from turbofit.core.images.video import GRID_TEXT_TOKENS, LONGEST_SECONDS
 from turbofit.core.struct import Struct
-from turbofit.core.units import largest, number
+from turbofit.core.units import bisect, number
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.request_limits import (
     LimitedImage,
@@ -88,6 +89,7 @@ def hold_images(
         Refusal: an image that no preprocessor takes, or that cannot be lowered enough.
     """
 
+    @cache
     def limited_at(cap: int | None) -> list[LimitedImage]:
         return [hold_image(bounds, image, cap) for image in wanted]
 
@@ -163,9 +165,10 @@ def hold_clip(
     loader: dict[str, float] = {"num_frames": frames}
     rate = clip.rate
     if rate is None:
-        fps = options.get("fps")
-        known = isinstance(fps, int | float) and RATES[0] <= fps <= RATES[1]
-        rate = loader["fps"] = float(fps or _RATE) if known else _RATE
+        fps, rate = options.get("fps"), _RATE
+        if isinstance(fps, int | float) and RATES[0] <= fps <= RATES[1]:
+            rate = float(fps)
+        loader["fps"] = rate
     if clip.frames / rate > LONGEST_SECONDS:
         raise Refusal("video_too_long", seconds=clip.frames / rate)
     limited, least, most = hold_frames(bounds, frames, clip.size, number(options.get("max_pixels")))
@@ -241,7 +244,7 @@ def _largest(
     smallest = limited_at(caps[0])
     if not fits(smallest):
         return None, smallest
-    place = largest(len(caps) - 1, lambda place: fits(limited_at(caps[place])))
+    place = bisect(lambda place: fits(limited_at(caps[place])), 0, len(caps))[0]
     return place, limited_at(caps[place])
 
 

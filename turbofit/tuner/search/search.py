@@ -19,6 +19,7 @@ from turbofit.core.messages import option_of
 from turbofit.core.plan import HostMemory, Throughput
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import Struct
+from turbofit.core.units import bisect
 from turbofit.memory.account import Account, Engine, EngineLaunch, VisionLoad
 from turbofit.memory.engines import LMDEPLOY, option_owner
 from turbofit.memory.known_bad import KnownProblem, known_problems
@@ -34,7 +35,7 @@ from turbofit.tuner.resolved_request import (
 )
 from turbofit.tuner.search.candidates import evaluate
 from turbofit.tuner.search.shapes import Evaluation, Shape, no_shape, shape_settings, shapes
-from turbofit.tuner.search.sizing import SearchState, bisect, longest_context, most_context
+from turbofit.tuner.search.sizing import SearchState, longest_context, most_context
 from turbofit.tuner.speed import total
 
 _LOG: Final = LazyLogger(__name__)

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from turbofit.core.machine import Gpu
 from turbofit.core.plan import Settings
 from turbofit.core.struct import known
-from turbofit.core.units import round_up
+from turbofit.core.units import bisect, round_up
 from turbofit.memory.account import RATIO_STEPS, Account, Engine, VisionLoad
 from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_load_of
 from turbofit.tuner.search.shapes import Evaluation, Shape, shape_settings
@@ -272,14 +272,6 @@ class Sizer:
                 indices if unequal else (),
             )
         return keys[indices]
-
-
-def bisect(good: Callable[[int], bool], low: int, high: int, step: int = 1) -> tuple[int, int]:
-    """Bring two values, of which the lower one is good and the higher is not, within a step."""
-    while high - low > step:
-        middle = (low + high) // 2
-        low, high = (middle, high) if good(middle) else (low, middle)
-    return low, high
 
 
 def shortest_context(vision_load: VisionLoad) -> int:
