@@ -27,7 +27,6 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from email.parser import HeaderParser
-from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -35,13 +34,13 @@ import yaml
 
 from scripts.citations import ROOT, Citation, citations, digest, files_of, named, state
 from turbofit.core.errors import TurbofitError
-from turbofit.core.json_types import JsonObject
 from turbofit.core.presets import load_yaml, preset_path
 from turbofit.core.units import MIB
 from turbofit.core.version import REFERENCE
 from turbofit.gateway.http.routes import MANAGEMENT, ROUTES
 from turbofit.gateway.limits.parameters import GENERATION, RULES
-from turbofit.kernels.census import Count, take_census
+from turbofit.kernels.census import take_census
+from turbofit.launch.serve.passthrough import option_classes
 from turbofit.memory.account import PAGE
 from turbofit.memory.legacy.generations import generation_of
 from turbofit.memory.versions import is_legacy, listed_since
@@ -57,9 +56,10 @@ REHEARSED: Final = {
     "qwen3-4b": "1xh100", "qwen3-vl-2b": "1xrtx4090", "minicpm3-4b": "1xrtx4090",
     "deepseek-v2-lite": "1xa100-40g",
 }  # fmt: skip
-STEP: Final = 32 * MIB  # of a pool
-#: What runs in one process each: its arguments, and the lines of it that are a problem. Grammars
-#: that take tens of seconds, or more over a made-up vocabulary of words, are left out.
+POOL_STEP: Final = 32 * MIB
+#: What runs in one process each: its arguments, and the lines of it that are a problem. Two kinds
+#: of grammars are left out: those that take tens of seconds, and those that take longer only
+#: because the vocabulary is made up.
 _PROGRAMS: Final = {
     "grammars": (
         ["-m", "bench.gateway.prices", "required", "optional", "enum", "alternatives", "(a"],
@@ -182,10 +182,7 @@ def write_kernels(wheel: Path, cache: Path) -> Path:
             text = file.read(record).decode()
         hashes += re.findall(r"/_turbomind\.[^,]+,sha256=([^,]+),", text)
     columns = census.architectures
-    counts = {
-        name: [cells.get(one, Count()) for one in columns]
-        for name, cells in census.families.items()
-    }
+    counts = {name: [census.count([name], one) for one in columns] for name in census.families}
     values = {
         "library": census.library, "architectures": " ".join(columns), "ptx": " ".join(census.ptx),
         "families": {
@@ -373,14 +370,8 @@ def _trees(wheel: Path, pattern: str) -> Iterator[ast.Module]:
         yield ast.parse(path.read_text(encoding="utf-8"))
 
 
-@cache
-def _known_options() -> JsonObject:
-    options: JsonObject = load_yaml(preset_path("engines", "lmdeploy-options"))["options"]
-    return options
-
-
 def _of_option(name: str, _: Path) -> tuple[str, str]:
-    entry = _known_options().get(name)
+    entry = option_classes().get(name)
     since = load_yaml(preset_path("engines", "option-releases"))["options"].get(name)
     known = f"{entry['class']} in lmdeploy-options.yaml" if entry else ""
     return "planning/commands.py" if since else "", f"{known}, since {since}" if since else known
@@ -403,9 +394,7 @@ def _of_setting(name: str, _: Path) -> tuple[str, str]:
     if group == "GenerationConfig":
         return "gateway/limits/parameters.py", "has a rule" if field in GENERATION else ""
     wanted = field.replace("_", "-")
-    known = [
-        option for option in _known_options() if option == wanted or option.endswith(f"-{wanted}")
-    ]
+    known = [option for option in option_classes() if option.endswith(f"-{wanted}")]
     return "launch/pipeline/pipeline.py", f"as {known[0]} in lmdeploy-options.yaml" if known else ""
 
 
@@ -479,7 +468,7 @@ def _run(step: str, wheel: Path, cache: Path, more: list[str]) -> Iterator[Ran]:
 
 
 def _rehearsed(preset: str, card: str, wheel: Path) -> Ran:
-    """A rehearsal; a problem is another end than a plan's, and what the account has too little."""
+    """A rehearsal; a problem is another end than a plan's, and memory beyond the account."""
     began = time.monotonic()
     # A CUDA build of torch without its libraries, which `scripts/check` makes.
     cuda = filter(None, [os.environ.get("TURBOFIT_CUDA_PATH")])
@@ -500,13 +489,14 @@ def _rehearsed(preset: str, card: str, wheel: Path) -> Ran:
             for had, took in zip(one["bytes"], one["rehearsed"], strict=True)
         ]  # fmt: skip
         pairs += [
-            (term["term"], term["bytes"], term["rehearsed"])
-            for gpu in told["gpus"] for term in gpu["ledger"] if term.get("rehearsed") is not None
+            (term["term"], term["bytes"], term.get("rehearsed"))
+            for gpu in told["gpus"] for term in gpu["ledger"]
         ]  # fmt: skip
-        over = {name: took - had for name, had, took in pairs if took is not None}
-        for name, size in over.items():
-            # Cache and buffers share the last page of a pool; what loading keeps, a cache lacks.
-            if size < -STEP if name == "kv_cache" else size > PAGE:
+        for name, had, took in pairs:
+            size = 0 if took is None else took - had
+            # Cache and buffers share the last page of a pool; memory that loading keeps makes the
+            # cache smaller.
+            if size < -POOL_STEP if name == "kv_cache" else size > PAGE:
                 where = "over" if size > 0 else "under"
                 problem += f"{name} {abs(size) / MIB:.0f} MiB {where} the account. "
     return Ran(f"rehearse {preset}", problem, time.monotonic() - began)

@@ -88,9 +88,10 @@ def on_page_markdown(markdown: str, page: Page, files: Files, **_: object) -> st
     path = page.file.abs_src_path
     if path is None:
         return markdown
-    if page.file.src_uri in _FIRST_STEPS:
-        markdown = _CHECKS.sub(_FIRST_STEPS[page.file.src_uri], markdown)
-    if page.file.src_uri in _FIRST_STEPS or "\n## " not in markdown:
+    steps = _FIRST_STEPS.get(page.file.src_uri)
+    if steps:
+        markdown = _CHECKS.sub(steps, markdown)
+    if steps or "\n## " not in markdown:
         page.meta["hide"] = ["toc"]  # commands and tables are as wide as the page
     source = Path(path)
 
@@ -123,18 +124,18 @@ def on_page_context(
     A page without a twin leads to the start of the other language. Material reads all of this from
     the configuration, while it renders the page.
     """
-    own = "zh" if page.file.src_uri.startswith("zh/") else "en"
+    own = "zh/" if page.file.src_uri.startswith("zh/") else ""  # the folder of its language
     addresses = {one.file.src_uri: one.url for one in nav.pages}
     name = page.file.src_uri.removeprefix("zh/")
-    config.theme["language"] = own
+    config.theme["language"] = "zh" if own else "en"
     switch = []
     for lang, title, folder in _LANGUAGES:
         twin = addresses.get(f"{folder}{name}") or addresses[f"{folder}index.md"]
-        switch.append({"lang": lang, "name": title, "link": page.url if lang == own else twin})
+        switch.append({"lang": lang, "name": title, "link": page.url if folder == own else twin})
     config.extra["alternate"] = switch
-    config.extra["homepage"] = addresses["zh/index.md" if own == "zh" else "index.md"]
+    config.extra["homepage"] = addresses[f"{own}index.md"]
     *english, chinese = nav.items
-    context["nav"] = Navigation([chinese, *english] if own == "zh" else english, nav.pages)
+    context["nav"] = Navigation([chinese, *english] if own else english, nav.pages)
 
 
 def on_post_page(output: str, **_: object) -> str:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import yaml
-
+from turbofit.core.presets import load_yaml
 from turbofit.diagnose.explain import diagnose
 from turbofit.diagnose.rules.causes import causes
 from turbofit.gateway.http.refusals import refusals
@@ -26,6 +26,8 @@ _DOCS: Final = _ROOT / "docs"
 _CHINESE: Final = _DOCS / "zh"
 PAGES: Final = (_DOCS / "troubleshooting.md", _CHINESE / "troubleshooting.md")
 _LOGS, _REFUSALS = "logs", "refusals"
+#: In `symptoms.yaml` no group of messages: words of the Chinese page.
+_WORDS: Final = "Chinese"
 _SEES: Final = "| you see | what it means, and what helps |\n|---|---|"
 _SEES_ZH: Final = "| 看到的信息 | 含义与处理 |\n|---|---|"
 _GETS: Final = "| status, `code` | message | more |\n|---|---|---|"
@@ -54,20 +56,22 @@ class Refused(NamedTuple):
     page: str
 
 
-def symptoms() -> Iterator[Symptom]:
+@cache
+def symptoms() -> tuple[Symptom, ...]:
     """Every message of `symptoms.yaml`."""
-    groups, _ = _groups()
-    for group, rows in groups.items():
-        for row in rows:
+    found = []
+    for group, rows in _table().items():
+        for row in rows if group != _WORDS else ():
             said = diagnose([row.get("log", row["message"]).encode()])
             told = (said.kind, said.what, said.possible, said.changes)
-            yield Symptom(group, row["message"], row["page"], *told, row.get("zh", "").splitlines())
+            chinese = row.get("zh", "").splitlines()
+            found.append(Symptom(group, row["message"], row["page"], *told, chinese))
+    return tuple(found)
 
 
-def _groups() -> tuple[dict[str, Any], dict[str, Any]]:
-    """The groups of `symptoms.yaml`, and the words of the Chinese page."""
-    groups = yaml.safe_load((_ROOT / "scripts" / "symptoms.yaml").read_text(encoding="utf-8"))
-    return groups, groups.pop("Chinese")
+@cache
+def _table() -> dict[str, Any]:
+    return load_yaml(_ROOT / "scripts" / "symptoms.yaml")
 
 
 def rule_kinds() -> set[str]:
@@ -104,7 +108,7 @@ def renewed(page: Path) -> str:
 
 
 def _log_tables(chinese: bool) -> Iterator[str]:
-    group, titles = "", _groups()[1]["groups"]
+    group, titles = "", _table()[_WORDS]["groups"]
     for one in symptoms():
         if one.group != group:
             title, head = (titles[one.group], _SEES_ZH) if chinese else (one.group, _SEES)
@@ -122,12 +126,12 @@ def _english(one: Symptom) -> list[str]:
 
 
 def _refusals(chinese: bool) -> Iterator[str]:
-    meanings = _groups()[1]["refusals"]
+    meanings = _table()[_WORDS]["refusals"]
     yield _GETS_ZH if chinese else _GETS
     for one in refused():
         status = f"{one.status} `{one.code}`"
         if chinese:
-            meaning = meanings.get(f"{one.status} {one.code}", "")
+            meaning = meanings[f"{one.status} {one.code}"]
             yield _row(status, one.message, meaning, _link_zh(one.page))
         else:
             yield _row(status, one.message, _link(one.page))
@@ -151,12 +155,13 @@ def _link_zh(page: str) -> str:
     if not (_CHINESE / name).exists():
         return f"[{name.partition('.')[0]}](../{page})"
     if anchor:
-        place = _anchors(_DOCS / name).index(anchor)
-        page = f"{name}#{_anchors(_CHINESE / name)[place]}"
+        place = anchors(_DOCS / name).index(anchor)
+        page = f"{name}#{anchors(_CHINESE / name)[place]}"
     return _link(page)
 
 
-def _anchors(page: Path) -> list[str]:
+@cache
+def anchors(page: Path) -> list[str]:
     """What its headings are called in an address, on GitHub and on the site."""
     heads = re.findall(r"^#+ (.+)", page.read_text(encoding="utf-8"), re.MULTILINE)
     return [re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads]

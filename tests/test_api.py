@@ -259,7 +259,6 @@ def test_a_plan_for_transformers_has_no_config_of_lmdeploy():
 
 @pytest.mark.lmdeploy
 def test_engine_config_is_lmdeploys_own():
-    pytest.importorskip("lmdeploy")
     plan = turbofit.plan("internvl2-8b", on="4xrtx3090", tp=4)
     config = plan.engine_config()
     assert type(config).__name__ == "TurbomindEngineConfig"

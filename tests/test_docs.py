@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import turbofit.api
+from scripts.symptoms import anchors
 
 DOCS = Path(__file__).parents[1] / "docs"
 LEDGERS: list[dict[str, Any]] = [
@@ -39,15 +40,9 @@ def test_every_term_of_turbominds_ledger_is_explained(options: dict[str, Any]) -
     assert terms <= named()
 
 
-def anchors(page: Path) -> set[str]:
-    """The sections of a page, as GitHub and the site name them."""
-    heads = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
-    return {re.sub(r"[^\w -]", "", head).lower().replace(" ", "-") for head in heads}
-
-
 def test_links_to_sections_lead_somewhere() -> None:
     found = 0
-    for page in (*DOCS.glob("*.md"), *DOCS.parent.glob("*.md")):
+    for page in (*DOCS.rglob("*.md"), *DOCS.parent.glob("*.md")):
         text = page.read_text(encoding="utf-8")
         for target, anchor in re.findall(r"\]\(([\w./-]*\.md)?#([\w-]+)\)", text):
             assert anchor in anchors(page.parent / target if target else page), (page.name, anchor)

@@ -12,8 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TWINS = {"README.md": "README.zh-CN.md"} | {
-    f"docs/{name}.md": f"docs/zh/{name}.md"
-    for name in ("installation", "cases", "operations", "troubleshooting")
+    f"docs/{path.name}": f"docs/zh/{path.name}"
+    for path in sorted((ROOT / "docs" / "zh").glob("*.md"))
 }
 _KINDS = (("#", r"#+ "), ("row", r"\|"), ("item", r"(?:-|\d+\.) "), ("code", r"    \S"))
 _CODE = re.compile(r"``(.+?)``|`([^`]+)`")

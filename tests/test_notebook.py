@@ -53,7 +53,6 @@ def ran(folder: Path, script: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.exhaustive
 @pytest.mark.lmdeploy
 def test_its_cells_run(tmp_path: Path) -> None:
-    pytest.importorskip("lmdeploy")
     done = ran(tmp_path, program(calibrates=False))
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Tesla T4" in done.stdout
@@ -64,7 +63,6 @@ def test_its_cells_run(tmp_path: Path) -> None:
 @pytest.mark.exhaustive
 @pytest.mark.lmdeploy
 def test_its_last_cells_run(tmp_path: Path) -> None:
-    pytest.importorskip("lmdeploy")
     whole = program(calibrates=True)
     asked = whole.index("from PIL"), whole.index("shell(", whole.index("with turbofit"))
     done = ran(tmp_path, whole[: asked[0]] + whole[asked[1] :])

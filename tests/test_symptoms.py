@@ -15,7 +15,6 @@ from turbofit.gateway.http.refusals import refusals
 
 #: Answers of `diagnose` to a log without a failure.
 NO_FAILURE = {"healthy", "memory_table"}
-SYMPTOMS = list(symptoms())
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -24,11 +23,11 @@ def test_the_tables_are_what_the_program_says(page: Path) -> None:
 
 
 def test_every_kind_of_answer_has_a_message() -> None:
-    assert {one.kind for one in SYMPTOMS} == rule_kinds() - NO_FAILURE
+    assert {one.kind for one in symptoms()} == rule_kinds() - NO_FAILURE
 
 
 def test_a_message_stands_once() -> None:
-    assert [one for one, times in Counter(s.message for s in SYMPTOMS).items() if times > 1] == []
+    assert [one for one, times in Counter(s.message for s in symptoms()).items() if times > 1] == []
 
 
 def test_every_refusal_is_a_row_and_names_the_facts_of_its_sentence() -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterator
-from itertools import product
+from itertools import chain, product
 from typing import Any, Final, NamedTuple
 
 import yaml
 
 from turbofit.memory.versions import parse
-from turbofit.planning.compatibility import compatibility
+from turbofit.planning.compatibility import FrontEnd, compatibility
 from turbofit.planning.examine.packages import satisfies
 
 #: The job with the code that InternVL's checkpoints publish stands for the family.
@@ -40,15 +40,12 @@ def listed() -> list[Outcome]:
     """What the table has, as if each of its pairs had been tried now."""
     table, found = compatibility(), []
     for engine, architectures in table.families.items():
-        failures = [one for one in table.failures if one.engine == engine]
-        names = {*architectures, *(name for one in failures for name in one.architectures)}
-        for lmdeploy, architecture in product(table.transformers, sorted(names)):
-            mine = [
-                one for one in failures
-                if lmdeploy in one.lmdeploy and architecture in one.architectures
-            ]  # fmt: skip
+        failing = (one.architectures for one in table.failures if one.engine == engine)
+        names = sorted({*architectures, *chain.from_iterable(failing)})
+        for lmdeploy, architecture in product(table.transformers, names):
+            front_end = FrontEnd(lmdeploy, architecture, engine)
             for version in table.transformers[lmdeploy]:
-                failed = next((one for one in mine if one.has(version)), None)
+                failed = front_end.failure(version)
                 words = (failed.step, failed.error) if failed else ("", "")
                 found.append(Outcome(lmdeploy, version, engine, architecture, *words))
     return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -102,7 +101,6 @@ def test_jobs_have_what_turbofits_rules_say(tmp_path: Path) -> None:
 
 @pytest.mark.lmdeploy
 @pytest.mark.exhaustive
-@pytest.mark.skipif(find_spec("lmdeploy") is None, reason="needs LMDeploy")
 def test_the_installed_pair_is_as_the_table_says(tmp_path: Path) -> None:
     done = probe([], make_jobs(tmp_path, {}), tmp_path)
     assert done["versions"]["transformers"] == version("transformers")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from importlib.util import find_spec
 
 import pytest
 
@@ -49,6 +48,5 @@ def test_quantised_models_of_this_year_are_presets_or_refused(
 
 
 @pytest.mark.lmdeploy
-@pytest.mark.skipif(find_spec("lmdeploy") is None, reason="needs LMDeploy")
 def test_the_page_has_what_the_installed_lmdeploy_lists() -> None:
     assert page.table() == page.OUT.read_text()

@@ -5,7 +5,6 @@ Other engines, formats and degrees are in bench/faults/ALLOCATIONS.md.
 
 from __future__ import annotations
 
-import importlib.util
 import random
 import re
 import shutil
@@ -34,7 +33,6 @@ pytestmark = [
     pytest.mark.lmdeploy,
     pytest.mark.exhaustive,
     pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler"),
-    pytest.mark.skipif(importlib.util.find_spec("lmdeploy") is None, reason="needs LMDeploy"),
 ]
 
 MODEL, LIVES, PAGE_LOCKED = "internvl2-1b", 24, 4

@@ -32,15 +32,6 @@ def plan_of(folder: Path, limit: int):
     return plausible_plan(model=resolved, limits=limits_for(resolved.image_rule, limit=limit))
 
 
-def loaded(folder: Path):
-    import torch
-    from lmdeploy.vl.model.builder import load_vl_model
-
-    model = load_vl_model(str(folder), "pytorch")
-    model.set_mm_feature_dtype(torch.bfloat16)
-    return model
-
-
 async def drive(
     plan, model, *, count: int, seed: int, overlaid: bool = True
 ) -> tuple[list[int], int]:

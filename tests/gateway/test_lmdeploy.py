@@ -16,10 +16,10 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from tests.gateway.lmdeploy_front import as_lmdeploy_reads, drive, loaded, make, plan_of
+from tests.gateway.lmdeploy_front import as_lmdeploy_reads, drive, make, plan_of
 from tests.model.conftest import transformers  # noqa: F401 - a fixture
 from tests.support.gateway import call, chat, data_url, gateway, image_part, limits_for, picture
-from tests.support.oracles import glm, qwen3
+from tests.support.oracles import front_end, glm, qwen3
 from tests.support.oracles import picture as drawn
 from tests.support.plans import plausible_plan
 from turbofit.core.images import ImageRule
@@ -32,12 +32,10 @@ from turbofit.model.source import resolve_model
 
 pytestmark = [
     pytest.mark.lmdeploy,
-    pytest.mark.skipif(find_spec("lmdeploy") is None, reason="needs LMDeploy"),
     pytest.mark.filterwarnings("ignore"),
 ]
 
 SURFACE = Path(__file__).with_name("lmdeploy_surface.json")
-#: Operators live as long as the library that defines them.
 #: Where LMDeploy turns a request into images, or only tokenises it; a change there must be read by
 #: somebody.
 FILES = (
@@ -81,10 +79,10 @@ def test_the_overlay_is_what_lmdeploy_reads(
     folder = make(family, tmp_path)
     plan = plan_of(folder, limit)
     messages = [{"role": "user", "content": [image_part(*size)]}]
-    assert preprocessed(loaded(folder), messages) == [before]
+    assert preprocessed(front_end(folder), messages) == [before]
     with overlay(plan, tmp_path / "overlays") as over:
         assert over.name == folder.name
-        assert preprocessed(loaded(over), messages) == [after]
+        assert preprocessed(front_end(over), messages) == [after]
         again = resolve_model(str(over))
         assert again.weight_bytes == plan.model.weight_bytes
     assert not over.exists()
@@ -107,7 +105,7 @@ def test_nothing_past_the_limits_reaches_the_preprocessor(
     folder = make(family, tmp_path)
     plan = plan_of(folder, limit)
     with overlay(plan, tmp_path / "overlays") as over:
-        model = loaded(over if overlaid else folder)
+        model = front_end(over if overlaid else folder)
         reached, passed = asyncio.run(drive(plan, model, count=60, seed=3, overlaid=overlaid))
     assert passed > 5
     assert reached
@@ -124,7 +122,7 @@ def test_knobs_that_pass_are_those_that_lmdeploy_obeys(lmdeploy, tmp_path) -> No
         app, recorder = gateway(plan_of(folder, limit))
         body = chat(image_part(448, 5376 // 2 if family == "internvl" else 448 * 2, **knobs))
         assert asyncio.run(call(app, body=body)).status == 200
-        assert preprocessed(loaded(folder), recorder.bodies[0]["messages"]) == [tokens]
+        assert preprocessed(front_end(folder), recorder.bodies[0]["messages"]) == [tokens]
 
 
 def surface() -> dict[str, Any]:
@@ -272,16 +270,17 @@ def test_what_the_gateway_counts_is_what_lmdeploy_makes(tmp_path, family, limit,
                     assert sum(tokens) > most // 3
 
     with overlay(plan, tmp_path / "overlays") as over:
-        asyncio.run(run(loaded(over if overlaid else folder)))
+        asyncio.run(run(front_end(over if overlaid else folder)))
 
 
-def share(rule: ImageRule, limit: int, sizes, **parameters: Any):
-    """Bounds of a plan for one image of this limit, and what they make of these."""
+def share(rule: ImageRule, limit: int, sizes, *, overlaid: bool = True, **parameters: Any):
+    """What a plan for one image of this limit makes of images of these sizes."""
     bounds = Bounds(
-        rule=rule, limits=limits_for(rule, limit=limit, images=1), longest_request_tokens=10**9
-    )
+        rule=rule, limits=limits_for(rule, limit=limit, images=1), longest_request_tokens=10**9,
+        overlay=overlaid,
+    )  # fmt: skip
     wanted = [RequestedImage(size=size, options=parameters, by_request=True) for size in sizes]
-    return bounds, hold_images(bounds, wanted)
+    return hold_images(bounds, wanted)
 
 
 @pytest.mark.parametrize("family", [qwen3, glm])
@@ -299,17 +298,11 @@ def test_pixel_bounds_of_a_request_are_what_lmdeploy_makes(
     limit = rule.max_pixels * 3 // 4
     plan = plausible_plan(model=resolved, limits=limits_for(rule, limit=limit, images=1))
     with overlay(plan, tmp_path / "overlays") as over:
-        front = loaded(over if overlaid else folder)
+        front = front_end(over if overlaid else folder)
         for count in (1, 1, 2, 2, 3):
             sizes = sizes_of(rng, count)
             parameters = {"max_pixels": limit // 2} if count == 1 else {}
-            bounds, shared = share(rule, limit, sizes, **parameters)
-            if not overlaid:
-                bounds = replace(bounds, overlay=False)
-                wanted = [
-                    RequestedImage(size=size, options=parameters, by_request=True) for size in sizes
-                ]
-                shared = hold_images(bounds, wanted)
+            shared = share(rule, limit, sizes, overlaid=overlaid, **parameters)
             items = [{"type": "image", "data": drawn(*size)} for size in sizes]
             prompt = "a" + "b".join([token] * count)
             answer = front.preprocess(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import traceback
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,7 @@ HOUSE = Path(turbofit.__file__).parent
 #: Files of turbofit from the command to the child.
 MOST_FILES = 15
 
-pytestmark = [
-    pytest.mark.lmdeploy,
-    pytest.mark.skipif(find_spec("lmdeploy") is None, reason="needs LMDeploy"),
-]
+pytestmark = pytest.mark.lmdeploy
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,7 @@ from turbofit.core.installation import install_command
 from turbofit.core.plan import Plan
 from turbofit.core.units import GIB
 
-pytestmark = [
-    pytest.mark.lmdeploy,
-    pytest.mark.skipif(find_spec("lmdeploy") is None, reason="needs LMDeploy"),
-]
+pytestmark = pytest.mark.lmdeploy
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -190,7 +189,6 @@ def test_a_lack_of_memory_counts_before_a_rehearsal_that_could_not_be_held(
 
 
 @pytest.mark.lmdeploy
-@pytest.mark.skipif(find_spec("lmdeploy") is None, reason="needs LMDeploy")
 @pytest.mark.parametrize(
     ("model", "on"),
     [

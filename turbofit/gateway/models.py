@@ -279,9 +279,11 @@ class ModelsGateway(AsgiApp):
         *,
         wait: float,
     ) -> None:
-        super().__init__(config, max(of_model.limits.bytes_per_body for of_model in bounds))
+        super().__init__(config, max(model_bounds.limits.bytes_per_body for model_bounds in bounds))
         self.models = {model.name: model for model in models}
-        self._limits = [limits_in_words(of_model) + config.defaults.words for of_model in bounds]
+        self._limits = [
+            limits_in_words(model_bounds) + config.defaults.words for model_bounds in bounds
+        ]
         self._named_models = {name: model for model in models for name in model.names}
         self._wait = wait
         #: Whether those that start at once were ready.

@@ -121,8 +121,8 @@ class Window(NamedTuple):
         came = bisect_left(answer.pieces, self.end) - bisect_left(answer.pieces, self.begin)
         return answer.tokens * came / len(answer.pieces)
 
-    def a_second(self, amount: Callable[[Answer], float], answers: Sequence[Answer]) -> float:
-        """The sum of an amount over answers, a second of it."""
+    def per_second(self, amount: Callable[[Answer], float], answers: Sequence[Answer]) -> float:
+        """The sum of an amount over the answers, divided by the window's seconds."""
         return sum(map(amount, answers)) / self.seconds if self.seconds else 0.0
 
 
@@ -157,9 +157,9 @@ def summary(run: LoadRun, *, url: str, model: str, busy: float) -> LoadResult:
         warm_up_errors=sum(
             bool(one.kind) and not one.counts and one.begun <= window.begin for one in run.answers
         ),
-        requests_per_second=window.a_second(window.share, every),
-        output_tokens_per_second=window.a_second(window.tokens, every),
-        running=window.a_second(window.overlap, every),
+        requests_per_second=window.per_second(window.share, every),
+        output_tokens_per_second=window.per_second(window.tokens, every),
+        running=window.per_second(window.overlap, every),
         prompt_tokens=sum(prompts) / len(prompts) if prompts else None,
         output_tokens=sum(one.tokens for one in good) / max(1, len(good)),
         counted="pieces" if pieces_only else "usage",
@@ -196,8 +196,8 @@ def _moments(answers: Sequence[Answer], window: Window) -> Iterator[LoadMoment]:
         part = Window(window.begin + number * step, window.begin + (number + 1) * step)
         yield LoadMoment(
             at=round((number + 1) * step, 3),
-            output_tokens_per_second=round(part.a_second(part.tokens, answers), 3),
-            running=round(part.a_second(part.overlap, answers), 3),
+            output_tokens_per_second=round(part.per_second(part.tokens, answers), 3),
+            running=round(part.per_second(part.overlap, answers), 3),
         )
 
 

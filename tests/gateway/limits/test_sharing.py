@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -263,7 +262,6 @@ def test_films_are_sampled_as_lmdeploy_would(tmp_path, parameters, frames) -> No
 
 
 @pytest.mark.lmdeploy
-@pytest.mark.skipif(find_spec("lmdeploy") is None, reason="needs LMDeploy")
 @opencv
 @pytest.mark.parametrize("kind", ["mp4", "avi", "jpeg"])
 def test_lmdeploy_loads_as_many_frames_as_were_counted(tmp_path, kind) -> None:

@@ -122,9 +122,7 @@ def test_a_node_that_pretends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TURBOFIT_NODE_SPEC", "2xrtx3090")
     node = msgspec.json.decode(measure_here(True), type=Node)
     assert node.machine is not None
-    assert [gpu.name for gpu in node.machine.gpus] == ["RTX 3090"] * 2 or len(
-        node.machine.gpus
-    ) == 2
+    assert len(node.machine.gpus) == 2
     assert (node.pretend, node.turbofit, node.why_not) == (True, __version__, "")
 
 

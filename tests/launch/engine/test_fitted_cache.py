@@ -79,7 +79,6 @@ def test_in_the_command_line() -> None:
 # What is free of cards that several models share.
 
 
-PLAN = plausible_plan(gpus=1, tp=1)
 PLANNED = PLAN.settings.cache_max_entry_count
 
 
@@ -111,9 +110,8 @@ def test_what_others_have_yet_to_take_is_not_shared_out(monkeypatch: pytest.Monk
     assert ratio_now(PLAN, 0) == PLANNED
     # Another turbofit reserved 2 GiB, and holds none of them.
     used[gpu.index] = gpu.total - gpu.reserved - gpu.free - 2 * GIB
-    region = PLAN.kv.region_bytes
-    sized = ratio_now(PLAN, 0) * (region / PLANNED + 2 * GIB)
-    assert region <= sized < region + gpu.total / 10**6
+    sized = ratio_now(PLAN, 0) * (REGION / PLANNED + 2 * GIB)
+    assert REGION <= sized < REGION + gpu.total / 10**6
     # Somebody took half a GiB: the cache has its part of that, and not all is left to the margin.
     used[gpu.index] += 5 * GIB // 2
     assert ratio_now(PLAN, 0) == PLANNED
@@ -129,8 +127,7 @@ def test_on_a_pretend_card_its_file_does(tmp_path: Path, monkeypatch: pytest.Mon
     (gpu,) = PLAN.gpus
     bare = gpu.total - gpu.reserved - gpu.used
     more = bare - GIB // 2 - gpu.free
-    region = PLAN.kv.region_bytes
-    expected = region / (region / PLANNED + more)
+    expected = REGION / (REGION / PLANNED + more)
     assert cards.ratio(PLAN, 0) == pytest.approx(expected, abs=2e-6)
 
 

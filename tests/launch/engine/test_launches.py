@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -88,7 +87,6 @@ def test_lmdeploy_does_not_see_our_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.lmdeploy
-@pytest.mark.skipif(find_spec("lmdeploy") is None, reason="needs LMDeploy")
 def test_a_pretend_neighbour_takes_memory_and_an_allocation_of_the_first_start_fails(
     tmp_path: Path,
 ) -> None:

@@ -10,9 +10,9 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
+from tests.support.gateway import PATCHES, TILES
 from tests.support.plans import model, plausible_plan
 from turbofit import api
-from turbofit.core.images import PatchRule, TileRule
 from turbofit.core.plan import Plan, Workload
 from turbofit.launch.engine.worst_requests import (
     ProbeRequest,
@@ -156,11 +156,8 @@ def decided_by(plan: Plan, name: str) -> Plan:
     return msgspec.structs.replace(plan, gpus=gpus)
 
 
-PATCHES = PatchRule(patch_size=14, merge=2, min_pixels=3136, max_pixels=12845056)
-
-
 def limited(units_per_image: int, **limits: object):
-    rule = limits.pop("rule", TileRule(tile_size=448, tokens_per_tile=256, max_dynamic_patch=12))
+    rule = limits.pop("rule", TILES)
     plan = plausible_plan(model=model(image_rule=rule))
     changed = msgspec.structs.replace(plan.limits, units_per_image=units_per_image, **limits)
     return msgspec.structs.replace(plan, limits=changed)
@@ -168,7 +165,7 @@ def limited(units_per_image: int, **limits: object):
 
 @pytest.mark.parametrize("most", [1, 2, 3, 4, 6, 7, 11, 12, 24])
 def test_the_worst_tiles(most: int) -> None:
-    rule = TileRule(tile_size=448, tokens_per_tile=256, max_dynamic_patch=12)
+    rule = TILES
     worst = rule.worst_units(most)
     image = worst_image(limited(worst, max_dynamic_patch=most))
     assert image is not None

@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import warnings
-from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +14,6 @@ from turbofit.launch.pipeline.held import hold_config, hold_engine
 
 pytestmark = [
     pytest.mark.lmdeploy,
-    pytest.mark.skipif(find_spec("lmdeploy") is None, reason="needs LMDeploy"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 SCOPE = Scope(engines=("turbomind",), vocabulary=512, session=4096)

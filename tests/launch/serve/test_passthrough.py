@@ -90,7 +90,6 @@ def test_words_of_any_kind(words: list[str]) -> None:
 
 @pytest.mark.lmdeploy
 def test_the_classes_cover_lmdeploys_parser() -> None:
-    pytest.importorskip("lmdeploy")
     from lmdeploy.cli.serve import SubCliServe
 
     if "api_server" not in SubCliServe.subparsers.choices:

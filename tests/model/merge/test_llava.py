@@ -324,7 +324,6 @@ def test_names_that_are_not_llavas():
     ["/m/llava-v1.5-7b-merged", "/m/LLaVA-1.5-7b-hf", "/m/vicuna-out", "/v1/llava", "/m/llava-7b"],
 )
 @pytest.mark.lmdeploy
-@pytest.mark.skipif(find_spec("lmdeploy") is None, reason="needs LMDeploy")
 def test_the_warning_is_what_lmdeploy_does(transformers, path):
     from lmdeploy.model import Llavav1
 
@@ -332,7 +331,6 @@ def test_the_warning_is_what_lmdeploy_does(transformers, path):
 
 
 @pytest.mark.lmdeploy
-@pytest.mark.skipif(find_spec("lmdeploy") is None, reason="needs LMDeploy")
 def test_lmdeploys_front_end_reads_it(transformers, converted):
     """Its image token is ours, and a picture takes as many as the config says.
 

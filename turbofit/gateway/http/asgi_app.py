@@ -96,7 +96,7 @@ class AsgiApp(ABC):
         """Everything in Prometheus' text."""
 
     def _cards(self) -> list[ModelCard]:
-        """The names of models; empty where the list of another server passes."""
+        """The names of models; empty where the engines' own list is passed on."""
         return []
 
     def _record(self, request: RequestContext) -> None:  # noqa: B027 - not every app keeps one
@@ -136,7 +136,7 @@ class AsgiApp(ABC):
         await answer(request, send, status, page, "text/html; charset=utf-8")
 
     async def _page(self, request: RequestContext, route: Route, send: Send) -> bool:
-        """Answer with a page of the app itself, where the route is one's; whether it was."""
+        """Answer a route that the app answers itself; whether it did."""
         status, kind = 200, "application/json"
         if route.kind == "health":
             page, retry = self._health(request)
