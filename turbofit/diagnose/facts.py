@@ -68,7 +68,7 @@ _COMPLAINT: Final = re.compile(
     r"(?!.{0,60}?(?:\b(?:INFO|DEBUG|WARN|WARNING|NOTICE|info|debug|warn|warning|notice)\b|Warning:))"
     r".*?(?:\b(?:[Ee]rror|ERROR|FATAL|[Ff]atal|CRITICAL|[Ff]ailed|Aborted"
     r"|Killed|denied|refused|Segmentation)\b|NCCL WARN"
-    r"|NVRM:.*(?:failed|error|Xid|mismatch))"
+    r"|NVRM:.{0,240}?(?:failed|error|Xid|mismatch))"
 )
 #: What only a launch follows, and frames whose code a stack has anyway.
 _LIVE: Final = (

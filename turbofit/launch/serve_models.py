@@ -372,10 +372,10 @@ class SeveralModels:
         self._start_next()
 
     def _collect(self, run: ModelRun, *, first: bool = False) -> None:
-        """Take note of a run that has ended; clients are told where it failed, but of a first one.
+        """Take note of a run that has ended; clients are told where it failed.
 
         Raises:
-            TurbofitError: a first one ended otherwise than in order.
+            TurbofitError: ``first``, and it failed; clients are told nothing then.
         """
         try:
             if run.ended():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -34,7 +33,7 @@ class StateFile(Generic[T]):
 
     def read(self) -> T | None:
         """The document; None where there is none."""
-        with suppress(OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        with suppress(OSError, ValueError, RecursionError):
             return msgspec.json.decode(self._path(make=False).read_bytes(), type=self.type)
         return None
 
@@ -53,8 +52,3 @@ class StateFile(Generic[T]):
 
     def _path(self, *, make: bool) -> Path:
         return state_dir(self.room, make=make) / f"{self.name}.json"
-
-
-def digest_of_parts(*parts: str) -> str:
-    """A name for what belongs to all of these texts together."""
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]

@@ -15,7 +15,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.machine import Calibration
 from turbofit.core.process.files import write_atomic
 from turbofit.core.process.log import LazyLogger
-from turbofit.core.process.state import state_dir
+from turbofit.core.process.state import digest_of_parts, state_dir
 from turbofit.core.struct import to_builtins
 
 if TYPE_CHECKING:
@@ -140,11 +140,9 @@ def forget(model: str, *, pretend: bool) -> int:
 
 
 def _name(one: Calibration) -> str:
-    from hashlib import sha256
-
     key = (one.model, one.engine, one.engine_version, *one.gpus, one.driver, one.communicator)
     key += tuple(filter(None, (one.torch, one.cuda)))  # older ones have neither
-    return f"{sha256(chr(0).join(key).encode()).hexdigest()[:24]}.json"
+    return f"{digest_of_parts(*key)}.json"
 
 
 def _folder(*, pretend: bool, make: bool = True) -> Path:

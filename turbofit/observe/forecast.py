@@ -49,10 +49,10 @@ def cache_beside(plan: Plan, budget: CacheBudget) -> tuple[RunFigure, ...]:
     planned = plan.settings.cache_max_entry_count
     # Beside other engines a start has a ratio of its own. The log shows three decimals.
     ratio = planned if abs(planned - budget.ratio) < 0.001 else budget.ratio
-    free = round(plan.kv.region_bytes / ratio) if ratio else 0
-    cache, what = plan.kv.region_bytes, "free when the cache was sized"
+    cache = plan.kv.region_bytes
+    free = round(cache / ratio) if ratio else 0
     return (
-        RunFigure(what=what, forecast=free, actual=budget.free),
+        RunFigure(what="free when the cache was sized", forecast=free, actual=budget.free),
         RunFigure(what="KV cache", forecast=cache, actual=budget.budget),
     )
 

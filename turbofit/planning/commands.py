@@ -192,8 +192,8 @@ def left_out(plan: Plan, usual: Settings) -> str | None:
     )
 
 
-#: Settings in the order of a command line: those that always stand there, those of each kind of
-#: engine, and those that do where they are set.
+#: Settings by their place on the command line: always there, of each kind of engine, and of both
+#: where they are set.
 _ALWAYS: Final = (
     "tp", "dtype", "cache_max_entry_count", "max_prefill_token_num", "max_batch_size",
     "session_len", "quant_policy", "cache_block_seq_len",

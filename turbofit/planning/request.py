@@ -129,7 +129,7 @@ Context = Annotated[
     parsed(_context),
     Metavar("TOKENS|max"),
 ]
-Above0 = Annotated[float | None, Field(gt=0, lt=1e6), Metavar("NUMBER")]
+PositiveNumber = Annotated[float | None, Field(gt=0, lt=1e6), Metavar("NUMBER")]
 #: A list is as good as a tuple; what is in it is held to its type.
 Batches = Annotated[tuple[Positive, ...], Field(strict=False)]
 Size = Annotated[tuple[Positive, Positive], Field(strict=False), parsed(_size), Metavar("WxH")]
@@ -192,15 +192,15 @@ class PlanRequest(Validated):
         "pays for one of them and the cache gets the rest (default: where that serves more)",
     )
 
-    rate: Above0 = Field(
+    rate: PositiveNumber = Field(
         default=None,
         description="requests that come a second, of the workload's kind: shapes that the forecast "
         "says to bring these come first",
     )
-    first_token: Above0 = Field(
+    first_token: PositiveNumber = Field(
         default=None, description="seconds to a first token by the forecast, with --rate's load"
     )
-    per_token: Above0 = Field(
+    per_token: PositiveNumber = Field(
         default=None, description="seconds of a token after it by the forecast"
     )
 

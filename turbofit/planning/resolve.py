@@ -85,7 +85,7 @@ def _machine(request: PlanRequest) -> Machine:
 
 
 def _check(request: PlanRequest, resolved: ResolvedRequest) -> None:
-    """Refuse what is given of both and cannot be kept with the other, whatever is found."""
+    """Refuse options that contradict each other or the model, whatever the search finds."""
     context, longest = resolved.workload.context, resolved.model.text.max_position_embeddings
     one_of = "give only one of the two"
     if request.least and request.goal != "throughput":

@@ -164,7 +164,9 @@ def _lacks(
         yield f"serves images of {row.image_limit:,} {unit} at most, not {requested:,}"
     yield from unkept(resolved, row.context or 0, tokens)
     wanted, speed = request.images_per_second, row.requests_per_second
-    if wanted is not None and speed is None:
+    if wanted is None:
+        return
+    if speed is None:
         yield "has no forecast of speed"
-    elif wanted is not None and speed is not None and speed * request.images < wanted:
+    elif speed * request.images < wanted:
         yield f"{three_digits(speed * request.images)} images/s by the forecast, not {wanted:g}"

@@ -19,12 +19,19 @@ def state_dir(room: str, *, make: bool = True) -> Path:
     Raises:
         OSError: it cannot be made.
     """
-    base = Path(_base(windows=os.name == "nt")) / "turbofit"
-    folder = base / room
-    if make:  # mkdir gives its mode to the last folder alone
-        for part in (*reversed(folder.relative_to(base).parents), Path(room)):
-            (base / part).mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder = Path(_base(windows=os.name == "nt"))
+    for name in ("turbofit", *Path(room).parts):
+        folder /= name
+        if make:  # mkdir gives its mode to the last folder alone
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
+
+
+def digest_of_parts(*parts: str) -> str:
+    """A file's name for what belongs to all of these texts together."""
+    from hashlib import sha256
+
+    return sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 
 def _base(*, windows: bool) -> str:

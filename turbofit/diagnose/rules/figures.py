@@ -16,7 +16,7 @@ from turbofit.diagnose.rules.draft import without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from re import Match
+    from re import Match, Pattern
 
     from turbofit.diagnose.case import LogCase
     from turbofit.diagnose.facts import LogEvent
@@ -167,20 +167,19 @@ def _divisor(figures: Figures) -> int | None:
 
 def package_of(stack: tuple[PythonFrame, ...]) -> str | None:
     """The innermost package of an engine or of a checkpoint's own code on a stack."""
-    found = [_FOLDERS.search(frame.path) for frame in stack]
-    return next((match[1] or match[2] for match in reversed(found) if match), None)
+    return _innermost(_FOLDERS, stack)
+
+
+def _innermost(pattern: Pattern[str], stack: tuple[PythonFrame, ...]) -> str | None:
+    """What the group of a pattern catches of the innermost path that it matches."""
+    found = (pattern.search(frame.path) for frame in reversed(stack))
+    return next((match[match.lastindex or 0] for match in found if match), None)
 
 
 def _raised_by(figures: Figures) -> str | None:
     """The package whose code raised the error, "unknown" without a stack; None: another package."""
     stack = figures.mark.stack
     return package_of(stack[-1:]) if stack else "unknown"
-
-
-def _part(figures: Figures) -> str | None:
-    """The part of LMDeploy whose code is innermost on the stack."""
-    found = [_PART.search(frame.path) for frame in figures.mark.stack]
-    return next((match[1] for match in reversed(found) if match), None)
 
 
 def _front_end(figures: Figures) -> str | None:
@@ -240,7 +239,7 @@ FIGURES: Final[dict[str, Callable[[Figures], Any]]] = {
     "raised_by": _raised_by,
     "raised_in": lambda figures: figures.mark.stack[-1].function if figures.mark.stack else None,
     "placed": lambda figures: "" if figures.case.facts.subject.auto_map else None,
-    "part_of_lmdeploy": _part,
+    "part_of_lmdeploy": lambda figures: _innermost(_PART, figures.mark.stack),
     "package": lambda figures: package_of(figures.mark.stack),
     "short": _short,
     "short_gib": _short_gib,

@@ -23,7 +23,7 @@ import msgspec
 from turbofit.core.errors import UsageError
 from turbofit.core.process.files import write_atomic
 from turbofit.core.process.locks import lock_soon
-from turbofit.core.process.state import state_dir
+from turbofit.core.process.state import digest_of_parts, state_dir
 from turbofit.core.struct import Struct, to_json
 
 if TYPE_CHECKING:
@@ -227,9 +227,8 @@ def deny_path(plan: Plan, engine_version: str, *, pretend: bool = False) -> str 
     cards = sorted({plan.machine.gpu(index).name for index in plan.machine.visible})
     facts = [model, plan.model.source.checkpoint or "", *cards]
     facts += [plan.engine.name, engine_version, str(pretend)]
-    digest = hashlib.sha256("\0".join(facts).encode()).hexdigest()[:16]
     with suppress(OSError):
-        return str(state_dir(_ROOM) / f"{digest}.json")
+        return str(state_dir(_ROOM) / f"{digest_of_parts(*facts)[:16]}.json")
     return None
 
 

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from turbofit.core.errors import LaunchError, MachineError, TurbofitError
 from turbofit.core.plan import PLAN_SCHEMA, Plan
 from turbofit.core.process.progress import Step, tell
+from turbofit.core.process.state import digest_of_parts
 from turbofit.core.struct import Struct
 from turbofit.core.units import MIB, format_bytes
 from turbofit.launch.engine.worst_requests import (
@@ -26,7 +27,7 @@ from turbofit.launch.engine.worst_requests import (
     worst_image_tokens,
     worst_request,
 )
-from turbofit.launch.state_file import StateFile, digest_of_parts
+from turbofit.launch.state_file import StateFile
 from turbofit.observe.calibration import KERNELS, STEADY, CalibratedGpu, Observation
 from turbofit.observe.sampler import SampledRange, Sampler, memory_now
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, Final
 
+from turbofit.core.process.state import digest_of_parts
 from turbofit.core.struct import Struct
 from turbofit.core.units import MIB, format_bytes, mib, round_up
-from turbofit.launch.state_file import StateFile, digest_of_parts
+from turbofit.launch.state_file import StateFile
 from turbofit.memory.account import POOL_WARMUP
 
 if TYPE_CHECKING:

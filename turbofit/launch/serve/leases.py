@@ -46,7 +46,7 @@ _ALL_READ: Final = 0o644
 _TO_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 #: Bytes of a lease, at most: one with a hundred GPUs has 30,000.
 _LARGEST: Final = 1 << 20
-#: Bytes by GPU UUID; no card has less than none, or more than 62 bits count.
+#: Bytes by GPU UUID, from 0 to below 2**62.
 Sizes = dict[str, Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]]
 
 

@@ -148,10 +148,16 @@ def _pretend_rows(plan: Plan, reader: PretendReader) -> list[RunFigure]:
         ledger = next(gpu for gpu in plan.gpus if gpu.index == seen.gpu)
         pools = [t.bytes for t in ledger.ledger if t.phase == "transient"]
         pools += [t.bytes for t in ledger.ledger if t.term == POOL_WARMUP]
-        most = max(pools, default=0)
         if seen.pool is not None:
-            what = "executor pool at most"
-            rows.append(RunFigure(what=what, forecast=most, actual=seen.pool, gpu=seen.gpu))
-        what, most = "in use at most", ledger.most
-        rows.append(RunFigure(what=what, forecast=most, actual=seen.peak, gpu=seen.gpu))
+            rows.append(
+                RunFigure(
+                    what="executor pool at most",
+                    forecast=max(pools, default=0),
+                    actual=seen.pool,
+                    gpu=seen.gpu,
+                )
+            )
+        rows.append(
+            RunFigure(what="in use at most", forecast=ledger.most, actual=seen.peak, gpu=seen.gpu)
+        )
     return rows

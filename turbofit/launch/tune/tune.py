@@ -240,13 +240,12 @@ class Tuner:
         Raises:
             StoppedError: a signal ended it: the journal has all that was tried.
         """
-        search, stopped = self._resumed(), ""
+        search = self._resumed()
         cut: TrialRecord | None = None
-        while not stopped:
-            stopped = self._enough()
-            index = None if stopped else search.next()
+        while not (stopped := self._enough()):
+            index = search.next()
             if index is None:
-                stopped = stopped or "no other settings promise more"
+                stopped = "no other settings promise more"
                 break
             trial = self._try(self.choices[index])
             if trial.outcome == "cut":
