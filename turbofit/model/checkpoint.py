@@ -98,7 +98,7 @@ def read_checkpoint(files: Files, origin: Origin) -> Model:
         UsageError: a file is missing, damaged, contradicts another, or the model is not one that
             turbofit accounts for.
     """
-    config = _section(files, "config.json")
+    config = read_section(files, "config.json")
     if config is None:
         raise UsageError(
             f"{origin.where} has no config.json", hint="name a folder in Hugging Face's format"
@@ -149,9 +149,10 @@ def read_checkpoint(files: Files, origin: Origin) -> Model:
     )
 
 
-def _section(files: Files, name: str) -> Section | None:
+def read_section(files: Files, name: str, what: str = "") -> Section | None:
+    """The object of a JSON file, called ``what`` in messages; None where there is no such file."""
     data = files.read(name)
-    return None if data is None else parse_json(data, name)
+    return None if data is None else parse_json(data, what or name)
 
 
 def _architecture(config: Section) -> str:
@@ -168,9 +169,9 @@ def _architecture(config: Section) -> str:
 
 def _processor(files: Files, key: str, name: str) -> Section | None:
     """An image or video processor's settings; those nested in processor_config.json win."""
-    outer = _section(files, "processor_config.json")
+    outer = read_section(files, "processor_config.json")
     nested = outer.section(key) if outer else None
-    return nested or _section(files, name)
+    return nested or read_section(files, name)
 
 
 def _dtype(config: Section, tensors: Mapping[str, Tensor] | None, warnings: list[str]) -> Dtype:
@@ -204,7 +205,7 @@ def _remote_code(files: Files, config: Section, architecture: str, images: Secti
     mapped = config.section("auto_map")
     if architecture in _REMOTE_CONFIG and mapped and "AutoConfig" in mapped:
         return True
-    tokenizer = _section(files, "tokenizer_config.json")
+    tokenizer = read_section(files, "tokenizer_config.json")
     classes = tokenizer.section("auto_map") if tokenizer else None
     if classes and "AutoTokenizer" in classes:
         return True
@@ -213,7 +214,7 @@ def _remote_code(files: Files, config: Section, architecture: str, images: Secti
         return True
     if architecture in TEXT_ARCHITECTURES or architecture == "InternVLChatModel":
         return False
-    processors = (_section(files, "processor_config.json"), images)
+    processors = (read_section(files, "processor_config.json"), images)
     maps = (part.section("auto_map") for part in processors if part)
     return any(part and ("AutoProcessor" in part or "AutoImageProcessor" in part) for part in maps)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import Final
+from collections.abc import Callable
+from typing import Final, TypeVar
 
 from turbofit.core.errors import UsageError
 from turbofit.core.version import REFERENCE
@@ -18,6 +19,8 @@ from turbofit.model.safetensors import (
     parse_header,
     parse_index,
 )
+
+T = TypeVar("T")
 
 #: The index of a sharded checkpoint.
 INDEX: Final = "model.safetensors.index.json"
@@ -68,7 +71,7 @@ class FolderFiles:
         """Headers of the weight files, picked in LMDeploy's order."""
         index = self.read_up_to(INDEX, 64 << 20)
         if index is not None:
-            return Weights(self._sharded(parse_index(index, INDEX)))
+            return Weights(sharded(parse_index(index, INDEX), INDEX, self.header))
         names = self._names()
         safe = [name for name in names if name.endswith(".safetensors")]
         torch = [name for name in names if name.endswith((".bin", ".pt"))]
@@ -94,21 +97,6 @@ class FolderFiles:
         except OSError as exc:
             raise UsageError(f"{self.path} cannot be read: {exc.strerror}", hint=_HINT) from None
 
-    def _sharded(self, where: dict[str, str]) -> dict[str, Tensor]:
-        """The tensors that the index names, each from the file that it names."""
-        found: dict[str, Tensor] = {}
-        for file in sorted(set(where.values())):
-            header = self.header(file)
-            found.update(
-                (name, tensor) for name, tensor in header.items() if where.get(name) == file
-            )
-        if missing := where.keys() - found.keys():
-            raise UsageError(
-                f"{INDEX} names {min(missing)[:80]!r}, which {where[min(missing)]} does not hold",
-                hint="download the checkpoint again",
-            )
-        return found
-
     def header(self, name: str) -> dict[str, Tensor]:
         """The tensors of a safetensors file."""
         size = self.size(name)
@@ -120,6 +108,20 @@ class FolderFiles:
                 return parse_header(file.read(length), size, name)
         except OSError as exc:
             raise UsageError(f"{name} cannot be read: {exc.strerror}", hint=_HINT) from None
+
+
+def sharded(where: dict[str, str], index: str, read: Callable[[str], dict[str, T]]) -> dict[str, T]:
+    """The tensors that an index names, each from the file that it names."""
+    tensors: dict[str, T] = {}
+    for file in sorted(set(where.values())):
+        stored = read(file)
+        tensors |= {name: stored[name] for name in stored if where.get(name) == file}
+    if missing := where.keys() - tensors.keys():
+        raise UsageError(
+            f"{index} names {min(missing)[:80]!r}, which {where[min(missing)]} does not hold",
+            hint="download the checkpoint again",
+        )
+    return tensors
 
 
 _BIN_ONLY: Final = (

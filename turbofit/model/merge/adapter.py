@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from turbofit.core.errors import UsageError
-from turbofit.model.config import Section, parse_json
+from turbofit.model.checkpoint import read_section
+from turbofit.model.config import Section
 from turbofit.model.folder import FolderFiles
 from turbofit.model.merge.tensors import StoredTensor, open_tensors, torch_library
 
@@ -83,13 +84,12 @@ def read_adapter(folder: str) -> Adapter:
         UsageError: no adapter, a damaged one, or a kind that W + s·B·A does not describe.
     """
     files = FolderFiles(folder)
-    data = files.read(ADAPTER_CONFIG)
-    if data is None:
+    config = read_section(files, ADAPTER_CONFIG)
+    if config is None:
         raise UsageError(
             f"{folder} has no {ADAPTER_CONFIG}",
             hint="name the folder that peft's save_pretrained wrote",
         )
-    config = parse_json(data, ADAPTER_CONFIG)
     _check(config)
     weights = next((name for name in _WEIGHTS if files.size(name) is not None), None)
     if weights is None:
@@ -107,7 +107,7 @@ def read_adapter(folder: str) -> Adapter:
     for name in _BESIDES:
         if files.size(name) is not None:
             whole |= open_tensors(folder, name)
-    loras = [(f"{module}.weight", _lora(config, module, found)) for module, found in parts.items()]
+    loras = [(f"{module}.weight", _lora(config, module, kinds)) for module, kinds in parts.items()]
     return Adapter((*loras, *whole.items()), config.string("base_model_name_or_path", ""))
 
 
@@ -119,28 +119,28 @@ def _check(config: Section) -> None:
     for key in _REFUSED:
         if config.values.get(key):
             raise UsageError(f"{config.what}: LoRA with {key} is not merged here", hint=_HINT)
-    made = config.values.get("init_lora_weights")
-    if isinstance(made, str) and made.lower().startswith(_RESIDUAL):
+    begun = config.values.get("init_lora_weights")
+    if isinstance(begun, str) and begun.lower().startswith(_RESIDUAL):
         raise UsageError(
-            f"{config.what}: init_lora_weights is {made[:30]!r}, which had changed the base too",
+            f"{config.what}: init_lora_weights is {begun[:30]!r}, which had changed the base too",
             hint="save it with path_initial_model_for_weight_conversion, as peft's guide says",
         )
     if config.string("bias", "none") not in ("none", "all", "lora_only"):
         raise config.error("bias", "is not none, all or lora_only")
 
 
-def _lora(config: Section, module: str, found: Mapping[str, StoredTensor]) -> Lora:
+def _lora(config: Section, module: str, kinds: Mapping[str, StoredTensor]) -> Lora:
     """The pair of matrices of one module, checked against the rank that the config says."""
     plain = module.removeprefix("base_model.model.")
-    if not found.keys() <= {"A", "B", "magnitude_vector"}:
-        what = "a bias of B" if "bias" in found else "LoRA on embeddings"
+    if not kinds.keys() <= {"A", "B", "magnitude_vector"}:
+        what = "a bias of B" if "bias" in kinds else "LoRA on embeddings"
         raise UsageError(f"{plain[:100]} has {what}, which is not merged here", hint=_HINT)
-    if "A" not in found or "B" not in found:
+    if "A" not in kinds or "B" not in kinds:
         raise UsageError(
             f"the adapter has one half of the LoRA of {plain[:100]} only",
             hint="save the adapter again: a tensor is missing",
         )
-    a, b = found["A"], found["B"]
+    a, b = kinds["A"], kinds["B"]
     rank, alpha = config.integer("r", 8), config.values.get("lora_alpha", 8)
     if type(alpha) is not int:  # an integer stays one, so that the quotient has peft's bits
         alpha = config.number("lora_alpha", 8, low=-1e6, high=1e6)
@@ -157,4 +157,4 @@ def _lora(config: Section, module: str, found: Mapping[str, StoredTensor]) -> Lo
             hint="take config and weights of the same run",
         )
     divisor = math.sqrt(rank) if config.boolean("use_rslora", False) else rank
-    return Lora(a, b, alpha / divisor, found.get("magnitude_vector"))
+    return Lora(a, b, alpha / divisor, kinds.get("magnitude_vector"))

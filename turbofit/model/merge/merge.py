@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
@@ -12,7 +13,8 @@ from typing import Final
 from turbofit.core.errors import UsageError
 from turbofit.core.json_types import JsonObject
 from turbofit.core.struct import Struct
-from turbofit.model.config import Section, parse_json
+from turbofit.model.checkpoint import read_section
+from turbofit.model.config import Section
 from turbofit.model.folder import FolderFiles
 from turbofit.model.merge import llava
 from turbofit.model.merge.adapter import ADAPTER_CONFIG, Adapter, Lora, read_adapter
@@ -22,7 +24,7 @@ from turbofit.model.merge.output import (
     copied_files,
     json_text,
     located,
-    weight_file_names,
+    weight_files,
     write,
 )
 from turbofit.model.merge.tensors import (
@@ -40,7 +42,6 @@ _PREFIXES: Final = ("base_model", "model", "language_model")
 WeightFiles = Mapping[str, Mapping[str, StoredTensor]]
 #: Models whose linear layers are Transformers' ``Conv1D``; a square one would be merged transposed.
 _CONV1D: Final = ("clvp", "clvp_decoder", "decision_transformer", "gpt2", "imagegpt", "openai-gpt")
-_PROJECTOR: Final = {"0": "linear_1", "2": "linear_2"}
 
 
 class Merged(Struct):
@@ -89,11 +90,11 @@ def merge(  # noqa: PLR0913 - the public entry: its keywords are what can be ask
         UsageError: see the readers; nothing is left behind.
         PackageError: torch is missing.
     """
-    folder = located(base, "a folder with config.json", say)
-    lora_folder = located(adapter, f"a folder with {ADAPTER_CONFIG}", say) if adapter else None
+    folder = located(base, "config.json", say=say)
+    lora_folder = located(adapter, ADAPTER_CONFIG, say=say) if adapter else None
     target = check_target(out, (folder, *([lora_folder] if lora_folder else [])), force=force)
     torch_library()
-    config = _config(folder, "config.json")
+    config = read_section(FolderFiles(folder), "config.json")
     if config is None:
         raise UsageError(f"{folder} has no config.json", hint="name a checkpoint's folder")
     _refuse_base(config)
@@ -135,22 +136,18 @@ def merge(  # noqa: PLR0913 - the public entry: its keywords are what can be ask
     )
 
 
-def _config(folder: str, what: str) -> Section | None:
-    data = FolderFiles(folder).read("config.json")
-    return parse_json(data, what) if data else None
-
-
 def _original(base: Section, lora_folder: str | None) -> Section | None:
     """The config of an original LLaVA: the base's, or the adapter's over a plain language model."""
     names = base.strings("architectures")
-    adapter = _config(lora_folder, "the adapter's config.json") if lora_folder else None
-    if adapter and llava.ORIGINAL in adapter.strings("architectures"):
-        found = adapter if {llava.ORIGINAL, "LlamaForCausalLM"} & set(names) else None
-    else:
-        found = base if llava.ORIGINAL in names else None
-    if found:
-        llava.check_original(found)
-    return found
+    original = base if llava.ORIGINAL in names else None
+    if lora_folder:
+        files = FolderFiles(lora_folder)
+        adapter = read_section(files, "config.json", "the adapter's config.json")
+        if adapter and llava.ORIGINAL in adapter.strings("architectures"):
+            original = adapter if original or "LlamaForCausalLM" in names else None
+    if original:
+        llava.check_original(original)
+    return original
 
 
 def _refuse_useless(base: str, lora_folder: str | None, vision_tower: str | None) -> None:
@@ -176,9 +173,9 @@ def _refuse_base(config: Section) -> None:
                 f"layers of {part['model_type']} keep their weights as (in, out)",
                 hint="merge it with peft's own merge_and_unload",
             )
-        found = part.get("quantization_config")
-        if found and isinstance(found, dict):
-            method = str(found.get("quant_method", "quantised"))[:30]
+        stored = part.get("quantization_config")
+        if stored and isinstance(stored, dict):
+            method = str(stored.get("quant_method", "quantised"))[:30]
             raise UsageError(
                 f"the base is quantised ({method}): a LoRA cannot be merged into it bit for bit",
                 hint="merge into the 16-bit checkpoint it was made from, and quantise the result",
@@ -187,18 +184,14 @@ def _refuse_base(config: Section) -> None:
 
 def _base_warnings(base: str, folder: str, config: Section, lora: Adapter) -> list[str]:
     """What to say where the adapter names another base."""
-    # A hub snapshot's folder is a commit; the hub id stands two levels up.
-    names = (base, folder, config.string("_name_or_path", ""), *folder.split(os.sep))
-    if not lora.base_name or _last(lora.base_name) in map(_last, names):
+    # A hub snapshot's folder is a commit; the hub id stands two levels up, models--ORG--NAME.
+    names = re.split("/|--", "/".join((base, folder, config.string("_name_or_path", ""))).lower())
+    if re.split("/|--", lora.base_name.lower().rstrip("/"))[-1] in ("", *names):
         return []
     return [
         f"the adapter names {lora.base_name[:100]} as its base, not {base}: shapes fit, whether"
         " the weights do only you can tell"
     ]
-
-
-def _last(name: str) -> str:
-    return name.replace("--", "/").rstrip("/").rpartition("/")[2].lower()
 
 
 def _refuse_tied(config: Section, files: WeightFiles, replaced: Iterable[str]) -> None:
@@ -227,8 +220,8 @@ def _bare(name: str) -> str:
         parts.pop(0)
     if parts[:2] == ["vision_tower", "vision_model"] and len(parts) > 2:
         parts.pop(1)
-    if parts[0] == "mm_projector" and len(parts) > 1 and parts[1] in _PROJECTOR:
-        parts[:2] = ["multi_modal_projector", _PROJECTOR[parts[1]]]
+    if parts[0] == "mm_projector" and len(parts) > 1 and parts[1] in llava.PROJECTOR:
+        parts[:2] = ["multi_modal_projector", llava.PROJECTOR[parts[1]]]
     return ".".join(parts)
 
 
@@ -333,17 +326,16 @@ def _plain(
     """The base's layout and files, with other weights; ``dtype`` is torch's name."""
 
     def changed(part: JsonObject) -> JsonObject:
-        said = {key for key in ("torch_dtype", "dtype") if isinstance(part.get(key), str)}
-        return {**part, **dict.fromkeys(said, dtype)}
+        stated = {key for key in ("torch_dtype", "dtype") if isinstance(part.get(key), str)}
+        return {**part, **dict.fromkeys(stated, dtype)}
 
     texts = {}
     if dtype:
         values = json.loads(json.dumps(config.values), object_hook=changed)
         texts["config.json"] = json_text(values)
-    names = weight_file_names(list(pieces), 0)
     return Result(
-        files=dict(zip(names, pieces.values(), strict=True)),
+        files=weight_files(pieces, tuple(pieces.values())),
         texts=texts,
-        copies=tuple(name for name in copied_files(folder) if name not in texts),
+        copies=copied_files(folder, texts),
         architecture=next(iter(config.strings("architectures")), "unknown"),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
@@ -33,7 +33,7 @@ class Result(NamedTuple):
 
     files: Mapping[str, list[Piece]]
     texts: Mapping[str, str]
-    copies: tuple[str, ...]
+    copies: list[str]
     architecture: str
     tower: str | None = None
 
@@ -47,24 +47,27 @@ def json_text(value: JsonObject) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
-def weight_file_names(files: list[str], more: int) -> list[str]:
-    """Names of the weight files: as they were where they are safetensors and no file joins them."""
-    if not more and all(name.endswith(".safetensors") for name in files):
-        return files
-    count = len(files) + more
-    if count == 1:
-        return ["model.safetensors"]
-    return [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+def weight_files(base: Iterable[str], files: Sequence[list[Piece]]) -> dict[str, list[Piece]]:
+    """Files by their names: the base's, where these are safetensors and no file joins them."""
+    names, count = list(base), len(files)
+    if len(names) != count or not all(name.endswith(".safetensors") for name in names):
+        names = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+        names = names if count > 1 else ["model.safetensors"]
+    return dict(zip(names, files, strict=True))
 
 
-def copied_files(folder: str) -> list[str]:
-    """What goes along unchanged: all files of the folder itself that are no weights."""
+def copied_files(folder: str, written: Container[str], ends: tuple[str, ...] = ()) -> list[str]:
+    """What goes along unchanged: files of the folder itself that are no weights.
+
+    Left out are those that are written anew, and those whose names end so.
+    """
     return sorted(
-        name
-        for name in os.listdir(folder)
-        if not name.startswith(".")
-        and not name.endswith(_WEIGHTS)
-        and os.path.isfile(os.path.join(folder, name))
+        entry.name
+        for entry in os.scandir(folder)
+        if entry.is_file()
+        and not entry.name.startswith(".")
+        and not entry.name.endswith((*_WEIGHTS, *ends))
+        and entry.name not in written
     )
 
 
@@ -81,17 +84,16 @@ def check_target(out: str, sources: tuple[str, ...], *, force: bool) -> str:
         if os.path.commonpath([target, source]) in (target, source):
             hint = "name a new folder beside the sources"
             raise UsageError(f"{out} and {source} are, or hold, one another", hint=hint)
-    refusal = None
     if os.path.lexists(target) and not is_folder:
-        refusal = f"{out} is a file", "name a new folder"
-    elif os.path.ismount(target):
-        refusal = f"{out} is a mount point, which cannot be replaced", "name a folder inside it"
-    elif not os.path.isdir(parent):
-        refusal = f"{parent} is not a folder", "make it first"
-    elif is_folder and not force and os.listdir(target):
-        refusal = f"{out} is not empty", "name a new folder, or replace all that is in it: --force"
-    if refusal:
-        raise UsageError(refusal[0], hint=refusal[1])
+        raise UsageError(f"{out} is a file", hint="name a new folder")
+    if os.path.ismount(target):
+        what = f"{out} is a mount point, which cannot be replaced"
+        raise UsageError(what, hint="name a folder inside it")
+    if not os.path.isdir(parent):
+        raise UsageError(f"{parent} is not a folder", hint="make it first")
+    if is_folder and not force and os.listdir(target):
+        hint = "name a new folder, or replace all that is in it: --force"
+        raise UsageError(f"{out} is not empty", hint=hint)
     return target
 
 
@@ -105,8 +107,8 @@ def write(result: Result, folder: str, target: str, say: Callable[[str], None]) 
         UsageError: no room, or the folder cannot be written; nothing is left behind then.
     """
     source = FolderFiles(folder)
-    copied = sum(source.size(name) or 0 for name in result.copies)
-    needed = _size(*result.files.values()) + copied + _SLACK
+    weights = _size(*result.files.values())
+    needed = weights + sum(source.size(name) or 0 for name in result.copies) + _SLACK
     parent, name = os.path.split(target)
     if needed > (free := shutil.disk_usage(parent).free):
         raise UsageError(
@@ -116,8 +118,8 @@ def write(result: Result, folder: str, target: str, say: Callable[[str], None]) 
     texts = dict(result.texts)
     if len(result.files) > 1 or source.size(INDEX) is not None:
         where = {piece.name: file for file, pieces in result.files.items() for piece in pieces}
-        size = {"total_size": _size(*result.files.values())}
-        texts[INDEX] = json_text({"metadata": size, "weight_map": dict(sorted(where.items()))})
+        index = {"metadata": {"total_size": weights}, "weight_map": dict(sorted(where.items()))}
+        texts[INDEX] = json_text(index)
     temporary = os.path.join(parent, f".{name}.merge-{token_hex(8)}")
     try:
         os.mkdir(temporary)
@@ -175,8 +177,10 @@ def _replace(temporary: str, target: str) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def located(name: str, wanted: str, say: Callable[[str], None] = lambda _: None) -> str:
-    """A folder, or a snapshot in the local hub cache.
+def located(
+    name: str, file: str, wanted: str = "", say: Callable[[str], None] = lambda _: None
+) -> str:
+    """A folder, or a snapshot in the local hub cache that has this file.
 
     Raises:
         UsageError: it is neither; ``wanted`` is what can be named instead.
@@ -189,11 +193,11 @@ def located(name: str, wanted: str, say: Callable[[str], None] = lambda _: None)
         hub_id = load_preset(preset).hub_id
     for note in notes:
         say(note)
-    if cached := cached_snapshot(hub_id, revision):
+    if cached := cached_snapshot(hub_id, revision, file):
         return cached
     at = f" --revision {revision}" if revision else ""
     download = f"hf download {hub_id}{at}, or " if HUB_ID.fullmatch(hub_id) else ""
     raise UsageError(
         f"{name[:200]} is neither a folder nor in the local hub cache",
-        hint=f"{download}name {wanted}",
+        hint=f"{download}name {wanted or f'a folder with {file}'}",
     )

@@ -12,11 +12,11 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, BinaryIO, Final, NamedTuple, NoReturn
 
 from turbofit.core.errors import PackageError, UsageError
-from turbofit.model.folder import FolderFiles
+from turbofit.model.folder import FolderFiles, sharded
 from turbofit.model.safetensors import BITS, PREFIX, Tensor, parse_index
 
 #: safetensors' dtype → torch's.
@@ -113,31 +113,22 @@ def open_weights(folder: str) -> dict[str, dict[str, StoredTensor]]:
     Raises:
         UsageError: no weights, a damaged index, or a file that is missing.
     """
-    files = FolderFiles(folder)
-    tensors = files.weights().tensors
-    opened: dict[str, dict[str, StoredTensor]] = {}
-    if tensors is not None:
-        for key in sorted(tensors, key=lambda key: (tensors[key].file, tensors[key].begin)):
-            opened.setdefault(tensors[key].file, {})[key] = _stored(folder, key, tensors[key])
-        return opened
-    where: dict[str, str] = {}
-    if data := files.read_up_to(_BIN_INDEX, _LARGEST_INDEX):
+    files, tensors = FolderFiles(folder), {}
+    if headers := files.weights().tensors:
+        tensors = {key: _stored(folder, key, tensor) for key, tensor in headers.items()}
+    elif data := files.read_up_to(_BIN_INDEX, _LARGEST_INDEX):
         where = parse_index(data, _BIN_INDEX, ".bin")
-    listed = fnmatch.filter(os.listdir(folder), "pytorch_model*.bin")
-    for name in sorted(set(where.values() or listed)):
-        if files.size(name) is None:
-            raise UsageError(f"{name} is missing in {folder}", hint="finish the download")
-        opened[name] = open_tensors(folder, name)
-        for key in where.keys() - opened[name].keys():
-            if where[key] == name:
-                raise UsageError(
-                    f"{name} does not hold {key[:80]!r}, which its index places there",
-                    hint="download the checkpoint again",
-                )
-    if not opened:
+        tensors = sharded(where, _BIN_INDEX, partial(open_tensors, folder))
+    else:
+        for name in fnmatch.filter(os.listdir(folder), "pytorch_model*.bin"):
+            tensors |= open_tensors(folder, name)
+    if not tensors:
         raise UsageError(
             f"{folder} holds no weights to merge into", hint="finish the checkpoint's download"
         )
+    opened: dict[str, dict[str, StoredTensor]] = {}
+    for key, stored in sorted(tensors.items(), key=lambda item: (item[1].path, item[1].start)):
+        opened.setdefault(os.path.basename(stored.path), {})[key] = stored
     return opened
 
 
@@ -151,6 +142,8 @@ def open_tensors(folder: str, name: str) -> dict[str, StoredTensor]:
     if name.endswith(".safetensors"):
         header = FolderFiles(folder).header(name)
         return {key: _stored(folder, key, tensor) for key, tensor in header.items()}
+    if FolderFiles(folder).size(name) is None:
+        raise UsageError(f"{name} is missing in {folder}", hint="finish the download")
     path, names = os.path.join(folder, name), {_as_torch(key): key for key in DTYPES}
     return {
         key: StoredTensor(
@@ -186,20 +179,20 @@ def torch_tensors(path: str) -> TorchTensors:
     torch, name = torch_library(), os.path.basename(path)
     try:
         try:
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except (RuntimeError, ValueError):  # a file of torch < 1.6 cannot be mapped
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as exc:  # noqa: BLE001 - torch and pickle raise any type for a damaged file
         raise UsageError(
             f"{name} cannot be read as weights alone: {str(exc)[:160]}", hint=_HINT
         ) from None
-    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
-        found = found["state_dict"]
-    if not isinstance(found, dict) or not all(
-        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in found.items()
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not all(
+        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in content.items()
     ):
         raise UsageError(f"{name} holds something else than named tensors", hint=_HINT)
-    return found
+    return content
 
 
 def write_tensors(path: str, pieces: Sequence[Piece], done: Callable[[int], None]) -> None:
