@@ -72,7 +72,6 @@ def test_what_is_no_answer_has_a_name(pieces, kind) -> None:
     with pytest.raises(StreamError) as caught:
         read(*pieces)
     assert caught.value.kind == kind
-    assert len(caught.value.example) <= 200
 
 
 @pytest.mark.parametrize(
@@ -122,7 +121,7 @@ def test_of_an_endless_error_only_the_beginning_is_read() -> None:
     packets = [b"out of ", *[b"memory" * 4096] * 9]
     answer = answered(packets, lambda client: client.ask({}), status=500)
     assert answer.kind == "status 500"
-    assert answer.example.startswith("out of memory")
+    assert answer.example == ("out of " + "memory" * 40)[:200]
     read = 7 + 9 * 6 * 4096 - sum(map(len, packets))
     assert read == client_module._LARGEST_ERROR
 

@@ -19,7 +19,7 @@ import msgspec
 
 from turbofit.batch.item import BatchError, BatchLine, BatchResponse, ItemError
 from turbofit.core.errors import UnservedError
-from turbofit.load.client import ServerClient, first_model, stated_pause
+from turbofit.load.client import ServerClient, body_of, first_model, stated_pause
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -144,11 +144,9 @@ class Sender(ServerClient):
         ) as response:
             if response.status == 401:  # which is no item's failure
                 raise self._unknown_key(401)
-            raw = await response.content.read(_LARGEST_ANSWER)
-            while data := await response.content.read(_LARGEST_ANSWER):
-                raw += data
-                if len(raw) > _LARGEST_ANSWER:
-                    raise ItemError("answer_too_big", f"more than {_LARGEST_ANSWER} bytes")
+            raw = await body_of(response, _LARGEST_ANSWER + 1)
+            if len(raw) > _LARGEST_ANSWER:
+                raise ItemError("answer_too_big", f"more than {_LARGEST_ANSWER} bytes")
             return response.status, response.headers, raw
 
     def _away(self, why: str) -> None:

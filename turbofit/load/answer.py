@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import msgspec
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 #: No server of text sends a longer line in a stream.
 _LONGEST_LINE: Final = 1 << 20
 _TEXTS: Final = ("content", "reasoning_content", "reasoning")
+_LONGEST_EXAMPLE: Final = 1 << 16
 _SHOWN: Final = 200
 
 
@@ -25,9 +23,9 @@ class StreamError(Exception):
         example: what was sent.
     """
 
-    def __init__(self, kind: str, example: str = "") -> None:
+    def __init__(self, kind: str, example: bytes = b"") -> None:
         super().__init__(kind)
-        self.kind, self.example = kind, " ".join(example.split())[:_SHOWN]
+        self.kind, self.example = kind, example[:_LONGEST_EXAMPLE].decode(errors="replace")
 
 
 @dataclass(slots=True)
@@ -88,7 +86,7 @@ class StreamReader:
         """
         *lines, self._rest = (self._rest + data).split(b"\n")
         if len(self._rest) > _LONGEST_LINE:
-            raise StreamError("garbage", self._rest[:_SHOWN].decode(errors="replace"))
+            raise StreamError("garbage", self._rest)
         for line in lines:
             self._line(line.strip(), at)
 
@@ -111,7 +109,7 @@ class StreamReader:
         if not line or line.startswith((b":", b"event:", b"id:", b"retry:")):
             return
         if not line.startswith(b"data:"):
-            raise StreamError("garbage", line.decode(errors="replace"))
+            raise StreamError("garbage", line)
         body = line[5:].strip()
         if body == b"[DONE]":
             self._done = True
@@ -119,21 +117,21 @@ class StreamReader:
         try:
             event = msgspec.json.decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            raise StreamError("garbage", body.decode(errors="replace")) from None
+            raise StreamError("garbage", body) from None
         if not isinstance(event, dict) or not ("choices" in event or "error" in event):
-            raise StreamError("garbage", body.decode(errors="replace"))
+            raise StreamError("garbage", body)
         if event.get("error") is not None:
-            raise StreamError("error event", body.decode(errors="replace"))
+            raise StreamError("error event", body)
         self._event(event, at)
 
     def _event(self, event: dict[str, Any], at: float) -> None:
         choices = event["choices"] if isinstance(event["choices"], list) else []
-        choices = [one for one in choices if isinstance(one, dict)]
+        choices = [choice for choice in choices if isinstance(choice, dict)]
         if choices:
             self._events.append(at)
-        if any(_has_text(one.get("delta")) for one in choices):
+        if any(_has_text(choice.get("delta")) for choice in choices):
             self._answer.pieces.append(at)
-        if any(one.get("finish_reason") for one in choices):
+        if any(choice.get("finish_reason") for choice in choices):
             self._finished = True
         usage = event.get("usage")
         if isinstance(usage, dict):
@@ -144,7 +142,7 @@ class StreamReader:
 def _has_text(delta: Any) -> bool:
     if not isinstance(delta, dict):
         return False
-    texts: Iterable[Any] = (delta.get(name) for name in _TEXTS)
+    texts = (delta.get(name) for name in _TEXTS)
     return any(isinstance(text, str) and text for text in texts) or bool(delta.get("tool_calls"))
 
 

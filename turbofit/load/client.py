@@ -76,6 +76,14 @@ def stated_pause(headers: Mapping[str, str], most: float) -> float:
     return min(float(stated), most) if stated.isdecimal() else 0.0
 
 
+async def body_of(response: aiohttp.ClientResponse, most: int) -> bytes:
+    """A body's first bytes, at most so many, however many packets bring them."""
+    body = b""
+    while data := await response.content.read(most - len(body)):
+        body += data
+    return body
+
+
 def first_model(status: int, answer: Any) -> str | None:
     """The first model of ``/v1/models``; None where the answer names none."""
     try:
@@ -111,10 +119,10 @@ class LoadClient(ServerClient):
         for text in probes():
             messages = [{"role": "user", "content": text}]
             body = {"model": model, "messages": messages, "max_tokens": 1, "temperature": 0}
-            status, said = await self._whole("POST", _CHAT, body)
+            status, counted = await self._whole("POST", _CHAT, body)
             if status != 200:
                 raise self._refused(status, _CHAT, "see what the server logs")
-            usage = said.get("usage") if isinstance(said, dict) else None
+            usage = counted.get("usage") if isinstance(counted, dict) else None
             count = usage.get("prompt_tokens") if isinstance(usage, dict) else None
             counts.append(count if isinstance(count, int) else None)
         return counted_from(*counts)
@@ -136,13 +144,10 @@ class LoadClient(ServerClient):
 
     async def _read(self, response: aiohttp.ClientResponse, answer: Answer) -> None:
         if response.status != 200:
-            said = (await _beginning(response)).decode(errors="replace")
             answer.retry_after = stated_pause(response.headers, _LONGEST_PAUSE)
-            answer.failed(time.perf_counter(), f"status {response.status}", said)
-            return
+            raise StreamError(f"status {response.status}", await body_of(response, _LARGEST_ERROR))
         if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
-            said = (await _beginning(response)).decode(errors="replace")
-            raise StreamError("no stream", said)
+            raise StreamError("no stream", await body_of(response, _LARGEST_ERROR))
         reader = StreamReader(answer)
         while data := await response.content.readany():
             reader.feed(data, time.perf_counter())
@@ -152,7 +157,7 @@ class LoadClient(ServerClient):
     async def _whole(self, method: str, path: str, body: Any) -> tuple[int, Any]:
         try:
             async with self._session.request(method, self._url + path, json=body) as response:
-                raw = await _beginning(response)
+                raw = await body_of(response, _LARGEST_ERROR)
         except (aiohttp.InvalidURL, ValueError):
             raise self._no_address() from None
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as exc:
@@ -169,16 +174,6 @@ class LoadClient(ServerClient):
         if status in (401, 403):
             return self._unknown_key(status)
         return UnservedError(f"{self._url}{path} answers {status}", hint=otherwise)
-
-
-async def _beginning(response: aiohttp.ClientResponse) -> bytes:
-    """A body's first 64 KiB, however many packets bring them; one read ends with the first."""
-    body = b""
-    while len(body) < _LARGEST_ERROR and (
-        data := await response.content.read(_LARGEST_ERROR - len(body))
-    ):
-        body += data
-    return body
 
 
 def _kind(exc: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Drives a load: warm-up, the window that is measured, and the end.
+"""Drives a load on one server: warm-up, the window that is measured, and the end.
 
 The load stays on until all that began in the window is answered, so that no request of the window
 meets a server that is less busy than it was. Requests that begin after the window do not count and
@@ -9,17 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import random
+import signal
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from turbofit.core.process.ports import open_files
 from turbofit.core.process.progress import Step
+from turbofit.core.process.signals import stop_signals
 from turbofit.load.answer import Answer
+from turbofit.load.client import LoadClient
+from turbofit.load.prompt import PromptWriter
+from turbofit.load.result import LoadResult, summary
+from turbofit.load.trace import TracedRequest, read_trace
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from turbofit.load.spec import LoadSpec
-    from turbofit.load.trace import TracedRequest
 
 #: Between a failure and the next request in its place: doubled by each one that follows.
 _PAUSE: Final = 0.05
@@ -27,6 +33,49 @@ _LONGEST_PAUSE: Final = 2.0
 #: So many failures without an answer, of a closed loop in each place, end a load.
 _HOPELESS: Final = 4
 _LEAST_HOPELESS: Final = 8
+_FILES: Final = 65536
+
+
+def bench(
+    url: str,
+    spec: LoadSpec,
+    *,
+    key: str | None = None,
+    model: str | None = None,
+    tick: Callable[[LoadRun], None] = lambda _: None,
+) -> LoadResult:
+    """Drive the load and measure; the first signal ends it with what was measured so far.
+
+    Args:
+        url: the server's address.
+        spec: the load.
+        key: its API key.
+        model: the name to ask for; None is the server's first.
+        tick: called each second.
+
+    Raises:
+        UsageError: the options contradict each other, or the server refuses this client.
+        UnservedError: the server does not answer.
+    """
+    spec.check()
+    trace = read_trace(spec.trace) if spec.trace is not None else ()
+    open_files(_FILES)  # a socket for each request; shells often allow 1,024
+
+    async def drive() -> LoadResult:
+        async with LoadClient(url, key, timeout=spec.timeout, silence=spec.silence) as client:
+            name = model or await client.model()
+            count = await client.token_count(name)
+            writer = PromptWriter(name, count, spec.seed, stop_early=spec.stop_early)
+            run = LoadRun(spec, trace, lambda shape: client.ask(writer.body(shape)), tick)
+            loop = asyncio.get_running_loop()
+            for number in stop_signals():
+                loop.add_signal_handler(number, run.stop, signal.Signals(number).name)
+            wall, cpu = time.perf_counter(), time.process_time()
+            await run.run()
+            busy = (time.process_time() - cpu) / max(time.perf_counter() - wall, 1e-9)
+            return summary(run, url=url, model=name, busy=busy)
+
+    return asyncio.run(drive())
 
 
 class LoadRun:
@@ -90,7 +139,7 @@ class LoadRun:
 
     def step(self) -> Step:
         """How far it is, for people."""
-        good = sum(1 for one in self.answers if one.answered)
+        good = sum(answer.answered for answer in self.answers)
         counts = f"{good:,} answered, {len(self.answers) - good:,} failed"
         if not self._open:
             done, total = len(self.answers), self.spec.warm_up_requests
@@ -106,7 +155,7 @@ class LoadRun:
         """Run one place of a closed loop."""
         failures = 0
         for shape in self._shapes:
-            answer = await self._one(shape)
+            answer = await self._request(shape)
             failures = failures + 1 if answer.kind else 0
             if failures:
                 pause = min(_LONGEST_PAUSE, _PAUSE * 2.0 ** min(failures - 1, 10))
@@ -122,13 +171,13 @@ class LoadRun:
             else:
                 self.late = max(self.late, -wait)
                 await asyncio.sleep(0)
-            self._spawn(self._one(shape))
+            self._spawn(self._request(shape))
         await asyncio.sleep(0)  # the last one begins
         self._close()
         if not self._left:
             self._end.set()
 
-    async def _one(self, shape: RequestShape) -> Answer:
+    async def _request(self, shape: RequestShape) -> Answer:
         counts = self.in_window
         if counts:
             self._left += 1
@@ -161,15 +210,15 @@ class LoadRun:
 
     async def _heartbeat(self) -> None:
         """Close the window in time, and tell of the progress."""
-        seconds, told = self.spec.measured_seconds, 0.0
+        seconds, ticked = self.spec.measured_seconds, 0.0
         while True:
             now = time.perf_counter()
             if self.in_window and seconds is not None and now >= self.opened + seconds:
                 self._close()
                 if not self._left:
                     self._end.set()
-            if now >= told + 1.0:
-                told = now
+            if now >= ticked + 1.0:
+                ticked = now
                 self._tick(self)
             ends = self.opened + seconds - now if self.in_window and seconds is not None else 1.0
             await asyncio.sleep(min(max(ends, 0.001), 0.2))
@@ -203,15 +252,15 @@ def drawn(spec: LoadSpec) -> Iterator[RequestShape]:
 
 def replayed(trace: Sequence[TracedRequest]) -> Iterator[RequestShape]:
     """The requests of a trace, once."""
-    for one in trace:
+    for line in trace:
         # Requests that say nothing of their length get a token.
-        yield RequestShape(max(1, one.text_tokens), max(1, one.output_tokens), one.images)
+        yield RequestShape(max(1, line.text_tokens), max(1, line.output_tokens), line.images)
 
 
 def arrivals(spec: LoadSpec, trace: Sequence[TracedRequest]) -> Iterator[float]:
     """Seconds after the first at which requests arrive, of an open loop or a trace."""
     if spec.rate is None:
-        yield from (one.at / spec.trace_speed for one in trace)
+        yield from (line.at / spec.trace_speed for line in trace)
         return
     # Not the draws of the sizes: another rate shall meet the same requests.
     draw, at = random.Random(f"{spec.seed} arrivals"), 0.0
