@@ -263,7 +263,7 @@ def _images(folder: str, below: str) -> Iterator[str]:
     """Paths below the folder, by name, hidden ones left out; memory is that of one folder."""
     try:
         with os.scandir(os.path.join(folder, below)) as entries:
-            names = sorted((one.name, one.is_dir(follow_symlinks=False)) for one in entries)
+            names = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
     except OSError as exc:
         raise UsageError(
             f"{os.path.join(folder, below)} cannot be read: {exc.strerror or exc}",

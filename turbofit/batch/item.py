@@ -81,10 +81,10 @@ class BatchLine(Struct):
         try:
             assert self.response is not None
             choice = self.response.body["choices"][0]
-            found = choice["message"]["content"] if "message" in choice else choice["text"]
+            text = choice["message"]["content"] if "message" in choice else choice["text"]
         except (AssertionError, LookupError, TypeError):
             return None
-        return found if isinstance(found, str) else None
+        return text if isinstance(text, str) else None
 
 
 def digest_of(data: bytes, seed: int = 0) -> int:
@@ -94,5 +94,5 @@ def digest_of(data: bytes, seed: int = 0) -> int:
 
 def place_of(identity: str) -> tuple[int, int] | None:
     """Number and digest in a line's ``id``; None where it is none of ours."""
-    found = _ID.fullmatch(identity)
-    return (int(found[1]), int(found[2], 16)) if found else None
+    match = _ID.fullmatch(identity)
+    return (int(match[1]), int(match[2], 16)) if match else None

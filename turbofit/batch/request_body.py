@@ -193,11 +193,11 @@ def _within(picture: Picture, limits: ImageLimits, what: str) -> Picture:
     if picture.bytes <= limits.bytes:
         return picture
     smaller = rule and rule.size_within(size, limits.limit or rule.checkpoint_limit)
-    found = resized(picture, smaller or size)
-    if found.bytes > limits.bytes:
+    picture = resized(picture, smaller or size)
+    if picture.bytes > limits.bytes:
         raise ItemError(
             "image_too_big",
-            f"{what} of {size[0]}x{size[1]} has {format_bytes(found.bytes)} when it is made smaller"
-            f", the limit is {format_bytes(limits.bytes)}",
+            f"{what} of {size[0]}x{size[1]} has {format_bytes(picture.bytes)} when it is made"
+            f" smaller, the limit is {format_bytes(limits.bytes)}",
         )
-    return found
+    return picture

@@ -171,9 +171,9 @@ class Sender(ServerClient):
 def _read(status: int, headers: Any, raw: bytes) -> tuple[BatchResponse, BatchError | None]:
     """What an item's line says of an answer."""
     try:
-        found = msgspec.json.decode(raw)  # `format` is more lenient
+        answer = msgspec.json.decode(raw)  # `format` is more lenient
         body: Any = msgspec.Raw(msgspec.json.format(raw, indent=-1) if b"\n" in raw else raw)
-        error = None if 200 <= status < 300 else _error(status, found)
+        error = None if 200 <= status < 300 else _error(status, answer)
     except _NO_JSON:
         body = raw[:4096].decode(errors="replace")
         error = BatchError(code="bad_answer", message=f"status {status} without JSON")
@@ -183,10 +183,9 @@ def _read(status: int, headers: Any, raw: bytes) -> tuple[BatchResponse, BatchEr
 
 def _error(status: int, body: Any) -> BatchError:
     """The server's words, where it has any."""
-    said = body.get("error", body) if isinstance(body, dict) else None
-    code, message = (
-        said.get(key) if isinstance(said, dict) else None for key in ("code", "message")
-    )
+    words = body.get("error", body) if isinstance(body, dict) else None
+    words = words if isinstance(words, dict) else {}
+    code, message = words.get("code"), words.get("message")
     return BatchError(
         code=code if isinstance(code, str) and code else f"status_{status}",
         message=message if isinstance(message, str) else f"the server answered {status}",

@@ -97,8 +97,10 @@ def read_draft(model: Model, method: SpeculativeAlgorithm, name: str | None, tok
 
 
 def _hint_for(model: Model) -> str:
-    found = [method for method, targets in _MTP.items() if model.architecture in targets]
-    return f"--speculative-algorithm {found[0]} drafts for it" if found else "plan without a draft"
+    methods = [method for method, targets in _MTP.items() if model.architecture in targets]
+    if not methods:
+        return "plan without a draft"
+    return f"--speculative-algorithm {methods[0]} drafts for it"
 
 
 def _layers_of_target(

@@ -79,10 +79,10 @@ class FolderFiles:
         if not first and any(name.startswith("pytorch_model") for name in torch):
             return Weights(None, _BIN_ONLY)
         if first or safe:
-            found: dict[str, Tensor] = {}
+            tensors: dict[str, Tensor] = {}
             for name in first or safe:
-                found.update(self.header(name))
-            return Weights(found)
+                tensors |= self.header(name)
+            return Weights(tensors)
         if torch:
             return Weights(None, _BIN_ONLY)
         return Weights(
@@ -161,8 +161,8 @@ def no_checkpoint(path: str) -> UsageError:
     snapshots = os.path.join(path, "snapshots")
     if inside is None and os.path.isdir(snapshots):  # a model's folder in the hub cache
         revisions = sorted(os.listdir(snapshots))
-        found = (name for name in revisions if has_config(os.path.join(snapshots, name)))
-        inside = next((os.path.join("snapshots", name) for name in found), None)
+        whole = (name for name in revisions if has_config(os.path.join(snapshots, name)))
+        inside = next((os.path.join("snapshots", name) for name in whole), None)
     if inside is not None:
         return UsageError(
             f"{path} has no config.json, but {inside} in it has",
