@@ -110,7 +110,12 @@ class FolderFiles:
             raise UsageError(f"{name} cannot be read: {exc.strerror}", hint=_HINT) from None
 
 
-def sharded(where: dict[str, str], index: str, read: Callable[[str], dict[str, T]]) -> dict[str, T]:
+def sharded(
+    where: dict[str, str],
+    index: str,
+    read: Callable[[str], dict[str, T]],
+    hint: str = "download the checkpoint again",
+) -> dict[str, T]:
     """The tensors that an index names, each from the file that it names."""
     tensors: dict[str, T] = {}
     for file in sorted(set(where.values())):
@@ -119,7 +124,7 @@ def sharded(where: dict[str, str], index: str, read: Callable[[str], dict[str, T
     if missing := where.keys() - tensors.keys():
         raise UsageError(
             f"{index} names {min(missing)[:80]!r}, which {where[min(missing)]} does not hold",
-            hint="download the checkpoint again",
+            hint=hint,
         )
     return tensors
 
