@@ -60,35 +60,8 @@ def model_of(folder, config, processor=BOUNDS):
     return resolve_model(str(folder))
 
 
-def changed(part, **keys):
-    return {**PUBLISHED, part: {**PUBLISHED[part], **keys}}
-
-
-def test_the_preset_is_the_published_config(tmp_path):
-    model, preset = model_of(tmp_path, PUBLISHED), preset_model("intern-s1-pro")
-    assert (model.text, model.vision, model.image_rule) == (
-        preset.text, preset.vision, preset.image_rule
-    )  # fmt: skip
-    assert model.needs_remote_code
-    assert preset.needs_remote_code
-    assert model.parameters == preset.parameters
-    assert preset.weight_bytes == pytest.approx(919.0e9, rel=1e-3)  # the hub's size of its files
-    for engine, word in (("turbomind", "encoder"), ("transformers", "own code")):
-        assert word in engine_problem(model, engine)
-    assert engine_problem(model, "pytorch") is None
-
-
-@pytest.mark.parametrize(
-    ("config", "match"),
-    [
-        ({**PUBLISHED, "ts_config": {"d_model": 64}}, "time series"),
-        (changed("vision_config", deepstack_visual_indexes=[8]), "drops its features"),
-        (changed("vision_config", out_hidden_size=64), "out_hidden_size"),
-    ],
-)
-def test_what_no_account_is_of_is_refused(tmp_path, config, match):
-    with pytest.raises(UsageError, match=match):
-        model_of(tmp_path, config)
+def changed(part, published=PUBLISHED, **keys):
+    return {**published, part: {**published[part], **keys}}
 
 
 @pytest.mark.lmdeploy
@@ -223,26 +196,51 @@ MEDIA = {
 }  # fmt: skip
 
 
-def kimi_of(folder, config, media=MEDIA):
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "preprocessor_config.json").write_text(json.dumps({"media_proc_cfg": media}))
-    return resolve_model(str(folder))
-
-
-def kimi_with(part, **keys):
-    return {**KIMI, part: {**KIMI[part], **keys}}
-
-
-def test_the_preset_is_the_published_config_of_kimi(tmp_path):
-    model, preset = kimi_of(tmp_path, KIMI), preset_model("kimi-k2.5")
-    assert (model.text, model.vision, model.image_rule, model.quantization) == (
-        preset.text, preset.vision, preset.image_rule, preset.quantization
+@pytest.mark.parametrize(
+    ("preset", "published", "processor", "refused"),
+    [
+        ("intern-s1-pro", PUBLISHED, BOUNDS, {"turbomind": "encoder", "transformers": "own code"}),
+        ("kimi-k2.5", KIMI, {"media_proc_cfg": MEDIA},
+         {"turbomind": "encoder", "transformers": "latent attention"}),
+    ],
+)  # fmt: skip
+def test_the_preset_is_the_published_config(tmp_path, preset, published, processor, refused):
+    model, preset = model_of(tmp_path, published, processor), preset_model(preset)
+    assert (model.text, model.vision, model.image_rule, model.parameters) == (
+        preset.text, preset.vision, preset.image_rule, preset.parameters,
     )  # fmt: skip
     assert model.needs_remote_code
     assert preset.needs_remote_code
     assert engine_problem(model, "pytorch") is None
-    for engine, word in (("turbomind", "encoder"), ("transformers", "latent attention")):
+    for engine, word in refused.items():
         assert word in engine_problem(model, engine)
+
+
+def test_packing_and_bytes_are_those_of_the_files(tmp_path):
+    model = model_of(tmp_path, KIMI, {"media_proc_cfg": MEDIA})
+    assert model.quantization == preset_model("kimi-k2.5").quantization
+    # The hub's size of its files.
+    assert preset_model("intern-s1-pro").weight_bytes == pytest.approx(919.0e9, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("config", "match"),
+    [
+        ({**PUBLISHED, "ts_config": {"d_model": 64}}, "time series"),
+        (changed("vision_config", deepstack_visual_indexes=[8]), "drops its features"),
+        (changed("vision_config", out_hidden_size=64), "out_hidden_size"),
+        (changed("vision_config", KIMI, merge_type="other"), "sd2_tpool"),
+        (changed("vision_config", KIMI, video_attn_type="other"), "spatial_temporal"),
+        (changed("vision_config", KIMI, patch_size=16), "is not 14"),
+        (changed("vision_config", KIMI, text_hidden_size=64), "text_hidden_size"),
+        (changed("vision_config", KIMI, mm_hidden_size=64), "mm_hidden_size"),
+        (changed("vision_config", KIMI, init_pos_emb_width=32), "init_pos_emb_width"),
+        ({**KIMI, "text_config": None}, "text_config"),
+    ],
+)
+def test_what_is_not_run_or_accounted_for_is_refused(tmp_path, config, match):
+    with pytest.raises(UsageError, match=match):
+        model_of(tmp_path, config, {**BOUNDS, "media_proc_cfg": MEDIA})
 
 
 def test_the_stand_in_has_the_published_tensors():
@@ -255,23 +253,6 @@ def test_the_stand_in_has_the_published_tensors():
     stored = sum(prod(shape) * sizes[dtype] for _, dtype, shape in entries)
     assert f"{stored / 2**30:.2f}" == "554.27"
     assert preset.weight_bytes == pytest.approx(stored, abs=1 << 20)
-
-
-@pytest.mark.parametrize(
-    ("config", "match"),
-    [
-        (kimi_with("vision_config", merge_type="other"), "sd2_tpool"),
-        (kimi_with("vision_config", video_attn_type="other"), "spatial_temporal"),
-        (kimi_with("vision_config", patch_size=16), "is not 14"),
-        (kimi_with("vision_config", text_hidden_size=64), "text_hidden_size"),
-        (kimi_with("vision_config", mm_hidden_size=64), "mm_hidden_size"),
-        (kimi_with("vision_config", init_pos_emb_width=32), "init_pos_emb_width"),
-        ({**KIMI, "text_config": None}, "text_config"),
-    ],
-)
-def test_what_lmdeploy_does_not_run_is_refused(tmp_path, config, match):
-    with pytest.raises(UsageError, match=match):
-        kimi_of(tmp_path, config)
 
 
 @pytest.mark.parametrize(
@@ -290,7 +271,8 @@ def test_what_lmdeploy_does_not_run_is_refused(tmp_path, config, match):
     ],
 )  # fmt: skip
 def test_other_ways_of_packing_are_refused(tmp_path, quantization, words):
-    model = kimi_of(tmp_path, kimi_with("text_config", quantization_config=quantization))
+    config = changed("text_config", KIMI, quantization_config=quantization)
+    model = model_of(tmp_path, config, {"media_proc_cfg": MEDIA})
     assert words in engine_problem(model, "pytorch")
 
 
