@@ -16,8 +16,7 @@ from tests.support.processes import free_port
 from turbofit.batch import batch_job
 from turbofit.batch.batch_job import BatchJob, in_thread, run_together, send_all
 from turbofit.batch.batch_spec import BatchSpec, BatchTarget, target_of
-from turbofit.batch.item import BatchError, BatchItem, BatchLine
-from turbofit.batch.output_file import OutputFile, Survey
+from turbofit.batch.output_file import BatchError, BatchItem, BatchLine, OutputFile, Survey
 from turbofit.core.errors import UnservedError, UsageError
 from turbofit.core.process.progress import Step, listened
 from turbofit.load.prompt import png

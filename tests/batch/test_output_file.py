@@ -13,17 +13,18 @@ import pytest
 
 from tests.batch.standin import items_of
 from turbofit.batch import output_file
-from turbofit.batch.item import (
+from turbofit.batch.output_file import (
     LINE_START,
     BatchError,
     BatchItem,
     BatchLine,
     BatchResponse,
     ItemError,
+    OutputFile,
+    Survey,
     digest_of,
     place_of,
 )
-from turbofit.batch.output_file import OutputFile, Survey
 from turbofit.core.errors import UsageError
 
 DIGESTS = [11, 22, 33]

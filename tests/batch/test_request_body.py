@@ -8,16 +8,16 @@ import os
 import msgspec
 import pytest
 
-from turbofit.batch import request_body
-from turbofit.batch.item import BatchItem, ItemError
-from turbofit.batch.request_body import ImageLimits, inlined
+from turbofit.batch import sender
+from turbofit.batch.output_file import BatchItem, ItemError
+from turbofit.batch.sender import ImageLimits, inlined
 from turbofit.core.images import TileRule
 from turbofit.load.prompt import png, user_message
 from turbofit.model.source import resolve_model
 
 
 def sent_for(one, *, replace: bool = False, base: object = "", max_tokens: int | None = None):
-    return request_body.request_body(
+    return sender.request_body(
         one, "served",
         replace=replace, base=str(base), limits=ImageLimits(), max_tokens=max_tokens,
     )  # fmt: skip
@@ -138,7 +138,7 @@ def test_an_image_that_changes_while_it_is_read(more, tmp_path, monkeypatch) -> 
         seen.append(fd)
         return real(fd)
 
-    monkeypatch.setattr(request_body.os, "fstat", fstat)
+    monkeypatch.setattr(sender.os, "fstat", fstat)
     assert failure(body("a.png"), tmp_path).code == "image_changed"
 
 

@@ -9,7 +9,7 @@ import pytest
 from tests.batch.standin import StandIn, request
 from tests.support.processes import free_port
 from turbofit.batch import sender as sending
-from turbofit.batch.item import BatchItem, BatchLine, ItemError
+from turbofit.batch.output_file import BatchItem, BatchLine, ItemError
 from turbofit.batch.sender import Sender
 from turbofit.core.errors import UnservedError, UsageError
 

@@ -14,8 +14,7 @@ import pytest
 from PIL import Image
 
 from turbofit.load import client as client_module
-from turbofit.load.answer import Answer, StreamError, StreamReader
-from turbofit.load.client import LoadClient
+from turbofit.load.client import Answer, LoadClient, StreamError, StreamReader
 from turbofit.load.driver import RequestShape
 from turbofit.load.prompt import PromptWriter, TokenCount, counted_from, png, probes
 

@@ -9,7 +9,7 @@ from itertools import islice
 import pytest
 
 from turbofit.core.errors import UsageError
-from turbofit.load.answer import Answer
+from turbofit.load.client import Answer
 from turbofit.load.driver import LoadRun, arrivals, drawn, replayed
 from turbofit.load.result import spread, summary
 from turbofit.load.spec import LoadSpec

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 
 from turbofit.batch.batch_spec import ANSWER_TOKENS, IMAGE_COLUMN
-from turbofit.batch.item import CHAT, BatchItem, ItemError, digest_of
+from turbofit.batch.output_file import CHAT, BatchItem, ItemError, digest_of
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.messages import option_of
 from turbofit.load.prompt import user_message

@@ -22,10 +22,8 @@ import msgspec
 
 from turbofit.batch.batch_input import open_input
 from turbofit.batch.batch_spec import BatchSpec, target_of
-from turbofit.batch.item import BatchLine
-from turbofit.batch.output_file import OutputFile, Survey
-from turbofit.batch.request_body import ImageLimits, request_body
-from turbofit.batch.sender import Sender
+from turbofit.batch.output_file import BatchLine, OutputFile, Survey
+from turbofit.batch.sender import ImageLimits, Sender, request_body
 from turbofit.batch.server_process import STARTING, ServerProcess, server_plan
 from turbofit.core.errors import UsageError
 from turbofit.core.process.log import LazyLogger
@@ -41,7 +39,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from turbofit.batch.batch_spec import BatchTarget
-    from turbofit.batch.item import BatchItem
+    from turbofit.batch.output_file import BatchItem
     from turbofit.core.json_types import Options
 
 T = TypeVar("T")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from turbofit.batch.batch_spec import LAUNCH_OPTIONS
-from turbofit.batch.request_body import (
+from turbofit.batch.sender import (
     LARGEST_FILE,
     ImageLimits,
     bound_answer,

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from turbofit.core.process.ports import open_files
 from turbofit.core.process.progress import Step
 from turbofit.core.process.signals import stop_signals
-from turbofit.load.answer import Answer
-from turbofit.load.client import LoadClient
+from turbofit.load.client import Answer, LoadClient
 from turbofit.load.prompt import PromptWriter
 from turbofit.load.result import LoadResult, summary
 from turbofit.load.trace import TracedRequest, read_trace

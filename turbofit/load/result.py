@@ -14,7 +14,7 @@ from turbofit.core.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from turbofit.load.answer import Answer
+    from turbofit.load.client import Answer
     from turbofit.load.driver import LoadRun
 
 BENCH_SCHEMA: Final = "turbofit.bench/1"

@@ -25,7 +25,7 @@ from tests.model.merge.cases import (
 from tests.support.waiting import HANG
 from turbofit.core.errors import PackageError, TurbofitError, UsageError
 from turbofit.core.process.progress import listened
-from turbofit.model.merge import output, tensors
+from turbofit.model.merge import files
 from turbofit.model.merge.merge import merge
 from turbofit.model.source import resolve_model
 
@@ -375,7 +375,7 @@ def test_where_it_may_be_written(tmp_path, monkeypatch):
     class Usage:
         free = 1000
 
-    monkeypatch.setattr(output.shutil, "disk_usage", lambda _: Usage)
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: Usage)
     refused(tmp_path / "new", "has 1000 B left")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "file", "lora", "out"]
 
@@ -388,7 +388,7 @@ def test_what_breaks_off_leaves_nothing(tmp_path, monkeypatch, error, before):
     if before:
         out.mkdir()
         (out / "mine.txt").write_text("x")
-    real, calls = tensors._write, []
+    real, calls = files._write, []
 
     def breaks(piece, file):
         calls.append(piece)
@@ -396,7 +396,7 @@ def test_what_breaks_off_leaves_nothing(tmp_path, monkeypatch, error, before):
             raise error
         real(piece, file)
 
-    monkeypatch.setattr(tensors, "_write", breaks)
+    monkeypatch.setattr(files, "_write", breaks)
     with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else UsageError):
         merge(str(base), str(adapter), str(out), force=True)
     assert {path.name for path in tmp_path.iterdir()} - {"out"} == {"base", "lora"}
@@ -411,7 +411,7 @@ def test_torch_is_asked_for(tmp_path, monkeypatch):
     assert caught.value.exit_code == 7
     assert isinstance(caught.value, TurbofitError)
     with pytest.raises(PackageError):
-        tensors.torch_library()
+        files.torch_library()
 
 
 _PEAK = """

@@ -15,7 +15,7 @@ from turbofit.core.errors import UsageError
 from turbofit.model.checkpoint import read_section
 from turbofit.model.config import Section
 from turbofit.model.folder import FolderFiles
-from turbofit.model.merge.tensors import StoredTensor, open_tensors, torch_library
+from turbofit.model.merge.files import StoredTensor, open_tensors, torch_library
 
 #: The file that makes a folder an adapter.
 ADAPTER_CONFIG: Final = "adapter_config.json"

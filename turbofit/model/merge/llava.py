@@ -31,20 +31,18 @@ from turbofit.core.units import round_up
 from turbofit.model.checkpoint import read_section
 from turbofit.model.config import Section
 from turbofit.model.folder import FolderFiles
-from turbofit.model.merge.output import (
-    Result,
-    copied_files,
-    json_text,
-    located,
-    weight_files,
-)
-from turbofit.model.merge.tensors import (
+from turbofit.model.merge.files import (
     DTYPES,
     FLOATS,
     Piece,
+    Result,
     StoredTensor,
+    copied_files,
+    json_text,
+    located,
     open_weights,
     torch_library,
+    weight_files,
 )
 
 #: Files that this module writes where the source has them.

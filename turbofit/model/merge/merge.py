@@ -18,23 +18,21 @@ from turbofit.model.config import Section
 from turbofit.model.folder import FolderFiles
 from turbofit.model.merge import llava
 from turbofit.model.merge.adapter import ADAPTER_CONFIG, Adapter, Lora, read_adapter
-from turbofit.model.merge.output import (
+from turbofit.model.merge.files import (
+    DTYPES,
+    FLOATS,
+    Piece,
     Result,
+    StoredTensor,
     check_target,
     copied_files,
     json_text,
     located,
-    weight_files,
-    write,
-)
-from turbofit.model.merge.tensors import (
-    DTYPES,
-    FLOATS,
-    Piece,
-    StoredTensor,
     open_weights,
     torch_library,
     torch_tensors,
+    weight_files,
+    write,
 )
 
 #: Prefixes in which names differ that releases of peft, Transformers and LLaVA gave to one tensor.
