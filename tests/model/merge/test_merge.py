@@ -214,6 +214,16 @@ def test_another_base_is_warned_of(tmp_path):
         assert [f"lmsys/vicuna-{size}-v1.5" in text for text in said.warnings] == [True] * warned
 
 
+def test_an_adapter_comes_from_the_hub_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    cached = tmp_path / "models--me--lora"
+    make_adapter(cached / "snapshots" / "abc123")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("abc123")
+    merge(str(make_base(tmp_path / "base")), "me/lora", str(tmp_path / "out"))
+    assert digest(load(tmp_path / "out")) == GOLDEN["bf16"]
+
+
 def test_tied_embeddings(tmp_path):
     from safetensors.torch import load_file, save_file
 
