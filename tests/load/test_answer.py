@@ -15,8 +15,7 @@ from PIL import Image
 
 from turbofit.load import client as client_module
 from turbofit.load.client import Answer, LoadClient, StreamError, StreamReader
-from turbofit.load.driver import RequestShape
-from turbofit.load.prompt import PromptWriter, TokenCount, counted_from, png, probes
+from turbofit.load.prompt import PromptWriter, RequestShape, TokenCount, counted_from, png, probes
 
 TEXT = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'
 ROLE = b'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}\n\n'

@@ -12,7 +12,7 @@ from tests.load.scripted import ScriptedServer
 from tests.support.waiting import HANG
 from turbofit.cli.main import main
 from turbofit.core.errors import UnservedError, UsageError
-from turbofit.load.driver import bench
+from turbofit.load.bench import bench
 from turbofit.load.spec import LoadSpec
 
 FEW = {"images": 0, "requests": 12, "concurrency": 3, "warm_up": 3}

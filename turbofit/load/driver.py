@@ -1,4 +1,4 @@
-"""Drives a load on one server: warm-up, the window that is measured, and the end.
+"""Drives a load: warm-up, the window that is measured, and the end.
 
 The load stays on until all that began in the window is answered, so that no request of the window
 meets a server that is less busy than it was. Requests that begin after the window do not count and
@@ -9,22 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import random
-import signal
 import time
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
-from turbofit.core.process.ports import open_files
 from turbofit.core.process.progress import Step
-from turbofit.core.process.signals import stop_signals
-from turbofit.load.client import Answer, LoadClient
-from turbofit.load.prompt import PromptWriter
-from turbofit.load.result import LoadResult, summary
-from turbofit.load.trace import TracedRequest, read_trace
+from turbofit.load.prompt import RequestShape
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
+    from turbofit.load.client import Answer
     from turbofit.load.spec import LoadSpec
+    from turbofit.load.trace import TracedRequest
 
 #: Between a failure and the next request in its place: doubled by each one that follows.
 _PAUSE: Final = 0.05
@@ -32,49 +28,6 @@ _LONGEST_PAUSE: Final = 2.0
 #: So many failures without an answer, of a closed loop in each place, end a load.
 _HOPELESS: Final = 4
 _LEAST_HOPELESS: Final = 8
-_FILES: Final = 65536
-
-
-def bench(
-    url: str,
-    spec: LoadSpec,
-    *,
-    key: str | None = None,
-    model: str | None = None,
-    tick: Callable[[LoadRun], None] = lambda _: None,
-) -> LoadResult:
-    """Drive the load and measure; the first signal ends it with what was measured so far.
-
-    Args:
-        url: the server's address.
-        spec: the load.
-        key: its API key.
-        model: the name to ask for; None is the server's first.
-        tick: called each second.
-
-    Raises:
-        UsageError: the options contradict each other, or the server refuses this client.
-        UnservedError: the server does not answer.
-    """
-    spec.check()
-    trace = read_trace(spec.trace) if spec.trace is not None else ()
-    open_files(_FILES)  # a socket for each request; shells often allow 1,024
-
-    async def drive() -> LoadResult:
-        async with LoadClient(url, key, timeout=spec.timeout, silence=spec.silence) as client:
-            name = model or await client.model()
-            count = await client.token_count(name)
-            writer = PromptWriter(name, count, spec.seed, stop_early=spec.stop_early)
-            run = LoadRun(spec, trace, lambda shape: client.ask(writer.body(shape)), tick)
-            loop = asyncio.get_running_loop()
-            for number in stop_signals():
-                loop.add_signal_handler(number, run.stop, signal.Signals(number).name)
-            wall, cpu = time.perf_counter(), time.process_time()
-            await run.run()
-            busy = (time.process_time() - cpu) / max(time.perf_counter() - wall, 1e-9)
-            return summary(run, url=url, model=name, busy=busy)
-
-    return asyncio.run(drive())
 
 
 class LoadRun:
@@ -226,15 +179,6 @@ class LoadRun:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-class RequestShape(NamedTuple):
-    """How large one request is; ``shared`` of its prompt's tokens all requests have alike."""
-
-    prompt_tokens: int
-    output_tokens: int
-    images: tuple[tuple[int, int], ...]
-    shared: int = 0
 
 
 def drawn(spec: LoadSpec) -> Iterator[RequestShape]:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from turbofit.core.json_types import JsonObject
-    from turbofit.load.driver import RequestShape
 
 #: English words that most tokenizers know as one token with the space before them.
 _WORDS: Final = [
@@ -56,6 +55,15 @@ def counted_from(short: int | None, long: int | None) -> TokenCount:
         return TokenCount()
     of_word = (long - short) / (_PROBES[1] - _PROBES[0])
     return TokenCount(of_word, max(0.0, short - of_word * _PROBES[0]), counted=True)
+
+
+class RequestShape(NamedTuple):
+    """How large one request is; ``shared`` of its prompt's tokens all requests have alike."""
+
+    prompt_tokens: int
+    output_tokens: int
+    images: tuple[tuple[int, int], ...]
+    shared: int = 0
 
 
 class PromptWriter:

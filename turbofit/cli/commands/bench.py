@@ -46,7 +46,7 @@ def bench(
 ) -> int:
     """Drive and show; 3 where nothing was answered, 130 where a signal ended it."""
     from turbofit.launch.serve.runs import requests_at, waiting_words
-    from turbofit.load.driver import bench as measure
+    from turbofit.load.bench import bench as measure
 
     spec = filled(LoadSpec, given)
     address, key = server_of(url, api_key)

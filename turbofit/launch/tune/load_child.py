@@ -101,7 +101,7 @@ class LoadChild:
 def _main(url: str, spec: str) -> None:
     """Drive the load of the words: a line each second, and the result or the error as the last."""
     from turbofit.core.process.variables import variables
-    from turbofit.load.driver import bench
+    from turbofit.load.bench import bench
 
     def tick(run: LoadRun) -> None:
         _print(run.step())

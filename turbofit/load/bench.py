@@ -1,0 +1,66 @@
+"""A load on one server, from the first question to the figures."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from typing import TYPE_CHECKING, Final
+
+from turbofit.core.process.ports import open_files
+from turbofit.core.process.signals import stop_signals
+from turbofit.load.client import LoadClient
+from turbofit.load.driver import LoadRun
+from turbofit.load.prompt import PromptWriter
+from turbofit.load.result import summary
+from turbofit.load.trace import read_trace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from turbofit.load.result import LoadResult
+    from turbofit.load.spec import LoadSpec
+
+_FILES: Final = 65536
+
+
+def bench(
+    url: str,
+    spec: LoadSpec,
+    *,
+    key: str | None = None,
+    model: str | None = None,
+    tick: Callable[[LoadRun], None] = lambda _: None,
+) -> LoadResult:
+    """Drive the load and measure; the first signal ends it with what was measured so far.
+
+    Args:
+        url: the server's address.
+        spec: the load.
+        key: its API key.
+        model: the name to ask for; None is the server's first.
+        tick: called each second.
+
+    Raises:
+        UsageError: the options contradict each other, or the server refuses this client.
+        UnservedError: the server does not answer.
+    """
+    spec.check()
+    trace = read_trace(spec.trace) if spec.trace is not None else ()
+    open_files(_FILES)  # a socket for each request; shells often allow 1,024
+
+    async def drive() -> LoadResult:
+        async with LoadClient(url, key, timeout=spec.timeout, silence=spec.silence) as client:
+            name = model or await client.model()
+            count = await client.token_count(name)
+            writer = PromptWriter(name, count, spec.seed, stop_early=spec.stop_early)
+            run = LoadRun(spec, trace, lambda shape: client.ask(writer.body(shape)), tick)
+            loop = asyncio.get_running_loop()
+            for number in stop_signals():
+                loop.add_signal_handler(number, run.stop, signal.Signals(number).name)
+            wall, cpu = time.perf_counter(), time.process_time()
+            await run.run()
+            busy = (time.process_time() - cpu) / max(time.perf_counter() - wall, 1e-9)
+            return summary(run, url=url, model=name, busy=busy)
+
+    return asyncio.run(drive())
