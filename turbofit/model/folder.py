@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import Final
 
 from turbofit.core.errors import UsageError
 from turbofit.core.version import REFERENCE
@@ -19,8 +19,6 @@ from turbofit.model.safetensors import (
     parse_header,
     parse_index,
 )
-
-T = TypeVar("T")
 
 #: The index of a sharded checkpoint.
 INDEX: Final = "model.safetensors.index.json"
@@ -113,11 +111,11 @@ class FolderFiles:
 def sharded(
     where: dict[str, str],
     index: str,
-    read: Callable[[str], dict[str, T]],
+    read: Callable[[str], dict[str, Tensor]],
     hint: str = "download the checkpoint again",
-) -> dict[str, T]:
+) -> dict[str, Tensor]:
     """The tensors that an index names, each from the file that it names."""
-    tensors: dict[str, T] = {}
+    tensors: dict[str, Tensor] = {}
     for file in sorted(set(where.values())):
         stored = read(file)
         tensors |= {name: stored[name] for name in stored if where.get(name) == file}

@@ -14,7 +14,7 @@ import os
 import shutil
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import suppress
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from secrets import token_hex
 from typing import Any, BinaryIO, Final, NamedTuple, NoReturn
@@ -25,7 +25,7 @@ from turbofit.core.process.files import sync_folder
 from turbofit.core.process.progress import Step, tell
 from turbofit.core.units import format_bytes
 from turbofit.model.caches import cached_snapshot
-from turbofit.model.folder import INDEX, FolderFiles, sharded
+from turbofit.model.folder import INDEX, FolderFiles
 from turbofit.model.names import read_name
 from turbofit.model.presets import HUB_ID, find_preset, load_preset
 from turbofit.model.safetensors import BITS, PREFIX, Tensor, parse_index
@@ -127,12 +127,17 @@ def open_weights(folder: str) -> dict[str, dict[str, StoredTensor]]:
     files, tensors = FolderFiles(folder), {}
     if headers := files.weights().tensors:
         tensors = {key: _stored(folder, key, tensor) for key, tensor in headers.items()}
-    elif data := files.read_up_to(_BIN_INDEX, _LARGEST_INDEX):
-        where = parse_index(data, _BIN_INDEX, ".bin")
-        tensors = sharded(where, _BIN_INDEX, partial(open_tensors, folder))
     else:
-        for name in fnmatch.filter(os.listdir(folder), "pytorch_model*.bin"):
+        data = files.read_up_to(_BIN_INDEX, _LARGEST_INDEX)
+        where = parse_index(data, _BIN_INDEX, ".bin") if data else {}
+        listed = fnmatch.filter(os.listdir(folder), "pytorch_model*.bin")
+        for name in set(where.values()) or listed:
             tensors |= open_tensors(folder, name)
+        if missing := where.keys() - tensors.keys():
+            raise UsageError(
+                f"{_BIN_INDEX} names {min(missing)[:80]!r}, which no file of it holds",
+                hint="download the checkpoint again",
+            )
     if not tensors:
         raise UsageError(
             f"{folder} holds no weights to merge into", hint="finish the checkpoint's download"
