@@ -14,8 +14,7 @@ from turbofit.core.images import AnyImageRule
 from turbofit.core.struct import Struct
 from turbofit.core.units import MIB, format_bytes
 from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.media.pictures import Picture, from_bytes, from_url
-from turbofit.gateway.media.resize import resized
+from turbofit.gateway.media.pictures import Picture, from_bytes, from_url, resized
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

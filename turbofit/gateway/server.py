@@ -422,7 +422,7 @@ def _uvicorn(gateway: AsgiApp, on_ready: Callable[[], None]) -> uvicorn.Server:
     _need("uvicorn", "httptools")
     import uvicorn
 
-    from turbofit.gateway.http.protocol import limited_protocol
+    from turbofit.gateway.http.protocol import LimitedProtocol
 
     config, limits = gateway.config, gateway.config.connection
     files = open_files(_OTHER_FILES + 2 * limits.connections)
@@ -432,7 +432,7 @@ def _uvicorn(gateway: AsgiApp, on_ready: Callable[[], None]) -> uvicorn.Server:
         log_config=None,
         access_log=False,
         server_header=False,
-        http=limited_protocol(limits, gateway.connections),
+        http=partial(LimitedProtocol, limits, gateway.connections),  # type: ignore[arg-type]
         headers=[("x-turbofit-pretend", "1")] if config.pretend else [],
         proxy_headers=bool(config.trusted_proxies),
         forwarded_allow_ips=list(config.trusted_proxies),

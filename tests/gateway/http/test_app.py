@@ -4,6 +4,7 @@ import asyncio
 import importlib.util
 import json
 import re
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,6 +29,7 @@ from tests.support.gateway import (
     stream,
 )
 from turbofit.gateway.http.metrics import merge
+from turbofit.gateway.http.prepare import Preparation
 from turbofit.gateway.http.refusals import TOOL_PARSERS
 
 ANTHROPIC = {
@@ -487,3 +489,18 @@ def test_a_label_that_a_sample_has_is_not_given_twice() -> None:
         'n_total{engine="3",x="1",exported_engine="2"} 5',
     ]
     assert merge({"a b": 'n{engine="0"} 1\n'}, "model") == 'n{model="a b",engine="0"} 1\n'
+
+
+@pytest.mark.parametrize(("images", "beside"), [(1, False), (2, True)])
+def test_images_that_share_a_request_hold_up_nobody(images, beside, monkeypatch) -> None:
+    """Of some models' images it takes 0.3 s to find what each must be lowered to."""
+    threads, hold = [], Preparation.hold
+
+    def noted(*arguments) -> None:
+        threads.append(threading.current_thread())
+        hold(*arguments)
+
+    monkeypatch.setattr(Preparation, "hold", noted)
+    app, _ = gateway()
+    assert ask(app, body=chat(*[image_part()] * images)).status == 200
+    assert (threads[0] is not threading.main_thread()) is beside

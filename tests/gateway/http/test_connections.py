@@ -8,8 +8,7 @@ import pytest
 
 from turbofit.core.errors import UsageError
 from turbofit.gateway.config import ConnectionLimits
-from turbofit.gateway.http.connections import Connections, Networks, address_of
-from turbofit.gateway.http.guard import Keys, Origins
+from turbofit.gateway.http.connections import Connections, Keys, Networks, Origins, address_of
 from turbofit.gateway.http.refusals import Refusal
 
 

@@ -21,7 +21,7 @@ from tests.support.gateway import CHAT, Recorder, chat, gateway, plan_for
 from tests.support.waiting import HANG
 from turbofit.gateway.config import ConnectionLimits, GatewayConfig
 from turbofit.gateway.http.app import Gateway
-from turbofit.gateway.http.protocol import limited_protocol
+from turbofit.gateway.http.protocol import LimitedProtocol
 from turbofit.gateway.limits.request_limits import bounds_of
 from turbofit.gateway.server import GatewayThread, _uvicorn
 
@@ -413,8 +413,8 @@ async def spoken(data: bytes, bugs: list[dict[str, Any]]) -> None:
     others = asyncio.all_tasks()
     config = copy(_uvicorn(app, lambda: None).config)
     config.loaded_app = ProxyHeadersMiddleware(app, ["10.0.0.9"])
-    kind = limited_protocol(app.config.connection, app.connections)
-    protocol, wire = kind(config, ServerState(), {}, loop), Wire()
+    own = (app.config.connection, app.connections)
+    protocol, wire = LimitedProtocol(*own, config, ServerState(), {}, loop), Wire()
     protocol.connection_made(wire)
     for piece in data.split(b"|~|"):
         if not piece or wire.closed:

@@ -7,9 +7,15 @@ from typing import Any
 import pytest
 
 from tests.support.gateway import CHAT, Answer, Recorder, ask, call, chat, gateway, plan_for
-from turbofit.gateway.http.model_names import hold_name, unambiguous
 from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.http.routes import ROUTES, api_of, find_route, is_health
+from turbofit.gateway.http.routes import (
+    ROUTES,
+    api_of,
+    find_route,
+    hold_name,
+    is_health,
+    unambiguous,
+)
 
 
 @pytest.mark.parametrize("path", sorted(ROUTES))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from codecs import BOM_UTF8
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,13 @@ from turbofit.gateway.limits.sharing import (
     within,
 )
 from turbofit.gateway.media.clips import Clip
-from turbofit.gateway.media.pictures import Picture, from_base64, from_bytes, from_url
+from turbofit.gateway.media.pictures import (
+    Picture,
+    from_base64,
+    from_bytes,
+    from_url,
+    resized,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,9 +66,8 @@ class Preparation:
     """A body on its way from a client's bytes to those that an engine is given.
 
     The server's defaults are added first. Its parameters are held at once, its images are found,
-    and what their number forbids is refused. Then come, in this order: `inlined`, `hold`, a
-    resizing of ``media``, `finish`. Each raises a `Refusal` of what no lowering can bring within
-    the plan.
+    and what their number forbids is refused. Then come, in this order: `inlined`, `hold`, `resize`,
+    `finish`. Each raises a `Refusal` of what no lowering can bring within the plan.
     """
 
     def __init__(
@@ -141,6 +147,13 @@ class Preparation:
             check_request(bounds, self.limited, n=parsed.copies)
             left = bounds.longest_request_tokens - self._media_tokens
             parsed.lowered += lower_answer(kind, parsed.body, left)
+
+    async def resize(self, turn: asyncio.Semaphore) -> None:
+        """Resize the pictures that no parameter can hold to their share, outside of the loop."""
+        for place, (medium, limited) in enumerate(zip(self.media, self.limited, strict=True)):
+            if limited.resize is not None and isinstance(medium, Picture):
+                async with turn:
+                    self.media[place] = await asyncio.to_thread(resized, medium, limited.resize)
 
     def finish(self) -> tuple[bytes, PreparedBody]:
         """The body for the engine, every image inline, and what it costs."""

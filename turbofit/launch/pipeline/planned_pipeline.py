@@ -35,7 +35,7 @@ from turbofit.gateway.limits.sharing import (
     request_bounds,
     within,
 )
-from turbofit.gateway.media.resize import resized_image
+from turbofit.gateway.media.pictures import resized_image
 from turbofit.launch.pipeline.held import hold_engine, queued
 
 if TYPE_CHECKING:
