@@ -127,21 +127,20 @@ class Preparation:
         ]
         wanted = self._wanted()
         shared = hold_images(bounds, wanted)
-        films = [medium for medium in self.media if not isinstance(medium, Picture)]
-        limited = []
-        for film in films:
+        clips: list[LimitedImage] = []
+        if clip is not None:
             # Beside images; what holds it goes into the body itself.
             beside = beside_images(bounds, shared.images)
-            video, keywords = hold_clip(beside, film, parsed.watching)
-            limited.append(video)
+            video, keywords = hold_clip(beside, clip, parsed.watching)
             parsed.body.update(keywords)
-        if limited and not within(bounds, (*limited, *shared.images)):
-            shared = hold_images(bounds, wanted, limited)
+            clips = [video]
+            if not within(bounds, (video, *shared.images)):
+                shared = hold_images(bounds, wanted, clips)
         if shared.request:
             parsed.body.setdefault("mm_processor_kwargs", {})["image"] = shared.request
-        clips, images = iter(limited), iter(shared.images)
+        images = iter(shared.images)
         self.limited = tuple(
-            next(images if isinstance(medium, Picture) else clips) for medium in self.media
+            next(images) if isinstance(medium, Picture) else clips[0] for medium in self.media
         )
         if kind != "count_tokens":
             check_request(bounds, self.limited, n=parsed.copies)
