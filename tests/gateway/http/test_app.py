@@ -8,7 +8,6 @@ import json
 import re
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -201,24 +200,6 @@ def test_web_pages_are_closed_out_unless_asked_for() -> None:
 def test_bodies(keywords, status) -> None:
     app, _ = gateway()
     assert ask(app, **keywords).status == status
-
-
-async def test_a_body_that_never_comes_is_given_up() -> None:
-    app, _ = gateway(body_seconds=0.05)
-    sent = []
-    scope = {
-        "type": "http", "method": "POST", "path": CHAT, "raw_path": CHAT.encode(),
-        "headers": [(b"content-type", b"application/json")], "client": ("::1", 1),
-    }  # fmt: skip
-
-    async def slow():
-        await asyncio.Event().wait()
-
-    async def send(message):
-        sent.append(message)
-
-    await app(scope, slow, send)
-    assert sent[0]["status"] == 408
 
 
 def test_request_ids_are_kept_where_harmless() -> None:
@@ -484,7 +465,7 @@ def test_pages_of_several_engines_become_one() -> None:
     assert 'g2{engine="0"} 4' in lines
     heads = [i for i, line in enumerate(lines) if line.startswith("h_")]
     assert heads == list(range(heads[0], heads[0] + 6))
-    assert SimpleNamespace(ok=merge({})).ok == ""
+    assert merge({}) == ""
 
 
 def test_a_label_that_a_sample_has_is_not_given_twice() -> None:
@@ -510,16 +491,6 @@ def test_images_that_share_a_request_hold_up_nobody(images, beside, monkeypatch)
     app, _ = gateway()
     assert ask(app, body=chat(*[image_part()] * images)).status == 200
     assert (threads[0] is not threading.main_thread()) is beside
-
-
-def test_it_begins_anew(tmp_path: Path) -> None:
-    log = AccessLog(tmp_path / "access.log", cap=200)
-    for number in range(50):
-        log({"number": number})
-        log.settle(HANG)
-    kept = (tmp_path / "access.log").read_text() + (tmp_path / "access.log.1").read_text()
-    assert '"number": 49' in kept
-    assert len(kept) <= 400
 
 
 def test_a_folder_that_is_gone_for_a_while_costs_only_its_lines(tmp_path: Path) -> None:

@@ -120,15 +120,15 @@ async def test_turns_go_round_the_clients() -> None:
     all_engines = engines()
     door, order = Admission(Fleet(all_engines)), []
 
-    async def one(client: str, number: int):
+    async def ask_for(client: str, number: int):
         place = await door.admit(client, Cost(units=10))
         order.append(f"{client}{number}")
         await asyncio.sleep(0)
         place.leave()
 
-    greedy = [asyncio.ensure_future(one("a", i)) for i in range(4)]
+    greedy = [asyncio.ensure_future(ask_for("a", i)) for i in range(4)]
     await asyncio.sleep(0)
-    await asyncio.gather(one("b", 0), one("c", 0), *greedy)
+    await asyncio.gather(ask_for("b", 0), ask_for("c", 0), *greedy)
     assert order == ["a0", "a1", "a2", "b0", "c0", "a3"]
     assert (all_engines[0].units, door.waiting) == (0, 0)
 
@@ -137,13 +137,15 @@ async def test_a_large_request_is_not_cache_shortfall_by_small_ones() -> None:
     all_engines = engines()
     door, order = Admission(Fleet(all_engines)), []
 
-    async def one(client, units):
+    async def ask_for(client, units):
         place = await door.admit(client, Cost(units=units))
         order.append((client, units))
         await asyncio.sleep(0.001)
         place.leave()
 
-    await asyncio.gather(one("s", 4), one("s", 4), one("big", 10), *(one("s", 4) for _ in range(6)))
+    await asyncio.gather(
+        ask_for("s", 4), ask_for("s", 4), ask_for("big", 10), *(ask_for("s", 4) for _ in range(6))
+    )
     assert order.index(("big", 10)) <= 3
 
 
@@ -180,7 +182,7 @@ def test_no_engine_ever_holds_more_than_its_gate(requests, count) -> None:
         all_engines = engines(count)
         door, most = Admission(Fleet(all_engines), seconds=5.0), 0
 
-        async def one(units, client, leaves):
+        async def ask_for(units, client, leaves):
             nonlocal most
             cost = Cost(units=units, host_bytes=units)
             place = await door.admit(str(client), cost)
@@ -192,7 +194,7 @@ def test_no_engine_ever_holds_more_than_its_gate(requests, count) -> None:
                 place.engine.outstanding -= 1
                 place.leave()
 
-        tasks = [asyncio.ensure_future(one(*request)) for request in requests]
+        tasks = [asyncio.ensure_future(ask_for(*request)) for request in requests]
         await asyncio.sleep(0.001)
         for task, (_, _, leaves) in zip(tasks, requests, strict=True):
             if leaves:
@@ -213,11 +215,11 @@ async def test_a_text_passes_images_that_wait_but_no_text_that_does() -> None:
     door, order, places = Admission(Fleet([engine])), [], {}
 
     def ask(name: str, units: int, tokens: int) -> asyncio.Task[None]:
-        async def one() -> None:
+        async def ask_for() -> None:
             places[name] = await door.admit(name, Cost(units=units, tokens=tokens))
             order.append(name)
 
-        return asyncio.ensure_future(one())
+        return asyncio.ensure_future(ask_for())
 
     async def then(*names: str) -> None:
         for name in names:

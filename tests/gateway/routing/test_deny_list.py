@@ -45,7 +45,7 @@ class Fleet:
 
     def __init__(self, engines: int, restart: float = 20.0, **config) -> None:
         self.deaths: list[str] = []
-        self.restart, self.held = restart, {index: set() for index in range(engines)}
+        self.restart, self.waiting = restart, {index: set() for index in range(engines)}
         self.app, self.recorder = gateway(
             engines=engines, recorder=Recorder(self._answer), retry_seconds=0.5, **config
         )
@@ -54,7 +54,7 @@ class Fleet:
 
     async def _answer(self, engine, path, body):
         gone = asyncio.get_running_loop().create_future()
-        self.held[engine.index].add(gone)
+        self.waiting[engine.index].add(gone)
         try:
             if KILLS.encode() in body:
                 await asyncio.sleep(0.05)
@@ -62,7 +62,7 @@ class Fleet:
                     self.kill(engine.index, body.decode())
             await asyncio.wait((gone,), timeout=0.5)
         finally:
-            self.held[engine.index].discard(gone)
+            self.waiting[engine.index].discard(gone)
         if gone.done():
             return OSError("reset")
         return streamed(EVENT, 0.5, DONE) if b'"stream":true' in body else Answer(b"{}")
@@ -70,7 +70,7 @@ class Fleet:
     def kill(self, index: int, why: str = "") -> None:
         self.deaths.append(why)
         self.recorder.down.add(index)
-        for gone in self.held[index]:
+        for gone in self.waiting[index]:
             if not gone.done():
                 gone.set_result(None)
         loop = asyncio.get_running_loop()
@@ -286,7 +286,7 @@ async def test_a_copy_that_waits_for_its_turn_runs_as_the_death_before_it_demand
         await fleet.ask(KILLS, "bad")
         await fleet.all_up()
         beside = [asyncio.ensure_future(fleet.ask(f"new {n}", f"c{n}")) for n in range(2)]
-        await auntil(lambda: all(fleet.held.values()), "one on each engine")
+        await auntil(lambda: all(fleet.waiting.values()), "one on each engine")
         await asyncio.gather(*(fleet.ask(KILLS, "bad") for _ in range(2)))
         assert len(fleet.deaths) == 3
         assert fleet.known[1:] == (1, 0)
