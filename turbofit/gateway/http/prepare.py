@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from codecs import BOM_UTF8
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -24,13 +25,11 @@ from turbofit.gateway.limits.request_limits import (
     shown,
 )
 from turbofit.gateway.limits.sharing import (
-    beside_images,
     by_request,
     check_clips,
     hold_clip,
-    hold_images,
+    hold_media,
     request_bounds,
-    within,
 )
 from turbofit.gateway.media.clips import Clip
 from turbofit.gateway.media.pictures import (
@@ -125,17 +124,7 @@ class Preparation:
             clip if clip and slot.shape == "clip" else _picture(bounds, slot, fetched)
             for slot in parsed.slots
         ]
-        wanted = self._wanted()
-        shared = hold_images(bounds, wanted)
-        clips: list[LimitedImage] = []
-        if clip is not None:
-            # Beside images; what holds it goes into the body itself.
-            beside = beside_images(bounds, shared.images)
-            video, keywords = hold_clip(beside, clip, parsed.watching)
-            parsed.body.update(keywords)
-            clips = [video]
-            if not within(bounds, (video, *shared.images)):
-                shared = hold_images(bounds, wanted, clips)
+        shared, clips = hold_media(bounds, self._wanted(), clip and partial(self._watch, clip))
         if shared.request:
             parsed.body.setdefault("mm_processor_kwargs", {})["image"] = shared.request
         images = iter(shared.images)
@@ -146,6 +135,12 @@ class Preparation:
             check_request(bounds, self.limited, n=parsed.copies)
             left = bounds.longest_request_tokens - self._media_tokens
             parsed.lowered += lower_answer(kind, parsed.body, left)
+
+    def _watch(self, clip: Clip, beside: Bounds) -> LimitedImage:
+        """The video within bounds; what holds it goes into the body itself."""
+        video, keywords = hold_clip(beside, clip, self.parsed.watching)
+        self.parsed.body.update(keywords)
+        return video
 
     async def resize(self, turn: asyncio.Semaphore) -> None:
         """Resize the pictures that no parameter can hold to their share, outside of the loop."""
