@@ -67,7 +67,7 @@ def bounds(rule, *, images: int = 1, **changes: Any) -> Bounds:
     return Bounds(rule=rule, limits=limits, longest_request_tokens=10**9)
 
 
-def made(b: Bounds, image: RequestedImage, fit, request: dict[str, int]) -> tuple[int, int]:
+def taken_by(b: Bounds, image: RequestedImage, fit, request: dict[str, int]) -> tuple[int, int]:
     """Units and tokens that the engine will make of an image as it is passed on."""
     size = fit.resize or image.size
     if fit.knobs:
@@ -98,7 +98,7 @@ def test_images_never_take_more_than_the_request(
         return
     check_request(b, shared.images)
     taken = [
-        made(b, image, fit, shared.request)
+        taken_by(b, image, fit, shared.request)
         for image, fit in zip(wanted, shared.images, strict=True)
     ]
     assert [(fit.units, fit.tokens) for fit in shared.images] == taken
