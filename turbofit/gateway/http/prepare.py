@@ -124,7 +124,8 @@ class Preparation:
             clip if clip and slot.shape == "clip" else _picture(bounds, slot, fetched)
             for slot in parsed.slots
         ]
-        shared, clips = hold_media(bounds, self._wanted(), clip and partial(self._watch, clip))
+        watch = partial(self._watch, clip) if clip is not None else None
+        shared, clips = hold_media(bounds, self._wanted(), watch)
         if shared.request:
             parsed.body.setdefault("mm_processor_kwargs", {})["image"] = shared.request
         images = iter(shared.images)
