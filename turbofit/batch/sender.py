@@ -26,8 +26,7 @@ from turbofit.core.images import AnyImageRule
 from turbofit.core.struct import Struct
 from turbofit.core.units import MIB, format_bytes
 from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.media.pictures import Picture, from_bytes, from_url
-from turbofit.gateway.media.resize import resized
+from turbofit.gateway.media.pictures import Picture, from_bytes, from_url, resized
 from turbofit.load.client import ServerClient, body_of, first_model, stated_pause
 
 if TYPE_CHECKING:
