@@ -142,7 +142,7 @@ def _unknown(case: LogCase, *also: str) -> Diagnosis:
     conditional = [(mark, error) for mark, error in told if isinstance(error, PythonError)]
     errors = case.facts.every(PythonError) or conditional
     what = "this log has nothing that turbofit recognises"
-    last = case.facts.last_complaint
+    last = case.facts.last_complaint or (told[-1][0] if told else None)
     if errors:
         last, error = errors[-1]
         said = error.message or (last.stack[-1].code if last.stack else "")

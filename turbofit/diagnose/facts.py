@@ -126,6 +126,7 @@ class LogFacts:
     def take(self, line: int, text: str) -> None:
         """Take in one row."""
         self.lines = max(self.lines, line)
+        self.subject.notice(text)
         if self.begun_at is None and _BEGUN.search(text):
             self.begun_at = line
         repeated = repeats(text)
@@ -263,6 +264,7 @@ def read_runs(rows: Iterable[Row]) -> list[LogFacts]:
         runs[-1].take(line, text)
         if program:
             runs[-1].subject.programs.add(program)
+            runs[-1].subject.of_inference = True
     machine = [mark for run in runs for mark in run.marks if isinstance(mark.event, _OF_MACHINE)]
     found = runs if len(runs) <= 2 * _RUNS else [*runs[:_RUNS], *runs[-_RUNS:]]
     for run in found if len(runs) > 1 else ():

@@ -182,7 +182,7 @@ LEARNED: list[tuple[str, str]] = yaml.safe_load(
 
 def test_what_a_server_refuses_goes_before_that_it_is_up() -> None:
     up = "INFO:     Application startup complete.\n"
-    refused = "ERROR message='The model `/m/x` does not exist.' type='NotFoundError' code=404\n"
+    refused = "ERROR message='The model `/m/llava` does not exist.' type='NotFoundError' code=404\n"
     assert explain(up + refused).kind == "wrong_model_name"
 
 
@@ -199,7 +199,7 @@ def test_reports_of_the_newest_sets(report: dict[str, str]) -> None:
 
 @pytest.mark.parametrize(("kind", "line"), LEARNED, ids=lambda text: text[:40])
 def test_kinds_that_people_report(kind: str, line: str) -> None:
-    assert explain(f"INFO: starting\n{line}\n").kind == kind
+    assert explain(f"INFO: a GPU server starts\n{line}\n").kind == kind
 
 
 @pytest.mark.parametrize(

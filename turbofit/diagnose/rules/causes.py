@@ -40,6 +40,7 @@ class Cause(Struct):
     rank: Rank = "cause"
     planned: bool = False
     settings: bool = False
+    common: bool = False
     when: dict[str, Condition] = field(default_factory=dict)
     unknown: tuple[str, ...] = ()
     source: str = ""

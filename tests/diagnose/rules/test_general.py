@@ -1,0 +1,75 @@
+"""No row answers another program's words, or needs a time that grows faster than its line."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from re import _parser  # type: ignore[attr-defined] - the only way to see what a pattern needs
+from typing import Any, Final
+
+import pytest
+
+from tests.diagnose.conftest import explain
+from turbofit.diagnose.rules.causes import causes
+
+HERE: Final = Path(__file__).parent
+#: What is said where nothing failed, and nothing is known.
+QUIET: Final = ("unknown", "healthy", "memory_table", "peer_warning")
+#: Letters and digits that each line of a row has: about five words. Below this rows matched 47 of
+#: the lines of `foreign.txt`, from here on none.
+SPECIFIC: Final = 24
+
+
+def _logs(name: str) -> dict[str, list[str]]:
+    """Logs of a file by their headings, written for this test: made-up details."""
+    logs: dict[str, list[str]] = {}
+    for line in (HERE / name).read_text(encoding="utf-8").splitlines():
+        if line.startswith("=== "):
+            heading = line[4:]
+            logs[heading] = []
+        else:
+            logs[heading].append(line)
+    return logs
+
+
+FOREIGN: Final = _logs("foreign.txt")
+HEALTHY: Final = _logs("healthy.txt")
+
+
+@pytest.mark.parametrize("log", [*FOREIGN.values(), *HEALTHY.values()], ids=[*FOREIGN, *HEALTHY])
+def test_logs_of_other_programs_and_healthy_ones_have_no_cause(log: list[str]) -> None:
+    found = explain("\n".join(log))
+    assert found.kind in QUIET, found.what
+    assert not found.also
+
+
+@pytest.mark.parametrize("log", FOREIGN.values(), ids=FOREIGN)
+def test_a_line_of_another_program_has_no_cause(log: list[str]) -> None:
+    """An exception of Python that stands alone is a person's question, whoever raised it."""
+    for line in log:
+        found = explain(line)
+        alone = re.match(r"(?:\w+\.)*[A-Z]\w*(?:Error|Exception): ", line)
+        assert alone or found.kind in QUIET, (line, found.what)
+
+
+def _literals(pattern: Any) -> int:
+    """Letters and digits that each match has at least."""
+    count = 0
+    for operation, value in pattern:
+        name = str(operation)
+        if name == "LITERAL":
+            count += chr(value).isalnum()
+        elif name == "BRANCH":
+            count += min(_literals(way) for way in value[1])
+        elif name.endswith("REPEAT"):
+            count += value[0] * _literals(value[2])
+        elif name in ("SUBPATTERN", "ASSERT"):
+            count += _literals(value[-1])
+    return count
+
+
+def test_a_row_names_its_program_or_has_a_message_of_its_own() -> None:
+    assert _literals(_parser.parse(r"(?:ab|c)(?P<x>de)+\d f?")) == 3
+    for row in causes():
+        own = _literals(_parser.parse(row.pattern)) >= SPECIFIC
+        assert own or row.common or row.when, row.pattern
