@@ -34,10 +34,10 @@ _PROGRAMS: Final = {
 }  # fmt: skip
 #: Words that logs of inference on GPUs have, and other programs' logs have not.
 _INFERENCE: Final = re.compile(
-    r"lmdeploy|turbomind|turbofit|vllm|sglang|transformers|torch|cuda|nvidia|nccl|nvrm|xformers"
+    r"lmdeploy|turbomind|turbofit|vllm|sglang|transformers|torch|cuda|nvidia|nccl|nvml|nvrm|ptxas|xformers"
     r"|triton|flash[-_]?(?:attn|attention|infer)|huggingface|hf[-_]mirror|modelscope|safetensors"
     r"|bitsandbytes|\[tm\]|raylet|\bray\b|\bgpu|\bllms?\b|tokenizer|api_server"
-    r"|internvl|internlm|qwen|llava|cogvlm|llama|mixtral"
+    r"|trust[-_]remote|inference engine|intern(?:vl|vit|lm)|qwen|llava|cogvlm|llama|mixtral"
 )
 _CARDS: Final = ("RTX", "Tesla", "NVIDIA", "V100", "A100", "H100", "H200", "L4", "T4", "A10")
 _TOKEN: Final = re.compile(r"[\w./-]*[A-Za-z][\w.-]*\d[\w.-]*")
