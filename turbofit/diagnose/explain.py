@@ -83,8 +83,9 @@ def diagnose(
     best, of_run = drafts[0]
     last = of_run.event.last
     told_less = best.rank in ("refusal", "notice") and best.kind != "interrupted"
+    outlived = best.line < of_run.facts.progress_before_error[0]
     if last is not None and (
-        best.kind in (*_PARENTS, *_OF_MACHINE) or (told_less and last.line > best.line)
+        best.kind in (*_PARENTS, *_OF_MACHINE) or (told_less and last.line > best.line) or outlived
     ):
         return _unknown(of_run, f"line {best.line}: {best.what}")
     also = {

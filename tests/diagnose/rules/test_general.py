@@ -73,3 +73,35 @@ def test_a_row_names_its_program_or_has_a_message_of_its_own() -> None:
     for row in causes():
         own = _literals(_parser.parse(row.pattern)) >= SPECIFIC
         assert own or row.common or row.when, row.pattern
+
+
+ROOT: Final = "ValueError: there is no such plane\n"
+PROGRESS: Final = "INFO 03-02 11:20:01 [core.py:58] step 1 of vLLM\nLoading:  50%|#####     | 2/4\n"
+KNOWN: Final = "ModuleNotFoundError: No module named 'timm'\n"
+
+
+@pytest.mark.parametrize(
+    ("log", "kind"),
+    [
+        # What a run went on after is not what ended it, and a child's error right before is.
+        (f"{KNOWN}{PROGRESS}{ROOT}", "unknown"),
+        (f"{KNOWN}{ROOT}", "missing_package"),
+        (f"{KNOWN}{PROGRESS}", "missing_package"),
+        # An exception of a destructor ends nothing.
+        (
+            f"{ROOT}Exception ignored in: <function LLM.__del__ at 0x7f>\nTraceback (most recent"
+            " call last):\nModuleNotFoundError: No module named 'vllm._C'\n",
+            "unknown",
+        ),
+        # A warning alone tells of the machine at most.
+        (
+            "WARNING 03-02 [x.py:1] vLLM: ModuleNotFoundError: No module named 'vllm._C'\n",
+            "unknown",
+        ),
+        ("INFO: No module named 'vllm._C', falling back to torch\n", "unknown"),
+    ],
+)
+def test_the_answer_is_about_what_ended_the_run(log: str, kind: str) -> None:
+    found = explain(log)
+    assert found.kind == kind
+    assert kind != "unknown" or found.evidence
