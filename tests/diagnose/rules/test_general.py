@@ -10,7 +10,7 @@ from typing import Any, Final
 import pytest
 
 from tests.diagnose.conftest import explain
-from turbofit.diagnose.rules.causes import causes
+from turbofit.diagnose.rules.causes import causes, fact_lines, pattern_of
 
 HERE: Final = Path(__file__).parent
 #: What is said where nothing failed, and nothing is known.
@@ -105,3 +105,50 @@ def test_the_answer_is_about_what_ended_the_run(log: str, kind: str) -> None:
     found = explain(log)
     assert found.kind == kind
     assert kind != "unknown" or found.evidence
+
+
+def _starts(pattern: Any) -> bool:
+    """Whether a match may begin with a repeat that has no bound: each place of a line is tried."""
+    for operation, value in pattern:
+        name = str(operation)
+        if name == "AT":
+            return False
+        if name.startswith("ASSERT"):
+            continue
+        if name.endswith("REPEAT"):
+            least, most, repeated = value
+            if most == _parser.MAXREPEAT or _starts(repeated):
+                return True
+            if least == 0:
+                continue
+        elif name == "BRANCH":
+            return any(_starts(way) for way in value[1])
+        elif name == "SUBPATTERN":
+            return _starts(value[-1])
+        return False
+    return False
+
+
+def _repeats(pattern: Any) -> int:
+    """Repeats without a bound that follow each other in one way through a pattern."""
+    count = 0
+    for operation, value in pattern:
+        name = str(operation)
+        if name == "BRANCH":
+            count += max(_repeats(way) for way in value[1])
+        elif name.endswith("REPEAT"):
+            count += (value[1] == _parser.MAXREPEAT) + _repeats(value[2])
+        elif name == "SUBPATTERN":
+            count += _repeats(value[-1])
+    return count
+
+
+def test_no_pattern_needs_the_square_of_a_line() -> None:
+    """By its form: a name has a bound, a way through has few other repeats, and a start a word."""
+    assert _starts(_parser.parse(r"(?:a|\S*b)"))
+    assert not _starts(_parser.parse(r"^.*b|a.*"))
+    assert _repeats(_parser.parse(r"a.*(?:b.*c.*|d.{0,9})")) == 3
+    for row in (*causes(), *fact_lines()):
+        pattern = _parser.parse(pattern_of(row.pattern).pattern)
+        assert not _starts(pattern), row.pattern
+        assert _repeats(pattern) <= 4, row.pattern
