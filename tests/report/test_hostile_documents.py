@@ -15,7 +15,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.presets import load_yaml
 from turbofit.core.struct import decode
 from turbofit.kernels.census import Census
-from turbofit.launch.calibrate.calibrator import Progress
+from turbofit.launch.calibrate import Progress
 from turbofit.launch.cluster.nodes import cluster_from
 from turbofit.launch.serve import ladder
 from turbofit.launch.serve.leases import Leases

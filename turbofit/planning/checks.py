@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from turbofit.core.machine import Machine
     from turbofit.core.model import Model
     from turbofit.core.plan import Plan
-    from turbofit.planning.examine.health import Health
+    from turbofit.planning.examine.cards import Health
 
 DOCTOR_SCHEMA: Final = "turbofit.doctor/1"
 _STOPS: Final = 3
@@ -272,7 +272,7 @@ def _machine(places: Sources, on: str | None) -> tuple[Machine, Sequence[Health]
 
     from turbofit.machine.nvml_machine import measure_in_time
     from turbofit.machine.source import machine_from
-    from turbofit.planning.examine.health import read_health
+    from turbofit.planning.examine.cards import read_health
 
     if on is not None:
         return machine_from(on), None

@@ -14,8 +14,7 @@ from msgspec.structs import replace
 from turbofit import api
 from turbofit.core.errors import LaunchError, MachineError
 from turbofit.core.units import MIB
-from turbofit.launch.calibrate.calibrate import calibration_of, learned, relieve, stored
-from turbofit.launch.calibrate.calibrator import Calibrator, Progress
+from turbofit.launch.calibrate import Calibrator, Progress, calibration_of, learned, relieve, stored
 from turbofit.launch.serve import ladder
 from turbofit.observe import calibrations
 from turbofit.observe.log_events import CacheBudget
@@ -249,7 +248,7 @@ def test_what_restarts_learned_is_dropped_only_where_something_was_missing() -> 
     [
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "turbofit.core.process.files._created",
          "cannot be written: No space left"),
-        (None, "turbofit.launch.calibrate.calibrate.memory_now",
+        (None, "turbofit.launch.calibrate.memory_now",
          "200 MiB more in use than before"),
     ],
 )  # fmt: skip

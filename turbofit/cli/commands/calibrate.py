@@ -39,8 +39,8 @@ _PRETEND: Final = (
 )
 def calibrate(*, model: str, form: Form, **given: Any) -> int:
     """Calibrate and show; 130 where Ctrl-C ended it, and it then goes on from there next time."""
-    from turbofit.launch.calibrate.calibrate import calibrate as measure
-    from turbofit.launch.calibrate.calibrate import drop, forget_all, progress_of
+    from turbofit.launch.calibrate import calibrate as measure
+    from turbofit.launch.calibrate import drop, forget_all, progress_of
     from turbofit.launch.engine.engine_client import Timing
     from turbofit.launch.serve.config import ServeConfig
     from turbofit.launch.serve.planner import launch_request

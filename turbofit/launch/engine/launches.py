@@ -12,7 +12,7 @@ import socket
 from dataclasses import KW_ONLY, dataclass
 from math import ceil
 from operator import add
-from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from turbofit.core.errors import LaunchError
 from turbofit.core.process.ports import DEFAULT_PORT
@@ -61,8 +61,6 @@ class Launch:
     _: KW_ONLY
     hidden: bool = False
     ratio: Callable[[], float] | None = None
-
-    pretend: ClassVar[bool] = False
 
     @property
     def group(self) -> int:

@@ -7,7 +7,7 @@ import shutil
 from dataclasses import dataclass
 from dataclasses import replace as changed
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec.structs import replace
@@ -88,8 +88,6 @@ class PretendLaunch(Launch):
     taken: int = 0
     fail_at: int | None = None
     shared: Path | None = None
-
-    pretend: ClassVar[bool] = True
 
     def start_command(self, number: int) -> StartCommand:
         """What the start with this number needs; each has a machine of its own.

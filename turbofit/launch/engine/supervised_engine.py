@@ -94,7 +94,7 @@ class SupervisedEngine:
         self.client = EngineClient(launch.port, launch.key)
         self._probe: Probe | None = None
         self._ends: deque[float] = deque()
-        self._began = self._kernel_began = 0.0
+        self._began = 0.0
         #: How many processes the kernel had killed at the last count but one, and at the last one.
         self._earlier_kills: int | None = None
         self._last_kills: int | None = None
@@ -118,7 +118,7 @@ class SupervisedEngine:
             from turbofit.launch.engine.pretended import PretendReader
 
             self.pretended = PretendReader(self._plan, self.group, timeline)
-        self._began, self._kernel_began = self._clock(), kernel.uptime()
+        self._began = self._clock()
         self._earlier_kills = self._last_kills = kernel.host_kills()
         self._counted = self._began
         self.phases = [("starting", 0.0)]
@@ -283,5 +283,4 @@ class SupervisedEngine:
             code, self.tracker,
             death=self.death() if self.tracker.fault is not None else None,
             host_kills=None if before is None or after is None else after - before,
-            notes=() if self._launch.pretend else kernel.driver_errors(self._kernel_began),
         )  # fmt: skip

@@ -17,8 +17,7 @@ from turbofit.core.tuning import CurvePoint, EarlierTuning, SpeedFactor, TrialRe
 from turbofit.core.units import format_duration
 from turbofit.core.version import __version__
 from turbofit.launch.run import Run
-from turbofit.launch.serve.runs import waiting_words
-from turbofit.launch.state_file import StateFile
+from turbofit.launch.serve.runs import StateFile, waiting_words
 from turbofit.launch.tune.runner import TrialEnd, TrialRunner, figures_of
 from turbofit.launch.tune.search import TrialSearch, meets
 from turbofit.launch.tune.space import choices, mean_request, smaller_limit

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from turbofit.core.model import Model
     from turbofit.core.plan import Plan
     from turbofit.kernels.census import Census
-    from turbofit.planning.examine.health import Health
+    from turbofit.planning.examine.cards import Health
 
 State = Literal["ok", "warning", "stops", "unreadable"]
 #: `doctor`; a plan's warnings; a run before it takes anything; under the lock of the leases, beside
