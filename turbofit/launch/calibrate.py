@@ -100,7 +100,7 @@ def calibrate(
             if calibration_of(plan) is not None and not again:
                 say("calibrated before: --again measures again, --forget drops it")
                 return stored(plan) | {"tokens": _tokens(run, plan, apart=apart)}
-            plan = run.settle()
+            plan = run.refuse()
         say(plan.verdict)
         run.begin()
         try:

@@ -166,7 +166,7 @@ class Run:
         if self.plan is not None and self.again():
             return self.plan
         self.choose()
-        plan = self.settle()
+        plan = self.refuse()
         self._say(plan.verdict)
         for warning in (*plan.warnings, *self._doubts()):
             self._say(f"warning: {warning}")
@@ -181,18 +181,6 @@ class Run:
             self.planner.take(plan)
         self.plan = plan
         return plan
-
-    def settle(self) -> Plan:
-        """The last look before the launch: the plan, or another one where the machine changed.
-
-        Raises:
-            TurbofitError: it would not serve.
-        """
-        assert self.plan is not None
-        if self.plan.fits:
-            changes = None if self.config.plan is not None else self.changes
-            self.plan = self.planner.settle(self.plan, changes)
-        return self.refuse()
 
     def refuse(self) -> Plan:
         """Return the plan if it would serve.

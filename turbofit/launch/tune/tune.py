@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from turbofit.core.json_types import Options
-    from turbofit.core.plan import Goal, Plan
+    from turbofit.core.plan import Plan
     from turbofit.launch.serve.config import ServeConfig
     from turbofit.launch.serve.leases import Leases
     from turbofit.launch.tune.space import TrialChoice
@@ -87,14 +87,14 @@ def tune_model(
             f"{usual.model.name} is planned for Transformers: tune tries LMDeploy's settings",
             hint="turbofit serve serves it",
         )
-    load, goal = _load(wanted.load, usual), wanted.request.goal
-    facts = {
+    load = _load(wanted.load, usual)
+    facts: dict[str, Any] = {
         "model": identity(usual.model),
         "gpus": cards_of(usual.machine),
         "driver": str(usual.machine.driver),
         "promise": promise_of(wanted.request.given()),
         "load": plain(load.given()),
-        "goal": goal,
+        "goal": wanted.request.goal,
         "slo": wanted.slo,
     }
     lmdeploy = run.lmdeploy.version
@@ -107,12 +107,14 @@ def tune_model(
     on_here = config.request.changed(on=usual.machine, gpus=None)
     found, at_once = _choices(wanted, on_here, usual, load, say)
     key = tuned_key(*facts.values(), lmdeploy, wanted.apart)
+    blank = Tuning(
+        turbofit_version=__version__, created="", lmdeploy=lmdeploy, pretend=wanted.apart, **facts
+    )
     tuner = Tuner(
         found, load, Journal(key, pretend=wanted.apart),
         run.planner.make, TrialRunner(config, run.lmdeploy, leases, say).run, say,
-        at_once=at_once, goal=goal, slo=wanted.slo, starts=wanted.starts,
+        at_once=at_once, blank=blank, starts=wanted.starts,
         seconds=wanted.seconds - (time.monotonic() - wanted.began),
-        facts={**facts, "lmdeploy": lmdeploy, "pretend": wanted.apart},
         earlier=next((one for one in before if one.lmdeploy != lmdeploy), None),
     )  # fmt: skip
     if tuner.journal.trials:
@@ -195,8 +197,8 @@ class Tuner:
 
     ``plan_of`` plans options again, on the machine as it is now; ``run`` starts a plan's engines
     and drives loads, for so many seconds at most. ``at_once`` are the requests under way;
-    ``seconds`` are those of all trials of all runs, None without a bound. ``facts`` are fields of
-    the result that are known before. ``earlier`` is what was tuned with another LMDeploy.
+    ``seconds`` are those of all trials of all runs, None without a bound. ``blank`` is the result
+    with what is known before. ``earlier`` is what was tuned with another LMDeploy.
     """
 
     choices: Sequence[TrialChoice]
@@ -207,11 +209,9 @@ class Tuner:
     say: Callable[[str], None]
     _: KW_ONLY
     at_once: int
-    goal: Goal
-    slo: dict[str, float]
+    blank: Tuning
     starts: int
     seconds: float | None
-    facts: dict[str, Any]
     earlier: Tuning | None = None
     clock: Callable[[], float] = time.monotonic
 
@@ -265,8 +265,8 @@ class Tuner:
 
     def _resumed(self) -> TrialSearch:
         search = TrialSearch(
-            [one.option for one in self.choices], self.slo, latency=self.goal == "latency",
-            at_once=self.at_once,
+            [one.option for one in self.choices], self.blank.slo,
+            latency=self.blank.goal == "latency", at_once=self.at_once,
         )  # fmt: skip
         for trial in self.journal.trials:
             for index, choice in enumerate(self.choices):
@@ -335,20 +335,19 @@ class Tuner:
             outcome=end.outcome,
             why=end.why,
             measured=measured,
-            meets_slo=measured is not None and meets(measured, self.slo),
+            meets_slo=measured is not None and meets(measured, self.blank.slo),
             seconds=end.seconds,
         )
 
     def _result(self, trials: tuple[TrialRecord, ...], best: int | None, stopped: str) -> Tuning:
-        result = Tuning(
-            turbofit_version=__version__,
+        result = replace(
+            self.blank,
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             best=best,
             trials=trials,
             factors=_factors(trials),
             stopped=stopped,
             seconds=round(sum(one.seconds for one in trials), 1),
-            **self.facts,
         )
         return replace(result, earlier=_earlier(result, self.earlier))
 
