@@ -417,7 +417,7 @@ def _replacements(one: World) -> dict[str, Any]:
         f"{_ENGINE}.engine_client._PAUSE": 300.0,
         # What is installed, and what people are told.
         "turbofit.launch.run.lmdeploy_if_needed": lambda _: (_LMDEPLOY, None),
-        "turbofit.launch.run.WeightsFetcher": lambda _: lambda plan: plan,
+        "turbofit.launch.run.fetched": lambda model, _: model,
         "importlib.metadata.version": _version,
         "importlib.util.find_spec": _found_module,
         "turbofit.cli.terminal.output.note": lambda text: one.trace(f"says {text}"),

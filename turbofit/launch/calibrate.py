@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-import msgspec
 from msgspec.structs import replace
 
 from turbofit.core.errors import LaunchError, MachineError, TurbofitError, UsageError
-from turbofit.core.plan import PLAN_SCHEMA, Plan
+from turbofit.core.plan import Plan
 from turbofit.core.process.files import write_atomic
 from turbofit.core.process.progress import Step, tell
-from turbofit.core.process.state import digest_of_parts
-from turbofit.core.struct import Struct, to_builtins, to_json
+from turbofit.core.struct import to_builtins, to_json
 from turbofit.core.units import MIB, format_bytes
 from turbofit.launch.engine.worst_requests import (
     every_worst,
@@ -28,7 +25,6 @@ from turbofit.launch.engine.worst_requests import (
 from turbofit.launch.run import Run
 from turbofit.launch.serve.ladder import forget
 from turbofit.launch.serve.leases import Leases
-from turbofit.launch.serve.runs import StateFile
 from turbofit.memory.calibrated import calibration_for, identity
 from turbofit.model.source import resolve_model
 from turbofit.observe import calibrations
@@ -48,7 +44,7 @@ if TYPE_CHECKING:
     import signal
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from turbofit.core.json_types import Document, Options
+    from turbofit.core.json_types import Document
     from turbofit.core.machine import Calibration
     from turbofit.launch.engine.supervised_engine import SupervisedEngine
     from turbofit.launch.engine.worst_requests import ProbeRequest
@@ -59,7 +55,6 @@ if TYPE_CHECKING:
 
 def calibrate(
     config: ServeConfig,
-    progress: Progress,
     stop: StopSignal,
     say: Callable[[str], None],
     *,
@@ -70,7 +65,6 @@ def calibrate(
 
     Args:
         config: of a `serve` without a public side.
-        progress: how far an earlier run of the same calibration came.
         stop: tells of signals.
         say: takes lines of progress.
         again: whether what was calibrated before is measured again.
@@ -79,50 +73,38 @@ def calibrate(
     Returns:
         What was learned, or the signal that ended it before it was complete.
     """
-    calibrator = Calibrator(
-        PretendUsageReader if config.pretend else NvmlUsageReader, progress, say
-    )
+    calibrator = Calibrator(PretendUsageReader if config.pretend else NvmlUsageReader, say)
     with Leases() as leases:
         run = Run(config, leases, say, on_open=lambda _: stop.end(), examiner=calibrator)
-        run.plan = progress.plan
-        if run.plan is not None and run.again():
-            say("going on where an earlier calibration was cut short")
-            plan = run.refuse()
-        else:
-            if progress.plan is not None:
-                say("an earlier calibration was cut short, and does not go on")
-            plan = run.choose()
-            if not plan.engine.of_lmdeploy:
-                raise UsageError(
-                    f"{plan.model.name} is planned for Transformers: calibrate measures LMDeploy",
-                    hint="turbofit serve checks its plan with a worst-case request",
-                )
-            if calibration_of(plan) is not None and not again:
-                say("calibrated before: --again measures again, --forget drops it")
-                return stored(plan) | {"tokens": _tokens(run, plan, apart=apart)}
-            plan = run.refuse()
-        say(plan.verdict)
+        plan = run.choose()
+        if not plan.engine.of_lmdeploy:
+            raise UsageError(
+                f"{plan.model.name} is planned for Transformers: calibrate measures LMDeploy",
+                hint="turbofit serve checks its plan with a worst-case request",
+            )
+        if calibration_of(plan) is not None and not again:
+            say("calibrated before: --again measures again, --forget drops it")
+            return stored(plan) | {"tokens": _tokens(run, plan, apart=apart)}
+        say(run.refuse().verdict)
         run.begin()
         try:
             ended = run.follow(stop)
         finally:
             calibrator.end()
-        if not progress.complete:
-            say("stopped: what was measured is kept, and the same command goes on from there")
+        if not calibrator.complete:
+            say("stopped: nothing was learned")
             return ended
-        assert progress.plan is not None
         assert calibrator.usage is not None
-        before = {} if config.pretend else calibrator.usage.before
+        plan, before = calibrator.usage.plan, {} if config.pretend else calibrator.usage.before
         with suppress(TurbofitError):  # a full disk costs what `turbofit share` would tell
-            write_atomic(run.folder / SEEN_FILE, to_json(progress.seen), mode=0o600)
+            write_atomic(run.folder / SEEN_FILE, to_json(calibrator.seen), mode=0o600)
         lmdeploy = run.lmdeploy.version
-        result = learned(progress.plan, progress.seen, before, lmdeploy=lmdeploy, pretend=apart)
-        progress.forget()
+        result = learned(plan, calibrator.seen, before, lmdeploy=lmdeploy, pretend=apart)
         if result["kept"]:
-            result["tokens"] = _tokens(run, progress.plan, apart=apart)
+            result["tokens"] = _tokens(run, plan, apart=apart)
         else:
             say(f"warning: nothing was learned: {result['why_not']}")
-        if relieve(progress.plan, result, lmdeploy, pretend=config.pretend):
+        if relieve(plan, result, lmdeploy, pretend=config.pretend):
             say("what restarts had learned is dropped: this measurement says what was missing")
         return result
 
@@ -139,30 +121,17 @@ def _tokens(run: Run, plan: Plan, *, apart: bool) -> Document:
     }
 
 
-def progress_of(request: PlanRequest, *, apart: bool) -> Progress:
-    """How far an earlier run of the same calibration came."""
-    options = request.given()
-    return Progress(options.pop("model"), options, pretend=apart)
-
-
 def drop(request: PlanRequest, *, apart: bool) -> int:
     """Forget what was learned of a model; how many calibrations there were."""
     assert isinstance(request.model, str)
     return calibrations.forget(identity(resolve_model(request.model)), pretend=apart)
 
 
-def forget_all(request: PlanRequest, *, apart: bool) -> str:
-    """Forget what was learned of a model, and what is under way; what there was, in words."""
-    gone = drop(request, apart=apart)
-    left = progress_of(request, apart=apart).forget()
-    return f"forgot {gone} calibrations{' and one that was under way' if left else ''}"
-
-
 # From what was read to what later plans know, and back.
 
 
 #: Bytes by which others may have moved while a launch was measured.
-_MOVED_MEANWHILE: Final = 32 * MIB
+_MOVED: Final = 32 * MIB
 
 
 def learned(
@@ -236,15 +205,14 @@ def _moved(plan: Plan, before: Mapping[int, int]) -> str | None:
     for gpu in plan.gpus:
         if gpu.index in before:
             more = memory_now(gpu.uuid).used - before[gpu.index]
-            if abs(more) > _MOVED_MEANWHILE:
+            if abs(more) > _MOVED:
                 said = f"{format_bytes(abs(more))} {'more' if more > 0 else 'less'} in use"
                 return f"GPU {gpu.index} has {said} than before: somebody else's memory moved"
     return None
 
 
 # Drives engines through all that their plan pays for, and reads their GPUs after each step: after
-# the warm-up; one small request of each kind, for kernels; then each worst case. What a step showed
-# is on disk at once, so that a run that was cut short goes on after it.
+# the warm-up; one small request of each kind, for kernels; then each worst case.
 
 
 _REQUEST: Final = "vision_request"
@@ -318,21 +286,31 @@ if TYPE_CHECKING:
 
 
 class Calibrator:
-    """An examiner of engines; ``progress`` is what earlier runs have shown already."""
+    """Looks closer at the engines of the plan that was launched last than their readiness needs."""
 
-    def __init__(
-        self, usage_of: Callable[[Plan], GpuUsage], progress: Progress, say: Callable[[str], None]
-    ) -> None:
-        self._usage_of, self._progress, self._say = usage_of, progress, say
-        #: Of the plan that was launched last.
+    def __init__(self, usage_of: Callable[[Plan], GpuUsage], say: Callable[[str], None]) -> None:
+        self._usage_of, self._say = usage_of, say
         self.usage: GpuUsage | None = None
+        self._seen: dict[int, Observation] = {}
+        self._finished: set[int] = set()
         self._lock = threading.Lock()
 
+    @property
+    def seen(self) -> tuple[Observation, ...]:
+        """What was read, by group."""
+        return tuple(self._seen[group] for group in sorted(self._seen))
+
+    @property
+    def complete(self) -> bool:
+        """Whether every group of the plan has shown everything."""
+        groups = None if self.usage is None else len(self.usage.plan.parallel.groups)
+        return len(self._finished) == groups
+
     def begin(self, plan: Plan) -> None:
+        """The engines of this plan are about to be started: what others showed does not count."""
         with self._lock:
             self.end()
-            self.usage = self._usage_of(plan)
-            self._progress.begin(plan, self.usage.before)
+            self.usage, self._seen, self._finished = self._usage_of(plan), {}, set()
 
     def end(self) -> None:
         if self.usage is not None:
@@ -341,6 +319,11 @@ class Calibrator:
     def examine(
         self, engine: SupervisedEngine, model: str, ask: Callable[[ProbeRequest], int]
     ) -> None:
+        """One of them is up: ask it, in a thread of its own, before it counts as ready.
+
+        Raises:
+            LaunchError: it does not answer as it should.
+        """
         assert self.usage is not None
         try:
             self._examine(self.usage, engine, model, ask)
@@ -353,27 +336,26 @@ class Calibrator:
         self, usage: GpuUsage, engine: SupervisedEngine, model: str,
         ask: Callable[[ProbeRequest], int],
     ) -> None:  # fmt: skip
-        plan = usage.plan.of_group(engine.group)
+        plan, text = usage.plan.of_group(engine.group), 0
         self._take(usage, engine, STEADY)
         for small in small_requests(plan, model):
             ask(small)
         self._take(usage, engine, KERNELS)
         worst = worst_request(plan, model)
         if worst is not None:
-            tokens = self._drive(usage, engine, _REQUEST, worst, ask)
-            if tokens is not None:
-                text = max(0, tokens - worst_image_tokens(plan))
-                with self._progress_of(usage, engine) as progress:
-                    progress.texts[engine.group] = text
-        text = self._progress.texts.get(engine.group, 0)
+            tell(Step(f"{engine.name}: measuring {_REQUEST}"))
+            text = max(0, ask(worst) - worst_image_tokens(plan))
+            self._take(usage, engine, _REQUEST)
         for question in every_worst(plan, model, text):
-            self._drive(usage, engine, question.name, question, ask)
-        with self._progress_of(usage, engine) as progress:
-            progress.finish(engine.group)
+            tell(Step(f"{engine.name}: measuring {question.name}"))
+            ask(question)
+            self._take(usage, engine, question.name)
+        with self._present(usage, engine):
+            self._finished.add(engine.group)
 
     @contextmanager
-    def _progress_of(self, usage: GpuUsage, engine: SupervisedEngine) -> Iterator[Progress]:
-        """What was read so far, while its plan is the launched one.
+    def _present(self, usage: GpuUsage, engine: SupervisedEngine) -> Iterator[None]:
+        """While the plan of an engine is the launched one.
 
         Raises:
             MachineError: it is not any more, and the engine has ended.
@@ -382,167 +364,30 @@ class Calibrator:
             if self.usage is not usage:
                 what = f"{engine.name} has ended: another plan is launched"
                 raise MachineError(what, hint="see the log")
-            yield self._progress
-
-    def _drive(
-        self,
-        usage: GpuUsage,
-        engine: SupervisedEngine,
-        name: str,
-        question: ProbeRequest,
-        ask: Callable[[ProbeRequest], int],
-    ) -> int | None:
-        """Ask and read; None where that was done before."""
-        if self._progress.has(engine.group, name):
-            self._say(f"{engine.name}: {name}: measured before")
-            return None
-        tell(Step(f"{engine.name}: measuring {name}"))
-        tokens = ask(question)
-        self._take(usage, engine, name)
-        return tokens
+            yield
 
     def _take(self, usage: GpuUsage, engine: SupervisedEngine, name: str) -> None:
-        """Read, and keep it. What was in use after a step belongs to it too: pools keep their most.
+        """Read a step. What was in use after it belongs to it too: pools keep their most.
 
-        What the engine's log says of its cache comes with the first step that finds it: the reader
-        of the log may be late.
+        An engine that was started again shows all steps again. What its log says of its cache comes
+        with the first step that finds it: the reader of the log may be late.
         """
         spans = usage.read(engine)
         steady = name in (STEADY, KERNELS)
         used = {i: span.last if steady else max(span) for i, span in spans.items()}
         budget = engine.tracker.budget
         free, region = (None, None) if budget is None else (budget.free, budget.budget)
-        with self._progress_of(usage, engine) as progress:
+        with self._present(usage, engine):
+            earlier = self._seen.get(engine.group) if name != STEADY else None
+            known = {card.index: card.used for card in earlier.cards} if earlier else {}
             cards = tuple(
-                CalibratedGpu(index=i, before=usage.before[i], used={name: used[i]}) for i in used
+                CalibratedGpu(
+                    index=i, before=usage.before[i], used={**known.get(i, {}), name: size}
+                )
+                for i, size in used.items()
             )
-            progress.add(Observation(group=engine.group, free=free, region=region, cards=cards))
+            self._seen[engine.group] = Observation(
+                group=engine.group, free=free, region=region, cards=cards
+            )
         most = max(used, key=lambda i: used[i])
         self._say(f"{engine.name}: {name}: GPU {most} has {format_bytes(used[most])} in use")
-
-
-# How far a calibration has come, on disk after every step; of one plan and one set of options.
-
-
-#: Bytes that others may hold more or less for readings of two starts to belong together.
-_MOVED: Final = 16 * MIB
-
-
-class _Pages(Struct, tag_field="schema", tag="turbofit.calibrating/1"):
-    """``texts`` are tokens beside the images of a worst request, by group."""
-
-    plan: Plan | None = None
-    seen: tuple[Observation, ...] = ()
-    texts: dict[int, int] = msgspec.field(default_factory=dict)
-
-
-class Progress:
-    """What was read so far for a model as it was asked for, on pretend GPUs apart.
-
-    ``options`` are the planner's keywords, and what else a run's result depends on.
-    """
-
-    def __init__(self, model: str, options: Options, *, pretend: bool) -> None:
-        key = json.dumps([model, sorted((k, str(v)) for k, v in options.items())])
-        room = "calibrating-pretend" if pretend else "calibrating"
-        self._file = StateFile(room, digest_of_parts(key), _Pages)
-        pages = self._file.read() or _Pages()
-        if pages.plan is not None and pages.plan.schema != PLAN_SCHEMA:
-            pages = _Pages()
-        self.plan, self.texts = pages.plan, dict(pages.texts)
-        self._seen = {one.group: one for one in pages.seen}
-        self._finished: set[int] = set()
-
-    @property
-    def seen(self) -> tuple[Observation, ...]:
-        """By group."""
-        return tuple(self._seen[group] for group in sorted(self._seen))
-
-    @property
-    def complete(self) -> bool:
-        """Whether every group of the plan has shown everything, and has started in this process.
-
-        An earlier process may have read while others had given memory back that they hold again
-        now, so that one start in this process is needed.
-        """
-        return self.plan is not None and len(self._finished) == len(self.plan.parallel.groups)
-
-    def begin(self, plan: Plan, before: Mapping[int, int]) -> None:
-        """A plan is launched; what was read of another one no longer counts.
-
-        What was read while others held another amount does not count either: the cache had another
-        size.
-        """
-        cards = [card for one in self._seen.values() for card in one.cards]
-        moved = any(
-            card.index not in before or abs(card.before - before[card.index]) > _MOVED
-            for card in cards
-        )
-        if self.plan is None or _kind(plan) != _kind(self.plan) or moved:
-            self._seen, self._finished, self.texts = {}, set(), {}
-            self.plan = plan
-        self._write()
-
-    def has(self, group: int, name: str) -> bool:
-        """Whether a step was read before."""
-        one = self._seen.get(group)
-        return one is not None and all(name in card.used for card in one.cards)
-
-    def add(self, more: Observation) -> None:
-        """Keep a reading, and those of an earlier start where both found and took the same.
-
-        Others may have given memory back while that was measured, and taken as much again since.
-        Under: they did so after its first reading.
-        """
-        one = self._seen.get(more.group)
-        if one is not None and _differs(one, more):
-            one = None
-            self._finished.discard(more.group)
-            self.texts.pop(more.group, None)
-        self._seen[more.group] = more if one is None else joined(one, more)
-        self._write()
-
-    def finish(self, group: int) -> None:
-        """All of a group's steps were read, now or before this process."""
-        self._finished.add(group)
-
-    def forget(self) -> bool:
-        """Drop it; whether there was anything."""
-        return self._file.forget()
-
-    def _write(self) -> None:
-        self._file.write(_Pages(plan=self.plan, seen=self.seen, texts=self.texts))
-
-
-def joined(one: Observation, more: Observation) -> Observation:
-    """Two readings of one group; the later one is counted with what others held at the first."""
-    cards = []
-    for card in one.cards:
-        other = next((c for c in more.cards if c.index == card.index), None)
-        moved = 0 if other is None else card.before - other.before
-        new = {} if other is None else {name: v + moved for name, v in other.used.items()}
-        cards.append(replace(card, used={**card.used, **new}))
-    free, region = one.free, one.region
-    if free is None and more.free is not None:
-        free, region = more.free, more.region
-    return replace(one, cards=tuple(cards), free=free, region=region)
-
-
-def _differs(one: Observation, more: Observation) -> bool:
-    """Whether two starts of one group found, or took, different amounts before any request."""
-    if one.free is not None and more.free is not None and abs(one.free - more.free) > 2 * _MOVED:
-        return True
-    taken = {
-        card.index: card.used[STEADY] - card.before for card in one.cards if STEADY in card.used
-    }
-    return any(
-        abs(card.used[STEADY] - card.before - taken[card.index]) > _MOVED
-        for card in more.cards
-        if STEADY in card.used and card.index in taken
-    )
-
-
-def _kind(plan: Plan) -> tuple[Any, ...]:
-    """What must be the same for readings to belong together."""
-    settings = [one.settings for one in plan.by_group] or plan.settings
-    return (plan.engine, settings, plan.limits, plan.parallel.groups, plan.model.parameters)

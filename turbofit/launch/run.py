@@ -15,6 +15,8 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from msgspec.structs import replace
+
 from turbofit.core.errors import (
     DoesNotFitError,
     LaunchError,
@@ -31,7 +33,7 @@ from turbofit.gateway.server import keep_large_blocks
 from turbofit.launch.engine.engine_log import EndedError
 from turbofit.launch.engine.environment import lmdeploy_if_needed, module_runner
 from turbofit.launch.engine.launches import Launch, free_ports, ratio_now
-from turbofit.launch.serve.download import WeightsFetcher
+from turbofit.launch.serve.download import fetched
 from turbofit.launch.serve.gpu_monitor import (
     GpuMonitor,
     any_lost,
@@ -73,9 +75,10 @@ if TYPE_CHECKING:
     from turbofit.gateway.routing.deny_list import DenyList
     from turbofit.gateway.routing.engines import Outage
     from turbofit.gateway.server import GatewayThread
+    from turbofit.launch.calibrate import Calibrator
     from turbofit.launch.engine.environment import Lmdeploy
     from turbofit.launch.engine.launches import SharedCards
-    from turbofit.launch.engine.supervised_engine import Examiner, SupervisedEngine
+    from turbofit.launch.engine.supervised_engine import SupervisedEngine
     from turbofit.launch.serve.config import ServeConfig
     from turbofit.launch.serve.ladder import Rung
     from turbofit.launch.serve.leases import Leases
@@ -115,7 +118,7 @@ class Run:
         on_tick: Callable[[], None] = lambda: None,
         on_death: Callable[[str], None] = lambda _: None,
         lmdeploy: Lmdeploy | None = None,
-        examiner: Examiner | None = None,
+        examiner: Calibrator | None = None,
         publish: Callable[[Gateway], PublicSide] | None = None,
         shared: SharedCards | None = None,
     ) -> None:
@@ -135,8 +138,6 @@ class Run:
         )  # fmt: skip
         #: Plans again with changes; None where the plan may not change.
         self.replan = None if config.plan is not None else self.planner.make
-        #: Brings a plan's weights onto this machine; None leaves that to LMDeploy.
-        self.fetch: Callable[[Plan], Plan] | None = None if config.pretend else WeightsFetcher(say)
         #: What is launched, and the changes that it was planned with.
         self.plan: Plan | None = None
         self.changes: Options = {}
@@ -446,8 +447,8 @@ class Start:
         run.public, checkpoint = None, self._plan.model.source.checkpoint
         if config.pretend:
             self._plan = localised(self._plan, run.folder / "model")
-        elif run.fetch is not None:
-            self._plan = run.fetch(self._plan)
+        else:
+            self._plan = replace(self._plan, model=fetched(self._plan.model, run.say))
             checkpoint = self._plan.model.source.checkpoint
         if config.gateway is not None:
             for doubt in unread_arguments(checkpoint, config.gateway.defaults.template):
@@ -560,8 +561,6 @@ class Start:
         run.on_open(urls)
 
     def _gateway(self, plan: Plan, urls: list[str]) -> PublicSide:
-        from msgspec.structs import replace
-
         from turbofit.gateway.http.accesslog import access_log
         from turbofit.gateway.routing.deny_file import deny_path
         from turbofit.gateway.server import GatewayThread, make_gateway

@@ -155,8 +155,6 @@ CHECKS: Final = (
     Check("host_memory", "host", ("install", "start"),
           "a server process takes about 4 GiB, pinned buffers and images come on top; when it runs"
           " out, the kernel kills the engine (exit code 137)", of="host", error=DoesNotFitError),
-    Check("locked_memory", "host", ("install",),
-          "NCCL over InfiniBand registers its buffers under this limit and fails below it"),
     Check("shared_memory", "host", ("install", "start"),
           "NCCL between GPUs without peer access, and Ray, exchange data through /dev/shm; Docker"
           " gives a container 64 MiB", of="host"),

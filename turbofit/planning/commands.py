@@ -10,7 +10,7 @@ import re
 from functools import cache
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 from msgspec.structs import replace
@@ -320,18 +320,13 @@ def read_map(text: str) -> dict[str, int | str]:
     """
     try:
         given = text if text.lstrip().startswith("{") else Path(text).read_text("utf-8")
-        data = msgspec.json.decode(given)
-    except (OSError, ValueError, RecursionError, msgspec.DecodeError) as exc:
+        data = msgspec.json.decode(given, type=dict[str, int | Literal["cpu", "disk"]])
+    except (OSError, ValueError, RecursionError) as exc:
         raise UsageError(
-            f"the device map cannot be read: {exc}", hint="give JSON, or a file that holds it"
+            f"the device map cannot be read: {exc}",
+            hint='write it as {"model.embed_tokens": 0, "model.layers.0-15": 0, ...}, or name a '
+            "file that holds it",
         ) from None
-    if not isinstance(data, dict) or not all(
-        isinstance(where, int) or where in ("cpu", "disk") for where in data.values()
-    ):
-        raise UsageError(
-            "the device map is no object of modules and devices",
-            hint='write it as {"model.embed_tokens": 0, "model.layers.0-15": 0, ...}',
-        )
     made: dict[str, int | str] = {}
     for name, where in data.items():
         match = _RUN.fullmatch(name)

@@ -54,7 +54,7 @@ def main() -> int:
                 on_open=lambda urls: say("OPEN " + " ".join(urls)),
                 lmdeploy=Lmdeploy("none", ("never-run",)),
             )
-            run.plan, run.fetch = plan, None
+            run.plan = plan
             run.begin(folder)
             say(f"ended {run.follow(stop).name}")
     except TurbofitError as exc:

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal
 
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.rehearsal import End, EndKind
@@ -28,25 +28,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from turbofit.core.plan import Plan
+    from turbofit.launch.calibrate import Calibrator
     from turbofit.launch.engine.launches import Launch
     from turbofit.launch.engine.pretended import PretendReader
-    from turbofit.launch.engine.worst_requests import ProbeRequest
-
-
-class Examiner(Protocol):
-    """Looks closer at engines than their readiness needs."""
-
-    def begin(self, plan: Plan) -> None:
-        """The engines of this plan are about to be started."""
-
-    def examine(
-        self, engine: SupervisedEngine, model: str, ask: Callable[[ProbeRequest], int]
-    ) -> None:
-        """One of them is up: ask it, in a thread of its own, before it counts as ready.
-
-        Raises:
-            LaunchError: it does not answer as it should.
-        """
 
 
 _LOG: Final = LazyLogger(__name__)
@@ -74,7 +58,7 @@ class SupervisedEngine:
         check: bool,
         timing: Timing,
         name: str,
-        examiner: Examiner | None = None,
+        examiner: Calibrator | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._examiner, self._clock = examiner, clock
@@ -87,6 +71,8 @@ class SupervisedEngine:
         self.phases: list[tuple[str, float]] = []
         self.again_at = 0.0
         self.was_ready = False
+        #: Clients can reach it once it is ready.
+        self.opened = False
         self.process: EngineProcess | None = None
         #: What its start does on pretend GPUs; None on real ones.
         self.pretended: PretendReader | None = None
@@ -245,7 +231,8 @@ class SupervisedEngine:
             if probe.ready.is_set():
                 self.tracker.phase = "ready"
                 self.state, self.was_ready = "ready", True
-                self._tell("phase: ready")
+                if self.opened:
+                    self._tell("phase: ready")
             elif probe.checks and probe.healthy.is_set() and self.tracker.phase != "check":
                 self.tracker.phase = "check"
                 self._tell("phase: check (worst-case requests)")

@@ -279,27 +279,23 @@ def stop_server(server: LiveRun, seconds: float) -> None:
     pid = server.record.pid
     try:
         watched = os.pidfd_open(pid)
+        try:
+            if start_time(pid) != server.record.pid_started:
+                return  # another process has its number by now
+            signal.pidfd_send_signal(watched, signal.SIGTERM)
+            # The descriptor of a process can be read once the process has ended.
+            ended, _, _ = select.select([watched], [], [], seconds)
+        finally:
+            os.close(watched)
+        why = "" if ended else f"it still ends after {seconds:.0f} s"
     except ProcessLookupError:
         return
     except OSError as exc:
-        raise _not_stopped(server, exc.strerror or str(exc)) from None
-    try:
-        if start_time(pid) != server.record.pid_started:
-            return  # another process has its number by now
-        signal.pidfd_send_signal(watched, signal.SIGTERM)
-        # The descriptor of a process can be read once the process has ended.
-        if not select.select([watched], [], [], seconds)[0]:
-            raise _not_stopped(server, f"it still ends after {seconds:.0f} s")
-    except OSError as exc:
-        raise _not_stopped(server, exc.strerror or str(exc)) from None
-    finally:
-        os.close(watched)
-
-
-def _not_stopped(server: LiveRun, why: str) -> LaunchError:
-    return LaunchError(
-        f"{server.name} is not stopped: {why}", hint=f"turbofit logs {server.name} says more"
-    )
+        why = exc.strerror or str(exc)
+    if why:
+        raise LaunchError(
+            f"{server.name} is not stopped: {why}", hint=f"turbofit logs {server.name} says more"
+        )
 
 
 # Documents in the state folder without which a command goes on all the same.

@@ -6,6 +6,7 @@ import math
 import time
 from dataclasses import KW_ONLY, dataclass
 from datetime import datetime, timezone
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from msgspec.structs import replace
@@ -18,7 +19,7 @@ from turbofit.core.units import format_duration
 from turbofit.core.version import __version__
 from turbofit.launch.run import Run
 from turbofit.launch.serve.runs import StateFile, waiting_words
-from turbofit.launch.tune.runner import TrialEnd, TrialRunner, figures_of
+from turbofit.launch.tune.runner import TrialEnd, figures_of, run_trial
 from turbofit.launch.tune.search import TrialSearch, meets
 from turbofit.launch.tune.space import choices, mean_request, smaller_limit
 from turbofit.memory.calibrated import identity
@@ -112,7 +113,7 @@ def tune_model(
     )
     tuner = Tuner(
         found, load, Journal(key, pretend=wanted.apart),
-        run.planner.make, TrialRunner(config, run.lmdeploy, leases, say).run, say,
+        run.planner.make, partial(run_trial, run), say,
         at_once=at_once, blank=blank, starts=wanted.starts,
         seconds=wanted.seconds - (time.monotonic() - wanted.began),
         earlier=next((one for one in before if one.lmdeploy != lmdeploy), None),

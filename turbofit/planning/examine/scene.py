@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from turbofit.core.process.ports import open_files, port_problem
-from turbofit.core.struct import NA, NaType
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -198,16 +197,6 @@ class Sources:
         except (OSError, subprocess.SubprocessError):
             texts = map(self.text, ("var/log/kern.log", "var/log/messages"))
             return next((text[-_LOG_TAIL:] for text in texts if text is not None), None)
-
-    def locked_memory(self) -> int | NaType | None:
-        """The limit of locked memory in bytes, None for no limit."""
-        import resource  # Windows has none
-
-        try:
-            soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-        except (OSError, ValueError):
-            return NA
-        return None if soft == resource.RLIM_INFINITY else soft
 
     def address_space(self) -> int | None:
         """The limit of virtual memory in bytes, None for no limit."""
