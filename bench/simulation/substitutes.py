@@ -33,7 +33,7 @@ from bench.simulation.scheduler import Event
 from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Remedy
 from turbofit.core.process import files
-from turbofit.launch.engine.environment import Lmdeploy
+from turbofit.launch.engine.launches import Lmdeploy
 from turbofit.launch.engine.supervised_engine import SupervisedEngine
 from turbofit.launch.serve import planner
 from turbofit.launch.serve.gpu_monitor import GpuMonitor

@@ -17,7 +17,7 @@ from turbofit.core.plan import Plan
 from turbofit.gateway.config import GatewayConfig
 from turbofit.launch import run as run_module
 from turbofit.launch.engine.engine_client import Timing
-from turbofit.launch.engine.environment import Lmdeploy
+from turbofit.launch.engine.launches import Lmdeploy
 from turbofit.launch.run import Run
 from turbofit.launch.serve.config import ServeConfig
 from turbofit.launch.serve.ladder import recall

@@ -31,8 +31,13 @@ from turbofit.core.run_report import EngineRecord, RunMoment
 from turbofit.gateway.limits.defaults import unread_arguments
 from turbofit.gateway.server import keep_large_blocks
 from turbofit.launch.engine.engine_log import EndedError
-from turbofit.launch.engine.environment import lmdeploy_if_needed, module_runner
-from turbofit.launch.engine.launches import Launch, free_ports, ratio_now
+from turbofit.launch.engine.launches import (
+    Launch,
+    free_ports,
+    lmdeploy_if_needed,
+    module_runner,
+    ratio_now,
+)
 from turbofit.launch.serve.download import fetched
 from turbofit.launch.serve.gpu_monitor import (
     GpuMonitor,
@@ -76,8 +81,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.routing.engines import Outage
     from turbofit.gateway.server import GatewayThread
     from turbofit.launch.calibrate import Calibrator
-    from turbofit.launch.engine.environment import Lmdeploy
-    from turbofit.launch.engine.launches import SharedCards
+    from turbofit.launch.engine.launches import Lmdeploy, SharedCards
     from turbofit.launch.engine.supervised_engine import SupervisedEngine
     from turbofit.launch.serve.config import ServeConfig
     from turbofit.launch.serve.ladder import Rung

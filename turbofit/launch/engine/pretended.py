@@ -15,8 +15,7 @@ from msgspec.structs import replace
 from turbofit.core.rehearsal import End
 from turbofit.core.struct import Struct
 from turbofit.core.units import round_up
-from turbofit.launch.engine.environment import module_runner
-from turbofit.launch.engine.launches import Launch, StartCommand
+from turbofit.launch.engine.launches import Launch, StartCommand, module_runner
 from turbofit.planning.commands import module_of
 
 if TYPE_CHECKING:

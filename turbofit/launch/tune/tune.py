@@ -99,7 +99,11 @@ def tune_model(
         "slo": wanted.slo,
     }
     lmdeploy = run.lmdeploy.version
-    before = _tuned_before(facts, pretend=wanted.apart)
+    before = [
+        one
+        for one in recall_tuned(pretend=wanted.apart)
+        if all(getattr(one, name) == value for name, value in facts.items())
+    ]
     known = next((one for one in before if one.lmdeploy == lmdeploy), None)
     if known is not None and not wanted.again:
         say("tuned before: --again tries again, --forget drops it")
@@ -133,15 +137,6 @@ def tune_model(
         return result
     tuner.journal.forget()
     return result
-
-
-def _tuned_before(facts: Options, *, pretend: bool) -> list[Tuning]:
-    """What is kept of this model, promise and load on these cards, of any LMDeploy."""
-    return [
-        one
-        for one in recall_tuned(pretend=pretend)
-        if all(getattr(one, name) == value for name, value in facts.items())
-    ]
 
 
 def _choices(
