@@ -307,7 +307,7 @@ class Calibrator:
         return len(self._finished) == groups
 
     def begin(self, plan: Plan) -> None:
-        """The engines of this plan are about to be started: what others showed does not count."""
+        """See `Examiner`; what engines of other plans showed does not count."""
         with self._lock:
             self.end()
             self.usage, self._seen, self._finished = self._usage_of(plan), {}, set()
@@ -319,11 +319,7 @@ class Calibrator:
     def examine(
         self, engine: SupervisedEngine, model: str, ask: Callable[[ProbeRequest], int]
     ) -> None:
-        """One of them is up: ask it, in a thread of its own, before it counts as ready.
-
-        Raises:
-            LaunchError: it does not answer as it should.
-        """
+        """See `Examiner`."""
         assert self.usage is not None
         try:
             self._examine(self.usage, engine, model, ask)

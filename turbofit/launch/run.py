@@ -80,9 +80,8 @@ if TYPE_CHECKING:
     from turbofit.gateway.routing.deny_list import DenyList
     from turbofit.gateway.routing.engines import Outage
     from turbofit.gateway.server import GatewayThread
-    from turbofit.launch.calibrate import Calibrator
     from turbofit.launch.engine.launches import Lmdeploy, SharedCards
-    from turbofit.launch.engine.supervised_engine import SupervisedEngine
+    from turbofit.launch.engine.supervised_engine import Examiner, SupervisedEngine
     from turbofit.launch.serve.config import ServeConfig
     from turbofit.launch.serve.ladder import Rung
     from turbofit.launch.serve.leases import Leases
@@ -122,7 +121,7 @@ class Run:
         on_tick: Callable[[], None] = lambda: None,
         on_death: Callable[[str], None] = lambda _: None,
         lmdeploy: Lmdeploy | None = None,
-        examiner: Calibrator | None = None,
+        examiner: Examiner | None = None,
         publish: Callable[[Gateway], PublicSide] | None = None,
         shared: SharedCards | None = None,
     ) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from turbofit.core.errors import DoesNotFitError, LaunchError, MachineError, PackageError
 from turbofit.core.struct import NA, Struct
 from turbofit.core.version import REFERENCE
-from turbofit.planning.examine.scene import Answer, Scene, Sources, State, When, unreadable
+from turbofit.planning.examine.scene import Answer, Health, Scene, Sources, State, When, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from turbofit.core.machine import Machine
     from turbofit.core.model import Model
     from turbofit.core.plan import Plan
-    from turbofit.planning.examine.cards import Health
 
 DOCTOR_SCHEMA: Final = "turbofit.doctor/1"
 _STOPS: Final = 3

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.rehearsal import End, EndKind
@@ -28,9 +28,25 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from turbofit.core.plan import Plan
-    from turbofit.launch.calibrate import Calibrator
     from turbofit.launch.engine.launches import Launch
     from turbofit.launch.engine.pretended import PretendReader
+    from turbofit.launch.engine.worst_requests import ProbeRequest
+
+
+class Examiner(Protocol):
+    """Looks closer at engines than their readiness needs."""
+
+    def begin(self, plan: Plan) -> None:
+        """The engines of this plan are about to be started."""
+
+    def examine(
+        self, engine: SupervisedEngine, model: str, ask: Callable[[ProbeRequest], int]
+    ) -> None:
+        """One of them is up: ask it, in a thread of its own, before it counts as ready.
+
+        Raises:
+            LaunchError: it does not answer as it should.
+        """
 
 
 _LOG: Final = LazyLogger(__name__)
@@ -58,7 +74,7 @@ class SupervisedEngine:
         check: bool,
         timing: Timing,
         name: str,
-        examiner: Calibrator | None = None,
+        examiner: Examiner | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._examiner, self._clock = examiner, clock

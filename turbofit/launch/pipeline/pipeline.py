@@ -80,17 +80,10 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
         )
     planning = with_draft(planning, speculative_config)
     with ExitStack() as failed:
-        leases = None
-        if planning.get("on") is None and os.name != "nt":  # Windows serves nothing
-            from turbofit.launch.serve.leases import Leases
-
-            leases = Leases()
+        leases = _leases() if planning.get("on") is None else None
+        if leases is not None:
             failed.callback(leases.close)
-        engine = engine_of(backend_config, planning.pop("engine", "auto"))
-        planning = with_config(planning, backend_config, engine)
-        request = PlanRequest.of(
-            model=_pretended(model_path), replicas=1, engine=engine, **planning
-        )
+        request = _request(_pretended(model_path), backend_config, planning)
         try:
             plan = _planned(request, leases)
         except NoGpuError as exc:
@@ -134,6 +127,22 @@ def _pretended(model_path: str) -> str:
     if twin is None or find_preset(model_path) != find_preset(Path(twin).name):
         return model_path
     return twin
+
+
+def _leases() -> Leases | None:
+    """What the turbofits of this machine reserve; None on Windows, where none serves."""
+    if os.name == "nt":
+        return None
+    from turbofit.launch.serve.leases import Leases
+
+    return Leases()
+
+
+def _request(model_path: str, backend_config: Any, planning: dict[str, Any]) -> PlanRequest:
+    """One engine under the config's own settings."""
+    engine = engine_of(backend_config, planning.pop("engine", "auto"))
+    planning = with_config(planning, backend_config, engine)
+    return PlanRequest.of(model=model_path, replicas=1, engine=engine, **planning)
 
 
 def _planned(request: PlanRequest, leases: Leases | None) -> Plan:
@@ -277,7 +286,7 @@ def with_config(planning: Options, config: Any, engine: str) -> Options:
         warnings.warn(
             f"{', '.join(unplanned)} of backend_config may change memory: the plan does not count "
             "it",
-            stacklevel=4,
+            stacklevel=5,
         )
     return out
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import Plan
     from turbofit.core.rehearsal import End
-    from turbofit.launch.calibrate import Calibrator
     from turbofit.launch.engine.launches import Launch
+    from turbofit.launch.engine.supervised_engine import Examiner
 
 #: Before it is killed, an engine that was asked to end has this long beside the drain.
 _LAST_SECONDS: Final = 10.0
@@ -137,7 +137,7 @@ class Supervisor:
         on_end: Callable[[SupervisedEngine, End], None] = lambda _engine, _ending: None,
         on_rest: Callable[[Outage | None], None] = lambda _outage: None,
         clock: Callable[[], float] = time.monotonic,
-        examiner: Calibrator | None = None,
+        examiner: Examiner | None = None,
         explained: Callable[[int, float], int] = lambda _index, _seconds: 0,
     ) -> None:
         self._explained, self._on_rest, self._clock = explained, on_rest, clock

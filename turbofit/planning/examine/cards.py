@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import re
 from itertools import combinations
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import MachineError, UsageError
 from turbofit.core.messages import indices, plural
-from turbofit.core.struct import NA, NaType, Struct
+from turbofit.core.struct import NA, NaType
 from turbofit.core.units import GIB, MIB, format_bytes
 from turbofit.machine.nvml import GpuLostError, Nvml, answered
-from turbofit.planning.examine.scene import Answer, Scene, Sources, ok, stops, unreadable, warning
+from turbofit.planning.examine.scene import (
+    ABSENT,
+    Answer,
+    Health,
+    Scene,
+    Sources,
+    ok,
+    stops,
+    unreadable,
+    warning,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -376,32 +386,8 @@ def _pairs(pairs: Sequence[tuple[int, int]]) -> str:
 # What NVML says of a GPU's condition, beside what planning needs.
 
 
-#: The GPU says that it has no such thing.
-ABSENT: Final = "absent"
-Absent = Literal["absent"]
-
 _UNCORRECTED: Final = 1
 _VOLATILE: Final = 0
-
-
-class Health(Struct):
-    """One GPU now. ``idle``: a power state at which links slow down on purpose.
-
-    ``slow`` are the bits of NVML's clock event reasons; ``rows_*`` tell of memory rows that wait
-    to be, or could not be, remapped.
-    """
-
-    index: int
-    pcie_generation: int | NaType = NA
-    pcie_width: int | NaType = NA
-    idle: bool | NaType = NA
-    persistence: bool | NaType = NA
-    ecc: bool | NaType | Absent = NA
-    uncorrected: int | NaType | Absent = NA
-    rows_pending: bool | NaType | Absent = NA
-    rows_failed: bool | NaType | Absent = NA
-    slow: int | NaType = NA
-    temperature: int | NaType = NA
 
 
 #: From this power state on the GPU saves power.

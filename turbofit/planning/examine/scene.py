@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from turbofit.core.process.ports import open_files, port_problem
+from turbofit.core.struct import NA, NaType, Struct
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from turbofit.core.model import Model
     from turbofit.core.plan import Plan
     from turbofit.kernels.census import Census
-    from turbofit.planning.examine.cards import Health
 
 State = Literal["ok", "warning", "stops", "unreadable"]
 #: `doctor`; a plan's warnings; a run before it takes anything; under the lock of the leases, beside
@@ -51,6 +51,31 @@ warning: Final = partial(Answer, "warning")
 stops: Final = partial(Answer, "stops")
 #: Nobody knows.
 unreadable: Final = partial(Answer, "unreadable")
+
+
+#: The GPU says that it has no such thing.
+ABSENT: Final = "absent"
+Absent = Literal["absent"]
+
+
+class Health(Struct):
+    """One GPU now. ``idle``: a power state at which links slow down on purpose.
+
+    ``slow`` are the bits of NVML's clock event reasons; ``rows_*`` tell of memory rows that wait
+    to be, or could not be, remapped.
+    """
+
+    index: int
+    pcie_generation: int | NaType = NA
+    pcie_width: int | NaType = NA
+    idle: bool | NaType = NA
+    persistence: bool | NaType = NA
+    ecc: bool | NaType | Absent = NA
+    uncorrected: int | NaType | Absent = NA
+    rows_pending: bool | NaType | Absent = NA
+    rows_failed: bool | NaType | Absent = NA
+    slow: int | NaType = NA
+    temperature: int | NaType = NA
 
 
 class Scene(NamedTuple):
