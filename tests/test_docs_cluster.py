@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from turbofit.cli.main import main
-from turbofit.launch.serve.detached import LEASE_SECONDS
+from turbofit.launch.serve.runs import LEASE_SECONDS
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "cluster.md").read_text()

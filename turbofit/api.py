@@ -88,7 +88,7 @@ def plan_cluster(model: str | Model | PlanRequest, cluster: Cluster, **options: 
     Raises:
         TurbofitError: as `plan`, where it is so on every node.
     """
-    from turbofit.planning.cluster import plan_cluster as plan_nodes
+    from turbofit.planning.plan import plan_cluster as plan_nodes
 
     return plan_nodes(_request(PlanRequest, model, options), cluster)
 

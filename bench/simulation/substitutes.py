@@ -33,7 +33,7 @@ from bench.simulation.scheduler import Event
 from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Remedy
 from turbofit.core.process import files
-from turbofit.launch.engine.environment import Lmdeploy
+from turbofit.launch.engine.launches import Lmdeploy
 from turbofit.launch.engine.supervised_engine import SupervisedEngine
 from turbofit.launch.serve import planner
 from turbofit.launch.serve.gpu_monitor import GpuMonitor
@@ -397,8 +397,6 @@ def _replacements(one: World) -> dict[str, Any]:
         "turbofit.machine.nvml_machine.ask_driver": _ask_driver,
         f"{_SERVE}.gpu_monitor._heat": lambda _: [],
         f"{_ENGINE}.kernel.host_kills": lambda: machine.host_kills,
-        f"{_ENGINE}.kernel.driver_errors": lambda _: (),
-        f"{_ENGINE}.kernel.uptime": clock.monotonic,
         "turbofit.core.process.locks.time": clock,
         "turbofit.gateway.routing.deny_file.os": LeaseOs(),
         "turbofit.gateway.routing.deny_file.secrets": one.secrets,
@@ -419,7 +417,7 @@ def _replacements(one: World) -> dict[str, Any]:
         f"{_ENGINE}.engine_client._PAUSE": 300.0,
         # What is installed, and what people are told.
         "turbofit.launch.run.lmdeploy_if_needed": lambda _: (_LMDEPLOY, None),
-        "turbofit.launch.run.WeightsFetcher": lambda _: lambda plan: plan,
+        "turbofit.launch.run.fetched": lambda model, _: model,
         "importlib.metadata.version": _version,
         "importlib.util.find_spec": _found_module,
         "turbofit.cli.terminal.output.note": lambda text: one.trace(f"says {text}"),

@@ -234,7 +234,7 @@ def test_another_lmdeploy_doubles_the_margin(
 ) -> None:
     from types import SimpleNamespace
 
-    from turbofit.launch.engine import environment
+    from turbofit.launch.engine import launches as environment
     from turbofit.launch.serve import planner
 
     monkeypatch.setattr(

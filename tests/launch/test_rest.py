@@ -211,11 +211,10 @@ def test_while_one_engine_serves_nothing_rests(tmp_path: Path, port: int) -> Non
 def test_what_never_served_does_not_rest(tmp_path: Path, port: int) -> None:
     """Nobody listens yet who could tell clients of it."""
     one = Supervised(tmp_path, port)
+    fail = STANDIN / "no_such_file.py"
     for engine in one.server.engines:
         engine.was_ready = True  # so that each end counts as passing
-    fail = STANDIN / "no_such_file.py"
-    for launch in one.server._launches:
-        launch.runner = (sys.executable, str(fail))
+        engine._launch.runner = (sys.executable, str(fail))
 
     def look() -> bool:
         one.ended_again()

@@ -9,7 +9,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.units import parse_bytes
 from turbofit.machine.snapshot import check_possible
 from turbofit.machine.spec import MAX_GPUS, parse_spec
-from turbofit.planning.fallback_command import read_map
+from turbofit.planning.commands import read_map
 from turbofit.planning.request import PlanRequest
 
 OPTIONS = ("image_size", "margin", "budget", "context", "tp", "replicas", "gpus", "images")

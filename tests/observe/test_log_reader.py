@@ -35,7 +35,7 @@ PREFIX = "[TM][INFO][1120.08:30:01.123456][turbomind.cc:305] "
             "[TM][INFO][1120.08:30:01.123456][scheduler.cc:1186] out of memory at 0/1",
             log.Backpressure(cause="memory", at=0, of=1),
         ),
-        # As `launch.engine.logfile` hands it on, without its time.
+        # As `launch.engine.process` hands it on, without its time.
         (
             "[TM][INFO][scheduler.cc:1186] out of memory at 0/1",
             log.Backpressure(cause="memory", at=0, of=1),

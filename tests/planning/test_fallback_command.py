@@ -8,7 +8,7 @@ import pytest
 
 from tests.launch.fallback.support import tiny_map, tiny_qwen2_vl
 from turbofit.core.errors import UsageError
-from turbofit.planning.fallback_command import folded, read_map
+from turbofit.planning.commands import folded, read_map
 
 
 def test_runs_of_layers_are_folded(tmp_path):

@@ -14,8 +14,7 @@ from turbofit.machine.source import machine_from
 from turbofit.model.presets import known_presets, preset_model
 from turbofit.planning.request import WhichRequest
 from turbofit.planning.resolve import resolve
-from turbofit.planning.serving import far_too_large, serving
-from turbofit.planning.which import COUNTS, blank_line
+from turbofit.planning.which import COUNTS, blank_line, far_too_large, serving
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ from turbofit.core.errors import UsageError
 from turbofit.core.presets import load_yaml
 from turbofit.core.struct import decode
 from turbofit.kernels.census import Census
-from turbofit.launch.calibrate.calibrator import Progress
 from turbofit.launch.cluster.nodes import cluster_from
 from turbofit.launch.serve import ladder
 from turbofit.launch.serve.leases import Leases
@@ -70,16 +69,11 @@ def lease(path: Path) -> None:
         pass
 
 
-def progress(path: Path) -> None:
-    moved(path, Progress("m", {}, pretend=False)._file._path(make=True))
-    assert isinstance(Progress("m", {}, pretend=False).complete, bool)
-
-
 #: By the first byte.
 READERS = (
     shown, run, load_snapshot, lambda path: cluster_from(str(path)),
     lambda path: ClusterPlan.from_json(path.read_bytes()), census, calibration, learned, lease,
-    progress, load_yaml,
+    load_yaml,
 )  # fmt: skip
 
 

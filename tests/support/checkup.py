@@ -22,7 +22,6 @@ from tests.support.nvml import (
     nvml_library,
 )
 from turbofit.core.machine import Host, Machine
-from turbofit.core.struct import NaType
 from turbofit.core.units import GIB
 from turbofit.kernels.census import Census
 from turbofit.kernels.released import released
@@ -61,7 +60,6 @@ class Healthy(Sources):
         ]  # fmt: skip
         self.built: list[str] | None = ["sm_75", "sm_80", "sm_86", "sm_90", "compute_120"]
         self.log: str | None = "nothing of note"
-        self.locked: int | NaType | None = None
         self.disk: tuple[int, bool] | None = (500 * GIB, True)
         self.port: str | None = None
         self.census: Census | None = released((0, 18, 0))
@@ -95,9 +93,6 @@ class Healthy(Sources):
 
     def kernel_log(self) -> str | None:
         return self.log
-
-    def locked_memory(self) -> int | NaType | None:
-        return self.locked
 
     def disk_free(self, path: str) -> tuple[int, bool] | None:
         return self.disk

@@ -15,8 +15,9 @@ from typing import Any
 from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Plan
 from turbofit.gateway.config import GatewayConfig
+from turbofit.launch import run as run_module
 from turbofit.launch.engine.engine_client import Timing
-from turbofit.launch.engine.environment import Lmdeploy
+from turbofit.launch.engine.launches import Lmdeploy
 from turbofit.launch.run import Run
 from turbofit.launch.serve.config import ServeConfig
 from turbofit.launch.serve.ladder import recall
@@ -68,7 +69,7 @@ def run(stop: StopSignal, leases: Leases) -> str:
     )
     one.plan, one.changes, one.fixed = plan, changes, fixed
     one.replan = None if given.get("replan") == "none" else replan
-    one.fetch = None
+    vars(run_module)["fetched"] = lambda model, _: model  # nothing is downloaded
     one.begin()
     return one.follow(stop).name
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from turbofit.diagnose.rules.causes import told_figures
 from turbofit.diagnose.subject import FactCollector
-from turbofit.launch.engine.logfile import repeats
+from turbofit.launch.engine.process import repeats
 from turbofit.observe.log_events import (
     Backpressure,
     CacheBudget,

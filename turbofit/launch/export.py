@@ -22,7 +22,7 @@ from turbofit.planning.serve_command import is_prediction, request_of
 from turbofit.planning.tuned import pinned
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from turbofit.core.plan import Plan
 
@@ -119,7 +119,11 @@ def service_of(
         shm=_shm(plan),
         port=port,
         hub_cache=None if cache is None else str(cache),
-        folders=tuple(_folders(request)),
+        folders=tuple(
+            name
+            for name in (request.model, request.speculative_draft_model)
+            if isinstance(name, str) and os.path.isabs(name)
+        ),
         stop=math.ceil(drain) + _AFTER_DRAIN,
     )
 
@@ -161,13 +165,6 @@ def _hub_cache(plan: Plan) -> PurePath | None:
         return None
     snapshot = PurePath(source.checkpoint)
     return snapshot.parents[2] if snapshot.parent.name == "snapshots" else None
-
-
-def _folders(request: PlanRequest) -> Iterator[str]:
-    """What the command names of this machine's files."""
-    for name in (request.model, request.speculative_draft_model):
-        if isinstance(name, str) and os.path.isabs(name):
-            yield name
 
 
 def _promised_context(plan: Plan) -> int | None:

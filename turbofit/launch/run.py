@@ -15,6 +15,8 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from msgspec.structs import replace
+
 from turbofit.core.errors import (
     DoesNotFitError,
     LaunchError,
@@ -29,9 +31,14 @@ from turbofit.core.run_report import EngineRecord, RunMoment
 from turbofit.gateway.limits.defaults import unread_arguments
 from turbofit.gateway.server import keep_large_blocks
 from turbofit.launch.engine.engine_log import EndedError
-from turbofit.launch.engine.environment import lmdeploy_if_needed, module_runner
-from turbofit.launch.engine.launches import Launch, free_ports, ratio_now
-from turbofit.launch.serve.download import WeightsFetcher
+from turbofit.launch.engine.launches import (
+    Launch,
+    free_ports,
+    lmdeploy_if_needed,
+    module_runner,
+    ratio_now,
+)
+from turbofit.launch.serve.download import fetched
 from turbofit.launch.serve.gpu_monitor import (
     GpuMonitor,
     any_lost,
@@ -73,8 +80,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.routing.deny_list import DenyList
     from turbofit.gateway.routing.engines import Outage
     from turbofit.gateway.server import GatewayThread
-    from turbofit.launch.engine.environment import Lmdeploy
-    from turbofit.launch.engine.launches import SharedCards
+    from turbofit.launch.engine.launches import Lmdeploy, SharedCards
     from turbofit.launch.engine.supervised_engine import Examiner, SupervisedEngine
     from turbofit.launch.serve.config import ServeConfig
     from turbofit.launch.serve.ladder import Rung
@@ -135,8 +141,6 @@ class Run:
         )  # fmt: skip
         #: Plans again with changes; None where the plan may not change.
         self.replan = None if config.plan is not None else self.planner.make
-        #: Brings a plan's weights onto this machine; None leaves that to LMDeploy.
-        self.fetch: Callable[[Plan], Plan] | None = None if config.pretend else WeightsFetcher(say)
         #: What is launched, and the changes that it was planned with.
         self.plan: Plan | None = None
         self.changes: Options = {}
@@ -166,7 +170,7 @@ class Run:
         if self.plan is not None and self.again():
             return self.plan
         self.choose()
-        plan = self.settle()
+        plan = self.refuse()
         self._say(plan.verdict)
         for warning in (*plan.warnings, *self._doubts()):
             self._say(f"warning: {warning}")
@@ -181,18 +185,6 @@ class Run:
             self.planner.take(plan)
         self.plan = plan
         return plan
-
-    def settle(self) -> Plan:
-        """The last look before the launch: the plan, or another one where the machine changed.
-
-        Raises:
-            TurbofitError: it would not serve.
-        """
-        assert self.plan is not None
-        if self.plan.fits:
-            changes = None if self.config.plan is not None else self.changes
-            self.plan = self.planner.settle(self.plan, changes)
-        return self.refuse()
 
     def refuse(self) -> Plan:
         """Return the plan if it would serve.
@@ -458,8 +450,8 @@ class Start:
         run.public, checkpoint = None, self._plan.model.source.checkpoint
         if config.pretend:
             self._plan = localised(self._plan, run.folder / "model")
-        elif run.fetch is not None:
-            self._plan = run.fetch(self._plan)
+        else:
+            self._plan = replace(self._plan, model=fetched(self._plan.model, run.say))
             checkpoint = self._plan.model.source.checkpoint
         if config.gateway is not None:
             for doubt in unread_arguments(checkpoint, config.gateway.defaults.template):
@@ -572,8 +564,6 @@ class Start:
         run.on_open(urls)
 
     def _gateway(self, plan: Plan, urls: list[str]) -> PublicSide:
-        from msgspec.structs import replace
-
         from turbofit.gateway.http.accesslog import access_log
         from turbofit.gateway.routing.deny_file import deny_path
         from turbofit.gateway.server import GatewayThread, make_gateway

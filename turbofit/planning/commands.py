@@ -5,9 +5,14 @@ LMDeploy's engines are started by ``lmdeploy serve api_server``, Transformers by
 
 from __future__ import annotations
 
+import json
+import re
 from functools import cache
-from typing import TYPE_CHECKING, Final
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
 
+import msgspec
 from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
@@ -18,7 +23,7 @@ from turbofit.core.struct import Struct
 from turbofit.memory import versions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from turbofit.core.machine import Machine
     from turbofit.core.model import Model
@@ -84,11 +89,7 @@ def _commands(plan: Plan, ports: Sequence[int], more: Sequence[str]) -> tuple[Co
 
 def module_of(engine: PlannedEngine) -> str:
     """What ``python -m`` runs for the first word of an engine's command."""
-    if engine.of_lmdeploy:
-        return "lmdeploy"
-    from turbofit.planning.fallback_command import MODULE
-
-    return MODULE
+    return "lmdeploy" if engine.of_lmdeploy else FALLBACK_MODULE
 
 
 def refuse_options(engine: PlannedEngine, options: Sequence[str]) -> None:
@@ -126,9 +127,9 @@ def ratio(value: float) -> str:
 def _engine_environment(plan: Plan) -> dict[str, str]:
     """What the engine needs to be told by its environment."""
     if not plan.engine.of_lmdeploy:
-        from turbofit.planning.fallback_command import ENVIRONMENT
-
-        return ENVIRONMENT
+        # Torch grows its segments in place: without it the cache, which grows by a token at a time,
+        # and the loader leave holes.
+        return {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
     if not plan.engine.on_torch:
         # LMDeploy's own INFO prints prompts; TurboMind's does not.
         env = {"TM_LOG_LEVEL": "INFO"}
@@ -143,9 +144,7 @@ def _engine_environment(plan: Plan) -> dict[str, str]:
 def _arguments(plan: Plan, host: str, port: int) -> tuple[str, ...]:
     path = model_path(plan.model)
     if not plan.engine.of_lmdeploy:
-        from turbofit.planning.fallback_command import arguments
-
-        return arguments(plan, path, host, port)
+        return _fallback_arguments(plan, path, host, port)
     argv = ["lmdeploy", "serve", "api_server", path, *_options(plan)]
     argv += ["--server-name", host, "--server-port", str(port), "--log-level", "WARNING"]
     if not versions.is_legacy(plan.engine.version):
@@ -259,3 +258,86 @@ def came_later(option: Sequence[str], version: str) -> str | None:
 def _releases() -> _Releases:
     path = preset_path("engines", "option-releases")
     return converted(load_yaml(path), _Releases, path)
+
+
+# The planned device map, and the command line of turbofit's server for Transformers.
+
+
+#: What is run, with ``python -m``.
+FALLBACK_MODULE: Final = "turbofit.launch.fallback.server"
+
+
+def _fallback_arguments(plan: Plan, path: str, host: str, port: int) -> tuple[str, ...]:
+    """The words of Transformers' server.
+
+    Raises:
+        UsageError: the plan has no device map.
+    """
+    if plan.device_map is None:
+        raise UsageError(
+            "the plan has no device map, without which the fallback engine loads nothing",
+            hint="plan with --engine transformers",
+        )
+    model, settings = plan.model, plan.settings
+    return (
+        "turbofit-fallback",
+        "--model", path,
+        "--served-name", model.hub_id or model.name,
+        "--device-map", folded(plan.device_map),
+        "--dtype", settings.dtype,
+        "--session-len", str(settings.session_len),
+        "--max-images", str(plan.limits.most_images(model.image_rule)),
+        "--host", host,
+        "--port", str(port),
+    )  # fmt: skip
+
+
+_LAYER: Final = re.compile(r"(.+\.layers)\.(\d+)")
+_RUN: Final = re.compile(r"(.+\.layers)\.(\d{1,9})-(\d{1,9})")
+#: More layers than any model has: beyond it a run is a typing error.
+_MOST_LAYERS: Final = 10_000
+
+
+def folded(placed: Mapping[str, int | str]) -> str:
+    """The map as JSON, ``model.layers.0-15`` for layers that lie side by side on one device."""
+    made: dict[str, int | str] = {}
+    entries = [(_LAYER.fullmatch(name), name, where) for name, where in placed.items()]
+    for (is_layer, where), run in groupby(entries, key=lambda one: (one[0] is not None, one[2])):
+        found = list(run)
+        first, last = found[0][0], found[-1][0]
+        if is_layer and first and last and len(found) > 1:
+            made[f"{first[1]}.{first[2]}-{last[2]}"] = where
+        else:
+            made.update({name: where for _, name, _ in found})
+    return json.dumps(made, separators=(",", ":"))
+
+
+def read_map(text: str) -> dict[str, int | str]:
+    """The map of a JSON text, or of a file that holds one.
+
+    Raises:
+        UsageError: it is none.
+    """
+    try:
+        given = text if text.lstrip().startswith("{") else Path(text).read_text("utf-8")
+        data = msgspec.json.decode(given, type=dict[str, int | Literal["cpu", "disk"]])
+    except (OSError, ValueError, RecursionError) as exc:
+        raise UsageError(
+            f"the device map cannot be read: {exc}",
+            hint='write it as {"model.embed_tokens": 0, "model.layers.0-15": 0, ...}, or name a '
+            "file that holds it",
+        ) from None
+    made: dict[str, int | str] = {}
+    for name, where in data.items():
+        match = _RUN.fullmatch(name)
+        if match is None:
+            made[name] = where
+            continue
+        first, last = int(match[2]), int(match[3])
+        if not first <= last < _MOST_LAYERS:
+            raise UsageError(
+                f"the device map has a run of layers from {first} to {last}",
+                hint="write a run as model.layers.0-15, the first layer first",
+            )
+        made.update({f"{match[1]}.{number}": where for number in range(first, last + 1)})
+    return made

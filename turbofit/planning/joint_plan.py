@@ -216,7 +216,15 @@ def _on(
     if sum(least) > room:
         return _too_much(models, least, [plan for _, plan in found], room, machine, margins)
     budgets, plans = _divided(models, least, [plan for _, plan in found], room)
-    return _made(plans, budgets, machine, margins)
+    accounts = _gpus(plans, machine, margins)
+    told, left = "; ".join(map(_promise, plans)), min((gpu.left for gpu in accounts), default=0)
+    return JointPlan(
+        fits=True,
+        verdict=f"fit together: {told}; {format_bytes(left)} of {_each(accounts)} stay free",
+        budgets=tuple(budgets),
+        gpus=accounts,
+        plans=tuple(plans),
+    )
 
 
 def _roomier(machine: Machine) -> Iterator[tuple[int, ...]]:
@@ -322,21 +330,6 @@ def _promise(plan: Plan) -> str:
     if plan.held is UNSET:
         return said
     return f"{said}, or {plan.held.requests:,} of {plan.held.request_tokens:,} at once"
-
-
-def _made(
-    plans: Sequence[Plan], budgets: Sequence[int], machine: Machine, margin: Margin
-) -> JointPlan:
-    gpus = _gpus(plans, machine, margin)
-    said = "; ".join(map(_promise, plans))
-    left = min((gpu.left for gpu in gpus), default=0)
-    return JointPlan(
-        fits=True,
-        verdict=f"fit together: {said}; {format_bytes(left)} of {_each(gpus)} stay free",
-        budgets=tuple(budgets),
-        gpus=gpus,
-        plans=tuple(plans),
-    )
 
 
 def _gpus(plans: Sequence[Plan], machine: Machine, margin: Margin) -> tuple[JointGpu, ...]:

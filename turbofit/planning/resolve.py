@@ -5,7 +5,6 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
-from turbofit.core.machine import Machine
 from turbofit.core.messages import plural
 from turbofit.core.model import Model
 from turbofit.machine.source import machine_from
@@ -26,9 +25,12 @@ def resolve(request: PlanRequest) -> ResolvedRequest:
     """
     model = model_of(request)
     request = request.with_maximum(model.text.max_position_embeddings)
+    machine = machine_from(request.on, gpus=request.gpus)
+    if machine.source == "nvml":
+        machine = with_calibrations(machine, pretend=pretends())
     resolved = ResolvedRequest(
         model=model,
-        machine=_machine(request),
+        machine=machine,
         workload=request.workload,
         fixed=request.engine_options | _speculative(request, model),
         tp=request.tp,
@@ -75,13 +77,6 @@ def _speculative(request: PlanRequest, model: Model) -> dict[str, object]:
     from turbofit.model.draft_reader import requested_draft
 
     return {"speculative": requested_draft(model, *told)}
-
-
-def _machine(request: PlanRequest) -> Machine:
-    machine = machine_from(request.on, gpus=request.gpus)
-    if machine.source == "nvml":
-        return with_calibrations(machine, pretend=pretends())
-    return machine
 
 
 def _check(request: PlanRequest, resolved: ResolvedRequest) -> None:

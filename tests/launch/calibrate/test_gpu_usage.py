@@ -13,8 +13,8 @@ import pytest
 from turbofit.api import plan
 from turbofit.core.errors import MachineError
 from turbofit.core.units import MIB
-from turbofit.launch.calibrate import calibrator
-from turbofit.launch.calibrate.calibrator import NvmlUsageReader, PretendUsageReader
+from turbofit.launch import calibrate as calibrator
+from turbofit.launch.calibrate import NvmlUsageReader, PretendUsageReader
 from turbofit.launch.engine.pretended import PretendReader, pretend_machine
 from turbofit.observe.sampler import Memory, SampledRange
 from turbofit.pretend import timeline as timelines

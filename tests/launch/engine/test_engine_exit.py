@@ -153,12 +153,6 @@ def test_who_killed_it() -> None:
     assert isinstance(by_somebody.error, LaunchError)
 
 
-def test_the_drivers_errors_are_said() -> None:
-    note = "Xid 79 on 0000:01:00: the card has fallen off the bus"
-    ended = end_of(-6, tracker(START), notes=(note,))
-    assert note in ended.error.message
-
-
 def test_a_loop_that_failed_is_waited_for_until_its_last_words() -> None:
     plan = plausible_plan()
     seen = StartupTracker(replace(plan, engine=replace(plan.engine, name="pytorch")), LOG)

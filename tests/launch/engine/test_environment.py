@@ -8,8 +8,8 @@ import pytest
 
 from turbofit.core.errors import PackageError
 from turbofit.core.installation import install_command
-from turbofit.launch.engine import environment
-from turbofit.launch.engine.environment import Lmdeploy, find_lmdeploy
+from turbofit.launch.engine import launches as environment
+from turbofit.launch.engine.launches import Lmdeploy, find_lmdeploy
 
 
 def test_without_lmdeploy(monkeypatch: pytest.MonkeyPatch) -> None:

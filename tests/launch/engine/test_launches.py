@@ -11,8 +11,14 @@ from tests.support.plans import plausible_plan
 from turbofit import api
 from turbofit.core.plan import Command
 from turbofit.core.units import GIB
-from turbofit.launch.engine.environment import module_runner
-from turbofit.launch.engine.launches import KEY, Launch, _outgoing, free_ports, port_of
+from turbofit.launch.engine.launches import (
+    KEY,
+    Launch,
+    _outgoing,
+    free_ports,
+    module_runner,
+    port_of,
+)
 from turbofit.launch.engine.pretended import PretendLaunch, pretend_machine, pretend_runner
 from turbofit.planning.commands import private_commands
 from turbofit.pretend.environment import SCENARIO

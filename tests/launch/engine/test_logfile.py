@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 
 from tests.support import waiting
 from turbofit.core.errors import LaunchError
-from turbofit.launch.engine import logfile
-from turbofit.launch.engine.logfile import _TIME, LogFile, repeats
-from turbofit.launch.engine.process import EngineProcess, command_text
+from turbofit.launch.engine import process
+from turbofit.launch.engine.process import _TIME, EngineProcess, LogFile, command_text, repeats
 
 WAITS = b"[TM][INFO][1120.08:30:00.%06d][scheduler.cc:1186] out of memory at 0/1\n"
 
@@ -75,7 +74,7 @@ def test_a_flood_costs_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         writes.append(len(data))
         keep(data)
 
-    monkeypatch.setattr(logfile, "_TIME", SimpleNamespace(sub=passed))
+    monkeypatch.setattr(process, "_TIME", SimpleNamespace(sub=passed))
     monkeypatch.setattr(log.kept, "put", put)
     chunks = range(0, len(flood), 1 << 16)
     runs = [log.feed(flood[at : at + (1 << 16)]) for at in chunks]

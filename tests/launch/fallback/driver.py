@@ -10,7 +10,7 @@ from turbofit.core.plan import Plan
 from turbofit.core.process.state import new_path
 from turbofit.gateway.config import GatewayConfig
 from turbofit.launch.engine.engine_client import EngineClient, Timing
-from turbofit.launch.engine.environment import Lmdeploy
+from turbofit.launch.engine.launches import Lmdeploy
 from turbofit.launch.run import Run
 from turbofit.launch.serve.config import ServeConfig
 from turbofit.launch.serve.leases import Leases
@@ -54,7 +54,7 @@ def main() -> int:
                 on_open=lambda urls: say("OPEN " + " ".join(urls)),
                 lmdeploy=Lmdeploy("none", ("never-run",)),
             )
-            run.plan, run.fetch = plan, None
+            run.plan = plan
             run.begin(folder)
             say(f"ended {run.follow(stop).name}")
     except TurbofitError as exc:

@@ -26,8 +26,7 @@ from turbofit.machine.source import machine_from
 from turbofit.memory.transformers.account import Transformers
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
-from turbofit.planning.commands import commands, private_commands, refuse_options
-from turbofit.planning.fallback_command import read_map
+from turbofit.planning.commands import commands, private_commands, read_map, refuse_options
 from turbofit.tuner.fallback import make_fallback_plan
 from turbofit.tuner.resolved_request import ResolvedRequest
 

@@ -15,7 +15,7 @@ from tests.support.processes import put_for_python
 from tests.support.waiting import HANG
 from turbofit.cli.main import main
 from turbofit.launch.engine.kernel import start_time
-from turbofit.launch.serve.detached import DETACHED, end_without_lease, serve_detached
+from turbofit.launch.serve.runs import DETACHED, end_without_lease, serve_detached
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +78,7 @@ def test_a_server_in_the_background_starts_no_other(
     assert capsys.readouterr().err.endswith("\n1\n")
     monkeypatch.setenv(DETACHED, "1")
     started: list[object] = []
-    monkeypatch.setattr("turbofit.launch.serve.detached.serve_detached", started.append)
+    monkeypatch.setattr("turbofit.launch.serve.runs.serve_detached", started.append)
     shown: list[bool] = []
     monkeypatch.setattr(
         "turbofit.cli.commands.serve._one_model",

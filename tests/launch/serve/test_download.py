@@ -14,7 +14,7 @@ from turbofit.core.model import ModelSource
 from turbofit.core.plan import Plan
 from turbofit.core.process.progress import Step, listened
 from turbofit.launch.serve import download
-from turbofit.launch.serve.download import WeightsFetcher, fetched
+from turbofit.launch.serve.download import fetched
 from turbofit.planning.examine.scene import Sources
 
 
@@ -72,11 +72,11 @@ def test_what_is_there_is_looked_for_where_the_hub_puts_it(
 def test_a_run_fetches_once(hub, tmp_path: Path) -> None:
     hub(f"return {str(tmp_path)!r}")
     said: list[str] = []
-    fetch = WeightsFetcher(said.append)
-    assert fetch(hub_plan(str(tmp_path))).model.source.checkpoint == str(tmp_path)
+    say = said.append
+    assert fetched(hub_plan(str(tmp_path)).model, say).source.checkpoint == str(tmp_path)
     assert said == []
     for _ in range(2):
-        assert fetch(hub_plan()).model.source.checkpoint == str(tmp_path)
+        assert fetched(hub_plan().model, say).source.checkpoint == str(tmp_path)
     assert len(said) == 1
 
 

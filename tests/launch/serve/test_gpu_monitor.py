@@ -223,24 +223,12 @@ def planner(nvml_library: Path, tmp_path: Path) -> Iterator[tuple[Any, Scenario,
         )
 
 
-def test_the_last_look_plans_again(planner: Any) -> None:
+def test_a_given_plan_is_refused_where_somebody_took_memory(planner: Any) -> None:
     one, said, take = planner
     plan = one.make({})
-    assert one.settle(plan, {}) == plan
+    one.take(plan)
     assert said == []
     take(3 * GIB)
-    again = one.settle(plan, {})
-    assert again.fits
-    assert again.gpus[0].free <= plan.gpus[0].free - 3 * GIB
-    assert f"[{os.getpid()}] took 3.0 GiB on GPU 0; planning again" in said[0]
-
-
-def test_the_last_look_refuses_for_a_given_plan(planner: Any) -> None:
-    one, _, take = planner
-    plan = one.make({})
-    take(3 * GIB)
-    with pytest.raises(DoesNotFitError, match=r"took 3\.0 GiB on GPU 0"):
-        one.settle(plan, None)
     with pytest.raises(DoesNotFitError, match=r"took 3\.0 GiB on GPU 0"):
         one.take(plan)
 

@@ -74,11 +74,10 @@ def test_pretend_plans_are_neither_measured_nor_reserved() -> None:
     one = Planner(REQUEST, None, print, rehearse=False)
     plan = one.make({"max_prefill_token_num": 2048})
     assert plan.settings.max_prefill_token_num == 2048
-    assert one.settle(plan, {}) is plan
     one.take(plan)
 
 
-@pytest.mark.parametrize("look", ["make", "take", "settle"])
+@pytest.mark.parametrize("look", ["make", "take"])
 def test_engines_of_a_dead_turbofit_are_ended_before_the_machine_is_measured(
     look: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,10 +104,8 @@ def test_engines_of_a_dead_turbofit_are_ended_before_the_machine_is_measured(
             planner = Planner(REQUEST.changed(on=None), leases, said.append, rehearse=False)
             if look == "make":
                 assert planner.make({}).fits
-            elif look == "take":
-                planner.take(plan)
             else:
-                assert planner.settle(plan, {}) is plan
+                planner.take(plan)
         assert seen == [-9]
         assert len(said) == 1
         assert "an engine for InternVL2-2B had left behind" in said[0]

@@ -16,7 +16,7 @@ from turbofit.launch.serve.config import ServeConfig
 from turbofit.launch.serve.supervisor import StoppedError, StopSignal
 from turbofit.launch.tune import runner
 from turbofit.launch.tune.load_child import LoadChild
-from turbofit.launch.tune.runner import TrialEnd, TrialRunner, _Loads
+from turbofit.launch.tune.runner import TrialEnd, _Loads, run_trial
 from turbofit.load.spec import LoadSpec
 from turbofit.planning.plan import plan
 from turbofit.planning.request import PlanRequest
@@ -95,8 +95,8 @@ def tried(
     monkeypatch.setattr(runner.secrets, "token_hex", lambda _: "k")
     config = ServeConfig(pretend=True)
     lmdeploy: Any = SimpleNamespace(version="0.18.0", warning=None)
-    trials = TrialRunner(config, lmdeploy, cast("Any", None), lambda _: None)
-    return trials.run(PLAN, loads, seconds)
+    model = runner.Run(config, cast("Any", None), lambda _: None, lmdeploy=lmdeploy)
+    return run_trial(model, PLAN, loads, seconds)
 
 
 def test_a_trial_whose_engine_starts_too_slowly_is_ended_in_time(

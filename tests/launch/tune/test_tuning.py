@@ -85,10 +85,12 @@ def go(engines: Engines, journal: Journal | None = None, **given: Any) -> Tuning
     if journal is None:
         journal = Journal("new", pretend=True)
         journal.forget()
-    facts = FACTS | {"goal": "throughput", "slo": given["slo"]}
+    blank = Tuning(
+        turbofit_version="0", created="", goal="throughput", slo=given.pop("slo"), **FACTS
+    )
     return Tuner(
         every_choice(), load, journal, engines.plan_of, engines.run, lambda _: None, at_once=64,
-        goal="throughput", facts=facts, clock=lambda: engines.now, **given,
+        blank=blank, clock=lambda: engines.now, **given,
     ).tune()  # fmt: skip
 
 

@@ -10,7 +10,6 @@ import pytest
 from tests.support.checkup import Make, card, two
 from tests.support.nvml import Scenario
 from tests.support.waiting import HANG
-from turbofit.core.struct import NA
 from turbofit.core.units import GIB, MIB
 from turbofit.planning.examine import scene as sources_module
 from turbofit.planning.examine.scene import Sources
@@ -75,8 +74,6 @@ def test_real_sources_never_fail(tmp_path: Path) -> None:
     (tmp_path / "var/log").mkdir(parents=True)
     (tmp_path / "var/log/kern.log").write_text("NVRM: Xid (PCI:0000:01:00): 31")
     assert "Xid" in (places.kernel_log() or "")
-    limit = Sources({}).locked_memory()
-    assert limit is None or limit == NA or limit >= 0
 
 
 @pytest.mark.parametrize(

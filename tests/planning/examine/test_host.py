@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from tests.support.checkup import Find, Healthy, Make, card, two
+from tests.support.checkup import Find, Make, card, two
 from tests.support.nvml import Scenario
 from tests.support.plans import plausible_plan
 from turbofit.core.errors import DoesNotFitError, LaunchError
@@ -48,11 +48,6 @@ def test_shared_memory(
     assert find("shared_memory", scenario, sources()).state == state
 
 
-def limited(places: Healthy) -> None:
-    places.locked = 64 * 1024
-    (places.root / "sys/class/infiniband/mlx5_0").mkdir()
-
-
 def with_disk(free: int) -> Any:
     return lambda places: setattr(places, "disk", (free, True))
 
@@ -64,9 +59,6 @@ def with_port(why: str) -> Any:
 @pytest.mark.parametrize(
     ("check", "state", "environ", "spoil", "words"),
     [
-        ("locked_memory", "ok", {}, lambda s: setattr(s, "locked", 64 * 1024), ""),
-        ("locked_memory", "warning", {}, limited, "mlx5_0"),
-        ("locked_memory", "unreadable", {}, lambda s: setattr(s, "locked", NA), ""),
         ("disk", "warning", {"HF_HOME": "/data"}, with_disk(5 * GIB), "/data/hub: 5.0 GiB free"),
         ("disk", "warning", {"HUGGINGFACE_HUB_CACHE": "/big/hub", "HF_HOME": "/small"},
          with_disk(5 * GIB), "/big/hub: 5.0 GiB free"),

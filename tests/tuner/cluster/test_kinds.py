@@ -10,7 +10,7 @@ from tests.fixtures.clusters import node
 from turbofit.core.machine import Calibration, CardSpeed, Measured
 from turbofit.core.struct import known
 from turbofit.core.units import GIB, MIB
-from turbofit.tuner.cluster.kinds import kinds_of
+from turbofit.tuner.cluster.cluster_plan import kinds_of
 
 
 def used_of(machine: object) -> list[int]:

@@ -38,9 +38,9 @@ _PRETEND: Final = (
     only_linux=True,
 )
 def calibrate(*, model: str, form: Form, **given: Any) -> int:
-    """Calibrate and show; 130 where Ctrl-C ended it, and it then goes on from there next time."""
-    from turbofit.launch.calibrate.calibrate import calibrate as measure
-    from turbofit.launch.calibrate.calibrate import drop, forget_all, progress_of
+    """Calibrate and show; 130 where Ctrl-C ended it."""
+    from turbofit.launch.calibrate import calibrate as measure
+    from turbofit.launch.calibrate import drop
     from turbofit.launch.engine.engine_client import Timing
     from turbofit.launch.serve.config import ServeConfig
     from turbofit.launch.serve.planner import launch_request
@@ -53,7 +53,7 @@ def calibrate(*, model: str, form: Form, **given: Any) -> int:
         refuse_elsewhere(request, "calibrate measures")
     apart = options.pretend or pretends()
     if options.forget:
-        say(forget_all(request, apart=apart))
+        say(f"forgot {drop(request, apart=apart)} calibrations")
         return 0
 
     def body(stop: StopSignal) -> Document | signal.Signals:
@@ -66,8 +66,7 @@ def calibrate(*, model: str, form: Form, **given: Any) -> int:
             timing=Timing(start=60 * options.minutes, drain=0.0, liveness=0.0),
             **options.config_fields(),
         )
-        progress = progress_of(request, apart=apart)
-        return measure(config, progress, stop, say, again=options.again, apart=apart)
+        return measure(config, stop, say, again=options.again, apart=apart)
 
     result = run_until_signal(body)
     if isinstance(result, signal.Signals):

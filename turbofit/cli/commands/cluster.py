@@ -67,8 +67,7 @@ def cluster(
             raise UsageError("nothing is to change", hint=hint)
         seconds = _PLAN_SECONDS
     from turbofit.core.struct import to_json
-    from turbofit.launch.cluster.board import ask, one_board
-    from turbofit.launch.cluster.ray_adapter import connected
+    from turbofit.launch.cluster.ray_adapter import ask, connected, one_board
 
     with connected(address):
         told = ask(one_board(name), question, seconds)
@@ -87,8 +86,7 @@ def _nodes(address: str | None, form: Form, *, pretend: bool) -> int:
 
 
 def _status(address: str | None, name: str | None, form: Form) -> int:
-    from turbofit.launch.cluster.board import boards, read
-    from turbofit.launch.cluster.ray_adapter import connected
+    from turbofit.launch.cluster.ray_adapter import boards, connected, read
     from turbofit.report.views.cluster_view import status_view
 
     with connected(address):

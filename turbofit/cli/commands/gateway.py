@@ -162,8 +162,7 @@ def _before_cluster(cluster: str, name: str | None, options: GatewayOptions, for
     import os
 
     from turbofit.cli.serving import ray_address
-    from turbofit.launch.cluster.board import one_board, read
-    from turbofit.launch.cluster.ray_adapter import client_context, connected
+    from turbofit.launch.cluster.ray_adapter import client_context, connected, one_board, read
 
     with connected(ray_address(cluster)):
         board = one_board(name)

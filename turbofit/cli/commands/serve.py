@@ -89,8 +89,8 @@ def serve(
     **given: Any,
 ) -> int:
     """Plan or read the plan, check, launch; 0 once a signal ended it in order."""
-    from turbofit.launch.serve.detached import DETACHED, end_without_lease
     from turbofit.launch.serve.passthrough import sort_options
+    from turbofit.launch.serve.runs import DETACHED, end_without_lease
 
     if DETACHED in os.environ:
         detach, form = False, form._replace(as_json=False)
@@ -136,7 +136,7 @@ def _detached(form: Form, cluster: str | None) -> int:
     import click
 
     from turbofit.core.struct import to_json
-    from turbofit.launch.serve.detached import serve_detached
+    from turbofit.launch.serve.runs import serve_detached
 
     words = click.get_current_context().meta[WORDS]
     end = words.index("--") if "--" in words else len(words)

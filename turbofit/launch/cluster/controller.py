@@ -34,14 +34,11 @@ from turbofit.gateway.front import Front, NodeAddress
 from turbofit.gateway.http.accesslog import access_log
 from turbofit.gateway.server import GatewayThread, digest_of
 from turbofit.launch.cluster import ray_adapter
-from turbofit.launch.cluster.board import pin_board
 from turbofit.launch.cluster.node import NodeActor, NodeTold
 from turbofit.launch.cluster.nodes import held_only, node_of
-from turbofit.launch.cluster.ray_adapter import RayCallError, ResultTimeoutError
-from turbofit.launch.serve.detached import LEASE_SECONDS
-from turbofit.launch.state_file import StateFile
-from turbofit.planning.cluster import plan_cluster, plan_joining
-from turbofit.planning.plan import doubled_margin, refusal
+from turbofit.launch.cluster.ray_adapter import RayCallError, ResultTimeoutError, pin_board
+from turbofit.launch.serve.runs import LEASE_SECONDS, StateFile
+from turbofit.planning.plan import doubled_margin, plan_cluster, plan_joining, refusal
 
 if TYPE_CHECKING:
     import signal

@@ -37,8 +37,6 @@ _TICK: Final = 0.25
 #: Pauses before it starts again what somebody killed, within ten minutes.
 _PAUSES: Final = (1.0, 4.0, 10.0)
 _WINDOW: Final = 600.0
-#: Exit codes after which the same start would fail again: wrong use, a missing package.
-_NEVER: Final = (2, 7)
 _DOES_NOT_FIT: Final = 3
 #: A shell's exit code is larger where a signal ended the process.
 _SIGNALLED: Final = 128
@@ -80,7 +78,10 @@ class NodeActor:
         self._folder.mkdir(mode=0o700, exist_ok=True)
         self._host, self._port, self._raylet = host, port, os.getppid()
         self._child: subprocess.Popen[bytes] | None = None
-        self._told = NodeTold(folder=str(self._folder), key=self._key())
+        key = self._folder / "key"  # the server trusts fronts by it; random for each folder
+        if not _text(key):
+            write_atomic(key, secrets.token_hex(32) + "\n", mode=0o600)
+        self._told = NodeTold(folder=str(self._folder), key=_text(key))
         self._ends: list[float] = []
         self._again, self._tried = 0.0, ""
         self._gone = threading.Event()
@@ -117,15 +118,6 @@ class NodeActor:
     def tell(self) -> NodeTold:
         """What the node tells of itself now."""
         return self._told
-
-    def _key(self) -> str:
-        """The key that the server trusts fronts by, random for each folder."""
-        path = self._folder / "key"
-        if key := _text(path):
-            return key
-        key = secrets.token_hex(32)
-        write_atomic(path, key + "\n", mode=0o600)
-        return key
 
     def _live(self) -> None:
         with (self._folder / "actor").open("wb") as alive:
@@ -172,9 +164,10 @@ class NodeActor:
         if served != digest:
             return
         self._ends = [at for at in self._ends if now - at < _WINDOW] + [now]
-        useless = code in _NEVER or (code == _DOES_NOT_FIT and len(self._ends) == 1)
-        killed = code in (None, 0, _DOES_NOT_FIT) or (code or 0) > _SIGNALLED or was_open
-        if useless or not killed or len(self._ends) > len(_PAUSES):
+        helps = not code or code > _SIGNALLED or was_open
+        if code == _DOES_NOT_FIT:
+            helps = len(self._ends) > 1  # beside what the driver still holds of a killed one
+        if not helps or len(self._ends) > len(_PAUSES):
             self._tried = digest
             errors = [line for line in self._lines() if line.startswith("error: ")]
             error = "".join(errors[-1:]).removeprefix("error: ")

@@ -49,7 +49,7 @@ def measure_nodes(address: str | None, *, pretend: bool = False) -> Cluster:
 
 def measure_here(pretend: bool) -> bytes:
     """What this node is, as JSON; runs on the node."""
-    from turbofit.launch.engine.environment import find_lmdeploy
+    from turbofit.launch.engine.launches import find_lmdeploy
     from turbofit.machine.source import machine_from
     from turbofit.observe.calibrations import pretends, with_calibrations
 

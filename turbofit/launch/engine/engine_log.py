@@ -231,7 +231,6 @@ def end_of(
     *,
     death: End | None = None,
     host_kills: int | None = None,
-    notes: tuple[str, ...] = (),
 ) -> End:
     """The end of an engine that ended by itself.
 
@@ -263,8 +262,7 @@ def end_of(
             f"the engine's loop ended {_where(tracker)}{said}; its server would answer 503 for ever"
         )
     else:
-        more = "".join(f"; {note}" for note in notes)
-        said = f"the engine ended {_where(tracker)} with {exit_words(code)}{said}{more}"
+        said = f"the engine ended {_where(tracker)} with {exit_words(code)}{said}"
     if kind == "unknown":
         said += "; its log tells of a lack of memory, of which no process ends like that"
     return End(kind=kind, message=said, hint=see, where=_frame(tracker))

@@ -1,39 +1,11 @@
-"""What the kernel tells: processes, those that it killed for memory, the driver's Xid errors."""
+"""What the kernel tells: processes, and those that it killed for want of memory."""
 
 from __future__ import annotations
 
 import os
 import re
-import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
-
-_XID: Final = re.compile(r"NVRM: Xid \(([^)]*)\): (\d+)")
-_WORDS: Final = {
-    13: "a kernel of the engine read or wrote beyond its memory",
-    31: "a kernel of the engine touched memory that is not mapped",
-    43: "the driver reset the engine's channel after an error of its own",
-    45: "the driver cleaned up after an earlier error",
-    48: "an uncorrectable ECC error: watch this card",
-    61: "the card's own microcontroller failed: power-cycle the machine",
-    62: "the card's own microcontroller failed: power-cycle the machine",
-    63: "ECC: memory was retired or a row remapped; a reboot completes it",
-    64: "ECC: a row could not be remapped: the card needs service",
-    74: "an NVLink error: check the bridge or the switch",
-    79: "the card has fallen off the bus: power, heat or seat; the machine must be rebooted",
-    92: "many correctable ECC errors: watch this card",
-    94: "a contained ECC error: this engine's work is lost, the card goes on",
-    95: "an uncontained ECC error: the card must be reset",
-    119: "the card's GSP firmware does not answer: the machine must be rebooted",
-    120: "the card's GSP firmware failed: the machine must be rebooted",
-}
-_MOST: Final = 1 << 20
-
-
-def uptime() -> float:
-    """Seconds on the kernel log's clock."""
-    return time.clock_gettime(time.CLOCK_MONOTONIC)
 
 
 def host_kills(*, proc: str = "/proc", cgroup: str = "/sys/fs/cgroup") -> int | None:
@@ -51,39 +23,6 @@ def host_kills(*, proc: str = "/proc", cgroup: str = "/sys/fs/cgroup") -> int | 
             if counted is not None:
                 return int(counted[1])
     return None
-
-
-def driver_errors(since: float, path: str = "/dev/kmsg") -> tuple[str, ...]:
-    """The driver's Xid errors since a time of `uptime`, in words; empty where nobody may read."""
-    found: list[str] = []
-    for line in _log(path):
-        head, _, text = line.partition(";")
-        match = _XID.search(text)
-        fields = head.split(",")
-        if match is None or len(fields) < 3 or not fields[2].isdigit():
-            continue
-        if int(fields[2]) / 1e6 >= since:
-            number = int(match[2])
-            said = f"Xid {number} on {match[1].removeprefix('PCI:')}"
-            found.append(f"{said}: {_WORDS[number]}" if number in _WORDS else said)
-    return tuple(dict.fromkeys(found))
-
-
-def _log(path: str) -> list[str]:
-    """Records of the kernel's log: one a read, until there is none."""
-    records: list[str] = []
-    with suppress(OSError), open(path, "rb", buffering=0, opener=_open_quickly) as log:
-        while len(records) < _MOST:
-            with suppress(BrokenPipeError):  # overwritten while we read: go on with the next
-                record = log.read(8192)
-                if not record:
-                    break
-                records += record.decode(errors="replace").splitlines()
-    return records
-
-
-def _open_quickly(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _group(proc: Path) -> str:

@@ -7,7 +7,7 @@ import shutil
 from dataclasses import dataclass
 from dataclasses import replace as changed
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec.structs import replace
@@ -15,8 +15,7 @@ from msgspec.structs import replace
 from turbofit.core.rehearsal import End
 from turbofit.core.struct import Struct
 from turbofit.core.units import round_up
-from turbofit.launch.engine.environment import module_runner
-from turbofit.launch.engine.launches import Launch, StartCommand
+from turbofit.launch.engine.launches import Launch, StartCommand, module_runner
 from turbofit.planning.commands import module_of
 
 if TYPE_CHECKING:
@@ -88,8 +87,6 @@ class PretendLaunch(Launch):
     taken: int = 0
     fail_at: int | None = None
     shared: Path | None = None
-
-    pretend: ClassVar[bool] = True
 
     def start_command(self, number: int) -> StartCommand:
         """What the start with this number needs; each has a machine of its own.

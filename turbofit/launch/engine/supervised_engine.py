@@ -87,6 +87,8 @@ class SupervisedEngine:
         self.phases: list[tuple[str, float]] = []
         self.again_at = 0.0
         self.was_ready = False
+        #: Clients can reach it once it is ready.
+        self.opened = False
         self.process: EngineProcess | None = None
         #: What its start does on pretend GPUs; None on real ones.
         self.pretended: PretendReader | None = None
@@ -94,7 +96,7 @@ class SupervisedEngine:
         self.client = EngineClient(launch.port, launch.key)
         self._probe: Probe | None = None
         self._ends: deque[float] = deque()
-        self._began = self._kernel_began = 0.0
+        self._began = 0.0
         #: How many processes the kernel had killed at the last count but one, and at the last one.
         self._earlier_kills: int | None = None
         self._last_kills: int | None = None
@@ -118,7 +120,7 @@ class SupervisedEngine:
             from turbofit.launch.engine.pretended import PretendReader
 
             self.pretended = PretendReader(self._plan, self.group, timeline)
-        self._began, self._kernel_began = self._clock(), kernel.uptime()
+        self._began = self._clock()
         self._earlier_kills = self._last_kills = kernel.host_kills()
         self._counted = self._began
         self.phases = [("starting", 0.0)]
@@ -245,7 +247,8 @@ class SupervisedEngine:
             if probe.ready.is_set():
                 self.tracker.phase = "ready"
                 self.state, self.was_ready = "ready", True
-                self._tell("phase: ready")
+                if self.opened:
+                    self._tell("phase: ready")
             elif probe.checks and probe.healthy.is_set() and self.tracker.phase != "check":
                 self.tracker.phase = "check"
                 self._tell("phase: check (worst-case requests)")
@@ -283,5 +286,4 @@ class SupervisedEngine:
             code, self.tracker,
             death=self.death() if self.tracker.fault is not None else None,
             host_kills=None if before is None or after is None else after - before,
-            notes=() if self._launch.pretend else kernel.driver_errors(self._kernel_began),
         )  # fmt: skip

@@ -42,7 +42,7 @@ from turbofit.gateway.limits.rules import Scope, refused
 from turbofit.gateway.media.pictures import from_url
 from turbofit.gateway.server import run_gateway
 from turbofit.memory.transformers.components import load_model, load_processor
-from turbofit.planning.fallback_command import read_map
+from turbofit.planning.commands import read_map
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

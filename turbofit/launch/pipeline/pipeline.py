@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import NoGpuError, UsageError
 from turbofit.core.plan import CONFIG_NAMES
-from turbofit.launch.engine.environment import find_lmdeploy
-from turbofit.launch.engine.launches import ratio_now
+from turbofit.launch.engine.launches import find_lmdeploy, ratio_now
 from turbofit.launch.serve.planner import Planner
 from turbofit.memory.pytorch.weights import environment
 from turbofit.model.presets import find_preset

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from turbofit.core.model import Model
-    from turbofit.core.plan import Plan
 
 _LOG: Final = LazyLogger(__name__)
 
@@ -55,27 +54,12 @@ _HINTS: Final = {
 }
 
 
-@dataclass
-class WeightsFetcher:
-    """Every plan of a run with its checkpoint on disk: what came once is not asked for again."""
-
-    say: Callable[[str], None]
-    folder: str | None = None
-
-    def __call__(self, plan: Plan) -> Plan:
-        if self.folder is not None:
-            return replace(plan, model=_at(plan.model, self.folder))
-        model = fetched(plan.model, self.say)
-        if model is not plan.model:
-            self.folder = model.source.checkpoint
-        return replace(plan, model=model)
-
-
 def fetched(model: Model, say: Callable[[str], None]) -> Model:
     """The model with its checkpoint on disk; downloaded where only the hub has it.
 
     It comes from the hub that LMDeploy would ask: ModelScope where LMDEPLOY_USE_MODELSCOPE is set.
-    A signal ends the download; what came so far is kept by the hub's cache.
+    A signal ends the download; what came so far is kept by the hub's cache. What came once is not
+    asked for again.
 
     Raises:
         LaunchError: no disk space, no package for the hub, or the hub refuses.
@@ -83,12 +67,7 @@ def fetched(model: Model, say: Callable[[str], None]) -> Model:
     where = model.source.checkpoint
     if (where is not None and os.path.isdir(where)) or model.hub_id is None:
         return model
-    _check_disk(model.hub_id, model.weight_bytes)
-    say(f"phase: download ({model.hub_id}, {format_bytes(model.weight_bytes)})")
-    return _at(model, _download(model.hub_id, model.revision or "", model.weight_bytes, say))
-
-
-def _at(model: Model, folder: str) -> Model:
+    folder = _download(model.hub_id, model.revision or "", model.weight_bytes, say)
     return replace(model, source=replace(model.source, checkpoint=folder))
 
 
@@ -145,7 +124,10 @@ def _communicated(
             say(step.text)
 
 
+@cache
 def _download(name: str, revision: str, size: int, say: Callable[[str], None]) -> str:
+    _check_disk(name, size)
+    say(f"phase: download ({name}, {format_bytes(size)})")
     guard = str(Path(__file__).parents[1] / "engine" / "guard.py")
     package = "modelscope" if uses_modelscope() else "huggingface_hub"
     command = [sys.executable, "-c", _CODE.format(package=package), name, revision]

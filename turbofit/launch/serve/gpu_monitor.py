@@ -210,7 +210,7 @@ def _measured() -> tuple[Machine | None, str]:
 
 def _heat(gpus: Sequence[GpuLedger]) -> list[tuple[str, str]]:
     """Cards that slow down, and memory errors, where the driver tells."""
-    from turbofit.planning.examine.health import read_health
+    from turbofit.planning.examine.cards import read_health
 
     found = []
     try:

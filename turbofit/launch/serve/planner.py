@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
-from turbofit.core.errors import DoesNotFitError, PackageError, UsageError
+from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.machine import Machine
 from turbofit.core.process.progress import under_way
 from turbofit.launch.serve.leases import counted, end_orphans
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from turbofit.launch.serve.leases import Leases
     from turbofit.planning.request import PlanRequest
 
-_LOOKS: Final = 3
 _SHOWN: Final = 200
 
 
@@ -67,12 +66,8 @@ class Planner:
     def _wait(self) -> None:
         self.say("waiting: another turbofit is planning")
 
-    def take(self, plan: Plan, *, reserve: bool = True) -> None:
+    def take(self, plan: Plan) -> None:
         """Reserve what a given plan needs, if the machine is still as it was.
-
-        Args:
-            plan: it, which may be reserved already.
-            reserve: False only looks.
 
         Raises:
             DoesNotFitError: somebody took memory that it counted on.
@@ -84,31 +79,7 @@ class Planner:
         with self.leases.locked(self._wait):
             here = measured(self.leases, None, self.say)
             refuse(Scene(Sources(), "lease", machine=here, plan=plan, fitted=self.fitted))
-            if reserve:
-                self.leases.reserve(plan)
-
-    def settle(self, plan: Plan, changes: Options | None) -> Plan:
-        """The last look before the launch: the plan, or another one where the machine changed.
-
-        ``changes`` are what it was planned with; None where it was given and may not change.
-
-        Raises:
-            DoesNotFitError: somebody took memory, and no plan may be made instead.
-            MachineError: a GPU is gone.
-        """
-        for _ in range(_LOOKS):
-            try:
-                self.take(plan, reserve=False)
-            except DoesNotFitError as exc:
-                if changes is None:
-                    raise
-                self.say(f"the machine changed: {exc.message}; planning again")
-            else:
-                return plan
-            plan = self.make(changes)
-            if not plan.fits:
-                break
-        return plan
+            self.leases.reserve(plan)
 
     def _made(self, request: PlanRequest) -> Plan:
         """Plan, twice where the margin must be doubled, and rehearse the choice.

@@ -1,16 +1,20 @@
-"""A run's record, ``run.json`` in its folder; this user's runs, and how one is stopped."""
+"""What a run keeps below the state folder; this user's runs, and how one is stopped or detached."""
 
 from __future__ import annotations
 
 import os
 import select
 import signal
+import subprocess
+import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -21,11 +25,13 @@ from turbofit.core.plan import Limits, Settings
 from turbofit.core.process.files import write_atomic
 from turbofit.core.process.state import new_path, state_dir
 from turbofit.core.run_report import RUN_SCHEMA, RunAttempt, RunEvent, RunReport
-from turbofit.core.struct import to_json
+from turbofit.core.struct import Struct, to_json
 from turbofit.core.version import __version__
 from turbofit.launch.engine.kernel import start_time
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
 
@@ -273,24 +279,147 @@ def stop_server(server: LiveRun, seconds: float) -> None:
     pid = server.record.pid
     try:
         watched = os.pidfd_open(pid)
+        try:
+            if start_time(pid) != server.record.pid_started:
+                return  # another process has its number by now
+            signal.pidfd_send_signal(watched, signal.SIGTERM)
+            # The descriptor of a process can be read once the process has ended.
+            ended, _, _ = select.select([watched], [], [], seconds)
+        finally:
+            os.close(watched)
+        why = "" if ended else f"it still ends after {seconds:.0f} s"
     except ProcessLookupError:
         return
     except OSError as exc:
-        raise _not_stopped(server, exc.strerror or str(exc)) from None
+        why = exc.strerror or str(exc)
+    if why:
+        raise LaunchError(
+            f"{server.name} is not stopped: {why}", hint=f"turbofit logs {server.name} says more"
+        )
+
+
+# Documents in the state folder without which a command goes on all the same.
+
+
+T = TypeVar("T", bound=Struct)
+
+
+@dataclass(frozen=True)
+class StateFile(Generic[T]):
+    """A document of one type, readable by its user alone.
+
+    Its type has a tag, so that a document of another version is none. What cannot be read is not
+    there; a folder that cannot be written costs the document, never the command.
+    """
+
+    room: str
+    name: str
+    type: type[T]
+
+    def read(self) -> T | None:
+        """The document; None where there is none."""
+        with suppress(OSError, ValueError, RecursionError):
+            return msgspec.json.decode(self._path(make=False).read_bytes(), type=self.type)
+        return None
+
+    def write(self, document: T) -> None:
+        """Keep it, in the place of an earlier one."""
+        with suppress(OSError, UsageError):
+            write_atomic(self._path(make=True), to_json(document), mode=0o600)
+
+    def forget(self) -> bool:
+        """Drop it; whether there was one."""
+        try:
+            self._path(make=False).unlink()
+        except OSError:
+            return False
+        return True
+
+    def _path(self, *, make: bool) -> Path:
+        return state_dir(self.room, make=make) / f"{self.name}.json"
+
+
+# A server in the background: started, waited for until it is open, and left to itself.
+
+
+#: Set for a server in the background: it does not go there again, and its stdout is ours.
+DETACHED: Final = "_TURBOFIT_DETACHED"
+
+#: A server with a lease ends in order when nobody has touched its file for so long.
+LEASE_SECONDS: Final = 120.0
+_LOOK_SECONDS: Final = 2.0
+
+#: Lines of its log that are told where it does not open.
+_TOLD: Final = 20
+
+
+class DetachedServer(NamedTuple):
+    """A server that was started; ``url`` is empty and ``exit_code`` given where it ended early."""
+
+    pid: int
+    url: str
+    log: Path
+    exit_code: int | None
+
+    def last_lines(self) -> list[str]:
+        with self.log.open(encoding="utf-8", errors="replace") as file:
+            return list(deque((line.rstrip("\n") for line in file), maxlen=_TOLD))
+
+
+def serve_detached(words: Sequence[str]) -> DetachedServer:
+    """Start ``turbofit serve`` with these words in a session of its own; return once it is open.
+
+    Its output goes to a log in the state folder. Ctrl-C meanwhile ends it, too.
+
+    Raises:
+        LaunchError: the state folder cannot be written.
+    """
+    log = state_folder("detached", "serve") / "serve.log"
+    interrupted: list[int] = []
+    # Between the start and the wait a KeyboardInterrupt would leave a server that nobody knows.
+    usual = signal.signal(signal.SIGINT, lambda number, _: interrupted.append(number))
+    child = None
     try:
-        if start_time(pid) != server.record.pid_started:
-            return  # another process has its number by now
-        signal.pidfd_send_signal(watched, signal.SIGTERM)
-        # The descriptor of a process can be read once the process has ended.
-        if not select.select([watched], [], [], seconds)[0]:
-            raise _not_stopped(server, f"it still ends after {seconds:.0f} s")
-    except OSError as exc:
-        raise _not_stopped(server, exc.strerror or str(exc)) from None
+        with log.open("wb") as file:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "turbofit", "serve", *words],
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=file,
+                env={**os.environ, DETACHED: "1"}, start_new_session=True,
+            )  # fmt: skip
+        assert child.stdout is not None
+        signal.signal(signal.SIGINT, usual)
+        if interrupted:
+            raise KeyboardInterrupt
+        with child.stdout:
+            url = child.stdout.readline().decode("utf-8", "replace").strip()
+    except BaseException:
+        if child is not None:
+            child.send_signal(signal.SIGTERM)
+            child.wait()
+        raise
     finally:
-        os.close(watched)
+        signal.signal(signal.SIGINT, usual)
+    return DetachedServer(child.pid, url, log, None if url else child.wait())
 
 
-def _not_stopped(server: LiveRun, why: str) -> LaunchError:
-    return LaunchError(
-        f"{server.name} is not stopped: {why}", hint=f"turbofit logs {server.name} says more"
-    )
+def end_without_lease(
+    lease: Path, seconds: float = LEASE_SECONDS, look: float = _LOOK_SECONDS
+) -> threading.Thread:
+    """Send this process SIGTERM once nobody has touched the lease's file for so many seconds.
+
+    The clock is monotonic: what counts is that the file's time changes, whatever it says.
+    """
+
+    def watch() -> None:
+        seen, since = None, time.monotonic()
+        while time.monotonic() - since < seconds:
+            time.sleep(look)
+            with suppress(OSError):
+                touched = lease.stat().st_mtime_ns
+                if touched != seen:
+                    seen, since = touched, time.monotonic()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=watch, name="lease", daemon=True)
+    thread.start()
+    return thread

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
@@ -139,24 +140,19 @@ class Supervisor:
         examiner: Examiner | None = None,
         explained: Callable[[int, float], int] = lambda _index, _seconds: 0,
     ) -> None:
-        self._explained = explained
-        self._examiner, self._on_rest, self._clock = examiner, on_rest, clock
+        self._explained, self._on_rest, self._clock = explained, on_rest, clock
         self._opened = False
         self._outage: Outage | None = None
         self._say, self._timing, self._on_end = say, timing or Timing(), on_end
-        self._launches = tuple(launches)
         self._began = clock()
-        self.engines = [
-            self._engine(plan, launch, folder, check=check) for launch in self._launches
-        ]
-
-    def _engine(self, plan: Plan, launch: Launch, folder: Path, *, check: bool) -> SupervisedEngine:
-        name = f"engine {launch.group}" if len(self._launches) > 1 else "engine"
-        return SupervisedEngine(
-            plan.of_group(launch.group), launch, folder, lambda text: self._tell(name, text),
-            check=check, timing=self._timing, name=name, examiner=self._examiner,
-            clock=self._clock,
-        )  # fmt: skip
+        self.engines: list[SupervisedEngine] = []
+        for launch in launches:
+            name = f"engine {launch.group}" if len(launches) > 1 else "engine"
+            engine = SupervisedEngine(
+                plan.of_group(launch.group), launch, folder, partial(self._tell, name),
+                check=check, timing=self._timing, name=name, examiner=examiner, clock=clock,
+            )  # fmt: skip
+            self.engines.append(engine)
 
     def run(
         self,
@@ -212,6 +208,9 @@ class Supervisor:
             if not self._opened and all(engine.state == "ready" for engine in self.engines):
                 self._opened = True
                 on_ready([engine.url for engine in self.engines])
+                for engine in self.engines:
+                    engine.opened = True
+                    self._tell(engine.name, "phase: ready")
             on_tick()
             time.sleep(self._timing.tick)
         return stop.signal

@@ -10,7 +10,6 @@ import secrets
 import signal
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from turbofit.core.errors import TurbofitError
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from turbofit.core.plan import Plan
-    from turbofit.launch.engine.environment import Lmdeploy
-    from turbofit.launch.serve.config import ServeConfig
-    from turbofit.launch.serve.leases import Leases
     from turbofit.load.result import LoadResult
     from turbofit.load.spec import LoadSpec
 
@@ -56,62 +52,60 @@ class TrialEnd(NamedTuple):
     seconds: float
 
 
-@dataclass
-class TrialRunner:
-    """Runs trials, one after the other; ``config`` is what they have alike, but for its gateway."""
+def run_trial(
+    model: Run, plan: Plan, loads: Sequence[LoadSpec], seconds: float | None = None
+) -> TrialEnd:
+    """Start the plan's engines, drive the loads one after the other, end the engines.
 
-    config: ServeConfig
-    lmdeploy: Lmdeploy
-    leases: Leases
-    say: Callable[[str], None]
+    ``model`` has what all trials have alike, but for the gateway. After so many seconds the trial
+    is ended, whatever it does.
 
-    def run(self, plan: Plan, loads: Sequence[LoadSpec], seconds: float | None = None) -> TrialEnd:
-        """Start the plan's engines, drive the loads one after the other, end the engines.
-
-        After so many seconds it is ended, whatever it does.
-
-        Raises:
-            StoppedError: a person's signal ended it.
-        """
-        begun, key = time.monotonic(), secrets.token_hex(16)
-        outcome: Outcome = "unserved"
-        why = ""
-        stop = _TrialStop()
-        drive = _Loads(loads, key, stop)
-        gateway = GatewayConfig(
-            host=_HOST, port=free_ports(1)[0], api_keys=(key,), queue_length=_QUEUE,
-            queue_seconds=3600.0,
-        )  # fmt: skip
-        config = self.config.changed(plan=plan, gateway=gateway, timing=_TIMING, access_log="none")
-        run = Run(
-            config, self.leases, self.say, on_open=drive.begin,
-            on_tick=drive.look, on_death=drive.died, lmdeploy=self.lmdeploy,
-        )  # fmt: skip
-        run.plan = plan  # which is reserved
-        run.begin()
-        with stop, stop.within(seconds, drive.interrupt):
-            try:
-                run.follow(stop)
-            except TurbofitError as exc:
-                if not stop.late:
-                    outcome, why = "died", exc.message
-            except StoppedError:  # the time was over while nothing ran yet
-                pass
-            finally:
-                drive.end()
-        if stop.heard is not None:
-            raise StoppedError(stop.heard)
-        results = tuple(one for one in drive.results if one.answered)
-        whole = len(results) == len(loads) and not results[-1].stopped
-        if not why and drive.death:
-            outcome, why = "died", drive.death
-        elif not why and stop.late and not whole:
-            outcome, why = "cut", _where_cut(drive, results)
-        elif not why and results:
-            outcome = "measured"
-        elif not why:
-            why = drive.why
-        return TrialEnd(results, outcome, why, round(time.monotonic() - begun, 1))
+    Raises:
+        StoppedError: a person's signal ended it.
+    """
+    begun, key = time.monotonic(), secrets.token_hex(16)
+    outcome: Outcome = "unserved"
+    why = ""
+    stop = _TrialStop()
+    drive = _Loads(loads, key, stop)
+    gateway = GatewayConfig(
+        host=_HOST, port=free_ports(1)[0], api_keys=(key,), queue_length=_QUEUE,
+        queue_seconds=3600.0,
+    )  # fmt: skip
+    run = Run(
+        model.config.changed(plan=plan, gateway=gateway, timing=_TIMING, access_log="none"),
+        model.leases, model.say,
+        on_open=drive.begin, on_tick=drive.look, on_death=drive.died, lmdeploy=model.lmdeploy,
+    )  # fmt: skip
+    run.plan = plan  # which is reserved
+    run.begin()
+    with stop, stop.within(seconds, drive.interrupt):
+        try:
+            run.follow(stop)
+        except TurbofitError as exc:
+            if not stop.late:
+                outcome, why = "died", exc.message
+        except StoppedError:  # the time was over while nothing ran yet
+            pass
+        finally:
+            drive.end()
+    if stop.heard is not None:
+        raise StoppedError(stop.heard)
+    results = tuple(one for one in drive.results if one.answered)
+    whole = len(results) == len(loads) and not results[-1].stopped
+    if not why and drive.death:
+        outcome, why = "died", drive.death
+    elif not why and stop.late and not whole:
+        outcome, why = "cut", "the time was over before its engine was ready"
+        if results:
+            why = f"the time was over when {results[-1].seconds:.0f} s were measured"
+        elif drive.url:
+            why = "the time was over before a measured request was answered"
+    elif not why and results:
+        outcome = "measured"
+    elif not why:
+        why = drive.why
+    return TrialEnd(results, outcome, why, round(time.monotonic() - begun, 1))
 
 
 class _TrialStop(StopSignal):
@@ -168,20 +162,16 @@ class _Loads:
 
     def __init__(self, loads: Sequence[LoadSpec], key: str, stop: StopSignal) -> None:
         self._left, self._key, self._stop = list(loads), key, stop
-        self._url = ""
+        #: The gateway's, once it is open.
+        self.url = ""
         self._child: LoadChild | None = None
         #: No load begins any more.
         self._over = False
         self.why = self.death = ""
         self.results: list[LoadResult] = []
 
-    @property
-    def opened(self) -> bool:
-        """Whether there is a gateway to send them to."""
-        return bool(self._url)
-
     def begin(self, urls: list[str]) -> None:
-        self._url = urls[0]
+        self.url = urls[0]
 
     def died(self, why: str) -> None:
         """An engine ended: there is nothing more to measure."""
@@ -195,14 +185,14 @@ class _Loads:
 
     def look(self) -> None:
         """Begin the next load once the last one has ended; after all of them the trial ends."""
-        if not self._url or (self._child is not None and not self._child.look()):
+        if not self.url or (self._child is not None and not self._child.look()):
             return
         self._take()
         if self._over or not self._left:
             self._stop.end()
             return
         try:
-            self._child = LoadChild(self._url, self._key, self._left.pop(0))
+            self._child = LoadChild(self.url, self._key, self._left.pop(0))
         except OSError as exc:
             self.why = f"no load could be started: {exc}"
             self._stop.end()
@@ -224,15 +214,6 @@ class _Loads:
         if result is None or not result.answered:
             self._over = True
             self.why = child.why if result is None else result.stopped or "no request was answered"
-
-
-def _where_cut(drive: _Loads, results: Sequence[LoadResult]) -> str:
-    """Where a trial was when its time was over."""
-    if results:
-        return f"the time was over when {results[-1].seconds:.0f} s were measured"
-    if drive.opened:
-        return "the time was over before a measured request was answered"
-    return "the time was over before its engine was ready"
 
 
 def figures_of(result: LoadResult) -> SpeedFigures:

@@ -6,6 +6,7 @@ import math
 import time
 from dataclasses import KW_ONLY, dataclass
 from datetime import datetime, timezone
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from msgspec.structs import replace
@@ -17,9 +18,8 @@ from turbofit.core.tuning import CurvePoint, EarlierTuning, SpeedFactor, TrialRe
 from turbofit.core.units import format_duration
 from turbofit.core.version import __version__
 from turbofit.launch.run import Run
-from turbofit.launch.serve.runs import waiting_words
-from turbofit.launch.state_file import StateFile
-from turbofit.launch.tune.runner import TrialEnd, TrialRunner, figures_of
+from turbofit.launch.serve.runs import StateFile, waiting_words
+from turbofit.launch.tune.runner import TrialEnd, figures_of, run_trial
 from turbofit.launch.tune.search import TrialSearch, meets
 from turbofit.launch.tune.space import choices, mean_request, smaller_limit
 from turbofit.memory.calibrated import identity
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from turbofit.core.json_types import Options
-    from turbofit.core.plan import Goal, Plan
+    from turbofit.core.plan import Plan
     from turbofit.launch.serve.config import ServeConfig
     from turbofit.launch.serve.leases import Leases
     from turbofit.launch.tune.space import TrialChoice
@@ -88,18 +88,22 @@ def tune_model(
             f"{usual.model.name} is planned for Transformers: tune tries LMDeploy's settings",
             hint="turbofit serve serves it",
         )
-    load, goal = _load(wanted.load, usual), wanted.request.goal
-    facts = {
+    load = _load(wanted.load, usual)
+    facts: dict[str, Any] = {
         "model": identity(usual.model),
         "gpus": cards_of(usual.machine),
         "driver": str(usual.machine.driver),
         "promise": promise_of(wanted.request.given()),
         "load": plain(load.given()),
-        "goal": goal,
+        "goal": wanted.request.goal,
         "slo": wanted.slo,
     }
     lmdeploy = run.lmdeploy.version
-    before = _tuned_before(facts, pretend=wanted.apart)
+    before = [
+        one
+        for one in recall_tuned(pretend=wanted.apart)
+        if all(getattr(one, name) == value for name, value in facts.items())
+    ]
     known = next((one for one in before if one.lmdeploy == lmdeploy), None)
     if known is not None and not wanted.again:
         say("tuned before: --again tries again, --forget drops it")
@@ -108,12 +112,14 @@ def tune_model(
     on_here = config.request.changed(on=usual.machine, gpus=None)
     found, at_once = _choices(wanted, on_here, usual, load, say)
     key = tuned_key(*facts.values(), lmdeploy, wanted.apart)
+    blank = Tuning(
+        turbofit_version=__version__, created="", lmdeploy=lmdeploy, pretend=wanted.apart, **facts
+    )
     tuner = Tuner(
         found, load, Journal(key, pretend=wanted.apart),
-        run.planner.make, TrialRunner(config, run.lmdeploy, leases, say).run, say,
-        at_once=at_once, goal=goal, slo=wanted.slo, starts=wanted.starts,
+        run.planner.make, partial(run_trial, run), say,
+        at_once=at_once, blank=blank, starts=wanted.starts,
         seconds=wanted.seconds - (time.monotonic() - wanted.began),
-        facts={**facts, "lmdeploy": lmdeploy, "pretend": wanted.apart},
         earlier=next((one for one in before if one.lmdeploy != lmdeploy), None),
     )  # fmt: skip
     if tuner.journal.trials:
@@ -131,15 +137,6 @@ def tune_model(
         return result
     tuner.journal.forget()
     return result
-
-
-def _tuned_before(facts: Options, *, pretend: bool) -> list[Tuning]:
-    """What is kept of this model, promise and load on these cards, of any LMDeploy."""
-    return [
-        one
-        for one in recall_tuned(pretend=pretend)
-        if all(getattr(one, name) == value for name, value in facts.items())
-    ]
 
 
 def _choices(
@@ -196,8 +193,8 @@ class Tuner:
 
     ``plan_of`` plans options again, on the machine as it is now; ``run`` starts a plan's engines
     and drives loads, for so many seconds at most. ``at_once`` are the requests under way;
-    ``seconds`` are those of all trials of all runs, None without a bound. ``facts`` are fields of
-    the result that are known before. ``earlier`` is what was tuned with another LMDeploy.
+    ``seconds`` are those of all trials of all runs, None without a bound. ``blank`` is the result
+    with what is known before. ``earlier`` is what was tuned with another LMDeploy.
     """
 
     choices: Sequence[TrialChoice]
@@ -208,11 +205,9 @@ class Tuner:
     say: Callable[[str], None]
     _: KW_ONLY
     at_once: int
-    goal: Goal
-    slo: dict[str, float]
+    blank: Tuning
     starts: int
     seconds: float | None
-    facts: dict[str, Any]
     earlier: Tuning | None = None
     clock: Callable[[], float] = time.monotonic
 
@@ -266,8 +261,8 @@ class Tuner:
 
     def _resumed(self) -> TrialSearch:
         search = TrialSearch(
-            [one.option for one in self.choices], self.slo, latency=self.goal == "latency",
-            at_once=self.at_once,
+            [one.option for one in self.choices], self.blank.slo,
+            latency=self.blank.goal == "latency", at_once=self.at_once,
         )  # fmt: skip
         for trial in self.journal.trials:
             for index, choice in enumerate(self.choices):
@@ -336,20 +331,19 @@ class Tuner:
             outcome=end.outcome,
             why=end.why,
             measured=measured,
-            meets_slo=measured is not None and meets(measured, self.slo),
+            meets_slo=measured is not None and meets(measured, self.blank.slo),
             seconds=end.seconds,
         )
 
     def _result(self, trials: tuple[TrialRecord, ...], best: int | None, stopped: str) -> Tuning:
-        result = Tuning(
-            turbofit_version=__version__,
+        result = replace(
+            self.blank,
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             best=best,
             trials=trials,
             factors=_factors(trials),
             stopped=stopped,
             seconds=round(sum(one.seconds for one in trials), 1),
-            **self.facts,
         )
         return replace(result, earlier=_earlier(result, self.earlier))
 

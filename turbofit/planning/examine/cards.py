@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import re
 from itertools import combinations
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import MachineError, UsageError
 from turbofit.core.messages import indices, plural
-from turbofit.core.struct import NA
+from turbofit.core.struct import NA, NaType
 from turbofit.core.units import GIB, MIB, format_bytes
-from turbofit.planning.examine.health import ABSENT, Health
-from turbofit.planning.examine.scene import Answer, Scene, Sources, ok, stops, unreadable, warning
+from turbofit.machine.nvml import GpuLostError, Nvml, answered
+from turbofit.planning.examine.scene import (
+    ABSENT,
+    Answer,
+    Health,
+    Scene,
+    Sources,
+    ok,
+    stops,
+    unreadable,
+    warning,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -371,3 +381,82 @@ def _peers_over_pcie(machine: Machine) -> bool:
 
 def _pairs(pairs: Sequence[tuple[int, int]]) -> str:
     return ", ".join(f"{a}-{b}" for a, b in pairs)
+
+
+# What NVML says of a GPU's condition, beside what planning needs.
+
+
+_UNCORRECTED: Final = 1
+_VOLATILE: Final = 0
+
+
+#: From this power state on the GPU saves power.
+_IDLE_STATE: Final = 5
+
+
+def read_health(gpus: Sequence[Gpu | GpuLedger]) -> tuple[Health, ...]:
+    """The condition of whole GPUs, in their order.
+
+    Raises:
+        MachineError: NVML cannot be opened.
+        PackageError: nvidia-ml-py is not installed.
+    """
+    with Nvml() as nvml:
+        return tuple(_one(nvml, gpu) for gpu in gpus)
+
+
+def _one(nvml: Nvml, gpu: Gpu | GpuLedger) -> Health:
+    try:
+        handle = nvml.query("nvmlDeviceGetHandleByUUID", gpu.uuid)
+        if not answered(handle):
+            return Health(index=gpu.index)
+        state = nvml.query("nvmlDeviceGetPerformanceState", handle)
+        persistence = nvml.query("nvmlDeviceGetPersistenceMode", handle)
+        mode = _or_absent(nvml, "nvmlDeviceGetEccMode", handle)
+        rows = _or_absent(nvml, "nvmlDeviceGetRemappedRows", handle)
+        return Health(
+            index=gpu.index,
+            pcie_generation=_number(nvml.query("nvmlDeviceGetCurrPcieLinkGeneration", handle)),
+            pcie_width=_number(nvml.query("nvmlDeviceGetCurrPcieLinkWidth", handle)),
+            idle=NA if not answered(state) else int(state) >= _IDLE_STATE,
+            persistence=NA if not answered(persistence) else bool(persistence),
+            ecc=_flag(mode, 0),
+            uncorrected=_number(
+                _or_absent(nvml, "nvmlDeviceGetTotalEccErrors", handle, _UNCORRECTED, _VOLATILE)
+            ),
+            rows_pending=_flag(rows, 2),
+            rows_failed=_flag(rows, 3),
+            slow=_slow(nvml, handle),
+            temperature=_number(nvml.query("nvmlDeviceGetTemperature", handle, 0)),
+        )
+    except GpuLostError:
+        return Health(index=gpu.index)
+
+
+def _or_absent(nvml: Nvml, function: str, *args: Any) -> Any:
+    """An answer, `ABSENT` where the GPU has no such thing, else ``NA``."""
+    value, absent = nvml.supported(function, *args)
+    if answered(value):
+        return value
+    return ABSENT if absent else NA
+
+
+def _slow(nvml: Nvml, handle: Any) -> int | NaType:
+    """Clock event reasons; drivers before 535 have them under another name."""
+    for function in (
+        "nvmlDeviceGetCurrentClocksEventReasons",
+        "nvmlDeviceGetCurrentClocksThrottleReasons",
+    ):
+        value = nvml.query(function, handle)
+        if answered(value):
+            return int(value)
+    return NA
+
+
+def _flag(value: Any, place: int) -> Any:
+    """One of several answers, as a truth; no answer stays what it is."""
+    return value if isinstance(value, str) else bool(value[place])
+
+
+def _number(value: Any) -> Any:
+    return value if isinstance(value, str) else int(value)

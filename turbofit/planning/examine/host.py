@@ -29,7 +29,6 @@ _CONTAINER_SHM: Final = 64 * MIB
 _DISK: Final = 20 * GIB
 #: Logs rotate at 16 MiB and keep one before; the record and the overlay are small.
 _RUN_BYTES: Final = 64 * MIB
-_LOCKED: Final = 64 * MIB
 _FILES: Final = 1024
 
 
@@ -59,22 +58,6 @@ def host_memory(host: Host, scene: Scene) -> Answer:
     if scene.model is not None and available < scene.model.weight_bytes:
         seen += "; weights pass through it piece by piece"
     return ok(seen)
-
-
-def locked_memory(sources: Sources, _: Scene) -> Answer:
-    """CUDA pins through the driver, which this limit does not bind; RDMA is bound by it."""
-    limit = sources.locked_memory()
-    if limit == NA:
-        return unreadable("ulimit -l")
-    if limit is None:
-        return ok("ulimit -l: unlimited")
-    adapters = sources.names("sys/class/infiniband")
-    if adapters and limit < _LOCKED:
-        return warning(
-            f"ulimit -l: {format_bytes(limit)}, beside {', '.join(adapters)}",
-            "ulimit -l unlimited, --ulimit memlock=-1 in a container, or NCCL_IB_DISABLE=1",
-        )
-    return ok(f"ulimit -l: {format_bytes(limit)}; CUDA's own pinned memory is not bound by it")
 
 
 def shared_memory(host: Host, scene: Scene) -> Answer | None:

@@ -28,8 +28,6 @@ _NEWEST: Final = (0, 18)
 #: The oldest driver of each CUDA generation (CUDA release notes, minor version compatibility).
 _OLDEST_DRIVER: Final = {11: 450, 12: 525, 13: 580}
 _CUDA_LINE: Final = re.compile(r"^cuda(?:\s*:[^=]*)?\s*=\s*(?:'([\d.]+)'|None)", re.MULTILINE)
-_REQUIREMENT: Final = re.compile(r"^([\w.-]+)\s*(?:\[[^\]]*\])?\s*\(?([^;)]*)\)?\s*(;.*)?$")
-_BOUND: Final = re.compile(r"(<=|>=|==|!=|~=|<|>)\s*(\d+(?:\.\d+)*)(\.\*)?")
 _16_BITS: Final = ("float16", "bfloat16")
 #: Weights beside those of 16 bits, as people know them.
 _PACKED: Final = {"int4": "int4 (AWQ, GPTQ)", "fp8": "fp8", "mxfp4": "mxfp4"}
@@ -67,19 +65,18 @@ def pairing(sources: Sources, _: Scene) -> Answer:
     if demands is None:
         return unreadable("LMDeploy's metadata", why="which torch it goes with is not known")
     wrong, seen = [], []
-    for demand in demands:
-        match = _REQUIREMENT.match(demand)
-        name = match[1].lower() if match else ""
-        if match is None or name not in ("torch", "transformers", "triton"):
-            continue
-        # Of environment markers only extras and platforms matter here.
-        if any(part in (match[3] or "") for part in ("extra ==", "win32", "darwin")):
-            continue
+    try:
+        wanted = _demands_here(demands)
+    except (ImportError, ValueError) as exc:
+        return unreadable(
+            f"LMDeploy's metadata: {exc}", why="which torch it goes with is not known"
+        )
+    for name, bounds in wanted:
         found = sources.version(name)
         if found is not None:
             seen.append(f"{name} {found}")
-            if not satisfies(found, match[2]):
-                wrong.append(f"{name} {found} instead of {match[2].strip()}")
+            if not satisfies(found, bounds):
+                wrong.append(f"{name} {found} instead of {bounds}")
         elif name != "triton":
             wrong.append(f"{name} is not installed")
     if wrong:
@@ -88,6 +85,22 @@ def pairing(sources: Sources, _: Scene) -> Answer:
     if not seen:
         return unreadable("no demand on torch", why="LMDeploy's metadata name no version")
     return ok(f"{', '.join(seen)}, as LMDeploy demands")
+
+
+def _demands_here(demands: Sequence[str]) -> list[tuple[str, str]]:
+    """Packages that must go together, and the versions of each that are demanded on this platform.
+
+    LMDeploy's own dependencies bring `packaging`.
+    """
+    from packaging.requirements import Requirement
+
+    found = [Requirement(demand) for demand in demands]
+    return [
+        (one.name.lower(), str(one.specifier))
+        for one in found
+        if one.name.lower() in ("torch", "transformers", "triton")
+        and (one.marker is None or one.marker.evaluate({"extra": ""}))
+    ]
 
 
 def turbomind(sources: Sources, _: Scene) -> Answer:
@@ -480,20 +493,8 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def satisfies(version: str, bounds: str) -> bool:
-    """Whether a version lies within bounds such as ``<=2.10.0,>=2.0.0``."""
-    have = _numbers(version)
-    for operator, text, wild in _BOUND.findall(bounds):
-        want = _numbers(text)
-        if wild:
-            if (have[: len(want)] == want) != (operator == "=="):
-                return False
-            continue
-        size = max(len(have), len(want))
-        a, b = (part + (0,) * (size - len(part)) for part in (have, want))
-        fits = {
-            "<=": a <= b, ">=": a >= b, "==": a == b, "!=": a != b, "<": a < b, ">": a > b,
-            "~=": a >= b and a[: max(1, len(want) - 1)] == b[: max(1, len(want) - 1)],
-        }  # fmt: skip
-        if not fits[operator]:
-            return False
-    return True
+    """Whether a release, or what was built before or after it, lies within ``<=2.10.0,>=2.0.0``."""
+    from packaging.specifiers import SpecifierSet
+    from packaging.version import Version
+
+    return Version(version).base_version in SpecifierSet(bounds)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from turbofit.core.process.ports import open_files, port_problem
-from turbofit.core.struct import NA, NaType
+from turbofit.core.struct import NA, NaType, Struct
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from turbofit.core.model import Model
     from turbofit.core.plan import Plan
     from turbofit.kernels.census import Census
-    from turbofit.planning.examine.health import Health
 
 State = Literal["ok", "warning", "stops", "unreadable"]
 #: `doctor`; a plan's warnings; a run before it takes anything; under the lock of the leases, beside
@@ -52,6 +51,31 @@ warning: Final = partial(Answer, "warning")
 stops: Final = partial(Answer, "stops")
 #: Nobody knows.
 unreadable: Final = partial(Answer, "unreadable")
+
+
+#: The GPU says that it has no such thing.
+ABSENT: Final = "absent"
+Absent = Literal["absent"]
+
+
+class Health(Struct):
+    """One GPU now. ``idle``: a power state at which links slow down on purpose.
+
+    ``slow`` are the bits of NVML's clock event reasons; ``rows_*`` tell of memory rows that wait
+    to be, or could not be, remapped.
+    """
+
+    index: int
+    pcie_generation: int | NaType = NA
+    pcie_width: int | NaType = NA
+    idle: bool | NaType = NA
+    persistence: bool | NaType = NA
+    ecc: bool | NaType | Absent = NA
+    uncorrected: int | NaType | Absent = NA
+    rows_pending: bool | NaType | Absent = NA
+    rows_failed: bool | NaType | Absent = NA
+    slow: int | NaType = NA
+    temperature: int | NaType = NA
 
 
 class Scene(NamedTuple):
@@ -198,16 +222,6 @@ class Sources:
         except (OSError, subprocess.SubprocessError):
             texts = map(self.text, ("var/log/kern.log", "var/log/messages"))
             return next((text[-_LOG_TAIL:] for text in texts if text is not None), None)
-
-    def locked_memory(self) -> int | NaType | None:
-        """The limit of locked memory in bytes, None for no limit."""
-        import resource  # Windows has none
-
-        try:
-            soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-        except (OSError, ValueError):
-            return NA
-        return None if soft == resource.RLIM_INFINITY else soft
 
     def address_space(self) -> int | None:
         """The limit of virtual memory in bytes, None for no limit."""

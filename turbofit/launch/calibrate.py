@@ -1,0 +1,389 @@
+"""One calibration: a run whose engines are driven through their worst cases, and what it taught."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Final
+
+from msgspec.structs import replace
+
+from turbofit.core.errors import LaunchError, MachineError, TurbofitError, UsageError
+from turbofit.core.plan import Plan
+from turbofit.core.process.files import write_atomic
+from turbofit.core.process.progress import Step, tell
+from turbofit.core.struct import to_builtins, to_json
+from turbofit.core.units import MIB, format_bytes
+from turbofit.launch.engine.worst_requests import (
+    every_worst,
+    small_requests,
+    worst_image_tokens,
+    worst_request,
+)
+from turbofit.launch.run import Run
+from turbofit.launch.serve.ladder import forget
+from turbofit.launch.serve.leases import Leases
+from turbofit.memory.calibrated import calibration_for, identity
+from turbofit.model.source import resolve_model
+from turbofit.observe import calibrations
+from turbofit.observe.calibration import (
+    KERNELS,
+    SEEN_FILE,
+    STEADY,
+    CalibratedGpu,
+    Observation,
+    document,
+    learn,
+)
+from turbofit.observe.sampler import SampledRange, Sampler, memory_now
+from turbofit.planning.plan import plan as best_plan
+
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from turbofit.core.json_types import Document
+    from turbofit.core.machine import Calibration
+    from turbofit.launch.engine.supervised_engine import SupervisedEngine
+    from turbofit.launch.engine.worst_requests import ProbeRequest
+    from turbofit.launch.serve.config import ServeConfig
+    from turbofit.launch.serve.supervisor import StopSignal
+    from turbofit.planning.request import PlanRequest
+
+
+def calibrate(
+    config: ServeConfig,
+    stop: StopSignal,
+    say: Callable[[str], None],
+    *,
+    again: bool,
+    apart: bool,
+) -> Document | signal.Signals:
+    """Measure and learn.
+
+    Args:
+        config: of a `serve` without a public side.
+        stop: tells of signals.
+        say: takes lines of progress.
+        again: whether what was calibrated before is measured again.
+        apart: whether what is learned holds for pretend GPUs only.
+
+    Returns:
+        What was learned, or the signal that ended it before it was complete.
+    """
+    calibrator = Calibrator(PretendUsageReader if config.pretend else NvmlUsageReader, say)
+    with Leases() as leases:
+        run = Run(config, leases, say, on_open=lambda _: stop.end(), examiner=calibrator)
+        plan = run.choose()
+        if not plan.engine.of_lmdeploy:
+            raise UsageError(
+                f"{plan.model.name} is planned for Transformers: calibrate measures LMDeploy",
+                hint="turbofit serve checks its plan with a worst-case request",
+            )
+        if calibration_of(plan) is not None and not again:
+            say("calibrated before: --again measures again, --forget drops it")
+            return stored(plan) | {"tokens": _tokens(run, plan, apart=apart)}
+        say(run.refuse().verdict)
+        run.begin()
+        try:
+            ended = run.follow(stop)
+        finally:
+            calibrator.end()
+        if not calibrator.complete:
+            say("stopped: nothing was learned")
+            return ended
+        assert calibrator.usage is not None
+        plan, before = calibrator.usage.plan, {} if config.pretend else calibrator.usage.before
+        with suppress(TurbofitError):  # a full disk costs what `turbofit share` would tell
+            write_atomic(run.folder / SEEN_FILE, to_json(calibrator.seen), mode=0o600)
+        lmdeploy = run.lmdeploy.version
+        result = learned(plan, calibrator.seen, before, lmdeploy=lmdeploy, pretend=apart)
+        if result["kept"]:
+            result["tokens"] = _tokens(run, plan, apart=apart)
+        else:
+            say(f"warning: nothing was learned: {result['why_not']}")
+        if relieve(plan, result, lmdeploy, pretend=config.pretend):
+            say("what restarts had learned is dropped: this measurement says what was missing")
+        return result
+
+
+def _tokens(run: Run, plan: Plan, *, apart: bool) -> Document:
+    """KV tokens of a plan for these cards: as was assumed of them, and with what was measured."""
+    assert run.config.request is not None
+    request = run.config.request.changed(gpus=None)
+    known = calibrations.with_calibrations(plan.machine, pretend=apart)
+    machines = {"assumed": replace(known, calibrations=()), "measured": known}
+    return {
+        name: best_plan(request.changed(on=machine)).kv.total_tokens
+        for name, machine in machines.items()
+    }
+
+
+def drop(request: PlanRequest, *, apart: bool) -> int:
+    """Forget what was learned of a model; how many calibrations there were."""
+    assert isinstance(request.model, str)
+    return calibrations.forget(identity(resolve_model(request.model)), pretend=apart)
+
+
+# From what was read to what later plans know, and back.
+
+
+#: Bytes by which others may have moved while a launch was measured.
+_MOVED: Final = 32 * MIB
+
+
+def learned(
+    plan: Plan,
+    seen: Sequence[Observation],
+    before: Mapping[int, int],
+    *,
+    lmdeploy: str,
+    pretend: bool,
+) -> Document:
+    """Learn, and keep it for later plans, of pretend GPUs apart.
+
+    ``before`` are bytes in use on each GPU before the last start; empty where others cannot move.
+    The document is what `turbofit calibrate --json` shows. ``kept`` is empty where nothing was
+    learned, and ``why_not`` says why.
+    """
+    when = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    made = learn(plan, seen, lmdeploy=lmdeploy, when=when, pretend=pretend)
+    found = tuple(calibrations.completed(one) for one in made)
+    beside = {**document(plan, seen), "pretend": pretend}
+    why_not, kept = _moved(plan, before), []
+    if why_not is None:
+        try:
+            kept = [str(calibrations.keep(one, beside)) for one in found]
+        except OSError as exc:
+            why_not = f"the state folder cannot be written: {exc.strerror or exc}"
+        except UsageError as exc:
+            why_not = exc.message
+    return {
+        "schema": "turbofit.calibration/1",
+        "calibrations": to_builtins(found),
+        "kept": kept,
+        "why_not": why_not,
+        **beside,
+    }
+
+
+def relieve(plan: Plan, result: Document, lmdeploy: str, *, pretend: bool) -> bool:
+    """Drop what restarts had learned of such launches, where the measurement replaces it.
+
+    Otherwise a margin that the ladder made larger would be added to what was measured to be
+    missing. Where nothing was measured to be missing, what helped the start stays.
+
+    Returns:
+        Whether anything was dropped.
+    """
+    more = any(one["context"] + one["buffers"] > 0 for one in result["calibrations"])
+    return bool(result["kept"]) and more and forget(plan, lmdeploy, pretend=pretend)
+
+
+def calibration_of(plan: Plan) -> Calibration | None:
+    """What the plan's first engine rests on."""
+    gpus = [plan.machine.gpu(index) for index in plan.parallel.groups[0]]
+    settings, engine = plan.of_group(0).settings, plan.engine
+    return calibration_for(plan.machine, gpus, plan.model, settings, engine.name, engine.version)
+
+
+def stored(plan: Plan) -> Document:
+    """The document that was kept of what a plan rests on, as far as it can be read."""
+    one = calibration_of(plan)
+    assert one is not None
+    body = calibrations.read(one)
+    return {
+        "schema": "turbofit.calibration/1", **body, "calibrations": [to_builtins(one)],
+        "kept": [str(calibrations.path_of(one))], "why_not": None,
+    }  # fmt: skip
+
+
+def _moved(plan: Plan, before: Mapping[int, int]) -> str | None:
+    """Whether somebody else took or gave memory meanwhile, which would be counted as ours."""
+    for gpu in plan.gpus:
+        if gpu.index in before:
+            more = memory_now(gpu.uuid).used - before[gpu.index]
+            if abs(more) > _MOVED:
+                said = f"{format_bytes(abs(more))} {'more' if more > 0 else 'less'} in use"
+                return f"GPU {gpu.index} has {said} than before: somebody else's memory moved"
+    return None
+
+
+# Drives engines through all that their plan pays for, and reads their GPUs after each step: after
+# the warm-up; one small request of each kind, for kernels; then each worst case.
+
+
+_REQUEST: Final = "vision_request"
+#: Seconds that a card is sampled before a reading counts as its last.
+_SETTLE: Final = 0.3
+
+
+class NvmlUsageReader:
+    """What real GPUs of a plan that is launched hold, in bytes of the whole card, everybody's.
+
+    ``before`` are those in use before the engines are started, by the machine's index.
+
+    Raises:
+        MachineError: one cannot be read.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self._uuids = plan, {one.index: one.uuid for one in plan.gpus}
+        self.before = {index: memory_now(uuid).used for index, uuid in self._uuids.items()}
+        self._sampler = Sampler(list(self._uuids.values()))
+        self._sampler.__enter__()
+        self._since = dict.fromkeys(self._uuids, time.monotonic())
+
+    def read(self, engine: SupervisedEngine) -> dict[int, SampledRange]:
+        """The most since the last reading of this engine, and now.
+
+        Raises:
+            MachineError: what a GPU held after its last answer is not known.
+        """
+        time.sleep(_SETTLE)
+        now, found = time.monotonic(), {}
+        for index in self.plan.parallel.groups[engine.group]:
+            uuid = self._uuids[index]
+            span = self._sampler.between(uuid, self._since[index], now)
+            if span is None or self._sampler.between(uuid, now - _SETTLE, now) is None:
+                raise MachineError(
+                    f"GPU {index} did not answer NVML", hint="turbofit doctor says more"
+                )
+            found[index], self._since[index] = span, now
+        return found
+
+    def end(self) -> None:
+        self._sampler.__exit__()
+
+
+class PretendUsageReader:
+    """What pretend GPUs hold, by their timeline. A peak is told where it is the highest yet."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.before = {one.index: one.used for one in plan.gpus}
+        self._highest: dict[int, int] = {}
+
+    def read(self, engine: SupervisedEngine) -> dict[int, SampledRange]:
+        found = {}
+        for seen in engine.pretended.seen() if engine.pretended is not None else ():
+            # Before the first reading the peak is that of loading.
+            new = seen.peak > self._highest.get(seen.gpu, seen.peak)
+            found[seen.gpu] = SampledRange(peak=seen.peak if new else seen.held, last=seen.held)
+            self._highest[seen.gpu] = seen.peak
+        if not found:
+            raise MachineError("the pretend GPUs' account cannot be read", hint="see the log")
+        return found
+
+    def end(self) -> None:
+        """See `NvmlUsageReader`."""
+
+
+if TYPE_CHECKING:
+    GpuUsage = NvmlUsageReader | PretendUsageReader
+
+
+class Calibrator:
+    """Looks closer at the engines of the plan that was launched last than their readiness needs."""
+
+    def __init__(self, usage_of: Callable[[Plan], GpuUsage], say: Callable[[str], None]) -> None:
+        self._usage_of, self._say = usage_of, say
+        self.usage: GpuUsage | None = None
+        self._seen: dict[int, Observation] = {}
+        self._finished: set[int] = set()
+        self._lock = threading.Lock()
+
+    @property
+    def seen(self) -> tuple[Observation, ...]:
+        """What was read, by group."""
+        return tuple(self._seen[group] for group in sorted(self._seen))
+
+    @property
+    def complete(self) -> bool:
+        """Whether every group of the plan has shown everything."""
+        groups = None if self.usage is None else len(self.usage.plan.parallel.groups)
+        return len(self._finished) == groups
+
+    def begin(self, plan: Plan) -> None:
+        """See `Examiner`; what engines of other plans showed does not count."""
+        with self._lock:
+            self.end()
+            self.usage, self._seen, self._finished = self._usage_of(plan), {}, set()
+
+    def end(self) -> None:
+        if self.usage is not None:
+            self.usage.end()
+
+    def examine(
+        self, engine: SupervisedEngine, model: str, ask: Callable[[ProbeRequest], int]
+    ) -> None:
+        """See `Examiner`."""
+        assert self.usage is not None
+        try:
+            self._examine(self.usage, engine, model, ask)
+        except LaunchError:
+            raise
+        except TurbofitError as exc:  # a GPU, or an engine of an earlier plan, cannot be read
+            raise LaunchError(exc.message, hint=exc.hint) from None
+
+    def _examine(
+        self, usage: GpuUsage, engine: SupervisedEngine, model: str,
+        ask: Callable[[ProbeRequest], int],
+    ) -> None:  # fmt: skip
+        plan, text = usage.plan.of_group(engine.group), 0
+        self._take(usage, engine, STEADY)
+        for small in small_requests(plan, model):
+            ask(small)
+        self._take(usage, engine, KERNELS)
+        worst = worst_request(plan, model)
+        if worst is not None:
+            tell(Step(f"{engine.name}: measuring {_REQUEST}"))
+            text = max(0, ask(worst) - worst_image_tokens(plan))
+            self._take(usage, engine, _REQUEST)
+        for question in every_worst(plan, model, text):
+            tell(Step(f"{engine.name}: measuring {question.name}"))
+            ask(question)
+            self._take(usage, engine, question.name)
+        with self._present(usage, engine):
+            self._finished.add(engine.group)
+
+    @contextmanager
+    def _present(self, usage: GpuUsage, engine: SupervisedEngine) -> Iterator[None]:
+        """While the plan of an engine is the launched one.
+
+        Raises:
+            MachineError: it is not any more, and the engine has ended.
+        """
+        with self._lock:
+            if self.usage is not usage:
+                what = f"{engine.name} has ended: another plan is launched"
+                raise MachineError(what, hint="see the log")
+            yield
+
+    def _take(self, usage: GpuUsage, engine: SupervisedEngine, name: str) -> None:
+        """Read a step. What was in use after it belongs to it too: pools keep their most.
+
+        An engine that was started again shows all steps again. What its log says of its cache comes
+        with the first step that finds it: the reader of the log may be late.
+        """
+        spans = usage.read(engine)
+        steady = name in (STEADY, KERNELS)
+        used = {i: span.last if steady else max(span) for i, span in spans.items()}
+        budget = engine.tracker.budget
+        free, region = (None, None) if budget is None else (budget.free, budget.budget)
+        with self._present(usage, engine):
+            earlier = self._seen.get(engine.group) if name != STEADY else None
+            known = {card.index: card.used for card in earlier.cards} if earlier else {}
+            cards = tuple(
+                CalibratedGpu(
+                    index=i, before=usage.before[i], used={**known.get(i, {}), name: size}
+                )
+                for i, size in used.items()
+            )
+            self._seen[engine.group] = Observation(
+                group=engine.group, free=free, region=region, cards=cards
+            )
+        most = max(used, key=lambda i: used[i])
+        self._say(f"{engine.name}: {name}: GPU {most} has {format_bytes(used[most])} in use")

@@ -1,1 +1,0 @@
-"""Measures a launch, and what later plans learn of it."""
