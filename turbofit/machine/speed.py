@@ -14,7 +14,9 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
+from threading import Thread
+from time import monotonic
 from typing import Any, Final
 
 from msgspec.structs import replace
@@ -171,8 +173,6 @@ def _facts(process: subprocess.Popen[str], seconds: float) -> Iterator[dict[str,
     Another thread reads them: a process that the driver holds is not ended by SIGKILL, and keeps
     its end of the pipe.
     """
-    from threading import Thread, Timer
-
     lines: SimpleQueue[str | None] = SimpleQueue()
 
     def read() -> None:
@@ -181,24 +181,22 @@ def _facts(process: subprocess.Popen[str], seconds: float) -> Iterator[dict[str,
             lines.put(line)
         lines.put(None)
 
-    def give_up() -> None:
-        process.kill()
-        reader.join(_LAST_SECONDS)
-        lines.put(None)
-
-    reader, timer = Thread(target=read, daemon=True), Timer(seconds, give_up)
+    reader, end = Thread(target=read, daemon=True), monotonic() + seconds
     reader.start()
-    timer.start()
-    try:
-        for line in iter(lines.get, None):
-            try:
-                fact = json.loads(line)
-            except ValueError:
-                continue
+    while True:
+        try:
+            line = lines.get(timeout=max(0.0, end - monotonic()))
+        except Empty:  # what it printed until it was killed still counts
+            process.kill()
+            reader.join(_LAST_SECONDS)
+            lines.put(None)
+            continue
+        if line is None:
+            return
+        with suppress(ValueError):
+            fact = json.loads(line)
             if isinstance(fact, dict):
                 yield fact
-    finally:
-        timer.cancel()
 
 
 def _measured(lines: Sequence[Mapping[str, Any]], indices: Sequence[int]) -> Measured:

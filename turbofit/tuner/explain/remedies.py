@@ -375,8 +375,7 @@ def _links(request: ResolvedRequest, gpu: Gpu, count: int) -> tuple[Link, ...]:
 
     A bridge joins no sets. A GPU alone has the links of its preset, none where it has no preset.
     """
-    from turbofit.machine.links import preset_links
-    from turbofit.machine.presets import match_preset
+    from turbofit.machine.presets import match_preset, preset_links
 
     visible, machine, preset = request.visible, request.machine, match_preset(gpu)
     if len(visible) == 1:
