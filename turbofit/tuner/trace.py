@@ -143,21 +143,15 @@ class EngineLoad:
         if isnan(self._times.begun[index]):
             self._times.begun[index] = self.now
             self._fresh.append(index)
-        seconds = self.engine.rates.seconds(self._figures, tokens, pairs=tokens**2 / 2)
-        seconds += self._vision(request, tokens)
+        group, images = self.engine.rates, max(1, request.images)
+        seconds = group.seconds(self._figures, tokens, pairs=tokens**2 / 2)
+        passes = ceil(tokens / self.engine.chunk)
+        seconds += group.vision_seconds(request.units / images, images, passes)
         self._spend(seconds, self._cached)
         self._cached += tokens
         self._running[index] = end = self._steps + request.output - self._done.pop(index, 0)
         self._order.append(index)
         heappush(self._ends, (end, index))
-
-    def _vision(self, request: TraceRequest, tokens: int) -> float:
-        work, card = self.engine.rates.work, self.engine.rates.card
-        if not request.units:
-            return 0.0
-        passes = ceil(tokens / self.engine.chunk)
-        again = (passes - 1) / request.images if work.encodes_again else 0
-        return work.vision_flops * request.units * (1 + again) / card.vision_flops
 
     def _decode(self, until: float) -> None:
         """Decode up to the next event: a request ends, the cache is full, or a request arrives."""

@@ -19,7 +19,6 @@ from turbofit.memory.engines import engine_named
 from turbofit.model.source import resolve_model
 from turbofit.tuner.speed import (
     AllReduce,
-    BatchLimits,
     ClosedLoad,
     GroupRates,
     Speed,
@@ -147,8 +146,8 @@ def test_the_parts_make_the_whole() -> None:
     machine, model = parse_spec("2xrtx4090"), resolve_model("llama-3.1-8b")
     group = group_rates(model, Settings(tp=2), machine, machine.gpus, ENGINE)
     load = ClosedLoad(prompt=1000, output=100, at_once=4)
-    limits = BatchLimits(batch=4, kv_tokens=4400, chunk=8192)
-    found = speed_of(group, rates(), load, limits)
+    settings = Settings(max_batch_size=4, max_prefill_token_num=8192)
+    found = speed_of(group, rates(), load, settings, 4400)
     cycle = 4 * found.prefill + 100 * found.step
     assert found.requests_per_second == pytest.approx(4 / cycle)
     queued = found.seconds_to_first_token - found.step
@@ -238,11 +237,10 @@ def test_the_event_loop_bounds_requests() -> None:
 def test_answers_of_unequal_lengths_hold_more_of_the_cache() -> None:
     machine, model = parse_spec("1xrtx4090"), resolve_model("llama-3.1-8b")
     group = group_rates(model, Settings(), machine, machine.gpus, ENGINE)
-    limits = BatchLimits(batch=64, kv_tokens=10**6, chunk=8192)
+    settings = Settings(max_batch_size=64, max_prefill_token_num=8192)
+    load = ClosedLoad(prompt=250, output=250, at_once=64)
     even, spread = (
-        speed_of(
-            group, rates(), ClosedLoad(prompt=250, output=250, at_once=64, spread=spread), limits
-        )
+        speed_of(group, rates(), replace(load, spread=spread), settings, 10**6)
         for spread in (0.0, 1.0)
     )
     assert spread.step > even.step
@@ -364,13 +362,13 @@ def test_all_run_where_the_cache_holds_all() -> None:
 
 def test_more_requests_run_than_could_all_end_and_some_begin_again() -> None:
     few, many = (crowd_of(there, 8, 0.33, 256, 0.75) for there in (10, 1000))
-    assert 8 < few.running < 10
-    assert few.running < many.running == pytest.approx(8 * 1.33)
-    assert 0 < few.again < many.again == pytest.approx(0.75 / (1 + 8 / 256))
+    assert 8 < few[0] < 10
+    assert few[0] < many[0] == pytest.approx(8 * 1.33)
+    assert 0 < few[1] < many[1] == pytest.approx(0.75 / (1 + 8 / 256))
 
 
 def test_fewer_are_evicted_where_many_end_while_one_is_answered() -> None:
-    long, short = (crowd_of(300, 200, 0.33, output, 0.75).again for output in (2000, 20))
+    long, short = (crowd_of(300, 200, 0.33, output, 0.75)[1] for output in (2000, 20))
     assert short < 0.2 * long
 
 

@@ -251,7 +251,7 @@ def _engines_on(
     shape = replace(part.shape, groups=(group,), tp=len(group), prefills=())
     tokens, count = part.settings.session_len, 0
     while True:
-        sizer = Sizer(SearchState(request, engine), shape, part.vision_load)
+        sizer = Sizer(SearchState(request, engine), shape)
         sized = sizer.evaluation(tokens)
         if not sized.fits:
             return count

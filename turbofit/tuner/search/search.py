@@ -232,7 +232,7 @@ class _Search(SearchState):
         vision_load = vision_load_of(self.request, limit)
         if self.request.workload.queue_images and vision_load.units_per_image:
             shape = replace(shape, units_per_forward=vision_load.units_per_request)
-        evaluation = evaluate(self, replace(shape, limit=limit), vision_load)
+        evaluation = evaluate(self, replace(shape, limit=limit))
         _LOG.debug(
             "groups %s, prefill %d, limit %s, units %s: fits %s, %d tokens, score %.3g, %d short",
             shape.groups, shape.max_prefill_token_num, limit, shape.units_per_forward,
