@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from msgspec.structs import replace
 
 from turbofit.core.errors import NoKernelError, UsageError
 from turbofit.core.messages import QUEUED
-from turbofit.core.plan import HostMemory, Plan, Remedy, Settings, Throughput
-from turbofit.core.units import MIB, bisect, format_bytes
+from turbofit.core.plan import Plan, Remedy, Settings, Throughput
+from turbofit.core.units import format_bytes
 from turbofit.memory.account import POOL_WARMUP, Account, Engine, EngineLaunch, VisionLoad
 from turbofit.memory.calibrated import calibration_reason
 from turbofit.memory.known_bad import known_problems
@@ -30,9 +30,6 @@ from turbofit.tuner.resolved_request import (
 from turbofit.tuner.search.search import fit_on_host
 from turbofit.tuner.search.shapes import Shape, dtype_for, shape_settings, split_over_slices
 from turbofit.tuner.speed import LinkClass, group_class, group_rates, group_speed, total
-
-#: Steps of the forecast in which the first death below it is looked for.
-_STEPS = 128
 
 
 def make_prediction(
@@ -68,42 +65,40 @@ def make_prediction(
     if held != vision_load:
         accounts = accounts_of(request, same, groups, held, engine, free_at_cache)
     host = host_of(request, accounts, engine)
-    start = _start(request, accounts, held, host, engine)
+    start = _start(request, accounts, held, host_problem(host), engine)
     tokens = [start.tokens if start.serves else 0] * len(groups)
     words = cache_words(tokens, vision_load, settings.session_len)
     at_once, promised = requests_held(accounts, tokens, vision_load), request.promised_requests
     if promised is not None:
         waiting = ": the others wait" if at_once < promised else ""
         words += f"; it holds {min(at_once, promised):,} of {promised:,} at once{waiting}"
-    if is_legacy(engine.version) and start.serves:
-        words += _least_free_words(
-            lambda free: accounts_of(request, same[:1], groups[:1], held, engine, free)[0],
-            accounts[0].free,
-            ratio,
-        )
-    plan = document(
+    end = start.never or (start.outcome.serves and start.host) or start.outcome.text
+    version = f" with LMDeploy {engine.version}" if is_legacy(engine.version) else ""
+    helps = not start.serves and free_at_cache is None
+    return document(
         request,
         engine,
         accounts,
         fits=start.serves and start.outcome.kind == "serves",  # the margin is left too
-        verdict=_verdict(request, engine, start, words),
+        verdict=f"{request.model.name}{version}: {end}" + (f"; {words}" if start.serves else ""),
         parallel_reason="as LMDeploy takes them: the first GPUs in CUDA's order",
         host=host,
         settings=settings,
         vision_load=vision_load,
         limit=limit,
         held=None if promised is None else at_once,
+        reasons=(
+            *_exposure(request, limit, vision_load),
+            *_story(accounts[0], ratio, start.outcome, free_at_cache),
+        ),
+        warnings=_warnings(
+            request, launch, engine, start, queued=bool(queued and held.units_per_image)
+        ),
+        throughput=_speed(request, accounts, vision_load, engine, at_once)
+        if start.serves
+        else None,
+        remedies=_remedies(request, engine) if helps else (),
     )
-    reasons = (
-        *_exposure(request, limit, vision_load),
-        *_story(accounts[0], ratio, start.outcome, free_at_cache),
-    )
-    queues = [QUEUED] if queued and held.units_per_image else []
-    warnings = (*plan.warnings, *queues, *_warnings(request, launch, engine, start))
-    speed = _speed(request, accounts, vision_load, engine, at_once) if start.serves else None
-    plan = replace(plan, reasons=reasons, warnings=warnings, throughput=speed)
-    helps = not start.serves and free_at_cache is None
-    return replace(plan, remedies=_remedies(request, engine) if helps else ())
 
 
 class _Start(NamedTuple):
@@ -124,19 +119,19 @@ def _start(
     request: ResolvedRequest,
     accounts: Sequence[Account],
     held: VisionLoad,
-    host: HostMemory,
+    host: str | None,
     engine: Engine,
 ) -> _Start:
     """The start of all engines under their own settings; ``held`` is what can meet in a forward."""
     settings = accounts[0].settings
     ratio = settings.cache_max_entry_count
     outcomes = [outcome_at(account, ratio) for account in accounts]
-    outcome = next((one for one in outcomes if not one.serves), outcomes[0])
+    outcome = next((outcome for outcome in outcomes if not outcome.serves), outcomes[0])
     tokens = min(account.tokens_at(ratio) for account in accounts)
     launches = [launch_of(request, settings, account.gpus, held) for account in accounts]
     never = _never_runs(launches, engine)
     never = never or _no_room(request, settings, tokens if outcome.serves else None)
-    return _Start(outcome, host_problem(host), never, tokens)
+    return _Start(outcome, host, never, tokens)
 
 
 def _held(
@@ -300,13 +295,6 @@ def _no_room(request: ResolvedRequest, settings: Settings, cache: int | None) ->
     return f"{images} {tokens:,} tokens of {where}"
 
 
-def _verdict(request: ResolvedRequest, engine: Engine, start: _Start, held: str) -> str:
-    """How the start ends; ``held`` are words on what the cache holds where it serves."""
-    said = start.never or (start.outcome.serves and start.host) or start.outcome.text
-    version = f" with LMDeploy {engine.version}" if is_legacy(engine.version) else ""
-    return f"{request.model.name}{version}: {said}" + (f"; {held}" if start.serves else "")
-
-
 def _speed(
     request: ResolvedRequest,
     accounts: Sequence[Account],
@@ -363,9 +351,11 @@ def _story(
 
 
 def _warnings(
-    request: ResolvedRequest, launch: EngineLaunch, engine: Engine, start: _Start
+    request: ResolvedRequest, launch: EngineLaunch, engine: Engine, start: _Start, *, queued: bool
 ) -> Iterator[str]:
     """What was given and is not kept whole beside the rest, and what goes wrong beside memory."""
+    if queued:
+        yield QUEUED
     gpus, settings = launch.gpus, launch.settings
     tokens, room = launch.vision_load.tokens_per_request, settings.session_len
     if start.serves:
@@ -395,26 +385,3 @@ def _warnings(
     possible, why = dtype_for(request.model, gpus)
     if dtype == "bfloat16" and possible == "float16":
         yield f"LMDeploy would run in float16 without a word: {why}"
-
-
-def _least_free_words(with_free: Callable[[int], Account], free: int, ratio: float) -> str:
-    """What becomes of a start that serves where less is free; empty where nothing else does.
-
-    A cache that is small enough can cut sessions so far that it serves again: the first end below
-    the forecast counts, found to 1 MiB; whole blocks of the cache leave a little more or less.
-    """
-
-    def ends(less: int) -> bool:
-        return not outcome_at(with_free(less), ratio).serves
-
-    steps = (free * step // _STEPS for step in range(_STEPS - 1, 0, -1))
-    low = next((less for less in steps if ends(less)), None)
-    if low is None:
-        return ""
-    end = "never start" if outcome_at(with_free(low), ratio).kind == "hang" else "die"
-    high = low + free // _STEPS
-    high = bisect(ends, low, high, MIB)[1]
-    return (
-        f"; with less than about {high // MIB:,} MiB free when the cache is sized it would {end};"
-        f" here it has {free // MIB:,} MiB"
-    )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
+from typing import Any
 
 from msgspec import UNSET
 from msgspec.structs import replace
@@ -49,8 +50,10 @@ def document(  # noqa: PLR0913 - what a plan says beside its accounts
     limit: int | None,
     held: int | None = None,
     at_once: Sequence[float] = (),
+    warnings: Iterable[str] = (),
+    **rest: Any,
 ) -> Plan:
-    """The plan without command lines, speed, and words beside its verdict.
+    """The plan without command lines; ``rest`` are other fields of it.
 
     ``settings`` are of the weakest group, ``limit`` is of an image, in tiles or pixels. ``held``
     are requests at once that all groups hold, None where nobody asked for a number. ``at_once``
@@ -58,12 +61,12 @@ def document(  # noqa: PLR0913 - what a plan says beside its accounts
     groups run ``settings``.
     """
     outcomes = [account.at(account.settings.cache_max_entry_count) for account in accounts]
-    ledgers: list[GpuLedger] = [one for outcome in outcomes for one in outcome.ledgers]
+    ledgers = [ledger for outcome in outcomes for ledger in outcome.ledgers]
     total = sum(outcome.tokens for outcome in outcomes)
     caches = [_cache(*pair, total) for pair in zip(accounts, outcomes, strict=True)]
-    kv = min(caches, key=lambda one: one.tokens)
+    kv = min(caches, key=lambda cache: cache.tokens)
     if not at_once:
-        kv = replace(kv, region_bytes=min(one.region_bytes for one in caches))
+        kv = replace(kv, region_bytes=min(cache.region_bytes for cache in caches))
     size = counted_tokens(vision_load, settings.session_len)
     context = request.workload.context or settings.session_len
     return Plan(
@@ -87,7 +90,7 @@ def document(  # noqa: PLR0913 - what a plan says beside its accounts
         kv=kv,
         gpus=tuple(sorted(ledgers, key=lambda ledger: ledger.index)),
         host=host,
-        warnings=(*request.model.warnings, *request.machine.warnings),
+        warnings=(*request.model.warnings, *request.machine.warnings, *warnings),
         by_group=tuple(
             GroupPlan(
                 settings=account.settings,
@@ -99,6 +102,7 @@ def document(  # noqa: PLR0913 - what a plan says beside its accounts
         ),
         held=UNSET if held is None else Held(requests=held, request_tokens=size),
         options=request.options,
+        **rest,
     )
 
 
@@ -152,8 +156,7 @@ def verdict_of(
     engine's cache holds, ``vision_load`` is of the request that is counted.
     """
     outcomes = [one.at(one.settings.cache_max_entry_count) for one in accounts]
-    ledgers = [one for outcome in outcomes for one in outcome.ledgers]
-    spare = min(one.headroom - (one.margin if request.budget else 0) for one in ledgers)
+    ledgers = [ledger for outcome in outcomes for ledger in outcome.ledgers]
     batches = [one.settings.max_batch_size for one in accounts]
     running = sum(batches) if len(accounts) == len(groups) else batches[0] * len(groups)
     size = counted_tokens(vision_load, accounts[0].settings.session_len)
@@ -163,11 +166,24 @@ def verdict_of(
     where = " and ".join(group_words(request, group) for group in groups)
     if all(len(group) == 1 for group in groups):
         where = f"GPU {indices(group[0] for group in groups)}"
-    each = on_each_gpu(sum(map(len, groups)))
-    return (
-        f"fits: {request.model.name} on {where}: {running_words};"
-        f" {format_bytes(spare)}{' of the budget' if request.budget else ''} stay free{each}"
-    )
+    free = free_words(request, ledgers, groups)
+    return f"fits: {request.model.name} on {where}: {running_words}; {free}"
+
+
+def free_words(
+    request: ResolvedRequest, ledgers: Sequence[GpuLedger], groups: Sequence[Sequence[int]]
+) -> str:
+    """What stays free on the tightest GPU, as a clause of a verdict."""
+    spare = min(ledger.headroom - ledger.margin * bool(request.budget) for ledger in ledgers)
+    of = " of the budget" if request.budget else ""
+    return f"{format_bytes(spare)}{of} stay free{on_each_gpu(sum(map(len, groups)))}"
+
+
+def idle_words(request: ResolvedRequest, groups: Sequence[Sequence[int]]) -> str:
+    """The GPUs on which no engine runs; empty where there are none, or the least is asked for."""
+    used = {index for group in groups for index in group}
+    idle = [f"GPU {gpu.index} ({gpu.name})" for gpu in request.visible if gpu.index not in used]
+    return f"not used: {', '.join(idle)}" if idle and not request.least else ""
 
 
 def cache_words(tokens: Sequence[int], vision_load: VisionLoad, context: int) -> str:

@@ -22,7 +22,7 @@ from turbofit.memory.account import Engine
 from turbofit.model.presets import four_bit_variant, preset_of
 from turbofit.tuner.resolved_request import ResolvedRequest, host_short, vision_load_of
 from turbofit.tuner.search.candidates import too_few
-from turbofit.tuner.search.search import EngineFit, fit_on_host, limit_that_fits, search
+from turbofit.tuner.search.search import EngineFit, fit_on_host, limit_that_fits
 from turbofit.tuner.search.shapes import Evaluation
 from turbofit.tuner.search.sizing import MIN_TEXT_TOKENS, excess_tokens, shortest_context
 from turbofit.tuner.speed import counted_tokens, link_class, request_tokens
@@ -122,11 +122,8 @@ def _more_host_memory(fit: EngineFit) -> Remedy:
     """Host memory for one engine, of what the GPUs hold."""
     made = fit
     if fit.request.replicas is None and fit.best.shape.replicas > 1:
-        try:
-            alone = search(replace(fit.request, replicas=1), fit.engine)
-        except TurbofitError:
-            alone = fit
-        made = alone if alone.best.fits else fit
+        alone = _planned(replace(fit.request, replicas=1), fit.engine)
+        made = alone if alone is not None and alone.best.fits else fit
     size = format_bytes(round_up(host_short(made.host), GIB))
     return Remedy(change=f"free {size} of host RAM", effect=_fits(made))
 
@@ -278,19 +275,15 @@ def _fits(made: EngineFit) -> str:
         size = counted_tokens(best.vision_load, best.settings.session_len)
         requests = made.request.promised_requests or 0
         effect += f", {requests:,} {plural(requests, 'request')} of {size:,} tokens at once"
-    if best.shape.limit is not None and best.shape.limit != made.request.requested_limit:
-        effect += f", images lowered to {_limit(made.request, best.shape.limit)}"
+    rule, limit = made.request.model.image_rule, best.shape.limit
+    if rule is not None and limit not in (None, made.request.requested_limit):
+        effect += f", images lowered to {limit:,} {rule.limit_unit}"
+        effect += f" (text beside them: {MIN_TEXT_TOKENS} tokens)"
     return effect
 
 
 def _on_gpus_alone(made: EngineFit) -> str:
     return f"not enough alone: the GPUs hold it then, and {made.host_problem}"
-
-
-def _limit(request: ResolvedRequest, limit: int) -> str:
-    assert request.model.image_rule is not None
-    unit = request.model.image_rule.limit_unit
-    return f"{limit:,} {unit} (text beside them: {MIN_TEXT_TOKENS} tokens)"
 
 
 def speed_remedies(fit: EngineFit) -> Iterator[Remedy]:
