@@ -141,7 +141,7 @@ def load_preset(key: str) -> GpuPreset:
     Raises:
         UsageError: the installed file is damaged.
     """
-    return _read(preset_path("gpus", key).name, GpuPreset)
+    return read_table(preset_path("gpus", key).name, GpuPreset)
 
 
 def find_preset(name: str) -> str | None:
@@ -313,7 +313,7 @@ def bare_name(name: str) -> str:
 @cache
 def _names() -> GpuNames:
     """What aliases.yaml lists; of other files' cards the own name is the one spelling."""
-    names = _read("aliases.yaml", GpuNames)
+    names = read_table("aliases.yaml", GpuNames)
     others = sorted(presets_of("gpus") - _NO_CARDS - set(names.presets))
     own = {key: [load_preset(key).name] for key in others}
     return msgspec.structs.replace(names, presets=names.presets | own)
@@ -328,9 +328,14 @@ def _index() -> dict[str, str]:
 
 @cache
 def _context_rule() -> ContextRule:
-    return _read("context.yaml", ContextRule)
+    return read_table("context.yaml", ContextRule)
 
 
-def _read(file: str, type_: type[T]) -> T:
+def read_table(file: str, type_: type[T]) -> T:
+    """A file of `presets/gpus/`.
+
+    Raises:
+        UsageError: the installed file is damaged.
+    """
     path = presets_dir() / "gpus" / file
     return converted(load_yaml(path), type_, path)

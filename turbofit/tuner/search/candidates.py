@@ -9,7 +9,7 @@ it gets the share of the requests that the goal gives it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from math import ceil, inf
 from typing import Final
 
@@ -394,7 +394,7 @@ def share_out(
     engines = sum(count for count, _ in sets)
     cuts = max(_SHARES, _EACH * engines)
     bounds, part = most or [inf] * len(sets), concurrency / cuts
-    shares = [min(part, bound) for bound in bounds]
+    shares, speeds = [min(part, bound) for bound in bounds], [cache(speed) for _, speed in sets]
     steps = [part / count for count, _ in sets]
 
     def has_room(place: int) -> bool:
@@ -402,11 +402,12 @@ def share_out(
 
     def worth(place: int) -> tuple[float, float]:
         """Requests a second that the next share adds, and how soon it is answered."""
-        count, speed = sets[place]
-        now, more = speed(shares[place]), speed(shares[place] + steps[place])
+        share, speed = shares[place], speeds[place]
+        now, more = speed(share), speed(share + steps[place])
         before, after = now.requests_per_second, more.requests_per_second
         grows = goal != "latency" and after > before * (1 + _GROWS)
-        return (after - before) * count if grows else 0.0, -more.seconds_per_request
+        gain = (after - before) * sets[place][0] if grows else 0.0
+        return gain, -more.seconds_per_request
 
     for _ in range(cuts - engines):
         open_ = list(filter(has_room, range(len(sets))))
