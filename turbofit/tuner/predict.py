@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 from msgspec.structs import replace
 
@@ -68,28 +67,34 @@ def make_prediction(
     if held != vision_load:
         accounts = accounts_of(request, same, groups, held, engine, free_at_cache)
     host = host_of(request, accounts, engine)
-    start = _start(request, accounts, held, host_problem(host), engine)
-    tokens = [start.tokens if start.serves else 0] * len(groups)
+    outcomes = [outcome_at(account, ratio) for account in accounts]
+    # Of the first engine whose GPU memory does not do, else of the first.
+    outcome = next((outcome for outcome in outcomes if not outcome.serves), outcomes[0])
+    smallest = min(account.tokens_at(ratio) for account in accounts) if outcome.serves else None
+    never = _never_runs(request, accounts, held, engine) or _no_room(request, settings, smallest)
+    end = never or (host_problem(host) if outcome.serves else outcome.text)
+    serves = outcome.serves and end is None  # nothing kills it; the margin may still be short
+    cache = smallest if serves else None
+    tokens = [cache or 0] * len(groups)
     words = cache_words(tokens, vision_load, settings.session_len)
     at_once, promised = requests_held(accounts, tokens, vision_load), request.promised_requests
     if promised is not None:
         waiting = ": the others wait" if at_once < promised else ""
         words += f"; it holds {min(at_once, promised):,} of {promised:,} at once{waiting}"
-    if is_legacy(engine.version) and start.serves:
+    if is_legacy(engine.version) and serves:
         words += _least_free_words(
             lambda free: accounts_of(request, same[:1], groups[:1], held, engine, free)[0],
             accounts[0].free,
             ratio,
         )
-    end = start.never or (start.outcome.serves and start.host) or start.outcome.text
     version = f" with LMDeploy {engine.version}" if is_legacy(engine.version) else ""
-    helps = not start.serves and free_at_cache is None
+    helps = not serves and free_at_cache is None
     return document(
         request,
         engine,
         accounts,
-        fits=start.serves and start.outcome.kind == "serves",  # the margin is left too
-        verdict=f"{request.model.name}{version}: {end}" + (f"; {words}" if start.serves else ""),
+        fits=serves and outcome.kind == "serves",  # the margin is left too
+        verdict=f"{request.model.name}{version}: {end or f'{outcome.text}; {words}'}",
         parallel_reason="as LMDeploy takes them: the first GPUs in CUDA's order",
         host=host,
         settings=settings,
@@ -98,49 +103,14 @@ def make_prediction(
         held=None if promised is None else at_once,
         reasons=(
             *_exposure(request, limit, vision_load),
-            *_story(accounts[0], ratio, start.outcome, free_at_cache),
+            *_story(accounts[0], ratio, outcome, free_at_cache),
         ),
         warnings=_warnings(
-            request, launch, engine, start, queued=bool(queued and held.units_per_image)
+            request, launch, engine, cache, queued=bool(queued and held.units_per_image)
         ),
-        throughput=_speed(request, accounts, vision_load, engine, at_once)
-        if start.serves
-        else None,
+        throughput=_speed(request, accounts, vision_load, engine, at_once) if serves else None,
         remedies=_remedies(request, engine) if helps else (),
     )
-
-
-class _Start(NamedTuple):
-    """How the start that is predicted ends."""
-
-    outcome: StartOutcome  # of the first engine whose GPU memory does not do, else of the first
-    host: str | None  # why host memory does not do
-    never: str | None  # why the engine never runs this, whatever the memory
-    tokens: int  # of the smallest cache
-
-    @property
-    def serves(self) -> bool:
-        """Whether nothing kills it (the margin may still be short)."""
-        return self.outcome.serves and self.host is None and self.never is None
-
-
-def _start(
-    request: ResolvedRequest,
-    accounts: Sequence[Account],
-    held: VisionLoad,
-    host: str | None,
-    engine: Engine,
-) -> _Start:
-    """The start of all engines under their own settings; ``held`` is what can meet in a forward."""
-    settings = accounts[0].settings
-    ratio = settings.cache_max_entry_count
-    outcomes = [outcome_at(account, ratio) for account in accounts]
-    outcome = next((outcome for outcome in outcomes if not outcome.serves), outcomes[0])
-    tokens = min(account.tokens_at(ratio) for account in accounts)
-    launches = [launch_of(request, settings, account.gpus, held) for account in accounts]
-    never = _never_runs(launches, engine)
-    never = never or _no_room(request, settings, tokens if outcome.serves else None)
-    return _Start(outcome, host, never, tokens)
 
 
 def _held(
@@ -274,9 +244,12 @@ def _settings(
     return shape_settings(with_defaults, shape, context)
 
 
-def _never_runs(launches: Sequence[EngineLaunch], engine: Engine) -> str | None:
+def _never_runs(
+    request: ResolvedRequest, accounts: Sequence[Account], vision_load: VisionLoad, engine: Engine
+) -> str | None:
     """What the engine has no code for, or is known to end or hang at every time."""
-    for launch in launches:
+    for account in accounts:
+        launch = launch_of(request, account.settings, account.gpus, vision_load)
         kernels = engine.missing_kernels(launch)
         problems = known_problems(launch, engine.name, engine.version)
         cause = kernels or next((one.warning for one in problems if one.fatal), None)
@@ -360,25 +333,33 @@ def _story(
 
 
 def _warnings(
-    request: ResolvedRequest, launch: EngineLaunch, engine: Engine, start: _Start, *, queued: bool
+    request: ResolvedRequest,
+    launch: EngineLaunch,
+    engine: Engine,
+    cache: int | None,
+    *,
+    queued: bool,
 ) -> Iterator[str]:
-    """What was given and is not kept whole beside the rest, and what goes wrong beside memory."""
+    """What was given and is not kept whole beside the rest, and what goes wrong beside memory.
+
+    ``cache`` are KV tokens of the smallest cache, None where the start does not serve.
+    """
     if queued:
         yield QUEUED
     gpus, settings = launch.gpus, launch.settings
     tokens, room = launch.vision_load.tokens_per_request, settings.session_len
-    if start.serves:
-        yield from unkept(request, room, start.tokens)
+    if cache is not None:
+        yield from unkept(request, room, cache)
     yield from beyond_model(request, room)
     if tokens >= room:
         yield (
             f"the largest images of a request take {tokens:,} tokens, and a session has {room:,}:"
             " LMDeploy refuses such a request"
         )
-    elif start.serves and tokens > start.tokens:
+    elif cache is not None and tokens > cache:
         yield (
             f"the largest images of a request take {tokens:,} tokens, and the cache holds"
-            f" {start.tokens:,}: such a request is not served"
+            f" {cache:,}: such a request is not served"
         )
     for problem in known_problems(launch, engine.name, engine.version):
         if not problem.fatal:  # which is the verdict
