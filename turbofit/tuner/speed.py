@@ -411,7 +411,10 @@ class Pace(Struct):
     def excess(self, found: Pace) -> float:
         """By which share the wish that is missed most is missed; 0 where all are kept."""
         both = zip(astuple(self), astuple(found), (-1, 1, 1), strict=True)
-        return max(0.0, *(((now or 1e-9) / wish) ** sign - 1 for wish, now, sign in both if wish))
+        missed: list[float] = [
+            ((now or 1e-9) / wish) ** sign - 1 for wish, now, sign in both if wish
+        ]
+        return max(0.0, *missed)
 
 
 class ClosedLoad(Struct):
