@@ -133,18 +133,20 @@ def why_not(fit: EngineFit) -> str:
 def _considered(fit: EngineFit) -> tuple[Candidate, ...]:
     """The chosen shape, then the best of the others with the reason why each was rejected."""
     request, chosen, engine = fit.request, fit.best, fit.engine
-    rest = [one for one in fit.evaluations if one is not chosen]
-    rest.sort(key=lambda one: (one.fits, one.rank if one.fits else (-one.short,)), reverse=True)
+    rest = [other for other in fit.evaluations if other is not chosen]
+    rest.sort(
+        key=lambda other: (other.fits, other.rank if other.fits else (-other.short,)), reverse=True
+    )
     first: dict[tuple[int, int], int] = {}
-    for place, one in enumerate(rest):  # one row at least of every degree and count
-        first.setdefault((one.shape.tp, one.shape.replicas), place)
+    for place, other in enumerate(rest):  # one row at least of every degree and count
+        first.setdefault((other.shape.tp, other.shape.replicas), place)
     others = set(range(len(rest))) - set(first.values())
     shown = sorted([*first.values(), *sorted(others)][: _MOST_CANDIDATES - 1])
     rows = [chosen.candidate(explain(request, chosen, engine))]
-    for one in (rest[place] for place in shown):
-        why = why_rejected(request, chosen, one) if one.fits else explain(request, one, engine)
-        why = pace_words(request, one) if one.slow > chosen.slow else why
-        rows.append(one.candidate(why))
+    for other in (rest[place] for place in shown):
+        why = explain(request, other, engine) or why_rejected(request, chosen, other)
+        why = pace_words(request, other) if other.slow > chosen.slow else why
+        rows.append(other.candidate(why))
     return tuple(rows)
 
 
@@ -283,7 +285,7 @@ def _choose(request: ResolvedRequest, engine: str) -> EngineFit | Plan:
     if engine != "auto" or (_keeps_all(request, fit) and not by_memory):
         return fit
     rivals = list(_running(request, after=fit.engine.name))
-    rival = next((one for one in rivals if one.fits), None)
+    rival = next((other for other in rivals if other.fits), None)
     _LOG.info(
         "engine %s: fits %s; LMDeploy's other one: %s",
         fit.engine.name, fit.fits, "does not fit" if rival is None else rival.engine.name,
@@ -294,7 +296,7 @@ def _choose(request: ResolvedRequest, engine: str) -> EngineFit | Plan:
     if fit.fits:
         return fit
     if rival is None and fit.best.held and compiles:
-        fit = max((fit, *rivals), key=lambda one: one.best.held)
+        fit = max((fit, *rivals), key=lambda other: other.best.held)
     return replace(fit, rival=rival)
 
 
@@ -309,7 +311,7 @@ def _with_kernels(
         NoKernelError: no other engine may be taken, or none runs the model.
     """
     rivals = _running(request, after=first.name) if _compiles(request) else ()
-    fit = next((one for one in rivals if one.fits or engine == "auto"), None)
+    fit = next((rival for rival in rivals if rival.fits or engine == "auto"), None)
     if fit is None:
         raise lacking
     if engine == "auto":
@@ -326,14 +328,14 @@ def _serial(request: ResolvedRequest, engine: Engine, reason: str) -> Plan:
     return make_fallback_plan(request, engine, reason)
 
 
-def _with_other_engine(request: ResolvedRequest, made: Plan) -> Plan:
+def _with_other_engine(request: ResolvedRequest, plan: Plan) -> Plan:
     """A plan that does not fit on the engine that was named, with the one on which it does."""
-    others = _running(request, but=made.engine.name)
+    others = _running(request, but=plan.engine.name)
     fit = next((other for other in others if other.fits), None)
     if fit is None:
-        return made
+        return plan
     remedy = Remedy(change=f"--engine {fit.engine.name}", effect=f"fits: {fit.tokens:,} KV tokens")
-    return replace(made, remedies=(remedy, *made.remedies))
+    return replace(plan, remedies=(remedy, *plan.remedies))
 
 
 def _running(request: ResolvedRequest, *, after: str = "", but: str = "") -> Iterator[EngineFit]:
@@ -410,7 +412,7 @@ def _other_engines(request: ResolvedRequest, rival: EngineFit | None) -> Iterato
             effect=f"fits: {rival.tokens:,} KV tokens, if its Triton still compiles for a card"
             " as old as this",
         )
-    for name in [one for one in ENGINES if one not in LMDEPLOY]:
+    for name in [other for other in ENGINES if other not in LMDEPLOY]:
         taken: dict[str, object] = {}
         try:
             engine = engine_for(request.model, name)

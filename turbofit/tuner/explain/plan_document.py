@@ -155,13 +155,13 @@ def verdict_of(
     ``accounts`` are of all engines, or of one where they are alike; ``tokens`` are what each
     engine's cache holds, ``vision_load`` is of the request that is counted.
     """
-    outcomes = [one.at(one.settings.cache_max_entry_count) for one in accounts]
+    outcomes = [account.at(account.settings.cache_max_entry_count) for account in accounts]
     ledgers = [ledger for outcome in outcomes for ledger in outcome.ledgers]
-    batches = [one.settings.max_batch_size for one in accounts]
+    batches = [account.settings.max_batch_size for account in accounts]
     running = sum(batches) if len(accounts) == len(groups) else batches[0] * len(groups)
     size = counted_tokens(vision_load, accounts[0].settings.session_len)
     running_words = f"{running:,} {plural(running, 'request')} at once"
-    if running > sum(one // size for one in tokens):  # a batch that was given
+    if running > sum(cache // size for cache in tokens):  # a batch that was given
         running_words = f"a batch of {running:,}"
     where = " and ".join(group_words(request, group) for group in groups)
     if all(len(group) == 1 for group in groups):
@@ -189,7 +189,7 @@ def idle_words(request: ResolvedRequest, groups: Sequence[Sequence[int]]) -> str
 def cache_words(tokens: Sequence[int], vision_load: VisionLoad, context: int) -> str:
     """What caches of so many tokens hold together; no request lies in two of them."""
     size = counted_tokens(vision_load, context)
-    held, longest = (sum(one // each for one in tokens) for each in (size, context))
+    held, longest = (sum(cache // length for cache in tokens) for length in (size, context))
     whole = "" if size == context else f" or {longest:,} of {context:,}"
     return (
         f"the cache holds {sum(tokens):,} KV tokens, {held:,} {plural(held, 'request')} of"
@@ -203,7 +203,7 @@ def requests_held(
     """Requests that all engines run at once with all their tokens in the caches."""
     return sum(
         min(settings.max_batch_size, held // counted_tokens(vision_load, settings.session_len))
-        for settings, held in zip((one.settings for one in accounts), tokens, strict=True)
+        for settings, held in zip((account.settings for account in accounts), tokens, strict=True)
     )
 
 
@@ -229,8 +229,8 @@ def footprint_of(
             # A budget withholds memory from this turbofit, and from no other.
             margin = min(ledger.margin, request.margin.of(gpu))
             left.append(ledger.headroom - margin)
-    each = tuple(taken[index] for index in sorted(taken))
-    return Footprint(taken=each, left=min(left), servers=servers)
+    sizes = tuple(taken[index] for index in sorted(taken))
+    return Footprint(taken=sizes, left=min(left), servers=servers)
 
 
 def footprint_words(footprint: Footprint) -> str:
