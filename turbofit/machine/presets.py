@@ -315,8 +315,8 @@ def _names() -> GpuNames:
     """What aliases.yaml lists; of other files' cards the own name is the one spelling."""
     names = read_table("aliases.yaml", GpuNames)
     others = sorted(presets_of("gpus") - _NO_CARDS - set(names.presets))
-    own = {key: [load_preset(key).name] for key in others}
-    return msgspec.structs.replace(names, presets=names.presets | own)
+    unlisted = {key: [load_preset(key).name] for key in others}
+    return msgspec.structs.replace(names, presets=names.presets | unlisted)
 
 
 @cache

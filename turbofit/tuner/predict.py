@@ -49,12 +49,7 @@ def make_prediction(
     groups = _groups(request, engine)
     _check_free(request, groups, free_at_cache)
     gpus = [request.machine.gpu(index) for index in groups[0]]
-    rule, limit = request.model.image_rule, request.requested_limit
-    if rule is not None and request.fixed_limit is None:
-        limit = rule.exposed_limit  # what ordinary clients can ask for
-    vision_load, queued = vision_load_of(request, limit), request.workload.queue_images
-    if queued:
-        vision_load = replace(vision_load, units_per_forward=vision_load.units_per_request)
+    limit, vision_load = _exposed_load(request)
     settings = _settings(request, groups, engine)
     launch = launch_of(request, settings, gpus, vision_load)
     problem = engine.problem(launch)
@@ -76,11 +71,9 @@ def make_prediction(
     serves = outcome.serves and end is None  # nothing kills it; the margin may still be short
     cache = smallest if serves else None
     tokens = [cache or 0] * len(groups)
-    words = cache_words(tokens, vision_load, settings.session_len)
     at_once, promised = requests_held(accounts, tokens, vision_load), request.promised_requests
-    if promised is not None:
-        waiting = ": the others wait" if at_once < promised else ""
-        words += f"; it holds {min(at_once, promised):,} of {promised:,} at once{waiting}"
+    words = cache_words(tokens, vision_load, settings.session_len)
+    words += _promise_words(at_once, promised)
     if is_legacy(engine.version) and serves:
         words += _least_free_words(
             lambda free: accounts_of(request, same[:1], groups[:1], held, engine, free)[0],
@@ -105,12 +98,29 @@ def make_prediction(
             *_exposure(request, limit, vision_load),
             *_story(accounts[0], ratio, outcome, free_at_cache),
         ),
-        warnings=_warnings(
-            request, launch, engine, cache, queued=bool(queued and held.units_per_image)
-        ),
+        warnings=_warnings(request, launch, engine, cache),
         throughput=_speed(request, accounts, vision_load, engine, at_once) if serves else None,
         remedies=_remedies(request, engine) if helps else (),
     )
+
+
+def _promise_words(at_once: int, promised: int | None) -> str:
+    """How many of the requests at once that are asked for are held; empty where nobody asks."""
+    if promised is None:
+        return ""
+    waiting = ": the others wait" if at_once < promised else ""
+    return f"; it holds {min(at_once, promised):,} of {promised:,} at once{waiting}"
+
+
+def _exposed_load(request: ResolvedRequest) -> tuple[int | None, VisionLoad]:
+    """The image limit, and the images under it, that ordinary clients can ask for."""
+    rule, limit = request.model.image_rule, request.requested_limit
+    if rule is not None and request.fixed_limit is None:
+        limit = rule.exposed_limit
+    vision_load = vision_load_of(request, limit)
+    if not request.workload.queue_images:
+        return limit, vision_load
+    return limit, replace(vision_load, units_per_forward=vision_load.units_per_request)
 
 
 def _held(
@@ -337,14 +347,12 @@ def _warnings(
     launch: EngineLaunch,
     engine: Engine,
     cache: int | None,
-    *,
-    queued: bool,
 ) -> Iterator[str]:
     """What was given and is not kept whole beside the rest, and what goes wrong beside memory.
 
     ``cache`` are KV tokens of the smallest cache, None where the start does not serve.
     """
-    if queued:
+    if request.workload.queue_images and launch.vision_load.units_per_image:
         yield QUEUED
     gpus, settings = launch.gpus, launch.settings
     tokens, room = launch.vision_load.tokens_per_request, settings.session_len

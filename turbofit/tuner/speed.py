@@ -522,8 +522,8 @@ def speed_of(
     # cache that a smaller prefill leaves. The forecast is that much high.
     prefill = group.seconds(figures, load.prompt, pairs=load.prompt**2 / 2)
     passes = ceil(load.prompt / settings.max_prefill_token_num)
-    asked = load.images
-    images = group.vision_seconds(asked.units_per_image, asked.images_per_request, passes)
+    sent = load.images
+    images = group.vision_seconds(sent.units_per_image, sent.images_per_request, passes)
     prefill += images
     # An evicted request begins again, its images too.
     again = repeated * load.output
