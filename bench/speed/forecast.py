@@ -15,7 +15,6 @@ from turbofit.core.struct import Struct, known
 from turbofit.memory.account import default_batch_size
 from turbofit.memory.engines import engine_named
 from turbofit.tuner.speed import (
-    BatchLimits,
     ClosedLoad,
     GroupRates,
     Rates,
@@ -77,8 +76,8 @@ def forecast(setup: Setup, figures: Rates) -> Speed:
         at_once=setup.at_once,
         spread=setup.row.spread,
     )
-    limits = BatchLimits(batch=setup.batch, kv_tokens=setup.kv_tokens, chunk=_CHUNK)
-    return speed_of(group, figures, load, limits)
+    settings = Settings(max_batch_size=setup.batch, max_prefill_token_num=_CHUNK)
+    return speed_of(group, figures, load, settings, setup.kv_tokens)
 
 
 def _work(row: Row, model: Model) -> StepWork:

@@ -27,8 +27,8 @@ from turbofit.core.machine import Machine
 from turbofit.core.struct import NA
 from turbofit.core.units import GIB, MIB
 from turbofit.machine import nvml, nvml_machine
-from turbofit.machine.nvml import GpuLostError, Nvml, answered
-from turbofit.machine.nvml_machine import UNKNOWN_HOLDER, Device, read_device
+from turbofit.machine.nvml import Nvml
+from turbofit.machine.nvml_machine import UNKNOWN_HOLDER, Device, read_devices
 from turbofit.machine.presets import load_preset
 from turbofit.machine.source import machine_from
 
@@ -231,13 +231,7 @@ def test_a_driver_that_never_answers_keeps_no_plan_waiting(monkeypatch: pytest.M
 def read(nvml_library: Path, tmp_path: Path):
     def read(gpu: Gpu, **scenario) -> Device:
         with in_process(nvml_library, Scenario([gpu], **scenario), tmp_path), Nvml() as nvml:
-            try:
-                handle = nvml.query("nvmlDeviceGetHandleByIndex", 0)
-            except GpuLostError as exc:
-                handle, lost = NA, str(exc)
-            else:
-                lost = None if answered(handle) else "no handle"
-            return read_device(nvml, 0, handle, (0, 1, 0), first_part=1, no_handle=lost)
+            return read_devices(nvml)[0]
 
     return read
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -153,30 +152,16 @@ def test_failures_are_plain(tmp_path) -> None:
     assert found.left_out == ("all after it died with exit code 7",)
 
 
-class Alarm:
-    """Stands in for `threading.Timer`: it goes off when the test says so."""
-
-    made: ClassVar[list[Alarm]] = []
-
-    def __init__(self, seconds: float, action: Callable[[], None]) -> None:
-        self.seconds, self.go_off = seconds, action
-        Alarm.made.append(self)
-
-    def start(self) -> None: ...
-
-    def cancel(self) -> None: ...
-
-
 def test_a_program_that_hangs_is_ended(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("threading.Timer", Alarm)
+    clock = [0.0]
+    monkeypatch.setattr(speed, "monotonic", lambda: clock[-1])
 
     def say(told: str) -> None:
         if told.startswith("GPU 1"):
-            Alarm.made[-1].go_off()
+            clock.append(7.0 + speed._GRACE)
 
     hang = "import signal; signal.pause()"
     found = measure(tmp_path, lines_of(), machine(), hang, seconds=7.0, say=say)
-    assert Alarm.made.pop().seconds == 7.0 + speed._GRACE
     assert found.left_out == ("all after it died with exit code -9",)
     assert len(found.cards) == 2
 

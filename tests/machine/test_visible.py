@@ -27,7 +27,6 @@ GPUS = tuple(
 @pytest.mark.parametrize(
     ("value", "seen", "warns"),
     [
-        (None, (0, 1, 2, 3), False),
         ("", (), False),
         ("  ", (), False),
         ("0", (0,), False),
@@ -54,7 +53,7 @@ GPUS = tuple(
         ("99999999999999999999", (), True),
     ],
 )
-def test_cuda_semantics(value: str | None, seen: tuple[int, ...], warns: bool):
+def test_cuda_semantics(value: str, seen: tuple[int, ...], warns: bool):
     visible, warning = cuda_visible(value, ORDINALS, IDS)
     assert visible == seen
     assert (warning is not None) == warns

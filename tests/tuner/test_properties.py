@@ -17,7 +17,7 @@ from turbofit.core.units import MIB
 from turbofit.memory.account import Engine
 from turbofit.memory.engines import LMDEPLOY, engine_named
 from turbofit.tuner.choose import make_plan
-from turbofit.tuner.resolved_request import Margin, ResolvedRequest, vision_load_of
+from turbofit.tuner.resolved_request import Margin, ResolvedRequest
 from turbofit.tuner.search.candidates import evaluate
 from turbofit.tuner.search.search import search
 from turbofit.tuner.search.shapes import Evaluation, Shape, shapes
@@ -39,9 +39,7 @@ def some_shape(request: ResolvedRequest, engine: Engine, index: int) -> Shape:
 
 
 def evaluation(request: ResolvedRequest, engine: Engine, shape: Shape) -> Evaluation:
-    return evaluate(
-        SearchState(request, engine), shape, vision_load_of(request, request.requested_limit)
-    )
+    return evaluate(SearchState(request, engine), shape)
 
 
 def less_used(request: ResolvedRequest, freed: int) -> ResolvedRequest:

@@ -21,11 +21,6 @@ if TYPE_CHECKING:
 
 _LOG: Final = LazyLogger(__name__)
 
-#: nvmlGpuP2PCapsIndex. pynvml's own constant for READ is a tuple by mistake.
-P2P_READ: Final = 0
-P2P_WRITE: Final = 1
-P2P_NVLINK: Final = 2
-
 _INVALID_ARGUMENT: Final = 2
 _NOT_SUPPORTED: Final = 3
 _INSUFFICIENT_SIZE: Final = 7

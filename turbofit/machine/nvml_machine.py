@@ -8,22 +8,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
+from msgspec.structs import replace
 
 from turbofit.core.errors import NoGpuError
 from turbofit.core.machine import Gpu, Holder, Link, Machine, Pcie
-from turbofit.core.struct import NA, NaType, Struct, known
+from turbofit.core.struct import NA, NaType, known
 from turbofit.machine.host import read_host
-from turbofit.machine.links import Lanes, shared_lanes
-from turbofit.machine.nvml import (
-    P2P_NVLINK,
-    P2P_READ,
-    P2P_WRITE,
-    GpuLostError,
-    Nvml,
-    answered,
-    ask_driver,
-)
+from turbofit.machine.nvml import GpuLostError, Nvml, answered, ask_driver
 from turbofit.machine.presets import fill, match_preset, share_of
 from turbofit.machine.visible import cuda_visible
 
@@ -39,11 +30,16 @@ _ANCESTOR: Final = {
     40: "node",
     50: "system",
 }
+#: nvmlGpuP2PCapsIndex (pynvml's own constant for READ is a tuple by mistake), and its answers.
+_P2P_READ, _P2P_WRITE, _P2P_NVLINK = 0, 1, 2
 _P2P_OK: Final = 0
 _P2P_UNKNOWN: Final = 6
 _SWITCH: Final = 2
 #: Seconds to read all GPUs: a driver that nobody keeps loaded is loaded first, some for each.
 _LONGEST: Final = 120.0
+
+#: The active NVLink lanes of one GPU by the bus id of their other end; None: a switch, or unknown.
+Lanes = Counter[str | None]
 
 #: The name of what no visible process explains.
 UNKNOWN_HOLDER: Final = "unknown (another container?)"
@@ -69,7 +65,7 @@ def measure(environ: Mapping[str, str]) -> Machine:
         PackageError: nvidia-ml-py is not installed.
     """
     with Nvml() as nvml:
-        devices, warnings = _devices(nvml)
+        devices = read_devices(nvml)
         links = _links(nvml, devices)
         driver = nvml.query("nvmlSystemGetDriverVersion")
         cuda = nvml.query("nvmlSystemGetCudaDriverVersion_v2")
@@ -86,7 +82,7 @@ def measure(environ: Mapping[str, str]) -> Machine:
         driver=str(driver),
         cuda=f"{cuda // 1000}.{cuda % 1000 // 10}" if answered(cuda) else NA,
         visible=visible,
-        warnings=(*warnings, *notes),
+        warnings=(*(note for device in devices for note in device.warnings), *notes),
     )
 
 
@@ -107,38 +103,36 @@ def measure_in_time(environ: Mapping[str, str]) -> Machine:
     return machine
 
 
-def _devices(nvml: Nvml) -> tuple[list[Device], list[str]]:
-    """All devices in PCI order, and what went wrong."""
+def read_devices(nvml: Nvml) -> list[Device]:
+    """All devices in PCI order."""
     count = nvml.query("nvmlDeviceGetCount")
     if not answered(count) or count < 1:
         raise NoGpuError(
             "NVML sees no GPU",
             hint="check nvidia-smi (in a container: --gpus all), or use --on SPEC",
         )
-    handles = [_handle(nvml, index) for index in range(count)]
-    if all(bus is not None for _, bus, _ in handles):
-        handles.sort(key=lambda entry: entry[1] or ())
-    devices: list[Device] = []
-    warnings: list[str] = []
+    devices = [_opened(nvml, place) for place in range(count)]
+    if all(device.bus is not None for device in devices):
+        devices.sort(key=lambda device: device.bus or ())
     parts = count  # MIG instances are numbered after all whole GPUs
-    for index, (handle, bus, reason) in enumerate(handles):
-        device = read_device(nvml, index, handle, bus, first_part=parts, no_handle=reason)
+    for index, device in enumerate(devices):
+        _read(nvml, device, index, first_part=parts)
         parts += len(device.parts)
-        devices.append(device)
-        warnings += device.warnings
-    return devices, warnings
+    return devices
 
 
-def _handle(nvml: Nvml, index: int) -> tuple[Any, tuple[int, ...] | None, str | None]:
-    """A device's handle, its bus address, and why it cannot be read, as far as there are any."""
-    handle: Any = NA
+def _opened(nvml: Nvml, place: int) -> Device:
+    """A device by NVML's own number, before anything but its address is read."""
+    device = Device()
     try:
-        handle = nvml.query("nvmlDeviceGetHandleByIndex", index)
-        if not answered(handle):
-            return NA, None, nvml.reason("nvmlDeviceGetHandleByIndex", index)
-        return handle, _address(nvml.query("nvmlDeviceGetPciInfo", handle)), None
+        device.handle = nvml.query("nvmlDeviceGetHandleByIndex", place)
+        if answered(device.handle):
+            device.bus = _address(nvml.query("nvmlDeviceGetPciInfo", device.handle))
+        else:
+            device.lost = nvml.reason("nvmlDeviceGetHandleByIndex", place)
     except GpuLostError as exc:
-        return handle, None, str(exc)
+        device.lost = str(exc)
+    return device
 
 
 def _address(pci: Any) -> tuple[int, ...] | None:
@@ -195,15 +189,13 @@ def _links(nvml: Nvml, devices: Sequence[Device]) -> tuple[Link, ...]:
 def _link(nvml: Nvml, first: Device, second: Device, lanes: Mapping[int, Lanes | None]) -> Link:
     handles = (first.handle, second.handle)
     try:
-        over_nvlink = _p2p(nvml, *handles, P2P_NVLINK)
-        read = _both(_p2p(nvml, *handles, P2P_READ), _p2p(nvml, *handles[::-1], P2P_READ))
-        write = _both(_p2p(nvml, *handles, P2P_WRITE), _p2p(nvml, *handles[::-1], P2P_WRITE))
+        over_nvlink = _p2p(nvml, *handles, _P2P_NVLINK)
+        read = _both_ways(nvml, *handles, _P2P_READ)
+        write = _both_ways(nvml, *handles, _P2P_WRITE)
         level = nvml.query("nvmlDeviceGetTopologyCommonAncestor", *handles)
     except GpuLostError:
         return Link(a=first.index, b=second.index)
-    count = shared_lanes(
-        lanes[first.index], lanes[second.index], str(second.bus), over_switch=over_nvlink
-    )
+    count = _shared_lanes(lanes[first.index], lanes[second.index], str(second.bus), over_nvlink)
     preset = match_preset(first.gpu) if first.gpu else None
     speed = count * preset.nvlink.lane_bandwidth if preset and count != NA and count else NA
     return Link(
@@ -224,11 +216,25 @@ def _p2p(nvml: Nvml, first: Any, second: Any, capability: int) -> bool | NaType:
     return bool(status == _P2P_OK)
 
 
-def _both(first: bool | NaType, second: bool | NaType) -> bool | NaType:
+def _both_ways(nvml: Nvml, first: Any, second: Any, capability: int) -> bool | NaType:
     """Peer access must work in both directions; one known "no" is enough for no."""
-    if first is False or second is False:
+    ways = {_p2p(nvml, first, second, capability), _p2p(nvml, second, first, capability)}
+    if False in ways:
         return False
-    return True if first is True and second is True else NA
+    return NA if NA in ways else True
+
+
+def _shared_lanes(
+    first: Lanes | None, second: Lanes | None, second_bus: str, over_nvlink: bool | NaType
+) -> int | NaType:
+    """How many lanes join two GPUs: direct ones, else through switches, as far as NVML says so."""
+    if first is None or second is None:
+        return NA
+    direct = first[second_bus]
+    if direct or over_nvlink is False:
+        return direct
+    switched = min(first[None], second[None])
+    return switched if over_nvlink is True else (NA if switched else 0)
 
 
 def _lanes(nvml: Nvml, device: Device, buses: set[tuple[int, ...]]) -> Lanes | None:
@@ -253,26 +259,19 @@ def _lanes(nvml: Nvml, device: Device, buses: set[tuple[int, ...]]) -> Lanes | N
     return lanes
 
 
-class _Sizes(Struct):
-    """Bytes of one device's memory."""
-
-    total: int | NaType = NA
-    reserved: int | NaType = NA
-    used: int | NaType = NA
-    free: int | NaType = NA
-
-
 @dataclass
 class Device:
     """What one physical GPU gives: itself (``gpu``), or its MIG instances (``parts``).
 
     ``default`` are the indices that may be planned with; ``ordinal`` is what CUDA shows for its
-    place in the PCI order; ``ids`` are the names that ``CUDA_VISIBLE_DEVICES`` may use.
+    place in the PCI order; ``ids`` are the names that ``CUDA_VISIBLE_DEVICES`` may use; ``lost``
+    says why NVML gives no handle.
     """
 
-    index: int
-    handle: Any
-    bus: tuple[int, ...] | None
+    handle: Any = NA
+    bus: tuple[int, ...] | None = None
+    lost: str = ""
+    index: int = 0
     gpu: Gpu | None = None
     parts: list[Gpu] = field(default_factory=list)
     default: tuple[int, ...] = ()
@@ -286,44 +285,24 @@ class Device:
         return [self.gpu] if self.gpu else self.parts
 
 
-def read_device(
-    nvml: Nvml,
-    index: int,
-    handle: Any,
-    bus: tuple[int, ...] | None,
-    *,
-    first_part: int,
-    no_handle: str | None,
-) -> Device:
-    """Read one device; a lost one becomes a GPU of which nothing is known, and a warning.
-
-    Args:
-        nvml: an open NVML.
-        index: its place in the PCI order.
-        handle: NVML's handle; ``NA`` where there is none.
-        bus: its PCI address.
-        first_part: the index of its first MIG instance.
-        no_handle: why NVML gave none; None where it did.
-    """
-    device = Device(index, handle, bus)
+def _read(nvml: Nvml, device: Device, index: int, *, first_part: int) -> None:
+    """Read one device; a lost one becomes a GPU of which nothing is known, and a warning."""
+    device.index, handle = index, device.handle
     try:
-        if no_handle is not None:
-            raise GpuLostError(no_handle)
-        if _mig_enabled(nvml, handle):
+        if device.lost:
+            raise GpuLostError(device.lost)
+        mode = nvml.query("nvmlDeviceGetMigMode", handle)
+        if answered(mode) and mode[0]:
             _read_parts(nvml, device, first_part)
-        else:
-            gpu, device.warnings = _read_gpu(nvml, index, handle)
-            device.gpu, device.default, device.ordinal = fill(gpu), (index,), index
-            device.ids = {gpu.uuid: index}
+            return
+        gpu, device.warnings = _read_gpu(nvml, index, handle)
+        device.gpu = fill(gpu)
     except GpuLostError as exc:
-        device.gpu = _lost_gpu(nvml, index, handle)
-        device.parts = []
-        device.default = (index,)
-        # CUDA may show others in its place, but whoever names this index means this GPU.
-        device.ordinal = index
-        device.ids = {} if device.gpu.uuid == NA else {device.gpu.uuid: index}
+        device.gpu, device.parts = _lost_gpu(nvml, index, handle), []
         device.warnings = [f"GPU {index} cannot be read: {exc}"]
-    return device
+    # CUDA may show others in place of a lost one, but whoever names this index means this GPU.
+    device.default, device.ordinal = (index,), index
+    device.ids = {} if device.gpu.uuid == NA else {device.gpu.uuid: index}
 
 
 def _lost_gpu(nvml: Nvml, index: int, handle: Any) -> Gpu:
@@ -341,16 +320,11 @@ def _lost_gpu(nvml: Nvml, index: int, handle: Any) -> Gpu:
     return Gpu(index=index, uuid=uuid, name=name, total=NA, reserved=NA, used=NA, free=NA)
 
 
-def _mig_enabled(nvml: Nvml, handle: Any) -> bool:
-    mode = nvml.query("nvmlDeviceGetMigMode", handle)
-    return answered(mode) and bool(mode[0])
-
-
 def _read_gpu(nvml: Nvml, index: int, handle: Any) -> tuple[Gpu, list[str]]:
     name = str(nvml.query("nvmlDeviceGetName", handle))
     sizes, version_2 = _memory(nvml, handle)
     warnings = []
-    if sizes.total == NA:
+    if sizes["total"] == NA:
         warnings.append(f"GPU {index} ({name}): its memory cannot be read")
     elif not version_2:
         warnings.append(
@@ -359,45 +333,37 @@ def _read_gpu(nvml: Nvml, index: int, handle: Any) -> tuple[Gpu, list[str]]:
         )
     capability = nvml.query("nvmlDeviceGetCudaComputeCapability", handle)
     cc = (int(capability[0]), int(capability[1])) if answered(capability) else None
+    cores = nvml.query("nvmlDeviceGetNumGpuCores", handle)
+    per_sm = _CORES.get(cc) if cc and answered(cores) else None
     gpu = Gpu(
         index=index,
         uuid=str(nvml.query("nvmlDeviceGetUUID", handle)),
         name=name,
-        total=sizes.total,
-        reserved=sizes.reserved,
-        used=sizes.used,
-        free=sizes.free,
         compute_capability=cc or NA,
-        sm_count=_sm_count(nvml.query("nvmlDeviceGetNumGpuCores", handle), cc),
+        sm_count=cores // per_sm if per_sm and cores and cores % per_sm == 0 else NA,
         pcie=Pcie(
             generation=nvml.query("nvmlDeviceGetMaxPcieLinkGeneration", handle),
             width=nvml.query("nvmlDeviceGetMaxPcieLinkWidth", handle),
         ),
-        holders=_holders(nvml, handle, sizes.used, version_2=version_2),
+        holders=_holders(nvml, handle, sizes["used"], version_2=version_2),
+        **sizes,
     )
     return gpu, warnings
 
 
-def _sm_count(cores: Any, capability: tuple[int, int] | None) -> int | NaType:
-    per_sm = _CORES.get(capability) if capability else None
-    if not answered(cores) or not cores or per_sm is None or cores % per_sm:
-        return NA
-    return int(cores) // per_sm
-
-
-def _memory(nvml: Nvml, handle: Any) -> tuple[_Sizes, bool]:
+def _memory(nvml: Nvml, handle: Any) -> tuple[dict[str, Any], bool]:
     """Sizes in bytes that add up, and whether they are of version 2.
 
     Version 1 counts the driver's reserve as used: ``reserved`` is then unknown, ``free`` is right.
     """
     info, version_2 = nvml.memory(handle)
     if not answered(info) or not info.total or info.free > info.total:
-        return _Sizes(), version_2
+        return {"total": NA, "reserved": NA, "used": NA, "free": NA}, version_2
     total, free = int(info.total), int(info.free)
     used = min(int(info.used), total - free)
     if not version_2:
-        return _Sizes(total=total, used=total - free, free=free), False
-    return _Sizes(total=total, reserved=total - used - free, used=used, free=free), True
+        return {"total": total, "reserved": NA, "used": total - free, "free": free}, False
+    return {"total": total, "reserved": total - used - free, "used": used, "free": free}, True
 
 
 def _holders(nvml: Nvml, handle: Any, used: int | NaType, *, version_2: bool) -> tuple[Holder, ...]:
@@ -409,7 +375,8 @@ def _holders(nvml: Nvml, handle: Any, used: int | NaType, *, version_2: bool) ->
             processes = nvml.query(f"{function}_v2", handle)
         for process in processes if answered(processes) else ():
             size = NA if process.usedGpuMemory is None else int(process.usedGpuMemory)
-            sizes[int(process.pid)] = _larger(sizes.get(int(process.pid), NA), size)
+            known_sizes = (sizes.get(int(process.pid), NA), size)
+            sizes[int(process.pid)] = max(known_sizes, key=lambda held: known(held, -1))
     holders = [
         Holder(pid=pid, name=_process_name(nvml, pid), bytes=size) for pid, size in sizes.items()
     ]
@@ -420,12 +387,6 @@ def _holders(nvml: Nvml, handle: Any, used: int | NaType, *, version_2: bool) ->
             Holder(pid=NA, name=UNKNOWN_HOLDER if version_2 else _UNKNOWN_V1, bytes=rest)
         )
     return tuple(holders)
-
-
-def _larger(first: int | NaType, second: int | NaType) -> int | NaType:
-    if first == NA:
-        return second
-    return first if second == NA else max(first, second)
 
 
 def _process_name(nvml: Nvml, pid: int) -> str:
@@ -484,7 +445,7 @@ def _part(nvml: Nvml, parent: Any, handle: Any, gpu: Gpu, parent_name: str) -> G
     read = answered(attributes)
     whole, _ = _memory(nvml, parent)
     capability = nvml.query("nvmlDeviceGetCudaComputeCapability", parent)
-    part = msgspec.structs.replace(
+    part = replace(
         gpu,
         name=gpu.name if "MIG" in gpu.name else f"{parent_name} MIG",
         mig=True,
@@ -493,7 +454,5 @@ def _part(nvml: Nvml, parent: Any, handle: Any, gpu: Gpu, parent_name: str) -> G
         if gpu.compute_capability != NA or not answered(capability)
         else (int(capability[0]), int(capability[1])),
     )
-    preset = match_preset(
-        msgspec.structs.replace(part, name=parent_name, total=whole.total, mig=False)
-    )
-    return part if preset is None else share_of(preset, part, known(whole.total, preset.total))
+    preset = match_preset(replace(part, name=parent_name, total=whole["total"], mig=False))
+    return part if preset is None else share_of(preset, part, known(whole["total"], preset.total))

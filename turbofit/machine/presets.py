@@ -1,15 +1,16 @@
-"""GPU presets: one YAML file a card, the names that people type, and what a CUDA context costs."""
+"""GPU presets: one YAML file a card, names that people type, links, and what a context costs."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
+from itertools import combinations
 from typing import Final, Generic, Literal, TypeVar
 
 import msgspec
 
-from turbofit.core.machine import Gpu, Pcie
+from turbofit.core.machine import Gpu, Link, Pcie
 from turbofit.core.presets import converted, load_yaml, preset_path, presets_dir, presets_of
 from turbofit.core.struct import NA, Struct
 from turbofit.core.units import MIB
@@ -130,7 +131,7 @@ class ContextRule(Struct, forbid_unknown_fields=True):
 
 def preset_names() -> tuple[str, ...]:
     """The names of all GPU presets: those that aliases.yaml lists, then what else is there."""
-    return (*_names().presets, *_unlisted())
+    return tuple(_names().presets)
 
 
 @cache
@@ -140,7 +141,7 @@ def load_preset(key: str) -> GpuPreset:
     Raises:
         UsageError: the installed file is damaged.
     """
-    return _read(preset_path("gpus", key).name, GpuPreset)
+    return read_table(preset_path("gpus", key).name, GpuPreset)
 
 
 def find_preset(name: str) -> str | None:
@@ -227,6 +228,45 @@ def share_of(preset: GpuPreset, gpu: Gpu, whole: int) -> Gpu:
     )
 
 
+def preset_links(
+    presets: Sequence[GpuPreset | None],
+    *,
+    nvlink: frozenset[tuple[int, int]] | None = None,
+    p2p: Literal["none", "all"] | None = None,
+) -> tuple[Link, ...]:
+    """The links of a machine that was described, GPU ``i`` being of ``presets[i]``.
+
+    Args:
+        presets: the card of each GPU, in index order; None where nothing is known to join it.
+        nvlink: the pairs that NVLink joins; None for what such a machine has by default.
+        p2p: peer access between all or no pairs; None for what the driver allows: over NVLink, and
+            between equal cards whose driver allows it over PCIe. Unequal cards count as without
+            peer access, which errs towards replicas.
+    """
+    links = []
+    for a, b in combinations(range(len(presets)), 2):
+        first, second = presets[a], presets[b]
+        if first is None or second is None:
+            links.append(Link(a=a, b=b, p2p_read=p2p == "all", p2p_write=p2p == "all", nvlinks=0))
+            continue
+        same = first.name == second.name
+        joined = (a, b) in nvlink if nvlink is not None else same and first.nvlink.default
+        lanes = min(first.nvlink.lanes_per_pair, second.nvlink.lanes_per_pair) if joined else 0
+        speed = min(first.nvlink.lane_bandwidth, second.nvlink.lane_bandwidth)
+        allowed = p2p == "all" if p2p else joined or (same and first.p2p.value == "all")
+        links.append(
+            Link(
+                a=a,
+                b=b,
+                p2p_read=allowed,
+                p2p_write=allowed,
+                nvlinks=lanes,
+                nvlink_bandwidth=lanes * speed if lanes else NA,
+            )
+        )
+    return tuple(links)
+
+
 def context_bytes(gpu: Gpu) -> tuple[int, str]:
     """What one process's CUDA context holds on this GPU: bytes at the upper end, and a note.
 
@@ -272,30 +312,30 @@ def bare_name(name: str) -> str:
 
 @cache
 def _names() -> GpuNames:
-    return _read("aliases.yaml", GpuNames)
-
-
-@cache
-def _unlisted() -> tuple[str, ...]:
-    """Files without other spellings than their own name and the card's."""
-    return tuple(sorted(presets_of("gpus") - _NO_CARDS - set(_names().presets)))
+    """What aliases.yaml lists; of other files' cards the own name is the one spelling."""
+    names = read_table("aliases.yaml", GpuNames)
+    others = sorted(presets_of("gpus") - _NO_CARDS - set(names.presets))
+    unlisted = {key: [load_preset(key).name] for key in others}
+    return msgspec.structs.replace(names, presets=names.presets | unlisted)
 
 
 @cache
 def _index() -> dict[str, str]:
-    index: dict[str, str] = {}
-    unlisted = {key: [load_preset(key).name] for key in _unlisted()}
-    for key, names in (_names().presets | unlisted).items():
-        for name in (key, *names):
-            index[bare_name(name)] = key
-    return index
+    return {
+        bare_name(name): key for key, names in _names().presets.items() for name in (key, *names)
+    }
 
 
 @cache
 def _context_rule() -> ContextRule:
-    return _read("context.yaml", ContextRule)
+    return read_table("context.yaml", ContextRule)
 
 
-def _read(file: str, type_: type[T]) -> T:
+def read_table(file: str, type_: type[T]) -> T:
+    """A file of `presets/gpus/`.
+
+    Raises:
+        UsageError: the installed file is damaged.
+    """
     path = presets_dir() / "gpus" / file
     return converted(load_yaml(path), type_, path)

@@ -92,29 +92,23 @@ def _impossible(machine: Machine) -> str | None:
     if len(set(machine.visible)) != len(machine.visible) or set(machine.visible) - set(indices):
         return "visible names GPUs that it does not have"
     for gpu in machine.gpus:
-        cause = _impossible_gpu(gpu)
-        if cause:
+        if cause := _impossible_gpu(gpu):
             return f"GPU {gpu.index} {cause}"
     pairs = [(link.a, link.b) for link in machine.links]
     if len(set(pairs)) != len(pairs) or any(
         a >= b or a not in indices or b not in indices for a, b in pairs
     ):
         return "its links do not join its GPUs"
-    if machine.measured is not None and _impossible_speeds(machine.measured):
+    measured = machine.measured or Measured(torch="")
+    rates = [rate for card in measured.cards for rate in (card.bandwidth, card.flops)]
+    rates += [figure for reduce in measured.reduces for figure in (reduce.seconds, reduce.size)]
+    if any(rate <= 0 for rate in rates):
         return "its measured speeds are not possible"
     host = (machine.host.ram_total, machine.host.ram_available, machine.host.shm_available)
     if any(size != NA and not 0 <= size <= _LARGEST_SIZE for size in host):
         return "its host memory has no possible size"
     texts = (machine.name, machine.driver, machine.cuda, *machine.warnings)
     return None if all(text.isprintable() for text in texts) else "it has unprintable text"
-
-
-def _impossible_speeds(measured: Measured) -> bool:
-    """Whether a measured rate, time or size is zero or negative."""
-    rates = [rate for card in measured.cards for rate in (card.bandwidth, card.flops)]
-    return any(rate <= 0 for rate in rates) or any(
-        one.seconds <= 0 or one.size <= 0 for one in measured.reduces
-    )
 
 
 def _impossible_gpu(gpu: Gpu) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
-import msgspec
+from msgspec.structs import replace
 
 from turbofit.core.errors import MachineError, UsageError
 from turbofit.core.machine import Machine
@@ -48,15 +48,17 @@ def machine_from(
     chosen_by_user = gpus is not None
     if on is None:
         from turbofit.machine.nvml_machine import measure_in_time
+        from turbofit.machine.spec import is_spec
         from turbofit.machine.speed import recall
 
-        if gpus is not None:
-            _refuse_spec(gpus)
+        if gpus is not None and is_spec(gpus):  # before this machine is measured
+            hint = f"it is a machine: --on {gpus}; --gpus 0,1 chooses GPUs of one"
+            raise UsageError(f"--gpus: {gpus!r} is no GPU of this machine", hint=hint)
         machine = recall(measure_in_time(env))
         chosen_by_user = chosen_by_user or env.get("CUDA_VISIBLE_DEVICES") is not None
     elif isinstance(on, Machine):
         visible = on.visible or tuple(gpu.index for gpu in on.gpus)
-        machine = msgspec.structs.replace(on, visible=visible)
+        machine = replace(on, visible=visible)
     elif "/" in on or on.endswith(".json"):
         from turbofit.machine.snapshot import load_snapshot
 
@@ -65,12 +67,12 @@ def machine_from(
         from turbofit.machine.spec import parse_spec
 
         machine = parse_spec(on)
-    machine = msgspec.structs.replace(machine, gpus=tuple(map(_accounted, machine.gpus)))
+    machine = replace(machine, gpus=tuple(map(_accounted, machine.gpus)))
     if gpus is not None:
         if not gpus.strip():
             raise UsageError("--gpus is empty", hint="name GPUs as in --gpus 0,1")
         visible = select(gpus, machine.gpus, machine.visible)
-        machine = msgspec.structs.replace(machine, visible=visible)
+        machine = replace(machine, visible=visible)
     found = _with_notes(_readable(machine, chosen_by_user=chosen_by_user))
     _LOG.info(
         "machine %s (%s): driver %s, GPUs %s", found.name, found.source, found.driver, found.visible
@@ -83,25 +85,12 @@ def machine_from(
     return found
 
 
-def _refuse_spec(gpus: str) -> None:
-    """Stop where ``--gpus`` names a machine, before this one is measured.
-
-    Raises:
-        UsageError: it is a SPEC.
-    """
-    from turbofit.machine.spec import is_spec
-
-    if is_spec(gpus):
-        hint = f"it is a machine: --on {gpus}; --gpus 0,1 chooses GPUs of one"
-        raise UsageError(f"--gpus: {gpus!r} is no GPU of this machine", hint=hint)
-
-
 def _accounted(gpu: Gpu) -> Gpu:
     """The GPU with all that is neither reserved nor free counted as used."""
     if gpu.total == NA or gpu.free == NA:  # noqa: PLR1714 - mypy narrows by these
         return gpu
     used = max(known(gpu.used, 0), gpu.total - known(gpu.reserved, 0) - gpu.free)
-    return gpu if used == gpu.used else msgspec.structs.replace(gpu, used=used)
+    return gpu if used == gpu.used else replace(gpu, used=used)
 
 
 def _with_notes(machine: Machine) -> Machine:
@@ -116,7 +105,7 @@ def _with_notes(machine: Machine) -> Machine:
         timed = {card.index for card in cards}
         notes += [_unlisted_note(gpu, timed=gpu.index in timed) for gpu in gpus]
     said = dict.fromkeys((*machine.warnings, *(note for note in notes if note)))
-    return msgspec.structs.replace(machine, warnings=tuple(said))
+    return replace(machine, warnings=tuple(said))
 
 
 def _unlisted_note(gpu: Gpu, *, timed: bool) -> str | None:
@@ -157,4 +146,4 @@ def _readable(machine: Machine, *, chosen_by_user: bool) -> Machine:
             if rest
             else "check nvidia-smi, or describe the machine with --on SPEC",
         )
-    return msgspec.structs.replace(machine, visible=rest)
+    return replace(machine, visible=rest)

@@ -24,7 +24,6 @@ from turbofit.core.errors import UsageError
 from turbofit.core.machine import Gpu, Holder, Host, Machine
 from turbofit.core.struct import NA, NaType, Struct
 from turbofit.core.units import MIB, format_bytes, parse_bytes, parse_share
-from turbofit.machine.links import preset_links
 from turbofit.machine.presets import (
     GpuPreset,
     assumed_note,
@@ -32,6 +31,7 @@ from turbofit.machine.presets import (
     find_preset,
     load_preset,
     match_preset,
+    preset_links,
     share_of,
 )
 from turbofit.machine.unlisted import (

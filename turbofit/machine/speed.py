@@ -14,7 +14,9 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
+from threading import Thread
+from time import monotonic
 from typing import Any, Final
 
 from msgspec.structs import replace
@@ -72,12 +74,13 @@ def measure_speed(
         stderr=subprocess.DEVNULL,
         text=True,
     )
-    lines = []
+    results: dict[str, list[Any]] = {}
     try:
         with under_way("measuring cards and links with torch"):
             for fact in _facts(process, seconds + _GRACE):
-                lines.append(fact)
-                say(_told(fact, indices))
+                field, result, words = _result(fact, indices)
+                results.setdefault(field, []).append(result)
+                say(words)
     finally:
         # A process that the driver holds is not waited for any longer.
         process.kill()
@@ -91,16 +94,17 @@ def measure_speed(
             "torch with CUDA is not installed beside turbofit: --measure runs it",
             hint="install torch for this machine's CUDA, or plan without --measure",
         )
-    found = _measured(lines, indices)
-    if not (found.cards or found.pairs or found.reduces):
+    torch = "".join(results.pop("torch", []))
+    measured = Measured(torch=torch, **{field: tuple(each) for field, each in results.items()})
+    if not (measured.cards or measured.pairs or measured.reduces):
         died = f"the measurement {_ended(code)} before its first result"
         raise MachineError(
-            died if code != 0 else f"nothing could be measured: {'; '.join(found.left_out[:3])}",
+            died if code != 0 else f"nothing could be measured: {'; '.join(measured.left_out[:3])}",
             hint="turbofit doctor says what is wrong with this machine's CUDA",
         )
     if code != 0:
-        found = replace(found, left_out=(*found.left_out, f"all after it {_ended(code)}"))
-    return found
+        measured = replace(measured, left_out=(*measured.left_out, f"all after it {_ended(code)}"))
+    return measured
 
 
 def _ended(code: int | None) -> str:
@@ -171,8 +175,6 @@ def _facts(process: subprocess.Popen[str], seconds: float) -> Iterator[dict[str,
     Another thread reads them: a process that the driver holds is not ended by SIGKILL, and keeps
     its end of the pipe.
     """
-    from threading import Thread, Timer
-
     lines: SimpleQueue[str | None] = SimpleQueue()
 
     def read() -> None:
@@ -181,73 +183,54 @@ def _facts(process: subprocess.Popen[str], seconds: float) -> Iterator[dict[str,
             lines.put(line)
         lines.put(None)
 
-    def give_up() -> None:
-        process.kill()
-        reader.join(_LAST_SECONDS)
-        lines.put(None)
-
-    reader, timer = Thread(target=read, daemon=True), Timer(seconds, give_up)
+    reader, end = Thread(target=read, daemon=True), monotonic() + seconds
     reader.start()
-    timer.start()
-    try:
-        for line in iter(lines.get, None):
-            try:
-                fact = json.loads(line)
-            except ValueError:
-                continue
+    while True:
+        try:
+            line = lines.get(timeout=max(0.0, end - monotonic()))
+        except Empty:  # what it printed until it was killed still counts
+            process.kill()
+            reader.join(_LAST_SECONDS)
+            lines.put(None)
+            continue
+        if line is None:
+            return
+        with suppress(ValueError):
+            fact = json.loads(line)
             if isinstance(fact, dict):
                 yield fact
-    finally:
-        timer.cancel()
 
 
-def _measured(lines: Sequence[Mapping[str, Any]], indices: Sequence[int]) -> Measured:
-    cards, pairs, reduces, left_out = [], [], [], []
-    version = ""
-    for fact in lines:
-        figures = {key: fact[key] for key in fact if key not in ("card", "pair", "reduce")}
-        if "torch" in fact:
-            version = str(fact["torch"])
-        elif "card" in fact:
-            cards.append(CardSpeed(index=indices[fact["card"]], **figures))
-        elif "pair" in fact:
-            source, target = (indices[i] for i in fact["pair"])
-            figures["peer"] = figures["peer"] and figures["right"]
-            pairs.append(PairSpeed(source=source, target=target, **figures))
-        elif "reduce" in fact:
-            reduces.append(ReduceSpeed(gpus=tuple(indices[i] for i in fact["reduce"]), **figures))
-        else:
-            left_out.append(_told(fact, indices))
-    return Measured(
-        torch=version,
-        cards=tuple(cards),
-        pairs=tuple(pairs),
-        reduces=tuple(reduces),
-        left_out=tuple(left_out),
-    )
+def _result(fact: Mapping[str, Any], indices: Sequence[int]) -> tuple[str, Any, str]:
+    """The field of `Measured` that a line of the program adds to, what it adds, and it in words.
 
-
-def _told(fact: Mapping[str, Any], indices: Sequence[int]) -> str:
-    """One result in words; the program's indices are CUDA's, those told are the machine's."""
-    if "card" in fact:
-        rates = f"{_giga(fact['bandwidth'])}B/s, {_giga(fact['flops'])}FLOP/s"
-        return f"GPU {indices[fact['card']]}: {rates}"
-    if "pair" in fact:
-        source, target = (indices[i] for i in fact["pair"])
-        how = "peer access" if fact["peer"] else "no peer access"
-        how += "" if fact["right"] else ", WRONG DATA"
-        return f"GPU {source} to {target}: {_giga(fact['bandwidth'])}B/s, {how}"
-    if "reduce" in fact:
-        group = "+".join(str(indices[i]) for i in fact["reduce"])
-        spent = f"{fact['seconds'] * 1e6:.0f} us"
-        return f"all-reduce of {fact['size']:,} bytes over {group}: {spent}"
-    if "torch" in fact:
-        return f"torch {fact['torch']} on {fact['gpus']} GPUs"
+    The program's indices are CUDA's, all others the machine's.
+    """
+    match fact:
+        case {"torch": version, "gpus": count}:
+            return "torch", str(version), f"torch {version} on {count} GPUs"
+        case {"card": place, **figures}:
+            card = CardSpeed(index=indices[place], **figures)
+            rates = f"{_giga(card.bandwidth)}B/s, {_giga(card.flops)}FLOP/s"
+            return "cards", card, f"GPU {card.index}: {rates}"
+        case {"pair": [source, target], "peer": peer, **figures}:
+            ends = {"source": indices[source], "target": indices[target]}
+            pair = PairSpeed(**ends, peer=peer and figures["right"], **figures)
+            how = "peer access" if peer else "no peer access"
+            how += "" if pair.right else ", WRONG DATA"
+            rate = f"{_giga(pair.bandwidth)}B/s"
+            return "pairs", pair, f"GPU {pair.source} to {pair.target}: {rate}, {how}"
+        case {"reduce": group, **figures}:
+            reduce = ReduceSpeed(gpus=tuple(indices[i] for i in group), **figures)
+            over = "+".join(map(str, reduce.gpus))
+            spent = f"{reduce.seconds * 1e6:.0f} us"
+            return "reduces", reduce, f"all-reduce of {reduce.size:,} bytes over {over}: {spent}"
     name, of = fact.get("left_out") or fact.get("failed"), fact.get("of") or ()
     # The GPUs of a task: ``[0]``, ``[0, 1]``, or a group's ``[[0, 1]]``.
     numbers = of[0] if of and isinstance(of[0], list) else of
     gpus = "+".join(str(indices[i]) for i in numbers)
-    return f"{name} of GPU {gpus}: {fact.get('why', 'no time left')}"
+    words = f"{name} of GPU {gpus}: {fact.get('why', 'no time left')}"
+    return "left_out", words, words
 
 
 def _giga(value: float) -> str:

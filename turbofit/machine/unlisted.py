@@ -7,7 +7,6 @@ from functools import cache
 from typing import Final, NamedTuple
 
 from turbofit.core.errors import UsageError
-from turbofit.core.presets import converted, load_yaml, presets_dir
 from turbofit.core.struct import Struct
 from turbofit.core.units import MIB
 from turbofit.machine.presets import (
@@ -17,6 +16,7 @@ from turbofit.machine.presets import (
     nearest_names,
     nominal_gigabytes,
     preset_names,
+    read_table,
 )
 
 #: ``NVIDIA A100-SXM4-80GB MIG 3g.40gb``, as NVML names a slice; of ``1c.3g.40gb`` one of its three
@@ -95,7 +95,7 @@ class OtherCard(NamedTuple):
 def unsupported_card(name: str) -> UnsupportedCard | None:
     """The first row that a typed name belongs to; None where there is none."""
     wanted = "".join(c for c in name.lower() if c.isalnum())
-    of_name = (row for row in _unsupported() if re.fullmatch("|".join(row.names), wanted))
+    of_name = (row for row in _unsupported()["cards"] if re.fullmatch("|".join(row.names), wanted))
     return next(of_name, None)
 
 
@@ -264,12 +264,10 @@ def _unknown(name: str) -> UsageError:
 
 
 @cache
-def _unsupported() -> tuple[UnsupportedCard, ...]:
-    path = presets_dir() / "gpus" / "unsupported.yaml"
-    return converted(load_yaml(path).get("cards"), tuple[UnsupportedCard, ...], path)
+def _table() -> _Unlisted:
+    return read_table("unlisted.yaml", _Unlisted)
 
 
 @cache
-def _table() -> _Unlisted:
-    path = presets_dir() / "gpus" / "unlisted.yaml"
-    return converted(load_yaml(path), _Unlisted, path)
+def _unsupported() -> dict[str, tuple[UnsupportedCard, ...]]:
+    return read_table("unsupported.yaml", dict[str, tuple[UnsupportedCard, ...]])

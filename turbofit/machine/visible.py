@@ -21,24 +21,22 @@ _NUMBER = re.compile(r"[+-]?\d{1,9}")
 
 
 def cuda_visible(
-    value: str | None, ordinals: Sequence[int], ids: Mapping[str, int]
+    value: str, ordinals: Sequence[int], ids: Mapping[str, int]
 ) -> tuple[tuple[int, ...], str | None]:
     """The GPUs that a value of ``CUDA_VISIBLE_DEVICES`` leaves, in its order.
 
     Args:
-        value: the variable, None where it is unset.
+        value: the variable.
         ordinals: GPU index of each CUDA ordinal.
         ids: GPU index by UUID (``GPU-…``, ``MIG-…``).
 
     Returns:
         The indices, and a warning where an entry hid something.
     """
-    if value is None:
-        return tuple(ordinals), None
     entries = [entry.strip() for entry in value.split(",")]
     if entries == [""]:
         return (), None
-    kind = _kind(entries[0])
+    kind = next((kind for kind in ("GPU-", "MIG-") if entries[0].startswith(kind)), "")
     chosen: list[int] = []
     for position, entry in enumerate(entries):
         index = _resolve(entry, kind, ordinals, ids)
@@ -78,13 +76,6 @@ def select(gpus: str, machine_gpus: Sequence[Gpu], visible: Sequence[int]) -> tu
     return tuple(chosen)
 
 
-def _kind(entry: str) -> str:
-    for kind in ("GPU-", "MIG-"):
-        if entry.startswith(kind):
-            return kind
-    return ""
-
-
 def _resolve(entry: str, kind: str, ordinals: Sequence[int], ids: Mapping[str, int]) -> int | None:
     """The GPU of one entry; None where CUDA would stop reading."""
     if kind:
@@ -97,15 +88,16 @@ def _resolve(entry: str, kind: str, ordinals: Sequence[int], ids: Mapping[str, i
 
 def _by_prefix(entry: str, ids: Mapping[str, int]) -> int | None:
     wanted = entry.lower()
-    found = {index for name, index in ids.items() if name.lower().startswith(wanted)}
-    exact = {index for name, index in ids.items() if name.lower() == wanted}
-    matches = exact or found
+    begin = {index for name, index in ids.items() if name.lower().startswith(wanted)}
+    matches = {index for name, index in ids.items() if name.lower() == wanted} or begin
     return matches.pop() if len(matches) == 1 else None
 
 
 def _named(entry: str, gpus: Sequence[Gpu]) -> int | None:
     if entry.isascii() and entry.isdigit():
-        return int(entry) if len(entry) < 6 and any(g.index == int(entry) for g in gpus) else None
+        return next(
+            (gpu.index for gpu in gpus if str(gpu.index) == (entry.lstrip("0") or "0")), None
+        )
     if len(entry) < 5:
         return None
     return _by_prefix(entry, {gpu.uuid: gpu.index for gpu in gpus})

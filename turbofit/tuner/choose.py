@@ -8,7 +8,8 @@ memory is asked for, the engine that takes less is chosen.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Final
 
 from msgspec import UNSET, UnsetType
@@ -35,6 +36,7 @@ from turbofit.tuner.explain.plan_document import (
     footprint_of,
     footprint_words,
     group_words,
+    idle_words,
     verdict_of,
 )
 from turbofit.tuner.explain.reasons import (
@@ -85,7 +87,8 @@ def plan_of(fit: EngineFit) -> Plan:
         cause = f" with {' and '.join(helps.causes)}" if helps.causes else ""
         verdict = f"does not fit: {request.model.name}{cause}: {why_not(fit)}"
     requests = request.workload.concurrency
-    made = document(
+    largest = max(accounts, key=lambda account: account.units_per_forward)
+    return document(
         request,
         fit.engine,
         accounts,
@@ -100,14 +103,10 @@ def plan_of(fit: EngineFit) -> Plan:
         at_once=[best.of_group(group).shape.requests(requests) for group in groups]
         if best.parts
         else (),
-    )
-    largest = max(accounts, key=lambda account: account.units_per_forward)
-    return replace(
-        made,
         throughput=fit.throughput if fit.fits else None,
         considered=_considered(fit),
         reasons=(*([fit.fewer] if fit.fewer else []), *reasons(fit, largest)),
-        warnings=(*made.warnings, *_warnings(fit)),
+        warnings=_warnings(fit),
         remedies=tuple(speed_remedies(fit)) if fit.fits else helps.remedies,
         limit_costs=tuple(limit_costs(request, best, fit.engine)) if fit.fits else (),
         usual_image=usual_image(fit) if fit.fits else UNSET,
@@ -134,18 +133,20 @@ def why_not(fit: EngineFit) -> str:
 def _considered(fit: EngineFit) -> tuple[Candidate, ...]:
     """The chosen shape, then the best of the others with the reason why each was rejected."""
     request, chosen, engine = fit.request, fit.best, fit.engine
-    rest = [one for one in fit.evaluations if one is not chosen]
-    rest.sort(key=lambda one: (one.fits, one.rank if one.fits else (-one.short,)), reverse=True)
+    rest = [other for other in fit.evaluations if other is not chosen]
+    rest.sort(
+        key=lambda other: (other.fits, other.rank if other.fits else (-other.short,)), reverse=True
+    )
     first: dict[tuple[int, int], int] = {}
-    for place, one in enumerate(rest):  # one row at least of every degree and count
-        first.setdefault((one.shape.tp, one.shape.replicas), place)
+    for place, other in enumerate(rest):  # one row at least of every degree and count
+        first.setdefault((other.shape.tp, other.shape.replicas), place)
     others = set(range(len(rest))) - set(first.values())
     shown = sorted([*first.values(), *sorted(others)][: _MOST_CANDIDATES - 1])
     rows = [chosen.candidate(explain(request, chosen, engine))]
-    for one in (rest[place] for place in shown):
-        why = why_rejected(request, chosen, one) if one.fits else explain(request, one, engine)
-        why = pace_words(request, one) if one.slow > chosen.slow else why
-        rows.append(one.candidate(why))
+    for other in (rest[place] for place in shown):
+        why = explain(request, other, engine) or why_rejected(request, chosen, other)
+        why = pace_words(request, other) if other.slow > chosen.slow else why
+        rows.append(other.candidate(why))
     return tuple(rows)
 
 
@@ -190,11 +191,8 @@ def _of_fitting(fit: EngineFit) -> Iterator[str]:
         problems = known_problems(launch, engine.name, engine.version)
         known.update(dict.fromkeys(problem.warning for problem in problems))
     yield from known
-    used = {index for group in shape.groups for index in group}
-    idle = [gpu for gpu in request.visible if gpu.index not in used]
-    if idle and not request.least:
-        names = ", ".join(f"GPU {gpu.index} ({gpu.name})" for gpu in idle)
-        yield f"not used: {names}"
+    if idle := idle_words(request, shape.groups):
+        yield idle
     for group in shape.groups:
         if len({request.machine.gpu(index).name for index in group}) > 1:
             yield (
@@ -286,8 +284,8 @@ def _choose(request: ResolvedRequest, engine: str) -> EngineFit | Plan:
     by_memory = request.workload.goal == "context" or request.least
     if engine != "auto" or (_keeps_all(request, fit) and not by_memory):
         return fit
-    rivals = list(_running(request, _after(fit.engine.name)))
-    rival = next((one for one in rivals if one.fits), None)
+    rivals = list(_running(request, after=fit.engine.name))
+    rival = next((other for other in rivals if other.fits), None)
     _LOG.info(
         "engine %s: fits %s; LMDeploy's other one: %s",
         fit.engine.name, fit.fits, "does not fit" if rival is None else rival.engine.name,
@@ -298,7 +296,7 @@ def _choose(request: ResolvedRequest, engine: str) -> EngineFit | Plan:
     if fit.fits:
         return fit
     if rival is None and fit.best.held and compiles:
-        fit = max((fit, *rivals), key=lambda one: one.best.held)
+        fit = max((fit, *rivals), key=lambda other: other.best.held)
     return replace(fit, rival=rival)
 
 
@@ -312,8 +310,8 @@ def _with_kernels(
     Raises:
         NoKernelError: no other engine may be taken, or none runs the model.
     """
-    rivals = _running(request, _after(first.name)) if _compiles(request) else ()
-    fit = next((one for one in rivals if one.fits or engine == "auto"), None)
+    rivals = _running(request, after=first.name) if _compiles(request) else ()
+    fit = next((rival for rival in rivals if rival.fits or engine == "auto"), None)
     if fit is None:
         raise lacking
     if engine == "auto":
@@ -330,23 +328,22 @@ def _serial(request: ResolvedRequest, engine: Engine, reason: str) -> Plan:
     return make_fallback_plan(request, engine, reason)
 
 
-def _with_other_engine(request: ResolvedRequest, made: Plan) -> Plan:
+def _with_other_engine(request: ResolvedRequest, plan: Plan) -> Plan:
     """A plan that does not fit on the engine that was named, with the one on which it does."""
-    others = _running(request, [name for name in LMDEPLOY if name != made.engine.name])
-    fit = next((one for one in others if one.fits), None)
+    others = _running(request, but=plan.engine.name)
+    fit = next((other for other in others if other.fits), None)
     if fit is None:
-        return made
+        return plan
     remedy = Remedy(change=f"--engine {fit.engine.name}", effect=f"fits: {fit.tokens:,} KV tokens")
-    return replace(made, remedies=(remedy, *made.remedies))
+    return replace(plan, remedies=(remedy, *plan.remedies))
 
 
-def _after(first: str) -> tuple[str, ...]:
-    return LMDEPLOY[LMDEPLOY.index(first) + 1 :]
-
-
-def _running(request: ResolvedRequest, names: Iterable[str]) -> Iterator[EngineFit]:
-    """The fits of those engines that run the model here, whether it fits or not."""
-    return (fit for fit in (_on(request, name) for name in names) if fit is not None)
+def _running(request: ResolvedRequest, *, after: str = "", but: str = "") -> Iterator[EngineFit]:
+    """The fits of LMDeploy's engines that run the model here, whether it fits or not."""
+    for name in LMDEPLOY[LMDEPLOY.index(after) + 1 if after else 0 :]:
+        fit = None if name == but else _on(request, name)
+        if fit is not None:
+            yield fit
 
 
 def _on(request: ResolvedRequest, name: str) -> EngineFit | None:
@@ -415,10 +412,14 @@ def _other_engines(request: ResolvedRequest, rival: EngineFit | None) -> Iterato
             effect=f"fits: {rival.tokens:,} KV tokens, if its Triton still compiles for a card"
             " as old as this",
         )
-    for name in [one for one in ENGINES if one not in LMDEPLOY]:
+    for name in [other for other in ENGINES if other not in LMDEPLOY]:
+        taken: dict[str, object] = {}
         try:
             engine = engine_for(request.model, name)
-            taken = {k: v for k, v in request.fixed.items() if _takes_option(engine, k, v)}
+            for option, value in request.fixed.items():
+                with suppress(TurbofitError):  # the engine does not take it
+                    check_options(engine, {option: value})
+                    taken[option] = value
             whole = _serial(replace(request, fixed=taken), engine, "")
         except TurbofitError:  # it does not run the model, or not so
             continue
@@ -429,12 +430,3 @@ def _other_engines(request: ResolvedRequest, rival: EngineFit | None) -> Iterato
             out = ", ".join(option_of(key) for key in request.fixed if key not in taken)
             change = f"--engine {name}, and leave {out} out" if out else f"--engine {name}"
             yield Remedy(change=change, effect=effect)
-
-
-def _takes_option(engine: Engine, option: str, value: object) -> bool:
-    """Whether the engine takes one of LMDeploy's options."""
-    try:
-        check_options(engine, {option: value})
-    except TurbofitError:
-        return False
-    return True

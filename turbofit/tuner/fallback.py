@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.images import ImageRule
 from turbofit.core.machine import Gpu
-from turbofit.core.messages import BEYOND, groups_of, indices, on_each_gpu
+from turbofit.core.messages import BEYOND, groups_of, indices
 from turbofit.core.plan import Footprint, GpuLedger, HostMemory, Plan, Remedy, Settings
 from turbofit.core.struct import known
 from turbofit.core.units import bisect, format_bytes
@@ -34,7 +34,13 @@ from turbofit.memory.transformers.activations import (
     nowhere,
     place_all,
 )
-from turbofit.tuner.explain.plan_document import document, footprint_of, footprint_words
+from turbofit.tuner.explain.plan_document import (
+    document,
+    footprint_of,
+    footprint_words,
+    free_words,
+    idle_words,
+)
 from turbofit.tuner.explain.remedies import (
     MORE_GPUS,
     Change,
@@ -70,12 +76,9 @@ from turbofit.tuner.search.sizing import (
 #: Pixels are halved so often before decoder layers are taken off the GPUs instead.
 _HALVES = 4
 
-#: GPUs of each copy, equally many.
-_Groups = tuple[tuple[int, ...], ...]
-
 
 class Chosen(NamedTuple):
-    """What was found: groups of GPUs, a placement that is good for each, and the request.
+    """Groups of GPUs, a placement that is good for each, and the request.
 
     ``fits`` False: the placement is the closest to fitting.
     """
@@ -106,9 +109,9 @@ def search(request: ResolvedRequest) -> Chosen:
     _check(request)
     most = min(request.promised_requests or 1, len(request.visible) // (request.tp or 1))
     for copies in range(most, 1, -1) if request.replicas is None else ():
-        found = _search(replace(request, replicas=copies))
-        if found.fits:
-            return found
+        chosen = _search(replace(request, replicas=copies))
+        if chosen.fits:
+            return chosen
     return _search(request)
 
 
@@ -118,14 +121,12 @@ def _search(request: ResolvedRequest) -> Chosen:
     limits = [
         limit for limit in every if not excess_tokens(request, vision_load_of(request, limit))
     ]
-    groupings = list(_groupings(request))
     for limit in limits:
-        vision_load = vision_load_of(request, limit)
-        for groups in groupings:
-            found = _on_gpus(request, groups, vision_load, limit)
-            if found is not None:
-                return found
-    copies = _copies(request, groupings[-1])
+        for copies in _groupings(request):
+            chosen = _on_gpus(request, copies, limit)
+            if chosen is not None:
+                return chosen
+    *_, copies = _groupings(request)
     for limit in limits:  # the shortest context, so that as few layers as possible are off the GPUs
         vision_load = vision_load_of(request, limit)
         tokens = _shortest(request, vision_load)
@@ -198,8 +199,8 @@ def _within_context(request: ResolvedRequest, rule: ImageRule, requested: int) -
     return () if limit is None else rule.with_limit(limit).lower_limits(_HALVES)
 
 
-def _groupings(request: ResolvedRequest) -> Iterator[_Groups]:
-    """Groups of GPUs, the fewest first; the freest cards first.
+def _groupings(request: ResolvedRequest) -> Iterator[list[ModelCopy]]:
+    """Copies on groups of equally many GPUs, the fewest first; the freest cards first.
 
     Copies side by side are split over several GPUs only where both are asked for.
     """
@@ -209,29 +210,19 @@ def _groupings(request: ResolvedRequest) -> Iterator[_Groups]:
 
     freest = sorted(request.visible, key=lambda gpu: (taken(gpu), gpu.index))
     replicas = request.replicas or 1
-    if request.tp is not None:
-        sizes: Sequence[int] = (request.tp,)
-    elif request.replicas is not None and request.replicas > 1:
-        sizes = (1,)
-    else:
-        sizes = range(1, len(freest) + 1)
+    most = 1 if replicas > 1 else len(freest)
+    sizes = range(1, most + 1) if request.tp is None else (request.tp,)
     for size in sizes:
         cards = freest if size == 1 else [gpu for gpu in freest if not gpu.mig]
         if len(cards) < size * replicas:
             return
         chosen = cards[: size * replicas]
+        dtype = chosen_dtype(request.model, request.fixed.get("dtype"), chosen)
         groups = [chosen[number::replicas] for number in range(replicas)]
-        yield tuple(tuple(gpu.index for gpu in group) for group in groups)
-
-
-def _copies(request: ResolvedRequest, groups: _Groups) -> list[ModelCopy]:
-    cards = [[request.machine.gpu(index) for index in group] for group in groups]
-    everywhere = [gpu for group in cards for gpu in group]
-    dtype = chosen_dtype(request.model, request.fixed.get("dtype"), everywhere)
-    return [
-        ModelCopy(request.model, dtype, group, [request.margin_of(gpu) for gpu in group])
-        for group in cards
-    ]
+        yield [
+            ModelCopy(request.model, dtype, group, [request.margin_of(gpu) for gpu in group])
+            for group in groups
+        ]
 
 
 class _Tightest(ModelCopy):
@@ -260,32 +251,26 @@ def _shortest(request: ResolvedRequest, vision_load: VisionLoad) -> int:
     return most if request.context_given else min(shortest_context(vision_load), most)
 
 
-def _on_gpus(
-    request: ResolvedRequest, groups: _Groups, vision_load: VisionLoad, limit: int | None
-) -> Chosen | None:
-    copies = _copies(request, groups)
-    tightest, tokens = _Tightest(copies), _shortest(request, vision_load)
-    if not holds(tightest, load_of(vision_load, tokens)):
+def _on_gpus(request: ResolvedRequest, copies: list[ModelCopy], limit: int | None) -> Chosen | None:
+    """The copies with the longest context that all of them hold; None where they hold none."""
+    vision_load, tightest = vision_load_of(request, limit), _Tightest(copies)
+
+    def fits(tokens: int) -> bool:
+        return holds(tightest, load_of(vision_load, tokens))
+
+    shortest = tokens = _shortest(request, vision_load)
+    if not fits(shortest):
         return None
     if not request.context_given and not request.least:
-        tokens = _longest(request, tightest, vision_load, tokens)
+        longest = request.model.text.max_position_embeddings
+        tokens = longest if fits(longest) else bisect(fits, shortest, longest, CONTEXT_STEP)[0]
+        if tokens < longest:
+            rounded = tokens // ROUND_CONTEXT * ROUND_CONTEXT
+            exact = max(shortest, tokens // CONTEXT_STEP * CONTEXT_STEP)
+            tokens = rounded if rounded >= shortest else exact
     placement = place_all(tightest, load_of(vision_load, tokens))
     assert placement is not None
     return Chosen(copies, placement, vision_load, limit, tokens)
-
-
-def _longest(request: ResolvedRequest, copy: ModelCopy, vision_load: VisionLoad, low: int) -> int:
-    """The model's own context, lowered to what fits."""
-
-    def fits(tokens: int) -> bool:
-        return holds(copy, load_of(vision_load, tokens))
-
-    shortest, high = low, request.model.text.max_position_embeddings
-    if fits(high):
-        return high
-    low, _ = bisect(fits, low, high, CONTEXT_STEP)
-    rounded = low // ROUND_CONTEXT * ROUND_CONTEXT
-    return rounded if rounded >= shortest else max(shortest, low // CONTEXT_STEP * CONTEXT_STEP)
 
 
 def make_fallback_plan(request: ResolvedRequest, engine: Engine, reason: str) -> Plan:
@@ -327,7 +312,7 @@ def make_fallback_plan(request: ResolvedRequest, engine: Engine, reason: str) ->
     if request.least and keeps and problem is None:
         footprint = footprint_of(request, accounts, None)
         words += f", {footprint_words(footprint)}"
-    plan = document(
+    return document(
         request,
         engine,
         accounts,
@@ -339,11 +324,8 @@ def make_fallback_plan(request: ResolvedRequest, engine: Engine, reason: str) ->
         vision_load=chosen.vision_load,
         limit=chosen.limit,
         held=None if request.promised_requests is None else len(chosen.copies) * chosen.fits,
-    )
-    return replace(
-        plan,
         reasons=tuple(_reasons(request, chosen, settings, reason)),
-        warnings=(*plan.warnings, *_warnings(request, chosen, placed)),
+        warnings=_warnings(request, chosen, placed),
         remedies=helps.remedies,
         device_map=placed,
         footprint=footprint,
@@ -447,11 +429,11 @@ def _verdict(
     name = request.model.name
     unfit = f"does not fit: {name} on Transformers"
     unfit += f" with {' and '.join(causes)}" if causes else ""
-    if not chosen.fits and excess_tokens(request, chosen.vision_load):
-        return f"{unfit}: {too_long(request, chosen.vision_load)}"
     if not chosen.fits:
-        tightest = min(ledgers, key=lambda one: one.headroom - one.margin)
-        term = max(tightest.ledger, key=lambda one: one.bytes)
+        if excess_tokens(request, chosen.vision_load):
+            return f"{unfit}: {too_long(request, chosen.vision_load)}"
+        tightest = min(ledgers, key=lambda ledger: ledger.headroom - ledger.margin)
+        term = max(tightest.ledger, key=lambda term: term.bytes)
         short = tightest.margin - tightest.headroom
         split = ""
         if (request.replicas or 1) > 1 and request.tp is None:
@@ -467,14 +449,12 @@ def _verdict(
         )
     if host is not None:
         return f"does not fit: {name}: {host}"
-    spare = min(one.headroom - (one.margin if request.budget else 0) for one in ledgers)
     off = len(chosen.placement.offloaded)
     how = f", {off} decoder layers in host memory or on disk" if off else ""
-    each = on_each_gpu(sum(map(len, chosen.groups)))
     return (
         f"fits: {name} on GPU {groups_of(chosen.groups)} with Transformers{how}:"
         f" {_at_once(chosen)} {chosen.session_len:,} tokens at a time;"
-        f" {format_bytes(spare)}{' of the budget' if request.budget else ''} stay free{each}"
+        f" {free_words(request, ledgers, chosen.groups)}"
     )
 
 
@@ -498,13 +478,10 @@ def _warnings(
             "work one after the other"
         )
     yield from _slow(chosen, placed)
-    used = {index for group in chosen.groups for index in group}
-    idle = [gpu for gpu in request.visible if gpu.index not in used]
-    if idle and chosen.fits and not request.least:
-        names = ", ".join(f"GPU {gpu.index} ({gpu.name})" for gpu in idle)
-        yield f"not used: {names}; --replicas serves on them beside it, --tp splits over them"
+    if chosen.fits and (idle := idle_words(request, chosen.groups)):
+        yield f"{idle}; --replicas serves on them beside it, --tp splits over them"
     if chosen.vision_load.units_per_image and chosen.fits:
-        yield (f"{BEYOND}: turbofit serve holds them, Transformers itself would not")
+        yield f"{BEYOND}: turbofit serve holds them, Transformers itself would not"
 
 
 def _slow(chosen: Chosen, placed: Mapping[str, int | str]) -> Iterator[str]:
@@ -515,7 +492,7 @@ def _slow(chosen: Chosen, placed: Mapping[str, int | str]) -> Iterator[str]:
     copy = chosen.copies[0]
     size = sum(copy.parts.layers[number].weights for number in off)
     disk = sum(1 for where in placed.values() if where == "disk")
-    said = (
+    text = (
         f"{len(off)} of {len(copy.parts.layers)} decoder layers ({format_bytes(size)}) do not "
         "fit on the GPUs and pass through GPU "
         f"{copy.gpus[0].index} at every token"
@@ -523,17 +500,17 @@ def _slow(chosen: Chosen, placed: Mapping[str, int | str]) -> Iterator[str]:
     pcie = copy.gpus[0].pcie
     rate = known(pcie.width, 0) * _LANE.get(known(pcie.generation, 0), 0.0)
     if rate:
-        said += f": {size / rate:.2g} s a token at the best that its PCIe link can do"
+        text += f": {size / rate:.2g} s a token at the best that its PCIe link can do"
     if disk:
-        said += f"; {disk} of them are read from disk each time, which is slower still"
-    yield said
+        text += f"; {disk} of them are read from disk each time, which is slower still"
+    yield text
 
 
 def _remedies(request: ResolvedRequest, closest: Chosen) -> Remedies:
     """Single changes that make it fit, cheapest first; ``closest`` is what was found without."""
-    found, causes = list[Remedy](), list[str]()
+    fitting, causes = list[Remedy](), list[str]()
     for change, changed, released in _changes(request, closest):
-        if found and changed.machine.name == MORE_GPUS:
+        if fitting and changed.machine.name == MORE_GPUS:
             continue  # fewer such cards do already, or what costs nothing
         try:
             chosen = search(changed)
@@ -545,9 +522,9 @@ def _remedies(request: ResolvedRequest, closest: Chosen) -> Remedies:
         effect = f"fits: {_at_once(chosen)} {chosen.session_len:,} tokens at a time"
         if off:
             effect += f", {off} decoder layers in host memory (slow)"
-        found.append(Remedy(change=change, effect=effect))
+        fitting.append(Remedy(change=change, effect=effect))
         causes += [released] if released else []
-    return Remedies(tuple(found), tuple(causes))
+    return Remedies(tuple(fitting), tuple(causes))
 
 
 def _changes(request: ResolvedRequest, closest: Chosen) -> Iterator[Change]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 from msgspec.structs import replace
 
 from turbofit.core.errors import NoKernelError, UsageError
 from turbofit.core.messages import QUEUED
-from turbofit.core.plan import HostMemory, Plan, Remedy, Settings, Throughput
+from turbofit.core.plan import Plan, Remedy, Settings, Throughput
 from turbofit.core.units import MIB, bisect, format_bytes
 from turbofit.memory.account import POOL_WARMUP, Account, Engine, EngineLaunch, VisionLoad
 from turbofit.memory.calibrated import calibration_reason
@@ -50,12 +49,7 @@ def make_prediction(
     groups = _groups(request, engine)
     _check_free(request, groups, free_at_cache)
     gpus = [request.machine.gpu(index) for index in groups[0]]
-    rule, limit = request.model.image_rule, request.requested_limit
-    if rule is not None and request.fixed_limit is None:
-        limit = rule.exposed_limit  # what ordinary clients can ask for
-    vision_load, queued = vision_load_of(request, limit), request.workload.queue_images
-    if queued:
-        vision_load = replace(vision_load, units_per_forward=vision_load.units_per_request)
+    limit, vision_load = _exposed_load(request)
     settings = _settings(request, groups, engine)
     launch = launch_of(request, settings, gpus, vision_load)
     problem = engine.problem(launch)
@@ -68,75 +62,65 @@ def make_prediction(
     if held != vision_load:
         accounts = accounts_of(request, same, groups, held, engine, free_at_cache)
     host = host_of(request, accounts, engine)
-    start = _start(request, accounts, held, host, engine)
-    tokens = [start.tokens if start.serves else 0] * len(groups)
-    words = cache_words(tokens, vision_load, settings.session_len)
+    outcomes = [outcome_at(account, ratio) for account in accounts]
+    # Of the first engine whose GPU memory does not do, else of the first.
+    outcome = next((outcome for outcome in outcomes if not outcome.serves), outcomes[0])
+    smallest = min(account.tokens_at(ratio) for account in accounts) if outcome.serves else None
+    never = _never_runs(request, accounts, held, engine) or _no_room(request, settings, smallest)
+    end = never or (host_problem(host) if outcome.serves else outcome.text)
+    serves = outcome.serves and end is None  # nothing kills it; the margin may still be short
+    cache = smallest if serves else None
+    tokens = [cache or 0] * len(groups)
     at_once, promised = requests_held(accounts, tokens, vision_load), request.promised_requests
-    if promised is not None:
-        waiting = ": the others wait" if at_once < promised else ""
-        words += f"; it holds {min(at_once, promised):,} of {promised:,} at once{waiting}"
-    if is_legacy(engine.version) and start.serves:
+    words = cache_words(tokens, vision_load, settings.session_len)
+    words += _promise_words(at_once, promised)
+    if is_legacy(engine.version) and serves:
         words += _least_free_words(
             lambda free: accounts_of(request, same[:1], groups[:1], held, engine, free)[0],
             accounts[0].free,
             ratio,
         )
-    plan = document(
+    version = f" with LMDeploy {engine.version}" if is_legacy(engine.version) else ""
+    helps = not serves and free_at_cache is None
+    return document(
         request,
         engine,
         accounts,
-        fits=start.serves and start.outcome.kind == "serves",  # the margin is left too
-        verdict=_verdict(request, engine, start, words),
+        fits=serves and outcome.kind == "serves",  # the margin is left too
+        verdict=f"{request.model.name}{version}: {end or f'{outcome.text}; {words}'}",
         parallel_reason="as LMDeploy takes them: the first GPUs in CUDA's order",
         host=host,
         settings=settings,
         vision_load=vision_load,
         limit=limit,
         held=None if promised is None else at_once,
+        reasons=(
+            *_exposure(request, limit, vision_load),
+            *_story(accounts[0], ratio, outcome, free_at_cache),
+        ),
+        warnings=_warnings(request, launch, engine, cache),
+        throughput=_speed(request, accounts, vision_load, engine, at_once) if serves else None,
+        remedies=_remedies(request, engine) if helps else (),
     )
-    reasons = (
-        *_exposure(request, limit, vision_load),
-        *_story(accounts[0], ratio, start.outcome, free_at_cache),
-    )
-    queues = [QUEUED] if queued and held.units_per_image else []
-    warnings = (*plan.warnings, *queues, *_warnings(request, launch, engine, start))
-    speed = _speed(request, accounts, vision_load, engine, at_once) if start.serves else None
-    plan = replace(plan, reasons=reasons, warnings=warnings, throughput=speed)
-    helps = not start.serves and free_at_cache is None
-    return replace(plan, remedies=_remedies(request, engine) if helps else ())
 
 
-class _Start(NamedTuple):
-    """How the start that is predicted ends."""
-
-    outcome: StartOutcome  # of the first engine whose GPU memory does not do, else of the first
-    host: str | None  # why host memory does not do
-    never: str | None  # why the engine never runs this, whatever the memory
-    tokens: int  # of the smallest cache
-
-    @property
-    def serves(self) -> bool:
-        """Whether nothing kills it (the margin may still be short)."""
-        return self.outcome.serves and self.host is None and self.never is None
+def _promise_words(at_once: int, promised: int | None) -> str:
+    """How many of the requests at once that are asked for are held; empty where nobody asks."""
+    if promised is None:
+        return ""
+    waiting = ": the others wait" if at_once < promised else ""
+    return f"; it holds {min(at_once, promised):,} of {promised:,} at once{waiting}"
 
 
-def _start(
-    request: ResolvedRequest,
-    accounts: Sequence[Account],
-    held: VisionLoad,
-    host: HostMemory,
-    engine: Engine,
-) -> _Start:
-    """The start of all engines under their own settings; ``held`` is what can meet in a forward."""
-    settings = accounts[0].settings
-    ratio = settings.cache_max_entry_count
-    outcomes = [outcome_at(account, ratio) for account in accounts]
-    outcome = next((one for one in outcomes if not one.serves), outcomes[0])
-    tokens = min(account.tokens_at(ratio) for account in accounts)
-    launches = [launch_of(request, settings, account.gpus, held) for account in accounts]
-    never = _never_runs(launches, engine)
-    never = never or _no_room(request, settings, tokens if outcome.serves else None)
-    return _Start(outcome, host_problem(host), never, tokens)
+def _exposed_load(request: ResolvedRequest) -> tuple[int | None, VisionLoad]:
+    """The image limit, and the images under it, that ordinary clients can ask for."""
+    rule, limit = request.model.image_rule, request.requested_limit
+    if rule is not None and request.fixed_limit is None:
+        limit = rule.exposed_limit
+    vision_load = vision_load_of(request, limit)
+    if not request.workload.queue_images:
+        return limit, vision_load
+    return limit, replace(vision_load, units_per_forward=vision_load.units_per_request)
 
 
 def _held(
@@ -270,9 +254,12 @@ def _settings(
     return shape_settings(with_defaults, shape, context)
 
 
-def _never_runs(launches: Sequence[EngineLaunch], engine: Engine) -> str | None:
+def _never_runs(
+    request: ResolvedRequest, accounts: Sequence[Account], vision_load: VisionLoad, engine: Engine
+) -> str | None:
     """What the engine has no code for, or is known to end or hang at every time."""
-    for launch in launches:
+    for account in accounts:
+        launch = launch_of(request, account.settings, account.gpus, vision_load)
         kernels = engine.missing_kernels(launch)
         problems = known_problems(launch, engine.name, engine.version)
         cause = kernels or next((one.warning for one in problems if one.fatal), None)
@@ -298,13 +285,6 @@ def _no_room(request: ResolvedRequest, settings: Settings, cache: int | None) ->
     images = "one image of the smallest size takes" if count == 1 else images
     where = f"a cache of {cache:,}" if short_cache else f"a session of {session:,}"
     return f"{images} {tokens:,} tokens of {where}"
-
-
-def _verdict(request: ResolvedRequest, engine: Engine, start: _Start, held: str) -> str:
-    """How the start ends; ``held`` are words on what the cache holds where it serves."""
-    said = start.never or (start.outcome.serves and start.host) or start.outcome.text
-    version = f" with LMDeploy {engine.version}" if is_legacy(engine.version) else ""
-    return f"{request.model.name}{version}: {said}" + (f"; {held}" if start.serves else "")
 
 
 def _speed(
@@ -363,23 +343,31 @@ def _story(
 
 
 def _warnings(
-    request: ResolvedRequest, launch: EngineLaunch, engine: Engine, start: _Start
+    request: ResolvedRequest,
+    launch: EngineLaunch,
+    engine: Engine,
+    cache: int | None,
 ) -> Iterator[str]:
-    """What was given and is not kept whole beside the rest, and what goes wrong beside memory."""
+    """What was given and is not kept whole beside the rest, and what goes wrong beside memory.
+
+    ``cache`` are KV tokens of the smallest cache, None where the start does not serve.
+    """
+    if request.workload.queue_images and launch.vision_load.units_per_image:
+        yield QUEUED
     gpus, settings = launch.gpus, launch.settings
     tokens, room = launch.vision_load.tokens_per_request, settings.session_len
-    if start.serves:
-        yield from unkept(request, room, start.tokens)
+    if cache is not None:
+        yield from unkept(request, room, cache)
     yield from beyond_model(request, room)
     if tokens >= room:
         yield (
             f"the largest images of a request take {tokens:,} tokens, and a session has {room:,}:"
             " LMDeploy refuses such a request"
         )
-    elif start.serves and tokens > start.tokens:
+    elif cache is not None and tokens > cache:
         yield (
             f"the largest images of a request take {tokens:,} tokens, and the cache holds"
-            f" {start.tokens:,}: such a request is not served"
+            f" {cache:,}: such a request is not served"
         )
     for problem in known_problems(launch, engine.name, engine.version):
         if not problem.fatal:  # which is the verdict

@@ -197,13 +197,11 @@ def accounts_of(
     free_at_cache: int | None = None,
 ) -> tuple[Account, ...]:
     """One account a group, each of its own settings."""
-    accounts = []
-    for options, group in zip(settings, groups, strict=True):
-        gpus = [request.machine.gpu(index) for index in group]
-        accounts.append(
-            engine.account(launch_of(request, options, gpus, vision_load, free_at_cache))
-        )
-    return tuple(accounts)
+    groups_gpus = [[request.machine.gpu(index) for index in group] for group in groups]
+    return tuple(
+        engine.account(launch_of(request, options, gpus, vision_load, free_at_cache))
+        for options, gpus in zip(settings, groups_gpus, strict=True)
+    )
 
 
 def host_of(request: ResolvedRequest, accounts: Sequence[Account], engine: Engine) -> HostMemory:

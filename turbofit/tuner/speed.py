@@ -13,10 +13,9 @@ from collections.abc import Callable, Sequence
 from enum import IntEnum
 from functools import cache
 from math import ceil, exp, inf, log2
-from typing import NamedTuple
 
 import msgspec
-from msgspec.structs import replace
+from msgspec.structs import astuple, replace
 
 from turbofit.core.machine import Gpu, Link, Machine, Measured
 from turbofit.core.model import Model
@@ -163,14 +162,6 @@ def work_of(model: Model, settings: Settings, engine: Engine) -> StepWork:
         vision_flops=vision,
         encodes_again=engine.encodes_again,
     )
-
-
-def vision_seconds(work: StepWork, requested_load: VisionLoad, passes: int, flops: float) -> float:
-    """Seconds of a request's images; those that chunked prefill cuts may be encoded again."""
-    if not requested_load.units_per_image:
-        return 0.0
-    encodes = requested_load.images_per_request + (passes - 1 if work.encodes_again else 0)
-    return work.vision_flops * requested_load.units_per_image * encodes / flops
 
 
 def _dense_parameters(model: Model, *, with_experts: bool = True) -> float:
@@ -419,12 +410,11 @@ class Pace(Struct):
 
     def excess(self, found: Pace) -> float:
         """By which share the wish that is missed most is missed; 0 where all are kept."""
-        both = zip(_pace(self), _pace(found), (-1, 1, 1), strict=True)
-        return max(0.0, *(((now or 1e-9) / wish) ** sign - 1 for wish, now, sign in both if wish))
-
-
-def _pace(one: Pace) -> tuple[float | None, ...]:
-    return one.rate, one.first_token, one.per_token
+        both = zip(astuple(self), astuple(found), (-1, 1, 1), strict=True)
+        missed: list[float] = [
+            ((now or 1e-9) / wish) ** sign - 1 for wish, now, sign in both if wish
+        ]
+        return max(0.0, *missed)
 
 
 class ClosedLoad(Struct):
@@ -441,23 +431,6 @@ class ClosedLoad(Struct):
     at_once: float
     images: VisionLoad = NO_IMAGES
     spread: float = 0.0
-
-
-class BatchLimits(Struct):
-    """``max_batch_size``, the tokens that the cache holds, and those of one prefill pass."""
-
-    batch: int
-    kv_tokens: float
-    chunk: int
-
-    @classmethod
-    def of(cls, settings: Settings, kv_tokens: float) -> BatchLimits:
-        """Those of an engine with these options."""
-        return cls(
-            batch=settings.max_batch_size,
-            kv_tokens=kv_tokens,
-            chunk=settings.max_prefill_token_num,
-        )
 
 
 class GroupRates(Struct):
@@ -484,6 +457,11 @@ class GroupRates(Struct):
         attention = pairs * work.pair_flops / card.flops + cached * work.kv_bytes / card.bandwidth
         launches = work.layers * figures.layer_seconds + figures.step_seconds
         return products + attention + self.reduces(tokens) + launches
+
+    def vision_seconds(self, units_per_image: float, images: int, passes: int) -> float:
+        """Seconds of a request's images; those that chunked prefill cuts may be encoded again."""
+        encodes = images + (passes - 1 if self.work.encodes_again else 0)
+        return self.work.vision_flops * units_per_image * encodes / self.card.vision_flops
 
     def reduces(self, tokens: float) -> float:
         """Seconds that a forward of so many tokens spends on links; every layer reduces twice."""
@@ -522,25 +500,33 @@ def group_speed(
         at_once=float(at_once),
         images=requested_load,
     )
-    return speed_of(group, figures, load, BatchLimits.of(settings, kv_tokens))
+    return speed_of(group, figures, load, settings, kv_tokens)
 
 
-def speed_of(group: GroupRates, figures: Rates, load: ClosedLoad, limits: BatchLimits) -> Speed:
-    """The forecast of one engine under a closed load, of which so much runs together."""
+def speed_of(
+    group: GroupRates, figures: Rates, load: ClosedLoad, settings: Settings, kv_tokens: float
+) -> Speed:
+    """The forecast of one engine under a closed load.
+
+    Of the settings the batch and the tokens of a prefill pass count; ``kv_tokens`` are what the
+    cache holds.
+    """
     work, card, at_once = group.work, group.card, load.at_once
     whole, context = load.prompt + load.output, load.prompt + load.output * (1 + load.spread) / 2
-    admitted = min(at_once, limits.batch)
-    room, fitting = max(0.0, whole / context - 1), max(1.0, limits.kv_tokens // whole)
-    crowd = crowd_of(admitted, fitting, room, load.output, figures.recomputed_share)
-    running = max(1.0, crowd.running)
+    admitted = min(at_once, settings.max_batch_size)
+    room, fitting = max(0.0, whole / context - 1), max(1.0, kv_tokens // whole)
+    mean, repeated = crowd_of(admitted, fitting, room, load.output, figures.recomputed_share)
+    running = max(1.0, mean)
 
     # As if in one pass: more of them launch again, a percent at most, which must not outweigh the
     # cache that a smaller prefill leaves. The forecast is that much high.
     prefill = group.seconds(figures, load.prompt, pairs=load.prompt**2 / 2)
-    images = vision_seconds(work, load.images, ceil(load.prompt / limits.chunk), card.vision_flops)
+    passes = ceil(load.prompt / settings.max_prefill_token_num)
+    sent = load.images
+    images = group.vision_seconds(sent.units_per_image, sent.images_per_request, passes)
     prefill += images
     # An evicted request begins again, its images too.
-    again = crowd.again * load.output
+    again = repeated * load.output
     again = again * work.token_flops / card.flops + images * again / whole
     step = group.seconds(figures, running, cached=running * context)
 
@@ -552,8 +538,8 @@ def speed_of(group: GroupRates, figures: Rates, load: ClosedLoad, limits: BatchL
     return Speed(
         requests_per_second=rate,
         seconds_per_request=at_once / rate,
-        seconds_to_first_token=queued + step + (at_once - crowd.running) / rate,
-        running=crowd.running,
+        seconds_to_first_token=queued + step + (at_once - mean) / rate,
+        running=mean,
         prefill=prefill,
         step=step,
         reduce=group.reduces(running),
@@ -585,17 +571,12 @@ def total(speeds: Sequence[Speed], measured: Measured | None = None) -> Throughp
     )
 
 
-class Crowd(NamedTuple):
-    """Requests that run on average, and the share of its answer that each computes again."""
-
-    running: float
-    again: float
-
-
 def crowd_of(
     admitted: float, fitting: float, room: float, output: float, recomputed_share: float
-) -> Crowd:
-    """How a cache is shared; fitted to `tests/tuner/speed/simulated_cache.py`.
+) -> tuple[float, float]:
+    """Requests that run on average, and the share of its answer that each computes again.
+
+    Fitted to `tests/tuner/speed/simulated_cache.py`.
 
     Args:
         admitted: requests that the batch lets in.
@@ -606,7 +587,7 @@ def crowd_of(
         recomputed_share: the largest share of an answer that is computed again.
     """
     if admitted <= fitting:
-        return Crowd(admitted, 0.0)
+        return admitted, 0.0
     evicting = 1 - exp((1 - admitted / fitting) / max(room, _LEAST_ROOM))
     running = min(admitted, fitting * (1 + room * evicting))
-    return Crowd(running, evicting * recomputed_share / (1 + fitting / output))
+    return running, evicting * recomputed_share / (1 + fitting / output)

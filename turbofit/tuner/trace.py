@@ -69,7 +69,8 @@ class EngineLoad:
         self._bases: dict[int, float] = {}
         #: Seconds, and steps of decoding, since the beginning.
         self.now, self._steps = 0.0, 0
-        self._waiting: deque[int] = deque()
+        #: Requests that wait for it.
+        self.waiting: deque[int] = deque()
         #: Running requests: by the step at which each ends, and in the order of admission.
         self._ends: list[tuple[int, int]] = []
         self._order: list[int] = []
@@ -88,27 +89,22 @@ class EngineLoad:
     @property
     def outstanding(self) -> int:
         """Requests that wait or run in it."""
-        return len(self._waiting) + len(self._running)
-
-    @property
-    def waiting(self) -> int:
-        """Requests that wait for it."""
-        return len(self._waiting)
+        return len(self.waiting) + len(self._running)
 
     def take(self, index: int) -> None:
         """Add a request at its time of arrival."""
         at = self._requests[index].at
         self._ready[index] = max(self._loop, at)
         self._loop = self._ready[index] + self._figures.request_seconds
-        if not self._running and not self._waiting:
+        if not self._running and not self.waiting:
             self.now = max(self.now, at)
-        self._waiting.append(index)
+        self.waiting.append(index)
         if self.now > at:
-            self.most_waiting = max(self.most_waiting, len(self._waiting))
+            self.most_waiting = max(self.most_waiting, len(self.waiting))
 
     def advance(self, until: float) -> None:
         """Simulate whole steps up to a time."""
-        while self.now < until and (self._waiting or self._running):
+        while self.now < until and (self.waiting or self._running):
             self._admit()
             if self._running and self.now < until:
                 self._decode(until)
@@ -117,25 +113,25 @@ class EngineLoad:
         """Prefill the waiting requests that fit, as many as share a forward."""
         engine = self.engine
         while (
-            self._waiting
+            self.waiting
             and len(self._running) < engine.batch
             and self._prefill_tokens < engine.chunk
         ):
-            index = self._waiting[0]
+            index = self.waiting[0]
             request, count = self._requests[index], len(self._running)
             tokens = request.prompt + self._done.get(index, 0)
             if not count:
                 self.now = max(self.now, self._ready[index])
             late = isnan(self._times.begun[index]) and self.now - request.at > self._patience
             if engine.gate is not None and request.units and late:
-                self._times.refused.append(self._waiting.popleft())
+                self._times.refused.append(self.waiting.popleft())
                 continue
             met = self._prefill_units + request.units
             gated = engine.gate is not None and self._prefill_units and met > engine.gate
             full = self._cached + tokens + count + 1 > engine.kv_tokens
             if count and (gated or full or self._ready[index] > self.now):
                 return
-            self._waiting.popleft()
+            self.waiting.popleft()
             self._prefill(index, request, tokens)
             self._prefill_units, self._prefill_tokens = met, self._prefill_tokens + tokens
 
@@ -143,21 +139,15 @@ class EngineLoad:
         if isnan(self._times.begun[index]):
             self._times.begun[index] = self.now
             self._fresh.append(index)
-        seconds = self.engine.rates.seconds(self._figures, tokens, pairs=tokens**2 / 2)
-        seconds += self._vision(request, tokens)
+        group, images = self.engine.rates, max(1, request.images)
+        seconds = group.seconds(self._figures, tokens, pairs=tokens**2 / 2)
+        passes = ceil(tokens / self.engine.chunk)
+        seconds += group.vision_seconds(request.units / images, images, passes)
         self._spend(seconds, self._cached)
         self._cached += tokens
         self._running[index] = end = self._steps + request.output - self._done.pop(index, 0)
         self._order.append(index)
         heappush(self._ends, (end, index))
-
-    def _vision(self, request: TraceRequest, tokens: int) -> float:
-        work, card = self.engine.rates.work, self.engine.rates.card
-        if not request.units:
-            return 0.0
-        passes = ceil(tokens / self.engine.chunk)
-        again = (passes - 1) / request.images if work.encodes_again else 0
-        return work.vision_flops * request.units * (1 + again) / card.vision_flops
 
     def _decode(self, until: float) -> None:
         """Decode up to the next event: a request ends, the cache is full, or a request arrives."""
@@ -206,7 +196,7 @@ class EngineLoad:
         request, end = self._requests[index], self._running.pop(index)
         self._done[index] = request.output - (end - self._steps)
         self._cached -= request.prompt + self._done[index]
-        self._waiting.appendleft(index)
+        self.waiting.appendleft(index)
         self.evicted += 1
 
     def _base(self, count: int) -> float:
@@ -241,7 +231,7 @@ def replay(
     for index, request in enumerate(requests):
         for load in loads:
             load.advance(request.at)
-        if gated and request.units and sum(load.waiting for load in loads) > queue:
+        if gated and request.units and sum(len(load.waiting) for load in loads) > queue:
             times.refused.append(index)
             continue
         best = min(loads, key=lambda load: (load.outstanding + 1) / load.engine.share)

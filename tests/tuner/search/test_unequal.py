@@ -17,7 +17,7 @@ from turbofit.machine.source import machine_from
 from turbofit.memory.engines import LMDEPLOY, engine_named
 from turbofit.model.source import resolve_model
 from turbofit.tuner.choose import make_plan
-from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
+from turbofit.tuner.resolved_request import ResolvedRequest
 from turbofit.tuner.search.candidates import evaluate
 from turbofit.tuner.search.search import search
 from turbofit.tuner.search.shapes import PREFILL_SIZES, Shape, dtype_for
@@ -191,7 +191,6 @@ def test_own_settings_are_never_worse_than_common_ones(name: str, seed: int) -> 
         found = search(request, engine)
     except UsageError:
         return
-    asked = vision_load_of(request, request.requested_limit)
     for one in found.evaluations:
         if not one.parts or not one.fits or one.shape.units_per_forward is not None:
             continue
@@ -206,7 +205,7 @@ def test_own_settings_are_never_worse_than_common_ones(name: str, seed: int) -> 
                 tp=one.shape.tp, groups=one.shape.groups, max_prefill_token_num=prefill,
                 limit=request.requested_limit, dtype=dtype_for(request.model, gpus)[0],
             )  # fmt: skip
-            common = evaluate(SearchState(request, engine), shape, asked)
+            common = evaluate(SearchState(request, engine), shape)
             assert not common.fits or one.rank >= (*common.worth[:-1], common.score * (1 - 1e-8))
 
 

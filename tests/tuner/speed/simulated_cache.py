@@ -71,8 +71,8 @@ def formula(case: Case, crowd: float, share: float) -> tuple[float, float]:
     whole = case.prompt + case.output
     room = whole / (case.prompt + case.output * (1 + case.spread) / 2) - 1
     there = max(1, round(case.fitting * crowd))
-    found = crowd_of(there, case.fitting, max(0.0, room), case.output, share)
-    return found.running / case.fitting, found.again
+    running, again = crowd_of(there, case.fitting, max(0.0, room), case.output, share)
+    return running / case.fitting, again
 
 
 def _new(case: Case, rng: random.Random) -> _Request:

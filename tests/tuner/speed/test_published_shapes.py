@@ -18,7 +18,6 @@ from turbofit.machine.spec import parse_spec
 from turbofit.memory.engines import engine_for
 from turbofit.model.source import resolve_model
 from turbofit.tuner.speed import (
-    BatchLimits,
     ClosedLoad,
     GroupRates,
     all_reduce_of,
@@ -69,14 +68,15 @@ def forecast(case: dict[str, Any], shape: dict[str, Any]) -> float:
     load = ClosedLoad(
         prompt=case["input"], output=case["output"], at_once=-(-case["at_once"] // len(groups))
     )
-    limits = BatchLimits(batch=SEQUENCES, kv_tokens=room / work.kv_bytes, chunk=CHUNK)
+    settings = Settings(max_batch_size=SEQUENCES, max_prefill_token_num=CHUNK)
     engines = (
         GroupRates(
             work=work, card=card_of(gpus, rates()), reduce=all_reduce_of(host, gpus, rates())
         )
         for gpus in groups
     )
-    return sum(speed_of(engine, rates(), load, limits).requests_per_second for engine in engines)
+    speeds = [speed_of(one, rates(), load, settings, room / work.kv_bytes) for one in engines]
+    return sum(speed.requests_per_second for speed in speeds)
 
 
 def test_the_measured_winner_is_first_where_no_source_contradicts_it() -> None:

@@ -16,7 +16,7 @@ from turbofit.core.plan import Settings
 from turbofit.machine.spec import parse_spec
 from turbofit.memory.engines import engine_named
 from turbofit.model.source import resolve_model
-from turbofit.tuner.speed import BatchLimits, ClosedLoad, group_rates, rates, speed_of
+from turbofit.tuner.speed import ClosedLoad, group_rates, rates, speed_of
 from turbofit.tuner.trace import SimulatedEngine, TraceRequest, replay
 
 MACHINE = parse_spec("1xa100-80g")
@@ -88,9 +88,9 @@ def test_events_are_the_steps_between_them(seed: int) -> None:
 def test_a_crowd_is_as_fast_as_the_forecast_says(at_once: int, kv: int) -> None:
     requests = [TraceRequest(0.0, 256, 256)] * (at_once * 20)
     times, (load,) = sent([engine(at_once, kv)], requests)
-    limits = BatchLimits(batch=at_once, kv_tokens=kv, chunk=CHUNK)
+    settings = Settings(max_batch_size=at_once, max_prefill_token_num=CHUNK)
     load_of = ClosedLoad(prompt=256, output=256, at_once=at_once)
-    forecast = speed_of(RATES, rates(), load_of, limits)
+    forecast = speed_of(RATES, rates(), load_of, settings, kv)
     found = len(requests) / max(times.ended)
     assert found == pytest.approx(forecast.requests_per_second, rel=0.07 if load.evicted else 0.01)
 

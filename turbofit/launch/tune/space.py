@@ -17,7 +17,7 @@ from turbofit.memory.account import NO_IMAGES, VisionLoad
 from turbofit.memory.engines import engine_named
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.tuned import promises_no_less
-from turbofit.tuner.speed import BatchLimits, ClosedLoad, group_rates, rates, speed_of
+from turbofit.tuner.speed import ClosedLoad, group_rates, rates, speed_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -67,7 +67,7 @@ def forecast_of(plan: Plan, request: MeanRequest, at_once: float) -> TrialForeca
     for group, one in zip(plan.parallel.groups, plan.each(), strict=True):
         settings, gpus = one.settings, [plan.machine.gpu(index) for index in group]
         here = group_rates(plan.model, settings, plan.machine, gpus, engine)
-        speed = speed_of(here, rates(), load, BatchLimits.of(settings, one.kv.tokens))
+        speed = speed_of(here, rates(), load, settings, one.kv.tokens)
         rate += speed.requests_per_second
         ttft = max(ttft, speed.seconds_to_first_token)
         # A row waits for the prefills of others between its steps.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
+from typing import Any
 
 from msgspec import UNSET
 from msgspec.structs import replace
@@ -49,8 +50,10 @@ def document(  # noqa: PLR0913 - what a plan says beside its accounts
     limit: int | None,
     held: int | None = None,
     at_once: Sequence[float] = (),
+    warnings: Iterable[str] = (),
+    **rest: Any,
 ) -> Plan:
-    """The plan without command lines, speed, and words beside its verdict.
+    """The plan without command lines; ``rest`` are other fields of it.
 
     ``settings`` are of the weakest group, ``limit`` is of an image, in tiles or pixels. ``held``
     are requests at once that all groups hold, None where nobody asked for a number. ``at_once``
@@ -58,12 +61,12 @@ def document(  # noqa: PLR0913 - what a plan says beside its accounts
     groups run ``settings``.
     """
     outcomes = [account.at(account.settings.cache_max_entry_count) for account in accounts]
-    ledgers: list[GpuLedger] = [one for outcome in outcomes for one in outcome.ledgers]
+    ledgers = [ledger for outcome in outcomes for ledger in outcome.ledgers]
     total = sum(outcome.tokens for outcome in outcomes)
     caches = [_cache(*pair, total) for pair in zip(accounts, outcomes, strict=True)]
-    kv = min(caches, key=lambda one: one.tokens)
+    kv = min(caches, key=lambda cache: cache.tokens)
     if not at_once:
-        kv = replace(kv, region_bytes=min(one.region_bytes for one in caches))
+        kv = replace(kv, region_bytes=min(cache.region_bytes for cache in caches))
     size = counted_tokens(vision_load, settings.session_len)
     context = request.workload.context or settings.session_len
     return Plan(
@@ -87,18 +90,20 @@ def document(  # noqa: PLR0913 - what a plan says beside its accounts
         kv=kv,
         gpus=tuple(sorted(ledgers, key=lambda ledger: ledger.index)),
         host=host,
-        warnings=(*request.model.warnings, *request.machine.warnings),
-        by_group=tuple(
-            GroupPlan(
-                settings=account.settings,
-                kv=cache,
-                units_per_forward=account.units_per_forward,
-                at_once=round(share, 3),
-            )
-            for account, cache, share in zip(accounts, caches, at_once, strict=False)
-        ),
+        warnings=(*request.model.warnings, *request.machine.warnings, *warnings),
+        by_group=tuple(map(_group_plan, accounts, caches, at_once)),
         held=UNSET if held is None else Held(requests=held, request_tokens=size),
         options=request.options,
+        **rest,
+    )
+
+
+def _group_plan(account: Account, cache: Kv, at_once: float) -> GroupPlan:
+    return GroupPlan(
+        settings=account.settings,
+        kv=cache,
+        units_per_forward=account.units_per_forward,
+        at_once=round(at_once, 3),
     )
 
 
@@ -151,29 +156,41 @@ def verdict_of(
     ``accounts`` are of all engines, or of one where they are alike; ``tokens`` are what each
     engine's cache holds, ``vision_load`` is of the request that is counted.
     """
-    outcomes = [one.at(one.settings.cache_max_entry_count) for one in accounts]
-    ledgers = [one for outcome in outcomes for one in outcome.ledgers]
-    spare = min(one.headroom - (one.margin if request.budget else 0) for one in ledgers)
-    batches = [one.settings.max_batch_size for one in accounts]
+    outcomes = [account.at(account.settings.cache_max_entry_count) for account in accounts]
+    ledgers = [ledger for outcome in outcomes for ledger in outcome.ledgers]
+    batches = [account.settings.max_batch_size for account in accounts]
     running = sum(batches) if len(accounts) == len(groups) else batches[0] * len(groups)
     size = counted_tokens(vision_load, accounts[0].settings.session_len)
     running_words = f"{running:,} {plural(running, 'request')} at once"
-    if running > sum(one // size for one in tokens):  # a batch that was given
+    if running > sum(cache // size for cache in tokens):  # a batch that was given
         running_words = f"a batch of {running:,}"
     where = " and ".join(group_words(request, group) for group in groups)
     if all(len(group) == 1 for group in groups):
         where = f"GPU {indices(group[0] for group in groups)}"
-    each = on_each_gpu(sum(map(len, groups)))
-    return (
-        f"fits: {request.model.name} on {where}: {running_words};"
-        f" {format_bytes(spare)}{' of the budget' if request.budget else ''} stay free{each}"
-    )
+    free = free_words(request, ledgers, groups)
+    return f"fits: {request.model.name} on {where}: {running_words}; {free}"
+
+
+def free_words(
+    request: ResolvedRequest, ledgers: Sequence[GpuLedger], groups: Sequence[Sequence[int]]
+) -> str:
+    """What stays free on the tightest GPU, as a clause of a verdict."""
+    spare = min(ledger.headroom - ledger.margin * bool(request.budget) for ledger in ledgers)
+    of = " of the budget" if request.budget else ""
+    return f"{format_bytes(spare)}{of} stay free{on_each_gpu(sum(map(len, groups)))}"
+
+
+def idle_words(request: ResolvedRequest, groups: Sequence[Sequence[int]]) -> str:
+    """The GPUs on which no engine runs; empty where there are none, or the least is asked for."""
+    used = {index for group in groups for index in group}
+    idle = [f"GPU {gpu.index} ({gpu.name})" for gpu in request.visible if gpu.index not in used]
+    return f"not used: {', '.join(idle)}" if idle and not request.least else ""
 
 
 def cache_words(tokens: Sequence[int], vision_load: VisionLoad, context: int) -> str:
     """What caches of so many tokens hold together; no request lies in two of them."""
     size = counted_tokens(vision_load, context)
-    held, longest = (sum(one // each for one in tokens) for each in (size, context))
+    held, longest = (sum(cache // length for cache in tokens) for length in (size, context))
     whole = "" if size == context else f" or {longest:,} of {context:,}"
     return (
         f"the cache holds {sum(tokens):,} KV tokens, {held:,} {plural(held, 'request')} of"
@@ -187,7 +204,7 @@ def requests_held(
     """Requests that all engines run at once with all their tokens in the caches."""
     return sum(
         min(settings.max_batch_size, held // counted_tokens(vision_load, settings.session_len))
-        for settings, held in zip((one.settings for one in accounts), tokens, strict=True)
+        for settings, held in zip((account.settings for account in accounts), tokens, strict=True)
     )
 
 
@@ -213,8 +230,8 @@ def footprint_of(
             # A budget withholds memory from this turbofit, and from no other.
             margin = min(ledger.margin, request.margin.of(gpu))
             left.append(ledger.headroom - margin)
-    each = tuple(taken[index] for index in sorted(taken))
-    return Footprint(taken=each, left=min(left), servers=servers)
+    sizes = tuple(taken[index] for index in sorted(taken))
+    return Footprint(taken=sizes, left=min(left), servers=servers)
 
 
 def footprint_words(footprint: Footprint) -> str:
@@ -251,7 +268,7 @@ def _engines_on(
     shape = replace(part.shape, groups=(group,), tp=len(group), prefills=())
     tokens, count = part.settings.session_len, 0
     while True:
-        sizer = Sizer(SearchState(request, engine), shape, part.vision_load)
+        sizer = Sizer(SearchState(request, engine), shape)
         sized = sizer.evaluation(tokens)
         if not sized.fits:
             return count

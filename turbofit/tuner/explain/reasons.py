@@ -258,15 +258,15 @@ def _because(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> s
         return (
             f": {share:.0%} of a step waits for links ({group_class(request.machine, gpus).words})"
         )
-    together, chosen = (sum(speed.running for speed in each) for each in (speeds, ours))
+    together, chosen = (sum(speed.running for speed in engines) for engines in (speeds, ours))
     if together < chosen - 0.5:
         return f": its cache holds {together:.0f} requests at once, not {chosen:.0f}"
     if sum(map(len, other.shape.groups)) < sum(map(len, best.shape.groups)):
         return ": GPUs stay idle"
-    slow, fast = (max(speed.prefill for speed in each) for each in (speeds, ours))
+    slow, fast = (max(speed.prefill for speed in engines) for engines in (speeds, ours))
     if slow > fast * (1 + _MUCH):
         return f": a prompt takes {_two_digits(slow)} s, not {_two_digits(fast)}"
-    slow, fast = (max(speed.step for speed in each) for each in (speeds, ours))
+    slow, fast = (max(speed.step for speed in engines) for engines in (speeds, ours))
     if slow > fast * (1 + _MUCH):
         return f": a token takes {_two_digits(slow * 1000)} ms, not {_two_digits(fast * 1000)}"
     return ""
@@ -286,25 +286,25 @@ def unkept(request: ResolvedRequest, session_len: int, kv_tokens: int) -> Iterat
         )
 
 
-def pace_words(request: ResolvedRequest, one: Evaluation) -> str:
+def pace_words(request: ResolvedRequest, evaluation: Evaluation) -> str:
     """What the forecast says of the wished pace under a shape; empty where nothing is wished."""
-    wish, found = request.pace, one.pace
-    if wish is None or found is None:
+    wish, forecast = request.pace, evaluation.pace
+    if wish is None or forecast is None:
         return ""
     unknown = "no error is known"
     text = request.model.vision is None
     error = f"median error {rates().median_error:.1%}" if text else unknown
     rows = (
-        (wish.rate, found.rate, "requests a second", error),
-        (wish.first_token, found.first_token, "s to the first token", _FIRST_TOKENS),
-        (wish.per_token, found.per_token, "s a token", unknown),
+        (wish.rate, forecast.rate, "requests a second", error),
+        (wish.first_token, forecast.first_token, "s to the first token", _FIRST_TOKENS),
+        (wish.per_token, forecast.per_token, "s a token", unknown),
     )
-    told = "; ".join(
+    figures = "; ".join(
         f"{three_digits(now)} of {wished:g} {what} ({doubt})"
         for wished, now, what, doubt in rows
         if wished and now
     )
-    return f"{'missed' if one.slow else 'kept'} by the forecast: {told}"
+    return f"{'missed' if evaluation.slow else 'kept'} by the forecast: {figures}"
 
 
 def beyond_model(request: ResolvedRequest, session_len: int) -> Iterator[str]:
@@ -328,17 +328,18 @@ def limit_costs(request: ResolvedRequest, best: Evaluation, engine: Engine) -> I
         return
     if not rule.varies_by_limit or request.least:  # the least cache holds no more with any limit
         return
-    limits = {limit, *(one for one in rule.common_limits if one <= rule.checkpoint_limit)}
-    for one in sorted(limits, reverse=True):
-        made = best if one == limit else at_limit(request, best.shape, one, engine)
-        if not made.fits:
+    limits = {limit, *(other for other in rule.common_limits if other <= rule.checkpoint_limit)}
+    for other in sorted(limits, reverse=True):
+        evaluation = best if other == limit else at_limit(request, best.shape, other, engine)
+        if not evaluation.fits:
             continue
-        images, speeds = vision_load_of(request, one), made.speeds
+        images, speeds = vision_load_of(request, other), evaluation.speeds
+        parts = map(evaluation.of_group, evaluation.shape.groups)
         yield LimitCost(
-            limit=one,
-            option=f"{rule.limit_option} {one}",
+            limit=other,
+            option=f"{rule.limit_option} {other}",
             image_tokens=images.tokens_per_request // images.images_per_request,
-            kv_tokens=sum(made.of_group(group).kv_tokens for group in made.shape.groups),
+            kv_tokens=sum(part.kv_tokens for part in parts),
             requests_at_once=round(sum(speed.running for speed in speeds)),
             requests_per_second=round(sum(s.requests_per_second for s in speeds), 4),
             seconds_to_first_token=round(max(s.seconds_to_first_token for s in speeds), 3),
@@ -354,9 +355,10 @@ def usual_image(fit: EngineFit) -> UsualImage | UnsetType:
     units = rule.units(*_USUAL_SIZE, limit)
     if units >= worst.units_per_image:
         return UNSET
-    each = rule.unit_tokens(units)
-    load = replace(worst, units_per_image=units, tokens_per_request=each * worst.images_per_request)
-    speeds, tokens = [], []
+    image_tokens = rule.unit_tokens(units)
+    tokens = image_tokens * worst.images_per_request
+    load = replace(worst, units_per_image=units, tokens_per_request=tokens)
+    speeds, caches = [], []
     for group in best.shape.groups:
         part, gpus = best.of_group(group), [request.machine.gpu(index) for index in group]
         settings = part.settings
@@ -368,12 +370,12 @@ def usual_image(fit: EngineFit) -> UsualImage | UnsetType:
             part.shape.requests(request.workload.concurrency),
         )
         speeds.append(speed if part.shape.units_per_forward is None else speed.queued())
-        tokens.append(part.kv_tokens)
+        caches.append(part.kv_tokens)
     forecast = total(speeds)
     return UsualImage(
         image_size=_USUAL_SIZE,
-        image_tokens=each,
-        requests_at_once=requests_held(fit.accounts, tokens, load),
+        image_tokens=image_tokens,
+        requests_at_once=requests_held(fit.accounts, caches, load),
         requests_per_second=forecast.requests_per_second,
         seconds_to_first_token=forecast.seconds_to_first_token,
     )

@@ -22,7 +22,7 @@ from turbofit.memory.account import Engine
 from turbofit.model.presets import four_bit_variant, preset_of
 from turbofit.tuner.resolved_request import ResolvedRequest, host_short, vision_load_of
 from turbofit.tuner.search.candidates import too_few
-from turbofit.tuner.search.search import EngineFit, fit_on_host, limit_that_fits, search
+from turbofit.tuner.search.search import EngineFit, fit_on_host, limit_that_fits
 from turbofit.tuner.search.shapes import Evaluation
 from turbofit.tuner.search.sizing import MIN_TEXT_TOKENS, excess_tokens, shortest_context
 from turbofit.tuner.speed import counted_tokens, link_class, request_tokens
@@ -65,23 +65,23 @@ def remedies(fit: EngineFit) -> Remedies:
     enough = best.fits  # no memory of a GPU is short
     for change, changed, released in _changes(fit):
         more = changed.machine.name == MORE_GPUS
-        made = None if more and enough else _planned(changed, fit.engine)
-        if made is None:
+        other = None if more and enough else _planned(changed, fit.engine)
+        if other is None:
             continue
-        if made.fits:
-            fitting.append(Remedy(change=change, effect=_fits(made)))
+        if other.fits:
+            fitting.append(Remedy(change=change, effect=_fits(other)))
             causes += [released] if released else []
             # What is free of charge comes before cards, unless it holds fewer requests.
             enough |= more or not best.held
-        elif effect := _closer(fit, made):
+        elif effect := _closer(fit, other):
             closer.append(Remedy(change=change, effect=effect))
     if best.fits:
         fitting.append(_more_host_memory(fit))
     elif not enough:
         for change, changed, _ in larger(request):  # the smallest that do
-            made = _planned(changed, fit.engine)
-            if made is not None and made.best.fits:
-                effect = _fits(made) if made.fits else _on_gpus_alone(made)
+            other = _planned(changed, fit.engine)
+            if other is not None and other.best.fits:
+                effect = _fits(other) if other.fits else _on_gpus_alone(other)
                 fitting.append(Remedy(change=change, effect=effect))
                 break
     return Remedies((*fitting, *closer), tuple(causes))
@@ -95,21 +95,21 @@ def _planned(request: ResolvedRequest, engine: Engine) -> EngineFit | None:
         return None
 
 
-def _closer(fit: EngineFit, made: EngineFit) -> str:
+def _closer(fit: EngineFit, other: EngineFit) -> str:
     """What a change comes to that is not enough alone, in words; empty where it helps nobody."""
-    best, result = fit.best, made.best
+    best, result = fit.best, other.best
     if result.fits:
         if not best.fits:
-            return _on_gpus_alone(made)
-        less = host_short(made.host) < host_short(fit.host) * _CLOSER
-        return f"not enough alone: {made.host_problem}" if less else ""
-    if excess_tokens(made.request, result.vision_load):
+            return _on_gpus_alone(other)
+        less = host_short(other.host) < host_short(fit.host) * _CLOSER
+        return f"not enough alone: {other.host_problem}" if less else ""
+    if excess_tokens(other.request, result.vision_load):
         return ""  # no memory is short: the images are longer than the context
     if excess_tokens(fit.request, best.vision_load):
         return f"the images fit the context then, and {format_bytes(result.short)} are short"
     if best.held:
         more = result.held > best.held
-        return f"not enough alone: {too_few(made.request, result)}" if more else ""
+        return f"not enough alone: {too_few(other.request, result)}" if more else ""
     if result.short < best.short * _CLOSER:
         return (
             f"not enough alone: {format_bytes(result.short)} short"
@@ -120,15 +120,12 @@ def _closer(fit: EngineFit, made: EngineFit) -> str:
 
 def _more_host_memory(fit: EngineFit) -> Remedy:
     """Host memory for one engine, of what the GPUs hold."""
-    made = fit
+    smallest = fit
     if fit.request.replicas is None and fit.best.shape.replicas > 1:
-        try:
-            alone = search(replace(fit.request, replicas=1), fit.engine)
-        except TurbofitError:
-            alone = fit
-        made = alone if alone.best.fits else fit
-    size = format_bytes(round_up(host_short(made.host), GIB))
-    return Remedy(change=f"free {size} of host RAM", effect=_fits(made))
+        alone = _planned(replace(fit.request, replicas=1), fit.engine)
+        smallest = alone if alone is not None and alone.best.fits else fit
+    size = format_bytes(round_up(host_short(smallest.host), GIB))
+    return Remedy(change=f"free {size} of host RAM", effect=_fits(smallest))
 
 
 def _changes(fit: EngineFit) -> Iterator[Change]:
@@ -178,7 +175,7 @@ def _usual_margin(request: ResolvedRequest) -> Iterator[Change]:
     if margin.bytes is None and margin.share is None:
         return
     usual = replace(margin, bytes=None, share=None)
-    most, given = (max(map(one.of, request.visible)) for one in (usual, margin))
+    most, given = (max(map(rule.of, request.visible)) for rule in (usual, margin))
     if given <= 2 * most:
         return
     share = f"{(margin.share or 0) * 100:.6g}%"
@@ -212,8 +209,8 @@ def _smaller_workload(request: ResolvedRequest) -> Iterator[Change]:
     requested_load = vision_load_of(request, request.requested_limit)
     excess = excess_tokens(request, requested_load)
     if excess:
-        each = requested_load.tokens_per_request // requested_load.images_per_request
-        fewer = images - -(-excess // each)
+        tokens = requested_load.tokens_per_request // requested_load.images_per_request
+        fewer = images - -(-excess // tokens)
         if fewer > 1:
             yield Change(f"--images {fewer}", request.with_workload(images=fewer))
     if images > 1:
@@ -271,26 +268,22 @@ def _written(option: str, value: object) -> str:
     return " ".join((option, *map(str, values)))
 
 
-def _fits(made: EngineFit) -> str:
-    best = made.best
+def _fits(fit: EngineFit) -> str:
+    best = fit.best
     effect = f"fits: {best.kv_tokens:,} KV tokens a group, tp {best.shape.tp}"
     if best.held:
         size = counted_tokens(best.vision_load, best.settings.session_len)
-        requests = made.request.promised_requests or 0
+        requests = fit.request.promised_requests or 0
         effect += f", {requests:,} {plural(requests, 'request')} of {size:,} tokens at once"
-    if best.shape.limit is not None and best.shape.limit != made.request.requested_limit:
-        effect += f", images lowered to {_limit(made.request, best.shape.limit)}"
+    rule, limit = fit.request.model.image_rule, best.shape.limit
+    if rule is not None and limit not in (None, fit.request.requested_limit):
+        effect += f", images lowered to {limit:,} {rule.limit_unit}"
+        effect += f" (text beside them: {MIN_TEXT_TOKENS} tokens)"
     return effect
 
 
-def _on_gpus_alone(made: EngineFit) -> str:
-    return f"not enough alone: the GPUs hold it then, and {made.host_problem}"
-
-
-def _limit(request: ResolvedRequest, limit: int) -> str:
-    assert request.model.image_rule is not None
-    unit = request.model.image_rule.limit_unit
-    return f"{limit:,} {unit} (text beside them: {MIN_TEXT_TOKENS} tokens)"
+def _on_gpus_alone(fit: EngineFit) -> str:
+    return f"not enough alone: the GPUs hold it then, and {fit.host_problem}"
 
 
 def speed_remedies(fit: EngineFit) -> Iterator[Remedy]:
@@ -317,29 +310,29 @@ def _pages(fit: EngineFit) -> Iterator[Remedy]:
     if not request.context_given:
         change += f" --context {page.context}"
         pages = pages.with_workload(context=page.context)
-    made = _planned(pages, fit.engine)
-    if made is not None and made.fits and made.best.score >= fit.best.score * _FASTER:
-        effect = f"{_gain(fit, made.best)}, for pages as {page.tool} sends them"
+    other = _planned(pages, fit.engine)
+    if other is not None and other.fits and other.best.score >= fit.best.score * _FASTER:
+        effect = f"{_gain(fit, other.best)}, for pages as {page.tool} sends them"
         yield Remedy(change=change, effect=effect)
 
 
 def _shorter(fit: EngineFit) -> Iterator[Remedy]:
     """A shorter context with which another shape serves clearly more."""
     request, best = fit.request, fit.best
-    rivals = [one for one in fit.evaluations if one.fits and one.served == best.served]
-    left_out = any(one.settings.session_len < best.settings.session_len for one in rivals)
+    rivals = [rival for rival in fit.evaluations if rival.fits and rival.served == best.served]
+    left_out = any(rival.settings.session_len < best.settings.session_len for rival in rivals)
     held = best.kv_tokens // request_tokens(fit.requested_load)
     if not left_out and held <= best.settings.max_batch_size:
         return  # the context left out no shape, and no requests
     for context in _SHORTER:
         if not shortest_context(best.vision_load) <= context < best.settings.session_len:
             continue
-        made = _planned(request.with_workload(context=context), fit.engine)
-        if made is None:
+        other = _planned(request.with_workload(context=context), fit.engine)
+        if other is None:
             return
-        whole = made.fits and made.best.served == best.served
-        if whole and made.best.score >= best.score * _FASTER:
-            yield Remedy(change=f"--context {context}", effect=_gain(fit, made.best))
+        whole = other.fits and other.best.served == best.served
+        if whole and other.best.score >= best.score * _FASTER:
+            yield Remedy(change=f"--context {context}", effect=_gain(fit, other.best))
             return
 
 
@@ -355,7 +348,7 @@ def with_more_gpus(request: ResolvedRequest) -> Iterator[Change]:
 
     Only counts above those visible, with the links that the visible ones have: NVLink takes memory.
     """
-    gpu = max(request.visible, key=lambda one: known(one.free, 0))
+    gpu = max(request.visible, key=lambda card: known(card.free, 0))
     for count in (2, 4, 8):
         if count <= len(request.visible):
             continue
@@ -375,8 +368,7 @@ def _links(request: ResolvedRequest, gpu: Gpu, count: int) -> tuple[Link, ...]:
 
     A bridge joins no sets. A GPU alone has the links of its preset, none where it has no preset.
     """
-    from turbofit.machine.links import preset_links
-    from turbofit.machine.presets import match_preset
+    from turbofit.machine.presets import match_preset, preset_links
 
     visible, machine, preset = request.visible, request.machine, match_preset(gpu)
     if len(visible) == 1:
@@ -386,12 +378,12 @@ def _links(request: ResolvedRequest, gpu: Gpu, count: int) -> tuple[Link, ...]:
     if between.nvlinked and preset and not preset.nvlink.default:
         between = preset_links([preset] * 2, nvlink=frozenset())[0]
     pairs = dict(zip(combinations(range(len(visible)), 2), links, strict=True))
-    made = []
+    joined = []
     for a, b in combinations(range(count), 2):
         same = a // len(visible) == b // len(visible)
         link = pairs[a % len(visible), b % len(visible)] if same else between
-        made.append(replace(link, a=a, b=b))
-    return tuple(made)
+        joined.append(replace(link, a=a, b=b))
+    return tuple(joined)
 
 
 def larger(request: ResolvedRequest) -> Iterator[Change]:
@@ -399,9 +391,9 @@ def larger(request: ResolvedRequest) -> Iterator[Change]:
     from turbofit.machine.presets import load_preset, preset_names
     from turbofit.machine.source import machine_from
 
-    count, held = len(request.visible), max(known(one.total, 0) for one in request.visible)
+    count, held = len(request.visible), max(known(card.total, 0) for card in request.visible)
     totals = {name: load_preset(name).total for name in preset_names()}
-    for name in sorted(totals, key=lambda one: (totals[one], one)):
+    for name in sorted(totals, key=lambda card: (totals[card], card)):
         if totals[name] > held:
             machine = machine_from(f"{count}x{name}")
             machine = replace(machine, name=MORE_GPUS, host=request.machine.host)
@@ -422,7 +414,7 @@ def stopped(request: ResolvedRequest) -> Iterator[Change]:
     freed = {gpu.index: known(gpu.used, 0) for gpu in request.visible}
     used = [index for index, size in freed.items() if size]
     if held:
-        pid, freed = max(held.items(), key=lambda one: sum(one[1].values()))
+        pid, freed = max(held.items(), key=lambda process: sum(process[1].values()))
         where = f"GPU{'s' if len(freed) > 1 else ''} {indices(freed)}"
         change = f"stop {names[pid]}[{pid}] on {where} ({format_bytes(sum(freed.values()))})"
     elif used:

@@ -9,7 +9,7 @@ it gets the share of the requests that the goal gives it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from math import ceil, inf
 from typing import Final
 
@@ -21,7 +21,7 @@ from turbofit.core.plan import Goal
 from turbofit.core.units import format_bytes
 from turbofit.memory.account import Engine, VisionLoad
 from turbofit.memory.start_outcome import outcome_at, outcome_without_cache
-from turbofit.tuner.resolved_request import ResolvedRequest
+from turbofit.tuner.resolved_request import ResolvedRequest, accounts_of
 from turbofit.tuner.search.shapes import Evaluation, Shape, like_groups
 from turbofit.tuner.search.sizing import (
     SearchState,
@@ -40,16 +40,16 @@ _DIGITS: Final = 9
 Groups = tuple[tuple[int, ...], ...]
 
 
-def evaluate(state: SearchState, shape: Shape, vision_load: VisionLoad) -> Evaluation:
+def evaluate(state: SearchState, shape: Shape) -> Evaluation:
     """Size the context and the ratio of a shape, and score what comes out.
 
     With ``prefills`` each set of like groups by itself, then all under one context.
     """
     if shape.prefills:
-        return _Unequal(state, shape, vision_load).evaluate()
+        return _Unequal(state, shape).evaluate()
     request, promised = state.request, state.request.promised_requests
     wanted = ceil(shape.requests(promised))
-    sizer, session_len, wants_cache = _sized(Sizer(state, shape, vision_load), wanted)
+    sizer, session_len, wants_cache = _sized(Sizer(state, shape), wanted)
     sized = sizer.evaluation(session_len)
     tokens, held, lacking = sized.kv_tokens, wanted, 0
     units = state.requested_load.units_per_request
@@ -58,7 +58,7 @@ def evaluate(state: SearchState, shape: Shape, vision_load: VisionLoad) -> Evalu
     evaluation = replace(
         sized,
         fits=sized.fits and held >= wanted,
-        served=vision_load.units_per_request / units if units else 1.0,
+        served=sized.vision_load.units_per_request / units if units else 1.0,
         short=sized.short or lacking,
         footprint=sizer.footprint(sized.settings) if request.least else 0,
         held=0 if promised is None else held * shape.replicas,
@@ -77,11 +77,8 @@ def evaluate(state: SearchState, shape: Shape, vision_load: VisionLoad) -> Evalu
     evaluation = replace(evaluation, speeds=speeds(at_once), wants_cache=wants_cache)
     if request.pace is not None:
         most = max(at_once, sized.settings.max_batch_size)
-        each = [
-            request.pace.found(partial(on, gpus), 1 / len(sizer.groups), most)
-            for gpus in sizer.groups
-        ]
-        evaluation = _paced(request, evaluation, each)
+        curves = [(partial(on, gpus), most) for gpus in sizer.groups]
+        evaluation = _paced(request.pace, evaluation, curves)
     if request.workload.goal == "latency":
         alone = speeds(1.0) if request.workload.concurrency is None else evaluation.speeds
         slowest = max(speed.seconds_per_request for speed in alone)
@@ -94,8 +91,9 @@ def _sized(sizer: Sizer, wanted: int) -> tuple[Sizer, int, bool]:
 
     ``wanted`` requests must be held by each engine at once, where a person says how many.
     """
-    request, memo, key = sizer.request, sizer.state.sized, sizer.key
-    if key not in memo:
+    request = sizer.request
+
+    def size() -> tuple[int, int | None, bool]:
         session_len, batch, wants_cache = sizer.session_len(), None, False
         given = request.workload.concurrency is not None or sizer.shape.at_once is not None
         if not given and not request.least:
@@ -104,8 +102,9 @@ def _sized(sizer: Sizer, wanted: int) -> tuple[Sizer, int, bool]:
             held = held_by(sizer.evaluation(session_len))
             batch = most_held(sizer, wanted) or None if held < wanted else None
             session_len = session_len if batch is None else sizer.with_batch(batch).session_len()
-        memo[key] = session_len, batch, wants_cache
-    session_len, batch, wants_cache = memo[key]
+        return session_len, batch, wants_cache
+
+    session_len, batch, wants_cache = sizer.state.once(size, "size", *sizer.key)
     return sizer if batch is None else sizer.with_batch(batch), session_len, wants_cache
 
 
@@ -120,13 +119,14 @@ def explain(request: ResolvedRequest, evaluation: Evaluation, engine: Engine) ->
         return explain(request, worst, engine)
     if excess_tokens(request, evaluation.vision_load):
         return too_long(request, evaluation.vision_load)
-    sizer = Sizer(SearchState(request, engine), evaluation.shape, evaluation.vision_load)
-    accounts = sizer.named(evaluation.settings)
+    sizer, groups = Sizer(SearchState(request, engine), evaluation.shape), evaluation.shape.groups
+    settings = [evaluation.settings] * len(groups)
+    accounts = accounts_of(request, settings, groups, sizer.vision_load, engine)
     ratio = sizer.ratio(accounts)
-    if ratio is None:
-        outcomes = [outcome_without_cache(account) for account in accounts]
-    else:
-        outcomes = [outcome_at(account, ratio) for account in accounts]
+    outcomes = [
+        outcome_without_cache(account) if ratio is None else outcome_at(account, ratio)
+        for account in accounts
+    ]
     bad = [outcome for outcome in outcomes if outcome.kind != "serves"]
     if bad:
         return max(bad, key=lambda outcome: outcome.missing).text
@@ -175,26 +175,28 @@ def _scored(request: ResolvedRequest, evaluation: Evaluation) -> Evaluation:
     )
 
 
-def _paced(request: ResolvedRequest, evaluation: Evaluation, each: Sequence[Pace]) -> Evaluation:
+def _paced(
+    wish: Pace, evaluation: Evaluation, engines: Sequence[tuple[Callable[[float], Speed], float]]
+) -> Evaluation:
     """The same with the pace of its engines: the rates' sum, and the slowest's seconds.
 
-    Engines of unequal cards are looked at under even shares. Over.
+    Each engine is its speed with so many requests there, and the most of them. Engines of unequal
+    cards are looked at under even shares. Over.
     """
-    assert request.pace is not None
+    paces = [wish.found(speed, 1 / len(engines), most) for speed, most in engines]
     pace = Pace(
-        rate=sum(one.rate or 0 for one in each),
-        first_token=max(one.first_token or 0 for one in each),
-        per_token=max(one.per_token or 0 for one in each),
+        rate=sum(engine.rate or 0 for engine in paces),
+        first_token=max(engine.first_token or 0 for engine in paces),
+        per_token=max(engine.per_token or 0 for engine in paces),
     )
-    return replace(evaluation, pace=pace, slow=round(request.pace.excess(pace), 3))
+    return replace(evaluation, pace=pace, slow=round(wish.excess(pace), 3))
 
 
 class _Unequal:
     """One shape of unequal groups; arguments as for :func:`evaluate`."""
 
-    def __init__(self, state: SearchState, shape: Shape, vision_load: VisionLoad) -> None:
-        self.state, self.request = state, state.request
-        self.shape, self.vision_load = shape, vision_load
+    def __init__(self, state: SearchState, shape: Shape) -> None:
+        self.state, self.request, self.shape = state, state.request, shape
         self.sets: tuple[Groups, ...] = like_groups(state.request.machine, shape.groups)
 
     def evaluate(self) -> Evaluation:
@@ -213,8 +215,8 @@ class _Unequal:
             return self._whole(self._agreed(even, promised))
         curves = list(zip(counts, map(self._curve, alone), strict=True))
         weighed = self._held_shares(lambda most: share_out(curves, requests, goal, most))
-        found = [self._whole(self._agreed(shares, promised)) for shares in (even, weighed)]
-        return max(found, key=lambda one: (one.fits, one.rank))
+        wholes = [self._whole(self._agreed(shares, promised)) for shares in (even, weighed)]
+        return max(wholes, key=lambda whole: (whole.fits, whole.rank))
 
     def _held_shares(self, shared: Callable[[Sequence[float]], list[float]]) -> list[float]:
         """Shares of the requests of which each engine holds its own, where that is a promise."""
@@ -257,12 +259,11 @@ class _Unequal:
             prefills=(),
         )
         shapes = [replace(part, max_prefill_token_num=size) for size in self.shape.prefills]
-        tried = [evaluate(self.state, shape, self.vision_load) for shape in shapes]
-        return max(tried, key=worth)
+        return max((evaluate(self.state, shape) for shape in shapes), key=worth)
 
     def _curve(self, part: Evaluation) -> Callable[[float], Speed]:
         """One group's speed with so many requests there, at the cache that the part holds."""
-        sizer = Sizer(self.state, part.shape, self.vision_load)
+        sizer = Sizer(self.state, part.shape)
         fixed = "max_batch_size" in self.request.fixed
 
         def speed(in_flight: float) -> Speed:
@@ -275,7 +276,7 @@ class _Unequal:
     def _whole(self, parts: Sequence[Evaluation]) -> Evaluation:
         """The sets as one shape: the weakest set's settings and tokens, the sum of the rates."""
         wanted, held = self.request.promised_requests or 0, sum(part.held for part in parts)
-        weakest = min(parts, key=lambda one: (one.fits, -one.short, one.kv_tokens))
+        weakest = min(parts, key=lambda part: (part.fits, -part.short, part.kv_tokens))
         settings = weakest.settings
         evaluation = Evaluation(
             engine=weakest.engine,
@@ -307,20 +308,19 @@ class _Unequal:
             seconds_per_answer=max(part.seconds_per_answer for part in parts),
         )
         if self.request.pace is not None:
-            share, found = 1 / len(self.shape.groups), self.request.pace.found
-            paces = [
-                found(self._curve(part), share, part.settings.max_batch_size)
+            engines = [
+                (self._curve(part), part.settings.max_batch_size)
                 for part in parts
                 for _ in part.shape.groups
             ]
-            evaluation = _paced(self.request, evaluation, paces)
+            evaluation = _paced(self.request.pace, evaluation, engines)
         return _scored(self.request, evaluation)
 
     def _lacking(self, whole: Evaluation) -> int:
         """Bytes that are missing in the caches of all engines together for the requests."""
         tokens = sum(part.kv_tokens * part.shape.replicas for part in whole.parts)
         requests, context = self.request.promised_requests or 0, whole.settings.session_len
-        sizer = Sizer(self.state, whole.parts[0].shape, self.vision_load)
+        sizer = Sizer(self.state, whole.parts[0].shape)
         return sizer.lacking(tokens, context, requests)
 
 
@@ -349,12 +349,12 @@ def held_shares(
     most = [inf] * sets
     while True:
         shares = shared(most)
-        found = [held(number, share) for number, share in enumerate(shares)]
-        if all(one >= share for one, share in zip(found, shares, strict=True)):
+        counts = [held(number, share) for number, share in enumerate(shares)]
+        if all(count >= share for count, share in zip(counts, shares, strict=True)):
             return shares
         most = [
-            one if one < share else before
-            for one, share, before in zip(found, shares, most, strict=True)
+            count if count < share else before
+            for count, share, before in zip(counts, shares, most, strict=True)
         ]
 
 
@@ -393,53 +393,32 @@ def share_out(
     """
     engines = sum(count for count, _ in sets)
     cuts = max(_SHARES, _EACH * engines)
-    bounds = most or [inf] * len(sets)
-    curves = [
-        _Curve(count, speed, concurrency / cuts, bound)
-        for (count, speed), bound in zip(sets, bounds, strict=True)
-    ]
+    bounds, part = most or [inf] * len(sets), concurrency / cuts
+    shares, speeds = [min(part, bound) for bound in bounds], [cache(speed) for _, speed in sets]
+    steps = [part / count for count, _ in sets]
+
+    def has_room(place: int) -> bool:
+        return shares[place] + steps[place] <= bounds[place]
+
+    def worth(place: int) -> tuple[float, float]:
+        """Requests a second that the next share adds, and how soon it is answered."""
+        share, speed = shares[place], speeds[place]
+        now, more = speed(share), speed(share + steps[place])
+        before, after = now.requests_per_second, more.requests_per_second
+        grows = goal != "latency" and after > before * (1 + _GROWS)
+        gain = (after - before) * sets[place][0] if grows else 0.0
+        return gain, -more.seconds_per_request
+
     for _ in range(cuts - engines):
-        open_ = [curve for curve in curves if curve.has_room]
+        open_ = list(filter(has_room, range(len(sets))))
         if not open_:
             break
-        if goal == "latency":
-            best = min(open_, key=lambda one: one.more.seconds_per_request)
-        else:
-            best = max(open_, key=lambda one: (one.gain, -one.more.seconds_per_request))
-        best.take()
-    shares = [curve.in_flight for curve in curves]
-    if all(curve.has_room for curve in curves):
+        best = max(open_, key=worth)
+        shares[best] += steps[best]
+    if all(map(has_room, range(len(sets)))):
         return shares
     counts = [count for count, _ in sets]
     left = concurrency - sum(count * share for count, share in zip(counts, shares, strict=True))
     room = [bound - share for bound, share in zip(bounds, shares, strict=True)]
     more = evenly([(count, 1.0) for count in counts], left, room)
-    return [share + one for share, one in zip(shares, more, strict=True)]
-
-
-class _Curve:
-    """Like engines that are filled share by share, all of them alike, up to the most of each."""
-
-    def __init__(
-        self, count: int, speed: Callable[[float], Speed], share: float, most: float
-    ) -> None:
-        self._count, self._speed, self._step, self._most = count, speed, share / count, most
-        self.in_flight = share = min(share, most)
-        self._now = speed(share)
-        self.more = speed(share + self._step)
-
-    @property
-    def has_room(self) -> bool:
-        """Whether each holds the next share."""
-        return self.in_flight + self._step <= self._most
-
-    @property
-    def gain(self) -> float:
-        """Requests a second that the next share adds over all of them."""
-        now, more = self._now.requests_per_second, self.more.requests_per_second
-        return (more - now) * self._count if more > now * (1 + _GROWS) else 0.0
-
-    def take(self) -> None:
-        """Take the next share."""
-        self.in_flight += self._step
-        self._now, self.more = self.more, self._speed(self.in_flight + self._step)
+    return [share + added for share, added in zip(shares, more, strict=True)]

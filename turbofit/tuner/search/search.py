@@ -9,6 +9,7 @@ tried where no shape serves that one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from operator import attrgetter
 from typing import Final, TypeVar
 
 from msgspec.structs import replace
@@ -161,7 +162,7 @@ def limit_that_fits(request: ResolvedRequest, shape: Shape, engine: Engine) -> i
     if rule is None or shape.limit is None:
         return None
     whole = replace(shape, at_once=None, units_per_forward=None)
-    lowered = _Search(request, engine).lowered_to(whole, rule, shape.limit, _fits)
+    lowered = _Search(request, engine).lowered_to(whole, rule, shape.limit, attrgetter("fits"))
     return lowered.shape.limit if lowered.fits else None
 
 
@@ -170,13 +171,13 @@ class _Search(SearchState):
 
     def best(self) -> tuple[Evaluation, list[Evaluation]]:
         """The best shape, and all that were looked at."""
-        found = self.shapes()
-        evaluations = [self.evaluate(shape, self.request.requested_limit) for shape in found]
+        space = self.shapes()
+        evaluations = [self.evaluate(shape, self.request.requested_limit) for shape in space]
         best = max(evaluations, key=_order)
-        pairs = list(zip(found, evaluations, strict=True))
+        pairs = list(zip(space, evaluations, strict=True))
         evaluations += [queued for shape, whole in pairs for queued in self.queued(shape, whole)]
         if not any(evaluation.serves for evaluation in evaluations):
-            evaluations += [lowered for shape in found for lowered in self.lowered(shape)]
+            evaluations += [lowered for shape in space for lowered in self.lowered(shape)]
         serving = [evaluation for evaluation in evaluations if evaluation.serves]
         if serving:
             chosen = max(serving, key=_order)
@@ -232,7 +233,7 @@ class _Search(SearchState):
         vision_load = vision_load_of(self.request, limit)
         if self.request.workload.queue_images and vision_load.units_per_image:
             shape = replace(shape, units_per_forward=vision_load.units_per_request)
-        evaluation = evaluate(self, replace(shape, limit=limit), vision_load)
+        evaluation = evaluate(self, replace(shape, limit=limit))
         _LOG.debug(
             "groups %s, prefill %d, limit %s, units %s: fits %s, %d tokens, score %.3g, %d short",
             shape.groups, shape.max_prefill_token_num, limit, shape.units_per_forward,
@@ -266,7 +267,7 @@ class _Search(SearchState):
             return self.evaluate(replace(low, at_once=at_once, units_per_forward=units), limit)
 
         least = low.units_per_forward
-        return _largest(queued, least, max(least, *bounds), rule.unit_step, at, _fits)
+        return _largest(queued, least, max(least, *bounds), rule.unit_step, at, attrgetter("fits"))
 
     def _wants_cache(self, whole: Evaluation) -> bool:
         """Whether more cache would keep or promise more, or less memory is what is asked for."""
@@ -282,7 +283,7 @@ class _Search(SearchState):
         rule, requested = request.model.image_rule, request.requested_limit
         given = request.fixed_limit is not None or request.workload.image_size is not None
         if rule is not None and requested is not None and not given:
-            yield self.lowered_to(shape, rule, requested, lambda evaluation: evaluation.serves)
+            yield self.lowered_to(shape, rule, requested, attrgetter("serves"))
 
     def lowered_to(
         self, shape: Shape, rule: ImageRule, below: int, good: Callable[[Evaluation], bool]
@@ -305,7 +306,7 @@ class _Search(SearchState):
     def _death(self, launch: EngineLaunch) -> KnownProblem | None:
         """What the engine is known to die of every time."""
         known = known_problems(launch, self.engine.name, self.engine.version)
-        return next((one for one in known if one.fatal), None)
+        return next((problem for problem in known if problem.fatal), None)
 
     def _launches(self, shape: Shape) -> list[EngineLaunch]:
         """A shape's engines, with the longest context that they might be launched with."""
@@ -333,10 +334,6 @@ def _without(
         elif first is None:
             first = problem
     return kept, first
-
-
-def _fits(evaluation: Evaluation) -> bool:
-    return evaluation.fits
 
 
 def _largest(

@@ -137,8 +137,10 @@ class Evaluation(Struct):
         kept = ("max_prefill_token_num", "max_batch_size", "session_len", "cache_max_entry_count")
         settings: dict[str, Any] = {name: getattr(self.settings, name) for name in kept}
         if self.parts:
-            each = [self.of_group(group).settings for group in self.shape.groups]
-            settings["by_group"] = [{name: getattr(one, name) for name in kept} for one in each]
+            by_group = [self.of_group(group).settings for group in self.shape.groups]
+            settings["by_group"] = [
+                {name: getattr(options, name) for name in kept} for options in by_group
+            ]
         if self.shape.limit is not None:
             settings["limit"] = self.shape.limit
         return Candidate(
@@ -257,16 +259,16 @@ def _groupings(request: ResolvedRequest, engine: Engine) -> Iterator[tuple[tuple
     if request.groups is not None:
         yield request.groups
         return
-    found = list(_mixed(request, engine))
+    ways = list(_mixed(request, engine))
     for gpus in kinds(request.visible):
         for tp in _tps(request, gpus, engine):
             for replicas in _replicas(request, len(gpus) // tp):
-                found += groupings(request.machine, gpus, tp, replicas)
-    found = found or list(_requested_shape(request, engine))
+                ways += groupings(request.machine, gpus, tp, replicas)
+    ways = ways or list(_requested_shape(request, engine))
     # Without so many engines a batch that is given does not run the requests that are given.
     batch, requests = request.fixed.get("max_batch_size"), request.workload.concurrency
     least = ceil(requests / batch) if isinstance(batch, int) and requests is not None else 1
-    yield from [groups for groups in found if len(groups) >= least] or found
+    yield from [groups for groups in ways if len(groups) >= least] or ways
 
 
 def _mixed(request: ResolvedRequest, engine: Engine) -> Iterator[tuple[tuple[int, ...], ...]]:
@@ -352,10 +354,10 @@ def split_over_slices(tp: int, whole: int) -> str:
 
 def kinds(gpus: Sequence[Gpu]) -> list[tuple[Gpu, ...]]:
     """The GPUs by kind: one tensor-parallel group runs on equal cards only."""
-    found: dict[tuple[object, ...], list[Gpu]] = {}
+    alike: dict[tuple[object, ...], list[Gpu]] = {}
     for gpu in gpus:
-        found.setdefault((gpu.name, gpu.total, gpu.compute_capability), []).append(gpu)
-    return [tuple(group) for group in found.values()]
+        alike.setdefault((gpu.name, gpu.total, gpu.compute_capability), []).append(gpu)
+    return [tuple(group) for group in alike.values()]
 
 
 def groupings(
@@ -375,17 +377,17 @@ def groupings(
     if _uniform(machine, gpus):
         ways = islice(ways, 1)
     distinct: dict[Signature, tuple[Group, ...]] = {}
-    seen: dict[Group, GroupSignature] = {}
+    signatures: dict[Group, GroupSignature] = {}
 
     def signature_of(group: Sequence[Gpu]) -> GroupSignature:
         indices = tuple(gpu.index for gpu in group)
-        if indices not in seen:
+        if indices not in signatures:
             cards = sorted(
                 (known(g.total, 0), known(g.reserved, 0), known(g.used, 0)) for g in group
             )
             links = group_class(machine, group), reduce_class(machine, group)
-            seen[indices] = (tuple(cards), *links)
-        return seen[indices]
+            signatures[indices] = (tuple(cards), *links)
+        return signatures[indices]
 
     def fullness(gpu: Gpu) -> tuple[int, int]:
         return known(gpu.used, 0) - gpu.usable, gpu.index
@@ -412,18 +414,18 @@ def mixed_groupings(
     where fewer than two kinds give any group. ``replicas`` is how many groups there must be, where
     that is known.
     """
-    found = [
+    by_kind = [
         [way for tp in degrees for way in groupings(machine, gpus, tp, len(gpus) // tp)[:_MIXED]]
         for gpus, degrees in zip(parts, tps, strict=True)
     ]
-    found = [ways for ways in found if ways]
-    sets = (some for k in range(len(found), 1, -1) for some in combinations(found, k))
+    by_kind = [ways for ways in by_kind if ways]
+    sets = (some for k in range(len(by_kind), 1, -1) for some in combinations(by_kind, k))
     together = list(islice(sets, _MOST_MIXED))
-    each = max(2, _MOST_MIXED // max(1, len(together)))
+    most = max(2, _MOST_MIXED // max(1, len(together)))
     mixed: list[tuple[Group, ...]] = []
     for some in together:
         fitting = (way for way in _side_by_side(some) if replicas in (None, len(way)))
-        mixed += islice(fitting, each)
+        mixed += islice(fitting, most)
     return mixed[: 2 * _MOST_MIXED]
 
 
@@ -433,7 +435,7 @@ def like_groups(machine: Machine, groups: Sequence[Group]) -> tuple[tuple[Group,
     Cards of a set are equal, place by place, but for a little memory that others hold.
     """
     sets: list[list[Group]] = []
-    for group in sorted(groups, key=lambda one: (*_cards(machine, one), one)):
+    for group in sorted(groups, key=lambda indices: (*_cards(machine, indices), indices)):
         cards = _cards(machine, group)
         for members in sets:
             first = _cards(machine, members[0])
@@ -453,8 +455,8 @@ def _cards(machine: Machine, group: Group) -> tuple[tuple[int, str, int, int], .
     )
 
 
-def _alike(one: tuple[int, str, int, int], other: tuple[int, str, int, int]) -> bool:
-    return one[1:] == other[1:] and abs(one[0] - other[0]) < _ALIKE
+def _alike(card: tuple[int, str, int, int], other: tuple[int, str, int, int]) -> bool:
+    return card[1:] == other[1:] and abs(card[0] - other[0]) < _ALIKE
 
 
 def _side_by_side(kinds: Sequence[Sequence[tuple[Group, ...]]]) -> Iterator[tuple[Group, ...]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from msgspec.structs import replace
 
@@ -27,6 +27,8 @@ from turbofit.tuner.speed import (
     request_tokens,
 )
 
+T = TypeVar("T")
+
 #: Contexts that are looked at are multiples of this.
 CONTEXT_STEP: Final = 64
 #: A round context, as people write them, where it keeps so much of what the cache holds.
@@ -47,9 +49,8 @@ _TOKENS_KEPT: Final = 0.99
 class SearchState:
     """What all shapes of one search share: the question, and accounts and speeds of groups.
 
-    A group that is met in many groupings is evaluated once. ``sized`` are contexts and batches of
-    shapes that differ in nothing but how often their groups are there. ``too_small``: the last
-    shape's cache did not hold the shortest context, which is looked at first then.
+    A group that is met in many groupings is evaluated once, and so are contexts and batches of
+    shapes that differ in nothing but how often their groups are there.
 
     Equal cards behind equal links are one group here whatever their indices: the first card and the
     fullest of the others decide all that a search asks of an account.
@@ -59,20 +60,23 @@ class SearchState:
         self.request, self.engine = request, engine
         #: The workload's images, before any limit is lowered for it.
         self.requested_load = vision_load_of(request, request.requested_limit)
-        self.accounts: dict[tuple[object, ...], Account] = {}
-        self.speeds: dict[tuple[object, ...], Speed] = {}
-        self.rates: dict[tuple[object, ...], GroupRates] = {}
-        self.keys: dict[tuple[int, ...], tuple[object, ...]] = {}
-        self.sized: dict[tuple[object, ...], tuple[int, int | None, bool]] = {}
-        self.too_small = False
+        self._answers: dict[tuple[object, ...], Any] = {}
+
+    def once(self, answer: Callable[[], T], *key: object) -> T:
+        """An answer that depends on the key alone, kept from the first time on."""
+        if key not in self._answers:
+            self._answers[key] = answer()
+        kept: T = self._answers[key]
+        return kept
 
 
 class Sizer:
     """Finds the context and the ratio of one shape, for the images of its limit."""
 
-    def __init__(self, state: SearchState, shape: Shape, vision_load: VisionLoad) -> None:
+    def __init__(self, state: SearchState, shape: Shape) -> None:
         self.state, self.request, self.engine = state, state.request, state.engine
         self.shape = shape
+        vision_load = vision_load_of(self.request, shape.limit)
         self.vision_load = replace(vision_load, units_per_forward=shape.units_per_forward)
         machine = self.request.machine
         self.groups = [tuple(map(machine.gpu, group)) for group in shape.groups]
@@ -93,15 +97,10 @@ class Sizer:
         other.shape = replace(self.shape, at_once=float(batch))
         return other
 
-    @property
-    def most_batch(self) -> int:
-        """LMDeploy's default ``max_batch_size`` on these cards; no larger one is chosen."""
-        sizes = [self.engine.defaults(gpus[0].name)["max_batch_size"] for gpus in self.groups]
-        return min(size for size in sizes if isinstance(size, int))
-
     def evaluation(self, session_len: int) -> Evaluation:
         """The shape with this context: its ratio and what its cache holds, without any speed."""
-        accounts, settings = self.accounts(session_len), self._settings(session_len)
+        accounts = self.accounts(session_len)
+        settings = shape_settings(self.request, self.shape, session_len)
         ratio = self.ratio(accounts)
         if ratio is not None and self.request.least:
             ratio = self._least_ratio(accounts, ratio)
@@ -126,12 +125,8 @@ class Sizer:
 
     def accounts(self, session_len: int) -> list[Account]:
         """The accounts of the groups that differ; their indices may be another equal group's."""
-        settings = self._settings(session_len)
-        return [self._remembered(settings, gpus) for gpus in self.distinct]
-
-    def named(self, settings: Settings) -> list[Account]:
-        """The accounts of all groups, each with its own GPUs, for words that name them."""
-        return [self._account(settings, gpus) for gpus in self.groups]
+        settings = shape_settings(self.request, self.shape, session_len)
+        return [self._account(settings, gpus) for gpus in self.distinct]
 
     def speed(
         self,
@@ -141,21 +136,19 @@ class Sizer:
         at_once: float | None = None,
     ) -> Speed:
         """The forecast of one group; ``at_once`` None: with the requests that the shape counts."""
-        state = self.state
-        if at_once is None:
-            at_once = self.shape.requests(self.request.workload.concurrency)
-        key = (settings, self._key(gpus), kv_tokens, at_once)
-        if key not in state.speeds:
-            # Of what a search varies the GPUs, `tp` and the type decide.
-            group = (settings.tp, settings.dtype, *(gpu.index for gpu in gpus))
-            if group not in state.rates:
-                state.rates[group] = group_rates(
-                    self.request.model, settings, self.request.machine, gpus, self.engine
-                )
-            state.speeds[key] = group_speed(
-                state.rates[group], settings, state.requested_load, kv_tokens, at_once
-            )
-        speed = state.speeds[key]
+        request, state = self.request, self.state
+        load = self.shape.requests(request.workload.concurrency) if at_once is None else at_once
+
+        def rates() -> GroupRates:
+            return group_rates(request.model, settings, request.machine, gpus, self.engine)
+
+        def forecast() -> Speed:
+            # Of what a search varies the GPUs, `tp` and the type decide on the rates.
+            indices = tuple(gpu.index for gpu in gpus)
+            group = state.once(rates, "rates", settings.tp, settings.dtype, indices)
+            return group_speed(group, settings, state.requested_load, kv_tokens, load)
+
+        speed = state.once(forecast, "speed", settings, self._key(gpus), kv_tokens, load)
         return speed if self.shape.units_per_forward is None else speed.queued()
 
     def session_len(self) -> int:
@@ -166,15 +159,18 @@ class Sizer:
         if self.shape.promised is not None:
             longest = min(longest, self.shape.promised)
         low = min(shortest_context(self.vision_load), longest)
-        if self.state.too_small and self._tokens_held(low) < low:
-            return low
-        if self._tokens_held(longest) >= longest:
-            self.state.too_small = False
+        if (least := self._tokens_held(longest)) >= longest:
             return longest
-        self.state.too_small = self._tokens_held(low) < low
-        if self.state.too_small:
+        if (most := self._tokens_held(low)) < low:
             return low
-        low = longest_held(self._tokens_held, low, longest)
+
+        def holds(steps: int) -> bool:
+            return self._tokens_held(steps * CONTEXT_STEP) >= steps * CONTEXT_STEP
+
+        # A longer context leaves no more tokens: as many as the longest leaves are held, and no
+        # more than the shortest leaves.
+        steps = max(low, least) // CONTEXT_STEP, -(-min(longest, most + 1) // CONTEXT_STEP)
+        low = max(low, bisect(holds, *steps)[0] * CONTEXT_STEP)
         rounded = low // ROUND_CONTEXT * ROUND_CONTEXT
         # A round number where it costs little: 3,072 of 4,032 would be a quarter.
         cheap = rounded >= low * _ROUND_KEEPS and rounded >= shortest_context(self.vision_load)
@@ -210,7 +206,7 @@ class Sizer:
     def footprint(self, settings: Settings) -> int:
         """The most bytes that the engines of all groups hold, on all of their GPUs."""
         ratio = settings.cache_max_entry_count
-        return sum(sum(self._remembered(settings, gpus).taken_at(ratio)) for gpus in self.groups)
+        return sum(sum(self._account(settings, gpus).taken_at(ratio)) for gpus in self.groups)
 
     def _short(self, accounts: Sequence[Account], ratio: float | None, kv_tokens: int) -> int:
         """Bytes that are missing on the tightest GPU; 0 where the shape serves."""
@@ -240,27 +236,21 @@ class Sizer:
             return 0
         return min(account.tokens_at(ratio) for account in accounts)
 
-    def _settings(self, session_len: int) -> Settings:
-        return shape_settings(self.request, self.shape, session_len)
-
     def _account(self, settings: Settings, gpus: tuple[Gpu, ...]) -> Account:
-        return self.engine.account(launch_of(self.request, settings, gpus, self.vision_load))
+        def account() -> Account:
+            return self.engine.account(launch_of(self.request, settings, gpus, self.vision_load))
 
-    def _remembered(self, settings: Settings, gpus: tuple[Gpu, ...]) -> Account:
-        key = (settings, self.vision_load, self._key(gpus))
-        if key not in self.state.accounts:
-            self.state.accounts[key] = self._account(settings, gpus)
-        return self.state.accounts[key]
+        return self.state.once(account, "account", settings, self.vision_load, self._key(gpus))
 
     def _key(self, gpus: tuple[Gpu, ...]) -> tuple[object, ...]:
         """What of a group an account and a speed depend on: two of equal cards decide."""
-        keys, machine = self.state.keys, self.request.machine
-        indices = tuple(gpu.index for gpu in gpus)
-        if indices not in keys:
+        machine, indices = self.request.machine, tuple(gpu.index for gpu in gpus)
+
+        def key() -> tuple[object, ...]:
             first, rest = gpus[0], gpus[1:]
             unequal = len({(gpu.name, gpu.total) for gpu in gpus}) > 1
             fullest = max((known(gpu.reserved, 0) + known(gpu.used, 0) for gpu in rest), default=0)
-            keys[indices] = (
+            return (
                 first.name,
                 first.total,
                 first.reserved,
@@ -271,7 +261,8 @@ class Sizer:
                 reduce_class(machine, gpus),
                 indices if unequal else (),
             )
-        return keys[indices]
+
+        return self.state.once(key, "key", indices)
 
 
 def shortest_context(vision_load: VisionLoad) -> int:
@@ -312,36 +303,6 @@ def excess_tokens(request: ResolvedRequest, vision_load: VisionLoad) -> int:
     return max(0, vision_load.tokens_per_request + text - context)
 
 
-def longest_held(held: Callable[[int], int], low: int, high: int) -> int:
-    """The longest context between two of which the shorter is held and the longer is not.
-
-    A longer context leaves no more tokens, so that each look bounds the answer on both sides: no
-    context is held beyond the tokens that a shorter one leaves, and one of as many tokens as a
-    longer one leaves is held. Two or three looks suffice, where bisection takes ten.
-
-    Args:
-        held: the KV tokens that the cache holds with a context; 0 where the engine does not start.
-        low: a context that is held.
-        high: a longer one that is not.
-
-    Returns:
-        A multiple of 64, or ``low``.
-    """
-    guess = held(high) // CONTEXT_STEP * CONTEXT_STEP
-    while high - low > CONTEXT_STEP:
-        half = (low + high) // 2 // CONTEXT_STEP * CONTEXT_STEP
-        middle = guess if low < guess < high else half
-        if middle <= low:
-            break
-        tokens = held(middle)
-        if tokens >= middle:
-            low, high = middle, min(high, round_up(tokens + 1, CONTEXT_STEP))
-        else:
-            high = middle
-        guess = tokens // CONTEXT_STEP * CONTEXT_STEP
-    return low
-
-
 def best_batch(sizer: Sizer, session_len: int) -> tuple[int, bool]:
     """How many requests one engine runs at once, where nobody says it or memory bounds it.
 
@@ -364,7 +325,10 @@ def best_batch(sizer: Sizer, session_len: int) -> tuple[int, bool]:
     if not alone.fits:
         return 1, True
     need = request_tokens(sizer.state.requested_load)
-    most = min(sizer.most_batch, max(1, alone.kv_tokens // need))
+    # LMDeploy's default on these cards; no larger one is chosen.
+    sizes = [sizer.engine.defaults(gpus[0].name)["max_batch_size"] for gpus in sizer.groups]
+    default = min(size for size in sizes if isinstance(size, int))
+    most = min(default, max(1, alone.kv_tokens // need))
     by_tokens = sizer.request.workload.goal == "context"
     least = alone.kv_tokens * _TOKENS_KEPT if by_tokens else 0
     least = max(least, min(session_len, alone.kv_tokens))
@@ -387,7 +351,7 @@ def best_batch(sizer: Sizer, session_len: int) -> tuple[int, bool]:
     low = tried[first - 1] if first else 0
     wanted = bisect(lambda batch: rate(batch) < enough, low, tried[first])[1]
     chosen = wanted if wanted == 1 or holds(wanted) else bisect(holds, 1, wanted)[0]
-    bound = most < sizer.most_batch and wanted == most
+    bound = most < default and wanted == most
     return chosen, bound or chosen < wanted
 
 
