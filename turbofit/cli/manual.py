@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from typing import Final, NamedTuple
+from functools import cache
+from typing import Any, Final, NamedTuple
 
 from turbofit.cli.terminal.output import PAGE_WIDTH
 from turbofit.core.presets import load_yaml, presets_dir
@@ -33,6 +34,13 @@ class Manual(NamedTuple):
 MANUAL: Final[dict[str, Manual]] = {
     name: Manual(**told) for name, told in load_yaml(presets_dir() / "manual.yaml").items()
 }
+
+
+@cache
+def option_texts(command: str) -> dict[str, Any]:
+    """What options and arguments of a command are for, where they do not say it themselves."""
+    texts = load_yaml(presets_dir() / "options.yaml")
+    return {**texts["shared"], **texts.get(command, {})}
 
 
 def manual_text(name: str) -> str:

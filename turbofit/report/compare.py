@@ -101,13 +101,13 @@ def compare(a: StoredPlan, b: StoredPlan) -> Comparison:
 
 def compare_view(found: Comparison) -> list[Block]:
     """Both verdicts, and what differs as a table a section; in short the promise first."""
-    blocks: list[Block] = [Heading(text="A and B", short=True)]
+    blocks: list[Block] = [Heading("A and B", short=True)]
     for name, side in (("A", found.a), ("B", found.b)):
         what = f"{name}: {side.model} on {side.machine} ({side.where})"
         tone: Tone = "good" if side.fits else "bad"
-        blocks.append(Paragraph(text=f"{what}: {side.verdict}", tone=tone, short=not side.fits))
+        blocks.append(Paragraph(f"{what}: {side.verdict}", tone=tone, short=not side.fits))
         if side.fits:
-            blocks.append(Paragraph(text=f"{what}: fits", tone=tone, **ONLY_SHORT))
+            blocks.append(Paragraph(f"{what}: fits", tone=tone, **ONLY_SHORT))
     sections = {
         name: [row for row in rows if not row.same] for name, rows in folded(found.rows).items()
     }
@@ -115,10 +115,10 @@ def compare_view(found: Comparison) -> list[Block]:
     for name, rows in sections.items():
         if rows:
             title = "in MiB" if any(row.unit == "bytes" for row in rows) else ""
-            blocks += [Heading(text=name), _table(title, [(row.what, row) for row in rows])]
+            blocks += [Heading(name), _table(title, [(row.what, row) for row in rows])]
     equal = ", ".join(name for name, rows in sections.items() if not rows)
     if equal:
-        blocks.append(Paragraph(text=f"the same in both: {equal}", tone="dim"))
+        blocks.append(Paragraph(f"the same in both: {equal}", tone="dim"))
     return blocks
 
 
@@ -145,7 +145,7 @@ def _in_short(sections: Mapping[str, Sequence[ComparedRow]]) -> list[Block]:
     if left or not rows:
         text = f"{left} more figures differ; all of them: --full, --md or --json"
         text = text if left else "nothing differs"
-        blocks.append(Paragraph(text=text, tone="dim", **ONLY_SHORT))
+        blocks.append(Paragraph(text, tone="dim", **ONLY_SHORT))
     return blocks
 
 

@@ -241,12 +241,12 @@ def share_view(document: SharedRun) -> list[Block]:
         for load in document.loads
     ]  # fmt: skip
     return [
-        Heading(text=f"{plan.model.name} on {machine.name}, as others may read it"),
-        FactList(facts=tuple(facts)),
+        Heading(f"{plan.model.name} on {machine.name}, as others may read it"),
+        FactList(tuple(facts)),
         table(_TITLES, _rows(document), right=_TITLES[2:], wrap=_TITLES[1:2]),
-        Paragraph(text="Left out:"),
-        Items(items=LEFT_OUT),
-        Paragraph(text="--json shows every byte of it. Nothing is sent."),
+        Paragraph("Left out:"),
+        Items(LEFT_OUT),
+        Paragraph("--json shows every byte of it. Nothing is sent."),
     ]
 
 

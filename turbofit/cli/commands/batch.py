@@ -35,27 +35,20 @@ _GROUPS: Final = {
 
 @command(
     Argument(
-        "source", metavar="INPUT", type=PATH,
-        explained="a JSONL file in the form of OpenAI's batches, a CSV or Parquet file, or a "
-        "folder of images",
+        "source", metavar="INPUT", type=PATH
     ),
     Argument(
-        "output", metavar="OUTPUT", type=PATH,
-        explained="a JSONL file: a line an item; what stands in it is not sent again",
+        "output", metavar="OUTPUT", type=PATH
     ),
     Option(
         "--url",
-        metavar="URL",
-        help="a server that runs; it gets 64 requests at once, or --concurrency, which is no "
-        "promise here (else --model is planned for the items and started)",
+        metavar="URL"
     ),
     Option(
-        "--model", shell_complete=complete_model,
-        help="what to plan and start; with --url the name to ask for (default: each item's, or "
-        "the first that the server lists)",
+        "--model", shell_complete=complete_model
     ),
     API_KEY,
-    Option("--revision", help="branch, tag or commit on the hub"),
+    Option("--revision"),
     JSON,
     *grouped_options(BatchSpec, _GROUPS),
     *machine_options(),

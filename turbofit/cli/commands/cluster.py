@@ -21,17 +21,11 @@ _PLAN_SECONDS: Final = 300.0
 
 
 @command(
-    Argument(
-        "action",
-        metavar="ACTION",
-        type=click.Choice(_ACTIONS),
-        explained="status: what is served, node by node; nodes: measure them; change: plan again, "
-        "and change node by node while clients are served; drain: empty a node before it leaves",
-    ),
-    Argument("node", metavar="NODE", required=False, explained="drain: its name, address or id"),
-    Option("--cluster", metavar="RAY", default="ray", help="ray (default), or ray:ADDRESS"),
-    Option("--name", help="what is served under this name (default: the only one)"),
-    Option("--pretend", is_flag=True, help="nodes: as they pretend to be"),
+    Argument("action", metavar="ACTION", type=click.Choice(_ACTIONS)),
+    Argument("node", metavar="NODE", required=False),
+    Option("--cluster", metavar="RAY", default="ray"),
+    Option("--name"),
+    Option("--pretend", is_flag=True),
     *FORMS,
     *planning_options(),
     only_linux=True,

@@ -13,7 +13,7 @@ _WHAT: Final = "a plan, prediction or rehearsal that was saved, a run's folder, 
 
 @command(
     Argument("a", metavar="A", type=PATH, explained=_WHAT),
-    Argument("b", metavar="B", type=PATH, explained="another one"),
+    Argument("b", metavar="B", type=PATH),
     FULL,
     *FORMS,
 )

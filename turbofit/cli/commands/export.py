@@ -50,34 +50,18 @@ class _Kind(click.Choice[str]):
 
 
 @command(
-    Argument(
-        "kind",
-        metavar="KIND",
-        type=_Kind(("systemd", "compose", "k8s")),
-        explained="what to write: systemd, compose or k8s",
-    ),
-    Argument(
-        "plan",
-        metavar="PLAN",
-        type=PATH,
-        required=False,
-        explained="what `plan --json` wrote, or - for stdin; or a model; or a profile, with -f",
-    ),
+    Argument("kind", metavar="KIND", type=_Kind(("systemd", "compose", "k8s"))),
+    Argument("plan", metavar="PLAN", type=PATH, required=False),
     profile_option(),
-    spec_option("the machine that a model is planned for"),
-    Option("--name", help="of the service (default: turbofit-MODEL)"),
+    spec_option(),
+    Option("--name"),
     Option(
         "--port", type=PORT, default=DEFAULT_PORT, help=f"of the gateway (default {DEFAULT_PORT})"
     ),
     Option("--image", default=_IMAGE, help=f"compose, k8s: what to run (default {_IMAGE})"),
-    Option("--claim", help="k8s: a PersistentVolumeClaim for the hub's cache"),
-    Option(
-        "--host",
-        help="systemd: where the gateway listens (default 127.0.0.1); containers: all of them",
-    ),
-    Option(
-        "--executable", metavar="PATH", help="systemd: turbofit's path there (default: this one)"
-    ),
+    Option("--claim"),
+    Option("--host"),
+    Option("--executable", metavar="PATH"),
     JSON,
 )
 def export(

@@ -9,8 +9,7 @@ from turbofit.cli.terminal.output import Form
 
 @command(
     Argument(
-        "words", nargs=-1, metavar="[WORD]...",
-        explained="only cards whose name has all of these in it: 4090, rtx 24gb",
+        "words", nargs=-1, metavar="[WORD]..."
     ),
     *FORMS,
 )  # fmt: skip

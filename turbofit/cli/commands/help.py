@@ -31,15 +31,7 @@ def _complete(ctx: click.Context, _param: click.Parameter, incomplete: str) -> l
     return TURBOFIT.shell_complete(ctx, incomplete)
 
 
-@command(
-    Argument(
-        "name",
-        required=False,
-        metavar="COMMAND",
-        explained="which; all where none is named",
-        shell_complete=_complete,
-    )
-)
+@command(Argument("name", required=False, metavar="COMMAND", shell_complete=_complete))
 def help(name: str | None) -> int:  # noqa: A001 - the command's name
     from turbofit.cli.command_group import COMMANDS, TURBOFIT, unknown_command
 

@@ -36,7 +36,7 @@ _HEAD: Final = """\
         "--out", metavar="FILE", type=PATH, default=PROFILE,
         help=f"the file (default {PROFILE}); - for stdout",
     ),
-    Option("--force", is_flag=True, help="write over a file that is there"),
+    Option("--force", is_flag=True),
     *planning_options(),
 )  # fmt: skip
 def init(*, out: str, force: bool, **given: Any) -> int:

@@ -22,26 +22,10 @@ if TYPE_CHECKING:
 
 
 @command(
-    Argument(
-        "folders",
-        metavar="BASE [ADAPTER] OUT",
-        nargs=-1,
-        required=True,
-        explained="the checkpoint and the LoRA (folders, or hub ids in the local cache), and the "
-        "folder to make; without ADAPTER an original LLaVA is converted to the hf format",
-    ),
-    Option(
-        "--vision-tower",
-        metavar="FOLDER",
-        type=PATH,
-        help="CLIP's checkpoint, for an original LLaVA without it (default: the hub cache)",
-    ),
-    Option(
-        "--dtype",
-        type=click.Choice(("float16", "bfloat16", "float32")),
-        help="default: the base's",
-    ),
-    Option("--force", is_flag=True, help="replace OUT where it is not empty"),
+    Argument("folders", metavar="BASE [ADAPTER] OUT", nargs=-1, required=True),
+    Option("--vision-tower", metavar="FOLDER", type=PATH),
+    Option("--dtype", type=click.Choice(("float16", "bfloat16", "float32"))),
+    Option("--force", is_flag=True),
     *FORMS,
 )
 def merge(
@@ -73,13 +57,13 @@ def _view(merged: Merged) -> Iterator[Block]:
     from turbofit.report.painters.document import Heading, Paragraph
 
     what = f"{merged.architecture}, {merged.dtype}: {merged.tensors} tensors"
-    yield Heading(text=merged.out)
-    yield Paragraph(text=f"{what}, {format_bytes(merged.bytes)}", tone="good")
-    yield Paragraph(text=f"{merged.loras} modules merged, {merged.replaced} tensors replaced")
+    yield Heading(merged.out)
+    yield Paragraph(f"{what}, {format_bytes(merged.bytes)}", tone="good")
+    yield Paragraph(f"{merged.loras} modules merged, {merged.replaced} tensors replaced")
     if merged.converted:
         tower = merged.vision_tower or "the base itself"
         text = f"converted from LLaVA's original format; vision tower from {tower}"
-        yield Paragraph(text=text)
+        yield Paragraph(text)
     for warning in merged.warnings:
-        yield Paragraph(text=warning, tone="warn")
-    yield Paragraph(text=f"next: {shlex.join(('turbofit', 'plan', merged.out))}")
+        yield Paragraph(warning, tone="warn")
+    yield Paragraph(f"next: {shlex.join(('turbofit', 'plan', merged.out))}")

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 
 @command(
     Argument(
-        "fragments", nargs=-1, metavar="[WORD]...",
-        explained="only models whose name has all of these in it: awq, qwen 7b",
+        "fragments", nargs=-1, metavar="[WORD]..."
     ),
     *FORMS,
 )  # fmt: skip

@@ -14,8 +14,7 @@ from turbofit.report.fit_site.choices import SiteRequest
 
 @command(
     Option(
-        "--out", metavar="DIR", type=PATH, default="turbofit-page",
-        help="the folder (default turbofit-page); files of the same names are replaced",
+        "--out", metavar="DIR", type=PATH, default="turbofit-page"
     ),
     *options_of(SiteRequest),
     JSON,

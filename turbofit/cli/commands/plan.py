@@ -29,13 +29,8 @@ if TYPE_CHECKING:
     *model_argument(profile=True, several=True),
     *machine_options(),
     *options_of(SharesOptions, group="several models"),
-    Option(
-        "--cluster",
-        metavar="CLUSTER",
-        help="plan for all machines of a cluster: ray, ray:ADDRESS, a cluster's file, or "
-        "sim:4xrtx3090@100/8xh100@2, which simulates 100 machines and 2",
-    ),
-    Option("--rehearse", is_flag=True, help="check the choice with the engine on pretend GPUs"),
+    Option("--cluster", metavar="CLUSTER"),
+    Option("--rehearse", is_flag=True),
     FULL,
     *FORMS,
     *options_of(PlanRequest, PACE, group="the forecast of speed"),

@@ -28,18 +28,8 @@ if TYPE_CHECKING:
     *model_argument(),
     *machine_options(),
     *options_of(PredictRequest, ("lmdeploy", "free_at_cache")),
-    Option(
-        "--trace",
-        metavar="FILE",
-        type=PATH,
-        help="what these requests would meet under turbofit's plan: a trace that serve "
-        "recorded, or a CSV of arrival, text tokens, images and answer tokens",
-    ),
-    Option(
-        "--vs",
-        metavar="SPEC|FILE",
-        help="with --trace: beside it on another machine, or under a plan that was saved",
-    ),
+    Option("--trace", metavar="FILE", type=PATH),
+    Option("--vs", metavar="SPEC|FILE"),
     FULL,
     *FORMS,
     *planning_options(),

@@ -40,7 +40,7 @@ def _block(servers: Sequence[Mapping[str, Any]]) -> Block:
     from turbofit.report.painters.document import Paragraph, table
 
     if not servers:
-        return Paragraph(text="no server of this user runs here")
+        return Paragraph("no server of this user runs here")
     rows = (
         (
             one["run"],

@@ -21,13 +21,8 @@ from turbofit.core.process.progress import under_way
 @command(
     *model_argument(),
     *machine_options(),
-    Option("--defaults", is_flag=True, help="LMDeploy's defaults instead of turbofit's plan"),
-    Option(
-        "--keep",
-        metavar="DIR",
-        type=PATH,
-        help="keep timelines, notes and the engine's log here",
-    ),
+    Option("--defaults", is_flag=True),
+    Option("--keep", metavar="DIR", type=PATH),
     FULL,
     *FORMS,
     *planning_options(),

@@ -20,14 +20,7 @@ _MOST_LISTED: Final = 20
 
 
 @command(
-    Argument(
-        "what",
-        metavar="PLAN|RUN|latest",
-        required=False,
-        type=PATH,
-        explained="what `plan --json` wrote (- for stdin), or `bench` or `tune`; the folder of a "
-        "run of `serve`; or `latest`: the newest of all (without a word: their list)",
-    ),
+    Argument("what", metavar="PLAN|RUN|latest", required=False, type=PATH),
     *FORMS,
     HTML,
     Option(
@@ -97,5 +90,5 @@ def _listed() -> Block:
             continue
         rows.append((path, f"{plan.model.name} on {plan.machine.name}", plan.created))
     if not rows:
-        return Paragraph(text="nothing was planned, rehearsed or served yet: turbofit plan MODEL")
+        return Paragraph("nothing was planned, rehearsed or served yet: turbofit plan MODEL")
     return table(("report", "of", "when"), rows, wrap=("report", "of"))

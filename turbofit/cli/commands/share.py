@@ -10,10 +10,9 @@ from turbofit.cli.terminal.output import Form, note
 @command(
     RUN,
     Option(
-        "--load", "loads", multiple=True, metavar="FILE", type=PATH,
-        help="a load on it, as bench --json wrote it; may be given again",
+        "--load", "loads", multiple=True, metavar="FILE", type=PATH
     ),
-    Option("--out", metavar="FILE", type=PATH, help="write the document, after showing it"),
+    Option("--out", metavar="FILE", type=PATH),
     *FORMS,
 )  # fmt: skip
 def share(*, run: str | None, loads: tuple[str, ...], out: str | None, form: Form) -> int:

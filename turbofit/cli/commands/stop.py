@@ -15,17 +15,14 @@ from turbofit.core.validation import Metavar, Validated
 
 
 class StopOptions(Validated):
-    wait: Annotated[float, Field(gt=0, le=86400), Metavar("SECONDS")] = Field(
-        default=120, description="for requests under way and the engines' end"
-    )
+    wait: Annotated[float, Field(gt=0, le=86400), Metavar("SECONDS")] = 120
 
 
 @command(
     Argument(
-        "run", metavar="RUN", required=False,
-        explained="a run's name or its model's (default: the only one that runs)",
+        "run", metavar="RUN", required=False
     ),
-    Option("--all", is_flag=True, help="every server of this user"),
+    Option("--all", is_flag=True),
     *options_of(StopOptions, ["wait"]),
     only_linux=True,
 )  # fmt: skip

@@ -44,23 +44,13 @@ _OTHER_GOALS: Final = ("no_tuned", "least")
 class TuneOptions(LaunchOptions):
     """What `tune` asks beside a plan and a load."""
 
-    time: Annotated[str, Metavar("TIME")] = Field(
-        default="20m", description="all of it together: 90s, 20m, 2h; a trial under way is ended"
-    )
-    starts: Annotated[int, Field(ge=1, le=1000), Metavar("N")] = Field(
-        default=12, description="starts of an engine at most"
-    )
-    slo: Annotated[str | None, Metavar("LIMITS")] = Field(
-        default=None, description="what 90% of the requests must keep: ttft=2s,tpot=50ms,e2e=20s"
-    )
-    kv_types: Annotated[str, Metavar("LIST")] = Field(
-        default="0,8",
-        description="values of --quant-policy to try; 8 and 4 store keys and values in fewer bits, "
-        "which changes answers a little",
-    )
-    pretend: bool = Field(default=False, description="on pretend GPUs: no speed is real")
-    forget: bool = Field(default=False, description="drop what was tuned of this model, and end")
-    again: bool = Field(default=False, description="try again what was tuned before")
+    time: Annotated[str, Metavar("TIME")] = "20m"
+    starts: Annotated[int, Field(ge=1, le=1000), Metavar("N")] = 12
+    slo: Annotated[str | None, Metavar("LIMITS")] = None
+    kv_types: Annotated[str, Metavar("LIST")] = "0,8"
+    pretend: bool = False
+    forget: bool = False
+    again: bool = False
 
 
 _PLANNING: Final = tuple(

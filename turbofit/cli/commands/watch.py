@@ -30,22 +30,12 @@ _LINE_END: Final = "\x1b[K\n"
 
 
 @command(
-    Argument(
-        "run",
-        metavar="RUN",
-        required=False,
-        type=PATH,
-        explained="a run's folder or name (default: the newest run, or all models of its server)",
-    ),
-    Option("--url", help="the gateway, where it is not the run's own"),
-    Option("--api-key", metavar="KEY", help="default: $TURBOFIT_API_KEY, or the first of _KEYS"),
-    Option("--interval", type=float, default=_EVERY, metavar="SECONDS", help="between looks (2)"),
-    Option(
-        "--forget",
-        metavar="FINGERPRINT",
-        help="let a request in again that engines died of, or a client, as the refusal names it",
-    ),
-    Option("--once", is_flag=True, help="one look, for scripts"),
+    Argument("run", metavar="RUN", required=False, type=PATH),
+    Option("--url"),
+    Option("--api-key", metavar="KEY"),
+    Option("--interval", type=float, default=_EVERY, metavar="SECONDS"),
+    Option("--forget", metavar="FINGERPRINT"),
+    Option("--once", is_flag=True),
     *FORMS,
 )
 def watch(

@@ -57,10 +57,7 @@ Loads = Annotated[tuple[Load, ...], Field(strict=False)]
 class SiteRequest(Validated):
     """The points of the site; every combination of them is planned. Empty is the default."""
 
-    all: bool = Field(
-        default=False,
-        description="more of each list that is not given: 17,820 plans, some minutes",
-    )
+    all: bool = False
 
     models: Names = Field(
         default=(), description=f"names that `turbofit models` lists (default: {' '.join(_MODELS)})"
@@ -68,24 +65,11 @@ class SiteRequest(Validated):
     cards: Names = Field(
         default=(), description=f"names that `turbofit gpus` lists (default: {' '.join(_CARDS)})"
     )
-    counts: Counts = Field(default=(), description="GPUs of a machine (default: 1 2 4)")
-    used: Sizes = Field(
-        default=(),
-        description="memory of each GPU that others hold, beside none (with --all: 2GiB)",
-    )
-    images: Loads = Field(
-        default=(),
-        description="images a request and their size, beside one of the worst size (default: "
-        "1@1920x1080; with --all 4@1280x720 too)",
-    )
-    contexts: Contexts = Field(
-        default=(),
-        description="tokens of a request, beside what turbofit chooses (with --all: 8192 32768)",
-    )
-    concurrencies: Counts = Field(
-        default=(),
-        description="requests at once, beside what turbofit chooses (with --all: 8 32)",
-    )
+    counts: Counts = ()
+    used: Sizes = ()
+    images: Loads = ()
+    contexts: Contexts = ()
+    concurrencies: Counts = ()
 
     def complete(self) -> Self:
         """The same with the default for all that is empty."""

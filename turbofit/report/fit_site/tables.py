@@ -20,7 +20,7 @@ from turbofit.core.struct import Struct, const, doc
 from turbofit.planning.plan import plan as make_plan
 from turbofit.report.fit_site.choices import points
 from turbofit.report.views.plan.figures import users_of
-from turbofit.report.views.plan.memory_view import fullest, stack, sums
+from turbofit.report.views.plan.memory_view import fold, stack, sums
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -156,7 +156,7 @@ def refused(error: TurbofitError) -> PageAnswer:
 def _memory(gpus: tuple[GpuLedger, ...]) -> PageMemory | None:
     if not gpus:
         return None
-    title, ledger = fullest(gpus)
+    title, ledger = min(fold(gpus), key=lambda one: one[1].headroom)
     return PageMemory(
         gpus=title,
         total=ledger.total,

@@ -63,26 +63,26 @@ def cluster_view(plan: ClusterPlan) -> list[Block]:
     where = f" ({plan.source})" if plan.source else ""
     title = f"{plan.model.name} on {len(plan.nodes):,} {plural(len(plan.nodes), 'node')}{where}"
     blocks: list[Block] = [
-        Heading(text=title, short=True),
-        Verdict(text=plan.verdict, good=plan.fits, short=True),
+        Heading(title, short=True),
+        Verdict(plan.verdict, good=plan.fits, short=True),
     ]
     if plan.source.startswith("simulated"):
         text = "simulated: no such machine was measured, all figures are of presets"
-        blocks.append(Paragraph(text=text, tone="warn", short=True))
+        blocks.append(Paragraph(text, tone="warn", short=True))
     if plan.fits:
         blocks += first_warnings(plan.warnings)
-        blocks += [Heading(text="What is promised"), *_promise(plan)]
+        blocks += [Heading("What is promised"), *_promise(plan)]
     else:
         blocks += remedies_table(plan.remedies, "What would fit")
     folded = _folded_nodes(plan.nodes)
     if folded:
         blocks.append(_nodes_table(folded[:_KINDS], **ONLY_SHORT))
-        blocks += [Heading(text="Nodes that serve, by kind"), _nodes_table(folded)]
-        blocks += [Heading(text="Settings, by kind"), _settings(folded)]
+        blocks += [Heading("Nodes that serve, by kind"), _nodes_table(folded)]
+        blocks += [Heading("Settings, by kind"), _settings(folded)]
     if plan.warnings:
-        blocks += [Heading(text="Notes"), Items(items=plan.warnings)]
+        blocks += [Heading("Notes"), Items(plan.warnings)]
     if plan.reasons:
-        blocks += [Heading(text="Why"), Items(items=plan.reasons)]
+        blocks += [Heading("Why"), Items(plan.reasons)]
     title = "What another promise would give" if plan.fits else "What would fit"
     blocks += remedies_table(plan.remedies[:_REMEDIES], title, **ONLY_SHORT)
     # Where it fits, the verdict counts the nodes that are left out, and a warning says why.
@@ -91,12 +91,12 @@ def cluster_view(plan: ClusterPlan) -> list[Block]:
         blocks += remedies_table(plan.remedies, title)
     if plan.serve is not None:
         text = "on a node of the Ray cluster:"
-        blocks.append(Paragraph(text=text, tone="dim", short=True))
-        blocks.append(Code(text=shell_words(plan.serve.argv), short=True))
+        blocks.append(Paragraph(text, tone="dim", short=True))
+        blocks.append(Code(shell_words(plan.serve.argv), short=True))
     rest = len(folded) - _KINDS
     kinds = f", {rest} more {plural(rest, 'kind')} of nodes among it" if rest > 0 else ""
     more = f"more: --full (settings of each kind{kinds}), --md or --json"
-    return [*blocks, Paragraph(text=more, tone="dim", **ONLY_SHORT)]
+    return [*blocks, Paragraph(more, tone="dim", **ONLY_SHORT)]
 
 
 def _promise(plan: ClusterPlan) -> list[Block]:
@@ -118,7 +118,7 @@ def _promise(plan: ClusterPlan) -> list[Block]:
         more.append(("max_pixels", f"{limits.max_pixels_per_image:,} an image"))
     engines = f"{plan.engines:,} {plural(plan.engines, 'engine')}"
     more.append(("KV caches", f"{plan.total_tokens:,} tokens in {engines}"))
-    return [FactList(facts=tuple(facts), short=True), FactList(facts=tuple(more))]
+    return [FactList(tuple(facts), short=True), FactList(tuple(more))]
 
 
 #: A kind of nodes: its first node's plan, and all of them.
@@ -183,7 +183,7 @@ def _left_out(plan: ClusterPlan, *, short: bool) -> list[Block]:
         for (cards, why), members in sorted(found.items(), key=lambda pair: -len(pair[1]))
     ]
     nodes = _table(("nodes", "cards", "why", "which"), rows, short=short)
-    return [Heading(text="Nodes that serve nothing", short=short), nodes] if rows else []
+    return [Heading("Nodes that serve nothing", short=short), nodes] if rows else []
 
 
 def _names(members: Sequence[NodePlan]) -> str:
@@ -196,9 +196,9 @@ def status_view(status: ClusterStatus) -> list[Block]:
     """What is served, node by node."""
     up = [node for node in status.nodes if node.up]
     title = f"{status.name}: {len(up)} of {len(status.nodes)} nodes serve, {status.source}"
-    blocks: list[Block] = [Heading(text=title)]
+    blocks: list[Block] = [Heading(title)]
     if status.pretend:
-        blocks.append(Paragraph(text="PRETEND GPUs: what is generated means nothing", tone="warn"))
+        blocks.append(Paragraph("PRETEND GPUs: what is generated means nothing", tone="warn"))
     facts = [
         ("model", status.model),
         ("promise", status.promise),
@@ -221,9 +221,9 @@ def status_view(status: ClusterStatus) -> list[Block]:
         for node in status.nodes
     ]
     names = ("node", "state", "requests", "at once", "KV tokens", "why, or said last")
-    blocks += [FactList(facts=tuple(facts)), _table(names, rows)]
+    blocks += [FactList(tuple(facts)), _table(names, rows)]
     if status.events:
-        blocks += [Heading(text="What happened"), Items(items=status.events)]
+        blocks += [Heading("What happened"), Items(status.events)]
     return blocks
 
 
@@ -238,4 +238,4 @@ def nodes_view(cluster: Cluster) -> list[Block]:
     ]  # fmt: skip
     names = ("node", "id", "address", "GPUs", "LMDeploy", "why it cannot serve")
     title = f"{len(cluster.nodes):,} nodes of {cluster.source}"
-    return [Heading(text=title), _table(names, rows)]
+    return [Heading(title), _table(names, rows)]

@@ -10,7 +10,8 @@ from turbofit.report.painters.document import (
     ONLY_SHORT,
     Heading,
     Items,
-    Paragraph,
+    listed,
+    remark,
     table,
 )
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from turbofit.report.painters.document import Block
 
 #: How to see the whole text.
-MORE: Final = Paragraph(text="more: --full, --md or --json", tone="dim", **ONLY_SHORT)
+MORE: Final = remark("more: --full, --md or --json", **ONLY_SHORT)
 
 
 #: What is said of a run on pretend GPUs: what it shows is not measured.
@@ -32,8 +33,8 @@ PRETENDED: Final = "on pretend GPUs: memory is the engine's own, words and speed
 
 def last_events(run: RunReport, most: int, level: int = 2) -> list[Block]:
     """What happened in a run at last."""
-    items = tuple(f"{one.at} {one.kind}: {one.text}" for one in run.events[-most:])
-    return [Heading(text="Last events", level=level), Items(items=items)] if items else []
+    said = (f"{one.at} {one.kind}: {one.text}" for one in run.events[-most:])
+    return listed("Last events", said, level=level)
 
 
 def assumed_of(machine: Machine) -> Sequence[str]:
@@ -57,7 +58,7 @@ def first_warnings(warnings: Sequence[str], assumed: Sequence[str] = ()) -> list
     left = len(kept) - len(shown)
     if left:
         shown[-1] += f" (and {left} more {plural(left, 'warning')})"
-    return [Items(items=tuple(shown), tone="warn", **ONLY_SHORT)] if shown else []
+    return [Items(tuple(shown), tone="warn", **ONLY_SHORT)] if shown else []
 
 
 def remedies_table(
@@ -74,4 +75,4 @@ def remedies_table(
     titles = ("change", "effect")
     rows = ((remedy.change, remedy.effect) for remedy in remedies)
     block = table(titles, rows, wrap=titles, short=short, whole=whole, page=page)
-    return [Heading(text=title, short=short, whole=whole, page=page), block] if title else [block]
+    return [Heading(title, short=short, whole=whole, page=page), block] if title else [block]

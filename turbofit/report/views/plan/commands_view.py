@@ -12,6 +12,7 @@ from turbofit.report.painters.document import (
     Code,
     Heading,
     Paragraph,
+    remark,
 )
 
 if TYPE_CHECKING:
@@ -36,31 +37,27 @@ def command_blocks(plan: Plan) -> list[Block]:
     if not plan.commands:
         return []
     title = "Commands" if plan.fits else "Commands (would not serve)"
-    blocks: list[Block] = [Heading(text=title)]
+    blocks: list[Block] = [Heading(title)]
     if plan.serve is not None:
-        note = serve_note(plan)
-        blocks += [Paragraph(text=note, tone="dim", **ONLY_WHOLE)] if note else []
-        code = shell_words(plan.serve.argv)
-        blocks.append(Code(text=code, page=False, short=plan.fits))
+        if note := serve_note(plan):
+            blocks.append(remark(note, **ONLY_WHOLE))
+        blocks.append(Code(shell_words(plan.serve.argv), page=False, short=plan.fits))
     queues = QUEUED in plan.warnings
     shown = plan.fits and not queues
     if plan.fits and queues:
-        text = f"{unheld(plan)} (--full has its command)"
-        blocks.append(Paragraph(text=text, tone="dim", **ONLY_SHORT))
-    blocks.append(Paragraph(text=f"{unheld(plan)}:", tone="dim", short=shown))
+        blocks.append(remark(f"{unheld(plan)} (--full has its command)", **ONLY_SHORT))
+    blocks.append(remark(f"{unheld(plan)}:", short=shown))
     if plan.machine.source == "preset":
         text = "GPUs by index: a preset has no UUIDs; plan on the machine itself to pin them"
-        blocks.append(Paragraph(text=text, tone="dim"))
+        blocks.append(remark(text))
     for place, one in enumerate(plan.commands):
         if len(plan.commands) > 1:
             heading = f"GPU {groups_of([plan.parallel.groups[one.group]])}"
-            blocks.append(Heading(text=heading, level=3, whole=False))
+            blocks.append(Heading(heading, level=3, whole=False))
         name = f"the command of group {one.group}"
-        blocks.append(
-            Code(text=shell_words(one.argv, one.env), name=name, short=shown and not place)
-        )
+        blocks.append(Code(shell_words(one.argv, one.env), name=name, short=shown and not place))
     said = _same_elsewhere(plan)
-    return [*blocks, Paragraph(text=said, **ONLY_SHORT)] if said and shown else blocks
+    return [*blocks, Paragraph(said, **ONLY_SHORT)] if said and shown else blocks
 
 
 def serve_note(plan: Plan) -> str:

@@ -112,7 +112,7 @@ def per_engine_blocks(plan: Plan) -> list[Block]:
     if plan.limits.vision_unit is None:
         rows.pop()
     columns = [_column(plan, numbers, rows) for numbers in plan.unlike_groups()]
-    blocks: list[Block] = [Heading(text="Settings of each engine's own")]
+    blocks: list[Block] = [Heading("Settings of each engine's own")]
     for start in range(0, len(columns), _ABREAST):
         part = dict(columns[start : start + _ABREAST])
         cells = ((name, *(each[row] for each in part.values())) for row, name in enumerate(rows))

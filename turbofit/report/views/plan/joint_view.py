@@ -14,6 +14,8 @@ from turbofit.report.painters.document import (
     Paragraph,
     Table,
     Verdict,
+    listed,
+    remark,
     table,
 )
 from turbofit.report.views.plan.commands_view import shell_words
@@ -37,13 +39,11 @@ def joint_view(found: JointPlan, names: Sequence[str]) -> list[Block]:
         names: the models as they were named.
     """
     blocks: list[Block] = [
-        Heading(
-            text=f"{len(found.plans)} models together" if found.gpus else "Together", short=True
-        ),
-        Verdict(text=found.verdict, good=found.fits, short=True),
+        Heading(f"{len(found.plans)} models together" if found.gpus else "Together", short=True),
+        Verdict(found.verdict, good=found.fits, short=True),
     ]
     if found.remedy is not None:
-        blocks.append(Items(items=(found.remedy,), short=True))
+        blocks.append(Items((found.remedy,), short=True))
     if found.fits:
         blocks.append(_promises(found))
     if found.gpus:
@@ -52,14 +52,12 @@ def joint_view(found: JointPlan, names: Sequence[str]) -> list[Block]:
         if fullest.left < 0:
             text = f"GPU {fullest.index} lacks {format_bytes(-fullest.left)}"
         if found.fits or fullest.left < 0:
-            blocks.append(Paragraph(text=text, **ONLY_SHORT))
+            blocks.append(Paragraph(text, **ONLY_SHORT))
     for gpu in found.gpus:
-        blocks += [Heading(text=f"GPU {gpu.index}: {gpu.name}, MiB at the worst"), _card(gpu)]
+        blocks += [Heading(f"GPU {gpu.index}: {gpu.name}, MiB at the worst"), _card(gpu)]
     warnings = _warnings(found)
     assumed = assumed_of(found.plans[0].machine) if found.plans else ()
-    blocks += first_warnings(warnings, assumed)
-    if warnings:
-        blocks += [Heading(text="Notes"), Items(items=warnings)]
+    blocks += [*first_warnings(warnings, assumed), *listed("Notes", warnings)]
     return [*blocks, *_serve(found, names), MORE]
 
 
@@ -69,11 +67,11 @@ def _serve(found: JointPlan, names: Sequence[str]) -> list[Block]:
         return []
     if found.serve is None:
         text = f"next: turbofit serve {shlex.join(names)}, with the same options"
-        return [Paragraph(text=text, **ONLY_SHORT)]
+        return [Paragraph(text, **ONLY_SHORT)]
     where = "" if found.plans[0].machine.source == "nvml" else " on such a machine"
-    note = Paragraph(text=f"at one address{where}:", tone="dim", short=True)
-    code = Code(text=shell_words(found.serve.argv), short=True)
-    return [Heading(text="Command"), note, code]
+    note = remark(f"at one address{where}:", short=True)
+    code = Code(shell_words(found.serve.argv), short=True)
+    return [Heading("Command"), note, code]
 
 
 def _warnings(found: JointPlan) -> tuple[str, ...]:

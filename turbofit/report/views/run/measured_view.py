@@ -59,19 +59,19 @@ def load_view(result: LoadResult) -> list[Block]:
               y="requests under way"),
     )  # fmt: skip
     blocks: list[Block] = [
-        Heading(text=f"{result.model} at {result.url}"),
-        Tiles(figures=tiles),
-        FactList(facts=(("load", _load_text(result)),)),
-        Heading(text="Latency", whole=False),
+        Heading(f"{result.model} at {result.url}"),
+        Tiles(tiles),
+        FactList((("load", _load_text(result)),)),
+        Heading("Latency", whole=False),
         _latency(result),
     ]
     if result.moments:
-        blocks += [Heading(text="Over the time of the window", whole=False), *over_time]
+        blocks += [Heading("Over the time of the window", whole=False), *over_time]
     errors = _errors(result)
     if errors or result.warnings:
-        blocks += [Heading(text="Requests without an answer, and warnings", whole=False), *errors]
+        blocks += [Heading("Requests without an answer, and warnings", whole=False), *errors]
     if result.warnings:
-        blocks.append(Items(items=result.warnings, tone="warn"))
+        blocks.append(Items(result.warnings, tone="warn"))
     return blocks
 
 
@@ -88,10 +88,10 @@ def trace_view(result: TraceForecast) -> list[Block]:
     each = [_traced(one) for one in result.plans]
     rows = tuple((name, *(column[name] for column in each)) for name in each[0])
     return [
-        Heading(text=f"{result.model} under a trace"),
-        FactList(facts=facts),
+        Heading(f"{result.model} under a trace"),
+        FactList(facts),
         Table(columns=columns, rows=rows),
-        Paragraph(text=result.basis),
+        Paragraph(result.basis),
     ]
 
 
@@ -153,7 +153,7 @@ def _errors(result: LoadResult) -> list[Block]:
         blocks.append(table(titles, rows, right=("requests",), wrap=("for example",)))
     if result.warm_up_errors:
         text = f"{result.warm_up_errors:,} requests failed before the window"
-        blocks.append(Paragraph(text=text, tone="warn"))
+        blocks.append(Paragraph(text, tone="warn"))
     return blocks
 
 
@@ -174,15 +174,15 @@ def tune_view(result: Tuning) -> list[Block]:
     where = f" on {' + '.join(result.gpus)}" if result.gpus else ""
     best = [place for place, one in enumerate(result.trials) if one.number == result.best]
     blocks: list[Block] = [
-        Heading(text=f"Tuning of {result.model}{where}"),
+        Heading(f"Tuning of {result.model}{where}"),
         *_notes(result),
-        Heading(text="Every trial beside its forecast", whole=False),
+        Heading("Every trial beside its forecast", whole=False),
         replace(_trials(result), sortable=True, chosen=best[0] if best else None),
-        Heading(text="Requests a second against the first token", whole=False),
+        Heading("Requests a second against the first token", whole=False),
         _front(result),
     ]
     if result.curve:
-        blocks += [Heading(text="The best under other loads"), *_curves(result), _loads(result)]
+        blocks += [Heading("The best under other loads"), *_curves(result), _loads(result)]
     return blocks
 
 
@@ -237,13 +237,13 @@ def _notes(result: Tuning) -> list[Block]:
     """What was found, in lines."""
     blocks: list[Block] = []
     if result.pretend:
-        blocks.append(Paragraph(text="PRETEND GPUs: no speed here is real", tone="bad"))
+        blocks.append(Paragraph("PRETEND GPUs: no speed here is real", tone="bad"))
     winner = result.winner
     if winner is None or winner.measured is None:
         why = "keeps the SLO" if result.slo else "served"
         if all(one.outcome == "cut" and one.measured is None for one in result.trials):
             why = "was measured in the time: more --time, or less --concurrency and --seconds"
-        blocks.append(Paragraph(text=f"none of {len(result.trials)} settings {why}", tone="bad"))
+        blocks.append(Paragraph(f"none of {len(result.trials)} settings {why}", tone="bad"))
     else:
         first = next((one for one in result.trials if not one.options), None)
         gain = ""
@@ -262,15 +262,15 @@ def _notes(result: Tuning) -> list[Block]:
             ("a token, median", _seconds(seen.tpot_p50), f"p90 {_seconds(seen.tpot_p90)}"),
             ("tokens/s", f"{seen.output_tokens_per_second:,.0f}", "of answers"),
         )  # fmt: skip
-        blocks.append(Paragraph(text=text, tone="warn" if cut else "good"))
-        blocks.append(Tiles(figures=figures))
+        blocks.append(Paragraph(text, tone="warn" if cut else "good"))
+        blocks.append(Tiles(figures))
         if winner.quant_policy:
             text = f"it stores the cache with {winner.quant_policy} bits: answers change a little"
-            blocks.append(Paragraph(text=f"{text} (--kv-types 0 leaves that out)", tone="warn"))
+            blocks.append(Paragraph(f"{text} (--kv-types 0 leaves that out)", tone="warn"))
     corrected = "" if result.pretend else "; later plans here are corrected by it"
     blocks += [
         Paragraph(
-            text=f"{one.engine}: the forecast was {1 / one.factor:.2f} times what "
+            f"{one.engine}: the forecast was {1 / one.factor:.2f} times what "
             f"{one.trials} {plural(one.trials, 'trial')} measured{corrected}"
         )
         for one in result.factors
@@ -282,10 +282,10 @@ def _notes(result: Tuning) -> list[Block]:
             f"LMDeploy {result.earlier.lmdeploy} gave {result.earlier.requests_per_second:.2f} "
             f"requests/s under this load: {result.earlier.change:+.1%} since"
         )
-        blocks.append(Paragraph(text=text, tone="bad" if worse else "plain"))
+        blocks.append(Paragraph(text, tone="bad" if worse else "plain"))
     trials = f"{len(result.trials)} {plural(len(result.trials), 'trial')}"
     text = f"{trials} in {format_duration(result.seconds)}; {result.stopped}"
-    blocks.append(Paragraph(text=text, tone="dim"))
+    blocks.append(Paragraph(text, tone="dim"))
     return blocks
 
 
@@ -359,10 +359,10 @@ def calibration_view(result: Document) -> list[Block]:
     Args:
         result: the document ``turbofit.calibration/1``; sizes are bytes.
     """
-    blocks: list[Block] = [Heading(text=f"Calibration of {result['model'].partition(' (')[0]}")]
+    blocks: list[Block] = [Heading(f"Calibration of {result['model'].partition(' (')[0]}")]
     if result.get("pretend"):
         text = "PRETEND GPUs: this tries the calibration, and says nothing of any card"
-        blocks.append(Paragraph(text=text, tone="bad"))
+        blocks.append(Paragraph(text, tone="bad"))
     titles = ("GPU", "in use, MiB", "forecast", "measured", "paid, not taken")
     rows = (
         (str(row["gpu"]), row["phase"], mib(row["forecast"]), mib(row["measured"]),
@@ -371,7 +371,7 @@ def calibration_view(result: Document) -> list[Block]:
     )  # fmt: skip
     blocks.append(table(titles, rows, right=titles[2:], wrap=("in use, MiB",)))
     if result["why_not"] is not None:
-        blocks.append(Paragraph(text=f"nothing was learned: {result['why_not']}", tone="bad"))
+        blocks.append(Paragraph(f"nothing was learned: {result['why_not']}", tone="bad"))
         return blocks
     names = " + ".join(
         dict.fromkeys(name for one in result["calibrations"] for name in one["gpus"])
@@ -385,4 +385,4 @@ def calibration_view(result: Document) -> list[Block]:
         more = tokens["measured"] - tokens["assumed"]
         change = f"{abs(more):,} {'more' if more > 0 else 'fewer'}" if more else "as many"
         text += f": {change} tokens ({tokens['measured']:,})"
-    return [*blocks, Paragraph(text=f"{text}; later plans know it", tone="good")]
+    return [*blocks, Paragraph(f"{text}; later plans know it", tone="good")]

@@ -20,9 +20,9 @@ from turbofit.report.painters.document import (
 
 def pretend_view(document: Document) -> Iterator[Block]:
     """The document of `pretend.report`, for people."""
-    yield Heading(text=f"PRETEND GPUs: {' '.join(document['command'])}")
+    yield Heading(f"PRETEND GPUs: {' '.join(document['command'])}")
     yield from _end(document)
-    yield Heading(text="Cards at the peak of all processes together (MiB)")
+    yield Heading("Cards at the peak of all processes together (MiB)")
     sizes = ("total", "used_by_others", "peak", "left_at_peak")
     yield _table(
         ("GPU", "name", "total", "others", "peak", "left"),
@@ -32,22 +32,22 @@ def pretend_view(document: Document) -> Iterator[Block]:
         ),
     )
     if document["processes"]:
-        yield Heading(text="Processes (MiB)")
+        yield Heading("Processes (MiB)")
         yield from _processes(document["processes"])
     if document["pinned_peak"]:
         pinned = format_bytes(document["pinned_peak"])
-        yield Paragraph(text=f"page-locked host memory: at most {pinned}")
-    yield Paragraph(text=f"{document['pretend']}; what each card held is", tone="dim")
+        yield Paragraph(f"page-locked host memory: at most {pinned}")
+    yield Paragraph(f"{document['pretend']}; what each card held is", tone="dim")
 
 
 def _end(document: Mapping[str, Any]) -> Iterator[Block]:
     code, seconds = document["exit_code"], document["seconds"]
     if document["signal"]:
-        yield Paragraph(text=f"killed by {document['signal']} after {seconds:.1f} s", tone="bad")
+        yield Paragraph(f"killed by {document['signal']} after {seconds:.1f} s", tone="bad")
     elif code:
-        yield Paragraph(text=f"ended with exit code {code} after {seconds:.1f} s", tone="bad")
+        yield Paragraph(f"ended with exit code {code} after {seconds:.1f} s", tone="bad")
     else:
-        yield Paragraph(text=f"ended well after {seconds:.1f} s", tone="good")
+        yield Paragraph(f"ended well after {seconds:.1f} s", tone="good")
     refused = document["refused"]
     if refused is None:
         return
@@ -57,12 +57,12 @@ def _end(document: Mapping[str, Any]) -> Iterator[Block]:
     if refused["simulated"]:
         lacked = f"simulated, allocation {refused['simulated']} was to fail"
     yield Paragraph(
-        text=f"last refused: {format_bytes(refused['asked'])} ({refused['kind']}) on GPU "
+        f"last refused: {format_bytes(refused['asked'])} ({refused['kind']}) on GPU "
         f"{refused['gpu']}, where {format_bytes(refused['left'])} were free: {lacked}{times}",
         tone="bad" if failed else "warn",
     )
     facts = [("by", f"{refused['pid']} {refused['command']}"), ("phase", refused["phase"])]
-    yield FactList(facts=(*facts, ("where", refused["site"] or "not known")))
+    yield FactList((*facts, ("where", refused["site"] or "not known")))
 
 
 def _processes(processes: Sequence[Mapping[str, Any]]) -> Iterator[Block]:
@@ -80,19 +80,19 @@ def _processes(processes: Sequence[Mapping[str, Any]]) -> Iterator[Block]:
             if gpu["site"]:
                 sites.append(f"{process['pid']} on GPU {gpu['gpu']}: {gpu['site']}")
     yield _table(("pid", "GPU", "context", "peak", "at end", "of the cards' peak", "phase"), rows)
-    yield Items(items=tuple(f"{p['pid']}: {p['command']}" for p in processes), tone="dim")
+    yield Items(tuple(f"{p['pid']}: {p['command']}" for p in processes), tone="dim")
     for process in processes:
         if not process["complete"]:
             text = (
                 f"{process['pid']}: its timeline is full; phases and calls after that are missing"
             )
-            yield Paragraph(text=text, tone="warn")
+            yield Paragraph(text, tone="warn")
     if sites:
-        yield Heading(text="Where the peaks came from")
-        yield Items(items=tuple(sites))
+        yield Heading("Where the peaks came from")
+        yield Items(tuple(sites))
     phases = [row for process in processes for row in _phases(process)]
     if phases:
-        yield Heading(text="Most held by phase (MiB)")
+        yield Heading("Most held by phase (MiB)")
         yield _table(("pid", "GPU", "phase", "peak"), phases)
 
 
@@ -111,7 +111,7 @@ def watch_view(
     for index, (name, total, free, holders) in enumerate(cards):
         rows.append((str(index), name, mib(total - free), mib(free), ""))
         rows += [("", "", mib(size), "", f"{pid} {holder}") for pid, size, holder in holders]
-    yield Heading(text="PRETEND GPUs (MiB)")
+    yield Heading("PRETEND GPUs (MiB)")
     yield _table(("GPU", "name", "used", "free", "process"), rows)
 
 

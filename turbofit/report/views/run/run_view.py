@@ -45,7 +45,7 @@ def became_blocks(plan: Plan, run: RunReport | None) -> list[Block]:
     """The rehearsal and the run where there are any, beside the forecast, and phase by phase."""
     blocks = [*_rehearsal(plan), *(_run(run) if run else []), *_sides(plan, run)]
     lines = _timelines(plan, run)
-    return [*blocks, Heading(text="From the start to the last image"), *lines] if lines else blocks
+    return [*blocks, Heading("From the start to the last image"), *lines] if lines else blocks
 
 
 def _rehearsal(plan: Plan) -> list[Block]:
@@ -53,7 +53,7 @@ def _rehearsal(plan: Plan) -> list[Block]:
     rehearsal = plan.rehearsal
     if rehearsal is None:
         return []
-    blocks: list[Block] = [Heading(text="Rehearsal")]
+    blocks: list[Block] = [Heading("Rehearsal")]
     for numbers in plan.unlike_groups():
         found = plan.of_group(numbers[0]).rehearsal
         if found is not None:
@@ -64,10 +64,10 @@ def _rehearsal(plan: Plan) -> list[Block]:
                 f" {found.engine_version} {PRETENDED}"
             )
             tone: Tone = "good" if found.outcome == "served" else "bad"
-            blocks += [Paragraph(text=text, tone=tone), *_death(found), *_cases(found)]
+            blocks += [Paragraph(text, tone=tone), *_death(found), *_cases(found)]
     if rehearsal.not_known:
-        blocks.append(Paragraph(text="not seen by it, charged from the forecast:", tone="dim"))
-        blocks.append(Items(items=rehearsal.not_known, tone="dim"))
+        blocks.append(Paragraph("not seen by it, charged from the forecast:", tone="dim"))
+        blocks.append(Items(rehearsal.not_known, tone="dim"))
     return blocks
 
 
@@ -78,7 +78,7 @@ def _death(rehearsal: Rehearsal) -> list[Block]:
     text = f"it ended in {death.phase}, at {death.where}"
     if death.asked is not None and death.left is not None:
         text += f": {format_bytes(death.asked)} asked, {format_bytes(death.left)} left"
-    return [Paragraph(text=text, tone="bad")]
+    return [Paragraph(text, tone="bad")]
 
 
 def _cases(rehearsal: Rehearsal) -> list[Block]:
@@ -98,7 +98,7 @@ def _cases(rehearsal: Rehearsal) -> list[Block]:
     more = len(rehearsal.cases) - _MOST_CASES
     if more > 0:
         text = f"{more} more {plural(more, 'case')}: --json has all of them"
-        blocks.append(Paragraph(text=text, tone="dim"))
+        blocks.append(Paragraph(text, tone="dim"))
     return blocks
 
 
@@ -116,13 +116,13 @@ def _run(run: RunReport) -> list[Block]:
         if last.memory_back is not None:
             back = "came back" if last.memory_back else "did not all come back"
             facts.append(("memory", back))
-    blocks: list[Block] = [Heading(text="Run"), FactList(facts=tuple(facts))]
+    blocks: list[Block] = [Heading("Run"), FactList(tuple(facts))]
     if run.pretend:
-        blocks.append(Paragraph(text=PRETENDED, tone="warn"))
+        blocks.append(Paragraph(PRETENDED, tone="warn"))
     for attempt in run.attempts:
         if attempt.ended:
             text = f"start {attempt.number} ended: {attempt.ended.get('message', '')}"
-            blocks.append(Paragraph(text=text, tone="bad"))
+            blocks.append(Paragraph(text, tone="bad"))
     return [*blocks, *last_events(run, _EVENTS, level=3)]
 
 
@@ -139,13 +139,13 @@ def _timelines(plan: Plan, run: RunReport | None) -> list[Block]:
     measured = _measured(plan, run)
     if measured:
         text = "Measured by NVML when each phase began, with what others hold."
-        said = Paragraph(text=text, tone="dim", whole=False)
+        said = Paragraph(text, tone="dim", whole=False)
         return [said, _phase_table(plan, [gpu.index for gpu in plan.gpus], measured)]
     text = (
         "On pretend GPUs: memory is the engine's own, with what is charged from the forecast; time "
         "is not real. The bar is what stays, and beyond it what a phase took at most."
     )
-    blocks: list[Block] = [Paragraph(text=text, tone="dim", whole=False)]
+    blocks: list[Block] = [Paragraph(text, tone="dim", whole=False)]
     for numbers in plan.unlike_groups():
         found = plan.of_group(numbers[0]).rehearsal
         if found is not None and found.timeline:
@@ -237,7 +237,7 @@ def _sides(plan: Plan, run: RunReport | None) -> list[Block]:
         )
         text = f"Forecast{', rehearsed' * (len(titles) > 2)} and {titles[-1]} on {title}"
         facts = table(("in MiB", *numbers), cells, right=numbers, wrap=("in MiB",))
-        blocks += [Heading(text=text), facts]
+        blocks += [Heading(text), facts]
     return blocks
 
 

@@ -38,9 +38,9 @@ def watch_view(
         before: an earlier look, and how many seconds lie between.
         used: bytes in use on each GPU, everybody's; empty where NVML was not asked.
     """
-    blocks: list[Block] = [Heading(text=plan.model.name), FactList(facts=_facts(run, now))]
+    blocks: list[Block] = [Heading(plan.model.name), FactList(_facts(run, now))]
     if run is not None and run.pretend:
-        blocks.append(Paragraph(text=PRETENDED, tone="warn"))
+        blocks.append(Paragraph(PRETENDED, tone="warn"))
     if now is not None:
         blocks.append(_engines(now, before))
     blocks += _memory(plan, used)
@@ -107,7 +107,7 @@ def _rate(now: float | None, before: float | None, seconds: float) -> str:
 
 def _memory(plan: Plan, used: Mapping[int, int]) -> list[Block]:
     """The forecast as a bar; what is in use now beside it, where NVML tells."""
-    blocks: list[Block] = [Heading(text="Memory against the forecast")]
+    blocks: list[Block] = [Heading("Memory against the forecast")]
     ledgers = [(f"GPU {one.index}", one) for one in plan.gpus] if used else fold(plan.gpus)
     for title, ledger in ledgers:
         usage = _usage(ledger, used.get(ledger.index))
@@ -132,5 +132,5 @@ def _held_back(now: LiveServer) -> list[Block]:
         if found:
             most = sorted(found.items(), key=lambda item: -item[1])
             items = tuple(f"{count:,} x {what}" for what, count in most[:_EVENTS])
-            blocks += [Heading(text=title), Items(items=items)]
+            blocks += [Heading(title), Items(items)]
     return blocks
