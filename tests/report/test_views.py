@@ -13,10 +13,10 @@ from turbofit.core.struct import NA
 from turbofit.core.units import MIB
 from turbofit.report.painters import markdown, terminal
 from turbofit.report.painters.document import Code, Table
+from turbofit.report.views.figures import shell_words
 from turbofit.report.views.machine_view import machine_view
-from turbofit.report.views.plan.commands_view import shell_words
-from turbofit.report.views.plan.memory_view import fold
-from turbofit.report.views.plan.plan_view import plan_view
+from turbofit.report.views.memory_view import fold
+from turbofit.report.views.plan_view import plan_view
 
 
 def test_equal_gpus_share_a_column_and_others_do_not() -> None:

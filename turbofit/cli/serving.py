@@ -87,7 +87,7 @@ def show_commands(arguments: ServeArguments, form: Form) -> int:
     from turbofit.planning.commands import commands
     from turbofit.planning.plan import plan as best_plan
     from turbofit.planning.plan import refusal
-    from turbofit.report.views.plan.commands_view import shell_words, unheld
+    from turbofit.report.views.figures import shell_words, unheld
 
     if arguments.options.plan:
         plan = read_saved(arguments, arguments.options.plan)

@@ -9,7 +9,7 @@ from turbofit.core.messages import groups_of, indices
 from turbofit.core.struct import Struct, const
 from turbofit.core.units import MIB, mib
 from turbofit.report.painters.document import ONLY_SHORT, Heading, Paragraph, table
-from turbofit.report.views.plan.figures import images_held, settings_of, users_of
+from turbofit.report.views.figures import images_held, settings_of, users_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

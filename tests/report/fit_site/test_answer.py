@@ -6,7 +6,7 @@ import msgspec
 
 from tests.report.documents import planned
 from turbofit.core.errors import UsageError
-from turbofit.report.fit_site.tables import answer_of, refused
+from turbofit.report.fit_site.site import answer_of, refused
 
 
 def test_a_plan_that_never_starts_holds_nothing() -> None:

@@ -7,7 +7,7 @@ import sys
 
 from tests.support.processes import gone
 from turbofit.report.fit_site.choices import SiteRequest, choices_of
-from turbofit.report.fit_site.tables import table_of
+from turbofit.report.fit_site.site import table_of
 
 
 def test_a_refusal_is_an_answer_too() -> None:
@@ -27,7 +27,7 @@ def test_a_worker_ends_with_its_parent() -> None:
         "import os, time\n"
         "from concurrent.futures import ProcessPoolExecutor\n"
         "from multiprocessing import get_context\n"
-        "from turbofit.report.fit_site.tables import begin_worker\n"
+        "from turbofit.report.fit_site.site import begin_worker\n"
         "if __name__ == '__main__':\n"
         "    pool = ProcessPoolExecutor(1, get_context('spawn'), initializer=begin_worker)\n"
         "    print(pool.submit(os.getpid).result(), flush=True)\n"

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from turbofit.core.errors import UsageError
-from turbofit.report.fit_site import write_site as module
+from turbofit.report.fit_site import site as module
 from turbofit.report.fit_site.choices import SiteRequest, choices_of
-from turbofit.report.fit_site.write_site import index_page, write_site
+from turbofit.report.fit_site.site import index_page, write_site
 
 FOLDER = Path(module.__file__).parent
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.fixtures.clusters import cluster
 from turbofit.core.cluster import Cluster, ClusterStatus, Node, NodeStatus
 from turbofit.report.painters.terminal import paint
-from turbofit.report.views.cluster_view import nodes_view, status_view
+from turbofit.report.views.several_view import nodes_view, status_view
 
 
 def test_what_is_served_node_by_node() -> None:

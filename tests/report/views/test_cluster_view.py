@@ -9,7 +9,7 @@ from turbofit.core.cluster import ClusterPlan
 from turbofit.launch.cluster.nodes import cluster_from
 from turbofit.report.painters.document import Code, Table
 from turbofit.report.painters.terminal import paint
-from turbofit.report.views.cluster_view import cluster_view
+from turbofit.report.views.several_view import cluster_view
 
 
 def planned(spec: str, model: str = "internvl2-8b", **asked: int) -> ClusterPlan:

@@ -72,7 +72,7 @@ def calibrate(*, model: str, form: Form, **given: Any) -> int:
     result = run_until_signal(body)
     if isinstance(result, signal.Signals):
         return exit_code(result)
-    from turbofit.report.views.run.measured_view import calibration_view
+    from turbofit.report.views.measured_view import calibration_view
 
     form.show(result, calibration_view)
     return 0

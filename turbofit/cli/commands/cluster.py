@@ -72,7 +72,7 @@ def cluster(
 
 def _nodes(address: str | None, form: Form, *, pretend: bool) -> int:
     from turbofit.launch.cluster.nodes import measure_nodes
-    from turbofit.report.views.cluster_view import nodes_view
+    from turbofit.report.views.several_view import nodes_view
 
     with under_way("measuring the nodes"):
         measured = measure_nodes(address, pretend=pretend)
@@ -83,7 +83,7 @@ def _nodes(address: str | None, form: Form, *, pretend: bool) -> int:
 def _status(address: str | None, name: str | None, form: Form) -> int:
     from turbofit.launch.cluster.board import boards, read
     from turbofit.launch.cluster.ray_adapter import connected
-    from turbofit.report.views.cluster_view import status_view
+    from turbofit.report.views.several_view import status_view
 
     with connected(address):
         told = [read(board) for board in boards(name).values()]

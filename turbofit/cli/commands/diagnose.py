@@ -122,7 +122,7 @@ def _missing(missing: Missing) -> str:
 
 def _advice(advice: Advice) -> Iterator[Block]:
     from turbofit.report.painters.document import Code, FactList, Heading, Items, Paragraph
-    from turbofit.report.views.plan.commands_view import shell_words
+    from turbofit.report.views.figures import shell_words
 
     yield Heading(f"What would have worked: {advice.model} on {advice.on}")
     tones: dict[bool | None, Tone] = {True: "good", False: "bad", None: "warn"}

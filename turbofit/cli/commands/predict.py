@@ -56,7 +56,7 @@ def _predict_trace(file: str, vs: str | None, given: Options, form: Form) -> int
     from turbofit.load.trace import read_trace
     from turbofit.load.trace_forecast import trace_forecast
     from turbofit.report.stored_documents import read_plan
-    from turbofit.report.views.run.measured_view import trace_view
+    from turbofit.report.views.measured_view import trace_view
 
     settings = {name: given[name] for name in ("lmdeploy", "free_at_cache")}
     refuse_together(settings, "--trace", ": a trace meets turbofit's own plan")

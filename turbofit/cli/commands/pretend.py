@@ -53,7 +53,7 @@ def pretend(
     from turbofit.machine.source import machine_from
     from turbofit.pretend.report import report
     from turbofit.pretend.run import NOTICE, run_pretend, scenario_of
-    from turbofit.report.views.run.pretend_view import pretend_view
+    from turbofit.report.views.measured_view import pretend_view
 
     taken = None if context is None else parse_bytes(context, what="--context")
     if not on:
@@ -95,7 +95,7 @@ def _with_model(name: str, scenario: Scenario, folder: Path) -> dict[str, str]:
 
 
 def _watch(scenario: Scenario, shared: SharedRecord) -> None:
-    from turbofit.report.views.run.pretend_view import watch_view
+    from turbofit.report.views.measured_view import watch_view
 
     cards = []
     for index, gpu in enumerate(scenario.gpus):

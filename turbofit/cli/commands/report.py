@@ -62,7 +62,7 @@ def report(*, what: str | None, schema: str | None, form: Form) -> int:
             show_load(saved, form)
         return 0
     if form.html:
-        from turbofit.report.views.plan.plan_view import plan_page
+        from turbofit.report.views.plan_view import plan_page
 
         write_page(plan_page(saved), form.html)
     elif form.as_json:
@@ -70,7 +70,7 @@ def report(*, what: str | None, schema: str | None, form: Form) -> int:
 
         answer(to_json(saved_document(saved)))
     else:
-        from turbofit.report.views.plan.plan_view import plan_view
+        from turbofit.report.views.plan_view import plan_view
 
         show(plan_view(saved.plan, saved.run), markdown=form.md)
     return 0 if saved.plan.fits else DoesNotFitError.exit_code

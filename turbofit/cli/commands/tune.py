@@ -151,6 +151,6 @@ def _kv_types(text: str) -> tuple[int, ...]:
 
 
 def show_tuning(result: Tuning, form: Form) -> None:
-    from turbofit.report.views.run.measured_view import made_by, tune_view
+    from turbofit.report.views.measured_view import made_by, tune_view
 
     form.show(result, tune_view, made_by(result))

@@ -53,7 +53,7 @@ def watch(
     import time
 
     from turbofit.report.stored_documents import read_run
-    from turbofit.report.views.run.watch_view import watch_view
+    from turbofit.report.views.run_view import watch_view
 
     if forget is not None:
         return _forget(forget, form)

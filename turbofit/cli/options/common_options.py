@@ -99,7 +99,7 @@ def filled(kind: type[T], given: Options) -> T:
         return kind.of_options(values, option_name)
     except UsageError:
         ctx = click.get_current_context(silent=True)
-        explain_fields(kind, ctx and ctx.info_name or "serve")
+        explain_fields(kind, (ctx and ctx.info_name) or "serve")
         return kind.of_options(values, option_name)  # says now what the option is for
 
 

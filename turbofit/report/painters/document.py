@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
 
+from turbofit.core.messages import BESIDE_COMMANDS, HARMLESS, plural
 from turbofit.core.struct import Struct
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+
+    from turbofit.core.plan import Remedy
+    from turbofit.core.run_report import RunReport
 
 Tone = Literal["plain", "good", "bad", "warn", "dim"]
 
@@ -249,3 +253,51 @@ def text_blocks(blocks: Iterable[Block], *, short: bool = False) -> Iterator[Blo
             yield FactList(tuple((name, f"{one}, {text}") for name, one, text in block.figures))
         else:
             yield block
+
+
+#: How to see the whole text.
+MORE: Final = remark("more: --full, --md or --json", **ONLY_SHORT)
+
+
+#: What is said of a run on pretend GPUs: what it shows is not measured.
+PRETENDED: Final = "on pretend GPUs: memory is the engine's own, words and speed are not real"
+
+
+def last_events(run: RunReport, most: int, level: int = 2) -> list[Block]:
+    """What happened in a run at last."""
+    said = (f"{one.at} {one.kind}: {one.text}" for one in run.events[-most:])
+    return listed("Last events", said, level=level)
+
+
+def first_warnings(warnings: Sequence[str], assumed: Sequence[str] = ()) -> list[Block]:
+    """What was assumed of what was asked, else the first warning; and how many more there are.
+
+    Args:
+        warnings: all of them. What stands beside commands, and what is harmless, is left out.
+        assumed: those of them that say how the input was read.
+    """
+    hidden = (*BESIDE_COMMANDS, *HARMLESS)
+    kept = [text for text in warnings if not any(one in text for one in hidden)]
+    kept.sort(key=lambda text: text not in assumed)
+    shown = [f"assumed: {text}" for text in kept if text in assumed] or kept[:1]
+    left = len(kept) - len(shown)
+    if left:
+        shown[-1] += f" (and {left} more {plural(left, 'warning')})"
+    return [Items(tuple(shown), tone="warn", **ONLY_SHORT)] if shown else []
+
+
+def remedies_table(
+    remedies: Sequence[Remedy],
+    title: str = "",
+    *,
+    short: bool = False,
+    whole: bool = True,
+    page: bool = True,
+) -> list[Block]:
+    """Changes and their effects, under a title where there is one; nothing where there are none."""
+    if not remedies:
+        return []
+    titles = ("change", "effect")
+    rows = ((remedy.change, remedy.effect) for remedy in remedies)
+    block = table(titles, rows, wrap=titles, short=short, whole=whole, page=page)
+    return [Heading(title, short=short, whole=whole, page=page), block] if title else [block]

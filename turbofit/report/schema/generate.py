@@ -20,7 +20,7 @@ from turbofit.core.which import Which
 from turbofit.load.result import LoadResult
 from turbofit.load.trace_forecast import TraceForecast
 from turbofit.report.compare import Comparison
-from turbofit.report.fit_site.tables import PageDocument
+from turbofit.report.fit_site.site import PageDocument
 from turbofit.report.schema import NAMES, schema_path, version_of
 from turbofit.report.share import SharedRun
 from turbofit.report.stored_documents import RunDocument

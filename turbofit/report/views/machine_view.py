@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Final
 from turbofit.core.messages import indices, plural
 from turbofit.core.struct import NA
 from turbofit.core.units import format_bytes, mib
+from turbofit.machine.presets import match_preset
 from turbofit.report.painters.document import (
+    MORE,
     ONLY_SHORT,
     Heading,
     Items,
@@ -19,7 +21,6 @@ from turbofit.report.painters.document import (
     remark,
     table,
 )
-from turbofit.report.views.shared_blocks import MORE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -64,6 +65,13 @@ def machine_view(machine: Machine) -> list[Block]:
     if machine.measured is not None:
         blocks += _measured(machine.measured)
     return [*blocks, Heading("Host"), known_facts(_host(machine)), MORE]
+
+
+def assumed_of(machine: Machine) -> Sequence[str]:
+    """How a machine's name was read, or what is not known of its cards: all figures rest on it."""
+    gpus = [gpu for gpu in machine.gpus if gpu.index in machine.visible]
+    named = machine.source == "preset"
+    return machine.warnings if named or None in map(match_preset, gpus) else ()
 
 
 def _gpu_table(machine: Machine) -> Table:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from tests.report.documents import planned
-from turbofit.report.views.plan.figures import images_held, users_of
+from turbofit.report.views.figures import images_held, users_of
 
 
 def test_users_are_whole_blocks_of_the_cache() -> None:

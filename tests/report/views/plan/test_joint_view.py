@@ -6,7 +6,7 @@ from turbofit.core.units import parse_bytes
 from turbofit.planning.joint_plan import joint_plan
 from turbofit.planning.request import PlanRequest
 from turbofit.report.painters.markdown import paint
-from turbofit.report.views.plan.joint_view import joint_view
+from turbofit.report.views.several_view import joint_view
 
 
 def painted(*models: str) -> str:

@@ -6,8 +6,8 @@ import turbofit
 from turbofit.machine.source import machine_from
 from turbofit.report.painters import markdown, terminal
 from turbofit.report.painters.document import Code
-from turbofit.report.views.plan.figures import differing, per_engine_blocks
-from turbofit.report.views.plan.plan_view import plan_view
+from turbofit.report.views.figures import differing, per_engine_blocks
+from turbofit.report.views.plan_view import plan_view
 
 TITLE = "Settings of each engine's own"
 

@@ -8,7 +8,7 @@ from tests.support.plans import plausible_plan
 from turbofit.core.messages import BEYOND, OWN_CODE, QUEUED
 from turbofit.core.plan import Plan
 from turbofit.report.painters.terminal import paint
-from turbofit.report.views.plan.plan_view import plan_view
+from turbofit.report.views.plan_view import plan_view
 
 SPECS = (
     ("internvl2-8b", "4xrtx3090"),

@@ -7,7 +7,7 @@ from turbofit.core.run_report import RunEvent, RunReport
 from turbofit.core.units import format_bytes
 from turbofit.observe.live import LiveEngine, LiveServer
 from turbofit.report.painters.terminal import paint
-from turbofit.report.views.run.watch_view import watch_view
+from turbofit.report.views.run_view import watch_view
 
 PLAN = turbofit.api.plan("internvl2-8b", on="2xrtx3090")
 ENGINE = LiveEngine(

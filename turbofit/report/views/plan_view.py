@@ -19,22 +19,26 @@ from turbofit.report.painters.document import (
     Items,
     Tiles,
     Verdict,
+    first_warnings,
     known_facts,
     listed,
     remark,
+    remedies_table,
     table,
 )
-from turbofit.report.views.machine_view import topology_of, ways_text
-from turbofit.report.views.plan.commands_view import command_blocks, serve_note, shell_words, unheld
-from turbofit.report.views.plan.figures import (
+from turbofit.report.views.figures import (
+    command_blocks,
     differing,
     images_held,
     per_engine_blocks,
+    serve_note,
     settings_of,
+    shell_words,
+    unheld,
     users_of,
 )
-from turbofit.report.views.plan.memory_view import memory_blocks, need_of
-from turbofit.report.views.shared_blocks import assumed_of, first_warnings, remedies_table
+from turbofit.report.views.machine_view import assumed_of, topology_of, ways_text
+from turbofit.report.views.memory_view import memory_blocks, need_of
 
 if TYPE_CHECKING:
     from turbofit.core.model import Model
@@ -94,7 +98,7 @@ def plan_page(saved: StoredPlan) -> str:
 
 def plan_frame(plan: Plan) -> str:
     """The page in a notebook: its script runs, and neither that nor styles reach the notebook."""
-    from turbofit.report.page.tag import tag
+    from turbofit.report.page.html import tag
     from turbofit.report.stored_documents import StoredPlan
 
     return tag(
@@ -312,7 +316,7 @@ def _became(plan: Plan, run: RunReport | None) -> list[Block]:
         title = Heading("Forecast, rehearsed, measured", **ONLY_ON_PAGE)
         return [title, remark(text, **ONLY_ON_PAGE)]
     # Most plans have neither, and reading the module takes time.
-    from turbofit.report.views.run.run_view import became_blocks
+    from turbofit.report.views.run_view import became_blocks
 
     return became_blocks(plan, run)
 
