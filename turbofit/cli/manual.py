@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from functools import cache
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from turbofit.cli.terminal.output import PAGE_WIDTH
 from turbofit.core.presets import load_yaml, presets_dir
@@ -37,7 +37,7 @@ MANUAL: Final[dict[str, Manual]] = {
 
 
 @cache
-def option_texts(command: str) -> dict[str, Any]:
+def option_texts(command: str) -> dict[str, str]:
     """What options and arguments of a command are for, where they do not say it themselves."""
     texts = load_yaml(presets_dir() / "options.yaml")
     return {**texts["shared"], **texts.get(command, {})}

@@ -34,19 +34,10 @@ _GROUPS: Final = {
 
 
 @command(
-    Argument(
-        "source", metavar="INPUT", type=PATH
-    ),
-    Argument(
-        "output", metavar="OUTPUT", type=PATH
-    ),
-    Option(
-        "--url",
-        metavar="URL"
-    ),
-    Option(
-        "--model", shell_complete=complete_model
-    ),
+    Argument("source", metavar="INPUT", type=PATH),
+    Argument("output", metavar="OUTPUT", type=PATH),
+    Option("--url", metavar="URL"),
+    Option("--model", shell_complete=complete_model),
     API_KEY,
     Option("--revision"),
     JSON,
@@ -55,7 +46,7 @@ _GROUPS: Final = {
     *planning_options(),
     only_linux=True,
     usage="INPUT OUTPUT (--url URL | --model MODEL) [OPTIONS]",
-)  # fmt: skip
+)
 def batch(
     *,
     source: str,

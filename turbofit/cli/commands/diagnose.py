@@ -57,17 +57,20 @@ def _chunks(path: str) -> Iterator[bytes]:
 
 def _view(found: Diagnosis) -> Iterator[Block]:
     """The answer first, then what it rests on."""
-    from turbofit.report.painters.document import FactList, Heading, Items, Paragraph, table
+    from turbofit.report.painters.document import (
+        Heading,
+        Paragraph,
+        known_facts,
+        listed,
+        remark,
+        table,
+    )
 
     yield Heading("What happened")
     yield Paragraph(found.what, tone="bad" if found.phase != "none" else "plain")
-    yield FactList(tuple(_facts(found)))
-    if found.why:
-        yield Heading("Why" if not found.possible else "What is certain")
-        yield Items(found.why)
-    if found.possible:
-        yield Heading("This message has been seen with, the likeliest first")
-        yield Items(found.possible)
+    yield known_facts(_facts(found))
+    yield from listed("Why" if not found.possible else "What is certain", found.why)
+    yield from listed("This message has been seen with, the likeliest first", found.possible)
     if found.held:
         yield Heading("Who held the memory")
         rows = (
@@ -83,37 +86,34 @@ def _view(found: Diagnosis) -> Iterator[Block]:
         yield table(titles, rows, right=("GPU", "size", "lines"), wrap=("who",))
     if found.would_work is not None:
         yield from _advice(found.would_work)
-    if found.changes:
-        title = "What to change" if not found.possible else "What decides it, and what to try"
-        yield Heading(title)
-        yield Items(found.changes)
-    for title, entries in (("What is unknown", found.unknown), ("Also in this log", found.also)):
-        if entries:
-            yield Heading(title)
-            yield Items(entries, tone="dim")
+    title = "What to change" if not found.possible else "What decides it, and what to try"
+    yield from listed(title, found.changes)
+    yield from listed("What is unknown", found.unknown, "dim")
+    yield from listed("Also in this log", found.also, "dim")
     if found.evidence:
         yield Heading("It rests on these lines")
         told = ((str(one.line), one.tells, one.text[:160]) for one in found.evidence)
         yield table(("line", "tells", "text"), told, right=("line",), wrap=("tells", "text"))
     if not found.known:
-        yield Paragraph("unknown logs end with exit code 3", tone="dim")
+        yield remark("unknown logs end with exit code 3")
 
 
-def _facts(found: Diagnosis) -> Iterator[tuple[str, str]]:
+def _facts(found: Diagnosis) -> dict[str, str | None]:
     read = found.read
-    yield "kind", found.kind
-    yield "phase", found.phase
-    if found.missing is not None:
-        yield "missing", _missing(found.missing)
-    if found.missing_in_all is not None:
-        yield "missing in all", _missing(found.missing_in_all)
-    engine = " ".join(part for part in (read.engine, read.version) if part)
-    for name, value in (("model", read.model), ("machine", read.machine), ("engine", engine)):
-        if value:
-            yield name, value
+    return {
+        "kind": found.kind,
+        "phase": found.phase,
+        "missing": _missing(found.missing),
+        "missing in all": _missing(found.missing_in_all),
+        "model": read.model,
+        "machine": read.machine,
+        "engine": " ".join(part for part in (read.engine, read.version) if part),
+    }
 
 
-def _missing(missing: Missing) -> str:
+def _missing(missing: Missing | None) -> str:
+    if missing is None:
+        return ""
     if missing.bytes is None:
         return f"unknown: {missing.note}"
     text = f"{_size(missing.bytes)} ({missing.bytes:,} bytes, {missing.note}; {missing.basis}"
@@ -121,7 +121,7 @@ def _missing(missing: Missing) -> str:
 
 
 def _advice(advice: Advice) -> Iterator[Block]:
-    from turbofit.report.painters.document import Code, FactList, Heading, Items, Paragraph
+    from turbofit.report.painters.document import Code, FactList, Heading, Items, Paragraph, remark
     from turbofit.report.views.figures import shell_words
 
     yield Heading(f"What would have worked: {advice.model} on {advice.on}")
@@ -130,7 +130,7 @@ def _advice(advice: Advice) -> Iterator[Block]:
     if advice.settings:
         yield FactList(tuple((name, str(value)) for name, value in advice.settings.items()))
     if advice.note:
-        yield Paragraph(advice.note, tone="dim")
+        yield remark(advice.note)
     if advice.command:
         yield Code(shell_words(shlex.split(advice.command)))
     if advice.remedies:

@@ -72,7 +72,7 @@ def doctor(
 
 def _view(report: DoctorReport, *, full: bool) -> Iterator[Block]:
     """What stops first; what is in order last, in a line where ``full`` is not asked for."""
-    from turbofit.report.painters.document import FactList, Heading, Paragraph, table
+    from turbofit.report.painters.document import Heading, Paragraph, known_facts, table
 
     counted = {state: report.count(state) for state in _ORDER}
     counts = ", ".join(f"{n} {_COUNTED[state][n > 1]}" for state, n in counted.items() if n)
@@ -85,9 +85,8 @@ def _view(report: DoctorReport, *, full: bool) -> Iterator[Block]:
         if not found:
             continue
         if state == "ok" and not full:
-            names = ", ".join(one.check for one in found)
             yield Heading(f"{_TITLES[state]} (--full shows what was seen)")
-            yield Paragraph(names)
+            yield Paragraph(", ".join(one.check for one in found))
             continue
         yield Heading(_TITLES[state])
         if state == "ok":
@@ -95,7 +94,7 @@ def _view(report: DoctorReport, *, full: bool) -> Iterator[Block]:
             continue
         for one in found:
             yield Paragraph(f"{one.check}: {one.seen}", tone="bad" if state == "stops" else "warn")
-            yield FactList(tuple(fact for fact in (("why", one.why), ("fix", one.fix)) if fact[1]))
+            yield known_facts({"why": one.why, "fix": one.fix})
 
 
 # Which kernels TurboMind holds for the cards.

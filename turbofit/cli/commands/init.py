@@ -33,12 +33,15 @@ _HEAD: Final = """\
     *model_argument(),
     *machine_options(),
     Option(
-        "--out", metavar="FILE", type=PATH, default=PROFILE,
+        "--out",
+        metavar="FILE",
+        type=PATH,
+        default=PROFILE,
         help=f"the file (default {PROFILE}); - for stdout",
     ),
     Option("--force", is_flag=True),
     *planning_options(),
-)  # fmt: skip
+)
 def init(*, out: str, force: bool, **given: Any) -> int:
     """Plan, and write what was asked and what was promised."""
     from turbofit import api

@@ -13,12 +13,10 @@ from turbofit.report.fit_site.choices import SiteRequest
 
 
 @command(
-    Option(
-        "--out", metavar="DIR", type=PATH, default="turbofit-page"
-    ),
+    Option("--out", metavar="DIR", type=PATH, default="turbofit-page"),
     *options_of(SiteRequest),
     JSON,
-)  # fmt: skip
+)
 def page(*, out: str, form: Form, **given: Any) -> int:
     from turbofit.report.fit_site.site import write_site
 

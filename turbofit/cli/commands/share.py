@@ -9,12 +9,10 @@ from turbofit.cli.terminal.output import Form, note
 
 @command(
     RUN,
-    Option(
-        "--load", "loads", multiple=True, metavar="FILE", type=PATH
-    ),
+    Option("--load", "loads", multiple=True, metavar="FILE", type=PATH),
     Option("--out", metavar="FILE", type=PATH),
     *FORMS,
-)  # fmt: skip
+)
 def share(*, run: str | None, loads: tuple[str, ...], out: str | None, form: Form) -> int:
     """Show what is in the document and what is left out, then write it."""
     import msgspec
