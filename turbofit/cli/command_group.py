@@ -53,7 +53,8 @@ COMMANDS: Final[dict[str, str]] = {
 
 
 _FILES: Final = {
-    **dict.fromkeys(("ps", "logs", "stop"), "runs"), "gpus": "models", "version": "help"
+    "ps": "runs", "logs": "runs", "stop": "runs", "gpus": "models", "version": "help",
+    "compare": "report", "share": "report",
 }  # fmt: skip
 
 

@@ -5,10 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from turbofit.cli.command import CliCommand, option_name, refuse_together
-from turbofit.cli.options.common_options import (
-    planning_keywords,
-    setting_options,
-)
+from turbofit.cli.options.common_options import planning_keywords, setting_options
 from turbofit.cli.terminal.output import Form, answer, exit_code, note, run_until_signal, say
 from turbofit.core.errors import UsageError
 from turbofit.core.model import Model

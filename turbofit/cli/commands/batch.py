@@ -17,7 +17,6 @@ from turbofit.cli.options.common_options import (
     machine_options,
     planning_options,
 )
-from turbofit.cli.serving import PRETEND
 from turbofit.cli.terminal.output import INTERRUPTED, answer, say
 from turbofit.core.errors import UnservedError
 
@@ -66,8 +65,6 @@ def batch(
     target = target_of(url, api_key, request)
     told = (lambda _: None) if form.as_json else say
     job = BatchJob((Path(source), Path(output)), spec, target, say=told)
-    if spec.pretend:
-        told(PRETEND)
     result = asyncio.run(_stoppable(job))
     _show(result, form)
     if job.interrupted:

@@ -55,10 +55,8 @@ class _Kind(click.Choice[str]):
     profile_option(),
     spec_option(),
     Option("--name"),
-    Option(
-        "--port", type=PORT, default=DEFAULT_PORT, help=f"of the gateway (default {DEFAULT_PORT})"
-    ),
-    Option("--image", default=_IMAGE, help=f"compose, k8s: what to run (default {_IMAGE})"),
+    Option("--port", type=PORT, default=DEFAULT_PORT, usual=f" (default {DEFAULT_PORT})"),
+    Option("--image", default=_IMAGE, usual=f" (default {_IMAGE})"),
     Option("--claim"),
     Option("--host"),
     Option("--executable", metavar="PATH"),

@@ -141,13 +141,12 @@ def _forget(model: str, request: PlanRequest, *, apart: bool) -> int:
 
 
 def _kv_types(text: str) -> tuple[int, ...]:
-    allowed = {"0": 0, "4": 4, "8": 8, "16": 16, "17": 17}
     found = [part.strip() for part in text.split(",")]
-    if not all(one in allowed for one in found):
+    if not {*found} <= {"0", "4", "8", "16", "17"}:
         raise UsageError(
             f"--kv-types {text!r} is no list of KV types", hint="write it as 0,8 or 0,8,4"
         )
-    return tuple(allowed[one] for one in dict.fromkeys(found))
+    return tuple(map(int, dict.fromkeys(found)))
 
 
 def show_tuning(result: Tuning, form: Form) -> None:

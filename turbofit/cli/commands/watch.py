@@ -70,8 +70,7 @@ def watch(
     while True:
         began = time.monotonic()
         watched = [read_run(place) for place in places()]
-        look = _look_patiently if live else _look
-        now = {one.where: look(one, url, api_key) for one in watched}
+        now = {one.where: _look(one, url, api_key, patient=live) for one in watched}
         if not live and not form.as_json and any(now.values()):
             # Rates need two looks.
             time.sleep(interval)
@@ -109,18 +108,13 @@ def _newest_server() -> Callable[[], list[str]]:
     return lambda: [str(one.folder) for one in live_runs() if one.record.pid == pid] or [newest]
 
 
-def _look_patiently(saved: StoredPlan, url: str | None, api_key: str | None) -> LiveServer | None:
-    """Look again where the gateway is closed for a moment, between two starts."""
-    try:
-        return _look(saved, url, api_key)
-    except UsageError:
-        if url:
-            raise
-        return None
+def _look(
+    saved: StoredPlan, url: str | None, api_key: str | None, *, patient: bool = False
+) -> LiveServer | None:
+    """What the gateway says; None while the run's own is not open.
 
-
-def _look(saved: StoredPlan, url: str | None, api_key: str | None) -> LiveServer | None:
-    """What the gateway says; None while the run's own is not open."""
+    ``patient``: nor where it is closed for a moment, between two starts.
+    """
     from turbofit.core.process.variables import variables
     from turbofit.observe.live import fetch_page, now_of
 
@@ -129,7 +123,13 @@ def _look(saved: StoredPlan, url: str | None, api_key: str | None) -> LiveServer
     if not urls or (saved.run.state != "ready" and not url):
         return None
     key, model = api_key or next(iter(variables().keys), None), saved.plan.model
-    return now_of(fetch_page(urls[0], key), model.hub_id or model.name)
+    try:
+        page = fetch_page(urls[0], key)
+    except UsageError:
+        if url or not patient:
+            raise
+        return None
+    return now_of(page, model.hub_id or model.name)
 
 
 def _used(saved: StoredPlan) -> dict[int, int]:

@@ -307,14 +307,12 @@ def sections() -> dict[str, ProfileSection]:
         "several": ProfileSection(SharesOptions, tuple(SharesOptions.model_fields)),
         "gateway": ProfileSection(GatewayOptions, gateway, secret=frozenset({"api_key"})),
     }
-    for section in found.values():
+    for heading, section in found.items():
         explain_fields(section.kind, "serve")
-    return {heading: one._replace(lists=_lists(one)) for heading, one in found.items()}
-
-
-def _lists(section: ProfileSection) -> frozenset[str]:
-    fields = section.kind.model_fields
-    return frozenset(name for name in section.fields if syntax_of(fields[name]).several)
+        fields = section.kind.model_fields
+        lists = frozenset(name for name in section.fields if syntax_of(fields[name]).several)
+        found[heading] = section._replace(lists=lists)
+    return found
 
 
 def profile_option() -> Option:

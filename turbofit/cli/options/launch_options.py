@@ -95,11 +95,8 @@ class ServeOptions(LaunchOptions):
         """The deadlines that were given, the others as they are."""
         from turbofit.launch.engine.engine_client import Timing
 
-        usual = Timing()
-        return Timing(
-            drain=usual.drain if self.drain is None else self.drain,
-            liveness=usual.liveness if self.liveness is None else self.liveness,
-        )
+        given = self.given()
+        return Timing(**{name: given[name] for name in ("drain", "liveness") if name in given})
 
     def config_fields(self) -> Options:
         return {

@@ -151,7 +151,7 @@ class SitePoint(NamedTuple):
 
     def machine(self, card: str) -> str:
         """The machine as --on takes it."""
-        return _spec(self.gpus, card, self.used)
+        return f"{self.gpus}x{card}{self.used.words}"
 
     def request(self, model: str, card: str) -> PlanRequest:
         """What `turbofit plan` is asked for.
@@ -197,8 +197,9 @@ def choices_of(request: SiteRequest, created: str) -> SiteChoices:
         contexts=tuple(_chosen("--context", request.contexts)),
         concurrencies=tuple(_chosen("--concurrency", request.concurrencies)),
     )
-    for card, count, used in product(choices.cards, choices.counts, choices.used):
-        machine_from(_spec(count, card.name, used))
+    every = product(choices.cards, points(choices))
+    for machine in dict.fromkeys(point.machine(card.name) for card, point in every):
+        machine_from(machine)
     return choices
 
 
@@ -227,21 +228,14 @@ def _card(name: str) -> SiteCard:
     return SiteCard(name=key, title=gpu.name, total=known(gpu.total, 0), free=known(gpu.free, 0))
 
 
-def _spec(count: int, card: str, used: SiteChoice) -> str:
-    """A machine as --on takes it."""
-    return f"{count}x{card}{used.words}"
-
-
 def _used(size: int) -> SiteChoice:
     if not size:
         return SiteChoice(key="0", words="", numbers=(0,))
-    text = next(
-        (f"{size // unit}{name}" for unit, name in _UNITS if size % unit == 0), f"{size}B"
-    )  # exact, whatever the unit
+    text = f"{size}B"
+    for unit, name in ((MIB, "MiB"), (GIB, "GiB")):
+        if size % unit == 0:
+            text = f"{size // unit}{name}"
     return SiteChoice(key=text, words=f":used={text}", numbers=(size,))
-
-
-_UNITS: Final = ((GIB, "GiB"), (MIB, "MiB"))
 
 
 def _images(count: int, size: tuple[int, int] | None) -> SiteChoice:

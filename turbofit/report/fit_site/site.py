@@ -27,7 +27,7 @@ from turbofit.core.units import format_duration
 from turbofit.core.version import __version__
 from turbofit.planning.plan import plan as make_plan
 from turbofit.report.fit_site.choices import choices_of, points
-from turbofit.report.page.html import json_text, policy, shared_script, stylesheet
+from turbofit.report.page.html import json_text, page_file, policy
 from turbofit.report.views.figures import users_of
 from turbofit.report.views.memory_view import fold, stack, sums
 
@@ -300,10 +300,10 @@ def index_page(choices: SiteChoices) -> str:
         choices: what its controls offer.
     """
     scripts = (_read(name) for name in ("wording.js", "answer.js", "site.js"))
-    script = shared_script() + "".join(scripts)
+    script = page_file("shared.js") + "".join(scripts)
     return Template(_read("index.html")).substitute(
         policy=policy(script, _LOADS),
-        style=stylesheet() + _read("site.css"),
+        style=page_file("page.css") + _read("site.css"),
         script=script,
         choices=json_text(choices),
         version=choices.turbofit_version,

@@ -37,7 +37,6 @@ from turbofit.report.painters.document import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-
 #: Control characters, and those that reverse the direction of text: names are not trusted.
 _UNSAFE: Final = dict.fromkeys(
     (*range(9), 11, 12, *range(14, 32), *range(127, 160), *range(0x202A, 0x202F),
@@ -329,11 +328,11 @@ def page(blocks: list[Block], document: Any, made: str) -> str:
         assert isinstance(heading, Heading)
         if painted := paint(content):
             named.append((f"part-{number}", heading.text, painted))
-    script = shared_script() + _read("page.js")
-    return Template(_read("page.html")).substitute(
+    script = page_file("shared.js") + page_file("page.js")
+    return Template(page_file("page.html")).substitute(
         title=tag("title", f"{title.text} - turbofit"),
         policy=policy(script),
-        style=stylesheet(),
+        style=page_file("page.css"),
         script=script,
         head=join(tag("h1", title.text), paint(head)),
         contents=tag("ul", *(tag("li", tag("a", text, href=f"#{id_}")) for id_, text, _ in named)),
@@ -347,16 +346,6 @@ def page(blocks: list[Block], document: Any, made: str) -> str:
         made=tag("p", made),
         json=json_text(document),
     )  # fmt: skip
-
-
-def stylesheet() -> str:
-    """The style of all pages."""
-    return _read("page.css")
-
-
-def shared_script() -> str:
-    """What the scripts of all pages begin with."""
-    return _read("shared.js")
 
 
 def policy(script: str, *more: str) -> str:
@@ -374,7 +363,8 @@ def policy(script: str, *more: str) -> str:
     )
 
 
-def _read(name: str) -> str:
+def page_file(name: str) -> str:
+    """Of all pages: page.css is their style, and their scripts begin with shared.js."""
     return (_FOLDER / name).read_text(encoding="utf-8")
 
 

@@ -286,18 +286,11 @@ def first_warnings(warnings: Sequence[str], assumed: Sequence[str] = ()) -> list
     return [Items(tuple(shown), tone="warn", **ONLY_SHORT)] if shown else []
 
 
-def remedies_table(
-    remedies: Sequence[Remedy],
-    title: str = "",
-    *,
-    short: bool = False,
-    whole: bool = True,
-    page: bool = True,
-) -> list[Block]:
+def remedies_table(remedies: Sequence[Remedy], title: str = "", **places: bool) -> list[Block]:
     """Changes and their effects, under a title where there is one; nothing where there are none."""
     if not remedies:
         return []
     titles = ("change", "effect")
     rows = ((remedy.change, remedy.effect) for remedy in remedies)
-    block = table(titles, rows, wrap=titles, short=short, whole=whole, page=page)
-    return [Heading(title, short=short, whole=whole, page=page), block] if title else [block]
+    block = table(titles, rows, wrap=titles, **places)
+    return [Heading(title, **places), block] if title else [block]

@@ -7,13 +7,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from turbofit.core.messages import plural
-from turbofit.core.units import (
-    format_bytes,
-    format_duration,
-    mib,
-    three_digits,
-    two_digits,
-)
+from turbofit.core.units import format_bytes, format_duration, mib, three_digits, two_digits
 from turbofit.report.painters.document import (
     Column,
     Curve,
