@@ -13,7 +13,7 @@ from turbofit.cli.options.common_options import FORMS, RUN, filled, options_of
 from turbofit.cli.terminal.output import Form, say
 from turbofit.core.errors import UsageError
 from turbofit.core.process.progress import under_way
-from turbofit.core.validation import Metavar, Validated
+from turbofit.core.validation import SECONDS, Metavar, Validated
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -98,7 +98,7 @@ def logs(*, run: str | None, lines: int) -> int:
 
 
 class StopOptions(Validated):
-    wait: Annotated[float, Field(gt=0, le=86400), Metavar("SECONDS")] = 120
+    wait: Annotated[float, Field(gt=0, le=86400), SECONDS, Metavar("SECONDS")] = 120
 
 
 @command(
