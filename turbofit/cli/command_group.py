@@ -54,7 +54,8 @@ COMMANDS: Final[dict[str, str]] = {
 
 _FILES: Final = {
     "ps": "runs", "logs": "runs", "stop": "runs", "gpus": "models", "version": "help",
-    "compare": "report", "share": "report",
+    "compare": "report", "share": "report", "calibrate": "tune", "rehearse": "predict",
+    "download": "merge", "init": "export",
 }  # fmt: skip
 
 

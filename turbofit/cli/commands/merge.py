@@ -1,4 +1,4 @@
-"""``turbofit merge``: a LoRA into its checkpoint, LLaVA's original format into the hf format."""
+"""``turbofit download`` and ``merge``: a checkpoint on disk, and a LoRA or LLaVA's format in it."""
 
 from __future__ import annotations
 
@@ -8,17 +8,34 @@ from typing import TYPE_CHECKING
 import click
 
 from turbofit.cli.command import PATH, Argument, Option, command
-from turbofit.cli.options.common_options import FORMS
-from turbofit.cli.terminal.output import Form, say
+from turbofit.cli.options.common_options import FORMS, model_argument
+from turbofit.cli.terminal.output import Form, answer, say
 from turbofit.core.errors import UsageError
 from turbofit.core.process.progress import under_way
 from turbofit.core.process.signals import ended_like_ctrl_c
+from turbofit.planning.request import PlanRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from turbofit.model.merge.merge import Merged
     from turbofit.report.painters.document import Block
+
+
+@command(*model_argument(), only_linux=True)
+def download(*, model: str, revision: str | None) -> int:
+    from turbofit.launch.serve.download import fetched
+    from turbofit.planning.resolve import model_of
+
+    known = model_of(PlanRequest(model=model, revision=revision))
+    folder = fetched(known, say).source.checkpoint
+    if folder is None:
+        raise UsageError(
+            f"{model} has no repository that is known here",
+            hint="give a hub id: turbofit models lists them",
+        )
+    answer(f"{folder}\n")
+    return 0
 
 
 @command(
