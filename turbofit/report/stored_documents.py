@@ -309,6 +309,7 @@ def _wrong(plan: Plan) -> Iterator[str]:
     for one, group in zip(each, groups, strict=False):
         if one.rehearsal is None:
             continue
+        rows: list[tuple[str, Sequence[object], Sequence[object]]]
         rows = [(moment.phase, moment.peak, moment.end) for moment in one.rehearsal.timeline]
         rows.append(("cache", one.rehearsal.cache.free, one.rehearsal.cache.region))
         for name, *lists in rows:

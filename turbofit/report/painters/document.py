@@ -286,7 +286,7 @@ def first_warnings(warnings: Sequence[str], assumed: Sequence[str] = ()) -> list
     return [Items(tuple(shown), tone="warn", **ONLY_SHORT)] if shown else []
 
 
-def remedies_table(remedies: Sequence[Remedy], title: str = "", **places: bool) -> list[Block]:
+def remedies_table(remedies: Sequence[Remedy], title: str = "", **places: Any) -> list[Block]:
     """Changes and their effects, under a title where there is one; nothing where there are none."""
     if not remedies:
         return []

@@ -1,3 +1,5 @@
+"""A tuning."""
+
 from __future__ import annotations
 
 from msgspec.structs import replace

@@ -1,3 +1,5 @@
+"""Bars and ledgers of memory."""
+
 from __future__ import annotations
 
 import msgspec
