@@ -16,7 +16,7 @@ from rich.text import Text
 
 from turbofit.api import plan
 from turbofit.report.painters.terminal import paint
-from turbofit.report.views.plan.plan_view import plan_view
+from turbofit.report.views.plan_view import plan_view
 
 SHOWN: Final = Path(__file__).parents[1] / "docs" / "terminal.svg"
 COMMAND: Final = "turbofit plan internvl2-8b --on 1xrtx3090"

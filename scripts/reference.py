@@ -60,6 +60,7 @@ def _commands() -> Iterator[str]:
 
 def _command(command: CliCommand, ctx: click.Context, name: str) -> Iterator[str]:
     yield f"## {name}\n\n{COMMANDS[name]}.\n"
+    command.explain(name)
     yield _code([command.get_usage(ctx).removeprefix("Usage: ")])
     arguments = [one for one in command.params if isinstance(one, Argument)]
     if arguments:

@@ -251,7 +251,7 @@ PUBLISHED_WORDS = {
     "turbofit/core/rehearsal.py", "turbofit/rehearse/confirm.py",
     "turbofit/launch/engine/engine_log.py", "turbofit/launch/engine/pretended.py",
 "turbofit/launch/serve/ladder.py",
-    "turbofit/report/views/run/run_view.py",
+    "turbofit/report/views/run_view.py",
 }  # fmt: skip
 
 

@@ -38,7 +38,7 @@ def _request(kind: type[_Request], model: Any, options: dict[str, Any]) -> _Requ
 
 
 def _framed(plan: Plan) -> str:
-    from turbofit.report.views.plan.plan_view import plan_frame
+    from turbofit.report.views.plan_view import plan_frame
 
     return plan_frame(plan)
 

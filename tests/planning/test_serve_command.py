@@ -25,7 +25,7 @@ from turbofit.launch.cluster.nodes import cluster_from
 from turbofit.planning.joint_plan import joint_plan
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.request import PlanRequest
-from turbofit.report.views.plan.commands_view import shell_words
+from turbofit.report.views.figures import shell_words
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ from turbofit.pretend.scenario import MIB, PretendGpu, Scenario
 from turbofit.pretend.shared import Process, SharedRecord, read_shared
 from turbofit.pretend.usage import Peak, RefusedAllocation, Usage
 from turbofit.report.painters.terminal import paint
-from turbofit.report.views.run.pretend_view import pretend_view
+from turbofit.report.views.measured_view import pretend_view
 
 ROW = (0,) * 15
 

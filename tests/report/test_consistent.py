@@ -12,7 +12,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.plan import Plan
 from turbofit.report.painters.terminal import paint
 from turbofit.report.stored_documents import StoredPlan, check_consistent, read_plan
-from turbofit.report.views.plan.plan_view import plan_page, plan_view
+from turbofit.report.views.plan_view import plan_page, plan_view
 
 #: Parts of a document that no report computes with, or too many to try one by one.
 LEFT_OUT = ("model", "considered", "ledger", "turbofit_version", "created")

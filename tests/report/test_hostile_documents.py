@@ -21,7 +21,7 @@ from turbofit.launch.serve.leases import Leases
 from turbofit.machine.snapshot import load_snapshot
 from turbofit.observe import calibrations
 from turbofit.report.stored_documents import read_saved
-from turbofit.report.views.plan.plan_view import plan_view
+from turbofit.report.views.plan_view import plan_view
 
 PLAN = plausible_plan()
 

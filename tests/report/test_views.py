@@ -13,10 +13,10 @@ from turbofit.core.struct import NA
 from turbofit.core.units import MIB
 from turbofit.report.painters import markdown, terminal
 from turbofit.report.painters.document import Code, Table
+from turbofit.report.views.figures import shell_words
 from turbofit.report.views.machine_view import machine_view
-from turbofit.report.views.plan.commands_view import shell_words
-from turbofit.report.views.plan.memory_view import fold
-from turbofit.report.views.plan.plan_view import plan_view
+from turbofit.report.views.memory_view import fold
+from turbofit.report.views.plan_view import plan_view
 
 
 def test_equal_gpus_share_a_column_and_others_do_not() -> None:
@@ -67,12 +67,12 @@ def test_markdown_tables_are_whole_and_names_cannot_break_them() -> None:
 
 
 def test_a_fence_in_the_code_does_not_end_it() -> None:
-    text = markdown.paint([Code(text="echo ```")])
+    text = markdown.paint([Code("echo ```")])
     assert text.startswith("````sh")
 
 
 def test_control_characters_of_others_never_reach_a_terminal_by_markdown() -> None:
-    text = markdown.paint([Code(text="serve '\x1b]0;owned\x07'\nnext \u202eline")])
+    text = markdown.paint([Code("serve '\x1b]0;owned\x07'\nnext \u202eline")])
     assert text == "```sh\nserve '?]0;owned?'\nnext ?line\n```\n"
 
 

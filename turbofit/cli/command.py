@@ -48,7 +48,8 @@ class Option(click.Option):
     """click's, in a named group of the help page; the first group has no name.
 
     ``several``: it takes all words up to the next option, as LMDeploy's options do. ``form``: it is
-    a form of the answer, of which a command gives one; it takes them as one `Form`.
+    a form of the answer, of which a command gives one; it takes them as one `Form`. ``usual`` is
+    the default as the help page says it. Where there is no ``help``, presets/options.yaml has it.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Option(click.Option):
         group: str = "",
         several: bool = False,
         form: bool = False,
+        usual: str = "",
         **attributes: Any,
     ) -> None:
         if several:
@@ -65,6 +67,7 @@ class Option(click.Option):
         self.group = group
         self.several = several
         self.form = form
+        self.usual = usual
         #: Whether it may stand without a value.
         self.bare = self.is_flag or self.count or "flag_value" in attributes
 
@@ -78,9 +81,9 @@ class Option(click.Option):
 
 
 class Argument(click.Argument):
-    """click's, with a line in the help page."""
+    """click's, with a line in the help page, which presets/options.yaml may have."""
 
-    def __init__(self, name: str, *, explained: str, **attributes: Any) -> None:
+    def __init__(self, name: str, *, explained: str = "", **attributes: Any) -> None:
         super().__init__([name], **attributes)
         self.explained = explained
 
@@ -260,8 +263,26 @@ class CliCommand(click.Command):
     def format_arguments(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """They stand above the options."""
 
+    def explain(self, name: str) -> None:
+        """Give each option and argument that has no text of its own that of its command."""
+        from turbofit.cli.manual import option_texts
+
+        texts = option_texts(name)
+        for one in self.params:
+            if isinstance(one, Argument):
+                one.explained = one.explained or texts[one.name or ""]
+            elif isinstance(one, Option):
+                one.help = one.help or texts[max(one.opts, key=len)]
+                if one.usual and not one.help.endswith(one.usual):
+                    one.help += one.usual
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
+        self.explain(ctx.info_name or "")
+        return super().shell_complete(ctx, incomplete)
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Arguments, then options group by group."""
+        self.explain(ctx.info_name or "")
         arguments = [one for one in self.params if isinstance(one, Argument)]
         if arguments:
             with formatter.section("Arguments"):

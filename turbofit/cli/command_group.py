@@ -13,7 +13,8 @@ from turbofit.core.errors import UsageError
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-#: Each command is ``turbofit.cli.commands.NAME.NAME``, and imported when it is named.
+#: Each command is ``turbofit.cli.commands.NAME.NAME``, but for some that share a file, and imported
+#: when it is named.
 COMMANDS: Final[dict[str, str]] = {
     "plan": "the best plan for a model on a machine: settings, ledger, command",
     "predict": "what given settings would do, without a search",
@@ -51,6 +52,13 @@ COMMANDS: Final[dict[str, str]] = {
 }
 
 
+_FILES: Final = {
+    "ps": "runs", "logs": "runs", "stop": "runs", "gpus": "models", "version": "help",
+    "compare": "report", "share": "report", "calibrate": "tune", "rehearse": "predict",
+    "download": "merge", "init": "export",
+}  # fmt: skip
+
+
 class Turbofit(click.Group):
     """All commands; none is imported before it is named."""
 
@@ -64,7 +72,8 @@ class Turbofit(click.Group):
         """One of them; None where there is no such command."""
         if name not in COMMANDS:
             return None
-        found: CliCommand = getattr(importlib.import_module(f"turbofit.cli.commands.{name}"), name)
+        module = importlib.import_module(f"turbofit.cli.commands.{_FILES.get(name, name)}")
+        found: CliCommand = getattr(module, name)
         found.help = COMMANDS[name]
         return found
 

@@ -13,7 +13,7 @@ import turbofit
 from turbofit.cli.command import Option, split_rest
 from turbofit.cli.command_group import COMMANDS, TURBOFIT, unknown_command
 from turbofit.cli.commands.completion import COMPLETE_VARIABLE, complete
-from turbofit.cli.terminal.output import UnwrittenError, complain, prepare_streams
+from turbofit.cli.terminal.output import INTERRUPTED, UnwrittenError, complain, prepare_streams
 from turbofit.cli.usage_errors import ROOT
 from turbofit.core.errors import PackageError, TurbofitError
 
@@ -32,7 +32,6 @@ _OBJECTS_BEFORE_COLLECTION: Final = 100_000
 _USUAL_THRESHOLDS: Final = gc.get_threshold()
 
 _FAILED: Final = 1
-_INTERRUPTED: Final = 130
 
 
 def entry() -> None:
@@ -68,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
         complain(exc.to_dict(), as_json=as_json and not isinstance(exc, UnwrittenError))
         return exc.exit_code
     except KeyboardInterrupt:
-        return _INTERRUPTED
+        return INTERRUPTED
     except ModuleNotFoundError as exc:
         missing = _missing(exc)
         complain(_bug(exc, argv) if missing is None else missing.to_dict(), as_json=as_json)

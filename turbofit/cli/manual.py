@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from functools import cache
 from typing import Final, NamedTuple
 
 from turbofit.cli.terminal.output import PAGE_WIDTH
@@ -33,6 +34,13 @@ class Manual(NamedTuple):
 MANUAL: Final[dict[str, Manual]] = {
     name: Manual(**told) for name, told in load_yaml(presets_dir() / "manual.yaml").items()
 }
+
+
+@cache
+def option_texts(command: str) -> dict[str, str]:
+    """What options and arguments of a command are for, where they do not say it themselves."""
+    texts = load_yaml(presets_dir() / "options.yaml")
+    return {**texts["shared"], **texts.get(command, {})}
 
 
 def manual_text(name: str) -> str:

@@ -5,10 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from turbofit.cli.command import CliCommand, option_name, refuse_together
-from turbofit.cli.options.common_options import (
-    planning_keywords,
-    setting_options,
-)
+from turbofit.cli.options.common_options import planning_keywords, setting_options
 from turbofit.cli.terminal.output import Form, answer, exit_code, note, run_until_signal, say
 from turbofit.core.errors import UsageError
 from turbofit.core.model import Model
@@ -87,7 +84,7 @@ def show_commands(arguments: ServeArguments, form: Form) -> int:
     from turbofit.planning.commands import commands
     from turbofit.planning.plan import plan as best_plan
     from turbofit.planning.plan import refusal
-    from turbofit.report.views.plan.commands_view import shell_words, unheld
+    from turbofit.report.views.figures import shell_words, unheld
 
     if arguments.options.plan:
         plan = read_saved(arguments, arguments.options.plan)

@@ -178,11 +178,10 @@ def _refuse_argument(name: str, ctx: click.Context) -> None:
 def _command_with(option: str, ctx: click.Context) -> str:
     """A command that has the option, with its argument: `plan` tells and `serve` launches."""
     having = [command for command, one in options_by_command(ctx) if option in one.opts]
-    for command in ("plan", "serve"):
-        if command in having:
-            return f"{command} MODEL"
-    first = (one for one in ("bench", *having) if one in having)
-    return next(first, "serve MODEL --")
+    first = next((one for one in ("plan", "serve", "bench", *having) if one in having), None)
+    if first is None:
+        return "serve MODEL --"
+    return f"{first} MODEL" if first in ("plan", "serve") else first
 
 
 def unknown_word(word: str) -> str:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from turbofit.core.messages import groups_of, indices
 from turbofit.core.struct import Struct, const
 from turbofit.core.units import MIB, mib
-from turbofit.report.painters.document import ONLY_SHORT, Heading, Paragraph, table
-from turbofit.report.views.plan.figures import images_held, settings_of, users_of
+from turbofit.report.painters.document import ONLY_SHORT, Heading, Paragraph, remark, table
+from turbofit.report.views.figures import images_held, settings_of, users_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -101,13 +101,13 @@ def compare(a: StoredPlan, b: StoredPlan) -> Comparison:
 
 def compare_view(found: Comparison) -> list[Block]:
     """Both verdicts, and what differs as a table a section; in short the promise first."""
-    blocks: list[Block] = [Heading(text="A and B", short=True)]
+    blocks: list[Block] = [Heading("A and B", short=True)]
     for name, side in (("A", found.a), ("B", found.b)):
         what = f"{name}: {side.model} on {side.machine} ({side.where})"
         tone: Tone = "good" if side.fits else "bad"
-        blocks.append(Paragraph(text=f"{what}: {side.verdict}", tone=tone, short=not side.fits))
+        blocks.append(Paragraph(f"{what}: {side.verdict}", tone=tone, short=not side.fits))
         if side.fits:
-            blocks.append(Paragraph(text=f"{what}: fits", tone=tone, **ONLY_SHORT))
+            blocks.append(Paragraph(f"{what}: fits", tone=tone, **ONLY_SHORT))
     sections = {
         name: [row for row in rows if not row.same] for name, rows in folded(found.rows).items()
     }
@@ -115,10 +115,10 @@ def compare_view(found: Comparison) -> list[Block]:
     for name, rows in sections.items():
         if rows:
             title = "in MiB" if any(row.unit == "bytes" for row in rows) else ""
-            blocks += [Heading(text=name), _table(title, [(row.what, row) for row in rows])]
+            blocks += [Heading(name), _table(title, [(row.what, row) for row in rows])]
     equal = ", ".join(name for name, rows in sections.items() if not rows)
     if equal:
-        blocks.append(Paragraph(text=f"the same in both: {equal}", tone="dim"))
+        blocks.append(remark(f"the same in both: {equal}"))
     return blocks
 
 
@@ -144,8 +144,7 @@ def _in_short(sections: Mapping[str, Sequence[ComparedRow]]) -> list[Block]:
     blocks: list[Block] = [_table("", rows, **ONLY_SHORT)] if rows else []
     if left or not rows:
         text = f"{left} more figures differ; all of them: --full, --md or --json"
-        text = text if left else "nothing differs"
-        blocks.append(Paragraph(text=text, tone="dim", **ONLY_SHORT))
+        blocks.append(remark(text if left else "nothing differs", **ONLY_SHORT))
     return blocks
 
 
@@ -161,17 +160,17 @@ def folded(rows: Iterable[ComparedRow]) -> dict[str, list[ComparedRow]]:
     sections: dict[str, list[ComparedRow]] = {}
     for row in rows:
         sections.setdefault(row.section, []).append(row)
-    equal: dict[object, list[str]] = {}
+    found, equal = {}, dict[object, list[str]]()
     for name, section in sections.items():
         facts = tuple((row.what, row.a, row.b) for row in section)
-        equal.setdefault(facts if name.startswith(_GPU) else name, []).append(name)
-    return {_named(names): sections[names[0]] for names in equal.values()}
-
-
-def _named(names: list[str]) -> str:
-    if not names[0].startswith(_GPU):
-        return names[0]
-    return _GPU + indices(int(name.removeprefix(_GPU)) for name in names)
+        if name.startswith(_GPU):
+            equal.setdefault(facts, []).append(name)
+        else:
+            found[name] = section
+    for names in equal.values():
+        gpus = indices(int(name.removeprefix(_GPU)) for name in names)
+        found[f"{_GPU}{gpus}"] = sections[names[0]]
+    return found
 
 
 def _side(saved: StoredPlan) -> ComparedSide:

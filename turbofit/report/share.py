@@ -43,6 +43,10 @@ LEFT_OUT: Final = (
 )
 _TITLES: Final = ("GPU", "what", "forecast", "measured")
 _PACKAGES: Final = ("torch", "transformers", "triton")
+#: Lists of a plan that are for the person who planned.
+_EMPTIED: Final = (
+    "considered", "reasons", "warnings", "remedies", "commands", "limit_costs"
+)  # fmt: skip
 #: The fields of an end that are shared: they hold turbofit's own words.
 _ENDING: Final = ("kind", "phase", "exit_code", "asked", "left", "missing")
 
@@ -130,16 +134,11 @@ def _plan(plan: Plan, model: Model) -> Plan:
         machine=_machine(plan.machine),
         gpus=tuple(_ledger(gpu) for gpu in plan.gpus),
         host=replace(plan.host, available=None),
-        considered=(),
-        reasons=(),
-        warnings=(),
-        remedies=(),
         serve=None,
-        commands=(),
-        limit_costs=(),
         rehearsal=None,
         by_group=groups,
         options=UNSET,
+        **dict.fromkeys(_EMPTIED, ()),
     )
 
 
@@ -235,18 +234,16 @@ def share_view(document: SharedRun) -> list[Block]:
         ("engine", f"{plan.engine.name}, {len(plan.parallel.groups)} of tp {plan.parallel.tp}"),
         ("starts", f"{len(run.attempts)}, {run.state}{f' ({end})' if end else ''}"),
     ]
-    facts += [
-        ("load", f"{load.requests_per_second:.2f} requests/s, "
-                 f"{load.output_tokens_per_second:,.0f} tokens/s")
-        for load in document.loads
-    ]  # fmt: skip
+    for load in document.loads:
+        rate = f"{load.requests_per_second:.2f} requests/s"
+        facts.append(("load", f"{rate}, {load.output_tokens_per_second:,.0f} tokens/s"))
     return [
-        Heading(text=f"{plan.model.name} on {machine.name}, as others may read it"),
-        FactList(facts=tuple(facts)),
+        Heading(f"{plan.model.name} on {machine.name}, as others may read it"),
+        FactList(tuple(facts)),
         table(_TITLES, _rows(document), right=_TITLES[2:], wrap=_TITLES[1:2]),
-        Paragraph(text="Left out:"),
-        Items(items=LEFT_OUT),
-        Paragraph(text="--json shows every byte of it. Nothing is sent."),
+        Paragraph("Left out:"),
+        Items(LEFT_OUT),
+        Paragraph("--json shows every byte of it. Nothing is sent."),
     ]
 
 

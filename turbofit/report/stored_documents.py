@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from turbofit.core.plan import GroupPlan
-    from turbofit.core.rehearsal import Rehearsal
     from turbofit.core.tuning import Tuning
     from turbofit.load.result import LoadResult
 
@@ -305,23 +304,16 @@ def _wrong(plan: Plan) -> Iterator[str]:
         yield f"cache_block_seq_len is {block}"
     if min(plan.kv.tokens, plan.kv.longest_request_tokens) < 0:
         yield "its cache holds less than no tokens"
-    yield from _rehearsals(plan)
-
-
-def _rehearsals(plan: Plan) -> Iterator[str]:
-    """The first group's; of groups that differ each one's."""
+    # A rehearsal is of the first group; where groups differ, each has one.
     each: Sequence[Plan | GroupPlan] = plan.by_group or (plan,)
-    for one, group in zip(each, plan.parallel.groups, strict=False):
-        if one.rehearsal is not None:
-            yield from _rehearsed(one.rehearsal, len(group))
-
-
-def _rehearsed(rehearsal: Rehearsal, cards: int) -> Iterator[str]:
-    """A rehearsal tells of each GPU of its group."""
-    counts = [
-        (one.phase, len(cells)) for one in rehearsal.timeline for cells in (one.peak, one.end)
-    ]
-    counts += [("cache", len(cells)) for cells in (rehearsal.cache.free, rehearsal.cache.region)]
-    for name, count in counts:
-        if count != cards:
-            yield f"its rehearsal tells of {count} GPUs in {name}, not of {cards}"
+    for one, group in zip(each, groups, strict=False):
+        if one.rehearsal is None:
+            continue
+        rows: list[tuple[str, Sequence[object], Sequence[object]]]
+        rows = [(moment.phase, moment.peak, moment.end) for moment in one.rehearsal.timeline]
+        rows.append(("cache", one.rehearsal.cache.free, one.rehearsal.cache.region))
+        for name, *lists in rows:
+            for cells in lists:
+                if len(cells) != len(group):
+                    text = f"its rehearsal tells of {len(cells)} GPUs in {name}"
+                    yield f"{text}, not of {len(group)}"

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator
 
+from scripts.schemas import profile_document
 from tests.cli.options.test_profile_options import as_editors_read
 from turbofit.cli.main import main
-from turbofit.cli.options.profile_schema import document
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def test_a_profile_that_plans_the_same(folder, capsys):
     assert main(["init", *words]) == 0
     assert capsys.readouterr().out == "turbofit.yaml\n"
     text = (folder / "turbofit.yaml").read_text()
-    Draft202012Validator(document()).validate(as_editors_read(text))
+    Draft202012Validator(profile_document()).validate(as_editors_read(text))
     assert f"  context: {before['settings']['session_len']}\n" in text
     assert "engine turbomind" in text
     assert len(text.splitlines()) < 20

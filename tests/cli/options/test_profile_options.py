@@ -10,10 +10,10 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
+from scripts.schemas import profile_document, profile_file
 from turbofit.cli.command_group import TURBOFIT
 from turbofit.cli.main import main
 from turbofit.cli.options.common_options import read_again, sections
-from turbofit.cli.options.profile_schema import document, schema_file
 from turbofit.planning.request import PACE, PlanRequest
 
 PROFILE = """\
@@ -108,11 +108,9 @@ def test_everything_of_a_request_has_its_place():
 
 
 def test_the_published_schema_is_that_of_the_fields():
-    made = document()
+    made = profile_document()
     Draft202012Validator.check_schema(made)
-    assert json.loads(schema_file().read_text()) == made, (
-        "python -m turbofit.cli.options.profile_schema"
-    )
+    assert json.loads(profile_file().read_text()) == made, "python -m scripts.schemas"
 
 
 @pytest.mark.parametrize(
@@ -128,7 +126,7 @@ def test_the_published_schema_is_that_of_the_fields():
     ],
 )
 def test_the_schema_tells_right_from_wrong(text, right):
-    assert Draft202012Validator(document()).is_valid(as_editors_read(text)) is right
+    assert Draft202012Validator(profile_document()).is_valid(as_editors_read(text)) is right
 
 
 def test_a_command_is_read_again_as_its_profile_is_now(file):

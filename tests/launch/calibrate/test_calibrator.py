@@ -19,7 +19,7 @@ from turbofit.launch.serve import ladder
 from turbofit.observe import calibrations
 from turbofit.observe.log_events import CacheBudget
 from turbofit.observe.sampler import SampledRange
-from turbofit.report.views.run.measured_view import calibration_view
+from turbofit.report.views.measured_view import calibration_view
 
 STEPS = ["steady", "kernels", "vision_request", "vision_forward", "text_prefill", "sampling"]
 PLAN = api.plan("internvl2-8b", on="1xrtx3090", engine="turbomind")

@@ -8,7 +8,7 @@ import pytest
 
 from tests.report.fit_site.sites import REQUEST
 from turbofit.report.fit_site.choices import SiteChoices, choices_of
-from turbofit.report.fit_site.write_site import write_site
+from turbofit.report.fit_site.site import write_site
 
 
 @pytest.fixture(scope="session")

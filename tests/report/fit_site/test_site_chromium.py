@@ -18,7 +18,7 @@ from tests.sweep import part
 from turbofit.core.plan import Plan
 from turbofit.core.units import format_bytes
 from turbofit.report.fit_site.choices import SiteChoices, points
-from turbofit.report.fit_site.tables import SiteTable, answer_of
+from turbofit.report.fit_site.site import SiteTable, answer_of
 
 pytestmark = pytest.mark.slow
 

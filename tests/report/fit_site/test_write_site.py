@@ -1,18 +1,136 @@
-"""The site as files."""
+"""What may be asked of the site, its answers, and its files."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from tests.report.documents import planned
+from tests.support.processes import gone
 from turbofit.core.errors import UsageError
-from turbofit.report.fit_site import write_site as module
-from turbofit.report.fit_site.choices import SiteRequest, choices_of
-from turbofit.report.fit_site.write_site import index_page, write_site
+from turbofit.core.units import GIB, MIB
+from turbofit.report.fit_site import site as module
+from turbofit.report.fit_site.choices import SiteRequest, choices_of, points
+from turbofit.report.fit_site.site import answer_of, index_page, refused, table_of, write_site
+
+
+def test_all_has_more_of_what_is_not_given() -> None:
+    few, more = (SiteRequest.of(all=every, contexts=(4096,)).complete() for every in (False, True))
+    assert (few.used, few.images, few.contexts) == ((), ((1, (1920, 1080)),), (4096,))
+    assert (more.used, more.contexts) == ((2 * GIB,), (4096,))
+    assert more.images == ((1, (1920, 1080)), (4, (1280, 720)))
+
+
+@pytest.mark.parametrize("text", ["x", "4@", "@1x1", "4@wide", "-1", "4@12"])
+def test_images_that_are_none(text: str) -> None:
+    with pytest.raises(UsageError):
+        SiteRequest.of_options({"images": (text,)}, str)
+
+
+def test_the_default_is_whole() -> None:
+    few, choices = (choices_of(SiteRequest.of(all=every), "today") for every in (False, True))
+    assert few.answers == 10 * 11 * 3 * 2
+    assert choices.answers == 10 * 11 * 3 * 2 * 3 * 3 * 3
+    assert choices.answers == len(choices.models) * len(choices.cards) * len(list(points(choices)))
+    assert [one.key for one in choices.used] == ["0", "2GiB"]
+    assert [one.key for one in choices.images] == ["1", "1@1920x1080", "4@1280x720"]
+    assert [one.key for one in choices.contexts] == ["auto", "8192", "32768"]
+    card = choices.cards[0]
+    assert card.title == "NVIDIA GeForce RTX 3060"
+    assert 0 < card.free < card.total == 12 * GIB
+
+
+def test_each_point_is_what_its_words_say() -> None:
+    """The words stand on the page, the request was planned: they are the same."""
+    choices = choices_of(
+        SiteRequest.of(
+            used=(3 * GIB + MIB, 1000),
+        ),
+        "today",
+    )
+    for point in points(choices):
+        request = point.request("internvl3-8b", "l4")
+        given = request.option_arguments(without=("model", "on"))
+        words = " ".join((point.images.words, point.context.words, point.concurrency.words))
+        assert sorted(given) == sorted(shlex.split(words))
+        assert request.on == f"{point.gpus}xl4{point.used.words}"
+    assert [one.words for one in choices.used] == ["", ":used=1000B", ":used=3073MiB"]
+
+
+@pytest.mark.parametrize(
+    ("values", "cause"),
+    [
+        ({"models": ("internvl9-8b",)}, "'internvl9-8b' is no model by name"),
+        ({"cards": ("rtx4091",)}, "'rtx4091' is no card by name"),
+        ({"counts": (1, 99)}, "99xrtx3060"),
+        ({"cards": ("h100", "rtx3060"), "used": ("20GiB",)}, "more than the 11.6 GiB"),
+    ],
+)
+def test_what_no_table_could_answer(values: dict[str, tuple[object, ...]], cause: str) -> None:
+    with pytest.raises(UsageError, match=cause):
+        choices_of(SiteRequest.of(**values), "today")
+
+
+def test_every_name_that_plan_takes_is_offered_once() -> None:
+    """By the preset's name: it is a file's too."""
+    request = SiteRequest.of(
+        models=("OpenGVLab/InternVL2-2B", "mineru2.5", "internvl2-2b"),
+        cards=("rtx3090", "3090", "RTX 4090"),
+    )
+    choices = choices_of(request, "today")
+    assert [one.name for one in choices.models] == ["internvl2-2b", "mineru2.5-1.2b"]
+    assert [one.name for one in choices.cards] == ["rtx3090", "rtx4090"]
+
+
+def test_a_plan_that_never_starts_holds_nothing() -> None:
+    plan = msgspec.structs.replace(planned("fits"), fits=False)
+    answer = answer_of(plan)
+    assert (answer.kv_tokens, answer.requests_at_once, answer.throughput) == (0, 0, None)
+
+
+def test_a_refusal_says_its_hint() -> None:
+    answer = refused(UsageError("no", hint="do this"))
+    assert answer.verdict == "no; do this"
+    assert answer.memory is None
+
+
+def test_a_refusal_is_an_answer_too() -> None:
+    """So many images fit no context of the model: no plan, but an answer."""
+    request = SiteRequest.of(
+        models=("llava-1.5-7b",), cards=("rtx4090",), counts=(1,), used=(0,),
+        images=((99, None),), contexts=(4096,), concurrencies=(8,),
+    )  # fmt: skip
+    table = table_of(choices_of(request, "today"), "llava-1.5-7b", "rtx4090")
+    said = table.answers[table.order[-1]].verdict
+    assert not table.answers[table.order[-1]].fits
+    assert "99" in said
+
+
+def test_a_worker_ends_with_its_parent() -> None:
+    begun = (
+        "import os, time\n"
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "from multiprocessing import get_context\n"
+        "from turbofit.report.fit_site.site import begin_worker\n"
+        "if __name__ == '__main__':\n"
+        "    pool = ProcessPoolExecutor(1, get_context('spawn'), initializer=begin_worker)\n"
+        "    print(pool.submit(os.getpid).result(), flush=True)\n"
+        "    time.sleep(1000)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", begun], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        parent.kill()
+    assert gone(worker)
+
 
 FOLDER = Path(module.__file__).parent
 

@@ -9,7 +9,7 @@ from tests.support.plans import plausible_plan
 from turbofit.core.machine import Holder
 from turbofit.core.plan import Command, Plan, Remedy
 from turbofit.report.stored_documents import StoredPlan
-from turbofit.report.views.plan.plan_view import plan_page
+from turbofit.report.views.plan_view import plan_page
 
 EVIL = (
     "</script><script>document.title='hit'</script><img src=x onerror=\"document.title='hit'\">"

@@ -16,10 +16,10 @@ from tests.report.page.pages import EVIL, evil_plan, page_of
 from turbofit.cli.main import main
 from turbofit.core.plan import Plan
 from turbofit.core.units import format_bytes
-from turbofit.report.page import tag as tags
-from turbofit.report.page.tag import Markup, join, json_text, tag
+from turbofit.report.page import html as html_page
+from turbofit.report.page.html import Markup, join, json_text, tag
 from turbofit.report.stored_documents import StoredPlan
-from turbofit.report.views.plan.plan_view import plan_page
+from turbofit.report.views.plan_view import plan_page
 
 ALL = (*KINDS, "served", "died", "run", "pretend run")
 VOID = {"meta", "link", "br", "line", "rect", "path", "circle"}
@@ -153,7 +153,6 @@ def test_markup() -> None:
     assert join("<", Markup("<hr>"), "a\x00\u202eb") == "&lt;<hr>a??b"
     assert json.loads(json_text({"a": "</script>&\u2028"})) == {"a": "</script>&\u2028"}
     assert "<" not in json_text("</script>")
-    assert tags.__doc__
 
 
 def luminance(colour: str) -> float:
@@ -166,7 +165,7 @@ def luminance(colour: str) -> float:
 
 
 def test_text_can_be_read_in_both_themes() -> None:
-    style = (Path(tags.__file__).parent / "page.css").read_text()
+    style = (Path(html_page.__file__).parent / "page.css").read_text()
     blocks = re.findall(r"--paper: (#\w{6}).*?--focus", style, re.DOTALL)
     assert len(blocks) == 3
     for found in re.finditer(r"--paper: #\w{6}[^}]*", style):

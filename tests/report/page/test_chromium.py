@@ -15,8 +15,8 @@ from tests.support.waiting import until
 from turbofit.core.plan import Plan
 from turbofit.core.units import mib
 from turbofit.report.stored_documents import StoredPlan
-from turbofit.report.views.plan.commands_view import shell_words
-from turbofit.report.views.plan.plan_view import plan_page
+from turbofit.report.views.figures import shell_words
+from turbofit.report.views.plan_view import plan_page
 
 
 def shown(browser: Browser, script: str) -> None:

@@ -48,12 +48,12 @@ def test_a_word_longer_than_its_column_stays_whole_and_aligned() -> None:
 def test_control_characters_of_others_never_reach_the_terminal() -> None:
     evil = "name\x1b[2Jx\x07\x9b31m\r\n"
     blocks = [
-        Heading(text=evil),
-        Paragraph(text=evil),
-        Items(items=(evil,)),
-        FactList(facts=((evil, evil),)),
+        Heading(evil),
+        Paragraph(evil),
+        Items((evil,)),
+        FactList(((evil, evil),)),
         Table(columns=(Column(title="t"),), rows=((evil,),), sums=((evil,),)),
-        Code(text=evil),
+        Code(evil),
     ]
     text = paint(blocks)
     assert not set(text) & {"\x1b", "\x07", "\x9b", "\r"}
@@ -62,9 +62,9 @@ def test_control_characters_of_others_never_reach_the_terminal() -> None:
 
 def test_colour_only_when_asked() -> None:
     blocks = [
-        Heading(text="head"),
-        Paragraph(text="bad", tone="bad"),
-        Items(items=("w",), tone="warn"),
+        Heading("head"),
+        Paragraph("bad", tone="bad"),
+        Items(("w",), tone="warn"),
     ]
     assert "\x1b" not in paint(blocks)
     coloured = paint(blocks, colour=True)
@@ -90,7 +90,7 @@ def test_nothing_is_nothing() -> None:
 
 
 def test_a_long_heading_is_folded_as_text_is() -> None:
-    lines = paint([Heading(text="many words " * 12)]).splitlines()
+    lines = paint([Heading("many words " * 12)]).splitlines()
     assert max(map(len, lines)) <= 80
 
 
@@ -104,11 +104,11 @@ def test_wide_characters_take_two_columns() -> None:
     )
     lines = paint([table]).splitlines()
     assert len({columns(line) for line in lines}) == 1
-    text = paint([Paragraph(text="书生万象 fits: " * 20), FactList(facts=(("显存", "x y " * 40),))])
+    text = paint([Paragraph("书生万象 fits: " * 20), FactList((("显存", "x y " * 40),))])
     assert max(map(columns, text.splitlines())) <= 80
     assert text.split() == ["书生万象", "fits:"] * 20 + ["显存"] + ["x", "y"] * 40
 
 
 def test_names_neither_turn_the_text_nor_end_its_line() -> None:
     assert clean("a\u202eb\u2066c\u2028d") == "a?b?c?d"
-    assert paint([Code(text="serve a\u2028b\nc")]) == "  serve a?b\n  c\n"
+    assert paint([Code("serve a\u2028b\nc")]) == "  serve a?b\n  c\n"

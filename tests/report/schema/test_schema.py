@@ -10,6 +10,7 @@ import pytest
 from jsonschema import Draft202012Validator, ValidationError
 from referencing import Registry, Resource
 
+from scripts.schemas import document
 from tests.report.documents import KINDS, planned, served_run
 from tests.support.plans import plausible_plan
 from tests.sweep import sweep
@@ -20,7 +21,6 @@ from turbofit.core.presets import load_yaml, preset_path
 from turbofit.core.struct import to_json
 from turbofit.report.compare import compare
 from turbofit.report.schema import NAMES, schema_text
-from turbofit.report.schema.generate import document
 from turbofit.report.stored_documents import StoredPlan, check_consistent, saved_document
 
 pytestmark = pytest.mark.slow
@@ -83,7 +83,7 @@ def test_a_field_that_nobody_described_fails(place: tuple[Any, ...]) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_published_is_made_of_the_types(name: str) -> None:
-    """Else: python -m turbofit.report.schema.generate."""
+    """Else: python -m scripts.schemas."""
     assert SCHEMAS[name] == json.loads(json.dumps(document(name)))
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import turbofit
 from turbofit.report.painters.markdown import paint
-from turbofit.report.views.plan.plan_view import plan_view
+from turbofit.report.views.plan_view import plan_view
 
 
 def test_a_model_whose_images_have_no_limit_is_said_to_have_none() -> None:

@@ -17,7 +17,6 @@ from turbofit.cli.options.common_options import (
     machine_options,
     planning_options,
 )
-from turbofit.cli.serving import PRETEND
 from turbofit.cli.terminal.output import INTERRUPTED, answer, say
 from turbofit.core.errors import UnservedError
 
@@ -34,35 +33,19 @@ _GROUPS: Final = {
 
 
 @command(
-    Argument(
-        "source", metavar="INPUT", type=PATH,
-        explained="a JSONL file in the form of OpenAI's batches, a CSV or Parquet file, or a "
-        "folder of images",
-    ),
-    Argument(
-        "output", metavar="OUTPUT", type=PATH,
-        explained="a JSONL file: a line an item; what stands in it is not sent again",
-    ),
-    Option(
-        "--url",
-        metavar="URL",
-        help="a server that runs; it gets 64 requests at once, or --concurrency, which is no "
-        "promise here (else --model is planned for the items and started)",
-    ),
-    Option(
-        "--model", shell_complete=complete_model,
-        help="what to plan and start; with --url the name to ask for (default: each item's, or "
-        "the first that the server lists)",
-    ),
+    Argument("source", metavar="INPUT", type=PATH),
+    Argument("output", metavar="OUTPUT", type=PATH),
+    Option("--url", metavar="URL"),
+    Option("--model", shell_complete=complete_model),
     API_KEY,
-    Option("--revision", help="branch, tag or commit on the hub"),
+    Option("--revision"),
     JSON,
     *grouped_options(BatchSpec, _GROUPS),
     *machine_options(),
     *planning_options(),
     only_linux=True,
     usage="INPUT OUTPUT (--url URL | --model MODEL) [OPTIONS]",
-)  # fmt: skip
+)
 def batch(
     *,
     source: str,
@@ -82,8 +65,6 @@ def batch(
     target = target_of(url, api_key, request)
     told = (lambda _: None) if form.as_json else say
     job = BatchJob((Path(source), Path(output)), spec, target, say=told)
-    if spec.pretend:
-        told(PRETEND)
     result = asyncio.run(_stoppable(job))
     _show(result, form)
     if job.interrupted:

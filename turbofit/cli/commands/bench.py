@@ -65,7 +65,7 @@ def bench(
 
 
 def show_load(result: LoadResult, form: Form) -> None:
-    from turbofit.report.views.run.measured_view import load_view
+    from turbofit.report.views.measured_view import load_view
 
     made = f"turbofit {result.turbofit_version}, measured {result.created}."
     form.show(result, load_view, made)

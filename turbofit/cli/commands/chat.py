@@ -172,8 +172,8 @@ def question_of(text: str) -> JsonObject:
 
 @command(
     *SERVER_OPTIONS,
-    Option("--system", metavar="TEXT", help="a system message before the first question"),
-    Option("--max-tokens", type=int, metavar="N", help="of an answer (default: the server's)"),
+    Option("--system", metavar="TEXT"),
+    Option("--max-tokens", type=int, metavar="N"),
 )
 def chat(
     *,

@@ -21,17 +21,11 @@ _PLAN_SECONDS: Final = 300.0
 
 
 @command(
-    Argument(
-        "action",
-        metavar="ACTION",
-        type=click.Choice(_ACTIONS),
-        explained="status: what is served, node by node; nodes: measure them; change: plan again, "
-        "and change node by node while clients are served; drain: empty a node before it leaves",
-    ),
-    Argument("node", metavar="NODE", required=False, explained="drain: its name, address or id"),
-    Option("--cluster", metavar="RAY", default="ray", help="ray (default), or ray:ADDRESS"),
-    Option("--name", help="what is served under this name (default: the only one)"),
-    Option("--pretend", is_flag=True, help="nodes: as they pretend to be"),
+    Argument("action", metavar="ACTION", type=click.Choice(_ACTIONS)),
+    Argument("node", metavar="NODE", required=False),
+    Option("--cluster", metavar="RAY", default="ray"),
+    Option("--name"),
+    Option("--pretend", is_flag=True),
     *FORMS,
     *planning_options(),
     only_linux=True,
@@ -77,7 +71,7 @@ def cluster(
 
 def _nodes(address: str | None, form: Form, *, pretend: bool) -> int:
     from turbofit.launch.cluster.nodes import measure_nodes
-    from turbofit.report.views.cluster_view import nodes_view
+    from turbofit.report.views.several_view import nodes_view
 
     with under_way("measuring the nodes"):
         measured = measure_nodes(address, pretend=pretend)
@@ -87,7 +81,7 @@ def _nodes(address: str | None, form: Form, *, pretend: bool) -> int:
 
 def _status(address: str | None, name: str | None, form: Form) -> int:
     from turbofit.launch.cluster.ray_adapter import boards, connected, read
-    from turbofit.report.views.cluster_view import status_view
+    from turbofit.report.views.several_view import status_view
 
     with connected(address):
         told = [read(board) for board in boards(name).values()]

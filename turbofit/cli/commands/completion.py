@@ -22,9 +22,7 @@ COMPLETE_VARIABLE: Final = "_TURBOFIT_COMPLETE"
 _COUNTS: Final = (1, 2, 4, 8)
 
 
-@command(
-    Argument("shell", metavar="SHELL", type=click.Choice(SHELLS), explained="bash, zsh or fish")
-)
+@command(Argument("shell", metavar="SHELL", type=click.Choice(SHELLS)))
 def completion(shell: str) -> int:
     """Print the script, which asks turbofit itself at each TAB."""
     known = _shell(shell)

@@ -22,16 +22,9 @@ _NOT_KNOWN: Final = 3
 
 
 @command(
-    Argument(
-        "log",
-        metavar="LOG",
-        type=PATH,
-        explained="a log file, - for standard input, or the text itself",
-    ),
-    Option(
-        "--model", shell_complete=complete_model, help="the model, where the log does not name it"
-    ),
-    spec_option("the machine, where the log does not name it: 4xrtx3090, …"),
+    Argument("log", metavar="LOG", type=PATH),
+    Option("--model", shell_complete=complete_model),
+    spec_option(),
     *FORMS,
 )
 def diagnose(log: str, model: str | None, on: str | None, form: Form) -> int:
@@ -64,19 +57,22 @@ def _chunks(path: str) -> Iterator[bytes]:
 
 def _view(found: Diagnosis) -> Iterator[Block]:
     """The answer first, then what it rests on."""
-    from turbofit.report.painters.document import FactList, Heading, Items, Paragraph, table
+    from turbofit.report.painters.document import (
+        Heading,
+        Paragraph,
+        known_facts,
+        listed,
+        remark,
+        table,
+    )
 
-    yield Heading(text="What happened")
-    yield Paragraph(text=found.what, tone="bad" if found.phase != "none" else "plain")
-    yield FactList(facts=tuple(_facts(found)))
-    if found.why:
-        yield Heading(text="Why" if not found.possible else "What is certain")
-        yield Items(items=found.why)
-    if found.possible:
-        yield Heading(text="This message has been seen with, the likeliest first")
-        yield Items(items=found.possible)
+    yield Heading("What happened")
+    yield Paragraph(found.what, tone="bad" if found.phase != "none" else "plain")
+    yield known_facts(_facts(found))
+    yield from listed("Why" if not found.possible else "What is certain", found.why)
+    yield from listed("This message has been seen with, the likeliest first", found.possible)
     if found.held:
-        yield Heading(text="Who held the memory")
+        yield Heading("Who held the memory")
         rows = (
             (
                 "" if one.gpu is None else str(one.gpu),
@@ -90,37 +86,34 @@ def _view(found: Diagnosis) -> Iterator[Block]:
         yield table(titles, rows, right=("GPU", "size", "lines"), wrap=("who",))
     if found.would_work is not None:
         yield from _advice(found.would_work)
-    if found.changes:
-        title = "What to change" if not found.possible else "What decides it, and what to try"
-        yield Heading(text=title)
-        yield Items(items=found.changes)
-    for title, entries in (("What is unknown", found.unknown), ("Also in this log", found.also)):
-        if entries:
-            yield Heading(text=title)
-            yield Items(items=entries, tone="dim")
+    title = "What to change" if not found.possible else "What decides it, and what to try"
+    yield from listed(title, found.changes)
+    yield from listed("What is unknown", found.unknown, "dim")
+    yield from listed("Also in this log", found.also, "dim")
     if found.evidence:
-        yield Heading(text="It rests on these lines")
+        yield Heading("It rests on these lines")
         told = ((str(one.line), one.tells, one.text[:160]) for one in found.evidence)
         yield table(("line", "tells", "text"), told, right=("line",), wrap=("tells", "text"))
     if not found.known:
-        yield Paragraph(text="unknown logs end with exit code 3", tone="dim")
+        yield remark("unknown logs end with exit code 3")
 
 
-def _facts(found: Diagnosis) -> Iterator[tuple[str, str]]:
+def _facts(found: Diagnosis) -> dict[str, str | None]:
     read = found.read
-    yield "kind", found.kind
-    yield "phase", found.phase
-    if found.missing is not None:
-        yield "missing", _missing(found.missing)
-    if found.missing_in_all is not None:
-        yield "missing in all", _missing(found.missing_in_all)
-    engine = " ".join(part for part in (read.engine, read.version) if part)
-    for name, value in (("model", read.model), ("machine", read.machine), ("engine", engine)):
-        if value:
-            yield name, value
+    return {
+        "kind": found.kind,
+        "phase": found.phase,
+        "missing": _missing(found.missing),
+        "missing in all": _missing(found.missing_in_all),
+        "model": read.model,
+        "machine": read.machine,
+        "engine": " ".join(part for part in (read.engine, read.version) if part),
+    }
 
 
-def _missing(missing: Missing) -> str:
+def _missing(missing: Missing | None) -> str:
+    if missing is None:
+        return ""
     if missing.bytes is None:
         return f"unknown: {missing.note}"
     text = f"{_size(missing.bytes)} ({missing.bytes:,} bytes, {missing.note}; {missing.basis}"
@@ -128,20 +121,20 @@ def _missing(missing: Missing) -> str:
 
 
 def _advice(advice: Advice) -> Iterator[Block]:
-    from turbofit.report.painters.document import Code, FactList, Heading, Items, Paragraph
-    from turbofit.report.views.plan.commands_view import shell_words
+    from turbofit.report.painters.document import Code, FactList, Heading, Items, Paragraph, remark
+    from turbofit.report.views.figures import shell_words
 
-    yield Heading(text=f"What would have worked: {advice.model} on {advice.on}")
+    yield Heading(f"What would have worked: {advice.model} on {advice.on}")
     tones: dict[bool | None, Tone] = {True: "good", False: "bad", None: "warn"}
-    yield Paragraph(text=advice.verdict, tone=tones[advice.fits])
+    yield Paragraph(advice.verdict, tone=tones[advice.fits])
     if advice.settings:
-        yield FactList(facts=tuple((name, str(value)) for name, value in advice.settings.items()))
+        yield FactList(tuple((name, str(value)) for name, value in advice.settings.items()))
     if advice.note:
-        yield Paragraph(text=advice.note, tone="dim")
+        yield remark(advice.note)
     if advice.command:
-        yield Code(text=shell_words(shlex.split(advice.command)))
+        yield Code(shell_words(shlex.split(advice.command)))
     if advice.remedies:
-        yield Items(items=tuple(f"{one.change}: {one.effect}" for one in advice.remedies))
+        yield Items(tuple(f"{one.change}: {one.effect}" for one in advice.remedies))
 
 
 def _size(value: int | None) -> str:

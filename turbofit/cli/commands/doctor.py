@@ -37,17 +37,11 @@ _TITLES: Final[dict[State, str]] = {
 
 
 @command(
-    spec_option("check this SPEC or snapshot instead of the GPUs here"),
-    Option(
-        "--model",
-        shell_complete=complete_model,
-        help="the model that will be served: its weights need disk, some need further packages",
-    ),
-    Option("--port", type=PORT, help="the port that will be used"),
-    Option(
-        "--speculative", is_flag=True, help="with --model: check what speculative decoding needs"
-    ),
-    Option("--kernels", is_flag=True, help="show which kernels TurboMind holds for these cards"),
+    spec_option(),
+    Option("--model", shell_complete=complete_model),
+    Option("--port", type=PORT),
+    Option("--speculative", is_flag=True),
+    Option("--kernels", is_flag=True),
     FULL,
     *FORMS,
     only_linux=True,
@@ -78,34 +72,29 @@ def doctor(
 
 def _view(report: DoctorReport, *, full: bool) -> Iterator[Block]:
     """What stops first; what is in order last, in a line where ``full`` is not asked for."""
-    from turbofit.report.painters.document import FactList, Heading, Paragraph, table
+    from turbofit.report.painters.document import Heading, Paragraph, known_facts, table
 
     counted = {state: report.count(state) for state in _ORDER}
     counts = ", ".join(f"{n} {_COUNTED[state][n > 1]}" for state, n in counted.items() if n)
     known = f"{report.machine} ({report.source})"
-    yield Heading(text=known if report.machine else "no GPU that can be read")
+    yield Heading(known if report.machine else "no GPU that can be read")
     tone: Tone = "bad" if report.exit_code else "warn" if report.count("warning") else "good"
-    yield Paragraph(text=counts, tone=tone)
+    yield Paragraph(counts, tone=tone)
     for state in _ORDER:
         found = [one for one in report.findings if one.state == state]
         if not found:
             continue
         if state == "ok" and not full:
-            names = ", ".join(one.check for one in found)
-            yield Heading(text=f"{_TITLES[state]} (--full shows what was seen)")
-            yield Paragraph(text=names)
+            yield Heading(f"{_TITLES[state]} (--full shows what was seen)")
+            yield Paragraph(", ".join(one.check for one in found))
             continue
-        yield Heading(text=_TITLES[state])
+        yield Heading(_TITLES[state])
         if state == "ok":
             yield table(("check", "seen"), ((one.check, one.seen) for one in found), wrap=("seen",))
             continue
         for one in found:
-            yield Paragraph(
-                text=f"{one.check}: {one.seen}", tone="bad" if state == "stops" else "warn"
-            )
-            yield FactList(
-                facts=tuple(fact for fact in (("why", one.why), ("fix", one.fix)) if fact[1])
-            )
+            yield Paragraph(f"{one.check}: {one.seen}", tone="bad" if state == "stops" else "warn")
+            yield known_facts({"why": one.why, "fix": one.fix})
 
 
 # Which kernels TurboMind holds for the cards.
@@ -141,18 +130,18 @@ def _kernels_view(census: Census, source: str, machine: Machine) -> Iterator[Blo
     """A row for each family, a column for each kind of card: kernels with code, empty ones."""
     from turbofit.report.painters.document import Heading, Paragraph, table
 
-    yield Heading(text=f"Kernels of TurboMind ({source})")
+    yield Heading(f"Kernels of TurboMind ({source})")
     gpus = [machine.gpu(index) for index in machine.visible]
     cards = {gpu.name: gpu.compute_capability for gpu in gpus}
     found: list[tuple[str, str]] = []
     for name, capability in cards.items():
         architecture = None if capability == "NA" else census.architecture(capability)
         if architecture is None:
-            yield Paragraph(text=f"{name}: no code", tone="bad")
+            yield Paragraph(f"{name}: no code", tone="bad")
         else:
             found.append((name, architecture))
     if not found:
-        yield Paragraph(text=f"there is code for {census.architecture_names()}")
+        yield Paragraph(f"there is code for {census.architecture_names()}")
         return
     titles = ("family", *(f"{name} (sm_{one})" for name, one in found))
     rows = (

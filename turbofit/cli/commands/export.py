@@ -1,4 +1,4 @@
-"""``turbofit export KIND PLAN``: manifests of a plan."""
+"""``turbofit export`` and ``init``: manifests of a plan, and a profile from one."""
 
 from __future__ import annotations
 
@@ -12,18 +12,25 @@ from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options.common_options import (
     JSON,
     PORT,
+    PROFILE,
     filled,
+    machine_options,
+    model_argument,
+    planning_options,
     profile_of,
     profile_option,
+    sections,
     spec_option,
 )
 from turbofit.cli.terminal.output import Form, answer, say
 from turbofit.core.errors import UsageError
 from turbofit.core.process.ports import DEFAULT_PORT
+from turbofit.core.process.progress import under_way
 
 if TYPE_CHECKING:
     from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
+    from turbofit.planning.request import PlanRequest
 
 _IMAGE: Final = "turbofit:latest"
 _EVERYWHERE: Final = "0.0.0.0"
@@ -50,34 +57,16 @@ class _Kind(click.Choice[str]):
 
 
 @command(
-    Argument(
-        "kind",
-        metavar="KIND",
-        type=_Kind(("systemd", "compose", "k8s")),
-        explained="what to write: systemd, compose or k8s",
-    ),
-    Argument(
-        "plan",
-        metavar="PLAN",
-        type=PATH,
-        required=False,
-        explained="what `plan --json` wrote, or - for stdin; or a model; or a profile, with -f",
-    ),
+    Argument("kind", metavar="KIND", type=_Kind(("systemd", "compose", "k8s"))),
+    Argument("plan", metavar="PLAN", type=PATH, required=False),
     profile_option(),
-    spec_option("the machine that a model is planned for"),
-    Option("--name", help="of the service (default: turbofit-MODEL)"),
-    Option(
-        "--port", type=PORT, default=DEFAULT_PORT, help=f"of the gateway (default {DEFAULT_PORT})"
-    ),
-    Option("--image", default=_IMAGE, help=f"compose, k8s: what to run (default {_IMAGE})"),
-    Option("--claim", help="k8s: a PersistentVolumeClaim for the hub's cache"),
-    Option(
-        "--host",
-        help="systemd: where the gateway listens (default 127.0.0.1); containers: all of them",
-    ),
-    Option(
-        "--executable", metavar="PATH", help="systemd: turbofit's path there (default: this one)"
-    ),
+    spec_option(),
+    Option("--name"),
+    Option("--port", type=PORT, default=DEFAULT_PORT, usual=f" (default {DEFAULT_PORT})"),
+    Option("--image", default=_IMAGE, usual=f" (default {_IMAGE})"),
+    Option("--claim"),
+    Option("--host"),
+    Option("--executable", metavar="PATH"),
     JSON,
 )
 def export(
@@ -205,3 +194,88 @@ def _here() -> str:
 
     beside = Path(sys.executable).with_name("turbofit")
     return str(beside) if beside.exists() else shutil.which("turbofit") or "/usr/bin/turbofit"
+
+
+_HEAD: Final = """\
+# `turbofit plan`, `serve` and `export` read it with `-f {file}`; docs/environment.md has every key.
+# Planned on {created}: {verdict}
+# It chose: {chosen}
+"""
+
+
+@command(
+    *model_argument(),
+    *machine_options(),
+    Option(
+        "--out",
+        metavar="FILE",
+        type=PATH,
+        default=PROFILE,
+        help=f"the file (default {PROFILE}); - for stdout",
+    ),
+    Option("--force", is_flag=True),
+    *planning_options(),
+)
+def init(*, out: str, force: bool, **given: Any) -> int:
+    """Plan, and write what was asked and what was promised."""
+    from turbofit import api
+    from turbofit.core.process.files import write_output
+    from turbofit.planning.plan import refusal
+    from turbofit.planning.request import PlanRequest
+
+    if out != "-" and not force and os.path.exists(out):
+        raise UsageError(f"{out} is there already", hint="add --force, or name another --out")
+    request = filled(PlanRequest, given)
+    with under_way("planning"):
+        plan = api.plan(request)
+    if not plan.fits:
+        raise refusal(plan)
+    text = profile_text(request, plan, file=PROFILE if out == "-" else out)
+    if out == "-":
+        answer(text)
+    else:
+        write_output(out, text)
+        answer(f"{out}\n")
+    return 0
+
+
+def profile_text(request: PlanRequest, plan: Plan, *, file: str) -> str:
+    """A profile that promises what a plan does.
+
+    What was asked holds, and the plan's images and context; ``file`` is what it will be called.
+    """
+    kept = request.given()
+    kept["images"] = request.images
+    kept.setdefault("context", None if "session_len" in kept else plan.settings.session_len)
+    shape = {"engine": plan.engine.name, "tp": plan.parallel.tp, "replicas": plan.parallel.replicas}
+    chosen = ", ".join(
+        f"{name} {value}" for name, value in shape.items() if kept.get(name) in (None, "auto")
+    )
+    lines = [
+        _HEAD.format(
+            file=file, created=plan.created[:10], verdict=plan.verdict, chosen=chosen or "nothing"
+        )
+    ]
+    for heading, section in sections().items():
+        fields = {name: kept[name] for name in section.fields if kept.get(name) is not None}
+        if heading == "model" and len(fields) == 1:
+            lines.append(f"model: {_scalar(fields['model'])}")
+        elif fields:
+            lines.append(f"{heading}:")
+            lines += [f"  {name.rstrip('_')}: {_scalar(value)}" for name, value in fields.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _scalar(value: object) -> str:
+    """As YAML has it, on one line."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_scalar, value))}]"
+    if not isinstance(value, str) or not value:
+        return str(value)
+    import yaml
+
+    if value.startswith("["):
+        return value
+    return yaml.safe_dump(value, width=10**6, default_flow_style=True).partition("\n")[0]

@@ -28,36 +28,13 @@ _OF_NODES: Final = (
 
 
 @command(
-    Option("--plan", metavar="FILE", type=PATH, help="what `plan --json` wrote"),
-    Option(
-        "--upstream",
-        metavar="URL",
-        multiple=True,
-        help="address of an engine, e.g. http://127.0.0.1:23334 (repeatable)",
-    ),
-    Option(
-        "--upstream-key",
-        metavar="KEY",
-        help="the engines' API key, or the nodes' --front-key-file (default: "
-        "$TURBOFIT_UPSTREAM_KEY)",
-    ),
-    Option(
-        "--nodes",
-        metavar="URL",
-        multiple=True,
-        help="a front before nodes that each run `turbofit serve`: one's address (repeatable)",
-    ),
-    Option(
-        "--overlay",
-        is_flag=True,
-        help="the engines run on a model folder whose default is the plan's limit",
-    ),
-    Option(
-        "--cluster",
-        metavar="RAY",
-        help="a front before all nodes of what a Ray cluster serves: ray, ray:ADDRESS",
-    ),
-    Option("--name", help="with --cluster: what is served (default: the only one)"),
+    Option("--plan", metavar="FILE", type=PATH),
+    Option("--upstream", metavar="URL", multiple=True),
+    Option("--upstream-key", metavar="KEY"),
+    Option("--nodes", metavar="URL", multiple=True),
+    Option("--overlay", is_flag=True),
+    Option("--cluster", metavar="RAY"),
+    Option("--name"),
     JSON,
     *options_of(GatewayOptions, group="gateway"),
     only_linux=True,

@@ -1,16 +1,16 @@
-"""``turbofit help [COMMAND]``: all commands, or the page of one."""
+"""``turbofit help [COMMAND]``: all commands, or the page of one; and ``turbofit version``."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+import turbofit
 from turbofit.cli.command import Argument, command
 from turbofit.cli.terminal.output import answer
 
 if TYPE_CHECKING:
     import click
     from click.shell_completion import CompletionItem
-
 
 _ABOVE: Final = """\
 Usage: turbofit [--help] [--version] COMMAND ...
@@ -31,15 +31,7 @@ def _complete(ctx: click.Context, _param: click.Parameter, incomplete: str) -> l
     return TURBOFIT.shell_complete(ctx, incomplete)
 
 
-@command(
-    Argument(
-        "name",
-        required=False,
-        metavar="COMMAND",
-        explained="which; all where none is named",
-        shell_complete=_complete,
-    )
-)
+@command(Argument("name", required=False, metavar="COMMAND", shell_complete=_complete))
 def help(name: str | None) -> int:  # noqa: A001 - the command's name
     from turbofit.cli.command_group import COMMANDS, TURBOFIT, unknown_command
 
@@ -52,4 +44,10 @@ def help(name: str | None) -> int:  # noqa: A001 - the command's name
     width = max(map(len, COMMANDS))
     lines = [f"  {one:<{width}}  {text}" for one, text in COMMANDS.items()]
     answer("\n".join((_ABOVE, *lines, _BELOW)))
+    return 0
+
+
+@command()
+def version() -> int:
+    answer(f"turbofit {turbofit.__version__}\n")
     return 0

@@ -14,12 +14,8 @@ if TYPE_CHECKING:
 
 @command(
     *machine_options(),
-    Option("--save", metavar="FILE", type=PATH, help="write a snapshot for --on FILE"),
-    Option(
-        "--measure",
-        is_flag=True,
-        help="measure cards and links with torch, in a minute, and keep it for later plans",
-    ),
+    Option("--save", metavar="FILE", type=PATH),
+    Option("--measure", is_flag=True),
     FULL,
     *FORMS,
 )

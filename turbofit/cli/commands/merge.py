@@ -1,4 +1,4 @@
-"""``turbofit merge``: a LoRA into its checkpoint, LLaVA's original format into the hf format."""
+"""``turbofit download`` and ``merge``: a checkpoint on disk, and a LoRA or LLaVA's format in it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import click
 
 from turbofit.cli.command import PATH, Argument, Option, command
-from turbofit.cli.options.common_options import FORMS
-from turbofit.cli.terminal.output import Form, say
+from turbofit.cli.options.common_options import FORMS, model_argument
+from turbofit.cli.terminal.output import Form, answer, say
 from turbofit.core.errors import UsageError
 from turbofit.core.process.progress import under_way
 from turbofit.core.process.signals import ended_like_ctrl_c
+from turbofit.planning.request import PlanRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,27 +22,27 @@ if TYPE_CHECKING:
     from turbofit.report.painters.document import Block
 
 
+@command(*model_argument(), only_linux=True)
+def download(*, model: str, revision: str | None) -> int:
+    from turbofit.launch.serve.download import fetched
+    from turbofit.planning.resolve import model_of
+
+    known = model_of(PlanRequest(model=model, revision=revision))
+    folder = fetched(known, say).source.checkpoint
+    if folder is None:
+        raise UsageError(
+            f"{model} has no repository that is known here",
+            hint="give a hub id: turbofit models lists them",
+        )
+    answer(f"{folder}\n")
+    return 0
+
+
 @command(
-    Argument(
-        "folders",
-        metavar="BASE [ADAPTER] OUT",
-        nargs=-1,
-        required=True,
-        explained="the checkpoint and the LoRA (folders, or hub ids in the local cache), and the "
-        "folder to make; without ADAPTER an original LLaVA is converted to the hf format",
-    ),
-    Option(
-        "--vision-tower",
-        metavar="FOLDER",
-        type=PATH,
-        help="CLIP's checkpoint, for an original LLaVA without it (default: the hub cache)",
-    ),
-    Option(
-        "--dtype",
-        type=click.Choice(("float16", "bfloat16", "float32")),
-        help="default: the base's",
-    ),
-    Option("--force", is_flag=True, help="replace OUT where it is not empty"),
+    Argument("folders", metavar="BASE [ADAPTER] OUT", nargs=-1, required=True),
+    Option("--vision-tower", metavar="FOLDER", type=PATH),
+    Option("--dtype", type=click.Choice(("float16", "bfloat16", "float32"))),
+    Option("--force", is_flag=True),
     *FORMS,
 )
 def merge(
@@ -73,13 +74,13 @@ def _view(merged: Merged) -> Iterator[Block]:
     from turbofit.report.painters.document import Heading, Paragraph
 
     what = f"{merged.architecture}, {merged.dtype}: {merged.tensors} tensors"
-    yield Heading(text=merged.out)
-    yield Paragraph(text=f"{what}, {format_bytes(merged.bytes)}", tone="good")
-    yield Paragraph(text=f"{merged.loras} modules merged, {merged.replaced} tensors replaced")
+    yield Heading(merged.out)
+    yield Paragraph(f"{what}, {format_bytes(merged.bytes)}", tone="good")
+    yield Paragraph(f"{merged.loras} modules merged, {merged.replaced} tensors replaced")
     if merged.converted:
         tower = merged.vision_tower or "the base itself"
         text = f"converted from LLaVA's original format; vision tower from {tower}"
-        yield Paragraph(text=text)
+        yield Paragraph(text)
     for warning in merged.warnings:
-        yield Paragraph(text=warning, tone="warn")
-    yield Paragraph(text=f"next: {shlex.join(('turbofit', 'plan', merged.out))}")
+        yield Paragraph(warning, tone="warn")
+    yield Paragraph(f"next: {shlex.join(('turbofit', 'plan', merged.out))}")

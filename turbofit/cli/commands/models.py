@@ -1,4 +1,4 @@
-"""``turbofit models``: what can be named without a checkpoint."""
+"""``turbofit models`` and ``gpus``: what can be named instead of a checkpoint or in SPEC."""
 
 from __future__ import annotations
 
@@ -14,12 +14,9 @@ if TYPE_CHECKING:
 
 
 @command(
-    Argument(
-        "fragments", nargs=-1, metavar="[WORD]...",
-        explained="only models whose name has all of these in it: awq, qwen 7b",
-    ),
+    Argument("fragments", nargs=-1, metavar="[WORD]..."),
     *FORMS,
-)  # fmt: skip
+)
 def models(fragments: tuple[str, ...], form: Form) -> int:
     from turbofit.cli.terminal import progress_display as terminal
     from turbofit.model.presets import presets_with
@@ -52,3 +49,20 @@ def _read(name: str) -> Model | str:
         return preset_model(name)
     except UsageError as exc:
         return exc.message
+
+
+@command(
+    Argument("words", nargs=-1, metavar="[WORD]..."),
+    *FORMS,
+)
+def gpus(words: tuple[str, ...], form: Form) -> int:
+    from turbofit.machine.presets import load_preset, presets_with
+    from turbofit.machine.unlisted import no_preset
+    from turbofit.report.views.preset_view import gpus_view
+
+    known = [(name, load_preset(name)) for name in presets_with(words)]
+    if not known:
+        raise no_preset(" ".join(words))
+    document = {"gpus": dict(known)}
+    form.show(document, lambda _: gpus_view(known))
+    return 0

@@ -13,15 +13,12 @@ from turbofit.report.fit_site.choices import SiteRequest
 
 
 @command(
-    Option(
-        "--out", metavar="DIR", type=PATH, default="turbofit-page",
-        help="the folder (default turbofit-page); files of the same names are replaced",
-    ),
+    Option("--out", metavar="DIR", type=PATH, default="turbofit-page"),
     *options_of(SiteRequest),
     JSON,
-)  # fmt: skip
+)
 def page(*, out: str, form: Form, **given: Any) -> int:
-    from turbofit.report.fit_site.write_site import write_site
+    from turbofit.report.fit_site.site import write_site
 
     document = write_site(filled(SiteRequest, given), Path(out), say=say)
     answer(to_json(document) if form.as_json else f"{Path(out) / 'index.html'}\n")

@@ -29,13 +29,8 @@ if TYPE_CHECKING:
     *model_argument(profile=True, several=True),
     *machine_options(),
     *options_of(SharesOptions, group="several models"),
-    Option(
-        "--cluster",
-        metavar="CLUSTER",
-        help="plan for all machines of a cluster: ray, ray:ADDRESS, a cluster's file, or "
-        "sim:4xrtx3090@100/8xh100@2, which simulates 100 machines and 2",
-    ),
-    Option("--rehearse", is_flag=True, help="check the choice with the engine on pretend GPUs"),
+    Option("--cluster", metavar="CLUSTER"),
+    Option("--rehearse", is_flag=True),
     FULL,
     *FORMS,
     *options_of(PlanRequest, PACE, group="the forecast of speed"),
@@ -80,7 +75,7 @@ def _plan_together(
 ) -> int:
     """Plan several models on the same cards and show; exit 3 where they do not fit together."""
     from turbofit.planning.joint_plan import joint_plan
-    from turbofit.report.views.plan.joint_view import joint_view
+    from turbofit.report.views.several_view import joint_view
 
     with under_way("planning them together"):
         found = joint_plan(requests, shares)
@@ -92,7 +87,7 @@ def _plan_cluster(request: PlanRequest, cluster: str, form: Form) -> int:
     """Plan for a cluster and show; exit 3 where no node serves."""
     from turbofit import api
     from turbofit.launch.cluster.nodes import cluster_from
-    from turbofit.report.views.cluster_view import cluster_view
+    from turbofit.report.views.several_view import cluster_view
 
     with under_way("measuring the nodes, and planning"):
         found = api.plan_cluster(request, cluster_from(cluster))
@@ -108,7 +103,7 @@ def show_plan(plan: Plan, command: str, form: Form) -> int:
     if form.as_json:
         answer(plan.to_json())
     else:
-        from turbofit.report.views.plan.plan_view import plan_view
+        from turbofit.report.views.plan_view import plan_view
 
         form.show(plan, plan_view)
     return 0 if plan.fits else DoesNotFitError.exit_code

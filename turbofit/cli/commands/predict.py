@@ -1,4 +1,4 @@
-"""``turbofit predict MODEL``: what given settings would do."""
+"""``turbofit predict`` and ``rehearse``: what settings would do, by forecast and by the engine."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from turbofit.cli.options.common_options import (
     machine_options,
     model_argument,
     options_of,
+    planning_keywords,
     planning_options,
 )
-from turbofit.cli.terminal.output import Form
+from turbofit.cli.terminal.output import Form, say
 from turbofit.core.errors import UsageError
 from turbofit.core.process.progress import under_way
 from turbofit.planning.request import PlanRequest, PredictRequest
@@ -28,18 +29,8 @@ if TYPE_CHECKING:
     *model_argument(),
     *machine_options(),
     *options_of(PredictRequest, ("lmdeploy", "free_at_cache")),
-    Option(
-        "--trace",
-        metavar="FILE",
-        type=PATH,
-        help="what these requests would meet under turbofit's plan: a trace that serve "
-        "recorded, or a CSV of arrival, text tokens, images and answer tokens",
-    ),
-    Option(
-        "--vs",
-        metavar="SPEC|FILE",
-        help="with --trace: beside it on another machine, or under a plan that was saved",
-    ),
+    Option("--trace", metavar="FILE", type=PATH),
+    Option("--vs", metavar="SPEC|FILE"),
     FULL,
     *FORMS,
     *planning_options(),
@@ -66,7 +57,7 @@ def _predict_trace(file: str, vs: str | None, given: Options, form: Form) -> int
     from turbofit.load.trace import read_trace
     from turbofit.load.trace_forecast import trace_forecast
     from turbofit.report.stored_documents import read_plan
-    from turbofit.report.views.run.measured_view import trace_view
+    from turbofit.report.views.measured_view import trace_view
 
     settings = {name: given[name] for name in ("lmdeploy", "free_at_cache")}
     refuse_together(settings, "--trace", ": a trace meets turbofit's own plan")
@@ -83,3 +74,32 @@ def _predict_trace(file: str, vs: str | None, given: Options, form: Form) -> int
         return show_plan(short, "plan", form)
     form._replace(full=True).show(found, trace_view)
     return 0
+
+
+@command(
+    *model_argument(),
+    *machine_options(),
+    Option("--defaults", is_flag=True),
+    Option("--keep", metavar="DIR", type=PATH),
+    FULL,
+    *FORMS,
+    *planning_options(),
+    only_linux=True,
+)
+def rehearse(
+    *,
+    model: str,
+    defaults: bool,
+    keep: str | None,
+    form: Form,
+    **given: Any,
+) -> int:
+    """Rehearse and show; exit 3 where the engine did not serve."""
+    from turbofit import api
+
+    say("pretend GPUs: memory, admission and death are the engine's own; nothing is computed")
+    with under_way("planning"):
+        plan = api.rehearse(model, defaults=defaults, keep=keep, **planning_keywords(given))
+    code = show_plan(plan, "rehearse", form)
+    served = plan.rehearsal is not None and plan.rehearsal.outcome == "served"
+    return code if served or code else 3

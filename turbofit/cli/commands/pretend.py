@@ -22,37 +22,13 @@ _USAGE: Final = "turbofit pretend --on SPEC [options] -- COMMAND ..."
 
 
 @command(
-    spec_option("the machine: 2xrtx3090, 1xl4:free=19GiB, a snapshot's path"),
-    Option(
-        "--model",
-        metavar="NAME",
-        help="a model that turbofit.pipeline(NAME) opens in COMMAND, without its weights",
-    ),
-    Option("--watch", is_flag=True, help="who holds what, on stderr every two seconds"),
-    Option(
-        "--keep",
-        metavar="DIR",
-        type=PATH,
-        help="keep scenario, timelines and report.json in this new folder",
-    ),
-    Option(
-        "--context",
-        metavar="BYTES",
-        help="what each process's CUDA context takes of a card (default: the card's preset)",
-    ),
-    Option(
-        "--python",
-        metavar="PATH",
-        type=PATH,
-        help="the Python whose packages the command loads, where it is no Python script itself",
-    ),
-    Option(
-        "--json",
-        "as_json",
-        is_flag=True,
-        form=True,
-        help="the report as JSON on stdout; the command's stdout then goes to stderr",
-    ),
+    spec_option(),
+    Option("--model", metavar="NAME"),
+    Option("--watch", is_flag=True),
+    Option("--keep", metavar="DIR", type=PATH),
+    Option("--context", metavar="BYTES"),
+    Option("--python", metavar="PATH", type=PATH),
+    Option("--json", "as_json", is_flag=True, form=True),
     takes_rest=True,
     only_linux=True,
     usage="--on SPEC [OPTIONS] -- COMMAND ...",
@@ -77,7 +53,7 @@ def pretend(
     from turbofit.machine.source import machine_from
     from turbofit.pretend.report import report
     from turbofit.pretend.run import NOTICE, run_pretend, scenario_of
-    from turbofit.report.views.run.pretend_view import pretend_view
+    from turbofit.report.views.measured_view import pretend_view
 
     taken = None if context is None else parse_bytes(context, what="--context")
     if not on:
@@ -119,7 +95,7 @@ def _with_model(name: str, scenario: Scenario, folder: Path) -> dict[str, str]:
 
 
 def _watch(scenario: Scenario, shared: SharedRecord) -> None:
-    from turbofit.report.views.run.pretend_view import watch_view
+    from turbofit.report.views.measured_view import watch_view
 
     cards = []
     for index, gpu in enumerate(scenario.gpus):

@@ -1,4 +1,4 @@
-"""``turbofit report PLAN|RUN|latest``: what was planned, rehearsed or served, again."""
+"""``turbofit report``, ``compare`` and ``share``: a document again, two of them, one for others."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from turbofit.cli.command import PATH, Argument, Option, command
-from turbofit.cli.options.common_options import FORMS, HTML
+from turbofit.cli.options.common_options import FORMS, FULL, HTML, RUN
 from turbofit.cli.terminal.output import Form, answer, note, show, write_page
 from turbofit.core.errors import DoesNotFitError, UsageError
 from turbofit.core.struct import to_json
@@ -20,14 +20,7 @@ _MOST_LISTED: Final = 20
 
 
 @command(
-    Argument(
-        "what",
-        metavar="PLAN|RUN|latest",
-        required=False,
-        type=PATH,
-        explained="what `plan --json` wrote (- for stdin), or `bench` or `tune`; the folder of a "
-        "run of `serve`; or `latest`: the newest of all (without a word: their list)",
-    ),
+    Argument("what", metavar="PLAN|RUN|latest", required=False, type=PATH),
     *FORMS,
     HTML,
     Option(
@@ -69,7 +62,7 @@ def report(*, what: str | None, schema: str | None, form: Form) -> int:
             show_load(saved, form)
         return 0
     if form.html:
-        from turbofit.report.views.plan.plan_view import plan_page
+        from turbofit.report.views.plan_view import plan_page
 
         write_page(plan_page(saved), form.html)
     elif form.as_json:
@@ -77,7 +70,7 @@ def report(*, what: str | None, schema: str | None, form: Form) -> int:
 
         answer(to_json(saved_document(saved)))
     else:
-        from turbofit.report.views.plan.plan_view import plan_view
+        from turbofit.report.views.plan_view import plan_view
 
         show(plan_view(saved.plan, saved.run), markdown=form.md)
     return 0 if saved.plan.fits else DoesNotFitError.exit_code
@@ -97,5 +90,42 @@ def _listed() -> Block:
             continue
         rows.append((path, f"{plan.model.name} on {plan.machine.name}", plan.created))
     if not rows:
-        return Paragraph(text="nothing was planned, rehearsed or served yet: turbofit plan MODEL")
+        return Paragraph("nothing was planned, rehearsed or served yet: turbofit plan MODEL")
     return table(("report", "of", "when"), rows, wrap=("report", "of"))
+
+
+@command(
+    Argument("a", metavar="A", type=PATH),
+    Argument("b", metavar="B", type=PATH),
+    FULL,
+    *FORMS,
+)
+def compare(a: str, b: str, form: Form) -> int:
+    from turbofit.report.compare import compare, compare_view
+    from turbofit.report.stored_documents import read_saved
+
+    form.show(compare(read_saved(a), read_saved(b)), compare_view)
+    return 0
+
+
+@command(
+    RUN,
+    Option("--load", "loads", multiple=True, metavar="FILE", type=PATH),
+    Option("--out", metavar="FILE", type=PATH),
+    *FORMS,
+)
+def share(*, run: str | None, loads: tuple[str, ...], out: str | None, form: Form) -> int:
+    """Show what is in the document and what is left out, then write it."""
+    import msgspec
+
+    from turbofit.core.process.files import write_output
+    from turbofit.report.share import share_view, shared
+    from turbofit.report.stored_documents import read_run
+
+    document = shared(read_run(run), loads)
+    form.show(document, share_view)
+    if out is not None:
+        # An issue takes 65,536 characters: indented, eight cards are more.
+        write_output(out, msgspec.json.encode(document).decode() + "\n")
+        note(f"{out} is written: look through it, then paste it into an issue, My card")
+    return 0

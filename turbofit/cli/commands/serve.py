@@ -61,12 +61,7 @@ _CLUSTER: Final = ("cluster", "name", "node_port")
 @command(
     *model_argument(required=False, profile=True, several=True),
     *options_of(ServeOptions, ["plan"], is_eager=True),  # a model is looked for where there is none
-    Option(
-        "-d",
-        "--detach",
-        is_flag=True,
-        help="in the background: return once it is open; turbofit ps, logs and stop",
-    ),
+    Option("-d", "--detach", is_flag=True),
     *machine_options(),
     *FORMS,
     *options_of(ServeOptions, _LAUNCH, group="launch"),

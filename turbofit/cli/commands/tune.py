@@ -1,4 +1,4 @@
-"""``turbofit tune MODEL``: settings tried on the real engine under a load, and the best kept."""
+"""``turbofit calibrate`` and ``tune``: memory and speed of this machine, for later plans."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from turbofit.cli.options.common_options import (
     options_of,
     planning_options,
 )
-from turbofit.cli.options.launch_options import LaunchOptions
+from turbofit.cli.options.launch_options import CalibrateOptions, LaunchOptions
 from turbofit.cli.serving import refuse_elsewhere
 from turbofit.cli.terminal.output import Form, exit_code, note, run_until_signal, say
 from turbofit.core.errors import DoesNotFitError, UsageError
@@ -28,11 +28,65 @@ from turbofit.core.validation import Metavar
 from turbofit.planning.request import PlanRequest
 
 if TYPE_CHECKING:
+    from turbofit.core.json_types import Document
     from turbofit.core.tuning import Tuning
     from turbofit.launch.serve.supervisor import StopSignal
     from turbofit.load.spec import LoadSpec
 
 _PRETEND: Final = (
+    "PRETEND GPUs: this tries the calibration itself; what it learns is kept for pretend GPUs only"
+)
+
+
+@command(
+    *model_argument(),
+    *machine_options(),
+    *FORMS,
+    *options_of(CalibrateOptions, group="calibration"),
+    *planning_options(),
+    only_linux=True,
+)
+def calibrate(*, model: str, form: Form, **given: Any) -> int:
+    """Calibrate and show; 130 where Ctrl-C ended it."""
+    from turbofit.launch.calibrate import calibrate as measure
+    from turbofit.launch.calibrate import drop
+    from turbofit.launch.engine.engine_client import Timing
+    from turbofit.launch.serve.config import ServeConfig
+    from turbofit.launch.serve.planner import launch_request
+    from turbofit.observe.calibrations import pretends
+
+    options = filled(CalibrateOptions, given)
+    options.check()
+    request = filled(PlanRequest, {**given, "model": model})
+    if not options.pretend:
+        refuse_elsewhere(request, "calibrate measures")
+    apart = options.pretend or pretends()
+    if options.forget:
+        say(f"forgot {drop(request, apart=apart)} calibrations")
+        return 0
+
+    def body(stop: StopSignal) -> Document | signal.Signals:
+        if options.pretend:
+            note(_PRETEND)
+            if options.again:  # a pretend card has what its plan says: it would learn that twice
+                drop(request, apart=apart)
+        config = ServeConfig.of(
+            request=launch_request(request, pretend=options.pretend),
+            timing=Timing(start=60 * options.minutes, drain=0.0, liveness=0.0),
+            **options.config_fields(),
+        )
+        return measure(config, stop, say, again=options.again, apart=apart)
+
+    result = run_until_signal(body)
+    if isinstance(result, signal.Signals):
+        return exit_code(result)
+    from turbofit.report.views.measured_view import calibration_view
+
+    form.show(result, calibration_view)
+    return 0
+
+
+_PRETEND_SPEED: Final = (
     "PRETEND GPUs: this tries the tuning itself; speed is not real, and what is found is kept for "
     "pretend GPUs only"
 )
@@ -45,23 +99,13 @@ _OTHER_GOALS: Final = ("no_tuned", "least")
 class TuneOptions(LaunchOptions):
     """What `tune` asks beside a plan and a load."""
 
-    time: Annotated[str, Metavar("TIME")] = Field(
-        default="20m", description="all of it together: 90s, 20m, 2h; a trial under way is ended"
-    )
-    starts: Annotated[int, Field(ge=1, le=1000), Metavar("N")] = Field(
-        default=12, description="starts of an engine at most"
-    )
-    slo: Annotated[str | None, Metavar("LIMITS")] = Field(
-        default=None, description="what 90% of the requests must keep: ttft=2s,tpot=50ms,e2e=20s"
-    )
-    kv_types: Annotated[str, Metavar("LIST")] = Field(
-        default="0,8",
-        description="values of --quant-policy to try; 8 and 4 store keys and values in fewer bits, "
-        "which changes answers a little",
-    )
-    pretend: bool = Field(default=False, description="on pretend GPUs: no speed is real")
-    forget: bool = Field(default=False, description="drop what was tuned of this model, and end")
-    again: bool = Field(default=False, description="try again what was tuned before")
+    time: Annotated[str, Metavar("TIME")] = "20m"
+    starts: Annotated[int, Field(ge=1, le=1000), Metavar("N")] = 12
+    slo: Annotated[str | None, Metavar("LIMITS")] = None
+    kv_types: Annotated[str, Metavar("LIST")] = "0,8"
+    pretend: bool = False
+    forget: bool = False
+    again: bool = False
 
 
 _PLANNING: Final = tuple(
@@ -119,7 +163,7 @@ def tune(*, model: str, form: Form, **given: Any) -> int:
     def body(_: StopSignal) -> Tuning:
         with Leases() as leases:
             if options.pretend:
-                note(_PRETEND)
+                note(_PRETEND_SPEED)
             here = launch_request(request, pretend=options.pretend)
             config = ServeConfig.of(request=here, **{**options.config_fields(), "rehearse": False})
             return tune_model(wanted, config, leases, say)
@@ -152,16 +196,15 @@ def _forget(model: str, request: PlanRequest, *, apart: bool) -> int:
 
 
 def _kv_types(text: str) -> tuple[int, ...]:
-    allowed = {"0": 0, "4": 4, "8": 8, "16": 16, "17": 17}
     found = [part.strip() for part in text.split(",")]
-    if not all(one in allowed for one in found):
+    if not {*found} <= {"0", "4", "8", "16", "17"}:
         raise UsageError(
             f"--kv-types {text!r} is no list of KV types", hint="write it as 0,8 or 0,8,4"
         )
-    return tuple(allowed[one] for one in dict.fromkeys(found))
+    return tuple(map(int, dict.fromkeys(found)))
 
 
 def show_tuning(result: Tuning, form: Form) -> None:
-    from turbofit.report.views.run.measured_view import made_by, tune_view
+    from turbofit.report.views.measured_view import made_by, tune_view
 
     form.show(result, tune_view, made_by(result))

@@ -31,28 +31,16 @@ _LINE_END: Final = "\x1b[K\n"
 
 
 class WatchOptions(Validated):
-    interval: Annotated[float, Field(ge=0.2, lt=1e6), SECONDS, Metavar("SECONDS")] = Field(
-        default=2.0, description="between looks"
-    )
+    interval: Annotated[float, Field(ge=0.2, lt=1e6), SECONDS, Metavar("SECONDS")] = 2.0
 
 
 @command(
-    Argument(
-        "run",
-        metavar="RUN",
-        required=False,
-        type=PATH,
-        explained="a run's folder or name (default: the newest run, or all models of its server)",
-    ),
-    Option("--url", help="the gateway, where it is not the run's own"),
-    Option("--api-key", metavar="KEY", help="default: $TURBOFIT_API_KEY, or the first of _KEYS"),
+    Argument("run", metavar="RUN", required=False, type=PATH),
+    Option("--url"),
+    Option("--api-key", metavar="KEY"),
     *options_of(WatchOptions),
-    Option(
-        "--forget",
-        metavar="FINGERPRINT",
-        help="let a request in again that engines died of, or a client, as the refusal names it",
-    ),
-    Option("--once", is_flag=True, help="one look, for scripts"),
+    Option("--forget", metavar="FINGERPRINT"),
+    Option("--once", is_flag=True),
     *FORMS,
 )
 def watch(
@@ -70,7 +58,7 @@ def watch(
     import time
 
     from turbofit.report.stored_documents import read_run
-    from turbofit.report.views.run.watch_view import watch_view
+    from turbofit.report.views.run_view import watch_view
 
     if forget is not None:
         return _forget(forget, form)
@@ -84,8 +72,7 @@ def watch(
     while True:
         began = time.monotonic()
         watched = [read_run(place) for place in places()]
-        look = _look_patiently if live else _look
-        now = {one.where: look(one, url, api_key) for one in watched}
+        now = {one.where: _look(one, url, api_key, patient=live) for one in watched}
         if not live and not form.as_json and any(now.values()):
             # Rates need two looks.
             time.sleep(interval)
@@ -123,18 +110,13 @@ def _newest_server() -> Callable[[], list[str]]:
     return lambda: [str(one.folder) for one in live_runs() if one.record.pid == pid] or [newest]
 
 
-def _look_patiently(saved: StoredPlan, url: str | None, api_key: str | None) -> LiveServer | None:
-    """Look again where the gateway is closed for a moment, between two starts."""
-    try:
-        return _look(saved, url, api_key)
-    except UsageError:
-        if url:
-            raise
-        return None
+def _look(
+    saved: StoredPlan, url: str | None, api_key: str | None, *, patient: bool = False
+) -> LiveServer | None:
+    """What the gateway says; None while the run's own is not open.
 
-
-def _look(saved: StoredPlan, url: str | None, api_key: str | None) -> LiveServer | None:
-    """What the gateway says; None while the run's own is not open."""
+    ``patient``: nor where it is closed for a moment, between two starts.
+    """
     from turbofit.core.process.variables import variables
     from turbofit.observe.live import fetch_page, now_of
 
@@ -143,7 +125,13 @@ def _look(saved: StoredPlan, url: str | None, api_key: str | None) -> LiveServer
     if not urls or (saved.run.state != "ready" and not url):
         return None
     key, model = api_key or next(iter(variables().keys), None), saved.plan.model
-    return now_of(fetch_page(urls[0], key), model.hub_id or model.name)
+    try:
+        page = fetch_page(urls[0], key)
+    except UsageError:
+        if url or not patient:
+            raise
+        return None
+    return now_of(page, model.hub_id or model.name)
 
 
 def _used(saved: StoredPlan) -> dict[int, int]:

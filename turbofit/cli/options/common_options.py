@@ -95,7 +95,21 @@ def filled(kind: type[T], given: Options) -> T:
         for name in kind.model_fields
         if (value := given.get(name)) is not None and value != ()
     }
-    return kind.of_options(values, option_name)
+    try:
+        return kind.of_options(values, option_name)
+    except UsageError:
+        ctx = click.get_current_context(silent=True)
+        explain_fields(kind, (ctx and ctx.info_name) or "serve")
+        return kind.of_options(values, option_name)  # says now what the option is for
+
+
+def explain_fields(kind: type[Validated], command: str) -> None:
+    """Describe the fields that do not say themselves what they are for."""
+    from turbofit.cli.manual import option_texts
+
+    texts = option_texts(command)
+    for name, field in kind.model_fields.items():
+        field.description = field.description or texts.get(option_name(name))
 
 
 def syntax_of(field: FieldInfo) -> _Syntax:
@@ -103,21 +117,17 @@ def syntax_of(field: FieldInfo) -> _Syntax:
 
 
 def _option(name: str, field: FieldInfo, group: str, attributes: dict[str, Any]) -> Option:
-    syntax = syntax_of(field)
-    text = field.description or ""
+    syntax, option = syntax_of(field), option_name(name)
+    attributes = {"default": None, "help": field.description, "group": group, **attributes}
     if field.default not in (None, False, ()) and not field.is_required():
-        text = f"{text} (default {_typed(field.default)})"
+        attributes["usual"] = f" (default {_typed(field.default)})"
     if syntax.flag:
-        option = option_name(name)
         if syntax.optional:
             option += f"/--no-{option.removeprefix('--')}"
-        return Option(
-            option, name, is_flag=True, default=None, help=text, group=group, **attributes
-        )
+        return Option(option, name, is_flag=True, **attributes)
     several = syntax.several and not syntax.repeatable
     return Option(
-        option_name(name), name, default=None, help=text, group=group,
-        type=_Text(syntax.choices, path=syntax.metavar == "FILE"),
+        option, name, type=_Text(syntax.choices, path=syntax.metavar == "FILE"),
         metavar=f"{syntax.metavar}..." if several else syntax.metavar, several=several,
         multiple=syntax.several, **attributes,
     )  # fmt: skip
@@ -223,11 +233,11 @@ def model_argument(
     return [model, *options, *options_of(PlanRequest, ["revision"])]
 
 
-def spec_option(explained: str) -> Option:
+def spec_option() -> Option:
     """``--on`` of a command that plans nothing."""
     from turbofit.cli.commands.completion import complete_spec
 
-    return Option("--on", metavar="SPEC", shell_complete=complete_spec, help=explained)
+    return Option("--on", metavar="SPEC", shell_complete=complete_spec)
 
 
 def machine_options() -> list[click.Parameter]:
@@ -298,12 +308,12 @@ def sections() -> dict[str, ProfileSection]:
         "several": ProfileSection(SharesOptions, tuple(SharesOptions.model_fields)),
         "gateway": ProfileSection(GatewayOptions, gateway, secret=frozenset({"api_key"})),
     }
-    return {heading: one._replace(lists=_lists(one)) for heading, one in found.items()}
-
-
-def _lists(section: ProfileSection) -> frozenset[str]:
-    fields = section.kind.model_fields
-    return frozenset(name for name in section.fields if syntax_of(fields[name]).several)
+    for heading, section in found.items():
+        explain_fields(section.kind, "serve")
+        fields = section.kind.model_fields
+        lists = frozenset(name for name in section.fields if syntax_of(fields[name]).several)
+        found[heading] = section._replace(lists=lists)
+    return found
 
 
 def profile_option() -> Option:

@@ -22,67 +22,23 @@ if TYPE_CHECKING:
 class GatewayOptions(Validated):
     """What a person says of the public side, each field an option."""
 
-    host: str = Field(default="127.0.0.1", description="where to listen")
-    port: Annotated[int, Field(ge=0, le=LAST_PORT), Metavar("PORT")] = Field(
-        default=DEFAULT_PORT, description="where to listen; 0 takes a free one"
-    )
-    api_key: tuple[Annotated[str, Metavar("KEY", repeatable=True)], ...] = Field(
-        default=(),
-        description="a key that clients must send (repeatable; default: $TURBOFIT_API_KEY, "
-        "or $TURBOFIT_API_KEYS by commas)",
-    )
-    api_key_file: FilePath | None = Field(
-        default=None, description="a file with such keys, one a line"
-    )
-    front_key_file: FilePath | None = Field(
-        default=None,
-        description="a file with the key of `turbofit gateway --nodes`: who shows it says whose "
-        "each request is",
-    )
-    no_auth: bool = Field(default=False, description="let everybody in, beyond loopback too")
-    allowed_media_domains: tuple[Annotated[str, Metavar("DOMAIN")], ...] = Field(
-        default=(),
-        description="fetch remote images from these: example.com, *.example.com, example.com:8443",
-    )
-    allow_origins: tuple[Annotated[str, Metavar("ORIGIN")], ...] = Field(
-        default=(),
-        description="web pages that may use the server, e.g. https://chat.example.com (default: "
-        "none)",
-    )
-    trusted_proxies: tuple[Annotated[str, Metavar("ADDRESS")], ...] = Field(
-        default=(),
-        description="reverse proxies whose X-Forwarded-For says who the client is: 10.0.0.7, "
-        "10.0.0.0/8",
-    )
-    connections_per_address: Positive | None = Field(
-        default=None,
-        description="connections that one address may have, but for trusted proxies (default 1024)",
-    )
-    ssl_certfile: FilePath | None = Field(
-        default=None, description="serve TLS with this certificate"
-    )
-    ssl_keyfile: FilePath | None = Field(default=None, description="its key")
-    access_log: FilePath | None = Field(
-        default=None,
-        description="a JSON line for each request: a file, - for stderr, or none (default: stderr; "
-        "of serve, a file in the run's folder)",
-    )
-    record_trace: FilePath | None = Field(
-        default=None,
-        description="a JSON line for each answered request, for `turbofit bench --trace`: when it "
-        "came and how large it was, nothing of its text and images",
-    )
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=LAST_PORT), Metavar("PORT")] = DEFAULT_PORT
+    api_key: tuple[Annotated[str, Metavar("KEY", repeatable=True)], ...] = ()
+    api_key_file: FilePath | None = None
+    front_key_file: FilePath | None = None
+    no_auth: bool = False
+    allowed_media_domains: tuple[Annotated[str, Metavar("DOMAIN")], ...] = ()
+    allow_origins: tuple[Annotated[str, Metavar("ORIGIN")], ...] = ()
+    trusted_proxies: tuple[Annotated[str, Metavar("ADDRESS")], ...] = ()
+    connections_per_address: Positive | None = None
+    ssl_certfile: FilePath | None = None
+    ssl_keyfile: FilePath | None = None
+    access_log: FilePath | None = None
+    record_trace: FilePath | None = None
 
-    default_chat_template_kwargs: JsonArguments | None = Field(
-        default=None,
-        description="arguments of the chat template for requests that do not give them, e.g. "
-        "'{\"enable_thinking\": false}'",
-    )
-    default_sampling: JsonSampling | None = Field(
-        default=None,
-        description="temperature, top_p, top_k, min_p, repetition_penalty and max_tokens for "
-        "requests that do not give them, e.g. '{\"temperature\": 0.2}'",
-    )
+    default_chat_template_kwargs: JsonArguments | None = None
+    default_sampling: JsonSampling | None = None
 
     def refuse_unused(self) -> None:
         """Stop where there is no gateway, and what it alone does was asked for.

@@ -24,22 +24,11 @@ Seconds = Annotated[float, Field(ge=0, lt=1e6), SECONDS, Metavar("SECONDS")]
 class LaunchOptions(Validated):
     """What both say of a launch, each field an option."""
 
-    pretend: bool = Field(
-        default=False,
-        description="LMDeploy's real server and engine on pretend GPUs: nothing is computed",
-    )
-    pretend_taken: Bytes = Field(
-        default=0,
-        description="with --pretend: somebody takes so much of each card after the plan was made",
-    )
-    pretend_fail: Annotated[int | None, Field(ge=1), Metavar("N")] = Field(
-        default=None,
-        description="with --pretend: the N-th device allocation of an engine's first start fails",
-    )
-    no_rehearse: bool = Field(
-        default=False, description="do not run the plan on pretend GPUs first"
-    )
-    forget: bool = Field(default=False, description="drop what earlier launches learned")
+    pretend: bool = False
+    pretend_taken: Bytes = 0
+    pretend_fail: Annotated[int | None, Field(ge=1), Metavar("N")] = None
+    no_rehearse: bool = False
+    forget: bool = False
 
     def check(self) -> None:
         """Whether they go together.
@@ -64,42 +53,18 @@ class LaunchOptions(Validated):
 class ServeOptions(LaunchOptions):
     """What `serve` asks beside."""
 
-    plan: FilePath | None = Field(default=None, description="launch what `plan --json` wrote")
-    dry_run: bool = Field(default=False, description="print what would be launched")
-    no_check: bool = Field(default=False, description="ready without answered worst-case requests")
-    model_name: str | None = Field(
-        default=None,
-        min_length=1,
-        description="what the model is called, beside its other names (default: its hub id, or "
-        "the folder's name)",
-    )
-    no_gateway: bool = Field(
-        default=False,
-        description="no gateway: any client can then take the engines past the plan",
-    )
-    unplanned: bool = Field(
-        default=False,
-        description="pass LMDeploy options that change memory in ways the plan does not know",
-    )
-    drain: Seconds | None = Field(default=None, description="for open requests at the end (30)")
-    liveness: Seconds | None = Field(
-        default=None,
-        description="between completions that show that an engine lives (60; 0: none)",
-    )
-    lease: FilePath | None = Field(
-        default=None,
-        description="end in order once nobody has touched this file for 120 s: whoever started it "
-        "is gone",
-    )
-    cluster: Annotated[str | None, Metavar("RAY")] = Field(
-        default=None, description="serve on all machines of a Ray cluster: ray, ray:ADDRESS"
-    )
-    name: str | None = Field(
-        default=None, description="what the cluster calls it (default: the model's name)"
-    )
-    node_port: Annotated[int, Field(ge=0, le=LAST_PORT), Metavar("PORT")] = Field(
-        default=0, description="where each node of the cluster listens (default: any free port)"
-    )
+    plan: FilePath | None = None
+    dry_run: bool = False
+    no_check: bool = False
+    model_name: Annotated[str | None, Field(min_length=1)] = None
+    no_gateway: bool = False
+    unplanned: bool = False
+    drain: Seconds | None = None
+    liveness: Seconds | None = None
+    lease: FilePath | None = None
+    cluster: Annotated[str | None, Metavar("RAY")] = None
+    name: str | None = None
+    node_port: Annotated[int, Field(ge=0, le=LAST_PORT), Metavar("PORT")] = 0
 
     def check(self) -> None:
         """As of all launches; and what a cluster alone has needs one.
@@ -130,11 +95,8 @@ class ServeOptions(LaunchOptions):
         """The deadlines that were given, the others as they are."""
         from turbofit.launch.engine.engine_client import Timing
 
-        usual = Timing()
-        return Timing(
-            drain=usual.drain if self.drain is None else self.drain,
-            liveness=usual.liveness if self.liveness is None else self.liveness,
-        )
+        given = self.given()
+        return Timing(**{name: given[name] for name in ("drain", "liveness") if name in given})
 
     def config_fields(self) -> Options:
         return {
@@ -148,12 +110,10 @@ class ServeOptions(LaunchOptions):
 class CalibrateOptions(LaunchOptions):
     """What `calibrate` asks beside."""
 
-    pretend: bool = Field(default=False, description="on pretend GPUs: nothing real is learned")
-    forget: bool = Field(default=False, description="drop what was learned of this model, and end")
-    again: bool = Field(default=False, description="measure again what was calibrated before")
-    minutes: Annotated[float, Field(gt=0, lt=1e6), Metavar("N")] = Field(
-        default=60.0, description="give up after these"
-    )
+    pretend: bool = False
+    forget: bool = False
+    again: bool = False
+    minutes: Annotated[float, Field(gt=0, lt=1e6), Metavar("N")] = 60.0
 
 
 def needs_cluster(name: str) -> UsageError:
@@ -175,30 +135,12 @@ Time = Annotated[float, Field(gt=0, lt=1e9), SECONDS, Metavar("TIME")]
 class ModelsOptions(Validated):
     """When models' engines run, each field an option."""
 
-    idle: Time | None = Field(
-        default=None,
-        description="end engines that nobody asked for so long, and start them again at the next "
-        "request: 10m",
-    )
-    idle_answer: Literal["wait", "503"] = Field(
-        default="wait",
-        description="to requests for a model that is not ready: wait for its start, or 503 at "
-        "once, with Retry-After",
-    )
-    wait: Time | None = Field(
-        default=None, description="the longest wait of a request for its model's start (10m)"
-    )
+    idle: Time | None = None
+    idle_answer: Literal["wait", "503"] = "wait"
+    wait: Time | None = None
 
-    swap: bool = Field(
-        default=False,
-        description="several models take turns: as many as fit run at once, the one that was used "
-        "least recently makes way",
-    )
-    turn: Time | None = Field(
-        default=None,
-        description="with --swap: a model whose requests keep coming serves so long before it "
-        "makes way (30s)",
-    )
+    swap: bool = False
+    turn: Time | None = None
 
     @property
     def wait_seconds(self) -> float:
@@ -266,11 +208,7 @@ def _shares(text: str, name: str) -> dict[str, float]:
 class SharesOptions(Validated):
     """How several models divide the cards."""
 
-    share: Annotated[dict[str, float] | None, parsed(_shares), Metavar("MODEL=N,...")] = Field(
-        default=None,
-        description="requests that each model's cache holds, beside the others' (default: as many "
-        "for each): A=2,B=1",
-    )
+    share: Annotated[dict[str, float] | None, parsed(_shares), Metavar("MODEL=N,...")] = None
 
     def of_models(self, models: Sequence[str]) -> tuple[float, ...]:
         """Each model's share; 1 where none is given.

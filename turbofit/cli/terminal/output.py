@@ -97,16 +97,12 @@ def verbose_log(level: int) -> Iterator[None]:
 
     from turbofit.report.painters.terminal import clean
 
-    class CleanFormatter(logging.Formatter):
-        def format(self, record: logging.LogRecord) -> str:
-            return clean(super().format(record))
-
     class StderrHandler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            note(self.format(record))
+            note(clean(self.format(record)))
 
     handler = StderrHandler()
-    handler.setFormatter(CleanFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger = logging.getLogger("turbofit")
     before = logger.level
     logger.addHandler(handler)

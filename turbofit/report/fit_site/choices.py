@@ -57,10 +57,7 @@ Loads = Annotated[tuple[Load, ...], Field(strict=False)]
 class SiteRequest(Validated):
     """The points of the site; every combination of them is planned. Empty is the default."""
 
-    all: bool = Field(
-        default=False,
-        description="more of each list that is not given: 17,820 plans, some minutes",
-    )
+    all: bool = False
 
     models: Names = Field(
         default=(), description=f"names that `turbofit models` lists (default: {' '.join(_MODELS)})"
@@ -68,24 +65,11 @@ class SiteRequest(Validated):
     cards: Names = Field(
         default=(), description=f"names that `turbofit gpus` lists (default: {' '.join(_CARDS)})"
     )
-    counts: Counts = Field(default=(), description="GPUs of a machine (default: 1 2 4)")
-    used: Sizes = Field(
-        default=(),
-        description="memory of each GPU that others hold, beside none (with --all: 2GiB)",
-    )
-    images: Loads = Field(
-        default=(),
-        description="images a request and their size, beside one of the worst size (default: "
-        "1@1920x1080; with --all 4@1280x720 too)",
-    )
-    contexts: Contexts = Field(
-        default=(),
-        description="tokens of a request, beside what turbofit chooses (with --all: 8192 32768)",
-    )
-    concurrencies: Counts = Field(
-        default=(),
-        description="requests at once, beside what turbofit chooses (with --all: 8 32)",
-    )
+    counts: Counts = ()
+    used: Sizes = ()
+    images: Loads = ()
+    contexts: Contexts = ()
+    concurrencies: Counts = ()
 
     def complete(self) -> Self:
         """The same with the default for all that is empty."""
@@ -167,7 +151,7 @@ class SitePoint(NamedTuple):
 
     def machine(self, card: str) -> str:
         """The machine as --on takes it."""
-        return _spec(self.gpus, card, self.used)
+        return f"{self.gpus}x{card}{self.used.words}"
 
     def request(self, model: str, card: str) -> PlanRequest:
         """What `turbofit plan` is asked for.
@@ -213,8 +197,9 @@ def choices_of(request: SiteRequest, created: str) -> SiteChoices:
         contexts=tuple(_chosen("--context", request.contexts)),
         concurrencies=tuple(_chosen("--concurrency", request.concurrencies)),
     )
-    for card, count, used in product(choices.cards, choices.counts, choices.used):
-        machine_from(_spec(count, card.name, used))
+    every = product(choices.cards, points(choices))
+    for machine in dict.fromkeys(point.machine(card.name) for card, point in every):
+        machine_from(machine)
     return choices
 
 
@@ -243,21 +228,14 @@ def _card(name: str) -> SiteCard:
     return SiteCard(name=key, title=gpu.name, total=known(gpu.total, 0), free=known(gpu.free, 0))
 
 
-def _spec(count: int, card: str, used: SiteChoice) -> str:
-    """A machine as --on takes it."""
-    return f"{count}x{card}{used.words}"
-
-
 def _used(size: int) -> SiteChoice:
     if not size:
         return SiteChoice(key="0", words="", numbers=(0,))
-    text = next(
-        (f"{size // unit}{name}" for unit, name in _UNITS if size % unit == 0), f"{size}B"
-    )  # exact, whatever the unit
+    text = f"{size}B"
+    for unit, name in ((MIB, "MiB"), (GIB, "GiB")):
+        if size % unit == 0:
+            text = f"{size // unit}{name}"
     return SiteChoice(key=text, words=f":used={text}", numbers=(size,))
-
-
-_UNITS: Final = ((GIB, "GiB"), (MIB, "MiB"))
 
 
 def _images(count: int, size: tuple[int, int] | None) -> SiteChoice:

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
 
+from turbofit.core.messages import BESIDE_COMMANDS, HARMLESS, plural
 from turbofit.core.struct import Struct
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+
+    from turbofit.core.plan import Remedy
+    from turbofit.core.run_report import RunReport
 
 Tone = Literal["plain", "good", "bad", "warn", "dim"]
 
 
-class Places(TypedDict):
+class Places(TypedDict, total=False):
     """Where a block stands."""
 
     short: bool
@@ -37,14 +41,14 @@ class Block(Struct):
     page: bool = True
 
 
-class Heading(Block):
+class Heading(Block, kw_only=False):
     """The title of what follows; ``level`` 3 is below a section's, which is 2."""
 
     text: str
     level: int = 2
 
 
-class Verdict(Block):
+class Verdict(Block, kw_only=False):
     """The answer in a sentence; ``word`` is its first word or words, as a badge has them."""
 
     text: str
@@ -52,27 +56,45 @@ class Verdict(Block):
     word: str = ""
 
 
-class Paragraph(Block):
+class Paragraph(Block, kw_only=False):
     """A paragraph."""
 
     text: str
     tone: Tone = "plain"
 
 
-class Items(Block):
+class Items(Block, kw_only=False):
     """A list, one entry a bullet."""
 
     items: tuple[str, ...]
     tone: Tone = "plain"
 
 
-class FactList(Block):
+class FactList(Block, kw_only=False):
     """Names and what they are."""
 
     facts: tuple[tuple[str, str], ...]
 
 
-class Tiles(Block):
+def remark(text: str, **places: bool) -> Paragraph:
+    """A paragraph beside an answer."""
+    return Paragraph(text, "dim", **places)
+
+
+def listed(
+    title: str, items: Iterable[str], tone: Tone = "plain", *, level: int = 2
+) -> list[Block]:
+    """A list under its title; nothing where it is empty."""
+    entries = tuple(items)
+    return [Heading(title, level), Items(entries, tone)] if entries else []
+
+
+def known_facts(facts: Mapping[str, str | None], **places: bool) -> FactList:
+    """Names and what they are, without those that nothing is said of."""
+    return FactList(tuple((name, text) for name, text in facts.items() if text), **places)
+
+
+class Tiles(Block, kw_only=False):
     """The figures that people look for first: label, value and a line below it."""
 
     figures: tuple[tuple[str, str, str], ...]
@@ -131,7 +153,7 @@ def table(
     return Table(columns=columns, rows=tuple(rows), **more)
 
 
-class Code(Block):
+class Code(Block, kw_only=False):
     """Text to be copied as it is."""
 
     text: str
@@ -228,8 +250,47 @@ def text_blocks(blocks: Iterable[Block], *, short: bool = False) -> Iterator[Blo
         elif isinstance(block, Picture):
             yield from block.instead
         elif isinstance(block, Tiles):
-            yield FactList(
-                facts=tuple((name, f"{one}, {text}") for name, one, text in block.figures)
-            )
+            yield FactList(tuple((name, f"{one}, {text}") for name, one, text in block.figures))
         else:
             yield block
+
+
+#: How to see the whole text.
+MORE: Final = remark("more: --full, --md or --json", **ONLY_SHORT)
+
+
+#: What is said of a run on pretend GPUs: what it shows is not measured.
+PRETENDED: Final = "on pretend GPUs: memory is the engine's own, words and speed are not real"
+
+
+def last_events(run: RunReport, most: int, level: int = 2) -> list[Block]:
+    """What happened in a run at last."""
+    said = (f"{one.at} {one.kind}: {one.text}" for one in run.events[-most:])
+    return listed("Last events", said, level=level)
+
+
+def first_warnings(warnings: Sequence[str], assumed: Sequence[str] = ()) -> list[Block]:
+    """What was assumed of what was asked, else the first warning; and how many more there are.
+
+    Args:
+        warnings: all of them. What stands beside commands, and what is harmless, is left out.
+        assumed: those of them that say how the input was read.
+    """
+    hidden = (*BESIDE_COMMANDS, *HARMLESS)
+    kept = [text for text in warnings if not any(one in text for one in hidden)]
+    kept.sort(key=lambda text: text not in assumed)
+    shown = [f"assumed: {text}" for text in kept if text in assumed] or kept[:1]
+    left = len(kept) - len(shown)
+    if left:
+        shown[-1] += f" (and {left} more {plural(left, 'warning')})"
+    return [Items(tuple(shown), tone="warn", **ONLY_SHORT)] if shown else []
+
+
+def remedies_table(remedies: Sequence[Remedy], title: str = "", **places: Any) -> list[Block]:
+    """Changes and their effects, under a title where there is one; nothing where there are none."""
+    if not remedies:
+        return []
+    titles = ("change", "effect")
+    rows = ((remedy.change, remedy.effect) for remedy in remedies)
+    block = table(titles, rows, wrap=titles, **places)
+    return [Heading(title, **places), block] if title else [block]

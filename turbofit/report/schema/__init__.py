@@ -7,20 +7,9 @@ from typing import Final
 
 #: The documents; ``plan`` is also a prediction and a rehearsal.
 NAMES: Final = (
-    "plan",
-    "report",
-    "compare",
-    "cluster",
-    "cluster-plan",
-    "cluster-status",
-    "bench",
-    "tune",
-    "share",
-    "which",
-    "batch",
-    "trace",
-    "page",
-)
+    "plan", "report", "compare", "cluster", "cluster-plan", "cluster-status", "bench", "tune",
+    "share", "which", "batch", "trace", "page",
+)  # fmt: skip
 
 
 def schema_text(name: str) -> str:

@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, Final
 from turbofit.core.messages import indices, plural
 from turbofit.core.struct import NA
 from turbofit.core.units import format_bytes, mib
+from turbofit.machine.presets import match_preset
 from turbofit.report.painters.document import (
+    MORE,
     ONLY_SHORT,
-    FactList,
     Heading,
     Items,
-    Paragraph,
     Table,
     Topology,
     TopologyCard,
+    known_facts,
+    remark,
     table,
 )
-from turbofit.report.views.shared_blocks import MORE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -42,14 +43,13 @@ _PATHS: Final = {
 def machine_view(machine: Machine) -> list[Block]:
     """GPUs, warnings, holders, links, host; in the short answer facts instead of tables."""
     blocks: list[Block] = [
-        Heading(text=f"{machine.name} ({machine.source})", short=True),
+        Heading(f"{machine.name} ({machine.source})", short=True),
         _gpu_table(machine),
-        FactList(facts=_short_facts(machine), **ONLY_SHORT),
+        known_facts(_short_facts(machine), **ONLY_SHORT),
     ]
     if machine.warnings:
-        blocks.append(Heading(text="Warnings"))
-        blocks.append(Items(items=machine.warnings, tone="warn", short=True))
-    blocks.append(Heading(text="Who holds memory"))
+        blocks += [Heading("Warnings"), Items(machine.warnings, tone="warn", short=True)]
+    blocks.append(Heading("Who holds memory"))
     holders = tuple(
         (str(gpu.index), str(holder.pid), holder.name, _mib(holder.bytes))
         for gpu in machine.gpus
@@ -59,12 +59,19 @@ def machine_view(machine: Machine) -> list[Block]:
         titles = ("GPU", "pid", "name", "MiB")
         blocks.append(table(titles, holders, right=("GPU", "pid", "MiB"), wrap=("name",)))
     else:
-        blocks.append(Paragraph(text="nobody that can be seen", tone="dim"))
+        blocks.append(remark("nobody that can be seen"))
     if len(machine.gpus) > 1:
-        blocks += [Heading(text="Links"), topology_of(machine)]
+        blocks += [Heading("Links"), topology_of(machine)]
     if machine.measured is not None:
         blocks += _measured(machine.measured)
-    return [*blocks, Heading(text="Host"), FactList(facts=_host(machine)), MORE]
+    return [*blocks, Heading("Host"), known_facts(_host(machine)), MORE]
+
+
+def assumed_of(machine: Machine) -> Sequence[str]:
+    """How a machine's name was read, or what is not known of its cards: all figures rest on it."""
+    gpus = [gpu for gpu in machine.gpus if gpu.index in machine.visible]
+    named = machine.source == "preset"
+    return machine.warnings if named or None in map(match_preset, gpus) else ()
 
 
 def _gpu_table(machine: Machine) -> Table:
@@ -99,24 +106,25 @@ def _size(value: int | NaType) -> str:
     return NA if value == NA else format_bytes(value)
 
 
-def _short_facts(machine: Machine) -> tuple[tuple[str, str], ...]:
+def _short_facts(machine: Machine) -> dict[str, str]:
     """Who holds most, how GPUs reach each other, what was measured, the host: what is known."""
-    found = [("held by", _holders(machine)), ("links", ways_text(machine))]
-    if machine.measured is not None:
-        found.append(("measured", _slowest(machine.measured)))
-    known = (pair for pair in _host(machine) if not pair[1].startswith(NA))
-    found.append(("host", "; ".join(f"{name} {value}" for name, value in known)))
-    return tuple((name, value) for name, value in found if value)
+    host = _host(machine).items()
+    return {
+        "held by": _holders(machine),
+        "links": ways_text(machine),
+        "measured": _slowest(machine.measured) if machine.measured is not None else "",
+        "host": "; ".join(f"{name} {text}" for name, text in host if not text.startswith(NA)),
+    }
 
 
-def _host(machine: Machine) -> tuple[tuple[str, str], ...]:
+def _host(machine: Machine) -> dict[str, str]:
     host = machine.host
-    return (
-        ("memory", f"{_size(host.ram_available)} available of {_size(host.ram_total)}"),
-        ("/dev/shm", f"{_size(host.shm_available)} available"),
-        ("CPUs", str(host.cpus)),
-        ("driver", f"{machine.driver}, CUDA {machine.cuda}"),
-    )
+    return {
+        "memory": f"{_size(host.ram_available)} available of {_size(host.ram_total)}",
+        "/dev/shm": f"{_size(host.shm_available)} available",
+        "CPUs": str(host.cpus),
+        "driver": f"{machine.driver}, CUDA {machine.cuda}",
+    }
 
 
 def _holders(machine: Machine) -> str:
@@ -180,13 +188,13 @@ def _measured(measured: Measured) -> list[Block]:
         (("copy", "GB/s", "GB/s by host", "small us", "how"), pairs),
         (("all-reduce of", "bytes", "us", "sums"), reduces),
     )
-    blocks: list[Block] = [Heading(text=f"Measured with torch {measured.torch}")]
+    blocks: list[Block] = [Heading(f"Measured with torch {measured.torch}")]
     for titles, rows in tables:
         if rows:
             right = [title for title in titles if title != "how"]
             blocks.append(table(titles, rows, right=right))
     if measured.left_out:
-        blocks.append(Items(items=measured.left_out, tone="dim"))
+        blocks.append(Items(measured.left_out, tone="dim"))
     return blocks
 
 
@@ -240,6 +248,6 @@ def topology_of(machine: Machine, groups: tuple[tuple[int, ...], ...] = ()) -> T
         ),
         groups=groups,
         ways=tuple(ways),
-        instead=(Items(items=tuple(ways)),),
+        instead=(Items(tuple(ways)),),
         whole=not groups,
     )

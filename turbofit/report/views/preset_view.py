@@ -56,10 +56,10 @@ def models_view(
         right=("params", "weights", "context"),
         aside=() if hub_ids else ("hub id",),
     )
-    blocks: list[Block] = [Heading(text="Models"), listed]
+    blocks: list[Block] = [Heading("Models"), listed]
     without = tuple(f"{name}: {why}" for name, why in unsupported)
     if without:
-        blocks += [Heading(text="Not planned for"), Items(items=without)]
+        blocks += [Heading("Not planned for"), Items(without)]
     return blocks
 
 
@@ -80,7 +80,7 @@ def gpus_view(known: Iterable[tuple[str, GpuPreset]]) -> list[Block]:
         for name, preset in known
     )
     titles = ("name", "as NVML names it", *numbers, "P2P")
-    return [Heading(text="GPUs"), table(titles, rows, right=numbers, wrap=("as NVML names it",))]
+    return [Heading("GPUs"), table(titles, rows, right=numbers, wrap=("as NVML names it",))]
 
 
 #: Rows of a summary, and the others that it says something of; the whole text has all.
@@ -98,8 +98,8 @@ def which_view(found: Which) -> list[Block]:
     title = f"Cards for {found.model}" if found.model else f"Models on {found.machine}"
     others = tuple(f"{one.on if found.model else one.model}: {one.why_not}" for one in found.others)
     blocks: list[Block] = [
-        Heading(text=title, short=True),
-        Verdict(text=_answer(found), good=bool(found.keep), short=True),
+        Heading(title, short=True),
+        Verdict(_answer(found), good=bool(found.keep), short=True),
     ]
     if found.keep:
         rows = [_row(found, one) for one in found.keep]
@@ -108,20 +108,20 @@ def which_view(found: Which) -> list[Block]:
         every = (tuple(row.values()) for row in rows)
         blocks += [
             table(titles, few, right=_NUMBERS, **ONLY_SHORT),
-            Heading(text="What keeps the promise", whole=False),
+            Heading("What keeps the promise", whole=False),
             table([*rows[0]], every, right=_NUMBERS, aside=("engine",), sortable=True),
             *_speeds(found),
         ]
     else:
-        blocks.append(Items(items=others[:_OTHERS], **ONLY_SHORT))
+        blocks.append(Items(others[:_OTHERS], **ONLY_SHORT))
     if others:
-        blocks += [Heading(text="Not these"), Items(items=others)]
+        blocks += [Heading("Not these"), Items(others)]
     kept = max(0, len(found.keep) - _ROWS)
     not_said = len(others) if found.keep else len(others[_OTHERS:])
     counts = {"more that do": kept, "that do not": not_said}
     left = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     more = f"{left or 'more'}: --full, --md, --html or --json"
-    return [*blocks, Paragraph(text=more, tone="dim", **ONLY_SHORT)]
+    return [*blocks, Paragraph(more, tone="dim", **ONLY_SHORT)]
 
 
 def _speeds(found: Which) -> list[Block]:
@@ -133,7 +133,7 @@ def _speeds(found: Which) -> list[Block]:
     names = tuple(one.on for one in known)
     series = (Series(title="machines", points=points, joined=False, names=names),)
     curve = Curve(series=series, x="GiB of GPU memory", y="requests a second")
-    return [Heading(text="Forecast of speed by memory", whole=False), curve]
+    return [Heading("Forecast of speed by memory", whole=False), curve]
 
 
 def _answer(found: Which) -> str:

@@ -1,30 +1,32 @@
-"""A cluster's plan, what it serves and its nodes, as something to read.
-
-Nodes of a plan with equal cards and equal settings are one row, so that a thousand read as well as
-three.
-"""
+"""Several models on the same cards, and several machines, as documents."""
 
 from __future__ import annotations
 
+import shlex
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.messages import groups_of, plural
-from turbofit.core.units import three_digits
+from turbofit.core.units import MIB, format_bytes, mib, three_digits
 from turbofit.report.painters.document import (
+    MORE,
     ONLY_SHORT,
     Code,
-    FactList,
     Heading,
     Items,
     Paragraph,
     Table,
     Verdict,
+    first_warnings,
+    known_facts,
+    listed,
+    remark,
+    remedies_table,
     table,
 )
-from turbofit.report.views.plan.commands_view import shell_words
-from turbofit.report.views.plan.plan_view import speed_in_short
-from turbofit.report.views.shared_blocks import first_warnings, remedies_table
+from turbofit.report.views.figures import shell_words
+from turbofit.report.views.machine_view import assumed_of
+from turbofit.report.views.plan_view import speed_in_short
 from turbofit.tuner.cluster.cluster_plan import cards_of
 
 if TYPE_CHECKING:
@@ -32,7 +34,114 @@ if TYPE_CHECKING:
 
     from turbofit.core.cluster import Cluster, ClusterPlan, ClusterStatus, NodePlan
     from turbofit.core.plan import Plan
+    from turbofit.planning.joint_plan import JointGpu, JointPlan
     from turbofit.report.painters.document import Block
+
+_PHASES = ("context", "weights", "cache", "buffers", "transient", "margin")
+
+
+def joint_view(found: JointPlan, names: Sequence[str]) -> list[Block]:
+    """The verdict, each model's promise, each card's account, warnings, and what comes next.
+
+    Args:
+        found: the plan.
+        names: the models as they were named.
+    """
+    blocks: list[Block] = [
+        Heading(f"{len(found.plans)} models together" if found.gpus else "Together", short=True),
+        Verdict(found.verdict, good=found.fits, short=True),
+    ]
+    if found.remedy is not None:
+        blocks.append(Items((found.remedy,), short=True))
+    if found.fits:
+        blocks.append(_promises(found))
+    if found.gpus:
+        fullest = min(found.gpus, key=lambda gpu: gpu.left)
+        text = f"GPU {fullest.index} is the fullest: {format_bytes(fullest.left)} of it stay free"
+        if fullest.left < 0:
+            text = f"GPU {fullest.index} lacks {format_bytes(-fullest.left)}"
+        if found.fits or fullest.left < 0:
+            blocks.append(Paragraph(text, **ONLY_SHORT))
+    for gpu in found.gpus:
+        blocks += [Heading(f"GPU {gpu.index}: {gpu.name}, MiB at the worst"), _card(gpu)]
+    warnings = _warnings(found)
+    assumed = assumed_of(found.plans[0].machine) if found.plans else ()
+    blocks += [*first_warnings(warnings, assumed), *listed("Notes", warnings)]
+    return [*blocks, *_serve(found, names), MORE]
+
+
+def _serve(found: JointPlan, names: Sequence[str]) -> list[Block]:
+    """What serves them at one address."""
+    if not found.fits:
+        return []
+    if found.serve is None:
+        text = f"next: turbofit serve {shlex.join(names)}, with the same options"
+        return [Paragraph(text, **ONLY_SHORT)]
+    where = "" if found.plans[0].machine.source == "nvml" else " on such a machine"
+    note = remark(f"at one address{where}:", short=True)
+    code = Code(shell_words(found.serve.argv), short=True)
+    return [Heading("Command"), note, code]
+
+
+def _warnings(found: JointPlan) -> tuple[str, ...]:
+    """Each once, with its model where it is not of the machine."""
+    said = (
+        text if text in plan.machine.warnings else f"{plan.model.name}: {text}"
+        for plan in found.plans
+        for text in plan.warnings
+    )
+    return tuple(dict.fromkeys(said))
+
+
+def _promises(found: JointPlan) -> Table:
+    rows = (
+        (
+            plan.model.name,
+            # As the option takes it; rounded up, the sum would be more than the card has.
+            f"{budget // MIB}MiB",
+            f"{plan.parallel.replicas} x tp {plan.parallel.tp}",
+            f"{plan.kv.longest_request_tokens:,}",
+            f"{plan.kv.total_tokens:,}",
+            f"{plan.settings.max_batch_size}",
+            _images(plan),
+        )
+        for plan, budget in zip(found.plans, found.budgets, strict=True)
+    )
+    return table(
+        ("model", "--budget", "engines", "context", "KV tokens", "batch", "images"),
+        rows,
+        right=("--budget", "context", "KV tokens", "batch"),
+        wrap=("model", "images"),
+        aside=("KV tokens",),
+        short=True,
+    )
+
+
+def _images(plan: Plan) -> str:
+    rule, limit = plan.model.image_rule, plan.limits.image_limit
+    if rule is None:
+        return "none"
+    return f"{plan.limits.images_per_request}" + (
+        "" if limit is None else f", {rule.limit_name} {limit:,}"
+    )
+
+
+def _card(gpu: JointGpu) -> Table:
+    """One row a model, which add up to the card."""
+    empty = ("",) * len(_PHASES)
+    rows = [("others", *empty, mib(gpu.used))]
+    for one in gpu.models:
+        figures = tuple(mib(getattr(one, phase)) for phase in _PHASES)
+        rows.append((one.model, *figures, mib(one.bytes)))
+    rows += [
+        ("left", *empty, mib(gpu.left)),
+        ("the card", *empty, mib(gpu.total - gpu.reserved)),
+    ]
+    return table(("", *_PHASES, "all"), rows, right=(*_PHASES, "all"))
+
+
+# A cluster: nodes of equal cards and settings are one row, so that a thousand read as three do.
+
 
 #: Names of a row's nodes that are written out.
 _NAMES: Final = 3
@@ -63,26 +172,23 @@ def cluster_view(plan: ClusterPlan) -> list[Block]:
     where = f" ({plan.source})" if plan.source else ""
     title = f"{plan.model.name} on {len(plan.nodes):,} {plural(len(plan.nodes), 'node')}{where}"
     blocks: list[Block] = [
-        Heading(text=title, short=True),
-        Verdict(text=plan.verdict, good=plan.fits, short=True),
+        Heading(title, short=True),
+        Verdict(plan.verdict, good=plan.fits, short=True),
     ]
     if plan.source.startswith("simulated"):
         text = "simulated: no such machine was measured, all figures are of presets"
-        blocks.append(Paragraph(text=text, tone="warn", short=True))
+        blocks.append(Paragraph(text, tone="warn", short=True))
     if plan.fits:
         blocks += first_warnings(plan.warnings)
-        blocks += [Heading(text="What is promised"), *_promise(plan)]
+        blocks += [Heading("What is promised"), *_promise(plan)]
     else:
         blocks += remedies_table(plan.remedies, "What would fit")
     folded = _folded_nodes(plan.nodes)
     if folded:
         blocks.append(_nodes_table(folded[:_KINDS], **ONLY_SHORT))
-        blocks += [Heading(text="Nodes that serve, by kind"), _nodes_table(folded)]
-        blocks += [Heading(text="Settings, by kind"), _settings(folded)]
-    if plan.warnings:
-        blocks += [Heading(text="Notes"), Items(items=plan.warnings)]
-    if plan.reasons:
-        blocks += [Heading(text="Why"), Items(items=plan.reasons)]
+        blocks += [Heading("Nodes that serve, by kind"), _nodes_table(folded)]
+        blocks += [Heading("Settings, by kind"), _settings(folded)]
+    blocks += [*listed("Notes", plan.warnings), *listed("Why", plan.reasons)]
     title = "What another promise would give" if plan.fits else "What would fit"
     blocks += remedies_table(plan.remedies[:_REMEDIES], title, **ONLY_SHORT)
     # Where it fits, the verdict counts the nodes that are left out, and a warning says why.
@@ -90,35 +196,35 @@ def cluster_view(plan: ClusterPlan) -> list[Block]:
     if plan.fits:
         blocks += remedies_table(plan.remedies, title)
     if plan.serve is not None:
-        text = "on a node of the Ray cluster:"
-        blocks.append(Paragraph(text=text, tone="dim", short=True))
-        blocks.append(Code(text=shell_words(plan.serve.argv), short=True))
+        blocks.append(remark("on a node of the Ray cluster:", short=True))
+        blocks.append(Code(shell_words(plan.serve.argv), short=True))
     rest = len(folded) - _KINDS
     kinds = f", {rest} more {plural(rest, 'kind')} of nodes among it" if rest > 0 else ""
     more = f"more: --full (settings of each kind{kinds}), --md or --json"
-    return [*blocks, Paragraph(text=more, tone="dim", **ONLY_SHORT)]
+    return [*blocks, remark(more, **ONLY_SHORT)]
 
 
 def _promise(plan: ClusterPlan) -> list[Block]:
     """What requests are held to on any node, and what all nodes do together."""
     limits = plan.limits
     assert limits is not None
-    facts = [("context", f"{plan.longest_request_tokens:,} tokens with the answer")]
+    facts = {"context": f"{plan.longest_request_tokens:,} tokens with the answer"}
     if limits.vision_unit is not None:
         unit = plural(limits.units_per_image, limits.vision_unit)
         text = f"at most {limits.units_per_image:,} {unit} each"
-        facts.append(("images", f"{limits.images_per_request} a request, {text}"))
-    facts.append(("requests", f"{plan.requests_at_once:,} at once over all nodes"))
+        facts["images"] = f"{limits.images_per_request} a request, {text}"
+    facts["requests"] = f"{plan.requests_at_once:,} at once over all nodes"
     if plan.throughput is not None:
-        facts.append(("forecast", speed_in_short(plan.throughput, plan.model)))
-    more = [("answers a request", f"{limits.n} at most (n)")]
-    if limits.max_dynamic_patch is not None:
-        more.append(("max_dynamic_patch", str(limits.max_dynamic_patch)))
-    if limits.max_pixels_per_image is not None:
-        more.append(("max_pixels", f"{limits.max_pixels_per_image:,} an image"))
+        facts["forecast"] = speed_in_short(plan.throughput, plan.model)
+    patches, pixels = limits.max_dynamic_patch, limits.max_pixels_per_image
     engines = f"{plan.engines:,} {plural(plan.engines, 'engine')}"
-    more.append(("KV caches", f"{plan.total_tokens:,} tokens in {engines}"))
-    return [FactList(facts=tuple(facts), short=True), FactList(facts=tuple(more))]
+    more = {
+        "answers a request": f"{limits.n} at most (n)",
+        "max_dynamic_patch": None if patches is None else str(patches),
+        "max_pixels": None if pixels is None else f"{pixels:,} an image",
+        "KV caches": f"{plan.total_tokens:,} tokens in {engines}",
+    }
+    return [known_facts(facts, short=True), known_facts(more)]
 
 
 #: A kind of nodes: its first node's plan, and all of them.
@@ -183,7 +289,7 @@ def _left_out(plan: ClusterPlan, *, short: bool) -> list[Block]:
         for (cards, why), members in sorted(found.items(), key=lambda pair: -len(pair[1]))
     ]
     nodes = _table(("nodes", "cards", "why", "which"), rows, short=short)
-    return [Heading(text="Nodes that serve nothing", short=short), nodes] if rows else []
+    return [Heading("Nodes that serve nothing", short=short), nodes] if rows else []
 
 
 def _names(members: Sequence[NodePlan]) -> str:
@@ -196,19 +302,18 @@ def status_view(status: ClusterStatus) -> list[Block]:
     """What is served, node by node."""
     up = [node for node in status.nodes if node.up]
     title = f"{status.name}: {len(up)} of {len(status.nodes)} nodes serve, {status.source}"
-    blocks: list[Block] = [Heading(text=title)]
+    blocks: list[Block] = [Heading(title)]
     if status.pretend:
-        blocks.append(Paragraph(text="PRETEND GPUs: what is generated means nothing", tone="warn"))
-    facts = [
-        ("model", status.model),
-        ("promise", status.promise),
-        ("address", ", ".join(status.urls) or "none yet"),
-        ("KV cache", f"{sum(node.tokens for node in up):,} tokens that serve"),
-        ("under way", f"{sum(node.outstanding for node in status.nodes):,} requests"),
-        ("as of", status.at),
-    ]
-    if status.change:
-        facts.append(("change of plan", status.change))
+        blocks.append(Paragraph("PRETEND GPUs: what is generated means nothing", tone="warn"))
+    facts = {
+        "model": status.model,
+        "promise": status.promise,
+        "address": ", ".join(status.urls) or "none yet",
+        "KV cache": f"{sum(node.tokens for node in up):,} tokens that serve",
+        "under way": f"{sum(node.outstanding for node in status.nodes):,} requests",
+        "as of": status.at,
+        "change of plan": status.change,
+    }
     rows = [
         (
             f"{node.name} ({node.id[:8]})",
@@ -221,10 +326,9 @@ def status_view(status: ClusterStatus) -> list[Block]:
         for node in status.nodes
     ]
     names = ("node", "state", "requests", "at once", "KV tokens", "why, or said last")
-    blocks += [FactList(facts=tuple(facts)), _table(names, rows)]
-    if status.events:
-        blocks += [Heading(text="What happened"), Items(items=status.events)]
-    return blocks
+    return [
+        *blocks, known_facts(facts), _table(names, rows), *listed("What happened", status.events)
+    ]  # fmt: skip
 
 
 def nodes_view(cluster: Cluster) -> list[Block]:
@@ -238,4 +342,4 @@ def nodes_view(cluster: Cluster) -> list[Block]:
     ]  # fmt: skip
     names = ("node", "id", "address", "GPUs", "LMDeploy", "why it cannot serve")
     title = f"{len(cluster.nodes):,} nodes of {cluster.source}"
-    return [Heading(text=title), _table(names, rows)]
+    return [Heading(title), _table(names, rows)]

@@ -1,19 +1,13 @@
-"""What was measured: a load, a tuning, a calibration."""
+"""What was measured: a load, a tuning, a calibration; and a command on pretend GPUs."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
 from turbofit.core.messages import plural
-from turbofit.core.units import (
-    format_bytes,
-    format_duration,
-    mib,
-    three_digits,
-    two_digits,
-)
+from turbofit.core.units import format_bytes, format_duration, mib, three_digits, two_digits
 from turbofit.report.painters.document import (
     Column,
     Curve,
@@ -24,14 +18,17 @@ from turbofit.report.painters.document import (
     Series,
     Table,
     Tiles,
+    known_facts,
+    listed,
+    remark,
     table,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from turbofit.core.json_types import Document
-    from turbofit.core.tuning import SpeedFigures, TrialRecord, Tuning
+    from turbofit.core.tuning import TrialRecord, Tuning
     from turbofit.load.result import LoadResult, Spread
     from turbofit.load.trace_forecast import TracedPlan, TraceForecast
     from turbofit.report.painters.document import Block
@@ -59,19 +56,19 @@ def load_view(result: LoadResult) -> list[Block]:
               y="requests under way"),
     )  # fmt: skip
     blocks: list[Block] = [
-        Heading(text=f"{result.model} at {result.url}"),
-        Tiles(figures=tiles),
-        FactList(facts=(("load", _load_text(result)),)),
-        Heading(text="Latency", whole=False),
+        Heading(f"{result.model} at {result.url}"),
+        Tiles(tiles),
+        FactList((("load", _load_text(result)),)),
+        Heading("Latency", whole=False),
         _latency(result),
     ]
     if result.moments:
-        blocks += [Heading(text="Over the time of the window", whole=False), *over_time]
+        blocks += [Heading("Over the time of the window", whole=False), *over_time]
     errors = _errors(result)
     if errors or result.warnings:
-        blocks += [Heading(text="Requests without an answer, and warnings", whole=False), *errors]
+        blocks += [Heading("Requests without an answer, and warnings", whole=False), *errors]
     if result.warnings:
-        blocks.append(Items(items=result.warnings, tone="warn"))
+        blocks.append(Items(result.warnings, tone="warn"))
     return blocks
 
 
@@ -88,10 +85,10 @@ def trace_view(result: TraceForecast) -> list[Block]:
     each = [_traced(one) for one in result.plans]
     rows = tuple((name, *(column[name] for column in each)) for name in each[0])
     return [
-        Heading(text=f"{result.model} under a trace"),
-        FactList(facts=facts),
+        Heading(f"{result.model} under a trace"),
+        FactList(facts),
         Table(columns=columns, rows=rows),
-        Paragraph(text=result.basis),
+        Paragraph(result.basis),
     ]
 
 
@@ -153,7 +150,7 @@ def _errors(result: LoadResult) -> list[Block]:
         blocks.append(table(titles, rows, right=("requests",), wrap=("for example",)))
     if result.warm_up_errors:
         text = f"{result.warm_up_errors:,} requests failed before the window"
-        blocks.append(Paragraph(text=text, tone="warn"))
+        blocks.append(Paragraph(text, tone="warn"))
     return blocks
 
 
@@ -174,15 +171,15 @@ def tune_view(result: Tuning) -> list[Block]:
     where = f" on {' + '.join(result.gpus)}" if result.gpus else ""
     best = [place for place, one in enumerate(result.trials) if one.number == result.best]
     blocks: list[Block] = [
-        Heading(text=f"Tuning of {result.model}{where}"),
+        Heading(f"Tuning of {result.model}{where}"),
         *_notes(result),
-        Heading(text="Every trial beside its forecast", whole=False),
+        Heading("Every trial beside its forecast", whole=False),
         replace(_trials(result), sortable=True, chosen=best[0] if best else None),
-        Heading(text="Requests a second against the first token", whole=False),
+        Heading("Requests a second against the first token", whole=False),
         _front(result),
     ]
     if result.curve:
-        blocks += [Heading(text="The best under other loads"), *_curves(result), _loads(result)]
+        blocks += [Heading("The best under other loads"), *_curves(result), _loads(result)]
     return blocks
 
 
@@ -237,13 +234,13 @@ def _notes(result: Tuning) -> list[Block]:
     """What was found, in lines."""
     blocks: list[Block] = []
     if result.pretend:
-        blocks.append(Paragraph(text="PRETEND GPUs: no speed here is real", tone="bad"))
+        blocks.append(Paragraph("PRETEND GPUs: no speed here is real", tone="bad"))
     winner = result.winner
     if winner is None or winner.measured is None:
         why = "keeps the SLO" if result.slo else "served"
         if all(one.outcome == "cut" and one.measured is None for one in result.trials):
             why = "was measured in the time: more --time, or less --concurrency and --seconds"
-        blocks.append(Paragraph(text=f"none of {len(result.trials)} settings {why}", tone="bad"))
+        blocks.append(Paragraph(f"none of {len(result.trials)} settings {why}", tone="bad"))
     else:
         first = next((one for one in result.trials if not one.options), None)
         gain = ""
@@ -262,15 +259,15 @@ def _notes(result: Tuning) -> list[Block]:
             ("a token, median", _seconds(seen.tpot_p50), f"p90 {_seconds(seen.tpot_p90)}"),
             ("tokens/s", f"{seen.output_tokens_per_second:,.0f}", "of answers"),
         )  # fmt: skip
-        blocks.append(Paragraph(text=text, tone="warn" if cut else "good"))
-        blocks.append(Tiles(figures=figures))
+        blocks.append(Paragraph(text, tone="warn" if cut else "good"))
+        blocks.append(Tiles(figures))
         if winner.quant_policy:
             text = f"it stores the cache with {winner.quant_policy} bits: answers change a little"
-            blocks.append(Paragraph(text=f"{text} (--kv-types 0 leaves that out)", tone="warn"))
+            blocks.append(Paragraph(f"{text} (--kv-types 0 leaves that out)", tone="warn"))
     corrected = "" if result.pretend else "; later plans here are corrected by it"
     blocks += [
         Paragraph(
-            text=f"{one.engine}: the forecast was {1 / one.factor:.2f} times what "
+            f"{one.engine}: the forecast was {1 / one.factor:.2f} times what "
             f"{one.trials} {plural(one.trials, 'trial')} measured{corrected}"
         )
         for one in result.factors
@@ -282,11 +279,10 @@ def _notes(result: Tuning) -> list[Block]:
             f"LMDeploy {result.earlier.lmdeploy} gave {result.earlier.requests_per_second:.2f} "
             f"requests/s under this load: {result.earlier.change:+.1%} since"
         )
-        blocks.append(Paragraph(text=text, tone="bad" if worse else "plain"))
+        blocks.append(Paragraph(text, tone="bad" if worse else "plain"))
     trials = f"{len(result.trials)} {plural(len(result.trials), 'trial')}"
     text = f"{trials} in {format_duration(result.seconds)}; {result.stopped}"
-    blocks.append(Paragraph(text=text, tone="dim"))
-    return blocks
+    return [*blocks, remark(text)]
 
 
 def settings_text(one: TrialRecord) -> str:
@@ -312,29 +308,29 @@ def _loads(result: Tuning) -> Table:
     titles = (
         "at once", "requests/s", "tokens/s", "TTFT p50", "TTFT p90", "TPOT p50", "E2E p50"
     )  # fmt: skip
-    rows = []
-    for one in result.curve:
-        seen = one.measured
-        times = (seen.ttft_p50, seen.ttft_p90, seen.tpot_p50, seen.e2e_p50)
-        rows.append(
-            (str(one.concurrency), f"{seen.requests_per_second:.2f}",
-             f"{seen.output_tokens_per_second:,.0f}", *map(_seconds, times))
-        )  # fmt: skip
+    rows = (
+        (str(one.concurrency), f"{seen.requests_per_second:.2f}",
+         f"{seen.output_tokens_per_second:,.0f}", _seconds(seen.ttft_p50),
+         _seconds(seen.ttft_p90), _seconds(seen.tpot_p50), _seconds(seen.e2e_p50))
+        for one in result.curve
+        if (seen := one.measured)
+    )  # fmt: skip
     return table(titles, rows, right=titles)
 
 
 def pareto(result: Tuning) -> set[int]:
     """Numbers of the trials that no other beats in requests a second and in TTFT at once."""
-    seen = [(one.number, one.measured) for one in result.trials if one.measured is not None]
-    return {
-        number for number, figures in seen if not any(_beats(other, figures) for _, other in seen)
+    goods = {
+        one.number: (one.measured.requests_per_second, -one.measured.ttft_p90)
+        for one in result.trials
+        if one.measured is not None
     }
 
+    def beaten(rate: float, sooner: float) -> bool:
+        others = (good for good in goods.values() if good != (rate, sooner))
+        return any(good[0] >= rate and good[1] >= sooner for good in others)
 
-def _beats(one: SpeedFigures, other: SpeedFigures) -> bool:
-    faster = one.requests_per_second - other.requests_per_second
-    sooner = other.ttft_p90 - one.ttft_p90
-    return faster >= 0 and sooner >= 0 and (faster > 0 or sooner > 0)
+    return {number for number, good in goods.items() if not beaten(*good)}
 
 
 def _trial_row(one: TrialRecord, result: Tuning) -> tuple[str, ...]:
@@ -359,10 +355,10 @@ def calibration_view(result: Document) -> list[Block]:
     Args:
         result: the document ``turbofit.calibration/1``; sizes are bytes.
     """
-    blocks: list[Block] = [Heading(text=f"Calibration of {result['model'].partition(' (')[0]}")]
+    blocks: list[Block] = [Heading(f"Calibration of {result['model'].partition(' (')[0]}")]
     if result.get("pretend"):
         text = "PRETEND GPUs: this tries the calibration, and says nothing of any card"
-        blocks.append(Paragraph(text=text, tone="bad"))
+        blocks.append(Paragraph(text, tone="bad"))
     titles = ("GPU", "in use, MiB", "forecast", "measured", "paid, not taken")
     rows = (
         (str(row["gpu"]), row["phase"], mib(row["forecast"]), mib(row["measured"]),
@@ -371,7 +367,7 @@ def calibration_view(result: Document) -> list[Block]:
     )  # fmt: skip
     blocks.append(table(titles, rows, right=titles[2:], wrap=("in use, MiB",)))
     if result["why_not"] is not None:
-        blocks.append(Paragraph(text=f"nothing was learned: {result['why_not']}", tone="bad"))
+        blocks.append(Paragraph(f"nothing was learned: {result['why_not']}", tone="bad"))
         return blocks
     names = " + ".join(
         dict.fromkeys(name for one in result["calibrations"] for name in one["gpus"])
@@ -385,4 +381,104 @@ def calibration_view(result: Document) -> list[Block]:
         more = tokens["measured"] - tokens["assumed"]
         change = f"{abs(more):,} {'more' if more > 0 else 'fewer'}" if more else "as many"
         text += f": {change} tokens ({tokens['measured']:,})"
-    return [*blocks, Paragraph(text=f"{text}; later plans know it", tone="good")]
+    return [*blocks, Paragraph(f"{text}; later plans know it", tone="good")]
+
+
+def pretend_view(document: Document) -> Iterator[Block]:
+    """The document of `pretend.report`, for people."""
+    yield Heading(f"PRETEND GPUs: {' '.join(document['command'])}")
+    yield from _end(document)
+    yield Heading("Cards at the peak of all processes together (MiB)")
+    sizes = ("total", "used_by_others", "peak", "left_at_peak")
+    yield _table(
+        ("GPU", "name", "total", "others", "peak", "left"),
+        (
+            (str(gpu["gpu"]), gpu["name"], *(mib(gpu[size]) for size in sizes))
+            for gpu in document["gpus"]
+        ),
+    )
+    if document["processes"]:
+        yield Heading("Processes (MiB)")
+        yield from _processes(document["processes"])
+    if document["pinned_peak"]:
+        pinned = format_bytes(document["pinned_peak"])
+        yield Paragraph(f"page-locked host memory: at most {pinned}")
+    yield remark(f"{document['pretend']}; what each card held is")
+
+
+def _end(document: Mapping[str, Any]) -> Iterator[Block]:
+    code, killer = document["exit_code"], document["signal"]
+    failed = bool(code or killer)
+    end = f"killed by {killer}" if killer else f"ended with exit code {code}"
+    text = f"{end if failed else 'ended well'} after {document['seconds']:.1f} s"
+    yield Paragraph(text, tone="bad" if failed else "good")
+    refused = document["refused"]
+    if refused is None:
+        return
+    times = f"; {refused['count']} were refused in all" if refused["count"] > 1 else ""
+    lacked = f"{format_bytes(refused['short'])} short"
+    if refused["simulated"]:
+        lacked = f"simulated, allocation {refused['simulated']} was to fail"
+    yield Paragraph(
+        f"last refused: {format_bytes(refused['asked'])} ({refused['kind']}) on GPU "
+        f"{refused['gpu']}, where {format_bytes(refused['left'])} were free: {lacked}{times}",
+        tone="bad" if failed else "warn",
+    )
+    yield known_facts(
+        {
+            "by": f"{refused['pid']} {refused['command']}",
+            "phase": refused["phase"],
+            "where": refused["site"] or "not known",
+        }
+    )
+
+
+def _processes(processes: Sequence[Mapping[str, Any]]) -> Iterator[Block]:
+    rows, sites = [], []
+    for process in processes:
+        for gpu in process["gpus"]:
+            rows.append(
+                (
+                    str(process["pid"]),
+                    str(gpu["gpu"]),
+                    *(mib(gpu[k]) for k in ("context", "peak", "held_at_end", "at_combined_peak")),
+                    gpu["phase"],
+                )
+            )
+            if gpu["site"]:
+                sites.append(f"{process['pid']} on GPU {gpu['gpu']}: {gpu['site']}")
+    yield _table(("pid", "GPU", "context", "peak", "at end", "of the cards' peak", "phase"), rows)
+    yield Items(tuple(f"{p['pid']}: {p['command']}" for p in processes), tone="dim")
+    for process in processes:
+        if not process["complete"]:
+            text = "its timeline is full; phases and calls after that are missing"
+            yield Paragraph(f"{process['pid']}: {text}", tone="warn")
+    yield from listed("Where the peaks came from", sites)
+    phases = [row for process in processes for row in _phases(process)]
+    if phases:
+        yield Heading("Most held by phase (MiB)")
+        yield _table(("pid", "GPU", "phase", "peak"), phases)
+
+
+def _phases(process: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    for gpu in process["gpus"]:
+        if len(gpu["phases"]) > 1:
+            for phase, size in gpu["phases"].items():
+                yield str(process["pid"]), str(gpu["gpu"]), phase, mib(size)
+
+
+def watch_view(
+    cards: Iterable[tuple[str, int, int, Sequence[tuple[int, int, str]]]],
+) -> Iterator[Block]:
+    """The table of `--watch`: for each card name, total, free, and (pid, size, command); bytes."""
+    rows: list[tuple[str, ...]] = []
+    for index, (name, total, free, holders) in enumerate(cards):
+        rows.append((str(index), name, mib(total - free), mib(free), ""))
+        rows += [("", "", mib(size), "", f"{pid} {holder}") for pid, size, holder in holders]
+    yield Heading("PRETEND GPUs (MiB)")
+    yield _table(("GPU", "name", "used", "free", "process"), rows)
+
+
+def _table(titles: Sequence[str], rows: Iterable[tuple[str, ...]]) -> Table:
+    numbers = [title for title in titles if title not in ("name", "phase", "process")]
+    return table(titles, rows, right=numbers, wrap=("process", "phase"))

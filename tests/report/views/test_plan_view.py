@@ -1,14 +1,21 @@
+"""A plan's short answer, its capacity, and engines that differ."""
+
 from __future__ import annotations
 
 import msgspec
 import pytest
 
 import turbofit
+from tests.report.documents import planned
 from tests.support.plans import plausible_plan
 from turbofit.core.messages import BEYOND, OWN_CODE, QUEUED
 from turbofit.core.plan import Plan
+from turbofit.machine.source import machine_from
+from turbofit.report.painters import markdown, terminal
+from turbofit.report.painters.document import Code
 from turbofit.report.painters.terminal import paint
-from turbofit.report.views.plan.plan_view import plan_view
+from turbofit.report.views.figures import differing, images_held, per_engine_blocks, users_of
+from turbofit.report.views.plan_view import plan_view
 
 SPECS = (
     ("internvl2-8b", "4xrtx3090"),
@@ -108,3 +115,77 @@ def test_what_all_figures_rest_on_is_in_the_short_text(on: str, said: str):
     assert "assumed" not in paint(
         plan_view(turbofit.plan("internvl2-2b", on="1xrtx3090")), short=True
     )
+
+
+def test_users_are_whole_blocks_of_the_cache() -> None:
+    plan = planned("fits")
+    assert images_held(plan) == plan.kv.tokens // (13 * 256)
+    users = users_of(plan)
+    first = users[0]
+    assert first.tokens == 13 * 256 + 512  # a multiple of 64 already
+    assert first.held == plan.kv.tokens // first.tokens
+    assert first.running == plan.settings.max_batch_size
+    assert [one.held for one in users] == sorted((one.held for one in users), reverse=True)
+    assert users[-1].tokens == plan.kv.longest_request_tokens
+
+
+def test_a_request_never_lies_in_two_caches() -> None:
+    plan = planned("mixed cards")
+    first = users_of(plan)[0]
+    each = [plan.of_group(number).kv.tokens for number in range(2)]
+    assert each[0] != each[1]
+    assert first.held == sum(tokens // first.tokens for tokens in each)
+
+
+def test_no_images_no_figure_for_them() -> None:
+    plan = planned("text only")
+    assert images_held(plan) is None
+    assert users_of(plan)[0].what == "512 tokens of text"
+
+
+def test_a_cache_that_holds_nothing() -> None:
+    plan = planned("does not fit")
+    assert (images_held(plan), users_of(plan)) == (0, [])
+
+
+def test_transformers_answers_one_request_at_a_time() -> None:
+    plan = planned("fallback")
+    assert {(one.held, one.running) for one in users_of(plan)} == {(1, 1)}
+    assert images_held(plan) == 1
+
+
+TITLE = "Settings of each engine's own"
+
+
+def test_only_what_differs_is_shown_for_each_engine() -> None:
+    plan = turbofit.plan("internvl2-8b-awq", on="rtx3090+rtx4080")
+    assert differing(plan) == ("cache_max_entry_count", "max_batch_size")
+    text = terminal.paint([block for block in plan_view(plan) if not isinstance(block, Code)])
+    assert max(map(len, text.splitlines())) <= 80
+    group_plan = text[text.index(TITLE) : text.index("Considered")]
+    for one in plan.by_group:
+        assert f"{one.settings.cache_max_entry_count:.3f}" in group_plan
+        assert f"{one.kv.tokens:,}" in group_plan
+    assert "session_len" not in group_plan
+    rows = [line for line in text.splitlines() if line.startswith("  cache_max_entry_count")]
+    assert "see below" in rows[0]
+    assert f"at least {plan.kv.tokens:,} tokens" in text
+    assert TITLE in markdown.paint(plan_view(plan))
+
+
+@pytest.mark.parametrize("on", ["rtx3090+rtx4090+l4+a100-40g", "2xrtx3090+rtx4090"])
+def test_equal_engines_share_a_column_and_eighty_columns_hold_them(on: str) -> None:
+    cards = len(machine_from(on).gpus)
+    plan = turbofit.plan("internvl2-2b", on=on, replicas=cards)
+    text = terminal.paint(per_engine_blocks(plan))
+    assert max(map(len, text.splitlines())) <= 80
+    heads = [line for line in text.splitlines() if "each engine " in line]
+    assert sum(line.count("GPU") for line in heads) == len(plan.unlike_groups())
+
+
+def test_a_candidate_shows_the_span_of_its_engines_settings() -> None:
+    plan = turbofit.plan("internvl2-8b-awq", on="rtx3090+rtx4080")
+    batches = sorted(group_plan.settings.max_batch_size for group_plan in plan.by_group)
+    text = terminal.paint(plan_view(plan))
+    chosen = next(line for line in text.splitlines() if line.endswith("  chosen"))
+    assert f" {batches[0]}-{batches[1]} " in chosen

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from msgspec.structs import replace
 
@@ -15,8 +15,8 @@ from turbofit.report.painters.document import (
     Fold,
     Heading,
     Items,
-    Paragraph,
     Table,
+    remark,
     table,
 )
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 def memory_blocks(plan: Plan) -> list[Block]:
     """The bars, each with what it means in a sentence, then every term; short is the fullest's."""
-    blocks: list[Block] = [Heading(text="Memory from empty to full")]
+    blocks: list[Block] = [Heading("Memory from empty to full")]
     sets = fold_indices(plan.gpus)
     least = min((ledger for _, ledger in sets), key=lambda one: one.headroom, default=None)
     for members, ledger in sets:
@@ -78,14 +78,12 @@ def memory_bar(ledger: GpuLedger, title: str) -> Bar:
 
 def _say(ledger: GpuLedger, piece: _StackPiece) -> str:
     """A part in words."""
-    name = KINDS[piece.kind][1]
-    label = name if piece.term is None else f"{piece.name} ({name})"
+    name, term = KINDS[piece.kind][1], piece.term
     share = 100 * piece.bytes / ledger.total
-    text = f"{label}: {mib(piece.bytes)} MiB, {share:.1f} % of the card"
-    term = piece.term
+    size = f"{mib(piece.bytes)} MiB, {share:.1f} % of the card"
     if term is None:
-        return text
-    text += f"; {term.basis}" + (f": {term.note}" if term.note else "")
+        return f"{name}: {size}"
+    text = f"{piece.name} ({name}): {size}; {term.basis}" + (f": {term.note}" if term.note else "")
     if term.worst:
         text += f"; it needs {mib(term.bytes)} MiB in all, what is idle of the pool included"
     if term.rehearsed is not None:
@@ -105,19 +103,12 @@ def _memory_label(ledger: GpuLedger) -> str:
     card = f"{need} of {format_bytes(ledger.total)} in use {when}"
     if ledger.headroom < 0:
         return f"{card}, {format_bytes(-ledger.headroom)} too many"
-    left, margin = format_bytes(ledger.headroom), format_bytes(ledger.margin)
-    if ledger.fits:
-        return f"{card}, {left} left"
-    return f"{card}, {left} left of a margin of {margin}"
+    margin = "" if ledger.fits else f" of a margin of {format_bytes(ledger.margin)}"
+    return f"{card}, {format_bytes(ledger.headroom)} left{margin}"
 
-
-Kind = Literal[
-    "reserved", "before", "context", "weights", "cache", "buffers", "transient", "loading", "left",
-    "margin",
-]  # fmt: skip
 
 #: Each kind in the order of the stack: the letter that stands for it, and what it is.
-KINDS: Final[dict[Kind, tuple[str, str]]] = {
+KINDS: Final = {
     "reserved": ("r", "driver"),
     "before": ("o", "held by others"),
     "context": ("c", "CUDA"),
@@ -137,7 +128,7 @@ _RETURNED: Final = ".returned"
 class _StackPiece(NamedTuple):
     """A named part of a card. ``term`` is the ledger's, where it is one of its lines."""
 
-    kind: Kind
+    kind: str
     name: str
     bytes: int
     term: Term | None = None
@@ -160,7 +151,7 @@ def stack(ledger: GpuLedger) -> tuple[_StackPiece, ...]:
     return tuple(piece for piece in pieces if piece.bytes > 0)
 
 
-def sums(pieces: Iterable[_StackPiece]) -> dict[Kind, int]:
+def sums(pieces: Iterable[_StackPiece]) -> dict[str, int]:
     """Bytes of each kind that is there, in the order of the stack."""
     found = dict.fromkeys(KINDS, 0)
     for piece in pieces:
@@ -179,7 +170,7 @@ def _held(ledger: GpuLedger) -> list[_StackPiece]:
     pieces = [
         _StackPiece(term.phase, term.term, sizes[term.term], term)
         for term in terms
-        if term.phase != "transient" and term.term in sizes
+        if term.term in sizes
     ]
     rest = ledger.steady - sum(piece.bytes for piece in pieces)
     return [*pieces, _StackPiece("buffers", "not told apart", rest)]
@@ -192,11 +183,6 @@ _ABREAST: Final = 3
 def fold(ledgers: tuple[GpuLedger, ...]) -> list[tuple[str, GpuLedger]]:
     """Equal GPUs together, as ``("GPU 0-3", ledger of the first)``, in order of first index."""
     return [(f"GPU {indices(members)}", first) for members, first in fold_indices(ledgers)]
-
-
-def fullest(ledgers: tuple[GpuLedger, ...]) -> tuple[str, GpuLedger]:
-    """The set of equal GPUs that has the least left."""
-    return min(fold(ledgers), key=lambda one: one[1].headroom)
 
 
 def fold_indices(ledgers: tuple[GpuLedger, ...]) -> list[tuple[list[int], GpuLedger]]:
@@ -218,12 +204,12 @@ def _ledger_blocks(plan: Plan) -> list[Block]:
     for start in range(0, len(sets), _ABREAST):
         part = sets[start : start + _ABREAST]
         blocks += [
-            Heading(text=f"Ledger of {', '.join(title for title, _ in part)}, in MiB", level=3),
+            Heading(f"Ledger of {', '.join(title for title, _ in part)}, in MiB", level=3),
             _table(part),
         ]
     if any(term.phase == "transient" for ledger in plan.gpus for term in ledger.ledger):
         text = "transient: each needs its size alone, never together; * is the one that decides"
-        blocks.append(Paragraph(text=text, tone="dim"))
+        blocks.append(remark(text))
     estimates = {
         term.term: term.note
         for ledger in plan.gpus
@@ -231,9 +217,8 @@ def _ledger_blocks(plan: Plan) -> list[Block]:
         if term.basis == "estimate" and term.note
     }
     if estimates:
-        blocks.append(Paragraph(text="estimates, which enter at their upper end:", tone="dim"))
-        items = tuple(f"{term}: {note}" for term, note in estimates.items())
-        blocks.append(Items(items=items, tone="dim"))
+        blocks.append(remark("estimates, which enter at their upper end:"))
+        blocks.append(Items(tuple(f"{term}: {note}" for term, note in estimates.items()), "dim"))
     return blocks
 
 
@@ -244,10 +229,10 @@ def _table(sets: list[tuple[str, GpuLedger]]) -> Table:
             terms.setdefault((term.phase, term.term), term)
     rows = []
     for key, term in terms.items():
-        cells = []
-        for _, ledger in sets:
-            found = next((t for t in ledger.ledger if (t.phase, t.term) == key), None)
-            cells.append("-" if found is None else mib(found.bytes))
+        cells = (
+            next((mib(t.bytes) for t in ledger.ledger if (t.phase, t.term) == key), "-")
+            for _, ledger in sets
+        )
         name = f"{term.term} *" if term.worst else term.term
         rows.append((term.phase, name, *cells, term.basis, term.note))
     cards = [title for title, _ in sets]

@@ -1,3 +1,5 @@
+"""A tuning."""
+
 from __future__ import annotations
 
 from msgspec.structs import replace
@@ -7,7 +9,7 @@ from tests.planning.test_tuned import tuning
 from turbofit.core.tuning import CurvePoint, EarlierTuning, Tuning
 from turbofit.report.page.html import page
 from turbofit.report.painters.markdown import paint
-from turbofit.report.views.run.measured_view import made_by, pareto, tune_view
+from turbofit.report.views.measured_view import made_by, pareto, tune_view
 
 
 def several() -> Tuning:

@@ -1,30 +1,34 @@
-"""What became of a plan: its rehearsal, its run, and both beside the forecast."""
+"""What became of a plan: rehearsed, served, beside the forecast; and a server that runs."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from turbofit.core.messages import indices, plural
 from turbofit.core.struct import Struct
 from turbofit.core.units import MIB, format_bytes, mib
 from turbofit.report.painters.document import (
+    PRETENDED,
     Column,
-    FactList,
     Heading,
     Items,
     Paragraph,
     Table,
+    known_facts,
+    last_events,
+    listed,
+    remark,
     table,
 )
-from turbofit.report.views.plan.memory_view import fold_indices
-from turbofit.report.views.shared_blocks import PRETENDED, last_events
+from turbofit.report.views.memory_view import fold, fold_indices, memory_bar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from turbofit.core.plan import GpuLedger, Plan
     from turbofit.core.rehearsal import Rehearsal
     from turbofit.core.run_report import RunReport
+    from turbofit.observe.live import LiveEngine, LiveServer
     from turbofit.report.painters.document import Block, Tone
 
 #: Events of a run that are shown.
@@ -36,6 +40,8 @@ _CELLS: Final = 20
 _LOADING: Final = ("import", "context", "weights", "prepare", "engine", "build", "load", "sizing")
 #: Of these figures more is worse; of the others less.
 _IN_USE: Final = "in use"
+#: The figure that is no bytes.
+_TOKENS: Final = "KV tokens"
 _FREE: Final = "free when the cache was sized, least of the group"
 #: Nobody sets a smaller ratio.
 _LEAST: Final = 1e-6
@@ -45,7 +51,7 @@ def became_blocks(plan: Plan, run: RunReport | None) -> list[Block]:
     """The rehearsal and the run where there are any, beside the forecast, and phase by phase."""
     blocks = [*_rehearsal(plan), *(_run(run) if run else []), *_sides(plan, run)]
     lines = _timelines(plan, run)
-    return [*blocks, Heading(text="From the start to the last image"), *lines] if lines else blocks
+    return [*blocks, Heading("From the start to the last image"), *lines] if lines else blocks
 
 
 def _rehearsal(plan: Plan) -> list[Block]:
@@ -53,7 +59,7 @@ def _rehearsal(plan: Plan) -> list[Block]:
     rehearsal = plan.rehearsal
     if rehearsal is None:
         return []
-    blocks: list[Block] = [Heading(text="Rehearsal")]
+    blocks: list[Block] = [Heading("Rehearsal")]
     for numbers in plan.unlike_groups():
         found = plan.of_group(numbers[0]).rehearsal
         if found is not None:
@@ -64,10 +70,10 @@ def _rehearsal(plan: Plan) -> list[Block]:
                 f" {found.engine_version} {PRETENDED}"
             )
             tone: Tone = "good" if found.outcome == "served" else "bad"
-            blocks += [Paragraph(text=text, tone=tone), *_death(found), *_cases(found)]
+            blocks += [Paragraph(text, tone=tone), *_death(found), *_cases(found)]
     if rehearsal.not_known:
-        blocks.append(Paragraph(text="not seen by it, charged from the forecast:", tone="dim"))
-        blocks.append(Items(items=rehearsal.not_known, tone="dim"))
+        blocks.append(remark("not seen by it, charged from the forecast:"))
+        blocks.append(Items(rehearsal.not_known, tone="dim"))
     return blocks
 
 
@@ -78,7 +84,7 @@ def _death(rehearsal: Rehearsal) -> list[Block]:
     text = f"it ended in {death.phase}, at {death.where}"
     if death.asked is not None and death.left is not None:
         text += f": {format_bytes(death.asked)} asked, {format_bytes(death.left)} left"
-    return [Paragraph(text=text, tone="bad")]
+    return [Paragraph(text, tone="bad")]
 
 
 def _cases(rehearsal: Rehearsal) -> list[Block]:
@@ -97,8 +103,7 @@ def _cases(rehearsal: Rehearsal) -> list[Block]:
     blocks: list[Block] = [table(titles, rows, right=titles[1:])]
     more = len(rehearsal.cases) - _MOST_CASES
     if more > 0:
-        text = f"{more} more {plural(more, 'case')}: --json has all of them"
-        blocks.append(Paragraph(text=text, tone="dim"))
+        blocks.append(remark(f"{more} more {plural(more, 'case')}: --json has all of them"))
     return blocks
 
 
@@ -107,22 +112,19 @@ def _run(run: RunReport) -> list[Block]:
     ended = run.ended
     message = ended.get("message", "") if isinstance(ended, dict) else (ended or "")
     state = f"{run.state} ({message})" if message else run.state
-    facts = [("state", state), ("started", run.started), ("LMDeploy", run.lmdeploy)]
-    last = run.last
-    if last is not None:
+    facts = {"state": state, "started": run.started, "LMDeploy": run.lmdeploy}
+    if last := run.last:
         why = f", the last: {last.why}" if last.why else ""
-        facts.append(("starts", f"{len(run.attempts)}{why}"))
-        facts.append(("restarts", str(last.restarts)))
+        facts |= {"starts": f"{len(run.attempts)}{why}", "restarts": str(last.restarts)}
         if last.memory_back is not None:
-            back = "came back" if last.memory_back else "did not all come back"
-            facts.append(("memory", back))
-    blocks: list[Block] = [Heading(text="Run"), FactList(facts=tuple(facts))]
+            facts["memory"] = "came back" if last.memory_back else "did not all come back"
+    blocks: list[Block] = [Heading("Run"), known_facts(facts)]
     if run.pretend:
-        blocks.append(Paragraph(text=PRETENDED, tone="warn"))
+        blocks.append(Paragraph(PRETENDED, tone="warn"))
     for attempt in run.attempts:
         if attempt.ended:
             text = f"start {attempt.number} ended: {attempt.ended.get('message', '')}"
-            blocks.append(Paragraph(text=text, tone="bad"))
+            blocks.append(Paragraph(text, tone="bad"))
     return [*blocks, *last_events(run, _EVENTS, level=3)]
 
 
@@ -139,13 +141,13 @@ def _timelines(plan: Plan, run: RunReport | None) -> list[Block]:
     measured = _measured(plan, run)
     if measured:
         text = "Measured by NVML when each phase began, with what others hold."
-        said = Paragraph(text=text, tone="dim", whole=False)
-        return [said, _phase_table(plan, [gpu.index for gpu in plan.gpus], measured)]
+        members = [gpu.index for gpu in plan.gpus]
+        return [remark(text, whole=False), _phase_table(plan, members, measured)]
     text = (
         "On pretend GPUs: memory is the engine's own, with what is charged from the forecast; time "
         "is not real. The bar is what stays, and beyond it what a phase took at most."
     )
-    blocks: list[Block] = [Paragraph(text=text, tone="dim", whole=False)]
+    tables: list[Block] = []
     for numbers in plan.unlike_groups():
         found = plan.of_group(numbers[0]).rehearsal
         if found is not None and found.timeline:
@@ -156,8 +158,8 @@ def _timelines(plan: Plan, run: RunReport | None) -> list[Block]:
                 )
                 for one in found.timeline
             ]
-            blocks.append(_phase_table(plan, plan.parallel.groups[numbers[0]], phases))
-    return blocks[1:] and blocks
+            tables.append(_phase_table(plan, plan.parallel.groups[numbers[0]], phases))
+    return [remark(text, whole=False), *tables] if tables else []
 
 
 def _measured(plan: Plan, run: RunReport | None) -> list[_Phase]:
@@ -229,7 +231,7 @@ def _sides(plan: Plan, run: RunReport | None) -> list[Block]:
         numbers = (*titles, "over the forecast")
         cells = (
             (
-                f"{row.what} (number)" if row.unit == "tokens" else row.what,
+                f"{row.what} (number)" if row.what == _TOKENS else row.what,
                 *(_figure(row, getattr(row, name)) for name in names),
                 _over(row),
             )
@@ -237,14 +239,14 @@ def _sides(plan: Plan, run: RunReport | None) -> list[Block]:
         )
         text = f"Forecast{', rehearsed' * (len(titles) > 2)} and {titles[-1]} on {title}"
         facts = table(("in MiB", *numbers), cells, right=numbers, wrap=("in MiB",))
-        blocks += [Heading(text=text), facts]
+        blocks += [Heading(text), facts]
     return blocks
 
 
 def _figure(row: _Side, value: int | None) -> str:
     if value is None:
         return "-"
-    return f"{value:,}" if row.unit == "tokens" else mib(value)
+    return f"{value:,}" if row.what == _TOKENS else mib(value)
 
 
 def _over(row: _Side) -> str:
@@ -253,7 +255,7 @@ def _over(row: _Side) -> str:
     if seen is None or row.forecast is None:
         return "-"
     over = seen - row.forecast
-    return f"{over:+,}" if row.unit == "tokens" else f"{over / MIB:+,.1f}"
+    return f"{over:+,}" if row.what == _TOKENS else f"{over / MIB:+,.1f}"
 
 
 class _Side(Struct):
@@ -263,7 +265,6 @@ class _Side(Struct):
     forecast: int | None = None
     rehearsed: int | None = None
     measured: int | None = None
-    unit: Literal["bytes", "tokens"] = "bytes"
 
 
 def sides(plan: Plan, run: RunReport | None = None) -> list[tuple[str, tuple[_Side, ...]]]:
@@ -286,7 +287,6 @@ def sides(plan: Plan, run: RunReport | None = None) -> list[tuple[str, tuple[_Si
                 forecast=value,
                 rehearsed=_worst(what, rehearsed),
                 measured=_worst(what, measured),
-                unit="tokens" if what == "KV tokens" else "bytes",
             )
             for what, value in forecast.items()
         ]
@@ -323,7 +323,7 @@ def _forecast(plan: Plan, ledger: GpuLedger) -> dict[str, int | None]:
         "in use while loading, at most": ledger.load_peak,
         _FREE: free,
         "KV cache": cache,
-        "KV tokens": plan.kv.tokens,
+        _TOKENS: plan.kv.tokens,
         "in use at rest": ledger.steady,
         "in use in the worst case": ledger.peak,
         "in use at most, loading included": ledger.most,
@@ -348,7 +348,7 @@ def _rehearsed(plan: Plan, index: int) -> dict[str, int | None]:
         "in use while loading, at most": max(loading, default=None),
         _FREE: min(free, default=None),
         "KV cache": cache.region[place] if cache else None,
-        "KV tokens": cache.tokens if cache else None,
+        _TOKENS: cache.tokens if cache else None,
         "in use at rest": next((one.end[place] for one in timeline if one.phase == "ready"), None),
         "in use in the worst case": max(cases, default=None),
     }
@@ -368,7 +368,7 @@ def _actual(plan: Plan, run: RunReport | None, ledger: GpuLedger) -> dict[str, i
     return {
         _FREE: seen.get("free when the cache was sized"),
         "KV cache": seen.get("KV cache"),
-        "KV tokens": seen.get("KV tokens"),
+        _TOKENS: seen.get(_TOKENS),
         "in use in the worst case": seen.get("in use after the check", worst),
         "in use at most, loading included": highest if worst is None else None,
     }
@@ -378,3 +378,110 @@ def _group(plan: Plan, index: int) -> int:
     """The number of the group that a GPU belongs to; 0 where it is in none."""
     members = enumerate(plan.parallel.groups)
     return next((number for number, group in members if index in group), 0)
+
+
+#: Events, and kinds of what was held back, beside a server that runs.
+_FEW: Final = 5
+_NONE: Final = "-"
+
+
+def watch_view(
+    plan: Plan,
+    run: RunReport | None,
+    now: LiveServer | None,
+    before: tuple[LiveServer, float] | None,
+    used: Mapping[int, int],
+) -> list[Block]:
+    """One screen.
+
+    Args:
+        plan: what it runs.
+        run: its record, None where only an address is known.
+        now: what the gateway says, None where it is not open (yet).
+        before: an earlier look, and how many seconds lie between.
+        used: bytes in use on each GPU, everybody's; empty where NVML was not asked.
+    """
+    blocks: list[Block] = [Heading(plan.model.name), known_facts(_facts(run, now))]
+    if run is not None and run.pretend:
+        blocks.append(Paragraph(PRETENDED, tone="warn"))
+    if now is not None:
+        blocks.append(_engines(now, before))
+    blocks += _memory(plan, used)
+    if now is not None:
+        blocks += _held_back(now)
+    return [*blocks, *(last_events(run, _FEW) if run is not None else [])]
+
+
+def _facts(run: RunReport | None, now: LiveServer | None) -> dict[str, str]:
+    facts = {}
+    if run is not None:
+        facts["state"] = f"{run.state}, started {run.started}, start {len(run.attempts)}"
+        facts["at"] = ", ".join(run.urls)
+        facts["defaults"] = "; ".join(run.defaults)
+    if now is not None:
+        facts["queue"] = f"{now.waiting:,} {plural(now.waiting, 'request')} waiting for room"
+        facts["answered"] = f"{now.requests:,} since the gateway opened"
+        if now.failures:
+            facts["failed"] = f"{now.failures:,} that an engine did not finish"
+        if now.suspects or now.convicted or now.clients_refused:
+            requests = f"{now.convicted:,} {plural(now.convicted, 'request')}"
+            clients = f"{now.clients_refused:,} {plural(now.clients_refused, 'client')}"
+            facts["deaths"] = f"{now.suspects:,} suspected, {requests} and {clients} refused"
+    return facts
+
+
+def _engines(now: LiveServer, before: tuple[LiveServer, float] | None) -> Table:
+    numbers = ("at it", "units", "running", "KV used", "prompt tok/s", "output tok/s")
+    earlier = {one.index: one for one in before[0].engines} if before else {}
+    seconds = before[1] if before else 0.0
+    rows = (_row(one, earlier.get(one.index), seconds) for one in now.engines)
+    return table(("engine", "up", *numbers), rows, right=numbers)
+
+
+def _row(one: LiveEngine, before: LiveEngine | None, seconds: float) -> tuple[str, ...]:
+    return (
+        str(one.index),
+        "yes" if one.up else "no",
+        str(one.in_flight),
+        f"{one.units:,}",
+        _NONE if one.running is None else str(one.running),
+        _NONE if one.cache_used is None else f"{one.cache_used:.0%}",
+        _rate(one.prompt_tokens, before.prompt_tokens if before else None, seconds),
+        _rate(one.generated_tokens, before.generated_tokens if before else None, seconds),
+    )
+
+
+def _rate(now: float | None, before: float | None, seconds: float) -> str:
+    """Tokens a second between two looks; an engine that was started again begins from 0."""
+    if now is None or before is None or seconds <= 0:
+        return _NONE
+    return f"{(now - before if now >= before else now) / seconds:,.0f}"
+
+
+def _memory(plan: Plan, used: Mapping[int, int]) -> list[Block]:
+    """The forecast as a bar; what is in use now beside it, where NVML tells."""
+    blocks: list[Block] = [Heading("Memory against the forecast")]
+    ledgers = [(f"GPU {one.index}", one) for one in plan.gpus] if used else fold(plan.gpus)
+    for title, ledger in ledgers:
+        usage = _usage(ledger, used.get(ledger.index))
+        blocks.append(memory_bar(ledger, f"{title}: {usage}"))
+    return blocks
+
+
+def _usage(ledger: GpuLedger, used: int | None) -> str:
+    forecast = (
+        f"forecast {format_bytes(ledger.steady)} at rest, {format_bytes(ledger.most)} at most"
+    )
+    if used is None:
+        return forecast
+    over = used - ledger.most
+    more = f", {format_bytes(over)} over" if over > 0 else ""
+    return f"{format_bytes(used)} in use now{more}; {forecast}"
+
+
+def _held_back(now: LiveServer) -> list[Block]:
+    blocks: list[Block] = []
+    for title, found in (("Lowered to the plan", now.limited), ("Refused", now.refused)):
+        most = sorted(found.items(), key=lambda item: -item[1])[:_FEW]
+        blocks += listed(title, (f"{count:,} x {what}" for what, count in most))
+    return blocks

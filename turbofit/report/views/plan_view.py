@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
@@ -16,22 +17,28 @@ from turbofit.report.painters.document import (
     FactList,
     Heading,
     Items,
-    Paragraph,
     Tiles,
     Verdict,
+    first_warnings,
+    known_facts,
+    listed,
+    remark,
+    remedies_table,
     table,
 )
-from turbofit.report.views.machine_view import topology_of, ways_text
-from turbofit.report.views.plan.commands_view import command_blocks, serve_note, shell_words, unheld
-from turbofit.report.views.plan.figures import (
+from turbofit.report.views.figures import (
+    command_blocks,
     differing,
     images_held,
     per_engine_blocks,
+    serve_note,
     settings_of,
+    shell_words,
+    unheld,
     users_of,
 )
-from turbofit.report.views.plan.memory_view import memory_blocks, need_of
-from turbofit.report.views.shared_blocks import assumed_of, first_warnings, remedies_table
+from turbofit.report.views.machine_view import assumed_of, topology_of, ways_text
+from turbofit.report.views.memory_view import memory_blocks, need_of
 
 if TYPE_CHECKING:
     from turbofit.core.model import Model
@@ -62,19 +69,19 @@ def plan_view(plan: Plan, run: RunReport | None = None) -> list[Block]:
     return [
         *_answer(plan),
         *memory_blocks(plan),
-        *([Heading(text="Notes"), Items(items=plan.warnings)] if plan.warnings else []),
+        *listed("Notes", plan.warnings),
         *_capacity(plan),
         *_limits(plan),
         *_became(plan, run),
         *_topology(plan),
-        Heading(text="What was asked, and the shape chosen"),
+        Heading("What was asked, and the shape chosen"),
         _facts(plan),
         *_settings(plan),
         *per_engine_blocks(plan),
         *_considered(plan),
         *(remedies_table(plan.remedies, "What more would give") if plan.fits else []),
         *command_blocks(plan),
-        Paragraph(text=text, tone="dim", **ONLY_SHORT),
+        remark(text, **ONLY_SHORT),
     ]
 
 
@@ -91,7 +98,7 @@ def plan_page(saved: StoredPlan) -> str:
 
 def plan_frame(plan: Plan) -> str:
     """The page in a notebook: its script runs, and neither that nor styles reach the notebook."""
-    from turbofit.report.page.tag import tag
+    from turbofit.report.page.html import tag
     from turbofit.report.stored_documents import StoredPlan
 
     return tag(
@@ -109,21 +116,23 @@ def _answer(plan: Plan) -> list[Block]:
     # Those of this plan first, then those of the machine.
     said = sorted(plan.warnings, key=lambda text: text in plan.machine.warnings)
     blocks: list[Block] = [
-        Heading(text=f"{plan.model.name} on {plan.machine.name}", short=True),
-        Verdict(text=plan.verdict, good=plan.fits, word=word, short=True),
+        Heading(f"{plan.model.name} on {plan.machine.name}", short=True),
+        Verdict(plan.verdict, good=plan.fits, word=word, short=True),
         *first_warnings(said, (*plan.model.warnings, *assumed_of(plan.machine))),
     ]
     if plan.serve is not None:
-        note, code = serve_note(plan), shell_words(plan.serve.argv)
-        blocks += [Paragraph(text=note.capitalize(), tone="dim", **ONLY_ON_PAGE)] if note else []
-        blocks.append(Code(text=code, name="the command", **ONLY_ON_PAGE))
+        if note := serve_note(plan):
+            blocks.append(remark(note.capitalize(), **ONLY_ON_PAGE))
         text = f"{unheld(plan)}; its own commands are in the last section."
-        blocks.append(Paragraph(text=text, tone="dim", **ONLY_ON_PAGE))
+        blocks += [
+            Code(shell_words(plan.serve.argv), name="the command", **ONLY_ON_PAGE),
+            remark(text, **ONLY_ON_PAGE),
+        ]
     blocks += [_tiles(plan) if plan.fits else _lacking(plan)] if plan.gpus else []
     if not plan.fits:
         blocks += remedies_table(plan.remedies[:_REMEDIES], **ONLY_SHORT)
         blocks += remedies_table(plan.remedies, "What would fit, cheapest first")
-    return [*blocks, FactList(facts=tuple(_in_short(plan)), **ONLY_SHORT)]
+    return [*blocks, known_facts(_in_short(plan), **ONLY_SHORT)]
 
 
 def _tiles(plan: Plan) -> Tiles:
@@ -146,7 +155,7 @@ def _tiles(plan: Plan) -> Tiles:
         least = "" if kv.tokens * groups == kv.total_tokens else "at least "
         per = f"{least}{kv.tokens:,} in each of {groups} groups"
     shown.append(("KV tokens", f"{kv.total_tokens:,}", per))
-    return Tiles(figures=tuple(shown), **ONLY_ON_PAGE)
+    return Tiles(tuple(shown), **ONLY_ON_PAGE)
 
 
 def _lacking(plan: Plan) -> Tiles:
@@ -158,44 +167,37 @@ def _lacking(plan: Plan) -> Tiles:
         ("GPU memory needed", need, f"{when}, on GPU {gpu.index}"),
         ("GPU memory there", format_bytes(gpu.total - gpu.reserved), kept),
     ]
-    margin = format_bytes(gpu.margin)
-    if gpu.headroom < 0:
-        text = f"and a margin of {margin} beside it"
-        shown.append(("lacking", format_bytes(-gpu.headroom), text))
-    elif gpu.headroom < gpu.margin:
-        text = f"of a margin of {margin}"
-        shown.append(("lacking", format_bytes(gpu.margin - gpu.headroom), text))
-    return Tiles(figures=tuple(shown), **ONLY_ON_PAGE)
+    margin, over = format_bytes(gpu.margin), gpu.headroom < 0
+    lacking = -gpu.headroom if over else gpu.margin - gpu.headroom
+    if lacking > 0:
+        text = f"and a margin of {margin} beside it" if over else f"of a margin of {margin}"
+        shown.append(("lacking", format_bytes(lacking), text))
+    return Tiles(tuple(shown), **ONLY_ON_PAGE)
 
 
-def _in_short(plan: Plan) -> list[tuple[str, str]]:
+def _in_short(plan: Plan) -> dict[str, str]:
     """What speed is to be expected, and what requests are held to."""
-    facts = []
-    if plan.throughput is not None and plan.usual_image:
-        usual, (width, height) = plan.usual_image, plan.usual_image.image_size
-        for size, at_once, speed in (
-            ("worst size", _at_once(plan), plan.throughput),
-            (f"{width}x{height}", usual.requests_at_once, usual),
-        ):
-            facts.append((size, f"{at_once:,} at once; forecast {_speed(speed)}"))
-    elif plan.throughput is not None:
-        forecast = speed_in_short(plan.throughput, plan.model)
-        size = "worst size" if plan.limits.vision_unit else "requests"
-        facts.append((size, f"{_at_once(plan):,} at once; forecast {forecast}"))
-    if plan.pace:
-        facts.append(("pace", plan.pace.text))
-    # The sentence of a prediction says what its cache holds.
-    holds = plan.considered and plan.kv.longest_request_tokens
-    facts += [*(_cache(plan) if holds else []), *_promise(plan)]
+    facts, usual = {}, plan.usual_image
+    if speed := plan.throughput:
+        size = "worst size" if usual or plan.limits.vision_unit else "requests"
+        forecast = _speed(speed) if usual else speed_in_short(speed, plan.model)
+        facts[size] = f"{_at_once(plan):,} at once; forecast {forecast}"
+        if usual:
+            size = "{}x{}".format(*usual.image_size)
+            facts[size] = f"{usual.requests_at_once:,} at once; forecast {_speed(usual)}"
+    facts["pace"] = plan.pace.text if plan.pace else ""
+    if plan.considered and plan.kv.longest_request_tokens:
+        facts["KV cache"] = _cache(plan)  # the sentence of a prediction says it
+    facts |= _promise(plan)
     if plan.fits and plan.remedies:
-        facts.append(("faster", f"{plan.remedies[0].change}: {plan.remedies[0].effect}"))
+        facts["faster"] = f"{plan.remedies[0].change}: {plan.remedies[0].effect}"
     if plan.rehearsal is not None:
         told = f"{plan.rehearsal.outcome} with LMDeploy {plan.rehearsal.engine_version}"
-        facts.append(("rehearsal", f"{told} on pretend GPUs"))
+        facts["rehearsal"] = f"{told} on pretend GPUs"
     return facts
 
 
-def _cache(plan: Plan) -> list[tuple[str, str]]:
+def _cache(plan: Plan) -> str:
     """How many requests of the least and of the most tokens the cache holds."""
     text = f"{plan.kv.total_tokens:,} tokens of {format_bytes(plan.kv.bytes_per_token)}"
     users = users_of(plan)
@@ -203,19 +205,19 @@ def _cache(plan: Plan) -> list[tuple[str, str]]:
         first, *others = dict.fromkeys((users[0], users[-1]))
         text += f": {first.held:,} {plural(first.held, 'request')} of {first.tokens:,}"
         text += "".join(f", or {one.held:,} of {one.tokens:,}" for one in others)
-    return [("KV cache", text)]
+    return text
 
 
-def _promise(plan: Plan) -> list[tuple[str, str]]:
+def _promise(plan: Plan) -> dict[str, str]:
     """What a request may be."""
-    limits, rule, facts = plan.limits, plan.model.image_rule, []
+    limits, rule = plan.limits, plan.model.image_rule
     context = f"{plan.settings.session_len:,} tokens with the answer"
     if plan.engine.of_lmdeploy:
         context += f"; prefill reads {plan.settings.max_prefill_token_num:,} at a time"
-    facts.append(("context", context))
+    facts = {"context": context}
     if limits.vision_unit is not None and rule is not None:
         unit, side = limits.vision_unit, rule.unit_side
-        text = (
+        facts["images"] = (
             f"{limits.images_per_request} a request, at most {limits.units_per_image:,}"
             f" {plural(limits.units_per_image, unit)} of {side}x{side} pixels each:"
             f" {limits.image_tokens_per_request:,}"
@@ -223,8 +225,7 @@ def _promise(plan: Plan) -> list[tuple[str, str]]:
         )
         usually, limit = rule.checkpoint_limit, limits.image_limit
         if limit is not None and rule.varies_by_limit and limit > usually:
-            text += f" (detail: high asks for {limit}; a plan lowers it to {usually})"
-        facts.append(("images", text))
+            facts["images"] += f" (detail: high asks for {limit}; a plan lowers it to {usually})"
     return facts
 
 
@@ -250,34 +251,31 @@ def _speed(speed: Throughput | UsualImage) -> str:
 def _capacity(plan: Plan) -> list[Block]:
     """What the cache holds, what a request may be, and host memory."""
     kv, limits, rule = plan.kv, plan.limits, plan.model.image_rule
-    users, facts = users_of(plan), [*_cache(plan), *_promise(plan)]
+    users, facts = users_of(plan), {"KV cache": _cache(plan), **_promise(plan)}
     if plan.parallel.replicas > 1:
         least = "at least " if plan.by_group else ""
-        facts.append(("each KV cache", f"{least}{kv.tokens:,} tokens"))
+        facts["each KV cache"] = f"{least}{kv.tokens:,} tokens"
     if limits.vision_unit:
         if limits.max_dynamic_patch is not None and rule is not None and rule.varies_by_limit:
-            facts.append(("max_dynamic_patch", str(limits.max_dynamic_patch)))
+            facts["max_dynamic_patch"] = str(limits.max_dynamic_patch)
         if limits.max_pixels_per_image is not None:
-            facts.append(("max_pixels", f"{limits.max_pixels_per_image:,} an image"))
-        paid = (
-            f"{limits.units_per_forward:,} {plural(limits.units_per_forward, limits.vision_unit)}"
-        )
-        facts += [
-            ("images at once", f"{images_held(plan) or 0:,} of the worst size, without any text"),
-            ("paid for", f"{paid} in one forward pass"),
-        ]
+            facts["max_pixels"] = f"{limits.max_pixels_per_image:,} an image"
+        held, units = images_held(plan) or 0, limits.units_per_forward
+        facts["images at once"] = f"{held:,} of the worst size, without any text"
+        unit = plural(units, limits.vision_unit)
+        facts["paid for"] = f"{units:,} {unit} in one forward pass"
         if plan.takes_videos:
-            facts.append(("videos", "1 a request, in the place of an image and held to its size"))
+            facts["videos"] = "1 a request, in the place of an image and held to its size"
     host = plan.host
     have = "unknown" if host.available is None else format_bytes(host.available)
     pinned, pageable = format_bytes(host.pinned), format_bytes(host.pageable)
-    facts.append(("host memory", f"{pinned} pinned, {pageable} pageable; available: {have}"))
-    blocks: list[Block] = [Heading(text="Capacity and limits")]
+    facts["host memory"] = f"{pinned} pinned, {pageable} pageable; available: {have}"
+    blocks: list[Block] = [Heading("Capacity and limits")]
     if users:
         titles = ("a conversation of", "tokens", "the cache holds", "run at once")
         rows = ((one.what, f"{one.tokens:,}", f"{one.held:,}", f"{one.running:,}") for one in users)
         blocks.append(table(titles, rows, right=titles[1:], wrap=titles[:1]))
-    return [*blocks, FactList(facts=tuple(facts))]
+    return [*blocks, known_facts(facts)]
 
 
 def _limits(plan: Plan) -> list[Block]:
@@ -302,8 +300,8 @@ def _limits(plan: Plan) -> list[Block]:
         " for that limit serves as much or more"
     )
     return [
-        Heading(text="What an image limit costs"),
-        Paragraph(text=text, tone="dim"),
+        Heading("What an image limit costs"),
+        remark(text),
         table(titles, rows, right=titles[1:]),
     ]
 
@@ -315,10 +313,10 @@ def _became(plan: Plan, run: RunReport | None) -> list[Block]:
             "A forecast alone. With turbofit rehearse the engine itself runs on pretend GPUs, and "
             "what it allocates stands beside the forecast here; turbofit serve measures."
         )
-        title = Heading(text="Forecast, rehearsed, measured", **ONLY_ON_PAGE)
-        return [title, Paragraph(text=text, tone="dim", **ONLY_ON_PAGE)]
+        title = Heading("Forecast, rehearsed, measured", **ONLY_ON_PAGE)
+        return [title, remark(text, **ONLY_ON_PAGE)]
     # Most plans have neither, and reading the module takes time.
-    from turbofit.report.views.run.run_view import became_blocks
+    from turbofit.report.views.run_view import became_blocks
 
     return became_blocks(plan, run)
 
@@ -327,8 +325,10 @@ def _topology(plan: Plan) -> list[Block]:
     """The picture of several GPUs; the text has their links in words."""
     if len(plan.machine.gpus) == 1:
         return []
-    title = Heading(text="The GPUs and their groups", whole=False)
-    return [title, topology_of(plan.machine, plan.parallel.groups)]
+    return [
+        Heading("The GPUs and their groups", whole=False),
+        topology_of(plan.machine, plan.parallel.groups),
+    ]
 
 
 def _facts(plan: Plan) -> FactList:
@@ -339,50 +339,37 @@ def _facts(plan: Plan) -> FactList:
     context = f"{workload.context:,}" if workload.context else "as much as fits"
     images = _images(plan, size) if plan.limits.vision_unit else ""
     at_once = workload.concurrency or plan.requests_at_once
-    counts: dict[str, int] = {}
-    for gpu in plan.machine.gpus:
-        counts[gpu.name] = counts.get(gpu.name, 0) + 1
+    counts = Counter(gpu.name for gpu in plan.machine.gpus)
     names = " + ".join(f"{n}x {name}" for name, n in counts.items())
     engine = f"LMDeploy {plan.engine.version}, {plan.engine.name}"
     if not plan.engine.of_lmdeploy:
         engine = f"Hugging Face Transformers, the fallback (accounted for {plan.engine.version})"
     queued = ", images queued" if workload.queue_images else ""
     shape = f"tp {plan.parallel.tp} x {plan.parallel.replicas}"
-    facts = [
-        (
-            "model",
-            f"{model.architecture}, {model.parameters / 1e9:.2f} B parameters, "
-            f"{format_bytes(model.weight_bytes)} of weights ({model.source.kind}: {where})",
-        ),
-        ("machine", f"{names} ({plan.machine.source})"),
-        ("engine", engine),
-        (
-            "workload",
-            f"{images}context {context}, {at_once:,} at once, for {workload.goal}{queued}",
-        ),
-        ("shape", f"{shape} on {groups_of(plan.parallel.groups)}: {plan.parallel.reason}"),
-    ]
-    if len(plan.machine.gpus) > 1:
-        facts.append(("links", ways_text(plan.machine)))
-    if plan.throughput:
-        speed = plan.throughput
-        text = (
+    facts = {
+        "model": f"{model.architecture}, {model.parameters / 1e9:.2f} B parameters, "
+        f"{format_bytes(model.weight_bytes)} of weights ({model.source.kind}: {where})",
+        "machine": f"{names} ({plan.machine.source})",
+        "engine": engine,
+        "workload": f"{images}context {context}, {at_once:,} at once, for {workload.goal}{queued}",
+        "shape": f"{shape} on {groups_of(plan.parallel.groups)}: {plan.parallel.reason}",
+        "links": ways_text(plan.machine),
+    }
+    if speed := plan.throughput:
+        facts["forecast"] = (
             f"{speed.output_tokens_per_second:,.0f} output tokens/s, "
             f"{speed.requests_per_second:.2f} requests/s, {speed.concurrent_requests} at once "
             f"({speed.basis})"
         )
-        facts.append(("forecast", text))
-    if plan.pace:
-        facts.append(("pace", plan.pace.text))
-    if plan.usual_image:
-        usual, (width, height) = plan.usual_image, plan.usual_image.image_size
-        text = (
-            f"of {width}x{height} takes {usual.image_tokens:,} tokens: "
+    facts["pace"] = plan.pace.text if plan.pace else ""
+    if usual := plan.usual_image:
+        size = "{}x{}".format(*usual.image_size)
+        facts["a usual image"] = (
+            f"of {size} takes {usual.image_tokens:,} tokens: "
             f"{usual.requests_per_second:.2f} requests/s, {usual.requests_at_once:,} at once; "
-            f"--image-size {width}x{height} plans for these alone"
+            f"--image-size {size} plans for these alone"
         )
-        facts.append(("a usual image", text))
-    return FactList(facts=tuple(facts))
+    return known_facts(facts)
 
 
 def _images(plan: Plan, size: str) -> str:
@@ -409,8 +396,8 @@ def _settings(plan: Plan) -> list[Block]:
         why = "; ".join(text.removeprefix(f"{value}: ") for text in texts)
         rows.append((name, "see below" if name in differ else value, why))
     settings = table(("setting", "value", "why"), rows, wrap=("why",))
-    said = [Items(items=tuple(rest))] if rest else []
-    return [Heading(text="Settings"), settings, *said]
+    said = [Items(tuple(rest))] if rest else []
+    return [Heading("Settings"), settings, *said]
 
 
 def _considered(plan: Plan) -> list[Block]:
@@ -445,14 +432,13 @@ def _considered(plan: Plan) -> list[Block]:
         **ONLY_ON_PAGE,
     )
     blocks: list[Block] = [
-        Heading(text="Considered"),
+        Heading("Considered"),
         replace(whole, rows=whole.rows[:_CANDIDATES], **ONLY_WHOLE),
         whole,
     ]
     more = len(rows) - _CANDIDATES
     if more > 0:
-        text = f"and {more} more (--json has all of them)"
-        blocks.append(Paragraph(text=text, tone="dim", **ONLY_WHOLE))
+        blocks.append(remark(f"and {more} more (--json has all of them)", **ONLY_WHOLE))
     return blocks
 
 

@@ -1,3 +1,5 @@
+"""Bars and ledgers of memory."""
+
 from __future__ import annotations
 
 import msgspec
@@ -9,8 +11,8 @@ from turbofit.core.plan import Term
 from turbofit.core.units import MIB
 from turbofit.report.painters.document import Bar, BarPiece
 from turbofit.report.painters.terminal import END, OVER, cells, legend, paint
-from turbofit.report.views.plan.memory_view import KINDS as PIECES
-from turbofit.report.views.plan.memory_view import memory_blocks, stack, sums
+from turbofit.report.views.memory_view import KINDS as PIECES
+from turbofit.report.views.memory_view import memory_blocks, stack, sums
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "died"])

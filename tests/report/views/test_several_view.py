@@ -1,0 +1,161 @@
+"""Several models, and several machines."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.fixtures.clusters import cluster
+from turbofit import api
+from turbofit.core.cluster import Cluster, ClusterPlan, ClusterStatus, Node, NodeStatus
+from turbofit.core.units import parse_bytes
+from turbofit.launch.cluster.nodes import cluster_from
+from turbofit.planning.joint_plan import joint_plan
+from turbofit.planning.request import PlanRequest
+from turbofit.report.painters import markdown
+from turbofit.report.painters.document import Code, Table
+from turbofit.report.painters.terminal import paint
+from turbofit.report.views.several_view import cluster_view, joint_view, nodes_view, status_view
+
+
+def painted(*models: str) -> str:
+    requests = [PlanRequest(model=name, on="1xrtx3090") for name in models]
+    return markdown.paint(joint_view(joint_plan(requests), models))
+
+
+def test_a_card_with_every_model() -> None:
+    text = painted("internvl2-1b", "internvl2-2b")
+    rows = [line for line in text.splitlines() if line.startswith("| InternVL2")]
+    assert len(rows) == 4
+    table = text[text.index("MiB at the worst") :]
+    cells = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in table.splitlines()
+        if line.startswith("| ") and "---" not in line
+    ]
+    last = {row[0]: float(row[-1].replace(",", "")) for row in cells[1:] if row[-1]}
+    card = last.pop("the card")
+    assert abs(sum(last.values()) - card) < 1
+
+
+def test_the_budgets_as_they_stand_there_do_not_go_beyond_the_card() -> None:
+    found = joint_plan(
+        [PlanRequest(model=name, on="1xrtx3090") for name in ("internvl2-2b", "qwen2-vl-2b")]
+    )
+    rows = [line.split("|") for line in markdown.paint(joint_view(found, ("a", "b"))).splitlines()]
+    budgets = [parse_bytes(row[2]) for row in rows if len(row) > 2 and row[2].endswith("iB ")]
+    (card,) = found.gpus
+    assert len(budgets) == 2
+    assert sum(found.budgets) - (2 << 20) < sum(budgets) <= card.total - card.reserved - card.used
+
+
+def planned(spec: str, model: str = "internvl2-8b", **asked: int) -> ClusterPlan:
+    return api.plan_cluster(model, cluster_from(spec), **asked)  # type: ignore[arg-type]
+
+
+def tables(plan: ClusterPlan) -> list[Table]:
+    return [block for block in cluster_view(plan) if isinstance(block, Table) and block.whole]
+
+
+def test_a_thousand_nodes_read_as_well_as_three() -> None:
+    many = planned("sim:4xrtx3090@900/2xrtx4090@90/1xt4@10", concurrency=4000)
+    text = paint(cluster_view(many), width=100, colour=False)
+    assert len(text.splitlines()) < 120
+    kinds, settings, left = tables(many)
+    assert [row[0] for row in kinds.rows] == ["900", "90"]
+    assert [row[0] for row in settings.rows] == ["900", "90"]
+    assert [row[0] for row in left.rows] == ["10"]
+    assert kinds.rows[0][1] == "4x NVIDIA GeForce RTX 3090"
+    assert kinds.rows[0][-1] == "sim-1, sim-2, sim-3 and 897 more"
+    assert "runs out of memory" in left.rows[0][2]
+    first = many.nodes[0].plan
+    assert first is not None
+    assert kinds.rows[0][4] == f"{first.kv.total_tokens:,}"
+
+
+def test_it_ends_with_what_serves_it() -> None:
+    (serve,) = (
+        block.text
+        for block in cluster_view(planned("sim:4xrtx3090@2", concurrency=64))
+        if isinstance(block, Code)
+    )
+    assert serve.startswith("turbofit serve internvl2-8b")
+    assert serve.endswith("--cluster ray")
+
+
+def test_settings_of_unequal_cards_are_a_range_of_numbers() -> None:
+    plan = planned("sim:1xrtx3090+1xa100-80g@2", "internvl2-2b", concurrency=60)
+    batch = tables(plan)[1].rows[0][3]
+    least, most = map(int, batch.split("-"))
+    assert least < most
+
+
+def lines(plan: ClusterPlan) -> list[str]:
+    return paint(cluster_view(plan), short=True).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("spec", "concurrency"),
+    [("sim:4xrtx3090@2/1xl4", 40), ("sim:4xrtx3090@900/2xrtx4090@90/1xt4@10", 4000)],
+)
+def test_it_has_the_promise_and_the_kinds_of_nodes(spec: str, concurrency: int) -> None:
+    plan = planned(spec, concurrency=concurrency)
+    said = lines(plan)
+    assert len(said) <= 25
+    assert max(map(len, said)) <= 80
+    text = " ".join(" ".join(said).split())
+    assert plan.verdict in text
+    assert f"{plan.longest_request_tokens:,} tokens with the answer" in text
+    assert f"{plan.requests_at_once:,} at once over all nodes" in text
+    assert "simulated: no such machine was measured" in text
+    assert "--full" in said[-1]
+
+
+def test_what_is_served_node_by_node() -> None:
+    status = ClusterStatus(
+        name="mine", model="InternVL2-8B", source="ray 10.0.0.1:6379", pretend=True, at="now",
+        urls=("http://10.0.0.1:23333",), promise="4,096 tokens a request", change="1 of 2 nodes",
+        nodes=(
+            NodeStatus(
+                id="a" * 56, name="a", address="", state="serving", up=True, outstanding=7,
+                tokens=1000, at_once=12.0,
+            ),
+            NodeStatus(id="b" * 56, name="b", address="", state="unfit", why_not="no room"),
+            NodeStatus(id="c" * 56, name="c", address="", state="serving", tokens=1000),
+        ),
+        events=("12:00:00 node b joined",),
+    )  # fmt: skip
+    text = paint(status_view(status), width=120, colour=False)
+    assert "mine: 1 of 3 nodes serve" in text
+    assert "PRETEND" in text
+    assert "1,000 tokens that serve" in text
+    assert "7 requests" in text
+    assert "serving, down" in text
+    assert "no room" in text
+    assert "1 of 2 nodes" in text
+    assert "node b joined" in text
+
+
+def test_nodes_as_they_were_measured() -> None:
+    bare = Node(id="0123456789", name="head", address="10.0.0.1", why_not="Ray counts no GPU there")
+    found = Cluster(source="ray 10.0.0.1:6379", nodes=(*cluster("2xrtx3090").nodes, bare))
+    text = paint(nodes_view(found), width=120, colour=False)
+    assert "2 nodes of ray 10.0.0.1:6379" in text
+    assert "2x NVIDIA GeForce RTX 3090" in text
+    assert "Ray counts no GPU there" in text
+
+
+def test_eighty_columns_hold_what_a_node_said_and_why_a_node_cannot_serve() -> None:
+    said = "the engine ran out of GPU memory while it loaded weights, asking 2.0 GiB"
+    node = NodeStatus(
+        id="a" * 56, name="gpu-node-7.example", address="", state="starting", said=said,
+        tokens=1_234_567,
+    )  # fmt: skip
+    status = ClusterStatus(
+        name="mine", model="InternVL2-8B", source="ray", pretend=False, at="now", urls=(),
+        promise="x", nodes=(node,),
+    )  # fmt: skip
+    other = "its LMDeploy 0.17.1 is another than the 0.18.0 of the node that plans"
+    bare = Node(id="0123456789", name="head.example", address="10.0.0.100", why_not=other)
+    found = Cluster(source="ray", nodes=(*cluster("4xrtx3090").nodes, bare))
+    for blocks in (status_view(status), nodes_view(found)):
+        assert max(map(len, paint(blocks).splitlines())) <= 80

@@ -1,1 +1,0 @@
-"""Sections on plans: settings, ledger, what a machine holds, two plans beside each other."""

@@ -1,1 +1,0 @@
-"""Sections on what ran: rehearsals, servers, calibrations, loads, tuning."""
