@@ -40,6 +40,9 @@ def refused(capsys: Out, *words: str) -> tuple[str, str]:
         ("--enforce-eager", "", "here: --eager-mode"),
         ("--devices 0,1", " 0,1", "here: --gpus 0,1"),
         ("-o json", "", "here: --json (--md prints Markdown"),
+        ("--hf-token hf_x", " ***", "set HF_TOKEN to it"),
+        ("\u2014json", "", "a typographic dash: write --json"),
+        ("-\u2013md", "", "a typographic dash: write --md"),
     ],
 )
 def test_options_of_others_at_plan(words: str, value: str, hint: str, capsys: Out) -> None:
@@ -62,6 +65,16 @@ def test_options_of_others_at_plan(words: str, value: str, hint: str, capsys: Ou
 )
 def test_what_stands_without_an_option(words: str, hint: str, capsys: Out) -> None:
     assert hint in refused(capsys, *words.split())[1]
+
+
+def test_all_unknown_options_are_named_at_once(capsys: Out) -> None:
+    words = "stop m --tensor-parallel-size=4 --time 9 --foo --bar"
+    error, hint = refused(capsys, *words.split())
+    assert error == "unknown options --tensor-parallel-size 4, --time 9, --foo, --bar"
+    assert (
+        "--time: an option of docker; here: --wait 9; --foo, --bar: its options are --all, --wait"
+        in hint
+    )
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS.keys() - PLAIN))

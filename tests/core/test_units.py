@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from turbofit.core.errors import UsageError
-from turbofit.core.units import GIB, MIB, parse_bytes, three_digits
+from turbofit.core.units import GIB, MIB, parse_bytes, parse_seconds, three_digits
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,17 @@ def test_what_is_no_size(text: str) -> None:
 )  # fmt: skip
 def test_no_number_for_people_has_an_exponent(value: float, text: str) -> None:
     assert three_digits(value) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 90), ("1.5s", 1.5), ("20m", 1200), ("2h", 7200), ("3min", 180), ("1h 30m", 5400)],
+)
+def test_times(text: str, seconds: float) -> None:
+    assert parse_seconds(text, "x") == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0s", "1h30", "1d", "s", "-1s", "9" * 200 + "x"])
+def test_what_is_no_time(text: str) -> None:
+    with pytest.raises(UsageError, match="is no time"):
+        parse_seconds(text, "x")

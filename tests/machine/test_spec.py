@@ -53,6 +53,7 @@ def test_a_count_as_people_write_it(spec, count, name):
         ("2xl4:free=9GiB,RTX 4090,ram=64GiB", ["L4", "L4", "4090"]),
         ("RTX 4090 (24GB), RTX 3060 12GB", ["4090", "3060"]),
         ("RTX 4090, 24GB", ["4090"]),
+        ("rtx4090:free=19,5GB,rtx3060", ["4090", "3060"]),
         ("2 rtx3090 and rtx4090", ["3090", "3090", "4090"]),
         ("2xrtx3090\n1xl4", ["3090", "3090", "L4"]),
         ("NVIDIA GeForce RTX 3090, 24576 MiB", ["3090"]),

@@ -80,6 +80,12 @@ def test_paths_that_are_not_there(name, tmp_path, monkeypatch):
         resolve_model(name)
 
 
+def test_a_folder_of_the_hub_cache_that_is_not_here_names_its_model() -> None:
+    with pytest.raises(UsageError) as error:
+        resolve_model("/gone/models--OpenGVLab--InternVL2-8B/snapshots/x")
+    assert "the hub calls it OpenGVLab/InternVL2-8B" in error.value.hint
+
+
 def test_unknown_names_give_the_nearest():
     with pytest.raises(UsageError) as error:
         resolve_model("internvl2-9b")

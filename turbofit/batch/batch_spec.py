@@ -9,11 +9,11 @@ from pydantic import Field
 from turbofit.core.errors import UsageError
 from turbofit.core.messages import option_of
 from turbofit.core.process.variables import variables
-from turbofit.core.validation import FilePath, Metavar, Validated
+from turbofit.core.validation import SECONDS, FilePath, Metavar, Validated
 from turbofit.gateway.limits.defaults import JsonArguments, JsonSampling
 from turbofit.planning.request import PlanRequest, Tokens
 
-Seconds = Annotated[float, Field(gt=0, lt=1e7), Metavar("SECONDS")]
+Seconds = Annotated[float, Field(gt=0, lt=1e7), SECONDS, Metavar("SECONDS")]
 
 #: Tokens of an answer to images and rows, which state none.
 ANSWER_TOKENS: Final = 512

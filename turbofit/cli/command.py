@@ -12,8 +12,10 @@ from click.core import ParameterSource
 
 from turbofit.cli.terminal.output import PAGE_WIDTH, Form, answer, progress, verbose_log
 from turbofit.cli.usage_errors import (
+    DASHES,
     check_names,
     foreign_option,
+    unknown_options,
     usage_error,
     variable,
     with_source,
@@ -187,15 +189,22 @@ class CliCommand(click.Command):
 
         Raises:
             click.BadOptionUsage: an option stands where another one's value should.
+            UsageError: the command does not have some options, all of which it names.
         """
-        known = {name: one for one in self.params if isinstance(one, Option) for name in one.opts}
+        options = [one for one in self.params if isinstance(one, Option)]
+        known = {name: one for one in options for name in (*one.opts, *one.secondary_opts)}
         found: list[str] = []
         lists: dict[str, list[str]] = {}
+        unknown: list[UsageError] = []
         filling, waiting = "", ""
         for at, word in enumerate(arguments):
             name = word.partition("=")[0]
-            if not waiting and name.startswith("-") and name not in known:
-                word = foreign_option(word, "".join(arguments[at + 1 : at + 2]), ctx)  # noqa: PLW2901
+            if not waiting and name.startswith(("-", *DASHES)) and name not in known:
+                try:
+                    word = foreign_option(word, "".join(arguments[at + 1 : at + 2]), ctx)  # noqa: PLW2901
+                except UsageError as exc:
+                    unknown.append(exc)
+                    continue
             if waiting and (name in known or word.startswith("--")):
                 raise click.BadOptionUsage(waiting, f"{waiting} needs a value before {word}")
             option = known.get(word) if not waiting else None
@@ -211,6 +220,8 @@ class CliCommand(click.Command):
             else:
                 filling = ""
                 found.append(word)
+        if unknown:
+            raise unknown_options(unknown)
         pairs = [part for name, values in lists.items() for one in values for part in (name, one)]
         return [*found, *pairs, *(name for name, values in lists.items() if not values)]
 

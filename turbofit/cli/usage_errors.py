@@ -19,22 +19,31 @@ if TYPE_CHECKING:
 
 #: Arguments that take a model's name, too.
 _MODELS: Final = ("model", "run", "fragments")
+#: Options whose value is no one's to read.
+_SECRET: Final = re.compile(r"(?:token|key|password|secret)$")
+#: Options of every command.
+_EVERYWHERE: Final = ("quiet", "verbose", "help")
+#: A command with no more options than these names them all.
+_LISTED: Final = 12
+#: What editors and web pages make of two dashes.
+DASHES: Final = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
 
 
 def usage_error(exc: click.UsageError, ctx: click.Context) -> UsageError:
     hint = f"see {ctx.command_path} --help"
     if isinstance(exc, click.NoSuchOption):
-        said = _unknown_option(exc.option_name, ctx)
-        return UsageError(f"unknown option {exc.option_name}", hint=f"{said}{hint}")
+        return _unknown_option(exc.option_name, ctx)
     if isinstance(exc, click.BadParameter) and exc.param is not None:
+        from turbofit.cli.manual import MANUAL
+
         said = f": {exc.message.rstrip('.')}"
         if isinstance(exc, click.MissingParameter):
-            from turbofit.cli.manual import MANUAL
-
             said, hint = " is missing", f"as {MANUAL[ctx.info_name or ''].examples[0]}; {hint}"
         elif isinstance(exc.param.type, click.types.BoolParamType):
             said = f": {exc.message.partition(' is not a valid boolean')[0]} is neither yes nor no"
             hint = "give 1 for yes, 0 for no"
+        elif isinstance(exc.param, click.Argument):
+            hint = f"as {MANUAL[ctx.info_name or ''].examples[0]}; {hint}"
         return UsageError(f"{_spelled(exc.param, ctx)}{said}", hint=hint)
     text = exc.format_message().rstrip(".")
     if extra := re.search(r"unexpected extra argument \((.+)\)", text):
@@ -45,31 +54,64 @@ def usage_error(exc: click.UsageError, ctx: click.Context) -> UsageError:
     return UsageError(text[:1].lower() + text[1:], hint=hint)
 
 
-def _unknown_option(name: str, ctx: click.Context) -> str:
-    """Which option may be meant: another command's, LMDeploy's own, or a misspelt one."""
+def _unknown_option(name: str, ctx: click.Context) -> UsageError:
+    """Which option may be meant: another command's, LMDeploy's own, a misspelt one, or any."""
     from turbofit.cli.manual import MANUAL
     from turbofit.core.synonyms import guess
     from turbofit.launch.serve.passthrough import option_classes
 
+    see = f"see {ctx.command_path} --help"
+    if name[1:2] in DASHES or name[0] in DASHES:
+        word = name.lstrip(f"-{DASHES}")
+        hint = f"it begins with a typographic dash: write --{word}"
+        return UsageError(f"unknown option {name}", hint=hint)
     commands = [command for command, option in options_by_command(ctx) if name in option.opts]
+    known = [option for one in ctx.command.params for option in one.opts if option[:2] == "--"]
+    begin = [option for option in known if option.startswith(f"-{name}")]
     if commands and name.startswith("--"):
         example = MANUAL[ctx.info_name or ""].examples[0]
         has = f"turbofit {', '.join(commands[:3])} {'have' if commands[1:] else 'has'} it"
-        return f"{has}; {ctx.info_name} is used as {example}; "
-    if name in option_classes():
-        return f"it is LMDeploy's, for behind --: turbofit serve MODEL -- {name}; "
-    known = [option for one in ctx.command.params for option in one.opts if option[:2] == "--"]
-    begin = [option for option in known if option.startswith(f"-{name}")]
-    if len(name) == 2 and len(begin) in (1, 2):
-        return f"did you mean {' or '.join(begin)}? "
-    return guess(name, known)
+        hint = f"{has}; {ctx.info_name} is used as {example}; {see}"
+    elif name in option_classes():
+        hint = f"it is LMDeploy's, for behind --: turbofit serve MODEL -- {name}; {see}"
+    elif len(name) == 2 and len(begin) in (1, 2):
+        hint = f"did you mean {' or '.join(begin)}? {see}"
+    elif not (alike := guess(name, known)) and len(own := _own_options(ctx)) <= _LISTED:
+        takes = f"its options are {', '.join(own)}" if own else "it takes no options"
+        hint = f"{takes}; {see}"
+    else:
+        hint = f"{alike}{see}"
+    return UsageError(f"unknown option {name}", hint=hint)
+
+
+def _own_options(ctx: click.Context) -> list[str]:
+    """The command's options, without those that every command has."""
+    return [
+        max(one.opts, key=len)
+        for one in ctx.command.params
+        if isinstance(one, click.Option) and one.name not in _EVERYWHERE
+    ]
+
+
+def unknown_options(errors: list[UsageError]) -> UsageError:
+    """One error of all options that a command does not have."""
+    if len(errors) == 1:
+        return errors[0]
+    hints: dict[str, list[str]] = {}
+    options = [error.message.removeprefix("unknown option ") for error in errors]
+    for option, error in zip(options, errors, strict=True):
+        hints.setdefault(error.hint, []).append(option.partition(" ")[0])
+    said = [f"{', '.join(names)}: {hint}" for hint, names in hints.items()]
+    return UsageError(
+        f"unknown options {', '.join(options)}", hint="; ".join(said if len(hints) > 1 else hints)
+    )
 
 
 def foreign_option(word: str, behind: str, ctx: click.Context) -> str:
-    """A word that is no option of the command, or the option that other programs' word is.
+    """The option that other programs' word is; letters and numbers are click's to read.
 
     Raises:
-        UsageError: turbofit has the same under another name, which the hint has with the value.
+        UsageError: it is none of the command; the hint has what turbofit calls it, with the value.
     """
     from turbofit.core.synonyms import synonym
 
@@ -79,7 +121,7 @@ def foreign_option(word: str, behind: str, ctx: click.Context) -> str:
     if found is None or found.to != "MODEL":
         _refuse_argument(name, ctx)
     if found is None or name == f"--{found.to}":
-        return word
+        return _left_to_click(word, ctx)
     option = f"--{found.to.lower()}"
     options = {opt for one in ctx.command.params for opt in one.opts}
     here = option in options
@@ -87,7 +129,7 @@ def foreign_option(word: str, behind: str, ctx: click.Context) -> str:
     # A letter of an engine means nothing where no engine is planned.
     only_here = found.only or (len(name) == 2 and "--tp" not in options)
     if only_here and not (here or takes or command in found.at):
-        return word
+        return _left_to_click(word, ctx)
     if found.take and here:
         say(f"{name} of {found.of} is taken as {option}{f'; {found.say}' if found.say else ''}")
         return f"{option}{equals}{value}"
@@ -98,8 +140,21 @@ def foreign_option(word: str, behind: str, ctx: click.Context) -> str:
         form = f"turbofit {command if takes else 'plan'} {value or 'MODEL'}, without an option"
     elif found.to and not here:
         form = f"turbofit {_command_with(option, ctx)} {form}"
-    what = f"unknown option {name}{f' {value}' if value else ''}"
+    typed = "***" if _SECRET.search(name) and value else value
+    what = f"unknown option {name}{f' {typed}' if typed else ''}"
     raise UsageError(what, hint=found.here(value, form))
+
+
+def _left_to_click(word: str, ctx: click.Context) -> str:
+    """A word of letters, as -vq, or of a number.
+
+    Raises:
+        UsageError: it is written as one option.
+    """
+    name = word.partition("=")[0]
+    if len(name) > 2 and (name.startswith("--") or name[0] in DASHES or name[1] in DASHES):
+        raise _unknown_option(name, ctx)
+    return word
 
 
 def _arguments(ctx: click.Context) -> list[click.Argument]:

@@ -24,6 +24,7 @@ _SUFFIX: Final = {
     "g": GIB, "gib": GIB, "gb": 1000**3,
     "t": 1 << 40, "tib": 1 << 40, "tb": 1000**4,
 }  # fmt: skip
+_SECONDS: Final = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 _SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?b?)\s*", re.IGNORECASE)
 #: ``32,768``, ``1 048 576``: groups of three digits behind the first; compiled where it is needed.
 _GROUPED: Final = r"(?<![\w.,])[1-9]\d{0,2}([, _'\u00a0\u202f])\d{3}(?:\1\d{3})*(?![\d,])"
@@ -80,6 +81,22 @@ def parse_bytes(text: str, *, what: str = "size") -> int:
             " where a share is taken write 80%",
         )
     return int(value)
+
+
+def parse_seconds(text: str, what: str) -> float:
+    """``50ms``, ``2s``, ``1.5h``, ``1h30m`` or a number of seconds.
+
+    Raises:
+        UsageError: it is none, or nothing.
+    """
+    number, unit = r"(\d{1,9}(?:\.\d{1,9})?)\s*", r"(ms|min|s|m|h)\s*"
+    if re.fullmatch(rf"\s*{number}", text):
+        text += "s"
+    whole = re.fullmatch(rf"\s*(?:{number}{unit})+", text)
+    seconds = sum(float(count) * _SECONDS[of] for count, of in re.findall(number + unit, text))
+    if whole is None or seconds <= 0:
+        raise UsageError(f"{what} {text!r} is no time", hint="write it as 50ms, 2s, 20m or 1h")
+    return seconds
 
 
 def format_bytes(value: int) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Final, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo
 from typing_extensions import Self
 
 from turbofit.core.errors import UsageError
+from turbofit.core.units import parse_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -68,6 +69,12 @@ def parsed(parse: Callable[[str, str], Any]) -> BeforeValidator:
     return BeforeValidator(validate)
 
 
+def _seconds(text: str, name: str) -> str | float:
+    return text if re.fullmatch(r"[-+\d.eE\s]+", text) else parse_seconds(text, name)
+
+
+#: Of a field in seconds: a number of them, or 500ms, 2s, 20m, 1h30m.
+SECONDS: Final = parsed(_seconds)
 #: A path, whose ~ no shell has expanded in quotes, a profile or a variable.
 FilePath = Annotated[str, parsed(lambda text, _: os.path.expanduser(text)), Metavar("FILE")]
 

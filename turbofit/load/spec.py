@@ -7,11 +7,11 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from turbofit.core.errors import UsageError
-from turbofit.core.validation import FilePath, Metavar, Validated
+from turbofit.core.validation import SECONDS, FilePath, Metavar, Validated
 from turbofit.planning.request import Count, Positive, Size, Tokens
 
 Share = Annotated[float, Field(ge=0, lt=1), Metavar("SHARE")]
-Seconds = Annotated[float, Field(gt=0, lt=1e6), Metavar("SECONDS")]
+Seconds = Annotated[float, Field(gt=0, lt=1e6), SECONDS, Metavar("SECONDS")]
 
 _SECONDS: Final = 60.0
 _CONCURRENCY: Final = 8

@@ -75,6 +75,8 @@ _NO_PARTS: Final = re.compile(
     r"(?<=\d),(?=\d{3}(?:,\d{3})*\s*[KMGT]i?B)|^.*\bname,.*$|^\s*\d+\s*,(?=.*MiB)",
     re.IGNORECASE | re.MULTILINE,
 )
+#: A size in languages whose decimal point is a comma: ``free=19,5GB``.
+_DECIMAL: Final = re.compile(r"(?<==)(\d+),(?=\d{1,2}\s*[KMGT]i?B)", re.IGNORECASE)
 #: What nvidia-smi prints: cards and slices of -L, a name with its memory.
 _SMI_LINES: Final = re.compile(r"[\n;]|(?=\bGPU\s+\d+:)|(?=\bMIG\s+\S+\s+Device\b)")
 _SMI_GPU: Final = re.compile(r"GPU\s+\d+:\s*(.+?)\s*(?:\(UUID:[^)]*\)?)?")
@@ -152,7 +154,7 @@ def _cards_and_options(spec: str) -> tuple[list[str], list[str]]:
     """The texts of groups, and those of machine options."""
     cards: list[str] = []
     options: list[str] = []
-    for line in _lines(_NO_PARTS.sub("", spec)):
+    for line in _lines(_NO_PARTS.sub("", _DECIMAL.sub(r"\1.", spec))):
         alone = False  # the card before has no size of its own
         for part in map(str.strip, line.split(",")):
             if not part or "=" in part.partition(":")[0] or part.lower() in _OPTIONS:

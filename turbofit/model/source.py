@@ -13,6 +13,7 @@ the cache or a preset knows is used and the answer's warnings say so.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
@@ -277,6 +278,8 @@ def _unknown(name: str) -> UsageError:
     if _is_path(name) or "/" in name:
         last = find_preset(name.rstrip("/").rpartition("/")[2])
         also = f"; by its name it is the preset {last}" if last else ""
+        if cached := re.search(r"models--(.+?)--([^/]+)", name):  # a folder of the hub's cache
+            also = f"; the hub calls it {cached[1]}/{cached[2]}"
         hint = f"name a checkpoint's folder or hub id{also}"
         return UsageError(f"no folder {name[:160]!r} is here", hint=hint)
     hint = f"it is a machine: --on {name}" if is_spec(name) else _nearest_hint(name)

@@ -14,7 +14,7 @@ from turbofit.core.machine import Machine
 from turbofit.core.model import Model
 from turbofit.core.plan import EngineName, Goal, Workload
 from turbofit.core.units import parse_bytes, parse_share, plain_number
-from turbofit.core.validation import Metavar, Validated, parsed
+from turbofit.core.validation import SECONDS, Metavar, Validated, parsed
 from turbofit.core.version import REFERENCE
 from turbofit.tuner.resolved_request import Margin
 
@@ -110,6 +110,14 @@ def _context(text: str, name: str) -> str | int:
     return "max" if text.strip().lower() == "max" else _tokens(text, name)
 
 
+def _no_number(text: str, name: str) -> str:
+    """What a shell leaves of ``--on 2 x RTX 4090``, and a GPU's index, are no machine."""
+    if text.isdigit():
+        hint = "--on '2 x RTX 4090' needs its quotes; --gpus 0,1 names GPUs of the machine here"
+        raise UsageError(f"{name} {text} is no machine", hint=hint)
+    return text
+
+
 def _dtype(text: str, _name: str) -> str | None:
     return None if text == "auto" else _DTYPES.get(text.lower(), text)  # LMDeploy's "choose"
 
@@ -130,6 +138,7 @@ Context = Annotated[
     Metavar("TOKENS|max"),
 ]
 PositiveNumber = Annotated[float | None, Field(gt=0, lt=1e6), Metavar("NUMBER")]
+PositiveSeconds = Annotated[float | None, Field(gt=0, lt=1e6), SECONDS, Metavar("NUMBER")]
 #: A list is as good as a tuple; what is in it is held to its type.
 Batches = Annotated[tuple[Positive, ...], Field(strict=False)]
 Size = Annotated[tuple[Positive, Positive], Field(strict=False), parsed(_size), Metavar("WxH")]
@@ -150,7 +159,7 @@ class PlanRequest(Validated):
     model: str | Model = Field(
         description="a folder, a hub id or its address, or a name that `turbofit models` lists"
     )
-    on: Annotated[str | Machine | None, Metavar("SPEC")] = Field(
+    on: Annotated[str | Machine | None, parsed(_no_number), Metavar("SPEC")] = Field(
         default=None,
         description="the machine: 4xrtx3090, rtx3090+rtx4090, 1xl4:free=19GiB, 2x24GB, "
         "a100-80g:mig=3g.40gb, what nvidia-smi -L prints, or a snapshot's path (default: this one, "
@@ -197,10 +206,10 @@ class PlanRequest(Validated):
         description="requests that come a second, of the workload's kind: shapes that the forecast "
         "says to bring these come first",
     )
-    first_token: PositiveNumber = Field(
+    first_token: PositiveSeconds = Field(
         default=None, description="seconds to a first token by the forecast, with --rate's load"
     )
-    per_token: PositiveNumber = Field(
+    per_token: PositiveSeconds = Field(
         default=None, description="seconds of a token after it by the forecast"
     )
 

@@ -76,7 +76,7 @@ def test_all_models_of_a_server_are_shown(folder: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("arguments", "cause"),
     [
-        (["--interval", "0"], "too short"),
+        (["--interval", "0"], "should be 0.2 or more"),
         (["--url", "http://127.0.0.1:9"], "nobody answers"),
         (["no-such-run"], "no run is called"),
         (["http://127.0.0.1:9"], "is an address, not a run"),

@@ -11,11 +11,11 @@ from turbofit.cli.options.common_options import filled, options_of
 from turbofit.cli.terminal.output import say
 from turbofit.core.errors import UsageError
 from turbofit.core.process.progress import under_way
-from turbofit.core.validation import Metavar, Validated
+from turbofit.core.validation import SECONDS, Metavar, Validated
 
 
 class StopOptions(Validated):
-    wait: Annotated[float, Field(gt=0, le=86400), Metavar("SECONDS")] = Field(
+    wait: Annotated[float, Field(gt=0, le=86400), SECONDS, Metavar("SECONDS")] = Field(
         default=120, description="for requests under way and the engines' end"
     )
 

@@ -23,6 +23,7 @@ from turbofit.cli.options.launch_options import LaunchOptions
 from turbofit.cli.serving import refuse_elsewhere
 from turbofit.cli.terminal.output import Form, exit_code, note, run_until_signal, say
 from turbofit.core.errors import DoesNotFitError, UsageError
+from turbofit.core.units import parse_seconds
 from turbofit.core.validation import Metavar
 from turbofit.planning.request import PlanRequest
 
@@ -87,7 +88,7 @@ def tune(*, model: str, form: Form, **given: Any) -> int:
     from turbofit.launch.serve.config import ServeConfig
     from turbofit.launch.serve.leases import Leases
     from turbofit.launch.serve.planner import launch_request
-    from turbofit.launch.tune.search import parse_seconds, parse_slo
+    from turbofit.launch.tune.search import parse_slo
     from turbofit.launch.tune.tune import TuneRequest, tune_model
     from turbofit.load.spec import LoadSpec
     from turbofit.observe.calibrations import pretends

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+from pydantic import Field
 
 from turbofit.cli.command import PATH, Argument, Option, command
-from turbofit.cli.options.common_options import FORMS
+from turbofit.cli.options.common_options import FORMS, filled, options_of
 from turbofit.cli.terminal.output import Form, answer, painted, show
 from turbofit.core.errors import UsageError
 from turbofit.core.struct import to_json
+from turbofit.core.validation import SECONDS, Metavar, Validated
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,14 +22,18 @@ if TYPE_CHECKING:
     from turbofit.report.painters.document import Block
     from turbofit.report.stored_documents import StoredPlan
 
-_EVERY: Final = 2.0
-_LEAST: Final = 0.2
 #: States of a run that has ended.
 _OVER: Final = ("ended", "failed")
 #: To the terminal's first cell, and nothing below what is painted.
 _HOME: Final = "\x1b[H"
 _BELOW: Final = "\x1b[J"
 _LINE_END: Final = "\x1b[K\n"
+
+
+class WatchOptions(Validated):
+    interval: Annotated[float, Field(ge=0.2, lt=1e6), SECONDS, Metavar("SECONDS")] = Field(
+        default=2.0, description="between looks"
+    )
 
 
 @command(
@@ -39,7 +46,7 @@ _LINE_END: Final = "\x1b[K\n"
     ),
     Option("--url", help="the gateway, where it is not the run's own"),
     Option("--api-key", metavar="KEY", help="default: $TURBOFIT_API_KEY, or the first of _KEYS"),
-    Option("--interval", type=float, default=_EVERY, metavar="SECONDS", help="between looks (2)"),
+    *options_of(WatchOptions),
     Option(
         "--forget",
         metavar="FINGERPRINT",
@@ -53,10 +60,10 @@ def watch(
     run: str | None,
     url: str | None,
     api_key: str | None,
-    interval: float,
     forget: str | None,
     once: bool,
     form: Form,
+    **given: object,
 ) -> int:
     """Look until Ctrl-C or the run's end; one look where stdout is no terminal."""
     import sys
@@ -67,10 +74,7 @@ def watch(
 
     if forget is not None:
         return _forget(forget, form)
-    if not interval >= _LEAST:
-        raise UsageError(
-            f"--interval {interval:g} is too short", hint=f"give {_LEAST} seconds or more"
-        )
+    interval = filled(WatchOptions, given).interval
     if run is not None and "://" in run:
         raise UsageError(f"{run} is an address, not a run", hint=f"turbofit watch --url {run}")
     live = sys.stdout.isatty() and not (once or form.as_json or form.md)

@@ -9,7 +9,7 @@ from pydantic import Field
 from turbofit.cli.command import option_name, refuse_together
 from turbofit.core.errors import UsageError
 from turbofit.core.process.ports import LAST_PORT
-from turbofit.core.validation import FilePath, Metavar, Validated, parsed
+from turbofit.core.validation import SECONDS, FilePath, Metavar, Validated, parsed
 from turbofit.planning.request import Bytes
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Options
     from turbofit.launch.engine.engine_client import Timing
 
-Seconds = Annotated[float, Field(ge=0, lt=1e6), Metavar("SECONDS")]
+Seconds = Annotated[float, Field(ge=0, lt=1e6), SECONDS, Metavar("SECONDS")]
 
 
 class LaunchOptions(Validated):
@@ -169,15 +169,7 @@ def needs_cluster(name: str) -> UsageError:
 
 #: Seconds that a request waits for its model's start: the deadline of OpenAI's clients.
 _WAIT: Final = 600.0
-
-
-def _seconds(text: str, name: str) -> float:
-    from turbofit.launch.tune.search import parse_seconds
-
-    return parse_seconds(text, name)
-
-
-Time = Annotated[float, Field(gt=0, lt=1e9), parsed(_seconds), Metavar("TIME")]
+Time = Annotated[float, Field(gt=0, lt=1e9), SECONDS, Metavar("TIME")]
 
 
 class ModelsOptions(Validated):

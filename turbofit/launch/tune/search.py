@@ -9,11 +9,11 @@ how long an answer may take; 90 % of the requests must keep it.
 from __future__ import annotations
 
 import math
-import re
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from turbofit.core.errors import UsageError
+from turbofit.core.units import parse_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,22 +23,8 @@ if TYPE_CHECKING:
 
 #: The times that can be limited, and the figure that is held to each.
 LIMITS: Final = {"ttft": "ttft_p90", "tpot": "tpot_p90", "e2e": "e2e_p90"}
-_UNITS: Final = {"ms": 1e-3, "": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 #: Of a hundred requests so many may fail where there is no other limit.
 _FAILING: Final = 0.01
-
-
-def parse_seconds(text: str, what: str) -> float:
-    """``50ms``, ``2s``, ``20m``, ``1h`` or a number of seconds.
-
-    Raises:
-        UsageError: it is none.
-    """
-    found = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*(ms|s|m|min|h)?\s*", text)
-    seconds = float(found[1]) * _UNITS[found[2] or ""] if found else 0.0
-    if seconds <= 0:
-        raise UsageError(f"{what} {text!r} is no time", hint="write it as 50ms, 2s, 20m or 1h")
-    return seconds
 
 
 def parse_slo(text: str) -> dict[str, float]:
