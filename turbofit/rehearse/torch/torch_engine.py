@@ -82,6 +82,7 @@ def _mark_start(notes: Notes) -> None:
         for name, phase in _STEPS.items():
             setattr(self, name, marked(getattr(self, name), phase))
         self.gather_free_mem = noted(self.gather_free_mem, "free_at_sizing", list)
+        # Of all ranks: lmdeploy engine/executor/base.py `self._get_rank_cache_block_sizes(`
         sizes = self._get_rank_cache_block_sizes
         self._get_rank_cache_block_sizes = noted(sizes, "block_bytes", list)
         try:
