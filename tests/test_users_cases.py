@@ -165,7 +165,7 @@ def test_2_llava_by_the_name_of_its_authors(typed) -> None:
 def test_2_llava_with_its_lora_merged(typed, tmp_path, capsys) -> None:
     pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    from tests.model.merge.llava_cases import make_clip, make_llava_lora, make_vicuna
+    from tests.model.merge.cases import make_clip, make_llava_lora, make_vicuna
 
     base, lora = make_vicuna(tmp_path / "vicuna-7b-v1.5"), make_llava_lora(tmp_path / "lora")
     tower, out = make_clip(tmp_path / "clip", transformers), tmp_path / "llava-v1.5-7b-merged"

@@ -21,7 +21,7 @@ from turbofit.planning.request import PlanRequest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from turbofit.batch.item import BatchLine
+    from turbofit.batch.output_file import BatchLine
     from turbofit.core.cluster import Cluster, ClusterPlan
     from turbofit.core.model import Model
     from turbofit.core.which import Which

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from tests.load.scripted import ThreadedServer
 from tests.support.waiting import HANG
-from turbofit.batch.item import BatchItem
+from turbofit.batch.output_file import BatchItem
 
 
 def request(name: str, text: str, **body: Any) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from tests.batch.standin import request
 from turbofit.batch import batch_input
 from turbofit.batch.batch_input import open_input
 from turbofit.batch.batch_spec import BatchSpec
-from turbofit.batch.item import ItemError
-from turbofit.batch.request_body import ImageLimits, request_body
+from turbofit.batch.output_file import ItemError
+from turbofit.batch.sender import ImageLimits, request_body
 from turbofit.core.errors import PackageError, UsageError
 
 if TYPE_CHECKING:

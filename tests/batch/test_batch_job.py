@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import re
 import threading
+from contextlib import nullcontext
 
 import pytest
 
-from tests.batch.standin import StandIn, lines, write_requests
+import turbofit
+from tests.batch.standin import StandIn, items_of, lines, write_requests
 from tests.support.processes import free_port
 from turbofit.batch import batch_job
-from turbofit.batch.batch_job import BatchJob
-from turbofit.batch.batch_spec import BatchSpec, BatchTarget
+from turbofit.batch.batch_job import BatchJob, in_thread, run_together, send_all
+from turbofit.batch.batch_spec import BatchSpec, BatchTarget, target_of
+from turbofit.batch.output_file import BatchError, BatchItem, BatchLine, OutputFile, Survey
 from turbofit.core.errors import UnservedError, UsageError
 from turbofit.core.process.progress import Step, listened
 from turbofit.load.prompt import png
+from turbofit.planning.request import PlanRequest
 
 
 def run(source, output, url: str, *, at_once: int = 8, **spec):
@@ -173,3 +178,231 @@ def test_stopping_keeps_what_there_is_and_the_rate_is_told(tmp_path, monkeypatch
         assert result.items_per_second > 0
         server.release()
         assert run(source, output, server.url).left == 0
+
+
+class Under:
+    """A run with what it needs, and what was seen of it."""
+
+    def __init__(self, tmp_path, count: int, ask, **options) -> None:
+        self.path, self.read, self.written = tmp_path / "out.jsonl", 0, 0
+        self.survey = Survey(items_of(range(1, count + 1)))
+        self._count, self._ask, self._options = count, ask, options
+        self.most_ahead = 0
+
+    def _count_written(self, written: int) -> None:
+        self.written += written
+
+    def _items(self):
+        for item in items_of(range(1, self._count + 1)):
+            self.read += 1
+            self.most_ahead = max(self.most_ahead, self.read - self.written)
+            yield item
+
+    @property
+    def taken(self) -> list[str]:
+        """The names of the output's lines."""
+        return [line["custom_id"] for line in lines(self.path)]
+
+    def run(self) -> None:
+        async def main() -> None:
+            with OutputFile(self.path) as output:
+                output.resume(Survey([]), retry_failed=False)
+                found = self.survey.pending(self._items())
+                options = {"at_once": 4, **self._options}
+                await send_all(found, output, self._ask, self._count_written, **options)
+
+        asyncio.run(main())
+
+
+def answer(item: BatchItem) -> BatchLine:
+    error = item.fault and BatchError(code=item.fault.code, message=item.fault.message)
+    return BatchLine(id=item.line_id, custom_id=item.custom_id, error=error)
+
+
+def shuffled(seed: int):
+    draw = random.Random(seed)
+
+    async def ask(item: BatchItem) -> BatchLine:
+        for _ in range(draw.randrange(30)):
+            await asyncio.sleep(0)
+        return answer(item)
+
+    return ask
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 300])
+def test_every_item_has_one_line(count, tmp_path) -> None:
+    under = Under(tmp_path, count, shuffled(count))
+    under.run()
+    assert sorted(under.taken) == sorted(f"i{n}" for n in range(1, count + 1))
+    assert under.path.read_bytes().count(b"\n") == count
+
+
+def test_so_many_are_under_way_and_no_more_are_read(tmp_path) -> None:
+    running, most = 0, 0
+
+    async def ask(item: BatchItem) -> BatchLine:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.001)
+        running -= 1
+        return answer(item)
+
+    under = Under(tmp_path, 500, ask, at_once=7)
+    under.run()
+    assert most == 7
+    assert under.most_ahead <= 7 + 2 * 16
+
+
+def test_in_order_lines_wait_and_so_does_who_is_far_in_front(tmp_path) -> None:
+    begun: list[int] = []
+    first = asyncio.Event()
+
+    async def ask(item: BatchItem) -> BatchLine:
+        begun.append(item.number)
+        if item.number == 1:
+            await first.wait()
+        elif item.number == 32:  # 8 times 4: nobody begins beyond
+            asyncio.get_running_loop().call_later(0.01, first.set)
+        await asyncio.sleep(0)
+        if not first.is_set():
+            assert max(begun) <= 32
+        return answer(item)
+
+    under = Under(tmp_path, 200, ask, in_order=True)
+    under.run()
+    assert under.taken == [f"i{n}" for n in range(1, 201)]
+
+
+@pytest.mark.parametrize("first", ["nothing", "work", "beside"])
+def test_the_end_of_the_work_and_the_first_error_end_the_rest(first) -> None:
+    ended = []
+
+    async def work(name: str) -> None:
+        await asyncio.sleep(0)
+        if first == name:
+            raise KeyError(name)
+        ended.append(name)
+
+    async def for_ever(name: str) -> None:
+        try:
+            await work(name)
+            await asyncio.Event().wait()
+        finally:
+            ended.append("rest")
+
+    failing = first != "nothing"
+    with pytest.raises(KeyError) if failing else nullcontext():
+        asyncio.run(run_together([work("a"), work("work")], [for_ever("beside")]))
+    assert ended[-1] == "rest"
+    assert failing or ended == ["a", "work", "beside", "rest"]
+
+
+def test_who_is_cancelled_waits_for_its_thread() -> None:
+    began, goes_on, ended = threading.Event(), threading.Event(), []
+
+    def work() -> None:
+        began.set()
+        goes_on.wait()
+        ended.append("thread")
+
+    async def main() -> None:
+        task = asyncio.ensure_future(in_thread(work))
+        await asyncio.to_thread(began.wait)
+        task.cancel()
+        await asyncio.sleep(0)
+        goes_on.set()
+        await asyncio.wait((task,))
+        ended.append("task")
+        assert task.cancelled()
+
+    asyncio.run(main())
+    assert ended == ["thread", "task"]
+    assert asyncio.run(in_thread(int, "7")) == 7
+
+
+def test_each_line_comes_once_and_those_of_earlier_runs_first(tmp_path) -> None:
+    texts = {**{f"i{n}": f"x {n}" for n in range(50)}, "bad": "400"}
+    source, output = write_requests(tmp_path / "in.jsonl", texts), tmp_path / "out.jsonl"
+    with StandIn() as server:
+        early = []
+        for line in turbofit.batch(source, output, url=server.url, concurrency=4):
+            early.append(line.custom_id)
+            if len(early) == 10:
+                break
+        assert not [one for one in threading.enumerate() if one.name == "batch"]
+        assert len(lines(output)) >= 10
+        found = list(turbofit.batch(source, output, url=server.url))
+        assert server.most <= 64
+    assert early[:10] == [line.custom_id for line in found[:10]]
+    assert sorted(line.custom_id for line in found) == sorted(texts)
+    by_name = {line.custom_id: line for line in found}
+    assert by_name["i7"].text == "x 7"
+    assert by_name["bad"].error.code == "refused"
+    assert by_name["bad"].response.body["error"]["message"] == "no: 400"
+
+
+def test_an_error_comes_out_of_the_loop(tmp_path) -> None:
+    source, output = write_requests(tmp_path / "in.jsonl", {"a": "x"}), tmp_path / "out.jsonl"
+    with pytest.raises(UnservedError, match="has not answered"):
+        list(turbofit.batch(source, output, url="http://127.0.0.1:9", patience=0.01))
+    with pytest.raises(UsageError, match="cannot be read"):
+        list(turbofit.batch(tmp_path / "none", output, url="http://127.0.0.1:9"))
+    output.write_text("something else\n")
+    with pytest.raises(UsageError, match="is none of a batch"):
+        list(turbofit.batch(source, output, url="http://127.0.0.1:9"))
+
+
+def test_wrong_options_are_said_at_once(tmp_path) -> None:
+    for options, message in (
+        ({}, "nobody is named"),
+        ({"url": "http://x", "promt": "x"}, "promt is nothing that PlanRequest knows"),
+        ({"url": "http://x", "timeout": -1}, "timeout -1"),
+        ({"model": "m", "api_key": "k"}, "--api-key is for a server"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            turbofit.batch("in", "out", **options)
+
+
+@pytest.mark.parametrize(
+    ("given", "url", "message"),
+    [
+        ({"prompt": "a", "prompt_file": "b"}, "http://x", "--prompt and --prompt-file"),
+        ({"patience": 5.0}, None, "--patience is for a server"),
+        ({"shrink": True}, "http://x", "--shrink is for a server that is started"),
+        ({"allowed_media_domains": ("x",)}, "http://x", "--allowed-media-domains is for a server"),
+        ({"pretend": True}, "http://x", "--pretend is for a server that is started"),
+        ({"no_rehearse": True}, "http://x", "--no-rehearse is for a server that is started"),
+        ({"prompt": "a", "shrink": True, "pretend": True, "no_rehearse": True}, None, None),
+        ({"prompt_file": "a", "patience": 1.0, "in_order": True}, "http://x", None),
+    ],
+)
+def test_what_does_not_go_together_is_said(given, url, message) -> None:
+    with pytest.raises(UsageError, match=message) if message else nullcontext():
+        BatchSpec.of(**given).check(url=url)
+
+
+def test_a_server_that_runs(monkeypatch) -> None:
+    monkeypatch.delenv("TURBOFIT_API_KEY", raising=False)
+    assert target_of("http://x", None, None) == ("http://x", None, None, 64, None)
+    request = PlanRequest.of(model="m", concurrency=9)
+    assert target_of("http://x", "k", request) == ("http://x", "k", "m", 9, None)
+    assert target_of(None, None, request).request is request
+    monkeypatch.setenv("TURBOFIT_API_KEY", "e")
+    assert target_of("http://x", None, PlanRequest.of(model="")).key == "e"
+
+
+@pytest.mark.parametrize(
+    ("url", "key", "given", "message"),
+    [
+        (None, None, None, "nobody is named who answers"),
+        (None, None, {"model": ""}, "nobody is named who answers"),
+        (None, "k", {"model": "m"}, "--api-key is for a server"),
+        ("x:80", None, None, "x:80 is no address"),
+        ("http://x", None, {"model": "m", "max_batch_size": 4}, "--max-batch-size is of a plan"),
+    ],
+)
+def test_what_contradicts_itself_is_said(url, key, given, message) -> None:
+    with pytest.raises(UsageError, match=message):
+        target_of(url, key, PlanRequest.of(**given) if given else None)

@@ -13,17 +13,18 @@ import pytest
 
 from tests.batch.standin import items_of
 from turbofit.batch import output_file
-from turbofit.batch.item import (
+from turbofit.batch.output_file import (
     LINE_START,
     BatchError,
     BatchItem,
     BatchLine,
     BatchResponse,
     ItemError,
+    OutputFile,
+    Survey,
     digest_of,
     place_of,
 )
-from turbofit.batch.output_file import OutputFile, Survey
 from turbofit.core.errors import UsageError
 
 DIGESTS = [11, 22, 33]
@@ -223,16 +224,6 @@ def test_what_can_be_no_output_is_said(tmp_path, name, words) -> None:
         OutputFile(tmp_path / name)
 
 
-def test_items_are_counted_and_marked_once() -> None:
-    survey = Survey(items_of([5, 0, 7, 0, 9]))
-    assert survey.total == 3
-    assert survey.holds(1, 5)
-    assert not any(
-        survey.holds(*one) for one in ((0, 0), (0, 5), (2, 5), (6, 1), (10**11, 1), (3, 8))
-    )
-    assert list(survey.done) == [0] * 6
-
-
 def test_order_is_a_beginning() -> None:
     survey = Survey(items_of([1, 0, 1, 1]))
     survey.check_order()
@@ -243,22 +234,6 @@ def test_order_is_a_beginning() -> None:
     other.done[4] = True
     with pytest.raises(UsageError, match="item 4 has its line and item 1 has none"):
         other.check_order()
-
-
-def test_a_name_that_came_before_is_the_second_items_failure() -> None:
-    items = [
-        BatchItem(number=1, digest=1, custom_id="a"),
-        BatchItem(number=2, digest=2, custom_id="b"),
-        BatchItem(number=3, digest=3, custom_id="a"),
-        BatchItem(number=4, digest=4),
-        BatchItem(number=5, digest=5),
-    ]
-    survey = Survey(items)
-    survey.done[1] = True
-    found = list(survey.pending(iter(items)))
-    assert [one.fault and one.fault.code for one in found] == [
-        None, "duplicate_custom_id", None, None,
-    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import copy
+import json
+import os
 from typing import Any
 
 import msgspec
@@ -8,10 +12,14 @@ import pytest
 
 from tests.batch.standin import StandIn, request
 from tests.support.processes import free_port
+from turbofit.batch import sender
 from turbofit.batch import sender as sending
-from turbofit.batch.item import BatchItem, BatchLine, ItemError
-from turbofit.batch.sender import Sender
+from turbofit.batch.output_file import BatchItem, BatchLine, ItemError
+from turbofit.batch.sender import ImageLimits, Sender, inlined
 from turbofit.core.errors import UnservedError, UsageError
+from turbofit.core.images import TileRule
+from turbofit.load.prompt import png, user_message
+from turbofit.model.source import resolve_model
 
 
 @pytest.fixture(autouse=True)
@@ -170,3 +178,154 @@ def test_the_first_model_is_asked_for() -> None:
         model("http://[")
     with pytest.raises(UnservedError, match="no connection"):
         model(f"http://127.0.0.1:{free_port()}")
+
+
+def sent_for(one, *, replace: bool = False, base: object = "", max_tokens: int | None = None):
+    return sender.request_body(
+        one, "served",
+        replace=replace, base=str(base), limits=ImageLimits(), max_tokens=max_tokens,
+    )  # fmt: skip
+
+
+PNG = png(64, 48)
+
+
+def body(*urls: str):
+    return {"messages": [user_message("?", urls)]}
+
+
+def urls(found):
+    return [one["image_url"]["url"] for one in found["messages"][0]["content"][:-1]]
+
+
+def item(body) -> BatchItem:
+    raw = body if isinstance(body, dict) else msgspec.Raw(body)
+    return BatchItem(number=1, digest=1, body=raw)
+
+
+@pytest.mark.parametrize(
+    ("raw", "options", "sent"),
+    [
+        (b'{ "model": "mine", "x": 1e2 }', {}, {"model": "mine", "x": 100}),
+        (b'{"x": 1}', {}, {"x": 1, "model": "served"}),
+        (b'{"model": "mine"}', {"replace": True}, {"model": "served"}),
+        (b'{"model": "a"}', {"max_tokens": 7}, {"model": "a", "max_tokens": 7}),
+        (b'{"model": "a", "max_tokens": 9}', {"max_tokens": 7}, {"model": "a", "max_tokens": 9}),
+        (
+            b'{"model": "a", "max_completion_tokens": 9}',
+            {"max_tokens": 7},
+            {"model": "a", "max_completion_tokens": 9},
+        ),
+    ],
+)
+def test_model_and_answer_length_are_filled_in(raw, options, sent) -> None:
+    assert json.loads(sent_for(item(raw), **options)) == sent
+
+
+def test_images_are_read_when_it_is_sent(tmp_path) -> None:
+    (tmp_path / "a.png").write_bytes(PNG)
+    row = item(body("a.png"))
+    sent = json.loads(sent_for(row, base=tmp_path))
+    assert urls(sent)[0].startswith("data:image/png")
+    assert row.body == body("a.png"), "an entry stays small"
+    with pytest.raises(ItemError, match="is no file that is there"):
+        sent_for(item(msgspec.json.encode(body("none.png"))), base=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [(b'{"stream": true}', "no streams"), ({"prompt": "\udcff"}, "cannot be sent")],
+)
+def test_what_cannot_be_sent_is_the_items_failure(raw, words) -> None:
+    with pytest.raises(ItemError, match=words):
+        sent_for(item(raw))
+
+
+def failure(found, base="", limits=None) -> ItemError:
+    with pytest.raises(ItemError) as caught:
+        inlined(found, str(base), limits or ImageLimits())
+    return caught.value
+
+
+def test_files_are_put_inline_and_addresses_stay(tmp_path) -> None:
+    (tmp_path / "a b.png").write_bytes(PNG)
+    inline = "data:image/png;base64," + base64.b64encode(PNG).decode()
+    found = body("a b.png", f"file://{tmp_path}/a%20b.png", inline, "https://x/y.png")
+    found["messages"][0]["content"][0]["image_url"] = "a b.png"  # a bare string is a URL too
+    inlined(found, str(tmp_path), ImageLimits())
+    assert urls(found) == [inline, inline, inline, "https://x/y.png"]
+
+
+@pytest.mark.parametrize(
+    "odd", [{}, {"messages": 1}, {"messages": [1, {"content": "x"}, {"content": [1, {}]}]}]
+)
+def test_other_bodies_have_no_images(odd) -> None:
+    before = copy.deepcopy(odd)
+    inlined(odd, "", ImageLimits())
+    assert odd == before
+
+
+def test_each_broken_image_has_its_code(tmp_path) -> None:
+    (tmp_path / "cut.png").write_bytes(PNG[:-20])
+    (tmp_path / "text.png").write_bytes(b"hello")
+    (tmp_path / "head.png").write_bytes(PNG[:12])
+    (tmp_path / "folder.png").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
+    codes = {
+        "none.png": "image_missing", "a\0b.png": "image_missing", "cut.png/x": "image_missing",
+        "pipe.png": "image_missing", "file://photos[1]/a.png": "image_missing",
+        "folder.png": "image_missing", "cut.png": "truncated_image",
+        "text.png": "unknown_image_type", "head.png": "broken_image",
+        "data:image/png;base64,%%%": "bad_image_base64", "data:image/png,x": "bad_image_url",
+    }  # fmt: skip
+    assert {url: failure(body(url), tmp_path).code for url in codes} == codes
+
+
+def test_an_image_that_is_too_big_is_not_read(tmp_path) -> None:
+    (tmp_path / "a.png").write_bytes(PNG)
+    for url in ("a.png", "data:image/png;base64," + base64.b64encode(PNG).decode()):
+        limits = ImageLimits(bytes=len(PNG) - 1)
+        assert failure(body(url), tmp_path, limits).code == "image_too_big"
+
+
+@pytest.mark.parametrize("more", [b"x", b""])
+def test_an_image_that_changes_while_it_is_read(more, tmp_path, monkeypatch) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(PNG)
+    seen, real = [], os.fstat
+
+    def fstat(fd: int) -> os.stat_result:
+        if seen:
+            with path.open("ab") as file:
+                file.write(more)
+            os.utime(path, (1, 1))
+        seen.append(fd)
+        return real(fd)
+
+    monkeypatch.setattr(sender.os, "fstat", fstat)
+    assert failure(body("a.png"), tmp_path).code == "image_changed"
+
+
+def test_an_image_over_the_plan_fails_or_is_left_to_the_gateway(tmp_path) -> None:
+    rule = resolve_model("internvl2-2b").image_rule
+    assert isinstance(rule, TileRule)
+    (tmp_path / "a.png").write_bytes(png(448 * 4, 448 * 3))
+    limits = ImageLimits(rule=rule, units=7, limit=6)
+    error = failure(body("a.png"), tmp_path, limits)
+    assert error.code == "image_over_limit"
+    assert "takes 13 tiles, the plan's limit is 7; --shrink" in error.message
+    found = body("a.png")
+    inlined(found, str(tmp_path), ImageLimits(rule=rule, units=7, limit=6, shrink=True))
+    assert urls(found)[0].startswith("data:image/png")
+
+
+def test_shrinking_makes_a_file_small_enough_where_it_can(tmp_path) -> None:
+    rule = resolve_model("internvl2-2b").image_rule
+    data = png(2240, 1680) + b"\0" * 200000  # what follows the end is no matter to Pillow
+    (tmp_path / "a.png").write_bytes(data)
+    limits = ImageLimits(bytes=100000, rule=rule, units=13, limit=12, shrink=True)
+    found = body("a.png")
+    inlined(found, str(tmp_path), limits)
+    assert len(urls(found)[0]) < 150000
+    small = ImageLimits(bytes=100, rule=rule, units=13, limit=12, shrink=True)
+    assert "when it is made smaller" in failure(body("a.png"), tmp_path, small).message

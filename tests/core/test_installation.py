@@ -121,7 +121,7 @@ def test_without_an_origin_the_packages_that_lack_are_named(came_from: Any, orig
 def test_nothing_that_is_said_needs_an_index() -> None:
     """Whoever registered the name there would get everybody who pastes it."""
     named = re.compile(r"turbofit\[|pip install -?-?\w* ?turbofit\b")
-    said = [
+    pages = [
         *(REPO / "turbofit").rglob("*.py"),
         *(REPO / "turbofit").rglob("*.js"),
         *(REPO / "presets").rglob("*.yaml"),
@@ -129,10 +129,10 @@ def test_nothing_that_is_said_needs_an_index() -> None:
         *REPO.glob("README*.md"),
         REPO / "Dockerfile",
     ]
-    found = [
+    needing = [
         f"{path.relative_to(REPO)}: {line.strip()}"
-        for path in said
+        for path in pages
         for line in path.read_text(encoding="utf-8").splitlines()
         if named.search(line) and "/turbofit[" not in line
     ]
-    assert not found
+    assert not needing

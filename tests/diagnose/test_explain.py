@@ -80,7 +80,7 @@ KNOWN = [
 
 @pytest.mark.parametrize(("kind", "phase", "text"), KNOWN)
 def test_known_messages(kind: str, phase: str, text: str) -> None:
-    found = explain(f"some line before\n{text}\nand one after\n")
+    found = explain(f"a GPU server before\n{text}\nand one after\n")
     assert (found.kind, found.phase) == (kind, phase)
     assert [one.line for one in found.evidence] == [2]
     assert "{" not in found.what
@@ -495,7 +495,7 @@ def test_a_wait_without_an_end_is_the_cause() -> None:
     ],
 )  # fmt: skip
 def test_which_memory_it_was(text: str, kind: str) -> None:
-    assert explain(f"{text}\n").kind == kind
+    assert explain(f"$ lmdeploy\n{text}\n").kind == kind
 
 
 def test_the_command_names_the_folder_that_was_asked_about(tmp_path: Path) -> None:
@@ -526,4 +526,4 @@ def test_the_command_names_the_folder_that_was_asked_about(tmp_path: Path) -> No
     ],
 )  # fmt: skip
 def test_words_that_several_causes_share(text: str, kind: str) -> None:
-    assert explain(f"{text}\n").kind == kind
+    assert explain(f"$ lmdeploy\n{text}\n").kind == kind

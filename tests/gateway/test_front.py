@@ -158,8 +158,8 @@ def test_a_node_under_tls_shows_a_certificate_of_the_authority_for_its_address(
 
     known, other = certificate("known", "127.0.0.1"), certificate("other", "10.0.0.9")
     trusted = tmp_path / "ca"
-    trusted.write_text("".join(Path(one["ssl_certfile"]).read_text() for one in (known, other)))
-    nodes = [world.node(name, **one)[0] for name, one in (("a", known), ("b", other))]
+    trusted.write_text("".join(Path(files["ssl_certfile"]).read_text() for files in (known, other)))
+    nodes = [world.node(name, **files)[0] for name, files in (("a", known), ("b", other))]
     environ = {"RAY_USE_TLS": "1", "RAY_TLS_CA_CERT": str(trusted)}
     app = Front(nodes, config(), tls=client_context(environ))
     front = world.stack.enter_context(GatewayThread(app))

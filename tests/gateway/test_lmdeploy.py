@@ -319,7 +319,7 @@ def test_pixel_bounds_of_a_request_are_what_lmdeploy_makes(
 
 
 def test_a_request_of_less_is_kept_and_said_only_where_it_is_more() -> None:
-    from tests.gateway.test_new_rules import FRAMES
+    from tests.gateway.limits.test_sharing import FRAMES
 
     plan = plausible_plan(model=replace(plausible_plan().model, image_rule=FRAMES))
     plan = replace(

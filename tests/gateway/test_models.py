@@ -319,9 +319,9 @@ async def test_a_front_says_whose_a_request_is() -> None:
     async def behind(scope: Any, receive: Any, send: Any) -> None:
         await site.app({**scope, "turbofit.connection": None}, receive, send)
 
-    said = {"authorization": "Bearer front", "x-turbofit-client-key": "alice"}
+    headers = {"authorization": "Bearer front", "x-turbofit-client-key": "alice"}
     body = {**chat(), "model": "a"}
-    waiting = asyncio.ensure_future(call(behind, CHAT, body, headers=said))
+    waiting = asyncio.ensure_future(call(behind, CHAT, body, headers=headers))
     await virtual_time.settled()
     assert list(site.app._bodies._held_bytes) == ["alice"]
     waiting.cancel()

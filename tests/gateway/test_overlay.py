@@ -6,8 +6,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from tests.core.images.test_rule import BUDGET, CANVAS, PAGES
+from tests.gateway.limits.test_sharing import FRAMES
 from tests.gateway.lmdeploy_front import make, plan_of
 from tests.support.checkpoints import make_internvl2, make_internvl_hf, make_text
+from tests.support.checkpoints_llava import make_llava
 from tests.support.gateway import limits_for
 from tests.support.plans import plausible_plan
 from turbofit.core.errors import LaunchError, UsageError
@@ -97,3 +100,43 @@ def test_what_cannot_be_done_is_said(tmp_path) -> None:
     (folder / "config.json").write_text("[")
     with pytest.raises(UsageError, match=r"config\.json"), overlay(plan, tmp_path / "o"):
         pass
+
+
+def test_fewer_grids_are_written_for_model_and_processor(tmp_path) -> None:
+    folder = make_llava(tmp_path / "llava-v1.6-7b-hf", "llava_next")
+    plan = plan_of(folder, 2)
+    with overlay(plan, tmp_path / "o") as over:
+        grids = [[336, 672], [672, 336]]
+        for name in ("config.json", "preprocessor_config.json"):
+            assert json.loads((over / name).read_text())["image_grid_pinpoints"] == grids
+        assert resolve_model(str(over)).image_rule.worst_units() == 3
+    (folder / "preprocessor_config.json").write_text("{}")
+    changed = edits(folder, plan.model.image_rule, limits_for(plan.model.image_rule, limit=1))
+    assert changed["config.json"]["image_grid_pinpoints"] == [[336, 336]]
+    assert changed["config.json"]["vision_config"]["image_size"] == 336
+
+
+KEPT = {"auto_map": {"AutoProcessor": "a.B"}, "media_proc_cfg": {"patch_size": 14}}
+
+
+@pytest.mark.parametrize(
+    ("rule", "limit", "before", "after"),
+    [
+        (PAGES, 4, {"num_crops": 16}, {"num_crops": 4}),
+        (CANVAS, 4, {"max_patches": 16}, {"max_patches": 4}),
+        (CANVAS, 16, {"max_patches": 16}, None),
+        (FRAMES, 78400, {}, {
+            "min_pixels": 12544, "max_pixels": 156800,
+            "size": {"shortest_edge": 12544, "longest_edge": 156800},
+        }),
+        (BUDGET, 4096 * 14**2, KEPT, {
+            **KEPT, "media_proc_cfg": {"patch_size": 14, "in_patch_limit": 4096},
+        }),
+    ],
+)  # fmt: skip
+def test_the_processor_s_file_has_the_limit_in_its_own_words(
+    tmp_path, rule, limit, before, after
+) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(before))
+    changed = edits(tmp_path, rule, limits_for(rule, limit=limit))
+    assert changed == ({} if after is None else {"preprocessor_config.json": after})

@@ -220,11 +220,6 @@ def leave_amid_a_stream(url: str, word: bytes, times: int) -> None:
     client.close()
 
 
-def test_a_client_that_leaves_stops_the_engine(engine, served) -> None:
-    leave_amid_a_stream(served.url, b"data: ", 1)
-    assert engine.left.wait(HANG)
-
-
 @pytest.mark.parametrize(
     "line",
     [

@@ -15,7 +15,7 @@ from tests.support.processes import Child
 from tests.support.serving import serve_pretend, start_turbofit
 from turbofit import api
 from turbofit.load.trace import read_trace
-from turbofit.load.trace_forecast import requests_passed_on, simulated_engines
+from turbofit.load.trace_forecast import admitted_requests, simulated_engines
 from turbofit.tuner.trace import replay
 
 pytestmark = [pytest.mark.lmdeploy, pytest.mark.exhaustive]
@@ -50,7 +50,7 @@ def test_a_replay_has_the_order_the_refusals_and_the_tokens_of_the_forecast(
     rows += [(n * 0.05 + 2, *row) for n, row in enumerate(MIXED)]
     trace.write_text("".join(f"{','.join(map(str, row))}\n" for row in rows))
     plan = api.plan("internvl2-1b", on="1xrtx3090", **PLANNED)
-    requests, refused, lowered = requests_passed_on(plan, read_trace(f"{trace}"))
+    requests, refused, lowered = admitted_requests(plan, read_trace(f"{trace}"))
     times, _ = replay(list(simulated_engines(plan)), requests, queue=64, patience=600.0)
     ends = list(zip(QUEUED, times.ended, strict=False))
     decided = [(one, other) for one, end in ends for other, later in ends if later - end > APART]

@@ -14,10 +14,8 @@ import pytest
 from PIL import Image
 
 from turbofit.load import client as client_module
-from turbofit.load.answer import Answer, StreamError, StreamReader
-from turbofit.load.client import LoadClient
-from turbofit.load.driver import RequestShape
-from turbofit.load.prompt import PromptWriter, TokenCount, counted_from, png, probes
+from turbofit.load.client import Answer, LoadClient, StreamError, StreamReader
+from turbofit.load.prompt import PromptWriter, RequestShape, TokenCount, counted_from, png, probes
 
 TEXT = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'
 ROLE = b'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}\n\n'
@@ -72,7 +70,6 @@ def test_what_is_no_answer_has_a_name(pieces, kind) -> None:
     with pytest.raises(StreamError) as caught:
         read(*pieces)
     assert caught.value.kind == kind
-    assert len(caught.value.example) <= 200
 
 
 @pytest.mark.parametrize(
@@ -122,7 +119,7 @@ def test_of_an_endless_error_only_the_beginning_is_read() -> None:
     packets = [b"out of ", *[b"memory" * 4096] * 9]
     answer = answered(packets, lambda client: client.ask({}), status=500)
     assert answer.kind == "status 500"
-    assert answer.example.startswith("out of memory")
+    assert answer.example == ("out of " + "memory" * 40)[:200]
     read = 7 + 9 * 6 * 4096 - sum(map(len, packets))
     assert read == client_module._LARGEST_ERROR
 

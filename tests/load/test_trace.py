@@ -1,11 +1,16 @@
 from __future__ import annotations
 
 import csv
+import json
+import time
 
 import pytest
 
+from turbofit import api
+from turbofit.cli.main import main
 from turbofit.core.errors import UsageError
-from turbofit.load.trace import read_trace
+from turbofit.load.trace import TracedRequest, read_trace
+from turbofit.load.trace_forecast import trace_forecast
 
 
 def written(tmp_path, text: str, name: str = "trace.jsonl") -> str:
@@ -74,3 +79,104 @@ def test_a_cell_that_no_csv_has_is_refused(tmp_path) -> None:
     finally:
         csv.field_size_limit(before)
     assert "write arrival" in caught.value.hint
+
+
+#: CPU seconds of a test for 100,000 requests, whose bar is 20 for all of the command.
+BAR = 20.0
+
+
+def request(at: float = 0.0, text: int = 100, output: int = 50, images=()) -> TracedRequest:
+    return TracedRequest(at=at, prompt_tokens=text, output_tokens=output, images=images)
+
+
+def plan(model: str = "internvl2-2b", on: str = "1xrtx3090", **options):
+    return api.plan(model, on=on, **options)
+
+
+def test_requests_that_the_gateway_refuses_are_told_by_its_reasons() -> None:
+    made = plan(context=8192)
+    trace = [
+        request(),
+        request(images=((640, 480),)),
+        request(images=((640, 480),) * 200),
+        request(text=9000),
+        request(text=8000, output=900),
+    ]
+    (found,) = trace_forecast([made], trace, "x").plans
+    assert {one.reason: one.count for one in found.refused} == {
+        "too_many_images": 1, "prompt_too_long": 1,
+    }  # fmt: skip
+    assert (found.answered, found.lowered) == (3, 1)
+    assert found.ttft.count == found.e2e.count == 3
+    assert 0 < found.ttft.p50 <= found.ttft.p99 <= found.e2e.most
+
+
+def test_a_smaller_cache_is_fuller_and_more_cards_are_faster() -> None:
+    trace = [request(n, 600, 200, ((1024, 768),)) for n in range(200)]
+    full, small, two = trace_forecast(
+        [plan(), plan(cache_max_entry_count=0.3, engine="turbomind"), plan(on="2xrtx3090")],
+        trace,
+        "x",
+    ).plans
+    assert small.cache_used > full.cache_used
+    assert two.ttft.p90 < full.ttft.p90
+    assert two.requests_per_second >= full.requests_per_second
+    assert 0 < two.running <= two.at_once
+    assert 0 < two.busy <= 1
+
+
+def test_transformers_is_not_forecast() -> None:
+    with pytest.raises(UsageError, match="one request after the other"):
+        trace_forecast([plan("llava-onevision-7b")], [request()], "x")
+
+
+def test_a_hundred_thousand_requests_take_seconds() -> None:
+    made, sizes = plan("internvl2-8b", "4xrtx3090"), ((640, 480), (1920, 1080), (800, 3000))
+    trace = [request(n / 2, 50 + n % 500, 1 + n % 300, (sizes[n % 3],)) for n in range(100_000)]
+    began = time.process_time()
+    (found,) = trace_forecast([made], trace, "x").plans
+    assert time.process_time() - began < BAR
+    assert found.answered == 100_000
+
+
+def test_the_command_shows_two_plans(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "trace.csv"
+    path.write_text("".join(f"{n / 4},200,1,64\n" for n in range(40)))
+    saved = tmp_path / "plan.json"
+    saved.write_text(plan(on="2xl4").to_json())
+    command = ["predict", "internvl2-2b", "--on", "1xrtx3090", "--trace", str(path)]
+    assert main([*command, "--vs", str(saved)]) == 0
+    shown = capsys.readouterr().out
+    assert "40 requests in 10 s, 4.1 a second" in shown
+    assert "1xrtx3090" in shown
+    assert "2xl4" in shown
+    assert main([*command, "--vs", "2xl4", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["schema"] == "turbofit.trace/1"
+    assert [one["on"] for one in document["plans"]] == ["1xrtx3090", "2xl4"]
+    assert "6.4%, p90 16.1% over 50" in document["basis"]
+    assert "no figure of a vision model is published" in document["basis"]
+    saved.write_text(plan("qwen3-8b", "2xl4").to_json())
+    assert main([*command, "--vs", str(saved)]) == 2
+    assert "is of Qwen3-8B, not of InternVL2-2B" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--vs", "2xl4"], "--vs is for a trace"),
+        (["--trace", "none.csv"], "none.csv cannot be read"),
+        (["--trace", "none.csv", "--lmdeploy", "0.9"], "--lmdeploy and --trace"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(more, said, capsys) -> None:
+    assert main(["predict", "internvl2-2b", "--on", "1xrtx3090", *more]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_plan_that_does_not_fit_is_shown_in_its_place(tmp_path, capsys) -> None:
+    path = tmp_path / "trace.csv"
+    path.write_text("0,1,,1\n")
+    command = ["predict", "internvl2-8b", "--on", "1xrtx3060", "--trace", str(path)]
+    assert main(command) == 3
+    assert "does not fit" in capsys.readouterr().out

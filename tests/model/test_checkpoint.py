@@ -1,16 +1,30 @@
-"""A checkpoint read whole: files, bytes, type, and a config and tensors of one model."""
+"""A checkpoint read whole: files, headers, bytes, type; hostile files are refused."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
+from tests.hostile import hostile
 from tests.support.checkpoints import make_internvl2, make_text, write_safetensors
 from tests.support.tiny_checkpoints import LLAMA, QWEN, llama_tensors, make, read
 from turbofit.core.errors import UsageError
+from turbofit.core.model import Model
+from turbofit.core.struct import decode, to_json
+from turbofit.model.checkpoint import Origin, read_checkpoint
+from turbofit.model.folder import FolderFiles, is_complete
+from turbofit.model.safetensors import (
+    LARGEST_HEADER,
+    Tensor,
+    header_length,
+    parse_header,
+    parse_index,
+)
 from turbofit.model.source import resolve_model
 
 
@@ -188,3 +202,109 @@ def test_qwen_pixel_bounds(files, bounds):
     model = read(config=QWEN, **files)
     assert (model.image_rule.min_pixels, model.image_rule.max_pixels) == bounds
     assert bool(model.warnings) is (not files)
+
+
+#: By the first byte of a piece.
+NAMES = (
+    "config.json", "preprocessor_config.json", "processor_config.json", "tokenizer_config.json",
+    "video_preprocessor_config.json", "model.safetensors.index.json", "model.safetensors",
+    "model-1.safetensors",
+)  # fmt: skip
+
+
+@hostile("checkpoints")
+def test_a_checkpoint_is_refused_or_is_a_model(data: bytes) -> None:
+    with TemporaryDirectory() as folder:
+        for piece in data.split(b"|~|"):
+            if piece:
+                (Path(folder) / NAMES[piece[0] % len(NAMES)]).write_bytes(piece[1:])
+        is_complete(folder)
+        try:
+            model = read_checkpoint(FolderFiles(folder), Origin("m", "folder", folder))
+        except UsageError:
+            return
+    assert decode(to_json(model), Model, what="the model") == model
+    assert model.parameters > 0
+
+
+def header(**tensors):
+    return json.dumps(tensors).encode()
+
+
+def entry(dtype="F16", shape=(2, 3), offsets=(0, 12)):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
+
+
+def test_reads_names_dtypes_shapes():
+    data = json.dumps({
+        "__metadata__": {"format": "pt"}, "b": entry(offsets=(4, 16)),
+        "a": entry("F32", (), (0, 4)), "none": entry("I64", (0, 5), (4, 4)),
+    }).encode()  # fmt: skip
+    found = parse_header(data, 8 + len(data) + 16, "x")
+    assert found == {
+        "a": Tensor("F32", (), 4, "x", 8 + len(data)),
+        "b": Tensor("F16", (2, 3), 12, "x", 8 + len(data) + 4),
+        "none": Tensor("I64", (0, 5), 0, "x", 8 + len(data) + 4),
+    }
+    assert found["b"].elements == 6
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"a": entry(offsets=(0, 11))},
+        {"a": entry(offsets=(12, 0))},
+        {"a": entry(offsets=(-12, 0))},
+        {"a": entry(offsets=(1, 13))},
+        {"a": entry(), "b": entry(offsets=(0, 12))},
+        {"a": entry(), "b": entry(offsets=(6, 18))},
+        {"a": entry(), "b": entry(offsets=(13, 25))},
+        {"a": entry(dtype="Q9")},
+        {"a": entry(shape=(-2, -3))},
+        {"a": entry(shape=(1 << 60, 0), offsets=(0, 0))},
+        {"a": entry(shape=(1 << 47, 1 << 47), offsets=(0, 1 << 62))},
+        {"a": entry(shape=[1] * 17, offsets=(0, 2))},
+        {"a": {"dtype": "F16"}},
+        {"a": {}},
+        {"a": 5},
+        {"a": entry() | {"shape": "6"}},
+        {"a": entry() | {"shape": [True, 6]}},
+    ],
+)
+def test_hostile_headers(tensors):
+    with pytest.raises(UsageError):
+        parse_header(header(**tensors), None, "x")
+
+
+@pytest.mark.parametrize("size", [0, 5, 8, 100, 10**12])
+def test_sizes_that_do_not_match(size):
+    data = header(a=entry())
+    with pytest.raises(UsageError):
+        parse_header(data, size, "x")
+
+
+@pytest.mark.parametrize(
+    ("prefix", "size"),
+    [(b"", 0), (b"1234567", 7), ((0).to_bytes(8, "little"), 8), ((1).to_bytes(8, "little"), 9),
+     ((100).to_bytes(8, "little"), 50), ((LARGEST_HEADER + 1).to_bytes(8, "little"), 1 << 60),
+     (b"\xff" * 8, None)],
+)  # fmt: skip
+def test_hostile_lengths(prefix, size):
+    with pytest.raises(UsageError):
+        header_length(prefix, size, "x")
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        b"", b"[]", b"{}", b'{"weight_map": {}}', b'{"weight_map": []}',
+        b'{"weight_map": {"a": 1}}',
+        b'{"weight_map": {"a": "../x.safetensors"}}', b'{"weight_map": {"a": "/x.safetensors"}}',
+        b'{"weight_map": {"a": "x.bin"}}', b'{"weight_map": {"a": ".safetensors"}}',
+        b'{"weight_map": {"a": "a/b.safetensors"}}',
+        b'{"weight_map": {"a": "a\\u0000.safetensors"}}',
+    ],
+)  # fmt: skip
+def test_hostile_indices(index):
+    with pytest.raises(UsageError):
+        parse_index(index, "index")

@@ -1,4 +1,8 @@
-"""LMDeploy's own preprocessing and loaders against what turbofit read from the same folder."""
+"""LMDeploy's own preprocessing, loaders and PyTorch model classes against what turbofit reads.
+
+Classes are built without memory: for families whose model is remote code they are the only ones to
+count by. Kernels need a GPU's libraries and are left out; they hold no weights.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,25 @@ from unittest.mock import MagicMock
 import pytest
 from msgspec.structs import replace
 
-from tests.support.checkpoints import make_internvl2, make_qwen2_vl
-from tests.support.oracles import picture, tokens_of
+from tests.support.checkpoints import make_internvl2, make_internvl_hf, make_qwen2_vl, make_text
+from tests.support.checkpoints_eva import make_cogvlm, make_glm4v
+from tests.support.checkpoints_llava import make_llava
+from tests.support.oracles import (
+    config_class,
+    front_end,
+    gemma_of,
+    glm,
+    glm_of,
+    picture,
+    qwen3,
+    qwen3_of,
+    text_config,
+    tokens_of,
+    with_processor,
+    written,
+)
 from turbofit.core.images import PatchRule
+from turbofit.model.families.engines import engine_problem
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
 from turbofit.rehearse.checkpoint.twin import checkpoint_for
@@ -78,3 +98,158 @@ def test_images_of_presets_are_counted_as_lmdeploy_does(transformers, tmp_path, 
     pages = [(rng.randrange(8, 2600), rng.randrange(8, 2600)) for _ in range(8)]
     found = tokens_of(folder, [(picture(*page), {}) for page in pages])
     assert found == [rule.tokens(*page) for page in pages]
+
+
+@pytest.mark.parametrize("make", [qwen3, glm])
+def test_patches_reach_the_engine_as_planned(transformers, tmp_path, make):
+    folder = tmp_path / "tiny"
+    token = make(transformers, folder)
+    rule = resolve_model(str(folder)).image_rule
+    front = front_end(folder)
+    rng = random.Random(6)
+    for _ in range(12):
+        size = rng.randrange(10, 1200), rng.randrange(10, 1200)
+        # What would lower or raise the limit elsewhere is not read here.
+        item = {"type": "image", "data": picture(*size), "max_pixels": 784, "min_pixels": 1}
+        found = front.preprocess([{"role": "user", "content": [item]}], f"a{token}b")
+        expected = rule.tokens(*size)
+        assert found["input_ids"].count(front.image_token_id) == expected
+        assert len(found["multimodal"]) == 1
+
+
+def gemma(transformers, folder):
+    config = gemma_of(transformers, random.Random(2))
+    config.mm_tokens_per_image = 4
+    written(transformers, config, folder)
+    names = ("<image_soft_token>", "<start_of_image>", "<end_of_image>")
+    size = {"height": 28, "width": 28}
+    with_processor(
+        folder, "Gemma3",
+        {"image_processor_type": "Gemma3ImageProcessor", "size": size, "image_seq_length": 4},
+        names,
+    )  # fmt: skip
+    path = folder / "tokenizer_config.json"
+    keys = ("image_token", "boi_token", "eoi_token")
+    extra = {"extra_special_tokens": dict(zip(keys, names, strict=True))}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **extra}))
+    outer = {"processor_class": "Gemma3Processor", "image_seq_length": 4}
+    (folder / "processor_config.json").write_text(json.dumps(outer))
+
+
+def test_gemma_pools_every_image_to_as_many_tokens(transformers, tmp_path):
+    folder = tmp_path / "tiny"
+    gemma(transformers, folder)
+    rule = resolve_model(str(folder)).image_rule
+    sizes = [(28, 28), (3, 900), (900, 30)]
+    found = tokens_of(folder, [(picture(*size), {"do_pan_and_scan": True}) for size in sizes])
+    assert found == [rule.tokens(*size) for size in sizes] == [4, 4, 4]
+
+
+def cogvlm2(folder):
+    return make_cogvlm(folder, second=True)
+
+
+def llava_next(folder):
+    return make_llava(folder, "llava_next")
+
+
+#: Keys that published configs spell out and the engine reads without a default.
+_PUBLISHED = {"bos_token_id": 0, "eos_token_id": 1, "norm_topk_prob": True}
+_SCALING = {"rope_type": "linear", "factor": 8.0}
+MAKERS = [
+    make_internvl2, make_internvl_hf, make_qwen2_vl, make_text, make_llava, llava_next,
+    make_cogvlm, cogvlm2, make_glm4v,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_parameters_are_the_engines(engine_parameters, tmp_path, make):
+    folder = make(tmp_path / "tiny")
+    model = resolve_model(str(folder))
+    assert engine_parameters(folder) == model.parameters
+    buffers = 32 if make is make_glm4v else 0  # bytes of inv_freq
+    assert (model.weight_bytes, model.warnings) == (2 * model.parameters + buffers, ())
+
+
+@pytest.mark.parametrize("make", [gemma_of, qwen3_of])
+def test_families_of_transformers_are_built_whole(transformers, engine_parameters, tmp_path, make):
+    config = make(transformers, random.Random(4))
+    config.tie_word_embeddings = config.text_config.tie_word_embeddings = False
+    config.text_config.update(_PUBLISHED)
+    if make is gemma_of:
+        config.text_config.rope_parameters["full_attention"] |= _SCALING
+    written(transformers, config, tmp_path / "m")
+    model = resolve_model(str(tmp_path / "m"))
+    assert engine_parameters(tmp_path / "m") == model.parameters
+
+
+def test_glm_is_built_from_a_flat_config_alone(transformers, engine_parameters, tmp_path):
+    config = glm_of(transformers, random.Random(4))
+    config.tie_word_embeddings = config.text_config.tie_word_embeddings = False
+    config.text_config.update(_PUBLISHED)
+    written(transformers, config, tmp_path / "m")
+    nested = resolve_model(str(tmp_path / "m"))
+    assert "text_config" in nested.warnings[0]
+    with pytest.raises(AttributeError, match="Glm4vConfig"):
+        engine_parameters(tmp_path / "m")
+    path = tmp_path / "m" / "config.json"
+    values = json.loads(path.read_text())
+    own = {key: value for key, value in values.pop("text_config").items() if key != "model_type"}
+    values |= {"pad_token_id": 0, "attention_bias": True}
+    path.write_text(json.dumps({**own, **values}))
+    model = resolve_model(str(tmp_path / "m"))
+    assert (model.text, model.warnings) == (nested.text, ())
+    # The engine builds a bias a layer that no checkpoint has.
+    more = model.vision.layers * model.vision.hidden
+    assert engine_parameters(tmp_path / "m") == model.parameters + more
+
+
+def test_phi3_inside_an_internvl_runs_there_alone(engine_parameters, tmp_path):
+    folder = make_internvl2(tmp_path / "InternVL2-4B")
+    (folder / "model.safetensors").unlink()
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["llm_config"] |= {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3"}
+    config["llm_config"] |= {"pad_token_id": 0}
+    path.write_text(json.dumps(config))
+    model = resolve_model(str(folder))
+    assert engine_parameters(folder) == model.parameters
+    assert "would not fall back" in engine_problem(model, "turbomind")
+    assert engine_problem(model, "pytorch") is None
+    assert "only the checkpoint's own code" in engine_problem(model, "transformers")
+
+
+@pytest.mark.parametrize(
+    ("make", "tokens"), [(make_cogvlm, 1227), (cogvlm2, 2306), (make_glm4v, 1602)]
+)
+def test_every_image_is_a_square(transformers, tmp_path, make, tokens):
+    folder = make(tmp_path / "tiny")
+    model = resolve_model(str(folder))
+    sizes = [(30, 900), (490, 490), (1, 1), (2000, 100)]
+    assert [model.image_rule.tokens(*size) for size in sizes] == [tokens] * 4
+    path = folder / "tokenizer_config.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer.pop("auto_map", None)  # the code of a tokenizer that is not here
+    path.write_text(json.dumps(tokenizer))
+    assert tokens_of(folder, [(picture(*size), {}) for size in sizes]) == [tokens] * 4
+    assert model.image_rule.worst_units() == 1
+    assert model.needs_remote_code
+    assert engine_problem(model, "pytorch") is None
+    assert engine_problem(model, "turbomind")
+    assert engine_problem(model, "transformers")
+
+
+@pytest.mark.parametrize("family", ["Llama", "Mistral", "Phi3", "Gemma2", "Gemma3", "Glm4"])
+def test_text_models_are_built_whole(transformers, engine_parameters, tmp_path, family):
+    values = text_config(random.Random(family)) | {"tie_word_embeddings": False, "pad_token_id": 0}
+    if family in {"Gemma2", "Gemma3", "Glm4"}:
+        values["head_dim"] = 8
+    config = config_class(transformers, family)(**values, **_PUBLISHED)
+    config.architectures = [f"{family}ForCausalLM"]
+    if family == "Gemma3":
+        config.rope_parameters["full_attention"] |= _SCALING
+    written(transformers, config, tmp_path / "m")
+    model = resolve_model(str(tmp_path / "m"))
+    assert engine_parameters(tmp_path / "m") == model.parameters
+    assert (engine_problem(model, "turbomind") is None) is (family == "Llama")
+    assert engine_problem(model, "pytorch") is engine_problem(model, "transformers") is None

@@ -1,19 +1,23 @@
-"""Qwen3.5 against Transformers' classes and LMDeploy's own: parameters, states and image tokens."""
+"""Qwen3.5, Qwen3-Next and Intern-S2: parameters, states and image tokens against their classes."""
 
 from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from tests.support.oracles import (
     check_cache,
     count,
+    delta_nets,
     front_end,
     picture,
     qwen3_5_of,
     read,
+    text_config,
     with_processor,
     without_fla,
     written,
@@ -22,7 +26,8 @@ from turbofit.core.errors import UsageError
 from turbofit.core.images import PatchRule, VideoRule
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
-from turbofit.rehearse.checkpoint.twin import config_of, twin_of
+from turbofit.rehearse.checkpoint.header_only import write_header
+from turbofit.rehearse.checkpoint.twin import config_of, tensors, twin_of, write_model
 
 FAMILIES = ["Qwen3_5", "Qwen3_5Moe"]
 PRESETS = [
@@ -172,3 +177,112 @@ class TestLmdeploy:
             assert found["input_ids"].count(front.video_token_id) == rule.unit_tokens(count)
             assert len(found["multimodal"]) == rule.videos.grids(frames)
             assert sum(one["pixel_values_videos"].shape[0] for one in found["multimodal"]) == count
+
+
+NEXT = "Qwen3NextForCausalLM"
+
+
+def next_of(transformers, seed):
+    rng = random.Random(seed)
+    values = text_config(rng) | delta_nets(rng) | {"num_hidden_layers": 8, "head_dim": 8}
+    values |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 7}
+    values |= {"shared_expert_intermediate_size": 9, "bos_token_id": 0, "eos_token_id": 1}
+    config = transformers.Qwen3NextConfig(**values, pad_token_id=0)
+    config.architectures = [NEXT]
+    # Which Transformers 5 drops where it made layer_types of it.
+    config.full_attention_interval = values["full_attention_interval"]
+    return config
+
+
+@pytest.mark.lmdeploy
+class TestLmdeploysNext:
+    @pytest.mark.parametrize("seed", range(3))
+    def test_model_is_built_whole(
+        self, transformers, engine_parameters, tmp_path, monkeypatch, seed
+    ):  # fmt: skip
+        without_fla(monkeypatch, "qwen3_next")
+        config = next_of(transformers, seed)
+        config.mlp_only_layers = [seed]
+        written(transformers, config, tmp_path / "m")
+        model = resolve_model(str(tmp_path / "m"))
+        assert model.text.moe.layers == 7
+        assert engine_parameters(tmp_path / "m") == model.parameters
+
+    @pytest.mark.parametrize("tp", [1, 2])
+    @pytest.mark.parametrize("seed", range(3))
+    def test_states_and_blocks_are_the_engines(self, transformers, tmp_path, seed, tp):
+        from lmdeploy.pytorch.configurations.qwen3_next import Qwen3NextModelConfigBuilder
+
+        config = next_of(transformers, seed)
+        written(transformers, config, tmp_path / "m")
+        text = resolve_model(str(tmp_path / "m")).text
+        made = Qwen3NextModelConfigBuilder.build(config, tp=tp)
+        check_cache(made, text, tp)
+
+    def test_a_config_as_published_does_not_start_with_transformers_5(self, transformers, tmp_path):
+        """What known-bad.yaml says; with layer_types beside it, the interval stays."""
+        from lmdeploy.hf_configs import config_from_pretrained
+        from lmdeploy.pytorch.configurations.qwen3_next import Qwen3NextModelConfigBuilder
+
+        published = {"architectures": [NEXT], "model_type": "qwen3_next", "bos_token_id": 0}
+        published |= {"eos_token_id": 1, "num_hidden_layers": 4, "full_attention_interval": 4}
+        kinds = ["linear_attention"] * 3 + ["full_attention"]
+        for added, starts in (({}, transformers.__version__[0] < "5"), ({"layer_types": kinds}, 1)):
+            (tmp_path / "config.json").write_text(json.dumps(published | added))
+            config = config_from_pretrained(str(tmp_path), trust_remote_code=False)
+            if starts:
+                assert Qwen3NextModelConfigBuilder.build(config).num_layers == 1
+                continue
+            with pytest.raises(AttributeError, match="full_attention_interval"):
+                Qwen3NextModelConfigBuilder.build(config)
+
+
+S2 = "InternS2PreviewForConditionalGeneration"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Its published number of tokens; four layers with eight experts."""
+    model = preset_model("qwen3.5-35b-a3b")
+    moe, delta = model.text.moe, model.text.delta
+    assert moe is not None
+    assert delta is not None
+    text = replace(
+        model.text, layers=4, vocab=251_392, moe=replace(moe, layers=4, experts=8),
+        delta=replace(delta, layers=3),
+    )  # fmt: skip
+    twin = twin_of(replace(model, text=text, name="Intern-S2-Preview", architecture=S2))
+    made = write_model(twin, tmp_path / "Intern-S2-Preview")
+    for part in made.glob("model*"):
+        part.unlink()
+    unread = [
+        ("model.time_series.encoder.conv1.weight", "BF16", (768, 80, 3)),
+        ("time_series_forecaster.head.weight", "BF16", (768, 768)),
+        ("mtp.fc.weight", "BF16", (2048, 4096)),
+    ]
+    write_header(made / "model.safetensors", [*tensors(twin), *unread])
+    return made
+
+
+def test_it_is_read_as_qwen3_5_without_its_time_series(folder: Path) -> None:
+    model = resolve_model(str(folder))
+    like = preset_model("qwen3.5-35b-a3b")
+    assert (model.architecture, model.text.architecture) == (S2, like.text.architecture)
+    assert (model.vision, model.warnings) == (like.vision, ())
+    assert model.image_rule is not None
+    assert model.image_rule.videos
+    assert model.weight_bytes == 2 * model.parameters
+
+
+def test_its_config_is_code_of_its_repository(folder: Path) -> None:
+    assert not resolve_model(str(folder)).needs_remote_code
+    text = (folder / "config.json").read_text()
+    mapped = '{"auto_map": {"AutoConfig": "configuration_interns2_preview.InternS2PreviewConfig"},'
+    (folder / "config.json").write_text(mapped + text[1:])
+    assert resolve_model(str(folder)).needs_remote_code
+
+
+@pytest.mark.parametrize("name", ["Intern-S2-Mobius", "shanghai/Intern-S2-Mobius-397B"])
+def test_its_relative_is_refused_by_name(name: str) -> None:
+    with pytest.raises(UsageError, match="share packs of experts"):
+        resolve_model(name)

@@ -1,4 +1,4 @@
-"""Folder, hub cache, hub, preset: which one answers, and what it says when the others could not."""
+"""Folder, hub caches, hubs, preset: which one answers, and what is said where the others cannot."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import logging
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from tests.support.checkpoints import make_internvl2, make_text, write_safetensors
-from tests.support.hubs import COMMIT, Hub
+from tests.support.hubs import COMMIT, MODELSCOPE_API, Hub, ModelScope
 from tests.support.tiny_checkpoints import llama_tensors, make
 from turbofit.core.errors import UsageError
 from turbofit.model import hub
-from turbofit.model.caches import hub_cache
+from turbofit.model.caches import hub_cache, modelscope_folders, uses_modelscope
 from turbofit.model.source import resolve_model
 
 
@@ -279,3 +280,199 @@ def test_it_is_where_the_hub_downloads_to(given: dict[str, str]) -> None:
         [sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=True
     )
     assert hub_cache(given) == done.stdout.rstrip("\n")
+
+
+def refused(name: str) -> UsageError:
+    with pytest.raises(UsageError) as caught:
+        resolve_model(name)
+    assert "cannot be reached" not in caught.value.message
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("files", "message", "hint"),
+    [
+        ([], "has no config.json: the folder is empty", "Hugging Face's format"),
+        (["README.md"], "has no config.json", "Hugging Face's format"),
+        (["model-Q4_K_M.gguf"], "GGUF", "safetensors checkpoint that it was made of"),
+        (["consolidated.00.pth", "params.json"], "original format of Llama", "safetensors"),
+        (["pytorch_model.bin"], "holds weights, but no config.json", "put config.json"),
+        (["model.safetensors"], "holds weights, but no config.json", "put config.json"),
+        (["final/config.json"], "but final in it has", "/final"),
+        (["snapshots/abc/config.json"], "but snapshots/abc in it has", "snapshots/abc"),
+    ],
+)
+@pytest.mark.parametrize("name", ["{path}", "org/name", "name"])
+def test_a_folder(
+    name: str, files: list[str], message: str, hint: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Named by its whole path, as a hub id is written, and by one word."""
+    root = tmp_path / "org"
+    folder = root / "name"
+    folder.mkdir(parents=True)
+    for file in files:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text("{}")
+    monkeypatch.chdir(root if name == "name" else tmp_path)
+    error = refused(name.format(path=folder))
+    assert message in error.message
+    assert str(folder) in error.message
+    assert hint in error.hint
+
+
+def test_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    for name in ("a.gguf", "models/a.gguf", "models/pytorch_model.bin"):
+        (tmp_path / name).write_text("")
+    assert "is GGUF" in refused("a.gguf").message
+    assert "is GGUF" in refused("models/a.gguf").message
+    assert "is GGUF" in refused("./models/a.gguf").message
+    error = refused("models/pytorch_model.bin")
+    assert "is a file, not a checkpoint's folder" in error.message
+    (tmp_path / "models" / "config.json").write_text("{}")
+    assert refused("models/pytorch_model.bin").hint == f"name its folder: {tmp_path / 'models'}"
+
+
+def test_what_is_not_there(tmp_path: Path) -> None:
+    assert "is here" in refused(str(tmp_path / "nothing")).message
+
+
+@pytest.fixture
+def modelscope(tmp_path, monkeypatch):
+    """ModelScope with one model, ``org/tiny``, and its store of large files elsewhere."""
+    root = tmp_path / "site"
+    make(root / "org" / "tiny")
+    monkeypatch.setenv("LMDEPLOY_USE_MODELSCOPE", "True")
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.delenv("http_proxy", raising=False)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with ModelScope(root) as site, ModelScope(root) as site.other:
+        monkeypatch.setenv("MODELSCOPE_ENDPOINT", site.url)
+        yield site
+
+
+# --- the folders -------------------------------------------------------------------------------
+
+LAYOUTS = [
+    "models/Qwen--Qwen2.5-7B/snapshots/master",
+    "models/Qwen--Qwen2.5-7B/snapshots/main",
+    "models/Qwen/Qwen2___5-7B",
+    "hub/models/Qwen/Qwen2___5-7B",
+    "hub/Qwen/Qwen2___5-7B",
+    "hub/Qwen/Qwen2.5-7B",
+    "Qwen/Qwen2___5-7B",
+    "Qwen/Qwen2.5-7B",
+]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_of_the_cache_is_found(tmp_path, layout):
+    folder = make_text(tmp_path / "ms" / layout)
+    model = resolve_model("Qwen/Qwen2.5-7B")
+    assert (model.source.kind, model.source.checkpoint) == ("hub_cache", str(folder))
+    assert (model.name, model.hub_id) == ("Qwen2.5-7B", "Qwen/Qwen2.5-7B")
+
+
+def test_the_usual_place_is_in_the_home(tmp_path, monkeypatch):
+    monkeypatch.delenv("MODELSCOPE_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = make_text(tmp_path / ".cache" / "modelscope" / "hub" / "models" / "org" / "tiny")
+    assert list(modelscope_folders("org/tiny", None)) == [str(folder)]
+
+
+@pytest.mark.parametrize("wanted", ["False", "1", "", "true", "True"])
+def test_the_hub_in_use_has_the_first_cache(tmp_path, monkeypatch, wanted):
+    monkeypatch.setenv("LMDEPLOY_USE_MODELSCOPE", wanted)
+    base = tmp_path / "hf" / "hub" / "models--org--tiny"
+    (base / "refs").mkdir(parents=True)
+    (base / "refs" / "main").write_text("a" * 40)
+    snapshot = make_text(base / "snapshots" / ("a" * 40))
+    folder = make_text(tmp_path / "ms" / "org" / "tiny")
+    first = folder if wanted.lower() == "true" else snapshot
+    assert uses_modelscope() is (first is folder)
+    assert resolve_model("org/tiny").source.checkpoint == str(first)
+
+
+def test_revisions_of_the_folders(tmp_path):
+    flat = make_text(tmp_path / "ms" / "org" / "tiny")
+    newer = make_text(tmp_path / "ms" / "models" / "org--tiny" / "snapshots" / "v2")
+    assert list(modelscope_folders("org/tiny", "v2")) == [str(newer)]
+    assert list(modelscope_folders("org/tiny", "v1.0")) == []
+    (flat / ".mv").write_text("Revision:v1.0,CreatedAt:1719000000")
+    assert list(modelscope_folders("org/tiny", "v1.0")) == [str(flat)]
+    assert list(modelscope_folders("org/tiny", None)) == [str(flat)]
+
+
+@pytest.mark.parametrize("revision", ["..", "../x", "a/../b", ".", "\0", "a\nb"])
+def test_a_revision_does_not_leave_the_cache(tmp_path, revision):
+    make_text(tmp_path / "ms" / "models" / "org--tiny")
+    make_text(tmp_path / "ms" / "models" / "org--tiny" / "snapshots" / "x")
+    assert list(modelscope_folders("org/tiny", revision)) == []
+
+
+@pytest.mark.parametrize("hub_id", ["tiny", "a/b/c", "../tiny", "org/..", "org/", "/tiny", "a\0/b"])
+def test_what_is_not_an_id_is_not_looked_up(tmp_path, hub_id):
+    make_text(tmp_path / "ms")
+    assert list(modelscope_folders(hub_id, None)) == []
+
+
+# --- the hub -----------------------------------------------------------------------------------
+
+
+def test_modelscope_answers_instead_of_the_hub(modelscope, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    model = resolve_model("org/tiny")
+    assert (model.source.kind, model.source.sizes, model.source.checkpoint) == ("hub", "file", None)
+    assert model.source.where == f"{modelscope.url.removeprefix('http://')}/org/tiny@master"
+    assert model.weight_bytes == 2 * model.parameters
+    assert model.warnings == ()
+    assert (
+        modelscope.seen[0][0]
+        == f"{MODELSCOPE_API}org/tiny/repo/files?Revision=master&Recursive=False"
+    )
+    ranges = [wanted for path, _, wanted in modelscope.other.seen]
+    assert ranges
+    assert all(wanted and wanted.startswith("bytes=0-") for wanted in ranges)
+
+
+def test_the_token_goes_to_modelscope_and_not_where_it_redirects(modelscope, monkeypatch):
+    monkeypatch.setenv("MODELSCOPE_API_TOKEN", "se cret\n")
+    assert resolve_model("org/tiny").source.sizes == "file"
+    assert {cookie for _, cookie, _ in modelscope.seen} == {"m_session_id=se%20cret"}
+    assert {cookie for _, cookie, _ in modelscope.other.seen} == {None}
+
+
+@pytest.mark.parametrize("trick", ["", "says"])
+def test_unknown_to_modelscope(modelscope, trick):
+    modelscope.trick = trick
+    with pytest.raises(UsageError, match="no model org/nothing at master") as error:
+        resolve_model("org/nothing")
+    assert "LMDEPLOY_USE_MODELSCOPE" in error.value.hint
+    with pytest.raises(UsageError, match="v9"):
+        resolve_model("org/tiny", revision="v9")
+
+
+@pytest.mark.parametrize(("trick", "said"), [("private", "HTTP 403"), ("html", "not JSON")])
+def test_a_site_that_fails_is_one_line(modelscope, trick, said):
+    modelscope.trick = trick
+    with pytest.raises(UsageError, match=said) as error:
+        resolve_model("org/tiny")
+    assert "\n" not in error.value.message
+    assert "MODELSCOPE" in error.value.hint
+
+
+def test_a_preset_stands_in_under_the_id_that_was_asked_for(modelscope):
+    model = resolve_model("LLM-Research/Meta-Llama-3.1-8B-Instruct")
+    assert (model.source.kind, model.source.where) == ("preset", "llama-3.1-8b")
+    assert model.hub_id == "LLM-Research/Meta-Llama-3.1-8B-Instruct"
+    assert "no model" in model.warnings[0]
+
+
+def test_a_wrong_endpoint_is_named(monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("LMDEPLOY_USE_MODELSCOPE", "true")
+    monkeypatch.setenv("MODELSCOPE_ENDPOINT", "nonsense")
+    with pytest.raises(UsageError, match="MODELSCOPE_ENDPOINT"):
+        resolve_model("org/tiny")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 
 from turbofit.batch.batch_spec import ANSWER_TOKENS, IMAGE_COLUMN
-from turbofit.batch.item import CHAT, BatchItem, ItemError, digest_of
+from turbofit.batch.output_file import CHAT, BatchItem, ItemError, digest_of
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.messages import option_of
 from turbofit.load.prompt import user_message
@@ -263,7 +263,7 @@ def _images(folder: str, below: str) -> Iterator[str]:
     """Paths below the folder, by name, hidden ones left out; memory is that of one folder."""
     try:
         with os.scandir(os.path.join(folder, below)) as entries:
-            names = sorted((one.name, one.is_dir(follow_symlinks=False)) for one in entries)
+            names = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
     except OSError as exc:
         raise UsageError(
             f"{os.path.join(folder, below)} cannot be read: {exc.strerror or exc}",

@@ -22,10 +22,8 @@ import msgspec
 
 from turbofit.batch.batch_input import open_input
 from turbofit.batch.batch_spec import BatchSpec, target_of
-from turbofit.batch.item import BatchLine
-from turbofit.batch.output_file import OutputFile, Survey
-from turbofit.batch.request_body import ImageLimits, request_body
-from turbofit.batch.sender import Sender
+from turbofit.batch.output_file import BatchLine, OutputFile, Survey
+from turbofit.batch.sender import ImageLimits, Sender, request_body
 from turbofit.batch.server_process import STARTING, ServerProcess, server_plan
 from turbofit.core.errors import UsageError
 from turbofit.core.process.log import LazyLogger
@@ -41,7 +39,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from turbofit.batch.batch_spec import BatchTarget
-    from turbofit.batch.item import BatchItem
+    from turbofit.batch.output_file import BatchItem
     from turbofit.core.json_types import Options
 
 T = TypeVar("T")
@@ -60,8 +58,8 @@ _AHEAD: Final = 8
 BATCH_SCHEMA: Final = "turbofit.batch/1"
 
 
-class _InterruptedError(Exception):
-    """Ends the reading of an input in its thread; nobody waits for that any more."""
+class _StoppedError(Exception):
+    """`BatchJob.stop` was called."""
 
 
 class BatchJob:
@@ -105,16 +103,17 @@ class BatchJob:
         self._sender: Sender | None = None
 
     def stop(self) -> None:
-        """End it soon, from its event loop; all lines so far are kept."""
+        """End it soon, from any thread; all lines so far are kept."""
         self.interrupted = True
         if self._task is not None:
-            self._task.cancel()
+            with suppress(RuntimeError):  # the loop is closed: the run is over
+                self._task.get_loop().call_soon_threadsafe(self._task.cancel)
 
     def _until_stopped(self, items: Iterator[BatchItem]) -> Iterator[BatchItem]:
         """Threads read the input, and cannot be cancelled."""
         for item in items:
             if self.interrupted:
-                raise _InterruptedError
+                raise _StoppedError
             yield item
 
     async def run(self) -> BatchResult:
@@ -125,12 +124,12 @@ class BatchJob:
         """
         open_files(_FILES)  # a socket for each request; shells often allow 1,024
         with OutputFile(self._paths[1]) as output:
-            self._task = asyncio.ensure_future(self._work(output))
+            self._task = asyncio.create_task(self._work(output))
             if self.interrupted:
                 self._task.cancel()
             try:
                 await self._task
-            except asyncio.CancelledError:
+            except (asyncio.CancelledError, _StoppedError):
                 if not self.interrupted:
                     raise
             seconds = 0.0 if self._began is None else time.monotonic() - self._began
@@ -361,18 +360,14 @@ def _lines(paths: tuple[Path, Path], spec: BatchSpec, target: BatchTarget) -> It
     #: How many lines more stand in the output; None at the end.
     news: queue.SimpleQueue[int | None] = queue.SimpleQueue()
     job = BatchJob(paths, spec, target, say=lambda text: _LOG.info("%s", text), written=news.put)
-    loop = asyncio.new_event_loop()
     errors: list[BaseException] = []
 
     def run() -> None:
-        asyncio.set_event_loop(loop)
         try:
-            loop.run_until_complete(job.run())
+            asyncio.run(job.run())
         except BaseException as exc:  # noqa: BLE001 - it is the iterating thread's
             errors.append(exc)
         finally:
-            loop.run_until_complete(loop.shutdown_default_executor())
-            loop.close()
             news.put(None)
 
     thread = threading.Thread(target=run, name="batch", daemon=True)
@@ -385,8 +380,7 @@ def _lines(paths: tuple[Path, Path], spec: BatchSpec, target: BatchTarget) -> It
                         yield msgspec.json.decode(file.readline(), type=BatchLine)
                     lines = news.get()
     finally:
-        with suppress(RuntimeError):  # the loop is closed: all lines were handed over
-            loop.call_soon_threadsafe(job.stop)
+        job.stop()
         thread.join()
     if errors:
         raise errors[0]

@@ -1,30 +1,219 @@
 """Sends one item until there is an answer to it, or a failure that is the item's alone.
 
-A server that is away, busy or starting does not fail an item: the item waits and is sent again.
-Turbofit's server is waited for as long as it comes back; another one for ``patience``, after which
-the batch ends and can go on later. An item whose connection breaks again and again behind a server
-that is not turbofit's may be what breaks it: it fails after `_MOST_BREAKS`.
+Its body is whole, with its model, without a stream, its images inline. A server that is away, busy
+or starting does not fail an item: the item waits and is sent again. Turbofit's server is waited for
+as long as it comes back; another one for ``patience``, after which the batch ends and can go on
+later. An item whose connection breaks again and again behind a server that is not turbofit's may be
+what breaks it: it fails after `_MOST_BREAKS`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote, urlsplit
 
 import aiohttp
 import msgspec
 
-from turbofit.batch.item import BatchError, BatchLine, BatchResponse, ItemError
-from turbofit.core.errors import UnservedError
-from turbofit.load.client import ServerClient, first_model, stated_pause
+from turbofit.batch.output_file import BatchError, BatchLine, BatchResponse, ItemError
+from turbofit.core.errors import UnservedError, UsageError
+from turbofit.core.images import AnyImageRule
+from turbofit.core.struct import Struct
+from turbofit.core.units import MIB, format_bytes
+from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.media.pictures import Picture, from_bytes, from_url, resized
+from turbofit.load.client import ServerClient, body_of, first_model, stated_pause
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-    from turbofit.batch.item import BatchItem
+    from turbofit.batch.output_file import BatchItem
+    from turbofit.core.json_types import JsonObject
+
+#: What a plan allows too (`tuner/explain/plan_document.py`).
+_BYTES: Final = 32 * MIB
+#: The largest file that is read to be made smaller.
+LARGEST_FILE: Final = 512 * MIB
+
+
+class ImageLimits(Struct):
+    """What an image may be: ``units`` of the rule at most, where there is a plan."""
+
+    bytes: int = _BYTES
+    rule: AnyImageRule | None = None
+    units: int | None = None
+    limit: int | None = None
+    shrink: bool = False
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of the largest file that is read."""
+        return LARGEST_FILE if self.shrink else self.bytes
+
+
+def request_body(
+    item: BatchItem,
+    model: str,
+    *,
+    replace: bool,
+    base: str,
+    limits: ImageLimits,
+    max_tokens: int | None,
+) -> bytes:
+    """The body that is sent for an item.
+
+    Args:
+        item: which may have files that are read.
+        model: the name to ask for.
+        replace: it replaces the item's model too; else it is for items that name none.
+        base: where paths of images begin.
+        limits: of images.
+        max_tokens: of an answer, for items that state none.
+
+    Raises:
+        ItemError: the item cannot be sent.
+    """
+    try:
+        body = decoded_body(item)
+        if body.get("stream"):
+            raise ItemError("bad_stream", "a batch has no streams: leave stream out")
+        if replace or body.get("model") is None:
+            body["model"] = model
+        bound_answer(body, max_tokens)
+        inlined(body, base, limits)
+        return msgspec.json.encode(body)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError, OverflowError) as exc:
+        raise ItemError("bad_line", f"the body cannot be sent: {exc}") from None
+
+
+def decoded_body(item: BatchItem) -> JsonObject:
+    """The body of an item, which may be changed.
+
+    Raises:
+        MsgspecError: it is no JSON, and so do `RecursionError` and `UnicodeError`.
+    """
+    raw = item.body
+    text = raw if isinstance(raw, msgspec.Raw) else msgspec.json.encode(raw)
+    body: JsonObject = msgspec.json.decode(text)
+    return body
+
+
+def bound_answer(body: JsonObject, tokens: int | None) -> None:
+    """Have the answer bounded by so many tokens, where the body states no bound."""
+    if tokens and body.get("max_tokens") is None and body.get("max_completion_tokens") is None:
+        body["max_tokens"] = tokens
+
+
+def image_sources(body: JsonObject) -> Iterator[JsonObject]:
+    """Each object of a chat request whose ``url`` is an image."""
+    messages = body.get("messages")
+    for message in messages if isinstance(messages, list) else ():
+        content = message.get("content") if isinstance(message, dict) else None
+        for part in content if isinstance(content, list) else ():
+            if not isinstance(part, dict) or part.get("type") != "image_url":
+                continue
+            source = part.get("image_url")
+            if isinstance(source, str):
+                source = part["image_url"] = {"url": source}
+            if isinstance(source, dict) and isinstance(source.get("url"), str):
+                yield source
+
+
+def is_remote(url: str) -> bool:
+    """Whether the server is to fetch it."""
+    return url[:8].lower().startswith(("http://", "https://"))
+
+
+def local_path(url: str, base: str) -> str | None:
+    """The file that a URL of an item means; None for what stands in the item itself.
+
+    Raises:
+        ItemError: it is no URL.
+    """
+    if url[:5].lower() == "data:":
+        return None
+    if url[:5].lower() == "file:":
+        try:
+            return unquote(urlsplit(url).path)
+        except ValueError as exc:
+            raise ItemError("image_missing", f"{url} is no URL of a file: {exc}") from None
+    return os.path.join(base, url)
+
+
+def inlined(body: JsonObject, base: str, limits: ImageLimits) -> None:
+    """Replace the images of a body by what is sent; addresses stay for the server.
+
+    Raises:
+        ItemError: one is missing, broken, too large, or changes while it is read.
+    """
+    for number, source in enumerate(image_sources(body), 1):
+        url: str = source["url"]
+        if is_remote(url):
+            continue
+        path = local_path(url, base)
+        what = f"image {number}" if path is None else path
+        try:
+            if path is None:
+                picture = from_url(url, limits.bytes_read)
+            else:
+                picture = from_bytes(_file_bytes(path, limits.bytes_read), limits.bytes_read)
+            source["url"] = _within(picture, limits, what).inline
+        except Refusal as exc:
+            raise ItemError(exc.reason, f"{what}: {exc.message}") from None
+
+
+def _file_bytes(path: str, most: int) -> bytes:
+    if not os.path.isfile(path):  # a pipe would be waited for
+        raise ItemError("image_missing", f"{path} is no file that is there")
+    try:
+        with open(path, "rb") as file:
+            before = os.fstat(file.fileno())
+            if before.st_size > most:
+                sizes = f"{format_bytes(before.st_size)}, the limit is {format_bytes(most)}"
+                raise ItemError("image_too_big", f"{path} has {sizes}")
+            data = file.read(before.st_size + 1)
+            after = os.fstat(file.fileno())
+    except OSError as exc:
+        raise ItemError("image_unreadable", f"{path}: {exc.strerror or exc}") from None
+    if (len(data), before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise ItemError("image_changed", f"{path} changed while it was read")
+    return data
+
+
+def _within(picture: Picture, limits: ImageLimits, what: str) -> Picture:
+    """The picture, or a smaller one where that is asked for.
+
+    What has too many units alone is left to the gateway, which lowers it by the same rule.
+    """
+    rule, size = limits.rule, picture.size
+    if rule is not None and limits.units is not None and not limits.shrink:
+        try:
+            units = rule.units(*size)
+        except UsageError as exc:
+            raise ItemError("bad_image_size", exc.message) from None
+        if units > limits.units:
+            raise ItemError(
+                "image_over_limit",
+                f"{what} of {size[0]}x{size[1]} takes {units} {rule.units_name}, the plan's limit "
+                f"is {limits.units}; --shrink makes it smaller",
+            )
+    if picture.bytes <= limits.bytes:
+        return picture
+    smaller = rule and rule.size_within(size, limits.limit or rule.checkpoint_limit)
+    picture = resized(picture, smaller or size)
+    if picture.bytes > limits.bytes:
+        raise ItemError(
+            "image_too_big",
+            f"{what} of {size[0]}x{size[1]} has {format_bytes(picture.bytes)} when it is made"
+            f" smaller, the limit is {format_bytes(limits.bytes)}",
+        )
+    return picture
+
 
 _LARGEST_ANSWER: Final = 64 << 20
 _PAUSE: Final = 0.1
@@ -144,11 +333,9 @@ class Sender(ServerClient):
         ) as response:
             if response.status == 401:  # which is no item's failure
                 raise self._unknown_key(401)
-            raw = await response.content.read(_LARGEST_ANSWER)
-            while data := await response.content.read(_LARGEST_ANSWER):
-                raw += data
-                if len(raw) > _LARGEST_ANSWER:
-                    raise ItemError("answer_too_big", f"more than {_LARGEST_ANSWER} bytes")
+            raw = await body_of(response, _LARGEST_ANSWER + 1)
+            if len(raw) > _LARGEST_ANSWER:
+                raise ItemError("answer_too_big", f"more than {_LARGEST_ANSWER} bytes")
             return response.status, response.headers, raw
 
     def _away(self, why: str) -> None:
@@ -173,9 +360,9 @@ class Sender(ServerClient):
 def _read(status: int, headers: Any, raw: bytes) -> tuple[BatchResponse, BatchError | None]:
     """What an item's line says of an answer."""
     try:
-        found = msgspec.json.decode(raw)  # `format` is more lenient
+        answer = msgspec.json.decode(raw)  # `format` is more lenient
         body: Any = msgspec.Raw(msgspec.json.format(raw, indent=-1) if b"\n" in raw else raw)
-        error = None if 200 <= status < 300 else _error(status, found)
+        error = None if 200 <= status < 300 else _error(status, answer)
     except _NO_JSON:
         body = raw[:4096].decode(errors="replace")
         error = BatchError(code="bad_answer", message=f"status {status} without JSON")
@@ -185,10 +372,9 @@ def _read(status: int, headers: Any, raw: bytes) -> tuple[BatchResponse, BatchEr
 
 def _error(status: int, body: Any) -> BatchError:
     """The server's words, where it has any."""
-    said = body.get("error", body) if isinstance(body, dict) else None
-    code, message = (
-        said.get(key) if isinstance(said, dict) else None for key in ("code", "message")
-    )
+    words = body.get("error", body) if isinstance(body, dict) else None
+    words = words if isinstance(words, dict) else {}
+    code, message = words.get("code"), words.get("message")
     return BatchError(
         code=code if isinstance(code, str) and code else f"status_{status}",
         message=message if isinstance(message, str) else f"the server answered {status}",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from turbofit.batch.batch_spec import LAUNCH_OPTIONS
-from turbofit.batch.request_body import (
+from turbofit.batch.sender import (
     LARGEST_FILE,
     ImageLimits,
     bound_answer,
@@ -69,11 +69,11 @@ def server_plan(
     if not isinstance(request.model, str):
         raise UsageError("a batch starts a model by its name", hint="give a name or a folder")
     workload = workload_of(source, model_of(request))
-    found = request.changed(**workload.keywords(request.given(), shrink=spec.shrink))
+    promised = request.changed(**workload.keywords(request.given(), shrink=spec.shrink))
     # How many are sent at once is a load, and no promise that the plan must keep.
-    arguments = [request.model, *found.option_arguments(("model", "concurrency"))]
+    arguments = [request.model, *promised.option_arguments(("model", "concurrency"))]
     arguments += spec.option_arguments(spec.model_fields_set - set(LAUNCH_OPTIONS))
-    return found, workload, tuple(arguments)
+    return promised, workload, tuple(arguments)
 
 
 class ServerProcess:
@@ -160,20 +160,20 @@ class ServerProcess:
     async def _follow(self, process: asyncio.subprocess.Process) -> None:
         """Pass on what it says; at its end raise its error."""
         assert process.stderr is not None
-        last, said = "it said nothing", {"error": "", "hint": ""}
+        last, error = "it said nothing", {"error": "", "hint": ""}
         while line := await process.stderr.readline():
             last = line.decode(errors="replace").rstrip()
             word, _, text = last.partition(": ")
-            if word in said:
-                said[word] = text
+            if word in error:
+                error[word] = text
             elif clock := _CLOCK.search(last):
                 if not self.url:
                     tell(Step(STARTING, detail=last[: clock.start()]))
             elif not self._ending and word not in ("to ask", "to chat"):  # the batch alone does
                 self._say(last)
         code = await process.wait()
-        if said["error"]:
-            raise error_from({"exit_code": code, "message": said["error"], "hint": said["hint"]})
+        if error["error"]:
+            raise error_from({"exit_code": code, "message": error["error"], "hint": error["hint"]})
         raise LaunchError(
             f"the server ended with {code}: {last}",
             hint="see turbofit report latest; the same command goes on from here",

@@ -125,11 +125,11 @@ def _bug(exc: Exception, argv: Sequence[str]) -> dict[str, Any]:
     """The error document of a bug; the traceback goes to a file of the state folder."""
     import traceback
 
-    from turbofit.core.process.state import new_file
+    from turbofit.core.process.state import new_path
 
     text = "".join(traceback.format_exception(exc))
     try:
-        path = new_file("crashes", "traceback", ".txt")
+        path = new_path("crashes", "traceback", ".txt")
         path.write_text(f"turbofit {turbofit.__version__} {list(argv)}\n{text}", encoding="utf-8")
         hint = f"please report it with {path}"
     except OSError:

@@ -76,15 +76,15 @@ def _unknown_option(name: str, ctx: click.Context) -> UsageError:
         hint = f"it is LMDeploy's, for behind --: turbofit serve MODEL -- {name}; {see}"
     elif len(name) == 2 and len(begin) in (1, 2):
         hint = f"did you mean {' or '.join(begin)}? {see}"
-    elif not (alike := guess(name, known)) and len(own := _own_options(ctx)) <= _LISTED:
-        takes = f"its options are {', '.join(own)}" if own else "it takes no options"
+    elif not (alike := guess(name, known)) and len(options := _command_options(ctx)) <= _LISTED:
+        takes = f"its options are {', '.join(options)}" if options else "it takes no options"
         hint = f"{takes}; {see}"
     else:
         hint = f"{alike}{see}"
     return UsageError(f"unknown option {name}", hint=hint)
 
 
-def _own_options(ctx: click.Context) -> list[str]:
+def _command_options(ctx: click.Context) -> list[str]:
     """The command's options, without those that every command has."""
     return [
         max(one.opts, key=len)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 from msgspec import UNSET, UnsetType
 
 from turbofit.core.machine import Machine
 from turbofit.core.model import Model
 from turbofit.core.plan import Held, Limits, Plan, Remedy, ServeCommand, Throughput, Workload
-from turbofit.core.struct import Struct, const, decode, doc, to_json
+from turbofit.core.struct import JsonDocument, Struct, const, doc
 
 CLUSTER_SCHEMA: Final = "turbofit.cluster/1"
 CLUSTER_PLAN_SCHEMA: Final = "turbofit.cluster-plan/1"
@@ -33,28 +33,16 @@ class Node(Struct):
     pretend: Annotated[bool, doc("Whether its GPUs are pretend ones.")] = False
 
 
-class Cluster(Struct):
+class Cluster(JsonDocument):
     """The nodes at one moment; ``source`` says where it comes from: ``ray ADDRESS`` or a file."""
 
+    what: ClassVar[str] = "cluster"
     schema: Annotated[str, const(CLUSTER_SCHEMA)] = CLUSTER_SCHEMA
     source: Annotated[
         str,
         doc("Where it comes from: Ray's address, a file, or a SPEC that is simulated."),
     ]
     nodes: tuple[Node, ...]
-
-    def to_json(self) -> str:
-        """The cluster as JSON."""
-        return to_json(self)
-
-    @staticmethod
-    def from_json(data: bytes | str, *, what: str = "cluster") -> Cluster:
-        """Read a cluster back.
-
-        Raises:
-            UsageError: not a cluster of this schema.
-        """
-        return decode(data, Cluster, what=what)
 
 
 class NodePlan(Struct):
@@ -82,13 +70,14 @@ class NodePlan(Struct):
         return {index for group in groups for index in group}
 
 
-class ClusterPlan(Struct):
+class ClusterPlan(JsonDocument):
     """One promise over all nodes, and what each serves under it.
 
     ``limits`` and ``longest_request_tokens`` are what every node holds, so that a request may go to
     any of them.
     """
 
+    what: ClassVar[str] = "cluster plan"
     schema: Annotated[str, const(CLUSTER_PLAN_SCHEMA)] = CLUSTER_PLAN_SCHEMA
     turbofit_version: Annotated[str, doc("The version that planned.")]
     created: Annotated[str, doc("When, ISO 8601 with a zone.")]
@@ -129,19 +118,6 @@ class ClusterPlan(Struct):
     def node(self, identity: str) -> NodePlan | None:
         """What the node with this id serves, None where it is not in the plan."""
         return next((node for node in self.nodes if node.node == identity), None)
-
-    def to_json(self) -> str:
-        """The plan as JSON."""
-        return to_json(self)
-
-    @staticmethod
-    def from_json(data: bytes | str, *, what: str = "cluster plan") -> ClusterPlan:
-        """Read a plan back.
-
-        Raises:
-            UsageError: not a cluster's plan of this schema.
-        """
-        return decode(data, ClusterPlan, what=what)
 
 
 class NodeStatus(Struct):

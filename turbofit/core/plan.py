@@ -14,7 +14,7 @@ from turbofit.core.images import ImageRule
 from turbofit.core.machine import Machine
 from turbofit.core.model import Model
 from turbofit.core.rehearsal import Rehearsal
-from turbofit.core.struct import Struct, const, decode, doc, to_builtins, to_json
+from turbofit.core.struct import JsonDocument, Struct, const, doc, to_builtins, to_json
 
 if TYPE_CHECKING:
     from turbofit.core.json_types import Options
@@ -381,13 +381,14 @@ def may_evict(settings: Settings, tokens: int) -> bool:
     return settings.max_batch_size * settings.session_len > tokens
 
 
-class Plan(Struct):
+class Plan(JsonDocument):
     """Everything that was decided, why, and what it rests on.
 
     ``device_map`` is the same for every group. Where ``by_group`` is not empty, ``settings`` and
     ``kv`` are those of the group with the smallest cache, whose context is promised for all.
     """
 
+    what: ClassVar[str] = "plan"
     #: HTML of a plan for notebooks: set by `turbofit.api`, since reports are below this room.
     notebook_html: ClassVar[Callable[[Plan], str] | None] = None
 
@@ -532,10 +533,6 @@ class Plan(Struct):
         """
         return any(may_evict(plan.settings, plan.kv.tokens) for plan in self.each())
 
-    def to_json(self) -> str:
-        """The plan as JSON."""
-        return to_json(self)
-
     def engine_config(self) -> Any:
         """The settings as LMDeploy's own ``TurbomindEngineConfig`` or ``PytorchEngineConfig``.
 
@@ -565,12 +562,3 @@ class Plan(Struct):
         values = to_builtins(self.settings)
         names = CONFIG_NAMES.get(self.engine.name, CONFIG_NAMES["turbomind"])
         return {theirs: values[name] for name, theirs in names}
-
-    @staticmethod
-    def from_json(data: bytes | str, *, what: str = "plan") -> Plan:
-        """Read a plan back.
-
-        Raises:
-            UsageError: not a plan of this schema.
-        """
-        return decode(data, Plan, what=what)

@@ -6,14 +6,14 @@ validates every type on the way in).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeVar
 
 import msgspec
 
 from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from typing_extensions import dataclass_transform
+    from typing_extensions import Self, dataclass_transform
 
     from turbofit.core.json_types import JsonObject
 else:
@@ -70,6 +70,25 @@ class Struct(msgspec.Struct, metaclass=_StructMeta, frozen=True):
         (schema,), parts = msgspec.json.schema_components([cls], schema_hook=any_json)
         inlined: dict[str, Any] = _inlined(schema, parts)
         return inlined
+
+
+class JsonDocument(Struct):
+    """One that is a document of its own; ``what`` is its name in messages."""
+
+    what: ClassVar[str]
+
+    def to_json(self) -> str:
+        """The document as JSON."""
+        return to_json(self)
+
+    @classmethod
+    def from_json(cls, data: bytes | str, *, what: str = "") -> Self:
+        """Read one back.
+
+        Raises:
+            UsageError: not a document of this schema.
+        """
+        return decode(data, cls, what=what or cls.what)
 
 
 def any_json(kind: type) -> JsonObject:

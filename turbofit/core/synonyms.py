@@ -74,12 +74,12 @@ def synonym(name: str, command: str = "") -> Synonym | None:
         name: as it was typed.
         command: of turbofit, where it was typed as an option of one.
     """
-    found = _tables()[0].get(name.lstrip("-").replace("_", "-").lower())
-    if found is None or (found.only and not command):
+    meaning = _tables()[0].get(name.lstrip("-").replace("_", "-").lower())
+    if meaning is None or (meaning.only and not command):
         return None
-    if command in found.at:
-        return msgspec.structs.replace(found, to="", say=found.at[command])
-    return found if found.to or found.say else None
+    if command in meaning.at:
+        return msgspec.structs.replace(meaning, to="", say=meaning.at[command])
+    return meaning if meaning.to or meaning.say else None
 
 
 def command_synonym(name: str) -> str | None:

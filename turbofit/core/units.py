@@ -38,7 +38,7 @@ _THREE_DIGITS: Final = 99.5
 
 def plain_number(text: str) -> str:
     """The text without separators of thousands: ``32,768`` is ``32768``; ``1,5`` stays."""
-    return re.sub(_GROUPED, lambda found: "".join(c for c in found[0] if c.isdigit()), text)
+    return re.sub(_GROUPED, lambda digits: "".join(c for c in digits[0] if c.isdigit()), text)
 
 
 def parse_share(text: str, what: str, below: float = 1.001) -> float | None:

@@ -32,8 +32,14 @@ _END: Final = re.compile(
 )
 #: What a program goes on after, by the level that it prints.
 _WARNED: Final = re.compile(
-    r"\W*(?:INFO|DEBUG|WARN(?:ING)?)\b|.{0,240}?(?:\bWARNING\b|[a-z]Warning: )"
+    r"\W*(?:INFO|DEBUG|WARN(?:ING)?)\b|.{0,240}?(?:\bWARNING\b|[a-z]Warning: "
+    r"|\b[Ff]all(?:s|ing)?[ -]?back|\b[Rr]etrying\b)"
 )
+#: Kinds of the machine: a warning of them is news, whatever ran.
+_MACHINE: Final = (
+    "no_gpu", "driver_too_old", "driver_mismatch", "gpu_too_new", "gpu_too_old", "no_kernel_image",
+    "container_without_gpu", "gpu_lost", "shared_memory", "disk_full", "hang", "ray_waits",
+)  # fmt: skip
 #: Events that are an end by themselves.
 _FATAL: Final = (CheckFailed, CudaError, HostKill, LegacyCuda, NcclError, PythonError, TorchMemory)
 
@@ -50,6 +56,11 @@ class Event(Struct):
     outcome: Literal["fatal", "complaint", "nothing"]
     marks: tuple[LogEvent, ...] = ()
     last: LogEvent | None = None
+
+
+def _of_machine(mark: LogEvent) -> bool:
+    row = next(matches(mark.text), None)
+    return row is not None and row[0].kind in _MACHINE
 
 
 def event_of(facts: LogFacts) -> Event:
@@ -81,9 +92,10 @@ def event_of(facts: LogFacts) -> Event:
         known = isinstance(mark.event, KnownMessage)
         (warned if known and _WARNED.match(mark.text) else fatal).append(mark)
     rows = (next(matches(mark.text), None) for mark in fatal)
-    # Torch warns of the driver and says later that it has no GPU; alone, a warning is the event.
-    if warned and all(row is not None and row[0].kind == "no_gpu" for row in rows):
-        fatal += warned
+    # Torch warns of the driver and says later that it has no GPU: the warning says why. Alone, a
+    # warning is the event where it tells of the machine; what else is warned of is outlived.
+    if all(row is not None and row[0].kind == "no_gpu" for row in rows):
+        fatal += [mark for mark in warned if fatal or _of_machine(mark)]
     if fatal:
         marks = sorted((*fatal, *complaints), key=lambda mark: mark.line)
         return Event(outcome="fatal", marks=tuple(marks), last=last)

@@ -83,8 +83,9 @@ def diagnose(
     best, of_run = drafts[0]
     last = of_run.event.last
     told_less = best.rank in ("refusal", "notice") and best.kind != "interrupted"
+    outlived = best.line < of_run.facts.progress_before_error[0]
     if last is not None and (
-        best.kind in (*_PARENTS, *_OF_MACHINE) or (told_less and last.line > best.line)
+        best.kind in (*_PARENTS, *_OF_MACHINE) or (told_less and last.line > best.line) or outlived
     ):
         return _unknown(of_run, f"line {best.line}: {best.what}")
     also = {
@@ -142,7 +143,7 @@ def _unknown(case: LogCase, *also: str) -> Diagnosis:
     conditional = [(mark, error) for mark, error in told if isinstance(error, PythonError)]
     errors = case.facts.every(PythonError) or conditional
     what = "this log has nothing that turbofit recognises"
-    last = case.facts.last_complaint
+    last = case.facts.last_complaint or (told[-1][0] if told else None)
     if errors:
         last, error = errors[-1]
         said = error.message or (last.stack[-1].code if last.stack else "")

@@ -70,6 +70,14 @@ _COMPLAINT: Final = re.compile(
     r"|Killed|denied|refused|Segmentation)\b|NCCL WARN"
     r"|NVRM:.{0,240}?(?:failed|error|Xid|mismatch))"
 )
+#: What a program says while it goes on: a level, a bar that grows, an answer; not while it ends.
+_PROGRESS: Final = re.compile(
+    r"(?!.*(?:[Ss]hut|[Ee]xit|[Tt]erminat|[Kk]ill|[Cc]lean|[Ss]top|[Rr]etry))"
+    r"(?:.{0,60}?\bINFO\b|.{0,200}?\d%\||.{0,200}?HTTP/1\.[01]\" 200)"
+)
+#: An exception in a destructor while the program ends: Python goes on.
+_IN_DESTRUCTOR: Final = "Exception ignored in"
+_LONGEST_STACK: Final = 60
 #: What only a launch follows, and frames whose code a stack has anyway.
 _LIVE: Final = (
     CacheFrame, EngineFallback, LoadingWeights, LoopFailed, LostLock, NoCache, VisionFrame,
@@ -114,6 +122,11 @@ class LogFacts:
         self.begun_at: int | None = None
         #: The last line that tells of an error, and that is no event.
         self.last_complaint: LogEvent | None = None
+        #: The last two lines of progress, and those before the last exception that no row knows.
+        self._progress = (0, 0)
+        self.progress_before_error = (0, 0)
+        #: The line that announces an exception of a destructor, until the exception.
+        self._ignored_at = 0
         self.waits = 0
         self.waiting: tuple[int, str] | None = None
         self._stack: list[PythonFrame] = []
@@ -126,6 +139,7 @@ class LogFacts:
     def take(self, line: int, text: str) -> None:
         """Take in one row."""
         self.lines = max(self.lines, line)
+        self.subject.notice(text)
         if self.begun_at is None and _BEGUN.search(text):
             self.begun_at = line
         repeated = repeats(text)
@@ -146,12 +160,20 @@ class LogFacts:
                 told = self.marks[-1]
                 self.marks[-1] = told._replace(stack=(*told.stack, event))
             return
-        if event is not None:
+        if text.startswith(_IN_DESTRUCTOR):
+            self._ignored_at = line
+        if self._ignored_at and isinstance(event, KnownMessage | PythonError):
+            if line - self._ignored_at > _LONGEST_STACK:
+                self._keep(line, text, event)
+            self._ignored_at, self._stack = 0, []
+        elif event is not None:
             self._keep(line, text, event)
         elif self._stack and (call := _CALL.match(text)):
             self._code(call[1])
         elif _COMPLAINT.match(text):
             self.last_complaint = LogEvent(line, text, KnownMessage(), tuple(self._stack))
+        elif _PROGRESS.match(text):
+            self._progress = (self._progress[1], line)
         if "Traceback (most recent call last)" in text:
             self._stack.clear()
             last = self.marks[-1] if self.marks else None
@@ -243,6 +265,8 @@ class LogFacts:
             self._message = (line, [text])
         if self._stack and not text.startswith(" "):
             self._stack = []
+        if isinstance(event, PythonError):
+            self.progress_before_error = self._progress
         self.waits, self.waiting = 0, None
         self._past = self._past or isinstance(event, _PAST)
         time = _TIME.match(text)
@@ -263,6 +287,7 @@ def read_runs(rows: Iterable[Row]) -> list[LogFacts]:
         runs[-1].take(line, text)
         if program:
             runs[-1].subject.programs.add(program)
+            runs[-1].subject.of_inference = True
     machine = [mark for run in runs for mark in run.marks if isinstance(mark.event, _OF_MACHINE)]
     found = runs if len(runs) <= 2 * _RUNS else [*runs[:_RUNS], *runs[-_RUNS:]]
     for run in found if len(runs) > 1 else ():

@@ -30,7 +30,7 @@ _UNIT = r"[\w.-]+ [\w@.\\/-]+\[\d+\]:\s?"
 #: LMDeploy's checks put something before each line.
 _PREFIX: Final = re.compile(
     r"(?:\(\w[\w.]*(?: rank=\d+)? pid=\d+(?:, ip=[\d.]+)?\)\s?"
-    r"|(?:INFO|ERROR|CRITICAL) \d\d-\d\d [\d:]{8} \[?\w+\.py:\d+\] ?"
+    r"|(?:ERROR|CRITICAL) \d\d-\d\d [\d:]{8} \[?\w+\.py:\d+\] ?"
     r"|\d{4}-\d\d-\d\d [\d:]{8} \| [A-Z]+ \| \w+ \| "
     r"|\d{4}-\d\d-\d\d [\d:,]+ - lmdeploy - ERROR - (?=\w+(?:Error|Exception): )"
     r"|\[?rank\d+\]?:\s?(?:\[rank\d+\]:\s?)?"

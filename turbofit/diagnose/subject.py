@@ -32,6 +32,13 @@ _PROGRAMS: Final = {
     **dict.fromkeys(_LMDEPLOY, "lmdeploy"), "vllm": "vllm", "enginecore": "vllm",
     "sglang": "sglang",
 }  # fmt: skip
+#: Words that logs of inference on GPUs have, and other programs' logs have not.
+_INFERENCE: Final = re.compile(
+    r"lmdeploy|turbomind|turbofit|vllm|sglang|transformers|torch|cuda|nvidia|nccl|nvml|nvrm|ptxas|xformers"
+    r"|triton|flash[-_]?(?:attn|attention|infer)|huggingface|hf[-_]mirror|modelscope|safetensors"
+    r"|bitsandbytes|\[tm\]|raylet|\bray\b|\bgpu|\bllms?\b|tokenizer|api_server"
+    r"|trust[-_]remote|inference engine|intern(?:vl|vit|lm)|qwen|llava|cogvlm|llama|mixtral"
+)
 _CARDS: Final = ("RTX", "Tesla", "NVIDIA", "V100", "A100", "H100", "H200", "L4", "T4", "A10")
 _TOKEN: Final = re.compile(r"[\w./-]*[A-Za-z][\w.-]*\d[\w.-]*")
 _CARD: Final = re.compile(
@@ -76,11 +83,17 @@ class FactCollector:
         self.auto_map: Place | None = None
         #: Programs that the log speaks of: LMDeploy, vLLM, SGLang.
         self.programs = set[str]()
+        #: Whether the log is about inference at all: what other programs say is nobody's cause.
+        self.of_inference = False
         #: A model that a command or a dump of settings names, and that no preset is for.
         self.unknown_model: str | None = None
         self.names: dict[str, tuple[int, Place]] = {}
         #: What the rows of `facts` in `presets/causes.yaml` caught, the last line of each.
         self.facts: dict[str, str] = {}
+
+    def notice(self, text: str) -> None:
+        """Notice whether any text of the log, a frame's path too, is about inference."""
+        self.of_inference = self.of_inference or _INFERENCE.search(text.lower()) is not None
 
     def read(self, line: int, text: str) -> None:
         """Take in one row."""

@@ -227,9 +227,6 @@ class Front(AsgiApp):
         finally:
             self._bodies.forget(request)
 
-    def _record(self, request: RequestContext) -> None:
-        self._write_down(request)
-
     async def _to_nodes(self, request: RequestContext, send: Send) -> None:
         """To one node after the other until one takes it; raises `Refusal` where none does."""
         avoid: list[Node] = []

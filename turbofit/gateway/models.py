@@ -21,9 +21,9 @@ import msgspec
 from turbofit.core.errors import LaunchError
 from turbofit.gateway.http.asgi_app import AsgiApp, disconnected
 from turbofit.gateway.http.metrics import DROPPED, logs_text, merge
-from turbofit.gateway.http.model_names import ModelCard, no_such_model
 from turbofit.gateway.http.refusals import Refusal, ending
 from turbofit.gateway.http.request_context import RequestContext
+from turbofit.gateway.http.routes import ModelCard, no_such_model
 from turbofit.gateway.http.welcome import limits_in_words
 from turbofit.gateway.routing.health import healthy
 
@@ -308,45 +308,31 @@ class ModelsGateway(AsgiApp):
     async def _serve(
         self, request: RequestContext, _: Route, /, receive: Receive, send: Send
     ) -> None:
-        body = await self._bodies.read(request.headers, receive, request.who)
-        model = self._find(body)
+        """Wait until the model is ready, and let its gateway answer."""
+        await self._bodies.take(request, receive)
         gone = asyncio.ensure_future(disconnected(receive))
         try:
-            await self._hand_over(model, request, body, gone, send)
+            model = self._find(request.body)
+            gateway = await model.wait(self._wait, gone, self.config.queue_length)
+            whole = iter([{"type": "http.request", "body": request.body, "more_body": False}])
+            self._bodies.forget(request)  # its gateway counts it
+
+            async def replayed() -> Message:
+                message = next(whole, None)
+                return await asyncio.shield(gone) if message is None else message
+
+            with model.request():
+                await gateway(request.scope, replayed, send)
         finally:
+            request.gone = gone.done()
             gone.cancel()
+            self._bodies.forget(request)
+
+    def _record(self, request: RequestContext) -> None:
+        """Nothing: each model's gateway keeps a record of its own requests."""
 
     def _models(self) -> dict[str, list[str]]:
         return dict(zip(self.models, self._limits, strict=True))
-
-    async def _hand_over(
-        self,
-        model: ServedModel,
-        request: RequestContext,
-        body: bytes,
-        gone: asyncio.Future[Message],
-        send: Send,
-    ) -> None:
-        """Wait until the model is ready, and let its gateway answer."""
-        self._bodies.keep(len(body), request.who)
-        try:
-            gateway = await model.wait(self._wait, gone, self.config.queue_length)
-        except asyncio.CancelledError:
-            if not gone.done():
-                raise
-            self.metrics.count("disconnected_total")
-            return
-        finally:
-            self._bodies.keep(-len(body), request.who)
-        whole = iter([{"type": "http.request", "body": body, "more_body": False}])
-        del body
-
-        async def replayed() -> Message:
-            message = next(whole, None)
-            return await asyncio.shield(gone) if message is None else message
-
-        with model.request():
-            await gateway(request.scope, replayed, send)
 
     def _find(self, body: bytes) -> ServedModel:
         """The model that a body names; the only one where it names none."""

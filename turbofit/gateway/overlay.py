@@ -91,11 +91,11 @@ def _kept_name(folder: Path) -> Path:
 
 
 def _new_root(base: Path | None) -> Path:
-    from turbofit.core.process.state import new_folder
+    from turbofit.core.process.state import new_path
 
     try:
         if base is None:
-            return new_folder("overlays", f"model-{os.getpid()}")
+            return new_path("overlays", f"model-{os.getpid()}")
         root = base / f"overlay-{os.getpid()}"
         root.mkdir(mode=0o700, parents=True)
     except OSError as exc:

@@ -147,13 +147,13 @@ class Ends:
     """How a gateway is told to end: once, and it drains; urgently, and what is open is cut off."""
 
     def __init__(self) -> None:
-        self.told, self.urgent = asyncio.Event(), asyncio.Event()
+        self.ending, self.urgent = asyncio.Event(), asyncio.Event()
         #: Tells what is open why it ends; it is set while a gateway serves.
         self.cut: Callable[[], None] = lambda: None
 
     def tell(self, *, urgent: bool) -> None:
         """End. To be called in the gateway's loop."""
-        self.told.set()
+        self.ending.set()
         if urgent:
             # At once: engines are killed beside it, and the loop may see their end next.
             self.cut()
@@ -191,14 +191,14 @@ async def serve_gateway(
         raise
     serving = asyncio.ensure_future(server.serve([listener]))
     ends.cut = partial(_cut_connections, gateway, server)
-    told, urgent = (asyncio.ensure_future(event.wait()) for event in (ends.told, ends.urgent))
+    ending, urgent = (asyncio.ensure_future(event.wait()) for event in (ends.ending, ends.urgent))
     try:
-        await asyncio.wait({serving, told}, return_when="FIRST_COMPLETED")
+        await asyncio.wait({serving, ending}, return_when="FIRST_COMPLETED")
         server.should_exit = gateway.connections.draining = True
         drain = gateway.config.drain_seconds
         await asyncio.wait({serving, urgent}, timeout=drain, return_when="FIRST_COMPLETED")
     finally:
-        told.cancel()
+        ending.cancel()
         urgent.cancel()
         await _cut_off(gateway, server, serving)
         listener.close()
@@ -246,7 +246,7 @@ def run_gateway(gateway: AsgiApp, *, on_ready: Callable[[str], None] = lambda _:
         ends, loop = Ends(), asyncio.get_running_loop()
 
         def caught() -> None:
-            ends.tell(urgent=ends.told.is_set())
+            ends.tell(urgent=ends.ending.is_set())
 
         heard = stop_signals()
         for number in heard:
@@ -422,7 +422,7 @@ def _uvicorn(gateway: AsgiApp, on_ready: Callable[[], None]) -> uvicorn.Server:
     _need("uvicorn", "httptools")
     import uvicorn
 
-    from turbofit.gateway.http.protocol import limited_protocol
+    from turbofit.gateway.http.protocol import LimitedProtocol
 
     config, limits = gateway.config, gateway.config.connection
     files = open_files(_OTHER_FILES + 2 * limits.connections)
@@ -432,7 +432,7 @@ def _uvicorn(gateway: AsgiApp, on_ready: Callable[[], None]) -> uvicorn.Server:
         log_config=None,
         access_log=False,
         server_header=False,
-        http=limited_protocol(limits, gateway.connections),
+        http=partial(LimitedProtocol, limits, gateway.connections),  # type: ignore[arg-type]
         headers=[("x-turbofit-pretend", "1")] if config.pretend else [],
         proxy_headers=bool(config.trusted_proxies),
         forwarded_allow_ips=list(config.trusted_proxies),

@@ -183,7 +183,7 @@ def _front(
     Raises:
         UsageError: two have the same name.
     """
-    from turbofit.gateway.http.model_names import unambiguous
+    from turbofit.gateway.http.routes import unambiguous
     from turbofit.gateway.limits.request_limits import bounds_of
     from turbofit.gateway.server import GatewayThread
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from turbofit.core.process.ports import open_files
 from turbofit.core.process.signals import stop_signals
@@ -18,8 +18,6 @@ from turbofit.load.trace import read_trace
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from turbofit.load.answer import Answer
-    from turbofit.load.driver import RequestShape
     from turbofit.load.result import LoadResult
     from turbofit.load.spec import LoadSpec
 
@@ -50,26 +48,19 @@ def bench(
     spec.check()
     trace = read_trace(spec.trace) if spec.trace is not None else ()
     open_files(_FILES)  # a socket for each request; shells often allow 1,024
-    return asyncio.run(_bench(url, spec, trace, key, model, tick))
 
+    async def drive() -> LoadResult:
+        async with LoadClient(url, key, timeout=spec.timeout, silence=spec.silence) as client:
+            name = model or await client.model()
+            count = await client.token_count(name)
+            writer = PromptWriter(name, count, spec.seed, stop_early=spec.stop_early)
+            run = LoadRun(spec, trace, lambda shape: client.ask(writer.body(shape)), tick)
+            loop = asyncio.get_running_loop()
+            for number in stop_signals():
+                loop.add_signal_handler(number, run.stop, signal.Signals(number).name)
+            wall, cpu = time.perf_counter(), time.process_time()
+            await run.run()
+            busy = (time.process_time() - cpu) / max(time.perf_counter() - wall, 1e-9)
+            return summary(run, url=url, model=name, busy=busy)
 
-async def _bench(
-    url: str, spec: LoadSpec, trace: Any, key: str | None, model: str | None,
-    tick: Callable[[LoadRun], None],
-) -> LoadResult:  # fmt: skip
-    async with LoadClient(url, key, timeout=spec.timeout, silence=spec.silence) as client:
-        name = model or await client.model()
-        count = await client.token_count(name)
-        writer = PromptWriter(name, count, spec.seed, stop_early=spec.stop_early)
-
-        async def ask(shape: RequestShape) -> Answer:
-            return await client.ask(writer.body(shape))
-
-        run = LoadRun(spec, trace, ask, tick)
-        loop = asyncio.get_running_loop()
-        for number in stop_signals():
-            loop.add_signal_handler(number, run.stop, signal.Signals(number).name)
-        wall, cpu = time.perf_counter(), time.process_time()
-        await run.run()
-        busy = (time.process_time() - cpu) / max(time.perf_counter() - wall, 1e-9)
-        return summary(run, url=url, model=name, busy=busy)
+    return asyncio.run(drive())

@@ -1,9 +1,11 @@
-"""Asks a server over HTTP: one request, its answer, and a name for each kind of error."""
+"""Asks a server: one request, its answer as it streams in, and a name for each kind of error."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from array import array
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
@@ -11,13 +13,153 @@ import msgspec
 from typing_extensions import Self
 
 from turbofit.core.errors import UnservedError, UsageError
-from turbofit.load.answer import Answer, StreamError, StreamReader
 from turbofit.load.prompt import TokenCount, counted_from, probes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from turbofit.core.json_types import JsonObject
+
+#: No server of text sends a longer line in a stream.
+_LONGEST_LINE: Final = 1 << 20
+_TEXTS: Final = ("content", "reasoning_content", "reasoning")
+_SHOWN: Final = 200
+
+
+class StreamError(Exception):
+    """What a server sent is no answer.
+
+    Args:
+        kind: its name among errors.
+        example: what was sent.
+    """
+
+    def __init__(self, kind: str, example: bytes = b"") -> None:
+        super().__init__(kind)
+        self.kind, self.example = kind, example[:_LARGEST_ERROR].decode(errors="replace")
+
+
+@dataclass(slots=True)
+class Answer:
+    """The answer to one request; times by the load's clock.
+
+    ``counts``: whether it began in the window. ``kind``: why it is no answer; empty where it is
+    one. ``pieces``: when each piece of text came.
+    """
+
+    begun: float
+    counts: bool = False
+    ended: float | None = None
+    kind: str = ""
+    example: str = ""
+    pieces: array[float] = field(default_factory=lambda: array("d"))
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    retry_after: float = 0.0
+
+    @property
+    def answered(self) -> bool:
+        """Whether it came to a good end."""
+        return self.ended is not None and not self.kind
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the answer, as the server counts them; else its pieces.
+
+        Under where pieces are counted: one may hold several tokens.
+        """
+        return len(self.pieces) if self.output_tokens is None else self.output_tokens
+
+    def failed(self, at: float, kind: str, example: str = "") -> Answer:
+        """It ended badly."""
+        self.ended, self.kind, self.example = at, kind, " ".join(example.split())[:_SHOWN]
+        return self
+
+
+class StreamReader:
+    """Reads the events of a chat completion.
+
+    Args:
+        answer: takes what is read.
+    """
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer, self._rest = answer, b""
+        #: When events came, with text or without: what a server without any text is timed by.
+        self._events: array[float] = array("d")
+        self._done = self._finished = False
+
+    def feed(self, data: bytes, at: float) -> None:
+        """Bytes of the body that came at this time.
+
+        Raises:
+            StreamError: they are no events of a completion, or one that says that it failed.
+        """
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > _LONGEST_LINE:
+            raise StreamError("garbage", self._rest)
+        for line in lines:
+            self._line(line.strip(), at)
+
+    def end(self) -> None:
+        """The stream is over.
+
+        Raises:
+            StreamError: it was cut short, or had nothing in it.
+        """
+        if not self._events:
+            raise StreamError("empty answer")
+        if not (self._done or self._finished):
+            raise StreamError("cut short")
+        if not self._answer.pieces:
+            self._answer.pieces = self._events
+        if self._answer.output_tokens == 0:
+            raise StreamError("empty answer")
+
+    def _line(self, line: bytes, at: float) -> None:
+        if not line or line.startswith((b":", b"event:", b"id:", b"retry:")):
+            return
+        if not line.startswith(b"data:"):
+            raise StreamError("garbage", line)
+        body = line[5:].strip()
+        if body == b"[DONE]":
+            self._done = True
+            return
+        try:
+            event = msgspec.json.decode(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            raise StreamError("garbage", body) from None
+        if not isinstance(event, dict) or not ("choices" in event or "error" in event):
+            raise StreamError("garbage", body)
+        if event.get("error") is not None:
+            raise StreamError("error event", body)
+        self._event(event, at)
+
+    def _event(self, event: dict[str, Any], at: float) -> None:
+        choices = event["choices"] if isinstance(event["choices"], list) else []
+        choices = [choice for choice in choices if isinstance(choice, dict)]
+        if choices:
+            self._events.append(at)
+        if any(_has_text(choice.get("delta")) for choice in choices):
+            self._answer.pieces.append(at)
+        if any(choice.get("finish_reason") for choice in choices):
+            self._finished = True
+        usage = event.get("usage")
+        if isinstance(usage, dict):
+            self._answer.prompt_tokens = _count(usage.get("prompt_tokens"))
+            self._answer.output_tokens = _count(usage.get("completion_tokens"))
+
+
+def _has_text(delta: Any) -> bool:
+    if not isinstance(delta, dict):
+        return False
+    texts = (delta.get(name) for name in _TEXTS)
+    return any(isinstance(text, str) and text for text in texts) or bool(delta.get("tool_calls"))
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
 
 _CONNECT_SECONDS: Final = 10.0
 #: Below uvicorn's 5 s, so that no request meets a connection which the server is closing.
@@ -76,6 +218,14 @@ def stated_pause(headers: Mapping[str, str], most: float) -> float:
     return min(float(stated), most) if stated.isdecimal() else 0.0
 
 
+async def body_of(response: aiohttp.ClientResponse, most: int) -> bytes:
+    """A body's first bytes, at most so many, however many packets bring them."""
+    body = b""
+    while data := await response.content.read(most - len(body)):
+        body += data
+    return body
+
+
 def first_model(status: int, answer: Any) -> str | None:
     """The first model of ``/v1/models``; None where the answer names none."""
     try:
@@ -111,10 +261,10 @@ class LoadClient(ServerClient):
         for text in probes():
             messages = [{"role": "user", "content": text}]
             body = {"model": model, "messages": messages, "max_tokens": 1, "temperature": 0}
-            status, said = await self._whole("POST", _CHAT, body)
+            status, counted = await self._whole("POST", _CHAT, body)
             if status != 200:
                 raise self._refused(status, _CHAT, "see what the server logs")
-            usage = said.get("usage") if isinstance(said, dict) else None
+            usage = counted.get("usage") if isinstance(counted, dict) else None
             count = usage.get("prompt_tokens") if isinstance(usage, dict) else None
             counts.append(count if isinstance(count, int) else None)
         return counted_from(*counts)
@@ -136,13 +286,10 @@ class LoadClient(ServerClient):
 
     async def _read(self, response: aiohttp.ClientResponse, answer: Answer) -> None:
         if response.status != 200:
-            said = (await _beginning(response)).decode(errors="replace")
             answer.retry_after = stated_pause(response.headers, _LONGEST_PAUSE)
-            answer.failed(time.perf_counter(), f"status {response.status}", said)
-            return
+            raise StreamError(f"status {response.status}", await body_of(response, _LARGEST_ERROR))
         if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
-            said = (await _beginning(response)).decode(errors="replace")
-            raise StreamError("no stream", said)
+            raise StreamError("no stream", await body_of(response, _LARGEST_ERROR))
         reader = StreamReader(answer)
         while data := await response.content.readany():
             reader.feed(data, time.perf_counter())
@@ -152,7 +299,7 @@ class LoadClient(ServerClient):
     async def _whole(self, method: str, path: str, body: Any) -> tuple[int, Any]:
         try:
             async with self._session.request(method, self._url + path, json=body) as response:
-                raw = await _beginning(response)
+                raw = await body_of(response, _LARGEST_ERROR)
         except (aiohttp.InvalidURL, ValueError):
             raise self._no_address() from None
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as exc:
@@ -169,16 +316,6 @@ class LoadClient(ServerClient):
         if status in (401, 403):
             return self._unknown_key(status)
         return UnservedError(f"{self._url}{path} answers {status}", hint=otherwise)
-
-
-async def _beginning(response: aiohttp.ClientResponse) -> bytes:
-    """A body's first 64 KiB, however many packets bring them; one read ends with the first."""
-    body = b""
-    while len(body) < _LARGEST_ERROR and (
-        data := await response.content.read(_LARGEST_ERROR - len(body))
-    ):
-        body += data
-    return body
 
 
 def _kind(exc: BaseException) -> str:

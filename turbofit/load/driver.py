@@ -10,14 +10,15 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from turbofit.core.process.progress import Step
-from turbofit.load.answer import Answer
+from turbofit.load.prompt import RequestShape
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
+    from turbofit.load.client import Answer
     from turbofit.load.spec import LoadSpec
     from turbofit.load.trace import TracedRequest
 
@@ -90,7 +91,7 @@ class LoadRun:
 
     def step(self) -> Step:
         """How far it is, for people."""
-        good = sum(1 for one in self.answers if one.answered)
+        good = sum(answer.answered for answer in self.answers)
         counts = f"{good:,} answered, {len(self.answers) - good:,} failed"
         if not self._open:
             done, total = len(self.answers), self.spec.warm_up_requests
@@ -106,7 +107,7 @@ class LoadRun:
         """Run one place of a closed loop."""
         failures = 0
         for shape in self._shapes:
-            answer = await self._one(shape)
+            answer = await self._request(shape)
             failures = failures + 1 if answer.kind else 0
             if failures:
                 pause = min(_LONGEST_PAUSE, _PAUSE * 2.0 ** min(failures - 1, 10))
@@ -122,13 +123,13 @@ class LoadRun:
             else:
                 self.late = max(self.late, -wait)
                 await asyncio.sleep(0)
-            self._spawn(self._one(shape))
+            self._spawn(self._request(shape))
         await asyncio.sleep(0)  # the last one begins
         self._close()
         if not self._left:
             self._end.set()
 
-    async def _one(self, shape: RequestShape) -> Answer:
+    async def _request(self, shape: RequestShape) -> Answer:
         counts = self.in_window
         if counts:
             self._left += 1
@@ -161,15 +162,15 @@ class LoadRun:
 
     async def _heartbeat(self) -> None:
         """Close the window in time, and tell of the progress."""
-        seconds, told = self.spec.measured_seconds, 0.0
+        seconds, ticked = self.spec.measured_seconds, 0.0
         while True:
             now = time.perf_counter()
             if self.in_window and seconds is not None and now >= self.opened + seconds:
                 self._close()
                 if not self._left:
                     self._end.set()
-            if now >= told + 1.0:
-                told = now
+            if now >= ticked + 1.0:
+                ticked = now
                 self._tick(self)
             ends = self.opened + seconds - now if self.in_window and seconds is not None else 1.0
             await asyncio.sleep(min(max(ends, 0.001), 0.2))
@@ -178,15 +179,6 @@ class LoadRun:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-class RequestShape(NamedTuple):
-    """How large one request is; ``shared`` of its prompt's tokens all requests have alike."""
-
-    prompt_tokens: int
-    output_tokens: int
-    images: tuple[tuple[int, int], ...]
-    shared: int = 0
 
 
 def drawn(spec: LoadSpec) -> Iterator[RequestShape]:
@@ -203,15 +195,15 @@ def drawn(spec: LoadSpec) -> Iterator[RequestShape]:
 
 def replayed(trace: Sequence[TracedRequest]) -> Iterator[RequestShape]:
     """The requests of a trace, once."""
-    for one in trace:
+    for line in trace:
         # Requests that say nothing of their length get a token.
-        yield RequestShape(max(1, one.text_tokens), max(1, one.output_tokens), one.images)
+        yield RequestShape(max(1, line.text_tokens), max(1, line.output_tokens), line.images)
 
 
 def arrivals(spec: LoadSpec, trace: Sequence[TracedRequest]) -> Iterator[float]:
     """Seconds after the first at which requests arrive, of an open loop or a trace."""
     if spec.rate is None:
-        yield from (one.at / spec.trace_speed for one in trace)
+        yield from (line.at / spec.trace_speed for line in trace)
         return
     # Not the draws of the sizes: another rate shall meet the same requests.
     draw, at = random.Random(f"{spec.seed} arrivals"), 0.0

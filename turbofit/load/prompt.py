@@ -12,13 +12,12 @@ import struct
 import zlib
 from base64 import b64encode
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from turbofit.core.json_types import JsonObject
-    from turbofit.load.driver import RequestShape
 
 #: English words that most tokenizers know as one token with the space before them.
 _WORDS: Final = [
@@ -58,6 +57,15 @@ def counted_from(short: int | None, long: int | None) -> TokenCount:
     return TokenCount(of_word, max(0.0, short - of_word * _PROBES[0]), counted=True)
 
 
+class RequestShape(NamedTuple):
+    """How large one request is; ``shared`` of its prompt's tokens all requests have alike."""
+
+    prompt_tokens: int
+    output_tokens: int
+    images: tuple[tuple[int, int], ...]
+    shared: int = 0
+
+
 class PromptWriter:
     """Makes bodies for chat completions.
 
@@ -76,17 +84,15 @@ class PromptWriter:
     def body(self, shape: RequestShape) -> JsonObject:
         """One request's, streamed, with the usage at the end."""
         images = [_image(width, height, self._draw) for width, height in shape.images]
-        made: dict[str, Any] = {
+        return {
             "model": self._model,
             "messages": [user_message(self._prompt(shape), images)],
             "max_tokens": shape.output_tokens,
             "temperature": 0,
             "stream": True,
             "stream_options": {"include_usage": True},
+            **({} if self._stop_early else {"ignore_eos": True}),
         }
-        if not self._stop_early:
-            made["ignore_eos"] = True
-        return made
 
     def _prompt(self, shape: RequestShape) -> str:
         words = self._count.words_for(shape.prompt_tokens)
@@ -107,15 +113,10 @@ def png(width: int, height: int, colour: int = 0) -> bytes:
     Under: a server decodes it faster than a photograph, whose JPEG takes some milliseconds a
     megapixel.
     """
-    palette = struct.pack(">I", colour)[1:] * 2
-    header = struct.pack(">IIBBBBB", width, height, 1, 3, 0, 0, 0)
-    parts = (
-        _chunk(b"IHDR", header),
-        _chunk(b"PLTE", palette),
-        _pixels(width, height),
-        _chunk(b"IEND", b""),
-    )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+    palette = _chunk(b"PLTE", struct.pack(">I", colour)[1:] * 2)
+    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 3, 0, 0, 0))
+    end = _chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + header + palette + _pixels(width, height) + end
 
 
 @lru_cache(maxsize=64)

@@ -14,7 +14,7 @@ from turbofit.core.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from turbofit.load.answer import Answer
+    from turbofit.load.client import Answer
     from turbofit.load.driver import LoadRun
 
 BENCH_SCHEMA: Final = "turbofit.bench/1"
@@ -137,11 +137,11 @@ def summary(run: LoadRun, *, url: str, model: str, busy: float) -> LoadResult:
     """
     split = urlsplit(url)
     window = Window(run.opened, run.opened if run.closed is None else run.closed)
-    counted = [one for one in run.answers if one.counts]
-    good = [one for one in counted if one.answered]
-    every = [one for one in run.answers if one.answered]
-    pieces_only = any(one.output_tokens is None for one in good)
-    prompts = [one.prompt_tokens for one in good if one.prompt_tokens is not None]
+    counted = [answer for answer in run.answers if answer.counts]
+    good = [answer for answer in counted if answer.answered]
+    every = [answer for answer in run.answers if answer.answered]
+    pieces_only = any(answer.output_tokens is None for answer in good)
+    prompts = [answer.prompt_tokens for answer in good if answer.prompt_tokens is not None]
     return LoadResult(
         turbofit_version=__version__,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -155,20 +155,21 @@ def summary(run: LoadRun, *, url: str, model: str, busy: float) -> LoadResult:
         answered=len(good),
         errors=_errors(counted),
         warm_up_errors=sum(
-            bool(one.kind) and not one.counts and one.begun <= window.begin for one in run.answers
+            bool(answer.kind) and not answer.counts and answer.begun <= window.begin
+            for answer in run.answers
         ),
         requests_per_second=window.per_second(window.share, every),
         output_tokens_per_second=window.per_second(window.tokens, every),
         running=window.per_second(window.overlap, every),
         prompt_tokens=sum(prompts) / len(prompts) if prompts else None,
-        output_tokens=sum(one.tokens for one in good) / max(1, len(good)),
+        output_tokens=sum(answer.tokens for answer in good) / max(1, len(good)),
         counted="pieces" if pieces_only else "usage",
-        ttft=spread([one.pieces[0] - one.begun for one in good if one.pieces]),
+        ttft=spread([answer.pieces[0] - answer.begun for answer in good if answer.pieces]),
         tpot=spread([
-            (one.pieces[-1] - one.pieces[0]) / (one.tokens - 1)
-            for one in good if one.pieces and one.tokens > 1
+            (answer.pieces[-1] - answer.pieces[0]) / (answer.tokens - 1)
+            for answer in good if answer.pieces and answer.tokens > 1
         ]),
-        e2e=spread([one.ended - one.begun for one in good if one.ended is not None]),
+        e2e=spread([answer.ended - answer.begun for answer in good if answer.ended is not None]),
         moments=tuple(_moments(every, window)),
         client=ClientShare(busy=round(busy, 3), late=round(run.late, 3)),
         warnings=_warnings(run, busy, pieces_only=pieces_only),
@@ -202,8 +203,8 @@ def _moments(answers: Sequence[Answer], window: Window) -> Iterator[LoadMoment]:
 
 
 def _errors(counted: Sequence[Answer]) -> tuple[ErrorCount, ...]:
-    kinds = Counter(one.kind for one in counted if one.kind)
-    examples = {one.kind: one.example for one in reversed(counted) if one.kind}
+    kinds = Counter(answer.kind for answer in counted if answer.kind)
+    examples = {answer.kind: answer.example for answer in reversed(counted)}
     return tuple(
         ErrorCount(kind=kind, count=count, example=examples[kind])
         for kind, count in kinds.most_common()
@@ -211,18 +212,13 @@ def _errors(counted: Sequence[Answer]) -> tuple[ErrorCount, ...]:
 
 
 def _warnings(run: LoadRun, busy: float, *, pieces_only: bool) -> tuple[str, ...]:
-    found = []
-    if run.stopped:
-        found.append(
-            f"it ended before its time: {run.stopped}; what was under way then is left out, so "
-            "that rates are too low"
-        )
-    if busy > _BUSY:
-        found.append(
-            f"the load took {busy:.0%} of a CPU: the server may do more than these figures say"
-        )
-    if run.late > _LATE:
-        found.append(f"a request was sent {run.late:.1f} s after its time: the load is too slow")
-    if pieces_only:
-        found.append("the server counts no tokens: pieces of its stream are counted, too few")
-    return tuple(found)
+    warnings = {
+        f"it ended before its time: {run.stopped}; what was under way then is left out, so that "
+        "rates are too low": run.stopped,
+        f"the load took {busy:.0%} of a CPU: the server may do more than these figures say":
+            busy > _BUSY,
+        f"a request was sent {run.late:.1f} s after its time: the load is too slow":
+            run.late > _LATE,
+        "the server counts no tokens: pieces of its stream are counted, too few": pieces_only,
+    }  # fmt: skip
+    return tuple(text for text, applies in warnings.items() if applies)

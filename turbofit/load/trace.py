@@ -63,23 +63,23 @@ def read_trace(path: str) -> tuple[TracedRequest, ...]:
         ) from None
     if path.lower().endswith(".csv"):
         try:
-            found = list(_of_table(data, path))
+            requests = list(_of_table(data, path))
         except csv.Error as exc:
             raise UsageError(f"{path} is no CSV of requests: {exc}", hint=_CSV) from None
     else:
         lines = ((number, line) for number, line in enumerate(data.splitlines(), 1) if line.strip())
-        found = [decode(line, TracedRequest, what=f"line {n} of {path}") for n, line in lines]
-    for number, one in enumerate(found, 1):
-        if len(one.images) > _MOST_IMAGES:
+        requests = [decode(line, TracedRequest, what=f"line {n} of {path}") for n, line in lines]
+    for number, request in enumerate(requests, 1):
+        if len(request.images) > _MOST_IMAGES:
             raise UsageError(
-                f"request {number} of {path} has {len(one.images)} images",
+                f"request {number} of {path} has {len(request.images)} images",
                 hint=f"at most {_MOST_IMAGES} are sent in a request",
             )
-    if not found:
+    if not requests:
         raise UsageError(f"{path} holds no request", hint="each line is one: see docs/bench.md")
-    found.sort(key=lambda one: one.at)
-    first = found[0].at
-    return tuple(msgspec.structs.replace(one, at=one.at - first) for one in found)
+    requests.sort(key=lambda request: request.at)
+    first = requests[0].at
+    return tuple(msgspec.structs.replace(request, at=request.at - first) for request in requests)
 
 
 def _of_table(data: bytes, path: str) -> Iterator[TracedRequest]:

@@ -117,9 +117,9 @@ def trace_forecast(
         trace=file,
         requests=count,
         seconds=round(trace[-1].at, 3),
-        text_tokens=round(sum(one.text_tokens for one in trace) / count, 1),
-        output_tokens=round(sum(one.output_tokens for one in trace) / count, 1),
-        images=round(sum(len(one.images) for one in trace) / count, 2),
+        text_tokens=round(sum(line.text_tokens for line in trace) / count, 1),
+        output_tokens=round(sum(line.output_tokens for line in trace) / count, 1),
+        images=round(sum(len(line.images) for line in trace) / count, 2),
         plans=tuple(_under(plan, trace) for plan in plans),
         basis=(
             f"estimate by the forecast's rates, no GPU: of requests a second the median error is "
@@ -138,7 +138,7 @@ def _under(plan: Plan, trace: Sequence[TracedRequest]) -> TracedPlan:
             "other",
             hint="a trace is forecast for LMDeploy's engines",
         )
-    requests, refused, lowered = requests_passed_on(plan, trace)
+    requests, refused, lowered = admitted_requests(plan, trace)
     gateway = GatewayConfig()
     engines = list(simulated_engines(plan))
     times, loads = replay(
@@ -170,7 +170,7 @@ def _under(plan: Plan, trace: Sequence[TracedRequest]) -> TracedPlan:
         queue=spread([times.begun[n] - requests[n].at for n in done]),
         most_waiting=max(load.most_waiting for load in loads),
         running=round(sum(load.running_seconds for load in loads) / span, 2),
-        at_once=sum(one.batch for one in engines),
+        at_once=sum(engine.batch for engine in engines),
         busy=round(busy / span / len(loads), 4),
         cache_used=round(
             sum(load.cached_seconds / load.engine.kv_tokens for load in loads) / (busy or 1.0), 4
@@ -183,19 +183,19 @@ def _under(plan: Plan, trace: Sequence[TracedRequest]) -> TracedPlan:
 def simulated_engines(plan: Plan) -> Iterator[SimulatedEngine]:
     """The plan's engines as their rates, caches and batches are."""
     engine = engine_named(plan.engine.name)
-    for number, one in enumerate(plan.each()):
+    for number, group in enumerate(plan.each()):
         gpus = [plan.machine.gpu(index) for index in plan.parallel.groups[number]]
         yield SimulatedEngine(
-            rates=group_rates(plan.model, one.settings, plan.machine, gpus, engine),
-            batch=one.settings.max_batch_size,
-            kv_tokens=one.kv.tokens,
-            chunk=one.settings.max_prefill_token_num,
+            rates=group_rates(plan.model, group.settings, plan.machine, gpus, engine),
+            batch=group.settings.max_batch_size,
+            kv_tokens=group.kv.tokens,
+            chunk=group.settings.max_prefill_token_num,
             gate=bounds_of(plan).gate,
             share=plan.by_group[number].at_once if plan.by_group else 1.0,
         )
 
 
-def requests_passed_on(
+def admitted_requests(
     plan: Plan, trace: Sequence[TracedRequest]
 ) -> tuple[list[TraceRequest], Counter[str], int]:
     """The requests as the gateway passes them on, what it refuses, and how many it lowers."""
@@ -210,22 +210,23 @@ def requests_passed_on(
             check_request(bounds, limited)
         except Refusal as exc:
             return exc
-        units, tokens = sum(one.units for one in limited), sum(one.tokens for one in limited)
+        units = sum(image.units for image in limited)
+        tokens = sum(image.tokens for image in limited)
         free = 0 if bounds.rule is None else sum(bounds.rule.units(*size) for size in sizes)
         return units, tokens, units < free
 
     requests = []
-    for one in trace:
-        held = images_of(one.images)
-        if isinstance(held, Refusal):
-            refused[held.reason] += 1
+    for line in trace:
+        images = images_of(line.images)
+        if isinstance(images, Refusal):
+            refused[images.reason] += 1
             continue
-        units, tokens, smaller = held
-        prompt, output = max(1, one.text_tokens + tokens), max(1, one.output_tokens)
+        units, tokens, smaller = images
+        prompt, output = max(1, line.text_tokens + tokens), max(1, line.output_tokens)
         if prompt >= most:
             refused["prompt_too_long"] += 1
             continue
         answer = min(output, most - prompt)
         lowered += smaller or answer < output
-        requests.append(TraceRequest(one.at, prompt, answer, units, len(one.images)))
+        requests.append(TraceRequest(line.at, prompt, answer, units, len(line.images)))
     return requests, refused, lowered

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 _BRANCHES = ("master", "main")
 
 
-def cached_snapshot(hub_id: str, revision: str | None) -> str | None:
-    """The folder of a hub id in the local hub cache, None where it is not there.
+def cached_snapshot(hub_id: str, revision: str | None, holds: str = "config.json") -> str | None:
+    """The folder of a hub id in the local hub cache, None where it is not there with this file.
 
     The layout is huggingface_hub's: ``models--ORG--NAME/refs/REVISION`` names a commit,
     ``snapshots/COMMIT`` holds the files.
@@ -34,7 +34,7 @@ def cached_snapshot(hub_id: str, revision: str | None) -> str | None:
     if not commit.isalnum():
         return None
     folder = os.path.join(base, "snapshots", commit)
-    return folder if has_config(folder) else None
+    return folder if os.path.isfile(os.path.join(folder, holds)) else None
 
 
 def hub_cache(environ: Mapping[str, str] = os.environ) -> str:

@@ -6,6 +6,7 @@ config.json and the tensors must describe the same model.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Final, Literal, NamedTuple, Protocol
 
@@ -98,7 +99,7 @@ def read_checkpoint(files: Files, origin: Origin) -> Model:
         UsageError: a file is missing, damaged, contradicts another, or the model is not one that
             turbofit accounts for.
     """
-    config = _section(files, "config.json")
+    config = read_section(files, "config.json")
     if config is None:
         raise UsageError(
             f"{origin.where} has no config.json", hint="name a folder in Hugging Face's format"
@@ -149,9 +150,10 @@ def read_checkpoint(files: Files, origin: Origin) -> Model:
     )
 
 
-def _section(files: Files, name: str) -> Section | None:
+def read_section(files: Files, name: str, what: str = "") -> Section | None:
+    """The object of a JSON file, called ``what`` in messages; None where there is no such file."""
     data = files.read(name)
-    return None if data is None else parse_json(data, name)
+    return None if data is None else parse_json(data, what or name)
 
 
 def _architecture(config: Section) -> str:
@@ -168,9 +170,9 @@ def _architecture(config: Section) -> str:
 
 def _processor(files: Files, key: str, name: str) -> Section | None:
     """An image or video processor's settings; those nested in processor_config.json win."""
-    outer = _section(files, "processor_config.json")
+    outer = read_section(files, "processor_config.json")
     nested = outer.section(key) if outer else None
-    return nested or _section(files, name)
+    return nested or read_section(files, name)
 
 
 def _dtype(config: Section, tensors: Mapping[str, Tensor] | None, warnings: list[str]) -> Dtype:
@@ -187,9 +189,9 @@ def _dtype(config: Section, tensors: Mapping[str, Tensor] | None, warnings: list
 
 
 def _by_dtype(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    sizes: dict[str, int] = {}
+    sizes = Counter[str]()
     for tensor in tensors.values():
-        sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.bytes
+        sizes[tensor.dtype] += tensor.bytes
     return dict(sorted(sizes.items()))
 
 
@@ -204,7 +206,7 @@ def _remote_code(files: Files, config: Section, architecture: str, images: Secti
     mapped = config.section("auto_map")
     if architecture in _REMOTE_CONFIG and mapped and "AutoConfig" in mapped:
         return True
-    tokenizer = _section(files, "tokenizer_config.json")
+    tokenizer = read_section(files, "tokenizer_config.json")
     classes = tokenizer.section("auto_map") if tokenizer else None
     if classes and "AutoTokenizer" in classes:
         return True
@@ -213,7 +215,7 @@ def _remote_code(files: Files, config: Section, architecture: str, images: Secti
         return True
     if architecture in TEXT_ARCHITECTURES or architecture == "InternVLChatModel":
         return False
-    processors = (_section(files, "processor_config.json"), images)
+    processors = (read_section(files, "processor_config.json"), images)
     maps = (part.section("auto_map") for part in processors if part)
     return any(part and ("AutoProcessor" in part or "AutoImageProcessor" in part) for part in maps)
 
@@ -222,7 +224,7 @@ def _without_unused(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """The tensors without those that no engine loads: unused drafts, speech output, time series."""
     layers = [name.removesuffix(_DRAFT_LAYER[1:]) for name in tensors if _DRAFT_LAYER in name]
     unused = (_DRAFT, *_SPEECH, *_TIME_SERIES, *layers)
-    return {name: one for name, one in tensors.items() if not name.startswith(unused)}
+    return {name: tensors[name] for name in tensors if not name.startswith(unused)}
 
 
 def _cross_check(tensors: Mapping[str, Tensor], text: TextDims, vision: VisionDims | None) -> None:
@@ -231,7 +233,7 @@ def _cross_check(tensors: Mapping[str, Tensor], text: TextDims, vision: VisionDi
     Raises:
         UsageError: the message names the tensor's figure and the config's.
     """
-    tensors = {name: one for name, one in tensors.items() if _AUDIO not in name}
+    tensors = {name: tensors[name] for name in tensors if _AUDIO not in name}
     _count_layers(tensors, "language model", text.layers, vision=False)
     if vision:
         _count_layers(tensors, "vision tower", vision.layers, vision=True)
@@ -293,26 +295,26 @@ def _expected(
 
 def _count_layers(tensors: Mapping[str, Tensor], what: str, expected: int, *, vision: bool) -> None:
     """Layers are numbered from 0 without a gap: the largest number tells how many there are."""
-    found: set[int] = set()
-    for name in tensors:
-        if _SECOND in name:
-            continue
-        if bool(_VISION.search(name)) is vision and (match := _LAYER.search(name)):
-            found.add(int(match[1][:9]))
-    if len(found) != expected or max(found, default=-1) != expected - 1:
+    numbers = {
+        int(match[1][:9])
+        for name in tensors
+        if _SECOND not in name and bool(_VISION.search(name)) is vision
+        and (match := _LAYER.search(name))
+    }  # fmt: skip
+    if len(numbers) != expected or max(numbers, default=-1) != expected - 1:
         raise UsageError(
-            f"config.json says {expected} layers in the {what}, the checkpoint has {len(found)}",
+            f"config.json says {expected} layers in the {what}, the checkpoint has {len(numbers)}",
             hint=_DIFFER,
         )
 
 
 def _stored_dtype(tensors: Mapping[str, Tensor]) -> tuple[Dtype | None, Dtype | None]:
     """The unquantised dtype with most bytes, and a second one where it holds over 1 % of them."""
-    sizes: dict[str, int] = {}
+    sizes = Counter[str]()
     for tensor in tensors.values():
         if tensor.dtype in _FLOATS:
-            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.bytes
-    order = sorted(sizes, key=lambda name: -sizes[name])
+            sizes[tensor.dtype] += tensor.bytes
+    order = [name for name, _ in sizes.most_common()]
     if not order:
         return None, None
     mixed = len(order) > 1 and sizes[order[1]] > 0.01 * sum(sizes.values())

@@ -17,8 +17,8 @@ from turbofit.core.errors import UsageError
 from turbofit.core.model import Model, TextDims
 from turbofit.core.units import HALF
 from turbofit.core.version import REFERENCE
-from turbofit.model.checkpoint import Files
-from turbofit.model.config import Section, parse_json
+from turbofit.model.checkpoint import Files, read_section
+from turbofit.model.config import Section
 from turbofit.model.families.text import read_text
 from turbofit.model.folder import FolderFiles
 from turbofit.model.parameters import draft_elements
@@ -97,8 +97,10 @@ def read_draft(model: Model, method: SpeculativeAlgorithm, name: str | None, tok
 
 
 def _hint_for(model: Model) -> str:
-    found = [method for method, targets in _MTP.items() if model.architecture in targets]
-    return f"--speculative-algorithm {found[0]} drafts for it" if found else "plan without a draft"
+    methods = [method for method, targets in _MTP.items() if model.architecture in targets]
+    if not methods:
+        return "plan without a draft"
+    return f"--speculative-algorithm {methods[0]} drafts for it"
 
 
 def _layers_of_target(
@@ -150,10 +152,10 @@ def _layers(model: Model, name: str | None, key: str) -> int:
 
 
 def _config(files: Files, where: str) -> Section:
-    data = files.read("config.json")
-    if data is None:
+    config = read_section(files, "config.json", f"{where}: config.json")
+    if config is None:
         raise UsageError(f"{where} has no config.json", hint="name the draft's folder or hub id")
-    return parse_json(data, f"{where}: config.json")
+    return config
 
 
 def _checkpoint(model: Model, method: SpeculativeAlgorithm, name: str, tokens: int) -> Draft:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from typing import Final
 
 from turbofit.core.errors import UsageError
@@ -68,7 +69,7 @@ class FolderFiles:
         """Headers of the weight files, picked in LMDeploy's order."""
         index = self.read_up_to(INDEX, 64 << 20)
         if index is not None:
-            return Weights(self._sharded(parse_index(index, INDEX)))
+            return Weights(sharded(parse_index(index, INDEX), INDEX, self.header))
         names = self._names()
         safe = [name for name in names if name.endswith(".safetensors")]
         torch = [name for name in names if name.endswith((".bin", ".pt"))]
@@ -76,10 +77,10 @@ class FolderFiles:
         if not first and any(name.startswith("pytorch_model") for name in torch):
             return Weights(None, _BIN_ONLY)
         if first or safe:
-            found: dict[str, Tensor] = {}
+            tensors: dict[str, Tensor] = {}
             for name in first or safe:
-                found.update(self.header(name))
-            return Weights(found)
+                tensors |= self.header(name)
+            return Weights(tensors)
         if torch:
             return Weights(None, _BIN_ONLY)
         return Weights(
@@ -94,21 +95,6 @@ class FolderFiles:
         except OSError as exc:
             raise UsageError(f"{self.path} cannot be read: {exc.strerror}", hint=_HINT) from None
 
-    def _sharded(self, where: dict[str, str]) -> dict[str, Tensor]:
-        """The tensors that the index names, each from the file that it names."""
-        found: dict[str, Tensor] = {}
-        for file in sorted(set(where.values())):
-            header = self.header(file)
-            found.update(
-                (name, tensor) for name, tensor in header.items() if where.get(name) == file
-            )
-        if missing := where.keys() - found.keys():
-            raise UsageError(
-                f"{INDEX} names {min(missing)[:80]!r}, which {where[min(missing)]} does not hold",
-                hint="download the checkpoint again",
-            )
-        return found
-
     def header(self, name: str) -> dict[str, Tensor]:
         """The tensors of a safetensors file."""
         size = self.size(name)
@@ -120,6 +106,25 @@ class FolderFiles:
                 return parse_header(file.read(length), size, name)
         except OSError as exc:
             raise UsageError(f"{name} cannot be read: {exc.strerror}", hint=_HINT) from None
+
+
+def sharded(
+    where: dict[str, str],
+    index: str,
+    read: Callable[[str], dict[str, Tensor]],
+    hint: str = "download the checkpoint again",
+) -> dict[str, Tensor]:
+    """The tensors that an index names, each from the file that it names."""
+    tensors: dict[str, Tensor] = {}
+    for file in sorted(set(where.values())):
+        stored = read(file)
+        tensors |= {name: stored[name] for name in stored if where.get(name) == file}
+    if missing := where.keys() - tensors.keys():
+        raise UsageError(
+            f"{index} names {min(missing)[:80]!r}, which {where[min(missing)]} does not hold",
+            hint=hint,
+        )
+    return tensors
 
 
 _BIN_ONLY: Final = (
@@ -159,8 +164,8 @@ def no_checkpoint(path: str) -> UsageError:
     snapshots = os.path.join(path, "snapshots")
     if inside is None and os.path.isdir(snapshots):  # a model's folder in the hub cache
         revisions = sorted(os.listdir(snapshots))
-        found = (name for name in revisions if has_config(os.path.join(snapshots, name)))
-        inside = next((os.path.join("snapshots", name) for name in found), None)
+        whole = (name for name in revisions if has_config(os.path.join(snapshots, name)))
+        inside = next((os.path.join("snapshots", name) for name in whole), None)
     if inside is not None:
         return UsageError(
             f"{path} has no config.json, but {inside} in it has",

@@ -21,7 +21,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.process.log import LazyLogger
 from turbofit.model.checkpoint import Weights
 from turbofit.model.config import LARGEST_JSON, parse_json
-from turbofit.model.folder import INDEX
+from turbofit.model.folder import INDEX, sharded
 from turbofit.model.safetensors import PREFIX, Tensor, header_length, parse_header, parse_index
 
 _LOG: Final = LazyLogger(__name__)
@@ -34,7 +34,7 @@ _LARGEST_INDEX: Final = 64 << 20
 #: Most headers fit, so that one request a file is enough.
 _FIRST_BYTES: Final = 256 << 10
 _TRUE: Final = {"1", "ON", "YES", "TRUE"}
-
+_BROKEN: Final = "the repository is broken: take another revision"
 
 T = TypeVar("T")
 
@@ -97,23 +97,18 @@ class HubFiles:
                 f"{self.hub_id} has no safetensors file: sizes are computed from config.json",
             )
         where = parse_index(index, INDEX)
-        found: dict[str, Tensor] = {}
+        files = sorted(set(where.values()))
         with ThreadPoolExecutor(max_workers=8) as pool:
-            files = sorted(set(where.values()))
-            for file, header in zip(files, pool.map(self._header, files), strict=True):
-                if header is None:
-                    raise UsageError(
-                        f"{self.hub_id} lacks {file}, which its index names",
-                        hint="the repository is broken: take another revision",
-                    )
-                found.update((n, t) for n, t in header.items() if where.get(n) == file)
-        _LOG.info("%s: %d tensors in %d files", self.where, len(found), len(set(where.values())))
-        if missing := where.keys() - found.keys():
-            raise UsageError(
-                f"{INDEX} names {min(missing)[:80]!r}, which no file of it holds",
-                hint="the repository is broken: take another revision",
-            )
-        return Weights(found)
+            headers = dict(zip(files, pool.map(self._shard, files), strict=True))
+        tensors = sharded(where, INDEX, headers.__getitem__, _BROKEN)
+        _LOG.info("%s: %d tensors in %d files", self.where, len(tensors), len(files))
+        return Weights(tensors)
+
+    def _shard(self, name: str) -> dict[str, Tensor]:
+        header = self._header(name)
+        if header is None:
+            raise UsageError(f"{self.hub_id} lacks {name}, which its index names", hint=_BROKEN)
+        return header
 
     def _header(self, name: str) -> dict[str, Tensor] | None:
         """The header of one safetensors file, None where there is no such file."""

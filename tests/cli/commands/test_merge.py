@@ -48,9 +48,9 @@ def test_wrong_use(folders, capsys):
 
 
 def test_ended_by_a_signal(folders, tmp_path, monkeypatch):
-    from turbofit.model.merge import tensors
+    from turbofit.model.merge import files
 
-    monkeypatch.setattr(tensors, "_write", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(files, "_write", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     before = signal.getsignal(signal.SIGTERM)
     assert main(["merge", *folders]) == 130
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "lora"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from itertools import pairwise
 from typing import get_args
@@ -27,7 +26,7 @@ from turbofit.core.images import (
     TileRule,
 )
 from turbofit.core.plan import Limits
-from turbofit.gateway.overlay import edits
+from turbofit.core.struct import decode, to_json
 from turbofit.model.presets import known_presets, load_preset
 
 TILES = TileRule(tile_size=448, tokens_per_tile=256, max_dynamic_patch=12, client_knobs=False)
@@ -66,6 +65,7 @@ def test_each_class_is_tried_and_answers_everything() -> None:
 @pytest.mark.parametrize("rule", RULES)
 def test_limits_and_units_agree(rule: ImageRule) -> None:
     assert rule.lower_limits()[0] <= rule.checkpoint_limit <= rule.exposed_limit
+    assert decode(to_json(rule), AnyImageRule, what="rule") == rule
     most = rule.worst_units()
     assert rule.least_units <= most
     assert rule.largest_limit(0) is None
@@ -288,20 +288,3 @@ def test_a_resized_image_takes_what_a_lower_limit_gives(width, height, share):
     limit = BUDGET.max_pixels // share
     resized = BUDGET.stretched((width, height), limit)
     assert BUDGET.units(*resized) == BUDGET.units(width, height, limit)
-
-
-def test_the_folder_is_told_within_its_own_section(tmp_path):
-    kept = {"auto_map": {"AutoProcessor": "a.B"}, "media_proc_cfg": {"patch_size": 14}}
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(kept))
-    limits = Limits(
-        vision_unit="patch", max_dynamic_patch=None, max_pixels_per_image=4096 * 14**2,
-        images_per_request=1, units_per_image=4096, units_per_request=4096,
-        units_per_forward=4096, image_tokens_per_request=1024, n=1, bytes_per_image=1,
-        bytes_per_body=1,
-    )  # fmt: skip
-    changed = edits(tmp_path, BUDGET, limits)
-    assert changed == {
-        "preprocessor_config.json": {
-            **kept, "media_proc_cfg": {"patch_size": 14, "in_patch_limit": 4096}
-        }
-    }  # fmt: skip

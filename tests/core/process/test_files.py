@@ -7,7 +7,7 @@ import pytest
 
 from turbofit.core.errors import UsageError
 from turbofit.core.process.files import write_atomic, write_output
-from turbofit.core.process.state import new_file, new_folder, state_dir
+from turbofit.core.process.state import new_path, state_dir
 
 
 def test_the_umask_decides_about_a_new_file(tmp_path: Path):
@@ -154,13 +154,13 @@ def test_only_the_user_reads_it(home: Path) -> None:
     folder = state_dir("runs")
     assert folder == home / "turbofit" / "runs"
     assert folder.stat().st_mode & 0o77 == 0
-    assert new_file("runs", "x", ".log").stat().st_mode & 0o77 == 0
-    assert new_folder("runs", "x").stat().st_mode & 0o77 == 0
+    assert new_path("runs", "x", ".log").stat().st_mode & 0o77 == 0
+    assert new_path("runs", "x").stat().st_mode & 0o77 == 0
 
 
 def test_names_are_never_shared() -> None:
-    assert len({new_file("crashes", "t", ".txt") for _ in range(5)}) == 5
-    assert len({new_folder("runs", "m") for _ in range(5)}) == 5
+    assert len({new_path("crashes", "t", ".txt") for _ in range(5)}) == 5
+    assert len({new_path("runs", "m") for _ in range(5)}) == 5
 
 
 @pytest.mark.parametrize("chosen", ["", "state", "./state"])

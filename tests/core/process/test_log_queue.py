@@ -88,7 +88,7 @@ def piped() -> Iterator[int]:
         os.close(out)  # whoever waits for a reader does so no longer
 
 
-def said(out: int, most: int = 1 << 16) -> str:
+def read_from(out: int, most: int = 1 << 16) -> str:
     return os.read(out, most).decode()
 
 
@@ -132,10 +132,10 @@ def test_nobody_waits_for_a_pipe_that_is_not_read() -> None:
         assert (missing := sys.stderr._lines._missing) > count // 2
         text = ""
         while "nobody read" not in text:
-            text += said(out)
+            text += read_from(out)
         sys.stderr.write("on it goes\n")
         while not text.endswith("on it goes\n"):
-            text += said(out)
+            text += read_from(out)
         sys.stderr.write(line * 1000)  # more than a pipe holds
     kept = text.split(line)
     assert len(kept) - 1 == count - missing

@@ -182,7 +182,7 @@ LEARNED: list[tuple[str, str]] = yaml.safe_load(
 
 def test_what_a_server_refuses_goes_before_that_it_is_up() -> None:
     up = "INFO:     Application startup complete.\n"
-    refused = "ERROR message='The model `/m/x` does not exist.' type='NotFoundError' code=404\n"
+    refused = "ERROR message='The model `/m/llava` does not exist.' type='NotFoundError' code=404\n"
     assert explain(up + refused).kind == "wrong_model_name"
 
 
@@ -199,7 +199,7 @@ def test_reports_of_the_newest_sets(report: dict[str, str]) -> None:
 
 @pytest.mark.parametrize(("kind", "line"), LEARNED, ids=lambda text: text[:40])
 def test_kinds_that_people_report(kind: str, line: str) -> None:
-    assert explain(f"INFO: starting\n{line}\n").kind == kind
+    assert explain(f"INFO: a GPU server starts\n{line}\n").kind == kind
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,10 @@ def test_an_error_that_nobody_knows_goes_before_what_its_parent_says() -> None:
     assert explain(parent).kind == "engine_gone"
 
 
-REFUSED = "ValueError: this quantization is not supported"
+REFUSED = (
+    'Traceback (most recent call last):\n  File "/v/vllm/config.py", line 1, in f\n'
+    "ValueError: this quantization is not supported"
+)
 
 
 @pytest.mark.parametrize("before", [False, True])
@@ -260,7 +263,7 @@ def test_a_cause_goes_before_what_a_check_says_by_its_form(before: bool) -> None
 def test_an_unknown_error_after_a_check_goes_before_it() -> None:
     found = explain(f"{REFUSED}\nZeroDivisionError: division by zero\n")
     assert found.kind == "unknown"
-    assert found.also == (f"line 1: {explain(REFUSED).what}",)
+    assert found.also == (f"line 3: {explain(REFUSED).what}",)
 
 
 DRIVER = (

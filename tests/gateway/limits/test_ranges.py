@@ -1,3 +1,5 @@
+"""Each parameter held to the range that engines survive, and what a grammar may cost."""
+
 from __future__ import annotations
 
 import copy
@@ -10,7 +12,15 @@ import pytest
 
 from tests.support.gateway import chat
 from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.limits import grammars
 from turbofit.gateway.limits.gate import UNSTATED
+from turbofit.gateway.limits.grammars import (
+    check_format,
+    check_tools,
+    grammar_seconds,
+    pattern_weight,
+    refuse_grammars,
+)
 from turbofit.gateway.limits.parameters import RULES
 from turbofit.gateway.limits.ranges import hold_parameters, lower_answer, most_tokens
 from turbofit.gateway.limits.request_body import read_body
@@ -28,14 +38,14 @@ BASE: dict[str, dict[str, Any]] = {
 }
 
 
-def held(kind: Any, scope: Scope = SCOPE, **fields: Any) -> tuple[dict[str, Any], list[str]]:
+def in_range(kind: Any, scope: Scope = SCOPE, **fields: Any) -> tuple[dict[str, Any], list[str]]:
     body = read_body(kind, {**copy.deepcopy(BASE[kind]), **fields}).body
     return body, hold_parameters(kind, body, scope)
 
 
 def refused(kind: Any, scope: Scope = SCOPE, **fields: Any) -> Refusal:
     with pytest.raises(Refusal) as caught:
-        held(kind, scope, **fields)
+        in_range(kind, scope, **fields)
     assert caught.value.status == 400
     return caught.value
 
@@ -61,6 +71,8 @@ def refused(kind: Any, scope: Scope = SCOPE, **fields: Any) -> Refusal:
         ("chat", "temperature", 0, 0, []),
         ("chat", "temperature", "0.5", 0.5, []),
         ("chat", "presence_penalty", 9, 2, ["presence_penalty=9->2"]),
+        # LMDeploy's own tests send 1e-7.
+        ("chat", "repetition_penalty", 1e-7, 0.01, ["repetition_penalty=1e-07->0.01"]),
         ("chat", "repetition_ngram_size", 2000, 1024, ["repetition_ngram_size=2000->1024"]),
         ("generate", "top_logprobs_num", 5000, 1024, ["top_logprobs_num=5000->1024"]),
         ("generate", "stop_token_ids", [0, 511], [0, 511], []),
@@ -70,7 +82,7 @@ def refused(kind: Any, scope: Scope = SCOPE, **fields: Any) -> Refusal:
     ],
 )  # fmt: skip
 def test_what_can_be_brought_into_its_range_is_and_is_said(kind, name, asked, given, notes) -> None:
-    body, words = held(kind, **{name: asked})
+    body, words = in_range(kind, **{name: asked})
     assert (body[name], words) == (given, notes)
     assert type(body[name]) is type(given) or not isinstance(given, int)
 
@@ -143,14 +155,15 @@ def test_what_cannot_is_refused_with_the_range(kind, name, asked, word) -> None:
 
 def test_engines_differ_where_they_do() -> None:
     both = Scope(engines=("pytorch", "turbomind"), vocabulary=512, session=4096)
-    assert held("chat", both, top_k=1000)[0]["top_k"] == 512
-    assert held("chat", top_k=1000)[0]["top_k"] == 1000
+    assert in_range("chat", both, top_k=1000)[0]["top_k"] == 512
+    assert in_range("chat", top_k=1000)[0]["top_k"] == 1000
     serial = Scope(engines=("transformers",), vocabulary=512, session=4096)
-    assert held("chat", serial, frequency_penalty=-2)[0]["frequency_penalty"] == -0.99
+    body = in_range("chat", serial, frequency_penalty=-2, stop=[])[0]
+    assert (body["frequency_penalty"], body["stop"]) == (-0.99, None)
 
 
 def test_what_nobody_knows_refuses_nothing() -> None:
-    body, changes = held("generate", Scope(), stop_token_ids=[10**6], max_tokens=10**6)
+    body, changes = in_range("generate", Scope(), stop_token_ids=[10**6], max_tokens=10**6)
     assert (body["stop_token_ids"], body["max_tokens"], changes) == ([10**6], 10**6, [])
 
 
@@ -165,13 +178,13 @@ def test_what_nobody_knows_refuses_nothing() -> None:
     ],
 )  # fmt: skip
 def test_an_answer_is_lowered_to_what_images_leave(kind, fields, left, changes) -> None:
-    body = held(kind, **fields)[0]
+    body = in_range(kind, **fields)[0]
     assert lower_answer(kind, body, left) == changes
 
 
 def test_an_ordinary_request_is_passed_as_it_is() -> None:
     fields = {"temperature": 0.7, "top_p": 0.9, "stop": ["\n", "END"], "max_tokens": 64, "seed": 7}
-    body, changes = held("chat", **fields)
+    body, changes = in_range("chat", **fields)
     assert body == {**chat(**fields), "messages": BASE["chat"]["messages"]}
     assert changes == []
 
@@ -187,7 +200,7 @@ ODD: list[Any] = [
 def test_no_value_of_any_type_fails_in_another_way_than_a_refusal(kind, value) -> None:
     for name in RULES[kind]:
         with suppress(Refusal):
-            held(kind, **{name: copy.deepcopy(value)})
+            in_range(kind, **{name: copy.deepcopy(value)})
 
 
 def test_what_the_pytorch_engine_never_gets_is_refused() -> None:
@@ -213,19 +226,6 @@ def test_stops_cost_transformers_a_walk_over_its_vocabulary(stop: list[str], wor
     body = {"stop": stop}
     hold_parameters("chat", body, Scope(engines=("turbomind",), vocabulary=512, session=4096))
     assert body["stop"] == stop
-
-
-def test_an_empty_list_of_stops_is_none_for_transformers() -> None:
-    body = {"stop": []}
-    hold_parameters("chat", body, Scope(engines=("transformers",), vocabulary=512, session=4096))
-    assert body["stop"] is None
-
-
-def test_a_small_penalty_is_raised_and_said() -> None:
-    """LMDeploy's own tests send 1e-7."""
-    body, changes = held("chat", repetition_penalty=1e-7)
-    assert body["repetition_penalty"] == 0.01
-    assert changes == ["repetition_penalty=1e-07->0.01"]
 
 
 @pytest.mark.parametrize("kind", ["messages", "count_tokens"])
@@ -278,3 +278,156 @@ def test_tools_count_twice() -> None:
 def test_a_token_of_a_normalised_text_has_a_byte_at_least(text: str) -> None:
     room = most("chat", text, max_tokens=1) - most("chat", "", max_tokens=1)
     assert room >= len(unicodedata.normalize("NFC", text).encode())
+
+
+@pytest.fixture(autouse=True)
+def two_cores(monkeypatch) -> None:
+    monkeypatch.setattr(grammars.os, "sched_getaffinity", lambda _: {0, 1})
+
+
+def schema(count: int, *, required: bool = True, **value: Any) -> dict[str, Any]:
+    names = [f"p{number}" for number in range(count)]
+    return {
+        "type": "object",
+        "properties": {name: {"type": "string", **value} for name in names},
+        "required": names if required else [],
+    }
+
+
+def form(schema: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+
+
+@pytest.mark.parametrize(
+    ("priced", "measured"),
+    [
+        # Seconds of one core of XGrammar 0.2.8, see `bench/gateway/GRAMMARS.md`.
+        (schema(10), 0.045),
+        (schema(200), 0.157),
+        (schema(1000), 0.572),
+        (schema(50, required=False), 0.385),
+        (schema(80, required=False), 0.756),
+        (schema(100, required=False), 1.205),
+        ({"type": "string", "minLength": 50}, 2.254),
+        ({"type": "string", "minLength": 1000}, 5.258),
+        ({"type": "string", "pattern": "[a-z]{1,100}"}, 0.794),
+        ({"type": "string", "pattern": "[a-z]{1,1000}"}, 1.4),
+        ({"type": "string", "pattern": ".{1,100}"}, 7.315),
+        ({"enum": [f"value number {number}" for number in range(5000)]}, 0.125),
+    ],
+)
+def test_the_price_is_at_least_what_was_measured(priced, measured) -> None:
+    assert grammar_seconds("response_format", form(priced)) + 1.3e-6 * 103_900 >= measured
+
+
+def test_ordinary_formats_pass_as_they_are() -> None:
+    for value in (
+        {"type": "text"},
+        {"type": "json_object"},
+        form(schema(50)),
+        form(schema(30, required=False)),
+        {"type": "regex_schema", "regex_schema": r"call me [A-Za-z]{1,10} at \d{3}-\d{4}"},
+    ):
+        assert check_format({"response_format": value}) == []
+    assert check_tools([{"type": "function", "function": {"name": "f", "parameters": {}}}]) == []
+
+
+def test_lengths_of_strings_are_left_out_where_they_cost_too_much() -> None:
+    value = form(schema(2, maxLength=200))
+    assert check_format({"response_format": value}) == ["maxLength=200->none"] * 2
+    assert value == form(schema(2))
+    # A property may be called so.
+    named = form({"type": "object", "properties": {"maxLength": {"type": "integer"}}})
+    assert check_format({"response_format": named}) == []
+
+
+def deep(levels: int) -> dict[str, Any]:
+    nested: dict[str, Any] = {"type": "string"}
+    for _ in range(levels):
+        nested = {"type": "array", "items": nested}
+    return nested
+
+
+@pytest.mark.parametrize(
+    ("body", "word"),
+    [
+        ({"response_format": form(schema(200, required=False))}, "s of one core"),
+        ({"response_format": {"type": "regex_schema", "regex_schema": "(.{1,99}){1,99}"}}, "s of"),
+        ({"response_format": {"type": "regex_schema", "regex_schema": "a{1000000000000}"}}, "s of"),
+        ({"response_format": {"type": "regex_schema", "regex_schema": "a" * 5000}}, "5000 char"),
+        ({"response_format": form(deep(100))}, "deeper than 64"),
+        ({"response_format": form({"enum": ["x" * 70000]})}, "bytes of schemas"),
+        ({"response_format": "json"}, "no object"),
+        ({"response_format": form(5)}, "schema that is no object"),
+        ({"text": {"format": {"type": "json_schema", "schema": 5}}}, "schema that is no object"),
+        ({"text": {"format": 5}}, "format that is no object"),
+    ],
+)
+def test_what_costs_too_much_is_refused(body, word) -> None:
+    with pytest.raises(Refusal) as caught:
+        check_format(body)
+    assert caught.value.status == 400
+    assert word in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"response_format": form({})}, "response_format"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "regex_schema", "regex_schema": "a"}}, "response_format"),
+        ({"text": {"format": {"type": "json_schema", "schema": {}}}}, "text.format"),
+        ({"tools": [{}], "tool_choice": "required"}, "tool_choice"),
+        ({"tools": [{}], "tool_choice": {"type": "any"}}, "tool_choice"),
+    ],
+)
+def test_what_needs_xgrammar_is_refused_with_how_to_install_it(body: Any, param: str) -> None:
+    with pytest.raises(Refusal, match="pip install xgrammar") as caught:
+        refuse_grammars(body)
+    assert (caught.value.status, caught.value.param) == (400, param)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {}, {"response_format": {"type": "text"}}, {"response_format": {"type": "structural_tag"}},
+        {"response_format": None}, {"text": {"format": {"type": "text"}}}, {"text": {}},
+        {"text": "x"}, {"tools": [{}], "tool_choice": "auto"}, {"tools": [{}]},
+        {"tool_choice": "required"}, {"response_format": {"type": ["json_object"]}},
+        {"tools": [{}], "tool_choice": {"type": "function", "function": {"name": "f"}}},
+    ],
+)  # fmt: skip
+def test_what_needs_no_xgrammar_is_left_to_lmdeploy(body: Any) -> None:
+    refuse_grammars(body)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "weight", "loops"),
+    [
+        ("", 0, 0),
+        ("abc", 3, 0),
+        ("a{3}", 3, 0),
+        ("a{2,5}", 5, 0),
+        ("a{2,}", 2, 0),
+        ("[a-z]{1,100}", 1600, 0),
+        (r"[^\]a]x", 161, 0),
+        (".{10}", 1600, 0),
+        (r"\d\S\\", 16 + 160 + 1, 0),
+        ("(ab){10}", 30, 0),
+        ("(a{10}){10}", 110, 0),
+        ("a?b*c+", 3, 3),
+        ("(a?){40}", 80, 40),
+        ("((a?){4}){5}", 45, 20),
+        ("(a", 1, 0),
+        ("a)", 2, 0),
+        ("[a", 17, 0),
+        ("{x}", 3, 0),
+    ],
+)
+def test_weight_and_loops(pattern, weight, loops) -> None:
+    assert pattern_weight(pattern, 10**6) == (weight, loops)
+
+
+def test_counting_ends_past_the_limit() -> None:
+    assert pattern_weight("(a{1000}){1000}" * 1000, 5000)[0] < 10**9
+    assert pattern_weight("a{99999999999999999999}", 5000)[0] > 5000

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from tests.core.images.test_rule import CANVAS, CROSS, GRIDS, PAGES, SQUARE
 from tests.gateway.judge import units_reaching
 from tests.gateway.media.test_clips import film, opencv, sequence
-from tests.gateway.test_new_rules import CANVAS, CROSS, FRAMES, GRIDS, PAGES, SQUARE
 from tests.support.gateway import (
     PATCHES,
     TILES,
@@ -21,6 +21,7 @@ from tests.support.gateway import (
     gateway,
     image_part,
     limits_for,
+    plan_for,
 )
 from tests.support.plans import model, plausible_plan
 from tests.sweep import part
@@ -41,6 +42,7 @@ from turbofit.gateway.limits.sharing import (
     request_bounds,
     within,
 )
+from turbofit.launch.engine.worst_requests import worst_image, worst_image_tokens, worst_request
 
 pytestmark = pytest.mark.slow
 
@@ -49,6 +51,11 @@ ONEVISION = AnyresRule(
     tile_size=384, tokens_per_tile=729, max_dynamic_patch=36, most_tiles=9,
     grids=tuple((384 * rows, 384 * columns) for rows in range(1, 7) for columns in range(1, 7)),
 )  # fmt: skip
+FRAMES = PatchRule(
+    patch_size=14, merge=2, min_pixels=6272, max_pixels=4816896, client_knobs=False, frames=2,
+    enlarge=True,
+)  # fmt: skip
+WITHOUT_KNOBS = [GRIDS, CROSS, SQUARE, FRAMES, PAGES, CANVAS]
 ALL = [TILES, OWN_TILES, PATCHES, FRAMES, GRIDS, ONEVISION, CANVAS, PAGES, CROSS, SQUARE]
 SIZES = st.tuples(st.integers(20, 4500), st.integers(20, 4500)).filter(
     lambda size: max(size) <= 190 * min(size)
@@ -60,7 +67,7 @@ def bounds(rule, *, images: int = 1, **changes: Any) -> Bounds:
     return Bounds(rule=rule, limits=limits, longest_request_tokens=10**9)
 
 
-def made(b: Bounds, image: RequestedImage, fit, request: dict[str, int]) -> tuple[int, int]:
+def taken_by(b: Bounds, image: RequestedImage, fit, request: dict[str, int]) -> tuple[int, int]:
     """Units and tokens that the engine will make of an image as it is passed on."""
     size = fit.resize or image.size
     if fit.knobs:
@@ -91,7 +98,7 @@ def test_images_never_take_more_than_the_request(
         return
     check_request(b, shared.images)
     taken = [
-        made(b, image, fit, shared.request)
+        taken_by(b, image, fit, shared.request)
         for image, fit in zip(wanted, shared.images, strict=True)
     ]
     assert [(fit.units, fit.tokens) for fit in shared.images] == taken
@@ -101,6 +108,31 @@ def test_images_never_take_more_than_the_request(
     assert all(fit.units <= most.units for fit, most in zip(shared.images, alone, strict=True))
     if within(b, alone):
         assert [fit.units for fit in shared.images] == [fit.units for fit in alone]
+
+
+@pytest.mark.parametrize("rule", WITHOUT_KNOBS, ids=lambda rule: type(rule).__name__)
+@pytest.mark.parametrize("overlay", [True, False])
+def test_what_is_asked_of_images_that_carry_nothing_is_not_sent(rule, overlay) -> None:
+    asked = {"max_dynamic_patch": 99, "max_pixels": 10**9, "min_pixels": 10**9, "detail": "high"}
+    # Without the overlay an image may be too large for a lower limit, and is refused.
+    for limit in rule.lower_limits(2)[: None if overlay else 1]:
+        b = replace(bounds(rule, limit=limit), overlay=overlay)
+        (fit,) = hold_images(b, [RequestedImage(size=(1400, 900), options=asked)]).images
+        assert fit.knobs == {}
+        check_request(b, [fit])
+        assert "max_pixels=1000000000->default" in fit.lowered
+
+
+@pytest.mark.parametrize("rule", WITHOUT_KNOBS, ids=lambda rule: type(rule).__name__)
+def test_the_worst_request_reaches_the_plan(rule) -> None:
+    for limit in rule.lower_limits(2):
+        plan = plan_for(rule, limit=limit)
+        image = worst_image(plan)
+        assert image.knobs == {}
+        assert rule.units(*image.size, limit) == plan.limits.units_per_image
+        assert worst_image_tokens(plan) == plan.limits.image_tokens_per_request
+        parts = worst_request(plan, "m").body["messages"][0]["content"]
+        assert sum(part["type"] == "image_url" for part in parts) == 2
 
 
 @pytest.mark.parametrize(

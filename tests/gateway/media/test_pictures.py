@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import random
 import struct
@@ -15,10 +14,15 @@ from PIL import Image, ImageChops, ImageFile
 
 from tests.support.gateway import data_url, picture
 from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.limits.request_limits import LimitedImage
 from turbofit.gateway.media import pictures
-from turbofit.gateway.media.pictures import LARGEST_PIXELS, from_base64, from_bytes, from_url
-from turbofit.gateway.media.resize import Resizer, resized, resized_image
+from turbofit.gateway.media.pictures import (
+    LARGEST_PIXELS,
+    from_base64,
+    from_bytes,
+    from_url,
+    resized,
+    resized_image,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 MOST = 4 << 20
@@ -284,18 +288,3 @@ def test_what_cannot_be_decoded_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     )
     with pytest.raises(Refusal, match="cannot be decoded"):
         resized(broken, (28, 28))
-
-
-def test_only_what_is_to_be_resized_is_touched() -> None:
-    picture = from_bytes(stored(gradient(), "PNG"), 1 << 20)
-    kept = LimitedImage(knobs={}, units=1, tokens=1)
-    lowered = LimitedImage(knobs={}, units=1, tokens=1, resize=(28, 28))
-
-    async def run(limits):
-        return await Resizer().resize((picture, picture), limits)
-
-    same = asyncio.run(run((kept, kept)))
-    assert all(image is picture for image in same)
-    first, second = asyncio.run(run((kept, lowered)))
-    assert first is picture
-    assert second.size == (28, 28)

@@ -133,12 +133,12 @@ async def test_what_an_engine_had_when_it_died_is_sent_to_no_other(engines, loop
     assert (reply.status, reply.json["error"]["code"]) == (503, "engine_died")
     assert "retry-after" in reply.headers
     assert (len(mortal.dead), len(mortal.times(POISON))) == (1, 1)
-    assert [one.status for one in after] == [200] * len(after)
-    for number, one in enumerate(beside):
+    assert [reply.status for reply in after] == [200] * len(after)
+    for number, other in enumerate(beside):
         there = set(mortal.times(f"innocent {number}"))
-        assert one.status == (503 if there <= mortal.dead else 200)
+        assert other.status == (503 if there <= mortal.dead else 200)
         assert len(mortal.times(f"innocent {number}")) == 1
-    assert [one.status for one in beside].count(503) == 3
+    assert [reply.status for reply in beside].count(503) == 3
     assert metric(await call(mortal.app, "/metrics"), "retried_total") == 0
     left = [(e.outstanding, e.units, e.host_bytes) for e in mortal.app.engines]
     assert left == [(0, 0, 0)] * engines

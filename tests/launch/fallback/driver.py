@@ -7,7 +7,7 @@ from pathlib import Path
 
 from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Plan
-from turbofit.core.process.state import new_folder
+from turbofit.core.process.state import new_path
 from turbofit.gateway.config import GatewayConfig
 from turbofit.launch.engine.engine_client import EngineClient, Timing
 from turbofit.launch.engine.environment import Lmdeploy
@@ -37,7 +37,7 @@ def tell_pulses() -> None:
 
 def main() -> int:
     plan, port = Plan.from_json(Path(sys.argv[1]).read_bytes()), int(sys.argv[2])
-    folder = new_folder("runs", "test")
+    folder = new_path("runs", "test")
     tell_pulses()
     try:
         with StopSignal() as stop, Leases() as leases:

@@ -9,16 +9,27 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import pytest
+from msgspec.structs import replace
 
-from tests.memory.conftest import launch_on
-from turbofit.core.machine import Machine
+from tests.memory.conftest import card, launch_on, machine_of
+from turbofit import api
+from turbofit.core.machine import Gpu, Machine
 from turbofit.core.model import Model
-from turbofit.core.plan import Settings
+from turbofit.core.plan import Plan, Settings
 from turbofit.core.units import MIB
+from turbofit.memory.account import VisionLoad
 from turbofit.memory.pytorch.account import Pytorch, PytorchAccount
 from turbofit.memory.pytorch.activations import Activations, Prefill
-from turbofit.memory.pytorch.weights import load_constants, weight_classes
+from turbofit.memory.pytorch.cache import engine_bound
+from turbofit.memory.pytorch.weights import (
+    PytorchConstants,
+    environment,
+    load_constants,
+    segments,
+    weight_classes,
+)
 from turbofit.memory.start_outcome import outcome_at
+from turbofit.model.parameters import stored_bytes
 from turbofit.model.source import resolve_model
 
 CONSTANTS = load_constants()
@@ -181,3 +192,192 @@ def test_short_sessions_meet_in_one_forward() -> None:
     alone = account("llava-1.5-7b", max_prefill_token_num=8192, session_len=4096, max_batch_size=1)
     (prefill,) = [term.bytes / MIB for term in alone.transients if term.term == "text_prefill"]
     assert 365.6 <= prefill <= 365.6 * 1.1 + 24
+
+
+@pytest.fixture(scope="module")
+def constants() -> PytorchConstants:
+    return load_constants()
+
+
+def one_card(model: str | Model, gpu: Gpu, **changes: object) -> PytorchAccount:
+    return account(model, replace(machine_of(1), gpus=(gpu,)), session_len=4096, **changes)
+
+
+def terms(model: Model, capability: tuple[int, int] | str, **changes: object) -> dict[str, int]:
+    gpu = replace(card(total=80000), compute_capability=capability)
+    ledger = one_card(model, gpu, **changes).at(0.5).ledgers[0].ledger
+    return {term.term: term.bytes for term in ledger}
+
+
+def test_awq_is_held_twice_on_hopper_alone():
+    model = resolve_model("qwen2.5-7b-awq")
+    classes = weight_classes(model, 1)
+    packed = classes["attention"] + classes["mlp"]
+    hopper = terms(model, (9, 0))
+    assert packed < hopper["weights.packed_copy"] < 1.12 * packed
+    assert "packed_kernels" in hopper
+    assert terms(model, "NA")["weights.packed_copy"] == hopper["weights.packed_copy"]
+    for other in ((8, 6), (10, 0)):
+        assert "weights.packed_copy" not in terms(model, other)
+        assert "packed_kernels" not in terms(model, other)
+    assert "weights.packed_copy" not in terms(resolve_model("qwen2.5-7b"), (9, 0))
+
+
+def test_layers_left_unpacked_are_counted_from_the_files():
+    model = resolve_model("internvl2-8b-awq")
+    packed = stored_bytes(model.text, model.vision, model.dtype, model.quantization)
+    source = replace(model.source, sizes="file")
+    extra = 300 * MIB
+    from_file = replace(model, weight_bytes=packed + extra, source=source)
+    assert weight_classes(from_file, 4)["unpacked"] == extra // 4
+    assert "unpacked" not in weight_classes(replace(from_file, weight_bytes=packed), 4)
+
+
+def test_cogvlms_second_set_of_layers_is_attention_and_mlp_as_the_first_is():
+    model = resolve_model("cogvlm2-19b")
+    one = replace(model, text=replace(model.text, vision_experts=False))
+    both, first = weight_classes(model, 2), weight_classes(one, 2)
+    assert both["mlp"] == 2 * first["mlp"]
+    assert 2 * first["attention"] <= both["attention"] < 2.01 * first["attention"]
+
+
+@pytest.mark.parametrize(
+    ("tp", "backend", "kind"),
+    [
+        (1, None, "expandable"), (1, "mp", "expandable"), (1, "ray", "fixed"),
+        (2, None, "fixed"), (2, "mp", "expandable"), (2, "ray", "fixed"),
+    ],
+)  # fmt: skip
+def test_rays_workers_refuse_expandable_segments_whatever_their_number(tp, backend, kind):
+    settings = Settings(
+        tp=tp, max_batch_size=8, session_len=4096, distributed_executor_backend=backend
+    )
+    assert segments(settings) == kind
+    assert ("PYTORCH_CUDA_ALLOC_CONF" in environment(settings, resolve_model("qwen2-vl-7b"))) is (
+        kind == "expandable"
+    )
+
+
+def test_what_the_runtimes_reserve_lacks_is_part_of_what_is_missing():
+    """InternVL2.5-26B-AWQ on a 3090: weights leave less than the reserve for logits."""
+    made = one_card("internvl2.5-26b-awq", card(), max_prefill_token_num=8192)
+    least = made.least_blocks * made.block_bytes
+    assert made.free > 0 > made.ratio_base
+    assert made.cache_shortfall_at(0.8) == least - int(made.ratio_base * 0.8) > least
+
+
+def test_blocks_that_were_asked_for_are_not_checked_against_sixteen():
+    """LMDeploy holds the ratio's blocks to 16, not ``num_gpu_blocks``."""
+    made = one_card("qwen2.5-0.5b", card(), num_gpu_blocks=10)
+    assert made.tokens_at(0.8) == 8 * 64
+    assert not made.cache_shortfall_at(0.8)
+    assert made.cache_shortfall_at(1e-9)
+
+
+def test_more_blocks_than_fit_are_told_at_once():
+    made = one_card("qwen2.5-0.5b", card(), num_gpu_blocks=10**6)
+    looks: list[float] = []
+    made.fits_at = lambda ratio: bool(looks.append(ratio))  # type: ignore[method-assign]
+    assert made.best_ratio() is None
+    assert len(looks) == 1
+
+
+@pytest.mark.parametrize("crops", [1, 4, 16])
+def test_pages_that_meet_are_padded_to_the_planned_limit(crops):
+    """Phi-3.5's smallest page is 313 tokens, and as many tiles as any."""
+    rule = resolve_model("phi-3.5-vision").image_rule
+    assert rule is not None
+    vision_load = VisionLoad(
+        units_per_image=crops + 1, images_per_request=1, tokens_per_request=2509
+    )
+    settings = Settings(max_batch_size=128, session_len=8192, max_prefill_token_num=8192)
+    assert engine_bound(rule, vision_load, settings) == 8192 // 313 * (crops + 1)
+
+
+def test_cogvlm_gathers_the_tokens_of_each_set_of_layers(constants):
+    model = resolve_model("cogvlm2-19b")
+    one = replace(model, text=replace(model.text, vision_experts=False))
+    settings = Settings(max_batch_size=8, session_len=4096)
+    forward = Prefill(tokens=100, context=100)
+    both, first = (Activations(each, settings, constants).prefill(forward) for each in (model, one))
+    assert both - first == 100 * 2 * 2 * model.text.hidden
+
+
+def test_a_long_image_lets_as_many_small_ones_meet_in_its_chunks():
+    """A page of 16 tiles is 2509 tokens, and every chunk of its prompt as long: 8 small ones."""
+    rule = resolve_model("phi-3.5-vision").image_rule
+    assert rule is not None
+    settings = Settings(max_batch_size=4, session_len=8192, max_prefill_token_num=1024)
+    met = [
+        engine_bound(
+            rule,
+            VisionLoad(
+                units_per_image=17, images_per_request=images, tokens_per_request=2509 * images
+            ),
+            settings,
+        )
+        for images in (1, 5, 20)
+    ]
+    assert met == [1024 // 313 * 17, 5 * 17, 2509 // 313 * 17]
+
+
+SEGMENT = load_constants().segment
+
+
+def _terms(plan: Plan) -> dict[str, int]:
+    return {term.term: term.bytes for term in plan.gpus[0].ledger}
+
+
+def test_a_prefill_has_no_room_in_the_graphs_pool() -> None:
+    eager = api.plan("qwen2.5-7b", on="1xrtx3090", engine="pytorch", eager_mode=True)
+    graphs = api.plan("qwen2.5-7b", on="1xrtx3090", engine="pytorch", eager_mode=False)
+    assert "cuda_graphs" not in _terms(eager)
+    assert _terms(graphs)["cuda_graphs"] >= SEGMENT
+    assert _terms(graphs)["pool_warmup"] == _terms(eager)["pool_warmup"] >= SEGMENT
+    assert graphs.kv.tokens < eager.kv.tokens
+
+
+def test_the_smallest_worst_case_still_loses_a_segment() -> None:
+    """Qwen2.5-7B's longest prompt: 116.8 MiB live on pretend GPUs, and a page in part."""
+    plan = api.plan("qwen2.5-7b", on="1xrtx3090", engine="pytorch")
+    assert _terms(plan)["text_prefill"] >= 116.8 * (1 << 20) + SEGMENT
+
+
+def test_normed_queries_and_keys_are_counted() -> None:
+    """Qwen3-VL-2B, chunks of 4096 and a long context: 378.4 MiB live on pretend GPUs."""
+    plan = api.plan(
+        "qwen3-vl-2b", on="1xrtx3060", engine="pytorch", image_size=(1344, 1568),
+        max_prefill_token_num=4096, context=65_536,
+    )  # fmt: skip
+    assert _terms(plan)["text_prefill"] >= 378.4 * (1 << 20)
+
+
+def test_what_a_tower_gives_the_first_layers_is_held() -> None:
+    """Qwen3-VL-8B, 65,536 patches: 2,638.9 MiB live, 384 of them for three layers."""
+    plan = api.plan("qwen3-vl-8b", on="1xrtx3090", engine="pytorch")
+    seen, card = int(2638.9 * (1 << 20)), plan.gpus[0].total
+    assert plan.limits.units_per_forward == 65536
+    assert seen <= _terms(plan)["vision_forward"] <= seen + 0.02 * card
+
+
+@pytest.mark.parametrize(
+    ("rows", "seen"), [(8, 47.2), (32, 186.3), (50, 290.7), (64, 371.8), (128, 556.4)]
+)
+def test_so_many_rows_that_sample_are_never_under(rows: int, seen: float) -> None:
+    """Qwen2.5-0.5B with top_k=0: live on pretend GPUs; torch sorts few rows with more."""
+    plan = api.plan("qwen2.5-0.5b", on="1xrtx3060", engine="pytorch", max_batch_size=rows)
+    assert _terms(plan)["sampling"] >= seen * (1 << 20)
+
+
+def test_fewer_rows_than_the_batch_may_need_more() -> None:
+    full, few = (
+        api.plan("qwen2.5-0.5b", on="1xrtx3060", engine="pytorch", max_batch_size=rows)
+        for rows in (128, 127)
+    )
+    assert _terms(full)["sampling"] == _terms(few)["sampling"]
+
+
+@pytest.mark.parametrize(("rows", "idle"), [(8, 15.1), (50, 11.9), (64, 30.9), (160, 41.8)])
+def test_what_the_warm_up_leaves_grows_with_the_batch(rows: int, idle: float) -> None:
+    plan = api.plan("qwen2.5-0.5b", on="1xrtx3060", engine="pytorch", max_batch_size=rows)
+    assert _terms(plan)["pool_warmup"] >= idle * (1 << 20)

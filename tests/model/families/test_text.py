@@ -1,23 +1,27 @@
-"""Language models that published checkpoints store in a way of their own."""
+"""Language models and towers that published checkpoints store in a way of their own."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
+from tests.support.checkpoints import make_internvl2
+from tests.support.oracles import count
 from tests.support.tiny_checkpoints import read
 from turbofit.core.errors import UsageError
 from turbofit.core.struct import to_builtins
 from turbofit.model.config import Section
 from turbofit.model.families.engines import engine_problem
 from turbofit.model.families.text import read_text
+from turbofit.model.parameters import text_parameters
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
 from turbofit.rehearse.checkpoint.header_only import write_header
-from turbofit.rehearse.checkpoint.twin import tensors, twin_of, write_model
+from turbofit.rehearse.checkpoint.twin import tensors, twin_of, write_checkpoint, write_model
 
 
 @pytest.mark.parametrize(
@@ -119,3 +123,101 @@ def test_dense_layers_among_experts():
     assert read(config=moe | {"decoder_sparse_step": 3, "mlp_only_layers": []}).text.moe.layers == 1
     with pytest.raises(UsageError):
         read(config=moe | {"mlp_only_layers": [0, 1, 2, 3]})
+
+
+def internvl(tmp_path, **changes):
+    folder = make_internvl2(tmp_path / "InternVL2-1B")
+    config = json.loads((folder / "config.json").read_text())
+    for path, value in changes.items():
+        *parts, key = path.split("__")
+        inner = config
+        for part in parts:
+            inner = inner[part]
+        inner[key] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ps_version": "v1"},
+        {"force_image_size": 224},
+        {"downsample_ratio": 0.3},
+        {"llm_config__architectures": []},
+        {"llm_config__architectures": ["DeepseekV4ForCausalLM"]},
+        {"llm_config": None},
+        {"vision_config": None},
+        {"vision_config__norm_type": "group_norm"},
+        {"vision_config__num_attention_heads": 5},
+        {"vision_config__image_size": 450},
+        {"vision_config__num_hidden_layers": 3},
+        {"vision_config__hidden_size": 128},
+        {"max_dynamic_patch": 10**9},
+        {"max_dynamic_patch": "12"},
+        {"use_thumbnail": 1},
+    ],
+)
+def test_internvl_that_would_not_run(tmp_path, changes):
+    with pytest.raises(UsageError):
+        resolve_model(internvl(tmp_path, **changes))
+
+
+def test_images_are_tiled_where_there_is_no_preprocessor(tmp_path):
+    """LMDeploy looks at dynamic_image_size only where a preprocessor config is there too."""
+    folder = internvl(tmp_path, dynamic_image_size=False)
+    assert resolve_model(folder).image_rule.dynamic
+    (tmp_path / "InternVL2-1B" / "preprocessor_config.json").write_text("{}")
+    assert not resolve_model(folder).image_rule.dynamic
+
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 96, "hidden_size": 40, "intermediate_size": 56, "num_hidden_layers": 5,
+    "num_attention_heads": 4, "num_key_value_heads": 4, "kv_lora_rank": 12, "q_lora_rank": 20,
+    "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 10, "n_routed_experts": 6,
+    "num_experts_per_tok": 2, "n_shared_experts": 2, "moe_intermediate_size": 14,
+    "first_k_dense_replace": 2, "n_group": 1, "topk_group": 1, "pad_token_id": 0,
+}  # fmt: skip
+PRESETS = ["deepseek-v2-lite", "glm-4.7-flash"]
+
+
+@pytest.mark.parametrize("family", ["DeepseekV2", "DeepseekV3", "Glm4MoeLite"])
+@pytest.mark.parametrize("change", [{}, {"q_lora_rank": None}, {"attention_bias": True}])
+def test_parameters_are_transformers_own(transformers: Any, family: str, change: Any) -> None:
+    values = SMALL | change
+    config = getattr(transformers, f"{family}Config")(**values)
+    config.architectures = [f"{family}ForCausalLM"]
+    text = read_text(
+        Section(json.loads(config.to_json_string(use_diff=False)), "c"), config.architectures[0]
+    )
+    assert text.mla is not None
+    assert text.moe is not None
+    # The biases that only choose experts are buffers there.
+    buffers = text.moe.layers * text.moe.experts if text.moe.correction else 0
+    assert text.moe.correction is (family != "DeepseekV2")
+    counted = count(transformers, config.architectures[0], config)
+    assert text_parameters(text) == counted + buffers
+    assert (text.kv_heads, text.head_dim, text.mla.q_rank) == (1, 16, values["q_lora_rank"] or 0)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_checkpoint_is_read_as_its_preset(name: str, tmp_path: Path) -> None:
+    found, preset = resolve_model(str(write_checkpoint(name, tmp_path))), preset_model(name)
+    assert found.text == preset.text
+    assert (found.parameters, found.warnings) == (preset.parameters, ())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"kv_lora_rank": None}, "kv_lora_rank is missing"),
+        ({"moe_layer_freq": 2}, "dense layers behind the first"),
+        (
+            {"mlp_layer_types": ["sparse", "dense", "sparse", "sparse", "sparse"]},
+            "behind the first",
+        ),
+    ],
+)
+def test_what_is_refused(change: Any, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        read_text(Section(SMALL | change, "c"), "DeepseekV2ForCausalLM")

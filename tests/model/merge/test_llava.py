@@ -7,9 +7,11 @@ from importlib.util import find_spec
 
 import pytest
 
-from tests.model.merge.cases import load, make_adapter, make_base
-from tests.model.merge.llava_cases import (
+from tests.model.merge.cases import (
     LLAVA,
+    load,
+    make_adapter,
+    make_base,
     make_clip,
     make_llava_lora,
     make_original,

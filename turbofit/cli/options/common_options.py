@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     from pydantic.fields import FieldInfo
 
+    from turbofit.cli.options.profile import Profile, ProfileSection
     from turbofit.core.json_types import Options
-    from turbofit.core.profile import Profile, ProfileSection
     from turbofit.core.validation import Validated
 
 T = TypeVar("T", bound="Validated")
@@ -280,7 +280,7 @@ def sections() -> dict[str, ProfileSection]:
     """What may stand in a profile, by its heading: the fields that the command line is made of."""
     from turbofit.cli.options.gateway_options import GatewayOptions
     from turbofit.cli.options.launch_options import ModelsOptions, ServeOptions, SharesOptions
-    from turbofit.core.profile import ProfileSection
+    from turbofit.cli.options.profile import ProfileSection
     from turbofit.planning.request import ENGINE_OPTIONS, GROUPS, PlanRequest
 
     serve = tuple(name for name in ServeOptions.model_fields if name != "plan")
@@ -360,7 +360,7 @@ def _use(ctx: click.Context, path: Path) -> None:
     Raises:
         UsageError: something in it is wrong, or it names several models where one is meant.
     """
-    from turbofit.core.profile import read_profile
+    from turbofit.cli.options.profile import read_profile
 
     profile = read_profile(path, sections())
     several = next((one.nargs == -1 for one in ctx.command.params if one.name == "model"), False)
@@ -421,8 +421,8 @@ def defaults(profile: Profile) -> Options:
 
     The environment's keys come before its.
     """
+    from turbofit.cli.options.profile import secret_of
     from turbofit.core.process.variables import variables
-    from turbofit.core.profile import secret_of
 
     values = dict(profile.of_model(0) if len(profile.models) == 1 else profile.values)
     if references := values.pop("api_key", ()):

@@ -18,8 +18,6 @@ from turbofit.planning.request import Positive
 if TYPE_CHECKING:
     from turbofit.gateway.config import GatewayConfig
 
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
-
 
 class GatewayOptions(Validated):
     """What a person says of the public side, each field an option."""
@@ -92,7 +90,7 @@ class GatewayOptions(Validated):
         Raises:
             UsageError: such an option was given, for example a key that no gateway would ask for.
         """
-        usual = {"host": _LOOPBACK[0], "no_auth": True}
+        usual = {"host": "127.0.0.1", "no_auth": True}
         for name, value in self.given().items():
             if name != "port" and usual.get(name) != value:
                 raise UsageError(
@@ -109,7 +107,7 @@ class GatewayOptions(Validated):
                 proxy without an address.
         """
         from turbofit.gateway.config import ConnectionLimits, GatewayConfig
-        from turbofit.gateway.http.connections import Networks
+        from turbofit.gateway.http.connections import Networks, is_loopback
         from turbofit.gateway.server import check_bind
 
         if bool(self.ssl_certfile) != bool(self.ssl_keyfile):
@@ -142,7 +140,7 @@ class GatewayOptions(Validated):
             ),
         )
         check_bind(config, no_auth=self.no_auth)
-        if not config.ssl_certfile and config.host not in _LOOPBACK:
+        if not config.ssl_certfile and not is_loopback(config.host):
             note("warning: without --ssl-certfile, keys and prompts cross the network in clear")
         return config
 

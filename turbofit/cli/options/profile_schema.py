@@ -13,8 +13,8 @@ from turbofit.cli.options.common_options import sections
 from turbofit.core.presets import presets_dir
 
 if TYPE_CHECKING:
+    from turbofit.cli.options.profile import ProfileSection
     from turbofit.core.json_types import Document
-    from turbofit.core.profile import ProfileSection
 
 
 def schema_file() -> Path:

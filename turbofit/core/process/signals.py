@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _ALWAYS: Final = (signal.SIGINT, signal.SIGTERM)
 #: What ends a command beside Ctrl-C; Windows has no SIGHUP.
-_ENDING: Final = tuple(one for one in signal.Signals if one.name in {"SIGTERM", "SIGHUP"})
+_ENDING: Final = tuple(number for number in signal.Signals if number.name in {"SIGTERM", "SIGHUP"})
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:

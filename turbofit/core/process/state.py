@@ -44,33 +44,22 @@ def _base(*, windows: bool) -> str:
     return os.environ.get("LOCALAPPDATA") or os.path.expanduser("~/AppData/Local")
 
 
-def new_file(room: str, stem: str, suffix: str) -> Path:
-    """Make an empty file in a room's folder, with a name that no other run has.
-
-    Raises:
-        OSError: it cannot be made.
-    """
-    return _new(room, stem, suffix, folder=False)
-
-
-def new_folder(room: str, stem: str) -> Path:
+def new_path(room: str, stem: str, suffix: str = "") -> Path:
     """Make an empty folder in a room's folder, with a name that no other run has.
 
+    Where there is a ``suffix``, an empty file of that name.
+
     Raises:
         OSError: it cannot be made.
     """
-    return _new(room, stem, "", folder=True)
-
-
-def _new(room: str, stem: str, suffix: str, *, folder: bool) -> Path:
     base = state_dir(room) / f"{time.strftime('%Y%m%d-%H%M%S')}-{stem}"
     for attempt in range(1000):
         path = base.with_name(f"{base.name}{f'-{attempt}' if attempt else ''}{suffix}")
         try:
-            if folder:
-                path.mkdir(mode=0o700)
-            else:
+            if suffix:
                 os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            else:
+                path.mkdir(mode=0o700)
         except FileExistsError:
             continue
         return path

@@ -40,6 +40,7 @@ class Cause(Struct):
     rank: Rank = "cause"
     planned: bool = False
     settings: bool = False
+    common: bool = False
     when: dict[str, Condition] = field(default_factory=dict)
     unknown: tuple[str, ...] = ()
     source: str = ""
@@ -71,6 +72,11 @@ def causes() -> tuple[Cause, ...]:
     return _table().causes
 
 
+def fact_lines() -> tuple[_Fact, ...]:
+    """The lines that give facts."""
+    return _table().facts
+
+
 def less_memory(program: str | None, phase: PhaseName) -> tuple[str, ...]:
     """What takes less memory in a phase of a program, in its own options."""
     table = _table().out_of_memory
@@ -100,14 +106,23 @@ def _any_of(words: set[str]) -> str:
     return f"(?:{ways})" if len(starts) > 1 else ways
 
 
+#: A repeat of figures, words or other text without spaces, which has no bound as it is written.
+_NAME: Final = re.compile(r"(\\[Swd]|\[(?!\^)[^\]]*\])([+*])")
+#: Letters of the longest path, list item or figure that a message names.
+_LONGEST_NAME: Final = 240
+
+
 @cache
-def _pattern(text: str) -> re.Pattern[str]:
-    return re.compile(text)
+def pattern_of(text: str) -> re.Pattern[str]:
+    """A row's pattern with bounded names: else a line of one word takes the square of its time."""
+    return re.compile(
+        _NAME.sub(lambda found: f"{found[1]}{{{int(found[2] == '+')},{_LONGEST_NAME}}}", text)
+    )
 
 
 def _match(row: Cause | _Fact, text: str) -> re.Match[str] | None:
     found = any(word in text for word in row.words)
-    return _pattern(row.pattern).search(text) if found else None
+    return pattern_of(row.pattern).search(text) if found else None
 
 
 def matches(text: str) -> Iterator[tuple[Cause, re.Match[str]]]:
@@ -122,7 +137,7 @@ def matches(text: str) -> Iterator[tuple[Cause, re.Match[str]]]:
 
 def caught(text: str) -> dict[str, str]:
     """The facts of a line, by name."""
-    found = [match for row in _table().facts if (match := _match(row, text))]
+    found = [match for row in fact_lines() if (match := _match(row, text))]
     return {name: value for match in found for name, value in match.groupdict().items() if value}
 
 

@@ -257,6 +257,16 @@ _RELATIONS: Final[dict[str, Callable[[Any, Any], bool]]] = {
 }
 
 
+#: A few lines with an exception of Python, or with what a shell says of its child.
+_ALONE: Final = re.compile(
+    r"\s*(?!(?:java|javax|org|com|net|io|scala)\.)(?:[A-Za-z_]\w*\.)*"
+    r"[A-Z]\w*(?:Error|Exception|Exit|Interrupt)\b"
+    r"|(?:\S+: line \d+: +\d+ )?(?:Killed|Aborted|Segmentation fault|Bus error|Illegal instruction)"
+    r"(?: \(core dumped\))?\s*$"
+)
+_FEW: Final = 3
+
+
 class Told(Struct):
     """A row that answers a line of a log, its sentences with the log's own figures."""
 
@@ -270,8 +280,17 @@ class Told(Struct):
 
 
 def told(mark: LogEvent, case: LogCase) -> Told | None:
-    """The first row of `causes.yaml` for an event whose conditions hold; None: none does."""
+    """The first row of `causes.yaml` for an event whose conditions hold; None: none does.
+
+    Common messages are asked of a log about inference, or where the error is all that there is:
+    PostgreSQL, nginx and systemd have the same words for other things.
+    """
+    facts = case.facts
+    alone = facts.lines <= _FEW and not mark.stack and _ALONE.match(mark.text)
+    common = facts.subject.of_inference or alone
     for cause, match in matches(mark.text):
+        if cause.common and not common:
+            continue
         figures = Figures(case, mark, match)
         if all(figures.holds(fact, wanted) for fact, wanted in cause.when.items()):
             return Told(

@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING, Final
 from turbofit.core.process.log import LazyLogger
 from turbofit.gateway.http.accesslog import TraceRecorder, request_size
 from turbofit.gateway.http.asgi_app import AsgiApp, while_connected
-from turbofit.gateway.http.guard import Keys, Origins
+from turbofit.gateway.http.connections import Keys, Origins
 from turbofit.gateway.http.metrics import logs_text, merge
-from turbofit.gateway.http.model_names import ModelCard, hold_name
 from turbofit.gateway.http.prepare import Preparation
 from turbofit.gateway.http.request_context import RequestContext
+from turbofit.gateway.http.routes import ModelCard, hold_name
 from turbofit.gateway.http.welcome import limits_in_words
 from turbofit.gateway.limits.gate import Gate
 from turbofit.gateway.limits.grammars import refuse_grammars
 from turbofit.gateway.media.clips import VideoInspector
 from turbofit.gateway.media.fetch import MediaFetcher
-from turbofit.gateway.media.resize import Resizer
 from turbofit.gateway.routing.admission import Admission
 from turbofit.gateway.routing.deny_file import DenyFile
 from turbofit.gateway.routing.deny_list import DenyList
@@ -41,6 +40,9 @@ if TYPE_CHECKING:
 _LOG: Final = LazyLogger(__name__)
 #: Seconds for an engine's metrics; Prometheus itself waits for ten.
 _PAGE_SECONDS: Final = 3.0
+#: Requests whose images are looked at or resized in a thread at a time: each picture that is
+#: decoded may take what `pictures.LARGEST_PIXELS` do.
+_IN_THREADS: Final = 2
 
 
 class Gateway(AsgiApp):
@@ -85,7 +87,7 @@ class Gateway(AsgiApp):
         trace = config.record_trace
         self._recorder = None if trace is None else TraceRecorder(trace)
         self._fetcher = fetcher or MediaFetcher(config.allowed_media_domains)
-        self._films, self._resizer = VideoInspector(), Resizer()
+        self._films, self._turn = VideoInspector(), asyncio.Semaphore(_IN_THREADS)
         self._upstream = upstream or Upstream(serial=config.serial)
         self.admission = Admission(
             self.fleet, longest=config.queue_length, seconds=config.queue_seconds
@@ -188,12 +190,18 @@ class Gateway(AsgiApp):
 
         fetched = await self._fetcher.fetch_all(prepared.remote_urls, most, count)
         self._keep_more(request, prepared.inlined(fetched) - sum(map(len, fetched.values())))
-        prepared.hold(fetched, await self._films.look(prepared.parsed, fetched, most))
+        clip = await self._films.look(prepared.parsed, fetched, most)
+        if len(prepared.parsed.slots) > 1:
+            # Images that share a request take up to 0.3 s: Llama 4's canvases, OneVision's grids.
+            async with self._turn:
+                await asyncio.to_thread(prepared.hold, fetched, clip)
+        else:
+            prepared.hold(fetched, clip)
         if self._recorder is not None and prepared.generates:
             request.size = request_size(prepared)
         if route.kind != "count_tokens":
             before = prepared.payload
-            prepared.media = await self._resizer.resize(prepared.media, prepared.limited)
+            await prepared.resize(self._turn)
             self._keep_more(request, prepared.payload - before)
         request.body, request.prepared = prepared.finish()
         if self._affinity is None or len(self.fleet) == 1:
@@ -254,7 +262,7 @@ class Gateway(AsgiApp):
         prepared, outcome = request.prepared, request.outcome
         if self.connections.ending:
             request.status, request.reason = 503, "ending"
-        self._write_down(request)
+        super()._record(request)
         for word in dict.fromkeys(word.partition("=")[0] for word in prepared.lowered):
             self.metrics.count("limited_total", f"what={word}")
         if outcome is None:

@@ -12,10 +12,8 @@ import msgspec
 from turbofit.core.process.log import LazyLogger
 from turbofit.gateway.http.accesslog import AccessLog
 from turbofit.gateway.http.body import Bodies
-from turbofit.gateway.http.connections import Connections, Networks
-from turbofit.gateway.http.guard import Keys, Origins
+from turbofit.gateway.http.connections import Connections, Keys, Networks, Origins
 from turbofit.gateway.http.metrics import Metrics
-from turbofit.gateway.http.model_names import ModelCard, models_document
 from turbofit.gateway.http.refusals import Refusal, refusal_body
 from turbofit.gateway.http.request_context import (
     ForwardOutcome,
@@ -23,7 +21,7 @@ from turbofit.gateway.http.request_context import (
     answer,
     entry,
 )  # fmt: skip
-from turbofit.gateway.http.routes import api_of, find_route, is_health
+from turbofit.gateway.http.routes import ModelCard, api_of, find_route, is_health, models_document
 from turbofit.gateway.http.welcome import HEADERS, is_page, welcome_page
 
 if TYPE_CHECKING:
@@ -43,7 +41,7 @@ class AsgiApp(ABC):
     """An ASGI app of HTTP requests alone.
 
     Subclasses provide: `_serve`, `_health`, `metrics_text`, `startup`, `shutdown`; those that know
-    models `_models` and `_cards`; those that keep a record `_record`.
+    models `_models` and `_cards`.
 
     Args:
         config: the public side.
@@ -99,11 +97,8 @@ class AsgiApp(ABC):
         """The names of models; empty where the engines' own list is passed on."""
         return []
 
-    def _record(self, request: RequestContext) -> None:  # noqa: B027 - not every app keeps one
-        """Write down a request that has ended."""
-
-    def _write_down(self, request: RequestContext) -> None:
-        """One line of the log for a request, and its counter."""
+    def _record(self, request: RequestContext) -> None:
+        """One line of the log for a request that has ended, and its counter."""
         outcome = request.outcome or ForwardOutcome()
         if outcome.started:
             request.status = outcome.status

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from codecs import BOM_UTF8
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -23,16 +25,20 @@ from turbofit.gateway.limits.request_limits import (
     shown,
 )
 from turbofit.gateway.limits.sharing import (
-    beside_images,
     by_request,
     check_clips,
     hold_clip,
-    hold_images,
+    hold_media,
     request_bounds,
-    within,
 )
 from turbofit.gateway.media.clips import Clip
-from turbofit.gateway.media.pictures import Picture, from_base64, from_bytes, from_url
+from turbofit.gateway.media.pictures import (
+    Picture,
+    from_base64,
+    from_bytes,
+    from_url,
+    resized,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,9 +65,8 @@ class Preparation:
     """A body on its way from a client's bytes to those that an engine is given.
 
     The server's defaults are added first. Its parameters are held at once, its images are found,
-    and what their number forbids is refused. Then come, in this order: `inlined`, `hold`, a
-    resizing of ``media``, `finish`. Each raises a `Refusal` of what no lowering can bring within
-    the plan.
+    and what their number forbids is refused. Then come, in this order: `inlined`, `hold`, `resize`,
+    `finish`. Each raises a `Refusal` of what no lowering can bring within the plan.
     """
 
     def __init__(
@@ -119,28 +124,31 @@ class Preparation:
             clip if clip and slot.shape == "clip" else _picture(bounds, slot, fetched)
             for slot in parsed.slots
         ]
-        wanted = self._wanted()
-        shared = hold_images(bounds, wanted)
-        films = [medium for medium in self.media if not isinstance(medium, Picture)]
-        limited = []
-        for film in films:
-            # Beside images; what holds it goes into the body itself.
-            beside = beside_images(bounds, shared.images)
-            video, keywords = hold_clip(beside, film, parsed.watching)
-            limited.append(video)
-            parsed.body.update(keywords)
-        if limited and not within(bounds, (*limited, *shared.images)):
-            shared = hold_images(bounds, wanted, limited)
+        watch = partial(self._watch, clip) if clip is not None else None
+        shared, clips = hold_media(bounds, self._wanted(), watch)
         if shared.request:
             parsed.body.setdefault("mm_processor_kwargs", {})["image"] = shared.request
-        clips, images = iter(limited), iter(shared.images)
+        images = iter(shared.images)
         self.limited = tuple(
-            next(images if isinstance(medium, Picture) else clips) for medium in self.media
+            next(images) if isinstance(medium, Picture) else clips[0] for medium in self.media
         )
         if kind != "count_tokens":
             check_request(bounds, self.limited, n=parsed.copies)
             left = bounds.longest_request_tokens - self._media_tokens
             parsed.lowered += lower_answer(kind, parsed.body, left)
+
+    def _watch(self, clip: Clip, beside: Bounds) -> LimitedImage:
+        """The video within bounds; what holds it goes into the body itself."""
+        video, keywords = hold_clip(beside, clip, self.parsed.watching)
+        self.parsed.body.update(keywords)
+        return video
+
+    async def resize(self, turn: asyncio.Semaphore) -> None:
+        """Resize the pictures that no parameter can hold to their share, outside of the loop."""
+        for place, (medium, limited) in enumerate(zip(self.media, self.limited, strict=True)):
+            if limited.resize is not None and isinstance(medium, Picture):
+                async with turn:
+                    self.media[place] = await asyncio.to_thread(resized, medium, limited.resize)
 
     def finish(self) -> tuple[bytes, PreparedBody]:
         """The body for the engine, every image inline, and what it costs."""

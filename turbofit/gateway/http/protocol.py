@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from turbofit.gateway.http.guard import request_id
+from turbofit.gateway.http.connections import request_id
 from turbofit.gateway.http.refusals import Refusal, ending, refusal_body, refusal_event
 from turbofit.gateway.http.routes import ROUTES, api_of
 
@@ -33,18 +33,6 @@ class _Pipelined(Exception):  # noqa: N818
     """A request that did not wait for the answer to the one before it."""
 
 
-def limited_protocol(
-    limits: ConnectionLimits,
-    connections: Connections,
-) -> type[LimitedProtocol]:
-    """The protocol for `uvicorn.Config`."""
-    return type(
-        "GatewayProtocol",
-        (LimitedProtocol,),
-        {"limits": limits, "all_connections": connections},
-    )
-
-
 class LimitedProtocol(HttpToolsProtocol):
     """One connection.
 
@@ -54,11 +42,11 @@ class LimitedProtocol(HttpToolsProtocol):
     and the connection ends after that answer. uvicorn would queue them without a bound.
     """
 
-    limits: ConnectionLimits
-    all_connections: Connections
-
-    def __init__(self, *args: Any, **keywords: Any) -> None:
+    def __init__(
+        self, limits: ConnectionLimits, connections: Connections, *args: Any, **keywords: Any
+    ) -> None:
         super().__init__(*args, **keywords)
+        self.limits, self.all_connections = limits, connections
         self._timer: asyncio.TimerHandle | None = None
         self._stuck: asyncio.TimerHandle | None = None
         self._in_headers, self._whole = True, True

@@ -8,8 +8,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.gateway.http.connections import address_of
-from turbofit.gateway.http.guard import request_id
+from turbofit.gateway.http.connections import address_of, request_id
 from turbofit.gateway.http.prepare import PreparedBody
 
 if TYPE_CHECKING:

@@ -156,13 +156,12 @@ class Gate:
         share.begun = True
         return True
 
-    def end(self, cost: Cost) -> bool:
-        """The request has ended; whether its first token had come."""
+    def end(self, cost: Cost) -> None:
+        """The request has ended."""
         share = self._shares.pop(cost, None)
         if share is None:
-            return False
+            return
         self.reserved -= share.tokens
         self._all -= share.units
         if not share.begun or share.number <= self._doubtful:
             self.counted -= share.units
-        return share.begun

@@ -107,7 +107,22 @@ def hold_images(
     return _together(bounds, wanted, limited)
 
 
-def beside_images(bounds: Bounds, images: Sequence[LimitedImage]) -> Bounds:
+def hold_media(
+    bounds: Bounds,
+    wanted: Sequence[RequestedImage],
+    hold_video: Callable[[Bounds], LimitedImage] | None,
+) -> tuple[SharedImages, tuple[LimitedImage, ...]]:
+    """Images of a request as `hold_images`, and its video, which ``hold_video`` holds to bounds."""
+    shared = hold_images(bounds, wanted)
+    if hold_video is None:
+        return shared, ()
+    video = hold_video(_beside_images(bounds, shared.images))
+    if not within(bounds, (video, *shared.images)):
+        shared = hold_images(bounds, wanted, [video])
+    return shared, (video,)
+
+
+def _beside_images(bounds: Bounds, images: Sequence[LimitedImage]) -> Bounds:
     """The bounds of a request's video: what its images leave, or an even share if that is more."""
     limits = bounds.limits
     left = limits.units_per_request - sum(image.units for image in images)

@@ -140,12 +140,6 @@ class DenyList:
                 self._forget(gone)
         return self.file.of(name)
 
-    def pardon(self, name: str) -> None:
-        """Let a fingerprint or a client in again, whatever it did."""
-        self._forget(name)
-        self.file.pardon(name)
-        self.keep()
-
     def answered(self, request: Present) -> None:
         """A suspect's turn ended well, or an engine answered a request to its end."""
         if self._deaths and request.fingerprint is not None and request.fingerprint.done():
@@ -273,7 +267,9 @@ class DenyList:
         """A death had another cause."""
         self._deaths = tuple(other for other in self._deaths if other is not death)
         for name in death.refused:
-            self.pardon(name)
+            self._forget(name)
+            self.file.pardon(name)
+        self.keep()
 
     def _forget(self, name: str) -> None:
         """A person has pardoned it."""

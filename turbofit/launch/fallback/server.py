@@ -31,10 +31,10 @@ from turbofit.core.process.ports import DEFAULT_PORT
 from turbofit.core.units import format_bytes
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.http.asgi_app import AsgiApp, while_connected
-from turbofit.gateway.http.model_names import ModelCard, hold_name
 from turbofit.gateway.http.prepare import decode
 from turbofit.gateway.http.refusals import Refusal, refusal_event
 from turbofit.gateway.http.request_context import RequestContext, answer
+from turbofit.gateway.http.routes import ModelCard, hold_name
 from turbofit.gateway.limits.parameters import ANSWER_LENGTHS
 from turbofit.gateway.limits.ranges import hold_parameters
 from turbofit.gateway.limits.request_body import read_body

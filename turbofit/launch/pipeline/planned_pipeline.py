@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from asyncio import to_thread
 from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from weakref import finalize
 
@@ -27,20 +28,16 @@ from turbofit.gateway.limits.request_limits import (
     planned_limit,
 )
 from turbofit.gateway.limits.sharing import (
-    beside_images,
     by_request,
     check_clips,
     hold_frames,
-    hold_images,
+    hold_media,
     request_bounds,
-    within,
 )
-from turbofit.gateway.media.resize import resized_image
+from turbofit.gateway.media.pictures import resized_image
 from turbofit.launch.pipeline.held import hold_engine, queued
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from turbofit.core.images import ImageRule
     from turbofit.core.plan import Plan
     from turbofit.launch.serve.leases import Leases
@@ -128,11 +125,9 @@ class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy h
             )
             for part in images
         ]
-        shared = hold_images(self._bounds, wanted)
-        limited = [self._limited_frames(part["data"], request, shared.images) for part in videos]
-        if limited and not within(self._bounds, (*limited, *shared.images)):
-            shared = hold_images(self._bounds, wanted, limited)
-        check_request(self._bounds, (*limited, *shared.images))
+        watch = partial(self._limited_frames, videos[0]["data"], request) if videos else None
+        shared, clips = hold_media(self._bounds, wanted, watch)
+        check_request(self._bounds, (*clips, *shared.images))
         if shared.request:
             request.processor_kwargs["image"] = shared.request
         for part, one in zip(images, shared.images, strict=True):
@@ -142,9 +137,8 @@ class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy h
             if one.resize is not None:
                 part["data"] = await to_thread(resized_image, part["data"], one.resize)
 
-    def _limited_frames(
-        self, frames: Any, request: _Request, images: Sequence[LimitedImage]
-    ) -> LimitedImage:
+    @staticmethod
+    def _limited_frames(frames: Any, request: _Request, bounds: Bounds) -> LimitedImage:
         """A video as LMDeploy loaded it: (frames, height, width, 3), or (frames, 3, height, width).
 
         Raises:
@@ -152,7 +146,6 @@ class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy h
         """
         count, *sides = (int(side) for side in frames.shape)
         height, width = sides[:2] if sides[-1] == 3 else sides[1:]
-        bounds = beside_images(self._bounds, images)
         limited, least, most = hold_frames(bounds, count, (width, height), request.video_pixels)
         request.processor_kwargs["video"] = {"min_pixels": least, "max_pixels": most}
         return limited

@@ -19,7 +19,7 @@ from turbofit.core.errors import LaunchError, UsageError
 from turbofit.core.messages import HOW_TO_SERVE
 from turbofit.core.plan import Limits, Settings
 from turbofit.core.process.files import write_atomic
-from turbofit.core.process.state import new_folder, state_dir
+from turbofit.core.process.state import new_path, state_dir
 from turbofit.core.run_report import RUN_SCHEMA, RunAttempt, RunEvent, RunReport
 from turbofit.core.struct import to_json
 from turbofit.core.version import __version__
@@ -148,7 +148,7 @@ def state_folder(room: str, name: str) -> Path:
         LaunchError: it cannot be made.
     """
     try:
-        return new_folder(room, "".join(c if c.isalnum() else "-" for c in name))
+        return new_path(room, "".join(c if c.isalnum() else "-" for c in name))
     except OSError as exc:
         raise LaunchError(
             f"the state folder cannot be written: {exc.strerror or exc}", hint=_HINT

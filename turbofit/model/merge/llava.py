@@ -28,22 +28,21 @@ from turbofit.core.errors import UsageError
 from turbofit.core.json_types import JsonObject
 from turbofit.core.presets import load_yaml, preset_path
 from turbofit.core.units import round_up
-from turbofit.model.config import Section, parse_json
+from turbofit.model.checkpoint import read_section
+from turbofit.model.config import Section
 from turbofit.model.folder import FolderFiles
-from turbofit.model.merge.output import (
-    Result,
-    copied_files,
-    json_text,
-    located,
-    weight_file_names,
-)
-from turbofit.model.merge.tensors import (
+from turbofit.model.merge.files import (
     DTYPES,
     FLOATS,
     Piece,
+    Result,
     StoredTensor,
+    copied_files,
+    json_text,
+    located,
     open_weights,
     torch_library,
+    weight_files,
 )
 
 #: Files that this module writes where the source has them.
@@ -62,6 +61,8 @@ _ROWS: Final = 64
 #: Rows that are added up at once: a whole table in float64 would be four times as large.
 _BLOCK: Final = 1024
 _TOWER: Final = "vision_tower.vision_model."
+#: The projector's layers, from the original's names to the hf format's.
+PROJECTOR: Final = {"0": "linear_1", "2": "linear_2"}
 _PROJECTOR: Final = re.compile(r"model\.mm_projector\.([02])\.(weight|bias)")
 _TUNED_TOWER: Final = re.compile(r"model\.vision_tower\.(?:vision_tower\.)?(?:vision_model\.)?(.+)")
 _OTHERS: Final = "take the conversion that llava-hf publishes for this model"
@@ -132,9 +133,8 @@ def converted(
     where, tower = None, Section({}, "the vision tower's config.json")
     if not any(piece.name.startswith(_TOWER) for pieces in renamed for piece in pieces):
         name = given or original.string("mm_vision_tower", "") or "the vision tower"
-        where = located(name, "CLIP's folder: --vision-tower FOLDER")
-        data = FolderFiles(where).read("config.json")
-        tower = parse_json(data, tower.what) if data else tower
+        where = located(name, "config.json", "CLIP's folder: --vision-tower FOLDER")
+        tower = read_section(FolderFiles(where), "config.json", tower.what) or tower
         besides += _tower_pieces(where, tower, dtype)
     if besides:
         renamed.append(besides)
@@ -148,15 +148,10 @@ def converted(
     }
     texts = _small_files(original, vision, tokens, FolderFiles(folder), both)
     skipped = {*texts, *_TOKENIZER_FILES, "chat_template.json"}
-    names = weight_file_names(list(files), len(renamed) - len(files))
     return Result(
-        files=dict(zip(names, renamed, strict=True)),
+        files=weight_files(files, renamed),
         texts=texts,
-        copies=tuple(
-            name
-            for name in copied_files(folder)
-            if name not in skipped and not name.endswith(".py")
-        ),
+        copies=copied_files(folder, skipped, (".py",)),
         architecture="LlavaForConditionalGeneration",
         tower=where,
     )
@@ -171,8 +166,7 @@ def hf_name(name: str) -> str | None:
     if name.endswith((".inv_freq", ".position_ids")) or name == "model.image_newline":
         return None
     if match := _PROJECTOR.fullmatch(name):
-        layer = "linear_1" if match[1] == "0" else "linear_2"
-        return f"multi_modal_projector.{layer}.{match[2]}"
+        return f"multi_modal_projector.{PROJECTOR[match[1]]}.{match[2]}"
     if match := _TUNED_TOWER.fullmatch(name):
         return _TOWER + match[1]
     if name.startswith(("model.layers.", "model.embed_tokens.", "model.norm.", "lm_head.")):
@@ -320,9 +314,9 @@ def _small_files(
         "processor_config.json": json_text(processor),
         "chat_template.jinja": fixed["chat_template"],
     }
-    if data := base.read("generation_config.json"):
-        said = {**parse_json(data, "generation_config.json").values, "pad_token_id": tokens.pad}
-        files["generation_config.json"] = json_text(said)
+    name = "generation_config.json"
+    if generation := read_section(base, name):
+        files[name] = json_text({**generation.values, "pad_token_id": tokens.pad})
     return files
 
 
@@ -357,18 +351,16 @@ def add_tokens(folder: str, rows: int) -> _Tokens:
         UsageError: the folder has no tokenizer, or one that cannot be read.
     """
     files = FolderFiles(folder)
-    found: dict[str, dict[str, Any]] = {}
-    for name in _TOKENIZER_FILES:
-        data = files.read(name)
-        found[name] = parse_json(data, name).values if data else {}
-    whole, config = found["tokenizer.json"], found["tokenizer_config.json"]
+    sections = {name: read_section(files, name) for name in _TOKENIZER_FILES}
+    stored = {name: section.values if section else {} for name, section in sections.items()}
+    whole, config = stored["tokenizer.json"], stored["tokenizer_config.json"]
     if not whole and files.size("tokenizer.model") is None:
         raise UsageError(
             f"{folder} has no tokenizer.json and no tokenizer.model",
             hint="finish the checkpoint's download",
         )
     try:
-        ids = {token: int(id_) for token, id_ in found["added_tokens.json"].items()}
+        ids = {token: int(id_) for token, id_ in stored["added_tokens.json"].items()}
         decoder: JsonObject = config.get("added_tokens_decoder") or {}
         ids |= {entry["content"]: int(id_) for id_, entry in decoder.items()}
         ids |= {entry["content"]: int(entry["id"]) for entry in whole.get("added_tokens") or ()}
@@ -394,7 +386,7 @@ def add_tokens(folder: str, rows: int) -> _Tokens:
     }  # fmt: skip
     written = {
         "tokenizer_config.json": config,
-        "special_tokens_map.json": {**found["special_tokens_map.json"], "pad_token": _PAD},
+        "special_tokens_map.json": {**stored["special_tokens_map.json"], "pad_token": _PAD},
     }
     if whole:
         added = [{"id": ids[token], **entries[token]} for token in new]
@@ -402,6 +394,6 @@ def add_tokens(folder: str, rows: int) -> _Tokens:
             **whole, "added_tokens": [*(whole.get("added_tokens") or ()), *added],
         }  # fmt: skip
     else:
-        written["added_tokens.json"] = {**found["added_tokens.json"], **both}
+        written["added_tokens.json"] = {**stored["added_tokens.json"], **both}
     texts = {name: json_text(value) for name, value in written.items()}
     return _Tokens(both[_IMAGE], both[_PAD], texts)

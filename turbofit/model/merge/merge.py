@@ -1,46 +1,194 @@
-"""One merge: read the folders, decide what becomes of each tensor, write."""
+"""One merge: read the adapter and the base, decide what becomes of each tensor, write.
+
+An adapter is as peft saves it: `adapter_config.json` says rank and scaling,
+`adapter_model.safetensors` or `.bin` holds the matrices. LLaVA's own trainer puts what it trained
+besides LoRA into `non_lora_trainables.bin`.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 from turbofit.core.errors import UsageError
 from turbofit.core.json_types import JsonObject
 from turbofit.core.struct import Struct
-from turbofit.model.config import Section, parse_json
+from turbofit.model.checkpoint import read_section
+from turbofit.model.config import Section
 from turbofit.model.folder import FolderFiles
 from turbofit.model.merge import llava
-from turbofit.model.merge.adapter import ADAPTER_CONFIG, Adapter, Lora, read_adapter
-from turbofit.model.merge.output import (
+from turbofit.model.merge.files import (
+    DTYPES,
+    FLOATS,
+    Piece,
     Result,
+    StoredTensor,
     check_target,
     copied_files,
     json_text,
     located,
-    weight_file_names,
-    write,
-)
-from turbofit.model.merge.tensors import (
-    DTYPES,
-    FLOATS,
-    Piece,
-    StoredTensor,
+    open_tensors,
     open_weights,
     torch_library,
     torch_tensors,
+    weight_files,
+    write,
 )
+
+#: The file that makes a folder an adapter.
+ADAPTER_CONFIG: Final = "adapter_config.json"
+
+_WEIGHTS: Final = ("adapter_model.safetensors", "adapter_model.bin")
+_BESIDES: Final = ("non_lora_trainables.bin", "non_lora_state_dict.bin")
+_LORA: Final = re.compile(
+    r"(?P<module>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B|magnitude_vector)"
+    r"(?:\.(?!(?:weight|bias)$)[^.]+)?(?:\.(?P<kind>weight|bias))?"
+)
+_WRAPPED: Final = re.compile(r"\.(?:base_layer|modules_to_save(?:\.(?!(?:weight|bias)$)[^.]+)?)\.")
+#: Settings of peft under which the merged weight is something else than W + s·B·A.
+_REFUSED: Final = (
+    "use_qalora", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config",
+    "alora_invocation_tokens", "layer_replication", "target_parameters", "trainable_token_indices",
+    "lora_bias", "rank_pattern", "alpha_pattern", "fan_in_fan_out",
+)  # fmt: skip
+#: Initialisations that change the base as well: W + s·B·A holds for the changed base alone.
+_RESIDUAL: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_HINT: Final = "merge it with peft's own merge_and_unload, where the base fits into RAM"
+
+
+class Lora(NamedTuple):
+    """What is added to the weight of one module, (out, in): ``scaling · B @ A``."""
+
+    a: StoredTensor
+    b: StoredTensor
+    scaling: float
+    magnitude: StoredTensor | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the weight that it changes: (out, in)."""
+        return self.b.shape[0], self.a.shape[1]
+
+    def merged(self, weight: Any) -> Any:
+        """The merged weight, with the bits that peft gives; ``weight`` is changed.
+
+        The order of operations and their dtypes are those of ``PeftModel.from_pretrained(base,
+        adapter).merge_and_unload()`` in peft 0.21 on a CPU, which keeps the adapter in float32:
+        the delta is added in float32 and rounded once. DoRA scales each row of W + delta to the
+        learnt magnitude, and is rounded once, too.
+        """
+        delta = self.b.read().float() @ self.a.read().float()
+        delta *= self.scaling
+        if self.magnitude is None:
+            weight += delta
+            return weight
+        summed = weight + delta
+        norms = torch_library().linalg.norm(summed, dim=1)
+        magnitude = self.magnitude.read().float().reshape(-1)
+        return ((magnitude / norms).view(-1, 1) * summed).to(weight.dtype)
+
+
+class Adapter(NamedTuple):
+    """What an adapter changes: names of tensors, each with what is added or takes its place."""
+
+    changes: tuple[tuple[str, Lora | StoredTensor], ...] = ()
+    base_name: str = ""
+
+
+def read_adapter(folder: str) -> Adapter:
+    """Read the adapter in a folder.
+
+    Raises:
+        UsageError: no adapter, a damaged one, or a kind that W + s·B·A does not describe.
+    """
+    files = FolderFiles(folder)
+    config = read_section(files, ADAPTER_CONFIG)
+    if config is None:
+        raise UsageError(
+            f"{folder} has no {ADAPTER_CONFIG}",
+            hint="name the folder that peft's save_pretrained wrote",
+        )
+    _check(config)
+    weights = next((name for name in _WEIGHTS if files.size(name) is not None), None)
+    if weights is None:
+        raise UsageError(
+            f"{folder} has neither {' nor '.join(_WEIGHTS)}", hint="finish the adapter's download"
+        )
+    parts: dict[str, dict[str, StoredTensor]] = {}
+    whole: dict[str, StoredTensor] = {}
+    for key, tensor in open_tensors(folder, weights).items():
+        if match := _LORA.fullmatch(key):
+            part = "bias" if match["kind"] == "bias" else match["part"]
+            parts.setdefault(match["module"], {})[part] = tensor
+        else:
+            whole[_WRAPPED.sub(".", key)] = tensor
+    for name in _BESIDES:
+        if files.size(name) is not None:
+            whole |= open_tensors(folder, name)
+    loras = [(f"{module}.weight", _lora(config, module, kinds)) for module, kinds in parts.items()]
+    return Adapter((*loras, *whole.items()), config.string("base_model_name_or_path", ""))
+
+
+def _check(config: Section) -> None:
+    """Refuse what is no plain LoRA (or DoRA)."""
+    kind = config.string("peft_type", "LORA")
+    if kind.upper() != "LORA":
+        raise UsageError(f"{config.what}: {kind[:30]} is not LoRA", hint=_HINT)
+    for key in _REFUSED:
+        if config.values.get(key):
+            raise UsageError(f"{config.what}: LoRA with {key} is not merged here", hint=_HINT)
+    begun = config.values.get("init_lora_weights")
+    if isinstance(begun, str) and begun.lower().startswith(_RESIDUAL):
+        raise UsageError(
+            f"{config.what}: init_lora_weights is {begun[:30]!r}, which had changed the base too",
+            hint="save it with path_initial_model_for_weight_conversion, as peft's guide says",
+        )
+    if config.string("bias", "none") not in ("none", "all", "lora_only"):
+        raise config.error("bias", "is not none, all or lora_only")
+
+
+def _lora(config: Section, module: str, kinds: Mapping[str, StoredTensor]) -> Lora:
+    """The pair of matrices of one module, checked against the rank that the config says."""
+    plain = module.removeprefix("base_model.model.")
+    if not kinds.keys() <= {"A", "B", "magnitude_vector"}:
+        what = "a bias of B" if "bias" in kinds else "LoRA on embeddings"
+        raise UsageError(f"{plain[:100]} has {what}, which is not merged here", hint=_HINT)
+    if "A" not in kinds or "B" not in kinds:
+        raise UsageError(
+            f"the adapter has one half of the LoRA of {plain[:100]} only",
+            hint="save the adapter again: a tensor is missing",
+        )
+    a, b = kinds["A"], kinds["B"]
+    rank, alpha = config.integer("r", 8), config.values.get("lora_alpha", 8)
+    if type(alpha) is not int:  # an integer stays one, so that the quotient has peft's bits
+        alpha = config.number("lora_alpha", 8, low=-1e6, high=1e6)
+    if len(a.shape) != 2 or len(b.shape) != 2:
+        raise UsageError(
+            f"{plain[:100]} has LoRA matrices of {len(a.shape)} dimensions: convolutions and"
+            " experts are not merged here",
+            hint=_HINT,
+        )
+    if a.shape[0] != rank or b.shape[1] != rank:
+        raise UsageError(
+            f"{plain[:100]} has LoRA matrices of rank {a.shape[0]} and {b.shape[1]}, the config"
+            f" says {rank}",
+            hint="take config and weights of the same run",
+        )
+    divisor = math.sqrt(rank) if config.boolean("use_rslora", False) else rank
+    return Lora(a, b, alpha / divisor, kinds.get("magnitude_vector"))
+
 
 #: Prefixes in which names differ that releases of peft, Transformers and LLaVA gave to one tensor.
 _PREFIXES: Final = ("base_model", "model", "language_model")
 WeightFiles = Mapping[str, Mapping[str, StoredTensor]]
 #: Models whose linear layers are Transformers' ``Conv1D``; a square one would be merged transposed.
 _CONV1D: Final = ("clvp", "clvp_decoder", "decision_transformer", "gpt2", "imagegpt", "openai-gpt")
-_PROJECTOR: Final = {"0": "linear_1", "2": "linear_2"}
 
 
 class Merged(Struct):
@@ -89,11 +237,11 @@ def merge(  # noqa: PLR0913 - the public entry: its keywords are what can be ask
         UsageError: see the readers; nothing is left behind.
         PackageError: torch is missing.
     """
-    folder = located(base, "a folder with config.json", say)
-    lora_folder = located(adapter, f"a folder with {ADAPTER_CONFIG}", say) if adapter else None
+    folder = located(base, "config.json", say=say)
+    lora_folder = located(adapter, ADAPTER_CONFIG, say=say) if adapter else None
     target = check_target(out, (folder, *([lora_folder] if lora_folder else [])), force=force)
     torch_library()
-    config = _config(folder, "config.json")
+    config = read_section(FolderFiles(folder), "config.json")
     if config is None:
         raise UsageError(f"{folder} has no config.json", hint="name a checkpoint's folder")
     _refuse_base(config)
@@ -135,22 +283,18 @@ def merge(  # noqa: PLR0913 - the public entry: its keywords are what can be ask
     )
 
 
-def _config(folder: str, what: str) -> Section | None:
-    data = FolderFiles(folder).read("config.json")
-    return parse_json(data, what) if data else None
-
-
 def _original(base: Section, lora_folder: str | None) -> Section | None:
     """The config of an original LLaVA: the base's, or the adapter's over a plain language model."""
     names = base.strings("architectures")
-    adapter = _config(lora_folder, "the adapter's config.json") if lora_folder else None
-    if adapter and llava.ORIGINAL in adapter.strings("architectures"):
-        found = adapter if {llava.ORIGINAL, "LlamaForCausalLM"} & set(names) else None
-    else:
-        found = base if llava.ORIGINAL in names else None
-    if found:
-        llava.check_original(found)
-    return found
+    original = base if llava.ORIGINAL in names else None
+    if lora_folder:
+        files = FolderFiles(lora_folder)
+        adapter = read_section(files, "config.json", "the adapter's config.json")
+        if adapter and llava.ORIGINAL in adapter.strings("architectures"):
+            original = adapter if original or "LlamaForCausalLM" in names else None
+    if original:
+        llava.check_original(original)
+    return original
 
 
 def _refuse_useless(base: str, lora_folder: str | None, vision_tower: str | None) -> None:
@@ -176,9 +320,9 @@ def _refuse_base(config: Section) -> None:
                 f"layers of {part['model_type']} keep their weights as (in, out)",
                 hint="merge it with peft's own merge_and_unload",
             )
-        found = part.get("quantization_config")
-        if found and isinstance(found, dict):
-            method = str(found.get("quant_method", "quantised"))[:30]
+        stored = part.get("quantization_config")
+        if stored and isinstance(stored, dict):
+            method = str(stored.get("quant_method", "quantised"))[:30]
             raise UsageError(
                 f"the base is quantised ({method}): a LoRA cannot be merged into it bit for bit",
                 hint="merge into the 16-bit checkpoint it was made from, and quantise the result",
@@ -187,18 +331,14 @@ def _refuse_base(config: Section) -> None:
 
 def _base_warnings(base: str, folder: str, config: Section, lora: Adapter) -> list[str]:
     """What to say where the adapter names another base."""
-    # A hub snapshot's folder is a commit; the hub id stands two levels up.
-    names = (base, folder, config.string("_name_or_path", ""), *folder.split(os.sep))
-    if not lora.base_name or _last(lora.base_name) in map(_last, names):
+    # A hub snapshot's folder is a commit; the hub id stands two levels up, models--ORG--NAME.
+    names = re.split("/|--", "/".join((base, folder, config.string("_name_or_path", ""))).lower())
+    if re.split("/|--", lora.base_name.lower().rstrip("/"))[-1] in ("", *names):
         return []
     return [
         f"the adapter names {lora.base_name[:100]} as its base, not {base}: shapes fit, whether"
         " the weights do only you can tell"
     ]
-
-
-def _last(name: str) -> str:
-    return name.replace("--", "/").rstrip("/").rpartition("/")[2].lower()
 
 
 def _refuse_tied(config: Section, files: WeightFiles, replaced: Iterable[str]) -> None:
@@ -227,8 +367,8 @@ def _bare(name: str) -> str:
         parts.pop(0)
     if parts[:2] == ["vision_tower", "vision_model"] and len(parts) > 2:
         parts.pop(1)
-    if parts[0] == "mm_projector" and len(parts) > 1 and parts[1] in _PROJECTOR:
-        parts[:2] = ["multi_modal_projector", _PROJECTOR[parts[1]]]
+    if parts[0] == "mm_projector" and len(parts) > 1 and parts[1] in llava.PROJECTOR:
+        parts[:2] = ["multi_modal_projector", llava.PROJECTOR[parts[1]]]
     return ".".join(parts)
 
 
@@ -333,17 +473,16 @@ def _plain(
     """The base's layout and files, with other weights; ``dtype`` is torch's name."""
 
     def changed(part: JsonObject) -> JsonObject:
-        said = {key for key in ("torch_dtype", "dtype") if isinstance(part.get(key), str)}
-        return {**part, **dict.fromkeys(said, dtype)}
+        stated = {key for key in ("torch_dtype", "dtype") if isinstance(part.get(key), str)}
+        return {**part, **dict.fromkeys(stated, dtype)}
 
     texts = {}
     if dtype:
         values = json.loads(json.dumps(config.values), object_hook=changed)
         texts["config.json"] = json_text(values)
-    names = weight_file_names(list(pieces), 0)
     return Result(
-        files=dict(zip(names, pieces.values(), strict=True)),
+        files=weight_files(pieces, tuple(pieces.values())),
         texts=texts,
-        copies=tuple(name for name in copied_files(folder) if name not in texts),
+        copies=copied_files(folder, texts),
         architecture=next(iter(config.strings("architectures")), "unknown"),
     )

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from turbofit.cli.options.common_options import defaults, sections
+from turbofit.cli.options.profile import Profile, read_profile, secret_of
 from turbofit.core.errors import UsageError
-from turbofit.core.profile import Profile, read_profile, secret_of
 
 GOOD = """\
 model: internvl2-8b
