@@ -42,6 +42,7 @@ from turbofit.gateway.limits.parameters import GENERATION, RULES
 from turbofit.kernels.census import take_census
 from turbofit.launch.serve.passthrough import option_classes
 from turbofit.memory.account import PAGE
+from turbofit.memory.known_bad import all_problems
 from turbofit.memory.legacy.generations import generation_of
 from turbofit.memory.versions import is_legacy, listed_since
 from turbofit.model.families.support import unplanned
@@ -129,8 +130,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="write the page there")
     options = parser.parse_args(argv)
     old, new = (unpacked(one, options.cache) for one in (options.against, options.wheel))
-    cited = cited_places()
-    found = list(compared(old, new, cited, options.old_source, options.source))
+    found = list(compared(old, new, options.old_source, options.source))
     if options.write:
         write_kernels(new, options.cache)
     more = ["--write"] if options.write else []
@@ -140,7 +140,7 @@ def main(argv: list[str] | None = None) -> int:
         for one in _run(step, new, options.cache, more):
             print(f"{one.name}: {one.problem or 'as it was'}, {one.seconds:.0f} s", file=sys.stderr)
             ran.append(one)
-    text = page(old.name, new.name, found, ran, len(cited))
+    text = page(old.name, new.name, found, ran)
     if options.out:
         options.out.write_text(text, encoding="utf-8")
     print(text)
@@ -207,20 +207,18 @@ def cited_places() -> dict[str, list[Citation]]:
 
 
 def compared(
-    old: Path, new: Path, cited: dict[str, list[Citation]],
-    old_source: Path | None = None, source: Path | None = None,
-) -> Iterator[Difference]:  # fmt: skip
+    old: Path, new: Path, old_source: Path | None = None, source: Path | None = None
+) -> Iterator[Difference]:
     """All that differs between two unpacked wheels and matters to turbofit.
 
     Args:
         old: the older one's folder.
         new: the newer one's.
-        cited: see `cited_places`.
         old_source: a checkout of the older one.
         source: a checkout of the newer one.
     """
     before, after = old / "lmdeploy", new / "lmdeploy"
-    for what, places in cited.items():
+    for what, places in cited_places().items():
         said = _became(places[0], before, after, old_source, source)
         if said:
             where = (f"{one.file}:{one.line} {_subject(one)}" for one in places)
@@ -370,6 +368,16 @@ def _trees(wheel: Path, pattern: str) -> Iterator[ast.Module]:
         yield ast.parse(path.read_text(encoding="utf-8"))
 
 
+def _known(wheel: Path) -> dict[str, str]:
+    """What turbofit's data say of a version that was never read from its wheel."""
+    problems = (row for row in all_problems() if row.has(wheel.name))
+    known = {f"{row.id} of known-bad.yaml": row.what for row in problems}
+    if is_legacy(wheel.name):
+        source = generation_of(wheel.name).source
+        known |= {f"{key} of generations.yaml": words for key, words in source.items()}
+    return known
+
+
 def _of_option(name: str, _: Path) -> tuple[str, str]:
     entry = option_classes().get(name)
     since = load_yaml(preset_path("engines", "option-releases"))["options"].get(name)
@@ -429,6 +437,7 @@ _TABLES: Final[tuple[tuple[str, _Reader, _Holder], ...]] = (
     ("kernels", _kernels, _of_kernels),
     ("library", lambda w: {"TurboMind's library": str(_library(w).relative_to(w).parent)},
      lambda *_: ("kernels/installed.py", "")),
+    ("known to us", _known, lambda *_: ("", "not from the wheel")),
 )  # fmt: skip
 
 
@@ -514,14 +523,15 @@ def _ran(name: str, command: list[str], wheel: Path, bad: str) -> Ran:
     return Ran(name, "; ".join(lines)[:400], time.monotonic() - began)
 
 
-def page(old: str, new: str, found: list[Difference], ran: list[Ran], cited: int) -> str:
-    """The page; what a person must decide stands first. ``cited`` places were compared."""
+def page(old: str, new: str, found: list[Difference], ran: list[Ran]) -> str:
+    """The page; what a person must decide stands first."""
     decide = [one for one in found if not one.known]
     known = [one for one in found if one.known]
     failed: dict[str, list[str]] = {}
     for one in ran:
         if one.problem:
             failed.setdefault(one.problem, []).append(one.name)
+    cited = len(cited_places())
     changed = sum(one.kind == "cited code" for one in found)
     measured = [
         f"{key} ({path.stem})"
@@ -529,8 +539,6 @@ def page(old: str, new: str, found: list[Difference], ran: list[Ran], cited: int
         for key, entry in load_yaml(path).items()
         if isinstance(entry, dict) and re.search("binary|pretend GPUs|measured", entry["source"])
     ]
-    if is_legacy(old):
-        measured += [f"{key} (generations, {old})" for key in generation_of(old).source]
     return "\n".join([
         f"# LMDeploy {new} against {old}\n", "## A person must decide\n", *_rows(decide),
         *(f"- {', '.join(names)} on {new}: {problem}" for problem, names in failed.items()),

@@ -12,7 +12,6 @@ from scripts.citations import Citation
 from scripts.new_lmdeploy import (
     Difference,
     Ran,
-    cited_places,
     compared,
     page,
     write_kernels,
@@ -55,7 +54,7 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]
             for path, name, text in cited]  # fmt: skip
     monkeypatch.setattr(new_lmdeploy, "citations", lambda: iter(made))
     tables = [one for one in new_lmdeploy._TABLES
-              if one[0] in ("route", "request field", "architecture")]  # fmt: skip
+              if one[0] in ("route", "request field", "architecture", "known to us")]  # fmt: skip
     monkeypatch.setattr(new_lmdeploy, "_TABLES", tables)
     monkeypatch.setattr(new_lmdeploy, "_missing", lambda _: "")
     return tmp_path / "0.18.0", tmp_path / "0.19.0"
@@ -64,7 +63,7 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]
 def test_what_changed_moved_and_went_is_named_with_what_rests_on_it(
     wheels: tuple[Path, Path],
 ) -> None:
-    found = list(compared(*wheels, cited_places()))
+    found = list(compared(*wheels))
     code = {one.what: one.rests for one in found if one.kind == "cited code"}
     assert list(code) == [
         "`a/grown.py::grown` changed (+1 \N{MINUS SIGN}1 lines)",
@@ -81,14 +80,27 @@ def test_what_changed_moved_and_went_is_named_with_what_rests_on_it(
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(("older", "newer", "file", "gone"), [
+    ("0.16.0", "0.17.0", "known-bad.yaml", ["fp8-before-hopper"]),
+    ("0.17.0", "0.18.0", "generations.yaml", ["buffers", "loading", "vision"]),
+])  # fmt: skip
+def test_what_only_our_data_know_of_two_releases_is_named(
+    wheels: tuple[Path, Path], older: str, newer: str, file: str, gone: list[str]
+) -> None:
+    wheels[1].rename(wheels[1].with_name("newer"))
+    old = wheels[0].rename(wheels[0].with_name(older))
+    new = wheels[1].with_name("newer").rename(wheels[1].with_name(newer))
+    known = [one.what for one in compared(old, new) if one.kind == "known to us"]
+    assert known == [f"`{name} of {file}` is gone" for name in gone]
+
+
 def test_what_a_person_must_decide_stands_first(wheels: tuple[Path, Path]) -> None:
     ran = [Ran("rest", "FAILED tests/a.py::test_b", 3.0), Ran("grammars", "", 4.0)]
     text = page(
         "0.18.0",
         "0.19.0",
-        [*compared(*wheels, cited_places()), Difference("x", "y", known="z")],
+        [*compared(*wheels), Difference("x", "y", known="z")],
         ran,
-        4,
     )
     decide, known, equal = text.split("\n## ")[1:]
     assert "- rest on 0.19.0: FAILED tests/a.py::test_b" in decide

@@ -98,11 +98,21 @@ def test_accuracy_is_quoted_as_it_was_reached() -> None:
     worst = bars["InternVL2 table, TurboMind: worst 3 %"]
     said = " ".join(ACCURACY_PAGE.split())
     assert f"a median error of {median} of the card, worst {worst}" in said
+    assert f"a median error of {median} of the card" in " ".join(TEXT.split())
     assert f"counts within {bars['KV block count within 2 %']}" in said
     missed = bars["no row that ran is forecast to run out"].split(", ")
     assert len(missed) == 1
     missed += bars["no row that ran out is forecast to keep more than the margin"].split(", ")
     assert all(f"`{name}`" in said for name in missed)
+
+
+def test_what_the_gateway_costs_is_quoted_as_it_was_measured() -> None:
+    results = (ROOT / "bench" / "gateway" / "RESULTS.md").read_text()
+    text, image = (float(cells[3].split()[0]) for cells in rows(results, "| request | direct")[:2])
+    said = " ".join(TEXT.split())
+    assert (
+        f"adds {text:.1f} ms to a request of text and {image:.1f} ms to one with an image" in said
+    )
 
 
 def test_what_queued_images_gain_is_what_the_plans_say(capsys) -> None:

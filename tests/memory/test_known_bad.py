@@ -14,7 +14,7 @@ from turbofit.memory import known_bad
 from turbofit.memory.known_bad import KnownProblem, known_problems
 from turbofit.model.source import resolve_model
 
-ROWS = {row.id: row for row in known_bad._rows()}
+ROWS = {row.id: row for row in known_bad.all_problems()}
 FP8 = Quantization(method="fp8", bits=8, group_size=128)
 AWQ = Quantization(method="awq", bits=4, group_size=128)
 
@@ -205,9 +205,9 @@ def test_a_damaged_table_is_a_plain_refusal(monkeypatch):
     data = load_yaml(preset_path("engines", "known-bad"))
     data["problems"][0]["when"]["card"] = "p40"
     monkeypatch.setattr(known_bad, "load_yaml", lambda path: data)
-    known_bad._rows.cache_clear()
+    known_bad.all_problems.cache_clear()
     known_bad._rows_of.cache_clear()
     with pytest.raises(UsageError, match=r"known-bad\.yaml is damaged"):
         known_problems(launch("qwen2.5-7b"), "turbomind", "0.18")
-    known_bad._rows.cache_clear()
+    known_bad.all_problems.cache_clear()
     known_bad._rows_of.cache_clear()

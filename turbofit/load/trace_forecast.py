@@ -138,9 +138,9 @@ def _under(plan: Plan, trace: Sequence[TracedRequest]) -> TracedPlan:
             "other",
             hint="a trace is forecast for LMDeploy's engines",
         )
-    requests, refused, lowered = _admitted(plan, trace)
+    requests, refused, lowered = admitted_requests(plan, trace)
     gateway = GatewayConfig()
-    engines = list(_engines(plan))
+    engines = list(simulated_engines(plan))
     times, loads = replay(
         engines, requests, queue=gateway.queue_length, patience=gateway.queue_seconds
     )
@@ -180,7 +180,7 @@ def _under(plan: Plan, trace: Sequence[TracedRequest]) -> TracedPlan:
     )  # fmt: skip
 
 
-def _engines(plan: Plan) -> Iterator[SimulatedEngine]:
+def simulated_engines(plan: Plan) -> Iterator[SimulatedEngine]:
     """The plan's engines as their rates, caches and batches are."""
     engine = engine_named(plan.engine.name)
     for number, group in enumerate(plan.each()):
@@ -195,7 +195,7 @@ def _engines(plan: Plan) -> Iterator[SimulatedEngine]:
         )
 
 
-def _admitted(
+def admitted_requests(
     plan: Plan, trace: Sequence[TracedRequest]
 ) -> tuple[list[TraceRequest], Counter[str], int]:
     """The requests as the gateway passes them on, what it refuses, and how many it lowers."""

@@ -125,11 +125,12 @@ def _release(version: str | None) -> tuple[int, ...]:
 @cache
 def _rows_of(engine: str, version: str) -> tuple[KnownProblem, ...]:
     """What a version of an engine has, the fatal first."""
-    found = [row for row in _rows() if engine in row.engines and row.has(version)]
+    found = [row for row in all_problems() if engine in row.engines and row.has(version)]
     return tuple(sorted(found, key=lambda row: not row.fatal))
 
 
 @cache
-def _rows() -> tuple[KnownProblem, ...]:
+def all_problems() -> tuple[KnownProblem, ...]:
+    """Every row, of all versions and engines."""
     path = preset_path("engines", "known-bad")
     return converted(load_yaml(path).get("problems"), tuple[KnownProblem, ...], path)

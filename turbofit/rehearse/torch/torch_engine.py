@@ -82,9 +82,9 @@ def _mark_start(notes: Notes) -> None:
         for name, phase in _STEPS.items():
             setattr(self, name, marked(getattr(self, name), phase))
         self.gather_free_mem = noted(self.gather_free_mem, "free_at_sizing", list)
-        plans = self._prepare_worker_cache_plans
-        sizes = noted(plans, "block_bytes", lambda found: [plan.total for plan in found])
-        self._prepare_worker_cache_plans = sizes
+        # Of all ranks: lmdeploy engine/executor/base.py `self._get_rank_cache_block_sizes(`
+        sizes = self._get_rank_cache_block_sizes
+        self._get_rank_cache_block_sizes = noted(sizes, "block_bytes", list)
         try:
             init(self)
         finally:
