@@ -105,11 +105,15 @@ def _written(node: object) -> str:
 
 def named(source: str, name: str) -> ast.AST | None:
     """The function, class or variable of this dotted name."""
-    node: ast.AST | None = ast.parse(source)
+    node: ast.AST | None = _parsed(source)
     for part in name.split("."):
         if node is not None:
             node = next((one for one in ast.walk(node) if part in _names(one)), None)
     return node
+
+
+#: A file has several citations; who asks for a hash changes nothing that a name is found by.
+_parsed: Final = cache(ast.parse)
 
 
 def state(citation: Citation, package: Path, source: Path | None = None) -> State:
@@ -145,7 +149,12 @@ def state(citation: Citation, package: Path, source: Path | None = None) -> Stat
 @cache
 def files_of(package: Path, path: str) -> list[Path]:
     """The files of a package whose path ends so; it may begin with the package's own name."""
-    return [one for one in package.parent.glob(f"{package.name}/**/*") if one.match(path)]
+    return [one for one in _files(package) if one.match(path)]
+
+
+@cache
+def _files(package: Path) -> list[Path]:
+    return list(package.parent.glob(f"{package.name}/**/*"))
 
 
 def main(argv: list[str] | None = None) -> int:

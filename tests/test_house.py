@@ -54,6 +54,26 @@ REGISTRIES = {"model/families", "core/images", "cli/commands"}
 MOST_FRAGMENTS = 7
 
 
+Trees = dict[Path, ast.Module]
+
+
+@pytest.fixture(scope="module")
+def trees() -> Trees:
+    """The package's files, which take a second to parse."""
+    return {path: ast.parse(path.read_text()) for path in PACKAGE}
+
+
+@pytest.fixture(scope="module")
+def imports(trees: Trees) -> dict[str, set[str]]:
+    """What each module of the package imports of the package."""
+    names = {_module(path) for path in trees}
+    return {_module(path): _imported(tree, names) - {_module(path)} for path, tree in trees.items()}
+
+
+def _module(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
 def _lines(path: Path) -> int:
     return path.read_text().count("\n")
 
@@ -77,11 +97,10 @@ def test_rooms_keep_to_their_budgets() -> None:
     )
 
 
-def test_a_file_is_a_subject() -> None:
+def test_a_file_is_a_subject(trees: Trees) -> None:
     """It can be read at one sitting, and says first what it is for."""
     found = []
-    for path in PACKAGE:
-        tree = ast.parse(path.read_text())
+    for path, tree in trees.items():
         if _lines(path) > MOST_LINES or not ast.get_docstring(tree):
             found.append(str(path.relative_to(ROOT)))
         for node in ast.walk(tree):
@@ -92,15 +111,12 @@ def test_a_file_is_a_subject() -> None:
     assert found == []
 
 
-def fragments() -> list[str]:
+def fragments(imports: dict[str, set[str]]) -> list[str]:
     """Small modules with a single importer, which stands in the same folder."""
-    names = {
-        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-        for path in PACKAGE
-    }
+    names = {_module(path): path for path in PACKAGE}
     importers: dict[str, set[str]] = {}
-    for name, path in names.items():
-        for imported in _imported(path, names) - {name}:
+    for name, modules in imports.items():
+        for imported in modules:
             importers.setdefault(imported, set()).add(name)
     return sorted(
         name
@@ -113,32 +129,27 @@ def fragments() -> list[str]:
     )
 
 
-def test_small_modules_are_joined_to_what_uses_them() -> None:
-    assert len(fragments()) <= MOST_FRAGMENTS, fragments()
+def test_small_modules_are_joined_to_what_uses_them(imports: dict[str, set[str]]) -> None:
+    assert len(fragments(imports)) <= MOST_FRAGMENTS, fragments(imports)
 
 
-def test_imports_make_no_circle() -> None:
+def test_imports_make_no_circle(imports: dict[str, set[str]]) -> None:
     """Inside rooms too, and also of imports in functions and for types alone."""
-    names = {
-        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-        for path in PACKAGE
-    }
-    graph = {name: _imported(path, names) - {name} for name, path in names.items()}
-    assert sum(map(len, graph.values())) > len(names), "imports are found"
-    TopologicalSorter(graph).prepare()  # its CycleError names the files
+    assert sum(map(len, imports.values())) > len(imports), "imports are found"
+    TopologicalSorter(imports).prepare()  # its CycleError names the files
 
 
-def _imported(path: Path, names: dict[str, Path]) -> set[str]:
+def _imported(tree: ast.Module, names: set[str]) -> set[str]:
     """The modules among ``names`` that a file imports."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             for alias in node.names:
                 inside = f"{node.module}.{alias.name}"
                 found.add(inside if inside in names else node.module)
-    return found & names.keys()
+    return found & names
 
 
 def asks_for_class(tree: ast.Module, rules: set[str]) -> list[int]:
@@ -170,10 +181,9 @@ def asks_for_class(tree: ast.Module, rules: set[str]) -> list[int]:
     return found
 
 
-def test_nobody_asks_an_image_rule_for_its_class() -> None:
+def test_nobody_asks_an_image_rule_for_its_class(trees: Trees) -> None:
     """A rule answers (`turbofit/core/images/rule.py`): so a new one is a file, not thirty edits."""
     folder = ROOT / "turbofit" / "core" / "images"
-    trees = {path: ast.parse(path.read_text()) for path in PACKAGE}
     rules = {
         node.name
         for path, tree in trees.items()
@@ -216,7 +226,7 @@ def asks_for_engine(tree: ast.Module) -> list[int]:
     return found
 
 
-def test_nobody_asks_an_engine_for_its_name() -> None:
+def test_nobody_asks_an_engine_for_its_name(trees: Trees) -> None:
     """`Engine` answers for planning, and `PlannedEngine` for a plan."""
     for text in (
         "engine == 'pytorch'", "plan.engine.name != 'turbomind'", "x in ('auto', 'transformers')",
@@ -227,13 +237,12 @@ def test_nobody_asks_an_engine_for_its_name() -> None:
     assert not asks_for_engine(ast.parse("x in ('torch', 'transformers')\nt = {'pytorch': 1}[x]"))
     answers = {"turbofit/core/plan.py", "turbofit/memory/account.py", "turbofit/memory/engines.py"}
     folders = tuple(f"turbofit/memory/{name}/" for name in get_args(EngineName))
-    places = {str(path.relative_to(ROOT)): path for path in PACKAGE}
     found = {
         name: lines
-        for name, path in places.items()
-        if name not in answers
+        for path, tree in trees.items()
+        if (name := str(path.relative_to(ROOT))) not in answers
         and not name.startswith(folders)
-        and (lines := asks_for_engine(ast.parse(path.read_text())))
+        and (lines := asks_for_engine(tree))
     }
     assert found == {}
 
@@ -271,7 +280,7 @@ def empty_words(names: set[str]) -> set[str]:
     }
 
 
-def test_no_name_is_an_empty_word() -> None:
+def test_no_name_is_an_empty_word(trees: Trees) -> None:
     """What is `asked` is an engine, a load or a limit; what is somebody's `own` is a thing too."""
     bad = ast.parse("asked = x.own_limit\nclass Own: pass\nf(asked=1)\nfrom a.own_view import b")
     assert empty_words(identifiers(bad)) == {"asked", "own_limit", "Own", "a.own_view"}
@@ -279,8 +288,8 @@ def test_no_name_is_an_empty_word() -> None:
     assert not empty_words(identifiers(ast.parse("owner = known.parameter(task='its own')")))
     found = {
         name: words
-        for path in PACKAGE
-        if (words := empty_words({*identifiers(ast.parse(path.read_text())), path.stem}))
+        for path, tree in trees.items()
+        if (words := empty_words({*identifiers(tree), path.stem}))
         and not ((name := str(path.relative_to(ROOT))) in PUBLISHED_WORDS and words == {"asked"})
     }
     assert found == {}
@@ -304,7 +313,7 @@ def bare_objects(tree: ast.Module) -> list[str]:
     return found
 
 
-def test_signatures_say_whose_an_object_of_json_is() -> None:
+def test_signatures_say_whose_an_object_of_json_is(trees: Trees) -> None:
     """`core.json_types` has a name for each kind; a struct is better where the document is ours."""
     for text in (
         "def f(a: dict[str, Any]): pass", "async def f(*, a: Mapping[str, Any] | None): pass",
@@ -314,8 +323,8 @@ def test_signatures_say_whose_an_object_of_json_is() -> None:
     assert not bare_objects(ast.parse("def _f(a: dict[str, Any]): pass\ndef g(a: Options): pass"))
     found = {
         str(path.relative_to(ROOT)): names
-        for path in PACKAGE
-        if (names := bare_objects(ast.parse(path.read_text())))
+        for path, tree in trees.items()
+        if (names := bare_objects(tree))
     }
     assert found == {}
 
@@ -336,17 +345,17 @@ def test_no_machine_path_or_registry_is_committed() -> None:
     assert set(found) - allowed == set()
 
 
-def test_ray_is_imported_in_one_module() -> None:
+def test_ray_is_imported_in_one_module(trees: Trees) -> None:
     """Ray moves its private calls between versions: one file is to be looked at then."""
-    assert [str(path.relative_to(ROOT)) for path in PACKAGE if "ray" in _top_imports(path)] == [
-        "turbofit/launch/cluster/ray_adapter.py"
-    ]
+    asked = [path for path in PACKAGE if "ray" in path.read_text()]
+    found = [str(path.relative_to(ROOT)) for path in asked if "ray" in _top_imports(trees[path])]
+    assert found == ["turbofit/launch/cluster/ray_adapter.py"]
 
 
-def _top_imports(path: Path) -> set[str]:
+def _top_imports(tree: ast.Module) -> set[str]:
     """The packages that a file imports anywhere, by ``import`` or by name."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:

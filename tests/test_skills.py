@@ -10,6 +10,7 @@ from pathlib import Path
 import pynvml
 import pytest
 
+from tests.support.plans import few_presets
 from turbofit.cli.command_group import COMMANDS
 from turbofit.cli.main import main
 
@@ -46,6 +47,7 @@ def test_every_command_runs(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setattr(pynvml, "nvmlInit", no_driver)
+    few_presets(monkeypatch)
     (tmp_path / "engine.log").write_text(LOG)
     for line in LINES:
         command, _, file = line.partition(" > ")

@@ -10,7 +10,7 @@ from tests.sweep import part
 
 pytestmark = pytest.mark.slow
 
-PAIRS = part(160, 6)
+PAIRS = part(160, 10)
 SEED = 20_261_122
 
 

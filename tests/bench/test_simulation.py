@@ -15,11 +15,11 @@ from tests.sweep import sweep
 from turbofit.gateway.routing.admission import Place
 
 PACKAGE = Path(__file__).parents[2] / "turbofit"
-BATCH = 24
+BATCH = 12
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", sweep(range(0, 12 * BATCH, BATCH), 12))
+@pytest.mark.parametrize("first", sweep(range(0, 24 * BATCH, BATCH), 24))
 def test_nothing_breaks_in_simulated_days(first: int) -> None:
     broken = {}
     for seed in range(first, first + BATCH):

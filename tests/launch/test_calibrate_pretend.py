@@ -65,12 +65,17 @@ def only_a_card_shows(state: Path) -> None:
 
 
 @pytest.mark.slow
-def test_it_stops_measures_and_the_next_plan_knows(children: list[Child], tmp_path: Path) -> None:
-    first = calibrate(children, tmp_path, *EIGHT)
-    first.wait_for("engine: kernels: GPU 0")
-    first.process.send_signal(signal.SIGINT)
-    assert first.finish() == 130
-    assert "stopped: nothing was learned" in first.stderr
+@pytest.mark.parametrize("cut", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
+def test_it_measures_and_the_next_plan_knows(
+    cut: bool, children: list[Child], tmp_path: Path
+) -> None:
+    """Also after a calibration that was cut short."""
+    if cut:
+        first = calibrate(children, tmp_path, *EIGHT)
+        first.wait_for("engine: kernels: GPU 0")
+        first.process.send_signal(signal.SIGINT)
+        assert first.finish() == 130
+        assert "stopped: nothing was learned" in first.stderr
     second = calibrate(children, tmp_path, *EIGHT, "--json")
     assert second.finish() == 0, second.stderr
     only_a_card_shows(tmp_path)

@@ -88,6 +88,7 @@ def test_a_pytorch_rehearsal_sends_no_more_than_the_gateway_lets_through(tmp_pat
     assert counts[1] == 1
 
 
+@pytest.mark.exhaustive  # a queue of one is driven by `rehearse/turbomind/test_image_overlap.py`
 @pytest.mark.lmdeploy
 def test_the_engine_serves_it(tmp_path: Path) -> None:
     _, queued = both("qwen2-vl-7b", "1xrtx3090")

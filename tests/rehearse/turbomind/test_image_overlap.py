@@ -186,9 +186,12 @@ EIGHT = {"max_batch_size": 8, "queue_images": False}
     ("model", "on", "options", "gate"),
     [
         ("qwen2-vl-2b", "1xrtx3060", {}, 86016),
-        ("internvl2-8b", "1xrtx3090", {"images": 4, "enable_prefix_caching": True, **EIGHT}, None),
+        pytest.param(
+            "internvl2-8b", "1xrtx3090", {"images": 4, "enable_prefix_caching": True, **EIGHT},
+            None, marks=pytest.mark.exhaustive,
+        ),
     ],
-)
+)  # fmt: skip
 def test_the_engine_brings_a_mix_together(
     run: Rehearse, tmp_path: Path, model: str, on: str, options: dict[str, Any], gate: int | None
 ) -> None:
