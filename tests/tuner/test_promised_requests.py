@@ -146,10 +146,10 @@ def test_the_engine_that_holds_them_is_chosen() -> None:
 
 
 def test_host_memory_leaves_fewer_copies_that_hold_fewer() -> None:
-    on = "4xa100-80g,ram=9GiB"
-    plan = turbofit.plan("internvl2-8b", on=on, concurrency=1000)
+    asked = {"on": "4xa100-80g,ram=9GiB", "engine": "turbomind"}
+    plan = turbofit.plan("internvl2-8b", **asked, concurrency=1000)
     assert not plan.fits
-    assert turbofit.plan("internvl2-8b", on=on, concurrency=plan.held.requests).fits
+    assert turbofit.plan("internvl2-8b", **asked, concurrency=plan.held.requests).fits
 
 
 @pytest.mark.parametrize(
@@ -195,6 +195,7 @@ def test_the_command_line_ends_with_3_where_too_few_are_held(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [command, "internvl3-8b", "--on", "1xrtx4090", "--concurrency", "1000"]
+    words += ["--engine", "turbomind"]
     assert main([*words, "--dry-run"] if command == "serve" else words) == 3
     told = capsys.readouterr()
     said = " ".join((told.out + told.err).split())
@@ -203,5 +204,5 @@ def test_the_command_line_ends_with_3_where_too_few_are_held(
 
 def test_a_pipeline_is_refused_before_anything_is_loaded() -> None:
     with pytest.raises(DoesNotFitError, match="holds 34 of 1,000 requests") as caught:
-        turbofit.pipeline("internvl3-8b", on="1xrtx4090", concurrency=1000)
+        turbofit.pipeline("internvl3-8b", on="1xrtx4090", engine="turbomind", concurrency=1000)
     assert caught.value.hint.startswith("--concurrency 34: fits")

@@ -388,12 +388,12 @@ def answers(children: list[subprocess.Popen[str]]) -> list[dict[str, Any]]:
 
 
 def test_many_turbofits_at_once_share_one_card(planning) -> None:
-    children = [planning("internvl2-1b", budget=5 * GIB) for _ in range(6)]
+    children = [planning("internvl2-1b", budget=8 * GIB) for _ in range(4)]
     found = answers(children)
     fit = [one for one in found if one["fits"]]
     need = sum(next(iter(one["gpus"].values()))["need"] for one in fit)
     usable = max(next(iter(one["gpus"].values()))["free"] for one in found)
-    assert 2 <= len(fit) < 6
+    assert 2 <= len(fit) < 4
     assert need <= usable
     # Each saw what those before it had reserved.
     free = sorted((next(iter(one["gpus"].values()))["free"] for one in fit), reverse=True)
