@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 engines = st.sampled_from([engine_named(name) for name in LMDEPLOY])
 relaxed = settings(
-    max_examples=part(20, 4), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=part(20, 8), deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 
 

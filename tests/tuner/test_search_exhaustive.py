@@ -145,7 +145,7 @@ def chosen(found: EngineFit):
     return best.rank[4:]
 
 
-@pytest.mark.parametrize(("engine", "seed"), sweep(ASKED))
+@pytest.mark.parametrize(("engine", "seed"), sweep(ASKED, 20))
 def test_the_choice_equals_exhaustive_search(engine, seed):
     request = random_request(random.Random(seed))
     try:
@@ -167,7 +167,7 @@ def test_the_choice_equals_exhaustive_search(engine, seed):
         assert (tokens, prefill, shards) >= best[2:]
 
 
-@pytest.mark.parametrize(("engine", "seed"), sweep(ASKED[::4]))
+@pytest.mark.parametrize(("engine", "seed"), sweep(ASKED[::4], 16))
 def test_a_queue_is_never_worse_than_none(engine, seed):
     request = random_request(random.Random(seed))
     free = replace(request, workload=replace(request.workload, queue_images=None))

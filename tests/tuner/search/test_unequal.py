@@ -179,7 +179,7 @@ def random_mixed(seed: int) -> ResolvedRequest:
     )
 
 
-CASES = sweep((name, seed) for name in LMDEPLOY for seed in range(40))
+CASES = sweep(((name, seed) for name in LMDEPLOY for seed in range(40)), 16)
 
 
 @pytest.mark.parametrize(("name", "seed"), CASES)
