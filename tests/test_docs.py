@@ -1,7 +1,8 @@
-"""Links to sections lead somewhere; the accounts' documents name every term of a ledger."""
+"""The docs: links, environment variables, and the figures of the cluster's page."""
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 
 import turbofit.api
 from scripts.symptoms import anchors
+from turbofit.cli.main import main
+from turbofit.launch.serve.runs import LEASE_SECONDS
 
 DOCS = Path(__file__).parents[1] / "docs"
 LEDGERS: list[dict[str, Any]] = [
@@ -48,3 +51,85 @@ def test_links_to_sections_lead_somewhere() -> None:
             assert anchor in anchors(page.parent / target if target else page), (page.name, anchor)
             found += 1
     assert found >= 20
+
+
+ROOT = Path(__file__).parents[1]
+#: A table's row: the variable, and whether it is read, set or both.
+ROW = re.compile(r"^\| `([A-Z][A-Z0-9_]+)` \| (?:read|set|read, set) \| \S", re.MULTILINE)
+VARIABLE = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+")
+#: Strings that look like variables: a word in a sentence, the tests' own variable, values, types of
+#: tensors, constants of C and of NVML.
+OTHERS = re.compile(
+    r"COMMAND_OPTION|TURBOFIT_CUDA_PATH|FIRST_COMPLETED|PCI_BUS_ID|F[68]_E\dM\d(FNUZ)?|F8_E8M0|(O|TCP|P2P|NVML_NVLINK)_[A-Z_]+"
+)
+
+
+def test_the_table_names_the_variables_of_the_code() -> None:
+    names: set[str] = set()
+    texts: set[str] = set()
+    for path in (ROOT / "turbofit").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.add(node.value)
+            names.update(str(getattr(node, field, "")) for field in ("id", "name", "attr"))
+    other = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "turbofit").rglob("*.c"))
+    other += (ROOT / "presets" / "export" / "compose.template").read_text(encoding="utf-8")
+    rows = ROW.findall((ROOT / "docs" / "environment.md").read_text(encoding="utf-8"))
+    assert len(rows) == len(set(rows)), "a variable stands twice"
+    used = {one for one in texts - names if VARIABLE.fullmatch(one) and not OTHERS.fullmatch(one)}
+    assert used - set(rows) == set()
+    # `HOME` is what `expanduser` reads.
+    unused = [one for one in rows if one not in texts and not re.search(rf"\b{one}\b", other)]
+    assert unused in ([], ["HOME"])
+
+
+PAGE = (ROOT / "docs" / "cluster.md").read_text()
+
+
+def test_every_action_is_there() -> None:
+    for action in ("status", "nodes", "change", "drain"):
+        assert f"turbofit cluster {action}" in PAGE
+
+
+@pytest.mark.parametrize("nodes", ["4xrtx3090@4/1xl4@2/1xrtx2080ti", "4xrtx3090@4/1xl4:free=19GiB"])
+def test_a_plan_says_what_the_page_says(nodes: str, capsys: pytest.CaptureFixture[str]) -> None:
+    told = planned(nodes, capsys)
+    said = " ".join(PAGE.split())
+    (why,) = re.findall(
+        r"1 node left out: ((?:runs|holds) .*?(?:peak of \S+ GiB|are promised))", told
+    )
+    assert f"`{why}`" in said
+    if "/1xl4@2/" in nodes:
+        assert re.findall(r"fits: .*? to any of them", told)[0] in said
+
+
+def test_what_a_weak_node_costs_is_what_the_plan_says(capsys: pytest.CaptureFixture[str]) -> None:
+    (spec,) = re.findall(r"with `sim:(\S+)` requests go up to 32,768", " ".join(PAGE.split()))
+    told = planned(spec, capsys)
+    assert "a request of up to 32,768 tokens" in told
+    (effect,) = re.findall(r"--context 14336 (4 nodes serve: .*? on 2 nodes)", told)
+    assert effect in " ".join(PAGE.split())
+
+
+def planned(nodes: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """What `plan` prints, on one line."""
+    assert main(["plan", "internvl2-8b", "--cluster", f"sim:{nodes}", "--concurrency", "64"]) == 0
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_names_are_the_codes() -> None:
+    from turbofit.core.cluster import CLUSTER_STATUS_SCHEMA
+
+    for name in (
+        "TURBOFIT_NODE_SPEC",
+        CLUSTER_STATUS_SCHEMA,
+        "RAY_USE_TLS",
+        f"for {LEASE_SECONDS:.0f} s",
+    ):
+        assert name in PAGE
+    for section in ("## Without a GPU", "## More fronts, or none of ours", "## Who may do what"):
+        assert section in PAGE
+
+
+def test_the_page_is_short() -> None:
+    assert len(PAGE.splitlines()) <= 150

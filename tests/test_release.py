@@ -1,9 +1,11 @@
-"""What a release is made of: metadata, workflows, forms, and an sdist that has all that git has."""
+"""What is released: metadata, workflows, forms, the recipe, the image, and an sdist with all."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -15,6 +17,8 @@ import yaml
 
 import turbofit
 from scripts.release import missing
+from turbofit.core.presets import presets_dir
+from turbofit.core.version import REFERENCE
 
 ROOT = Path(__file__).parents[1]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
@@ -147,3 +151,100 @@ def test_the_sdist_has_all_that_git_has(tmp_path: Path) -> None:
         ["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True
     ).stdout.splitlines()
     assert {name for name in listed if (ROOT / name).exists()} <= packed
+
+
+tomllib = pytest.importorskip("tomllib")  # Python 3.11
+
+RECIPE = yaml.safe_load((ROOT / "recipe" / "recipe.yaml").read_text(encoding="utf-8"))
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = PYPROJECT["project"]
+
+
+def requirements(section: str) -> set[str]:
+    return {one.replace(" ", "") for one in RECIPE["requirements"][section]}
+
+
+def test_it_is_this_version() -> None:
+    assert RECIPE["context"]["version"] == turbofit.__version__
+    assert RECIPE["about"]["summary"] == PROJECT["description"]
+    assert RECIPE["about"]["license"] == PROJECT["license"]
+    assert (ROOT / RECIPE["about"]["license_file"]).exists()
+
+
+def test_it_needs_what_the_wheel_needs() -> None:
+    python = f"python{PROJECT['requires-python']}"
+    assert requirements("run") == {python, *PROJECT["dependencies"]}
+    assert requirements("host") == {python, "pip", *PYPROJECT["build-system"]["requires"]}
+
+
+def test_it_has_the_wheels_scripts() -> None:
+    scripts = {f"{name} = {target}" for name, target in PROJECT["scripts"].items()}
+    assert set(RECIPE["build"]["python"]["entry_points"]) == scripts
+
+
+def test_all_is_every_extra_that_adds_a_feature() -> None:
+    extras = PROJECT["optional-dependencies"]
+    (all_of_them,) = extras["all"]
+    named = set(all_of_them.removeprefix("turbofit[").removesuffix("]").split(","))
+    assert named == set(extras) - {"all", "gateway"}  # which comes with each
+
+
+TEXT = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+LINES = TEXT.replace("\\\n", " ").splitlines()
+
+
+def last(instruction: str) -> str:
+    """What the last such instruction says."""
+    return [line for line in LINES if line.startswith(f"{instruction} ")][-1].split(" ", 1)[1]
+
+
+def test_hadolint_finds_nothing() -> None:
+    beside = Path(sys.executable).with_name("hadolint")
+    hadolint = str(beside) if beside.exists() else shutil.which("hadolint")
+    if hadolint is None:
+        pytest.skip("no hadolint here: the group `dev` brings it on Linux and x86-64")
+    done = subprocess.run(
+        [hadolint, str(ROOT / "Dockerfile")], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
+def test_it_is_lmdeploys_image_of_the_reference() -> None:
+    assert last("FROM") == "openmmlab/lmdeploy:${LMDEPLOY}"
+    arguments = dict(line[4:].split("=", 1) for line in LINES if line.startswith("ARG "))
+    image = re.fullmatch(r"v(\d+\.\d+)\.\d+-\$\{CUDA\}", arguments["LMDEPLOY"])
+    assert image is not None
+    assert image[1] == REFERENCE
+    assert re.fullmatch(r"cu\d+\.\d+", arguments["CUDA"])
+
+
+def test_nobody_runs_it_as_root() -> None:
+    assert int(last("USER")) > 999  # a number: Kubernetes can tell that it is not root
+
+
+def test_the_manifests_fit_it() -> None:
+    assert json.loads(last("ENTRYPOINT")) == ["turbofit"]
+    hub, state = json.loads(last("VOLUME"))
+    assert {f"HF_HOME={hub}", f"XDG_STATE_HOME={state}"} <= set(last("ENV").split())
+    compose = (presets_dir() / "export" / "compose.template").read_text(encoding="utf-8")
+    assert f"HF_HOME: {hub}\n      XDG_STATE_HOME: {state}\n" in compose
+
+
+@pytest.mark.exhaustive
+def test_what_docker_copies_is_enough(tmp_path: Path) -> None:
+    """Whatever `.dockerignore` lets in makes the wheel."""
+    pytest.importorskip("hatchling")
+    named = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    for name in (line[1:] for line in named if line.startswith("!")):
+        source, ignored = ROOT / name, shutil.ignore_patterns("__pycache__")
+        if source.is_dir():
+            shutil.copytree(source, tmp_path / name, ignore=ignored)
+        else:
+            shutil.copy(source, tmp_path / name)
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps"]
+    done = subprocess.run(
+        [*pip, "--wheel-dir", str(tmp_path / "dist"), str(tmp_path)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "dist").glob("turbofit-*.whl"))

@@ -1,16 +1,21 @@
-"""Simulated days without a violation, equal seeds with equal days, and planted bugs."""
+"""Simulated days without a violation, planted bugs, and the soak's verdict."""
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-
-pytest.importorskip("aiohttp")
 
 from bench.simulation import substitutes
 from bench.simulation.planted import BUGS, Bug, tried
 from bench.simulation.scenario import simulate
+from bench.soak.samples import TOLERANCES, Sample, taken, verdict
+from bench.soak.served import running
 from tests.sweep import sweep
 from turbofit.gateway.routing.admission import Place
 
@@ -62,3 +67,95 @@ def test_a_planted_bug_is_found() -> None:
 def test_a_bug_can_be_planted(bug: Bug) -> None:
     assert (PACKAGE / bug.file).read_text().count(bug.old) == 1
     assert bug.old != bug.new
+
+
+MIB = 1 << 20
+
+
+def samples(**growing):
+    """A hundred of them; a figure that grows has so much more in each."""
+    figures = {"memory": 60 * MIB, "descriptors": 20, "connections": 5, "threads": 6,
+               "disk": 1000, "processor": 0}  # fmt: skip
+    step = {"disk": 4000, "processor": 30, **growing}
+    return [
+        Sample(
+            at=float(number), requests=number * 10, faults=0,
+            added=tuple(1.0 + one / 10 + growing.get("added", 0) * number for one in range(5)),
+            **{name: value + step.get(name, 0) * number for name, value in figures.items()},
+        )
+        for number in range(100)
+    ]  # fmt: skip
+
+
+def test_what_stays_is_flat() -> None:
+    rows = verdict(samples())
+    assert [one.what for one in rows] == list(TOLERANCES)
+    assert all(one.flat for one in rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "by"), [("memory", MIB), ("descriptors", 1), ("threads", 0.2), ("added", 0.5)]
+)
+def test_what_grows_is_named(name, by) -> None:
+    found = {one.what for one in verdict(samples(**{name: by})) if not one.flat}
+    assert found == ({"added p50", "added p90"} if name == "added" else {name})
+
+
+def test_a_folder_may_grow_by_request_but_no_faster() -> None:
+    assert all(one.flat for one in verdict(samples(disk=20_000)))
+    faster = [one._replace(disk=one.disk + number**3) for number, one in enumerate(samples())]
+    assert [one.what for one in verdict(faster) if not one.flat] == ["disk"]
+
+
+def test_a_request_may_not_take_longer_of_the_processor() -> None:
+    slower = [one._replace(processor=number**3) for number, one in enumerate(samples())]
+    assert [one.what for one in verdict(slower) if not one.flat] == ["processor time"]
+
+
+def test_too_few_samples_are_no_verdict() -> None:
+    with pytest.raises(ValueError, match="too few"):
+        verdict(samples()[:9])
+
+
+def test_a_process_is_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "engine-0.log").write_bytes(b"x" * 100)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        before = taken(os.getpid(), port, tmp_path)
+        with (tmp_path / "engine-0.log").open():
+            after = taken(os.getpid(), port, tmp_path)
+    assert after["descriptors"] == before["descriptors"] + 1
+    assert before["disk"] == 100
+    assert 0 < before["processor"] <= after["processor"]
+    assert before.pop("connections") == 0
+    assert min(before.values()) > 0
+
+
+def test_a_connection_counts_as_a_descriptor_once_its_client_has_closed_it(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            before = taken(os.getpid(), port, tmp_path)  # not accepted yet
+            accepted, _ = server.accept()
+            held = taken(os.getpid(), port, tmp_path)
+        with accepted:
+            assert accepted.recv(1) == b""  # its end has come
+            left = taken(os.getpid(), port, tmp_path)
+    assert client.fileno() == -1
+    assert [one["connections"] for one in (before, held, left)] == [0, 1, 0]
+    assert before["descriptors"] == held["descriptors"] == left["descriptors"]
+
+
+def test_a_process_that_got_an_engines_number_is_none(tmp_path: Path) -> None:
+    """A soak read a stranger's command line, and ended; it would have killed that process."""
+    program = [sys.executable, "-c", "print(flush=True); input()"]
+    environ = {**os.environ, "TURBOFIT_LEASES": str(tmp_path)}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(program, env=environ, stdin=pipe, stdout=pipe) as engine:
+        assert engine.stdout is not None
+        engine.stdout.readline()  # it has its own environment from now on
+        numbers = (os.getpid(), engine.pid)
+        child = SimpleNamespace(lines=[f"engine 0 (process {pid}, port 1)" for pid in numbers])
+        assert running(child, tmp_path) == [engine.pid]
+        engine.communicate(b"\n")
+    assert running(child, tmp_path) == []

@@ -8,9 +8,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("aiohttp")
-pytest.importorskip("uvicorn")
-
 import turbofit
 from turbofit.cli.main import main
 from turbofit.launch.engine import process

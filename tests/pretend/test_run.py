@@ -1,19 +1,100 @@
+"""How `turbofit pretend` runs a command: its Python, its process group, its end."""
+
 from __future__ import annotations
 
+import os
 import struct
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
 
+from tests.support.waiting import HANG
 from turbofit.core.errors import UsageError
 from turbofit.machine.source import machine_from
+from turbofit.pretend import run
+from turbofit.pretend.environment import SCENARIO
+from turbofit.pretend.group import run_group
 from turbofit.pretend.report import report
-from turbofit.pretend.run import FinishedRun, run_pretend, scenario_of
+from turbofit.pretend.run import FinishedRun, run_pretend, scenario_of, site_of
 from turbofit.pretend.scenario import MIB, PretendGpu, Scenario
 from turbofit.pretend.shared import Process, SharedRecord, read_shared
 from turbofit.pretend.usage import Peak, RefusedAllocation, Usage
 from turbofit.report.painters.terminal import paint
 from turbofit.report.views.measured_view import pretend_view
+
+_COMMAND = """
+import pathlib, subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"],
+                         start_new_session=True)
+pathlib.Path("left").write_text(str(child.pid))
+open("go").read()  # a pipe: until the test has started its own child
+"""
+
+
+def test_what_another_thread_started_is_left_alone(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "go")
+    command = [sys.executable, "-c", f"import os; os.chdir({str(tmp_path)!r}){_COMMAND}"]
+    env, codes = {**os.environ, SCENARIO: "this one"}, list[int]()
+    thread = threading.Thread(target=lambda: codes.append(run_group(command, env)))
+    thread.start()
+    with (tmp_path / "go").open("w"):  # the command is there now, and has left a child
+        other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        thread.join(HANG)
+        assert codes == [0]
+        assert other.poll() is None
+        assert not Path("/proc", (tmp_path / "left").read_text()).exists()
+    finally:
+        other.communicate(b"\n", HANG)
+
+
+@pytest.fixture
+def python(tmp_path: Path) -> Path:
+    """A Python whose torch is a CUDA build, as far as its files say."""
+    library = tmp_path / "site" / "torch" / "lib"
+    library.mkdir(parents=True)
+    (library / "libtorch_cuda.so").touch()
+    (tmp_path / "site" / "torch" / "__init__.py").touch()
+    script = tmp_path / "bin" / "python3"
+    script.parent.mkdir()
+    script.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path / "site"} exec {sys.executable} "$@"\n')
+    script.chmod(0o755)
+    return script
+
+
+def test_a_python_is_asked(python: Path) -> None:
+    assert site_of([str(python), "train.py"]) == python.parents[1] / "site"
+
+
+def test_a_script_names_its_python(python: Path) -> None:
+    for first in (f"#!{python}\n", f"#!/usr/bin/env {python}\n"):
+        script = python.with_name("lmdeploy")
+        script.write_text(f"{first}pass\n")
+        script.chmod(0o755)
+        assert site_of([str(script), "serve"]) == python.parents[1] / "site"
+
+
+def test_of_anything_else_it_is_this_one(
+    python: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(run, "cuda_site", lambda: tmp_path)
+    assert site_of(["sh", "-c", "true"]) == tmp_path
+    assert site_of(["no-such-command"]) == tmp_path
+    assert site_of(["sh", "-c", "true"], str(python)) == python.parents[1] / "site"
+
+
+def test_cpu_torch_wants_nothing(python: Path) -> None:
+    (python.parents[1] / "site" / "torch" / "lib" / "libtorch_cuda.so").unlink()
+    assert site_of([str(python)]) is None
+
+
+def test_no_such_python() -> None:
+    with pytest.raises(UsageError, match="no Python"):
+        site_of(["sh"], "/no/python")
+
 
 ROW = (0,) * 15
 

@@ -1,20 +1,30 @@
+"""An engine's process: its environment, its command line, and what the kernel tells of it."""
+
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from tests.support.plans import plausible_plan
 from turbofit import api
+from turbofit.core.errors import PackageError
+from turbofit.core.installation import install_command
 from turbofit.core.plan import Command
 from turbofit.core.units import GIB
+from turbofit.launch.engine import kernel
+from turbofit.launch.engine import launches as environment
 from turbofit.launch.engine.launches import (
     KEY,
     Launch,
+    Lmdeploy,
     _outgoing,
+    find_lmdeploy,
     free_ports,
     module_runner,
     port_of,
@@ -22,6 +32,73 @@ from turbofit.launch.engine.launches import (
 from turbofit.launch.engine.pretended import PretendLaunch, pretend_machine, pretend_runner
 from turbofit.planning.commands import private_commands
 from turbofit.pretend.environment import SCENARIO
+
+
+def test_kills_are_the_groups_own_else_the_machines(tmp_path: Path) -> None:
+    proc, cgroup = tmp_path / "proc", tmp_path / "cgroup"
+    (proc / "self").mkdir(parents=True)
+    (cgroup / "user" / "me").mkdir(parents=True)
+    assert kernel.host_kills(proc=str(proc), cgroup=str(cgroup)) is None
+    (proc / "vmstat").write_text("nr_free_pages 3\noom_kill 7\n")
+    assert kernel.host_kills(proc=str(proc), cgroup=str(cgroup)) == 7
+    (cgroup / "memory.events").write_text("low 0\noom 1\noom_kill 2\n")
+    assert kernel.host_kills(proc=str(proc), cgroup=str(cgroup)) == 2
+    (proc / "self" / "cgroup").write_text("0::/user/me\n")
+    (cgroup / "user" / "me" / "memory.events").write_text("oom_kill 1\noom_group_kill 0\n")
+    assert kernel.host_kills(proc=str(proc), cgroup=str(cgroup)) == 1
+
+
+def test_this_machine_answers_or_says_none() -> None:
+    assert kernel.host_kills() is None or kernel.host_kills() >= 0
+    assert os.path.exists("/proc")
+
+
+def test_without_lmdeploy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "_of_interpreter", lambda: None)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(PackageError) as caught:
+        find_lmdeploy()
+    assert caught.value.exit_code == 7
+    assert install_command("lmdeploy") in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("version", "refused", "warned"),
+    [("0.15.2", True, False), ("0.16.0", False, True), ("0.17.2", False, True),
+     ("0.18.0", False, False), ("0.19.0rc1", False, True), ("1.0", False, True)],
+)  # fmt: skip
+def test_versions(
+    version: str, refused: bool, warned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "_of_interpreter", lambda: Lmdeploy(version, ("x",)))
+    if refused:
+        with pytest.raises(PackageError, match="older"):
+            find_lmdeploy()
+    else:
+        assert (find_lmdeploy().warning is not None) == warned
+
+
+def test_the_one_on_path_is_asked_through_its_own_interpreter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = tmp_path / "lmdeploy-0.17.1.dist-info"
+    site.mkdir()
+    (site / "METADATA").write_text("Metadata-Version: 2.1\nName: lmdeploy\nVersion: 0.17.1\n")
+    script = tmp_path / "lmdeploy"
+    script.write_text(f"#!{sys.executable}\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(environment, "_of_interpreter", lambda: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    found = find_lmdeploy()
+    assert (found.version, found.grammars) == ("0.17.1", find_spec("xgrammar") is not None)
+    (tmp_path / "xgrammar.py").touch()
+    assert find_lmdeploy().grammars
+    assert (found.argv[0], found.argv[-1]) == (sys.executable, "lmdeploy")
+    script.write_text("no interpreter\n")
+    with pytest.raises(PackageError):
+        find_lmdeploy()
+
 
 DUMP = (
     "import json, os, sys\nprint(json.dumps([sys.argv, os.environ.get('TURBOFIT_ENGINE_KEY')]))\n"

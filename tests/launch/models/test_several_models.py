@@ -1,7 +1,4 @@
-"""Whose engines run: idle ones end, others take turns, and no request is lost meanwhile.
-
-The address is real, runs and threads are; behind each model is a recorder in place of engines.
-"""
+"""Several models: folders of their starts, whose engines run and whose take turns."""
 
 from __future__ import annotations
 
@@ -11,13 +8,13 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections import deque
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-
-pytest.importorskip("aiohttp")
-pytest.importorskip("uvicorn")
 
 from tests.support.gateway import CHAT, Recorder, chat, gateway, plan_for
 from tests.support.waiting import HANG, until
@@ -26,8 +23,53 @@ from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.limits.request_limits import bounds_of
 from turbofit.gateway.models import ModelsGateway, ServedModel
 from turbofit.gateway.server import GatewayThread
+from turbofit.launch import serve_models
 from turbofit.launch.serve.supervisor import StopSignal
 from turbofit.launch.serve_models import ModelRun, ModelsPolicy, SeveralModels, gives_way
+
+
+def test_only_folders_of_runs_that_have_ended_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launches: dict[str, Any] = {}
+
+    class Run:
+        def __init__(self, name: str, *_: Any, **__: Any) -> None:
+            self._name, self._starts = name, 0
+
+        def prepare(self) -> None:
+            self._starts += 1
+
+        def begin(self) -> Path:
+            self.folder = tmp_path / f"{self._name}-{self._starts}"
+            self.folder.mkdir()
+            return self.folder
+
+        def follow(self, _: Any) -> None:
+            folder = self.folder
+            if folder.name == "busy-1":
+                for _ in range(serve_models._KEPT_RUNS + 1):
+                    launches["sleepy"](None, None)
+                assert folder.exists()
+
+    monkeypatch.setenv("TURBOFIT_LEASES", str(tmp_path / "leases"))
+    monkeypatch.setattr(serve_models, "Run", Run)
+    monkeypatch.setattr(
+        serve_models, "ModelRun",
+        lambda model, _, launch, __: launches.update({model.name: launch}),
+    )  # fmt: skip
+    folders: deque[Path] = deque()
+    for name in ("busy", "sleepy"):
+        plan = SimpleNamespace(model=SimpleNamespace(weight_bytes=1))
+        planned: Any = SimpleNamespace(config=name, plan=plan)
+        model: Any = SimpleNamespace(name=name)
+        front: Any = None
+        serve_models._model_run(planned, model, front, None, folders, lambda _: None)
+    launches["busy"](None, None)
+    names = {path.name for path in tmp_path.iterdir()} - {"leases"}
+    assert names == {folder.name for folder in folders}
+    assert len(names) == serve_models._KEPT_RUNS
+    assert "busy-1" in names
 
 
 class Site:

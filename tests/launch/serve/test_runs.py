@@ -1,27 +1,137 @@
+"""A run's record, as it goes on, as it is listed, and behind a terminal."""
+
 from __future__ import annotations
 
+import json
+import os
+import random
+import re
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
 from tests.support.plans import plausible_plan
-from tests.support.processes import REPO
+from tests.support.processes import REPO, put_for_python
+from tests.support.waiting import HANG
 from turbofit.cli.main import main
 from turbofit.core.errors import UsageError
 from turbofit.core.process.state import state_dir
+from turbofit.core.run_report import RunReport
+from turbofit.core.struct import decode
+from turbofit.launch.engine.kernel import start_time
+from turbofit.launch.serve import runs as module
 from turbofit.launch.serve.runs import (
+    DETACHED,
     Record,
+    RunRecord,
     chosen_run,
+    end_without_lease,
     live_runs,
     newest_run_of,
     requests_at,
+    serve_detached,
     stop_server,
     waiting_words,
 )
+
+
+def test_it_is_whole_after_every_change(tmp_path: Path) -> None:
+    record = Record(tmp_path, model="m", pretend=True)
+    path = tmp_path / "run.json"
+    assert json.loads(path.read_text())["state"] == "starting"
+    record.begin(number=0)
+    record.attempt(memory_back=True)
+    record.event("grown", "somebody")
+    record.state("ended", ended="SIGTERM")
+    document = json.loads(path.read_text())
+    assert document["attempts"][0]["memory_back"] is True
+    assert document["events"][0]["kind"] == "grown"
+    assert (document["state"], document["ended"], document["pretend"]) == ("ended", "SIGTERM", True)
+    assert path.stat().st_mode & 0o077 == 0
+    assert decode(path.read_bytes(), RunRecord, what="run") == record.run
+    report = decode(path.read_bytes(), RunReport, what="run")
+    assert report.last is not None
+    assert report.last.memory_back is True
+
+
+def test_a_field_that_no_reader_knows_is_not_written(tmp_path: Path) -> None:
+    record = Record(tmp_path, model="m")
+    record.attempt(memory_back=True)  # before the first start there is nothing to say it of
+    record.begin()
+    with pytest.raises(TypeError):
+        record.attempt(memory=True)
+    for number in range(1100):
+        record.event("n", str(number))
+    assert [one.text for one in record.run.events] == [str(n) for n in range(100, 1100)]
+
+
+def test_a_disk_that_refuses_costs_the_record_only(tmp_path: Path) -> None:
+    record = Record(tmp_path / "gone", model="m")
+    record.begin()
+    record.state("ready")
+    assert not (tmp_path / "gone").exists()
+    assert record.unwritten
+    (tmp_path / "gone").mkdir()
+    record.keep()
+    assert not record.unwritten
+    kept = (tmp_path / "gone" / "run.json").read_bytes()
+    assert decode(kept, RunRecord, what="run") == record.run
+
+
+def test_what_two_threads_write_is_all_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = Record(tmp_path, model="m")
+    real, writing, goes_on = module.write_atomic, threading.Event(), threading.Event()
+
+    def slow(path: Path, data: bytes, **options: Any) -> None:
+        if threading.current_thread() is watching:
+            writing.set()
+            goes_on.wait(30)
+        real(path, data, **options)
+
+    watching = threading.Thread(target=lambda: record.event("grown", "somebody takes memory"))
+    ending = threading.Thread(target=lambda: record.state("ended", ended="SIGTERM"))
+    monkeypatch.setattr(module, "write_atomic", slow)
+    watching.start()
+    writing.wait(30)
+    ending.start()
+    goes_on.set()
+    for thread in (watching, ending):
+        thread.join(30)
+    kept = decode((tmp_path / "run.json").read_bytes(), RunRecord, what="run")
+    assert kept == record.run
+    assert (kept.state, len(kept.events)) == ("ended", 1)
+
+
+def test_a_kill_at_any_write_leaves_a_whole_document(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom turbofit.launch.serve.runs import Record\n"
+        "record = Record(Path(sys.argv[1]), model='m')\nprint('x', flush=True)\n"
+        "for number in range(10**9):\n    record.event('n', 'x' * (number % 5000))\n"
+        "    print('x', flush=True)\n"
+    )
+    rng = random.Random(5)
+    for _ in range(8):
+        child = subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path)], cwd=REPO, stdout=subprocess.PIPE
+        )
+        assert child.stdout is not None
+        for _ in range(rng.randrange(1, 60)):
+            child.stdout.readline()
+        child.send_signal(signal.SIGKILL)
+        child.communicate()
+        assert json.loads((tmp_path / "run.json").read_text())["schema"] == "turbofit.run/1"
+
 
 SERVER = """
 import signal, sys
@@ -156,3 +266,102 @@ def test_a_load_is_told_how_many_of_its_requests_wait(servers, capsys) -> None:
     assert main(["bench", "http://127.0.0.1:1", "--concurrency", "64", "--seconds", "1"]) == 3
     said = "64 requests at once are sent; the server runs 42 of them at once, the others wait"
     assert said in capsys.readouterr().err
+
+
+@pytest.fixture(autouse=True)
+def state_of_this_test_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
+@pytest.fixture
+def serve_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What runs in the place of ``python -m turbofit serve …``."""
+    return partial(put_for_python, tmp_path, monkeypatch)
+
+
+def test_it_returns_once_the_address_is_open_and_the_server_stays(serve_is, capsys) -> None:
+    serve_is('echo "$@" >&2; echo http://127.0.0.1:5; exec sleep 1000')
+    words = ["m", "-d", "--json", "--port", "5", "--pretend", "--", "--log-level", "INFO"]
+    assert main(["serve", *words]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["url"] == "http://127.0.0.1:5"
+    assert start_time(told["pid"])
+    said = Path(told["log"]).read_text()
+    assert said == "-m turbofit serve m --port 5 --pretend -- --log-level INFO\n"
+    assert os.getsid(told["pid"]) == told["pid"] != os.getsid(0)
+    os.kill(told["pid"], signal.SIGTERM)
+    assert os.waitpid(told["pid"], 0)[1] == signal.SIGTERM
+
+
+def test_a_server_that_does_not_open_gives_its_exit_code_and_its_last_lines(
+    serve_is, capsys
+) -> None:
+    serve_is("for i in $(seq 100); do echo line $i >&2; done; exit 3")
+    assert main(["serve", "m", "--detach"]) == 3
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "line 81\n" in told.err
+    assert "line 80\n" not in told.err
+    assert told.err.endswith("line 100\n")
+
+
+def test_a_cluster_is_served_in_the_background_too(serve_is, capsys) -> None:
+    serve_is('echo "$@" >&2; echo http://127.0.0.1:5; exec sleep 1000')
+    assert main(["serve", "m", "--cluster", "ray", "-d"]) == 0
+    told = capsys.readouterr()
+    assert told.out == "http://127.0.0.1:5\n"
+    pid = int(re.search(r"process (\d+) serves", told.err)[1])
+    assert f"turbofit cluster status --cluster ray shows it, kill {pid} ends it" in told.err
+    os.kill(pid, signal.SIGTERM)
+    assert os.waitpid(pid, 0)[1] == signal.SIGTERM
+
+
+@pytest.mark.parametrize("words", [["-dv"], ["-d"], []])
+def test_a_server_in_the_background_starts_no_other(
+    words: list[str], serve_is, monkeypatch, capsys
+) -> None:
+    """Nor does its stdout, where the address is waited for, become JSON."""
+    serve_is(f'echo "${DETACHED}" >&2; exit 3')
+    monkeypatch.setenv("TURBOFIT_SERVE_DETACH", "1")
+    monkeypatch.setenv("TURBOFIT_SERVE_JSON", "1")
+    assert main(["serve", "m", *words]) == 3
+    assert capsys.readouterr().err.endswith("\n1\n")
+    monkeypatch.setenv(DETACHED, "1")
+    started: list[object] = []
+    monkeypatch.setattr("turbofit.launch.serve.runs.serve_detached", started.append)
+    shown: list[bool] = []
+    monkeypatch.setattr(
+        "turbofit.cli.commands.serve._one_model",
+        lambda *given: shown.append(given[-1].as_json) or 0,
+    )
+    assert main(["serve", "m", *words, "--pretend", "--on", "1xrtx3090"]) == 0
+    assert (started, shown) == ([], [False])
+
+
+def test_wrong_use_is_told_before_anything_starts(capsys) -> None:
+    assert main(["serve", "-d", "m", "--tp", "x"]) == 2
+    assert "--tp 'x'" in capsys.readouterr().err
+    assert not list(Path(os.environ["XDG_STATE_HOME"]).glob("turbofit/detached/*"))
+
+
+def test_ctrl_c_while_it_starts_ends_it(serve_is, tmp_path: Path) -> None:
+    serve_is(f"echo $$ > {tmp_path}/pid; kill -INT {os.getpid()}; exec sleep 1000")
+    with pytest.raises(KeyboardInterrupt):
+        serve_detached(["m"])
+    assert not start_time(int((tmp_path / "pid").read_text()))
+
+
+def test_a_server_whose_lease_nobody_renews_ends_in_order(tmp_path: Path) -> None:
+    lease, ended = tmp_path / "lease", threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    try:
+        lease.touch()
+        watch = end_without_lease(lease, seconds=1.0, look=0.01)
+        for number in range(1, 31):  # its clock may be anything
+            os.utime(lease, (number, number))
+            time.sleep(0.05)
+        assert watch.is_alive()
+        watch.join(HANG)
+        assert ended.wait(HANG)
+    finally:
+        signal.signal(signal.SIGTERM, before)

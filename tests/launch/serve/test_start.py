@@ -1,4 +1,4 @@
-"""Which cache ratio an engine's starts get."""
+"""What a start is launched with: cache ratios, and how far it has come."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from tests.support.plans import plausible_plan
+from turbofit.core.plan import GroupPlan
+from turbofit.core.process.progress import Step, listened, tell, under_way
 from turbofit.core.rehearsal import End
 from turbofit.core.run_report import RunMoment
 from turbofit.launch.engine.launches import SharedCards, ratio_now
 from turbofit.launch.run import Start
-from turbofit.launch.serve.start_progress import StartProgress
+from turbofit.launch.serve import start_progress
+from turbofit.launch.serve.start_progress import StartProgress, as_launched
 
 PLAN = plausible_plan(gpus=1, tp=1)
 
@@ -69,3 +73,111 @@ def test_others_are_told_of_what_takes_memory_of_real_gpus_alone(pretend: bool, 
     start._moments = [RunMoment(phase="", at=0.0, used={})]
     start._tick()
     assert len(told) == noted
+
+
+PAIR = plausible_plan(gpus=2, tp=2)
+WEIGHTS, CONTEXT = (
+    [sum(term.bytes for term in one.ledger if term.phase == phase) for one in PAIR.gpus]
+    for phase in ("weights", "context")
+)
+
+
+def engine(phase: str, group: int = 0) -> Any:
+    state = "ready" if phase == "ready" else "starting"
+    tracker = SimpleNamespace(phase=phase, warming=None)
+    return SimpleNamespace(state=state, tracker=tracker, group=group, pretended=None)
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def used(monkeypatch: pytest.MonkeyPatch) -> dict[int, int]:
+    """What the GPUs have in use, by the driver."""
+    found: dict[int, int] = {}
+    monkeypatch.setattr(start_progress, "used_now", lambda _: dict(found))
+    return found
+
+
+def test_weights_are_what_came_onto_the_gpus(used: dict[int, int]) -> None:
+    before, clock = {0: 7 << 20, 1: 0}, Clock()
+    progress, heard = StartProgress(PAIR, before, clock=clock), []
+    with listened(heard.append):
+        progress.look([engine("weights")])
+        used |= {0: before[0] + CONTEXT[0] + 1000, 1: CONTEXT[1] - 5}
+        progress.look([engine("weights")])  # not a second later: nobody looks
+        clock.now = 1.0
+        progress.look([engine("weights")])
+        used[0] += WEIGHTS[0] + 1  # more than the plan's is something else
+        clock.now = 2.0
+        progress.look([engine("weights")])
+    total = sum(WEIGHTS)
+    assert heard == [
+        Step("loading weights", done, total, "bytes") for done in (0, 0, 1000, WEIGHTS[0])
+    ]
+
+
+def test_the_slowest_engines_are_told_of() -> None:
+    progress, heard = StartProgress(PAIR, {}), []
+    with listened(heard.append), under_way("trial 1"):
+        progress.look([engine("warm-up"), engine("check", 1)])
+        progress.look([engine("check"), engine("check", 1)])
+        progress.look([engine("ready"), engine("check", 1)])
+        progress.look([engine("ready"), engine("ready", 1)])
+        progress.look([engine("ready"), engine("ready", 1)])
+    assert heard == [
+        Step("trial 1"),
+        Step("warming up", detail="1 of 2 engines"),
+        Step("answering worst-case requests", detail="2 of 2 engines"),
+        Step("answering worst-case requests", detail="1 of 2 engines"),
+        Step("trial 1"),
+        None,
+    ]
+
+
+def test_the_length_that_warms_up_is_told() -> None:
+    warming = engine("warm-up")
+    warming.tracker.warming = 4096
+    heard: list[Step | None] = []
+    with listened(heard.append):
+        StartProgress(PAIR, {}).look([warming])
+    assert heard == [Step("warming up", detail="4,096 tokens")]
+
+
+def test_an_examiner_tells_itself_what_it_measures() -> None:
+    heard: list[Step | None] = []
+    with listened(heard.append):
+        progress = StartProgress(PAIR, {})
+        progress.look([engine("warm-up")], examined=True)
+        progress.look([engine("serving")], examined=True)
+        tell(Step("measuring sampling"))
+        progress.look([engine("check")], examined=True)
+    assert heard == [Step("warming up"), Step("measuring"), Step("measuring sampling")]
+
+
+def test_nobody_looks_at_gpus_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[object] = []
+    monkeypatch.setattr(start_progress, "used_now", looks.append)
+    StartProgress(PAIR, {}).look([engine("weights")])
+    assert looks == []
+
+
+def test_the_gateway_counts_on_no_more_cache_than_the_engines_say_they_have() -> None:
+    plan = plausible_plan()
+    assert as_launched(plan, {0: plan.kv.tokens + 64}) == plan
+    assert as_launched(plan, {0: None}) == plan
+    assert as_launched(plan, {0: 4096, 1: 8192}).kv.tokens == 4096
+
+
+def test_each_group_has_its_own_cache() -> None:
+    plan = plausible_plan()
+    part = GroupPlan(settings=plan.settings, kv=plan.kv, units_per_forward=13, at_once=1)
+    roomy = replace(part, kv=replace(plan.kv, tokens=2 * plan.kv.tokens))
+    two = replace(plan, by_group=(part, roomy))
+    told = as_launched(two, {0: None, 1: plan.kv.tokens + 64})
+    assert [one.kv.tokens for one in told.by_group] == [plan.kv.tokens, plan.kv.tokens + 64]
+    assert told.kv.tokens == plan.kv.tokens
