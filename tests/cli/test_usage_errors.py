@@ -150,6 +150,12 @@ def test_a_first_word_that_is_no_command(word: str, hint: str, capsys: Out) -> N
     ("words", "hint"),
     [
         ("plan llava 1.5 7b", "a name has no spaces: llava-1.5-7b"),
+        ("plan OpenGVLab / InternVL2-8B", "a name has no spaces: OpenGVLab/InternVL2-8B"),
+        ("plan internvl2-8b,internvl2-2b --on t4", "words of their own: internvl2-8b internvl2-2b"),
+        ("plan internvl2-8b --on t4 --eager-mode yes", "a switch has no value"),
+        ("bench http://x --backend vllm", "leave it out"),
+        ("$ turbofit plan", "leave out what stands before the command"),
+        ("chat -", "write it as http://127.0.0.1"),
         ("serve internvl2 8b", "a name has no spaces: internvl2-8b"),
         ("plan qwen", "`turbofit models qwen`"),
         ("plan internvl2-8b --images 1920x1080", "--image-size is their size"),

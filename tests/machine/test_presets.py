@@ -135,7 +135,7 @@ def test_nearest_names():
     assert nearest_names("rtx3900")[0] == "rtx3090"
     assert nearest_names("a100-80")[0] == "a100-80g"
     assert {nominal_gigabytes(key) for key in nearest_names("a100 8g")} == {8}
-    assert nearest_names("☃") == []
+    assert nearest_names("☃") == nearest_names("mx450") == []
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ def test_what_a_name_leaves_open_is_a_warning():
     [
         ("", "empty", "4xrtx3090"),
         ("   ", "empty", ""),
-        ("4x", "no GPU preset is called '4x'", "l4"),
+        ("4x", "no GPU preset is called '4x'", "is written"),
         ("☃", "no GPU preset", "`turbofit gpus` lists"),
         ("0", "0 is a GPU's index", "--gpus 0"),
         ("cuda:1", "cuda:1 is a GPU's index", "--gpus 1"),

@@ -205,6 +205,7 @@ def test_siblings_are_planned_from_the_preset_and_say_what_is_assumed(
         ("RedHatAI/Qwen3-VL-8B-Instruct-FP8", "in blocks of 128 x 128 alone"),
         ("nvidia/Llama-3.1-8B-Instruct-NVFP4", "NVFP4"),
         ("mlx-community/Qwen2.5-VL-7B-Instruct-MLX-4bit", "MLX"),
+        ("mlx-community/Qwen2.5-VL-7B-Instruct-4bit", "MLX"),
         ("somebody/InternVL3-8B-lora", "turbofit merge"),
         ("Intel/Qwen3-8B-int4-AutoRound", "by its name it is int4-autoround"),
     ],

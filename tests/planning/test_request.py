@@ -60,6 +60,7 @@ def test_a_draft_is_read_before_it_is_a_setting() -> None:
         ({"max_pixels": "12.8 MP"}, {"max_pixels": 12_800_000}),
         ({"max_pixels": "1080p"}, {"max_pixels": 1920 * 1080}),
         ({"cache_max_entry_count": "80%"}, {"cache_max_entry_count": 0.8}),
+        ({"on": "4090"}, {"on": "4090"}),
         ({"first_token": "500ms"}, {"first_token": 0.5}),
         ({"quant_policy": "8-bit"}, {"quant_policy": 8}),
         ({"margin": 1}, {"margin": 1}),  # a whole number of Python is bytes
@@ -92,6 +93,8 @@ def test_words_that_people_write_are_read(given: dict[str, Any], meant: dict[str
         ({"tp": "4"}, "tp '4': it should be a whole number", "GPUs of one engine"),
         ({"tp": "4.0"}, "tp '4.0' is not a whole number", "write it as 4"),
         ({"on": "2"}, "on 2 is no machine", "needs its quotes"),
+        ({"tp": "auto"}, "tp 'auto' is no number", "leave tp out"),
+        ({"image_size": "[640, 480]"}, "image_size '[640, 480]' is not", "write it as 640x480"),
         ({"on": 4}, "on 4: it should be a text", "4xrtx3090"),
         ({"context": 1.5}, "context 1.5: it should be a whole number", "answer included"),
         ({"concurrency": True}, "concurrency True: it should be a whole number", "at once"),

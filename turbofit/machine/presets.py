@@ -163,7 +163,7 @@ def nearest_names(name: str, count: int = 3) -> list[str]:
 
     index, typed = _index(), _TYPED_SIZE.search(name.strip())
     size = int(typed[1] or typed[2]) if typed else None
-    close = difflib.get_close_matches(bare_name(name), list(index), n=8 * count, cutoff=0.5)
+    close = difflib.get_close_matches(bare_name(name), list(index), n=8 * count, cutoff=0.62)
     keys = dict.fromkeys(index[match] for match in close)
     return [key for key in keys if size in (None, nominal_gigabytes(key))][:count]
 

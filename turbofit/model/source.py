@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from turbofit.model.hub import HubFiles
 
 _LOG: Final = LazyLogger(__name__)
+#: What people write behind a switch.
+_SWITCHES: Final = frozenset({"yes", "no", "true", "false", "on", "off"})
 
 
 def resolve_model(name: str, *, revision: str | None = None) -> Model:
@@ -269,6 +271,12 @@ def _unknown(name: str) -> UsageError:
 
     if refused := named_refusal(name) or unrunnable(name):
         return refused
+    if name.lstrip().startswith("-"):
+        hint = f"leave out the backslash or the quotes before it: {name.strip()[:80]}"
+        return UsageError(f"{name[:80]!r} is an option, and no model", hint=hint)
+    if name.lower() in _SWITCHES:
+        hint = "a switch has no value: write --OPTION, or --no-OPTION"
+        return UsageError(f"no model is known as {name!r}", hint=hint)
     if " -" in name:
         hint = "give the model and the options as words: turbofit predict MODEL --tp 4"
         return UsageError(f"{name[:80]!r} is a command line, and no model", hint=hint)
@@ -282,6 +290,10 @@ def _unknown(name: str) -> UsageError:
             also = f"; the hub calls it {cached[1]}/{cached[2]}"
         hint = f"name a checkpoint's folder or hub id{also}"
         return UsageError(f"no folder {name[:160]!r} is here", hint=hint)
+    words = re.split(r"[\s,;]+", name)
+    if len(words) > 1 and all(find_preset(word) for word in words):
+        hint = f"several models are words of their own: {' '.join(words)}"
+        return UsageError(f"{name[:80]!r} is {len(words)} models", hint=hint)
     hint = f"it is a machine: --on {name}" if is_spec(name) else _nearest_hint(name)
     return UsageError(f"no model is known as {name[:80]!r}", hint=hint)
 

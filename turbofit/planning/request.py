@@ -70,13 +70,16 @@ def _size(text: str, name: str) -> tuple[int, int]:
     sides = _SIDES.fullmatch(re.sub(r"\s*(?:px|pixels?)?\s*$", "", text, flags=re.IGNORECASE))
     found = [plain_number(side) for side in sides.groups() if side] if sides else []
     if not found or not all(map(str.isdigit, found)):
-        hint = _OF_SEVERAL_SIZES.get(word, text.replace(",", "x") if "," in text else "1920x1080")
+        numbers = re.findall(r"\d+", text)
+        hint = _OF_SEVERAL_SIZES.get(word, "x".join(numbers) if len(numbers) == 2 else "1920x1080")
         raise UsageError(f"{name} {text!r} is not WIDTHxHEIGHT", hint=f"write it as {hint}")
     return int(found[0]), int(found[-1])
 
 
 def _whole(text: str, name: str) -> str | int:
     """``1,000`` and ``1k`` are 1000; of others the type decides. But 4.0 is no number of GPUs."""
+    if text.strip().lower() == "auto":
+        raise UsageError(f"{name} {text!r} is no number", hint=f"leave {name} out")
     plain = re.sub(r"^(\d+)[kK]$", r"\g<1>000", plain_number(text.strip()))
     whole, point, rest = plain.partition(".")
     if point and whole.isdigit() and rest.isdigit() and (not rest.strip("0") or len(rest) == 3):
@@ -112,7 +115,7 @@ def _context(text: str, name: str) -> str | int:
 
 def _no_number(text: str, name: str) -> str:
     """What a shell leaves of ``--on 2 x RTX 4090``, and a GPU's index, are no machine."""
-    if text.isdigit():
+    if text.isdigit() and len(text) < 3:  # 4090 is a card
         hint = "--on '2 x RTX 4090' needs its quotes; --gpus 0,1 names GPUs of the machine here"
         raise UsageError(f"{name} {text} is no machine", hint=hint)
     return text

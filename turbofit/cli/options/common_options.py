@@ -212,6 +212,8 @@ def server_of(url: str | None, api_key: str | None) -> tuple[str, str | None]:
     if not re.match(r"https?://[^/]", address):
         host = re.search(r"\w.*", address.rpartition("://")[2])
         hint = unknown_word(address) or f"write it as {f'http://{host[0]}' if host else _SERVER}"
+        if " " in address:
+            hint = f"write one as {_SERVER}; questions are typed, or come by stdin, once it answers"
         raise UsageError(f"{address} is no address of a server", hint=hint)
     return address, api_key or next(iter(variables().keys), None)
 
@@ -404,7 +406,8 @@ def each_model(ctx: click.Context, names: Sequence[str]) -> list[Options]:
 
     profile = profile_of(ctx)
     if profile is None or ctx.get_parameter_source("model") is not ParameterSource.DEFAULT_MAP:
-        if find_preset(joined := "-".join(names)):
+        joined = re.sub(r"-?/-?", "/", "-".join(names))
+        if len(names) > 1 and find_preset(joined):
             raise UsageError(
                 f"'{' '.join(names)}' is read as {len(names)} models",
                 hint=f"a name has no spaces: {joined}",
