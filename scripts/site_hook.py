@@ -38,7 +38,8 @@ _OUTSIDE: Final = (
 _LINK: Final = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|mailto:|#)([^)#\s]+)(#[^)\s]*)?\)")
 #: What README says to developers; the site says there what people can try next.
 _CHECKS: Final = re.compile(
-    r"(The second command is for people who change turbofit|第二条命令供修改 turbofit 的人使用).*?\./scripts/check\n",
+    r"(The second command is for people who change|第二条命令供修改 turbofit 的人使用)"
+    r".*?\./scripts/check\n",
     re.DOTALL,
 )
 _FIRST_STEPS: Final = {"index.md": """\

@@ -374,6 +374,8 @@ class Calibrator:
         budget = engine.tracker.budget
         free, region = (None, None) if budget is None else (budget.free, budget.budget)
         with self._present(usage, engine):
+            if name == STEADY:
+                self._finished.discard(engine.group)
             earlier = self._seen.get(engine.group) if name != STEADY else None
             known = {card.index: card.used for card in earlier.cards} if earlier else {}
             cards = tuple(

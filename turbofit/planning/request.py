@@ -141,7 +141,7 @@ Context = Annotated[
     Metavar("TOKENS|max"),
 ]
 PositiveNumber = Annotated[float | None, Field(gt=0, lt=1e6), Metavar("NUMBER")]
-PositiveSeconds = Annotated[float | None, Field(gt=0, lt=1e6), SECONDS, Metavar("NUMBER")]
+PositiveSeconds = Annotated[float | None, Field(gt=0, lt=1e6), SECONDS, Metavar("SECONDS")]
 #: A list is as good as a tuple; what is in it is held to its type.
 Batches = Annotated[tuple[Positive, ...], Field(strict=False)]
 Size = Annotated[tuple[Positive, Positive], Field(strict=False), parsed(_size), Metavar("WxH")]

@@ -230,6 +230,10 @@ def test_an_engine_that_is_started_again_shows_all_steps_again() -> None:
     assert len(drive(first)) == len(STEPS)
     assert first.complete
     assert [first.seen[0].cards[0].used[name] // MIB for name in STEPS] == used
+    usage.used = [30000]
+    with pytest.raises(LaunchError, match="GPU 0 is lost"):
+        drive(first)
+    assert not first.complete
 
 
 def test_an_engine_of_an_earlier_plan_is_not_read() -> None:

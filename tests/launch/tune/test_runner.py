@@ -203,7 +203,14 @@ def test_one_that_is_interrupted_tells_what_it_has_measured() -> None:
     assert (child.result.answered, child.result.stopped) == (4, "SIGINT")
 
 
-def test_a_load_that_breaks_says_its_last_words() -> None:
+def test_a_load_that_breaks_says_why() -> None:
+    url: Any = None
+    child = LoadChild(url, "", FOUR)
+    until(child.look, "the load ends")
+    assert child.why.startswith("AttributeError: ")
+
+
+def test_a_load_that_is_killed_says_how_it_ended() -> None:
     child = LoadChild("http://x", "", FOUR)
     child._process.kill()
     until(child.look, "the load ends")

@@ -250,7 +250,7 @@ def end_of(
         return _ran_out(tracker, death)
     if kind in ("killed", "host_memory"):
         return _killed(tracker, host_kills)
-    see = f"its log is {tracker.log}"
+    see = f"its log is {tracker.log}; turbofit doctor reads the kernel's log for errors of a card"
     if pytorch and tracker.raced and code is not None and not short:
         # The server closes the lock under which the engine has told its port, sometimes before the
         # engine has let go of it. lmdeploy zmq_engine.py::ZMQMPEngine._start_mp_proc #bf32c0

@@ -22,7 +22,6 @@ from turbofit.core.process.log_queue import CappedLog
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
 _LOG: Final = LazyLogger(__name__)
 

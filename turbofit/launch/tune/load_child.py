@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 from contextlib import suppress
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import TurbofitError
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from turbofit.load.spec import LoadSpec
 
 _PATIENCE: Final = 10.0
+#: Characters of what a load that broke says.
+_LONGEST: Final = 300
 
 
 class LoadChild:
@@ -39,7 +41,8 @@ class LoadChild:
         self._process = context.Process(
             target=_drive, args=(told_by_child, url, key, spec), daemon=True
         )
-        # A signal waits until the child can take it.
+        # A signal waits until the child can take it. The tracker's own start would unblock it.
+        resource_tracker.ensure_running()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self._process.start()
@@ -92,3 +95,5 @@ def _drive(told: Connection, url: str, key: str, spec: LoadSpec) -> None:
             told.send(bench(url, spec, key=key or None, tick=lambda run: told.send(run.step())))
         except TurbofitError as exc:
             told.send(exc.message)
+        except Exception as exc:  # noqa: BLE001 - the trial says why; others go on
+            told.send(f"{type(exc).__name__}: {exc}"[:_LONGEST])

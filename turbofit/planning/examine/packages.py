@@ -66,19 +66,16 @@ def pairing(sources: Sources, _: Scene) -> Answer:
         return unreadable("LMDeploy's metadata", why="which torch it goes with is not known")
     wrong, seen = [], []
     try:
-        wanted = _demands_here(demands)
+        for name, bounds in _demands_here(demands):
+            found = sources.version(name)
+            if found is not None:
+                seen.append(f"{name} {found}")
+                if not satisfies(found, bounds):
+                    wrong.append(f"{name} {found} instead of {bounds}")
+            elif name != "triton":
+                wrong.append(f"{name} is not installed")
     except (ImportError, ValueError) as exc:
-        return unreadable(
-            f"LMDeploy's metadata: {exc}", why="which torch it goes with is not known"
-        )
-    for name, bounds in wanted:
-        found = sources.version(name)
-        if found is not None:
-            seen.append(f"{name} {found}")
-            if not satisfies(found, bounds):
-                wrong.append(f"{name} {found} instead of {bounds}")
-        elif name != "triton":
-            wrong.append(f"{name} is not installed")
+        return unreadable(f"a version: {exc}", why="whether LMDeploy goes with torch is not known")
     if wrong:
         fix = "install LMDeploy in an environment of its own and let pip choose"
         return warning("; ".join(wrong), fix)
