@@ -14,11 +14,12 @@ import turbofit
 from tests.batch.standin import StandIn, items_of, lines, write_requests
 from tests.support.processes import free_port
 from turbofit.batch import batch_job
-from turbofit.batch.batch_job import BatchJob, in_thread, run_together, send_all
+from turbofit.batch.batch_job import BatchJob, run_together, send_all
 from turbofit.batch.batch_spec import BatchSpec, BatchTarget, target_of
 from turbofit.batch.output_file import BatchError, BatchItem, BatchLine, OutputFile, Survey
 from turbofit.core.errors import UnservedError, UsageError
 from turbofit.core.process.progress import Step, listened
+from turbofit.core.process.threads import in_thread
 from turbofit.load.prompt import png
 from turbofit.planning.request import PlanRequest
 

@@ -16,7 +16,7 @@ from collections import deque
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 
@@ -29,6 +29,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.process.ports import open_files
 from turbofit.core.process.progress import Step, tell, under_way
+from turbofit.core.process.threads import in_thread
 from turbofit.core.struct import Struct, const, doc
 from turbofit.core.version import __version__
 from turbofit.launch.serve.runs import requests_at, waiting_words
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from turbofit.batch.output_file import BatchItem
     from turbofit.core.json_types import Options
 
-T = TypeVar("T")
 _LOG: Final = LazyLogger(__name__)
 
 #: After which all lines go to the disk, and the progress is told.
@@ -184,7 +184,7 @@ class BatchJob:
         self._sender = await stack.enter_async_context(sender)
 
         async def send() -> None:
-            body_of = partial(
+            make_body = partial(
                 request_body,
                 model=target.model or await sender.model(),
                 replace=bool(target.model) or server is not None,
@@ -195,7 +195,7 @@ class BatchJob:
             self._began = time.monotonic()
             await send_all(
                 survey.pending(self._source.items()), output,
-                lambda item: sender.line(item, body_of), self._written,
+                lambda item: sender.line(item, make_body), self._written,
                 at_once=min(at_once, left), in_order=spec.in_order,
             )  # fmt: skip
 
@@ -323,19 +323,6 @@ async def run_together(
         for task in everything:
             task.cancel()
         await asyncio.gather(*everything, return_exceptions=True)
-
-
-async def in_thread(function: Callable[..., T], *arguments: Any, **keywords: Any) -> T:
-    """As `asyncio.to_thread`; a caller that is cancelled waits until the thread has ended.
-
-    So a file that the thread uses is not closed too early.
-    """
-    task = asyncio.ensure_future(asyncio.to_thread(function, *arguments, **keywords))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.gather(task, return_exceptions=True)
-        raise
 
 
 def iterate(

@@ -270,8 +270,8 @@ class Sender(ServerClient):
             hint="name an OpenAI-compatible server, or its model with --model",
         )
 
-    async def line(self, item: BatchItem, body_of: Callable[[BatchItem], bytes]) -> BatchLine:
-        """The line of an item; ``body_of`` makes its body, and may read files.
+    async def line(self, item: BatchItem, make_body: Callable[[BatchItem], bytes]) -> BatchLine:
+        """The line of an item; ``make_body`` makes its body, and may read files.
 
         Raises:
             UnservedError: the server is away for longer than it is waited for.
@@ -281,7 +281,7 @@ class Sender(ServerClient):
         try:
             if item.fault is not None:
                 raise item.fault
-            body = await asyncio.to_thread(body_of, item)
+            body = await asyncio.to_thread(make_body, item)
             try:
                 status, headers, raw = await self._answer("POST", item.url, body)
             except (aiohttp.InvalidURL, ValueError) as exc:

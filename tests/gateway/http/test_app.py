@@ -480,7 +480,7 @@ def test_a_label_that_a_sample_has_is_not_given_twice() -> None:
 
 @pytest.mark.parametrize(("images", "beside"), [(1, False), (2, True)])
 def test_images_that_share_a_request_hold_up_nobody(images, beside, monkeypatch) -> None:
-    """Of some models' images it takes 0.3 s to find what each must be lowered to."""
+    """Of some models' images it takes half a second to find what each must be lowered to."""
     threads, hold = [], Preparation.hold
 
     def noted(*arguments) -> None:
@@ -489,6 +489,7 @@ def test_images_that_share_a_request_hold_up_nobody(images, beside, monkeypatch)
 
     monkeypatch.setattr(Preparation, "hold", noted)
     app, _ = gateway()
+    app._turn = asyncio.Semaphore(0)  # others' pictures are being resized
     assert ask(app, body=chat(*[image_part()] * images)).status == 200
     assert (threads[0] is not threading.main_thread()) is beside
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.process.log import LazyLogger
+from turbofit.core.process.threads import in_thread
 from turbofit.gateway.http.accesslog import TraceRecorder, request_size
 from turbofit.gateway.http.asgi_app import AsgiApp, while_connected
 from turbofit.gateway.http.connections import Keys, Origins
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
 _LOG: Final = LazyLogger(__name__)
 #: Seconds for an engine's metrics; Prometheus itself waits for ten.
 _PAGE_SECONDS: Final = 3.0
-#: Requests whose images are looked at or resized in a thread at a time: each picture that is
-#: decoded may take what `pictures.LARGEST_PIXELS` do.
+#: Requests whose images are resized in a thread at a time, and others whose images are held to the
+#: plan: each picture that is decoded may take what `pictures.LARGEST_PIXELS` do.
 _IN_THREADS: Final = 2
 
 
@@ -88,6 +89,7 @@ class Gateway(AsgiApp):
         self._recorder = None if trace is None else TraceRecorder(trace)
         self._fetcher = fetcher or MediaFetcher(config.allowed_media_domains)
         self._films, self._turn = VideoInspector(), asyncio.Semaphore(_IN_THREADS)
+        self._held = asyncio.Semaphore(_IN_THREADS)
         self._upstream = upstream or Upstream(serial=config.serial)
         self.admission = Admission(
             self.fleet, longest=config.queue_length, seconds=config.queue_seconds
@@ -192,9 +194,9 @@ class Gateway(AsgiApp):
         self._keep_more(request, prepared.inlined(fetched) - sum(map(len, fetched.values())))
         clip = await self._films.look(prepared.parsed, fetched, most)
         if len(prepared.parsed.slots) > 1:
-            # Images that share a request take up to 0.3 s: Llama 4's canvases, OneVision's grids.
-            async with self._turn:
-                await asyncio.to_thread(prepared.hold, fetched, clip)
+            # Eight images that share a request take up to half a second: Llama 4's canvases.
+            async with self._held:
+                await in_thread(prepared.hold, fetched, clip)
         else:
             prepared.hold(fetched, clip)
         if self._recorder is not None and prepared.generates:

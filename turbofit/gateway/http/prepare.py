@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from turbofit.core.process.threads import in_thread
 from turbofit.core.struct import Struct
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.gate import UNSTATED, Cost
@@ -148,7 +149,7 @@ class Preparation:
         for place, (medium, limited) in enumerate(zip(self.media, self.limited, strict=True)):
             if limited.resize is not None and isinstance(medium, Picture):
                 async with turn:
-                    self.media[place] = await asyncio.to_thread(resized, medium, limited.resize)
+                    self.media[place] = await in_thread(resized, medium, limited.resize)
 
     def finish(self) -> tuple[bytes, PreparedBody]:
         """The body for the engine, every image inline, and what it costs."""

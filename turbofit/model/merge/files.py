@@ -131,8 +131,10 @@ def open_weights(folder: str) -> dict[str, dict[str, StoredTensor]]:
         data = files.read_up_to(_BIN_INDEX, _LARGEST_INDEX)
         where = parse_index(data, _BIN_INDEX, ".bin") if data else {}
         listed = fnmatch.filter(os.listdir(folder), "pytorch_model*.bin")
-        for name in set(where.values()) or listed:
-            tensors |= open_tensors(folder, name)
+        for name in sorted(set(where.values()) or listed):
+            for key, tensor in open_tensors(folder, name).items():
+                if key not in tensors or where.get(key) == name:
+                    tensors[key] = tensor
         if missing := where.keys() - tensors.keys():
             raise UsageError(
                 f"{_BIN_INDEX} names {min(missing)[:80]!r}, which no file of it holds",
