@@ -41,6 +41,8 @@ def refused(capsys: Out, *words: str) -> tuple[str, str]:
         ("--devices 0,1", " 0,1", "here: --gpus 0,1"),
         ("-o json", "", "here: --json (--md prints Markdown"),
         ("--hf-token hf_x", " ***", "set HF_TOKEN to it"),
+        ("--env HF_TOKEN=hf_x", " ***", "NAME=VALUE turbofit"),
+        ("--api-keys sk-x", " ***", "--api-key ***"),
         ("\u2014json", "", "a typographic dash: write --json"),
         ("-\u2013md", "", "a typographic dash: write --md"),
     ],

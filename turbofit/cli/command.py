@@ -12,7 +12,7 @@ from click.core import ParameterSource
 
 from turbofit.cli.terminal.output import PAGE_WIDTH, Form, answer, progress, verbose_log
 from turbofit.cli.usage_errors import (
-    DASHES,
+    TYPOGRAPHIC,
     check_names,
     foreign_option,
     unknown_options,
@@ -202,14 +202,16 @@ class CliCommand(click.Command):
         filling, waiting = "", ""
         for at, word in enumerate(arguments):
             name = word.partition("=")[0]
-            if not waiting and name.startswith(("-", *DASHES)) and name not in known:
+            looks_so = word.startswith("-") or TYPOGRAPHIC.fullmatch(word)
+            if not waiting and looks_so and name not in known:
                 try:
                     word = foreign_option(word, "".join(arguments[at + 1 : at + 2]), ctx)  # noqa: PLW2901
                 except UsageError as exc:
                     unknown.append(exc)
                     continue
             if waiting and (name in known or word.startswith("--")):
-                raise click.BadOptionUsage(waiting, f"{waiting} needs a value before {word}")
+                needs = click.BadOptionUsage(waiting, f"{waiting} needs a value before {word}")
+                raise unknown_options(unknown) if unknown else needs
             option = known.get(word) if not waiting else None
             waiting = ""
             if option is not None and option.several:

@@ -20,13 +20,16 @@ if TYPE_CHECKING:
 #: Arguments that take a model's name, too.
 _MODELS: Final = ("model", "run", "fragments")
 #: Options whose value is no one's to read.
-_SECRET: Final = re.compile(r"(?:token|key|password|secret)$")
+_SECRET: Final = re.compile(
+    r"(?:token|key|password|secret)s?\b|(?:token|key|password|secret)\w*=", re.IGNORECASE
+)
 #: Options of every command.
 _EVERYWHERE: Final = ("quiet", "verbose", "help")
 #: A command with no more options than these names them all.
 _LISTED: Final = 12
 #: What editors and web pages make of two dashes.
-DASHES: Final = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
+_DASHES: Final = "-\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
+TYPOGRAPHIC: Final = re.compile(rf"(?!--?\w)[{_DASHES}]{{1,2}}[a-z][\w-]*(?:=.*)?", re.DOTALL)
 
 
 def usage_error(exc: click.UsageError, ctx: click.Context) -> UsageError:
@@ -61,8 +64,8 @@ def _unknown_option(name: str, ctx: click.Context) -> UsageError:
     from turbofit.launch.serve.passthrough import option_classes
 
     see = f"see {ctx.command_path} --help"
-    if name[1:2] in DASHES or name[0] in DASHES:
-        word = name.lstrip(f"-{DASHES}")
+    if TYPOGRAPHIC.fullmatch(name):
+        word = name.lstrip(_DASHES)
         hint = f"it begins with a typographic dash: write --{word}"
         return UsageError(f"unknown option {name}", hint=hint)
     commands = [command for command, option in options_by_command(ctx) if name in option.opts]
@@ -135,13 +138,14 @@ def foreign_option(word: str, behind: str, ctx: click.Context) -> str:
         return f"{option}{equals}{value}"
     if not equals:
         value = "" if behind.startswith("-") or found.flag else behind
+    if value and _SECRET.search(f"{name} {value}"):
+        value = "***"
     form = "--{option} {value}"
     if found.to == "MODEL" and not here:
         form = f"turbofit {command if takes else 'plan'} {value or 'MODEL'}, without an option"
     elif found.to and not here:
         form = f"turbofit {_command_with(option, ctx)} {form}"
-    typed = "***" if _SECRET.search(name) and value else value
-    what = f"unknown option {name}{f' {typed}' if typed else ''}"
+    what = f"unknown option {name}{f' {value}' if value else ''}"
     raise UsageError(what, hint=found.here(value, form))
 
 
@@ -152,7 +156,7 @@ def _left_to_click(word: str, ctx: click.Context) -> str:
         UsageError: it is written as one option.
     """
     name = word.partition("=")[0]
-    if len(name) > 2 and (name.startswith("--") or name[0] in DASHES or name[1] in DASHES):
+    if TYPOGRAPHIC.fullmatch(name) or (len(name) > 2 and name.startswith("--")):
         raise _unknown_option(name, ctx)
     return word
 
