@@ -9,13 +9,13 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 
+import click
 import pytest
 
 from tests.support.nvml import Scenario, four_3090, nvml_library, nvml_machine
-from turbofit.cli.command_group import COMMANDS
+from turbofit.cli.command_group import COMMANDS, TURBOFIT
 from turbofit.cli.terminal import output
 from turbofit.cli.terminal import progress_display as terminal
 from turbofit.core.process.state import _base
@@ -109,8 +109,8 @@ def test_the_simulation_takes_away_what_engines_need(tmp_path: Path) -> None:
 def test_the_page_names_what_needs_linux() -> None:
     page = (ROOT / "docs" / "installation.md").read_text()
     named = page.partition("## Windows")[2].partition("need Linux")[0]
-    modules = {name: import_module(f"turbofit.cli.commands.{name}") for name in COMMANDS}
-    linux = {name for name, module in modules.items() if getattr(module, name).only_linux}
+    commands = {name: TURBOFIT.get_command(click.Context(TURBOFIT), name) for name in COMMANDS}
+    linux = {name for name, command in commands.items() if command and command.only_linux}
     assert set(re.findall(r"`(\w+)`", named)) == linux
 
 

@@ -248,13 +248,14 @@ def test_another_lmdeploy_doubles_the_margin(
 
     def plan(request: PlanRequest, *, pretend: bool | None) -> Plan:
         margins.append(request.margin)
-        # A preset's plan is refused just before the launch, which is all that this needs.
-        return plausible_plan(machine=msgspec.structs.replace(machine(4), source="preset"))
+        # A plan that does not fit is refused before the launch, which is all that this needs.
+        fits = doubled and request.margin is None
+        return msgspec.structs.replace(plausible_plan(machine=machine(4)), fits=fits)
 
     monkeypatch.setattr(planner, "best_plan", plan)
     monkeypatch.setattr("turbofit.machine.source.machine_from", lambda *_, **__: machine(4))
-    assert main(["serve", "m", "--no-rehearse"]) == 2
+    assert main(["serve", "m", "--no-rehearse"]) == 3
     assert margins == ([None, 512 << 20] if doubled else [None])
     margins.clear()
-    assert main(["serve", "m", "--margin", "1GiB", "--no-rehearse"]) == 2
+    assert main(["serve", "m", "--margin", "1GiB", "--no-rehearse"]) == 3
     assert margins == [1 << 30]

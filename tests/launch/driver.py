@@ -33,6 +33,11 @@ def clock() -> Callable[[], float]:
     return lambda: time.monotonic() + 3600 * len(hours)
 
 
+def tell_open(server: Supervisor, urls: list[str]) -> None:
+    server.tell_open()
+    say("READY " + " ".join(urls))
+
+
 def main() -> int:
     plan = Plan.from_json(Path(sys.argv[1]).read_bytes())
     port, check = int(sys.argv[3]), sys.argv[4] == "check"
@@ -43,7 +48,7 @@ def main() -> int:
     )
     try:
         with StopSignal() as stop:
-            ended = server.run(stop, lambda urls: say("READY " + " ".join(urls)))
+            ended = server.run(stop, lambda urls: tell_open(server, urls))
     except EndedError as exc:
         error = exc.end.error
         say(f"error: {error.message} | {error.hint}")

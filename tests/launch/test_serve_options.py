@@ -77,7 +77,7 @@ def test_what_only_the_gateway_does_needs_it(
         (["--", "--api-keys", "k"], "the gateway faces them"),
         (["--", "--allow-origins", "*"], "the gateway faces them"),
         (["--ssl-certfile", "x"], "go together"),
-        (["--drain", "soon"], "should be a number"),
+        (["--drain", "soon"], "is no time"),
         (["--name", "a"], "is for a cluster"),
         (["--node-port", "2"], "is for a cluster"),
         (["--turn", "30s"], "for models that take turns"),

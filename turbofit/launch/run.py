@@ -559,6 +559,7 @@ class Start:
                 plan, self._pids, self._warn, fitted=run.shared is not None
             )
             self._gpu_monitor.start()
+        supervisor.tell_open()
         run.record.attempt(engines=tuple(engines))
         run.record.state("ready", urls=tuple(urls))
         run.on_open(urls)

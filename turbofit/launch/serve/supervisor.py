@@ -208,12 +208,15 @@ class Supervisor:
             if not self._opened and all(engine.state == "ready" for engine in self.engines):
                 self._opened = True
                 on_ready([engine.url for engine in self.engines])
-                for engine in self.engines:
-                    engine.opened = True
-                    self._tell(engine.name, "phase: ready")
             on_tick()
             time.sleep(self._timing.tick)
         return stop.signal
+
+    def tell_open(self) -> None:
+        """Say that the engines are ready: clients can reach them."""
+        for engine in self.engines:
+            engine.opened = True
+            self._tell(engine.name, "phase: ready")
 
     def _mend(self, engine: SupervisedEngine, ended: End, now: float) -> None:
         """Start it again later, or give up.
