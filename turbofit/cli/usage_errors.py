@@ -138,7 +138,7 @@ def foreign_option(word: str, behind: str, ctx: click.Context) -> str:
         return f"{option}{equals}{value}"
     if not equals:
         value = "" if behind.startswith("-") or found.flag else behind
-    if value and _SECRET.search(f"{name} {value}"):
+    if not value.isdigit() and _SECRET.search(f"{name} {value}"):
         value = "***"
     form = "--{option} {value}"
     if found.to == "MODEL" and not here:

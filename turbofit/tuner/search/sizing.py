@@ -50,7 +50,8 @@ class SearchState:
     """What all shapes of one search share: the question, and accounts and speeds of groups.
 
     A group that is met in many groupings is evaluated once, and so are contexts and batches of
-    shapes that differ in nothing but how often their groups are there.
+    shapes that differ in nothing but how often their groups are there. ``too_small``: the last
+    shape's cache did not hold the shortest context, which is looked at first then.
 
     Equal cards behind equal links are one group here whatever their indices: the first card and the
     fullest of the others decide all that a search asks of an account.
@@ -60,6 +61,7 @@ class SearchState:
         self.request, self.engine = request, engine
         #: The workload's images, before any limit is lowered for it.
         self.requested_load = vision_load_of(request, request.requested_limit)
+        self.too_small = False
         self._answers: dict[tuple[object, ...], Any] = {}
 
     def once(self, answer: Callable[[], T], *key: object) -> T:
@@ -159,18 +161,15 @@ class Sizer:
         if self.shape.promised is not None:
             longest = min(longest, self.shape.promised)
         low = min(shortest_context(self.vision_load), longest)
-        if (least := self._tokens_held(longest)) >= longest:
-            return longest
-        if (most := self._tokens_held(low)) < low:
+        if self.state.too_small and self._tokens_held(low) < low:
             return low
-
-        def holds(steps: int) -> bool:
-            return self._tokens_held(steps * CONTEXT_STEP) >= steps * CONTEXT_STEP
-
-        # A longer context leaves no more tokens: as many as the longest leaves are held, and no
-        # more than the shortest leaves.
-        steps = max(low, least) // CONTEXT_STEP, -(-min(longest, most + 1) // CONTEXT_STEP)
-        low = max(low, bisect(holds, *steps)[0] * CONTEXT_STEP)
+        if self._tokens_held(longest) >= longest:
+            self.state.too_small = False
+            return longest
+        self.state.too_small = self._tokens_held(low) < low
+        if self.state.too_small:
+            return low
+        low = longest_held(self._tokens_held, low, longest)
         rounded = low // ROUND_CONTEXT * ROUND_CONTEXT
         # A round number where it costs little: 3,072 of 4,032 would be a quarter.
         cheap = rounded >= low * _ROUND_KEEPS and rounded >= shortest_context(self.vision_load)
@@ -301,6 +300,36 @@ def excess_tokens(request: ResolvedRequest, vision_load: VisionLoad) -> int:
     context = most_context(request)
     text = min(MIN_TEXT_TOKENS, context // _TEXT_SHARE)
     return max(0, vision_load.tokens_per_request + text - context)
+
+
+def longest_held(held: Callable[[int], int], low: int, high: int) -> int:
+    """The longest context between two of which the shorter is held and the longer is not.
+
+    A longer context leaves no more tokens, so that each look bounds the answer on both sides: no
+    context is held beyond the tokens that a shorter one leaves, and one of as many tokens as a
+    longer one leaves is held. Two or three looks suffice, where bisection takes ten.
+
+    Args:
+        held: the KV tokens that the cache holds with a context; 0 where the engine does not start.
+        low: a context that is held.
+        high: a longer one that is not.
+
+    Returns:
+        A multiple of 64, or ``low``.
+    """
+    guess = held(high) // CONTEXT_STEP * CONTEXT_STEP
+    while high - low > CONTEXT_STEP:
+        half = (low + high) // 2 // CONTEXT_STEP * CONTEXT_STEP
+        middle = guess if low < guess < high else half
+        if middle <= low:
+            break
+        tokens = held(middle)
+        if tokens >= middle:
+            low, high = middle, min(high, round_up(tokens + 1, CONTEXT_STEP))
+        else:
+            high = middle
+        guess = tokens // CONTEXT_STEP * CONTEXT_STEP
+    return low
 
 
 def best_batch(sizer: Sizer, session_len: int) -> tuple[int, bool]:
