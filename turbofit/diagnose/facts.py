@@ -70,13 +70,24 @@ _COMPLAINT: Final = re.compile(
     r"|Killed|denied|refused|Segmentation)\b|NCCL WARN"
     r"|NVRM:.{0,240}?(?:failed|error|Xid|mismatch))"
 )
-#: What a program says while it goes on: a level, a bar that grows, an answer; not while it ends.
+#: What a program says while it goes on: a level, a bar that grows; not while it ends. A server
+#: answers probes and counts tokens, and NCCL's threads speak, also after their engine has died.
 _PROGRESS: Final = re.compile(
-    r"(?!.*(?:[Ss]hut|[Ee]xit|[Tt]erminat|[Kk]ill|[Cc]lean|[Ss]top|[Rr]etry))"
-    r"(?:.{0,60}?\bINFO\b|.{0,200}?\d%\||.{0,200}?HTTP/1\.[01]\" 200)"
+    r"(?!.*(?:[Ss]hut|[Ee]xit|[Tt]erminat|[Kk]ill|[Cc]lean|[Ss]top|[Rr]etry|HTTP/\d|NCCL INFO"
+    r"|throughput))(?:.{0,60}?\bINFO\b|.{0,200}?\d%\|)"
 )
-#: An exception in a destructor while the program ends: Python goes on.
-_IN_DESTRUCTOR: Final = "Exception ignored in"
+#: An exception in a destructor while the program ends: Python goes on. Of a stream that could not
+#: be written it may be all that is said.
+_IN_DESTRUCTOR: Final = re.compile(
+    r"Exception ignored (?:in|on)\b.{0,240}?(?:__del__|atexit|callback|finalize)"
+)
+_TRACEBACK: Final = "Traceback (most recent call last)"
+#: A rule that a notebook draws, and what stands between two exceptions of one chain.
+_RULE: Final = "-" * 20
+_CHAIN: Final = (
+    "During handling of the above exception",
+    "The above exception was the direct cause",
+)
 _LONGEST_STACK: Final = 60
 #: What only a launch follows, and frames whose code a stack has anyway.
 _LIVE: Final = (
@@ -135,6 +146,12 @@ class LogFacts:
         self._counts: dict[type, int] = {}
         self._past = False
         self._followed = False
+        #: Rows that belong to no traceback; events that are none of its source lines, and of them
+        #: those that another one of their chain follows.
+        self.rows_beside = 0
+        self.errors = 0
+        self.chained = 0
+        self._in_traceback = False
 
     def take(self, line: int, text: str) -> None:
         """Take in one row."""
@@ -160,11 +177,21 @@ class LogFacts:
                 told = self.marks[-1]
                 self.marks[-1] = told._replace(stack=(*told.stack, event))
             return
-        if text.startswith(_IN_DESTRUCTOR):
+        if text.startswith(_CHAIN):
+            self.chained += 1
+        elif not (
+            (self._in_traceback and _CALL.match(text))
+            or _TRACEBACK in text
+            or text.startswith(_RULE)
+        ):
+            self.rows_beside += 1
+        if _IN_DESTRUCTOR.match(text):
             self._ignored_at = line
         if self._ignored_at and isinstance(event, KnownMessage | PythonError):
             if line - self._ignored_at > _LONGEST_STACK:
                 self._keep(line, text, event)
+            elif self.last_complaint is None:
+                self.last_complaint = LogEvent(line, text, KnownMessage(), tuple(self._stack))
             self._ignored_at, self._stack = 0, []
         elif event is not None:
             self._keep(line, text, event)
@@ -174,8 +201,9 @@ class LogFacts:
             self.last_complaint = LogEvent(line, text, KnownMessage(), tuple(self._stack))
         elif _PROGRESS.match(text):
             self._progress = (self._progress[1], line)
-        if "Traceback (most recent call last)" in text:
+        if _TRACEBACK in text:
             self._stack.clear()
+            self._in_traceback = True
             last = self.marks[-1] if self.marks else None
             # vLLM and many frameworks print the message first, and its traceback after it.
             self._followed = (
@@ -253,7 +281,8 @@ class LogFacts:
             self._stack[-1] = PythonFrame(path=last.path, function=last.function, code=text)
 
     def _keep(self, line: int, text: str, event: Struct) -> None:
-        self._followed = False
+        self._followed = self._in_traceback = False
+        self.errors += not text.startswith(" ")
         kind = type(event)
         self._counts[kind] = self._counts.get(kind, 0) + 1
         if self._counts[kind] > _ENOUGH:

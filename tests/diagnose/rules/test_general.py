@@ -43,13 +43,104 @@ def test_logs_of_other_programs_and_healthy_ones_have_no_cause(log: list[str]) -
     assert not found.also
 
 
+#: A person's question where it stands alone, whoever raised or printed it: an exception of Python,
+#: and sentences of Docker, systemd and curl that say what happened to any program.
+QUESTION: Final = re.compile(
+    r"(?:\w+\.)*[A-Z]\w*(?:Error|Exception): |docker: |curl: \(7\)|exec \S+: exec format error"
+    r"|[\w-]+ exited with code 13[79]|.*(?:pull access denied|status=9/KILL)"
+)
+
+
 @pytest.mark.parametrize("log", FOREIGN.values(), ids=FOREIGN)
 def test_a_line_of_another_program_has_no_cause(log: list[str]) -> None:
-    """An exception of Python that stands alone is a person's question, whoever raised it."""
     for line in log:
         found = explain(line)
-        alone = re.match(r"(?:\w+\.)*[A-Z]\w*(?:Error|Exception): ", line)
-        assert alone or found.kind in QUIET, (line, found.what)
+        assert QUESTION.match(line) or found.kind in QUIET, (line, found.what)
+
+
+TRACEBACK: Final = (
+    "Traceback (most recent call last):\n"
+    '  File "/srv/demo.py", line 3, in <module>\n    import album\n'
+    '  File "/srv/album.py", line 9, in load\n    open_it()\n    ^^^^^^^^^\n'
+)
+CAUSED: Final = "\nThe above exception was the direct cause of the following exception:\n\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [
+        ("missing_package", "ModuleNotFoundError: No module named 'decord'"),
+        (
+            "library_missing",
+            "ImportError: libGL.so.1: cannot open shared object file: No such file or directory",
+        ),
+        ("disk_full", "OSError: [Errno 28] No space left on device"),
+        ("no_threads", "RuntimeError: can't start new thread"),
+        ("bad_json", "json.decoder.JSONDecodeError: Expecting value: line 1 column 1 (char 0)"),
+        ("no_server", "openai.APIConnectionError: Connection error."),
+    ],
+)
+def test_an_error_with_its_own_traceback_is_answered_as_its_last_line_is(
+    kind: str, error: str
+) -> None:
+    other = f"{TRACEBACK}there.NobodyKnowsError: this"
+    for log in (
+        error,
+        f"$ python demo.py\n{TRACEBACK}{error}",
+        f"{other}\n{CAUSED}{TRACEBACK}{error}",
+    ):
+        assert explain(log).kind == kind, log
+    assert explain(f"{TRACEBACK}{error}\n{other}\n").kind == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("kind", "log"),
+    [
+        (
+            "port_taken",
+            "docker: Error response from daemon: driver failed programming external connectivity on"
+            " endpoint a: Bind for 0.0.0.0:23333 failed: port is already allocated.\n\n"
+            "Run 'docker run --help' for more information",
+        ),
+        (
+            "not_installed",
+            'docker: Error response from daemon: OCI runtime create failed: exec: "api_serve":'
+            " executable file not found in $PATH: unknown.",
+        ),
+        ("not_installed", "bash: docker: command not found"),
+        ("image_missing", "exec /usr/bin/python3: exec format error"),
+        ("image_missing", "Error response from daemon: pull access denied for a/b, repository x"),
+        ("image_missing", "toomanyrequests: You have reached your pull rate limit."),
+        (
+            "no_permission",
+            "permission denied while trying to connect to the Docker daemon socket at unix:///a",
+        ),
+        ("no_gpu", "No devices were found"),
+        ("no_gpu", "RmInitAdapter failed!"),
+        ("killed", "Exited (137) 3 minutes ago"),
+        ("killed", "systemd[1]: lmd.service: Main process exited, code=killed, status=9/KILL"),
+        (
+            "host_out_of_memory",
+            "systemd[1]: lmd.service: A process of this unit has been killed by the OOM killer.",
+        ),
+        (
+            "install_failed",
+            "error: externally-managed-environment\n\nx This environment is externally managed\n"
+            "To install Python packages system-wide, try apt install\npython3-xyz, where xyz is the"
+            "\npackage you are trying to\ninstall.\n",
+        ),
+        ("install_failed", "Failed building wheel for decord"),
+        ("install_failed", "ERROR: Could not build wheels for decord, which is required"),
+        ("install_failed", "ERROR: a-1-cp38.whl is not a supported wheel on this platform."),
+        ("package_versions", "ERROR: ResolutionImpossible: for help visit https://pip.pypa.io"),
+        ("old_python", "ERROR: Package 'a' requires a different Python: 3.8.1 not in '>=3.9'"),
+        ("build_failed", "fatal error: Python.h: No such file or directory"),
+        ("build_failed", "/bin/sh: 1: nvcc: not found"),
+        ("no_server", "curl: (7) Failed to connect to localhost port 23333: Connection refused"),
+    ],
+)
+def test_what_a_tool_says_is_answered_where_it_is_all_there_is(kind: str, log: str) -> None:
+    assert explain(log).kind == kind
 
 
 def _literals(pattern: Any) -> int:
@@ -78,6 +169,9 @@ def test_a_row_names_its_program_or_has_a_message_of_its_own() -> None:
 ROOT: Final = "ValueError: there is no such plane\n"
 PROGRESS: Final = "INFO 03-02 11:20:01 [core.py:58] step 1 of vLLM\nLoading:  50%|#####     | 2/4\n"
 KNOWN: Final = "ModuleNotFoundError: No module named 'timm'\n"
+PROBES: Final = 3 * 'INFO:     127.0.0.1:40 - "GET /health HTTP/1.1" 200 OK\n'
+THROUGHPUT: Final = 2 * "INFO 03-02 [a.py:1] Engine 000: Avg prompt throughput: 0.0 tokens/s\n"
+FAULT: Final = "[TM][FATAL] a.cu(80): CUDA error: an illegal memory access was encountered\n"
 
 
 @pytest.mark.parametrize(
@@ -87,12 +181,41 @@ KNOWN: Final = "ModuleNotFoundError: No module named 'timm'\n"
         (f"{KNOWN}{PROGRESS}{ROOT}", "unknown"),
         (f"{KNOWN}{ROOT}", "missing_package"),
         (f"{KNOWN}{PROGRESS}", "missing_package"),
+        # A server answers probes, and NCCL's threads speak, after an engine has died; and nothing
+        # goes on after a fault of CUDA.
+        (f"vLLM\n{KNOWN}{PROBES}{ROOT}", "missing_package"),
+        (f"vLLM\n{KNOWN}{THROUGHPUT}{ROOT}", "missing_package"),
+        (f"{FAULT}{PROBES}{ROOT}", "illegal_access"),
+        (f"{FAULT}{PROGRESS}{ROOT}", "illegal_access"),
+        (f"torch.OutOfMemoryError: CUDA out of memory.\n{PROGRESS}{ROOT}", "out_of_memory"),
+        (
+            "a:1:2 [0] NCCL WARN Error: failed to extend /dev/shm/nccl-x to 33030532 bytes\n"
+            f"a:1:2 [0] NCCL INFO x -> 2\na:1:2 [0] NCCL INFO y -> 2\n{ROOT}",
+            "shared_memory",
+        ),
         # An exception of a destructor ends nothing.
         (
             f"{ROOT}Exception ignored in: <function LLM.__del__ at 0x7f>\nTraceback (most recent"
             " call last):\nModuleNotFoundError: No module named 'vllm._C'\n",
             "unknown",
         ),
+        (
+            "Exception ignored in: <function LLM.__del__ at 0x7f>\nTraceback (most recent call"
+            " last):\nAttributeError: 'LLM' object has no attribute 'engine'\n",
+            "unknown",
+        ),
+        (
+            "Exception ignored in: <_io.TextIOWrapper name='<stdout>' mode='w' encoding='utf-8'>\n"
+            "OSError: [Errno 28] No space left on device\n",
+            "disk_full",
+        ),
+        # A check's sentence without a stack is a program's, where the log names one.
+        (
+            "(APIServer pid=1) ValueError: Speculative decoding is not supported with pipeline"
+            " parallelism yet.\n",
+            "unsupported_feature",
+        ),
+        ("ValueError: Crop marks are not supported with pages yet.\n", "unknown"),
         # A warning alone tells of the machine at most.
         (
             "WARNING 03-02 [x.py:1] vLLM: ModuleNotFoundError: No module named 'vllm._C'\n",
@@ -105,6 +228,24 @@ def test_the_answer_is_about_what_ended_the_run(log: str, kind: str) -> None:
     found = explain(log)
     assert found.kind == kind
     assert kind != "unknown" or found.evidence
+
+
+def test_a_long_path_is_named_whole() -> None:
+    path = "/srv/" + "/".join(["a-folder-with-a-name"] * 40) + "/config.json"
+    found = explain(f"FileNotFoundError: [Errno 2] No such file or directory: '{path}'")
+    assert found.kind == "file_missing"
+    assert path in found.what
+    folder = path.rpartition("/")[0]
+    found = explain(f"OSError: {folder} does not appear to have a file named config.json.")
+    assert found.kind == "incomplete_checkpoint"
+    assert folder in found.what
+
+
+def test_of_a_few_lines_that_nobody_knows_the_command_is_asked_for() -> None:
+    assert any("command that was run" in change for change in explain(ROOT).changes)
+    longer = explain(f"{PROGRESS}{PROGRESS}{ROOT}")
+    assert longer.kind == "unknown"
+    assert not any("command that was run" in change for change in longer.changes)
 
 
 def _starts(pattern: Any) -> bool:

@@ -108,16 +108,24 @@ def _any_of(words: set[str]) -> str:
 
 #: A repeat of figures, words or other text without spaces, which has no bound as it is written.
 _NAME: Final = re.compile(r"(\\[Swd]|\[(?!\^)[^\]]*\])([+*])")
-#: Letters of the longest path, list item or figure that a message names.
+#: Letters of the longest list item or figure that a message names, and of the longest path.
 _LONGEST_NAME: Final = 240
+_LONGEST_PATH: Final = 1024
+#: A group that names a file, folder or checkpoint, and no class.
+_PATH: Final = re.compile(
+    r"\(\?P<(?:path|folder|where|files?|library|model|weights|image|wanted)>(?!\\w)(?:[^()\\]|\\.)*\)"
+)
 
 
 @cache
 def pattern_of(text: str) -> re.Pattern[str]:
     """A row's pattern with bounded names: else a line of one word takes the square of its time."""
-    return re.compile(
-        _NAME.sub(lambda found: f"{found[1]}{{{int(found[2] == '+')},{_LONGEST_NAME}}}", text)
-    )
+    wide = _PATH.sub(lambda found: _bounded(found[0], _LONGEST_PATH), text)
+    return re.compile(_bounded(wide, _LONGEST_NAME))
+
+
+def _bounded(text: str, most: int) -> str:
+    return _NAME.sub(lambda found: f"{found[1]}{{{int(found[2] == '+')},{most}}}", text)
 
 
 def _match(row: Cause | _Fact, text: str) -> re.Match[str] | None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from re import Match, Pattern
 
     from turbofit.diagnose.case import LogCase
-    from turbofit.diagnose.facts import LogEvent
+    from turbofit.diagnose.facts import LogEvent, LogFacts
     from turbofit.observe.log_events import PythonFrame
 
 #: Folders of the packages whose versions must go together, and of checkpoints' own code.
@@ -177,9 +177,14 @@ def _innermost(pattern: Pattern[str], stack: tuple[PythonFrame, ...]) -> str | N
 
 
 def _raised_by(figures: Figures) -> str | None:
-    """The package whose code raised the error, "unknown" without a stack; None: another package."""
+    """The package whose code raised the error; None: another package.
+
+    Without a stack "unknown", where the log names a program.
+    """
     stack = figures.mark.stack
-    return package_of(stack[-1:]) if stack else "unknown"
+    if stack:
+        return package_of(stack[-1:])
+    return "unknown" if figures.case.facts.subject.programs else None
 
 
 def _front_end(figures: Figures) -> str | None:
@@ -257,12 +262,19 @@ _RELATIONS: Final[dict[str, Callable[[Any, Any], bool]]] = {
 }
 
 
-#: A few lines with an exception of Python, or with what a shell says of its child.
+#: An exception of Python, what a shell says of its child, and sentences of Docker, NVIDIA's tools,
+#: systemd, pip and curl: whatever they ran, the answer is what they say.
 _ALONE: Final = re.compile(
     r"\s*(?!(?:java|javax|org|com|net|io|scala)\.)(?:[A-Za-z_]\w*\.)*"
     r"[A-Z]\w*(?:Error|Exception|Exit|Interrupt)\b"
     r"|(?:\S+: line \d+: +\d+ )?(?:Killed|Aborted|Segmentation fault|Bus error|Illegal instruction)"
     r"(?: \(core dumped\))?\s*$"
+    r"|.{0,120}?(?:Error response from daemon|\b[Dd]ocker(?:: | daemon)|exec format error"
+    r"|\bmanifest for |pull access denied|pull rate limit|\b[Ee]xited (?:with code |\()13[79]\b"
+    r"|No devices were found|RmInitAdapter failed|: (?:command )?not found"
+    r"|\.service: .{0,120}(?:9/KILL|OOM killer)|fatal error: Python\.h|curl: \(7\)"
+    r"|externally-managed-environment|Failed building wheel|Could not build wheels"
+    r"|is not a supported wheel|ResolutionImpossible|requires a different Python)"
 )
 _FEW: Final = 3
 
@@ -279,15 +291,19 @@ class Told(Struct):
     missing: Missing | None
 
 
+def _is_alone(mark: LogEvent, facts: LogFacts) -> bool:
+    """Whether an error is all that a log has, beside its traceback and a line or two."""
+    few = facts.rows_beside - facts.chained <= _FEW and _ALONE.match(mark.text) is not None
+    return few and (not mark.stack or facts.errors - facts.chained == 1)
+
+
 def told(mark: LogEvent, case: LogCase) -> Told | None:
     """The first row of `causes.yaml` for an event whose conditions hold; None: none does.
 
     Common messages are asked of a log about inference, or where the error is all that there is:
     PostgreSQL, nginx and systemd have the same words for other things.
     """
-    facts = case.facts
-    alone = facts.lines <= _FEW and not mark.stack and _ALONE.match(mark.text)
-    common = facts.subject.of_inference or alone
+    common = case.facts.subject.of_inference or _is_alone(mark, case.facts)
     for cause, match in matches(mark.text):
         if cause.common and not common:
             continue
