@@ -22,25 +22,25 @@ MOST_FUNCTION_LINES = 60
 #: its figure here; a room goes over its figure only where another pays, with the reason beside it.
 #: A room that stands in no line has no budget.
 BUDGETS = {
-    "core": 5_355,
+    "core": 5_380,
     "machine": 2_555,
     "kernels": 690,
     "model": 6_530,
     "memory": 6_890,
-    "tuner": 5_955,
+    "tuner": 5_985,
     "planning": 3_970,  # the list of checks came from diagnose and launch, which pay
     "observe": 1_630,  # the readers of logs came from diagnose, which pays
     "pretend": 2_165,
     "rehearse": 4_720,
-    "gateway": 9_440,
+    "gateway": 9_445,
     "load": 1_430,
-    "launch": 10_610,
-    "batch": 1_955,
-    "diagnose": 3_935,
+    "launch": 10_620,
+    "batch": 1_940,
+    "diagnose": 4_000,
     "report": 5_245,
-    "cli": 5_670,
+    "cli": 5_675,
     "turbofit": 290,
-    "tests": 61_595,  # what a review of the cluster found
+    "tests": 61_805,  # what a review of the cluster found
     "tests/support": 3_345,
     "bench": 12_910,
 }
