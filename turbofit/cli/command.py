@@ -202,8 +202,8 @@ class CliCommand(click.Command):
         filling, waiting = "", ""
         for at, word in enumerate(arguments):
             name = word.partition("=")[0]
-            looks_so = word.startswith("-") or TYPOGRAPHIC.fullmatch(word)
-            if not waiting and looks_so and name not in known:
+            dashed = word.startswith("-") or TYPOGRAPHIC.fullmatch(word)
+            if not waiting and dashed and name not in known:
                 try:
                     word = foreign_option(word, "".join(arguments[at + 1 : at + 2]), ctx)  # noqa: PLW2901
                 except UsageError as exc:

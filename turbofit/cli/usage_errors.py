@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 #: Arguments that take a model's name, too.
 _MODELS: Final = ("model", "run", "fragments")
-#: Options whose value is no one's to read.
+#: Options whose value is secret, and variables that are given as NAME=VALUE.
 _SECRET: Final = re.compile(
     r"(?:token|key|password|secret)s?\b|(?:token|key|password|secret)\w*=", re.IGNORECASE
 )
@@ -63,28 +63,24 @@ def _unknown_option(name: str, ctx: click.Context) -> UsageError:
     from turbofit.core.synonyms import guess
     from turbofit.launch.serve.passthrough import option_classes
 
-    see = f"see {ctx.command_path} --help"
+    what = f"unknown option {name}"
     if TYPOGRAPHIC.fullmatch(name):
-        word = name.lstrip(_DASHES)
-        hint = f"it begins with a typographic dash: write --{word}"
-        return UsageError(f"unknown option {name}", hint=hint)
+        hint = f"it begins with a typographic dash: write --{name.lstrip(_DASHES)}"
+        return UsageError(what, hint=hint)
     commands = [command for command, option in options_by_command(ctx) if name in option.opts]
     known = [option for one in ctx.command.params for option in one.opts if option[:2] == "--"]
     begin = [option for option in known if option.startswith(f"-{name}")]
     if commands and name.startswith("--"):
         example = MANUAL[ctx.info_name or ""].examples[0]
         has = f"turbofit {', '.join(commands[:3])} {'have' if commands[1:] else 'has'} it"
-        hint = f"{has}; {ctx.info_name} is used as {example}; {see}"
+        hint = f"{has}; {ctx.info_name} is used as {example}; "
     elif name in option_classes():
-        hint = f"it is LMDeploy's, for behind --: turbofit serve MODEL -- {name}; {see}"
+        hint = f"it is LMDeploy's, for behind --: turbofit serve MODEL -- {name}; "
     elif len(name) == 2 and len(begin) in (1, 2):
-        hint = f"did you mean {' or '.join(begin)}? {see}"
-    elif not (alike := guess(name, known)) and len(options := _command_options(ctx)) <= _LISTED:
-        takes = f"its options are {', '.join(options)}" if options else "it takes no options"
-        hint = f"{takes}; {see}"
-    else:
-        hint = f"{alike}{see}"
-    return UsageError(f"unknown option {name}", hint=hint)
+        hint = f"did you mean {' or '.join(begin)}? "
+    elif not (hint := guess(name, known)) and len(options := _command_options(ctx)) <= _LISTED:
+        hint = f"its options are {', '.join(options)}; " if options else "it takes no options; "
+    return UsageError(what, hint=f"{hint}see {ctx.command_path} --help")
 
 
 def _command_options(ctx: click.Context) -> list[str]:
@@ -150,10 +146,10 @@ def foreign_option(word: str, behind: str, ctx: click.Context) -> str:
 
 
 def _left_to_click(word: str, ctx: click.Context) -> str:
-    """A word of letters, as -vq, or of a number.
+    """The word, where it may be several letters, as -vq, or a negative number.
 
     Raises:
-        UsageError: it is written as one option.
+        UsageError: it can only be one option, which the command does not have.
     """
     name = word.partition("=")[0]
     if TYPOGRAPHIC.fullmatch(name) or (len(name) > 2 and name.startswith("--")):

@@ -374,9 +374,10 @@ class Calibrator:
         budget = engine.tracker.budget
         free, region = (None, None) if budget is None else (budget.free, budget.budget)
         with self._present(usage, engine):
-            if name == STEADY:
+            if name == STEADY:  # of an engine that was started again, too
                 self._finished.discard(engine.group)
-            earlier = self._seen.get(engine.group) if name != STEADY else None
+                self._seen.pop(engine.group, None)
+            earlier = self._seen.get(engine.group)
             known = {card.index: card.used for card in earlier.cards} if earlier else {}
             cards = tuple(
                 CalibratedGpu(
