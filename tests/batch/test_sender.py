@@ -12,7 +12,6 @@ import pytest
 
 from tests.batch.standin import StandIn, request
 from tests.support.processes import free_port
-from turbofit.batch import sender
 from turbofit.batch import sender as sending
 from turbofit.batch.output_file import BatchItem, BatchLine, ItemError
 from turbofit.batch.sender import ImageLimits, Sender, inlined
@@ -181,7 +180,7 @@ def test_the_first_model_is_asked_for() -> None:
 
 
 def sent_for(one, *, replace: bool = False, base: object = "", max_tokens: int | None = None):
-    return sender.request_body(
+    return sending.request_body(
         one, "served",
         replace=replace, base=str(base), limits=ImageLimits(), max_tokens=max_tokens,
     )  # fmt: skip
@@ -302,7 +301,7 @@ def test_an_image_that_changes_while_it_is_read(more, tmp_path, monkeypatch) -> 
         seen.append(fd)
         return real(fd)
 
-    monkeypatch.setattr(sender.os, "fstat", fstat)
+    monkeypatch.setattr(sending.os, "fstat", fstat)
     assert failure(body("a.png"), tmp_path).code == "image_changed"
 
 

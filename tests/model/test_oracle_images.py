@@ -42,7 +42,7 @@ class Picture:
 
 
 def tile_sizes(seed: int, count: int) -> list[tuple[int, int]]:
-    """Random tile_sizes, extreme ratios, exact ratios and exact ties."""
+    """Random sizes, extreme ratios, exact ratios and exact ties."""
     rng = random.Random(seed)
     found = [(448, 448), (1, 1), (1, 200), (200, 1), (3000, 15), (15, 3000), (8192, 8192)]
     for _ in range(count):
@@ -338,7 +338,7 @@ RULES = [
 
 
 def anyres_sizes(seed: int, number: int) -> list[tuple[int, int]]:
-    """Random anyres_sizes, long strips, tiny images, and shapes that are nearly a grid's."""
+    """Random sizes, long strips, tiny images, and shapes that are nearly a grid's."""
     rng = random.Random(seed)
     found = [(1, 1), (1, 5000), (5000, 1), (336, 336), (672, 672), (335, 673)]
     while len(found) < number:

@@ -419,17 +419,13 @@ def with_code(folder, budget):
 @pytest.mark.lmdeploy
 def test_images_of_kimi_reach_the_engine_as_planned(transformers, tmp_path):
     pytest.importorskip("transformers.models.kimi_k25.image_processing_kimi_k25")
-    import torch
-    from lmdeploy.vl.model.builder import load_vl_model
-
     register_kimi()
     folder, _ = tiny_kimi(tmp_path / "m")
     with_code(folder, 1000)
     model = resolve_model(str(folder))
     assert model.needs_remote_code
-    front = load_vl_model(str(folder), "pytorch", trust_remote_code=True)
+    front = front_end(folder, trust_remote_code=True)
     assert type(front).__name__ == "KimiK25VisionModel"
-    front.set_mm_feature_dtype(torch.bfloat16)
     rng = random.Random(6)
     for _ in range(12):
         size = rng.randrange(10, 1200), rng.randrange(10, 1200)

@@ -232,12 +232,12 @@ def qwen3_5_of(transformers, rng, family="Qwen3_5"):
     return config
 
 
-def front_end(folder):
+def front_end(folder, **options):
     """LMDeploy's front end for a checkpoint's folder, on the PyTorch engine."""
     import torch
     from lmdeploy.vl.model.builder import load_vl_model
 
-    front = load_vl_model(str(folder), "pytorch")
+    front = load_vl_model(str(folder), "pytorch", **options)
     front.set_mm_feature_dtype(torch.bfloat16)
     return front
 

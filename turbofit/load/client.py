@@ -220,10 +220,11 @@ def stated_pause(headers: Mapping[str, str], most: float) -> float:
 
 async def body_of(response: aiohttp.ClientResponse, most: int) -> bytes:
     """A body's first bytes, at most so many, however many packets bring them."""
-    body = b""
-    while data := await response.content.read(most - len(body)):
-        body += data
-    return body
+    pieces = []
+    while data := await response.content.read(most):
+        pieces.append(data)
+        most -= len(data)
+    return b"".join(pieces)
 
 
 def first_model(status: int, answer: Any) -> str | None:

@@ -212,13 +212,20 @@ def _errors(counted: Sequence[Answer]) -> tuple[ErrorCount, ...]:
 
 
 def _warnings(run: LoadRun, busy: float, *, pieces_only: bool) -> tuple[str, ...]:
-    warnings = {
-        f"it ended before its time: {run.stopped}; what was under way then is left out, so that "
-        "rates are too low": run.stopped,
-        f"the load took {busy:.0%} of a CPU: the server may do more than these figures say":
+    warnings = (
+        (
+            run.stopped,
+            f"it ended before its time: {run.stopped}; what was under way then is left out, so "
+            "that rates are too low",
+        ),
+        (
             busy > _BUSY,
-        f"a request was sent {run.late:.1f} s after its time: the load is too slow":
+            f"the load took {busy:.0%} of a CPU: the server may do more than these figures say",
+        ),
+        (
             run.late > _LATE,
-        "the server counts no tokens: pieces of its stream are counted, too few": pieces_only,
-    }  # fmt: skip
-    return tuple(text for text, applies in warnings.items() if applies)
+            f"a request was sent {run.late:.1f} s after its time: the load is too slow",
+        ),
+        (pieces_only, "the server counts no tokens: pieces of its stream are counted, too few"),
+    )
+    return tuple(text for applies, text in warnings if applies)

@@ -6,7 +6,6 @@ driver promises what the hardware does not do.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
@@ -26,7 +25,7 @@ from turbofit.core.machine import CardSpeed, Link, Machine, Measured, PairSpeed,
 from turbofit.core.process.files import write_atomic
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.process.progress import under_way
-from turbofit.core.process.state import state_dir
+from turbofit.core.process.state import digest_of_parts, state_dir
 from turbofit.core.struct import decode, to_json
 
 _LOG: Final = LazyLogger(__name__)
@@ -166,7 +165,7 @@ def _name(machine: Machine) -> str:
     """
     gpus = sorted(f"{gpu.index} {gpu.uuid}" for gpu in machine.gpus)
     text = "\n".join([*gpus, str(machine.driver)])
-    return f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
+    return f"{digest_of_parts(text)}.json"
 
 
 def _facts(process: subprocess.Popen[str], seconds: float) -> Iterator[dict[str, Any]]:

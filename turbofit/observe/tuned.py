@@ -6,7 +6,6 @@ them.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from turbofit.core.process.files import write_atomic
-from turbofit.core.process.state import state_dir
+from turbofit.core.process.state import digest_of_parts, state_dir
 from turbofit.core.struct import to_json
 from turbofit.core.tuning import TUNE_SCHEMA, Tuning
 
@@ -86,7 +85,7 @@ def forget_tuned(model: str, *, pretend: bool) -> int:
 def tuned_key(*parts: object) -> str:
     """The name of the file for these fields."""
     text = json.dumps(parts, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
+    return digest_of_parts(text)
 
 
 def _name(one: Tuning) -> str:

@@ -489,7 +489,7 @@ def test_images_that_share_a_request_hold_up_nobody(images, beside, monkeypatch)
 
     monkeypatch.setattr(Preparation, "hold", noted)
     app, _ = gateway()
-    app._turn = asyncio.Semaphore(0)  # others' pictures are being resized
+    app._resizing = asyncio.Semaphore(0)  # others' pictures are being resized
     assert ask(app, body=chat(*[image_part()] * images)).status == 200
     assert (threads[0] is not threading.main_thread()) is beside
 

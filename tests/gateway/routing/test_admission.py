@@ -133,7 +133,7 @@ async def test_turns_go_round_the_clients() -> None:
     assert (all_engines[0].units, door.waiting) == (0, 0)
 
 
-async def test_a_large_request_is_not_cache_shortfall_by_small_ones() -> None:
+async def test_a_large_request_is_not_starved_by_small_ones() -> None:
     all_engines = engines()
     door, order = Admission(Fleet(all_engines)), []
 

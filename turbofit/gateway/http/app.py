@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 _LOG: Final = LazyLogger(__name__)
 #: Seconds for an engine's metrics; Prometheus itself waits for ten.
 _PAGE_SECONDS: Final = 3.0
-#: Requests whose images are resized in a thread at a time, and others whose images are held to the
-#: plan: each picture that is decoded may take what `pictures.LARGEST_PIXELS` do.
+#: So many requests at once have a picture resized in a thread, and so many others have their images
+#: held to the plan in one: a decoded picture takes up to `pictures.LARGEST_PIXELS`.
 _IN_THREADS: Final = 2
 
 
@@ -88,8 +88,8 @@ class Gateway(AsgiApp):
         trace = config.record_trace
         self._recorder = None if trace is None else TraceRecorder(trace)
         self._fetcher = fetcher or MediaFetcher(config.allowed_media_domains)
-        self._films, self._turn = VideoInspector(), asyncio.Semaphore(_IN_THREADS)
-        self._held = asyncio.Semaphore(_IN_THREADS)
+        self._films, self._resizing = VideoInspector(), asyncio.Semaphore(_IN_THREADS)
+        self._holding = asyncio.Semaphore(_IN_THREADS)
         self._upstream = upstream or Upstream(serial=config.serial)
         self.admission = Admission(
             self.fleet, longest=config.queue_length, seconds=config.queue_seconds
@@ -195,7 +195,7 @@ class Gateway(AsgiApp):
         clip = await self._films.look(prepared.parsed, fetched, most)
         if len(prepared.parsed.slots) > 1:
             # Eight images that share a request take up to half a second: Llama 4's canvases.
-            async with self._held:
+            async with self._holding:
                 await in_thread(prepared.hold, fetched, clip)
         else:
             prepared.hold(fetched, clip)
@@ -203,7 +203,7 @@ class Gateway(AsgiApp):
             request.size = request_size(prepared)
         if route.kind != "count_tokens":
             before = prepared.payload
-            await prepared.resize(self._turn)
+            await prepared.resize(self._resizing)
             self._keep_more(request, prepared.payload - before)
         request.body, request.prepared = prepared.finish()
         if self._affinity is None or len(self.fleet) == 1:

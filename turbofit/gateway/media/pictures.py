@@ -10,7 +10,7 @@ from __future__ import annotations
 import binascii
 import re
 import warnings
-from base64 import b64decode, b64encode
+from base64 import b64encode
 from functools import cache
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
@@ -288,7 +288,7 @@ def resized(picture: Picture, size: tuple[int, int]) -> Picture:
     from PIL import Image
 
     try:
-        with Image.open(BytesIO(b64decode(picture.base64))) as image:
+        with Image.open(BytesIO(decoded(picture.base64))) as image:
             if image.format == "JPEG":
                 image.draft("RGB", (size[0] * _DRAFT, size[1] * _DRAFT))
             smaller = resized_image(image, size)

@@ -15,7 +15,7 @@ from typing import Final
 from turbofit.core.machine import Gpu
 from turbofit.core.model import DTYPE_BYTES, Model, TextDims
 from turbofit.core.struct import NA, Struct, known
-from turbofit.core.units import MIB
+from turbofit.core.units import MIB, bisect
 from turbofit.machine.presets import context_bytes
 from turbofit.memory.account import AMPERE, HOPPER, VisionLoad
 from turbofit.memory.transformers.components import (
@@ -321,15 +321,9 @@ def place_all(copy: ModelCopy, load: Load) -> Placement | None:
     found = _filled(copy, load, 0, 0)
     if found is None or len(copy.gpus) == 1:
         return found
-    low, high = 0, max(copy.room(place) for place in range(len(copy.gpus)))
-    while high - low > 1 << 20:
-        middle = (low + high) // 2
-        placement = _filled(copy, load, 0, middle)
-        if placement is None:
-            high = middle
-        else:
-            low, found = middle, placement
-    return found
+    most = max(copy.room(place) for place in range(len(copy.gpus)))
+    spare, _ = bisect(lambda room: _filled(copy, load, 0, room) is not None, 0, most, MIB)
+    return _filled(copy, load, 0, spare)
 
 
 def fewest_offloaded(copy: ModelCopy, load: Load) -> Placement | None:

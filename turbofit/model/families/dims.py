@@ -114,9 +114,9 @@ def whole_windows(section: Section, vision: VisionDims) -> VisionDims:
     Raises:
         UsageError: it is not.
     """
-    size, patch, merge = vision.image_size or 0, vision.patch_size, vision.merge
-    if size % (patch * merge):
-        raise section.error("image_size", f"{size} is not whole windows of {patch} x {merge}")
+    size, window = vision.image_size or 0, vision.patch_size * vision.merge
+    if size % window:
+        raise section.error("image_size", f"{size} is not whole windows of {window} pixels")
     return vision
 
 

@@ -9,7 +9,13 @@ from msgspec.structs import replace
 from turbofit.core.images import CanvasRule
 from turbofit.core.model import MoeDims, TextDims, VisionDims
 from turbofit.model.config import Section
-from turbofit.model.families.dims import CheckpointConfig, Dims, read_tower, tied_text
+from turbofit.model.families.dims import (
+    CheckpointConfig,
+    Dims,
+    read_tower,
+    tied_text,
+    whole_windows,
+)
 
 _TOWER: Final = {
     "num_hidden_layers": 34, "hidden_size": 768, "num_attention_heads": 16,
@@ -77,7 +83,4 @@ def _vision(config: Section) -> VisionDims:
     hidden, inter = found.hidden, found.intermediate
     if merge * ratio != 1 or hidden * merge**2 != inter:
         raise vision.error("pixel_shuffle_ratio", f"does not make {inter} channels of {hidden}")
-    size, window = found.image_size or 0, found.patch_size * merge
-    if size % window:
-        raise vision.error("image_size", f"{size} is not whole windows of {window} pixels")
-    return found
+    return whole_windows(vision, found)
