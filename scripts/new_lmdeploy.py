@@ -369,7 +369,7 @@ def _trees(wheel: Path, pattern: str) -> Iterator[ast.Module]:
 
 
 def _known(wheel: Path) -> dict[str, str]:
-    """What turbofit's data say of a version that was never read from its wheel."""
+    """What turbofit's data say of a version, and its wheel does not say."""
     problems = (row for row in all_problems() if row.has(wheel.name))
     known = {f"{row.id} of known-bad.yaml": row.what for row in problems}
     if is_legacy(wheel.name):

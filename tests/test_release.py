@@ -153,37 +153,39 @@ def test_the_sdist_has_all_that_git_has(tmp_path: Path) -> None:
     assert {name for name in listed if (ROOT / name).exists()} <= packed
 
 
-tomllib = pytest.importorskip("tomllib")  # Python 3.11
-
 RECIPE = yaml.safe_load((ROOT / "recipe" / "recipe.yaml").read_text(encoding="utf-8"))
-PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-PROJECT = PYPROJECT["project"]
+
+
+@pytest.fixture
+def pyproject() -> Any:
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
 def requirements(section: str) -> set[str]:
     return {one.replace(" ", "") for one in RECIPE["requirements"][section]}
 
 
-def test_it_is_this_version() -> None:
+def test_it_is_this_version(pyproject: Any) -> None:
     assert RECIPE["context"]["version"] == turbofit.__version__
-    assert RECIPE["about"]["summary"] == PROJECT["description"]
-    assert RECIPE["about"]["license"] == PROJECT["license"]
+    assert RECIPE["about"]["summary"] == pyproject["project"]["description"]
+    assert RECIPE["about"]["license"] == pyproject["project"]["license"]
     assert (ROOT / RECIPE["about"]["license_file"]).exists()
 
 
-def test_it_needs_what_the_wheel_needs() -> None:
-    python = f"python{PROJECT['requires-python']}"
-    assert requirements("run") == {python, *PROJECT["dependencies"]}
-    assert requirements("host") == {python, "pip", *PYPROJECT["build-system"]["requires"]}
+def test_it_needs_what_the_wheel_needs(pyproject: Any) -> None:
+    python = f"python{pyproject['project']['requires-python']}"
+    assert requirements("run") == {python, *pyproject["project"]["dependencies"]}
+    assert requirements("host") == {python, "pip", *pyproject["build-system"]["requires"]}
 
 
-def test_it_has_the_wheels_scripts() -> None:
-    scripts = {f"{name} = {target}" for name, target in PROJECT["scripts"].items()}
+def test_it_has_the_wheels_scripts(pyproject: Any) -> None:
+    scripts = {f"{name} = {target}" for name, target in pyproject["project"]["scripts"].items()}
     assert set(RECIPE["build"]["python"]["entry_points"]) == scripts
 
 
-def test_all_is_every_extra_that_adds_a_feature() -> None:
-    extras = PROJECT["optional-dependencies"]
+def test_all_is_every_extra_that_adds_a_feature(pyproject: Any) -> None:
+    extras = pyproject["project"]["optional-dependencies"]
     (all_of_them,) = extras["all"]
     named = set(all_of_them.removeprefix("turbofit[").removesuffix("]").split(","))
     assert named == set(extras) - {"all", "gateway"}  # which comes with each

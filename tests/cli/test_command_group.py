@@ -234,11 +234,11 @@ def test_another_lmdeploy_doubles_the_margin(
 ) -> None:
     from types import SimpleNamespace
 
-    from turbofit.launch.engine import launches as environment
+    from turbofit.launch.engine import launches
     from turbofit.launch.serve import planner
 
     monkeypatch.setattr(
-        environment,
+        launches,
         "find_lmdeploy",
         lambda: SimpleNamespace(warning=warning, argv=("x",), version="0.18.0"),
     )

@@ -12,9 +12,9 @@ from click.core import ParameterSource
 
 from turbofit.cli.terminal.output import PAGE_WIDTH, Form, answer, progress, verbose_log
 from turbofit.cli.usage_errors import (
-    TYPOGRAPHIC,
     check_names,
     foreign_option,
+    typographic,
     unknown_options,
     usage_error,
     variable,
@@ -202,7 +202,7 @@ class CliCommand(click.Command):
         filling, waiting = "", ""
         for at, word in enumerate(arguments):
             name = word.partition("=")[0]
-            dashed = word.startswith("-") or TYPOGRAPHIC.fullmatch(word)
+            dashed = word.startswith("-") or typographic(word)
             if not waiting and dashed and name not in known:
                 try:
                     word = foreign_option(word, "".join(arguments[at + 1 : at + 2]), ctx)  # noqa: PLW2901
@@ -274,9 +274,8 @@ class CliCommand(click.Command):
             if isinstance(one, Argument):
                 one.explained = one.explained or texts[one.name or ""]
             elif isinstance(one, Option):
-                one.help = one.help or texts[max(one.opts, key=len)]
-                if one.usual and not one.help.endswith(one.usual):
-                    one.help += one.usual
+                one.help = (one.help or texts[max(one.opts, key=len)]) + one.usual
+                one.usual = ""
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
         self.explain(ctx.info_name or "")

@@ -19,17 +19,20 @@ if TYPE_CHECKING:
 
 #: Arguments that take a model's name, too.
 _MODELS: Final = ("model", "run", "fragments")
-#: Options whose value is secret, and variables that are given as NAME=VALUE.
-_SECRET: Final = re.compile(
-    r"(?:token|key|password|secret)s?\b|(?:token|key|password|secret)\w*=", re.IGNORECASE
-)
+#: Options, and variables as NAME=VALUE, whose value is a secret; compiled where it is needed.
+_SECRET: Final = r"(?i)(?:token|key|password|secret)(?:s?\b|\w*=)"
 #: Options of every command.
 _EVERYWHERE: Final = ("quiet", "verbose", "help")
 #: A command with no more options than these names them all.
 _LISTED: Final = 12
 #: What editors and web pages make of two dashes.
 _DASHES: Final = "-\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
-TYPOGRAPHIC: Final = re.compile(rf"(?!--?\w)[{_DASHES}]{{1,2}}[a-z][\w-]*(?:=.*)?", re.DOTALL)
+_TYPOGRAPHIC: Final = rf"(?s)(?!--?\w)[{_DASHES}]{{1,2}}[a-z][\w-]*(?:=.*)?"
+
+
+def typographic(word: str) -> bool:
+    """Whether it is an option that begins with a typographic dash."""
+    return word[:1] in _DASHES and re.fullmatch(_TYPOGRAPHIC, word) is not None
 
 
 def usage_error(exc: click.UsageError, ctx: click.Context) -> UsageError:
@@ -64,7 +67,7 @@ def _unknown_option(name: str, ctx: click.Context) -> UsageError:
     from turbofit.launch.serve.passthrough import option_classes
 
     what = f"unknown option {name}"
-    if TYPOGRAPHIC.fullmatch(name):
+    if typographic(name):
         hint = f"it begins with a typographic dash: write --{name.lstrip(_DASHES)}"
         return UsageError(what, hint=hint)
     commands = [command for command, option in options_by_command(ctx) if name in option.opts]
@@ -86,7 +89,7 @@ def _unknown_option(name: str, ctx: click.Context) -> UsageError:
 def _command_options(ctx: click.Context) -> list[str]:
     """The command's options, without those that every command has."""
     return [
-        max(one.opts, key=len)
+        _spelled(one, ctx)
         for one in ctx.command.params
         if isinstance(one, click.Option) and one.name not in _EVERYWHERE
     ]
@@ -134,7 +137,7 @@ def foreign_option(word: str, behind: str, ctx: click.Context) -> str:
         return f"{option}{equals}{value}"
     if not equals:
         value = "" if behind.startswith("-") or found.flag else behind
-    if not value.isdigit() and _SECRET.search(f"{name} {value}"):
+    if not value.isdigit() and re.search(_SECRET, f"{name} {value}"):
         value = "***"
     form = "--{option} {value}"
     if found.to == "MODEL" and not here:
@@ -152,7 +155,7 @@ def _left_to_click(word: str, ctx: click.Context) -> str:
         UsageError: it can only be one option, which the command does not have.
     """
     name = word.partition("=")[0]
-    if TYPOGRAPHIC.fullmatch(name) or (len(name) > 2 and name.startswith("--")):
+    if typographic(name) or (len(name) > 2 and name.startswith("--")):
         raise _unknown_option(name, ctx)
     return word
 

@@ -162,8 +162,8 @@ def folded(rows: Iterable[ComparedRow]) -> dict[str, list[ComparedRow]]:
         sections.setdefault(row.section, []).append(row)
     found, equal = {}, dict[object, list[str]]()
     for name, section in sections.items():
-        facts = tuple((row.what, row.a, row.b) for row in section)
         if name.startswith(_GPU):
+            facts = tuple((row.what, row.a, row.b) for row in section)
             equal.setdefault(facts, []).append(name)
         else:
             found[name] = section

@@ -309,11 +309,8 @@ def _wrong(plan: Plan) -> Iterator[str]:
     for one, group in zip(each, groups, strict=False):
         if one.rehearsal is None:
             continue
-        rows: list[tuple[str, Sequence[object], Sequence[object]]]
-        rows = [(moment.phase, moment.peak, moment.end) for moment in one.rehearsal.timeline]
-        rows.append(("cache", one.rehearsal.cache.free, one.rehearsal.cache.region))
-        for name, *lists in rows:
-            for cells in lists:
-                if len(cells) != len(group):
-                    text = f"its rehearsal tells of {len(cells)} GPUs in {name}"
-                    yield f"{text}, not of {len(group)}"
+        timeline, cache = one.rehearsal.timeline, one.rehearsal.cache
+        told = [(moment.phase, cells) for moment in timeline for cells in (moment.peak, moment.end)]
+        for name, cells in (*told, ("cache", cache.free), ("cache", cache.region)):
+            if len(cells) != len(group):
+                yield f"its rehearsal tells of {len(cells)} GPUs in {name}, not of {len(group)}"

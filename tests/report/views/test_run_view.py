@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-import turbofit.api
 from tests.report.documents import planned, served_run
 from turbofit import api
 from turbofit.core.rehearsal import Moment, Rehearsal, RehearsedCache
@@ -160,7 +159,7 @@ def test_the_most_of_a_run_stands_beside_that_of_loading_where_loading_needs_mos
     assert row.forecast == row.measured == ledger.most
 
 
-PLAN = turbofit.api.plan("internvl2-8b", on="2xrtx3090")
+PLAN = api.plan("internvl2-8b", on="2xrtx3090")
 ENGINE = LiveEngine(
     index=0, up=True, in_flight=3, units=39, running=3, cache_used=0.5,
     prompt_tokens=10_000, generated_tokens=700,
@@ -213,7 +212,7 @@ def test_memory_beside_the_forecast() -> None:
 
 
 def test_loading_is_part_of_the_most_that_is_forecast() -> None:
-    plan = turbofit.api.predict("internvl2-8b", on="1xrtx4090", cache_max_entry_count=0.1)
+    plan = api.predict("internvl2-8b", on="1xrtx4090", cache_max_entry_count=0.1)
     gpu = plan.gpus[0]
     assert gpu.load_peak > gpu.peak
     told = " ".join(paint(watch_view(plan, RUN, None, None, {0: gpu.load_peak})).split())

@@ -125,14 +125,9 @@ def test_what_is_served_node_by_node() -> None:
         events=("12:00:00 node b joined",),
     )  # fmt: skip
     text = paint(status_view(status), width=120, colour=False)
-    assert "mine: 1 of 3 nodes serve" in text
-    assert "PRETEND" in text
-    assert "1,000 tokens that serve" in text
-    assert "7 requests" in text
-    assert "serving, down" in text
-    assert "no room" in text
-    assert "1 of 2 nodes" in text
-    assert "node b joined" in text
+    for part in ("mine: 1 of 3 nodes serve", "PRETEND", "1,000 tokens that serve", "7 requests",
+                 "serving, down", "no room", "1 of 2 nodes", "node b joined"):  # fmt: skip
+        assert part in text
 
 
 def test_nodes_as_they_were_measured() -> None:

@@ -103,8 +103,6 @@ class TuneOptions(LaunchOptions):
     starts: Annotated[int, Field(ge=1, le=1000), Metavar("N")] = 12
     slo: Annotated[str | None, Metavar("LIMITS")] = None
     kv_types: Annotated[str, Metavar("LIST")] = "0,8"
-    pretend: bool = False
-    forget: bool = False
     again: bool = False
 
 

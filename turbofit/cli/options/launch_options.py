@@ -110,8 +110,6 @@ class ServeOptions(LaunchOptions):
 class CalibrateOptions(LaunchOptions):
     """What `calibrate` asks beside."""
 
-    pretend: bool = False
-    forget: bool = False
     again: bool = False
     minutes: Annotated[float, Field(gt=0, lt=1e6), Metavar("N")] = 60.0
 

@@ -11,9 +11,10 @@ from turbofit.report.painters.document import (
     Curve,
     Heading,
     Items,
-    Paragraph,
     Series,
     Verdict,
+    listed,
+    remark,
     table,
 )
 
@@ -50,17 +51,14 @@ def models_view(
         )
         for name, model in known
     )
-    listed = table(
+    known_models = table(
         ("name", "params", "weights", "context", "images", "hub id"),
         rows,
         right=("params", "weights", "context"),
         aside=() if hub_ids else ("hub id",),
     )
-    blocks: list[Block] = [Heading("Models"), listed]
-    without = tuple(f"{name}: {why}" for name, why in unsupported)
-    if without:
-        blocks += [Heading("Not planned for"), Items(without)]
-    return blocks
+    without = (f"{name}: {why}" for name, why in unsupported)
+    return [Heading("Models"), known_models, *listed("Not planned for", without)]
 
 
 def gpus_view(known: Iterable[tuple[str, GpuPreset]]) -> list[Block]:
@@ -114,14 +112,13 @@ def which_view(found: Which) -> list[Block]:
         ]
     else:
         blocks.append(Items(others[:_OTHERS], **ONLY_SHORT))
-    if others:
-        blocks += [Heading("Not these"), Items(others)]
+    blocks += listed("Not these", others)
     kept = max(0, len(found.keep) - _ROWS)
     not_said = len(others) if found.keep else len(others[_OTHERS:])
     counts = {"more that do": kept, "that do not": not_said}
     left = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     more = f"{left or 'more'}: --full, --md, --html or --json"
-    return [*blocks, Paragraph(more, tone="dim", **ONLY_SHORT)]
+    return [*blocks, remark(more, **ONLY_SHORT)]
 
 
 def _speeds(found: Which) -> list[Block]:
