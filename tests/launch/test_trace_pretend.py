@@ -19,7 +19,7 @@ from turbofit.load.trace_forecast import admitted_requests, simulated_engines
 from turbofit.tuner.trace import replay
 
 pytestmark = [pytest.mark.lmdeploy, pytest.mark.exhaustive]
-for needed in ("lmdeploy", "fastapi", "torchvision"):
+for needed in ("fastapi", "torchvision"):
     if importlib.util.find_spec(needed) is None:
         pytest.skip(f"no {needed}", allow_module_level=True)
 

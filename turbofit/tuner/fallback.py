@@ -121,12 +121,13 @@ def _search(request: ResolvedRequest) -> Chosen:
     limits = [
         limit for limit in every if not excess_tokens(request, vision_load_of(request, limit))
     ]
+    groupings = list(_groupings(request))
     for limit in limits:
-        for copies in _groupings(request):
+        for copies in groupings:
             chosen = _on_gpus(request, copies, limit)
             if chosen is not None:
                 return chosen
-    *_, copies = _groupings(request)
+    copies = groupings[-1]
     for limit in limits:  # the shortest context, so that as few layers as possible are off the GPUs
         vision_load = vision_load_of(request, limit)
         tokens = _shortest(request, vision_load)
@@ -234,7 +235,7 @@ class _Tightest(ModelCopy):
 
     def __init__(self, copies: Sequence[ModelCopy]) -> None:
         first = copies[0]
-        super().__init__(first.model, first.dtype, first.gpus, first.margins)
+        super().__init__(first.model, first.dtype, first.gpus, first.margins, first.parts)
         self._copies = tuple(copies)
 
     def room(self, place: int) -> int:

@@ -17,7 +17,7 @@ from turbofit import api
 from turbofit.api import plan
 from turbofit.core.errors import LaunchError, MachineError
 from turbofit.core.units import MIB
-from turbofit.launch import calibrate as calibrator
+from turbofit.launch import calibrate
 from turbofit.launch.calibrate import (
     Calibrator,
     NvmlUsageReader,
@@ -123,9 +123,9 @@ def test_a_gpu_that_answers_no_more_is_not_read_by_its_last_answer(
 ) -> None:
     # The worst case may have come after it.
     clock = SimpleNamespace(monotonic=lambda: 10.0, sleep=lambda _: None)
-    monkeypatch.setattr(calibrator, "time", clock)
-    monkeypatch.setattr(calibrator, "memory_now", lambda _: Memory(2 * MIB, MIB, MIB))
-    monkeypatch.setattr(calibrator, "Sampler", lambda _: Samples(1.0, last))
+    monkeypatch.setattr(calibrate, "time", clock)
+    monkeypatch.setattr(calibrate, "memory_now", lambda _: Memory(2 * MIB, MIB, MIB))
+    monkeypatch.setattr(calibrate, "Sampler", lambda _: Samples(1.0, last))
     usage = NvmlUsageReader(plan("internvl2-8b", on="1xrtx3090"))
     usage._since = {0: 0.0}
     engine: Any = SimpleNamespace(group=0)

@@ -17,8 +17,7 @@ from turbofit.core.errors import PackageError
 from turbofit.core.installation import install_command
 from turbofit.core.plan import Command
 from turbofit.core.units import GIB
-from turbofit.launch.engine import kernel
-from turbofit.launch.engine import launches as environment
+from turbofit.launch.engine import kernel, launches
 from turbofit.launch.engine.launches import (
     KEY,
     Launch,
@@ -54,7 +53,7 @@ def test_this_machine_answers_or_says_none() -> None:
 
 
 def test_without_lmdeploy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "_of_interpreter", lambda: None)
+    monkeypatch.setattr(launches, "_of_interpreter", lambda: None)
     monkeypatch.setenv("PATH", "")
     with pytest.raises(PackageError) as caught:
         find_lmdeploy()
@@ -70,7 +69,7 @@ def test_without_lmdeploy(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_versions(
     version: str, refused: bool, warned: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(environment, "_of_interpreter", lambda: Lmdeploy(version, ("x",)))
+    monkeypatch.setattr(launches, "_of_interpreter", lambda: Lmdeploy(version, ("x",)))
     if refused:
         with pytest.raises(PackageError, match="older"):
             find_lmdeploy()
@@ -87,7 +86,7 @@ def test_the_one_on_path_is_asked_through_its_own_interpreter(
     script = tmp_path / "lmdeploy"
     script.write_text(f"#!{sys.executable}\n")
     script.chmod(0o755)
-    monkeypatch.setattr(environment, "_of_interpreter", lambda: None)
+    monkeypatch.setattr(launches, "_of_interpreter", lambda: None)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     found = find_lmdeploy()

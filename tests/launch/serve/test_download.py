@@ -30,6 +30,7 @@ def hub_plan(checkpoint: str | None = None) -> Plan:
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("LMDEPLOY_USE_MODELSCOPE", raising=False)
+    monkeypatch.setattr(download, "_FOLDERS", {})
 
     def install(body: str, module: str = "huggingface_hub") -> None:
         package = tmp_path / "hub"
@@ -116,6 +117,7 @@ def test_how_far_it_is(hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert heard[-1] is None
     assert len(said) == 1
     (blobs / "new.incomplete").unlink()
+    download._FOLDERS.clear()  # as in another process
     fetched(hub_plan().model, say)
     assert said[-1] == "downloading org/name: 1.0 MiB of 1.0 MiB"
 
@@ -149,6 +151,7 @@ def test_modelscope_where_lmdeploy_would_ask_it(hub, tmp_path: Path, monkeypatch
     hub("raise AssertionError")
     hub(f"print('Downloading'); return {str(tmp_path)!r}", "modelscope")
     assert fetched(hub_plan().model, lambda _: None).source.checkpoint == str(tmp_path)
+    download._FOLDERS.clear()  # as in another process
     monkeypatch.setattr(Sources, "disk_free", lambda *_: (1 << 20, True))
     with pytest.raises(LaunchError, match="ms has") as error:
         fetched(hub_plan().model, lambda _: None)

@@ -268,11 +268,6 @@ def test_a_load_is_told_how_many_of_its_requests_wait(servers, capsys) -> None:
     assert said in capsys.readouterr().err
 
 
-@pytest.fixture(autouse=True)
-def state_of_this_test_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-
-
 @pytest.fixture
 def serve_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """What runs in the place of ``python -m turbofit serve …``."""

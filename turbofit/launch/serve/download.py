@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -53,6 +52,9 @@ _HINTS: Final = {
     " and MODELSCOPE_API_TOKEN; or unset it, or give a folder",
 }
 
+#: Of what came to this process, by id and revision.
+_FOLDERS: Final[dict[tuple[str, str], str]] = {}
+
 
 def fetched(model: Model, say: Callable[[str], None]) -> Model:
     """The model with its checkpoint on disk; downloaded where only the hub has it.
@@ -67,8 +69,10 @@ def fetched(model: Model, say: Callable[[str], None]) -> Model:
     where = model.source.checkpoint
     if (where is not None and os.path.isdir(where)) or model.hub_id is None:
         return model
-    folder = _download(model.hub_id, model.revision or "", model.weight_bytes, say)
-    return replace(model, source=replace(model.source, checkpoint=folder))
+    key = model.hub_id, model.revision or ""
+    if key not in _FOLDERS:
+        _FOLDERS[key] = _download(*key, model.weight_bytes, say)
+    return replace(model, source=replace(model.source, checkpoint=_FOLDERS[key]))
 
 
 def _cache() -> Path:
@@ -124,7 +128,6 @@ def _communicated(
             say(step.text)
 
 
-@cache
 def _download(name: str, revision: str, size: int, say: Callable[[str], None]) -> str:
     _check_disk(name, size)
     say(f"phase: download ({name}, {format_bytes(size)})")

@@ -287,7 +287,7 @@ def stop_server(server: LiveRun, seconds: float) -> None:
             ended, _, _ = select.select([watched], [], [], seconds)
         finally:
             os.close(watched)
-        why = "" if ended else f"it still ends after {seconds:.0f} s"
+        why = "" if ended else f"it has not ended after {seconds:.0f} s"
     except ProcessLookupError:
         return
     except OSError as exc:

@@ -53,11 +53,11 @@ class TrialEnd(NamedTuple):
 
 
 def run_trial(
-    model: Run, plan: Plan, loads: Sequence[LoadSpec], seconds: float | None = None
+    common: Run, plan: Plan, loads: Sequence[LoadSpec], seconds: float | None = None
 ) -> TrialEnd:
     """Start the plan's engines, drive the loads one after the other, end the engines.
 
-    ``model`` has what all trials have alike, but for the gateway. After so many seconds the trial
+    ``common`` has what all trials have alike, but for the gateway. After so many seconds the trial
     is ended, whatever it does.
 
     Raises:
@@ -73,9 +73,9 @@ def run_trial(
         queue_seconds=3600.0,
     )  # fmt: skip
     run = Run(
-        model.config.changed(plan=plan, gateway=gateway, timing=_TIMING, access_log="none"),
-        model.leases, model.say,
-        on_open=drive.begin, on_tick=drive.look, on_death=drive.died, lmdeploy=model.lmdeploy,
+        common.config.changed(plan=plan, gateway=gateway, timing=_TIMING, access_log="none"),
+        common.leases, common.say,
+        on_open=drive.begin, on_tick=drive.look, on_death=drive.died, lmdeploy=common.lmdeploy,
     )  # fmt: skip
     run.plan = plan  # which is reserved
     run.begin()

@@ -19,6 +19,7 @@ from turbofit.core.units import MIB, bisect
 from turbofit.machine.presets import context_bytes
 from turbofit.memory.account import AMPERE, HOPPER, VisionLoad
 from turbofit.memory.transformers.components import (
+    Components,
     Layer,
     Layout,
     components,
@@ -203,17 +204,24 @@ class Placement(Struct):
 class ModelCopy:
     """Bytes of one copy of a model on a group of GPUs.
 
+    ``parts`` are the model's for this type, where they were computed before.
+
     Raises:
         UsageError: Transformers does not serve the model.
     """
 
     def __init__(
-        self, model: Model, dtype: str, gpus: Sequence[Gpu], margins: Sequence[int]
+        self,
+        model: Model,
+        dtype: str,
+        gpus: Sequence[Gpu],
+        margins: Sequence[int],
+        parts: Components | None = None,
     ) -> None:
         self.model, self.dtype = model, dtype
         self.gpus, self.margins = tuple(gpus), tuple(margins)
         self.layout = layout_of(model)
-        self.parts = components(model, dtype)
+        self.parts = parts or components(model, dtype)
         self._width = DTYPE_BYTES[dtype]
         #: Bytes of each CUDA context, and where the figure is from.
         self.contexts = [context_bytes(gpu) for gpu in gpus]

@@ -490,7 +490,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def satisfies(version: str, bounds: str) -> bool:
-    """Whether a release, or what was built before or after it, lies within ``<=2.10.0,>=2.0.0``."""
+    """Whether a version lies within ``<=2.10.0,>=2.0.0``; a build of a release counts as it."""
     from packaging.specifiers import SpecifierSet
     from packaging.version import Version
 

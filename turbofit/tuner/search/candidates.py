@@ -180,8 +180,8 @@ def _paced(
 ) -> Evaluation:
     """The same with the pace of its engines: the rates' sum, and the slowest's seconds.
 
-    Each engine is its speed with so many requests there, and the most of them. Engines of unequal
-    cards are looked at under even shares. Over.
+    Of each engine: its speed by the requests there, and the most requests that it runs. Engines of
+    unequal cards are looked at under even shares. Over.
     """
     paces = [wish.found(speed, 1 / len(engines), most) for speed, most in engines]
     pace = Pace(
