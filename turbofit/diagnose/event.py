@@ -35,11 +35,13 @@ _WARNED: Final = re.compile(
     r"\W*(?:INFO|DEBUG|WARN(?:ING)?)\b|.{0,240}?(?:\bWARNING\b|[a-z]Warning: "
     r"|\b[Ff]all(?:s|ing)?[ -]?back|\b[Rr]etrying\b)"
 )
-#: Kinds of the machine: a warning of them is news, whatever ran.
+#: Kinds of the machine: a warning about it is an answer by itself, whichever program printed it.
 _MACHINE: Final = (
     "no_gpu", "driver_too_old", "driver_mismatch", "gpu_too_new", "gpu_too_old", "no_kernel_image",
     "container_without_gpu", "gpu_lost", "shared_memory", "disk_full", "hang", "ray_waits",
 )  # fmt: skip
+#: Words of faults after which a process has no CUDA context, or no communicator: none is outlived.
+_NEVER_OUTLIVED: Final = ("CUDA error", "CUDA runtime error", "[TM][FATAL]", "NCCL")
 #: Events that are an end by themselves.
 _FATAL: Final = (CheckFailed, CudaError, HostKill, LegacyCuda, NcclError, PythonError, TorchMemory)
 
@@ -58,9 +60,10 @@ class Event(Struct):
     last: LogEvent | None = None
 
 
-def _of_machine(mark: LogEvent) -> bool:
+def _kind(mark: LogEvent) -> str | None:
+    """The kind of the first row that has a mark's line."""
     row = next(matches(mark.text), None)
-    return row is not None and row[0].kind in _MACHINE
+    return row[0].kind if row else None
 
 
 def event_of(facts: LogFacts) -> Event:
@@ -87,15 +90,18 @@ def event_of(facts: LogFacts) -> Event:
                 continue
             if last is not None and last.line > mark.line and not _END.search(mark.text):
                 continue
-        if mark.line < ready:
-            continue
         known = isinstance(mark.event, KnownMessage)
+        if mark.line < ready or (
+            mark.line < facts.outlived_before
+            and isinstance(mark.event, KnownMessage | PythonError)
+            and not any(word in mark.text for word in _NEVER_OUTLIVED)
+        ):
+            continue
         (warned if known and _WARNED.match(mark.text) else fatal).append(mark)
-    rows = (next(matches(mark.text), None) for mark in fatal)
     # Torch warns of the driver and says later that it has no GPU: the warning says why. Alone, a
     # warning is the event where it tells of the machine; what else is warned of is outlived.
-    if all(row is not None and row[0].kind == "no_gpu" for row in rows):
-        fatal += [mark for mark in warned if fatal or _of_machine(mark)]
+    if all(_kind(mark) == "no_gpu" for mark in fatal):
+        fatal += [mark for mark in warned if fatal or _kind(mark) in _MACHINE]
     if fatal:
         marks = sorted((*fatal, *complaints), key=lambda mark: mark.line)
         return Event(outcome="fatal", marks=tuple(marks), last=last)

@@ -52,8 +52,6 @@ _REASONS: Final = {
     "aborted": ("interrupted",),
     "engine_gone": ("interrupted",),
 }
-#: Words of faults after which a process has no CUDA context, or no communicator.
-_LASTS: Final = ("CUDA error", "CUDA runtime error", "[TM][FATAL]", "NCCL")
 #: Notices of the machine, which say nothing of an error in the same log.
 _OF_MACHINE: Final = ("memory_table", "peer_warning")
 _RANKS: Final = {"cause": 0, "refusal": 1, "consequence": 2, "notice": 3}
@@ -85,15 +83,8 @@ def diagnose(
     best, of_run = drafts[0]
     last = of_run.event.last
     told_less = best.rank in ("refusal", "notice") and best.kind != "interrupted"
-    # What a message or an exception tells of can be outlived; a fault of CUDA or NCCL cannot.
-    outlived = best.line < of_run.facts.progress_before_error[0] and any(
-        mark.line == best.line
-        and isinstance(mark.event, KnownMessage | PythonError)
-        and not any(word in mark.text for word in _LASTS)
-        for mark in of_run.event.marks
-    )
     if last is not None and (
-        best.kind in (*_PARENTS, *_OF_MACHINE) or (told_less and last.line > best.line) or outlived
+        best.kind in (*_PARENTS, *_OF_MACHINE) or (told_less and last.line > best.line)
     ):
         return _unknown(of_run, f"line {best.line}: {best.what}")
     also = {

@@ -133,11 +133,12 @@ class LogFacts:
         self.begun_at: int | None = None
         #: The last line that tells of an error, and that is no event.
         self.last_complaint: LogEvent | None = None
-        #: The last two lines of progress, and those before the last exception that no row knows.
+        #: The last two lines of progress.
         self._progress = (0, 0)
-        self.progress_before_error = (0, 0)
-        #: The line that announces an exception of a destructor, until the exception.
-        self._ignored_at = 0
+        #: Two lines of progress stand between here and the last exception that no row knows.
+        self.outlived_before = 0
+        #: The last line at which the exception of a destructor is waited for.
+        self._ignored_until = 0
         self.waits = 0
         self.waiting: tuple[int, str] | None = None
         self._stack: list[PythonFrame] = []
@@ -146,12 +147,10 @@ class LogFacts:
         self._counts: dict[type, int] = {}
         self._past = False
         self._followed = False
-        #: Rows that belong to no traceback; events that are none of its source lines, and of them
-        #: those that another one of their chain follows.
+        #: Rows that belong to no traceback, and events that are none of its source lines: a chain
+        #: of exceptions counts once.
         self.rows_beside = 0
         self.errors = 0
-        self.chained = 0
-        self._in_traceback = False
 
     def take(self, line: int, text: str) -> None:
         """Take in one row."""
@@ -177,33 +176,28 @@ class LogFacts:
                 told = self.marks[-1]
                 self.marks[-1] = told._replace(stack=(*told.stack, event))
             return
+        call = _CALL.match(text) if self._stack else None
         if text.startswith(_CHAIN):
-            self.chained += 1
-        elif not (
-            (self._in_traceback and _CALL.match(text))
-            or _TRACEBACK in text
-            or text.startswith(_RULE)
-        ):
+            self.rows_beside -= 1
+            self.errors -= 1
+        elif not (call or _TRACEBACK in text or text.startswith(_RULE)):
             self.rows_beside += 1
         if _IN_DESTRUCTOR.match(text):
-            self._ignored_at = line
-        if self._ignored_at and isinstance(event, KnownMessage | PythonError):
-            if line - self._ignored_at > _LONGEST_STACK:
-                self._keep(line, text, event)
-            elif self.last_complaint is None:
+            self._ignored_until = line + _LONGEST_STACK
+        if line <= self._ignored_until and isinstance(event, KnownMessage | PythonError):
+            if self.last_complaint is None:
                 self.last_complaint = LogEvent(line, text, KnownMessage(), tuple(self._stack))
-            self._ignored_at, self._stack = 0, []
+            self._ignored_until, self._stack = 0, []
         elif event is not None:
             self._keep(line, text, event)
-        elif self._stack and (call := _CALL.match(text)):
+        elif call:
             self._code(call[1])
         elif _COMPLAINT.match(text):
             self.last_complaint = LogEvent(line, text, KnownMessage(), tuple(self._stack))
-        elif _PROGRESS.match(text):
+        elif ("INFO" in text or "%|" in text) and _PROGRESS.match(text):
             self._progress = (self._progress[1], line)
         if _TRACEBACK in text:
             self._stack.clear()
-            self._in_traceback = True
             last = self.marks[-1] if self.marks else None
             # vLLM and many frameworks print the message first, and its traceback after it.
             self._followed = (
@@ -281,7 +275,7 @@ class LogFacts:
             self._stack[-1] = PythonFrame(path=last.path, function=last.function, code=text)
 
     def _keep(self, line: int, text: str, event: Struct) -> None:
-        self._followed = self._in_traceback = False
+        self._followed = False
         self.errors += not text.startswith(" ")
         kind = type(event)
         self._counts[kind] = self._counts.get(kind, 0) + 1
@@ -295,7 +289,7 @@ class LogFacts:
         if self._stack and not text.startswith(" "):
             self._stack = []
         if isinstance(event, PythonError):
-            self.progress_before_error = self._progress
+            self.outlived_before = self._progress[0]
         self.waits, self.waiting = 0, None
         self._past = self._past or isinstance(event, _PAST)
         time = _TIME.match(text)

@@ -45,7 +45,7 @@ def test_logs_of_other_programs_and_healthy_ones_have_no_cause(log: list[str]) -
 
 #: A person's question where it stands alone, whoever raised or printed it: an exception of Python,
 #: and sentences of Docker, systemd and curl that say what happened to any program.
-QUESTION: Final = re.compile(
+ANSWERED_ALONE: Final = re.compile(
     r"(?:\w+\.)*[A-Z]\w*(?:Error|Exception): |docker: |curl: \(7\)|exec \S+: exec format error"
     r"|[\w-]+ exited with code 13[79]|.*(?:pull access denied|status=9/KILL)"
 )
@@ -55,7 +55,7 @@ QUESTION: Final = re.compile(
 def test_a_line_of_another_program_has_no_cause(log: list[str]) -> None:
     for line in log:
         found = explain(line)
-        assert QUESTION.match(line) or found.kind in QUIET, (line, found.what)
+        assert ANSWERED_ALONE.match(line) or found.kind in QUIET, (line, found.what)
 
 
 TRACEBACK: Final = (
@@ -179,6 +179,7 @@ FAULT: Final = "[TM][FATAL] a.cu(80): CUDA error: an illegal memory access was e
     [
         # What a run went on after is not what ended it, and a child's error right before is.
         (f"{KNOWN}{PROGRESS}{ROOT}", "unknown"),
+        (f"{KNOWN}{PROGRESS}torch.OutOfMemoryError: CUDA out of memory.\n{ROOT}", "out_of_memory"),
         (f"{KNOWN}{ROOT}", "missing_package"),
         (f"{KNOWN}{PROGRESS}", "missing_package"),
         # A server answers probes, and NCCL's threads speak, after an engine has died; and nothing

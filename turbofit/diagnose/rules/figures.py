@@ -69,8 +69,8 @@ class Figures:
     def holds(self, fact: str, wanted: Condition) -> bool:
         """Whether a fact is below, above, equal to or in what a condition names, or absent."""
         value = self.get(fact)
-        if wanted.get("absent"):
-            return value is None
+        if "absent" in wanted:
+            return wanted["absent"] is (value is None)
         for relation, other in wanted.items():
             bound = self.get(other) if isinstance(other, str) and relation != "equal" else other
             if value is None or bound is None or not _RELATIONS[relation](value, bound):
@@ -293,8 +293,8 @@ class Told(Struct):
 
 def _is_alone(mark: LogEvent, facts: LogFacts) -> bool:
     """Whether an error is all that a log has, beside its traceback and a line or two."""
-    few = facts.rows_beside - facts.chained <= _FEW and _ALONE.match(mark.text) is not None
-    return few and (not mark.stack or facts.errors - facts.chained == 1)
+    few = facts.rows_beside <= _FEW and _ALONE.match(mark.text) is not None
+    return few and (not mark.stack or facts.errors == 1)
 
 
 def told(mark: LogEvent, case: LogCase) -> Told | None:
