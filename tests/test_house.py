@@ -25,22 +25,22 @@ BUDGETS = {
     "core": 5_380,
     "machine": 2_555,
     "kernels": 690,
-    "model": 6_530,
-    "memory": 6_890,
+    "model": 6_535,
+    "memory": 6_895,
     "tuner": 5_985,
     "planning": 3_970,  # the list of checks came from diagnose and launch, which pay
     "observe": 1_630,  # the readers of logs came from diagnose, which pays
     "pretend": 2_165,
     "rehearse": 4_720,
     "gateway": 9_445,
-    "load": 1_430,
+    "load": 1_440,
     "launch": 10_620,
     "batch": 1_940,
-    "diagnose": 4_000,
-    "report": 5_245,
-    "cli": 5_675,
+    "diagnose": 3_990,
+    "report": 5_235,
+    "cli": 5_670,
     "turbofit": 290,
-    "tests": 61_805,  # what a review of the cluster found
+    "tests": 61_795,  # what a review of the cluster found
     "tests/support": 3_345,
     "bench": 12_910,
 }
