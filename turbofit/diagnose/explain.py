@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.version import REFERENCE
@@ -151,6 +152,11 @@ def _unknown(case: LogCase, *also: str) -> Diagnosis:
     lines = (evidence(last, "the last error"),) if last else ()
     if lines and not errors:
         what = f"turbofit does not know this message: {lines[0].text}"
+        if _WARNING.match(lines[0].text):
+            what = f"this log has a warning, and no error: {lines[0].text}"
+            lines = (evidence(last, "the last warning"),)
+    elif case.facts.calm:
+        what = _QUIET
     inside = package_of(last.stack) if last else None
     about = " ".join((what, *case.facts.subject.programs))
     if errors and not errors[-1][0].stack:
@@ -173,6 +179,9 @@ def _unknown(case: LogCase, *also: str) -> Diagnosis:
     )
 
 
+_WARNING: Final = re.compile(r".{0,60}?\bWARN(?:ING)?\b|.{0,240}?[a-z]Warning: ")
+#: A log of whose lines none is of an error; what its program did is not known.
+_QUIET: Final = "no line of this log tells of an error"
 #: Lines up to which a log does not tell which program it is of.
 _SHORT: Final = 3
 #: Of a message that does not tell its cause.

@@ -179,6 +179,21 @@ def listed_since(architecture: str) -> str | None:
     return min(since, key=written, default=None)
 
 
+def listed_as(name: str) -> str | None:
+    """The architecture that a name means, of whose letters and digits only the writing differs."""
+    known = {
+        _letters(architecture): architecture
+        for engine in ("turbomind", "pytorch")
+        for architecture in _spans(engine)
+    }
+    found = known.get(_letters(name))
+    return None if found == name else found
+
+
+def _letters(name: str) -> str:
+    return name.replace("_", "").lower()
+
+
 def _covers(span: _Span, wanted: tuple[int, ...]) -> bool:
     """Whether a release that begins with these numbers is in a span."""
     oldest = wanted if len(wanted) > 2 else (*wanted, 0)

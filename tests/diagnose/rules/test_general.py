@@ -294,3 +294,69 @@ def test_no_pattern_needs_the_square_of_a_line() -> None:
         pattern = _parser.parse(pattern_of(row.pattern).pattern)
         assert not _starts(pattern), row.pattern
         assert _repeats(pattern) <= 4, row.pattern
+
+
+INFO: Final = (
+    "2026-03-02 11:00:0{} - lmdeploy - INFO - engine.py:9 - forward {} images, cost 0.4s\n"
+)
+CALM: Final = "".join(INFO.format(n, n) for n in range(5))
+
+
+@pytest.mark.parametrize(
+    ("log", "told"),
+    [
+        (CALM, "no line of this log tells of an error"),
+        (f"{CALM}model.safetensors: 100%|#####| 5.0G/5.0G [00:17<00:00, 433MB/s]\n",
+         "no line of this log tells of an error"),
+        (f"{CALM}2026-03-02 - lmdeploy - WARNING - archs.py:5 - loading of a.b failed, using b",
+         "no line of this log tells of an error"),
+        (f"{CALM}WARNING 03-02 [x.py:1] vLLM: ModuleNotFoundError: No module named 'vllm._C'\n",
+         "this log has a warning, and no error: "),
+        (f"{CALM}the plane did not land\n", "this log has nothing that turbofit recognises"),
+        ("one\ntwo\n", "this log has nothing that turbofit recognises"),
+        (f"{CALM}2026-03-02 - lmdeploy - ERROR - the moon is full\n",
+         "turbofit does not know this message: "),
+    ],
+)  # fmt: skip
+def test_a_log_without_an_error_is_said_to_have_none(log: str, told: str) -> None:
+    found = explain(log)
+    assert not found.known
+    assert found.what.startswith(told)
+
+
+def test_a_server_that_refuses_requests_is_not_healthy() -> None:
+    up = "INFO:     Application startup complete.\n"
+    line = 'INFO:     127.0.0.1:33142 - "{} /run/predict HTTP/1.1" {}\n'
+    for request in (("GET", "404 Not Found"), ("POST", "200 OK")):
+        assert explain(up + line.format(*request)).kind == "healthy"
+    found = explain(up + line.format("POST", "422 Unprocessable Entity"))
+    assert not found.known
+    assert "422" in found.what
+    assert not explain(f"{up}2026-03-02 - lmdeploy - ERROR - the moon is full\n").known
+
+
+@pytest.mark.parametrize("indent", ["", "    "])
+def test_a_table_without_an_entry_is_named_also_where_a_page_has_lost_the_indentation(
+    indent: str,
+) -> None:
+    log = (
+        "Traceback (most recent call last):\n"
+        f'{indent}File "/a/lmdeploy/lite/apis/x.py", line 52, in quantise\n'
+        f"{indent}{indent}layer = LAYER_NORMS[name]\nKeyError: 'MoonLayer'\n"
+    )
+    found = explain(log)
+    assert found.kind == "unsupported_feature"
+    assert "LAYER_NORMS of lmdeploy has no entry 'MoonLayer'" in found.what
+    assert found.possible
+    assert explain(log.replace("lmdeploy", "album")).kind == "unknown"
+    assert explain(log.replace("LAYER_NORMS", "row")).kind == "unknown"
+
+
+def test_a_template_that_makes_no_prompt_is_named() -> None:
+    log = (
+        '  File "/a/lmdeploy/vl/model/x.py", line 281, in proc_messages\n'
+        "    prompt = image + template.messages2prompt(messages)\n"
+        'TypeError: can only concatenate str (not "NoneType") to str\n'
+    )
+    assert explain(log).kind == "no_chat_template"
+    assert explain(log.replace("proc_messages", "join")).kind == "unknown"

@@ -29,6 +29,8 @@ _FOLDERS: Final = re.compile(
 #: LMDeploy's own parts.
 _PART: Final = re.compile(r"lmdeploy[/\\](turbomind|pytorch|lite|vl|serve)[/\\]")
 _FRONT_END: Final = re.compile(r"lmdeploy[/\\]vl[/\\]model[/\\](\w+)\.py")
+#: A look-up in a constant, or in what is named as a table.
+_LOOKED_UP: Final = re.compile(r"\b(_?[A-Z][A-Z\d_]{3,}|\w{0,40}(?:_map|_mapping|_registry))\[")
 #: Kinds that tell of memory: where the message has no sizes, the answer says so.
 _OF_MEMORY: Final = (
     "no_kv_memory", "killed", "aborted", "out_of_memory", "host_out_of_memory", "card_occupied",
@@ -154,6 +156,20 @@ def _listed_since(figures: Figures) -> str | None:
     return listed_since(name) if name else None
 
 
+def _meant(figures: Figures) -> str | None:
+    """The architecture that a name means which is written otherwise."""
+    from turbofit.memory.versions import listed_as
+
+    return listed_as(figures.get("name") or "")
+
+
+def _table(figures: Figures) -> str | None:
+    """The constant of a package's code in which a key was looked up that it has not."""
+    stack = figures.mark.stack
+    found = _LOOKED_UP.search(stack[-1].code) if package_of(stack[-1:]) else None
+    return found[1] if found else None
+
+
 def _divisor(figures: Figures) -> int | None:
     """The largest power of two below the tensor parallel size asked that divides the heads.
 
@@ -237,9 +253,8 @@ FIGURES: Final[dict[str, Callable[[Figures], Any]]] = {
     "built_oldest": lambda figures: min(_built(figures), default=None),
     "divisor": _divisor,
     "front_end": _front_end,
-    "is_listed": lambda figures: _listed_since(figures) is not None,
     "listed_since": _listed_since,
-    "lmdeploy": lambda figures: "lmdeploy" if figures.case.facts.subject.lmdeploy else None,
+    "meant": _meant,
     "model_name": _model_name,
     "raised_by": _raised_by,
     "raised_in": lambda figures: figures.mark.stack[-1].function if figures.mark.stack else None,
@@ -248,6 +263,7 @@ FIGURES: Final[dict[str, Callable[[Figures], Any]]] = {
     "package": lambda figures: package_of(figures.mark.stack),
     "short": _short,
     "short_gib": _short_gib,
+    "table": _table,
     "tried": _tried,
     "unplaced": lambda figures: None if figures.case.facts.subject.auto_map else "",
     "untried": lambda figures: "" if _tried(figures) is None else None,
