@@ -13,7 +13,7 @@ from turbofit.diagnose.facts import read_runs
 from turbofit.diagnose.rows import rows
 from turbofit.diagnose.rules.causes import what_to_send
 from turbofit.diagnose.rules.draft import evidence, raised_in, without_secrets
-from turbofit.diagnose.rules.figures import package_of
+from turbofit.diagnose.rules.figures import package_of, refused_by
 from turbofit.diagnose.rules.rules_engine import engine_rules
 from turbofit.diagnose.rules.rules_hang import hang_rules
 from turbofit.diagnose.rules.rules_host import host_rules, peer_meaning, quiet_rules
@@ -138,10 +138,11 @@ def _answer(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnosi
 
 
 def _unknown(case: LogCase, *also: str) -> Diagnosis:
-    """Nothing was recognised; a Python error is still shown."""
+    """No rule knows it: what the last exception says, and whether that is a check's sentence."""
     told = [(mark, read_line(mark.text)) for mark, _ in case.facts.every(KnownMessage)]
     conditional = [(mark, error) for mark, error in told if isinstance(error, PythonError)]
     errors = case.facts.every(PythonError) or conditional
+    kind, possible = "unknown", ()
     what = "this log has nothing that turbofit recognises"
     last = case.facts.last_complaint or (told[-1][0] if told else None)
     if errors:
@@ -149,6 +150,10 @@ def _unknown(case: LogCase, *also: str) -> Diagnosis:
         said = error.message or (last.stack[-1].code if last.stack else "")
         said = without_secrets(said)
         what = f"turbofit does not know this error: {error.name}: {said}".rstrip(": ")
+        checked = refused_by(last.stack)
+        if checked and " " in error.message.strip():
+            what = f"{checked} stopped at a check of its own: {said}"
+            kind, possible = "check_failed", _CHECKED
     lines = (evidence(last, "the last error"),) if last else ()
     if lines and not errors:
         what = f"turbofit does not know this message: {lines[0].text}"
@@ -164,9 +169,10 @@ def _unknown(case: LogCase, *also: str) -> Diagnosis:
     if case.facts.lines <= _SHORT:
         about += " (short log)"
     return Diagnosis(
-        kind="unknown",
+        kind=kind,
         phase="unknown",
         what=what,
+        possible=possible,
         why=raised_in(last) if last else (),
         also=also,
         evidence=lines,
@@ -180,6 +186,12 @@ def _unknown(case: LogCase, *also: str) -> Diagnosis:
 
 
 _WARNING: Final = re.compile(r".{0,60}?\bWARN(?:ING)?\b|.{0,240}?[a-z]Warning: ")
+#: Why a program's own check fails.
+_CHECKED: Final = (
+    "what it was given or found here (an option, the model, a file, the card, a version) is not"
+    " what this release takes: its sentence says which",
+    "a fault of this release",
+)
 #: A log of whose lines none is of an error; what its program did is not known.
 _QUIET: Final = "no line of this log tells of an error"
 #: Lines up to which a log does not tell which program it is of.

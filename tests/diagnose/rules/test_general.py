@@ -346,10 +346,10 @@ def test_a_table_without_an_entry_is_named_also_where_a_page_has_lost_the_indent
     )
     found = explain(log)
     assert found.kind == "unsupported_feature"
-    assert "LAYER_NORMS of lmdeploy has no entry 'MoonLayer'" in found.what
+    assert "lmdeploy looked for 'MoonLayer' in LAYER_NORMS" in found.what
     assert found.possible
     assert explain(log.replace("lmdeploy", "album")).kind == "unknown"
-    assert explain(log.replace("LAYER_NORMS", "row")).kind == "unknown"
+    assert explain(log.replace("LAYER_NORMS[name]", "find(name)")).kind == "unknown"
 
 
 def test_a_template_that_makes_no_prompt_is_named() -> None:
@@ -360,3 +360,30 @@ def test_a_template_that_makes_no_prompt_is_named() -> None:
     )
     assert explain(log).kind == "no_chat_template"
     assert explain(log.replace("proc_messages", "join")).kind == "unknown"
+
+
+RAISED: Final = (
+    'Traceback (most recent call last):\n  File "/a/site-packages/{}/config.py", line 4, in check\n'
+    "    {}\n{}\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "package", "code", "error"),
+    [
+        ("check_failed", "lmdeploy", "assert moons > 1", "AssertionError: too few moons: 1"),
+        ("check_failed", "vllm", "raise ValueError(", "ValueError: the moon has no such phase"),
+        # Another package's, an error that is passed on, Python's own sentence, and no sentence.
+        ("unknown", "album", "raise ValueError(", "ValueError: the moon has no such phase"),
+        ("unknown", "vllm", "raise error", "ValueError: the moon has no such phase"),
+        ("unknown", "vllm", "phase = phases[9]", "IndexError: list index out of range"),
+        ("unknown", "vllm", "assert moons", "AssertionError"),
+    ],
+)
+def test_what_an_engine_s_own_code_says_as_it_stops_is_its_check(
+    kind: str, package: str, code: str, error: str
+) -> None:
+    found = explain(RAISED.format(package, code, error))
+    assert found.kind == kind
+    assert bool(found.possible) == found.known
+    assert error.partition(": ")[2] in found.what

@@ -29,8 +29,9 @@ _FOLDERS: Final = re.compile(
 #: LMDeploy's own parts.
 _PART: Final = re.compile(r"lmdeploy[/\\](turbomind|pytorch|lite|vl|serve)[/\\]")
 _FRONT_END: Final = re.compile(r"lmdeploy[/\\]vl[/\\]model[/\\](\w+)\.py")
-#: A look-up in a constant, or in what is named as a table.
-_LOOKED_UP: Final = re.compile(r"\b(_?[A-Z][A-Z\d_]{3,}|\w{0,40}(?:_map|_mapping|_registry))\[")
+_LOOKED_UP: Final = re.compile(r"\b([A-Za-z_]\w{2,60})\[")
+#: A sentence of the code's own, and no error that it passes on.
+_REFUSES: Final = re.compile(r"(?:raise [\w.]*[A-Z]\w*(?:Error|Exception)\(|assert )")
 #: Kinds that tell of memory: where the message has no sizes, the answer says so.
 _OF_MEMORY: Final = (
     "no_kv_memory", "killed", "aborted", "out_of_memory", "host_out_of_memory", "card_occupied",
@@ -164,7 +165,7 @@ def _meant(figures: Figures) -> str | None:
 
 
 def _table(figures: Figures) -> str | None:
-    """The constant of a package's code in which a key was looked up that it has not."""
+    """That in which a package's code looked up a key."""
     stack = figures.mark.stack
     found = _LOOKED_UP.search(stack[-1].code) if package_of(stack[-1:]) else None
     return found[1] if found else None
@@ -184,6 +185,11 @@ def _divisor(figures: Figures) -> int | None:
 def package_of(stack: tuple[PythonFrame, ...]) -> str | None:
     """The innermost package of an engine or of a checkpoint's own code on a stack."""
     return _innermost(_FOLDERS, stack)
+
+
+def refused_by(stack: tuple[PythonFrame, ...]) -> str | None:
+    """The engine, or checkpoint's own code, that wrote an error's sentence."""
+    return package_of(stack[-1:]) if stack and _REFUSES.match(stack[-1].code) else None
 
 
 def _innermost(pattern: Pattern[str], stack: tuple[PythonFrame, ...]) -> str | None:
@@ -252,7 +258,6 @@ FIGURES: Final[dict[str, Callable[[Figures], Any]]] = {
     "built_newest": lambda figures: max(_built(figures), default=None),
     "built_oldest": lambda figures: min(_built(figures), default=None),
     "divisor": _divisor,
-    "front_end": _front_end,
     "listed_since": _listed_since,
     "meant": _meant,
     "model_name": _model_name,
@@ -289,7 +294,7 @@ _ALONE: Final = re.compile(
     r"|\bmanifest for |pull access denied|pull rate limit|\b[Ee]xited (?:with code |\()13[79]\b"
     r"|No devices were found|RmInitAdapter failed|: (?:command )?not found"
     r"|\.service: .{0,120}(?:9/KILL|OOM killer)|fatal error: Python\.h|curl: \(7\)"
-    r"|externally-managed-environment|Failed building wheel|Could not build wheels"
+    r"|externally-managed-environment|(?:Failed b|B)uilding wheel|Could not build wheels"
     r"|is not a supported wheel|ResolutionImpossible|requires a different Python)"
 )
 _FEW: Final = 3
