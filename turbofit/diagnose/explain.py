@@ -150,8 +150,8 @@ def _unknown(case: LogCase, *also: str) -> Diagnosis:
         said = error.message or (last.stack[-1].code if last.stack else "")
         said = without_secrets(said)
         what = f"turbofit does not know this error: {error.name}: {said}".rstrip(": ")
-        checked = refused_by(last.stack)
-        if checked and " " in error.message.strip():
+        checked = refused_by(last.stack, error.name)
+        if checked and " " in said.strip():
             what = f"{checked} stopped at a check of its own: {said}"
             kind, possible = "check_failed", _CHECKED
     lines = (evidence(last, "the last error"),) if last else ()

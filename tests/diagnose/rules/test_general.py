@@ -373,11 +373,11 @@ RAISED: Final = (
     [
         ("check_failed", "lmdeploy", "assert moons > 1", "AssertionError: too few moons: 1"),
         ("check_failed", "vllm", "raise ValueError(", "ValueError: the moon has no such phase"),
-        # Another package's, an error that is passed on, Python's own sentence, and no sentence.
+        ("check_failed", "sglang", "assert moons == 1", "AssertionError"),
+        # Another package's, an error that is passed on, and Python's own sentence.
         ("unknown", "album", "raise ValueError(", "ValueError: the moon has no such phase"),
         ("unknown", "vllm", "raise error", "ValueError: the moon has no such phase"),
         ("unknown", "vllm", "phase = phases[9]", "IndexError: list index out of range"),
-        ("unknown", "vllm", "assert moons", "AssertionError"),
     ],
 )
 def test_what_an_engine_s_own_code_says_as_it_stops_is_its_check(
@@ -387,3 +387,19 @@ def test_what_an_engine_s_own_code_says_as_it_stops_is_its_check(
     assert found.kind == kind
     assert bool(found.possible) == found.known
     assert error.partition(": ")[2] in found.what
+
+
+@pytest.mark.parametrize(
+    ("kind", "package", "error"),
+    [
+        ("weights_mismatch", "vllm", "AssertionError"),
+        ("package_versions", "lmdeploy", "AttributeError: 'MoonModel' object has no attribute 'x'"),
+        ("unknown", "album", "AttributeError: 'MoonModel' object has no attribute 'x'"),
+        ("unknown", "lmdeploy", "AttributeError: 'NoneType' object has no attribute 'x'"),
+    ],
+)
+def test_what_an_engine_met_in_its_own_code_is_a_list(kind: str, package: str, error: str) -> None:
+    log = RAISED.format(package, "assert shape == other.x", error)
+    found = explain(log.replace("check\n", "weight_loader\n"))
+    assert found.kind == kind
+    assert bool(found.possible) == found.known

@@ -30,8 +30,7 @@ _FOLDERS: Final = re.compile(
 _PART: Final = re.compile(r"lmdeploy[/\\](turbomind|pytorch|lite|vl|serve)[/\\]")
 _FRONT_END: Final = re.compile(r"lmdeploy[/\\]vl[/\\]model[/\\](\w+)\.py")
 _LOOKED_UP: Final = re.compile(r"\b([A-Za-z_]\w{2,60})\[")
-#: A sentence of the code's own, and no error that it passes on.
-_REFUSES: Final = re.compile(r"(?:raise [\w.]*[A-Z]\w*(?:Error|Exception)\(|assert )")
+_RAISES: Final = re.compile(r"raise (?:\w+\.)*([A-Z]\w*)\(")
 #: Kinds that tell of memory: where the message has no sizes, the answer says so.
 _OF_MEMORY: Final = (
     "no_kv_memory", "killed", "aborted", "out_of_memory", "host_out_of_memory", "card_occupied",
@@ -187,9 +186,12 @@ def package_of(stack: tuple[PythonFrame, ...]) -> str | None:
     return _innermost(_FOLDERS, stack)
 
 
-def refused_by(stack: tuple[PythonFrame, ...]) -> str | None:
-    """The engine, or checkpoint's own code, that wrote an error's sentence."""
-    return package_of(stack[-1:]) if stack and _REFUSES.match(stack[-1].code) else None
+def refused_by(stack: tuple[PythonFrame, ...], error: str) -> str | None:
+    """The engine, or checkpoint's own code, that raised an error by its own sentence."""
+    code = stack[-1].code if stack else ""
+    raised = _RAISES.match(code)
+    by_name = raised[1] if raised else "AssertionError" if code.startswith("assert ") else ""
+    return package_of(stack[-1:]) if by_name and error.endswith(by_name) else None
 
 
 def _innermost(pattern: Pattern[str], stack: tuple[PythonFrame, ...]) -> str | None:
