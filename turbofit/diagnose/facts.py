@@ -85,6 +85,8 @@ _ALARM: Final = re.compile(
     r"|invalid|crash|kill|fatal|dump|lost|oom|out of|exit|shut|stop|traceback|mismatch|missing",
     re.IGNORECASE,
 )
+#: Rows of the longest log that is said to have no error.
+_WEIGHED: Final = 2000
 #: A request that a server did not answer as was asked.
 _UNANSWERED: Final = re.compile(r'INFO: .{0,60}?"POST /\S{0,240} HTTP/[\d.]+" [45]\d\d\b')
 #: An exception in a destructor while the program ends: Python goes on. Of a stream that could not
@@ -231,10 +233,13 @@ class LogFacts:
 
     def _weigh(self, text: str) -> None:
         self._rows += 1
+        if self._alarmed or self._rows > _WEIGHED:
+            self._alarmed = True
+            return
         calm = _CALM.match(text)
         self._calm += calm is not None
         if not (calm and calm["warns"]):
-            self._alarmed = self._alarmed or _ALARM.search(text) is not None
+            self._alarmed = _ALARM.search(text) is not None
 
     def ended_by(self, text: str) -> bool:
         """Whether a row begins another run: an engine that was past its beginning begins again."""

@@ -335,71 +335,38 @@ def test_a_server_that_refuses_requests_is_not_healthy() -> None:
     assert not explain(f"{up}2026-03-02 - lmdeploy - ERROR - the moon is full\n").known
 
 
-@pytest.mark.parametrize("indent", ["", "    "])
-def test_a_table_without_an_entry_is_named_also_where_a_page_has_lost_the_indentation(
-    indent: str,
-) -> None:
-    log = (
-        "Traceback (most recent call last):\n"
-        f'{indent}File "/a/lmdeploy/lite/apis/x.py", line 52, in quantise\n'
-        f"{indent}{indent}layer = LAYER_NORMS[name]\nKeyError: 'MoonLayer'\n"
-    )
-    found = explain(log)
-    assert found.kind == "unsupported_feature"
-    assert "lmdeploy looked for 'MoonLayer' in LAYER_NORMS" in found.what
-    assert found.possible
-    assert explain(log.replace("lmdeploy", "album")).kind == "unknown"
-    assert explain(log.replace("LAYER_NORMS[name]", "find(name)")).kind == "unknown"
-
-
-def test_a_template_that_makes_no_prompt_is_named() -> None:
-    log = (
-        '  File "/a/lmdeploy/vl/model/x.py", line 281, in proc_messages\n'
-        "    prompt = image + template.messages2prompt(messages)\n"
-        'TypeError: can only concatenate str (not "NoneType") to str\n'
-    )
-    assert explain(log).kind == "no_chat_template"
-    assert explain(log.replace("proc_messages", "join")).kind == "unknown"
-
-
 RAISED: Final = (
-    'Traceback (most recent call last):\n  File "/a/site-packages/{}/config.py", line 4, in check\n'
-    "    {}\n{}\n"
+    'Traceback (most recent call last):\n  File "/a/{}/vl/x.py", line 4, in {}\n    {}\n{}\n'
 )
+LACKS: Final = "AttributeError: '{}' object has no attribute 'x'"
 
 
 @pytest.mark.parametrize(
-    ("kind", "package", "code", "error"),
+    ("kind", "package", "function", "code", "error"),
     [
-        ("check_failed", "lmdeploy", "assert moons > 1", "AssertionError: too few moons: 1"),
-        ("check_failed", "vllm", "raise ValueError(", "ValueError: the moon has no such phase"),
-        ("check_failed", "sglang", "assert moons == 1", "AssertionError"),
-        # Another package's, an error that is passed on, and Python's own sentence.
-        ("unknown", "album", "raise ValueError(", "ValueError: the moon has no such phase"),
-        ("unknown", "vllm", "raise error", "ValueError: the moon has no such phase"),
-        ("unknown", "vllm", "phase = phases[9]", "IndexError: list index out of range"),
+        ("check_failed", "lmdeploy", "f", "assert moons > 1", "AssertionError: too few moons: 1"),
+        ("check_failed", "vllm", "f", "raise ValueError(", "ValueError: the moon has no phase"),
+        ("check_failed", "sglang", "f", "assert moons == 1", "AssertionError"),
+        ("weights_mismatch", "vllm", "weight_loader", "assert a == b", "AssertionError"),
+        ("unsupported_feature", "lmdeploy", "f", "x = LAYERS[name]", "KeyError: 'MoonLayer'"),
+        ("package_versions", "lmdeploy", "f", "m.x()", LACKS.format("Moon")),
+        ("no_chat_template", "lmdeploy", "proc_messages", "x = y + t.messages2prompt(m)",
+         'TypeError: can only concatenate str (not "NoneType") to str'),
+        # Another package's, errors that are passed on, and Python's own sentences.
+        ("unknown", "album", "f", "raise ValueError(", "ValueError: the moon has no such phase"),
+        ("unknown", "album", "f", "x = LAYERS[name]", "KeyError: 'MoonLayer'"),
+        ("unknown", "album", "f", "m.x()", LACKS.format("Moon")),
+        ("unknown", "vllm", "f", "raise error", "ValueError: the moon has no such phase"),
+        ("unknown", "vllm", "f", "phase = phases(9)", "KeyError: 'MoonLayer'"),
+        ("unknown", "vllm", "f", "assert m.x", LACKS.format("NoneType")),
     ],
-)
-def test_what_an_engine_s_own_code_says_as_it_stops_is_its_check(
-    kind: str, package: str, code: str, error: str
+)  # fmt: skip
+@pytest.mark.parametrize("indented", [True, False])
+def test_what_ends_an_engine_s_own_code_is_a_list_and_no_cause(
+    kind: str, package: str, function: str, code: str, error: str, *, indented: bool
 ) -> None:
-    found = explain(RAISED.format(package, code, error))
-    assert found.kind == kind
-    assert bool(found.possible) == found.known
-    assert error.partition(": ")[2] in found.what
-
-
-@pytest.mark.parametrize(
-    ("kind", "package", "error"),
-    [
-        ("weights_mismatch", "vllm", "AssertionError"),
-        ("package_versions", "lmdeploy", "AttributeError: 'MoonModel' object has no attribute 'x'"),
-        ("unknown", "album", "AttributeError: 'MoonModel' object has no attribute 'x'"),
-        ("unknown", "lmdeploy", "AttributeError: 'NoneType' object has no attribute 'x'"),
-    ],
-)
-def test_what_an_engine_met_in_its_own_code_is_a_list(kind: str, package: str, error: str) -> None:
-    log = RAISED.format(package, "assert shape == other.x", error)
-    found = explain(log.replace("check\n", "weight_loader\n"))
+    """Also where a page has lost the indentation."""
+    log = RAISED.format(package, function, code, error)
+    found = explain(log if indented else log.replace("\n    ", "\n").replace("\n  ", "\n"))
     assert found.kind == kind
     assert bool(found.possible) == found.known

@@ -157,10 +157,17 @@ def _listed_since(figures: Figures) -> str | None:
 
 
 def _meant(figures: Figures) -> str | None:
-    """The architecture that a name means which is written otherwise."""
-    from turbofit.memory.versions import listed_as
+    """The architecture that a name means, of whose letters only the writing differs."""
+    from turbofit.memory.versions import listings
 
-    return listed_as(figures.get("name") or "")
+    name = str(figures.get("name") or "")
+    known = {_letters(one): one for engine in ("turbomind", "pytorch") for one in listings(engine)}
+    found = known.get(_letters(name))
+    return None if found == name else found
+
+
+def _letters(name: str) -> str:
+    return name.replace("_", "").lower()
 
 
 def _table(figures: Figures) -> str | None:
