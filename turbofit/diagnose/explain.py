@@ -160,7 +160,7 @@ def _unknown(case: LogCase, *also: str) -> Diagnosis:
         if _WARNING.match(lines[0].text):
             what = f"this log has a warning, and no error: {lines[0].text}"
             lines = (evidence(last, "the last warning"),)
-    elif case.facts.calm:
+    if not lines and case.facts.calm:
         what = _QUIET
     inside = package_of(last.stack) if last else None
     about = " ".join((what, *case.facts.subject.programs))
