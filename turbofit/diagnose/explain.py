@@ -142,7 +142,7 @@ def _unknown(case: LogCase, *also: str) -> Diagnosis:
     told = [(mark, read_line(mark.text)) for mark, _ in case.facts.every(KnownMessage)]
     conditional = [(mark, error) for mark, error in told if isinstance(error, PythonError)]
     errors = case.facts.every(PythonError) or conditional
-    kind, possible = "unknown", ()
+    kind, possible = "unknown", tuple[str, ...]()
     what = "this log has nothing that turbofit recognises"
     last = case.facts.last_complaint or (told[-1][0] if told else None)
     if errors:
@@ -155,7 +155,7 @@ def _unknown(case: LogCase, *also: str) -> Diagnosis:
             what = f"{checked} stopped at a check of its own: {said}"
             kind, possible = "check_failed", _CHECKED
     lines = (evidence(last, "the last error"),) if last else ()
-    if lines and not errors:
+    if last and not errors:
         what = f"turbofit does not know this message: {lines[0].text}"
         if _WARNING.match(lines[0].text):
             what = f"this log has a warning, and no error: {lines[0].text}"
