@@ -257,7 +257,14 @@ def merge(  # noqa: PLR0913 - the public entry: its keywords are what can be ask
         files = open_weights(folder)
         added, replaced, besides = _assigned(lora, files, projector=original is not None)
         _refuse_tied(config, files, replaced)
-        pieces = _pieces(files, added, replaced, kind)
+        edits = {name: (lora.merged,) for name, lora in added.items()}
+        pieces = {
+            file: [
+                replaced.get(name, tensor).piece(name, kind or tensor.dtype, *edits.get(name, ()))
+                for name, tensor in tensors.items()
+            ]
+            for file, tensors in files.items()
+        }
         kind = kind or _main_dtype(pieces)
         if original is not None:
             result = llava.converted(original, folder, pieces, besides, vision_tower, kind)
@@ -435,28 +442,6 @@ def _assigned(
             else other,
         )
     return added, replaced, besides
-
-
-def _pieces(
-    files: WeightFiles,
-    added: Mapping[str, Lora],
-    replaced: Mapping[str, StoredTensor],
-    dtype: str | None,
-) -> dict[str, list[Piece]]:
-    """What becomes of each tensor; floating-point ones become ``dtype`` where it is given."""
-    return {
-        file: [
-            Piece(
-                name,
-                replaced.get(name, tensor),
-                dtype if dtype and tensor.dtype in FLOATS else tensor.dtype,
-                tensor.shape,
-                (added[name].merged,) if name in added else (),
-            )
-            for name, tensor in tensors.items()
-        ]
-        for file, tensors in files.items()
-    }
 
 
 def _main_dtype(files: Mapping[str, list[Piece]]) -> str:
