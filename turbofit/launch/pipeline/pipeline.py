@@ -74,15 +74,7 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
     if lmdeploy.warning:
         warnings.warn(lmdeploy.warning, stacklevel=3)
     planning: dict[str, Any] = {n: keywords.pop(n) for n in PLANNING if n in keywords}
-    if keywords.pop("replicas", 1) != 1:
-        raise UsageError(
-            "a pipeline is one engine", hint="leave replicas out, or use turbofit serve"
-        )
-    if speculative_config is not None:
-        raise UsageError(
-            "turbofit has no account of speculative decoding, so speculative_config must be None",
-            hint="open lmdeploy.pipeline yourself, with a low cache_max_entry_count",
-        )
+    _check_plannable(keywords.pop("replicas", 1), speculative_config)
     with ExitStack() as failed:
         leases = _leases() if planning.get("on") is None else None
         if leases is not None:
@@ -122,6 +114,18 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
         )
         failed.pop_all()
     return made
+
+
+def _check_plannable(replicas: int, speculative_config: Any) -> None:
+    if replicas != 1:
+        raise UsageError(
+            "a pipeline is one engine", hint="leave replicas out, or use turbofit serve"
+        )
+    if speculative_config is not None:
+        raise UsageError(
+            "turbofit has no account of speculative decoding, so speculative_config must be None",
+            hint="open lmdeploy.pipeline yourself, with a low cache_max_entry_count",
+        )
 
 
 def _pretended(model_path: str) -> str:

@@ -248,9 +248,7 @@ def merge(  # noqa: PLR0913 - the public entry: its keywords are what can be ask
     lora = read_adapter(lora_folder) if lora_folder else Adapter()
     warnings = _base_warnings(base, folder, config, lora)
     original = _original(config, lora_folder)
-    if original is not None:
-        warnings += llava.template_warnings(target)
-    else:
+    if original is None:
         _refuse_useless(base, lora_folder, vision_tower)
     kind = {DTYPES[key]: key for key in FLOATS}.get(dtype or "")
     try:
@@ -268,6 +266,7 @@ def merge(  # noqa: PLR0913 - the public entry: its keywords are what can be ask
         kind = kind or _main_dtype(pieces)
         if original is not None:
             result = llava.converted(original, folder, pieces, besides, vision_tower, kind)
+            warnings += llava.template_warnings(target)
         else:
             result = _plain(config, folder, pieces, dtype)
         names = write(result, folder, target, say)
