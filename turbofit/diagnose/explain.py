@@ -34,6 +34,7 @@ from turbofit.observe.log_reader import read_line
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from turbofit.diagnose.answer import Evidence
     from turbofit.diagnose.facts import LogFacts
     from turbofit.diagnose.rules.draft import RuleAnswer
 
@@ -154,7 +155,7 @@ def _unknown(case: LogCase, *also: str) -> Diagnosis:
         if checked and " " in said.strip():
             what = f"{checked} stopped at a check of its own: {said}"
             kind, possible = "check_failed", _CHECKED
-    lines = (evidence(last, "the last error"),) if last else ()
+    lines: tuple[Evidence, ...] = (evidence(last, "the last error"),) if last else ()
     if last and not errors:
         what = f"turbofit does not know this message: {lines[0].text}"
         if _WARNING.match(lines[0].text):
