@@ -305,7 +305,7 @@ class Exchange(ForwardOutcome):
             raise refusal
         self.first_byte = time.perf_counter()
         if response.status == 200:
-            if self._route.kind not in ("count_tokens", "encode", "models"):
+            if self._route.kind not in ("count_tokens", "models"):
                 self._succeeded()
             if self._route.kind == "count_tokens":
                 body = _with_image_tokens(body, self._request.prepared.tokens)
