@@ -74,11 +74,6 @@ class Bodies:
         self._most = most
         self._room = max(_LARGEST_AT_ONCE * most, _LEAST_AT_ONCE)
 
-    @property
-    def roomy(self) -> bool:
-        """Whether there is room to hold bodies that were sent already, in case they fail there."""
-        return self.in_memory <= self._room // 2
-
     async def read(
         self, headers: Mapping[bytes, bytes], receive: Receive, client: str = ""
     ) -> bytes:
