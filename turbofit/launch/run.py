@@ -576,8 +576,6 @@ class Start:
         )
         log = access_log(serve_config.access_log or str(run.folder / "access.log"))
         gateway = make_gateway(plan, urls, config, log=log, deny_list=run.deny_list)
-        if run.deny_list is None:
-            gateway.deny_list.file.tell(run.say)
         run.deny_list = gateway.deny_list
         for engine, started in zip(gateway.engines, self._supervisor.engines, strict=True):
             engine.start_seconds = started.start_seconds

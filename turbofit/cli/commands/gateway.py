@@ -97,9 +97,7 @@ def _planned(
             "note: images that cannot carry a limit are counted at the model's own default "
             "(--overlay: the engines run on an overlay)"
         )
-    made = make_gateway(planned, upstream, config, overlay=overlay, log=access_log(log or "-"))
-    made.deny_list.file.tell(note)
-    return made
+    return make_gateway(planned, upstream, config, overlay=overlay, log=access_log(log or "-"))
 
 
 def _serve(made: AsgiApp, form: Form) -> int:
