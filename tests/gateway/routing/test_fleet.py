@@ -32,7 +32,7 @@ from turbofit.core.plan import GroupPlan, Plan
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.limits.gate import Cost, Gate
 from turbofit.gateway.limits.request_limits import bounds_of
-from turbofit.gateway.routing.engines import Affinity, Fleet, Outage, RoutedEngine, Turn
+from turbofit.gateway.routing.engines import Affinity, Fleet, Outage, Present, RoutedEngine, Turn
 from turbofit.gateway.routing.health import (
     EngineLoad,
     Monitor,
@@ -320,7 +320,7 @@ QUEUED = EngineLoad(running=2, queued=1, tokens=1)
 
 class Waiting:
     def __init__(self, heard_at: float, begun: bool) -> None:
-        self.heard_at, self.begun = heard_at, begun
+        self.heard_at, self.present = heard_at, Present("client", begun=begun)
 
 
 def test_an_engine_s_page() -> None:

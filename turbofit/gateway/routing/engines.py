@@ -80,10 +80,6 @@ class InFlight(Protocol):
     heard_at: float
     present: Present
 
-    @property
-    def begun(self) -> bool:
-        """Whether a byte of its answer came."""
-
     def abort(self, *, stuck: bool = False) -> None:
         """End it: the engine died, or is stuck in it."""
 

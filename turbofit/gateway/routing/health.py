@@ -218,13 +218,17 @@ def stuck_requests(
     ``load`` is what the engine says, None where it does not tell; silence of fewer seconds than
     ``patience`` is none.
     """
-    newest = max((request.heard_at for request in requests if request.begun), default=float("-inf"))
+    newest = max(
+        (request.heard_at for request in requests if request.present.begun), default=float("-inf")
+    )
     silent = [request for request in requests if now - request.heard_at >= patience]
     stuck = set()
     if load is None or not load.queued:
         stuck = {
-            request for request in silent if request.begun and newest - request.heard_at >= patience
+            request
+            for request in silent
+            if request.present.begun and newest - request.heard_at >= patience
         }
     if load is not None and not load.running and not load.queued:
-        stuck.update(request for request in silent if not request.begun)
+        stuck.update(request for request in silent if not request.present.begun)
     return stuck

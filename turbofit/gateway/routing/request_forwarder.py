@@ -65,18 +65,10 @@ _GENERATED: Final = re.compile(
 _FAILED: Final = re.compile(rb"(?:\A|\n\n)event: (?:error|response\.failed)\n")
 
 
-class EngineDied(Refusal):
-    """The engine broke off before anything was passed on."""
-
-    def __init__(self, key: str = "engine_died") -> None:
-        super().__init__(key, retry_after=_RETRY_DIED)
-
-
 class Exchange(ForwardOutcome):
     """One request sent to one engine, and its answer passed on.
 
-    ``heard_at``: when a byte of the answer last came. ``death``: of the engine, where it ended or
-    was given up. Its place is given back at the end.
+    ``heard_at``: when a byte of the answer last came. Its place is given back at the end.
     """
 
     def __init__(
@@ -93,27 +85,22 @@ class Exchange(ForwardOutcome):
         self.present, self._place, self._engine = present, place, place.engine
         self._task = asyncio.current_task()
         self._aborted = False
-        self.heard_at = self._sent_at = time.monotonic()
-        self.death: EngineDeath | None = None
+        self.heard_at = time.monotonic()
+        self._death: EngineDeath | None = None
         #: The engine lives, and sent nothing of this answer; it answered that it cannot serve.
         self._stuck = self._failed = False
-
-    @property
-    def begun(self) -> bool:
-        """Whether a byte of the answer came from the engine."""
-        return self.present.begun
 
     async def run(self) -> None:
         """Send the request and pass the answer on.
 
         Raises:
-            EngineDied: it broke off, or was taken out, before anything was passed on.
             Unreachable: the request was never sent.
-            Refusal: its answer in one piece is larger than the gateway holds.
+            Refusal: the engine broke off, or was taken out, before anything was passed on; or its
+                answer in one piece is larger than the gateway holds.
         """
         engine, left = self._engine, False
         engine.in_flight[self] = None
-        self.present.sent_at, self.present.begun = self._sent_at, False
+        self.present.sent_at, self.present.begun = self.heard_at, False
         engine.outstanding += 1
         if engine.outstanding == 1:
             engine.heard()  # its silence counts from now
@@ -127,7 +114,7 @@ class Exchange(ForwardOutcome):
         except asyncio.CancelledError:
             if not self._aborted:
                 left = not self.broken
-                if not engine.dead_since(self._sent_at):
+                if not engine.dead_since(self.present.sent_at):
                     self.present.left_at = time.monotonic()
                     engine.left.append(self.present)
                 raise
@@ -142,7 +129,7 @@ class Exchange(ForwardOutcome):
         """Give the place back, and tell who watches the engine what was seen of it."""
         engine, by = self._engine, self._by
         # A connection may break while the engine lives, and goes on with the request.
-        goes_on = self._stuck or (not self.begun and (left or self.broken))
+        goes_on = self._stuck or (not self.present.begun and (left or self.broken))
         self._place.leave(LEFT_SECONDS if goes_on else 0.0, left=left)
         if self.broken or self._failed:
             by.monitor.suspect(engine)
@@ -169,9 +156,9 @@ class Exchange(ForwardOutcome):
             return
         self.broken = True
         if self._stuck:
-            self.death = self._by.deny_list.stuck(self._engine, self.present)
+            self._death = self._by.deny_list.stuck(self._engine, self.present)
         else:
-            self.death = self._by.deny_list.engine_died(self._engine, self._sent_at)
+            self._death = self._by.deny_list.engine_died(self._engine, self.present.sent_at)
         self._engine.in_flight.pop(self, None)
 
     def _hear(self) -> None:
@@ -181,7 +168,7 @@ class Exchange(ForwardOutcome):
 
     def _succeeded(self) -> None:
         """The engine answered; what lay in a socket when it died tells of no other process."""
-        if not self._engine.dead_since(self._sent_at):
+        if not self._engine.dead_since(self.present.sent_at):
             self._engine.succeeded()
 
     async def _ask(self) -> None:
@@ -314,9 +301,11 @@ class Exchange(ForwardOutcome):
         await self._send({"type": "http.response.start", "status": status, "headers": head})
 
     async def _end_broken(self) -> None:
-        """An error event where the stream had begun, else `EngineDied`."""
-        refusal = EngineDied("engine_died:stuck") if self._stuck else EngineDied()
+        """An error event where the stream had begun, else a refusal, once it is known of whom."""
+        fleet, key = self._by.fleet, "engine_died:stuck" if self._stuck else "engine_died"
+        refusal = Refusal(key, retry_after=_RETRY_DIED if fleet.open else fleet.retry_seconds)
         if not self.started:
+            await _concluded(self._death)
             raise refusal
         event = refusal_event(self._route.api, refusal)
         self.bytes_out += len(event)
@@ -383,11 +372,6 @@ class RequestForwarder:
                 self.metrics.count("engine_failures_total", f"engine={engine.index}")
                 # An equal request may be what it died of.
                 await _concluded(self.deny_list.nothing_listens(engine) if exc.ended else None)
-            except EngineDied as exc:
-                if not self.fleet.open:
-                    exc.retry_after = self.fleet.retry_seconds
-                await _concluded(exchange.death)
-                raise
         raise self.fleet.dead()
 
     async def _take(
@@ -429,5 +413,7 @@ async def _concluded(death: EngineDeath | None) -> None:
 async def _until_others_have_begun(engine: RoutedEngine) -> None:
     """Wait until each request that an engine has answers: it gets no others meanwhile."""
     until = time.monotonic() + _LONGEST_WAIT
-    while time.monotonic() < until and any(not exchange.begun for exchange in engine.in_flight):
+    while time.monotonic() < until and any(
+        not exchange.present.begun for exchange in engine.in_flight
+    ):
         await asyncio.sleep(_LOOK)
