@@ -146,13 +146,15 @@ class Gate:
             # Any of the requests in flight may be evicted, and its images encoded again.
             self._doubtful, self.counted = self._number, self._all
 
-    def begin(self, cost: Cost) -> None:
-        """The first token came."""
+    def begin(self, cost: Cost) -> bool:
+        """The first token came; False where it holds nothing here."""
         share = self._shares.get(cost)
-        if share is not None:
-            if not share.begun and share.number > self._doubtful:
-                self.counted -= share.units
-            share.begun = True
+        if share is None:
+            return False
+        if not share.begun and share.number > self._doubtful:
+            self.counted -= share.units
+        share.begun = True
+        return True
 
     def end(self, cost: Cost) -> None:
         """The request has ended."""
