@@ -32,7 +32,6 @@ from turbofit.memory.known_bad import known_problems
 from turbofit.model.families.engines import engine_problem
 from turbofit.tuner.explain.plan_document import (
     document,
-    engines_held,
     footprint_of,
     footprint_words,
     group_words,
@@ -79,8 +78,7 @@ def plan_of(fit: EngineFit) -> Plan:
         shown = accounts if best.parts else accounts[:1]
         verdict = verdict_of(request, groups, shown, tokens, best.vision_load)
         if request.least:
-            servers = engines_held(request, best, fit.engine, fit.host)
-            footprint = footprint_of(request, accounts, servers)
+            footprint = footprint_of(request, accounts, fit.host)
             verdict += f", {footprint_words(footprint)}"
     else:
         # What a person can change comes first: an option without which it fits is the cause.
