@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -43,17 +44,8 @@ def _distribution() -> Distribution | None:
 
 def _requirements(extra: str, *, upgrade: bool) -> list[str]:
     """The extra's packages that are not installed; all where all are, or newer ones are wanted."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    def is_there(name: str) -> bool:
-        try:
-            version(name)
-        except PackageNotFoundError:
-            return False
-        return True
-
     wanted = dict(_of_extra(extra, set()))
-    lacking = [text for name, text in wanted.items() if upgrade or not is_there(name)]
+    lacking = [text for name, text in wanted.items() if upgrade or installed(name) is None]
     return lacking or list(wanted.values())
 
 
@@ -75,3 +67,16 @@ def _of_extra(extra: str, gone: set[str]) -> Iterator[tuple[str, str]]:
                 yield from _of_extra(part.strip(), gone)
         else:
             yield name, f"{name}[{inner}]{bounds}" if inner else f"{name}{bounds}"
+
+
+def installed(*names: str) -> str | None:
+    """The version of the first of these packages that is beside us, None where none is.
+
+    What is elsewhere is not known: LMDeploy may be another interpreter's.
+    """
+    from importlib.metadata import PackageNotFoundError, version
+
+    for name in names:
+        with suppress(PackageNotFoundError):
+            return version(name)
+    return None

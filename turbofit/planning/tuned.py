@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Final
 from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError
+from turbofit.core.installation import installed
 from turbofit.memory.calibrated import identity
-from turbofit.observe.calibrations import installed, pretends
+from turbofit.observe.calibrations import pretends
 from turbofit.observe.tuned import cards_of, promise_of, recall_tuned
 from turbofit.planning.resolve import resolve
 from turbofit.tuner.choose import best_plan
