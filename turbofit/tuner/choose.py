@@ -149,11 +149,10 @@ def _considered(fit: EngineFit) -> tuple[Candidate, ...]:
 
 def _parallel_reason(fit: EngineFit) -> str:
     request, best = fit.request, fit.best
-    fewer = f"; {fit.fewer}" if fit.fewer else ""
     if request.tp is not None and request.replicas is not None:
-        return f"as asked{fewer}"
+        return "as asked"
     if not best.fits:
-        return f"the closest to fitting{fewer}"
+        return "the closest to fitting"
     goal = {
         "throughput": "the most requests per second by the forecast",
         "latency": "the shortest answer by the forecast",
@@ -163,7 +162,7 @@ def _parallel_reason(fit: EngineFit) -> str:
         goal = "the least memory"
     sizes = sorted(Counter(map(len, best.shape.groups)).items())
     engines = " and ".join(f"{n} x {f'tp {tp}' if tp > 1 else 'one GPU each'}" for tp, n in sizes)
-    return f"{engines}: {goal} of {len(fit.evaluations)} shapes, the promises kept first{fewer}"
+    return f"{engines}: {goal} of {len(fit.evaluations)} shapes, the promises kept first"
 
 
 def _warnings(fit: EngineFit) -> Iterator[str]:

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from turbofit.core.messages import indices, plural
 from turbofit.core.plan import LimitCost, UsualImage
-from turbofit.core.units import format_bytes, three_digits
+from turbofit.core.units import format_bytes, three_digits, two_digits
 from turbofit.memory.account import RATIO_STEPS, Account, Engine
 from turbofit.memory.calibrated import calibration_reason, unbelieved
 from turbofit.tuner.explain.plan_document import requests_held
@@ -237,16 +237,11 @@ def _because(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> s
         return ": GPUs stay idle"
     slow, fast = (max(speed.prefill for speed in engines) for engines in (speeds, ours))
     if slow > fast * (1 + _MUCH):
-        return f": a prompt takes {_two_digits(slow)} s, not {_two_digits(fast)}"
+        return f": a prompt takes {two_digits(slow)} s, not {two_digits(fast)}"
     slow, fast = (max(speed.step for speed in engines) for engines in (speeds, ours))
     if slow > fast * (1 + _MUCH):
-        return f": a token takes {_two_digits(slow * 1000)} ms, not {_two_digits(fast * 1000)}"
+        return f": a token takes {two_digits(slow * 1000)} ms, not {two_digits(fast * 1000)}"
     return ""
-
-
-def _two_digits(value: float) -> str:
-    """``0.14``, ``1.4``, ``14`` or ``140``, never ``1.4e+02``."""
-    return f"{value:.2g}" if value < 10 else f"{value:,.0f}"
 
 
 def unkept(request: ResolvedRequest, session_len: int, kv_tokens: int) -> Iterator[str]:
