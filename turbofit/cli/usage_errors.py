@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -14,7 +15,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.process.variable_names import PREFIX, VARIABLES, is_service_link
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
 
 #: Arguments that take a model's name, too.
@@ -25,6 +26,10 @@ _SECRET: Final = r"(?i)(?:token|key|password|secret)(?:s?\b|\w*=)"
 _EVERYWHERE: Final = ("quiet", "verbose", "help")
 #: A command with no more options than these names them all.
 _LISTED: Final = 12
+#: Under which name a context keeps the words that it was made of.
+WORDS: Final = "turbofit.words"
+#: Quotes of other shells and of typography, which a shell here leaves in a word.
+_QUOTES: Final = ("'", "\u2018", "\u2019", "\u201c", "\u201d", "\u201e")
 #: What editors and web pages make of two dashes.
 _DASHES: Final = "-\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
 _TYPOGRAPHIC: Final = rf"(?s)(?!--?\w)[{_DASHES}]{{1,2}}[a-z][\w-]*(?:=.*)?"
@@ -52,18 +57,37 @@ def usage_error(exc: click.UsageError, ctx: click.Context) -> UsageError:
             hint = f"as {MANUAL[ctx.info_name or ''].examples[0]}; {hint}"
         return UsageError(f"{_spelled(exc.param, ctx)}{said}", hint=hint)
     text = exc.format_message().rstrip(".")
-    if extra := re.search(r"unexpected extra argument \((.+)\)", text):
-        known = unknown_word(extra[1])
-        if getattr(ctx.command, "takes_rest", False):
-            known = f"a command stands behind --: -- {extra[1]}"
+    if extra := re.search(r"unexpected extra arguments? \((.+)\)", text):
+        known = _about_extra_words(extra[1], ctx)
         hint = f"{known}; {hint}" if known else hint
     return UsageError(text[:1].lower() + text[1:], hint=hint)
+
+
+def _about_extra_words(extra: str, ctx: click.Context) -> str:
+    """What to do instead of giving a command more words than it takes; empty where nobody knows."""
+    from turbofit.core.synonyms import about_extra_words
+    from turbofit.model.names import named_in
+
+    if getattr(ctx.command, "takes_rest", False):
+        return f"a command stands behind --: -- {extra}"
+    if told := about_extra_words(ctx.info_name or ""):
+        models, machines = named_in(" ".join(ctx.meta[WORDS]))
+        return told.format(
+            model=shlex.join(models[:1] or ["MODEL"]), models=shlex.join(models or ["MODEL"]),
+            machine=shlex.join(machines[:1] or ["SPEC"]), machines=shlex.join(machines or ["CARD"]),
+        )  # fmt: skip
+    line = meant_line(ctx.meta[WORDS], ctx.command, ctx.info_name) if _takes_model(ctx) else ""
+    return f"as {line}" if line else unknown_word(extra)
+
+
+def _takes_model(ctx: click.Context) -> bool:
+    return any(argument.name in _MODELS for argument in _arguments(ctx))
 
 
 def _unknown_option(name: str, ctx: click.Context) -> UsageError:
     """Which option may be meant: another command's, LMDeploy's own, a misspelt one, or any."""
     from turbofit.cli.manual import MANUAL
-    from turbofit.core.synonyms import guess
+    from turbofit.core.synonyms import by_its_words, guess
     from turbofit.launch.serve.passthrough import option_classes
 
     what = f"unknown option {name}"
@@ -81,6 +105,8 @@ def _unknown_option(name: str, ctx: click.Context) -> UsageError:
         hint = f"it is LMDeploy's, for behind --: turbofit serve MODEL -- {name}; "
     elif len(name) == 2 and len(begin) in (1, 2):
         hint = f"did you mean {' or '.join(begin)}? "
+    elif instead := by_its_words(name):
+        return UsageError(what, hint=instead)
     elif not (hint := guess(name, known)) and len(options := _command_options(ctx)) <= _LISTED:
         hint = f"its options are {', '.join(options)}; " if options else "it takes no options; "
     return UsageError(what, hint=f"{hint}see {ctx.command_path} --help")
@@ -95,8 +121,31 @@ def _command_options(ctx: click.Context) -> list[str]:
     ]
 
 
-def unknown_options(errors: list[UsageError]) -> UsageError:
-    """One error of all options that a command does not have."""
+def unknown_options(errors: list[UsageError], words: list[str], ctx: click.Context) -> UsageError:
+    """One error of all options that a command does not have, and of a model that nothing runs.
+
+    Args:
+        errors: of each option.
+        words: what else was typed.
+        ctx: the command's.
+    """
+    error = _all_options(errors)
+    if _takes_model(ctx) and words and not words[0].startswith("-"):
+        from turbofit.core.synonyms import command_synonym
+        from turbofit.machine.spec import is_spec
+        from turbofit.model.families.support import named_refusal
+        from turbofit.model.names import unrunnable
+
+        if refused := named_refusal(words[0]) or unrunnable(words[0]):
+            error.message += f"; {refused.message}"
+            error.hint += f"; {refused.hint}"
+        elif command_synonym(words[0]) or any(map(is_spec, words[1:2])):
+            line = meant_line(ctx.meta[WORDS], ctx.command, ctx.info_name)
+            error.hint += f"; in all: {line}" if line else ""
+    return error
+
+
+def _all_options(errors: list[UsageError]) -> UsageError:
     if len(errors) == 1:
         return errors[0]
     hints: dict[str, list[str]] = {}
@@ -120,28 +169,32 @@ def foreign_option(word: str, behind: str, ctx: click.Context) -> str:
     name, equals, value = word.partition("=")
     command = ctx.info_name or ""
     found = None if name[1:2].isdigit() else synonym(name, command)
-    if found is None or found.to != "MODEL":
+    if found is None or (found.to != "MODEL" and command not in found.at):
         _refuse_argument(name, ctx)
     if found is None or name == f"--{found.to}":
         return _left_to_click(word, ctx)
     option = f"--{found.to.lower()}"
     options = {opt for one in ctx.command.params for opt in one.opts}
     here = option in options
-    takes = found.to == "MODEL" and any(one.name in _MODELS for one in _arguments(ctx))
+    takes = found.to == "MODEL" and _takes_model(ctx)
     # A letter of an engine means nothing where no engine is planned.
     only_here = found.only or (len(name) == 2 and "--tp" not in options)
     if only_here and not (here or takes or command in found.at):
         return _left_to_click(word, ctx)
-    if found.take and here:
-        say(f"{name} of {found.of} is taken as {option}{f'; {found.say}' if found.say else ''}")
-        return f"{option}{equals}{value}"
     if not equals:
         value = "" if behind.startswith("-") or found.flag else behind
+    if found.take and here and (not found.values or found.value_here(value)):
+        say(f"{name} of {found.of} is taken as {option}{f'; {found.say}' if found.say else ''}")
+        return f"{option}{equals}{value if equals else ''}"
     if not value.isdigit() and re.search(_SECRET, f"{name} {value}"):
         value = "***"
     form = "--{option} {value}"
     if found.to == "MODEL" and not here:
+        from turbofit.model.names import unrunnable
+
         form = f"turbofit {command if takes else 'plan'} {value or 'MODEL'}, without an option"
+        if refused := unrunnable(value):
+            form = f"{form} ({refused.message}; {refused.hint})"
     elif found.to and not here:
         form = f"turbofit {_command_with(option, ctx)} {form}"
     what = f"unknown option {name}{f' {value}' if value else ''}"
@@ -170,12 +223,95 @@ def _refuse_argument(name: str, ctx: click.Context) -> None:
     Raises:
         UsageError: the name is a word of an argument, or ``-i`` or ``-o`` of one that begins so.
     """
+    from turbofit.cli.manual import option_texts
+
     typed = {"-i": "IN", "-o": "OUT"}.get(name, rf"{re.escape(name.strip('-') or name)}\b")
     for one in _arguments(ctx):
         if re.search(rf"\b{typed}", f"{one.name} {one.metavar}", re.IGNORECASE):
             usage = " ".join(ctx.get_usage().split()[1:])
-            hint = f"{_spelled(one, ctx)} stands without an option: {usage}"
+            texts = option_texts(ctx.info_name or "")
+            what = getattr(one, "explained", "") or texts.get(one.name or "", "")
+            hint = f"{_spelled(one, ctx)} stands without an option: {usage} ({what})"
             raise UsageError(f"unknown option {name}", hint=hint)
+
+
+def mended(words: Sequence[str]) -> list[str]:
+    """The words without what another shell left in them: ends of lines, a comment, quotes.
+
+    A machine of several words is one, and so is what several ``--on`` name.
+    """
+    mended_words: list[str] = []
+    left = [word.strip() if word.lstrip()[:2] == "--" else word for word in words]
+    if "#" in left:
+        left = left[: left.index("#")]
+    left = [word for word in left if word not in ("^", "\\", "`")]
+    while left:
+        word = left.pop(0)
+        if word[:1] in _QUOTES and word[1:] and word[-1] not in _QUOTES:
+            ends = (at for at, other in enumerate(left, 1) if other[-1:] in _QUOTES)
+            end = next(ends, 0)
+            word, left = " ".join([word, *left[:end]]), left[end:]
+        if mended_words[-1:] == ["--on"]:
+            word, left = _one_machine(word, left)
+            if "--on" in mended_words[:-1]:
+                at = mended_words.index("--on") + 1
+                word = f"{mended_words[at]}+{word}"
+                del mended_words[-1], mended_words[at - 1 : at + 1]
+                mended_words.append("--on")
+        stands_in = word[:1] in _QUOTES and word[-1:] in _QUOTES
+        mended_words.append(word[1:-1] if stands_in and len(word) > 2 else word)
+    return mended_words
+
+
+def _one_machine(first: str, left: list[str]) -> tuple[str, list[str]]:
+    """The machine that begins with a word, and what stands behind it."""
+    behind = next((at for at, word in enumerate(left) if word[:1] == "-"), len(left))
+    if behind:
+        from turbofit.machine.spec import is_spec
+
+        for end in range(behind, 0, -1):
+            for joint in (" ", "+"):
+                if is_spec(machine := joint.join([first, *left[:end]])):
+                    return machine, left[end:]
+    return first, left
+
+
+def meant_line(words: Sequence[str], command: click.Command, command_name: str | None) -> str:
+    """The command line that words mean whose order, or whose program, is another.
+
+    Returns:
+        Empty where they name no model.
+    """
+    from turbofit.core.synonyms import synonym
+    from turbofit.model.names import named_in
+
+    options = {name: one for one in command.params for name in one.opts if name[0] == "-"}
+    left = [part for word in words for part in (word.split() if " -" in word else [word])]
+    texts: list[str] = []
+    kept: list[str] = []
+    while left:
+        name, equals, value = left.pop(0).partition("=")
+        if not (name.startswith("-") or typographic(name)):
+            texts.append(f"{name}{equals}{value}")
+            continue
+        name = f"--{name.lstrip(_DASHES)}" if typographic(name) else name
+        option, meaning = options.get(name), synonym(name, command_name or "")
+        bare = getattr(option, "bare", meaning is None or meaning.flag)
+        if left and not (equals or bare or left[0].startswith("-")):
+            value = left.pop(0)
+        if not value.isdigit() and re.search(_SECRET, name):
+            value = "***"
+        if name == "--on" or (meaning is not None and meaning.to == "MODEL"):
+            texts.append(value)
+        elif option is not None:
+            kept += [name, value]
+        elif meaning is not None and f"--{meaning.to}" in options:
+            kept += [f"--{meaning.to}", meaning.value_here(value)]
+    models, machines = named_in(" ".join(texts))
+    if not models:
+        return ""
+    on = ["--on", "+".join(machines)] if machines and "--on" in options else []
+    return shlex.join(["turbofit", command_name or "", *models, *on, *filter(None, kept)])
 
 
 def _command_with(option: str, ctx: click.Context) -> str:
@@ -277,6 +413,8 @@ def check_names(ctx: click.Context) -> None:
     known = {variable(here[:-1], one) for one in ctx.command.params if _has_variable(one)}
     others = tuple(f"{PREFIX}{name.upper()}_" for name in group.list_commands(ctx))
     for name, text in os.environ.items():
+        if name.startswith("OLLAMA_") and ctx.info_name == "serve":
+            _say_of_ollama(name, text)
         elsewhere = name.startswith(others) and not name.startswith(here)
         if not name.startswith(PREFIX) or elsewhere or name in known or name in VARIABLES:
             continue
@@ -285,6 +423,14 @@ def check_names(ctx: click.Context) -> None:
                 f"{name} is neither a variable nor an option of turbofit",
                 hint=_hint(name, known, ctx),
             )
+
+
+def _say_of_ollama(name: str, text: str) -> None:
+    """That a variable of Ollama's is not read, and what is."""
+    from turbofit.core.synonyms import synonym
+
+    if found := synonym(name):
+        say(f"{name} is not read: {found.here(text, '--{option} {value}')}")
 
 
 def _has_variable(one: click.Parameter) -> bool:

@@ -195,6 +195,8 @@ def _vgpu(name: str) -> UsageError | None:
     if profile is None:
         return None
     board, nominal = profile["board"], int(profile["gb"]) * 1024
+    if not re.match("[a-z]{0,2}\\d|quadro|rtx|tesla|dc", bare_name(board)):
+        return None  # the size of a model: qwen2-vl-2b
     if profile["series"].lower() in "ab":
         return UsageError(
             f"{name} is a vGPU profile without CUDA",
@@ -254,6 +256,12 @@ def _refitted(name: str) -> UsageError | None:
 
 def _unknown(name: str) -> UsageError:
     """The nearest names, of the same size where the name has one; never all of them."""
+    if re.search(r"@|\.[a-z]{2,}$|(\d+\.){3}\d", name):
+        return UsageError(
+            f"{name!r} is no card, and no snapshot's file that is here",
+            hint="turbofit machine --save machine.json on that machine describes it: bring the "
+            "file here and plan with --on machine.json",
+        )
     near = [f"{key} ({nominal_gigabytes(key)} GB)" for key in nearest_names(name)]
     guess = f"did you mean {' or '.join(near)}? " if near else ""
     return UsageError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from math import prod
+from math import prod, sqrt
 from typing import Annotated, Final, Literal
 
 from pydantic import Field
@@ -31,6 +31,11 @@ _COUNTED: Final = re.compile(
 _SIDES: Final = re.compile(r"([\d,]{1,11})\s*[x×*]\s*([\d,]{1,11})|(\d{3,5})", re.IGNORECASE)
 _PRODUCT: Final = re.compile(r"\d{1,7}(?: ?[x×*] ?\d{1,7}){1,2}", re.IGNORECASE)
 _MEGAPIXELS: Final = re.compile(r"(\d{1,4}(?:\.\d{1,3})?) ?(?:m|mp|megapixels?)", re.IGNORECASE)
+#: Two numbers for a range, and words for as much as there is.
+_SPAN: Final = re.compile(r"\d+\s*(?:-|\u2013|~|to|\.\.)\s*(\d+)[kKmM]?")
+_NO_NUMBERS: Final = frozenset({
+    "all", "auto", "default", "inf", "infinite", "infinity", "max", "maximum", "none", "unlimited",
+})  # fmt: skip
 #: Names of picture sizes that mean several, and those that mean one.
 _OF_SEVERAL_SIZES: Final = {
     "2k": "2560x1440 or 2048x1080", "480p": "640x480 or 854x480", "5k": "5120x2880 or 5120x2160",
@@ -67,6 +72,9 @@ def _size(text: str, name: str) -> tuple[int, int]:
     word = "".join(c for c in text.lower() if c.isalnum())
     if word in _NAMED_SIZES:
         return _NAMED_SIZES[word]
+    if camera := _MEGAPIXELS.fullmatch(plain_number(text.strip())):  # 4 to 3, as most take them
+        height = round(sqrt(float(camera[1]) * 750_000))
+        return height * 4 // 3, height
     sides = _SIDES.fullmatch(re.sub(r"\s*(?:px|pixels?)?\s*$", "", text, flags=re.IGNORECASE))
     found = [plain_number(side) for side in sides.groups() if side] if sides else []
     if not found or not all(map(str.isdigit, found)):
@@ -78,8 +86,14 @@ def _size(text: str, name: str) -> tuple[int, int]:
 
 def _whole(text: str, name: str) -> str | int:
     """``1,000`` and ``1k`` are 1000; of others the type decides. But 4.0 is no number of GPUs."""
-    if text.strip().lower() == "auto":
-        raise UsageError(f"{name} {text!r} is no number", hint=f"leave {name} out")
+    if text.strip().lower() in _NO_NUMBERS:
+        raise UsageError(
+            f"{name} {text!r} is no number", hint=f"leave {name} out: turbofit chooses it"
+        )
+    if span := _SPAN.fullmatch(text.strip()):
+        raise UsageError(
+            f"{name} {text!r} is a range", hint=f"plan for its upper end: {name} {span[1]}"
+        )
     plain = re.sub(r"^(\d+)[kK]$", r"\g<1>000", plain_number(text.strip()))
     whole, point, rest = plain.partition(".")
     if point and whole.isdigit() and rest.isdigit() and (not rest.strip("0") or len(rest) == 3):

@@ -54,12 +54,20 @@ def merge(
     form: Form,
 ) -> int:
     from turbofit.model.merge.merge import merge as merge_checkpoint
+    from turbofit.model.presets import find_preset
 
     if len(folders) not in (2, 3):
         raise UsageError(
             f"{len(folders)} folders were named", hint="turbofit merge BASE [ADAPTER] OUT"
         )
     base, *adapter, out = folders
+    if adapter and find_preset(adapter[0]):
+        order = f"turbofit merge {adapter[0]} {base} {out}"
+        raise UsageError(
+            f"{adapter[0]} is a model, and no LoRA",
+            hint="a LoRA is merged into its base, and no model into another"
+            + ("" if find_preset(base) else f"; the base stands first: {order}"),
+        )
     with ended_like_ctrl_c(), under_way("reading the checkpoint"):
         merged = merge_checkpoint(
             base, next(iter(adapter), None), out,

@@ -401,17 +401,10 @@ def each_model(ctx: click.Context, names: Sequence[str]) -> list[Options]:
     Raises:
         UsageError: a value is wrong, or is for all models together.
     """
-    from turbofit.model.presets import find_preset
     from turbofit.planning.request import PlanRequest
 
     profile = profile_of(ctx)
     if profile is None or ctx.get_parameter_source("model") is not ParameterSource.DEFAULT_MAP:
-        joined = re.sub(r"-?/-?", "/", "-".join(names))
-        if len(names) > 1 and find_preset(joined):
-            raise UsageError(
-                f"'{' '.join(names)}' is read as {len(names)} models",
-                hint=f"a name has no spaces: {joined}",
-            )
         return [{"model": name} for name in names]
     found = []
     for entry in profile.models:
