@@ -151,14 +151,17 @@ def test_a_first_word_that_is_no_command(word: str, hint: str, capsys: Out) -> N
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
-        ("plan llava 1.5 7b", "a name has no spaces: llava-1.5-7b"),
-        ("plan OpenGVLab / InternVL2-8B", "a name has no spaces: OpenGVLab/InternVL2-8B"),
-        ("plan internvl2-8b,internvl2-2b --on t4", "words of their own: internvl2-8b internvl2-2b"),
-        ("plan internvl2-8b --on t4 --eager-mode yes", "a switch has no value"),
+        ("plan llava 1.5 7b", "as turbofit plan llava-1.5-7b"),
+        ("plan OpenGVLab / InternVL2-8B", "as turbofit plan InternVL2-8B"),
+        (
+            "plan internvl2-8b,internvl2-2b --on t4",
+            "plan internvl2-8b internvl2-2b --on t4",
+        ),
+        ("plan internvl2-8b --on t4 --eager-mode yes", "plan internvl2-8b --on t4 --eager-mode"),
         ("bench http://x --backend vllm", "leave it out"),
         ("$ turbofit plan", "leave out what stands before the command"),
         ("chat -", "write it as http://127.0.0.1"),
-        ("serve internvl2 8b", "a name has no spaces: internvl2-8b"),
+        ("serve internvl2 8b", "as turbofit serve internvl2-8b"),
         ("plan qwen", "`turbofit models qwen`"),
         ("plan internvl2-8b --images 1920x1080", "--image-size is their size"),
         ("plan internvl2-8b --gpus 4xrtx3090", "it is a machine: --on 4xrtx3090"),

@@ -105,7 +105,7 @@ def _unknown_option(name: str, ctx: click.Context) -> UsageError:
         hint = f"it is LMDeploy's, for behind --: turbofit serve MODEL -- {name}; "
     elif len(name) == 2 and len(begin) in (1, 2):
         hint = f"did you mean {' or '.join(begin)}? "
-    elif instead := by_its_words(name):
+    elif instead := by_its_words(name, ctx.info_name or ""):
         return UsageError(what, hint=instead)
     elif not (hint := guess(name, known)) and len(options := _command_options(ctx)) <= _LISTED:
         hint = f"its options are {', '.join(options)}; " if options else "it takes no options; "
@@ -130,13 +130,17 @@ def unknown_options(errors: list[UsageError], words: list[str], ctx: click.Conte
         ctx: the command's.
     """
     error = _all_options(errors)
+    if any(argument.name == "url" for argument in _arguments(ctx)) and words:
+        known = unknown_word(words[0])
+        error.hint += f"; {words[0]}: {known}" if known else ""
     if _takes_model(ctx) and words and not words[0].startswith("-"):
         from turbofit.core.synonyms import command_synonym
         from turbofit.machine.spec import is_spec
         from turbofit.model.families.support import named_refusal
         from turbofit.model.names import unrunnable
 
-        if refused := named_refusal(words[0]) or unrunnable(words[0]):
+        refused = named_refusal(words[0]) or unrunnable(words[0])
+        if refused and refused.hint not in error.hint:
             error.message += f"; {refused.message}"
             error.hint += f"; {refused.hint}"
         elif command_synonym(words[0]) or any(map(is_spec, words[1:2])):
@@ -193,7 +197,7 @@ def foreign_option(word: str, behind: str, ctx: click.Context) -> str:
         from turbofit.model.names import unrunnable
 
         form = f"turbofit {command if takes else 'plan'} {value or 'MODEL'}, without an option"
-        if refused := unrunnable(value):
+        if refused := unrunnable(value.replace(":", "-")):
             form = f"{form} ({refused.message}; {refused.hint})"
     elif found.to and not here:
         form = f"turbofit {_command_with(option, ctx)} {form}"

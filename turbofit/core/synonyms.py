@@ -109,10 +109,11 @@ def command_synonym(name: str) -> str | None:
     return _tables().commands.get(name.lower())
 
 
-def by_its_words(name: str) -> str:
+def by_its_words(name: str, command: str) -> str:
     """What to do instead of an option that nobody has, by a word of its name; empty for others."""
-    parts = _tables().parts
-    return next((parts[word] for word in re.split("[-_]+", name.lower()) if word in parts), "")
+    parts, words = _tables().parts, re.split("[-_]+", name.lower())
+    keys = (key for word in words for key in (f"{command} {word}", word) if key in parts)
+    return parts[key] if (key := next(keys, None)) else ""
 
 
 def about_extra_words(command: str) -> str:

@@ -79,7 +79,9 @@ _NO_PARTS: Final = re.compile(
 #: A size in languages whose decimal point is a comma: ``free=19,5GB``.
 _DECIMAL: Final = re.compile(r"(?<==)(\d+),(?=\d{1,2}\s*[KMGT]i?B)", re.IGNORECASE)
 #: What lspci prints of a card, and nvidia-smi: cards and slices of -L, a name with its memory.
-_LSPCI: Final = re.compile(r".*NVIDIA Corporation.*?\[([^]:]+)\].*", re.IGNORECASE)
+_PASTED: Final = re.compile(
+    r".*NVIDIA Corporation.*?\[([^]:]+)\].*|\|\s*\d+\s+(.+?)\s+(?:On|Off)\s*\|.*", re.IGNORECASE
+)
 _SMI_LINES: Final = re.compile(r"[\n;]|(?=\bGPU\s+\d+:)|(?=\bMIG\s+\S+\s+Device\b)")
 _SMI_GPU: Final = re.compile(r"GPU\s+\d+:\s*(.+?)\s*(?:\(UUID:[^)]*\)?)?")
 _SMI_MIG: Final = re.compile(r"(MIG\s+\S+)\s+Device\b.*")
@@ -121,7 +123,7 @@ def parse_spec(spec: str) -> Machine:
     Raises:
         UsageError: a name, key, size or pair that cannot be meant; the hint has the nearest one.
     """
-    spec = _LSPCI.sub(r"\1", plain(spec))
+    spec = _PASTED.sub(r"\1\2", plain(spec))
     if not spec:
         _refuse("it is empty", _EXAMPLE)
     texts, tail = _cards_and_options(spec)

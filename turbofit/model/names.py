@@ -46,6 +46,8 @@ _ADDRESS: Final = re.compile(
     r"(?:[/?#](?:.*?[?&](?:version|revision)=(?P<asked>[^&#]+))?.*)?",
     re.IGNORECASE,
 )
+#: Presets of a family that a hint names, the newest.
+_SHOWN: Final = 6
 #: Words that a model or a machine is named with, at most.
 _LONGEST: Final = 6
 _HUBS: Final = {"hf": "the Hugging Face hub", "modelscope": "ModelScope"}
@@ -98,7 +100,8 @@ def _read(text: str) -> Name:
     for kind, what in _data()["elsewhere"].items():
         if re.fullmatch(kind, scheme.lower() if scheme and "." not in host else host.lower()):
             near = near_by_name(path) or "; `turbofit models` lists what is planned"
-            raise UsageError(f"{host or scheme} is {what}", hint=f"name a hub id (ORG/NAME){near}")
+            address = f"{scheme}://{host}" if "." not in host else host
+            raise UsageError(f"{address} is {what}", hint=f"name a hub id (ORG/NAME){near}")
     if scheme:
         raise UsageError(
             f"{host or scheme} is no hub of models that is known",
@@ -184,7 +187,8 @@ def near_by_name(path: str) -> str:
         if preset := find_preset(word) or _parts(word)[0]:
             return f"; by its name it is the preset {preset}: turbofit plan {preset}"
         if sizes := family_sizes(word):
-            return f"; of that name are {', '.join(sizes)}"
+            listed = f" (`turbofit models {word}` lists all)" if sizes[_SHOWN:] else ""
+            return f"; of that name are {', '.join(sizes[-_SHOWN:])}{listed}"
     return ""
 
 
@@ -198,8 +202,8 @@ def named_in(text: str) -> tuple[list[str], list[str]]:
     while words:
         for end in range(min(len(words), _LONGEST), 0, -1):
             several = " ".join(words[:end])
-            if end == 1 and _is_model(several):
-                models.append(several)
+            if end == 1 and (model := _model_of(several)):
+                models.append(model)
             elif end > 1 and (known := find_preset(several)):
                 models.append(known)
             elif is_spec(several):
@@ -211,12 +215,16 @@ def named_in(text: str) -> tuple[list[str], list[str]]:
     return models, machines
 
 
-def _is_model(word: str) -> bool:
+def _model_of(word: str) -> str:
+    """The model that a word names, as it was typed; of one that nothing runs the 4 bits."""
     try:
         name = read_name(word).text
     except UsageError:
-        return False
-    return bool(find_preset(name) or HUB_ID.fullmatch(name))
+        name = word
+    if unrunnable(name.replace(":", "-")):
+        preset, _, _ = _parts(name)
+        return (four_bits(preset) or preset) if preset else ""
+    return word if find_preset(name) or HUB_ID.fullmatch(name) else ""
 
 
 def _here(preset: str | None) -> str:

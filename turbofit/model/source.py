@@ -287,7 +287,8 @@ def _unknown(name: str) -> UsageError:
 
 
 def _nearest_hint(name: str) -> str:
-    near, sizes = nearest_names(name), family_sizes(name)
+    near = nearest_names(name) if re.fullmatch(r"[\w./@:-]+", name) else []
+    sizes = family_sizes(name)
     if sizes:
         listed = f"`turbofit models {name}` lists its sizes"
         return f"{listed}, turbofit which --on SPEC what fits: {', '.join(sizes[-6:])}"

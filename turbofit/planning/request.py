@@ -32,12 +32,13 @@ _SIDES: Final = re.compile(r"([\d,]{1,11})\s*[x×*]\s*([\d,]{1,11})|(\d{3,5})", 
 _PRODUCT: Final = re.compile(r"\d{1,7}(?: ?[x×*] ?\d{1,7}){1,2}", re.IGNORECASE)
 _MEGAPIXELS: Final = re.compile(r"(\d{1,4}(?:\.\d{1,3})?) ?(?:m|mp|megapixels?)", re.IGNORECASE)
 #: Two numbers for a range, and words for as much as there is.
-_SPAN: Final = re.compile(r"\d+\s*(?:-|\u2013|~|to|\.\.)\s*(\d+)[kKmM]?")
+_SPAN: Final = re.compile(r"\d+[kKmM]?\s*(?:-|\u2013|~|to|\.\.)\s*(\d+[kKmM]?)")
 _NO_NUMBERS: Final = frozenset({
     "all", "auto", "default", "inf", "infinite", "infinity", "max", "maximum", "none", "unlimited",
 })  # fmt: skip
 #: Names of picture sizes that mean several, and those that mean one.
 _OF_SEVERAL_SIZES: Final = {
+    "a4": "1240x1754 for 150 dpi or 2480x3508 for 300 dpi",
     "2k": "2560x1440 or 2048x1080", "480p": "640x480 or 854x480", "5k": "5120x2880 or 5120x2160",
 }  # fmt: skip
 _NAMED_SIZES: Final = {
@@ -88,7 +89,7 @@ def _whole(text: str, name: str) -> str | int:
     """``1,000`` and ``1k`` are 1000; of others the type decides. But 4.0 is no number of GPUs."""
     if text.strip().lower() in _NO_NUMBERS:
         raise UsageError(
-            f"{name} {text!r} is no number", hint=f"leave {name} out: turbofit chooses it"
+            f"{name} {text!r} is no number", hint=f"give a number, or leave {name} out"
         )
     if span := _SPAN.fullmatch(text.strip()):
         raise UsageError(
