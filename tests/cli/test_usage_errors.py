@@ -43,8 +43,6 @@ def refused(capsys: Out, *words: str) -> tuple[str, str]:
         ("--hf-token hf_x", " ***", "set HF_TOKEN to it"),
         ("--env HF_TOKEN=hf_x", " ***", "NAME=VALUE turbofit"),
         ("--api-keys sk-x", " ***", "--api-key ***"),
-        ("\u2014json", "", "a typographic dash: write --json"),
-        ("-\u2013md", "", "a typographic dash: write --md"),
     ],
 )
 def test_options_of_others_at_plan(words: str, value: str, hint: str, capsys: Out) -> None:

@@ -32,7 +32,6 @@ def test_every_option_that_the_table_names_is_one() -> None:
         assert not option.only or (option.to and synonym(name) is None), name
         assert set(option.at) <= set(COMMANDS), name
     assert not tables.commands.keys() & COMMANDS.keys()
-    assert tables.extra_words.keys() <= COMMANDS.keys()
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ from turbofit.cli.usage_errors import (
     foreign_option,
     meant_line,
     mended,
-    typographic,
     unknown_options,
     usage_error,
     variable,
@@ -203,8 +202,7 @@ class CliCommand(click.Command):
         filling, waiting = "", ""
         for at, word in enumerate(arguments):
             name = word.partition("=")[0]
-            dashed = word.startswith("-") or typographic(word)
-            if not waiting and dashed and name not in known:
+            if not waiting and word.startswith("-") and name not in known:
                 try:
                     word = foreign_option(word, "".join(arguments[at + 1 : at + 2]), ctx)  # noqa: PLW2901
                 except UsageError as exc:

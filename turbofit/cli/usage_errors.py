@@ -30,14 +30,8 @@ _LISTED: Final = 12
 WORDS: Final = "turbofit.words"
 #: Quotes of other shells and of typography, which a shell here leaves in a word.
 _QUOTES: Final = ("'", "\u2018", "\u2019", "\u201c", "\u201d", "\u201e")
-#: What editors and web pages make of two dashes.
-_DASHES: Final = "-\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
-_TYPOGRAPHIC: Final = rf"(?s)(?!--?\w)[{_DASHES}]{{1,2}}[a-z][\w-]*(?:=.*)?"
-
-
-def typographic(word: str) -> bool:
-    """Whether it is an option that begins with a typographic dash."""
-    return word[:1] in _DASHES and re.fullmatch(_TYPOGRAPHIC, word) is not None
+#: Two dashes, as editors and web pages make them, or behind the space that a \\ leaves.
+_DASHES: Final = r"(?s)^\s*(?:--|-?[\u2010-\u2015\u2212]-?)(?=[a-z][\w-]*(?:=.*)?\s*$)"
 
 
 def usage_error(exc: click.UsageError, ctx: click.Context) -> UsageError:
@@ -65,17 +59,14 @@ def usage_error(exc: click.UsageError, ctx: click.Context) -> UsageError:
 
 def _about_extra_words(extra: str, ctx: click.Context) -> str:
     """What to do instead of giving a command more words than it takes; empty where nobody knows."""
-    from turbofit.core.synonyms import about_extra_words
+    from turbofit.core.synonyms import by_its_words
     from turbofit.model.names import named_in
 
     if getattr(ctx.command, "takes_rest", False):
         return f"a command stands behind --: -- {extra}"
-    if told := about_extra_words(ctx.info_name or ""):
+    if told := by_its_words("words", ctx.info_name or ""):
         models, machines = named_in(" ".join(ctx.meta[WORDS]))
-        return told.format(
-            model=shlex.join(models[:1] or ["MODEL"]), models=shlex.join(models or ["MODEL"]),
-            machine=shlex.join(machines[:1] or ["SPEC"]), machines=shlex.join(machines or ["CARD"]),
-        )  # fmt: skip
+        return told.format(models=shlex.join(models or "AB"), machines=shlex.join(machines or "CD"))
     line = meant_line(ctx.meta[WORDS], ctx.command, ctx.info_name) if _takes_model(ctx) else ""
     return f"as {line}" if line else unknown_word(extra)
 
@@ -91,9 +82,6 @@ def _unknown_option(name: str, ctx: click.Context) -> UsageError:
     from turbofit.launch.serve.passthrough import option_classes
 
     what = f"unknown option {name}"
-    if typographic(name):
-        hint = f"it begins with a typographic dash: write --{name.lstrip(_DASHES)}"
-        return UsageError(what, hint=hint)
     commands = [command for command, option in options_by_command(ctx) if name in option.opts]
     known = [option for one in ctx.command.params for option in one.opts if option[:2] == "--"]
     begin = [option for option in known if option.startswith(f"-{name}")]
@@ -130,22 +118,19 @@ def unknown_options(errors: list[UsageError], words: list[str], ctx: click.Conte
         ctx: the command's.
     """
     error = _all_options(errors)
-    if any(argument.name == "url" for argument in _arguments(ctx)) and words:
-        known = unknown_word(words[0])
-        error.hint += f"; {words[0]}: {known}" if known else ""
-    if _takes_model(ctx) and words and not words[0].startswith("-"):
-        from turbofit.core.synonyms import command_synonym
-        from turbofit.machine.spec import is_spec
-        from turbofit.model.families.support import named_refusal
-        from turbofit.model.names import unrunnable
+    typed = zip(["", *words], words, strict=False)
+    model = next((word for before, word in typed if "-" not in (before[:1], word[:1])), "")
+    if not model or not _takes_model(ctx):
+        return error
+    from turbofit.model.families.support import named_refusal
+    from turbofit.model.names import unrunnable
 
-        refused = named_refusal(words[0]) or unrunnable(words[0])
-        if refused and refused.hint not in error.hint:
-            error.message += f"; {refused.message}"
-            error.hint += f"; {refused.hint}"
-        elif command_synonym(words[0]) or any(map(is_spec, words[1:2])):
-            line = meant_line(ctx.meta[WORDS], ctx.command, ctx.info_name)
-            error.hint += f"; in all: {line}" if line else ""
+    if refused := named_refusal(model) or unrunnable(model):
+        error.message += f"; {refused.message}"
+        error.hint += f"; {refused.hint}"
+    elif words[1:2] and words[1][:1] != "-":
+        line = meant_line(ctx.meta[WORDS], ctx.command, ctx.info_name)
+        error.hint += f"; in all: {line}" if line else ""
     return error
 
 
@@ -194,11 +179,7 @@ def foreign_option(word: str, behind: str, ctx: click.Context) -> str:
         value = "***"
     form = "--{option} {value}"
     if found.to == "MODEL" and not here:
-        from turbofit.model.names import unrunnable
-
         form = f"turbofit {command if takes else 'plan'} {value or 'MODEL'}, without an option"
-        if refused := unrunnable(value.replace(":", "-")):
-            form = f"{form} ({refused.message}; {refused.hint})"
     elif found.to and not here:
         form = f"turbofit {_command_with(option, ctx)} {form}"
     what = f"unknown option {name}{f' {value}' if value else ''}"
@@ -212,7 +193,7 @@ def _left_to_click(word: str, ctx: click.Context) -> str:
         UsageError: it can only be one option, which the command does not have.
     """
     name = word.partition("=")[0]
-    if typographic(name) or (len(name) > 2 and name.startswith("--")):
+    if len(name) > 2 and name.startswith("--"):
         raise _unknown_option(name, ctx)
     return word
 
@@ -245,25 +226,22 @@ def mended(words: Sequence[str]) -> list[str]:
     A machine of several words is one, and so is what several ``--on`` name.
     """
     mended_words: list[str] = []
-    left = [word.strip() if word.lstrip()[:2] == "--" else word for word in words]
-    if "#" in left:
-        left = left[: left.index("#")]
-    left = [word for word in left if word not in ("^", "\\", "`")]
+    left = [re.sub(_DASHES, "--", word) for word in words if word not in ("^", "\\", "`")]
+    left = left[: left.index("#")] if "#" in left else left
     while left:
         word = left.pop(0)
-        if word[:1] in _QUOTES and word[1:] and word[-1] not in _QUOTES:
-            ends = (at for at, other in enumerate(left, 1) if other[-1:] in _QUOTES)
-            end = next(ends, 0)
+        if word[:1] in _QUOTES and word[-1:] not in _QUOTES:
+            end = next((at for at, other in enumerate(left, 1) if other[-1:] in _QUOTES), 0)
             word, left = " ".join([word, *left[:end]]), left[end:]
+        if word[:1] in _QUOTES and word[-1:] in _QUOTES:
+            word = word[1:-1] or word
         if mended_words[-1:] == ["--on"]:
             word, left = _one_machine(word, left)
-            if "--on" in mended_words[:-1]:
-                at = mended_words.index("--on") + 1
-                word = f"{mended_words[at]}+{word}"
-                del mended_words[-1], mended_words[at - 1 : at + 1]
-                mended_words.append("--on")
-        stands_in = word[:1] in _QUOTES and word[-1:] in _QUOTES
-        mended_words.append(word[1:-1] if stands_in and len(word) > 2 else word)
+            before = mended_words.index("--on")
+            if before < len(mended_words) - 1:
+                word = f"{mended_words[before + 1]}+{word}"
+                del mended_words[before : before + 2]
+        mended_words.append(word)
     return mended_words
 
 
@@ -290,15 +268,14 @@ def meant_line(words: Sequence[str], command: click.Command, command_name: str |
     from turbofit.model.names import named_in
 
     options = {name: one for one in command.params for name in one.opts if name[0] == "-"}
-    left = [part for word in words for part in (word.split() if " -" in word else [word])]
+    left = mended([part for word in words for part in (word.split() if " -" in word else [word])])
     texts: list[str] = []
     kept: list[str] = []
     while left:
         name, equals, value = left.pop(0).partition("=")
-        if not (name.startswith("-") or typographic(name)):
+        if not name.startswith("-"):
             texts.append(f"{name}{equals}{value}")
             continue
-        name = f"--{name.lstrip(_DASHES)}" if typographic(name) else name
         option, meaning = options.get(name), synonym(name, command_name or "")
         bare = getattr(option, "bare", meaning is None or meaning.flag)
         if left and not (equals or bare or left[0].startswith("-")):
@@ -329,19 +306,14 @@ def _command_with(option: str, ctx: click.Context) -> str:
 
 def unknown_word(word: str) -> str:
     """What to do with a word that stands where no such word can; empty for a word of nobody."""
-    from turbofit.machine.spec import is_spec
-    from turbofit.model.names import read_name
-    from turbofit.model.presets import HUB_ID, find_preset
+    from turbofit.model.names import named_in
 
-    try:
-        model = read_name(word).text
-    except UsageError:
-        model = ""
-    if find_preset(model) or HUB_ID.fullmatch(model):
+    models, machines = named_in(word)
+    if models:
         return f"it is a model: turbofit plan {word}, or turbofit serve {word}"
     if os.path.exists(word):
         return "it is a path: turbofit plan takes a checkpoint's, report a plan's, diagnose a log's"
-    if is_spec(word):
+    if machines:
         return f"it is a machine: turbofit plan MODEL --on {word}, or turbofit which --on {word}"
     return ""
 
@@ -409,6 +381,8 @@ def check_names(ctx: click.Context) -> None:
     Raises:
         UsageError: there is one; the hint has the nearest right name.
     """
+    from turbofit.core.synonyms import synonym
+
     group, here = ctx.find_root().command, f"{ctx.auto_envvar_prefix}_"
     if ctx.auto_envvar_prefix is None or not isinstance(group, click.Group):
         return
@@ -417,8 +391,8 @@ def check_names(ctx: click.Context) -> None:
     known = {variable(here[:-1], one) for one in ctx.command.params if _has_variable(one)}
     others = tuple(f"{PREFIX}{name.upper()}_" for name in group.list_commands(ctx))
     for name, text in os.environ.items():
-        if name.startswith("OLLAMA_") and ctx.info_name == "serve":
-            _say_of_ollama(name, text)
+        if name.startswith("OLLAMA_") and ctx.info_name == "serve" and (found := synonym(name)):
+            say(f"{name} is not read: {found.here(text, '--{option} {value}')}")
         elsewhere = name.startswith(others) and not name.startswith(here)
         if not name.startswith(PREFIX) or elsewhere or name in known or name in VARIABLES:
             continue
@@ -427,14 +401,6 @@ def check_names(ctx: click.Context) -> None:
                 f"{name} is neither a variable nor an option of turbofit",
                 hint=_hint(name, known, ctx),
             )
-
-
-def _say_of_ollama(name: str, text: str) -> None:
-    """That a variable of Ollama's is not read, and what is."""
-    from turbofit.core.synonyms import synonym
-
-    if found := synonym(name):
-        say(f"{name} is not read: {found.here(text, '--{option} {value}')}")
 
 
 def _has_variable(one: click.Parameter) -> bool:

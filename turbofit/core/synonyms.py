@@ -68,7 +68,6 @@ class _Tables(Struct):
     options: dict[str, Synonym]
     parts: dict[str, str]
     commands: dict[str, str]
-    extra_words: dict[str, str]
     letters: dict[str, str]
 
 
@@ -114,11 +113,6 @@ def by_its_words(name: str, command: str) -> str:
     parts, words = _tables().parts, re.split("[-_]+", name.lower())
     keys = (key for word in words for key in (f"{command} {word}", word) if key in parts)
     return parts[key] if (key := next(keys, None)) else ""
-
-
-def about_extra_words(command: str) -> str:
-    """What to do at a command instead of giving it further words; empty where nothing is known."""
-    return _tables().extra_words.get(command, "")
 
 
 def near(name: str, known: Iterable[str], count: int = 1) -> list[str]:

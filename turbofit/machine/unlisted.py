@@ -256,12 +256,6 @@ def _refitted(name: str) -> UsageError | None:
 
 def _unknown(name: str) -> UsageError:
     """The nearest names, of the same size where the name has one; never all of them."""
-    if re.search(r"@|\.[a-z]{2,}$|(\d+\.){3}\d", name):
-        return UsageError(
-            f"{name!r} is no card, and no snapshot's file that is here",
-            hint="turbofit machine --save machine.json on that machine describes it: bring the "
-            "file here and plan with --on machine.json",
-        )
     near = [f"{key} ({nominal_gigabytes(key)} GB)" for key in nearest_names(name)]
     guess = f"did you mean {' or '.join(near)}? " if near else ""
     return UsageError(

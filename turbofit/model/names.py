@@ -187,8 +187,7 @@ def near_by_name(path: str) -> str:
         if preset := find_preset(word) or _parts(word)[0]:
             return f"; by its name it is the preset {preset}: turbofit plan {preset}"
         if sizes := family_sizes(word):
-            listed = f" (`turbofit models {word}` lists all)" if sizes[_SHOWN:] else ""
-            return f"; of that name are {', '.join(sizes[-_SHOWN:])}{listed}"
+            return f"; `turbofit models {word}` lists {', '.join(sizes[-_SHOWN:])}"
     return ""
 
 
@@ -196,7 +195,7 @@ def named_in(text: str) -> tuple[list[str], list[str]]:
     """The models and the machines that a text names, in its order."""
     from turbofit.machine.spec import is_spec
 
-    words = re.findall(r"[A-Za-z0-9][\w.:+/-]*(?<![.:+/-])", plain(text), re.ASCII)
+    words = re.findall(r"[A-Za-z0-9][\w.:+/=-]*(?<![.:+/-])", plain(text), re.ASCII)
     models: list[str] = []
     machines: list[str] = []
     while words:
@@ -221,7 +220,7 @@ def _model_of(word: str) -> str:
         name = read_name(word).text
     except UsageError:
         name = word
-    if unrunnable(name.replace(":", "-")):
+    if unrunnable(name):
         preset, _, _ = _parts(name)
         return (four_bits(preset) or preset) if preset else ""
     return word if find_preset(name) or HUB_ID.fullmatch(name) else ""
@@ -267,7 +266,7 @@ def _parts(name: str) -> tuple[str | None, list[JsonObject], str]:
 
 def unrunnable(name: str) -> UsageError | None:
     """Why LMDeploy does not run what a name's end says; None where it says no such thing."""
-    preset, ends, _ = _parts(name)
+    preset, ends, _ = _parts(name.replace(":", "-"))
     why = next((end["why"] for end in ends if "why" in end), None)
     what = f"LMDeploy {REFERENCE} does not run {name.rpartition('/')[2]}: by its name it is {why}"
     return UsageError(what, hint=_here(preset)) if why else None

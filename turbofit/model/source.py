@@ -270,13 +270,10 @@ def _unknown(name: str) -> UsageError:
 
     if refused := named_refusal(name) or unrunnable(name):
         return refused
-    if " -" in name:
-        hint = "give the model and the options as words: turbofit predict MODEL --tp 4"
-        return UnknownModelError(f"{name[:80]!r} is a command line, and no model", hint=hint)
     if name.endswith(".json"):
         hint = "turbofit serve --plan FILE starts a plan, report and export read one"
         return UsageError(f"{name[:160]!r} is no model", hint=hint)
-    if _is_path(name) or "/" in name:
+    if _is_path(name) or ("/" in name and " " not in name):
         also = near_by_name(name)
         if cached := re.search(r"models--(.+?)--([^/]+)", name):  # a folder of the hub's cache
             also = f"; the hub calls it {cached[1]}/{cached[2]}"

@@ -128,14 +128,6 @@ def _context(text: str, name: str) -> str | int:
     return "max" if text.strip().lower() == "max" else _tokens(text, name)
 
 
-def _no_number(text: str, name: str) -> str:
-    """What a shell leaves of ``--on 2 x RTX 4090``, and a GPU's index, are no machine."""
-    if text.isdigit() and len(text) < 3:  # 4090 is a card
-        hint = "--on '2 x RTX 4090' needs its quotes; --gpus 0,1 names GPUs of the machine here"
-        raise UsageError(f"{name} {text} is no machine", hint=hint)
-    return text
-
-
 def _dtype(text: str, _name: str) -> str | None:
     return None if text == "auto" else _DTYPES.get(text.lower(), text)  # LMDeploy's "choose"
 
@@ -177,7 +169,7 @@ class PlanRequest(Validated):
     model: str | Model = Field(
         description="a folder, a hub id or its address, or a name that `turbofit models` lists"
     )
-    on: Annotated[str | Machine | None, parsed(_no_number), Metavar("SPEC")] = Field(
+    on: Annotated[str | Machine | None, Metavar("SPEC")] = Field(
         default=None,
         description="the machine: 4xrtx3090, rtx3090+rtx4090, 1xl4:free=19GiB, 2x24GB, "
         "a100-80g:mig=3g.40gb, what nvidia-smi -L prints, or a snapshot's path (default: this one, "

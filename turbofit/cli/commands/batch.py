@@ -62,11 +62,8 @@ def batch(
     from turbofit.planning.request import PlanRequest
 
     if (kind := Path(output).suffix.lower()) in _TABLES:
-        raise UsageError(
-            f"{output}: answers are written as JSONL, and not as {kind}",
-            hint=f"name {Path(output).with_suffix('.jsonl')}: a line an item, which spreadsheets "
-            "and pandas.read_json(..., lines=True) read",
-        )
+        hint = f"name {Path(output).with_suffix('.jsonl')}: a line of JSON an item"
+        raise UsageError(f"{output}: answers are written as JSONL, not as {kind}", hint=hint)
     spec = filled(BatchSpec, given)
     request = filled(PlanRequest, {**given, "model": model or ""})
     target = target_of(url, api_key, request)

@@ -42,10 +42,8 @@ def _chunks(path: str) -> Iterator[bytes]:
     from turbofit.diagnose.rows import chunks_of
 
     if path.lower().endswith(_NO_TEXT):
-        raise UsageError(
-            f"{path} is a picture, and diagnose reads text",
-            hint="paste the message in quotes, or name the log: turbofit diagnose serve.log",
-        )
+        hint = "paste the message in quotes, or name the log: turbofit diagnose serve.log"
+        raise UsageError(f"{path} is a picture, and diagnose reads text", hint=hint)
     try:
         if path == "-":
             yield from chunks_of(sys.stdin.buffer)

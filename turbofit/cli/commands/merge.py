@@ -62,12 +62,9 @@ def merge(
         )
     base, *adapter, out = folders
     if adapter and find_preset(adapter[0]):
-        order = f"turbofit merge {adapter[0]} {base} {out}"
-        raise UsageError(
-            f"{adapter[0]} is a model, and no LoRA",
-            hint="a LoRA is merged into its base, and no model into another"
-            + ("" if find_preset(base) else f"; the base stands first: {order}"),
-        )
+        order = f"turbofit merge {adapter[0]} {'LORA' if find_preset(base) else base} {out}"
+        hint = f"a LoRA is merged into its base, which stands first: {order}"
+        raise UsageError(f"{adapter[0]} is a model, and no LoRA", hint=hint)
     with ended_like_ctrl_c(), under_way("reading the checkpoint"):
         merged = merge_checkpoint(
             base, next(iter(adapter), None), out,

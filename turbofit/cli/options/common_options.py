@@ -340,29 +340,12 @@ class ModelArgument(Argument):
         if not opts.get(self.name or ""):  # no word is an empty tuple where there may be several
             opts = {name: one for name, one in opts.items() if name != self.name}
         value, source = super().consume_value(ctx, opts)
-        if isinstance(value, (tuple, list)) and len(value) > 1:
-            _refuse_machine(value, ctx)
         named = source is not ParameterSource.DEFAULT or ctx.params.get("plan") is not None
         if named or ctx.resilient_parsing or _META in ctx.meta or not Path(PROFILE).is_file():
             return value, source
         say(f"reading {PROFILE}")
         _use(ctx, Path(PROFILE))
         return super().consume_value(ctx, opts)
-
-
-def _refuse_machine(names: Sequence[str], ctx: click.Context) -> None:
-    """Stop where one of several models is a machine.
-
-    Raises:
-        UsageError: it is; the hint has the line that is meant.
-    """
-    from turbofit.cli.usage_errors import meant_line
-    from turbofit.machine.spec import is_spec
-
-    if machine := next(filter(is_spec, names), None):
-        line = meant_line(ctx.meta[WORDS], ctx.command, ctx.info_name)
-        hint = f"as {line}" if line else f"it is a machine: --on {machine}"
-        raise UsageError(f"{machine!r} is a machine, and no model", hint=hint)
 
 
 def profile_of(ctx: click.Context) -> Profile | None:
