@@ -110,13 +110,7 @@ def _command_options(ctx: click.Context) -> list[str]:
 
 
 def unknown_options(errors: list[UsageError], words: list[str], ctx: click.Context) -> UsageError:
-    """One error of all options that a command does not have, and of a model that nothing runs.
-
-    Args:
-        errors: of each option.
-        words: what else was typed.
-        ctx: the command's.
-    """
+    """One error of all options that a command does not have, and of what else is wrong in words."""
     error = _all_options(errors)
     typed = zip(["", *words], words, strict=False)
     model = next((word for before, word in typed if "-" not in (before[:1], word[:1])), "")

@@ -33,9 +33,7 @@ _PRODUCT: Final = re.compile(r"\d{1,7}(?: ?[x×*] ?\d{1,7}){1,2}", re.IGNORECASE
 _MEGAPIXELS: Final = re.compile(r"(\d{1,4}(?:\.\d{1,3})?) ?(?:m|mp|megapixels?)", re.IGNORECASE)
 #: Two numbers for a range, and words for as much as there is.
 _SPAN: Final = re.compile(r"\d+[kKmM]?\s*(?:-|\u2013|~|to|\.\.)\s*(\d+[kKmM]?)")
-_NO_NUMBERS: Final = frozenset({
-    "all", "auto", "default", "inf", "infinite", "infinity", "max", "maximum", "none", "unlimited",
-})  # fmt: skip
+_NO_NUMBER: Final = re.compile(r"all|auto|default|inf\w*|max\w*|none|unlimited", re.IGNORECASE)
 #: Names of picture sizes that mean several, and those that mean one.
 _OF_SEVERAL_SIZES: Final = {
     "a4": "1240x1754 for 150 dpi or 2480x3508 for 300 dpi",
@@ -87,14 +85,12 @@ def _size(text: str, name: str) -> tuple[int, int]:
 
 def _whole(text: str, name: str) -> str | int:
     """``1,000`` and ``1k`` are 1000; of others the type decides. But 4.0 is no number of GPUs."""
-    if text.strip().lower() in _NO_NUMBERS:
-        raise UsageError(
-            f"{name} {text!r} is no number", hint=f"give a number, or leave {name} out"
-        )
+    if _NO_NUMBER.fullmatch(text.strip()):
+        hint = f"give a number, or leave {name} out"
+        raise UsageError(f"{name} {text!r} is no number", hint=hint)
     if span := _SPAN.fullmatch(text.strip()):
-        raise UsageError(
-            f"{name} {text!r} is a range", hint=f"plan for its upper end: {name} {span[1]}"
-        )
+        hint = f"plan for its upper end: {name} {span[1]}"
+        raise UsageError(f"{name} {text!r} is a range", hint=hint)
     plain = re.sub(r"^(\d+)[kK]$", r"\g<1>000", plain_number(text.strip()))
     whole, point, rest = plain.partition(".")
     if point and whole.isdigit() and rest.isdigit() and (not rest.strip("0") or len(rest) == 3):
