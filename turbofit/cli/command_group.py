@@ -98,7 +98,7 @@ def unknown_command(words: list[str]) -> UsageError:
 
     name = words[0]
     here = "" if name.startswith("-") else command_synonym(name) or ""
-    of_here = re.match(r"turbofit (\w+) MODEL", here)
+    of_here = re.search(r"turbofit (\w+) MODEL", here)
     known = next((word for word in words if word in COMMANDS), "")
     command = known or (of_here[1] if of_here else "serve" if name.startswith("-") else "plan")
     line, found = "", TURBOFIT.get_command(click.Context(TURBOFIT), command)

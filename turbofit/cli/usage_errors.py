@@ -308,7 +308,8 @@ def unknown_word(word: str) -> str:
     if os.path.exists(word):
         return "it is a path: turbofit plan takes a checkpoint's, report a plan's, diagnose a log's"
     if machines:
-        return f"it is a machine: turbofit plan MODEL --on {word}, or turbofit which --on {word}"
+        on = shlex.quote(machines[0])
+        return f"it is a machine: turbofit plan MODEL --on {on}, or turbofit which --on {on}"
     return ""
 
 

@@ -247,10 +247,11 @@ def _card(name: str, count: int, given: dict[str, str]) -> _Card:
     key = find_preset(profile["card"] if profile else name)
     if key and profile and assumed_note(profile["card"], 1):
         key = cut_card(key, f"{profile['slices']}g.{profile['gb']}gb")
-    if key is None and profile is None and not unsupported_card(name):
+    bare = printed["name"] if printed else name
+    if key is None and profile is None and not unsupported_card(bare):
         return _any_card(name, given)
     if key is None:
-        raise no_preset(name)
+        raise no_preset(bare)
     if "sm" in given:
         _refuse(f"sm={given['sm']} of {name}, whose preset has it", "leave sm out")
     if profile is not None:

@@ -272,6 +272,7 @@ def _unknown(name: str) -> UsageError:
         return refused
     if name.endswith(".json"):
         hint = "turbofit serve --plan FILE starts a plan, report and export read one"
+        hint += near_by_name(name)
         return UsageError(f"{name[:160]!r} is no model", hint=hint)
     if _is_path(name) or ("/" in name and " " not in name):
         also = near_by_name(name)
