@@ -116,13 +116,15 @@ def unknown_options(errors: list[UsageError], words: list[str], ctx: click.Conte
     model = next((word for before, word in typed if "-" not in (before[:1], word[:1])), "")
     if not model or not _takes_model(ctx):
         return error
+    from turbofit.core.synonyms import command_synonym
+    from turbofit.machine.spec import is_spec
     from turbofit.model.families.support import named_refusal
     from turbofit.model.names import unrunnable
 
     if refused := named_refusal(model) or unrunnable(model):
         error.message += f"; {refused.message}"
         error.hint += f"; {refused.hint}"
-    elif words[1:2] and words[1][:1] != "-":
+    elif command_synonym(model) or any(map(is_spec, words[1:2])):
         line = meant_line(ctx.meta[WORDS], ctx.command, ctx.info_name)
         error.hint += f"; in all: {line}" if line else ""
     return error
@@ -171,12 +173,15 @@ def foreign_option(word: str, behind: str, ctx: click.Context) -> str:
         return f"{option}{equals}{value if equals else ''}"
     if not value.isdigit() and re.search(_SECRET, f"{name} {value}"):
         value = "***"
+    what = f"unknown option {name}{f' {value}' if value else ''}"
     form = "--{option} {value}"
     if found.to == "MODEL" and not here:
+        from turbofit.model.names import named_in
+
+        value = next(iter(named_in(value)[0]), value)
         form = f"turbofit {command if takes else 'plan'} {value or 'MODEL'}, without an option"
     elif found.to and not here:
         form = f"turbofit {_command_with(option, ctx)} {form}"
-    what = f"unknown option {name}{f' {value}' if value else ''}"
     raise UsageError(what, hint=found.here(value, form))
 
 

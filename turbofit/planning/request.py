@@ -79,7 +79,8 @@ def _size(text: str, name: str) -> tuple[int, int]:
     if not found or not all(map(str.isdigit, found)):
         numbers = re.findall(r"\d+", text)
         hint = _OF_SEVERAL_SIZES.get(word, "x".join(numbers) if len(numbers) == 2 else "1920x1080")
-        raise UsageError(f"{name} {text!r} is not WIDTHxHEIGHT", hint=f"write it as {hint}")
+        hint = f"write it as {hint} in pixels"
+        raise UsageError(f"{name} {text!r} is not WIDTHxHEIGHT", hint=hint)
     return int(found[0]), int(found[-1])
 
 
