@@ -112,7 +112,7 @@ def unknown_command(words: list[str]) -> UsageError:
     elif line:
         hint = f"as {line}"
     else:
-        hint = guess(name, COMMANDS, 3).rstrip() or unknown_word(name)
+        hint = guess(name, COMMANDS, 3).rstrip() or unknown_word(" ".join(words))
     hint = hint or f"write turbofit {known or 'COMMAND'} OPTIONS; turbofit help lists the commands"
     what = " before the command" if name.startswith("-") else ""
     return UsageError(f"unknown {'option' if what else 'command'} {name!r}{what}", hint=hint)
