@@ -21,8 +21,9 @@ from typing import (
 import click
 from click.core import ParameterSource
 
-from turbofit.cli.command import PATH, WORDS, Argument, Option, option_name
+from turbofit.cli.command import PATH, Argument, Option, option_name
 from turbofit.cli.terminal.output import say
+from turbofit.cli.usage_errors import WORDS
 from turbofit.core.errors import UsageError
 from turbofit.core.process.ports import DEFAULT_PORT, LAST_PORT
 from turbofit.core.validation import Metavar
