@@ -250,9 +250,8 @@ class CliCommand(click.Command):
                 return super().invoke(ctx)
         except UsageError as exc:
             if isinstance(exc, UnknownModelError) and "did you mean" not in exc.hint:
-                line = meant_line(ctx.meta[WORDS], self, ctx.info_name)
                 here = exc.hint.replace("--on SPEC", f"--on {ctx.params.get('on') or 'SPEC'}")
-                exc.hint = f"as {line}" if line else here
+                exc.hint = f"as {line}" if (line := meant_line(ctx)) else here
             with_source(exc, ctx)
             raise
         except NoGpuError as exc:

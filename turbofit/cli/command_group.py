@@ -93,7 +93,7 @@ TURBOFIT: Final = Turbofit()
 
 def unknown_command(words: list[str]) -> UsageError:
     """The error for a first word that is no command: what all of them may be, or the nearest."""
-    from turbofit.cli.usage_errors import meant_line, unknown_word
+    from turbofit.cli.usage_errors import WORDS, meant_line, unknown_word
     from turbofit.core.synonyms import command_synonym, guess
 
     name = words[0]
@@ -101,11 +101,14 @@ def unknown_command(words: list[str]) -> UsageError:
     of_here = re.search(r"turbofit (\w+) MODEL", here)
     known = next((word for word in words if word in COMMANDS), "")
     command = known or (of_here[1] if of_here else "serve" if name.startswith("-") else "plan")
-    line, found = "", TURBOFIT.get_command(click.Context(TURBOFIT), command)
-    if found is not None and (words[1:] or " " in name or not name.isascii()):
+    line = ""
+    if words[1:] or " " in name or not name.isascii():
         variables = [word for word in words if re.fullmatch(r"[A-Z][A-Z\d_]*=\S*", word)]
-        others = [word for word in words if word not in (command, *variables)]
-        line = " ".join([*variables, line]) if (line := meant_line(others, found, command)) else ""
+        found = TURBOFIT.get_command(click.Context(TURBOFIT), command)
+        assert found is not None
+        meant = click.Context(found, info_name=command)
+        meant.meta[WORDS] = [word for word in words if word not in (command, *variables)]
+        line = " ".join([*variables, line]) if (line := meant_line(meant)) else ""
     if here:
         hint = here.replace(of_here[0], line) if of_here and line else here
         hint = f"as {line}" if line and known else hint

@@ -67,7 +67,7 @@ def _about_extra_words(extra: str, ctx: click.Context) -> str:
     if told := by_its_words("words", ctx.info_name or ""):
         models, machines = named_in(" ".join(ctx.meta[WORDS]))
         return told.format(models=shlex.join(models or "AB"), machines=shlex.join(machines or "CD"))
-    line = meant_line(ctx.meta[WORDS], ctx.command, ctx.info_name) if _takes_model(ctx) else ""
+    line = meant_line(ctx) if _takes_model(ctx) else ""
     return f"as {line}" if line else unknown_word(extra)
 
 
@@ -125,22 +125,19 @@ def unknown_options(errors: list[UsageError], words: list[str], ctx: click.Conte
         error.message += f"; {refused.message}"
         error.hint += f"; {refused.hint}"
     elif command_synonym(model) or any(map(is_spec, words[1:2])):
-        line = meant_line(ctx.meta[WORDS], ctx.command, ctx.info_name)
+        line = meant_line(ctx)
         error.hint += f"; in all: {line}" if line else ""
     return error
 
 
 def _all_options(errors: list[UsageError]) -> UsageError:
-    if len(errors) == 1:
-        return errors[0]
     hints: dict[str, list[str]] = {}
     options = [error.message.removeprefix("unknown option ") for error in errors]
     for option, error in zip(options, errors, strict=True):
         hints.setdefault(error.hint, []).append(option.partition(" ")[0])
     said = [f"{', '.join(names)}: {hint}" for hint, names in hints.items()]
-    return UsageError(
-        f"unknown options {', '.join(options)}", hint="; ".join(said if len(hints) > 1 else hints)
-    )
+    what = f"unknown option{'s' * (len(errors) > 1)} {', '.join(options)}"
+    return UsageError(what, hint="; ".join(said if len(hints) > 1 else hints))
 
 
 def foreign_option(word: str, behind: str, ctx: click.Context) -> str:
@@ -156,16 +153,18 @@ def foreign_option(word: str, behind: str, ctx: click.Context) -> str:
     found = None if name[1:2].isdigit() else synonym(name, command)
     if found is None or (found.to != "MODEL" and command not in found.at):
         _refuse_argument(name, ctx)
-    if found is None or name == f"--{found.to}":
-        return _left_to_click(word, ctx)
-    option = f"--{found.to.lower()}"
+    to = found.to if found else ""
+    option = f"--{to.lower()}"
     options = {opt for one in ctx.command.params for opt in one.opts}
     here = option in options
-    takes = found.to == "MODEL" and _takes_model(ctx)
+    takes = to == "MODEL" and _takes_model(ctx)
     # A letter of an engine means nothing where no engine is planned.
-    only_here = found.only or (len(name) == 2 and "--tp" not in options)
-    if only_here and not (here or takes or command in found.at):
-        return _left_to_click(word, ctx)
+    only_here = found is not None and (found.only or (len(name) == 2 and "--tp" not in options))
+    nowhere = only_here and not (here or takes or (found and command in found.at))
+    if found is None or name == f"--{to}" or nowhere:
+        if len(name) > 2 and name.startswith("--"):
+            raise _unknown_option(name, ctx)
+        return word  # several letters, as -vq, or a negative number
     if not equals:
         value = "" if behind.startswith("-") or found.flag else behind
     if found.take and here and (not found.values or found.value_here(value)):
@@ -175,26 +174,14 @@ def foreign_option(word: str, behind: str, ctx: click.Context) -> str:
         value = "***"
     what = f"unknown option {name}{f' {value}' if value else ''}"
     form = "--{option} {value}"
-    if found.to == "MODEL" and not here:
+    if to == "MODEL" and not here:
         from turbofit.model.names import named_in
 
         value = next(iter(named_in(value)[0]), value)
         form = f"turbofit {command if takes else 'plan'} {value or 'MODEL'}, without an option"
-    elif found.to and not here:
+    elif to and not here:
         form = f"turbofit {_command_with(option, ctx)} {form}"
     raise UsageError(what, hint=found.here(value, form))
-
-
-def _left_to_click(word: str, ctx: click.Context) -> str:
-    """The word, where it may be several letters, as -vq, or a negative number.
-
-    Raises:
-        UsageError: it can only be one option, which the command does not have.
-    """
-    name = word.partition("=")[0]
-    if len(name) > 2 and name.startswith("--"):
-        raise _unknown_option(name, ctx)
-    return word
 
 
 def _arguments(ctx: click.Context) -> list[click.Argument]:
@@ -257,16 +244,13 @@ def _one_machine(first: str, left: list[str]) -> tuple[str, list[str]]:
     return first, left
 
 
-def meant_line(words: Sequence[str], command: click.Command, command_name: str | None) -> str:
-    """The command line that words mean whose order, or whose program, is another.
-
-    Returns:
-        Empty where they name no model.
-    """
+def meant_line(ctx: click.Context) -> str:
+    """The line that a command's words mean in another order; empty where they name no model."""
     from turbofit.core.synonyms import synonym
     from turbofit.model.names import named_in
 
-    options = {name: one for one in command.params for name in one.opts if name[0] == "-"}
+    options = {name: one for one in ctx.command.params for name in one.opts if name[0] == "-"}
+    words = ctx.meta[WORDS]
     left = mended([part for word in words for part in (word.split() if " -" in word else [word])])
     texts: list[str] = []
     kept: list[str] = []
@@ -275,7 +259,7 @@ def meant_line(words: Sequence[str], command: click.Command, command_name: str |
         if not name.startswith("-"):
             texts.append(f"{name}{equals}{value}")
             continue
-        option, meaning = options.get(name), synonym(name, command_name or "")
+        option, meaning = options.get(name), synonym(name, ctx.info_name or "")
         bare = getattr(option, "bare", meaning is None or meaning.flag)
         if left and not (equals or bare or left[0].startswith("-")):
             value = left.pop(0)
@@ -291,7 +275,7 @@ def meant_line(words: Sequence[str], command: click.Command, command_name: str |
     if not models:
         return ""
     on = ["--on", "+".join(machines)] if machines and "--on" in options else []
-    return shlex.join(["turbofit", command_name or "", *models, *on, *filter(None, kept)])
+    return shlex.join(["turbofit", ctx.info_name or "", *models, *on, *filter(None, kept)])
 
 
 def _command_with(option: str, ctx: click.Context) -> str:
