@@ -107,7 +107,7 @@ def _ledger(ended: EndedRun) -> Ledger:
 
 
 def _family(match: re.Match[str]) -> str:
-    """A kernel's mangled name in the words of `turbofit doctor --kernels`."""
+    """A kernel's mangled name in the words of the census."""
     name = demangle(match[1])
     return f"no code for a kernel of the family {family(name) or name.partition('<')[0]!r}"
 

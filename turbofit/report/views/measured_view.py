@@ -467,18 +467,6 @@ def _phases(process: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
                 yield str(process["pid"]), str(gpu["gpu"]), phase, mib(size)
 
 
-def watch_view(
-    cards: Iterable[tuple[str, int, int, Sequence[tuple[int, int, str]]]],
-) -> Iterator[Block]:
-    """The table of `--watch`: for each card name, total, free, and (pid, size, command); bytes."""
-    rows: list[tuple[str, ...]] = []
-    for index, (name, total, free, holders) in enumerate(cards):
-        rows.append((str(index), name, mib(total - free), mib(free), ""))
-        rows += [("", "", mib(size), "", f"{pid} {holder}") for pid, size, holder in holders]
-    yield Heading("PRETEND GPUs (MiB)")
-    yield _table(("GPU", "name", "used", "free", "process"), rows)
-
-
 def _table(titles: Sequence[str], rows: Iterable[tuple[str, ...]]) -> Table:
-    numbers = [title for title in titles if title not in ("name", "phase", "process")]
-    return table(titles, rows, right=numbers, wrap=("process", "phase"))
+    numbers = [title for title in titles if title not in ("name", "phase")]
+    return table(titles, rows, right=numbers, wrap=("phase",))
