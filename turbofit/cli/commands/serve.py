@@ -88,7 +88,7 @@ def serve(
     from turbofit.launch.serve.runs import DETACHED, end_without_lease
 
     if DETACHED in os.environ:
-        detach, form = False, form._replace(as_json=False)
+        detach = False
     options = filled(ServeOptions, given)
     public = filled(GatewayOptions, given)
     models = filled(ModelsOptions, given)
