@@ -291,7 +291,7 @@ _BEFORE_PROFILES: Final = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONM
 def sections() -> dict[str, ProfileSection]:
     """What may stand in a profile, by its heading: the fields that the command line is made of."""
     from turbofit.cli.options.gateway_options import GatewayOptions
-    from turbofit.cli.options.launch_options import ModelsOptions, ServeOptions, SharesOptions
+    from turbofit.cli.options.launch_options import ModelsOptions, ServeOptions
     from turbofit.cli.options.profile import ProfileSection
     from turbofit.planning.request import ENGINE_OPTIONS, GROUPS, PlanRequest
 
@@ -307,7 +307,6 @@ def sections() -> dict[str, ProfileSection]:
         "settings": ProfileSection(PlanRequest, ENGINE_OPTIONS, of_model=True),
         "serve": ProfileSection(ServeOptions, serve),
         "sleep": ProfileSection(ModelsOptions, tuple(ModelsOptions.model_fields)),
-        "several": ProfileSection(SharesOptions, tuple(SharesOptions.model_fields)),
         "gateway": ProfileSection(GatewayOptions, gateway, secret=frozenset({"api_key"})),
     }
     for heading, section in found.items():
