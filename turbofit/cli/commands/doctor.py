@@ -37,7 +37,6 @@ _TITLES: Final[dict[State, str]] = {
     spec_option(),
     Option("--model", shell_complete=complete_model),
     Option("--port", type=PORT),
-    Option("--speculative", is_flag=True),
     FULL,
     *FORMS,
     only_linux=True,
@@ -47,7 +46,6 @@ def doctor(
     on: str | None,
     model: str | None,
     port: int | None,
-    speculative: bool,
     form: Form,
 ) -> int:
     """Examine and show; exit 3 where something stops serving, 4 without a readable machine."""
@@ -58,7 +56,7 @@ def doctor(
         from turbofit.model.source import resolve_model
 
         served = resolve_model(model)
-    report = examine(on=on, model=served, port=port, drafts=speculative)
+    report = examine(on=on, model=served, port=port)
     form._replace(full=True).show(report, partial(_view, full=form.full or form.md))
     return report.exit_code
 
