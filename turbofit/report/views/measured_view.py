@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def load_view(result: LoadResult) -> list[Block]:
-    """What a load measured: figures, latency, the time of the window, what was not answered."""
+    """What a load measured: figures, latency, what was not answered."""
     failed = result.begun - result.answered
     rate = three_digits(result.requests_per_second)
     answered = f"{result.answered:,} answered in {result.seconds:,.1f} s"
