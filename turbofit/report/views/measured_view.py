@@ -206,15 +206,6 @@ def _notes(result: Tuning) -> list[Block]:
         if winner.quant_policy:
             text = f"it stores the cache with {winner.quant_policy} bits: answers change a little"
             blocks.append(Paragraph(f"{text} (--kv-types 0 leaves that out)", tone="warn"))
-    corrected = "" if result.pretend else "; later plans here are corrected by it"
-    blocks += [
-        Paragraph(
-            f"{one.engine}: the forecast was {1 / one.factor:.2f} times what "
-            f"{one.trials} {plural(one.trials, 'trial')} measured{corrected}"
-        )
-        for one in result.factors
-        if one.factor > 0
-    ]
     if result.earlier is not None:
         worse = result.earlier.change < -0.05
         text = (
