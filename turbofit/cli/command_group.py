@@ -74,9 +74,9 @@ class Turbofit(click.Group):
         if name not in COMMANDS:
             return None
         module = importlib.import_module(f"turbofit.cli.commands.{_FILES.get(name, name)}")
-        found: CliCommand = getattr(module, name)
-        found.help = COMMANDS[name]
-        return found
+        command: CliCommand = getattr(module, name)
+        command.help = COMMANDS[name]
+        return command
 
     def shell_complete(self, _: click.Context, incomplete: str) -> list[CompletionItem]:
         from click.shell_completion import CompletionItem
@@ -104,9 +104,9 @@ def unknown_command(words: list[str]) -> UsageError:
     line = ""
     if words[1:] or " " in name or not name.isascii():
         variables = [word for word in words if re.fullmatch(r"[A-Z][A-Z\d_]*=\S*", word)]
-        found = TURBOFIT.get_command(click.Context(TURBOFIT), command)
-        assert found is not None
-        meant = click.Context(found, info_name=command)
+        meant_command = TURBOFIT.get_command(click.Context(TURBOFIT), command)
+        assert meant_command is not None
+        meant = click.Context(meant_command, info_name=command)
         meant.meta[WORDS] = [word for word in words if word not in (command, *variables)]
         line = " ".join([*variables, line]) if (line := meant_line(meant)) else ""
     if here:

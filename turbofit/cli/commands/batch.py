@@ -67,8 +67,8 @@ def batch(
     spec = filled(BatchSpec, given)
     request = filled(PlanRequest, {**given, "model": model or ""})
     target = target_of(url, api_key, request)
-    told = (lambda _: None) if form.as_json else say
-    job = BatchJob((Path(source), Path(output)), spec, target, say=told)
+    tell = (lambda _: None) if form.as_json else say
+    job = BatchJob((Path(source), Path(output)), spec, target, say=tell)
     result = asyncio.run(_stoppable(job))
     _show(result, form)
     if job.interrupted:

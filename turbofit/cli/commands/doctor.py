@@ -72,17 +72,19 @@ def _view(report: DoctorReport, *, full: bool) -> Iterator[Block]:
     tone: Tone = "bad" if report.exit_code else "warn" if report.count("warning") else "good"
     yield Paragraph(counts, tone=tone)
     for state in _ORDER:
-        found = [one for one in report.findings if one.state == state]
-        if not found:
+        findings = [finding for finding in report.findings if finding.state == state]
+        if not findings:
             continue
         if state == "ok" and not full:
             yield Heading(f"{_TITLES[state]} (--full shows what was seen)")
-            yield Paragraph(", ".join(one.check for one in found))
+            yield Paragraph(", ".join(finding.check for finding in findings))
             continue
         yield Heading(_TITLES[state])
         if state == "ok":
-            yield table(("check", "seen"), ((one.check, one.seen) for one in found), wrap=("seen",))
+            rows = ((finding.check, finding.seen) for finding in findings)
+            yield table(("check", "seen"), rows, wrap=("seen",))
             continue
-        for one in found:
-            yield Paragraph(f"{one.check}: {one.seen}", tone="bad" if state == "stops" else "warn")
-            yield known_facts({"why": one.why, "fix": one.fix})
+        tone = "bad" if state == "stops" else "warn"
+        for finding in findings:
+            yield Paragraph(f"{finding.check}: {finding.seen}", tone=tone)
+            yield known_facts({"why": finding.why, "fix": finding.fix})

@@ -27,16 +27,16 @@ def ps(*, form: Form) -> int:
 
     rows = [
         {
-            "run": one.name,
-            "folder": str(one.folder),
-            "model": one.record.model,
-            "state": one.state,
-            "pid": one.record.pid,
-            "started": one.record.started,
-            "urls": one.record.urls,
-            "pretend": one.record.pretend,
+            "run": run.name,
+            "folder": str(run.folder),
+            "model": run.record.model,
+            "state": run.state,
+            "pid": run.record.pid,
+            "started": run.record.started,
+            "urls": run.record.urls,
+            "pretend": run.record.pretend,
         }
-        for one in live_runs()
+        for run in live_runs()
     ]
     document = {"schema": "turbofit.ps/1", "servers": rows}
     form.show(document, lambda _: [_block(rows)])
@@ -50,13 +50,13 @@ def _block(servers: Sequence[Mapping[str, Any]]) -> Block:
         return Paragraph("no server of this user runs here")
     rows = (
         (
-            one["run"],
-            one["model"],
-            one["state"] + (" (pretend)" if one["pretend"] else ""),
-            str(one["pid"]),
-            " ".join(one["urls"]),
+            server["run"],
+            server["model"],
+            server["state"] + (" (pretend)" if server["pretend"] else ""),
+            str(server["pid"]),
+            " ".join(server["urls"]),
         )
-        for one in servers
+        for server in servers
     )
     return table(
         ("run", "model", "state", "pid", "address"),
@@ -86,10 +86,10 @@ def logs(*, run: str | None, lines: int) -> int:
         raise UsageError(f"--lines {lines} shows nothing", hint="give 1 or more")
     saved = read_run(run)
     folder = Path(saved.where)
-    found = sorted(folder.glob("*.log"))
-    if not found:
+    paths = sorted(folder.glob("*.log"))
+    if not paths:
         note(f"nothing is written in {folder}")
-    for path in found:
+    for path in paths:
         note(f"{path}:")
         with path.open(encoding="utf-8", errors="replace") as file:
             last = deque(file, maxlen=lines)

@@ -133,20 +133,20 @@ def _detached(form: Form, cluster: str | None) -> int:
     kept = [word for word in words[:end] if word not in ("-d", "--detach", "--json")]
     say("starting in the background; Ctrl-C ends it")
     with under_way("starting in the background"):
-        found = serve_detached([*kept, *words[end:]])
-    if found.exit_code is not None:
-        for line in found.last_lines():
+        server = serve_detached([*kept, *words[end:]])
+    if server.exit_code is not None:
+        for line in server.last_lines():
             note(line)
-        return found.exit_code
+        return server.exit_code
     # Engines on other machines are no runs of this one.
     how = "turbofit ps, logs and stop"
     if cluster is not None:
-        how = f"turbofit cluster status --cluster {cluster} shows it, kill {found.pid} ends it"
-    say(f"process {found.pid} serves; {how}; what it says is in {found.log}")
+        how = f"turbofit cluster status --cluster {cluster} shows it, kill {server.pid} ends it"
+    say(f"process {server.pid} serves; {how}; what it says is in {server.log}")
     if form.as_json:
-        answer(to_json({"url": found.url, "pid": found.pid, "log": str(found.log)}))
+        answer(to_json({"url": server.url, "pid": server.pid, "log": str(server.log)}))
     else:
-        answer(f"{found.url}\n")
+        answer(f"{server.url}\n")
     return 0
 
 
@@ -177,11 +177,11 @@ def _models(config: ServeConfig, options: ModelsOptions, names: Sequence[str], f
             planned = [PlannedModel(config, preview(config))]
             at_once = 1
         else:
-            each = each_model(click.get_current_context(), names)
+            of_models = each_model(click.get_current_context(), names)
             if options.swap:
-                planned, at_once = in_turns(config, each, say)
+                planned, at_once = in_turns(config, of_models, say)
             else:
-                planned = side_by_side(config, each, say)
+                planned = side_by_side(config, of_models, say)
                 at_once = len(planned)
         if config.pretend:
             note(PRETEND)
@@ -226,15 +226,15 @@ def _one_model(config: ServeConfig, arguments: ServeArguments, form: Form) -> in
     from turbofit.launch.serve.leases import Leases
 
     def body(stop: StopSignal) -> signal.Signals:
-        told: list[str] = []
+        lines: list[str] = []
 
         def opened(urls: list[str]) -> None:
             if form.as_json:
                 return
             answer("".join(f"{url}\n" for url in urls))
-            if not told:
-                told.extend(to_ask(urls[0], config, config.client_name(plan.model)))
-                for line in told:
+            if not lines:
+                lines.extend(to_ask(urls[0], config, config.client_name(plan.model)))
+                for line in lines:
                     say(line)
 
         with Leases() as leases:

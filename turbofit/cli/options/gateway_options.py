@@ -110,12 +110,12 @@ def _keys_in(file: str | None) -> tuple[str, ...]:
     if file is None:
         return ()
     try:
-        with open(file, encoding="ascii") as keys:
-            found = tuple(line.strip() for line in keys if line.strip())
+        with open(file, encoding="ascii") as lines:
+            keys = tuple(line.strip() for line in lines if line.strip())
     except (OSError, ValueError) as exc:
         raise UsageError(
             f"{file} cannot be read: {exc}", hint="give a file with a key a line"
         ) from None
-    if not found:
+    if not keys:
         raise UsageError(f"there is no key in {file}", hint="write a key a line into it")
-    return found
+    return keys
