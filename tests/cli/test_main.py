@@ -239,7 +239,7 @@ def test_help_and_planning_stay_light() -> None:
         "from turbofit.cli.main import main\n"
         "main({argv})\n"
         "heavy = {{'torch', 'transformers', 'lmdeploy', 'pynvml', 'urllib.request', 'ssl',"
-        " 'http.client', 'subprocess', 'logging', 'asyncio', {more}}}\n"
+        " 'numpy', 'PIL', 'http.client', 'subprocess', 'logging', 'asyncio', {more}}}\n"
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
     )
     plan = ["plan", "internvl2-8b", "--on", "4xrtx3090", "--json"]

@@ -34,7 +34,7 @@ def test_two_share_a_card_and_one_starts_again(
     """The second finds the first one's memory taken; a dead one gets its cache again."""
     served = serve_pretend(
         children, tmp_path, str(internvl2), str(qwen2_vl), "--on", "1xrtx3060",
-        "--context", "4096", TMPDIR=str(tmp_path),
+        "--context", "4096", "--no-check", TMPDIR=str(tmp_path),
     )  # fmt: skip
     served.wait()
     names = [internvl2.name, qwen2_vl.name]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-import select
 import socket
 import threading
 from contextlib import closing, contextmanager
@@ -231,31 +230,6 @@ def test_a_body_in_small_pieces_is_served() -> None:
         assert answered(client)[0] == 200
 
 
-@pytest.mark.parametrize("other", [{"key": "b"}, {"key": "a", "source": "127.0.0.2"}])
-def test_nine_unfinished_bodies_lock_no_other_client_out(other) -> None:
-    keys = ("a", "b") if other["key"] == "b" else ()
-    config = {"room": 1 << 20, "api_keys": keys, "body_window_seconds": 1000.0}
-    with serving(LONG, **config, body_seconds=1000.0) as gateway:
-        posting = HEAD + b"authorization: Bearer a\r\ncontent-length: 200000\r\n\r\n"
-        clients = [connected(gateway) for _ in range(9)]
-        for client in clients:
-            client.sendall(posting + b" " * 150_000)
-            assert asked(gateway, **other) == 200
-        # Three are within half of the room; the others are told so. One that stood still for a
-        # second, on a slow machine, has made room for the next.
-        statuses, waiting = [], list(clients)
-        while len(statuses) < 6:
-            ready, _, _ = select.select(waiting, [], [], HANG)
-            assert ready
-            statuses += [answered(client)[0] for client in ready]
-            waiting = [client for client in waiting if client not in ready]
-        assert set(statuses) <= {429, 408}
-        assert asked(gateway, **other) == 200
-        assert gateway.call(lambda app: app._bodies.in_memory) <= 1 << 19
-        for client in clients:
-            client.close()
-
-
 def test_requests_are_taken_one_at_a_time() -> None:
     body = json.dumps(chat()).encode()
     request = HEAD + b"content-length: %d\r\n\r\n" % len(body) + body
@@ -265,20 +239,6 @@ def test_requests_are_taken_one_at_a_time() -> None:
         assert (status, headers["connection"]) == (200, "close")
         assert ended(client)
         assert len(gateway.app._upstream.seen) == 1
-
-
-def test_connections_of_an_address_make_room_for_its_own() -> None:
-    with serving({**LONG, "connections_per_address": 3}) as gateway:
-        first = connected(gateway)
-        others = [connected(gateway, "127.0.0.2") for _ in range(3)]
-        assert health(gateway, "127.0.0.2") == 200
-        assert ended(others[0])
-        page = gateway.app.metrics.text({})
-        assert 'connections_closed_total{reason="made_room"} 1' in page
-        first.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
-        assert answered(first)[0] == 200
-        for client in (first, *others):
-            client.close()
 
 
 def test_many_half_open_connections_leave_health_alone() -> None:

@@ -17,7 +17,15 @@ for needed in ("ray", "lmdeploy", "fastapi", "torchvision"):
     if importlib.util.find_spec(needed) is None:
         pytest.skip(f"no {needed}", allow_module_level=True)
 
-from tests.launch.cluster.cloud import Clients, Cloud, Serving, cli, cloud_of, until  # noqa: E402
+from tests.launch.cluster.cloud import (  # noqa: E402
+    STAND_IN,
+    Clients,
+    Cloud,
+    Serving,
+    cli,
+    cloud_of,
+    until,
+)  # fmt: skip
 from tests.support.processes import Child  # noqa: E402
 from tests.sweep import part  # noqa: E402
 from turbofit.launch.engine.kernel import start_time  # noqa: E402
@@ -27,13 +35,21 @@ MODEL = "internvl2-2b"
 REQUESTS, MOST_LOST = part(300, 5), 4
 
 
-@pytest.fixture(scope="module")
-def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
-    """Three unlike nodes; the last is too small for the promise."""
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(STAND_IN, id="standin"),
+        pytest.param({}, id="engine", marks=pytest.mark.exhaustive),
+    ],
+)
+def cloud(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Cloud]:
+    """Three unlike nodes, with stand-ins for engines; the last is too small for the promise."""
     state = str(tmp_path_factory.mktemp("state"))
     with cloud_of(
         ("large", "1xa100", 1), ("one", "1xl4", 1), ("small", "2xl4:free=3GiB", 2),
-        XDG_STATE_HOME=state, TURBOFIT_LEASES=f"{state}/leases",
+        XDG_STATE_HOME=state, TURBOFIT_LEASES=f"{state}/leases", **request.param,
     ) as made:  # fmt: skip
         yield made
 
