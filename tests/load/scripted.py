@@ -62,7 +62,7 @@ class ThreadedServer:
         self._end = asyncio.Event()
         app = web.Application(client_max_size=1 << 30, middlewares=[self._let_in])
         app.router.add_get(self.gets, self.page)
-        app.router.add_post("/{tail:.*}", self.chat)
+        app.router.add_post("/v1/chat/completions", self.chat)
         runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.0)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", self.port, reuse_address=True).start()
