@@ -123,6 +123,13 @@ def own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A test's own folder of plans, runs and what was learned."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    return tmp_path / "turbofit"
+
+
 @pytest.fixture(scope="session", autouse=True)
 def no_progress() -> Iterator[None]:
     """A busy machine would add lines of progress to what commands of this process say."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -16,7 +15,7 @@ from msgspec.structs import replace
 from bench.gpu.check import impossible
 from tests.pretend.cuda_torch import CUDA_PATH, ROOT
 from tests.support.processes import Child
-from tests.support.serving import start_turbofit
+from tests.support.serving import needs, start_turbofit
 from turbofit.cli.main import main
 from turbofit.core.errors import UsageError
 from turbofit.core.struct import decode
@@ -27,9 +26,7 @@ from turbofit.report.share import shared
 from turbofit.report.stored_documents import StoredPlan, read_saved
 
 pytestmark = [pytest.mark.lmdeploy]
-for needed in ("lmdeploy", "fastapi", "torchvision"):
-    if importlib.util.find_spec(needed) is None:
-        pytest.skip(f"no {needed}", allow_module_level=True)
+needs("lmdeploy", "fastapi", "torchvision")
 
 EIGHT = ("internvl2-8b", "--on", "1xrtx3090", "--pretend")
 

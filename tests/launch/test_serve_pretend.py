@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import importlib.util
 import json
 import os
 import signal
@@ -18,12 +17,10 @@ import pytest
 
 from tests.support.open_clients import OpenClient
 from tests.support.processes import HANG, REPO, Child, free_port, gone, pids
-from tests.support.serving import LONG, MESSAGES, Served, image, serve_pretend, told
+from tests.support.serving import LONG, MESSAGES, Served, image, needs, serve_pretend, told
 
 pytestmark = [pytest.mark.lmdeploy]
-for needed in ("lmdeploy", "fastapi", "torchvision"):
-    if importlib.util.find_spec(needed) is None:
-        pytest.skip(f"no {needed}", allow_module_level=True)
+needs("lmdeploy", "fastapi", "torchvision")
 
 EIGHT = ("internvl2-8b", "--on", "1xrtx3090")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import importlib.util
 import os
 import signal
 from contextlib import suppress
@@ -13,16 +12,14 @@ import pytest
 
 from tests.pretend.cuda_torch import CUDA_PATH, ROOT
 from tests.support.processes import Child, gone, pids
-from tests.support.serving import Served, image, serve_pretend
+from tests.support.serving import Served, image, needs, serve_pretend
 from tests.support.waiting import until
 
 pytestmark = [
     pytest.mark.lmdeploy,
     pytest.mark.skipif(not CUDA_PATH, reason="no CUDA build of torch"),
 ]
-for needed in ("lmdeploy", "fastapi", "torchvision"):
-    if importlib.util.find_spec(needed) is None:
-        pytest.skip(f"no {needed}", allow_module_level=True)
+needs("lmdeploy", "fastapi", "torchvision")
 
 MAX_PIXELS = 1003520
 QWEN = ("qwen2-vl-2b", "--on", "1xrtx3060", "--engine", "pytorch")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import signal
@@ -12,15 +11,13 @@ import pytest
 
 from tests.support.open_clients import refuses
 from tests.support.processes import Child
-from tests.support.serving import Served, serve_pretend, told
+from tests.support.serving import Served, needs, serve_pretend, told
 from tests.support.waiting import HANG, until
 from turbofit.core.units import GIB, MIB
 from turbofit.pretend.shared import read_shared
 
 pytestmark = [pytest.mark.lmdeploy]
-for needed in ("lmdeploy", "fastapi", "torchvision"):
-    if importlib.util.find_spec(needed) is None:
-        pytest.skip(f"no {needed}", allow_module_level=True)
+needs("lmdeploy", "fastapi", "torchvision")
 
 
 def ask(served: Served, model: str) -> int:

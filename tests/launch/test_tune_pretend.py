@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -12,14 +11,12 @@ from typing import Any
 import pytest
 
 from tests.support.processes import Child
-from tests.support.serving import start_turbofit
+from tests.support.serving import needs, start_turbofit
 from tests.support.waiting import until
 from turbofit.cli.main import main
 
 pytestmark = [pytest.mark.lmdeploy]
-for needed in ("lmdeploy", "fastapi", "torchvision"):
-    if importlib.util.find_spec(needed) is None:
-        pytest.skip(f"no {needed}", allow_module_level=True)
+needs("lmdeploy", "fastapi", "torchvision")
 
 ONE = (
     "internvl2-1b", "--on", "1xrtx3090", "--engine", "turbomind", "--pretend", "--concurrency", "2",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -12,23 +11,14 @@ from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.lmdeploy, pytest.mark.slow]
-for needed in ("ray", "lmdeploy", "fastapi", "torchvision"):
-    if importlib.util.find_spec(needed) is None:
-        pytest.skip(f"no {needed}", allow_module_level=True)
+from tests.launch.cluster.cloud import STAND_IN, Clients, Cloud, Serving, cli, cloud_of, until
+from tests.support.processes import Child
+from tests.support.serving import needs
+from tests.sweep import part
+from turbofit.launch.engine.kernel import start_time
 
-from tests.launch.cluster.cloud import (  # noqa: E402
-    STAND_IN,
-    Clients,
-    Cloud,
-    Serving,
-    cli,
-    cloud_of,
-    until,
-)  # fmt: skip
-from tests.support.processes import Child  # noqa: E402
-from tests.sweep import part  # noqa: E402
-from turbofit.launch.engine.kernel import start_time  # noqa: E402
+pytestmark = [pytest.mark.lmdeploy, pytest.mark.slow]
+needs("ray", "lmdeploy", "fastapi", "torchvision")
 
 MODEL = "internvl2-2b"
 #: Of so many requests at a kill, those that may be lost: what was in flight at the node.
