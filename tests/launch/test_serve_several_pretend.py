@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.open_clients import refuses
 from tests.support.processes import Child
-from tests.support.serving import Served, needs, serve_pretend, told
-from tests.support.waiting import HANG, until
+from tests.support.serving import Served, needs, serve_pretend
+from tests.support.waiting import until
 from turbofit.core.units import GIB, MIB
 from turbofit.pretend.shared import read_shared
 
@@ -58,45 +57,3 @@ def test_two_share_a_card_and_one_starts_again(
     assert ask(served, "other") == 404
     served.child.process.send_signal(signal.SIGTERM)
     assert served.child.finish() == 0
-
-
-@pytest.mark.exhaustive
-def test_two_take_turns(
-    children: list[Child], tmp_path: Path, internvl2: Path, qwen2_vl: Path
-) -> None:
-    served = serve_pretend(
-        children, tmp_path, str(internvl2), str(qwen2_vl), "--on", "1xrtx3060", "--swap",
-        "--idle", "5s",
-    )  # fmt: skip
-    served.wait()
-    assert ask(served, qwen2_vl.name) == 200
-    assert any("makes way" in line or "nobody asked" in line for line in served.child.lines)
-
-    def states() -> set[str]:
-        return {one["state"] for one in served.ask("/health")[2]["models"].values()}
-
-    until(lambda: states() == {"asleep"}, "both asleep")
-    served.child.process.send_signal(signal.SIGTERM)
-    assert served.child.finish() == 0
-
-
-@pytest.mark.exhaustive
-def test_a_second_signal_ends_several_models_at_once(
-    children: list[Child], tmp_path: Path, internvl2: Path, qwen2_vl: Path
-) -> None:
-    """Nothing is started again meanwhile."""
-    served = serve_pretend(
-        children, tmp_path, str(internvl2), str(qwen2_vl), "--on", "1xrtx3060",
-        "--context", "8192", "--drain", f"{HANG:.0f}",
-    )  # fmt: skip
-    served.wait()
-    models = (internvl2.name, qwen2_vl.name)
-    opened = [pair for model in models for pair in served.streams(model).items()]
-    served.child.process.send_signal(signal.SIGINT)
-    until(lambda: refuses(served.url), "the drain")
-    served.child.process.send_signal(signal.SIGINT)
-    assert served.child.finish() == 130
-    assert all(told(path, client) for path, client in opened)
-    assert served.child.lines[-1] == "ended: 6 open requests were cut off"
-    assert "starting again" not in served.child.stderr
-    served.clean()
