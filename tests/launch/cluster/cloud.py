@@ -21,7 +21,7 @@ from uuid import uuid4
 from tests.support.processes import HANG, REPO, STANDIN, Child, free_port
 
 #: Seconds between a client's requests, and while something starts, which needs the processor.
-_PAUSE, _MEANWHILE = 0.2, 5.0
+_PAUSE, _MEANWHILE = 0.2, 1.0
 #: Seconds between two looks at what is waited for.
 _LOOK = 0.5
 #: What clients of the fronts show.
