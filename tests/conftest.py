@@ -32,11 +32,11 @@ gc.disable()  # what is made while tests are collected stays
 
 #: Files that take longest, by minutes of a worker; a file is one worker's.
 LONGEST = (
-    "launch/cluster/test_serve_cluster.py", "launch/test_serve_pretend.py",
-    "rehearse/test_torch_engines.py", "rehearse/test_rehearsal.py",
-    "launch/test_serve_pretend_pytorch.py", "launch/test_serve_several_pretend.py",
-    "launch/test_tune_pretend.py", "launch/test_calibrate_pretend.py",
-    "launch/test_serve_lmdeploy.py", "bench/test_rehearsal.py", "launch/fallback/test_session.py",
+    "launch/cluster/test_serve_cluster.py", "rehearse/test_rehearsal.py",
+    "launch/test_serve_pretend_pytorch.py", "launch/fallback/test_session.py",
+    "launch/test_serve_pretend.py", "launch/test_serve_lmdeploy.py",
+    "launch/test_serve_several_pretend.py", "launch/test_calibrate_pretend.py",
+    "launch/test_tune_pretend.py", "rehearse/test_torch_engines.py", "bench/test_rehearsal.py",
 )  # fmt: skip
 #: Files that one worker runs: it imports LMDeploy and Transformers, or starts Chromium, once.
 TOGETHER = (
