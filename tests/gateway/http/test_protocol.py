@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import select
 import socket
 import threading
 from contextlib import closing, contextmanager
@@ -228,6 +229,30 @@ def test_a_body_in_small_pieces_is_served() -> None:
         for letter in HEAD + b"content-length: %d\r\n\r\n" % len(body) + body:
             client.sendall(bytes([letter]))
         assert answered(client)[0] == 200
+
+
+@pytest.mark.parametrize("other", [{"key": "b"}, {"key": "a", "source": "127.0.0.2"}])
+def test_nine_unfinished_bodies_lock_no_other_client_out(other) -> None:
+    keys = ("a", "b") if other["key"] == "b" else ()
+    config = {"room": 1 << 20, "api_keys": keys, "body_window_seconds": 1000.0}
+    with serving(LONG, **config, body_seconds=1000.0) as gateway:
+        posting = HEAD + b"authorization: Bearer a\r\ncontent-length: 200000\r\n\r\n"
+        clients = [connected(gateway) for _ in range(9)]
+        for client in clients:
+            client.sendall(posting + b" " * 150_000)
+            assert asked(gateway, **other) == 200
+        # Three are within half of the room; the others are told so.
+        statuses, waiting = [], list(clients)
+        while len(statuses) < 6:
+            ready, _, _ = select.select(waiting, [], [], HANG)
+            assert ready
+            statuses += [answered(client)[0] for client in ready]
+            waiting = [client for client in waiting if client not in ready]
+        assert set(statuses) == {429}
+        assert asked(gateway, **other) == 200
+        assert gateway.call(lambda app: app._bodies.in_memory) <= 1 << 19
+        for client in clients:
+            client.close()
 
 
 def test_requests_are_taken_one_at_a_time() -> None:

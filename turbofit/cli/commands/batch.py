@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from turbofit.cli.terminal.output import Form
 
 _GROUPS: Final = {
-    "items": ("prompt", "prompt_file", "image_column", "max_tokens", "shrink"),
-    "output": ("in_order", "retry_failed"),
+    "items": ("prompt", "image_column", "max_tokens"),
+    "output": ("retry_failed",),
     "sending": ("timeout", "patience"),
     "launch": LAUNCH_OPTIONS,
 }
@@ -71,7 +71,8 @@ def batch(
         return INTERRUPTED
     if result.items and not result.answered:
         raise UnservedError(
-            f"no item was answered: {result.failed:,} failed", hint=f"see {result.errors}"
+            f"no item was answered: {result.failed:,} failed",
+            hint=f"see the error of each line of {result.output}",
         )
     return 0
 
@@ -97,8 +98,6 @@ def _show(result: BatchResult, form: Form) -> None:
         f"{result.output}: {result.answered:,} of {result.items:,} items answered, "
         f"{result.failed:,} failed; {f'{sent:,} in {rate}' if sent else 'none was sent now'}"
     ]
-    if result.errors:
-        lines.append(f"failures: {result.errors}")
     if result.lowered:
         lines.append(f"{result.lowered:,} answers are to requests that the server lowered")
     if result.left:

@@ -34,14 +34,10 @@ _LOG: Final = LazyLogger(__name__)
 
 
 class Lmdeploy(NamedTuple):
-    """The LMDeploy that would be launched: its version and the words that start it.
-
-    ``grammars``: XGrammar is there beside it, which structured output needs.
-    """
+    """The LMDeploy that would be launched: its version and the words that start it."""
 
     version: str
     argv: tuple[str, ...]
-    grammars: bool = True
 
     @property
     def warning(self) -> str | None:
@@ -90,14 +86,12 @@ def lmdeploy_if_needed(engine: str | None) -> tuple[Lmdeploy, PackageError | Non
 
 def _of_interpreter() -> Lmdeploy | None:
     from importlib.metadata import PackageNotFoundError, version
-    from importlib.util import find_spec
 
     try:
         found = version("lmdeploy")
     except PackageNotFoundError:
         return None
-    grammars = find_spec("xgrammar") is not None
-    return Lmdeploy(found, module_runner("lmdeploy"), grammars=grammars)
+    return Lmdeploy(found, module_runner("lmdeploy"))
 
 
 def _on_path() -> Lmdeploy | None:
@@ -114,17 +108,13 @@ def _on_path() -> Lmdeploy | None:
         if not first.startswith("#!"):
             return None
         interpreter = first[2:].split()
-        code = (
-            "import importlib.metadata as m, importlib.util as u;"
-            "print(m.version('lmdeploy'), u.find_spec('xgrammar') is not None)"
-        )
+        code = "import importlib.metadata as m; print(m.version('lmdeploy'))"
         out = subprocess.run(
             [*interpreter, "-c", code], capture_output=True, text=True, timeout=30, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    version, _, grammars = out.stdout.strip().partition(" ")
-    return Lmdeploy(version, module_runner("lmdeploy", interpreter), grammars=grammars == "True")
+    return Lmdeploy(out.stdout.strip(), module_runner("lmdeploy", interpreter))
 
 
 def module_runner(module: str, interpreter: Sequence[str] = ()) -> tuple[str, ...]:
