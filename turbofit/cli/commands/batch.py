@@ -18,12 +18,13 @@ from turbofit.cli.options.common_options import (
     planning_options,
 )
 from turbofit.cli.terminal.output import INTERRUPTED, answer, say
-from turbofit.core.errors import UnservedError
+from turbofit.core.errors import UnservedError, UsageError
 
 if TYPE_CHECKING:
     from turbofit.batch.batch_job import BatchJob, BatchResult
     from turbofit.cli.terminal.output import Form
 
+_TABLES: Final = frozenset({".csv", ".ods", ".parquet", ".tsv", ".xls", ".xlsx"})
 _GROUPS: Final = {
     "items": ("prompt", "image_column", "max_tokens"),
     "output": ("retry_failed",),
@@ -60,6 +61,9 @@ def batch(
     from turbofit.batch.batch_job import BatchJob
     from turbofit.planning.request import PlanRequest
 
+    if (kind := Path(output).suffix.lower()) in _TABLES:
+        hint = f"name {Path(output).with_suffix('.jsonl')}: a line of JSON an item"
+        raise UsageError(f"{output}: answers are written as JSONL, not as {kind}", hint=hint)
     spec = filled(BatchSpec, given)
     request = filled(PlanRequest, {**given, "model": model or ""})
     target = target_of(url, api_key, request)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from turbofit.core.errors import LaunchError, PackageError
-from turbofit.core.installation import install_command
+from turbofit.core.installation import install_command, installed
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.process.ports import DEFAULT_PORT
 from turbofit.core.version import REFERENCE
@@ -85,13 +85,8 @@ def lmdeploy_if_needed(engine: str | None) -> tuple[Lmdeploy, PackageError | Non
 
 
 def _of_interpreter() -> Lmdeploy | None:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        found = version("lmdeploy")
-    except PackageNotFoundError:
-        return None
-    return Lmdeploy(found, module_runner("lmdeploy"))
+    found = installed("lmdeploy")
+    return None if found is None else Lmdeploy(found, module_runner("lmdeploy"))
 
 
 def _on_path() -> Lmdeploy | None:
