@@ -59,28 +59,12 @@ class TrialRecord(Struct):
     seconds: Annotated[float, doc("From the start of the engine to its end.")] = 0.0
 
 
-class CurvePoint(Struct):
-    """The best settings under another number of requests at once."""
-
-    concurrency: int
-    measured: SpeedFigures
-
-
 class SpeedFactor(Struct):
     """By how much the model of speed is wrong about an engine on cards: measured over forecast."""
 
     engine: str
     factor: float
     trials: int
-
-
-class EarlierTuning(Struct):
-    """The result that was kept before, of another LMDeploy."""
-
-    lmdeploy: str
-    created: str
-    requests_per_second: float
-    change: Annotated[float, doc("Of requests a second, now over then, less one.")]
 
 
 class Tuning(Struct):
@@ -100,9 +84,7 @@ class Tuning(Struct):
     slo: Annotated[dict[str, float], doc("Seconds, by ttft, tpot, e2e: 90 % may take so long.")]
     best: Annotated[int | None, doc("The trial's number; null where none meets the SLO.")] = None
     trials: tuple[TrialRecord, ...] = ()
-    curve: tuple[CurvePoint, ...] = ()
     factors: tuple[SpeedFactor, ...] = ()
-    earlier: EarlierTuning | None = None
     stopped: Annotated[str, doc("Why no more was tried.")] = ""
     seconds: float = 0.0
 

@@ -167,10 +167,10 @@ def _row(name: str, one: Spread) -> tuple[str, ...]:
 
 
 def tune_view(result: Tuning) -> list[Block]:
-    """What was found, every trial, the best under other loads."""
+    """What was found, and every trial."""
     where = f" on {' + '.join(result.gpus)}" if result.gpus else ""
     best = [place for place, one in enumerate(result.trials) if one.number == result.best]
-    blocks: list[Block] = [
+    return [
         Heading(f"Tuning of {result.model}{where}"),
         *_notes(result),
         Heading("Every trial beside its forecast", whole=False),
@@ -178,33 +178,12 @@ def tune_view(result: Tuning) -> list[Block]:
         Heading("Requests a second against the first token", whole=False),
         _front(result),
     ]
-    if result.curve:
-        blocks += [Heading("The best under other loads"), *_curves(result), _loads(result)]
-    return blocks
 
 
 def made_by(result: Tuning) -> str:
     """Who made it and when: the foot of a page."""
     made = f"turbofit {result.turbofit_version}, LMDeploy {result.lmdeploy}"
     return f"{made}, measured {result.created}."
-
-
-def _curves(result: Tuning) -> list[Block]:
-    """The best settings over requests at once."""
-    at_once = [float(one.concurrency) for one in result.curve]
-    seen = [one.measured for one in result.curve]
-
-    def series(title: str, values: Iterable[float]) -> Series:
-        return Series(title=title, points=tuple(zip(at_once, values, strict=True)))
-
-    rate = series("requests/s", (one.requests_per_second for one in seen))
-    ends = series("whole answer", (one.e2e_p50 for one in seen))
-    firsts = series("first token", (one.ttft_p50 for one in seen))
-    x = "requests at once"
-    return [
-        Curve(series=(rate,), x=x, y="requests a second"),
-        Curve(series=(ends, firsts), x=x, y="seconds, median"),
-    ]
 
 
 def _front(result: Tuning) -> Curve:
@@ -273,13 +252,6 @@ def _notes(result: Tuning) -> list[Block]:
         for one in result.factors
         if one.factor > 0
     ]
-    if result.earlier is not None:
-        worse = result.earlier.change < -0.05
-        text = (
-            f"LMDeploy {result.earlier.lmdeploy} gave {result.earlier.requests_per_second:.2f} "
-            f"requests/s under this load: {result.earlier.change:+.1%} since"
-        )
-        blocks.append(Paragraph(text, tone="bad" if worse else "plain"))
     trials = f"{len(result.trials)} {plural(len(result.trials), 'trial')}"
     text = f"{trials} in {format_duration(result.seconds)}; {result.stopped}"
     return [*blocks, remark(text)]
@@ -301,21 +273,6 @@ def _trials(result: Tuning) -> Table:
     titles = ("", "settings", *right[1:], "how it went")
     rows = (_trial_row(one, result) for one in result.trials)
     return table(titles, rows, right=right, wrap=("settings", "how it went"))
-
-
-def _loads(result: Tuning) -> Table:
-    """The best settings under other numbers of requests at once."""
-    titles = (
-        "at once", "requests/s", "tokens/s", "TTFT p50", "TTFT p90", "TPOT p50", "E2E p50"
-    )  # fmt: skip
-    rows = (
-        (str(one.concurrency), f"{seen.requests_per_second:.2f}",
-         f"{seen.output_tokens_per_second:,.0f}", _seconds(seen.ttft_p50),
-         _seconds(seen.ttft_p90), _seconds(seen.tpot_p50), _seconds(seen.e2e_p50))
-        for one in result.curve
-        if (seen := one.measured)
-    )  # fmt: skip
-    return table(titles, rows, right=titles)
 
 
 def pareto(result: Tuning) -> set[int]:
