@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import importlib.util
-import sys
 from typing import Any
 
 import pytest
@@ -22,7 +21,7 @@ from turbofit.model.draft_reader import read_draft
 from turbofit.model.presets import preset_model
 from turbofit.planning.checks import plan_warnings, refuse
 from turbofit.planning.compatibility import compatibility
-from turbofit.planning.examine.packages import VIDEO_BACKENDS, satisfies
+from turbofit.planning.examine.packages import satisfies
 from turbofit.planning.examine.scene import Scene, Sources
 
 PACKAGES = [
@@ -103,27 +102,6 @@ def test_families_that_the_pair_does_not_run(find: Find, sources: Make) -> None:
     assert find("front_ends", two(), places).state == "unreadable"
 
 
-def test_two_wheels_of_nccl_own_one_file(find: Find, sources: Make) -> None:
-    places = sources()
-    places.packages["nvidia-nccl-cu13"], places.records["nvidia-nccl-cu13"] = "2.29.7", 300
-    found = find("nccl", two(), places)
-    assert found.state == "ok"
-    assert "nvidia-nccl-cu12 2.32.3, written over nvidia-nccl-cu13 2.29.7" in found.seen
-    library = places.root / "libnccl.so.2"
-    library.write_bytes(bytes(300))
-    found = find("nccl", two(), places)
-    assert found.state == "warning"
-    assert found.fix.endswith("nvidia-nccl-cu12==2.32.3")
-    library.write_bytes(bytes(7))
-    assert find("nccl", two(), places).state == "unreadable"
-    library.unlink()
-    found = find("nccl", two(), places)
-    assert found.state == "stops"
-    assert found.fix == "pip install --force-reinstall --no-deps nvidia-nccl-cu12==2.32.3"
-    places.records.clear()
-    assert find("nccl", two(), places).state == "unreadable"
-
-
 V100 = Scenario([card(name="Tesla V100-SXM2-32GB", cc=70, total=32768 * MIB)])
 
 
@@ -161,53 +139,6 @@ def test_cards(
 )  # fmt: skip
 def test_bounds(version: str, bounds: str, fits: bool) -> None:
     assert satisfies(version, bounds) is fits
-
-
-READS = "def read_video(filename):\n    ...\n"
-#: What torchvision 0.28 has instead.
-READS_NONE = "from pytorch.vision.fb.io.video import read_video\n"
-
-
-@pytest.mark.parametrize(
-    ("name", "modules", "text", "seen"),
-    [
-        ("decord", {"decord"}, None, None),
-        ("decord", {"cv2"}, None, "decord is not installed"),
-        ("opencv", {"cv2"}, None, "LMDeploy knows only cv2, decord, torchcodec, torchvision"),
-        ("torchvision", {"torchvision", "av"}, READS, None),
-        ("torchvision", {"torchvision"}, READS, "its read_video needs PyAV"),
-        ("torchvision", {"torchvision", "av"}, READS_NONE, "torchvision 0.28 has no read_video"),
-        ("torchvision", {"torchvision", "av"}, "", "torchvision 0.28 has no read_video"),
-        ("torchvision", {"av"}, None, "torchvision is not installed"),
-    ],
-)
-def test_what_it_cannot_work_with(
-    find: Find, sources: Make, name: str, modules: set[str], text: str | None, seen: str | None
-) -> None:
-    places = sources(LMDEPLOY_VIDEO_BACKEND=name)
-    places.modules |= modules
-    places.packages["torchvision"] = "0.28"
-    if text is not None:
-        folder = places.root / "torchvision/io"
-        folder.mkdir(parents=True)
-        if text:  # torchvision 0.27 has no such file
-            (folder / "video.py").write_text(text)
-    found = find("videos", two(), places)
-    assert found.state == ("ok" if seen is None else "warning")
-    assert (seen or "") in found.seen
-
-
-@pytest.mark.lmdeploy
-def test_lmdeploys_own_loader_refuses_what_we_warn_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    video = pytest.importorskip("lmdeploy.vl.media.video")
-    monkeypatch.setenv("LMDEPLOY_VIDEO_BACKEND", "opencv")
-    with pytest.raises(ValueError, match="is not valid") as refused:
-        video.VideoMediaIO(None)
-    assert all(f"'{name}'" in str(refused.value) for name in VIDEO_BACKENDS)
-    monkeypatch.setenv("LMDEPLOY_VIDEO_BACKEND", "decord")
-    monkeypatch.setitem(sys.modules, "decord", None)
-    with pytest.raises(ImportError, match="is not available"):
-        video.VideoMediaIO(None)
 
 
 def plan_of(preset: str, engine: str = "pytorch") -> Plan:

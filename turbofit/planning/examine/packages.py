@@ -13,7 +13,7 @@ from turbofit.core.struct import NA
 from turbofit.core.version import REFERENCE
 from turbofit.memory.account import AMPERE
 from turbofit.memory.pytorch.activations import needed_modules
-from turbofit.memory.versions import OLDEST_SERVED, parse
+from turbofit.memory.versions import OLDEST_SERVED
 from turbofit.planning.compatibility import EFFECTS, FrontEnd, compatibility, install_line
 from turbofit.planning.examine.scene import Answer, Scene, Sources, ok, stops, unreadable, warning
 
@@ -31,10 +31,6 @@ _CUDA_LINE: Final = re.compile(r"^cuda(?:\s*:[^=]*)?\s*=\s*(?:'([\d.]+)'|None)",
 _16_BITS: Final = ("float16", "bfloat16")
 #: Weights beside those of 16 bits, as people know them.
 _PACKED: Final = {"int4": "int4 (AWQ, GPTQ)", "fp8": "fp8", "mxfp4": "mxfp4"}
-_VIDEOS: Final = "LMDEPLOY_VIDEO_BACKEND"
-#: In the order in which it tries them.
-#: Source: lmdeploy vl/media/video.py::VideoMediaIO._get_video_loader_backend #36df32
-VIDEO_BACKENDS: Final = ("cv2", "decord", "torchcodec", "torchvision")
 
 
 def lmdeploy(sources: Sources, _: Scene) -> Answer:
@@ -408,79 +404,6 @@ def _missing(sources: Sources, model: Model, engine: str, *, drafts: bool) -> li
     wanted += _DELTA.get(engine, ()) if model.text.delta is not None else ()
     wanted += [_Module(one, _DRAFT) for one in needed_modules(model.text)] if drafts else []
     return [one for one in wanted if not sources.has_module(one.title.rpartition(" ")[2])]
-
-
-def nccl(sources: Sources, _: Scene) -> Answer:
-    """Which wheel's library is on the disk, told by its size.
-
-    LMDeploy's wheel demands CUDA 12's NCCL, torch's CUDA 13's, and both own one file. Both have the
-    soname ``libnccl.so.2``, link CUDA's runtime statically, and export what TurboMind imports (NCCL
-    2.29.7 and 2.32.3; LMDeploy 0.16 to 0.18): TurboMind minds neither. pip writes CUDA 12's last;
-    uv writes either last, by chance.
-    """
-    library = "libnccl.so.2"
-    found = [
-        (name, f"{name} {sources.version(name)}", *recorded)
-        for name in ("nvidia-nccl-cu12", "nvidia-nccl-cu13")
-        if (recorded := sources.recorded(name, library)) is not None
-    ]
-    if not found:
-        why = "TurboMind and torch load it at their start, whatever tp is; a system may have it"
-        return unreadable(f"no wheel has {library}", why=why)
-    names = " and ".join(name for _, name, _, _ in found)
-    again = "pip install --force-reinstall --no-deps"
-    try:
-        size = found[0][2].stat().st_size
-    except OSError:
-        return stops(
-            f"{library} of {names} is gone",
-            f"{again} {found[0][1].replace(' ', '==')}",
-            "TurboMind and torch load it at their start, whatever tp is; to uninstall one of two"
-            " wheels removes the file of both",
-        )
-    if len(found) == 1:
-        return ok(names)
-    complete = [name for _, name, _, recorded in found if recorded == size]
-    if len(complete) != 1:
-        return unreadable(f"whose {library} is there: {names}")
-    overwritten = next(name for _, name, _, _ in found if name != complete[0])
-    seen = f"{complete[0]}, written over {overwritten}: both own {library}"
-    if (parse(complete[0].split()[1]) or ()) < (parse(overwritten.split()[1]) or ()):
-        why = "it is older than the one that the other package was built for"
-        return warning(seen, f"{again} {overwritten.replace(' ', '==')}", why)
-    return ok(seen)
-
-
-def videos(sources: Sources, _: Scene) -> Answer | None:
-    """Whether the backend that the environment names can work; None where it names none.
-
-    LMDeploy tries no other one then, and every request with a video fails.
-    """
-    name = sources.environ.get(_VIDEOS)
-    if name is None:
-        return None
-    problem = _video_problem(sources, name)
-    if problem is None:
-        return ok(f"{_VIDEOS}={name}")
-    fix = f"unset {_VIDEOS}, and pip install opencv-python-headless"
-    return warning(f"{_VIDEOS}={name}: {problem}", fix)
-
-
-def _video_problem(sources: Sources, name: str) -> str | None:
-    if name not in VIDEO_BACKENDS:
-        return f"LMDeploy knows only {', '.join(VIDEO_BACKENDS)}"
-    if not sources.has_module(name):
-        return f"{name} is not installed"
-    if name != "torchvision":
-        return None
-    folder = sources.package_folder(name)
-    try:
-        text = None if folder is None else (folder / "io" / "video.py").read_text(encoding="utf-8")
-    except OSError:
-        text = ""
-    if text is not None and "def read_video(" not in text:
-        return f"torchvision {sources.version(name)} has no read_video any more"
-    return None if sources.has_module("av") else "its read_video needs PyAV, which is not installed"
 
 
 def _numbers(version: str) -> tuple[int, ...]:
