@@ -101,7 +101,7 @@ class ClusterPlan(JsonDocument):
     warnings: tuple[str, ...] = ()
     remedies: Annotated[
         tuple[Remedy, ...],
-        doc("Other promises and what they would give; where nothing fits, what would."),
+        doc("Where nothing fits, what would."),
     ] = ()
     source: Annotated[str, doc("Where the cluster comes from.")] = ""
     serve: Annotated[

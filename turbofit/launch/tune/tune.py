@@ -289,8 +289,9 @@ class Tuner:
 
     def _record(self, choice: TrialChoice, number: int, end: TrialEnd) -> TrialRecord:
         plan, settings = choice.plan, choice.plan.settings
-        told = end.outcome in ("measured", "cut") and end.result is not None
-        measured = figures_of(end.result) if told else None
+        measured = None
+        if end.result is not None and end.outcome in ("measured", "cut"):
+            measured = figures_of(end.result)
         return TrialRecord(
             number=number,
             options=choice.options,
