@@ -123,7 +123,7 @@ def test_a_time_that_no_start_fits_in_is_kept_and_said(
 def test_engines_that_die_are_results_and_nothing_is_kept(
     children: list[Child], tmp_path: Path
 ) -> None:
-    child = tune(children, tmp_path, *ONE, "--starts", "2", "--pretend-fail", "60", "--json")
+    child = tune(children, tmp_path, *ONE, "--starts", "1", "--pretend-fail", "60", "--json")
     assert child.finish() == 3, child.stderr
     (trial,) = said(child)["trials"]
     assert trial["outcome"] == "died"
@@ -134,7 +134,7 @@ def test_engines_that_die_are_results_and_nothing_is_kept(
 
 @pytest.mark.exhaustive
 def test_an_slo_that_nothing_keeps_is_said(children: list[Child], tmp_path: Path) -> None:
-    child = tune(children, tmp_path, *ONE, "--starts", "2", "--slo", "ttft=1ms")
+    child = tune(children, tmp_path, *ONE, "--starts", "1", "--slo", "ttft=1ms")
     assert child.finish() == 3, child.stderr
     assert child.process.stdout is not None
     assert "none of 1 settings keeps the SLO" in child.process.stdout.read()

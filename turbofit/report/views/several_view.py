@@ -176,7 +176,7 @@ def cluster_view(plan: ClusterPlan) -> list[Block]:
         Verdict(plan.verdict, good=plan.fits, short=True),
     ]
     if plan.source.startswith("simulated"):
-        text = "simulated: no such machine was measured, all figures are of presets"
+        text = "simulated: machines of presets or of snapshots, no node was measured"
         blocks.append(Paragraph(text, tone="warn", short=True))
     if plan.fits:
         blocks += first_warnings(plan.warnings)
