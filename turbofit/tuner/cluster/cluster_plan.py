@@ -20,7 +20,7 @@ from msgspec.structs import fields, replace
 
 from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan
 from turbofit.core.errors import TurbofitError
-from turbofit.core.machine import Gpu, Host, Machine
+from turbofit.core.machine import Host, Machine
 from turbofit.core.plan import Held, Limits, Plan, Remedy, Throughput
 from turbofit.core.struct import NA, Struct, known
 from turbofit.core.units import GIB, MIB, format_bytes, three_digits
@@ -218,7 +218,7 @@ def make_cluster_plan(base: ResolvedRequest, cluster: Cluster, engine: str = "au
     """
     unusable = {node.id: why_unusable(node) for node in cluster.nodes}
     usable = [node for node in cluster.nodes if not unusable[node.id]]
-    kinds, step = kinds_of(usable, exact=base.budget is not None)
+    kinds = kinds_of(usable)
     planner = _Planner(base, kinds, engine)
     tried = planner.alone()
     if tried and all(one.plan is None for one in tried.values()):
@@ -261,7 +261,7 @@ def make_cluster_plan(base: ResolvedRequest, cluster: Cluster, engine: str = "au
     return replace(
         document,
         verdict=_verdict(document),
-        reasons=tuple(_reasons(planner, document, kept, step)) if kept else (),
+        reasons=tuple(_reasons(planner, document, kept)) if kept else (),
         remedies=() if kept else tuple(_remedies(planner, tried, choice)),
         warnings=tuple(_warnings(cluster, document)),
     )
@@ -284,7 +284,7 @@ def plan_joining_node(
     if "session_len" not in base.fixed:
         workload = replace(workload, context=promise.context)
     base = replace(base, workload=workload, load_only=True)
-    planner = _Planner(base, kinds_of([node], exact=True)[0], engine)
+    planner = _Planner(base, kinds_of([node]), engine)
     serial = {one.plan.engine.serial for one in plan.nodes if one.plan is not None}
     # Answers a request come from the batch: at last each engine gets the promised ones.
     for requests in (share, float(limits.n * len(_machine(node).visible))):
@@ -418,7 +418,7 @@ def _verdict(plan: ClusterPlan) -> str:
     )
 
 
-def _reasons(planner: _Planner, plan: ClusterPlan, choice: _Choice, step: int) -> Iterator[str]:
+def _reasons(planner: _Planner, plan: ClusterPlan, choice: _Choice) -> Iterator[str]:
     """Why this promise, how requests are shared, how nodes were put together."""
     base, limit, longest = planner.base, choice.promise.limit, plan.longest_request_tokens
     rule, positions = base.model.image_rule, base.model.text.max_position_embeddings
@@ -443,7 +443,7 @@ def _reasons(planner: _Planner, plan: ClusterPlan, choice: _Choice, step: int) -
         yield (
             f"planned as {_count(len(choice.plans), 'kind')}, each for the least free memory of its"
             " members: the others get less cache than they could have, never more; within"
-            f" {format_bytes(step)} a card"
+            f" {format_bytes(_STEP)} a card"
         )
     if plan.engines > requests:
         yield (
@@ -510,15 +510,12 @@ def _count(number: int, noun: str) -> str:
 # Nodes that are planned as one: alike in hardware, and about equally full. A kind is planned for
 # the least memory that any member has free, card by card, so that its settings hold on every
 # member. This is over: the freer members get less cache than they could have, by no more than the
-# step. Where full cards make many kinds the step grows.
+# step.
 
 
-#: Bytes of used memory that count as one, from fine to coarse, and the kinds that are few enough.
-_STEPS: Final = (16 * MIB, 64 * MIB, 256 * MIB, GIB, 2 * GIB, 4 * GIB)
-_MOST_KINDS: Final = 24
-#: Free host memory within so much is alike, where there is less than so much.
+#: Used memory of a card, and free host memory, within so much is alike.
+_STEP: Final = 64 * MIB
 _HOST_STEP: Final = 8 * GIB
-_HOST_FINE: Final = 64 * GIB
 
 
 class Kind(Struct):
@@ -562,35 +559,23 @@ def why_unusable(node: Node) -> str:
     return node.why_not
 
 
-def kinds_of(nodes: Sequence[Node], *, exact: bool = False) -> tuple[tuple[Kind, ...], int]:
-    """The nodes by kind, in their order, and the step that their used memory was rounded by.
-
-    ``exact``: only nodes that are equally full to the byte are of one kind.
-    """
-    machines = [_machine(node) for node in nodes]
-    alike = [_but_for_memory(machine) for machine in machines]
-    most = max(_MOST_KINDS, len(set(alike)))
-    for step in (1,) if exact else _STEPS:
-        found: dict[Hashable, list[Node]] = {}
-        for node, machine, same in zip(nodes, machines, alike, strict=True):
-            full = tuple(-(-known(machine.gpu(i).used, 0) // step) for i in machine.visible)
-            found.setdefault((same, full, _room(machine)), []).append(node)
-        if len(found) <= most:
-            break
-    return tuple(_kind(members) for members in found.values()), step
+def kinds_of(nodes: Sequence[Node]) -> tuple[Kind, ...]:
+    """The nodes by kind, in their order."""
+    found: dict[Hashable, list[Node]] = {}
+    for node in nodes:
+        machine = _machine(node)
+        full = tuple(-(-known(machine.gpu(i).used, 0) // _STEP) for i in machine.visible)
+        room = known(machine.host.ram_available, -_HOST_STEP) // _HOST_STEP
+        found.setdefault((_but_for_memory(machine), full, room), []).append(node)
+    return tuple(map(_kind, found.values()))
 
 
 def _kind(members: list[Node]) -> Kind:
     """What its members have in common: of each card, and of host memory, the least."""
     machines = [_machine(node) for node in members]
     first = machines[0]
-
-    def least(gpu: Gpu) -> Gpu:
-        others = [machine.gpu(gpu.index) for machine in machines]
-        fullest = max(others, key=lambda one: known(one.used, 0))
-        return replace(gpu, used=fullest.used, free=fullest.free)
-
-    gpus = tuple(least(gpu) if gpu.index in first.visible else gpu for gpu in first.gpus)
+    cards = zip(*(machine.gpus for machine in machines), strict=True)
+    gpus = tuple(max(alike, key=lambda gpu: known(gpu.used, 0)) for alike in cards)
     rooms = [machine.host.ram_available for machine in machines]
     host = replace(first.host, ram_available=min(rooms, key=lambda room: known(room, maxsize)))
     return Kind(machine=replace(first, gpus=gpus, host=host), nodes=tuple(members))
@@ -604,12 +589,6 @@ def _but_for_memory(machine: Machine) -> Machine:
         machine, name="", source="", gpus=gpus, host=Host(), warnings=(), cuda=NA,
         driver=machine.driver if learned else NA, calibrations=learned,
     )  # fmt: skip
-
-
-def _room(machine: Machine) -> int:
-    """Free host memory as a class: the less of a class is what is planned for."""
-    available = known(machine.host.ram_available, -_HOST_STEP)
-    return available // _HOST_STEP if available < _HOST_FINE else available.bit_length()
 
 
 def _machine(node: Node) -> Machine:
