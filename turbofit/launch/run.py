@@ -429,7 +429,7 @@ class Start:
         self._supervisor: Supervisor
         self._start_progress: StartProgress
         self._gpu_monitor: GpuMonitor | None = None
-        self._noted: tuple[list[int], bool, dict[str, int] | None] = ([], False, {})
+        self._noted: tuple[list[int], bool, bool] = ([], False, False)
         self._began = time.monotonic()
         self._moments: list[RunMoment] = []
         #: What the GPUs have in use without our engines.
@@ -599,13 +599,14 @@ class Start:
         What a full disk did not take of it, or of the record, is written again.
         """
         # An engine that is started again, or rests, takes again what it will need.
-        noted = (self._pids(), self._ready, self._surplus())
+        larger = any(engine.tracker.cache_is_larger for engine in self._supervisor.engines)
+        noted = (self._pids(), self._ready, larger)
         real = not self._run.config.pretend  # others need not know of pretend GPUs
         if real and (noted != self._noted or self._run.leases.unwritten):
             self._noted = noted
-            pids, ready, surplus = noted
+            pids, ready, _ = noted
             name = self._plan.model.name
-            self._run.leases.note(model=name, engines=pids, ready=ready, surplus=surplus)
+            self._run.leases.note(model=name, engines=pids, ready=ready, larger=larger)
         if self._run.record.unwritten:
             self._run.record.keep()
         phases = dict.fromkeys(engine.tracker.phase for engine in self._supervisor.engines)
@@ -665,20 +666,6 @@ class Start:
 
     def _pids(self) -> list[int]:
         return [one.process.pid for one in self._supervisor.engines if one.process is not None]
-
-    def _surplus(self) -> dict[str, int] | None:
-        """Bytes by GPU UUID that caches hold beyond the plan: more was free than it counted on.
-
-        None where the engines do not tell.
-        """
-        surplus: dict[str, int] = {}
-        for engine in self._supervisor.engines:
-            beyond = engine.tracker.cache_surplus
-            if beyond is None:
-                return None
-            if beyond:
-                surplus |= dict.fromkeys(self._uuids(engine), beyond)
-        return surplus
 
     def _uuids(self, engine: SupervisedEngine) -> list[str]:
         members = self._plan.parallel.groups[engine.group]
