@@ -11,11 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.open_clients import refuses
-from tests.support.processes import Child
+from tests.support.processes import Child, pids
 from tests.support.serving import Served, serve_pretend, told
 from tests.support.waiting import HANG, until
-from turbofit.core.units import GIB, MIB
-from turbofit.pretend.shared import read_shared
 
 pytestmark = [pytest.mark.lmdeploy]
 for needed in ("lmdeploy", "fastapi", "torchvision"):
@@ -31,7 +29,7 @@ def ask(served: Served, model: str) -> int:
 def test_two_share_a_card_and_one_starts_again(
     children: list[Child], tmp_path: Path, internvl2: Path, qwen2_vl: Path
 ) -> None:
-    """The second finds the first one's memory taken; a dead one gets its cache again."""
+    """Each has the cache of its part, and one that died has it again."""
     served = serve_pretend(
         children, tmp_path, str(internvl2), str(qwen2_vl), "--on", "1xrtx3060",
         "--context", "4096", TMPDIR=str(tmp_path),
@@ -40,14 +38,7 @@ def test_two_share_a_card_and_one_starts_again(
     names = [internvl2.name, qwen2_vl.name]
     listed = served.ask("/v1/models")[2]["data"]
     assert [card["id"] for card in listed if card["id"] == card["root"]] == names
-    (cards,) = tmp_path.glob("turbofit-cards-*/cards")
-    record = read_shared(cards)
-    alive = [process for process in record.processes if process.alive]
-    held = [one.held[0] + one.context[0] + one.late[0] for one in alive]
-    assert len(alive) == 2
-    assert min(held) > GIB
-    assert sum(held) <= record.peak[0] + MIB <= 12 * GIB
-    os.kill(alive[0].pid, signal.SIGKILL)
+    os.kill(pids(served.child)[0], signal.SIGKILL)
     served.child.wait_for("phase: ready", 3)
     tokens = [
         re.search(r"KV tokens: ([\d,]*\d) \(forecast ([\d,]*\d)", line)

@@ -303,48 +303,16 @@ def ratio_now(plan: Plan, group: int) -> float:
     Over: by what others give back between this look and LMDeploy's, while the engine loads.
     """
     planned = plan.of_group(group).settings.cache_max_entry_count
-    return min(planned, fitted_ratio(plan, group, _free(plan)))
+    return min(planned, shared_ratio(plan, group))
 
 
-@dataclass
-class SharedCards:
-    """Lets each start of an engine take its plan's cache, whatever the others hold just then.
+def shared_ratio(plan: Plan, group: int) -> float:
+    """The ratio of a start beside other models of ours: the plan's bytes, whatever is free.
 
     Under: the cache is smaller by a share of what others grow by, within their parts of the cards,
     while the engine loads; and two engines that start again at once do not know of each other.
-    On pretend GPUs the engines share a machine through the file ``pretended``.
     """
-
-    pretended: Path | None = None
-
-    def file(self, plan: Plan) -> Path | None:
-        """The pretend machine's file, where a plan's engines can share it.
-
-        They can where each of them has all of its cards; others have a machine for themselves.
-        """
-        every = {gpu.index for gpu in plan.machine.gpus}
-        whole = all(set(group) == every for group in plan.parallel.groups)
-        return self.pretended if whole and not plan.engine.on_torch else None
-
-    def ratio(self, plan: Plan, group: int) -> float:
-        """The cache ratio of a start of a group's engine, now."""
-        return fitted_ratio(plan, group, self._free(plan))
-
-    def _free(self, plan: Plan) -> dict[str, int]:
-        """Free bytes by GPU UUID; what cannot be read is left out."""
-        if self.pretended is None:
-            return _free(plan)
-        file = self.file(plan)
-        if file is None:
-            return {}
-        from turbofit.pretend.shared import read_shared
-
-        alive = [process for process in read_shared(file).processes if process.alive]
-        free = {}
-        for place, gpu in enumerate(plan.gpus):
-            held = sum(one.held[place] + one.context[place] + one.late[place] for one in alive)
-            free[gpu.uuid] = gpu.total - gpu.reserved - gpu.used - held
-        return free
+    return fitted_ratio(plan, group, _free(plan))
 
 
 def _free(plan: Plan) -> dict[str, int]:
