@@ -54,16 +54,22 @@ class Lmdeploy(NamedTuple):
 
 
 def find_lmdeploy() -> Lmdeploy:
-    """LMDeploy of this interpreter, else the one on PATH. It is not imported: that takes seconds.
+    """LMDeploy of this interpreter. It is not imported: that takes seconds.
 
     Raises:
         PackageError: there is none, or it is too old.
     """
-    found = _of_interpreter() or _on_path()
-    if found is None:
+    from importlib.metadata import PackageNotFoundError, version
+    from importlib.util import find_spec
+
+    try:
+        grammars = find_spec("xgrammar") is not None
+        found = Lmdeploy(version("lmdeploy"), module_runner("lmdeploy"), grammars=grammars)
+    except PackageNotFoundError:
         raise PackageError(
-            "LMDeploy is not installed", hint=f"install it with {install_command('lmdeploy')}"
-        )
+            "LMDeploy is not installed beside turbofit",
+            hint=f"install it with {install_command('lmdeploy')}, or turbofit where LMDeploy is",
+        ) from None
     _LOG.info("LMDeploy %s, started by %s", found.version, found.argv)
     if release(found.version) < OLDEST_SERVED:
         oldest = ".".join(map(str, OLDEST_SERVED))
@@ -88,48 +94,9 @@ def lmdeploy_if_needed(engine: str | None) -> tuple[Lmdeploy, PackageError | Non
         return Lmdeploy(REFERENCE, ()), exc
 
 
-def _of_interpreter() -> Lmdeploy | None:
-    from importlib.metadata import PackageNotFoundError, version
-    from importlib.util import find_spec
-
-    try:
-        found = version("lmdeploy")
-    except PackageNotFoundError:
-        return None
-    grammars = find_spec("xgrammar") is not None
-    return Lmdeploy(found, module_runner("lmdeploy"), grammars=grammars)
-
-
-def _on_path() -> Lmdeploy | None:
-    """The script's first line names its interpreter, which knows the version."""
-    import shutil
-    import subprocess
-
-    script = shutil.which("lmdeploy")
-    if script is None:
-        return None
-    try:
-        with open(script, "rb") as file:
-            first = os.fsdecode(file.readline(1024)).strip()
-        if not first.startswith("#!"):
-            return None
-        interpreter = first[2:].split()
-        code = (
-            "import importlib.metadata as m, importlib.util as u;"
-            "print(m.version('lmdeploy'), u.find_spec('xgrammar') is not None)"
-        )
-        out = subprocess.run(
-            [*interpreter, "-c", code], capture_output=True, text=True, timeout=30, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    version, _, grammars = out.stdout.strip().partition(" ")
-    return Lmdeploy(version, module_runner("lmdeploy", interpreter), grammars=grammars == "True")
-
-
-def module_runner(module: str, interpreter: Sequence[str] = ()) -> tuple[str, ...]:
-    """Start a module's command line, by our interpreter or that of these words."""
-    return (*(interpreter or (sys.executable,)), str(Path(__file__).with_name("entry.py")), module)
+def module_runner(module: str) -> tuple[str, ...]:
+    """Start a module's command line, by our interpreter."""
+    return sys.executable, str(Path(__file__).with_name("entry.py")), module
 
 
 #: Engines listen here only: their management routes are open to whoever reaches them.

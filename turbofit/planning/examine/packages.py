@@ -300,7 +300,7 @@ def front_ends(sources: Sources, scene: Scene) -> Answer | None:
         effect = f"LMDeploy {plan.engine.version} {EFFECTS[failure.step]}"
         return warning(f"install {wanted}: with others {effect}", "")
     here, transformers = sources.version("lmdeploy"), sources.version("transformers")
-    if here is None or transformers is None:  # LMDeploy may have another interpreter
+    if here is None or transformers is None:
         return unreadable("LMDeploy and Transformers are not both installed")
     model = scene.model if plan is None else plan.model
     if model is None or model.vision is None:
@@ -378,7 +378,7 @@ def modules(sources: Sources, scene: Scene) -> Answer | None:
         model, drafts = plan.model, plan.settings.draft is not None
     if model is None or (plan is not None and (scene.pretend or not plan.engine.of_lmdeploy)):
         return None  # a pretend machine has stand-ins of them
-    if sources.version("lmdeploy") is None:  # it may have another interpreter
+    if sources.version("lmdeploy") is None:
         return unreadable("LMDeploy is not installed here")
     engines = _engines(model) if plan is None else [plan.engine.name]
     if drafts and plan is None:
