@@ -40,7 +40,7 @@ class Cluster(JsonDocument):
     schema: Annotated[str, const(CLUSTER_SCHEMA)] = CLUSTER_SCHEMA
     source: Annotated[
         str,
-        doc("Where it comes from: Ray's address, a file, or a SPEC that is simulated."),
+        doc("Where it comes from: Ray's address, or machines that are simulated."),
     ]
     nodes: tuple[Node, ...]
 
