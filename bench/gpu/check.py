@@ -124,8 +124,7 @@ def _speeds(one: SharedRun) -> Iterator[str]:
             seconds = engine.seconds.get("weights", 0.0)
             if link is not None and weights > _ROOM * link * max(seconds, 0.01):
                 yield f"{weights // MIB} MiB of weights came in {seconds} s over its PCIe link"
-    dense = plan.model.text.moe is None and plan.settings.draft is None
-    if not dense or not isinstance(first.memory_bandwidth, int):
+    if plan.model.text.moe is not None or not isinstance(first.memory_bandwidth, int):
         return
     at_once = plan.settings.max_batch_size * len(plan.parallel.groups)
     most = _ROOM * at_once * first.memory_bandwidth / max(weights, 1)

@@ -20,15 +20,13 @@ from msgspec.structs import replace
 
 from bench.page import table
 from turbofit import api
-from turbofit.core.draft import Draft
 from turbofit.core.model import TextDims
 from turbofit.core.plan import GpuLedger, Plan
 from turbofit.core.units import MIB
 from turbofit.memory.account import POOL_WARMUP
 from turbofit.memory.pytorch.weights import segments
-from turbofit.model.draft_reader import read_draft
 from turbofit.model.source import resolve_model
-from turbofit.rehearse.checkpoint.twin import checkpoint_for, speculative_of
+from turbofit.rehearse.checkpoint.twin import checkpoint_for
 from turbofit.rehearse.planned import beside, charged, plan_document
 
 #: What a term or a peak may be over, as a share of the card. Under is never allowed.
@@ -85,19 +83,13 @@ class Row(NamedTuple):
     @property
     def name(self) -> str:
         cut = f" {self.layers} layers" * bool(self.layers)
-        options = (f" {k} {v}" for k, v in self.options.items() if k != "speculative_draft_model")
+        options = (f" {name} {value}" for name, value in self.options.items())
         margin = " margin 0" * (self.margin == 0)
         return f"{Path(self.model).name}{cut} {self.on}{''.join(options)}{margin}"
 
 
 def _both(model: str, on: str, **options: Any) -> tuple[Row, Row]:
     return Row(model, on, None, options), Row(model, on, 0, options)
-
-
-def _drafting(method: str, tokens: int, batch: int) -> dict[str, Any]:
-    """Options; what drafts apart is made for the model."""
-    return {"speculative_algorithm": method, "speculative_num_draft_tokens": tokens,
-            "concurrency": batch}  # fmt: skip
 
 
 ROWS = (
@@ -147,16 +139,6 @@ ROWS = (
     *_both("qwen2-vl-2b", "2xrtx3060", tp=2),
     *_both("qwen2-vl-7b", "2xrtx3090", tp=2),
     Row("internvl3-8b-hf", "2xrtx3060", None, {"tp": 2}),
-    # speculative decoding: a draft of its own, and a layer of the target's checkpoint
-    *(
-        Row("llama-3.1-8b", "1xrtx3090", None, _drafting("eagle3", n, batch), layers=8)
-        for n, batch in ((1, 8), (3, 16), (5, 64))
-    ),
-    Row("llama-3.1-8b", "1xrtx3090", None, _drafting("eagle", 3, 16), layers=8),
-    *(
-        Row("glm-4.5-air", "1xa100-80g", None, _drafting("deepseek_mtp", n, batch), layers=2)
-        for n, batch in ((1, 16), (2, 64))
-    ),
     # attention to latents, and experts
     *_both("deepseek-v2-lite", "1xa100-40g"),
     Row("deepseek-v2-lite", "2xrtx3090", None, {"tp": 2}),
@@ -168,11 +150,8 @@ ROWS = (
 )
 
 
-def formula(model: str, tp: int, cache: dict[str, Any], drafting: int = 0) -> int:
-    """Blocks by the formula, of the rank that has least; with so many layers that draft.
-
-    Those are alike to the target's, and whole on the rank.
-    """
+def formula(model: str, tp: int, cache: dict[str, Any]) -> int:
+    """Blocks by the formula, of the rank that has least."""
     text = resolve_model(model).text
     heads = max(1, text.kv_heads // tp)
     rows = cache["block_size"] * heads
@@ -180,7 +159,7 @@ def formula(model: str, tp: int, cache: dict[str, Any], drafting: int = 0) -> in
     kinds = _BITS[cache["quant_policy"]][: 1 if text.cached_latent else 2]
     sizes = [rows * text.head_dim * bits // 8 for bits in kinds]
     sizes += [rows * scales * 2 for scales in _SCALES.get(cache["quant_policy"], ())]
-    block = (text.attention_layers + drafting) * sum(-(-size // 256) * 256 for size in sizes)
+    block = text.attention_layers * sum(-(-size // 256) * 256 for size in sizes)
     runtime = states(text, tp, cache["num_state_caches"] or 0)
     runtime += (cache["max_prefill_token_num"] + 2 * cache["max_batches"]) * text.vocab * 2
     ratio = cache["cache_max_entry_count"]
@@ -215,22 +194,7 @@ def compare(row: Row) -> Found:
     with tempfile.TemporaryDirectory() as scratch:
         if row.layers:
             row = row._replace(model=_cut(row, Path(scratch)))
-        if "speculative_algorithm" in row.options:
-            row = _with_draft(row, Path(scratch))
         return _compare(row)
-
-
-def _with_draft(row: Row, scratch: Path) -> Row:
-    """A draft of one layer, and of 32,000 tokens for Eagle3, where it is not in the target."""
-    method = row.options["speculative_algorithm"]
-    if method == "deepseek_mtp":
-        return row
-    model = resolve_model(row.model)
-    text = replace(model.text, layers=1)
-    vocab = 32000 if method == "eagle3" else text.vocab
-    draft = Draft(method=method, text=text, vocab=vocab, embeddings=method == "eagle")
-    folder = speculative_of(draft, model, scratch)["model"]
-    return row._replace(options={**row.options, "speculative_draft_model": folder})
 
 
 def _cut(row: Row, scratch: Path) -> str:
@@ -241,11 +205,8 @@ def _cut(row: Row, scratch: Path) -> str:
         moe = replace(moe, layers=row.layers - (text.layers - moe.layers))
     if delta is not None:
         delta = replace(delta, layers=row.layers * delta.layers // text.layers)
-    text = replace(text, layers=row.layers, moe=moe, delta=delta)
-    cut, draft = replace(model, text=text), None
-    if row.options.get("speculative_algorithm") == "deepseek_mtp":
-        draft = read_draft(model, "deepseek_mtp", None, 1)
-    return str(checkpoint_for(cut, scratch / row.model, draft=draft))
+    cut = replace(model, text=replace(text, layers=row.layers, moe=moe, delta=delta))
+    return str(checkpoint_for(cut, scratch / row.model))
 
 
 def _compare(row: Row) -> Found:
@@ -278,8 +239,7 @@ def _start(
     card, cache = cards[i], document["cache"] or {}
     told = {term.term: term for term in card.ledger}
     blocks = cache.get("num_gpu_blocks") or 0
-    drafting = plan.settings.draft.text.layers if plan.settings.draft else 0
-    wanted = formula(row.model, plan.settings.tp, cache, drafting) if cache.get("free") else 0
+    wanted = formula(row.model, plan.settings.tp, cache) if cache.get("free") else 0
     if blocks != wanted:
         say(f"{blocks} blocks, {wanted} by the formula")
     tokens = (blocks - 2) * (cache.get("block_size") or 0)

@@ -67,6 +67,12 @@ def test_every_option_that_the_table_names_is_one() -> None:
         ("--enforce-eager", "m", "--eager-mode"),
         ("-ngl", "99", "leave it out"),
         ("--lora-modules", "a=b", "turbofit merge BASE ADAPTER OUT"),
+        (
+            "--speculative-algorithm",
+            "eagle3",
+            "it takes memory that no plan counts",
+        ),
+        ("--speculative-config", "{}", "it takes memory that no plan counts"),
         ("--num-gpus", "2", "--tp 2 (and a machine of so many cards is --on 2xrtx3090)"),
     ],
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.kernels.device_code import CODE, EMPTY, cubin, fatbin, library
-from turbofit.kernels.census import Census, Count, empty_kernels, take_census
+from turbofit.kernels.census import Census, Count, take_census
 from turbofit.kernels.families import decode, demangle, experts, family, gemm, prefill
 
 MOE = "_ZN9turbomind15MoeGatherKernelEv"
@@ -72,12 +72,6 @@ def test_a_card_runs_cubins_or_compiled_ptx(capability: tuple[int, int], runs: b
 
 def test_architectures_in_a_message() -> None:
     assert census("70", "90a").architecture_names() == "sm_70, sm_90a"
-
-
-def test_empty_kernels_of_a_card(path: Path) -> None:
-    assert empty_kernels(path, (12, 0)) == {MOE}
-    assert empty_kernels(path, (8, 6)) == frozenset()
-    assert empty_kernels(path, (7, 0)) == frozenset()
 
 
 def test_a_file_that_is_no_library(tmp_path: Path) -> None:

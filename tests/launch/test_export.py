@@ -28,10 +28,6 @@ CASES: dict[str, dict[str, Any]] = {
     "unequal": {"model": "internvl2-8b", "on": "2xrtx4080+rtx3090"},
     "ray": {"model": "cogvlm-17b", "on": "2xrtx3090,ram=64GiB"},
     "transformers": {"model": "llava-onevision-7b", "on": "1xrtx4090"},
-    "drafts": {
-        "model": "glm-4.5-air", "on": "4xa100-80g", "engine": "pytorch", "tp": 4,
-        "speculative_algorithm": "deepseek_mtp", "speculative_num_draft_tokens": 2,
-    },
     "promises": {
         "model": "qwen2-vl-7b", "on": "1xrtx3090", "max_pixels": 1003520, "images": 2,
         "context": 8192, "concurrency": 4, "goal": "latency", "margin": "1GiB",

@@ -17,7 +17,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.model import Quantization
 from turbofit.core.presets import load_yaml, preset_path, presets_dir
 from turbofit.memory import versions
-from turbofit.memory.engines import check_options, engine_for, engine_named
+from turbofit.memory.engines import engine_for, engine_named
 from turbofit.memory.versions import account_version, doubt, is_legacy, not_listed, parse, written
 from turbofit.model.families.engines import TURBOMIND_VISION
 from turbofit.model.families.registry import VISION_READERS
@@ -43,21 +43,6 @@ def test_what_older_versions_hold_otherwise_is_refused_there(
     assert engine_for(dims, engine, "0.18.0").name == engine
     with pytest.raises(UsageError, match=rf"no account of {new} with LMDeploy 0\.12\.0"):
         engine_for(dims, engine, "0.12.0")
-
-
-@pytest.mark.parametrize(
-    ("engine", "version", "words"),
-    [
-        ("turbomind", None, "--speculative-algorithm is no option of the turbomind engine"),
-        ("transformers", None, "--speculative-algorithm is LMDeploy's"),
-        ("pytorch", "0.9.0", "no account of speculative decoding with LMDeploy"),
-    ],
-)
-def test_only_the_pytorch_engine_drafts(engine: str, version: str | None, words: str) -> None:
-    with pytest.raises(UsageError, match=words) as told:
-        check_options(engine_named(engine, version), {"speculative": None})
-    assert told.value.hint
-    check_options(engine_named("pytorch"), {"speculative": None})
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,7 @@ import pytest
 
 from tests.support.plans import gpu, model, plausible_plan
 from turbofit.core.model import ModelSource
-from turbofit.core.plan import PlannedEngine, Settings
-from turbofit.model.draft_reader import read_draft
-from turbofit.model.source import resolve_model
+from turbofit.core.plan import Settings
 from turbofit.planning.commands import commands, model_path, ratio
 
 
@@ -124,16 +122,3 @@ def test_a_revision_is_passed_where_lmdeploy_downloads() -> None:
     argv = commands(asked)[0].argv
     assert argv[argv.index("--revision") + 1] == "v1"
     assert "--revision" not in commands(plan)[0].argv
-
-
-@pytest.mark.lmdeploy
-def test_lmdeploy_reads_what_drafts(parse: Any) -> None:
-    from lmdeploy.cli.utils import get_speculative_config
-
-    draft = read_draft(resolve_model("glm-4.5-air"), "deepseek_mtp", None, 3)
-    for one in (draft, msgspec.structs.replace(draft, method="eagle", model="/draft")):
-        engine = PlannedEngine(name="pytorch", version="0.18")
-        plan = plausible_plan(settings=Settings(speculative=one), engine=engine)
-        config = get_speculative_config(parse(commands(plan)[0].argv))
-        assert (config.method, config.model or "") == (one.method, one.model)
-        assert config.num_speculative_tokens == 3

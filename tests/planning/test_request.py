@@ -12,7 +12,6 @@ from pydantic import ValidationError
 
 from turbofit.cli.command_group import TURBOFIT
 from turbofit.cli.options.common_options import filled
-from turbofit.core.draft import DRAFT_OPTIONS
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Settings
 from turbofit.machine.source import machine_from
@@ -22,16 +21,8 @@ from turbofit.tuner.resolved_request import Margin
 
 
 def test_every_setting_of_a_plan_can_be_fixed() -> None:
-    settings = {field.name for field in fields(Settings)} - {"tp", "speculative"}
-    assert set(ENGINE_OPTIONS) == settings | set(DRAFT_OPTIONS)
-
-
-def test_a_draft_is_read_before_it_is_a_setting() -> None:
-    request = PlanRequest(model="m", speculative_algorithm="eagle3", max_batch_size=2)
-    assert request.engine_options == {"max_batch_size": 2}
-    assert request.given()["speculative_algorithm"] == "eagle3"
-    with pytest.raises(ValidationError):
-        PlanRequest(model="m", speculative_algorithm="medusa")
+    settings = {field.name for field in fields(Settings)} - {"tp"}
+    assert set(ENGINE_OPTIONS) == settings
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,6 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("internvl2-2b", "1xrtx3090", {"images": 0}),
     ("internvl2-2b", "2xrtx3090", {"language_model_only": True, "tp": 1, "replicas": 2}),
     ("qwen2-vl-2b", "1xrtx3090", {"queue_images": False, "session_len": 16384, "async_": 0}),
-    ("glm-4.5-air", "4xh200", {"engine": "pytorch", "speculative_algorithm": "deepseek_mtp"}),
 ]  # fmt: skip
 
 

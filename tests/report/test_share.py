@@ -12,14 +12,12 @@ from referencing import Registry, Resource
 
 from tests.report.documents import planned, served_run
 from turbofit.cli.main import main
-from turbofit.core.draft import Draft
 from turbofit.core.machine import Holder, Host
-from turbofit.core.plan import GroupPlan, Plan
+from turbofit.core.plan import Plan
 from turbofit.core.struct import to_json
 from turbofit.load.result import ErrorCount, LoadResult
 from turbofit.observe.calibration import SEEN_FILE, CalibratedGpu, Observation
 from turbofit.report.schema import NAMES, schema_text
-from turbofit.report.share import shared_run
 
 SECRETS = ("GPU-8f1c", "secret-host", "/srv/alice", "bob", "hunter2", "13:14", "4242424242")
 
@@ -101,31 +99,6 @@ def test_it_has_the_figures_and_no_names(
     Draft202012Validator(own, registry=registry).validate(document)
     assert main([*words[:2], "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["schema"] == "turbofit.share/1"
-
-
-@pytest.mark.parametrize(
-    ("name", "told"),
-    [
-        ("/srv/alice/draft", ""),
-        ("alice/draft", ""),  # a folder here
-        ("yuhuili/EAGLE3-LLaMA3.1-Instruct-8B", "yuhuili/EAGLE3-LLaMA3.1-Instruct-8B"),
-    ],
-)
-def test_a_draft_in_a_folder_has_no_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, told: str
-) -> None:
-    (tmp_path / "alice" / "draft").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    plan = measured()
-    draft = Draft(
-        method="eagle3", model=name, text=plan.model.text, vocab=32000, embeddings=False
-    )  # fmt: skip
-    settings = replace(plan.settings, speculative=draft)
-    group = GroupPlan(settings=settings, kv=plan.kv, units_per_forward=1, at_once=1.0)
-    plan = replace(plan, settings=settings, by_group=(group,))
-    document = shared_run(plan, served_run(plan)).plan
-    assert document.settings.draft == replace(draft, model=told)
-    assert document.by_group[0].settings.draft == replace(draft, model=told)
 
 
 def test_eight_cards_go_into_an_issue(tmp_path: Path) -> None:

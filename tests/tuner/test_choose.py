@@ -145,11 +145,6 @@ def test_hints_where_no_engine_has_kernels_name_what_helps() -> None:
     assert "unsloth/gpt-oss-20b-BF16, its 16 bits" in caught.value.hint
     assert "engine" not in caught.value.hint
     assert turbofit.plan("unsloth/gpt-oss-20b-BF16", on="1xb200").fits
-    drafts = {"speculative_algorithm": "qwen3_5_mtp"}
-    with pytest.raises(NoKernelError) as caught:
-        turbofit.plan("qwen3.5-4b", on="1xt4", **drafts)
-    assert "no --speculative-algorithm" in caught.value.hint
-    assert turbofit.plan("qwen3.5-4b", on="1xt4").fits
 
 
 def test_cards_that_turbomind_leaves_without_a_plan_get_one() -> None:

@@ -150,10 +150,7 @@ def read_saved(arguments: ServeArguments, file: str) -> Plan:
         what = option_name(next(iter(given))) if arguments.request.model == NO_MODEL else "a model"
         raise UsageError(f"--plan and {what} do not go together", hint="give one of the two")
     plan = read_plan(file)
-    each = [
-        to_builtins(one.settings) | (one.settings.draft.given if one.settings.draft else {})
-        for one in plan.each()
-    ]
+    each = [to_builtins(one.settings) for one in plan.each()]
     for name, value in _modelled(arguments.passed).items():
         planned = list(dict.fromkeys(settings.get(name) for settings in each))
         if planned != [value]:

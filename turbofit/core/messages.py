@@ -43,8 +43,7 @@ def groups_of(groups: Iterable[tuple[int, ...]]) -> str:
 
 def option_of(setting: str) -> str:
     """The option that asks for a setting, by the setting's name."""
-    name = "speculative_algorithm" if setting == "speculative" else setting
-    return "--" + name.rstrip("_").replace("_", "-")
+    return "--" + setting.rstrip("_").replace("_", "-")
 
 
 def on_each_gpu(gpus: int) -> str:

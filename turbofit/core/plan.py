@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
-from turbofit.core.draft import Draft
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.images import ImageRule
 from turbofit.core.machine import Machine
@@ -102,12 +101,6 @@ class Settings(Struct):
     eager_mode: bool = False
     cudagraph_capture_batch_sizes: tuple[int, ...] | None = None
     distributed_executor_backend: Literal["uni", "mp", "ray"] | None = None
-    speculative: Annotated[Draft | UnsetType, doc("What drafts, where something does.")] = UNSET
-
-    @property
-    def draft(self) -> Draft | None:
-        """What drafts, None where nothing does."""
-        return None if self.speculative is UNSET else self.speculative
 
 
 class Term(Struct):

@@ -92,22 +92,3 @@ def take_census(library: Path) -> Census:
             for name, found in sorted(counts.items())
         },
     )
-
-
-def empty_kernels(library: Path, capability: tuple[int, int]) -> frozenset[str]:
-    """The mangled names of the kernels that are empty on a card of this compute capability.
-
-    Raises:
-        As :func:`take_census`.
-    """
-    from turbofit.kernels.device_code import architectures, entries, functions
-
-    names = tuple(architectures(library))
-    census = Census(library=library.name, architectures=names, ptx=(), families={})
-    architecture = census.architecture(capability)
-    code: set[str] = set()
-    empty: set[str] = set()
-    for _, cubin in entries(library, architecture) if architecture else ():
-        for name, is_empty in functions(cubin) if cubin is not None else ():
-            (empty if is_empty else code).add(name)
-    return frozenset(empty - code)

@@ -95,14 +95,10 @@ def sections(data: Buffer) -> Iterator[ElfSection]:
         raise ValueError(f"an ELF file is cut short: {exc}") from None
 
 
-def entries(library: Path, architecture: str | None = None) -> Iterator[tuple[str, bytes | None]]:
+def entries(library: Path) -> Iterator[tuple[str, bytes | None]]:
     """The entries of all fat binaries of a host library, in the order of the file.
 
     Each is an architecture, where ``90a`` runs on 9.0 alone, and a cubin, or None for PTX.
-
-    Args:
-        library: the file.
-        architecture: entries for another one are passed over.
 
     Raises:
         OSError: the file cannot be read.
@@ -111,16 +107,8 @@ def entries(library: Path, architecture: str | None = None) -> Iterator[tuple[st
     """
     with mapped(library) as data:
         for header in _headers(data):
-            if architecture in (None, header.architecture):
-                body = data[header.at : header.at + header.size]
-                code = None if header.kind == _PTX else _unpacked(body, header)
-                yield header.architecture, code
-
-
-def architectures(library: Path) -> frozenset[str]:
-    """The architectures that a host library has cubins for. Raises as :func:`entries`."""
-    with mapped(library) as data:
-        return frozenset(one.architecture for one in _headers(data) if one.kind != _PTX)
+            body = data[header.at : header.at + header.size]
+            yield header.architecture, None if header.kind == _PTX else _unpacked(body, header)
 
 
 def _headers(data: mmap.mmap) -> Iterator[_Header]:

@@ -12,7 +12,7 @@ from turbofit.core.process.files import write_atomic
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.process.state import state_dir
 from turbofit.core.struct import decode, to_json
-from turbofit.kernels.census import Census, empty_kernels, take_census
+from turbofit.kernels.census import Census, take_census
 from turbofit.kernels.released import Version, is_released, released
 
 _LOG: Final = LazyLogger(__name__)
@@ -90,35 +90,10 @@ def census_of(library: Path) -> Census:
     return census
 
 
-def _keep(path: Path, text: str) -> bool:
+def _keep(path: Path, text: str) -> None:
     """Spare the next reading; a folder that cannot be written costs only that."""
     try:
         state_dir("kernels")
         write_atomic(path, text)
     except (OSError, UsageError) as exc:
         _LOG.info("%s is not kept: %s", path.name, exc)
-        return False
-    return True
-
-
-def empty_kernels_file(capability: tuple[int, int]) -> Path | None:
-    """A file with the kernels of the installed TurboMind that are empty on such a card.
-
-    One mangled name a line, in the order of their bytes. None where there is no engine, or its
-    kernels cannot be read, or the file cannot be kept.
-    """
-    _, library, recorded = _engine()
-    if library is None:
-        return None
-    digest = recorded or f"{library.stat().st_mtime_ns}"
-    name = f"{digest}-{library.stat().st_size}-{capability[0]}{capability[1]}"
-    kept = state_dir("kernels", make=False) / f"empty-{name}.txt"
-    if not kept.is_file():
-        try:
-            names = empty_kernels(library, capability)
-        except (OSError, ValueError, TurbofitError) as exc:
-            _LOG.info("the kernels of %s are not read: %s", library.name, exc)
-            return None
-        if not _keep(kept, "".join(f"{one}\n" for one in sorted(names))):
-            return None
-    return kept

@@ -108,10 +108,10 @@ def service_of(
     cards = [plan.machine.gpu(index) for index in indices]
     measured = plan.machine.source != "preset"
     request, cache = _request(plan), _hub_cache(plan)
-    words = (*request.option_arguments(("model",)), *words)
+    model, words = str(request.model), (*request.option_arguments(("model",)), *words)
     return Service(
         name=label.strip("-"),
-        argv=("turbofit", "serve", str(request.model), *words, "--host", host, "--port", str(port)),
+        argv=("turbofit", "serve", model, *words, "--host", host, "--port", str(port)),
         gpus=len(indices),
         uuids=tuple(gpu.uuid for gpu in cards) if measured else (),
         card=", ".join(dict.fromkeys(" ".join(gpu.name.split()) for gpu in cards)),
@@ -119,11 +119,7 @@ def service_of(
         shm=_shm(plan),
         port=port,
         hub_cache=None if cache is None else str(cache),
-        folders=tuple(
-            name
-            for name in (request.model, request.speculative_draft_model)
-            if isinstance(name, str) and os.path.isabs(name)
-        ),
+        folders=(model,) if os.path.isabs(model) else (),
         stop=math.ceil(drain) + _AFTER_DRAIN,
     )
 
@@ -241,8 +237,8 @@ def manifest(
         values["shm"] = _lines("    shm_size: ", [f"{shm}m"] if shm else [])
     else:
         parts = [
-            (name, _quoted(folder), f"hostPath: {{path: {_quoted(folder)}, type: Directory}}")
-            for name, folder in zip(("model", "draft"), service.folders, strict=False)
+            ("model", _quoted(folder), f"hostPath: {{path: {_quoted(folder)}, type: Directory}}")
+            for folder in service.folders
         ]
         if shm:
             medium = f"emptyDir: {{medium: Memory, sizeLimit: {shm}Mi}}"

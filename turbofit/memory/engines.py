@@ -44,7 +44,7 @@ ENGINES: Final = {
     "pytorch": EngineKind(
         "pytorch.account.Pytorch",
         ("num_gpu_blocks", "eager_mode", "cudagraph_capture_batch_sizes",
-         "distributed_executor_backend", "speculative"),
+         "distributed_executor_backend"),
         {"quant_policy": frozenset({16, 17, 42})},
     ),
     "transformers": EngineKind("transformers.account.Transformers"),

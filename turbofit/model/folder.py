@@ -8,11 +8,13 @@ from collections.abc import Callable
 from typing import Final
 
 from turbofit.core.errors import UsageError
+from turbofit.core.struct import T
 from turbofit.core.version import REFERENCE
 from turbofit.model.caches import has_config
 from turbofit.model.checkpoint import Weights
 from turbofit.model.config import LARGEST_JSON
 from turbofit.model.safetensors import (
+    LARGEST_INDEX,
     PREFIX,
     Tensor,
     header_length,
@@ -67,7 +69,7 @@ class FolderFiles:
 
     def weights(self) -> Weights:
         """Headers of the weight files, picked in LMDeploy's order."""
-        index = self.read_up_to(INDEX, 64 << 20)
+        index = self.read_up_to(INDEX, LARGEST_INDEX)
         if index is not None:
             return Weights(sharded(parse_index(index, INDEX), INDEX, self.header))
         names = self._names()
@@ -111,11 +113,11 @@ class FolderFiles:
 def sharded(
     where: dict[str, str],
     index: str,
-    read: Callable[[str], dict[str, Tensor]],
+    read: Callable[[str], dict[str, T]],
     hint: str = "download the checkpoint again",
-) -> dict[str, Tensor]:
+) -> dict[str, T]:
     """The tensors that an index names, each from the file that it names."""
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, T] = {}
     for file in sorted(set(where.values())):
         stored = read(file)
         tensors |= {name: stored[name] for name in stored if where.get(name) == file}
@@ -137,7 +139,7 @@ def is_complete(folder: str) -> bool:
     """Whether a snapshot holds all the weights that it should, not only its small files."""
     files = FolderFiles(folder)
     try:
-        index = files.read_up_to(INDEX, 64 << 20)
+        index = files.read_up_to(INDEX, LARGEST_INDEX)
         if index is not None:
             names = set(parse_index(index, INDEX).values())
             return all(files.size(name) is not None for name in names)

@@ -22,7 +22,14 @@ from turbofit.core.process.log import LazyLogger
 from turbofit.model.checkpoint import Weights
 from turbofit.model.config import LARGEST_JSON, parse_json
 from turbofit.model.folder import INDEX, sharded
-from turbofit.model.safetensors import PREFIX, Tensor, header_length, parse_header, parse_index
+from turbofit.model.safetensors import (
+    LARGEST_INDEX,
+    PREFIX,
+    Tensor,
+    header_length,
+    parse_header,
+    parse_index,
+)
 
 _LOG: Final = LazyLogger(__name__)
 
@@ -30,7 +37,6 @@ _TIMEOUT: Final = 5.0
 #: Seconds for a whole checkpoint; 30 shards at a slow mirror take about ten.
 _PATIENCE: Final = 30.0
 _REDIRECTS: Final = 5
-_LARGEST_INDEX: Final = 64 << 20
 #: Most headers fit, so that one request a file is enough.
 _FIRST_BYTES: Final = 256 << 10
 _TRUE: Final = {"1", "ON", "YES", "TRUE"}
@@ -87,7 +93,7 @@ class HubFiles:
 
     def weights(self) -> Weights:
         """Headers of the weight files, one or two requests each."""
-        index = self._small(INDEX, _LARGEST_INDEX)
+        index = self._small(INDEX, LARGEST_INDEX)
         if index is None:
             single = self._header("model.safetensors")
             if single is not None:

@@ -8,14 +8,11 @@ the method (packed weights, scales and zeros by group) and leave out a few KiB o
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from turbofit.core.model import DTYPE_BYTES, MlaDims, Model, Quantization, TextDims, VisionDims
 from turbofit.core.struct import Struct
 from turbofit.model.towers import audio_parameters, vision_parameters
-
-if TYPE_CHECKING:
-    from turbofit.core.draft import SpeculativeAlgorithm
 
 _PAGE: Final = 2 << 20
 #: What checkpoints call the linear layers that a config can exempt.
@@ -176,27 +173,6 @@ def _routers(text: TextDims) -> int:
     rows = text.moe.experts + (1 if text.moe.shared_intermediate and text.moe.shared_gate else 0)
     biases = text.moe.experts if text.moe.router_bias or text.moe.correction else 0
     return text.moe.layers * (rows * text.hidden + biases)
-
-
-def draft_elements(method: SpeculativeAlgorithm, text: TextDims, vocab: int, width: int) -> int:
-    """Elements of a draft that is a checkpoint of its own, without its embeddings.
-
-    Args:
-        method: ``eagle``, which has no head and one norm fewer, or ``eagle3``.
-        text: its dimensions.
-        vocab: rows of its head.
-        width: channels of the target.
-    """
-    linears = sum(one.weights + one.biases for one in text_linears(text))
-    if method == "eagle":
-        return linears + 2 * text.hidden * text.hidden + (2 * text.layers - 1) * text.hidden
-    wider = text.hidden * replaced_outputs(text)
-    return linears + wider + (3 * width + 4 + vocab) * text.hidden
-
-
-def replaced_outputs(text: TextDims) -> int:
-    """Outputs of queries, keys and values, which Eagle3 makes of twice as many channels."""
-    return (text.heads + 2 * text.kv_heads) * text.head_dim
 
 
 def parameters(text: TextDims, vision: VisionDims | None) -> int:

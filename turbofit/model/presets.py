@@ -47,7 +47,6 @@ class Preset(Struct, forbid_unknown_fields=True):
 
     ``base`` names the preset that this one only stores differently. ``source`` says where the
     figures were published. ``awq`` is the preset of the AWQ variant, where one is published.
-    ``draft_layers`` of the checkpoint draft further tokens (MTP), and are no part of ``text``.
     ``page`` is told of, and no default: who sends larger images is served larger ones.
     """
 
@@ -63,7 +62,6 @@ class Preset(Struct, forbid_unknown_fields=True):
     image_rule: AnyImageRule | None = None
     quantization: Quantization | None = None
     awq: str | None = None
-    draft_layers: int | None = None
     page: Page | None = None
     unsupported: Unsupported | None = None
 

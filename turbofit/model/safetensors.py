@@ -17,8 +17,8 @@ from turbofit.core.errors import UsageError
 PREFIX: Final = 8
 #: The format's own bound on the header.
 LARGEST_HEADER: Final = 100_000_000
-
-_LARGEST_INDEX: Final = 64 << 20
+#: What is read of an index, at most.
+LARGEST_INDEX: Final = 64 << 20
 #: Bits of an element.
 BITS: Final = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
@@ -118,7 +118,7 @@ def parse_index(data: bytes, what: str, suffix: str = ".safetensors") -> dict[st
         UsageError: not an index, or one that names files elsewhere.
     """
     try:
-        if len(data) > _LARGEST_INDEX:
+        if len(data) > LARGEST_INDEX:
             raise msgspec.DecodeError("it is too large")
         files = msgspec.json.decode(data, type=_Index).weight_map
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:

@@ -31,7 +31,6 @@ from turbofit.model.presets import (
 )
 
 if TYPE_CHECKING:
-    from turbofit.model.checkpoint import Files
     from turbofit.model.hub import HubFiles
 
 _LOG: Final = LazyLogger(__name__)
@@ -56,28 +55,6 @@ def resolve_model(name: str, *, revision: str | None = None) -> Model:
         name, model.architecture, model.source.where, model.source.sizes,
     )  # fmt: skip
     return model
-
-
-def checkpoint_files(name: str, revision: str | None = None) -> Files:
-    """The files of a folder, or of a hub id: in a local cache, else on the hub.
-
-    Raises:
-        UsageError: there is no such folder, or the hub does not answer.
-    """
-    from turbofit.model.folder import FolderFiles
-
-    path = os.path.expanduser(name)
-    if has_config(path):
-        return FolderFiles(os.path.abspath(path))
-    from turbofit.model.names import read_name
-
-    hub_id, revision, _ = read_name(name, revision)
-    if not HUB_ID.fullmatch(hub_id):
-        raise UsageError(
-            f"{name[:80]!r} is no checkpoint's folder", hint="name a folder or a hub id (ORG/NAME)"
-        )
-    folder = next(_folders(hub_id, revision), None)
-    return FolderFiles(folder) if folder else _hub_files(hub_id, revision)
 
 
 def _resolved(name: str, revision: str | None) -> Model:

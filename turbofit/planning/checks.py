@@ -203,7 +203,6 @@ def examine(
     on: str | None = None,
     model: Model | None = None,
     port: int | None = None,
-    drafts: bool = False,
 ) -> DoctorReport:
     """Check this machine and its environment.
 
@@ -212,7 +211,6 @@ def examine(
         on: a SPEC or snapshot instead of this machine's GPUs; the environment is still this one's.
         model: whose weights the disk must hold.
         port: the port that will be asked for.
-        drafts: whether speculative decoding will be asked for.
 
     Raises:
         UsageError: ``on`` cannot be meant.
@@ -236,9 +234,8 @@ def examine(
     described = machine is not None and machine.host.ram_available != NA
     host = machine.host if machine is not None and described else places.host()
     scene = Scene(
-        places, "install", machine=machine, healths=healths, host=host, model=model, port=port,
-        drafts=drafts,
-    )  # fmt: skip
+        places, "install", machine=machine, healths=healths, host=host, model=model, port=port
+    )
     findings = [nvml]
     for check, (state, seen, fix, why, _) in answers(scene):
         matters = "" if state == "ok" else why or check.why

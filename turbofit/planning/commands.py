@@ -211,8 +211,6 @@ def _settings(plan: Plan) -> Iterator[str]:
     for name in _PYTORCH if plan.engine.on_torch else ():
         if getattr(settings, name):
             yield from _option(name, getattr(settings, name))
-    if plan.engine.on_torch and settings.draft:
-        yield from settings.draft.options
     for name in _SET:
         if getattr(settings, name):
             yield from _option(name, getattr(settings, name))

@@ -8,7 +8,6 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
-from turbofit.core.draft import DRAFT_OPTIONS, SpeculativeAlgorithm
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Machine
 from turbofit.core.model import Model
@@ -289,17 +288,6 @@ class PlanRequest(Validated):
     distributed_executor_backend: Literal["uni", "mp", "ray"] | None = Field(
         default=None, description="PyTorch engine: who runs its ranks"
     )
-    speculative_algorithm: SpeculativeAlgorithm | None = Field(
-        default=None, description="PyTorch engine: speculative decoding, and how tokens are drafted"
-    )
-    speculative_draft_model: str | None = Field(
-        default=None,
-        description="PyTorch engine: the draft's folder or hub id (default: the model's own "
-        "checkpoint, for those with MTP layers)",
-    )
-    speculative_num_draft_tokens: Positive | None = Field(
-        default=None, description="PyTorch engine: tokens drafted in a step (LMDeploy's default: 1)"
-    )
 
     def with_maximum(self, tokens: int) -> PlanRequest:
         """The same with a context of ``max`` as the tokens that the model reads at most."""
@@ -332,11 +320,9 @@ class PlanRequest(Validated):
 
     @property
     def engine_options(self) -> dict[str, object]:
-        """LMDeploy's options that are fixed, by LMDeploy's names; a draft is read first."""
+        """LMDeploy's options that are fixed, by LMDeploy's names."""
         values = ((name, getattr(self, name)) for name in ENGINE_OPTIONS)
-        return {
-            name: value for name, value in values if value is not None and name not in DRAFT_OPTIONS
-        }
+        return {name: value for name, value in values if value is not None}
 
     @property
     def options(self) -> dict[str, object]:

@@ -32,7 +32,7 @@ def resolve(request: PlanRequest) -> ResolvedRequest:
         model=model,
         machine=machine,
         workload=request.workload,
-        fixed=request.engine_options | _speculative(request, model),
+        fixed=request.engine_options,
         tp=request.tp,
         replicas=request.replicas,
         max_dynamic_patch=request.max_dynamic_patch,
@@ -59,24 +59,6 @@ def model_of(request: PlanRequest) -> Model:
     if isinstance(model, str):
         model = resolve_model(model, revision=revision)
     return model if revision is None else replace(model, revision=revision)
-
-
-def _speculative(request: PlanRequest, model: Model) -> dict[str, object]:
-    """What drafts for the model, where something is asked to.
-
-    Raises:
-        UsageError: nothing can, or LMDeploy would not run it.
-    """
-    told = (
-        request.speculative_algorithm,
-        request.speculative_draft_model,
-        request.speculative_num_draft_tokens,
-    )
-    if not any(told):
-        return {}
-    from turbofit.model.draft_reader import requested_draft
-
-    return {"speculative": requested_draft(model, *told)}
 
 
 def _check(request: PlanRequest, resolved: ResolvedRequest) -> None:

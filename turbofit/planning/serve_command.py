@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import UNSET
@@ -106,9 +105,6 @@ def request_of(plan: Plan, model: str) -> PlanRequest:
         model: as a command line names it.
     """
     options = {} if plan.options is UNSET else plan.options
-    draft = options.get("speculative_draft_model")
-    if isinstance(draft, str) and os.path.isdir(draft):
-        options = {**options, "speculative_draft_model": os.path.abspath(draft)}
     request = PlanRequest.of(**{**options, "model": model, "on": None, "gpus": None})
     if not is_prediction(plan):
         return request

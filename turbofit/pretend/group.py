@@ -1,4 +1,4 @@
-"""A command in a process group of its own: signals reach it, and nothing of it stays behind."""
+"""A command beside this process: signals reach it, and nothing of it stays behind."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ _PR_SET_CHILD_SUBREAPER: Final = 36
 _PR_GET_CHILD_SUBREAPER: Final = 37
 _PR_SET_PDEATHSIG: Final = 1  # even where this process is killed, its command does not stay
 _GRACE: Final = 3.0
-_LOOK: Final = 0.1
+#: What a terminal sends to each process in its foreground.
+_OF_TERMINAL: Final = (signal.SIGINT, signal.SIGQUIT)
 
 
 def run_group(
@@ -60,7 +61,6 @@ def run_group(
     scenario = env.get(SCENARIO) if threading.active_count() > 1 else None
 
     def begin() -> None:
-        os.setpgrp()
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
     try:
@@ -76,82 +76,42 @@ def run_group(
             hint="after -- comes a program with its arguments, as in a shell without quotes",
         ) from None
     try:
-        with _forwarding(process.pid), _terminal(process.pid):
-            while not _ended(process, every):
+        with _forwarding(process.pid):
+            while True:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    return process.wait(every)
                 tick()
-        return process.returncode
     finally:
         _end(process, others, scenario)
         libc.prctl(_PR_SET_CHILD_SUBREAPER, reaped.value, 0, 0, 0)
 
 
-def _ended(process: subprocess.Popen[bytes], seconds: float) -> bool:
-    """Waits so long for the end; False if it did not come."""
-    until = time.monotonic() + seconds
-    while process.poll() is None:
-        if time.monotonic() >= until:
-            return False
-        _stop_with(process.pid)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=_LOOK)
-    return True
-
-
-def _stop_with(group: int) -> None:
-    """Where Ctrl-Z stopped the command, stops too, and wakes it when the shell wakes us."""
-    try:
-        stopped = os.waitid(os.P_PID, group, os.WSTOPPED | os.WNOHANG) is not None
-        if not stopped or os.tcgetpgrp(0) != group:
-            return
-    except OSError:
-        return
-    with contextlib.suppress(OSError):
-        os.tcsetpgrp(0, os.getpgrp())
-        os.kill(os.getpid(), signal.SIGSTOP)
-        if os.tcgetpgrp(0) == os.getpgrp():
-            os.tcsetpgrp(0, group)
-        os.killpg(group, signal.SIGCONT)
-
-
-def _in_main_thread() -> bool:
-    """Only it may set signal handlers, and has no siblings that start children of their own."""
-    return threading.current_thread() is threading.main_thread()
+def _in_foreground() -> bool:
+    """Whether a terminal's Ctrl-C comes to this process, and so to its command too."""
+    with contextlib.suppress(OSError), open("/dev/tty") as terminal:
+        return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
+    return False
 
 
 @contextlib.contextmanager
-def _forwarding(group: int) -> Iterator[None]:
+def _forwarding(pid: int) -> Iterator[None]:
+    """Passes signals on, where the terminal does not: Ctrl-C and Ctrl-Z reach both by themselves.
+
+    Only the main thread may set handlers.
+    """
+
     def forward(number: int, _: FrameType | None) -> None:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(group, number)
+            if number not in _OF_TERMINAL or not _in_foreground():
+                os.kill(pid, number)
 
-    taken = _FORWARDED if _in_main_thread() else ()
+    taken = _FORWARDED if threading.current_thread() is threading.main_thread() else ()
     before = {number: signal.signal(number, forward) for number in taken}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _terminal(group: int) -> Iterator[None]:
-    """Gives the command the terminal, if this is the foreground of one: it may read, Ctrl-C too."""
-    try:
-        ours = _in_main_thread() and os.tcgetpgrp(0) == os.getpgrp()
-    except OSError:
-        ours = False
-    if not ours:
-        yield
-        return
-    before = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
-    try:
-        with contextlib.suppress(OSError):
-            os.tcsetpgrp(0, group)
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            os.tcsetpgrp(0, os.getpgrp())
-        signal.signal(signal.SIGTTOU, before)
 
 
 def _end(process: subprocess.Popen[bytes], others: set[int], scenario: str | None) -> None:

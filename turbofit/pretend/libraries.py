@@ -182,7 +182,6 @@ _BY_HAND = {
         "cudart_launch.c",
         "cudart_graph.c",
         "effects.c",
-        "empty.c",
     ),
     "libcuda": ("cuda.c", "cuda_module.c"),
     "libcublas": ("cublas.c",),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import permutations
 from pathlib import Path
@@ -10,7 +10,6 @@ from typing import Any
 
 from turbofit.core.errors import MachineError
 from turbofit.core.machine import Gpu, Machine
-from turbofit.kernels.installed import empty_kernels_file
 from turbofit.pretend.libraries import PretendError
 
 MIB = 1024 * 1024
@@ -101,12 +100,7 @@ class Scenario:
     fail_pinned_at: int | None = None
     fail_times: int = 1
 
-    def text(
-        self,
-        timeline: str,
-        shared: str = "",
-        empty_kernels: Mapping[tuple[int, int], Path] | None = None,
-    ) -> str:
+    def text(self, timeline: str, shared: str = "") -> str:
         """The scenario file that the C side reads.
 
         Args:
@@ -114,8 +108,6 @@ class Scenario:
                 process has a timeline of its own.
             shared: the file through which several processes share the machine; none: each process
                 has the machine for itself.
-            empty_kernels: by compute capability, a file that names kernels without code, one a
-                line: a launch of one ends the process. None: every kernel has code.
         """
         lines = [f"timeline {timeline}"]
         lines += [f"shared {shared}"] if shared else []
@@ -125,8 +117,6 @@ class Scenario:
                 f"device {gpu.total} {gpu.used} {gpu.late} {gpu.sm[0]} {gpu.sm[1]} "
                 f"{gpu.sm_count} {gpu.l2} {one} {block} {' '.join(gpu.name.split())}"
             )
-        for (major, minor), names in (empty_kernels or {}).items():
-            lines.append(f"empty {major} {minor} {names}")
         for index, gpu in enumerate(self.gpus):
             lines += [f"reserved {index} {gpu.reserved}"] if gpu.reserved else []
         peers = permutations(range(len(self.gpus)), 2) if self.peers is None else self.peers
@@ -138,14 +128,8 @@ class Scenario:
 
 
 def write_scenario(path: Path, scenario: Scenario, timeline: str, shared: str = "") -> None:
-    """Write what the C side reads; arguments as for `Scenario.text`.
-
-    Reads the library of the installed TurboMind where its kernels are not known yet.
-    """
-    capabilities = sorted({gpu.sm for gpu in scenario.gpus})
-    files = {one: empty_kernels_file(one) for one in capabilities}
-    empty = {one: file for one, file in files.items() if file is not None}
-    path.write_text(scenario.text(timeline, shared, empty), encoding="utf-8")
+    """Write what the C side reads; arguments as for `Scenario.text`."""
+    path.write_text(scenario.text(timeline, shared), encoding="utf-8")
 
 
 def pretend_twin(machine: Machine, indices: Sequence[int]) -> Scenario:

@@ -45,7 +45,7 @@ def rehearse(spec: Spec, keep: Path | None = None) -> Document:
     adapter, versions = ADAPTERS[spec.engine], needs(spec)
     folder = Path(tempfile.mkdtemp(prefix="turbofit-rehearsal-"))
     try:
-        ended = run_child(spec, folder, adapter.environ, adapter.path_of(spec))
+        ended = run_child(spec, folder, adapter.environ, adapter.path)
         document = report(ended, adapter.seen(ended), versions)
         if keep is not None:
             shutil.copytree(folder, keep, dirs_exist_ok=True)

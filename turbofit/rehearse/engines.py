@@ -11,7 +11,7 @@ from turbofit.core.plan import Plan
 from turbofit.memory.calibrated import BUFFERS, CONTEXT
 from turbofit.rehearse import packages
 from turbofit.rehearse.run import EndedRun, Seen
-from turbofit.rehearse.spec import RehearsalCase, Spec
+from turbofit.rehearse.spec import RehearsalCase
 from turbofit.rehearse.torch import seen as torch_seen
 from turbofit.rehearse.torch import torch_image_overlap
 from turbofit.rehearse.turbomind import image_overlap
@@ -44,10 +44,6 @@ class Adapter:
     process_context: bool = False
     environ: Mapping[str, str] = field(default_factory=dict)
     path: tuple[Path, ...] = ()
-
-    def path_of(self, spec: Spec) -> tuple[Path, ...]:
-        """Where the processes of a rehearsal find modules first; the last one counts most."""
-        return (*self.path, packages.STAND_IN) if spec.speculative else self.path
 
 
 def _on_torch(driver: str) -> Adapter:

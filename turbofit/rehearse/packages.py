@@ -22,8 +22,6 @@ _HERE: Final = Path(__file__).parent / "torch"
 INSIDE: Final = _HERE / "torch_inside"
 #: For each process of a server.
 SERVED: Final = _HERE / "served_inside"
-#: Has a stand-in for FlashAttention-3, which drafting does not start without.
-STAND_IN: Final = _HERE / "stand_in"
 _LMDEPLOY: Final = f"lmdeploy=={REFERENCE}.0"
 _PACKAGES: Final = {
     "turbomind": ("lmdeploy",),

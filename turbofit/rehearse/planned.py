@@ -10,13 +10,13 @@ from pathlib import Path
 from msgspec import convert
 from msgspec.structs import replace
 
-from turbofit.core.json_types import Document, Options
+from turbofit.core.json_types import Document
 from turbofit.core.plan import GpuLedger, Plan, Term
 from turbofit.core.rehearsal import End, Rehearsal, RehearsedTogether
 from turbofit.memory.account import POOL_WARMUP
 from turbofit.memory.pytorch.weights import environment
 from turbofit.pretend.scenario import Scenario, pretend_twin
-from turbofit.rehearse.checkpoint.twin import checkpoint_for, speculative_of
+from turbofit.rehearse.checkpoint.twin import checkpoint_for
 from turbofit.rehearse.document import rehearse
 from turbofit.rehearse.engines import ADAPTERS
 from turbofit.rehearse.packages import need_kernels
@@ -60,27 +60,18 @@ def plan_document(plan: Plan, group: int = 0, keep: Path | None = None) -> Docum
         need_kernels(plan.model.text)
     with tempfile.TemporaryDirectory(prefix="turbofit-rehearsal-") as scratch:
         # Chat templates are chosen by the folder's name, so the twin keeps the model's.
-        model, draft = limited(plan), plan.settings.draft
-        folder = checkpoint_for(
-            model,
-            Path(scratch) / plan.model.name,
-            torch=not plan.engine.of_lmdeploy,
-            draft=draft,
-        )
-        speculative = speculative_of(draft, model, Path(scratch))
-        return rehearse(plan_spec(plan, folder, group, speculative), keep)
+        folder = Path(scratch) / plan.model.name
+        folder = checkpoint_for(limited(plan), folder, torch=not plan.engine.of_lmdeploy)
+        return rehearse(plan_spec(plan, folder, group), keep)
 
 
-def plan_spec(
-    plan: Plan, checkpoint: Path, group: int = 0, speculative: Options | None = None
-) -> Spec:
+def plan_spec(plan: Plan, checkpoint: Path, group: int = 0) -> Spec:
     """The specification of a plan's rehearsal, for one of its groups of GPUs.
 
     Args:
         plan: what is rehearsed.
         checkpoint: the model's folder.
         group: which group.
-        speculative: fields of LMDeploy's SpeculativeConfig.
     """
     settings: dict[str, object] = {"dtype": plan.settings.dtype, "device_map": plan.device_map}
     environ: dict[str, str] = {}
@@ -95,7 +86,6 @@ def plan_spec(
         settings={name: value for name, value in settings.items() if value is not None},
         cases=ADAPTERS[plan.engine.name].worst(plan),
         environ=environ,
-        speculative=speculative or {},
     )
 
 

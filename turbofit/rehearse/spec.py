@@ -60,7 +60,6 @@ class Spec:
         cases: run in this order, each after the last has come to rest.
         start_seconds, case_seconds: how long the engine may do nothing before it counts as a hang.
         environ: variables that the engine is started with.
-        speculative: fields of LMDeploy's SpeculativeConfig; empty where nothing drafts.
     """
 
     machine: Scenario
@@ -71,4 +70,3 @@ class Spec:
     start_seconds: float = 300.0
     case_seconds: float = 120.0
     environ: Mapping[str, str] = field(default_factory=dict)
-    speculative: Mapping[str, Any] = field(default_factory=dict)

@@ -6,7 +6,6 @@ The document leaves out what names a person, a machine or a place; `LEFT_OUT` li
 
 from __future__ import annotations
 
-import os
 import platform
 from contextlib import suppress
 from pathlib import Path
@@ -18,12 +17,11 @@ from msgspec.structs import replace
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Host, Machine
 from turbofit.core.model import Model
-from turbofit.core.plan import GpuLedger, Plan, Settings
+from turbofit.core.plan import GpuLedger, Plan
 from turbofit.core.run_report import RunAttempt, RunReport
 from turbofit.core.struct import Struct, const, decode, doc
 from turbofit.core.units import format_bytes, mib
 from turbofit.load.result import BENCH_SCHEMA, LoadResult
-from turbofit.model.presets import HUB_ID
 from turbofit.observe.calibration import SEEN_FILE, Observation, phase_rows
 from turbofit.report.painters.document import FactList, Heading, Items, Paragraph, table
 from turbofit.report.stored_documents import StoredPlan, read_reported
@@ -37,7 +35,7 @@ if TYPE_CHECKING:
 SHARE_SCHEMA: Final = "turbofit.share/1"
 LEFT_OUT: Final = (
     "UUIDs of the GPUs, other processes, the host's name, memory and processors",
-    "paths, addresses, command lines, options, and names of models and drafts that are folders",
+    "paths, addresses, command lines, options, and names of models that are folders",
     "logs, messages and events; of requests everything but their number and speed",
     "the time of day",
 )
@@ -121,16 +119,12 @@ def _model(model: Model) -> Model:
 
 
 def _plan(plan: Plan, model: Model) -> Plan:
-    groups = tuple(
-        replace(group, rehearsal=None, settings=_settings(group.settings))
-        for group in plan.by_group
-    )
+    groups = tuple(replace(group, rehearsal=None) for group in plan.by_group)
     return replace(
         plan,
         created=_day(plan.created),
         verdict="",
         model=model,
-        settings=_settings(plan.settings),
         machine=_machine(plan.machine),
         gpus=tuple(_ledger(gpu) for gpu in plan.gpus),
         host=replace(plan.host, available=None),
@@ -140,14 +134,6 @@ def _plan(plan: Plan, model: Model) -> Plan:
         options=UNSET,
         **dict.fromkeys(_EMPTIED, ()),
     )
-
-
-def _settings(settings: Settings) -> Settings:
-    """A draft's name is kept where it can only be a hub id."""
-    draft = settings.draft
-    if draft is None or (HUB_ID.fullmatch(draft.model) and not os.path.isdir(draft.model)):
-        return settings
-    return replace(settings, speculative=replace(draft, model=""))
 
 
 def _machine(machine: Machine) -> Machine:

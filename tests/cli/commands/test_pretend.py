@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pty
@@ -251,12 +250,14 @@ def test_a_killed_turbofit_leaves_no_command_behind(program: Any) -> None:
     assert gone(pid)
 
 
-def test_a_terminal_is_the_commands_while_it_runs(program: Any) -> None:
-    """It may read, Ctrl-Z stops all and `fg` goes on, Ctrl-C is the command's."""
+def test_a_shell_with_job_control_stops_and_ends_it(program: Any) -> None:
+    """It may read, Ctrl-Z stops all and `fg` goes on, Ctrl-C is the command's, once."""
     path = program("print('got', input(), flush=True); print('then', input(), flush=True); rest()")
+    words = words_of("--on", "1xl4", "--", sys.executable, path)
+    shell = 'set -m; "$@"; echo stopped; fg; echo "code $?"'
     pid, terminal = pty.fork()
     if pid == 0:
-        os.execv(sys.executable, words_of("--on", "1xl4", "--", sys.executable, path))
+        os.execvp("bash", ["bash", "-c", shell, "bash", *words])
     seen = b""
 
     def until(text: bytes) -> None:
@@ -268,16 +269,13 @@ def test_a_terminal_is_the_commands_while_it_runs(program: Any) -> None:
     os.write(terminal, b"hello\n")
     until(b"got hello")
     os.write(terminal, b"\x1a")
-    assert os.WIFSTOPPED(os.waitpid(pid, os.WUNTRACED)[1])
-    os.kill(pid, signal.SIGCONT)
+    until(b"stopped\r\n")
     os.write(terminal, b"again\n")
     until(b"then again")
     os.write(terminal, b"\x03")
     until(b"killed by SIGINT")
-    with contextlib.suppress(OSError):
-        while os.read(terminal, 65536):
-            pass
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130
+    until(b"code 130")
+    assert os.waitpid(pid, 0)[1] == 0
     os.close(terminal)
 
 

@@ -21,7 +21,6 @@ from turbofit.launch.pipeline.pipeline import (
     open_pipeline,
     planned_config,
     with_config,
-    with_draft,
 )
 from turbofit.launch.serve import gpu_monitor, planner
 from turbofit.launch.serve.leases import Leases, counted
@@ -172,7 +171,7 @@ def test_what_the_ledger_does_not_know_is_kept_and_said(pipeline: Any, internvl2
         ({"backend_config": "none"}, "no config of LMDeploy"),
         ({"backend_config": "pytorch", "engine": "turbomind"}, "of the pytorch engine, and"),
         ({"replicas": 2}, "one engine"),
-        ({"speculative_config": object()}, "speculative"),
+        ({"speculative_config": object()}, "no account of speculative decoding"),
         ({"backend_config": {"tp": 2}, "tp": 1}, "tp is 2 in backend_config and 1"),
     ],
 )
@@ -468,16 +467,3 @@ def test_without_a_config_the_plan_makes_one() -> None:
     config = planned_config(plan, None)
     assert type(config) is lmdeploy.PytorchEngineConfig
     assert config.max_prefill_token_num == plan.settings.max_prefill_token_num
-
-
-def test_what_drafts_is_planned_with() -> None:
-    from lmdeploy.messages import SpeculativeConfig
-
-    config = SpeculativeConfig(method="deepseek_mtp", num_speculative_tokens=2)
-    planning = with_draft({"on": "4xa100-80g", "tp": 4}, config)
-    draft = api.plan("glm-4.5-air", engine="pytorch", **planning).settings.draft
-    assert draft is not None
-    assert (draft.method, draft.num_speculative_tokens, draft.model) == ("deepseek_mtp", 2, "")
-    assert with_draft({"tp": 1}, None) == {"tp": 1}
-    with pytest.raises(UsageError, match="speculative_config is a object"):
-        with_draft({}, object())

@@ -101,9 +101,10 @@ def test_refusals(words: list[str], message: str, hint: str) -> None:
     assert hint in caught.value.hint
 
 
-def test_drafts_are_planned_with_unless_unplanned() -> None:
+def test_drafts_pass_unplanned_alone() -> None:
     words = ["--speculative-algorithm", "dflash", "--speculative-draft-model", "d"]
-    assert sort_options(words).modelled == words
+    with pytest.raises(UsageError, match="--speculative-algorithm after -- changes memory"):
+        sort_options(words)
     passed = sort_options(words, unplanned=True)
     assert passed.argv == words
     assert passed.unplanned == ["--speculative-algorithm", "--speculative-draft-model"]

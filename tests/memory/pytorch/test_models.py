@@ -73,7 +73,7 @@ def test_weights_are_the_engines(model: Model, tp: int, mib: float) -> None:
 def test_a_prefill_holds_what_the_engine_held(
     model: Model, tokens: int, context: int, seen: float, more: float
 ) -> None:
-    work = activations_of(model, Settings(max_batch_size=16), CONSTANTS, ())
+    work = activations_of(model, Settings(max_batch_size=16), CONSTANTS)
     paid = work.prefill(Prefill(tokens=tokens, context=context)) / MIB
     assert seen <= paid <= seen + more
 
@@ -213,7 +213,7 @@ def test_each_head_s_keys_and_padded_values_are_cached() -> None:
 
 
 def test_graphs_end_in_logits() -> None:
-    work = activations_of(cut("minicpm3-4b", 2), Settings(max_batch_size=64), CONSTANTS, ())
+    work = activations_of(cut("minicpm3-4b", 2), Settings(max_batch_size=64), CONSTANTS)
     assert work.graph_buffers([1, 2, 4, 8]) == 7 * 73448 * 2
     assert work.decode(64) >= 64 * 73448 * 2
 

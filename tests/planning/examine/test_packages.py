@@ -15,9 +15,8 @@ from tests.support.nvml import Scenario
 from tests.support.plans import plausible_plan
 from turbofit import api
 from turbofit.core.errors import PackageError
-from turbofit.core.plan import Plan, PlannedEngine, Settings
+from turbofit.core.plan import Plan, PlannedEngine
 from turbofit.core.units import MIB
-from turbofit.model.draft_reader import read_draft
 from turbofit.model.presets import preset_model
 from turbofit.planning.checks import plan_warnings, refuse
 from turbofit.planning.compatibility import compatibility
@@ -182,30 +181,6 @@ def test_a_plan_names_the_versions_where_newer_ones_break() -> None:
     assert not [text for text in other.warnings if "transformers" in text]
     assert not plan_warnings(plan_of("qwen3-vl-8b"), Sources({}))
     assert not plan_warnings(plan_of("llava-1.5-7b", "transformers"), Sources({}))
-
-
-def drafting(name: str, method: Any) -> Plan:
-    plan = plan_of(name)
-    draft = read_draft(plan.model, method, None, 1)
-    return replace(plan, settings=Settings(speculative=draft))
-
-
-@pytest.mark.parametrize(
-    ("plan", "module", "title"),
-    [
-        (drafting("glm-4.5-air", "deepseek_mtp"), "flash_attn_interface", "FlashAttention-3"),
-        (drafting("glm-4.7-flash", "deepseek_mtp"), "flash_mla", "FlashMLA"),
-    ],
-)
-def test_drafting_needs_packages(plan: Plan, module: str, title: str, sources: Make) -> None:
-    places = sources()
-    places.modules = {module}
-    check_needs(plan, places)
-    places.modules = set()
-    with pytest.raises(PackageError, match=f"{title}'s {module} not installed"):
-        check_needs(plan, places)
-    del places.packages["lmdeploy"]  # it has another interpreter
-    check_needs(plan, places)
 
 
 @pytest.mark.parametrize(

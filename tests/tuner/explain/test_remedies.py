@@ -65,17 +65,6 @@ def test_many_images_are_lowered_with_the_arithmetic() -> None:
     assert any("at the model's own limit they take 33,280 tokens" in why for why in plan.reasons)
 
 
-def test_a_draft_without_which_it_fits_is_the_cause() -> None:
-    plan = turbofit.plan(
-        "glm-4.5-air", on="4xa100-80g:free=54.6GiB", engine="pytorch", tp=4, margin=0,
-        speculative_algorithm="deepseek_mtp", speculative_num_draft_tokens=2,
-    )  # fmt: skip
-    assert not plan.fits
-    options = "--speculative-algorithm deepseek_mtp --speculative-num-draft-tokens 2"
-    assert plan.verdict.startswith(f"does not fit: GLM-4.5-Air with {options}: ")
-    assert any("leave --speculative-algorithm out" in one.change for one in plan.remedies)
-
-
 def test_memory_that_nobody_explains_can_be_freed() -> None:
     plan = turbofit.plan("internvl2-1b", on="1xt4:free=1GiB")
     assert not plan.fits

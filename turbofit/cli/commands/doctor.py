@@ -40,7 +40,6 @@ _TITLES: Final[dict[State, str]] = {
     spec_option(),
     Option("--model", shell_complete=complete_model),
     Option("--port", type=PORT),
-    Option("--speculative", is_flag=True),
     Option("--kernels", is_flag=True),
     FULL,
     *FORMS,
@@ -51,7 +50,6 @@ def doctor(
     on: str | None,
     model: str | None,
     port: int | None,
-    speculative: bool,
     kernels: bool,
     form: Form,
 ) -> int:
@@ -65,7 +63,7 @@ def doctor(
         from turbofit.model.source import resolve_model
 
         served = resolve_model(model)
-    report = examine(on=on, model=served, port=port, drafts=speculative)
+    report = examine(on=on, model=served, port=port)
     form._replace(full=True).show(report, partial(_view, full=form.full or form.md))
     return report.exit_code
 

@@ -29,29 +29,20 @@ if TYPE_CHECKING:
 
 
 def localised(plan: Plan, folder: Path) -> Plan:
-    """The plan with checkpoints on disk: its model's and its draft's, or header-only twins.
+    """The plan with checkpoints on disk: its model's, or a header-only twin.
 
     Chat templates are chosen by the folder's name, so that the twin keeps the model's.
 
     Raises:
         UsageError: only the model's own checkpoint would do, and it is not on disk.
     """
-    from turbofit.rehearse.checkpoint.twin import checkpoint_for, speculative_of
+    from turbofit.rehearse.checkpoint.twin import checkpoint_for
 
-    draft = plan.settings.draft
     name = (plan.model.hub_id or plan.model.name).rpartition("/")[2]
     torch = plan.engine.on_torch
-    checkpoint = checkpoint_for(plan.model, folder / name, torch=torch, draft=draft)
+    checkpoint = checkpoint_for(plan.model, folder / name, torch=torch)
     source = replace(plan.model.source, checkpoint=str(checkpoint))
-    made = replace(plan, model=replace(plan.model, source=source))
-    if draft is None:
-        return made
-    here = replace(draft, model=speculative_of(draft, plan.model, folder)["model"])
-    groups = [
-        replace(one, settings=replace(one.settings, speculative=here)) for one in plan.by_group
-    ]
-    settings = replace(plan.settings, speculative=here)
-    return replace(made, settings=settings, by_group=tuple(groups))
+    return replace(plan, model=replace(plan.model, source=source))
 
 
 def pretend_runner(plan: Plan) -> tuple[str, ...]:
@@ -114,7 +105,7 @@ class PretendLaunch(Launch):
         """
         from turbofit.pretend.environment import cuda_site, find_turbofit, put_first
         from turbofit.pretend.run import prepare
-        from turbofit.rehearse.packages import SERVED, STAND_IN, need_packages
+        from turbofit.rehearse.packages import SERVED, need_packages
 
         plan, path = self.plan, dict(base)
         need_packages(plan.engine.name, ray=plan.settings.tp > 1)
@@ -122,10 +113,7 @@ class PretendLaunch(Launch):
             put_first(path, "PYTHONPATH", str(SERVED))
             find_turbofit(path)
         made = prepare(machine, folder, path, site=cuda_site())
-        env = {**made.env, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-        if plan.settings.draft is not None:
-            put_first(env, "PYTHONPATH", str(STAND_IN))
-        return env
+        return {**made.env, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 
 class PretendUsage(Struct):

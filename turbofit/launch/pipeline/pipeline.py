@@ -56,7 +56,7 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
         max_log_len: LMDeploy's.
         trust_remote_code: LMDeploy's; None means where the model's tokenizer needs it, with a
             warning.
-        speculative_config: LMDeploy's; the PyTorch engine drafts.
+        speculative_config: LMDeploy's; only None can be planned for.
         allowed_media_domains: LMDeploy's.
         **keywords: those of `PLANNING`, and LMDeploy's own. With ``on`` nothing is reserved, and
             nothing that other turbofits have reserved is counted.
@@ -74,11 +74,7 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
     if lmdeploy.warning:
         warnings.warn(lmdeploy.warning, stacklevel=3)
     planning: dict[str, Any] = {n: keywords.pop(n) for n in PLANNING if n in keywords}
-    if keywords.pop("replicas", 1) != 1:
-        raise UsageError(
-            "a pipeline is one engine", hint="leave replicas out, or use turbofit serve"
-        )
-    planning = with_draft(planning, speculative_config)
+    _check_plannable(keywords.pop("replicas", 1), speculative_config)
     with ExitStack() as failed:
         leases = _leases() if planning.get("on") is None else None
         if leases is not None:
@@ -113,12 +109,23 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
             log_level=log_level,
             max_log_len=max_log_len,
             trust_remote_code=_trust(plan, trust_remote_code),
-            speculative_config=speculative_config,
             allowed_media_domains=allowed_media_domains,
             **keywords,
         )
         failed.pop_all()
     return made
+
+
+def _check_plannable(replicas: int, speculative_config: Any) -> None:
+    if replicas != 1:
+        raise UsageError(
+            "a pipeline is one engine", hint="leave replicas out, or use turbofit serve"
+        )
+    if speculative_config is not None:
+        raise UsageError(
+            "turbofit has no account of speculative decoding, so speculative_config must be None",
+            hint="open lmdeploy.pipeline yourself, with a low cache_max_entry_count",
+        )
 
 
 def _pretended(model_path: str) -> str:
@@ -289,26 +296,6 @@ def with_config(planning: Options, config: Any, engine: str) -> Options:
             stacklevel=5,
         )
     return out
-
-
-def with_draft(planning: Options, config: Any) -> Options:
-    """Planning keywords, with what a SpeculativeConfig of LMDeploy says.
-
-    Raises:
-        UsageError: it is none, or says what turbofit has no account of.
-    """
-    if config is None:
-        return planning
-    if not hasattr(config, "num_speculative_tokens"):
-        raise UsageError(
-            f"speculative_config is a {type(config).__name__}", hint="give a SpeculativeConfig"
-        )
-    return {
-        **planning,
-        "speculative_algorithm": config.method,
-        "speculative_draft_model": config.model or None,
-        "speculative_num_draft_tokens": config.num_speculative_tokens,
-    }
 
 
 def planned_config(plan: Plan, config: Any) -> Any:

@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 
     from turbofit.core.json_types import Options
 
-#: Of these LMDeploy takes words that turbofit has no account of: unplanned they pass as they are.
-_SPECULATIVE = "--speculative-"
-
 
 @dataclass
 class PassedOptions:
@@ -113,7 +110,7 @@ def _sort(passed: PassedOptions, name: str, kind: str, values: list[str], unplan
         raise UsageError(
             f"{name} after -- is set by turbofit", hint="leave it out; see turbofit serve --help"
         )
-    if kind == "modelled" and not (unplanned and name.startswith(_SPECULATIVE)):
+    if kind == "modelled":
         passed.modelled += [name, *values]
         return
     if kind != "free":

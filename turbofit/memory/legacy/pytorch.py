@@ -7,15 +7,13 @@ that has answered one image at its default limit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Final
 
-from turbofit.core.errors import UsageError
 from turbofit.core.machine import Gpu
 from turbofit.core.model import Model
 from turbofit.core.plan import Term
 from turbofit.core.units import HALF, round_up
-from turbofit.core.version import REFERENCE
 from turbofit.machine.presets import context_bytes
 from turbofit.memory.account import (
     PAGE,
@@ -232,13 +230,6 @@ class LegacyPytorch(Pytorch):
         if problem:
             return f"LMDeploy {self.version} {problem}"
         return super().tp_problem(model, tp)
-
-    def check_options(self, fixed: Mapping[str, object]) -> None:
-        if "speculative" in fixed:
-            raise UsageError(
-                f"turbofit has no account of speculative decoding with LMDeploy {self.version}",
-                hint=f"it has one for LMDeploy {REFERENCE}",
-            )
 
     def account(self, launch: EngineLaunch) -> Account:
         return LegacyTorchAccount(launch, self._turbomind, self.generation)

@@ -33,15 +33,7 @@ from turbofit.memory.account import (
     transients,
 )
 from turbofit.memory.calibrated import calibration_for, corrected
-from turbofit.memory.pytorch.activations import (
-    Activations,
-    Prefill,
-    activations_of,
-    draft_staged,
-    draft_terms,
-    needed_modules,
-    without_kernels,
-)
+from turbofit.memory.pytorch.activations import Activations, Prefill, activations_of
 from turbofit.memory.pytorch.cache import (
     KV_TYPES,
     RESERVED_BLOCKS,
@@ -94,8 +86,6 @@ _BFLOAT_STATES = "Qwen3NextForCausalLM"
 _CUT_METHODS = frozenset({"awq", "fp8"})
 #: The fewest tokens of a block that its kernels take.
 _LEAST_BLOCK = 16  # lmdeploy lmdeploy/messages.py::PytorchEngineConfig `kernel_block_size >= 16`
-#: Tokens of a block, which LMDeploy stops without.
-_FLASH_MLA_BLOCK = 64  # lmdeploy executor/base.py `cache_config.block_size != 64`
 
 
 def before_terms(
@@ -127,7 +117,6 @@ def weight_terms(
     basis = model.source.sizes
     classes = weight_classes(model, settings.tp)
     terms = [term(f"weights.{name}", "weights", size, basis) for name, size in classes.items()]
-    terms += draft_terms(model, settings)
     copied = packed_copy(model, settings.tp, capability, constants)
     if copied:
         note = "of what AWQ packed, for TurboMind's kernels, which the engine takes on Hopper"
@@ -136,9 +125,6 @@ def weight_terms(
     fragmented = constants.load_fragmentation[kind]
     if model.text.moe is not None:
         # Experts that are laid out anew leave a segment more in part: 33 MiB on pretend GPUs.
-        fragmented += constants.segment
-    if settings.draft is not None:
-        # So does a draft, whose embeddings are replaced: 31 MiB on pretend GPUs.
         fragmented += constants.segment
     note = f"torch's {kind} segments, filled in part"
     terms.append(term("load_fragmentation", "weights", fragmented, "estimate", note))
@@ -184,7 +170,7 @@ def buffer_terms(
         note = "TurboMind's kernels and their workspaces"
         terms.append(term("packed_kernels", "buffers", size, "estimate", note))
     if captured := capture_sizes(settings):
-        tables = sum(captured) * most_blocks * _INT * work.graphs + work.graph_buffers(captured)
+        tables = sum(captured) * most_blocks * _INT + work.graph_buffers(captured)
         # Torch keeps what graphs allocated apart: no prefill ever has room in it.
         note = "each CUDA graph's table of blocks, and the graphs' own pool"
         size = tables + _step_pool(work, settings, constants)
@@ -372,7 +358,6 @@ def _refused(launch: EngineLaunch) -> Iterator[str]:
         )
     if policy == TURBO_QUANT and text.head_dim & (text.head_dim - 1):
         yield f"--quant-policy {TURBO_QUANT} takes heads of a power of two, not of {text.head_dim}"
-    yield from _undrafted(settings)
     # States of another type than what is copied into them fail at the first prefill. Of cards that
     # have no bfloat16 `missing_kernels` tells. Source: CausalConv1d's ``index_copy_``, and
     # lmdeploy configurations/qwen3_next.py::Qwen3NextModelConfigBuilder.build #c319c1
@@ -384,32 +369,6 @@ def _refused(launch: EngineLaunch) -> Iterator[str]:
         )
     if settings.communicator != "nccl":
         yield f"--communicator {settings.communicator} is TurboMind's: the PyTorch engine has NCCL"
-
-
-def _undrafted(settings: Settings) -> Iterator[str]:
-    """Options that a step of several tokens does not support, or that a draft would get too.
-
-    Source: lmdeploy engine/config_builder.py::ConfigBuilder.build_specdecode_config #66bb38
-    lmdeploy pytorch/config.py::SpecDecodeConfig.from_config #765fbb
-    """
-    draft = settings.draft
-    if draft is None:
-        return
-    if settings.quant_policy:
-        yield (
-            f"--quant-policy {settings.quant_policy} does not draft: FlashAttention-3 reads the"
-            " cache as it is, and of 16 bits alone"
-        )
-    if draft.text.mla and settings.cache_block_seq_len != _FLASH_MLA_BLOCK:
-        yield (
-            f"--cache-block-seq-len {settings.cache_block_seq_len}: FlashMLA, with which drafts are"
-            f" verified, takes blocks of {_FLASH_MLA_BLOCK}"
-        )
-    if settings.model_format and draft.has_checkpoint:
-        yield (
-            f"--model-format {settings.model_format} is taken for the draft's weights as well,"
-            " which are of 16 bits"
-        )
 
 
 def _bfloat_states(model: Model) -> bool:
@@ -428,9 +387,7 @@ def missing_kernels(launch: EngineLaunch) -> str | None:
     (bench/census/TRITON.md). LMDeploy's fp8 kernels load weights of that type, and store
     keys and values of it with ``quant_policy 16``; ``fp8e5``, with 17, is compiled for all.
     """
-    quantization, draft = launch.model.quantization, launch.settings.draft
-    if draft is not None and (without := without_kernels(draft, launch.gpus)):
-        return without
+    quantization = launch.model.quantization
     if _bfloat_states(launch.model) and (card := _without_bfloat16(launch)):
         return f"LMDeploy {REFERENCE} keeps its states in bfloat16, which {card} does not have"
     if quantization is not None and quantization.method == "fp8":
@@ -479,7 +436,7 @@ class PytorchAccount(Account):
         state = self.state_bytes(model.text, settings)
         #: Delta nets' states, allocated beside the cache, and the runtime's reserve, not taken.
         self._kept = state + self.runtime_bytes(model.text, settings)
-        work = self.activations_of(model, settings, constants, gpus)
+        work = self.activations_of(model, settings, constants)
         met = UnitsMet(0, 0)
         if model.image_rule is not None and vision_load.units_per_image:
             met = units_met(model.image_rule, vision_load, settings)
@@ -513,7 +470,6 @@ class PytorchAccount(Account):
         largest = max(
             largest_loaded(model, settings.tp),
             staged_copy(model, settings.tp, capability, self.constants),
-            draft_staged(settings),
         )
         return before, round_up(largest, self.constants.page)
 
@@ -616,12 +572,6 @@ class Pytorch(Engine):
             said.append(
                 "its ranks run on Ray, which keeps objects in /dev/shm (up to 30 % of host RAM as"
                 " it fills) and waits half an hour without a word where GPUs are taken"
-            )
-        if settings.draft is not None:
-            modules = " and ".join(needed_modules(settings.draft.text))
-            said.append(
-                f"drafting needs {modules} beside LMDeploy,"
-                " which does not start without; the forecast of speed is without a draft"
             )
         return tuple(said)
 

@@ -52,35 +52,18 @@ KV_TYPES: Final = {
 
 
 def block_tokens(text: TextDims, settings: Settings) -> int:
-    """Tokens of one KV block, fewer than the option says where heads are wide.
-
-    With the package flash_mla on Hopper, without which latents are not drafted for, they are 64,
-    and the cache the same. lmdeploy executor/base.py `set block_size to 64 for flash_mla`
-    """
+    """Tokens of one KV block, fewer than the option says where heads are wide."""
     tokens = settings.cache_block_seq_len
-    if text.mla and settings.draft:
-        return tokens
     return min(tokens, WIDE_BLOCK) if text.head_dim >= _WIDE else tokens
 
 
 def block_bytes(text: TextDims, settings: Settings) -> int:
-    """Bytes per rank of one KV block over all layers with attention, those of a draft too.
+    """Bytes per rank of one KV block over all layers with attention.
 
-    A draft's blocks are as many as its target's, for the same tokens.
-    Source: lmdeploy executor/base.py::ExecutorBase._sync_spec_cache_block_size #6dd077
+    Latents are cached as keys, whole on every rank; values are their first channels.
     """
-    tokens, draft = block_tokens(text, settings), settings.draft
-    size = _layers_bytes(text, settings, tokens, settings.tp)
-    if draft is not None:
-        size += _layers_bytes(
-            draft.text, settings, tokens, 1 if draft.has_checkpoint else settings.tp
-        )
-    return size
-
-
-def _layers_bytes(text: TextDims, settings: Settings, tokens: int, tp: int) -> int:
-    """Latents are cached as keys, whole on every rank; values are their first channels."""
-    rows = tokens * (kv_heads_held(text.kv_heads, tp) // tp)
+    heads = kv_heads_held(text.kv_heads, settings.tp) // settings.tp
+    rows = block_tokens(text, settings) * heads
     kind = KV_TYPES[settings.quant_policy]
     bits_held = (kind.key_bits, 0 if text.cached_latent else kind.value_bits)
     sizes = [rows * text.head_dim * bits // 8 for bits in bits_held]
@@ -97,17 +80,15 @@ def state_bytes(text: TextDims, settings: Settings) -> int:
     """Bytes per rank of the state cache; 0 where every layer has attention.
 
     A slot holds the convolution's last inputs, then the recurrent state, of all layers, each from a
-    multiple of 256 bytes on; with a draft one input and one state more for each token it proposes.
-    Both are at 16 bits whatever the config's ``mamba_ssm_dtype`` says.
+    multiple of 256 bytes on. Both are at 16 bits whatever the config's ``mamba_ssm_dtype`` says.
     Source: lmdeploy executor/base.py `cache_config.max_batches + 2`
     lmdeploy configurations/qwen3_5.py::Qwen3_5ModelConfigBuilder.build #818bd6
     """
     delta, tp = text.delta, settings.tp
     if delta is None:
         return 0
-    steps = settings.draft.tokens_per_step if settings.draft else 1
-    window = delta.layers * delta.channels // tp * (delta.kernel + steps - 1)
-    state = steps * delta.layers * delta.value_heads // tp * delta.value_dim * delta.key_dim
+    window = delta.layers * delta.channels // tp * delta.kernel
+    state = delta.layers * delta.value_heads // tp * delta.value_dim * delta.key_dim
     slot = round_up(window * HALF, _ALIGN) + round_up(state * HALF, _ALIGN)
     return state_slots(settings) * slot
 

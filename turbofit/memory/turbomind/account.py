@@ -345,7 +345,7 @@ def missing_kernels(launch: EngineLaunch, census: Census) -> str | None:
     Of attention sinks it has none where it computes in another type than the checkpoint's, which
     they keep: the first request ends it ("f16 vs. bf16", seen on pretend GPUs).
     A family counts as there when one of its kernels has code. Under: the engine may choose another
-    kernel of the family, which a rehearsal finds.
+    kernel of the family.
     """
     model, dtype = launch.model, launch.settings.dtype
     if model.text.sinks and dtype != model.dtype:

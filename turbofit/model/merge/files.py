@@ -12,9 +12,9 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from secrets import token_hex
 from typing import Any, BinaryIO, Final, NamedTuple, NoReturn
@@ -25,10 +25,10 @@ from turbofit.core.process.files import sync_folder
 from turbofit.core.process.progress import Step, tell
 from turbofit.core.units import format_bytes
 from turbofit.model.caches import cached_snapshot
-from turbofit.model.folder import INDEX, FolderFiles
+from turbofit.model.folder import INDEX, FolderFiles, sharded
 from turbofit.model.names import read_name
 from turbofit.model.presets import HUB_ID, find_preset, load_preset
-from turbofit.model.safetensors import BITS, PREFIX, Tensor, parse_index
+from turbofit.model.safetensors import BITS, LARGEST_INDEX, PREFIX, Tensor, parse_index
 
 #: safetensors' dtype → torch's.
 DTYPES: Final = {
@@ -41,7 +41,6 @@ FLOATS: Final = frozenset({"F16", "BF16", "F32", "F64"})
 #: By name.
 TorchTensors = dict[str, Any]
 _BIN_INDEX: Final = "pytorch_model.bin.index.json"
-_LARGEST_INDEX: Final = 64 << 20
 _HINT: Final = "download the file again, or check who made it"
 
 
@@ -77,6 +76,11 @@ class StoredTensor(NamedTuple):
         if not whole:
             raise UsageError(f"{self.path} ends too early", hint=_HINT)
         return torch.frombuffer(buffer, dtype=dtype).reshape(self.shape)
+
+    def piece(self, name: str, dtype: str, *edits: Callable[[Any], Any]) -> Piece:
+        """The tensor as it is written, under another name; a floating-point one as ``dtype``."""
+        kept = dtype if self.dtype in FLOATS else self.dtype
+        return Piece(name, self, kept, self.shape, edits)
 
 
 class Piece(NamedTuple):
@@ -127,19 +131,12 @@ def open_weights(folder: str) -> dict[str, dict[str, StoredTensor]]:
     files, tensors = FolderFiles(folder), {}
     if headers := files.weights().tensors:
         tensors = {key: _stored(folder, key, tensor) for key, tensor in headers.items()}
+    elif index := files.read_up_to(_BIN_INDEX, LARGEST_INDEX):
+        where = parse_index(index, _BIN_INDEX, ".bin")
+        tensors = sharded(where, _BIN_INDEX, partial(open_tensors, folder))
     else:
-        data = files.read_up_to(_BIN_INDEX, _LARGEST_INDEX)
-        where = parse_index(data, _BIN_INDEX, ".bin") if data else {}
-        listed = fnmatch.filter(os.listdir(folder), "pytorch_model*.bin")
-        for name in sorted(set(where.values()) or listed):
-            for key, tensor in open_tensors(folder, name).items():
-                if key not in tensors or where.get(key) == name:
-                    tensors[key] = tensor
-        if missing := where.keys() - tensors.keys():
-            raise UsageError(
-                f"{_BIN_INDEX} names {min(missing)[:80]!r}, which no file of it holds",
-                hint="download the checkpoint again",
-            )
+        for name in sorted(fnmatch.filter(os.listdir(folder), "pytorch_model*.bin")):
+            tensors = open_tensors(folder, name) | tensors
     if not tensors:
         raise UsageError(
             f"{folder} holds no weights to merge into", hint="finish the checkpoint's download"
@@ -213,11 +210,10 @@ def torch_tensors(path: str) -> TorchTensors:
     return content
 
 
-def write_tensors(path: str, pieces: Sequence[Piece], done: Callable[[int], None]) -> None:
-    """Write a safetensors file; in RAM is one tensor at a time.
+def write_tensors(path: str, pieces: Sequence[Piece]) -> Iterator[int]:
+    """Write a safetensors file, and yield how many bytes each tensor had; one at a time is in RAM.
 
-    Wide dtypes come first, so that every tensor lies aligned to its dtype. ``done`` hears how many
-    bytes each tensor had.
+    Wide dtypes come first, so that every tensor lies aligned to its dtype.
 
     Raises:
         UsageError: a source cannot be read, or a changed tensor is not finite.
@@ -236,7 +232,7 @@ def write_tensors(path: str, pieces: Sequence[Piece], done: Callable[[int], None
         out.write(len(data).to_bytes(PREFIX, "little") + data)
         for piece in ordered:
             _write(piece, out)
-            done(piece.bytes)
+            yield piece.bytes
     torch_tensors.cache_clear()
 
 
@@ -381,19 +377,15 @@ def _write_files(
     for name, text in texts.items():
         Path(to, name).write_text(text, encoding="utf-8")
     total, written = _size(*result.files.values()), 0
-
-    def done(size: int) -> None:
-        nonlocal written
-        written += size
-        tell(Step("writing", written, total, "bytes"))
-
     for number, (name, pieces) in enumerate(result.files.items(), 1):
         changed = sum(bool(piece.edits) for piece in pieces)
         say(
             f"writing {name} ({number} of {len(result.files)}): {format_bytes(_size(pieces))},"
             f" {len(pieces)} tensors, {changed} changed"
         )
-        write_tensors(os.path.join(to, name), pieces, done)
+        for size in write_tensors(os.path.join(to, name), pieces):
+            written += size
+            tell(Step("writing", written, total, "bytes"))
     for name in (*result.copies, *texts, *result.files):
         with open(os.path.join(to, name), "rb") as file:
             os.fsync(file.fileno())

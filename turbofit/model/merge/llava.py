@@ -33,7 +33,6 @@ from turbofit.model.config import Section
 from turbofit.model.folder import FolderFiles
 from turbofit.model.merge.files import (
     DTYPES,
-    FLOATS,
     Piece,
     Result,
     StoredTensor,
@@ -126,10 +125,7 @@ def converted(
          if (name := hf_name(piece.name))]
         for pieces in files.values()
     ]  # fmt: skip
-    besides = [
-        Piece(hf_name(name) or name, tensor, dtype, tensor.shape)
-        for name, tensor in projector.items()
-    ]
+    besides = [tensor.piece(hf_name(name) or name, dtype) for name, tensor in projector.items()]
     where, tower = None, Section({}, "the vision tower's config.json")
     if not any(piece.name.startswith(_TOWER) for pieces in renamed for piece in pieces):
         name = given or original.string("mm_vision_tower", "") or "the vision tower"
@@ -196,10 +192,7 @@ def _tower_pieces(folder: str, config: Section, dtype: str) -> list[Piece]:
     if kind not in ("clip", "clip_vision_model"):
         raise UsageError(f"{folder} is {kind[:30]!r}, not CLIP", hint="name CLIP's folder")
     pieces = [
-        Piece(
-            f"vision_tower.{key}", tensor, dtype if tensor.dtype in FLOATS else tensor.dtype,
-            tensor.shape,
-        )
+        tensor.piece(f"vision_tower.{key}", dtype)
         for tensors in open_weights(folder).values()
         for key, tensor in tensors.items()
         if key.startswith("vision_model.") and not key.endswith(".position_ids")

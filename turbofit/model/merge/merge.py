@@ -248,19 +248,25 @@ def merge(  # noqa: PLR0913 - the public entry: its keywords are what can be ask
     lora = read_adapter(lora_folder) if lora_folder else Adapter()
     warnings = _base_warnings(base, folder, config, lora)
     original = _original(config, lora_folder)
-    if original is not None:
-        warnings += llava.template_warnings(target)
-    else:
+    if original is None:
         _refuse_useless(base, lora_folder, vision_tower)
     kind = {DTYPES[key]: key for key in FLOATS}.get(dtype or "")
     try:
         files = open_weights(folder)
         added, replaced, besides = _assigned(lora, files, projector=original is not None)
         _refuse_tied(config, files, replaced)
-        pieces = _pieces(files, added, replaced, kind)
+        edits = {name: (lora.merged,) for name, lora in added.items()}
+        pieces = {
+            file: [
+                replaced.get(name, tensor).piece(name, kind or tensor.dtype, *edits.get(name, ()))
+                for name, tensor in tensors.items()
+            ]
+            for file, tensors in files.items()
+        }
         kind = kind or _main_dtype(pieces)
         if original is not None:
             result = llava.converted(original, folder, pieces, besides, vision_tower, kind)
+            warnings += llava.template_warnings(target)
         else:
             result = _plain(config, folder, pieces, dtype)
         names = write(result, folder, target, say)
@@ -435,28 +441,6 @@ def _assigned(
             else other,
         )
     return added, replaced, besides
-
-
-def _pieces(
-    files: WeightFiles,
-    added: Mapping[str, Lora],
-    replaced: Mapping[str, StoredTensor],
-    dtype: str | None,
-) -> dict[str, list[Piece]]:
-    """What becomes of each tensor; floating-point ones become ``dtype`` where it is given."""
-    return {
-        file: [
-            Piece(
-                name,
-                replaced.get(name, tensor),
-                dtype if dtype and tensor.dtype in FLOATS else tensor.dtype,
-                tensor.shape,
-                (added[name].merged,) if name in added else (),
-            )
-            for name, tensor in tensors.items()
-        ]
-        for file, tensors in files.items()
-    }
 
 
 def _main_dtype(files: Mapping[str, list[Piece]]) -> str:

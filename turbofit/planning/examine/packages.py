@@ -12,7 +12,6 @@ from turbofit.core.installation import install_command
 from turbofit.core.struct import NA
 from turbofit.core.version import REFERENCE
 from turbofit.memory.account import AMPERE
-from turbofit.memory.pytorch.activations import needed_modules
 from turbofit.memory.versions import OLDEST_SERVED
 from turbofit.planning.compatibility import EFFECTS, FrontEnd, compatibility, install_line
 from turbofit.planning.examine.scene import Answer, Scene, Sources, ok, stops, unreadable, warning
@@ -367,25 +366,18 @@ _DELTA: Final = {
         _Module("tilelang", "pip install tilelang"),
     )
 }
-_DRAFT: Final = "build it from the sources of that name, or serve without --speculative-algorithm"
 
 
 def modules(sources: Sources, scene: Scene) -> Answer | None:
     """Modules that LMDeploy imports for one model; a warning where another engine needs none."""
     plan = scene.plan
-    model, drafts = scene.model, scene.drafts
-    if plan is not None:
-        model, drafts = plan.model, plan.settings.draft is not None
+    model = scene.model if plan is None else plan.model
     if model is None or (plan is not None and (scene.pretend or not plan.engine.of_lmdeploy)):
         return None  # a pretend machine has stand-ins of them
     if sources.version("lmdeploy") is None:
         return unreadable("LMDeploy is not installed here")
     engines = _engines(model) if plan is None else [plan.engine.name]
-    if drafts and plan is None:
-        from turbofit.memory.engines import ENGINES
-
-        engines = [one for one in engines if "speculative" in ENGINES[one].exclusive_options]
-    missing = {engine: _missing(sources, model, engine, drafts=drafts) for engine in engines}
+    missing = {engine: _missing(sources, model, engine) for engine in engines}
     lacking = {engine: lacks for engine, lacks in missing.items() if lacks}
     if not lacking:
         return ok(f"{model.name} needs none that is missing")
@@ -398,11 +390,10 @@ def modules(sources: Sources, scene: Scene) -> Answer | None:
     return state(f"{model.name} on {told}", "; ".join(mends))
 
 
-def _missing(sources: Sources, model: Model, engine: str, *, drafts: bool) -> list[_Module]:
+def _missing(sources: Sources, model: Model, engine: str) -> list[_Module]:
     """What an engine of LMDeploy imports for a model and does not find."""
     wanted = [_HARMONY[1]] if model.architecture == _HARMONY[0] else []
     wanted += _DELTA.get(engine, ()) if model.text.delta is not None else ()
-    wanted += [_Module(one, _DRAFT) for one in needed_modules(model.text)] if drafts else []
     return [one for one in wanted if not sources.has_module(one.title.rpartition(" ")[2])]
 
 

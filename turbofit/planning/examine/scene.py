@@ -82,9 +82,9 @@ class Scene(NamedTuple):
     """What a check may ask for; a check of something that is None does not apply.
 
     ``machine`` is as it is now, ``healths`` are its cards' conditions. ``model`` and ``port`` are
-    what will be served, ``drafts`` whether with speculative decoding. Of a run ``plan`` is what is
-    launched, ``folder`` where its logs go, ``ports`` are its engines'; ``fitted``: its cache is
-    whatever is free, so that others may have what a budget withholds.
+    what will be served. Of a run ``plan`` is what is launched, ``folder`` where its logs go,
+    ``ports`` are its engines'; ``fitted``: its cache is whatever is free, so that others may have
+    what a budget withholds.
     """
 
     sources: Sources
@@ -94,7 +94,6 @@ class Scene(NamedTuple):
     host: Host | None = None
     model: Model | None = None
     port: int | None = None
-    drafts: bool = False
     plan: Plan | None = None
     folder: Path | None = None
     ports: Sequence[int] = ()

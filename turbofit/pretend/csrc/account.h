@@ -125,9 +125,6 @@ PRETEND_API uint64_t pretend_calls(void);
 PRETEND_API int pretend_freeze(int timeout_ms); /* holds every other thread that called CUDA */
 PRETEND_API int pretend_thaw(void);              /* 0: one of them did not wait so long */
 
-/* scenario.c: the file of empty kernels at a place, and whose they are; NULL after the last */
-PRETEND_API const char *pretend_empty_kernels(int place, int *major, int *minor);
-
 /* attributes.c: PRETEND_INVALID where there is no such device */
 PRETEND_API int pretend_attribute(int *value, int attribute, int device);
 

@@ -1,11 +1,8 @@
-/* What launches still do: the effects of a few kernels so that the engine's control flow goes on
- * (effects.c), and the end of a process that launches a kernel without code (empty.c). */
+/* What launches still do: the effects of a few kernels, so that the engine's control flow goes on. */
 #ifndef TURBOFIT_PRETEND_EFFECTS_H
 #define TURBOFIT_PRETEND_EFFECTS_H
 
 void effect_register(const void *host_function, const char *device_name);
 void effect_run(const void *host_function, void **args, unsigned blocks);
-void empty_register(const void *host_function, const char *device_name);
-void empty_refuse(const void *host_function);
 
 #endif

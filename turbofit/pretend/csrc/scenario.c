@@ -54,33 +54,11 @@ static void read_knob(const char *line)
             *knobs[i].value = value;
 }
 
-static int read_empty(const char *line)
-{
-    int at = 0;
-    if (machine.empty_count == sizeof machine.empty / sizeof *machine.empty ||
-        sscanf(line, "empty %d %d %n", &machine.empty[machine.empty_count].major,
-               &machine.empty[machine.empty_count].minor, &at) < 2 || !at)
-        return 0;
-    snprintf(machine.empty[machine.empty_count].path, sizeof machine.empty->path, "%s", line + at);
-    ++machine.empty_count;
-    return 1;
-}
-
-const char *pretend_empty_kernels(int place, int *major, int *minor)
-{
-    machine_start();
-    if (place < 0 || place >= machine.empty_count)
-        return NULL;
-    *major = machine.empty[place].major;
-    *minor = machine.empty[place].minor;
-    return machine.empty[place].path;
-}
-
 static void read_line(const char *line)
 {
     int a, b;
     unsigned long long bytes;
-    if (read_device(line) || read_empty(line))
+    if (read_device(line))
         return;
     if (!strncmp(line, "timeline ", 9)) {
         snprintf(machine.timeline, sizeof machine.timeline, "%s", line + 9);

@@ -25,8 +25,6 @@ struct scenario {
     size_t fail_at, fail_pinned_at; /* numbers of the first allocations that fail; 0: none */
     size_t fail_times;              /* so many in a row */
     char timeline[4096]; /* a file, or a folder where it ends with "/" */
-    struct { int major, minor; char path[4096]; } empty[8]; /* files of empty kernels */
-    int empty_count;
     char shared[4096];   /* the file of the machine's processes; empty: this process alone */
 };
 

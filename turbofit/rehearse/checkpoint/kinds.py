@@ -113,7 +113,7 @@ def merged(below: JsonObject, above: JsonObject) -> JsonObject:
 # ------------------------------------------------------------------------------- named values
 
 
-def values_of(model: Model, packing: str, drafting: int, ids: Mapping[str, int]) -> Values:
+def values_of(model: Model, packing: str, ids: Mapping[str, int]) -> Values:
     """What expressions may name of a model.
 
     A decoder's fields are as `TextDims` has them; those of latents and delta nets too, those of
@@ -127,7 +127,6 @@ def values_of(model: Model, packing: str, drafting: int, ids: Mapping[str, int])
         "dtype": "float16" if model.dtype == "float16" else "bfloat16",
         "packed": bool(packing),
         "quantization": model.quantization,
-        "drafting": drafting,
         "max_tiles": limit or 12,
         "max_patches": limit // rule.unit_side**2 if rule is not None else 0,
         "internvl_template": "internlm2-chat"

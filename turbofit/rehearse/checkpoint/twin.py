@@ -12,16 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from msgspec.structs import replace
-
-from turbofit.core.draft import Draft
 from turbofit.core.errors import UsageError
-from turbofit.core.json_types import JsonObject, Options
+from turbofit.core.json_types import JsonObject
 from turbofit.core.model import Model
 from turbofit.memory.engines import LMDEPLOY, engine_named
 from turbofit.model.families.engines import engine_problem
 from turbofit.model.presets import find_preset, nearest_names, preset_model
-from turbofit.rehearse.checkpoint.header_only import write_header, write_weights
+from turbofit.rehearse.checkpoint.header_only import write_weights
 from turbofit.rehearse.checkpoint.kinds import (
     Entry,
     Kind,
@@ -66,14 +63,12 @@ class Twin:
         whole: the kind of the model around the decoder; None: the decoder is all.
         packing: awq (4 bits, groups of 128), fp8 (blocks of 128 x 128), mxfp4 (the experts of
             gpt-oss alone), compressed-tensors (4 bits, groups of 32, experts alone), or empty.
-        drafting: layers behind the others that draft further tokens (GLM's and DeepSeek's MTP).
     """
 
     model: Model
     decoder: Kind
     whole: Kind | None = None
     packing: str = ""
-    drafting: int = 0
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -88,7 +83,7 @@ class Twin:
     @property
     def values(self) -> Values:
         """What expressions of its kinds may name."""
-        values = values_of(self.model, self.packing, self.drafting, self.ids)
+        values = values_of(self.model, self.packing, self.ids)
         return {**values, **(self.whole.names if self.whole else {}), **self.decoder.names}
 
 
@@ -193,16 +188,13 @@ def carries_limit(model: Model) -> bool:
     return model.vision is not None and model.vision.kind in ("internvit", "moonvit")
 
 
-def checkpoint_for(
-    model: Model, folder: Path, *, torch: bool = False, draft: Draft | None = None
-) -> Path:
+def checkpoint_for(model: Model, folder: Path, *, torch: bool = False) -> Path:
     """The model's own folder where its weights are on disk, else a twin made in ``folder``.
 
     Args:
         model: what is rehearsed.
         folder: where a twin is made.
         torch: the engine runs under torch, and nothing stands in for the kernels of delta nets.
-        draft: what drafts for it, perhaps from layers of the same checkpoint.
 
     Raises:
         UsageError: there is no twin, or that engine cannot be followed with one.
@@ -215,10 +207,7 @@ def checkpoint_for(
             f"no stand-in checkpoint is made for {model.text.architecture}: {_DELTA_NETS}",
             hint=_delta_hint(model),
         )
-    twin = twin_of(model)
-    if draft is not None and not draft.has_checkpoint:
-        twin = dataclasses.replace(twin, drafting=draft.text.layers)
-    return write_model(twin, folder)
+    return write_model(twin_of(model), folder)
 
 
 def _delta_hint(model: Model) -> str:
@@ -228,42 +217,6 @@ def _delta_hint(model: Model) -> str:
         if engine_problem(model, name) is None and not engine_named(name).planned.on_torch:
             return f"--engine {name} runs on pretend GPUs; {rehearsal}"
     return rehearsal
-
-
-def speculative_of(draft: Draft | None, model: Model, scratch: Path) -> Options:
-    """The fields of LMDeploy's SpeculativeConfig; empty where nothing drafts.
-
-    A draft that is a checkpoint of its own is taken from its folder, or a stand-in is written.
-
-    Args:
-        draft: what drafts.
-        model: its target.
-        scratch: where a stand-in is written.
-    """
-    if draft is None:
-        return {}
-    folder = Path(draft.model).expanduser()
-    if draft.has_checkpoint and not any(folder.glob("*.safetensors")):
-        folder = _draft_twin(draft, model, scratch / "draft")
-    return {
-        "method": draft.method,
-        "num_speculative_tokens": draft.num_speculative_tokens,
-        "model": str(folder) if draft.has_checkpoint else "",
-    }
-
-
-def _draft_twin(draft: Draft, model: Model, folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    kind = kinds()[draft.method]
-    values = {
-        **values_of(replace(model, text=draft.text, vision=None, dtype="bfloat16"), "", 0, {}),
-        "target_hidden": model.text.hidden,
-        "draft_vocab": draft.vocab,
-        "embeddings": draft.embeddings,
-    }
-    (folder / "config.json").write_text(json.dumps(config_from(kind.config, values)), "utf-8")
-    write_header(folder / "model.safetensors", rows_of(kind.rows, kind.parts, values, ""))
-    return folder
 
 
 def write_checkpoint(name: str, folder: Path) -> Path:

@@ -38,13 +38,7 @@ def drive(spec: Spec, notes: Notes) -> Callable[[], None]:
     hfconfig.plain_gpt_oss_tokenizer()
     config = engine_config(PytorchEngineConfig, dict(spec.settings))
     _mark_start(notes)
-    more: dict[str, Any] = {}
-    if spec.speculative:
-        from lmdeploy.messages import SpeculativeConfig
-
-        speculative_class: Any = SpeculativeConfig
-        more["speculative_config"] = speculative_class(**spec.speculative)
-    pipe: Any = pipeline(spec.model_dir, backend_config=config, log_level="INFO", **more)
+    pipe: Any = pipeline(spec.model_dir, backend_config=config, log_level="INFO")
     engine = pipe.async_engine
     notes.started(engine.backend_config, session_len=_longest(engine))
     for case in spec.cases:

@@ -10,7 +10,6 @@ from typing import Any, Final
 
 from turbofit.core.plan import Settings
 from turbofit.core.units import round_up
-from turbofit.kernels.families import demangle, family
 from turbofit.memory.account import POOL_WARMUP
 from turbofit.memory.turbomind.cache import CacheShape, StatePart, tokens_planned
 from turbofit.memory.turbomind.weights import load_constants
@@ -48,8 +47,6 @@ _PRETEND: Final = "turbofit pretend:"
 _SLAB: Final = re.compile(
     r"slab_size (\d+), object_size (\d+), object_count (\d+), ratio ([0-9.]+)"
 )
-#: What the pretend driver says of a kernel without code.
-_EMPTY: Final = re.compile(r"no code for the kernel (\S+): it is empty")
 _STATE: Final = re.compile(r"num_blocks=(\d+) block_bytes=(\d+)")
 
 
@@ -68,7 +65,7 @@ def seen(ended: EndedRun) -> Seen:
     if error and not fatal:
         at = error["frames"][-1].rpartition("/")[2] if error["frames"] else "?"
         said = f"{error['type']}: {error['message']} ({at})"
-    phase, where = ledger.phases[-1], _EMPTY.sub(_family, said)
+    phase, where = ledger.phases[-1], said
     if ended.stopped == "stuck":
         phase = "warm-up"
         where = "the cache is smaller than one warm-up request: the scheduler waits for ever"
@@ -104,12 +101,6 @@ def _ledger(ended: EndedRun) -> Ledger:
         )
     timeline = ended.folder / "pretend" / "timelines" / f"{pid}.timeline"
     return ledger.read(read_timeline(timeline) if timeline.exists() else ())
-
-
-def _family(match: re.Match[str]) -> str:
-    """A kernel's mangled name in the words of `turbofit doctor --kernels`."""
-    name = demangle(match[1])
-    return f"no code for a kernel of the family {family(name) or name.partition('<')[0]!r}"
 
 
 def _terms(ledger: Ledger, index: int, cases: Sequence[str]) -> dict[str, int]:

@@ -102,8 +102,6 @@ def settings_of(plan: Plan) -> dict[str, str]:
             out[name] = ratio(value)
         else:
             out[name] = str(value).lower() if isinstance(value, bool) else str(value)
-    if draft := plan.settings.draft:
-        out |= {name: str(value) for name, value in draft.given.items()}
     return out
 
 

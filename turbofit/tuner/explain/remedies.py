@@ -11,7 +11,6 @@ from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
-from turbofit.core.draft import Draft
 from turbofit.core.errors import TurbofitError
 from turbofit.core.machine import Gpu, Link
 from turbofit.core.messages import indices, option_of, plural
@@ -153,10 +152,8 @@ def left_to_turbofit(request: ResolvedRequest) -> Iterator[Change]:
     for name in request.fixed:
         rest = {key: value for key, value in request.fixed.items() if key != name}
         option = option_of(name)
-        # turbofit chooses a value of every other option, and never a draft.
-        out = "out" if name == "speculative" else "to turbofit"
         yield Change(
-            f"leave {option} {out}",
+            f"leave {option} to turbofit",
             replace(request, fixed=rest),
             _written(option, request.fixed[name]),
         )
@@ -262,8 +259,6 @@ def _written(option: str, value: object) -> str:
     """An option as it stands on a command line."""
     if value is True:
         return option
-    if isinstance(value, Draft):
-        return " ".join(value.options)
     values = value if isinstance(value, list | tuple) else (value,)
     return " ".join((option, *map(str, values)))
 

@@ -16,7 +16,6 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import NoKernelError, TurbofitError, UsageError
 from turbofit.core.images import ImageRule
-from turbofit.core.messages import option_of
 from turbofit.core.plan import HostMemory, Throughput
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import Struct
@@ -220,9 +219,8 @@ class _Search(SearchState):
         if free and any(engine_problem(self.request.model, name) is None for name in others):
             yield "another engine"
         yield "cards of another generation"
-        for option in ("speculative", "quant_policy"):
-            if option in self.request.fixed:
-                yield f"no {option_of(option)}"
+        if "quant_policy" in self.request.fixed:
+            yield "no --quant-policy"
 
     def _other_weights(self) -> str:
         variant = unpacked_variant(self.request.model)

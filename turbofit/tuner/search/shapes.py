@@ -162,8 +162,7 @@ def shape_settings(request: ResolvedRequest, shape: Shape, session_len: int) -> 
     Raises:
         UsageError: a fixed option has a value that LMDeploy does not take.
     """
-    # A draft's weights would be taken for quantised too; the checkpoint says what it is.
-    quantization = None if "speculative" in request.fixed else request.model.quantization
+    quantization = request.model.quantization
     chosen: dict[str, object] = {
         "dtype": shape.dtype,
         "max_batch_size": max(1, ceil(shape.requests(request.workload.concurrency))),
