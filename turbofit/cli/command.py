@@ -12,24 +12,24 @@ from click.core import ParameterSource
 
 from turbofit.cli.terminal.output import PAGE_WIDTH, Form, answer, progress, verbose_log
 from turbofit.cli.usage_errors import (
+    WORDS,
     check_names,
     foreign_option,
-    typographic,
+    meant_line,
+    mended,
     unknown_options,
     usage_error,
     variable,
     with_source,
     without_gpu,
 )
-from turbofit.core.errors import NoGpuError, UsageError
+from turbofit.core.errors import NoGpuError, UnknownModelError, UsageError
 from turbofit.core.process.log_queue import queued_stderr
 from turbofit.core.process.variable_names import is_service_link
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-#: Under which name a context keeps the words that it was made of.
-WORDS: Final = "turbofit.words"
 _WINDOWS: Final = os.name == "nt"
 _FORM: Final = frozenset(Form._fields)
 
@@ -147,7 +147,7 @@ class CliCommand(click.Command):
             )
         try:
             left = super().parse_args(
-                ctx, options if ctx.resilient_parsing else self._repeated(options, ctx)
+                ctx, options if ctx.resilient_parsing else self._repeated(mended(options), ctx)
             )
         except click.UsageError as exc:
             raise with_source(usage_error(exc, ctx), ctx) from None
@@ -202,8 +202,7 @@ class CliCommand(click.Command):
         filling, waiting = "", ""
         for at, word in enumerate(arguments):
             name = word.partition("=")[0]
-            dashed = word.startswith("-") or typographic(word)
-            if not waiting and dashed and name not in known:
+            if not waiting and word.startswith("-") and name not in known:
                 try:
                     word = foreign_option(word, "".join(arguments[at + 1 : at + 2]), ctx)  # noqa: PLW2901
                 except UsageError as exc:
@@ -211,7 +210,7 @@ class CliCommand(click.Command):
                     continue
             if waiting and (name in known or word.startswith("--")):
                 needs = click.BadOptionUsage(waiting, f"{waiting} needs a value before {word}")
-                raise unknown_options(unknown) if unknown else needs
+                raise unknown_options(unknown, found, ctx) if unknown else needs
             option = known.get(word) if not waiting else None
             waiting = ""
             if option is not None and option.several:
@@ -226,7 +225,7 @@ class CliCommand(click.Command):
                 filling = ""
                 found.append(word)
         if unknown:
-            raise unknown_options(unknown)
+            raise unknown_options(unknown, found, ctx)
         pairs = [part for name, values in lists.items() for one in values for part in (name, one)]
         return [*found, *pairs, *(name for name, values in lists.items() if not values)]
 
@@ -250,6 +249,9 @@ class CliCommand(click.Command):
             ):
                 return super().invoke(ctx)
         except UsageError as exc:
+            if isinstance(exc, UnknownModelError) and "did you mean" not in exc.hint:
+                here = exc.hint.replace("--on SPEC", f"--on {ctx.params.get('on') or 'SPEC'}")
+                exc.hint = f"as {line}" if (line := meant_line(ctx)) else here
             with_source(exc, ctx)
             raise
         except NoGpuError as exc:

@@ -59,14 +59,6 @@ class TrialRecord(Struct):
     seconds: Annotated[float, doc("From the start of the engine to its end.")] = 0.0
 
 
-class SpeedFactor(Struct):
-    """By how much the model of speed is wrong about an engine on cards: measured over forecast."""
-
-    engine: str
-    factor: float
-    trials: int
-
-
 class Tuning(Struct):
     """What was tried for one model, promise and load on one machine, and what was best."""
 
@@ -84,7 +76,6 @@ class Tuning(Struct):
     slo: Annotated[dict[str, float], doc("Seconds, by ttft, tpot, e2e: 90 % may take so long.")]
     best: Annotated[int | None, doc("The trial's number; null where none meets the SLO.")] = None
     trials: tuple[TrialRecord, ...] = ()
-    factors: tuple[SpeedFactor, ...] = ()
     stopped: Annotated[str, doc("Why no more was tried.")] = ""
     seconds: float = 0.0
 

@@ -94,8 +94,6 @@ def test_the_best_is_found() -> None:
     assert found.winner.max_batch_size == 16
     assert found.winner.max_prefill_token_num == 8192
     assert len(engines.started) <= 12
-    (factor,) = found.factors
-    assert factor.trials == len(found.trials)
     assert found.seconds == 60.0 * len(engines.started)
 
 
@@ -117,7 +115,6 @@ def test_a_start_that_is_cut_is_told_and_is_the_best_only_where_nothing_else_was
     (trial,) = part.trials
     assert (trial.outcome, trial.why, part.best) == ("cut", "the time was over", 1)
     assert trial.measured is not None
-    assert part.factors == ()
     assert "trial 1 was ended" in part.stopped
     none = go(Engines(), seconds=20.0)
     assert (none.best, [one.measured for one in none.trials]) == (None, [None])
@@ -151,7 +148,6 @@ def test_a_death_is_a_result_and_the_others_go_on() -> None:
     assert found.winner is not None
     every = go(Engines(dict.fromkeys(range(1, 9), dead)), starts=4)
     assert every.best is None
-    assert every.factors == ()
 
 
 def test_a_signal_leaves_the_best_of_what_was_measured() -> None:

@@ -71,7 +71,6 @@ def with_port(why: str) -> Any:
         ("environment", "warning", {"CUDA_LAUNCH_BLOCKING": "1"}, None, ""),
         ("environment", "warning", {"CUDA_MODULE_LOADING": "EAGER"}, None, ""),
         ("environment", "warning", {"TM_LOG_LEVEL": "DEBUG"}, None, ""),
-        ("environment", "warning", {"LMDEPLOY_VIDEO_BACKEND": "decord"}, None, ""),
         ("environment", "warning", {"LD_PRELOAD": "/x/libturbofit_pretend.so"}, None, ""),
     ],
 )  # fmt: skip

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.cli.command import WORDS, Option, command
+from turbofit.cli.command import Option, command
 from turbofit.cli.options.common_options import (
     FORMS,
     filled,
@@ -37,6 +37,7 @@ from turbofit.cli.terminal.output import (
     say,
     say_cut,
 )
+from turbofit.cli.usage_errors import WORDS
 from turbofit.core.errors import UsageError
 from turbofit.core.process.progress import under_way
 from turbofit.planning.request import PlanRequest

@@ -21,8 +21,9 @@ from typing import (
 import click
 from click.core import ParameterSource
 
-from turbofit.cli.command import PATH, WORDS, Argument, Option, option_name
+from turbofit.cli.command import PATH, Argument, Option, option_name
 from turbofit.cli.terminal.output import say
+from turbofit.cli.usage_errors import WORDS
 from turbofit.core.errors import UsageError
 from turbofit.core.process.ports import DEFAULT_PORT, LAST_PORT
 from turbofit.core.validation import Metavar
@@ -401,17 +402,10 @@ def each_model(ctx: click.Context, names: Sequence[str]) -> list[Options]:
     Raises:
         UsageError: a value is wrong, or is for all models together.
     """
-    from turbofit.model.presets import find_preset
     from turbofit.planning.request import PlanRequest
 
     profile = profile_of(ctx)
     if profile is None or ctx.get_parameter_source("model") is not ParameterSource.DEFAULT_MAP:
-        joined = re.sub(r"-?/-?", "/", "-".join(names))
-        if len(names) > 1 and find_preset(joined):
-            raise UsageError(
-                f"'{' '.join(names)}' is read as {len(names)} models",
-                hint=f"a name has no spaces: {joined}",
-            )
         return [{"model": name} for name in names]
     found = []
     for entry in profile.models:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from turbofit.core.errors import LaunchError, PackageError
-from turbofit.core.installation import install_command
+from turbofit.core.installation import install_command, installed
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.process.ports import DEFAULT_PORT
 from turbofit.core.version import REFERENCE
@@ -34,14 +34,10 @@ _LOG: Final = LazyLogger(__name__)
 
 
 class Lmdeploy(NamedTuple):
-    """The LMDeploy that would be launched: its version and the words that start it.
-
-    ``grammars``: XGrammar is there beside it, which structured output needs.
-    """
+    """The LMDeploy that would be launched: its version and the words that start it."""
 
     version: str
     argv: tuple[str, ...]
-    grammars: bool = True
 
     @property
     def warning(self) -> str | None:
@@ -59,25 +55,20 @@ def find_lmdeploy() -> Lmdeploy:
     Raises:
         PackageError: there is none, or it is too old.
     """
-    from importlib.metadata import PackageNotFoundError, version
-    from importlib.util import find_spec
-
-    try:
-        grammars = find_spec("xgrammar") is not None
-        found = Lmdeploy(version("lmdeploy"), module_runner("lmdeploy"), grammars=grammars)
-    except PackageNotFoundError:
+    found = installed("lmdeploy")
+    if found is None:
         raise PackageError(
             "LMDeploy is not installed beside turbofit",
             hint=f"install it with {install_command('lmdeploy')}, or turbofit where LMDeploy is",
-        ) from None
-    _LOG.info("LMDeploy %s, started by %s", found.version, found.argv)
-    if release(found.version) < OLDEST_SERVED:
+        )
+    _LOG.info("LMDeploy %s", found)
+    if release(found) < OLDEST_SERVED:
         oldest = ".".join(map(str, OLDEST_SERVED))
         raise PackageError(
-            f"LMDeploy {found.version} is older than {oldest}, which serve needs",
+            f"LMDeploy {found} is older than {oldest}, which serve needs",
             hint=f"install a newer one with {install_command('lmdeploy', upgrade=True)}",
         )
-    return found
+    return Lmdeploy(found, module_runner("lmdeploy"))
 
 
 def lmdeploy_if_needed(engine: str | None) -> tuple[Lmdeploy, PackageError | None]:

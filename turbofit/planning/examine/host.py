@@ -189,7 +189,7 @@ def rank_launcher(sources: Sources, scene: Scene) -> Answer:
 
 
 def environment(sources: Sources, _: Scene) -> Answer:
-    """Variables that change what LMDeploy does behind a plan's back."""
+    """Variables that change memory or speed behind a plan's back."""
     env = sources.environ
     told = []
     if env.get("CUDA_LAUNCH_BLOCKING", "0") not in ("", "0"):
@@ -198,8 +198,6 @@ def environment(sources: Sources, _: Scene) -> Answer:
         told.append("CUDA_MODULE_LOADING=EAGER loads every kernel into GPU memory")
     if env.get("TM_LOG_LEVEL", "").upper() in ("TRACE", "DEBUG"):
         told.append("TM_LOG_LEVEL logs each step")
-    if "LMDEPLOY_VIDEO_BACKEND" in env:
-        told.append("LMDEPLOY_VIDEO_BACKEND leaves LMDeploy one backend for videos")
     if any("pretend" in env.get(name, "") for name in ("LD_PRELOAD", "LD_LIBRARY_PATH")):
         told.append("the pretend GPUs' libraries are in the loader's path")
     if told:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def load_view(result: LoadResult) -> list[Block]:
-    """What a load measured: figures, latency, the time of the window, what was not answered."""
+    """What a load measured: figures, latency, what was not answered."""
     failed = result.begun - result.answered
     tiles = (
         ("requests/s", three_digits(result.requests_per_second),
@@ -48,13 +48,6 @@ def load_view(result: LoadResult) -> list[Block]:
         ("tokens/s", three_digits(result.output_tokens_per_second),
          f"{result.output_tokens:,.0f} an answer, {result.running:.1f} requests at once"),
     )  # fmt: skip
-    rate = tuple((one.at, one.output_tokens_per_second) for one in result.moments)
-    running = tuple((one.at, float(one.running)) for one in result.moments)
-    over_time = (
-        Curve(series=(Series(title="tokens/s", points=rate),), x="seconds", y="tokens a second"),
-        Curve(series=(Series(title="requests", points=running),), x="seconds",
-              y="requests under way"),
-    )  # fmt: skip
     blocks: list[Block] = [
         Heading(f"{result.model} at {result.url}"),
         Tiles(tiles),
@@ -62,8 +55,6 @@ def load_view(result: LoadResult) -> list[Block]:
         Heading("Latency", whole=False),
         _latency(result),
     ]
-    if result.moments:
-        blocks += [Heading("Over the time of the window", whole=False), *over_time]
     errors = _errors(result)
     if errors or result.warnings:
         blocks += [Heading("Requests without an answer, and warnings", whole=False), *errors]
@@ -243,15 +234,6 @@ def _notes(result: Tuning) -> list[Block]:
         if winner.quant_policy:
             text = f"it stores the cache with {winner.quant_policy} bits: answers change a little"
             blocks.append(Paragraph(f"{text} (--kv-types 0 leaves that out)", tone="warn"))
-    corrected = "" if result.pretend else "; later plans here are corrected by it"
-    blocks += [
-        Paragraph(
-            f"{one.engine}: the forecast was {1 / one.factor:.2f} times what "
-            f"{one.trials} {plural(one.trials, 'trial')} measured{corrected}"
-        )
-        for one in result.factors
-        if one.factor > 0
-    ]
     trials = f"{len(result.trials)} {plural(len(result.trials), 'trial')}"
     text = f"{trials} in {format_duration(result.seconds)}; {result.stopped}"
     return [*blocks, remark(text)]
