@@ -261,8 +261,7 @@ def kernels(sources: Sources, scene: Scene) -> Answer | None:
     if lacking:
         return warning(
             f"no TurboMind kernel for {'; '.join(lacking)}",
-            "nothing: turbofit plans such models on another engine; turbofit doctor --kernels shows"
-            " all",
+            "nothing: turbofit plans such models on another engine, and says why",
         )
     return ok(f"TurboMind has code for {', '.join(cards)}")
 
