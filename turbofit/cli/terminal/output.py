@@ -157,7 +157,7 @@ class Form(NamedTuple):
     html: str | None = None
 
     def show(self, document: T, view: Callable[[T], Iterable[Block]], origin: str = "") -> None:
-        """Answer in it; ``made`` is what a page says of who made it, and when."""
+        """Answer in it; ``origin`` is what a page says of who made it, and when."""
         if self.html:
             from turbofit.report.page.html import page
 
