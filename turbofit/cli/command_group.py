@@ -63,9 +63,6 @@ _FILES: Final = {
 class Turbofit(click.Group):
     """All commands; none is imported before it is named."""
 
-    def __init__(self) -> None:
-        super().__init__("turbofit", add_help_option=False)
-
     def list_commands(self, _: click.Context) -> list[str]:
         return list(COMMANDS)
 
@@ -88,7 +85,7 @@ class Turbofit(click.Group):
         ]
 
 
-TURBOFIT: Final = Turbofit()
+TURBOFIT: Final = Turbofit("turbofit", add_help_option=False)
 
 
 def unknown_command(words: list[str]) -> UsageError:
@@ -109,11 +106,10 @@ def unknown_command(words: list[str]) -> UsageError:
         meant = click.Context(meant_command, info_name=command)
         meant.meta[WORDS] = [word for word in words if word not in (command, *variables)]
         line = " ".join([*variables, line]) if (line := meant_line(meant)) else ""
-    if here:
-        hint = here.replace(of_here[0], line) if of_here and line else here
-        hint = f"as {line}" if line and known else hint
-    elif line:
+    if line and (known or not here):
         hint = f"as {line}"
+    elif here:
+        hint = here.replace(of_here[0], line) if of_here and line else here
     else:
         hint = guess(name, COMMANDS, 3).rstrip() or unknown_word(" ".join(words))
     hint = hint or f"write turbofit {known or 'COMMAND'} OPTIONS; turbofit help lists the commands"

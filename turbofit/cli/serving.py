@@ -10,6 +10,7 @@ from turbofit.cli.terminal.output import Form, answer, exit_code, note, run_unti
 from turbofit.core.errors import UsageError
 from turbofit.core.model import Model
 from turbofit.core.process.ports import LAST_PORT
+from turbofit.core.struct import to_builtins, to_json
 
 if TYPE_CHECKING:
     from turbofit.cli.options.gateway_options import GatewayOptions
@@ -142,7 +143,6 @@ def read_saved(arguments: ServeArguments, file: str) -> Plan:
     Raises:
         UsageError: something is.
     """
-    from turbofit.core.struct import to_builtins
     from turbofit.report.stored_documents import read_plan
 
     given = arguments.request.given()
@@ -225,9 +225,7 @@ def serve_on_cluster(arguments: ServeArguments, form: Form) -> int:
 
     ended = run_until_signal(lambda stop: serve_cluster(config, stop, say=say, on_open=opened))
     if form.as_json:
-        import json
-
-        answer(json.dumps({"ended": ended.name}, indent=2) + "\n")
+        answer(to_json({"ended": ended.name}))
     say("nothing of it is left on the cluster")
     return exit_code(ended)
 

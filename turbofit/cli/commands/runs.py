@@ -10,7 +10,7 @@ from pydantic import Field
 
 from turbofit.cli.command import Argument, Option, command
 from turbofit.cli.options.common_options import FORMS, RUN, filled, options_of
-from turbofit.cli.terminal.output import Form, say
+from turbofit.cli.terminal.output import Form, answer, note, say
 from turbofit.core.errors import UsageError
 from turbofit.core.process.progress import under_way
 from turbofit.core.validation import SECONDS, Metavar, Validated
@@ -77,8 +77,6 @@ _LINES = 100
 )
 def logs(*, run: str | None, lines: int) -> int:
     """Print the last lines of each log, and where the whole is."""
-    from turbofit.cli.terminal.output import answer, note
-    from turbofit.core.errors import UsageError
     from turbofit.report.painters.terminal import clean
     from turbofit.report.stored_documents import read_run
 

@@ -40,6 +40,7 @@ from turbofit.cli.terminal.output import (
 from turbofit.cli.usage_errors import WORDS
 from turbofit.core.errors import UsageError
 from turbofit.core.process.progress import under_way
+from turbofit.core.struct import to_json
 from turbofit.planning.request import PlanRequest
 
 if TYPE_CHECKING:
@@ -125,7 +126,6 @@ def _detached(form: Form, cluster: str | None) -> int:
     """The same command in the background; its exit code where it does not open."""
     import click
 
-    from turbofit.core.struct import to_json
     from turbofit.launch.serve.runs import serve_detached
 
     words = click.get_current_context().meta[WORDS]
@@ -192,7 +192,8 @@ def _models(config: ServeConfig, options: ModelsOptions, names: Sequence[str], f
     if not isinstance(served, ServedModels):
         return exit_code(served)
     if form.as_json:
-        _show_end(served.ended, served.cut, runs=[str(folder) for folder in served.folders])
+        runs = [str(folder) for folder in served.folders]
+        answer(to_json({"ended": served.ended.name, "runs": runs, "cut": served.cut}))
     say_cut(served.cut)
     return exit_code(served.ended)
 
@@ -247,17 +248,11 @@ def _one_model(config: ServeConfig, arguments: ServeArguments, form: Form) -> in
             ended = run.follow(stop)
         cut = 0 if run.public is None else run.public.cut
         if form.as_json:
-            _show_end(ended, cut, run=str(folder))
+            answer(to_json({"ended": ended.name, "run": str(folder), "cut": cut}))
         say_cut(cut)
         return ended
 
     return exit_code(run_until_signal(body))
-
-
-def _show_end(ended: signal.Signals, cut: int, **folders: Any) -> None:
-    import json
-
-    answer(json.dumps({"ended": ended.name, **folders, "cut": cut}, indent=2) + "\n")
 
 
 def _reloads(run: Run, arguments: ServeArguments) -> Callable[[], None] | None:

@@ -74,7 +74,7 @@ class GatewayOptions(Validated):
             raise UsageError("an --api-key is empty", hint="leave it out, or give a key")
         Networks(self.trusted_proxies)  # which says what is none before anything is started
         keys = (*self.api_key, *_keys_in(self.api_key_file)) or variables().keys
-        of_one = self.connections_per_address
+        most = self.connections_per_address or ConnectionLimits().connections_per_address
         config = GatewayConfig(
             host=self.host,
             port=self.port,
@@ -84,9 +84,7 @@ class GatewayOptions(Validated):
             allow_origins=self.allow_origins,
             allowed_media_domains=self.allowed_media_domains,
             trusted_proxies=self.trusted_proxies,
-            connection=ConnectionLimits(
-                **({} if of_one is None else {"connections_per_address": of_one})
-            ),
+            connection=ConnectionLimits(connections_per_address=most),
             ssl_certfile=self.ssl_certfile,
             ssl_keyfile=self.ssl_keyfile,
             record_trace=self.record_trace,

@@ -137,8 +137,8 @@ def without(plan: Plan, used: dict[int, int]) -> dict[int, int]:
 
     Under: they hold no less than before the first image, and others beside them may grow.
     """
-    own = {ledger.index: ledger.steady - ledger.used for ledger in plan.gpus}
-    return {index: max(0, size - own[index]) for index, size in used.items()}
+    held_bytes = {ledger.index: ledger.steady - ledger.used for ledger in plan.gpus}
+    return {index: max(0, size - held_bytes[index]) for index, size in used.items()}
 
 
 def memory_back(plan: Plan, before: dict[int, int], seconds: float = 10.0) -> list[str]:
