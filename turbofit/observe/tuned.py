@@ -82,17 +82,12 @@ def forget_tuned(model: str, *, pretend: bool) -> int:
     return gone
 
 
-def tuned_key(*parts: object) -> str:
-    """The name of the file for these fields."""
-    text = json.dumps(parts, sort_keys=True, default=str)
-    return digest_of_parts(text)
-
-
 def _name(tuning: Tuning) -> str:
-    return tuned_key(
+    parts = (
         tuning.model, tuning.gpus, tuning.driver, tuning.lmdeploy, tuning.promise, tuning.load,
         tuning.goal, tuning.slo,
     )  # fmt: skip
+    return digest_of_parts(json.dumps(parts, sort_keys=True, default=str))
 
 
 def _folder(*, pretend: bool, make: bool = True) -> Path:
