@@ -43,7 +43,7 @@ def test_two_share_a_card_and_one_starts_again(
     (cards,) = tmp_path.glob("turbofit-cards-*/cards")
     record = read_shared(cards)
     alive = [process for process in record.processes if process.alive]
-    held = [one.held[0] + one.context[0] + one.late[0] for one in alive]
+    held = [one.allocated[0] + one.context[0] + one.late[0] for one in alive]
     assert len(alive) == 2
     assert min(held) > GIB
     assert sum(held) <= record.peak[0] + MIB <= 12 * GIB

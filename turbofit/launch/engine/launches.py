@@ -342,7 +342,7 @@ class SharedCards:
         alive = [process for process in read_shared(file).processes if process.alive]
         free = {}
         for place, gpu in enumerate(plan.gpus):
-            held = sum(one.held[place] + one.context[place] + one.late[place] for one in alive)
+            held = sum(one.allocated[place] + one.context[place] + one.late[place] for one in alive)
             free[gpu.uuid] = gpu.total - gpu.reserved - gpu.used - held
         return free
 
