@@ -86,7 +86,7 @@ def process(pid: int, held: int, *, alive: bool = True) -> Process:
     row = (held, *(0,) * 15)
     none = (0,) * 16
     return Process(
-        pid=pid, refused_at=0, alive=alive, held=row, context=none, late=none, peak=row,
+        pid=pid, refused_at=0, alive=alive, allocated=row, context=none, late=none, peak=row,
         at_peak=row, pinned_peak=0,
     )  # fmt: skip
 
