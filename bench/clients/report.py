@@ -15,7 +15,6 @@ _WHY = {
     "a slash at the end of a path": "plain redirects, which clients with a body need not follow",
     "HEAD /health": "taken: load balancers ask so",
     "GET /metrics": "the gateway has metrics of its own",
-    "/v1/encode of 300 KiB": "256 KiB at once: the engine answers nobody else meanwhile",
     "/pooling": _CLOSED,
     "/get_ppl": _CLOSED,
     "/is_sleeping": "closed: routes that manage the engine",

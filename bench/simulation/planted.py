@@ -54,7 +54,7 @@ BUGS = (
         "        return\n        event = refusal_event(self._route.api, refusal)\n"),
     Bug("an engine that answers again stays out", _HEALTH, "            engine.up = True\n", ""),
     Bug("requests of an engine that is given up wait on", _HEALTH,
-        "        engine.abort_all(died=died)\n", ""),
+        "        engine.abort_all()\n", ""),
     Bug("a silent engine is not asked", _HEALTH,
         "now - engine.last_byte > self._config.stall_seconds",
         "now - engine.last_byte > 1e9"),
@@ -64,8 +64,6 @@ BUGS = (
     # Who is suspected, and who is refused.
     Bug("nobody is suspected", _DENY_LIST, "        for present, name, answering in zip(",
         "        for present, name, answering in () and zip("),
-    Bug("who was at a death is sent to another engine", _FORWARDER,
-        "if exchange.death or again or", "if again or"),
     Bug("who is refused is let through", _DENY_LIST,
         "        if denied is not None:\n            raise Refusal(\n                \"convicted\"",
         "        if False:\n            raise Refusal(\n                \"convicted\""),

@@ -16,7 +16,7 @@ from turbofit.batch import batch_input
 from turbofit.batch.batch_input import open_input
 from turbofit.batch.batch_spec import BatchSpec
 from turbofit.batch.output_file import ItemError
-from turbofit.batch.sender import ImageLimits, request_body
+from turbofit.batch.sender import request_body
 from turbofit.core.errors import PackageError, UsageError
 
 if TYPE_CHECKING:
@@ -33,14 +33,6 @@ def test_the_kind_is_seen(tmp_path) -> None:
     assert open_input(tmp_path, BatchSpec(prompt="x")).base == str(tmp_path)
 
 
-def test_a_prompt_may_be_a_file(tmp_path) -> None:
-    (tmp_path / "a.png").write_text("")
-    (tmp_path / "p.txt").write_text("two\nlines\n")
-    source = open_input(tmp_path, BatchSpec(prompt_file=str(tmp_path / "p.txt")))
-    (item,) = source.items()
-    assert content(item)[1]["text"] == "two\nlines"
-
-
 @pytest.mark.parametrize(
     ("name", "given", "words"),
     [
@@ -50,7 +42,6 @@ def test_a_prompt_may_be_a_file(tmp_path) -> None:
         ("a.jsonl", {"prompt": "x"}, "--prompt does not fit"),
         (".", {"prompt": "x", "image_column": ("y",)}, "no column 'y'"),
         (".", {}, "no --prompt says what to ask"),
-        (".", {"prompt_file": "/none"}, "cannot be read"),
         ("empty", {"prompt": "x"}, "holds no image"),
     ],
 )
@@ -177,7 +168,7 @@ def test_broken_rows_are_their_failures(tmp_path) -> None:
     assert [one.number for one in found] == [1, 2, 3, 4, 5]
     assert "line 3 has not one cell for each column" in found[1].fault.message
     with pytest.raises(ItemError, match="cannot be sent"):
-        request_body(found[2], "m", replace=True, base="", limits=ImageLimits(), max_tokens=None)
+        request_body(found[2], "m", replace=True, base="", max_tokens=None)
 
 
 def test_what_csv_cannot_read_is_one_rows_failure(tmp_path, monkeypatch) -> None:

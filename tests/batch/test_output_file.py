@@ -78,19 +78,15 @@ def test_another_file_without_a_whole_line_stays_as_it_is(data, tmp_path) -> Non
     assert os.listdir(tmp_path) == ["out.jsonl"]
 
 
-def test_failures_are_in_a_file_of_theirs(tmp_path) -> None:
+def test_failures_count_again(tmp_path) -> None:
     path = tmp_path / "out.jsonl"
-    errors = tmp_path / "out.jsonl.errors.jsonl"
     with OutputFile(path) as output:
         output.resume(Survey(items_of(DIGESTS)), retry_failed=False)
         output.append(line(1), failed=False)
         output.append(line(3, error={}), failed=True)
         output.sync()
-    assert errors.read_bytes() == line(3, error={})
-    errors.unlink()  # it is made anew
     assert resumed(path) == (len(path.read_bytes()), (1, 1), [1, 3])
-    assert errors.read_bytes() == line(3, error={})
-    assert sorted(os.listdir(tmp_path)) == ["out.jsonl", "out.jsonl.errors.jsonl"]
+    assert os.listdir(tmp_path) == ["out.jsonl"]
 
 
 def test_failed_items_can_be_taken_out(tmp_path) -> None:
@@ -163,14 +159,12 @@ def test_after_the_exchange_the_lock_and_the_lines_are_the_new_files(tmp_path) -
     ],
 )
 def test_another_file_stays_as_it_is(text, message, tmp_path) -> None:
-    path, errors = tmp_path / "out.jsonl", tmp_path / "out.jsonl.errors.jsonl"
+    path = tmp_path / "out.jsonl"
     path.write_bytes(line(3) + text)
-    errors.write_bytes(b"kept")
     with pytest.raises(UsageError, match=message):
         resumed(path)
     assert path.read_bytes() == line(3) + text
-    assert errors.read_bytes() == b"kept"
-    assert len(os.listdir(tmp_path)) == 2
+    assert os.listdir(tmp_path) == ["out.jsonl"]
 
 
 def test_the_lock_ends_with_the_process(tmp_path) -> None:
@@ -222,18 +216,6 @@ def test_a_full_disk_leaves_whole_lines(tmp_path, monkeypatch) -> None:
 def test_what_can_be_no_output_is_said(tmp_path, name, words) -> None:
     with pytest.raises(UsageError, match=words):
         OutputFile(tmp_path / name)
-
-
-def test_order_is_a_beginning() -> None:
-    survey = Survey(items_of([1, 0, 1, 1]))
-    survey.check_order()
-    survey.done[1] = True
-    survey.done[3] = True
-    survey.check_order()
-    other = Survey(items_of([1, 0, 1, 1]))
-    other.done[4] = True
-    with pytest.raises(UsageError, match="item 4 has its line and item 1 has none"):
-        other.check_order()
 
 
 @pytest.mark.parametrize(

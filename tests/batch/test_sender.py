@@ -14,11 +14,9 @@ from tests.batch.standin import StandIn, request
 from tests.support.processes import free_port
 from turbofit.batch import sender as sending
 from turbofit.batch.output_file import BatchItem, BatchLine, ItemError
-from turbofit.batch.sender import ImageLimits, Sender, inlined
+from turbofit.batch.sender import Sender, inlined
 from turbofit.core.errors import UnservedError, UsageError
-from turbofit.core.images import TileRule
 from turbofit.load.prompt import png, user_message
-from turbofit.model.source import resolve_model
 
 
 @pytest.fixture(autouse=True)
@@ -182,7 +180,7 @@ def test_the_first_model_is_asked_for() -> None:
 def sent_for(one, *, replace: bool = False, base: object = "", max_tokens: int | None = None):
     return sending.request_body(
         one, "served",
-        replace=replace, base=str(base), limits=ImageLimits(), max_tokens=max_tokens,
+        replace=replace, base=str(base), max_tokens=max_tokens,
     )  # fmt: skip
 
 
@@ -240,9 +238,9 @@ def test_what_cannot_be_sent_is_the_items_failure(raw, words) -> None:
         sent_for(item(raw))
 
 
-def failure(found, base="", limits=None) -> ItemError:
+def failure(found, base="") -> ItemError:
     with pytest.raises(ItemError) as caught:
-        inlined(found, str(base), limits or ImageLimits())
+        inlined(found, str(base))
     return caught.value
 
 
@@ -251,7 +249,7 @@ def test_files_are_put_inline_and_addresses_stay(tmp_path) -> None:
     inline = "data:image/png;base64," + base64.b64encode(PNG).decode()
     found = body("a b.png", f"file://{tmp_path}/a%20b.png", inline, "https://x/y.png")
     found["messages"][0]["content"][0]["image_url"] = "a b.png"  # a bare string is a URL too
-    inlined(found, str(tmp_path), ImageLimits())
+    inlined(found, str(tmp_path))
     assert urls(found) == [inline, inline, inline, "https://x/y.png"]
 
 
@@ -260,7 +258,7 @@ def test_files_are_put_inline_and_addresses_stay(tmp_path) -> None:
 )
 def test_other_bodies_have_no_images(odd) -> None:
     before = copy.deepcopy(odd)
-    inlined(odd, "", ImageLimits())
+    inlined(odd, "")
     assert odd == before
 
 
@@ -280,11 +278,11 @@ def test_each_broken_image_has_its_code(tmp_path) -> None:
     assert {url: failure(body(url), tmp_path).code for url in codes} == codes
 
 
-def test_an_image_that_is_too_big_is_not_read(tmp_path) -> None:
+def test_an_image_that_is_too_big_is_not_read(tmp_path, monkeypatch) -> None:
     (tmp_path / "a.png").write_bytes(PNG)
+    monkeypatch.setattr(sending, "LARGEST_IMAGE", len(PNG) - 1)
     for url in ("a.png", "data:image/png;base64," + base64.b64encode(PNG).decode()):
-        limits = ImageLimits(bytes=len(PNG) - 1)
-        assert failure(body(url), tmp_path, limits).code == "image_too_big"
+        assert failure(body(url), tmp_path).code == "image_too_big"
 
 
 @pytest.mark.parametrize("more", [b"x", b""])
@@ -303,28 +301,3 @@ def test_an_image_that_changes_while_it_is_read(more, tmp_path, monkeypatch) -> 
 
     monkeypatch.setattr(sending.os, "fstat", fstat)
     assert failure(body("a.png"), tmp_path).code == "image_changed"
-
-
-def test_an_image_over_the_plan_fails_or_is_left_to_the_gateway(tmp_path) -> None:
-    rule = resolve_model("internvl2-2b").image_rule
-    assert isinstance(rule, TileRule)
-    (tmp_path / "a.png").write_bytes(png(448 * 4, 448 * 3))
-    limits = ImageLimits(rule=rule, units=7, limit=6)
-    error = failure(body("a.png"), tmp_path, limits)
-    assert error.code == "image_over_limit"
-    assert "takes 13 tiles, the plan's limit is 7; --shrink" in error.message
-    found = body("a.png")
-    inlined(found, str(tmp_path), ImageLimits(rule=rule, units=7, limit=6, shrink=True))
-    assert urls(found)[0].startswith("data:image/png")
-
-
-def test_shrinking_makes_a_file_small_enough_where_it_can(tmp_path) -> None:
-    rule = resolve_model("internvl2-2b").image_rule
-    data = png(2240, 1680) + b"\0" * 200000  # what follows the end is no matter to Pillow
-    (tmp_path / "a.png").write_bytes(data)
-    limits = ImageLimits(bytes=100000, rule=rule, units=13, limit=12, shrink=True)
-    found = body("a.png")
-    inlined(found, str(tmp_path), limits)
-    assert len(urls(found)[0]) < 150000
-    small = ImageLimits(bytes=100, rule=rule, units=13, limit=12, shrink=True)
-    assert "when it is made smaller" in failure(body("a.png"), tmp_path, small).message

@@ -135,23 +135,24 @@ def test_the_options_promise_what_the_items_need(tmp_path) -> None:
     request = PlanRequest.of(
         model="internvl2-2b", on="1xrtx3090", enable_prefix_caching=False, concurrency=5000
     )
-    found, _, options = planned(photos(tmp_path), request, pretend=True)
+    workload, options = planned(photos(tmp_path), request, pretend=True)
     words = list(options)
     assert "--concurrency" not in words, "how many are sent at once is no promise of the server"
-    assert found.concurrency == 5000
     assert words[:3] == ["internvl2-2b", "--on", "1xrtx3090"]
     assert words[words.index("--images") + 1] == "1"
     assert words[words.index("--image-size") + 1] == "448x448"
-    assert int(words[words.index("--context") + 1]) == found.context
+    assert int(words[words.index("--context") + 1]) == workload.context
     assert words[-1] == "--pretend"
     assert "--no-enable-prefix-caching" in words
 
 
-def test_a_limit_that_was_given_stays_and_shrinking_promises_no_size(tmp_path) -> None:
-    request = PlanRequest.of(model="internvl2-2b", context=8192, max_dynamic_patch=4)
-    given = {"shrink": True, "no_rehearse": True, "allowed_media_domains": ("x.org", "*.y.org")}
-    words = planned(photos(tmp_path), request, **given)[2]
-    assert "--image-size" not in words
+def test_limits_that_were_given_stay(tmp_path) -> None:
+    request = PlanRequest.of(
+        model="internvl2-2b", context=8192, max_dynamic_patch=4, image_size="400x400"
+    )
+    given = {"no_rehearse": True, "allowed_media_domains": ("x.org", "*.y.org")}
+    words = planned(photos(tmp_path), request, **given)[1]
+    assert words[words.index("--image-size") + 1] == "400x400"
     assert words[words.index("--context") + 1] == "8192"
     assert words[words.index("--max-dynamic-patch") + 1] == "4"
     assert words[-4:] == ("--allowed-media-domains", "x.org", "*.y.org", "--no-rehearse")
@@ -161,7 +162,7 @@ def test_defaults_are_the_server_s_and_bound_answers_that_state_none(tmp_path) -
     path = write_requests(tmp_path / "in.jsonl", {"a": "x"})
     spec = BatchSpec(default_sampling={"max_tokens": 64, "top_p": 0.9})
     request = PlanRequest.of(model="internvl2-2b")
-    _, workload, words = server_plan(open_input(path, spec), spec, request)
+    workload, words = server_plan(open_input(path, spec), spec, request)
     assert workload.unbounded == 0
     given = words[words.index("--default-sampling") + 1]
     assert json.loads(given) == {"max_tokens": 64, "top_p": 0.9}
@@ -271,10 +272,11 @@ def test_it_is_told_in_one_line() -> None:
 
 def test_what_a_person_gave_stays() -> None:
     found = BatchWorkload(images=2, image_size=(640, 480), context=4096)
-    assert found.keywords({}, shrink=False) == {
+    assert found.keywords({}) == {
         "images": 2,
         "image_size": (640, 480),
         "context": 4096,
     }
-    assert found.keywords({"images": 1, "session_len": 8192}, shrink=True) == {}
-    assert BatchWorkload().keywords({}, shrink=False) == {"images": 0}
+    given = {"images": 1, "image_size": (64, 64), "session_len": 8192}
+    assert found.keywords(given) == {}
+    assert BatchWorkload().keywords({}) == {"images": 0}

@@ -14,6 +14,7 @@ from turbofit.cli.command import CliCommand, Option
 from turbofit.cli.command_group import COMMANDS
 from turbofit.cli.main import main
 from turbofit.core.errors import DoesNotFitError
+from turbofit.core.installation import install_command
 
 
 def run(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -255,8 +256,8 @@ def test_help_and_planning_stay_light() -> None:
 @pytest.mark.parametrize(
     ("name", "code", "said"),
     [
-        ("aiohttp", 7, "[gateway]"),
-        ("ray.util", 7, "[ray]"),
+        ("aiohttp", 7, install_command("gateway")),
+        ("ray.util", 7, install_command("ray")),
         ("turbofit.nothing", 1, "a bug in turbofit"),
     ],
 )

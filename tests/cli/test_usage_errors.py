@@ -43,8 +43,6 @@ def refused(capsys: Out, *words: str) -> tuple[str, str]:
         ("--hf-token hf_x", " ***", "set HF_TOKEN to it"),
         ("--env HF_TOKEN=hf_x", " ***", "NAME=VALUE turbofit"),
         ("--api-keys sk-x", " ***", "--api-key ***"),
-        ("\u2014json", "", "a typographic dash: write --json"),
-        ("-\u2013md", "", "a typographic dash: write --md"),
     ],
 )
 def test_options_of_others_at_plan(words: str, value: str, hint: str, capsys: Out) -> None:
@@ -149,18 +147,80 @@ def test_a_first_word_that_is_no_command(word: str, hint: str, capsys: Out) -> N
 
 
 @pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["turbofit", "plan", "internvl2-8b", "--md"], "plan internvl2-8b --md"),
+        (["internvl2-8b", "plan", "--on", "t4"], "plan internvl2-8b --on t4"),
+        (["--on", "t4", "plan", "internvl2-8b"], "plan internvl2-8b --on t4"),
+        (["can I run InternVL2-8B on a 4080 super?"], "plan InternVL2-8B --on '4080 super'"),
+        (["4090能跑qwen2.5-vl-32b吗"], "plan qwen2.5-vl-32b --on 4090"),
+        (["launch_server", "--model-path", "a/b", "--tp-size", "2"], "serve a/b --tp 2"),
+        (["vllm", "serve", "a/b", "--max-model-len", "8192"], "serve a/b --context 8192"),
+        (["serves", "internvl2-8b", "--api-key", "sk-x"], "plan internvl2-8b"),
+        (["vllm", "internvl2-8b", "--api-key", "sk-x"], "serve internvl2-8b --api-key '***'"),
+        (["ollama", "run", "x/Qwen2.5-VL-7B-GGUF"], "serve qwen2.5-vl-7b-awq"),
+    ],
+)
+def test_the_line_that_is_meant_is_named(words: list[str], line: str, capsys: Out) -> None:
+    hint = refused(capsys, *words)[1]
+    assert f"turbofit {line}" in hint
+    assert "sk-x" not in hint
+
+
+def test_a_variable_stands_before_the_program(capsys: Out) -> None:
+    hint = refused(capsys, "CUDA_VISIBLE_DEVICES=2", "serve", "internvl2-8b", "--tp", "2")[1]
+    assert hint == "as CUDA_VISIBLE_DEVICES=2 turbofit serve internvl2-8b --tp 2"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "internvl2-8b --on 2x RTX 3090",
+        "internvl2-8b --on \u201c2x RTX 3090\u201d",
+        "'internvl2-8b' --on '2x RTX 3090'",
+        "internvl2-8b \u2014on 3090 3090",
+        "internvl2-8b ^ --on 2x3090 ^",
+        "internvl2-8b --on 3090 --on 3090 # as it is",
+        "\uff29nternvl\uff12\uff0d8b --on \u4e24\u5f203090",
+    ],
+)
+def test_what_other_shells_and_keyboards_leave_is_read(words: str, capsys: Out) -> None:
+    assert main(["plan", "--json", *words.split()]) == 0
+    plan = Plan.from_json(capsys.readouterr().out)
+    assert plan.model.name == "InternVL2-8B"
+    assert [gpu.name for gpu in plan.machine.gpus] == ["NVIDIA GeForce RTX 3090"] * 2
+
+
+@pytest.mark.parametrize(
     ("words", "hint"),
     [
-        ("plan llava 1.5 7b", "a name has no spaces: llava-1.5-7b"),
-        ("plan OpenGVLab / InternVL2-8B", "a name has no spaces: OpenGVLab/InternVL2-8B"),
-        ("plan internvl2-8b,internvl2-2b --on t4", "words of their own: internvl2-8b internvl2-2b"),
-        ("plan internvl2-8b --on t4 --eager-mode yes", "a switch has no value"),
+        ("plan llava 1.5 7b", "as turbofit plan llava-1.5-7b"),
+        ("plan OpenGVLab / InternVL2-8B", "as turbofit plan InternVL2-8B"),
+        (
+            "plan internvl2-8b,internvl2-2b --on t4",
+            "plan internvl2-8b internvl2-2b --on t4",
+        ),
+        ("plan internvl2-8b --on t4 --eager-mode yes", "plan internvl2-8b --on t4 --eager-mode"),
         ("bench http://x --backend vllm", "leave it out"),
         ("$ turbofit plan", "leave out what stands before the command"),
         ("chat -", "write it as http://127.0.0.1"),
-        ("serve internvl2 8b", "a name has no spaces: internvl2-8b"),
+        ("serve internvl2 8b", "as turbofit serve internvl2-8b"),
         ("plan qwen", "`turbofit models qwen`"),
         ("plan internvl2-8b --images 1920x1080", "--image-size is their size"),
+        ("plan --on internvl2-8b t4", "as turbofit plan internvl2-8b --on t4"),
+        ("plan on 2xt4 internvl2-8b --context 8k", "plan internvl2-8b --on 2xt4 --context 8k"),
+        ("serve api_server internvl2-8b --tp-size 2", "in all: turbofit serve internvl2-8b --tp 2"),
+        ("serve whisper-large-v3 --language zh", "vLLM and Transformers run it"),
+        ("plan m --on t4 --max-price 3", "turbofit knows no prices"),
+        ("gpus --min-vram 24", "turbofit gpus 24gb"),
+        ("export helm m --namespace ai", "kubectl apply -n NAMESPACE"),
+        ("machine kill 12", "machine only shows"),
+        ("compare t4 vs l4 internvl2-8b", "page --models internvl2-8b --cards t4 l4"),
+        ("merge ./lora internvl2-8b out", "turbofit merge internvl2-8b ./lora out"),
+        ("diagnose error.png", "paste the message in quotes"),
+        ("batch in.jsonl out.xlsx --model m", "name out.jsonl"),
+        ("plan internvl2-8b --on t4 --tp 0 --images -1", "leave it out and turbofit chooses --tp"),
+        ("plan foo-9b --on rtx9090", "for the machine: did you mean"),
         ("plan internvl2-8b --gpus 4xrtx3090", "it is a machine: --on 4xrtx3090"),
         ("plan internvl2-8b --on 4xrtx3090,nvlink", "nvlink=0-1+2-3"),
         ("plan ./plan.json", "turbofit serve --plan FILE"),

@@ -24,14 +24,14 @@ def test_every_option_that_the_table_names_is_one() -> None:
     """Or it is LMDeploy's, behind --."""
     ctx = click.Context(TURBOFIT)
     ours = {name for _, it in options_by_command(ctx) for name in (*it.opts, *it.secondary_opts)}
-    options, commands = _tables()
-    for name, option in options.items():
+    tables = _tables()
+    for name, option in tables.options.items():
         known = {*ours, *option_classes(), "--MODEL"}
         assert not option.to or f"--{option.to}" in known, name
         assert option.to or option.say or option.at, name
         assert not option.only or (option.to and synonym(name) is None), name
         assert set(option.at) <= set(COMMANDS), name
-    assert not commands.keys() & COMMANDS.keys()
+    assert not tables.commands.keys() & COMMANDS.keys()
 
 
 @pytest.mark.parametrize(

@@ -36,14 +36,13 @@ pytestmark = [
 ]
 
 SURFACE = Path(__file__).with_name("lmdeploy_surface.json")
-#: Where LMDeploy turns a request into images, or only tokenises it; a change there must be read by
+#: Where LMDeploy turns a request into images; a change there must be read by
 #: somebody.
 FILES = (
     "serve/processors/multimodal.py", "serve/anthropic/adapter.py",
     "serve/anthropic/endpoints/messages.py", "serve/openai/endpoints/generate.py",
     "serve/openai/endpoints/completions.py", "serve/openai/chat_completions/serving.py",
     "serve/openai/chat_completions/fanout.py", "serve/openai/responses/request.py",
-    "serve/openai/endpoints/auxiliary.py",
     "vl/media/image.py", "vl/media/connection.py", "vl/model/internvl.py",
     "vl/model/internvl3_hf.py", "vl/model/qwen2.py",
 )  # fmt: skip
@@ -188,7 +187,6 @@ def models() -> dict[str, Any]:
     from lmdeploy.serve.openai.protocol import (
         ChatCompletionRequest,
         CompletionRequest,
-        EncodeRequest,
         GenerateReqInput,
     )
     from lmdeploy.serve.openai.responses.protocol import ResponsesRequest
@@ -200,7 +198,6 @@ def models() -> dict[str, Any]:
         "messages": MessagesRequest,
         "count_tokens": CountTokensRequest,
         "responses": ResponsesRequest,
-        "encode": EncodeRequest,
     }
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from turbofit.load import client as client_module
 from turbofit.load.client import Answer, LoadClient, StreamError, StreamReader
-from turbofit.load.prompt import PromptWriter, RequestShape, TokenCount, counted_from, png, probes
+from turbofit.load.prompt import PromptWriter, RequestShape, png
 
 TEXT = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'
 ROLE = b'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}\n\n'
@@ -132,22 +132,8 @@ def test_an_image_is_what_its_header_says_and_small() -> None:
     assert len(data) < 2000
 
 
-def test_tokens_of_a_word_follow_from_two_counts() -> None:
-    short, long = (len(text.split()) for text in probes())
-    count = counted_from(20 + 2 * short, 20 + 2 * long)
-    assert count == TokenCount(2.0, 20.0, counted=True)
-    assert count.words_for(220) == 100
-    assert count.words_for(3) == 1
-
-
-def test_a_server_that_counts_nothing_is_taken_to_have_a_token_a_word() -> None:
-    for counts in ((None, None), (5, None), (7, 7)):
-        assert counted_from(*counts) == TokenCount()
-    assert TokenCount().words_for(64) == 64
-
-
 def test_bodies_have_their_sizes_and_share_only_what_they_should() -> None:
-    writer = PromptWriter("m", TokenCount(), 0, stop_early=False)
+    writer = PromptWriter("m", 0, stop_early=False)
     shape = RequestShape(50, 7, ((64, 32), (16, 16)), shared=20)
     first, second = writer.body(shape), writer.body(shape)
     assert first["max_tokens"] == 7
@@ -165,6 +151,6 @@ def test_bodies_have_their_sizes_and_share_only_what_they_should() -> None:
 
 
 def test_an_answer_may_end_early_where_that_is_asked_for() -> None:
-    body = PromptWriter("m", TokenCount(), 0, stop_early=True).body(RequestShape(5, 7, ()))
+    body = PromptWriter("m", 0, stop_early=True).body(RequestShape(5, 7, ()))
     assert "ignore_eos" not in body
     assert isinstance(body["messages"][0]["content"], str)

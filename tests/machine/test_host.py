@@ -4,11 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from turbofit.core.machine import Gpu, Host, Machine
-from turbofit.core.struct import NA, to_json
+from turbofit.core.struct import NA
 from turbofit.core.units import GIB
-from turbofit.machine.host import read_host, unified_memory_note
-from turbofit.machine.source import machine_from
+from turbofit.machine.host import read_host
 
 
 class Tree:
@@ -72,54 +70,3 @@ def test_garbage_is_na(tree: Tree):
     tree.put(tree.cgroup / "memory.max", "12 apples")
     host = tree.read()
     assert (host.ram_total, host.ram_available) == (NA, NA)
-
-
-def gpu(name: str, capability=NA, index: int = 0, size=64 * GIB) -> Gpu:
-    return Gpu(
-        index=index, uuid=f"GPU-{index}", name=name, total=size, reserved=0, used=0, free=size,
-        compute_capability=capability,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("name", "capability", "says"),
-    [
-        ("NVIDIA GB10", (12, 1), "shares the host's memory"), ("Orin (nvgpu)", (8, 7), "shares"),
-        ("NVIDIA Thor", (11, 0), "shares"), ("some name", (8, 7), "shares"),
-        ("some name", (5, 3), "shares"), ("some name", (12, 1), "shares"),
-        ("NVIDIA Jetson AGX Orin", NA, "shares"), ("NVIDIA GH200 480GB", (9, 0), "NUMA node"),
-        ("NVIDIA GB200", (10, 0), "NUMA node"),
-    ],
-)  # fmt: skip
-def test_shared_memory_counts_page_cache_as_used(name, capability, says):
-    note = unified_memory_note(gpu(name, capability))
-    assert says in note
-    assert name in note
-    assert "page cache" in note
-    assert "drop_caches" in note
-    assert "github.com/" in note
-
-
-@pytest.mark.parametrize(
-    ("name", "capability"),
-    [("NVIDIA GeForce RTX 3090", (8, 6)), ("NVIDIA B200", (10, 0)), ("NVIDIA RTX A6000", NA)],
-)
-def test_a_card_with_memory_of_its_own_has_no_note(name, capability):
-    assert unified_memory_note(gpu(name, capability)) is None
-
-
-def machine(*gpus: Gpu) -> Machine:
-    return Machine(
-        name="m", source="snapshot", gpus=gpus, links=(), host=Host(ram_total=NA, ram_available=NA),
-        visible=tuple(range(len(gpus))),
-    )  # fmt: skip
-
-
-def test_a_machine_says_so_once_for_each_kind_of_card(tmp_path):
-    path = tmp_path / "orin.json"
-    cards = [gpu("Orin", (8, 7)), gpu("Orin", (8, 7), 1), gpu("NVIDIA L4", (8, 9), 2)]
-    path.write_text(to_json(machine(*cards)))
-    found = machine_from(str(path))
-    assert len([text for text in found.warnings if "page cache" in text]) == 1
-    path.write_text(to_json(found))
-    assert machine_from(str(path)).warnings == found.warnings

@@ -10,7 +10,6 @@ from tests.support.nvml import UNKNOWN_ERROR, Scenario, four_3090, gpu_3090, in_
 from tests.support.waiting import HANG
 from turbofit.core.errors import PackageError
 from turbofit.core.struct import NA
-from turbofit.core.units import MIB
 from turbofit.machine import nvml
 from turbofit.machine.nvml import GpuLostError, Nvml, ask_driver
 
@@ -33,18 +32,6 @@ def test_certain_absence_differs_from_no_answer(nvml_library: Path, tmp_path: Pa
         handles = [nvml.query("nvmlDeviceGetHandleByIndex", index) for index in range(2)]
         assert nvml.supported("nvmlDeviceGetNvLinkState", handles[0], 0) == (NA, True)
         assert nvml.supported("nvmlDeviceGetNvLinkState", handles[1], 0) == (NA, False)
-
-
-def test_memory_versions(nvml_library: Path, tmp_path: Path):
-    scenario = Scenario([gpu_3090(used=100 * MIB)])
-    with in_process(nvml_library, scenario, tmp_path) as path, Nvml() as nvml:
-        handle = nvml.query("nvmlDeviceGetHandleByIndex", 0)
-        info, version_2 = nvml.memory(handle)
-        assert (info.used, info.reserved, version_2) == (100 * MIB, 308 * MIB, True)
-        scenario.memory_v1 = True
-        scenario.write(path)
-        info, version_2 = nvml.memory(handle)
-        assert (info.used, version_2) == (408 * MIB, False)
 
 
 def test_pynvml_missing(monkeypatch):

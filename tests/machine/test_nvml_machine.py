@@ -267,18 +267,6 @@ def test_process_names_without_nvml(read):
     assert names[5] == "[31mx"
 
 
-def test_memory_version_1_is_said(read):
-    device = read(gpu_3090(used=GIB, compute=[Process(9, GIB, "p")]), memory_v1=True)
-    gpu = device.gpu
-    assert gpu.reserved == NA
-    assert (gpu.used, gpu.free) == (GIB + 308 * MIB, 24268 * MIB - GIB)
-    assert gpu.used + gpu.free == gpu.total
-    assert "version 1" in device.warnings[0]
-    assert gpu.holders[0].pid == 9
-    assert "reserve" in gpu.holders[1].name
-    assert gpu.holders[1].bytes == 308 * MIB
-
-
 @pytest.mark.parametrize("change", [{"error": LOST}, {"no_handle": LOST}, {"no_handle": 999}])
 def test_lost(read, change):
     device = read(gpu_3090(**change))

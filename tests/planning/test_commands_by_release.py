@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 from msgspec.structs import replace
 
@@ -91,24 +89,6 @@ def test_a_value_can_be_newer_than_its_option():
     made = predicted("0.9.2", communicator="cuda-ipc")
     assert "--communicator" not in options_of(made)
     assert "no --communicator cuda-ipc (from 0.10.0 on)" in made.warnings[0]
-
-
-@pytest.mark.parametrize(("version", "engine"), [("0.5.0", "turbomind"), ("0.9.2", "pytorch")])
-def test_a_verdict_names_the_release_and_the_least_free_memory(version, engine):
-    made = predicted(version, engine)
-    found = re.fullmatch(
-        rf"InternVL2-8B with LMDeploy {version}: serves; the cache holds .*; with less than"
-        r" about ([\d,]+) MiB free when the cache is sized it would die; here it has ([\d,]+) MiB",
-        made.verdict,
-    )
-    assert found
-    least, free = (int(text.replace(",", "")) for text in found.groups())
-    assert least < free
-    # A block of the cache more or less leaves so much more or less beside it.
-    below = predicted(version, engine, free_at_cache=(least - 64) << 20)
-    above = predicted(version, engine, free_at_cache=(least + 64) << 20)
-    assert "serves" not in below.verdict.partition(";")[0]
-    assert "serves" in above.verdict.partition(";")[0]
 
 
 def test_words_of_a_command_are_grouped_by_option():

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from tests.launch.tune.test_search import SEEN
 from tests.support.plans import machine
-from turbofit.core.tuning import SpeedFactor, TrialForecast, TrialRecord, Tuning
+from turbofit.core.tuning import TrialForecast, TrialRecord, Tuning
 from turbofit.memory.calibrated import identity
 from turbofit.model.source import resolve_model
 from turbofit.observe.tuned import cards_of, keep_tuned
@@ -39,7 +39,6 @@ def tuning(**changes) -> Tuning:
         "model": identity(resolve_model("internvl2-2b")), "gpus": cards_of(HERE),
         "driver": "570.1", "lmdeploy": "0.18.0", "promise": {"engine": "turbomind"},
         "load": {}, "goal": "throughput", "slo": {}, "best": 2, "trials": (trial,),
-        "factors": (SpeedFactor(engine="turbomind", factor=0.5, trials=1),),
     }  # fmt: skip
     return Tuning(**{**facts, **changes})
 
@@ -60,8 +59,6 @@ def test_a_plan_of_the_same_promise_has_its_settings() -> None:
     assert used(REQUEST)
     after = plan(REQUEST)
     assert after.limits.image_limit == before.limits.image_limit
-    assert after.throughput is not None
-    assert "times 0.50, as turbofit tune measured" in after.throughput.basis
     assert after.fits
 
 
@@ -121,6 +118,5 @@ def test_a_rehearsal_keeps_the_settings() -> None:
     assert after.settings.max_batch_size == 24
     assert after.settings.max_prefill_token_num == 2048
     assert [text for text in after.reasons if text.startswith("tuned: ")]
-    assert after.throughput == before.throughput
     plain = plan(REQUEST.changed(no_tuned=True))
     assert tuned.pinned(REQUEST, plain) is REQUEST

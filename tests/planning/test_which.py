@@ -14,7 +14,7 @@ from turbofit.machine.source import machine_from
 from turbofit.model.presets import known_presets, preset_model
 from turbofit.planning.request import WhichRequest
 from turbofit.planning.resolve import resolve
-from turbofit.planning.which import COUNTS, blank_line, far_too_large, serving
+from turbofit.planning.which import COUNTS, blank_line, serving
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +77,10 @@ def test_models_are_told_as_plan_tells_them(models):
 
 @pytest.mark.parametrize("on", ["rtx3060+a100-80g", "a100-80g:free=9GiB+a100-80g"])
 def test_a_model_that_one_of_unequal_cards_holds_is_served(on):
-    request = WhichRequest(model=preset_model("internvl2-26b"), on=machine_from(on))
-    assert far_too_large(request, resolve(request)) == 0
+    machine = machine_from(on)
+    request = WhichRequest(model=preset_model("internvl2-26b"), on=machine)
+    blank = blank_line("internvl2-26b", on, machine)
+    assert serving(request, resolve(request), blank).requests_at_once
     assert turbofit.plan("internvl2-26b", on=on).fits
 
 

@@ -114,7 +114,6 @@ class Scenario:
     p2p: tuple[int, int, int] | None = P2P_NONE
     ancestor: int | None = 30
     pairs: dict[tuple[int, int], tuple[int, int, int]] = field(default_factory=dict)
-    memory_v1: bool = False
     init_error: int | None = None
 
     def text(self) -> str:
@@ -122,7 +121,6 @@ class Scenario:
         lines: list[str] = [f"gpus {len(self.gpus)}", f"cuda {self.cuda}"]
         _put(lines, "driver", self.driver)
         _put(lines, "init_error", self.init_error)
-        _put(lines, "memory_v1", int(self.memory_v1))
         _put(lines, "p2p", _join(self.p2p))
         _put(lines, "ancestor", self.ancestor)
         for (a, b), statuses in self.pairs.items():

@@ -89,7 +89,7 @@ def open_input(path: Path, spec: BatchSpec) -> BatchInput:
         tokens = spec.most_tokens or ANSWER_TOKENS
         items = _row_items(*reader(path), spec, tokens - ANSWER_TOKENS)
         return BatchInput(str(path if is_folder else path.parent), tokens, items)
-    for name in ("prompt", "prompt_file", "image_column"):
+    for name in ("prompt", "image_column"):
         if getattr(spec, name):
             raise UsageError(
                 f"{option_of(name)} does not fit this input: a JSONL file has whole requests",
@@ -170,13 +170,12 @@ def _row_items(
             f"there is no column {missing[0]!r}", hint=f"there are {', '.join(columns)}"
         )
     images = spec.image_column or tuple({IMAGE_COLUMN} & {*columns})
-    prompt = _prompt(spec)
-    if prompt is None and "prompt" not in columns:
+    if spec.prompt is None and "prompt" not in columns:
         raise UsageError(
             "there is no column 'prompt', and no --prompt says what to ask",
             hint=f'add --prompt "…", where {{COLUMN}} is one of {", ".join(columns)}',
         )
-    template = "{prompt}" if prompt is None else prompt
+    template = "{prompt}" if spec.prompt is None else spec.prompt
     placeholders = {match[2] for match in _PLACEHOLDER.finditer(template) if match[2]}
     if unknown := sorted(placeholders - {*columns}):
         word = f"{{{unknown[0]}}}"
@@ -202,18 +201,6 @@ def _row_items(
             yield BatchItem(number=number, digest=digest, custom_id=name, body=body, fault=fault)
 
     return items
-
-
-def _prompt(spec: BatchSpec) -> str | None:
-    if spec.prompt_file is None:
-        return spec.prompt
-    try:
-        return Path(spec.prompt_file).read_text(encoding="utf-8").removesuffix("\n")
-    except (OSError, UnicodeDecodeError) as exc:
-        raise UsageError(
-            f"{spec.prompt_file} cannot be read: {getattr(exc, 'strerror', None) or exc}",
-            hint="name a text file in UTF-8 with the prompt",
-        ) from None
 
 
 def _filled(prompt: str, row: Mapping[str, Any]) -> str:

@@ -1,8 +1,7 @@
 """A batch from its input to its result: what has no line yet is sent, so many items at once.
 
 Only what is under way is held: the next items are read when there is room for them, and a line is
-written when it is there. In the input's order, lines wait for those before them, and no item begins
-that is more than `_AHEAD` times the items at once in front of the first that is missing.
+written when it is there.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import msgspec
 from turbofit.batch.batch_input import open_input
 from turbofit.batch.batch_spec import BatchSpec, target_of
 from turbofit.batch.output_file import BatchLine, OutputFile, Survey
-from turbofit.batch.sender import ImageLimits, Sender, request_body
+from turbofit.batch.sender import Sender, request_body
 from turbofit.batch.server_process import STARTING, ServerProcess, server_plan
 from turbofit.core.errors import UsageError
 from turbofit.core.process.log import LazyLogger
@@ -53,7 +52,6 @@ _WAITING: Final = 8
 _FILES: Final = 65536
 #: Items that are read in one go.
 _READ: Final = 16
-_AHEAD: Final = 8
 
 BATCH_SCHEMA: Final = "turbofit.batch/1"
 
@@ -137,7 +135,6 @@ class BatchJob:
                 turbofit_version=__version__,
                 input=str(self._paths[0]),
                 output=str(self._paths[1]),
-                errors=str(output.errors_path) if output.failed else None,
                 items=self._total,
                 answered=output.answered,
                 failed=output.failed,
@@ -157,8 +154,6 @@ class BatchJob:
     async def _work(self, output: OutputFile) -> None:
         survey = await in_thread(Survey, self._source.items())
         await in_thread(output.resume, survey, retry_failed=self._spec.retry_failed)
-        if self._spec.in_order:
-            survey.check_order()
         self._total, self._before = survey.total, output.lines
         before = f", {self._before:,} of which have their line" if self._before else ""
         self._say(f"{self._total:,} items{before}")
@@ -169,10 +164,10 @@ class BatchJob:
 
     async def _send(self, survey: Survey, output: OutputFile, stack: AsyncExitStack) -> None:
         spec, target, server = self._spec, self._target, None
-        url, key, limits = target.url, target.key, ImageLimits()
+        url, key = target.url, target.key
         left = self._total - self._before
         if url is None:
-            server, limits, places = await self._launched(stack)
+            server, places = await self._launched(stack)
             url, key = server.url, server.key
         else:
             places = await in_thread(requests_at, url)
@@ -189,14 +184,13 @@ class BatchJob:
                 model=target.model or await sender.model(),
                 replace=bool(target.model) or server is not None,
                 base=self._source.base,
-                limits=limits,
                 max_tokens=self._source.max_tokens,
             )
             self._began = time.monotonic()
             await send_all(
                 survey.pending(self._source.items()), output,
                 lambda item: sender.line(item, make_body), self._written,
-                at_once=min(at_once, left), in_order=spec.in_order,
+                at_once=min(at_once, left),
             )  # fmt: skip
 
         beside = [self._ticks(output, sender)]
@@ -204,10 +198,10 @@ class BatchJob:
             beside.append(server.ended())
         await run_together([send()], beside)
 
-    async def _launched(self, stack: AsyncExitStack) -> tuple[ServerProcess, ImageLimits, int]:
-        """A server for this batch, ready: its limits, and the items that it runs at once."""
+    async def _launched(self, stack: AsyncExitStack) -> tuple[ServerProcess, int]:
+        """A server for this batch, ready, and the items that it runs at once."""
         assert self._target.request is not None
-        request, workload, options = await in_thread(
+        workload, options = await in_thread(
             server_plan, self._source, self._spec, self._target.request
         )
         self._say(f"the most of an item: {workload.text}")
@@ -217,10 +211,7 @@ class BatchJob:
         stack.push_async_callback(server.end)
         with under_way(STARTING):
             await server.start()
-        limits, places = await in_thread(
-            server.limits_and_places, request, shrink=self._spec.shrink
-        )
-        return server, limits, places
+        return server, await in_thread(server.places)
 
     async def _ticks(self, output: OutputFile, sender: Sender) -> None:
         """Each second have all lines on the disk, and tell how far it is."""
@@ -240,7 +231,6 @@ class BatchResult(Struct):
     turbofit_version: str
     input: str
     output: str
-    errors: Annotated[str | None, doc("The file of the failures; null where there are none.")]
     items: int
     answered: int
     failed: int
@@ -258,7 +248,6 @@ async def send_all(
     written: Callable[[int], None],
     *,
     at_once: int,
-    in_order: bool = False,
 ) -> None:
     """Send items and write their lines, until every item has its line.
 
@@ -268,37 +257,26 @@ async def send_all(
         ask: the line of an item; what it raises ends the run.
         written: told of each line.
         at_once: items under way at a time.
-        in_order: lines in the input's order.
 
     Raises:
         TurbofitError: what ends the run; all lines until then are written.
     """
-    room, reading = asyncio.Semaphore(at_once), asyncio.Lock()
+    reading = asyncio.Lock()
     ready: deque[BatchItem] = deque()
-    #: Set when the line of the last item that has begun is written.
-    last = asyncio.Event()
-    last.set()
 
     async def work() -> None:
-        nonlocal last
         while True:
-            async with room:
-                async with reading:
-                    ready.extend([] if ready else await in_thread(list, islice(items, _READ)))
-                    if not ready:
-                        return
-                    item = ready.popleft()
-                    before, last = last, asyncio.Event()
-                    mine = last
-                line = await ask(item)
-            if in_order:
-                await before.wait()
+            async with reading:
+                ready.extend([] if ready else await in_thread(list, islice(items, _READ)))
+                if not ready:
+                    return
+                item = ready.popleft()
+            line = await ask(item)
             output.append(msgspec.json.encode(line) + b"\n", failed=line.error is not None)
             written(1)
-            mine.set()
 
     try:
-        await run_together(work() for _ in range(at_once * (_AHEAD if in_order else 1)))
+        await run_together(work() for _ in range(at_once))
     finally:
         output.sync()
 

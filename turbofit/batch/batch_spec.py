@@ -9,7 +9,7 @@ from pydantic import Field
 from turbofit.core.errors import UsageError
 from turbofit.core.messages import option_of
 from turbofit.core.process.variables import variables
-from turbofit.core.validation import SECONDS, FilePath, Metavar, Validated
+from turbofit.core.validation import SECONDS, Metavar, Validated
 from turbofit.gateway.limits.defaults import JsonArguments, JsonSampling
 from turbofit.planning.request import PlanRequest, Tokens
 
@@ -35,7 +35,6 @@ class BatchSpec(Validated):
         description="of images: the prompt, with {name}, {stem} and {path} of the file; of rows: "
         "with {COLUMN} (default {prompt})",
     )
-    prompt_file: FilePath | None = Field(default=None, description="a file with the prompt")
     image_column: tuple[Annotated[str, Metavar("COLUMN")], ...] = Field(
         default=(),
         description="columns with an image: a path, an address or, in Parquet, its bytes "
@@ -46,12 +45,7 @@ class BatchSpec(Validated):
         description="tokens of an answer, for items that state none (default "
         f"{ANSWER_TOKENS}; of a JSONL file: none)",
     )
-    in_order: bool = Field(default=False, description="lines in the input's order")
     retry_failed: bool = Field(default=False, description="items that failed before are sent again")
-    shrink: bool = Field(
-        default=False,
-        description="images over the plan's limit are made smaller (else such an item fails)",
-    )
     timeout: Seconds = Field(default=3600.0, description="the longest that one answer may take")
     patience: Seconds = Field(
         default=600.0,
@@ -86,10 +80,6 @@ class BatchSpec(Validated):
         Raises:
             UsageError: they do not.
         """
-        if self.prompt is not None and self.prompt_file is not None:
-            raise UsageError(
-                "--prompt and --prompt-file do not go together", hint="give one of the two"
-            )
         if url is None:
             if "patience" in self.model_fields_set:
                 raise UsageError(
@@ -97,7 +87,7 @@ class BatchSpec(Validated):
                     hint="leave --patience out: turbofit's server is waited for",
                 )
             return
-        for name in ("shrink", *LAUNCH_OPTIONS):
+        for name in LAUNCH_OPTIONS:
             if getattr(self, name):
                 raise UsageError(
                     f"{option_of(name)} is for a server that is started, and --url names one that"

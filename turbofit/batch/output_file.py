@@ -1,9 +1,9 @@
 """Items, their lines, and the output: what is answered already, and nothing twice.
 
-The output file is the only state; the file of failures is made from it at the end. Each line goes
-to the kernel in one piece before its item counts, so that it outlives the process; once a second
-all lines go to the disk, so that a power cut costs the last second, whose items are sent again. The
-lock is the kernel's, on the output itself, and ends with the process.
+The output file is the only state. Each line goes to the kernel in one piece before its item counts,
+so that it outlives the process; once a second all lines go to the disk, so that a power cut costs
+the last second, whose items are sent again. The lock is the kernel's, on the output itself, and
+ends with the process.
 """
 
 from __future__ import annotations
@@ -152,20 +152,6 @@ class Survey:
         """Whether the input has this item."""
         return 0 < number < len(self._digests) and self._digests[number] == digest
 
-    def check_order(self) -> None:
-        """Whether what is done is the beginning of the input.
-
-        Raises:
-            UsageError: an item is done, and one before it is not.
-        """
-        numbers = (number for number, digest in enumerate(self._digests) if digest)
-        missing = next((number for number in numbers if not self.done[number]), 0)
-        if late := next((number for number in numbers if self.done[number]), 0):
-            raise UsageError(
-                f"item {late} has its line and item {missing} has none: the output is not in order",
-                hint="leave --in-order out, or name another output",
-            )
-
     def pending(self, items: Iterable[BatchItem]) -> Iterator[BatchItem]:
         """Items that have no line yet.
 
@@ -208,14 +194,14 @@ class OutputFile:
     """Opened and locked; a context manager.
 
     Args:
-        path: the output; failures stand in ``PATH.errors.jsonl`` too, once it is closed.
+        path: the output.
 
     Raises:
         UsageError: it cannot be written, or another batch writes it.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.errors_path = path, path.with_name(path.name + ".errors.jsonl")
+        self.path = path
         self._fd = _open_locked(path)
         #: Bytes that are whole lines; None as long as nobody knows whether they are a batch's.
         self._size: int | None = None
@@ -226,13 +212,8 @@ class OutputFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Write the file of failures, or remove it where there are none; unlock and close."""
-        try:
-            if self._size is not None:
-                with suppress(OSError):
-                    self._write_errors()
-        finally:
-            os.close(self._fd)
+        """Unlock and close."""
+        os.close(self._fd)
 
     @property
     def lines(self) -> int:
@@ -297,17 +278,6 @@ class OutputFile:
 
     def _count(self, *, failed: bool) -> None:
         self.answered, self.failed = self.answered + (not failed), self.failed + failed
-
-    def _write_errors(self) -> None:
-        if not self.failed:
-            self.errors_path.unlink(missing_ok=True)
-            return
-        with _new_file(self.errors_path) as descriptor:
-            size = 0
-            for line in self._whole_lines():
-                if msgspec.json.decode(line, type=_Kept).error is not None:
-                    size = _written(descriptor, line, size)
-        os.close(descriptor)
 
     def _whole_lines(self) -> Iterator[bytes]:
         """Up to the first that has no end, or that a power cut left without its bytes."""

@@ -21,12 +21,10 @@ import aiohttp
 import msgspec
 
 from turbofit.batch.output_file import BatchError, BatchLine, BatchResponse, ItemError
-from turbofit.core.errors import UnservedError, UsageError
-from turbofit.core.images import AnyImageRule
-from turbofit.core.struct import Struct
+from turbofit.core.errors import UnservedError
 from turbofit.core.units import MIB, format_bytes
 from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.media.pictures import Picture, from_bytes, from_url, resized
+from turbofit.gateway.media.pictures import from_bytes, from_url
 from turbofit.load.client import ServerClient, body_of, first_model, stated_pause
 
 if TYPE_CHECKING:
@@ -35,35 +33,12 @@ if TYPE_CHECKING:
     from turbofit.batch.output_file import BatchItem
     from turbofit.core.json_types import JsonObject
 
-#: What a plan allows too (`tuner/explain/plan_document.py`).
-_BYTES: Final = 32 * MIB
-#: The largest file that is read to be made smaller.
-LARGEST_FILE: Final = 512 * MIB
-
-
-class ImageLimits(Struct):
-    """What an image may be: ``units`` of the rule at most, where there is a plan."""
-
-    bytes: int = _BYTES
-    rule: AnyImageRule | None = None
-    units: int | None = None
-    limit: int | None = None
-    shrink: bool = False
-
-    @property
-    def bytes_read(self) -> int:
-        """Bytes of the largest file that is read."""
-        return LARGEST_FILE if self.shrink else self.bytes
+#: Bytes of an image's file. A plan allows as many (`tuner/explain/plan_document.py`).
+LARGEST_IMAGE: Final = 32 * MIB
 
 
 def request_body(
-    item: BatchItem,
-    model: str,
-    *,
-    replace: bool,
-    base: str,
-    limits: ImageLimits,
-    max_tokens: int | None,
+    item: BatchItem, model: str, *, replace: bool, base: str, max_tokens: int | None
 ) -> bytes:
     """The body that is sent for an item.
 
@@ -72,7 +47,6 @@ def request_body(
         model: the name to ask for.
         replace: it replaces the item's model too; else it is for items that name none.
         base: where paths of images begin.
-        limits: of images.
         max_tokens: of an answer, for items that state none.
 
     Raises:
@@ -85,7 +59,7 @@ def request_body(
         if replace or body.get("model") is None:
             body["model"] = model
         bound_answer(body, max_tokens)
-        inlined(body, base, limits)
+        inlined(body, base)
         return msgspec.json.encode(body)
     except (msgspec.MsgspecError, UnicodeError, RecursionError, OverflowError) as exc:
         raise ItemError("bad_line", f"the body cannot be sent: {exc}") from None
@@ -145,7 +119,7 @@ def local_path(url: str, base: str) -> str | None:
     return os.path.join(base, url)
 
 
-def inlined(body: JsonObject, base: str, limits: ImageLimits) -> None:
+def inlined(body: JsonObject, base: str) -> None:
     """Replace the images of a body by what is sent; addresses stay for the server.
 
     Raises:
@@ -159,23 +133,23 @@ def inlined(body: JsonObject, base: str, limits: ImageLimits) -> None:
         what = f"image {number}" if path is None else path
         try:
             if path is None:
-                picture = from_url(url, limits.bytes_read)
+                picture = from_url(url, LARGEST_IMAGE)
             else:
-                picture = from_bytes(_file_bytes(path, limits.bytes_read), limits.bytes_read)
-            source["url"] = _within(picture, limits, what).inline
+                picture = from_bytes(_file_bytes(path), LARGEST_IMAGE)
+            source["url"] = picture.inline
         except Refusal as exc:
             raise ItemError(exc.reason, f"{what}: {exc.message}") from None
 
 
-def _file_bytes(path: str, most: int) -> bytes:
+def _file_bytes(path: str) -> bytes:
     if not os.path.isfile(path):  # a pipe would be waited for
         raise ItemError("image_missing", f"{path} is no file that is there")
     try:
         with open(path, "rb") as file:
             before = os.fstat(file.fileno())
-            if before.st_size > most:
-                sizes = f"{format_bytes(before.st_size)}, the limit is {format_bytes(most)}"
-                raise ItemError("image_too_big", f"{path} has {sizes}")
+            if before.st_size > LARGEST_IMAGE:
+                size, limit = format_bytes(before.st_size), format_bytes(LARGEST_IMAGE)
+                raise ItemError("image_too_big", f"{path} has {size}, the limit is {limit}")
             data = file.read(before.st_size + 1)
             after = os.fstat(file.fileno())
     except OSError as exc:
@@ -183,36 +157,6 @@ def _file_bytes(path: str, most: int) -> bytes:
     if (len(data), before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise ItemError("image_changed", f"{path} changed while it was read")
     return data
-
-
-def _within(picture: Picture, limits: ImageLimits, what: str) -> Picture:
-    """The picture, or a smaller one where that is asked for.
-
-    What has too many units alone is left to the gateway, which lowers it by the same rule.
-    """
-    rule, size = limits.rule, picture.size
-    if rule is not None and limits.units is not None and not limits.shrink:
-        try:
-            units = rule.units(*size)
-        except UsageError as exc:
-            raise ItemError("bad_image_size", exc.message) from None
-        if units > limits.units:
-            raise ItemError(
-                "image_over_limit",
-                f"{what} of {size[0]}x{size[1]} takes {units} {rule.units_name}, the plan's limit "
-                f"is {limits.units}; --shrink makes it smaller",
-            )
-    if picture.bytes <= limits.bytes:
-        return picture
-    smaller = rule and rule.size_within(size, limits.limit or rule.checkpoint_limit)
-    picture = resized(picture, smaller or size)
-    if picture.bytes > limits.bytes:
-        raise ItemError(
-            "image_too_big",
-            f"{what} of {size[0]}x{size[1]} has {format_bytes(picture.bytes)} when it is made"
-            f" smaller, the limit is {format_bytes(limits.bytes)}",
-        )
-    return picture
 
 
 _LARGEST_ANSWER: Final = 64 << 20

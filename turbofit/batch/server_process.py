@@ -17,8 +17,7 @@ import msgspec
 
 from turbofit.batch.batch_spec import LAUNCH_OPTIONS
 from turbofit.batch.sender import (
-    LARGEST_FILE,
-    ImageLimits,
+    LARGEST_IMAGE,
     bound_answer,
     decoded_body,
     image_sources,
@@ -58,8 +57,8 @@ _DATA: Final = re.compile(rb'"data:[^"]{0,80};base64,[^"]*"')
 
 def server_plan(
     source: BatchInput, spec: BatchSpec, request: PlanRequest
-) -> tuple[PlanRequest, BatchWorkload, tuple[str, ...]]:
-    """Read all items: a request that promises what they need, and the options of its server.
+) -> tuple[BatchWorkload, tuple[str, ...]]:
+    """Read all items: what they need, and the options of a server that promises it.
 
     What a person has given of the plan stays.
 
@@ -69,11 +68,11 @@ def server_plan(
     if not isinstance(request.model, str):
         raise UsageError("a batch starts a model by its name", hint="give a name or a folder")
     workload = workload_of(source, model_of(request))
-    promised = request.changed(**workload.keywords(request.given(), shrink=spec.shrink))
+    promised = request.changed(**workload.keywords(request.given()))
     # How many are sent at once is a load, and no promise that the plan must keep.
     arguments = [request.model, *promised.option_arguments(("model", "concurrency"))]
     arguments += spec.option_arguments(spec.model_fields_set - set(LAUNCH_OPTIONS))
-    return promised, workload, tuple(arguments)
+    return workload, tuple(arguments)
 
 
 class ServerProcess:
@@ -134,8 +133,8 @@ class ServerProcess:
             await asyncio.wait((self._following,), timeout=_END_SECONDS)
         await asyncio.gather(self._following, return_exceptions=True)
 
-    def limits_and_places(self, request: PlanRequest, *, shrink: bool) -> tuple[ImageLimits, int]:
-        """What images may be here, and how many items run at once, by the record of its run.
+    def places(self) -> int:
+        """How many items run at once, by the record of its run.
 
         Raises:
             LaunchError: there is none.
@@ -148,14 +147,7 @@ class ServerProcess:
                 "the server's record is not in the state folder",
                 hint="set XDG_STATE_HOME to a folder that can be written",
             )
-        places, limits = record.attempts[-1].requests_at_once, record.attempts[-1].limits
-        rule = model_of(request).image_rule
-        if limits is None or rule is None or limits.vision_unit is None:
-            return ImageLimits(), places
-        return ImageLimits(
-            bytes=limits.bytes_per_image, rule=rule, units=limits.units_per_image,
-            limit=limits.image_limit, shrink=shrink,
-        ), places  # fmt: skip
+        return record.attempts[-1].requests_at_once
 
     async def _follow(self, process: asyncio.subprocess.Process) -> None:
         """Pass on what it says; at its end raise its error."""
@@ -208,10 +200,10 @@ class BatchWorkload:
         tokens = "no bound of tokens" if self.context is None else f"{self.context:,} tokens"
         return f"{images}, {tokens}"
 
-    def keywords(self, request: Options, *, shrink: bool) -> Options:
+    def keywords(self, request: Options) -> Options:
         """Fields of a plan's request; what a person has given stays."""
         fields: Options = {"images": self.images}
-        if self.image_size is not None and not shrink:
+        if self.image_size is not None:
             fields["image_size"] = self.image_size
         if self.context is not None and "session_len" not in request:
             fields["context"] = self.context
@@ -267,7 +259,7 @@ def _size(url: str, base: str, rule: AnyImageRule) -> tuple[int, int] | None:
 
     try:
         if (path := local_path(url, base)) is None:
-            size = from_url(url, LARGEST_FILE).size
+            size = from_url(url, LARGEST_IMAGE).size
         else:
             with Image.open(path) as image:
                 size = int(image.width), int(image.height)

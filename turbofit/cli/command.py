@@ -8,28 +8,27 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import click
-from click.core import ParameterSource
 
 from turbofit.cli.terminal.output import PAGE_WIDTH, Form, answer, progress, verbose_log
 from turbofit.cli.usage_errors import (
+    WORDS,
     check_names,
     foreign_option,
-    typographic,
+    meant_line,
+    mended,
     unknown_options,
     usage_error,
     variable,
     with_source,
     without_gpu,
 )
-from turbofit.core.errors import NoGpuError, UsageError
+from turbofit.core.errors import NoGpuError, UnknownModelError, UsageError
 from turbofit.core.process.log_queue import queued_stderr
 from turbofit.core.process.variable_names import is_service_link
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-#: Under which name a context keeps the words that it was made of.
-WORDS: Final = "turbofit.words"
 _WINDOWS: Final = os.name == "nt"
 _FORM: Final = frozenset(Form._fields)
 
@@ -48,8 +47,9 @@ class Option(click.Option):
     """click's, in a named group of the help page; the first group has no name.
 
     ``several``: it takes all words up to the next option, as LMDeploy's options do. ``form``: it is
-    a form of the answer, of which a command gives one; it takes them as one `Form`. ``usual`` is
-    the default as the help page says it. Where there is no ``help``, presets/options.yaml has it.
+    a form of the answer, of which a command gives one; it takes them as one `Form`, and no variable
+    asks for one. ``usual`` is the default as the help page says it. Where there is no ``help``,
+    presets/options.yaml has it.
     """
 
     def __init__(
@@ -63,6 +63,8 @@ class Option(click.Option):
     ) -> None:
         if several:
             attributes["multiple"] = True
+        if form:
+            attributes["allow_from_autoenv"] = False
         super().__init__(names, **attributes)
         self.group = group
         self.several = several
@@ -147,7 +149,7 @@ class CliCommand(click.Command):
             )
         try:
             left = super().parse_args(
-                ctx, options if ctx.resilient_parsing else self._repeated(options, ctx)
+                ctx, options if ctx.resilient_parsing else self._repeated(mended(options), ctx)
             )
         except click.UsageError as exc:
             raise with_source(usage_error(exc, ctx), ctx) from None
@@ -159,30 +161,19 @@ class CliCommand(click.Command):
         return left
 
     def _check_forms(self, ctx: click.Context) -> None:
-        """One form of the answer at most; the command line's goes before the environment's.
+        """Take the one form of the answer that may be asked for.
 
         Raises:
-            UsageError: two were asked for in the same place.
+            UsageError: two were asked for.
         """
-        forms = [one for one in self.params if isinstance(one, Option) and one.form]
-        given = {one.name: one for one in forms if one.name and ctx.params[one.name]}
-        typed = {
-            name: one
-            for name, one in given.items()
-            if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        }
-        if typed:
-            for name in given.keys() - typed.keys():
-                ctx.params[name] = given[name].get_default(ctx) or None
-        first, *others = (typed or given).values() or (None,)
-        if first is not None and others:
-            error = UsageError(
-                f"{first.opts[0]} and {others[0].opts[0]} do not go together",
-                hint="give one of the two",
+        forms = {one.name: one for one in self.params if isinstance(one, Option) and one.form}
+        given = [one.opts[0] for name, one in forms.items() if name and ctx.params[name]]
+        if len(given) > 1:
+            raise UsageError(
+                f"{given[0]} and {given[1]} do not go together", hint="give one of the two"
             )
-            raise with_source(error, ctx)
         if forms:
-            fields = {one.name: ctx.params.pop(one.name) for one in forms if one.name in _FORM}
+            fields = {name: ctx.params.pop(name) for name in forms if name in _FORM}
             ctx.params["form"] = Form(**fields)
 
     def _repeated(self, arguments: Sequence[str], ctx: click.Context) -> list[str]:
@@ -202,8 +193,7 @@ class CliCommand(click.Command):
         filling, waiting = "", ""
         for at, word in enumerate(arguments):
             name = word.partition("=")[0]
-            dashed = word.startswith("-") or typographic(word)
-            if not waiting and dashed and name not in known:
+            if not waiting and word.startswith("-") and name not in known:
                 try:
                     word = foreign_option(word, "".join(arguments[at + 1 : at + 2]), ctx)  # noqa: PLW2901
                 except UsageError as exc:
@@ -211,7 +201,7 @@ class CliCommand(click.Command):
                     continue
             if waiting and (name in known or word.startswith("--")):
                 needs = click.BadOptionUsage(waiting, f"{waiting} needs a value before {word}")
-                raise unknown_options(unknown) if unknown else needs
+                raise unknown_options(unknown, found, ctx) if unknown else needs
             option = known.get(word) if not waiting else None
             waiting = ""
             if option is not None and option.several:
@@ -226,7 +216,7 @@ class CliCommand(click.Command):
                 filling = ""
                 found.append(word)
         if unknown:
-            raise unknown_options(unknown)
+            raise unknown_options(unknown, found, ctx)
         pairs = [part for name, values in lists.items() for one in values for part in (name, one)]
         return [*found, *pairs, *(name for name, values in lists.items() if not values)]
 
@@ -250,6 +240,9 @@ class CliCommand(click.Command):
             ):
                 return super().invoke(ctx)
         except UsageError as exc:
+            if isinstance(exc, UnknownModelError) and "did you mean" not in exc.hint:
+                here = exc.hint.replace("--on SPEC", f"--on {ctx.params.get('on') or 'SPEC'}")
+                exc.hint = f"as {line}" if (line := meant_line(ctx)) else here
             with_source(exc, ctx)
             raise
         except NoGpuError as exc:

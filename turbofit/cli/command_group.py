@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -90,16 +91,31 @@ class Turbofit(click.Group):
 TURBOFIT: Final = Turbofit()
 
 
-def unknown_command(name: str) -> UsageError:
-    """The error for a first word that is no command: what it may be, or the nearest ones."""
-    if name.startswith("-"):
-        return UsageError(
-            f"unknown option {name!r} before the command",
-            hint="write turbofit COMMAND OPTIONS; turbofit --help lists the commands",
-        )
-    from turbofit.cli.usage_errors import unknown_word
+def unknown_command(words: list[str]) -> UsageError:
+    """The error for a first word that is no command: what all of them may be, or the nearest."""
+    from turbofit.cli.usage_errors import WORDS, meant_line, unknown_word
     from turbofit.core.synonyms import command_synonym, guess
 
-    hint = command_synonym(name) or guess(name, COMMANDS, 3).rstrip() or unknown_word(name)
-    hint = hint or "turbofit help lists the commands"
-    return UsageError(f"unknown command {name!r}", hint=hint)
+    name = words[0]
+    here = "" if name.startswith("-") else command_synonym(name) or ""
+    of_here = re.search(r"turbofit (\w+) MODEL", here)
+    known = next((word for word in words if word in COMMANDS), "")
+    command = known or (of_here[1] if of_here else "serve" if name.startswith("-") else "plan")
+    line = ""
+    if words[1:] or " " in name or not name.isascii():
+        variables = [word for word in words if re.fullmatch(r"[A-Z][A-Z\d_]*=\S*", word)]
+        found = TURBOFIT.get_command(click.Context(TURBOFIT), command)
+        assert found is not None
+        meant = click.Context(found, info_name=command)
+        meant.meta[WORDS] = [word for word in words if word not in (command, *variables)]
+        line = " ".join([*variables, line]) if (line := meant_line(meant)) else ""
+    if here:
+        hint = here.replace(of_here[0], line) if of_here and line else here
+        hint = f"as {line}" if line and known else hint
+    elif line:
+        hint = f"as {line}"
+    else:
+        hint = guess(name, COMMANDS, 3).rstrip() or unknown_word(" ".join(words))
+    hint = hint or f"write turbofit {known or 'COMMAND'} OPTIONS; turbofit help lists the commands"
+    what = " before the command" if name.startswith("-") else ""
+    return UsageError(f"unknown {'option' if what else 'command'} {name!r}{what}", hint=hint)

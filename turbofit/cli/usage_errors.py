@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -14,7 +15,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.process.variable_names import PREFIX, VARIABLES, is_service_link
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
 
 #: Arguments that take a model's name, too.
@@ -25,14 +26,12 @@ _SECRET: Final = r"(?i)(?:token|key|password|secret)(?:s?\b|\w*=)"
 _EVERYWHERE: Final = ("quiet", "verbose", "help")
 #: A command with no more options than these names them all.
 _LISTED: Final = 12
-#: What editors and web pages make of two dashes.
-_DASHES: Final = "-\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
-_TYPOGRAPHIC: Final = rf"(?s)(?!--?\w)[{_DASHES}]{{1,2}}[a-z][\w-]*(?:=.*)?"
-
-
-def typographic(word: str) -> bool:
-    """Whether it is an option that begins with a typographic dash."""
-    return word[:1] in _DASHES and re.fullmatch(_TYPOGRAPHIC, word) is not None
+#: Under which name a context keeps the words that it was made of.
+WORDS: Final = "turbofit.words"
+#: Quotes of other shells and of typography, which a shell here leaves in a word.
+_QUOTES: Final = ("'", "\u2018", "\u2019", "\u201c", "\u201d", "\u201e")
+#: Two dashes, as editors and web pages make them, or behind the space that a \\ leaves.
+_DASHES: Final = r"(?s)^\s*(?:--|-?[\u2010-\u2015\u2212]-?)(?=[a-z][\w-]*(?:=.*)?\s*$)"
 
 
 def usage_error(exc: click.UsageError, ctx: click.Context) -> UsageError:
@@ -52,24 +51,37 @@ def usage_error(exc: click.UsageError, ctx: click.Context) -> UsageError:
             hint = f"as {MANUAL[ctx.info_name or ''].examples[0]}; {hint}"
         return UsageError(f"{_spelled(exc.param, ctx)}{said}", hint=hint)
     text = exc.format_message().rstrip(".")
-    if extra := re.search(r"unexpected extra argument \((.+)\)", text):
-        known = unknown_word(extra[1])
-        if getattr(ctx.command, "takes_rest", False):
-            known = f"a command stands behind --: -- {extra[1]}"
+    if extra := re.search(r"unexpected extra arguments? \((.+)\)", text):
+        known = _about_extra_words(extra[1], ctx)
         hint = f"{known}; {hint}" if known else hint
     return UsageError(text[:1].lower() + text[1:], hint=hint)
+
+
+def _about_extra_words(extra: str, ctx: click.Context) -> str:
+    """What to do instead of giving a command more words than it takes; empty where nobody knows."""
+    from turbofit.core.synonyms import by_its_words
+    from turbofit.model.names import named_in
+
+    if getattr(ctx.command, "takes_rest", False):
+        return f"a command stands behind --: -- {extra}"
+    if told := by_its_words("words", ctx.info_name or ""):
+        models, machines = named_in(" ".join(ctx.meta[WORDS]))
+        return told.format(models=shlex.join(models or "AB"), machines=shlex.join(machines or "CD"))
+    line = meant_line(ctx) if _takes_model(ctx) else ""
+    return f"as {line}" if line else unknown_word(extra)
+
+
+def _takes_model(ctx: click.Context) -> bool:
+    return any(argument.name in _MODELS for argument in _arguments(ctx))
 
 
 def _unknown_option(name: str, ctx: click.Context) -> UsageError:
     """Which option may be meant: another command's, LMDeploy's own, a misspelt one, or any."""
     from turbofit.cli.manual import MANUAL
-    from turbofit.core.synonyms import guess
+    from turbofit.core.synonyms import by_its_words, guess
     from turbofit.launch.serve.passthrough import option_classes
 
     what = f"unknown option {name}"
-    if typographic(name):
-        hint = f"it begins with a typographic dash: write --{name.lstrip(_DASHES)}"
-        return UsageError(what, hint=hint)
     commands = [command for command, option in options_by_command(ctx) if name in option.opts]
     known = [option for one in ctx.command.params for option in one.opts if option[:2] == "--"]
     begin = [option for option in known if option.startswith(f"-{name}")]
@@ -81,6 +93,8 @@ def _unknown_option(name: str, ctx: click.Context) -> UsageError:
         hint = f"it is LMDeploy's, for behind --: turbofit serve MODEL -- {name}; "
     elif len(name) == 2 and len(begin) in (1, 2):
         hint = f"did you mean {' or '.join(begin)}? "
+    elif instead := by_its_words(name, ctx.info_name or ""):
+        return UsageError(what, hint=instead)
     elif not (hint := guess(name, known)) and len(options := _command_options(ctx)) <= _LISTED:
         hint = f"its options are {', '.join(options)}; " if options else "it takes no options; "
     return UsageError(what, hint=f"{hint}see {ctx.command_path} --help")
@@ -95,18 +109,35 @@ def _command_options(ctx: click.Context) -> list[str]:
     ]
 
 
-def unknown_options(errors: list[UsageError]) -> UsageError:
-    """One error of all options that a command does not have."""
-    if len(errors) == 1:
-        return errors[0]
+def unknown_options(errors: list[UsageError], words: list[str], ctx: click.Context) -> UsageError:
+    """One error of all options that a command does not have, and of what else is wrong in words."""
+    error = _all_options(errors)
+    typed = zip(["", *words], words, strict=False)
+    model = next((word for before, word in typed if "-" not in (before[:1], word[:1])), "")
+    if not model or not _takes_model(ctx):
+        return error
+    from turbofit.core.synonyms import command_synonym
+    from turbofit.machine.spec import is_spec
+    from turbofit.model.families.support import named_refusal
+    from turbofit.model.names import unrunnable
+
+    if refused := named_refusal(model) or unrunnable(model):
+        error.message += f"; {refused.message}"
+        error.hint += f"; {refused.hint}"
+    elif command_synonym(model) or any(map(is_spec, words[1:2])):
+        line = meant_line(ctx)
+        error.hint += f"; in all: {line}" if line else ""
+    return error
+
+
+def _all_options(errors: list[UsageError]) -> UsageError:
     hints: dict[str, list[str]] = {}
     options = [error.message.removeprefix("unknown option ") for error in errors]
     for option, error in zip(options, errors, strict=True):
         hints.setdefault(error.hint, []).append(option.partition(" ")[0])
     said = [f"{', '.join(names)}: {hint}" for hint, names in hints.items()]
-    return UsageError(
-        f"unknown options {', '.join(options)}", hint="; ".join(said if len(hints) > 1 else hints)
-    )
+    what = f"unknown option{'s' * (len(errors) > 1)} {', '.join(options)}"
+    return UsageError(what, hint="; ".join(said if len(hints) > 1 else hints))
 
 
 def foreign_option(word: str, behind: str, ctx: click.Context) -> str:
@@ -120,44 +151,37 @@ def foreign_option(word: str, behind: str, ctx: click.Context) -> str:
     name, equals, value = word.partition("=")
     command = ctx.info_name or ""
     found = None if name[1:2].isdigit() else synonym(name, command)
-    if found is None or found.to != "MODEL":
+    if found is None or (found.to != "MODEL" and command not in found.at):
         _refuse_argument(name, ctx)
-    if found is None or name == f"--{found.to}":
-        return _left_to_click(word, ctx)
-    option = f"--{found.to.lower()}"
+    to = found.to if found else ""
+    option = f"--{to.lower()}"
     options = {opt for one in ctx.command.params for opt in one.opts}
     here = option in options
-    takes = found.to == "MODEL" and any(one.name in _MODELS for one in _arguments(ctx))
+    takes = to == "MODEL" and _takes_model(ctx)
     # A letter of an engine means nothing where no engine is planned.
-    only_here = found.only or (len(name) == 2 and "--tp" not in options)
-    if only_here and not (here or takes or command in found.at):
-        return _left_to_click(word, ctx)
-    if found.take and here:
-        say(f"{name} of {found.of} is taken as {option}{f'; {found.say}' if found.say else ''}")
-        return f"{option}{equals}{value}"
+    only_here = found is not None and (found.only or (len(name) == 2 and "--tp" not in options))
+    nowhere = only_here and not (here or takes or (found and command in found.at))
+    if found is None or name == f"--{to}" or nowhere:
+        if len(name) > 2 and name.startswith("--"):
+            raise _unknown_option(name, ctx)
+        return word  # several letters, as -vq, or a negative number
     if not equals:
         value = "" if behind.startswith("-") or found.flag else behind
+    if found.take and here and (not found.values or found.value_here(value)):
+        say(f"{name} of {found.of} is taken as {option}{f'; {found.say}' if found.say else ''}")
+        return f"{option}{equals}{value if equals else ''}"
     if not value.isdigit() and re.search(_SECRET, f"{name} {value}"):
         value = "***"
-    form = "--{option} {value}"
-    if found.to == "MODEL" and not here:
-        form = f"turbofit {command if takes else 'plan'} {value or 'MODEL'}, without an option"
-    elif found.to and not here:
-        form = f"turbofit {_command_with(option, ctx)} {form}"
     what = f"unknown option {name}{f' {value}' if value else ''}"
+    form = "--{option} {value}"
+    if to == "MODEL" and not here:
+        from turbofit.model.names import named_in
+
+        value = next(iter(named_in(value)[0]), value)
+        form = f"turbofit {command if takes else 'plan'} {value or 'MODEL'}, without an option"
+    elif to and not here:
+        form = f"turbofit {_command_with(option, ctx)} {form}"
     raise UsageError(what, hint=found.here(value, form))
-
-
-def _left_to_click(word: str, ctx: click.Context) -> str:
-    """The word, where it may be several letters, as -vq, or a negative number.
-
-    Raises:
-        UsageError: it can only be one option, which the command does not have.
-    """
-    name = word.partition("=")[0]
-    if typographic(name) or (len(name) > 2 and name.startswith("--")):
-        raise _unknown_option(name, ctx)
-    return word
 
 
 def _arguments(ctx: click.Context) -> list[click.Argument]:
@@ -170,12 +194,88 @@ def _refuse_argument(name: str, ctx: click.Context) -> None:
     Raises:
         UsageError: the name is a word of an argument, or ``-i`` or ``-o`` of one that begins so.
     """
+    from turbofit.cli.manual import option_texts
+
     typed = {"-i": "IN", "-o": "OUT"}.get(name, rf"{re.escape(name.strip('-') or name)}\b")
     for one in _arguments(ctx):
         if re.search(rf"\b{typed}", f"{one.name} {one.metavar}", re.IGNORECASE):
             usage = " ".join(ctx.get_usage().split()[1:])
-            hint = f"{_spelled(one, ctx)} stands without an option: {usage}"
+            texts = option_texts(ctx.info_name or "")
+            what = getattr(one, "explained", "") or texts.get(one.name or "", "")
+            hint = f"{_spelled(one, ctx)} stands without an option: {usage} ({what})"
             raise UsageError(f"unknown option {name}", hint=hint)
+
+
+def mended(words: Sequence[str]) -> list[str]:
+    """The words without what another shell left in them: ends of lines, a comment, quotes.
+
+    A machine of several words is one, and so is what several ``--on`` name.
+    """
+    mended_words: list[str] = []
+    left = [re.sub(_DASHES, "--", word) for word in words if word not in ("^", "\\", "`")]
+    left = left[: left.index("#")] if "#" in left else left
+    while left:
+        word = left.pop(0)
+        if word[:1] in _QUOTES and word[-1:] not in _QUOTES:
+            end = next((at for at, other in enumerate(left, 1) if other[-1:] in _QUOTES), 0)
+            word, left = " ".join([word, *left[:end]]), left[end:]
+        if word[:1] in _QUOTES and word[-1:] in _QUOTES:
+            word = word[1:-1] or word
+        if mended_words[-1:] == ["--on"]:
+            word, left = _one_machine(word, left)
+            before = mended_words.index("--on")
+            if before < len(mended_words) - 1:
+                word = f"{mended_words[before + 1]}+{word}"
+                del mended_words[before : before + 2]
+        mended_words.append(word)
+    return mended_words
+
+
+def _one_machine(first: str, left: list[str]) -> tuple[str, list[str]]:
+    """The machine that begins with a word, and what stands behind it."""
+    behind = next((at for at, word in enumerate(left) if word[:1] == "-"), len(left))
+    if behind:
+        from turbofit.machine.spec import is_spec
+
+        for end in range(behind, 0, -1):
+            for joint in (" ", "+"):
+                if is_spec(machine := joint.join([first, *left[:end]])):
+                    return machine, left[end:]
+    return first, left
+
+
+def meant_line(ctx: click.Context) -> str:
+    """The line that a command's words mean in another order; empty where they name no model."""
+    from turbofit.core.synonyms import synonym
+    from turbofit.model.names import named_in
+
+    options = {name: one for one in ctx.command.params for name in one.opts if name[0] == "-"}
+    words = ctx.meta[WORDS]
+    left = mended([part for word in words for part in (word.split() if " -" in word else [word])])
+    texts: list[str] = []
+    kept: list[str] = []
+    while left:
+        name, equals, value = left.pop(0).partition("=")
+        if not name.startswith("-"):
+            texts.append(f"{name}{equals}{value}")
+            continue
+        option, meaning = options.get(name), synonym(name, ctx.info_name or "")
+        bare = getattr(option, "bare", meaning is None or meaning.flag)
+        if left and not (equals or bare or left[0].startswith("-")):
+            value = left.pop(0)
+        if not value.isdigit() and re.search(_SECRET, name):
+            value = "***"
+        if name == "--on" or (meaning is not None and meaning.to == "MODEL"):
+            texts.append(value)
+        elif option is not None:
+            kept += [name, value]
+        elif meaning is not None and f"--{meaning.to}" in options:
+            kept += [f"--{meaning.to}", meaning.value_here(value)]
+    models, machines = named_in(" ".join(texts))
+    if not models:
+        return ""
+    on = ["--on", "+".join(machines)] if machines and "--on" in options else []
+    return shlex.join(["turbofit", ctx.info_name or "", *models, *on, *filter(None, kept)])
 
 
 def _command_with(option: str, ctx: click.Context) -> str:
@@ -189,20 +289,16 @@ def _command_with(option: str, ctx: click.Context) -> str:
 
 def unknown_word(word: str) -> str:
     """What to do with a word that stands where no such word can; empty for a word of nobody."""
-    from turbofit.machine.spec import is_spec
-    from turbofit.model.names import read_name
-    from turbofit.model.presets import HUB_ID, find_preset
+    from turbofit.model.names import named_in
 
-    try:
-        model = read_name(word).text
-    except UsageError:
-        model = ""
-    if find_preset(model) or HUB_ID.fullmatch(model):
+    models, machines = named_in(word)
+    if models:
         return f"it is a model: turbofit plan {word}, or turbofit serve {word}"
     if os.path.exists(word):
         return "it is a path: turbofit plan takes a checkpoint's, report a plan's, diagnose a log's"
-    if is_spec(word):
-        return f"it is a machine: turbofit plan MODEL --on {word}, or turbofit which --on {word}"
+    if machines:
+        on = shlex.quote(machines[0])
+        return f"it is a machine: turbofit plan MODEL --on {on}, or turbofit which --on {on}"
     return ""
 
 
@@ -269,6 +365,8 @@ def check_names(ctx: click.Context) -> None:
     Raises:
         UsageError: there is one; the hint has the nearest right name.
     """
+    from turbofit.core.synonyms import synonym
+
     group, here = ctx.find_root().command, f"{ctx.auto_envvar_prefix}_"
     if ctx.auto_envvar_prefix is None or not isinstance(group, click.Group):
         return
@@ -277,6 +375,8 @@ def check_names(ctx: click.Context) -> None:
     known = {variable(here[:-1], one) for one in ctx.command.params if _has_variable(one)}
     others = tuple(f"{PREFIX}{name.upper()}_" for name in group.list_commands(ctx))
     for name, text in os.environ.items():
+        if name.startswith("OLLAMA_") and ctx.info_name == "serve" and (found := synonym(name)):
+            say(f"{name} is not read: {found.here(text, '--{option} {value}')}")
         elsewhere = name.startswith(others) and not name.startswith(here)
         if not name.startswith(PREFIX) or elsewhere or name in known or name in VARIABLES:
             continue
@@ -299,7 +399,7 @@ def options_by_command(ctx: click.Context) -> Iterator[tuple[str, click.Paramete
     for name in group.list_commands(ctx):
         command = group.get_command(ctx, name)
         if command is not None:
-            yield from ((name, one) for one in command.params if _has_variable(one))
+            yield from ((name, one) for one in command.params if isinstance(one, click.Option))
 
 
 def _hint(name: str, known: Iterable[str], ctx: click.Context) -> str:
@@ -310,7 +410,8 @@ def _hint(name: str, known: Iterable[str], ctx: click.Context) -> str:
     bare = name.removeprefix(here)
     if name != bare and (found := synonym(bare)):
         return found.here(os.environ[name], f"{here}{{variable}}={{value}}")
-    every = (variable(f"{PREFIX}{of.upper()}", one) for of, one in options_by_command(ctx))
+    options = ((of, one) for of, one in options_by_command(ctx) if _has_variable(one))
+    every = (variable(f"{PREFIX}{of.upper()}", one) for of, one in options)
     # Without the prefix, by which all names are alike.
     right = sorted(one.removeprefix(PREFIX) for one in {*known, *VARIABLES, *every})
     meant = guess(name.removeprefix(PREFIX), right, of=PREFIX)

@@ -1,15 +1,13 @@
-"""What installs an extra of turbofit, from where this turbofit came.
-
-turbofit is in no package index: pip finds it only where it was installed from.
-"""
+"""What installs an extra of turbofit: its packages, as turbofit itself is in no package index."""
 
 from __future__ import annotations
 
 import re
 import shlex
+import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,38 +22,15 @@ _EXTRA: Final = re.compile(r"""extra\s*==\s*['"]([\w.-]+)['"]""")
 def install_command(extra: str, *, upgrade: bool = False) -> str:
     """A command for pip that brings what an extra needs, as it can be pasted.
 
-    It names the clone, the file or the repository that turbofit came from; where that is gone, or
-    nobody tells it, the packages themselves.
+    It names the clone that the code lies in where turbofit was never installed.
 
     Args:
         extra: of pyproject.toml, e.g. ``lmdeploy``.
         upgrade: replace versions that are there.
     """
-    words = _from_origin(extra) or _requirements(extra, upgrade=upgrade) or [extra]
-    return shlex.join(["pip", "install", *(["-U"] if upgrade else []), *words])
-
-
-def _from_origin(extra: str) -> list[str]:
-    """The words where turbofit can be installed again; none where it cannot."""
     clone = Path(__file__).resolve().parents[2]
-    package = _distribution()
-    origin = _direct_url(package)
-    if (clone / "pyproject.toml").is_file():
-        editable = origin.get("dir_info", {}).get("editable", False)
-        return [*(["-e"] if editable else []), f"{clone}[{extra}]"]
-    url = str(origin.get("url", ""))
-    if urlsplit(url).scheme == "file":
-        from urllib.request import url2pathname  # loads what speaks HTTP
-
-        path = Path(url2pathname(urlsplit(url).path))
-        there = path.is_file() or (path / "pyproject.toml").is_file()
-        return [f"{path}[{extra}]"] if there else []
-    if not url:
-        return []
-    vcs = origin.get("vcs_info", {})
-    revision = vcs.get("requested_revision") or vcs.get("commit_id")
-    where = f"{vcs['vcs']}+{url}@{revision}" if vcs else url
-    return [f"{_NAME}[{extra}] @ {where}"]
+    words = _requirements(extra, upgrade=upgrade) or [f"{clone}[{extra}]"]
+    return shlex.join(["pip", "install", *(["-U"] if upgrade else []), *words])
 
 
 def _distribution() -> Distribution | None:
@@ -67,31 +42,10 @@ def _distribution() -> Distribution | None:
         return None
 
 
-def _direct_url(package: Distribution | None) -> dict[str, Any]:
-    """Where pip took turbofit from (PEP 610); empty where that is an index, or nobody wrote it."""
-    import json  # a plan that finds all in order reads none
-
-    text = None if package is None else package.read_text("direct_url.json")
-    try:
-        read = json.loads(text or "{}")
-    except ValueError:
-        return {}
-    return read if isinstance(read, dict) else {}
-
-
 def _requirements(extra: str, *, upgrade: bool) -> list[str]:
     """The extra's packages that are not installed; all where all are, or newer ones are wanted."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    def is_there(name: str) -> bool:
-        try:
-            version(name)
-        except PackageNotFoundError:
-            return False
-        return True
-
     wanted = dict(_of_extra(extra, set()))
-    lacking = [text for name, text in wanted.items() if upgrade or not is_there(name)]
+    lacking = [text for name, text in wanted.items() if upgrade or installed(name) is None]
     return lacking or list(wanted.values())
 
 
@@ -105,9 +59,24 @@ def _of_extra(extra: str, gone: set[str]) -> Iterator[tuple[str, str]]:
         parts = _REQUIREMENT.fullmatch(text)
         if parts is None or extra not in _EXTRA.findall(parts[4]):
             continue
+        if sys.platform == "win32" and 'sys_platform != "win32"' in parts[4]:
+            continue
         name, inner, bounds = parts[1], parts[2], parts[3].strip()
         if name == _NAME:
             for part in (inner or "").split(","):
                 yield from _of_extra(part.strip(), gone)
         else:
             yield name, f"{name}[{inner}]{bounds}" if inner else f"{name}{bounds}"
+
+
+def installed(*names: str) -> str | None:
+    """The version of the first of these packages that is beside us, None where none is.
+
+    What is elsewhere is not known: LMDeploy may be another interpreter's.
+    """
+    from importlib.metadata import PackageNotFoundError, version
+
+    for name in names:
+        with suppress(PackageNotFoundError):
+            return version(name)
+    return None

@@ -324,8 +324,7 @@ class Footprint(Struct):
     ]
     left: Annotated[int, doc("Bytes for others on the fullest GPU, beyond the margin.")]
     servers: Annotated[
-        int | None,
-        doc("Engines like these that the same GPUs hold, these included; null: not computed."),
+        int, doc("Engines like these that the same GPUs hold one after another, these included.")
     ]
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable
 from functools import cache
 from typing import Final
@@ -17,6 +18,8 @@ from turbofit.core.struct import Struct
 
 #: Names less alike are no misspellings of each other.
 _ALIKE: Final = 0.8
+#: What stands around a word that was copied, or typed where quotes are no quotes.
+QUOTES: Final = "\"'`\u2018\u2019\u201c\u201d\u201e\u300c\u300d"
 
 
 class Synonym(Struct, forbid_unknown_fields=True):
@@ -46,12 +49,12 @@ class Synonym(Struct, forbid_unknown_fields=True):
                 option=self.to.lower(),
                 field=field,
                 variable=field.upper(),
-                value=self._value(value or ""),
+                value=self.value_here(value or ""),
             )
             words = written.rstrip(" =:") + (f" ({words})" if words else "")
         return f"an option of {self.of}; here: {words}"
 
-    def _value(self, value: str) -> str:
+    def value_here(self, value: str) -> str:
         """Its value here: as it is, or by the first pattern that has it; else empty."""
         if not self.values:
             return "" if self.flag else value
@@ -59,12 +62,30 @@ class Synonym(Struct, forbid_unknown_fields=True):
         return next((match.expand(to) for match, to in matches if match), "")
 
 
+class _Tables(Struct):
+    """The file: see it for the fields."""
+
+    options: dict[str, Synonym]
+    parts: dict[str, str]
+    commands: dict[str, str]
+    letters: dict[str, str]
+
+
 @cache
-def _tables() -> tuple[dict[str, Synonym], dict[str, str]]:
+def _tables() -> _Tables:
     path = preset_path("engines", "synonyms")
-    data = load_yaml(path)
-    options = converted(data.get("options"), dict[str, Synonym], path)
-    return options, converted(data.get("commands"), dict[str, str], path)
+    return converted(load_yaml(path), _Tables, path)
+
+
+def plain(text: str) -> str:
+    """A name or a machine without quotes, and without the letters of a Chinese input method."""
+    text = text.strip().strip(QUOTES)
+    if text.isascii():
+        return text
+    text = unicodedata.normalize("NFKC", text).strip()
+    for pattern, word in _tables().letters.items():
+        text = re.sub(pattern, word, text)
+    return text
 
 
 def synonym(name: str, command: str = "") -> Synonym | None:
@@ -74,7 +95,7 @@ def synonym(name: str, command: str = "") -> Synonym | None:
         name: as it was typed.
         command: of turbofit, where it was typed as an option of one.
     """
-    meaning = _tables()[0].get(name.lstrip("-").replace("_", "-").lower())
+    meaning = _tables().options.get(name.lstrip("-").replace("_", "-").lower())
     if meaning is None or (meaning.only and not command):
         return None
     if command in meaning.at:
@@ -84,7 +105,14 @@ def synonym(name: str, command: str = "") -> Synonym | None:
 
 def command_synonym(name: str) -> str | None:
     """What does here what a command of other programs does; None for a command of nobody."""
-    return _tables()[1].get(name.lower())
+    return _tables().commands.get(name.lower())
+
+
+def by_its_words(name: str, command: str) -> str:
+    """What to do instead of an option that nobody has, by a word of its name; empty for others."""
+    parts, words = _tables().parts, re.split("[-_]+", name.lower())
+    keys = (key for word in words for key in (f"{command} {word}", word) if key in parts)
+    return parts[key] if (key := next(keys, None)) else ""
 
 
 def near(name: str, known: Iterable[str], count: int = 1) -> list[str]:

@@ -66,14 +66,6 @@ class CurvePoint(Struct):
     measured: SpeedFigures
 
 
-class SpeedFactor(Struct):
-    """By how much the model of speed is wrong about an engine on cards: measured over forecast."""
-
-    engine: str
-    factor: float
-    trials: int
-
-
 class EarlierTuning(Struct):
     """The result that was kept before, of another LMDeploy."""
 
@@ -101,7 +93,6 @@ class Tuning(Struct):
     best: Annotated[int | None, doc("The trial's number; null where none meets the SLO.")] = None
     trials: tuple[TrialRecord, ...] = ()
     curve: tuple[CurvePoint, ...] = ()
-    factors: tuple[SpeedFactor, ...] = ()
     earlier: EarlierTuning | None = None
     stopped: Annotated[str, doc("Why no more was tried.")] = ""
     seconds: float = 0.0

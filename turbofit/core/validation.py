@@ -202,8 +202,18 @@ def _has_ellipsis(annotation: Any) -> bool:
 def usage_error(
     exc: ValidationError, kind: type[BaseModel], spelled: Callable[[str], str] = str
 ) -> UsageError:
-    """The first of pydantic's errors: its field, its value and what would be right."""
-    first = exc.errors(include_url=False)[0]
+    """Pydantic's errors, of each field the first: the field, its value and what would be right."""
+    firsts = {str(error["loc"][:1]): error for error in reversed(exc.errors(include_url=False))}
+    errors = [_field_error(error, kind, spelled) for error in reversed(firsts.values())]
+    if len(errors) == 1:
+        return errors[0]
+    hints = dict.fromkeys(error.hint for error in errors)
+    return UsageError("; ".join(error.message for error in errors), hint="; ".join(hints))
+
+
+def _field_error(
+    first: Mapping[str, Any], kind: type[BaseModel], spelled: Callable[[str], str]
+) -> UsageError:
     cause = getattr(first.get("ctx", {}).get("error"), "__cause__", None)
     if isinstance(cause, UsageError):
         return cause
@@ -226,6 +236,8 @@ def usage_error(
     choices = re.findall("'([^']*)'", first["msg"]) if first["type"] == "literal_error" else []
     known = kind.model_fields.get(field)
     described = f"{name}: {known.description}" if known is not None and known.description else ""
+    if described and known is not None and known.default is None and should:
+        described += f"; leave it out and turbofit chooses {name}"
     return UsageError(
         f"{name} {value if len(value) <= _SHOWN else value[:_SHOWN] + '…'}: {what}",
         hint=guess(str(first["input"]), choices).rstrip()

@@ -54,14 +54,13 @@ class GatewayConfig(Struct):
     ``host_bytes`` is the host memory of images in flight to one engine, see `host_budget`.
     ``idle_seconds``, ``stall_seconds`` and ``stuck_seconds`` say when an engine is asked for a
     token, and how it is, see `health.Monitor`. ``serial``: engines answer one request after the
-    other and are asked how they are instead. ``shares`` are the requests that the plan counts
-    on at each engine; empty where all take the same. ``pretend`` says in every answer that the
-    GPUs are pretend ones. ``grammars``: XGrammar is installed beside LMDeploy. ``record_trace`` is
-    a file for a line about each answered request, see `accesslog`. ``denied`` is the file of who
-    is refused, since engines died of them; without one nothing outlives the gateway. ``names`` is
-    what the engines call the model, by each name that clients may give, those of adapters among
-    them; empty where every name is passed on. ``defaults`` are those of requests. ``about`` is
-    what `/health` tells of the plan.
+    other and are asked how they are instead. ``shares`` are the requests that the plan counts on at
+    each engine; empty where all take the same. ``pretend`` says in every answer that the GPUs are
+    pretend ones. ``record_trace`` is a file for a line about each answered request, see
+    `accesslog`. ``denied`` is the file of who is refused, since engines died of them; without one
+    nothing outlives the gateway. ``names`` is what the engines call the model, by each name that
+    clients may give, those of adapters among them; empty where every name is passed on.
+    ``defaults`` are those of requests. ``about`` is what `/health` tells of the plan.
     """
 
     host: str = "127.0.0.1"
@@ -91,7 +90,6 @@ class GatewayConfig(Struct):
     serial: bool = False
     shares: tuple[float, ...] = ()
     pretend: bool = False
-    grammars: bool = True
     denied: str | None = None
     record_trace: str | None = None
     names: dict[str, str] = field(default_factory=dict)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import socket
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -30,11 +29,6 @@ HEALTH_SECONDS: Final = 10.0
 #: A connection on which nothing moves is asked after 2 s, each second, three times.
 _TCP_KEEP_ALIVE: Final = (("TCP_KEEPIDLE", 2), ("TCP_KEEPINTVL", 1), ("TCP_KEEPCNT", 3))
 _UNHEARD_MS: Final = 5000
-#: Errors of a connection to a machine that does not answer. Others may be the gateway's own: it has
-#: no port or file left, or cannot look up a name.
-_NO_ANSWER: Final = {
-    errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN,
-}  # fmt: skip
 
 
 class Endpoint(Protocol):
@@ -45,14 +39,11 @@ class Endpoint(Protocol):
 
 
 class Unreachable(Exception):  # noqa: N818
-    """The request was never sent.
+    """The request was never sent. ``ended``: the machine answers, and nothing listens there."""
 
-    ``vanished``: the machine does not answer; ``ended``: it does, and nothing listens there.
-    """
-
-    def __init__(self, message: str, *, vanished: bool = False, ended: bool = False) -> None:
+    def __init__(self, message: str, *, ended: bool = False) -> None:
         super().__init__(message)
-        self.vanished, self.ended = vanished, ended
+        self.ended = ended
 
 
 class Died(Exception):  # noqa: N818
@@ -95,10 +86,9 @@ class Upstream:
         except aiohttp.ClientConnectorError as exc:
             # What waits to be accepted when the engine ends is reset, not refused.
             ended = isinstance(exc.os_error, ConnectionError)
-            vanished = exc.os_error.errno in _NO_ANSWER
-            raise Unreachable(str(exc), vanished=vanished, ended=ended) from None
+            raise Unreachable(str(exc), ended=ended) from None
         except aiohttp.ConnectionTimeoutError as exc:
-            raise Unreachable(str(exc), vanished=True) from None
+            raise Unreachable(str(exc)) from None
         except (aiohttp.ClientError, OSError) as exc:
             raise Died(str(exc)) from exc
         unreached = response.headers.get(UNREACHED)
@@ -187,10 +177,10 @@ def engine_socket(address: Sequence[Any]) -> socket.socket:
 
     A machine without power says no farewell: a request there would wait for as long as for an
     answer, a quarter of an hour for what was just sent. The engine's kernel answers for it however
-    busy it is, so that only a machine or a network counts as gone. One exception, on the safe side
-    where another engine is up: an engine that reads nothing for 5 s in the middle of a body that
-    its kernel has no room for is given up as well. Nothing of that on a machine's own addresses,
-    which do not vanish alone. ``address`` is as `socket.getaddrinfo` gives it.
+    busy it is, so that only a machine or a network counts as gone. One exception: an engine that
+    reads nothing for 5 s in the middle of a body that its kernel has no room for is given up as
+    well. Nothing of that on a machine's own addresses, which do not vanish alone. ``address`` is as
+    `socket.getaddrinfo` gives it.
     """
     family, kind, proto, _, where = address
     connecting = socket.socket(family, kind, proto)
@@ -202,12 +192,3 @@ def engine_socket(address: Sequence[Any]) -> socket.socket:
         if hasattr(socket, name):
             connecting.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     return connecting
-
-
-def vanished(exc: BaseException | None) -> bool:
-    """Whether a connection broke because its other end was not heard of any more."""
-    while exc is not None:
-        if isinstance(exc, OSError) and exc.errno == errno.ETIMEDOUT:
-            return True
-        exc = exc.__cause__ or exc.__context__
-    return False

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Final
 
 from turbofit.core.struct import Struct
-from turbofit.machine.host import TEGRA
+
+#: Jetson by compute capability (developer.nvidia.com/cuda-gpus): Nano, TX2, Xavier, Orin and Thor.
+_TEGRA: Final = frozenset({(5, 3), (6, 2), (7, 2), (8, 7), (10, 1), (11, 0)})
 
 
 class Count(Struct):
@@ -39,7 +42,7 @@ class Census(Struct):
         major, minor = capability
         exact = (f"{major}{minor}a", f"{major}{minor}")
         older = (f"{major}{k}" for k in range(minor - 1, -1, -1))
-        wanted = exact if capability in TEGRA else (*exact, *older)
+        wanted = exact if capability in _TEGRA else (*exact, *older)
         return next((name for name in wanted if name in self.architectures), None)
 
     def has_ptx(self, capability: tuple[int, int]) -> bool:

@@ -28,7 +28,6 @@ from turbofit.core.errors import (
 from turbofit.core.process.files import write_atomic
 from turbofit.core.process.progress import under_way
 from turbofit.core.run_report import EngineRecord, RunMoment
-from turbofit.gateway.limits.defaults import unread_arguments
 from turbofit.gateway.server import keep_large_blocks
 from turbofit.launch.engine.engine_log import EndedError
 from turbofit.launch.engine.launches import (
@@ -447,20 +446,16 @@ class Start:
         from turbofit.machine.host import read_host
 
         run, config = self._run, self._run.config
-        run.public, checkpoint = None, self._plan.model.source.checkpoint
+        run.public = None
         if config.pretend:
             self._plan = localised(self._plan, run.folder / "model")
         else:
             self._plan = replace(self._plan, model=fetched(self._plan.model, run.say))
-            checkpoint = self._plan.model.source.checkpoint
-        if config.gateway is not None:
-            for doubt in unread_arguments(checkpoint, config.gateway.defaults.template):
-                run.say(f"warning: {doubt}")
-            if run.publish is None:
-                from turbofit.gateway.server import bind
+        if config.gateway is not None and run.publish is None:
+            from turbofit.gateway.server import bind
 
-                # Before minutes of loading; it is bound again, for good, once engines are ready.
-                bind(config.gateway).close()
+            # Before minutes of loading; it is bound again, for good, once engines are ready.
+            bind(config.gateway).close()
         launches = self._launches(stack)
         ports = [launch.port for launch in launches]
         scene = Scene(
@@ -576,14 +571,11 @@ class Start:
             upstream_key=self._key,
             drain_seconds=serve_config.timing.drain,
             pretend=serve_config.pretend,
-            grammars=run.lmdeploy.grammars or not plan.engine.of_lmdeploy,
             names=serve_config.names(plan),
             denied=deny_path(self._plan, run.lmdeploy.version, pretend=run.record.run.pretend),
         )
         log = access_log(serve_config.access_log or str(run.folder / "access.log"))
         gateway = make_gateway(plan, urls, config, log=log, deny_list=run.deny_list)
-        if run.deny_list is None:
-            gateway.deny_list.file.tell(run.say)
         run.deny_list = gateway.deny_list
         for engine, started in zip(gateway.engines, self._supervisor.engines, strict=True):
             engine.start_seconds = started.start_seconds

@@ -68,17 +68,13 @@ class ServedModels(NamedTuple):
 
 
 def side_by_side(
-    config: ServeConfig,
-    models: Sequence[Options],
-    shares: Sequence[float],
-    say: Callable[[str], None],
+    config: ServeConfig, models: Sequence[Options], say: Callable[[str], None]
 ) -> list[PlannedModel]:
     """The models as they run at the same time, each with a part of the cards.
 
     Args:
         config: what is asked for, of all models.
         models: what is asked of each alone, its name among it.
-        shares: one a model.
         say: takes lines of progress.
 
     Raises:
@@ -93,7 +89,7 @@ def side_by_side(
         with Leases() as leases:
             here = measured(leases, config.request.gpus, say)
         requests = [request.changed(on=here, gpus=None) for request in requests]
-    joint = joint_plan(requests, shares, pretend=config.pretend)
+    joint = joint_plan(requests, pretend=config.pretend)
     if not joint.fits:
         raise DoesNotFitError(
             joint.verdict, hint=joint.remedy or "see turbofit plan MODEL for what would fit"

@@ -52,8 +52,7 @@ def bench(
     async def drive() -> LoadResult:
         async with LoadClient(url, key, timeout=spec.timeout, silence=spec.silence) as client:
             name = model or await client.model()
-            count = await client.token_count(name)
-            writer = PromptWriter(name, count, spec.seed, stop_early=spec.stop_early)
+            writer = PromptWriter(name, spec.seed, stop_early=spec.stop_early)
             run = LoadRun(spec, trace, lambda shape: client.ask(writer.body(shape)), tick)
             loop = asyncio.get_running_loop()
             for number in stop_signals():

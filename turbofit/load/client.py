@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from array import array
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,7 +14,6 @@ import msgspec
 from typing_extensions import Self
 
 from turbofit.core.errors import UnservedError, UsageError
-from turbofit.load.prompt import TokenCount, counted_from, probes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -246,29 +246,26 @@ class LoadClient(ServerClient):
             UnservedError: it does not answer, or not as such a server does.
             UsageError: it does not let this client in.
         """
-        status, body = await self._whole("GET", "/v1/models", None)
-        if name := first_model(status, body):
+        answer = None
+        try:
+            async with self._session.request("GET", f"{self._url}/v1/models") as response:
+                raw = await body_of(response, _LARGEST_ERROR)
+        except (aiohttp.InvalidURL, ValueError):
+            raise self._no_address() from None
+        except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as exc:
+            raise UnservedError(
+                f"{self._url} does not answer: {_kind(exc)}",
+                hint="start a server first (turbofit serve MODEL), or name another address",
+            ) from None
+        with suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            answer = msgspec.json.decode(raw)
+        if name := first_model(response.status, answer):
             return name
-        raise self._refused(status, "/v1/models", "name its model with --model")
-
-    async def token_count(self, model: str) -> TokenCount:
-        """How many tokens a word has, by two requests for one token each.
-
-        Raises:
-            UnservedError: it does not answer them.
-            UsageError: it refuses them.
-        """
-        counts = []
-        for text in probes():
-            messages = [{"role": "user", "content": text}]
-            body = {"model": model, "messages": messages, "max_tokens": 1, "temperature": 0}
-            status, counted = await self._whole("POST", _CHAT, body)
-            if status != 200:
-                raise self._refused(status, _CHAT, "see what the server logs")
-            usage = counted.get("usage") if isinstance(counted, dict) else None
-            count = usage.get("prompt_tokens") if isinstance(usage, dict) else None
-            counts.append(count if isinstance(count, int) else None)
-        return counted_from(*counts)
+        if response.status in (401, 403):
+            raise self._unknown_key(response.status)
+        raise UnservedError(
+            f"{self._url}/v1/models answers {response.status}", hint="name its model with --model"
+        )
 
     async def ask(self, body: JsonObject) -> Answer:
         """Send one request and read its answer; what goes wrong is in the answer."""
@@ -296,27 +293,6 @@ class LoadClient(ServerClient):
             reader.feed(data, time.perf_counter())
         reader.end()
         answer.ended = time.perf_counter()
-
-    async def _whole(self, method: str, path: str, body: Any) -> tuple[int, Any]:
-        try:
-            async with self._session.request(method, self._url + path, json=body) as response:
-                raw = await body_of(response, _LARGEST_ERROR)
-        except (aiohttp.InvalidURL, ValueError):
-            raise self._no_address() from None
-        except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as exc:
-            raise UnservedError(
-                f"{self._url} does not answer: {_kind(exc)}",
-                hint="start a server first (turbofit serve MODEL), or name another address",
-            ) from None
-        try:
-            return response.status, msgspec.json.decode(raw)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return response.status, None
-
-    def _refused(self, status: int, path: str, otherwise: str) -> UsageError | UnservedError:
-        if status in (401, 403):
-            return self._unknown_key(status)
-        return UnservedError(f"{self._url}{path} answers {status}", hint=otherwise)
 
 
 def _kind(exc: BaseException) -> str:

@@ -1,8 +1,7 @@
-"""The bodies of requests: text of a given number of tokens, and images of a given size.
+"""The bodies of requests: text of about a given number of tokens, and images of a given size.
 
-No tokenizer is needed: the server counts the tokens of two prompts, and from them follows how many
-tokens a word has. No two requests are alike beyond what they are to share, so that a cache of
-prompts finds nothing else.
+No tokenizer is needed: a prompt has as many words as it shall have tokens. No two requests are
+alike beyond what they are to share, so that a cache of prompts finds nothing else.
 """
 
 from __future__ import annotations
@@ -28,33 +27,6 @@ _WORDS: Final = [
     "what", "up", "its", "about", "into", "than", "them", "can", "only", "other", "time", "new",
     "some", "could", "these", "two", "may", "first", "then", "do", "any",
 ]  # fmt: skip
-_PROBES: Final = (8, 264)
-
-
-class TokenCount(NamedTuple):
-    """Tokens of a prompt: of each word, and of the chat template around them."""
-
-    of_word: float = 1.0
-    around: float = 0.0
-    counted: bool = False
-
-    def words_for(self, tokens: int) -> int:
-        """Words that make so many tokens."""
-        return max(1, round((tokens - self.around) / self.of_word))
-
-
-def probes() -> tuple[str, str]:
-    """Two texts whose tokens the server shall count."""
-    short, long = (_text(random.Random(0), count) for count in _PROBES)
-    return short, long
-
-
-def counted_from(short: int | None, long: int | None) -> TokenCount:
-    """What the counts of both `probes` mean; a word is a token where the server counts nothing."""
-    if short is None or long is None or long <= short:
-        return TokenCount()
-    of_word = (long - short) / (_PROBES[1] - _PROBES[0])
-    return TokenCount(of_word, max(0.0, short - of_word * _PROBES[0]), counted=True)
 
 
 class RequestShape(NamedTuple):
@@ -71,13 +43,12 @@ class PromptWriter:
 
     Args:
         model: the name to ask for.
-        count: how many tokens a word has.
         seed: of the words and the colours.
         stop_early: whether an answer may end before its last token.
     """
 
-    def __init__(self, model: str, count: TokenCount, seed: int, *, stop_early: bool) -> None:
-        self._model, self._count, self._stop_early = model, count, stop_early
+    def __init__(self, model: str, seed: int, *, stop_early: bool) -> None:
+        self._model, self._stop_early = model, stop_early
         self._draw = random.Random(f"{seed} prompts")
         self._common = _text(random.Random(f"{seed} common"), 1 << 12).split()
 
@@ -95,10 +66,9 @@ class PromptWriter:
         }
 
     def _prompt(self, shape: RequestShape) -> str:
-        words = self._count.words_for(shape.prompt_tokens)
-        alike = min(words - 1, round(shape.shared / self._count.of_word))
+        alike = min(shape.prompt_tokens - 1, shape.shared)
         begin = [self._common[place % len(self._common)] for place in range(alike)]
-        return " ".join([*begin, _text(self._draw, words - alike)])
+        return " ".join([*begin, _text(self._draw, shape.prompt_tokens - alike)])
 
 
 def user_message(text: str, images: Iterable[str]) -> JsonObject:

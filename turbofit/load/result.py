@@ -12,14 +12,13 @@ from turbofit.core.struct import Struct, const, doc, to_builtins
 from turbofit.core.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from turbofit.load.client import Answer
     from turbofit.load.driver import LoadRun
 
 BENCH_SCHEMA: Final = "turbofit.bench/1"
 
-_MOMENTS: Final = 60
 #: A client that is busier than this may limit the server.
 _BUSY: Final = 0.8
 _LATE: Final = 0.1
@@ -42,14 +41,6 @@ class ErrorCount(Struct):
     kind: Annotated[str, doc("no connection, status 503, stalled, garbage, cut short, …")]
     count: int
     example: Annotated[str, doc("What the server said once.")] = ""
-
-
-class LoadMoment(Struct):
-    """One step of the window."""
-
-    at: Annotated[float, doc("Seconds after the window began, of the step's end.")]
-    output_tokens_per_second: float
-    running: Annotated[float, doc("Requests under way, on average.")]
 
 
 class ClientShare(Struct):
@@ -88,7 +79,6 @@ class LoadResult(Struct):
     ttft: Annotated[Spread, doc("To the first token.")] = Spread()
     tpot: Annotated[Spread, doc("A token after the first.")] = Spread()
     e2e: Annotated[Spread, doc("To the end of the answer.")] = Spread()
-    moments: tuple[LoadMoment, ...] = ()
     client: ClientShare = ClientShare()
     warnings: tuple[str, ...] = ()
 
@@ -170,7 +160,6 @@ def summary(run: LoadRun, *, url: str, model: str, busy: float) -> LoadResult:
             for answer in good if answer.pieces and answer.tokens > 1
         ]),
         e2e=spread([answer.ended - answer.begun for answer in good if answer.ended is not None]),
-        moments=tuple(_moments(every, window)),
         client=ClientShare(busy=round(busy, 3), late=round(run.late, 3)),
         warnings=_warnings(run, busy, pieces_only=pieces_only),
     )  # fmt: skip
@@ -189,17 +178,6 @@ def spread(values: Sequence[float]) -> Spread:
         count=len(rising), mean=sum(rising) / len(rising), p50=at(0.5), p90=at(0.9), p99=at(0.99),
         most=rising[-1],
     )  # fmt: skip
-
-
-def _moments(answers: Sequence[Answer], window: Window) -> Iterator[LoadMoment]:
-    step = max(1.0, window.seconds / _MOMENTS)
-    for number in range(int(window.seconds / step + 1e-6)):
-        part = Window(window.begin + number * step, window.begin + (number + 1) * step)
-        yield LoadMoment(
-            at=round((number + 1) * step, 3),
-            output_tokens_per_second=round(part.per_second(part.tokens, answers), 3),
-            running=round(part.per_second(part.overlap, answers), 3),
-        )
 
 
 def _errors(counted: Sequence[Answer]) -> tuple[ErrorCount, ...]:

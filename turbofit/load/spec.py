@@ -25,7 +25,9 @@ class LoadSpec(Validated):
         default=((1024, 768),),
         description="width and height of an image; of several each is as likely",
     )
-    prompt_tokens: Tokens = Field(default=256, description="tokens of text before an answer")
+    prompt_tokens: Tokens = Field(
+        default=256, description="words before an answer, about a token each"
+    )
     prompt_spread: Share = Field(
         default=0.0, description="0.5: lengths from half to one and a half of --prompt-tokens"
     )

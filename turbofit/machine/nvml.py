@@ -95,20 +95,13 @@ class Nvml:
         value, code = self._ask(function, *args)
         return value, code in (_NOT_SUPPORTED, _INVALID_ARGUMENT)
 
-    def memory(self, handle: Any) -> tuple[Any, bool]:
-        """The memory info of a device and whether it is version 2; ``NA`` where there is none.
-
-        In version 1 ``used`` includes what the driver reserves.
+    def memory(self, handle: Any) -> Any:
+        """The memory of a device, with what the driver reserves; ``NA`` where there is none.
 
         Raises:
             GpuLostError: the GPU is gone.
         """
-        version = getattr(self._library, "nvmlMemory_v2", None)
-        if version is not None:
-            info = self.query("nvmlDeviceGetMemoryInfo", handle, version)
-            if answered(info):
-                return info, True
-        return self.query("nvmlDeviceGetMemoryInfo", handle), False
+        return self.query("nvmlDeviceGetMemoryInfo", handle, self._library.nvmlMemory_v2)
 
     def reason(self, function: str, *args: Any) -> str:
         """Why a question has no answer, in the driver's words."""

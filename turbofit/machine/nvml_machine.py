@@ -43,13 +43,12 @@ Lanes = Counter[str | None]
 
 #: The name of what no visible process explains.
 UNKNOWN_HOLDER: Final = "unknown (another container?)"
-_UNKNOWN_V1: Final = "the driver's own reserve, or unknown (another container?)"
 #: CUDA cores of one SM by compute capability (CUDA C++ Programming Guide, arithmetic throughput).
 _CORES: Final = {
     (6, 0): 64, (6, 1): 128, (7, 0): 64, (7, 2): 64, (7, 5): 64, (8, 0): 64, (8, 6): 128,
     (8, 7): 128, (8, 9): 128, (9, 0): 128, (10, 0): 128, (10, 3): 128, (12, 0): 128, (12, 1): 128,
 }  # fmt: skip
-#: The lists of processes; drivers before 510 have version 2 only, which pynvml must be asked for.
+#: The lists of processes.
 _PROCESS_LISTS: Final = (
     "nvmlDeviceGetComputeRunningProcesses",
     "nvmlDeviceGetGraphicsRunningProcesses",
@@ -322,15 +321,9 @@ def _lost_gpu(nvml: Nvml, index: int, handle: Any) -> Gpu:
 
 def _read_gpu(nvml: Nvml, index: int, handle: Any) -> tuple[Gpu, list[str]]:
     name = str(nvml.query("nvmlDeviceGetName", handle))
-    sizes, version_2 = _memory(nvml, handle)
-    warnings = []
-    if sizes["total"] == NA:
-        warnings.append(f"GPU {index} ({name}): its memory cannot be read")
-    elif not version_2:
-        warnings.append(
-            f"GPU {index} ({name}): this driver has memory info version 1 only, so what it "
-            "reserves for itself is counted as used"
-        )
+    sizes = _memory(nvml, handle)
+    unread = f"GPU {index} ({name}): its memory cannot be read"
+    warnings = [unread] if sizes["total"] == NA else []
     capability = nvml.query("nvmlDeviceGetCudaComputeCapability", handle)
     cc = (int(capability[0]), int(capability[1])) if answered(capability) else None
     cores = nvml.query("nvmlDeviceGetNumGpuCores", handle)
@@ -345,34 +338,27 @@ def _read_gpu(nvml: Nvml, index: int, handle: Any) -> tuple[Gpu, list[str]]:
             generation=nvml.query("nvmlDeviceGetMaxPcieLinkGeneration", handle),
             width=nvml.query("nvmlDeviceGetMaxPcieLinkWidth", handle),
         ),
-        holders=_holders(nvml, handle, sizes["used"], version_2=version_2),
+        holders=_holders(nvml, handle, sizes["used"]),
         **sizes,
     )
     return gpu, warnings
 
 
-def _memory(nvml: Nvml, handle: Any) -> tuple[dict[str, Any], bool]:
-    """Sizes in bytes that add up, and whether they are of version 2.
-
-    Version 1 counts the driver's reserve as used: ``reserved`` is then unknown, ``free`` is right.
-    """
-    info, version_2 = nvml.memory(handle)
+def _memory(nvml: Nvml, handle: Any) -> dict[str, Any]:
+    """Sizes in bytes that add up."""
+    info = nvml.memory(handle)
     if not answered(info) or not info.total or info.free > info.total:
-        return {"total": NA, "reserved": NA, "used": NA, "free": NA}, version_2
+        return {"total": NA, "reserved": NA, "used": NA, "free": NA}
     total, free = int(info.total), int(info.free)
     used = min(int(info.used), total - free)
-    if not version_2:
-        return {"total": total, "reserved": NA, "used": total - free, "free": free}, False
-    return {"total": total, "reserved": total - used - free, "used": used, "free": free}, True
+    return {"total": total, "reserved": total - used - free, "used": used, "free": free}
 
 
-def _holders(nvml: Nvml, handle: Any, used: int | NaType, *, version_2: bool) -> tuple[Holder, ...]:
+def _holders(nvml: Nvml, handle: Any, used: int | NaType) -> tuple[Holder, ...]:
     """Who holds memory: processes that can be seen, largest first, then the unexplained rest."""
     sizes: dict[int, int | NaType] = {}
     for function in _PROCESS_LISTS:
         processes = nvml.query(function, handle)
-        if not answered(processes):
-            processes = nvml.query(f"{function}_v2", handle)
         for process in processes if answered(processes) else ():
             size = NA if process.usedGpuMemory is None else int(process.usedGpuMemory)
             known_sizes = (sizes.get(int(process.pid), NA), size)
@@ -383,9 +369,7 @@ def _holders(nvml: Nvml, handle: Any, used: int | NaType, *, version_2: bool) ->
     holders.sort(key=lambda holder: (holder.bytes == NA, -known(holder.bytes, 0), str(holder.pid)))
     rest = known(used, 0) - sum(known(size, 0) for size in sizes.values())
     if rest > 0:
-        holders.append(
-            Holder(pid=NA, name=UNKNOWN_HOLDER if version_2 else _UNKNOWN_V1, bytes=rest)
-        )
+        holders.append(Holder(pid=NA, name=UNKNOWN_HOLDER, bytes=rest))
     return tuple(holders)
 
 
@@ -443,7 +427,7 @@ def _part(nvml: Nvml, parent: Any, handle: Any, gpu: Gpu, parent_name: str) -> G
     """A MIG instance with its share of what the preset knows of the whole GPU."""
     attributes = nvml.query("nvmlDeviceGetAttributes", handle)
     read = answered(attributes)
-    whole, _ = _memory(nvml, parent)
+    whole = _memory(nvml, parent)
     capability = nvml.query("nvmlDeviceGetCudaComputeCapability", parent)
     part = replace(
         gpu,

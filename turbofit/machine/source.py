@@ -11,7 +11,6 @@ from turbofit.core.errors import MachineError, UsageError
 from turbofit.core.machine import Machine
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import NA, known
-from turbofit.machine.host import unified_memory_note
 from turbofit.machine.presets import match_preset
 from turbofit.machine.unlisted import vgpu_of
 from turbofit.machine.visible import select
@@ -97,14 +96,14 @@ def _accounted(gpu: Gpu) -> Gpu:
 def _with_notes(machine: Machine) -> Machine:
     """The machine with what its visible GPUs are, where they are not whole cards with a preset.
 
-    And with what page cache does to them; each kind of card once.
+    Each kind of card once.
     """
+    if machine.source == "preset":
+        return machine
     gpus = [machine.gpu(index) for index in machine.visible]
-    notes = [unified_memory_note(gpu) for gpu in gpus]
-    if machine.source != "preset":
-        cards = machine.measured.cards if machine.measured else ()
-        timed = {card.index for card in cards}
-        notes += [_unlisted_note(gpu, timed=gpu.index in timed) for gpu in gpus]
+    cards = machine.measured.cards if machine.measured else ()
+    timed = {card.index for card in cards}
+    notes = [_unlisted_note(gpu, timed=gpu.index in timed) for gpu in gpus]
     warnings = dict.fromkeys((*machine.warnings, *(note for note in notes if note)))
     return replace(machine, warnings=tuple(warnings))
 
@@ -139,10 +138,8 @@ def _readable(machine: Machine, *, chosen_by_user: bool) -> Machine:
     rest = tuple(index for index in machine.visible if index not in unreadable)
     if unreadable and (chosen_by_user or not rest):
         gpu = machine.gpu(unreadable[0])
-        shared = unified_memory_note(gpu)
         raise MachineError(
-            f"GPU {gpu.index} ({gpu.name}): its memory cannot be read"
-            + (f"; {shared}" if shared else ""),
+            f"GPU {gpu.index} ({gpu.name}): its memory cannot be read",
             hint=f"leave it out with --gpus {','.join(str(i) for i in rest)}"
             if rest
             else "check nvidia-smi, or describe the machine with --on SPEC",

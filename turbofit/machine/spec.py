@@ -23,6 +23,7 @@ from msgspec.structs import replace
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Gpu, Holder, Host, Machine
 from turbofit.core.struct import NA, NaType, Struct
+from turbofit.core.synonyms import plain
 from turbofit.core.units import MIB, format_bytes, parse_bytes, parse_share
 from turbofit.machine.presets import (
     GpuPreset,
@@ -77,7 +78,10 @@ _NO_PARTS: Final = re.compile(
 )
 #: A size in languages whose decimal point is a comma: ``free=19,5GB``.
 _DECIMAL: Final = re.compile(r"(?<==)(\d+),(?=\d{1,2}\s*[KMGT]i?B)", re.IGNORECASE)
-#: What nvidia-smi prints: cards and slices of -L, a name with its memory.
+#: What lspci prints of a card, and nvidia-smi: cards and slices of -L, a name with its memory.
+_PASTED: Final = re.compile(
+    r".*NVIDIA Corporation.*?\[([^]:]+)\].*|\|\s*\d+\s+(.+?)\s+(?:On|Off)\s*\|.*", re.IGNORECASE
+)
 _SMI_LINES: Final = re.compile(r"[\n;]|(?=\bGPU\s+\d+:)|(?=\bMIG\s+\S+\s+Device\b)")
 _SMI_GPU: Final = re.compile(r"GPU\s+\d+:\s*(.+?)\s*(?:\(UUID:[^)]*\)?)?")
 _SMI_MIG: Final = re.compile(r"(MIG\s+\S+)\s+Device\b.*")
@@ -119,7 +123,8 @@ def parse_spec(spec: str) -> Machine:
     Raises:
         UsageError: a name, key, size or pair that cannot be meant; the hint has the nearest one.
     """
-    if not spec.strip():
+    spec = _PASTED.sub(r"\1\2", plain(spec))
+    if not spec:
         _refuse("it is empty", _EXAMPLE)
     texts, tail = _cards_and_options(spec)
     groups = [_parse_group(text) for text in texts]
@@ -242,10 +247,11 @@ def _card(name: str, count: int, given: dict[str, str]) -> _Card:
     key = find_preset(profile["card"] if profile else name)
     if key and profile and assumed_note(profile["card"], 1):
         key = cut_card(key, f"{profile['slices']}g.{profile['gb']}gb")
-    if key is None and profile is None and not unsupported_card(name):
+    bare = printed["name"] if printed else name
+    if key is None and profile is None and not unsupported_card(bare):
         return _any_card(name, given)
     if key is None:
-        raise no_preset(name)
+        raise no_preset(bare)
     if "sm" in given:
         _refuse(f"sm={given['sm']} of {name}, whose preset has it", "leave sm out")
     if profile is not None:

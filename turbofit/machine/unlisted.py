@@ -195,6 +195,8 @@ def _vgpu(name: str) -> UsageError | None:
     if profile is None:
         return None
     board, nominal = profile["board"], int(profile["gb"]) * 1024
+    if not re.match("[a-z]{0,2}\\d|quadro|rtx|tesla|dc", bare_name(board)):
+        return None  # the size of a model: qwen2-vl-2b
     if profile["series"].lower() in "ab":
         return UsageError(
             f"{name} is a vGPU profile without CUDA",

@@ -18,11 +18,13 @@ import msgspec
 from turbofit.core.errors import UsageError
 from turbofit.core.model import Model, Quantization
 from turbofit.core.presets import load_yaml, preset_path
+from turbofit.core.synonyms import plain
 from turbofit.core.version import REFERENCE
 from turbofit.model.caches import uses_modelscope
 from turbofit.model.parameters import stored_bytes
 from turbofit.model.presets import (
     HUB_ID,
+    family_sizes,
     find_preset,
     four_bits,
     load_preset,
@@ -44,6 +46,10 @@ _ADDRESS: Final = re.compile(
     r"(?:[/?#](?:.*?[?&](?:version|revision)=(?P<asked>[^&#]+))?.*)?",
     re.IGNORECASE,
 )
+#: Presets of a family that a hint names, the newest.
+_SHOWN: Final = 6
+#: Words that a model or a machine is named with, at most.
+_LONGEST: Final = 6
 _HUBS: Final = {"hf": "the Hugging Face hub", "modelscope": "ModelScope"}
 
 
@@ -70,7 +76,7 @@ def read_name(typed: str, revision: str | None = None) -> Name:
     Raises:
         UsageError: it names no model, or one revision beside another.
     """
-    name = _read(typed.strip(" \t\"'"))
+    name = _read(plain(typed))
     named = None if name.revision in ("", "main", "master") else name.revision
     if revision is not None and named not in {None, revision}:
         raise UsageError(
@@ -91,11 +97,16 @@ def _read(text: str) -> Name:
         return _address(path, known, host)
     if known := _data()["schemes"].get(scheme.lower()):
         return _address(rest, known, "")
+    for kind, what in _data()["elsewhere"].items():
+        if re.fullmatch(kind, scheme.lower() if scheme and "." not in host else host.lower()):
+            near = near_by_name(path) or "; `turbofit models` lists what is planned"
+            address = f"{scheme}://{host}" if "." not in host else host
+            raise UsageError(f"{address} is {what}", hint=f"name a hub id (ORG/NAME){near}")
     if scheme:
         raise UsageError(
             f"{host or scheme} is no hub of models that is known",
             hint="name a folder or a hub id (ORG/NAME); for a mirror of the Hugging Face hub set "
-            "HF_ENDPOINT to its address",
+            f"HF_ENDPOINT to its address{near_by_name(path)}",
         )
     if os.name != "nt" and (windows := _WINDOWS.fullmatch(text)):
         if find_preset(windows[1]):
@@ -169,6 +180,52 @@ def _of_ollama(text: str) -> Name:
     return Name(model, None, (f"{plain}: planned is what it was made of, {_here(model)}",))
 
 
+def near_by_name(path: str) -> str:
+    """What a part of a path or an address is called like, as the end of a hint."""
+    for part in reversed(path.rstrip("/").split("/")):
+        word = part.partition(":")[0]
+        if preset := find_preset(word) or _parts(word)[0]:
+            return f"; by its name it is the preset {preset}: turbofit plan {preset}"
+        if sizes := family_sizes(word):
+            return f"; `turbofit models {word}` lists {', '.join(sizes[-_SHOWN:])}"
+    return ""
+
+
+def named_in(text: str) -> tuple[list[str], list[str]]:
+    """The models and the machines that a text names, in its order."""
+    from turbofit.machine.spec import is_spec
+
+    words = re.findall(r"[A-Za-z0-9][\w.:+/=-]*(?<![.:+/-])", plain(text), re.ASCII)
+    models: list[str] = []
+    machines: list[str] = []
+    while words:
+        for end in range(min(len(words), _LONGEST), 0, -1):
+            several = " ".join(words[:end])
+            if end == 1 and (model := _model_of(several)):
+                models.append(model)
+            elif end > 1 and (known := find_preset(several)):
+                models.append(known)
+            elif is_spec(several):
+                machines.append(several)
+            else:
+                continue
+            break
+        del words[:end]
+    return models, machines
+
+
+def _model_of(word: str) -> str:
+    """The model that a word names, as it was typed; of one that nothing runs the 4 bits."""
+    try:
+        name = read_name(word).text
+    except UsageError:
+        name = word
+    if unrunnable(name):
+        preset, _, _ = _parts(name)
+        return (four_bits(preset) or preset) if preset else ""
+    return word if find_preset(name) or HUB_ID.fullmatch(name) else ""
+
+
 def _here(preset: str | None) -> str:
     """What of a model LMDeploy runs."""
     if preset is None or find_preset(preset) != preset:
@@ -209,7 +266,7 @@ def _parts(name: str) -> tuple[str | None, list[JsonObject], str]:
 
 def unrunnable(name: str) -> UsageError | None:
     """Why LMDeploy does not run what a name's end says; None where it says no such thing."""
-    preset, ends, _ = _parts(name)
+    preset, ends, _ = _parts(name.replace(":", "-"))
     why = next((end["why"] for end in ends if "why" in end), None)
     what = f"LMDeploy {REFERENCE} does not run {name.rpartition('/')[2]}: by its name it is {why}"
     return UsageError(what, hint=_here(preset)) if why else None

@@ -90,6 +90,12 @@ def nearest_names(name: str, count: int = 3) -> list[str]:
     return sorted(same, key=lambda preset: _of_family(preset)[0] != family)[:count]
 
 
+def family_sizes(name: str) -> list[str]:
+    """The presets in 16 bits whose name is this one, a version and a size."""
+    begin = re.escape(_plain(name))
+    return [key for key in known_presets() if re.fullmatch(rf"{begin}[\d.]+b", _plain(key))]
+
+
 def _of_family(name: str) -> tuple[str, str | None]:
     """What stands before the parameters in a name, and the first number of it, without dots."""
     family = _SIZE.split(name.rpartition("/")[2].lower().replace("_", "."))[0]
@@ -176,7 +182,7 @@ def four_bit_variant(model: Model) -> Model | None:
 def unpacked_variant(model: Model) -> Preset | None:
     """The published checkpoint of the same weights in 16 bits, or None."""
     preset = preset_of(model) if model.quantization else None
-    base = load_preset(preset.base) if preset is not None and preset.base else None
+    base = load_preset(preset.base) if preset is not None and preset.base else preset
     return base if base is not None and base.quantization is None else None
 
 

@@ -17,12 +17,13 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from turbofit.core.errors import UsageError
+from turbofit.core.errors import UnknownModelError, UsageError
 from turbofit.core.model import Model
 from turbofit.core.process.log import LazyLogger
 from turbofit.model.caches import cached_snapshot, has_config, modelscope_folders, uses_modelscope
 from turbofit.model.presets import (
     HUB_ID,
+    family_sizes,
     find_preset,
     known_presets,
     load_preset,
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     from turbofit.model.hub import HubFiles
 
 _LOG: Final = LazyLogger(__name__)
-#: What people write behind a switch.
-_SWITCHES: Final = frozenset({"yes", "no", "true", "false", "on", "off"})
 
 
 def resolve_model(name: str, *, revision: str | None = None) -> Model:
@@ -246,40 +245,32 @@ def _unknown(name: str) -> UsageError:
     """The error for a name or a path that is none; its last part may be a preset's name."""
     from turbofit.machine.spec import is_spec
     from turbofit.model.families.support import named_refusal
-    from turbofit.model.names import unrunnable
+    from turbofit.model.names import near_by_name, unrunnable
 
     if refused := named_refusal(name) or unrunnable(name):
         return refused
-    if name.lstrip().startswith("-"):
-        hint = f"leave out the backslash or the quotes before it: {name.strip()[:80]}"
-        return UsageError(f"{name[:80]!r} is an option, and no model", hint=hint)
-    if name.lower() in _SWITCHES:
-        hint = "a switch has no value: write --OPTION, or --no-OPTION"
-        return UsageError(f"no model is known as {name!r}", hint=hint)
-    if " -" in name:
-        hint = "give the model and the options as words: turbofit predict MODEL --tp 4"
-        return UsageError(f"{name[:80]!r} is a command line, and no model", hint=hint)
     if name.endswith(".json"):
         hint = "turbofit serve --plan FILE starts a plan, report and export read one"
+        hint += near_by_name(name)
         return UsageError(f"{name[:160]!r} is no model", hint=hint)
-    if _is_path(name) or "/" in name:
-        last = find_preset(name.rstrip("/").rpartition("/")[2])
-        also = f"; by its name it is the preset {last}" if last else ""
+    if _is_path(name) or ("/" in name and " " not in name):
+        also = near_by_name(name)
         if cached := re.search(r"models--(.+?)--([^/]+)", name):  # a folder of the hub's cache
             also = f"; the hub calls it {cached[1]}/{cached[2]}"
         hint = f"name a checkpoint's folder or hub id{also}"
         return UsageError(f"no folder {name[:160]!r} is here", hint=hint)
-    words = re.split(r"[\s,;]+", name)
-    if len(words) > 1 and all(find_preset(word) for word in words):
-        hint = f"several models are words of their own: {' '.join(words)}"
-        return UsageError(f"{name[:80]!r} is {len(words)} models", hint=hint)
     hint = f"it is a machine: --on {name}" if is_spec(name) else _nearest_hint(name)
-    return UsageError(f"no model is known as {name[:80]!r}", hint=hint)
+    return UnknownModelError(f"no model is known as {name[:80]!r}", hint=hint)
 
 
 def _nearest_hint(name: str) -> str:
-    near = nearest_names(name)
+    near = nearest_names(name) if re.fullmatch(r"[\w./@:-]+", name) else []
+    sizes = family_sizes(name)
+    if sizes:
+        listed = f"`turbofit models {name}` lists its sizes"
+        return f"{listed}, turbofit which --on SPEC what fits: {', '.join(sizes[-6:])}"
     if near:
         return f"did you mean {', '.join(near)}?"
-    named = f" {name}" if name.lower() in " ".join(known_presets()) else ""
+    begin = re.match(r"[a-z]{4,}|\d+b\b|", name.lower())
+    named = f" {begin[0]}" if begin and begin[0] and begin[0] in " ".join(known_presets()) else ""
     return f"name a folder, a hub id (ORG/NAME) or one of `turbofit models{named}`"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from turbofit.core.errors import UsageError
+from turbofit.core.installation import installed
 from turbofit.core.machine import Calibration
 from turbofit.core.process.files import write_atomic
 from turbofit.core.process.log import LazyLogger
@@ -147,16 +148,3 @@ def _name(one: Calibration) -> str:
 
 def _folder(*, pretend: bool, make: bool = True) -> Path:
     return state_dir("calibrations-pretend" if pretend else "calibrations", make=make)
-
-
-def installed(*names: str) -> str | None:
-    """The version of the first of these packages that is beside us, None where none is.
-
-    What is elsewhere is not known: LMDeploy may be another interpreter's.
-    """
-    from importlib.metadata import PackageNotFoundError, version
-
-    for name in names:
-        with suppress(PackageNotFoundError):
-            return version(name)
-    return None

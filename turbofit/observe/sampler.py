@@ -106,7 +106,7 @@ def _handle(nvml: Nvml, gpu: int | str) -> Any:
 
 def _memory(nvml: Nvml, handle: Any, gpu: int | str) -> Memory:
     try:
-        info, _ = nvml.memory(handle)
+        info = nvml.memory(handle)
     except GpuLostError as exc:
         raise _lost(gpu, exc) from None
     if not answered(info):

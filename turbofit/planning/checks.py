@@ -112,8 +112,6 @@ CHECKS: Final = (
           error=PackageError),
     Check("nccl", "packages", ("install",),
           "TurboMind and torch load it at their start, whatever tp is"),
-    Check("videos", "packages", ("install",),
-          "LMDeploy tries no other backend then: every request with a video fails"),
     Check("modules", "packages", ("install", "launch"),
           "LMDeploy imports them for this model alone, and ends without them", error=PackageError),
     Check("same_machine", "cards", ("lease",),

@@ -9,7 +9,6 @@ import json
 import re
 from functools import cache
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
@@ -291,9 +290,7 @@ def _fallback_arguments(plan: Plan, path: str, host: str, port: int) -> tuple[st
 
 
 _LAYER: Final = re.compile(r"(.+\.layers)\.(\d+)")
-_RUN: Final = re.compile(r"(.+\.layers)\.(\d{1,9})-(\d{1,9})")
-#: More layers than any model has: beyond it a run is a typing error.
-_MOST_LAYERS: Final = 10_000
+_RUN: Final = re.compile(r"(.+\.layers)\.(\d{1,4})-(\d{1,4})")
 
 
 def folded(placed: Mapping[str, int | str]) -> str:
@@ -311,31 +308,23 @@ def folded(placed: Mapping[str, int | str]) -> str:
 
 
 def read_map(text: str) -> dict[str, int | str]:
-    """The map of a JSON text, or of a file that holds one.
+    """The map of a JSON text, each layer of its runs.
 
     Raises:
         UsageError: it is none.
     """
     try:
-        given = text if text.lstrip().startswith("{") else Path(text).read_text("utf-8")
-        data = msgspec.json.decode(given, type=dict[str, int | Literal["cpu", "disk"]])
-    except (OSError, ValueError, RecursionError) as exc:
+        data = msgspec.json.decode(text, type=dict[str, int | Literal["cpu", "disk"]])
+    except (ValueError, RecursionError) as exc:
         raise UsageError(
             f"the device map cannot be read: {exc}",
-            hint='write it as {"model.embed_tokens": 0, "model.layers.0-15": 0, ...}, or name a '
-            "file that holds it",
+            hint='write it as {"model.embed_tokens": 0, "model.layers.0-15": 0, ...}',
         ) from None
-    made: dict[str, int | str] = {}
+    placed: dict[str, int | str] = {}
     for name, where in data.items():
-        match = _RUN.fullmatch(name)
-        if match is None:
-            made[name] = where
-            continue
-        first, last = int(match[2]), int(match[3])
-        if not first <= last < _MOST_LAYERS:
-            raise UsageError(
-                f"the device map has a run of layers from {first} to {last}",
-                hint="write a run as model.layers.0-15, the first layer first",
-            )
-        made.update({f"{match[1]}.{number}": where for number in range(first, last + 1)})
-    return made
+        if run := _RUN.fullmatch(name):
+            numbers = range(int(run[2]), int(run[3]) + 1)
+            placed.update({f"{run[1]}.{number}": where for number in numbers})
+        else:
+            placed[name] = where
+    return placed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from math import prod
+from math import prod, sqrt
 from typing import Annotated, Final, Literal
 
 from pydantic import Field
@@ -30,8 +30,12 @@ _COUNTED: Final = re.compile(
 _SIDES: Final = re.compile(r"([\d,]{1,11})\s*[x×*]\s*([\d,]{1,11})|(\d{3,5})", re.IGNORECASE)
 _PRODUCT: Final = re.compile(r"\d{1,7}(?: ?[x×*] ?\d{1,7}){1,2}", re.IGNORECASE)
 _MEGAPIXELS: Final = re.compile(r"(\d{1,4}(?:\.\d{1,3})?) ?(?:m|mp|megapixels?)", re.IGNORECASE)
+#: Two numbers for a range, and words for as much as there is.
+_SPAN: Final = re.compile(r"\d+[kKmM]?\s*(?:-|\u2013|~|to|\.\.)\s*(\d+[kKmM]?)")
+_NO_NUMBER: Final = re.compile(r"all|auto|default|inf\w*|max\w*|none|unlimited", re.IGNORECASE)
 #: Names of picture sizes that mean several, and those that mean one.
 _OF_SEVERAL_SIZES: Final = {
+    "a4": "1240x1754 for 150 dpi or 2480x3508 for 300 dpi",
     "2k": "2560x1440 or 2048x1080", "480p": "640x480 or 854x480", "5k": "5120x2880 or 5120x2160",
 }  # fmt: skip
 _NAMED_SIZES: Final = {
@@ -66,19 +70,27 @@ def _size(text: str, name: str) -> tuple[int, int]:
     word = "".join(c for c in text.lower() if c.isalnum())
     if word in _NAMED_SIZES:
         return _NAMED_SIZES[word]
+    if camera := _MEGAPIXELS.fullmatch(plain_number(text.strip())):  # 4 to 3, as most take them
+        height = round(sqrt(float(camera[1]) * 750_000))
+        return height * 4 // 3, height
     sides = _SIDES.fullmatch(re.sub(r"\s*(?:px|pixels?)?\s*$", "", text, flags=re.IGNORECASE))
     found = [plain_number(side) for side in sides.groups() if side] if sides else []
     if not found or not all(map(str.isdigit, found)):
         numbers = re.findall(r"\d+", text)
         hint = _OF_SEVERAL_SIZES.get(word, "x".join(numbers) if len(numbers) == 2 else "1920x1080")
-        raise UsageError(f"{name} {text!r} is not WIDTHxHEIGHT", hint=f"write it as {hint}")
+        hint = f"write it as {hint} in pixels"
+        raise UsageError(f"{name} {text!r} is not WIDTHxHEIGHT", hint=hint)
     return int(found[0]), int(found[-1])
 
 
 def _whole(text: str, name: str) -> str | int:
     """``1,000`` and ``1k`` are 1000; of others the type decides. But 4.0 is no number of GPUs."""
-    if text.strip().lower() == "auto":
-        raise UsageError(f"{name} {text!r} is no number", hint=f"leave {name} out")
+    if _NO_NUMBER.fullmatch(text.strip()):
+        hint = f"give a number, or leave {name} out"
+        raise UsageError(f"{name} {text!r} is no number", hint=hint)
+    if span := _SPAN.fullmatch(text.strip()):
+        hint = f"plan for its upper end: {name} {span[1]}"
+        raise UsageError(f"{name} {text!r} is a range", hint=hint)
     plain = re.sub(r"^(\d+)[kK]$", r"\g<1>000", plain_number(text.strip()))
     whole, point, rest = plain.partition(".")
     if point and whole.isdigit() and rest.isdigit() and (not rest.strip("0") or len(rest) == 3):
@@ -110,14 +122,6 @@ def _tokens(text: str, name: str) -> str | int:
 def _context(text: str, name: str) -> str | int:
     """``max`` is the model's own maximum, which nobody knows before the model is read."""
     return "max" if text.strip().lower() == "max" else _tokens(text, name)
-
-
-def _no_number(text: str, name: str) -> str:
-    """What a shell leaves of ``--on 2 x RTX 4090``, and a GPU's index, are no machine."""
-    if text.isdigit() and len(text) < 3:  # 4090 is a card
-        hint = "--on '2 x RTX 4090' needs its quotes; --gpus 0,1 names GPUs of the machine here"
-        raise UsageError(f"{name} {text} is no machine", hint=hint)
-    return text
 
 
 def _dtype(text: str, _name: str) -> str | None:
@@ -161,7 +165,7 @@ class PlanRequest(Validated):
     model: str | Model = Field(
         description="a folder, a hub id or its address, or a name that `turbofit models` lists"
     )
-    on: Annotated[str | Machine | None, parsed(_no_number), Metavar("SPEC")] = Field(
+    on: Annotated[str | Machine | None, Metavar("SPEC")] = Field(
         default=None,
         description="the machine: 4xrtx3090, rtx3090+rtx4090, 1xl4:free=19GiB, 2x24GB, "
         "a100-80g:mig=3g.40gb, what nvidia-smi -L prints, or a snapshot's path (default: this one, "

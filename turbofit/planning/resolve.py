@@ -23,7 +23,11 @@ def resolve(request: PlanRequest) -> ResolvedRequest:
         MachineError: this machine cannot be read, or has no GPU.
         PackageError: a package that reads the model is missing.
     """
-    model = model_of(request)
+    try:
+        model = model_of(request)
+    except UsageError as exc:
+        _say_of_machine(exc, request)
+        raise
     request = request.with_maximum(model.text.max_position_embeddings)
     machine = machine_from(request.on, gpus=request.gpus)
     if machine.source == "nvml":
@@ -46,6 +50,17 @@ def resolve(request: PlanRequest) -> ResolvedRequest:
     check_limits(resolved)
     _check(request, resolved)
     return resolved
+
+
+def _say_of_machine(exc: UsageError, request: PlanRequest) -> None:
+    """Let an error of the model say what is wrong with the machine, too."""
+    if request.on is None:
+        return
+    try:
+        machine_from(request.on, gpus=request.gpus)
+    except UsageError as other:
+        exc.message += f"; {other.message}"
+        exc.hint += f"; for the machine: {other.hint}"
 
 
 def model_of(request: PlanRequest) -> Model:

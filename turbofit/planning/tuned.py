@@ -1,4 +1,4 @@
-"""What `turbofit tune` found, in plans: its settings where the promise is the same, its factors."""
+"""What `turbofit tune` found, in plans: its settings where the promise is the same."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, Final
 from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError
+from turbofit.core.installation import installed
 from turbofit.memory.calibrated import identity
-from turbofit.observe.calibrations import installed, pretends
+from turbofit.observe.calibrations import pretends
 from turbofit.observe.tuned import cards_of, promise_of, recall_tuned
 from turbofit.planning.resolve import resolve
 from turbofit.tuner.choose import best_plan
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from turbofit.core.plan import Plan
     from turbofit.core.tuning import Tuning
     from turbofit.planning.request import PlanRequest
@@ -53,12 +52,10 @@ def with_tuned(
     if not found:
         return plan
     here = installed("lmdeploy")
-    current = [one for one in found if here in (None, one.lmdeploy)]
     wanted = [one for one in found if _is_for(one, plan, request)]
-    fresh = [one for one in wanted if one in current]
+    fresh = [one for one in wanted if here in (None, one.lmdeploy)]
     if fresh:
         return _applied(plan, request, resolved, fresh[0])
-    plan = _corrected(plan, current)
     if not wanted:
         return plan
     text = (
@@ -87,7 +84,7 @@ def still_tuned(made: Plan, plan: Plan) -> Plan:
     said = _reasons(plan)
     if not said:
         return made
-    return replace(made, reasons=(*made.reasons, *said), throughput=plan.throughput)
+    return replace(made, reasons=(*made.reasons, *said))
 
 
 def _reasons(plan: Plan) -> tuple[str, ...]:
@@ -126,7 +123,6 @@ def _applied(plan: Plan, request: PlanRequest, resolved: ResolvedRequest, one: T
             return _unused(plan, made.verdict)
         if not promises_no_less(made, plan):
             return _unused(plan, "with them it would promise a smaller context or image limit")
-    made = _corrected(made, [one])
     if made.settings.quant_policy != plan.settings.quant_policy:
         told += f"; --quant-policy {made.settings.quant_policy} changes answers a little"
     reason = f"{_REASON}{told} (--no-tuned ignores it)"
@@ -144,25 +140,3 @@ def promises_no_less(made: Plan, plan: Plan) -> bool:
 def _unused(plan: Plan, why: str) -> Plan:
     text = f"the settings that turbofit tune found are not used: {why}"
     return replace(plan, warnings=(*plan.warnings, text))
-
-
-def _corrected(plan: Plan, found: Sequence[Tuning]) -> Plan:
-    """The forecast of speed, times its measured error on these cards with this engine."""
-    speed = plan.throughput
-    factors = [
-        factor for one in found for factor in one.factors if factor.engine == plan.engine.name
-    ]
-    if speed is None or not factors:
-        return plan
-    factor = factors[0].factor
-    basis = f"{speed.basis}; times {factor:.2f}, as turbofit tune measured on these GPUs"
-    return replace(
-        plan,
-        throughput=replace(
-            speed,
-            basis=basis,
-            requests_per_second=round(speed.requests_per_second * factor, 4),
-            output_tokens_per_second=round(speed.output_tokens_per_second * factor, 1),
-            seconds_to_first_token=round(speed.seconds_to_first_token / max(factor, 1e-6), 3),
-        ),
-    )

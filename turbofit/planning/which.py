@@ -7,35 +7,31 @@ finds.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from datetime import datetime, timezone
 from typing import Final, TypeVar
 
 from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError, UsageError
-from turbofit.core.machine import Gpu, Machine
-from turbofit.core.messages import on_each_gpu, plural
+from turbofit.core.machine import Machine
+from turbofit.core.messages import plural
 from turbofit.core.model import Model
 from turbofit.core.plan import Plan
 from turbofit.core.process.progress import Step, tell
 from turbofit.core.struct import known, to_builtins
-from turbofit.core.units import GIB, format_bytes, three_digits
+from turbofit.core.units import three_digits
 from turbofit.core.version import __version__
 from turbofit.core.which import Serving, Which
 from turbofit.machine.presets import preset_names
 from turbofit.machine.source import machine_from
-from turbofit.memory.account import Engine
-from turbofit.memory.engines import LMDEPLOY, engine_for
-from turbofit.model.families.engines import engine_problem
 from turbofit.model.presets import known_presets, preset_model
 from turbofit.planning.request import WhichRequest
 from turbofit.planning.resolve import model_of, resolve
 from turbofit.tuner.choose import choose, why_not
 from turbofit.tuner.explain.reasons import pace_words, unkept
-from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_load_of
+from turbofit.tuner.resolved_request import ResolvedRequest
 from turbofit.tuner.search.search import EngineFit
-from turbofit.tuner.search.shapes import PREFILL_SIZES, Shape, chosen_dtype, shape_settings
 
 _T = TypeVar("_T")
 
@@ -136,16 +132,10 @@ def _tried(request: WhichRequest, on: str, errors: list[TurbofitError]) -> Servi
     assert isinstance(machine, Machine)
     blank = blank_line(model.name, on, machine)
     try:
-        resolved = resolve(request)
-        lacking = far_too_large(request, resolved)
-        if not lacking:
-            return serving(request, resolved, blank)
+        return serving(request, resolve(request), blank)
     except TurbofitError as exc:
         errors.append(exc)
         return replace(blank, why_not=exc.message)
-    each = on_each_gpu(len(machine.visible))
-    why_not = f"the weights alone lack {format_bytes(lacking)}{each}"
-    return replace(blank, why_not=why_not, missing=lacking)
 
 
 def blank_line(model: str, on: str, machine: Machine, why_not: str = "") -> Serving:
@@ -191,12 +181,6 @@ def _answer(
 # A plan in short, without its sentences: one line of `turbofit which`.
 
 
-#: Bytes by which the weights alone must miss a GPU before no search is made. A larger degree takes
-#: more for its communicator than a smaller one, by less than this.
-_FAR: Final = 2 * GIB
-_LARGEST_TP: Final = 8
-
-
 def serving(request: WhichRequest, resolved: ResolvedRequest, blank: Serving) -> Serving:
     """The plan for a request in short, by the same search.
 
@@ -230,57 +214,6 @@ def serving(request: WhichRequest, resolved: ResolvedRequest, blank: Serving) ->
         elif chosen.best.slow:
             why_not = pace_words(resolved, chosen.best)
     return replace(row, keeps=not why_not, why_not=why_not)
-
-
-def far_too_large(request: WhichRequest, resolved: ResolvedRequest) -> int:
-    """Bytes that the GPUs lack for weights and contexts alone, on any engine; 0 where not far.
-
-    Under: the cache and all else come on top, and many that do not fit are not told by this.
-    """
-    try:
-        first = engine_for(resolved.model, request.engine)
-        if first.planned.serial:
-            return 0
-        auto = [name for name in LMDEPLOY if engine_problem(resolved.model, name) is None]
-        names = auto if request.engine == "auto" else [first.name]
-        lacking = min(_lacking(resolved, name) for name in names)
-    except TurbofitError:
-        return 0
-    return lacking if lacking > _FAR else 0
-
-
-def _lacking(resolved: ResolvedRequest, name: str) -> int:
-    """What an engine lacks on the freest GPUs, at the degree that needs the least of each.
-
-    Equal GPUs have the least where the model is split the most; of unequal ones a single large GPU
-    may hold what no part of a small one does.
-    """
-    engine = engine_for(resolved.model, name)
-    freest = sorted(resolved.visible, key=lambda gpu: -known(gpu.free, 0))
-    most = min(len(freest), _LARGEST_TP)
-    tried = range(1, most + 1) if resolved.tp is None else (resolved.tp,)
-    degrees = [tp for tp in tried if tp <= most and not engine.tp_problem(resolved.model, tp)]
-    if not degrees:
-        return 0
-    if freest[0].free == freest[degrees[-1] - 1].free:
-        degrees = degrees[-1:]
-    return min(_lacking_on(resolved, engine, freest[:tp]) for tp in degrees)
-
-
-def _lacking_on(resolved: ResolvedRequest, engine: Engine, gpus: Sequence[Gpu]) -> int:
-    """What one engine lacks on these GPUs."""
-    dtype = chosen_dtype(resolved.model, resolved.fixed.get("dtype"), gpus)
-    shape = Shape(
-        tp=len(gpus),
-        groups=(tuple(gpu.index for gpu in gpus),),
-        max_prefill_token_num=PREFILL_SIZES[-1],
-        limit=resolved.requested_limit,
-        dtype=dtype,
-        at_once=1,
-    )
-    settings = shape_settings(resolved, shape, PREFILL_SIZES[-1])
-    vision_load = vision_load_of(resolved, resolved.requested_limit)
-    return -engine.account(launch_of(resolved, settings, gpus, vision_load)).free
 
 
 def _of_fit(blank: Serving, fit: EngineFit) -> Serving:

@@ -15,6 +15,7 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
+from turbofit.core.installation import installed
 from turbofit.core.machine import Host, Machine
 from turbofit.core.model import Model
 from turbofit.core.plan import GpuLedger, Plan
@@ -91,17 +92,13 @@ def shared_run(
     plan: Plan, run: RunReport, seen: Sequence[Observation] = (), loads: Sequence[LoadResult] = ()
 ) -> SharedRun:
     """What others may read of a run on this machine."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    packages = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        with suppress(PackageNotFoundError):
-            packages[name] = version(name)
+    versions = {name: installed(name) for name in _PACKAGES}
+    packages = {name: version for name, version in versions.items() if version is not None}
     model = _model(plan.model)
     return SharedRun(
         plan=_plan(plan, model),
         run=_run(run, model.name),
-        packages=packages,
+        packages={"python": platform.python_version(), **packages},
         seen=tuple(seen),
         loads=tuple(_nameless(load, model.name) for load in loads),
     )

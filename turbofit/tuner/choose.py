@@ -16,10 +16,9 @@ from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from turbofit.core.errors import NoKernelError, TurbofitError
-from turbofit.core.messages import BEYOND, OWN_CODE, QUEUED, option_of, plural
+from turbofit.core.messages import BEYOND, OWN_CODE, QUEUED, option_of
 from turbofit.core.plan import Candidate, Footprint, PaceForecast, Plan, Remedy, may_evict
 from turbofit.core.process.log import LazyLogger
-from turbofit.core.units import format_bytes
 from turbofit.memory.account import Engine, capability_of
 from turbofit.memory.engines import (
     ENGINES,
@@ -32,7 +31,6 @@ from turbofit.memory.known_bad import known_problems
 from turbofit.model.families.engines import engine_problem
 from turbofit.tuner.explain.plan_document import (
     document,
-    engines_held,
     footprint_of,
     footprint_words,
     group_words,
@@ -79,8 +77,7 @@ def plan_of(fit: EngineFit) -> Plan:
         shown = accounts if best.parts else accounts[:1]
         verdict = verdict_of(request, groups, shown, tokens, best.vision_load)
         if request.least:
-            servers = engines_held(request, best, fit.engine, fit.host)
-            footprint = footprint_of(request, accounts, servers)
+            footprint = footprint_of(request, accounts, fit.host)
             verdict += f", {footprint_words(footprint)}"
     else:
         # What a person can change comes first: an option without which it fits is the cause.
@@ -152,11 +149,10 @@ def _considered(fit: EngineFit) -> tuple[Candidate, ...]:
 
 def _parallel_reason(fit: EngineFit) -> str:
     request, best = fit.request, fit.best
-    fewer = f"; {fit.fewer}" if fit.fewer else ""
     if request.tp is not None and request.replicas is not None:
-        return f"as asked{fewer}"
+        return "as asked"
     if not best.fits:
-        return f"the closest to fitting{fewer}"
+        return "the closest to fitting"
     goal = {
         "throughput": "the most requests per second by the forecast",
         "latency": "the shortest answer by the forecast",
@@ -166,7 +162,7 @@ def _parallel_reason(fit: EngineFit) -> str:
         goal = "the least memory"
     sizes = sorted(Counter(map(len, best.shape.groups)).items())
     engines = " and ".join(f"{n} x {f'tp {tp}' if tp > 1 else 'one GPU each'}" for tp, n in sizes)
-    return f"{engines}: {goal} of {len(fit.evaluations)} shapes, the promises kept first{fewer}"
+    return f"{engines}: {goal} of {len(fit.evaluations)} shapes, the promises kept first"
 
 
 def _warnings(fit: EngineFit) -> Iterator[str]:
@@ -236,13 +232,26 @@ def best_plan(request: ResolvedRequest, engine: str = "auto") -> Plan:
     plan = plan_of(fit)
     if fit.fits:
         if fit.rival is not None:
-            plan = _with_reason_against(plan, plan_of(fit.rival))
+            plan = _with_rival(plan, fit, fit.rival)
     elif _named(request, engine)[0] == "auto":
         plan = replace(plan, remedies=(*plan.remedies, *_other_engines(request, fit.rival)))
     else:
         plan = _with_other_engine(request, plan)
     reasons = [fit.reason] if fit.reason else []
     return replace(plan, reasons=(*reasons, *plan.reasons))
+
+
+def _with_rival(plan: Plan, fit: EngineFit, rival: EngineFit) -> Plan:
+    """The plan with the row of LMDeploy's other engine, and why that is not chosen."""
+    why, what = why_not(rival), f"{rival.engine.name} does not fit"
+    if rival.fits:
+        why, what = why_rejected(fit.request, fit.best, rival.best), rival.engine.name
+    chosen, *others = plan.considered
+    return replace(
+        plan,
+        considered=(chosen, rival.best.candidate(why), *others),
+        reasons=(f"engine {fit.engine.name}: {what}: {why}", *plan.reasons),
+    )
 
 
 def choose(request: ResolvedRequest, engine: str = "auto") -> EngineFit | Plan:
@@ -372,36 +381,6 @@ def _worth(request: ResolvedRequest, fit: EngineFit) -> tuple[int, ...]:
     tokens = fit.tokens if request.workload.goal == "context" else 0
     units, context = fit.best.vision_load.units_per_image, fit.best.settings.session_len
     return fit.fits, units, context, -fit.best.footprint, tokens
-
-
-def _with_reason_against(chosen: Plan, other: Plan) -> Plan:
-    """The better plan, with the other's row and the reason."""
-    row = other.considered[0]
-    if not other.fits:
-        why = f"{other.engine.name} {other.verdict}"
-    elif other.limits.units_per_image < chosen.limits.units_per_image:
-        fewer, more = other.limits.units_per_image, chosen.limits.units_per_image
-        why = (
-            f"{other.engine.name} serves images of {fewer:,}"
-            f" {plural(fewer, chosen.limits.vision_unit or 'unit')} at most, this one of {more:,}"
-        )
-    elif other.settings.session_len < chosen.settings.session_len:
-        shorter, context = other.settings.session_len, chosen.settings.session_len
-        why = f"{other.engine.name} holds a context of {shorter:,} tokens, this one of {context:,}"
-    elif chosen.footprint is not UNSET and other.footprint is not UNSET:
-        saved = format_bytes(sum(other.footprint.taken) - sum(chosen.footprint.taken))
-        why = f"{other.engine.name} takes {saved} more"
-    else:
-        why = f"{other.engine.name} holds {other.kv.tokens:,} KV tokens, fewer than this"
-    return replace(
-        chosen,
-        considered=(
-            chosen.considered[0],
-            replace(row, why_not=row.why_not or why),
-            *chosen.considered[1:],
-        ),
-        reasons=(f"engine {chosen.engine.name}: {why}", *chosen.reasons),
-    )
 
 
 def _other_engines(request: ResolvedRequest, rival: EngineFit | None) -> Iterator[Remedy]:

@@ -311,7 +311,7 @@ def make_fallback_plan(request: ResolvedRequest, engine: Engine, reason: str) ->
     words = _verdict(request, chosen, ledgers, problem, helps.causes)
     footprint: Footprint | UnsetType = UNSET
     if request.least and keeps and problem is None:
-        footprint = footprint_of(request, accounts, None)
+        footprint = footprint_of(request, accounts, host)
         words += f", {footprint_words(footprint)}"
     return document(
         request,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from msgspec.structs import replace
 
 from turbofit.core.errors import NoKernelError, UsageError
 from turbofit.core.messages import QUEUED
 from turbofit.core.plan import Plan, Remedy, Settings, Throughput
-from turbofit.core.units import MIB, bisect, format_bytes
+from turbofit.core.units import format_bytes
 from turbofit.memory.account import POOL_WARMUP, Account, Engine, EngineLaunch, VisionLoad
 from turbofit.memory.calibrated import calibration_reason
 from turbofit.memory.known_bad import known_problems
@@ -29,9 +29,6 @@ from turbofit.tuner.resolved_request import (
 from turbofit.tuner.search.search import fit_on_host
 from turbofit.tuner.search.shapes import Shape, dtype_for, shape_settings, split_over_slices
 from turbofit.tuner.speed import LinkClass, group_class, group_rates, group_speed, total
-
-#: Steps of the forecast in which the first death below it is looked for.
-_STEPS = 128
 
 
 def make_prediction(
@@ -74,12 +71,6 @@ def make_prediction(
     at_once, promised = requests_held(accounts, tokens, vision_load), request.promised_requests
     words = cache_words(tokens, vision_load, settings.session_len)
     words += _promise_words(at_once, promised)
-    if is_legacy(engine.version) and serves:
-        words += _least_free_words(
-            lambda free: accounts_of(request, same[:1], groups[:1], held, engine, free)[0],
-            accounts[0].free,
-            ratio,
-        )
     version = f" with LMDeploy {engine.version}" if is_legacy(engine.version) else ""
     helps = not serves and free_at_cache is None
     return document(
@@ -383,26 +374,3 @@ def _warnings(
     possible, why = dtype_for(request.model, gpus)
     if dtype == "bfloat16" and possible == "float16":
         yield f"LMDeploy would run in float16 without a word: {why}"
-
-
-def _least_free_words(with_free: Callable[[int], Account], free: int, ratio: float) -> str:
-    """What becomes of a start that serves where less is free; empty where nothing else does.
-
-    A cache that is small enough can cut sessions so far that it serves again: the first end below
-    the forecast counts, found to 1 MiB; whole blocks of the cache leave a little more or less.
-    """
-
-    def ends(less: int) -> bool:
-        return not outcome_at(with_free(less), ratio).serves
-
-    steps = (free * step // _STEPS for step in range(_STEPS - 1, 0, -1))
-    low = next((less for less in steps if ends(less)), None)
-    if low is None:
-        return ""
-    end = "never start" if outcome_at(with_free(low), ratio).kind == "hang" else "die"
-    high = low + free // _STEPS
-    high = bisect(ends, low, high, MIB)[1]
-    return (
-        f"; with less than about {high // MIB:,} MiB free when the cache is sized it would {end};"
-        f" here it has {free // MIB:,} MiB"
-    )

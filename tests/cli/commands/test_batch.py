@@ -17,7 +17,6 @@ def test_the_command_tells_what_came_of_it(tmp_path, capsys, monkeypatch) -> Non
         told = capsys.readouterr()
         assert not told.out
         assert f"{output}: 2 of 3 items answered, 1 failed; 3 in " in told.err
-        assert f"failures: {output}.errors.jsonl" in told.err
         assert "1 answers are to requests that the server lowered" in told.err
         assert main([*words, "--json"]) == 0
         told = capsys.readouterr()
@@ -44,7 +43,9 @@ def test_exit_codes(tmp_path, capsys) -> None:
     out = str(tmp_path / "out.jsonl")
     with StandIn() as server:
         assert main(["batch", str(source), out, "--url", server.url]) == 3
-        assert "no item was answered: 1 failed" in capsys.readouterr().err
+        told = capsys.readouterr().err
+        assert "no item was answered: 1 failed" in told
+        assert f"see the error of each line of {out}" in told
     (tmp_path / "empty.jsonl").write_text("")
     assert main(["batch", str(tmp_path / "empty.jsonl"), out + "2", "--url", "http://x"]) == 0
     assert main(["batch", str(source), out]) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from pathlib import Path
@@ -104,7 +105,7 @@ def test_a_request_is_let_in_again(folder: Path, capsys: pytest.CaptureFixture[s
     file = DenyFile(Path(deny_path(plan, "0.18.0", pretend=True) or ""))
     file.deny("a1b2c3", 2, 60.0, client=False)
     file.deny("a client", 4, 60.0, client=True)
-    assert file.write()
+    assert asyncio.run(file.write())
     record(folder, state="starting", lmdeploy="0.18.0")
     assert main(["watch", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)["denied"]

@@ -125,25 +125,6 @@ async def test_a_client_alone_gets_half_and_others_are_served_meanwhile() -> Non
     assert (len(await first.task), bodies.in_memory, bodies._held_bytes) == (31, 0, {})
 
 
-async def test_nine_bodies_that_stand_still_make_room_even_for_their_own_client() -> None:
-    bodies = make()
-    still = []
-    for _ in range(9):
-        still.append(await begun(bodies, "a", 45))
-        await asyncio.sleep(1.0)
-    # Two had been too many: the one that stood still longest made room for the next.
-    assert [upload.task.done() for upload in still] == [True] * 8 + [False]
-    assert bodies.in_memory == 45
-    for upload in still[:8]:
-        refusal = await upload.refusal()
-        assert (refusal.status, refusal.reason) == (408, "slow_body")
-        assert "stood still" in refusal.message
-    mine = await begun(bodies, "a", 10)
-    await mine.send(10, more=False)
-    assert (await still[8].refusal()).reason == "slow_body"
-    assert (len(await mine.task), bodies.in_memory, bodies._held_bytes) == (20, 0, {})
-
-
 async def test_a_client_that_holds_less_is_not_sent_away_for_one_that_holds_more() -> None:
     bodies = make()
     small = await begun(bodies, "b", 5)

@@ -14,7 +14,6 @@ from tests.support.gateway import (
     CHAT,
     PATCHES,
     TILES,
-    Answer,
     Recorder,
     ask,
     call,
@@ -62,6 +61,7 @@ def test_the_health_page_needs_no_key_with_a_slash_either() -> None:
     ("path", "why"),
     [
         (b"/v1/embeddings", "LMDeploy makes no embeddings"),
+        (b"/v1/encode", "count_tokens counts tokens"),
         (b"/get_ppl", "no plan counts"),
         (b"/pooling/", "no plan counts"),
         (b"/sleep", "it manages the engine"),
@@ -72,36 +72,6 @@ def test_a_closed_route_says_why(path: bytes, why: str) -> None:
     with pytest.raises(Refusal, match=why) as caught:
         find_route("POST", path)
     assert caught.value.status == 403
-
-
-def test_texts_are_tokenised_by_the_engine() -> None:
-    recorder = Recorder(lambda *_: Answer(b'{"input_ids":[1],"length":1}'))
-    app, _ = gateway(recorder=recorder)
-    reply = ask(app, "/v1/encode", {"input": "x", "add_bos": False, "session_id": 3})
-    assert (reply.status, reply.json["length"]) == (200, 1)
-    assert ask(app, "/v1/encode", {"input": ["x", "y"], "do_preprocess": True}).status == 200
-    assert recorder.bodies == [
-        {"input": "x", "add_bos": False},
-        {"input": ["x", "y"], "do_preprocess": True},
-    ]
-    # Tokenising proves nothing about completions.
-    assert app.engines[0].last_success == float("-inf")
-
-
-@pytest.mark.parametrize("given", [{}, {"input": None}, {"input": 3}, {"input": ["x", 3]}])
-def test_only_text_is_tokenised(given: dict) -> None:
-    app, upstream = gateway()
-    reply = ask(app, "/v1/encode", given)
-    assert (reply.status, reply.json["param"], upstream.seen) == (400, "input", [])
-
-
-@pytest.mark.parametrize("given", ["x" * ((1 << 18) + 1), ["x"] * (1 << 13)])
-def test_what_is_tokenised_at_once_is_bounded(given: object) -> None:
-    app, upstream = gateway(plan_for())
-    reply = ask(app, "/v1/encode", {"input": given})
-    assert (reply.status, reply.json["reason"], upstream.seen) == (413, "text_too_big", [])
-    assert str(1 << 18) in reply.json["message"]
-    assert ask(app, "/v1/encode", {"input": given[: 1 << 11]}).status == 200
 
 
 OWN = "OpenGVLab/InternVL2-2B"

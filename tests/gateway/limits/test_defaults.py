@@ -12,7 +12,7 @@ from turbofit.cli.options.common_options import filled
 from turbofit.cli.options.gateway_options import GatewayOptions
 from turbofit.core.errors import UsageError
 from turbofit.gateway.http.prepare import Preparation
-from turbofit.gateway.limits.defaults import Defaults, unread_arguments
+from turbofit.gateway.limits.defaults import Defaults
 
 QUIET = {"enable_thinking": False}
 DEFAULTS = Defaults(template=QUIET, sampling={"temperature": 0.2, "top_k": 20, "max_tokens": 64})
@@ -41,7 +41,6 @@ def laid(kind: str, **body: Any) -> dict[str, Any]:
         ("messages", {"temperature": 0.2, "top_k": 20, "max_tokens": 64}),
         ("responses", {"temperature": 0.2, "top_k": 20, "max_output_tokens": 64}),
         ("count_tokens", {}),
-        ("encode", {}),
     ],
 )
 def test_each_route_gets_what_its_request_model_has(kind: str, added: dict[str, Any]) -> None:
@@ -127,30 +126,3 @@ def test_options_are_words_again() -> None:
     given = {"default_sampling": '{"top_p": 0.9}'}
     words = filled(GatewayOptions, given).option_arguments()
     assert words == ["--default-sampling", '{"top_p": 0.9}']
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("chat_template.jinja", "{% if enable_thinking %}<think>{% endif %}"),
-        ("chat_template.json", '{"chat_template": "{{ enable_thinking }}"}'),
-        (
-            "tokenizer_config.json",
-            '{"chat_template": [{"name": "default", "template": "{{ enable_thinking }}"}]}',
-        ),
-    ],
-)
-def test_an_argument_that_the_template_does_not_name_is_warned_of(tmp_path, name, text) -> None:
-    (tmp_path / name).write_text(text)
-    assert unread_arguments(str(tmp_path), QUIET) == []
-    (doubt,) = unread_arguments(str(tmp_path), {"enable_thnking": False})
-    assert "does not name enable_thnking" in doubt
-    assert "did you mean enable_thinking?" in doubt
-
-
-@pytest.mark.parametrize("text", ["{", "[]", '{"chat_template": null}'])
-def test_a_template_that_cannot_be_read_is_not_doubted(tmp_path, text: str) -> None:
-    (tmp_path / "tokenizer_config.json").write_text(text)
-    assert unread_arguments(str(tmp_path), QUIET) == []
-    assert unread_arguments(str(tmp_path / "none"), QUIET) == []
-    assert unread_arguments(None, QUIET) == []

@@ -19,7 +19,6 @@ from turbofit.gateway.limits.grammars import (
     check_tools,
     grammar_seconds,
     pattern_weight,
-    refuse_grammars,
 )
 from turbofit.gateway.limits.parameters import RULES
 from turbofit.gateway.limits.ranges import hold_parameters, lower_answer, most_tokens
@@ -33,7 +32,6 @@ BASE: dict[str, dict[str, Any]] = {
     "generate": {"prompt": "x"},
     "messages": {"model": "m", "messages": [{"role": "user", "content": "x"}], "max_tokens": 5},
     "responses": {"model": "m", "input": "x"},
-    "encode": {"input": "hello"},
     "count_tokens": {"model": "m", "messages": [{"role": "user", "content": "x"}]},
 }
 
@@ -368,37 +366,6 @@ def test_what_costs_too_much_is_refused(body, word) -> None:
         check_format(body)
     assert caught.value.status == 400
     assert word in caught.value.message
-
-
-@pytest.mark.parametrize(
-    ("body", "param"),
-    [
-        ({"response_format": form({})}, "response_format"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"response_format": {"type": "regex_schema", "regex_schema": "a"}}, "response_format"),
-        ({"text": {"format": {"type": "json_schema", "schema": {}}}}, "text.format"),
-        ({"tools": [{}], "tool_choice": "required"}, "tool_choice"),
-        ({"tools": [{}], "tool_choice": {"type": "any"}}, "tool_choice"),
-    ],
-)
-def test_what_needs_xgrammar_is_refused_with_how_to_install_it(body: Any, param: str) -> None:
-    with pytest.raises(Refusal, match="pip install xgrammar") as caught:
-        refuse_grammars(body)
-    assert (caught.value.status, caught.value.param) == (400, param)
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        {}, {"response_format": {"type": "text"}}, {"response_format": {"type": "structural_tag"}},
-        {"response_format": None}, {"text": {"format": {"type": "text"}}}, {"text": {}},
-        {"text": "x"}, {"tools": [{}], "tool_choice": "auto"}, {"tools": [{}]},
-        {"tool_choice": "required"}, {"response_format": {"type": ["json_object"]}},
-        {"tools": [{}], "tool_choice": {"type": "function", "function": {"name": "f"}}},
-    ],
-)  # fmt: skip
-def test_what_needs_no_xgrammar_is_left_to_lmdeploy(body: Any) -> None:
-    refuse_grammars(body)
 
 
 @pytest.mark.parametrize(

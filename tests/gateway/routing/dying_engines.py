@@ -31,10 +31,6 @@ def broken(*_):
     return OSError("reset")
 
 
-def vanish(*_):
-    return OSError(110, "ETIMEDOUT")
-
-
 class DyingEngines:
     """Engines that hold every request until `release`, and die of a poisonous one.
 

@@ -272,7 +272,6 @@ class AtEngine:
 
     def __init__(self, name: str) -> None:
         self.present = Present(name, fingerprint(b"k", "/", name.encode()))
-        self.begun = False
 
 
 async def died(known: DenyList, index: int, *requests: AtEngine) -> RoutedEngine:

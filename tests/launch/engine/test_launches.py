@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -90,9 +89,7 @@ def test_the_one_on_path_is_asked_through_its_own_interpreter(
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     found = find_lmdeploy()
-    assert (found.version, found.grammars) == ("0.17.1", find_spec("xgrammar") is not None)
-    (tmp_path / "xgrammar.py").touch()
-    assert find_lmdeploy().grammars
+    assert found.version == "0.17.1"
     assert (found.argv[0], found.argv[-1]) == (sys.executable, "lmdeploy")
     script.write_text("no interpreter\n")
     with pytest.raises(PackageError):

@@ -109,8 +109,6 @@ def test_the_best_is_found_confirmed_and_has_a_curve() -> None:
     assert engines.started[-1] == (16, 8192)
     assert [one.concurrency for one in engines.loads[-1]] == [1, 4, 16, 64]
     assert [one.concurrency for one in found.curve] == [1, 4, 16, 64]
-    (factor,) = found.factors
-    assert factor.trials == len(found.trials)
     assert found.seconds == 60.0 * len(engines.started)
 
 
@@ -133,7 +131,6 @@ def test_a_start_that_is_cut_is_told_and_is_the_best_only_where_nothing_else_was
     (trial,) = part.trials
     assert (trial.outcome, trial.why, part.best) == ("cut", "the time was over", 1)
     assert trial.measured is not None
-    assert part.factors == ()
     assert part.curve == ()
     assert "trial 1 was ended" in part.stopped
     assert journal.trials == ()  # the same command begins anew
@@ -189,7 +186,6 @@ def test_a_death_is_a_result_and_the_others_go_on() -> None:
     assert found.winner is not None
     every = go(Engines(dict.fromkeys(range(1, 9), dead)), starts=4)
     assert every.best is None
-    assert every.factors == ()
 
 
 def test_a_signal_ends_it_and_the_same_goes_on_from_there() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import importlib.util
-import sys
 from typing import Any
 
 import pytest
@@ -21,7 +20,7 @@ from turbofit.core.units import MIB
 from turbofit.model.presets import preset_model
 from turbofit.planning.checks import plan_warnings, refuse
 from turbofit.planning.compatibility import compatibility
-from turbofit.planning.examine.packages import VIDEO_BACKENDS, satisfies
+from turbofit.planning.examine.packages import satisfies
 from turbofit.planning.examine.scene import Scene, Sources
 
 PACKAGES = [
@@ -160,53 +159,6 @@ def test_cards(
 )  # fmt: skip
 def test_bounds(version: str, bounds: str, fits: bool) -> None:
     assert satisfies(version, bounds) is fits
-
-
-READS = "def read_video(filename):\n    ...\n"
-#: What torchvision 0.28 has instead.
-READS_NONE = "from pytorch.vision.fb.io.video import read_video\n"
-
-
-@pytest.mark.parametrize(
-    ("name", "modules", "text", "seen"),
-    [
-        ("decord", {"decord"}, None, None),
-        ("decord", {"cv2"}, None, "decord is not installed"),
-        ("opencv", {"cv2"}, None, "LMDeploy knows only cv2, decord, torchcodec, torchvision"),
-        ("torchvision", {"torchvision", "av"}, READS, None),
-        ("torchvision", {"torchvision"}, READS, "its read_video needs PyAV"),
-        ("torchvision", {"torchvision", "av"}, READS_NONE, "torchvision 0.28 has no read_video"),
-        ("torchvision", {"torchvision", "av"}, "", "torchvision 0.28 has no read_video"),
-        ("torchvision", {"av"}, None, "torchvision is not installed"),
-    ],
-)
-def test_what_it_cannot_work_with(
-    find: Find, sources: Make, name: str, modules: set[str], text: str | None, seen: str | None
-) -> None:
-    places = sources(LMDEPLOY_VIDEO_BACKEND=name)
-    places.modules |= modules
-    places.packages["torchvision"] = "0.28"
-    if text is not None:
-        folder = places.root / "torchvision/io"
-        folder.mkdir(parents=True)
-        if text:  # torchvision 0.27 has no such file
-            (folder / "video.py").write_text(text)
-    found = find("videos", two(), places)
-    assert found.state == ("ok" if seen is None else "warning")
-    assert (seen or "") in found.seen
-
-
-@pytest.mark.lmdeploy
-def test_lmdeploys_own_loader_refuses_what_we_warn_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    video = pytest.importorskip("lmdeploy.vl.media.video")
-    monkeypatch.setenv("LMDEPLOY_VIDEO_BACKEND", "opencv")
-    with pytest.raises(ValueError, match="is not valid") as refused:
-        video.VideoMediaIO(None)
-    assert all(f"'{name}'" in str(refused.value) for name in VIDEO_BACKENDS)
-    monkeypatch.setenv("LMDEPLOY_VIDEO_BACKEND", "decord")
-    monkeypatch.setitem(sys.modules, "decord", None)
-    with pytest.raises(ImportError, match="is not available"):
-        video.VideoMediaIO(None)
 
 
 def plan_of(preset: str, engine: str = "pytorch") -> Plan:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from itertools import pairwise
 
 import pytest
@@ -36,21 +35,13 @@ def test_what_a_client_may_ask_beyond_a_plan_is_explained_in_both() -> None:
     assert not any("detail: high" in why for why in own.reasons)
 
 
-def test_prefix_caching_says_what_it_spares() -> None:
+def test_a_plan_counts_on_nothing_of_prefix_caching() -> None:
     plan = turbofit.plan("internvl3-8b", on="1xrtx3090", enable_prefix_caching=True)
     (why,) = (why for why in plan.reasons if why.startswith("enable_prefix_caching"))
-    assert "of 1,024 tokens" in why
-    assert "56.0 MiB of each card's cache" in why  # 56 KiB a token
-    seconds = re.search(r"spared ([\d.]+) s", why)
-    assert seconds is not None
-    assert plan.throughput is not None
-    assert 0 < float(seconds[1]) < plan.throughput.seconds_to_first_token
-    states = turbofit.plan("qwen3.6-27b-awq", on="2xrtx3090", enable_prefix_caching=True)
-    assert any("of 4,096 tokens" in why for why in states.reasons)
+    assert "counts on nothing" in why
     off = turbofit.plan(
         "qwen2.5-vl-7b", on="1xrtx3090", engine="pytorch", enable_prefix_caching=True
     )
-    assert not [why for why in off.reasons if why.startswith("enable_prefix_caching")]
     assert any("switches prefix caching off" in text for text in off.warnings)
 
 

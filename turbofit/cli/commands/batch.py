@@ -18,15 +18,16 @@ from turbofit.cli.options.common_options import (
     planning_options,
 )
 from turbofit.cli.terminal.output import INTERRUPTED, answer, say
-from turbofit.core.errors import UnservedError
+from turbofit.core.errors import UnservedError, UsageError
 
 if TYPE_CHECKING:
     from turbofit.batch.batch_job import BatchJob, BatchResult
     from turbofit.cli.terminal.output import Form
 
+_TABLES: Final = frozenset({".csv", ".ods", ".parquet", ".tsv", ".xls", ".xlsx"})
 _GROUPS: Final = {
-    "items": ("prompt", "prompt_file", "image_column", "max_tokens", "shrink"),
-    "output": ("in_order", "retry_failed"),
+    "items": ("prompt", "image_column", "max_tokens"),
+    "output": ("retry_failed",),
     "sending": ("timeout", "patience"),
     "launch": LAUNCH_OPTIONS,
 }
@@ -60,6 +61,9 @@ def batch(
     from turbofit.batch.batch_job import BatchJob
     from turbofit.planning.request import PlanRequest
 
+    if (kind := Path(output).suffix.lower()) in _TABLES:
+        hint = f"name {Path(output).with_suffix('.jsonl')}: a line of JSON an item"
+        raise UsageError(f"{output}: answers are written as JSONL, not as {kind}", hint=hint)
     spec = filled(BatchSpec, given)
     request = filled(PlanRequest, {**given, "model": model or ""})
     target = target_of(url, api_key, request)
@@ -71,7 +75,8 @@ def batch(
         return INTERRUPTED
     if result.items and not result.answered:
         raise UnservedError(
-            f"no item was answered: {result.failed:,} failed", hint=f"see {result.errors}"
+            f"no item was answered: {result.failed:,} failed",
+            hint=f"see the error of each line of {result.output}",
         )
     return 0
 
@@ -97,8 +102,6 @@ def _show(result: BatchResult, form: Form) -> None:
         f"{result.output}: {result.answered:,} of {result.items:,} items answered, "
         f"{result.failed:,} failed; {f'{sent:,} in {rate}' if sent else 'none was sent now'}"
     ]
-    if result.errors:
-        lines.append(f"failures: {result.errors}")
     if result.lowered:
         lines.append(f"{result.lowered:,} answers are to requests that the server lowered")
     if result.left:

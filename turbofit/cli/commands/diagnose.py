@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from typing import TYPE_CHECKING, Final
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from turbofit.report.painters.document import Block, Tone
 
 _NOT_KNOWN: Final = 3
+_NO_TEXT: Final = (".bmp", ".gif", ".heic", ".jpeg", ".jpg", ".mp4", ".pdf", ".png", ".webp")
 
 
 @command(
@@ -39,6 +41,9 @@ def diagnose(log: str, model: str | None, on: str | None, form: Form) -> int:
 def _chunks(path: str) -> Iterator[bytes]:
     from turbofit.diagnose.rows import chunks_of
 
+    if path.lower().endswith(_NO_TEXT):
+        hint = "paste the message in quotes, or name the log: turbofit diagnose serve.log"
+        raise UsageError(f"{path} is a picture, and diagnose reads text", hint=hint)
     try:
         if path == "-":
             yield from chunks_of(sys.stdin.buffer)
@@ -46,7 +51,7 @@ def _chunks(path: str) -> Iterator[bytes]:
         with open(path, "rb") as file:
             yield from chunks_of(file)
     except OSError as exc:
-        if any(sign.isspace() for sign in path.strip()):
+        if any(sign.isspace() for sign in path.strip()) or re.fullmatch("[A-Z][A-Za-z]+", path):
             yield path.encode()
             return
         raise UsageError(

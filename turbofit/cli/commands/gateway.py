@@ -88,7 +88,6 @@ def _planned(
     from msgspec.structs import replace
 
     from turbofit.gateway.http.accesslog import access_log
-    from turbofit.gateway.limits.defaults import unread_arguments
     from turbofit.gateway.routing.deny_file import deny_path
     from turbofit.gateway.server import make_gateway
 
@@ -98,11 +97,7 @@ def _planned(
             "note: images that cannot carry a limit are counted at the model's own default "
             "(--overlay: the engines run on an overlay)"
         )
-    for doubt in unread_arguments(planned.model.source.checkpoint, config.defaults.template):
-        note(f"warning: {doubt}")
-    made = make_gateway(planned, upstream, config, overlay=overlay, log=access_log(log or "-"))
-    made.deny_list.file.tell(note)
-    return made
+    return make_gateway(planned, upstream, config, overlay=overlay, log=access_log(log or "-"))
 
 
 def _serve(made: AsgiApp, form: Form) -> int:

@@ -36,7 +36,7 @@ def help(name: str | None) -> int:  # noqa: A001 - the command's name
     from turbofit.cli.command_group import COMMANDS, TURBOFIT, unknown_command
 
     if name is not None and name not in COMMANDS:
-        raise unknown_command(name)
+        raise unknown_command([name])
     if name is not None:
         with TURBOFIT.make_context("turbofit", [name, "--help"]) as ctx:
             code: int = TURBOFIT.invoke(ctx)

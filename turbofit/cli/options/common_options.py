@@ -21,8 +21,9 @@ from typing import (
 import click
 from click.core import ParameterSource
 
-from turbofit.cli.command import PATH, WORDS, Argument, Option, option_name
+from turbofit.cli.command import PATH, Argument, Option, option_name
 from turbofit.cli.terminal.output import say
+from turbofit.cli.usage_errors import WORDS
 from turbofit.core.errors import UsageError
 from turbofit.core.process.ports import DEFAULT_PORT, LAST_PORT
 from turbofit.core.validation import Metavar
@@ -291,7 +292,7 @@ _BEFORE_PROFILES: Final = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONM
 def sections() -> dict[str, ProfileSection]:
     """What may stand in a profile, by its heading: the fields that the command line is made of."""
     from turbofit.cli.options.gateway_options import GatewayOptions
-    from turbofit.cli.options.launch_options import ModelsOptions, ServeOptions, SharesOptions
+    from turbofit.cli.options.launch_options import ModelsOptions, ServeOptions
     from turbofit.cli.options.profile import ProfileSection
     from turbofit.planning.request import ENGINE_OPTIONS, GROUPS, PlanRequest
 
@@ -307,7 +308,6 @@ def sections() -> dict[str, ProfileSection]:
         "settings": ProfileSection(PlanRequest, ENGINE_OPTIONS, of_model=True),
         "serve": ProfileSection(ServeOptions, serve),
         "sleep": ProfileSection(ModelsOptions, tuple(ModelsOptions.model_fields)),
-        "several": ProfileSection(SharesOptions, tuple(SharesOptions.model_fields)),
         "gateway": ProfileSection(GatewayOptions, gateway, secret=frozenset({"api_key"})),
     }
     for heading, section in found.items():
@@ -370,22 +370,16 @@ def _use(ctx: click.Context, path: Path) -> None:
     """Read a profile, and let its values stand where the command line has none.
 
     Raises:
-        UsageError: something in it is wrong, or it names several models where one is meant.
+        UsageError: something in it is wrong.
     """
     from turbofit.cli.options.profile import read_profile
 
     profile = read_profile(path, sections())
-    several = next((one.nargs == -1 for one in ctx.command.params if one.name == "model"), False)
-    if len(profile.models) > 1 and not several:
-        raise UsageError(
-            f"{profile.path} names {len(profile.models)} models, and this command is of one",
-            hint="leave all but one of them out",
-        )
     ctx.meta[_META] = profile
     found = defaults(profile)
-    if several and profile.models:
+    if profile.models:
         found["model"] = [entry["model"] for entry in profile.models]
-    elif several and "model" in found:
+    elif "model" in found:
         found["model"] = [found["model"]]
     if ctx.info_name == "serve" and "on" in found:
         on, pretend = found["on"], found.get("pretend")
@@ -401,17 +395,10 @@ def each_model(ctx: click.Context, names: Sequence[str]) -> list[Options]:
     Raises:
         UsageError: a value is wrong, or is for all models together.
     """
-    from turbofit.model.presets import find_preset
     from turbofit.planning.request import PlanRequest
 
     profile = profile_of(ctx)
     if profile is None or ctx.get_parameter_source("model") is not ParameterSource.DEFAULT_MAP:
-        joined = re.sub(r"-?/-?", "/", "-".join(names))
-        if len(names) > 1 and find_preset(joined):
-            raise UsageError(
-                f"'{' '.join(names)}' is read as {len(names)} models",
-                hint=f"a name has no spaces: {joined}",
-            )
         return [{"model": name} for name in names]
     found = []
     for entry in profile.models:

@@ -17,7 +17,6 @@ from turbofit.gateway.http.request_context import RequestContext
 from turbofit.gateway.http.routes import ModelCard, hold_name
 from turbofit.gateway.http.welcome import limits_in_words
 from turbofit.gateway.limits.gate import Gate
-from turbofit.gateway.limits.grammars import refuse_grammars
 from turbofit.gateway.media.clips import VideoInspector
 from turbofit.gateway.media.fetch import MediaFetcher
 from turbofit.gateway.routing.admission import Admission
@@ -180,8 +179,6 @@ class Gateway(AsgiApp):
     async def _prepare(self, request: RequestContext, route: Route) -> Chooser | None:
         """The body as it goes on, and how to choose an engine for it."""
         prepared = Preparation(self.bounds, route.kind, request.body, self.config.defaults)
-        if not self.config.grammars:
-            refuse_grammars(prepared.parsed.body)
         hold_name(self.config.names, prepared.parsed.body)
         most = self.bounds.limits.bytes_per_image
 

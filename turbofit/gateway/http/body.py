@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from math import inf
 from typing import TYPE_CHECKING, Final
 
 from turbofit.gateway.http.refusals import Refusal
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
 #: Bytes of all bodies held at once: so many of the largest, at least.
 _LARGEST_AT_ONCE: Final = 16
 _LEAST_AT_ONCE: Final = 512 << 20
-#: A body of which nothing came for so long gives its room to one that needs it, in seconds.
-_STILL_SECONDS: Final = 1.0
 
 
 class _Arrival:
@@ -28,16 +25,13 @@ class _Arrival:
 
     timer: asyncio.TimerHandle
 
-    def __init__(self, client: str) -> None:
-        self.client, self.heard = client, time.monotonic()
-        self.task = asyncio.current_task()
+    def __init__(self, client: str, ends: float) -> None:
+        self.client, self.task = client, asyncio.current_task()
+        #: When it must be here.
+        self.ends = ends
         #: However small the pieces are. Under: it takes up to an eighth more than is counted.
         self.body: bytes | bytearray = b""
-        #: Bytes that are held, and all that ever came.
-        self.size = self.came = 0
         self.refusal: Refusal | None = None
-        #: When it must be here.
-        self.ends = inf
 
     def take(self, part: bytes) -> None:
         """Some more of it came."""
@@ -57,27 +51,20 @@ class Bodies:
     """Reads bodies, and counts what all of them take, and those of each client.
 
     Room is taken as bytes arrive. A client may hold as much as is left free, so that one alone gets
-    half of the room, and there is always some for one more. Where there is none, bodies that stand
-    still make room, whose clients hold no less than the one that needs it. ``most`` are the bytes
-    of one; the configuration says how long it may take to arrive, and how slowly.
+    half of the room. ``most`` are the bytes of one; the configuration says how long it may take to
+    arrive, and how slowly.
     """
 
     def __init__(self, most: int, config: GatewayConfig) -> None:
         self._config = config
         self.in_memory = 0
         self._held_bytes: dict[str, int] = {}
-        self._arriving: set[_Arrival] = set()
         self.limit(most)
 
     def limit(self, most: int) -> None:
         """So many bytes at most, of bodies that are read from now on."""
         self._most = most
         self._room = max(_LARGEST_AT_ONCE * most, _LEAST_AT_ONCE)
-
-    @property
-    def roomy(self) -> bool:
-        """Whether there is room to hold bodies that were sent already, in case they fail there."""
-        return self.in_memory <= self._room // 2
 
     async def read(
         self, headers: Mapping[bytes, bytes], receive: Receive, client: str = ""
@@ -97,11 +84,9 @@ class Bodies:
         most = self._most  # another one may be in force before this body is here
         if length.isdigit() and int(length) > most:
             raise Refusal("body_too_big", size=int(length), most=most)
-        arrival = _Arrival(client)
-        self.check_room(client, arrival)
-        arrival.ends = time.monotonic() + self._config.body_seconds
+        self.check_room(client)
+        arrival = _Arrival(client, time.monotonic() + self._config.body_seconds)
         self._look_in(min(self._config.body_window_seconds, self._config.body_seconds), arrival)
-        self._arriving.add(arrival)
         try:  # `asyncio.wait_for` would cost a task a request
             return await self._all(arrival, receive, most)
         except asyncio.CancelledError:
@@ -111,8 +96,7 @@ class Bodies:
             raise arrival.refusal from None
         finally:
             arrival.timer.cancel()
-            self._arriving.discard(arrival)
-            self._let_go(arrival)
+            self.keep(-len(arrival.body), client)
 
     async def take(self, request: RequestContext, receive: Receive) -> None:
         """Read a request's body, where it has one, and count it until `forget`."""
@@ -138,18 +122,19 @@ class Bodies:
 
     def _look_in(self, seconds: float, arrival: _Arrival) -> None:
         loop = asyncio.get_running_loop()
-        arrival.timer = loop.call_later(seconds, self._look, arrival, arrival.came)
+        arrival.timer = loop.call_later(seconds, self._look, arrival, len(arrival.body))
 
     def _look(self, arrival: _Arrival, before: int) -> None:
         """End what is too late, or too slow since the last look."""
         config = self._config
         window, left = config.body_window_seconds, arrival.ends - time.monotonic()
+        came = len(arrival.body) - before
         if left <= 0:
             arrival.give_up(_slow(f"the body did not arrive within {config.body_seconds:g} s"))
-        elif arrival.came - before < config.body_rate * window:
+        elif came < config.body_rate * window:
             arrival.give_up(
                 _slow(
-                    f"{arrival.came - before} bytes of the body came in {window:g} s, the "
+                    f"{came} bytes of the body came in {window:g} s, the "
                     f"least is {config.body_rate} a second"
                 )
             )
@@ -165,56 +150,26 @@ class Bodies:
             part: bytes = message.get("body", b"")
             more = bool(message.get("more_body"))
             arrival.take(part)
-            arrival.size += len(part)
-            arrival.came += len(part)
-            arrival.heard = time.monotonic()
             self.keep(len(part), arrival.client)
-            if arrival.size > most:
-                raise Refusal("body_too_big", size=arrival.size, most=most)
-            self.check_room(arrival.client, arrival)
+            if len(arrival.body) > most:
+                raise Refusal("body_too_big", size=len(arrival.body), most=most)
+            self.check_room(arrival.client)
         return bytes(arrival.body)  # no copy of one that came whole
 
-    def check_room(self, client: str, arrival: _Arrival | None = None) -> None:
-        """Refuse what was counted by `keep` where there is no room, unless others stand still.
+    def check_room(self, client: str) -> None:
+        """Refuse what was counted by `keep` where there is no room.
 
         Raises:
             Refusal: no room; it stays counted.
         """
-        while True:
-            held_bytes = self._held_bytes.get(client, 0)
-            free = self._room - self.in_memory
-            if held_bytes <= free:
-                return
-            other = self._still(arrival, held_bytes)
-            if other is None:
-                break
-            self._let_go(other)
-            still = f"the body stood still for {_STILL_SECONDS:g} s while its room was needed"
-            other.give_up(_slow(still))
+        held_bytes, free = self._held_bytes.get(client, 0), self._room - self.in_memory
+        if held_bytes <= free:
+            return
         if not held_bytes:
             raise Refusal("busy:bodies", retry_after=1)
         raise Refusal(
             "too_many_bodies", taken=held_bytes, left=max(0, free), room=self._room, retry_after=1
         )
-
-    def _still(self, needy: _Arrival | None, held_bytes: int) -> _Arrival | None:
-        """The body that has stood still longest, of clients that hold no less than this one."""
-        heard = time.monotonic() - _STILL_SECONDS
-        still = (
-            arrival
-            for arrival in self._arriving
-            if arrival.size
-            and arrival.heard <= heard
-            and arrival is not needy
-            and self._held_bytes.get(arrival.client, 0) >= held_bytes
-        )
-        return min(still, key=lambda arrival: arrival.heard, default=None)
-
-    def _let_go(self, arrival: _Arrival) -> None:
-        """Its bytes are held no more."""
-        self.keep(-arrival.size, arrival.client)
-        arrival.size = 0
-        arrival.body = b""
 
 
 def _slow(message: str) -> Refusal:

@@ -19,7 +19,7 @@ _HELP: Final = {
     "limited_total": ("counter", "Requests lowered to the plan, by what was lowered."),
     "disconnected_total": ("counter", "Requests whose client went away."),
     "engine_failures_total": ("counter", "Requests that an engine did not finish."),
-    "retried_total": ("counter", "Requests sent to another engine after theirs was lost."),
+    "retried_total": ("counter", "Requests that a front sent to another node."),
     "connections_closed_total": ("counter", "Connections closed without an answer, by reason."),
     "engine_deaths_total": ("counter", "Deaths of engines that had requests, by engine."),
     "convicted_total": ("counter", "Requests and clients that were refused for engines' deaths."),

@@ -22,7 +22,6 @@ from turbofit.gateway.limits.request_limits import (
     RequestedImage,
     check_images,
     check_request,
-    check_texts,
     shown,
 )
 from turbofit.gateway.limits.sharing import (
@@ -84,15 +83,13 @@ class Preparation:
         parsed.lowered += hold_parameters(kind, parsed.body, scope_of(bounds))
         check_clips(bounds, sum(slot.shape == "clip" for slot in parsed.slots))
         check_images(bounds, len(parsed.slots))
-        if kind == "encode":
-            check_texts(bounds, parsed.body["input"])
-        elif kind != "count_tokens":
+        if self.generates:
             check_request(bounds, (), n=parsed.copies)
 
     @property
     def generates(self) -> bool:
         """Whether the engine answers with tokens of the model."""
-        return self.kind not in ("count_tokens", "encode")
+        return self.kind != "count_tokens"
 
     @property
     def remote_urls(self) -> list[str]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
-from urllib.parse import unquote
 
 from turbofit.core.struct import Struct
 from turbofit.gateway.http.refusals import Api, Refusal
@@ -23,8 +22,8 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Document, JsonObject
 
 Kind = Literal[
-    "chat", "completions", "messages", "count_tokens", "responses", "generate", "encode",
-    "models", "health", "metrics",
+    "chat", "completions", "messages", "count_tokens", "responses", "generate", "models",
+    "health", "metrics",
 ]  # fmt: skip
 
 
@@ -49,7 +48,6 @@ ROUTES: Final[dict[str, Route]] = {
             path="/v1/messages/count_tokens", method="POST", kind="count_tokens", api="anthropic"
         ),
         Route(path="/generate", method="POST", kind="generate", api="generate"),
-        Route(path="/v1/encode", method="POST", kind="encode", api="generate"),
         Route(path="/v1/models", method="GET", kind="models"),
         Route(path="/anthropic/v1/models", method="GET", kind="models", api="anthropic"),
         Route(path="/health", method="GET", kind="health"),
@@ -64,7 +62,7 @@ MANAGEMENT: Final = frozenset(
         "/update_weights", "/update_weights_from_ipc", "/init_weights_update_group",
         "/update_weights_from_distributed", "/destroy_weights_update_group", "/sleep", "/wakeup",
         "/is_sleeping", "/abort_request", "/terminate", "/get_ppl", "/pooling",
-        "/v1/embeddings", "/distserve/engine_info", "/distserve/p2p_initialize",
+        "/v1/embeddings", "/v1/encode", "/distserve/engine_info", "/distserve/p2p_initialize",
         "/distserve/p2p_connect", "/distserve/p2p_drop_connect", "/distserve/free_cache",
         "/nodes/status", "/nodes/add", "/nodes/remove", "/nodes/terminate", "/nodes/terminate_all",
     }
@@ -75,10 +73,10 @@ _CLOSED: Final = {
     "/get_ppl": "it takes GPU memory for the logits of a whole prompt, which no plan counts",
     "/pooling": "it takes GPU memory for reward scores, which no plan counts",
     "/v1/embeddings": "LMDeploy makes no embeddings",
+    "/v1/encode": "/v1/messages/count_tokens counts tokens, those of images too",
 }
 
 _MANAGEMENT_FOLDERS: Final = ("/distserve", "/nodes")
-_DECODINGS: Final = 4
 _CREATED: Final = int(time.time())
 
 
@@ -86,15 +84,13 @@ def find_route(method: str, raw_path: bytes) -> Route:
     """The route of a path as sent, without the query; HEAD counts as GET.
 
     Raises:
-        Refusal: 403 for a closed route however it is spelled, 404 for what does not exist, 405 for
-            the wrong method.
+        Refusal: 403 for a closed route, 404 for what does not exist, 405 for the wrong method.
     """
-    route = ROUTES.get(raw_path.rstrip(b"/").decode("latin-1"))
+    path = raw_path.rstrip(b"/").decode("latin-1")
+    route = ROUTES.get(path)
     if route is None:
-        plain = _plain(raw_path)
-        if plain in MANAGEMENT or plain.startswith(_MANAGEMENT_FOLDERS):
-            why = _CLOSED.get(plain, _MANAGES)
-            raise Refusal("management_route", path=plain[:80], why=why)
+        if path in MANAGEMENT or path.startswith(_MANAGEMENT_FOLDERS):
+            raise Refusal("management_route", path=path[:80], why=_CLOSED.get(path, _MANAGES))
         raise Refusal("not_found")
     if route.method != ("GET" if method == "HEAD" else method):
         raise Refusal("method_not_allowed:route", path=route.path, method=route.method)
@@ -105,7 +101,7 @@ def api_of(raw_path: bytes) -> Api:
     """Whose error form fits a path that may not exist."""
     if raw_path.startswith((b"/v1/messages", b"/anthropic/")):
         return "anthropic"
-    if raw_path.rstrip(b"/") in (b"/generate", b"/v1/encode"):
+    if raw_path.rstrip(b"/") == b"/generate":
         return "generate"
     return "openai"
 
@@ -113,21 +109,6 @@ def api_of(raw_path: bytes) -> Api:
 def is_health(raw_path: bytes) -> bool:
     """Whether the path is the health page's, which needs no key."""
     return raw_path.rstrip(b"/") == b"/health"
-
-
-def _plain(raw_path: bytes) -> str:
-    """The path that a careless server could read out of it: for the choice between 403 and 404."""
-    text = raw_path.decode("latin-1")
-    for _ in range(_DECODINGS):
-        text = unquote(text, "latin-1")
-    parts: list[str] = []
-    for part in text.replace("\\", "/").lower().split("/"):
-        word = part.partition(";")[0].strip()
-        if word == "..":
-            del parts[-1:]
-        elif word not in ("", "."):
-            parts.append(word)
-    return "/" + "/".join(parts)
 
 
 def hold_name(names: Mapping[str, str], body: JsonObject) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
@@ -12,7 +10,7 @@ from pydantic import Field
 
 from turbofit.core.errors import UsageError
 from turbofit.core.struct import Struct
-from turbofit.core.synonyms import guess, meant
+from turbofit.core.synonyms import meant
 from turbofit.core.validation import Metavar, Validated, parsed
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.parameters import (
@@ -29,12 +27,8 @@ if TYPE_CHECKING:
 _TEMPLATE: Final = "chat_template_kwargs"
 #: Fields of the chat route that give an argument of the template; a client's goes before a default.
 _ALSO_ARGUMENTS: Final = ("enable_thinking", "reasoning_effort")
-#: Where Transformers looks for a template.
-_TEMPLATE_FILES: Final = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
-_LARGEST: Final = 64 << 20
 #: Bytes of the template's arguments, which stand in every request; fewer than any request may have.
 _LARGEST_ARGUMENTS: Final = 16 << 10
-_WORD: Final = re.compile(r"[A-Za-z_]\w*")
 _NO_RANGE: Final = Scope()
 
 
@@ -148,28 +142,3 @@ def _takes(kind: str, name: str, value: Any) -> bool:
         return rule is not None and rule.hold(name, value, _NO_RANGE) is not None
     except Refusal:
         return False
-
-
-def unread_arguments(checkpoint: str | None, arguments: JsonObject) -> list[str]:
-    """A warning for each argument that the checkpoint's chat template does not name.
-
-    LMDeploy passes such an argument on, and the template ignores it. There is no warning where no
-    template can be read.
-    """
-    texts = []
-    for name in _TEMPLATE_FILES if checkpoint and arguments else ():
-        try:
-            with open(os.path.join(checkpoint or "", name), encoding="utf-8") as file:
-                text = file.read(_LARGEST)
-            template = text if name.endswith("jinja") else json.loads(text).get("chat_template")
-        except (OSError, ValueError, AttributeError, RecursionError):
-            continue
-        if template:
-            texts.append(template if isinstance(template, str) else json.dumps(template))
-    words = {word for text in texts for word in _WORD.findall(text)}
-    return [
-        f"the chat template of {checkpoint} does not name {name}, and ignores it. "
-        f"{guess(name, words)}".rstrip()
-        for name in arguments
-        if words and name not in words
-    ]

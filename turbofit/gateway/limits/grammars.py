@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.request_limits import shown
 from turbofit.gateway.limits.rules import refused
 
@@ -45,10 +44,6 @@ _LOOPS_SQUARED: Final = 1e-3
 _MOST_WEIGHT: Final = 1 << 20
 _BYTE: Final = 1.3e-6
 
-#: Formats that LMDeploy compiles, and words of ``tool_choice`` for which it makes one itself ("any"
-#: is Anthropic's): lmdeploy parsers/response_parser.py::normalize_chat_request #0b96c1
-_COMPILED: Final = frozenset({"json_schema", "json_object", "regex_schema"})
-_FORCED: Final = frozenset({"required", "any"})
 _LENGTHS: Final = ("minLength", "maxLength")
 _MOST_THREADS: Final = 8
 _COUNTED: Final = re.compile(r"\{\s*(\d*)\s*(,?)\s*(\d*)\s*\}")
@@ -88,26 +83,6 @@ def check_tools(tools: Any) -> list[str]:
     if len(tools) > _TOOLS:
         raise refused("tools", f"has {len(tools)} tools, the limit is {_TOOLS}")
     return _bound("tools", tools)
-
-
-def refuse_grammars(body: JsonObject) -> None:
-    """Refuse what only XGrammar can do, where it is missing beside LMDeploy.
-
-    LMDeploy says "Request preprocessing failed." of a format, and 500 of a forced call.
-
-    Raises:
-        Refusal: the body asks for it.
-    """
-    text = body.get("text")
-    fields = {
-        "response_format": (body.get("response_format"), _COMPILED),
-        "text.format": (text.get("format") if isinstance(text, dict) else None, _COMPILED),
-        "tool_choice": (body.get("tool_choice") if body.get("tools") else None, _FORCED),
-    }
-    for name, (value, needing) in fields.items():
-        kind = value.get("type") if isinstance(value, dict) else value
-        if isinstance(kind, str) and kind in needing:
-            raise Refusal("xgrammar_missing", name=name, kind=kind, param=name)
 
 
 def grammar_seconds(name: str, value: Any) -> float:

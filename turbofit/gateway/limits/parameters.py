@@ -166,11 +166,6 @@ _MESSAGES: Final[Mapping[str, Rule]] = {
 _COUNT_TOKENS: Final[Mapping[str, Rule]] = {
     name: _MESSAGES[name] for name in ("model", "messages", "system", "tools")
 }
-_ENCODE: Final[Mapping[str, Rule]] = {
-    "input": ElsewhereRule(by="limits: bytes to tokenise"),
-    "do_preprocess": Flag(),
-    "add_bos": Flag(),
-}
 _UNREAD_RESPONSES: Final = (
     "background", "context_management", "conversation", "include", "max_tool_calls", "metadata",
     "parallel_tool_calls", "previous_response_id", "prompt", "prompt_cache_key",
@@ -207,7 +202,6 @@ RULES: Final[Mapping[str, Mapping[str, Rule]]] = {
     "generate": _GENERATE,
     "messages": _MESSAGES,
     "count_tokens": _COUNT_TOKENS,
-    "encode": _ENCODE,
     "responses": _RESPONSES,
 }
 

@@ -64,8 +64,7 @@ def hold_parameters(kind: str, body: JsonObject, scope: Scope) -> list[str]:
         Refusal: a value that cannot be brought into its range, with the range.
     """
     changes = hold_fields(RULES[kind], body, scope)
-    if kind != "encode":  # its texts are no conversation
-        _check_conversation(body, scope.session)
+    _check_conversation(body, scope.session)
     _check_template(body.get(_TEMPLATE))
     return changes + check_format(body) + check_tools(body.get("tools"))
 

@@ -222,17 +222,13 @@ def _image_data(parsed: Parsed) -> None:
 
 def _completions(parsed: Parsed) -> None:
     """Text only: LMDeploy takes a list of anything, messages with images included."""
-    parsed.prompts = len(_texts(parsed.body, "prompt"))
+    value = parsed.body.get("prompt")
+    texts = value if isinstance(value, list) else [value]
+    if not all(isinstance(text, str) for text in texts):
+        raise refused("prompt", "is neither a string nor a list of strings")
+    parsed.prompts = len(texts)
     if not parsed.prompts:
         raise refused("prompt", "is an empty list")
-
-
-def _texts(body: dict[str, Any], name: str) -> list[str]:
-    value = body.get(name)
-    texts: list[Any] = value if isinstance(value, list) else [value]
-    if not all(isinstance(text, str) for text in texts):
-        raise refused(name, "is neither a string nor a list of strings")
-    return texts
 
 
 def _anthropic(parsed: Parsed, shape: _Shape) -> None:
@@ -325,5 +321,4 @@ _READERS: Final[dict[str, Callable[[Parsed], object]]] = {
     "messages": partial(_anthropic, shape="block"),
     "count_tokens": partial(_anthropic, shape="count"),
     "responses": _responses,
-    "encode": lambda parsed: _texts(parsed.body, "input"),
 }

@@ -38,8 +38,6 @@ _WIDE: Final = DTYPE_BYTES["float32"] + DTYPE_BYTES["bfloat16"]
 #: Copies of a request without images, at least: as many as LMDeploy takes (`n` of a chat). Copies
 #: beyond the engine's batch wait there, as requests do, and take no memory meanwhile.
 _TEXT_COPIES: Final = 128
-#: What each text costs beside its bytes, in bytes that take as long to tokenise.
-_BYTES_PER_TEXT: Final = 64
 #: Bytes of text that LMDeploy may always be given: 0.5 s of its event loop (2 s a MB).
 _LEAST_TEXT: Final = 256 << 10
 #: Bytes of a token of the session, beyond that. No language's text has so many on average; a text
@@ -199,21 +197,6 @@ def check_images(bounds: Bounds, count: int) -> None:
             raise Refusal("no_images")
         images = plural(count, "image")
         raise Refusal("too_many_images", count=count, images=images, most=most)
-
-
-def check_texts(bounds: Bounds, texts: str | Sequence[str]) -> None:
-    """Refuse to tokenise more at once than the text of a request may be.
-
-    Raises:
-        Refusal: with the bytes asked and the limit.
-    """
-    listed = [texts] if isinstance(texts, str) else texts
-    size = sum(len(text.encode()) + _BYTES_PER_TEXT for text in listed)
-    most = bounds.beside_images
-    if size > most + _BYTES_PER_TEXT:
-        raise Refusal(
-            "text_too_big:tokenise", size=size, each=_BYTES_PER_TEXT, most=most, param="input"
-        )
 
 
 def check_request(bounds: Bounds, images: Sequence[LimitedImage], *, n: int = 1) -> None:

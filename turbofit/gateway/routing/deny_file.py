@@ -23,13 +23,16 @@ import msgspec
 from turbofit.core.errors import UsageError
 from turbofit.core.process.files import write_atomic
 from turbofit.core.process.locks import lock_soon
+from turbofit.core.process.log import LazyLogger
 from turbofit.core.process.state import digest_of_parts, state_dir
 from turbofit.core.struct import Struct, to_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from turbofit.core.plan import Plan
+
+_LOG: Final = LazyLogger(__name__)
 
 DAY_SECONDS: Final = 24 * 3600.0
 _ROOM: Final = "denied"
@@ -92,31 +95,16 @@ class DenyFile:
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
         self.key = secrets.token_bytes(_KEY_BYTES) if path is None else _installation_key()
-        #: What the file has. A thread writes it, so that this is replaced as a whole.
-        self._kept: dict[str, Denied] = {}
+        #: Who is refused: what the file has, with what it has not yet.
+        self.denied: dict[str, Denied] = {}
         #: What the file has not yet: who is refused, and None for who is let in again.
         self.unwritten: dict[str, Denied | None] = {}
-        #: What is to be said of a file that could not be read.
-        self.damage = ""
-        self._say: Callable[[str], None] = lambda _: None
         self._stamp = _NOTHING
         self.look_again()
 
-    @property
-    def denied(self) -> dict[str, Denied]:
-        """Who is refused."""
-        unwritten = dict(self.unwritten)  # first: a thread moves it to what is kept
-        return _changed(self._kept, unwritten)
-
-    @property
-    def empty(self) -> bool:
-        """Whether nobody is refused."""
-        return not self.unwritten and not self._kept
-
     def of(self, name: str) -> Denied | None:
         """Why and for how long it is refused, if it is; a clock that was set back adds no day."""
-        unwritten, now = dict(self.unwritten), time.time()  # first, as above
-        denied = unwritten[name] if name in unwritten else self._kept.get(name)
+        denied, now = self.denied.get(name), time.time()
         if denied is None or denied.until <= now:
             return None
         return msgspec.structs.replace(denied, until=min(denied.until, now + DAY_SECONDS))
@@ -124,8 +112,8 @@ class DenyFile:
     def deny(self, name: str, deaths: int, seconds: float, *, client: bool) -> None:
         """Refuse it for so long; `write` writes that down."""
         now = time.time()
-        denied = Denied(name=name, since=now, until=now + seconds, deaths=deaths, client=client)
-        self._change_soon(name, denied)
+        until = now + seconds
+        self._set(name, Denied(name=name, since=now, until=until, deaths=deaths, client=client))
 
     @property
     def number(self) -> tuple[int, int]:
@@ -138,43 +126,34 @@ class DenyFile:
         """Take over what somebody else has written since; who is let in by that."""
         if self.path is None or _stamp(self.path) == self._stamp:
             return ()
-        before = self.denied
-        self._kept = self._read()
+        before, self.denied = self.denied, _changed(self._read(), self.unwritten)
         return tuple(name for name in before if name not in self.denied)
 
-    def pardon(self, name: str) -> bool:
-        """Let it in; whether it was refused. `write` writes that down."""
-        known = name in self.denied
-        if known:
-            self._change_soon(name, None)
-        return known
+    def pardon(self, name: str) -> None:
+        """Let it in; `write` writes that down."""
+        if name in self.denied:
+            self._set(name, None)
 
-    def _change_soon(self, name: str, denied: Denied | None) -> None:
-        if self.path is None:
-            self._kept = _changed(self._kept, {name: denied})
-        else:
+    def _set(self, name: str, denied: Denied | None) -> None:
+        self.denied = _changed(self.denied, {name: denied})
+        if self.path is not None:
             self.unwritten[name] = denied
 
-    def tell(self, say: Callable[[str], None]) -> None:
-        """Say of each damaged file that it was put aside: of the one that was met, and of later."""
-        self._say = say
-        if self.damage:
-            say(self.damage)
-
-    def write(self) -> bool:
+    async def write(self) -> bool:
         """Write down what is new; whether the disk took it, and nobody kept the lock."""
         new = dict(self.unwritten)
         try:
-            self.change(new)
+            kept = await asyncio.get_running_loop().run_in_executor(None, self.change, new)
         except (OSError, UsageError):
             return False
         for name, denied in new.items():
             if self.unwritten.get(name, self) is denied:
                 del self.unwritten[name]
+        self.denied = _changed(kept, self.unwritten)
         return True
 
-    def change(self, new: Mapping[str, Denied | None]) -> bool:
-        """Add to the file, and take out of it who is let in; whether that changed it.
+    def change(self, new: Mapping[str, Denied | None]) -> dict[str, Denied]:
+        """Add to the file, and take out of it who is let in; what it has then.
 
         Raises:
             UsageError: the file cannot be written.
@@ -182,14 +161,10 @@ class DenyFile:
         """
         assert self.path is not None
         with _locked(self.path):
-            kept = self._read()
-            changes = any(denied is not None or name in kept for name, denied in new.items())
-            if changes:
-                kept = _changed(kept, new)
-                write_atomic(self.path, to_json(_Page(denied=tuple(kept.values()))), mode=0o600)
-                self._stamp = _stamp(self.path)
-            self._kept = kept
-        return changes
+            kept = _changed(self._read(), new)
+            write_atomic(self.path, to_json(_Page(denied=tuple(kept.values()))), mode=0o600)
+            self._stamp = _stamp(self.path)
+        return kept
 
     def _read(self) -> dict[str, Denied]:
         """What the file has; nothing where there is none. One that is damaged is put aside."""
@@ -204,10 +179,7 @@ class DenyFile:
             aside = self.path.with_suffix(".damaged")
             with suppress(OSError):
                 os.replace(self.path, aside)
-            self.damage = (
-                f"warning: the list of refused requests is damaged ({exc}): it is {aside} now"
-            )
-            self._say(self.damage)
+            _LOG.info("the list of refused requests is damaged (%s): it is %s now", exc, aside)
             return {}
         now = time.time()
         return {denied.name: denied for denied in page.denied if denied.until > now}
@@ -246,7 +218,10 @@ def pardon(name: str) -> int:
     path, number = Path(), 0
     try:
         for path in sorted(state_dir(_ROOM, make=False).glob("*.json")):
-            number += DenyFile(path).change({name: None})
+            file = DenyFile(path)
+            if name in file.denied:
+                file.change({name: None})
+                number += 1
     except OSError as exc:
         hint = "run it as the user who runs the server"
         if isinstance(exc, TimeoutError):

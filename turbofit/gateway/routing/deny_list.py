@@ -102,7 +102,7 @@ class DenyList:
             Refusal: 422 where it is refused.
         """
         if request.fingerprint is None or (
-            self.file.empty and not any(death.accused for death in self._unexplained())
+            not self.file.denied and not any(death.accused for death in self._unexplained())
         ):
             return None
         name = await asyncio.shield(request.fingerprint)
@@ -292,9 +292,9 @@ class DenyList:
             self._keeping = asyncio.ensure_future(self._keep())
 
     async def _keep(self) -> None:
-        loop = asyncio.get_running_loop()
         while self.file.unwritten:
-            if not await loop.run_in_executor(None, self.file.write):
+            if not await self.file.write():
+                loop = asyncio.get_running_loop()
                 self._again = loop.call_later(_AGAIN_SECONDS, self.keep)
                 return
 

@@ -80,11 +80,7 @@ class InFlight(Protocol):
     heard_at: float
     present: Present
 
-    @property
-    def begun(self) -> bool:
-        """Whether a byte of its answer came."""
-
-    def abort(self, *, died: bool, stuck: bool = False) -> None:
+    def abort(self, *, stuck: bool = False) -> None:
         """End it: the engine died, or is stuck in it."""
 
 
@@ -249,10 +245,10 @@ class RoutedEngine:
         at = min(time.monotonic(), self.failed_at)
         return [present for present in self.left if at - present.left_at < LEFT_SECONDS]
 
-    def abort_all(self, *, died: bool = True) -> None:
+    def abort_all(self) -> None:
         """End every request that waits for this engine."""
         for request in tuple(self.in_flight):
-            request.abort(died=died)
+            request.abort()
 
 
 class Outage(NamedTuple):

@@ -89,19 +89,8 @@ class Monitor:
         engine.suspect = True
         self._poke.set()
 
-    def gone(self, engine: RoutedEngine, *, vanished: bool) -> None:
-        """A request could not be sent there.
-
-        Where its machine does not answer (``vanished``), the requests that the engine has are
-        ended, and not accused. Else they break off by themselves: only they were at its death.
-        """
-        if engine.up and vanished:
-            engine.failures = _FAILURES
-            self._take_out(engine, died=False)
-        self.doubt(engine)
-
     def doubt(self, engine: RoutedEngine) -> None:
-        """It broke off, nothing listens there, its loop has ended, or its machine is not heard of.
+        """It broke off, was not reached, or its loop has ended.
 
         It gets nothing new until it answers. What it has is not ended: each of its connections
         finds out for itself, and some may live.
@@ -145,7 +134,7 @@ class Monitor:
             for request in tuple(engine.in_flight):
                 if request in stuck and request in engine.doubtful:
                     _LOG.info("engine %s is stuck in a request: it is ended", engine.index)
-                    request.abort(died=True, stuck=True)
+                    request.abort(stuck=True)
             engine.doubtful = stuck
         finally:
             del self._examining[engine]
@@ -194,10 +183,10 @@ class Monitor:
         if awaited:
             self._changed()
 
-    def _take_out(self, engine: RoutedEngine, *, died: bool = True) -> None:
+    def _take_out(self, engine: RoutedEngine) -> None:
         engine.up = False
         _LOG.info("engine %s is taken out after %d failures", engine.index, engine.failures)
-        engine.abort_all(died=died)
+        engine.abort_all()
         self._changed()
 
 
@@ -229,13 +218,17 @@ def stuck_requests(
     ``load`` is what the engine says, None where it does not tell; silence of fewer seconds than
     ``patience`` is none.
     """
-    newest = max((request.heard_at for request in requests if request.begun), default=float("-inf"))
+    newest = max(
+        (request.heard_at for request in requests if request.present.begun), default=float("-inf")
+    )
     silent = [request for request in requests if now - request.heard_at >= patience]
     stuck = set()
     if load is None or not load.queued:
         stuck = {
-            request for request in silent if request.begun and newest - request.heard_at >= patience
+            request
+            for request in silent
+            if request.present.begun and newest - request.heard_at >= patience
         }
     if load is not None and not load.running and not load.queued:
-        stuck.update(request for request in silent if not request.begun)
+        stuck.update(request for request in silent if not request.present.begun)
     return stuck

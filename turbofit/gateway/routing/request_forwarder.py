@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Final
 import aiohttp
 import msgspec
 
-from turbofit.core.process.log import LazyLogger
 from turbofit.gateway.http.refusals import Refusal, of_engine, refusal_event
 from turbofit.gateway.http.request_context import ForwardOutcome, sent_headers, uncancel
 from turbofit.gateway.routing.deny_file import fingerprint
 from turbofit.gateway.routing.engines import LEFT_SECONDS, Present
-from turbofit.gateway.upstream import Died, Unreachable, vanished
+from turbofit.gateway.upstream import Died, Unreachable
 
 if TYPE_CHECKING:
     from turbofit.gateway.http.body import Bodies
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
     from turbofit.gateway.upstream import Upstream
 
     HeaderList = list[tuple[bytes, bytes]]
-
-_LOG: Final = LazyLogger(__name__)
 
 #: Engines that may not be reached, one after the other: with the gateway's own network gone each
 #: would cost its client a timeout.
@@ -68,19 +65,10 @@ _GENERATED: Final = re.compile(
 _FAILED: Final = re.compile(rb"(?:\A|\n\n)event: (?:error|response\.failed)\n")
 
 
-class EngineDied(Refusal):
-    """The engine broke off before anything was passed on: another one may be asked."""
-
-    def __init__(self, key: str = "engine_died") -> None:
-        super().__init__(key, retry_after=_RETRY_DIED)
-
-
 class Exchange(ForwardOutcome):
     """One request sent to one engine, and its answer passed on.
 
-    ``heard_at``: when a byte of the answer last came. ``death``: of the engine, where it ended or
-    was given up; None where its machine vanished, or it was drained. ``last``: no other engine will
-    be asked. Its place is given back at the end.
+    ``heard_at``: when a byte of the answer last came. Its place is given back at the end.
     """
 
     def __init__(
@@ -90,37 +78,29 @@ class Exchange(ForwardOutcome):
         present: Present,
         place: Place,
         send: Send,
-        *,
-        last: bool,
     ) -> None:
         super().__init__()
         assert request.route is not None
         self._by, self._request, self._route, self._send = forwarder, request, request.route, send
-        self.present, self._place, self._engine, self._last = present, place, place.engine, last
+        self.present, self._place, self._engine = present, place, place.engine
         self._task = asyncio.current_task()
         self._aborted = False
-        self.heard_at = self._sent_at = time.monotonic()
-        self.death: EngineDeath | None = None
-        #: The engine's machine does not answer any more, it seems; it lives, and sent nothing of
-        #: this answer; it answered that it cannot serve.
-        self._vanished = self._stuck = self._failed = False
-
-    @property
-    def begun(self) -> bool:
-        """Whether a byte of the answer came from the engine."""
-        return self.present.begun
+        self.heard_at = time.monotonic()
+        self._death: EngineDeath | None = None
+        #: The engine lives, and sent nothing of this answer; it answered that it cannot serve.
+        self._stuck = self._failed = False
 
     async def run(self) -> None:
         """Send the request and pass the answer on.
 
         Raises:
-            EngineDied: it broke off, or was taken out, before anything was passed on.
             Unreachable: the request was never sent.
-            Refusal: its answer in one piece is larger than the gateway holds.
+            Refusal: the engine broke off, or was taken out, before anything was passed on; or its
+                answer in one piece is larger than the gateway holds.
         """
         engine, left = self._engine, False
         engine.in_flight[self] = None
-        self.present.sent_at, self.present.begun = self._sent_at, False
+        self.present.sent_at, self.present.begun = self.heard_at, False
         engine.outstanding += 1
         if engine.outstanding == 1:
             engine.heard()  # its silence counts from now
@@ -128,14 +108,13 @@ class Exchange(ForwardOutcome):
             await self._ask()
             if not self._failed:
                 self._by.deny_list.answered(self.present)
-        except (Died, aiohttp.ClientError, OSError) as exc:
-            self._vanished = vanished(exc)
-            self._note_break(died=not self._vanished)
+        except (Died, aiohttp.ClientError, OSError):
+            self._note_break()
             await self._end_broken()
         except asyncio.CancelledError:
             if not self._aborted:
                 left = not self.broken
-                if not engine.dead_since(self._sent_at):
+                if not engine.dead_since(self.present.sent_at):
                     self.present.left_at = time.monotonic()
                     engine.left.append(self.present)
                 raise
@@ -150,36 +129,36 @@ class Exchange(ForwardOutcome):
         """Give the place back, and tell who watches the engine what was seen of it."""
         engine, by = self._engine, self._by
         # A connection may break while the engine lives, and goes on with the request.
-        goes_on = self._stuck or (not self.begun and (left or self.broken))
+        goes_on = self._stuck or (not self.present.begun and (left or self.broken))
         self._place.leave(LEFT_SECONDS if goes_on else 0.0, left=left)
         if self.broken or self._failed:
             by.monitor.suspect(engine)
             # One that broke off before a byte came is starting again, or about to: where others
             # are up, it would be asked first, having nothing, and break off every request.
             unbegun = self.broken and not self.started and not self._stuck
-            if self._vanished or (unbegun and by.fleet.open > engine.up):
+            if unbegun and by.fleet.open > engine.up:
                 by.monitor.doubt(engine)
             by.metrics.count("engine_failures_total", f"engine={engine.index}")
 
-    def abort(self, *, died: bool, stuck: bool = False) -> None:
+    def abort(self, *, stuck: bool = False) -> None:
         """The engine was given up, or is stuck in this request: stop waiting for it.
 
         Where it broke off, the client is being told so already.
         """
         if self._task is not None and not self.broken:
             self._aborted, self._stuck = True, stuck
-            self._note_break(died=died)
+            self._note_break()
             self._task.cancel()
 
-    def _note_break(self, *, died: bool) -> None:
-        """The engine broke off, and whether it died."""
+    def _note_break(self) -> None:
+        """The engine broke off."""
         if self.broken:
             return
         self.broken = True
-        if died and self._stuck:
-            self.death = self._by.deny_list.stuck(self._engine, self.present)
-        elif died:
-            self.death = self._by.deny_list.engine_died(self._engine, self._sent_at)
+        if self._stuck:
+            self._death = self._by.deny_list.stuck(self._engine, self.present)
+        else:
+            self._death = self._by.deny_list.engine_died(self._engine, self.present.sent_at)
         self._engine.in_flight.pop(self, None)
 
     def _hear(self) -> None:
@@ -189,7 +168,7 @@ class Exchange(ForwardOutcome):
 
     def _succeeded(self) -> None:
         """The engine answered; what lay in a socket when it died tells of no other process."""
-        if not self._engine.dead_since(self._sent_at):
+        if not self._engine.dead_since(self.present.sent_at):
             self._engine.succeeded()
 
     async def _ask(self) -> None:
@@ -197,9 +176,7 @@ class Exchange(ForwardOutcome):
         response = await by.upstream.open(
             self._engine, route.method, route.path, request.body or None, sent_headers(request)
         )
-        # Kept only where another engine could be given it, and while bodies leave room.
-        if self._last or by.fleet.open < 2 or not by.bodies.roomy:
-            by.bodies.forget(request)
+        by.bodies.forget(request)  # nobody else is asked from now on
         try:
             self.status = response.status
             self._failed = response.status >= 500
@@ -305,7 +282,7 @@ class Exchange(ForwardOutcome):
             raise refusal
         self.first_byte = time.perf_counter()
         if response.status == 200:
-            if self._route.kind not in ("count_tokens", "encode", "models"):
+            if self._route.kind not in ("count_tokens", "models"):
                 self._succeeded()
             if self._route.kind == "count_tokens":
                 body = _with_image_tokens(body, self._request.prepared.tokens)
@@ -320,14 +297,15 @@ class Exchange(ForwardOutcome):
 
     async def _start(self, status: int, kind: str, headers: HeaderList) -> None:
         self.started = True
-        self._by.bodies.forget(self._request)  # nobody else is asked from now on
         head = [(b"content-type", kind.encode("latin-1", "replace")), *headers, *self._request.out]
         await self._send({"type": "http.response.start", "status": status, "headers": head})
 
     async def _end_broken(self) -> None:
-        """An error event where the stream had begun, else `EngineDied`."""
-        refusal = EngineDied("engine_died:stuck") if self._stuck else EngineDied()
+        """An error event where the stream had begun, else a refusal, once it is known of whom."""
+        fleet, key = self._by.fleet, "engine_died:stuck" if self._stuck else "engine_died"
+        refusal = Refusal(key, retry_after=_RETRY_DIED if fleet.open else fleet.retry_seconds)
         if not self.started:
+            await _concluded(self._death)
             raise refusal
         event = refusal_event(self._route.api, refusal)
         self.bytes_out += len(event)
@@ -357,10 +335,8 @@ class RequestForwarder:
     """Forwards requests to engines.
 
     A request goes to another engine where its own could not be reached: that one never had it, and
-    gets nothing new. It is sent again once, where nothing was passed on yet and nobody died: its
-    machine vanished, or it was drained. Who was at a death gets 503 and may ask again. An engine
-    that answers, with an error too, has answered, but for LMDeploy's 503 of an engine whose loop
-    has ended.
+    gets nothing new. Who was at a death gets 503 and may ask again. An engine that answers, with an
+    error too, has answered, but for LMDeploy's 503 of an engine whose loop has ended.
     """
 
     fleet: Fleet
@@ -369,7 +345,7 @@ class RequestForwarder:
     #: Told of failures.
     monitor: Monitor
     deny_list: DenyList
-    #: Counts the bodies that are kept.
+    #: Counts the bodies that were not sent yet.
     bodies: Bodies
     metrics: Metrics
 
@@ -384,29 +360,18 @@ class RequestForwarder:
         if request.body:
             key = self.deny_list.file.key
             present.fingerprint = fingerprint(key, request.route.path, request.body)
-        unreached, again = 0, False
-        while unreached < _MOST_ENGINES:
+        for _ in range(_MOST_ENGINES):
             place = await self._take(request, present, choose)
             engine = request.engine = place.engine
-            request.outcome = exchange = Exchange(self, request, present, place, send, last=again)
+            request.outcome = exchange = Exchange(self, request, present, place, send)
             try:
                 return await exchange.run()
             except Unreachable as exc:
                 # Nobody was asked: whoever comes next gets another engine.
-                self.monitor.gone(engine, vanished=exc.vanished)
+                self.monitor.doubt(engine)
                 self.metrics.count("engine_failures_total", f"engine={engine.index}")
                 # An equal request may be what it died of.
                 await _concluded(self.deny_list.nothing_listens(engine) if exc.ended else None)
-                unreached += 1
-            except EngineDied as exc:
-                if not self.fleet.open:
-                    exc.retry_after = self.fleet.retry_seconds
-                await _concluded(exchange.death)
-                if exchange.death or again or request.forgotten or not self.fleet.open:
-                    raise
-                self.metrics.count("retried_total")
-                _LOG.info("request %s is sent to another engine", request.id)
-                again = True
         raise self.fleet.dead()
 
     async def _take(
@@ -448,5 +413,7 @@ async def _concluded(death: EngineDeath | None) -> None:
 async def _until_others_have_begun(engine: RoutedEngine) -> None:
     """Wait until each request that an engine has answers: it gets no others meanwhile."""
     until = time.monotonic() + _LONGEST_WAIT
-    while time.monotonic() < until and any(not exchange.begun for exchange in engine.in_flight):
+    while time.monotonic() < until and any(
+        not exchange.present.begun for exchange in engine.in_flight
+    ):
         await asyncio.sleep(_LOOK)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from turbofit.core.errors import LaunchError, PackageError
-from turbofit.core.installation import install_command
+from turbofit.core.installation import install_command, installed
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.process.ports import DEFAULT_PORT
 from turbofit.core.version import REFERENCE
@@ -34,14 +34,10 @@ _LOG: Final = LazyLogger(__name__)
 
 
 class Lmdeploy(NamedTuple):
-    """The LMDeploy that would be launched: its version and the words that start it.
-
-    ``grammars``: XGrammar is there beside it, which structured output needs.
-    """
+    """The LMDeploy that would be launched: its version and the words that start it."""
 
     version: str
     argv: tuple[str, ...]
-    grammars: bool = True
 
     @property
     def warning(self) -> str | None:
@@ -89,15 +85,8 @@ def lmdeploy_if_needed(engine: str | None) -> tuple[Lmdeploy, PackageError | Non
 
 
 def _of_interpreter() -> Lmdeploy | None:
-    from importlib.metadata import PackageNotFoundError, version
-    from importlib.util import find_spec
-
-    try:
-        found = version("lmdeploy")
-    except PackageNotFoundError:
-        return None
-    grammars = find_spec("xgrammar") is not None
-    return Lmdeploy(found, module_runner("lmdeploy"), grammars=grammars)
+    found = installed("lmdeploy")
+    return None if found is None else Lmdeploy(found, module_runner("lmdeploy"))
 
 
 def _on_path() -> Lmdeploy | None:
@@ -114,17 +103,13 @@ def _on_path() -> Lmdeploy | None:
         if not first.startswith("#!"):
             return None
         interpreter = first[2:].split()
-        code = (
-            "import importlib.metadata as m, importlib.util as u;"
-            "print(m.version('lmdeploy'), u.find_spec('xgrammar') is not None)"
-        )
+        code = "import importlib.metadata as m; print(m.version('lmdeploy'))"
         out = subprocess.run(
             [*interpreter, "-c", code], capture_output=True, text=True, timeout=30, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    version, _, grammars = out.stdout.strip().partition(" ")
-    return Lmdeploy(version, module_runner("lmdeploy", interpreter), grammars=grammars == "True")
+    return Lmdeploy(out.stdout.strip(), module_runner("lmdeploy", interpreter))
 
 
 def module_runner(module: str, interpreter: Sequence[str] = ()) -> tuple[str, ...]:

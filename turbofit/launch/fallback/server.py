@@ -449,7 +449,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--model", required=True, help="a checkpoint's folder, or a hub id")
     add("--served-name", dest="name", help="what clients call it; default: --model")
-    add("--device-map", required=True, help="JSON, or a file that holds it")
+    add("--device-map", required=True, help="JSON")
     add("--offload-folder", dest="offload", help="for what the map sends to disk")
     add("--dtype", default="bfloat16", choices=("float16", "bfloat16", "float32"))
     add("--session-len", type=int, required=True, help="tokens of a request")

@@ -227,7 +227,8 @@ def chosen_run(name: str | None) -> LiveRun:
         known = _known_as(name)
         servers = [one for one in servers if known & {one.name, one.record.model.casefold()}]
         if not servers:
-            raise UsageError(f"no server {name!r} runs here", hint="turbofit ps lists them")
+            hint = "turbofit ps lists them; turbofit stop --all ends all"
+            raise UsageError(f"no server {name!r} runs here", hint=hint)
     if not servers:
         raise UsageError("no server of this user runs here", hint=HOW_TO_SERVE)
     if len({one.record.pid for one in servers}) > 1:
@@ -342,7 +343,7 @@ class StateFile(Generic[T]):
 # A server in the background: started, waited for until it is open, and left to itself.
 
 
-#: Set for a server in the background: it does not go there again, and its stdout is ours.
+#: Set for a server in the background: it does not go there again.
 DETACHED: Final = "_TURBOFIT_DETACHED"
 
 #: A server with a lease ends in order when nobody has touched its file for so long.

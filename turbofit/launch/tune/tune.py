@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import KW_ONLY, dataclass
 from datetime import datetime, timezone
@@ -14,7 +13,7 @@ from msgspec.structs import replace
 from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.process.progress import Step, part_of
 from turbofit.core.struct import Struct
-from turbofit.core.tuning import CurvePoint, EarlierTuning, SpeedFactor, TrialRecord, Tuning
+from turbofit.core.tuning import CurvePoint, EarlierTuning, TrialRecord, Tuning
 from turbofit.core.units import format_duration
 from turbofit.core.version import __version__
 from turbofit.launch.run import Run
@@ -341,7 +340,6 @@ class Tuner:
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             best=best,
             trials=trials,
-            factors=_factors(trials),
             stopped=stopped,
             seconds=round(sum(one.seconds for one in trials), 1),
         )
@@ -382,24 +380,6 @@ def _told(choice: TrialChoice) -> str:
     return (
         f"{plan.engine.name}, tp {plan.parallel.tp} x {plan.parallel.replicas}, batch "
         f"{settings.max_batch_size}, prefill {settings.max_prefill_token_num}{kv}{prefix}"
-    )
-
-
-def _factors(trials: Sequence[TrialRecord]) -> tuple[SpeedFactor, ...]:
-    """Measured over forecast of each engine: the geometric mean of its trials."""
-    logs: dict[str, list[float]] = {}
-    for one in trials:
-        whole = one.outcome == "measured"
-        if whole and one.measured is not None and one.measured.requests_per_second > 0:
-            ratio = one.measured.requests_per_second / one.forecast.requests_per_second
-            logs.setdefault(one.engine, []).append(math.log(ratio))
-    return tuple(
-        SpeedFactor(
-            engine=engine,
-            factor=round(math.exp(sum(found) / len(found)), 4),
-            trials=len(found),
-        )
-        for engine, found in sorted(logs.items())
     )
 
 

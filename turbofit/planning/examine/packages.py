@@ -30,10 +30,6 @@ _CUDA_LINE: Final = re.compile(r"^cuda(?:\s*:[^=]*)?\s*=\s*(?:'([\d.]+)'|None)",
 _16_BITS: Final = ("float16", "bfloat16")
 #: Weights beside those of 16 bits, as people know them.
 _PACKED: Final = {"int4": "int4 (AWQ, GPTQ)", "fp8": "fp8", "mxfp4": "mxfp4"}
-_VIDEOS: Final = "LMDEPLOY_VIDEO_BACKEND"
-#: In the order in which it tries them.
-#: Source: lmdeploy vl/media/video.py::VideoMediaIO._get_video_loader_backend #36df32
-VIDEO_BACKENDS: Final = ("cv2", "decord", "torchcodec", "torchvision")
 
 
 def lmdeploy(sources: Sources, _: Scene) -> Answer:
@@ -265,8 +261,7 @@ def kernels(sources: Sources, scene: Scene) -> Answer | None:
     if lacking:
         return warning(
             f"no TurboMind kernel for {'; '.join(lacking)}",
-            "nothing: turbofit plans such models on another engine; turbofit doctor --kernels shows"
-            " all",
+            "nothing: turbofit plans such models on another engine, and says why",
         )
     return ok(f"TurboMind has code for {', '.join(cards)}")
 
@@ -440,38 +435,6 @@ def nccl(sources: Sources, _: Scene) -> Answer:
         why = "it is older than the one that the other package was built for"
         return warning(seen, f"{again} {overwritten.replace(' ', '==')}", why)
     return ok(seen)
-
-
-def videos(sources: Sources, _: Scene) -> Answer | None:
-    """Whether the backend that the environment names can work; None where it names none.
-
-    LMDeploy tries no other one then, and every request with a video fails.
-    """
-    name = sources.environ.get(_VIDEOS)
-    if name is None:
-        return None
-    problem = _video_problem(sources, name)
-    if problem is None:
-        return ok(f"{_VIDEOS}={name}")
-    fix = f"unset {_VIDEOS}, and pip install opencv-python-headless"
-    return warning(f"{_VIDEOS}={name}: {problem}", fix)
-
-
-def _video_problem(sources: Sources, name: str) -> str | None:
-    if name not in VIDEO_BACKENDS:
-        return f"LMDeploy knows only {', '.join(VIDEO_BACKENDS)}"
-    if not sources.has_module(name):
-        return f"{name} is not installed"
-    if name != "torchvision":
-        return None
-    folder = sources.package_folder(name)
-    try:
-        text = None if folder is None else (folder / "io" / "video.py").read_text(encoding="utf-8")
-    except OSError:
-        text = ""
-    if text is not None and "def read_video(" not in text:
-        return f"torchvision {sources.version(name)} has no read_video any more"
-    return None if sources.has_module("av") else "its read_video needs PyAV, which is not installed"
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
+from turbofit.core.installation import installed
 from turbofit.core.process.ports import open_files, port_problem
 from turbofit.core.struct import NA, NaType, Struct
 
@@ -134,12 +135,7 @@ class Sources:
 
     def version(self, package: str) -> str | None:
         """The installed version of a package; None where it is not installed."""
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            return None
+        return installed(package)
 
     def requires(self, package: str) -> list[str] | None:
         """What a package's metadata demand; None where they cannot be read."""
@@ -205,9 +201,9 @@ class Sources:
 
     def kernels(self) -> Census | None:
         """The kernels of the installed TurboMind; None where they cannot be read."""
-        from turbofit.kernels.installed import installed
+        from turbofit.kernels.installed import installed as installed_kernels
 
-        return installed()
+        return installed_kernels()
 
     def kernel_log(self) -> str | None:
         """The end of the kernel's log; None where it may not be read."""

@@ -30,7 +30,7 @@ API nvmlDeviceGetMemoryInfo(device d, struct memory *out)
 }
 API nvmlDeviceGetMemoryInfo_v2(device d, struct memory_v2 *out)
 {
-    if (NUMBER(0, "memory_v1") || out->version != (sizeof *out | 2u << 24))
+    if (out->version != (sizeof *out | 2u << 24))
         return VERSION_MISMATCH;
     return read_memory(d, out);
 }
@@ -71,14 +71,10 @@ static int list_v1(device d, const char *kind, u32 *count, struct process_v1 *ou
     return error;
 }
 
-/* A driver that has memory info version 1 only has no version 3 of the lists either. */
 #define LIST(name, kind) \
     API name(device d, u32 *count, struct process_v1 *out) { return list_v1(d, kind, count, out); } \
     API name##_v2(device d, u32 *count, struct process *out) { return list(d, kind, count, out); } \
-    API name##_v3(device d, u32 *count, struct process *out) \
-    { \
-        return NUMBER(0, "memory_v1") ? FUNCTION_NOT_FOUND : list(d, kind, count, out); \
-    }
+    API name##_v3(device d, u32 *count, struct process *out) { return list(d, kind, count, out); }
 LIST(nvmlDeviceGetComputeRunningProcesses, "compute")
 LIST(nvmlDeviceGetGraphicsRunningProcesses, "graphics")
 API nvmlDeviceGetMPSComputeRunningProcesses_v3(device d, u32 *count, struct process *out)

@@ -26,8 +26,6 @@ from turbofit.core.units import MIB, format_bytes
 from turbofit.core.version import __version__
 from turbofit.memory.account import Account, Engine, GroupOutcome, VisionLoad
 from turbofit.tuner.resolved_request import ResolvedRequest
-from turbofit.tuner.search.shapes import Evaluation
-from turbofit.tuner.search.sizing import SearchState, Sizer
 from turbofit.tuner.speed import counted_tokens, group_class
 
 #: Encoded bytes that one image and one request body may have.
@@ -217,19 +215,26 @@ def group_words(request: ResolvedRequest, group: Sequence[int]) -> str:
 
 
 def footprint_of(
-    request: ResolvedRequest, accounts: Sequence[Account], servers: int | None
+    request: ResolvedRequest, accounts: Sequence[Account], host: HostMemory
 ) -> Footprint:
-    """What engines take of each GPU, and what is left; `engines_held` counts ``servers``."""
+    """What engines take of each GPU, what is left, and how many such engines would fit in all."""
     taken: dict[int, int] = {}
     left: list[int] = []
+    servers = 0
     for account in accounts:
         ratio = account.settings.cache_max_entry_count
         indices = [gpu.index for gpu in account.gpus]
         taken.update(zip(indices, account.taken_at(ratio), strict=True))
+        more = []
         for gpu, ledger in zip(account.gpus, account.at(ratio).ledgers, strict=True):
             # A budget withholds memory from this turbofit, and from no other.
             margin = min(ledger.margin, request.margin.of(gpu))
             left.append(ledger.headroom - margin)
+            more.append(left[-1] // (ledger.peak - ledger.used))  # once it has loaded
+        servers += 1 + min(more)
+    need = (host.pinned + host.pageable) / len(accounts)
+    if host.available is not None and need:
+        servers = min(servers, int(host.available / need))
     sizes = tuple(taken[index] for index in sorted(taken))
     return Footprint(taken=sizes, left=min(left), servers=servers)
 
@@ -237,49 +242,7 @@ def footprint_of(
 def footprint_words(footprint: Footprint) -> str:
     """What is left for others, as a clause of a verdict."""
     count, left = footprint.servers, format_bytes(footprint.left)
-    words = f"{left} of it beyond the margin, for others"
-    if count is None:
-        return words
     where = plural(len(footprint.taken), "GPU")
     holds = "holds" if where == "GPU" else "hold"
-    return f"{words}; the {where} {holds} {count:,} such {plural(count, 'engine')} in all"
-
-
-def engines_held(
-    request: ResolvedRequest, best: Evaluation, engine: Engine, host: HostMemory
-) -> int:
-    """How many engines like a plan's its GPUs and the host hold, those of the plan included."""
-    groups = best.shape.groups
-    count = sum(_engines_on(request, best.of_group(group), group, engine) for group in groups)
-    need = (host.pinned + host.pageable) / len(groups)
-    if host.available is None or not need:
-        return count
-    return min(count, int(host.available / need))
-
-
-def _engines_on(
-    request: ResolvedRequest, part: Evaluation, group: tuple[int, ...], engine: Engine
-) -> int:
-    """How many engines like one that fits its group holds, started one after the other.
-
-    Each is sized for what those before it leave free in their worst case. Under: all have the first
-    one's options but for the ratio.
-    """
-    shape = replace(part.shape, groups=(group,), tp=len(group), prefills=())
-    tokens, count = part.settings.session_len, 0
-    while True:
-        sizer = Sizer(SearchState(request, engine), shape)
-        sized = sizer.evaluation(tokens)
-        if not sized.fits:
-            return count
-        (account,) = sizer.accounts(tokens)
-        outcome = account.at(sized.settings.cache_max_entry_count)
-        peaks = {ledger.index: ledger.peak for ledger in outcome.ledgers}
-        gpus = tuple(
-            replace(gpu, used=peak, free=gpu.usable - peak)
-            if (peak := peaks.get(gpu.index)) is not None
-            else gpu
-            for gpu in request.machine.gpus
-        )
-        request = replace(request, machine=replace(request.machine, gpus=gpus))
-        count += 1
+    engines = f"{count:,} such {plural(count, 'engine')}"
+    return f"{left} of it beyond the margin, for others; the {where} {holds} {engines} in all"

@@ -10,12 +10,11 @@ from msgspec.structs import replace
 
 from turbofit.core.messages import indices, plural
 from turbofit.core.plan import LimitCost, UsualImage
-from turbofit.core.units import format_bytes, three_digits
+from turbofit.core.units import format_bytes, three_digits, two_digits
 from turbofit.memory.account import RATIO_STEPS, Account, Engine
 from turbofit.memory.calibrated import calibration_reason, unbelieved
-from turbofit.memory.known_bad import known_problems
 from turbofit.tuner.explain.plan_document import requests_held
-from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_load_of
+from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
 from turbofit.tuner.search.search import EngineFit, at_limit
 from turbofit.tuner.search.shapes import Evaluation, dtype_for
 from turbofit.tuner.search.sizing import excess_tokens, longest_context
@@ -57,7 +56,7 @@ def reasons(fit: EngineFit, account: Account) -> Iterator[str]:
     yield _line(fit, "max_batch_size", batch, each=batch)
     yield _line(fit, "session_len", _context(fit))
     if best.fits and best.settings.enable_prefix_caching:
-        yield from _prefix(fit)
+        yield "enable_prefix_caching: the plan counts on nothing that prompts spare by it"
     gpus = [request.machine.gpu(index) for index in best.shape.groups[0]]
     yield _line(fit, "dtype", dtype_for(request.model, gpus)[1])
     if best.parts:
@@ -82,33 +81,6 @@ def _line(fit: EngineFit, name: str, why: str, *, value: str = "", each: str = "
         return f"{name}: {each}"
     why = "as set by you" if name in fit.request.fixed else why
     return f"{name} {value or getattr(fit.best.settings, name)}: {why}"
-
-
-def _prefix(fit: EngineFit) -> Iterator[str]:
-    """What prompts gain that begin alike; nothing where LMDeploy switches it off.
-
-    TurboMind keeps the states of delta nets at intervals.
-
-    Source: cache_checkpoint_interval in LMDeploy 0.18's messages.py.
-    """
-    request, best, figures = fit.request, fit.best, rates()
-    shared = 4096 if request.model.text.delta else 1024
-    gpus = [request.machine.gpu(index) for index in best.shape.groups[0]]
-    launch = launch_of(request, best.settings, gpus, best.vision_load)
-    known = known_problems(launch, fit.engine.name, fit.engine.version)
-    if any(row.id.startswith("prefix-cache-off") for row in known):
-        return
-    group = group_rates(request.model, best.settings, request.machine, gpus, fit.engine)
-    rest = fit.requested_load.tokens_per_request + figures.text_tokens
-    pairs = (shared + rest) ** 2 / 2
-    alone = group.seconds(figures, shared + rest, pairs=pairs)
-    spared = alone - group.seconds(figures, rest, pairs=pairs - shared**2 / 2)
-    cache = format_bytes(round(shared * group.work.kv_bytes))
-    yield (
-        f"enable_prefix_caching: of {shared:,} tokens that prompts begin with alike, all but the"
-        f" first are spared {three_digits(spared)} s to the first token by the forecast, and"
-        f" {cache} of each card's cache; the plan counts on none of it"
-    )
 
 
 def _margin(request: ResolvedRequest, account: Account) -> Iterator[str]:
@@ -265,16 +237,11 @@ def _because(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> s
         return ": GPUs stay idle"
     slow, fast = (max(speed.prefill for speed in engines) for engines in (speeds, ours))
     if slow > fast * (1 + _MUCH):
-        return f": a prompt takes {_two_digits(slow)} s, not {_two_digits(fast)}"
+        return f": a prompt takes {two_digits(slow)} s, not {two_digits(fast)}"
     slow, fast = (max(speed.step for speed in engines) for engines in (speeds, ours))
     if slow > fast * (1 + _MUCH):
-        return f": a token takes {_two_digits(slow * 1000)} ms, not {_two_digits(fast * 1000)}"
+        return f": a token takes {two_digits(slow * 1000)} ms, not {two_digits(fast * 1000)}"
     return ""
-
-
-def _two_digits(value: float) -> str:
-    """``0.14``, ``1.4``, ``14`` or ``140``, never ``1.4e+02``."""
-    return f"{value:.2g}" if value < 10 else f"{value:,.0f}"
 
 
 def unkept(request: ResolvedRequest, session_len: int, kv_tokens: int) -> Iterator[str]:
