@@ -153,18 +153,15 @@ def _row(name: str, one: Spread) -> tuple[str, ...]:
 
 
 def tune_view(result: Tuning) -> list[Block]:
-    """What was found, every trial, the best under other loads."""
+    """What was found, and every trial."""
     where = f" on {' + '.join(result.gpus)}" if result.gpus else ""
     best = [place for place, one in enumerate(result.trials) if one.number == result.best]
-    blocks: list[Block] = [
+    return [
         Heading(f"Tuning of {result.model}{where}"),
         *_notes(result),
         Heading("Every trial beside its forecast", whole=False),
         replace(_trials(result), sortable=True, chosen=best[0] if best else None),
     ]
-    if result.curve:
-        blocks += [Heading("The best under other loads"), _loads(result)]
-    return blocks
 
 
 def made_by(result: Tuning) -> str:
@@ -206,13 +203,6 @@ def _notes(result: Tuning) -> list[Block]:
         if winner.quant_policy:
             text = f"it stores the cache with {winner.quant_policy} bits: answers change a little"
             blocks.append(Paragraph(f"{text} (--kv-types 0 leaves that out)", tone="warn"))
-    if result.earlier is not None:
-        worse = result.earlier.change < -0.05
-        text = (
-            f"LMDeploy {result.earlier.lmdeploy} gave {result.earlier.requests_per_second:.2f} "
-            f"requests/s under this load: {result.earlier.change:+.1%} since"
-        )
-        blocks.append(Paragraph(text, tone="bad" if worse else "plain"))
     trials = f"{len(result.trials)} {plural(len(result.trials), 'trial')}"
     text = f"{trials} in {format_duration(result.seconds)}; {result.stopped}"
     return [*blocks, remark(text)]
@@ -234,21 +224,6 @@ def _trials(result: Tuning) -> Table:
     titles = ("", "settings", *right[1:], "how it went")
     rows = (_trial_row(one, result) for one in result.trials)
     return table(titles, rows, right=right, wrap=("settings", "how it went"))
-
-
-def _loads(result: Tuning) -> Table:
-    """The best settings under other numbers of requests at once."""
-    titles = (
-        "at once", "requests/s", "tokens/s", "TTFT p50", "TTFT p90", "TPOT p50", "E2E p50"
-    )  # fmt: skip
-    rows = (
-        (str(one.concurrency), f"{seen.requests_per_second:.2f}",
-         f"{seen.output_tokens_per_second:,.0f}", _seconds(seen.ttft_p50),
-         _seconds(seen.ttft_p90), _seconds(seen.tpot_p50), _seconds(seen.e2e_p50))
-        for one in result.curve
-        if (seen := one.measured)
-    )  # fmt: skip
-    return table(titles, rows, right=titles)
 
 
 def pareto(result: Tuning) -> set[int]:
