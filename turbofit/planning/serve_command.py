@@ -82,9 +82,13 @@ def joint_serve_command(
         requests: one a model.
         shares: one a model; empty where all are equal.
     """
-    models = [_word(plan.model, one.model) for plan, one in zip(plans, requests, strict=True)]
-    common, *others = (_of_all(plan.model, one) for plan, one in zip(plans, requests, strict=True))
-    if any(one.given() != common.given() for one in others):
+    models = [
+        _word(plan.model, request.model) for plan, request in zip(plans, requests, strict=True)
+    ]
+    common, *others = (
+        _of_all(plan.model, request) for plan, request in zip(plans, requests, strict=True)
+    )
+    if any(other.given() != common.given() for other in others):
         return None
     given = common.given()
     if plans[0].machine.source != _MEASURED and not given.keys() & {"context", "session_len"}:
@@ -92,8 +96,8 @@ def joint_serve_command(
         common = common.changed(context=min(contexts) if len(contexts) == 1 else None)
     words = []
     if len(set(shares)) > 1:
-        told = (f"{name}={share:g}" for name, share in zip(models, shares, strict=True))
-        words = ["--share", ",".join(told)]
+        pairs = (f"{name}={share:g}" for name, share in zip(models, shares, strict=True))
+        words = ["--share", ",".join(pairs)]
     return _command(models, common, *words)
 
 
