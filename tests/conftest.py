@@ -32,11 +32,11 @@ gc.disable()  # what is made while tests are collected stays
 
 #: Files that take longest, by minutes of a worker; a file is one worker's.
 LONGEST = (
-    "launch/cluster/test_serve_cluster.py", "launch/test_serve_pretend.py",
-    "rehearse/test_torch_engines.py", "rehearse/test_rehearsal.py",
-    "launch/test_serve_pretend_pytorch.py", "launch/test_serve_several_pretend.py",
-    "launch/test_tune_pretend.py", "launch/test_calibrate_pretend.py",
-    "launch/test_serve_lmdeploy.py", "bench/test_rehearsal.py", "launch/fallback/test_session.py",
+    "launch/cluster/test_serve_cluster.py", "rehearse/test_rehearsal.py",
+    "launch/test_serve_pretend_pytorch.py", "launch/fallback/test_session.py",
+    "launch/test_serve_pretend.py", "launch/test_serve_lmdeploy.py",
+    "launch/test_serve_several_pretend.py", "launch/test_calibrate_pretend.py",
+    "launch/test_tune_pretend.py", "rehearse/test_torch_engines.py", "bench/test_rehearsal.py",
 )  # fmt: skip
 #: Files that one worker runs: it imports LMDeploy and Transformers, or starts Chromium, once.
 TOGETHER = (
@@ -121,6 +121,13 @@ def own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(os.environ, "XDG_STATE_HOME", str(folder))
         yield folder
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A test's own folder of plans, runs and what was learned."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    return tmp_path / "turbofit"
 
 
 @pytest.fixture(scope="session", autouse=True)

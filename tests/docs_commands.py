@@ -1,4 +1,4 @@
-"""The command lines that README and the pages of docs show; Chinese pages have the same."""
+"""The command lines of README, docs and help pages; Chinese pages have the same."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import yaml
+
+from turbofit.cli.manual import MANUAL
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "CONTRIBUTING.md",
@@ -53,8 +55,15 @@ def profile() -> str:
 
 
 def shown() -> list[Shown]:
-    """All of them, page by page and in order; not those with ``…``, which leave something out."""
-    found = []
+    """All of them, page by page and in order; not those with ``…``, which leave something out.
+
+    Also the examples of help pages.
+    """
+    found = [
+        Shown(f"turbofit help {name}", example.removeprefix("turbofit "), whole=True)
+        for name, manual in MANUAL.items()
+        for example in manual.examples
+    ]
     for page in PAGES:
         text = (ROOT / page).read_text(encoding="utf-8")
         for pattern, whole in ((_BLOCK, True), (_INLINE, False)):

@@ -2,46 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
 import turbofit
 from turbofit.core.errors import DoesNotFitError, PackageError, UsageError
-from turbofit.core.plan import Plan
 from turbofit.core.units import MIB
-
-
-def reasons(plan: Plan) -> str:
-    return "\n".join(plan.reasons)
 
 
 class TestStories:
     """`predict` on our users' machines, at LMDeploy's defaults."""
-
-    def test_internvl2_8b_on_cards_that_others_had_filled(self):
-        plan = turbofit.predict("internvl2-8b", on="4xrtx3090", tp=4, free_at_cache="2780MiB")
-        assert plan.kv.region_bytes == 2224 * MIB
-        assert "2.2 GiB, and 556 MiB stay" in reasons(plan)
-        assert not plan.fits
-        # several image requests that meet do not live on 556 MiB; one at detail: high lacks little
-        assert "vision_request (one request, 25 tiles)" in reasons(plan)
-        assert plan.limits.units_per_image == 25
-
-    @pytest.mark.parametrize(("ratio", "region"), [(0.5, 1390), (0.4, 1112)])
-    def test_the_advice_they_got(self, ratio, region):
-        plan = turbofit.predict(
-            "internvl2-8b", on="4xrtx3090", tp=4, free_at_cache="2780MiB",
-            cache_max_entry_count=ratio,
-        )  # fmt: skip
-        assert plan.kv.region_bytes == region * MIB
-        assert plan.fits
-
-    def test_torchrun_would_start_an_engine_a_rank(self, monkeypatch):
-        monkeypatch.setenv("WORLD_SIZE", "4")
-        plan = turbofit.predict("internvl2-8b", on="4xrtx3090", tp=4)
-        assert any("4 whole engines on the same cards" in warning for warning in plan.warnings)
 
     def test_a_photo_kills_qwen2_vl_on_a_24_gb_card(self):
         plan = turbofit.predict("qwen2-vl-7b", on="1xrtx3090")
@@ -82,7 +51,7 @@ class TestStories:
     def test_26b_awq_on_one_24_gb_card(self):
         plan = turbofit.predict("internvl2-26b-awq", on="1xrtx3090")
         assert "runs out of memory while loading" in plan.verdict
-        assert "never starts" in reasons(plan)  # what would come next
+        assert "never starts" in "\n".join(plan.reasons)  # what would come next
         assert plan.remedies[0].change == "2 x NVIDIA GeForce RTX 3090"
         assert turbofit.plan("internvl2-26b-awq", on="2xrtx3090").fits
 
@@ -107,16 +76,6 @@ class TestPlan:
         assert all(ledger.headroom >= ledger.margin for ledger in plan.gpus)
         assert plan.considered[0].why_not == ""
         assert len(plan.commands) == plan.parallel.replicas
-
-    def test_no_bfloat16_before_ampere(self):
-        plan = turbofit.plan("qwen2-vl-7b", on="1xv100-32g")
-        assert plan.settings.dtype == "float16"
-        with pytest.raises(UsageError, match="bfloat16"):
-            turbofit.plan("qwen2-vl-7b", on="1xv100-32g", dtype="bfloat16")
-
-    def test_replicas_where_cards_do_not_reach_each_other_and_one_does(self):
-        plan = turbofit.plan("qwen2-vl-7b", on="2xrtx4090")
-        assert (plan.parallel.tp, plan.parallel.replicas) == (1, 2)
 
     def test_nvlinked_cards_go_together(self):
         plan = turbofit.plan("internvl2-26b-awq", on="4xrtx3090,nvlink=0-2+1-3", tp=2)
@@ -222,10 +181,6 @@ class TestPlan:
             "<Plan: InternVL2-8B on 4xrtx3090, turbomind, tp 1 x 4, 216,064 KV tokens: fits>"
         )
 
-    def test_survives_json(self):
-        plan = turbofit.plan("internvl2-8b", on="4xrtx3090")
-        assert turbofit.Plan.from_json(plan.to_json()) == plan
-
     def test_mig_instances_are_never_joined(self):
         from msgspec.structs import replace
 
@@ -237,17 +192,6 @@ class TestPlan:
         )
         plan = turbofit.plan("internvl2-8b", on=machine)
         assert plan.parallel.tp == 1
-
-
-def test_planning_is_light():
-    """`plan` imports none of the heavy packages, and nothing that talks to a network or a GPU."""
-    code = (
-        "import sys, turbofit; turbofit.plan('internvl2-8b', on='4xrtx3090');"
-        "heavy = {'torch', 'transformers', 'lmdeploy', 'numpy', 'PIL', 'pynvml', 'ssl', 'asyncio'};"
-        "print(sorted(heavy & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
 
 
 def test_a_plan_for_transformers_has_no_config_of_lmdeploy():

@@ -93,7 +93,7 @@ def test_every_action_is_there() -> None:
 
 @pytest.mark.parametrize("nodes", ["4xrtx3090@4/1xl4@2/1xrtx2080ti", "4xrtx3090@4/1xl4:free=19GiB"])
 def test_a_plan_says_what_the_page_says(nodes: str, capsys: pytest.CaptureFixture[str]) -> None:
-    told = planned(nodes, capsys)
+    told = planned(nodes, capsys, "--concurrency", "64")
     said = " ".join(PAGE.split())
     (why,) = re.findall(
         r"1 node left out: ((?:runs|holds) .*?(?:peak of \S+ GiB|are promised))", told
@@ -104,16 +104,18 @@ def test_a_plan_says_what_the_page_says(nodes: str, capsys: pytest.CaptureFixtur
 
 
 def test_what_a_weak_node_costs_is_what_the_plan_says(capsys: pytest.CaptureFixture[str]) -> None:
-    (spec,) = re.findall(r"with `sim:(\S+)` requests go up to 32,768", " ".join(PAGE.split()))
+    said = " ".join(PAGE.split())
+    (spec,) = re.findall(r"With `sim:(\S+)` requests go up to 32,768 tokens on two nodes", said)
     told = planned(spec, capsys)
+    assert "on 2 of 4 nodes" in told
     assert "a request of up to 32,768 tokens" in told
-    (effect,) = re.findall(r"--context 14336 (4 nodes serve: .*? on 2 nodes)", told)
-    assert effect in " ".join(PAGE.split())
+    assert "`--context 14336` plans four" in said
+    assert "on 4 of 4 nodes" in planned(spec, capsys, "--context", "14336")
 
 
-def planned(nodes: str, capsys: pytest.CaptureFixture[str]) -> str:
+def planned(nodes: str, capsys: pytest.CaptureFixture[str], *more: str) -> str:
     """What `plan` prints, on one line."""
-    assert main(["plan", "internvl2-8b", "--cluster", f"sim:{nodes}", "--concurrency", "64"]) == 0
+    assert main(["plan", "internvl2-8b", "--cluster", f"sim:{nodes}", *more]) == 0
     return " ".join(capsys.readouterr().out.split())
 
 

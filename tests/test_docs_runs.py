@@ -24,7 +24,7 @@ RUN = {
 }  # fmt: skip
 #: What a line needs that this machine has not.
 NEEDS = {
-    "--cluster ray": "Ray", "nodes.json": "Ray's nodes", "--rehearse": "LMDeploy",
+    "--cluster ray": "Ray", "node.json": "a node's snapshot", "--rehearse": "LMDeploy",
     "qwen2-vl-7b-mine": "a checkpoint that was merged",
 }  # fmt: skip
 #: tests/test_adding.py runs its lines, in a copy of the tree.

@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -135,22 +134,6 @@ def test_the_citation_can_be_read() -> None:
     assert citation["cff-version"] == "1.2.0"
     assert citation["version"] == turbofit.__version__
     assert {"title", "message", "authors"} <= set(citation)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no git here: an sdist")
-def test_the_sdist_has_all_that_git_has(tmp_path: Path) -> None:
-    pytest.importorskip("hatchling")
-    build = "import sys; from hatchling.build import build_sdist; build_sdist(sys.argv[1])"
-    subprocess.run(
-        [sys.executable, "-c", build, str(tmp_path)], cwd=ROOT, check=True, capture_output=True
-    )
-    with tarfile.open(next(tmp_path.iterdir())) as tar:
-        packed = {name.partition("/")[2] for name in tar.getnames()}
-    listed = subprocess.run(
-        ["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True
-    ).stdout.splitlines()
-    assert {name for name in listed if (ROOT / name).exists()} <= packed
 
 
 RECIPE = yaml.safe_load((ROOT / "recipe" / "recipe.yaml").read_text(encoding="utf-8"))

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -23,15 +24,20 @@ PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built of the sdist, as an index's users without a wheel would, in pip's own environment."""
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("hatchling")
     folder = tmp_path_factory.mktemp("wheel")
     build = "import sys; from hatchling.build import build_sdist; build_sdist(sys.argv[1])"
     subprocess.run(
         [sys.executable, "-c", build, str(folder)], cwd=ROOT, check=True, capture_output=True
     )
-    sdist = next(folder.glob("turbofit-*.tar.gz"))
+    return next(folder.glob("turbofit-*.tar.gz"))
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist: Path) -> Path:
+    """Built of the sdist, as an index's users without a wheel would, in pip's own environment."""
+    folder = sdist.parent
     words = ["wheel", "--no-deps", "--wheel-dir", str(folder), str(sdist)]
     subprocess.run([*PIP, *words], check=True, capture_output=True)
     return next(folder.glob("turbofit-*.whl"))
@@ -43,6 +49,16 @@ def installed(wheel: Path) -> Path:
     words = ["install", "--no-deps", "--no-compile", "--target", str(target), str(wheel)]
     subprocess.run([*PIP, *words], check=True, capture_output=True)
     return target
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no git here: an sdist")
+def test_the_sdist_has_all_that_git_has(sdist: Path) -> None:
+    with tarfile.open(sdist) as tar:
+        packed = {name.partition("/")[2] for name in tar.getnames()}
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.splitlines()
+    assert {name for name in listed if (ROOT / name).exists()} <= packed
 
 
 def test_the_wheel_plans(installed: Path, tmp_path: Path) -> None:

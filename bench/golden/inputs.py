@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from bench.golden.machines import CLUSTERS, MACHINES, MIB
+from bench.golden.machines import MACHINES, MIB
 
 HERE = Path(__file__).parent
 #: Made by turbofit itself: each is the JSON that a command prints.
@@ -35,7 +35,7 @@ _Tensors = dict[str, tuple[str, tuple[int, ...]]]
 
 def write_inputs(folder: Path, run: Callable[[Sequence[str]], str]) -> None:
     """Write all of them; ``run`` gives what turbofit prints to a command line."""
-    for name, document in {**MACHINES, **CLUSTERS}.items():
+    for name, document in MACHINES.items():
         _write(folder / name, document)
     for name, text in _yaml("logs").items():
         (folder / name).write_text(text, encoding="utf-8")

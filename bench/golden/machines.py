@@ -6,8 +6,6 @@ read. Nothing was measured: the figures are plausible and fixed.
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
 from itertools import combinations
 from typing import Any
 
@@ -152,55 +150,3 @@ MACHINES: dict[str, dict[str, Any]] = {
     "bad-full.json": _box("full", [_gpu(0, _L4, free=40 * GIB)]),
     "bad-visible.json": _box("visible", _alike(_L4, 1), visible=[3]),
 }  # fmt: skip
-
-
-def _node(number: int, box: str | None, **changes: Any) -> dict[str, Any]:
-    machine = None if box is None else {**MACHINES[box], "name": f"node-{number}"}
-    found = {
-        "id": f"{number:06x}", "name": f"node-{number}", "address": f"10.0.0.{number}",
-        "machine": machine, "turbofit": "", "lmdeploy": "0.18.0",
-    }  # fmt: skip
-    return {**found, **changes}
-
-
-def _cluster(*nodes: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    found = {"schema": "turbofit.cluster/1", "source": "ray 10.0.0.1:6379", "nodes": list(nodes)}
-    return {**found, **changes}
-
-
-def _crowd(nodes: int) -> Iterator[dict[str, Any]]:
-    """Nodes of two kinds, on each of which others hold another number of bytes."""
-    chance = random.Random(nodes)
-    for number in range(1, nodes + 1):
-        card, count = ((_RTX_3090, 2), (_RTX_4090, 1))[number % 2]
-        gpus = _alike(card, count)
-        for gpu in gpus:
-            held = chance.randrange(7 * GIB)
-            gpu.update(used=held, free=gpu["free"] - held)
-            gpu["uuid"] = f"GPU-{number:08d}-0000-4000-8000-{gpu['index']:012d}"
-        yield _node(number, None, machine=_box(f"node-{number}", gpus))
-
-
-#: By file name.
-CLUSTERS: dict[str, dict[str, Any]] = {
-    "one-node.json": _cluster(_node(1, "four.json")),
-    "nodes.json": _cluster(
-        _node(1, "four.json"),
-        _node(2, "pairs.json"),
-        _node(3, "unequal.json"),
-        _node(4, "desk.json"),
-        _node(5, None, why_not="it has no GPU"),
-        _node(6, "one-unread.json"),
-        _node(7, "all-unread.json"),
-    ),
-    "older-lmdeploy.json": _cluster(
-        _node(1, "pairs.json"), _node(2, "eight.json", lmdeploy="0.16.0"), _node(3, "chosen.json")
-    ),
-    "crowd.json": _cluster(*_crowd(40)),
-    "spread.json": _cluster(*(_node(i, "desk.json") for i in range(1, 5))),
-    "pretended.json": _cluster(_node(1, "four.json", pretend=True)),
-    "nobody.json": _cluster(_node(1, None, why_not="it has no GPU")),
-    "bad-cluster.json": _cluster(schema="turbofit.cluster/9"),
-    "bad-ids.json": _cluster(_node(1, "four.json"), _node(1, "four.json")),
-    "bad-node.json": _cluster(_node(1, "bad-full.json")),
-}

@@ -89,7 +89,7 @@ def test_every_field_of_a_request_has_an_option() -> None:
         assert command is not None
         names = {one.name for one in command.params}
         assert names - set(kind.model_fields) <= {
-            "cluster", "file", "rehearse", "share", "full", "as_json", "md", "quiet", "verbose",
+            "cluster", "file", "rehearse", "full", "as_json", "md", "quiet", "verbose",
             "help", "trace", "vs",
         }  # fmt: skip
         # A prediction makes no choice that a pace could decide.

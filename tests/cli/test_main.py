@@ -58,27 +58,14 @@ def test_help_lists_every_command_and_only_standing_ones(
     assert max(map(len, text.splitlines())) <= 100
 
 
-@pytest.mark.parametrize("name", sorted(COMMANDS))
-def test_each_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([name, "--help"]) == 0
-    page = capsys.readouterr().out
-    assert f"turbofit {name}" in page
-    assert main(["help", name]) == 0
-    assert capsys.readouterr().out == page
-
-
 @pytest.mark.parametrize(
     ("words", "message", "hint"),
     [
         (["plaan"], "unknown command 'plaan'", "did you mean plan?"),
-        (["qqqqqq"], "unknown command", "turbofit help lists the commands"),
-        (["plan", "m", "--tp", "0"], "--tp '0': it should be 1 or more", "--tp: GPUs of one"),
         (["plan", "m", "--tp"], "option '--tp' requires an argument", "plan --help"),
-        (["plan", "m", "--goal", "latancy"], "--goal 'latancy'", "did you mean latency?"),
         (["plan", "m", "--", "--tp", "2"], "nothing after --", "--help"),
         (["report", "/no/such/file"], "cannot be read", "--json > plan.json"),
         (["serve"], "needs a model", "--plan"),
-        (["serve", "m", "--on", "1xrtx3090"], "on the machine here", "--dry-run"),
     ],
 )
 def test_wrong_use_is_said_in_two_lines(
@@ -240,7 +227,7 @@ def test_help_and_planning_stay_light() -> None:
         "from turbofit.cli.main import main\n"
         "main({argv})\n"
         "heavy = {{'torch', 'transformers', 'lmdeploy', 'pynvml', 'urllib.request', 'ssl',"
-        " 'http.client', 'subprocess', 'logging', 'asyncio', {more}}}\n"
+        " 'numpy', 'PIL', 'http.client', 'subprocess', 'logging', 'asyncio', {more}}}\n"
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
     )
     plan = ["plan", "internvl2-8b", "--on", "4xrtx3090", "--json"]

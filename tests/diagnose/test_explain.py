@@ -359,17 +359,76 @@ def test_a_fatal_line_that_overtakes_the_logger() -> None:
         assert (found.kind, found.phase) == ("out_of_memory", "cache")
 
 
-def test_only_the_generation_that_is_known_is_replayed() -> None:
+def test_only_of_the_generation_that_is_known_is_the_shortage_computed() -> None:
     command = "$ lmdeploy serve api_server OpenGVLab/InternVL3-8B  # RTX 3090\n"
     found = explain(command + BUDGET + FATAL)
     assert found.missing is not None
-    assert found.missing.bytes is not None
+    assert found.missing.bytes is None
+    assert found.missing_in_all is not None
+    assert found.missing_in_all.bytes is not None
+    assert found.missing_in_all.bytes > 0
     assert "assumed LMDeploy 0.18" in found.unknown
     found = explain(f"lmdeploy==0.16.0\n{command}{BUDGET}{FATAL}")
-    assert found.missing is not None
-    assert found.missing.bytes is None
+    assert found.missing_in_all is None
     assert any("0.16.0" in one for one in found.unknown)
     assert any("18.7 GiB of host memory" in one for one in found.why)
+
+
+def sized(budget: float, free: float, *lines: str) -> str:
+    """A log of 0.18 whose cache took ``budget`` MiB of ``free``."""
+    told = (f"[turbomind.cc:338] Object cache budget: {budget:.2f} MB from free {free:.2f} MB and "
+            f"ratio {budget / free:.3f}", *lines)  # fmt: skip
+    return "".join(f"[TM][INFO]{HEAD}8315]{line}\n" for line in told)
+
+
+def warming(longest: int) -> str:
+    return f"[turbomind.cc:440] Warm-up lengths: 8, 16, 1024, {longest}"
+
+
+BUFFERS, WARMUP = "for the engine's buffers", "until the warm-up passes"
+IMAGE = ("[turbomind.cc:492] Warm-up finished in 0.01 seconds.",
+         "[qwenvit.cc:230] Qwen3.5 ViT setup: mm_seqs=1 images_batched=1 images_skipped=0 "
+         "patches=40000")  # fmt: skip
+#: Deaths of the 0.18.0 binary on pretend 3090s: model, tp, batch, prefill, session; the cache and
+#: what was free; later lines; the step, and MiB that it lacked, allocation by allocation.
+DEATHS = [
+    ("internvl2-26b-awq", (2, 200, 12288, 32768), (9647.2, 9725), (), BUFFERS, 210),
+    ("internvl2-2b", (1, 128, 1024, 32768), (18411.06, 18485), (), BUFFERS, 38),
+    ("qwen2-vl-7b", (1, 256, 4096, 16384), (6056.42, 6443), (warming(4352),), WARMUP, 157),
+    ("qwen2.5-7b", (2, 256, 8192, 16384), (15985, 16278), (warming(8448),), WARMUP, 318),
+    ("qwen2-vl-7b", (2, 128, 1024, 16384), (14642.2, 15189), (warming(1152), *IMAGE),
+     "for a forward with 40000 vision units", 313),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("model", "options", "cache", "lines", "step", "lacked"), DEATHS)
+def test_what_a_step_lacked(
+    model: str,
+    options: tuple[int, int, int, int],
+    cache: tuple[float, float],
+    lines: tuple[str, ...],
+    step: str,
+    lacked: int,
+) -> None:
+    """Within the steps of two pools, with what a real driver may take besides as doubt."""
+    names = ("tp", "max-batch-size", "max-prefill-token-num", "session-len")
+    words = " ".join(f"--{name} {value}" for name, value in zip(names, options, strict=True))
+    command = f"$ lmdeploy serve api_server {model} {words}\n"
+    found = explain(f"{command}{sized(*cache, *lines)}{FATAL}", on=f"{options[0]}xrtx3090")
+    short = found.missing_in_all
+    assert short is not None
+    assert short.bytes is not None
+    assert short.note == step
+    assert short.bytes / MIB == pytest.approx(lacked, abs=64)
+    assert short.doubt > 0
+    assert found.would_work is not None
+
+
+def test_a_step_that_the_account_grants_is_not_said_to_lack_anything() -> None:
+    command = "$ lmdeploy serve api_server internvl2-8b --tp 1 --max-batch-size 128\n"
+    found = explain(f"{command}{sized(4000, 8000, warming(8320))}{FATAL}", on="1xrtx3090")
+    assert found.missing_in_all is None
+    assert any("should have been enough" in one for one in found.unknown)
 
 
 STACK = "*** stacktrace of thread 0x1 ***\n  [ 0] TM_CUDA_CHECK @ a.cc:1\n  [ 1] {} @ b.cc:2\n"

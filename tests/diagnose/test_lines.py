@@ -199,45 +199,6 @@ def test_any_bytes_in_any_pieces_are_read(data: bytes, size: int) -> None:
     pieces = [data[at : at + size] for at in range(0, len(data), size)]
     if size >= 2:
         assert list(rows(pieces)) == whole
-    read_runs(whole)
-
-
-BROKEN = [
-    "Object cache budget: 1e9 MB from free 0 MB and ratio 0",
-    "[TM][INFO][1][a] Object cache budget: .. MB from free . MB and ratio .",
-    "slab_size 1, object_size 0",
-    "[TM][INFO] block_size = ..5 MB",
-    "max_block_count = 0",
-    "--tp 0",
-    "--tp -3",
-    "--tp 99999999",
-    "(GPU 0; . GiB total capacity",
-    "Tried to allocate . GiB",
-    "CUDA out of memory",
-    "|  0  |",
-    "File",
-    "Traceback",
-    "[TM][FATAL][1][a] CUDA error: out of memory",
-    "Warm-up lengths: ,",
-    "InternVL2-8B",
-    "RTX 3090",
-    "computed [",
-    "[TM][INFO][1][a] Warm-up lengths: 8, 16",
-    "[TM][INFO][1][a] 16",
-    "[TM][INFO][1][a] Object cache budget: 10.00 MB from free 20.00 MB and ratio 0.500",
-    "[TM][INFO][1][a] slab_size 33554432, object_size 8388608, object_count 4, ratio 1",
-    "--session-len 1",
-    "--max-batch-size 1",
-    "NCCL error",
-    "Killed",
-]
-
-
-@given(st.lists(st.sampled_from(BROKEN), max_size=12))
-def test_broken_lines_never_fail(lines: list[str]) -> None:
-    from turbofit.diagnose.explain import diagnose
-
-    diagnose(["\n".join(lines).encode()])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Real deaths of LMDeploy's engine on pretend GPUs: bytes missing must equal the timeline's.
+"""Real deaths of LMDeploy's engine on pretend GPUs: their steps, and what these lacked in all.
 
 One at an image is in `tests/rehearse/test_rehearsal.py`; 30 random ones are in
 bench/faults/DIAGNOSE_RESULTS.md.
@@ -65,10 +65,9 @@ def test_in_the_warm_up(folder: Path) -> None:
     document, found = die(folder, "internvl2-1b", [], tp=2, cache_max_entry_count=0.992)
     assert document["outcome"] == "out_of_memory"
     assert (found.kind, found.phase) == ("out_of_memory", "warm-up")
-    assert found.missing is not None
-    assert found.missing.bytes == document["death"]["missing"]
     assert found.missing_in_all is not None
-    assert found.missing_in_all.bytes >= found.missing.bytes
+    assert found.missing_in_all.bytes is not None
+    assert found.missing_in_all.bytes >= document["death"]["missing"]
     assert found.would_work is not None
     assert found.would_work.fits
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,13 +9,11 @@ import pytest
 
 from bench.gateway.edge_values import BASE, COSTLY, PATHS, edges
 from tests.support.processes import Child, pids
-from tests.support.serving import Served, serve_pretend
+from tests.support.serving import Served, needs, serve_pretend
 from turbofit.gateway.limits.rules import IntegerRule, Scope
 
 pytestmark = [pytest.mark.lmdeploy]
-for needed in ("fastapi", "torchvision"):
-    if importlib.util.find_spec(needed) is None:
-        pytest.skip(f"no {needed}", allow_module_level=True)
+needs("fastapi", "torchvision")
 
 
 @pytest.fixture(scope="module")

@@ -38,10 +38,7 @@ class World:
         self.stack, self.records = stack, {}
 
     def node(self, name: str, *, key: str = KEY, ssl_certfile=None, ssl_keyfile=None, **about):
-        engine = Engine()
-        engine.start()
-        assert engine.ready.wait(HANG)
-        self.stack.callback(lambda: engine.is_alive() and engine.stop())
+        engine = self.stack.enter_context(Engine())
         records = self.records[name] = []
         app = make_gateway(
             plan_for(), [engine.url],
@@ -108,7 +105,7 @@ def test_what_no_engine_had_goes_to_another_node_and_nothing_is_lost(world) -> N
     second, _, _ = world.node("b", at_once=1)
     _, front = world.front(first, second)
     world.up(front, 2)
-    engine.stop()  # its node refuses at once, and has by far the most room
+    engine.close()  # its node refuses at once, and has by far the most room
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda _: asked(front.url, chat())[0], range(60)))
     assert answers == [200] * 60

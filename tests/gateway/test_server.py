@@ -23,6 +23,7 @@ import pytest
 from aiohttp import web
 from msgspec.structs import replace
 
+from tests.load.scripted import ThreadedServer
 from tests.support.gateway import CHAT, chat, image_part, plan_for
 from tests.support.waiting import HANG
 from turbofit.cli.commands.gateway import gateway as command
@@ -43,46 +44,20 @@ from turbofit.gateway.server import (
 ROOT = Path(__file__).resolve().parents[2]
 
 
-class Engine(threading.Thread):
-    """An aiohttp server with LMDeploy's routes, in a thread."""
+class Engine(ThreadedServer):
+    """Answers each request with three events or in short, and keeps what was asked."""
 
     def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.ready, self.bodies, self.left = threading.Event(), [], threading.Event()
+        super().__init__()
+        self.left = threading.Event()
         self.headers: list[dict[str, str]] = []
         #: A stream stops after three events, and each further one needs a permit.
         self.permits = asyncio.Semaphore(0)
-        self.loop = asyncio.new_event_loop()
-
-    def run(self) -> None:
-        self.loop.run_until_complete(self._serve())
-
-    def stop(self) -> None:
-        self.loop.call_soon_threadsafe(self.end.set)
-        self.join()
 
     def permit(self) -> None:
-        self.loop.call_soon_threadsafe(self.permits.release)
+        self._loop.call_soon_threadsafe(self.permits.release)
 
-    async def _serve(self) -> None:
-        self.end = asyncio.Event()
-        app = web.Application(client_max_size=1 << 30)
-        app.router.add_post("/{tail:.*}", self._post)
-        app.router.add_get("/v1/models", self._models)
-        runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
-        await runner.setup()
-        listener = socket.socket()
-        listener.bind(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        await web.SockSite(runner, listener).start()
-        self.ready.set()
-        await self.end.wait()
-        await runner.cleanup()
-
-    async def _models(self, request: web.Request) -> web.Response:
-        return web.json_response({"data": [{"id": "m"}]})
-
-    async def _post(self, request: web.Request) -> web.StreamResponse:
+    async def chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         self.headers.append(dict(request.headers))
         self.bodies.append(body)
@@ -104,11 +79,8 @@ class Engine(threading.Thread):
 
 @pytest.fixture
 def engine():
-    server = Engine()
-    server.start()
-    assert server.ready.wait(HANG)
-    yield server
-    server.stop()
+    with Engine() as server:
+        yield server
 
 
 @pytest.fixture
@@ -148,12 +120,11 @@ def test_requests_pass_and_health_follows(engine) -> None:
         assert asked(gateway.url, path="/health")[0] == 200
         assert asked(gateway.url, path="/v1/models")[2] == b'{"data": [{"id": "m"}]}'
         assert asked(gateway.url, {}, path="/update_weights")[0] == 403
-        engine.stop()
+        engine.close()
         status, headers, _ = asked(gateway.url, chat())
         assert status == 503
         assert "retry-after" in headers
         assert asked(gateway.url, path="/health")[0] == 503
-        engine.stop = lambda: None
     assert not gateway.alive
 
 

@@ -1,15 +1,9 @@
-"""Runs `Supervisor` in a process of its own: ``driver.py PLAN FOLDER PORT CHECK TIMING RUNNER…``.
-
-Its clock is an hour later after each SIGUSR1.
-"""
+"""Runs `Supervisor` in a process of its own: ``PLAN FOLDER PORT CHECK TIMING RUNNER…``."""
 
 from __future__ import annotations
 
 import json
-import signal
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 from turbofit.core.errors import TurbofitError
@@ -26,13 +20,6 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
-def clock() -> Callable[[], float]:
-    """A clock for the supervisor that a signal puts forward."""
-    hours: list[int] = []
-    signal.signal(signal.SIGUSR1, lambda *_: hours.append(1))
-    return lambda: time.monotonic() + 3600 * len(hours)
-
-
 def tell_open(server: Supervisor, urls: list[str]) -> None:
     server.tell_open()
     say("READY " + " ".join(urls))
@@ -43,9 +30,7 @@ def main() -> int:
     port, check = int(sys.argv[3]), sys.argv[4] == "check"
     timing = Timing(**{"liveness": 0.0, **json.loads(sys.argv[5])})
     launches = [Launch(command, sys.argv[6:]) for command in commands(plan, port=port)]
-    server = Supervisor(
-        plan, launches, Path(sys.argv[2]), say, check=check, timing=timing, clock=clock()
-    )
+    server = Supervisor(plan, launches, Path(sys.argv[2]), say, check=check, timing=timing)
     try:
         with StopSignal() as stop:
             ended = server.run(stop, lambda urls: tell_open(server, urls))

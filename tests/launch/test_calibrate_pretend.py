@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -16,7 +15,7 @@ from msgspec.structs import replace
 from bench.gpu.check import impossible
 from tests.pretend.cuda_torch import CUDA_PATH, ROOT
 from tests.support.processes import Child
-from tests.support.serving import start_turbofit
+from tests.support.serving import needs, start_turbofit
 from turbofit.cli.main import main
 from turbofit.core.errors import UsageError
 from turbofit.core.struct import decode
@@ -27,20 +26,13 @@ from turbofit.report.share import shared
 from turbofit.report.stored_documents import StoredPlan, read_saved
 
 pytestmark = [pytest.mark.lmdeploy]
-for needed in ("lmdeploy", "fastapi", "torchvision"):
-    if importlib.util.find_spec(needed) is None:
-        pytest.skip(f"no {needed}", allow_module_level=True)
+needs("lmdeploy", "fastapi", "torchvision")
 
 EIGHT = ("internvl2-8b", "--on", "1xrtx3090", "--pretend")
 
 
 def calibrate(children: list[Child], state: Path, *words: str) -> Child:
     return start_turbofit(children, state, "calibrate", *words)
-
-
-def said(child: Child) -> str:
-    assert child.process.stdout is not None
-    return child.process.stdout.read()
 
 
 def only_a_card_shows(state: Path) -> None:
@@ -67,7 +59,11 @@ def only_a_card_shows(state: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("cut", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
 def test_it_measures_and_the_next_plan_knows(
-    cut: bool, children: list[Child], tmp_path: Path
+    cut: bool,
+    children: list[Child],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Also after a calibration that was cut short."""
     if cut:
@@ -79,7 +75,8 @@ def test_it_measures_and_the_next_plan_knows(
     second = calibrate(children, tmp_path, *EIGHT, "--json")
     assert second.finish() == 0, second.stderr
     only_a_card_shows(tmp_path)
-    result = json.loads(said(second))
+    assert second.process.stdout is not None
+    result = json.loads(second.process.stdout.read())
     (learned,) = result["calibrations"]
     assert learned["pretend"] is True
     # The pretend card is charged with the estimates, so that nothing is left to learn but rounding.
@@ -90,13 +87,14 @@ def test_it_measures_and_the_next_plan_knows(
     assert {"context and weights", "cache", "steady", "kernels", "sampling"} <= set(phases)
     over = {row["phase"]: row["over"] / (1 << 20) for row in result["phases"]}
     assert all(0 <= size <= 4 for size in over.values()), over
-    third = calibrate(children, tmp_path, *EIGHT, "--json")
-    assert third.finish() == 0
-    assert "calibrated before" in third.stderr
-    assert json.loads(said(third))["phases"] == result["phases"]
-    gone = calibrate(children, tmp_path, *EIGHT, "--forget")
-    assert gone.finish() == 0
-    assert "forgot 1 calibrations" in gone.stderr
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setenv("TURBOFIT_LEASES", str(tmp_path / "leases"))
+    assert main(["calibrate", *EIGHT, "--json"]) == 0
+    told = capsys.readouterr()
+    assert "calibrated before" in told.err
+    assert json.loads(told.out)["phases"] == result["phases"]
+    assert main(["calibrate", *EIGHT, "--forget"]) == 0
+    assert "forgot 1 calibrations" in capsys.readouterr().err
 
 
 def test_wrong_use_is_said(

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 from getpass import getuser
 from pathlib import Path
-from textwrap import dedent
 from typing import Any
 
 import pytest
@@ -342,71 +341,6 @@ class TestCommand:
         assert main(["export", "compose", saved, "--host", "127.0.0.1"]) == 2
         assert "hint:" in capsys.readouterr().err
 
-    PROFILE = """
-        model: internvl2-8b
-        machine: {on: 1xrtx4090}
-        settings: {max-batch-size: 4}
-        serve: {drain: 300.5, liveness: 30, no_check: true, name: of-a-cluster}
-        sleep: {idle: 10m}
-        gateway:
-          host: 192.168.0.7
-          port: 8123
-          api_key: env:NOBODY_HAS_IT
-          allow_origins: ["https://a.example", "https://b.example"]
-          ssl_certfile: tls/cert.pem
-          ssl_keyfile: tls/key.pem
-    """
-
-    @pytest.fixture
-    def profile(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        monkeypatch.chdir(tmp_path)
-        path = tmp_path / "a.yaml"
-        path.write_text(dedent(self.PROFILE))
-        return path
-
-    def test_all_of_a_profile_is_served(self, profile: Path, capsys) -> None:
-        assert main(["export", "systemd", "-f", str(profile)]) == 0
-        out, err = capsys.readouterr()
-        assert "keys are not written" in err
-        (line,) = (one for one in out.splitlines() if one.startswith("ExecStart="))
-        for words in (
-            "--max-batch-size 4", "--drain 300.5", "--liveness 30.0", "--no-check", "--idle 600.0",
-            "--host 192.168.0.7 --port 8123", "--allow-origins https://a.example https://b.example",
-            f"--ssl-certfile {profile.parent}/tls/cert.pem",
-        ):  # fmt: skip
-            assert f" {words}" in line
-        assert "of-a-cluster" not in out
-        assert "TimeoutStopSec=331" in out  # the drain, and what comes after it
-        # Not without keys, as the profile has it.
-        assert "\nEnvironmentFile=/etc/turbofit/turbofit-internvl2-8b.env" in out
-
-    def test_a_container_sees_no_file_of_this_machine(self, profile: Path, capsys) -> None:
-        assert main(["export", "compose", "-f", str(profile)]) == 2
-        assert "ssl_certfile of the profile names a file" in capsys.readouterr().err
-        text = "".join(x for x in profile.read_text().splitlines(True) if "ssl_" not in x)
-        profile.write_text(text)
-        assert main(["export", "compose", "-f", str(profile)]) == 0
-        assert "stop_grace_period: 331s" in capsys.readouterr().out
-
     def test_systemd_takes_absolute_paths_alone(self, saved: str, capsys) -> None:
         assert main(["export", "systemd", saved, "--executable", "bin/turbofit"]) == 2
         assert "no absolute path" in capsys.readouterr().err
-
-    def test_a_profile_without_a_model(self, profile: Path, capsys) -> None:
-        profile.write_text("gateway: {port: 8123}\n")
-        assert main(["export", "systemd", "-f", str(profile)]) == 2
-        assert "hint: write model: NAME" in capsys.readouterr().err
-
-    def test_keys_of_a_gateway_that_is_left_out(self, profile: Path, capsys) -> None:
-        profile.write_text(
-            "model: internvl2-8b\nmachine: {on: 1xrtx4090}\nserve: {no_gateway: true}\n"
-            "gateway: {api_key: env:NOBODY_HAS_IT}\n"
-        )
-        assert main(["export", "systemd", "-f", str(profile)]) == 2
-        assert "--api-key is for the gateway" in capsys.readouterr().err
-
-    @pytest.mark.parametrize("line", ["cluster: ray", "dry_run: true"])
-    def test_what_no_service_has_is_refused(self, line: str, profile: Path, capsys) -> None:
-        profile.write_text(f"model: internvl2-8b\nmachine: {{on: 1xrtx4090}}\nserve: {{{line}}}\n")
-        assert main(["export", "systemd", "-f", str(profile)]) == 2
-        assert f"{line.partition(':')[0]} of the profile" in capsys.readouterr().err

@@ -111,42 +111,6 @@ def names_are_answered(port: int, names: list[str], folder: str) -> None:
         assert ask(port, "/v1/completions", body)["choices"]
 
 
-@pytest.mark.exhaustive
-@pytest.mark.parametrize(
-    ("words", "names"),
-    [
-        (["--no-gateway", "--", "--model-name", "mine", "--api-keys", "secret"], None),
-        (["--api-key", "secret"], None),
-        (["--", "--model-name", "my model"], ["my model"]),
-        (["--no-gateway"], None),
-    ],
-)
-def test_what_it_says_to_ask_is_answered(
-    serve: Any, internvl2: Path, port: int, words: list[str], names: list[str] | None
-) -> None:
-    pytest.importorskip("openai")
-    child = serve(str(internvl2), "--no-check", *words)
-    child.wait_for("to ask: ", 2)
-    assert ask_as_told(child) == ["ok", "ok"]
-    if names is not None:
-        names_are_answered(port, names, str(internvl2))
-    child.process.send_signal(signal.SIGTERM)
-    assert child.finish() == 0
-
-
-@pytest.mark.exhaustive
-def test_of_several_models_the_first_is_asked(
-    serve: Any, internvl2: Path, qwen2_vl: Path, port: int
-) -> None:
-    pytest.importorskip("openai")
-    words = ("--no-check", "--context", "2048", "--api-key", "secret")
-    child = serve(str(internvl2), str(qwen2_vl), *words)
-    child.wait_for("models: InternVL2-tiny, Qwen2-VL-tiny")
-    assert ask_as_told(child) == ["ok", "ok"]
-    child.process.send_signal(signal.SIGTERM)
-    assert child.finish() == 0
-
-
 def test_a_saved_plan_and_somebody_who_took_its_memory(
     serve: Any, internvl2: Path, tmp_path: Path, nvml_machine: Any
 ) -> None:

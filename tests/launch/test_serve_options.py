@@ -81,7 +81,7 @@ def test_what_only_the_gateway_does_needs_it(
         (["--name", "a"], "is for a cluster"),
         (["--node-port", "2"], "is for a cluster"),
         (["--turn", "30s"], "for models that take turns"),
-        (["--share", "internvl2-8b=2"], "there is one"),
+        (["internvl2-8b"], "named twice"),
     ],
 )
 def test_what_is_refused(

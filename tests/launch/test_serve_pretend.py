@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import importlib.util
 import json
 import os
 import signal
@@ -18,12 +17,10 @@ import pytest
 
 from tests.support.open_clients import OpenClient
 from tests.support.processes import HANG, REPO, Child, free_port, gone, pids
-from tests.support.serving import LONG, MESSAGES, Served, image, serve_pretend, told
+from tests.support.serving import LONG, MESSAGES, Served, image, needs, serve_pretend, told
 
 pytestmark = [pytest.mark.lmdeploy]
-for needed in ("lmdeploy", "fastapi", "torchvision"):
-    if importlib.util.find_spec(needed) is None:
-        pytest.skip(f"no {needed}", allow_module_level=True)
+needs("lmdeploy", "fastapi", "torchvision")
 
 EIGHT = ("internvl2-8b", "--on", "1xrtx3090")
 
@@ -105,23 +102,6 @@ def peaked(served: Served, least: float) -> int:
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize(
-    ("words", "least", "cards"),
-    [
-        (("qwen2.5-7b", "--on", "2xl4", "--tp", "2"), 0.98, 2),
-        # Its pool of 768 MiB grows by 32 MiB, and the last step may not be needed.
-        (("internvl3-8b-hf", "--on", "1xrtx3090", "--concurrency", "8"), 0.95, 1),
-    ],
-)
-def test_ready_means_the_planned_peak(
-    words: tuple[str, ...], least: float, cards: int, children: list[Child], tmp_path: Path
-) -> None:
-    served = serve_pretend(children, tmp_path, *words)
-    served.wait()
-    assert peaked(served, least) == cards
-
-
-@pytest.mark.exhaustive
 def test_a_photo_is_lowered_and_no_client_takes_the_server_past_the_plan(
     children: list[Child], tmp_path: Path
 ) -> None:
@@ -160,7 +140,6 @@ def log_probabilities_are_those_of_token_0(served: Served) -> None:
 
 @pytest.mark.exhaustive
 def test_without_the_gateway_the_same_request_kills(children: list[Child], tmp_path: Path) -> None:
-    """Qwen2-VL's twin, without turbofit's server: `tests/rehearse/turbomind/test_server.py`."""
     served = serve_pretend(children, tmp_path, *EIGHT, "--no-gateway", "--concurrency", "2")
     served.wait()
     assert "warning: --no-gateway: the plan holds only while" in served.child.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import signal
 from collections import Counter
@@ -12,16 +11,14 @@ from typing import Any, Final
 import pytest
 
 from tests.support.processes import Child
-from tests.support.serving import serve_pretend, start_turbofit
+from tests.support.serving import needs, serve_pretend, start_turbofit
 from turbofit import api
 from turbofit.load.trace import read_trace
 from turbofit.load.trace_forecast import admitted_requests, simulated_engines
 from turbofit.tuner.trace import replay
 
 pytestmark = [pytest.mark.lmdeploy, pytest.mark.exhaustive]
-for needed in ("fastapi", "torchvision"):
-    if importlib.util.find_spec(needed) is None:
-        pytest.skip(f"no {needed}", allow_module_level=True)
+needs("fastapi", "torchvision")
 
 PLANNED: Final[dict[str, Any]] = {"engine": "turbomind", "context": 4096, "concurrency": 4}
 #: Tokens of answers, four of which are written at once: the others come while those are written.

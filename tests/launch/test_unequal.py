@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import signal
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
-from tests.support.processes import Child
-from tests.support.serving import image, serve_pretend
 from turbofit import api
 from turbofit.cli.main import main
 from turbofit.core.plan import Plan
@@ -95,30 +91,3 @@ def test_a_saved_plan_is_launched_with_the_settings_of_each(
         assert f"--cache-max-entry-count {group_plan.settings.cache_max_entry_count:.3f}" in shown
     assert main([*base, "8"]) == 2
     assert "the plan was made for 0\n" in capsys.readouterr().err
-
-
-needs_lmdeploy = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ("lmdeploy", "fastapi", "torchvision")),
-    reason="no LMDeploy",
-)
-
-
-@pytest.mark.lmdeploy
-@pytest.mark.exhaustive
-@needs_lmdeploy
-def test_both_cards_serve_what_their_own_cache_holds(children: list[Child], tmp_path: Path) -> None:
-    served = serve_pretend(children, tmp_path, MODEL, "--on", ON)
-    served.wait()
-    record = served.record["attempts"][0]
-    assert len(record["by_group"]) == 2
-    tokens = []
-    for engine in record["engines"]:
-        rows = {row["what"]: row for row in engine["beside"]}
-        assert rows["KV tokens"]["actual"] == rows["KV tokens"]["forecast"]
-        assert 0.98 <= rows["in use at most"]["actual"] / rows["in use at most"]["forecast"] <= 1
-        tokens.append(rows["KV tokens"]["actual"])
-    assert tokens == [group_plan.kv.tokens for group_plan in api.plan(MODEL, on=ON).by_group]
-    for _ in range(4):
-        assert served.chat(image(4480, 4480))[0] == 200
-    served.child.process.send_signal(signal.SIGTERM)
-    assert served.child.finish() == 0

@@ -21,6 +21,8 @@ class ThreadedServer:
         models: the status of ``/v1/models``.
     """
 
+    gets = "/v1/models"
+
     def __init__(self, port: int = 0, key: str | None = None, models: int = 200) -> None:
         self.port, self._key, self._models = port, key, models
         self.bodies: list[dict[str, Any]] = []
@@ -58,10 +60,10 @@ class ThreadedServer:
 
     async def _serve(self) -> None:
         self._end = asyncio.Event()
-        app = web.Application(client_max_size=1 << 26, middlewares=[self._let_in])
-        app.router.add_get("/v1/models", self._list)
+        app = web.Application(client_max_size=1 << 30, middlewares=[self._let_in])
+        app.router.add_get(self.gets, self.page)
         app.router.add_post("/v1/chat/completions", self.chat)
-        runner = web.AppRunner(app, shutdown_timeout=0.0)
+        runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.0)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", self.port, reuse_address=True).start()
         self.port = runner.addresses[0][1]
@@ -77,7 +79,8 @@ class ThreadedServer:
         response: web.StreamResponse = await handler(incoming)
         return response
 
-    async def _list(self, _: web.Request) -> web.Response:
+    async def page(self, _: web.Request) -> web.Response:
+        """The answer to a GET of that path."""
         return web.json_response({"data": [{"id": "m"}]}, status=self._models)
 
 

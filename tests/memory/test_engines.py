@@ -209,7 +209,7 @@ def test_no_inner_model_is_newer_than_the_vision_model_that_has_it() -> None:
     for name in ("gemma-3-4b", "glm-4.1v-9b", "qwen3-vl-8b", "intern-s1-mini", "internvl3-8b-hf"):
         model = preset_model(name)
         for engine in ("turbomind", "pytorch"):
-            for span in versions._spans(engine).get(model.architecture, ()):
+            for span in versions.listings(engine).get(model.architecture, ()):
                 assert not_listed(model, engine, span.came) is None, name
 
 
@@ -218,20 +218,20 @@ def test_each_release_is_an_older_one_in_order_and_lists_what_turbofit_reads() -
     for engine in ("turbomind", "pytorch"):
         releases = list(data[engine])
         assert releases == sorted(releases, key=written)
-        assert set(versions._spans(engine)) <= TEXT_ARCHITECTURES | set(VISION_READERS)
+        assert set(versions.listings(engine)) <= TEXT_ARCHITECTURES | set(VISION_READERS)
 
 
 def test_the_last_list_is_that_of_the_reference() -> None:
     """What the reference runs by its own tables is listed at the end, and nothing has left."""
     names = TEXT_ARCHITECTURES | set(VISION_READERS)
     listed = {
-        name for name, spans in versions._spans("turbomind").items() if spans[-1].left is None
+        name for name, spans in versions.listings("turbomind").items() if spans[-1].left is None
     }
     assert listed == (TURBOMIND_TEXT | TURBOMIND_VISION) & names
 
 
 def test_a_damaged_file_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(versions, "load_yaml", lambda _: {"turbomind": 1})
-    versions._spans.cache_clear()
+    versions.listings.cache_clear()
     with pytest.raises(UsageError, match=r"architectures\.yaml is damaged"):
         not_listed(preset_model("qwen3-8b"), "turbomind", "0.5.3")

@@ -17,6 +17,7 @@ from tests.support.checkpoints import make_internvl2, make_internvl_hf, make_qwe
 from tests.support.checkpoints_eva import make_cogvlm, make_glm4v
 from tests.support.checkpoints_llava import make_llava
 from tests.support.oracles import (
+    check_images,
     config_class,
     front_end,
     gemma_of,
@@ -105,16 +106,8 @@ def test_patches_reach_the_engine_as_planned(transformers, tmp_path, make):
     folder = tmp_path / "tiny"
     token = make(transformers, folder)
     rule = resolve_model(str(folder)).image_rule
-    front = front_end(folder)
-    rng = random.Random(6)
-    for _ in range(12):
-        size = rng.randrange(10, 1200), rng.randrange(10, 1200)
-        # What would lower or raise the limit elsewhere is not read here.
-        item = {"type": "image", "data": picture(*size), "max_pixels": 784, "min_pixels": 1}
-        found = front.preprocess([{"role": "user", "content": [item]}], f"a{token}b")
-        expected = rule.tokens(*size)
-        assert found["input_ids"].count(front.image_token_id) == expected
-        assert len(found["multimodal"]) == 1
+    # What would lower or raise the limit elsewhere is not read here.
+    check_images(front_end(folder), rule, f"a{token}b", max_pixels=784, min_pixels=1)
 
 
 def gemma(transformers, folder):

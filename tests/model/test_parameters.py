@@ -11,6 +11,7 @@ from tests.support.oracles import (
     delta_nets,
     text_config,
 )
+from tests.sweep import sweep
 from turbofit.core.model import Quantization, TextDims, VisionDims
 from turbofit.model.checkpoint import Origin, read_checkpoint
 from turbofit.model.parameters import stored_bytes, text_linears, text_parameters
@@ -158,7 +159,7 @@ OWN_HEADS = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", sweep(range(6), 3))
 def test_text_models_equal_transformers_on_meta(transformers, family, seed):
     rng = random.Random(f"{family}{seed}")
     values = text_config(rng) | {"tie_word_embeddings": rng.random() < 0.5}
@@ -191,7 +192,7 @@ def test_text_models_equal_transformers_on_meta(transformers, family, seed):
 
 
 @pytest.mark.parametrize("family", ["Qwen2VL", "Qwen2_5_VL"])
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", sweep(range(6), 3))
 @pytest.mark.parametrize("tied", [False, True])
 def test_qwen_vl_equals_transformers_on_meta(transformers, family, seed, tied):
     rng = random.Random(f"{family}{seed}")
@@ -216,7 +217,7 @@ def test_qwen_vl_equals_transformers_on_meta(transformers, family, seed, tied):
     assert dims[2] == count(transformers, f"{family}ForConditionalGeneration", config)
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", sweep(range(8), 4))
 def test_internvl_hf_equals_transformers_on_meta(transformers, seed):
     rng = random.Random(seed)
     text = text_config(rng) | {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}

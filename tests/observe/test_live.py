@@ -3,10 +3,11 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from aiohttp import web
 
+from tests.load.scripted import ThreadedServer
 from turbofit.core.errors import UsageError
 from turbofit.gateway.http.metrics import Metrics, merge
 from turbofit.observe.live import fetch_page, now_of
@@ -38,23 +39,17 @@ def page() -> str:
     return merge(ENGINES) + metrics.text(gauges)
 
 
+class Gateway(ThreadedServer):
+    gets = "/metrics"
+
+    async def page(self, _: web.Request) -> web.Response:
+        return web.Response(text=page())
+
+
 @pytest.fixture
 def server() -> Iterator[str]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            allowed = self.headers.get("Authorization") == "Bearer right"
-            self.send_response(200 if allowed and self.path == "/metrics" else 401)
-            self.end_headers()
-            if allowed:
-                self.wfile.write(page().encode())
-
-        def log_message(self, *_: object) -> None: ...
-
-    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=running.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{running.server_port}"
-    running.shutdown()
-    running.server_close()
+    with Gateway(key="right") as running:
+        yield running.url
 
 
 def test_what_the_gateway_says() -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from turbofit.core.units import MIB
 from turbofit.observe import log_events as log
@@ -166,12 +164,6 @@ def test_lines(line: str, event: object) -> None:
 )
 def test_other_lines(line: str) -> None:
     assert read_line(line) is None
-
-
-@given(st.text(max_size=200))
-def test_no_line_is_an_error(text: str) -> None:
-    read_line(text)
-    read_line(PREFIX + text)
 
 
 def test_out_of_memory_is_told_from_other_cuda_errors() -> None:

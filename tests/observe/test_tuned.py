@@ -11,11 +11,7 @@ from tests.support.plans import machine
 from turbofit.core.tuning import Tuning
 from turbofit.observe import tuned
 
-
-@pytest.fixture(autouse=True)
-def state(tmp_path: Path, monkeypatch) -> Path:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    return tmp_path / "turbofit"
+pytestmark = pytest.mark.usefixtures("state")
 
 
 ONE = Tuning(

@@ -17,8 +17,8 @@ pytestmark = pytest.mark.slow
 THREE = ("internvl2-2b", "qwen2-vl-2b", "internvl2-1b")
 
 
-def together(*models: str, on: str | Machine = "1xrtx3090", shares=(), **given) -> JointPlan:
-    return joint_plan([PlanRequest(model=name, on=on, **given) for name in models], shares)
+def together(*models: str, on: str | Machine = "1xrtx3090", **given) -> JointPlan:
+    return joint_plan([PlanRequest(model=name, on=on, **given) for name in models])
 
 
 @pytest.fixture(scope="module")
@@ -46,18 +46,6 @@ def test_caches_hold_as_many_requests_of_each_model(three: JointPlan) -> None:
     requests = [plan.kv.tokens / plan.kv.longest_request_tokens for plan in three.plans]
     assert all(plan.kv.longest_request_tokens == 32768 for plan in three.plans)
     assert max(requests) < 1.3 * min(requests)
-
-
-def test_shares_move_memory() -> None:
-    models = ("internvl2-2b", "internvl2-1b")
-    more = together(*models, shares=(3.0, 1.0))
-    less = together(*models, shares=(1.0, 3.0))
-    first, second = (
-        [plan.kv.tokens / plan.kv.longest_request_tokens for plan in one.plans]
-        for one in (more, less)
-    )
-    assert first[0] > 2 * first[1]
-    assert second[1] > 2 * second[0]
 
 
 def test_images_are_asked_of_models_that_take_them() -> None:
@@ -132,8 +120,6 @@ def test_a_margin_that_was_given_stays_free() -> None:
 def test_one_model_is_no_joint_plan() -> None:
     with pytest.raises(UsageError, match="two models"):
         together("internvl2-1b")
-    with pytest.raises(UsageError, match="a share for each"):
-        together("internvl2-1b", "internvl2-2b", shares=(1.0,))
 
 
 def test_a_concurrency_is_held_by_each_in_its_part() -> None:

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from tests.support.processes import CUDA_PATH
 from tests.support.processes import REPO as ROOT
 
+PATH = f"{CUDA_PATH}:{ROOT}"
 _MARK = "RESULT "
 HEAD = f"""
 import json, sys, torch
@@ -49,13 +51,24 @@ def run(
     folder.mkdir(exist_ok=True)
     file = folder / "program.py"
     file.write_text(HEAD + program)
-    done = subprocess.run(
-        [sys.executable, "-m", "turbofit", "pretend", "--on", on, "--json", "--", sys.executable,
-         str(file)],
-        env={**os.environ, "PYTHONPATH": f"{CUDA_PATH}:{ROOT}", **env},
-        cwd=folder, capture_output=True, text=True, timeout=seconds, check=False,
-    )  # fmt: skip
+    words = ("-m", "turbofit", "pretend", "--on", on, "--json", "--", sys.executable, str(file))
+    done = _run(words, cwd=folder, timeout=seconds, env=env)
     told = [line for line in done.stderr.splitlines() if line.startswith(_MARK)]
     result = json.loads(told[-1].removeprefix(_MARK)) if told else None
-    assert done.stdout, done.stderr
     return Ran(done.returncode, result, done.stderr, json.loads(done.stdout))
+
+
+def cuda_json(*words: str, given: str | None = None, path: str = PATH) -> Any:
+    """The JSON that a Python program prints, which may import the CUDA build of torch."""
+    return json.loads(_run(words, env={"PYTHONPATH": path}, input=given, timeout=600.0).stdout)
+
+
+def _run(
+    words: Sequence[str], *, env: Mapping[str, str], **keywords: Any
+) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, *words], env={**os.environ, "PYTHONPATH": PATH, **env},
+        capture_output=True, text=True, check=False, **keywords,
+    )  # fmt: skip
+    assert done.stdout, done.stderr
+    return done

@@ -352,6 +352,7 @@ def test_threads_are_held_and_let_go(libraries: Path, tmp_path: Path) -> None:
             while not stop:
                 with more: mine.append(1); more.notify_all()
                 rt.cudaDeviceSynchronize()
+                time.sleep(0.002)              # without Python's lock: it is seldom held with it
         def until(reached):
             with more: assert more.wait_for(reached, 120)
         def begin():

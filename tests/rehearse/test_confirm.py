@@ -189,16 +189,10 @@ def test_a_lack_of_memory_counts_before_a_rehearsal_that_could_not_be_held(
 
 
 @pytest.mark.lmdeploy
-@pytest.mark.parametrize(
-    ("model", "on"),
-    [
-        ("internvl2-1b", "1xrtx3060"),
-        # A pair beside a single card: groups that are unlike in size too.
-        pytest.param("internvl2-8b", "2xrtx4080+rtx3090", marks=pytest.mark.exhaustive),
-    ],
-)
-def test_the_real_engine_serves_each_with_its_own(model: str, on: str) -> None:
-    seen = turbofit.rehearse(model, on=on)
+@pytest.mark.exhaustive
+def test_the_real_engine_serves_each_with_its_own() -> None:
+    """A pair beside a single card: groups that are unlike in size too."""
+    seen = turbofit.rehearse("internvl2-8b", on="2xrtx4080+rtx3090")
     assert seen.fits
     for group_plan in seen.by_group:
         assert group_plan.rehearsal is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from turbofit.rehearse.document import moments, outcome_and_end
 from turbofit.rehearse.notes import Notes, read_notes
 from turbofit.rehearse.run import Seen
 from turbofit.rehearse.spec import Spec
+from turbofit.rehearse.turbomind import server
 
 
 def test_how_far_the_child_is_told(tmp_path: Path) -> None:
@@ -149,3 +151,12 @@ def test_an_end_after_a_refused_allocation_is_out_of_memory() -> None:
     assert (end.kind, end.phase, end.where, end.missing) == ("out_of_memory", "warm-up", "Attn", 5)
     # TurboMind's silent hang refuses nothing that matters.
     assert outcome_and_end(ended(-9, "stuck"), seen(refused))[0] == "hang"
+
+
+def test_a_server_that_is_started_alone_says_how_it_is_started(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TURBOFIT_PRETEND_MACHINE", raising=False)
+    assert server.main(["serve"]) == 2
+    assert "turbofit serve --pretend" in capsys.readouterr().err
+    assert "LD_PRELOAD" not in os.environ

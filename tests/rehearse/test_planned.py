@@ -13,10 +13,11 @@ from turbofit.core.plan import Plan
 from turbofit.model.folder import FolderFiles
 from turbofit.model.source import resolve_model
 from turbofit.pretend.scenario import MIB
+from turbofit.rehearse import planned as module
 from turbofit.rehearse.checkpoint.twin import checkpoint_for, twin_of, write_model
 from turbofit.rehearse.confirm import rehearse_plan
 from turbofit.rehearse.document import rehearse
-from turbofit.rehearse.planned import _lines, _told, beside, plan_spec, unanswered
+from turbofit.rehearse.planned import _lines, _told, plan_spec, unanswered
 from turbofit.rehearse.spec import Spec
 from turbofit.rehearse.turbomind.image_overlap import worst_cases
 
@@ -134,22 +135,40 @@ def test_no_twin_of_what_is_not_known(tmp_path: Path) -> None:
     assert "model.layers.0.self_attn.q_norm.weight" in FolderFiles(str(folder)).header(first)
 
 
-@pytest.fixture(scope="module")
-def spec(planned: Plan, tmp_path_factory: pytest.TempPathFactory) -> Spec:
-    return plan_spec(planned, checkpoint_for(planned.model, tmp_path_factory.mktemp("planned")))
+class Seen(NamedTuple):
+    """The plan after its rehearsal, the specification and the document of that."""
+
+    plan: Plan
+    spec: Spec
+    document: dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def document(run: Rehearse, spec: Spec) -> dict[str, Any]:
+def seen(run: Rehearse) -> Seen:
     """The plan on the pretend card, once for all that is asked about it."""
-    return rehearse(spec)
+    documents: list[tuple[Spec, dict[str, Any]]] = []
+
+    def kept(spec: Spec, keep: Path | None) -> dict[str, Any]:
+        documents.append((spec, rehearse(spec, keep)))
+        return documents[-1][1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "rehearse", kept)
+        plan = turbofit.api.rehearse("internvl2-8b", on="1xrtx3090")
+    (kept_once,) = documents
+    return Seen(plan, *kept_once)
 
 
 @pytest.mark.lmdeploy
-def test_the_plan_holds_on_the_pretend_card(
-    document: dict[str, Any], planned: Plan, spec: Spec
-) -> None:
+def test_the_plan_holds_on_the_pretend_card(seen: Seen, planned: Plan) -> None:
+    document = seen.document
     assert document["outcome"] == "served"
+    assert seen.plan.fits
+    assert seen.plan.kv == planned.kv
+    assert seen.plan.rehearsal is not None
+    assert seen.plan.rehearsal.cache.tokens is not None
+    assert planned.kv.tokens <= seen.plan.rehearsal.cache.tokens <= planned.kv.tokens * 1.01
+    assert Plan.from_json(seen.plan.to_json()) == seen.plan
     rows = {row.term: row for row in compare(planned, document)}
     for exact in ("weights", "kv_cache", "pool_warmup"):
         assert rows[exact].difference == 0
@@ -157,13 +176,13 @@ def test_the_plan_holds_on_the_pretend_card(
         assert abs(rows[close].difference) < 32 * 1024
     for term in ("vision_request", "vision_forward", "text_prefill", "sampling"):
         assert rows[term].difference <= 0
-    (ledger,) = beside(planned, document)
+    (ledger,) = seen.plan.gpus
     seen_terms = {t.term: t.rehearsed for t in ledger.ledger}
     assert seen_terms["kv_cache"] == rows["kv_cache"].rehearsed
     assert seen_terms["cuda_context"] is None
-    gpu = spec.machine.gpus[0]
-    seen = max(case["peak"][0] for case in document["cases"]) + gpu.used + gpu.late
-    assert 0 <= planned.gpus[0].peak - seen < 256 * MIB
+    gpu = seen.spec.machine.gpus[0]
+    peak = max(case["peak"][0] for case in document["cases"]) + gpu.used + gpu.late
+    assert 0 <= planned.gpus[0].peak - peak < 256 * MIB
 
 
 @pytest.mark.lmdeploy
@@ -193,9 +212,7 @@ def test_another_name_of_qwen3_5_is_run_as_one(run: Rehearse, tmp_path: Path) ->
 
 
 @pytest.mark.lmdeploy
-def test_the_engine_brings_together_what_the_plan_pays_for(
-    document: dict[str, Any], planned: Plan
-) -> None:
-    """All of the pool, but for a tile and rounding; with a prefix cache see `test_meeting`."""
-    seen, paid = forward_pool(planned, document)
-    assert 0.96 * paid <= seen <= paid
+def test_the_engine_brings_together_what_the_plan_pays_for(seen: Seen, planned: Plan) -> None:
+    """All of the pool, but for a tile and rounding; with a prefix cache see `test_mixes`."""
+    taken, paid = forward_pool(planned, seen.document)
+    assert 0.96 * paid <= taken <= paid

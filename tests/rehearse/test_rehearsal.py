@@ -135,17 +135,10 @@ def test_a_phones_photo_kills_qwen2_vl(run: Rehearse, tmp_path: Path) -> None:
     log = command.encode() + (tmp_path / "log").read_bytes()
     found = diagnose([log], on="1xrtx3090:total=24268MiB:used=300MiB")
     assert found.phase == "vision"
-    assert found.missing is not None
-    assert found.missing.bytes == death["missing"]
-    assert "65536 vision units" in found.missing.note
-
-
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("quant_policy", [0, 4, 8])
-def test_16_bits_have_code_for_the_newest_cards(run: Rehearse, quant_policy: int) -> None:
-    blackwell = {"name": "NVIDIA GeForce RTX 5090", "sm": [12, 0], "sm_count": 170}
-    document = run("internvl2-2b", card=blackwell, cases=tiles(13), quant_policy=quant_policy)
-    assert document["outcome"] == "served"
+    assert found.missing_in_all is not None
+    assert found.missing_in_all.bytes is not None
+    assert found.missing_in_all.bytes >= death["missing"]
+    assert "65536 vision units" in found.missing_in_all.note
 
 
 def test_the_silent_start_up_hang_is_recognised(run: Rehearse) -> None:
@@ -155,11 +148,3 @@ def test_the_silent_start_up_hang_is_recognised(run: Rehearse) -> None:
     # By its lines, and not by the time that a start may take.
     assert "cache is smaller" in document["death"]["where"]
     assert len(document["log"]) < 60
-
-
-@pytest.mark.exhaustive
-def test_float16_on_an_older_card_keeps_temporaries(run: Rehearse) -> None:
-    older = {"name": "Tesla V100", "sm": [7, 0], "sm_count": 80, "total": 32494 * MIB}
-    document = run("internvl2-8b", card=older)
-    assert document["settings"]["dtype"] == "float16"
-    assert mib(document["terms"][0]["load_temporaries"]) == 704

@@ -24,23 +24,22 @@ def test_what_turbofit_writes_hangs_together(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "words"),
+    ("path", "value"),
     [
-        (("parallel", "groups"), [], "no group"),
-        (("parallel", "groups", 0), [7], "its ledgers of"),
-        (("machine", "gpus"), [], "its machine has"),
-        (("gpus",), [], "its ledgers of"),
-        (("gpus", 0, "total"), 0, "no memory"),
-        (("settings", "cache_block_seq_len"), 0, "cache_block_seq_len is 0"),
-        (("kv", "longest_request_tokens"), -1, "less than no tokens"),
-        (("rehearsal", "timeline", 0, "peak"), [], "tells of 0 GPUs in weights"),
-        (("rehearsal", "cache", "region"), [], "in cache"),
+        (("parallel", "groups"), []),
+        (("parallel", "groups", 0), [7]),
+        (("machine", "gpus"), []),
+        (("gpus",), []),
+        (("gpus", 0, "total"), 0),
+        (("settings", "cache_block_seq_len"), 0),
+        (("kv", "longest_request_tokens"), -1),
+        (("rehearsal", "timeline", 0, "peak"), []),
+        (("rehearsal", "cache", "region"), []),
     ],
 )
 def test_what_contradicts_itself_is_refused(
     path: tuple[Any, ...],
     value: Any,
-    words: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -48,8 +47,7 @@ def test_what_contradicts_itself_is_refused(
     file.write_text(changed(path, value))
     assert main(["report", str(file)]) == 2
     said = capsys.readouterr().err
-    assert words in said
-    assert "cannot be read" in said
+    assert "cannot be read: its GPUs, groups, sizes and rehearsal contradict each other" in said
 
 
 def changed(path: tuple[Any, ...], value: Any) -> str:

@@ -15,7 +15,6 @@ from turbofit.core.errors import UsageError
 from turbofit.core.presets import load_yaml
 from turbofit.core.struct import decode
 from turbofit.kernels.census import Census
-from turbofit.launch.cluster.nodes import cluster_from
 from turbofit.launch.serve import ladder
 from turbofit.launch.serve.leases import Leases
 from turbofit.machine.snapshot import load_snapshot
@@ -71,7 +70,7 @@ def lease(path: Path) -> None:
 
 #: By the first byte.
 READERS = (
-    shown, run, load_snapshot, lambda path: cluster_from(str(path)),
+    shown, run, load_snapshot,
     lambda path: ClusterPlan.from_json(path.read_bytes()), census, calibration, learned, lease,
     load_yaml,
 )  # fmt: skip

@@ -20,13 +20,9 @@ from turbofit.core.struct import to_json
 from turbofit.launch.serve.runs import Record
 from turbofit.report.stored_documents import keep, read_saved, saved_document
 
+pytestmark = pytest.mark.usefixtures("state")
+
 Out = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(autouse=True)
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    return tmp_path / "turbofit"
 
 
 def run_folder(state: Path, name: str = "20261120-100000-m", plan: Plan | None = None) -> Path:

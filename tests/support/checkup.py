@@ -52,9 +52,6 @@ class Healthy(Sources):
             "xgrammar": "0.2.8",
         }  # fmt: skip
         self.modules: set[str] = set()
-        self.records: dict[str, int] = {"nvidia-nccl-cu12": 400}
-        self.packages["nvidia-nccl-cu12"] = "2.32.3"
-        (root / "libnccl.so.2").write_bytes(bytes(400))
         self.demands: list[str] | None = [
             "torch<=2.12.1,>=2.0.0", "transformers!=5.0.*,>=4.56.0", "torch>=9; extra == 'all'",
         ]  # fmt: skip
@@ -76,10 +73,6 @@ class Healthy(Sources):
 
     def has_module(self, name: str) -> bool:
         return name in self.modules
-
-    def recorded(self, package: str, name: str) -> tuple[Path, int] | None:
-        size = self.records.get(package)
-        return None if size is None else (self.root / name, size)
 
     def requires(self, package: str) -> list[str] | None:
         return self.demands

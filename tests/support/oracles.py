@@ -253,6 +253,18 @@ def tokens_of(folder, images):
     return found
 
 
+def check_images(front, rule, text, **asked):
+    """Image tokens reach the engine as the rule plans them, whatever a part asks for."""
+    rng = random.Random(6)
+    for _ in range(12):
+        size = rng.randrange(10, 1200), rng.randrange(10, 1200)
+        item = {"type": "image", "data": picture(*size), **asked}
+        found = front.preprocess([{"role": "user", "content": [item]}], text)
+        assert found["input_ids"].count(front.image_token_id) == rule.tokens(*size)
+        (image,) = found["multimodal"]
+        assert image["pixel_values"].shape[0] == rule.units(*size)
+
+
 def picture(width, height):
     from PIL import Image
 

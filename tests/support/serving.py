@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 import http.client
+import importlib.util
 import json
 import sys
 from pathlib import Path
 from typing import Any, Final
+
+import pytest
 
 from tests.support.open_clients import OpenClient
 from tests.support.processes import HANG, Child, free_port
@@ -16,6 +19,13 @@ from turbofit.load.prompt import png
 #: Tokens of an answer that goes on for minutes.
 LONG: Final = 8000
 MESSAGES: Final = [{"role": "user", "content": "x"}]
+
+
+def needs(*modules: str) -> None:
+    """Skips a file of tests where one of these cannot be imported."""
+    for name in modules:
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"no {name}", allow_module_level=True)
 
 
 class Served:

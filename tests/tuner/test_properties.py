@@ -83,25 +83,6 @@ def test_more_images_context_or_margin_never_give_more_tokens(engine, seed, inde
     assert after.kv_tokens <= before.kv_tokens
 
 
-@given(engine=engines, seed=st.integers(0, 10**6), freed=st.integers(1, 6000))
-@relaxed
-def test_the_worth_grows_with_free_memory(engine, seed, freed):
-    request = random_request(random.Random(seed))
-    try:
-        before, after = (
-            search(request, engine).best,
-            search(less_used(request, freed * MIB), engine).best,
-        )
-    except UsageError:
-        return
-    assert after.fits or not before.fits
-    if before.fits:
-        # A step of the ratio is the least that a cache can give up: memory freed on the card that
-        # sizes it makes it larger on the other one too, which may have no room for that.
-        *served, score = before.worth
-        assert after.worth >= (*served, score * 0.995)
-
-
 @given(engine=engines, seed=st.integers(0, 10**6), shuffle=st.randoms(use_true_random=False))
 @relaxed
 def test_permuting_equal_gpus_changes_neither_verdict_nor_score(engine, seed, shuffle):

@@ -11,8 +11,6 @@ import turbofit.api
 from turbofit.core.plan import Plan
 from turbofit.gateway.limits.gate import UNSTATED
 from turbofit.gateway.limits.request_limits import bounds_of
-from turbofit.rehearse.checkpoint.twin import checkpoint_for
-from turbofit.rehearse.document import rehearse
 from turbofit.rehearse.planned import plan_spec
 
 PAIRS = [("qwen2-vl-7b", "1xrtx3090"), ("internvl2-8b", "1xrtx3090"), ("qwen3-vl-8b", "1xa100-40g")]
@@ -86,17 +84,6 @@ def test_a_pytorch_rehearsal_sends_no_more_than_the_gateway_lets_through(tmp_pat
         counts.append(len(cases["vision_forward"].requests))
     assert counts[0] > 1
     assert counts[1] == 1
-
-
-@pytest.mark.exhaustive  # a queue of one is driven by `rehearse/turbomind/test_image_overlap.py`
-@pytest.mark.lmdeploy
-def test_the_engine_serves_it(tmp_path: Path) -> None:
-    _, queued = both("qwen2-vl-7b", "1xrtx3090")
-    document = rehearse(plan_spec(queued, checkpoint_for(queued.model, tmp_path)))
-    assert document["outcome"] == "served"
-    cases = {case["name"]: case["transient"][0] for case in document["cases"]}
-    (paid,) = (term.bytes for term in queued.gpus[0].ledger if term.worst)
-    assert 0.97 * paid <= max(cases.values()) <= paid
 
 
 TIGHT = ("internvl2-2b", "1xl4:free=8GiB")

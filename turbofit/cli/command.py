@@ -8,7 +8,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import click
-from click.core import ParameterSource
 
 from turbofit.cli.terminal.output import PAGE_WIDTH, Form, answer, progress, verbose_log
 from turbofit.cli.usage_errors import (
@@ -48,8 +47,9 @@ class Option(click.Option):
     """click's, in a named group of the help page; the first group has no name.
 
     ``several``: it takes all words up to the next option, as LMDeploy's options do. ``form``: it is
-    a form of the answer, of which a command gives one; it takes them as one `Form`. ``usual`` is
-    the default as the help page says it. Where there is no ``help``, presets/options.yaml has it.
+    a form of the answer, of which a command gives one; it takes them as one `Form`, and no variable
+    asks for one. ``usual`` is the default as the help page says it. Where there is no ``help``,
+    presets/options.yaml has it.
     """
 
     def __init__(
@@ -63,6 +63,8 @@ class Option(click.Option):
     ) -> None:
         if several:
             attributes["multiple"] = True
+        if form:
+            attributes["allow_from_autoenv"] = False
         super().__init__(names, **attributes)
         self.group = group
         self.several = several
@@ -159,30 +161,19 @@ class CliCommand(click.Command):
         return left
 
     def _check_forms(self, ctx: click.Context) -> None:
-        """One form of the answer at most; the command line's goes before the environment's.
+        """Take the one form of the answer that may be asked for.
 
         Raises:
-            UsageError: two were asked for in the same place.
+            UsageError: two were asked for.
         """
-        forms = [one for one in self.params if isinstance(one, Option) and one.form]
-        given = {one.name: one for one in forms if one.name and ctx.params[one.name]}
-        typed = {
-            name: one
-            for name, one in given.items()
-            if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        }
-        if typed:
-            for name in given.keys() - typed.keys():
-                ctx.params[name] = given[name].get_default(ctx) or None
-        first, *others = (typed or given).values() or (None,)
-        if first is not None and others:
-            error = UsageError(
-                f"{first.opts[0]} and {others[0].opts[0]} do not go together",
-                hint="give one of the two",
+        forms = {one.name: one for one in self.params if isinstance(one, Option) and one.form}
+        given = [one.opts[0] for name, one in forms.items() if name and ctx.params[name]]
+        if len(given) > 1:
+            raise UsageError(
+                f"{given[0]} and {given[1]} do not go together", hint="give one of the two"
             )
-            raise with_source(error, ctx)
         if forms:
-            fields = {one.name: ctx.params.pop(one.name) for one in forms if one.name in _FORM}
+            fields = {name: ctx.params.pop(name) for name in forms if name in _FORM}
             ctx.params["form"] = Form(**fields)
 
     def _repeated(self, arguments: Sequence[str], ctx: click.Context) -> list[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 import turbofit
-from turbofit.cli.command import Option, split_rest
+from turbofit.cli.command import split_rest
 from turbofit.cli.command_group import COMMANDS, TURBOFIT, unknown_command
 from turbofit.cli.commands.completion import COMPLETE_VARIABLE, complete
 from turbofit.cli.terminal.output import INTERRUPTED, UnwrittenError, complain, prepare_streams
@@ -59,7 +59,6 @@ def main(argv: Sequence[str]) -> int:
     prepare_streams()
     as_json = "--json" in split_rest(argv)[0]
     try:
-        as_json = as_json or _json_by_variable(argv)
         return _run(list(argv))
     except click.exceptions.Exit as exc:
         return exc.exit_code
@@ -90,20 +89,6 @@ def _run(argv: list[str]) -> int:
     with TURBOFIT.make_context("turbofit", [name, *argv[1:]], auto_envvar_prefix=ROOT) as ctx:
         code: int = TURBOFIT.invoke(ctx)
     return code
-
-
-def _json_by_variable(argv: Sequence[str]) -> bool:
-    """Whether the environment makes errors JSON: of a command line that may not be readable.
-
-    A form of the answer that is typed goes before the environment's.
-    """
-    said = os.environ.get(f"{ROOT}_{argv[0]}_JSON".upper(), "") if argv else ""
-    if said.strip().lower() not in ("true", "yes", "on", "1", "y", "t"):
-        return False
-    command = TURBOFIT.get_command(click.Context(TURBOFIT), argv[0])
-    params = command.params if command is not None else ()
-    forms = {name for one in params if isinstance(one, Option) and one.form for name in one.opts}
-    return forms.isdisjoint(word.partition("=")[0] for word in split_rest(argv)[0])
 
 
 def _missing(exc: ModuleNotFoundError) -> PackageError | None:

@@ -399,7 +399,7 @@ def options_by_command(ctx: click.Context) -> Iterator[tuple[str, click.Paramete
     for name in group.list_commands(ctx):
         command = group.get_command(ctx, name)
         if command is not None:
-            yield from ((name, one) for one in command.params if _has_variable(one))
+            yield from ((name, one) for one in command.params if isinstance(one, click.Option))
 
 
 def _hint(name: str, known: Iterable[str], ctx: click.Context) -> str:
@@ -410,7 +410,8 @@ def _hint(name: str, known: Iterable[str], ctx: click.Context) -> str:
     bare = name.removeprefix(here)
     if name != bare and (found := synonym(bare)):
         return found.here(os.environ[name], f"{here}{{variable}}={{value}}")
-    every = (variable(f"{PREFIX}{of.upper()}", one) for of, one in options_by_command(ctx))
+    options = ((of, one) for of, one in options_by_command(ctx) if _has_variable(one))
+    every = (variable(f"{PREFIX}{of.upper()}", one) for of, one in options)
     # Without the prefix, by which all names are alike.
     right = sorted(one.removeprefix(PREFIX) for one in {*known, *VARIABLES, *every})
     meant = guess(name.removeprefix(PREFIX), right, of=PREFIX)

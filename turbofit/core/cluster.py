@@ -40,7 +40,7 @@ class Cluster(JsonDocument):
     schema: Annotated[str, const(CLUSTER_SCHEMA)] = CLUSTER_SCHEMA
     source: Annotated[
         str,
-        doc("Where it comes from: Ray's address, a file, or a SPEC that is simulated."),
+        doc("Where it comes from: Ray's address, or machines that are simulated."),
     ]
     nodes: tuple[Node, ...]
 
@@ -101,7 +101,7 @@ class ClusterPlan(JsonDocument):
     warnings: tuple[str, ...] = ()
     remedies: Annotated[
         tuple[Remedy, ...],
-        doc("Other promises and what they would give; where nothing fits, what would."),
+        doc("Where nothing fits, what would."),
     ] = ()
     source: Annotated[str, doc("Where the cluster comes from.")] = ""
     serve: Annotated[

@@ -70,10 +70,7 @@ def _of_extra(extra: str, gone: set[str]) -> Iterator[tuple[str, str]]:
 
 
 def installed(*names: str) -> str | None:
-    """The version of the first of these packages that is beside us, None where none is.
-
-    What is elsewhere is not known: LMDeploy may be another interpreter's.
-    """
+    """The version of the first of these packages that is beside us, None where none is."""
     from importlib.metadata import PackageNotFoundError, version
 
     for name in names:

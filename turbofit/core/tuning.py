@@ -59,22 +59,6 @@ class TrialRecord(Struct):
     seconds: Annotated[float, doc("From the start of the engine to its end.")] = 0.0
 
 
-class CurvePoint(Struct):
-    """The best settings under another number of requests at once."""
-
-    concurrency: int
-    measured: SpeedFigures
-
-
-class EarlierTuning(Struct):
-    """The result that was kept before, of another LMDeploy."""
-
-    lmdeploy: str
-    created: str
-    requests_per_second: float
-    change: Annotated[float, doc("Of requests a second, now over then, less one.")]
-
-
 class Tuning(Struct):
     """What was tried for one model, promise and load on one machine, and what was best."""
 
@@ -92,8 +76,6 @@ class Tuning(Struct):
     slo: Annotated[dict[str, float], doc("Seconds, by ttft, tpot, e2e: 90 % may take so long.")]
     best: Annotated[int | None, doc("The trial's number; null where none meets the SLO.")] = None
     trials: tuple[TrialRecord, ...] = ()
-    curve: tuple[CurvePoint, ...] = ()
-    earlier: EarlierTuning | None = None
     stopped: Annotated[str, doc("Why no more was tried.")] = ""
     seconds: float = 0.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.version import REFERENCE
@@ -12,7 +13,7 @@ from turbofit.diagnose.facts import read_runs
 from turbofit.diagnose.rows import rows
 from turbofit.diagnose.rules.causes import what_to_send
 from turbofit.diagnose.rules.draft import evidence, raised_in, without_secrets
-from turbofit.diagnose.rules.figures import package_of
+from turbofit.diagnose.rules.figures import package_of, refused_by
 from turbofit.diagnose.rules.rules_engine import engine_rules
 from turbofit.diagnose.rules.rules_hang import hang_rules
 from turbofit.diagnose.rules.rules_host import host_rules, peer_meaning, quiet_rules
@@ -33,6 +34,7 @@ from turbofit.observe.log_reader import read_line
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from turbofit.diagnose.answer import Evidence
     from turbofit.diagnose.facts import LogFacts
     from turbofit.diagnose.rules.draft import RuleAnswer
 
@@ -137,10 +139,11 @@ def _answer(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnosi
 
 
 def _unknown(case: LogCase, *also: str) -> Diagnosis:
-    """Nothing was recognised; a Python error is still shown."""
+    """No rule knows it: what the last exception says, and whether that is a check's sentence."""
     told = [(mark, read_line(mark.text)) for mark, _ in case.facts.every(KnownMessage)]
     conditional = [(mark, error) for mark, error in told if isinstance(error, PythonError)]
     errors = case.facts.every(PythonError) or conditional
+    kind, possible = "unknown", tuple[str, ...]()
     what = "this log has nothing that turbofit recognises"
     last = case.facts.last_complaint or (told[-1][0] if told else None)
     if errors:
@@ -148,9 +151,18 @@ def _unknown(case: LogCase, *also: str) -> Diagnosis:
         said = error.message or (last.stack[-1].code if last.stack else "")
         said = without_secrets(said)
         what = f"turbofit does not know this error: {error.name}: {said}".rstrip(": ")
-    lines = (evidence(last, "the last error"),) if last else ()
-    if lines and not errors:
+        checked = refused_by(last.stack, error.name)
+        if checked and " " in said.strip():
+            what = f"{checked} stopped at a check of its own: {said}"
+            kind, possible = "check_failed", _CHECKED
+    lines: tuple[Evidence, ...] = (evidence(last, "the last error"),) if last else ()
+    if last and not errors:
         what = f"turbofit does not know this message: {lines[0].text}"
+        if _WARNING.match(lines[0].text):
+            what = f"this log has a warning, and no error: {lines[0].text}"
+            lines = (evidence(last, "the last warning"),)
+    if not lines and case.facts.calm:
+        what = _QUIET
     inside = package_of(last.stack) if last else None
     about = " ".join((what, *case.facts.subject.programs))
     if errors and not errors[-1][0].stack:
@@ -158,9 +170,10 @@ def _unknown(case: LogCase, *also: str) -> Diagnosis:
     if case.facts.lines <= _SHORT:
         about += " (short log)"
     return Diagnosis(
-        kind="unknown",
+        kind=kind,
         phase="unknown",
         what=what,
+        possible=possible,
         why=raised_in(last) if last else (),
         also=also,
         evidence=lines,
@@ -173,6 +186,15 @@ def _unknown(case: LogCase, *also: str) -> Diagnosis:
     )
 
 
+_WARNING: Final = re.compile(r".{0,60}?\bWARN(?:ING)?\b|.{0,240}?[a-z]Warning: ")
+#: Why a program's own check fails.
+_CHECKED: Final = (
+    "what it was given or found here (an option, the model, a file, the card, a version) is not"
+    " what this release takes: its sentence says which",
+    "a fault of this release",
+)
+#: A log of whose lines none is of an error; what its program did is not known.
+_QUIET: Final = "no line of this log tells of an error"
 #: Lines up to which a log does not tell which program it is of.
 _SHORT: Final = 3
 #: Of a message that does not tell its cause.

@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 _TIME: Final = re.compile(r"\[TM\]\[[A-Z]+\]\[(\d{4}\.[\d:.]+)\]")
 #: The source line of a frame, indented or, in a notebook, behind an arrow.
 _CALL: Final = re.compile(r"(?:    |-+> \d+)\s*(.+)")
+#: The same where a page has lost what stood before it.
+_UNINDENTED: Final = re.compile(r"(\S.+)")
 _T = TypeVar("_T", bound="Struct")
 #: An engine's beginning: its command, its bars, and what it says before its weights.
 _BEGUN: Final = re.compile(
@@ -76,6 +78,17 @@ _PROGRESS: Final = re.compile(
     r"(?!.*(?:[Ss]hut|[Ee]xit|[Tt]erminat|[Kk]ill|[Cc]lean|[Ss]top|[Rr]etry|HTTP/\d|NCCL INFO"
     r"|throughput))(?:.{0,60}?\bINFO\b|.{0,200}?\d%\|)"
 )
+#: What tells of no error: a level below one, a bar; and words that any failure has.
+_CALM: Final = re.compile(r".{0,60}?\b(?:INFO|DEBUG|(?P<warns>WARN(?:ING)?))\b|.{0,200}?\d%\|")
+_ALARM: Final = re.compile(
+    r"error|fail|exce(?:ption|ed)|abort|refus|denied|time(?:d |-)?out|unable|can(?:no|')t|\bnot?\b"
+    r"|invalid|crash|kill|fatal|dump|lost|oom|out of|exit|shut|stop|traceback|mismatch|missing",
+    re.IGNORECASE,
+)
+#: Rows of the longest log that is said to have no error.
+_WEIGHED: Final = 2000
+#: A request that a server did not answer as was asked.
+_UNANSWERED: Final = re.compile(r'INFO: .{0,60}?"POST /\S{0,240} HTTP/[\d.]+" [45]\d\d\b')
 #: An exception in a destructor while the program ends: Python goes on. Of a stream that could not
 #: be written it may be all that is said.
 _IN_DESTRUCTOR: Final = re.compile(
@@ -142,6 +155,8 @@ class LogFacts:
         self.waits = 0
         self.waiting: tuple[int, str] | None = None
         self._stack: list[PythonFrame] = []
+        #: Whether the row before is a frame, whose source line comes next.
+        self._at_frame = False
         self._table = SmiTable()
         self._message: tuple[int, list[str]] | None = None
         self._counts: dict[type, int] = {}
@@ -151,11 +166,19 @@ class LogFacts:
         #: of exceptions counts once.
         self.rows_beside = 0
         self.errors = 0
+        self._rows = self._calm = 0
+        self._alarmed = False
+
+    @property
+    def calm(self) -> bool:
+        """Whether most lines are of a level or bars, and none but warnings has a failure's word."""
+        return not self._alarmed and 2 * self._calm > self._rows
 
     def take(self, line: int, text: str) -> None:
         """Take in one row."""
         self.lines = max(self.lines, line)
         self.subject.notice(text)
+        self._weigh(text)
         if self.begun_at is None and _BEGUN.search(text):
             self.begun_at = line
         repeated = repeats(text)
@@ -170,6 +193,7 @@ class LogFacts:
             return
         if self._message and not self._continues(line, text, event):
             self._message = None
+        follows, self._at_frame = self._at_frame, isinstance(event, PythonFrame)
         if isinstance(event, PythonFrame):
             self._stack.append(event)
             if self._followed:
@@ -177,6 +201,8 @@ class LogFacts:
                 self.marks[-1] = told._replace(stack=(*told.stack, event))
             return
         call = _CALL.match(text) if self._stack else None
+        if follows and event is None and not call:
+            call = _UNINDENTED.match(text)
         if text.startswith(_CHAIN):
             self.rows_beside -= 1
             self.errors -= 1
@@ -192,7 +218,7 @@ class LogFacts:
             self._keep(line, text, event)
         elif call:
             self._code(call[1])
-        elif _COMPLAINT.match(text):
+        elif _COMPLAINT.match(text) or _UNANSWERED.match(text):
             self.last_complaint = LogEvent(line, text, KnownMessage(), tuple(self._stack))
         elif ("INFO" in text or "%|" in text) and _PROGRESS.match(text):
             self._progress = (self._progress[1], line)
@@ -204,6 +230,16 @@ class LogFacts:
                 last is not None and isinstance(last.event, TorchMemory) and not last.stack
             )
         self.subject.read(line, text)
+
+    def _weigh(self, text: str) -> None:
+        self._rows += 1
+        if self._alarmed or self._rows > _WEIGHED:
+            self._alarmed = True
+            return
+        calm = _CALM.match(text)
+        self._calm += calm is not None
+        if not (calm and calm["warns"]):
+            self._alarmed = _ALARM.search(text) is not None
 
     def ended_by(self, text: str) -> bool:
         """Whether a row begins another run: an engine that was past its beginning begins again."""

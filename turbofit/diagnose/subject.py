@@ -37,7 +37,8 @@ _INFERENCE: Final = re.compile(
     r"lmdeploy|turbomind|turbofit|vllm|sglang|transformers|torch|cuda|nvidia|nccl|nvml|nvrm|ptxas|xformers"
     r"|triton|flash[-_]?(?:attn|attention|infer)|huggingface|hf[-_]mirror|modelscope|safetensors"
     r"|bitsandbytes|\[tm\]|raylet|\bray\b|\bgpu|\bllms?\b|tokenizer|api_server"
-    r"|trust[-_]remote|inference engine|intern(?:vl|vit|lm)|qwen|llava|cogvlm|llama|mixtral"
+    r"|\.(?:h|cc):\d+ warn |trust[-_]remote|inference engine|server socket has failed"
+    r"|intern(?:vl|vit|lm)|qwen|llava|cogvlm|llama|mixtral"
 )
 _CARDS: Final = ("RTX", "Tesla", "NVIDIA", "V100", "A100", "H100", "H200", "L4", "T4", "A10")
 _TOKEN: Final = re.compile(r"[\w./-]*[A-Za-z][\w.-]*\d[\w.-]*")

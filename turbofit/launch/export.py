@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from pathlib import PurePath
@@ -48,8 +47,7 @@ class Service(Struct):
     ``memory`` is host memory in bytes that the engines will take; ``shm`` what ``/dev/shm`` must
     hold, 0 where nothing needs it. ``uuids`` are empty where the plan was made for a preset.
     ``hub_cache`` is where the hub's cache with the checkpoint was found, ``folders`` what the
-    command names of the machine. ``needs_keys``: it must not start without keys of its clients.
-    ``start``: seconds until it must answer; ``stop``: seconds from
+    command names of the machine. ``start``: seconds until it must answer; ``stop``: seconds from
     SIGTERM until it has ended.
     """
 
@@ -61,22 +59,13 @@ class Service(Struct):
     memory: int
     shm: int
     port: int
-    needs_keys: bool = False
     hub_cache: str | None = None
     folders: tuple[str, ...] = ()
     start: int = int(Timing().start)
     stop: int = int(Timing().drain) + _AFTER_DRAIN
 
 
-def service_of(
-    plan: Plan,
-    *,
-    port: int,
-    host: str,
-    name: str | None = None,
-    words: Iterable[str] = (),
-    drain: float = Timing().drain,
-) -> Service:
+def service_of(plan: Plan, *, port: int, host: str, name: str | None = None) -> Service:
     """What to run for a plan.
 
     The command measures and plans again at every start, with the plan's shape and with what it was
@@ -87,8 +76,6 @@ def service_of(
         port: the gateway's.
         host: where it listens.
         name: the service's; None makes one of the model's.
-        words: those of ``turbofit serve`` that are no part of a plan.
-        drain: seconds that open requests have at the end.
 
     Raises:
         DoesNotFitError: the plan would not serve.
@@ -108,7 +95,7 @@ def service_of(
     cards = [plan.machine.gpu(index) for index in indices]
     measured = plan.machine.source != "preset"
     request, cache = _request(plan), _hub_cache(plan)
-    model, words = str(request.model), (*request.option_arguments(("model",)), *words)
+    model, words = str(request.model), request.option_arguments(("model",))
     return Service(
         name=label.strip("-"),
         argv=("turbofit", "serve", model, *words, "--host", host, "--port", str(port)),
@@ -120,7 +107,6 @@ def service_of(
         port=port,
         hub_cache=None if cache is None else str(cache),
         folders=(model,) if os.path.isabs(model) else (),
-        stop=math.ceil(drain) + _AFTER_DRAIN,
     )
 
 
@@ -225,7 +211,6 @@ def manifest(
         values["model"] = " ".join(service.argv[2].split()).rstrip("\\").replace("%", "%%")
         said = (_word(f"{name}={value}") for name, value in more.items() if value)
         values["more"] = _lines("Environment=", said)
-        values["may_lack"] = "" if service.needs_keys else "-"
     elif kind == "compose":
         # In the short form of a volume a colon separates its two paths.
         form = "{{type: bind, source: {0}, target: {0}, read_only: true}}"

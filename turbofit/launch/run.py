@@ -36,6 +36,7 @@ from turbofit.launch.engine.launches import (
     lmdeploy_if_needed,
     module_runner,
     ratio_now,
+    shared_ratio,
 )
 from turbofit.launch.serve.download import fetched
 from turbofit.launch.serve.gpu_monitor import (
@@ -79,7 +80,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.routing.deny_list import DenyList
     from turbofit.gateway.routing.engines import Outage
     from turbofit.gateway.server import GatewayThread
-    from turbofit.launch.engine.launches import Lmdeploy, SharedCards
+    from turbofit.launch.engine.launches import Lmdeploy
     from turbofit.launch.engine.supervised_engine import Examiner, SupervisedEngine
     from turbofit.launch.serve.config import ServeConfig
     from turbofit.launch.serve.ladder import Rung
@@ -104,7 +105,7 @@ class Run:
         examiner: looks closer at the engines; they are on private ports then, with a key and
             without a gateway.
         publish: where clients reach a gateway; None is an address of its own.
-        shared: the cards, where other models of this turbofit have engines on them.
+        shared: other models of this turbofit have engines on the cards, too.
 
     Raises:
         PackageError: LMDeploy is missing, and was asked for.
@@ -122,7 +123,7 @@ class Run:
         lmdeploy: Lmdeploy | None = None,
         examiner: Examiner | None = None,
         publish: Callable[[Gateway], PublicSide] | None = None,
-        shared: SharedCards | None = None,
+        shared: bool = False,
     ) -> None:
         self.config, self.leases, self._say = config, leases, say
         self.on_open, self.on_tick, self.on_death = on_open, on_tick, on_death
@@ -136,7 +137,7 @@ class Run:
             config.request, None if config.pretend else leases, say,
             # A run on pretend GPUs is its own rehearsal.
             rehearse=config.rehearse and not config.pretend and can_rehearse(),
-            doubled=self.lmdeploy.warning is not None, fitted=shared is not None,
+            doubled=self.lmdeploy.warning is not None, fitted=shared,
         )  # fmt: skip
         #: Plans again with changes; None where the plan may not change.
         self.replan = None if config.plan is not None else self.planner.make
@@ -428,7 +429,7 @@ class Start:
         self._supervisor: Supervisor
         self._start_progress: StartProgress
         self._gpu_monitor: GpuMonitor | None = None
-        self._noted: tuple[list[int], bool, dict[str, int] | None] = ([], False, {})
+        self._noted: tuple[list[int], bool, bool] = ([], False, False)
         self._began = time.monotonic()
         self._moments: list[RunMoment] = []
         #: What the GPUs have in use without our engines.
@@ -510,7 +511,6 @@ class Start:
                     one, pretend_runner(plan), key, hidden=hidden, ratio=self._ratio(one.group),
                     plan=plan.of_group(one.group), folder=run.folder / f"pretend-{self._number}",
                     taken=config.pretend_taken, fail_at=fail_at,
-                    shared=None if run.shared is None else run.shared.file(plan),
                 )
                 for one in made
             ]  # fmt: skip
@@ -526,10 +526,11 @@ class Start:
         Where other models of ours share the cards, a start takes the plan's cache whatever is free.
         """
         run, plan = self._run, self._plan
-        if run.shared is not None:
-            return partial(run.shared.ratio, plan, group)
-        fixed = "cache_max_entry_count" in run.fixed
-        return None if run.config.pretend or fixed else partial(ratio_now, plan, group)
+        if run.config.pretend:
+            return None
+        if run.shared:
+            return partial(shared_ratio, plan, group)
+        return None if "cache_max_entry_count" in run.fixed else partial(ratio_now, plan, group)
 
     def _open(self, urls: list[str]) -> None:
         """All engines are ready: tell, compare, open."""
@@ -550,9 +551,7 @@ class Start:
         if run.config.gateway is not None:
             urls = [self._gateway(launched, urls).url]
         if not run.config.pretend:
-            self._gpu_monitor = GpuMonitor(
-                plan, self._pids, self._warn, fitted=run.shared is not None
-            )
+            self._gpu_monitor = GpuMonitor(plan, self._pids, self._warn, fitted=run.shared)
             self._gpu_monitor.start()
         supervisor.tell_open()
         run.record.attempt(engines=tuple(engines))
@@ -591,13 +590,14 @@ class Start:
         What a full disk did not take of it, or of the record, is written again.
         """
         # An engine that is started again, or rests, takes again what it will need.
-        noted = (self._pids(), self._ready, self._surplus())
+        larger = any(engine.tracker.cache_is_larger for engine in self._supervisor.engines)
+        noted = (self._pids(), self._ready, larger)
         real = not self._run.config.pretend  # others need not know of pretend GPUs
         if real and (noted != self._noted or self._run.leases.unwritten):
             self._noted = noted
-            pids, ready, surplus = noted
+            pids, ready, _ = noted
             name = self._plan.model.name
-            self._run.leases.note(model=name, engines=pids, ready=ready, surplus=surplus)
+            self._run.leases.note(model=name, engines=pids, ready=ready, larger=larger)
         if self._run.record.unwritten:
             self._run.record.keep()
         phases = dict.fromkeys(engine.tracker.phase for engine in self._supervisor.engines)
@@ -639,7 +639,7 @@ class Start:
                 self._run.say("draining: what is under way may end")
             with under_way("draining"):
                 self._run.public.stop(drain=not urgent)
-        if self._run.shared is not None:
+        if self._run.shared:
             # Others have come and gone since the launch: ours must go from what is there now.
             ours = self._ready and not self._run.config.pretend
             self._before = without(self._plan, used_now(self._plan)) if ours else {}
@@ -657,20 +657,6 @@ class Start:
 
     def _pids(self) -> list[int]:
         return [one.process.pid for one in self._supervisor.engines if one.process is not None]
-
-    def _surplus(self) -> dict[str, int] | None:
-        """Bytes by GPU UUID that caches hold beyond the plan: more was free than it counted on.
-
-        None where the engines do not tell.
-        """
-        surplus: dict[str, int] = {}
-        for engine in self._supervisor.engines:
-            beyond = engine.tracker.cache_surplus
-            if beyond is None:
-                return None
-            if beyond:
-                surplus |= dict.fromkeys(self._uuids(engine), beyond)
-        return surplus
 
     def _uuids(self, engine: SupervisedEngine) -> list[str]:
         members = self._plan.parallel.groups[engine.group]

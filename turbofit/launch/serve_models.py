@@ -7,12 +7,11 @@ import signal
 import time
 from collections import deque
 from concurrent.futures import Future, wait
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -24,7 +23,6 @@ from turbofit.core.units import format_duration
 from turbofit.gateway.models import AttachedGateway, ModelsGateway, ServedModel, insist
 from turbofit.gateway.routing.health import healthy
 from turbofit.gateway.server import keep_large_blocks
-from turbofit.launch.engine.launches import SharedCards
 from turbofit.launch.run import Run
 from turbofit.launch.serve.leases import Leases
 from turbofit.launch.serve.planner import measured, preview
@@ -68,17 +66,13 @@ class ServedModels(NamedTuple):
 
 
 def side_by_side(
-    config: ServeConfig,
-    models: Sequence[Options],
-    shares: Sequence[float],
-    say: Callable[[str], None],
+    config: ServeConfig, models: Sequence[Options], say: Callable[[str], None]
 ) -> list[PlannedModel]:
     """The models as they run at the same time, each with a part of the cards.
 
     Args:
         config: what is asked for, of all models.
         models: what is asked of each alone, its name among it.
-        shares: one a model.
         say: takes lines of progress.
 
     Raises:
@@ -93,7 +87,7 @@ def side_by_side(
         with Leases() as leases:
             here = measured(leases, config.request.gpus, say)
         requests = [request.changed(on=here, gpus=None) for request in requests]
-    joint = joint_plan(requests, shares, pretend=config.pretend)
+    joint = joint_plan(requests, pretend=config.pretend)
     if not joint.fits:
         raise DoesNotFitError(
             joint.verdict, hint=joint.remedy or "see turbofit plan MODEL for what would fit"
@@ -161,17 +155,12 @@ def serve_models(
     keep_large_blocks()  # before the first thread, which would have a heap of its own
     models, front = _front(planned, wait)
     folders: deque[Path] = deque()
-    with ExitStack() as stack:
-        shared = None
-        if policy.at_once > 1:
-            room = stack.enter_context(TemporaryDirectory(prefix="turbofit-cards-"))
-            shared = SharedCards(Path(room) / "cards" if planned[0].config.pretend else None)
-        runs = [
-            _model_run(one, model, front, shared, folders, say)
-            for one, model in zip(planned, models, strict=True)
-        ]
-        several = SeveralModels(runs, front, policy, say)
-        ended = several.run(stop, lambda url: on_open(url, [model.name for model in models]))
+    runs = [
+        _model_run(one, model, front, folders, say, shared=policy.at_once > 1)
+        for one, model in zip(planned, models, strict=True)
+    ]
+    several = SeveralModels(runs, front, policy, say)
+    ended = several.run(stop, lambda url: on_open(url, [model.name for model in models]))
     return ServedModels(ended, list(folders), front.cut)
 
 
@@ -207,9 +196,10 @@ def _model_run(
     planned: PlannedModel,
     model: ServedModel,
     front: GatewayThread[ModelsGateway],
-    shared: SharedCards | None,
     folders: deque[Path],
     say: Callable[[str], None],
+    *,
+    shared: bool,
 ) -> ModelRun:
     """A model's engines, each start as `serve` would start it alone, in a folder of its own."""
     leases = Leases()

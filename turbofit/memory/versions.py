@@ -159,7 +159,7 @@ def not_listed(model: Model, engine: str, version: str) -> str | None:
     if not wanted:
         return None
     for architecture in dict.fromkeys((model.architecture, model.text.architecture)):
-        spans = _spans(engine).get(architecture)
+        spans = listings(engine).get(architecture)
         if spans is None and architecture != model.architecture:
             continue
         if not any(_covers(span, wanted) for span in spans or ()):
@@ -173,7 +173,7 @@ def listed_since(architecture: str) -> str | None:
     since = [
         span.came
         for engine in ("turbomind", "pytorch")
-        for span in _spans(engine).get(architecture, ())
+        for span in listings(engine).get(architecture, ())
         if span.left is None
     ]
     return min(since, key=written, default=None)
@@ -200,7 +200,7 @@ def _when(spans: tuple[_Span, ...], wanted: tuple[int, ...]) -> str:
 
 
 @cache
-def _spans(engine: str) -> dict[str, tuple[_Span, ...]]:
+def listings(engine: str) -> dict[str, tuple[_Span, ...]]:
     """The releases that list each architecture, oldest first."""
     path = preset_path("engines", "architectures")
     read = converted(load_yaml(path), _Architectures, path)

@@ -82,16 +82,11 @@ def forget_tuned(model: str, *, pretend: bool) -> int:
     return gone
 
 
-def tuned_key(*parts: object) -> str:
-    """The name of the file for these fields."""
-    text = json.dumps(parts, sort_keys=True, default=str)
-    return digest_of_parts(text)
-
-
 def _name(one: Tuning) -> str:
-    return tuned_key(
+    parts = (
         one.model, one.gpus, one.driver, one.lmdeploy, one.promise, one.load, one.goal, one.slo
-    )
+    )  # fmt: skip
+    return digest_of_parts(json.dumps(parts, sort_keys=True, default=str))
 
 
 def _folder(*, pretend: bool, make: bool = True) -> Path:

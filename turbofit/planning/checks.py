@@ -110,8 +110,6 @@ CHECKS: Final = (
     Check("front_ends", "packages", ("install", "plan", "launch"),
           "LMDeploy reads configs and images through Transformers, and some versions break that",
           error=PackageError),
-    Check("nccl", "packages", ("install",),
-          "TurboMind and torch load it at their start, whatever tp is"),
     Check("modules", "packages", ("install", "launch"),
           "LMDeploy imports them for this model alone, and ends without them", error=PackageError),
     Check("same_machine", "cards", ("lease",),
@@ -144,9 +142,6 @@ CHECKS: Final = (
     Check("iommu", "cards", ("install",),
           "with an IOMMU that translates, peer copies over PCIe may hang or deliver wrong data"
           " though the driver reports peer access", of="machine"),
-    Check("acs", "cards", ("install",),
-          "ACS sends what one card writes to another up to the root: slower, and it may hang NCCL",
-          of="machine"),
     Check("xid", "cards", ("install",),
           "the driver reports a failing card, link or memory there before programs feel it"),
     Check("host_memory", "host", ("install", "start"),

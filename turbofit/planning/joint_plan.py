@@ -98,12 +98,10 @@ class JointPlan(Struct):
 class _Candidate:
     """A model that is to have a part: what is asked of it on the machine of all.
 
-    ``share`` is of the requests that the cards hold, beside the others' shares; ``best`` its plan
-    with the whole machine. ``planned`` plans a request.
+    ``best`` is its plan with the whole machine; ``planned`` plans a request.
     """
 
     request: PlanRequest
-    share: float
     best: Plan
     planned: Callable[[PlanRequest], Plan]
 
@@ -134,32 +132,25 @@ class _Candidate:
         return high, found
 
 
-def joint_plan(
-    requests: Sequence[PlanRequest],
-    shares: Sequence[float] = (),
-    *,
-    pretend: bool | None = None,
-) -> JointPlan:
+def joint_plan(requests: Sequence[PlanRequest], *, pretend: bool | None = None) -> JointPlan:
     """Plans of several models that hold on the same cards at the same time.
 
     First each model's least need for what was given (image limit, context, one request or its
-    concurrency); the rest so that the caches hold equal numbers of the longest requests, or
-    numbers in the proportion of ``shares``.
+    concurrency); the rest so that the caches hold equal numbers of the longest requests.
 
     Under: a part is the same of every GPU, as large as the GPU with the least room allows. Where
     they fit on the roomier cards alone, the remedy names these.
 
     Args:
         requests: one a model, for the same machine.
-        shares: one a model; empty where all are equal.
         pretend: as for `plan`.
 
     Raises:
-        UsageError: fewer than two models, or other than one share a model.
+        UsageError: fewer than two models.
         Others as :func:`turbofit.planning.plan.plan`.
     """
-    if len(requests) < 2 or len(shares or requests) != len(requests):
-        raise UsageError("a joint plan needs two models or more, and a share for each", hint="")
+    if len(requests) < 2:
+        raise UsageError("a joint plan needs two models or more", hint="")
     if any(request.paced for request in requests):
         raise UsageError(
             "a rate and its seconds are for one model", hint="plan each model by itself"
@@ -169,15 +160,15 @@ def joint_plan(
     def planned(request: PlanRequest) -> Plan:
         return best_plan(request, pretend=pretend)
 
-    found = _on(machine, requests, shares, planned)
+    found = _on(machine, requests, planned)
     if found.fits:
-        return replace(found, serve=joint_serve_command(found.plans, requests, shares))
+        return replace(found, serve=joint_serve_command(found.plans, requests))
     for cards in _roomier(machine) if found.gpus else ():
         there = replace(machine, visible=cards)
         if min(_rooms(there, requests[0].budget)) < sum(found.budgets):
             continue  # fewer cards need no less of each, and another look takes seconds
         try:
-            fewer = _on(there, requests, shares, planned)
+            fewer = _on(there, requests, planned)
         except UsageError:  # such as --tp with more GPUs than these
             continue
         if fewer.fits:
@@ -187,16 +178,13 @@ def joint_plan(
 
 
 def _on(
-    machine: Machine,
-    requests: Sequence[PlanRequest],
-    shares: Sequence[float],
-    planned: Callable[[PlanRequest], Plan],
+    machine: Machine, requests: Sequence[PlanRequest], planned: Callable[[PlanRequest], Plan]
 ) -> JointPlan:
     """The plans on all the visible cards of a machine."""
     budget, margins = requests[0].budget, requests[0].margins
     room = min(_rooms(machine, budget), default=0)
     models: list[_Candidate] = []
-    for request, share in zip(requests, shares or (1.0,) * len(requests), strict=True):
+    for request in requests:
         here = request.changed(on=machine, gpus=None)
         best = planned(here)
         if not best.fits:  # with the whole machine
@@ -206,7 +194,7 @@ def _on(
             )
         # Another engine would promise another thing, and torch gives others nothing back.
         here = here.changed(engine=best.engine.name)
-        models.append(_Candidate(here, share, best, planned))
+        models.append(_Candidate(here, best, planned))
     found = [model.least(room) for model in models]
     if not all(plan.fits for _, plan in found):
         # What a card with less room leaves is no need: it is found where there is the most.
@@ -290,7 +278,7 @@ def _divided(
 def _level(
     models: Sequence[_Candidate], beside: Sequence[int], least: Sequence[int], room: int
 ) -> list[int]:
-    """Parts with which each cache holds the same number of requests, times its share.
+    """Parts with which each cache holds the same number of requests.
 
     Args:
         models: whose parts they are.
@@ -301,7 +289,7 @@ def _level(
 
     def at(level: float) -> list[int]:
         return [
-            max(smallest, fixed + int(level * model.share * model.request_bytes))
+            max(smallest, fixed + int(level * model.request_bytes))
             for model, fixed, smallest in zip(models, beside, least, strict=True)
         ]
 
@@ -315,11 +303,8 @@ def _level(
 
 
 def _fewest(models: Sequence[_Candidate], plans: Sequence[Plan]) -> float:
-    """The longest requests that the poorest cache holds, each model's over its share."""
-    return min(
-        plan.kv.tokens / model.longest / model.share
-        for model, plan in zip(models, plans, strict=True)
-    )
+    """The longest requests that the poorest cache holds."""
+    return min(plan.kv.tokens / model.longest for model, plan in zip(models, plans, strict=True))
 
 
 def _promise(plan: Plan) -> str:

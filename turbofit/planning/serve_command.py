@@ -71,7 +71,7 @@ def cluster_serve_command(plan: ClusterPlan, request: PlanRequest) -> ServeComma
 
 
 def joint_serve_command(
-    plans: Sequence[Plan], requests: Sequence[PlanRequest], shares: Sequence[float]
+    plans: Sequence[Plan], requests: Sequence[PlanRequest]
 ) -> ServeCommand | None:
     """What serves several models at one address; None where one command line cannot ask for it.
 
@@ -80,7 +80,6 @@ def joint_serve_command(
     Args:
         plans: one a model.
         requests: one a model.
-        shares: one a model; empty where all are equal.
     """
     models = [
         _word(plan.model, request.model) for plan, request in zip(plans, requests, strict=True)
@@ -94,11 +93,7 @@ def joint_serve_command(
     if plans[0].machine.source != _MEASURED and not given.keys() & {"context", "session_len"}:
         contexts = {plan.kv.longest_request_tokens for plan in plans}
         common = common.changed(context=min(contexts) if len(contexts) == 1 else None)
-    words = []
-    if len(set(shares)) > 1:
-        pairs = (f"{name}={share:g}" for name, share in zip(models, shares, strict=True))
-        words = ["--share", ",".join(pairs)]
-    return _command(models, common, *words)
+    return _command(models, common)
 
 
 def request_of(plan: Plan, model: str) -> PlanRequest:

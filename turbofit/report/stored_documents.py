@@ -22,7 +22,7 @@ from turbofit.core.run_report import RUN_SCHEMA, RunReport
 from turbofit.core.struct import Struct, const, decode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable
 
     from turbofit.core.plan import GroupPlan
     from turbofit.core.tuning import Tuning
@@ -273,44 +273,33 @@ def check_consistent(plan: Plan, what: str) -> None:
         what: how the message names it.
 
     Raises:
-        UsageError: with the first contradiction.
+        UsageError: they do.
     """
-    wrong = next(_wrong(plan), None)
-    if wrong is not None:
+    groups = plan.parallel.groups
+    used = {index for group in groups for index in group}
+    consistent = (
+        groups and all(groups),
+        used == {gpu.index for gpu in plan.gpus},
+        used <= {gpu.index for gpu in plan.machine.gpus},
+        plan.parallel.replicas == len(groups),
+        len(plan.by_group) in (0, len(groups)),
+        all(gpu.total > 0 for gpu in plan.gpus),
+        plan.settings.cache_block_seq_len >= 1,
+        min(plan.kv.tokens, plan.kv.longest_request_tokens) >= 0,
+        # A rehearsal is of the first group; where groups differ, each has one.
+        *map(_tells_of, plan.by_group or [plan], groups),
+    )
+    if not all(consistent):
         raise UsageError(
-            f"{what} cannot be read: {wrong}",
+            f"{what} cannot be read: its GPUs, groups, sizes and rehearsal contradict each other",
             hint="was it edited by hand? plan again, and change settings by options instead",
         )
 
 
-def _wrong(plan: Plan) -> Iterator[str]:
-    groups, block = plan.parallel.groups, plan.settings.cache_block_seq_len
-    ledgers = {gpu.index for gpu in plan.gpus}
-    machine = {gpu.index for gpu in plan.machine.gpus}
-    used = {index for group in groups for index in group}
-    if not groups or not all(groups):
-        yield "it has no group of GPUs"
-    if used != ledgers:
-        yield f"its groups are of GPUs {sorted(used)}, its ledgers of {sorted(ledgers)}"
-    if not used <= machine:
-        yield f"its groups are of GPUs {sorted(used)}, its machine has {sorted(machine)}"
-    if plan.parallel.replicas != len(groups):
-        yield f"it has {plan.parallel.replicas} replicas in {len(groups)} groups"
-    if len(plan.by_group) not in (0, len(groups)):
-        yield f"{len(plan.by_group)} of its {len(groups)} groups have settings of their own"
-    if any(gpu.total <= 0 for gpu in plan.gpus):
-        yield "a GPU has no memory"
-    if block < 1:
-        yield f"cache_block_seq_len is {block}"
-    if min(plan.kv.tokens, plan.kv.longest_request_tokens) < 0:
-        yield "its cache holds less than no tokens"
-    # A rehearsal is of the first group; where groups differ, each has one.
-    each: Sequence[Plan | GroupPlan] = plan.by_group or (plan,)
-    for one, group in zip(each, groups, strict=False):
-        if one.rehearsal is None:
-            continue
-        timeline, cache = one.rehearsal.timeline, one.rehearsal.cache
-        told = [(moment.phase, cells) for moment in timeline for cells in (moment.peak, moment.end)]
-        for name, cells in (*told, ("cache", cache.free), ("cache", cache.region)):
-            if len(cells) != len(group):
-                yield f"its rehearsal tells of {len(cells)} GPUs in {name}, not of {len(group)}"
+def _tells_of(plan: Plan | GroupPlan, group: tuple[int, ...]) -> bool:
+    """Whether its rehearsal, where there is one, tells of as many GPUs as the group has."""
+    found = plan.rehearsal
+    if found is None:
+        return True
+    cells = (cells for moment in found.timeline for cells in (moment.peak, moment.end))
+    return {len(group)} >= {len(one) for one in (*cells, found.cache.free, found.cache.region)}

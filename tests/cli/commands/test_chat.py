@@ -1,4 +1,4 @@
-"""``turbofit chat`` against a small server of the standard library."""
+"""``turbofit chat`` against a small server."""
 
 from __future__ import annotations
 
@@ -6,53 +6,33 @@ import builtins
 import io
 import json
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
+from aiohttp import web
 
+from tests.load.scripted import ThreadedServer
 from turbofit.cli.commands.chat import question_of
 from turbofit.cli.main import main
 
 PNG = b"\x89PNG picture"
 
 
-class Model(ThreadingHTTPServer):
+class Model(ThreadedServer):
     """Answers each question with these events; keeps what it was asked."""
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.asked: list[dict[str, Any]] = []
+        super().__init__()
         self.status, self.events = 200, [piece("Two "), piece("cats."), "[DONE]"]
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Model
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
-
-    def do_GET(self) -> None:
-        self._answer(json.dumps({"data": [{"id": "m"}]}))
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        self.server.asked.append({**body, "key": self.headers["authorization"]})
-        if self.server.status != 200:
-            self._answer(json.dumps({"error": {"message": "too many images"}}))
-        else:
-            self._answer("".join(f"data: {event}\n\n" for event in self.server.events))
-
-    def _answer(self, text: str) -> None:
-        self.send_response(200 if self.command == "GET" else self.server.status)
-        self.end_headers()
-        self.wfile.write(text.encode())
+    async def chat(self, incoming: web.Request) -> web.Response:
+        key = incoming.headers.get("Authorization")
+        self.bodies.append({**await incoming.json(), "key": key})
+        if self.status != 200:
+            refusal = {"error": {"message": "too many images"}}
+            return web.json_response(refusal, status=self.status)
+        return web.Response(text="".join(f"data: {event}\n\n" for event in self.events))
 
 
 def piece(text: str, field: str = "content") -> str:
@@ -62,9 +42,7 @@ def piece(text: str, field: str = "content") -> str:
 @pytest.fixture
 def server() -> Iterator[Model]:
     with Model() as server:
-        Thread(target=server.serve_forever, daemon=True).start()
         yield server
-        server.shutdown()
 
 
 class _Terminal(io.StringIO):
@@ -95,7 +73,7 @@ def test_what_is_piped_in_is_one_question(server, monkeypatch, capsys) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("How many?"))
     assert main(["chat", f"{server.url}/v1", "--api-key", "k", "--max-tokens", "5"]) == 0
     assert capsys.readouterr().out == "Two cats.\n"
-    (asked,) = server.asked
+    (asked,) = server.bodies
     assert asked["messages"] == [{"role": "user", "content": "How many?"}]
     assert (asked["model"], asked["max_tokens"], asked["stream"]) == ("m", 5, True)
     assert asked["key"] == "Bearer k"
@@ -104,7 +82,7 @@ def test_what_is_piped_in_is_one_question(server, monkeypatch, capsys) -> None:
 def test_it_remembers_and_forgets(server, typed, capsys) -> None:
     typed("one", "two", "/clear", "three", "/bye", "never")
     assert main(["chat", server.url, "--system", "Be short."]) == 0
-    said = [[one["content"] for one in body["messages"]] for body in server.asked]
+    said = [[one["content"] for one in body["messages"]] for body in server.bodies]
     assert said == [
         ["Be short.", "one"], ["Be short.", "one", "Two cats.", "two"], ["Be short.", "three"],
     ]  # fmt: skip
@@ -115,7 +93,7 @@ def test_a_refused_question_is_said_and_forgotten(server, typed, capsys) -> None
     server.status = 400
     typed("one", "two")
     assert main(["chat", server.url]) == 0
-    assert [len(body["messages"]) for body in server.asked] == [1, 1]
+    assert [len(body["messages"]) for body in server.bodies] == [1, 1]
     assert capsys.readouterr().err.count("answers 400: too many images\nhint: ") == 2
 
 
@@ -148,7 +126,7 @@ def test_reasoning_is_shown_apart_and_not_sent_again(server, typed, capsys) -> N
     typed("one", "two")
     assert main(["chat", server.url]) == 0
     assert capsys.readouterr().out.startswith("Hm.\n\nTwo cats.\n")
-    assert server.asked[1]["messages"][1]["content"] == "Two cats."
+    assert server.bodies[1]["messages"][1]["content"] == "Two cats."
 
 
 def test_ctrl_c_ends_the_answer_and_keeps_what_came(server, typed, monkeypatch, capsys) -> None:

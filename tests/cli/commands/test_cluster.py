@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
-from tests.fixtures.clusters import cluster
 from turbofit.cli.main import main
 from turbofit.core.cluster import ClusterPlan
 
@@ -16,7 +14,7 @@ def test_a_simulated_cluster_is_told_by_kind(capsys: pytest.CaptureFixture[str])
     spec = "sim:4xrtx3090@100/8xh100@2/1xt4@7"
     assert main(["plan", "internvl2-8b", "--cluster", spec, "--concurrency", "800"]) == 0
     text = capsys.readouterr().out
-    assert "simulated: no such machine was measured" in text
+    assert "simulated: machines of presets or of snapshots" in text
     assert "on 102 of 109 nodes" in text.replace("\n", " ")
     assert "97 more" in text
     assert len(text.splitlines()) < 120
@@ -24,12 +22,10 @@ def test_a_simulated_cluster_is_told_by_kind(capsys: pytest.CaptureFixture[str])
     assert "| nodes |" in capsys.readouterr().out
 
 
-def test_json_is_the_whole_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "nodes.json"
-    path.write_text(cluster("4xrtx3090", "1xl4").to_json())
-    assert main(["plan", "internvl2-2b", "--cluster", str(path), "--json"]) == 0
+def test_json_is_the_whole_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "internvl2-2b", "--cluster", "sim:4xrtx3090/1xl4", "--json"]) == 0
     plan = ClusterPlan.from_json(capsys.readouterr().out)
-    assert [one.name for one in plan.nodes] == ["host-1", "host-2"]
+    assert [one.name for one in plan.nodes] == ["sim-1", "sim-2"]
     assert all(one.plan is not None and one.plan.commands for one in plan.nodes)
 
 

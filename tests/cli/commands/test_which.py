@@ -65,7 +65,7 @@ def test_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*QUESTION, "--html", str(file)]) == 0
     assert capsys.readouterr().out == f"{file}\n"
     text = file.read_text()
-    assert "Forecast of speed by memory" in text
+    assert "What keeps the promise" in text
     assert "1xh200" in text
 
 

@@ -28,10 +28,10 @@ def command(name: str) -> CliCommand:
 
 
 def options() -> Iterator[tuple[str, Option]]:
-    """Each option of each command, without the help page."""
+    """Each option of each command, without the help page and the forms of the answer."""
     for name in COMMANDS:
         for one in command(name).params:
-            if isinstance(one, Option) and one.expose_value is not False:
+            if isinstance(one, Option) and one.expose_value is not False and not one.form:
                 yield name, one
 
 
@@ -120,20 +120,12 @@ def test_help_and_other_commands_do_not_mind(monkeypatch: pytest.MonkeyPatch, ca
     assert "TURBOFIT_SERVE_NO_SUCH is neither" in capsys.readouterr().err
 
 
-def test_a_form_on_the_command_line_goes_before_the_environments(
+def test_the_environment_has_no_form_of_the_answer(
     monkeypatch: pytest.MonkeyPatch, capsys: Out
 ) -> None:
     monkeypatch.setenv("TURBOFIT_PLAN_JSON", "true")
-    words = ["plan", "internvl2-8b", "--on", "1xrtx3090"]
-    assert main([*words, "--md"]) == 0
-    assert capsys.readouterr().out.startswith("# ")
-    assert main(words) == 0
-    assert json.loads(capsys.readouterr().out)["fits"]
-    assert main(["plan", "nosuch"]) == 2
-    assert json.loads(capsys.readouterr().out)["error"]["kind"] == "usage"
-    monkeypatch.setenv("TURBOFIT_PLAN_MD", "1")
-    assert main(words) == 2
-    assert "--md is from TURBOFIT_PLAN_MD" in json.loads(capsys.readouterr().out)["error"]["hint"]
+    assert main(["plan", "internvl2-8b", "--on", "1xrtx3090"]) == 2
+    assert "TURBOFIT_PLAN_JSON is neither" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

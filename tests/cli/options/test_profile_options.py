@@ -60,19 +60,15 @@ def test_serve_shows_the_profiles_command(file, capsys):
     assert "--server-port 8123" in shown
 
 
-def test_a_manifest_of_a_profile(file, capsys):
-    assert main(["export", "systemd", "-f", str(file)]) == 0
+def test_a_manifest_of_a_profiles_plan(file, capsys):
+    plan = json.dumps(planned(capsys, "plan", "-f", str(file)))
+    file.with_name("plan.json").write_text(plan)
+    assert main(["export", "systemd", "plan.json", "--port", "8123"]) == 0
     shown = capsys.readouterr().out
     assert "--context 4096" in shown
     assert "--least" in shown
     assert "--port 8123" in shown
     assert main(["export", "systemd"]) == 2
-
-
-def test_a_profile_of_several_models_is_refused_for_one(file, capsys):
-    file.write_text("models: [internvl2-1b, internvl2-2b]\n")
-    assert main(["export", "systemd", "-f", str(file)]) == 2
-    assert "names 2 models" in capsys.readouterr().err
 
 
 def test_several_models_of_a_profile_are_planned_together(file, capsys):
@@ -89,13 +85,11 @@ def test_several_models_of_a_profile_are_planned_together(file, capsys):
     assert main(["plan", "-f", str(file), "--json", "--context", "8192"]) == 0
     plans = json.loads(capsys.readouterr().out)["plans"]
     assert [one["workload"]["context"] for one in plans] == [8192, 8192]
-    file.write_text(entries % "" + "several: {share: 'internvl2-1b=3'}\n")
+    file.write_text(entries % ", workload: {concurrency: 40, images: 0}")
     assert main(["plan", "-f", str(file), "--json"]) == 0
     first, second = json.loads(capsys.readouterr().out)["plans"]
-    requests = [
-        one["kv"]["tokens"] / one["kv"]["longest_request_tokens"] for one in (first, second)
-    ]
-    assert 2.5 < requests[0] / requests[1] < 3.5
+    assert second["settings"]["max_batch_size"] >= 40
+    assert first["workload"]["concurrency"] is None
     file.write_text(entries % ", limits: {budget: 9GiB}")
     assert main(["plan", "-f", str(file)]) == 2
     assert "mine.yaml: budget is for all models together" in capsys.readouterr().err

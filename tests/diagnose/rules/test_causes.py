@@ -371,3 +371,9 @@ def test_a_docker_run_with_gpus_leaves_the_driver_s_age() -> None:
     assert explain(f"docker run -it ubuntu bash\n{error}").kind == "container_without_gpu"
     given = "docker run \\\n  --gpus all \\\n  img\ndocker run -d redis\n"
     assert explain(given + error).kind == "driver_too_old"
+
+
+def test_a_card_without_bfloat16_is_older_than_the_build() -> None:
+    found = explain("lmdeploy: Device does not support bf16.\n" + NO_KERNEL)
+    assert "older" in found.possible[0]
+    assert "newer" in explain(NO_KERNEL).possible[0]

@@ -294,3 +294,79 @@ def test_no_pattern_needs_the_square_of_a_line() -> None:
         pattern = _parser.parse(pattern_of(row.pattern).pattern)
         assert not _starts(pattern), row.pattern
         assert _repeats(pattern) <= 4, row.pattern
+
+
+INFO: Final = (
+    "2026-03-02 11:00:0{} - lmdeploy - INFO - engine.py:9 - forward {} images, cost 0.4s\n"
+)
+CALM: Final = "".join(INFO.format(n, n) for n in range(5))
+
+
+@pytest.mark.parametrize(
+    ("log", "told"),
+    [
+        (CALM, "no line of this log tells of an error"),
+        (f"{CALM}model.safetensors: 100%|#####| 5.0G/5.0G [00:17<00:00, 433MB/s]\n",
+         "no line of this log tells of an error"),
+        (f"{CALM}2026-03-02 - lmdeploy - WARNING - archs.py:5 - loading of a.b failed, using b",
+         "no line of this log tells of an error"),
+        (f"{CALM}WARNING 03-02 [x.py:1] vLLM: ModuleNotFoundError: No module named 'vllm._C'\n",
+         "this log has a warning, and no error: "),
+        (f"{CALM}the plane did not land\n", "this log has nothing that turbofit recognises"),
+        ("one\ntwo\n", "this log has nothing that turbofit recognises"),
+        (f"{CALM}2026-03-02 - lmdeploy - ERROR - the moon is full\n",
+         "turbofit does not know this message: "),
+    ],
+)  # fmt: skip
+def test_a_log_without_an_error_is_said_to_have_none(log: str, told: str) -> None:
+    found = explain(log)
+    assert not found.known
+    assert found.what.startswith(told)
+
+
+def test_a_server_that_refuses_requests_is_not_healthy() -> None:
+    up = "INFO:     Application startup complete.\n"
+    line = 'INFO:     127.0.0.1:33142 - "{} /run/predict HTTP/1.1" {}\n'
+    for request in (("GET", "404 Not Found"), ("POST", "200 OK")):
+        assert explain(up + line.format(*request)).kind == "healthy"
+    found = explain(up + line.format("POST", "422 Unprocessable Entity"))
+    assert not found.known
+    assert "422" in found.what
+    assert not explain(f"{up}2026-03-02 - lmdeploy - ERROR - the moon is full\n").known
+
+
+RAISED: Final = (
+    'Traceback (most recent call last):\n  File "/a/{}/vl/x.py", line 4, in {}\n    {}\n{}\n'
+)
+LACKS: Final = "AttributeError: '{}' object has no attribute 'x'"
+
+
+@pytest.mark.parametrize(
+    ("kind", "package", "function", "code", "error"),
+    [
+        ("check_failed", "lmdeploy", "f", "assert moons > 1", "AssertionError: too few moons: 1"),
+        ("check_failed", "vllm", "f", "raise ValueError(", "ValueError: the moon has no phase"),
+        ("check_failed", "sglang", "f", "assert moons == 1", "AssertionError"),
+        ("weights_mismatch", "vllm", "weight_loader", "assert a == b", "AssertionError"),
+        ("unsupported_feature", "lmdeploy", "f", "x = LAYERS[name]", "KeyError: 'MoonLayer'"),
+        ("package_versions", "lmdeploy", "f", "m.x()", LACKS.format("Moon")),
+        ("no_chat_template", "lmdeploy", "proc_messages", "x = y + t.messages2prompt(m)",
+         'TypeError: can only concatenate str (not "NoneType") to str'),
+        # Another package's, errors that are passed on, and Python's own sentences.
+        ("unknown", "album", "f", "raise ValueError(", "ValueError: the moon has no such phase"),
+        ("unknown", "album", "f", "x = LAYERS[name]", "KeyError: 'MoonLayer'"),
+        ("unknown", "album", "f", "m.x()", LACKS.format("Moon")),
+        ("unknown", "vllm", "f", "raise error", "ValueError: the moon has no such phase"),
+        ("unknown", "vllm", "f", "phase = phases(9)", "KeyError: 'MoonLayer'"),
+        ("unknown", "vllm", "f", "assert m.x", LACKS.format("NoneType")),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("indented", [True, False])
+def test_what_ends_an_engine_s_own_code_is_a_list_and_no_cause(
+    kind: str, package: str, function: str, code: str, error: str, *, indented: bool
+) -> None:
+    """Also where a page has lost the indentation."""
+    log = RAISED.format(package, function, code, error)
+    found = explain(log if indented else log.replace("\n    ", "\n").replace("\n  ", "\n"))
+    assert found.kind == kind
+    assert bool(found.possible) == found.known

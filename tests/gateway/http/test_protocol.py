@@ -266,20 +266,6 @@ def test_requests_are_taken_one_at_a_time() -> None:
         assert len(gateway.app._upstream.seen) == 1
 
 
-def test_connections_of_an_address_make_room_for_its_own() -> None:
-    with serving({**LONG, "connections_per_address": 3}) as gateway:
-        first = connected(gateway)
-        others = [connected(gateway, "127.0.0.2") for _ in range(3)]
-        assert health(gateway, "127.0.0.2") == 200
-        assert ended(others[0])
-        page = gateway.app.metrics.text({})
-        assert 'connections_closed_total{reason="made_room"} 1' in page
-        first.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
-        assert answered(first)[0] == 200
-        for client in (first, *others):
-            client.close()
-
-
 def test_many_half_open_connections_leave_health_alone() -> None:
     """A small twin of the slow-loris row of ``bench/gateway/hostile.py``."""
     with serving({**LONG, "connections": 50, "connections_per_address": 40}) as gateway:

@@ -23,11 +23,7 @@ from turbofit.gateway.routing.deny_file import (
     pardon,
 )
 
-
-@pytest.fixture(autouse=True)
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    return tmp_path / "turbofit" / "denied"
+pytestmark = pytest.mark.usefixtures("state")
 
 
 def path_of(version: str = "0.18.0", **facts: bool) -> Path:
@@ -51,7 +47,7 @@ def refusing(*names: str) -> DenyFile:
 def test_a_key_is_made_once_and_only_its_user_reads_it(state: Path) -> None:
     key = DenyFile(path_of()).key
     assert (len(key), DenyFile(path_of()).key) == (32, key)
-    assert stat.S_IMODE((state / "key").stat().st_mode) == 0o600
+    assert stat.S_IMODE((state / "denied" / "key").stat().st_mode) == 0o600
 
 
 def test_without_a_folder_the_key_is_this_process_s_alone(tmp_path, monkeypatch) -> None:
@@ -148,7 +144,7 @@ def test_who_was_let_in_beside_a_full_disk_stays_let_in(monkeypatch) -> None:
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everything")
 def test_who_may_not_pardon_is_told(state: Path) -> None:
     refusing("a")
-    state.chmod(0o500)
+    (state / "denied").chmod(0o500)
     with pytest.raises(UsageError, match="cannot be written"):
         pardon("a")
 

@@ -35,6 +35,8 @@ from turbofit.observe.sampler import Memory, SampledRange
 from turbofit.pretend import timeline as timelines
 from turbofit.report.views.measured_view import calibration_view
 
+pytestmark = pytest.mark.usefixtures("state")
+
 
 def allocated(size: int, held: int, address: str) -> str:
     return f"A 0 0 -1 {size} {held} {address}\n"
@@ -138,11 +140,6 @@ def test_a_gpu_that_answers_no_more_is_not_read_by_its_last_answer(
 
 STEPS = ["steady", "kernels", "vision_request", "vision_forward", "text_prefill", "sampling"]
 PLAN = api.plan("internvl2-8b", on="1xrtx3090", engine="turbomind")
-
-
-@pytest.fixture(autouse=True)
-def state(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
 
 
 class Usage:

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from tests.support.processes import HANG, Child, free_port
+from tests.support.processes import HANG, REPO, STANDIN, Child, free_port
 
 #: Seconds between a client's requests, and while something starts, which needs the processor.
-_PAUSE, _MEANWHILE = 0.2, 5.0
+_PAUSE, _MEANWHILE = 0.2, 1.0
 #: Seconds between two looks at what is waited for.
 _LOOK = 0.5
 #: What clients of the fronts show.
@@ -32,6 +32,8 @@ ENVIRONMENT = {
 }  # fmt: skip
 #: What we start in Ray takes none; with some, Ray starts idle workers for each command.
 _NO_CPUS = {"num_cpus": 0}
+#: In the place of engines of nodes: a server without LMDeploy, as fast as these are.
+STAND_IN = {"PYTHONPATH": f"{STANDIN}:{REPO}", "STANDIN_PACE": "0.02", "STANDIN_FREE": "100000"}
 #: Ray's own deadlines for what a machine under load starts: only what hangs reaches these.
 PATIENT = {
     "RAY_worker_register_timeout_seconds": "600",
@@ -50,6 +52,8 @@ class Cloud:
         from ray.cluster_utils import Cluster  # it takes a second, of each worker that collects
 
         self.environ = environ
+        #: What the command line of its engines has.
+        self.engine = "fake_server.py" if "STANDIN_PACE" in environ else "turbomind.server"
         os.environ.update(ENVIRONMENT | PATIENT)
         #: In the environment of all that runs on its nodes.
         self.mark = f"turbofit-test-{uuid4().hex}"
@@ -98,8 +102,8 @@ class Cloud:
                 line, environ = path.read_bytes(), path.with_name("environ").read_bytes()
             except OSError:
                 continue
-            is_engine = b"turbofit.rehearse.turbomind.server" in line and b"guard.py" not in line
-            if is_engine and f"{self.mark}/{name}".encode() in environ:
+            is_engine = self.engine.encode() in line
+            if is_engine and b"guard.py" not in line and f"{self.mark}/{name}".encode() in environ:
                 found.append(int(path.parent.name))
         return sorted(found)
 

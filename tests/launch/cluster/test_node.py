@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -25,6 +24,7 @@ from turbofit.core.cluster import Cluster, Node
 from turbofit.core.errors import MachineError, PackageError, UsageError
 from turbofit.core.installation import install_command
 from turbofit.core.machine import Machine
+from turbofit.core.units import GIB
 from turbofit.core.version import __version__
 from turbofit.launch.cluster import node as module
 from turbofit.launch.cluster import ray_adapter
@@ -32,6 +32,7 @@ from turbofit.launch.cluster.node import NodeActor
 from turbofit.launch.cluster.nodes import cluster_from, held_only, measure_here, node_of
 from turbofit.launch.cluster.ray_adapter import RayCallError, RayNode, ResultTimeoutError
 from turbofit.launch.engine.kernel import start_time
+from turbofit.machine.snapshot import save_snapshot
 from turbofit.machine.spec import parse_spec
 
 ACTORS: list[NodeActor] = []
@@ -244,7 +245,8 @@ def test_simulated_machines_are_described_and_say_so() -> None:
         ("sim:4xnosuchcard@2", "nosuchcard"),
         ("rays", "is no cluster"),
         ("4xrtx3090", "is no cluster"),
-        ("nowhere.json", "cannot be read"),
+        ("sim:nowhere.json@2", "cannot be read"),
+        ("nodes.json", "is no cluster"),
         ("", "is no cluster"),
     ],
 )
@@ -255,50 +257,16 @@ def test_what_cannot_be_meant_is_refused(text: str, said: str) -> None:
     assert refused.value.hint
 
 
-def test_a_file_is_read_as_it_was_measured(tmp_path: Path) -> None:
-    path = tmp_path / "nodes.json"
-    saved = cluster("4xrtx3090", "1xl4")
-    path.write_text(saved.to_json())
-    found = cluster_from(str(path))
-    assert found.nodes == saved.nodes
-    assert found.source == f"a test ({path})"
-
-
-def test_a_card_whose_memory_is_unknown_is_not_planned_with(tmp_path: Path) -> None:
-    one, other = node(1, "2xrtx3090"), node(2, "1xl4")
-    assert one.machine is not None
-    assert other.machine is not None
-    blind = replace(one.machine.gpus[1], total="NA", used="NA", free="NA", reserved="NA")
-    one = replace(one, machine=replace(one.machine, gpus=(one.machine.gpus[0], blind), visible=()))
-    lone = replace(other.machine.gpus[0], free="NA")
-    other = replace(other, machine=replace(other.machine, gpus=(lone,)))
-    path = tmp_path / "nodes.json"
-    path.write_text(Cluster(source="", nodes=(one, other)).to_json())
-    first, second = cluster_from(str(path)).nodes
-    assert first.machine is not None
-    assert first.machine.visible == (0,)
-    assert second.machine is not None
-    assert second.machine.visible == ()
-    assert "could not be read" in second.why_not
-
-
-def test_a_file_that_is_no_possible_cluster_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "nodes.json"
-    document = json.loads(cluster("1xl4", "1xl4").to_json())
-
-    def refused() -> str:
-        path.write_text(json.dumps(document))
-        with pytest.raises(UsageError) as error:
-            cluster_from(str(path))
-        return error.value.message
-
-    document["nodes"][0]["id"] = document["nodes"][1]["id"]
-    assert "two nodes have one id" in refused()
-    document["nodes"][0]["id"] = "other"
-    document["nodes"][0]["machine"]["gpus"][0]["total"] = -1
-    assert "node host-1" in refused()
-    document["schema"] = "turbofit.machine/1"
-    assert "turbofit.machine/1" in refused()
+def test_a_snapshot_is_a_machine_of_a_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    saved = node(1, "2xrtx3090", [3 * GIB, 0]).machine
+    assert saved is not None
+    save_snapshot(saved, "box.json")
+    found = cluster_from("sim:box.json@2/1xl4")
+    assert [one.machine and one.machine.visible for one in found.nodes] == [(0, 1), (0, 1), (0,)]
+    assert [one.machine.gpus[0].used for one in found.nodes if one.machine][:2] == [3 * GIB] * 2
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import os
 import signal
 from collections.abc import Iterator
@@ -12,28 +10,35 @@ from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.lmdeploy, pytest.mark.slow]
-for needed in ("ray", "lmdeploy", "fastapi", "torchvision"):
-    if importlib.util.find_spec(needed) is None:
-        pytest.skip(f"no {needed}", allow_module_level=True)
+from tests.launch.cluster.cloud import STAND_IN, Clients, Cloud, Serving, cli, cloud_of, until
+from tests.support.processes import Child
+from tests.support.serving import needs
+from tests.sweep import part
+from turbofit.launch.engine.kernel import start_time
 
-from tests.launch.cluster.cloud import Clients, Cloud, Serving, cli, cloud_of, until  # noqa: E402
-from tests.support.processes import Child  # noqa: E402
-from tests.sweep import part  # noqa: E402
-from turbofit.launch.engine.kernel import start_time  # noqa: E402
+pytestmark = [pytest.mark.lmdeploy, pytest.mark.slow]
+needs("ray", "lmdeploy", "fastapi", "torchvision")
 
 MODEL = "internvl2-2b"
 #: Of so many requests at a kill, those that may be lost: what was in flight at the node.
 REQUESTS, MOST_LOST = part(300, 5), 4
 
 
-@pytest.fixture(scope="module")
-def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
-    """Three unlike nodes; the last is too small for the promise."""
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(STAND_IN, id="standin"),
+        pytest.param({}, id="engine", marks=pytest.mark.exhaustive),
+    ],
+)
+def cloud(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Cloud]:
+    """Three unlike nodes, with stand-ins for engines; the last is too small for the promise."""
     state = str(tmp_path_factory.mktemp("state"))
     with cloud_of(
         ("large", "1xa100", 1), ("one", "1xl4", 1), ("small", "2xl4:free=3GiB", 2),
-        XDG_STATE_HOME=state, TURBOFIT_LEASES=f"{state}/leases",
+        XDG_STATE_HOME=state, TURBOFIT_LEASES=f"{state}/leases", **request.param,
     ) as made:  # fmt: skip
         yield made
 
@@ -164,14 +169,9 @@ def test_8_the_end_leaves_nothing(cloud: Cloud, serving: Serving) -> None:
     assert (code, told["error"]["kind"]) == (2, "usage")
 
 
-def test_9_what_is_measured_can_be_planned_for_elsewhere(cloud: Cloud, tmp_path: Path) -> None:
-    """Nodes as a file, and a plan of it; nothing is taken by either."""
+def test_9_nodes_are_measured_and_nothing_is_taken(cloud: Cloud, tmp_path: Path) -> None:
     code, found = cli(tmp_path, "cluster", "nodes", "--pretend", "--cluster", cloud.address)
     assert code == 0, found
     named = {node["id"]: node for node in found["nodes"]}
     assert len(named[cloud.identity("small")]["machine"]["gpus"]) == 2
     assert "no GPU" in next(node["why_not"] for node in found["nodes"] if not node["machine"])
-    (tmp_path / "nodes.json").write_text(json.dumps(found))
-    code, plan = cli(tmp_path, "plan", MODEL, "--cluster", str(tmp_path / "nodes.json"))
-    assert code == 0, plan
-    assert plan["engines"] >= 2  # "large" and the one that had joined

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tests.support.plans import plausible_plan
-from turbofit.core.plan import PlannedEngine
 from turbofit.core.units import GIB, MIB
-from turbofit.launch.engine.launches import RATIO, SharedCards, fitted_ratio, ratio_now, with_ratio
-from turbofit.pretend.shared import Process, SharedRecord
+from turbofit.launch.engine.launches import RATIO, fitted_ratio, ratio_now, shared_ratio, with_ratio
 
 PLAN = plausible_plan(gpus=1, tp=1)
 REGION = PLAN.kv.region_bytes
@@ -82,25 +78,15 @@ def test_in_the_command_line() -> None:
 PLANNED = PLAN.settings.cache_max_entry_count
 
 
-def process(pid: int, held: int, *, alive: bool = True) -> Process:
-    row = (held, *(0,) * 15)
-    none = (0,) * 16
-    return Process(
-        pid=pid, refused_at=0, alive=alive, held=row, context=none, late=none, peak=row,
-        at_peak=row, pinned_peak=0,
-    )  # fmt: skip
-
-
 def test_on_real_cards_nvml_says_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     (gpu,) = PLAN.gpus
     used = {gpu.index: gpu.total - gpu.reserved - gpu.free}
     monkeypatch.setattr("turbofit.launch.serve.gpu_monitor.used_now", lambda _: used)
-    assert SharedCards().ratio(PLAN, 0) == pytest.approx(PLANNED, abs=1e-6)
+    assert shared_ratio(PLAN, 0) == pytest.approx(PLANNED, abs=1e-6)
     used[gpu.index] -= 2 * GIB
-    assert SharedCards().ratio(PLAN, 0) < PLANNED
+    assert shared_ratio(PLAN, 0) < PLANNED
     used.clear()
-    assert SharedCards().ratio(PLAN, 0) == PLANNED
-    assert SharedCards().file(PLAN) is None
+    assert shared_ratio(PLAN, 0) == PLANNED
 
 
 def test_what_others_have_yet_to_take_is_not_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,26 +101,3 @@ def test_what_others_have_yet_to_take_is_not_shared_out(monkeypatch: pytest.Monk
     # Somebody took half a GiB: the cache has its part of that, and not all is left to the margin.
     used[gpu.index] += 5 * GIB // 2
     assert ratio_now(PLAN, 0) == PLANNED
-
-
-def test_on_a_pretend_card_its_file_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dead, alive = process(1, 9 * GIB, alive=False), process(2, GIB // 2)
-    record = SharedRecord((dead, alive), (GIB,), 0)
-    monkeypatch.setattr("turbofit.pretend.shared.read_shared", lambda _: record)
-    cards = SharedCards(tmp_path / "cards")
-    assert cards.file(PLAN) == tmp_path / "cards"
-    # The plan counts only what others hold, and half a GiB is gone.
-    (gpu,) = PLAN.gpus
-    bare = gpu.total - gpu.reserved - gpu.used
-    more = bare - GIB // 2 - gpu.free
-    expected = REGION / (REGION / PLANNED + more)
-    assert cards.ratio(PLAN, 0) == pytest.approx(expected, abs=2e-6)
-
-
-def test_engines_on_parts_of_a_pretend_machine_have_one_each(tmp_path: Path) -> None:
-    cards = SharedCards(tmp_path / "cards")
-    halves = plausible_plan(gpus=4, tp=2)
-    assert cards.file(halves) is None
-    assert cards.ratio(halves, 0) == halves.settings.cache_max_entry_count
-    on_torch = replace(PLAN, engine=PlannedEngine(name="pytorch", version="0.18.0"))
-    assert cards.file(on_torch) is None

@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from tests.launch.fallback.support import picture, tiny_map, tiny_qwen2_vl
-from tests.support.open_clients import OpenClient, refuses
+from tests.launch.fallback.support import picture, tiny_qwen2_vl
 from tests.support.processes import Child
-from tests.support.waiting import HANG, until
+from tests.support.waiting import HANG
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Workload
 from turbofit.launch.engine.engine_log import StartupTracker, end_of
@@ -161,41 +160,3 @@ def test_a_session(tmp_path, children):
     child.process.send_signal(signal.SIGTERM)
     assert child.finish() == 0
     assert "ended SIGTERM" in child.stderr
-
-
-@pytest.mark.lmdeploy
-@pytest.mark.exhaustive
-@pytest.mark.skipif(
-    any(find_spec(name) is None for name in ("transformers", "accelerate", "fastapi")),
-    reason="needs Transformers' server",
-)
-def test_its_server_alone_ends_with_a_word_to_everybody(tmp_path, children):
-    """As `--no-gateway` starts it; the one request that runs, and those that wait for it."""
-    folder, (port,) = tiny_qwen2_vl(tmp_path / "Qwen2-VL"), free_ports(1)
-    child = Child(
-        [
-            sys.executable, "-m", "turbofit.launch.fallback.server", "--model", str(folder),
-            "--served-name", "m", "--device-map", json.dumps(tiny_map(["cpu"] * 4)),
-            "--dtype", "float32", "--session-len", "100000", "--port", str(port),
-        ]
-    )  # fmt: skip
-    children.append(child)
-    child.wait_for("Uvicorn running on ")
-    body = {
-        "model": "m", "max_tokens": 90000, "messages": [{"role": "user", "content": "x"}],
-    }  # fmt: skip
-    url = f"http://127.0.0.1:{port}"
-    stream = OpenClient(url, CHAT, {**body, "stream": True})
-    stream.wait_for(b"delta")
-    others = [
-        OpenClient(url, CHAT, body), OpenClient(url, CHAT, {**body, "stream": True}),
-        OpenClient(url, CHAT, body, sent=0.5),
-    ]  # fmt: skip
-    child.process.send_signal(signal.SIGINT)
-    until(lambda: refuses(url), "the drain")
-    child.process.send_signal(signal.SIGINT)
-    assert child.finish() == 0
-    assert b'"code":"ending"' in (said := stream.answer()[2])
-    assert said.endswith(b"data: [DONE]\n\n")
-    assert [client.answer()[0] for client in others] == [503] * 3
-    assert "Traceback" not in child.stderr

@@ -64,7 +64,7 @@ def test_only_folders_of_runs_that_have_ended_are_removed(
         planned: Any = SimpleNamespace(config=name, plan=plan)
         model: Any = SimpleNamespace(name=name)
         front: Any = None
-        serve_models._model_run(planned, model, front, None, folders, lambda _: None)
+        serve_models._model_run(planned, model, front, folders, lambda _: None, shared=False)
     launches["busy"](None, None)
     names = {path.name for path in tmp_path.iterdir()} - {"leases"}
     assert names == {folder.name for folder in folders}

@@ -15,6 +15,8 @@ from turbofit.core.rehearsal import End
 from turbofit.core.units import MIB
 from turbofit.launch.serve.ladder import forget, recall, remember, rungs
 
+pytestmark = pytest.mark.usefixtures("state")
+
 
 def died(phase: str, **facts: Any) -> End:
     return End(kind=facts.pop("kind", "out_of_memory"), phase=phase, **facts)
@@ -104,12 +106,6 @@ def test_a_load_that_should_have_fitted_is_tried_again(plan: Plan) -> None:
     assert not list(rungs(died("weights"), plan, {"cache_max_entry_count": 0.5, "tp": 1}))
 
 
-@pytest.fixture(autouse=True)
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    return tmp_path
-
-
 def test_kept_for_the_same_kind_of_start_only() -> None:
     plan = plausible_plan(gpus=1, tp=1)
     assert recall(plan, "0.18.0", pretend=False) == {}
@@ -129,7 +125,7 @@ def test_kept_for_the_same_kind_of_start_only() -> None:
 def test_a_broken_file_is_no_memory(text: str, state: Path) -> None:
     plan = plausible_plan(gpus=1, tp=1)
     remember(plan, "0.18.0", pretend=False, changes={"margin": 5}, why="")
-    (path,) = (state / "turbofit" / "learned").iterdir()
+    (path,) = (state / "learned").iterdir()
     path.write_text(text)
     assert recall(plan, "0.18.0", pretend=False) == {}
 

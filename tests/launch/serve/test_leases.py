@@ -119,24 +119,18 @@ def test_an_engine_that_ended_a_moment_ago_is_counted_whole(tmp_path: Path, engi
         assert elsewhere.settled, "what runs in another container is not seen"
 
 
-@pytest.mark.parametrize("told", [True, False])
-def test_a_cache_that_is_larger_than_its_plan_leaves_its_growth_reserved(
-    tmp_path: Path, told: bool, engine: Any
+def test_a_cache_that_may_be_larger_than_its_plan_leaves_its_growth_reserved(
+    tmp_path: Path, engine: Any
 ) -> None:
-    """LMDeploy's cache is a share of what is free: more was than the plan had counted on.
-
-    The PyTorch engine does not tell how large it is.
-    """
+    """LMDeploy's cache is a share of what is free: more was than the plan had counted on."""
     with reserved(tmp_path) as mine, Leases(tmp_path) as yours:
-        surplus = {UUID: 2 * GIB} if told else None
-        mine.note(model="m", engines=[engine.pid], ready=True, surplus=surplus)
+        mine.note(model="m", engines=[engine.pid], ready=True, larger=True)
         (lease,) = yours.others()
-        left = GIB if told else lease.growth[UUID]
         held = lease.need[UUID] + GIB
         holder = Holder(pid=engine.pid, name="python", bytes=held)
         card = gpu(0, used=held, free=24 * GIB - held, holders=(holder,))
         one = msgspec.structs.replace(machine(1), gpus=(card,))
-        assert card.free - counted(one, yours).gpus[0].free == min(card.free, left)
+        assert card.free - counted(one, yours).gpus[0].free == min(card.free, lease.growth[UUID])
 
 
 def test_a_lock_that_somebody_keeps_costs_a_lease_only_for_a_while(

@@ -315,22 +315,19 @@ def test_a_cluster_is_served_in_the_background_too(serve_is, capsys) -> None:
 def test_a_server_in_the_background_starts_no_other(
     words: list[str], serve_is, monkeypatch, capsys
 ) -> None:
-    """Nor does its stdout, where the address is waited for, become JSON."""
     serve_is(f'echo "${DETACHED}" >&2; exit 3')
     monkeypatch.setenv("TURBOFIT_SERVE_DETACH", "1")
-    monkeypatch.setenv("TURBOFIT_SERVE_JSON", "1")
     assert main(["serve", "m", *words]) == 3
     assert capsys.readouterr().err.endswith("\n1\n")
     monkeypatch.setenv(DETACHED, "1")
     started: list[object] = []
     monkeypatch.setattr("turbofit.launch.serve.runs.serve_detached", started.append)
-    shown: list[bool] = []
+    served: list[object] = []
     monkeypatch.setattr(
-        "turbofit.cli.commands.serve._one_model",
-        lambda *given: shown.append(given[-1].as_json) or 0,
+        "turbofit.cli.commands.serve._one_model", lambda *given: served.append(given) or 0
     )
     assert main(["serve", "m", *words, "--pretend", "--on", "1xrtx3090"]) == 0
-    assert (started, shown) == ([], [False])
+    assert (started, len(served)) == ([], 1)
 
 
 def test_wrong_use_is_told_before_anything_starts(capsys) -> None:

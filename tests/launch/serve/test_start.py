@@ -13,7 +13,7 @@ from turbofit.core.plan import GroupPlan
 from turbofit.core.process.progress import Step, listened, tell, under_way
 from turbofit.core.rehearsal import End
 from turbofit.core.run_report import RunMoment
-from turbofit.launch.engine.launches import SharedCards, ratio_now
+from turbofit.launch.engine.launches import ratio_now, shared_ratio
 from turbofit.launch.run import Start
 from turbofit.launch.serve import start_progress
 from turbofit.launch.serve.start_progress import StartProgress, as_launched
@@ -25,18 +25,18 @@ PLAN = plausible_plan(gpus=1, tp=1)
     ("run", "expected"),
     [
         ({}, ratio_now),
-        ({"shared": SharedCards()}, SharedCards.ratio),
+        ({"shared": True}, shared_ratio),
         ({"fixed": {"cache_max_entry_count": 0.5}}, None),
         ({"config": SimpleNamespace(pretend=True)}, None),
+        ({"config": SimpleNamespace(pretend=True), "shared": True}, None),
     ],
 )
 def test_a_start_gets_a_ratio_where_others_may_be_on_its_cards(
     run: dict[str, Any], expected: Any
 ) -> None:
-    beside = {"shared": None, "fixed": {}, "config": SimpleNamespace(pretend=False), **run}
+    beside = {"shared": False, "fixed": {}, "config": SimpleNamespace(pretend=False), **run}
     ratio = Start(SimpleNamespace(**beside), PLAN, 0)._ratio(0)
-    function = None if ratio is None else ratio.func
-    assert getattr(function, "__func__", function) is expected
+    assert (ratio and ratio.func) is expected
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def test_twelve_starts_come_near_the_best_of_the_whole_grid() -> None:
         for seed in range(20):
             engine = Engine(curve, seed)
             search = TrialSearch(misled(found, seed), {}, latency=False, at_once=at_once)
-            for _ in range(11):  # of 12 starts, the last one measures the best again
+            for _ in range(12):
                 if (index := search.next()) is None:
                     break
                 search.tell(index, engine.measured(found[index]))

@@ -1,4 +1,4 @@
-"""The runner of a tuning, and its load's process."""
+"""The runner of a tuning, and its load."""
 
 from __future__ import annotations
 
@@ -14,12 +14,10 @@ import pytest
 from tests.load.scripted import ScriptedServer
 from tests.support.waiting import HANG, until
 from turbofit.core.errors import LaunchError
-from turbofit.core.process.progress import listened
 from turbofit.launch.serve.config import ServeConfig
 from turbofit.launch.serve.supervisor import StoppedError, StopSignal
 from turbofit.launch.tune import runner
-from turbofit.launch.tune.load_child import LoadChild
-from turbofit.launch.tune.runner import TrialEnd, _Loads, run_trial
+from turbofit.launch.tune.runner import TrialEnd, _Load, run_trial
 from turbofit.load.spec import LoadSpec
 from turbofit.observe.tuned import plain
 from turbofit.planning.plan import plan
@@ -30,43 +28,71 @@ PLAN = plan(PlanRequest(model="internvl2-1b", on="1xrtx3090", engine="turbomind"
 FEW = LoadSpec.of(images=0, requests=2, concurrency=2, warm_up=0)
 
 
-def driven(loads: _Loads, url: str, stop: StopSignal) -> None:
-    loads.begin([url])
+def driven(load: _Load, url: str, stop: StopSignal) -> None:
+    load.begin([url])
 
     def over() -> bool:
-        loads.look()
+        load.look()
         return stop.signal is not None
 
     until(over, "the trial ends")
-    loads.end()
+    load.end()
 
 
-@pytest.mark.parametrize(("key", "answered"), [("k", [2, 2]), ("other", [])])
-def test_loads_follow_one_another_while_they_are_answered(key: str, answered: list[int]) -> None:
-    loads = _Loads([FEW, FEW], "k", stop := StopSignal())
-    with ScriptedServer(key=key) as server:
-        driven(loads, server.url, stop)
-    assert [one.answered for one in loads.results] == answered
-    assert ("does not know the key" in loads.why) is (key == "other")
+def test_every_option_of_a_load_reaches_it() -> None:
+    spec = LoadSpec.of(
+        images=2, image_size=((64, 32), (8, 8)), prompt_spread=0.5, stop_early=True, rate=50.0,
+        evenly=True, requests=2, warm_up=0, seed=7,
+    )  # fmt: skip
+    load = _Load(spec, "k", stop := StopSignal())
+    with ScriptedServer(key="k") as server:
+        driven(load, server.url, stop)
+    assert load.result is not None
+    assert (load.result.answered, load.result.stopped) == (2, "")
+    assert plain(load.result.load) == plain(spec.given())
+
+
+@pytest.mark.parametrize(
+    ("key", "answers", "why"),
+    [("other", (), "does not know the key"), ("k", ("500", "500"), "no request was answered")],
+)
+def test_why_it_measured_nothing_is_known(key: str, answers: tuple[str, ...], why: str) -> None:
+    load = _Load(FEW, "k", stop := StopSignal())
+    with ScriptedServer(*answers, key=key) as server:
+        driven(load, server.url, stop)
+    assert why in load.why
 
 
 def test_a_load_that_cannot_be_started_ends_the_trial(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> LoadChild:
+    def full(*_: object, **__: object) -> None:
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(runner, "LoadChild", full)
-    loads = _Loads([FEW], "k", stop := StopSignal())
-    driven(loads, "http://x", stop)
-    assert "no load could be started" in loads.why
+    monkeypatch.setattr(runner.subprocess, "Popen", full)
+    load = _Load(FEW, "k", stop := StopSignal())
+    driven(load, "http://x", stop)
+    assert "no load could be started" in load.why
+
+
+def test_a_load_that_is_killed_says_how_it_ended() -> None:
+    load = _Load(FEW, "k", stop := StopSignal())
+    with ScriptedServer("stall", "stall", key="k") as server:
+        load.begin([server.url])
+        load.look()
+        assert server.stalled.wait(HANG)
+        assert load._process is not None
+        load._process.kill()
+        driven(load, server.url, stop)
+    assert load.result is None
+    assert load.why == "the load ended with -9"
 
 
 def test_no_load_begins_after_an_engine_died() -> None:
-    loads = _Loads([FEW], "k", stop := StopSignal())
+    load = _Load(FEW, "k", stop := StopSignal())
     with ScriptedServer(key="k") as server:
-        loads.died("engine: out of memory")
-        driven(loads, server.url, stop)
+        load.died("engine: out of memory")
+        driven(load, server.url, stop)
         assert server.bodies == []
-    assert loads.death == "engine: out of memory"
+    assert load.death == "engine: out of memory"
 
 
 class Run:
@@ -90,7 +116,7 @@ class Run:
 
 
 def tried(
-    monkeypatch: pytest.MonkeyPatch, run: Run, loads: list[LoadSpec], seconds: float | None
+    monkeypatch: pytest.MonkeyPatch, run: Run, load: LoadSpec, seconds: float | None
 ) -> TrialEnd:
     def follow(real: Any, stop: StopSignal) -> Any:
         return run.follow(real, stop)
@@ -100,7 +126,7 @@ def tried(
     config = ServeConfig(pretend=True)
     lmdeploy: Any = SimpleNamespace(version="0.18.0", warning=None)
     model = runner.Run(config, cast("Any", None), lambda _: None, lmdeploy=lmdeploy)
-    return run_trial(model, PLAN, loads, seconds)
+    return run_trial(model, PLAN, load, seconds)
 
 
 def test_a_trial_whose_engine_starts_too_slowly_is_ended_in_time(
@@ -108,8 +134,8 @@ def test_a_trial_whose_engine_starts_too_slowly_is_ended_in_time(
 ) -> None:
     before = signal.getsignal(signal.SIGALRM)
     for run in (Run(), Run(abrupt=True), Run(dies=True)):
-        end = tried(monkeypatch, run, [FEW], 0.05)
-        assert (end.outcome, end.results) == ("cut", ())
+        end = tried(monkeypatch, run, FEW, 0.05)
+        assert (end.outcome, end.result) == ("cut", None)
         assert end.why == "the time was over before its engine was ready"
     assert signal.getsignal(signal.SIGALRM) is before
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
@@ -120,18 +146,20 @@ def test_a_load_under_way_is_ended_with_what_it_measured(monkeypatch: pytest.Mon
     with ScriptedServer("ok", "ok", "ok", "ok", "stall", key="k") as server:
         over = threading.Thread(target=lambda: (server.stalled.wait(HANG), alarm()))
         over.start()
-        end = tried(monkeypatch, Run(opens=server.url), [load, load], HANG)
+        end = tried(monkeypatch, Run(opens=server.url), load, HANG)
         over.join(HANG)
     assert end.outcome == "cut"
-    assert [one.answered for one in end.results] == [4]
+    assert end.result is not None
+    assert end.result.answered == 4
     assert "were measured" in end.why
 
 
 def test_a_load_that_ends_in_time_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     with ScriptedServer(key="k") as server:
-        end = tried(monkeypatch, Run(opens=server.url), [FEW, FEW], HANG)
+        end = tried(monkeypatch, Run(opens=server.url), FEW, HANG)
     assert (end.outcome, end.why) == ("measured", "")
-    assert [one.answered for one in end.results] == [2, 2]
+    assert end.result is not None
+    assert end.result.answered == 2
 
 
 def test_a_person_s_signal_is_none_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,77 +170,9 @@ def test_a_person_s_signal_is_none_of_the_time(monkeypatch: pytest.MonkeyPatch) 
             return stop.signal
 
     with pytest.raises(StoppedError) as stopped:
-        tried(monkeypatch, Interrupted(), [FEW], HANG)
+        tried(monkeypatch, Interrupted(), FEW, HANG)
     assert stopped.value.signal is signal.SIGINT
 
 
 def alarm() -> None:
     os.kill(os.getpid(), signal.SIGALRM)
-
-
-FOUR = LoadSpec.of(images=0, requests=4, concurrency=2)
-
-
-def test_every_option_of_a_load_reaches_it() -> None:
-    spec = LoadSpec.of(
-        images=2, image_size=((64, 32), (8, 8)), prompt_spread=0.5, stop_early=True, rate=50.0,
-        evenly=True, requests=2, warm_up=0, seed=7,
-    )  # fmt: skip
-    with ScriptedServer(key="k") as server:
-        child = LoadChild(server.url, "k", spec)
-        until(child.look, "the load ends")
-    assert child.result is not None
-    assert plain(child.result.load) == plain(spec.given())
-
-
-def test_it_measures() -> None:
-    told: list[str] = []
-    with ScriptedServer(key="k") as server, listened(lambda step: told.append(str(step))):
-        child = LoadChild(server.url, "k", FOUR)
-        until(child.look, "the load ends")
-    assert child.result is not None
-    assert child.result.answered == 4
-    assert any("warm-up of the load" in one for one in told)
-
-
-def test_why_it_measured_nothing_is_known() -> None:
-    with ScriptedServer(key="other") as server:
-        child = LoadChild(server.url, "k", FOUR)
-        until(child.look, "the load ends")
-    assert child.result is None
-    assert "does not know the key" in child.why
-
-
-def test_one_that_is_under_way_is_ended() -> None:
-    with ScriptedServer("ok", "ok", "stall", "stall") as server:
-        child = LoadChild(server.url, "", FOUR)
-        assert server.stalled.wait(HANG)
-        assert not child.look()
-        child.end()
-
-
-def test_one_that_is_interrupted_tells_what_it_has_measured() -> None:
-    load = LoadSpec.of(images=0, requests=9, concurrency=1, warm_up=0)
-    with ScriptedServer("ok", "ok", "ok", "ok", "stall") as server:
-        child = LoadChild(server.url, "", load)
-        assert server.stalled.wait(HANG)
-        assert child.interrupt()
-        until(child.look, "the load ends")
-    assert not child.interrupt()
-    assert child.result is not None
-    assert (child.result.answered, child.result.stopped) == (4, "SIGINT")
-
-
-def test_a_load_that_breaks_says_why() -> None:
-    url: Any = None
-    child = LoadChild(url, "", FOUR)
-    until(child.look, "the load ends")
-    assert child.why.startswith("AttributeError: ")
-
-
-def test_a_load_that_is_killed_says_how_it_ended() -> None:
-    child = LoadChild("http://x", "", FOUR)
-    child._process.kill()
-    until(child.look, "the load ends")
-    assert child.result is None
-    assert child.why == "the load ended with -9"

@@ -7,7 +7,6 @@ from functools import cache
 from typing import Any
 
 import pytest
-from msgspec.structs import replace
 
 from tests.launch.tune.test_search import MEAN
 from turbofit.core.errors import LaunchError
@@ -16,7 +15,7 @@ from turbofit.core.tuning import Tuning
 from turbofit.launch.serve.supervisor import StoppedError
 from turbofit.launch.tune.runner import TrialEnd
 from turbofit.launch.tune.space import choices
-from turbofit.launch.tune.tune import Journal, Tuner, described
+from turbofit.launch.tune.tune import Tuner, described
 from turbofit.load.result import LoadResult, Spread
 from turbofit.load.spec import LoadSpec
 from turbofit.planning.plan import plan
@@ -34,12 +33,12 @@ def every_choice() -> list[Any]:
     return choices(REQUEST, plan(REQUEST), MEAN, 64, (0,))
 
 
-def result(rate: float, ttft: float = 0.1) -> LoadResult:
+def result(rate: float, ttft: float = 0.1, stopped: str = "") -> LoadResult:
     spread = Spread(count=9, mean=ttft, p50=ttft, p90=ttft, p99=ttft, most=ttft)
     return LoadResult(
         turbofit_version="0", created="", url="", model="m", load={}, seconds=30.0, begun=900,
-        answered=900, requests_per_second=rate, output_tokens_per_second=rate, running=64.0,
-        ttft=spread, tpot=spread, e2e=spread,
+        answered=900, stopped=stopped, requests_per_second=rate, output_tokens_per_second=rate,
+        running=64.0, ttft=spread, tpot=spread, e2e=spread,
     )  # fmt: skip
 
 
@@ -54,15 +53,13 @@ class Engines:
         self.ends, self.seconds = ends or {}, seconds
         self.now = 0.0
         self.started: list[tuple[int, int]] = []
-        self.loads: list[list[LoadSpec]] = []
 
     def plan_of(self, options: dict[str, Any]) -> Any:
         return next(one.plan for one in every_choice() if one.options == options)
 
-    def run(self, plan: Any, loads: Any, seconds: float | None) -> TrialEnd:
+    def run(self, plan: Any, _load: Any, seconds: float | None) -> TrialEnd:
         settings = plan.settings
         self.started.append((settings.max_batch_size, settings.max_prefill_token_num))
-        self.loads.append(list(loads))
         end = self.ends.get(len(self.started))
         if isinstance(end, BaseException):
             raise end
@@ -72,50 +69,38 @@ class Engines:
         rate += 0.5 * (settings.max_prefill_token_num == 8192)
         spent = self.seconds if seconds is None else min(seconds, self.seconds)
         self.now += spent
-        measured = tuple(result(rate) for _ in loads)
         if spent < self.seconds:
-            part = (replace(measured[0], stopped="SIGINT"),) if spent >= self.seconds / 2 else ()
-            return TrialEnd((*measured[1:], *part), "cut", "the time was over", spent)
-        return TrialEnd(measured, "measured", "", spent)
+            part = result(rate, stopped="SIGINT") if spent >= self.seconds / 2 else None
+            return TrialEnd(part, "cut", "the time was over", spent)
+        return TrialEnd(result(rate), "measured", "", spent)
 
 
-def go(engines: Engines, journal: Journal | None = None, **given: Any) -> Tuning:
+def go(engines: Engines, **given: Any) -> Tuning:
     given = {"slo": {}, "seconds": None, "starts": 12, **given}
     load = given.pop("load", LoadSpec.of(concurrency=64, seconds=30.0))
-    if journal is None:
-        journal = Journal("new", pretend=True)
-        journal.forget()
     blank = Tuning(
         turbofit_version="0", created="", goal="throughput", slo=given.pop("slo"), **FACTS
     )
     return Tuner(
-        every_choice(), load, journal, engines.plan_of, engines.run, lambda _: None, at_once=64,
-        blank=blank, clock=lambda: engines.now, **given,
+        every_choice(), load, engines.plan_of, engines.run, lambda _: None, at_once=64, blank=blank,
+        clock=lambda: engines.now, **given,
     ).tune()  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def state(tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-
-
-def test_the_best_is_found_confirmed_and_has_a_curve() -> None:
+def test_the_best_is_found() -> None:
     engines = Engines()
     found = go(engines)
     assert found.winner is not None
     assert found.winner.max_batch_size == 16
     assert found.winner.max_prefill_token_num == 8192
     assert len(engines.started) <= 12
-    assert engines.started[-1] == (16, 8192)
-    assert [one.concurrency for one in engines.loads[-1]] == [1, 4, 16, 64]
-    assert [one.concurrency for one in found.curve] == [1, 4, 16, 64]
     assert found.seconds == 60.0 * len(engines.started)
 
 
 def test_starts_and_time_bound_it() -> None:
     few = go(engines := Engines(), starts=3)
     assert len(engines.started) == 3
-    assert (len(few.trials), few.stopped) == (2, "2 settings were tried")
+    assert (len(few.trials), few.stopped) == (3, "3 settings were tried")
     assert go(engines := Engines(), starts=1).best == 1
     assert len(engines.started) == 1
     short = go(engines := Engines(), seconds=200.0)
@@ -125,42 +110,19 @@ def test_starts_and_time_bound_it() -> None:
 
 
 def test_a_start_that_is_cut_is_told_and_is_the_best_only_where_nothing_else_was_measured() -> None:
-    journal = Journal("k", pretend=True)
-    part = go(engines := Engines(), journal, seconds=40.0)
+    part = go(engines := Engines(), seconds=40.0)
     assert engines.now == 40.0
     (trial,) = part.trials
     assert (trial.outcome, trial.why, part.best) == ("cut", "the time was over", 1)
     assert trial.measured is not None
-    assert part.curve == ()
     assert "trial 1 was ended" in part.stopped
-    assert journal.trials == ()  # the same command begins anew
     none = go(Engines(), seconds=20.0)
     assert (none.best, [one.measured for one in none.trials]) == (None, [None])
     slow = Engines(seconds=50.0)
-    slow.ends[1] = TrialEnd((result(3.0),), "measured", "", 10.0)
+    slow.ends[1] = TrialEnd(result(3.0), "measured", "", 10.0)
     other = go(slow, seconds=40.0)
     assert [one.outcome for one in other.trials] == ["measured", "cut"]
     assert other.best == 1
-    assert other.curve == ()
-
-
-def test_time_that_an_earlier_run_has_spent_is_gone() -> None:
-    journal = Journal("k", pretend=True)
-    with pytest.raises(StoppedError):
-        go(Engines({3: STOP}), journal, seconds=200.0)
-    again = go(engines := Engines(), Journal("k", pretend=True), seconds=200.0)
-    assert len(again.trials) == 3
-    assert engines.now == 60.0
-
-
-def test_a_curve_that_the_time_ends_has_its_whole_points() -> None:
-    engines = Engines(seconds=60.0)
-    spread = result(3.0)
-    engines.ends[2] = TrialEnd(
-        (spread, spread, replace(spread, stopped="SIGINT")), "cut", "the time was over", 9.0
-    )
-    found = go(engines, seconds=150.0, starts=2)
-    assert [one.concurrency for one in found.curve] == [1, 4]
 
 
 def test_what_is_under_way_says_which_trial_it_is_of_and_the_time_left() -> None:
@@ -177,7 +139,7 @@ def test_what_is_under_way_says_which_trial_it_is_of_and_the_time_left() -> None
 
 
 def test_a_death_is_a_result_and_the_others_go_on() -> None:
-    dead = TrialEnd((), "died", "CUDA out of memory", 5.0)
+    dead = TrialEnd(None, "died", "CUDA out of memory", 5.0)
     ends = {1: dead, 2: LaunchError("no port", hint="x")}
     found = go(Engines(ends))
     assert [one.outcome for one in found.trials[:3]] == ["died", "unserved", "measured"]
@@ -188,63 +150,22 @@ def test_a_death_is_a_result_and_the_others_go_on() -> None:
     assert every.best is None
 
 
-def test_a_signal_ends_it_and_the_same_goes_on_from_there() -> None:
-    journal = Journal("k", pretend=True)
-    first = Engines({4: STOP})
+def test_a_signal_leaves_the_best_of_what_was_measured() -> None:
+    part = go(engines := Engines({4: STOP}))
+    assert (len(part.trials), part.stopped) == (3, "SIGINT")
+    assert part.winner is not None
+    assert part.winner.measured is not None
+    rates = [trial.measured.requests_per_second for trial in part.trials if trial.measured]
+    assert part.winner.measured.requests_per_second == max(rates)
+    assert len(engines.started) == 4
     with pytest.raises(StoppedError):
-        go(first, journal)
-    again = Journal("k", pretend=True)
-    assert len(again.trials) == 3
-    second = Engines()
-    found = go(second, again)
-    assert not set(second.started[:-1]) & set(first.started[:3])
-    assert [one.number for one in found.trials] == list(range(1, len(found.trials) + 1))
-    whole = go(Engines())
-    assert whole.winner is not None
-    assert found.winner is not None
-    assert found.winner.options == whole.winner.options
-
-
-def test_a_damaged_journal_is_as_none(tmp_path) -> None:
-    journal = Journal("k", pretend=True)
-    go(Engines(), journal, starts=3)
-    path = tmp_path / "turbofit" / "tuning-pretend" / "k.json"
-    text = path.read_text()
-    for damaged in (text[:99], "", "[]", text.replace("turbofit.tuning/1", "x"), "\x00"):
-        path.write_text(damaged)
-        assert Journal("k", pretend=True).trials == ()
-    path.write_text(text)
-    assert len(Journal("k", pretend=True).trials) == 2
-    assert Journal("k", pretend=False).trials == ()
-    Journal("k", pretend=True).forget()
-    assert not path.exists()
+        go(Engines({1: STOP}))
 
 
 def test_an_slo_that_nothing_keeps_leaves_nothing() -> None:
     found = go(Engines(), slo={"ttft": 0.05}, starts=5)
     assert found.best is None
     assert not any(one.meets_slo for one in found.trials)
-
-
-def test_an_open_loop_has_no_curve() -> None:
-    load = LoadSpec.of(rate=2.0)
-    found = go(engines := Engines(), load=load, starts=4)
-    assert found.curve == ()
-    assert len(engines.started) == 3
-
-
-def test_another_lmdeploy_is_compared_with() -> None:
-    then = go(Engines(), starts=4)
-    assert then.winner is not None
-    assert then.winner.measured is not None
-    faster = replace(then.winner.measured, requests_per_second=14.0)
-    trials = tuple(
-        replace(one, measured=faster) if one.number == then.best else one for one in then.trials
-    )
-    found = go(Engines(), earlier=replace(then, lmdeploy="0.14.0", trials=trials))
-    assert found.earlier is not None
-    assert found.earlier.lmdeploy == "0.14.0"
-    assert found.earlier.change == pytest.approx(10.5 / 14 - 1, abs=0.08)
 
 
 def test_a_load_is_described_with_its_length() -> None:

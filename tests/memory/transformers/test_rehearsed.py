@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 
-from tests.pretend.cuda_torch import CUDA_PATH, ROOT
-from tests.support.waiting import HANG
+from tests.pretend.cuda_torch import CUDA_PATH, cuda_json
 from turbofit.core.plan import Workload
 from turbofit.machine.source import machine_from
 from turbofit.memory.transformers.account import Transformers
@@ -32,16 +26,6 @@ print(json.dumps(plan_document(Plan.from_json(sys.stdin.read()))))
 """
 
 
-def rehearsed(plan):
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], input=plan.to_json(),
-        env={**os.environ, "PYTHONPATH": f"{CUDA_PATH}:{ROOT}"},
-        capture_output=True, text=True, timeout=10 * HANG, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
 # One card; two cards, whose cut the real hooks carry tensors across; layers in host memory.
 @pytest.mark.parametrize(
     ("on", "more"),
@@ -59,7 +43,7 @@ def test_qwen2_vl_2b(on, more):
     plan = make_fallback_plan(request, Transformers(), "as asked")
     assert plan.fits
     assert ("cpu" in (plan.device_map or {}).values()) == ("used" in on)
-    document = rehearsed(plan)
+    document = cuda_json("-c", PROGRAM, given=plan.to_json())
     assert document["outcome"] == "served"
     for phases, terms, gpu in zip(
         (gpu["phases"] for gpu in document["gpus"]), document["terms"], plan.gpus, strict=True

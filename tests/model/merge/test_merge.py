@@ -53,15 +53,6 @@ def by_hand(weight, key, *, scaling, file):
     return (weight.double() + (b @ a) * scaling).to(weight.dtype)
 
 
-@pytest.mark.parametrize("name", sorted(GOLDEN))
-def test_the_bits_are_pefts(tmp_path, name):
-    base_dtype, dtype, config, more = CASES[name]
-    extra = {key: dyadic(shape, 77, dtype) for key, shape in more.items()}
-    base = make_base(tmp_path / "base", dtype=base_dtype)
-    merged(tmp_path, base, make_adapter(tmp_path / "l", dtype=dtype, config=config, more=extra))
-    assert digest(load(tmp_path / "out")) == GOLDEN[name]
-
-
 def test_the_layout_and_the_small_files_stay(tmp_path):
     base = make_base(tmp_path / "base", shards=3)
     (base / "notes.bin").write_bytes(b"no weights of the model")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from tests.support.checkup import Find, Healthy, Make, card, remove, server_card, two
+from tests.support.checkup import Find, Make, card, remove, server_card, two
 from tests.support.nvml import LOST, P2P_ALL, P2P_NVLINK, UNKNOWN_ERROR, Mig, Process, Scenario
 from tests.support.plans import gpu, machine, plausible_plan
 from turbofit.core.errors import DoesNotFitError, MachineError, UsageError
@@ -14,7 +14,6 @@ from turbofit.core.plan import Plan
 from turbofit.core.struct import NA
 from turbofit.core.units import GIB, MIB
 from turbofit.planning.checks import refuse
-from turbofit.planning.examine.cards import acs_control
 from turbofit.planning.examine.scene import Scene, Sources
 
 
@@ -132,44 +131,6 @@ def test_iommu(find: Find, sources: Make) -> None:
     remove(places, "sys/kernel")
     assert find("iommu", scenario, places).state == "unreadable"
     assert find("iommu", Scenario([card(0), card(1)]), places).state == "ok"
-
-
-def _bridge(places: Healthy, name: str, config: bytes) -> None:
-    folder = places.root / "sys/bus/pci/devices" / name
-    folder.mkdir()
-    (folder / "class").write_text("0x060400\n")
-    (folder / "config").write_bytes(config)
-
-
-def _config(control: int) -> bytes:
-    """A configuration space whose second extended capability is ACS."""
-    data = bytearray(4096)
-    data[0x100:0x104] = (0x0001 | 1 << 16 | 0x140 << 20).to_bytes(4, "little")
-    data[0x140:0x144] = (0x000D | 1 << 16).to_bytes(4, "little")
-    data[0x146:0x148] = control.to_bytes(2, "little")
-    return bytes(data)
-
-
-def test_acs(find: Find, sources: Make) -> None:
-    scenario = Scenario([card(0), card(1)], p2p=P2P_ALL)
-    places = sources()
-    _bridge(places, "0000:00:01.0", _config(0))
-    assert find("acs", scenario, places).state == "ok"
-    _bridge(places, "0000:00:02.0", b"\0" * 64)
-    assert find("acs", scenario, places).state == "unreadable"
-    _bridge(places, "0000:00:03.0", _config(0x1D))
-    found = find("acs", scenario, places)
-    assert found.state == "warning"
-    assert "0000:00:03.0" in found.seen
-    remove(places, "sys/bus")
-    assert find("acs", scenario, places).state == "unreadable"
-
-
-def test_acs_control_of_a_loop_ends() -> None:
-    data = bytearray(4096)
-    data[0x100:0x104] = (0x0001 | 0x100 << 20).to_bytes(4, "little")
-    assert acs_control(bytes(data)) is None
-    assert acs_control(b"") is None
 
 
 def changed(index: int, **changes: object) -> Machine:

@@ -101,27 +101,6 @@ def test_families_that_the_pair_does_not_run(find: Find, sources: Make) -> None:
     assert find("front_ends", two(), places).state == "unreadable"
 
 
-def test_two_wheels_of_nccl_own_one_file(find: Find, sources: Make) -> None:
-    places = sources()
-    places.packages["nvidia-nccl-cu13"], places.records["nvidia-nccl-cu13"] = "2.29.7", 300
-    found = find("nccl", two(), places)
-    assert found.state == "ok"
-    assert "nvidia-nccl-cu12 2.32.3, written over nvidia-nccl-cu13 2.29.7" in found.seen
-    library = places.root / "libnccl.so.2"
-    library.write_bytes(bytes(300))
-    found = find("nccl", two(), places)
-    assert found.state == "warning"
-    assert found.fix.endswith("nvidia-nccl-cu12==2.32.3")
-    library.write_bytes(bytes(7))
-    assert find("nccl", two(), places).state == "unreadable"
-    library.unlink()
-    found = find("nccl", two(), places)
-    assert found.state == "stops"
-    assert found.fix == "pip install --force-reinstall --no-deps nvidia-nccl-cu12==2.32.3"
-    places.records.clear()
-    assert find("nccl", two(), places).state == "unreadable"
-
-
 V100 = Scenario([card(name="Tesla V100-SXM2-32GB", cc=70, total=32768 * MIB)])
 
 

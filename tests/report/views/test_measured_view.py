@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from tests.launch.tune.test_search import SEEN
 from tests.planning.test_tuned import tuning
-from turbofit.core.tuning import CurvePoint, EarlierTuning, Tuning
+from turbofit.core.tuning import Tuning
 from turbofit.report.page.html import page
 from turbofit.report.painters.markdown import paint
 from turbofit.report.views.measured_view import made_by, pareto, tune_view
@@ -24,10 +24,6 @@ def several() -> Tuning:
     )
     return tuning(
         trials=trials, slo={"ttft": 0.55}, stopped="the time is up",
-        curve=(CurvePoint(concurrency=1, measured=slow), CurvePoint(concurrency=8, measured=SEEN)),
-        earlier=EarlierTuning(
-            lmdeploy="0.14.0", created="x", requests_per_second=1.4, change=-0.28
-        ),
     )  # fmt: skip
 
 
@@ -39,7 +35,7 @@ def test_all_is_said() -> None:
     text = paint(tune_view(several()))
     for words in (
         "best: turbomind", "+100% against the plan without tuning", "died: ", "misses the SLO",
-        "LMDeploy 0.14.0 gave 1.40 requests/s under this load: -28.0% since", "the time is up",
+        "the time is up",
     ):  # fmt: skip
         assert words in text, words
     none = paint(tune_view(replace(several(), best=None)))
@@ -62,11 +58,10 @@ def test_pretend_gpus_are_named() -> None:
     assert "PRETEND GPUs" in paint(tune_view(replace(several(), pretend=True)))
 
 
-def test_a_page_has_the_curve_the_front_and_every_trial() -> None:
+def test_a_page_has_every_trial() -> None:
     text = page(tune_view(several()), several(), made_by(several()))
-    assert text.count("<svg") == 3
+    assert text.count("Pareto") == 2
     assert "<b>out of memory" not in text
     assert "&lt;b&gt;out of memory" in text
-    assert "Pareto front" in text
-    nothing = replace(several(), best=None, trials=(), curve=())
-    assert page(tune_view(nothing), nothing, made_by(nothing)).count("<svg") == 0
+    nothing = replace(several(), best=None, trials=())
+    assert "Pareto" not in page(tune_view(nothing), nothing, made_by(nothing))

@@ -106,7 +106,7 @@ def test_it_has_the_promise_and_the_kinds_of_nodes(spec: str, concurrency: int) 
     assert plan.verdict in text
     assert f"{plan.longest_request_tokens:,} tokens with the answer" in text
     assert f"{plan.requests_at_once:,} at once over all nodes" in text
-    assert "simulated: no such machine was measured" in text
+    assert "simulated: machines of presets or of snapshots" in text
     assert "--full" in said[-1]
 
 

@@ -5,7 +5,7 @@ says what it does, as in `standin_engine`; ``deaf`` ignores SIGTERM and SIGINT, 
 child of its own that would outlive it, ``stalls`` answers no completion, ``slow_image`` no chat,
 ``floods`` prints for ever, ``slow`` starts after ``STANDIN_SECONDS`` or never, ``dies_later`` runs
 out of memory at SIGUSR1. Of a list by commas each start takes the next one, counted in the file
-``STANDIN_COUNT``.
+``STANDIN_COUNT``. A token takes ``STANDIN_PACE`` seconds.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Any chat."""
-        self.rfile.read(int(self.headers["Content-Length"]))
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if SCRIPT == "stalls" and self.path.startswith("/v1/completions"):
             NEVER.wait()
         if SCRIPT == "oom_image":
@@ -45,7 +45,22 @@ class Handler(BaseHTTPRequestHandler):
         if SCRIPT == "refuses":
             self.send_error(500, "no")
             return
-        self.answer({"choices": []})
+        tokens = asked.get("max_tokens", 1)
+        if asked.get("stream"):
+            self.stream(tokens)
+            return
+        time.sleep(PACE * tokens)
+        self.answer({"choices": [], "usage": {"completion_tokens": tokens}})
+
+    def stream(self, tokens: int) -> None:
+        """One event a token."""
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+        for _ in range(tokens):
+            time.sleep(PACE)
+            self.wfile.write(b'data: {"choices": [{"index": 0, "delta": {"content": "a"}}]}\n\n')
+        self.wfile.write(b"data: [DONE]\n\n")
 
     def answer(self, document: dict) -> None:
         """One JSON document."""
@@ -78,6 +93,7 @@ def option(name: str) -> str:
     return sys.argv[sys.argv.index(name) + 1]
 
 
+PACE = float(os.environ.get("STANDIN_PACE", "0"))
 SCRIPT = this_start()
 os.environ["STANDIN_SCRIPT"] = SCRIPT
 if SCRIPT == "deaf":
@@ -108,9 +124,10 @@ StandInEngine(
         cache_max_entry_count=float(option("--cache-max-entry-count")),
         max_prefill_token_num=int(option("--max-prefill-token-num")),
         max_batch_size=int(option("--max-batch-size")),
-        visible=os.environ["CUDA_VISIBLE_DEVICES"],
+        visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
     ),
 )
+ThreadingHTTPServer.request_queue_size = 128
 server = ThreadingHTTPServer(("127.0.0.1", int(option("--server-port"))), Handler)
 if SCRIPT == "dies_later":
     signal.signal(signal.SIGUSR1, lambda *_: abort_out_of_memory("oom_image"))

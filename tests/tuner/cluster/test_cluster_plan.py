@@ -95,8 +95,7 @@ def test_where_no_node_serves_the_asked_images_the_largest_of_any_node_is_promis
     assert plan.limits is not None
     assert plan.limits.max_pixels_per_image == lone.limits.max_pixels_per_image < 12845056
     assert any("none serves the model's own" in text for text in plan.reasons)
-    (smaller,) = [one for one in plan.remedies if one.effect.startswith("10 nodes serve")]
-    assert "--max-pixels" in smaller.change
+    assert plan.remedies == ()
 
 
 def test_a_weak_node_does_not_take_context_from_all_for_nothing() -> None:
@@ -108,9 +107,8 @@ def test_a_weak_node_does_not_take_context_from_all_for_nothing() -> None:
     other = api.plan_cluster("internvl2-8b", cluster("2xrtx3090", "2xrtx2080ti"))
     assert serving(other) == ["host-1"]
     assert other.longest_request_tokens == 32768
-    (shorter,) = other.remedies
-    assert shorter.change == "--context 31744"
-    assert "2 nodes serve" in shorter.effect
+    shorter = api.plan_cluster("internvl2-8b", cluster("2xrtx3090", "2xrtx2080ti"), context=31744)
+    assert serving(shorter) == ["host-1", "host-2"]
 
 
 def test_where_none_holds_the_whole_context_the_longest_of_any_node_is_promised() -> None:
@@ -118,9 +116,6 @@ def test_where_none_holds_the_whole_context_the_longest_of_any_node_is_promised(
     plan = api.plan_cluster("internvl2-8b", nodes)
     assert serving(plan) == ["host-1"]
     assert own(plan.nodes[0]).settings.session_len == plan.longest_request_tokens
-    (shorter,) = plan.remedies
-    assert shorter.change.startswith("--context ")
-    assert "2 nodes serve" in shorter.effect
 
 
 def test_an_asked_context_leaves_out_who_does_not_hold_it() -> None:

@@ -16,7 +16,7 @@ def test_a_like_node_gets_the_same_settings() -> None:
     first = plan.nodes[0].plan
     assert joined.plan is not None
     assert first is not None
-    assert joined.at_once == 8
+    assert joined.at_once == 12
     assert joined.plan.settings.session_len == plan.longest_request_tokens
     assert joined.plan.limits.max_dynamic_patch == first.limits.max_dynamic_patch
     assert joined.plan.limits.n >= (plan.limits.n if plan.limits else 0)
@@ -29,14 +29,14 @@ def test_a_context_that_is_too_short_is_told() -> None:
     plan = api.plan_cluster("internvl2-8b", cluster("8xh100"))
     joined = joining(plan, node(2, "2xrtx2080ti"))
     assert joined.plan is None
-    assert joined.why_not == "holds 23,552 tokens under the promised images, 32,768 are promised"
+    assert "--context 32768: the cache holds 22528 tokens" in joined.why_not
 
 
 def test_images_that_are_too_small_are_told() -> None:
     plan = api.plan_cluster("qwen2-vl-7b", cluster("8xh100"), context=17408)
     joined = joining(plan, node(2, "1xl4:free=19GiB"))
     assert joined.plan is None
-    assert "pixels at most, 12,845,056 are promised" in joined.why_not
+    assert "runs out of memory while loading" in joined.why_not
 
 
 def test_a_lower_promise_is_kept_by_a_node_that_could_more() -> None:
@@ -55,6 +55,15 @@ def test_answers_a_request_are_part_of_the_promise() -> None:
     joined = joining(plan, node(2, "1xrtx4090"))
     assert joined.plan is not None
     assert joined.plan.limits.n >= 12
+
+
+def test_a_node_of_more_engines_has_the_promised_answers_on_each() -> None:
+    plan = api.plan_cluster("internvl2-26b", cluster("2xa100-40g"))
+    joined = joining(plan, node(2, "2xa100-80g"))
+    assert plan.limits is not None
+    assert joined.plan is not None
+    assert joined.plan.parallel.replicas == 2
+    assert joined.plan.limits.n == plan.limits.n
 
 
 def test_settings_of_the_cluster_are_kept() -> None:

@@ -6,7 +6,6 @@ import os
 from typing import TYPE_CHECKING, Any, Final
 
 import click
-from click.core import ParameterSource
 
 from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options.common_options import (
@@ -17,18 +16,15 @@ from turbofit.cli.options.common_options import (
     machine_options,
     model_argument,
     planning_options,
-    profile_of,
-    profile_option,
     sections,
     spec_option,
 )
-from turbofit.cli.terminal.output import Form, answer, say
+from turbofit.cli.terminal.output import Form, answer
 from turbofit.core.errors import UsageError
 from turbofit.core.process.ports import DEFAULT_PORT
 from turbofit.core.process.progress import under_way
 
 if TYPE_CHECKING:
-    from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
     from turbofit.planning.request import PlanRequest
 
@@ -39,13 +35,6 @@ _OTHER_NAMES: Final = {
     "docker-compose": "compose", "docker": "compose", "kubernetes": "k8s", "kube": "k8s",
     "service": "systemd",
 }  # fmt: skip
-#: Options of `serve` that no service of one machine has, and those that only a cluster's has.
-_NOT_FOR_SERVICES: Final = frozenset({"cluster", "dry_run", "lease"})
-_CLUSTER: Final = ("name", "node_port")
-#: In the place of keys, which are not looked for.
-_SECRET: Final = ("-",)
-#: What an access log may be instead of a file.
-_NO_FILES: Final = ("-", "none")
 
 
 class _Kind(click.Choice[str]):
@@ -58,8 +47,7 @@ class _Kind(click.Choice[str]):
 
 @command(
     Argument("kind", metavar="KIND", type=_Kind(("systemd", "compose", "k8s"))),
-    Argument("plan", metavar="PLAN", type=PATH, required=False),
-    profile_option(),
+    Argument("plan", metavar="PLAN", type=PATH),
     spec_option(),
     Option("--name"),
     Option("--port", type=PORT, default=DEFAULT_PORT, usual=f" (default {DEFAULT_PORT})"),
@@ -72,7 +60,7 @@ class _Kind(click.Choice[str]):
 def export(
     *,
     kind: str,
-    plan: str | None,
+    plan: str,
     on: str | None,
     name: str | None,
     port: int,
@@ -82,31 +70,21 @@ def export(
     executable: str | None,
     form: Form,
 ) -> int:
-    from msgspec.structs import replace
-
     from turbofit.core.struct import to_json
     from turbofit.launch.export import manifest, service_of
 
-    ctx, of_systemd = click.get_current_context(), kind == "systemd"
-    profile = dict(ctx.default_map or {})
-    if ctx.get_parameter_source("name") is ParameterSource.DEFAULT_MAP:
-        name = None  # what a profile calls it on a cluster
-    if not of_systemd and ctx.get_parameter_source("host") is ParameterSource.DEFAULT_MAP:
-        host = None  # that of the machine which the profile is for
+    of_systemd = kind == "systemd"
     if not of_systemd and host not in (None, _EVERYWHERE):
         raise UsageError(
             f"--host {host} is not for {kind}: the container's network is its own",
             hint="leave --host out; publish the port where you want it",
         )
     host = host or ("127.0.0.1" if of_systemd else _EVERYWHERE)
-    given = _given(plan, on, profile)
     if executable and not os.path.isabs(executable):
         raise UsageError(
             f"--executable {executable} is no absolute path", hint="systemd takes no other"
         )
-    serving = _serving(profile, in_container=not of_systemd)
-    service = service_of(given, port=port, host=host, name=name, **serving)
-    service = replace(service, needs_keys="api_key" in profile)
+    service = service_of(_given(plan, on), port=port, host=host, name=name)
     if form.as_json:
         answer(to_json(service))
     else:
@@ -118,72 +96,20 @@ def export(
     return 0
 
 
-def _given(given: str | None, on: str | None, profile: Options) -> Plan:
-    """What `plan --json` wrote, the plan of a model, or what a profile asks for.
+def _given(given: str, on: str | None) -> Plan:
+    """What `plan --json` wrote, or the plan of a model.
 
     Raises:
-        UsageError: none of them is given, or two are.
+        UsageError: the plan cannot be read, or a machine is named beside it.
     """
     from turbofit import api
-    from turbofit.planning.request import PlanRequest
     from turbofit.report.stored_documents import read_plan
 
-    if (given is None) == (profile_of(click.get_current_context()) is None):
-        raise UsageError("export needs a plan or a profile", hint="give PLAN, or -f FILE")
-    if given is None:
-        if not profile.get("model"):
-            raise UsageError("the profile names no model", hint="write model: NAME into it")
-        return api.plan(filled(PlanRequest, profile))
     if given == "-" or given.endswith(".json") or os.path.isfile(given):
         if on is not None:
             raise UsageError("the plan says its machine", hint="leave --on out, or name a model")
         return read_plan(given)
     return api.plan(given, on=on)
-
-
-def _serving(profile: Options, *, in_container: bool) -> dict[str, Any]:
-    """What a profile says of serving, for `service_of`.
-
-    Raises:
-        UsageError: something of it is not for a service, or names a file that a container lacks.
-    """
-    from turbofit.cli.options.gateway_options import GatewayOptions
-    from turbofit.cli.options.launch_options import ModelsOptions, ServeOptions
-
-    needs_keys = "api_key" in profile
-    if needs_keys:
-        say("warning: keys are not written: the service takes them from TURBOFIT_API_KEYS")
-    serve = filled(ServeOptions, profile)
-    public = filled(GatewayOptions, {**profile, "api_key": _SECRET if needs_keys else None})
-    models = filled(ModelsOptions, profile)
-    models.check(("",), serve)
-    if serve.no_gateway:
-        public.refuse_unused()
-    refused = dict.fromkeys(_NOT_FOR_SERVICES, "a service of one machine")
-    if in_container:
-        refused["no_gateway"] = "a container, where its engines would listen on loopback alone"
-    for name in serve.given().keys() & refused.keys():
-        raise UsageError(
-            f"{name} of the profile is not for {refused[name]}", hint=f"leave {name} out of it"
-        )
-    files = {
-        name: os.path.abspath(value)
-        for name in ("ssl_certfile", "ssl_keyfile", "access_log", "record_trace")
-        if (value := getattr(public, name)) not in (None, *_NO_FILES)
-    }
-    for name in files if in_container else ():
-        raise UsageError(
-            f"{name} of the profile names a file of this machine, which a container does not see",
-            hint=f"leave {name} out of it; TLS can end in front of the container",
-        )
-    words = [
-        *serve.option_arguments(_CLUSTER),
-        *public.changed(**files).option_arguments(("host", "port", "api_key")),
-        *models.option_arguments(),
-    ]
-    if serve.pretend and profile.get("on"):
-        words += ["--on", profile["on"]]
-    return {"words": words, "drain": serve.timing().drain}
 
 
 def _here() -> str:
@@ -197,7 +123,7 @@ def _here() -> str:
 
 
 _HEAD: Final = """\
-# `turbofit plan`, `serve` and `export` read it with `-f {file}`; docs/environment.md has every key.
+# `turbofit plan` and `serve` read it with `-f {file}`; docs/environment.md has every key.
 # Planned on {created}: {verdict}
 # It chose: {chosen}
 """

@@ -15,7 +15,7 @@ from turbofit.cli.options.common_options import (
     options_of,
     planning_options,
 )
-from turbofit.cli.options.launch_options import SharesOptions
+from turbofit.cli.options.launch_options import refuse_twice
 from turbofit.cli.terminal.output import Form, answer
 from turbofit.core.errors import DoesNotFitError
 from turbofit.core.process.progress import under_way
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 @command(
     *model_argument(profile=True, several=True),
     *machine_options(),
-    *options_of(SharesOptions, group="several models"),
     Option("--cluster", metavar="CLUSTER"),
     Option("--rehearse", is_flag=True),
     FULL,
@@ -51,7 +50,7 @@ def plan(
     from turbofit.cli.options.common_options import each_model
 
     request = filled(PlanRequest, {**given, "model": model[0]})
-    shares = filled(SharesOptions, given).of_models(model)
+    refuse_twice(model)
     if len(model) > 1:
         alone = {"cluster": cluster, "rehearse": rehearse}
         refuse_together(alone, "several models", ", or plan each model by itself")
@@ -59,7 +58,7 @@ def plan(
 
         each = each_model(click.get_current_context(), model)
         requests = [request.changed(**one) for one in options_of_each(request, each)]
-        return _plan_together(requests, shares, model, form)
+        return _plan_together(requests, model, form)
     if cluster is not None:
         of_one = {"on": request.on, "gpus": request.gpus, "rehearse": rehearse}
         refuse_together(of_one, "--cluster", ", or plan for that machine alone")
@@ -70,15 +69,13 @@ def plan(
     return show_plan(found, "plan", form)
 
 
-def _plan_together(
-    requests: list[PlanRequest], shares: tuple[float, ...], names: tuple[str, ...], form: Form
-) -> int:
+def _plan_together(requests: list[PlanRequest], names: tuple[str, ...], form: Form) -> int:
     """Plan several models on the same cards and show; exit 3 where they do not fit together."""
     from turbofit.planning.joint_plan import joint_plan
     from turbofit.report.views.several_view import joint_view
 
     with under_way("planning them together"):
-        found = joint_plan(requests, shares)
+        found = joint_plan(requests)
     form.show(found, partial(joint_view, names=names))
     return 0 if found.fits else DoesNotFitError.exit_code
 

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from turbofit.pretend.scenario import Scenario
-    from turbofit.pretend.shared import SharedRecord
     from turbofit.report.painters.document import Block
 
 _USAGE: Final = "turbofit pretend --on SPEC [options] -- COMMAND ..."
@@ -24,7 +23,6 @@ _USAGE: Final = "turbofit pretend --on SPEC [options] -- COMMAND ..."
 @command(
     spec_option(),
     Option("--model", metavar="NAME"),
-    Option("--watch", is_flag=True),
     Option("--keep", metavar="DIR", type=PATH),
     Option("--context", metavar="BYTES"),
     Option("--python", metavar="PATH", type=PATH),
@@ -37,7 +35,6 @@ def pretend(
     *,
     on: str | None,
     model: str | None,
-    watch: bool,
     keep: str | None,
     context: str | None,
     python: str | None,
@@ -72,7 +69,6 @@ def pretend(
             scenario,
             keep=folder,
             stdout=2 if form.as_json else None,
-            on_poll=_watch if watch else None,
             base=_with_model(model, scenario, Path(twin)) if model else None,
             python=python,
         )
@@ -92,26 +88,6 @@ def _with_model(name: str, scenario: Scenario, folder: Path) -> dict[str, str]:
     from turbofit.rehearse.turbomind.server import program_environment
 
     return program_environment(resolve_model(name), scenario, folder)
-
-
-def _watch(scenario: Scenario, shared: SharedRecord) -> None:
-    from turbofit.report.views.measured_view import watch_view
-
-    cards = []
-    for index, gpu in enumerate(scenario.gpus):
-        holders = [(p.pid, size, _words(p.pid)) for p, size in shared.holders(index)]
-        free = gpu.total - gpu.used - sum(size for _, size, _ in holders)
-        cards.append((gpu.name, gpu.total, max(0, free), holders))
-    _note(watch_view(cards))
-
-
-def _words(pid: int) -> str:
-    """The command of a process; empty where it has just gone."""
-    try:
-        with open(f"/proc/{pid}/cmdline", encoding="utf-8", errors="replace") as file:
-            return file.read().replace("\0", " ").strip()[:60]
-    except OSError:
-        return ""
 
 
 def _note(blocks: Iterable[Block]) -> None:

@@ -16,7 +16,7 @@ from turbofit.cli.options.common_options import (
     planning_options,
 )
 from turbofit.cli.options.gateway_options import GatewayOptions
-from turbofit.cli.options.launch_options import ModelsOptions, ServeOptions, SharesOptions
+from turbofit.cli.options.launch_options import ModelsOptions, ServeOptions, refuse_twice
 from turbofit.cli.serving import (
     NO_MODEL,
     PRETEND,
@@ -69,7 +69,6 @@ _CLUSTER: Final = ("cluster", "name", "node_port")
     *options_of(ServeOptions, ["model_name"], group="gateway"),
     *options_of(GatewayOptions, group="gateway"),
     *options_of(ModelsOptions, group="sleep, and several models"),
-    *options_of(SharesOptions, group="sleep, and several models"),
     *options_of(ServeOptions, _CLUSTER, group="cluster"),
     *planning_options(),
     takes_rest=True,
@@ -89,7 +88,7 @@ def serve(
     from turbofit.launch.serve.runs import DETACHED, end_without_lease
 
     if DETACHED in os.environ:
-        detach, form = False, form._replace(as_json=False)
+        detach = False
     options = filled(ServeOptions, given)
     public = filled(GatewayOptions, given)
     models = filled(ModelsOptions, given)
@@ -101,13 +100,8 @@ def serve(
     options.check()
     if options.no_gateway:
         public.refuse_unused()
-    shares = filled(SharesOptions, given).of_models(model)
+    refuse_twice(model)
     models.check(model, options)
-    if models.swap and given.get("share"):
-        raise UsageError(
-            "--share divides cards, and models that take turns do not share them",
-            hint="leave --share or --swap out",
-        )
     arguments = ServeArguments(request, options, public, passed)
     if not model and not options.plan:
         if options.cluster is not None:
@@ -123,7 +117,7 @@ def serve(
     if options.lease is not None:
         end_without_lease(Path(options.lease))
     if models.idle is not None or len(model) > 1:
-        return _models(config, models, shares, model, form)
+        return _models(config, models, model, form)
     return _one_model(config, arguments, form)
 
 
@@ -156,13 +150,7 @@ def _detached(form: Form, cluster: str | None) -> int:
     return 0
 
 
-def _models(
-    config: ServeConfig,
-    options: ModelsOptions,
-    shares: Sequence[float],
-    names: Sequence[str],
-    form: Form,
-) -> int:
+def _models(config: ServeConfig, options: ModelsOptions, names: Sequence[str], form: Form) -> int:
     """Several models, or one whose engines end while nobody asks for it."""
     import click
 
@@ -193,7 +181,7 @@ def _models(
             if options.swap:
                 planned, at_once = in_turns(config, each, say)
             else:
-                planned = side_by_side(config, each, shares, say)
+                planned = side_by_side(config, each, say)
                 at_once = len(planned)
         if config.pretend:
             note(PRETEND)

@@ -21,7 +21,7 @@ from turbofit.cli.options.common_options import (
 )
 from turbofit.cli.options.launch_options import CalibrateOptions, LaunchOptions
 from turbofit.cli.serving import refuse_elsewhere
-from turbofit.cli.terminal.output import Form, exit_code, note, run_until_signal, say
+from turbofit.cli.terminal.output import INTERRUPTED, Form, exit_code, note, run_until_signal, say
 from turbofit.core.errors import DoesNotFitError, UsageError
 from turbofit.core.units import parse_seconds
 from turbofit.core.validation import Metavar
@@ -168,9 +168,10 @@ def tune(*, model: str, form: Form, **given: Any) -> int:
 
     ended = run_until_signal(body)
     if isinstance(ended, signal.Signals):
-        say("stopped: the trials so far are kept, and the same command goes on from there")
         return exit_code(ended)
     show_tuning(ended, form)
+    if ended.stopped.startswith("SIG"):
+        return INTERRUPTED
     return 0 if ended.best is not None else DoesNotFitError.exit_code
 
 

@@ -292,7 +292,7 @@ _BEFORE_PROFILES: Final = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONM
 def sections() -> dict[str, ProfileSection]:
     """What may stand in a profile, by its heading: the fields that the command line is made of."""
     from turbofit.cli.options.gateway_options import GatewayOptions
-    from turbofit.cli.options.launch_options import ModelsOptions, ServeOptions, SharesOptions
+    from turbofit.cli.options.launch_options import ModelsOptions, ServeOptions
     from turbofit.cli.options.profile import ProfileSection
     from turbofit.planning.request import ENGINE_OPTIONS, GROUPS, PlanRequest
 
@@ -308,7 +308,6 @@ def sections() -> dict[str, ProfileSection]:
         "settings": ProfileSection(PlanRequest, ENGINE_OPTIONS, of_model=True),
         "serve": ProfileSection(ServeOptions, serve),
         "sleep": ProfileSection(ModelsOptions, tuple(ModelsOptions.model_fields)),
-        "several": ProfileSection(SharesOptions, tuple(SharesOptions.model_fields)),
         "gateway": ProfileSection(GatewayOptions, gateway, secret=frozenset({"api_key"})),
     }
     for heading, section in found.items():
@@ -371,22 +370,16 @@ def _use(ctx: click.Context, path: Path) -> None:
     """Read a profile, and let its values stand where the command line has none.
 
     Raises:
-        UsageError: something in it is wrong, or it names several models where one is meant.
+        UsageError: something in it is wrong.
     """
     from turbofit.cli.options.profile import read_profile
 
     profile = read_profile(path, sections())
-    several = next((one.nargs == -1 for one in ctx.command.params if one.name == "model"), False)
-    if len(profile.models) > 1 and not several:
-        raise UsageError(
-            f"{profile.path} names {len(profile.models)} models, and this command is of one",
-            hint="leave all but one of them out",
-        )
     ctx.meta[_META] = profile
     found = defaults(profile)
-    if several and profile.models:
+    if profile.models:
         found["model"] = [entry["model"] for entry in profile.models]
-    elif several and "model" in found:
+    elif "model" in found:
         found["model"] = [found["model"]]
     if ctx.info_name == "serve" and "on" in found:
         on, pretend = found["on"], found.get("pretend")

@@ -9,7 +9,7 @@ from pydantic import Field
 from turbofit.cli.command import option_name, refuse_together
 from turbofit.core.errors import UsageError
 from turbofit.core.process.ports import LAST_PORT
-from turbofit.core.validation import SECONDS, FilePath, Metavar, Validated, parsed
+from turbofit.core.validation import SECONDS, FilePath, Metavar, Validated
 from turbofit.planning.request import Bytes
 
 if TYPE_CHECKING:
@@ -183,48 +183,11 @@ class ModelsOptions(Validated):
         refuse_together(refused, what, "; turbofit plan A B shows the plans of several models")
 
 
-_MOST_SHARE: Final = 1e6
+def refuse_twice(models: Sequence[str]) -> None:
+    """Stop where a model stands twice among those that are to be served together.
 
-
-def _shares(text: str, name: str) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for part in text.split(","):
-        model, sign, value = part.strip().rpartition("=")
-        try:
-            share = float(value) if sign else 0.0
-        except ValueError:
-            share = 0.0
-        if not model or not 0 < share < _MOST_SHARE or model in found:
-            raise UsageError(
-                f"{name} {part.strip()!r} is no share, or stands twice",
-                hint="write it as MODEL=2,MODEL=1",
-            )
-        found[model] = share
-    return found
-
-
-class SharesOptions(Validated):
-    """How several models divide the cards."""
-
-    share: Annotated[dict[str, float] | None, parsed(_shares), Metavar("MODEL=N,...")] = None
-
-    def of_models(self, models: Sequence[str]) -> tuple[float, ...]:
-        """Each model's share; 1 where none is given.
-
-        Raises:
-            UsageError: a share of a model that is not there or alone, or a model stands twice.
-        """
-        for name in self.share or {}:
-            if name not in models:
-                raise UsageError(
-                    f"--share names {name}, which is not among the models",
-                    hint=f"they are {', '.join(models)}",
-                )
-        if self.share and len(models) == 1:
-            raise UsageError(
-                "--share divides cards between models, and there is one",
-                hint="leave --share out, or name the other models",
-            )
-        if len(set(models)) < len(models):
-            raise UsageError("a model is named twice", hint="name each model once")
-        return tuple((self.share or {}).get(name, 1.0) for name in models)
+    Raises:
+        UsageError: one does.
+    """
+    if len(set(models)) < len(models):
+        raise UsageError("a model is named twice", hint="name each model once")

@@ -29,6 +29,8 @@ _FOLDERS: Final = re.compile(
 #: LMDeploy's own parts.
 _PART: Final = re.compile(r"lmdeploy[/\\](turbomind|pytorch|lite|vl|serve)[/\\]")
 _FRONT_END: Final = re.compile(r"lmdeploy[/\\]vl[/\\]model[/\\](\w+)\.py")
+_LOOKED_UP: Final = re.compile(r"\b([A-Za-z_]\w{2,60})\[")
+_RAISES: Final = re.compile(r"raise (?:\w+\.)*([A-Z]\w*)\(")
 #: Kinds that tell of memory: where the message has no sizes, the answer says so.
 _OF_MEMORY: Final = (
     "no_kv_memory", "killed", "aborted", "out_of_memory", "host_out_of_memory", "card_occupied",
@@ -154,6 +156,27 @@ def _listed_since(figures: Figures) -> str | None:
     return listed_since(name) if name else None
 
 
+def _meant(figures: Figures) -> str | None:
+    """The architecture that a name means, of whose letters only the writing differs."""
+    from turbofit.memory.versions import listings
+
+    name = str(figures.get("name") or "")
+    known = {_letters(one): one for engine in ("turbomind", "pytorch") for one in listings(engine)}
+    found = known.get(_letters(name))
+    return None if found == name else found
+
+
+def _letters(name: str) -> str:
+    return name.replace("_", "").lower()
+
+
+def _table(figures: Figures) -> str | None:
+    """That in which a package's code looked up a key."""
+    stack = figures.mark.stack
+    found = _LOOKED_UP.search(stack[-1].code) if package_of(stack[-1:]) else None
+    return found[1] if found else None
+
+
 def _divisor(figures: Figures) -> int | None:
     """The largest power of two below the tensor parallel size asked that divides the heads.
 
@@ -168,6 +191,14 @@ def _divisor(figures: Figures) -> int | None:
 def package_of(stack: tuple[PythonFrame, ...]) -> str | None:
     """The innermost package of an engine or of a checkpoint's own code on a stack."""
     return _innermost(_FOLDERS, stack)
+
+
+def refused_by(stack: tuple[PythonFrame, ...], error: str) -> str | None:
+    """The engine, or checkpoint's own code, that raised an error by its own sentence."""
+    code = stack[-1].code if stack else ""
+    raised = _RAISES.match(code)
+    by_name = raised[1] if raised else "AssertionError" if code.startswith("assert ") else ""
+    return package_of(stack[-1:]) if by_name and error.endswith(by_name) else None
 
 
 def _innermost(pattern: Pattern[str], stack: tuple[PythonFrame, ...]) -> str | None:
@@ -236,10 +267,8 @@ FIGURES: Final[dict[str, Callable[[Figures], Any]]] = {
     "built_newest": lambda figures: max(_built(figures), default=None),
     "built_oldest": lambda figures: min(_built(figures), default=None),
     "divisor": _divisor,
-    "front_end": _front_end,
-    "is_listed": lambda figures: _listed_since(figures) is not None,
     "listed_since": _listed_since,
-    "lmdeploy": lambda figures: "lmdeploy" if figures.case.facts.subject.lmdeploy else None,
+    "meant": _meant,
     "model_name": _model_name,
     "raised_by": _raised_by,
     "raised_in": lambda figures: figures.mark.stack[-1].function if figures.mark.stack else None,
@@ -248,6 +277,7 @@ FIGURES: Final[dict[str, Callable[[Figures], Any]]] = {
     "package": lambda figures: package_of(figures.mark.stack),
     "short": _short,
     "short_gib": _short_gib,
+    "table": _table,
     "tried": _tried,
     "unplaced": lambda figures: None if figures.case.facts.subject.auto_map else "",
     "untried": lambda figures: "" if _tried(figures) is None else None,
@@ -273,7 +303,7 @@ _ALONE: Final = re.compile(
     r"|\bmanifest for |pull access denied|pull rate limit|\b[Ee]xited (?:with code |\()13[79]\b"
     r"|No devices were found|RmInitAdapter failed|: (?:command )?not found"
     r"|\.service: .{0,120}(?:9/KILL|OOM killer)|fatal error: Python\.h|curl: \(7\)"
-    r"|externally-managed-environment|Failed building wheel|Could not build wheels"
+    r"|externally-managed-environment|(?:Failed b|B)uilding wheel|Could not build wheels"
     r"|is not a supported wheel|ResolutionImpossible|requires a different Python)"
 )
 _FEW: Final = 3

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 _VISION: Final = ("InternVit", "QwenVit", "Vit::", "VisionModel")
 #: The generations that pin much host memory.
 _PINNING: Final = ("0.16", "0.17")
+_NOT_PRINTED: Final = Missing(
+    bytes=None, basis="unknown", note="TurboMind does not print what it asked"
+)
 _NAMES: Final[dict[PhaseName, str]] = {
     "weights": "while it loaded weights",
     "cache": "when it made its cache and buffers",
@@ -99,7 +102,7 @@ def _page_locked(mark: LogEvent, phase: PhaseName, frames: list[str]) -> RuleAns
             "the line of its source asks for host memory (cudaHostAlloc), in LMDeploy"
             f" {REFERENCE}: the words are those of a full GPU, but no GPU was full",
         ),
-        missing=Missing(bytes=None, basis="unknown", note="TurboMind does not print what it asked"),
+        missing=_NOT_PRINTED,
         unknown=("why the host gave none: RAM, a container's limit, or the driver",),
         evidence=(evidence(mark, "the abort, in the allocator of page-locked memory"),),
         changes=(
@@ -140,7 +143,7 @@ def _while_loading(case: LogCase, mark: LogEvent, frames: list[str]) -> RuleAnsw
         line=mark.line,
         why=tuple(why),
         held=held,
-        missing=Missing(bytes=None, basis="unknown", note="TurboMind does not print what it asked"),
+        missing=_NOT_PRINTED,
         missing_in_all=missing_in_all,
         unknown=("how much the failing allocation asked for: the log has no line about it",),
         evidence=(evidence(mark, "the abort; no cache was sized before it"),),
@@ -154,9 +157,9 @@ def _while_loading(case: LogCase, mark: LogEvent, frames: list[str]) -> RuleAnsw
 def _after_sizing(case: LogCase, mark: LogEvent, phase: PhaseName, frames: list[str]) -> RuleAnswer:
     lines = [evidence(mark, "the abort")]
     version = case.facts.subject.version
-    replayed = version is None or version.startswith(REFERENCE)
+    computed = version is None or version.startswith(REFERENCE)
     found: Shortage | None = None
-    if case.model is not None and replayed:
+    if case.model is not None and computed:
         found = shortage(case.facts, case.model, case.gpu)
     budget_mark = case.facts.first(CacheBudget)
     why: list[str] = []
@@ -169,11 +172,11 @@ def _after_sizing(case: LogCase, mark: LogEvent, phase: PhaseName, frames: list[
             " buffers, the warm-up and every request"
         )
     lines += _under_way(case.facts, phase)
-    unknown, at_call, in_all = _missing(case, found)
+    unknown, in_all = _missing(case, found)
     if phase == "unknown":
         unknown.insert(0, "how far it had come: the log begins later than the engine")
-    if not replayed:
-        unknown = [f"what LMDeploy {version} asked: turbofit replays {REFERENCE} only"]
+    if not computed:
+        unknown = [f"how much LMDeploy {version} lacked: turbofit computes it of {REFERENCE} only"]
     elif found is not None and version is None:
         unknown.append(f"assumed LMDeploy {REFERENCE}")
     if version is not None and version.startswith(_PINNING):
@@ -181,10 +184,10 @@ def _after_sizing(case: LogCase, mark: LogEvent, phase: PhaseName, frames: list[
             f"LMDeploy {version} pins 18.7 GiB of host memory a rank for InternVL, and dies of the"
             " same words when that is what it lacks"
         )
-    if found and found.at_call:
+    if found and found.step:
         why.append(
-            f"{found.step} asked {format_bytes(found.at_call.requested)} for {found.at_call.what}"
-            f" where {format_bytes(found.at_call.left)} were left"
+            f"by the account, {found.step} needed {format_bytes(found.needed)} where"
+            f" {format_bytes(found.room)} were left"
         )
     if found and found.surprise:
         unknown.append(found.surprise)
@@ -196,7 +199,7 @@ def _after_sizing(case: LogCase, mark: LogEvent, phase: PhaseName, frames: list[
         line=mark.line,
         why=tuple(why),
         held=_held(case, found),
-        missing=at_call,
+        missing=_NOT_PRINTED,
         missing_in_all=in_all,
         unknown=tuple(unknown),
         evidence=tuple(lines),
@@ -205,28 +208,25 @@ def _after_sizing(case: LogCase, mark: LogEvent, phase: PhaseName, frames: list[
     )
 
 
-def _missing(case: LogCase, found: Shortage | None) -> tuple[list[str], Missing, Missing | None]:
-    """What is not known, what lacked at the call, what lacked in all."""
-    nothing = Missing(bytes=None, basis="unknown", note="the log does not allow it")
+def _missing(case: LogCase, found: Shortage | None) -> tuple[list[str], Missing | None]:
+    """What is not known, and what lacked in all."""
     if case.model is None:
-        return ["which model it was: name it with --model"], nothing, None
+        return ["which model it was: name it with --model"], None
     if found is None:
         note = "what was free: the line `Object cache budget` comes with TM_LOG_LEVEL=INFO"
-        return [note], nothing, None
+        return [note], None
     unknown = [f"assumed {one}" for one in found.assumed]
     if case.gpu is None:
         unknown.append("which card it was: name it with --on")
-    if found.at_call is None:
-        return unknown, nothing, None
-    note = f"at the allocation that failed: {found.at_call.what} of {found.step}"
-    at_call = Missing(bytes=found.at_call.short, basis="formula", note=note, doubt=found.doubt)
+    if not found.step:
+        return unknown, None
     in_all = Missing(
-        bytes=found.in_all or found.at_call.short,
+        bytes=found.needed - found.room,
         basis="formula",
         note="until the warm-up passes" if "warm-up" in found.step else f"for {found.step}",
         doubt=found.doubt,
     )
-    return unknown, at_call, in_all
+    return unknown, in_all
 
 
 def _under_way(facts: LogFacts, phase: PhaseName) -> list[Evidence]:
@@ -276,10 +276,10 @@ def table_holders(case: LogCase) -> tuple[Holding, ...]:
 
 def _changes(phase: PhaseName, found: Shortage | None) -> tuple[str, ...]:
     changes = ["lower --cache-max-entry-count: it leaves more for what comes after the cache"]
-    if found and found.in_all and found.left:
-        free = found.left
-        changes[0] += f" (by {format_bytes(found.in_all + found.doubt)} of cache at least;"
-        changes[0] += f" {format_bytes(free)} were left)"
+    if found and found.step and found.left:
+        short = found.needed - found.room + found.doubt
+        changes[0] += f" (by {format_bytes(short)} of cache at least;"
+        changes[0] += f" {format_bytes(found.left)} were left)"
     if phase == "vision":
         changes.append("limit images: --max-dynamic-patch or --max-pixels of `turbofit serve`")
     if phase == "unknown":

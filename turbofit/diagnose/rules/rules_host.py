@@ -107,7 +107,8 @@ def quiet_rules(case: LogCase) -> Iterator[RuleAnswer]:
         )
     up = facts.first(ServerUp) or facts.first(WarmupFinished)
     marks = case.event.marks
-    troubled = case.event.outcome == "fatal" or (up and marks and marks[-1].line > up.line)
+    told = [*marks, *((facts.last_complaint,) if facts.last_complaint else ())]
+    troubled = case.event.outcome == "fatal" or any(up and mark.line > up.line for mark in told)
     if up and not troubled:
         yield RuleAnswer(
             kind="healthy",

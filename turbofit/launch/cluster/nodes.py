@@ -1,13 +1,12 @@
-"""The nodes of a cluster: of Ray, of a file, or of a SPEC of simulated machines.
+"""The nodes of a cluster: of Ray, or of a SPEC of simulated machines.
 
     --cluster ray                          the Ray cluster that this machine belongs to
     --cluster ray:10.0.0.1:6379            the one with this address
-    --cluster nodes.json                   a file of schema turbofit.cluster/1
     --cluster sim:4xrtx3090@100/8xh100@2   100 machines of one SPEC and two of another, simulated
 
-A SPEC is what ``--on`` takes. Nobody needs Ray for the last two. One short task on each of Ray's
-nodes measures it as `turbofit machine` does; a node that cannot be measured is a node with a
-reason, never an error.
+A SPEC is what ``--on`` takes, a snapshot in this folder too. Nobody needs Ray for the last one. One
+short task on each of Ray's nodes measures it as `turbofit machine` does; a node that cannot be
+measured is a node with a reason, never an error.
 """
 
 from __future__ import annotations
@@ -15,20 +14,17 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 from msgspec.structs import replace
 
-from turbofit.core.cluster import CLUSTER_SCHEMA, Cluster, Node
+from turbofit.core.cluster import Cluster, Node
 from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.process.variables import variables
-from turbofit.core.struct import NA
 from turbofit.core.version import __version__
 from turbofit.launch.cluster import ray_adapter
-from turbofit.machine.snapshot import check_possible
-from turbofit.machine.spec import parse_spec
+from turbofit.machine.source import machine_from
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -50,7 +46,6 @@ def measure_nodes(address: str | None, *, pretend: bool = False) -> Cluster:
 def measure_here(pretend: bool) -> bytes:
     """What this node is, as JSON; runs on the node."""
     from turbofit.launch.engine.launches import find_lmdeploy
-    from turbofit.machine.source import machine_from
     from turbofit.observe.calibrations import pretends, with_calibrations
 
     node = Node(id="", name=socket.gethostname(), address="", turbofit=__version__)
@@ -115,7 +110,7 @@ def raylet_environment() -> Mapping[str, str]:
 MOST_NODES: Final = 10_000
 _SIM: Final = "sim:"
 _RAY: Final = "ray"
-_EXAMPLE: Final = "ray, ray:ADDRESS, a file that ends in .json, or sim:4xrtx3090@100/8xh100@2"
+_EXAMPLE: Final = "ray, ray:ADDRESS, or sim:4xrtx3090@100/8xh100@2"
 
 
 def cluster_from(text: str) -> Cluster:
@@ -124,8 +119,6 @@ def cluster_from(text: str) -> Cluster:
         return _simulated(text.removeprefix(_SIM))
     if text == _RAY or text.startswith(f"{_RAY}:"):
         return measure_nodes(text.partition(":")[2] or None)
-    if "/" in text or text.endswith(".json"):
-        return _from_file(text)
     raise UsageError(f"--cluster {text[:60]!r} is no cluster", hint=f"give {_EXAMPLE}")
 
 
@@ -142,7 +135,7 @@ def _simulated(text: str) -> Cluster:
                 f"--cluster: {part[:60]!r} is not SPEC@COUNT",
                 hint=f"write it like sim:4xrtx3090@100/8xh100@2, {MOST_NODES:,} nodes at most",
             )
-        machine = parse_spec(spec)
+        machine = machine_from(spec)
         for _ in range(int(number)):
             name = f"sim-{len(nodes) + 1}"
             nodes.append(Node(id=name, name=name, address="", machine=machine))
@@ -152,35 +145,3 @@ def _simulated(text: str) -> Cluster:
             f"--cluster: {len(nodes):,} nodes", hint=f"simulate {MOST_NODES:,} at most"
         )
     return Cluster(source=f"simulated: {', '.join(told)}", nodes=tuple(nodes))
-
-
-def _from_file(path: str) -> Cluster:
-    what = f"cluster {path}"
-    try:
-        data = Path(path).read_bytes()
-    except OSError as exc:
-        raise UsageError(
-            f"{path} cannot be read: {exc.strerror or exc}", hint=f"give {_EXAMPLE}"
-        ) from None
-    cluster = Cluster.from_json(data, what=what)
-    if cluster.schema != CLUSTER_SCHEMA:
-        raise UsageError(
-            f"{what} has schema {cluster.schema[:60]!r}; this turbofit reads {CLUSTER_SCHEMA!r}",
-            hint="a cluster that turbofit measured is such a file",
-        )
-    if len({node.id for node in cluster.nodes}) != len(cluster.nodes):
-        raise UsageError(f"{what}: two nodes have one id", hint="measure the cluster again")
-    nodes = tuple(_checked(node, what) for node in cluster.nodes)
-    return replace(cluster, source=f"{cluster.source} ({path})", nodes=nodes)
-
-
-def _checked(node: Node, what: str) -> Node:
-    """The node with GPUs whose memory was read, all visible ones unless it says which."""
-    machine = node.machine
-    if machine is None:
-        return node
-    check_possible(machine, f"node {node.name} of {what}")
-    visible = machine.visible or tuple(gpu.index for gpu in machine.gpus)
-    read = tuple(i for i in visible if NA not in (machine.gpu(i).total, machine.gpu(i).free))
-    why = node.why_not if read else "the memory of its GPUs could not be read"
-    return replace(node, machine=replace(machine, visible=read), why_not=why)

@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING, Final, Literal
 
 from turbofit.core.rehearsal import End
-from turbofit.core.units import format_bytes
+from turbofit.core.units import MIB, format_bytes
 from turbofit.core.version import REFERENCE
 from turbofit.memory.versions import release
 from turbofit.observe.ends import MemoryPhase, end_kind, exit_words
@@ -129,14 +129,14 @@ class StartupTracker:
         return self._loop_failed is not None
 
     @property
-    def cache_surplus(self) -> int | None:
-        """Bytes a GPU that the cache holds beyond the plan: more was free than it counted on.
+    def cache_is_larger(self) -> bool:
+        """Whether the cache may be larger than planned, as more was free than the plan counts on.
 
-        None for LMDeploy's PyTorch engine, which does not tell how large its cache is.
+        LMDeploy's PyTorch engine does not tell how large its cache is.
         """
         if self.budget is None:
-            return None if self.plan.engine.is_pytorch else 0
-        return max(0, self.budget.budget - self.plan.kv.region_bytes)
+            return self.plan.engine.is_pytorch
+        return self.budget.budget - self.plan.kv.region_bytes > MIB
 
     def cached_tokens(self) -> int | None:
         """Tokens that the cache holds by the engine's own figures."""

@@ -2,7 +2,7 @@
 
 ``python entry.py MODULE ARGUMENTS…``: a command line can be read by every user of the machine, an
 environment only by its owner, so the key comes in ``TURBOFIT_ENGINE_KEY`` and is appended here. It
-is a file of its own, without imports of turbofit, since LMDeploy's interpreter may be another one.
+imports nothing of turbofit, which an engine does not need.
 """
 
 from __future__ import annotations

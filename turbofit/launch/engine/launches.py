@@ -50,24 +50,25 @@ class Lmdeploy(NamedTuple):
 
 
 def find_lmdeploy() -> Lmdeploy:
-    """LMDeploy of this interpreter, else the one on PATH. It is not imported: that takes seconds.
+    """LMDeploy of this interpreter. It is not imported: that takes seconds.
 
     Raises:
         PackageError: there is none, or it is too old.
     """
-    found = _of_interpreter() or _on_path()
+    found = installed("lmdeploy")
     if found is None:
         raise PackageError(
-            "LMDeploy is not installed", hint=f"install it with {install_command('lmdeploy')}"
+            "LMDeploy is not installed beside turbofit",
+            hint=f"install it with {install_command('lmdeploy')}, or turbofit where LMDeploy is",
         )
-    _LOG.info("LMDeploy %s, started by %s", found.version, found.argv)
-    if release(found.version) < OLDEST_SERVED:
+    _LOG.info("LMDeploy %s", found)
+    if release(found) < OLDEST_SERVED:
         oldest = ".".join(map(str, OLDEST_SERVED))
         raise PackageError(
-            f"LMDeploy {found.version} is older than {oldest}, which serve needs",
+            f"LMDeploy {found} is older than {oldest}, which serve needs",
             hint=f"install a newer one with {install_command('lmdeploy', upgrade=True)}",
         )
-    return found
+    return Lmdeploy(found, module_runner("lmdeploy"))
 
 
 def lmdeploy_if_needed(engine: str | None) -> tuple[Lmdeploy, PackageError | None]:
@@ -84,37 +85,9 @@ def lmdeploy_if_needed(engine: str | None) -> tuple[Lmdeploy, PackageError | Non
         return Lmdeploy(REFERENCE, ()), exc
 
 
-def _of_interpreter() -> Lmdeploy | None:
-    found = installed("lmdeploy")
-    return None if found is None else Lmdeploy(found, module_runner("lmdeploy"))
-
-
-def _on_path() -> Lmdeploy | None:
-    """The script's first line names its interpreter, which knows the version."""
-    import shutil
-    import subprocess
-
-    script = shutil.which("lmdeploy")
-    if script is None:
-        return None
-    try:
-        with open(script, "rb") as file:
-            first = os.fsdecode(file.readline(1024)).strip()
-        if not first.startswith("#!"):
-            return None
-        interpreter = first[2:].split()
-        code = "import importlib.metadata as m; print(m.version('lmdeploy'))"
-        out = subprocess.run(
-            [*interpreter, "-c", code], capture_output=True, text=True, timeout=30, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return Lmdeploy(out.stdout.strip(), module_runner("lmdeploy", interpreter))
-
-
-def module_runner(module: str, interpreter: Sequence[str] = ()) -> tuple[str, ...]:
-    """Start a module's command line, by our interpreter or that of these words."""
-    return (*(interpreter or (sys.executable,)), str(Path(__file__).with_name("entry.py")), module)
+def module_runner(module: str) -> tuple[str, ...]:
+    """Start a module's command line, by our interpreter."""
+    return sys.executable, str(Path(__file__).with_name("entry.py")), module
 
 
 #: Engines listen here only: their management routes are open to whoever reaches them.
@@ -288,48 +261,16 @@ def ratio_now(plan: Plan, group: int) -> float:
     Over: by what others give back between this look and LMDeploy's, while the engine loads.
     """
     planned = plan.of_group(group).settings.cache_max_entry_count
-    return min(planned, fitted_ratio(plan, group, _free(plan)))
+    return min(planned, shared_ratio(plan, group))
 
 
-@dataclass
-class SharedCards:
-    """Lets each start of an engine take its plan's cache, whatever the others hold just then.
+def shared_ratio(plan: Plan, group: int) -> float:
+    """The ratio of a start beside other models of ours: the plan's bytes, whatever is free.
 
     Under: the cache is smaller by a share of what others grow by, within their parts of the cards,
     while the engine loads; and two engines that start again at once do not know of each other.
-    On pretend GPUs the engines share a machine through the file ``pretended``.
     """
-
-    pretended: Path | None = None
-
-    def file(self, plan: Plan) -> Path | None:
-        """The pretend machine's file, where a plan's engines can share it.
-
-        They can where each of them has all of its cards; others have a machine for themselves.
-        """
-        every = {gpu.index for gpu in plan.machine.gpus}
-        whole = all(set(group) == every for group in plan.parallel.groups)
-        return self.pretended if whole and not plan.engine.on_torch else None
-
-    def ratio(self, plan: Plan, group: int) -> float:
-        """The cache ratio of a start of a group's engine, now."""
-        return fitted_ratio(plan, group, self._free(plan))
-
-    def _free(self, plan: Plan) -> dict[str, int]:
-        """Free bytes by GPU UUID; what cannot be read is left out."""
-        if self.pretended is None:
-            return _free(plan)
-        file = self.file(plan)
-        if file is None:
-            return {}
-        from turbofit.pretend.shared import read_shared
-
-        alive = [process for process in read_shared(file).processes if process.alive]
-        free = {}
-        for place, gpu in enumerate(plan.gpus):
-            held = sum(one.held[place] + one.context[place] + one.late[place] for one in alive)
-            free[gpu.uuid] = gpu.total - gpu.reserved - gpu.used - held
-        return free
+    return fitted_ratio(plan, group, _free(plan))
 
 
 def _free(plan: Plan) -> dict[str, int]:

@@ -69,15 +69,13 @@ class PretendLaunch(Launch):
     ``plan`` says what the machine looks like, and what a pretend card is charged with beforehand;
     scenario and timeline of each start go into ``folder``. ``taken`` are bytes that somebody takes
     of each card once the cache is sized; the device allocation of the number ``fail_at`` fails in
-    the first start. Engines share the pretend machine through the file ``shared``; where that is
-    None each start has a machine of its own.
+    the first start. Each start has a machine of its own, also where several models share cards.
     """
 
     plan: Plan
     folder: Path
     taken: int = 0
     fail_at: int | None = None
-    shared: Path | None = None
 
     def start_command(self, number: int) -> StartCommand:
         """What the start with this number needs; each has a machine of its own.
@@ -94,25 +92,8 @@ class PretendLaunch(Launch):
         if self.plan.engine.on_torch:
             env = self._torch_environment(machine, folder, {**os.environ, **self.command.env})
             return StartCommand(argv, self.environment(env), folder)
-        if self.shared is not None:
-            machine = self._on_shared_cards(machine)
-        env = server_environment(machine, folder, str(self.shared or ""))
+        env = server_environment(machine, folder)
         return StartCommand(argv, self.environment(env), folder / "timeline")
-
-    def _on_shared_cards(self, machine: Scenario) -> Scenario:
-        """The twin of a machine that several engines share.
-
-        What is charged to this engine beforehand is its process's then, and goes with it: everybody
-        sees it, and it counts when the process first uses a card.
-        """
-        from turbofit.pretend.scenario import pretend_twin
-
-        bare = pretend_twin(self.plan.machine, self.plan.parallel.groups[self.group]).gpus
-        pairs = list(zip(machine.gpus, bare, strict=True))
-        gpus = tuple(changed(mine, used=one.used) for mine, one in pairs)
-        # Over where the cards' charges differ.
-        context = max((mine.used - one.used for mine, one in pairs), default=0)
-        return changed(machine, gpus=gpus, context=context)
 
     def _torch_environment(
         self, machine: Scenario, folder: Path, base: Mapping[str, str]

@@ -6,7 +6,6 @@ import asyncio
 import copy
 import inspect
 import warnings
-from collections import deque
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -82,61 +81,35 @@ def queued(
     Each request with images counts as one at the plan's limit, so over: smaller images could share
     a forward. One that does not show whether it holds images counts so too. The first argument of
     ``generate`` is the preprocessed request; ``units`` are those of a request at the plan's limit.
+    A request that waits for much room may be passed by later ones that need less.
     """
-    line = _Line(gate)
+    room = asyncio.Event()
+
+    def look_again() -> None:
+        """Have those that wait look for room, in order of arrival."""
+        nonlocal room
+        room.set()
+        room = asyncio.Event()
 
     async def in_turn(request: Any, *arguments: Any, **keywords: Any) -> AsyncIterator[Any]:
         cost = _cost(request, units)
-        await line.enter(cost)
+        while not gate.fits(cost):
+            await room.wait()
+        gate.take(cost)
         begun = False
         try:
             async with aclosing(generate(request, *arguments, **keywords)) as answer:  # type: ignore[type-var]
                 async for item in answer:
                     if not begun and gate.begin(cost):
-                        line.pump()
+                        look_again()
                     begun = True
                     yield item
         finally:
             # The engine has dropped it: LMDeploy's generator ends so.
             gate.end(cost)
-            line.pump()
+            look_again()
 
     return in_turn
-
-
-class _Line:
-    """The requests that wait, in order of arrival; `Admission` says which may pass others."""
-
-    def __init__(self, gate: Gate) -> None:
-        self._gate = gate
-        self._waiting: deque[tuple[Cost, asyncio.Future[None]]] = deque()
-
-    async def enter(self, cost: Cost) -> None:
-        """Wait for room, and take it."""
-        passes = cost.light and not any(other.light for other, _ in self._waiting)
-        if (passes or not self._waiting) and self._gate.fits(cost):
-            self._gate.take(cost)
-            return
-        turn = asyncio.get_running_loop().create_future()
-        self._waiting.append((cost, turn))
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if not turn.cancelled():
-                self._gate.end(cost)  # what it was just given
-            self.pump()
-            raise
-
-    def pump(self) -> None:
-        """Let in the requests that have room now."""
-        while self._waiting:
-            cost, turn = self._waiting[0]
-            if not turn.cancelled():
-                if not self._gate.fits(cost):
-                    return
-                self._gate.take(cost)
-                turn.set_result(None)
-            self._waiting.popleft()
 
 
 def _cost(request: Any, units: int) -> Cost:

@@ -63,9 +63,8 @@ class Lease(Struct, tag_field="schema", tag="turbofit.lease/1"):
     """What one turbofit holds or will hold, as its file says it.
 
     ``need`` are bytes by GPU UUID that its engines take at most, its margin included; ``growth``
-    what they may still take once they are ready. ``surplus``: what their caches hold beyond the
-    plan, since LMDeploy takes a share of what is free, and more was; ``told`` is whether they say
-    so: LMDeploy's PyTorch engine does not. ``engines`` are (pid, start time), where
+    what they may still take once they are ready. ``larger``: their caches may be larger than in the
+    plan, since LMDeploy takes a share of what is free. ``engines`` are (pid, start time), where
     ``pid_namespace`` numbers them. ``path`` is the file, ``uid`` whose it is, -1 where that is
     unclear: whoever reads it finds them out.
     """
@@ -75,8 +74,7 @@ class Lease(Struct, tag_field="schema", tag="turbofit.lease/1"):
     ready: bool = False
     need: Sizes = msgspec.field(default_factory=dict)
     growth: Sizes = msgspec.field(default_factory=dict)
-    surplus: Sizes = msgspec.field(default_factory=dict)
-    told: bool = True
+    larger: bool = False
     pid_namespace: str = ""
     engines: tuple[tuple[Annotated[int, msgspec.Meta(gt=1)], int], ...] = ()
     path: str = ""
@@ -170,21 +168,11 @@ class Leases:
         growth = {gpu.uuid: gpu.peak - gpu.steady + open_margin(gpu) for gpu in plan.gpus}
         self._write(Lease(model=plan.model.name, need=need, growth=growth))
 
-    def note(
-        self, *, model: str, engines: list[int], ready: bool, surplus: dict[str, int] | None = None
-    ) -> None:
-        """Say which processes the engines are, and whether they hold what they hold for good.
-
-        ``surplus`` are bytes by GPU UUID that their caches hold beyond the plan; None: unknown.
-        """
+    def note(self, *, model: str, engines: list[int], ready: bool, larger: bool = False) -> None:
+        """Say which processes the engines are, and whether they hold what they hold for good."""
         started = [(pid, start_time(pid)) for pid in engines]
-        alive, told = tuple(pair for pair in started if pair[1]), surplus is not None
-        self._write(
-            replace(
-                self._mine, model=model, engines=alive, ready=ready, surplus=surplus or {},
-                told=told,
-            )
-        )  # fmt: skip
+        alive = tuple(pair for pair in started if pair[1])
+        self._write(replace(self._mine, model=model, engines=alive, ready=ready, larger=larger))
 
     def drop(self, lease: Lease) -> None:
         path = Path(lease.path)
@@ -379,18 +367,17 @@ def _gpu(gpu: Gpu, others: list[Lease]) -> Gpu:
 def _pending(gpu: Gpu, lease: Lease) -> int:
     """Bytes that a lease's engines will still take on a GPU.
 
-    Where they do not tell how large their caches are, what they hold may be cache beyond the plan.
-    So the whole growth stays reserved. Over: by what they have grown already.
+    Where their caches may be larger than in the plan, what they hold does not tell how far they
+    have grown, and the whole growth stays reserved. Over: by what they have grown already.
     """
     need = lease.need.get(gpu.uuid, 0)
     if not need:
         return 0
     growth = lease.growth.get(gpu.uuid, need)
-    need += lease.surplus.get(gpu.uuid, 0)
     held = [h for h in gpu.holders if isinstance(h.pid, int) and lease.holds(h.pid)]
     known = [h.bytes for h in held if isinstance(h.bytes, int)]
     if held and len(known) == len(held):
-        return max(0 if lease.told else growth, need - sum(known))
+        return max(growth if lease.larger else 0, need - sum(known))
     return growth if lease.settled else need
 
 

@@ -343,7 +343,7 @@ class StateFile(Generic[T]):
 # A server in the background: started, waited for until it is open, and left to itself.
 
 
-#: Set for a server in the background: it does not go there again, and its stdout is ours.
+#: Set for a server in the background: it does not go there again.
 DETACHED: Final = "_TURBOFIT_DETACHED"
 
 #: A server with a lease ends in order when nobody has touched its file for so long.

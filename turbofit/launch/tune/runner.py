@@ -6,32 +6,42 @@ gateway and its load.
 
 from __future__ import annotations
 
+import os
 import secrets
 import signal
+import subprocess
+import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from json import JSONDecoder
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
+import msgspec
+
 from turbofit.core.errors import TurbofitError
+from turbofit.core.process.progress import Step, tell
 from turbofit.core.process.signals import unblock
+from turbofit.core.process.variable_names import without_options
 from turbofit.core.tuning import SpeedFigures
 from turbofit.gateway.config import GatewayConfig
+from turbofit.launch.engine import guard
 from turbofit.launch.engine.engine_client import Timing
 from turbofit.launch.engine.launches import free_ports
 from turbofit.launch.run import Run
 from turbofit.launch.serve.supervisor import StoppedError, StopSignal
-from turbofit.launch.tune.load_child import LoadChild
+from turbofit.load.result import LoadResult
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from turbofit.core.plan import Plan
-    from turbofit.load.result import LoadResult
     from turbofit.load.spec import LoadSpec
 
 _HOST: Final = "127.0.0.1"
 #: More than a load may have under way.
 _QUEUE: Final = 4096
+_BENCH: Final = (sys.executable, "-m", "turbofit", "bench")
 #: Seconds between two tries to end a load.
 _PATIENCE: Final = 10.0
 _TIMING: Final = Timing(start=3600.0, drain=1.0, liveness=0.0, restarts=0)
@@ -41,21 +51,19 @@ Outcome = Literal["measured", "died", "unserved", "cut"]
 
 
 class TrialEnd(NamedTuple):
-    """How a trial ended: what each load measured, or why not.
+    """How a trial ended: what its load measured, or why not.
 
-    ``cut``: its time was over before its loads were; the last result may be of a part of its load.
+    ``cut``: its time was over before its load was; the result is of a part of the load, or None.
     """
 
-    results: tuple[LoadResult, ...]
+    result: LoadResult | None
     outcome: Outcome
     why: str
     seconds: float
 
 
-def run_trial(
-    common: Run, plan: Plan, loads: Sequence[LoadSpec], seconds: float | None = None
-) -> TrialEnd:
-    """Start the plan's engines, drive the loads one after the other, end the engines.
+def run_trial(common: Run, plan: Plan, load: LoadSpec, seconds: float | None = None) -> TrialEnd:
+    """Start the plan's engines, drive the load, end the engines.
 
     ``common`` has what all trials have alike, but for the gateway. After so many seconds the trial
     is ended, whatever it does.
@@ -67,7 +75,7 @@ def run_trial(
     outcome: Outcome = "unserved"
     why = ""
     stop = _TrialStop()
-    drive = _Loads(loads, key, stop)
+    drive = _Load(load, key, stop)
     gateway = GatewayConfig(
         host=_HOST, port=free_ports(1)[0], api_keys=(key,), queue_length=_QUEUE,
         queue_seconds=3600.0,
@@ -91,21 +99,21 @@ def run_trial(
             drive.end()
     if stop.heard is not None:
         raise StoppedError(stop.heard)
-    results = tuple(one for one in drive.results if one.answered)
-    whole = len(results) == len(loads) and not results[-1].stopped
+    result = drive.result if drive.result is not None and drive.result.answered else None
+    whole = result is not None and not result.stopped
     if not why and drive.death:
         outcome, why = "died", drive.death
     elif not why and stop.late and not whole:
         outcome, why = "cut", "the time was over before its engine was ready"
-        if results:
-            why = f"the time was over when {results[-1].seconds:.0f} s were measured"
+        if result is not None:
+            why = f"the time was over when {result.seconds:.0f} s were measured"
         elif drive.url:
             why = "the time was over before a measured request was answered"
-    elif not why and results:
+    elif not why and result is not None:
         outcome = "measured"
     elif not why:
         why = drive.why
-    return TrialEnd(results, outcome, why, round(time.monotonic() - begun, 1))
+    return TrialEnd(result, outcome, why, round(time.monotonic() - begun, 1))
 
 
 class _TrialStop(StopSignal):
@@ -157,63 +165,74 @@ class _TrialStop(StopSignal):
         super()._caught(number, frame)
 
 
-class _Loads:
-    """The loads of a trial, one after the other, while its engines are supervised."""
+class _Load:
+    """The load of a trial, `turbofit bench`, while its engines are supervised.
 
-    def __init__(self, loads: Sequence[LoadSpec], key: str, stop: StopSignal) -> None:
-        self._left, self._key, self._stop = list(loads), key, stop
+    In this process it would wait for the gateway's interpreter lock, and measure that.
+    """
+
+    def __init__(self, spec: LoadSpec, key: str, stop: StopSignal) -> None:
+        self._spec, self._key, self._stop = spec, key, stop
         #: The gateway's, once it is open.
         self.url = ""
-        self._child: LoadChild | None = None
-        #: No load begins any more.
-        self._over = False
+        self._process: subprocess.Popen[bytes] | None = None
         self.why = self.death = ""
-        self.results: list[LoadResult] = []
+        self.result: LoadResult | None = None
 
     def begin(self, urls: list[str]) -> None:
         self.url = urls[0]
 
     def died(self, why: str) -> None:
         """An engine ended: there is nothing more to measure."""
-        self.death, self._over = self.death or why, True
+        self.death = self.death or why
         self._stop.end()
 
     def interrupt(self) -> bool:
-        """End the load that runs with what it has measured; whether there is one."""
-        self._over = True
-        return self._child is not None and self._child.interrupt()
+        """End the load with what it has measured; whether it runs."""
+        if self._process is None or self._process.poll() is not None:
+            return False
+        self._process.send_signal(signal.SIGINT)
+        return True
 
     def look(self) -> None:
-        """Begin the next load once the last one has ended; after all of them the trial ends."""
-        if not self.url or (self._child is not None and not self._child.look()):
-            return
-        self._take()
-        if self._over or not self._left:
+        """Start the load once the gateway is open; after it the trial ends."""
+        if self._process is None and self.url and not self.death:
+            self._start()
+        elif self._process is not None and self._process.poll() is not None:
             self._stop.end()
-            return
+
+    def _start(self) -> None:
+        tell(Step("the load"))
         try:
-            self._child = LoadChild(self.url, self._key, self._left.pop(0))
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", str(Path(guard.__file__)), str(os.getpid()), *_BENCH,
+                 self.url, "--json", *self._spec.option_arguments()],
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                env={**without_options(os.environ), "TURBOFIT_API_KEY": self._key},
+                start_new_session=True,  # Ctrl-C reaches turbofit alone, which ends this process
+            )  # fmt: skip
         except OSError as exc:
             self.why = f"no load could be started: {exc}"
             self._stop.end()
 
     def end(self) -> None:
-        """End what still runs of it."""
-        if self._child is not None:
-            self._child.end()
-            self._take()
-
-    def _take(self) -> None:
-        """What a load has measured that has ended."""
-        child, self._child = self._child, None
-        if child is None:
+        """Stop the load where it runs, and take what it has measured."""
+        if self._process is None:
             return
-        result = child.result
-        if result is not None:
-            self.results.append(result)
-        if result is None or not result.answered:
-            self._over = True
-            self.why = child.why if result is None else result.stopped or "no request was answered"
+        self.interrupt()
+        try:
+            answer, _ = self._process.communicate(timeout=_PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            answer, _ = self._process.communicate()
+        self.why = f"the load ended with {self._process.returncode}"
+        with suppress(ValueError):
+            document, _ = JSONDecoder().raw_decode(answer.decode())
+            if "error" in document:
+                self.why = document["error"]["message"]
+            else:
+                self.result = msgspec.convert(document, LoadResult)
+                self.why = self.result.stopped or "no request was answered"
 
 
 def figures_of(result: LoadResult) -> SpeedFigures:

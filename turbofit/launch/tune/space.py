@@ -92,51 +92,6 @@ def _mean(values: Sequence[int]) -> int:
     return max(1, round(sum(values) / max(1, len(values))))
 
 
-#: A gain of less than this share is not worth a smaller promise.
-_LEAST_GAIN = 0.05
-
-
-def smaller_limit(
-    request: PlanRequest, usual: Plan, spec: LoadSpec, mean: MeanRequest, at_once: float
-) -> str:
-    """The smallest common limit that changes no image of the load, where the forecast gains by it.
-
-    A smaller limit is a smaller promise, so that it is only offered, in words; a limit that was
-    asked for is not changed.
-    """
-    rule, limit, sizes = usual.model.image_rule, usual.limits.image_limit, _sizes(spec)
-    if rule is None or limit is None or not sizes or not rule.varies_by_limit:
-        return ""
-    if {rule.limit_name, "image_size"} & set(request.given()):
-        return ""
-
-    def units(at: int) -> list[int]:
-        return [rule.units(width, height, at) for width, height in sizes]
-
-    whole = units(limit)
-    enough = [one for one in rule.common_limits if one < limit and units(one) == whole]
-    if not enough:
-        return ""
-    try:
-        plan = best_plan(request.changed(**{rule.limit_name: min(enough)}))
-    except TurbofitError:
-        return ""
-    before, after = (forecast_of(one, mean, at_once).requests_per_second for one in (usual, plan))
-    if not plan.fits or after < before * (1 + _LEAST_GAIN):
-        return ""
-    return (
-        f"the load's images need no more than {rule.limit_option} {min(enough)}: with it the "
-        f"forecast is {after:.2f} requests/s instead of {before:.2f}"
-    )
-
-
-def _sizes(spec: LoadSpec) -> set[tuple[int, int]]:
-    """Width and height of every image that the load sends."""
-    if spec.trace is None:
-        return set(spec.image_size) if spec.images else set()
-    return {size for one in read_trace(spec.trace) for size in one.images}
-
-
 _BATCHES: Final = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 _PREFILLS: Final = (1024, 2048, 4096, 8192, 16384)
 #: Images are queued, or not any more, where the forecast gains so much by it.

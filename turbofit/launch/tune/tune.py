@@ -12,15 +12,15 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.process.progress import Step, part_of
-from turbofit.core.struct import Struct
-from turbofit.core.tuning import CurvePoint, EarlierTuning, TrialRecord, Tuning
+from turbofit.core.tuning import TrialRecord, Tuning
 from turbofit.core.units import format_duration
 from turbofit.core.version import __version__
 from turbofit.launch.run import Run
-from turbofit.launch.serve.runs import StateFile, waiting_words
+from turbofit.launch.serve.runs import waiting_words
+from turbofit.launch.serve.supervisor import StoppedError
 from turbofit.launch.tune.runner import TrialEnd, figures_of, run_trial
 from turbofit.launch.tune.search import TrialSearch, meets
-from turbofit.launch.tune.space import choices, mean_request, smaller_limit
+from turbofit.launch.tune.space import choices, mean_request
 from turbofit.memory.calibrated import identity
 from turbofit.observe.tuned import (
     cards_of,
@@ -28,7 +28,6 @@ from turbofit.observe.tuned import (
     plain,
     promise_of,
     recall_tuned,
-    tuned_key,
 )
 
 if TYPE_CHECKING:
@@ -46,8 +45,6 @@ if TYPE_CHECKING:
 _SECONDS: Final = 30.0
 #: The most requests at once of a load that nobody described.
 _MOST_AT_ONCE: Final = 128
-#: Seconds of each point of the curve.
-_CURVE_SECONDS: Final = 8.0
 _SHOWN: Final = 120
 
 
@@ -77,7 +74,7 @@ def tune_model(
     ``config`` is of each trial; its request is planned here.
 
     Raises:
-        StoppedError: a signal ended it; what was tried is kept.
+        StoppedError: a signal ended it before anything was measured.
     """
     run = Run(config, leases, say)
     run.plan = run.planner.make({})
@@ -96,33 +93,28 @@ def tune_model(
         "load": plain(load.given()),
         "goal": wanted.request.goal,
         "slo": wanted.slo,
+        "lmdeploy": run.lmdeploy.version,
     }
-    lmdeploy = run.lmdeploy.version
-    before = [
-        one
-        for one in recall_tuned(pretend=wanted.apart)
-        if all(getattr(one, name) == value for name, value in facts.items())
-    ]
-    known = next((one for one in before if one.lmdeploy == lmdeploy), None)
+    known = next(
+        (
+            tuning
+            for tuning in recall_tuned(pretend=wanted.apart)
+            if all(getattr(tuning, name) == value for name, value in facts.items())
+        ),
+        None,
+    )
     if known is not None and not wanted.again:
         say("tuned before: --again tries again, --forget drops it")
         return known
     assert config.request is not None
     on_here = config.request.changed(on=usual.machine, gpus=None)
     found, at_once = _choices(wanted, on_here, usual, load, say)
-    key = tuned_key(*facts.values(), lmdeploy, wanted.apart)
-    blank = Tuning(
-        turbofit_version=__version__, created="", lmdeploy=lmdeploy, pretend=wanted.apart, **facts
-    )
+    blank = Tuning(turbofit_version=__version__, created="", pretend=wanted.apart, **facts)
     tuner = Tuner(
-        found, load, Journal(key, pretend=wanted.apart),
-        run.planner.make, partial(run_trial, run), say,
+        found, load, run.planner.make, partial(run_trial, run), say,
         at_once=at_once, blank=blank, starts=wanted.starts,
         seconds=wanted.seconds - (time.monotonic() - wanted.began),
-        earlier=next((one for one in before if one.lmdeploy != lmdeploy), None),
     )  # fmt: skip
-    if tuner.journal.trials:
-        say(f"going on after {len(tuner.journal.trials)} trials of an earlier run")
     result = tuner.tune()
     winner = result.winner
     if winner is not None and winner.outcome == "cut":
@@ -133,8 +125,6 @@ def tune_model(
             keep_tuned(result)
     except (OSError, UsageError) as exc:
         say(f"warning: the result is not kept: {exc}")
-        return result
-    tuner.journal.forget()
     return result
 
 
@@ -150,9 +140,6 @@ def _choices(
     waiting = waiting_words(wanted.load.concurrency or 0, usual.requests_at_once)
     if waiting:
         say(waiting)
-    smaller = smaller_limit(request, usual, load, mean, at_once)
-    if smaller:
-        say(smaller)
     say(
         f"{len(found)} settings keep the promise of the plan: at most {wanted.starts} starts and "
         f"{format_duration(wanted.seconds)}, each start for {described(load)}"
@@ -191,28 +178,26 @@ class Tuner:
     """Tries choices under a load, and keeps the best.
 
     ``plan_of`` plans options again, on the machine as it is now; ``run`` starts a plan's engines
-    and drives loads, for so many seconds at most. ``at_once`` are the requests under way;
-    ``seconds`` are those of all trials of all runs, None without a bound. ``blank`` is the result
-    with what is known before. ``earlier`` is what was tuned with another LMDeploy.
+    and drives the load, for so many seconds at most. ``at_once`` are the requests under way;
+    ``seconds`` are those of all trials, None without a bound. ``blank`` is the result with what is
+    known before.
     """
 
     choices: Sequence[TrialChoice]
     load: LoadSpec
-    journal: Journal
     plan_of: Callable[[Options], Plan]
-    run: Callable[[Plan, Sequence[LoadSpec], float | None], TrialEnd]
+    run: Callable[[Plan, LoadSpec, float | None], TrialEnd]
     say: Callable[[str], None]
     _: KW_ONLY
     at_once: int
     blank: Tuning
     starts: int
     seconds: float | None
-    earlier: Tuning | None = None
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
-        spent = self.journal.seconds
-        self._ends = None if self.seconds is None else self.clock() + self.seconds - spent
+        self._trials: list[TrialRecord] = []
+        self._ends = None if self.seconds is None else self.clock() + self.seconds
 
     @property
     def left(self) -> float | None:
@@ -222,63 +207,53 @@ class Tuner:
     @property
     def over(self) -> bool:
         """Whether another trial, as long as those so far, would be cut short."""
-        longest = max((one.seconds for one in self.journal.trials), default=0.0)
+        longest = max((one.seconds for one in self._trials), default=0.0)
         return self.left is not None and self.left < longest
 
     def tune(self) -> Tuning:
         """Try, and keep the best.
 
-        A trial that was cut short is none of the journal's, and the best only where nothing else
-        was measured.
+        A trial that was cut short is the best only where nothing else was measured.
 
         Raises:
-            StoppedError: a signal ended it: the journal has all that was tried.
+            StoppedError: a signal ended it before a trial had ended.
         """
-        search = self._resumed()
-        cut: TrialRecord | None = None
-        while not (stopped := self._enough()):
-            index = search.next()
-            if index is None:
-                stopped = "no other settings promise more"
-                break
-            trial = self._try(self.choices[index])
-            if trial.outcome == "cut":
-                cut, stopped = trial, f"the time is up: trial {trial.number} was ended"
-                break
-            self.journal.add(trial)
-            search.tell(index, trial.measured)
-        best = search.best()
-        options = None if best is None else self.choices[best].options
-        number = next((one.number for one in self.journal.trials if one.options == options), None)
-        if number is None and cut is not None and cut.meets_slo:
-            number = cut.number
-        result = self._result((*self.journal.trials, *filter(None, (cut,))), number, stopped)
-        tried = len(self.journal.trials)
-        if cut or result.winner is None or tried >= self.starts or self.over:
-            return result
-        return self._confirmed(result, result.winner)
-
-    def _resumed(self) -> TrialSearch:
         search = TrialSearch(
-            [one.option for one in self.choices], self.blank.slo,
+            [choice.option for choice in self.choices], self.blank.slo,
             latency=self.blank.goal == "latency", at_once=self.at_once,
         )  # fmt: skip
-        for trial in self.journal.trials:
-            for index, choice in enumerate(self.choices):
-                if choice.options == trial.options:
-                    search.tell(index, trial.measured)
-        return search
+        cut: TrialRecord | None = None
+        try:
+            while not (stopped := self._enough()):
+                index = search.next()
+                if index is None:
+                    stopped = "no other settings promise more"
+                    break
+                trial = self._try(self.choices[index])
+                if trial.outcome == "cut":
+                    cut, stopped = trial, f"the time is up: trial {trial.number} was ended"
+                    break
+                self._trials.append(trial)
+                search.tell(index, trial.measured)
+        except StoppedError as exc:
+            if not self._trials:
+                raise
+            stopped = exc.signal.name
+        best = search.best()
+        options = None if best is None else self.choices[best].options
+        number = next((trial.number for trial in self._trials if trial.options == options), None)
+        if number is None and cut is not None and cut.meets_slo:
+            number = cut.number
+        return self._result((*self._trials, *filter(None, (cut,))), number, stopped)
 
     def _enough(self) -> str:
         """Why nothing more is tried; empty while the search goes on."""
-        trials = self.journal.trials
-        # The last start confirms the best, and measures its curve.
-        if len(trials) >= max(1, self.starts - 1):
-            return f"{len(trials)} settings were tried"
-        return "the time is up" if trials and self.over else ""
+        if len(self._trials) >= self.starts:
+            return f"{len(self._trials)} settings were tried"
+        return "the time is up" if self._trials and self.over else ""
 
-    def _ended(self, options: Options, loads: Sequence[LoadSpec], what: str) -> TrialEnd:
-        """How a start with these options ends under loads, the first of which is told."""
+    def _ended(self, options: Options, what: str) -> TrialEnd:
+        """How a start with these options ends under the load."""
 
         def whole() -> Step:
             left = self.left
@@ -289,17 +264,17 @@ class Tuner:
         try:
             plan = self.plan_of(options)
             if not plan.fits:
-                return TrialEnd((), "unserved", plan.verdict, 0.0)
+                return TrialEnd(None, "unserved", plan.verdict, 0.0)
             with part_of(whole):
-                return self.run(plan, loads, self.left)
+                return self.run(plan, self.load, self.left)
         except TurbofitError as exc:
-            return TrialEnd((), "unserved", exc.message, round(self.clock() - begun, 1))
+            return TrialEnd(None, "unserved", exc.message, round(self.clock() - begun, 1))
 
     def _try(self, choice: TrialChoice) -> TrialRecord:
-        number = len(self.journal.trials) + 1
+        number = len(self._trials) + 1
         self.say(f"trial {number}: {_told(choice)}")
         what = f"trial {number} of at most {self.starts}"
-        trial = self._record(choice, number, self._ended(choice.options, [self.load], what))
+        trial = self._record(choice, number, self._ended(choice.options, what))
         if trial.measured is None:
             self.say(f"trial {number}: {trial.outcome}: {trial.why[:_SHOWN]}")
         else:
@@ -313,8 +288,9 @@ class Tuner:
 
     def _record(self, choice: TrialChoice, number: int, end: TrialEnd) -> TrialRecord:
         plan, settings = choice.plan, choice.plan.settings
-        told = end.outcome in ("measured", "cut") and end.results
-        measured = figures_of(end.results[0]) if told else None
+        measured = None
+        if end.result is not None and end.outcome in ("measured", "cut"):
+            measured = figures_of(end.result)
         return TrialRecord(
             number=number,
             options=choice.options,
@@ -335,7 +311,7 @@ class Tuner:
         )
 
     def _result(self, trials: tuple[TrialRecord, ...], best: int | None, stopped: str) -> Tuning:
-        result = replace(
+        return replace(
             self.blank,
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             best=best,
@@ -343,34 +319,6 @@ class Tuner:
             stopped=stopped,
             seconds=round(sum(one.seconds for one in trials), 1),
         )
-        return replace(result, earlier=_earlier(result, self.earlier))
-
-    def _confirmed(self, result: Tuning, winner: TrialRecord) -> Tuning:
-        """Measure the best once more, and under other numbers of requests at once: the curve."""
-        loads = self._curve_loads()
-        if not loads:
-            return result
-        self.say(f"the best is trial {winner.number}: its curve")
-        end = self._ended(dict(winner.options), list(loads.values()), "the curve of the best")
-        if end.outcome != "measured":
-            self.say(f"the curve ends early: {end.why[:_SHOWN]}")
-        points = tuple(
-            CurvePoint(concurrency=at, measured=figures_of(one))
-            for at, one in zip(loads, end.results, strict=False)
-            if not one.stopped
-        )
-        return replace(result, curve=points, seconds=round(result.seconds + end.seconds, 1))
-
-    def _curve_loads(self) -> dict[int, LoadSpec]:
-        """Closed loops of 1, 4, 16, … requests; none for an open loop or a trace."""
-        if self.load.at_once is None:
-            return {}
-        places = {4**power for power in range(8) if 4**power < self.at_once} | {self.at_once}
-        seconds = min(_CURVE_SECONDS, self.load.measured_seconds or _CURVE_SECONDS)
-        return {
-            at: self.load.changed(concurrency=at, seconds=seconds, requests=None, warm_up=at)
-            for at in sorted(places)
-        }
 
 
 def _told(choice: TrialChoice) -> str:
@@ -381,43 +329,3 @@ def _told(choice: TrialChoice) -> str:
         f"{plan.engine.name}, tp {plan.parallel.tp} x {plan.parallel.replicas}, batch "
         f"{settings.max_batch_size}, prefill {settings.max_prefill_token_num}{kv}{prefix}"
     )
-
-
-def _earlier(result: Tuning, before: Tuning | None) -> EarlierTuning | None:
-    if before is None or before.winner is None or result.winner is None:
-        return None
-    then, now = before.winner.measured, result.winner.measured
-    if then is None or now is None or then.requests_per_second <= 0:
-        return None
-    return EarlierTuning(
-        lmdeploy=before.lmdeploy,
-        created=before.created,
-        requests_per_second=then.requests_per_second,
-        change=round(now.requests_per_second / then.requests_per_second - 1, 4),
-    )
-
-
-# How far a tuning has come, on disk after every trial; of one model, promise, load and machine.
-
-
-class _Pages(Struct, tag_field="schema", tag="turbofit.tuning/1"):
-    seconds: float = 0.0
-    trials: tuple[TrialRecord, ...] = ()
-
-
-class Journal:
-    """The trials so far, on pretend GPUs apart; ``seconds`` are what they have taken."""
-
-    def __init__(self, key: str, *, pretend: bool) -> None:
-        self._file = StateFile("tuning-pretend" if pretend else "tuning", key, _Pages)
-        pages = self._file.read() or _Pages()
-        self.seconds, self.trials = pages.seconds, pages.trials
-
-    def add(self, trial: TrialRecord) -> None:
-        self.trials = (*self.trials, trial)
-        self.seconds += trial.seconds
-        self._file.write(_Pages(seconds=self.seconds, trials=self.trials))
-
-    def forget(self) -> None:
-        self._file.forget()
-        self.seconds, self.trials = 0.0, ()

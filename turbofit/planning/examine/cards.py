@@ -39,13 +39,6 @@ _XID: Final = re.compile(r"Xid \(([^)]*)\): (\d+)")
 #: Xids of hardware, link and memory (NVIDIA's Xid catalogue); others come from programs.
 _HARD_XIDS: Final = frozenset((48, 62, 63, 64, 74, 79, 92, 94, 95, 109, 110, 119, 120))
 _CONSUMER: Final = ("GeForce", "RTX")
-#: PCI Express: extended capabilities begin here; ACS has this id, its control word is at +6.
-_EXTENDED: Final = 0x100
-_ACS: Final = 0x000D
-#: Request and completion redirect, upstream forwarding: peer traffic goes up to the root.
-_REDIRECTS: Final = 0x04 | 0x08 | 0x10
-_BRIDGE: Final = "0x0604"
-_PCI: Final = "sys/bus/pci/devices"
 
 
 def same_machine(plan: Plan, scene: Scene) -> Answer | None:
@@ -332,46 +325,8 @@ def iommu(machine: Machine, scene: Scene) -> Answer:
         return ok("no IOMMU is active")
     if line is not None and ("iommu=pt" in line or "iommu.passthrough=1" in line):
         return ok("the IOMMU passes through (iommu=pt)")
-    fix = "boot with iommu=pt, or set NCCL_P2P_DISABLE=1 if tp > 1 hangs"
+    fix = "boot with iommu=pt; if tp > 1 hangs, switch ACS off, too, or set NCCL_P2P_DISABLE=1"
     return warning(f"an IOMMU is active ({len(groups)} groups)", fix)
-
-
-def acs(machine: Machine, scene: Scene) -> Answer:
-    """Bridges that send peer traffic up to the root complex."""
-    sources = scene.sources
-    if not _peers_over_pcie(machine):
-        return ok("no peer access over PCIe that it could redirect")
-    devices = sources.names(_PCI)
-    if devices is None:
-        return unreadable(f"/{_PCI}")
-    redirecting, unread = [], 0
-    for device in devices:
-        if not (sources.text(f"{_PCI}/{device}/class") or "").startswith(_BRIDGE):
-            continue
-        config = sources.data(f"{_PCI}/{device}/config")
-        if config is None or len(config) <= _EXTENDED:
-            unread += 1
-        elif (acs_control(config) or 0) & _REDIRECTS:
-            redirecting.append(device)
-    if redirecting:
-        names = f"{', '.join(redirecting[:4])}{' …' if len(redirecting) > 4 else ''}"
-        fix = "switch ACS off in the firmware, or for these bridges with setpci (as root)"
-        return warning(f"ACS redirects at {names}", fix)
-    if unread:
-        seen = f"{unread} {plural(unread, 'bridge')} unread: root may read them"
-        return unreadable(seen, "run it as root")
-    return ok("no bridge redirects peer traffic")
-
-
-def acs_control(config: bytes) -> int | None:
-    """The ACS control word of a device's configuration space; None where it has none."""
-    at, looked = _EXTENDED, 0
-    while at >= _EXTENDED and at + 8 <= len(config) and looked < 64:
-        header = int.from_bytes(config[at : at + 4], "little")
-        if header & 0xFFFF == _ACS:
-            return int.from_bytes(config[at + 6 : at + 8], "little")
-        at, looked = header >> 20, looked + 1
-    return None
 
 
 def _peers_over_pcie(machine: Machine) -> bool:

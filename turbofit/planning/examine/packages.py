@@ -12,7 +12,7 @@ from turbofit.core.installation import install_command
 from turbofit.core.struct import NA
 from turbofit.core.version import REFERENCE
 from turbofit.memory.account import AMPERE
-from turbofit.memory.versions import OLDEST_SERVED, parse
+from turbofit.memory.versions import OLDEST_SERVED
 from turbofit.planning.compatibility import EFFECTS, FrontEnd, compatibility, install_line
 from turbofit.planning.examine.scene import Answer, Scene, Sources, ok, stops, unreadable, warning
 
@@ -261,8 +261,7 @@ def kernels(sources: Sources, scene: Scene) -> Answer | None:
     if lacking:
         return warning(
             f"no TurboMind kernel for {'; '.join(lacking)}",
-            "nothing: turbofit plans such models on another engine; turbofit doctor --kernels shows"
-            " all",
+            "nothing: turbofit plans such models on another engine, and says why",
         )
     return ok(f"TurboMind has code for {', '.join(cards)}")
 
@@ -299,7 +298,7 @@ def front_ends(sources: Sources, scene: Scene) -> Answer | None:
         effect = f"LMDeploy {plan.engine.version} {EFFECTS[failure.step]}"
         return warning(f"install {wanted}: with others {effect}", "")
     here, transformers = sources.version("lmdeploy"), sources.version("transformers")
-    if here is None or transformers is None:  # LMDeploy may have another interpreter
+    if here is None or transformers is None:
         return unreadable("LMDeploy and Transformers are not both installed")
     model = scene.model if plan is None else plan.model
     if model is None or model.vision is None:
@@ -374,7 +373,7 @@ def modules(sources: Sources, scene: Scene) -> Answer | None:
     model = scene.model if plan is None else plan.model
     if model is None or (plan is not None and (scene.pretend or not plan.engine.of_lmdeploy)):
         return None  # a pretend machine has stand-ins of them
-    if sources.version("lmdeploy") is None:  # it may have another interpreter
+    if sources.version("lmdeploy") is None:
         return unreadable("LMDeploy is not installed here")
     engines = _engines(model) if plan is None else [plan.engine.name]
     missing = {engine: _missing(sources, model, engine) for engine in engines}
@@ -395,47 +394,6 @@ def _missing(sources: Sources, model: Model, engine: str) -> list[_Module]:
     wanted = [_HARMONY[1]] if model.architecture == _HARMONY[0] else []
     wanted += _DELTA.get(engine, ()) if model.text.delta is not None else ()
     return [one for one in wanted if not sources.has_module(one.title.rpartition(" ")[2])]
-
-
-def nccl(sources: Sources, _: Scene) -> Answer:
-    """Which wheel's library is on the disk, told by its size.
-
-    LMDeploy's wheel demands CUDA 12's NCCL, torch's CUDA 13's, and both own one file. Both have the
-    soname ``libnccl.so.2``, link CUDA's runtime statically, and export what TurboMind imports (NCCL
-    2.29.7 and 2.32.3; LMDeploy 0.16 to 0.18): TurboMind minds neither. pip writes CUDA 12's last;
-    uv writes either last, by chance.
-    """
-    library = "libnccl.so.2"
-    found = [
-        (name, f"{name} {sources.version(name)}", *recorded)
-        for name in ("nvidia-nccl-cu12", "nvidia-nccl-cu13")
-        if (recorded := sources.recorded(name, library)) is not None
-    ]
-    if not found:
-        why = "TurboMind and torch load it at their start, whatever tp is; a system may have it"
-        return unreadable(f"no wheel has {library}", why=why)
-    names = " and ".join(name for _, name, _, _ in found)
-    again = "pip install --force-reinstall --no-deps"
-    try:
-        size = found[0][2].stat().st_size
-    except OSError:
-        return stops(
-            f"{library} of {names} is gone",
-            f"{again} {found[0][1].replace(' ', '==')}",
-            "TurboMind and torch load it at their start, whatever tp is; to uninstall one of two"
-            " wheels removes the file of both",
-        )
-    if len(found) == 1:
-        return ok(names)
-    complete = [name for _, name, _, recorded in found if recorded == size]
-    if len(complete) != 1:
-        return unreadable(f"whose {library} is there: {names}")
-    overwritten = next(name for _, name, _, _ in found if name != complete[0])
-    seen = f"{complete[0]}, written over {overwritten}: both own {library}"
-    if (parse(complete[0].split()[1]) or ()) < (parse(overwritten.split()[1]) or ()):
-        why = "it is older than the one that the other package was built for"
-        return warning(seen, f"{again} {overwritten.replace(' ', '==')}", why)
-    return ok(seen)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

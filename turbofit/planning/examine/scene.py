@@ -116,13 +116,8 @@ class Sources:
 
     def text(self, path: str) -> str | None:
         """A small file below the root; None where it cannot be read."""
-        data = self.data(path)
-        return None if data is None else data.decode("utf-8", "replace")
-
-    def data(self, path: str) -> bytes | None:
-        """A small binary file below the root; None where it cannot be read."""
         try:
-            return (self.root / path).read_bytes()
+            return (self.root / path).read_text(encoding="utf-8", errors="replace")
         except OSError:
             return None
 
@@ -145,16 +140,6 @@ class Sources:
             return requires(package) or []
         except PackageNotFoundError:
             return None
-
-    def recorded(self, package: str, name: str) -> tuple[Path, int] | None:
-        """Where a package put a file of this name, and its size then; None where it has none."""
-        from importlib.metadata import PackageNotFoundError, files
-
-        try:
-            found = [one for one in files(package) or [] if one.name == name and one.size]
-        except PackageNotFoundError:
-            return None
-        return (Path(str(found[0].locate())), found[0].size or 0) if found else None
 
     def package_folder(self, package: str) -> Path | None:
         """Where a package's modules are, without importing it."""

@@ -34,20 +34,19 @@ NOTICE = (
 )
 
 
-def server_environment(machine: Scenario, folder: Path, shared: str = "") -> dict[str, str]:
+def server_environment(machine: Scenario, folder: Path) -> dict[str, str]:
     """Writes the files of a pretend machine; the environment in which this module is run there.
 
     Args:
         machine: with what is charged to it beforehand.
         folder: an own folder, for the scenario and the file ``timeline``.
-        shared: the file through which several processes share the machine.
     """
     site = cuda_site()
     libraries = build(site=site)
     check_surface(engine_library(), libraries)
     folder.mkdir(parents=True, exist_ok=True)
     scenario = folder / "scenario"
-    write_scenario(scenario, machine, str(folder / "timeline"), shared)
+    write_scenario(scenario, machine, str(folder / "timeline"))
     (folder / "machine.json").write_text(to_json(machine), encoding="utf-8")
     env = pretend_environment(libraries, scenario, site=site)
     env[_MACHINE] = str(folder / "machine.json")

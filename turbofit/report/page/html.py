@@ -6,12 +6,11 @@ import base64
 import hashlib
 import html
 import json
-import math
 import re
 from itertools import groupby
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.struct import to_builtins
 from turbofit.core.units import GIB, format_bytes
@@ -20,15 +19,12 @@ from turbofit.report.painters.document import (
     BarPiece,
     Block,
     Code,
-    Curve,
     FactList,
     Fold,
     Heading,
     Items,
     Paragraph,
-    Series,
     Table,
-    Tiles,
     Topology,
     TopologyCard,
     Verdict,
@@ -42,7 +38,7 @@ _UNSAFE: Final = dict.fromkeys(
     (*range(9), 11, 12, *range(14, 32), *range(127, 160), *range(0x202A, 0x202F),
      *range(0x2066, 0x206A)), "?"
 )  # fmt: skip
-_VOID: Final = {"meta", "line", "rect", "path", "circle", "br", "input"}
+_VOID: Final = {"meta", "br", "input"}
 #: What would end a script element, or a line of JavaScript.
 _IN_SCRIPT: Final = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
@@ -91,15 +87,6 @@ def _escaped(text: str) -> str:
     return html.escape(text.translate(_UNSAFE), quote=True)
 
 
-#: Pixels of a curve, and what is left around its axes.
-_WIDTH: Final = 960
-_HEIGHT: Final = 300
-_LEFT: Final = 80
-_RIGHT: Final = 24
-_ABOVE: Final = 34
-_BELOW: Final = 48
-#: Lines that can be told apart by their dashes; more are not drawn.
-_DASHES: Final = ("", "7 3", "2 3")
 _MOST_TICKS: Final = 8
 #: A tick is left out where it is nearer to the end than this part of the scale.
 _CLOSE: Final = 7
@@ -200,76 +187,6 @@ def _ticks(scale: int) -> Markup:
     marks = [tag("span", f"{n} GiB", style=f"left:{100 * n * GIB / scale:.3f}%") for n in whole]
     marks.append(tag("span", format_bytes(scale), style="left:100%"))
     return tag("div", tag("div", *marks, class_="ticks"), class_="row axis", aria_hidden="true")
-
-
-# Curves
-
-
-class _Axes(NamedTuple):
-    """Where values lie in a curve: the largest value of either axis."""
-
-    right: float
-    top: float
-
-    def x(self, value: float) -> float:
-        """Pixels from the left."""
-        return _LEFT + (_WIDTH - _LEFT - _RIGHT) * value / self.right
-
-    def y(self, value: float) -> float:
-        """Pixels from above."""
-        return _HEIGHT - _BELOW - (_HEIGHT - _ABOVE - _BELOW) * value / self.top
-
-
-def curve(block: Curve) -> Markup:
-    """The series over axes that begin at zero; nothing where there is no point."""
-    points = [point for one in block.series for point in one.points]
-    if not points:
-        return Markup()
-    axes = _Axes(*(_axis_end(max(values)) for values in zip(*points, strict=True)))
-    marks = []
-    for number in range(6):
-        x, y = axes.right * number / 5, axes.top * number / 5
-        across, text = f"{axes.y(y):.1f}", f"{y:,.4g}"
-        marks.append(tag("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=across, y2=across, class_="grid"))
-        marks.append(tag("text", text, x=_LEFT - 8, y=across, dy="4", class_="small end"))
-        marks.append(
-            tag("text", f"{x:,.4g}", x=f"{axes.x(x):.1f}", y=_HEIGHT - 30, class_="small mid")
-        )
-    marks.append(tag("text", block.y, x=_LEFT, y=18, class_="small"))
-    marks.append(tag("text", block.x, x=_WIDTH - _RIGHT, y=_HEIGHT - 8, class_="small end"))
-    legend = _LEFT + 240
-    for one, dash in zip(block.series, _DASHES, strict=False):
-        marks += _points(axes, one, dash)
-        if len(block.series) > 1:
-            sample = f"M{legend} 14h22"
-            marks.append(tag("path", d=sample, class_="held", stroke_dasharray=dash or None))
-            marks.append(tag("text", one.title, x=legend + 28, y=18, class_="small"))
-            legend += 60 + 7 * len(one.title)
-    return tag(
-        "svg", *marks, viewBox=f"0 0 {_WIDTH} {_HEIGHT}", role="img", class_="curve",
-        aria_label=f"{block.y} over {block.x}; the table has every figure",
-    )  # fmt: skip
-
-
-def _points(axes: _Axes, one: Series, dash: str) -> list[Markup]:
-    marks: list[Markup] = []
-    places = [(f"{axes.x(x):.1f}", f"{axes.y(y):.1f}") for x, y in one.points]
-    if one.joined and len(places) > 1:
-        path = "L".join(f"{x} {y}" for x, y in places)
-        marks.append(tag("path", d=f"M{path}", class_="held", stroke_dasharray=dash or None))
-    for number, (x, y) in enumerate(places):
-        name = one.names[number] if number < len(one.names) else one.title
-        cls = "peak" if dash else "held"
-        marks.append(tag("circle", tag("title", name), cx=x, cy=y, r=4, class_=cls))
-    return marks
-
-
-def _axis_end(most: float) -> float:
-    """The least of 1, 2, 2.5, 5 and 10 times a power of ten that has room."""
-    if most <= 0:
-        return 1.0
-    unit = 10.0 ** math.floor(math.log10(most))
-    return next(unit * step for step in (1, 2, 2.5, 5, 10) if unit * step >= most * 0.999)
 
 
 # GPUs and their links
@@ -390,12 +307,6 @@ def _one(block: Block) -> Markup:
         return tag("ul", *(tag("li", item) for item in block.items), class_=block.tone)
     if isinstance(block, FactList):
         return tag("dl", *(join(tag("dt", n), tag("dd", v)) for n, v in block.facts))
-    if isinstance(block, Tiles):
-        tiles = (
-            tag("div", tag("span", label, class_="label"), tag("b", value), tag("small", text))
-            for label, value, text in block.figures
-        )
-        return tag("div", *tiles, class_="tiles")
     if isinstance(block, Table):
         return _table(block)
     if isinstance(block, Fold):
@@ -406,10 +317,8 @@ def _one(block: Block) -> Markup:
         button = tag("button", "Copy", type="button", class_="copy", aria_label=label, hidden=True)
         code = tag("pre", tag("code", block.text), tabindex="0")
         return tag("div", code, button, class_="command")
-    if isinstance(block, Topology):
-        return topology(block)
-    assert isinstance(block, Curve)
-    return curve(block)
+    assert isinstance(block, Topology)
+    return topology(block)
 
 
 def _verdict(block: Verdict) -> Markup:

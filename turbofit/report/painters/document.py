@@ -94,12 +94,6 @@ def known_facts(facts: Mapping[str, str | None], **places: bool) -> FactList:
     return FactList(tuple((name, text) for name, text in facts.items() if text), **places)
 
 
-class Tiles(Block, kw_only=False):
-    """The figures that people look for first: label, value and a line below it."""
-
-    figures: tuple[tuple[str, str, str], ...]
-
-
 class Column(Struct):
     """A column of a table.
 
@@ -192,12 +186,6 @@ class Bar(Block):
     holders: tuple[str, ...] = ()
 
 
-class Picture(Block):
-    """What a page draws; ``instead`` is the same as text."""
-
-    instead: tuple[Block, ...] = ()
-
-
 class TopologyCard(Struct):
     """A GPU in the picture."""
 
@@ -207,32 +195,16 @@ class TopologyCard(Struct):
     size: str
 
 
-class Topology(Picture):
-    """GPUs, the groups that a plan made of them, and the ways between them, in words."""
+class Topology(Block):
+    """GPUs, the groups that a plan made of them, and the ways between them, in words.
+
+    A page draws it; ``instead`` is the same as text.
+    """
 
     cards: tuple[TopologyCard, ...]
     groups: tuple[tuple[int, ...], ...]
     ways: tuple[str, ...]
-
-
-class Series(Struct):
-    """Points in the order in which a line joins them; ``joined`` False leaves them apart.
-
-    ``names`` say what each point is; the reader sees one when the pointer rests on it.
-    """
-
-    title: str
-    points: tuple[tuple[float, float], ...]
-    joined: bool = True
-    names: tuple[str, ...] = ()
-
-
-class Curve(Picture):
-    """Series over two axes that begin at zero; at most three are told apart."""
-
-    series: tuple[Series, ...]
-    x: str
-    y: str
+    instead: tuple[Block, ...] = ()
 
 
 def text_blocks(blocks: Iterable[Block], *, short: bool = False) -> Iterator[Block]:
@@ -247,10 +219,8 @@ def text_blocks(blocks: Iterable[Block], *, short: bool = False) -> Iterator[Blo
             continue
         if isinstance(block, Fold):
             yield from text_blocks(block.blocks)
-        elif isinstance(block, Picture):
+        elif isinstance(block, Topology):
             yield from block.instead
-        elif isinstance(block, Tiles):
-            yield FactList(tuple((name, f"{one}, {text}") for name, one, text in block.figures))
         else:
             yield block
 

@@ -10,14 +10,11 @@ from turbofit.core.messages import plural
 from turbofit.core.units import format_bytes, format_duration, mib, three_digits, two_digits
 from turbofit.report.painters.document import (
     Column,
-    Curve,
     FactList,
     Heading,
     Items,
     Paragraph,
-    Series,
     Table,
-    Tiles,
     known_facts,
     listed,
     remark,
@@ -37,21 +34,19 @@ if TYPE_CHECKING:
 def load_view(result: LoadResult) -> list[Block]:
     """What a load measured: figures, latency, what was not answered."""
     failed = result.begun - result.answered
-    tiles = (
-        ("requests/s", three_digits(result.requests_per_second),
-         f"{result.answered:,} answered in {result.seconds:,.1f} s, {failed:,} not"),
-        *(
-            (f"{name}, median", _seconds(spread.p50), f"p99 {_seconds(spread.p99)}")
-            for name, spread in (("first token", result.ttft), ("a token", result.tpot))
-            if spread.count
-        ),
-        ("tokens/s", three_digits(result.output_tokens_per_second),
-         f"{result.output_tokens:,.0f} an answer, {result.running:.1f} requests at once"),
-    )  # fmt: skip
+    rate = three_digits(result.requests_per_second)
+    answered = f"{result.answered:,} answered in {result.seconds:,.1f} s"
+    figures = {"requests/s": f"{rate}, {answered}, {failed:,} not"}
+    for name, spread in (("first token", result.ttft), ("a token", result.tpot)):
+        if spread.count:
+            figures[f"{name}, median"] = f"{_seconds(spread.p50)}, p99 {_seconds(spread.p99)}"
+    tokens = three_digits(result.output_tokens_per_second)
+    figures["tokens/s"] = (
+        f"{tokens}, {result.output_tokens:,.0f} an answer, {result.running:.1f} requests at once"
+    )
     blocks: list[Block] = [
         Heading(f"{result.model} at {result.url}"),
-        Tiles(tiles),
-        FactList((("load", _load_text(result)),)),
+        known_facts({**figures, "load": _load_text(result)}),
         Heading("Latency", whole=False),
         _latency(result),
     ]
@@ -158,67 +153,21 @@ def _row(name: str, one: Spread) -> tuple[str, ...]:
 
 
 def tune_view(result: Tuning) -> list[Block]:
-    """What was found, every trial, the best under other loads."""
+    """What was found, and every trial."""
     where = f" on {' + '.join(result.gpus)}" if result.gpus else ""
     best = [place for place, one in enumerate(result.trials) if one.number == result.best]
-    blocks: list[Block] = [
+    return [
         Heading(f"Tuning of {result.model}{where}"),
         *_notes(result),
         Heading("Every trial beside its forecast", whole=False),
         replace(_trials(result), sortable=True, chosen=best[0] if best else None),
-        Heading("Requests a second against the first token", whole=False),
-        _front(result),
     ]
-    if result.curve:
-        blocks += [Heading("The best under other loads"), *_curves(result), _loads(result)]
-    return blocks
 
 
 def made_by(result: Tuning) -> str:
     """Who made it and when: the foot of a page."""
     made = f"turbofit {result.turbofit_version}, LMDeploy {result.lmdeploy}"
     return f"{made}, measured {result.created}."
-
-
-def _curves(result: Tuning) -> list[Block]:
-    """The best settings over requests at once."""
-    at_once = [float(one.concurrency) for one in result.curve]
-    seen = [one.measured for one in result.curve]
-
-    def series(title: str, values: Iterable[float]) -> Series:
-        return Series(title=title, points=tuple(zip(at_once, values, strict=True)))
-
-    rate = series("requests/s", (one.requests_per_second for one in seen))
-    ends = series("whole answer", (one.e2e_p50 for one in seen))
-    firsts = series("first token", (one.ttft_p50 for one in seen))
-    x = "requests at once"
-    return [
-        Curve(series=(rate,), x=x, y="requests a second"),
-        Curve(series=(ends, firsts), x=x, y="seconds, median"),
-    ]
-
-
-def _front(result: Tuning) -> Curve:
-    """Trials as points; a line through those that no other beats."""
-    best = pareto(result)
-    points = {
-        one.number: (one.measured.ttft_p90, one.measured.requests_per_second)
-        for one in result.trials
-        if one.measured is not None
-    }
-    names = {one.number: f"{one.number}: {settings_text(one)}" for one in result.trials}
-    front = sorted((number for number in points if number in best), key=lambda n: points[n])
-    others = [number for number in points if number not in best]
-    series = tuple(
-        Series(
-            title=title,
-            points=tuple(points[n] for n in numbers),
-            names=tuple(names[n] for n in numbers),
-            joined=numbers is front,
-        )
-        for title, numbers in (("Pareto front", front), ("other trials", others))
-    )
-    return Curve(series=series, x="TTFT p90, seconds", y="requests a second")
 
 
 def _notes(result: Tuning) -> list[Block]:
@@ -242,26 +191,18 @@ def _notes(result: Tuning) -> list[Block]:
         found = f"measured in part ({winner.why})" if cut else "best"
         text = f"{found}: {settings_text(winner)}{gain}"
         seen = winner.measured
-        figures = (
-            ("requests/s", f"{seen.requests_per_second:.2f}",
-             f"forecast {winner.forecast.requests_per_second:.2f}"),
-            ("first token, median", _seconds(seen.ttft_p50),
-             f"p90 {_seconds(seen.ttft_p90)}"),
-            ("a token, median", _seconds(seen.tpot_p50), f"p90 {_seconds(seen.tpot_p90)}"),
-            ("tokens/s", f"{seen.output_tokens_per_second:,.0f}", "of answers"),
-        )  # fmt: skip
+        forecast = winner.forecast.requests_per_second
+        figures = {
+            "requests/s": f"{seen.requests_per_second:.2f}, forecast {forecast:.2f}",
+            "first token, median": f"{_seconds(seen.ttft_p50)}, p90 {_seconds(seen.ttft_p90)}",
+            "a token, median": f"{_seconds(seen.tpot_p50)}, p90 {_seconds(seen.tpot_p90)}",
+            "tokens/s": f"{seen.output_tokens_per_second:,.0f}, of answers",
+        }
         blocks.append(Paragraph(text, tone="warn" if cut else "good"))
-        blocks.append(Tiles(figures))
+        blocks.append(known_facts(figures))
         if winner.quant_policy:
             text = f"it stores the cache with {winner.quant_policy} bits: answers change a little"
             blocks.append(Paragraph(f"{text} (--kv-types 0 leaves that out)", tone="warn"))
-    if result.earlier is not None:
-        worse = result.earlier.change < -0.05
-        text = (
-            f"LMDeploy {result.earlier.lmdeploy} gave {result.earlier.requests_per_second:.2f} "
-            f"requests/s under this load: {result.earlier.change:+.1%} since"
-        )
-        blocks.append(Paragraph(text, tone="bad" if worse else "plain"))
     trials = f"{len(result.trials)} {plural(len(result.trials), 'trial')}"
     text = f"{trials} in {format_duration(result.seconds)}; {result.stopped}"
     return [*blocks, remark(text)]
@@ -283,21 +224,6 @@ def _trials(result: Tuning) -> Table:
     titles = ("", "settings", *right[1:], "how it went")
     rows = (_trial_row(one, result) for one in result.trials)
     return table(titles, rows, right=right, wrap=("settings", "how it went"))
-
-
-def _loads(result: Tuning) -> Table:
-    """The best settings under other numbers of requests at once."""
-    titles = (
-        "at once", "requests/s", "tokens/s", "TTFT p50", "TTFT p90", "TPOT p50", "E2E p50"
-    )  # fmt: skip
-    rows = (
-        (str(one.concurrency), f"{seen.requests_per_second:.2f}",
-         f"{seen.output_tokens_per_second:,.0f}", _seconds(seen.ttft_p50),
-         _seconds(seen.ttft_p90), _seconds(seen.tpot_p50), _seconds(seen.e2e_p50))
-        for one in result.curve
-        if (seen := one.measured)
-    )  # fmt: skip
-    return table(titles, rows, right=titles)
 
 
 def pareto(result: Tuning) -> set[int]:
@@ -449,18 +375,6 @@ def _phases(process: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
                 yield str(process["pid"]), str(gpu["gpu"]), phase, mib(size)
 
 
-def watch_view(
-    cards: Iterable[tuple[str, int, int, Sequence[tuple[int, int, str]]]],
-) -> Iterator[Block]:
-    """The table of `--watch`: for each card name, total, free, and (pid, size, command); bytes."""
-    rows: list[tuple[str, ...]] = []
-    for index, (name, total, free, holders) in enumerate(cards):
-        rows.append((str(index), name, mib(total - free), mib(free), ""))
-        rows += [("", "", mib(size), "", f"{pid} {holder}") for pid, size, holder in holders]
-    yield Heading("PRETEND GPUs (MiB)")
-    yield _table(("GPU", "name", "used", "free", "process"), rows)
-
-
 def _table(titles: Sequence[str], rows: Iterable[tuple[str, ...]]) -> Table:
-    numbers = [title for title in titles if title not in ("name", "phase", "process")]
-    return table(titles, rows, right=numbers, wrap=("process", "phase"))
+    numbers = [title for title in titles if title not in ("name", "phase")]
+    return table(titles, rows, right=numbers, wrap=("phase",))

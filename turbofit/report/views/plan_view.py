@@ -17,7 +17,6 @@ from turbofit.report.painters.document import (
     FactList,
     Heading,
     Items,
-    Tiles,
     Verdict,
     first_warnings,
     known_facts,
@@ -38,7 +37,7 @@ from turbofit.report.views.figures import (
     users_of,
 )
 from turbofit.report.views.machine_view import assumed_of, topology_of, ways_text
-from turbofit.report.views.memory_view import memory_blocks, need_of
+from turbofit.report.views.memory_view import memory_blocks
 
 if TYPE_CHECKING:
     from turbofit.core.model import Model
@@ -128,51 +127,10 @@ def _answer(plan: Plan) -> list[Block]:
             Code(shell_words(plan.serve.argv), name="the command", **ONLY_ON_PAGE),
             remark(text, **ONLY_ON_PAGE),
         ]
-    blocks += [_tiles(plan) if plan.fits else _lacking(plan)] if plan.gpus else []
     if not plan.fits:
         blocks += remedies_table(plan.remedies[:_REMEDIES], **ONLY_SHORT)
         blocks += remedies_table(plan.remedies, "What would fit, cheapest first")
-    return [*blocks, known_facts(_in_short(plan), **ONLY_SHORT)]
-
-
-def _tiles(plan: Plan) -> Tiles:
-    """Requests at once and the first token, of the worst images and of usual ones; the cache."""
-    kv, speed, usual, groups = plan.kv, plan.throughput, plan.usual_image, len(plan.parallel.groups)
-    users = users_of(plan)
-    size = "{}x{}".format(*usual.image_size) if usual else ""
-    first = f"with {users[0].what} each" if users else ""
-    beside = f"; {usual.requests_at_once:,} with {size}" if usual else ""
-    shown = [("requests at once", f"{_at_once(plan):,}", f"{first}{beside}")]
-    if speed is not None:
-        text = "of the worst size, forecast" if usual else "forecast"
-        rate, seconds = two_digits(speed.requests_per_second), speed.seconds_to_first_token
-        after = f"; {two_digits(usual.seconds_to_first_token)} s with {size}" if usual else ""
-        shown.append(("first token", f"{two_digits(seconds)} s", f"{text}{after}"))
-        after = f"; {two_digits(usual.requests_per_second)} with {size}" if usual else ""
-        shown.append(("requests/s", rate, f"{text}{after}"))
-    per = "in one cache"
-    if groups > 1:
-        least = "" if kv.tokens * groups == kv.total_tokens else "at least "
-        per = f"{least}{kv.tokens:,} in each of {groups} groups"
-    shown.append(("KV tokens", f"{kv.total_tokens:,}", per))
-    return Tiles(tuple(shown), **ONLY_ON_PAGE)
-
-
-def _lacking(plan: Plan) -> Tiles:
-    """What the GPU with the least left needs and has, and the difference of both."""
-    gpu = min(plan.gpus, key=lambda one: one.headroom)
-    need, when = need_of(gpu)
-    kept = f"{format_bytes(gpu.total)} less {format_bytes(gpu.reserved)} that the driver keeps"
-    shown = [
-        ("GPU memory needed", need, f"{when}, on GPU {gpu.index}"),
-        ("GPU memory there", format_bytes(gpu.total - gpu.reserved), kept),
-    ]
-    margin, over = format_bytes(gpu.margin), gpu.headroom < 0
-    lacking = -gpu.headroom if over else gpu.margin - gpu.headroom
-    if lacking > 0:
-        text = f"and a margin of {margin} beside it" if over else f"of a margin of {margin}"
-        shown.append(("lacking", format_bytes(lacking), text))
-    return Tiles(tuple(shown), **ONLY_ON_PAGE)
+    return [*blocks, known_facts(_in_short(plan), short=True, whole=False, page=plan.fits)]
 
 
 def _in_short(plan: Plan) -> dict[str, str]:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.messages import plural
-from turbofit.core.units import GIB, MIB, format_bytes
+from turbofit.core.units import MIB, format_bytes
 from turbofit.report.painters.document import (
     ONLY_SHORT,
-    Curve,
     Heading,
     Items,
-    Series,
     Verdict,
     listed,
     remark,
@@ -108,7 +106,6 @@ def which_view(found: Which) -> list[Block]:
             table(titles, few, right=_NUMBERS, **ONLY_SHORT),
             Heading("What keeps the promise", whole=False),
             table([*rows[0]], every, right=_NUMBERS, aside=("engine",), sortable=True),
-            *_speeds(found),
         ]
     else:
         blocks.append(Items(others[:_OTHERS], **ONLY_SHORT))
@@ -119,18 +116,6 @@ def which_view(found: Which) -> list[Block]:
     left = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     more = f"{left or 'more'}: --full, --md, --html or --json"
     return [*blocks, remark(more, **ONLY_SHORT)]
-
-
-def _speeds(found: Which) -> list[Block]:
-    """Machines as points: their memory, and the requests a second that are forecast."""
-    known = [one for one in found.keep if one.requests_per_second is not None]
-    if found.model is None or not known:
-        return []
-    points = tuple((one.bytes / GIB, one.requests_per_second or 0.0) for one in known)
-    names = tuple(one.on for one in known)
-    series = (Series(title="machines", points=points, joined=False, names=names),)
-    curve = Curve(series=series, x="GiB of GPU memory", y="requests a second")
-    return [Heading("Forecast of speed by memory", whole=False), curve]
 
 
 def _answer(found: Which) -> str:

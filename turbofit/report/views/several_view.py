@@ -176,7 +176,7 @@ def cluster_view(plan: ClusterPlan) -> list[Block]:
         Verdict(plan.verdict, good=plan.fits, short=True),
     ]
     if plan.source.startswith("simulated"):
-        text = "simulated: no such machine was measured, all figures are of presets"
+        text = "simulated: machines of presets or of snapshots, no node was measured"
         blocks.append(Paragraph(text, tone="warn", short=True))
     if plan.fits:
         blocks += first_warnings(plan.warnings)
@@ -189,12 +189,9 @@ def cluster_view(plan: ClusterPlan) -> list[Block]:
         blocks += [Heading("Nodes that serve, by kind"), _nodes_table(folded)]
         blocks += [Heading("Settings, by kind"), _settings(folded)]
     blocks += [*listed("Notes", plan.warnings), *listed("Why", plan.reasons)]
-    title = "What another promise would give" if plan.fits else "What would fit"
-    blocks += remedies_table(plan.remedies[:_REMEDIES], title, **ONLY_SHORT)
+    blocks += remedies_table(plan.remedies[:_REMEDIES], "What would fit", **ONLY_SHORT)
     # Where it fits, the verdict counts the nodes that are left out, and a warning says why.
     blocks += _left_out(plan, short=not plan.fits)
-    if plan.fits:
-        blocks += remedies_table(plan.remedies, title)
     if plan.serve is not None:
         blocks.append(remark("on a node of the Ray cluster:", short=True))
         blocks.append(Code(shell_words(plan.serve.argv), short=True))

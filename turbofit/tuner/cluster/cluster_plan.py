@@ -20,7 +20,7 @@ from msgspec.structs import fields, replace
 
 from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan
 from turbofit.core.errors import TurbofitError
-from turbofit.core.machine import Gpu, Host, Machine
+from turbofit.core.machine import Host, Machine
 from turbofit.core.plan import Held, Limits, Plan, Remedy, Throughput
 from turbofit.core.struct import NA, Struct, known
 from turbofit.core.units import GIB, MIB, format_bytes, three_digits
@@ -31,11 +31,9 @@ from turbofit.tuner.resolved_request import ResolvedRequest
 from turbofit.tuner.search.candidates import evenly, held_shares
 
 _ALMOST: Final = 1e-6
-#: Contexts that are tried where all requests must be held, and smaller promises that are told.
+#: Contexts that are tried where all requests must be held, and causes in a verdict.
 _MOST_CONTEXTS: Final = 8
-_MOST_TOLD: Final = 3
-#: Batches of a node that joins which are tried until one has the promised answers a request.
-_TRIES: Final = 4
+_MOST_CAUSES: Final = 3
 
 
 class Promise(Struct):
@@ -157,16 +155,6 @@ class _Planner:
         wanted = (self.requests or 0) * (1 - _ALMOST)
         return bool(choice.plans) and self.at_once(choice.shares) >= wanted
 
-    def nodes(self, members: Iterable[int]) -> int:
-        """Nodes of some kinds."""
-        return sum(len(self.kinds[k].nodes) for k in members)
-
-    def rate(self, choice: _Choice) -> float:
-        """The forecast of requests a second over all nodes."""
-        speeds = {k: plan.throughput for k, plan in choice.plans.items()}
-        each = {k: one.requests_per_second for k, one in speeds.items() if one is not None}
-        return sum(rate * len(self.kinds[k].nodes) for k, rate in each.items())
-
     def alone(self) -> dict[int, _Tried]:
         """Each kind by itself, with its share of the requests among those that serve."""
         members = list(range(len(self.kinds)))
@@ -202,8 +190,8 @@ class _Planner:
             members = [k for k in members if k not in short]
         return _Choice(promise=promise, shares={}, plans={})
 
-    def choose(self, alone: Mapping[int, Plan]) -> tuple[_Choice, list[_Choice]]:
-        """The best promise, and smaller ones by the next contexts and limits."""
+    def choose(self, alone: Mapping[int, Plan]) -> _Choice:
+        """The best promise that holds all requests, else the one that holds the most of them."""
         pairs = {
             Promise(limit=plan.limits.image_limit, context=plan.kv.longest_request_tokens)
             for plan in alone.values()
@@ -211,22 +199,12 @@ class _Planner:
         if self.base.workload.context is not None:
             pairs = {replace(one, context=self.base.workload.context) for one in pairs}
         order = sorted(pairs, key=lambda one: (one.limit or 0, one.context or 0), reverse=True)
-        top = [one for one in order if one.limit == order[0].limit][:_MOST_CONTEXTS]
         tried = []
-        for promise in top:
+        for promise in [one for one in order if one.limit == order[0].limit][:_MOST_CONTEXTS]:
             tried.append(self.kept(promise, alone))
             if self.holds_all(tried[-1]):
-                best = tried[-1]
-                break
-        else:
-            return max(tried, key=lambda one: self.at_once(one.shares)), []
-        if self.base.workload.goal != "throughput":
-            return best, []
-        rest = order[order.index(promise) + 1 :][:_MOST_TOLD]
-        # The smaller limit is promised with the shorter context of all that serve it.
-        context = best.promise.context or 0
-        smaller = [replace(one, context=min(one.context or 0, context)) for one in rest]
-        return best, [self.kept(one, alone) for one in dict.fromkeys(smaller)]
+                return tried[-1]
+        return max(tried, key=lambda one: self.at_once(one.shares))
 
 
 def make_cluster_plan(base: ResolvedRequest, cluster: Cluster, engine: str = "auto") -> ClusterPlan:
@@ -240,14 +218,14 @@ def make_cluster_plan(base: ResolvedRequest, cluster: Cluster, engine: str = "au
     """
     unusable = {node.id: why_unusable(node) for node in cluster.nodes}
     usable = [node for node in cluster.nodes if not unusable[node.id]]
-    kinds, step = kinds_of(usable, exact=base.budget is not None)
+    kinds = kinds_of(usable)
     planner = _Planner(base, kinds, engine)
     tried = planner.alone()
     if tried and all(one.plan is None for one in tried.values()):
         raise planner.errors[0]
     alone = {k: one.served for k, one in tried.items() if not one.why_not}
     mixed = {k: plan for k, plan in alone.items() if plan.engine.of_lmdeploy} or alone
-    choice, smaller = planner.choose(mixed) if mixed else (None, [])
+    choice = planner.choose(mixed) if mixed else None
     kept = choice if choice is not None and planner.holds_all(choice) else None
     kind_of = {node.id: k for k, kind in enumerate(kinds) for node in kind.nodes}
     common = _common([plan.limits for plan in kept.plans.values()]) if kept else None
@@ -283,10 +261,8 @@ def make_cluster_plan(base: ResolvedRequest, cluster: Cluster, engine: str = "au
     return replace(
         document,
         verdict=_verdict(document),
-        reasons=tuple(_reasons(planner, document, kept, step)) if kept else (),
-        remedies=tuple(
-            _gains(planner, kept, smaller) if kept else _remedies(planner, tried, choice)
-        ),
+        reasons=tuple(_reasons(planner, document, kept)) if kept else (),
+        remedies=() if kept else tuple(_remedies(planner, tried, choice)),
         warnings=tuple(_warnings(cluster, document)),
     )
 
@@ -303,51 +279,32 @@ def plan_joining_node(
         return replace(made, why_not=why or "nothing is promised: no node served")
     promise = Promise(limit=limits.image_limit, context=plan.longest_request_tokens)
     share = _share(plan, node)
-    # Its share is planned for, as answers a request come from the batch, and is no promise: the
-    # others hold all requests.
+    # Its share is planned for, and is no promise: the others hold all requests.
     workload = replace(plan.workload, context=None, concurrency=max(1, ceil(share)))
     if "session_len" not in base.fixed:
         workload = replace(workload, context=promise.context)
     base = replace(base, workload=workload, load_only=True)
-    planner = _Planner(base, kinds_of([node], exact=True)[0], engine)
+    planner = _Planner(base, kinds_of([node]), engine)
     serial = {one.plan.engine.serial for one in plan.nodes if one.plan is not None}
-    requests = share
-    for _ in range(_TRIES):
+    # Answers a request come from the batch: at last each engine gets the promised ones.
+    for requests in (share, float(limits.n * len(_machine(node).visible))):
         tried = planner.plan(0, requests, promise)
         why = tried.why_not or promise.why_broken(tried.served, planner.unit)
-        if why:
-            break
-        joined = tried.served
-        if serial and joined.engine.serial not in serial:
-            why = f"only {joined.engine.name} serves on it: not mixed with LMDeploy's engines"
-            break
-        why = _below(joined.limits, limits)
+        if not why and serial and tried.served.engine.serial not in serial:
+            why = f"only {tried.served.engine.name} serves on it: not mixed with LMDeploy's engines"
+        why = why or _below(tried.served.limits, limits)
         if not why:
-            joined = _held_to(joined, limits, promise)
+            joined = _held_to(tried.served, limits, promise)
             return replace(made, plan=planner.kinds[0].on(node, joined), at_once=share)
-        # Answers a request come from the batch: it is planned for more requests than will come.
-        requests = ceil(requests) * (1 + limits.n // max(1, joined.limits.n))
-    # What the node would hold if it could promise less says more than that a plan does not fit.
-    free = replace(base, workload=replace(base.workload, context=None))
-    other = _Planner(free, planner.kinds, engine)
-    for tried in (other.plan(0, share, Promise(limit=promise.limit)), other.plan(0, share)):
-        if not tried.why_not:
-            return replace(made, why_not=promise.why_broken(tried.served, planner.unit) or why)
     return replace(made, why_not=why)
 
 
 def _share(plan: ClusterPlan, node: Node) -> float:
-    """The requests that a node with as many cards has on average, were it there from the start.
-
-    One that the plan has already is not counted twice.
-    """
-    used = [one for one in plan.nodes if one.plan is not None and one.node != node.id]
-    cards = sum(len(one.plan.machine.visible) for one in used if one.plan is not None)
-    joining = len(node.machine.visible) if node.machine is not None else 0
-    requests = plan.workload.concurrency
-    if requests is None:  # each node has the batch that is best on its cards
-        return max(1.0, sum(one.at_once for one in used) * joining / max(1, cards))
-    return requests * joining / (cards + joining)
+    """The requests that the plan has for as many cards: on this node, else on all of its nodes."""
+    used = [one for one in plan.nodes if one.plan is not None]
+    used = [one for one in used if one.node == node.id] or used
+    cards = sum(len(one.gpus()) for one in used)
+    return max(1.0, sum(one.at_once for one in used) * len(_machine(node).visible) / cards)
 
 
 def _named(node: Node) -> NodePlan:
@@ -449,7 +406,7 @@ def _verdict(plan: ClusterPlan) -> str:
             f" {held.request_tokens:,} tokens"
         )
     if not plan.fits:
-        why = Counter(node.why_not for node in nodes).most_common(_MOST_TOLD)
+        why = Counter(node.why_not for node in nodes).most_common(_MOST_CAUSES)
         told = "; ".join(f"{_count(n, 'node')}: {text}" for text, n in why)
         return f"does not fit: {name} on none of {_count(len(nodes), 'node')}: {told}"
     used = [node.plan for node in nodes if node.plan is not None]
@@ -461,7 +418,7 @@ def _verdict(plan: ClusterPlan) -> str:
     )
 
 
-def _reasons(planner: _Planner, plan: ClusterPlan, choice: _Choice, step: int) -> Iterator[str]:
+def _reasons(planner: _Planner, plan: ClusterPlan, choice: _Choice) -> Iterator[str]:
     """Why this promise, how requests are shared, how nodes were put together."""
     base, limit, longest = planner.base, choice.promise.limit, plan.longest_request_tokens
     rule, positions = base.model.image_rule, base.model.text.max_position_embeddings
@@ -486,7 +443,7 @@ def _reasons(planner: _Planner, plan: ClusterPlan, choice: _Choice, step: int) -
         yield (
             f"planned as {_count(len(choice.plans), 'kind')}, each for the least free memory of its"
             " members: the others get less cache than they could have, never more; within"
-            f" {format_bytes(step)} a card"
+            f" {format_bytes(_STEP)} a card"
         )
     if plan.engines > requests:
         yield (
@@ -516,25 +473,6 @@ def _warnings(cluster: Cluster, plan: ClusterPlan) -> Iterator[str]:
         yield f"nodes run {' and '.join(engines)}: answers may differ in wording"
     texts = (text for one in used for text in one.warnings if not text.startswith("not used: "))
     yield from dict.fromkeys(texts)
-
-
-def _gains(planner: _Planner, choice: _Choice, smaller: Sequence[_Choice]) -> Iterator[Remedy]:
-    """What smaller promises would add."""
-    rule, rate = planner.base.model.image_rule, planner.rate(choice)
-    for one in smaller:
-        changes = []
-        if rule is not None and one.promise.limit != choice.promise.limit:
-            changes.append(f"{rule.limit_option} {one.promise.limit}")
-        if one.promise.context != choice.promise.context and not planner.base.context_given:
-            changes.append(f"--context {one.promise.context}")
-        more = planner.rate(one)
-        if changes and planner.holds_all(one) and more > rate * 1.05:
-            yield Remedy(
-                change=" ".join(changes),
-                effect=f"{_count(planner.nodes(one.plans), 'node')} serve: about"
-                f" {three_digits(more)} requests/s instead of {three_digits(rate)} on"
-                f" {_count(planner.nodes(choice.plans), 'node')}",
-            )
 
 
 def _remedies(
@@ -572,15 +510,12 @@ def _count(number: int, noun: str) -> str:
 # Nodes that are planned as one: alike in hardware, and about equally full. A kind is planned for
 # the least memory that any member has free, card by card, so that its settings hold on every
 # member. This is over: the freer members get less cache than they could have, by no more than the
-# step. Where full cards make many kinds the step grows.
+# step.
 
 
-#: Bytes of used memory that count as one, from fine to coarse, and the kinds that are few enough.
-_STEPS: Final = (16 * MIB, 64 * MIB, 256 * MIB, GIB, 2 * GIB, 4 * GIB)
-_MOST_KINDS: Final = 24
-#: Free host memory within so much is alike, where there is less than so much.
+#: Used memory of a card, and free host memory, within so much is alike.
+_STEP: Final = 64 * MIB
 _HOST_STEP: Final = 8 * GIB
-_HOST_FINE: Final = 64 * GIB
 
 
 class Kind(Struct):
@@ -624,35 +559,23 @@ def why_unusable(node: Node) -> str:
     return node.why_not
 
 
-def kinds_of(nodes: Sequence[Node], *, exact: bool = False) -> tuple[tuple[Kind, ...], int]:
-    """The nodes by kind, in their order, and the step that their used memory was rounded by.
-
-    ``exact``: only nodes that are equally full to the byte are of one kind.
-    """
-    machines = [_machine(node) for node in nodes]
-    alike = [_but_for_memory(machine) for machine in machines]
-    most = max(_MOST_KINDS, len(set(alike)))
-    for step in (1,) if exact else _STEPS:
-        found: dict[Hashable, list[Node]] = {}
-        for node, machine, same in zip(nodes, machines, alike, strict=True):
-            full = tuple(-(-known(machine.gpu(i).used, 0) // step) for i in machine.visible)
-            found.setdefault((same, full, _room(machine)), []).append(node)
-        if len(found) <= most:
-            break
-    return tuple(_kind(members) for members in found.values()), step
+def kinds_of(nodes: Sequence[Node]) -> tuple[Kind, ...]:
+    """The nodes by kind, in their order."""
+    found: dict[Hashable, list[Node]] = {}
+    for node in nodes:
+        machine = _machine(node)
+        full = tuple(-(-known(machine.gpu(i).used, 0) // _STEP) for i in machine.visible)
+        room = known(machine.host.ram_available, -_HOST_STEP) // _HOST_STEP
+        found.setdefault((_but_for_memory(machine), full, room), []).append(node)
+    return tuple(map(_kind, found.values()))
 
 
 def _kind(members: list[Node]) -> Kind:
     """What its members have in common: of each card, and of host memory, the least."""
     machines = [_machine(node) for node in members]
     first = machines[0]
-
-    def least(gpu: Gpu) -> Gpu:
-        others = [machine.gpu(gpu.index) for machine in machines]
-        fullest = max(others, key=lambda one: known(one.used, 0))
-        return replace(gpu, used=fullest.used, free=fullest.free)
-
-    gpus = tuple(least(gpu) if gpu.index in first.visible else gpu for gpu in first.gpus)
+    cards = zip(*(machine.gpus for machine in machines), strict=True)
+    gpus = tuple(max(alike, key=lambda gpu: known(gpu.used, 0)) for alike in cards)
     rooms = [machine.host.ram_available for machine in machines]
     host = replace(first.host, ram_available=min(rooms, key=lambda room: known(room, maxsize)))
     return Kind(machine=replace(first, gpus=gpus, host=host), nodes=tuple(members))
@@ -666,12 +589,6 @@ def _but_for_memory(machine: Machine) -> Machine:
         machine, name="", source="", gpus=gpus, host=Host(), warnings=(), cuda=NA,
         driver=machine.driver if learned else NA, calibrations=learned,
     )  # fmt: skip
-
-
-def _room(machine: Machine) -> int:
-    """Free host memory as a class: the less of a class is what is planned for."""
-    available = known(machine.host.ram_available, -_HOST_STEP)
-    return available // _HOST_STEP if available < _HOST_FINE else available.bit_length()
 
 
 def _machine(node: Node) -> Machine:
