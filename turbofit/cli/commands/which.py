@@ -51,6 +51,6 @@ def which(*, model: str | None, form: Form, **given: Any) -> int:
         say(f"assumed: {text}")
     with under_way("planning for every machine" if model else "planning for every model"):
         choices = which_models(request) if model is None else which_cards(request)
-    origin = f"turbofit {choices.turbofit_version}, planned {choices.created}."
-    form.show(choices, which_view, origin)
+    footer = f"turbofit {choices.turbofit_version}, planned {choices.created}."
+    form.show(choices, which_view, footer)
     return 0 if choices.keep else DoesNotFitError.exit_code

@@ -156,12 +156,12 @@ class Form(NamedTuple):
     full: bool = True
     html: str | None = None
 
-    def show(self, document: T, view: Callable[[T], Iterable[Block]], origin: str = "") -> None:
-        """Answer in it; ``origin`` is what a page says of who made it, and when."""
+    def show(self, document: T, view: Callable[[T], Iterable[Block]], footer: str = "") -> None:
+        """Answer in it; ``footer`` is what a page says of who made it, and when."""
         if self.html:
             from turbofit.report.page.html import page
 
-            write_page(page([*view(document)], document, origin), self.html)
+            write_page(page([*view(document)], document, footer), self.html)
         elif self.as_json:
             from turbofit.core.struct import to_json
 

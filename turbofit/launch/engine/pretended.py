@@ -178,7 +178,7 @@ class PretendReader:
             pool = ledger.executor_pool(place)
             most = max(pool.live_peak.values(), default=0) if pool else 0
             most = round_up(most, self._machine.pool_step)
-            sizes.append((max(card.peak.values(), default=0), card.held, most))
+            sizes.append((max(card.peak.values(), default=0), card.in_use, most))
         return sizes
 
     def _torch_held(self) -> list[tuple[int, int, int | None]]:
