@@ -448,6 +448,23 @@ def test_what_a_step_lacked(
     assert found.would_work is not None
 
 
+@pytest.mark.parametrize(
+    ("lines", "step", "lacked"),
+    [((), BUFFERS, 32), ((warming(1152),), WARMUP, 96), ((warming(1152), IMAGE[0]), None, None)],
+)
+def test_a_step_that_had_passed_is_not_the_one_that_lacked(
+    lines: tuple[str, ...], step: str | None, lacked: int | None
+) -> None:
+    """The further a log goes on, the later the step: then it lacks what those before it do, too."""
+    options = "--tp 1 --max-batch-size 128 --max-prefill-token-num 1024 --session-len 32768"
+    command = f"$ lmdeploy serve api_server internvl2-2b {options}\n"
+    answer = explain(f"{command}{sized(18411.06, 18485, *lines)}{FATAL}", on="1xrtx3090")
+    short = answer.missing_in_all
+    assert (short.note if short else None) == step
+    assert (round((short.bytes or 0) / MIB) if short else None) == lacked
+    assert ("no line tells what ran when it died" in answer.unknown) == (step is None)
+
+
 def test_a_step_that_the_account_grants_is_not_said_to_lack_anything() -> None:
     command = "$ lmdeploy serve api_server internvl2-8b --tp 1 --max-batch-size 128\n"
     found = explain(f"{command}{sized(4000, 8000, warming(8320))}{FATAL}", on="1xrtx3090")

@@ -88,20 +88,24 @@ def shortage_of(facts: LogFacts, model: Model, gpu: Gpu | None) -> Shortage | No
     # Of loading; the engine gives it back between its buffers and its workspaces.
     room = left + round_up(weights + temporaries, step) - round_up(weights, step)
     early = buffers - sum(sizes.get(name, 0) for name in _WORKSPACES)
-    for needed, free in ((early, left), (buffers, room)):
-        if needed > free:
-            return replace(shortage, step="the engine's buffers", needed=needed, room=free)
     if facts.first(WarmupLengths) is None:
-        return replace(shortage, surprise="by the account its buffers fitted")
-    room -= buffers
+        stages = ((early, left), (buffers, room))
+        needed, free = max(stages, key=lambda stage: stage[0] - stage[1])
+        if needed <= free:
+            return replace(shortage, surprise="by the account its buffers fitted")
+        return replace(shortage, step="the engine's buffers", needed=needed, room=free)
+    # The buffers were there: what they lack by the account, a warm-up or a request lacks.
+    beyond, room = max(0, buffers - room), max(0, room - buffers)
     pool = PoolModel(model, settings, constants, capability)
-    for name, forward in _forwards(facts):
-        needed = round_up(pool.peak(forward), step)
+    forwards = list(_forwards(facts))
+    for name, forward in forwards:
+        needed = round_up(pool.peak(forward), step) + beyond
         if needed > room:
             return replace(shortage, step=name, needed=needed, room=room)
-    return replace(
-        shortage, surprise=f"by the account {format_bytes(room)} should have been enough"
-    )
+    surprise = "no line tells what ran when it died"
+    if forwards:
+        surprise = f"by the account {format_bytes(room)} should have been enough"
+    return replace(shortage, surprise=surprise)
 
 
 def _region(budget: CacheBudget) -> int:
@@ -111,10 +115,11 @@ def _region(budget: CacheBudget) -> int:
 
 
 def _forwards(facts: LogFacts) -> Iterator[tuple[str, Forward]]:
-    """What was run: the warm-up's longest request, and the last requests after it."""
+    """What was run: the warm-up's longest request, or the last requests after it."""
     longest = _longest(facts)
-    warmup = Forward(tokens=longest, context=longest, first_layer=True)
-    yield f"the warm-up with {longest} tokens", warmup
+    if longest and facts.first(WarmupFinished) is None:
+        warmup = Forward(tokens=longest, context=longest, first_layer=True)
+        yield f"the warm-up with {longest} tokens", warmup
     # The engine prepares a step while the one before it runs: the dying one is one of the last two.
     for forward in _requests(facts)[-2:]:
         what = f"{forward.units} vision units" if forward.units else f"{forward.tokens} tokens"
