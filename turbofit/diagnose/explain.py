@@ -152,7 +152,8 @@ def _unknown(case: LogCase, *also: str) -> Diagnosis:
         text = without_secrets(text)
         what = f"turbofit does not know this error: {error.name}: {text}".rstrip(": ")
         checked = refused_by(last.stack, error.name)
-        if checked and " " in text.strip():
+        passed_on = len(errors) > 1 and errors[-2][0].line < case.facts.passed_on
+        if checked and " " in text.strip() and not passed_on:
             what = f"{checked} stopped at a check of its own: {text}"
             kind, possible = "check_failed", _CHECKED
     lines: tuple[Evidence, ...] = (evidence(last, "the last error"),) if last else ()
@@ -179,20 +180,28 @@ def _unknown(case: LogCase, *also: str) -> Diagnosis:
         evidence=lines,
         unknown=("what caused it",) if last else ("what happened",),
         changes=(
-            *((f"a newer release of {inside} first: the error is inside it",) if inside else ()),
+            *(
+                (_NEWER.get(inside, f"a newer release of {inside} first: the error is inside it"),)
+                if inside
+                else ()
+            ),
             *what_to_send(about),
         ),
         read=_read(case),
     )
 
 
-_WARNING: Final = re.compile(r".{0,60}?\bWARN(?:ING)?\b|.{0,240}?[a-z]Warning: ")
+#: Not NCCL's, whose errors have that level.
+_WARNING: Final = re.compile(r"(?!.*NCCL WARN).{0,60}?\bWARN(?:ING)?\b|.{0,240}?[a-z]Warning: ")
 #: Why a program's own check fails.
 _CHECKED: Final = (
     "what it was given or found here (an option, the model, a file, the card, a version) is not"
     " what this release takes: its sentence says which",
     "a fault of this release",
 )
+_NEWER: Final = {
+    "transformers_modules": "the checkpoint's newest revision first: the error is in its own code"
+}
 #: A log of whose lines none is of an error; what its program did is not known.
 _QUIET: Final = "no line of this log tells of an error"
 #: Lines up to which a log does not tell which program it is of.

@@ -49,8 +49,8 @@ if TYPE_CHECKING:
 _TIME: Final = re.compile(r"\[TM\]\[[A-Z]+\]\[(\d{4}\.[\d:.]+)\]")
 #: The source line of a frame, indented or, in a notebook, behind an arrow.
 _CALL: Final = re.compile(r"(?:    |-+> \d+)\s*(.+)")
-#: The same where a page has lost what stood before it.
-_UNINDENTED: Final = re.compile(r"(\S.+)")
+#: The same where a page has lost what stood before it; a program's next line has a date or a level.
+_UNINDENTED: Final = re.compile(r"(?![\[\d]|.{0,60}?\b(?:ERROR|FATAL|CRITICAL)\b)(\S.+)")
 _T = TypeVar("_T", bound="Struct")
 #: An engine's beginning: its command, its bars, and what it says before its weights.
 _BEGUN: Final = re.compile(
@@ -88,7 +88,10 @@ _ALARM: Final = re.compile(
 #: Rows of the longest log that is said to have no error.
 _WEIGHED: Final = 2000
 #: A request that a server did not answer as was asked.
-_UNANSWERED: Final = re.compile(r'INFO: .{0,60}?"POST /\S{0,240} HTTP/[\d.]+" [45]\d\d\b')
+#: Anybody may ask without a key, or for what no server has.
+_UNANSWERED: Final = re.compile(
+    r'INFO: .{0,60}?"POST /\S{0,240} HTTP/[\d.]+" (?:4(?!0[1345])\d\d|5\d\d)\b'
+)
 #: An exception in a destructor while the program ends: Python goes on. Of a stream that could not
 #: be written it may be all that is said.
 _IN_DESTRUCTOR: Final = re.compile(
@@ -166,6 +169,8 @@ class LogFacts:
         #: of exceptions counts once.
         self.rows_beside = 0
         self.errors = 0
+        #: The last line that says that the next exception passes on the one before.
+        self.passed_on = 0
         self._rows = self._calm = 0
         self._alarmed = False
 
@@ -178,6 +183,7 @@ class LogFacts:
         """Take in one row."""
         self.lines = max(self.lines, line)
         self.subject.notice(text)
+        self._note(line, text)
         self._weigh(text)
         if self.begun_at is None and _BEGUN.search(text):
             self.begun_at = line
@@ -218,7 +224,7 @@ class LogFacts:
             self._keep(line, text, event)
         elif call:
             self._code(call[1])
-        elif _COMPLAINT.match(text) or _UNANSWERED.match(text):
+        elif _COMPLAINT.match(text):
             self.last_complaint = LogEvent(line, text, KnownMessage(), tuple(self._stack))
         elif ("INFO" in text or "%|" in text) and _PROGRESS.match(text):
             self._progress = (self._progress[1], line)
@@ -230,6 +236,13 @@ class LogFacts:
                 last is not None and isinstance(last.event, TorchMemory) and not last.stack
             )
         self.subject.read(line, text)
+
+    def _note(self, line: int, text: str) -> None:
+        """What a row tells beside its event."""
+        if text.startswith(_CHAIN[1]):
+            self.passed_on = line
+        if _UNANSWERED.match(text):
+            self.last_complaint = LogEvent(line, text, KnownMessage())
 
     def _weigh(self, text: str) -> None:
         self._rows += 1

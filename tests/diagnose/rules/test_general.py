@@ -332,6 +332,9 @@ def test_a_server_that_refuses_requests_is_not_healthy() -> None:
     found = explain(up + line.format("POST", "422 Unprocessable Entity"))
     assert not found.known
     assert "422" in found.what
+    assert not explain(up + line.format("POST", "500 Internal Server Error")).known
+    for anybody in ("401 Unauthorized", "404 Not Found", "405 Method Not Allowed"):
+        assert explain(up + line.format("POST", anybody)).kind == "healthy"
     assert not explain(f"{up}2026-03-02 - lmdeploy - ERROR - the moon is full\n").known
 
 
@@ -347,7 +350,8 @@ LACKS: Final = "AttributeError: '{}' object has no attribute 'x'"
         ("check_failed", "lmdeploy", "f", "assert moons > 1", "AssertionError: too few moons: 1"),
         ("check_failed", "vllm", "f", "raise ValueError(", "ValueError: the moon has no phase"),
         ("check_failed", "sglang", "f", "assert moons == 1", "AssertionError"),
-        ("weights_mismatch", "vllm", "weight_loader", "assert a == b", "AssertionError"),
+        ("weights_mismatch", "vllm", "weight_loader", "assert a.size() == n", "AssertionError"),
+        ("check_failed", "vllm", "load_weights", "assert path is not None", "AssertionError"),
         ("unsupported_feature", "lmdeploy", "f", "x = LAYERS[name]", "KeyError: 'MoonLayer'"),
         ("package_versions", "lmdeploy", "f", "m.x()", LACKS.format("Moon")),
         ("no_chat_template", "lmdeploy", "proc_messages", "x = y + t.messages2prompt(m)",
@@ -359,6 +363,14 @@ LACKS: Final = "AttributeError: '{}' object has no attribute 'x'"
         ("unknown", "vllm", "f", "raise error", "ValueError: the moon has no such phase"),
         ("unknown", "vllm", "f", "phase = phases(9)", "KeyError: 'MoonLayer'"),
         ("unknown", "vllm", "f", "assert m.x", LACKS.format("NoneType")),
+        ("unknown", "album", "load_weights", "assert a.shape == b.shape", "AssertionError"),
+        ("unknown", "vllm", "f", 'raise ValueError("no moon") from error', "ValueError: no moon"),
+        ("unknown", "vllm", "f", "raise MoonTimeout(", "MoonTimeout: waited for the moon"),
+        # Which of two look-ups failed is not known; requests and the environment are no lists.
+        ("unknown", "vllm", "f", "x = moons[i] + LAYERS[name]", "KeyError: 'MoonLayer'"),
+        ("unknown", "vllm", "f", "x: Dict[str, int] = LAYERS[name]", "KeyError: 'MoonLayer'"),
+        ("unknown", "vllm", "f", 'x = os.environ["MOON"]', "KeyError: 'MOON'"),
+        ("unknown", "vllm", "f", "x = self.moons[i]", "KeyError: 17"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("indented", [True, False])
@@ -370,3 +382,29 @@ def test_what_ends_an_engine_s_own_code_is_a_list_and_no_cause(
     found = explain(log if indented else log.replace("\n    ", "\n").replace("\n  ", "\n"))
     assert found.kind == kind
     assert bool(found.possible) == found.known
+
+
+def test_an_error_that_passes_on_another_is_no_check() -> None:
+    chained = "\nThe above exception was the direct cause of the following exception:\n\n"
+    check = RAISED.format("vllm", "f", "raise ValueError(", "ValueError: the moon has no phase")
+    first = RAISED.format("album", "f", "frob()", "album.FrobError: no frob")
+    assert explain(first + chained + check).kind == "unknown"
+    assert explain(f"{first}{check}").kind == "check_failed"
+
+
+def test_a_program_s_next_line_is_no_code_of_the_frame_before() -> None:
+    frame = 'Traceback (most recent call last):\n  File "/a/lmdeploy/x.py", line 4, in f\n'
+    for line in ("2026-03-02 - lmdeploy - ERROR - the moon is full", "ERROR: the moon failed"):
+        assert line in explain(f"{frame}{line}\n").what
+
+
+def test_the_code_of_a_checkpoint_has_no_newer_release() -> None:
+    (first, *_) = explain(
+        RAISED.format("transformers_modules", "f", "raise ValueError(", "ValueError: no moon here")
+    ).changes
+    assert "newest revision" in first
+
+
+def test_nccl_s_level_of_errors_is_no_warning() -> None:
+    line = "lmdeploy\nh:7:9 [0] socket.cc:4 NCCL WARN Call to connect returned refused, retrying\n"
+    assert "no error" not in explain(line).what

@@ -26,11 +26,19 @@ if TYPE_CHECKING:
 _FOLDERS: Final = re.compile(
     r"[/\\](transformers|lmdeploy|vllm|sglang)[/\\]|(transformers_modules)"
 )
-#: LMDeploy's own parts.
-_PART: Final = re.compile(r"lmdeploy[/\\](turbomind|pytorch|lite|vl|serve)[/\\]")
-_FRONT_END: Final = re.compile(r"lmdeploy[/\\]vl[/\\]model[/\\](\w+)\.py")
-_LOOKED_UP: Final = re.compile(r"\b([A-Za-z_]\w{2,60})\[")
-_RAISES: Final = re.compile(r"raise (?:\w+\.)*([A-Z]\w*)\(")
+#: LMDeploy's own parts, and the one front end of which a failure was seen.
+_PART: Final = re.compile(
+    r"lmdeploy[/\\](?:vl[/\\]model[/\\](llava_hf)\.py|(turbomind|pytorch|lite|vl|serve)[/\\])"
+)
+#: One look-up alone in a line: of several nobody knows which failed.
+_LOOKED_UP: Final = re.compile(r"[^\[]*?\b(?!environ\b)([A-Za-z_]\w{2,60})\[[^\[]*")
+#: Not of what was waited for, or of what a client asked.
+_RAISES: Final = re.compile(
+    r"raise (?:\w+\.)*((?!\w*(?:Timeout|Connection|HTTP|Cancel|Dead|Exit))[A-Z]\w*)\("
+    r"(?!.*\bfrom \w+$)"
+)
+#: An assertion about the sizes of two tensors.
+_COMPARES: Final = re.compile(r"assert .*(?:shape|size\b|size\(|_size|numel|\bdim)")
 #: Kinds that tell of memory: where the message has no sizes, the answer says so.
 _OF_MEMORY: Final = (
     "no_kv_memory", "killed", "aborted", "out_of_memory", "host_out_of_memory", "card_occupied",
@@ -175,7 +183,7 @@ def _letters(name: str) -> str:
 def _table(figures: Figures) -> str | None:
     """That in which a package's code looked up a key."""
     stack = figures.mark.stack
-    match = _LOOKED_UP.search(stack[-1].code) if package_of(stack[-1:]) else None
+    match = _LOOKED_UP.fullmatch(stack[-1].code) if package_of(stack[-1:]) else None
     return match[1] if match else None
 
 
@@ -220,12 +228,6 @@ def _raised_by(figures: Figures) -> str | None:
     return "unknown" if figures.case.facts.subject.programs else None
 
 
-def _front_end(figures: Figures) -> str | None:
-    """The file of LMDeploy's front ends that is on the stack."""
-    searches = [_FRONT_END.search(frame.path) for frame in figures.mark.stack]
-    return next((match[1] for match in searches if match), None)
-
-
 def _model_name(figures: Figures) -> str:
     model = figures.case.model
     return (model.hub_id if model is not None else None) or "MODEL"
@@ -237,7 +239,8 @@ def _tried(figures: Figures) -> str | None:
     LMDeploy's version is the log's, else turbofit's reference.
     """
     error, model = figures.get("error") or figures.matched, figures.case.model
-    family = "LlavaForConditionalGeneration" if _front_end(figures) == "llava_hf" else None
+    in_llava = _innermost(_PART, figures.mark.stack) == "llava_hf"
+    family = "LlavaForConditionalGeneration" if in_llava else None
     family = family or (model.architecture if model else None)
     if family is None:
         return None
@@ -268,6 +271,9 @@ FIGURES: Final[dict[str, Callable[[Figures], Any]]] = {
     "arch": _arch,
     "built_newest": lambda figures: max(_built(figures), default=None),
     "built_oldest": lambda figures: min(_built(figures), default=None),
+    "compared": lambda figures: (
+        "" if figures.mark.stack and _COMPARES.match(figures.mark.stack[-1].code) else None
+    ),
     "divisor": _divisor,
     "listed_since": _listed_since,
     "meant": _meant,
