@@ -6,7 +6,7 @@ import pytest
 
 from turbofit.core.errors import UsageError
 from turbofit.model import hub
-from turbofit.model.names import read_name, unrunnable
+from turbofit.model.names import named_in, read_name, unrunnable
 from turbofit.model.presets import load_preset
 from turbofit.model.source import resolve_model
 
@@ -263,3 +263,8 @@ def test_a_hub_that_answers_knows_better(monkeypatch: pytest.MonkeyPatch) -> Non
         lambda *_: (_ for _ in ()).throw(hub.HubUnreachableError("no network", hint="")),
     )  # fmt: skip
     assert resolve_model("OpenGVLab/InternVL3-8B-Instruc").source.sizes == "estimate"
+
+
+def test_of_a_pasted_log_only_the_beginning_is_read_as_a_question() -> None:
+    question = "can I run qwen2-vl-7b on 1xl4?"
+    assert named_in(question) == named_in(question + " oom" * 10_000) == (["qwen2-vl-7b"], ["1xl4"])

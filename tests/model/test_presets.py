@@ -13,6 +13,7 @@ from turbofit.core.presets import load_yaml, presets_dir
 from turbofit.core.struct import decode, to_json
 from turbofit.model.families.engines import engine_problem
 from turbofit.model.presets import (
+    family_sizes,
     find_preset,
     four_bits,
     known_presets,
@@ -184,3 +185,10 @@ def test_no_two_presets_have_a_name_without_its_separators():
         for name in (preset_id, *typed, *(one.rpartition("/")[2] for one in typed)):
             names.setdefault("".join(filter(str.isalnum, name.lower())), set()).add(preset_id)
     assert not {name: ids for name, ids in names.items() if len(ids) > 1}
+
+
+def test_the_sizes_of_a_family_are_those_of_its_version() -> None:
+    assert set(family_sizes("InternVL2")) >= {"internvl2-1b", "internvl2-8b"}
+    assert not any(name.startswith("internvl2.5") for name in family_sizes("InternVL2"))
+    # Of a family whose name has no version, those of all.
+    assert {"internvl2-8b", "internvl3-8b"} <= set(family_sizes("internvl"))

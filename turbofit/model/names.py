@@ -50,6 +50,8 @@ _ADDRESS: Final = re.compile(
 _SHOWN: Final = 6
 #: Words that a model or a machine is named with, at most.
 _LONGEST: Final = 6
+#: Characters of a question that are read: a pasted log is none.
+_QUESTION: Final = 400
 _HUBS: Final = {"hf": "the Hugging Face hub", "modelscope": "ModelScope"}
 
 
@@ -195,7 +197,8 @@ def named_in(text: str) -> tuple[list[str], list[str]]:
     """The models and the machines that a text names, in its order."""
     from turbofit.machine.spec import is_spec
 
-    words = re.findall(r"[A-Za-z0-9][\w.:+/=-]*(?<![.:+/-])", plain(text), re.ASCII)
+    text = plain(text)[:_QUESTION]
+    words = re.findall(r"[A-Za-z0-9][\w.:+/=-]*(?<![.:+/-])", text, re.ASCII)
     models: list[str] = []
     machines: list[str] = []
     while words:

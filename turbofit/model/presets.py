@@ -91,9 +91,10 @@ def nearest_names(name: str, count: int = 3) -> list[str]:
 
 
 def family_sizes(name: str) -> list[str]:
-    """The presets in 16 bits whose name is this one, a version and a size."""
+    """The presets in 16 bits whose name is this one and a size, else with a version between."""
     begin = re.escape(_plain(name))
-    return [key for key in known_presets() if re.fullmatch(rf"{begin}[\d.]+b", _plain(key))]
+    sizes = [key for key in known_presets() if re.fullmatch(rf"{begin}[\d.]+b", _plain(key))]
+    return [key for key in sizes if _plain(key.rpartition("-")[0]) == _plain(name)] or sizes
 
 
 def _of_family(name: str) -> tuple[str, str | None]:
