@@ -112,7 +112,8 @@ def _facts(found: Diagnosis) -> dict[str, str | None]:
         "missing in all": _missing(found.missing_in_all),
         "model": read.model,
         "machine": read.machine,
-        "engine": " ".join(part for part in (read.engine, read.version) if part),
+        "engine": read.engine,
+        "lmdeploy": read.version,
     }
 
 
