@@ -65,12 +65,12 @@ def plan(model: str | Model | PlanRequest, *, rehearse: bool = False, **options:
         PackageError: no engine that turbofit accounts for runs the model.
     """
     request = _request(PlanRequest, model, options)
-    made = planning.plan(request)
+    planned = planning.plan(request)
     if not rehearse:
-        return made
+        return planned
     from turbofit.rehearse.confirm import rehearsed
 
-    return rehearsed(request, made)
+    return rehearsed(request, planned)
 
 
 def plan_cluster(model: str | Model | PlanRequest, cluster: Cluster, **options: Any) -> ClusterPlan:
@@ -217,5 +217,5 @@ def rehearse(
     """
     from turbofit.rehearse.confirm import rehearse_plan
 
-    made = predict(model, **keywords) if defaults else plan(model, **keywords)
-    return rehearse_plan(made, None if keep is None else Path(keep))
+    planned = predict(model, **keywords) if defaults else plan(model, **keywords)
+    return rehearse_plan(planned, None if keep is None else Path(keep))

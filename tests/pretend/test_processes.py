@@ -34,7 +34,7 @@ def test_two_processes_share_a_card(libraries: Path, tmp_path: Path) -> None:
     tell(one)
     assert ask(one) == [100, False]
     (seen, other) = machine.shared.processes
-    assert (seen.held[0], other.held[0]) == (400 * MIB, 400 * MIB)
+    assert (seen.allocated[0], other.allocated[0]) == (400 * MIB, 400 * MIB)
     assert seen.refused_at > 0
     assert other.refused_at == 0
     tell(one)
@@ -304,7 +304,7 @@ def test_ordinals_are_the_processes_own(libraries: Path, tmp_path: Path) -> None
     pid, free, device, *can, error, uuid = machine.run(code, CUDA_VISIBLE_DEVICES="2,0")
     assert (free, device, can, error) == (290, 0, [1, 1], 101)
     assert uuid == machine.run("say(uuid_of(2))")
-    assert machine.shared.processes[0].held[:3] == (0, 0, 10 * MIB)
+    assert machine.shared.processes[0].allocated[:3] == (0, 0, 10 * MIB)
     head, _, given, *_ = machine.timeline(pid)
     assert (head.tag, head.fields[2]) == ("I", "2,0")
     assert (given.tag, given.number(0)) == ("A", 2)

@@ -15,7 +15,7 @@ from turbofit.pretend.scenario import PretendGpu, Scenario
 from turbofit.rehearse import run
 from turbofit.rehearse.document import moments, outcome_and_end
 from turbofit.rehearse.notes import Notes, read_notes
-from turbofit.rehearse.run import Seen
+from turbofit.rehearse.run import Readings
 from turbofit.rehearse.spec import Spec
 from turbofit.rehearse.turbomind import server
 
@@ -108,8 +108,8 @@ def ended(code: int = 0, stopped: str = "", **told: Any) -> Any:
     return SimpleNamespace(notes=told, ran=SimpleNamespace(code=code), stopped=stopped)
 
 
-def seen(refused: dict[str, Any] | None = None) -> Seen:
-    return Seen([], [], {}, [], refused, phase="context", where="Check failed")
+def seen(refused: dict[str, Any] | None = None) -> Readings:
+    return Readings([], [], {}, [], refused, phase="context", where="Check failed")
 
 
 def case(**statuses: int) -> dict[str, Any]:

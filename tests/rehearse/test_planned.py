@@ -17,7 +17,7 @@ from turbofit.rehearse import planned as module
 from turbofit.rehearse.checkpoint.twin import checkpoint_for, twin_of, write_model
 from turbofit.rehearse.confirm import rehearse_plan
 from turbofit.rehearse.document import rehearse
-from turbofit.rehearse.planned import _lines, _told, plan_spec, unanswered
+from turbofit.rehearse.planned import _counters, _lines, plan_spec, unanswered
 from turbofit.rehearse.spec import Spec
 from turbofit.rehearse.turbomind.image_overlap import worst_cases
 
@@ -37,9 +37,9 @@ class LedgerRow(NamedTuple):
 def compare(plan: Plan, document: dict[str, Any]) -> list[LedgerRow]:
     """Forecast and rehearsal side by side, where the engine's counters tell a line apart."""
     return [
-        LedgerRow(name, sum(term.bytes for term in terms), told[name])
-        for gpu, told in _told(plan, document, 0)
-        for name, terms in _lines(gpu.ledger, told).items()
+        LedgerRow(name, sum(term.bytes for term in terms), counters[name])
+        for gpu, counters in _counters(plan, document, 0)
+        for name, terms in _lines(gpu.ledger, counters).items()
     ]
 
 

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 _WINDOWS: Final = os.name == "nt"
-_FORM: Final = frozenset(Form._fields)
 
 
 class _Path(click.Path):
@@ -166,14 +165,14 @@ class CliCommand(click.Command):
         Raises:
             UsageError: two were asked for.
         """
-        forms = {one.name: one for one in self.params if isinstance(one, Option) and one.form}
-        given = [one.opts[0] for name, one in forms.items() if name and ctx.params[name]]
+        forms = [param for param in self.params if isinstance(param, Option) and param.form]
+        given = [option.opts[0] for option in forms if ctx.params[option.name or ""]]
         if len(given) > 1:
             raise UsageError(
                 f"{given[0]} and {given[1]} do not go together", hint="give one of the two"
             )
         if forms:
-            fields = {name: ctx.params.pop(name) for name in forms if name in _FORM}
+            fields = {name: ctx.params.pop(name) for name in Form._fields if name in ctx.params}
             ctx.params["form"] = Form(**fields)
 
     def _repeated(self, arguments: Sequence[str], ctx: click.Context) -> list[str]:
@@ -185,9 +184,9 @@ class CliCommand(click.Command):
             click.BadOptionUsage: an option stands where another one's value should.
             UsageError: the command does not have some options, all of which it names.
         """
-        options = [one for one in self.params if isinstance(one, Option)]
-        known = {name: one for one in options for name in (*one.opts, *one.secondary_opts)}
-        found: list[str] = []
+        options = [param for param in self.params if isinstance(param, Option)]
+        known = {name: param for param in options for name in (*param.opts, *param.secondary_opts)}
+        kept: list[str] = []
         lists: dict[str, list[str]] = {}
         unknown: list[UsageError] = []
         filling, waiting = "", ""
@@ -201,24 +200,23 @@ class CliCommand(click.Command):
                     continue
             if waiting and (name in known or word.startswith("--")):
                 needs = click.BadOptionUsage(waiting, f"{waiting} needs a value before {word}")
-                raise unknown_options(unknown, found, ctx) if unknown else needs
+                raise unknown_options(unknown, kept, ctx) if unknown else needs
             option = known.get(word) if not waiting else None
             waiting = ""
             if option is not None and option.several:
                 filling, lists[word] = word, []
-            elif option is not None:
-                filling = ""
-                found.append(word)
-                waiting = "" if option.bare else word
-            elif filling and not (word.startswith("-") and word != "-"):
+            elif option is None and filling and not (word.startswith("-") and word != "-"):
                 lists[filling].append(word)
             else:
                 filling = ""
-                found.append(word)
+                kept.append(word)
+                waiting = "" if option is None or option.bare else word
         if unknown:
-            raise unknown_options(unknown, found, ctx)
-        pairs = [part for name, values in lists.items() for one in values for part in (name, one)]
-        return [*found, *pairs, *(name for name, values in lists.items() if not values)]
+            raise unknown_options(unknown, kept, ctx)
+        for name, values in lists.items():
+            for value in values:
+                kept += [name, value]
+        return [*kept, *(name for name, values in lists.items() if not values)]
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run it, with its log on stderr where that is asked for.
@@ -263,12 +261,12 @@ class CliCommand(click.Command):
         from turbofit.cli.manual import option_texts
 
         texts = option_texts(name)
-        for one in self.params:
-            if isinstance(one, Argument):
-                one.explained = one.explained or texts[one.name or ""]
-            elif isinstance(one, Option):
-                one.help = (one.help or texts[max(one.opts, key=len)]) + one.usual
-                one.usual = ""
+        for param in self.params:
+            if isinstance(param, Argument):
+                param.explained = param.explained or texts[param.name or ""]
+            elif isinstance(param, Option):
+                param.help = (param.help or texts[max(param.opts, key=len)]) + param.usual
+                param.usual = ""
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
         self.explain(ctx.info_name or "")
@@ -277,20 +275,17 @@ class CliCommand(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Arguments, then options group by group."""
         self.explain(ctx.info_name or "")
-        arguments = [one for one in self.params if isinstance(one, Argument)]
-        if arguments:
-            with formatter.section("Arguments"):
-                formatter.write_dl([(one.make_metavar(ctx), one.explained) for one in arguments])
-        groups: dict[str, list[tuple[str, str]]] = {"": []}
-        for one in self.params:
-            if not isinstance(one, Option):
-                continue
-            record = one.get_help_record(ctx)
-            if record is not None:
-                groups.setdefault(one.group, []).append(record)
+        groups: dict[str, list[tuple[str, str]]] = {"arguments": [], "": []}
+        for param in self.params:
+            if isinstance(param, Argument):
+                groups["arguments"].append((param.make_metavar(ctx), param.explained))
+            elif isinstance(param, Option) and (record := param.get_help_record(ctx)):
+                groups.setdefault(param.group, []).append(record)
         for group, records in groups.items():
-            with formatter.section(group.capitalize() if group.islower() else group or "Options"):
-                formatter.write_dl(records, col_max=36)
+            if records:
+                title = group.capitalize() if group.islower() else group or "Options"
+                with formatter.section(title):
+                    formatter.write_dl(records, col_max=36)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Examples, exit codes and what the command touches."""

@@ -63,9 +63,6 @@ _FILES: Final = {
 class Turbofit(click.Group):
     """All commands; none is imported before it is named."""
 
-    def __init__(self) -> None:
-        super().__init__("turbofit", add_help_option=False)
-
     def list_commands(self, _: click.Context) -> list[str]:
         return list(COMMANDS)
 
@@ -74,9 +71,9 @@ class Turbofit(click.Group):
         if name not in COMMANDS:
             return None
         module = importlib.import_module(f"turbofit.cli.commands.{_FILES.get(name, name)}")
-        found: CliCommand = getattr(module, name)
-        found.help = COMMANDS[name]
-        return found
+        command: CliCommand = getattr(module, name)
+        command.help = COMMANDS[name]
+        return command
 
     def shell_complete(self, _: click.Context, incomplete: str) -> list[CompletionItem]:
         from click.shell_completion import CompletionItem
@@ -88,7 +85,7 @@ class Turbofit(click.Group):
         ]
 
 
-TURBOFIT: Final = Turbofit()
+TURBOFIT: Final = Turbofit("turbofit", add_help_option=False)
 
 
 def unknown_command(words: list[str]) -> UsageError:
@@ -104,16 +101,15 @@ def unknown_command(words: list[str]) -> UsageError:
     line = ""
     if words[1:] or " " in name or not name.isascii():
         variables = [word for word in words if re.fullmatch(r"[A-Z][A-Z\d_]*=\S*", word)]
-        found = TURBOFIT.get_command(click.Context(TURBOFIT), command)
-        assert found is not None
-        meant = click.Context(found, info_name=command)
+        meant_command = TURBOFIT.get_command(click.Context(TURBOFIT), command)
+        assert meant_command is not None
+        meant = click.Context(meant_command, info_name=command)
         meant.meta[WORDS] = [word for word in words if word not in (command, *variables)]
         line = " ".join([*variables, line]) if (line := meant_line(meant)) else ""
-    if here:
-        hint = here.replace(of_here[0], line) if of_here and line else here
-        hint = f"as {line}" if line and known else hint
-    elif line:
+    if line and (known or not here):
         hint = f"as {line}"
+    elif here:
+        hint = here.replace(of_here[0], line) if of_here and line else here
     else:
         hint = guess(name, COMMANDS, 3).rstrip() or unknown_word(" ".join(words))
     hint = hint or f"write turbofit {known or 'COMMAND'} OPTIONS; turbofit help lists the commands"

@@ -32,7 +32,7 @@ class Manual(NamedTuple):
 
 
 MANUAL: Final[dict[str, Manual]] = {
-    name: Manual(**told) for name, told in load_yaml(presets_dir() / "manual.yaml").items()
+    name: Manual(**fields) for name, fields in load_yaml(presets_dir() / "manual.yaml").items()
 }
 
 
@@ -47,17 +47,18 @@ def manual_text(name: str) -> str:
     """The lines below the options of a command; empty for one that has none."""
     if name not in MANUAL:
         return ""
-    found = MANUAL[name]
-    codes = sorted((0, 1, 2, *found.exits, 130))
+    manual = MANUAL[name]
+    codes = sorted((0, 1, 2, *manual.exits, 130))
     exits = "; ".join(f"{code} {EXIT_CODES[code]}" for code in codes)
     variables = f"each --option can be TURBOFIT_{name.upper()}_OPTION (docs/environment.md)"
     folded = [
         line
         for what, text in (
-            ("environment", variables), ("exit codes", exits), ("touches", found.touches),
+            ("environment", variables), ("exit codes", exits), ("touches", manual.touches),
         )
         for line in textwrap.wrap(
             f"{what}: {text}", PAGE_WIDTH, subsequent_indent="  ", break_on_hyphens=False
         )
     ]  # fmt: skip
-    return "\n".join(["", "examples:", *(f"  {one}" for one in found.examples), "", *folded, ""])
+    examples = [f"  {example}" for example in manual.examples]
+    return "\n".join(["", "examples:", *examples, "", *folded, ""])

@@ -10,6 +10,7 @@ from turbofit.cli.terminal.output import Form, answer, exit_code, note, run_unti
 from turbofit.core.errors import UsageError
 from turbofit.core.model import Model
 from turbofit.core.process.ports import LAST_PORT
+from turbofit.core.struct import to_builtins, to_json
 
 if TYPE_CHECKING:
     from turbofit.cli.options.gateway_options import GatewayOptions
@@ -142,7 +143,6 @@ def read_saved(arguments: ServeArguments, file: str) -> Plan:
     Raises:
         UsageError: something is.
     """
-    from turbofit.core.struct import to_builtins
     from turbofit.report.stored_documents import read_plan
 
     given = arguments.request.given()
@@ -150,9 +150,9 @@ def read_saved(arguments: ServeArguments, file: str) -> Plan:
         what = option_name(next(iter(given))) if arguments.request.model == NO_MODEL else "a model"
         raise UsageError(f"--plan and {what} do not go together", hint="give one of the two")
     plan = read_plan(file)
-    each = [to_builtins(one.settings) for one in plan.each()]
+    settings_of_groups = [to_builtins(group.settings) for group in plan.each()]
     for name, value in _modelled(arguments.passed).items():
-        planned = list(dict.fromkeys(settings.get(name) for settings in each))
+        planned = list(dict.fromkeys(settings.get(name) for settings in settings_of_groups))
         if planned != [value]:
             planned_text = " and ".join(map(str, planned))
             raise UsageError(
@@ -225,9 +225,7 @@ def serve_on_cluster(arguments: ServeArguments, form: Form) -> int:
 
     ended = run_until_signal(lambda stop: serve_cluster(config, stop, say=say, on_open=opened))
     if form.as_json:
-        import json
-
-        answer(json.dumps({"ended": ended.name}, indent=2) + "\n")
+        answer(to_json({"ended": ended.name}))
     say("nothing of it is left on the cluster")
     return exit_code(ended)
 

@@ -41,15 +41,15 @@ def usage_error(exc: click.UsageError, ctx: click.Context) -> UsageError:
     if isinstance(exc, click.BadParameter) and exc.param is not None:
         from turbofit.cli.manual import MANUAL
 
-        said = f": {exc.message.rstrip('.')}"
+        problem = f": {exc.message.rstrip('.')}"
         if isinstance(exc, click.MissingParameter):
-            said, hint = " is missing", f"as {MANUAL[ctx.info_name or ''].examples[0]}; {hint}"
+            problem, hint = " is missing", f"as {MANUAL[ctx.info_name or ''].examples[0]}; {hint}"
         elif isinstance(exc.param.type, click.types.BoolParamType):
-            said = f": {exc.message.partition(' is not a valid boolean')[0]} is neither yes nor no"
-            hint = "give 1 for yes, 0 for no"
+            value = exc.message.partition(" is not a valid boolean")[0]
+            problem, hint = f": {value} is neither yes nor no", "give 1 for yes, 0 for no"
         elif isinstance(exc.param, click.Argument):
             hint = f"as {MANUAL[ctx.info_name or ''].examples[0]}; {hint}"
-        return UsageError(f"{_spelled(exc.param, ctx)}{said}", hint=hint)
+        return UsageError(f"{_spelled(exc.param, ctx)}{problem}", hint=hint)
     text = exc.format_message().rstrip(".")
     if extra := re.search(r"unexpected extra arguments? \((.+)\)", text):
         known = _about_extra_words(extra[1], ctx)
@@ -64,9 +64,9 @@ def _about_extra_words(extra: str, ctx: click.Context) -> str:
 
     if getattr(ctx.command, "takes_rest", False):
         return f"a command stands behind --: -- {extra}"
-    if told := by_its_words("words", ctx.info_name or ""):
+    if text := by_its_words("words", ctx.info_name or ""):
         models, machines = named_in(" ".join(ctx.meta[WORDS]))
-        return told.format(models=shlex.join(models or "AB"), machines=shlex.join(machines or "CD"))
+        return text.format(models=shlex.join(models or "AB"), machines=shlex.join(machines or "CD"))
     line = meant_line(ctx) if _takes_model(ctx) else ""
     return f"as {line}" if line else unknown_word(extra)
 
@@ -83,7 +83,7 @@ def _unknown_option(name: str, ctx: click.Context) -> UsageError:
 
     what = f"unknown option {name}"
     commands = [command for command, option in options_by_command(ctx) if name in option.opts]
-    known = [option for one in ctx.command.params for option in one.opts if option[:2] == "--"]
+    known = [option for param in ctx.command.params for option in param.opts if option[:2] == "--"]
     begin = [option for option in known if option.startswith(f"-{name}")]
     if commands and name.startswith("--"):
         example = MANUAL[ctx.info_name or ""].examples[0]
@@ -103,9 +103,9 @@ def _unknown_option(name: str, ctx: click.Context) -> UsageError:
 def _command_options(ctx: click.Context) -> list[str]:
     """The command's options, without those that every command has."""
     return [
-        _spelled(one, ctx)
-        for one in ctx.command.params
-        if isinstance(one, click.Option) and one.name not in _EVERYWHERE
+        _spelled(param, ctx)
+        for param in ctx.command.params
+        if isinstance(param, click.Option) and param.name not in _EVERYWHERE
     ]
 
 
@@ -135,9 +135,9 @@ def _all_options(errors: list[UsageError]) -> UsageError:
     options = [error.message.removeprefix("unknown option ") for error in errors]
     for option, error in zip(options, errors, strict=True):
         hints.setdefault(error.hint, []).append(option.partition(" ")[0])
-    said = [f"{', '.join(names)}: {hint}" for hint, names in hints.items()]
+    parts = [f"{', '.join(names)}: {hint}" for hint, names in hints.items()]
     what = f"unknown option{'s' * (len(errors) > 1)} {', '.join(options)}"
-    return UsageError(what, hint="; ".join(said if len(hints) > 1 else hints))
+    return UsageError(what, hint="; ".join(parts if len(hints) > 1 else hints))
 
 
 def foreign_option(word: str, behind: str, ctx: click.Context) -> str:
@@ -150,25 +150,26 @@ def foreign_option(word: str, behind: str, ctx: click.Context) -> str:
 
     name, equals, value = word.partition("=")
     command = ctx.info_name or ""
-    found = None if name[1:2].isdigit() else synonym(name, command)
-    if found is None or (found.to != "MODEL" and command not in found.at):
+    meaning = None if name[1:2].isdigit() else synonym(name, command)
+    to, at = (meaning.to, meaning.at) if meaning else ("", {})
+    if to != "MODEL" and command not in at:
         _refuse_argument(name, ctx)
-    to = found.to if found else ""
     option = f"--{to.lower()}"
-    options = {opt for one in ctx.command.params for opt in one.opts}
+    options = {opt for param in ctx.command.params for opt in param.opts}
     here = option in options
     takes = to == "MODEL" and _takes_model(ctx)
     # A letter of an engine means nothing where no engine is planned.
-    only_here = found is not None and (found.only or (len(name) == 2 and "--tp" not in options))
-    nowhere = only_here and not (here or takes or (found and command in found.at))
-    if found is None or name == f"--{to}" or nowhere:
+    no_engine = len(name) == 2 and "--tp" not in options
+    known = here or takes or command in at
+    if meaning is None or name == f"--{to}" or (not known and (meaning.only or no_engine)):
         if len(name) > 2 and name.startswith("--"):
             raise _unknown_option(name, ctx)
         return word  # several letters, as -vq, or a negative number
     if not equals:
-        value = "" if behind.startswith("-") or found.flag else behind
-    if found.take and here and (not found.values or found.value_here(value)):
-        say(f"{name} of {found.of} is taken as {option}{f'; {found.say}' if found.say else ''}")
+        value = "" if behind.startswith("-") or meaning.flag else behind
+    if meaning.take and here and (not meaning.values or meaning.value_here(value)):
+        more = f"; {meaning.say}" if meaning.say else ""
+        say(f"{name} of {meaning.of} is taken as {option}{more}")
         return f"{option}{equals}{value if equals else ''}"
     if not value.isdigit() and re.search(_SECRET, f"{name} {value}"):
         value = "***"
@@ -181,11 +182,11 @@ def foreign_option(word: str, behind: str, ctx: click.Context) -> str:
         form = f"turbofit {command if takes else 'plan'} {value or 'MODEL'}, without an option"
     elif to and not here:
         form = f"turbofit {_command_with(option, ctx)} {form}"
-    raise UsageError(what, hint=found.here(value, form))
+    raise UsageError(what, hint=meaning.here(value, form))
 
 
 def _arguments(ctx: click.Context) -> list[click.Argument]:
-    return [one for one in ctx.command.params if isinstance(one, click.Argument)]
+    return [param for param in ctx.command.params if isinstance(param, click.Argument)]
 
 
 def _refuse_argument(name: str, ctx: click.Context) -> None:
@@ -197,12 +198,12 @@ def _refuse_argument(name: str, ctx: click.Context) -> None:
     from turbofit.cli.manual import option_texts
 
     typed = {"-i": "IN", "-o": "OUT"}.get(name, rf"{re.escape(name.strip('-') or name)}\b")
-    for one in _arguments(ctx):
-        if re.search(rf"\b{typed}", f"{one.name} {one.metavar}", re.IGNORECASE):
+    for argument in _arguments(ctx):
+        if re.search(rf"\b{typed}", f"{argument.name} {argument.metavar}", re.IGNORECASE):
             usage = " ".join(ctx.get_usage().split()[1:])
             texts = option_texts(ctx.info_name or "")
-            what = getattr(one, "explained", "") or texts.get(one.name or "", "")
-            hint = f"{_spelled(one, ctx)} stands without an option: {usage} ({what})"
+            what = getattr(argument, "explained", "") or texts.get(argument.name or "", "")
+            hint = f"{_spelled(argument, ctx)} stands without an option: {usage} ({what})"
             raise UsageError(f"unknown option {name}", hint=hint)
 
 
@@ -249,7 +250,7 @@ def meant_line(ctx: click.Context) -> str:
     from turbofit.core.synonyms import synonym
     from turbofit.model.names import named_in
 
-    options = {name: one for one in ctx.command.params for name in one.opts if name[0] == "-"}
+    options = {name: param for param in ctx.command.params for name in param.opts if name[0] == "-"}
     words = ctx.meta[WORDS]
     left = mended([part for word in words for part in (word.split() if " -" in word else [word])])
     texts: list[str] = []
@@ -280,8 +281,8 @@ def meant_line(ctx: click.Context) -> str:
 
 def _command_with(option: str, ctx: click.Context) -> str:
     """A command that has the option, with its argument: `plan` tells and `serve` launches."""
-    having = [command for command, one in options_by_command(ctx) if option in one.opts]
-    first = next((one for one in ("plan", "serve", "bench", *having) if one in having), None)
+    having = [command for command, param in options_by_command(ctx) if option in param.opts]
+    first = next((name for name in ("plan", "serve", "bench", *having) if name in having), None)
     if first is None:
         return "serve MODEL --"
     return f"{first} MODEL" if first in ("plan", "serve") else first
@@ -304,7 +305,7 @@ def unknown_word(word: str) -> str:
 
 def without_gpu(hint: str, ctx: click.Context) -> str:
     """What to do where no GPU can be read: a command that launches can pretend, and others plan."""
-    if not any("--pretend" in one.opts for one in ctx.command.params):
+    if not any("--pretend" in param.opts for param in ctx.command.params):
         return hint
     # A profile that names a machine means it for such runs.
     on = "" if "on" in (ctx.default_map or {}) else " --on 1xrtx3090"
@@ -315,10 +316,18 @@ def without_gpu(hint: str, ctx: click.Context) -> str:
 
 
 def with_source(exc: UsageError, ctx: click.Context) -> UsageError:
-    """The error, which says of an option of the environment that it is from there."""
-    said = named_source(ctx, exc.message)
-    if said:
-        exc.hint = f"{exc.hint} ({said})"
+    """The error, which says of options of the environment that they are from there."""
+    if ctx.auto_envvar_prefix is None:
+        return exc
+    words = {word.strip("`'\",.:;()") for word in exc.message.split()}
+    sources = [
+        f"{option} is from {variable(ctx.auto_envvar_prefix, param)}"
+        for param in ctx.command.params
+        if (option := max(param.opts, key=len)) in words
+        and ctx.get_parameter_source(param.name or "") is ParameterSource.ENVIRONMENT
+    ]
+    if sources:
+        exc.hint = f"{exc.hint} ({'; '.join(sources)})"
     return exc
 
 
@@ -343,20 +352,6 @@ def variable(prefix: str, option: click.Parameter) -> str:
     return f"{prefix}_{name.replace('-', '_').upper()}"
 
 
-def named_source(ctx: click.Context, message: str) -> str:
-    """For a message about options: which of them are of the environment; empty where none is."""
-    if ctx.auto_envvar_prefix is None:
-        return ""
-    words = {word.strip("`'\",.:;()") for word in message.split()}
-    said = [
-        f"{option} is from {variable(ctx.auto_envvar_prefix, one)}"
-        for one in ctx.command.params
-        if (option := max(one.opts, key=len)) in words
-        and ctx.get_parameter_source(one.name or "") is ParameterSource.ENVIRONMENT
-    ]
-    return "; ".join(said)
-
-
 def check_names(ctx: click.Context) -> None:
     """Refuse names of ours that are neither a variable nor an option of the command.
 
@@ -372,11 +367,11 @@ def check_names(ctx: click.Context) -> None:
         return
     if ctx.info_name in _ALWAYS_ANSWER:
         return
-    known = {variable(here[:-1], one) for one in ctx.command.params if _has_variable(one)}
+    known = {variable(here[:-1], param) for param in ctx.command.params if _has_variable(param)}
     others = tuple(f"{PREFIX}{name.upper()}_" for name in group.list_commands(ctx))
     for name, text in os.environ.items():
-        if name.startswith("OLLAMA_") and ctx.info_name == "serve" and (found := synonym(name)):
-            say(f"{name} is not read: {found.here(text, '--{option} {value}')}")
+        if name.startswith("OLLAMA_") and ctx.info_name == "serve" and (meaning := synonym(name)):
+            say(f"{name} is not read: {meaning.here(text, '--{option} {value}')}")
         elsewhere = name.startswith(others) and not name.startswith(here)
         if not name.startswith(PREFIX) or elsewhere or name in known or name in VARIABLES:
             continue
@@ -387,8 +382,8 @@ def check_names(ctx: click.Context) -> None:
             )
 
 
-def _has_variable(one: click.Parameter) -> bool:
-    return isinstance(one, click.Option) and one.allow_from_autoenv
+def _has_variable(param: click.Parameter) -> bool:
+    return isinstance(param, click.Option) and param.allow_from_autoenv
 
 
 def options_by_command(ctx: click.Context) -> Iterator[tuple[str, click.Parameter]]:
@@ -399,7 +394,9 @@ def options_by_command(ctx: click.Context) -> Iterator[tuple[str, click.Paramete
     for name in group.list_commands(ctx):
         command = group.get_command(ctx, name)
         if command is not None:
-            yield from ((name, one) for one in command.params if isinstance(one, click.Option))
+            yield from (
+                (name, param) for param in command.params if isinstance(param, click.Option)
+            )
 
 
 def _hint(name: str, known: Iterable[str], ctx: click.Context) -> str:
@@ -408,11 +405,13 @@ def _hint(name: str, known: Iterable[str], ctx: click.Context) -> str:
 
     here = f"{ctx.auto_envvar_prefix}_"
     bare = name.removeprefix(here)
-    if name != bare and (found := synonym(bare)):
-        return found.here(os.environ[name], f"{here}{{variable}}={{value}}")
-    options = ((of, one) for of, one in options_by_command(ctx) if _has_variable(one))
-    every = (variable(f"{PREFIX}{of.upper()}", one) for of, one in options)
+    if name != bare and (meaning := synonym(bare)):
+        return meaning.here(os.environ[name], f"{here}{{variable}}={{value}}")
+    options = (
+        (command, param) for command, param in options_by_command(ctx) if _has_variable(param)
+    )
+    every = (variable(f"{PREFIX}{command.upper()}", param) for command, param in options)
     # Without the prefix, by which all names are alike.
-    right = sorted(one.removeprefix(PREFIX) for one in {*known, *VARIABLES, *every})
+    right = sorted(other.removeprefix(PREFIX) for other in {*known, *VARIABLES, *every})
     meant = guess(name.removeprefix(PREFIX), right, of=PREFIX)
     return f"{meant}See docs/environment.md; options are {PREFIX}COMMAND_OPTION"

@@ -79,8 +79,8 @@ def _note(case: LogCase) -> str:
 
 def _value(plan: Plan, name: str) -> object:
     """A setting; where engines on unequal cards differ, each one's in the order of the groups."""
-    each = [getattr(one.settings, name) for one in plan.each()]
-    return each[0] if len(set(each)) == 1 else " | ".join(map(str, each))
+    values = [getattr(group.settings, name) for group in plan.each()]
+    return values[0] if len(set(values)) == 1 else " | ".join(map(str, values))
 
 
 def _smaller(case: LogCase) -> tuple[Remedy, ...]:

@@ -81,10 +81,10 @@ class LogCase:
         if name is not None:
             known = preset_of(name)
             return preset_model(known) if known else resolve_model(name)
-        found = self.facts.subject.model
-        if found is None:
+        named = self.facts.subject.model
+        if named is None:
             return None
-        preset = preset_of(found[0])
+        preset = preset_of(named[0])
         if preset is None:
             return None
         try:
@@ -134,8 +134,8 @@ class LogCase:
             return ""
         key, (count, _) = next(iter(cards.items()))
         peers = [max(event.a, event.b) + 1 for _, event in self.facts.every(PeerMissing)]
-        seen = [event.gpu + 1 for _, event in self.facts.every(TorchMemory) if event.gpu]
-        number = count or max([1, *peers, self.tp or 1, *seen])
+        counts = [event.gpu + 1 for _, event in self.facts.every(TorchMemory) if event.gpu]
+        number = count or max([1, *peers, self.tp or 1, *counts])
         return f"{number}x{key}" + (alone if number > 1 else "")
 
     def _row(self, line: int, gpu: SmiGpu) -> str:
@@ -167,8 +167,8 @@ def with_used(machine: Machine, on: str, used: int) -> tuple[Machine, str]:
     for gpu in machine.gpus:
         most = usable(gpu)
         if most is not None:
-            held = min(most, max(used, 0 if gpu.used == NA else gpu.used))
-            gpu = replace(gpu, used=held, free=most - held)  # noqa: PLW2901 - the same card
+            taken = min(most, max(used, 0 if gpu.used == NA else gpu.used))
+            gpu = replace(gpu, used=taken, free=most - taken)  # noqa: PLW2901 - the same card
         gpus.append(gpu)
     group, comma, rest = on.partition(",")
     if any(mark in group for mark in ":+/") or group.endswith(".json"):

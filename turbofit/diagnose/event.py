@@ -84,8 +84,8 @@ def event_of(facts: LogFacts) -> Event:
         if not isinstance(mark.event, (*_FATAL, KnownMessage)):
             continue
         if isinstance(mark.event, KnownMessage):
-            found = next(matches(mark.text), None)
-            if found is not None and found[0].rank == "notice":
+            cause_match = next(matches(mark.text), None)
+            if cause_match is not None and cause_match[0].rank == "notice":
                 complaints.append(mark)
                 continue
             if last is not None and last.line > mark.line and not _END.search(mark.text):

@@ -76,12 +76,12 @@ def diagnose(
     cases = [LogCase(facts, model=model, on=on) for facts in runs]
     drafts = sorted(
         ((draft, case) for case in cases for rule in _RULES for draft in rule(case)),
-        key=lambda found: (_RANKS[found[0].rank], found[0].line),
+        key=lambda pair: (_RANKS[pair[0].rank], pair[0].line),
     )
     if not drafts:
         return _unknown(cases[-1])
     reasons = _REASONS.get(drafts[0][0].kind, ())
-    drafts.sort(key=lambda found: found[0].kind not in reasons)
+    drafts.sort(key=lambda pair: pair[0].kind not in reasons)
     best, of_run = drafts[0]
     last = of_run.event.last
     told_less = best.rank in ("refusal", "notice") and best.kind != "interrupted"
@@ -101,10 +101,10 @@ def _answer(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnosi
     unknown = list(draft.unknown)
     if draft.possible and not unknown:
         unknown.append(_UNDECIDED)
-    found = None
+    would_work = None
     if draft.planned:
-        found = advice(case, draft)
-        if found is None:
+        would_work = advice(case, draft)
+        if would_work is None:
             if case.model is None:
                 name = case.facts.subject.unknown_model
                 unknown.append(
@@ -130,30 +130,30 @@ def _answer(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnosi
         missing=draft.missing,
         missing_in_all=draft.missing_in_all,
         changes=draft.changes,
-        would_work=found,
+        would_work=would_work,
         unknown=tuple(dict.fromkeys(unknown)),
         also=also,
-        evidence=tuple(sorted(lines, key=lambda one: one.line)),
+        evidence=tuple(sorted(lines, key=lambda row: row.line)),
         read=_read(case),
     )
 
 
 def _unknown(case: LogCase, *also: str) -> Diagnosis:
     """No rule knows it: what the last exception says, and whether that is a check's sentence."""
-    told = [(mark, read_line(mark.text)) for mark, _ in case.facts.every(KnownMessage)]
-    conditional = [(mark, error) for mark, error in told if isinstance(error, PythonError)]
+    messages = [(mark, read_line(mark.text)) for mark, _ in case.facts.every(KnownMessage)]
+    conditional = [(mark, error) for mark, error in messages if isinstance(error, PythonError)]
     errors = case.facts.every(PythonError) or conditional
     kind, possible = "unknown", tuple[str, ...]()
     what = "this log has nothing that turbofit recognises"
-    last = case.facts.last_complaint or (told[-1][0] if told else None)
+    last = case.facts.last_complaint or (messages[-1][0] if messages else None)
     if errors:
         last, error = errors[-1]
-        said = error.message or (last.stack[-1].code if last.stack else "")
-        said = without_secrets(said)
-        what = f"turbofit does not know this error: {error.name}: {said}".rstrip(": ")
+        text = error.message or (last.stack[-1].code if last.stack else "")
+        text = without_secrets(text)
+        what = f"turbofit does not know this error: {error.name}: {text}".rstrip(": ")
         checked = refused_by(last.stack, error.name)
-        if checked and " " in said.strip():
-            what = f"{checked} stopped at a check of its own: {said}"
+        if checked and " " in text.strip():
+            what = f"{checked} stopped at a check of its own: {text}"
             kind, possible = "check_failed", _CHECKED
     lines: tuple[Evidence, ...] = (evidence(last, "the last error"),) if last else ()
     if last and not errors:

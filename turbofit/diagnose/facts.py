@@ -202,8 +202,8 @@ class LogFacts:
         if isinstance(event, PythonFrame):
             self._stack.append(event)
             if self._followed:
-                told = self.marks[-1]
-                self.marks[-1] = told._replace(stack=(*told.stack, event))
+                mark = self.marks[-1]
+                self.marks[-1] = mark._replace(stack=(*mark.stack, event))
             return
         call = _CALL.match(text) if self._stack else None
         if follows and event is None and not call:
@@ -294,7 +294,7 @@ class LogFacts:
         begun, so_far = self._message
         if line - begun > _WRAPPED or event is not None:
             return False
-        joined = [one + between + text.strip() for one in so_far for between in (" ", "")]
+        joined = [start + between + text.strip() for start in so_far for between in (" ", "")]
         self._message = (begun, joined)
         last = next(
             index
@@ -356,9 +356,9 @@ def read_runs(rows: Iterable[Row]) -> list[LogFacts]:
             runs[-1].subject.programs.add(program)
             runs[-1].subject.of_inference = True
     machine = [mark for run in runs for mark in run.marks if isinstance(mark.event, _OF_MACHINE)]
-    found = runs if len(runs) <= 2 * _RUNS else [*runs[:_RUNS], *runs[-_RUNS:]]
-    for run in found if len(runs) > 1 else ():
+    kept = runs if len(runs) <= 2 * _RUNS else [*runs[:_RUNS], *runs[-_RUNS:]]
+    for run in kept if len(runs) > 1 else ():
         others = [mark for mark in run.marks if not isinstance(mark.event, _OF_MACHINE)]
         run.marks = sorted((*others, *machine), key=lambda mark: mark.line)
         run.lines = runs[-1].lines
-    return found
+    return kept

@@ -125,7 +125,7 @@ class FactCollector:
         """The model's name as turbofit knows it, and where; the surest kind of place wins."""
         if not self.names:
             return None
-        name = min(self.names, key=lambda one: self.names[one][0])
+        name = min(self.names, key=lambda name: self.names[name][0])
         return name, self.names[name][1]
 
     def _model(self, place: Place) -> None:

@@ -60,8 +60,10 @@ class Census(Struct):
 
     def count(self, names: Iterable[str], architecture: str) -> Count:
         """The kernels of these families for one architecture."""
-        found = [self.families.get(name, {}).get(architecture, Count()) for name in names]
-        return Count(code=sum(one.code for one in found), empty=sum(one.empty for one in found))
+        counts = [self.families.get(name, {}).get(architecture, Count()) for name in names]
+        return Count(
+            code=sum(count.code for count in counts), empty=sum(count.empty for count in counts)
+        )
 
 
 def take_census(library: Path) -> Census:
@@ -84,14 +86,16 @@ def take_census(library: Path) -> Census:
     names = {name: family(demangle(name)) for name in {name for name, _, _ in functions_of}}
     counts: dict[str, dict[str, list[int]]] = {}
     for (name, architecture, empty), count in functions_of.items():
-        if found := names[name]:
-            counts.setdefault(found, {}).setdefault(architecture, [0, 0])[empty] += count
+        if kernel_family := names[name]:
+            counts.setdefault(kernel_family, {}).setdefault(architecture, [0, 0])[empty] += count
     return Census(
         library=library.name,
         architectures=tuple(sorted(built, key=lambda name: (len(name.rstrip("af")), name))),
         ptx=tuple(sorted(ptx, key=lambda name: (len(name.rstrip("af")), name))),
         families={
-            name: {key: Count(code=code, empty=empty) for key, (code, empty) in found.items()}
-            for name, found in sorted(counts.items())
+            name: {
+                key: Count(code=code, empty=empty) for key, (code, empty) in by_architecture.items()
+            }
+            for name, by_architecture in sorted(counts.items())
         },
     )

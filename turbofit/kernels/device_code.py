@@ -85,10 +85,10 @@ def sections(data: Buffer) -> Iterator[ElfSection]:
     try:
         (table,) = _HEADER.unpack_from(data, _OFFSET_OF_TABLE)
         count, names = struct.unpack_from("<HH", data, _COUNT)
-        found = [_SECTION.unpack_from(data, table + k * _SECTION.size) for k in range(count)]
-        _, _, _, _, start, size, *_ = found[names] if found else [0] * 6
+        headers = [_SECTION.unpack_from(data, table + k * _SECTION.size) for k in range(count)]
+        _, _, _, _, start, size, *_ = headers[names] if headers else [0] * 6
         letters = bytes(data[start : start + size])
-        for start, kind, _, _, offset, size, link, info, *_ in found:
+        for start, kind, _, _, offset, size, link, info, *_ in headers:
             name = letters[start : letters.index(b"\0", start)].decode()
             yield ElfSection(name, kind, offset, size, link, info)
     except (struct.error, IndexError, OverflowError) as exc:

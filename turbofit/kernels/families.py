@@ -96,7 +96,10 @@ def family(name: str) -> str | None:
     if kernel in _SM90_WEIGHTS or kernel == "gemm_kernel_sm90_mixed":
         return _sm90(kernel, name)
     beginning = name.removeprefix("void ")
-    return next((found for start, found in _OTHERS.items() if re.match(start, beginning)), None)
+    return next(
+        (kernel_family for start, kernel_family in _OTHERS.items() if re.match(start, beginning)),
+        None,
+    )
 
 
 def _attention(name: str) -> str | None:
@@ -110,8 +113,8 @@ def _attention(name: str) -> str | None:
 
 def _gemm(name: str) -> str | None:
     """Either operand may be the weights: it is the one that is not of 16 bits."""
-    found = {side: _TYPES.get(kind.strip()) for side, kind in _OPERANDS.findall(name)[:2]}
-    kinds = [kind for kind in found.values() if kind]
+    types = {side: _TYPES.get(kind.strip()) for side, kind in _OPERANDS.findall(name)[:2]}
+    kinds = [kind for kind in types.values() if kind]
     if len(kinds) != 2:
         return None
     activations = next((kind for kind in kinds if kind in _16_BITS), kinds[0])
@@ -126,7 +129,7 @@ def _sm90(kernel: str, name: str) -> str | None:
         activations = _DATA_TYPES.get(int(packed[1]))
         return None if activations is None else _of(name, "int4", activations)
     weights = _SM90_WEIGHTS.get(kernel) or next(
-        (found for form, found in _SM90_FORMATS.items() if form in name), None
+        (kind for form, kind in _SM90_FORMATS.items() if form in name), None
     )
     return None if weights is None else _of(name, weights, "bfloat16")
 
@@ -146,13 +149,13 @@ def demangle(name: str) -> str:
 
     function, free = _library()
     status = ctypes.c_int()
-    found = function(name.encode(), None, None, ctypes.byref(status))
-    if status.value or not found:
+    pointer = function(name.encode(), None, None, ctypes.byref(status))
+    if status.value or not pointer:
         return name
     try:
-        return ctypes.string_at(found).decode()
+        return ctypes.string_at(pointer).decode()
     finally:
-        free(found)
+        free(pointer)
 
 
 @cache

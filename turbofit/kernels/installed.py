@@ -31,12 +31,12 @@ def _engine() -> _Engine:
     from importlib.metadata import PackageNotFoundError, distribution
 
     try:
-        found = distribution("lmdeploy")
+        package = distribution("lmdeploy")
     except PackageNotFoundError:
         return _Engine(None)
-    number = re.match(r"(\d+)\.(\d+)\.(\d+)", found.version)
+    number = re.match(r"(\d+)\.(\d+)\.(\d+)", package.version)
     version = (int(number[1]), int(number[2]), int(number[3])) if number else None
-    file = next((one for one in found.files or () if _LIBRARY.search(one.name)), None)
+    file = next((file for file in package.files or () if _LIBRARY.search(file.name)), None)
     if file is None:
         return _Engine(version)
     path, recorded = Path(str(file.locate())), file.hash

@@ -97,9 +97,9 @@ def calibrate(
         assert calibrator.usage is not None
         plan, before = calibrator.usage.plan, {} if config.pretend else calibrator.usage.before
         with suppress(TurbofitError):  # a full disk costs what `turbofit share` would tell
-            write_atomic(run.folder / SEEN_FILE, to_json(calibrator.seen), mode=0o600)
+            write_atomic(run.folder / SEEN_FILE, to_json(calibrator.observations), mode=0o600)
         lmdeploy = run.lmdeploy.version
-        result = learned(plan, calibrator.seen, before, lmdeploy=lmdeploy, pretend=apart)
+        result = learned(plan, calibrator.observations, before, lmdeploy=lmdeploy, pretend=apart)
         if result["kept"]:
             result["tokens"] = _tokens(run, plan, apart=apart)
         else:
@@ -136,7 +136,7 @@ _MOVED: Final = 32 * MIB
 
 def learned(
     plan: Plan,
-    seen: Sequence[Observation],
+    observations: Sequence[Observation],
     before: Mapping[int, int],
     *,
     lmdeploy: str,
@@ -149,20 +149,20 @@ def learned(
     learned, and ``why_not`` says why.
     """
     when = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    made = learn(plan, seen, lmdeploy=lmdeploy, when=when, pretend=pretend)
-    found = tuple(calibrations.completed(one) for one in made)
-    beside = {**document(plan, seen), "pretend": pretend}
+    corrections = learn(plan, observations, lmdeploy=lmdeploy, when=when, pretend=pretend)
+    completed = tuple(calibrations.completed(correction) for correction in corrections)
+    beside = {**document(plan, observations), "pretend": pretend}
     why_not, kept = _moved(plan, before), []
     if why_not is None:
         try:
-            kept = [str(calibrations.keep(one, beside)) for one in found]
+            kept = [str(calibrations.keep(calibration, beside)) for calibration in completed]
         except OSError as exc:
             why_not = f"the state folder cannot be written: {exc.strerror or exc}"
         except UsageError as exc:
             why_not = exc.message
     return {
         "schema": "turbofit.calibration/1",
-        "calibrations": to_builtins(found),
+        "calibrations": to_builtins(completed),
         "kept": kept,
         "why_not": why_not,
         **beside,
@@ -178,7 +178,7 @@ def relieve(plan: Plan, result: Document, lmdeploy: str, *, pretend: bool) -> bo
     Returns:
         Whether anything was dropped.
     """
-    more = any(one["context"] + one["buffers"] > 0 for one in result["calibrations"])
+    more = any(row["context"] + row["buffers"] > 0 for row in result["calibrations"])
     return bool(result["kept"]) and more and forget(plan, lmdeploy, pretend=pretend)
 
 
@@ -191,12 +191,12 @@ def calibration_of(plan: Plan) -> Calibration | None:
 
 def stored(plan: Plan) -> Document:
     """The document that was kept of what a plan rests on, as far as it can be read."""
-    one = calibration_of(plan)
-    assert one is not None
-    body = calibrations.read(one)
+    calibration = calibration_of(plan)
+    assert calibration is not None
+    body = calibrations.read(calibration)
     return {
-        "schema": "turbofit.calibration/1", **body, "calibrations": [to_builtins(one)],
-        "kept": [str(calibrations.path_of(one))], "why_not": None,
+        "schema": "turbofit.calibration/1", **body, "calibrations": [to_builtins(calibration)],
+        "kept": [str(calibrations.path_of(calibration))], "why_not": None,
     }  # fmt: skip
 
 
@@ -206,8 +206,8 @@ def _moved(plan: Plan, before: Mapping[int, int]) -> str | None:
         if gpu.index in before:
             more = memory_now(gpu.uuid).used - before[gpu.index]
             if abs(more) > _MOVED:
-                said = f"{format_bytes(abs(more))} {'more' if more > 0 else 'less'} in use"
-                return f"GPU {gpu.index} has {said} than before: somebody else's memory moved"
+                change = f"{format_bytes(abs(more))} {'more' if more > 0 else 'less'} in use"
+                return f"GPU {gpu.index} has {change} than before: somebody else's memory moved"
     return None
 
 
@@ -230,7 +230,7 @@ class NvmlUsageReader:
     """
 
     def __init__(self, plan: Plan) -> None:
-        self.plan, self._uuids = plan, {one.index: one.uuid for one in plan.gpus}
+        self.plan, self._uuids = plan, {gpu.index: gpu.uuid for gpu in plan.gpus}
         self.before = {index: memory_now(uuid).used for index, uuid in self._uuids.items()}
         self._sampler = Sampler(list(self._uuids.values()))
         self._sampler.__enter__()
@@ -243,7 +243,7 @@ class NvmlUsageReader:
             MachineError: what a GPU held after its last answer is not known.
         """
         time.sleep(_SETTLE)
-        now, found = time.monotonic(), {}
+        now, spans = time.monotonic(), {}
         for index in self.plan.parallel.groups[engine.group]:
             uuid = self._uuids[index]
             span = self._sampler.between(uuid, self._since[index], now)
@@ -251,8 +251,8 @@ class NvmlUsageReader:
                 raise MachineError(
                     f"GPU {index} did not answer NVML", hint="turbofit doctor says more"
                 )
-            found[index], self._since[index] = span, now
-        return found
+            spans[index], self._since[index] = span, now
+        return spans
 
     def end(self) -> None:
         self._sampler.__exit__()
@@ -263,19 +263,19 @@ class PretendUsageReader:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.before = {one.index: one.used for one in plan.gpus}
+        self.before = {gpu.index: gpu.used for gpu in plan.gpus}
         self._highest: dict[int, int] = {}
 
     def read(self, engine: SupervisedEngine) -> dict[int, SampledRange]:
-        found = {}
-        for seen in engine.pretended.seen() if engine.pretended is not None else ():
+        spans = {}
+        for usage in engine.pretended.usages() if engine.pretended is not None else ():
             # Before the first reading the peak is that of loading.
-            new = seen.peak > self._highest.get(seen.gpu, seen.peak)
-            found[seen.gpu] = SampledRange(peak=seen.peak if new else seen.held, last=seen.held)
-            self._highest[seen.gpu] = seen.peak
-        if not found:
+            new, used = usage.peak > self._highest.get(usage.gpu, usage.peak), usage.in_use
+            spans[usage.gpu] = SampledRange(peak=usage.peak if new else used, last=used)
+            self._highest[usage.gpu] = usage.peak
+        if not spans:
             raise MachineError("the pretend GPUs' account cannot be read", hint="see the log")
-        return found
+        return spans
 
     def end(self) -> None:
         """See `NvmlUsageReader`."""
@@ -291,14 +291,14 @@ class Calibrator:
     def __init__(self, usage_of: Callable[[Plan], GpuUsage], say: Callable[[str], None]) -> None:
         self._usage_of, self._say = usage_of, say
         self.usage: GpuUsage | None = None
-        self._seen: dict[int, Observation] = {}
+        self._observations: dict[int, Observation] = {}
         self._finished: set[int] = set()
         self._lock = threading.Lock()
 
     @property
-    def seen(self) -> tuple[Observation, ...]:
+    def observations(self) -> tuple[Observation, ...]:
         """What was read, by group."""
-        return tuple(self._seen[group] for group in sorted(self._seen))
+        return tuple(self._observations[group] for group in sorted(self._observations))
 
     @property
     def complete(self) -> bool:
@@ -310,7 +310,7 @@ class Calibrator:
         """See `Examiner`; what engines of other plans showed does not count."""
         with self._lock:
             self.end()
-            self.usage, self._seen, self._finished = self._usage_of(plan), {}, set()
+            self.usage, self._observations, self._finished = self._usage_of(plan), {}, set()
 
     def end(self) -> None:
         if self.usage is not None:
@@ -376,8 +376,8 @@ class Calibrator:
         with self._present(usage, engine):
             if name == STEADY:  # of an engine that was started again, too
                 self._finished.discard(engine.group)
-                self._seen.pop(engine.group, None)
-            earlier = self._seen.get(engine.group)
+                self._observations.pop(engine.group, None)
+            earlier = self._observations.get(engine.group)
             known = {card.index: card.used for card in earlier.cards} if earlier else {}
             cards = tuple(
                 CalibratedGpu(
@@ -385,7 +385,7 @@ class Calibrator:
                 )
                 for i, size in used.items()
             )
-            self._seen[engine.group] = Observation(
+            self._observations[engine.group] = Observation(
                 group=engine.group, free=free, region=region, cards=cards
             )
         most = max(used, key=lambda i: used[i])

@@ -122,10 +122,10 @@ def _request(plan: Plan) -> PlanRequest:
             hint="plan again with this version of turbofit, then export",
         )
     model = plan.model
-    found = model.source.checkpoint
-    if found is None or _hub_cache(plan) is not None:
-        found = model.hub_id or model.name
-    request = pinned(request_of(plan, found), plan)
+    source = model.source.checkpoint
+    if source is None or _hub_cache(plan) is not None:
+        source = model.hub_id or model.name
+    request = pinned(request_of(plan, source), plan)
     more: dict[str, Any] = {"engine": plan.engine.name, "revision": model.revision}
     if not plan.by_group:  # unequal cards: no --tp and --replicas says which go together
         # Transformers' settings have no tp: there it is the GPUs of one copy.
@@ -209,8 +209,8 @@ def manifest(
         argv = (executable, *service.argv[1:])
         values["command"] = " ".join(_word(word).replace("$", "$$") for word in argv)
         values["model"] = " ".join(service.argv[2].split()).rstrip("\\").replace("%", "%%")
-        said = (_word(f"{name}={value}") for name, value in more.items() if value)
-        values["more"] = _lines("Environment=", said)
+        variables = (_word(f"{name}={value}") for name, value in more.items() if value)
+        values["more"] = _lines("Environment=", variables)
     elif kind == "compose":
         # In the short form of a volume a colon separates its two paths.
         form = "{{type: bind, source: {0}, target: {0}, read_only: true}}"

@@ -226,12 +226,12 @@ class Run:
         changes = {name: value for name, value in learned.items() if name not in self.fixed}
         if not changes or not plan.fits:
             return plan
-        said = ", ".join(f"{name} {value}" for name, value in changes.items())
+        text = ", ".join(f"{name} {value}" for name, value in changes.items())
         again = self.planner.make(changes)
         if not again.fits:
-            self._say(f"an earlier launch learned {said}, but nothing fits with it now")
+            self._say(f"an earlier launch learned {text}, but nothing fits with it now")
             return self.planner.make({})
-        self._say(f"beginning with what an earlier launch learned: {said} (--forget drops it)")
+        self._say(f"beginning with what an earlier launch learned: {text} (--forget drops it)")
         self.changes = changes
         return again
 
@@ -363,7 +363,7 @@ class Run:
 
 def _engines(plan: Plan) -> tuple[Any, ...]:
     """All that its engines are started with and held to."""
-    groups = [(one.settings, one.units_per_forward) for one in plan.by_group]
+    groups = [(group.settings, group.units_per_forward) for group in plan.by_group]
     return plan.settings, plan.limits, groups
 
 
@@ -407,9 +407,9 @@ class Reloader:
                 run.say(f"not reloaded: {exc.message} ({exc.hint})")
                 return
             before |= {name: options.get(name) for name in taken}
-            held = [name for name in changed if name not in taken]
-            if held:
-                run.say(f"needs a restart: {', '.join(held)}")
+            left = [name for name in changed if name not in taken]
+            if left:
+                run.say(f"needs a restart: {', '.join(left)}")
             run.say(f"reloaded: {', '.join(taken) or 'nothing'}")
 
 
@@ -486,7 +486,7 @@ class Start:
         run, config, plan = self._run, self._run.config, self._plan
         name, key = config.client_name(plan.model), None
         if config.gateway is None and run.examiner is None:
-            made = commands(plan, port=config.port, name=name, options=config.options)
+            engine_commands = commands(plan, port=config.port, name=name, options=config.options)
         else:
             from turbofit.gateway.overlay import overlay
 
@@ -497,7 +497,7 @@ class Start:
             public = None if config.gateway is None else config.gateway.port
             ports = free_ports(len(plan.parallel.groups), besides=public)
             # Hexadecimal: a key that begins with a dash would be read as an option.
-            made = private_commands(plan, ports, str(folder), name, config.options)
+            engine_commands = private_commands(plan, ports, str(folder), name, config.options)
             key = secrets.token_hex(32)
         self._key = key
         # Without a gateway the user's own key is on the command line already.
@@ -506,18 +506,20 @@ class Start:
             from turbofit.launch.engine.pretended import PretendLaunch, pretend_runner
 
             fail_at = None if self._number else config.pretend_fail
+            folder = run.folder / f"pretend-{self._number}"
             return [
                 PretendLaunch(
-                    one, pretend_runner(plan), key, hidden=hidden, ratio=self._ratio(one.group),
-                    plan=plan.of_group(one.group), folder=run.folder / f"pretend-{self._number}",
-                    taken=config.pretend_taken, fail_at=fail_at,
+                    command, pretend_runner(plan), key, hidden=hidden,
+                    ratio=self._ratio(command.group), plan=plan.of_group(command.group),
+                    folder=folder, taken=config.pretend_taken, fail_at=fail_at,
                 )
-                for one in made
+                for command in engine_commands
             ]  # fmt: skip
         ours = module_runner(module_of(plan.engine))
         runner = run.lmdeploy.argv if plan.engine.of_lmdeploy else ours
         return [
-            Launch(one, runner, key, hidden=hidden, ratio=self._ratio(one.group)) for one in made
+            Launch(command, runner, key, hidden=hidden, ratio=self._ratio(command.group))
+            for command in engine_commands
         ]
 
     def _ratio(self, group: int) -> Callable[[], float] | None:
@@ -615,7 +617,7 @@ class Start:
 
     @property
     def _ready(self) -> bool:
-        return all(one.state == "ready" for one in self._supervisor.engines)
+        return all(engine.state == "ready" for engine in self._supervisor.engines)
 
     def _enter(self, phase: str) -> None:
         """Note when a phase was first seen, and what the GPUs had in use then."""
@@ -656,7 +658,9 @@ class Start:
         self._run.record.attempt(memory_back=not late, restarts=restarts)
 
     def _pids(self) -> list[int]:
-        return [one.process.pid for one in self._supervisor.engines if one.process is not None]
+        return [
+            engine.process.pid for engine in self._supervisor.engines if engine.process is not None
+        ]
 
     def _uuids(self, engine: SupervisedEngine) -> list[str]:
         members = self._plan.parallel.groups[engine.group]

@@ -82,7 +82,7 @@ def side_by_side(
 
     assert config.request is not None
     models = options_of_each(config.request, models)
-    requests = [config.request.changed(**one) for one in models]
+    requests = [config.request.changed(**options) for options in models]
     if not config.pretend:
         with Leases() as leases:
             here = measured(leases, config.request.gpus, say)
@@ -94,8 +94,8 @@ def side_by_side(
         )
     say(joint.verdict)
     return [
-        PlannedModel(config.changed(request=config.request.changed(**one, budget=budget)), plan)
-        for one, budget, plan in zip(models, joint.budgets, joint.plans, strict=True)
+        PlannedModel(config.changed(request=config.request.changed(**options, budget=budget)), plan)
+        for options, budget, plan in zip(models, joint.budgets, joint.plans, strict=True)
     ]
 
 
@@ -116,17 +116,18 @@ def in_turns(
     from turbofit.tuner.resolved_request import budget_on
 
     assert config.request is not None
-    made = []
+    planned = []
     for model in options_of_each(config.request, models):
-        one = config.changed(request=config.request.changed(**model))
-        made.append(PlannedModel(one, preview(one)))
+        model_config = config.changed(request=config.request.changed(**model))
+        planned.append(PlannedModel(model_config, preview(model_config)))
     budget, at_once = config.request.budget, 1
     if budget:
-        every = [(gpu, one.plan.machine.gpu(gpu.index)) for one in made for gpu in one.plan.gpus]
+        plans = [planned_model.plan for planned_model in planned]
+        every = [(gpu, plan.machine.gpu(gpu.index)) for plan in plans for gpu in plan.gpus]
         least = min(gpu.free // max(1, budget_on(card, budget)) for gpu, card in every)
-        at_once = max(1, min(len(made), least))
-    say(f"{len(made)} models take turns, {at_once} at once")
-    return made, at_once
+        at_once = max(1, min(len(planned), least))
+    say(f"{len(planned)} models take turns, {at_once} at once")
+    return planned, at_once
 
 
 def serve_models(
@@ -156,8 +157,8 @@ def serve_models(
     models, front = _front(planned, wait)
     folders: deque[Path] = deque()
     runs = [
-        _model_run(one, model, front, folders, say, shared=policy.at_once > 1)
-        for one, model in zip(planned, models, strict=True)
+        _model_run(planned_model, model, front, folders, say, shared=policy.at_once > 1)
+        for planned_model, model in zip(planned, models, strict=True)
     ]
     several = SeveralModels(runs, front, policy, say)
     ended = several.run(stop, lambda url: on_open(url, [model.name for model in models]))
@@ -178,17 +179,19 @@ def _front(
 
     config = planned[0].config
     assert config.gateway is not None
-    names = [one.name for one in planned]
+    names = [planned_model.name for planned_model in planned]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UsageError(
             f"two models are called {twice}: clients could not choose between them",
             hint="name each model once",
         )
-    each = unambiguous([one.config.client_names(one.plan) for one in planned])
-    models = [ServedModel(name, more) for name, more in zip(names, each, strict=True)]
+    client_names = [model.config.client_names(model.plan) for model in planned]
+    models = [
+        ServedModel(name, more) for name, more in zip(names, unambiguous(client_names), strict=True)
+    ]
     public = replace(config.gateway, drain_seconds=config.timing.drain, pretend=config.pretend)
-    bounds = [bounds_of(one.plan) for one in planned]
+    bounds = [bounds_of(planned_model.plan) for planned_model in planned]
     return models, GatewayThread(ModelsGateway(models, bounds, public, wait=wait))
 
 
@@ -428,7 +431,7 @@ class SeveralModels:
 
     def _start_next(self) -> None:
         """Start the model whose request has waited longest, or make room for it."""
-        if self._starting or any(one.model.state == "ending" for one in self.runs):
+        if self._starting or any(run.model.state == "ending" for run in self.runs):
             return
         always = self.policy.idle is None and self.policy.at_once >= len(self.runs)
 

@@ -47,7 +47,7 @@ def _cgroup_limits(proc: Path, root: Path) -> list[tuple[int, int]]:
 
     File pages that the kernel drops before it kills anybody do not count as used.
     """
-    found = []
+    limits = []
     for line in _text(proc / "self" / "cgroup").splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
@@ -63,8 +63,8 @@ def _cgroup_limits(proc: Path, root: Path) -> list[tuple[int, int]]:
             limit, usage = _number(folder / names[0]), _number(folder / names[1])
             if limit is not None and usage is not None and limit < _NO_LIMIT:
                 cache = _fields(folder / "memory.stat").get(names[2], 0)
-                found.append((limit, max(0, usage - cache)))
-    return found
+                limits.append((limit, max(0, usage - cache)))
+    return limits
 
 
 def _upwards(base: Path, path: str) -> list[Path]:

@@ -362,7 +362,7 @@ def _holders(nvml: Nvml, handle: Any, used: int | NaType) -> tuple[Holder, ...]:
         for process in processes if answered(processes) else ():
             size = NA if process.usedGpuMemory is None else int(process.usedGpuMemory)
             known_sizes = (sizes.get(int(process.pid), NA), size)
-            sizes[int(process.pid)] = max(known_sizes, key=lambda held: known(held, -1))
+            sizes[int(process.pid)] = max(known_sizes, key=lambda size: known(size, -1))
     holders = [
         Holder(pid=pid, name=_process_name(nvml, pid), bytes=size) for pid, size in sizes.items()
     ]

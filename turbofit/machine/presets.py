@@ -153,8 +153,8 @@ def find_preset(name: str) -> str | None:
 def presets_with(words: Iterable[str]) -> list[str]:
     """The presets in one of whose names all of these words stand."""
     wanted = [bare_name(word) for word in words]
-    found = {key for name, key in _index().items() if all(word in name for word in wanted)}
-    return [key for key in preset_names() if key in found]
+    keys = {key for name, key in _index().items() if all(word in name for word in wanted)}
+    return [key for key in preset_names() if key in keys]
 
 
 def nearest_names(name: str, count: int = 3) -> list[str]:

@@ -46,10 +46,10 @@ def load_snapshot(path: str | os.PathLike[str]) -> Machine:
     name = os.path.expanduser(path)
     data = _bytes(name)
     what = f"snapshot {name}"
-    found = decode(data, _Schema, what=what).schema
-    if found != MACHINE_SCHEMA:
+    schema = decode(data, _Schema, what=what).schema
+    if schema != MACHINE_SCHEMA:
         raise UsageError(
-            f"{what} has schema {found[:60]!r}; this turbofit reads {MACHINE_SCHEMA!r}", hint=_HINT
+            f"{what} has schema {schema[:60]!r}; this turbofit reads {MACHINE_SCHEMA!r}", hint=_HINT
         )
     machine = decode(data, Machine, what=what)
     check_possible(machine, what)

@@ -72,16 +72,17 @@ def machine_from(
             raise UsageError("--gpus is empty", hint="name GPUs as in --gpus 0,1")
         visible = select(gpus, machine.gpus, machine.visible)
         machine = replace(machine, visible=visible)
-    found = _with_notes(_readable(machine, chosen_by_user=chosen_by_user))
+    machine = _with_notes(_readable(machine, chosen_by_user=chosen_by_user))
     _LOG.info(
-        "machine %s (%s): driver %s, GPUs %s", found.name, found.source, found.driver, found.visible
-    )
-    for gpu in found.gpus:
+        "machine %s (%s): driver %s, GPUs %s",
+        machine.name, machine.source, machine.driver, machine.visible,
+    )  # fmt: skip
+    for gpu in machine.gpus:
         _LOG.debug(
             "GPU %s %s: %s of %s bytes free, used by %s",
             gpu.index, gpu.name, gpu.free, gpu.total, gpu.holders,
         )  # fmt: skip
-    return found
+    return machine
 
 
 def _accounted(gpu: Gpu) -> Gpu:
@@ -103,8 +104,8 @@ def _with_notes(machine: Machine) -> Machine:
     cards = machine.measured.cards if machine.measured else ()
     timed = {card.index for card in cards}
     notes = [_unlisted_note(gpu, timed=gpu.index in timed) for gpu in gpus]
-    said = dict.fromkeys((*machine.warnings, *(note for note in notes if note)))
-    return replace(machine, warnings=tuple(said))
+    warnings = dict.fromkeys((*machine.warnings, *(note for note in notes if note)))
+    return replace(machine, warnings=tuple(warnings))
 
 
 def _unlisted_note(gpu: Gpu, *, timed: bool) -> str | None:

@@ -174,26 +174,26 @@ def _cards_and_options(spec: str) -> tuple[list[str], list[str]]:
 
 def _lines(spec: str) -> list[str]:
     """The lines of a SPEC, of nvidia-smi's the names: of a card that is cut its slices."""
-    found: list[str] = []
+    lines: list[str] = []
     whole = ""
     for line in map(str.strip, _SMI_LINES.split(spec)):
         if card := _SMI_GPU.fullmatch(line):
             whole = card[1]
-            found.append(whole)
+            lines.append(whole)
         elif part := _SMI_MIG.fullmatch(line):
-            if found[-1:] == [whole]:
-                found.pop()
-            found.append(f"{whole} {part[1]}".strip())
+            if lines[-1:] == [whole]:
+                lines.pop()
+            lines.append(f"{whole} {part[1]}".strip())
         elif line:
-            found.append(line)
-    return found
+            lines.append(line)
+    return lines
 
 
 def _parse_group(text: str) -> tuple[int, _Card]:
     if len(text) > _LONGEST:
         _refuse(f"{text[:40]}… is no card", _EXAMPLE)
-    if found := _INDEX.fullmatch(text):
-        index = found[1] or text
+    if match := _INDEX.fullmatch(text):
+        index = match[1] or text
         hint = f"leave --on out and give --gpus {index} for the machine here; {_EXAMPLE}"
         _refuse(f"{text} is a GPU's index, and no card's name", hint)
     head, *tail = _SLURM_COUNT.sub(r"\2x\1", text).split(":")
@@ -223,11 +223,11 @@ def _counted(text: str, *, anything: bool) -> tuple[int, str]:
 
 def _known(name: str) -> str | None:
     """The name of a card, without what stands behind that of several; None for no card's."""
-    for one in dict.fromkeys((name, _CARDS.sub("", name))):
-        if find_preset(one) or _ANY.fullmatch(one) or MIG_NAME.fullmatch(one):
-            return one
-        if other_card(one) or unsupported_card(one):
-            return one
+    for candidate in dict.fromkeys((name, _CARDS.sub("", name))):
+        if find_preset(candidate) or _ANY.fullmatch(candidate) or MIG_NAME.fullmatch(candidate):
+            return candidate
+        if other_card(candidate) or unsupported_card(candidate):
+            return candidate
     return None
 
 
@@ -331,27 +331,27 @@ def _sized(gpu: Gpu, name: str, given: dict[str, str]) -> Gpu:
     if total == 0:
         _refuse(f"{name} has a total of 0", "give what CUDA can hand out, as in total=23028MiB")
 
-    found: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     for key, whole in (("used", total), ("free", usable)):
         if key in given:
             share = parse_share(given[key], f"{key} of {name}")
             if share is None:
-                found[key] = parse_bytes(given[key], what=f"{key} of {name}")
+                sizes[key] = parse_bytes(given[key], what=f"{key} of {name}")
             else:
-                found[key] = min(usable, int(whole * share))
-            if found[key] > usable:
+                sizes[key] = min(usable, int(whole * share))
+            if sizes[key] > usable:
                 _refuse(
-                    f"{name}: {key}={format_bytes(found[key])} is more than the "
+                    f"{name}: {key}={format_bytes(sizes[key])} is more than the "
                     f"{format_bytes(usable)} that CUDA can hand out",
                     f"lower {key}, or give the total as well",
                 )
-    if len(found) == 2 and sum(found.values()) != usable:
+    if len(sizes) == 2 and sum(sizes.values()) != usable:
         _refuse(
-            f"{name}: used {format_bytes(found['used'])} and free {format_bytes(found['free'])} do "
+            f"{name}: used {format_bytes(sizes['used'])} and free {format_bytes(sizes['free'])} do "
             f"not add up to {format_bytes(usable)} ({usable} bytes)",
             "give only one of used and free",
         )
-    free = found.get("free", usable - found.get("used", 0))
+    free = sizes.get("free", usable - sizes.get("used", 0))
     used = usable - free
     holders = (Holder(pid=NA, name="given in SPEC", bytes=used),) if used else ()
     return replace(gpu, total=total, reserved=reserved, used=used, free=free, holders=holders)
@@ -359,7 +359,7 @@ def _sized(gpu: Gpu, name: str, given: dict[str, str]) -> Gpu:
 
 def _key_values(parts: list[str], known: Mapping[str, str], what: str) -> dict[str, str]:
     """``key=value`` parts as a dict; each key once, and only known ones."""
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for part in parts:
         key, equals, value = part.partition("=")
         key = key.strip().lower()
@@ -368,10 +368,10 @@ def _key_values(parts: list[str], known: Mapping[str, str], what: str) -> dict[s
             _refuse(f"{part.strip()!r} is not key=value", f"{what}s are written {examples}")
         if key not in known:
             _refuse(f"unknown {what} {key!r}", f"known are {', '.join(known)}")
-        if key in found:
+        if key in values:
             _refuse(f"{key} is given twice", f"give {key} once")
-        found[key] = value.strip()
-    return found
+        values[key] = value.strip()
+    return values
 
 
 def _parse_pairs(text: str, cards: list[_Card]) -> frozenset[tuple[int, int]]:

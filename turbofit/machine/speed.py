@@ -94,7 +94,7 @@ def measure_speed(
             hint="install torch for this machine's CUDA, or plan without --measure",
         )
     torch = "".join(results.pop("torch", []))
-    measured = Measured(torch=torch, **{field: tuple(each) for field, each in results.items()})
+    measured = Measured(torch=torch, **{field: tuple(values) for field, values in results.items()})
     if not (measured.cards or measured.pairs or measured.reduces):
         died = f"the measurement {_ended(code)} before its first result"
         raise MachineError(
@@ -112,13 +112,13 @@ def _ended(code: int | None) -> str:
 
 def with_measured(machine: Machine, measured: Measured) -> Machine:
     """The machine with what was measured of it: peers are those that a checked copy proved."""
-    wrong = {tuple(sorted((one.source, one.target))) for one in measured.pairs if not one.right}
+    wrong = {tuple(sorted((pair.source, pair.target))) for pair in measured.pairs if not pair.right}
     links = tuple(_proved(link, measured.pairs) for link in machine.links)
-    said = tuple(
+    notes = tuple(
         f"GPU {a} and GPU {b} copy wrong data to each other: they are planned without peer access"
         for a, b in sorted(wrong)
     )
-    warnings = (*machine.warnings, *(word for word in said if word not in machine.warnings))
+    warnings = (*machine.warnings, *(note for note in notes if note not in machine.warnings))
     return replace(machine, links=links, warnings=warnings, measured=measured)
 
 
@@ -127,11 +127,11 @@ def _proved(link: Link, pairs: Sequence[PairSpeed]) -> Link:
 
     One wrong copy is enough, and one right copy is not.
     """
-    both = [one for one in pairs if {one.source, one.target} == {link.a, link.b}]
-    right = all(one.right for one in both)
+    both = [pair for pair in pairs if {pair.source, pair.target} == {link.a, link.b}]
+    right = all(pair.right for pair in both)
     if right and len(both) < 2:
         return link
-    peers = right and all(one.peer for one in both)
+    peers = right and all(pair.peer for pair in both)
     lanes = link.nvlinks if right else 0
     return replace(link, p2p_read=peers, p2p_write=peers, nvlinks=lanes)
 

@@ -112,7 +112,7 @@ def reduce(torch: Any, group: list[int]) -> None:
         sums = [torch.empty_like(tensor) for tensor in tensors]
         seconds = timed(torch, group, lambda t=tensors, s=sums: nccl.all_reduce(t, s))
         wanted = len(group) * (len(group) + 1) / 2
-        right = all(bool((one == wanted).all()) for one in sums)
+        right = all(bool((total == wanted).all()) for total in sums)
         say(reduce=group, size=size, seconds=seconds, right=right)
 
 

@@ -224,17 +224,17 @@ class Account(ABC):
         self._static_memory = tuple(static)
         self._pool = () if pool is None else (pool,)
         self._usable = [gpu.usable for gpu in self.gpus]
-        before = [total_bytes(one.before) for one in static]
+        before = [total_bytes(memory.before) for memory in static]
         #: The most that each GPU holds while loading.
         self._load_peaks = [
-            size - one.temporaries + max(one.staged, one.temporaries)
-            for size, one in zip(before, static, strict=True)
+            size - memory.temporaries + max(memory.staged, memory.temporaries)
+            for size, memory in zip(before, static, strict=True)
         ]
         #: Bytes that the cache may take on each GPU, beside its largest transient or the pool.
         self._rooms = [
-            usable - margin - (size - one.temporaries + total_bytes(one.buffers))
-            - _largest((*self._pool, *transients, *one.transients))
-            for usable, margin, size, one in zip(
+            usable - margin - (size - memory.temporaries + total_bytes(memory.buffers))
+            - _largest((*self._pool, *transients, *memory.transients))
+            for usable, margin, size, memory in zip(
                 self._usable, self.margins, before, static, strict=True
             )
         ]  # fmt: skip
@@ -326,8 +326,8 @@ class Account(ABC):
 
     def _late(self, i: int, ratio: float) -> LateMemory:  # noqa: ARG002 - of older engines
         """What one GPU holds after the cache."""
-        one = self._static_memory[i]
-        return LateMemory(one.buffers, self._pool, (*self.transients, *one.transients))
+        memory = self._static_memory[i]
+        return LateMemory(memory.buffers, self._pool, (*self.transients, *memory.transients))
 
     def _ledger(self, i: int, ratio: float) -> GpuLedger:
         gpu, late = self.gpus[i], self._late(i, ratio)

@@ -47,12 +47,14 @@ def calibration_for(
     ``version`` is the account's generation. It is believed where at least as much is free before
     the context as when it was made: what was seen then is known of no fuller card.
     """
-    made = _made_of(machine, gpus, model, settings, engine, version)
-    found = (one for one in made if one.free <= _free(gpus) + _JITTER)
-    return max(found, key=lambda one: one.when, default=None)
+    calibrations = _calibrations_of(machine, gpus, model, settings, engine, version)
+    believed = (
+        calibration for calibration in calibrations if calibration.free <= _free(gpus) + _JITTER
+    )
+    return max(believed, key=lambda calibration: calibration.when, default=None)
 
 
-def _made_of(
+def _calibrations_of(
     machine: Machine,
     gpus: Sequence[Gpu],
     model: Model,
@@ -64,9 +66,16 @@ def _made_of(
     names = tuple(sorted(gpu.name for gpu in gpus))
     wanted = (identity(model), engine, version, names, str(machine.driver), settings.communicator)
     return [
-        one
-        for one in machine.calibrations
-        if (one.model, one.engine, one.engine_version, one.gpus, one.driver, one.communicator)
+        calibration
+        for calibration in machine.calibrations
+        if (
+            calibration.model,
+            calibration.engine,
+            calibration.engine_version,
+            calibration.gpus,
+            calibration.driver,
+            calibration.communicator,
+        )
         == wanted
     ]
 
@@ -80,8 +89,9 @@ def unbelieved(
     version: str,
 ) -> str:
     """A sentence that says why `calibration_for` believes none of what was made; or nothing."""
-    free, made = _free(gpus), _made_of(machine, gpus, model, settings, engine, version)
-    least = min((one.free for one in made), default=0)
+    free = _free(gpus)
+    calibrations = _calibrations_of(machine, gpus, model, settings, engine, version)
+    least = min((calibration.free for calibration in calibrations), default=0)
     if least <= free + _JITTER:
         return ""
     return (
@@ -95,7 +105,7 @@ def _free(gpus: Sequence[Gpu]) -> int:
     return min(known(gpu.free, 0) for gpu in gpus)
 
 
-def corrected(held: StaticMemory, calibration: Calibration | None) -> StaticMemory:
+def corrected(memory: StaticMemory, calibration: Calibration | None) -> StaticMemory:
     """What a GPU holds, with the corrections as lines of their own.
 
     Where a log told what was free at the cache, only what comes later is corrected. A plan whose
@@ -103,31 +113,31 @@ def corrected(held: StaticMemory, calibration: Calibration | None) -> StaticMemo
     no correction takes off more than these.
     """
     if calibration is None:
-        return held
-    given = any(one.term == "before_cache" for one in held.before)
-    before, buffers = held.before, held.buffers
+        return memory
+    given = any(line.term == "before_cache" for line in memory.before)
+    before, buffers = memory.before, memory.buffers
     if calibration.context and not given:
         note = _note(calibration, "CUDA context, cuBLAS, torch's kernels and communicator")
         line = term(CONTEXT, "context", calibration.context, "measured", note)
-        at = next((i for i, one in enumerate(before) if one.phase == "weights"), len(before))
+        at = next((i for i, line in enumerate(before) if line.phase == "weights"), len(before))
         before = (*before[:at], line, *before[at:])
     later = calibration.buffers
-    if any(one.term == "pool_growth" for one in buffers):
-        later = max(later, -sum(one.bytes for one in buffers if one.basis == "estimate"))
+    if any(line.term == "pool_growth" for line in buffers):
+        later = max(later, -sum(line.bytes for line in buffers if line.basis == "estimate"))
     if later:
         note = _note(calibration, "kernels, pools and what else comes after the cache")
         buffers = (*buffers, term(BUFFERS, "buffers", later, "measured", note))
-    return replace(held, before=before, buffers=buffers)
+    return replace(memory, before=before, buffers=buffers)
 
 
 def calibration_reason(calibration: Calibration) -> str:
     """A sentence that says why a plan counts more or less than its estimates."""
     less = -calibration.total
     size = format_bytes(abs(less))
-    said = f"{size} {'less' if less >= 0 else 'more'} than estimated" if less else "as estimated"
+    amount = f"{size} {'less' if less >= 0 else 'more'} than estimated" if less else "as estimated"
     where = "on PRETEND GPUs" if calibration.pretend else "here"
     return (
-        f"contexts, libraries and kernels took {said} on each GPU, as measured {where} on"
+        f"contexts, libraries and kernels took {amount} on each GPU, as measured {where} on"
         f" {calibration.when[:10]} with LMDeploy {calibration.lmdeploy} (turbofit calibrate MODEL"
         " --forget drops it)"
     )

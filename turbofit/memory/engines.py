@@ -28,12 +28,12 @@ class EngineKind(NamedTuple):
     exclusive_options: tuple[str, ...] = ()
     exclusive_values: Mapping[str, frozenset[object]] = {}
 
-    def made(self, *version: str) -> Engine:
+    def create(self, *version: str) -> Engine:
         """The engine of a version, from the module that has its formulas; Transformers has one."""
         folder, module, name = self.path.split(".")
         newer = versions.formulas(folder, *version) if version else None
-        found = import_module(f"turbofit.memory.{folder}.{newer or module}")
-        engine: Engine = getattr(found, name)(*version)
+        formulas = import_module(f"turbofit.memory.{folder}.{newer or module}")
+        engine: Engine = getattr(formulas, name)(*version)
         return engine
 
 
@@ -61,10 +61,10 @@ def check_options(engine: Engine, fixed: Mapping[str, object]) -> None:
     """
     engine.check_options(fixed)
     for name, owner in ENGINES.items():
-        found = [option for option in owner.exclusive_options if option in fixed]
-        if name != engine.name and found:
+        options = [option for option in owner.exclusive_options if option in fixed]
+        if name != engine.name and options:
             raise UsageError(
-                f"{option_of(found[0])} is no option of the {engine.name} engine",
+                f"{option_of(options[0])} is no option of the {engine.name} engine",
                 hint=f"leave it out, or take --engine {name} where it runs the model",
             )
 
@@ -87,7 +87,7 @@ def engine_named(name: str, version: str | None = None) -> Engine:
         PackageError: turbofit has no account for it.
     """
     if version is None and name not in LMDEPLOY and name in ENGINES:
-        return ENGINES[name].made()
+        return ENGINES[name].create()
     if version and versions.is_legacy(version) and name in LMDEPLOY:
         from turbofit.memory.legacy.pytorch import LegacyPytorch
         from turbofit.memory.legacy.turbomind import LegacyTurbomind
@@ -100,7 +100,7 @@ def engine_named(name: str, version: str | None = None) -> Engine:
             f" {version or REFERENCE}",
             hint=f"it has them for {' and '.join(LMDEPLOY)} of {REFERENCE}",
         )
-    engine = ENGINES[name].made(known)
+    engine = ENGINES[name].create(known)
     engine.doubt = versions.doubt(name, version)
     return engine
 
@@ -140,7 +140,9 @@ def engine_for(model: Model, engine: str = "auto", version: str | None = None) -
         if model.quantization is not None:
             hint = f"take a checkpoint that is not quantised; {hint}"
         raise UsageError("; ".join(map(str, problems)), hint=hint)
-    others = [one for one in LMDEPLOY if one not in wanted and not _problem(model, one, version)]
+    others = [
+        other for other in LMDEPLOY if other not in wanted and not _problem(model, other, version)
+    ]
     hint = f"--engine {others[0]} does" if others else "see turbofit models for what runs"
     raise UsageError(str(problems[0]), hint=hint)
 

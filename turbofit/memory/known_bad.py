@@ -125,8 +125,8 @@ def _release(version: str | None) -> tuple[int, ...]:
 @cache
 def _rows_of(engine: str, version: str) -> tuple[KnownProblem, ...]:
     """What a version of an engine has, the fatal first."""
-    found = [row for row in all_problems() if engine in row.engines and row.has(version)]
-    return tuple(sorted(found, key=lambda row: not row.fatal))
+    rows = [row for row in all_problems() if engine in row.engines and row.has(version)]
+    return tuple(sorted(rows, key=lambda row: not row.fatal))
 
 
 @cache

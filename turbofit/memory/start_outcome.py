@@ -103,12 +103,12 @@ def _loading(ledgers: Sequence[GpuLedger]) -> Iterator[StartOutcome]:
             staging = ledger.load_peak - before - weights
             staged = f", torch's staging of tensors {format_bytes(staging)}" if staging else ""
             others = _others(ledger)
-            held = f"others hold {format_bytes(others)}, " if others else ""
+            by_others = f"others hold {format_bytes(others)}, " if others else ""
             text = (
                 f"runs out of memory while loading: GPU {ledger.index} is"
                 f" {format_bytes(missing)} short of a load peak of"
                 f" {format_bytes(ledger.load_peak)}"
-                f" ({held}weights {format_bytes(weights)}{staged})"
+                f" ({by_others}weights {format_bytes(weights)}{staged})"
             )
             yield _failure("load", ledger, missing, text, _largest(ledger.ledger, "weights"))
 
@@ -144,10 +144,10 @@ def _serving(account: Account, ledgers: Sequence[GpuLedger]) -> Iterator[StartOu
         if deadly:
             first = min(deadly, key=lambda term: term.bytes)
             missing, case = base + first.bytes - _usable(ledger), _NAMES.get(first.term, first.term)
-            held, left = _pool(ledger.ledger), _usable(ledger) - ledger.steady
-            where = f"{format_bytes(held)} are held and {format_bytes(left)} are free"
+            pool, left = _pool(ledger.ledger), _usable(ledger) - ledger.steady
+            where = f"{format_bytes(pool)} are held and {format_bytes(left)} are free"
             if left < 0:  # the warm-up holds nothing, or holes in the pool take what it held
-                where = f"{format_bytes(max(0, held + left))} are free"
+                where = f"{format_bytes(max(0, pool + left))} are free"
             text = (
                 f"starts, then {account.dies} on {case} ({first.note}): it needs"
                 f" {format_bytes(first.bytes)} of {account.allocator} where"
@@ -188,9 +188,9 @@ def _makeup(ledger: GpuLedger, *, worst: bool = False) -> str:
         )
     order = sorted((name for name in sizes if sizes[name]), key=lambda name: -sizes[name])[:_SHOWN]
     others = _others(ledger)
-    said = [f"others hold {format_bytes(others)}"] if others else []
-    said += [f"{name} {format_bytes(sizes[name])}" for name in order]
-    return f"{', '.join(said)}; the card has {format_bytes(_usable(ledger))}"
+    parts = [f"others hold {format_bytes(others)}"] if others else []
+    parts += [f"{name} {format_bytes(sizes[name])}" for name in order]
+    return f"{', '.join(parts)}; the card has {format_bytes(_usable(ledger))}"
 
 
 def _without(ledger: GpuLedger, names: Sequence[str]) -> GpuLedger:
@@ -202,8 +202,8 @@ def _without(ledger: GpuLedger, names: Sequence[str]) -> GpuLedger:
 
 def _others(ledger: GpuLedger) -> int:
     """Bytes that other processes hold, where they matter."""
-    held = sum(term.bytes for term in ledger.ledger if term.term == _OTHERS)
-    return held if held >= ledger.total * _WORTH_A_WORD else 0
+    size = sum(term.bytes for term in ledger.ledger if term.term == _OTHERS)
+    return size if size >= ledger.total * _WORTH_A_WORD else 0
 
 
 def _largest(ledger: Sequence[Term], phase: str) -> str:

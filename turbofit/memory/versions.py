@@ -163,8 +163,8 @@ def not_listed(model: Model, engine: str, version: str) -> str | None:
         if spans is None and architecture != model.architecture:
             continue
         if not any(_covers(span, wanted) for span in spans or ()):
-            said = f"the {engine} engine of LMDeploy {version} does not run {architecture}"
-            return said + _when(spans or (), wanted)
+            reason = f"the {engine} engine of LMDeploy {version} does not run {architecture}"
+            return reason + _when(spans or (), wanted)
     return None
 
 
@@ -206,12 +206,12 @@ def listings(engine: str) -> dict[str, tuple[_Span, ...]]:
     read = converted(load_yaml(path), _Architectures, path)
     changes = {"turbomind": read.turbomind, "pytorch": read.pytorch}[engine]
     oldest = next(iter(changes), "")
-    found: dict[str, tuple[_Span, ...]] = {}
+    spans: dict[str, tuple[_Span, ...]] = {}
     for release, change in changes.items():
         for name in change.came:
             first = "0.0.0" if release == oldest else release
-            found[name] = (*found.get(name, ()), _Span(first, None))
+            spans[name] = (*spans.get(name, ()), _Span(first, None))
         for name in change.left:
-            *before, last = found[name]
-            found[name] = (*before, last._replace(left=release))
-    return found
+            *before, last = spans[name]
+            spans[name] = (*before, last._replace(left=release))
+    return spans

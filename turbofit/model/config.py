@@ -138,10 +138,10 @@ class Section:
 
     def required(self, key: str) -> Section:
         """A nested object that must be there."""
-        found = self.section(key)
-        if found is None:
+        section = self.section(key)
+        if section is None:
             raise self.error(key, "is missing")
-        return found
+        return section
 
     def error(self, key: str, problem: str) -> UsageError:
         """An error that names this object, the key and the problem."""

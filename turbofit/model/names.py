@@ -76,14 +76,14 @@ def read_name(typed: str, revision: str | None = None) -> Name:
     Raises:
         UsageError: it names no model, or one revision beside another.
     """
-    found = _read(plain(typed))
-    named = None if found.revision in ("", "main", "master") else found.revision
+    name = _read(plain(typed))
+    named = None if name.revision in ("", "main", "master") else name.revision
     if revision is not None and named not in {None, revision}:
         raise UsageError(
             f"{typed[:120]} names the revision {named}, and --revision {revision}",
             hint="leave one of the two out",
         )
-    return found._replace(revision=revision or named)
+    return name._replace(revision=revision or named)
 
 
 def _read(text: str) -> Name:
@@ -130,13 +130,13 @@ def _address(path: str, kind: str, host: str) -> Name:
     path = unquote(path)
     if kind == "ollama":
         return _of_ollama(path.removeprefix("library/"))
-    found = _ADDRESS.fullmatch(path)
-    if found is None or not HUB_ID.fullmatch(found["id"]):
+    match = _ADDRESS.fullmatch(path)
+    if match is None or not HUB_ID.fullmatch(match["id"]):
         raise UsageError(
             f"{host}/{path[:120]} is the address of no model",
             hint="name the model's page, or its hub id (ORG/NAME)",
         )
-    hub_id, tag = found["id"], found["tag"]
+    hub_id, tag = match["id"], match["tag"]
     if tag:  # llama.cpp and Ollama name files of GGUF so
         raise unrunnable(f"{hub_id}-{tag}") or UsageError(
             f"{hub_id}:{tag[:60]} has a tag, and a hub has revisions",
@@ -148,7 +148,7 @@ def _address(path: str, kind: str, host: str) -> Name:
         note += "LMDEPLOY_USE_MODELSCOPE=True, or none, says which"
     elif "mirror" in host and host not in os.environ.get("HF_ENDPOINT", ""):
         note = f"the address is a mirror's: HF_ENDPOINT=https://{host} downloads from it"
-    revision = found["at"] or found["of"] or found["asked"]
+    revision = match["at"] or match["of"] or match["asked"]
     return Name(hub_id, revision, (note,) if note else ())
 
 
@@ -251,7 +251,7 @@ def _parts(name: str) -> tuple[str | None, list[JsonObject], str]:
         if key and re.search(r"\db\b", key) and load_preset(key).quantization is None
     )
     preset, end_of = next(sized, (None, 0))
-    rest, found = "-".join(words[end_of:]), []
+    rest, ends = "-".join(words[end_of:]), []
     # Of a model that no preset has, nobody knows what its owner stores.
     of_owner = preset is None or load_preset(preset).hub_id.lower().startswith(f"{owner}/")
     for end in _data()["ends"]:
@@ -259,9 +259,9 @@ def _parts(name: str) -> tuple[str | None, list[JsonObject], str]:
         its = of_owner or not owner or not end.get("of_owner")
         if (word := re.search(pattern, rest)) and its and end.get("owner", owner) == owner:
             why = {"why": end["why"].format(word=word[0].strip("-"))} if "why" in end else {}
-            found.append({**end, **why})
+            ends.append({**end, **why})
             rest = re.sub(pattern, "", rest)
-    return preset, found, rest.strip("-")
+    return preset, ends, rest.strip("-")
 
 
 def unrunnable(name: str) -> UsageError | None:
@@ -291,7 +291,7 @@ def by_its_name(hub_id: str, unread: str, *, guess: bool) -> Model | str:
     others = any(re.fullmatch(_data()["others"], word) for word in rest.split("-"))
     if not guess or model is None or others or (runs and model.quantization):
         return f"; the preset {preset} is near by its name" if preset else ""
-    said = f"{unread}: its shapes are assumed to be those of the preset {preset}"
+    warning = f"{unread}: its shapes are assumed to be those of the preset {preset}"
     if runs and runs["method"] == "gptq" and model.text.delta is not None:
         # TurboMind runs it by what its config leaves in 16 bits, which a name does not say.
         return f"; {preset} is near by its name, but whether LMDeploy runs it its config.json says"
@@ -300,11 +300,13 @@ def by_its_name(hub_id: str, unread: str, *, guess: bool) -> Model | str:
         dtype = model.dtype if stored.method == "fp8" else "float16"
         size = stored_bytes(model.text, model.vision, dtype, stored)
         model = msgspec.structs.replace(model, quantization=stored, dtype=dtype, weight_bytes=size)
-        said += (
+        warning += (
             f", and its layers {stored.method} of {stored.bits} bits in groups of"
             f" {stored.group_size} (smaller groups, or layers left in 16 bits, need more)"
         )
-    said += f"; {rest!r} is taken for a fine-tune of it" if rest else ""
+    warning += f"; {rest!r} is taken for a fine-tune of it" if rest else ""
     source = msgspec.structs.replace(model.source, sizes="estimate")
     name = hub_id.rpartition("/")[2]
-    return msgspec.structs.replace(model, name=name, hub_id=hub_id, source=source, warnings=(said,))
+    return msgspec.structs.replace(
+        model, name=name, hub_id=hub_id, source=source, warnings=(warning,)
+    )

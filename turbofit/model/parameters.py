@@ -212,7 +212,7 @@ def exempt_bytes(text: TextDims, dtype: str, quantization: Quantization) -> dict
     if not quantization.unconverted:
         return {}
     period = text.layers // text.attention_layers if text.delta else 1
-    found = {}
+    extra = {}
     for linear in text_linears(text):
         module = _MODULES.get(linear.name)
         if module is None or not is_packed(linear, quantization):
@@ -227,8 +227,8 @@ def exempt_bytes(text: TextDims, dtype: str, quantization: Quantization) -> dict
             layers = layers[:dense] if linear.name.startswith("mlp.") else layers[dense:]
         exempt = sum(quantization.exempts(module, layer) for layer in layers)
         more = linear.weights * DTYPE_BYTES[dtype] - packed_bytes(linear, quantization)
-        found[linear.name] = more * exempt // len(layers)
-    return found
+        extra[linear.name] = more * exempt // len(layers)
+    return extra
 
 
 def unpacked_bytes(model: Model) -> int:
@@ -261,5 +261,5 @@ def packed_bytes(linear: Linear, quantization: Quantization) -> int:
         blocks = -(-linear.inputs // 128) * -(-linear.outputs // 128)
         return weights + 4 * blocks * linear.count
     groups = -(-linear.inputs // (quantization.group_size or linear.inputs))
-    each = _GROUP_BYTES[quantization.method] + quantization.asymmetric * _ZERO_BYTES
-    return weights + int(groups * linear.outputs * each) * linear.count
+    group_bytes = _GROUP_BYTES[quantization.method] + quantization.asymmetric * _ZERO_BYTES
+    return weights + int(groups * linear.outputs * group_bytes) * linear.count

@@ -82,10 +82,12 @@ def nearest_names(name: str, count: int = 3) -> list[str]:
     close = [key for word in dict.fromkeys((wanted, last)) for key in near(word, known, count * 9)]
     presets = dict.fromkeys(known[key] for key in ([begins, *close] if begins else close))
     family, generation = _of_family(name)
-    same = [one for one in presets if generation in (None, _of_family(one)[1])]
+    same = [preset for preset in presets if generation in (None, _of_family(preset)[1])]
     if generation and not same:  # of Llama 3 the presets are of 3.1 to 3.3
-        same = [one for one in presets if (_of_family(one)[1] or "").startswith(generation)]
-    return sorted(same, key=lambda one: _of_family(one)[0] != family)[:count]
+        same = [
+            preset for preset in presets if (_of_family(preset)[1] or "").startswith(generation)
+        ]
+    return sorted(same, key=lambda preset: _of_family(preset)[0] != family)[:count]
 
 
 def family_sizes(name: str) -> list[str]:
@@ -207,19 +209,19 @@ def presets_with(fragments: Iterable[str]) -> list[str]:
         UsageError: there is none.
     """
     wanted = [_plain(word) for word in fragments]
-    found = [
+    preset_ids = [
         preset_id
         for preset_id, names in load_yaml(preset_path("models", "aliases")).items()
         if any(all(word in _plain(name) for word in wanted) for name in (preset_id, *names))
     ]
-    if not found:
+    if not preset_ids:
         typed = " ".join(fragments)[:80]
         near = nearest_names(typed)
         raise UsageError(
             f"no preset has {typed!r} in its name",
             hint=f"did you mean {', '.join(near)}?" if near else "`turbofit models` shows all",
         )
-    return found
+    return preset_ids
 
 
 @cache

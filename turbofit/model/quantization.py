@@ -49,8 +49,8 @@ def read_quantization(config: Section) -> Quantization | None:
             raise _refused(section, "GPTQ with desc_act")
         if not section.boolean("sym", True):
             raise _refused(section, "GPTQ without sym")
-        found = _checked(section, "gptq", section.integer("bits", 4))
-        return replace(found, unconverted=(*found.unconverted, *_left_out(section)))
+        quantization = _checked(section, "gptq", section.integer("bits", 4))
+        return replace(quantization, unconverted=(*quantization.unconverted, *_left_out(section)))
     if method == "compressed-tensors":
         return _compressed(section)
     if method == "fp8":
@@ -103,8 +103,8 @@ def _compressed(section: Section) -> Quantization:
     if len(groups.values) > 1:
         raise _refused(section, f"compressed-tensors with {len(groups.values)} groups of layers")
     _check_groups(weights, section)
-    found = _checked(weights, "compressed-tensors", weights.integer("num_bits", 4), section)
-    if not found.of_experts and not group.string("format", ""):
+    quantization = _checked(weights, "compressed-tensors", weights.integer("num_bits", 4), section)
+    if not quantization.of_experts and not group.string("format", ""):
         # KeyError 'format'. Experts alone are the PyTorch engine's.
         # lmdeploy turbomind/converter.py::get_tm_config #7c931e
         raise UsageError(
@@ -112,7 +112,7 @@ def _compressed(section: Section) -> Quantization:
             " format",
             hint=f'add "format": "{stored}" to its group_0 in config.json',
         )
-    return replace(found, asymmetric=not weights.boolean("symmetric", True))
+    return replace(quantization, asymmetric=not weights.boolean("symmetric", True))
 
 
 def _check_groups(weights: Section, outer: Section) -> None:
@@ -166,9 +166,9 @@ def _without_account(section: Section, what: str) -> UsageError:
 
 def _find(values: dict[str, Any], depth: int) -> dict[str, Any] | None:
     """The first ``quantization_config`` in the config or its parts."""
-    found = values.get("quantization_config")
-    if isinstance(found, dict):
-        return found
+    section = values.get("quantization_config")
+    if isinstance(section, dict):
+        return section
     if depth:
         for value in values.values():
             if isinstance(value, dict) and (inner := _find(value, depth - 1)):

@@ -217,9 +217,11 @@ def _without_hub(
         known = _snapshot(hub_id, folder, config_only=True)
         return replace(known, warnings=(reason.message, *known.warnings))
     if preset:
-        said = f"{reason.message}: the preset {preset} is used instead"
+        warning = f"{reason.message}: the preset {preset} is used instead"
         # What was asked for is what will be downloaded: the preset may know it by another owner.
-        return replace(preset_model(preset, warnings=(said, *_unheeded(revision))), hub_id=hub_id)
+        return replace(
+            preset_model(preset, warnings=(warning, *_unheeded(revision))), hub_id=hub_id
+        )
     from turbofit.model.families.support import named_refusal
     from turbofit.model.hub import NotGivenError
     from turbofit.model.names import by_its_name, unrunnable
@@ -227,10 +229,10 @@ def _without_hub(
     if refused := named_refusal(hub_id) or unrunnable(hub_id):
         raise refused
     unread = f"{reason.message}; no folder {hub_id} is here"
-    found = by_its_name(hub_id, unread, guess=not isinstance(reason, NotGivenError))
-    if isinstance(found, str):
-        raise type(reason)(unread, hint=reason.hint + found)
-    return replace(found, warnings=(*found.warnings, *_unheeded(revision)))
+    guess = by_its_name(hub_id, unread, guess=not isinstance(reason, NotGivenError))
+    if isinstance(guess, str):
+        raise type(reason)(unread, hint=reason.hint + guess)
+    return replace(guess, warnings=(*guess.warnings, *_unheeded(revision)))
 
 
 def _unheeded(revision: str | None) -> tuple[str, ...]:

@@ -60,27 +60,27 @@ class Observation(Struct):
 
 
 def learn(
-    plan: Plan, seen: Sequence[Observation], *, lmdeploy: str, when: str, pretend: bool
+    plan: Plan, observations: Sequence[Observation], *, lmdeploy: str, when: str, pretend: bool
 ) -> tuple[Calibration, ...]:
     """The corrections for later plans, one for each kind of group: the larger of equal ones.
 
     Args:
         plan: what was launched.
-        seen: what each group showed.
+        observations: what each group showed.
         lmdeploy: the version that ran.
         when: now, as ISO 8601.
         pretend: whether the GPUs were.
     """
-    found: dict[tuple[str, ...], Calibration] = {}
-    for one in seen:
-        ledgers = [_ledger(plan, card.index) for card in one.cards]
+    calibrations: dict[tuple[str, ...], Calibration] = {}
+    for observation in observations:
+        ledgers = [_ledger(plan, card.index) for card in observation.cards]
         names = tuple(sorted(ledger.name for ledger in ledgers))
-        context = _context(one, ledgers)
-        buffers = _buffers(plan.of_group(one.group), one, ledgers, context)
+        context = _context(observation, ledgers)
+        buffers = _buffers(plan.of_group(observation.group), observation, ledgers, context)
         if plan.model.image_rule is not None and plan.limits.vision_unit is None:
             # Without images the tower's kernels were not loaded: more is learned, less is not.
             context, buffers = max(0, context), max(0, buffers)
-        made = Calibration(
+        calibration = Calibration(
             model=identity(plan.model),
             engine=plan.engine.name,
             engine_version=plan.engine.version,
@@ -94,101 +94,108 @@ def learn(
             pretend=pretend,
             free=min(
                 ledger.total - ledger.reserved - card.before
-                for card, ledger in zip(one.cards, ledgers, strict=True)
+                for card, ledger in zip(observation.cards, ledgers, strict=True)
             ),
         )
-        found[names] = _larger(found.get(names, made), made)
-    return tuple(found.values())
+        calibrations[names] = _larger(calibrations.get(names, calibration), calibration)
+    return tuple(calibrations.values())
 
 
-def _larger(one: Calibration, other: Calibration) -> Calibration:
+def _larger(calibration: Calibration, other: Calibration) -> Calibration:
     """What is enough for two groups of equal cards, and by how much they differ."""
     return replace(
-        one,
-        context=max(one.context, other.context),
-        buffers=max(one.buffers, other.buffers),
-        spread=max(one.spread, abs(one.total - other.total)),
-        free=max(one.free, other.free),
+        calibration,
+        context=max(calibration.context, other.context),
+        buffers=max(calibration.buffers, other.buffers),
+        spread=max(calibration.spread, abs(calibration.total - other.total)),
+        free=max(calibration.free, other.free),
     )
 
 
-def phase_rows(plan: Plan, seen: Sequence[Observation]) -> list[Document]:
+def phase_rows(plan: Plan, observations: Sequence[Observation]) -> list[Document]:
     """Forecast beside measured, a row a phase and GPU: ``{group, gpu, phase, forecast, measured}``.
 
     Bytes in use of the card. A plus of ``over`` is memory that was paid for and not taken.
     """
     rows: list[dict[str, Any]] = []
-    for one in seen:
-        ledgers = [_ledger(plan, card.index) for card in one.cards]
-        if one.free is not None:
-            tightest = _tightest(one, ledgers)
+    for observation in observations:
+        ledgers = [_ledger(plan, card.index) for card in observation.cards]
+        if observation.free is not None:
+            tightest = _tightest(observation, ledgers)
             usable = tightest.total - tightest.reserved
             rows.append(
-                _row(one, tightest.index, "context and weights", usable - free_for_cache(tightest),
-                     usable - one.free - _drift(one, tightest))
+                _row(observation, tightest.index, "context and weights",
+                     usable - free_for_cache(tightest),
+                     usable - observation.free - _drift(observation, tightest))
             )  # fmt: skip
-        if one.region is not None:
+        if observation.region is not None:
             ledger = ledgers[0]
-            rows.append(_row(one, ledger.index, "cache", _cache(ledger), _held(one.region)))
-        for card, ledger in zip(one.cards, ledgers, strict=True):
+            rows.append(
+                _row(observation, ledger.index, "cache", _cache(ledger), _held(observation.region))
+            )
+        for card, ledger in zip(observation.cards, ledgers, strict=True):
             forecast = most = 0
             for name, used in card.used.items():
                 # Pools keep their most, so that a case stands on those before it. After a restart
                 # they begin anew: what a run before it has shown still counts.
                 forecast = max(forecast, _forecast(ledger, name))
                 most = max(most, _ours(card, ledger, used))
-                rows.append(_row(one, card.index, name, forecast, most))
+                rows.append(_row(observation, card.index, name, forecast, most))
     return rows
 
 
-def document(plan: Plan, seen: Sequence[Observation]) -> Document:
+def document(plan: Plan, observations: Sequence[Observation]) -> Document:
     """What is kept beside the corrections: the settings, and everything that was read."""
     return {
         "model": identity(plan.model),
         "settings": to_builtins(plan.settings),
         "limits": to_builtins(plan.limits),
         "groups": plan.parallel.groups,
-        "seen": to_builtins(tuple(seen)),
-        "phases": phase_rows(plan, seen),
+        "seen": to_builtins(tuple(observations)),
+        "phases": phase_rows(plan, observations),
     }
 
 
-def _row(one: Observation, gpu: int, phase: str, forecast: int, measured: int) -> dict[str, Any]:
+def _row(
+    observation: Observation, gpu: int, phase: str, forecast: int, measured: int
+) -> dict[str, Any]:
     return {
-        "group": one.group, "gpu": gpu, "phase": phase, "forecast": forecast, "measured": measured,
-        "over": forecast - measured,
+        "group": observation.group, "gpu": gpu, "phase": phase, "forecast": forecast,
+        "measured": measured, "over": forecast - measured,
     }  # fmt: skip
 
 
-def _context(one: Observation, ledgers: Sequence[GpuLedger]) -> int:
+def _context(observation: Observation, ledgers: Sequence[GpuLedger]) -> int:
     """Bytes that were in use before the cache beyond the forecast, of the fullest GPU."""
-    if one.free is None:
+    if observation.free is None:
         return 0
-    tightest = _tightest(one, ledgers)
-    more = free_for_cache(tightest) - (one.free + _drift(one, tightest))
+    tightest = _tightest(observation, ledgers)
+    more = free_for_cache(tightest) - (observation.free + _drift(observation, tightest))
     # The log's figures are rounded; a whole MiB is over by less than the next ratio costs.
     return max(
         round_up(more, MIB), -_estimated(tightest, BEFORE_CACHE) - _sum(tightest, TEMPORARIES)
     )
 
 
-def _buffers(plan: Plan, one: Observation, ledgers: Sequence[GpuLedger], context: int) -> int:
+def _buffers(
+    plan: Plan, observation: Observation, ledgers: Sequence[GpuLedger], context: int
+) -> int:
     """The most that was over the forecast later, the first correction being made."""
     more, least = [], []
-    for card, ledger in zip(one.cards, ledgers, strict=True):
-        grown = 0 if one.region is None else _held(one.region) - _cache(ledger)
+    for card, ledger in zip(observation.cards, ledgers, strict=True):
+        grown = 0 if observation.region is None else _held(observation.region) - _cache(ledger)
         for name, used in card.used.items():
             whole = ledger.steady if name in (STEADY, KERNELS) else ledger.peak
             more.append(_ours(card, ledger, used) - (whole + context + grown))
         least.append(-_estimated(ledger, ("cache", "buffers")))
-        if one.free is None:
+        if observation.free is None:
             # Nobody saw what came before the cache: of its estimates, what the ratio left shows.
             left = 1 - plan.settings.cache_max_entry_count
             least[-1] -= int(left * _estimated(ledger, BEFORE_CACHE))
     if not more:
         return 0
     # The next cache may be a step of its pool more than this one at the same ratio.
-    step = 0 if one.region is None else load_constants().pool_granularity
+    step = 0 if observation.region is None else load_constants().pool_granularity
     return max(round_up(max(more) + step, MIB), *least)
 
 
@@ -197,14 +204,14 @@ def _ours(card: CalibratedGpu, ledger: GpuLedger, used: int) -> int:
     return used - card.before + ledger.used
 
 
-def _tightest(one: Observation, ledgers: Sequence[GpuLedger]) -> GpuLedger:
+def _tightest(observation: Observation, ledgers: Sequence[GpuLedger]) -> GpuLedger:
     """The GPU that was fullest at the launch, which the log is about: others may have changed."""
-    return min(ledgers, key=lambda ledger: free_for_cache(ledger) - _drift(one, ledger))
+    return min(ledgers, key=lambda ledger: free_for_cache(ledger) - _drift(observation, ledger))
 
 
-def _drift(one: Observation, ledger: GpuLedger) -> int:
+def _drift(observation: Observation, ledger: GpuLedger) -> int:
     """Bytes that others held before the launch beyond what the plan counted."""
-    card = next(card for card in one.cards if card.index == ledger.index)
+    card = next(card for card in observation.cards if card.index == ledger.index)
     return card.before - ledger.used
 
 
@@ -213,7 +220,7 @@ def _forecast(ledger: GpuLedger, name: str) -> int:
     if name in (STEADY, KERNELS):
         return ledger.steady
     pool = _sum(ledger, POOL_WARMUP)
-    case = next((one for one in ledger.ledger if one.term == name), None)
+    case = next((term for term in ledger.ledger if term.term == name), None)
     return ledger.peak if case is None else ledger.steady - pool + max(pool, case.bytes)
 
 

@@ -67,8 +67,8 @@ def completed(calibration: Calibration) -> Calibration:
 
 def recall(*, pretend: bool) -> tuple[Calibration, ...]:
     """All that are kept, of real GPUs or of pretend ones; what cannot be read is left out."""
-    found = map(_kept, sorted(_folder(pretend=pretend, make=False).glob("*.json")))
-    return tuple(one for one in found if one is not None and one.pretend == pretend)
+    entries = map(_kept, sorted(_folder(pretend=pretend, make=False).glob("*.json")))
+    return tuple(entry for entry in entries if entry is not None and entry.pretend == pretend)
 
 
 def _kept(path: Path) -> Calibration | None:
@@ -87,35 +87,35 @@ def with_calibrations(machine: Machine, *, pretend: bool) -> Machine:
         return machine
     names = {gpu.name for gpu in machine.gpus}
     lmdeploy, torch, cuda = installed("lmdeploy"), installed("torch"), installed(*_CUDA)
-    found = tuple(
-        one
-        for one in kept
-        if names.issuperset(one.gpus)
-        and one.driver == str(machine.driver)
-        and lmdeploy in (None, one.lmdeploy)
-        and torch in (None, one.torch)
-        and cuda in (None, one.cuda)
+    matching = tuple(
+        calibration
+        for calibration in kept
+        if names.issuperset(calibration.gpus)
+        and calibration.driver == str(machine.driver)
+        and lmdeploy in (None, calibration.lmdeploy)
+        and torch in (None, calibration.torch)
+        and cuda in (None, calibration.cuda)
     )
     _LOG.info(
         "%d of %d calibrations are of such cards, driver %s, LMDeploy %s, torch %s and CUDA %s",
-        len(found), len(kept), machine.driver, lmdeploy, torch, cuda,
+        len(matching), len(kept), machine.driver, lmdeploy, torch, cuda,
     )  # fmt: skip
-    return msgspec.structs.replace(machine, calibrations=found) if found else machine
+    return msgspec.structs.replace(machine, calibrations=matching) if matching else machine
 
 
-def path_of(one: Calibration) -> Path:
-    """The file of one."""
-    return _folder(pretend=one.pretend, make=False) / _name(one)
+def path_of(calibration: Calibration) -> Path:
+    """The file of a calibration."""
+    return _folder(pretend=calibration.pretend, make=False) / _name(calibration)
 
 
-def read(one: Calibration) -> Document:
-    """What was kept beside one.
+def read(calibration: Calibration) -> Document:
+    """What was kept beside a calibration.
 
     Raises:
         UsageError: it cannot be read any more.
     """
     try:
-        return _body(path_of(one))
+        return _body(path_of(calibration))
     except (OSError, ValueError, RecursionError) as exc:
         raise UsageError(
             f"the calibration cannot be read: {exc}", hint="turbofit calibrate MODEL --again"
@@ -132,17 +132,20 @@ def _body(path: Path) -> dict[str, Any]:
 def forget(model: str, *, pretend: bool) -> int:
     """Drop all of a model (`turbofit.memory.calibrated.identity`); how many there were."""
     gone = 0
-    for one in recall(pretend=pretend):
-        if one.model == model:
+    for calibration in recall(pretend=pretend):
+        if calibration.model == model:
             with suppress(OSError):
-                path_of(one).unlink()
+                path_of(calibration).unlink()
                 gone += 1
     return gone
 
 
-def _name(one: Calibration) -> str:
-    key = (one.model, one.engine, one.engine_version, *one.gpus, one.driver, one.communicator)
-    key += tuple(filter(None, (one.torch, one.cuda)))  # older ones have neither
+def _name(calibration: Calibration) -> str:
+    key = (
+        calibration.model, calibration.engine, calibration.engine_version, *calibration.gpus,
+        calibration.driver, calibration.communicator,
+    )  # fmt: skip
+    key += tuple(filter(None, (calibration.torch, calibration.cuda)))  # older ones have neither
     return f"{digest_of_parts(*key)}.json"
 
 

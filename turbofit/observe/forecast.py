@@ -30,8 +30,8 @@ def cached_tokens(budget: int, slab: Slab, block_tokens: int) -> int:
 
 def free_for_cache(ledger: GpuLedger) -> int:
     """Bytes of a GPU that are free when the cache is sized, by the account."""
-    held = sum(term.bytes for term in ledger.ledger if term.phase in BEFORE_CACHE)
-    return ledger.total - ledger.reserved - held
+    used = sum(term.bytes for term in ledger.ledger if term.phase in BEFORE_CACHE)
+    return ledger.total - ledger.reserved - used
 
 
 def in_words(figure: RunFigure) -> str:

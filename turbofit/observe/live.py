@@ -94,7 +94,7 @@ def now_of(text: str, model: str = "") -> LiveServer:
         raise UsageError(
             "that page is not of turbofit's gateway", hint="give the address that clients use"
         )
-    labels = {one.labels.get("engine", "") for one in page.of(f"{_OURS}engine_up")} - {""}
+    labels = {sample.labels.get("engine", "") for sample in page.of(f"{_OURS}engine_up")} - {""}
     numbers = {label for label in labels if label.isdecimal() and len(label) <= _LONGEST_NUMBER}
     known: list[int | str] = [*sorted(map(int, numbers)), *sorted(labels - numbers)]
     return LiveServer(
@@ -129,8 +129,8 @@ def _engine(page: MetricsPage, index: int | str) -> LiveEngine:
 
 def _by(page: MetricsPage, name: str) -> dict[str, int]:
     """Totals by the metric's own label."""
-    found: dict[str, int] = {}
-    for one in page.of(f"{_OURS}{name}"):
-        what = ", ".join(one.labels.values())
-        found[what] = found.get(what, 0) + int(one.value)
-    return found
+    totals: dict[str, int] = {}
+    for sample in page.of(f"{_OURS}{name}"):
+        what = ", ".join(sample.labels.values())
+        totals[what] = totals.get(what, 0) + int(sample.value)
+    return totals

@@ -194,10 +194,10 @@ def read_line(line: str) -> Struct | None:
     try:
         if prefix is None:
             return _first(_OTHER_WORDS, text)
-        said = prefix[2]
-        if said.isdecimal():
-            return events.WarmupLength(tokens=int(said))
-        event = _first(_TURBOMIND_WORDS, said) or _first(_OTHER_WORDS, said)
+        message = prefix[2]
+        if message.isdecimal():
+            return events.WarmupLength(tokens=int(message))
+        event = _first(_TURBOMIND_WORDS, message) or _first(_OTHER_WORDS, message)
         if isinstance(event, events.CudaError) and prefix[1] == load_constants().pinned_call:
             return events.CudaError(message=event.message, driver=event.driver, pinned=True)
     except ValueError:  # a figure that a torn line damaged

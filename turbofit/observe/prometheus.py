@@ -35,17 +35,19 @@ class MetricsPage:
 
     def total(self, name: str, **labels: str) -> float | None:
         """The sum over samples that have these labels; None where there is none."""
-        found = [one.value for one in self.of(name) if labels.items() <= one.labels.items()]
-        return sum(found) if found else None
+        values = [
+            sample.value for sample in self.of(name) if labels.items() <= sample.labels.items()
+        ]
+        return sum(values) if values else None
 
     def of_model(self, model: str) -> MetricsPage:
         """The page without other models' samples, where it has several models and this one."""
-        every = [one for samples in self._samples.values() for one in samples]
-        if not any(one.labels.get("model") == model for one in every):
+        every = [sample for samples in self._samples.values() for sample in samples]
+        if not any(sample.labels.get("model") == model for sample in every):
             return self
         return MetricsPage(
             {
-                name: [one for one in samples if one.labels.get("model", model) == model]
+                name: [sample for sample in samples if sample.labels.get("model", model) == model]
                 for name, samples in self._samples.items()
             }
         )
@@ -58,19 +60,19 @@ def parse_page(text: str) -> MetricsPage:
     """
     samples: dict[str, list[Sample]] = {}
     for line in text.splitlines():
-        found = None if line.startswith("#") else _LINE.match(line.strip())
-        if found is None:
+        match = None if line.startswith("#") else _LINE.match(line.strip())
+        if match is None:
             continue
         try:
-            value = float(found[4])
+            value = float(match[4])
         except ValueError:
             continue
         if not isfinite(value):
             continue
-        labels = {name: _plain(quoted) for name, quoted in _LABEL.findall(found[2] or "")}
-        samples.setdefault(found[1], []).append(Sample(labels, value))
+        labels = {name: _plain(quoted) for name, quoted in _LABEL.findall(match[2] or "")}
+        samples.setdefault(match[1], []).append(Sample(labels, value))
     return MetricsPage(samples)
 
 
 def _plain(quoted: str) -> str:
-    return re.sub(r'\\[n"\\]', lambda found: _ESCAPES[found[0]], quoted)
+    return re.sub(r'\\[n"\\]', lambda match: _ESCAPES[match[0]], quoted)

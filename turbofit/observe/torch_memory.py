@@ -39,8 +39,8 @@ def torch_memory(text: str) -> TorchMemory:
     In the form up to 2.0 the process's use is what torch reserved; its context and libraries are
     not in it. A figure that cannot be, as under Windows, is None.
     """
-    said = _TEXT.search(text)
-    message, requested = said[0] if said else text, _figure(_REQUESTED, text)
+    text_match = _TEXT.search(text)
+    message, requested = text_match[0] if text_match else text, _figure(_REQUESTED, text)
     if match := _BRACKET.search(text):
         total, used, free, reserved = (_bytes(match[i]) for i in (2, 3, 4, 5))
         return TorchMemory(
@@ -48,8 +48,8 @@ def torch_memory(text: str) -> TorchMemory:
             process=reserved, allocated=used, cached=max(0, (reserved or 0) - (used or 0)),
             context=False,
         )  # fmt: skip
-    found = ((int(match[1]), _bytes(match[2])) for match in _OTHER.finditer(text))
-    others = {pid: size for pid, size in found if size is not None}
+    sizes = ((int(match[1]), _bytes(match[2])) for match in _OTHER.finditer(text))
+    others = {pid: size for pid, size in sizes if size is not None}
     capacity, this = _CAPACITY.search(text), _THIS.search(text)
     allocated, cached = _figure(_ALLOCATED, text), _figure(_CACHED, text)
     process, whole = _figure(_THIS, text), _bytes(capacity[2]) if capacity else None

@@ -38,14 +38,14 @@ def promise_of(given: Mapping[str, object]) -> dict[str, object]:
     Args:
         given: the fields of a request that were given.
     """
-    found = plain({name: value for name, value in given.items() if name not in _NO_PROMISE})
-    return {name: value for name, value in found.items() if (name, value) != ("engine", "auto")}
+    options = plain({name: value for name, value in given.items() if name not in _NO_PROMISE})
+    return {name: value for name, value in options.items() if (name, value) != ("engine", "auto")}
 
 
 def plain(values: Mapping[str, object]) -> dict[str, object]:
     """Options as a stored document has them, so that they can be compared."""
-    found: dict[str, object] = json.loads(json.dumps(values, default=str, sort_keys=True))
-    return found
+    options: dict[str, object] = json.loads(json.dumps(values, default=str, sort_keys=True))
+    return options
 
 
 def keep_tuned(tuning: Tuning) -> Path:
@@ -62,29 +62,30 @@ def keep_tuned(tuning: Tuning) -> Path:
 
 def recall_tuned(*, pretend: bool) -> tuple[Tuning, ...]:
     """All that are kept, the newest first; what cannot be read is left out."""
-    found = []
+    tunings = []
     for path in _folder(pretend=pretend, make=False).glob("*.json"):
         with suppress(OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            one = msgspec.json.decode(path.read_bytes(), type=Tuning)
-            if one.schema == TUNE_SCHEMA and one.pretend == pretend:
-                found.append(one)
-    return tuple(sorted(found, key=lambda one: one.created, reverse=True))
+            tuning = msgspec.json.decode(path.read_bytes(), type=Tuning)
+            if tuning.schema == TUNE_SCHEMA and tuning.pretend == pretend:
+                tunings.append(tuning)
+    return tuple(sorted(tunings, key=lambda tuning: tuning.created, reverse=True))
 
 
 def forget_tuned(model: str, *, pretend: bool) -> int:
     """Drop all of a model; how many there were."""
     gone = 0
-    for one in recall_tuned(pretend=pretend):
-        if one.model == model:
+    for tuning in recall_tuned(pretend=pretend):
+        if tuning.model == model:
             with suppress(OSError):
-                (_folder(pretend=pretend, make=False) / f"{_name(one)}.json").unlink()
+                (_folder(pretend=pretend, make=False) / f"{_name(tuning)}.json").unlink()
                 gone += 1
     return gone
 
 
-def _name(one: Tuning) -> str:
+def _name(tuning: Tuning) -> str:
     parts = (
-        one.model, one.gpus, one.driver, one.lmdeploy, one.promise, one.load, one.goal, one.slo
+        tuning.model, tuning.gpus, tuning.driver, tuning.lmdeploy, tuning.promise, tuning.load,
+        tuning.goal, tuning.slo,
     )  # fmt: skip
     return digest_of_parts(json.dumps(parts, sort_keys=True, default=str))
 

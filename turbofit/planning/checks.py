@@ -55,11 +55,11 @@ class DoctorReport(Struct):
         """4 without a readable machine, 3 where something stops serving, else 0."""
         if self.machine is None:
             return _NO_MACHINE
-        return _STOPS if any(one.state == "stops" for one in self.findings) else 0
+        return _STOPS if any(finding.state == "stops" for finding in self.findings) else 0
 
     def count(self, state: State) -> int:
         """Findings of a state."""
-        return sum(one.state == state for one in self.findings)
+        return sum(finding.state == state for finding in self.findings)
 
 
 class Check(NamedTuple):
@@ -194,7 +194,7 @@ def refuse(scene: Scene) -> list[str]:
 def plan_warnings(plan: Plan, sources: Sources | None = None) -> list[str]:
     """What the packages and the environment say against a plan; it may be launched elsewhere."""
     scene = Scene(sources or Sources(), "plan", plan=plan)
-    return [one.seen for _, one in answers(scene) if one.state in ("warning", "stops")]
+    return [answer.seen for _, answer in answers(scene) if answer.state in ("warning", "stops")]
 
 
 def examine(
@@ -220,8 +220,8 @@ def examine(
     healths: Sequence[Health] | None = None
     try:
         machine, healths = _machine(places, on)
-        seen = f"driver {machine.driver}, CUDA {machine.cuda} ({machine.source})"
-        nvml = Finding(check="nvml", state="ok", seen=seen)
+        text = f"driver {machine.driver}, CUDA {machine.cuda} ({machine.source})"
+        nvml = Finding(check="nvml", state="ok", seen=text)
     except (MachineError, PackageError) as exc:
         nvml = Finding(
             check="nvml",
@@ -237,11 +237,13 @@ def examine(
         places, "install", machine=machine, healths=healths, host=host, model=model, port=port
     )
     findings = [nvml]
-    for check, (state, seen, fix, why, _) in answers(scene):
+    for check, (state, text, fix, why, _) in answers(scene):
         matters = "" if state == "ok" else why or check.why
-        findings.append(Finding(check=check.name, state=state, seen=seen, why=matters, fix=fix))
+        findings.append(Finding(check=check.name, state=state, seen=text, why=matters, fix=fix))
     if healths is None:
-        kept = (one.state != "unreadable" or one.check not in _OF_CARDS for one in findings)
+        kept = (
+            finding.state != "unreadable" or finding.check not in _OF_CARDS for finding in findings
+        )
         findings = list(compress(findings, kept))
     return DoctorReport(
         machine=machine.name if machine else None,

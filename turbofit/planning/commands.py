@@ -148,7 +148,9 @@ def _arguments(plan: Plan, host: str, port: int) -> tuple[str, ...]:
     argv += ["--server-name", host, "--server-port", str(port), "--log-level", "WARNING"]
     if not versions.is_legacy(plan.engine.version):
         return tuple(argv)
-    options = [one for one in grouped(argv) if came_later(one, plan.engine.version) is None]
+    options = [
+        option for option in grouped(argv) if came_later(option, plan.engine.version) is None
+    ]
     return tuple(word for option in options for word in option)
 
 
@@ -295,16 +297,16 @@ _RUN: Final = re.compile(r"(.+\.layers)\.(\d{1,4})-(\d{1,4})")
 
 def folded(placed: Mapping[str, int | str]) -> str:
     """The map as JSON, ``model.layers.0-15`` for layers that lie side by side on one device."""
-    made: dict[str, int | str] = {}
+    folded_map: dict[str, int | str] = {}
     entries = [(_LAYER.fullmatch(name), name, where) for name, where in placed.items()]
-    for (is_layer, where), run in groupby(entries, key=lambda one: (one[0] is not None, one[2])):
-        found = list(run)
-        first, last = found[0][0], found[-1][0]
-        if is_layer and first and last and len(found) > 1:
-            made[f"{first[1]}.{first[2]}-{last[2]}"] = where
+    for (is_layer, where), run in groupby(entries, key=lambda row: (row[0] is not None, row[2])):
+        members = list(run)
+        first, last = members[0][0], members[-1][0]
+        if is_layer and first and last and len(members) > 1:
+            folded_map[f"{first[1]}.{first[2]}-{last[2]}"] = where
         else:
-            made.update({name: where for _, name, _ in found})
-    return json.dumps(made, separators=(",", ":"))
+            folded_map.update({name: where for _, name, _ in members})
+    return json.dumps(folded_map, separators=(",", ":"))
 
 
 def read_map(text: str) -> dict[str, int | str]:

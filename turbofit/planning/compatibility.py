@@ -71,13 +71,15 @@ class FrontEnd(NamedTuple):
 
         A version that was not tried fails where the tried ones next to it do.
         """
-        found = self._failures()
-        if not found:
+        failures = self._failures()
+        if not failures:
             return None
         wanted, tested_versions = _numbers(transformers), self.tested_versions()
-        older = [one for one in tested_versions if _numbers(one) <= wanted][-1:]
-        newer = [one for one in tested_versions if _numbers(one) >= wanted][:1]
-        beside = [next((f for f in found if f.has(one)), None) for one in (*older, *newer)]
+        older = [version for version in tested_versions if _numbers(version) <= wanted][-1:]
+        newer = [version for version in tested_versions if _numbers(version) >= wanted][:1]
+        beside = [
+            next((f for f in failures if f.has(version)), None) for version in (*older, *newer)
+        ]
         return beside[0] if all(beside) else None
 
     def newest_failure(self) -> Failure | None:
@@ -87,11 +89,11 @@ class FrontEnd(NamedTuple):
         """
         outcomes = [failure for _, failure in self._allowed()]
         ran = outcomes.index(None) if None in outcomes else len(outcomes)
-        return next((one for one in outcomes[:ran:-1] if one), None)
+        return next((failure for failure in outcomes[:ran:-1] if failure), None)
 
     def failed_with(self, error: str) -> Failure | None:
         """A failure whose message has this in it."""
-        return next((one for one in self._failures() if error in one.error), None)
+        return next((failure for failure in self._failures() if error in failure.error), None)
 
     def oldest_allowed(self) -> str | None:
         """The oldest tried version that LMDeploy's metadata allow; None where it does not run."""
@@ -104,7 +106,7 @@ class FrontEnd(NamedTuple):
         None where all of those run, or none does.
         """
         allowed = self._allowed()
-        told: list[str] = []
+        requirements: list[str] = []
         first = 0
         for i, (version, failure) in enumerate(allowed):
             if failure is not None:
@@ -112,14 +114,14 @@ class FrontEnd(NamedTuple):
             elif i + 1 == len(allowed) or allowed[i + 1][1] is not None:
                 bounds = [f">={allowed[first][0]}"] if first else []
                 bounds += [self._below(version)] if i + 1 < len(allowed) else []
-                told += [f"transformers{','.join(bounds)}"] if bounds else []
-        return tuple(reversed(told))
+                requirements += [f"transformers{','.join(bounds)}"] if bounds else []
+        return tuple(reversed(requirements))
 
     def _allowed(self) -> list[tuple[str, Failure | None]]:
         """What each tried version did of those that LMDeploy's metadata allow."""
-        found, outside = self._failures(), compatibility().outside
+        failures, outside = self._failures(), compatibility().outside
         return [
-            (version, next((one for one in found if one.has(version)), None))
+            (version, next((failure for failure in failures if failure.has(version)), None))
             for version in self.tested_versions()
             if version not in outside
         ]
@@ -131,7 +133,7 @@ class FrontEnd(NamedTuple):
 
     def _known(self) -> str | None:
         wanted = release(self.lmdeploy)
-        older = [one for one in compatibility().transformers if release(one) <= wanted]
+        older = [version for version in compatibility().transformers if release(version) <= wanted]
         return max(older, key=release) if older else None
 
     def _below(self, last: str) -> str:
@@ -143,17 +145,17 @@ class FrontEnd(NamedTuple):
     def _failures(self) -> list[Failure]:
         known = self._known()
         return [
-            one
-            for one in compatibility().failures
-            if known in one.lmdeploy
-            and self.engine == one.engine
-            and self.architecture in one.architectures
+            failure
+            for failure in compatibility().failures
+            if known in failure.lmdeploy
+            and self.engine == failure.engine
+            and self.architecture in failure.architectures
         ]
 
 
 def install_line(wanted: tuple[str, ...]) -> str:
     """The command that installs a version that runs; the newest may need a newer Python."""
-    return " or ".join(f"pip install '{one}'" for one in wanted[:2])
+    return " or ".join(f"pip install '{requirement}'" for requirement in wanted[:2])
 
 
 @cache

@@ -121,15 +121,15 @@ class _Candidate:
 
     def least(self, room: int) -> tuple[int, Plan]:
         """The smallest part in which it keeps what was given, to 1/128 of the room. Over."""
-        low, high, found = 0, room, self.within(room)
+        low, high, smallest = 0, room, self.within(room)
         for _ in range(_HALVINGS):
             middle = (low + high) // 2
             plan = self.within(middle)
             if plan.fits:
-                high, found = middle, plan
+                high, smallest = middle, plan
             else:
                 low = middle
-        return high, found
+        return high, smallest
 
 
 def joint_plan(requests: Sequence[PlanRequest], *, pretend: bool | None = None) -> JointPlan:
@@ -160,12 +160,12 @@ def joint_plan(requests: Sequence[PlanRequest], *, pretend: bool | None = None) 
     def planned(request: PlanRequest) -> Plan:
         return best_plan(request, pretend=pretend)
 
-    found = _on(machine, requests, planned)
-    if found.fits:
-        return replace(found, serve=joint_serve_command(found.plans, requests))
-    for cards in _roomier(machine) if found.gpus else ():
+    joint = _on(machine, requests, planned)
+    if joint.fits:
+        return replace(joint, serve=joint_serve_command(joint.plans, requests))
+    for cards in _roomier(machine) if joint.gpus else ():
         there = replace(machine, visible=cards)
-        if min(_rooms(there, requests[0].budget)) < sum(found.budgets):
+        if min(_rooms(there, requests[0].budget)) < sum(joint.budgets):
             continue  # fewer cards need no less of each, and another look takes seconds
         try:
             fewer = _on(there, requests, planned)
@@ -173,8 +173,8 @@ def joint_plan(requests: Sequence[PlanRequest], *, pretend: bool | None = None) 
             continue
         if fewer.fits:
             chosen = ",".join(map(str, cards))
-            return replace(found, remedy=f"--gpus {chosen}: {fewer.verdict}")
-    return found
+            return replace(joint, remedy=f"--gpus {chosen}: {fewer.verdict}")
+    return joint
 
 
 def _on(
@@ -188,27 +188,27 @@ def _on(
         here = request.changed(on=machine, gpus=None)
         best = planned(here)
         if not best.fits:  # with the whole machine
-            helps = next((f"{one.change}: {one.effect}" for one in best.remedies), None)
+            helps = next((f"{remedy.change}: {remedy.effect}" for remedy in best.remedies), None)
             return JointPlan(
                 fits=False, verdict=best.verdict, budgets=(), gpus=(), plans=(best,), remedy=helps
             )
         # Another engine would promise another thing, and torch gives others nothing back.
         here = here.changed(engine=best.engine.name)
         models.append(_Candidate(here, best, planned))
-    found = [model.least(room) for model in models]
-    if not all(plan.fits for _, plan in found):
+    needs = [model.least(room) for model in models]
+    if not all(plan.fits for _, plan in needs):
         # What a card with less room leaves is no need: it is found where there is the most.
         most = max(_rooms(machine, budget))
-        found = [model.least(most) for model in models]
-    least = [need for need, _ in found]
+        needs = [model.least(most) for model in models]
+    least = [need for need, _ in needs]
     if sum(least) > room:
-        return _too_much(models, least, [plan for _, plan in found], room, machine, margins)
-    budgets, plans = _divided(models, least, [plan for _, plan in found], room)
+        return _too_much(models, least, [plan for _, plan in needs], room, machine, margins)
+    budgets, plans = _divided(models, least, [plan for _, plan in needs], room)
     accounts = _gpus(plans, machine, margins)
-    told, left = "; ".join(map(_promise, plans)), min((gpu.left for gpu in accounts), default=0)
+    promises, left = "; ".join(map(_promise, plans)), min((gpu.left for gpu in accounts), default=0)
     return JointPlan(
         fits=True,
-        verdict=f"fit together: {told}; {format_bytes(left)} of {_each(accounts)} stay free",
+        verdict=f"fit together: {promises}; {format_bytes(left)} of {_each(accounts)} stay free",
         budgets=tuple(budgets),
         gpus=accounts,
         plans=tuple(plans),
@@ -236,9 +236,10 @@ def options_of_each(request: PlanRequest, models: Sequence[Options]) -> list[Opt
         UsageError: there is no model of a name.
         PackageError: a package that reads it is missing.
     """
-    text_only = [model_of(request.changed(**one)).image_rule is None for one in models]
+    text_only = [model_of(request.changed(**options)).image_rule is None for options in models]
     return [
-        {**_NO_IMAGES, **one} if only else one for only, one in zip(text_only, models, strict=True)
+        {**_NO_IMAGES, **options} if only else options
+        for only, options in zip(text_only, models, strict=True)
     ]
 
 
@@ -269,9 +270,9 @@ def _divided(
             for budget, plan in zip(budgets, plans, strict=True)
         ]
         tried = _level(models, beside, least, room)
-        made = [model.within(budget) for model, budget in zip(models, tried, strict=True)]
-        if all(plan.fits for plan in made) and _fewest(models, made) >= _fewest(models, plans):
-            budgets, plans = tried, made
+        others = [model.within(budget) for model, budget in zip(models, tried, strict=True)]
+        if all(plan.fits for plan in others) and _fewest(models, others) >= _fewest(models, plans):
+            budgets, plans = tried, others
     return budgets, plans
 
 
@@ -311,10 +312,10 @@ def _promise(plan: Plan) -> str:
     """How many of its longest requests a model's cache holds, in words."""
     longest = plan.kv.longest_request_tokens
     count = plan.kv.total_tokens // longest
-    said = f"{plan.model.name} {count} {plural(count, 'request')} of {longest:,} tokens"
+    text = f"{plan.model.name} {count} {plural(count, 'request')} of {longest:,} tokens"
     if plan.held is UNSET:
-        return said
-    return f"{said}, or {plan.held.requests:,} of {plan.held.request_tokens:,} at once"
+        return text
+    return f"{text}, or {plan.held.requests:,} of {plan.held.request_tokens:,} at once"
 
 
 def _gpus(plans: Sequence[Plan], machine: Machine, margin: Margin) -> tuple[JointGpu, ...]:
@@ -327,7 +328,7 @@ def _gpu(gpu: Gpu, plans: Sequence[Plan], margin: Margin) -> JointGpu:
 
     A budget withholds memory as a margin does; ``margin`` is what each must leave without that.
     """
-    total, reserved, used = (known(one, 0) for one in (gpu.total, gpu.reserved, gpu.used))
+    total, reserved, used = (known(size, 0) for size in (gpu.total, gpu.reserved, gpu.used))
     models = []
     for plan in plans:
         for ledger in plan.gpus:
@@ -347,7 +348,7 @@ def _gpu(gpu: Gpu, plans: Sequence[Plan], margin: Margin) -> JointGpu:
                     margin=min(ledger.margin, margin.of(gpu)),
                 )
             )
-    taken = used + sum(one.bytes for one in models)
+    taken = used + sum(model.bytes for model in models)
     return JointGpu(
         index=gpu.index, name=gpu.name, total=total, reserved=reserved, used=used,
         models=tuple(models), left=total - reserved - taken,

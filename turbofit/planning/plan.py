@@ -38,12 +38,12 @@ def plan(request: PlanRequest, *, pretend: bool | None = None) -> Plan:
         PackageError: no engine that turbofit accounts for runs the model.
     """
     resolved = resolve(request)
-    made = best_plan(resolved, request.engine)
+    best = best_plan(resolved, request.engine)
     if pretend is None and resolved.machine.source != "nvml":
-        return finished(made, request)
+        return finished(best, request)
     from turbofit.planning.tuned import with_tuned
 
-    return finished(with_tuned(made, request, resolved, pretend=pretend), request)
+    return finished(with_tuned(best, request, resolved, pretend=pretend), request)
 
 
 def predict(request: PredictRequest) -> Plan:
@@ -73,15 +73,17 @@ def predict(request: PredictRequest) -> Plan:
             hint="turbofit plan finds settings for Hugging Face Transformers",
         )
     check_options(engine, resolved.fixed)
-    made = make_prediction(resolved, engine, request.free_at_cache)
-    lacking = left_out(made, usual_settings(resolved, engine))
-    made = replace(made, warnings=(*([lacking] if lacking else ()), *made.warnings))
+    prediction = make_prediction(resolved, engine, request.free_at_cache)
+    lacking = left_out(prediction, usual_settings(resolved, engine))
+    prediction = replace(
+        prediction, warnings=(*([lacking] if lacking else ()), *prediction.warnings)
+    )
     if engine.doubt is None:
-        return finished(made, request)
+        return finished(prediction, request)
     if request.margin is None:
-        resolved = replace(resolved, margin=Margin(bytes=doubled_margin(made)))
-        made = make_prediction(resolved, engine, request.free_at_cache)
-    return finished(replace(made, warnings=(engine.doubt, *made.warnings)), request)
+        resolved = replace(resolved, margin=Margin(bytes=doubled_margin(prediction)))
+        prediction = make_prediction(resolved, engine, request.free_at_cache)
+    return finished(replace(prediction, warnings=(engine.doubt, *prediction.warnings)), request)
 
 
 def doubled_margin(plan: Plan) -> int:
@@ -140,10 +142,10 @@ def plan_cluster(request: PlanRequest, cluster: Cluster) -> ClusterPlan:
             "a rate and its seconds are for one machine, not for a cluster",
             hint="plan one kind of node with --on, and its part of the rate",
         )
-    made = make_cluster_plan(_anywhere(request), cluster, request.engine)
-    nodes = tuple(_commanded(node) for node in made.nodes)
-    made = replace(made, nodes=nodes)
-    return replace(made, serve=cluster_serve_command(made, request))
+    cluster_plan = make_cluster_plan(_anywhere(request), cluster, request.engine)
+    nodes = tuple(_commanded(node) for node in cluster_plan.nodes)
+    cluster_plan = replace(cluster_plan, nodes=nodes)
+    return replace(cluster_plan, serve=cluster_serve_command(cluster_plan, request))
 
 
 def plan_joining(request: PlanRequest, plan: ClusterPlan, node: Node) -> NodePlan:
@@ -174,5 +176,5 @@ def _commanded(node: NodePlan) -> NodePlan:
     if node.plan is None:
         return node
     warnings = (*node.plan.warnings, *plan_warnings(node.plan, Sources({})))
-    made = replace(node.plan, commands=commands(node.plan), warnings=warnings)
-    return replace(node, plan=made)
+    commanded = replace(node.plan, commands=commands(node.plan), warnings=warnings)
+    return replace(node, plan=commanded)

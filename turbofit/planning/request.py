@@ -74,13 +74,13 @@ def _size(text: str, name: str) -> tuple[int, int]:
         height = round(sqrt(float(camera[1]) * 750_000))
         return height * 4 // 3, height
     sides = _SIDES.fullmatch(re.sub(r"\s*(?:px|pixels?)?\s*$", "", text, flags=re.IGNORECASE))
-    found = [plain_number(side) for side in sides.groups() if side] if sides else []
-    if not found or not all(map(str.isdigit, found)):
+    pixels = [plain_number(side) for side in sides.groups() if side] if sides else []
+    if not pixels or not all(map(str.isdigit, pixels)):
         numbers = re.findall(r"\d+", text)
         hint = _OF_SEVERAL_SIZES.get(word, "x".join(numbers) if len(numbers) == 2 else "1920x1080")
         hint = f"write it as {hint} in pixels"
         raise UsageError(f"{name} {text!r} is not WIDTHxHEIGHT", hint=hint)
-    return int(found[0]), int(found[-1])
+    return int(pixels[0]), int(pixels[-1])
 
 
 def _whole(text: str, name: str) -> str | int:
@@ -106,8 +106,8 @@ def _pixels(text: str, name: str) -> str | int:
     plain = plain_number(text.strip())
     if _PRODUCT.fullmatch(plain):
         return prod(map(int, re.findall(r"\d+", plain)))
-    if found := _MEGAPIXELS.fullmatch(plain):
-        return round(float(found[1]) * 1_000_000)
+    if megapixels := _MEGAPIXELS.fullmatch(plain):
+        return round(float(megapixels[1]) * 1_000_000)
     size = _NAMED_SIZES.get(plain.lower())
     return prod(size) if size else _whole(text, name)
 

@@ -81,9 +81,13 @@ def joint_serve_command(
         plans: one a model.
         requests: one a model.
     """
-    models = [_word(plan.model, one.model) for plan, one in zip(plans, requests, strict=True)]
-    common, *others = (_of_all(plan.model, one) for plan, one in zip(plans, requests, strict=True))
-    if any(one.given() != common.given() for one in others):
+    models = [
+        _word(plan.model, request.model) for plan, request in zip(plans, requests, strict=True)
+    ]
+    common, *others = (
+        _of_all(plan.model, request) for plan, request in zip(plans, requests, strict=True)
+    )
+    if any(other.given() != common.given() for other in others):
         return None
     given = common.given()
     if plans[0].machine.source != _MEASURED and not given.keys() & {"context", "session_len"}:

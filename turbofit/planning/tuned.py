@@ -44,16 +44,16 @@ def with_tuned(
     if pretend is None:
         pretend = pretends()
     cards = cards_of(machine)
-    found = [
-        one
-        for one in recall_tuned(pretend=pretend)
-        if one.gpus == cards and one.driver == str(machine.driver)
+    tunings = [
+        tuning
+        for tuning in recall_tuned(pretend=pretend)
+        if tuning.gpus == cards and tuning.driver == str(machine.driver)
     ]
-    if not found:
+    if not tunings:
         return plan
     here = installed("lmdeploy")
-    wanted = [one for one in found if _is_for(one, plan, request)]
-    fresh = [one for one in wanted if here in (None, one.lmdeploy)]
+    wanted = [tuning for tuning in tunings if _is_for(tuning, plan, request)]
+    fresh = [tuning for tuning in wanted if here in (None, tuning.lmdeploy)]
     if fresh:
         return _applied(plan, request, resolved, fresh[0])
     if not wanted:
@@ -79,60 +79,61 @@ def pinned(request: PlanRequest, plan: Plan) -> PlanRequest:
     )
 
 
-def still_tuned(made: Plan, plan: Plan) -> Plan:
+def still_tuned(replanned: Plan, plan: Plan) -> Plan:
     """A plan that was made again of a `pinned` request, with what a tuned plan says of itself."""
-    said = _reasons(plan)
-    if not said:
-        return made
-    return replace(made, reasons=(*made.reasons, *said))
+    reasons = _reasons(plan)
+    if not reasons:
+        return replanned
+    return replace(replanned, reasons=(*replanned.reasons, *reasons))
 
 
 def _reasons(plan: Plan) -> tuple[str, ...]:
     return tuple(text for text in plan.reasons if text.startswith(_REASON))
 
 
-def _is_for(one: Tuning, plan: Plan, request: PlanRequest) -> bool:
+def _is_for(tuning: Tuning, plan: Plan, request: PlanRequest) -> bool:
     """Whether a tuning was made for this promise."""
-    if one.winner is None or one.model != identity(plan.model) or one.goal != request.goal:
+    winner = tuning.winner
+    if winner is None or tuning.model != identity(plan.model) or tuning.goal != request.goal:
         return False
     given = promise_of(request.given())
-    more = {name for name in given if name not in one.promise}
-    same = all(given.get(name) == value for name, value in one.promise.items())
-    return same and more <= set(_BESIDE) and not more & set(one.winner.options)
+    more = {name for name in given if name not in tuning.promise}
+    same = all(given.get(name) == value for name, value in tuning.promise.items())
+    return same and more <= set(_BESIDE) and not more & set(winner.options)
 
 
-def _applied(plan: Plan, request: PlanRequest, resolved: ResolvedRequest, one: Tuning) -> Plan:
+def _applied(plan: Plan, request: PlanRequest, resolved: ResolvedRequest, tuning: Tuning) -> Plan:
     """The plan with the settings of a tuning."""
-    winner = one.winner
+    winner = tuning.winner
     assert winner is not None
     assert winner.measured is not None
-    rate, tried = winner.measured.requests_per_second, len(one.trials)
-    told = (
-        f"{rate:.2f} requests/s with LMDeploy {one.lmdeploy} on {one.created[:10]}, the best of "
-        f"{tried} that turbofit tune tried here"
+    rate, tried = winner.measured.requests_per_second, len(tuning.trials)
+    text = (
+        f"{rate:.2f} requests/s with LMDeploy {tuning.lmdeploy} on {tuning.created[:10]}, the best"
+        f" of {tried} that turbofit tune tried here"
     )
-    made = plan
+    tuned = plan
     if winner.options:
         wanted = {**winner.options, "on": resolved.machine, "gpus": None}
         changed = request.changed(**wanted)
         try:
-            made = best_plan(resolve(changed), changed.engine)
+            tuned = best_plan(resolve(changed), changed.engine)
         except TurbofitError as exc:
             return _unused(plan, exc.message)
-        if not made.fits:
-            return _unused(plan, made.verdict)
-        if not promises_no_less(made, plan):
+        if not tuned.fits:
+            return _unused(plan, tuned.verdict)
+        if not promises_no_less(tuned, plan):
             return _unused(plan, "with them it would promise a smaller context or image limit")
-    if made.settings.quant_policy != plan.settings.quant_policy:
-        told += f"; --quant-policy {made.settings.quant_policy} changes answers a little"
-    reason = f"{_REASON}{told} (--no-tuned ignores it)"
-    return replace(made, reasons=(*made.reasons, reason))
+    if tuned.settings.quant_policy != plan.settings.quant_policy:
+        text += f"; --quant-policy {tuned.settings.quant_policy} changes answers a little"
+    reason = f"{_REASON}{text} (--no-tuned ignores it)"
+    return replace(tuned, reasons=(*tuned.reasons, reason))
 
 
-def promises_no_less(made: Plan, plan: Plan) -> bool:
-    """Whether a plan keeps the context and the image limit of another."""
-    least, limit = plan.limits.image_limit, made.limits.image_limit
-    return made.settings.session_len >= plan.settings.session_len and (
+def promises_no_less(other: Plan, plan: Plan) -> bool:
+    """Whether another plan keeps the context and the image limit of ``plan``."""
+    least, limit = plan.limits.image_limit, other.limits.image_limit
+    return other.settings.session_len >= plan.settings.session_len and (
         least is None or (limit is not None and limit >= least)
     )
 

@@ -217,18 +217,18 @@ def serving(request: WhichRequest, resolved: ResolvedRequest, blank: Serving) ->
 
 
 def _of_fit(blank: Serving, fit: EngineFit) -> Serving:
-    shape, each = fit.best.shape, [(one, one.settings) for one in fit.accounts]
+    shape, pairs = fit.best.shape, [(account, account.settings) for account in fit.accounts]
     row = replace(blank, engine=fit.engine.name, tp=shape.tp, replicas=shape.replicas)
     if not fit.fits:
         return replace(row, why_not=why_not(fit), missing=fit.best.short)
     return replace(
         row,
         kv_tokens=sum(
-            account.tokens_at(options.cache_max_entry_count) for account, options in each
+            account.tokens_at(options.cache_max_entry_count) for account, options in pairs
         ),
         context=fit.best.settings.session_len,
         image_limit=fit.limit,
-        requests_at_once=sum(options.max_batch_size for _, options in each),
+        requests_at_once=sum(options.max_batch_size for _, options in pairs),
     )
 
 

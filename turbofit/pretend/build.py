@@ -47,9 +47,9 @@ def compiler() -> list[str]:
     if chosen and shutil.which(chosen[0]):
         return chosen
     for name in ("cc", "gcc", "clang"):
-        found = shutil.which(name)
-        if found:
-            return [found]
+        path = shutil.which(name)
+        if path:
+            return [path]
     raise PretendError(
         "no C compiler found, and the pretend CUDA libraries are not built yet",
         hint="install gcc or clang (Debian, Ubuntu: apt install gcc libc6-dev), or set CC",
@@ -61,8 +61,14 @@ def _digest(libraries: Sequence[Library]) -> str:
     for path in sorted(SOURCES.glob("*.[ch]")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     parts = [
-        (one.name, one.sources, one.versions, sorted(one.names), sorted(one.variables))
-        for one in libraries
+        (
+            library.name,
+            library.sources,
+            library.versions,
+            sorted(library.names),
+            sorted(library.variables),
+        )
+        for library in libraries
     ]
     for part in (_FORM, *_FLAGS, repr(parts), stub_source("", ()), sysconfig.get_platform()):
         digest.update(part.encode() + b"\0")
@@ -115,19 +121,19 @@ def build(folder: Path | None = None, site: Path | None = None) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     command = compiler()
     _LOG.info("building the pretend libraries with %s in %s", command, target)
-    made = Path(tempfile.mkdtemp(prefix="building-", dir=target.parent))
+    temporary = Path(tempfile.mkdtemp(prefix="building-", dir=target.parent))
     try:
         for library in libraries:
-            _compile(library, made, command)
-        (made / "libcuda.so").symlink_to("libcuda.so.1")  # older Tritons link it by this name
-        made.chmod(0o755)
+            _compile(library, temporary, command)
+        (temporary / "libcuda.so").symlink_to("libcuda.so.1")  # older Tritons link it by this name
+        temporary.chmod(0o755)
         try:
-            made.rename(target)
+            temporary.rename(target)
         except OSError:  # another process was faster
             if not target.exists():
                 raise
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 

@@ -136,14 +136,14 @@ class Symbols:
     """The functions of a shared library, by offset."""
 
     def __init__(self, library: Path) -> None:
-        found = sorted(
+        functions = sorted(
             (s.offset, s.offset + s.size, s.name)
             for s in dynamic_symbols(library)
             if s.function and s.defined
         )
-        self._starts = [f[0] for f in found]
-        self._ends = [f[1] for f in found]
-        self._names = [f[2] for f in found]
+        self._starts = [f[0] for f in functions]
+        self._ends = [f[1] for f in functions]
+        self._names = [f[2] for f in functions]
 
     def name(self, offset: int) -> str:
         """The readable name of the function at an offset, or ``?`` where it has none."""

@@ -125,7 +125,7 @@ def _end(process: subprocess.Popen[bytes], others: set[int], scenario: str | Non
     ours = {process.pid}
     for number in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + _GRACE
-        told: set[int] = set()
+        signalled: set[int] = set()
         while time.monotonic() < deadline:
             process.poll()
             new = set(_descendants(os.getpid())) - others
@@ -135,11 +135,11 @@ def _end(process: subprocess.Popen[bytes], others: set[int], scenario: str | Non
                 return
             for pid in left:
                 with contextlib.suppress(OSError):
-                    if pid not in told:
+                    if pid not in signalled:
                         os.kill(pid, number)
                     if pid != process.pid:
                         os.waitpid(pid, os.WNOHANG)
-            told |= left
+            signalled |= left
             time.sleep(0.01)
 
 

@@ -83,20 +83,20 @@ def wanted_from(site: Path) -> dict[str, LibraryInterface]:
 
     Reads ELF headers only, about 0.3 s for torch. Empty where nothing there calls CUDA.
     """
-    found: dict[str, LibraryInterface] = {}
+    interfaces: dict[str, LibraryInterface] = {}
     for library in _libraries(site):
         with suppress(OSError, ValueError):
             for soname, wants in _read(library).items():
-                found[soname] = found.get(soname, LibraryInterface()) | wants
+                interfaces[soname] = interfaces.get(soname, LibraryInterface()) | wants
     for family in FAMILIES:  # what is called without being linked, from whoever has linked it
-        loose = found.pop(family, LibraryInterface())
-        for soname in [name for name in found if family_of(name) == family]:
-            found[soname] |= loose
+        loose = interfaces.pop(family, LibraryInterface())
+        for soname in [name for name in interfaces if family_of(name) == family]:
+            interfaces[soname] |= loose
     looked_up = LibraryInterface(frozenset(_by_name(site)))
-    driver = found.get("libcuda.so.1", LibraryInterface()) | looked_up
+    driver = interfaces.get("libcuda.so.1", LibraryInterface()) | looked_up
     if driver.names:
-        found["libcuda.so.1"] = driver
-    return dict(sorted(found.items()))
+        interfaces["libcuda.so.1"] = driver
+    return dict(sorted(interfaces.items()))
 
 
 def _by_name(site: Path) -> Iterator[str]:
@@ -217,12 +217,12 @@ def libraries_for(wanted: Mapping[str, LibraryInterface] | None = None) -> tuple
     every = dict(_ENGINE)
     for name, wants in (wanted or {}).items():
         every[name] = every.get(name, LibraryInterface()) | wants
-    made = [_ACCOUNT]
+    libraries = [_ACCOUNT]
     for name, wants in every.items():
         family = name.partition(".so")[0]
         sources, versions = _BY_HAND.get(family, ()), tuple(sorted(wants.versions))
-        made.append(Library(name, sources, versions, wants.names, wants.variables))
-    return tuple(made)
+        libraries.append(Library(name, sources, versions, wants.names, wants.variables))
+    return tuple(libraries)
 
 
 LIBRARIES = libraries_for()

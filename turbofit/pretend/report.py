@@ -81,7 +81,7 @@ def _process(process: Process, usage: Usage, gpus: int) -> dict[str, Any]:
                 "peak": process.peak[index],
                 "phase": peak.phase,
                 "site": peak.site,
-                "held_at_end": process.held[index],
+                "held_at_end": process.allocated[index],
                 "at_combined_peak": process.at_peak[index],
                 "phases": usage.phases.get(index, {}),
             }
@@ -105,5 +105,5 @@ def newest_refusal(ran: FinishedRun) -> Document | None:
     process, usage = max(refusing, key=lambda pair: pair[0].refused_at)
     facts = asdict(usage.refused[-1])
     count = sum(len(u.refused) for _, u in refusing)
-    told = {"count": count, "pid": process.pid, "command": usage.command}
-    return told | {"asked": facts.pop("requested")} | facts
+    refusal = {"count": count, "pid": process.pid, "command": usage.command}
+    return refusal | {"asked": facts.pop("requested")} | facts

@@ -105,17 +105,17 @@ def run_pretend(  # noqa: PLR0913 - the public entry: its keywords are what can 
     site = site_of(command, python)
     with tempfile.TemporaryDirectory(prefix="turbofit-pretend-") as temporary:
         folder = _kept(keep) if keep else Path(temporary)
-        made = prepare(scenario, folder, base, site=site)
+        prepared = prepare(scenario, folder, base, site=site)
 
         def tick() -> None:
             if on_poll is not None:
-                on_poll(scenario, read_shared(made.shared))
+                on_poll(scenario, read_shared(prepared.shared))
 
         _LOG.info("on pretend GPUs: %s in %s", command[0], folder)
         begun = time.monotonic()
         code = run_group(
             command,
-            made.env,
+            prepared.env,
             stdout=stdout,
             every=every if on_poll else 3600.0,
             tick=tick,
@@ -123,12 +123,12 @@ def run_pretend(  # noqa: PLR0913 - the public entry: its keywords are what can 
         seconds = round(time.monotonic() - begun, 3)
         _LOG.info("on pretend GPUs: %s ended with code %d after %s s", command[0], code, seconds)
         usages = []
-        for path in made.timelines():
+        for path in prepared.timelines():
             reader = TimelineReader(path)
             usages.append(read_usage(reader.new_events()))
             usages[-1].complete = not timeline_is_full(path)
             os.truncate(path, reader.read_bytes)  # zero bytes follow its last event
-        shared = read_shared(made.shared)
+        shared = read_shared(prepared.shared)
         return FinishedRun(tuple(command), code, seconds, scenario, shared, tuple(usages))
 
 
@@ -179,9 +179,9 @@ def prepare(
     libraries = build(site=site)
     path, timelines = folder / "scenario", folder / "timelines"
     timelines.mkdir(parents=True)
-    made = PreparedRun(folder, pretend_environment(libraries, path, base, site=site, keep=True))
-    write_scenario(path, scenario, f"{timelines}/", str(made.shared))
-    return made
+    prepared = PreparedRun(folder, pretend_environment(libraries, path, base, site=site, keep=True))
+    write_scenario(path, scenario, f"{timelines}/", str(prepared.shared))
+    return prepared
 
 
 def _kept(folder: Path) -> Path:
@@ -226,11 +226,11 @@ def site_of(command: Sequence[str], python: str | None = None) -> Path | None:
 
 
 def _interpreter(program: str) -> str | None:
-    found = shutil.which(program)
-    if found is None or _PYTHON.match(Path(found).name):
-        return found
+    path = shutil.which(program)
+    if path is None or _PYTHON.match(Path(path).name):
+        return path
     try:
-        with open(found, "rb") as file:
+        with open(path, "rb") as file:
             first = file.readline(512)
     except OSError:
         return None

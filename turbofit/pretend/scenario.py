@@ -64,8 +64,8 @@ class PretendGpu:
                 f"compute capability {self.sm[0]}.{self.sm[1]} is not known to the pretend machine",
                 hint=f"known are {known}",
             )
-        one, block = _SHARED_KIB[self.sm]
-        return one * 1024, block * 1024
+        multiprocessor, block = _SHARED_KIB[self.sm]
+        return multiprocessor * 1024, block * 1024
 
 
 @dataclass(frozen=True)
@@ -112,16 +112,16 @@ class Scenario:
         lines = [f"timeline {timeline}"]
         lines += [f"shared {shared}"] if shared else []
         for gpu in self.gpus:
-            one, block = gpu.shared_memory()
+            multiprocessor, block = gpu.shared_memory()
             lines.append(
                 f"device {gpu.total} {gpu.used} {gpu.late} {gpu.sm[0]} {gpu.sm[1]} "
-                f"{gpu.sm_count} {gpu.l2} {one} {block} {' '.join(gpu.name.split())}"
+                f"{gpu.sm_count} {gpu.l2} {multiprocessor} {block} {' '.join(gpu.name.split())}"
             )
         for index, gpu in enumerate(self.gpus):
             lines += [f"reserved {index} {gpu.reserved}"] if gpu.reserved else []
         peers = permutations(range(len(self.gpus)), 2) if self.peers is None else self.peers
         lines += [f"peer {a} {b}" for a, b in sorted(peers)]
-        knobs = {one.name: getattr(self, one.name) for one in fields(self)}
+        knobs = {field.name: getattr(self, field.name) for field in fields(self)}
         del knobs["gpus"], knobs["peers"]
         lines += [f"{name} {value}" for name, value in knobs.items() if value is not None]
         return "\n".join(lines) + "\n"
@@ -147,7 +147,7 @@ def pretend_twin(machine: Machine, indices: Sequence[int]) -> Scenario:
     if missing:
         raise MachineError(f"the machine has no GPU {missing[0]}", hint=f"it has {sorted(gpus)}")
     place = {index: position for position, index in enumerate(indices)}
-    links = [one for one in machine.links if one.peers and {one.a, one.b} <= place.keys()]
+    links = [link for link in machine.links if link.peers and {link.a, link.b} <= place.keys()]
     pairs = {(place[link.a], place[link.b]) for link in links}
     return Scenario(
         gpus=tuple(_gpu(gpus[i]) for i in indices),

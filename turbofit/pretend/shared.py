@@ -26,7 +26,7 @@ class Process:
         pid: its number.
         refused_at: when an allocation of its was last refused, 0 for never.
         alive: whether it still lives.
-        held: what it holds (at its end, where it is dead), without its context.
+        allocated: what it holds (at its end, where it is dead), without its context.
         context: its context.
         late: what was gone once it had asked for the free memory.
         peak: what it held at most.
@@ -37,7 +37,7 @@ class Process:
     pid: int
     refused_at: int
     alive: bool
-    held: tuple[int, ...]
+    allocated: tuple[int, ...]
     context: tuple[int, ...]
     late: tuple[int, ...]
     peak: tuple[int, ...]
@@ -66,8 +66,8 @@ class SharedRecord:
 
     def holders(self, device: int) -> list[tuple[Process, int]]:
         """The living processes with something on a device, and how much, contexts included."""
-        found = [(p, p.held[device] + p.context[device]) for p in self.processes if p.alive]
-        return [(process, size) for process, size in found if size]
+        holders = [(p, p.allocated[device] + p.context[device]) for p in self.processes if p.alive]
+        return [(process, size) for process, size in holders if size]
 
 
 def read_shared(path: Path) -> SharedRecord:
@@ -99,11 +99,11 @@ def _process(slot: tuple[int, ...]) -> Process:
     state, pid, started, _, refused_at, *rows = slot
     alive = state == _LIVE and lives(pid, started)
     # Each row ends with page-locked host memory.
-    held, context, late, peak, at_peak = (
+    allocated, context, late, peak, at_peak = (
         tuple(rows[i * _ROWS : i * _ROWS + _PINNED]) for i in range(5)
     )
     pinned = rows[3 * _ROWS + _PINNED]
-    return Process(pid, refused_at, alive, held, context, late, peak, at_peak, pinned)
+    return Process(pid, refused_at, alive, allocated, context, late, peak, at_peak, pinned)
 
 
 def lives(pid: int, started: int | None = None) -> bool:

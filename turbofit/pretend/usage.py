@@ -101,8 +101,8 @@ class _Reader:
                 for device, size in self._held.items():
                     self._hold(device, size)
             case "S":
-                for one in self._waiting:
-                    one.site = event.fields[0]
+                for waiting in self._waiting:
+                    waiting.site = event.fields[0]
                 self._waiting.clear()
             case "A" if number(1) != PINNED:
                 self._where[event.fields[5]] = number(0)

@@ -66,27 +66,27 @@ def rehearsed(request: PlanRequest, plan: Plan) -> Plan:
         wider = _again(request, plan, {})
         plan = wider if wider.fits else plan
     for _ in range(_REHEARSALS):
-        seen = rehearse_plan(plan)
-        if not ratios and seen.rehearsal is not None and seen.rehearsal.outcome == "failed":
+        result = rehearse_plan(plan)
+        if not ratios and result.rehearsal is not None and result.rehearsal.outcome == "failed":
             # It could not be held, and so settles nothing.
-            why = seen.rehearsal
+            why = result.rehearsal
             return finished(
-                replace(cautious, fits=False, verdict=seen.verdict, rehearsal=why), given
+                replace(cautious, fits=False, verdict=result.verdict, rehearsal=why), given
             )
-        lower = corrected_ratios(seen)
+        lower = corrected_ratios(result)
         if not lower:
-            return finished(confirmed(seen), given)
+            return finished(confirmed(result), given)
         ratios |= lower
         _LOG.info("the rehearsal leaves less than the margin: ratios by GPU become %s", lower)
         plan = _again(request, plan, ratios)
         if not plan.fits:
             return finished(plan, given)
-    if not seen.fits:
-        return finished(seen, given)
-    made = _again(request, plan, ratios, rehearsed=False)  # which no rehearsal has seen
-    if made.fits:
-        made = replace(made, warnings=(*made.warnings, _UNSETTLED))
-    return finished(made, given)
+    if not result.fits:
+        return finished(result, given)
+    last = _again(request, plan, ratios, rehearsed=False)  # which no rehearsal has seen
+    if last.fits:
+        last = replace(last, warnings=(*last.warnings, _UNSETTLED))
+    return finished(last, given)
 
 
 def _again(
@@ -127,11 +127,11 @@ def rehearse_plan(plan: Plan, keep: Path | None = None) -> Plan:
         numbers: _rehearsed(plan, numbers[0], keep and keep / f"group-{numbers[0]}")
         for numbers in plan.unlike_groups()
     }
-    ledgers = {ledger.index: ledger for one in rehearsed.values() for ledger in one.gpus}
-    ends = {number: one.rehearsal for numbers, one in rehearsed.items() for number in numbers}
+    ledgers = {ledger.index: ledger for result in rehearsed.values() for ledger in result.gpus}
+    ends = {number: result.rehearsal for numbers, result in rehearsed.items() for number in numbers}
     # What tells of memory comes before a rehearsal that could not be held.
-    found = [one for one in ends.values() if one is not None]
-    worst = min(found, key=lambda one: _GRAVE.index(one.outcome), default=None)
+    rehearsals = [rehearsal for rehearsal in ends.values() if rehearsal is not None]
+    worst = min(rehearsals, key=lambda rehearsal: _GRAVE.index(rehearsal.outcome), default=None)
     whole = replace(
         plan,
         gpus=tuple(ledgers.get(gpu.index, gpu) for gpu in plan.gpus),
@@ -166,14 +166,14 @@ def corrected_ratios(rehearsed: Plan) -> dict[int, float]:
 
     A group that was not rehearsed itself gets what the one like it gets.
     """
-    found: dict[int, float] = {}
+    ratios: dict[int, float] = {}
     for numbers in rehearsed.unlike_groups():
         ratio = corrected_ratio(rehearsed.of_group(numbers[0]))
         if ratio is None:
             continue
         for number in numbers:
-            found |= dict.fromkeys(rehearsed.parallel.groups[number], ratio)
-    return found
+            ratios |= dict.fromkeys(rehearsed.parallel.groups[number], ratio)
+    return ratios
 
 
 def corrected_ratio(rehearsed: Plan) -> float | None:

@@ -21,7 +21,7 @@ from turbofit.pretend.scenario import PretendGpu
 from turbofit.rehearse.engines import ADAPTERS
 from turbofit.rehearse.notes import DEAD, NOT_FINISHED
 from turbofit.rehearse.packages import needs
-from turbofit.rehearse.run import KEPT, EndedRun, Seen, run_child
+from turbofit.rehearse.run import KEPT, EndedRun, Readings, run_child
 from turbofit.rehearse.spec import Spec
 
 SCHEMA: Final = "turbofit.rehearsal/1"
@@ -46,7 +46,7 @@ def rehearse(spec: Spec, keep: Path | None = None) -> Document:
     folder = Path(tempfile.mkdtemp(prefix="turbofit-rehearsal-"))
     try:
         ended = run_child(spec, folder, adapter.environ, adapter.path)
-        document = report(ended, adapter.seen(ended), versions)
+        document = report(ended, adapter.read(ended), versions)
         if keep is not None:
             shutil.copytree(folder, keep, dirs_exist_ok=True)
             document["files"] = str(keep)
@@ -55,55 +55,56 @@ def rehearse(spec: Spec, keep: Path | None = None) -> Document:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def report(ended: EndedRun, seen: Seen, versions: Mapping[str, str]) -> Document:
+def report(ended: EndedRun, readings: Readings, versions: Mapping[str, str]) -> Document:
     """The document of a run that has ended.
 
     Args:
         ended: the run.
-        seen: what the engine's adapter read of it.
+        readings: what the engine's adapter read of it.
         versions: packages that took part.
     """
-    outcome, end = outcome_and_end(ended, seen)
-    told, gpus = ended.notes, ended.spec.machine.gpus
+    outcome, end = outcome_and_end(ended, readings)
+    notes, gpus = ended.notes, ended.spec.machine.gpus
     return {
         "schema": SCHEMA,
         "turbofit_version": __version__,
         "pretend": NOTICE,
         "engine": ended.spec.engine,
         "outcome": outcome,
-        "death": None if end is None else {**(seen.refused or {}), **to_builtins(end)},
+        "death": None if end is None else {**(readings.refused or {}), **to_builtins(end)},
         "ended": exit_words(ended.ran.code),
         "seconds": ended.ran.seconds,
-        "child_seconds": told.get("seconds", {}),
+        "child_seconds": notes.get("seconds", {}),
         "versions": dict(versions),
         "environment": {name: os.environ[name] for name in KEPT if name in os.environ},
-        "settings": told.get("settings") or dict(ended.spec.settings),
-        "cache": seen.cache,
-        "terms": seen.terms,
+        "settings": notes.get("settings") or dict(ended.spec.settings),
+        "cache": readings.cache,
+        "terms": readings.terms,
         "gpus": [
-            card | {"phases": phases} for card, phases in zip(seen.cards, seen.phases, strict=True)
+            card | {"phases": phases}
+            for card, phases in zip(readings.cards, readings.phases, strict=True)
         ],
-        "cases": [_case(case, seen) for case in told.get("cases", [])],
-        "timeline": [to_builtins(one) for one in moments(seen.phases, gpus)],
-        "pinned": dict(seen.pinned),
+        "cases": [_case(case, readings) for case in notes.get("cases", [])],
+        "timeline": [to_builtins(moment) for moment in moments(readings.phases, gpus)],
+        "pinned": dict(readings.pinned),
         "not_known": list(ADAPTERS[ended.spec.engine].not_known),
-        "error": told.get("error"),
+        "error": notes.get("error"),
         "log": ended.log[-_KEPT_LINES:],
     }
 
 
-def _case(case: Mapping[str, Any], seen: Seen) -> dict[str, Any]:
+def _case(case: Mapping[str, Any], readings: Readings) -> dict[str, Any]:
     """With what each card held at most, and what the engine's counters say of the case."""
     phase = f"case {case['name']}"
     return {
         **case,
-        "peak": [phases.get(phase, {}).get("peak", 0) for phases in seen.phases],
-        "transient": [terms.get(case["name"], 0) for terms in seen.terms],
-        "pinned": seen.pinned.get(phase, 0),
+        "peak": [phases.get(phase, {}).get("peak", 0) for phases in readings.phases],
+        "transient": [terms.get(case["name"], 0) for terms in readings.terms],
+        "pinned": readings.pinned.get(phase, 0),
     }
 
 
-def outcome_and_end(ended: EndedRun, seen: Seen) -> tuple[str, End | None]:
+def outcome_and_end(ended: EndedRun, readings: Readings) -> tuple[str, End | None]:
     """What a child's end means: served, out_of_memory, hang or failed; and the end, if not served.
 
     ``served`` means that every request came to an end: a prompt that the engine refuses shows in
@@ -115,19 +116,19 @@ def outcome_and_end(ended: EndedRun, seen: Seen) -> tuple[str, End | None]:
     served = ended.notes.get("done") and ended.ran.code == 0
     if served and unfinished is None and not dead and not ended.stopped:
         return "served", None
-    end = End(kind="crash", phase=seen.phase, where=seen.where, message=seen.message)
+    end = End(kind="crash", phase=readings.phase, where=readings.where, message=readings.message)
     hang = ended.stopped or unfinished is not None
-    if seen.refused is not None and ended.stopped != "stuck":
-        refused = {"message": seen.message, **seen.refused, "kind": "out_of_memory"}
+    if readings.refused is not None and ended.stopped != "stuck":
+        refused = {"message": readings.message, **readings.refused, "kind": "out_of_memory"}
         return "out_of_memory", convert(refused, End)
     if not hang:
         return "failed", end
-    phase, where = seen.phase, seen.where
+    phase, where = readings.phase, readings.where
     if ended.stopped == "idle":
         where = "nothing happened any more"
     elif unfinished is not None:
         phase, where = f"case {unfinished}", "not finished in time"
-    return "hang", End(kind="hang", phase=phase, where=where, message=seen.message)
+    return "hang", End(kind="hang", phase=phase, where=where, message=readings.message)
 
 
 def moments(phases: Sequence[Document], gpus: Sequence[PretendGpu]) -> tuple[Moment, ...]:
@@ -139,12 +140,12 @@ def moments(phases: Sequence[Document], gpus: Sequence[PretendGpu]) -> tuple[Mom
     """
     order, lanes = max(phases, key=len, default={}), []  # all cards pass through the same ones
     for spans, gpu in zip(phases, gpus, strict=True):
-        base, held, lane = gpu.used, 0, []
+        base, in_use, lane = gpu.used, 0, []
         for phase in order:
             base += gpu.late if phase == _SIZED else 0
-            span = spans.get(phase, {"peak": held, "held": held})  # without it: as it was
-            held = span["held"]
-            lane.append((base + span["peak"], base + held))
+            span = spans.get(phase, {"peak": in_use, "held": in_use})  # without it: as it was
+            in_use = span["held"]
+            lane.append((base + span["peak"], base + in_use))
         lanes.append(lane)
     return tuple(
         Moment(

@@ -10,7 +10,7 @@ from typing import Final
 from turbofit.core.plan import Plan
 from turbofit.memory.calibrated import BUFFERS, CONTEXT
 from turbofit.rehearse import packages
-from turbofit.rehearse.run import EndedRun, Seen
+from turbofit.rehearse.run import EndedRun, Readings
 from turbofit.rehearse.spec import RehearsalCase
 from turbofit.rehearse.torch import seen as torch_seen
 from turbofit.rehearse.torch import torch_image_overlap
@@ -25,7 +25,7 @@ class Adapter:
     Attributes:
         driver: the module whose ``drive(spec, notes)`` starts it in the child and drives the cases;
             it returns what closes the engine, or None.
-        seen: what the engine's own counters tell of an ended run, by term of the ledger.
+        read: what reads the engine's own counters of an ended run, by term of the ledger.
         worst: the worst cases of a plan.
         not_known: what a rehearsal of it cannot see.
         before, after: terms of the ledger that exist on a real card only: charged to the pretend
@@ -36,7 +36,7 @@ class Adapter:
     """
 
     driver: str
-    seen: Callable[[EndedRun], Seen]
+    read: Callable[[EndedRun], Readings]
     worst: Callable[[Plan], tuple[RehearsalCase, ...]]
     not_known: Sequence[str]
     before: tuple[str, ...]
@@ -49,7 +49,7 @@ class Adapter:
 def _on_torch(driver: str) -> Adapter:
     return Adapter(
         driver=f"turbofit.rehearse.torch.{driver}",
-        seen=torch_seen.seen,
+        read=torch_seen.read_run,
         worst=torch_image_overlap.worst_cases,
         not_known=torch_seen.NOT_KNOWN,
         before=(),
@@ -67,7 +67,7 @@ def _on_torch(driver: str) -> Adapter:
 ADAPTERS: Final[Mapping[str, Adapter]] = {
     "turbomind": Adapter(
         driver="turbofit.rehearse.turbomind.drive",
-        seen=turbomind_seen.seen,
+        read=turbomind_seen.read_run,
         worst=image_overlap.worst_cases,
         not_known=turbomind_seen.NOT_KNOWN,
         before=("cuda_context", "cublas", "torch_kernels", CONTEXT),

@@ -43,12 +43,12 @@ class Prompt(NamedTuple):
 
     def met(self, start: int, end: int) -> int:
         """Units of the images that have a token between two places."""
-        found, at = 0, self.lead
+        total, at = 0, self.lead
         for units, tokens in self.images:
             if start < at + tokens and end > at:
-                found += units
+                total += units
             at += tokens
-        return found
+        return total
 
 
 @dataclass(frozen=True)
@@ -79,25 +79,25 @@ class PromptMaker:
         Raises:
             ValueError: no image has so few.
         """
-        found = self.image(units, _ANY)
-        if found is None:
+        image = self.image(units, _ANY)
+        if image is None:
             raise ValueError(f"no image of {units} units")
-        return Prompt(self.lead, (found,), self.rest if rest is None else rest)
+        return Prompt(self.lead, (image,), self.rest if rest is None else rest)
 
     def alone(self, tokens: int, units: int | None = None) -> Prompt | None:
         """A prompt of at most so many tokens with one image, as large as may be."""
         room = tokens - self.lead - self.rest
         most = self.units if units is None else min(units, self.units)
-        found = self.image(most, room) if room > 0 and most > 0 else None
-        return None if found is None else Prompt(self.lead, (found,), self.rest)
+        image = self.image(most, room) if room > 0 and most > 0 else None
+        return None if image is None else Prompt(self.lead, (image,), self.rest)
 
     def filled(self, tokens: int, most: int) -> list[Prompt]:
         """Prompts with one image each, in all of at most so many tokens, the largest first."""
-        found: list[Prompt] = []
-        while len(found) < most and (one := self.alone(tokens)):
-            found.append(one)
-            tokens -= one.length
-        return found
+        prompts: list[Prompt] = []
+        while len(prompts) < most and (prompt := self.alone(tokens)):
+            prompts.append(prompt)
+            tokens -= prompt.length
+        return prompts
 
     def request(self, units: int, context: int, room: int) -> Prompt | None:
         """A request of images that are all met in one forward.
@@ -107,45 +107,45 @@ class PromptMaker:
             context: tokens of the whole request at most.
             room: tokens that the forward has left, of which the last image needs one.
         """
-        found: list[Image] = []
+        images: list[Image] = []
         context -= self.lead + self.rest
         units = min(units, self.request_units)
-        while len(found) < self.images and room > 1 and units >= self.step:
-            one = self.image(min(units, self.units), context) if context > 0 else None
-            if one is None:
+        while len(images) < self.images and room > 1 and units >= self.step:
+            image = self.image(min(units, self.units), context) if context > 0 else None
+            if image is None:
                 break
-            found.append(one)
-            units, context, room = units - one.units, context - one.tokens, room - one.tokens
-        return Prompt(self.lead, tuple(found), self.rest) if found else None
+            images.append(image)
+            units, context, room = units - image.units, context - image.tokens, room - image.tokens
+        return Prompt(self.lead, tuple(images), self.rest) if images else None
 
     def under(self, prompts: Sequence[Prompt], gate: int, most: int) -> list[Prompt]:
         """The prompts that a gateway lets through at once; the last one is made smaller to fit."""
-        found: list[Prompt] = []
+        admitted: list[Prompt] = []
         left, unit = gate, prompts[0].units
         for prompt in prompts:
             if prompt.units > left:
                 break
-            found.append(prompt)
+            admitted.append(prompt)
             left -= prompt.units
-        while left >= self.step and len(found) < most:
-            one = self.alone(_ANY, min(unit, left))
-            if one is None:
+        while left >= self.step and len(admitted) < most:
+            smaller = self.alone(_ANY, min(unit, left))
+            if smaller is None:
                 break
-            found.append(one)
-            left -= one.units
-        return found
+            admitted.append(smaller)
+            left -= smaller.units
+        return admitted
 
     def together(self, prompts: Sequence[Prompt]) -> list[Prompt]:
         """The same images, in requests of as many as one may have."""
-        found: list[Prompt] = []
+        requests: list[Prompt] = []
         for prompt in prompts:
-            last = found[-1] if found else None
+            last = requests[-1] if requests else None
             full = last is None or len(last.images) == self.images
             if last is None or full or last.units + prompt.units > self.request_units:
-                found.append(prompt)
+                requests.append(prompt)
             else:
-                found[-1] = Prompt(last.lead, last.images + prompt.images, prompt.rest)
-        return found
+                requests[-1] = Prompt(last.lead, last.images + prompt.images, prompt.rest)
+        return requests
 
 
 def units_of_request(units: int, images: int, request_units: int) -> list[int]:
@@ -156,11 +156,11 @@ def units_of_request(units: int, images: int, request_units: int) -> list[int]:
         images: of a request at most.
         request_units: of all of them at most.
     """
-    left, found = request_units, list[int]()
-    while left > 0 and len(found) < images:
-        found.append(min(left, units))
-        left -= found[-1]
-    return found
+    left, shares = request_units, list[int]()
+    while left > 0 and len(shares) < images:
+        shares.append(min(left, units))
+        left -= shares[-1]
+    return shares
 
 
 def let_through(limits: Limits, bound: int) -> int | None:

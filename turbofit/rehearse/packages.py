@@ -51,13 +51,13 @@ def engine_library() -> Path:
     Raises:
         PackageError: there is none.
     """
-    found = turbomind_library()
-    if found is None:
+    library = turbomind_library()
+    if library is None:
         raise PackageError(
             "LMDeploy's TurboMind library is not installed",
             hint=f"install it beside turbofit: pip install {_LMDEPLOY}",
         )
-    return found
+    return library
 
 
 def need_packages(engine: str, *, ray: bool = False) -> dict[str, str]:

@@ -135,8 +135,8 @@ def unanswered(plan: Plan, document: Document) -> End | None:
     for case in document["cases"]:
         refused = {name: n for name, n in case["statuses"].items() if name != "finished"}
         if sum(refused.values()) > sum(tokens > room for tokens in case["tokens"]):
-            said = ", ".join(f"{count} {name}" for name, count in refused.items())
-            why = f"the engine refused requests that the plan promises: {said}"
+            refusals = ", ".join(f"{count} {name}" for name, count in refused.items())
+            why = f"the engine refused requests that the plan promises: {refusals}"
             return End(kind="refused", phase=f"case {case['name']}", where=why)
     return None
 
@@ -147,45 +147,47 @@ def beside(plan: Plan, document: Document, group: int = 0) -> tuple[GpuLedger, .
     Terms that share one counter (see ``Rehearsal.together``), and those that only a real card has,
     stay without.
     """
-    seen = {}
-    for gpu, told in _told(plan, document, group):
-        terms = (replace(term, rehearsed=told.get(term.term)) for term in gpu.ledger)
-        seen[gpu.index] = replace(gpu, ledger=tuple(terms))
-    return tuple(seen.get(gpu.index, gpu) for gpu in plan.gpus)
+    ledgers = {}
+    for gpu, counters in _counters(plan, document, group):
+        terms = (replace(term, rehearsed=counters.get(term.term)) for term in gpu.ledger)
+        ledgers[gpu.index] = replace(gpu, ledger=tuple(terms))
+    return tuple(ledgers.get(gpu.index, gpu) for gpu in plan.gpus)
 
 
-def _told(plan: Plan, document: Document, group: int) -> list[tuple[GpuLedger, dict[str, int]]]:
+def _counters(plan: Plan, document: Document, group: int) -> list[tuple[GpuLedger, dict[str, int]]]:
     """Each GPU of a group, with what the engine's counters tell of it."""
     every = {gpu.index: gpu for gpu in plan.gpus}
     gpus = [every[index] for index in plan.parallel.groups[group]]
     return list(zip(gpus, document["terms"], strict=True))
 
 
-def _lines(ledger: Sequence[Term], told: Mapping[str, int]) -> dict[str, list[Term]]:
+def _lines(ledger: Sequence[Term], counters: Mapping[str, int]) -> dict[str, list[Term]]:
     """The terms of a ledger by the line that the counters tell."""
     lines: dict[str, list[Term]] = {}
     for term in ledger:
         line = _TOGETHER.get(term.term, term.term)
-        if line not in told and term.phase == "weights" and term.basis != "estimate":
+        if line not in counters and term.phase == "weights" and term.basis != "estimate":
             line = "weights"
-        if line in told and not term.term.endswith(".returned"):
+        if line in counters and not term.term.endswith(".returned"):
             lines.setdefault(line, []).append(term)
         stays = term.phase == "buffers" and term.basis != "estimate" and term.term != POOL_WARMUP
-        if stays and "buffers" in told:  # all beside the cache, those with a line of their own too
+        if (
+            stays and "buffers" in counters
+        ):  # all beside the cache, those with a line of their own too
             lines.setdefault("buffers", []).append(term)
     return lines
 
 
 def _together(plan: Plan, document: Document, group: int) -> tuple[RehearsedTogether, ...]:
     """The lines that stand for several terms, over the group's GPUs, which have the same ones."""
-    told = _told(plan, document, group)
-    lines = [_lines(gpu.ledger, seen) for gpu, seen in told]
+    by_gpu = _counters(plan, document, group)
+    lines = [_lines(gpu.ledger, counters) for gpu, counters in by_gpu]
     return tuple(
         RehearsedTogether(
             line=name,
             terms=tuple(term.term for term in terms),
-            bytes=tuple(sum(term.bytes for term in one.get(name, ())) for one in lines),
-            rehearsed=tuple(seen.get(name) for _, seen in told),
+            bytes=tuple(sum(term.bytes for term in gpu_lines.get(name, ())) for gpu_lines in lines),
+            rehearsed=tuple(counters.get(name) for _, counters in by_gpu),
         )
         for name, terms in lines[0].items()
         if [term.term for term in terms] != [name]

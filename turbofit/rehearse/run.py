@@ -66,7 +66,7 @@ class EndedRun:
 
 
 @dataclass
-class Seen:
+class Readings:
     """What an engine's adapter reads of an ended run; lists go by card, sizes are bytes.
 
     Attributes:
@@ -187,7 +187,10 @@ class _Watch:
             self.stopped = "idle"
         if not self.stopped:
             return
-        for pid in {notes.get("pid"), *(one.pid for one in shared.processes if one.alive)}:
+        for pid in {
+            notes.get("pid"),
+            *(process.pid for process in shared.processes if process.alive),
+        }:
             with contextlib.suppress(OSError):
                 if pid:
                     os.kill(pid, signal.SIGKILL)
@@ -195,12 +198,12 @@ class _Watch:
 
 def _progress(folder: Path) -> tuple[int, ...]:
     """What changes while a child works: the length of timelines on disk, and its notes."""
-    seen = []
+    figures = []
     for path in (folder / "report.json", *(folder / "pretend" / "timelines").glob("*")):
         with contextlib.suppress(OSError):
             stat = path.stat()
-            seen += [stat.st_blocks, stat.st_mtime_ns if path.suffix == ".json" else 0]
-    return tuple(seen)
+            figures += [stat.st_blocks, stat.st_mtime_ns if path.suffix == ".json" else 0]
+    return tuple(figures)
 
 
 def _is_stuck(log: Path) -> bool:

@@ -87,9 +87,9 @@ def compare(a: StoredPlan, b: StoredPlan) -> Comparison:
         {**left, **right},
         key=lambda name: name.startswith(_GPU) and 1 + int(name.removeprefix(_GPU)),
     ):
-        one, other = left.get(section, {}), right.get(section, {})
-        for what in dict.fromkeys((*one, *other)):
-            values = one.get(what), other.get(what)
+        facts_a, facts_b = left.get(section, {}), right.get(section, {})
+        for what in dict.fromkeys((*facts_a, *facts_b)):
+            values = facts_a.get(what), facts_b.get(what)
             unit: Unit = "bytes" if section.startswith(_GPU) else "number"
             if any(isinstance(value, str) for value in values):
                 unit = "text"
@@ -99,17 +99,18 @@ def compare(a: StoredPlan, b: StoredPlan) -> Comparison:
     return Comparison(a=_side(a), b=_side(b), rows=tuple(rows))
 
 
-def compare_view(found: Comparison) -> list[Block]:
+def compare_view(comparison: Comparison) -> list[Block]:
     """Both verdicts, and what differs as a table a section; in short the promise first."""
     blocks: list[Block] = [Heading("A and B", short=True)]
-    for name, side in (("A", found.a), ("B", found.b)):
+    for name, side in (("A", comparison.a), ("B", comparison.b)):
         what = f"{name}: {side.model} on {side.machine} ({side.where})"
         tone: Tone = "good" if side.fits else "bad"
         blocks.append(Paragraph(f"{what}: {side.verdict}", tone=tone, short=not side.fits))
         if side.fits:
             blocks.append(Paragraph(f"{what}: fits", tone=tone, **ONLY_SHORT))
     sections = {
-        name: [row for row in rows if not row.same] for name, rows in folded(found.rows).items()
+        name: [row for row in rows if not row.same]
+        for name, rows in folded(comparison.rows).items()
     }
     blocks += _in_short(sections)
     for name, rows in sections.items():
@@ -124,8 +125,8 @@ def compare_view(found: Comparison) -> list[Block]:
 
 def _in_short(sections: Mapping[str, Sequence[ComparedRow]]) -> list[Block]:
     """What differs most, in about twenty lines; of bytes what each GPU needs at most."""
-    held = {row.what: (row.a, row.b) for row in sections["What it holds"]}
-    one_cache = held.get("KV tokens") == held.get("KV tokens a group")
+    facts = {row.what: (row.a, row.b) for row in sections["What it holds"]}
+    one_cache = facts.get("KV tokens") == facts.get("KV tokens a group")
     plain = [
         (_LABELS.get(row.what, row.what), row)
         for name in _SECTIONS
@@ -160,17 +161,17 @@ def folded(rows: Iterable[ComparedRow]) -> dict[str, list[ComparedRow]]:
     sections: dict[str, list[ComparedRow]] = {}
     for row in rows:
         sections.setdefault(row.section, []).append(row)
-    found, equal = {}, dict[object, list[str]]()
+    merged, equal = {}, dict[object, list[str]]()
     for name, section in sections.items():
         if name.startswith(_GPU):
             facts = tuple((row.what, row.a, row.b) for row in section)
             equal.setdefault(facts, []).append(name)
         else:
-            found[name] = section
+            merged[name] = section
     for names in equal.values():
         gpus = indices(int(name.removeprefix(_GPU)) for name in names)
-        found[f"{_GPU}{gpus}"] = sections[names[0]]
-    return found
+        merged[f"{_GPU}{gpus}"] = sections[names[0]]
+    return merged
 
 
 def _side(saved: StoredPlan) -> ComparedSide:
@@ -188,7 +189,7 @@ def _facts(plan: Plan, *, by_group: bool) -> dict[str, dict[str, Any]]:
     """Facts by their sections; ``by_group``: the settings are told of each engine."""
     users, speed = users_of(plan), plan.throughput
     groups = range(max(1, len(plan.parallel.groups)) if by_group else 1)
-    found: dict[str, dict[str, Any]] = {
+    facts: dict[str, dict[str, Any]] = {
         "Shape": {
             "engine": f"{plan.engine.name} {plan.engine.version}",
             "tp": plan.parallel.tp,
@@ -209,7 +210,7 @@ def _facts(plan: Plan, *, by_group: bool) -> dict[str, dict[str, Any]]:
             "KV tokens a group": plan.kv.tokens,
             "longest request, tokens": plan.kv.longest_request_tokens,
             "images of the worst size": images_held(plan),
-            "users, a worst request each": users[0].held if users else None,
+            "users, a worst request each": users[0].in_cache if users else None,
             "output tokens/s (forecast)": speed and round(speed.output_tokens_per_second, 3),
             "requests/s (forecast)": speed and round(speed.requests_per_second, 3),
             "rehearsal": plan.rehearsal and plan.rehearsal.outcome,
@@ -221,8 +222,8 @@ def _facts(plan: Plan, *, by_group: bool) -> dict[str, dict[str, Any]]:
         for term in gpu.ledger:
             terms[term.term] += term.bytes
         sums = {f"= {name}": getattr(gpu, name) for name in _SUMS}
-        found[f"{_GPU}{gpu.index}"] = {**terms, **sums}
-    return found
+        facts[f"{_GPU}{gpu.index}"] = {**terms, **sums}
+    return facts
 
 
 def _text(value: str | float | None, row: ComparedRow) -> str:

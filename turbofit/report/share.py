@@ -81,15 +81,18 @@ def shared(saved: StoredPlan, loads: Sequence[str] = ()) -> SharedRun:
             f"{saved.where} ran on pretend GPUs: it says nothing of any card",
             hint="turbofit calibrate MODEL on real GPUs, then turbofit share",
         )
-    seen: tuple[Observation, ...] = ()
+    observations: tuple[Observation, ...] = ()
     with suppress(FileNotFoundError):
         data = Path(saved.where, SEEN_FILE).read_bytes()
-        seen = decode(data, tuple[Observation, ...], what=SEEN_FILE)
-    return shared_run(plan, run, seen, [_load(path) for path in loads])
+        observations = decode(data, tuple[Observation, ...], what=SEEN_FILE)
+    return shared_run(plan, run, observations, [_load(path) for path in loads])
 
 
 def shared_run(
-    plan: Plan, run: RunReport, seen: Sequence[Observation] = (), loads: Sequence[LoadResult] = ()
+    plan: Plan,
+    run: RunReport,
+    observations: Sequence[Observation] = (),
+    loads: Sequence[LoadResult] = (),
 ) -> SharedRun:
     """What others may read of a run on this machine."""
     versions = {name: installed(name) for name in _PACKAGES}
@@ -99,7 +102,7 @@ def shared_run(
         plan=_plan(plan, model),
         run=_run(run, model.name),
         packages={"python": platform.python_version(), **packages},
-        seen=tuple(seen),
+        seen=tuple(observations),
         loads=tuple(_nameless(load, model.name) for load in loads),
     )
 
@@ -153,16 +156,16 @@ def _ledger(gpu: GpuLedger) -> GpuLedger:
 def _run(run: RunReport, model: str) -> RunReport:
     attempts = tuple(
         RunAttempt(
-            started=_day(one.started),
-            number=one.number,
-            changes=one.changes,
-            engines=one.engines,
-            moments=one.moments,
-            ended=_ended(one.ended),
-            restarts=one.restarts,
-            memory_back=one.memory_back,
+            started=_day(attempt.started),
+            number=attempt.number,
+            changes=attempt.changes,
+            engines=attempt.engines,
+            moments=attempt.moments,
+            ended=_ended(attempt.ended),
+            restarts=attempt.restarts,
+            memory_back=attempt.memory_back,
         )
-        for one in run.attempts
+        for attempt in run.attempts
     )
     return RunReport(
         schema=run.schema,
@@ -182,18 +185,18 @@ def _ended(ended: Document | None) -> Document | None:
 
 
 def _load(path: str) -> LoadResult:
-    found = read_reported(path)
-    if not isinstance(found, LoadResult):
+    load = read_reported(path)
+    if not isinstance(load, LoadResult):
         raise UsageError(
             f"{path} is no load of schema {BENCH_SCHEMA}",
             hint="write one with turbofit bench --json > load.json",
         )
-    return found
+    return load
 
 
 def _nameless(load: LoadResult, model: str) -> LoadResult:
     given = {name: value for name, value in load.load.items() if name != "trace"}
-    errors = tuple(replace(one, example="") for one in load.errors)
+    errors = tuple(replace(error, example="") for error in load.errors)
     return replace(
         load, created=_day(load.created), url="", model=model, load=given, errors=errors,
         stopped="", warnings=(),

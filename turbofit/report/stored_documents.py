@@ -212,10 +212,10 @@ def newest_run() -> str:
     Raises:
         UsageError: there is none.
     """
-    found = next(iter(_newest_first(state_dir(_RUNS, make=False).glob("*/run.json"))), None)
-    if found is None:
+    newest = next(iter(_newest_first(state_dir(_RUNS, make=False).glob("*/run.json"))), None)
+    if newest is None:
         raise UsageError("nothing was served yet", hint=HOW_TO_SERVE)
-    return found
+    return newest
 
 
 def read_run(run: str | None) -> StoredPlan:
@@ -226,11 +226,11 @@ def read_run(run: str | None) -> StoredPlan:
     """
     from turbofit.launch.serve.runs import newest_run_of
 
-    found = newest_run_of(run) if run else newest_run()
+    record = newest_run_of(run) if run else newest_run()
     there = run is not None and (run in (LATEST, "-") or _run_folder(run) or os.path.exists(run))
-    if found is None and not there:
+    if record is None and not there:
         raise UsageError(f"no run is called {run!r}", hint="turbofit report lists runs")
-    saved = read_saved(str(found or run))
+    saved = read_saved(str(record or run))
     if saved.run is None:
         raise UsageError(f"{run} is a plan, not a run", hint="turbofit report lists runs")
     return saved
@@ -248,13 +248,13 @@ def _newest() -> str:
     Raises:
         UsageError: there is none.
     """
-    found = reportable()
-    if not found:
+    documents = reportable()
+    if not documents:
         raise UsageError(
             "nothing was planned, rehearsed or served yet",
             hint="turbofit plan MODEL, then turbofit report latest",
         )
-    return found[0]
+    return documents[0]
 
 
 def _newest_first(paths: Iterable[Path]) -> list[str]:
@@ -298,8 +298,10 @@ def check_consistent(plan: Plan, what: str) -> None:
 
 def _tells_of(plan: Plan | GroupPlan, group: tuple[int, ...]) -> bool:
     """Whether its rehearsal, where there is one, tells of as many GPUs as the group has."""
-    found = plan.rehearsal
-    if found is None:
+    rehearsal = plan.rehearsal
+    if rehearsal is None:
         return True
-    cells = (cells for moment in found.timeline for cells in (moment.peak, moment.end))
-    return {len(group)} >= {len(one) for one in (*cells, found.cache.free, found.cache.region)}
+    cells = (cells for moment in rehearsal.timeline for cells in (moment.peak, moment.end))
+    return {len(group)} >= {
+        len(values) for values in (*cells, rehearsal.cache.free, rehearsal.cache.region)
+    }

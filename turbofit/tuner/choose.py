@@ -96,7 +96,7 @@ def plan_of(fit: EngineFit) -> Plan:
         settings=best.settings,
         vision_load=best.vision_load,
         limit=best.shape.limit,
-        held=None if request.promised_requests is None else best.held,
+        held_requests=None if request.promised_requests is None else best.held_requests,
         at_once=[best.of_group(group).shape.requests(requests) for group in groups]
         if best.parts
         else (),
@@ -304,8 +304,8 @@ def _choose(request: ResolvedRequest, engine: str) -> EngineFit | Plan:
         return replace(rival, rival=fit)
     if fit.fits:
         return fit
-    if rival is None and fit.best.held and compiles:
-        fit = max((fit, *rivals), key=lambda other: other.best.held)
+    if rival is None and fit.best.held_requests and compiles:
+        fit = max((fit, *rivals), key=lambda other: other.best.held_requests)
     return replace(fit, rival=rival)
 
 

@@ -181,12 +181,12 @@ def _limits(request: ResolvedRequest) -> Iterator[int | None]:
     steps = {requested}
     if rule.varies_by_limit:
         steps = {*rule.lower_limits(_HALVES), *_within_context(request, rule, requested)}
-    seen = -1
+    previous = -1
     for limit in sorted(steps, reverse=True):
         units = vision_load_of(request, limit).units_per_image
-        if units != seen:
+        if units != previous:
             yield limit
-        seen = units
+        previous = units
 
 
 def _within_context(request: ResolvedRequest, rule: ImageRule, requested: int) -> tuple[int, ...]:
@@ -324,7 +324,9 @@ def make_fallback_plan(request: ResolvedRequest, engine: Engine, reason: str) ->
         settings=settings,
         vision_load=chosen.vision_load,
         limit=chosen.limit,
-        held=None if request.promised_requests is None else len(chosen.copies) * chosen.fits,
+        held_requests=None
+        if request.promised_requests is None
+        else len(chosen.copies) * chosen.fits,
         reasons=tuple(_reasons(request, chosen, settings, reason)),
         warnings=_warnings(request, chosen, placed),
         remedies=helps.remedies,
@@ -340,8 +342,8 @@ def _host(
 
     Layers that host memory does not hold stay on the disk: only the largest is in memory then.
     """
-    host, copies, one = host_of(request, accounts, engine), len(accounts), accounts[0]
-    weights = [one.copy.parts.layers[number].weights for number in one.placement.offloaded]
+    host, copies, account = host_of(request, accounts, engine), len(accounts), accounts[0]
+    weights = [account.copy.parts.layers[number].weights for number in account.placement.offloaded]
     taken, kept = sum(weights), None
     if host.available is not None:
         taken = max(weights, default=0)

@@ -55,15 +55,15 @@ def make_prediction(
     same = [settings] * len(groups)
     accounts = accounts_of(request, same, groups, vision_load, engine, free_at_cache)
     ratio = settings.cache_max_entry_count
-    held = _held(request, vision_load, accounts, ratio)
-    if held != vision_load:
-        accounts = accounts_of(request, same, groups, held, engine, free_at_cache)
+    load = _held(request, vision_load, accounts, ratio)
+    if load != vision_load:
+        accounts = accounts_of(request, same, groups, load, engine, free_at_cache)
     host = host_of(request, accounts, engine)
     outcomes = [outcome_at(account, ratio) for account in accounts]
     # Of the first engine whose GPU memory does not do, else of the first.
     outcome = next((outcome for outcome in outcomes if not outcome.serves), outcomes[0])
     smallest = min(account.tokens_at(ratio) for account in accounts) if outcome.serves else None
-    never = _never_runs(request, accounts, held, engine) or _no_room(request, settings, smallest)
+    never = _never_runs(request, accounts, load, engine) or _no_room(request, settings, smallest)
     end = never or (host_problem(host) if outcome.serves else outcome.text)
     serves = outcome.serves and end is None  # nothing kills it; the margin may still be short
     cache = smallest if serves else None
@@ -84,7 +84,7 @@ def make_prediction(
         settings=settings,
         vision_load=vision_load,
         limit=limit,
-        held=None if promised is None else at_once,
+        held_requests=None if promised is None else at_once,
         reasons=(
             *_exposure(request, limit, vision_load),
             *_story(accounts[0], ratio, outcome, free_at_cache),
@@ -253,7 +253,7 @@ def _never_runs(
         launch = launch_of(request, account.settings, account.gpus, vision_load)
         kernels = engine.missing_kernels(launch)
         problems = known_problems(launch, engine.name, engine.version)
-        cause = kernels or next((one.warning for one in problems if one.fatal), None)
+        cause = kernels or next((problem.warning for problem in problems if problem.fatal), None)
         if cause is not None:
             return f"does not run: {cause}"
     return None

@@ -158,13 +158,13 @@ def vision_load_of(request: ResolvedRequest, limit: int | None) -> VisionLoad:
         return NO_IMAGES
     if workload.images == 0:
         return NO_IMAGES
-    each = rule.worst_units(limit)
+    units = rule.worst_units(limit)
     if workload.image_size is not None:
-        each = min(each, rule.units(*workload.image_size, limit))
+        units = min(units, rule.units(*workload.image_size, limit))
     return VisionLoad(
-        units_per_image=each,
+        units_per_image=units,
         images_per_request=workload.images,
-        tokens_per_request=rule.unit_tokens(each) * workload.images,
+        tokens_per_request=rule.unit_tokens(units) * workload.images,
     )
 
 
@@ -207,15 +207,15 @@ def accounts_of(
 def host_of(request: ResolvedRequest, accounts: Sequence[Account], engine: Engine) -> HostMemory:
     """Host memory of all groups beside what the machine has."""
     available = request.machine.host.ram_available
-    each = [
+    memories = [
         engine.host_memory(
             request.model, account.settings, units_per_forward=account.units_per_forward
         )
         for account in accounts
     ]
     return HostMemory(
-        pinned=sum(one.pinned for one in each),
-        pageable=sum(one.pageable for one in each),
+        pinned=sum(memory.pinned for memory in memories),
+        pageable=sum(memory.pageable for memory in memories),
         available=None if available == "NA" else available,
     )
 

@@ -82,25 +82,25 @@ class GpuRates(Struct):
 def rates(priors: tuple[str, ...] = ()) -> Rates:
     """The constants of the presets; of ``priors`` those before a bench's fit, where there are."""
     entries = load_yaml(preset_path("engines", "throughput"))
-    found = {
+    values = {
         name: entry.get("prior" if name in priors else "value", entry["value"])
         for name, entry in entries.items()
     }
-    return msgspec.convert(found, Rates)
+    return msgspec.convert(values, Rates)
 
 
 def card_of(gpus: Sequence[Gpu], figures: Rates, measured: Measured | None = None) -> GpuRates:
     """What the slowest of these cards sustains; of a measured card the measured figures count."""
-    seen = {one.index: one for one in measured.cards} if measured else {}
+    measured_cards = {card.index: card for card in measured.cards} if measured else {}
     bandwidth = min(
-        seen[gpu.index].bandwidth / _COPY_SHARE
-        if gpu.index in seen
+        measured_cards[gpu.index].bandwidth / _COPY_SHARE
+        if gpu.index in measured_cards
         else known(gpu.memory_bandwidth, _UNKNOWN_BANDWIDTH)
         for gpu in gpus
     )
     flops = min(
-        seen[gpu.index].flops / _PRODUCT_SHARE
-        if gpu.index in seen
+        measured_cards[gpu.index].flops / _PRODUCT_SHARE
+        if gpu.index in measured_cards
         else known(gpu.dense_flops, _UNKNOWN_FLOPS)
         for gpu in gpus
     )
@@ -262,9 +262,9 @@ def all_reduce_of(machine: Machine, gpus: Sequence[Gpu], figures: Rates) -> AllR
     kind, ranks = group_class(machine, gpus), len(gpus)
     if kind == LinkClass.ALONE:
         return AllReduce(ranks=1)
-    found = _measured(machine, gpus)
-    if found is not None:
-        return found
+    measured = _measured(machine, gpus)
+    if measured is not None:
+        return measured
     slot = figures.pcie_bandwidth * min(_pcie_scale(gpu) for gpu in gpus)
     host = min(figures.host_bandwidth, slot * figures.host_factor)
     if kind == LinkClass.NVLINK:
@@ -302,9 +302,9 @@ def _measured(machine: Machine, gpus: Sequence[Gpu]) -> AllReduce | None:
         return None
     indices = frozenset(gpu.index for gpu in gpus)
     by_group: dict[frozenset[int], dict[int, float]] = {}
-    for one in machine.measured.reduces:
-        if one.right:
-            by_group.setdefault(frozenset(one.gpus), {})[one.size] = one.seconds
+    for reduce in machine.measured.reduces:
+        if reduce.right:
+            by_group.setdefault(frozenset(reduce.gpus), {})[reduce.size] = reduce.seconds
     curve = by_group.get(indices)
     if curve is not None and len(curve) > 1:
         return _line(curve, len(gpus), len(gpus))
@@ -389,7 +389,7 @@ class Pace(Struct):
     first_token: float | None = None
     per_token: float | None = None
 
-    def found(self, speed_at: Callable[[float], Speed], share: float, most: float) -> Pace:
+    def forecast(self, speed_at: Callable[[float], Speed], share: float, most: float) -> Pace:
         """What one engine does under its ``share`` of the rate.
 
         With the fewest requests there that bring the rate, ``most`` where none do.
@@ -408,9 +408,9 @@ class Pace(Struct):
         per_token = max(speed.step, (whole - first) / rates().output_tokens)
         return Pace(rate=speed.requests_per_second, first_token=first, per_token=per_token)
 
-    def excess(self, found: Pace) -> float:
+    def excess(self, forecast: Pace) -> float:
         """By which share the wish that is missed most is missed; 0 where all are kept."""
-        both = zip(astuple(self), astuple(found), (-1, 1, 1), strict=True)
+        both = zip(astuple(self), astuple(forecast), (-1, 1, 1), strict=True)
         missed: list[float] = [
             ((now or 1e-9) / wish) ** sign - 1 for wish, now, sign in both if wish
         ]

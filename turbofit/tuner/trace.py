@@ -226,8 +226,8 @@ def replay(
     """
     count = len(requests)
     times = TraceTimes(begun=[nan] * count, first=[nan] * count, ended=[nan] * count, refused=[])
-    loads = [EngineLoad(one, requests, times, patience) for one in engines]
-    gated = any(one.gate is not None for one in engines)
+    loads = [EngineLoad(engine, requests, times, patience) for engine in engines]
+    gated = any(engine.gate is not None for engine in engines)
     for index, request in enumerate(requests):
         for load in loads:
             load.advance(request.at)

@@ -197,7 +197,7 @@ def test_every_step_is_driven_and_kept() -> None:
     assert questions[:2] == ["a small image", "a small text"]
     assert questions[3:] == STEPS[3:]
     assert first.complete
-    (seen,) = first.seen
+    (seen,) = first.observations
     assert list(seen.cards[0].used) == STEPS
     assert seen.cards[0].used["sampling"] == 20500 * MIB
     assert seen.region == PLAN.kv.region_bytes
@@ -213,7 +213,10 @@ def test_a_log_that_is_read_late_still_says_what_was_free() -> None:
 
     first = begun(Usage(*[20000] * 6))
     first.examine(late, "m", ask)
-    assert (first.seen[0].free, first.seen[0].region) == (budget.free, budget.budget)
+    assert (first.observations[0].free, first.observations[0].region) == (
+        budget.free,
+        budget.budget,
+    )
 
 
 def test_an_engine_that_is_started_again_shows_all_steps_again() -> None:
@@ -226,7 +229,7 @@ def test_an_engine_that_is_started_again_shows_all_steps_again() -> None:
     usage.used = list(used)
     assert len(drive(first)) == len(STEPS)
     assert first.complete
-    assert [first.seen[0].cards[0].used[name] // MIB for name in STEPS] == used
+    assert [first.observations[0].cards[0].used[name] // MIB for name in STEPS] == used
     usage.used = [30000]
     with pytest.raises(LaunchError, match="GPU 0 is lost"):
         drive(first)
@@ -243,14 +246,14 @@ def test_an_engine_of_an_earlier_plan_is_not_read() -> None:
     first, seen = begun(usage_of), []
 
     def ask(_: Any) -> int:
-        seen.append(first.seen)
+        seen.append(first.observations)
         first.begin(PLAN)
         return 3400
 
     with pytest.raises(LaunchError, match="another plan is launched"):
         first.examine(engine(), "m", ask)
     assert list(seen[0][0].cards[0].used) == ["steady"]
-    assert first.seen == ()
+    assert first.observations == ()
     assert not first.complete
 
 
@@ -281,7 +284,7 @@ def test_each_unequal_engine_is_driven_to_its_own_limits() -> None:
 
 def test_what_was_learned_is_kept_for_plans_on_such_cards() -> None:
     done = driven()
-    result = learned(PLAN, done.seen, {}, lmdeploy="0.18.0", pretend=False)
+    result = learned(PLAN, done.observations, {}, lmdeploy="0.18.0", pretend=False)
     assert result["why_not"] is None
     assert [row["phase"] for row in result["phases"]] == ["context and weights", "cache", *STEPS]
     machine = calibrations.with_calibrations(PLAN.machine, pretend=False)
@@ -331,7 +334,7 @@ def test_what_was_measured_is_told_where_nothing_is_learned(monkeypatch, why, pl
 
     monkeypatch.setattr(place, answer)
     before = {} if why else {0: 0}
-    result = learned(PLAN, done.seen, before, lmdeploy="0.18.0", pretend=False)
+    result = learned(PLAN, done.observations, before, lmdeploy="0.18.0", pretend=False)
     assert told in result["why_not"]
     assert result["kept"] == []
     assert result["calibrations"]

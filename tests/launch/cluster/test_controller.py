@@ -19,7 +19,7 @@ from turbofit.gateway.config import GatewayConfig
 from turbofit.launch.cluster import controller as module
 from turbofit.launch.cluster import ray_adapter
 from turbofit.launch.cluster.controller import Controller
-from turbofit.launch.cluster.node import NodeTold
+from turbofit.launch.cluster.node import NodeReport
 from turbofit.launch.cluster.ray_adapter import RayNode
 from turbofit.launch.serve.config import ClusterServeConfig
 from turbofit.planning.request import PlanRequest
@@ -37,7 +37,7 @@ class Actor:
 
     def __init__(self, world: World, spec: str, gpus: int) -> None:
         self.world, self.spec, self.count = world, spec, gpus
-        self.told = NodeTold(key="k")
+        self.told = NodeReport(key="k")
         self.measure, self.tell = Method(self._measure), Method(lambda: self.told)
         self.serve, self.end = Method(self._serve), Method(self._end)
 
@@ -51,14 +51,14 @@ class Actor:
         )
         why, code = self.world.fails.get(self.spec, ("", 0))
         state = "unfit" if why else "open"
-        self.told = NodeTold(
+        self.told = NodeReport(
             state=state, digest=digest, url=f"http://{self.spec}:{len(self.world.log)}", key="k",
             why=why, exit_code=code,
         )  # fmt: skip
 
     def _end(self) -> None:
         self.world.log.append(f"end {self.spec}")
-        self.told = NodeTold(key="k")
+        self.told = NodeReport(key="k")
 
 
 class World:
@@ -259,9 +259,9 @@ def test_the_next_controller_serves_on_and_leaves_a_drained_node_empty(world: Wo
 def test_what_is_said_of_an_earlier_plan_is_no_failure_of_this_one(world: World) -> None:
     made = serving(world, "2xrtx3090")
     (node_state,) = made.nodes.values()
-    node_state.told = NodeTold(state="unfit", digest="an earlier one", why="it failed")
+    node_state.report = NodeReport(state="unfit", digest="an earlier one", why="it failed")
     assert node_state.failed == ""
-    node_state.told = replace(node_state.told, digest=node_state.digest)
+    node_state.report = replace(node_state.report, digest=node_state.digest)
     assert node_state.failed == "it failed"
 
 

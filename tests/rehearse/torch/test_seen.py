@@ -23,7 +23,7 @@ from turbofit.rehearse.run import EndedRun
 from turbofit.rehearse.spec import Spec
 from turbofit.rehearse.torch import delta_nets
 from turbofit.rehearse.torch.delta_nets import most_chunks
-from turbofit.rehearse.torch.seen import seen
+from turbofit.rehearse.torch.seen import read_run
 
 INSIDE = Path(delta_nets.__file__).parent / "torch_inside"
 
@@ -184,7 +184,7 @@ def document(folder: Path, *, dies: bool = False) -> dict[str, Any]:
     record = {"pid": 7, "number": 9, "rows": rows}
     (folder / "records" / "7.json").write_text(json.dumps(record))
     ended = EndedRun(Spec(scenario, "x", "pytorch"), ran, told, log.splitlines(), "", folder)
-    return report(ended, seen(ended), {"torch": "2.12.1", "lmdeploy": "0.18.0"})
+    return report(ended, read_run(ended), {"torch": "2.12.1", "lmdeploy": "0.18.0"})
 
 
 def test_a_start_in_parts_and_its_cases(tmp_path: Path) -> None:

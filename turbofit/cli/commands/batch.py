@@ -67,8 +67,8 @@ def batch(
     spec = filled(BatchSpec, given)
     request = filled(PlanRequest, {**given, "model": model or ""})
     target = target_of(url, api_key, request)
-    told = (lambda _: None) if form.as_json else say
-    job = BatchJob((Path(source), Path(output)), spec, target, say=told)
+    tell = (lambda _: None) if form.as_json else say
+    job = BatchJob((Path(source), Path(output)), spec, target, say=tell)
     result = asyncio.run(_stoppable(job))
     _show(result, form)
     if job.interrupted:
@@ -98,13 +98,11 @@ def _show(result: BatchResult, form: Form) -> None:
         return
     sent = result.answered + result.failed - result.before
     rate = f"{result.seconds:,.1f} s, {result.items_per_second:,.2f}/s"
-    lines = [
+    say(
         f"{result.output}: {result.answered:,} of {result.items:,} items answered, "
         f"{result.failed:,} failed; {f'{sent:,} in {rate}' if sent else 'none was sent now'}"
-    ]
+    )
     if result.lowered:
-        lines.append(f"{result.lowered:,} answers are to requests that the server lowered")
+        say(f"{result.lowered:,} answers are to requests that the server lowered")
     if result.left:
-        lines.append(f"{result.left:,} items are left: the same command goes on from here")
-    for text in lines:
-        say(text)
+        say(f"{result.left:,} items are left: the same command goes on from here")

@@ -67,5 +67,5 @@ def bench(
 def show_load(result: LoadResult, form: Form) -> None:
     from turbofit.report.views.measured_view import load_view
 
-    made = f"turbofit {result.turbofit_version}, measured {result.created}."
-    form.show(result, load_view, made)
+    footer = f"turbofit {result.turbofit_version}, measured {result.created}."
+    form.show(result, load_view, footer)

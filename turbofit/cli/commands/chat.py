@@ -83,7 +83,7 @@ class Server:
                     if text:
                         event = json.loads(text)
                         # Not every server says [DONE]: `transformers serve` does not.
-                        ended = ended or any(one.get("finish_reason") for one in _choices(event))
+                        ended |= any(choice.get("finish_reason") for choice in _choices(event))
                         yield from _pieces(event)
             except (OSError, ValueError) as exc:
                 raise UnservedError(f"the answer breaks off: {exc}", hint="ask again") from None
@@ -200,12 +200,12 @@ def chat(
         elif text:
             try:
                 question = question_of(text)
-                said = _tell(server.ask([*messages, question], max_tokens))
+                reply = _tell(server.ask([*messages, question], max_tokens))
             except (UnservedError, UsageError) as exc:
                 note(f"error: {exc.message}")
                 note(f"hint: {exc.hint}")
                 continue
-            messages += [question, {"role": "assistant", "content": said}]
+            messages += [question, {"role": "assistant", "content": reply}]
     return 0
 
 

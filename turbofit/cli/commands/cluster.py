@@ -64,8 +64,8 @@ def cluster(
     from turbofit.launch.cluster.ray_adapter import ask, connected, one_board
 
     with connected(address):
-        told = ask(one_board(name), question, seconds)
-    answer(to_json(told) if form.as_json else f"{told['said']}\n")
+        reply = ask(one_board(name), question, seconds)
+    answer(to_json(reply) if form.as_json else f"{reply['said']}\n")
     return 0
 
 
@@ -84,7 +84,7 @@ def _status(address: str | None, name: str | None, form: Form) -> int:
     from turbofit.report.views.several_view import status_view
 
     with connected(address):
-        told = [read(board) for board in boards(name).values()]
-    served = [status for status, _ in told if status is not None]
+        statuses = [read(board)[0] for board in boards(name).values()]
+    served = [status for status in statuses if status is not None]
     form.show(served, lambda all_: chain(*map(status_view, all_)))
     return 0

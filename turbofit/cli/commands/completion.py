@@ -81,5 +81,5 @@ def complete_spec(
 def _candidates_or_files(candidates: Iterable[str], incomplete: str) -> list[CompletionItem]:
     from click.shell_completion import CompletionItem
 
-    found = [CompletionItem(word) for word in candidates if word.startswith(incomplete)]
-    return found or [CompletionItem(incomplete, type="file")]
+    items = [CompletionItem(word) for word in candidates if word.startswith(incomplete)]
+    return items or [CompletionItem(incomplete, type="file")]

@@ -33,9 +33,9 @@ def diagnose(log: str, model: str | None, on: str | None, form: Form) -> int:
     """Read, explain, show; exit 3 where nothing was recognised."""
     from turbofit.diagnose.explain import diagnose as explain
 
-    found = explain(_chunks(log), model=model, on=on)
-    form.show(found, _view)
-    return 0 if found.known else _NOT_KNOWN
+    diagnosis = explain(_chunks(log), model=model, on=on)
+    form.show(diagnosis, _view)
+    return 0 if diagnosis.known else _NOT_KNOWN
 
 
 def _chunks(path: str) -> Iterator[bytes]:
@@ -60,7 +60,7 @@ def _chunks(path: str) -> Iterator[bytes]:
         ) from None
 
 
-def _view(found: Diagnosis) -> Iterator[Block]:
+def _view(diagnosis: Diagnosis) -> Iterator[Block]:
     """The answer first, then what it rests on."""
     from turbofit.report.painters.document import (
         Heading,
@@ -72,44 +72,44 @@ def _view(found: Diagnosis) -> Iterator[Block]:
     )
 
     yield Heading("What happened")
-    yield Paragraph(found.what, tone="bad" if found.phase != "none" else "plain")
-    yield known_facts(_facts(found))
-    yield from listed("Why" if not found.possible else "What is certain", found.why)
-    yield from listed("This message has been seen with, the likeliest first", found.possible)
-    if found.held:
+    yield Paragraph(diagnosis.what, tone="bad" if diagnosis.phase != "none" else "plain")
+    yield known_facts(_facts(diagnosis))
+    yield from listed("Why" if not diagnosis.possible else "What is certain", diagnosis.why)
+    yield from listed("This message has been seen with, the likeliest first", diagnosis.possible)
+    if diagnosis.held:
         yield Heading("Who held the memory")
         rows = (
             (
-                "" if one.gpu is None else str(one.gpu),
-                one.who,
-                _size(one.bytes),
-                ",".join(map(str, one.lines)),
+                "" if holding.gpu is None else str(holding.gpu),
+                holding.who,
+                _size(holding.bytes),
+                ",".join(map(str, holding.lines)),
             )
-            for one in found.held
+            for holding in diagnosis.held
         )
         titles = ("GPU", "who", "size", "lines")
         yield table(titles, rows, right=("GPU", "size", "lines"), wrap=("who",))
-    if found.would_work is not None:
-        yield from _advice(found.would_work)
-    title = "What to change" if not found.possible else "What decides it, and what to try"
-    yield from listed(title, found.changes)
-    yield from listed("What is unknown", found.unknown, "dim")
-    yield from listed("Also in this log", found.also, "dim")
-    if found.evidence:
+    if diagnosis.would_work is not None:
+        yield from _advice(diagnosis.would_work)
+    title = "What to change" if not diagnosis.possible else "What decides it, and what to try"
+    yield from listed(title, diagnosis.changes)
+    yield from listed("What is unknown", diagnosis.unknown, "dim")
+    yield from listed("Also in this log", diagnosis.also, "dim")
+    if diagnosis.evidence:
         yield Heading("It rests on these lines")
-        told = ((str(one.line), one.tells, one.text[:160]) for one in found.evidence)
-        yield table(("line", "tells", "text"), told, right=("line",), wrap=("tells", "text"))
-    if not found.known:
+        evidence = ((str(row.line), row.tells, row.text[:160]) for row in diagnosis.evidence)
+        yield table(("line", "tells", "text"), evidence, right=("line",), wrap=("tells", "text"))
+    if not diagnosis.known:
         yield remark("unknown logs end with exit code 3")
 
 
-def _facts(found: Diagnosis) -> dict[str, str | None]:
-    read = found.read
+def _facts(diagnosis: Diagnosis) -> dict[str, str | None]:
+    read = diagnosis.read
     return {
-        "kind": found.kind,
-        "phase": found.phase,
-        "missing": _missing(found.missing),
-        "missing in all": _missing(found.missing_in_all),
+        "kind": diagnosis.kind,
+        "phase": diagnosis.phase,
+        "missing": _missing(diagnosis.missing),
+        "missing in all": _missing(diagnosis.missing_in_all),
         "model": read.model,
         "machine": read.machine,
         "engine": read.engine,
@@ -140,7 +140,7 @@ def _advice(advice: Advice) -> Iterator[Block]:
     if advice.command:
         yield Code(shell_words(shlex.split(advice.command)))
     if advice.remedies:
-        yield Items(tuple(f"{one.change}: {one.effect}" for one in advice.remedies))
+        yield Items(tuple(f"{remedy.change}: {remedy.effect}" for remedy in advice.remedies))
 
 
 def _size(value: int | None) -> str:

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from turbofit.planning.examine.scene import State
     from turbofit.report.painters.document import Block, Tone
 
-_ORDER: Final[tuple[State, ...]] = ("stops", "warning", "unreadable", "ok")
-#: What is said behind a number, behind one and behind more.
+#: What is said behind a number, behind one and behind more; what stops comes first.
 _COUNTED: Final[dict[State, tuple[str, str]]] = {
     "stops": ("stops serving", "stop serving"),
     "warning": ("warning", "warnings"),
@@ -65,24 +64,26 @@ def _view(report: DoctorReport, *, full: bool) -> Iterator[Block]:
     """What stops first; what is in order last, in a line where ``full`` is not asked for."""
     from turbofit.report.painters.document import Heading, Paragraph, known_facts, table
 
-    counted = {state: report.count(state) for state in _ORDER}
+    counted = {state: report.count(state) for state in _COUNTED}
     counts = ", ".join(f"{n} {_COUNTED[state][n > 1]}" for state, n in counted.items() if n)
     known = f"{report.machine} ({report.source})"
     yield Heading(known if report.machine else "no GPU that can be read")
     tone: Tone = "bad" if report.exit_code else "warn" if report.count("warning") else "good"
     yield Paragraph(counts, tone=tone)
-    for state in _ORDER:
-        found = [one for one in report.findings if one.state == state]
-        if not found:
+    for state, title in _TITLES.items():
+        findings = [finding for finding in report.findings if finding.state == state]
+        if not findings:
             continue
         if state == "ok" and not full:
-            yield Heading(f"{_TITLES[state]} (--full shows what was seen)")
-            yield Paragraph(", ".join(one.check for one in found))
+            yield Heading(f"{title} (--full shows what was seen)")
+            yield Paragraph(", ".join(finding.check for finding in findings))
             continue
-        yield Heading(_TITLES[state])
+        yield Heading(title)
         if state == "ok":
-            yield table(("check", "seen"), ((one.check, one.seen) for one in found), wrap=("seen",))
+            rows = ((finding.check, finding.seen) for finding in findings)
+            yield table(("check", "seen"), rows, wrap=("seen",))
             continue
-        for one in found:
-            yield Paragraph(f"{one.check}: {one.seen}", tone="bad" if state == "stops" else "warn")
-            yield known_facts({"why": one.why, "fix": one.fix})
+        tone = "bad" if state == "stops" else "warn"
+        for finding in findings:
+            yield Paragraph(f"{finding.check}: {finding.seen}", tone=tone)
+            yield known_facts({"why": finding.why, "fix": finding.fix})

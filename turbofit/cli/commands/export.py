@@ -194,14 +194,6 @@ def profile_text(request: PlanRequest, plan: Plan, *, file: str) -> str:
 
 def _scalar(value: object) -> str:
     """As YAML has it, on one line."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(_scalar, value))}]"
-    if not isinstance(value, str) or not value:
-        return str(value)
     import yaml
 
-    if value.startswith("["):
-        return value
     return yaml.safe_dump(value, width=10**6, default_flow_style=True).partition("\n")[0]

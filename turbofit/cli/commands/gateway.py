@@ -77,8 +77,8 @@ def gateway(
             hint="turbofit gateway --plan plan.json --upstream http://127.0.0.1:23334",
         )
     config = options.config(upstream_key=key)
-    made = _planned(read_plan(plan), upstream, config, options.access_log, overlay=overlay)
-    return _serve(made, form)
+    app = _planned(read_plan(plan), upstream, config, options.access_log, overlay=overlay)
+    return _serve(app, form)
 
 
 def _planned(
@@ -100,12 +100,12 @@ def _planned(
     return make_gateway(planned, upstream, config, overlay=overlay, log=access_log(log or "-"))
 
 
-def _serve(made: AsgiApp, form: Form) -> int:
+def _serve(app: AsgiApp, form: Form) -> int:
     """Until a signal; 0 after a drain."""
     from turbofit.gateway.server import run_gateway
 
-    run_gateway(made, on_ready=lambda url: None if form.as_json else answer(f"{url}\n"))
-    cut = made.connections.cut
+    run_gateway(app, on_ready=lambda url: None if form.as_json else answer(f"{url}\n"))
+    cut = app.connections.cut
     if form.as_json:
         answer(f'{{"ended": "{"cut off" if cut else "drained"}", "cut": {cut}}}\n')
     say_cut(cut)

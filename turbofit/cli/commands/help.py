@@ -42,7 +42,7 @@ def help(name: str | None) -> int:  # noqa: A001 - the command's name
             code: int = TURBOFIT.invoke(ctx)
         return code
     width = max(map(len, COMMANDS))
-    lines = [f"  {one:<{width}}  {text}" for one, text in COMMANDS.items()]
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
     answer("\n".join((_ABOVE, *lines, _BELOW)))
     return 0
 

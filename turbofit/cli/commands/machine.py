@@ -31,13 +31,13 @@ def machine(
     from turbofit.machine.source import machine_from
     from turbofit.report.views.machine_view import machine_view
 
-    found = machine_from(on, gpus=gpus)
+    hardware = machine_from(on, gpus=gpus)
     if measure:
-        found = _measured(found, on)
+        hardware = _measured(hardware, on)
     if save:
-        save_snapshot(found, save)
+        save_snapshot(hardware, save)
         say(f"saved to {save}")
-    form.show(found, machine_view)
+    form.show(hardware, machine_view)
     return 0
 
 
@@ -52,9 +52,9 @@ def _measured(machine: Machine, on: str | None) -> Machine:
 
     if on is not None:
         raise UsageError("--measure measures this machine", hint="leave --on out")
-    found = measure_speed(machine, say=say)
+    speed = measure_speed(machine, say=say)
     try:
-        say(f"kept in {keep(machine, found)}")
+        say(f"kept in {keep(machine, speed)}")
     except (OSError, UsageError) as exc:
         note(f"not kept: {exc}")
-    return with_measured(machine, found)
+    return with_measured(machine, speed)

@@ -21,9 +21,9 @@ def models(fragments: tuple[str, ...], form: Form) -> int:
     from turbofit.cli.terminal import progress_display as terminal
     from turbofit.model.presets import presets_with
 
-    found = [(name, _read(name)) for name in presets_with(fragments)]
-    known = [(name, model) for name, model in found if not isinstance(model, str)]
-    unsupported = [(name, why) for name, why in found if isinstance(why, str)]
+    presets = [(name, _read(name)) for name in presets_with(fragments)]
+    known = [(name, model) for name, model in presets if not isinstance(model, str)]
+    unsupported = [(name, why) for name, why in presets if isinstance(why, str)]
     if form.as_json:
         from turbofit.core.struct import to_json
 

@@ -56,8 +56,8 @@ def plan(
         refuse_together(alone, "several models", ", or plan each model by itself")
         from turbofit.planning.joint_plan import options_of_each
 
-        each = each_model(click.get_current_context(), model)
-        requests = [request.changed(**one) for one in options_of_each(request, each)]
+        of_models = each_model(click.get_current_context(), model)
+        requests = [request.changed(**options) for options in options_of_each(request, of_models)]
         return _plan_together(requests, model, form)
     if cluster is not None:
         of_one = {"on": request.on, "gpus": request.gpus, "rehearse": rehearse}
@@ -65,8 +65,8 @@ def plan(
         return _plan_cluster(request, cluster, form)
     doing = "planning, and rehearsing on pretend GPUs" if rehearse else "planning"
     with under_way(doing):
-        found = api.plan(request, rehearse=rehearse)
-    return show_plan(found, "plan", form)
+        best = api.plan(request, rehearse=rehearse)
+    return show_plan(best, "plan", form)
 
 
 def _plan_together(requests: list[PlanRequest], names: tuple[str, ...], form: Form) -> int:
@@ -75,9 +75,9 @@ def _plan_together(requests: list[PlanRequest], names: tuple[str, ...], form: Fo
     from turbofit.report.views.several_view import joint_view
 
     with under_way("planning them together"):
-        found = joint_plan(requests)
-    form.show(found, partial(joint_view, names=names))
-    return 0 if found.fits else DoesNotFitError.exit_code
+        together = joint_plan(requests)
+    form.show(together, partial(joint_view, names=names))
+    return 0 if together.fits else DoesNotFitError.exit_code
 
 
 def _plan_cluster(request: PlanRequest, cluster: str, form: Form) -> int:
@@ -87,9 +87,9 @@ def _plan_cluster(request: PlanRequest, cluster: str, form: Form) -> int:
     from turbofit.report.views.several_view import cluster_view
 
     with under_way("measuring the nodes, and planning"):
-        found = api.plan_cluster(request, cluster_from(cluster))
-    form.show(found, cluster_view)
-    return 0 if found.fits else DoesNotFitError.exit_code
+        planned = api.plan_cluster(request, cluster_from(cluster))
+    form.show(planned, cluster_view)
+    return 0 if planned.fits else DoesNotFitError.exit_code
 
 
 def show_plan(plan: Plan, command: str, form: Form) -> int:

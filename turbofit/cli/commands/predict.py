@@ -68,11 +68,10 @@ def _predict_trace(file: str, vs: str | None, given: Options, form: Form) -> int
             saved = os.path.isfile(vs)
             plans.append(read_plan(vs) if saved else api.plan(request.changed(on=vs, gpus=None)))
         short = next((plan for plan in plans if not plan.fits), None)
-        found = None if short is not None else trace_forecast(plans, requests, file)
-    if found is None:
-        assert short is not None
-        return show_plan(short, "plan", form)
-    form._replace(full=True).show(found, trace_view)
+        if short is not None:
+            return show_plan(short, "plan", form)
+        forecast = trace_forecast(plans, requests, file)
+    form._replace(full=True).show(forecast, trace_view)
     return 0
 
 

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from turbofit.cli.command import Argument, Option, command
 from turbofit.cli.options.common_options import FORMS, RUN, filled, options_of
-from turbofit.cli.terminal.output import Form, say
+from turbofit.cli.terminal.output import Form, answer, note, say
 from turbofit.core.errors import UsageError
 from turbofit.core.process.progress import under_way
 from turbofit.core.validation import SECONDS, Metavar, Validated
@@ -27,16 +27,16 @@ def ps(*, form: Form) -> int:
 
     rows = [
         {
-            "run": one.name,
-            "folder": str(one.folder),
-            "model": one.record.model,
-            "state": one.state,
-            "pid": one.record.pid,
-            "started": one.record.started,
-            "urls": one.record.urls,
-            "pretend": one.record.pretend,
+            "run": run.name,
+            "folder": str(run.folder),
+            "model": run.record.model,
+            "state": run.state,
+            "pid": run.record.pid,
+            "started": run.record.started,
+            "urls": run.record.urls,
+            "pretend": run.record.pretend,
         }
-        for one in live_runs()
+        for run in live_runs()
     ]
     document = {"schema": "turbofit.ps/1", "servers": rows}
     form.show(document, lambda _: [_block(rows)])
@@ -50,13 +50,13 @@ def _block(servers: Sequence[Mapping[str, Any]]) -> Block:
         return Paragraph("no server of this user runs here")
     rows = (
         (
-            one["run"],
-            one["model"],
-            one["state"] + (" (pretend)" if one["pretend"] else ""),
-            str(one["pid"]),
-            " ".join(one["urls"]),
+            server["run"],
+            server["model"],
+            server["state"] + (" (pretend)" if server["pretend"] else ""),
+            str(server["pid"]),
+            " ".join(server["urls"]),
         )
-        for one in servers
+        for server in servers
     )
     return table(
         ("run", "model", "state", "pid", "address"),
@@ -77,8 +77,6 @@ _LINES = 100
 )
 def logs(*, run: str | None, lines: int) -> int:
     """Print the last lines of each log, and where the whole is."""
-    from turbofit.cli.terminal.output import answer, note
-    from turbofit.core.errors import UsageError
     from turbofit.report.painters.terminal import clean
     from turbofit.report.stored_documents import read_run
 
@@ -86,10 +84,10 @@ def logs(*, run: str | None, lines: int) -> int:
         raise UsageError(f"--lines {lines} shows nothing", hint="give 1 or more")
     saved = read_run(run)
     folder = Path(saved.where)
-    found = sorted(folder.glob("*.log"))
-    if not found:
+    paths = sorted(folder.glob("*.log"))
+    if not paths:
         note(f"nothing is written in {folder}")
-    for path in found:
+    for path in paths:
         note(f"{path}:")
         with path.open(encoding="utf-8", errors="replace") as file:
             last = deque(file, maxlen=lines)

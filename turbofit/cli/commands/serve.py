@@ -40,6 +40,7 @@ from turbofit.cli.terminal.output import (
 from turbofit.cli.usage_errors import WORDS
 from turbofit.core.errors import UsageError
 from turbofit.core.process.progress import under_way
+from turbofit.core.struct import to_json
 from turbofit.planning.request import PlanRequest
 
 if TYPE_CHECKING:
@@ -125,7 +126,6 @@ def _detached(form: Form, cluster: str | None) -> int:
     """The same command in the background; its exit code where it does not open."""
     import click
 
-    from turbofit.core.struct import to_json
     from turbofit.launch.serve.runs import serve_detached
 
     words = click.get_current_context().meta[WORDS]
@@ -133,20 +133,20 @@ def _detached(form: Form, cluster: str | None) -> int:
     kept = [word for word in words[:end] if word not in ("-d", "--detach", "--json")]
     say("starting in the background; Ctrl-C ends it")
     with under_way("starting in the background"):
-        found = serve_detached([*kept, *words[end:]])
-    if found.exit_code is not None:
-        for line in found.last_lines():
+        server = serve_detached([*kept, *words[end:]])
+    if server.exit_code is not None:
+        for line in server.last_lines():
             note(line)
-        return found.exit_code
+        return server.exit_code
     # Engines on other machines are no runs of this one.
     how = "turbofit ps, logs and stop"
     if cluster is not None:
-        how = f"turbofit cluster status --cluster {cluster} shows it, kill {found.pid} ends it"
-    say(f"process {found.pid} serves; {how}; what it says is in {found.log}")
+        how = f"turbofit cluster status --cluster {cluster} shows it, kill {server.pid} ends it"
+    say(f"process {server.pid} serves; {how}; what it says is in {server.log}")
     if form.as_json:
-        answer(to_json({"url": found.url, "pid": found.pid, "log": str(found.log)}))
+        answer(to_json({"url": server.url, "pid": server.pid, "log": str(server.log)}))
     else:
-        answer(f"{found.url}\n")
+        answer(f"{server.url}\n")
     return 0
 
 
@@ -177,11 +177,11 @@ def _models(config: ServeConfig, options: ModelsOptions, names: Sequence[str], f
             planned = [PlannedModel(config, preview(config))]
             at_once = 1
         else:
-            each = each_model(click.get_current_context(), names)
+            of_models = each_model(click.get_current_context(), names)
             if options.swap:
-                planned, at_once = in_turns(config, each, say)
+                planned, at_once = in_turns(config, of_models, say)
             else:
-                planned = side_by_side(config, each, say)
+                planned = side_by_side(config, of_models, say)
                 at_once = len(planned)
         if config.pretend:
             note(PRETEND)
@@ -192,7 +192,8 @@ def _models(config: ServeConfig, options: ModelsOptions, names: Sequence[str], f
     if not isinstance(served, ServedModels):
         return exit_code(served)
     if form.as_json:
-        _show_end(served.ended, served.cut, runs=[str(folder) for folder in served.folders])
+        runs = [str(folder) for folder in served.folders]
+        answer(to_json({"ended": served.ended.name, "runs": runs, "cut": served.cut}))
     say_cut(served.cut)
     return exit_code(served.ended)
 
@@ -226,15 +227,15 @@ def _one_model(config: ServeConfig, arguments: ServeArguments, form: Form) -> in
     from turbofit.launch.serve.leases import Leases
 
     def body(stop: StopSignal) -> signal.Signals:
-        told: list[str] = []
+        lines: list[str] = []
 
         def opened(urls: list[str]) -> None:
             if form.as_json:
                 return
             answer("".join(f"{url}\n" for url in urls))
-            if not told:
-                told.extend(to_ask(urls[0], config, config.client_name(plan.model)))
-                for line in told:
+            if not lines:
+                lines.extend(to_ask(urls[0], config, config.client_name(plan.model)))
+                for line in lines:
                     say(line)
 
         with Leases() as leases:
@@ -247,17 +248,11 @@ def _one_model(config: ServeConfig, arguments: ServeArguments, form: Form) -> in
             ended = run.follow(stop)
         cut = 0 if run.public is None else run.public.cut
         if form.as_json:
-            _show_end(ended, cut, run=str(folder))
+            answer(to_json({"ended": ended.name, "run": str(folder), "cut": cut}))
         say_cut(cut)
         return ended
 
     return exit_code(run_until_signal(body))
-
-
-def _show_end(ended: signal.Signals, cut: int, **folders: Any) -> None:
-    import json
-
-    answer(json.dumps({"ended": ended.name, **folders, "cut": cut}, indent=2) + "\n")
 
 
 def _reloads(run: Run, arguments: ServeArguments) -> Callable[[], None] | None:

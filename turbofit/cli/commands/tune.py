@@ -107,7 +107,7 @@ class TuneOptions(LaunchOptions):
 
 
 _PLANNING: Final = tuple(
-    one for one in planning_options() if one.name not in (*_BOTH, *_OTHER_GOALS)
+    option for option in planning_options() if option.name not in (*_BOTH, *_OTHER_GOALS)
 )
 
 
@@ -195,12 +195,12 @@ def _forget(model: str, request: PlanRequest, *, apart: bool) -> int:
 
 
 def _kv_types(text: str) -> tuple[int, ...]:
-    found = [part.strip() for part in text.split(",")]
-    if not {*found} <= {"0", "4", "8", "16", "17"}:
+    types = [part.strip() for part in text.split(",")]
+    if not {*types} <= {"0", "4", "8", "16", "17"}:
         raise UsageError(
             f"--kv-types {text!r} is no list of KV types", hint="write it as 0,8 or 0,8,4"
         )
-    return tuple(map(int, dict.fromkeys(found)))
+    return tuple(map(int, dict.fromkeys(types)))
 
 
 def show_tuning(result: Tuning, form: Form) -> None:

@@ -72,30 +72,30 @@ def watch(
     while True:
         began = time.monotonic()
         watched = [read_run(place) for place in places()]
-        now = {one.where: _look(one, url, api_key, patient=live) for one in watched}
+        now = {saved.where: _look(saved, url, api_key, patient=live) for saved in watched}
         if not live and not form.as_json and any(now.values()):
             # Rates need two looks.
             time.sleep(interval)
-            before = {place: (seen, interval) for place, seen in now.items() if seen is not None}
-            now = {one.where: _look(one, url, api_key) for one in watched}
+            before = {place: (server, interval) for place, server in now.items() if server}
+            now = {saved.where: _look(saved, url, api_key) for saved in watched}
         if form.as_json:
-            documents = [_document(one, now[one.where]) for one in watched]
+            documents = [_document(saved, now[saved.where]) for saved in watched]
             several = {"schema": "turbofit.watch/1", "models": documents}
             answer(to_json(several if len(documents) > 1 else documents[0]))
         else:
             blocks: list[Block] = []
-            for one in watched:
-                seen = now[one.where], before.get(one.where)
-                blocks += watch_view(one.plan, one.run, *seen, _used(one))
+            for saved in watched:
+                looks = now[saved.where], before.get(saved.where)
+                blocks += watch_view(saved.plan, saved.run, *looks, _used(saved))
             if live:
                 answer(_HOME + painted(blocks).replace("\n", _LINE_END) + _BELOW)
             else:
                 show(blocks, markdown=form.md)
-        if not live or all(one.run and one.run.state in _OVER for one in watched):
+        if not live or all(saved.run and saved.run.state in _OVER for saved in watched):
             return 0
         time.sleep(interval)
         spent = time.monotonic() - began
-        before = {place: (seen, spent) for place, seen in now.items() if seen is not None}
+        before = {place: (server, spent) for place, server in now.items() if server}
 
 
 def _newest_server() -> Callable[[], list[str]]:
@@ -104,10 +104,10 @@ def _newest_server() -> Callable[[], list[str]]:
     from turbofit.report.stored_documents import newest_run
 
     newest, runs = newest_run(), live_runs()
-    pid = next((one.record.pid for one in runs if one.folder == Path(newest).parent), None)
+    pid = next((run.record.pid for run in runs if run.folder == Path(newest).parent), None)
     if pid is None:
         return lambda: [newest]
-    return lambda: [str(one.folder) for one in live_runs() if one.record.pid == pid] or [newest]
+    return lambda: [str(run.folder) for run in live_runs() if run.record.pid == pid] or [newest]
 
 
 def _look(
@@ -148,8 +148,8 @@ def _forget(fingerprint: str, form: Form) -> int:
             f"no request or client {fingerprint} is refused on this machine",
             hint="the refusal names it; run this as the user who runs the server",
         )
-    told = {"schema": "turbofit.watch/1", "forgotten": fingerprint}
-    answer(to_json(told) if form.as_json else f"{fingerprint} is let in again\n")
+    document = {"schema": "turbofit.watch/1", "forgotten": fingerprint}
+    answer(to_json(document) if form.as_json else f"{fingerprint} is let in again\n")
     return 0
 
 
@@ -165,8 +165,8 @@ def _document(saved: StoredPlan, now: LiveServer | None) -> dict[str, Any]:
         "denied": _denied(saved),
         "used": {str(index): size for index, size in _used(saved).items()},
         "forecast": {
-            str(one.index): {"steady": one.steady, "peak": one.peak, "margin": one.margin}
-            for one in saved.plan.gpus
+            str(gpu.index): {"steady": gpu.steady, "peak": gpu.peak, "margin": gpu.margin}
+            for gpu in saved.plan.gpus
         },
     }
 

@@ -50,7 +50,7 @@ def which(*, model: str | None, form: Form, **given: Any) -> int:
     for text in notes:
         say(f"assumed: {text}")
     with under_way("planning for every machine" if model else "planning for every model"):
-        found = which_models(request) if model is None else which_cards(request)
-    made = f"turbofit {found.turbofit_version}, planned {found.created}."
-    form.show(found, which_view, made)
-    return 0 if found.keep else DoesNotFitError.exit_code
+        choices = which_models(request) if model is None else which_cards(request)
+    footer = f"turbofit {choices.turbofit_version}, planned {choices.created}."
+    form.show(choices, which_view, footer)
+    return 0 if choices.keep else DoesNotFitError.exit_code

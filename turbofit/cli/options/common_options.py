@@ -143,14 +143,14 @@ def _typed(default: Any) -> str:
 
 
 def _syntax(annotation: Any, metadata: Iterable[Any] = ()) -> _Syntax:
-    for one in metadata:
-        if isinstance(one, Metavar):
-            return _syntax(annotation)._replace(metavar=one.text, repeatable=one.repeatable)
+    for item in metadata:
+        if isinstance(item, Metavar):
+            return _syntax(annotation)._replace(metavar=item.text, repeatable=item.repeatable)
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _syntax(parts[0], parts[1:])
     if origin in (Union, UnionType):
-        inner = next(one for one in parts if one is not NoneType)
+        inner = next(part for part in parts if part is not NoneType)
         return _syntax(inner)._replace(optional=NoneType in parts)
     if origin is Literal:
         choices = tuple(map(str, parts))
@@ -298,7 +298,7 @@ def sections() -> dict[str, ProfileSection]:
 
     serve = tuple(name for name in ServeOptions.model_fields if name != "plan")
     gateway = tuple(GatewayOptions.model_fields)
-    found = {
+    by_heading = {
         "model": ProfileSection(PlanRequest, ("model", "revision"), of_model=True),
         "machine": ProfileSection(PlanRequest, ("on", "gpus")),
         **{
@@ -310,12 +310,12 @@ def sections() -> dict[str, ProfileSection]:
         "sleep": ProfileSection(ModelsOptions, tuple(ModelsOptions.model_fields)),
         "gateway": ProfileSection(GatewayOptions, gateway, secret=frozenset({"api_key"})),
     }
-    for heading, section in found.items():
+    for heading, section in by_heading.items():
         explain_fields(section.kind, "serve")
         fields = section.kind.model_fields
         lists = frozenset(name for name in section.fields if syntax_of(fields[name]).several)
-        found[heading] = section._replace(lists=lists)
-    return found
+        by_heading[heading] = section._replace(lists=lists)
+    return by_heading
 
 
 def profile_option() -> Option:
@@ -338,7 +338,7 @@ class ModelArgument(Argument):
     def consume_value(self, ctx: click.Context, opts: Mapping[str, object]) -> Any:
         """The words of the command line, or else what a profile has."""
         if not opts.get(self.name or ""):  # no word is an empty tuple where there may be several
-            opts = {name: one for name, one in opts.items() if name != self.name}
+            opts = {name: value for name, value in opts.items() if name != self.name}
         value, source = super().consume_value(ctx, opts)
         named = source is not ParameterSource.DEFAULT or ctx.params.get("plan") is not None
         if named or ctx.resilient_parsing or _META in ctx.meta or not Path(PROFILE).is_file():
@@ -349,8 +349,8 @@ class ModelArgument(Argument):
 
 
 def profile_of(ctx: click.Context) -> Profile | None:
-    found: Profile | None = ctx.meta.get(_META)
-    return found
+    profile: Profile | None = ctx.meta.get(_META)
+    return profile
 
 
 def read_again(ctx: click.Context) -> Options:
@@ -360,8 +360,8 @@ def read_again(ctx: click.Context) -> Options:
         UsageError: something in the profile is wrong.
     """
     words = list(ctx.meta[WORDS])
-    made = ctx.command.make_context(ctx.info_name, words, auto_envvar_prefix=ctx.auto_envvar_prefix)
-    with made as again:
+    prefix = ctx.auto_envvar_prefix
+    with ctx.command.make_context(ctx.info_name, words, auto_envvar_prefix=prefix) as again:
         left_out = ("quiet", "verbose")  # no options of the run
         return {name: value for name, value in again.params.items() if name not in left_out}
 
@@ -376,17 +376,17 @@ def _use(ctx: click.Context, path: Path) -> None:
 
     profile = read_profile(path, sections())
     ctx.meta[_META] = profile
-    found = defaults(profile)
+    values = defaults(profile)
     if profile.models:
-        found["model"] = [entry["model"] for entry in profile.models]
-    elif "model" in found:
-        found["model"] = [found["model"]]
-    if ctx.info_name == "serve" and "on" in found:
-        on, pretend = found["on"], found.get("pretend")
+        values["model"] = [entry["model"] for entry in profile.models]
+    elif "model" in values:
+        values["model"] = [values["model"]]
+    if ctx.info_name == "serve" and "on" in values:
+        on, pretend = values["on"], values.get("pretend")
         # `serve` measures the GPUs here whatever the profile names, unless it is not for them.
         elsewhere = ("pretend", "dry_run")
-        found["on"] = lambda: on if pretend or any(map(ctx.params.get, elsewhere)) else None
-    ctx.default_map = found
+        values["on"] = lambda: on if pretend or any(map(ctx.params.get, elsewhere)) else None
+    ctx.default_map = values
 
 
 def each_model(ctx: click.Context, names: Sequence[str]) -> list[Options]:
@@ -400,7 +400,7 @@ def each_model(ctx: click.Context, names: Sequence[str]) -> list[Options]:
     profile = profile_of(ctx)
     if profile is None or ctx.get_parameter_source("model") is not ParameterSource.DEFAULT_MAP:
         return [{"model": name} for name in names]
-    found = []
+    per_model = []
     for entry in profile.models:
         if len(profile.models) > 1 and "budget" in entry:
             raise UsageError(
@@ -412,8 +412,8 @@ def each_model(ctx: click.Context, names: Sequence[str]) -> list[Options]:
             for name, value in entry.items()
             if name == "model" or ctx.get_parameter_source(name) not in _BEFORE_PROFILES
         }
-        found.append(filled(PlanRequest, values).given())
-    return found
+        per_model.append(filled(PlanRequest, values).given())
+    return per_model
 
 
 def defaults(profile: Profile) -> Options:
@@ -427,7 +427,7 @@ def defaults(profile: Profile) -> Options:
     values = dict(profile.of_model(0) if len(profile.models) == 1 else profile.values)
     if references := values.pop("api_key", ()):
         folder, where = profile.path.parent, f"{profile.path}: gateway.api_key"
-        values["api_key"] = lambda: tuple(secret_of(one, folder, where) for one in references)
+        values["api_key"] = lambda: tuple(secret_of(entry, folder, where) for entry in references)
     if variables().keys:
         values.pop("api_key", None)
     return values

@@ -74,7 +74,7 @@ class GatewayOptions(Validated):
             raise UsageError("an --api-key is empty", hint="leave it out, or give a key")
         Networks(self.trusted_proxies)  # which says what is none before anything is started
         keys = (*self.api_key, *_keys_in(self.api_key_file)) or variables().keys
-        of_one = self.connections_per_address
+        most = self.connections_per_address or ConnectionLimits().connections_per_address
         config = GatewayConfig(
             host=self.host,
             port=self.port,
@@ -84,9 +84,7 @@ class GatewayOptions(Validated):
             allow_origins=self.allow_origins,
             allowed_media_domains=self.allowed_media_domains,
             trusted_proxies=self.trusted_proxies,
-            connection=ConnectionLimits(
-                **({} if of_one is None else {"connections_per_address": of_one})
-            ),
+            connection=ConnectionLimits(connections_per_address=most),
             ssl_certfile=self.ssl_certfile,
             ssl_keyfile=self.ssl_keyfile,
             record_trace=self.record_trace,
@@ -110,12 +108,12 @@ def _keys_in(file: str | None) -> tuple[str, ...]:
     if file is None:
         return ()
     try:
-        with open(file, encoding="ascii") as keys:
-            found = tuple(line.strip() for line in keys if line.strip())
+        with open(file, encoding="ascii") as lines:
+            keys = tuple(line.strip() for line in lines if line.strip())
     except (OSError, ValueError) as exc:
         raise UsageError(
             f"{file} cannot be read: {exc}", hint="give a file with a key a line"
         ) from None
-    if not found:
+    if not keys:
         raise UsageError(f"there is no key in {file}", hint="write a key a line into it")
-    return found
+    return keys

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from turbofit.core.json_types import Options
-    from turbofit.launch.engine.engine_client import Timing
 
 Seconds = Annotated[float, Field(ge=0, lt=1e6), SECONDS, Metavar("SECONDS")]
 
@@ -91,17 +90,14 @@ class ServeOptions(LaunchOptions):
             )
         return self.changed(model_name=model_name)
 
-    def timing(self) -> Timing:
-        """The deadlines that were given, the others as they are."""
+    def config_fields(self) -> Options:
         from turbofit.launch.engine.engine_client import Timing
 
         given = self.given()
-        return Timing(**{name: given[name] for name in ("drain", "liveness") if name in given})
-
-    def config_fields(self) -> Options:
+        timing = {name: given[name] for name in ("drain", "liveness") if name in given}
         return {
             **super().config_fields(),
-            "timing": self.timing(),
+            "timing": Timing(**timing),
             "check": not self.no_check,
             "model_name": self.model_name,
         }

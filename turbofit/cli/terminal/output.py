@@ -156,12 +156,12 @@ class Form(NamedTuple):
     full: bool = True
     html: str | None = None
 
-    def show(self, document: T, view: Callable[[T], Iterable[Block]], made: str = "") -> None:
-        """Answer in it; ``made`` is what a page says of who made it, and when."""
+    def show(self, document: T, view: Callable[[T], Iterable[Block]], footer: str = "") -> None:
+        """Answer in it; ``footer`` is what a page says of who made it, and when."""
         if self.html:
             from turbofit.report.page.html import page
 
-            write_page(page([*view(document)], document, made), self.html)
+            write_page(page([*view(document)], document, footer), self.html)
         elif self.as_json:
             from turbofit.core.struct import to_json
 

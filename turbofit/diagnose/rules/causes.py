@@ -101,8 +101,8 @@ def _any_of(words: set[str]) -> str:
     if "" in words:
         return ""
     starts = sorted({word[0] for word in words})
-    rest = {one: _any_of({word[1:] for word in words if word[0] == one}) for one in starts}
-    ways = "|".join(re.escape(one) + rest[one] for one in starts)
+    rest = {start: _any_of({word[1:] for word in words if word[0] == start}) for start in starts}
+    ways = "|".join(re.escape(start) + rest[start] for start in starts)
     return f"(?:{ways})" if len(starts) > 1 else ways
 
 
@@ -120,17 +120,17 @@ _PATH: Final = re.compile(
 @cache
 def pattern_of(text: str) -> re.Pattern[str]:
     """A row's pattern with bounded names: else a line of one word takes the square of its time."""
-    wide = _PATH.sub(lambda found: _bounded(found[0], _LONGEST_PATH), text)
+    wide = _PATH.sub(lambda match: _bounded(match[0], _LONGEST_PATH), text)
     return re.compile(_bounded(wide, _LONGEST_NAME))
 
 
 def _bounded(text: str, most: int) -> str:
-    return _NAME.sub(lambda found: f"{found[1]}{{{int(found[2] == '+')},{most}}}", text)
+    return _NAME.sub(lambda match: f"{match[1]}{{{int(match[2] == '+')},{most}}}", text)
 
 
 def _match(row: Cause | _Fact, text: str) -> re.Match[str] | None:
-    found = any(word in text for word in row.words)
-    return pattern_of(row.pattern).search(text) if found else None
+    likely = any(word in text for word in row.words)
+    return pattern_of(row.pattern).search(text) if likely else None
 
 
 def matches(text: str) -> Iterator[tuple[Cause, re.Match[str]]]:
@@ -145,11 +145,13 @@ def matches(text: str) -> Iterator[tuple[Cause, re.Match[str]]]:
 
 def caught(text: str) -> dict[str, str]:
     """The facts of a line, by name."""
-    found = [match for row in fact_lines() if (match := _match(row, text))]
-    return {name: value for match in found for name, value in match.groupdict().items() if value}
+    fact_matches = [match for row in fact_lines() if (match := _match(row, text))]
+    return {
+        name: value for match in fact_matches for name, value in match.groupdict().items() if value
+    }
 
 
 def told_figures(text: str) -> int:
     """How much the first row that has a line catches of it; -1 where none has it."""
-    found = next(matches(text), None)
-    return -1 if found is None else sum(group is not None for group in found[1].groups())
+    first = next(matches(text), None)
+    return -1 if first is None else sum(group is not None for group in first[1].groups())

@@ -85,12 +85,12 @@ class Figures:
         values = {name: self.get(name) for name in named}
         if None in values.values():
             return None
-        made = text.format(*self._groups, *("",) * 6, **values)
-        return without_secrets(made.replace(" ()", "").rstrip(": "))
+        filled = text.format(*self._groups, *("",) * 6, **values)
+        return without_secrets(filled.replace(" ()", "").rstrip(": "))
 
     def sentences(self, texts: Iterable[str]) -> tuple[str, ...]:
         """Those whose figures are known."""
-        return tuple(found for text in texts if (found := self.sentence(text)) is not None)
+        return tuple(sentence for text in texts if (sentence := self.sentence(text)) is not None)
 
     def missing(self, kind: str) -> Missing | None:
         """The bytes that were missing, by the log's own figures."""
@@ -136,11 +136,11 @@ def _utilization_needed(figures: Figures) -> str | None:
 
 def _arch(figures: Figures) -> int | None:
     """The card's compute capability, 86 for 8.6: the log's, else the machine's."""
-    found = figures.number("arch")
-    if found is None and figures.case.gpu and figures.case.gpu.compute_capability != NA:
+    capability = figures.number("arch")
+    if capability is None and figures.case.gpu and figures.case.gpu.compute_capability != NA:
         major, minor = figures.case.gpu.compute_capability
-        found = major * 10 + minor
-    return None if found is None else round(found)
+        capability = major * 10 + minor
+    return None if capability is None else round(capability)
 
 
 def _built(figures: Figures) -> list[int]:
@@ -161,9 +161,11 @@ def _meant(figures: Figures) -> str | None:
     from turbofit.memory.versions import listings
 
     name = str(figures.get("name") or "")
-    known = {_letters(one): one for engine in ("turbomind", "pytorch") for one in listings(engine)}
-    found = known.get(_letters(name))
-    return None if found == name else found
+    known = {
+        _letters(arch): arch for engine in ("turbomind", "pytorch") for arch in listings(engine)
+    }
+    architecture = known.get(_letters(name))
+    return None if architecture == name else architecture
 
 
 def _letters(name: str) -> str:
@@ -173,8 +175,8 @@ def _letters(name: str) -> str:
 def _table(figures: Figures) -> str | None:
     """That in which a package's code looked up a key."""
     stack = figures.mark.stack
-    found = _LOOKED_UP.search(stack[-1].code) if package_of(stack[-1:]) else None
-    return found[1] if found else None
+    match = _LOOKED_UP.search(stack[-1].code) if package_of(stack[-1:]) else None
+    return match[1] if match else None
 
 
 def _divisor(figures: Figures) -> int | None:
@@ -203,8 +205,8 @@ def refused_by(stack: tuple[PythonFrame, ...], error: str) -> str | None:
 
 def _innermost(pattern: Pattern[str], stack: tuple[PythonFrame, ...]) -> str | None:
     """What the group of a pattern catches of the innermost path that it matches."""
-    found = (pattern.search(frame.path) for frame in reversed(stack))
-    return next((match[match.lastindex or 0] for match in found if match), None)
+    searches = (pattern.search(frame.path) for frame in reversed(stack))
+    return next((match[match.lastindex or 0] for match in searches if match), None)
 
 
 def _raised_by(figures: Figures) -> str | None:
@@ -220,8 +222,8 @@ def _raised_by(figures: Figures) -> str | None:
 
 def _front_end(figures: Figures) -> str | None:
     """The file of LMDeploy's front ends that is on the stack."""
-    found = [_FRONT_END.search(frame.path) for frame in figures.mark.stack]
-    return next((match[1] for match in found if match), None)
+    searches = [_FRONT_END.search(frame.path) for frame in figures.mark.stack]
+    return next((match[1] for match in searches if match), None)
 
 
 def _model_name(figures: Figures) -> str:
@@ -243,8 +245,8 @@ def _tried(figures: Figures) -> str | None:
 
     lmdeploy = figures.case.facts.subject.version or REFERENCE
     name = model.name if model else "this model"
-    failed = {one for failure in compatibility().failures for one in failure.architectures}
-    for architecture in sorted(one for one in failed if one.partition("+")[0] == family):
+    failed = {arch for failure in compatibility().failures for arch in failure.architectures}
+    for architecture in sorted(arch for arch in failed if arch.partition("+")[0] == family):
         for engine in compatibility().families:
             front = FrontEnd(lmdeploy, architecture, engine)
             failure = front.failed_with(error)
@@ -309,7 +311,7 @@ _ALONE: Final = re.compile(
 _FEW: Final = 3
 
 
-class Told(Struct):
+class Explanation(Struct):
     """A row that answers a line of a log, its sentences with the log's own figures."""
 
     cause: Cause
@@ -327,7 +329,7 @@ def _is_alone(mark: LogEvent, facts: LogFacts) -> bool:
     return few and (not mark.stack or facts.errors == 1)
 
 
-def told(mark: LogEvent, case: LogCase) -> Told | None:
+def explanation_of(mark: LogEvent, case: LogCase) -> Explanation | None:
     """The first row of `causes.yaml` for an event whose conditions hold; None: none does.
 
     Common messages are asked of a log about inference, or where the error is all that there is:
@@ -339,7 +341,7 @@ def told(mark: LogEvent, case: LogCase) -> Told | None:
             continue
         figures = Figures(case, mark, match)
         if all(figures.holds(fact, wanted) for fact, wanted in cause.when.items()):
-            return Told(
+            return Explanation(
                 cause=cause,
                 what=figures.sentence(cause.what) or cause.kind,
                 why=figures.sentences(cause.why),

@@ -9,7 +9,7 @@ from turbofit.core.version import REFERENCE
 from turbofit.diagnose.answer import Holding, Missing, PhaseName
 from turbofit.diagnose.case import LogCase, usable
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence
-from turbofit.diagnose.rules.shortage import Shortage, shortage
+from turbofit.diagnose.rules.shortage import Shortage, shortage_of
 from turbofit.observe.log_events import (
     CacheBudget,
     CudaError,
@@ -81,8 +81,8 @@ def _phase(facts: LogFacts, mark: LogEvent, frames: list[str]) -> PhaseName:
         return "vision" if facts.before(mark, VisionSetup) and not frames else "text"
     if facts.before(mark, WarmupLengths):
         # Its first request may be announced while another thread still makes its workspaces.
-        made = frames and all("InternalThreadEntry" in frame for frame in frames)
-        return "cache" if made else "warm-up"
+        allocating = frames and all("InternalThreadEntry" in frame for frame in frames)
+        return "cache" if allocating else "warm-up"
     if facts.before(mark, Slab) or facts.before(mark, CacheBudget):
         # At LMDeploy's own log level the warm-up is not announced; a forward on the stack is.
         forward = any("Forward" in frame or "forward" in frame for frame in frames)
@@ -115,7 +115,7 @@ def _page_locked(mark: LogEvent, phase: PhaseName, frames: list[str]) -> RuleAns
 
 def _while_loading(case: LogCase, mark: LogEvent, frames: list[str]) -> RuleAnswer:
     """No line tells sizes yet: what is missing follows from the account of model and card."""
-    missing_in_all, held, why = None, table_holders(case), []
+    missing_in_all, holdings, why = None, table_holders(case), []
     forecast = case.forecast()
     if forecast is not None:
         tightest = min(forecast.gpus, key=lambda gpu: gpu.total - gpu.reserved - gpu.load_peak)
@@ -142,7 +142,7 @@ def _while_loading(case: LogCase, mark: LogEvent, frames: list[str]) -> RuleAnsw
         what=f"LMDeploy ran out of GPU memory {_NAMES['weights']}{where} and aborted",
         line=mark.line,
         why=tuple(why),
-        held=held,
+        held=holdings,
         missing=_NOT_PRINTED,
         missing_in_all=missing_in_all,
         unknown=("how much the failing allocation asked for: the log has no line about it",),
@@ -158,9 +158,9 @@ def _after_sizing(case: LogCase, mark: LogEvent, phase: PhaseName, frames: list[
     lines = [evidence(mark, "the abort")]
     version = case.facts.subject.version
     computed = version is None or version.startswith(REFERENCE)
-    found: Shortage | None = None
+    shortage: Shortage | None = None
     if case.model is not None and computed:
-        found = shortage(case.facts, case.model, case.gpu)
+        shortage = shortage_of(case.facts, case.model, case.gpu)
     budget_mark = case.facts.first(CacheBudget)
     why: list[str] = []
     if budget_mark and isinstance(budget_mark.event, CacheBudget):
@@ -172,25 +172,25 @@ def _after_sizing(case: LogCase, mark: LogEvent, phase: PhaseName, frames: list[
             " buffers, the warm-up and every request"
         )
     lines += _under_way(case.facts, phase)
-    unknown, in_all = _missing(case, found)
+    unknown, in_all = _missing(case, shortage)
     if phase == "unknown":
         unknown.insert(0, "how far it had come: the log begins later than the engine")
     if not computed:
         unknown = [f"how much LMDeploy {version} lacked: turbofit computes it of {REFERENCE} only"]
-    elif found is not None and version is None:
+    elif shortage is not None and version is None:
         unknown.append(f"assumed LMDeploy {REFERENCE}")
     if version is not None and version.startswith(_PINNING):
         why.append(
             f"LMDeploy {version} pins 18.7 GiB of host memory a rank for InternVL, and dies of the"
             " same words when that is what it lacks"
         )
-    if found and found.step:
+    if shortage and shortage.step:
         why.append(
-            f"by the account, {found.step} needed {format_bytes(found.needed)} where"
-            f" {format_bytes(found.room)} were left"
+            f"by the account, {shortage.step} needed {format_bytes(shortage.needed)} where"
+            f" {format_bytes(shortage.room)} were left"
         )
-    if found and found.surprise:
-        unknown.append(found.surprise)
+    if shortage and shortage.surprise:
+        unknown.append(shortage.surprise)
     where = f" (in {frames[0]})" if frames else ""
     return RuleAnswer(
         kind="out_of_memory",
@@ -198,33 +198,33 @@ def _after_sizing(case: LogCase, mark: LogEvent, phase: PhaseName, frames: list[
         what=f"LMDeploy ran out of GPU memory {_NAMES[phase]}{where} and aborted",
         line=mark.line,
         why=tuple(why),
-        held=_held(case, found),
+        held=_held(case, shortage),
         missing=_NOT_PRINTED,
         missing_in_all=in_all,
         unknown=tuple(unknown),
         evidence=tuple(lines),
-        changes=_changes(phase, found),
+        changes=_changes(phase, shortage),
         planned=True,
     )
 
 
-def _missing(case: LogCase, found: Shortage | None) -> tuple[list[str], Missing | None]:
+def _missing(case: LogCase, shortage: Shortage | None) -> tuple[list[str], Missing | None]:
     """What is not known, and what lacked in all."""
     if case.model is None:
         return ["which model it was: name it with --model"], None
-    if found is None:
+    if shortage is None:
         note = "what was free: the line `Object cache budget` comes with TM_LOG_LEVEL=INFO"
         return [note], None
-    unknown = [f"assumed {one}" for one in found.assumed]
+    unknown = [f"assumed {assumption}" for assumption in shortage.assumed]
     if case.gpu is None:
         unknown.append("which card it was: name it with --on")
-    if not found.step:
+    if not shortage.step:
         return unknown, None
     in_all = Missing(
-        bytes=found.needed - found.room,
+        bytes=shortage.needed - shortage.room,
         basis="formula",
-        note="until the warm-up passes" if "warm-up" in found.step else f"for {found.step}",
-        doubt=found.doubt,
+        note="until the warm-up passes" if "warm-up" in shortage.step else f"for {shortage.step}",
+        doubt=shortage.doubt,
     )
     return unknown, in_all
 
@@ -242,26 +242,26 @@ def _under_way(facts: LogFacts, phase: PhaseName) -> list[Evidence]:
     return [evidence(marks[-1], tells)] if marks else []
 
 
-def _held(case: LogCase, found: Shortage | None) -> tuple[Holding, ...]:
+def _held(case: LogCase, shortage: Shortage | None) -> tuple[Holding, ...]:
     """Who held the first card when the cache was sized, as far as figures go."""
     mark = case.facts.first(CacheBudget)
-    held = list(table_holders(case))
+    holdings = list(table_holders(case))
     if not mark or not isinstance(mark.event, CacheBudget):
-        return tuple(held)
+        return tuple(holdings)
     budget, lines = mark.event, (mark.line,)
-    held.append(Holding(who="the KV cache", bytes=budget.budget, lines=lines))
+    holdings.append(Holding(who="the KV cache", bytes=budget.budget, lines=lines))
     total = usable(case.gpu) if case.gpu else None
-    if total is None or case.model is None or found is None:
-        return tuple(held)
+    if total is None or case.model is None or shortage is None:
+        return tuple(holdings)
     from turbofit.memory.turbomind.weights import load_constants, weight_classes
 
-    weights = sum(weight_classes(case.model, found.settings.tp, load_constants()).values())
+    weights = sum(weight_classes(case.model, shortage.settings.tp, load_constants()).values())
     rest = total - budget.free - weights
-    held.append(Holding(who="this model's weights", bytes=weights))
+    holdings.append(Holding(who="this model's weights", bytes=weights))
     if rest > 0:
         who = "CUDA contexts, communicator and everybody else, together"
-        held.append(Holding(who=who, bytes=rest, lines=lines))
-    return tuple(held)
+        holdings.append(Holding(who=who, bytes=rest, lines=lines))
+    return tuple(holdings)
 
 
 def table_holders(case: LogCase) -> tuple[Holding, ...]:
@@ -274,12 +274,12 @@ def table_holders(case: LogCase) -> tuple[Holding, ...]:
     )
 
 
-def _changes(phase: PhaseName, found: Shortage | None) -> tuple[str, ...]:
+def _changes(phase: PhaseName, shortage: Shortage | None) -> tuple[str, ...]:
     changes = ["lower --cache-max-entry-count: it leaves more for what comes after the cache"]
-    if found and found.step and found.left:
-        short = found.needed - found.room + found.doubt
+    if shortage and shortage.step and shortage.left:
+        short = shortage.needed - shortage.room + shortage.doubt
         changes[0] += f" (by {format_bytes(short)} of cache at least;"
-        changes[0] += f" {format_bytes(found.left)} were left)"
+        changes[0] += f" {format_bytes(shortage.left)} were left)"
     if phase == "vision":
         changes.append("limit images: --max-dynamic-patch or --max-pixels of `turbofit serve`")
     if phase == "unknown":

@@ -60,10 +60,10 @@ def _hang(case: LogCase) -> RuleAnswer:
     missing = Missing(bytes=None, basis="unknown", note="the cache's figures are not in the log")
     if figures:
         missing = Missing(
-            bytes=(figures.needed - figures.held) * figures.block,
+            bytes=(figures.needed - figures.available) * figures.block,
             basis="formula",
-            note=f"of cache: it holds {figures.held} blocks of {format_bytes(figures.block)}, one"
-            f" warm-up request needs {figures.needed}",
+            note=f"of cache: it holds {figures.available} blocks of {format_bytes(figures.block)},"
+            f" one warm-up request needs {figures.needed}",
             doubt=figures.spread * figures.block,
         )
         for kind, tells in ((CacheBudget, "the cache's size"), (Slab, "the size of a block")):
@@ -81,16 +81,16 @@ def _hang(case: LogCase) -> RuleAnswer:
         why=tuple(why),
         missing=missing,
         unknown=tuple(unknown),
-        evidence=tuple(sorted(lines, key=lambda one: one.line)),
+        evidence=tuple(sorted(lines, key=lambda row: row.line)),
         changes=_changes(facts, figures),
         planned=True,
     )
 
 
 class _Blocks(Struct):
-    """KV blocks held and needed, bytes of one, and how many an unaligned start may cost."""
+    """KV blocks available and needed, bytes of one, and how many an unaligned start may cost."""
 
-    held: int
+    available: int
     needed: int
     block: int
     spread: int
@@ -108,7 +108,7 @@ def _blocks(facts: LogFacts) -> tuple[_Blocks | None, list[str]]:
     page = load_constants().page_size
     per_slab = slab.event.slab_size // slab.event.object_size
     # A line that others wrote into may say anything: a slab has a page at least.
-    held = budget.event.budget // page // max(1, slab.event.slab_size // page) * per_slab
+    available = budget.event.budget // page // max(1, slab.event.slab_size // page) * per_slab
     limit = facts.session_limit
     lengths = warm.event.lengths if warm and isinstance(warm.event, WarmupLengths) else ()
     fitting = [n for n in lengths if limit is None or n <= limit]
@@ -120,10 +120,12 @@ def _blocks(facts: LogFacts) -> tuple[_Blocks | None, list[str]]:
         unknown.append("the warm-up's lengths: they are printed with TM_LOG_LEVEL=INFO")
         return None, unknown
     needed = -(-longest // max(1, block))
-    if needed <= held:
+    if needed <= available:
         unknown.append("why: by its figures the cache would hold the request")
         return None, unknown
-    figures = _Blocks(held=held, needed=needed, block=slab.event.object_size, spread=per_slab)
+    figures = _Blocks(
+        available=available, needed=needed, block=slab.event.object_size, spread=per_slab
+    )
     return figures, unknown
 
 

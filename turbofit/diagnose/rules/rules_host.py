@@ -8,7 +8,7 @@ from turbofit.core.units import format_bytes
 from turbofit.core.version import REFERENCE
 from turbofit.diagnose.answer import Holding, Missing
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence, raised_in
-from turbofit.diagnose.rules.figures import told
+from turbofit.diagnose.rules.figures import explanation_of
 from turbofit.diagnose.rules.rules_engine import table_holders
 from turbofit.observe.log_events import (
     CheckFailed,
@@ -63,23 +63,25 @@ def host_rules(case: LogCase) -> Iterator[RuleAnswer]:
         )
     for mark in case.event.marks:
         short = getattr(mark.event, "out_of_memory", False)
-        found = told(mark, case) if isinstance(mark.event, _ASKED) and not short else None
-        if found is None:
+        explanation = (
+            explanation_of(mark, case) if isinstance(mark.event, _ASKED) and not short else None
+        )
+        if explanation is None:
             continue
-        cause = found.cause
+        cause = explanation.cause
         yield RuleAnswer(
             kind=cause.kind,
             phase=cause.phase,
-            what=found.what,
+            what=explanation.what,
             line=mark.line,
             rank=cause.rank,
-            why=(*found.why, *(raised_in(mark) if found.possible else ())),
-            possible=found.possible,
+            why=(*explanation.why, *(raised_in(mark) if explanation.possible else ())),
+            possible=explanation.possible,
             evidence=(evidence(mark, "the message"),),
-            changes=found.changes,
+            changes=explanation.changes,
             planned=cause.planned,
-            missing=found.missing,
-            unknown=found.unknown,
+            missing=explanation.missing,
+            unknown=explanation.unknown,
         )
 
 
@@ -88,27 +90,27 @@ def quiet_rules(case: LogCase) -> Iterator[RuleAnswer]:
     facts = case.facts
     gpus = facts.every(SmiGpu)
     if gpus and any(event.total for _, event in gpus):
-        held = list(table_holders(case))
+        holdings = list(table_holders(case))
         for mark, gpu in gpus:
-            seen = sum(one.bytes or 0 for one in held if one.gpu == gpu.index)
-            rest = (gpu.used or 0) - seen
+            listed = sum(holding.bytes or 0 for holding in holdings if holding.gpu == gpu.index)
+            rest = (gpu.used or 0) - listed
             if rest > 0:
                 who = "nobody in the table (another container, or the driver)"
-                held.append(Holding(who=who, bytes=rest, gpu=gpu.index, lines=(mark.line,)))
+                holdings.append(Holding(who=who, bytes=rest, gpu=gpu.index, lines=(mark.line,)))
         yield RuleAnswer(
             kind="memory_table",
             phase="none",
             what="no failure in this log: an nvidia-smi table, which says who holds the cards",
             line=gpus[0][0].line,
             rank="notice",
-            held=tuple(held),
+            held=tuple(holdings),
             evidence=tuple(evidence(mark, "a card and its memory") for mark, _ in gpus),
             planned=case.model is not None,
         )
     up = facts.first(ServerUp) or facts.first(WarmupFinished)
     marks = case.event.marks
-    told = [*marks, *((facts.last_complaint,) if facts.last_complaint else ())]
-    troubled = case.event.outcome == "fatal" or any(up and mark.line > up.line for mark in told)
+    messages = [*marks, *((facts.last_complaint,) if facts.last_complaint else ())]
+    troubled = case.event.outcome == "fatal" or any(up and mark.line > up.line for mark in messages)
     if up and not troubled:
         yield RuleAnswer(
             kind="healthy",

@@ -101,20 +101,20 @@ def legacy_rules(case: LogCase) -> Iterator[RuleAnswer]:
 
 
 def _out_of_memory(case: LogCase, mark: LogEvent, event: LegacyCuda) -> RuleAnswer:
-    facts, found = case.facts, blocks(case)
+    facts, kv_blocks = case.facts, blocks(case)
     phase = _phase(facts, mark)
     why: list[str] = []
-    held: list[Holding] = []
+    holdings: list[Holding] = []
     lines = [evidence(mark, "TurboMind's own out-of-memory error")]
     unknown = ["how much the failing allocation asked for: this LMDeploy does not print it"]
-    if found is not None:
-        lines[:0] = found.lines
-        why.append(cache_story(found))
-        if found.assumed:
-            unknown.append(f"the cache ratio: {found.ratio:g} is LMDeploy's default")
-        held += cache_holders(case, found)
-    others = _others(case, found)
-    why += cards_story(case, found)
+    if kv_blocks is not None:
+        lines[:0] = kv_blocks.lines
+        why.append(cache_story(kv_blocks))
+        if kv_blocks.assumed:
+            unknown.append(f"the cache ratio: {kv_blocks.ratio:g} is LMDeploy's default")
+        holdings += cache_holders(case, kv_blocks)
+    others = _others(case, kv_blocks)
+    why += cards_story(case, kv_blocks)
     twice = double_start(case)
     if twice:
         why.append(twice[0])
@@ -126,39 +126,39 @@ def _out_of_memory(case: LogCase, mark: LogEvent, event: LegacyCuda) -> RuleAnsw
         what=f"TurboMind ran out of GPU memory{_when(phase)}{where}",
         line=mark.line,
         why=tuple(why),
-        held=tuple(held),
+        held=tuple(holdings),
         missing=Missing(bytes=None, basis="unknown", note="this LMDeploy prints no sizes"),
         unknown=tuple(unknown),
-        evidence=tuple(sorted(lines, key=lambda one: one.line)),
+        evidence=tuple(sorted(lines, key=lambda row: row.line)),
         changes=legacy_changes(phase, case),
         planned=True,
         others=0 if twice else others,
     )
 
 
-def cache_story(found: LegacyBlocks) -> str:
+def cache_story(kv_blocks: LegacyBlocks) -> str:
     """The cache in numbers."""
     return (
-        f"the cache took {found.count} blocks of {format_bytes(found.block)},"
-        f" {format_bytes(found.cache)} of the {format_bytes(found.free)} that were free (ratio"
-        f" {found.ratio:g}): {format_bytes(found.left)} stayed for everything after it, images"
-        " included"
+        f"the cache took {kv_blocks.count} blocks of {format_bytes(kv_blocks.block)},"
+        f" {format_bytes(kv_blocks.cache)} of the {format_bytes(kv_blocks.free)} that were free"
+        f" (ratio {kv_blocks.ratio:g}): {format_bytes(kv_blocks.left)} stayed for everything after"
+        " it, images included"
     )
 
 
-def cache_holders(case: LogCase, found: LegacyBlocks) -> list[Holding]:
+def cache_holders(case: LogCase, kv_blocks: LegacyBlocks) -> list[Holding]:
     """Who held a card when the cache was sized, as far as model and card are known."""
-    lines = tuple(one.line for one in found.lines)
-    held = [Holding(who="the KV cache", bytes=found.cache, lines=lines)]
+    lines = tuple(row.line for row in kv_blocks.lines)
+    holdings = [Holding(who="the KV cache", bytes=kv_blocks.cache, lines=lines)]
     weights = rank_weights(case)
     total = usable(case.gpu) if case.gpu else None
     if weights is None or total is None:
-        return held
-    held.append(Holding(who="this model's weights, on each card", bytes=weights))
-    rest = total - found.free - weights
+        return holdings
+    holdings.append(Holding(who="this model's weights, on each card", bytes=weights))
+    rest = total - kv_blocks.free - weights
     if rest > 0:
-        held.append(Holding(who="CUDA contexts and everybody else, together", bytes=rest))
-    return held
+        holdings.append(Holding(who="CUDA contexts and everybody else, together", bytes=rest))
+    return holdings
 
 
 def rank_weights(case: LogCase) -> int | None:
@@ -174,24 +174,24 @@ def rank_weights(case: LogCase) -> int | None:
     return sum(size for name, size in classes.items() if name not in ("vision", "projector"))
 
 
-def _others(case: LogCase, found: LegacyBlocks | None) -> int:
+def _others(case: LogCase, kv_blocks: LegacyBlocks | None) -> int:
     """Bytes on each card that this engine does not explain."""
     weights, total = rank_weights(case), usable(case.gpu) if case.gpu else None
-    if found is None or weights is None or total is None:
+    if kv_blocks is None or weights is None or total is None:
         return 0
-    rest = total - found.free - weights
+    rest = total - kv_blocks.free - weights
     return rest if rest > _ENGINE_OVERHEAD else 0
 
 
-def cards_story(case: LogCase, found: LegacyBlocks | None) -> Iterator[str]:
+def cards_story(case: LogCase, kv_blocks: LegacyBlocks | None) -> Iterator[str]:
     """Whether the cards were empty before this engine came."""
-    others = _others(case, found)
-    if not others or found is None:
+    others = _others(case, kv_blocks)
+    if not others or kv_blocks is None:
         return
     weights = rank_weights(case) or 0
     yield (
-        f"the cards were not empty: only {format_bytes(found.free)} were free when the cache was"
-        f" sized, though the weights take {format_bytes(weights)} a card at tp {case.tp or 1}:"
+        f"the cards were not empty: only {format_bytes(kv_blocks.free)} were free when the cache"
+        f" was sized, though the weights take {format_bytes(weights)} a card at tp {case.tp or 1}:"
         f" about {format_bytes(others)} were held by somebody else (or by other copies of this"
         " engine)"
     )
@@ -220,7 +220,7 @@ def legacy_changes(phase: PhaseName, case: LogCase) -> tuple[str, ...]:
         changes.append("more GPUs (--tp), a quantised variant, or freer cards")
     if phase == "weights":
         return tuple(changes)
-    lower = [f"{one:g}" for one in _RATIOS if case.ratio is None or one < case.ratio][:2]
+    lower = [f"{ratio:g}" for ratio in _RATIOS if case.ratio is None or ratio < case.ratio][:2]
     if not lower:
         return (
             *changes,

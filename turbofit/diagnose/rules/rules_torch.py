@@ -94,17 +94,17 @@ def _out_of_memory(case: LogCase, mark: LogEvent, memory: TorchMemory) -> RuleAn
         *_too_large(case, memory, program),
         *_one_tensor(mark, memory, phase),
     ]
-    held = list(holders(case, mark, memory))
-    found = blocks(case)
-    if found is not None:
-        lines[:0] = found.lines
-        why.append(cache_story(found))
-        why += cards_story(case, found)
-        held += cache_holders(case, found)
-    for told in (double_start(case), _loaded_twice(case)):
-        if told:
-            why.append(told[0])
-            lines.append(told[1])
+    holdings = list(holders(case, mark, memory))
+    kv_blocks = blocks(case)
+    if kv_blocks is not None:
+        lines[:0] = kv_blocks.lines
+        why.append(cache_story(kv_blocks))
+        why += cards_story(case, kv_blocks)
+        holdings += cache_holders(case, kv_blocks)
+    for reason in (double_start(case), _loaded_twice(case)):
+        if reason:
+            why.append(reason[0])
+            lines.append(reason[1])
     unknown = [] if mark.stack else ["where: the log has no traceback before the error"]
     unknown += doubts(case, memory)
     others = foreign(case, memory)
@@ -119,10 +119,10 @@ def _out_of_memory(case: LogCase, mark: LogEvent, memory: TorchMemory) -> RuleAn
         + (f", on GPU {memory.gpu} of those it saw" if memory.gpu is not None else ""),
         line=mark.line,
         why=tuple(why),
-        held=tuple(held),
+        held=tuple(holdings),
         missing=_missing(memory),
         unknown=tuple(unknown),
-        evidence=tuple(sorted(lines, key=lambda one: one.line)),
+        evidence=tuple(sorted(lines, key=lambda row: row.line)),
         changes=_changes(case, phase, memory, program),
         planned=True,
         others=others,
@@ -302,8 +302,8 @@ def phase_of(stack: tuple[PythonFrame, ...]) -> PhaseName:
         if not _TORCH.search(frame.path):
             of_models.append(frames[-1])
     for phase, text in _PHASES:
-        told = of_models if phase == "text" else frames
-        if any(word in frame for frame in told for word in text):
+        searched = of_models if phase == "text" else frames
+        if any(word in frame for frame in searched for word in text):
             return phase
     return "unknown"
 

@@ -99,9 +99,9 @@ def _with_kv_type(
     size = mark.event.object_size
     policies = [settings.quant_policy] if "quant_policy" in given else list(_POLICIES)
     for policy in policies:
-        one = replace(settings, quant_policy=policy)
-        if block_bytes(model.text, one) == size:
-            return LoggedRun(settings=one, assumed=tuple(assumed))
+        candidate = replace(settings, quant_policy=policy)
+        if block_bytes(model.text, candidate) == size:
+            return LoggedRun(settings=candidate, assumed=tuple(assumed))
     return LoggedRun(
         settings=settings,
         assumed=tuple(assumed),

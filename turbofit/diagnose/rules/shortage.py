@@ -59,7 +59,7 @@ class Shortage(Struct):
     surprise: str = ""
 
 
-def shortage(facts: LogFacts, model: Model, gpu: Gpu | None) -> Shortage | None:
+def shortage_of(facts: LogFacts, model: Model, gpu: Gpu | None) -> Shortage | None:
     """What was missing, or None where the log has no line about its cache."""
     mark = facts.first(CacheBudget)
     if mark is None or not isinstance(mark.event, CacheBudget):
@@ -73,7 +73,7 @@ def shortage(facts: LogFacts, model: Model, gpu: Gpu | None) -> Shortage | None:
     card = replace(card, l2=known(card.l2, 0))
     terms = buffer_terms(model, settings, card, constants, weights)
     left = mark.event.free - _region(mark.event)
-    found = Shortage(
+    shortage = Shortage(
         left=left,
         doubt=doubt + sum(term.bytes for term in terms if term.basis == "estimate"),
         settings=settings,
@@ -81,7 +81,7 @@ def shortage(facts: LogFacts, model: Model, gpu: Gpu | None) -> Shortage | None:
         surprise=run.contradiction,
     )
     if run.contradiction:
-        return found
+        return shortage
     sizes = {term.term: term.bytes for term in terms if term.basis != "estimate"}
     buffers = sum(sizes.values())
     temporaries = temporary_bytes(model, settings, constants, capability)
@@ -90,16 +90,18 @@ def shortage(facts: LogFacts, model: Model, gpu: Gpu | None) -> Shortage | None:
     early = buffers - sum(sizes.get(name, 0) for name in _WORKSPACES)
     for needed, free in ((early, left), (buffers, room)):
         if needed > free:
-            return replace(found, step="the engine's buffers", needed=needed, room=free)
+            return replace(shortage, step="the engine's buffers", needed=needed, room=free)
     if facts.first(WarmupLengths) is None:
-        return replace(found, surprise="by the account its buffers fitted")
+        return replace(shortage, surprise="by the account its buffers fitted")
     room -= buffers
     pool = PoolModel(model, settings, constants, capability)
     for name, forward in _forwards(facts):
         needed = round_up(pool.peak(forward), step)
         if needed > room:
-            return replace(found, step=name, needed=needed, room=room)
-    return replace(found, surprise=f"by the account {format_bytes(room)} should have been enough")
+            return replace(shortage, step=name, needed=needed, room=room)
+    return replace(
+        shortage, surprise=f"by the account {format_bytes(room)} should have been enough"
+    )
 
 
 def _region(budget: CacheBudget) -> int:

@@ -34,7 +34,7 @@ from turbofit.gateway.front import Front, NodeAddress
 from turbofit.gateway.http.accesslog import access_log
 from turbofit.gateway.server import GatewayThread, digest_of
 from turbofit.launch.cluster import ray_adapter
-from turbofit.launch.cluster.node import NodeActor, NodeTold
+from turbofit.launch.cluster.node import NodeActor, NodeReport
 from turbofit.launch.cluster.nodes import held_only, node_of
 from turbofit.launch.cluster.ray_adapter import RayCallError, ResultTimeoutError, pin_board
 from turbofit.launch.serve.runs import LEASE_SECONDS, StateFile
@@ -105,7 +105,7 @@ class NodeState:
     plan: NodePlan | None = None
     margin: int | None = None
     digest: str = ""
-    told: NodeTold = field(default_factory=NodeTold)
+    report: NodeReport = field(default_factory=NodeReport)
     silent: str = ""
 
     @property
@@ -116,13 +116,13 @@ class NodeState:
     @property
     def open(self) -> bool:
         """Whether its planned server answers."""
-        return self.told.state == "open" and self.told.digest == self.digest
+        return self.report.state == "open" and self.report.digest == self.digest
 
     @property
     def failed(self) -> str:
         """Why the server of its plan cannot serve; empty where it can, or may."""
-        told = self.told
-        return told.why if told.state == "unfit" and told.digest == self.digest else ""
+        report = self.report
+        return report.why if report.state == "unfit" and report.digest == self.digest else ""
 
     @property
     def known(self) -> Node:
@@ -272,7 +272,7 @@ class Controller:
             self._hear()
             late = took > _SILENT_SECONDS
             left = [
-                node for node in self.nodes.values() if node.actor and node.told.state != "idle"
+                node for node in self.nodes.values() if node.actor and node.report.state != "idle"
             ]
             if all(node.silent and late for node in left):
                 break
@@ -320,7 +320,7 @@ class Controller:
         if node.actor is not None:
             ray_adapter.kill_actor(node.actor)
         node.actor = node.pending = None
-        node.gpus, node.told, node.digest = 0, NodeTold(), ""
+        node.gpus, node.report, node.digest = 0, NodeReport(), ""
 
     def _hear(self) -> None:
         """Take what actors have answered, and ask them again."""
@@ -336,10 +336,10 @@ class Controller:
             node.pending = None
             fails = isinstance(answer, RayCallError)
             if joins:
-                told, gpus = (answer, ()) if fails else answer
-                node.node = held_only(node_of(node.ray, told), gpus)
+                measured, gpus = (answer, ()) if fails else answer
+                node.node = held_only(node_of(node.ray, measured), gpus)
             else:
-                node.told, node.silent = node.told if fails else answer, str(answer) * fails
+                node.report, node.silent = node.report if fails else answer, str(answer) * fails
 
     def _planned(self, node: NodeState) -> NodePlan:
         """A node's plan under the promise."""
@@ -369,7 +369,7 @@ class Controller:
         digest = sha256(f"{digest_of(planned.plan)} {words}".encode()).hexdigest()[:16]
         node.plan, node.digest = planned, digest
         node.actor.serve.remote(digest, planned.plan.to_json(), words)
-        node.told, node.pending = replace(node.told, state="starting", digest=digest), None
+        node.report, node.pending = replace(node.report, state="starting", digest=digest), None
         if node.state != "changing":
             node.be("starting")
 
@@ -379,10 +379,10 @@ class Controller:
             self._settle(node, self._planned(node))
         elif node.state == "starting" and node.open:
             node.be("serving")
-            self.say(f"node {node.name} serves at {node.told.url}")
+            self.say(f"node {node.name} serves at {node.report.url}")
         elif node.state in ("starting", "serving") and node.failed:
             self._failed(node)
-        elif node.state == "draining" and node.told.state == "idle":
+        elif node.state == "draining" and node.report.state == "idle":
             self._free(node)
             node.be("drained", node.why)
             self.say(f"node {node.name} is drained, its GPUs are given back")
@@ -392,7 +392,7 @@ class Controller:
     def _failed(self, node: NodeState) -> None:
         """A node's server does not start, or has ended for good."""
         plan = node.plan and node.plan.plan
-        if node.told.exit_code == OutOfMemoryError.exit_code and not node.margin and plan:
+        if node.report.exit_code == OutOfMemoryError.exit_code and not node.margin and plan:
             node.margin = doubled_margin(plan)
             self.say(f"node {node.name} ran out of memory: it is planned with twice the margin")
             self._settle(node, self._planned(node))
@@ -486,8 +486,8 @@ class Controller:
         """Whether the front sends requests to a node's present server."""
 
         def up(front: Front) -> bool:
-            seen = front.nodes.get(node.name)
-            return seen is not None and seen.up and seen.url == node.told.url
+            front_node = front.nodes.get(node.name)
+            return front_node is not None and front_node.up and front_node.url == node.report.url
 
         return self.front.call(up)
 
@@ -522,26 +522,26 @@ class Controller:
 
     def _named(self, name: str) -> NodeState:
         """The node with this name, address or beginning of an id."""
-        found = [
+        nodes = [
             node for node in self.nodes.values()
             if name in (node.name, node.ray.name, node.ray.address)
             or (name and node.ray.id.startswith(name))
         ]  # fmt: skip
-        if len(found) != 1:
-            many = f"{len(found)} nodes are" if found else "no node is"
+        if len(nodes) != 1:
+            many = f"{len(nodes)} nodes are" if nodes else "no node is"
             hint = "turbofit cluster status shows names and ids"
             raise UsageError(f"{many} {name!r}", hint=hint)
-        return found[0]
+        return nodes[0]
 
     def addresses(self) -> tuple[NodeAddress, ...]:
         """Where fronts find nodes, with their keys."""
         return tuple(
             NodeAddress(
-                name=node.name, url=node.told.url, key=node.told.key,
+                name=node.name, url=node.report.url, key=node.report.key,
                 draining=node.state not in ("serving", "starting"),
             )
             for node in self.nodes.values()
-            if node.told.url
+            if node.report.url
         )  # fmt: skip
 
     def post(self, board: Any, state: StateFile[_Saved]) -> None:
@@ -560,16 +560,17 @@ class Controller:
         """All of it, for people; runs in the front's loop."""
         nodes = []
         for node in self.nodes.values():
-            seen, plan = front.nodes.get(node.name), node.plan and node.plan.plan
+            front_node, plan = front.nodes.get(node.name), node.plan and node.plan.plan
             nodes.append(
                 NodeStatus(
                     id=node.ray.id, name=node.name, address=node.ray.address,
                     state=node.state,  # type: ignore[arg-type]
                     cards=node.plan.cards if node.plan is not None else "",
-                    why_not=node.why or node.failed, said=node.told.said, url=node.told.url,
-                    up=seen is not None and seen.up, folder=node.told.folder,
-                    outstanding=0 if seen is None else seen.outstanding,
-                    at_once=0.0 if seen is None or not seen.up else seen.capacity,
+                    why_not=node.why or node.failed, said=node.report.last_line,
+                    url=node.report.url, folder=node.report.folder,
+                    up=front_node is not None and front_node.up,
+                    outstanding=0 if front_node is None else front_node.outstanding,
+                    at_once=0.0 if front_node is None or not front_node.up else front_node.capacity,
                     tokens=plan.kv.total_tokens if plan else 0,
                 )
             )  # fmt: skip

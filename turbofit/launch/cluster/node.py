@@ -53,7 +53,7 @@ _LEFT_SECONDS: Final = 60.0
 _KEPT_SECONDS: Final = 7 * 86400.0
 
 
-class NodeTold(Struct):
+class NodeReport(Struct):
     """What a node tells of itself: ``state`` is ``idle``, ``starting``, ``open`` or ``unfit``.
 
     ``digest`` is of the plan that runs; ``why`` and ``exit_code`` say why the node is unfit.
@@ -64,7 +64,7 @@ class NodeTold(Struct):
     url: str = ""
     key: str = ""
     pid: int = 0
-    said: str = ""
+    last_line: str = ""
     why: str = ""
     exit_code: int = 0
     folder: str = ""
@@ -81,7 +81,7 @@ class NodeActor:
         key = self._folder / "key"  # the server trusts fronts by it; random for each folder
         if not _text(key):
             write_atomic(key, secrets.token_hex(32) + "\n", mode=0o600)
-        self._told = NodeTold(folder=str(self._folder), key=_text(key))
+        self._report = NodeReport(folder=str(self._folder), key=_text(key))
         self._ends: list[float] = []
         self._again, self._tried = 0.0, ""
         self._gone = threading.Event()
@@ -101,7 +101,7 @@ class NodeActor:
                 _forget(folder)
             elif folder.name.endswith(node) and not _within(_BACK_SECONDS, folder / "actor"):
                 _end_server(folder)
-                _within(_LEFT_SECONDS, folder / "lock", held=False)
+                _within(_LEFT_SECONDS, folder / "lock", locked=False)
         return measure_here(pretend), ray_adapter.gpus_of_this_task()
 
     def serve(self, digest: str, plan: str, words: tuple[str, ...]) -> None:
@@ -109,15 +109,15 @@ class NodeActor:
         write_atomic(self._folder / f"plan-{digest}.json", plan, mode=0o600)
         write_atomic(self._folder / "wanted.json", json.dumps([digest, words]), mode=0o600)
         self._ends, self._again, self._tried = [], 0.0, ""
-        self._told = replace(self._told, state="starting", why="", exit_code=0)
+        self._report = replace(self._report, state="starting", why="", exit_code=0)
 
     def end(self) -> None:
         """End the server in order, and start none."""
         (self._folder / "wanted.json").unlink(missing_ok=True)
 
-    def tell(self) -> NodeTold:
+    def tell(self) -> NodeReport:
         """What the node tells of itself now."""
-        return self._told
+        return self._report
 
     def _live(self) -> None:
         with (self._folder / "actor").open("wb") as alive:
@@ -130,7 +130,7 @@ class NodeActor:
                 try:
                     self._look()
                 except Exception as exc:  # noqa: BLE001 - this thread must not end
-                    self._told = replace(self._told, why=f"{type(exc).__name__}: {exc}")
+                    self._report = replace(self._report, why=f"{type(exc).__name__}: {exc}")
 
     def _look(self) -> None:
         now = time.monotonic()
@@ -143,24 +143,24 @@ class NodeActor:
             if serves != digest:
                 _end_server(self._folder)
                 return
-            url, said = self._url(), "".join(self._lines()[-1:])
+            url, last_line = self._url(), "".join(self._lines()[-1:])
             state = "open" if url else "starting"
-            self._told = replace(
-                self._told, state=state, url=url, pid=pid, digest=digest, said=said
+            self._report = replace(
+                self._report, state=state, url=url, pid=pid, digest=digest, last_line=last_line
             )
         elif pid:
             self._ended(serves, digest, now)
         elif not digest:
-            self._told = replace(self._told, state="idle", url="", digest="")
+            self._report = replace(self._report, state="idle", url="", digest="")
         elif self._tried != digest and now >= self._again:
             self._start(digest, words)
 
     def _ended(self, served: str, digest: str, now: float) -> None:
         """The server's process is gone: it is started again, unless that would not help."""
-        said = _text(self._folder / "code")
-        code, was_open, self._child = int(said) if said else None, bool(self._url()), None
+        text = _text(self._folder / "code")
+        code, was_open, self._child = int(text) if text else None, bool(self._url()), None
         (self._folder / "pid").unlink()
-        self._told = replace(self._told, url="", pid=0)
+        self._report = replace(self._report, url="", pid=0)
         if served != digest:
             return
         self._ends = [at for at in self._ends if now - at < _WINDOW] + [now]
@@ -172,13 +172,13 @@ class NodeActor:
             errors = [line for line in self._lines() if line.startswith("error: ")]
             error = "".join(errors[-1:]).removeprefix("error: ")
             why = error or f"turbofit serve ended with {code}"
-            self._told = replace(
-                self._told, state="unfit", digest=digest, why=why, exit_code=code or 0
+            self._report = replace(
+                self._report, state="unfit", digest=digest, why=why, exit_code=code or 0
             )
             return
         # What the driver still holds of a killed one's memory comes back meanwhile.
         self._again = now + _PAUSES[len(self._ends) - 1]
-        self._told = replace(self._told, state="starting")
+        self._report = replace(self._report, state="starting")
 
     def _start(self, digest: str, words: list[str]) -> None:
         folder = self._folder
@@ -202,7 +202,7 @@ class NodeActor:
                 argv, stdin=subprocess.DEVNULL, stdout=url, stderr=log, env=_environment(),
                 cwd=folder, start_new_session=True, pass_fds=[lock.fileno()],
             )  # fmt: skip
-        self._told = replace(self._told, state="starting", url="", digest=digest, said="")
+        self._report = replace(self._report, state="starting", url="", digest=digest, last_line="")
 
     def _url(self) -> str:
         return _text(self._folder / "url").partition("\n")[0]
@@ -242,12 +242,12 @@ def _is_held(path: Path) -> bool:
     return False
 
 
-def _within(seconds: float, path: Path, *, held: bool = True) -> bool:
+def _within(seconds: float, path: Path, *, locked: bool = True) -> bool:
     """Whether a lock is held, or is no more, within so many seconds."""
     until = time.monotonic() + seconds
-    while _is_held(path) != held and time.monotonic() < until:
+    while _is_held(path) != locked and time.monotonic() < until:
         time.sleep(_TICK)
-    return _is_held(path) == held
+    return _is_held(path) == locked
 
 
 def _end_server(folder: Path) -> None:

@@ -38,9 +38,9 @@ def measure_nodes(address: str | None, *, pretend: bool = False) -> Cluster:
     with ray_adapter.connected(address) as ray:
         nodes = ray.alive().values()
         with_gpus = [node.id for node in nodes if node.gpus]
-        found = ray_adapter.run_on_each(with_gpus, measure_here, pretend, _SECONDS)
-        told = tuple(node_of(node, found.get(node.id)) for node in nodes)
-        return Cluster(source=f"ray {ray.address}", nodes=told)
+        answers = ray_adapter.run_on_each(with_gpus, measure_here, pretend, _SECONDS)
+        measured = tuple(node_of(node, answers.get(node.id)) for node in nodes)
+        return Cluster(source=f"ray {ray.address}", nodes=measured)
 
 
 def measure_here(pretend: bool) -> bytes:
@@ -71,25 +71,25 @@ def held_only(node: Node, gpus: Iterable[str]) -> Node:
         return node
     known = [gpu.index for gpu in machine.gpus]
     if machine.source != "nvml":  # a pretend machine may have fewer GPUs than Ray was told
-        gpus = [one for one in gpus if not one.isdigit() or int(one) < len(known)]
-    held = {select(one, machine.gpus, known)[0] for one in gpus}
-    visible = tuple(index for index in machine.visible if index in held)
+        gpus = [gpu for gpu in gpus if not gpu.isdigit() or int(gpu) < len(known)]
+    indices = {select(gpu, machine.gpus, known)[0] for gpu in gpus}
+    visible = tuple(index for index in machine.visible if index in indices)
     return replace(node, machine=replace(machine, visible=visible))
 
 
-def node_of(node: RayNode, found: bytes | RayCallError | None) -> Node:
+def node_of(node: RayNode, answer: bytes | RayCallError | None) -> Node:
     """What a node says, or why it says nothing."""
     why = "Ray counts no GPU there"
-    if isinstance(found, bytes):
+    if isinstance(answer, bytes):
         try:
-            told = msgspec.json.decode(found, type=Node)
-            return replace(told, id=node.id, address=node.address)
+            measured = msgspec.json.decode(answer, type=Node)
+            return replace(measured, id=node.id, address=node.address)
         except msgspec.MsgspecError as exc:  # another turbofit
             why = f"its turbofit answers otherwise: {exc}"
-    elif isinstance(found, ray_adapter.ResultTimeoutError):
+    elif isinstance(answer, ray_adapter.ResultTimeoutError):
         why = f"it did not answer within {_SECONDS:.0f} s"
-    elif found is not None:
-        text = " ".join(str(found).split())
+    elif answer is not None:
+        text = " ".join(str(answer).split())
         why = f"it could not be measured: {text[-200:]}"
         if "No module named 'turbofit" in text:
             why = "turbofit is not installed there"
@@ -125,7 +125,7 @@ def cluster_from(text: str) -> Cluster:
 def _simulated(text: str) -> Cluster:
     """``SPEC@COUNT`` joined by ``/``; each SPEC is read once."""
     nodes: list[Node] = []
-    told = []
+    counts = []
     for part in text.split("/"):
         spec, at, number = part.rpartition("@")
         if not at:
@@ -139,9 +139,9 @@ def _simulated(text: str) -> Cluster:
         for _ in range(int(number)):
             name = f"sim-{len(nodes) + 1}"
             nodes.append(Node(id=name, name=name, address="", machine=machine))
-        told.append(f"{int(number):,} of {machine.name}")
+        counts.append(f"{int(number):,} of {machine.name}")
     if len(nodes) > MOST_NODES:
         raise UsageError(
             f"--cluster: {len(nodes):,} nodes", hint=f"simulate {MOST_NODES:,} at most"
         )
-    return Cluster(source=f"simulated: {', '.join(told)}", nodes=tuple(nodes))
+    return Cluster(source=f"simulated: {', '.join(counts)}", nodes=tuple(nodes))

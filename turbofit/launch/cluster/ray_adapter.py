@@ -190,10 +190,10 @@ def free_gpus() -> dict[str, int]:
     from ray._private.state import available_resources_per_node
 
     try:
-        found = available_resources_per_node()
+        available = available_resources_per_node()
     except Exception:  # noqa: BLE001 - Ray raises any type when its head is gone
         return {}
-    return {node: int(resources.get("GPU", 0)) for node, resources in found.items()}
+    return {node: int(resources.get("GPU", 0)) for node, resources in available.items()}
 
 
 def run_on_each(
@@ -242,18 +242,18 @@ def named_actors(prefix: str) -> dict[str, Handle]:
     """
     import ray
 
-    found = {}
+    handles = {}
     try:
         for actor in ray.util.list_named_actors(all_namespaces=True):
             if actor["namespace"] == _NAMESPACE and actor["name"].startswith(prefix):
                 with suppress(ValueError):  # it has just ended
                     handle = ray.get_actor(actor["name"], namespace=_NAMESPACE)
-                    found[actor["name"].removeprefix(prefix)] = handle
+                    handles[actor["name"].removeprefix(prefix)] = handle
     except ray.exceptions.GetTimeoutError as exc:
         raise MachineError(
             f"the head of the Ray cluster does not answer: {_one_line(exc)}", hint="see ray status"
         ) from None
-    return found
+    return handles
 
 
 def kill_actor(actor: Any) -> None:
@@ -267,7 +267,7 @@ def gpus_of_this_task() -> list[str]:
     """Ray's ids of the GPUs that the task has in which this runs."""
     import ray
 
-    return [str(one) for one in ray.get_gpu_ids()]
+    return [str(gpu) for gpu in ray.get_gpu_ids()]
 
 
 def outcome(ref: Any, seconds: float) -> Any:
@@ -393,22 +393,22 @@ def boards(name: str | None) -> dict[str, Handle]:
         UsageError: there is none.
     """
     actors = named_actors(_PREFIX)
-    found = {run: board for run, board in actors.items() if name in (None, run)}
-    if not found:
+    named = {run: board for run, board in actors.items() if name in (None, run)}
+    if not named:
         what = "nothing" if name is None else f"no {name!r}"
         hint = "turbofit serve MODEL --cluster ray"
         raise UsageError(f"{what} is served on this cluster", hint=hint)
-    return found
+    return named
 
 
 def one_board(name: str | None) -> Any:
     """The board of the run with this name, or of the only one."""
-    found = boards(name)
-    if len(found) > 1:
+    runs = boards(name)
+    if len(runs) > 1:
         raise UsageError(
-            f"{len(found)} models are served there", hint=f"--name: {', '.join(sorted(found))}"
+            f"{len(runs)} models are served there", hint=f"--name: {', '.join(sorted(runs))}"
         )
-    return next(iter(found.values()))
+    return next(iter(runs.values()))
 
 
 def read(board: Any, seconds: float = _SECONDS) -> tuple[ClusterStatus | None, Nodes]:
@@ -417,21 +417,21 @@ def read(board: Any, seconds: float = _SECONDS) -> tuple[ClusterStatus | None, N
     Raises:
         LaunchError: the board does not answer.
     """
-    found: tuple[ClusterStatus | None, Nodes] = _heard(board.read.remote(), seconds)
-    return found
+    answer: tuple[ClusterStatus | None, Nodes] = _heard(board.read.remote(), seconds)
+    return answer
 
 
 def ask(board: Any, question: Document, seconds: float = _SECONDS) -> Document:
     """What a run answers; raises what it refuses with."""
-    told: Document = _heard(board.ask.remote(question, seconds), seconds + _SECONDS)
-    if "error" in told:
-        raise error_from(told["error"])
-    return told
+    answer: Document = _heard(board.ask.remote(question, seconds), seconds + _SECONDS)
+    if "error" in answer:
+        raise error_from(answer["error"])
+    return answer
 
 
 def _heard(ref: object, seconds: float) -> Any:
-    told = outcome(ref, seconds)
-    if told is None or isinstance(told, RayCallError):
+    answer = outcome(ref, seconds)
+    if answer is None or isinstance(answer, RayCallError):
         hint = "see the output of turbofit serve"
         raise LaunchError(f"no answer within {seconds:.0f} s", hint=hint)
-    return told
+    return answer

@@ -233,9 +233,9 @@ class Probe(threading.Thread):
             "POST", question.path, question.body, timeout=_ANSWER_TIMEOUT
         )
         if status != http.client.OK:
-            said = answer[:300].decode(errors="replace")
+            text = answer[:300].decode(errors="replace")
             raise LaunchError(
-                f"the engine answered {status} to {question.name}: {said}",
+                f"the engine answered {status} to {question.name}: {text}",
                 hint="see its log; --no-check skips this request",
             )
         try:

@@ -140,7 +140,7 @@ class StartupTracker:
 
     def cached_tokens(self) -> int | None:
         """Tokens that the cache holds by the engine's own figures."""
-        return next((one.actual for one in self.figures if one.unit == "tokens"), None)
+        return next((figure.actual for figure in self.figures if figure.unit == "tokens"), None)
 
     def _wait(self, event: Backpressure, count: int, now: float) -> None:
         if self.phase != "warm-up" or event.cause != "memory":
@@ -254,18 +254,17 @@ def end_of(
     if pytorch and tracker.raced and code is not None and not short:
         # The server closes the lock under which the engine has told its port, sometimes before the
         # engine has let go of it. lmdeploy zmq_engine.py::ZMQMPEngine._start_mp_proc #bf32c0
-        said = "LMDeploy's server and its engine lost each other while they started (EOFError)"
-        return End(kind="raced", message=said, hint=see)
-    said = _last_words(tracker)
+        message = "LMDeploy's server and its engine lost each other while they started (EOFError)"
+        return End(kind="raced", message=message, hint=see)
+    words = _last_words(tracker)
     if code is None:
-        said = (
-            f"the engine's loop ended {_where(tracker)}{said}; its server would answer 503 for ever"
-        )
+        message = f"the engine's loop ended {_where(tracker)}{words}"
+        message += "; its server would answer 503 for ever"
     else:
-        said = f"the engine ended {_where(tracker)} with {exit_words(code)}{said}"
+        message = f"the engine ended {_where(tracker)} with {exit_words(code)}{words}"
     if kind == "unknown":
-        said += "; its log tells of a lack of memory, of which no process ends like that"
-    return End(kind=kind, message=said, hint=see, where=_frame(tracker))
+        message += "; its log tells of a lack of memory, of which no process ends like that"
+    return End(kind=kind, message=message, hint=see, where=_frame(tracker))
 
 
 def hang(tracker: StartupTracker) -> End:
@@ -291,25 +290,25 @@ def stalled(what: str, log: Path) -> End:
 
 def silence(plan: Plan, phase: str, seconds: float) -> str:
     """What it may mean that a starting engine prints nothing for so long."""
-    said = f"silent for {seconds:.0f} s in phase {phase}"
-    said += "; weights may come from a slow disk" if phase == "weights" else ""
+    text = f"silent for {seconds:.0f} s in phase {phase}"
+    text += "; weights may come from a slow disk" if phase == "weights" else ""
     if plan.settings.tp > 1 and plan.engine.is_pytorch:
-        return f"{said}; Ray waits like this, up to half an hour, for GPUs that somebody has"
+        return f"{text}; Ray waits like this, up to half an hour, for GPUs that somebody has"
     if plan.settings.tp > 1 and plan.settings.communicator == "nccl":
         return (
-            f"{said}; NCCL waits like this where GPUs do not reach each other as the driver says "
+            f"{text}; NCCL waits like this where GPUs do not reach each other as the driver says "
             "(IOMMU, ACS): where no more memory is taken, try NCCL_P2P_DISABLE=1, and see turbofit"
             " doctor"
         )
-    return said
+    return text
 
 
 def fallback(tracker: StartupTracker) -> End:
     """LMDeploy chose another engine than the one planned for."""
-    said = tracker.fallback.message if tracker.fallback is not None else "it fell back to PyTorch"
+    why = tracker.fallback.message if tracker.fallback is not None else "it fell back to PyTorch"
     return End(
         kind="refused",
-        message=f"LMDeploy would run its PyTorch engine, which the plan is not for: {said}",
+        message=f"LMDeploy would run its PyTorch engine, which the plan is not for: {why}",
         hint="TurboMind needs NVIDIA's driver and LMDeploy's own CUDA libraries; "
         f"the log is {tracker.log}",
     )
@@ -319,9 +318,9 @@ def _ran_out(tracker: StartupTracker, death: End | None) -> End:
     """A lack of memory; the pretend account adds its bytes where the engine's calls are its own."""
     plan, fault, pytorch = tracker.plan, tracker.fault, tracker.plan.engine.is_pytorch
     if fault is None:
-        said = f"the engine found no memory for its {tracker.no_cache} when it had loaded the"
+        text = f"the engine found no memory for its {tracker.no_cache} when it had loaded the"
         return End(
-            kind="out_of_memory", phase="cache", message=f"{said} weights",
+            kind="out_of_memory", phase="cache", message=f"{text} weights",
             hint=_advice(tracker),
         )  # fmt: skip
     is_reference = release(plan.engine.version) == release(REFERENCE)
@@ -391,10 +390,10 @@ def _killed(tracker: StartupTracker, host_kills: int | None) -> End:
 
 def _missing(torch: TorchMemory | None, death: End | None) -> int | None:
     """What torch says was missing; a pretend account sees the piece that was refused alone."""
-    seen = None if death is None else death.missing
+    refused = None if death is None else death.missing
     if torch is None or (death is not None and death.simulated):
-        return seen
-    return max((size for size in (seen, torch.missing) if size is not None), default=None)
+        return refused
+    return max((size for size in (refused, torch.missing) if size is not None), default=None)
 
 
 def _memory_phase(tracker: StartupTracker) -> MemoryPhase:

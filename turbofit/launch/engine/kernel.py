@@ -54,14 +54,14 @@ def members(group: int, leader_started: int) -> list[int]:
     leader = start_time(group)
     if leader and leader != leader_started:
         return []
-    found = []
+    pids = []
     with suppress(OSError):
         for entry in os.listdir("/proc"):
             if entry.isdigit():
                 fields = _stat(int(entry))
                 if len(fields) > 19 and fields[0] != "Z" and fields[2:4] == [str(group)] * 2:
-                    found.append(int(entry))
-    return found
+                    pids.append(int(entry))
+    return pids
 
 
 def _stat(pid: int) -> list[str]:

@@ -42,10 +42,10 @@ class Lmdeploy(NamedTuple):
     @property
     def warning(self) -> str | None:
         """The warning about its version, where the account is for another one."""
-        found, planned = release(self.version), release(REFERENCE)
-        if found == planned:
+        actual, planned = release(self.version), release(REFERENCE)
+        if actual == planned:
             return None
-        how = "newer" if found > planned else "older"
+        how = "newer" if actual > planned else "older"
         return f"LMDeploy {self.version} is {how} than {REFERENCE}, which the plan's account is for"
 
 
@@ -55,20 +55,20 @@ def find_lmdeploy() -> Lmdeploy:
     Raises:
         PackageError: there is none, or it is too old.
     """
-    found = installed("lmdeploy")
-    if found is None:
+    version = installed("lmdeploy")
+    if version is None:
         raise PackageError(
             "LMDeploy is not installed beside turbofit",
             hint=f"install it with {install_command('lmdeploy')}, or turbofit where LMDeploy is",
         )
-    _LOG.info("LMDeploy %s", found)
-    if release(found) < OLDEST_SERVED:
+    _LOG.info("LMDeploy %s", version)
+    if release(version) < OLDEST_SERVED:
         oldest = ".".join(map(str, OLDEST_SERVED))
         raise PackageError(
-            f"LMDeploy {found} is older than {oldest}, which serve needs",
+            f"LMDeploy {version} is older than {oldest}, which serve needs",
             hint=f"install a newer one with {install_command('lmdeploy', upgrade=True)}",
         )
-    return Lmdeploy(found, module_runner("lmdeploy"))
+    return Lmdeploy(version, module_runner("lmdeploy"))
 
 
 def lmdeploy_if_needed(engine: str | None) -> tuple[Lmdeploy, PackageError | None]:
@@ -176,28 +176,28 @@ def free_ports(count: int, besides: int | None = None) -> list[int]:
     """
     from turbofit.gateway.server import tcp_socket
 
-    held: list[socket.socket] = []
+    sockets: list[socket.socket] = []
     candidates = list(range(_FIRST_PORT, max(_FIRST_PORT + 1000, _outgoing())))
     random.SystemRandom().shuffle(candidates)
     try:
         for port in candidates:
-            if len(held) == count:
+            if len(sockets) == count:
                 break
             if port == besides:
                 continue
-            one = tcp_socket(socket.AF_INET)
+            endpoint = tcp_socket(socket.AF_INET)
             try:
-                one.bind((HOST, port))
+                endpoint.bind((HOST, port))
             except OSError:
-                one.close()
+                endpoint.close()
             else:
-                held.append(one)
-        if len(held) < count:
+                sockets.append(endpoint)
+        if len(sockets) < count:
             raise LaunchError("no port on loopback can be had", hint="see ss -tln")
-        return [one.getsockname()[1] for one in held]
+        return [endpoint.getsockname()[1] for endpoint in sockets]
     finally:
-        for one in held:
-            one.close()
+        for endpoint in sockets:
+            endpoint.close()
 
 
 def _outgoing() -> int:
@@ -229,10 +229,10 @@ def fitted_ratio(plan: Plan, group: int, free: Mapping[str, int]) -> float:
     step of that, so that no page of the cache is lost. ``free`` are bytes by GPU UUID that are free
     now, before the engine starts.
     """
-    one, members = plan.of_group(group), plan.parallel.groups[group]
-    ratio, region = one.settings.cache_max_entry_count, one.kv.region_bytes
+    group_plan, members = plan.of_group(group), plan.parallel.groups[group]
+    ratio, region = group_plan.settings.cache_max_entry_count, group_plan.kv.region_bytes
     # Cards of other groups hold what their engines have by now.
-    gpus = [gpu for gpu in one.gpus if gpu.index in members]
+    gpus = [gpu for gpu in group_plan.gpus if gpu.index in members]
     if not ratio or not region or not any(gpu.uuid in free for gpu in gpus):
         return ratio
     planned = [free_for_cache(gpu) for gpu in gpus]

@@ -112,8 +112,8 @@ class PretendLaunch(Launch):
         if plan.engine.of_lmdeploy:
             put_first(path, "PYTHONPATH", str(SERVED))
             find_turbofit(path)
-        made = prepare(machine, folder, path, site=cuda_site())
-        return {**made.env, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+        prepared = prepare(machine, folder, path, site=cuda_site())
+        return {**prepared.env, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 
 class PretendUsage(Struct):
@@ -125,7 +125,7 @@ class PretendUsage(Struct):
 
     gpu: int
     peak: int
-    held: int
+    in_use: int
     pool: int | None
 
 
@@ -146,14 +146,14 @@ class PretendReader:
     def _machine(self) -> Scenario:
         return pretend_machine(self._plan, self._group)
 
-    def seen(self) -> tuple[PretendUsage, ...]:
+    def usages(self) -> tuple[PretendUsage, ...]:
         """What each of the group's pretend GPUs held so far; empty where it cannot be read."""
-        held = self._torch_held() if self._plan.engine.on_torch else self._turbomind_held()
+        sizes = self._torch_held() if self._plan.engine.on_torch else self._turbomind_held()
         indices = self._plan.parallel.groups[self._group]
         others = [gpu.used + gpu.late for gpu in self._machine.gpus]
         return tuple(
-            PretendUsage(gpu=index, peak=before + peak, held=before + now, pool=pool)
-            for index, before, (peak, now, pool) in zip(indices, others, held, strict=False)
+            PretendUsage(gpu=index, peak=before + peak, in_use=before + now, pool=pool)
+            for index, before, (peak, now, pool) in zip(indices, others, sizes, strict=False)
         )
 
     def death(self) -> End | None:
@@ -171,15 +171,15 @@ class PretendReader:
     def _turbomind_held(self) -> list[tuple[int, int, int | None]]:
         """By place in the group: the peak, what is held now, the executor's pool at most."""
         ledger = self._read()
-        held: list[tuple[int, int, int | None]] = []
+        sizes: list[tuple[int, int, int | None]] = []
         if ledger is None:
-            return held
+            return sizes
         for place, card in enumerate(ledger.cards):
             pool = ledger.executor_pool(place)
             most = max(pool.live_peak.values(), default=0) if pool else 0
             most = round_up(most, self._machine.pool_step)
-            held.append((max(card.peak.values(), default=0), card.held, most))
-        return held
+            sizes.append((max(card.peak.values(), default=0), card.in_use, most))
+        return sizes
 
     def _torch_held(self) -> list[tuple[int, int, int | None]]:
         from turbofit.pretend.run import PreparedRun
@@ -207,7 +207,7 @@ class PretendReader:
             return None
         if not processes:
             return None
-        last = usages[max(processes, key=lambda one: one.refused_at).pid].refused[-1]
+        last = usages[max(processes, key=lambda process: process.refused_at).pid].refused[-1]
         return {
             "gpu": last.gpu, "phase": last.phase, "where": (last.site or "").partition(" < ")[0],
             "asked": last.requested, "left": last.left, "simulated": last.simulated,

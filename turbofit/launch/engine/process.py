@@ -133,17 +133,17 @@ class EngineProcess:
 
 def command_text(argv: Sequence[str]) -> str:
     """A command as a shell takes it, with ``...`` for API keys."""
-    said: list[str] = []
+    shown: list[str] = []
     keys = False
     for word in argv:
         if word.startswith("--"):
             keys = word.partition("=")[0] in ("--api-key", "--api-keys")
-            said.append(word.partition("=")[0] if keys else word)
+            shown.append(word.partition("=")[0] if keys else word)
         elif not keys:
-            said.append(word)
-        elif said[-1] != "...":
-            said.append("...")
-    return shlex.join(said)
+            shown.append(word)
+        elif shown[-1] != "...":
+            shown.append("...")
+    return shlex.join(shown)
 
 
 # An engine's log on disk: repeated lines become a count, and its size is capped.
@@ -249,5 +249,5 @@ class LogFile:
 
 def repeats(line: str) -> int | None:
     """How many more lines, equal to the one before, this line stands for; None where for none."""
-    found = _REPEATED_LINE.fullmatch(line)
-    return None if found is None else int(found[1])
+    match = _REPEATED_LINE.fullmatch(line)
+    return None if match is None else int(match[1])

@@ -150,11 +150,11 @@ class SupervisedEngine:
         if process is None or probe is None:
             return None
         code = process.poll()
-        said = process.take() if code is None else process.finish()
+        lines = process.take() if code is None else process.finish()
         if code is None:
             self._forget_earlier(now)
-        self._listen(bool(said), now)
-        for text, count in said:
+        self._listen(bool(lines), now)
+        for text, count in lines:
             for line in self.tracker.see(text, count, now):
                 self._tell(line)
             self._time()
@@ -271,9 +271,9 @@ class SupervisedEngine:
             self._earlier_kills, self._last_kills = self._last_kills, kernel.host_kills()
             self._counted = now
 
-    def _listen(self, said: bool, now: float) -> None:
+    def _listen(self, printed: bool, now: float) -> None:
         """Say what a long silence may mean, once for each."""
-        if said or self.state != "starting" or self.tracker.phase in ("serving", "check"):
+        if printed or self.state != "starting" or self.tracker.phase in ("serving", "check"):
             self._heard, self._told = now, False
         elif not self._told and now - self._heard >= self._timing.quiet:
             self._told = True

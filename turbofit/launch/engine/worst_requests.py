@@ -101,20 +101,20 @@ def fullest_forward(plan: Plan, model: str, text: int) -> ProbeRequest | None:
 
 def every_worst(plan: Plan, model: str, text: int) -> tuple[ProbeRequest, ...]:
     """Each worst case beside `worst_request`, by the name of its term of the ledger."""
-    made = (worst(plan, model, text) for worst in _WORST.values())
-    return tuple(filter(None, made))
+    requests = (worst(plan, model, text) for worst in _WORST.values())
+    return tuple(filter(None, requests))
 
 
 def small_requests(plan: Plan, model: str) -> tuple[ProbeRequest, ...]:
     """A small request of each kind: they load the kernels that the warm-up does not use."""
-    rule, found = plan.model.image_rule, []
+    rule, requests = plan.model.image_rule, []
     if rule is not None and plan.limits.vision_unit is not None:
-        found.append(_chat("a small image", model, [image_part(rule.small_image)]))
+        requests.append(_chat("a small image", model, [image_part(rule.small_image)]))
     body = {
         "model": model, "prompt": "What is this?", "max_tokens": _SMALL_ANSWER, "top_k": 0,
         "temperature": 1.0, "ignore_eos": True,
     }  # fmt: skip
-    return (*found, ProbeRequest("a small text", "/v1/completions", body))
+    return (*requests, ProbeRequest("a small text", "/v1/completions", body))
 
 
 def _longest(plan: Plan, _model: str, _text: int) -> ProbeRequest:
@@ -181,28 +181,28 @@ def _images_across(plan: Plan, rule: ImageRule, text: int) -> list[dict[str, Any
     What lies before that (``lead``) and between the two is tried through, so that an error of
     `_SLACK` in the guessed tokens of the template does not matter.
     """
-    each, most = rule.unit_tokens(1), plan.limits.units_per_image
+    unit_tokens, most = rule.unit_tokens(1), plan.limits.units_per_image
     before, forward = max(0, text - _AFTER), forward_tokens(plan.settings)
     room = min(plan.settings.session_len, plan.kv.tokens) - text - _ANSWER
     best: tuple[int, list[int]] = (0, [])
-    for lead in range(forward // each + 2):
-        for between in range(forward // each + 1):
+    for lead in range(forward // unit_tokens + 2):
+        for between in range(forward // unit_tokens + 1):
             parts = (lead, most, between, most)
             sizes = [size for part in parts for size in _split(part, most, rule)]
-            while sum(size * each + _AROUND for size in sizes) > room:
+            while sum(size * unit_tokens + _AROUND for size in sizes) > room:
                 sizes.pop()
             places = (before - _SLACK, before, before + _SLACK)
-            met = min(_met(sizes, place, each, forward) for place in places)
-            best = max(best, (met, sizes), key=lambda found: found[0])
+            met = min(_met(sizes, place, unit_tokens, forward) for place in places)
+            best = max(best, (met, sizes), key=lambda pair: pair[0])
     images = [rule.image_of(size) for size in best[1]]
     return [image_part(image) for image in images if image is not None]
 
 
-def _met(sizes: list[int], place: int, each: int, forward: int) -> int:
+def _met(sizes: list[int], place: int, unit_tokens: int, forward: int) -> int:
     """Units of the fullest forward, where the first image begins at token ``place``."""
     met: dict[int, int] = {}
     for size in sizes:
-        end = place + size * each + _AROUND
+        end = place + size * unit_tokens + _AROUND
         for number in range((place + 1) // forward, (end - 2) // forward + 1):
             met[number] = met.get(number, 0) + size
         place = end
@@ -257,11 +257,11 @@ def longest_request(
     """
     least = max(1, min(_PROBE_TOKENS, plan.settings.session_len // _SHORT))
     few, more = (count(_words("a short prompt", model, n)) for n in (least, 2 * least))
-    each = (more - few) / least
-    if each <= 0:
+    word_tokens = (more - few) / least
+    if word_tokens <= 0:
         return None
-    taken = tokens if worst is not None else few - least * each
-    word_count = int((plan.settings.session_len - _ANSWER - taken) / each * _SHARE)
+    taken = tokens if worst is not None else few - least * word_tokens
+    word_count = int((plan.settings.session_len - _ANSWER - taken) / word_tokens * _SHARE)
     if word_count < 1:
         return None
     if worst is None:

@@ -206,14 +206,14 @@ def _find_inside() -> dict[str, Any]:
     Raises:
         PackageError: Transformers or what its server needs is missing, or is another inside.
     """
-    found: dict[str, Any] = {}
+    classes: dict[str, Any] = {}
     what = ""
     try:
         for what in ("torch", "transformers", "accelerate", "fastapi", "openai"):
             import_module(what)
         for part, what, method, given in _USED:
-            found[what] = getattr(import_module(f"transformers.cli.serving.{part}"), what)
-            taken = inspect.signature(getattr(found[what], method)).parameters
+            classes[what] = getattr(import_module(f"transformers.cli.serving.{part}"), what)
+            taken = inspect.signature(getattr(classes[what], method)).parameters
             if missing := set(given.split()) - set(taken):
                 raise AttributeError(f"{method} takes no {', '.join(sorted(missing))}")
     except (ImportError, AttributeError) as exc:
@@ -221,7 +221,7 @@ def _find_inside() -> dict[str, Any]:
             f"the fallback engine needs {what} as transformers {_TRIED} have it: {exc}",
             hint=install_command("fallback"),
         ) from None
-    return found
+    return classes
 
 
 def make_handlers(options: GenerationOptions) -> tuple[ServedModel, dict[Kind, Any]]:
@@ -253,11 +253,11 @@ def make_handlers(options: GenerationOptions) -> tuple[ServedModel, dict[Kind, A
     tokenizer = getattr(processor, "tokenizer", None)
     if not getattr(processor, "chat_template", None) and tokenizer is not None:
         processor.chat_template = tokenizer.chat_template  # where older checkpoints keep it
-    held = [
+    reserved = [
         f"device {number}: {format_bytes(torch.cuda.memory_reserved(number))}"
         for number in range(torch.cuda.device_count())
     ]
-    _say(f"weights loaded in {time.monotonic() - began:.1f} s {'; '.join(held)}")
+    _say(f"weights loaded in {time.monotonic() - began:.1f} s {'; '.join(reserved)}")
     modality = inside["ModelManager"].get_model_modality(whole, processor=processor)
     manager = SimpleNamespace(get_model_modality=lambda *_, **__: modality)
     model, state = ServedModel(whole, options.session_len), inside["GenerationState"]()
@@ -292,14 +292,14 @@ def _handler_class(
 
         @staticmethod
         def get_processor_inputs_from_messages(messages: Any, modality: Any) -> Any:
-            made = base.get_processor_inputs_from_messages(messages, modality)
-            for message in made:
+            inputs = base.get_processor_inputs_from_messages(messages, modality)
+            for message in inputs:
                 parts = message["content"] if isinstance(message["content"], list) else []
                 for part in parts:
                     if part["type"] == "image":
                         data = base64.b64decode(part.pop("url").partition(",")[2])
                         part["image"] = Image.open(io.BytesIO(data)).convert("RGB")
-            return made
+            return inputs
 
         def _build_generation_config(self, body: Any, *args: Any, **kwargs: Any) -> Any:
             config = super()._build_generation_config(body, *args, **kwargs)
@@ -407,22 +407,24 @@ class FallbackApp(AsgiApp):
             await answer(request, send, 200, response.body, "application/json")
             return
         # A chat's first event comes before anything is generated.
-        waits, begun, held, end = kind == "chat", False, "", b"data: [DONE]\n\n"
+        waits, begun, pending, end = kind == "chat", False, "", b"data: [DONE]\n\n"
         headers = [(b"content-type", b"text/event-stream"), *request.out]
         try:
             async for events in response.body_iterator:
-                text, failed, said = events.partition(_FAILED)
+                text, failed, cause = events.partition(_FAILED)
                 if failed:
-                    raise self._model.failure or RuntimeError(said)
-                held += text
+                    raise self._model.failure or RuntimeError(cause)
+                pending += text
                 if waits:
                     waits = False
                     continue
                 if not begun:
                     begun = True
                     await send({"type": "http.response.start", "status": 200, "headers": headers})
-                await send({"type": "http.response.body", "body": held.encode(), "more_body": True})
-                held = ""
+                await send(
+                    {"type": "http.response.body", "body": pending.encode(), "more_body": True}
+                )
+                pending = ""
         except Exception as exc:
             refusal = self._refusal(exc)
             if not begun:

@@ -29,14 +29,14 @@ def hold_config(config: Any, scope: Scope) -> Any:
     Raises:
         Refusal: a value that cannot be brought into its range.
     """
-    made = copy.copy(config)
-    fields = {name: value for name, value in vars(made).items() if value is not None}
+    result = copy.copy(config)
+    fields = {name: value for name, value in vars(result).items() if value is not None}
     fields = {name: value for name, value in fields.items() if name in GENERATION}
-    said = hold_fields(GENERATION, fields, scope)
-    vars(made).update(fields)
-    if said:
-        warnings.warn(f"lowered to what the engine takes: {', '.join(said)}", stacklevel=2)
-    return made
+    changes = hold_fields(GENERATION, fields, scope)
+    vars(result).update(fields)
+    if changes:
+        warnings.warn(f"lowered to what the engine takes: {', '.join(changes)}", stacklevel=2)
+    return result
 
 
 def hold_engine(engine: Any, scope: Scope) -> None:

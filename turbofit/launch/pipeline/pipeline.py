@@ -100,7 +100,7 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
         from turbofit.launch.pipeline.planned_pipeline import PlannedPipeline
         from turbofit.planning.commands import model_path as checkpoint
 
-        made = PlannedPipeline(
+        pipeline = PlannedPipeline(
             plan,
             checkpoint(plan.model),
             leases=leases,
@@ -113,7 +113,7 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
             **keywords,
         )
         failed.pop_all()
-    return made
+    return pipeline
 
 
 def _check_plannable(replicas: int, speculative_config: Any) -> None:
@@ -253,18 +253,18 @@ def engine_of(config: Any, engine: str) -> str:
     from lmdeploy import PytorchEngineConfig, TurbomindEngineConfig
 
     kinds = {"turbomind": TurbomindEngineConfig, "pytorch": PytorchEngineConfig}
-    found = next((name for name, kind in kinds.items() if isinstance(config, kind)), None)
-    if found is None:
+    config_engine = next((name for name, kind in kinds.items() if isinstance(config, kind)), None)
+    if config_engine is None:
         raise UsageError(
             f"backend_config is a {type(config).__name__}, no config of LMDeploy's engines",
             hint="give a TurbomindEngineConfig or a PytorchEngineConfig",
         )
-    if engine not in ("auto", found):
+    if engine not in ("auto", config_engine):
         raise UsageError(
-            f"backend_config is of the {found} engine, and engine={engine!r}",
+            f"backend_config is of the {config_engine} engine, and engine={engine!r}",
             hint="give one of the two",
         )
-    return found
+    return config_engine
 
 
 def with_config(planning: Options, config: Any, engine: str) -> Options:

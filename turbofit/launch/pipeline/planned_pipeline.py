@@ -130,12 +130,12 @@ class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy h
         check_request(self._bounds, (*clips, *shared.images))
         if shared.request:
             request.processor_kwargs["image"] = shared.request
-        for part, one in zip(images, shared.images, strict=True):
+        for part, image in zip(images, shared.images, strict=True):
             for name in KNOBS:
                 part.pop(name, None)
-            part.update(one.knobs)
-            if one.resize is not None:
-                part["data"] = await to_thread(resized_image, part["data"], one.resize)
+            part.update(image.knobs)
+            if image.resize is not None:
+                part["data"] = await to_thread(resized_image, part["data"], image.resize)
 
     @staticmethod
     def _limited_frames(frames: Any, request: _Request, bounds: Bounds) -> LimitedImage:

@@ -85,10 +85,10 @@ def _check_disk(name: str, size: int) -> None:
     Raises:
         LaunchError: what is left of the weights does not fit.
     """
-    found, need = Sources().disk_free(str(_cache())), max(0, size - _here(name))
-    if found is not None and found[0] < need + _SPARE:
+    disk, need = Sources().disk_free(str(_cache())), max(0, size - _here(name))
+    if disk is not None and disk[0] < need + _SPARE:
         raise LaunchError(
-            f"{_cache()} has {format_bytes(found[0])} free, what is left of the weights takes "
+            f"{_cache()} has {format_bytes(disk[0])} free, what is left of the weights takes "
             f"{format_bytes(need)}",
             hint="free disk space, or set "
             f"{'MODELSCOPE_CACHE' if uses_modelscope() else 'HF_HOME'} to a folder on another disk",
@@ -102,12 +102,12 @@ def _here(name: str) -> int:
     """
     folder, hub = _cache(), f"models--{name.replace('/', '--')}"
     within = folder / "models" / name if uses_modelscope() else folder / hub / "blobs"
-    found = 0
+    size = 0
     for parent, _, files in os.walk(within):
         for file in files:
             with suppress(OSError):
-                found += os.lstat(os.path.join(parent, file)).st_size
-    return found
+                size += os.lstat(os.path.join(parent, file)).st_size
+    return size
 
 
 def _communicated(
@@ -117,14 +117,14 @@ def _communicated(
 
     What an earlier download left in the cache counts as done.
     """
-    said = time.monotonic()
+    said_at = time.monotonic()
     while True:
         step = Step(f"downloading {name}", _here(name), size, "bytes")
         tell(step)
         with suppress(subprocess.TimeoutExpired):
             return child.communicate(timeout=_LOOK_SECONDS)
-        if not listening() and time.monotonic() - said >= _SAY_SECONDS:
-            said = time.monotonic()
+        if not listening() and time.monotonic() - said_at >= _SAY_SECONDS:
+            said_at = time.monotonic()
             say(step.text)
 
 

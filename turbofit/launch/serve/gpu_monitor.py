@@ -86,10 +86,10 @@ class GpuMonitor(threading.Thread):
         gpu = next((gpu for gpu in machine.gpus if gpu.uuid == ledger.uuid), None)
         if gpu is None or gpu.used == NA:
             notes = "; ".join(machine.warnings)
-            said = f": {notes}" if notes else ""
+            detail = f": {notes}" if notes else ""
             self._say(
                 f"lost {ledger.uuid}", 1,
-                f"GPU {ledger.index} ({ledger.name}) does not answer NVML any more{said}",
+                f"GPU {ledger.index} ({ledger.name}) does not answer NVML any more{detail}",
             )  # fmt: skip
             return
         self._said.pop(f"lost {ledger.uuid}", None)
@@ -137,8 +137,8 @@ def without(plan: Plan, used: dict[int, int]) -> dict[int, int]:
 
     Under: they hold no less than before the first image, and others beside them may grow.
     """
-    held = {ledger.index: ledger.steady - ledger.used for ledger in plan.gpus}
-    return {index: max(0, size - held[index]) for index, size in used.items()}
+    held_bytes = {ledger.index: ledger.steady - ledger.used for ledger in plan.gpus}
+    return {index: max(0, size - held_bytes[index]) for index, size in used.items()}
 
 
 def memory_back(plan: Plan, before: dict[int, int], seconds: float = 10.0) -> list[str]:
@@ -212,12 +212,12 @@ def _heat(gpus: Sequence[GpuLedger]) -> list[tuple[str, str]]:
     """Cards that slow down, and memory errors, where the driver tells."""
     from turbofit.planning.examine.cards import read_health
 
-    found = []
+    warnings = []
     try:
         for health, gpu in zip(read_health(gpus), gpus, strict=True):
             for check, answer in answers(Scene(Sources(), "watch", healths=(health,))):
                 if answer.state in ("warning", "stops"):
-                    found.append((f"{check.name} {gpu.uuid}", f"{answer.seen}: {check.why}"))
+                    warnings.append((f"{check.name} {gpu.uuid}", f"{answer.seen}: {check.why}"))
     except Exception:  # noqa: BLE001 - as in `_measured`
         return []
-    return found
+    return warnings

@@ -67,7 +67,7 @@ def table(failed: Sequence[tuple[Plan, End, str]]) -> list[str]:
     lines = ["start  ratio  prefill  forecast peak (headroom)       ended: asked / left"]
     for number, (plan, end, why) in enumerate(failed):
         started = plan if end.group is None else plan.of_group(end.group)
-        gpu = min(started.gpus, key=lambda one: one.headroom)
+        gpu = min(started.gpus, key=lambda ledger: ledger.headroom)
         settings = started.settings
         requested = "?" if end.asked is None else mib(end.asked)
         left = "?" if end.left is None else mib(end.left)
@@ -95,8 +95,8 @@ def _more_margin(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | Non
         # Torch asks piece by piece: the one that was refused is not all that was to come.
         missing, measured = _UNKNOWN, "at least, and more to come"
     wrong = max(0, _left(tightest, ended.phase)) + missing
-    said = f"{format_bytes(missing)} were missing ({measured}): planned with"
-    return _with_margin(tightest.margin + wrong, said)
+    why = f"{format_bytes(missing)} were missing ({measured}): planned with"
+    return _with_margin(tightest.margin + wrong, why)
 
 
 def _some_margin(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:
@@ -110,13 +110,13 @@ def _some_margin(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | Non
     left = _left(tightest, ended.phase)
     if left < tightest.margin + _UNKNOWN:
         return None
-    said = f"{format_bytes(left)} should have been free: tried again with"
-    return _with_margin(tightest.margin + _UNKNOWN, said)
+    why = f"{format_bytes(left)} should have been free: tried again with"
+    return _with_margin(tightest.margin + _UNKNOWN, why)
 
 
-def _with_margin(size: int, said: str) -> Rung:
+def _with_margin(size: int, why: str) -> Rung:
     margin = round_up(size, MIB)
-    return Rung(changes={"margin": margin}, why=f"{said} a margin of {format_bytes(margin)}")
+    return Rung(changes={"margin": margin}, why=f"{why} a margin of {format_bytes(margin)}")
 
 
 def _left(gpu: GpuLedger, phase: str | None) -> int:

@@ -139,11 +139,11 @@ class Leases:
         descriptor = _open_lock(self._folder / "lock")
         try:
             deadline = time.monotonic() + _WAIT_SECONDS
-            told = False
+            called = False
             while not _try_lock(descriptor):
-                if not told and waiting is not None:
+                if not called and waiting is not None:
                     waiting()
-                told = True
+                called = True
                 if time.monotonic() > deadline:
                     raise LaunchError(
                         "another turbofit has been planning for five minutes",
@@ -159,8 +159,8 @@ class Leases:
 
     def stale(self) -> list[Lease]:
         """Leases of our user whose owners are gone, and whose engines we would see."""
-        found = [lease for lease, alive in self._all() if not alive and lease.here]
-        return [lease for lease in found if lease.uid == os.getuid()]
+        gone = [lease for lease, alive in self._all() if not alive and lease.here]
+        return [lease for lease in gone if lease.uid == os.getuid()]
 
     def reserve(self, plan: Plan) -> None:
         """Say what a plan's engines will take; engines that were noted before are forgotten."""
@@ -176,9 +176,9 @@ class Leases:
 
     def drop(self, lease: Lease) -> None:
         path = Path(lease.path)
-        for one in (path, path.with_suffix(".lock")):
+        for file in (path, path.with_suffix(".lock")):
             with suppress(OSError):
-                one.unlink()
+                file.unlink()
 
     def close(self) -> None:
         """Remove our own lease; a fork of our process leaves it alone."""
@@ -247,8 +247,8 @@ def _open_folder(folder: Path) -> str | None:
         with suppress(FileExistsError):
             os.mkdir(folder, 0o700)
             os.chmod(folder, 0o1777)
-        found = os.lstat(folder)
-        if not stat.S_ISDIR(found.st_mode):
+        status = os.lstat(folder)
+        if not stat.S_ISDIR(status.st_mode):
             raise LaunchError(
                 f"{folder} is no folder: launches of this machine meet there",
                 hint="remove it, or name another with TURBOFIT_LEASES",
@@ -374,9 +374,9 @@ def _pending(gpu: Gpu, lease: Lease) -> int:
     if not need:
         return 0
     growth = lease.growth.get(gpu.uuid, need)
-    held = [h for h in gpu.holders if isinstance(h.pid, int) and lease.holds(h.pid)]
-    known = [h.bytes for h in held if isinstance(h.bytes, int)]
-    if held and len(known) == len(held):
+    holders = [h for h in gpu.holders if isinstance(h.pid, int) and lease.holds(h.pid)]
+    known = [h.bytes for h in holders if isinstance(h.bytes, int)]
+    if holders and len(known) == len(holders):
         return max(growth if lease.larger else 0, need - sum(known))
     return growth if lease.settled else need
 

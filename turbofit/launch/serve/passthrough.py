@@ -60,12 +60,12 @@ def sort_options(arguments: Sequence[str], *, unplanned: bool = False) -> Passed
 def adapter_names(argv: Sequence[str]) -> list[str]:
     """What clients call the adapters among LMDeploy's options: NAME=PATH, or a path alone."""
     words = list(argv)
-    found: list[str] = []
+    names: list[str] = []
     while "--adapters" in words:
         del words[: words.index("--adapters") + 1]
         paths = list(takewhile(lambda word: not _is_option(word), words))
-        found += [path.partition("=")[0] if "=" in path else "default" for path in paths]
-    return found
+        names += [path.partition("=")[0] if "=" in path else "default" for path in paths]
+    return names
 
 
 def _full_name(written: str, classes: dict[str, Any]) -> str:
@@ -119,8 +119,8 @@ def _sort(passed: PassedOptions, name: str, kind: str, values: list[str], unplan
             hint = "leave it out, or take the risk with --unplanned"
             if kind == "unknown":
                 why = f"is no option of LMDeploy {REFERENCE}"
-                if found := synonym(name):
-                    hint = found.here(next(iter(values), None), "--{option} {value} before --")
+                if meaning := synonym(name):
+                    hint = meaning.here(next(iter(values), None), "--{option} {value} before --")
             raise UsageError(f"{name} after -- {why}", hint=hint)
         passed.unplanned.append(name)
     if name == "--model-name":

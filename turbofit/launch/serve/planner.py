@@ -97,25 +97,25 @@ class Planner:
 
         self.say("rehearsing: LMDeploy's own engine on pretend GPUs, some seconds")
         try:
-            seen = rehearsed(request, plan)
+            checked = rehearsed(request, plan)
         except (PackageError, UsageError) as exc:
             self.say(f"not rehearsed: {exc.message}")
             return plan
-        rehearsal = seen.rehearsal
+        rehearsal = checked.rehearsal
         if rehearsal is None or rehearsal.outcome != "failed":
-            return seen
+            return checked
         # It says nothing about memory: the rehearsal itself could not be held.
         why = rehearsal.death.where if rehearsal.death is not None else "no reason given"
         self.say(f"not rehearsed: it failed: {why[:_SHOWN]}")
-        if _ratios(seen) == _ratios(plan):
+        if _ratios(checked) == _ratios(plan):
             return plan
         # Before it failed, another rehearsal had lowered a ratio: that holds.
-        told = f"fits: {seen.kv.total_tokens:,} KV tokens, at a ratio that a rehearsal lowered"
-        return replace(seen, fits=True, verdict=told, serve=plan.serve)
+        text = f"fits: {checked.kv.total_tokens:,} KV tokens, at a ratio that a rehearsal lowered"
+        return replace(checked, fits=True, verdict=text, serve=plan.serve)
 
 
 def _ratios(plan: Plan) -> list[float]:
-    return [one.settings.cache_max_entry_count for one in plan.each()]
+    return [group.settings.cache_max_entry_count for group in plan.each()]
 
 
 def measured(leases: Leases, gpus: str | None, say: Callable[[str], None]) -> Machine:

@@ -54,9 +54,9 @@ class AttemptRecord(RunAttempt):
         """Requests that all its engines run at once; 0 where nobody knows."""
         if self.settings is None:
             return 0
-        each = [one.max_batch_size for one in self.by_group] or [self.settings.max_batch_size]
+        sizes = [group.max_batch_size for group in self.by_group] or [self.settings.max_batch_size]
         engines = max(len(self.groups), 1)
-        return sum(each) if len(each) == engines else each[0] * engines
+        return sum(sizes) if len(sizes) == engines else sizes[0] * engines
 
 
 class RunRecord(RunReport):
@@ -202,11 +202,11 @@ def live_runs() -> list[LiveRun]:
 
     A process has a run for each start of a model: the newest one counts.
     """
-    found: dict[tuple[int, str], LiveRun] = {}
+    newest: dict[tuple[int, str], LiveRun] = {}
     for folder, record in reversed(list(recorded_runs())):
         if record.pid_started and start_time(record.pid) == record.pid_started:
-            found[record.pid, record.model] = LiveRun(folder, record)
-    return list(found.values())
+            newest[record.pid, record.model] = LiveRun(folder, record)
+    return list(newest.values())
 
 
 def recorded_runs() -> Iterator[tuple[Path, RunRecord]]:
@@ -225,14 +225,14 @@ def chosen_run(name: str | None) -> LiveRun:
     servers = live_runs()
     if name is not None:
         known = _known_as(name)
-        servers = [one for one in servers if known & {one.name, one.record.model.casefold()}]
+        servers = [run for run in servers if known & {run.name, run.record.model.casefold()}]
         if not servers:
             hint = "turbofit ps lists them; turbofit stop --all ends all"
             raise UsageError(f"no server {name!r} runs here", hint=hint)
     if not servers:
         raise UsageError("no server of this user runs here", hint=HOW_TO_SERVE)
-    if len({one.record.pid for one in servers}) > 1:
-        names = ", ".join(one.name for one in servers)
+    if len({server.record.pid for server in servers}) > 1:
+        names = ", ".join(server.name for server in servers)
         raise UsageError(f"{len(servers)} servers run here", hint=f"name one of them: {names}")
     return servers[0]
 
@@ -257,8 +257,8 @@ def _known_as(name: str) -> set[str]:
 def requests_at(url: str) -> int:
     """Requests that the server at an address runs at once; 0 where none of this user is there."""
     here = url.rstrip("/").replace("//localhost", "//127.0.0.1")
-    found = [one.record.attempts for one in live_runs() if here in one.record.urls]
-    return found[0][-1].requests_at_once if len(found) == 1 and found[0] else 0
+    attempts = [run.record.attempts for run in live_runs() if here in run.record.urls]
+    return attempts[0][-1].requests_at_once if len(attempts) == 1 and attempts[0] else 0
 
 
 def waiting_words(requests: int, running: int) -> str:
@@ -412,13 +412,13 @@ def end_without_lease(
     """
 
     def watch() -> None:
-        seen, since = None, time.monotonic()
+        last, since = None, time.monotonic()
         while time.monotonic() - since < seconds:
             time.sleep(look)
             with suppress(OSError):
                 touched = lease.stat().st_mtime_ns
-                if touched != seen:
-                    seen, since = touched, time.monotonic()
+                if touched != last:
+                    last, since = touched, time.monotonic()
         os.kill(os.getpid(), signal.SIGTERM)
 
     thread = threading.Thread(target=watch, name="lease", daemon=True)

@@ -55,7 +55,7 @@ class StartProgress:
         """
         if not listening():
             return
-        starting = [one for one in engines if one.state == "starting"]
+        starting = [engine for engine in engines if engine.state == "starting"]
         if not starting:
             if self._told:
                 self._told = False
@@ -64,13 +64,13 @@ class StartProgress:
         if not self._told:
             self._told, self._around = True, now()
         phases = list(_DOING)
-        phase = min((one.tracker.phase for one in starting), key=phases.index)
+        phase = min((engine.tracker.phase for engine in starting), key=phases.index)
         if examined and phase in ("serving", "check"):
             last = now()
             if last is None or last.doing in _DOING.values():
                 tell(Step("measuring"))
             return
-        here = [one for one in starting if one.tracker.phase == phase]
+        here = [engine for engine in starting if engine.tracker.phase == phase]
         detail = f"{len(here)} of {len(engines)} engines" if len(engines) > 1 else ""
         if phase == "weights":
             tell(Step(_DOING[phase], *self._weights(engines), "bytes", detail))
@@ -94,33 +94,33 @@ class StartProgress:
                 empty = self._before.get(card.index, card.used) + _bytes(card, "context")
                 loaded = max(used.get(card.index, 0) - empty, 0)
                 self._loaded += min(loaded, _bytes(card, "weights"))
-        return self._loaded, sum(_bytes(one, "weights") for one in self._plan.gpus)
+        return self._loaded, sum(_bytes(card, "weights") for card in self._plan.gpus)
 
     def _used(self, engines: Sequence[SupervisedEngine]) -> dict[int, int]:
         """Bytes in use on each GPU."""
-        readers = [one.pretended for one in engines if one.pretended is not None]
+        readers = [engine.pretended for engine in engines if engine.pretended is not None]
         if not readers:
             return used_now(self._plan)
-        return {seen.gpu: seen.held for reader in readers for seen in reader.seen()}
+        return {usage.gpu: usage.in_use for reader in readers for usage in reader.usages()}
 
 
 def _bytes(card: GpuLedger, phase: Phase) -> int:
     return sum(term.bytes for term in card.ledger if term.phase == phase)
 
 
-def beside(plan: Plan, engine: SupervisedEngine, held: Mapping[int, int]) -> list[RunFigure]:
+def beside(plan: Plan, engine: SupervisedEngine, in_use: Mapping[int, int]) -> list[RunFigure]:
     """Figures of one engine that is ready.
 
-    ``held`` are bytes in use on each GPU now, by the machine's index; of pretend ones none.
+    ``in_use`` are bytes in use on each GPU now, by the machine's index; of pretend ones none.
     """
     rows = list(engine.tracker.figures)
     if engine.pretended is not None:
         return [*rows, *_pretend_rows(plan, engine.pretended)]
     for index in plan.parallel.groups[engine.group]:
         ledger = next(gpu for gpu in plan.gpus if gpu.index == index)
-        if index in held:
+        if index in in_use:
             # The pool keeps its high-water mark, so that after the check it stands at the peak.
-            what, used = "in use after the check", held[index]
+            what, used = "in use after the check", in_use[index]
             rows.append(RunFigure(what=what, forecast=ledger.peak, actual=used, gpu=index))
     return rows
 
@@ -144,20 +144,20 @@ def as_launched(plan: Plan, cached: Mapping[int, int | None]) -> Plan:
 
 def _pretend_rows(plan: Plan, reader: PretendReader) -> list[RunFigure]:
     rows = []
-    for seen in reader.seen():
-        ledger = next(gpu for gpu in plan.gpus if gpu.index == seen.gpu)
+    for usage in reader.usages():
+        ledger = next(gpu for gpu in plan.gpus if gpu.index == usage.gpu)
         pools = [t.bytes for t in ledger.ledger if t.phase == "transient"]
         pools += [t.bytes for t in ledger.ledger if t.term == POOL_WARMUP]
-        if seen.pool is not None:
+        if usage.pool is not None:
             rows.append(
                 RunFigure(
                     what="executor pool at most",
                     forecast=max(pools, default=0),
-                    actual=seen.pool,
-                    gpu=seen.gpu,
+                    actual=usage.pool,
+                    gpu=usage.gpu,
                 )
             )
         rows.append(
-            RunFigure(what="in use at most", forecast=ledger.most, actual=seen.peak, gpu=seen.gpu)
+            RunFigure(what="in use at most", forecast=ledger.most, actual=usage.peak, gpu=usage.gpu)
         )
     return rows

@@ -33,16 +33,16 @@ def parse_slo(text: str) -> dict[str, float]:
     Raises:
         UsageError: an entry is none, or stands twice.
     """
-    found: dict[str, float] = {}
+    limits: dict[str, float] = {}
     for part in text.split(","):
         name, sign, value = part.strip().partition("=")
-        if not sign or name not in LIMITS or name in found:
+        if not sign or name not in LIMITS or name in limits:
             raise UsageError(
                 f"--slo {part.strip()!r} is no limit, or stands twice",
                 hint="write it as ttft=2s,tpot=50ms,e2e=20s",
             )
-        found[name] = parse_seconds(value, f"--slo {name}")
-    return found
+        limits[name] = parse_seconds(value, f"--slo {name}")
+    return limits
 
 
 def meets(figures: SpeedFigures, slo: Mapping[str, float]) -> bool:
@@ -144,8 +144,8 @@ class TrialSearch:
             elif figures is None:
                 continue
             else:
-                seen = max(getattr(figures, LIMITS[name]), 1e-6)
-                residual = math.log(seen) - self._forecast(index, name)
+                measured = max(getattr(figures, LIMITS[name]), 1e-6)
+                residual = math.log(measured) - self._forecast(index, name)
             points.append(self._options[index].point)
             residuals.append(residual)
         return Surrogate(points, residuals)
@@ -225,25 +225,25 @@ def below(limit: float, mean: float, deviation: float) -> float:
     return NormalDist(mean, max(deviation, 1e-9)).cdf(limit)
 
 
-def _covariance(one: Sequence[float], other: Sequence[float]) -> float:
+def _covariance(point: Sequence[float], other: Sequence[float]) -> float:
     """Of a common factor and of one that changes smoothly (Matérn 3/2)."""
-    far = math.sqrt(3 * sum((a - b) ** 2 for a, b in zip(one, other, strict=True)))
+    far = math.sqrt(3 * sum((a - b) ** 2 for a, b in zip(point, other, strict=True)))
     return _COMMON**2 + _LOCAL**2 * (1 + far) * math.exp(-far)
 
 
 def _cholesky(rows: Sequence[Sequence[float]]) -> list[list[float]]:
     lower: list[list[float]] = []
     for i, row in enumerate(rows):
-        made: list[float] = []
+        entries: list[float] = []
         for j in range(i):
-            made.append((row[j] - sum(made[k] * lower[j][k] for k in range(j))) / lower[j][j])
-        made.append(math.sqrt(max(row[i] - sum(value * value for value in made), 1e-12)))
-        lower.append(made)
+            entries.append((row[j] - sum(entries[k] * lower[j][k] for k in range(j))) / lower[j][j])
+        entries.append(math.sqrt(max(row[i] - sum(value * value for value in entries), 1e-12)))
+        lower.append(entries)
     return lower
 
 
 def _solve_lower(lower: Sequence[Sequence[float]], right: Sequence[float]) -> list[float]:
-    found: list[float] = []
+    solution: list[float] = []
     for row, value in zip(lower, right, strict=True):
-        found.append((value - sum(a * b for a, b in zip(row, found, strict=False))) / row[-1])
-    return found
+        solution.append((value - sum(a * b for a, b in zip(row, solution, strict=False))) / row[-1])
+    return solution

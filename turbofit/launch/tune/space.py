@@ -43,13 +43,13 @@ def mean_request(spec: LoadSpec) -> MeanRequest:
         UsageError: the trace cannot be read.
     """
     if spec.trace is None:
-        size = max(spec.image_size, key=lambda one: one[0] * one[1])
+        size = max(spec.image_size, key=lambda pair: pair[0] * pair[1])
         return MeanRequest(spec.prompt_tokens, spec.output_tokens, (size,) * spec.images)
     trace = read_trace(spec.trace)
-    by_images = sorted(trace, key=lambda one: sum(w * h for w, h in one.images))
+    by_images = sorted(trace, key=lambda request: sum(w * h for w, h in request.images))
     return MeanRequest(
-        _mean([one.text_tokens for one in trace]),
-        _mean([one.output_tokens for one in trace]),
+        _mean([request.text_tokens for request in trace]),
+        _mean([request.output_tokens for request in trace]),
         by_images[len(by_images) // 2].images,
     )
 
@@ -64,10 +64,10 @@ def forecast_of(plan: Plan, request: MeanRequest, at_once: float) -> TrialForeca
         images=images,
     )
     rate, ttft, tpot = 0.0, 0.0, 0.0
-    for group, one in zip(plan.parallel.groups, plan.each(), strict=True):
-        settings, gpus = one.settings, [plan.machine.gpu(index) for index in group]
+    for group, group_plan in zip(plan.parallel.groups, plan.each(), strict=True):
+        settings, gpus = group_plan.settings, [plan.machine.gpu(index) for index in group]
         here = group_rates(plan.model, settings, plan.machine, gpus, engine)
-        speed = speed_of(here, rates(), load, settings, one.kv.tokens)
+        speed = speed_of(here, rates(), load, settings, group_plan.kv.tokens)
         rate += speed.requests_per_second
         ttft = max(ttft, speed.seconds_to_first_token)
         # A row waits for the prefills of others between its steps.
@@ -84,7 +84,7 @@ def _vision_load(plan: Plan, request: MeanRequest) -> VisionLoad:
     return VisionLoad(
         units_per_image=max(units),
         images_per_request=len(units),
-        tokens_per_request=sum(rule.unit_tokens(one) for one in units),
+        tokens_per_request=sum(rule.unit_tokens(count) for count in units),
     )
 
 
@@ -127,32 +127,32 @@ def choices(
 
     What was asked for is not changed; ``prefix``: prefix caching may help this load.
     """
-    found = [_choice({}, usual, mean, at_once)]
-    seen = {_kind(usual, at_once)}
+    chosen = [_choice({}, usual, mean, at_once)]
+    kinds = {_kind(usual, at_once)}
 
     def added(options: dict[str, Any]) -> TrialChoice | None:
         try:
             plan = best_plan(request.changed(**options))
         except TurbofitError:
             return None
-        if not plan.fits or not promises_no_less(plan, usual) or _kind(plan, at_once) in seen:
+        if not plan.fits or not promises_no_less(plan, usual) or _kind(plan, at_once) in kinds:
             return None
-        seen.add(_kind(plan, at_once))
-        found.append(_choice(options, plan, mean, at_once))
-        return found[-1]
+        kinds.add(_kind(plan, at_once))
+        chosen.append(_choice(options, plan, mean, at_once))
+        return chosen[-1]
 
     queue = usual.limits.vision_unit is not None and request.queue_images is None
     for options in _every(request, usual, kv_types, prefix=prefix):
-        one = added(options)
-        if one is None or not queue:
+        choice = added(options)
+        if choice is None or not queue:
             continue
-        other = added({**options, "queue_images": not _queues(one.plan)})
-        if other is not None and _rate(other) < _rate(one) * _QUEUE_GAIN:
-            found.remove(other)
-    best = max(_rate(one) for one in found)
-    rest = [one for one in found[1:] if _rate(one) >= _HOPELESS * best]
-    rest.sort(key=lambda one: -_rate(one))
-    return [found[0], *rest[: _MOST - 1]]
+        other = added({**options, "queue_images": not _queues(choice.plan)})
+        if other is not None and _rate(other) < _rate(choice) * _QUEUE_GAIN:
+            chosen.remove(other)
+    best = max(_rate(choice) for choice in chosen)
+    rest = [choice for choice in chosen[1:] if _rate(choice) >= _HOPELESS * best]
+    rest.sort(key=lambda choice: -_rate(choice))
+    return [chosen[0], *rest[: _MOST - 1]]
 
 
 def _choice(options: Options, plan: Plan, mean: MeanRequest, at_once: float) -> TrialChoice:
@@ -175,8 +175,8 @@ def _queues(plan: Plan) -> bool:
     return plan.limits.units_per_forward <= plan.limits.units_per_request
 
 
-def _rate(one: TrialChoice) -> float:
-    return one.option.forecast.requests_per_second
+def _rate(choice: TrialChoice) -> float:
+    return choice.option.forecast.requests_per_second
 
 
 def _every(
@@ -187,10 +187,10 @@ def _every(
     shapes: set[tuple[str, int, int]] = {
         (usual.engine.name, usual.parallel.tp, usual.parallel.replicas)
     }
-    shapes |= {(one.engine, one.tp, one.replicas) for one in usual.considered if one.fits}
+    shapes |= {(row.engine, row.tp, row.replicas) for row in usual.considered if row.fits}
     gpus = len(usual.machine.visible)
     # Idle cards serve nothing; where cards are unequal the plan's own shape stays.
-    whole = {one for one in shapes if one[1] * one[2] == gpus} or shapes
+    whole = {shape for shape in shapes if shape[1] * shape[2] == gpus} or shapes
     whole.add((usual.engine.name, usual.parallel.tp, usual.parallel.replicas))
     axes: dict[str, Sequence[Any]] = {
         "max_prefill_token_num": _PREFILLS,

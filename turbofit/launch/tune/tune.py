@@ -108,10 +108,10 @@ def tune_model(
         return known
     assert config.request is not None
     on_here = config.request.changed(on=usual.machine, gpus=None)
-    found, at_once = _choices(wanted, on_here, usual, load, say)
+    candidates, at_once = _choices(wanted, on_here, usual, load, say)
     blank = Tuning(turbofit_version=__version__, created="", pretend=wanted.apart, **facts)
     tuner = Tuner(
-        found, load, run.planner.make, partial(run_trial, run), say,
+        candidates, load, run.planner.make, partial(run_trial, run), say,
         at_once=at_once, blank=blank, starts=wanted.starts,
         seconds=wanted.seconds - (time.monotonic() - wanted.began),
     )  # fmt: skip
@@ -136,15 +136,15 @@ def _choices(
     at_once = load.at_once or _at_once(usual)
     prefix = load.shared_prefix > 0 or load.trace is not None
     mean = mean_request(load)
-    found = choices(request, usual, mean, at_once, wanted.kv_types, prefix=prefix)
+    candidates = choices(request, usual, mean, at_once, wanted.kv_types, prefix=prefix)
     waiting = waiting_words(wanted.load.concurrency or 0, usual.requests_at_once)
     if waiting:
         say(waiting)
     say(
-        f"{len(found)} settings keep the promise of the plan: at most {wanted.starts} starts and "
-        f"{format_duration(wanted.seconds)}, each start for {described(load)}"
+        f"{len(candidates)} settings keep the promise of the plan: at most {wanted.starts} starts "
+        f"and {format_duration(wanted.seconds)}, each start for {described(load)}"
     )
-    return found, at_once
+    return candidates, at_once
 
 
 def _load(load: LoadSpec, usual: Plan) -> LoadSpec:
@@ -207,7 +207,7 @@ class Tuner:
     @property
     def over(self) -> bool:
         """Whether another trial, as long as those so far, would be cut short."""
-        longest = max((one.seconds for one in self._trials), default=0.0)
+        longest = max((trial.seconds for trial in self._trials), default=0.0)
         return self.left is not None and self.left < longest
 
     def tune(self) -> Tuning:
@@ -317,7 +317,7 @@ class Tuner:
             best=best,
             trials=trials,
             stopped=stopped,
-            seconds=round(sum(one.seconds for one in trials), 1),
+            seconds=round(sum(trial.seconds for trial in trials), 1),
         )
 
 

@@ -49,7 +49,7 @@ class VisionRule(Struct, forbid_unknown_fields=True):
     copies: dict[str, float] = msgspec.field(default_factory=lambda: {"default": 1.0})
     pinned_pixels: bool = False
 
-    def held(self, architecture: str) -> float:
+    def copies_of(self, architecture: str) -> float:
         """What torch's allocator holds after loading, in sizes of the float16 tower."""
         named = (size for name, size in self.copies.items() if architecture.startswith(name))
         return next(named, self.copies["default"])
@@ -202,7 +202,7 @@ def unread(engine: str, version: str, packed: Quantization) -> str | None:
     known: Sequence[_Entry] = of_engine[engine]()
     if _nearest(version, known).reads(packed):
         return None
-    came = next((one.first for one in known if one.reads(packed)), None)
+    came = next((entry.first for entry in known if entry.reads(packed)), None)
     return (
         f"the {engine} engine of LMDeploy {version} does not read {packed.method} weights in groups"
         f" of {packed.group_size}" + (f", which came with {came}" if came else "")
@@ -216,7 +216,7 @@ def _nearest(version: str, known: Sequence[_Either]) -> _Either:
             f"{version!r} is not a version of LMDeploy before {FIRST_CURRENT}",
             hint="write it like 0.6.3",
         )
-    begun = [one for one in known if (parse(one.first) or (0, 0, 0)) <= wanted]
+    begun = [entry for entry in known if (parse(entry.first) or (0, 0, 0)) <= wanted]
     return begun[-1] if begun else known[0]
 
 

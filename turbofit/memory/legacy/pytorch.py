@@ -70,8 +70,8 @@ class LegacyTorchAccount(GroupAccount):
         units = vision_load.units_per_image if model.vision is not None else 0
         if generation.tower == "engine":  # all images of a request meet in one forward
             units *= vision_load.images_per_request
-        held = [StaticMemory(before=terms, buffers=()) for terms in before]
-        super().__init__(launch, held, self._first(), self._cases(units), units)
+        static = [StaticMemory(before=terms, buffers=()) for terms in before]
+        super().__init__(launch, static, self._first(), self._cases(units), units)
 
     @property
     def runtime(self) -> int:

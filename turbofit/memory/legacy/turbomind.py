@@ -83,7 +83,7 @@ class GroupAccount(Account):
 
     def missing_at(self, ratio: float) -> int:
         """Bytes by which the tightest GPU misses its margin at this ratio; 0 where none does."""
-        return max(0, *(one.margin - one.headroom for one in self.at(ratio).ledgers))
+        return max(0, *(ledger.margin - ledger.headroom for ledger in self.at(ratio).ledgers))
 
 
 class _Forward:
@@ -100,10 +100,10 @@ class _Forward:
         warmup_tokens: of the longest forward of the engine's own warm-up, 0 where it has none.
     """
 
-    def __init__(self, account: LegacyAccount, held: int) -> None:
+    def __init__(self, account: LegacyAccount, cached: int) -> None:
         self._account, settings, rules = account, account.settings, account.generation
-        held, session = max(1, held), settings.session_len
-        self.session_len = min(session, held) if rules.cache.truncates_session else session
+        cached, session = max(1, cached), settings.session_len
+        self.session_len = min(session, cached) if rules.cache.truncates_session else session
         self.buffer_session = session if rules.cache.after_buffers else self.session_len
         prefill = settings.max_prefill_token_num
         if rules.forward != "session":
@@ -114,7 +114,7 @@ class _Forward:
             self.buffer_tokens = prefill or rules.context_sessions * session
         else:
             self.buffer_tokens = session
-        self.tokens = min(self.buffer_tokens, held)
+        self.tokens = min(self.buffer_tokens, cached)
         if rules.iteration != "session":
             self.tokens = min(self.tokens, prefill)
         longest = session if settings.enable_prefix_caching else self.session_len
@@ -243,7 +243,7 @@ class LegacyAccount(GroupAccount):
         self._units = 0
         if model.image_rule is not None and model.vision is not None:
             self._units = self.vision_load.budgeted_units(self.vision_load.units_per_image)
-        copies = generation.vision.held(model.architecture)
+        copies = generation.vision.copies_of(model.architecture)
         note = f"float16 under torch, {generation.vision.placed}"
         note += f"; loading left {copies:g} times its size" if copies > 1 else ""
         self._towers = [
@@ -266,8 +266,8 @@ class LegacyAccount(GroupAccount):
         self.engine_warmup = forward.pool(forward.warmup_tokens, forward.warmup_tokens)
         # What torch keeps of loading is part of its peak already.
         staged = self._staged() if free_at_cache is None else 0
-        staged -= sum(one.bytes for one in before[0] if one.term == _KEPT)
-        held = [
+        staged -= sum(line.bytes for line in before[0] if line.term == _KEPT)
+        static = [
             StaticMemory(
                 before=before[i],
                 buffers=self._terms_after(i, forward),
@@ -276,11 +276,11 @@ class LegacyAccount(GroupAccount):
             for i in range(len(gpus))
         ]
         pool = self._first_request(forward)
-        super().__init__(launch, held, pool, self._cases(forward), self._units)
+        super().__init__(launch, static, pool, self._cases(forward), self._units)
         if generation.cache.after_buffers and free_at_cache is None:
             self.free = min(
-                gpu.usable - total_bytes(one.before) - total_bytes(one.buffers)
-                for gpu, one in zip(gpus, self._static_memory, strict=True)
+                gpu.usable - total_bytes(memory.before) - total_bytes(memory.buffers)
+                for gpu, memory in zip(gpus, self._static_memory, strict=True)
             )
 
     def _cache_shape(self) -> CacheShape:
@@ -345,9 +345,9 @@ class LegacyAccount(GroupAccount):
             note = "torch's allocator keeps what moving tensors took"
             weights.append(term(_KEPT, "weights", self._staged(), "formula", note))
         layers = [
-            replace(one, phase="context")
-            for one in self._buffer_terms(_Forward(self, settings.session_len))
-            if one.term in rules.first_layers
+            replace(buffer, phase="context")
+            for buffer in self._buffer_terms(_Forward(self, settings.session_len))
+            if buffer.term in rules.first_layers
         ]
         return (*context, gemm, *tower, *weights, *layers)
 
@@ -366,7 +366,7 @@ class LegacyAccount(GroupAccount):
         note, growth = f"{FIRST_CURRENT}'s, for want of older ones", self._legacy.pool_growth
         tower = [replace(self._towers[i], phase="buffers")]
         return (
-            *(one for one in self._buffer_terms(forward) if one.term not in early),
+            *(buffer for buffer in self._buffer_terms(forward) if buffer.term not in early),
             term("kernel_modules", "buffers", kernels, "estimate", note),
             term("pool_growth", "buffers", growth, "estimate", "steps of driver pools"),
             *(tower if self.generation.vision.loaded == "after_cache" else ()),
@@ -486,13 +486,13 @@ class LegacyTurbomind(Turbomind):
         self, model: Model, settings: Settings, *, units_per_forward: int
     ) -> HostMemory:
         """0.18's, and the pinned pixels of two whole forwards a rank where they were pinned."""
-        made = super().host_memory(model, settings, units_per_forward=units_per_forward)
+        memory = super().host_memory(model, settings, units_per_forward=units_per_forward)
         # Pixels are set aside for tiles alone; a patch is one token of the tower.
         if not self.generation.vision.pinned_pixels or model.unit_tower_tokens == 1:
-            return made
+            return memory
         tokens = settings.max_prefill_token_num + settings.max_batch_size
-        each = 2 * model.pixel_bytes(tokens)
-        return replace(made, pinned=made.pinned + each * settings.tp)
+        pixels = 2 * model.pixel_bytes(tokens)
+        return replace(memory, pinned=memory.pinned + pixels * settings.tp)
 
     def prefill_words(self, settings: Settings) -> str:  # noqa: ARG002
         return f"as LMDeploy {self.version} takes it"

@@ -30,7 +30,7 @@ def older_layouts(constants: EngineConstants, generation: Generation) -> EngineC
         packed={**constants.packed, "int4": {**int4, "90": plain}},
         ffn_align_16bit=align,
         ffn_align_grouped=align,
-        experts={card: replace(held, align=align) for card, held in constants.experts.items()},
+        experts={card: replace(layout, align=align) for card, layout in constants.experts.items()},
     )
 
 
@@ -71,9 +71,12 @@ def tower_bytes(
     ends = max(0, total - sum(layer) * vision.layers)
     ranks = tp if rule.placed == "balanced" else 1
     shares = [vision.layers // ranks + (i < vision.layers % ranks) for i in range(ranks)]
-    held = [_held(layer * share, constants) for share in shares]
-    held[-1] += ends
-    return (*(round_up(size, constants.torch_block["page"]) for size in held), *(0,) * (tp - ranks))
+    sizes = [_held(layer * share, constants) for share in shares]
+    sizes[-1] += ends
+    return (
+        *(round_up(size, constants.torch_block["page"]) for size in sizes),
+        *(0,) * (tp - ranks),
+    )
 
 
 def tower_activations(

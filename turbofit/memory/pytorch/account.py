@@ -273,9 +273,12 @@ def _problems(model: Model, tp: int) -> Iterator[str]:
         yield f"the delta nets' {text.delta.key_heads} key heads do not divide by {tp}"
     packed = model.quantization
     if text.moe is not None and packed is not None and packed.of_experts:
-        each = text.moe.intermediate // tp
-        if each % packed.group_size:
-            yield f"{each} channels of an expert on each rank are no groups of {packed.group_size}"
+        channels = text.moe.intermediate // tp
+        if channels % packed.group_size:
+            yield (
+                f"{channels} channels of an expert on each rank are no groups of"
+                f" {packed.group_size}"
+            )
     yield from _cut_groups(model, tp)
     if vision is None or vision.kind in WHOLE_TOWERS:
         return
@@ -446,16 +449,20 @@ class PytorchAccount(Account):
         note = f"{state_slots(settings)} slots: one a sequence of max_batch_size, and two"
         size = round_up(state, constants.page)
         states = (term("state_cache", "cache", size, "formula", note),) if state else ()
-        held = []
+        static = []
         for i, gpu in enumerate(gpus):
             # At most as many as an empty card could hold: its tables are small. Over.
             most = settings.num_gpu_blocks or known(gpu.total, 0) // self.block_bytes
             buffers = self.buffer_terms(model, work, settings, gpu, most, constants)
-            held.append(StaticMemory(before=before[i], buffers=(*states, *buffers), staged=staged))
+            static.append(
+                StaticMemory(before=before[i], buffers=(*states, *buffers), staged=staged)
+            )
         pool = self.pool_term(work, settings, constants)
-        seen = calibration_for(launch.machine, gpus, model, settings, "pytorch", constants.version)
-        held = [corrected(one, seen) for one in held]
-        super().__init__(launch, held, pool, transients, met.now, seen)
+        calibration = calibration_for(
+            launch.machine, gpus, model, settings, "pytorch", constants.version
+        )
+        static = [corrected(memory, calibration) for memory in static]
+        super().__init__(launch, static, pool, transients, met.now, calibration)
 
     def _loaded(self, launch: EngineLaunch) -> tuple[list[tuple[Term, ...]], int]:
         """What each GPU holds before the cache, and what loading holds above it."""
@@ -563,17 +570,17 @@ class Pytorch(Engine):
         pixels = model.pixel_bytes(units_per_forward)
         backend = settings.distributed_executor_backend or ("uni" if settings.tp == 1 else "ray")
         ranks = 0 if backend == "uni" else settings.tp
-        each = (2 + ranks) * self.constants.host_process + pixels * (4 + ranks)
-        return HostMemory(pinned=0, pageable=each, available=None)
+        pageable = (2 + ranks) * self.constants.host_process + pixels * (4 + ranks)
+        return HostMemory(pinned=0, pageable=pageable, available=None)
 
     def warnings(self, settings: Settings) -> tuple[str, ...]:
-        said = [RESERVED]
+        sentences = [RESERVED]
         if settings.tp > 1 and settings.distributed_executor_backend in (None, "ray"):
-            said.append(
+            sentences.append(
                 "its ranks run on Ray, which keeps objects in /dev/shm (up to 30 % of host RAM as"
                 " it fills) and waits half an hour without a word where GPUs are taken"
             )
-        return tuple(said)
+        return tuple(sentences)
 
     def prefill_words(self, settings: Settings) -> str:  # noqa: ARG002
         return "it bounds activations and the images that meet; LMDeploy never warms up with it"

@@ -151,10 +151,10 @@ class Activations:
 
     def _decode_attention(self) -> int:
         """Elements of a row in the attention of a decoding step, with its parts' outputs."""
-        each = _SPLITS * 2 * (self.text.head_dim + 2)
+        per_head = _SPLITS * 2 * (self.text.head_dim + 2)
         if (mla := self.text.cached_latent) is not None:
-            return self._latent_elements(mla, each)
-        return self._attention_elements() + int(self.text.heads / self.tp * each)
+            return self._latent_elements(mla, per_head)
+        return self._attention_elements() + int(self.text.heads / self.tp * per_head)
 
     def delta_warmup(self, rows: int) -> int:
         """What the delta nets add to the warm-up: a prefill of one token for each of the rows."""
@@ -164,8 +164,8 @@ class Activations:
         return self._delta(one_each) + self.constants.kernel_tuning
 
     def _decoder(self, forward: Prefill) -> int:
-        held = self._features(forward) + self.constants.prefill_base
-        held += self.tables() if forward.units else 0
+        base = self._features(forward) + self.constants.prefill_base
+        base += self.tables() if forward.units else 0
         mlp = forward.tokens * self._mlp_elements() * HALF
         moe = self._moe(forward.tokens)
         vision = self.model.vision
@@ -173,8 +173,8 @@ class Activations:
         if forward.units and vision is not None and vision.deepstack:
             deep = forward.tokens * _DEEPSTACK_COPIES * self.text.hidden * HALF
         if self.text.delta is not None:
-            held += self.constants.kernel_tuning
-        return held + max(mlp, moe, deep, self._attention(forward), self._delta(forward))
+            base += self.constants.kernel_tuning
+        return base + max(mlp, moe, deep, self._attention(forward), self._delta(forward))
 
     def _moe(self, tokens: int) -> int:
         """A layer's experts; the first forwards of a size pick a variant of their kernels."""
@@ -240,9 +240,9 @@ class Activations:
         Source: lmdeploy models/deepseek_v2.py `attn_output.new_empty(q_len, num_heads, `
         """
         text, constants = self.text, self.constants
-        each = text.head_dim + mla.rope_dim + mla.kv_rank + mla.v_dim + more
+        per_head = text.head_dim + mla.rope_dim + mla.kv_rank + mla.v_dim + more
         alive = (constants.hidden_copies - 1) * text.hidden + constants.token_elements
-        return alive + text.heads // self.tp * each + text.head_dim + mla.kv_rank
+        return alive + text.heads // self.tp * per_head + text.head_dim + mla.kv_rank
 
     def _latent(self, mla: MlaDims, forward: Prefill) -> int:
         """Attention to latents: flattened ones are freed before the values' channels are made."""
@@ -292,8 +292,8 @@ class Activations:
         window = delta.channels // self.tp * 2 * delta.kernel
         # Of a sequence: the state read, the one left at 32 bits, a chunk's. The copy at 16 bits of
         # the one left is made when the chunks are gone.
-        each = forward.tokens * (self._delta_elements() + -(-state // _CHUNK))
-        return (each + min(forward.sequences, forward.tokens) * (4 * state + window)) * HALF
+        elements = forward.tokens * (self._delta_elements() + -(-state // _CHUNK))
+        return (elements + min(forward.sequences, forward.tokens) * (4 * state + window)) * HALF
 
     def _delta_elements(self) -> int:
         """16-bit elements of a token in a delta net, without the states of its chunk; 0 without."""
@@ -324,8 +324,8 @@ class Activations:
 
     def _deepstack(self, units: int) -> int:
         """What the tower's layers give the decoder's first ones, alive from there to the end."""
-        each = self.model.vision.deepstack if self.model.vision is not None else 0
-        return each * self.model.features(units) * self.text.hidden * HALF
+        layers = self.model.vision.deepstack if self.model.vision is not None else 0
+        return layers * self.model.features(units) * self.text.hidden * HALF
 
     def _vision(self, forward: Prefill) -> int:
         """All images of the forward in one call of the tower, whatever their number."""
@@ -333,10 +333,10 @@ class Activations:
         assert vision is not None
         copies = constants.vision_copies.get(vision.kind, constants.vision_copies["other"])
         mlp = 2 * vision.intermediate / (1 if vision.kind in WHOLE_TOWERS else self.tp)
-        each = int(copies * vision.hidden + mlp + 2 * vision.head_dim)
+        per_token = int(copies * vision.hidden + mlp + 2 * vision.head_dim)
         if vision.kind == _MOONVIT:
-            each = max(each, _TURNED_WIDE * vision.hidden + 2 * vision.head_dim)
-        tower = forward.units * self.model.unit_tower_tokens * each * HALF
+            per_token = max(per_token, _TURNED_WIDE * vision.hidden + 2 * vision.head_dim)
+        tower = forward.units * self.model.unit_tower_tokens * per_token * HALF
         tower = max(tower, _TABLES_MADE * self.tables()) + self.tables()
         embeddings = forward.tokens * self.text.hidden * HALF
         pixels = self.model.pixel_bytes(forward.units + _AS_SENT * forward.next_units)
@@ -378,9 +378,9 @@ class MiniCPM3Activations(Activations):
     def _attention_elements(self) -> int:
         mla, text = self.text.mla, self.text
         assert mla is not None
-        each = mla.nope_dim + mla.v_dim + _LAID_OUT * mla.key_dim
+        per_head = mla.nope_dim + mla.v_dim + _LAID_OUT * mla.key_dim
         alive = _COPIES * text.hidden + mla.kv_rank + mla.rope_dim + self._token_elements()
-        return alive + text.heads * each
+        return alive + text.heads * per_head
 
 
 def activations_of(model: Model, settings: Settings, constants: PytorchConstants) -> Activations:

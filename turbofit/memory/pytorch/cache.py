@@ -115,11 +115,11 @@ def engine_bound(rule: ImageRule, vision_load: VisionLoad, settings: Settings) -
     encoded once, and images meet by their tokens only.
     Source: lmdeploy prefill_scheduler.py::_PrefillScheduler.reserve_long_context_chunk #2b1966
     """
-    each, tokens = vision_load.units_per_image, settings.max_prefill_token_num
+    image_units, tokens = vision_load.units_per_image, settings.max_prefill_token_num
     longest = vision_load.tokens_per_request // max(1, vision_load.images_per_request)
-    joined = rule.units_within(tokens, padded=each)
-    chunk = rule.units_within(max(tokens, longest), padded=each)
-    alone = max(each, min(chunk, vision_load.units_per_request))
+    joined = rule.units_within(tokens, padded=image_units)
+    chunk = rule.units_within(max(tokens, longest), padded=image_units)
+    alone = max(image_units, min(chunk, vision_load.units_per_request))
     by_batch = settings.max_batch_size * vision_load.units_per_request
     return min(max(alone, joined), by_batch)
 

@@ -119,7 +119,7 @@ def weight_classes(model: Model, tp: int) -> dict[str, int]:
     """Bytes of one rank by class, at 16 bits where the checkpoint is not packed."""
     text, vision = model.text, model.vision
     linears = text_linears(text)
-    whole = text_parameters(text) - sum(one.weights + one.biases for one in linears)
+    whole = text_parameters(text) - sum(linear.weights + linear.biases for linear in linears)
     embedding = text.vocab * text.hidden
     heads = 1 if text.tie_word_embeddings else 2
     head_ranks = 1 if text.architecture == _KIMI else tp
@@ -132,16 +132,16 @@ def weight_classes(model: Model, tp: int) -> dict[str, int]:
         "delta": _delta_whole(text, tp),
     }
     repeat = kv_heads_held(text.kv_heads, tp) / text.kv_heads
-    for one in linears:
+    for linear in linears:
         # CogVLM's second set, for image tokens, is split as the first.
-        name = one.name.removeprefix("vision.")
+        name = linear.name.removeprefix("vision.")
         kind = "mlp" if name.endswith((".gate_up", ".down")) else "attention"
         kind = "delta" if name.startswith("delta.") else kind
-        share = _share(model, one, tp) * (repeat if name in ("k", "v") else 1.0)
-        classes[kind] += int(_linear_bytes(model, one) * share)
+        share = _share(model, linear, tp) * (repeat if name in ("k", "v") else 1.0)
+        classes[kind] += int(_linear_bytes(model, linear) * share)
         # A row-wise layer's bias is whole on every rank.
         spread = 1.0 if name == "o" or name.endswith(".down") else share
-        classes[kind] += int(one.biases * spread) * HALF
+        classes[kind] += int(linear.biases * spread) * HALF
     classes["attention"] += _absorbed(text) // tp
     if text.moe is not None and text.architecture in _FLOAT_ROUTERS:
         moe = text.moe
@@ -210,7 +210,7 @@ def _absorbed(text: TextDims) -> int:
     """
     if text.cached_latent is None or text.architecture == _KIMI:
         return 0
-    return sum(one.weights for one in text_linears(text) if one.name == "kv_b") * HALF
+    return sum(linear.weights for linear in text_linears(text) if linear.name == "kv_b") * HALF
 
 
 def _delta_whole(text: TextDims, tp: int) -> int:
@@ -310,11 +310,11 @@ def _fused_experts(text: TextDims) -> int:
 
 def is_copied(model: Model, capability: tuple[int, int]) -> bool:
     """Whether TurboMind's kernels multiply what AWQ packed, from a copy of their own."""
-    one = model.quantization
+    quantization = model.quantization
     return (
         capability == _COPIED_ON
-        and one is not None
-        and (one.method, one.group_size) == ("awq", _COPIED_GROUP)
+        and quantization is not None
+        and (quantization.method, quantization.group_size) == ("awq", _COPIED_GROUP)
     )
 
 
@@ -330,8 +330,8 @@ def packed_copy(
         return 0
     repeat = kv_heads_held(model.text.kv_heads, tp) / model.text.kv_heads
     elements = sum(
-        one.weights * (repeat if one.name.removeprefix("vision.") in ("k", "v") else 1.0)
-        for one in text_linears(model.text)
+        linear.weights * (repeat if linear.name.removeprefix("vision.") in ("k", "v") else 1.0)
+        for linear in text_linears(model.text)
     )
     return int(elements / tp * (0.5 + constants.packed_copy["group"] / _COPIED_GROUP))
 

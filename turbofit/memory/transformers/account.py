@@ -64,8 +64,8 @@ class TransformersAccount(Account):
         self.block_bytes = sum(layer.kv_per_token for layer in self.copy.parts.layers)
         self._load = load_of(launch.vision_load, settings.session_len)
         self.placement = placement or best_placement(self.copy, self._load)
-        held = [self._of_place(place) for place in range(len(gpus))]
-        super().__init__(launch, held, None, (), self._load.units)
+        static = [self._of_place(place) for place in range(len(gpus))]
+        super().__init__(launch, static, None, (), self._load.units)
 
     def region_at(self, ratio: float) -> int:  # noqa: ARG002 - it grows with the request
         """Bytes of the longest request's cache on all GPUs."""
@@ -114,7 +114,7 @@ class TransformersAccount(Account):
             ("vision_tower", parts.vision if place == 0 else 0, f"with its projector{sound}"),
             ("embeddings", parts.embeddings if place == 0 else 0,
              "lm_head is the same tensor" if parts.tied else ""),
-            ("decoder_layers", sum(one.weights for one in mine), f"{len(mine)} of them"),
+            ("decoder_layers", sum(layer.weights for layer in mine), f"{len(mine)} of them"),
             ("norm_and_head", parts.norm + head if place == last else 0, ""),
         ]  # fmt: skip
         basis = copy.model.source.sizes

@@ -125,16 +125,16 @@ def prefill_bytes(
     tower made of them and their features stay until the end of the prefill.
     """
     text = model.text
-    held = tokens * _BESIDE_MLP * text.hidden * width + _layer_bytes(text, tokens, width)
+    size = tokens * _BESIDE_MLP * text.hidden * width + _layer_bytes(text, tokens, width)
     if images:
         # Qwen3-VL's tower hands features to several layers, and all wait for theirs.
-        held += tokens * text.hidden * (1 + getattr(model.vision, "deepstack", 0)) * width
+        size += tokens * text.hidden * (1 + getattr(model.vision, "deepstack", 0)) * width
     if model.vision is not None:
-        made, pixels = _tower(model, units)
-        held += pixels * _FLOAT + made * model.vision.hidden * width
+        tower_tokens, pixels = _tower(model, units)
+        size += pixels * _FLOAT + tower_tokens * model.vision.hidden * width
     if writes_matrix:
-        held += _MATRIX * text.heads * tokens**2
-    return held + _CROSS_MASKS * width * tokens * cross_tokens(model) * images
+        size += _MATRIX * text.heads * tokens**2
+    return size + _CROSS_MASKS * width * tokens * cross_tokens(model) * images
 
 
 def _layer_bytes(text: TextDims, tokens: int, width: int) -> int:
@@ -245,12 +245,12 @@ class ModelCopy:
 
     def resident_bytes(self, place: int, devices: int) -> int:
         """Weights of what is no decoder layer."""
-        parts, held = self.parts, 0
+        parts, size = self.parts, 0
         if place == 0:
-            held += parts.vision + parts.embeddings + (parts.head if parts.tied else 0)
+            size += parts.vision + parts.embeddings + (parts.head if parts.tied else 0)
         if place == devices - 1:
-            held += parts.norm + (0 if parts.tied else parts.head)
-        return held
+            size += parts.norm + (0 if parts.tied else parts.head)
+        return size
 
     def vision(self, place: int, load: Load) -> int:
         """Bytes of the vision tower's forward on a device: the request's cache is empty then."""
@@ -264,10 +264,13 @@ class ModelCopy:
         units = load.units if place == 0 else 0
         matrix = self.writes_matrix(place)
         prefill = prefill_bytes(model, load.tokens, load.images, units, width, writes_matrix=matrix)
-        found = {"prefill": prefill + block, "sampling": _SAMPLING * model.text.vocab + block}
+        alternatives = {
+            "prefill": prefill + block,
+            "sampling": _SAMPLING * model.text.vocab + block,
+        }
         if place == 0 and load.images and model.image_rule is not None:
-            found["image_features"] = _SCATTER * load.tokens * model.text.hidden * width
-        return {name: self._rounded(size) for name, size in found.items() if size}
+            alternatives["image_features"] = _SCATTER * load.tokens * model.text.hidden * width
+        return {name: self._rounded(size) for name, size in alternatives.items() if size}
 
     def block(self, offloaded: Sequence[int]) -> int:
         """The weights that the largest offloaded layer brings to the first device."""
@@ -326,9 +329,9 @@ def place_all(copy: ModelCopy, load: Load) -> Placement | None:
 
     None where they do not hold it. Layers stay in order: each cut costs one transfer a token.
     """
-    found = _filled(copy, load, 0, 0)
-    if found is None or len(copy.gpus) == 1:
-        return found
+    placement = _filled(copy, load, 0, 0)
+    if placement is None or len(copy.gpus) == 1:
+        return placement
     most = max(copy.room(place) for place in range(len(copy.gpus)))
     spare, _ = bisect(lambda room: _filled(copy, load, 0, room) is not None, 0, most, MIB)
     return _filled(copy, load, 0, spare)
@@ -351,9 +354,9 @@ def device_map(copy: ModelCopy, placement: Placement, host: int | None) -> dict[
     """
     layout, parts, last = copy.layout, copy.parts, placement.devices - 1
     text = layout.text
-    made: dict[str, int | str] = dict.fromkeys(layout.first, 0)
-    made[f"{text}.embed_tokens"] = 0
-    made[f"{text}.rotary_emb"] = 0
+    mapping: dict[str, int | str] = dict.fromkeys(layout.first, 0)
+    mapping[f"{text}.embed_tokens"] = 0
+    mapping[f"{text}.rotary_emb"] = 0
     left = host
     for number, place in enumerate(placement.layers):
         where: int | str
@@ -364,10 +367,10 @@ def device_map(copy: ModelCopy, placement: Placement, host: int | None) -> dict[
         else:
             left -= parts.layers[number].weights
             where = "cpu" if left >= 0 else "disk"
-        made[f"{text}.layers.{number}"] = where
-    made[f"{text}.norm"] = last
-    made["lm_head"] = 0 if parts.tied else last
-    return made
+        mapping[f"{text}.layers.{number}"] = where
+    mapping[f"{text}.norm"] = last
+    mapping["lm_head"] = 0 if parts.tied else last
+    return mapping
 
 
 def _filled(copy: ModelCopy, load: Load, offloaded: int, spare: int) -> Placement | None:

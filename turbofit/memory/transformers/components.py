@@ -132,8 +132,10 @@ def _expert_elements(text: TextDims) -> int:
     """Elements of one layer's experts; its router is among what is split evenly."""
     if text.moe is None:
         return 0
-    found = [one for one in text_linears(text) if one.name.startswith(("expert.", "shared."))]
-    return sum(one.weights + one.biases for one in found) // text.moe.layers
+    linears = [
+        linear for linear in text_linears(text) if linear.name.startswith(("expert.", "shared."))
+    ]
+    return sum(linear.weights + linear.biases for linear in linears) // text.moe.layers
 
 
 def _dense_mlp(text: TextDims) -> int:
@@ -141,8 +143,8 @@ def _dense_mlp(text: TextDims) -> int:
     dense = text.layers - (text.moe.layers if text.moe else 0)
     if not dense:
         return 0
-    found = [one for one in text_linears(text) if one.name.startswith("mlp.")]
-    return sum(one.weights + one.biases for one in found) // dense
+    linears = [linear for linear in text_linears(text) if linear.name.startswith("mlp.")]
+    return sum(linear.weights + linear.biases for linear in linears) // dense
 
 
 # Where Transformers 5 keeps the parts of each model: the names that a device map must use.
@@ -212,14 +214,14 @@ def layout_of(model: Model) -> Layout:
             f"the fallback engine runs no {model.quantization.method} checkpoints",
             hint="give the 16-bit checkpoint, or leave --engine to turbofit",
         )
-    found = _LAYOUTS.get(model.architecture)
-    if found is None:
+    layout = _LAYOUTS.get(model.architecture)
+    if layout is None:
         raise UsageError(
             f"the fallback engine does not run {model.architecture[:80]}: turbofit has no map of "
             "it, and a class that only the checkpoint's own code defines cannot be served",
             hint="give the checkpoint in Transformers' own format (its name often ends in -hf)",
         )
-    return found
+    return layout
 
 
 # Transformers' model and processor of a checkpoint, as the account has them.

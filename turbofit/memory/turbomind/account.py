@@ -125,10 +125,10 @@ def weight_terms(
     basis = model.source.sizes
     terms = [term(f"weights.{name}", "weights", size, basis) for name, size in classes.items()]
     total = sum(classes.values())
-    held = round_up(total, constants.pool_granularity)
-    terms.append(term("weights.rounding", "weights", held - total, "formula", _STEPS))
+    rounded = round_up(total, constants.pool_granularity)
+    terms.append(term("weights.rounding", "weights", rounded - total, "formula", _STEPS))
     # They share the weights' pool. One step too much would be a cache larger than planned.
-    waiting = round_up(total + temporaries, constants.pool_granularity) - held
+    waiting = round_up(total + temporaries, constants.pool_granularity) - rounded
     if waiting:
         note = "freed, but not returned yet when free memory is read"
         terms.append(term(TEMPORARIES, "weights", waiting, "formula", note))
@@ -239,8 +239,8 @@ def transient_terms(
         prompt = vision_load.tokens_per_request + constants.kv_flatten_pad_tokens
         request = Forward(tokens=min(tokens, prompt), context=prompt, units=units)
         worst = replace(sampling, units=units_per_forward)
-        one = f"one request, {units} {plural(units, rule.unit_name)}"
-        cases.append(("vision_request", request, one))
+        note = f"one request, {units} {plural(units, rule.unit_name)}"
+        cases.append(("vision_request", request, note))
         many = plural(units_per_forward, rule.unit_name)
         note = f"{units_per_forward} {many} meet in one forward"
         cases.append(("vision_forward", worst, note))
@@ -485,7 +485,7 @@ class TurbomindAccount(Account):
             kind: (*self.buffer_terms(model, settings, gpu, constants, weights), holes)
             for kind, gpu in dict(zip(kinds, gpus, strict=True)).items()
         }
-        held = [
+        static = [
             StaticMemory(
                 before=before[i],
                 buffers=buffers[kind],
@@ -494,11 +494,11 @@ class TurbomindAccount(Account):
             )
             for i, kind in enumerate(kinds)
         ]
-        seen = calibration_for(
+        calibration = calibration_for(
             launch.machine, gpus, model, settings, "turbomind", constants.version
         )
-        held = [corrected(one, seen) for one in held]
-        super().__init__(launch, held, warmup, transients, units, seen)
+        static = [corrected(memory, calibration) for memory in static]
+        super().__init__(launch, static, warmup, transients, units, calibration)
 
     def _loaded(
         self, launch: EngineLaunch, classes: Mapping[str, int]
@@ -513,7 +513,7 @@ class TurbomindAccount(Account):
         loading = round_up(loading, constants.pool_granularity)
         linked = launch.machine.nvlinked(gpus)
         weights = self.weight_terms(model, classes, temporaries, constants)
-        self._temporaries = sum(one.bytes for one in weights if one.term == TEMPORARIES)
+        self._temporaries = sum(line.bytes for line in weights if line.term == TEMPORARIES)
         before = [(*self.before_terms(gpu, settings, linked, constants), *weights) for gpu in gpus]
         # The first GPU stages tensors through torch.
         first = loading + self.staging_bytes(model, settings, constants)
@@ -527,8 +527,8 @@ class TurbomindAccount(Account):
 
     def blocks_at(self, ratio: float) -> int:
         """KV blocks for the warm-up's one request."""
-        held = tokens_held(self.region_at(ratio), self.shape, self.constants)
-        return held // self.block_tokens
+        tokens = tokens_held(self.region_at(ratio), self.shape, self.constants)
+        return tokens // self.block_tokens
 
     def cache_terms(self, i: int, ratio: float) -> list[Term]:
         """The cache in whole steps of its pool, and the temporaries that go."""
@@ -561,11 +561,11 @@ class Turbomind(Engine):
         return next(_refused(launch, self.constants), None)
 
     def missing_kernels(self, launch: EngineLaunch) -> str | None:
-        found = missing_delta_kernels(launch, self.constants)
-        if found is None:
+        problem = missing_delta_kernels(launch, self.constants)
+        if problem is None:
             census = self.known_census(launch)
-            found = None if census is None else missing_kernels(launch, census)
-        return None if found is None else f"TurboMind of LMDeploy {self.version} has {found}"
+            problem = None if census is None else missing_kernels(launch, census)
+        return None if problem is None else f"TurboMind of LMDeploy {self.version} has {problem}"
 
     def known_census(self, launch: EngineLaunch) -> Census | None:
         """The kernels that it has: this machine has the engine that is installed."""

@@ -119,12 +119,12 @@ class PoolModel:
         """Residual (and hidden where no symmetric buffer holds it) plus the widest layer stage."""
         text, tokens = self.text, forward.tokens
         streams = 2 if self.tp == 1 else 1
-        held = tokens * text.hidden * HALF * streams + self._embeds(forward.units)
+        base = tokens * text.hidden * HALF * streams + self._embeds(forward.units)
         stages = [self._attention(tokens, forward.context), self._mlp(forward)]
         if text.delta is not None:
             quantised = int(text.delta.values // self.tp * self.input_bytes)
             stages.append(tokens * (token_bytes(text.delta, self.tp) + quantised))
-        return held + max(stages)
+        return base + max(stages)
 
     def _attention(self, tokens: int, context: int) -> int:
         """QKV, output and the keys and values of all prefilled sequences, flattened.
@@ -170,12 +170,12 @@ class PoolModel:
         """
         logits = forward.rows * self.vocab_padded
         row = self.text.hidden * HALF + _ROW
-        held = forward.rows * row + self._embeds(forward.units)
+        base = forward.rows * row + self._embeds(forward.units)
         cast = logits * (HALF + _FLOAT)
         sort = logits * (_FLOAT + 4)
         if forward.top_k_0:
             sort += logits * (4 + 8)
-        return held + max(cast, sort)
+        return base + max(cast, sort)
 
     def _vision(self, units: int) -> int:
         vision = self.model.vision

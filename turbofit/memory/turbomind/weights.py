@@ -234,9 +234,9 @@ class _Packing(NamedTuple):
     def bytes_of(self, elements: int) -> int:
         """Bytes of so many packed elements with their scales and zeros."""
         quantization = self.quantization
-        held = self.constants.packed_format(quantization, self.capability)
-        groups = held.groups(elements, quantization.group_size)
-        return elements * quantization.bits // 8 + int(groups * held.group)
+        packed = self.constants.packed_format(quantization, self.capability)
+        groups = packed.groups(elements, quantization.group_size)
+        return elements * quantization.bits // 8 + int(groups * packed.group)
 
 
 def _widens_heads(quantization: Quantization, head_dim: int) -> bool:
@@ -457,10 +457,10 @@ def temporary_bytes(
         width = expert_width(
             text.moe.intermediate, settings.tp, quantization, constants, capability
         )
-        each: float = constants.expert_format(capability).temporary
+        temporary: float = constants.expert_format(capability).temporary
         if quantization is not None and quantization.of_experts:
-            each = constants.packed_format(quantization, capability).temporary
-        repack = int(text.hidden * 2 * width // settings.tp * each)
+            temporary = constants.packed_format(quantization, capability).temporary
+        repack = int(text.hidden * 2 * width // settings.tp * temporary)
     if quantization is not None and not quantization.of_experts:
         packed = constants.packed_format(quantization, capability)
         dense = _widest_dense(model, settings.tp, constants)

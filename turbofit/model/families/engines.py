@@ -191,8 +191,8 @@ def _splits_scales(text: TextDims, packed: Quantization) -> bool:
     """
     if packed.group_size % text.head_dim:
         return False
-    each = packed.group_size // text.head_dim
-    return any(-(-heads // each) % each for heads in (text.heads, text.kv_heads))
+    group_heads = packed.group_size // text.head_dim
+    return any(-(-heads // group_heads) % group_heads for heads in (text.heads, text.kv_heads))
 
 
 def _pytorch(model: Model) -> str | None:

@@ -79,8 +79,8 @@ def _vision(config: Section) -> VisionDims:
     for key, default in (("projector_input_dim", 4096), ("vision_output_dim", 7680)):
         if vision.integer(key, default, high=1 << 18) != adapter:
             raise vision.error(key, f"is not projector_output_dim's {adapter}")
-    found = read_tower(vision, _TOWER, kind="llama4", merge=merge, projector=adapter)
-    hidden, inter = found.hidden, found.intermediate
+    tower = read_tower(vision, _TOWER, kind="llama4", merge=merge, projector=adapter)
+    hidden, inter = tower.hidden, tower.intermediate
     if merge * ratio != 1 or hidden * merge**2 != inter:
         raise vision.error("pixel_shuffle_ratio", f"does not make {inter} channels of {hidden}")
-    return whole_windows(vision, found)
+    return whole_windows(vision, tower)

@@ -52,7 +52,7 @@ def _vision(config: Section) -> VisionDims:
     layers = vision.integers("intermediate_layers_indices")
     outputs = 1 + (len(layers) or _INTERMEDIATE)
     heads = "attention_heads" if "attention_heads" in vision else "num_attention_heads"
-    found = read_tower(
+    tower = read_tower(
         vision,
         {**_TOWER, heads: 16},
         kind="mllama",
@@ -63,9 +63,9 @@ def _vision(config: Section) -> VisionDims:
         shapes=len(shapes) if isinstance(shapes, list) else _SHAPES,
         max_tiles=vision.integer("max_num_tiles", 4, high=1 << 8),
     )
-    if vision.integer("vision_output_dim", 7680) != outputs * found.hidden:
-        raise vision.error("vision_output_dim", f"is not {outputs} times {found.hidden} channels")
-    return found
+    if vision.integer("vision_output_dim", 7680) != outputs * tower.hidden:
+        raise vision.error("vision_output_dim", f"is not {outputs} times {tower.hidden} channels")
+    return tower
 
 
 def _check_processor(processor: Section | None, vision: VisionDims) -> None:

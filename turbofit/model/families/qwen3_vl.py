@@ -72,11 +72,11 @@ def read_vision(config: Section, text_hidden: int) -> VisionDims:
     if isqrt(positions) ** 2 != positions:
         raise vision.error("num_position_embeddings", f"{positions} is not a square")
     deepstack = vision.integers("deepstack_visual_indexes")
-    found = read_tower(
+    tower = read_tower(
         vision, _TOWER, kind="qwen3vit",
         deepstack=len(deepstack) if "deepstack_visual_indexes" in vision else 3,
     )  # fmt: skip
-    return replace(found, image_size=isqrt(positions) * found.patch_size)
+    return replace(tower, image_size=isqrt(positions) * tower.patch_size)
 
 
 def read_qwen3_5(parts: CheckpointConfig) -> Dims:

@@ -97,17 +97,17 @@ def named_refusal(name: str) -> UsageError | None:
         name: as a person types it, with or without its owner; or an architecture.
     """
     typed = re.sub(r"[\s._-]+", "-", name.rpartition("/")[2].lower())
-    found = [
-        (len(known), one)
-        for one in unplanned()
-        for known in (*one.names, *one.architectures)
+    matches = [
+        (len(known), family)
+        for family in unplanned()
+        for known in (*family.names, *family.architectures)
         if _begins(typed, known.lower())
     ]
-    return max(found, key=lambda pair: pair[0])[1].refusal() if found else None
+    return max(matches, key=lambda pair: pair[0])[1].refusal() if matches else None
 
 
 def _of(architecture: str) -> UnsupportedFamily | None:
-    return next((one for one in unplanned() if architecture in one.architectures), None)
+    return next((family for family in unplanned() if architecture in family.architectures), None)
 
 
 def _begins(typed: str, known: str) -> bool:

@@ -106,9 +106,9 @@ def gpus(machine: Machine, _: Scene) -> Answer:
     """Whether each can be read."""
     unread = [gpu.index for gpu in machine.gpus if gpu.total == NA]
     if unread:
-        told = "; ".join(line for line in machine.warnings if "cannot be read" in line)
+        text = "; ".join(line for line in machine.warnings if "cannot be read" in line)
         return stops(
-            f"GPU {indices(unread)} of {len(machine.gpus)} cannot be read: {told}".rstrip(": "),
+            f"GPU {indices(unread)} of {len(machine.gpus)} cannot be read: {text}".rstrip(": "),
             "look at dmesg for Xid lines and restart the machine, or leave it out with --gpus",
         )
     return ok(f"{len(machine.gpus)} {plural(len(machine.gpus), 'GPU')}: {machine.name}")
@@ -118,17 +118,17 @@ def cuda_visible_devices(machine: Machine, scene: Scene) -> Answer:
     """NVML sees all GPUs, a CUDA program those of CUDA_VISIBLE_DEVICES in its own order."""
     value = scene.sources.environ.get("CUDA_VISIBLE_DEVICES")
     hidden = [gpu.index for gpu in machine.gpus if gpu.index not in machine.visible]
-    told = [line for line in machine.warnings if "CUDA_VISIBLE_DEVICES" in line]
+    warnings = [line for line in machine.warnings if "CUDA_VISIBLE_DEVICES" in line]
     if not machine.visible:
-        seen = told[0] if told else f"CUDA_VISIBLE_DEVICES={value!r} hides every GPU"
+        text = warnings[0] if warnings else f"CUDA_VISIBLE_DEVICES={value!r} hides every GPU"
         why = "a CUDA program sees no GPU, whatever nvidia-smi shows"
-        return stops(seen, "unset or correct CUDA_VISIBLE_DEVICES", why)
-    if told:
-        return warning(told[0], "name GPUs by UUID, or set CUDA_DEVICE_ORDER=PCI_BUS_ID")
+        return stops(text, "unset or correct CUDA_VISIBLE_DEVICES", why)
+    if warnings:
+        return warning(warnings[0], "name GPUs by UUID, or set CUDA_DEVICE_ORDER=PCI_BUS_ID")
     visible = f"{len(machine.visible)} of {len(machine.gpus)} GPUs"
     if hidden and value is not None:
-        seen = f"GPU {indices(hidden)} hidden by CUDA_VISIBLE_DEVICES={value}"
-        return warning(seen, "unset it if that is not meant", f"only {visible} can be used")
+        text = f"GPU {indices(hidden)} hidden by CUDA_VISIBLE_DEVICES={value}"
+        return warning(text, "unset it if that is not meant", f"only {visible} can be used")
     return ok(f"{visible} visible to CUDA")
 
 
@@ -139,9 +139,9 @@ def holders(machine: Machine, _: Scene) -> Answer:
     if unread or not cards:
         why = "memory of others is not there for a plan"
         return unreadable(f"who holds GPU {indices(unread)}", why=why)
-    told = []
+    lines = []
     for gpu in cards:
-        told += [
+        lines += [
             f"GPU {gpu.index}: {holder.name}"
             + (f"[{holder.pid}]" if holder.pid != NA else "")
             + f" {'an unknown amount' if holder.bytes == NA else format_bytes(holder.bytes)}"
@@ -149,10 +149,10 @@ def holders(machine: Machine, _: Scene) -> Answer:
             if holder.bytes == NA or holder.bytes >= _HELD
         ]
         if not gpu.holders and gpu.used != NA and gpu.used >= _HELD:
-            told.append(f"GPU {gpu.index}: nobody that can be seen {format_bytes(gpu.used)}")
-    if told:
+            lines.append(f"GPU {gpu.index}: nobody that can be seen {format_bytes(gpu.used)}")
+    if lines:
         fix = "end what is not needed (kill PID, or the notebook's kernel); see `turbofit machine`"
-        return warning("; ".join(told), fix)
+        return warning("; ".join(lines), fix)
     return ok("nobody holds half a GiB or more")
 
 
@@ -162,14 +162,14 @@ def free_memory(machine: Machine, _: Scene) -> Answer:
     sizes = {gpu.index: gpu.free for gpu in cards if gpu.free != NA}
     if not sizes:
         return unreadable("free memory", why="nothing can be planned without it")
-    told = ", ".join(f"GPU {index} {format_bytes(size)}" for index, size in sizes.items())
+    text = ", ".join(f"GPU {index} {format_bytes(size)}" for index, size in sizes.items())
     small = [index for index, size in sizes.items() if size < _LEAST]
     if len(small) == len(sizes):
-        return stops(f"free: {told}", "end what holds the cards, see the finding `holders`")
+        return stops(f"free: {text}", "end what holds the cards, see the finding `holders`")
     if small:
         why = "a group of cards can use only what its fullest card has"
-        return warning(f"free: {told}", "leave full cards out with --gpus", why)
-    return ok(f"free: {told}")
+        return warning(f"free: {text}", "leave full cards out with --gpus", why)
+    return ok(f"free: {text}")
 
 
 def mig(machine: Machine, _: Scene) -> Answer:
@@ -225,9 +225,13 @@ def ecc(healths: Sequence[Health], _: Scene) -> Answer:
     """Memory errors."""
     faulty = [health.index for health in healths if health.rows_failed is True]
     if faulty:
-        seen = f"GPU {indices(faulty)} could not remap faulty memory rows"
-        return stops(seen, "take the card out of service: it is faulty")
-    bad = [one.index for one in healths if isinstance(one.uncorrected, int) and one.uncorrected > 0]
+        text = f"GPU {indices(faulty)} could not remap faulty memory rows"
+        return stops(text, "take the card out of service: it is faulty")
+    bad = [
+        health.index
+        for health in healths
+        if isinstance(health.uncorrected, int) and health.uncorrected > 0
+    ]
     if bad:
         return warning(
             f"uncorrected memory errors on GPU {indices(bad)} since the driver was loaded",
@@ -268,19 +272,19 @@ def xid(sources: Sources, _: Scene) -> Answer:
     text = sources.kernel_log()
     if text is None:
         return unreadable("the kernel's log", "sudo dmesg | grep -i xid (it needs root here)")
-    found: dict[str, set[int]] = {}
+    xids: dict[str, set[int]] = {}
     for match in _XID.finditer(text):
-        found.setdefault(match[1], set()).add(int(match[2]))
-    if not found:
+        xids.setdefault(match[1], set()).add(int(match[2]))
+    if not xids:
         return ok("no Xid in the kernel's log")
-    seen = "; ".join(f"{bus}: Xid {', '.join(map(str, sorted(n)))}" for bus, n in found.items())
-    hard = any(number in _HARD_XIDS for numbers in found.values() for number in numbers)
+    summary = "; ".join(f"{bus}: Xid {', '.join(map(str, sorted(n)))}" for bus, n in xids.items())
+    hard = any(number in _HARD_XIDS for numbers in xids.values() for number in numbers)
     why = (
         "the driver reports a failing card, link or memory there before programs feel it; these are"
         f" {'of the hardware' if hard else 'mostly of programs'}"
     )
     fix = "check power, cooling and seating of the card; restart" if hard else "none, if rare"
-    return warning(seen, fix, why)
+    return warning(summary, fix, why)
 
 
 def peer_access(machine: Machine, _: Scene) -> Answer:
@@ -289,7 +293,7 @@ def peer_access(machine: Machine, _: Scene) -> Answer:
     if not pairs:
         return ok("one GPU: nothing to reach")
     unread = [(link.a, link.b) for link in pairs if NA in (link.p2p_read, link.p2p_write)]
-    none = [(one.a, one.b) for one in pairs if (one.a, one.b) not in unread and not one.peers]
+    none = [(link.a, link.b) for link in pairs if (link.a, link.b) not in unread and not link.peers]
     joined = [(link.a, link.b) for link in pairs if link.nvlinked]
     if none:
         names = "all pairs" if len(none) == len(pairs) else _pairs(none)

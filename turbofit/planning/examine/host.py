@@ -37,7 +37,7 @@ def host_memory(host: Host, scene: Scene) -> Answer:
     available = host.ram_available
     if available == NA:
         return unreadable("available host memory")
-    seen = f"{format_bytes(available)} available"
+    text = f"{format_bytes(available)} available"
     if scene.plan is not None:
         plan, replicas = scene.plan, scene.plan.parallel.replicas
         need = plan.host.pinned + plan.host.pageable
@@ -45,19 +45,19 @@ def host_memory(host: Host, scene: Scene) -> Answer:
         if scene.pretend:
             need, what = replicas * _PRETEND_BYTES, "pretend engines"
         if need <= available:
-            return ok(seen)
+            return ok(text)
         return stops(
             f"{replicas} {what} need {format_bytes(need)} of host memory, "
             f"{format_bytes(available)} are available",
             "free host memory, or start fewer with --replicas",
         )
     if available < _LEAST_RAM:
-        return stops(seen, "free host memory, or raise the container's limit")
+        return stops(text, "free host memory, or raise the container's limit")
     if available < _GOOD_RAM:
-        return warning(seen, "free host memory, or run fewer replicas")
+        return warning(text, "free host memory, or run fewer replicas")
     if scene.model is not None and available < scene.model.weight_bytes:
-        seen += "; weights pass through it piece by piece"
-    return ok(seen)
+        text += "; weights pass through it piece by piece"
+    return ok(text)
 
 
 def shared_memory(host: Host, scene: Scene) -> Answer | None:
@@ -74,7 +74,7 @@ def shared_memory(host: Host, scene: Scene) -> Answer | None:
         )
     if available == NA:
         return unreadable("/dev/shm")
-    seen, fix = (
+    text, fix = (
         f"/dev/shm has {format_bytes(available)} free",
         "docker run --shm-size 8g, or --ipc host",
     )
@@ -87,10 +87,10 @@ def shared_memory(host: Host, scene: Scene) -> Answer | None:
             "NCCL between GPUs without peer access, and Ray, exchange data through /dev/shm; Docker"
             " gives a container 64 MiB: tp > 1 fails at start"
         )
-        return stops(seen, fix, why)
+        return stops(text, fix, why)
     if len(visible) > 1 and available < _GOOD_SHM:
-        return warning(seen, fix)
-    return ok(seen)
+        return warning(text, fix)
+    return ok(text)
 
 
 def disk(sources: Sources, scene: Scene) -> Answer:
@@ -98,27 +98,27 @@ def disk(sources: Sources, scene: Scene) -> Answer:
     from turbofit.model.caches import hub_cache
 
     cache, model = hub_cache(sources.environ), scene.model
-    found, need = sources.disk_free(cache), model.weight_bytes if model else _DISK
+    space, need = sources.disk_free(cache), model.weight_bytes if model else _DISK
     why = f"weights are downloaded there: {format_bytes(need)} for this model" if model else ""
-    if found is None:
+    if space is None:
         return unreadable(cache, why=why)
-    free, writable = found
-    seen, fix = (
+    free, writable = space
+    text, fix = (
         f"{cache}: {format_bytes(free)} free",
         "set HF_HOME to a larger disk, or remove old models",
     )
     if not writable:
         why = "a model that is not in its cache cannot be downloaded"
-        return warning(f"{seen}, not writable", fix, why)
-    return warning(seen, fix, why) if free < need else ok(seen)
+        return warning(f"{text}, not writable", fix, why)
+    return warning(text, fix, why) if free < need else ok(text)
 
 
 def run_disk(folder: Path, scene: Scene) -> Answer | None:
     """Where a run's logs and its record go."""
-    found = scene.sources.disk_free(str(folder))
-    if found is None or found[0] >= _RUN_BYTES:
+    space = scene.sources.disk_free(str(folder))
+    if space is None or space[0] >= _RUN_BYTES:
         return None
-    free, need = map(format_bytes, (found[0], _RUN_BYTES))
+    free, need = map(format_bytes, (space[0], _RUN_BYTES))
     return stops(
         f"{folder} has {free} left, logs and records need {need}",
         "free disk space, or set XDG_STATE_HOME to another disk",
@@ -128,8 +128,8 @@ def run_disk(folder: Path, scene: Scene) -> Answer | None:
 def port(sources: Sources, scene: Scene) -> Answer | None:
     """The public port, or those of a run's engines, which are free ones chosen at launch."""
     if scene.plan is not None:
-        problems = (sources.port_problem("127.0.0.1", one) for one in scene.ports)
-        problem = next((one for one in problems if one is not None), None)
+        problems = (sources.port_problem("127.0.0.1", number) for number in scene.ports)
+        problem = next((problem for problem in problems if problem is not None), None)
         return None if problem is None else stops(problem, "choose another with --port")
     wanted = DEFAULT_PORT if scene.port is None else scene.port
     problem = sources.port_problem("127.0.0.1", wanted)
@@ -155,7 +155,7 @@ def address_space(sources: Sources, scene: Scene) -> Answer | None:
 
 def open_files(plan: Plan, scene: Scene) -> Answer | None:
     """Raise the limit as far as it may be raised; engines inherit it."""
-    need = _FILES + 4 * sum(one.settings.max_batch_size for one in plan.each())
+    need = _FILES + 4 * sum(group_plan.settings.max_batch_size for group_plan in plan.each())
     allowed = scene.sources.open_files(need)
     if allowed >= need:
         return None
@@ -175,15 +175,15 @@ def rank_launcher(sources: Sources, scene: Scene) -> Answer:
     tp = tp if scene.plan is None else scene.plan.parallel.tp
     world, rank = sources.environ.get("WORLD_SIZE", ""), sources.environ.get("LOCAL_RANK")
     if world.isdecimal() and int(world) > 1:
-        found, engines = f"WORLD_SIZE={int(world)}", f"{int(world)} whole engines"
+        variable, engines = f"WORLD_SIZE={int(world)}", f"{int(world)} whole engines"
     else:
-        found, engines = f"LOCAL_RANK={rank}", "a whole engine"
+        variable, engines = f"LOCAL_RANK={rank}", "a whole engine"
         tp = 1 if rank is None else tp
     if tp < 2:
         return ok("no rank launcher's variables")
     return stops(
-        f"{found} is set, so a rank launcher like torchrun runs this: with tp {tp} its ranks would "
-        f"start {engines} on the same cards; start it once, without the launcher",
+        f"{variable} is set, so a rank launcher like torchrun runs this: with tp {tp} its ranks"
+        f" would start {engines} on the same cards; start it once, without the launcher",
         "start it once, without torchrun, srun or mpirun",
     )
 
@@ -191,15 +191,15 @@ def rank_launcher(sources: Sources, scene: Scene) -> Answer:
 def environment(sources: Sources, _: Scene) -> Answer:
     """Variables that change memory or speed behind a plan's back."""
     env = sources.environ
-    told = []
+    problems = []
     if env.get("CUDA_LAUNCH_BLOCKING", "0") not in ("", "0"):
-        told.append("CUDA_LAUNCH_BLOCKING makes every kernel wait")
+        problems.append("CUDA_LAUNCH_BLOCKING makes every kernel wait")
     if env.get("CUDA_MODULE_LOADING", "").upper() == "EAGER":
-        told.append("CUDA_MODULE_LOADING=EAGER loads every kernel into GPU memory")
+        problems.append("CUDA_MODULE_LOADING=EAGER loads every kernel into GPU memory")
     if env.get("TM_LOG_LEVEL", "").upper() in ("TRACE", "DEBUG"):
-        told.append("TM_LOG_LEVEL logs each step")
+        problems.append("TM_LOG_LEVEL logs each step")
     if any("pretend" in env.get(name, "") for name in ("LD_PRELOAD", "LD_LIBRARY_PATH")):
-        told.append("the pretend GPUs' libraries are in the loader's path")
-    if told:
-        return warning("; ".join(told), "unset them for serving")
+        problems.append("the pretend GPUs' libraries are in the loader's path")
+    if problems:
+        return warning("; ".join(problems), "unset them for serving")
     return ok("nothing set that changes a plan")

@@ -34,24 +34,24 @@ _PACKED: Final = {"int4": "int4 (AWQ, GPTQ)", "fp8": "fp8", "mxfp4": "mxfp4"}
 
 def lmdeploy(sources: Sources, _: Scene) -> Answer:
     """Whether it is there, and of a version that the account is for."""
-    found = sources.version("lmdeploy")
-    if found is None:
+    version = sources.version("lmdeploy")
+    if version is None:
         return stops(
             "LMDeploy is not installed in this environment",
             install_command("lmdeploy"),
             "turbofit plans without it, but has nothing to launch",
         )
-    release, seen = _numbers(found)[:2], f"LMDeploy {found}"
+    release, text = _numbers(version)[:2], f"LMDeploy {version}"
     if release < OLDEST_SERVED:
         why = "its vision tower and cache work otherwise than turbofit's account: serve needs 0.16"
-        return stops(seen, install_command("lmdeploy", upgrade=True), why)
+        return stops(text, install_command("lmdeploy", upgrade=True), why)
     if release > _NEWEST:
         why = f"newer than {REFERENCE}, on whose account plans rest: margins are doubled"
-        return warning(seen, f"use {REFERENCE}, or rehearse each plan", why)
+        return warning(text, f"use {REFERENCE}, or rehearse each plan", why)
     if release in (OLDEST_SERVED, (0, 17)):
         why = "it pins 18.7 GiB of host memory a rank for InternVL"
-        return warning(seen, f'pip install "lmdeploy=={REFERENCE}.*"', why)
-    return ok(seen)
+        return warning(text, f'pip install "lmdeploy=={REFERENCE}.*"', why)
+    return ok(text)
 
 
 def pairing(sources: Sources, _: Scene) -> Answer:
@@ -59,14 +59,14 @@ def pairing(sources: Sources, _: Scene) -> Answer:
     demands = sources.requires("lmdeploy")
     if demands is None:
         return unreadable("LMDeploy's metadata", why="which torch it goes with is not known")
-    wrong, seen = [], []
+    wrong, versions = [], []
     try:
         for name, bounds in _demands_here(demands):
-            found = sources.version(name)
-            if found is not None:
-                seen.append(f"{name} {found}")
-                if not satisfies(found, bounds):
-                    wrong.append(f"{name} {found} instead of {bounds}")
+            version = sources.version(name)
+            if version is not None:
+                versions.append(f"{name} {version}")
+                if not satisfies(version, bounds):
+                    wrong.append(f"{name} {version} instead of {bounds}")
             elif name != "triton":
                 wrong.append(f"{name} is not installed")
     except (ImportError, ValueError) as exc:
@@ -74,9 +74,9 @@ def pairing(sources: Sources, _: Scene) -> Answer:
     if wrong:
         fix = "install LMDeploy in an environment of its own and let pip choose"
         return warning("; ".join(wrong), fix)
-    if not seen:
+    if not versions:
         return unreadable("no demand on torch", why="LMDeploy's metadata name no version")
-    return ok(f"{', '.join(seen)}, as LMDeploy demands")
+    return ok(f"{', '.join(versions)}, as LMDeploy demands")
 
 
 def _demands_here(demands: Sequence[str]) -> list[tuple[str, str]]:
@@ -86,12 +86,12 @@ def _demands_here(demands: Sequence[str]) -> list[tuple[str, str]]:
     """
     from packaging.requirements import Requirement
 
-    found = [Requirement(demand) for demand in demands]
+    requirements = [Requirement(demand) for demand in demands]
     return [
-        (one.name.lower(), str(one.specifier))
-        for one in found
-        if one.name.lower() in ("torch", "transformers", "triton")
-        and (one.marker is None or one.marker.evaluate({"extra": ""}))
+        (requirement.name.lower(), str(requirement.specifier))
+        for requirement in requirements
+        if requirement.name.lower() in ("torch", "transformers", "triton")
+        and (requirement.marker is None or requirement.marker.evaluate({"extra": ""}))
     ]
 
 
@@ -101,9 +101,9 @@ def turbomind(sources: Sources, _: Scene) -> Answer:
     if folder is None:
         return unreadable("LMDeploy's folder", why="whether its engine is there is not known")
     for place in ("lib", "turbomind", "turbomind/lib"):
-        found = sorted((folder / place).glob("_turbomind*.so"))
-        if found:
-            return ok(f"{found[0].name}")
+        libraries = sorted((folder / place).glob("_turbomind*.so"))
+        if libraries:
+            return ok(f"{libraries[0].name}")
     return stops(
         f"{folder.name} has no _turbomind library",
         "install LMDeploy's wheel for this Python version instead of a source checkout",
@@ -114,9 +114,9 @@ def xgrammar(sources: Sources, _: Scene) -> Answer | None:
     """XGrammar, without which LMDeploy has no structured output (``_guided_decoding.py``)."""
     if sources.version("lmdeploy") is None:
         return None
-    found = sources.version("xgrammar")
-    if found is not None or sources.has_module("xgrammar"):
-        return ok(f"xgrammar {found or 'of no known version'}")
+    version = sources.version("xgrammar")
+    if version is not None or sources.has_module("xgrammar"):
+        return ok(f"xgrammar {version or 'of no known version'}")
     return warning("xgrammar is not installed", "pip install xgrammar")
 
 
@@ -274,11 +274,11 @@ def _lacking(census: Census, capability: tuple[int, int]) -> Iterator[str]:
     if architecture is None:
         return  # PTX, whose families are not read
     for weights, name in _PACKED.items():
-        ways = [families.gemm(weights, one) for one in _16_BITS]
-        ways += [families.experts(weights, one) for one in _16_BITS]
+        ways = [families.gemm(weights, dtype) for dtype in _16_BITS]
+        ways += [families.experts(weights, dtype) for dtype in _16_BITS]
         if not census.count(ways, architecture).code:
             yield name
-    if not census.count([families.experts(one, one) for one in _16_BITS], architecture).code:
+    if not census.count([families.experts(dtype, dtype) for dtype in _16_BITS], architecture).code:
         yield "experts in 16 bits"
 
 
@@ -306,27 +306,29 @@ def front_ends(sources: Sources, scene: Scene) -> Answer | None:
     engines = _engines(model) if plan is None else [plan.engine.name]
     fronts = [FrontEnd(here, model.architecture, engine) for engine in engines]
     failures = [(front, failure) for front in fronts if (failure := front.failure(transformers))]
-    seen = f"{model.name}, LMDeploy {here}, Transformers {transformers}"
+    text = f"{model.name}, LMDeploy {here}, Transformers {transformers}"
     if not failures:
-        return ok(seen)
-    told = [f"{front.engine} {EFFECTS[one.step]} ({one.error})" for front, one in failures]
+        return ok(text)
+    problems = [
+        f"{front.engine} {EFFECTS[failure.step]} ({failure.error})" for front, failure in failures
+    ]
     runs = next(filter(None, (front.requirements() for front, _ in failures)), ())
     fix = install_line(runs) or "use another model, or --engine transformers"
-    state = stops if len(told) == len(engines) else warning  # another engine serves the model
-    return state(f"{seen}: {'; '.join(told)}", fix)
+    state = stops if len(problems) == len(engines) else warning  # another engine serves the model
+    return state(f"{text}: {'; '.join(problems)}", fix)
 
 
 def _families(here: str, transformers: str) -> Answer:
     """A warning only where the newest version runs more families: none runs every one."""
-    seen = f"LMDeploy {here}, Transformers {transformers}"
+    text = f"LMDeploy {here}, Transformers {transformers}"
     not_run = _families_not_run(here, transformers)
     if not not_run:
-        return ok(seen)
+        return ok(text)
     newest = FrontEnd(here, "", "").tested_versions()[-1]
-    seen += f": not {'; '.join(f'{name} ({wanted})' for name, wanted in not_run.items())}"
+    text += f": not {'; '.join(f'{name} ({wanted})' for name, wanted in not_run.items())}"
     if len(not_run) <= len(_families_not_run(here, newest)):
-        return ok(seen)
-    return warning(seen, f"pip install 'transformers=={newest}'")
+        return ok(text)
+    return warning(text, f"pip install 'transformers=={newest}'")
 
 
 def _families_not_run(here: str, transformers: str) -> dict[str, str]:
@@ -346,7 +348,7 @@ def _engines(model: Model) -> list[str]:
     from turbofit.memory.engines import LMDEPLOY
     from turbofit.model.families.engines import engine_problem
 
-    return [one for one in LMDEPLOY if engine_problem(model, one) is None]
+    return [engine for engine in LMDEPLOY if engine_problem(model, engine) is None]
 
 
 class _Module(NamedTuple):
@@ -380,20 +382,20 @@ def modules(sources: Sources, scene: Scene) -> Answer | None:
     lacking = {engine: lacks for engine, lacks in missing.items() if lacks}
     if not lacking:
         return ok(f"{model.name} needs none that is missing")
-    told = "; ".join(
-        f"{engine}: {', '.join(one.title for one in lacks)} not installed"
+    text = "; ".join(
+        f"{engine}: {', '.join(module.title for module in lacks)} not installed"
         for engine, lacks in lacking.items()
     )
-    mends = dict.fromkeys(one.mend for lacks in lacking.values() for one in lacks)
+    mends = dict.fromkeys(module.mend for lacks in lacking.values() for module in lacks)
     state = stops if len(lacking) == len(engines) else warning
-    return state(f"{model.name} on {told}", "; ".join(mends))
+    return state(f"{model.name} on {text}", "; ".join(mends))
 
 
 def _missing(sources: Sources, model: Model, engine: str) -> list[_Module]:
     """What an engine of LMDeploy imports for a model and does not find."""
     wanted = [_HARMONY[1]] if model.architecture == _HARMONY[0] else []
     wanted += _DELTA.get(engine, ()) if model.text.delta is not None else ()
-    return [one for one in wanted if not sources.has_module(one.title.rpartition(" ")[2])]
+    return [module for module in wanted if not sources.has_module(module.title.rpartition(" ")[2])]
 
 
 def _numbers(version: str) -> tuple[int, ...]:

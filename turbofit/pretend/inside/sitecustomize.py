@@ -23,7 +23,7 @@ _HERE = str(Path(__file__).resolve().parent)
 def _name_compiler(cache: Any) -> None:
     """Names Triton's compiler by its file's size and date; Triton would read all 460 MB of it."""
     folder = Path(cache.__file__).parents[1] / "_C"
-    files = [(one.name, one.stat()) for one in sorted(folder.glob("libtriton.*"))]
+    files = [(file.name, file.stat()) for file in sorted(folder.glob("libtriton.*"))]
     key = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in files])
     cache.triton_key = lambda: key
 

@@ -122,8 +122,8 @@ class _Values(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
         kwargs = kwargs or {}
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if _on_card(leaf)]
         if func in _SHAPED_BY_VALUES and inputs:
-            found = func(*tree_map(_here, args), **tree_map(_here, kwargs))
-            out = tree_map(lambda value: _uploaded(value, inputs[0].device), found)
+            result = func(*tree_map(_here, args), **tree_map(_here, kwargs))
+            out = tree_map(lambda value: _uploaded(value, inputs[0].device), result)
             self._account.look(str(func))
             return out
         if func in _BY_INDEX and inputs:
@@ -147,26 +147,26 @@ def _compute(func: Any, args: Any, kwargs: Any, inputs: Any, outputs: Any) -> No
     What it wrote in place is right by that alone, and so are views that are not declared as such
     (``meshgrid``).
     """
-    held = {_memory(one) for one in inputs}
-    fresh = [one for one in outputs if _memory(one) not in held]
-    new = {id(one) for one in fresh}
+    memories = {_memory(tensor) for tensor in inputs}
+    fresh = [tensor for tensor in outputs if _memory(tensor) not in memories]
+    new = {id(tensor) for tensor in fresh}
     every = (*inputs, *fresh)
-    limit = INTEGERS if all(_is_whole(one.dtype) for one in every) else SMALL
-    if sum(one.numel() for one in every) <= limit and func not in _hopeless:
+    limit = INTEGERS if all(_is_whole(tensor.dtype) for tensor in every) else SMALL
+    if sum(tensor.numel() for tensor in every) <= limit and func not in _hopeless:
         try:
-            found = func(*tree_map(_here, args), **tree_map(_here, kwargs))
+            computed = func(*tree_map(_here, args), **tree_map(_here, kwargs))
         except (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError):
             _hopeless.add(func)
         else:
-            results = [one for one in tree_leaves(found) if isinstance(one, torch.Tensor)]
+            results = [leaf for leaf in tree_leaves(computed) if isinstance(leaf, torch.Tensor)]
             for result, place in zip(results, outputs, strict=False):
                 if id(place) in new and place.numel():
                     _alias(place).copy_(result)
             return
-    for one in fresh:
-        most = INTEGERS if _is_whole(one.dtype) else SMALL
-        if _on_card(one) and 0 < one.numel() <= most:
-            _alias(one).zero_()
+    for tensor in fresh:
+        most = INTEGERS if _is_whole(tensor.dtype) else SMALL
+        if _on_card(tensor) and 0 < tensor.numel() <= most:
+            _alias(tensor).zero_()
 
 
 def _memory(value: Any) -> int:
@@ -184,7 +184,7 @@ def _is_whole(dtype: torch.dtype) -> bool:
 def _is_view(func: Any) -> bool:
     returns = func._schema.returns
     return bool(returns) and all(
-        one.alias_info is not None and not one.alias_info.is_write for one in returns
+        value.alias_info is not None and not value.alias_info.is_write for value in returns
     )
 
 
@@ -223,8 +223,8 @@ def _without_masks(indices: Any) -> list[Any]:
     plain: list[Any] = []
     for index in indices:
         if _on_card(index) and index.dtype in (torch.bool, torch.uint8):
-            found = _alias(index).nonzero(as_tuple=True)
-            plain += [_uploaded(one, index.device) for one in found]
+            positions = _alias(index).nonzero(as_tuple=True)
+            plain += [_uploaded(tensor, index.device) for tensor in positions]
         else:
             plain.append(index)
     return plain
@@ -232,11 +232,11 @@ def _without_masks(indices: Any) -> list[Any]:
 
 def _caller() -> str:
     """The innermost lines that are neither ours nor torch's."""
-    found: list[str] = []
+    lines: list[str] = []
     frame: Any = sys._getframe(1)
-    while frame is not None and len(found) < _FRAMES:
+    while frame is not None and len(lines) < _FRAMES:
         name = frame.f_code.co_filename
         if not name.startswith(_HERE) and _TORCH not in name:
-            found.append(f"{name}:{frame.f_lineno} {frame.f_code.co_name}")
+            lines.append(f"{name}:{frame.f_lineno} {frame.f_code.co_name}")
         frame = frame.f_back
-    return " < ".join(found)
+    return " < ".join(lines)

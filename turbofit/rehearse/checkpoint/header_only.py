@@ -77,8 +77,10 @@ def write_weights(entries: Iterable[Entry], folder: Path) -> None:
     if len(shards) > 1:
         count = len(shards)
         names = [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
-        held = {one[0]: name for name, shard in zip(names, shards, strict=True) for one in shard}
-        index = json.dumps({"metadata": {}, "weight_map": held})
+        weight_map = {
+            entry[0]: name for name, shard in zip(names, shards, strict=True) for entry in shard
+        }
+        index = json.dumps({"metadata": {}, "weight_map": weight_map})
         (folder / "model.safetensors.index.json").write_text(index, encoding="utf-8")
     for name, shard in zip(names, shards, strict=True):
         write_header(folder / name, shard, shapes)

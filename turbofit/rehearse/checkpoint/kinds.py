@@ -79,7 +79,7 @@ def kinds() -> dict[str, Kind]:
     """
     room = "checkpoints"
     files = {name: load_yaml(preset_path(room, name)) for name in presets_of(room)}
-    found: dict[str, Kind] = {}
+    by_architecture: dict[str, Kind] = {}
     for name in sorted(files):
         try:
             kind = msgspec.convert(_whole(name, files), Kind)
@@ -87,8 +87,8 @@ def kinds() -> dict[str, Kind]:
             raise UsageError(
                 f"presets/checkpoints/{name}.yaml is damaged: {error}", hint="reinstall turbofit"
             ) from None
-        found |= dict.fromkeys(kind.architectures, kind)
-    return found
+        by_architecture |= dict.fromkeys(kind.architectures, kind)
+    return by_architecture
 
 
 def _whole(name: str, files: Mapping[str, JsonObject]) -> JsonObject:
@@ -102,12 +102,12 @@ def _whole(name: str, files: Mapping[str, JsonObject]) -> JsonObject:
 
 def merged(below: JsonObject, above: JsonObject) -> JsonObject:
     """One mapping over another, mapping by mapping; lists and figures are the upper one's."""
-    found = dict(below)
+    mapping = dict(below)
     for key, value in above.items():
-        old = found.get(key)
+        old = mapping.get(key)
         both = isinstance(value, dict) and isinstance(old, dict)
-        found[key] = merged(old, value) if both else value  # type: ignore[arg-type]
-    return found
+        mapping[key] = merged(old, value) if both else value  # type: ignore[arg-type]
+    return mapping
 
 
 # ------------------------------------------------------------------------------- named values
@@ -121,8 +121,8 @@ def values_of(model: Model, packing: str, ids: Mapping[str, int]) -> Values:
     """
     text, rule = model.text, model.image_rule
     limit = (rule.checkpoint_limit if rule is not None else None) or 0
-    found: dict[str, Any] = to_builtins(text)
-    found |= {
+    values: dict[str, Any] = to_builtins(text)
+    values |= {
         "architecture": model.architecture,
         "dtype": "float16" if model.dtype == "float16" else "bfloat16",
         "packed": bool(packing),
@@ -140,19 +140,19 @@ def values_of(model: Model, packing: str, ids: Mapping[str, int]) -> Values:
         "mrope": [text.head_dim // 8, text.head_dim * 3 // 16, text.head_dim * 3 // 16],
     }
     for part in (text.mla, text.delta):
-        found |= to_builtins(part) if part is not None else {}
-    found["layers"] = text.layers  # a delta net counts layers, too
+        values |= to_builtins(part) if part is not None else {}
+    values["layers"] = text.layers  # a delta net counts layers, too
     if text.mla is not None:
-        found["ones_of_a_rope"] = [1.0] * (text.mla.rope_dim // 2)
+        values["ones_of_a_rope"] = [1.0] * (text.mla.rope_dim // 2)
     if text.delta is not None:
         interval = text.layers // text.attention_layers
-        found["interval"] = interval
-        found["layers_of_delta_nets"] = [
+        values["interval"] = interval
+        values["layers_of_delta_nets"] = [
             "linear_attention" if (i + 1) % interval else "full_attention"
             for i in range(text.layers)
         ]
-    found |= _of_experts(text) | _of_towers(model)
-    return found | {f"id:{token}": number for token, number in ids.items()}
+    values |= _of_experts(text) | _of_towers(model)
+    return values | {f"id:{token}": number for token, number in ids.items()}
 
 
 def _of_experts(text: TextDims) -> dict[str, Any]:
@@ -178,8 +178,8 @@ def _of_towers(model: Model) -> dict[str, Any]:
         return {}
     image, steps = vision.image_size or 448, vision.deepstack + 1
     side = image // vision.patch_size
-    found = {f"v_{name}": value for name, value in to_builtins(vision).items()}
-    found |= {
+    values = {f"v_{name}": value for name, value in to_builtins(vision).items()}
+    values |= {
         "v_image": image,
         "v_patch": vision.patch_size,
         "v_layer_norm": vision.norm == "layer_norm",
@@ -191,9 +191,9 @@ def _of_towers(model: Model) -> dict[str, Any]:
     }
     audio = vision.audio
     if audio is not None:
-        found |= {f"a_{name}": value for name, value in to_builtins(audio).items()}
-        found["a_shrunk_bins"] = audio.shrunk_bins
-    return found
+        values |= {f"a_{name}": value for name, value in to_builtins(audio).items()}
+        values["a_shrunk_bins"] = audio.shrunk_bins
+    return values
 
 
 def _kept_at_16_bits(tower: int, layers: int) -> list[str]:
@@ -210,7 +210,10 @@ def size(expression: str, values: Values) -> int:
     """
     total = 0
     for term in expression.split("+"):
-        factors = (int(one) if one.isdigit() else _named(one, values) for one in term.split("*"))
+        factors = (
+            int(factor) if factor.isdigit() else _named(factor, values)
+            for factor in term.split("*")
+        )
         total += prod(factors)
     return total
 
@@ -230,8 +233,8 @@ def config_from(template: Any, values: Values) -> Any:
     ``=NAME|drop`` leaves the key out where it is 0, and ``=|drop`` always.
     """
     if isinstance(template, dict):
-        made = {key: config_from(value, values) for key, value in template.items()}
-        return {key: value for key, value in made.items() if value is not _DROP}
+        config = {key: config_from(value, values) for key, value in template.items()}
+        return {key: value for key, value in config.items() if value is not _DROP}
     if isinstance(template, list):
         return [config_from(value, values) for value in template]
     if not isinstance(template, str) or not template.startswith("="):
@@ -311,12 +314,12 @@ def rows_of(
         packing: how linear layers are stored; empty for 16 bits.
     """
 
-    def each(rows: list[Any], at: str, layer: int) -> Iterator[Entry]:
+    def entries(rows: list[Any], at: str, layer: int) -> Iterator[Entry]:
         for row in rows:
             if isinstance(row, str):
                 yield from _row(at, row.split(), values, packing)
             elif "part" in row:
-                yield from each(parts[row["part"]], at, layer)
+                yield from entries(parts[row["part"]], at, layer)
             elif _wanted(row, values):
                 yield from block(row, at, layer)
 
@@ -327,11 +330,11 @@ def rows_of(
         if selector in _REPEATED:
             for i in range(count):
                 inner = i if selector == "all" else layer
-                yield from each(row["rows"], f"{at}{row['at']}{i}.", inner)
+                yield from entries(row["rows"], f"{at}{row['at']}{i}.", inner)
         elif _SELECTORS[selector](layer, count):
-            yield from each(row["rows"], at, layer)
+            yield from entries(row["rows"], at, layer)
 
-    return each(rows, "", 0)
+    return entries(rows, "", 0)
 
 
 def _row(at: str, words: list[str], values: Values, packing: str) -> Iterator[Entry]:
@@ -341,7 +344,7 @@ def _row(at: str, words: list[str], values: Values, packing: str) -> Iterator[En
     if not _wanted(options, values):
         return
     bias = bool(_named(options["bias"], values)) if "bias" in options else "bias" in rest
-    shape = tuple(size(one, values) for one in sizes)
+    shape = tuple(size(expression, values) for expression in sizes)
     full, dtype = at + name, _DTYPE[values["dtype"]]
     if how == "tensor":
         yield full, options.get("as", dtype), shape
@@ -357,10 +360,10 @@ def _row(at: str, words: list[str], values: Values, packing: str) -> Iterator[En
 
 def _exempt(name: str, quantization: Quantization | None) -> bool:
     """Whether the checkpoint leaves a decoder's linear layer in 16 bits."""
-    found = re.search(r"layers\.(\d+)\.(.+)", name)
-    if quantization is None or not quantization.unconverted or found is None:
+    match = re.search(r"layers\.(\d+)\.(.+)", name)
+    if quantization is None or not quantization.unconverted or match is None:
         return False
-    return quantization.exempts(found[2], int(found[1]))
+    return quantization.exempts(match[2], int(match[1]))
 
 
 def _wanted(options: Mapping[str, Any], values: Values) -> bool:

@@ -132,10 +132,10 @@ def config_of(twin: Twin) -> JsonObject:
     if quantization and quantization.method == "awq" and quantization.unconverted:
         exempt = list(quantization.unconverted)
         packing["quantization_config"]["modules_to_not_convert"] = exempt
-    made: JsonObject = config_from(merged(_nested(quantized, packing), template), twin.values)
+    config: JsonObject = config_from(merged(_nested(quantized, packing), template), twin.values)
     if not twin.packing:
-        made.pop("quantization_config", None)
-    return made
+        config.pop("quantization_config", None)
+    return config
 
 
 def _nested(path: str, data: JsonObject) -> JsonObject:

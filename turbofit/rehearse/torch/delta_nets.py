@@ -55,8 +55,8 @@ class _Indices:
         chunks = most_chunks(self.tokens, cu_seqlens.numel() - 1, chunk_size)
         if self._made is None or self._made[0] is not cu_seqlens or self._made[1] != chunks:
             zeros: Callable[..., Any] = torch.zeros
-            made = zeros((chunks, 2), dtype=cu_seqlens.dtype, device=cu_seqlens.device)
-            self._made = (cu_seqlens, chunks, made)
+            indices = zeros((chunks, 2), dtype=cu_seqlens.dtype, device=cu_seqlens.device)
+            self._made = (cu_seqlens, chunks, indices)
         return self._made[2]
 
 
@@ -72,8 +72,8 @@ def _fewer_variants(module: Any) -> None:
     """Leave each kernel few variants to try, under any number of decorators."""
     wrapped = list(vars(module).values())
     while wrapped:
-        configs = [getattr(one, "configs", None) for one in wrapped]
-        for found in configs:
-            if isinstance(found, list):
-                del found[_VARIANTS:]
-        wrapped = [one.fn for one in wrapped if getattr(one, "fn", None) is not None]
+        configs = [getattr(value, "configs", None) for value in wrapped]
+        for variants in configs:
+            if isinstance(variants, list):
+                del variants[_VARIANTS:]
+        wrapped = [value.fn for value in wrapped if getattr(value, "fn", None) is not None]

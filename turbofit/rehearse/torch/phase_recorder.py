@@ -64,11 +64,11 @@ def read_records(folder: Path) -> list[Document]:
     A row has ``phase``, ``gpu``, and at the phase's end ``requested`` (the tensors alone),
     ``allocated`` (whole blocks) and ``reserved``, and the peaks of the latter two.
     """
-    found = []
+    records = []
     for path in sorted((folder / _RECORDS).glob("*.json")):
         with contextlib.suppress(OSError, ValueError):
-            found.append(json.loads(path.read_text(encoding="utf-8")))
-    return found
+            records.append(json.loads(path.read_text(encoding="utf-8")))
+    return records
 
 
 def _keep(folder: Path) -> None:

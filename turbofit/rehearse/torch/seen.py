@@ -15,7 +15,7 @@ from turbofit.memory.account import POOL_WARMUP
 from turbofit.pretend.report import card_at_peak, newest_refusal
 from turbofit.pretend.usage import BEFORE, Usage
 from turbofit.rehearse.notes import DEAD
-from turbofit.rehearse.run import EndedRun, Seen
+from turbofit.rehearse.run import EndedRun, Readings
 from turbofit.rehearse.torch.phase_recorder import read_records
 
 NOT_KNOWN: Final = (
@@ -55,21 +55,21 @@ def span(usage: Usage, gpu: int, phase: str, order: Sequence[str]) -> tuple[int,
     return context + end, context + end
 
 
-def seen(ended: EndedRun) -> Seen:
+def read_run(ended: EndedRun) -> Readings:
     """What the allocator's figures and the account say, and the death in torch's own words."""
-    told, cards = ended.notes, range(len(ended.spec.machine.gpus))
+    notes, cards = ended.notes, range(len(ended.spec.machine.gpus))
     usages, records = ended.ran.usages, read_records(ended.folder)
-    order = [name for name in told.get("seconds", {}) if name not in ("import", "end")]
+    order = [name for name in notes.get("seconds", {}) if name not in ("import", "end")]
     phases: list[dict[str, dict[str, Any]]] = [{} for _ in cards]
     for gpu in cards:
         for name in order:
             spans = [span(usage, gpu, name, order) for usage in usages]
-            held = {"peak": sum(peak for peak, _ in spans), "held": sum(end for _, end in spans)}
-            phases[gpu][name] = held | _counters(records, gpu, name)
-    cache = _cache(told, len(cards))
-    return Seen(
+            row = {"peak": sum(peak for peak, _ in spans), "held": sum(end for _, end in spans)}
+            phases[gpu][name] = row | _counters(records, gpu, name)
+    cache = _cache(notes, len(cards))
+    return Readings(
         phases=phases,
-        terms=[_terms(told, phases[gpu], cache["region"][gpu]) for gpu in cards],
+        terms=[_terms(notes, phases[gpu], cache["region"][gpu]) for gpu in cards],
         cache=cache,
         cards=[
             card_at_peak(ended.ran, gpu)
@@ -91,46 +91,48 @@ def _counters(records: list[Any], gpu: int, phase: str) -> dict[str, int]:
     return {name: sum(row[name] for row in rows) for name in _COUNTERS} if rows else {}
 
 
-def _cache(told: Mapping[str, Any], cards: int) -> dict[str, Any]:
+def _cache(notes: Mapping[str, Any], cards: int) -> dict[str, Any]:
     """LMDeploy's own CacheConfig; without figures where there is none."""
-    cache, sizes = told.get("cache") or {}, told.get("block_bytes") or []
+    cache, sizes = notes.get("cache") or {}, notes.get("block_bytes") or []
     blocks = cache.get("num_gpu_blocks") or 0
     return {
         **cache,
-        "free": told.get("free_at_sizing") or [None] * cards,
+        "free": notes.get("free_at_sizing") or [None] * cards,
         "region": [blocks * size for size in sizes] or [None] * cards,
         "object_size": next(iter(sizes), None),
         "slab_size": None,
         "tokens": blocks * cache["block_size"] if cache else None,
-        "session_len": told.get("session_len"),
+        "session_len": notes.get("session_len"),
     }
 
 
 def _terms(
-    told: Mapping[str, Any], phases: Mapping[str, Mapping[str, Any]], region: int | None
+    notes: Mapping[str, Any], phases: Mapping[str, Mapping[str, Any]], region: int | None
 ) -> dict[str, int]:
     """By line of the ledger: what the allocator tells apart."""
-    found = {} if region is None else {"kv_cache": region}
+    terms = {} if region is None else {"kv_cache": region}
     loaded = phases.get("sizing") or phases.get("load") or {}
     if "requested" in loaded:
-        found["weights"] = loaded["requested"]
-        found["load_fragmentation"] = loaded["reserved"] - loaded["requested"]
+        terms["weights"] = loaded["requested"]
+        terms["load_fragmentation"] = loaded["reserved"] - loaded["requested"]
     before, ready = phases.get("cache", {}), phases.get("ready", {})
     if "reserved" in before and "reserved" in ready:
         # Idle only: what the warm-up left allocated is cuBLAS's and the graphs'.
-        found[POOL_WARMUP] = (ready["reserved"] - ready["allocated"]) - (
+        terms[POOL_WARMUP] = (ready["reserved"] - ready["allocated"]) - (
             before["reserved"] - before["allocated"]
         )
     # What stays: the first request adds a cuBLAS workspace, which the ledger names by itself. The
     # least that a served case left, so that a leak in one case does not count.
-    cases = {case["name"]: phases.get(f"case {case['name']}", {}) for case in told.get("cases", ())}
-    served = [c["name"] for c in told.get("cases", ()) if set(c["statuses"]) == {"finished"}]
+    cases = {
+        case["name"]: phases.get(f"case {case['name']}", {}) for case in notes.get("cases", ())
+    }
+    served = [c["name"] for c in notes.get("cases", ()) if set(c["statuses"]) == {"finished"}]
     ends = [cases[name]["allocated"] for name in served if "allocated" in cases[name]]
     if "allocated" in ready:
         steady = max(ready["allocated"], min(ends, default=0))
         peaks = {name: row.get("allocated_peak") for name, row in cases.items()}
-        found |= {name: peak - steady for name, peak in peaks.items() if peak is not None}
-    return found
+        terms |= {name: peak - steady for name, peak in peaks.items() if peak is not None}
+    return terms
 
 
 def _death(ended: EndedRun) -> dict[str, Any]:
@@ -138,19 +140,19 @@ def _death(ended: EndedRun) -> dict[str, Any]:
     error, lines = ended.notes.get("error"), ended.log
     dead = [case for case in ended.notes.get("cases", []) if DEAD & set(case["statuses"])]
     phase = f"case {dead[0]['name']}" if dead else (error or ended.notes).get("phase", "import")
-    said = _words(error, lines)
-    where = " < ".join(_where(error, said, lines))
+    message = _words(error, lines)
+    where = " < ".join(_where(error, message, lines))
     refused = None
-    if _OOM_TEXT in said:
+    if _OOM_TEXT in message:
         run = newest_refusal(ended.ran) or {}
         refused = {name: run.get(name) for name in ("gpu", "asked", "left", "simulated")}
         refused["missing"] = run.get("short")
-    elif _SIZING.search(said):
+    elif _SIZING.search(message):
         refused = {"asked": None, "left": None}
     if refused is not None:
-        refused |= {"phase": phase, "where": where or said[:200]}
+        refused |= {"phase": phase, "where": where or message[:200]}
     return {
-        "refused": refused, "phase": phase, "where": where or said[:200], "message": said,
+        "refused": refused, "phase": phase, "where": where or message[:200], "message": message,
     }  # fmt: skip
 
 
@@ -159,24 +161,24 @@ def _words(error: dict[str, Any] | None, lines: Sequence[str]) -> str:
     if error and _OOM_TEXT in error["message"]:
         return str(error["message"])
     for line in reversed(lines):
-        found = _OOM.search(line) or _SIZING.search(line)
-        if found:
-            return found[1] if found.re is _OOM else found[0]
+        match = _OOM.search(line) or _SIZING.search(line)
+        if match:
+            return match[1] if match.re is _OOM else match[0]
     if error:
         return f"{error['type']}: {error['message']}"
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
-def _where(error: dict[str, Any] | None, said: str, lines: Sequence[str]) -> list[str]:
+def _where(error: dict[str, Any] | None, message: str, lines: Sequence[str]) -> list[str]:
     """The innermost lines of Python that are neither torch's nor ours, innermost first."""
-    frames = list(reversed(error["frames"])) if error and said in error["message"] else []
+    frames = list(reversed(error["frames"])) if error and message in error["message"] else []
     if not frames:
-        at = max((i for i, line in enumerate(lines) if said and said[:60] in line), default=0)
+        at = max((i for i, line in enumerate(lines) if message and message[:60] in line), default=0)
         for line in reversed(lines[max(0, at - 200) : at]):
             if "Traceback (most recent call last)" in line and frames:
                 break
-            if found := _FRAME.search(line):
-                frames.append(f"{found[1]}:{found[2]} {found[3]}")
+            if match := _FRAME.search(line):
+                frames.append(f"{match[1]}:{match[2]} {match[3]}")
     theirs = [frame for frame in frames if not any(part in frame for part in _NOT_THEIRS)]
     short = (frame.rpartition("site-packages/")[2] or frame for frame in theirs or frames)
     return [*short][:_MOST_FRAMES]

@@ -66,9 +66,9 @@ def _mark_start(notes: Notes) -> None:
 
     def noted(call: Callable[..., Any], name: str, value: Callable[[Any], Any]) -> Any:
         def ask(*args: Any, **kwargs: Any) -> Any:
-            found = call(*args, **kwargs)
-            notes.write(**{name: value(found)})
-            return found
+            answer = call(*args, **kwargs)
+            notes.write(**{name: value(answer)})
+            return answer
 
         return ask
 
@@ -102,13 +102,15 @@ async def _case(engine: Any, case: RehearsalCase, notes: Notes, seconds: float) 
     from lmdeploy.serve.core.exceptions import RequestError
 
     refused: Any = RequestError
-    made: dict[RehearsalRequest, Any] = {}
+    prepared: dict[RehearsalRequest, Any] = {}
     ready: list[Any] = []
     try:
-        for one in case.requests:
-            again = one in made
-            ready.append(await (_again(engine, made[one]) if again else _prepared(engine, one)))
-            made.setdefault(one, ready[-1])
+        for request in case.requests:
+            again = request in prepared
+            ready.append(
+                await (_again(engine, prepared[request]) if again else _prepared(engine, request))
+            )
+            prepared.setdefault(request, ready[-1])
     except refused as error:
         # Nothing reached the engine.
         notes.enter(f"case {case.name}")
@@ -116,14 +118,14 @@ async def _case(engine: Any, case: RehearsalCase, notes: Notes, seconds: float) 
         return notes.case(case.name, [], time.monotonic(), refusals, str(error))
     notes.enter(f"case {case.name}")
     begun = time.monotonic()
-    tasks = [asyncio.create_task(_answer(engine, one)) for one in ready]
+    tasks = [asyncio.create_task(_answer(engine, prompt)) for prompt in ready]
     _, late = await asyncio.wait(tasks, timeout=seconds)
     statuses = [NOT_FINISHED if task in late else task.result()[0] for task in tasks]
     words = next((task.result()[1] for task in tasks if task not in late and task.result()[1]), "")
     for task in late:
         task.cancel()
     await asyncio.sleep(0.05)
-    tokens = [one.input_token_len for one in ready]
+    tokens = [request.input_token_len for request in ready]
     return notes.case(case.name, tokens, begun, statuses, words)
 
 

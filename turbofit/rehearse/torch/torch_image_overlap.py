@@ -46,7 +46,7 @@ def worst_cases(plan: Plan) -> tuple[RehearsalCase, ...]:
             room = ServerRoom(
                 batch=settings.max_batch_size,
                 prefill=settings.max_prefill_token_num,
-                held=plan.kv.tokens - _CUT * settings.cache_block_seq_len,
+                cached=plan.kv.tokens - _CUT * settings.cache_block_seq_len,
                 gate=mixes.let_through(limits, bound),
             )
             # What a prefix cache has seen is not encoded again.
@@ -94,13 +94,13 @@ class ServerRoom(NamedTuple):
     Attributes:
         batch: requests that run at once.
         prefill: tokens of a forward.
-        held: tokens of prompts whose blocks the cache has at once; None: as many as there are.
+        cached: tokens of prompts whose blocks the cache has at once; None: as many as there are.
         gate: vision units that the gateway lets through at once; None: it holds clients to none.
     """
 
     batch: int
     prefill: int
-    held: int | None = None
+    cached: int | None = None
     gate: int | None = None
 
 
@@ -134,8 +134,8 @@ class Pictures:
         """The worst request: the largest picture, as often as its units allow."""
         maker = self.maker
         units = mixes.units_of_request(maker.units, maker.images, maker.request_units)
-        found = [self._within(one, 1 << 40) for one in units]
-        return Prompt(maker.lead, tuple(one for one in found if one is not None), maker.rest)
+        images = [self._within(count, 1 << 40) for count in units]
+        return Prompt(maker.lead, tuple(image for image in images if image is not None), maker.rest)
 
     def _within(self, units: int, tokens: int) -> Image | None:
         """The picture with the most units within so many units and tokens."""
@@ -166,7 +166,7 @@ def most_met(prompts: Sequence[Prompt], prefill: int) -> int:
     """
     most = tokens = met = 0
     for prompt in prompts:
-        limit = max(prefill, *(one for _, one in prompt.images))
+        limit = max(prefill, *(image.tokens for image in prompt.images))
         if prompt.length > limit:
             tokens, met, most = 0, 0, max(most, *_chunks(prompt, limit))
             continue
@@ -196,23 +196,25 @@ def worst_mix(pictures: Pictures, room: ServerRoom) -> list[Prompt]:
     forward that it would not be in without: a match ends before a picture that is not whole in it.
     Source: lmdeploy block_trie/trie.py::BlockTrie.match #8a20e4
     """
-    found = [mix for mix in _mixes(pictures, room) if mix and len(mix) <= room.batch]
-    best = max(found, key=lambda mix: most_met(mix, room.prefill))
+    candidates = [mix for mix in _mixes(pictures, room) if mix and len(mix) <= room.batch]
+    best = max(candidates, key=lambda mix: most_met(mix, room.prefill))
     return best if room.gate is not None else (best * 2)[: room.batch]
 
 
 def _mixes(pictures: Pictures, room: ServerRoom) -> Iterator[list[Prompt]]:
     maker = pictures.maker
     gate = room.gate if room.gate is not None else maker.request_units * room.batch
-    held = room.prefill if room.held is None else min(room.prefill, room.held)
+    cached = room.prefill if room.cached is None else min(room.prefill, room.cached)
     whole = pictures.request()
     yield [whole]  # longer than a forward, it is cut into chunks
     first = whole.images[0]
-    chunk = maker.request(maker.request_units - first.units, held + maker.lead, held)
+    chunk = maker.request(maker.request_units - first.units, cached + maker.lead, cached)
     if maker.images > 1 and chunk is not None and first.units + chunk.units <= gate:
         yield [Prompt(maker.lead, (first, *chunk.images)[: maker.images], maker.rest)]
-    found: list[Prompt] = []  # the largest pictures first, several a request
-    while len(found) < room.batch and (one := maker.request(gate, held, held)) is not None:
-        found.append(one)
-        held, gate = held - one.length, gate - one.units
-    yield found
+    requests: list[Prompt] = []  # the largest pictures first, several a request
+    while (
+        len(requests) < room.batch and (request := maker.request(gate, cached, cached)) is not None
+    ):
+        requests.append(request)
+        cached, gate = cached - request.length, gate - request.units
+    yield requests

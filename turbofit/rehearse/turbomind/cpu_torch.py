@@ -89,11 +89,11 @@ def patch_torch(scenario: Scenario, staging: Staging) -> None:
         return gpus[int(number or 0)]
 
     def properties(number: Any = 0) -> SimpleNamespace:
-        one = gpu(number)
-        major, minor = one.sm
+        card = gpu(number)
+        major, minor = card.sm
         return SimpleNamespace(
-            name=one.name, major=major, minor=minor, total_memory=one.total,
-            multi_processor_count=one.sm_count,
+            name=card.name, major=major, minor=minor, total_memory=card.total,
+            multi_processor_count=card.sm_count,
         )  # fmt: skip
 
     cuda.device = device
@@ -117,12 +117,12 @@ def _declare_torchvision() -> None:
     Only where torchvision's own library does not load: its CUDA build beside CPU-only torch.
     """
     spec = importlib.util.find_spec("torchvision")
-    found = list(Path(spec.origin).parent.glob("_C*.so")) if spec and spec.origin else []
-    if not found:
+    libraries = list(Path(spec.origin).parent.glob("_C*.so")) if spec and spec.origin else []
+    if not libraries:
         return
     operators: Any = torch.ops
     try:
-        operators.load_library(str(found[0]))
+        operators.load_library(str(libraries[0]))
     except OSError:
         make: Any = torch.library.Library
         library = make("torchvision", "DEF")

@@ -81,8 +81,8 @@ def _wait(pending: Sequence[Any], account: LibraryAccount, seconds: float) -> No
     """Waits for all requests, as long as the engine has called something in so many seconds."""
     timer = InactivityTimer(account.calls)
     longest = LIMITS_WHILE_ACTIVE * seconds
-    for one in pending:
-        while not one.done.wait(0.2):
+    for request in pending:
+        while not request.done.wait(0.2):
             if timer.inactive() > seconds or timer.elapsed() > longest:
                 return
 
@@ -106,8 +106,8 @@ def _run_case(
     _wait(pending, account, spec.case_seconds)
     _quiet(account)
     account.mark(f"after {case.name}")
-    statuses = [_STATUS.get(one.status, str(one.status)) for one in pending]
-    tokens = [one.tokens for one in pending]
+    statuses = [_STATUS.get(request.status, str(request.status)) for request in pending]
+    tokens = [request.tokens for request in pending]
     return notes.case(case.name, tokens, begun, statuses, queued_whole=whole)
 
 
@@ -192,9 +192,9 @@ def submit(engine: Any, session: int, request: RehearsalRequest) -> Pending:
     def progressed() -> None:
         if not state:
             return
-        seen = state[0].consume()
-        if seen is not None and seen.status != 0:
-            pending.status = seen.status
+        update = state[0].consume()
+        if update is not None and update.status != 0:
+            pending.status = update.status
             pending.done.set()
 
     outputs, shared, metrics = instance.model_inst.forward(

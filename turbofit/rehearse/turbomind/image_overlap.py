@@ -31,10 +31,10 @@ def worst_cases(plan: Plan) -> tuple[RehearsalCase, ...]:
     whole = limits.units_per_image, limits.images_per_request, limits.units_per_request
     units = mixes.units_of_request(*whole) if limits.vision_unit else []
     if rule is not None and units:
-        one = _request(rule, units, _TEXT)
+        request = _request(rule, units, _TEXT)
         # The next case asks again about images that are in the prefix cache.
-        cached = dataclasses.replace(one, lead=1, images=1)
-        images["vision_request"] = [cached if plan.settings.enable_prefix_caching else one]
+        cached = dataclasses.replace(request, lead=1, images=1)
+        images["vision_request"] = [cached if plan.settings.enable_prefix_caching else request]
         images["vision_forward"] = queue(plan, rule, limits.units_per_image, gate_of(plan))
     longest = min(plan.settings.session_len, plan.kv.longest_request_tokens) - _NEW
     return mixes.cases_of(plan, images, max(1, longest), _NEW)
@@ -68,16 +68,16 @@ def queue(
         return [_prompted(rule, prompt) for prompt in cold]
     forward, context = _room(plan)
     again = _repeated_images(plan, maker, gate)
-    seen = sum(prompt.units for prompt, _ in again)
-    if seen < most_met(cold, forward, context):
+    repeated = sum(prompt.units for prompt, _ in again)
+    if repeated < most_met(cold, forward, context):
         return [_prompted(rule, prompt) for prompt in cold]
     return [_prompted(rule, prompt, 1 if cached else None) for prompt, cached in again]
 
 
 def _room(plan: Plan, prompts: int = _CUT) -> tuple[int, int]:
     """Tokens of a forward, and of all prompts in it: those whose blocks the cache has at once."""
-    held = plan.kv.tokens - min(prompts, _CUT) * _BLOCK  # of each the last is in part filled
-    return forward_tokens(plan.settings), min(plan.settings.session_len, held)
+    context = plan.kv.tokens - min(prompts, _CUT) * _BLOCK  # of each the last is in part filled
+    return forward_tokens(plan.settings), min(plan.settings.session_len, context)
 
 
 def _cold(plan: Plan, maker: PromptMaker, gate: int | None) -> list[Prompt]:
@@ -87,16 +87,16 @@ def _cold(plan: Plan, maker: PromptMaker, gate: int | None) -> list[Prompt]:
     if maker.alone(context) is None:
         return [maker.prompt(maker.units)]  # which the engine refuses
     images = batch if maker.images == 1 else max(batch, min(batch * maker.images, _MANY))
-    found: list[list[Prompt]] = []
+    queues: list[list[Prompt]] = []
     for cut in range(1, _CUT + 1):
-        held = _room(plan, cut)[1]
-        for prompts in _queues(maker, forward, held, images):
+        cut_context = _room(plan, cut)[1]
+        for prompts in _queues(maker, forward, cut_context, images):
             kept = prompts if gate is None else maker.under(prompts, gate, images)
             # Where fewer blocks are cut, no more prompts may be in the cache at once.
             together = maker.together(kept)
-            found += [queue for queue in (kept, together) if cut == _CUT or len(queue) <= cut]
+            queues += [queue for queue in (kept, together) if cut == _CUT or len(queue) <= cut]
     return max(
-        (prompts for prompts in found if prompts and len(prompts) <= batch),
+        (prompts for prompts in queues if prompts and len(prompts) <= batch),
         key=lambda prompts: most_met(prompts, forward, _room(plan, len(prompts))[1]),
     )
 
@@ -113,12 +113,12 @@ def most_met(prompts: Sequence[Prompt], forward: int, context: int) -> int:
     """
     done, most = [0] * len(prompts), 0
     while any(at < prompt.length for at, prompt in zip(done, prompts, strict=True)):
-        room, held, met, moved = forward, context, 0, False
+        room, context_left, met, moved = forward, context, 0, False
         for i, prompt in enumerate(prompts):
             left = prompt.length - done[i]
             if not left:
                 continue
-            if room <= 0 or prompt.length > held:
+            if room <= 0 or prompt.length > context_left:
                 break
             end = done[i] + min(left, room)
             if end < prompt.length:
@@ -126,7 +126,7 @@ def most_met(prompts: Sequence[Prompt], forward: int, context: int) -> int:
             if end <= done[i]:
                 continue
             met += prompt.met(done[i], end)
-            room, held, moved = room - (end - done[i]), held - prompt.length, True
+            room, context_left, moved = room - (end - done[i]), context_left - prompt.length, True
             done[i] = end
         if not moved:
             break  # a prompt that is longer than the context is refused
@@ -136,8 +136,8 @@ def most_met(prompts: Sequence[Prompt], forward: int, context: int) -> int:
 
 def _queues(maker: PromptMaker, forward: int, context: int, batch: int) -> Iterator[list[Prompt]]:
     """What is worth trying: equal images, and images that lie across a forward's edges."""
-    each = maker.alone(context)
-    if each is None:
+    largest = maker.alone(context)
+    if largest is None:
         return
     for kept in range(1, batch + 1):
         part = maker.alone(context // kept)
@@ -146,7 +146,7 @@ def _queues(maker: PromptMaker, forward: int, context: int, batch: int) -> Itera
     yield _filled(maker, [], forward, context, batch)
     step = max(_BLOCK, forward // _BLOCK * _BLOCK)
     # An image that is one token longer than whole chunks, and a prompt that is cut there.
-    first = each._replace(lead=1 + (-each.tokens) % step, rest=max(1, forward - step))
+    first = largest._replace(lead=1 + (-largest.tokens) % step, rest=max(1, forward - step))
     yield _filled(maker, [first], forward, context, batch)
 
 
@@ -159,9 +159,9 @@ def _filled(
     # The last, of which one token is enough, must have its place in the context, too.
     cut = maker.alone(left)
     last = cut.length if cut else _LEAST
-    found = [*first, *maker.filled(min(room, left - last), batch - 1 - len(first))]
-    cut = maker.alone(context - sum(prompt.length for prompt in found))
-    return [*found, cut] if cut else found
+    prompts = [*first, *maker.filled(min(room, left - last), batch - 1 - len(first))]
+    cut = maker.alone(context - sum(prompt.length for prompt in prompts))
+    return [*prompts, cut] if cut else prompts
 
 
 def _maker(rule: ImageRule, units: int, limits: Limits) -> PromptMaker:
@@ -190,15 +190,15 @@ def _repeated_images(plan: Plan, maker: PromptMaker, gate: int | None) -> list[t
     tried = []
     for kept in (settings.max_batch_size, settings.max_batch_size - 1):
         count = max(1, min(most, kept))
-        found = [(prompt, True)] * count
+        mix = [(prompt, True)] * count
         room = forward_tokens(settings) - count * _BLOCK
         context = settings.session_len - count * length - _NEW
         left = maker.request_units if gate is None else gate - count * prompt.units
         new = maker.request(left, context, room)
         if new is not None and count < settings.max_batch_size:
-            found.append((new, False))
-        tried.append(found)
-    return max(tried, key=lambda mix: sum(each.units for each, _ in mix))
+            mix.append((new, False))
+        tried.append(mix)
+    return max(tried, key=lambda mix: sum(prompt.units for prompt, _ in mix))
 
 
 def _prompted(rule: ImageRule, prompt: Prompt, images: int | None = None) -> RehearsalRequest:
@@ -208,5 +208,5 @@ def _prompted(rule: ImageRule, prompt: Prompt, images: int | None = None) -> Reh
 
 
 def _request(rule: ImageRule, units: Sequence[int], text_tokens: int) -> RehearsalRequest:
-    grids = convert([rule.grid(one) for one in units], tuple[Unit, ...])
+    grids = convert([rule.grid(count) for count in units], tuple[Unit, ...])
     return RehearsalRequest(text_tokens, grids, max_new_tokens=_NEW)

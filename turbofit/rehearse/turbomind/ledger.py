@@ -81,7 +81,7 @@ class RehearsedGpu:
     several ranks the process's peak depends on the timing of their threads, a rank's does not.
     """
 
-    held: int = 0
+    in_use: int = 0
     phase: str = "import"
     end: dict[str, int] = field(default_factory=dict)
     peak: dict[str, int] = field(default_factory=dict)
@@ -172,7 +172,7 @@ class Ledger:
 
     def _leave(self, index: int) -> None:
         card = self.cards[index]
-        card.end[card.phase] = card.held
+        card.end[card.phase] = card.in_use
         for pool in self.of_card(index):
             pool.live_end[card.phase] = pool.live
             pool.held_end[card.phase] = pool.held
@@ -181,7 +181,7 @@ class Ledger:
         self._leave(index)
         card = self.cards[index]
         card.phase = phase
-        card.peak[phase] = card.held
+        card.peak[phase] = card.in_use
         card.pinned_peak[phase] = card.pinned
         for pool in self.of_card(index):
             pool.live_peak[phase] = pool.live
@@ -193,11 +193,11 @@ class Ledger:
 
     def _hold(self, device: int, value: int) -> None:
         card = self.cards[device]
-        card.held = value
+        card.in_use = value
         card.peak[card.phase] = max(card.peak.get(card.phase, 0), value)
 
     def _given(self, event: Event) -> None:
-        device, kind, number, size, held = (event.number(i) for i in range(5))
+        device, kind, number, size, in_use = (event.number(i) for i in range(5))
         card, address = self.cards[device], event.fields[5]
         if kind == PINNED:
             card.pinned += size
@@ -211,7 +211,7 @@ class Ledger:
             pool.live += size
             pool.held = max(pool.held, -(-pool.live // self.pool_step) * self.pool_step)
             pool.live_peak[card.phase] = max(pool.live_peak.get(card.phase, 0), pool.live)
-        self._hold(device, held)
+        self._hold(device, in_use)
         late: tuple[str, ...] = ()
         if card.phase in ("buffers", "warm-up"):
             late = KINDS[kind], self._sites.site(event.trace)
@@ -222,14 +222,14 @@ class Ledger:
             card.cache_region, card.cache_address = size, int(address, 16)
             self._enter(device, "buffers")
 
-    def _freed(self, block: _Block, held: int) -> None:
+    def _freed(self, block: _Block, in_use: int) -> None:
         card = self.cards[block.device]
         if block.kind == PINNED:
             card.pinned -= block.size
             return
         for name in block.late:
             card.late[name] -= block.size
-        self._hold(block.device, held)
+        self._hold(block.device, in_use)
         if block.pool in self.pools:
             self.pools[block.pool].live -= block.size
 

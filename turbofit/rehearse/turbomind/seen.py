@@ -17,7 +17,7 @@ from turbofit.pretend.elf import Symbols
 from turbofit.pretend.libraries import PretendError
 from turbofit.pretend.timeline import KINDS, VMM, read_timeline
 from turbofit.rehearse.packages import engine_library
-from turbofit.rehearse.run import EndedRun, Seen
+from turbofit.rehearse.run import EndedRun, Readings
 from turbofit.rehearse.turbomind.ledger import CallSites, Ledger
 
 NOT_KNOWN: Final = (
@@ -50,7 +50,7 @@ _SLAB: Final = re.compile(
 _STATE: Final = re.compile(r"num_blocks=(\d+) block_bytes=(\d+)")
 
 
-def seen(ended: EndedRun) -> Seen:
+def read_run(ended: EndedRun) -> Readings:
     """What the engine's calls say, from its timeline and its log.
 
     Raises:
@@ -59,20 +59,23 @@ def seen(ended: EndedRun) -> Seen:
     ledger, cards = _ledger(ended), range(len(ended.spec.machine.gpus))
     settings = ended.notes.get("settings") or dict(ended.spec.settings)
     names = [case["name"] for case in ended.notes.get("cases", [])]
-    fatal = [one for one in ended.log if "[FATAL]" in one or one.startswith(_PRETEND)]
-    said = fatal[-1] if fatal else ended.log[-1] if ended.log else ""
+    fatal = [line for line in ended.log if "[FATAL]" in line or line.startswith(_PRETEND)]
+    message = fatal[-1] if fatal else ended.log[-1] if ended.log else ""
     error, death = ended.notes.get("error"), ledger.deaths[-1] if ledger.deaths else None
     if error and not fatal:
         at = error["frames"][-1].rpartition("/")[2] if error["frames"] else "?"
-        said = f"{error['type']}: {error['message']} ({at})"
-    phase, where = ledger.phases[-1], said
+        message = f"{error['type']}: {error['message']} ({at})"
+    phase, where = ledger.phases[-1], message
     if ended.stopped == "stuck":
         phase = "warm-up"
         where = "the cache is smaller than one warm-up request: the scheduler waits for ever"
-    return Seen(
+    return Readings(
         phases=[
-            {name: {"peak": one.peak.get(name, end), "held": end} for name, end in one.end.items()}
-            for one in ledger.cards
+            {
+                name: {"peak": card.peak.get(name, end), "held": end}
+                for name, end in card.end.items()
+            }
+            for card in ledger.cards
         ],
         terms=[_terms(ledger, i, names) for i in cards],
         cache=_cache(ledger, [x for x in ended.log if any(w in x for w in _CACHE_WORDS)], settings),
@@ -106,11 +109,11 @@ def _ledger(ended: EndedRun) -> Ledger:
 def _terms(ledger: Ledger, index: int, cases: Sequence[str]) -> dict[str, int]:
     """By line of the ledger: what a card held for it, or a case's executor pool at most."""
     pool, late = ledger.executor_pool(index), ledger.cards[index].late
-    found = card_terms(ledger, index)
-    found |= {name: late[site] for name, site in _SITES.items() if site in late}
+    terms = card_terms(ledger, index)
+    terms |= {name: late[site] for name, site in _SITES.items() if site in late}
     if pool is not None:
-        found |= {case: pool.live_peak.get(f"case {case}", 0) for case in cases}
-    return found
+        terms |= {case: pool.live_peak.get(f"case {case}", 0) for case in cases}
+    return terms
 
 
 def _cache(ledger: Ledger, lines: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,8 +122,8 @@ def _cache(ledger: Ledger, lines: Sequence[str], settings: Mapping[str, Any]) ->
     For a hybrid model the states of a full batch are taken off first, as in a plan.
     """
     # Each rank says the same.
-    found = [(int(m[1]), int(m[2])) for line in lines if (m := _SLAB.search(line))]
-    slabs = list(dict.fromkeys(found))
+    sizes = [(int(m[1]), int(m[2])) for line in lines if (m := _SLAB.search(line))]
+    slabs = list(dict.fromkeys(sizes))
     slab, size = slabs[0] if slabs else (None, None)
     first, tokens = ledger.cards[0], None
     if slab and size and first.cache_region is not None:
@@ -148,16 +151,16 @@ def _cache(ledger: Ledger, lines: Sequence[str], settings: Mapping[str, Any]) ->
 
 def _states(slabs: list[tuple[int, int]], lines: Sequence[str]) -> tuple[StatePart, ...]:
     """A sequence's state as the engine registered it: a part once, another one for each layer."""
-    found = next((m for line in lines if (m := _STATE.search(line))), None)
-    if found is None:
+    match = next((m for line in lines if (m := _STATE.search(line))), None)
+    if match is None:
         return ()
-    layers, size = int(found[1]), int(found[2])
-    counts = [layers if one == size else 1 for _, one in slabs]
+    layers, size = int(match[1]), int(match[2])
+    counts = [layers if object_size == size else 1 for _, object_size in slabs]
     if slabs[0][1] != size:
         slabs, counts = slabs[1:], counts[1:]
     return tuple(
-        StatePart(count=count, object_bytes=one, slab_bytes=slab)
-        for (slab, one), count in zip(slabs, counts, strict=True)
+        StatePart(count=count, object_bytes=object_size, slab_bytes=slab)
+        for (slab, object_size), count in zip(slabs, counts, strict=True)
     )
 
 
@@ -170,17 +173,17 @@ def card_terms(ledger: Ledger, index: int) -> dict[str, int]:
     """
     end = ledger.cards[index].end
     pools = {pool.owner: pool for pool in reversed(ledger.of_card(index))}  # the first of an owner
-    held = {}
+    terms = {}
     with suppress(KeyError):
         default = pools["default"]  # of the weights
         before = end["context"] - default.held_end.get("context", 0)
-        held["weights"] = round_up(default.live_end["prepare"], ledger.pool_step)
-        held["load_temporaries"] = end["prepare"] - before - held["weights"]
-        held["kv_cache"] = end["cache"] - end["engine"]
-        held[POOL_WARMUP] = pools["executor"].held_end["ready"]
-        rest = end["ready"] - before - held["weights"]
-        held["buffers"] = rest - held["kv_cache"] - held[POOL_WARMUP]
-    return held
+        terms["weights"] = round_up(default.live_end["prepare"], ledger.pool_step)
+        terms["load_temporaries"] = end["prepare"] - before - terms["weights"]
+        terms["kv_cache"] = end["cache"] - end["engine"]
+        terms[POOL_WARMUP] = pools["executor"].held_end["ready"]
+        rest = end["ready"] - before - terms["weights"]
+        terms["buffers"] = rest - terms["kv_cache"] - terms[POOL_WARMUP]
+    return terms
 
 
 def load_peak(ledger: Ledger, index: int) -> int:

@@ -193,7 +193,7 @@ def choices_of(request: SiteRequest, created: str) -> SiteChoices:
         cards=tuple(dict.fromkeys(_card(name) for name in request.cards)),
         counts=tuple(sorted(set(request.counts))),
         used=tuple(_used(size) for size in sorted({0, *request.used})),
-        images=tuple(_images(*one) for one in dict.fromkeys(((1, None), *request.images))),
+        images=tuple(_images(*choice) for choice in dict.fromkeys(((1, None), *request.images))),
         contexts=tuple(_chosen("--context", request.contexts)),
         concurrencies=tuple(_chosen("--concurrency", request.concurrencies)),
     )

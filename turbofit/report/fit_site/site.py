@@ -149,7 +149,7 @@ def answer_of(plan: Plan) -> PageAnswer:
         answer,
         kv_tokens=plan.kv.total_tokens,
         requests_at_once=plan.requests_at_once,
-        held=tuple((one.tokens, one.held) for one in shown),
+        held=tuple((conversation.tokens, conversation.in_cache) for conversation in shown),
         throughput=plan.throughput,
         limit_costs=plan.limit_costs,
         serve=None if plan.serve is None else shlex.join(plan.serve.argv),
@@ -158,14 +158,14 @@ def answer_of(plan: Plan) -> PageAnswer:
 
 def refused(error: TurbofitError) -> PageAnswer:
     """The answer where no plan can be made at all."""
-    said = f"{error.message}; {error.hint}" if error.hint else error.message
-    return PageAnswer(fits=False, verdict=said)
+    text = f"{error.message}; {error.hint}" if error.hint else error.message
+    return PageAnswer(fits=False, verdict=text)
 
 
 def _memory(gpus: tuple[GpuLedger, ...]) -> PageMemory | None:
     if not gpus:
         return None
-    title, ledger = min(fold(gpus), key=lambda one: one[1].headroom)
+    title, ledger = min(fold(gpus), key=lambda pair: pair[1].headroom)
     return PageMemory(
         gpus=title,
         total=ledger.total,
@@ -186,8 +186,8 @@ def seconds_of(choices: SiteChoices, processes: int) -> float:
     started = perf_counter()
     for pair, point in sample:
         _answer(pair, point)
-    each = (perf_counter() - started) / len(sample)
-    return each * len(every) / processes + (_START if processes > 1 else 0)
+    seconds = (perf_counter() - started) / len(sample)
+    return seconds * len(every) / processes + (_START if processes > 1 else 0)
 
 
 def begin_worker() -> None:

@@ -95,10 +95,10 @@ _CLOSE: Final = 7
 # Bars of memory
 
 
-def bars(found: Sequence[Bar]) -> Markup:
+def bars(bars: Sequence[Bar]) -> Markup:
     """A bar a GPU on one scale; equal GPUs share what is said of them."""
-    scale = max(max(bar.room, sum(part.bytes for part in bar.parts)) for bar in found)
-    return join(*(_set(bar, scale) for bar in found), _legend(found))
+    scale = max(max(bar.room, sum(part.bytes for part in bar.parts)) for bar in bars)
+    return join(*(_set(bar, scale) for bar in bars), _legend(bars))
 
 
 def _set(bar: Bar, scale: int) -> Markup:
@@ -124,7 +124,7 @@ def _row(bar: Bar, index: int, scale: int) -> Markup:
         share = f"left:{100 * bar.room / scale:.3f}%"
         over = f"{share};width:{100 * (need - bar.room) / scale:.3f}%"
         end = join(tag("span", class_="over", style=over), tag("span", class_="end", style=share))
-    phases = [_phase(part, told=index == bar.gpus[0]) for part in bar.parts]
+    phases = [_phase(part, explained=index == bar.gpus[0]) for part in bar.parts]
     inside = tag("div", *phases, class_="stack", style=f"width:{100 * need / scale:.3f}%")
     drawn = tag(
         "div", inside, end, class_="bar", tabindex="0", role="group",
@@ -133,9 +133,9 @@ def _row(bar: Bar, index: int, scale: int) -> Markup:
     return tag("div", tag("span", f"GPU {index}", class_="gpu"), drawn, class_="row")
 
 
-def _phase(part: BarPiece, *, told: bool) -> Markup:
+def _phase(part: BarPiece, *, explained: bool) -> Markup:
     terms = [
-        tag("i", style=f"flex-grow:{size}", data_say=say if told else None)
+        tag("i", style=f"flex-grow:{size}", data_say=say if explained else None)
         for size, say in part.parts
     ]
     label = join(
@@ -160,16 +160,16 @@ def _end(bar: Bar, scale: int) -> Markup:
     return tag("div", tag("div", label, class_="ends"), class_="row axis")
 
 
-def _legend(found: Sequence[Bar]) -> Markup:
+def _legend(bars: Sequence[Bar]) -> Markup:
     """One for all bars: what each kind is, and how much; from the least to the most of them."""
     sizes: dict[tuple[str, str, str], list[int]] = {}
-    for part in (part for bar in found for part in bar.parts):
+    for part in (part for bar in bars for part in bar.parts):
         sizes.setdefault((part.kind, part.mark, part.name), []).append(part.bytes)
-    overs = [max(0, sum(part.bytes for part in bar.parts) - bar.room) for bar in found]
+    overs = [max(0, sum(part.bytes for part in bar.parts) - bar.room) for bar in bars]
     entries = []
-    for (kind, mark, name), each in sizes.items():
+    for (kind, mark, name), amounts in sizes.items():
         swatch = tag("span", mark, class_=f"swatch k-{kind}", aria_hidden="true")
-        entries.append(tag("li", swatch, f" {name} ", tag("b", _range(each))))
+        entries.append(tag("li", swatch, f" {name} ", tag("b", _range(amounts))))
     if any(overs):
         swatch = tag("span", "!", class_="swatch overs", aria_hidden="true")
         entries.append(tag("li", swatch, " more than the card has ", tag("b", _range(overs))))
@@ -224,13 +224,13 @@ _NUMBER: Final = re.compile(r"[+-]?[\d,]+(\.\d+)?(e[+-]?\d+)?")
 _LONG: Final = 24
 
 
-def page(blocks: list[Block], document: Any, made: str) -> str:
+def page(blocks: list[Block], document: Any, footer: str) -> str:
     """A whole page: the first heading is its title, each further one of level 2 begins a section.
 
     Args:
         blocks: the document as a view made it.
         document: the data that the page carries.
-        made: who made it, and when.
+        footer: who made it, and when.
     """
     parts: list[list[Block]] = []
     for block in blocks:
@@ -260,7 +260,7 @@ def page(blocks: list[Block], document: Any, made: str) -> str:
                 for id_, text, content in named
             )
         ),
-        made=tag("p", made),
+        made=tag("p", footer),
         json=json_text(document),
     )  # fmt: skip
 

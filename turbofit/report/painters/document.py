@@ -235,8 +235,8 @@ PRETENDED: Final = "on pretend GPUs: memory is the engine's own, words and speed
 
 def last_events(run: RunReport, most: int, level: int = 2) -> list[Block]:
     """What happened in a run at last."""
-    said = (f"{one.at} {one.kind}: {one.text}" for one in run.events[-most:])
-    return listed("Last events", said, level=level)
+    lines = (f"{event.at} {event.kind}: {event.text}" for event in run.events[-most:])
+    return listed("Last events", lines, level=level)
 
 
 def first_warnings(warnings: Sequence[str], assumed: Sequence[str] = ()) -> list[Block]:
@@ -247,7 +247,7 @@ def first_warnings(warnings: Sequence[str], assumed: Sequence[str] = ()) -> list
         assumed: those of them that say how the input was read.
     """
     hidden = (*BESIDE_COMMANDS, *HARMLESS)
-    kept = [text for text in warnings if not any(one in text for one in hidden)]
+    kept = [text for text in warnings if not any(phrase in text for phrase in hidden)]
     kept.sort(key=lambda text: text not in assumed)
     shown = [f"assumed: {text}" for text in kept if text in assumed] or kept[:1]
     left = len(kept) - len(shown)

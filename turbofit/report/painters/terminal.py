@@ -125,9 +125,9 @@ def _display_width(text: str) -> int:
         return len(text)
     return sum(
         0
-        if unicodedata.category(one) in _WITHOUT_WIDTH
-        else 1 + (unicodedata.east_asian_width(one) in "WF")
-        for one in text
+        if unicodedata.category(character) in _WITHOUT_WIDTH
+        else 1 + (unicodedata.east_asian_width(character) in "WF")
+        for character in text
     )
 
 
@@ -265,7 +265,7 @@ def _fill(sizes: Sequence[int], marks: Sequence[str], width: int) -> list[str]:
     beyond = [max(0.0, size / total * width - 1) for size in sizes]
     scale = spare / (sum(beyond) or 1)
     exact = [size * scale for size in beyond]
-    counts = [1 + int(one) for one in exact]
+    counts = [1 + int(share) for share in exact]
     order = sorted(range(len(sizes)), key=lambda i: exact[i] - int(exact[i]), reverse=True)
     for i in order[: width - sum(counts)]:
         counts[i] += 1

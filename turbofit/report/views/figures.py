@@ -33,12 +33,12 @@ _TEXT: Final = (512, 2048, 8192, 32768)
 class Users(Struct):
     """How many conversations of so many tokens there can be at once, over all groups.
 
-    ``held``: so many fit in the cache; ``running``: so many the engines take at once.
+    ``in_cache``: so many fit in the cache; ``running``: so many the engines take at once.
     """
 
     what: str
     tokens: int
-    held: int
+    in_cache: int
     running: int
 
 
@@ -48,12 +48,12 @@ def images_held(plan: Plan) -> int | None:
     With Transformers, which answers one request at a time, those of one request a group.
     """
     kv, limits, groups = plan.kv, plan.limits, plan.each()
-    each = -(-_pictures(plan) // max(1, limits.images_per_request))
-    if not each:
+    per_image = -(-_pictures(plan) // max(1, limits.images_per_request))
+    if not per_image:
         return None
     if plan.engine.serial:
         return limits.images_per_request * len(groups) if kv.longest_request_tokens else 0
-    return sum(one.kv.tokens // each for one in groups)
+    return sum(group.kv.tokens // per_image for group in groups)
 
 
 def users_of(plan: Plan) -> list[Users]:
@@ -76,13 +76,13 @@ def _pictures(plan: Plan) -> int:
 
 def _users(groups: Sequence[Plan], what: str, tokens: int) -> Users:
     """Conversations take whole blocks of one cache; Transformers answers one at a time."""
-    held = running = 0
+    in_cache = running = 0
     for plan in groups:
         most = plan.kv.tokens // round_up(tokens, plan.settings.cache_block_seq_len)
         most = min(1, plan.kv.tokens // tokens) if plan.engine.serial else most
-        held += most
+        in_cache += most
         running += min(most, plan.settings.max_batch_size)
-    return Users(what=what, tokens=tokens, held=held, running=running)
+    return Users(what=what, tokens=tokens, in_cache=in_cache, running=running)
 
 
 _SAID_WHERE_SET = ("language_model_only", "eager_mode")
@@ -107,8 +107,12 @@ def settings_of(plan: Plan) -> dict[str, str]:
 
 def differing(plan: Plan) -> tuple[str, ...]:
     """The settings in which the plan's engines differ."""
-    each = [settings_of(plan.of_group(numbers[0])) for numbers in plan.unlike_groups()]
-    return tuple(name for name in each[0] if len({settings.get(name) for settings in each}) > 1)
+    all_settings = [settings_of(plan.of_group(numbers[0])) for numbers in plan.unlike_groups()]
+    return tuple(
+        name
+        for name in all_settings[0]
+        if len({settings.get(name) for settings in all_settings}) > 1
+    )
 
 
 def per_engine_blocks(plan: Plan) -> list[Block]:
@@ -122,7 +126,9 @@ def per_engine_blocks(plan: Plan) -> list[Block]:
     blocks: list[Block] = [Heading("Settings of each engine's own")]
     for start in range(0, len(columns), _ABREAST):
         part = dict(columns[start : start + _ABREAST])
-        cells = ((name, *(each[row] for each in part.values())) for row, name in enumerate(rows))
+        cells = (
+            (name, *(column[row] for column in part.values())) for row, name in enumerate(rows)
+        )
         blocks.append(table(("each engine", *part), cells, right=part))
     return blocks
 
@@ -168,14 +174,16 @@ def command_blocks(plan: Plan) -> list[Block]:
     if plan.machine.source == "preset":
         text = "GPUs by index: a preset has no UUIDs; plan on the machine itself to pin them"
         blocks.append(remark(text))
-    for place, one in enumerate(plan.commands):
+    for place, command in enumerate(plan.commands):
         if len(plan.commands) > 1:
-            heading = f"GPU {groups_of([plan.parallel.groups[one.group]])}"
+            heading = f"GPU {groups_of([plan.parallel.groups[command.group]])}"
             blocks.append(Heading(heading, level=3, whole=False))
-        name = f"the command of group {one.group}"
-        blocks.append(Code(shell_words(one.argv, one.env), name=name, short=shown and not place))
-    said = _same_elsewhere(plan)
-    return [*blocks, Paragraph(said, **ONLY_SHORT)] if said and shown else blocks
+        name = f"the command of group {command.group}"
+        blocks.append(
+            Code(shell_words(command.argv, command.env), name=name, short=shown and not place)
+        )
+    elsewhere = _same_elsewhere(plan)
+    return [*blocks, Paragraph(elsewhere, **ONLY_SHORT)] if elsewhere and shown else blocks
 
 
 def serve_note(plan: Plan) -> str:
@@ -197,10 +205,12 @@ def _same_elsewhere(plan: Plan) -> str:
     first, *rest = plan.commands
     if not rest:
         return ""
-    gpus = groups_of(plan.parallel.groups[one.group] for one in rest)
-    if any(_apart_from_place(one) != _apart_from_place(first) for one in rest):
+    gpus = groups_of(plan.parallel.groups[command.group] for command in rest)
+    if any(_apart_from_place(command) != _apart_from_place(first) for command in rest):
         return f"GPU {gpus}: other settings, see --full"
-    ports = ", ".join(one.argv[one.argv.index(_PORT) + 1] for one in rest if _PORT in one.argv)
+    ports = ", ".join(
+        command.argv[command.argv.index(_PORT) + 1] for command in rest if _PORT in command.argv
+    )
     there = f", {_PORT} {ports}" if ports else ""
     return f"the same on GPU {gpus}{there}"
 

@@ -77,7 +77,7 @@ def assumed_of(machine: Machine) -> Sequence[str]:
 def _gpu_table(machine: Machine) -> Table:
     """A row for GPUs that differ in their index alone."""
     numbers = ("cc", "total", "reserved", "used", "free MiB")
-    found: dict[tuple[str, ...], list[int]] = {}
+    rows: dict[tuple[str, ...], list[int]] = {}
     for gpu in machine.gpus:
         hidden = machine.visible and gpu.index not in machine.visible
         capability = gpu.compute_capability
@@ -88,10 +88,10 @@ def _gpu_table(machine: Machine) -> Table:
             *(_mib(value) for value in (gpu.total, gpu.reserved, gpu.used, gpu.free)),
             NA if generation == gpu.pcie.width == NA else f"{generation} x{gpu.pcie.width}",
         )
-        found.setdefault(row, []).append(gpu.index)
+        rows.setdefault(row, []).append(gpu.index)
     return table(
         ("GPU", "name", *numbers, "PCIe"),
-        ((indices(members), *row) for row, members in found.items()),
+        ((indices(members), *row) for row, members in rows.items()),
         right=("GPU", *numbers),
         wrap=("name",),
         short=True,
@@ -129,59 +129,59 @@ def _host(machine: Machine) -> dict[str, str]:
 
 def _holders(machine: Machine) -> str:
     """Who has most of the memory that is used; who has the same on several GPUs, once."""
-    held: dict[Holder, list[int]] = {}
+    gpus: dict[Holder, list[int]] = {}
     for gpu in machine.gpus:
         for holder in gpu.holders:
-            held.setdefault(holder, []).append(gpu.index)
-    found = sorted(held, key=lambda one: -one.bytes if isinstance(one.bytes, int) else 0)
-    told = []
-    for holder in found[:_HOLDERS]:
+            gpus.setdefault(holder, []).append(gpu.index)
+    holders = sorted(gpus, key=lambda holder: -holder.bytes if isinstance(holder.bytes, int) else 0)
+    texts = []
+    for holder in holders[:_HOLDERS]:
         who = holder.name if holder.pid == NA else f"{holder.name} ({holder.pid})"
-        of = "of" if len(held[holder]) == 1 else "of each of"
-        told.append(f"{who} {_size(holder.bytes)} {of} GPU {indices(held[holder])}")
-    left = len(found) - len(told)
-    return "; ".join([*told, *([f"{left} more"] if left else [])]) or "nobody that can be seen"
+        of = "of" if len(gpus[holder]) == 1 else "of each of"
+        texts.append(f"{who} {_size(holder.bytes)} {of} GPU {indices(gpus[holder])}")
+    left = len(holders) - len(texts)
+    return "; ".join([*texts, *([f"{left} more"] if left else [])]) or "nobody that can be seen"
 
 
 def _slowest(measured: Measured) -> str:
     """The slowest card; the slowest pair; whether data arrived."""
-    found = []
+    texts = []
     if measured.cards:
-        bandwidth = min(one.bandwidth for one in measured.cards)
-        flops = min(one.flops for one in measured.cards)
-        found.append(f"a card at least {bandwidth / 1e9:,.0f} GB/s, {flops / 1e12:,.1f} TFLOP/s")
+        bandwidth = min(card.bandwidth for card in measured.cards)
+        flops = min(card.flops for card in measured.cards)
+        texts.append(f"a card at least {bandwidth / 1e9:,.0f} GB/s, {flops / 1e12:,.1f} TFLOP/s")
     if measured.pairs:
-        slowest = min(one.bandwidth for one in measured.pairs)
-        found.append(f"a pair at least {slowest / 1e9:,.1f} GB/s")
-    wrong = sum(not one.right for one in measured.pairs)
+        slowest = min(pair.bandwidth for pair in measured.pairs)
+        texts.append(f"a pair at least {slowest / 1e9:,.1f} GB/s")
+    wrong = sum(not pair.right for pair in measured.pairs)
     if wrong:
-        found.append(f"{wrong} pairs copy wrong data")
-    return "; ".join(found)
+        texts.append(f"{wrong} pairs copy wrong data")
+    return "; ".join(texts)
 
 
 def _measured(measured: Measured) -> list[Block]:
     """What cards and links reached."""
     cards = [
-        (str(one.index), f"{one.bandwidth / 1e9:,.0f}", f"{one.flops / 1e12:,.1f}")
-        for one in measured.cards
+        (str(card.index), f"{card.bandwidth / 1e9:,.0f}", f"{card.flops / 1e12:,.1f}")
+        for card in measured.cards
     ]
     pairs = [
         (
-            f"{one.source}-{one.target}",
-            *(f"{value / 1e9:,.1f}" for value in (one.bandwidth, one.host_bandwidth)),
-            f"{one.latency * 1e6:,.1f}",
-            "wrong data" if not one.right else "peer access" if one.peer else "through host",
+            f"{pair.source}-{pair.target}",
+            *(f"{value / 1e9:,.1f}" for value in (pair.bandwidth, pair.host_bandwidth)),
+            f"{pair.latency * 1e6:,.1f}",
+            "wrong data" if not pair.right else "peer access" if pair.peer else "through host",
         )
-        for one in measured.pairs
+        for pair in measured.pairs
     ]
     reduces = [
         (
-            "+".join(str(index) for index in one.gpus),
-            f"{one.size:,}",
-            f"{one.seconds * 1e6:,.0f}",
-            "right" if one.right else "wrong",
+            "+".join(str(index) for index in reduction.gpus),
+            f"{reduction.size:,}",
+            f"{reduction.seconds * 1e6:,.0f}",
+            "right" if reduction.right else "wrong",
         )
-        for one in measured.reduces
+        for reduction in measured.reduces
     ]
     tables: tuple[tuple[tuple[str, ...], Sequence[tuple[str, ...]]], ...] = (
         (("GPU", "memory GB/s", "16-bit TFLOP/s"), cards),
@@ -200,16 +200,16 @@ def _measured(measured: Measured) -> list[Block]:
 
 def ways_text(machine: Machine) -> str:
     """How many pairs reach each other in each way, in a sentence; empty for one GPU."""
-    found = _ways(machine, _way).items()
-    return "; ".join(f"{len(pairs)} {plural(len(pairs), 'pair')}: {way}" for way, pairs in found)
+    ways = _ways(machine, _way).items()
+    return "; ".join(f"{len(pairs)} {plural(len(pairs), 'pair')}: {way}" for way, pairs in ways)
 
 
 def _ways(machine: Machine, way: Callable[[Link], str]) -> dict[str, list[str]]:
     """The ways in which two GPUs reach each other, each with the pairs that have it."""
-    found: dict[str, list[str]] = {}
+    pairs: dict[str, list[str]] = {}
     for a, b in combinations([gpu.index for gpu in machine.gpus], 2):
-        found.setdefault(way(machine.link(a, b)), []).append(f"{a}-{b}")
-    return found
+        pairs.setdefault(way(machine.link(a, b)), []).append(f"{a}-{b}")
+    return pairs
 
 
 def _way(link: Link) -> str:

@@ -67,9 +67,9 @@ def trace_view(result: TraceForecast) -> list[Block]:
         ("a request", f"{result.text_tokens:,.0f} tokens of text, {result.images:.3g} images, "
                       f"{result.output_tokens:,.0f} answered, on average"),
     )  # fmt: skip
-    columns = (Column(title=""), *(Column(title=one.on, right=True) for one in result.plans))
-    each = [_traced(one) for one in result.plans]
-    rows = tuple((name, *(column[name] for column in each)) for name in each[0])
+    columns = (Column(title=""), *(Column(title=plan.on, right=True) for plan in result.plans))
+    traced = [_traced(plan) for plan in result.plans]
+    rows = tuple((name, *(column[name] for column in traced)) for name in traced[0])
     return [
         Heading(f"{result.model} under a trace"),
         FactList(facts),
@@ -78,29 +78,31 @@ def trace_view(result: TraceForecast) -> list[Block]:
     ]
 
 
-def _traced(one: TracedPlan) -> dict[str, str]:
+def _traced(plan: TracedPlan) -> dict[str, str]:
     """One plan's figures by their names."""
 
-    def times(found: Spread) -> str:
-        each = (found.p50, found.p90, found.p99)
-        return " / ".join(_seconds(one, two_digits) for one in each) if found.count else "-"
+    def times(spread: Spread) -> str:
+        percentiles = (spread.p50, spread.p90, spread.p99)
+        return (
+            " / ".join(_seconds(time, two_digits) for time in percentiles) if spread.count else "-"
+        )
 
-    refused = sum(row.count for row in one.refused)
-    reasons = ", ".join(f"{row.count:,} {row.reason}" for row in one.refused)
+    refused = sum(row.count for row in plan.refused)
+    reasons = ", ".join(f"{row.count:,} {row.reason}" for row in plan.refused)
     return {
-        "engines": one.engine,
-        "first token, p50 / p90 / p99": times(one.ttft),
-        "a token after it": times(one.tpot),
-        "whole answer": times(one.e2e),
-        "before a prompt is read": times(one.queue),
-        "waiting at an engine, at most": f"{one.most_waiting:,}",
+        "engines": plan.engine,
+        "first token, p50 / p90 / p99": times(plan.ttft),
+        "a token after it": times(plan.tpot),
+        "whole answer": times(plan.e2e),
+        "before a prompt is read": times(plan.queue),
+        "waiting at an engine, at most": f"{plan.most_waiting:,}",
         "refused": reasons if refused else "none",
-        "made smaller": f"{one.lowered:,}",
-        "answered": f"{one.answered:,}, {two_digits(one.requests_per_second)} a second",
-        "running": f"{one.running:,.1f} of {one.at_once:,} on average",
-        "engines compute": f"{one.busy:.0%} of the time",
-        "KV cache": f"{one.cache_used:.0%} in use, {one.cache_most:.0%} at most",
-        "evicted": f"{one.evicted:,} times",
+        "made smaller": f"{plan.lowered:,}",
+        "answered": f"{plan.answered:,}, {two_digits(plan.requests_per_second)} a second",
+        "running": f"{plan.running:,.1f} of {plan.at_once:,} on average",
+        "engines compute": f"{plan.busy:.0%} of the time",
+        "KV cache": f"{plan.cache_used:.0%} in use, {plan.cache_most:.0%} at most",
+        "evicted": f"{plan.evicted:,} times",
     }
 
 
@@ -131,7 +133,7 @@ def _errors(result: LoadResult) -> list[Block]:
     """What was not answered, and why."""
     blocks: list[Block] = []
     if result.errors:
-        rows = ((one.kind, f"{one.count:,}", one.example) for one in result.errors)
+        rows = ((error.kind, f"{error.count:,}", error.example) for error in result.errors)
         titles = ("not answered", "requests", "for example")
         blocks.append(table(titles, rows, right=("requests",), wrap=("for example",)))
     if result.warm_up_errors:
@@ -145,17 +147,17 @@ def _seconds(value: float, digits: Callable[[float], str] = three_digits) -> str
     return f"{digits(value)} s" if value >= 1 else f"{digits(1000 * value)} ms"
 
 
-def _row(name: str, one: Spread) -> tuple[str, ...]:
-    if not one.count:
+def _row(name: str, spread: Spread) -> tuple[str, ...]:
+    if not spread.count:
         return (name, "-", "-", "-", "-", "-")
-    times = (one.mean, one.p50, one.p90, one.p99, one.most)
+    times = (spread.mean, spread.p50, spread.p90, spread.p99, spread.most)
     return (name, *(_seconds(time) for time in times))
 
 
 def tune_view(result: Tuning) -> list[Block]:
     """What was found, and every trial."""
     where = f" on {' + '.join(result.gpus)}" if result.gpus else ""
-    best = [place for place, one in enumerate(result.trials) if one.number == result.best]
+    best = [place for place, trial in enumerate(result.trials) if trial.number == result.best]
     return [
         Heading(f"Tuning of {result.model}{where}"),
         *_notes(result),
@@ -166,8 +168,8 @@ def tune_view(result: Tuning) -> list[Block]:
 
 def made_by(result: Tuning) -> str:
     """Who made it and when: the foot of a page."""
-    made = f"turbofit {result.turbofit_version}, LMDeploy {result.lmdeploy}"
-    return f"{made}, measured {result.created}."
+    versions = f"turbofit {result.turbofit_version}, LMDeploy {result.lmdeploy}"
+    return f"{versions}, measured {result.created}."
 
 
 def _notes(result: Tuning) -> list[Block]:
@@ -178,25 +180,25 @@ def _notes(result: Tuning) -> list[Block]:
     winner = result.winner
     if winner is None or winner.measured is None:
         why = "keeps the SLO" if result.slo else "served"
-        if all(one.outcome == "cut" and one.measured is None for one in result.trials):
+        if all(trial.outcome == "cut" and trial.measured is None for trial in result.trials):
             why = "was measured in the time: more --time, or less --concurrency and --seconds"
         blocks.append(Paragraph(f"none of {len(result.trials)} settings {why}", tone="bad"))
     else:
-        first = next((one for one in result.trials if not one.options), None)
+        first = next((trial for trial in result.trials if not trial.options), None)
         gain = ""
         if first is not None and first.measured is not None and first is not winner:
             ratio = winner.measured.requests_per_second / first.measured.requests_per_second
             gain = f", {ratio - 1:+.0%} against the plan without tuning"
         cut = winner.outcome == "cut"
-        found = f"measured in part ({winner.why})" if cut else "best"
-        text = f"{found}: {settings_text(winner)}{gain}"
-        seen = winner.measured
+        verdict = f"measured in part ({winner.why})" if cut else "best"
+        text = f"{verdict}: {settings_text(winner)}{gain}"
+        speed = winner.measured
         forecast = winner.forecast.requests_per_second
         figures = {
-            "requests/s": f"{seen.requests_per_second:.2f}, forecast {forecast:.2f}",
-            "first token, median": f"{_seconds(seen.ttft_p50)}, p90 {_seconds(seen.ttft_p90)}",
-            "a token, median": f"{_seconds(seen.tpot_p50)}, p90 {_seconds(seen.tpot_p90)}",
-            "tokens/s": f"{seen.output_tokens_per_second:,.0f}, of answers",
+            "requests/s": f"{speed.requests_per_second:.2f}, forecast {forecast:.2f}",
+            "first token, median": f"{_seconds(speed.ttft_p50)}, p90 {_seconds(speed.ttft_p90)}",
+            "a token, median": f"{_seconds(speed.tpot_p50)}, p90 {_seconds(speed.tpot_p90)}",
+            "tokens/s": f"{speed.output_tokens_per_second:,.0f}, of answers",
         }
         blocks.append(Paragraph(text, tone="warn" if cut else "good"))
         blocks.append(known_facts(figures))
@@ -208,13 +210,13 @@ def _notes(result: Tuning) -> list[Block]:
     return [*blocks, remark(text)]
 
 
-def settings_text(one: TrialRecord) -> str:
+def settings_text(trial: TrialRecord) -> str:
     """A trial's settings in a line."""
-    kv = f", KV int{one.quant_policy}" if one.quant_policy else ""
-    prefix = ", prefix caching" if one.enable_prefix_caching else ""
+    kv = f", KV int{trial.quant_policy}" if trial.quant_policy else ""
+    prefix = ", prefix caching" if trial.enable_prefix_caching else ""
     return (
-        f"{one.engine}, tp {one.tp} x {one.replicas}, batch {one.max_batch_size}, prefill "
-        f"{one.max_prefill_token_num}{kv}{prefix}"
+        f"{trial.engine}, tp {trial.tp} x {trial.replicas}, batch {trial.max_batch_size}, prefill "
+        f"{trial.max_prefill_token_num}{kv}{prefix}"
     )
 
 
@@ -222,16 +224,16 @@ def _trials(result: Tuning) -> Table:
     """Every trial beside its forecast."""
     right = ("", "forecast", "requests/s", "TTFT p90", "TPOT p90")
     titles = ("", "settings", *right[1:], "how it went")
-    rows = (_trial_row(one, result) for one in result.trials)
+    rows = (_trial_row(trial, result) for trial in result.trials)
     return table(titles, rows, right=right, wrap=("settings", "how it went"))
 
 
 def pareto(result: Tuning) -> set[int]:
     """Numbers of the trials that no other beats in requests a second and in TTFT at once."""
     goods = {
-        one.number: (one.measured.requests_per_second, -one.measured.ttft_p90)
-        for one in result.trials
-        if one.measured is not None
+        trial.number: (trial.measured.requests_per_second, -trial.measured.ttft_p90)
+        for trial in result.trials
+        if trial.measured is not None
     }
 
     def beaten(rate: float, sooner: float) -> bool:
@@ -241,19 +243,19 @@ def pareto(result: Tuning) -> set[int]:
     return {number for number, good in goods.items() if not beaten(*good)}
 
 
-def _trial_row(one: TrialRecord, result: Tuning) -> tuple[str, ...]:
-    forecast = f"{one.forecast.requests_per_second:.2f}"
-    if one.measured is None:
-        return (str(one.number), settings_text(one), forecast, "-", "-", "-",
-                f"{one.outcome}: {one.why}")  # fmt: skip
-    seen = one.measured
-    marks = ["cut short"] if one.outcome == "cut" else []
-    marks += ["best"] if one.number == result.best and not marks else []
-    marks += ["Pareto"] if one.number in pareto(result) else []
-    marks += [] if one.meets_slo else ["misses the SLO" if result.slo else "not all answered"]
+def _trial_row(trial: TrialRecord, result: Tuning) -> tuple[str, ...]:
+    forecast = f"{trial.forecast.requests_per_second:.2f}"
+    if trial.measured is None:
+        return (str(trial.number), settings_text(trial), forecast, "-", "-", "-",
+                f"{trial.outcome}: {trial.why}")  # fmt: skip
+    measured = trial.measured
+    marks = ["cut short"] if trial.outcome == "cut" else []
+    marks += ["best"] if trial.number == result.best and not marks else []
+    marks += ["Pareto"] if trial.number in pareto(result) else []
+    marks += [] if trial.meets_slo else ["misses the SLO" if result.slo else "not all answered"]
     return (
-        str(one.number), settings_text(one), forecast, f"{seen.requests_per_second:.2f}",
-        _seconds(seen.ttft_p90), _seconds(seen.tpot_p90), ", ".join(marks),
+        str(trial.number), settings_text(trial), forecast, f"{measured.requests_per_second:.2f}",
+        _seconds(measured.ttft_p90), _seconds(measured.tpot_p90), ", ".join(marks),
     )  # fmt: skip
 
 
@@ -278,7 +280,9 @@ def calibration_view(result: Document) -> list[Block]:
         blocks.append(Paragraph(f"nothing was learned: {result['why_not']}", tone="bad"))
         return blocks
     names = " + ".join(
-        dict.fromkeys(name for one in result["calibrations"] for name in one["gpus"])
+        dict.fromkeys(
+            name for calibration in result["calibrations"] for name in calibration["gpus"]
+        )
     )
     highest = max(result["phases"], key=lambda row: int(row["measured"]))
     less = highest["over"]

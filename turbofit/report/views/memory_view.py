@@ -32,7 +32,7 @@ def memory_blocks(plan: Plan) -> list[Block]:
     """The bars, each with what it means in a sentence, then every term; short is the fullest's."""
     blocks: list[Block] = [Heading("Memory from empty to full")]
     sets = fold_indices(plan.gpus)
-    least = min((ledger for _, ledger in sets), key=lambda one: one.headroom, default=None)
+    least = min((ledger for _, ledger in sets), key=lambda ledger: ledger.headroom, default=None)
     for members, ledger in sets:
         label = _memory_label(ledger)
         blocks.append(
@@ -153,10 +153,10 @@ def stack(ledger: GpuLedger) -> tuple[_StackPiece, ...]:
 
 def sums(pieces: Iterable[_StackPiece]) -> dict[str, int]:
     """Bytes of each kind that is there, in the order of the stack."""
-    found = dict.fromkeys(KINDS, 0)
+    sizes = dict.fromkeys(KINDS, 0)
     for piece in pieces:
-        found[piece.kind] += piece.bytes
-    return {kind: size for kind, size in found.items() if size}
+        sizes[piece.kind] += piece.bytes
+    return {kind: size for kind, size in sizes.items() if size}
 
 
 def _held(ledger: GpuLedger) -> list[_StackPiece]:
@@ -188,12 +188,13 @@ def fold(ledgers: tuple[GpuLedger, ...]) -> list[tuple[str, GpuLedger]]:
 def fold_indices(ledgers: tuple[GpuLedger, ...]) -> list[tuple[list[int], GpuLedger]]:
     """As `fold`, with the indices of each set."""
     sets: dict[object, tuple[list[int], GpuLedger]] = {}
-    for one in ledgers:
+    for ledger in ledgers:
         facts = (
-            one.name, one.total, one.reserved, one.used, one.free, one.steady, one.load_peak,
-            one.peak, one.margin, tuple((term.term, term.bytes) for term in one.ledger),
+            ledger.name, ledger.total, ledger.reserved, ledger.used, ledger.free, ledger.steady,
+            ledger.load_peak, ledger.peak, ledger.margin,
+            tuple((term.term, term.bytes) for term in ledger.ledger),
         )  # fmt: skip
-        sets.setdefault(facts, ([], one))[0].append(one.index)
+        sets.setdefault(facts, ([], ledger))[0].append(ledger.index)
     return [*sets.values()]
 
 

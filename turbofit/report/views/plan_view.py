@@ -91,8 +91,8 @@ def plan_page(saved: StoredPlan) -> str:
 
     plan, source = saved.plan, saved.plan.machine.source
     where = "The machine is a preset." if source == "preset" else f"The machine was read: {source}."
-    made = f"turbofit {plan.turbofit_version}, planned {plan.created}. {where}"
-    return page(plan_view(plan, saved.run), saved_document(saved), made)
+    footer = f"turbofit {plan.turbofit_version}, planned {plan.created}. {where}"
+    return page(plan_view(plan, saved.run), saved_document(saved), footer)
 
 
 def plan_frame(plan: Plan) -> str:
@@ -113,11 +113,11 @@ def _answer(plan: Plan) -> list[Block]:
     """Whether it fits, what was assumed, what would fit, how much it serves, with which command."""
     word = "fits" if plan.fits else "does not fit"
     # Those of this plan first, then those of the machine.
-    said = sorted(plan.warnings, key=lambda text: text in plan.machine.warnings)
+    warnings = sorted(plan.warnings, key=lambda text: text in plan.machine.warnings)
     blocks: list[Block] = [
         Heading(f"{plan.model.name} on {plan.machine.name}", short=True),
         Verdict(plan.verdict, good=plan.fits, word=word, short=True),
-        *first_warnings(said, (*plan.model.warnings, *assumed_of(plan.machine))),
+        *first_warnings(warnings, (*plan.model.warnings, *assumed_of(plan.machine))),
     ]
     if plan.serve is not None:
         if note := serve_note(plan):
@@ -150,8 +150,8 @@ def _in_short(plan: Plan) -> dict[str, str]:
     if plan.fits and plan.remedies:
         facts["faster"] = f"{plan.remedies[0].change}: {plan.remedies[0].effect}"
     if plan.rehearsal is not None:
-        told = f"{plan.rehearsal.outcome} with LMDeploy {plan.rehearsal.engine_version}"
-        facts["rehearsal"] = f"{told} on pretend GPUs"
+        rehearsed = f"{plan.rehearsal.outcome} with LMDeploy {plan.rehearsal.engine_version}"
+        facts["rehearsal"] = f"{rehearsed} on pretend GPUs"
     return facts
 
 
@@ -161,8 +161,10 @@ def _cache(plan: Plan) -> str:
     users = users_of(plan)
     if users:
         first, *others = dict.fromkeys((users[0], users[-1]))
-        text += f": {first.held:,} {plural(first.held, 'request')} of {first.tokens:,}"
-        text += "".join(f", or {one.held:,} of {one.tokens:,}" for one in others)
+        text += f": {first.in_cache:,} {plural(first.in_cache, 'request')} of {first.tokens:,}"
+        text += "".join(
+            f", or {conversation.in_cache:,} of {conversation.tokens:,}" for conversation in others
+        )
     return text
 
 
@@ -218,8 +220,8 @@ def _capacity(plan: Plan) -> list[Block]:
             facts["max_dynamic_patch"] = str(limits.max_dynamic_patch)
         if limits.max_pixels_per_image is not None:
             facts["max_pixels"] = f"{limits.max_pixels_per_image:,} an image"
-        held, units = images_held(plan) or 0, limits.units_per_forward
-        facts["images at once"] = f"{held:,} of the worst size, without any text"
+        images, units = images_held(plan) or 0, limits.units_per_forward
+        facts["images at once"] = f"{images:,} of the worst size, without any text"
         unit = plural(units, limits.vision_unit)
         facts["paid for"] = f"{units:,} {unit} in one forward pass"
         if plan.takes_videos:
@@ -231,7 +233,9 @@ def _capacity(plan: Plan) -> list[Block]:
     blocks: list[Block] = [Heading("Capacity and limits")]
     if users:
         titles = ("a conversation of", "tokens", "the cache holds", "run at once")
-        rows = ((one.what, f"{one.tokens:,}", f"{one.held:,}", f"{one.running:,}") for one in users)
+        rows = (
+            (row.what, f"{row.tokens:,}", f"{row.in_cache:,}", f"{row.running:,}") for row in users
+        )
         blocks.append(table(titles, rows, right=titles[1:], wrap=titles[:1]))
     return [*blocks, known_facts(facts)]
 
@@ -333,13 +337,13 @@ def _facts(plan: Plan) -> FactList:
 def _images(plan: Plan, size: str) -> str:
     """The promised images of a request, and how many smaller ones may share what they take."""
     limits, images = plan.limits, plan.workload.images
-    said = f"{images} {plural(images, 'image')} a request ({size} size"
+    text = f"{images} {plural(images, 'image')} a request ({size} size"
     most = limits.most_images(plan.model.image_rule)
     if most > images:
         units = limits.units_per_request
         what = plural(units, limits.vision_unit or "unit")
-        said += f": {units:,} {what}, which up to {most:,} smaller ones may share"
-    return f"{said}), "
+        text += f": {units:,} {what}, which up to {most:,} smaller ones may share"
+    return f"{text}), "
 
 
 def _settings(plan: Plan) -> list[Block]:
@@ -348,14 +352,14 @@ def _settings(plan: Plan) -> list[Block]:
     rows = []
     differ = differing(plan)
     for name, value in settings_of(plan).items():
-        found = [reason for reason in rest if reason.split(" ", 1)[0].rstrip(":,=") == name]
-        rest = [reason for reason in rest if reason not in found]
-        texts = [reason[len(name) :].lstrip(" :,=") for reason in found]
+        matching = [reason for reason in rest if reason.split(" ", 1)[0].rstrip(":,=") == name]
+        rest = [reason for reason in rest if reason not in matching]
+        texts = [reason[len(name) :].lstrip(" :,=") for reason in matching]
         why = "; ".join(text.removeprefix(f"{value}: ") for text in texts)
         rows.append((name, "see below" if name in differ else value, why))
     settings = table(("setting", "value", "why"), rows, wrap=("why",))
-    said = [Items(tuple(rest))] if rest else []
-    return [Heading("Settings"), settings, *said]
+    others = [Items(tuple(rest))] if rest else []
+    return [Heading("Settings"), settings, *others]
 
 
 def _considered(plan: Plan) -> list[Block]:
@@ -365,7 +369,7 @@ def _considered(plan: Plan) -> list[Block]:
     known = {
         name: key
         for name, key in _SETTINGS.items()
-        if any(key in one.settings for one in plan.considered)
+        if any(key in candidate.settings for candidate in plan.considered)
     }
     rows = [
         (
@@ -378,7 +382,7 @@ def _considered(plan: Plan) -> list[Block]:
         )
         for c in plan.considered
     ]
-    chosen = next((i for i, one in enumerate(plan.considered) if not one.why_not), None)
+    chosen = next((i for i, candidate in enumerate(plan.considered) if not candidate.why_not), None)
     whole = table(
         ("tp x n", "GPUs", *known, "KV tokens", "score", "why not"),
         rows,
@@ -403,10 +407,10 @@ def _considered(plan: Plan) -> list[Block]:
 def _value(candidate: Candidate, name: str) -> str:
     """A candidate's setting, ``-`` for none; where its engines differ, the least and the most."""
     settings: dict[str, Any] = candidate.settings
-    values = sorted({one[name] for one in settings.get("by_group", []) if name in one})
+    values = sorted({group[name] for group in settings.get("by_group", []) if name in group})
     if not values:
         values = [settings.get(name)]
-    texts = [f"{one:.3f}" if isinstance(one, float) else str(one) for one in values]
+    texts = [f"{value:.3f}" if isinstance(value, float) else str(value) for value in values]
     if len(texts) > 1:
         return f"{texts[0]}-{texts[-1]}"
     return "-" if values[0] is None else texts[0]

@@ -89,16 +89,18 @@ _NUMBERS: Final = (
 )  # fmt: skip
 
 
-def which_view(found: Which) -> list[Block]:
+def which_view(which: Which) -> list[Block]:
     """The answer first, then those that keep the promise, then what the others lack."""
-    title = f"Cards for {found.model}" if found.model else f"Models on {found.machine}"
-    others = tuple(f"{one.on if found.model else one.model}: {one.why_not}" for one in found.others)
+    title = f"Cards for {which.model}" if which.model else f"Models on {which.machine}"
+    others = tuple(
+        f"{other.on if which.model else other.model}: {other.why_not}" for other in which.others
+    )
     blocks: list[Block] = [
         Heading(title, short=True),
-        Verdict(_answer(found), good=bool(found.keep), short=True),
+        Verdict(_answer(which), good=bool(which.keep), short=True),
     ]
-    if found.keep:
-        rows = [_row(found, one) for one in found.keep]
+    if which.keep:
+        rows = [_row(which, serving) for serving in which.keep]
         titles = [name for name in rows[0] if name not in _WIDE]
         few = (tuple(row[name] for name in titles) for row in rows[:_ROWS])
         every = (tuple(row.values()) for row in rows)
@@ -110,47 +112,49 @@ def which_view(found: Which) -> list[Block]:
     else:
         blocks.append(Items(others[:_OTHERS], **ONLY_SHORT))
     blocks += listed("Not these", others)
-    kept = max(0, len(found.keep) - _ROWS)
-    not_said = len(others) if found.keep else len(others[_OTHERS:])
+    kept = max(0, len(which.keep) - _ROWS)
+    not_said = len(others) if which.keep else len(others[_OTHERS:])
     counts = {"more that do": kept, "that do not": not_said}
     left = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     more = f"{left or 'more'}: --full, --md, --html or --json"
     return [*blocks, remark(more, **ONLY_SHORT)]
 
 
-def _answer(found: Which) -> str:
+def _answer(which: Which) -> str:
     """How many keep the promise, and in which order they stand."""
-    count = len(found.keep)
-    everything = count + len(found.others)
+    count = len(which.keep)
+    everything = count + len(which.others)
     promise = ", ".join(
         f"{name.replace('_', ' ')} {value}"
-        for name, value in found.request.items()
+        for name, value in which.request.items()
         if name != "all_counts"
     )
-    if found.model is None:
+    if which.model is None:
         keep = f"keep the promise ({promise})" if promise else "run on it"
         order = "; the largest first" if count else ""
         return f"{count} of {everything} preset models {keep}{order}"
     keep = f"keep the promise ({promise})" if promise else "run it"
-    counts = ", ".join(map(str, found.counts))
+    counts = ", ".join(map(str, which.counts))
     order = "; the fewest bytes of GPU memory first" if count else ""
-    if "all_counts" in found.request:
+    if "all_counts" in which.request:
         return f"{count} {plural(count, 'machine')} of {counts} equal cards {keep}{order}"
-    each = f", each with the fewest of {counts} GPUs that do" if count else f", with {counts} GPUs"
-    return f"{count} of {everything} preset cards {keep}{each}{order}"
+    condition = (
+        f", each with the fewest of {counts} GPUs that do" if count else f", with {counts} GPUs"
+    )
+    return f"{count} of {everything} preset cards {keep}{condition}{order}"
 
 
-def _row(found: Which, one: Serving) -> dict[str, str]:
+def _row(which: Which, serving: Serving) -> dict[str, str]:
     """One that keeps the promise, by the titles of the columns."""
-    rate, first = one.requests_per_second, one.seconds_to_first_token
-    name = {"machine": one.on, "memory": format_bytes(one.bytes)}
+    rate, first = serving.requests_per_second, serving.seconds_to_first_token
+    name = {"machine": serving.on, "memory": format_bytes(serving.bytes)}
     return {
-        **(name if found.model else {"model": one.model}),
-        "engine": one.engine or "",
-        "shape": f"tp {one.tp} x {one.replicas}",
-        "context": f"{one.context:,}",
-        "KV tokens": f"{one.kv_tokens:,}",
-        "at once": f"{one.requests_at_once:,}",
+        **(name if which.model else {"model": serving.model}),
+        "engine": serving.engine or "",
+        "shape": f"tp {serving.tp} x {serving.replicas}",
+        "context": f"{serving.context:,}",
+        "KV tokens": f"{serving.kv_tokens:,}",
+        "at once": f"{serving.requests_at_once:,}",
         "requests/s": "-" if rate is None else f"{rate:.2f}",
         "first token": "-" if first is None else f"{first:.1f} s",
     }

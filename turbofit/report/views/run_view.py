@@ -61,16 +61,20 @@ def _rehearsal(plan: Plan) -> list[Block]:
         return []
     blocks: list[Block] = [Heading("Rehearsal")]
     for numbers in plan.unlike_groups():
-        found = plan.of_group(numbers[0]).rehearsal
-        if found is not None:
+        group_rehearsal = plan.of_group(numbers[0]).rehearsal
+        if group_rehearsal is not None:
             members = plan.parallel.groups[numbers[0]]
             where = f"GPU {indices(members)}: " if plan.by_group else ""
             text = (
-                f"{where}{found.outcome} in {found.seconds:.1f} s with LMDeploy"
-                f" {found.engine_version} {PRETENDED}"
+                f"{where}{group_rehearsal.outcome} in {group_rehearsal.seconds:.1f} s with LMDeploy"
+                f" {group_rehearsal.engine_version} {PRETENDED}"
             )
-            tone: Tone = "good" if found.outcome == "served" else "bad"
-            blocks += [Paragraph(text, tone=tone), *_death(found), *_cases(found)]
+            tone: Tone = "good" if group_rehearsal.outcome == "served" else "bad"
+            blocks += [
+                Paragraph(text, tone=tone),
+                *_death(group_rehearsal),
+                *_cases(group_rehearsal),
+            ]
     if rehearsal.not_known:
         blocks.append(remark("not seen by it, charged from the forecast:"))
         blocks.append(Items(rehearsal.not_known, tone="dim"))
@@ -149,14 +153,14 @@ def _timelines(plan: Plan, run: RunReport | None) -> list[Block]:
     )
     tables: list[Block] = []
     for numbers in plan.unlike_groups():
-        found = plan.of_group(numbers[0]).rehearsal
-        if found is not None and found.timeline:
+        group_rehearsal = plan.of_group(numbers[0]).rehearsal
+        if group_rehearsal is not None and group_rehearsal.timeline:
             phases = [
                 _Phase(
-                    f"{one.phase}{' (images)' if one.image else ''}",
-                    tuple(zip(one.peak, one.end, strict=True)),
+                    f"{moment.phase}{' (images)' if moment.image else ''}",
+                    tuple(zip(moment.peak, moment.end, strict=True)),
                 )
-                for one in found.timeline
+                for moment in group_rehearsal.timeline
             ]
             tables.append(_phase_table(plan, plan.parallel.groups[numbers[0]], phases))
     return [remark(text, whole=False), *tables] if tables else []
@@ -165,15 +169,19 @@ def _timelines(plan: Plan, run: RunReport | None) -> list[Block]:
 def _measured(plan: Plan, run: RunReport | None) -> list[_Phase]:
     keys = [str(gpu.index) for gpu in plan.gpus]
     moments = run.last.moments if run is not None and run.last is not None else ()
-    if not any(key in one.used for one in moments for key in keys):
+    if not any(key in moment.used for moment in moments for key in keys):
         return []
-    found = []
-    for one, after in zip(moments, (*moments[1:], None), strict=True):
-        image = "check" in one.phase and plan.limits.vision_unit is not None
-        spans = ((one.used[key], one.used[key]) if key in one.used else None for key in keys)
-        seconds = None if after is None else after.at - one.at
-        found.append(_Phase(f"{one.phase}{' (images)' if image else ''}", tuple(spans), seconds))
-    return found
+    phases = []
+    for moment, after in zip(moments, (*moments[1:], None), strict=True):
+        image = "check" in moment.phase and plan.limits.vision_unit is not None
+        spans = (
+            (moment.used[key], moment.used[key]) if key in moment.used else None for key in keys
+        )
+        seconds = None if after is None else after.at - moment.at
+        phases.append(
+            _Phase(f"{moment.phase}{' (images)' if image else ''}", tuple(spans), seconds)
+        )
+    return phases
 
 
 def _phase_table(plan: Plan, members: Sequence[int], phases: Sequence[_Phase]) -> Table:
@@ -251,10 +259,10 @@ def _figure(row: _Side, value: int | None) -> str:
 
 def _over(row: _Side) -> str:
     """What was seen above the forecast; below it with a minus."""
-    seen = row.measured if row.measured is not None else row.rehearsed
-    if seen is None or row.forecast is None:
+    actual = row.measured if row.measured is not None else row.rehearsed
+    if actual is None or row.forecast is None:
         return "-"
-    over = seen - row.forecast
+    over = actual - row.forecast
     return f"{over:+,}" if row.what == _TOKENS else f"{over / MIB:+,.1f}"
 
 
@@ -274,7 +282,7 @@ def sides(plan: Plan, run: RunReport | None = None) -> list[tuple[str, tuple[_Si
     most that was in use or that a term took. A rehearsal knows the first group's only; where groups
     have settings of their own, each one's.
     """
-    found = []
+    sets = []
     ledgers = {ledger.index: ledger for ledger in plan.gpus}
     for members, first in fold_indices(plan.gpus):
         equal = [ledgers[index] for index in members]
@@ -291,27 +299,27 @@ def sides(plan: Plan, run: RunReport | None = None) -> list[tuple[str, tuple[_Si
             for what, value in forecast.items()
         ]
         rows += _terms(equal)
-        told = tuple(row for row in rows if row.rehearsed is not None or row.measured is not None)
-        if told:
-            seen = measured if any(row.measured is not None for row in told) else rehearsed
-            worst = ", the worst of them" if sum(map(bool, seen)) > 1 else ""
-            found.append((f"GPU {indices(members)}{worst}", told))
-    return found
+        shown = tuple(row for row in rows if row.rehearsed is not None or row.measured is not None)
+        if shown:
+            compared = measured if any(row.measured is not None for row in shown) else rehearsed
+            worst = ", the worst of them" if sum(map(bool, compared)) > 1 else ""
+            sets.append((f"GPU {indices(members)}{worst}", shown))
+    return sets
 
 
-def _worst(what: str, seen: Sequence[dict[str, int | None]]) -> int | None:
+def _worst(what: str, figures: Sequence[dict[str, int | None]]) -> int | None:
     """The worst of a figure among equal GPUs, of those that showed it."""
-    values = [value for one in seen if (value := one.get(what)) is not None]
+    values = [value for of_gpu in figures if (value := of_gpu.get(what)) is not None]
     return (max if what.startswith(_IN_USE) else min)(values, default=None)
 
 
 def _terms(ledgers: Sequence[GpuLedger]) -> Iterable[_Side]:
     """The terms of equal GPUs that a rehearsal told, each with the most of it on any of them."""
     for terms in zip(*(ledger.ledger for ledger in ledgers), strict=True):
-        seen = [term.rehearsed for term in terms if term.rehearsed is not None]
+        rehearsed = [term.rehearsed for term in terms if term.rehearsed is not None]
         first = terms[0]
-        if seen and first.term != "kv_cache":
-            yield _Side(what=first.term, forecast=first.bytes, rehearsed=max(seen))
+        if rehearsed and first.term != "kv_cache":
+            yield _Side(what=first.term, forecast=first.bytes, rehearsed=max(rehearsed))
 
 
 def _forecast(plan: Plan, ledger: GpuLedger) -> dict[str, int | None]:
@@ -340,16 +348,20 @@ def _rehearsed(plan: Plan, index: int) -> dict[str, int | None]:
         return {}
     place = members.index(index)
     timeline, cache = rehearsal.timeline, rehearsal.cache
-    loading = [one.peak[place] for one in timeline if one.phase in _LOADING]
+    loading = [moment.peak[place] for moment in timeline if moment.phase in _LOADING]
     served = rehearsal.outcome == "served"
-    cases = [one.peak[place] for one in timeline if served and one.phase.startswith("case ")]
-    free = [one for one in cache.free if one is not None] if cache else []
+    cases = [
+        moment.peak[place] for moment in timeline if served and moment.phase.startswith("case ")
+    ]
+    free = [size for size in cache.free if size is not None] if cache else []
     return {
         "in use while loading, at most": max(loading, default=None),
         _FREE: min(free, default=None),
         "KV cache": cache.region[place] if cache else None,
         _TOKENS: cache.tokens if cache else None,
-        "in use at rest": next((one.end[place] for one in timeline if one.phase == "ready"), None),
+        "in use at rest": next(
+            (moment.end[place] for moment in timeline if moment.phase == "ready"), None
+        ),
         "in use in the worst case": max(cases, default=None),
     }
 
@@ -357,19 +369,19 @@ def _rehearsed(plan: Plan, index: int) -> dict[str, int | None]:
 def _actual(plan: Plan, run: RunReport | None, ledger: GpuLedger) -> dict[str, int | None]:
     """What a run showed of a GPU, or of the group that it belongs to."""
     groups = plan.parallel.groups
-    seen: dict[str, int] = {}
+    figures: dict[str, int] = {}
     for group, row in run.rows if run is not None else ():
         of_group = 0 <= group < len(groups) and ledger.index in groups[group]
         if of_group and row.gpu in (None, ledger.index):
-            seen.setdefault(row.what, row.actual)
+            figures.setdefault(row.what, row.actual)
     # A pretend run tells the most of its whole life, which may be while it loads.
-    highest = seen.get("in use at most")
+    highest = figures.get("in use at most")
     worst = highest if ledger.most == ledger.peak else None
     return {
-        _FREE: seen.get("free when the cache was sized"),
-        "KV cache": seen.get("KV cache"),
-        _TOKENS: seen.get(_TOKENS),
-        "in use in the worst case": seen.get("in use after the check", worst),
+        _FREE: figures.get("free when the cache was sized"),
+        "KV cache": figures.get("KV cache"),
+        _TOKENS: figures.get(_TOKENS),
+        "in use in the worst case": figures.get("in use after the check", worst),
         "in use at most, loading included": highest if worst is None else None,
     }
 
@@ -432,22 +444,22 @@ def _facts(run: RunReport | None, now: LiveServer | None) -> dict[str, str]:
 
 def _engines(now: LiveServer, before: tuple[LiveServer, float] | None) -> Table:
     numbers = ("at it", "units", "running", "KV used", "prompt tok/s", "output tok/s")
-    earlier = {one.index: one for one in before[0].engines} if before else {}
+    earlier = {engine.index: engine for engine in before[0].engines} if before else {}
     seconds = before[1] if before else 0.0
-    rows = (_row(one, earlier.get(one.index), seconds) for one in now.engines)
+    rows = (_row(engine, earlier.get(engine.index), seconds) for engine in now.engines)
     return table(("engine", "up", *numbers), rows, right=numbers)
 
 
-def _row(one: LiveEngine, before: LiveEngine | None, seconds: float) -> tuple[str, ...]:
+def _row(engine: LiveEngine, before: LiveEngine | None, seconds: float) -> tuple[str, ...]:
     return (
-        str(one.index),
-        "yes" if one.up else "no",
-        str(one.in_flight),
-        f"{one.units:,}",
-        _NONE if one.running is None else str(one.running),
-        _NONE if one.cache_used is None else f"{one.cache_used:.0%}",
-        _rate(one.prompt_tokens, before.prompt_tokens if before else None, seconds),
-        _rate(one.generated_tokens, before.generated_tokens if before else None, seconds),
+        str(engine.index),
+        "yes" if engine.up else "no",
+        str(engine.in_flight),
+        f"{engine.units:,}",
+        _NONE if engine.running is None else str(engine.running),
+        _NONE if engine.cache_used is None else f"{engine.cache_used:.0%}",
+        _rate(engine.prompt_tokens, before.prompt_tokens if before else None, seconds),
+        _rate(engine.generated_tokens, before.generated_tokens if before else None, seconds),
     )
 
 
@@ -461,7 +473,7 @@ def _rate(now: float | None, before: float | None, seconds: float) -> str:
 def _memory(plan: Plan, used: Mapping[int, int]) -> list[Block]:
     """The forecast as a bar; what is in use now beside it, where NVML tells."""
     blocks: list[Block] = [Heading("Memory against the forecast")]
-    ledgers = [(f"GPU {one.index}", one) for one in plan.gpus] if used else fold(plan.gpus)
+    ledgers = [(f"GPU {ledger.index}", ledger) for ledger in plan.gpus] if used else fold(plan.gpus)
     for title, ledger in ledgers:
         usage = _usage(ledger, used.get(ledger.index))
         blocks.append(memory_bar(ledger, f"{title}: {usage}"))
@@ -481,7 +493,7 @@ def _usage(ledger: GpuLedger, used: int | None) -> str:
 
 def _held_back(now: LiveServer) -> list[Block]:
     blocks: list[Block] = []
-    for title, found in (("Lowered to the plan", now.limited), ("Refused", now.refused)):
-        most = sorted(found.items(), key=lambda item: -item[1])[:_FEW]
+    for title, counts in (("Lowered to the plan", now.limited), ("Refused", now.refused)):
+        most = sorted(counts.items(), key=lambda item: -item[1])[:_FEW]
         blocks += listed(title, (f"{count:,} x {what}" for what, count in most))
     return blocks

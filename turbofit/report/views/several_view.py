@@ -40,60 +40,60 @@ if TYPE_CHECKING:
 _PHASES = ("context", "weights", "cache", "buffers", "transient", "margin")
 
 
-def joint_view(found: JointPlan, names: Sequence[str]) -> list[Block]:
+def joint_view(joint: JointPlan, names: Sequence[str]) -> list[Block]:
     """The verdict, each model's promise, each card's account, warnings, and what comes next.
 
     Args:
-        found: the plan.
+        joint: the plan.
         names: the models as they were named.
     """
     blocks: list[Block] = [
-        Heading(f"{len(found.plans)} models together" if found.gpus else "Together", short=True),
-        Verdict(found.verdict, good=found.fits, short=True),
+        Heading(f"{len(joint.plans)} models together" if joint.gpus else "Together", short=True),
+        Verdict(joint.verdict, good=joint.fits, short=True),
     ]
-    if found.remedy is not None:
-        blocks.append(Items((found.remedy,), short=True))
-    if found.fits:
-        blocks.append(_promises(found))
-    if found.gpus:
-        fullest = min(found.gpus, key=lambda gpu: gpu.left)
+    if joint.remedy is not None:
+        blocks.append(Items((joint.remedy,), short=True))
+    if joint.fits:
+        blocks.append(_promises(joint))
+    if joint.gpus:
+        fullest = min(joint.gpus, key=lambda gpu: gpu.left)
         text = f"GPU {fullest.index} is the fullest: {format_bytes(fullest.left)} of it stay free"
         if fullest.left < 0:
             text = f"GPU {fullest.index} lacks {format_bytes(-fullest.left)}"
-        if found.fits or fullest.left < 0:
+        if joint.fits or fullest.left < 0:
             blocks.append(Paragraph(text, **ONLY_SHORT))
-    for gpu in found.gpus:
+    for gpu in joint.gpus:
         blocks += [Heading(f"GPU {gpu.index}: {gpu.name}, MiB at the worst"), _card(gpu)]
-    warnings = _warnings(found)
-    assumed = assumed_of(found.plans[0].machine) if found.plans else ()
+    warnings = _warnings(joint)
+    assumed = assumed_of(joint.plans[0].machine) if joint.plans else ()
     blocks += [*first_warnings(warnings, assumed), *listed("Notes", warnings)]
-    return [*blocks, *_serve(found, names), MORE]
+    return [*blocks, *_serve(joint, names), MORE]
 
 
-def _serve(found: JointPlan, names: Sequence[str]) -> list[Block]:
+def _serve(joint: JointPlan, names: Sequence[str]) -> list[Block]:
     """What serves them at one address."""
-    if not found.fits:
+    if not joint.fits:
         return []
-    if found.serve is None:
+    if joint.serve is None:
         text = f"next: turbofit serve {shlex.join(names)}, with the same options"
         return [Paragraph(text, **ONLY_SHORT)]
-    where = "" if found.plans[0].machine.source == "nvml" else " on such a machine"
+    where = "" if joint.plans[0].machine.source == "nvml" else " on such a machine"
     note = remark(f"at one address{where}:", short=True)
-    code = Code(shell_words(found.serve.argv), short=True)
+    code = Code(shell_words(joint.serve.argv), short=True)
     return [Heading("Command"), note, code]
 
 
-def _warnings(found: JointPlan) -> tuple[str, ...]:
+def _warnings(joint: JointPlan) -> tuple[str, ...]:
     """Each once, with its model where it is not of the machine."""
-    said = (
+    texts = (
         text if text in plan.machine.warnings else f"{plan.model.name}: {text}"
-        for plan in found.plans
+        for plan in joint.plans
         for text in plan.warnings
     )
-    return tuple(dict.fromkeys(said))
+    return tuple(dict.fromkeys(texts))
 
 
-def _promises(found: JointPlan) -> Table:
+def _promises(joint: JointPlan) -> Table:
     rows = (
         (
             plan.model.name,
@@ -105,7 +105,7 @@ def _promises(found: JointPlan) -> Table:
             f"{plan.settings.max_batch_size}",
             _images(plan),
         )
-        for plan, budget in zip(found.plans, found.budgets, strict=True)
+        for plan, budget in zip(joint.plans, joint.budgets, strict=True)
     )
     return table(
         ("model", "--budget", "engines", "context", "KV tokens", "batch", "images"),
@@ -130,9 +130,9 @@ def _card(gpu: JointGpu) -> Table:
     """One row a model, which add up to the card."""
     empty = ("",) * len(_PHASES)
     rows = [("others", *empty, mib(gpu.used))]
-    for one in gpu.models:
-        figures = tuple(mib(getattr(one, phase)) for phase in _PHASES)
-        rows.append((one.model, *figures, mib(one.bytes)))
+    for share in gpu.models:
+        figures = tuple(mib(getattr(share, phase)) for phase in _PHASES)
+        rows.append((share.model, *figures, mib(share.bytes)))
     rows += [
         ("left", *empty, mib(gpu.left)),
         ("the card", *empty, mib(gpu.total - gpu.reserved)),
@@ -230,14 +230,14 @@ _Kind = tuple["Plan", list["NodePlan"]]
 
 def _folded_nodes(nodes: Sequence[NodePlan]) -> list[_Kind]:
     """Nodes that serve, by their cards, groups and settings; the most nodes first."""
-    found: dict[object, _Kind] = {}
+    kinds: dict[object, _Kind] = {}
     for node in nodes:
         if node.plan is not None:
             plan = node.plan
-            each = tuple(one.settings for one in plan.by_group)
-            key = (node.cards, plan.engine, plan.parallel.groups, plan.settings, each)
-            found.setdefault(key, (plan, []))[1].append(node)
-    return sorted(found.values(), key=lambda kind: len(kind[1]), reverse=True)
+            group_settings = tuple(group.settings for group in plan.by_group)
+            key = (node.cards, plan.engine, plan.parallel.groups, plan.settings, group_settings)
+            kinds.setdefault(key, (plan, []))[1].append(node)
+    return sorted(kinds.values(), key=lambda kind: len(kind[1]), reverse=True)
 
 
 def _nodes_table(folded: Sequence[_Kind], **places: Any) -> Table:
@@ -266,10 +266,10 @@ def _nodes_table(folded: Sequence[_Kind], **places: Any) -> Table:
 def _settings(folded: Sequence[_Kind]) -> Table:
     rows = []
     for plan, members in folded:
-        each = [one.settings for one in plan.by_group] or [plan.settings]
+        settings = [group.settings for group in plan.by_group] or [plan.settings]
         cells = []
         for name in _SETTINGS.values():
-            values = {getattr(one, name) for one in each}
+            values = {getattr(engine, name) for engine in settings}
             cells.append("-".join(map(str, sorted({min(values), max(values)}))))
         rows.append((f"{len(members):,}", groups_of(plan.parallel.groups), *cells))
     return _table(("nodes", "GPUs", *_SETTINGS), rows)
@@ -277,13 +277,13 @@ def _settings(folded: Sequence[_Kind]) -> Table:
 
 def _left_out(plan: ClusterPlan, *, short: bool) -> list[Block]:
     """Nodes that serve nothing, by their cards and reason."""
-    found: dict[tuple[str, str], list[NodePlan]] = {}
+    groups: dict[tuple[str, str], list[NodePlan]] = {}
     for node in plan.nodes:
         if node.plan is None and node.why_not:
-            found.setdefault((node.cards, node.why_not), []).append(node)
+            groups.setdefault((node.cards, node.why_not), []).append(node)
     rows = [
         (f"{len(members):,}", cards or "-", why, _names(members))
-        for (cards, why), members in sorted(found.items(), key=lambda pair: -len(pair[1]))
+        for (cards, why), members in sorted(groups.items(), key=lambda pair: -len(pair[1]))
     ]
     nodes = _table(("nodes", "cards", "why", "which"), rows, short=short)
     return [Heading("Nodes that serve nothing", short=short), nodes] if rows else []

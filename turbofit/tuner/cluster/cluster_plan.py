@@ -44,11 +44,11 @@ class Promise(Struct):
 
     def why_broken(self, plan: Plan, unit: str) -> str:
         """How a plan falls short of it; empty where it does not."""
-        limit, held = plan.limits.image_limit, plan.kv.longest_request_tokens
+        limit, most = plan.limits.image_limit, plan.kv.longest_request_tokens
         if self.limit is not None and limit is not None and limit < self.limit:
             return f"serves images of {limit:,} {unit} at most, {self.limit:,} are promised"
-        if self.context is not None and held < self.context:
-            return f"holds {held:,} tokens under the promised images, {self.context:,} are promised"
+        if self.context is not None and most < self.context:
+            return f"holds {most:,} tokens under the promised images, {self.context:,} are promised"
         return ""
 
 
@@ -117,28 +117,28 @@ class _Planner:
         except TurbofitError as error:
             self.errors.append(error)
             return _Tried(plan=None, why_not=error.message)
-        said = plan.verdict.removeprefix("does not fit: ").removeprefix(f"{plan.model.name}: ")
-        return _Tried(plan=plan, why_not="" if plan.fits else said)
+        why = plan.verdict.removeprefix("does not fit: ").removeprefix(f"{plan.model.name}: ")
+        return _Tried(plan=plan, why_not="" if plan.fits else why)
 
     def shares(self, members: Iterable[int], promise: Promise = _ALONE) -> dict[int, float]:
         """Requests of one node of each kind: by its forecast, or GPUs, and no more than it holds.
 
         Its own batch where nobody says how many requests there will be.
         """
-        found = list(members)
+        numbers = list(members)
         if self.requests is None:
-            plans = {k: self.plan(k, 1.0, promise).plan for k in found}
+            plans = {k: self.plan(k, 1.0, promise).plan for k in numbers}
             return {k: float(plan.requests_at_once) if plan else 1.0 for k, plan in plans.items()}
-        sets = [(len(self.kinds[k].nodes), self._weight(k)) for k in found]
+        sets = [(len(self.kinds[k].nodes), self._weight(k)) for k in numbers]
         requests = self.requests
 
-        def held(place: int, share: float) -> float:
-            plan = self.plan(found[place], share, promise).plan
+        def capacity(place: int, share: float) -> float:
+            plan = self.plan(numbers[place], share, promise).plan
             known = UNSET if plan is None else plan.held
             return share if known is UNSET or not known.requests else float(known.requests)
 
-        each = held_shares(lambda most: evenly(sets, requests, most), held, len(found))
-        return dict(zip(found, each, strict=True))
+        shares = held_shares(lambda most: evenly(sets, requests, most), capacity, len(numbers))
+        return dict(zip(numbers, shares, strict=True))
 
     def _weight(self, kind: int) -> float:
         """What a node of a kind does of all requests, beside others."""
@@ -173,17 +173,19 @@ class _Planner:
             shares = self.shares(members, promise)
             tried = {k: self.plan(k, shares[k], promise) for k in members}
             short = {
-                k for k, one in tried.items()
-                if one.why_not or promise.why_broken(one.served, self.unit)
+                k for k, trial in tried.items()
+                if trial.why_not or promise.why_broken(trial.served, self.unit)
             }  # fmt: skip
             if not short:
-                plans = {k: one.served for k, one in tried.items()}
+                plans = {k: trial.served for k, trial in tried.items()}
                 return _Choice(promise=promise, shares=shares, plans=plans)
             if len(short) == len(members) and not self.base.context_given:
                 # A larger batch leaves a little less cache: what the longest of them still holds.
                 free = [self.plan(k, shares[k], Promise(limit=promise.limit)) for k in short]
-                held = [one.served.kv.longest_request_tokens for one in free if not one.why_not]
-                longest = max(held, default=0)
+                contexts = [
+                    trial.served.kv.longest_request_tokens for trial in free if not trial.why_not
+                ]
+                longest = max(contexts, default=0)
                 if 0 < longest < (promise.context or 0):
                     promise = replace(promise, context=longest)
                     continue
@@ -197,14 +199,14 @@ class _Planner:
             for plan in alone.values()
         }
         if self.base.workload.context is not None:
-            pairs = {replace(one, context=self.base.workload.context) for one in pairs}
-        order = sorted(pairs, key=lambda one: (one.limit or 0, one.context or 0), reverse=True)
+            pairs = {replace(pair, context=self.base.workload.context) for pair in pairs}
+        order = sorted(pairs, key=lambda pair: (pair.limit or 0, pair.context or 0), reverse=True)
         tried = []
-        for promise in [one for one in order if one.limit == order[0].limit][:_MOST_CONTEXTS]:
+        for promise in [pair for pair in order if pair.limit == order[0].limit][:_MOST_CONTEXTS]:
             tried.append(self.kept(promise, alone))
             if self.holds_all(tried[-1]):
                 return tried[-1]
-        return max(tried, key=lambda one: self.at_once(one.shares))
+        return max(tried, key=lambda choice: self.at_once(choice.shares))
 
 
 def make_cluster_plan(base: ResolvedRequest, cluster: Cluster, engine: str = "auto") -> ClusterPlan:
@@ -221,9 +223,9 @@ def make_cluster_plan(base: ResolvedRequest, cluster: Cluster, engine: str = "au
     kinds = kinds_of(usable)
     planner = _Planner(base, kinds, engine)
     tried = planner.alone()
-    if tried and all(one.plan is None for one in tried.values()):
+    if tried and all(trial.plan is None for trial in tried.values()):
         raise planner.errors[0]
-    alone = {k: one.served for k, one in tried.items() if not one.why_not}
+    alone = {k: trial.served for k, trial in tried.items() if not trial.why_not}
     mixed = {k: plan for k, plan in alone.items() if plan.engine.of_lmdeploy} or alone
     choice = planner.choose(mixed) if mixed else None
     kept = choice if choice is not None and planner.holds_all(choice) else None
@@ -231,15 +233,15 @@ def make_cluster_plan(base: ResolvedRequest, cluster: Cluster, engine: str = "au
     common = _common([plan.limits for plan in kept.plans.values()]) if kept else None
     nodes = []
     for node in cluster.nodes:
-        made, k = _named(node), kind_of.get(node.id, -1)
+        node_plan, k = _named(node), kind_of.get(node.id, -1)
         if kept and common and k in kept.plans:
             plan = kinds[k].on(node, _held_to(kept.plans[k], common, kept.promise))
             first = node is kinds[k].nodes[0]
             plan = replace(plan, limit_costs=(), considered=plan.considered if first else ())
-            nodes.append(replace(made, plan=plan, at_once=kept.shares[k]))
+            nodes.append(replace(node_plan, plan=plan, at_once=kept.shares[k]))
         else:
             why = unusable[node.id] or _left_out(planner, k, tried, choice)
-            nodes.append(replace(made, why_not=why))
+            nodes.append(replace(node_plan, why_not=why))
     plans = [node.plan for node in nodes if node.plan is not None]
     longest = min((plan.kv.longest_request_tokens for plan in plans), default=0)
     document = ClusterPlan(
@@ -274,9 +276,9 @@ def plan_joining_node(
 
     ``base`` is what the plan was asked for; its machine and workload are not read.
     """
-    made, why, limits = _named(node), why_unusable(node), plan.limits
+    node_plan, why, limits = _named(node), why_unusable(node), plan.limits
     if why or limits is None:
-        return replace(made, why_not=why or "nothing is promised: no node served")
+        return replace(node_plan, why_not=why or "nothing is promised: no node served")
     promise = Promise(limit=limits.image_limit, context=plan.longest_request_tokens)
     share = _share(plan, node)
     # Its share is planned for, and is no promise: the others hold all requests.
@@ -285,7 +287,7 @@ def plan_joining_node(
         workload = replace(workload, context=promise.context)
     base = replace(base, workload=workload, load_only=True)
     planner = _Planner(base, kinds_of([node]), engine)
-    serial = {one.plan.engine.serial for one in plan.nodes if one.plan is not None}
+    serial = {other.plan.engine.serial for other in plan.nodes if other.plan is not None}
     # Answers a request come from the batch: at last each engine gets the promised ones.
     for requests in (share, float(limits.n * len(_machine(node).visible))):
         tried = planner.plan(0, requests, promise)
@@ -295,16 +297,16 @@ def plan_joining_node(
         why = why or _below(tried.served.limits, limits)
         if not why:
             joined = _held_to(tried.served, limits, promise)
-            return replace(made, plan=planner.kinds[0].on(node, joined), at_once=share)
-    return replace(made, why_not=why)
+            return replace(node_plan, plan=planner.kinds[0].on(node, joined), at_once=share)
+    return replace(node_plan, why_not=why)
 
 
 def _share(plan: ClusterPlan, node: Node) -> float:
     """The requests that the plan has for as many cards: on this node, else on all of its nodes."""
-    used = [one for one in plan.nodes if one.plan is not None]
-    used = [one for one in used if one.node == node.id] or used
-    cards = sum(len(one.gpus()) for one in used)
-    return max(1.0, sum(one.at_once for one in used) * len(_machine(node).visible) / cards)
+    used = [member for member in plan.nodes if member.plan is not None]
+    used = [member for member in used if member.node == node.id] or used
+    cards = sum(len(member.gpus()) for member in used)
+    return max(1.0, sum(member.at_once for member in used) * len(_machine(node).visible) / cards)
 
 
 def _named(node: Node) -> NodePlan:
@@ -325,36 +327,36 @@ def _held_to(plan: Plan, limits: Limits, promise: Promise) -> Plan:
     )
 
 
-def _common(each: Sequence[Limits]) -> Limits:
+def _common(all_limits: Sequence[Limits]) -> Limits:
     """What all hold: field by field the least; None where it has no meaning."""
     least: dict[str, Any] = {}
     for field in fields(Limits):
-        values = [getattr(one, field.name) for one in each]
+        values = [getattr(limits, field.name) for limits in all_limits]
         known = [value for value in values if isinstance(value, int)]
         least[field.name] = min(known) if known else values[0]
     return Limits(**least)
 
 
-def _below(held: Limits, promised: Limits) -> str:
+def _below(limits: Limits, promised: Limits) -> str:
     """Which promised limit is larger than a node's own."""
     for field in fields(Limits):
-        least, have = getattr(promised, field.name), getattr(held, field.name)
+        least, have = getattr(promised, field.name), getattr(limits, field.name)
         if field.name != "units_per_forward" and isinstance(least, int) and have < least:
             return f"{field.name} is {have:,} on it, {least:,} are promised"
     return ""
 
 
-def _sum(each: Sequence[Throughput | None]) -> Throughput | None:
+def _sum(speeds: Sequence[Throughput | None]) -> Throughput | None:
     """The forecast over nodes side by side."""
-    known = [one for one in each if one is not None]
-    if not known or len(known) < len(each):
+    known = [speed for speed in speeds if speed is not None]
+    if not known or len(known) < len(speeds):
         return None
     return replace(
         known[0],
-        requests_per_second=round(sum(one.requests_per_second for one in known), 4),
-        output_tokens_per_second=round(sum(one.output_tokens_per_second for one in known), 1),
-        concurrent_requests=sum(one.concurrent_requests for one in known),
-        seconds_to_first_token=max(one.seconds_to_first_token for one in known),
+        requests_per_second=round(sum(speed.requests_per_second for speed in known), 4),
+        output_tokens_per_second=round(sum(speed.output_tokens_per_second for speed in known), 1),
+        concurrent_requests=sum(speed.concurrent_requests for speed in known),
+        seconds_to_first_token=max(speed.seconds_to_first_token for speed in known),
     )
 
 
@@ -363,11 +365,11 @@ def _held(planner: _Planner, plans: Sequence[Plan], choice: _Choice | None) -> H
     if planner.base.promised_requests is None:
         return UNSET
     chosen = choice.plans.values() if choice is not None else ()
-    told = [plan.held for plan in plans or chosen if plan.held is not UNSET]
-    requests = sum(one.requests for one in told)
+    parts = [plan.held for plan in plans or chosen if plan.held is not UNSET]
+    requests = sum(part.requests for part in parts)
     if not plans:
         requests = 0 if choice is None else round(planner.at_once(choice.shares))
-    size = max((one.request_tokens for one in told), default=0)
+    size = max((part.request_tokens for part in parts), default=0)
     return Held(requests=requests, request_tokens=size)
 
 
@@ -383,8 +385,8 @@ def _left_out(
     if serves.why_not or choice is None:
         return tried[kind].why_not
     if not planner.holds_all(choice):
-        held, wanted = round(planner.at_once(choice.shares)), planner.requests
-        return f"all nodes together hold {held:,} of {wanted:,} requests at once"
+        count, wanted = round(planner.at_once(choice.shares)), planner.requests
+        return f"all nodes together hold {count:,} of {wanted:,} requests at once"
     why = choice.promise.why_broken(serves.served, planner.unit)
     if not why and not serves.served.engine.of_lmdeploy:
         return f"only {serves.served.engine.name} serves on it: not mixed with LMDeploy's engines"
@@ -399,18 +401,18 @@ def _verdict(plan: ClusterPlan) -> str:
     if not nodes:
         return f"does not fit: {name}: the cluster has no nodes"
     if not plan.fits and plan.held is not UNSET and plan.held.requests:
-        held, wanted = plan.held, plan.workload.concurrency or 0
+        at_once, wanted = plan.held, plan.workload.concurrency or 0
         return (
             f"does not fit: {name} with --concurrency {wanted}: the cache of"
-            f" {_count(len(nodes), 'node')} holds {held.requests:,} of {wanted:,} requests of"
-            f" {held.request_tokens:,} tokens"
+            f" {_count(len(nodes), 'node')} holds {at_once.requests:,} of {wanted:,} requests of"
+            f" {at_once.request_tokens:,} tokens"
         )
     if not plan.fits:
         why = Counter(node.why_not for node in nodes).most_common(_MOST_CAUSES)
-        told = "; ".join(f"{_count(n, 'node')}: {text}" for text, n in why)
-        return f"does not fit: {name} on none of {_count(len(nodes), 'node')}: {told}"
+        causes = "; ".join(f"{_count(n, 'node')}: {text}" for text, n in why)
+        return f"does not fit: {name} on none of {_count(len(nodes), 'node')}: {causes}"
     used = [node.plan for node in nodes if node.plan is not None]
-    gpus = sum(len(one.gpus) for one in used)
+    gpus = sum(len(served.gpus) for served in used)
     return (
         f"fits: {name} on {len(used):,} of {_count(len(nodes), 'node')}, {_count(gpus, 'GPU')},"
         f" {_count(plan.engines, 'engine')}: {plan.total_tokens:,} KV tokens; a request of up to"
@@ -462,16 +464,18 @@ def _warnings(cluster: Cluster, plan: ClusterPlan) -> Iterator[str]:
     if pretend:
         yield f"{_count(pretend, 'node')} of {len(cluster.nodes):,} with pretend GPUs"
     used = [node.plan for node in plan.nodes if node.plan is not None]
-    dtypes = sorted({one.settings.dtype for one in used})
+    dtypes = sorted({served.settings.dtype for served in used})
     if len(dtypes) > 1:
         yield (
             f"nodes compute in {' and '.join(dtypes)}, as their cards can: the same request may be"
             " answered differently; --dtype float16 makes them one"
         )
-    engines = sorted({one.engine.name for one in used})
+    engines = sorted({served.engine.name for served in used})
     if len(engines) > 1:
         yield f"nodes run {' and '.join(engines)}: answers may differ in wording"
-    texts = (text for one in used for text in one.warnings if not text.startswith("not used: "))
+    texts = (
+        text for served in used for text in served.warnings if not text.startswith("not used: ")
+    )
     yield from dict.fromkeys(texts)
 
 
@@ -484,11 +488,11 @@ def _remedies(
             effect = f"fits: {_count(fewer, 'request')} at once over all nodes"
             yield Remedy(change=f"--concurrency {fewer}", effect=effect)
         return
-    found = set()
-    for k, one in tried.items():
-        for remedy in one.plan.remedies if one.plan is not None else ():
-            if remedy.effect.startswith("fits") and remedy.change not in found:
-                found.add(remedy.change)
+    changes = set()
+    for k, trial in tried.items():
+        for remedy in trial.plan.remedies if trial.plan is not None else ():
+            if remedy.effect.startswith("fits") and remedy.change not in changes:
+                changes.add(remedy.change)
                 kind = planner.kinds[k]
                 where = f"{_count(len(kind.nodes), 'node')} of {cards_of(kind.machine)}"
                 yield replace(remedy, effect=f"{where}: {remedy.effect}")
@@ -536,7 +540,7 @@ class Kind(Struct):
         return replace(
             plan,
             machine=replace(member, gpus=gpus, host=self.machine.host),
-            gpus=tuple(replace(one, uuid=uuids[one.index]) for one in plan.gpus),
+            gpus=tuple(replace(ledger, uuid=uuids[ledger.index]) for ledger in plan.gpus),
         )
 
 
@@ -561,13 +565,13 @@ def why_unusable(node: Node) -> str:
 
 def kinds_of(nodes: Sequence[Node]) -> tuple[Kind, ...]:
     """The nodes by kind, in their order."""
-    found: dict[Hashable, list[Node]] = {}
+    by_kind: dict[Hashable, list[Node]] = {}
     for node in nodes:
         machine = _machine(node)
         full = tuple(-(-known(machine.gpu(i).used, 0) // _STEP) for i in machine.visible)
         room = known(machine.host.ram_available, -_HOST_STEP) // _HOST_STEP
-        found.setdefault((_but_for_memory(machine), full, room), []).append(node)
-    return tuple(map(_kind, found.values()))
+        by_kind.setdefault((_but_for_memory(machine), full, room), []).append(node)
+    return tuple(map(_kind, by_kind.values()))
 
 
 def _kind(members: list[Node]) -> Kind:
@@ -584,7 +588,7 @@ def _kind(members: list[Node]) -> Kind:
 def _but_for_memory(machine: Machine) -> Machine:
     """The machine without its names, and without what is free of its memory."""
     gpus = tuple(replace(gpu, uuid="", used=0, free=0, holders=()) for gpu in machine.gpus)
-    learned = tuple(replace(one, when="") for one in machine.calibrations)
+    learned = tuple(replace(calibration, when="") for calibration in machine.calibrations)
     return replace(
         machine, name="", source="", gpus=gpus, host=Host(), warnings=(), cuda=NA,
         driver=machine.driver if learned else NA, calibrations=learned,

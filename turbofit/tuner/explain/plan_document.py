@@ -46,17 +46,17 @@ def document(  # noqa: PLR0913 - what a plan says beside its accounts
     settings: Settings,
     vision_load: VisionLoad,
     limit: int | None,
-    held: int | None = None,
+    held_requests: int | None = None,
     at_once: Sequence[float] = (),
     warnings: Iterable[str] = (),
     **rest: Any,
 ) -> Plan:
     """The plan without command lines; ``rest`` are other fields of it.
 
-    ``settings`` are of the weakest group, ``limit`` is of an image, in tiles or pixels. ``held``
-    are requests at once that all groups hold, None where nobody asked for a number. ``at_once``
-    are the requests that are counted on in each group where cards are unequal, empty where all
-    groups run ``settings``.
+    ``settings`` are of the weakest group, ``limit`` is of an image, in tiles or pixels.
+    ``held_requests`` are requests at once that all groups hold, None where nobody asked for a
+    number. ``at_once`` are the requests that are counted on in each group where cards are unequal,
+    empty where all groups run ``settings``.
     """
     outcomes = [account.at(account.settings.cache_max_entry_count) for account in accounts]
     ledgers = [ledger for outcome in outcomes for ledger in outcome.ledgers]
@@ -90,7 +90,7 @@ def document(  # noqa: PLR0913 - what a plan says beside its accounts
         host=host,
         warnings=(*request.model.warnings, *request.machine.warnings, *warnings),
         by_group=tuple(map(_group_plan, accounts, caches, at_once)),
-        held=UNSET if held is None else Held(requests=held, request_tokens=size),
+        held=UNSET if held_requests is None else Held(requests=held_requests, request_tokens=size),
         options=request.options,
         **rest,
     )
@@ -188,10 +188,10 @@ def idle_words(request: ResolvedRequest, groups: Sequence[Sequence[int]]) -> str
 def cache_words(tokens: Sequence[int], vision_load: VisionLoad, context: int) -> str:
     """What caches of so many tokens hold together; no request lies in two of them."""
     size = counted_tokens(vision_load, context)
-    held, longest = (sum(cache // length for cache in tokens) for length in (size, context))
+    requests, longest = (sum(cache // length for cache in tokens) for length in (size, context))
     whole = "" if size == context else f" or {longest:,} of {context:,}"
     return (
-        f"the cache holds {sum(tokens):,} KV tokens, {held:,} {plural(held, 'request')} of"
+        f"the cache holds {sum(tokens):,} KV tokens, {requests:,} {plural(requests, 'request')} of"
         f" {size:,} tokens{whole}"
     )
 
@@ -201,8 +201,8 @@ def requests_held(
 ) -> int:
     """Requests that all engines run at once with all their tokens in the caches."""
     return sum(
-        min(settings.max_batch_size, held // counted_tokens(vision_load, settings.session_len))
-        for settings, held in zip((account.settings for account in accounts), tokens, strict=True)
+        min(settings.max_batch_size, cache // counted_tokens(vision_load, settings.session_len))
+        for settings, cache in zip((account.settings for account in accounts), tokens, strict=True)
     )
 
 

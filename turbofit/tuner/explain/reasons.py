@@ -50,10 +50,10 @@ def reasons(fit: EngineFit, account: Account) -> Iterator[str]:
     yield from _margin(request, account)
     rank = "least memory" if request.least else "best rank"
     prefill = f"{rank} of the sizes tried; {fit.engine.prefill_words(best.settings)}"
-    each = f"on each card the {rank} of the sizes tried"
-    yield _line(fit, "max_prefill_token_num", prefill, each=each)
+    by_card = f"on each card the {rank} of the sizes tried"
+    yield _line(fit, "max_prefill_token_num", prefill, by_card=by_card)
     batch = _batch(fit)
-    yield _line(fit, "max_batch_size", batch, each=batch)
+    yield _line(fit, "max_batch_size", batch, by_card=batch)
     yield _line(fit, "session_len", _context(fit))
     if best.fits and best.settings.enable_prefix_caching:
         yield "enable_prefix_caching: the plan counts on nothing that prompts spare by it"
@@ -75,10 +75,10 @@ def reasons(fit: EngineFit, account: Account) -> Iterator[str]:
         yield f"the peak pays for {units:,} vision units in one forward: {bound}"
 
 
-def _line(fit: EngineFit, name: str, why: str, *, value: str = "", each: str = "") -> str:
-    """The reason of a setting; ``each`` is that of groups which have values of their own."""
-    if each and len({getattr(part.settings, name) for part in fit.best.parts}) > 1:
-        return f"{name}: {each}"
+def _line(fit: EngineFit, name: str, why: str, *, value: str = "", by_card: str = "") -> str:
+    """The reason of a setting; ``by_card`` is that of groups with values of their own."""
+    if by_card and len({getattr(part.settings, name) for part in fit.best.parts}) > 1:
+        return f"{name}: {by_card}"
     why = "as set by you" if name in fit.request.fixed else why
     return f"{name} {value or getattr(fit.best.settings, name)}: {why}"
 
@@ -100,17 +100,17 @@ def _margin(request: ResolvedRequest, account: Account) -> Iterator[str]:
 
 def _ratio(fit: EngineFit) -> str:
     request, best = fit.request, fit.best
-    ratio, each = best.settings.cache_max_entry_count, "largest that leaves the margin"
+    ratio, by_card = best.settings.cache_max_entry_count, "largest that leaves the margin"
     why = f"the largest that leaves the margin; {ratio + 1 / RATIO_STEPS:.3f} does not"
     if request.least:
         batch, context = best.settings.max_batch_size, best.settings.session_len
         need = f"{batch:,} {plural(batch, 'request')} of {context:,} tokens"
-        held, each = best.kv_tokens >= batch * context, "smallest that holds the promise"
-        why = f"the smallest that holds {need}" if held else f"the largest that fits; {need} do not"
+        kept, by_card = best.kv_tokens >= batch * context, "smallest that holds the promise"
+        why = f"the smallest that holds {need}" if kept else f"the largest that fits; {need} do not"
     elif request.ratio_caps and ratio >= min(request.ratio_caps.values()):
         why = "lowered by what a rehearsal saw"
-    each = f"on each card the {each}"
-    return _line(fit, "cache_max_entry_count", why, value=f"{ratio:.3f}", each=each)
+    by_card = f"on each card the {by_card}"
+    return _line(fit, "cache_max_entry_count", why, value=f"{ratio:.3f}", by_card=by_card)
 
 
 def _batch(fit: EngineFit) -> str:
@@ -135,7 +135,7 @@ def _batch(fit: EngineFit) -> str:
         return f"{requests} concurrent requests are shared: {shares}"
     replicas = best.shape.replicas
     why = f"{requests} concurrent {plural(requests, 'request')}"
-    if best.held and not best.fits:
+    if best.held_requests and not best.fits:
         why = f"the most that the cache holds of {why}"
     return f"{why} over {replicas} {plural(replicas, 'replica')}"
 

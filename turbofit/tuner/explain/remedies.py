@@ -71,7 +71,7 @@ def remedies(fit: EngineFit) -> Remedies:
             fitting.append(Remedy(change=change, effect=_fits(other)))
             causes += [released] if released else []
             # What is free of charge comes before cards, unless it holds fewer requests.
-            enough |= more or not best.held
+            enough |= more or not best.held_requests
         elif effect := _closer(fit, other):
             closer.append(Remedy(change=change, effect=effect))
     if best.fits:
@@ -106,8 +106,8 @@ def _closer(fit: EngineFit, other: EngineFit) -> str:
         return ""  # no memory is short: the images are longer than the context
     if excess_tokens(fit.request, best.vision_load):
         return f"the images fit the context then, and {format_bytes(result.short)} are short"
-    if best.held:
-        more = result.held > best.held
+    if best.held_requests:
+        more = result.held_requests > best.held_requests
         return f"not enough alone: {too_few(other.request, result)}" if more else ""
     if result.short < best.short * _CLOSER:
         return (
@@ -136,10 +136,11 @@ def _changes(fit: EngineFit) -> Iterator[Change]:
     yield from quantised_cache(request)
     yield from _other_checkpoint(request)
     # As many at once as are held; one where the caches hold all and the host does not.
-    wanted, held = request.promised_requests or 1, 1 if fit.best.fits else fit.best.held
-    if 0 < held < wanted:
-        fewer = request.with_workload(concurrency=held)
-        yield Change(f"--concurrency {held}", fewer, f"--concurrency {wanted}")
+    wanted = request.promised_requests or 1
+    count = 1 if fit.best.fits else fit.best.held_requests
+    if 0 < count < wanted:
+        fewer = request.with_workload(concurrency=count)
+        yield Change(f"--concurrency {count}", fewer, f"--concurrency {wanted}")
     if request.tp is not None and len(request.visible) > request.tp:
         free = replace(request, tp=None, replicas=None)
         yield Change("leave --tp to turbofit", free, f"--tp {request.tp}")
@@ -227,7 +228,7 @@ def _smaller_images(fit: EngineFit) -> Iterator[Change]:
     if given:
         yield Change(f"leave {rule.limit_option} to turbofit", request.with_limit(None), given)
     lower = requested // 2 if given else None
-    if best.held and rule.varies_by_limit:
+    if best.held_requests and rule.varies_by_limit:
         lower = limit_that_fits(request, best.shape, fit.engine)
     if lower is not None:
         yield Change(f"{rule.limit_option} {lower}", request.with_limit(lower), given)
@@ -266,7 +267,7 @@ def _written(option: str, value: object) -> str:
 def _fits(fit: EngineFit) -> str:
     best = fit.best
     effect = f"fits: {best.kv_tokens:,} KV tokens a group, tp {best.shape.tp}"
-    if best.held:
+    if best.held_requests:
         size = counted_tokens(best.vision_load, best.settings.session_len)
         requests = fit.request.promised_requests or 0
         effect += f", {requests:,} {plural(requests, 'request')} of {size:,} tokens at once"
@@ -316,8 +317,8 @@ def _shorter(fit: EngineFit) -> Iterator[Remedy]:
     request, best = fit.request, fit.best
     rivals = [rival for rival in fit.evaluations if rival.fits and rival.served == best.served]
     left_out = any(rival.settings.session_len < best.settings.session_len for rival in rivals)
-    held = best.kv_tokens // request_tokens(fit.requested_load)
-    if not left_out and held <= best.settings.max_batch_size:
+    requests = best.kv_tokens // request_tokens(fit.requested_load)
+    if not left_out and requests <= best.settings.max_batch_size:
         return  # the context left out no shape, and no requests
     for context in _SHORTER:
         if not shortest_context(best.vision_load) <= context < best.settings.session_len:
@@ -386,10 +387,10 @@ def larger(request: ResolvedRequest) -> Iterator[Change]:
     from turbofit.machine.presets import load_preset, preset_names
     from turbofit.machine.source import machine_from
 
-    count, held = len(request.visible), max(known(card.total, 0) for card in request.visible)
+    count, largest = len(request.visible), max(known(card.total, 0) for card in request.visible)
     totals = {name: load_preset(name).total for name in preset_names()}
     for name in sorted(totals, key=lambda card: (totals[card], card)):
-        if totals[name] > held:
+        if totals[name] > largest:
             machine = machine_from(f"{count}x{name}")
             machine = replace(machine, name=MORE_GPUS, host=request.machine.host)
             change = f"{count} x {machine.gpus[0].name} ({format_bytes(totals[name])})"
@@ -398,18 +399,18 @@ def larger(request: ResolvedRequest) -> Iterator[Change]:
 
 def stopped(request: ResolvedRequest) -> Iterator[Change]:
     """The process that holds most, gone from all its GPUs; all that is held where none is known."""
-    held: dict[int, dict[int, int]] = {}
+    by_process: dict[int, dict[int, int]] = {}
     names: dict[int, str] = {}
     for gpu in request.visible:
         for holder in gpu.holders:
             size = known(holder.bytes, 0)
             if holder.pid != "NA" and size > 0:
-                held.setdefault(holder.pid, {})[gpu.index] = size
+                by_process.setdefault(holder.pid, {})[gpu.index] = size
                 names.setdefault(holder.pid, holder.name)
     freed = {gpu.index: known(gpu.used, 0) for gpu in request.visible}
     used = [index for index, size in freed.items() if size]
-    if held:
-        pid, freed = max(held.items(), key=lambda process: sum(process[1].values()))
+    if by_process:
+        pid, freed = max(by_process.items(), key=lambda process: sum(process[1].values()))
         where = f"GPU{'s' if len(freed) > 1 else ''} {indices(freed)}"
         change = f"stop {names[pid]}[{pid}] on {where} ({format_bytes(sum(freed.values()))})"
     elif used:

@@ -51,17 +51,17 @@ def evaluate(state: SearchState, shape: Shape) -> Evaluation:
     wanted = ceil(shape.requests(promised))
     sizer, session_len, wants_cache = _sized(Sizer(state, shape), wanted)
     sized = sizer.evaluation(session_len)
-    tokens, held, lacking = sized.kv_tokens, wanted, 0
+    tokens, held_requests, lacking = sized.kv_tokens, wanted, 0
     units = state.requested_load.units_per_request
     if promised is not None:
-        held, lacking = held_by(sized), sizer.lacking(tokens, session_len, wanted)
+        held_requests, lacking = held_by(sized), sizer.lacking(tokens, session_len, wanted)
     evaluation = replace(
         sized,
-        fits=sized.fits and held >= wanted,
+        fits=sized.fits and held_requests >= wanted,
         served=sized.vision_load.units_per_request / units if units else 1.0,
         short=sized.short or lacking,
         footprint=sizer.footprint(sized.settings) if request.least else 0,
-        held=0 if promised is None else held * shape.replicas,
+        held_requests=0 if promised is None else held_requests * shape.replicas,
     )
     if not evaluation.fits:
         return evaluation
@@ -99,8 +99,8 @@ def _sized(sizer: Sizer, wanted: int) -> tuple[Sizer, int, bool]:
         if not given and not request.least:
             batch, wants_cache = best_batch(sizer, session_len)
         elif request.promised_requests is not None and "max_batch_size" not in request.fixed:
-            held = held_by(sizer.evaluation(session_len))
-            batch = most_held(sizer, wanted) or None if held < wanted else None
+            held_requests = held_by(sizer.evaluation(session_len))
+            batch = most_held(sizer, wanted) or None if held_requests < wanted else None
             session_len = session_len if batch is None else sizer.with_batch(batch).session_len()
         return session_len, batch, wants_cache
 
@@ -137,14 +137,15 @@ def explain(request: ResolvedRequest, evaluation: Evaluation, engine: Engine) ->
 
 def too_few(request: ResolvedRequest, evaluation: Evaluation) -> str:
     """How many of the requests at once a shape holds that serves, in words."""
-    wanted, held, settings = request.promised_requests, evaluation.held, evaluation.settings
+    wanted, count = request.promised_requests, evaluation.held_requests
+    settings = evaluation.settings
     size = counted_tokens(evaluation.vision_load, settings.session_len)
     if not evaluation.short and "max_batch_size" in request.fixed:
-        return f"max_batch_size {settings.max_batch_size} runs {held:,} of {wanted:,} at once"
-    each = "" if evaluation.parts else on_each_gpu(sum(map(len, evaluation.shape.groups)))
+        return f"max_batch_size {settings.max_batch_size} runs {count:,} of {wanted:,} at once"
+    per_gpu = "" if evaluation.parts else on_each_gpu(sum(map(len, evaluation.shape.groups)))
     return (
-        f"the cache holds {held:,} of {wanted:,} requests of {size:,} tokens,"
-        f" {format_bytes(evaluation.short)} short{each}"
+        f"the cache holds {count:,} of {wanted:,} requests of {size:,} tokens,"
+        f" {format_bytes(evaluation.short)} short{per_gpu}"
     )
 
 
@@ -183,7 +184,7 @@ def _paced(
     Of each engine: its speed by the requests there, and the most requests that it runs. Engines of
     unequal cards are looked at under even shares. Over.
     """
-    paces = [wish.found(speed, 1 / len(engines), most) for speed, most in engines]
+    paces = [wish.forecast(speed, 1 / len(engines), most) for speed, most in engines]
     pace = Pace(
         rate=sum(engine.rate or 0 for engine in paces),
         first_token=max(engine.first_token or 0 for engine in paces),
@@ -221,13 +222,13 @@ class _Unequal:
     def _held_shares(self, shared: Callable[[Sequence[float]], list[float]]) -> list[float]:
         """Shares of the requests of which each engine holds its own, where that is a promise."""
 
-        def held(number: int, share: float) -> float:
+        def capacity(number: int, share: float) -> float:
             part = self._best(self.sets[number], share, None)
-            return part.held / len(part.shape.groups)
+            return part.held_requests / len(part.shape.groups)
 
         if self.request.promised_requests is None:
             return shared(())
-        return held_shares(shared, held, len(self.sets))
+        return held_shares(shared, capacity, len(self.sets))
 
     def _agreed(self, shares: Sequence[float | None], promised: int) -> list[Evaluation]:
         """The sets under these shares, with the longest context that all of them hold."""
@@ -248,7 +249,7 @@ class _Unequal:
         def worth(part: Evaluation) -> tuple[object, ...]:
             if part.fits:
                 return (1, part.settings.session_len >= (promised or 0), *part.rank)
-            return (0, part.held, -part.short, part.shape.max_prefill_token_num)
+            return (0, part.held_requests, -part.short, part.shape.max_prefill_token_num)
 
         part = replace(
             self.shape,
@@ -275,7 +276,8 @@ class _Unequal:
 
     def _whole(self, parts: Sequence[Evaluation]) -> Evaluation:
         """The sets as one shape: the weakest set's settings and tokens, the sum of the rates."""
-        wanted, held = self.request.promised_requests or 0, sum(part.held for part in parts)
+        wanted = self.request.promised_requests or 0
+        held_requests = sum(part.held_requests for part in parts)
         weakest = min(parts, key=lambda part: (part.fits, -part.short, part.kv_tokens))
         settings = weakest.settings
         evaluation = Evaluation(
@@ -288,11 +290,11 @@ class _Unequal:
             settings=settings,
             vision_load=weakest.vision_load,
             kv_tokens=weakest.kv_tokens,
-            fits=all(part.fits for part in parts) and held >= wanted,
+            fits=all(part.fits for part in parts) and held_requests >= wanted,
             served=weakest.served,
             short=max(part.short for part in parts),
             footprint=sum(part.footprint for part in parts),
-            held=held if all(part.serves for part in parts) else 0,
+            held_requests=held_requests if all(part.serves for part in parts) else 0,
             parts=tuple(parts),
         )
         if not evaluation.fits:
@@ -335,7 +337,9 @@ Set = tuple[int, Callable[[float], Speed]]
 
 
 def held_shares(
-    shared: Callable[[Sequence[float]], list[float]], held: Callable[[int, float], float], sets: int
+    shared: Callable[[Sequence[float]], list[float]],
+    capacity: Callable[[int, float], float],
+    sets: int,
 ) -> list[float]:
     """Requests at each engine of each set, of which its cache holds all.
 
@@ -343,13 +347,13 @@ def held_shares(
 
     Args:
         shared: shares the requests out, given the most for an engine of each set.
-        held: what an engine of a set holds of a share, in whole requests.
+        capacity: what an engine of a set holds of a share, in whole requests.
         sets: how many there are.
     """
     most = [inf] * sets
     while True:
         shares = shared(most)
-        counts = [held(number, share) for number, share in enumerate(shares)]
+        counts = [capacity(number, share) for number, share in enumerate(shares)]
         if all(count >= share for count, share in zip(counts, shares, strict=True)):
             return shares
         most = [

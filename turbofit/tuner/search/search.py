@@ -84,7 +84,9 @@ class EngineFit(Struct):
     @property
     def tokens(self) -> int:
         """KV tokens of the smallest cache."""
-        return min(one.tokens_at(one.settings.cache_max_entry_count) for one in self.accounts)
+        return min(
+            account.tokens_at(account.settings.cache_max_entry_count) for account in self.accounts
+        )
 
     @property
     def throughput(self) -> Throughput | None:
@@ -103,7 +105,7 @@ def search(request: ResolvedRequest, engine: Engine) -> EngineFit:
     _LOG.info(
         "%s on %s: %d shapes looked at, %d fit; the best: tp %d x %d, prefill %d, limit %s, %s",
         engine.name, request.machine.name, len(evaluations),
-        sum(one.fits for one in evaluations),
+        sum(evaluation.fits for evaluation in evaluations),
         best.shape.tp, best.shape.replicas, best.shape.max_prefill_token_num, best.shape.limit,
         f"{best.kv_tokens} KV tokens" if best.fits else f"{best.short} bytes short",
     )  # fmt: skip
@@ -143,7 +145,7 @@ def fit_on_host(request: ResolvedRequest, engine: Engine) -> EngineFit:
         fewer = replace(fewer, fewer=f"replicas {replicas}: host memory does not do for {planned}")
         if fewer.fits:
             return fewer
-        if most is fit or fewer.best.held > most.best.held:
+        if most is fit or fewer.best.held_requests > most.best.held_requests:
             most = fewer
     return most
 
@@ -181,7 +183,9 @@ class _Search(SearchState):
         if serving:
             chosen = max(serving, key=_order)
             best = self.widened(chosen) if chosen.queues else chosen
-            evaluations = [best if one is chosen else one for one in evaluations]
+            evaluations = [
+                best if evaluation is chosen else evaluation for evaluation in evaluations
+            ]
         return best, evaluations
 
     def shapes(self) -> list[Shape]:
@@ -326,7 +330,7 @@ def _without(
     """The shapes of which no engine has a problem, and the first problem of the others."""
     kept, first = [], None
     for shape, launches in shapes:
-        problem = next((one for one in map(of, launches) if one is not None), None)
+        problem = next((problem for problem in map(of, launches) if problem is not None), None)
         if problem is None:
             kept.append((shape, launches))
         elif first is None:
@@ -359,8 +363,8 @@ def _order(evaluation: Evaluation) -> tuple[object, ...]:
         return (1, *evaluation.rank, indices)
     return (
         0,
-        evaluation.held,
-        evaluation.served if evaluation.held else 0.0,
+        evaluation.held_requests,
+        evaluation.served if evaluation.held_requests else 0.0,
         -evaluation.short,
         -evaluation.shape.tp,
         evaluation.shape.max_prefill_token_num,

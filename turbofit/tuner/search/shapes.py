@@ -70,11 +70,11 @@ class Evaluation(Struct):
     the weakest, ``speeds`` are in the order of the shape's groups. With the goal of latency
     ``seconds_per_answer`` is the slowest group's, with the requests that were asked for there, or
     with one. ``wants_cache``: more cache would run more requests at once. ``footprint`` are the
-    bytes of all GPUs that it takes, where the least is asked for, and 0 elsewhere. ``held`` are the
-    requests that all its engines run and hold at once, where a person says how many there must be,
-    and 0 elsewhere; of a shape that holds too few ``settings`` have the largest batch that it
-    holds. ``pace`` is the forecast under the rate that is asked for, and ``slow`` by which share it
-    misses what is asked.
+    bytes of all GPUs that it takes, where the least is asked for, and 0 elsewhere.
+    ``held_requests`` are those that all its engines run and hold at once, where a person says how
+    many there must be, and 0 elsewhere; of a shape that holds too few ``settings`` have the largest
+    batch that it holds. ``pace`` is the forecast under the rate that is asked for, and ``slow`` by
+    which share it misses what is asked.
     """
 
     engine: str
@@ -91,7 +91,7 @@ class Evaluation(Struct):
     seconds_per_answer: float = 0.0
     wants_cache: bool = False
     footprint: int = 0
-    held: int = 0
+    held_requests: int = 0
     parts: tuple[Evaluation, ...] = ()
     pace: Pace | None = None
     slow: float = 0.0
@@ -108,7 +108,7 @@ class Evaluation(Struct):
     @property
     def serves(self) -> bool:
         """Whether it serves, though perhaps fewer requests at once than were asked for."""
-        return self.fits or self.held > 0
+        return self.fits or self.held_requests > 0
 
     @property
     def worth(self) -> tuple[float, ...]:

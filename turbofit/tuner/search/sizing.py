@@ -179,12 +179,12 @@ class Sizer:
         """The largest ratio that fits every group and that rehearsals left, or the user's own."""
         if isinstance(self._fixed_ratio, int | float):
             return float(self._fixed_ratio)
-        found = [ratio for account in accounts if (ratio := account.best_ratio()) is not None]
-        if len(found) < len(accounts):
+        ratios = [ratio for account in accounts if (ratio := account.best_ratio()) is not None]
+        if len(ratios) < len(accounts):
             return None
         caps = self.request.ratio_caps
         left = (caps[gpu.index] for gpus in self.groups for gpu in gpus if gpu.index in caps)
-        return min(1.0, *found, *left)
+        return min(1.0, *ratios, *left)
 
     def _least_ratio(self, accounts: Sequence[Account], most: float) -> float:
         """The smallest ratio that holds whole contexts of all that run at once, else the most."""
@@ -302,7 +302,7 @@ def excess_tokens(request: ResolvedRequest, vision_load: VisionLoad) -> int:
     return max(0, vision_load.tokens_per_request + text - context)
 
 
-def longest_held(held: Callable[[int], int], low: int, high: int) -> int:
+def longest_held(tokens_at: Callable[[int], int], low: int, high: int) -> int:
     """The longest context between two of which the shorter is held and the longer is not.
 
     A longer context leaves no more tokens, so that each look bounds the answer on both sides: no
@@ -310,20 +310,21 @@ def longest_held(held: Callable[[int], int], low: int, high: int) -> int:
     longer one leaves is held. Two or three looks suffice, where bisection takes ten.
 
     Args:
-        held: the KV tokens that the cache holds with a context; 0 where the engine does not start.
+        tokens_at: the KV tokens that the cache holds with a context; 0 where the engine does not
+            start.
         low: a context that is held.
         high: a longer one that is not.
 
     Returns:
         A multiple of 64, or ``low``.
     """
-    guess = held(high) // CONTEXT_STEP * CONTEXT_STEP
+    guess = tokens_at(high) // CONTEXT_STEP * CONTEXT_STEP
     while high - low > CONTEXT_STEP:
         half = (low + high) // 2 // CONTEXT_STEP * CONTEXT_STEP
         middle = guess if low < guess < high else half
         if middle <= low:
             break
-        tokens = held(middle)
+        tokens = tokens_at(middle)
         if tokens >= middle:
             low, high = middle, min(high, round_up(tokens + 1, CONTEXT_STEP))
         else:
@@ -376,7 +377,7 @@ def best_batch(sizer: Sizer, session_len: int) -> tuple[int, bool]:
     tried = [1 << k for k in range(most.bit_length()) if 1 << k < most] + [most]
     rates = [rate(batch) for batch in tried]
     enough = max(rates) * _NEARLY_ALL
-    first = next(i for i, one in enumerate(rates) if one >= enough)
+    first = next(i for i, value in enumerate(rates) if value >= enough)
     low = tried[first - 1] if first else 0
     wanted = bisect(lambda batch: rate(batch) < enough, low, tried[first])[1]
     chosen = wanted if wanted == 1 or holds(wanted) else bisect(holds, 1, wanted)[0]
