@@ -1,20 +1,28 @@
-"""The docs: links, environment variables, and the figures of the cluster's page."""
+"""What the pages of docs say, in both languages, and the symptoms that they name."""
 
 from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
+from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from string import Formatter
+from typing import Any, NamedTuple
 
 import pytest
 
 import turbofit.api
-from scripts.symptoms import anchors
+from scripts.symptoms import PAGES, anchors, renewed, rule_kinds, symptoms
 from turbofit.cli.main import main
+from turbofit.cli.manual import EXIT_CODES
+from turbofit.gateway.http.refusals import refusals
 from turbofit.launch.serve.runs import LEASE_SECONDS
 
 DOCS = Path(__file__).parents[1] / "docs"
+
+
 LEDGERS: list[dict[str, Any]] = [
     {"model": "internvl2-8b", "on": "1xrtx3090"},
     {"model": "internvl2-8b", "on": "1xv100-32g"},
@@ -54,9 +62,15 @@ def test_links_to_sections_lead_somewhere() -> None:
 
 
 ROOT = Path(__file__).parents[1]
+
+
 #: A table's row: the variable, and whether it is read, set or both.
 ROW = re.compile(r"^\| `([A-Z][A-Z0-9_]+)` \| (?:read|set|read, set) \| \S", re.MULTILINE)
+
+
 VARIABLE = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+")
+
+
 #: Strings that look like variables: a word in a sentence, the tests' own variable, values, types of
 #: tensors, constants of C and of NVML.
 OTHERS = re.compile(
@@ -135,3 +149,120 @@ def test_names_are_the_codes() -> None:
 
 def test_the_page_is_short() -> None:
     assert len(PAGE.splitlines()) <= 150
+
+
+TWINS = {"README.md": "README.zh-CN.md"} | {
+    f"docs/{path.name}": f"docs/zh/{path.name}"
+    for path in sorted((ROOT / "docs" / "zh").glob("*.md"))
+}
+
+
+_KINDS = (("#", r"#+ "), ("row", r"\|"), ("item", r"(?:-|\d+\.) "), ("code", r"    \S"))
+
+
+_CODE = re.compile(r"``(.+?)``|`([^`]+)`")
+
+
+_LINK = re.compile(r"\]\(([^)#\s]*)[^)]*\)")
+
+
+_FACT = re.compile(r"--[a-z][\w-]*|\d+(?:[.,]\d+)*")
+
+
+class Block(NamedTuple):
+    """A heading, a row of a table, an item of a list, a line of code or a paragraph."""
+
+    line: int
+    kind: str
+    text: str
+
+    @property
+    def facts(self) -> set[str]:
+        """Its code, figures, options and the pages that its links lead to."""
+        if self.kind == "code":
+            return {re.sub(r"\s+#.*", "", self.text)}
+        code = {(one[1] or one[2]).strip() for one in _CODE.finditer(self.text)}
+        text = _CODE.sub("", self.text)
+        pages = {Path(page).name.replace(".zh-CN", "") for page in _LINK.findall(text)}
+        return code | pages | set(_FACT.findall(_LINK.sub("]", text)))
+
+
+def blocks(text: str) -> Iterator[Block]:
+    """The blocks of a page; comments are none."""
+    block: Block | None = None
+    fenced = False
+    for number, line in enumerate([*text.splitlines(), ""], 1):
+        kind = next((kind for kind, start in _KINDS if re.match(start, line)), "text")
+        if line.startswith("```"):
+            fenced = not fenced
+        elif fenced:
+            yield Block(number, "code", line)
+        elif block and line and kind == "text":
+            block = block._replace(text=f"{block.text} {line.strip()}")
+        else:
+            if block:
+                yield block
+            level = line.split()[0] if kind == "#" else kind
+            block = Block(number, level, line) if line and not line.startswith("<!--") else None
+
+
+@pytest.mark.parametrize(("english", "chinese"), TWINS.items())
+def test_both_languages_have_the_same_facts(english: str, chinese: str) -> None:
+    pages = [list(blocks((ROOT / name).read_text(encoding="utf-8"))) for name in (english, chinese)]
+    differ = []
+    for one, twin in zip_longest(*pages):
+        if one is None or twin is None or one.kind != twin.kind:
+            differ.append(f"here the pages part: {one} / {twin}")
+            break
+        if facts := one.facts ^ twin.facts:
+            differ.append(f"{english}:{one.line}, {chinese}:{twin.line}: {sorted(facts)}")
+    assert not differ, "\n".join(differ)
+
+
+def test_the_glossary_has_its_words() -> None:
+    chinese = "".join((ROOT / name).read_text(encoding="utf-8") for name in TWINS.values())
+    glossary = (ROOT / "docs" / "architecture.md").read_text().split("| word | Chinese |")[1]
+    rows = re.findall(r"^\| ([^|-]+) \| ([^|]+) \|$", glossary.split("\n## ")[0], re.MULTILINE)
+    assert len(rows) >= 15
+    for word, meaning in rows:
+        assert re.split(r"[（(]", meaning)[0] in chinese, word
+
+
+#: Answers of `diagnose` to a log without a failure.
+NO_FAILURE = {"healthy", "memory_table"}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_tables_are_what_the_program_says(page: Path) -> None:
+    assert renewed(page) == page.read_text(encoding="utf-8"), "run python scripts/symptoms.py"
+
+
+def test_every_kind_of_answer_has_a_message() -> None:
+    assert {one.kind for one in symptoms()} == rule_kinds() - NO_FAILURE
+
+
+def test_a_message_stands_once() -> None:
+    assert [one for one, times in Counter(s.message for s in symptoms()).items() if times > 1] == []
+
+
+def test_every_refusal_is_a_row_and_names_the_facts_of_its_sentence() -> None:
+    """Codes that are no literals are looked for as such."""
+    package, used = Path(__file__).parents[1] / "turbofit", set()
+    for path in [*package.glob("gateway/**/*.py"), *package.glob("launch/fallback/*.py")]:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        used |= {one.value for one in ast.walk(tree) if isinstance(one, ast.Constant)}
+        for node in ast.walk(tree):
+            named = isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Refusal"
+            if not named or not isinstance(node.args[0], ast.Constant):
+                continue
+            facts = {one.arg for one in node.keywords} - {"retry_after", "status"}
+            says = refusals()[node.args[0].value].says
+            asked = {field for _, field, _, _ in Formatter().parse(says) if field}
+            assert asked | {"param"} == facts | {"param"}, (path, node.lineno)
+    assert refusals().keys() <= used
+
+
+def test_every_exit_code_of_a_failure_is_explained() -> None:
+    text = PAGES[0].read_text(encoding="utf-8")
+    for code in EXIT_CODES:
+        assert code in (0, 1, 2, 130) or f"\n| {code} |" in text

@@ -14,13 +14,11 @@ from pathlib import Path
 import click
 import pytest
 
-from tests.support.nvml import Scenario, four_3090, nvml_library, nvml_machine
+from tests.support.nvml import Scenario, four_3090
 from turbofit.cli.command_group import COMMANDS, TURBOFIT
 from turbofit.cli.terminal import output
 from turbofit.cli.terminal import progress_display as terminal
 from turbofit.core.process.state import _base
-
-__all__ = ["nvml_library", "nvml_machine"]
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNNER = [sys.executable, "-m", "tests.without_posix"]

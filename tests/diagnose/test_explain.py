@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.diagnose.conftest import explain
+from tests.hostile import hostile
 from tests.support.checkpoints import make_internvl2
 from turbofit.core.errors import UsageError
+from turbofit.core.struct import to_json
 from turbofit.core.units import GIB, MIB
+from turbofit.diagnose.explain import diagnose
+from turbofit.observe.forecast import cached_tokens
+from turbofit.observe.live import now_of
+from turbofit.observe.log_events import CacheBudget, Slab
+from turbofit.observe.log_reader import read_line
 
 TM = "[TM][FATAL][1120.09:18:10.597172]"
+
+
 COMMAND = "$ lmdeploy serve api_server OpenGVLab/InternVL2-8B --tp 2 --communicator cuda-ipc\n"
+
+
 KNOWN = [
     ("port_taken", "configuration",
      "[Errno 98] error while attempting to bind on address ('0.0.0.0', 23333): address already in "
@@ -277,7 +289,11 @@ def test_torch_text_of_2_0() -> None:
 
 
 SHARDS = "Loading checkpoint shards: {}%|{}| {}/2 [00:02<00:00,  1.00s/it]\n"
+
+
 LOAD = SHARDS.format(0, "", 0) + SHARDS.format(100, "##", 2)
+
+
 OUT = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB.\n"
 
 
@@ -343,11 +359,15 @@ def test_more_free_than_asked_is_said_to_be_odd() -> None:
 
 
 HEAD = "[1120.10:13:27.30"
+
+
 BUDGET = (
     f"[TM][INFO]{HEAD}8315][turbomind.cc:338] Object cache budget: 7067.38 MB from free 7175.00 MB "
     f"and ratio 0.985\n[TM][WARN]{HEAD}8400][slab.h:136] slab_size 33554432, object_size 3670016, "
     "object_count 9, ratio 0.984375\n"
 )
+
+
 FATAL = (
     "[TM][FATAL][1120.10:13:27.308500][allocator.cc:49] CUDA error: out of memory\n"
     "*** stacktrace of thread 0x7fcc614ad6c0 ***\n  [ 0] TM_CUDA_CHECK @ gemm.cu:50\n"
@@ -387,9 +407,13 @@ def warming(longest: int) -> str:
 
 
 BUFFERS, WARMUP = "for the engine's buffers", "until the warm-up passes"
+
+
 IMAGE = ("[turbomind.cc:492] Warm-up finished in 0.01 seconds.",
          "[qwenvit.cc:230] Qwen3.5 ViT setup: mm_seqs=1 images_batched=1 images_skipped=0 "
          "patches=40000")  # fmt: skip
+
+
 #: Deaths of the 0.18.0 binary on pretend 3090s: model, tp, batch, prefill, session; the cache and
 #: what was free; later lines; the step, and MiB that it lacked, allocation by allocation.
 DEATHS = [
@@ -433,6 +457,8 @@ def test_a_step_that_the_account_grants_is_not_said_to_lack_anything() -> None:
 
 
 STACK = "*** stacktrace of thread 0x1 ***\n  [ 0] TM_CUDA_CHECK @ a.cc:1\n  [ 1] {} @ b.cc:2\n"
+
+
 WARMING = f"{TM}[turbomind.cc:440] Warm-up lengths: 8, 16\n"
 
 
@@ -500,6 +526,8 @@ def test_the_end_of_a_log_tells_no_phase() -> None:
 
 
 UP = "INFO:     Uvicorn running on http://0.0.0.0:23333 (Press CTRL+C to quit)\n"
+
+
 WAITING = "Waiting for creating a placement group of specs for 10 seconds. specs=[{}]\n"
 
 
@@ -587,3 +615,51 @@ def test_the_command_names_the_folder_that_was_asked_about(tmp_path: Path) -> No
 )  # fmt: skip
 def test_words_that_several_causes_share(text: str, kind: str) -> None:
     assert explain(f"$ lmdeploy\n{text}\n").kind == kind
+
+
+LOG = """\
+pip install lmdeploy=={version}
+>>> pipeline('OpenGVLab/InternVL2-8B', backend_config=TurbomindEngineConfig(tp=4))  # 4x RTX 3090
+[TM][INFO] [BlockManager] block_size = 2 MB
+[TM][INFO] [BlockManager] max_block_count = 1112
+[TM][ERROR] CUDA runtime error: out of memory /lmdeploy/src/turbomind/utils/allocator.h:231
+"""
+
+
+def held(version: str) -> int:
+    made = explain(LOG.format(version=version))
+    assert made.read.version == version
+    return next(one.bytes for one in made.held if "weights" in one.who)
+
+
+def test_embeddings_are_whole_on_every_rank_before_0_6():
+    assert held("0.5.3") - held("0.6.4") > 1000 << 20
+
+
+def test_a_block_has_the_tokens_of_its_version():
+    tells = [one.tells for one in explain(LOG.format(version="0.2.5")).evidence]
+    assert any("128 tokens" in text for text in tells)
+    tells = [one.tells for one in explain(LOG.format(version="0.7.3")).evidence]
+    assert any("64 tokens" in text for text in tells)
+
+
+def test_versions_that_are_not_older_keep_the_reference_s_rules():
+    assert held("0.18.0") == held("0.9.2")
+
+
+@hostile("logs")
+def test_lines_become_events_or_nothing(data: bytes) -> None:
+    budget: CacheBudget | None = None
+    for text in data.decode("utf-8", "replace").splitlines():
+        event = read_line(text)
+        budget = event if isinstance(event, CacheBudget) else budget
+        if budget and isinstance(event, Slab):
+            assert cached_tokens(budget.budget, event, 64) >= 0
+    with suppress(UsageError):
+        now_of(data.decode("utf-8", "replace"))
+
+
+@hostile("diagnose", examples=40)
+def test_there_is_always_an_answer(data: bytes) -> None:
+    with suppress(UsageError):  # a model or a machine that cannot be meant
+        to_json(diagnose([data]))

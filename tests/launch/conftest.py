@@ -8,10 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.checkpoints import make_internvl2, make_internvl_hf, make_qwen2_vl
-from tests.support.nvml import nvml_library, nvml_machine
 from tests.support.processes import Child, free_port
-
-__all__ = ["Child", "nvml_library", "nvml_machine"]
 
 
 @pytest.fixture

@@ -103,41 +103,6 @@ def serve_begins_with_the_best(children: list[Child], tmp_path: Path) -> None:
 
 
 @pytest.mark.exhaustive
-def test_a_time_that_no_start_fits_in_is_kept_and_said(
-    children: list[Child], tmp_path: Path
-) -> None:
-    child = tune(children, tmp_path, *ONE, "--time", "4s", "--json")
-    assert child.finish() == 3, child.stderr
-    result = said(child)
-    assert result["stopped"] == "the time is up: trial 1 was ended"
-    assert [one["outcome"] for one in result["trials"]] == ["cut"]
-    assert result["best"] is None
-    assert engines(tmp_path) == []
-    assert "Traceback" not in child.stderr
-
-
-@pytest.mark.exhaustive
-def test_engines_that_die_are_results_and_nothing_is_kept(
-    children: list[Child], tmp_path: Path
-) -> None:
-    child = tune(children, tmp_path, *ONE, "--starts", "1", "--pretend-fail", "60", "--json")
-    assert child.finish() == 3, child.stderr
-    (trial,) = said(child)["trials"]
-    assert trial["outcome"] == "died"
-    assert "memory" in trial["why"]
-    assert not (tmp_path / "turbofit" / "tuned-pretend").exists()
-    assert engines(tmp_path) == []
-
-
-@pytest.mark.exhaustive
-def test_an_slo_that_nothing_keeps_is_said(children: list[Child], tmp_path: Path) -> None:
-    child = tune(children, tmp_path, *ONE, "--starts", "1", "--slo", "ttft=1ms")
-    assert child.finish() == 3, child.stderr
-    assert child.process.stdout is not None
-    assert "none of 1 settings keeps the SLO" in child.process.stdout.read()
-
-
-@pytest.mark.exhaustive
 def test_tune_ends_its_own_load_without_a_traceback(
     children: list[Child], tmp_path: Path, internvl2: Path
 ) -> None:

@@ -9,14 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.nvml import LOST, Scenario, gpu_3090, in_process, nvml_library
+from tests.support.nvml import LOST, Scenario, gpu_3090, in_process
 from tests.support.waiting import HANG, until
 from turbofit.core.errors import MachineError
 from turbofit.core.units import MIB
 from turbofit.observe import sampler
 from turbofit.observe.sampler import Memory, SampledRange, Sampler, memory_now
-
-__all__ = ["nvml_library"]
 
 
 def test_peaks_and_last_values_between_two_times(nvml_library: Path, tmp_path: Path) -> None:

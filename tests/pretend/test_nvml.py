@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.pretend.machine import Machine, ask, make, tell
+from tests.pretend.child import Machine, ask, make, tell
 from tests.support.waiting import HANG
 from turbofit.pretend.scenario import MIB, PretendGpu, Scenario
 

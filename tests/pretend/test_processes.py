@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pretend.child import CARD
-from tests.pretend.machine import ask, make, tell
+from tests.pretend.child import CARD, ask, make, tell
 from tests.support.waiting import HANG
 from turbofit.pretend.scenario import MIB, PretendGpu, Scenario
 from turbofit.pretend.timeline import CONTEXT

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.rehearse.conftest import Rehearse, mib, tiles
+from turbofit.diagnose.answer import Diagnosis
 from turbofit.diagnose.explain import diagnose
 from turbofit.pretend.scenario import MIB
 from turbofit.pretend.timeline import read_timeline
@@ -111,6 +112,18 @@ def test_sinks_of_another_type_end_the_first_request(run: Rehearse) -> None:
     assert "f16 vs. bf16" in document["death"]["where"]
 
 
+def diagnosed(
+    folder: Path, model: str, *, tp: int = 1, total: int = 24268, ratio: float = 0.8
+) -> Diagnosis:
+    """What the log of a rehearsal that was kept in a folder is diagnosed as."""
+    command = (
+        f"$ lmdeploy serve api_server {model} --tp {tp} --max-batch-size 128 --session-len 32768 "
+        f"--max-prefill-token-num 8192 --cache-max-entry-count {ratio}\n"
+    )
+    log = command.encode() + (folder / "log").read_bytes()
+    return diagnose([log], on=f"{tp}xrtx3090:total={total}MiB:used=300MiB")
+
+
 def test_a_phones_photo_kills_qwen2_vl(run: Rehearse, tmp_path: Path) -> None:
     cases = [
         {"name": str(g), "requests": [{"units": [[1, g, g]], "text_tokens": 32}]}
@@ -128,12 +141,7 @@ def test_a_phones_photo_kills_qwen2_vl(run: Rehearse, tmp_path: Path) -> None:
     assert [c["name"] for c in document["cases"]] == ["100", "160"]
     assert [pool(document, f"case {g}") for g in (100, 160)] == [284.73, 728.91]
     assert mib(document["gpus"][0]["load_peak"]) == pytest.approx(16064 + 3120, abs=4)
-    command = (
-        "$ lmdeploy serve api_server qwen2-vl-7b --tp 1 --max-batch-size 128 --session-len 32768 "
-        "--max-prefill-token-num 8192 --cache-max-entry-count 0.8\n"
-    )
-    log = command.encode() + (tmp_path / "log").read_bytes()
-    found = diagnose([log], on="1xrtx3090:total=24268MiB:used=300MiB")
+    found = diagnosed(tmp_path, "qwen2-vl-7b")
     assert found.phase == "vision"
     assert found.missing_in_all is not None
     assert found.missing_in_all.bytes is not None
@@ -148,3 +156,31 @@ def test_the_silent_start_up_hang_is_recognised(run: Rehearse) -> None:
     # By its lines, and not by the time that a start may take.
     assert "cache is smaller" in document["death"]["where"]
     assert len(document["log"]) < 60
+
+
+@pytest.mark.exhaustive
+def test_a_death_in_the_warm_up_lacks_in_all_what_the_timeline_says(
+    run: Rehearse, tmp_path: Path
+) -> None:
+    document = run("internvl2-1b", tp=2, cache_max_entry_count=0.992, keep=tmp_path)
+    assert document["outcome"] == "out_of_memory"
+    found = diagnosed(tmp_path, "internvl2-1b", tp=2, ratio=0.992)
+    assert (found.kind, found.phase) == ("out_of_memory", "warm-up")
+    assert found.missing_in_all is not None
+    assert found.missing_in_all.bytes is not None
+    assert found.missing_in_all.bytes >= document["death"]["missing"]
+    assert found.would_work is not None
+    assert found.would_work.fits
+
+
+@pytest.mark.exhaustive
+def test_a_death_while_loading_has_no_sizes_in_its_log(run: Rehearse, tmp_path: Path) -> None:
+    document = run("internvl2-1b", card={"total": 1700 * MIB}, keep=tmp_path)
+    assert document["outcome"] == "out_of_memory"
+    found = diagnosed(tmp_path, "internvl2-1b", total=1700)
+    assert (found.kind, found.phase) == ("out_of_memory", "weights")
+    assert found.missing is not None
+    assert found.missing.bytes is None
+    assert found.missing_in_all is not None
+    assert found.missing_in_all.bytes is not None
+    assert found.missing_in_all.bytes > 0

@@ -1,26 +1,45 @@
+"""Plans and runs that were kept: found again, and refused where they contradict themselves."""
+
 from __future__ import annotations
 
 import io
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
 import pytest
 
+from tests.hostile import hostile
 from tests.launch.tune.test_tuning import result
 from tests.observe.test_tuned import ONE
-from tests.report.documents import served_run
+from tests.report.documents import KINDS, planned, served_run
 from tests.support.plans import plausible_plan
 from turbofit.cli.main import main
+from turbofit.core.cluster import ClusterPlan
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Plan
-from turbofit.core.struct import to_json
+from turbofit.core.presets import load_yaml
+from turbofit.core.struct import decode, to_json
+from turbofit.kernels.census import Census
+from turbofit.launch.serve import ladder
+from turbofit.launch.serve.leases import Leases
 from turbofit.launch.serve.runs import Record
-from turbofit.report.stored_documents import keep, read_saved, saved_document
-
-pytestmark = pytest.mark.usefixtures("state")
+from turbofit.machine.snapshot import load_snapshot
+from turbofit.observe import calibrations
+from turbofit.report.painters.terminal import paint
+from turbofit.report.stored_documents import (
+    StoredPlan,
+    check_consistent,
+    keep,
+    read_plan,
+    read_saved,
+    saved_document,
+)
+from turbofit.report.views.plan_view import plan_page, plan_view
 
 Out = pytest.CaptureFixture[str]
 
@@ -35,12 +54,14 @@ def run_folder(state: Path, name: str = "20261120-100000-m", plan: Plan | None =
     return folder
 
 
+@pytest.mark.usefixtures("state")
 def test_nothing_yet(state: Path) -> None:
     with pytest.raises(UsageError, match="nothing was planned"):
         read_saved("latest")
     assert not state.exists()
 
 
+@pytest.mark.usefixtures("state")
 def test_latest_is_the_newest_of_plans_and_runs(state: Path) -> None:
     keep(plausible_plan(verdict="first"), "plan")
     keep(plausible_plan(verdict="second"), "rehearse")
@@ -58,6 +79,7 @@ def test_latest_is_the_newest_of_plans_and_runs(state: Path) -> None:
     assert saved.where == str(folder)
 
 
+@pytest.mark.usefixtures("state")
 def test_a_run_by_its_folder_its_record_or_its_name(state: Path) -> None:
     folder = run_folder(state)
     for word in (str(folder), str(folder / "run.json"), folder.name):
@@ -70,6 +92,7 @@ def test_a_run_by_its_folder_its_record_or_its_name(state: Path) -> None:
     assert document["run"]["attempts"][0]["moments"][3]["phase"] == "check"
 
 
+@pytest.mark.usefixtures("state")
 def test_the_plan_is_that_of_the_last_attempt(state: Path) -> None:
     folder = run_folder(state)
     (folder / "plan-2.json").write_text(plausible_plan(verdict="a rung down").to_json())
@@ -84,6 +107,7 @@ def test_the_plan_is_that_of_the_last_attempt(state: Path) -> None:
     assert first.warnings[-1].startswith("plan-2.json, the plan of the last start, is not there")
 
 
+@pytest.mark.usefixtures("state")
 def test_what_serve_itself_records_is_read(state: Path) -> None:
     folder = state / "runs" / "r"
     folder.mkdir(parents=True)
@@ -100,6 +124,7 @@ def test_what_serve_itself_records_is_read(state: Path) -> None:
     assert run.last.ended == {"kind": "hang", "message": "it hangs"}
 
 
+@pytest.mark.usefixtures("state")
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"schema": "turbofit.run/9"}'])
 def test_what_is_no_run(state: Path, text: str, capsys: Out) -> None:
     folder = run_folder(state)
@@ -108,6 +133,7 @@ def test_what_is_no_run(state: Path, text: str, capsys: Out) -> None:
     assert "cannot be read" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("state")
 def test_a_name_that_is_too_long_is_no_plan(capsys: Out) -> None:
     """As a file in a folder of others, which root in a test may read."""
     for name in ("a" * 300, f"./{'a' * 300}"):
@@ -115,6 +141,7 @@ def test_a_name_that_is_too_long_is_no_plan(capsys: Out) -> None:
         assert "cannot be read: File name too long" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("state")
 def test_a_state_folder_that_cannot_be_written_costs_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: Out
 ) -> None:
@@ -123,6 +150,7 @@ def test_a_state_folder_that_cannot_be_written_costs_nothing(
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.usefixtures("state")
 @pytest.mark.parametrize("document", [result(2.0), ONE], ids=["bench", "tune"])
 def test_a_load_and_a_tuning_from_stdin_and_from_a_pipe(
     document: Any, monkeypatch: pytest.MonkeyPatch, capsys: Out
@@ -139,6 +167,7 @@ def test_a_load_and_a_tuning_from_stdin_and_from_a_pipe(
     assert json.loads(capsys.readouterr().out) == json.loads(to_json(document))
 
 
+@pytest.mark.usefixtures("state")
 def test_what_report_wrote_of_a_run_is_read_again(state: Path, tmp_path: Path) -> None:
     saved = read_saved(str(run_folder(state)))
     path = tmp_path / "run-report.json"
@@ -147,6 +176,7 @@ def test_what_report_wrote_of_a_run_is_read_again(state: Path, tmp_path: Path) -
     assert (again.plan, again.run) == (saved.plan, saved.run)
 
 
+@pytest.mark.usefixtures("state")
 def test_a_file_of_a_command_that_failed_says_why_it_did(tmp_path: Path, capsys: Out) -> None:
     main(["plan", "nosuch", "--on", "1xrtx3090", "--json"])
     path = tmp_path / "plan.json"
@@ -158,3 +188,143 @@ def test_a_file_of_a_command_that_failed_says_why_it_did(tmp_path: Path, capsys:
     path.write_text('{"error": 5}')
     with pytest.raises(UsageError, match="cannot be read"):
         read_saved(str(path))
+
+
+PLAN = plausible_plan()
+
+
+def shown(path: Path) -> None:
+    saved = read_saved(str(path))
+    plan_view(saved.plan, saved.run)
+
+
+def run(path: Path) -> None:
+    path.rename(path.with_name("run.json"))
+    path.with_name("plan.json").write_text(PLAN.to_json())
+    shown(path.parent)
+
+
+def census(path: Path) -> None:
+    found = decode(path.read_bytes(), Census, what="census")
+    for capability in ((8, 6), (9, 0), (8, 7)):
+        found.has_ptx(capability)
+        found.count(tuple(found.families), found.architecture(capability) or "")
+
+
+def moved(path: Path, place: Path) -> Path:
+    """The document in its place in turbofit's state folder, which is the document's own."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    return path.rename(place)
+
+
+def calibration(path: Path) -> None:
+    moved(path, path.parent / "turbofit/calibrations/a.json")
+    calibrations.with_calibrations(PLAN.machine, pretend=False)
+    for one in calibrations.recall(pretend=False):
+        with suppress(UsageError):
+            calibrations.read(one)
+
+
+def learned(path: Path) -> None:
+    moved(path, ladder._learned(PLAN, "0.18.0", False)._path(make=True))
+    assert isinstance(ladder.recall(PLAN, "0.18.0", pretend=False), dict)
+
+
+def lease(path: Path) -> None:
+    folder = moved(path, path.parent / "leases/other.json").parent
+    for _ in Leases(folder)._all():
+        pass
+
+
+#: By the first byte.
+READERS = (
+    shown, run, load_snapshot,
+    lambda path: ClusterPlan.from_json(path.read_bytes()), census, calibration, learned, lease,
+    load_yaml,
+)  # fmt: skip
+
+
+@hostile("documents")
+def test_a_document_is_read_or_refused(data: bytes) -> None:
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", folder)
+        path = Path(folder) / "document.json"
+        path.write_bytes(data[1:])
+        with suppress(UsageError):
+            READERS[(data[:1] or b"\0")[0] % len(READERS)](path)
+
+
+#: Parts of a document that no report computes with, or too many to try one by one.
+LEFT_OUT = ("model", "considered", "ledger", "turbofit_version", "created")
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "served", "died"])
+def test_what_turbofit_writes_hangs_together(kind: str) -> None:
+    check_consistent(planned(kind), kind)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("parallel", "groups"), []),
+        (("parallel", "groups", 0), [7]),
+        (("machine", "gpus"), []),
+        (("gpus",), []),
+        (("gpus", 0, "total"), 0),
+        (("settings", "cache_block_seq_len"), 0),
+        (("kv", "longest_request_tokens"), -1),
+        (("rehearsal", "timeline", 0, "peak"), []),
+        (("rehearsal", "cache", "region"), []),
+    ],
+)
+def test_what_contradicts_itself_is_refused(
+    path: tuple[Any, ...],
+    value: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "plan.json"
+    file.write_text(changed(path, value))
+    assert main(["report", str(file)]) == 2
+    said = capsys.readouterr().err
+    assert "cannot be read: its GPUs, groups, sizes and rehearsal contradict each other" in said
+
+
+def changed(path: tuple[Any, ...], value: Any) -> str:
+    document = json.loads(planned("served").to_json())
+    at = document
+    for step in path[:-1]:
+        at = at[step]
+    at[path[-1]] = value
+    return json.dumps(document)
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> Any:
+    """Every place of a document, of lists the first entry only."""
+    yield path, value
+    if isinstance(value, dict):
+        for key, one in value.items():
+            if key not in LEFT_OUT:
+                yield from leaves(one, (*path, key))
+    elif isinstance(value, list) and value:
+        yield from leaves(value[0], (*path, 0))
+
+
+def test_no_number_and_no_empty_list_breaks_a_report(tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    shown = 0
+    for path, value in leaves(json.loads(planned("served").to_json())):
+        if isinstance(value, bool | str | None) or not path:
+            continue
+        for other in [0, -1, 1 << 61] if isinstance(value, int | float) else [type(value)()]:
+            file.write_text(changed(path, other))
+            try:
+                plan = read_plan(str(file))
+            except UsageError:
+                continue
+            assert isinstance(plan, Plan)
+            run = served_run(planned("served"))
+            assert paint(plan_view(plan, run)), path
+            assert plan_page(StoredPlan(plan, run, "x")), path
+            shown += 1
+    assert shown > 150

@@ -19,7 +19,6 @@ from tests.support.nvml import (
     gpu_3090,
     gpu_h100,
     in_process,
-    nvml_library,
 )
 from turbofit.core.machine import Host, Machine
 from turbofit.core.units import GIB
@@ -29,7 +28,7 @@ from turbofit.machine import nvml_machine
 from turbofit.planning.checks import DoctorReport, Finding, examine
 from turbofit.planning.examine.scene import Sources
 
-__all__ = ["HEALTHY", "Find", "Healthy", "Make", "nvml_library"]
+__all__ = ["HEALTHY", "Find", "Healthy", "Make"]
 
 #: What a card in order says of itself.
 HEALTHY = {

@@ -1,10 +1,6 @@
 """A machine with GPUs for tests: the real pynvml over a stand-in `libnvidia-ml.so.1`.
 
-How to use it, in the `conftest.py` of a folder of tests::
-
-    from tests.support.nvml import nvml_library, nvml_machine  # noqa: F401
-
-and in a test::
+How to use it in a test::
 
     def test_serve_waits(nvml_machine):
         scenario = four_3090(nvlinks=[(0, 2), (1, 3)])

@@ -1,4 +1,4 @@
-"""``--queue-images``: image requests wait for each other, and the cache gets their memory."""
+"""Images one at a time, and those whose prompts a context has room for."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ import pytest
 
 import turbofit
 import turbofit.api
+from tests.sweep import sweep
+from turbofit.core.errors import TurbofitError
+from turbofit.core.images import CrossRule
 from turbofit.core.plan import Plan
 from turbofit.gateway.limits.gate import UNSTATED
 from turbofit.gateway.limits.request_limits import bounds_of
+from turbofit.model.presets import known_presets, load_preset, preset_model
 from turbofit.rehearse.planned import plan_spec
 
 PAIRS = [("qwen2-vl-7b", "1xrtx3090"), ("internvl2-8b", "1xrtx3090"), ("qwen3-vl-8b", "1xa100-40g")]
@@ -127,3 +131,65 @@ def test_where_there_is_cache_enough_nothing_queues(model: str) -> None:
     roomy = turbofit.plan(model, on="1xh100")
     assert bounds_of(roomy).gate is None
     assert roomy.workload.queue_images is None
+
+
+#: A template, a question and the answer of the request that readiness asks.
+TEXT = 256
+
+
+def seen() -> list[str]:
+    """Every preset with images that is not another one's quantisation."""
+    found = []
+    for name in known_presets():
+        try:
+            model = preset_model(name)
+        except TurbofitError:
+            continue
+        if model.image_rule is not None and load_preset(name).base is None:
+            found.append(name)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sweep(seen()))
+def test_images_fit_the_context_or_are_refused_by_name(name: str) -> None:
+    for images in (2, 8):
+        plan = turbofit.plan(name, on="8xb200", images=images)
+        limits, context = plan.limits, plan.settings.session_len
+        if not plan.fits:
+            assert f"{images} images of the largest size are" in plan.verdict
+            continue
+        assert limits.images_per_request == images
+        assert limits.units_per_request == images * limits.units_per_image
+        assert limits.image_tokens_per_request + TEXT <= context
+        assert isinstance(plan.model.image_rule, CrossRule) or images <= (
+            limits.image_tokens_per_request
+        )
+
+
+@pytest.mark.slow
+def test_the_limit_is_lowered_as_far_as_the_context_asks_and_said() -> None:
+    plan = turbofit.plan("qwen2-vl-2b", on="1xrtx3090", images=4)
+    assert plan.settings.session_len == 32_768
+    assert 31_000 < plan.limits.image_tokens_per_request <= 32_768 - 1024
+    said = next(reason for reason in plan.reasons if reason.startswith("max_pixels"))
+    assert "4 images fit the context: at the model's own limit they take 65,536 tokens" in said
+
+
+@pytest.mark.slow
+def test_what_both_were_set_is_refused_with_what_would_do() -> None:
+    plan = turbofit.plan("qwen2-vl-2b", on="1xrtx3090", images=4, max_pixels=12_845_056)
+    assert not plan.fits
+    assert "4 images of the largest size are 65,536 tokens" in plan.verdict
+    changes = [remedy.change for remedy in plan.remedies if remedy.effect.startswith("fits")]
+    assert changes[:2] == ["--images 1", "leave --max-pixels to turbofit"]
+    assert not any("GPU" in remedy.change or "GeForce" in remedy.change for remedy in plan.remedies)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["turbomind", "pytorch", "transformers"])
+def test_a_context_that_is_asked_for_is_kept_and_images_give_way(engine: str) -> None:
+    plan = turbofit.plan("qwen2-vl-2b", on="1xa100-80g", images=2, context=4096, engine=engine)
+    assert plan.fits
+    assert plan.settings.session_len == 4096
+    assert plan.limits.image_tokens_per_request + TEXT <= 4096

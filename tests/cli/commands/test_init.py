@@ -9,7 +9,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from scripts.schemas import profile_document
-from tests.cli.options.test_profile_options import as_editors_read
+from tests.cli.options.test_profile import as_editors_read
 from turbofit.cli.main import main
 
 

@@ -1,14 +1,22 @@
-"""Profiles: each value held to its field, each error with its key."""
+"""The profile, and the options that it may set."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import click
 import pytest
+import yaml
+from jsonschema import Draft202012Validator
 
-from turbofit.cli.options.common_options import defaults, sections
+from scripts.schemas import profile_document, profile_file
+from turbofit.cli.command_group import TURBOFIT
+from turbofit.cli.main import main
+from turbofit.cli.options.common_options import defaults, read_again, sections
 from turbofit.cli.options.profile import Profile, read_profile, secret_of
 from turbofit.core.errors import UsageError
+from turbofit.planning.request import PACE, PlanRequest
 
 GOOD = """\
 model: internvl2-8b
@@ -128,3 +136,131 @@ def test_keys_from_files_are_looked_for_beside_the_profile(tmp_path):
 def test_keys_of_the_environment_come_before_the_profile(tmp_path, monkeypatch):
     monkeypatch.setenv("TURBOFIT_API_KEYS", "other")
     assert "api_key" not in defaults(profile(tmp_path, GOOD))
+
+
+PROFILE = """\
+model: internvl2-2b
+machine: {on: 1xrtx3090}
+workload: {context: 4096, concurrency: 3}
+limits: {least: true}
+gateway: {port: 8123, host: 127.0.0.1}
+"""
+
+
+def as_editors_read(text: str) -> dict:
+    """By YAML 1.2, where ``on`` is a word; PyYAML takes it for a truth."""
+    found = yaml.safe_load(text)
+    for section in found.values():
+        if isinstance(section, dict) and True in section:
+            section["on"] = section.pop(True)
+    return found
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "mine.yaml"
+    path.write_text(PROFILE)
+    return path
+
+
+def planned(capsys: pytest.CaptureFixture[str], *words: str) -> dict:
+    assert main([*words, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_turbofit_yaml_is_read_where_no_model_is_named(file, capsys):
+    file.rename(file.with_name("turbofit.yaml"))
+    assert planned(capsys, "plan")["model"]["name"] == "InternVL2-2B"
+    assert planned(capsys, "plan", "internvl2-1b", "--on", "1xl4")["workload"]["context"] != 4096
+
+
+def test_serve_shows_the_profiles_command(file, capsys):
+    assert main(["serve", "--dry-run", "-f", str(file)]) == 0
+    shown = capsys.readouterr().out
+    assert "--session-len 4096" in shown
+    assert "--server-port 8123" in shown
+
+
+def test_a_manifest_of_a_profiles_plan(file, capsys):
+    plan = json.dumps(planned(capsys, "plan", "-f", str(file)))
+    file.with_name("plan.json").write_text(plan)
+    assert main(["export", "systemd", "plan.json", "--port", "8123"]) == 0
+    shown = capsys.readouterr().out
+    assert "--context 4096" in shown
+    assert "--least" in shown
+    assert "--port 8123" in shown
+    assert main(["export", "systemd"]) == 2
+
+
+def test_several_models_of_a_profile_are_planned_together(file, capsys):
+    entries = "models:\n  - internvl2-1b\n  - {model: internvl2-2b%s}\nmachine: {on: 1xrtx3090}\n"
+    file.write_text(entries % "")
+    assert main(["plan", "-f", str(file)]) == 0
+    told = capsys.readouterr().out
+    assert "InternVL2-1B" in told
+    assert "InternVL2-2B" in told
+    file.write_text(entries % ", workload: {context: 4096}")
+    assert main(["plan", "-f", str(file), "--json"]) == 0
+    plans = json.loads(capsys.readouterr().out)["plans"]
+    assert [one["workload"]["context"] for one in plans] == [32768, 4096]
+    assert main(["plan", "-f", str(file), "--json", "--context", "8192"]) == 0
+    plans = json.loads(capsys.readouterr().out)["plans"]
+    assert [one["workload"]["context"] for one in plans] == [8192, 8192]
+    file.write_text(entries % ", workload: {concurrency: 40, images: 0}")
+    assert main(["plan", "-f", str(file), "--json"]) == 0
+    first, second = json.loads(capsys.readouterr().out)["plans"]
+    assert second["settings"]["max_batch_size"] >= 40
+    assert first["workload"]["concurrency"] is None
+    file.write_text(entries % ", limits: {budget: 9GiB}")
+    assert main(["plan", "-f", str(file)]) == 2
+    assert "mine.yaml: budget is for all models together" in capsys.readouterr().err
+
+
+def test_everything_of_a_request_has_its_place():
+    """But the pace, which `plan` and `which` alone are asked for."""
+    held = [name for one in sections().values() if one.kind is PlanRequest for name in one.fields]
+    assert sorted([*held, *PACE]) == sorted(PlanRequest.model_fields)
+
+
+def test_the_published_schema_is_that_of_the_fields():
+    made = profile_document()
+    Draft202012Validator.check_schema(made)
+    assert json.loads(profile_file().read_text()) == made, "python -m scripts.schemas"
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        (PROFILE, True),
+        ("models: [a, {model: b, workload: {context: 32k}}]", True),
+        ("gateway: {api_key: env:KEY}", True),
+        ("gateway: {api_key: secret}", False),
+        ("workload: {contxt: 1}", False),
+        ("model: a\nmodels: [b]", False),
+        ("settings: {max-batch-size: 4, dtype: bf16}", True),
+    ],
+)
+def test_the_schema_tells_right_from_wrong(text, right):
+    assert Draft202012Validator(profile_document()).is_valid(as_editors_read(text)) is right
+
+
+def test_a_command_is_read_again_as_its_profile_is_now(file):
+    words = ["-f", str(file), "--images", "2"]
+    command = TURBOFIT.get_command(click.Context(TURBOFIT), "serve")
+    assert command is not None
+    with command.make_context("serve", list(words)) as ctx:
+        before = dict(ctx.params)
+        file.write_text(PROFILE.replace("4096", "2048").replace("images", "img"))
+        after = read_again(ctx)
+    changed = {name for name in after if after[name] != before[name]}
+    assert changed == {"context"}
+    assert after["images"] == "2"
+
+
+def test_serve_measures_the_gpus_here_whatever_the_profile_names(file):
+    command = TURBOFIT.get_command(click.Context(TURBOFIT), "serve")
+    assert command is not None
+    for words, on in (([], None), (["--pretend"], "1xrtx3090"), (["--dry-run"], "1xrtx3090")):
+        with command.make_context("serve", ["-f", str(file), *words]) as ctx:
+            assert ctx.params["on"] == on

@@ -1,15 +1,25 @@
+"""What reaches a terminal or a pipe, and an answer that Ctrl-C ends."""
+
 from __future__ import annotations
 
+import io
 import json
 import logging
+import os
+import signal
+from collections.abc import Mapping
 
 import pytest
 
 from turbofit.cli.main import main
-from turbofit.cli.terminal.output import verbose_log
+from turbofit.cli.terminal import progress_display as terminal
+from turbofit.cli.terminal.output import exit_code, run_until_signal, verbose_log
 from turbofit.core.process.log import LazyLogger
+from turbofit.launch.serve.supervisor import StopSignal
 
 PLAN = ["plan", "internvl2-8b", "--on", "1xrtx3090", "--json"]
+
+
 Out = pytest.CaptureFixture[str]
 
 
@@ -60,3 +70,57 @@ def test_the_level_is_as_before_afterwards() -> None:
         assert logger.level == logging.ERROR
     finally:
         logger.setLevel(logging.NOTSET)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_signal_before_anything_runs_ends_the_body(number: signal.Signals, code: int) -> None:
+    after: list[str] = []
+    before = signal.getsignal(number)
+
+    def body(_stop: StopSignal) -> None:
+        signal.raise_signal(number)
+        after.append("still there")
+
+    ended = run_until_signal(body)
+    assert (ended, exit_code(ended), after) == (number, code, [])
+    assert signal.getsignal(number) is before
+
+
+def test_a_body_that_stops_in_order_says_what_ended_it() -> None:
+    def body(stop: StopSignal) -> signal.Signals | None:
+        stop.abrupt = False
+        os.kill(os.getpid(), signal.SIGINT)
+        return stop.signal
+
+    assert exit_code(run_until_signal(body)) == 130
+
+
+def test_a_body_that_comes_to_its_end_is_no_interruption() -> None:
+    assert exit_code(run_until_signal(lambda _stop: None)) == 0
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("environ", "redraws", "colour"),
+    [
+        ({"TERM": "xterm"}, True, True),
+        ({"TERM": "xterm", "NO_COLOR": "1"}, True, False),
+        ({"TERM": "dumb"}, False, False),
+    ],
+)
+def test_what_a_terminal_takes(environ: Mapping[str, str], redraws: bool, colour: bool) -> None:
+    assert terminal.redraws(Terminal(), environ) is redraws
+    assert terminal.takes_colour(environ) is colour
+    assert not terminal.redraws(io.StringIO(), environ)
+
+
+def test_the_width_is_what_columns_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "132")
+    assert terminal.width() == 132
+    for nothing in ("", "0", "wide"):
+        monkeypatch.setenv("COLUMNS", nothing)
+        assert terminal.width(io.StringIO()) == 80

@@ -1,24 +1,38 @@
-"""The fallback's server, really serving a tiny model on the CPU."""
+"""The fallback's server, really serving tiny models on the CPU, and over a stand-in."""
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import threading
+from collections.abc import AsyncIterator
 from importlib.util import find_spec
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from tests.launch.fallback.support import KEY, NAME, Served, picture, tiny_qwen2_vl
+from tests import virtual_time
+from tests.launch.fallback.support import (
+    KEY,
+    NAME,
+    OMNI_MAP,
+    Served,
+    picture,
+    tiny_omni,
+    tiny_qwen2_vl,
+)
 from tests.support.waiting import HANG, until
+from turbofit.gateway.config import GatewayConfig
+from turbofit.launch.fallback.server import FallbackApp, GenerationOptions, ServedModel
 
-pytestmark = [
-    pytest.mark.lmdeploy,
-    pytest.mark.skipif(
-        any(find_spec(name) is None for name in ("transformers", "accelerate", "fastapi")),
-        reason="needs Transformers' server",
-    ),
-]
+needs_transformers = pytest.mark.skipif(
+    any(find_spec(name) is None for name in ("transformers", "accelerate", "fastapi")),
+    reason="needs Transformers' server",
+)
+
+
 CHAT = "/v1/chat/completions"
 
 
@@ -49,6 +63,8 @@ def chat(*parts, **more):
     }  # fmt: skip
 
 
+@pytest.mark.lmdeploy
+@needs_transformers
 def test_health_and_models(served):
     assert ask(served, None, "/health", method="GET") == (200, {"status": "ok"})
     status, models = ask(served, None, "/v1/models", method="GET")
@@ -56,6 +72,8 @@ def test_health_and_models(served):
     assert [model["id"] for model in models["data"]] == [NAME]
 
 
+@pytest.mark.lmdeploy
+@needs_transformers
 def test_a_key_is_needed(served):
     status, answer = ask(served, chat(), key="another")
     assert status == 401
@@ -63,11 +81,15 @@ def test_a_key_is_needed(served):
     assert ask(served, None, "/health", key="another", method="GET")[0] == 200
 
 
+@pytest.mark.lmdeploy
+@needs_transformers
 @pytest.mark.parametrize("path", ["/load_model", "/reset", "/v1/responses", "/docs", "/generate"])
 def test_other_routes_are_closed(served, path):
     assert ask(served, {"model": NAME}, path)[0] == 404
 
 
+@pytest.mark.lmdeploy
+@needs_transformers
 def test_text_and_image(served):
     status, text = ask(served, chat())
     assert status == 200, text
@@ -81,6 +103,8 @@ def test_text_and_image(served):
     assert two["usage"]["prompt_tokens"] == seen["usage"]["prompt_tokens"] + 8 + 2
 
 
+@pytest.mark.lmdeploy
+@needs_transformers
 def test_unknown_keys_are_ignored_and_answers_are_as_long_as_asked(served):
     body = chat(mm_processor_kwargs={"max_pixels": 1}, top_k=5, repetition_penalty=1.0, n=1)
     assert ask(served, body)[0] == 200
@@ -89,6 +113,8 @@ def test_unknown_keys_are_ignored_and_answers_are_as_long_as_asked(served):
     assert ask(served, body)[1]["usage"]["completion_tokens"] <= 3
 
 
+@pytest.mark.lmdeploy
+@needs_transformers
 def test_completions(served):
     body = {"model": NAME, "prompt": "a", "max_tokens": 1, "temperature": 0}
     status, answer = ask(served, body, "/v1/completions")
@@ -98,6 +124,8 @@ def test_completions(served):
     assert ask(served, {**body, "prompt": ["a", "b"]}, "/v1/completions")[0] == 400
 
 
+@pytest.mark.lmdeploy
+@needs_transformers
 def test_streams_end_as_clients_expect(served):
     status, body = ask(served, chat(picture(), stream=True))
     assert status == 200
@@ -112,6 +140,8 @@ def test_streams_end_as_clients_expect(served):
     assert len(said) >= len(plain.rstrip("\ufffd"))
 
 
+@pytest.mark.lmdeploy
+@needs_transformers
 def test_a_long_prompt_is_refused_and_an_answer_ends_with_the_context(served):
     status, answer = ask(served, chat({"type": "text", "text": "a" * 600}))
     assert status == 400
@@ -124,6 +154,8 @@ def test_a_long_prompt_is_refused_and_an_answer_ends_with_the_context(served):
     assert usage["total_tokens"] <= 512
 
 
+@pytest.mark.lmdeploy
+@needs_transformers
 @pytest.mark.parametrize(
     ("body", "status", "word"),
     [
@@ -153,6 +185,8 @@ def test_bad_requests_have_a_clean_answer(served, body, status, word):
     assert ask(served, chat())[0] == 200
 
 
+@pytest.mark.lmdeploy
+@needs_transformers
 def test_two_requests_are_served_one_after_the_other(served, monkeypatch):
     from transformers import Qwen2VLForConditionalGeneration as Model
 
@@ -184,6 +218,8 @@ def test_two_requests_are_served_one_after_the_other(served, monkeypatch):
     assert (most, within) == (1, 0)
 
 
+@pytest.mark.lmdeploy
+@needs_transformers
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_stops_the_work(served, stream):
     tokens, begun = [], threading.Event()
@@ -213,6 +249,8 @@ def test_a_client_that_leaves_stops_the_work(served, stream):
     assert ask(served, chat())[0] == 200
 
 
+@pytest.mark.lmdeploy
+@needs_transformers
 def test_out_of_memory_is_answered_and_the_engine_lives(served, monkeypatch):
     import torch
     from transformers import Qwen2VLForConditionalGeneration as Model
@@ -236,6 +274,8 @@ def test_out_of_memory_is_answered_and_the_engine_lives(served, monkeypatch):
     assert ask(served, chat())[0] == 200
 
 
+@pytest.mark.lmdeploy
+@needs_transformers
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_failure_before_or_in_the_model_leaves_the_engine_free(served, monkeypatch, stream):
     from transformers import Qwen2VLForConditionalGeneration as Model
@@ -251,3 +291,91 @@ def test_a_failure_before_or_in_the_model_leaves_the_engine_free(served, monkeyp
             status, answer = ask(served, chat(stream=stream))
         assert (status, "on the same device" in answer["error"]["message"]) == (500, True)
         assert ask(served, chat())[0] == 200
+
+
+@pytest.fixture(scope="module")
+def omni(tmp_path_factory):
+    server = Served(tiny_omni(tmp_path_factory.mktemp("omni")), placed=OMNI_MAP)
+    yield server
+    server.stop()
+
+
+@pytest.mark.lmdeploy
+@needs_transformers
+def test_text_and_images_are_answered(omni):
+    status, text = ask(omni, chat())
+    assert status == 200, text
+    assert 1 <= text["usage"]["completion_tokens"] <= 4
+    status, seen = ask(omni, chat(picture(), picture(112, 56)))
+    assert status == 200, seen
+    # 4 and 8 tokens, and the two around each image.
+    assert seen["usage"]["prompt_tokens"] == text["usage"]["prompt_tokens"] + 4 + 8 + 4
+
+
+@pytest.mark.lmdeploy
+@needs_transformers
+def test_streams_end(omni):
+    status, events = ask(omni, chat(picture(), stream=True))
+    assert status == 200, events
+    assert events.rstrip().endswith("data: [DONE]")
+
+
+_HEADERS = [(b"content-type", b"application/json")]
+
+
+_SCOPE = {"type": "http", "path": "/v1/completions", "method": "POST", "headers": _HEADERS}
+
+
+class Handler:
+    """Fails within its first answer while the model goes on, as a parser of answers may."""
+
+    def __init__(self, model: ServedModel) -> None:
+        self.model, self.calls, self.together = model, 0, False
+
+    async def handle_request(self, _body: Any, _request_id: str) -> Any:
+        self.calls += 1
+        self.together = self.together or not self.model.idle.is_set()
+        return SimpleNamespace(body_iterator=self._events(self.calls))
+
+    async def _events(self, call: int) -> AsyncIterator[str]:
+        yield "data: {}\n\n"
+        if call == 1:
+            self.model.start()
+            raise KeyError("a tool call that cannot be parsed")
+
+
+async def _asked(app: FallbackApp) -> bytes:
+    body = json.dumps({"prompt": "x", "stream": True}).encode()
+    given: asyncio.Queue[Any] = asyncio.Queue()
+    given.put_nowait({"type": "http.request", "body": body, "more_body": False})
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await app(dict(_SCOPE), given.get, send)
+    assert sent[0]["status"] == 200
+    return b"".join(message["body"] for message in sent[1:])
+
+
+def test_the_next_request_waits_until_a_failed_one_generates_no_more() -> None:
+    model = ServedModel(None, 64)
+    handler = Handler(model)
+    options = GenerationOptions("m", "m", {}, "float32", 64)
+
+    async def both() -> None:
+        app = FallbackApp({"completions": handler}, model, options, GatewayConfig(), lambda _: None)
+        first = asyncio.ensure_future(_asked(app))
+        await asyncio.sleep(0)
+        second = asyncio.ensure_future(_asked(app))
+        await asyncio.sleep(60)  # virtual
+        assert model.cancelled.is_set()  # nobody reads what it generates
+        assert handler.calls == 1
+        model.idle.set()  # the model's thread has seen it
+        failed = await first
+        assert b'"code":"engine_failed"' in failed
+        assert failed.endswith(b"data: [DONE]\n\n")
+        assert await second == b"data: {}\n\ndata: [DONE]\n\n"
+
+    virtual_time.run(both())
+    assert (handler.calls, handler.together) == (2, False)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import random
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -12,13 +14,18 @@ from typing import Any
 
 import pytest
 
+import turbofit.pretend
 from turbofit.core.errors import PackageError
 from turbofit.model.presets import preset_model
+from turbofit.model.source import resolve_model
+from turbofit.pretend.environment import find_turbofit, put_first
 from turbofit.pretend.scenario import MIB, PretendGpu, Scenario
 from turbofit.pretend.timeline import read_timeline
 from turbofit.pretend.usage import read_usage
 from turbofit.rehearse import packages
+from turbofit.rehearse.checkpoint.twin import checkpoint_for
 from turbofit.rehearse.document import report
+from turbofit.rehearse.packages import SERVED
 from turbofit.rehearse.run import EndedRun
 from turbofit.rehearse.spec import Spec
 from turbofit.rehearse.torch import delta_nets
@@ -215,3 +222,36 @@ def test_a_death_in_a_case(tmp_path: Path) -> None:
     assert made["outcome"] == "out_of_memory"
     assert made["death"]["phase"] == "case b"
     assert made["death"]["message"] == "CUDA out of memory. Tried to allocate 640.00 MiB."
+
+
+_PROGRAM = """
+import sys
+from lmdeploy import tokenizer
+from lmdeploy.hf_configs import config_from_pretrained
+from lmdeploy.serve.parsers import ResponseParserManager
+from lmdeploy.utils import get_hf_gen_cfg
+
+internvl, intern_s1_pro = sys.argv[1:]
+assert config_from_pretrained(internvl, trust_remote_code=True).llm_config.hidden_size == 1024
+assert get_hf_gen_cfg(intern_s1_pro, trust_remote_code=True)["eos_token_id"] == 2
+assert tokenizer.GptOssTokenizer is tokenizer.HuggingFaceTokenizer
+assert ResponseParserManager.get("gpt-oss") is ResponseParserManager.get("default")
+"""
+
+
+@pytest.mark.lmdeploy
+@pytest.mark.exhaustive
+def test_a_new_process_reads_stand_ins_of_families_with_code_of_their_own(tmp_path: Path) -> None:
+    folders = [
+        checkpoint_for(resolve_model(name), tmp_path / name)
+        for name in ("internvl3.5-1b", "intern-s1-pro")
+    ]
+    env = dict(os.environ, HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
+    put_first(env, "PYTHONPATH", str(SERVED))
+    find_turbofit(env)
+    put_first(env, "PYTHONPATH", str(Path(turbofit.pretend.__file__).parent / "inside"))
+    done = subprocess.run(
+        [sys.executable, "-c", _PROGRAM, *map(str, folders)],
+        env=env, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]

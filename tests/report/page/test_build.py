@@ -1,7 +1,10 @@
+""""""
+
 from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -11,6 +14,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+import turbofit.api
 from tests.report.documents import KINDS, planned, served_run
 from tests.report.page.pages import EVIL, evil_plan, page_of
 from turbofit.cli.main import main
@@ -22,6 +26,8 @@ from turbofit.report.stored_documents import StoredPlan
 from turbofit.report.views.plan_view import plan_page
 
 ALL = (*KINDS, "served", "died", "run", "pretend run")
+
+
 VOID = {"meta", "link", "br"}
 
 
@@ -194,3 +200,25 @@ def test_a_run_that_looked_at_other_cards_alone_has_no_timeline_of_its_own() -> 
     run = replace(run, attempts=(replace(attempt, moments=moments),))
     assert 'class="drawn"' in page_of("run")
     assert 'class="drawn"' not in plan_page(StoredPlan(plan, run, "run"))
+
+
+def test_a_plan_shows_its_page_in_a_frame() -> None:
+    plan = turbofit.api.plan("internvl2-8b", on="1xrtx3090")
+    shown = plan._repr_html_()
+    assert shown is not None
+    assert shown.startswith("<iframe ")
+    assert shown.endswith("</iframe>")
+    inside = re.search(r'srcdoc="([^"]*)"', shown)
+    assert inside
+    page = html.unescape(inside[1])
+    assert "Memory from empty to full" in page
+    assert "<html" in page
+    assert 'sandbox="allow-scripts"' in shown  # not allow-same-origin: it reaches nothing outside
+
+
+def test_a_hostile_name_stays_in_its_attribute() -> None:
+    plan = turbofit.api.plan("internvl2-8b", on="1xrtx3090")
+    odd: Plan = replace(plan, model=replace(plan.model, name='"><script>alert(1)</script>'))
+    shown = odd._repr_html_()
+    assert shown is not None
+    assert "<script>" not in shown

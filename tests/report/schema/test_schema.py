@@ -11,21 +11,23 @@ from jsonschema import Draft202012Validator, ValidationError
 from referencing import Registry, Resource
 
 from scripts.schemas import document
+from tests.fixtures.clusters import cluster
 from tests.report.documents import KINDS, planned, served_run
 from tests.support.plans import plausible_plan
 from tests.sweep import sweep
 from turbofit import api
 from turbofit.cli.main import main
+from turbofit.core.cluster import Cluster, ClusterStatus, Node, NodeStatus
 from turbofit.core.errors import TurbofitError
 from turbofit.core.presets import load_yaml, preset_path
 from turbofit.core.struct import to_json
 from turbofit.report.compare import compare
-from turbofit.report.schema import NAMES, schema_text
+from turbofit.report.schema import NAMES, schema_path, schema_text
 from turbofit.report.stored_documents import StoredPlan, check_consistent, saved_document
 
-pytestmark = pytest.mark.slow
-
 SCHEMAS: dict[str, Any] = {name: json.loads(schema_text(name)) for name in NAMES}
+
+
 REGISTRY: Any = Registry().with_resources(
     (schema["$id"], Resource.from_contents(schema)) for schema in SCHEMAS.values()
 )
@@ -35,6 +37,7 @@ def check(name: str, text: str) -> None:
     Draft202012Validator(SCHEMAS[name], registry=REGISTRY).validate(json.loads(text))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_schema_is_one_and_is_printed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     Draft202012Validator.check_schema(SCHEMAS[name])
@@ -42,11 +45,13 @@ def test_a_schema_is_one_and_is_printed(name: str, capsys: pytest.CaptureFixture
     assert json.loads(capsys.readouterr().out) == SCHEMAS[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*KINDS, "served", "died"])
 def test_plans_predictions_and_rehearsals(kind: str) -> None:
     check("plan", planned(kind).to_json())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sweep(load_yaml(preset_path("models", "aliases"))))
 def test_a_plan_and_a_prediction_of_every_model(name: str) -> None:
     try:
@@ -61,6 +66,7 @@ def test_a_plan_and_a_prediction_of_every_model(name: str) -> None:
         return  # Transformers is planned for, never predicted
 
 
+@pytest.mark.slow
 def test_a_run_and_a_comparison() -> None:
     plan = planned("fits")
     for pretend in (False, True):
@@ -70,6 +76,7 @@ def test_a_run_and_a_comparison() -> None:
     check("compare", msgspec.json.encode(found).decode())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [(), ("gpus", 0), ("gpus", 0, "ledger", 0), ("settings",)])
 def test_a_field_that_nobody_described_fails(place: tuple[Any, ...]) -> None:
     document = json.loads(plausible_plan().to_json())
@@ -81,12 +88,14 @@ def test_a_field_that_nobody_described_fails(place: tuple[Any, ...]) -> None:
         check("plan", json.dumps(document))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_published_is_made_of_the_types(name: str) -> None:
     """Else: python -m scripts.schemas."""
     assert SCHEMAS[name] == json.loads(json.dumps(document(name)))
 
 
+@pytest.mark.slow
 def test_a_field_is_described_where_it_stands() -> None:
     ledger = SCHEMAS["plan"]["$defs"]["GpuLedger"]
     assert ledger["description"].startswith("What one GPU will hold, in bytes.")
@@ -96,3 +105,40 @@ def test_a_field_is_described_where_it_stands() -> None:
     }
     assert ledger["additionalProperties"] is False
     assert "peak" in ledger["required"]
+
+
+def test_clusters() -> None:
+    bare = Node(id="x", name="x", address="", why_not="no GPU")
+    found = cluster("4xrtx3090", "1xl4,ram=64GiB")
+    check("cluster", Cluster(source="", nodes=(*found.nodes, bare)).to_json())
+
+
+@pytest.mark.parametrize(
+    ("model", "specs"),
+    [
+        ("internvl2-8b", ("4xrtx3090", "2xrtx2080ti", "1xt4")),
+        ("internvl2-76b", ("4xrtx3090",) * 4),
+        ("internvl2-8b", ("1xt4",)),
+        ("llava-onevision-7b", ("1xa100",)),
+    ],
+)
+def test_plans(model: str, specs: tuple[str, ...]) -> None:
+    text = api.plan_cluster(model, cluster(*specs)).to_json()
+    check("cluster-plan", text)
+    document = json.loads(text)
+    document["nodes"][0]["new_field"] = 1
+    with pytest.raises(ValidationError, match="new_field"):
+        check("cluster-plan", json.dumps(document))
+
+
+def test_what_is_served() -> None:
+    nodes = (
+        NodeStatus(id="a", name="a", address="10.0.0.1", state="serving", url="http://x", up=True),
+        NodeStatus(id="b", name="b", address="10.0.0.2", state="unfit", why_not="no GPU"),
+    )
+    status = ClusterStatus(
+        name="m", model="m", source="ray", pretend=False, at="2026-11-21T00:00:00+0000",
+        urls=("http://127.0.0.1:23333",), promise="4,096 tokens a request", nodes=nodes,
+    )  # fmt: skip
+    check("cluster-status", to_json(status))
+    assert schema_path("cluster-status").name == f"{status.schema.replace('/', '-')}.json"

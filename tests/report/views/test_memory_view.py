@@ -7,12 +7,13 @@ import pytest
 
 from tests.report.documents import KINDS, planned
 from tests.support.plans import ledger, plausible_plan
+from turbofit.core.messages import indices
 from turbofit.core.plan import Term
 from turbofit.core.units import MIB
 from turbofit.report.painters.document import Bar, BarPiece
 from turbofit.report.painters.terminal import END, OVER, cells, legend, paint
 from turbofit.report.views.memory_view import KINDS as PIECES
-from turbofit.report.views.memory_view import memory_blocks, stack, sums
+from turbofit.report.views.memory_view import fold, memory_blocks, stack, sums
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "died"])
@@ -88,3 +89,18 @@ def test_the_bars_at_eighty_columns_say_the_same_without_colour() -> None:
     import re
 
     assert re.sub(r"\x1b\[[\d;]*m", "", coloured) == plain
+
+
+def test_equal_gpus_share_a_column_and_others_do_not() -> None:
+    plan = plausible_plan()
+    assert [title for title, _ in fold(plan.gpus)] == ["GPU 0", "GPU 1-3"]
+    other = msgspec.structs.replace(ledger(2), name="NVIDIA GeForce RTX 4090")
+    titles = [title for title, _ in fold((ledger(0), ledger(1), other, ledger(3)))]
+    assert titles == ["GPU 0-1,3", "GPU 2"]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "text"), [((), ""), ((3,), "3"), ((2, 0, 1), "0-2"), ((0, 2, 3, 5), "0,2-3,5")]
+)
+def test_indices(gpus: tuple[int, ...], text: str) -> None:
+    assert indices(gpus) == text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import msgspec
 import pytest
 
@@ -9,12 +11,18 @@ import turbofit
 from tests.report.documents import planned
 from tests.support.plans import plausible_plan
 from turbofit.core.messages import BEYOND, OWN_CODE, QUEUED
-from turbofit.core.plan import Plan
+from turbofit.core.plan import Command, Plan
 from turbofit.machine.source import machine_from
 from turbofit.report.painters import markdown, terminal
 from turbofit.report.painters.document import Code
 from turbofit.report.painters.terminal import paint
-from turbofit.report.views.figures import differing, images_held, per_engine_blocks, users_of
+from turbofit.report.views.figures import (
+    differing,
+    images_held,
+    per_engine_blocks,
+    shell_words,
+    users_of,
+)
 from turbofit.report.views.plan_view import plan_view
 
 SPECS = (
@@ -189,3 +197,27 @@ def test_a_candidate_shows_the_span_of_its_engines_settings() -> None:
     text = terminal.paint(plan_view(plan))
     chosen = next(line for line in text.splitlines() if line.endswith("  chosen"))
     assert f" {batches[0]}-{batches[1]} " in chosen
+
+
+def test_the_plan_at_eighty_columns() -> None:
+    plan = plausible_plan()
+    blocks = plan_view(plan)
+    text = terminal.paint([block for block in blocks if not isinstance(block, Code)])
+    assert max(map(len, text.splitlines())) <= 80
+    for word in (
+        "fits", "cache_max_entry_count", "0.873", "the largest that leaves the margin", "kv_cache",
+        "17,000.0", "GPU 1-3", "vision *", "headroom", "544,000 tokens", "the longest request",
+        "Considered", "why not", "GPUs cannot reach each other directly",
+    ):  # fmt: skip
+        assert " ".join(word.split()) in " ".join(text.split()), word
+
+
+def test_the_shell_reads_the_command_back() -> None:
+    command = Command(
+        env={"A": "b c", "CUDA_VISIBLE_DEVICES": "GPU-1,GPU-2"},
+        argv=("lmdeploy", "serve", "api_server", "/models/it's here", "--flag", "--x", "1 2", "-$"),
+        group=0,
+    )
+    words = shlex.split(shell_words(command.argv, command.env).replace("\\\n", ""))
+    env = [f"{name}={value}" for name, value in command.env.items()]
+    assert words == [*env, *command.argv]

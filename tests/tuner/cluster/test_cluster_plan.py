@@ -1,19 +1,23 @@
-"""One promise over unequal nodes: what outranks what, and what the document says."""
+"""Plans of clusters: kinds of nodes, and nodes that join."""
 
 from __future__ import annotations
 
+import random
+
 import pytest
+from msgspec import UNSET
 from msgspec.structs import fields, replace
 
-from tests.fixtures.clusters import cluster, node
+from tests.fixtures.clusters import cluster, joining, node
 from turbofit import api
 from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan
 from turbofit.core.errors import UsageError
+from turbofit.core.machine import Calibration, CardSpeed, Measured
 from turbofit.core.plan import Limits, Plan
+from turbofit.core.struct import known
 from turbofit.core.units import GIB, MIB
 from turbofit.core.version import __version__
-
-pytestmark = pytest.mark.slow
+from turbofit.tuner.cluster.cluster_plan import kinds_of
 
 
 def serving(plan: ClusterPlan) -> list[str]:
@@ -29,6 +33,7 @@ def own(one: NodePlan) -> Plan:
     return one.plan
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "spec", "asked"),
     [
@@ -53,6 +58,7 @@ def test_one_node_is_planned_as_the_machine_that_it_is(
     assert plan.limits == alone.limits
 
 
+@pytest.mark.slow
 def test_sums_least_and_shares() -> None:
     plan = api.plan_cluster(
         "internvl2-8b", cluster("8xh100", "2xrtx3090", "2xrtx3090"), concurrency=64
@@ -74,6 +80,7 @@ def test_sums_least_and_shares() -> None:
     assert plan.throughput.requests_per_second == pytest.approx(sum(each), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_asked_images_come_before_more_nodes() -> None:
     nodes = cluster("1xrtx4090", "1xl4:free=19GiB", "1xl4:free=19GiB")
     plan = api.plan_cluster("qwen2-vl-7b", nodes)
@@ -87,6 +94,7 @@ def test_asked_images_come_before_more_nodes() -> None:
     assert asked.limits.max_pixels_per_image == 4_000_000
 
 
+@pytest.mark.slow
 def test_where_no_node_serves_the_asked_images_the_largest_of_any_node_is_promised() -> None:
     many = cluster("1xl4:free=19GiB", *["1xl4:free=18.9GiB"] * 9)
     plan = api.plan_cluster("qwen2-vl-7b", many)
@@ -98,6 +106,7 @@ def test_where_no_node_serves_the_asked_images_the_largest_of_any_node_is_promis
     assert plan.remedies == ()
 
 
+@pytest.mark.slow
 def test_a_weak_node_does_not_take_context_from_all_for_nothing() -> None:
     plan = api.plan_cluster("internvl2-8b", cluster("8xh100", "2xrtx2080ti"), concurrency=64)
     assert plan.longest_request_tokens == 32768
@@ -111,6 +120,7 @@ def test_a_weak_node_does_not_take_context_from_all_for_nothing() -> None:
     assert serving(shorter) == ["host-1", "host-2"]
 
 
+@pytest.mark.slow
 def test_where_none_holds_the_whole_context_the_longest_of_any_node_is_promised() -> None:
     nodes = cluster("1xl4:free=20GiB", "1xl4:free=19.5GiB")
     plan = api.plan_cluster("internvl2-8b", nodes)
@@ -118,6 +128,7 @@ def test_where_none_holds_the_whole_context_the_longest_of_any_node_is_promised(
     assert own(plan.nodes[0]).settings.session_len == plan.longest_request_tokens
 
 
+@pytest.mark.slow
 def test_an_asked_context_leaves_out_who_does_not_hold_it() -> None:
     nodes = cluster("2xrtx3090", "2xrtx2080ti")
     plan = api.plan_cluster("internvl2-8b", nodes, context=32500, concurrency=24)
@@ -126,6 +137,7 @@ def test_an_asked_context_leaves_out_who_does_not_hold_it() -> None:
     assert "32500" in why(plan, "host-2")
 
 
+@pytest.mark.slow
 def test_nodes_that_cannot_be_planned_for_say_why() -> None:
     nodes = (
         node(1, "4xrtx3090", turbofit=__version__, lmdeploy="0.18.3"),
@@ -143,6 +155,7 @@ def test_nodes_that_cannot_be_planned_for_say_why() -> None:
     assert sum("left out" in text for text in plan.warnings) == 4
 
 
+@pytest.mark.slow
 def test_nothing_fits_and_what_would() -> None:
     plan = api.plan_cluster("internvl2-8b", cluster("1xt4"))
     assert not plan.fits
@@ -154,6 +167,7 @@ def test_nothing_fits_and_what_would() -> None:
     assert not api.plan_cluster("internvl2-8b", Cluster(source="", nodes=())).fits
 
 
+@pytest.mark.slow
 def test_what_no_node_can_be_asked_is_an_error() -> None:
     with pytest.raises(UsageError, match="--tp 3"):
         api.plan_cluster("internvl2-8b", cluster("4xrtx3090", "2xrtx3090"), tp=3)
@@ -162,6 +176,7 @@ def test_what_no_node_can_be_asked_is_an_error() -> None:
     assert "--tp 2" in why(plan, "host-2")
 
 
+@pytest.mark.slow
 def test_transformers_is_never_mixed_with_lmdeploy() -> None:
     plan = api.plan_cluster("internvl2-8b", cluster("2xrtx3090", "1xt4"))
     assert {own(one).engine.name for one in plan.nodes if one.plan} == {"turbomind"}
@@ -171,6 +186,7 @@ def test_transformers_is_never_mixed_with_lmdeploy() -> None:
     assert sum(one.at_once for one in alone.nodes) == 2
 
 
+@pytest.mark.slow
 def test_a_kind_is_planned_for_its_fullest_and_each_node_has_its_own_names() -> None:
     nodes = tuple(node(k, "2xrtx3090", [k * MIB, 3 * MIB]) for k in range(1, 6))
     plan = api.plan_cluster("internvl2-8b", Cluster(source="", nodes=nodes))
@@ -187,6 +203,7 @@ def test_a_kind_is_planned_for_its_fullest_and_each_node_has_its_own_names() -> 
     assert any("never more" in text for text in plan.reasons)
 
 
+@pytest.mark.slow
 def test_with_a_concurrency_a_node_is_told_of_the_images_that_it_would_serve() -> None:
     """Not why the engine of the promise fails on it."""
     nodes = cluster("1xrtx4090", "1xl4:free=19GiB")
@@ -195,6 +212,7 @@ def test_with_a_concurrency_a_node_is_told_of_the_images_that_it_would_serve() -
     assert "pixels at most, 12,845,056 are promised" in why(plan, "host-2")
 
 
+@pytest.mark.slow
 def test_all_limits_that_make_a_refusal_are_equal_on_all_nodes() -> None:
     plan = api.plan_cluster("internvl2-8b", cluster("8xh100", "1xl4"), concurrency=40)
     limits = {
@@ -205,11 +223,13 @@ def test_all_limits_that_make_a_refusal_are_equal_on_all_nodes() -> None:
     assert lengths == {plan.longest_request_tokens}
 
 
+@pytest.mark.slow
 def test_few_requests_for_many_engines_are_said() -> None:
     plan = api.plan_cluster("internvl2-8b", cluster(*["4xrtx3090"] * 5), concurrency=2)
     assert any("5 engines for 2 requests" in text for text in plan.reasons)
 
 
+@pytest.mark.slow
 def test_host_memory_lowers_the_engines_instead_of_refusing_the_node() -> None:
     plan = api.plan("glm-4v-9b", on="8xh100,ram=34GiB", concurrency=8)
     assert plan.fits
@@ -217,6 +237,7 @@ def test_host_memory_lowers_the_engines_instead_of_refusing_the_node() -> None:
     assert any("host memory does not do" in text for text in plan.reasons)
 
 
+@pytest.mark.slow
 def test_a_concurrency_is_what_all_nodes_hold_together() -> None:
     """A node that holds less than an even share gets what it holds, the others the rest."""
     nodes = cluster("1xrtx3090", "1xrtx3090", "1xl4")
@@ -237,3 +258,168 @@ def test_a_concurrency_is_what_all_nodes_hold_together() -> None:
         assert one.at_once != pytest.approx(held / 3)
     assert plan.held.requests >= held
     assert not api.plan_cluster("internvl2-8b", nodes, concurrency=held + 1).fits
+
+
+def test_a_like_node_gets_the_same_settings() -> None:
+    plan = api.plan_cluster("internvl2-8b", cluster("4xrtx3090", "4xrtx3090"), concurrency=24)
+    joined = joining(plan, node(3, "4xrtx3090"))
+    first = plan.nodes[0].plan
+    assert joined.plan is not None
+    assert first is not None
+    assert joined.at_once == 12
+    assert joined.plan.settings.session_len == plan.longest_request_tokens
+    assert joined.plan.limits.max_dynamic_patch == first.limits.max_dynamic_patch
+    assert joined.plan.limits.n >= (plan.limits.n if plan.limits else 0)
+    assert len(joined.plan.commands) == joined.plan.parallel.replicas
+    assert joined.cards == "4x NVIDIA GeForce RTX 3090"
+    assert joined.plan.throughput is not None
+
+
+def test_a_context_that_is_too_short_is_told() -> None:
+    plan = api.plan_cluster("internvl2-8b", cluster("8xh100"))
+    joined = joining(plan, node(2, "2xrtx2080ti"))
+    assert joined.plan is None
+    assert "--context 32768: the cache holds 22528 tokens" in joined.why_not
+
+
+def test_images_that_are_too_small_are_told() -> None:
+    plan = api.plan_cluster("qwen2-vl-7b", cluster("8xh100"), context=17408)
+    joined = joining(plan, node(2, "1xl4:free=19GiB"))
+    assert joined.plan is None
+    assert "runs out of memory while loading" in joined.why_not
+
+
+def test_a_lower_promise_is_kept_by_a_node_that_could_more() -> None:
+    plan = api.plan_cluster("qwen2-vl-7b", cluster("1xl4:free=19GiB"))
+    joined = joining(plan, node(2, "2xa100"))
+    assert plan.limits is not None
+    assert joined.plan is not None
+    assert joined.plan.limits.max_pixels_per_image == plan.limits.max_pixels_per_image
+    assert joined.plan.settings.session_len == plan.longest_request_tokens
+
+
+def test_answers_a_request_are_part_of_the_promise() -> None:
+    plan = api.plan_cluster("internvl2-8b", cluster("1xrtx4090"), concurrency=12)
+    assert plan.limits is not None
+    assert plan.limits.n == 12
+    joined = joining(plan, node(2, "1xrtx4090"))
+    assert joined.plan is not None
+    assert joined.plan.limits.n >= 12
+
+
+def test_a_node_of_more_engines_has_the_promised_answers_on_each() -> None:
+    plan = api.plan_cluster("internvl2-26b", cluster("2xa100-40g"))
+    joined = joining(plan, node(2, "2xa100-80g"))
+    assert plan.limits is not None
+    assert joined.plan is not None
+    assert joined.plan.parallel.replicas == 2
+    assert joined.plan.limits.n == plan.limits.n
+
+
+def test_settings_of_the_cluster_are_kept() -> None:
+    plan = api.plan_cluster("internvl2-8b", cluster("2xrtx3090"), session_len=8192)
+    joined = joining(plan, node(2, "2xrtx3090"), session_len=8192)
+    assert joined.plan is not None
+    assert joined.plan.settings.session_len == 8192
+
+
+def test_who_cannot_join_at_all() -> None:
+    plan = api.plan_cluster("internvl2-8b", cluster("2xrtx3090"))
+    assert "turbofit 9" in joining(plan, node(2, "2xrtx3090", turbofit="9")).why_not
+    assert "runs out of memory" in joining(plan, node(2, "1xt4")).why_not
+    nothing = api.plan_cluster("internvl2-8b", Cluster(source="", nodes=()))
+    assert "nothing is promised" in joining(nothing, node(2, "2xrtx3090")).why_not
+    gone = replace(node(2, "2xrtx3090"), machine=None, why_not="no GPU")
+    assert joining(plan, gone).why_not == "no GPU"
+
+
+def test_a_node_of_the_plan_has_the_share_that_it_has_there() -> None:
+    """It is planned again where the plan changes, and is no node more."""
+    plan = api.plan_cluster("internvl2-8b", cluster("4xrtx3090", "4xrtx3090"), concurrency=24)
+    again = joining(plan, node(1, "4xrtx3090"))
+    assert again.node == plan.nodes[0].node
+    assert again.at_once == plan.nodes[0].at_once == 12
+
+
+def test_a_node_that_holds_less_than_its_share_joins_where_that_is_no_promise() -> None:
+    plan = api.plan_cluster("internvl2-8b", cluster("1xrtx4090"), concurrency=12)
+    joined = joining(plan, node(2, "1xrtx3090:used=1GiB"))
+    assert joined.plan is not None
+    assert joined.plan.held is UNSET
+
+
+def used_of(machine: object) -> list[int]:
+    return [known(gpu.used, 0) for gpu in machine.gpus]  # type: ignore[attr-defined]
+
+
+def test_like_nodes_are_one_kind_planned_for_the_fullest_card_by_card() -> None:
+    nodes = [
+        node(1, "2xrtx3090", [3 * MIB, 10 * MIB]),
+        node(2, "2xrtx3090", [9 * MIB, 2 * MIB]),
+        node(3, "2xrtx4090"),
+    ]
+    kinds = kinds_of(nodes)
+    assert [[one.id for one in kind.nodes] for kind in kinds] == [["0001", "0002"], ["0003"]]
+    assert used_of(kinds[0].machine) == [9 * MIB, 10 * MIB]
+    for gpu in kinds[0].machine.gpus:
+        assert known(gpu.free, 0) == known(gpu.total, 0) - known(gpu.reserved, 0) - gpu.used
+
+
+def test_a_node_alone_is_planned_for_itself() -> None:
+    one = node(1, "4xrtx3090", [1, 200 * MIB, 5 * GIB, 0])
+    (kind,) = kinds_of([one])
+    assert kind.machine == one.machine
+
+
+def test_a_step_further_is_another_kind() -> None:
+    nodes = [node(1, "1xl4", [64 * MIB]), node(2, "1xl4", [64 * MIB + 1]), node(3, "1xl4", [1])]
+    assert [[one.id for one in kind.nodes] for kind in kinds_of(nodes)] == [
+        ["0001", "0003"], ["0002"],
+    ]  # fmt: skip
+
+
+def test_links_calibrations_and_measured_speeds_tell_nodes_apart() -> None:
+    first = node(1, "2xrtx3090")
+    machine = first.machine
+    assert machine is not None
+    learned = Calibration(
+        model="m", engine="turbomind", engine_version="0.18", lmdeploy="0.18.0", gpus=("a", "a"),
+        driver="1", communicator="nccl", when="today", context=1, buffers=2,
+    )  # fmt: skip
+    again = replace(learned, when="tomorrow")
+    speed = Measured(torch="2", cards=(CardSpeed(index=0, bandwidth=8e11, flops=6e13),))
+    slow = Measured(torch="2", cards=(CardSpeed(index=0, bandwidth=4e11, flops=6e13),))
+    machines = [
+        machine,
+        replace(machine, calibrations=(learned,)),
+        replace(machine, calibrations=(again,)),
+        replace(machine, measured=speed),
+        replace(machine, measured=speed, name="another", warnings=("hot",)),
+        replace(machine, measured=slow),
+    ]
+    nodes = [replace(first, id=str(k), machine=one) for k, one in enumerate(machines)]
+    nodes.append(node(7, "2xrtx3090,nvlink=0-1"))
+    found = [[one.id for one in kind.nodes] for kind in kinds_of(nodes)]
+    assert found == [["0"], ["1", "2"], ["3", "4"], ["5"], ["0007"]]
+
+
+def test_host_memory_is_that_of_the_least() -> None:
+    nodes = [node(1, "1xl4,ram=60GiB"), node(2, "1xl4,ram=57GiB"), node(3, "1xl4,ram=20GiB")]
+    kinds = kinds_of(nodes)
+    assert [len(kind.nodes) for kind in kinds] == [2, 1]
+    assert kinds[0].machine.host.ram_available == 57 * GIB
+
+
+def test_no_node_is_planned_for_more_than_it_has() -> None:
+    chance = random.Random(7)
+    nodes = [
+        node(k, "2xrtx3090", [chance.randrange(200 * MIB) for _ in range(2)]) for k in range(200)
+    ]
+    kinds = kinds_of(nodes)
+    assert len(kinds) <= 16
+    assert sum(len(kind.nodes) for kind in kinds) == 200
+    for kind in kinds:
+        for one in kind.nodes:
+            assert one.machine is not None
+            pairs = zip(used_of(kind.machine), used_of(one.machine), strict=True)
+            assert all(planned >= held for planned, held in pairs)

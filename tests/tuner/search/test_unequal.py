@@ -1,4 +1,4 @@
-"""Settings of each card's own: what is common, what differs, and what the user set."""
+"""Engines on unequal cards, and machines of several kinds of card."""
 
 from __future__ import annotations
 
@@ -14,16 +14,22 @@ from turbofit.core.errors import UsageError
 from turbofit.core.plan import Plan, Settings, Workload
 from turbofit.core.units import GIB, MIB
 from turbofit.machine.source import machine_from
+from turbofit.machine.spec import parse_spec
 from turbofit.memory.engines import LMDEPLOY, engine_named
 from turbofit.model.source import resolve_model
 from turbofit.tuner.choose import make_plan
 from turbofit.tuner.resolved_request import ResolvedRequest
 from turbofit.tuner.search.candidates import evaluate
 from turbofit.tuner.search.search import search
-from turbofit.tuner.search.shapes import PREFILL_SIZES, Shape, dtype_for
+from turbofit.tuner.search.shapes import (
+    PREFILL_SIZES,
+    Shape,
+    dtype_for,
+    kinds,
+    like_groups,
+    mixed_groupings,
+)
 from turbofit.tuner.search.sizing import SearchState
-
-pytestmark = pytest.mark.slow
 
 #: A machine, a model, and KV tokens of all engines when all ran the settings of the tightest card.
 GROWN = [
@@ -34,6 +40,7 @@ GROWN = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("on", "model", "before"), GROWN)
 def test_each_card_holds_more_than_under_common_settings(on: str, model: str, before: int) -> None:
     plan = turbofit.plan(model, on=on, tp=1, concurrency=8, context=8192)
@@ -44,6 +51,7 @@ def test_each_card_holds_more_than_under_common_settings(on: str, model: str, be
     assert (plan.settings, plan.kv) == (weakest.settings, weakest.kv)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("on", "model", "_before"), GROWN)
 def test_one_promise_stands_before_all_engines(on: str, model: str, _before: int) -> None:
     plan = turbofit.plan(model, on=on, tp=1, concurrency=8, context=8192)
@@ -63,6 +71,7 @@ def test_one_promise_stands_before_all_engines(on: str, model: str, _before: int
     assert sum(own.at_once for own in plan.by_group) == pytest.approx(8, abs=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -79,6 +88,7 @@ def test_what_the_user_sets_holds_for_every_engine(name: str, value: object) -> 
     assert [getattr(own.settings, name) for own in plan.by_group] == [value, value]
 
 
+@pytest.mark.slow
 def test_equal_cards_have_nothing_of_their_own() -> None:
     plan = turbofit.plan("internvl2-8b", on="4xrtx3090")
     assert plan.by_group == ()
@@ -86,6 +96,7 @@ def test_equal_cards_have_nothing_of_their_own() -> None:
     assert plan.unlike_groups() == ((0, 1, 2, 3),)
 
 
+@pytest.mark.slow
 def test_equal_cards_of_which_one_is_fuller() -> None:
     plan = turbofit.plan("internvl2-8b", on="2xrtx3090+rtx3090:used=4GiB", context=8192)
     assert len(plan.by_group) == 3
@@ -93,11 +104,13 @@ def test_equal_cards_of_which_one_is_fuller() -> None:
     assert plan.by_group[0].kv.tokens > plan.by_group[2].kv.tokens
 
 
+@pytest.mark.slow
 def test_an_older_plan_is_read() -> None:
     older = turbofit.plan("internvl2-8b", on="1xrtx3090").to_json().replace('"by_group"', '"_"')
     assert Plan.from_json(older).by_group == ()
 
 
+@pytest.mark.slow
 def test_a_group_sees_its_own_plan() -> None:
     plan = turbofit.plan("internvl2-8b-awq", on="rtx3090+rtx4080")
     for number, own in enumerate(plan.by_group):
@@ -112,6 +125,7 @@ def test_a_group_sees_its_own_plan() -> None:
     assert ratios == [f"{own.settings.cache_max_entry_count:.3f}" for own in plan.by_group]
 
 
+@pytest.mark.slow
 def test_the_forecast_counts_each_engine_by_its_own_share() -> None:
     mixed = turbofit.plan("internvl2-8b-awq", on="rtx3090+rtx4080")
     assert mixed.throughput is not None
@@ -127,6 +141,7 @@ def test_the_forecast_counts_each_engine_by_its_own_share() -> None:
     assert mixed.throughput.requests_per_second >= even.requests_per_second * 0.999
 
 
+@pytest.mark.slow
 def test_a_slow_card_beside_a_fast_one_is_left_out_with_a_reason() -> None:
     plan = turbofit.plan("qwen2-vl-2b", on="h100+t4", concurrency=1, dtype="float16")
     assert plan.parallel.groups == ((0,),)
@@ -135,6 +150,7 @@ def test_a_slow_card_beside_a_fast_one_is_left_out_with_a_reason() -> None:
     assert all(one.why_not for one in both)
 
 
+@pytest.mark.slow
 def test_host_memory_is_that_of_all_engines() -> None:
     both = turbofit.plan("internvl2-8b-awq", on="rtx3090+rtx4080")
     alone = [
@@ -148,6 +164,7 @@ def test_host_memory_is_that_of_all_engines() -> None:
     assert both.host.pinned == pytest.approx(sum(one.host.pinned for one in alone), rel=0.01)
 
 
+@pytest.mark.slow
 def test_settings_differ_only_in_what_a_card_decides() -> None:
     plan = turbofit.plan("internvl2-8b-awq", on="rtx3090+rtx4080")
     names = list(Settings.__struct_fields__)
@@ -182,6 +199,7 @@ def random_mixed(seed: int) -> ResolvedRequest:
 CASES = sweep(((name, seed) for name in LMDEPLOY for seed in range(40)), 16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "seed"), CASES)
 def test_own_settings_are_never_worse_than_common_ones(name: str, seed: int) -> None:
     request, engine = random_mixed(seed), engine_named(name)
@@ -209,6 +227,7 @@ def test_own_settings_are_never_worse_than_common_ones(name: str, seed: int) -> 
             assert not common.fits or one.rank >= (*common.worth[:-1], common.score * (1 - 1e-8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "seed"), CASES)
 def test_every_engine_keeps_every_promise(name: str, seed: int) -> None:
     request = random_mixed(1000 + seed)
@@ -232,6 +251,7 @@ def test_every_engine_keeps_every_promise(name: str, seed: int) -> None:
     assert Plan.from_json(plan.to_json()) == plan
 
 
+@pytest.mark.slow
 def test_equal_cards_of_which_drivers_keep_unequal_parts_leave_their_margins() -> None:
     machine = machine_from("4xrtx3090")
     last = machine.gpus[3]
@@ -242,3 +262,107 @@ def test_equal_cards_of_which_drivers_keep_unequal_parts_leave_their_margins() -
     plan = turbofit.plan("internvl2-8b", on=machine, tp=2, replicas=2)
     assert plan.fits
     assert all(gpu.headroom >= gpu.margin for gpu in plan.gpus)
+
+
+@pytest.mark.parametrize("on", ["rtx3090+rtx4090", "2xrtx3090+2xrtx4090", "rtx3090+l4"])
+def test_all_cards_serve_where_that_is_faster(on: str) -> None:
+    plan = turbofit.plan("internvl2-8b", on=on)
+    names = {gpu.index: gpu.name for gpu in plan.machine.gpus}
+    assert sorted(i for group in plan.parallel.groups for i in group) == sorted(names)
+    assert all(len({names[i] for i in group}) == 1 for group in plan.parallel.groups)
+    assert plan.fits
+    assert len(plan.by_group) == len(plan.parallel.groups)
+    assert all(ledger.headroom >= ledger.margin for ledger in plan.gpus)
+    for card in set(names.values()):
+        own = ",".join(str(i) for i, name in names.items() if name == card)
+        alone = turbofit.plan("internvl2-8b", on=on, gpus=own)
+        rates = [one.throughput.requests_per_second for one in (plan, alone)]
+        assert rates[0] > rates[1]
+
+
+def test_each_engine_has_a_command_of_its_own_cards() -> None:
+    plan = turbofit.plan("internvl2-8b", on="rtx3090+rtx4090")
+    assert [command.env["CUDA_VISIBLE_DEVICES"] for command in plan.commands] == ["0", "1"]
+
+
+def test_a_card_too_small_is_left_out_and_types_are_not_mixed() -> None:
+    plan = turbofit.plan("internvl2-8b", on="rtx3090+rtx3060")
+    assert plan.parallel.groups == ((0,),)
+    old = turbofit.plan("internvl2-8b", on="rtx3090+v100-32g")
+    assert len(old.parallel.groups) == 1  # bfloat16 and float16 are no one setting
+
+
+def test_what_was_asked_is_kept() -> None:
+    on = "2xrtx3090+2xrtx4090"
+    for replicas in (1, 2, 4):
+        plan = turbofit.plan("internvl2-8b", on=on, tp=1, replicas=replicas)
+        assert len(plan.parallel.groups) == replicas
+    pairs = turbofit.plan("internvl2-8b", on=on, tp=2, replicas=2)
+    assert pairs.parallel.groups == ((0, 1), (2, 3))
+
+
+def test_one_kind_has_nothing_to_mix() -> None:
+    machine = parse_spec("4xrtx3090")
+    assert mixed_groupings(machine, kinds(machine.gpus), [[1]]) == []
+    machine = parse_spec("2xrtx3090+rtx4090")
+    parts = kinds(machine.gpus)
+    assert mixed_groupings(machine, parts, [[2], []]) == []
+    assert mixed_groupings(machine, parts, [[1], [1]]) == [((0,), (1,), (2,))]
+    assert mixed_groupings(machine, parts, [[1, 2], [1]])[1] == ((0, 1), (2,))
+
+
+def test_kinds_that_cannot_hold_the_model_do_not_keep_the_others_idle() -> None:
+    plan = turbofit.plan("internvl2-8b", on="rtx3060+rtx3090+rtx4080+rtx4090")
+    assert plan.parallel.groups == ((1,), (3,))
+
+
+def test_of_three_kinds_one_may_be_left_out() -> None:
+    machine = parse_spec("rtx3090+rtx4090+l4")
+    ways = mixed_groupings(machine, kinds(machine.gpus), [[1], [1], [1]])
+    assert ways[0] == ((0,), (1,), (2,))
+    assert set(ways[1:]) == {((0,), (1,)), ((0,), (2,)), ((1,), (2,))}
+
+
+def test_kinds_are_split_by_degrees_of_their_own() -> None:
+    plan = turbofit.plan("internvl2-8b", on="2xrtx4080+rtx3090")
+    assert plan.parallel.groups == ((0, 1), (2,))
+    assert plan.parallel.tp == 2
+    assert [own.settings.tp for own in plan.by_group] == [2, 1]
+    words = [command.argv[command.argv.index("--tp") + 1] for command in plan.commands]
+    assert words == ["2", "1"]
+    assert plan.parallel.reason.startswith("1 x one GPU each and 1 x tp 2")
+
+
+def test_unequal_cards_are_split_over_only_where_that_was_asked() -> None:
+    on = "rtx3090+rtx4090"
+    free = turbofit.plan("internvl2-8b", on=on)
+    assert all(len(group) == 1 for one in free.considered for group in one.groups)
+    asked = turbofit.plan("internvl2-8b", on=on, tp=2)
+    assert asked.fits
+    assert sorted(asked.parallel.groups[0]) == [0, 1]
+    assert all(ledger.fits for ledger in asked.gpus)
+    assert any("split over unequal cards, as you asked" in text for text in asked.warnings)
+    twice = turbofit.plan("internvl2-8b", on="3xrtx3090+rtx4090", tp=2, replicas=2)
+    assert sorted(len({twice.machine.gpu(i).name for i in g}) for g in twice.parallel.groups) == [
+        1,
+        2,
+    ]
+    equal = turbofit.plan("internvl2-8b", on="2xrtx3090+rtx4090", tp=2)
+    assert equal.parallel.groups == ((0, 1),)
+    with pytest.raises(UsageError, match="4-bit weights"):
+        turbofit.plan("internvl2-8b-awq", on=on, tp=2)
+
+
+@pytest.mark.parametrize(
+    ("on", "sets"),
+    [
+        ("2xrtx3090", [[(0,), (1,)]]),
+        ("rtx3090+rtx3090:used=40MiB", [[(0,), (1,)]]),
+        ("rtx3090:used=900MiB+rtx3090+rtx3090", [[(1,), (2,)], [(0,)]]),
+        ("rtx3090+rtx4090", [[(0,)], [(1,)]]),
+    ],
+)
+def test_groups_are_alike_by_their_cards_and_what_they_have_free(on: str, sets) -> None:
+    machine = parse_spec(on)
+    found = like_groups(machine, [(gpu.index,) for gpu in machine.gpus])
+    assert [list(members) for members in found] == sets
