@@ -441,7 +441,11 @@ def test_a_sentence_that_a_program_failed_to_print_is_its_answer() -> None:
     error = "TypeError: __init__() missing 1 required positional argument: 'message'\n"
     found = explain(f"Traceback (most recent call last):\n{trace}{error}")
     assert (found.kind, found.possible) == ("wrong_setting", ())
-    assert found.what.endswith(": Please set model_name.")
+    assert "Please set model_name." in found.what
+    # The sentence of another line is not what this one failed to print.
+    earlier = trace.replace("_build", "_before") + "MoonError: Please set model_name.\n"
+    later = "Traceback (most recent call last):\n" + trace.replace(asked, "f()") + error
+    assert "refused" not in explain(f"Traceback (most recent call last):\n{earlier}{later}").what
     other = explain(f"Traceback (most recent call last):\n{trace.replace(asked, 'f()')}{error}")
     assert other.kind == "package_versions"
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 #: By its relation to a fact, below, above, equal or within: a value, or the name of another fact;
-#: or `absent: true` (`false`: the log has it).
+#: matches: a pattern; or `absent: true` (`false`: the log has it).
 Condition = dict[str, Any]
 #: A cause ends a run; a refusal is a program's own check, by its form alone, and is asked after all
 #: causes; a consequence follows one; a notice harms nobody.

@@ -37,8 +37,6 @@ _RAISES: Final = re.compile(
     r"raise (?:\w+\.)*((?!\w*(?:Timeout|Connection|HTTP|Cancel|Dead|Exit))[A-Z]\w*)\("
     r"(?!.*\bfrom \w+$)"
 )
-#: An assertion about the sizes of two tensors.
-_COMPARES: Final = re.compile(r"assert .*(?:shape|size\b|size\(|_size|numel|\bdim)")
 #: Kinds that tell of memory: where the message has no sizes, the answer says so.
 _OF_MEMORY: Final = (
     "no_kv_memory", "killed", "aborted", "out_of_memory", "host_out_of_memory", "card_occupied",
@@ -82,7 +80,8 @@ class Figures:
         if "absent" in wanted:
             return wanted["absent"] is (value is None)
         for relation, other in wanted.items():
-            bound = self.get(other) if isinstance(other, str) and relation != "equal" else other
+            named = isinstance(other, str) and relation not in ("equal", "matches")
+            bound = self.get(other) if named else other
             if value is None or bound is None or not _RELATIONS[relation](value, bound):
                 return False
         return True
@@ -271,9 +270,7 @@ FIGURES: Final[dict[str, Callable[[Figures], Any]]] = {
     "arch": _arch,
     "built_newest": lambda figures: max(_built(figures), default=None),
     "built_oldest": lambda figures: min(_built(figures), default=None),
-    "compared": lambda figures: (
-        "" if figures.mark.stack and _COMPARES.match(figures.mark.stack[-1].code) else None
-    ),
+    "code": lambda figures: figures.mark.stack[-1].code if figures.mark.stack else None,
     "divisor": _divisor,
     "listed_since": _listed_since,
     "meant": _meant,
@@ -297,6 +294,7 @@ _RELATIONS: Final[dict[str, Callable[[Any, Any], bool]]] = {
     "above": lambda value, bound: bool(value > bound),
     "equal": lambda value, bound: bool(value == bound),
     "within": lambda value, bound: value in bound,
+    "matches": lambda value, bound: re.match(bound, value) is not None,
 }
 
 
