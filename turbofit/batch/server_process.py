@@ -261,6 +261,8 @@ def _size(url: str, base: str, rule: AnyImageRule) -> tuple[int, int] | None:
         if (path := local_path(url, base)) is None:
             size = from_url(url, LARGEST_IMAGE).size
         else:
+            if os.path.getsize(path) > LARGEST_IMAGE:
+                return None
             with Image.open(path) as image:
                 size = int(image.width), int(image.height)
         rule.units(*size)
