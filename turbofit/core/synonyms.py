@@ -18,6 +18,8 @@ from turbofit.core.struct import Struct
 
 #: Names less alike are no misspellings of each other.
 _ALIKE: Final = 0.8
+#: Four letters of which two changed places.
+_SHORT_ALIKE: Final = 0.75
 #: What stands around a word that was copied, or typed where quotes are no quotes.
 QUOTES: Final = "\"'`\u2018\u2019\u201c\u201d\u201e\u300c\u300d"
 
@@ -119,7 +121,8 @@ def near(name: str, known: Iterable[str], count: int = 1) -> list[str]:
     """The known names that a misspelt one may mean, nearest first."""
     from difflib import get_close_matches
 
-    return get_close_matches(name, list(known), n=count, cutoff=_ALIKE)
+    alike = _ALIKE if len(name) > 4 else _SHORT_ALIKE
+    return get_close_matches(name, list(known), n=count, cutoff=alike)
 
 
 def guess(name: str, known: Iterable[str], count: int = 1, of: str = "") -> str:

@@ -50,6 +50,8 @@ _ADDRESS: Final = re.compile(
 _SHOWN: Final = 6
 #: Words that a model or a machine is named with, at most.
 _LONGEST: Final = 6
+#: Words of a line that are looked at, each for a millisecond or more.
+_MOST: Final = 64
 _HUBS: Final = {"hf": "the Hugging Face hub", "modelscope": "ModelScope"}
 
 
@@ -195,7 +197,7 @@ def named_in(text: str) -> tuple[list[str], list[str]]:
     """The models and the machines that a text names, in its order."""
     from turbofit.machine.spec import is_spec
 
-    words = re.findall(r"[A-Za-z0-9][\w.:+/=-]*(?<![.:+/-])", plain(text), re.ASCII)
+    words = re.findall(r"[A-Za-z0-9][\w.:+/=-]*(?<![.:+/-])", plain(text), re.ASCII)[:_MOST]
     models: list[str] = []
     machines: list[str] = []
     while words:
@@ -216,6 +218,8 @@ def named_in(text: str) -> tuple[list[str], list[str]]:
 
 def _model_of(word: str) -> str:
     """The model that a word names, as it was typed; of one that nothing runs the 4 bits."""
+    if re.fullmatch(_data()["images"], word):
+        return ""
     try:
         name = read_name(word).text
     except UsageError:
