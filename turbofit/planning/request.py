@@ -124,10 +124,6 @@ def _context(text: str, name: str) -> str | int:
     return "max" if text.strip().lower() == "max" else _tokens(text, name)
 
 
-def _gpus(text: str, _name: str) -> str | None:
-    return None if text.strip().lower() == "all" else text  # docker's, and what None is
-
-
 def _dtype(text: str, _name: str) -> str | None:
     return None if text == "auto" else _DTYPES.get(text.lower(), text)  # LMDeploy's "choose"
 
@@ -175,7 +171,7 @@ class PlanRequest(Validated):
         "a100-80g:mig=3g.40gb, what nvidia-smi -L prints, or a snapshot's path (default: this one, "
         "through NVML)",
     )
-    gpus: Annotated[str | None, parsed(_gpus), Metavar("LIST")] = Field(
+    gpus: Annotated[str | None, Metavar("LIST")] = Field(
         default=None,
         description="only these GPUs: PCI indices or UUIDs, inside CUDA_VISIBLE_DEVICES",
     )
