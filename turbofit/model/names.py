@@ -103,7 +103,9 @@ def _read(text: str) -> Name:
         if re.fullmatch(kind, scheme.lower() if scheme and "." not in host else host.lower()):
             near = near_by_name(path) or "; `turbofit models` lists what is planned"
             address = f"{scheme}://{host}" if "." not in host else host
-            raise UsageError(f"{address} is {what}", hint=f"name a hub id (ORG/NAME){near}")
+            raise UsageError(
+                f"{address} is {what}", hint=f"name a folder or a hub id (ORG/NAME){near}"
+            )
     if scheme:
         raise UsageError(
             f"{host or scheme} is no hub of models that is known",
