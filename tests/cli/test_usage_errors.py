@@ -236,6 +236,7 @@ def test_what_other_shells_and_keyboards_leave_is_read(words: str, capsys: Out) 
         ("serve internvl2-8b --temp 0.7", "a request's own"),
         ("plan internvl2-8b --used-memory 4GiB", "takes no more of each card"),
         ("plan internvl2-8b --on rtx 9999 --tp 1", "internvl2-8b --on SPEC --tp 1"),
+        ("plan internvl2-8b foo --on t4", "plan internvl2-8b --on t4, which leaves foo out"),
         ("diagnose Serverlog", "name a log file"),
         ("bacth internvl2-8b in out", "did you mean batch?"),
         ("plan foo-9b --on rtx9090", "for the machine: did you mean"),

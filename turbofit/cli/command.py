@@ -241,6 +241,9 @@ class CliCommand(click.Command):
             if isinstance(exc, UnknownModelError) and "did you mean" not in exc.hint:
                 here = exc.hint.replace("--on SPEC", f"--on {ctx.params.get('on') or 'SPEC'}")
                 exc.hint = f"as {line}" if (line := meant_line(ctx)) else here
+                name = exc.message.partition(" known as ")[2].strip("'\"")
+                if line and name.lower() not in line.lower():
+                    exc.hint += f", which leaves {name} out"
             with_source(exc, ctx)
             raise
         except NoGpuError as exc:
