@@ -163,6 +163,8 @@ def test_a_first_word_that_is_no_command(word: str, hint: str, capsys: Out) -> N
             "plan a/b --gpus all --json",
         ),
         (["sreve", "internvl2-8b", "--tp", "2"], "serve internvl2-8b --tp 2"),
+        (["plna", "internvl2-8b"], "plan internvl2-8b"),
+        (["what", "is", "internvl2-8b"], "plan internvl2-8b"),
         (["estimate", "internvl2-8b", "--on", "t4"], "plan internvl2-8b --on t4"),
         (["serves", "internvl2-8b", "--api-key", "sk-x"], "serve internvl2-8b --api-key '***'"),
         (["vllm", "internvl2-8b", "--api-key", "sk-x"], "serve internvl2-8b --api-key '***'"),

@@ -18,8 +18,6 @@ from turbofit.core.struct import Struct
 
 #: Names less alike are no misspellings of each other.
 _ALIKE: Final = 0.8
-#: Four letters of which two changed places.
-_SHORT_ALIKE: Final = 0.75
 #: What stands around a word that was copied, or typed where quotes are no quotes.
 QUOTES: Final = "\"'`\u2018\u2019\u201c\u201d\u201e\u300c\u300d"
 
@@ -118,11 +116,12 @@ def by_its_words(name: str, command: str) -> str:
 
 
 def near(name: str, known: Iterable[str], count: int = 1) -> list[str]:
-    """The known names that a misspelt one may mean, nearest first."""
+    """The known names that a misspelt one may mean, nearest first, or those of the same letters."""
     from difflib import get_close_matches
 
-    alike = _ALIKE if len(name) > 4 else _SHORT_ALIKE
-    return get_close_matches(name, list(known), n=count, cutoff=alike)
+    known = list(known)
+    alike = get_close_matches(name, known, n=count, cutoff=_ALIKE)
+    return alike or [word for word in known if sorted(word) == sorted(name)][:count]
 
 
 def guess(name: str, known: Iterable[str], count: int = 1, of: str = "") -> str:
