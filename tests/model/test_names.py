@@ -267,4 +267,6 @@ def test_a_hub_that_answers_knows_better(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_of_a_pasted_log_only_the_beginning_is_read_as_a_question() -> None:
     question = "can I run qwen2-vl-7b on 1xl4?"
-    assert named_in(question) == named_in(question + " oom" * 10_000) == (["qwen2-vl-7b"], ["1xl4"])
+    named = (["qwen2-vl-7b"], ["1xl4"])
+    assert named_in(question) == named_in(question + " oom" * 10_000) == named
+    assert named_in(f"{question} {'oom' * 10_000}") == named
