@@ -270,7 +270,7 @@ FIGURES: Final[dict[str, Callable[[Figures], Any]]] = {
     "arch": _arch,
     "built_newest": lambda figures: max(_built(figures), default=None),
     "built_oldest": lambda figures: min(_built(figures), default=None),
-    "code": lambda figures: figures.mark.stack[-1].code if figures.mark.stack else None,
+    "raised_at": lambda figures: figures.mark.stack[-1].code if figures.mark.stack else None,
     "divisor": _divisor,
     "listed_since": _listed_since,
     "meant": _meant,
