@@ -80,7 +80,9 @@ _NO_PARTS: Final = re.compile(
 _DECIMAL: Final = re.compile(r"(?<==)(\d+),(?=\d{1,2}\s*[KMGT]i?B)", re.IGNORECASE)
 #: What lspci prints of a card, and nvidia-smi: cards and slices of -L, a name with its memory.
 _PASTED: Final = re.compile(
-    r".*NVIDIA Corporation.*?\[([^]:]+)\].*|\|\s*\d+\s+(.+?)\s+(?:On|Off)\s*\|.*", re.IGNORECASE
+    r".*NVIDIA Corporation.*?\[([^]:]+?)(?:/[^] ]*| Rev\. \w| Lite Hash Rate)?\].*"
+    r"|\|\s*\d+\s+(.+?)\s+(?:On|Off)\s*\|.*",
+    re.IGNORECASE,
 )
 _SMI_LINES: Final = re.compile(r"[\n;]|(?=\bGPU\s+\d+:)|(?=\bMIG\s+\S+\s+Device\b)")
 _SMI_GPU: Final = re.compile(r"GPU\s+\d+:\s*(.+?)\s*(?:\(UUID:[^)]*\)?)?")
@@ -104,6 +106,11 @@ class _Card(Struct):
     gpu: Gpu
     preset: GpuPreset | None
     note: str | None
+
+
+def is_pasted(text: str) -> bool:
+    """Whether lspci or nvidia-smi has printed it of a card: a slash in it is no folder's."""
+    return _PASTED.search(text) is not None
 
 
 def is_spec(text: str) -> bool:
