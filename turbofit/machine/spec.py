@@ -130,7 +130,9 @@ def parse_spec(spec: str) -> Machine:
     Raises:
         UsageError: a name, key, size or pair that cannot be meant; the hint has the nearest one.
     """
-    spec = _PASTED.sub(r"\1\2", plain(spec))
+    spec = plain(spec)
+    if pasted := [row[1] or row[2] for row in _PASTED.finditer(spec)]:
+        spec = "\n".join(pasted)
     if not spec:
         _refuse("it is empty", _EXAMPLE)
     texts, tail = _cards_and_options(spec)
