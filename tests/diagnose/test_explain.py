@@ -242,6 +242,7 @@ def test_a_silent_hang_at_the_default_log_level() -> None:
     assert found.missing is not None
     assert found.missing.bytes is None
     assert "whether it still ran" in found.unknown[0]
+    assert len(found.possible) == 2
 
 
 def hang(budget: float, ratio: float, **extra: Any) -> str:

@@ -79,12 +79,17 @@ _PROGRESS: Final = re.compile(
     r"|throughput))(?:.{0,60}?\bINFO\b|.{0,200}?\d%\|)"
 )
 #: What tells of no error: a level below one, a bar; and words that any failure has.
-_CALM: Final = re.compile(r".{0,60}?\b(?:INFO|DEBUG|(?P<warns>WARN(?:ING)?))\b|.{0,200}?\d%\|")
+_CALM: Final = re.compile(
+    r".{0,60}?\b(?:INFO|DEBUG|(?P<warns>WARN(?:ING)?))\b|.{0,200}?\d%\|"
+    r"|.{0,240}?\.py:\d+: (?P<python>\w*Warning): "
+)
 _ALARM: Final = re.compile(
-    r"error|fail|exce(?:ption|ed)|abort|refus|denied|time(?:d |-)?out|unable|can(?:no|')t|\bnot?\b"
+    r"error|fail|exce(?:ption|ed)|abort|refus|denied|time(?:d |-)?out|unable|can(?:no|')t"
     r"|invalid|crash|kill|fatal|dump|lost|oom|out of|exit|shut|stop|traceback|mismatch|missing",
     re.IGNORECASE,
 )
+#: A word of failures, and of the lines that Python's own warnings go on with.
+_DENIAL: Final = re.compile(r"\bnot?\b", re.IGNORECASE)
 #: Rows of the longest log that is said to have no error.
 _WEIGHED: Final = 2000
 #: A request that a server did not answer as was asked.
@@ -167,7 +172,7 @@ class LogFacts:
         self.rows_beside = 0
         self.errors = 0
         self._rows = self._calm = 0
-        self._alarmed = False
+        self._alarmed = self._warned = False
 
     @property
     def calm(self) -> bool:
@@ -238,8 +243,11 @@ class LogFacts:
             return
         calm = _CALM.match(text)
         self._calm += calm is not None
-        if not (calm and calm["warns"]):
-            self._alarmed = _ALARM.search(text) is not None
+        warns = calm and (calm["warns"] or calm["python"])
+        self._warned = bool(calm and calm["python"]) or (self._warned and not calm)
+        if not warns:
+            denied = not self._warned and _DENIAL.search(text)
+            self._alarmed = bool(_ALARM.search(text) or denied)
 
     def ended_by(self, text: str) -> bool:
         """Whether a row begins another run: an engine that was past its beginning begins again."""

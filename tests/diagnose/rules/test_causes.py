@@ -377,3 +377,88 @@ def test_a_card_without_bfloat16_is_older_than_the_build() -> None:
     found = explain("lmdeploy: Device does not support bf16.\n" + NO_KERNEL)
     assert "older" in found.possible[0]
     assert "newer" in explain(NO_KERNEL).possible[0]
+
+
+RAISED = '  File "/v/site-packages/{}", line 9, in {}\n    {}\n'
+CERTAIN: list[tuple[str, str, str]] = [
+    ("wrong_setting", "got a model format that is none of ['hf', 'awq']",
+     "AssertionError: the model format should be in ['hf', 'awq']"),
+    ("no_kernel_image", "no kernel of that name for this card",
+     "RuntimeError: [TM][ERROR] CUDA runtime error: invalid device function /w/a.cu:9"),
+    ("incomplete_checkpoint", "AutoTokenizer knows nothing for NewConfig",
+     "ValueError: Unrecognized configuration class <class 'a.b.NewConfig'> to build an"
+     " AutoTokenizer."),
+    ("wrong_class", "AutoModelForCausalLM has no class for NewConfig",
+     "ValueError: Unrecognized configuration class <class 'a.b.NewConfig'> for this kind of"
+     " AutoModel: AutoModelForCausalLM."),
+    ("check_failed", "one of TurboMind's own checks failed",
+     "[TM][ERROR]  Assertion fail: /w/src/turbomind/python/bind.cpp:9"),
+    ("package_versions", "Python found no Moon in transformer.moons",
+     "ImportError: cannot import name 'Moon' from 'transformer.moons'"),
+    ("package_versions", "Python found no Moon in moons.model: /srv/moons/model/__init__.py",
+     "ImportError: cannot import name 'Moon' from 'moons.model' (/srv/moons/model/__init__.py)"),
+    ("unsupported_model", "PyTorch engine calls MoonV.forward() otherwise",
+     "2026-03-02 11:00:01,1 - lmdeploy - ERROR - Engine loop failed with error: MoonV.forward()"
+     " missing 1 required positional argument: 'moon'"),
+    ("package_versions", "the triton that Python found has no triton.language.moon",
+     "Engine loop failed with error: module 'triton.language' has no attribute 'moon'"),
+    ("check_failed", "one of TurboMind's own checks failed",
+     "  what():  [TM][ERROR]  Assertion fail: /w/src/turbomind/kernels/gemm.cu:9"),
+    ("container_without_gpu", "Docker knows no runtime nvidia",
+     "docker: Error response from daemon: unknown or invalid runtime name: nvidia."),
+    ("nccl_error", "over InfiniBand or RoCE: Got completion with error 12",
+     "h:9:9 [0] transport/net_ib.cc:9 NCCL WARN NET/IB : Got completion with error 12, opcode 0"),
+    ("container_without_gpu", "Docker knows no runtime nvidia",
+     "docker: Error response from daemon: Unknown runtime specified nvidia."),
+    ("unsupported_model", "PyTorch engine has no code for the architecture",
+     "RuntimeError: Can not found rewrite for architectures: ['MoonModel']"),
+    ("disk_full", "no space left where the program writes",
+     "OSError: [Errno 28] No space left on device"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "what", "line"), CERTAIN, ids=lambda text: text[:30])
+def test_a_message_that_several_causes_share_has_a_list(kind: str, what: str, line: str) -> None:
+    found = explain(f"$ lmdeploy serve api_server /m/a\n{line}\n")
+    assert (found.kind, what in found.what) == (kind, True)
+    assert len(found.possible) > 1
+    assert found.unknown
+    assert found.changes
+
+
+def test_a_value_that_the_log_itself_has_comes_first() -> None:
+    line = "[TM][ERROR]  Assertion fail: /w/src/turbomind/python/bind.cpp:9"
+    found = explain(f"$ lmdeploy serve api_server /m/Moon-7B-AWQ-G32\n{line}\n")
+    assert found.possible[0].startswith("groups of 32, by the name in the log")
+    line = "AssertionError: the model format should be in ['hf', 'awq']"
+    found = explain(f"$ lmdeploy convert moon-7b /m/moon ./out\n{line}\n")
+    assert found.possible[0].startswith("the command gives ./out by position")
+
+
+def test_a_sentence_that_a_program_failed_to_print_is_its_answer() -> None:
+    asked = "raise MoonError('Please set model_name.')"
+    trace = RAISED.format("lmdeploy/serve/async_engine.py", "_build", asked)
+    error = "TypeError: __init__() missing 1 required positional argument: 'message'\n"
+    found = explain(f"Traceback (most recent call last):\n{trace}{error}")
+    assert (found.kind, found.possible) == ("wrong_setting", ())
+    assert found.what.endswith(": Please set model_name.")
+    other = explain(f"Traceback (most recent call last):\n{trace.replace(asked, 'f()')}{error}")
+    assert other.kind == "package_versions"
+
+
+@pytest.mark.parametrize(
+    ("kind", "line"),
+    [
+        ("unknown_option", "lmdeploy serve: error: argument {api_server,proxy}: invalid choice:"
+         " 'gradio' (choose from 'api_server', 'proxy')"),
+        ("weights_mismatch", "AttributeError: Can't get attribute 'TrainingArguments' on <module"
+         " '__main__' from '/v/bin/lmdeploy'>"),
+        ("file_missing", "Exception: Invalid repo_id: moon, must be of format namespace/name"),
+        ("rendezvous", "ValueError: Error initializing torch.distributed using env:// rendezvous:"
+         " environment variable RANK expected, but not set"),
+        ("tp_impossible", "assert tensor.shape[split_dim] % tp == 0"),
+    ],
+)  # fmt: skip
+def test_a_message_that_tells_its_cause_has_no_list(kind: str, line: str) -> None:
+    found = explain(f"$ lmdeploy serve api_server /m/a\n{line}\n")
+    assert (found.kind, found.possible) == (kind, ())

@@ -112,7 +112,8 @@ def _facts(diagnosis: Diagnosis) -> dict[str, str | None]:
         "missing in all": _missing(diagnosis.missing_in_all),
         "model": read.model,
         "machine": read.machine,
-        "engine": " ".join(part for part in (read.engine, read.version) if part),
+        "engine": read.engine,
+        "lmdeploy": read.version,
     }
 
 

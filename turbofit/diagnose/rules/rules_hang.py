@@ -152,9 +152,12 @@ def _silence(case: LogCase) -> RuleAnswer:
     return RuleAnswer(
         kind="start_hang",
         phase="start-up hang",
-        what="the log ends in the warm-up without an error: LMDeploy hangs there, silently, when"
-        " its cache is smaller than one warm-up request",
+        what="the log ends in the warm-up without an error",
         line=mark.line,
+        possible=(
+            "LMDeploy hangs there, silently: its cache is smaller than one warm-up request",
+            "it was ended from outside, or the log was taken before the warm-up was over",
+        ),
         missing=Missing(bytes=None, basis="unknown", note="the cache's size is not in the log"),
         unknown=(
             "whether it still ran when the log was taken, with one core at full load (a hang), or"
