@@ -18,6 +18,7 @@ from tests.support.waiting import auntil, until
 from turbofit.batch import server_process
 from turbofit.batch.batch_input import open_input
 from turbofit.batch.batch_spec import BatchSpec
+from turbofit.batch.sender import LARGEST_IMAGE
 from turbofit.batch.server_process import BatchWorkload, ServerProcess, server_plan, workload_of
 from turbofit.core.errors import LaunchError, UsageError
 from turbofit.core.process.progress import Step, listened
@@ -210,6 +211,9 @@ def test_the_worst_image_that_is_there_decides(tmp_path) -> None:
     for name, size in (("a", (448, 448)), ("b", (1344, 448)), ("c", (900, 900))):
         (tmp_path / f"{name}.png").write_bytes(png(*size))
     (tmp_path / "broken.png").write_bytes(b"x")
+    with open(tmp_path / "too_big.png", "wb") as file:
+        file.write(png(4032, 3024))
+        file.truncate(LARGEST_IMAGE + 1)
     found = workload_of(
         open_input(tmp_path, BatchSpec(prompt="What is this?", max_tokens=100)), MODEL
     )

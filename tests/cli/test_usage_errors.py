@@ -10,6 +10,7 @@ import pytest
 import turbofit
 from turbofit.cli.command_group import COMMANDS
 from turbofit.cli.main import main
+from turbofit.cli.usage_errors import mended
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Plan
 
@@ -157,7 +158,15 @@ def test_a_first_word_that_is_no_command(word: str, hint: str, capsys: Out) -> N
         (["4090能跑qwen2.5-vl-32b吗"], "plan qwen2.5-vl-32b --on 4090"),
         (["launch_server", "--model-path", "a/b", "--tp-size", "2"], "serve a/b --tp 2"),
         (["vllm", "serve", "a/b", "--max-model-len", "8192"], "serve a/b --context 8192"),
-        (["serves", "internvl2-8b", "--api-key", "sk-x"], "plan internvl2-8b"),
+        (
+            ["docker", "run", "--gpus", "all", "vllm/vllm-openai:latest", "--model", "a/b"],
+            "plan a/b --gpus all --json",
+        ),
+        (["sreve", "internvl2-8b", "--tp", "2"], "serve internvl2-8b --tp 2"),
+        (["plna", "internvl2-8b"], "plan internvl2-8b"),
+        (["what", "is", "internvl2-8b"], "plan internvl2-8b"),
+        (["estimate", "internvl2-8b", "--on", "t4"], "plan internvl2-8b --on t4"),
+        (["serves", "internvl2-8b", "--api-key", "sk-x"], "serve internvl2-8b --api-key '***'"),
         (["vllm", "internvl2-8b", "--api-key", "sk-x"], "serve internvl2-8b --api-key '***'"),
         (["ollama", "run", "x/Qwen2.5-VL-7B-GGUF"], "serve qwen2.5-vl-7b-awq"),
     ],
@@ -220,7 +229,18 @@ def test_what_other_shells_and_keyboards_leave_is_read(words: str, capsys: Out) 
         ("merge ./lora internvl2-8b out", "turbofit merge internvl2-8b ./lora out"),
         ("diagnose error.png", "paste the message in quotes"),
         ("batch in.jsonl out.xlsx --model m", "name out.jsonl"),
-        ("plan internvl2-8b --on t4 --tp 0 --images -1", "leave it out and turbofit chooses --tp"),
+        ("plan internvl2-8b --on t4 --tp 0 --images -1", "--tp: GPUs of one engine; it may"),
+        ("bench http://x --rate abc", "an open loop (Poisson); it may be left out"),
+        ("bench http://x --prompt-token 5", "did you mean --prompt-tokens?"),
+        ("batch a b --url x --prompt-file p", '--prompt "$(cat FILE)"'),
+        ("export systemd -f turbofit.yaml", "turbofit plan -f FILE --json > plan.json"),
+        ("tune internvl2-8b --kv-type 8", "here: --kv-types 8"),
+        ("serve internvl2-8b --temp 0.7", "a request's own"),
+        ("plan internvl2-8b --used-memory 4GiB", "takes no more of each card"),
+        ("plan internvl2-8b --on rtx 9999 --tp 1", "internvl2-8b --on SPEC --tp 1"),
+        ("plan internvl2-8b foo --on t4", "plan internvl2-8b --on t4, which leaves foo out"),
+        ("diagnose Serverlog", "name a log file"),
+        ("bacth internvl2-8b in out", "did you mean batch?"),
         ("plan foo-9b --on rtx9090", "for the machine: did you mean"),
         ("plan internvl2-8b --gpus 4xrtx3090", "it is a machine: --on 4xrtx3090"),
         ("plan internvl2-8b --on 4xrtx3090,nvlink", "nvlink=0-1+2-3"),
@@ -360,3 +380,27 @@ def test_doctor_counts_in_words_and_hangs_what_it_says(no_gpu: None, capsys: Out
     lines = text.splitlines()
     at = next(number for number, line in enumerate(lines) if line.startswith("  fix  "))
     assert lines[at + 1].startswith("       ")
+
+
+def test_a_persons_own_quotes_stay_and_each_on_is_a_machine() -> None:
+    assert mended(["--prompt", "'Read this.'", "'a'"]) == ["--prompt", "'Read this.'", "a"]
+    assert mended(["--on=l4", "--on=t4"]) == ["--on", "l4+t4"]
+
+
+def test_a_secret_before_the_command_is_not_repeated(capsys: Out) -> None:
+    for words in (["HF_TOKEN=hf_x", "serve", "internvl2-8b"], ["--api-key=hf_x", "serve"]):
+        assert "hf_x" not in "".join(refused(capsys, *words))
+
+
+def test_a_line_of_many_words_is_answered_soon(
+    monkeypatch: pytest.MonkeyPatch, capsys: Out
+) -> None:
+    looked: list[str] = []
+    monkeypatch.setattr("turbofit.machine.spec.is_spec", lambda text: bool(looked.append(text)))
+    refused(capsys, "what", *["word"] * 5000)
+    assert len(looked) < 1000
+
+
+def test_a_form_of_the_answer_has_no_variable(monkeypatch: pytest.MonkeyPatch, capsys: Out) -> None:
+    monkeypatch.setenv("TURBOFIT_PLAN_JSON", "1")
+    assert refused(capsys, "plan", "internvl2-8b")[1] == "--json has no variable: type it"

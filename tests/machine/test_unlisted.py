@@ -40,6 +40,9 @@ MIG = load_yaml(presets_dir() / "gpus" / "unlisted.yaml")["mig"]
         ("g6e.48xlarge", "L40S"), ("p4d.24xlarge", "eight"), ("a2-highgpu-1g", "A100"),
         ("3090-nvlink", "NVLink"), ("Standard_NC24ads_A100_v4", "A100"), ("g2-standard-4", "L4"),
         ("tpu-v5e", "without CUDA"), ("inferentia", "without CUDA"),
+        ("gpu-box.local", "another machine's address"), ("me@gpu01", "another machine's address"),
+        ("10.0.0.5", "another machine's address"), ("NC80adis_H100_v5", "H100"),
+        ("Standard_NC24rs_v3", "V100"),
     ],
 )  # fmt: skip
 def test_a_card_that_no_engine_serves_on_is_answered_by_name(typed: str, card: str):
@@ -49,6 +52,11 @@ def test_a_card_that_no_engine_serves_on_is_answered_by_name(typed: str, card: s
     assert caught.value.message.startswith(f"{typed} is ")
     assert "did you mean" not in caught.value.hint
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("typed", ["radio", "h20cn", "user9000", "admin", "studio"])
+def test_a_word_is_no_address(typed: str):
+    assert unsupported_card(typed) is None
 
 
 def test_no_card_with_a_preset_is_among_them():

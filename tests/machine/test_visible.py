@@ -68,7 +68,14 @@ def test_any_value_gives_distinct_known_gpus(value: str):
 
 @pytest.mark.parametrize(
     ("gpus", "chosen"),
-    [("0", (0,)), ("2, 0", (2, 0)), ("GPU-bb", (2,)), ("gpu-BB33,1", (2, 1)), ("MIG-cc44", (4,))],
+    [
+        ("0", (0,)),
+        ("all", (0, 1, 2, 4)),
+        ("2, 0", (2, 0)),
+        ("GPU-bb", (2,)),
+        ("gpu-BB33,1", (2, 1)),
+        ("MIG-cc44", (4,)),
+    ],
 )
 def test_select(gpus: str, chosen: tuple[int, ...]):
     assert select(gpus, GPUS, (0, 1, 2, 4)) == chosen

@@ -132,7 +132,10 @@ def test_what_is_no_run_or_no_load_is_refused(
     plan = measured()
     folder = run_folder(tmp_path / "run", plan)
     for words, message in (
-        ((), "nothing was served yet"),
+        (
+            (),
+            "nothing was served yet\nhint: turbofit serve MODEL, or calibrate MODEL, on real cards",
+        ),
         ((str(folder / "plan.json"),), "is a plan, not a run"),
         (("nobody",), "no run is called 'nobody'"),
         ((str(folder), "--load", str(folder / "plan.json")), "is no load of schema"),

@@ -264,6 +264,7 @@ def _size(url: str, base: str, rule: AnyImageRule) -> tuple[int, int] | None:
             with Image.open(path) as image:
                 size = int(image.width), int(image.height)
         rule.units(*size)
+        too_big = path is not None and os.path.getsize(path) > LARGEST_IMAGE
     except Exception:  # noqa: BLE001 - Pillow's plugins raise whatever they meet
         return None
-    return size if size[0] * size[1] <= LARGEST_PIXELS else None
+    return None if too_big or size[0] * size[1] > LARGEST_PIXELS else size

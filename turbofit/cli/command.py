@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -241,6 +242,9 @@ class CliCommand(click.Command):
             if isinstance(exc, UnknownModelError) and "did you mean" not in exc.hint:
                 here = exc.hint.replace("--on SPEC", f"--on {ctx.params.get('on') or 'SPEC'}")
                 exc.hint = f"as {line}" if (line := meant_line(ctx)) else here
+                name = re.search(r"(?a) known as '([\w./-]+)'$", exc.message)
+                if line and name and name[1].lower() not in line.lower():
+                    exc.hint += f", which leaves {name[1]} out"
             with_source(exc, ctx)
             raise
         except NoGpuError as exc:

@@ -90,26 +90,36 @@ TURBOFIT: Final = Turbofit("turbofit", add_help_option=False)
 
 def unknown_command(words: list[str]) -> UsageError:
     """The error for a first word that is no command: what all of them may be, or the nearest."""
-    from turbofit.cli.usage_errors import WORDS, meant_line, unknown_word
-    from turbofit.core.synonyms import command_synonym, guess
+    from turbofit.cli.usage_errors import (
+        WORDS,
+        meant_line,
+        takes_model,
+        unknown_word,
+        without_secret,
+    )
+    from turbofit.core.synonyms import command_synonym, guess, near
 
-    name = words[0]
+    name = without_secret(words[0])
     here = "" if name.startswith("-") else command_synonym(name) or ""
     of_here = re.search(r"turbofit (\w+) MODEL", here)
-    known = next((word for word in words if word in COMMANDS), "")
+    misspelt = "" if here else next(iter(near(name, COMMANDS)), "")
+    known = misspelt or next((word for word in words if word in COMMANDS), "")
     command = known or (of_here[1] if of_here else "serve" if name.startswith("-") else "plan")
     line = ""
     if words[1:] or " " in name or not name.isascii():
         variables = [word for word in words if re.fullmatch(r"[A-Z][A-Z\d_]*=\S*", word)]
+        others = words[1:] if misspelt else words
         meant_command = TURBOFIT.get_command(click.Context(TURBOFIT), command)
         assert meant_command is not None
         meant = click.Context(meant_command, info_name=command)
-        meant.meta[WORDS] = [word for word in words if word not in (command, *variables)]
-        line = " ".join([*variables, line]) if (line := meant_line(meant)) else ""
+        meant.meta[WORDS] = [word for word in others if word not in (command, *variables)]
+        if takes_model(meant) and (line := meant_line(meant)):
+            line = " ".join([*map(without_secret, variables), line])
     if line and (known or not here):
         hint = f"as {line}"
     elif here:
-        hint = here.replace(of_here[0], line) if of_here and line else here
+        form = rf"{of_here[0]}{'( --on SPEC)?' if ' --on ' in line else ''}" if of_here else ""
+        hint = re.sub(form, lambda _: line, here) if form and line else here
     else:
         hint = guess(name, COMMANDS, 3).rstrip() or unknown_word(" ".join(words))
     hint = hint or f"write turbofit {known or 'COMMAND'} OPTIONS; turbofit help lists the commands"

@@ -67,11 +67,17 @@ def _about_extra_words(extra: str, ctx: click.Context) -> str:
     if text := by_its_words("words", ctx.info_name or ""):
         models, machines = named_in(" ".join(ctx.meta[WORDS]))
         return text.format(models=shlex.join(models or "AB"), machines=shlex.join(machines or "CD"))
-    line = meant_line(ctx) if _takes_model(ctx) else ""
+    line = meant_line(ctx) if takes_model(ctx) else ""
     return f"as {line}" if line else unknown_word(extra)
 
 
-def _takes_model(ctx: click.Context) -> bool:
+def without_secret(word: str) -> str:
+    """The word, and of NAME=SECRET the name."""
+    name, equals, _ = word.partition("=")
+    return f"{name}=***" if equals and re.search(_SECRET, name) else word
+
+
+def takes_model(ctx: click.Context) -> bool:
     return any(argument.name in _MODELS for argument in _arguments(ctx))
 
 
@@ -93,9 +99,11 @@ def _unknown_option(name: str, ctx: click.Context) -> UsageError:
         hint = f"it is LMDeploy's, for behind --: turbofit serve MODEL -- {name}; "
     elif len(name) == 2 and len(begin) in (1, 2):
         hint = f"did you mean {' or '.join(begin)}? "
+    elif hint := guess(name, known):
+        pass
     elif instead := by_its_words(name, ctx.info_name or ""):
         return UsageError(what, hint=instead)
-    elif not (hint := guess(name, known)) and len(options := _command_options(ctx)) <= _LISTED:
+    elif len(options := _command_options(ctx)) <= _LISTED:
         hint = f"its options are {', '.join(options)}; " if options else "it takes no options; "
     return UsageError(what, hint=f"{hint}see {ctx.command_path} --help")
 
@@ -114,9 +122,9 @@ def unknown_options(errors: list[UsageError], words: list[str], ctx: click.Conte
     error = _all_options(errors)
     typed = zip(["", *words], words, strict=False)
     model = next((word for before, word in typed if "-" not in (before[:1], word[:1])), "")
-    if not model or not _takes_model(ctx):
+    if not model or not takes_model(ctx):
         return error
-    from turbofit.core.synonyms import command_synonym
+    from turbofit.core.synonyms import command_synonym, synonym
     from turbofit.machine.spec import is_spec
     from turbofit.model.families.support import named_refusal
     from turbofit.model.names import unrunnable
@@ -124,7 +132,12 @@ def unknown_options(errors: list[UsageError], words: list[str], ctx: click.Conte
     if refused := named_refusal(model) or unrunnable(model):
         error.message += f"; {refused.message}"
         error.hint += f"; {refused.hint}"
-    elif command_synonym(model) or any(map(is_spec, words[1:2])):
+        return error
+    machine = "".join(words[1:2])
+    before = dict(zip(ctx.meta[WORDS][1:], ctx.meta[WORDS], strict=False)).get(machine, "")
+    # The value of an option that nobody has is no machine.
+    named = before[:1] != "-" or synonym(before) is not None
+    if command_synonym(model) or (named and is_spec(machine)):
         line = meant_line(ctx)
         error.hint += f"; in all: {line}" if line else ""
     return error
@@ -157,7 +170,7 @@ def foreign_option(word: str, behind: str, ctx: click.Context) -> str:
     option = f"--{to.lower()}"
     options = {opt for param in ctx.command.params for opt in param.opts}
     here = option in options
-    takes = to == "MODEL" and _takes_model(ctx)
+    takes = to == "MODEL" and takes_model(ctx)
     # A letter of an engine means nothing where no engine is planned.
     no_engine = len(name) == 2 and "--tp" not in options
     known = here or takes or command in at
@@ -214,13 +227,16 @@ def mended(words: Sequence[str]) -> list[str]:
     """
     mended_words: list[str] = []
     left = [re.sub(_DASHES, "--", word) for word in words if word not in ("^", "\\", "`")]
+    left = [part for word in left for part in re.split("(?<=^--on)=", word)]
     left = left[: left.index("#")] if "#" in left else left
     while left:
         word = left.pop(0)
-        if word[:1] in _QUOTES and word[-1:] not in _QUOTES:
+        # Of a word with spaces a shell has read the quotes: those inside are meant.
+        quoted = word[:1] in _QUOTES and not any(sign.isspace() for sign in word)
+        if quoted and word[-1:] not in _QUOTES:
             end = next((at for at, other in enumerate(left, 1) if other[-1:] in _QUOTES), 0)
             word, left = " ".join([word, *left[:end]]), left[end:]
-        if word[:1] in _QUOTES and word[-1:] in _QUOTES:
+        if quoted and word[-1:] in _QUOTES:
             word = word[1:-1] or word
         if mended_words[-1:] == ["--on"]:
             word, left = _one_machine(word, left)
@@ -275,7 +291,8 @@ def meant_line(ctx: click.Context) -> str:
     models, machines = named_in(" ".join(texts))
     if not models:
         return ""
-    on = ["--on", "+".join(machines)] if machines and "--on" in options else []
+    on = ["--on", "+".join(machines) or "SPEC"] if machines or "--on" in words else []
+    on = on if "--on" in options else []
     return shlex.join(["turbofit", ctx.info_name or "", *models, *on, *filter(None, kept)])
 
 
@@ -404,6 +421,9 @@ def _hint(name: str, known: Iterable[str], ctx: click.Context) -> str:
     from turbofit.core.synonyms import guess, synonym
 
     here = f"{ctx.auto_envvar_prefix}_"
+    for one in ctx.command.params:
+        if not _has_variable(one) and variable(here[:-1], one) == name:
+            return f"{max(one.opts, key=len)} has no variable: type it"
     bare = name.removeprefix(here)
     if name != bare and (meaning := synonym(bare)):
         return meaning.here(os.environ[name], f"{here}{{variable}}={{value}}")

@@ -116,10 +116,12 @@ def by_its_words(name: str, command: str) -> str:
 
 
 def near(name: str, known: Iterable[str], count: int = 1) -> list[str]:
-    """The known names that a misspelt one may mean, nearest first."""
+    """The known names that a misspelt one may mean, nearest first, or those of the same letters."""
     from difflib import get_close_matches
 
-    return get_close_matches(name, list(known), n=count, cutoff=_ALIKE)
+    known = list(known)
+    alike = get_close_matches(name, known, n=count, cutoff=_ALIKE)
+    return alike or [word for word in known if sorted(word) == sorted(name)][:count]
 
 
 def guess(name: str, known: Iterable[str], count: int = 1, of: str = "") -> str:

@@ -237,7 +237,7 @@ def _field_error(
     known = kind.model_fields.get(field)
     described = f"{name}: {known.description}" if known is not None and known.description else ""
     if described and known is not None and known.default is None and should:
-        described += f"; leave it out and turbofit chooses {name}"
+        described += "; it may be left out"
     return UsageError(
         f"{name} {value if len(value) <= _SHOWN else value[:_SHOWN] + '…'}: {what}",
         hint=guess(str(first["input"]), choices).rstrip()

@@ -95,8 +95,10 @@ class OtherCard(NamedTuple):
 def unsupported_card(name: str) -> UnsupportedCard | None:
     """The first row that a typed name belongs to; None where there is none."""
     wanted = "".join(c for c in name.lower() if c.isalnum())
-    of_name = (row for row in _unsupported()["cards"] if re.fullmatch("|".join(row.names), wanted))
-    return next(of_name, None)
+    for row in _unsupported()["cards"]:
+        if any(re.fullmatch("|".join(row.names), form) for form in (wanted, name.lower())):
+            return row
+    return None
 
 
 def other_card(name: str) -> OtherCard | None:

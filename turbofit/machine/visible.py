@@ -55,9 +55,13 @@ def cuda_visible(
 def select(gpus: str, machine_gpus: Sequence[Gpu], visible: Sequence[int]) -> tuple[int, ...]:
     """The GPUs that ``--gpus`` names, in its order: PCI indices or UUIDs (unique prefixes too).
 
+    ``all``, which Docker calls them, are those that are visible.
+
     Raises:
         UsageError: an entry that is unknown, ambiguous, given twice or not visible.
     """
+    if gpus.strip().lower() == "all":
+        return tuple(visible)
     known = f"visible are {', '.join(str(i) for i in visible) or 'none'}"
     chosen: list[int] = []
     for raw in gpus.split(","):

@@ -50,6 +50,8 @@ _ADDRESS: Final = re.compile(
 _SHOWN: Final = 6
 #: Words that a model or a machine is named with, at most.
 _LONGEST: Final = 6
+#: Words of a line that are looked at, each for a millisecond or more.
+_MOST: Final = 64
 _HUBS: Final = {"hf": "the Hugging Face hub", "modelscope": "ModelScope"}
 
 
@@ -101,7 +103,9 @@ def _read(text: str) -> Name:
         if re.fullmatch(kind, scheme.lower() if scheme and "." not in host else host.lower()):
             near = near_by_name(path) or "; `turbofit models` lists what is planned"
             address = f"{scheme}://{host}" if "." not in host else host
-            raise UsageError(f"{address} is {what}", hint=f"name a hub id (ORG/NAME){near}")
+            raise UsageError(
+                f"{address} is {what}", hint=f"name a folder or a hub id (ORG/NAME){near}"
+            )
     if scheme:
         raise UsageError(
             f"{host or scheme} is no hub of models that is known",
@@ -195,7 +199,7 @@ def named_in(text: str) -> tuple[list[str], list[str]]:
     """The models and the machines that a text names, in its order."""
     from turbofit.machine.spec import is_spec
 
-    words = re.findall(r"[A-Za-z0-9][\w.:+/=-]*(?<![.:+/-])", plain(text), re.ASCII)
+    words = re.findall(r"[A-Za-z0-9][\w.:+/=-]*(?<![.:+/-])", plain(text), re.ASCII)[:_MOST]
     models: list[str] = []
     machines: list[str] = []
     while words:
@@ -216,6 +220,8 @@ def named_in(text: str) -> tuple[list[str], list[str]]:
 
 def _model_of(word: str) -> str:
     """The model that a word names, as it was typed; of one that nothing runs the 4 bits."""
+    if re.fullmatch(_data()["images"], word):
+        return ""
     try:
         name = read_name(word).text
     except UsageError:

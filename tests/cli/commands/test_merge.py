@@ -37,11 +37,17 @@ def test_a_merge_as_text_and_as_json(folders, tmp_path, capsys):
     assert document["out"] == folders[2]
 
 
-def test_wrong_use(folders, capsys):
+def test_wrong_use(folders, tmp_path, monkeypatch, capsys):
     assert main(["merge", folders[0]]) == 2
     assert "BASE [ADAPTER] OUT" in capsys.readouterr().err
     assert main(["merge", folders[0], folders[2]]) == 2
     assert "nothing to do" in capsys.readouterr().err
+    assert main(["merge", folders[0], "internvl2-8b", folders[2]]) == 2
+    assert "internvl2-8b is a model, and no LoRA" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    make_adapter(tmp_path / "internvl2-8b")  # a LoRA that is called as its base is
+    assert main(["merge", folders[0], "internvl2-8b", folders[2]]) == 0
+    capsys.readouterr()
     assert main(["merge", "no/such-base", *folders[1:], "--json"]) == 2
     error = json.loads(capsys.readouterr().out)["error"]
     assert error["hint"] == "hf download no/such-base, or name a folder with config.json"

@@ -72,7 +72,7 @@ def test_what_is_written_is_read_by_the_next_start() -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"schema":"other/1"}', b'{"denied":[1]}'])
-def test_a_damaged_file_is_put_aside_(content: bytes) -> None:
+def test_a_damaged_file_is_put_aside(content: bytes) -> None:
     path_of().write_bytes(content)
     file = DenyFile(path_of())
     assert file.denied == {}
@@ -146,6 +146,11 @@ def test_who_may_not_pardon_is_told(state: Path) -> None:
     refusing("a")
     (state / "denied").chmod(0o500)
     with pytest.raises(UsageError, match="cannot be written"):
+        pardon("a")
+    (state / "denied").chmod(0o700)
+    for path in (path_of(), path_of().with_suffix(".lock")):
+        path.chmod(0)  # another user's
+    with pytest.raises(UsageError, match="Permission denied"):
         pardon("a")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import sys
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 _NOT_KNOWN: Final = 3
 _NO_TEXT: Final = (".bmp", ".gif", ".heic", ".jpeg", ".jpg", ".mp4", ".pdf", ".png", ".webp")
+#: A word that is a message by itself, and no file's name: Killed, OutOfMemoryError.
+_MESSAGE: Final = "[A-Z][A-Za-z]*(?:ed|[Ee]rror|[Ee]xception)"
 
 
 @command(
@@ -41,9 +44,10 @@ def diagnose(log: str, model: str | None, on: str | None, form: Form) -> int:
 def _chunks(path: str) -> Iterator[bytes]:
     from turbofit.diagnose.rows import chunks_of
 
-    if path.lower().endswith(_NO_TEXT):
+    several = any(sign.isspace() for sign in path.strip())
+    if path.lower().endswith(_NO_TEXT) and (os.path.exists(path) or not several):
         hint = "paste the message in quotes, or name the log: turbofit diagnose serve.log"
-        raise UsageError(f"{path} is a picture, and diagnose reads text", hint=hint)
+        raise UsageError(f"{path} is by its name no text, which diagnose reads", hint=hint)
     try:
         if path == "-":
             yield from chunks_of(sys.stdin.buffer)
@@ -51,7 +55,7 @@ def _chunks(path: str) -> Iterator[bytes]:
         with open(path, "rb") as file:
             yield from chunks_of(file)
     except OSError as exc:
-        if any(sign.isspace() for sign in path.strip()) or re.fullmatch("[A-Z][A-Za-z]+", path):
+        if several or re.fullmatch(_MESSAGE, path):
             yield path.encode()
             return
         raise UsageError(

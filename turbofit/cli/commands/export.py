@@ -82,7 +82,8 @@ def export(
     host = host or ("127.0.0.1" if of_systemd else _EVERYWHERE)
     if executable and not os.path.isabs(executable):
         raise UsageError(
-            f"--executable {executable} is no absolute path", hint="systemd takes no other"
+            f"--executable {executable} is no absolute path, and systemd takes no other",
+            hint=f"write it from the root, as --executable {_here()}",
         )
     service = service_of(_given(plan, on), port=port, host=host, name=name)
     if form.as_json:

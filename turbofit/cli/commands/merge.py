@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from typing import TYPE_CHECKING
 
@@ -61,7 +62,7 @@ def merge(
             f"{len(folders)} folders were named", hint="turbofit merge BASE [ADAPTER] OUT"
         )
     base, *adapter, out = folders
-    if adapter and find_preset(adapter[0]):
+    if adapter and find_preset(adapter[0]) and not os.path.exists(adapter[0]):
         order = f"turbofit merge {adapter[0]} {'LORA' if find_preset(base) else base} {out}"
         hint = f"a LoRA is merged into its base, which stands first: {order}"
         raise UsageError(f"{adapter[0]} is a model, and no LoRA", hint=hint)

@@ -219,7 +219,7 @@ def pardon(name: str) -> int:
     try:
         for path in sorted(state_dir(_ROOM, make=False).glob("*.json")):
             file = DenyFile(path)
-            if name in file.denied:
+            if name in file.denied or not os.access(path, os.R_OK):
                 file.change({name: None})
                 number += 1
     except OSError as exc:
