@@ -170,7 +170,7 @@ def tune(*, model: str, form: Form, **given: Any) -> int:
     if isinstance(ended, signal.Signals):
         return exit_code(ended)
     show_tuning(ended, form)
-    if ended.stopped.startswith("SIG"):
+    if ended.interrupted:
         return INTERRUPTED
     return 0 if ended.best is not None else DoesNotFitError.exit_code
 
