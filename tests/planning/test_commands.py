@@ -157,6 +157,7 @@ def test_runs_of_layers_are_folded():
         "nowhere.json",
         '{"model": "gpu"}',
         '{"model": 1.5}',
+        '{"m.layers.3-1": 0}',
         '{"a": ' + "[" * 9999,
         '{"\\ud800": 0}',
     ],

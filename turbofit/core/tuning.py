@@ -83,3 +83,8 @@ class Tuning(Struct):
     def winner(self) -> TrialRecord | None:
         """The best trial."""
         return next((trial for trial in self.trials if trial.number == self.best), None)
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal ended it."""
+        return self.stopped.startswith("SIG")

@@ -58,14 +58,12 @@ def machine_from(
     elif isinstance(on, Machine):
         visible = on.visible or tuple(gpu.index for gpu in on.gpus)
         machine = replace(on, visible=visible)
-    elif "/" in on or on.endswith(".json"):
-        from turbofit.machine.snapshot import load_snapshot
-
-        machine = load_snapshot(on)
     else:
-        from turbofit.machine.spec import parse_spec
+        from turbofit.machine.snapshot import load_snapshot
+        from turbofit.machine.spec import is_pasted, parse_spec
 
-        machine = parse_spec(on)
+        is_path = on.endswith(".json") or ("/" in on and not is_pasted(on))
+        machine = load_snapshot(on) if is_path else parse_spec(on)
     machine = replace(machine, gpus=tuple(map(_accounted, machine.gpus)))
     if gpus is not None:
         if not gpus.strip():

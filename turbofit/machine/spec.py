@@ -80,7 +80,9 @@ _NO_PARTS: Final = re.compile(
 _DECIMAL: Final = re.compile(r"(?<==)(\d+),(?=\d{1,2}\s*[KMGT]i?B)", re.IGNORECASE)
 #: What lspci prints of a card, and nvidia-smi: cards and slices of -L, a name with its memory.
 _PASTED: Final = re.compile(
-    r".*NVIDIA Corporation.*?\[([^]:]+)\].*|\|\s*\d+\s+(.+?)\s+(?:On|Off)\s*\|.*", re.IGNORECASE
+    r".*NVIDIA Corporation.*?\[([^]:]+?)(?:/[^] ]*| Rev\. \w| Lite Hash Rate)?\].*"
+    r"|\|\s*\d+\s+(.+?)\s+(?:On|Off)\s*\|.*",
+    re.IGNORECASE,
 )
 _SMI_LINES: Final = re.compile(r"[\n;]|(?=\bGPU\s+\d+:)|(?=\bMIG\s+\S+\s+Device\b)")
 _SMI_GPU: Final = re.compile(r"GPU\s+\d+:\s*(.+?)\s*(?:\(UUID:[^)]*\)?)?")
@@ -106,6 +108,11 @@ class _Card(Struct):
     note: str | None
 
 
+def is_pasted(text: str) -> bool:
+    """Whether lspci or nvidia-smi has printed it of a card: a slash in it is no folder's."""
+    return _PASTED.search(text) is not None
+
+
 def is_spec(text: str) -> bool:
     """Whether a SPEC stands where another word should."""
     try:
@@ -123,7 +130,9 @@ def parse_spec(spec: str) -> Machine:
     Raises:
         UsageError: a name, key, size or pair that cannot be meant; the hint has the nearest one.
     """
-    spec = _PASTED.sub(r"\1\2", plain(spec))
+    spec = plain(spec)
+    if pasted := [row[1] or row[2] for row in _PASTED.finditer(spec)]:
+        spec = "\n".join(pasted)
     if not spec:
         _refuse("it is empty", _EXAMPLE)
     texts, tail = _cards_and_options(spec)

@@ -97,8 +97,8 @@ CHECKS: Final = (
     Check("turbomind", "packages", ("install",),
           "without its native engine LMDeploy falls back to PyTorch, which turbofit does not plan"),
     Check("xgrammar", "packages", ("install",),
-          "requests with a response_format or a forced tool call are refused, and LMDeploy's"
-          " PyTorch engine does not start (TurboMind does)"),
+          "requests with a response_format or a forced tool call fail, and LMDeploy's PyTorch"
+          " engine does not start (TurboMind does)"),
     Check("driver_cuda", "packages", ("install",),
           "a driver older than torch's CUDA stops every engine"),
     Check("torch_architectures", "packages", ("install",),

@@ -293,6 +293,7 @@ def _fallback_arguments(plan: Plan, path: str, host: str, port: int) -> tuple[st
 
 _LAYER: Final = re.compile(r"(.+\.layers)\.(\d+)")
 _RUN: Final = re.compile(r"(.+\.layers)\.(\d{1,4})-(\d{1,4})")
+_MAP_HINT: Final = 'write it as {"model.embed_tokens": 0, "model.layers.0-15": 0, ...}'
 
 
 def folded(placed: Mapping[str, int | str]) -> str:
@@ -318,14 +319,13 @@ def read_map(text: str) -> dict[str, int | str]:
     try:
         data = msgspec.json.decode(text, type=dict[str, int | Literal["cpu", "disk"]])
     except (ValueError, RecursionError) as exc:
-        raise UsageError(
-            f"the device map cannot be read: {exc}",
-            hint='write it as {"model.embed_tokens": 0, "model.layers.0-15": 0, ...}',
-        ) from None
+        raise UsageError(f"the device map cannot be read: {exc}", hint=_MAP_HINT) from None
     placed: dict[str, int | str] = {}
     for name, where in data.items():
         if run := _RUN.fullmatch(name):
             numbers = range(int(run[2]), int(run[3]) + 1)
+            if not numbers:
+                raise UsageError(f"the device map has no layers in {name}", hint=_MAP_HINT)
             placed.update({f"{run[1]}.{number}": where for number in numbers})
         else:
             placed[name] = where

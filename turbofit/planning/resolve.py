@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from turbofit.core.errors import UsageError
+from turbofit.core.errors import MachineError, UsageError
 from turbofit.core.messages import plural
 from turbofit.core.model import Model
 from turbofit.machine.source import machine_from
@@ -58,7 +58,7 @@ def _say_of_machine(exc: UsageError, request: PlanRequest) -> None:
         return
     try:
         machine_from(request.on, gpus=request.gpus)
-    except UsageError as other:
+    except (UsageError, MachineError) as other:
         exc.message += f"; {other.message}"
         exc.hint += f"; for the machine: {other.hint}"
 

@@ -78,7 +78,7 @@ def plan_of(fit: EngineFit) -> Plan:
         verdict = verdict_of(request, groups, shown, tokens, best.vision_load)
         if request.least:
             footprint = footprint_of(request, accounts, fit.host)
-            verdict += f", {footprint_words(footprint)}"
+            verdict += f", {footprint_words(request, footprint)}"
     else:
         # What a person can change comes first: an option without which it fits is the cause.
         cause = f" with {' and '.join(helps.causes)}" if helps.causes else ""

@@ -312,7 +312,7 @@ def make_fallback_plan(request: ResolvedRequest, engine: Engine, reason: str) ->
     footprint: Footprint | UnsetType = UNSET
     if request.least and keeps and problem is None:
         footprint = footprint_of(request, accounts, host)
-        words += f", {footprint_words(footprint)}"
+        words += f", {footprint_words(request, footprint)}"
     return document(
         request,
         engine,

@@ -66,6 +66,12 @@ def test_values_are_as_a_command_line_has_them(tmp_path, monkeypatch):
         ("env:CHAT_KEY", "s3cret", "gateway.api_key should refer to a key", "env:NAME"),
         ("  port: 8000", "  context: 8000", "context does not belong to gateway", "workload:"),
         ("gateway:", "gatway:", "gatway is nothing that a profile knows", "gateway?"),
+        (
+            "gateway:",
+            "context: 8k\ngateway:",
+            "context does not belong to a profile",
+            "below workload",
+        ),
         ("gateway:", "zzz:", "zzz is nothing that", "it knows model, models, machine"),
         ("queue_images: no", "images: 3", "line 5: no YAML: images stands twice", "turbofit init"),
         ("serve:", "serve: 7", "serve should be keys with values", "key: value"),

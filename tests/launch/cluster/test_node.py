@@ -247,6 +247,8 @@ def test_simulated_machines_are_described_and_say_so() -> None:
         ("4xrtx3090", "is no cluster"),
         ("sim:nowhere.json@2", "cannot be read"),
         ("nodes.json", "is no cluster"),
+        ("sim:./node.json@2", "/ parts machines"),
+        ("sim:/tmp/node.json@2", "/ parts machines"),
         ("", "is no cluster"),
     ],
 )

@@ -15,7 +15,7 @@ from turbofit.core.tuning import Tuning
 from turbofit.launch.serve.supervisor import StoppedError
 from turbofit.launch.tune.runner import TrialEnd
 from turbofit.launch.tune.space import choices
-from turbofit.launch.tune.tune import Tuner, described
+from turbofit.launch.tune.tune import Tuner, described, why_not_kept
 from turbofit.load.result import LoadResult, Spread
 from turbofit.load.spec import LoadSpec
 from turbofit.planning.plan import plan
@@ -160,6 +160,13 @@ def test_a_signal_leaves_the_best_of_what_was_measured() -> None:
     assert len(engines.started) == 4
     with pytest.raises(StoppedError):
         go(Engines({1: STOP}))
+
+
+def test_an_interrupted_one_takes_no_longer_ones_place() -> None:
+    whole, part = go(Engines(), starts=4), go(Engines({3: STOP}))
+    assert "the tuning before tried 4 settings" in why_not_kept(part, whole)
+    assert why_not_kept(part, None) == why_not_kept(whole, part) == why_not_kept(whole, whole) == ""
+    assert "a part of the load" in why_not_kept(go(Engines(), seconds=40.0), None)
 
 
 def test_an_slo_that_nothing_keeps_leaves_nothing() -> None:

@@ -19,7 +19,7 @@ from turbofit.report.views.several_view import cluster_view, joint_view, nodes_v
 
 def painted(*models: str) -> str:
     requests = [PlanRequest(model=name, on="1xrtx3090") for name in models]
-    return markdown.paint(joint_view(joint_plan(requests), models))
+    return markdown.paint(joint_view(joint_plan(requests)))
 
 
 def test_a_card_with_every_model() -> None:
@@ -37,11 +37,19 @@ def test_a_card_with_every_model() -> None:
     assert abs(sum(last.values()) - card) < 1
 
 
+def test_of_models_that_are_asked_for_different_things_the_profile_serves() -> None:
+    asked = (("internvl2-1b", 2), ("internvl2-2b", 1))
+    requests = [PlanRequest(model=name, on="1xrtx3090", concurrency=n) for name, n in asked]
+    text = paint(joint_view(joint_plan(requests)), width=200, short=True)
+    assert "next: turbofit serve -f with this profile" in text
+    assert "at one address" not in text
+
+
 def test_the_budgets_as_they_stand_there_do_not_go_beyond_the_card() -> None:
     found = joint_plan(
         [PlanRequest(model=name, on="1xrtx3090") for name in ("internvl2-2b", "qwen2-vl-2b")]
     )
-    rows = [line.split("|") for line in markdown.paint(joint_view(found, ("a", "b"))).splitlines()]
+    rows = [line.split("|") for line in markdown.paint(joint_view(found)).splitlines()]
     budgets = [parse_bytes(row[2]) for row in rows if len(row) > 2 and row[2].endswith("iB ")]
     (card,) = found.gpus
     assert len(budgets) == 2

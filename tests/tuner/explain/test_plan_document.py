@@ -41,7 +41,10 @@ def test_one_short_request_does_not_take_a_large_card():
     found = footprint(plan)
     assert found.taken == (max(plan.gpus[0].peak, plan.gpus[0].load_peak),)
     assert found.left > 60 * GIB
-    assert "for others; the GPU holds 4 such engines in all" in plan.verdict
+    assert "of it beyond the margin, for others; the GPU holds 4 such engines" in plan.verdict
+    bound = turbofit.plan("internvl2-8b", on="1xa100-80g", context=4096, least=True, budget="20GiB")
+    assert "GiB of the budget stay free, " in bound.verdict
+    assert "GiB of the card beyond the margin, for others" in bound.verdict
 
 
 def test_the_engines_that_are_counted_fit_beside_each_other():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from turbofit.cli.command import Option, command, refuse_together
@@ -58,7 +57,7 @@ def plan(
 
         of_models = each_model(click.get_current_context(), model)
         requests = [request.changed(**options) for options in options_of_each(request, of_models)]
-        return _plan_together(requests, model, form)
+        return _plan_together(requests, form)
     if cluster is not None:
         of_one = {"on": request.on, "gpus": request.gpus, "rehearse": rehearse}
         refuse_together(of_one, "--cluster", ", or plan for that machine alone")
@@ -69,14 +68,14 @@ def plan(
     return show_plan(best, "plan", form)
 
 
-def _plan_together(requests: list[PlanRequest], names: tuple[str, ...], form: Form) -> int:
+def _plan_together(requests: list[PlanRequest], form: Form) -> int:
     """Plan several models on the same cards and show; exit 3 where they do not fit together."""
     from turbofit.planning.joint_plan import joint_plan
     from turbofit.report.views.several_view import joint_view
 
     with under_way("planning them together"):
         together = joint_plan(requests)
-    form.show(together, partial(joint_view, names=names))
+    form.show(together, joint_view)
     return 0 if together.fits else DoesNotFitError.exit_code
 
 

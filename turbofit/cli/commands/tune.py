@@ -126,7 +126,7 @@ _PLANNING: Final = tuple(
     only_linux=True,
 )
 def tune(*, model: str, form: Form, **given: Any) -> int:
-    """Tune and show; 3 where nothing meets the SLO, 130 where Ctrl-C ended it."""
+    """Tune and show; 3 where nothing meets the SLO, 130 where a signal ended it."""
     from turbofit.launch.serve.config import ServeConfig
     from turbofit.launch.serve.leases import Leases
     from turbofit.launch.serve.planner import launch_request
@@ -168,9 +168,9 @@ def tune(*, model: str, form: Form, **given: Any) -> int:
 
     ended = run_until_signal(body)
     if isinstance(ended, signal.Signals):
-        return exit_code(ended)
+        return INTERRUPTED
     show_tuning(ended, form)
-    if ended.stopped.startswith("SIG"):
+    if ended.interrupted:
         return INTERRUPTED
     return 0 if ended.best is not None else DoesNotFitError.exit_code
 

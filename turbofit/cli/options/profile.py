@@ -170,9 +170,12 @@ def _unknown(
     key: str, known: Iterable[str], what: str, sections: Mapping[str, ProfileSection]
 ) -> UsageError:
     meaning = synonym(str(key))
-    field = _field(meaning.to) if meaning else ""
+    field = _field(meaning.to if meaning else key)
     homes = (name for name, section in sections.items() if field in section.fields)
-    form = f"{{field}}, below {home}" if (home := next(homes, "")) else "{field}"
+    home = next(homes, "")
+    if home and meaning is None:
+        return UsageError(f"{key} does not belong to {what}", hint=f"write it below {home}:")
+    form = f"{{field}}, below {home}" if home else "{field}"
     every = [*sections, *(name for section in sections.values() for name in section.fields)]
     here = known if near(_field(key), known) or not near(_field(key), every) else every
     hint = meant(_field(key), (name.rstrip("_") for name in here), form)

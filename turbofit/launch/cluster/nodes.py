@@ -110,7 +110,10 @@ def raylet_environment() -> Mapping[str, str]:
 MOST_NODES: Final = 10_000
 _SIM: Final = "sim:"
 _RAY: Final = "ray"
-_EXAMPLE: Final = "ray, ray:ADDRESS, or sim:4xrtx3090@100/8xh100@2"
+_EXAMPLE: Final = (
+    "ray, ray:ADDRESS, or sim:4xrtx3090@100/node.json@2 with a snapshot in this folder"
+    " (turbofit machine --save node.json)"
+)
 
 
 def cluster_from(text: str) -> Cluster:
@@ -134,6 +137,11 @@ def _simulated(text: str) -> Cluster:
             raise UsageError(
                 f"--cluster: {part[:60]!r} is not SPEC@COUNT",
                 hint=f"write it like sim:4xrtx3090@100/8xh100@2, {MOST_NODES:,} nodes at most",
+            )
+        if text and not spec.strip("./~ "):
+            raise UsageError(
+                f"--cluster: {text[:60]!r} has a machine without a name: / parts machines",
+                hint="start turbofit in a snapshot's folder, and name the snapshot without it",
             )
         machine = machine_from(spec)
         for _ in range(int(number)):

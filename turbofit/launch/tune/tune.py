@@ -104,7 +104,8 @@ def tune_model(
         None,
     )
     if known is not None and not wanted.again:
-        say("tuned before: --again tries again, --forget drops it")
+        until = f" until {known.stopped}" if known.interrupted else ""
+        say(f"tuned before{until}: --again tries again, --forget drops it")
         return known
     assert config.request is not None
     on_here = config.request.changed(on=usual.machine, gpus=None)
@@ -116,16 +117,25 @@ def tune_model(
         seconds=wanted.seconds - (time.monotonic() - wanted.began),
     )  # fmt: skip
     result = tuner.tune()
-    winner = result.winner
-    if winner is not None and winner.outcome == "cut":
-        say("not kept for later plans: only a part of the load was measured")
+    if result.winner is None:
+        return result
+    if why := why_not_kept(result, known):
+        say(f"not kept for later plans: {why}")
         return result
     try:
-        if winner is not None:
-            keep_tuned(result)
+        keep_tuned(result)
     except (OSError, UsageError) as exc:
         say(f"warning: the result is not kept: {exc}")
     return result
+
+
+def why_not_kept(result: Tuning, before: Tuning | None) -> str:
+    """Why later plans do not use a result in the place of the one before; empty where they do."""
+    if result.winner is not None and result.winner.outcome == "cut":
+        return "only a part of the load was measured"
+    if before is not None and result.interrupted and len(result.trials) < len(before.trials):
+        return f"it was interrupted, and the tuning before tried {len(before.trials)} settings"
+    return ""
 
 
 def _choices(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any, Final
 
@@ -40,13 +39,8 @@ if TYPE_CHECKING:
 _PHASES = ("context", "weights", "cache", "buffers", "transient", "margin")
 
 
-def joint_view(joint: JointPlan, names: Sequence[str]) -> list[Block]:
-    """The verdict, each model's promise, each card's account, warnings, and what comes next.
-
-    Args:
-        joint: the plan.
-        names: the models as they were named.
-    """
+def joint_view(joint: JointPlan) -> list[Block]:
+    """The verdict, each model's promise, each card's account, warnings, and what comes next."""
     blocks: list[Block] = [
         Heading(f"{len(joint.plans)} models together" if joint.gpus else "Together", short=True),
         Verdict(joint.verdict, good=joint.fits, short=True),
@@ -67,15 +61,15 @@ def joint_view(joint: JointPlan, names: Sequence[str]) -> list[Block]:
     warnings = _warnings(joint)
     assumed = assumed_of(joint.plans[0].machine) if joint.plans else ()
     blocks += [*first_warnings(warnings, assumed), *listed("Notes", warnings)]
-    return [*blocks, *_serve(joint, names), MORE]
+    return [*blocks, *_serve(joint), MORE]
 
 
-def _serve(joint: JointPlan, names: Sequence[str]) -> list[Block]:
+def _serve(joint: JointPlan) -> list[Block]:
     """What serves them at one address."""
     if not joint.fits:
         return []
     if joint.serve is None:
-        text = f"next: turbofit serve {shlex.join(names)}, with the same options"
+        text = "next: turbofit serve -f with this profile, which asks each model for something else"
         return [Paragraph(text, **ONLY_SHORT)]
     where = "" if joint.plans[0].machine.source == "nvml" else " on such a machine"
     note = remark(f"at one address{where}:", short=True)

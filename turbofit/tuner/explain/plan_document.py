@@ -239,10 +239,11 @@ def footprint_of(
     return Footprint(taken=sizes, left=min(left), servers=servers)
 
 
-def footprint_words(footprint: Footprint) -> str:
+def footprint_words(request: ResolvedRequest, footprint: Footprint) -> str:
     """What is left for others, as a clause of a verdict."""
     count, left = footprint.servers, format_bytes(footprint.left)
     where = plural(len(footprint.taken), "GPU")
     holds = "holds" if where == "GPU" else "hold"
     engines = f"{count:,} such {plural(count, 'engine')}"
-    return f"{left} of it beyond the margin, for others; the {where} {holds} {engines} in all"
+    of = "of the card" if request.budget else "of it"
+    return f"{left} {of} beyond the margin, for others; the {where} {holds} {engines} in all"
