@@ -40,7 +40,7 @@ BUDGETS = {
     "report": 4_955,
     "cli": 5_555,
     "turbofit": 290,
-    "tests": 59_635,  # what a review of the cluster found
+    "tests": 59_635,
     "tests/support": 3_380,
     "bench": 12_810,
 }
