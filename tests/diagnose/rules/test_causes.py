@@ -311,7 +311,7 @@ def test_rows_use_figures_and_groups_that_exist() -> None:
         groups = re.compile(cause.pattern).groupindex
         # A figure would hide the group; the card's `arch` is the line's where it has one.
         assert not (set(groups) & set(FIGURES)) - {"arch"}, cause.what
-        for text in (cause.what, *cause.why, *cause.change):
+        for text in (cause.what, *cause.why, *cause.possible, *cause.change, *cause.unknown):
             named = {name for name in re.findall(r"\{(\w+)\}", text) if not name.isdigit()}
             assert named <= {*groups, *FIGURES, *facts}, cause.what
         assert set(cause.when) <= {*groups, *FIGURES, *facts, "communicator"}, cause.what
