@@ -140,9 +140,12 @@ def _answer(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnosi
 
 def _unknown(case: LogCase, *also: str) -> Diagnosis:
     """No rule knows it: what the last exception says, and whether that is a check's sentence."""
-    messages = [(mark, read_line(mark.text)) for mark, _ in case.facts.every(KnownMessage)]
-    conditional = [(mark, error) for mark, error in messages if isinstance(error, PythonError)]
-    errors = case.facts.every(PythonError) or conditional
+    messages = case.facts.every(KnownMessage)
+    errors = case.facts.every(PythonError) or [
+        (mark, error)
+        for mark, _ in messages
+        if isinstance(error := read_line(mark.text), PythonError)
+    ]
     kind, possible = "unknown", tuple[str, ...]()
     what = "this log has nothing that turbofit recognises"
     last = case.facts.last_complaint or (messages[-1][0] if messages else None)
@@ -170,6 +173,10 @@ def _unknown(case: LogCase, *also: str) -> Diagnosis:
         about += " (no traceback)"
     if case.facts.lines <= _SHORT:
         about += " (short log)"
+    changes = what_to_send(about)
+    if inside:
+        newer = _NEWER.get(inside, f"a newer release of {inside} first: the error is inside it")
+        changes = (newer, *changes)
     return Diagnosis(
         kind=kind,
         phase="unknown",
@@ -179,14 +186,7 @@ def _unknown(case: LogCase, *also: str) -> Diagnosis:
         also=also,
         evidence=lines,
         unknown=("what caused it",) if last else ("what happened",),
-        changes=(
-            *(
-                (_NEWER.get(inside, f"a newer release of {inside} first: the error is inside it"),)
-                if inside
-                else ()
-            ),
-            *what_to_send(about),
-        ),
+        changes=changes,
         read=_read(case),
     )
 
@@ -199,6 +199,7 @@ _CHECKED: Final = (
     " what this release takes: its sentence says which",
     "a fault of this release",
 )
+#: What is newer than a checkpoint's own code, which has no releases.
 _NEWER: Final = {
     "transformers_modules": "the checkpoint's newest revision first: the error is in its own code"
 }
