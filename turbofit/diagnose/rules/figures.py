@@ -75,7 +75,7 @@ class Figures:
             return None
 
     def holds(self, fact: str, wanted: Condition) -> bool:
-        """Whether a fact is below, above, equal to or in what a condition names, or absent."""
+        """Whether a fact is as a condition says: by its relations, or absent (or not)."""
         value = self.get(fact)
         if "absent" in wanted:
             return wanted["absent"] is (value is None)
@@ -270,11 +270,11 @@ FIGURES: Final[dict[str, Callable[[Figures], Any]]] = {
     "arch": _arch,
     "built_newest": lambda figures: max(_built(figures), default=None),
     "built_oldest": lambda figures: min(_built(figures), default=None),
-    "raised_at": lambda figures: figures.mark.stack[-1].code if figures.mark.stack else None,
     "divisor": _divisor,
     "listed_since": _listed_since,
     "meant": _meant,
     "model_name": _model_name,
+    "raised_at": lambda figures: figures.mark.stack[-1].code if figures.mark.stack else None,
     "raised_by": _raised_by,
     "raised_in": lambda figures: figures.mark.stack[-1].function if figures.mark.stack else None,
     "placed": lambda figures: "" if figures.case.facts.subject.auto_map else None,

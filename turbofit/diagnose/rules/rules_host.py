@@ -109,9 +109,8 @@ def quiet_rules(case: LogCase) -> Iterator[RuleAnswer]:
         )
     up = facts.first(ServerUp) or facts.first(WarmupFinished)
     marks = case.event.marks
-    messages = [*marks, *((facts.last_complaint,) if facts.last_complaint else ())]
-    troubled = case.event.outcome == "fatal" or any(up and mark.line > up.line for mark in messages)
-    if up and not troubled:
+    troubles = [mark.line for mark in (*marks, facts.last_complaint) if mark]
+    if up and case.event.outcome != "fatal" and max(troubles, default=0) <= up.line:
         yield RuleAnswer(
             kind="healthy",
             phase="none",
