@@ -92,8 +92,8 @@ _ALARM: Final = re.compile(
 _DENIAL: Final = re.compile(r"\bnot?\b", re.IGNORECASE)
 #: Rows of the longest log that is said to have no error.
 _WEIGHED: Final = 2000
-#: A request that a server did not answer as was asked.
-#: Anybody may ask without a key, or for what no server has.
+#: A request that a server did not answer as was asked. Those without a key, or for what no server
+#: has, are left out: anybody may send them.
 _UNANSWERED: Final = re.compile(
     r'INFO: .{0,60}?"POST /\S{0,240} HTTP/[\d.]+" (?:4(?!0[1345])\d\d|5\d\d)\b'
 )
@@ -105,10 +105,8 @@ _IN_DESTRUCTOR: Final = re.compile(
 _TRACEBACK: Final = "Traceback (most recent call last)"
 #: A rule that a notebook draws, and what stands between two exceptions of one chain.
 _RULE: Final = "-" * 20
-_CHAIN: Final = (
-    "During handling of the above exception",
-    "The above exception was the direct cause",
-)
+_PASSES_ON: Final = "The above exception was the direct cause"
+_CHAIN: Final = ("During handling of the above exception", _PASSES_ON)
 _LONGEST_STACK: Final = 60
 #: What only a launch follows, and frames whose code a stack has anyway.
 _LIVE: Final = (
@@ -244,23 +242,24 @@ class LogFacts:
 
     def _note(self, line: int, text: str) -> None:
         """What a row tells beside its event."""
-        if text.startswith(_CHAIN[1]):
+        if text.startswith(_PASSES_ON):
             self.passed_on = line
         if _UNANSWERED.match(text):
             self.last_complaint = LogEvent(line, text, KnownMessage())
 
     def _weigh(self, text: str) -> None:
         self._rows += 1
-        if self._alarmed or self._rows > _WEIGHED:
-            self._alarmed = True
+        self._alarmed = self._alarmed or self._rows > _WEIGHED
+        if self._alarmed:
             return
         calm = _CALM.match(text)
-        self._calm += calm is not None
-        warns = calm and (calm["warns"] or calm["python"])
-        self._warned = bool(calm and calm["python"]) or (self._warned and not calm)
-        if not warns:
-            denied = not self._warned and _DENIAL.search(text)
-            self._alarmed = bool(_ALARM.search(text) or denied)
+        if calm:
+            self._calm += 1
+            self._warned = calm["python"] is not None
+            if self._warned or calm["warns"]:
+                return
+        denied = not self._warned and _DENIAL.search(text)
+        self._alarmed = bool(_ALARM.search(text) or denied)
 
     def ended_by(self, text: str) -> bool:
         """Whether a row begins another run: an engine that was past its beginning begins again."""
@@ -289,6 +288,13 @@ class LogFacts:
     def session_limit(self) -> int | None:
         """Tokens of the longest request that the engine accepts, where the log says it."""
         return next((event.session for _, event in self.every(Starting) if event.session), None)
+
+    @property
+    def longest_warmup(self) -> int:
+        """Tokens of the longest announced warm-up request that the engine accepts; 0: none is."""
+        mark, limit = self.first(WarmupLengths), self.session_limit
+        lengths = mark.event.lengths if mark and isinstance(mark.event, WarmupLengths) else ()
+        return max((length for length in lengths if limit is None or length <= limit), default=0)
 
     def _event(self, text: str) -> Struct | None:
         event = read_line(text)

@@ -221,7 +221,7 @@ def _missing(case: LogCase, shortage: Shortage | None) -> tuple[list[str], Missi
     if not shortage.step:
         return unknown, None
     in_all = Missing(
-        bytes=shortage.needed - shortage.room,
+        bytes=shortage.lacked,
         basis="formula",
         note="until the warm-up passes" if "warm-up" in shortage.step else f"for {shortage.step}",
         doubt=shortage.doubt,
@@ -277,8 +277,8 @@ def table_holders(case: LogCase) -> tuple[Holding, ...]:
 def _changes(phase: PhaseName, shortage: Shortage | None) -> tuple[str, ...]:
     changes = ["lower --cache-max-entry-count: it leaves more for what comes after the cache"]
     if shortage and shortage.step and shortage.left:
-        short = shortage.needed - shortage.room + shortage.doubt
-        changes[0] += f" (by {format_bytes(short)} of cache at least;"
+        most = shortage.lacked + shortage.doubt
+        changes[0] += f" (by {format_bytes(most)} of cache at least;"
         changes[0] += f" {format_bytes(shortage.left)} were left)"
     if phase == "vision":
         changes.append("limit images: --max-dynamic-patch or --max-pixels of `turbofit serve`")

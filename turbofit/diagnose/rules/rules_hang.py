@@ -98,7 +98,7 @@ class _Blocks(Struct):
 
 def _blocks(facts: LogFacts) -> tuple[_Blocks | None, list[str]]:
     """The figures, and what is missing for them."""
-    budget, slab, warm = (facts.first(kind) for kind in (CacheBudget, Slab, WarmupLengths))
+    budget, slab = facts.first(CacheBudget), facts.first(Slab)
     unknown = []
     if not (budget and slab):
         unknown.append("the size of the cache: it is printed with TM_LOG_LEVEL=INFO")
@@ -109,13 +109,10 @@ def _blocks(facts: LogFacts) -> tuple[_Blocks | None, list[str]]:
     per_slab = slab.event.slab_size // slab.event.object_size
     # A line that others wrote into may say anything: a slab has a page at least.
     available = budget.event.budget // page // max(1, slab.event.slab_size // page) * per_slab
-    limit = facts.session_limit
-    lengths = warm.event.lengths if warm and isinstance(warm.event, WarmupLengths) else ()
-    fitting = [n for n in lengths if limit is None or n <= limit]
     warmups = [event.tokens for _, event in facts.every(WarmupLength)]
     block = facts.subject.options.get("cache_block_seq_len", _DEFAULT_BLOCK)
     assert isinstance(block, int)
-    longest = max(fitting, default=max(warmups, default=0))
+    longest = facts.longest_warmup or max(warmups, default=0)
     if not longest:
         unknown.append("the warm-up's lengths: they are printed with TM_LOG_LEVEL=INFO")
         return None, unknown

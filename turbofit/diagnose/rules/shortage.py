@@ -58,6 +58,11 @@ class Shortage(Struct):
     room: int = 0
     surprise: str = ""
 
+    @property
+    def lacked(self) -> int:
+        """Bytes that ``step`` needed beyond what was left."""
+        return self.needed - self.room
+
 
 def shortage_of(facts: LogFacts, model: Model, gpu: Gpu | None) -> Shortage | None:
     """What was missing, or None where the log has no line about its cache."""
@@ -67,7 +72,7 @@ def shortage_of(facts: LogFacts, model: Model, gpu: Gpu | None) -> Shortage | No
     run = run_settings(facts, model, gpu)
     settings, constants = run.settings, load_constants()
     card = gpu or _UNKNOWN_CARD
-    capability, step = capability_of(card, unknown=FUSES_NOTHING), constants.pool_granularity
+    capability, granularity = capability_of(card, unknown=FUSES_NOTHING), constants.pool_granularity
     doubt = int(constants.pool_growth["most"]) + (_UNKNOWN_L2 if card.l2 == NA else 0)
     weights = sum(weight_classes(model, settings.tp, constants, capability).values())
     card = replace(card, l2=known(card.l2, 0))
@@ -86,7 +91,8 @@ def shortage_of(facts: LogFacts, model: Model, gpu: Gpu | None) -> Shortage | No
     buffers = sum(sizes.values())
     temporaries = temporary_bytes(model, settings, constants, capability)
     # Of loading; the engine gives it back between its buffers and its workspaces.
-    room = left + round_up(weights + temporaries, step) - round_up(weights, step)
+    freed = round_up(weights + temporaries, granularity) - round_up(weights, granularity)
+    room = left + freed
     early = buffers - sum(sizes.get(name, 0) for name in _WORKSPACES)
     if facts.first(WarmupLengths) is None:
         stages = ((early, left), (buffers, room))
@@ -99,7 +105,7 @@ def shortage_of(facts: LogFacts, model: Model, gpu: Gpu | None) -> Shortage | No
     pool = PoolModel(model, settings, constants, capability)
     forwards = list(_forwards(facts))
     for name, forward in forwards:
-        needed = round_up(pool.peak(forward), step) + beyond
+        needed = round_up(pool.peak(forward), granularity) + beyond
         if needed > room:
             return replace(shortage, step=name, needed=needed, room=room)
     surprise = "no line tells what ran when it died"
@@ -116,7 +122,7 @@ def _region(budget: CacheBudget) -> int:
 
 def _forwards(facts: LogFacts) -> Iterator[tuple[str, Forward]]:
     """What was run: the warm-up's longest request, or the last requests after it."""
-    longest = _longest(facts)
+    longest = facts.longest_warmup
     if longest and facts.first(WarmupFinished) is None:
         warmup = Forward(tokens=longest, context=longest, first_layer=True)
         yield f"the warm-up with {longest} tokens", warmup
@@ -124,15 +130,6 @@ def _forwards(facts: LogFacts) -> Iterator[tuple[str, Forward]]:
     for forward in _requests(facts)[-2:]:
         what = f"{forward.units} vision units" if forward.units else f"{forward.tokens} tokens"
         yield f"a forward with {what}", forward
-
-
-def _longest(facts: LogFacts) -> int:
-    """The longest warm-up request that the engine accepts."""
-    mark = facts.first(WarmupLengths)
-    lengths = mark.event.lengths if mark and isinstance(mark.event, WarmupLengths) else ()
-    limit = facts.session_limit
-    fitting = [n for n in lengths if limit is None or n <= limit]
-    return max(fitting, default=0)
 
 
 def _requests(facts: LogFacts) -> list[Forward]:
