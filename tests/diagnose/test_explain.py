@@ -22,11 +22,7 @@ from turbofit.observe.log_events import CacheBudget, Slab
 from turbofit.observe.log_reader import read_line
 
 TM = "[TM][FATAL][1120.09:18:10.597172]"
-
-
 COMMAND = "$ lmdeploy serve api_server OpenGVLab/InternVL2-8B --tp 2 --communicator cuda-ipc\n"
-
-
 KNOWN = [
     ("port_taken", "configuration",
      "[Errno 98] error while attempting to bind on address ('0.0.0.0', 23333): address already in "
@@ -289,11 +285,7 @@ def test_torch_text_of_2_0() -> None:
 
 
 SHARDS = "Loading checkpoint shards: {}%|{}| {}/2 [00:02<00:00,  1.00s/it]\n"
-
-
 LOAD = SHARDS.format(0, "", 0) + SHARDS.format(100, "##", 2)
-
-
 OUT = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB.\n"
 
 
@@ -359,15 +351,11 @@ def test_more_free_than_asked_is_said_to_be_odd() -> None:
 
 
 HEAD = "[1120.10:13:27.30"
-
-
 BUDGET = (
     f"[TM][INFO]{HEAD}8315][turbomind.cc:338] Object cache budget: 7067.38 MB from free 7175.00 MB "
     f"and ratio 0.985\n[TM][WARN]{HEAD}8400][slab.h:136] slab_size 33554432, object_size 3670016, "
     "object_count 9, ratio 0.984375\n"
 )
-
-
 FATAL = (
     "[TM][FATAL][1120.10:13:27.308500][allocator.cc:49] CUDA error: out of memory\n"
     "*** stacktrace of thread 0x7fcc614ad6c0 ***\n  [ 0] TM_CUDA_CHECK @ gemm.cu:50\n"
@@ -474,8 +462,6 @@ def test_a_step_that_the_account_grants_is_not_said_to_lack_anything() -> None:
 
 
 STACK = "*** stacktrace of thread 0x1 ***\n  [ 0] TM_CUDA_CHECK @ a.cc:1\n  [ 1] {} @ b.cc:2\n"
-
-
 WARMING = f"{TM}[turbomind.cc:440] Warm-up lengths: 8, 16\n"
 
 
@@ -543,8 +529,6 @@ def test_the_end_of_a_log_tells_no_phase() -> None:
 
 
 UP = "INFO:     Uvicorn running on http://0.0.0.0:23333 (Press CTRL+C to quit)\n"
-
-
 WAITING = "Waiting for creating a placement group of specs for 10 seconds. specs=[{}]\n"
 
 
