@@ -23,7 +23,6 @@ from turbofit.observe.log_events import (
 
 if TYPE_CHECKING:
     from turbofit.diagnose.facts import LogFacts
-    from turbofit.diagnose.rules.causes import Cause
 
 #: How an end is written: an exception's name, a logger's level, a signal, an exit.
 _END: Final = re.compile(
@@ -61,14 +60,10 @@ class Event(Struct):
     last: LogEvent | None = None
 
 
-def _row(mark: LogEvent) -> Cause | None:
-    """The first row that has a mark's line."""
-    return next((row for row, _ in matches(mark.text)), None)
-
-
 def _kind(mark: LogEvent) -> str | None:
-    row = _row(mark)
-    return row.kind if row else None
+    """The kind of the first row that has a mark's line."""
+    row = next(matches(mark.text), None)
+    return row[0].kind if row else None
 
 
 def event_of(facts: LogFacts) -> Event:
@@ -90,8 +85,8 @@ def event_of(facts: LogFacts) -> Event:
             continue
         known = isinstance(mark.event, KnownMessage)
         if known:
-            row = _row(mark)
-            if row is not None and row.rank == "notice":
+            cause_match = next(matches(mark.text), None)
+            if cause_match is not None and cause_match[0].rank == "notice":
                 complaints.append(mark)
                 continue
             if last is not None and last.line > mark.line and not _END.search(mark.text):
