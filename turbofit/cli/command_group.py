@@ -51,8 +51,7 @@ COMMANDS: Final[dict[str, str]] = {
     "help": "this list, or the page of one command",
     "version": "turbofit's version",
 }
-
-
+#: The modules of commands that stand beside another one.
 _FILES: Final = {
     "ps": "runs", "logs": "runs", "stop": "runs", "gpus": "models", "version": "help",
     "compare": "report", "share": "report", "calibrate": "tune", "rehearse": "predict",

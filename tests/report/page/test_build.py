@@ -1,4 +1,4 @@
-""""""
+"""A plan's page: whole, in silence and safe, as a file and in the frame of a notebook."""
 
 from __future__ import annotations
 
@@ -26,8 +26,6 @@ from turbofit.report.stored_documents import StoredPlan
 from turbofit.report.views.plan_view import plan_page
 
 ALL = (*KINDS, "served", "died", "run", "pretend run")
-
-
 VOID = {"meta", "link", "br"}
 
 
