@@ -80,6 +80,12 @@ def test_a_damaged_file_is_put_aside(content: bytes) -> None:
     assert refusing("a").of("a") is not None
 
 
+def test_a_pardon_counts_no_damaged_file() -> None:
+    path_of().write_bytes(b"{")
+    assert pardon("a") == 0
+    assert path_of().with_suffix(".damaged").read_bytes() == b"{"
+
+
 def test_two_gateways_write_one_file_and_lose_nothing() -> None:
     first, two = DenyFile(path_of()), DenyFile(path_of())
     first.deny("a", 2, DAY_SECONDS, client=False)
