@@ -62,3 +62,25 @@ def test_a_thread_is_waited_for_before_the_clock_moves() -> None:
 def test_a_loop_that_hangs_says_so_at_once() -> None:
     with pytest.raises(AssertionError, match="everything waits"):
         virtual_time.run(asyncio.Event().wait())
+
+
+def test_a_loop_of_a_thread_that_ran_before_keeps_the_real_time() -> None:
+    ended, ticked = threading.Event(), threading.Event()
+
+    async def tick() -> None:
+        while not ended.is_set():
+            await asyncio.sleep(0.001)
+            ticked.set()
+
+    async def main() -> bool:
+        await asyncio.sleep(3600)
+        ticked.clear()
+        return ticked.wait(HANG)
+
+    thread = threading.Thread(target=lambda: asyncio.run(tick()), daemon=True)
+    thread.start()
+    assert ticked.wait(HANG)
+    assert virtual_time.run(main())
+    ended.set()
+    thread.join(HANG)
+    assert not thread.is_alive()

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import selectors
+import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from functools import partial
 from math import ceil
 from typing import Any, TypeVar
 from unittest.mock import patch
@@ -23,15 +25,27 @@ T = TypeVar("T")
 def run(main: Coroutine[Any, Any, T]) -> T:
     """`asyncio.run` in virtual time; `time.monotonic` and `time.perf_counter` show it as well.
 
+    Threads that run already keep the real time: the loop of a fixture's server would set timers
+    that are days away for it.
+
     Raises:
         AssertionError: Everything waits, and for no timer: nothing would ever happen again.
     """
     loop = _Loop()
-    with patch.multiple(time, monotonic=loop.time, perf_counter=loop.time):
+    others = frozenset(threading.enumerate()) - {threading.current_thread()}
+    clocks = {
+        name: partial(_time, loop, others, getattr(time, name))
+        for name in ("monotonic", "perf_counter")
+    }
+    with patch.multiple(time, **clocks):
         try:
             return loop.run_until_complete(main)
         finally:
             _end(loop)
+
+
+def _time(loop: _Loop, others: frozenset[threading.Thread], real: Callable[[], float]) -> float:
+    return real() if others and threading.current_thread() in others else loop.time()
 
 
 async def settled() -> None:

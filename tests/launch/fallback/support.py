@@ -124,9 +124,8 @@ class Served:
         self.app = FallbackApp(handlers, self.model, options, config, self.ended.append)
         (self.port,) = free_ports(1)
         served = uvicorn.Config(
-            self.app, host="127.0.0.1", port=self.port, log_level="error", access_log=False,
-            timeout_graceful_shutdown=5,
-        )  # fmt: skip
+            self.app, host="127.0.0.1", port=self.port, log_level="error", access_log=False
+        )
         self._server = uvicorn.Server(served)
         self._thread = threading.Thread(
             target=lambda: asyncio.run(self._server.serve()), daemon=True
