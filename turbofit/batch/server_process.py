@@ -259,11 +259,12 @@ def _size(url: str, base: str, rule: AnyImageRule) -> tuple[int, int] | None:
     try:
         if (path := local_path(url, base)) is None:
             size = from_url(url, LARGEST_IMAGE).size
+        elif os.path.getsize(path) > LARGEST_IMAGE:
+            return None
         else:
             with Image.open(path) as image:
                 size = int(image.width), int(image.height)
         rule.units(*size)
-        too_big = path is not None and os.path.getsize(path) > LARGEST_IMAGE
     except Exception:  # noqa: BLE001 - Pillow's plugins raise whatever they meet
         return None
-    return None if too_big or size[0] * size[1] > LARGEST_PIXELS else size
+    return size if size[0] * size[1] <= LARGEST_PIXELS else None
