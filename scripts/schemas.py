@@ -18,7 +18,7 @@ from turbofit.core.cluster import Cluster, ClusterPlan, ClusterStatus
 from turbofit.core.json_types import Document
 from turbofit.core.plan import Plan
 from turbofit.core.presets import presets_dir
-from turbofit.core.struct import Struct, any_json
+from turbofit.core.struct import Struct
 from turbofit.core.tuning import Tuning
 from turbofit.core.which import Which
 from turbofit.load.result import LoadResult
@@ -109,9 +109,16 @@ def document(name: str) -> Document:
     return {**head, **whole, "$defs": defs}
 
 
+def _any_json(kind: type) -> Document:
+    """The schema of what is declared as ``object``."""
+    if kind is object:
+        return {"description": "any JSON value"}
+    raise NotImplementedError
+
+
 def _parts(kind: type[Struct]) -> dict[str, Any]:
     """The schemas of a type and of all that its fields hold, by their names."""
-    parts = msgspec.json.schema_components([kind], schema_hook=any_json)[1]
+    parts = msgspec.json.schema_components([kind], schema_hook=_any_json)[1]
     return {_PUBLISHED_NAMES.get(name, name): part for name, part in parts.items()}
 
 

@@ -20,9 +20,8 @@ from turbofit.cli.manual import EXIT_CODES
 from turbofit.gateway.http.refusals import refusals
 from turbofit.launch.serve.runs import LEASE_SECONDS
 
-DOCS = Path(__file__).parents[1] / "docs"
-
-
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 LEDGERS: list[dict[str, Any]] = [
     {"model": "internvl2-8b", "on": "1xrtx3090"},
     {"model": "internvl2-8b", "on": "1xv100-32g"},
@@ -31,6 +30,24 @@ LEDGERS: list[dict[str, Any]] = [
     {"model": "qwen2.5-7b", "on": "1xrtx4090"},
     {"model": "internvl2-2b", "on": "1xrtx3090", "enable_prefix_caching": True},
 ]
+#: A table's row: the variable, and whether it is read, set or both.
+ROW = re.compile(r"^\| `([A-Z][A-Z0-9_]+)` \| (?:read|set|read, set) \| \S", re.MULTILINE)
+VARIABLE = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+")
+#: Strings that look like variables: a word in a sentence, the tests' own variable, values, types of
+#: tensors, constants of C and of NVML.
+OTHERS = re.compile(
+    r"COMMAND_OPTION|TURBOFIT_CUDA_PATH|FIRST_COMPLETED|PCI_BUS_ID|F[68]_E\dM\d(FNUZ)?|F8_E8M0|(O|TCP|P2P|NVML_NVLINK)_[A-Z_]+"
+)
+CLUSTER_PAGE = (DOCS / "cluster.md").read_text()
+TWINS = {"README.md": "README.zh-CN.md"} | {
+    f"docs/{path.name}": f"docs/zh/{path.name}" for path in sorted((DOCS / "zh").glob("*.md"))
+}
+_KINDS = (("#", r"#+ "), ("row", r"\|"), ("item", r"(?:-|\d+\.) "), ("code", r"    \S"))
+_CODE = re.compile(r"``(.+?)``|`([^`]+)`")
+_LINK = re.compile(r"\]\(([^)#\s]*)[^)]*\)")
+_FACT = re.compile(r"--[a-z][\w-]*|\d+(?:[.,]\d+)*")
+#: Answers of `diagnose` to a log without a failure.
+NO_FAILURE = {"healthy", "memory_table"}
 
 
 def named() -> set[str]:
@@ -61,23 +78,6 @@ def test_links_to_sections_lead_somewhere() -> None:
     assert found >= 20
 
 
-ROOT = Path(__file__).parents[1]
-
-
-#: A table's row: the variable, and whether it is read, set or both.
-ROW = re.compile(r"^\| `([A-Z][A-Z0-9_]+)` \| (?:read|set|read, set) \| \S", re.MULTILINE)
-
-
-VARIABLE = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+")
-
-
-#: Strings that look like variables: a word in a sentence, the tests' own variable, values, types of
-#: tensors, constants of C and of NVML.
-OTHERS = re.compile(
-    r"COMMAND_OPTION|TURBOFIT_CUDA_PATH|FIRST_COMPLETED|PCI_BUS_ID|F[68]_E\dM\d(FNUZ)?|F8_E8M0|(O|TCP|P2P|NVML_NVLINK)_[A-Z_]+"
-)
-
-
 def test_the_table_names_the_variables_of_the_code() -> None:
     names: set[str] = set()
     texts: set[str] = set()
@@ -88,7 +88,7 @@ def test_the_table_names_the_variables_of_the_code() -> None:
             names.update(str(getattr(node, field, "")) for field in ("id", "name", "attr"))
     other = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "turbofit").rglob("*.c"))
     other += (ROOT / "presets" / "export" / "compose.template").read_text(encoding="utf-8")
-    rows = ROW.findall((ROOT / "docs" / "environment.md").read_text(encoding="utf-8"))
+    rows = ROW.findall((DOCS / "environment.md").read_text(encoding="utf-8"))
     assert len(rows) == len(set(rows)), "a variable stands twice"
     used = {one for one in texts - names if VARIABLE.fullmatch(one) and not OTHERS.fullmatch(one)}
     assert used - set(rows) == set()
@@ -97,18 +97,15 @@ def test_the_table_names_the_variables_of_the_code() -> None:
     assert unused in ([], ["HOME"])
 
 
-PAGE = (ROOT / "docs" / "cluster.md").read_text()
-
-
 def test_every_action_is_there() -> None:
     for action in ("status", "nodes", "change", "drain"):
-        assert f"turbofit cluster {action}" in PAGE
+        assert f"turbofit cluster {action}" in CLUSTER_PAGE
 
 
 @pytest.mark.parametrize("nodes", ["4xrtx3090@4/1xl4@2/1xrtx2080ti", "4xrtx3090@4/1xl4:free=19GiB"])
 def test_a_plan_says_what_the_page_says(nodes: str, capsys: pytest.CaptureFixture[str]) -> None:
     told = planned(nodes, capsys, "--concurrency", "64")
-    said = " ".join(PAGE.split())
+    said = " ".join(CLUSTER_PAGE.split())
     (why,) = re.findall(
         r"1 node left out: ((?:runs|holds) .*?(?:peak of \S+ GiB|are promised))", told
     )
@@ -118,7 +115,7 @@ def test_a_plan_says_what_the_page_says(nodes: str, capsys: pytest.CaptureFixtur
 
 
 def test_what_a_weak_node_costs_is_what_the_plan_says(capsys: pytest.CaptureFixture[str]) -> None:
-    said = " ".join(PAGE.split())
+    said = " ".join(CLUSTER_PAGE.split())
     (spec,) = re.findall(r"With `sim:(\S+)` requests go up to 32,768 tokens on two nodes", said)
     told = planned(spec, capsys)
     assert "on 2 of 4 nodes" in told
@@ -142,31 +139,13 @@ def test_names_are_the_codes() -> None:
         "RAY_USE_TLS",
         f"for {LEASE_SECONDS:.0f} s",
     ):
-        assert name in PAGE
+        assert name in CLUSTER_PAGE
     for section in ("## Without a GPU", "## More fronts, or none of ours", "## Who may do what"):
-        assert section in PAGE
+        assert section in CLUSTER_PAGE
 
 
 def test_the_page_is_short() -> None:
-    assert len(PAGE.splitlines()) <= 150
-
-
-TWINS = {"README.md": "README.zh-CN.md"} | {
-    f"docs/{path.name}": f"docs/zh/{path.name}"
-    for path in sorted((ROOT / "docs" / "zh").glob("*.md"))
-}
-
-
-_KINDS = (("#", r"#+ "), ("row", r"\|"), ("item", r"(?:-|\d+\.) "), ("code", r"    \S"))
-
-
-_CODE = re.compile(r"``(.+?)``|`([^`]+)`")
-
-
-_LINK = re.compile(r"\]\(([^)#\s]*)[^)]*\)")
-
-
-_FACT = re.compile(r"--[a-z][\w-]*|\d+(?:[.,]\d+)*")
+    assert len(CLUSTER_PAGE.splitlines()) <= 150
 
 
 class Block(NamedTuple):
@@ -221,15 +200,11 @@ def test_both_languages_have_the_same_facts(english: str, chinese: str) -> None:
 
 def test_the_glossary_has_its_words() -> None:
     chinese = "".join((ROOT / name).read_text(encoding="utf-8") for name in TWINS.values())
-    glossary = (ROOT / "docs" / "architecture.md").read_text().split("| word | Chinese |")[1]
+    glossary = (DOCS / "architecture.md").read_text().split("| word | Chinese |")[1]
     rows = re.findall(r"^\| ([^|-]+) \| ([^|]+) \|$", glossary.split("\n## ")[0], re.MULTILINE)
     assert len(rows) >= 15
     for word, meaning in rows:
         assert re.split(r"[（(]", meaning)[0] in chinese, word
-
-
-#: Answers of `diagnose` to a log without a failure.
-NO_FAILURE = {"healthy", "memory_table"}
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -247,7 +222,7 @@ def test_a_message_stands_once() -> None:
 
 def test_every_refusal_is_a_row_and_names_the_facts_of_its_sentence() -> None:
     """Codes that are no literals are looked for as such."""
-    package, used = Path(__file__).parents[1] / "turbofit", set()
+    package, used = ROOT / "turbofit", set()
     for path in [*package.glob("gateway/**/*.py"), *package.glob("launch/fallback/*.py")]:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         used |= {one.value for one in ast.walk(tree) if isinstance(one, ast.Constant)}

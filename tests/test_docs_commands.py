@@ -25,20 +25,40 @@ from turbofit.core.errors import UsageError
 from turbofit.core.synonyms import synonym
 
 ROOT = Path(__file__).parents[1]
-
-
 PAGES = ("README.md", "CONTRIBUTING.md",
          *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))  # fmt: skip
-
-
 _BLOCK = re.compile(r"^    turbofit (.+)$|^python -m turbofit (.+)$", re.MULTILINE)
-
-
 _INLINE = re.compile(r"`turbofit\s([^`]+)`")
-
-
 #: What a page writes for the reader's own words.
 _CHOICES = re.compile(r"^[\w.]+(\|[\w.]+)+$")
+#: An inline mention names a command or an option; it need not be whole.
+_UNFINISHED = re.compile(r"is missing|needs a value|requires an argument")
+#: Options of other programs, which pages name in back ticks.
+_OF_OTHERS = {
+    "LMDeploy": {
+        "--nnodes", "--node-rank", "--dist-init-addr", "--trust-remote-code", "--reasoning-parser",
+        "--logprobs-mode",
+    },
+    "turbofit-fallback": {"--max-images"},
+    "scripts/check, pytest": {"--quick", "--all", "--hypothesis-profile"},
+    "scripts/citations.py, scripts/new-lmdeploy": {"--renew", "--source", "--write"},
+}  # fmt: skip
+#: Commands that start no engine, reach no server and need neither Ray nor a GPU.
+RUN = {
+    "plan", "predict", "which", "init", "export", "report", "compare", "models", "gpus",
+    "completion", "help", "version",
+}  # fmt: skip
+#: What a line needs that this machine has not.
+NEEDS = {
+    "--cluster ray": "Ray", "node.json": "a node's snapshot", "--rehearse": "LMDeploy",
+    "qwen2-vl-7b-mine": "a checkpoint that was merged",
+}  # fmt: skip
+#: tests/test_adding.py runs its lines, in a copy of the tree.
+ELSEWHERE = ("docs/adding.md",)
+#: The planned machine of a line that plans for the machine where it is typed.
+ON = {"plan": "--on 4xrtx3090", "init": "--on 4xrtx3090"}
+#: Files that a page speaks of and does not write.
+GIVEN = {"docs/report.md": ("before.json", "after.json")}
 
 
 class Shown(NamedTuple):
@@ -94,22 +114,6 @@ def shown() -> list[Shown]:
 SHOWN = shown()
 
 
-#: An inline mention names a command or an option; it need not be whole.
-_UNFINISHED = re.compile(r"is missing|needs a value|requires an argument")
-
-
-#: Options of other programs, which pages name in back ticks.
-_OF_OTHERS = {
-    "LMDeploy": {
-        "--nnodes", "--node-rank", "--dist-init-addr", "--trust-remote-code", "--reasoning-parser",
-        "--logprobs-mode",
-    },
-    "turbofit-fallback": {"--max-images"},
-    "scripts/check, pytest": {"--quick", "--all", "--hypothesis-profile"},
-    "scripts/citations.py, scripts/new-lmdeploy": {"--renew", "--source", "--write"},
-}  # fmt: skip
-
-
 def problem_of(argv: list[str]) -> str:
     """What click says of a command line; empty where it takes it."""
     name, *rest = argv
@@ -159,32 +163,6 @@ def test_an_option_in_back_ticks_exists(page: str) -> None:
     named = re.findall(r"`(--[a-z][\w-]+)[^`]*`", text)
     foreign = {one for one in named if one not in known and synonym(one) is None}
     assert foreign <= set().union(*_OF_OTHERS.values())
-
-
-#: Commands that start no engine, reach no server and need neither Ray nor a GPU.
-RUN = {
-    "plan", "predict", "which", "init", "export", "report", "compare", "models", "gpus",
-    "completion", "help", "version",
-}  # fmt: skip
-
-
-#: What a line needs that this machine has not.
-NEEDS = {
-    "--cluster ray": "Ray", "node.json": "a node's snapshot", "--rehearse": "LMDeploy",
-    "qwen2-vl-7b-mine": "a checkpoint that was merged",
-}  # fmt: skip
-
-
-#: tests/test_adding.py runs its lines, in a copy of the tree.
-ELSEWHERE = ("docs/adding.md",)
-
-
-#: The planned machine of a line that plans for the machine where it is typed.
-ON = {"plan": "--on 4xrtx3090", "init": "--on 4xrtx3090"}
-
-
-#: Files that a page speaks of and does not write.
-GIVEN = {"docs/report.md": ("before.json", "after.json")}
 
 
 def runs(one: Shown) -> bool:

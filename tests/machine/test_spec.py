@@ -1,4 +1,4 @@
-""""""
+"""A machine in words: what a SPEC means, what is refused, and whatever a person types."""
 
 from __future__ import annotations
 

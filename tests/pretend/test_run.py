@@ -15,8 +15,8 @@ from tests.support.waiting import HANG
 from turbofit.core.errors import UsageError
 from turbofit.machine.source import machine_from
 from turbofit.pretend import run
+from turbofit.pretend.command import run_command
 from turbofit.pretend.environment import SCENARIO
-from turbofit.pretend.group import run_group
 from turbofit.pretend.report import report
 from turbofit.pretend.run import FinishedRun, run_pretend, scenario_of, site_of
 from turbofit.pretend.scenario import MIB, PretendGpu, Scenario
@@ -38,7 +38,7 @@ def test_what_another_thread_started_is_left_alone(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "go")
     command = [sys.executable, "-c", f"import os; os.chdir({str(tmp_path)!r}){_COMMAND}"]
     env, codes = {**os.environ, SCENARIO: "this one"}, list[int]()
-    thread = threading.Thread(target=lambda: codes.append(run_group(command, env)))
+    thread = threading.Thread(target=lambda: codes.append(run_command(command, env)))
     thread.start()
     with (tmp_path / "go").open("w"):  # the command is there now, and has left a child
         other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)

@@ -14,7 +14,7 @@ from turbofit.pretend.timeline import Event
 from turbofit.rehearse.checkpoint.kinds import kinds
 from turbofit.rehearse.checkpoint.twin import main, tensors, twin_of, write_checkpoint
 from turbofit.rehearse.turbomind.ledger import LOADER, STAGING, CallSites, Ledger
-from turbofit.rehearse.turbomind.seen import card_terms, load_peak
+from turbofit.rehearse.turbomind.readings import card_terms, load_peak
 
 pytestmark = pytest.mark.slow
 

@@ -22,7 +22,7 @@ from turbofit.pretend.usage import read_usage
 from turbofit.rehearse import packages
 from turbofit.rehearse.spec import LONGEST, RehearsalCase, RehearsalRequest, Spec
 from turbofit.rehearse.torch.phase_recorder import Phases, read_records
-from turbofit.rehearse.torch.seen import _death, span
+from turbofit.rehearse.torch.readings import _death, span
 from turbofit.rehearse.torch.torch_image_overlap import rehearsed_size
 
 TILES = TileRule(tile_size=448, tokens_per_tile=256, max_dynamic_patch=12)

@@ -54,14 +54,12 @@ def run_folder(state: Path, name: str = "20261120-100000-m", plan: Plan | None =
     return folder
 
 
-@pytest.mark.usefixtures("state")
 def test_nothing_yet(state: Path) -> None:
     with pytest.raises(UsageError, match="nothing was planned"):
         read_saved("latest")
     assert not state.exists()
 
 
-@pytest.mark.usefixtures("state")
 def test_latest_is_the_newest_of_plans_and_runs(state: Path) -> None:
     keep(plausible_plan(verdict="first"), "plan")
     keep(plausible_plan(verdict="second"), "rehearse")
@@ -79,7 +77,6 @@ def test_latest_is_the_newest_of_plans_and_runs(state: Path) -> None:
     assert saved.where == str(folder)
 
 
-@pytest.mark.usefixtures("state")
 def test_a_run_by_its_folder_its_record_or_its_name(state: Path) -> None:
     folder = run_folder(state)
     for word in (str(folder), str(folder / "run.json"), folder.name):
@@ -92,7 +89,6 @@ def test_a_run_by_its_folder_its_record_or_its_name(state: Path) -> None:
     assert document["run"]["attempts"][0]["moments"][3]["phase"] == "check"
 
 
-@pytest.mark.usefixtures("state")
 def test_the_plan_is_that_of_the_last_attempt(state: Path) -> None:
     folder = run_folder(state)
     (folder / "plan-2.json").write_text(plausible_plan(verdict="a rung down").to_json())
@@ -107,7 +103,6 @@ def test_the_plan_is_that_of_the_last_attempt(state: Path) -> None:
     assert first.warnings[-1].startswith("plan-2.json, the plan of the last start, is not there")
 
 
-@pytest.mark.usefixtures("state")
 def test_what_serve_itself_records_is_read(state: Path) -> None:
     folder = state / "runs" / "r"
     folder.mkdir(parents=True)
@@ -124,7 +119,6 @@ def test_what_serve_itself_records_is_read(state: Path) -> None:
     assert run.last.ended == {"kind": "hang", "message": "it hangs"}
 
 
-@pytest.mark.usefixtures("state")
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"schema": "turbofit.run/9"}'])
 def test_what_is_no_run(state: Path, text: str, capsys: Out) -> None:
     folder = run_folder(state)
@@ -167,7 +161,6 @@ def test_a_load_and_a_tuning_from_stdin_and_from_a_pipe(
     assert json.loads(capsys.readouterr().out) == json.loads(to_json(document))
 
 
-@pytest.mark.usefixtures("state")
 def test_what_report_wrote_of_a_run_is_read_again(state: Path, tmp_path: Path) -> None:
     saved = read_saved(str(run_folder(state)))
     path = tmp_path / "run-report.json"

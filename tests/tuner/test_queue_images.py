@@ -1,4 +1,4 @@
-"""Images one at a time, and those whose prompts a context has room for."""
+"""Image requests that wait for each other, and images that fit the context."""
 
 from __future__ import annotations
 

@@ -13,7 +13,6 @@ import asyncio
 import os
 import random
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote, urlsplit
 
@@ -25,7 +24,7 @@ from turbofit.core.errors import UnservedError
 from turbofit.core.units import MIB, format_bytes
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.media.pictures import from_bytes, from_url
-from turbofit.load.client import ServerClient, body_of, first_model, stated_pause
+from turbofit.load.client import NO_JSON, ServerClient, body_of, first_model, stated_pause
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -170,7 +169,6 @@ _MOST_BREAKS: Final = 8
 #: Answers of 500 and the like, and answers that took too long: the item's failure then.
 _MOST_ERRORS: Final = 3
 _AWAY: Final = frozenset({408, 425, 429, 502, 503, 504})
-_NO_JSON: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class Sender(ServerClient):
@@ -206,9 +204,8 @@ class Sender(ServerClient):
             status, _, raw = await self._answer("GET", "/v1/models", None)
         except (aiohttp.InvalidURL, ValueError):
             raise self._no_address() from None
-        with suppress(*_NO_JSON):
-            if name := first_model(status, msgspec.json.decode(raw)):
-                return name
+        if name := first_model(status, raw):
+            return name
         raise UnservedError(
             f"{self._url}/v1/models answers {status} and names no model",
             hint="name an OpenAI-compatible server, or its model with --model",
@@ -307,7 +304,7 @@ def _read(status: int, headers: Any, raw: bytes) -> tuple[BatchResponse, BatchEr
         answer = msgspec.json.decode(raw)  # `format` is more lenient
         body: Any = msgspec.Raw(msgspec.json.format(raw, indent=-1) if b"\n" in raw else raw)
         error = None if 200 <= status < 300 else _error(status, answer)
-    except _NO_JSON:
+    except NO_JSON:
         body = raw[:4096].decode(errors="replace")
         error = BatchError(code="bad_answer", message=f"status {status} without JSON")
     request_id = headers.get("x-request-id", "")

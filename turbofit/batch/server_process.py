@@ -10,7 +10,6 @@ import signal
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -30,7 +29,7 @@ from turbofit.core.process.variable_names import without_options
 from turbofit.gateway.limits.gate import UNSTATED
 from turbofit.gateway.limits.ranges import most_tokens
 from turbofit.gateway.media.pictures import LARGEST_PIXELS, from_url
-from turbofit.launch.engine import guard
+from turbofit.launch.engine.guard import guarded
 from turbofit.launch.engine.launches import free_ports
 from turbofit.launch.serve.runs import recorded_runs
 from turbofit.planning.resolve import model_of
@@ -98,7 +97,7 @@ class ServerProcess:
         """
         command = [*SERVE, *self._options, "--port", str(free_ports(1)[0]), "--access-log", "none"]
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-I", str(Path(guard.__file__)), str(os.getpid()), *command,
+            *guarded(command),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -260,11 +259,12 @@ def _size(url: str, base: str, rule: AnyImageRule) -> tuple[int, int] | None:
     try:
         if (path := local_path(url, base)) is None:
             size = from_url(url, LARGEST_IMAGE).size
+        elif os.path.getsize(path) > LARGEST_IMAGE:
+            return None
         else:
             with Image.open(path) as image:
                 size = int(image.width), int(image.height)
         rule.units(*size)
-        too_big = path is not None and os.path.getsize(path) > LARGEST_IMAGE
     except Exception:  # noqa: BLE001 - Pillow's plugins raise whatever they meet
         return None
-    return None if too_big or size[0] * size[1] > LARGEST_PIXELS else size
+    return size if size[0] * size[1] <= LARGEST_PIXELS else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -15,8 +14,8 @@ from turbofit.cli.usage_errors import (
     WORDS,
     check_names,
     foreign_option,
-    meant_line,
     mended,
+    unknown_model_hint,
     unknown_options,
     usage_error,
     variable,
@@ -239,12 +238,8 @@ class CliCommand(click.Command):
             ):
                 return super().invoke(ctx)
         except UsageError as exc:
-            if isinstance(exc, UnknownModelError) and "did you mean" not in exc.hint:
-                here = exc.hint.replace("--on SPEC", f"--on {ctx.params.get('on') or 'SPEC'}")
-                exc.hint = f"as {line}" if (line := meant_line(ctx)) else here
-                name = re.search(r"(?a) known as '([\w./-]+)'$", exc.message)
-                if line and name and name[1].lower() not in line.lower():
-                    exc.hint += f", which leaves {name[1]} out"
+            if isinstance(exc, UnknownModelError):
+                exc.hint = unknown_model_hint(exc, ctx)
             with_source(exc, ctx)
             raise
         except NoGpuError as exc:

@@ -51,8 +51,7 @@ COMMANDS: Final[dict[str, str]] = {
     "help": "this list, or the page of one command",
     "version": "turbofit's version",
 }
-
-
+#: The modules of commands that stand beside another one.
 _FILES: Final = {
     "ps": "runs", "logs": "runs", "stop": "runs", "gpus": "models", "version": "help",
     "compare": "report", "share": "report", "calibrate": "tune", "rehearse": "predict",
@@ -100,28 +99,30 @@ def unknown_command(words: list[str]) -> UsageError:
     from turbofit.core.synonyms import command_synonym, guess, near
 
     name = without_secret(words[0])
-    here = "" if name.startswith("-") else command_synonym(name) or ""
-    of_here = re.search(r"turbofit (\w+) MODEL", here)
-    misspelt = "" if here else next(iter(near(name, COMMANDS)), "")
-    known = misspelt or next((word for word in words if word in COMMANDS), "")
-    command = known or (of_here[1] if of_here else "serve" if name.startswith("-") else "plan")
+    advice = "" if name.startswith("-") else command_synonym(name) or ""
+    advised = re.search(r"turbofit (\w+) MODEL", advice)
+    nearest = "" if advice else next(iter(near(name, COMMANDS)), "")
+    named = nearest or next((word for word in words if word in COMMANDS), "")
+    command = named or (advised[1] if advised else "serve" if name.startswith("-") else "plan")
     line = ""
     if words[1:] or " " in name or not name.isascii():
         variables = [word for word in words if re.fullmatch(r"[A-Z][A-Z\d_]*=\S*", word)]
-        others = words[1:] if misspelt else words
+        others = words[1:] if nearest else words
         meant_command = TURBOFIT.get_command(click.Context(TURBOFIT), command)
         assert meant_command is not None
         meant = click.Context(meant_command, info_name=command)
         meant.meta[WORDS] = [word for word in others if word not in (command, *variables)]
         if takes_model(meant) and (line := meant_line(meant)):
             line = " ".join([*map(without_secret, variables), line])
-    if line and (known or not here):
+    if line and (named or not advice):
         hint = f"as {line}"
-    elif here:
-        form = rf"{of_here[0]}{'( --on SPEC)?' if ' --on ' in line else ''}" if of_here else ""
-        hint = re.sub(form, lambda _: line, here) if form and line else here
+    elif line and advised:
+        pattern = advised[0] + ("( --on SPEC)?" if " --on " in line else "")
+        hint = re.sub(pattern, lambda _: line, advice)
+    elif advice:
+        hint = advice
     else:
         hint = guess(name, COMMANDS, 3).rstrip() or unknown_word(" ".join(words))
-    hint = hint or f"write turbofit {known or 'COMMAND'} OPTIONS; turbofit help lists the commands"
+    hint = hint or f"write turbofit {named or 'COMMAND'} OPTIONS; turbofit help lists the commands"
     what = " before the command" if name.startswith("-") else ""
     return UsageError(f"unknown {'option' if what else 'command'} {name!r}{what}", hint=hint)

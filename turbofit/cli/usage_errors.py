@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from turbofit.cli.terminal.output import say
-from turbofit.core.errors import UsageError
+from turbofit.core.errors import UnknownModelError, UsageError
 from turbofit.core.process.variable_names import PREFIX, VARIABLES, is_service_link
 
 if TYPE_CHECKING:
@@ -75,6 +75,11 @@ def without_secret(word: str) -> str:
     """The word, and of NAME=SECRET the name."""
     name, equals, _ = word.partition("=")
     return f"{name}=***" if equals and re.search(_SECRET, name) else word
+
+
+def _shown(value: str, text: str) -> str:
+    """The value; *** where the text names a secret, which a number is not."""
+    return "***" if not value.isdigit() and re.search(_SECRET, text) else value
 
 
 def takes_model(ctx: click.Context) -> bool:
@@ -184,8 +189,7 @@ def foreign_option(word: str, behind: str, ctx: click.Context) -> str:
         more = f"; {meaning.say}" if meaning.say else ""
         say(f"{name} of {meaning.of} is taken as {option}{more}")
         return f"{option}{equals}{value if equals else ''}"
-    if not value.isdigit() and re.search(_SECRET, f"{name} {value}"):
-        value = "***"
+    value = _shown(value, f"{name} {value}")
     what = f"unknown option {name}{f' {value}' if value else ''}"
     form = "--{option} {value}"
     if to == "MODEL" and not here:
@@ -280,8 +284,7 @@ def meant_line(ctx: click.Context) -> str:
         bare = getattr(option, "bare", meaning is None or meaning.flag)
         if left and not (equals or bare or left[0].startswith("-")):
             value = left.pop(0)
-        if not value.isdigit() and re.search(_SECRET, name):
-            value = "***"
+        value = _shown(value, name)
         if name == "--on" or (meaning is not None and meaning.to == "MODEL"):
             texts.append(value)
         elif option is not None:
@@ -294,6 +297,19 @@ def meant_line(ctx: click.Context) -> str:
     on = ["--on", "+".join(machines) or "SPEC"] if machines or "--on" in words else []
     on = on if "--on" in options else []
     return shlex.join(["turbofit", ctx.info_name or "", *models, *on, *filter(None, kept)])
+
+
+def unknown_model_hint(exc: UnknownModelError, ctx: click.Context) -> str:
+    """The line that is meant, and the word that it leaves out; else the error's own hint."""
+    if "did you mean" in exc.hint:
+        return exc.hint
+    line = meant_line(ctx)
+    if not line:
+        return exc.hint.replace("--on SPEC", f"--on {ctx.params.get('on') or 'SPEC'}")
+    name = re.search(r"(?a) known as '([\w./-]+)'$", exc.message)
+    if name and name[1].lower() not in line.lower():
+        return f"as {line}, which leaves {name[1]} out"
+    return f"as {line}"
 
 
 def _command_with(option: str, ctx: click.Context) -> str:
@@ -421,9 +437,9 @@ def _hint(name: str, known: Iterable[str], ctx: click.Context) -> str:
     from turbofit.core.synonyms import guess, synonym
 
     here = f"{ctx.auto_envvar_prefix}_"
-    for one in ctx.command.params:
-        if not _has_variable(one) and variable(here[:-1], one) == name:
-            return f"{max(one.opts, key=len)} has no variable: type it"
+    for param in ctx.command.params:
+        if not _has_variable(param) and variable(here[:-1], param) == name:
+            return f"{max(param.opts, key=len)} has no variable: type it"
     bare = name.removeprefix(here)
     if name != bare and (meaning := synonym(bare)):
         return meaning.here(os.environ[name], f"{here}{{variable}}={{value}}")

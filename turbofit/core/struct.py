@@ -14,8 +14,6 @@ from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
     from typing_extensions import Self, dataclass_transform
-
-    from turbofit.core.json_types import JsonObject
 else:
 
     def dataclass_transform(**_: Any) -> Any:
@@ -86,13 +84,6 @@ class JsonDocument(Struct):
             UsageError: not a document of this schema.
         """
         return decode(data, cls, what=what or cls.what)
-
-
-def any_json(kind: type) -> JsonObject:
-    """The schema of what is declared as ``object``."""
-    if kind is object:
-        return {"description": "any JSON value"}
-    raise NotImplementedError
 
 
 def doc(text: str) -> msgspec.Meta:

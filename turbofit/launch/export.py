@@ -46,9 +46,9 @@ class Service(Struct):
 
     ``memory`` is host memory in bytes that the engines will take; ``shm`` what ``/dev/shm`` must
     hold, 0 where nothing needs it. ``uuids`` are empty where the plan was made for a preset.
-    ``hub_cache`` is where the hub's cache with the checkpoint was found, ``folders`` what the
-    command names of the machine. ``start``: seconds until it must answer; ``stop``: seconds from
-    SIGTERM until it has ended.
+    ``hub_cache`` is where the hub's cache with the checkpoint was found, ``folder`` the checkpoint
+    where the command names it by its path. ``start``: seconds until it must answer; ``stop``:
+    seconds from SIGTERM until it has ended.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Service(Struct):
     shm: int
     port: int
     hub_cache: str | None = None
-    folders: tuple[str, ...] = ()
+    folder: str | None = None
     start: int = int(Timing().start)
     stop: int = int(Timing().drain) + _AFTER_DRAIN
 
@@ -106,7 +106,7 @@ def service_of(plan: Plan, *, port: int, host: str, name: str | None = None) -> 
         shm=_shm(plan),
         port=port,
         hub_cache=None if cache is None else str(cache),
-        folders=(model,) if os.path.isabs(model) else (),
+        folder=model if os.path.isabs(model) else None,
     )
 
 
@@ -214,17 +214,17 @@ def manifest(
     elif kind == "compose":
         # In the short form of a volume a colon separates its two paths.
         form = "{{type: bind, source: {0}, target: {0}, read_only: true}}"
-        folders = (form.format(_quoted(_plain(folder))) for folder in service.folders)
+        folders = [form.format(_quoted(_plain(service.folder)))] if service.folder else []
         ids = ", ".join(map(_quoted, service.uuids))
         values["argv"] = _lines("    - ", (_quoted(_plain(word)) for word in service.argv))
         values["folders"] = _lines("    - ", folders)
         values["devices"] = f"device_ids: [{ids}]" if ids else f"count: {service.gpus}"
         values["shm"] = _lines("    shm_size: ", [f"{shm}m"] if shm else [])
     else:
-        parts = [
-            ("model", _quoted(folder), f"hostPath: {{path: {_quoted(folder)}, type: Directory}}")
-            for folder in service.folders
-        ]
+        parts = []
+        if service.folder:
+            place = _quoted(service.folder)
+            parts.append(("model", place, f"hostPath: {{path: {place}, type: Directory}}"))
         if shm:
             medium = f"emptyDir: {{medium: Memory, sizeLimit: {shm}Mi}}"
             parts.append(("shm", "/dev/shm", medium))

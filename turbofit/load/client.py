@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from array import array
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
 
     from turbofit.core.json_types import JsonObject
 
+#: What decoding raises of bytes that are no JSON.
+NO_JSON: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 #: No server of text sends a longer line in a stream.
 _LONGEST_LINE: Final = 1 << 20
 _TEXTS: Final = ("content", "reasoning_content", "reasoning")
@@ -127,7 +128,7 @@ class StreamReader:
             return
         try:
             event = msgspec.json.decode(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        except NO_JSON:
             raise StreamError("garbage", body) from None
         if not isinstance(event, dict) or not ("choices" in event or "error" in event):
             raise StreamError("garbage", body)
@@ -227,11 +228,11 @@ async def body_of(response: aiohttp.ClientResponse, most: int) -> bytes:
     return b"".join(pieces)
 
 
-def first_model(status: int, answer: Any) -> str | None:
+def first_model(status: int, raw: bytes) -> str | None:
     """The first model of ``/v1/models``; None where the answer names none."""
     try:
-        name = answer["data"][0]["id"]
-    except (LookupError, TypeError):
+        name = msgspec.json.decode(raw)["data"][0]["id"]
+    except (*NO_JSON, LookupError, TypeError):
         return None
     return name if status == 200 and isinstance(name, str) else None
 
@@ -246,7 +247,6 @@ class LoadClient(ServerClient):
             UnservedError: it does not answer, or not as such a server does.
             UsageError: it does not let this client in.
         """
-        answer = None
         try:
             async with self._session.request("GET", f"{self._url}/v1/models") as response:
                 raw = await body_of(response, _LARGEST_ERROR)
@@ -257,9 +257,7 @@ class LoadClient(ServerClient):
                 f"{self._url} does not answer: {_kind(exc)}",
                 hint="start a server first (turbofit serve MODEL), or name another address",
             ) from None
-        with suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            answer = msgspec.json.decode(raw)
-        if name := first_model(response.status, answer):
+        if name := first_model(response.status, raw):
             return name
         if response.status in (401, 403):
             raise self._unknown_key(response.status)

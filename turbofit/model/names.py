@@ -24,6 +24,7 @@ from turbofit.model.caches import uses_modelscope
 from turbofit.model.parameters import stored_bytes
 from turbofit.model.presets import (
     HUB_ID,
+    SHOWN_SIZES,
     family_sizes,
     find_preset,
     four_bits,
@@ -46,8 +47,6 @@ _ADDRESS: Final = re.compile(
     r"(?:[/?#](?:.*?[?&](?:version|revision)=(?P<asked>[^&#]+))?.*)?",
     re.IGNORECASE,
 )
-#: Presets of a family that a hint names, the newest.
-_SHOWN: Final = 6
 #: Words that a model or a machine is named with, at most.
 _LONGEST: Final = 6
 #: Words of a line that are looked at, each for a millisecond or more.
@@ -120,13 +119,13 @@ def _read(text: str) -> Name:
             f"{text[:120]!r} is a path of Windows, and this is no Windows",
             hint="name the folder as it is called here; in WSL C:\\models is /mnt/c/models",
         )
-    plain = text.rstrip("/")
-    hub_id, _, revision = plain.partition("@")
+    name = text.rstrip("/")
+    hub_id, _, revision = name.partition("@")
     if HUB_ID.fullmatch(hub_id):
         return Name(hub_id, revision)
     if HUB_ID.fullmatch(text.partition(":")[0]):
         return _address(text, "", "")
-    return _of_ollama(text) if _OLLAMA.fullmatch(text) and not find_preset(plain) else Name(plain)
+    return _of_ollama(text) if _OLLAMA.fullmatch(text) and not find_preset(name) else Name(name)
 
 
 def _address(path: str, kind: str, host: str) -> Name:
@@ -176,12 +175,12 @@ def _of_ollama(text: str) -> Name:
             hint=f"near it are {', '.join(near)}" if near else f"Ollama has GGUF: {made_of}",
         )
     four = four_bits(model) if find_preset(model) == model else None
-    plain = f"Ollama's {text} is GGUF, which LMDeploy does not run"
+    reason = f"Ollama's {text} is GGUF, which LMDeploy does not run"
     if four and re.match(r"i?q4|qat", bits):
-        return Name(four, None, (f"{plain}: {four} is what has 4 bits here",))
+        return Name(four, None, (f"{reason}: {four} is what has 4 bits here",))
     if bits and not re.search("16|32", bits):
-        raise UsageError(plain, hint=_here(model))
-    return Name(model, None, (f"{plain}: planned is what it was made of, {_here(model)}",))
+        raise UsageError(reason, hint=_here(model))
+    return Name(model, None, (f"{reason}: planned is what it was made of, {_here(model)}",))
 
 
 def near_by_name(path: str) -> str:
@@ -191,7 +190,7 @@ def near_by_name(path: str) -> str:
         if preset := find_preset(word) or _parts(word)[0]:
             return f"; by its name it is the preset {preset}: turbofit plan {preset}"
         if sizes := family_sizes(word):
-            return f"; `turbofit models {word}` lists {', '.join(sizes[-_SHOWN:])}"
+            return f"; `turbofit models {word}` lists {', '.join(sizes[-SHOWN_SIZES:])}"
     return ""
 
 

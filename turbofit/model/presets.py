@@ -21,6 +21,8 @@ from turbofit.model.parameters import parameters, stored_bytes
 
 HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}")
 _ID: Final = re.compile(r"[a-z0-9][a-z0-9.-]{0,79}")
+#: Presets of a family that a hint names, the newest.
+SHOWN_SIZES: Final = 6
 #: What ends the name of a family: the parameters.
 _SIZE: Final = re.compile(r"[-_ :]?\d+(?:\.\d+)?b\b")
 

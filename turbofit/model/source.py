@@ -23,6 +23,7 @@ from turbofit.core.process.log import LazyLogger
 from turbofit.model.caches import cached_snapshot, has_config, modelscope_folders, uses_modelscope
 from turbofit.model.presets import (
     HUB_ID,
+    SHOWN_SIZES,
     family_sizes,
     find_preset,
     known_presets,
@@ -264,11 +265,10 @@ def _unknown(name: str) -> UsageError:
 
 
 def _nearest_hint(name: str) -> str:
-    near = nearest_names(name) if re.fullmatch(r"[\w./@:-]+", name) else []
-    sizes = family_sizes(name)
-    if sizes:
+    if sizes := family_sizes(name):
         listed = f"`turbofit models {name}` lists its sizes"
-        return f"{listed}, turbofit which --on SPEC what fits: {', '.join(sizes[-6:])}"
+        return f"{listed}, turbofit which --on SPEC what fits: {', '.join(sizes[-SHOWN_SIZES:])}"
+    near = nearest_names(name) if re.fullmatch(r"[\w./@:-]+", name) else []
     if near:
         return f"did you mean {', '.join(near)}?"
     begin = re.match(r"[a-z]{4,}|\d+b\b|", name.lower())

@@ -17,8 +17,8 @@ from turbofit.core.errors import UsageError
 from turbofit.core.machine import Gpu, Machine
 from turbofit.core.process.log import LazyLogger
 from turbofit.pretend.build import build
+from turbofit.pretend.command import run_command
 from turbofit.pretend.environment import cuda_site, pretend_environment
-from turbofit.pretend.group import run_group
 from turbofit.pretend.scenario import MIB, Scenario, pretend_twin, write_scenario
 from turbofit.pretend.shared import SharedRecord, read_shared
 from turbofit.pretend.timeline import TimelineReader, read_timeline, timeline_is_full
@@ -113,7 +113,7 @@ def run_pretend(  # noqa: PLR0913 - the public entry: its keywords are what can 
 
         _LOG.info("on pretend GPUs: %s in %s", command[0], folder)
         begun = time.monotonic()
-        code = run_group(
+        code = run_command(
             command,
             prepared.env,
             stdout=stdout,

@@ -12,10 +12,10 @@ from turbofit.memory.calibrated import BUFFERS, CONTEXT
 from turbofit.rehearse import packages
 from turbofit.rehearse.run import EndedRun, Readings
 from turbofit.rehearse.spec import RehearsalCase
-from turbofit.rehearse.torch import seen as torch_seen
+from turbofit.rehearse.torch import readings as torch_readings
 from turbofit.rehearse.torch import torch_image_overlap
 from turbofit.rehearse.turbomind import image_overlap
-from turbofit.rehearse.turbomind import seen as turbomind_seen
+from turbofit.rehearse.turbomind import readings as turbomind_readings
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ class Adapter:
 def _on_torch(driver: str) -> Adapter:
     return Adapter(
         driver=f"turbofit.rehearse.torch.{driver}",
-        read=torch_seen.read_run,
+        read=torch_readings.read_run,
         worst=torch_image_overlap.worst_cases,
-        not_known=torch_seen.NOT_KNOWN,
+        not_known=torch_readings.NOT_KNOWN,
         before=(),
         after=("kernel_modules", BUFFERS),
         process_context=True,
@@ -67,9 +67,9 @@ def _on_torch(driver: str) -> Adapter:
 ADAPTERS: Final[Mapping[str, Adapter]] = {
     "turbomind": Adapter(
         driver="turbofit.rehearse.turbomind.drive",
-        read=turbomind_seen.read_run,
+        read=turbomind_readings.read_run,
         worst=image_overlap.worst_cases,
-        not_known=turbomind_seen.NOT_KNOWN,
+        not_known=turbomind_readings.NOT_KNOWN,
         before=("cuda_context", "cublas", "torch_kernels", CONTEXT),
         after=("kernel_modules", "pool_growth", BUFFERS),
         environ={"TM_LOG_LEVEL": "INFO", "OMP_NUM_THREADS": "1"},

@@ -171,9 +171,8 @@ def _lines(ledger: Sequence[Term], counters: Mapping[str, int]) -> dict[str, lis
         if line in counters and not term.term.endswith(".returned"):
             lines.setdefault(line, []).append(term)
         stays = term.phase == "buffers" and term.basis != "estimate" and term.term != POOL_WARMUP
-        if (
-            stays and "buffers" in counters
-        ):  # all beside the cache, those with a line of their own too
+        if stays and "buffers" in counters:
+            # All beside the cache, those with a line of their own too.
             lines.setdefault("buffers", []).append(term)
     return lines
 

@@ -226,11 +226,11 @@ def read_run(run: str | None) -> StoredPlan:
     """
     from turbofit.launch.serve.runs import newest_run_of
 
-    record = newest_run_of(run) if run else newest_run()
+    newest = newest_run_of(run) if run else newest_run()
     there = run is not None and (run in (LATEST, "-") or _run_folder(run) or os.path.exists(run))
-    if record is None and not there:
+    if newest is None and not there:
         raise UsageError(f"no run is called {run!r}", hint="turbofit report lists runs")
-    saved = read_saved(str(record or run))
+    saved = read_saved(str(newest or run))
     if saved.run is None:
         raise UsageError(f"{run} is a plan, not a run", hint="turbofit report lists runs")
     return saved

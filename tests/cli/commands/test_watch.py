@@ -18,9 +18,8 @@ from turbofit.report.stored_documents import read_saved
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    run = tmp_path / "turbofit" / "runs" / "20261120-101500-InternVL2-8B"
+def folder(state: Path) -> Path:
+    run = state / "runs" / "20261120-101500-InternVL2-8B"
     run.mkdir(parents=True)
     (run / "plan.json").write_text(turbofit.api.plan("internvl2-8b", on="1xrtx3090").to_json())
     return run
@@ -93,8 +92,8 @@ def test_errors(
     assert "hint:" in error
 
 
-def test_nothing_was_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+@pytest.mark.usefixtures("state")
+def test_nothing_was_served(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["watch", "--once"]) == 2
     assert "nothing was served yet" in capsys.readouterr().err
 

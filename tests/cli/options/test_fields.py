@@ -1,4 +1,4 @@
-"""Options as fields, and those of several models and of shares."""
+"""Options as fields, and those of several models."""
 
 from __future__ import annotations
 

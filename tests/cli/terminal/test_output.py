@@ -18,8 +18,6 @@ from turbofit.core.process.log import LazyLogger
 from turbofit.launch.serve.supervisor import StopSignal
 
 PLAN = ["plan", "internvl2-8b", "--on", "1xrtx3090", "--json"]
-
-
 Out = pytest.CaptureFixture[str]
 
 

@@ -75,6 +75,8 @@ def test_what_is_written_is_read_by_the_next_start() -> None:
 def test_a_damaged_file_is_put_aside(content: bytes) -> None:
     path_of().write_bytes(content)
     file = DenyFile(path_of())
+    path_of().write_bytes(content)
+    assert pardon("a") == 0
     assert file.denied == {}
     assert path_of().with_suffix(".damaged").read_bytes() == content
     assert refusing("a").of("a") is not None

@@ -27,13 +27,14 @@ from tests.support.waiting import HANG, until
 from turbofit.gateway.config import GatewayConfig
 from turbofit.launch.fallback.server import FallbackApp, GenerationOptions, ServedModel
 
-needs_transformers = pytest.mark.skipif(
-    any(find_spec(name) is None for name in ("transformers", "accelerate", "fastapi")),
-    reason="needs Transformers' server",
-)
-
-
 CHAT = "/v1/chat/completions"
+_MISSING = any(find_spec(name) is None for name in ("transformers", "accelerate", "fastapi"))
+
+
+def needs_transformers(test):
+    """Marks a test of Transformers' own server."""
+    skips = pytest.mark.skipif(_MISSING, reason="needs Transformers' server")
+    return pytest.mark.lmdeploy(skips(test))
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,6 @@ def chat(*parts, **more):
     }  # fmt: skip
 
 
-@pytest.mark.lmdeploy
 @needs_transformers
 def test_health_and_models(served):
     assert ask(served, None, "/health", method="GET") == (200, {"status": "ok"})
@@ -72,7 +72,6 @@ def test_health_and_models(served):
     assert [model["id"] for model in models["data"]] == [NAME]
 
 
-@pytest.mark.lmdeploy
 @needs_transformers
 def test_a_key_is_needed(served):
     status, answer = ask(served, chat(), key="another")
@@ -81,14 +80,12 @@ def test_a_key_is_needed(served):
     assert ask(served, None, "/health", key="another", method="GET")[0] == 200
 
 
-@pytest.mark.lmdeploy
 @needs_transformers
 @pytest.mark.parametrize("path", ["/load_model", "/reset", "/v1/responses", "/docs", "/generate"])
 def test_other_routes_are_closed(served, path):
     assert ask(served, {"model": NAME}, path)[0] == 404
 
 
-@pytest.mark.lmdeploy
 @needs_transformers
 def test_text_and_image(served):
     status, text = ask(served, chat())
@@ -103,7 +100,6 @@ def test_text_and_image(served):
     assert two["usage"]["prompt_tokens"] == seen["usage"]["prompt_tokens"] + 8 + 2
 
 
-@pytest.mark.lmdeploy
 @needs_transformers
 def test_unknown_keys_are_ignored_and_answers_are_as_long_as_asked(served):
     body = chat(mm_processor_kwargs={"max_pixels": 1}, top_k=5, repetition_penalty=1.0, n=1)
@@ -113,7 +109,6 @@ def test_unknown_keys_are_ignored_and_answers_are_as_long_as_asked(served):
     assert ask(served, body)[1]["usage"]["completion_tokens"] <= 3
 
 
-@pytest.mark.lmdeploy
 @needs_transformers
 def test_completions(served):
     body = {"model": NAME, "prompt": "a", "max_tokens": 1, "temperature": 0}
@@ -124,7 +119,6 @@ def test_completions(served):
     assert ask(served, {**body, "prompt": ["a", "b"]}, "/v1/completions")[0] == 400
 
 
-@pytest.mark.lmdeploy
 @needs_transformers
 def test_streams_end_as_clients_expect(served):
     status, body = ask(served, chat(picture(), stream=True))
@@ -140,7 +134,6 @@ def test_streams_end_as_clients_expect(served):
     assert len(said) >= len(plain.rstrip("\ufffd"))
 
 
-@pytest.mark.lmdeploy
 @needs_transformers
 def test_a_long_prompt_is_refused_and_an_answer_ends_with_the_context(served):
     status, answer = ask(served, chat({"type": "text", "text": "a" * 600}))
@@ -154,7 +147,6 @@ def test_a_long_prompt_is_refused_and_an_answer_ends_with_the_context(served):
     assert usage["total_tokens"] <= 512
 
 
-@pytest.mark.lmdeploy
 @needs_transformers
 @pytest.mark.parametrize(
     ("body", "status", "word"),
@@ -185,7 +177,6 @@ def test_bad_requests_have_a_clean_answer(served, body, status, word):
     assert ask(served, chat())[0] == 200
 
 
-@pytest.mark.lmdeploy
 @needs_transformers
 def test_two_requests_are_served_one_after_the_other(served, monkeypatch):
     from transformers import Qwen2VLForConditionalGeneration as Model
@@ -218,7 +209,6 @@ def test_two_requests_are_served_one_after_the_other(served, monkeypatch):
     assert (most, within) == (1, 0)
 
 
-@pytest.mark.lmdeploy
 @needs_transformers
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_stops_the_work(served, stream):
@@ -249,7 +239,6 @@ def test_a_client_that_leaves_stops_the_work(served, stream):
     assert ask(served, chat())[0] == 200
 
 
-@pytest.mark.lmdeploy
 @needs_transformers
 def test_out_of_memory_is_answered_and_the_engine_lives(served, monkeypatch):
     import torch
@@ -274,7 +263,6 @@ def test_out_of_memory_is_answered_and_the_engine_lives(served, monkeypatch):
     assert ask(served, chat())[0] == 200
 
 
-@pytest.mark.lmdeploy
 @needs_transformers
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_failure_before_or_in_the_model_leaves_the_engine_free(served, monkeypatch, stream):
@@ -300,7 +288,6 @@ def omni(tmp_path_factory):
     server.stop()
 
 
-@pytest.mark.lmdeploy
 @needs_transformers
 def test_text_and_images_are_answered(omni):
     status, text = ask(omni, chat())
@@ -312,7 +299,6 @@ def test_text_and_images_are_answered(omni):
     assert seen["usage"]["prompt_tokens"] == text["usage"]["prompt_tokens"] + 4 + 8 + 4
 
 
-@pytest.mark.lmdeploy
 @needs_transformers
 def test_streams_end(omni):
     status, events = ask(omni, chat(picture(), stream=True))
@@ -321,8 +307,6 @@ def test_streams_end(omni):
 
 
 _HEADERS = [(b"content-type", b"application/json")]
-
-
 _SCOPE = {"type": "http", "path": "/v1/completions", "method": "POST", "headers": _HEADERS}
 
 

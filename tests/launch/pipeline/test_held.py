@@ -1,4 +1,4 @@
-""""""
+"""What a pipeline's engine is asked: parameters in their ranges, requests with images in turn."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ from turbofit.launch.pipeline.held import hold_config, hold_engine, queued
 SCOPE = Scope(engines=("turbomind",), vocabulary=512, session=4096)
 
 
+def needs_lmdeploy(test: Any) -> Any:
+    """Marks a test that imports LMDeploy, which warns of its own imports."""
+    return pytest.mark.lmdeploy(pytest.mark.filterwarnings("ignore::DeprecationWarning")(test))
+
+
 @pytest.fixture(scope="module")
 def config() -> Any:
     from lmdeploy import GenerationConfig
@@ -39,14 +44,12 @@ class Engine:
         self.given.append((messages, gen_config, input_ids))
 
 
-@pytest.mark.lmdeploy
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@needs_lmdeploy
 def test_every_field_of_the_installed_config_is_known(config) -> None:
     assert {field.name for field in dataclasses.fields(config)} == set(GENERATION)
 
 
-@pytest.mark.lmdeploy
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@needs_lmdeploy
 def test_what_the_engine_does_not_survive_is_lowered_and_said(config) -> None:
     asked = config(top_k=5000, max_new_tokens=10**6, random_seed=-1)
     with pytest.warns(UserWarning, match="top_k=5000->1024"):
@@ -55,16 +58,14 @@ def test_what_the_engine_does_not_survive_is_lowered_and_said(config) -> None:
     assert asked.top_k == 5000
 
 
-@pytest.mark.lmdeploy
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@needs_lmdeploy
 def test_an_ordinary_config_stays(config) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert hold_config(config(), SCOPE) == config()
 
 
-@pytest.mark.lmdeploy
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@needs_lmdeploy
 @pytest.mark.parametrize(
     ("keywords", "word"),
     [
@@ -85,8 +86,7 @@ def test_what_cannot_be_lowered_is_the_requests_own_error(config, keywords, word
     assert engine.given == []
 
 
-@pytest.mark.lmdeploy
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@needs_lmdeploy
 def test_the_engine_is_given_the_held_config_by_position_too(config) -> None:
     engine = Engine()
     hold_engine(engine, SCOPE)
@@ -95,8 +95,7 @@ def test_the_engine_is_given_the_held_config_by_position_too(config) -> None:
     assert engine.given[0][1].top_k == 1024
 
 
-@pytest.mark.lmdeploy
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@needs_lmdeploy
 def test_an_engine_without_that_method_is_said_to_be_unheld() -> None:
     with pytest.warns(UserWarning, match="not held"):
         hold_engine(SimpleNamespace(), SCOPE)

@@ -1,4 +1,4 @@
-""""""
+"""A plan's page: whole, in silence and safe, as a file and in the frame of a notebook."""
 
 from __future__ import annotations
 
@@ -26,8 +26,6 @@ from turbofit.report.stored_documents import StoredPlan
 from turbofit.report.views.plan_view import plan_page
 
 ALL = (*KINDS, "served", "died", "run", "pretend run")
-
-
 VOID = {"meta", "link", "br"}
 
 
@@ -147,8 +145,8 @@ def test_a_plan_that_does_not_fit_shows_what_it_lacks() -> None:
 def test_markup() -> None:
     assert tag("a", "<&>", title='"') == '<a title="&quot;">&lt;&amp;&gt;</a>'
     assert tag("b", tag("i", "x"), hidden=True, id=None) == "<b hidden><i>x</i></b>"
-    assert tag("input", min=1, class_="c", aria_label="a b") == (
-        '<input min="1" class="c" aria-label="a b"/>'
+    assert tag("i", min=1, class_="c", aria_label="a b") == (
+        '<i min="1" class="c" aria-label="a b"></i>'
     )
     assert join("<", Markup("<hr>"), "a\x00\u202eb") == "&lt;<hr>a??b"
     assert json.loads(json_text({"a": "</script>&\u2028"})) == {"a": "</script>&\u2028"}

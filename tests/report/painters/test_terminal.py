@@ -1,4 +1,4 @@
-""""""
+"""Blocks as text: in a terminal, and as Markdown."""
 
 from __future__ import annotations
 

@@ -26,8 +26,6 @@ from turbofit.report.schema import NAMES, schema_path, schema_text
 from turbofit.report.stored_documents import StoredPlan, check_consistent, saved_document
 
 SCHEMAS: dict[str, Any] = {name: json.loads(schema_text(name)) for name in NAMES}
-
-
 REGISTRY: Any = Registry().with_resources(
     (schema["$id"], Resource.from_contents(schema)) for schema in SCHEMAS.values()
 )

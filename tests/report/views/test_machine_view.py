@@ -1,4 +1,4 @@
-""""""
+"""A machine as text: its GPUs, who holds them, its links, and what was measured of it."""
 
 from __future__ import annotations
 

@@ -4,9 +4,8 @@ It answers every request with the same few tokens, prints the lines that the rea
 dies as it dies. `install_hook()` puts it in LMDeploy's place of the engine as soon as LMDeploy is
 imported; the environment says what it does:
 
-- ``STANDIN_SCRIPT``: ``serve`` (default), ``hang``, ``oom_weights``, ``oom_warmup``, ``oom_image``,
-  ``check_failed``, ``python_error``, ``torch_oom``, ``killed``, ``stuck`` (in its warm-up),
-  ``stuck_weights``.
+- ``STANDIN_SCRIPT``: ``serve`` (default), ``hang``, ``oom_weights``, ``oom_image``,
+  ``check_failed``, ``python_error``, ``torch_oom``, ``killed``, ``stuck`` (in its warm-up).
 - ``STANDIN_DUMP``: a file for the config that the engine was given, as JSON.
 - ``STANDIN_FREE``: MiB that it claims were free when the cache was sized.
 """
@@ -27,7 +26,6 @@ from typing import Any
 MIB = 1 << 20
 FRAMES = {
     "oom_weights": "turbomind::ModelRoot::prepare",
-    "oom_warmup": "LlamaLinear::Forward",
     "oom_image": "InternVit::Impl::Forward",
 }
 
@@ -87,8 +85,6 @@ class StandInEngine:
 
     def _start(self) -> None:
         say(STARTING, level="WARN")
-        if self.script == "stuck_weights":
-            threading.Event().wait()
         if self.script == "oom_weights":
             abort_out_of_memory(self.script)
         if self.script == "torch_oom":
@@ -116,8 +112,6 @@ class StandInEngine:
         most = config.max_prefill_token_num + config.max_batch_size
         say(lengths_line(most))
         say("8")
-        if self.script == "oom_warmup":
-            abort_out_of_memory(self.script)
         if self.script == "stuck":
             threading.Event().wait()
         if self.script == "hang":

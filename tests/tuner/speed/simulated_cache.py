@@ -16,8 +16,6 @@ from turbofit.tuner.speed import crowd_of
 #: Prompt and answer in tokens, and the requests of which the cache holds all tokens.
 CASES: Final = ((50, 500, 30), (50, 500, 85), (256, 256, 8), (256, 256, 60), (500, 500, 30),
                 (500, 500, 300), (2048, 128, 40), (3500, 256, 8), (3500, 256, 30))  # fmt: skip
-#: Requests that are there over those that fit.
-CROWDS: Final = (1.0, 1.1, 1.3, 1.6, 2.5, 4.0)
 _LONGEST = 8
 
 

@@ -40,13 +40,7 @@ _TITLES: Final[dict[State, str]] = {
     *FORMS,
     only_linux=True,
 )
-def doctor(
-    *,
-    on: str | None,
-    model: str | None,
-    port: int | None,
-    form: Form,
-) -> int:
+def doctor(*, on: str | None, model: str | None, port: int | None, form: Form) -> int:
     """Examine and show; exit 3 where something stops serving, 4 without a readable machine."""
     from turbofit.planning.checks import examine
 

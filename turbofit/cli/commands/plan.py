@@ -14,7 +14,7 @@ from turbofit.cli.options.common_options import (
     options_of,
     planning_options,
 )
-from turbofit.cli.options.launch_options import refuse_twice
+from turbofit.cli.options.launch_options import refuse_repeated
 from turbofit.cli.terminal.output import Form, answer
 from turbofit.core.errors import DoesNotFitError
 from turbofit.core.process.progress import under_way
@@ -49,7 +49,7 @@ def plan(
     from turbofit.cli.options.common_options import each_model
 
     request = filled(PlanRequest, {**given, "model": model[0]})
-    refuse_twice(model)
+    refuse_repeated(model)
     if len(model) > 1:
         alone = {"cluster": cluster, "rehearse": rehearse}
         refuse_together(alone, "several models", ", or plan each model by itself")

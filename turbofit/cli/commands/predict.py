@@ -85,14 +85,7 @@ def _predict_trace(file: str, vs: str | None, given: Options, form: Form) -> int
     *planning_options(),
     only_linux=True,
 )
-def rehearse(
-    *,
-    model: str,
-    defaults: bool,
-    keep: str | None,
-    form: Form,
-    **given: Any,
-) -> int:
+def rehearse(*, model: str, defaults: bool, keep: str | None, form: Form, **given: Any) -> int:
     """Rehearse and show; exit 3 where the engine did not serve."""
     from turbofit import api
 

@@ -16,7 +16,7 @@ from turbofit.cli.options.common_options import (
     planning_options,
 )
 from turbofit.cli.options.gateway_options import GatewayOptions
-from turbofit.cli.options.launch_options import ModelsOptions, ServeOptions, refuse_twice
+from turbofit.cli.options.launch_options import ModelsOptions, ServeOptions, refuse_repeated
 from turbofit.cli.serving import (
     NO_MODEL,
     PRETEND,
@@ -101,7 +101,7 @@ def serve(
     options.check()
     if options.no_gateway:
         public.refuse_unused()
-    refuse_twice(model)
+    refuse_repeated(model)
     models.check(model, options)
     arguments = ServeArguments(request, options, public, passed)
     if not model and not options.plan:

@@ -166,13 +166,13 @@ def tune(*, model: str, form: Form, **given: Any) -> int:
             config = ServeConfig.of(request=here, **{**options.config_fields(), "rehearse": False})
             return tune_model(wanted, config, leases, say)
 
-    ended = run_until_signal(body)
-    if isinstance(ended, signal.Signals):
+    tuning = run_until_signal(body)
+    if isinstance(tuning, signal.Signals):
         return INTERRUPTED
-    show_tuning(ended, form)
-    if ended.interrupted:
+    show_tuning(tuning, form)
+    if tuning.interrupted:
         return INTERRUPTED
-    return 0 if ended.best is not None else DoesNotFitError.exit_code
+    return 0 if tuning.best is not None else DoesNotFitError.exit_code
 
 
 def _request(model: str, given: dict[str, Any], load: LoadSpec) -> PlanRequest:

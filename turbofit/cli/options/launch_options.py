@@ -21,7 +21,7 @@ Seconds = Annotated[float, Field(ge=0, lt=1e6), SECONDS, Metavar("SECONDS")]
 
 
 class LaunchOptions(Validated):
-    """What both say of a launch, each field an option."""
+    """What `serve`, `calibrate` and `tune` say of a launch, each field an option."""
 
     pretend: bool = False
     pretend_taken: Bytes = 0
@@ -179,7 +179,7 @@ class ModelsOptions(Validated):
         refuse_together(refused, what, "; turbofit plan A B shows the plans of several models")
 
 
-def refuse_twice(models: Sequence[str]) -> None:
+def refuse_repeated(models: Sequence[str]) -> None:
     """Stop where a model stands twice among those that are to be served together.
 
     Raises:

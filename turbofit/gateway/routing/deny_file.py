@@ -218,8 +218,9 @@ def pardon(name: str) -> int:
     path, number = Path(), 0
     try:
         for path in sorted(state_dir(_ROOM, make=False).glob("*.json")):
+            path.open("rb").close()  # who may not read it is not told that nobody was refused
             file = DenyFile(path)
-            if name in file.denied or not os.access(path, os.R_OK):
+            if name in file.denied:
                 file.change({name: None})
                 number += 1
     except OSError as exc:

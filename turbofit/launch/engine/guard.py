@@ -15,9 +15,14 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 _PR_SET_PDEATHSIG = 1
+
+
+def guarded(command: Sequence[str]) -> list[str]:
+    """The words that start a command under this guard, as a child of this process."""
+    return [sys.executable, "-I", __file__, str(os.getpid()), *command]
 
 
 def main() -> None:

@@ -8,7 +8,6 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 from turbofit.core.errors import LaunchError
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.process.log_queue import CappedLog
+from turbofit.launch.engine.guard import guarded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -46,7 +46,6 @@ class EngineProcess:
     ) -> None:
         self.log = log
         self.runs: deque[Run] = deque()
-        guard = str(Path(__file__).with_name("guard.py"))
         try:  # before the engine exists, so that nothing must be ended
             self._file = LogFile(log, required=log_required)
         except OSError as exc:
@@ -56,7 +55,7 @@ class EngineProcess:
             ) from None
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", guard, str(os.getpid()), *argv],
+                guarded(argv),
                 env=dict(env),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,

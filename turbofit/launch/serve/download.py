@@ -21,6 +21,7 @@ from turbofit.core.errors import LaunchError
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.process.progress import Step, listening, tell, under_way
 from turbofit.core.units import GIB, format_bytes
+from turbofit.launch.engine.guard import guarded
 from turbofit.model.caches import hub_cache, modelscope_cache, uses_modelscope
 from turbofit.planning.examine.scene import Sources
 
@@ -52,7 +53,7 @@ _HINTS: Final = {
     " and MODELSCOPE_API_TOKEN; or unset it, or give a folder",
 }
 
-#: Of what came to this process, by id and revision.
+#: Where each checkpoint is that this process has fetched, by id and revision.
 _FOLDERS: Final[dict[tuple[str, str], str]] = {}
 
 
@@ -131,11 +132,10 @@ def _communicated(
 def _download(name: str, revision: str, size: int, say: Callable[[str], None]) -> str:
     _check_disk(name, size)
     say(f"phase: download ({name}, {format_bytes(size)})")
-    guard = str(Path(__file__).parents[1] / "engine" / "guard.py")
     package = "modelscope" if uses_modelscope() else "huggingface_hub"
     command = [sys.executable, "-c", _CODE.format(package=package), name, revision]
     child = subprocess.Popen(
-        [sys.executable, "-I", guard, str(os.getpid()), *command],
+        guarded(command),
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip

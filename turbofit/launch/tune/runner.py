@@ -14,7 +14,6 @@ import sys
 import time
 from contextlib import contextmanager, suppress
 from json import JSONDecoder
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import msgspec
@@ -25,8 +24,8 @@ from turbofit.core.process.signals import unblock
 from turbofit.core.process.variable_names import without_options
 from turbofit.core.tuning import SpeedFigures
 from turbofit.gateway.config import GatewayConfig
-from turbofit.launch.engine import guard
 from turbofit.launch.engine.engine_client import Timing
+from turbofit.launch.engine.guard import guarded
 from turbofit.launch.engine.launches import free_ports
 from turbofit.launch.run import Run
 from turbofit.launch.serve.supervisor import StoppedError, StopSignal
@@ -205,8 +204,7 @@ class _Load:
         tell(Step("the load"))
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", str(Path(guard.__file__)), str(os.getpid()), *_BENCH,
-                 self.url, "--json", *self._spec.option_arguments()],
+                guarded([*_BENCH, self.url, "--json", *self._spec.option_arguments()]),
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                 env={**without_options(os.environ), "TURBOFIT_API_KEY": self._key},
                 start_new_session=True,  # Ctrl-C reaches turbofit alone, which ends this process

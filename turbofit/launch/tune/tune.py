@@ -95,14 +95,11 @@ def tune_model(
         "slo": wanted.slo,
         "lmdeploy": run.lmdeploy.version,
     }
-    known = next(
-        (
-            tuning
-            for tuning in recall_tuned(pretend=wanted.apart)
-            if all(getattr(tuning, name) == value for name, value in facts.items())
-        ),
-        None,
-    )
+
+    def is_same(tuning: Tuning) -> bool:
+        return all(getattr(tuning, name) == value for name, value in facts.items())
+
+    known = next(filter(is_same, recall_tuned(pretend=wanted.apart)), None)
     if known is not None and not wanted.again:
         until = f" until {known.stopped}" if known.interrupted else ""
         say(f"tuned before{until}: --again tries again, --forget drops it")

@@ -405,7 +405,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def satisfies(version: str, bounds: str) -> bool:
-    """Whether a version lies within ``<=2.10.0,>=2.0.0``; a build of a release counts as it."""
+    """Whether a version lies within ``<=2.10.0,>=2.0.0``; 2.1rc1 and 2.1+cu128 count as 2.1."""
     from packaging.specifiers import SpecifierSet
     from packaging.version import Version
 

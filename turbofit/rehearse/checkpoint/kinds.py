@@ -129,9 +129,6 @@ def values_of(model: Model, packing: str, ids: Mapping[str, int]) -> Values:
         "quantization": model.quantization,
         "max_tiles": limit or 12,
         "max_patches": limit // rule.unit_side**2 if rule is not None else 0,
-        "internvl_template": "internlm2-chat"
-        if "InternLM2" in text.architecture
-        else "internvl2_5",
         "layers_that_slide": [
             ("sliding", "full")[i % 2] + "_attention" for i in range(text.layers)
         ],

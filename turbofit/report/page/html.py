@@ -38,7 +38,6 @@ _UNSAFE: Final = dict.fromkeys(
     (*range(9), 11, 12, *range(14, 32), *range(127, 160), *range(0x202A, 0x202F),
      *range(0x2066, 0x206A)), "?"
 )  # fmt: skip
-_VOID: Final = {"meta", "br", "input"}
 #: What would end a script element, or a line of JavaScript.
 _IN_SCRIPT: Final = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
@@ -61,8 +60,6 @@ def tag(name: str, *children: str, **attributes: Any) -> Markup:
         plain = key.rstrip("_").replace("_", "-")
         pieces.append(plain if value is True else f'{plain}="{_escaped(str(value))}"')
     head = " ".join(pieces)
-    if name in _VOID and not children:
-        return Markup(f"<{head}/>")
     return Markup(f"<{head}>{join(*children)}</{name}>")
 
 
@@ -95,7 +92,7 @@ _CLOSE: Final = 7
 # Bars of memory
 
 
-def bars(bars: Sequence[Bar]) -> Markup:
+def memory_bars(bars: Sequence[Bar]) -> Markup:
     """A bar a GPU on one scale; equal GPUs share what is said of them."""
     scale = max(max(bar.room, sum(part.bytes for part in bar.parts)) for bar in bars)
     return join(*(_set(bar, scale) for bar in bars), _legend(bars))
@@ -290,7 +287,7 @@ def paint(blocks: list[Block] | tuple[Block, ...]) -> Markup:
     parts = []
     for kind, run in groupby((block for block in blocks if block.page), key=type):
         if kind is Bar:
-            parts.append(bars([block for block in run if isinstance(block, Bar)]))
+            parts.append(memory_bars([block for block in run if isinstance(block, Bar)]))
         else:
             parts += [_one(block) for block in run]
     return join(*parts)

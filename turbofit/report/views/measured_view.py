@@ -224,7 +224,8 @@ def _trials(result: Tuning) -> Table:
     """Every trial beside its forecast."""
     right = ("", "forecast", "requests/s", "TTFT p90", "TPOT p90")
     titles = ("", "settings", *right[1:], "how it went")
-    rows = (_trial_row(trial, result) for trial in result.trials)
+    front = pareto(result)
+    rows = (_trial_row(trial, result, front) for trial in result.trials)
     return table(titles, rows, right=right, wrap=("settings", "how it went"))
 
 
@@ -243,7 +244,7 @@ def pareto(result: Tuning) -> set[int]:
     return {number for number, good in goods.items() if not beaten(*good)}
 
 
-def _trial_row(trial: TrialRecord, result: Tuning) -> tuple[str, ...]:
+def _trial_row(trial: TrialRecord, result: Tuning, front: set[int]) -> tuple[str, ...]:
     forecast = f"{trial.forecast.requests_per_second:.2f}"
     if trial.measured is None:
         return (str(trial.number), settings_text(trial), forecast, "-", "-", "-",
@@ -251,7 +252,7 @@ def _trial_row(trial: TrialRecord, result: Tuning) -> tuple[str, ...]:
     measured = trial.measured
     marks = ["cut short"] if trial.outcome == "cut" else []
     marks += ["best"] if trial.number == result.best and not marks else []
-    marks += ["Pareto"] if trial.number in pareto(result) else []
+    marks += ["Pareto"] if trial.number in front else []
     marks += [] if trial.meets_slo else ["misses the SLO" if result.slo else "not all answered"]
     return (
         str(trial.number), settings_text(trial), forecast, f"{measured.requests_per_second:.2f}",

@@ -91,16 +91,10 @@ def _say(ledger: GpuLedger, piece: _StackPiece) -> str:
     return text
 
 
-def need_of(ledger: GpuLedger) -> tuple[str, str]:
-    """The most that is in use on a GPU, and when."""
-    when = "while loading" if ledger.most > ledger.peak else "in the worst case"
-    return format_bytes(ledger.most), when
-
-
 def _memory_label(ledger: GpuLedger) -> str:
     """What the bar means, in a sentence."""
-    need, when = need_of(ledger)
-    card = f"{need} of {format_bytes(ledger.total)} in use {when}"
+    when = "while loading" if ledger.most > ledger.peak else "in the worst case"
+    card = f"{format_bytes(ledger.most)} of {format_bytes(ledger.total)} in use {when}"
     if ledger.headroom < 0:
         return f"{card}, {format_bytes(-ledger.headroom)} too many"
     margin = "" if ledger.fits else f" of a margin of {format_bytes(ledger.margin)}"

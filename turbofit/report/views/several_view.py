@@ -260,10 +260,10 @@ def _nodes_table(folded: Sequence[_Kind], **places: Any) -> Table:
 def _settings(folded: Sequence[_Kind]) -> Table:
     rows = []
     for plan, members in folded:
-        settings = [group.settings for group in plan.by_group] or [plan.settings]
+        of_groups = [group.settings for group in plan.by_group] or [plan.settings]
         cells = []
         for name in _SETTINGS.values():
-            values = {getattr(engine, name) for engine in settings}
+            values = {getattr(settings, name) for settings in of_groups}
             cells.append("-".join(map(str, sorted({min(values), max(values)}))))
         rows.append((f"{len(members):,}", groups_of(plan.parallel.groups), *cells))
     return _table(("nodes", "GPUs", *_SETTINGS), rows)

@@ -288,7 +288,7 @@ def plan_joining_node(
     base = replace(base, workload=workload, load_only=True)
     planner = _Planner(base, kinds_of([node]), engine)
     serial = {other.plan.engine.serial for other in plan.nodes if other.plan is not None}
-    # Answers a request come from the batch: at last each engine gets the promised ones.
+    # A batch bounds the answers a request: the second try gives each engine the promised ones.
     for requests in (share, float(limits.n * len(_machine(node).visible))):
         tried = planner.plan(0, requests, promise)
         why = tried.why_not or promise.why_broken(tried.served, planner.unit)

@@ -27,7 +27,7 @@ _GRACE: Final = 3.0
 _OF_TERMINAL: Final = (signal.SIGINT, signal.SIGQUIT)
 
 
-def run_group(
+def run_command(
     command: Sequence[str],
     env: Mapping[str, str],
     *,
@@ -115,7 +115,7 @@ def _forwarding(pid: int) -> Iterator[None]:
 
 
 def _end(process: subprocess.Popen[bytes], others: set[int], scenario: str | None) -> None:
-    """Ends every new descendant, group or not; returns when none is left, not even as a zombie.
+    """Ends every new descendant; returns when none is left, not even as a zombie.
 
     Args:
         process: the command.

@@ -30,7 +30,7 @@ from turbofit.rehearse.run import EndedRun
 from turbofit.rehearse.spec import Spec
 from turbofit.rehearse.torch import delta_nets
 from turbofit.rehearse.torch.delta_nets import most_chunks
-from turbofit.rehearse.torch.seen import read_run
+from turbofit.rehearse.torch.readings import read_run
 
 INSIDE = Path(delta_nets.__file__).parent / "torch_inside"
 
