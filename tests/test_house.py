@@ -22,7 +22,7 @@ MOST_FUNCTION_LINES = 60
 #: its figure here; a room goes over its figure only where another pays, with the reason beside it.
 #: A room that stands in no line has no budget.
 BUDGETS = {
-    "core": 5_280,
+    "core": 5_275,
     "machine": 2_520,
     "kernels": 645,
     "model": 6_310,
@@ -37,11 +37,11 @@ BUDGETS = {
     "launch": 10_160,
     "batch": 1_800,
     "diagnose": 3_670,
-    "report": 4_955,
-    "cli": 5_555,
+    "report": 4_950,
+    "cli": 5_550,
     "turbofit": 290,
-    "tests": 59_635,
-    "tests/support": 3_380,
+    "tests": 59_570,
+    "tests/support": 3_375,
     "bench": 12_810,
 }
 #: A budget that is further above what it allows for than this is lowered.
