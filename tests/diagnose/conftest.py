@@ -19,3 +19,13 @@ def explain(text: str, **options: Any) -> Diagnosis:
 def explain_file(name: str, **options: Any) -> Diagnosis:
     """Diagnose one of the fixtures."""
     return diagnose([(LOGS / f"{name}.log").read_bytes()], **options)
+
+
+def message(found: Diagnosis) -> str:
+    """The name of what is answered: a cause, or a message that does not tell its cause."""
+    return found.others.message if found.others else found.kind
+
+
+def tried(found: Diagnosis) -> tuple[str, ...]:
+    """What to change, or what others tried."""
+    return found.others.tried if found.others else found.changes

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.diagnose.conftest import explain
+from tests.diagnose.conftest import explain, message
 from turbofit.diagnose.rules.causes import causes, fact_lines, pattern_of
 
 HERE: Final = Path(__file__).parent
@@ -39,7 +39,7 @@ HEALTHY: Final = _logs("healthy.txt")
 @pytest.mark.parametrize("log", [*FOREIGN.values(), *HEALTHY.values()], ids=[*FOREIGN, *HEALTHY])
 def test_logs_of_other_programs_and_healthy_ones_have_no_cause(log: list[str]) -> None:
     found = explain("\n".join(log))
-    assert found.kind in QUIET, found.what
+    assert message(found) in QUIET, found.what
     assert not found.also
 
 
@@ -55,7 +55,7 @@ ANSWERED_ALONE: Final = re.compile(
 def test_a_line_of_another_program_has_no_cause(log: list[str]) -> None:
     for line in log:
         found = explain(line)
-        assert ANSWERED_ALONE.match(line) or found.kind in QUIET, (line, found.what)
+        assert ANSWERED_ALONE.match(line) or message(found) in QUIET, (line, found.what)
 
 
 TRACEBACK: Final = (
@@ -89,8 +89,8 @@ def test_an_error_with_its_own_traceback_is_answered_as_its_last_line_is(
         f"$ python demo.py\n{TRACEBACK}{error}",
         f"{other}\n{CAUSED}{TRACEBACK}{error}",
     ):
-        assert explain(log).kind == kind, log
-    assert explain(f"{TRACEBACK}{error}\n{other}\n").kind == "unknown"
+        assert message(explain(log)) == kind, log
+    assert message(explain(f"{TRACEBACK}{error}\n{other}\n")) == "unknown"
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_an_error_with_its_own_traceback_is_answered_as_its_last_line_is(
     ],
 )
 def test_what_a_tool_says_is_answered_where_it_is_all_there_is(kind: str, log: str) -> None:
-    assert explain(log).kind == kind
+    assert message(explain(log)) == kind
 
 
 def _literals(pattern: Any) -> int:
@@ -227,26 +227,22 @@ FAULT: Final = "[TM][FATAL] a.cu(80): CUDA error: an illegal memory access was e
 )
 def test_the_answer_is_about_what_ended_the_run(log: str, kind: str) -> None:
     found = explain(log)
-    assert found.kind == kind
+    assert message(found) == kind
     assert kind != "unknown" or found.evidence
 
 
 def test_a_long_path_is_named_whole() -> None:
     path = "/srv/" + "/".join(["a-folder-with-a-name"] * 40) + "/config.json"
-    found = explain(f"FileNotFoundError: [Errno 2] No such file or directory: '{path}'")
-    assert found.kind == "file_missing"
+    found = explain(f"PermissionError: [Errno 13] Permission denied: '{path}'")
+    assert found.kind == "no_permission"
     assert path in found.what
-    folder = path.rpartition("/")[0]
-    found = explain(f"OSError: {folder} does not appear to have a file named config.json.")
-    assert found.kind == "incomplete_checkpoint"
-    assert folder in found.what
 
 
 def test_of_a_few_lines_that_nobody_knows_the_command_is_asked_for() -> None:
-    assert any("command that was run" in change for change in explain(ROOT).changes)
+    assert any("command that was run" in line for line in explain(ROOT).send)
     longer = explain(f"{PROGRESS}{PROGRESS}{ROOT}")
     assert longer.kind == "unknown"
-    assert not any("command that was run" in change for change in longer.changes)
+    assert not any("command that was run" in line for line in longer.send)
 
 
 def _starts(pattern: Any) -> bool:
@@ -384,29 +380,23 @@ def test_what_ends_an_engine_s_own_code_is_a_list_and_no_cause(
     """Also where a page has lost the indentation."""
     log = RAISED.format(package, function, code, error)
     found = explain(log if indented else log.replace("\n    ", "\n").replace("\n  ", "\n"))
-    assert found.kind == kind
-    assert bool(found.possible) == found.known
+    assert message(found) == kind
+    assert not found.known
+    assert found.others is None or len(found.others.had) * len(found.others.tried) > 0
 
 
 def test_an_error_that_passes_on_another_is_no_check() -> None:
     chained = "\nThe above exception was the direct cause of the following exception:\n\n"
     check = RAISED.format("vllm", "f", "raise ValueError(", "ValueError: the moon has no phase")
     first = RAISED.format("album", "f", "frob()", "album.FrobError: no frob")
-    assert explain(first + chained + check).kind == "unknown"
-    assert explain(f"{first}{check}").kind == "check_failed"
+    assert message(explain(first + chained + check)) == "unknown"
+    assert message(explain(f"{first}{check}")) == "check_failed"
 
 
 def test_a_program_s_next_line_is_no_code_of_the_frame_before() -> None:
     frame = 'Traceback (most recent call last):\n  File "/a/lmdeploy/x.py", line 4, in f\n'
     for line in ("2026-03-02 - lmdeploy - ERROR - the moon is full", "ERROR: the moon failed"):
         assert line in explain(f"{frame}{line}\n").what
-
-
-def test_the_code_of_a_checkpoint_has_no_newer_release() -> None:
-    (first, *_) = explain(
-        RAISED.format("transformers_modules", "f", "raise ValueError(", "ValueError: no moon here")
-    ).changes
-    assert "newest revision" in first
 
 
 def test_nccl_s_level_of_errors_is_no_warning() -> None:

@@ -26,6 +26,8 @@ _FRAMES = 3
 class RuleAnswer(Struct):
     """A rule's answer. ``line`` is where the trouble stands; the earliest cause is the answer.
 
+    Without ``what`` the log proves no cause: ``possible`` and ``changes`` are then what others had
+    and tried.
     ``planned``: a plan belongs to it; ``others``: bytes that others held on each card, which the
     plan must do without.
     """

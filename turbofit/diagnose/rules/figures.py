@@ -277,14 +277,12 @@ FIGURES: Final[dict[str, Callable[[Figures], Any]]] = {
     "raised_at": lambda figures: figures.mark.stack[-1].code if figures.mark.stack else None,
     "raised_by": _raised_by,
     "raised_in": lambda figures: figures.mark.stack[-1].function if figures.mark.stack else None,
-    "placed": lambda figures: "" if figures.case.facts.subject.auto_map else None,
     "part_of_lmdeploy": lambda figures: _innermost(_PART, figures.mark.stack),
     "package": lambda figures: package_of(figures.mark.stack),
     "short": _short,
     "short_gib": _short_gib,
     "table": _table,
     "tried": _tried,
-    "unplaced": lambda figures: None if figures.case.facts.subject.auto_map else "",
     "untried": lambda figures: "" if _tried(figures) is None else None,
     "utilization": _utilization,
     "utilization_needed": _utilization_needed,
@@ -347,7 +345,7 @@ def explanation_of(mark: LogEvent, case: LogCase) -> Explanation | None:
         if all(figures.holds(fact, wanted) for fact, wanted in cause.when.items()):
             return Explanation(
                 cause=cause,
-                what=figures.sentence(cause.what) or cause.kind,
+                what=figures.sentence(cause.what) or "",
                 why=figures.sentences(cause.why),
                 possible=figures.sentences(cause.possible),
                 changes=figures.sentences(cause.change),

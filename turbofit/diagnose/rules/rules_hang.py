@@ -76,8 +76,13 @@ def _hang(case: LogCase) -> RuleAnswer:
     return RuleAnswer(
         kind="start_hang",
         phase="start-up hang",
-        what="LMDeploy hangs in its warm-up for ever: its cache cannot hold one warm-up request",
+        what="LMDeploy hangs in its warm-up for ever: its cache cannot hold one warm-up request"
+        if figures
+        else "",
         line=line,
+        possible=(
+            "a cache that is smaller than one request of the warm-up, which waits for it for ever",
+        ),
         why=tuple(why),
         missing=missing,
         unknown=tuple(unknown),
@@ -149,7 +154,7 @@ def _silence(case: LogCase) -> RuleAnswer:
     return RuleAnswer(
         kind="start_hang",
         phase="start-up hang",
-        what="the log ends in the warm-up without an error",
+        what="",
         line=mark.line,
         possible=(
             "LMDeploy hangs there, silently: its cache is smaller than one warm-up request",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from turbofit.core.units import format_bytes
-from turbofit.core.version import REFERENCE
 from turbofit.diagnose.answer import Holding, Missing
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence, raised_in
 from turbofit.diagnose.rules.figures import explanation_of
@@ -49,16 +48,8 @@ def host_rules(case: LogCase) -> Iterator[RuleAnswer]:
             line=mark.line,
             held=(Holding(who=f"{kill.name}[{kill.pid}]", bytes=kill.rss, lines=(mark.line,)),),
             missing=Missing(bytes=None, basis="unknown", note="the kernel does not say how much"),
-            why=(
-                "host memory, not GPU memory: weights on their way to the GPUs, images being"
-                " preprocessed, page-locked buffers of each rank (LMDeploy 0.16 and 0.17: 18.7 GiB"
-                " a rank for InternVL)",
-            ),
             evidence=(evidence(mark, "the kernel's killer and its victim"),),
-            changes=(
-                "more RAM or a higher memory limit of the container; fewer replicas; LMDeploy"
-                f" {REFERENCE}",
-            ),
+            changes=("more RAM or a higher memory limit of the container; fewer replicas",),
             planned=True,
         )
     for mark in case.event.marks:
@@ -75,7 +66,7 @@ def host_rules(case: LogCase) -> Iterator[RuleAnswer]:
             what=explanation.what,
             line=mark.line,
             rank=cause.rank,
-            why=(*explanation.why, *(raised_in(mark) if explanation.possible else ())),
+            why=explanation.why if explanation.what else raised_in(mark),
             possible=explanation.possible,
             evidence=(evidence(mark, "the message"),),
             changes=explanation.changes,

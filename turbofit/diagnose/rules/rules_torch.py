@@ -85,8 +85,6 @@ def torch_rules(case: LogCase) -> Iterator[RuleAnswer]:
 
 def _out_of_memory(case: LogCase, mark: LogEvent, memory: TorchMemory) -> RuleAnswer:
     phase = phase_of(mark.stack)
-    if phase == "unknown" and case.facts.subject.lmdeploy and memory.outside_torch:
-        phase = "vision"  # TurboMind computes without torch; only a torch vision tower is left
     lines = [evidence(mark, "torch's own figures")]
     program = _program_of(mark.stack, case.facts.subject.programs)
     why = [
@@ -156,7 +154,7 @@ def _one_tensor(mark: LogEvent, memory: TorchMemory, phase: PhaseName) -> Iterat
     ):
         yield (
             f"it asked {format_bytes(memory.requested)} at once, more than the program had"
-            " allocated in all: most often attention with its whole matrix, which grows with the"
+            " allocated in all, as attention with its whole matrix does, which grows with the"
             f" square of the tokens or patches: {cure}"
         )
 
@@ -224,8 +222,8 @@ def _figures(case: LogCase, memory: TorchMemory, program: str | None) -> Iterato
             + (
                 "CUDA's context, kernels and libraries"
                 if program not in (None, "lmdeploy")
-                else "an engine such as TurboMind allocates its weights and its KV cache itself,"
-                " and leaves torch the vision tower at most"
+                else "CUDA's context and libraries, and what an engine such as TurboMind, where"
+                " one ran, allocates itself (its weights and its KV cache)"
             )
         )
     others = sum(size for _, size in memory.others)
