@@ -67,7 +67,7 @@ def test_2_llava_lora_with_an_offload_error() -> None:
     found = explain_file("case2_llava_lora_offload")
     assert (found.kind, found.phase) == ("offload", "weights")
     assert "layers.22" in found.why[0]
-    assert "not of a folder" in told(found)
+    assert "free GPU memory is short" in told(found)
     assert any("turbofit doctor" in one for one in found.changes)
     assert any("turbofit merge BASE ADAPTER OUT" in one for one in found.changes)
     assert any("turbofit plan OUT" in one for one in found.changes)

@@ -100,7 +100,7 @@ def diagnose(
 
 
 def _in_short(draft: RuleAnswer) -> str:
-    return f"line {draft.line}: {draft.what or draft.evidence[0].text}"
+    return f"line {draft.line}: {draft.what or draft.quoted}"
 
 
 def _answer(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnosis:
@@ -175,7 +175,7 @@ def _unknown(
             what = f"this log has a warning, and no error: {lines[0].text}"
             lines = (evidence(last, "the last warning"),)
     if draft:
-        what, lines, why = f"{_NO_CAUSE}: {draft.evidence[0].text}", draft.evidence, draft.why
+        what, lines, why = f"{_NO_CAUSE}: {draft.quoted}", draft.evidence, draft.why
         others = None
         if draft.possible:
             others = Others(message=draft.kind, had=draft.possible, tried=draft.changes)

@@ -33,9 +33,9 @@ class RuleAnswer(Struct):
     """
 
     kind: str
-    phase: PhaseName
-    what: str
     line: int
+    phase: PhaseName = "unknown"
+    what: str = ""
     rank: Rank = "cause"
     why: tuple[str, ...] = ()
     possible: tuple[str, ...] = ()
@@ -47,6 +47,11 @@ class RuleAnswer(Struct):
     evidence: tuple[Evidence, ...] = ()
     planned: bool = False
     others: int = 0
+
+    @property
+    def quoted(self) -> str:
+        """The line of the trouble."""
+        return next(row.text for row in self.evidence if row.line == self.line)
 
 
 def raised_in(mark: LogEvent) -> tuple[str, ...]:

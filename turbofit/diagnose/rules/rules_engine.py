@@ -103,9 +103,11 @@ def _page_locked(
         what=what if certain else "",
         line=mark.line,
         why=(
-            "the line of its source asks for host memory (cudaHostAlloc), in LMDeploy"
-            f" {REFERENCE}: the words are those of a full GPU, but no GPU was full",
-        ),
+            "the line of its source asks for host memory (cudaHostAlloc): the words are those of a"
+            " full GPU, but no GPU was full",
+        )
+        if certain
+        else (),
         possible=(
             "RAM, or a container's limit, that was full: the line of the source asks for"
             f" page-locked host memory in LMDeploy {REFERENCE}",
