@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from turbofit.core.version import REFERENCE
 from turbofit.diagnose.advice import advice
@@ -144,62 +144,73 @@ def _plan(case: LogCase, draft: RuleAnswer | None) -> tuple[Advice | None, tuple
     return would_work, tuple(lacks)
 
 
+class _Quote(NamedTuple):
+    """The error of a log whose cause is not proven."""
+
+    what: str
+    evidence: tuple[Evidence, ...] = ()
+    why: tuple[str, ...] = ()
+    others: Others | None = None
+
+
 def _unknown(
     case: LogCase, draft: RuleAnswer | None = None, also: tuple[str, ...] = ()
 ) -> Diagnosis:
-    """No cause is proven: the message that a row knows, else what the last exception says."""
+    """No cause is proven: a message that a rule knows, else the last error."""
+    quote = _last_error(case)
+    if draft:
+        others = Others(message=draft.kind, had=draft.possible, tried=draft.changes)
+        told = f"{_NO_CAUSE}: {draft.quoted}"
+        quote = _Quote(told, draft.evidence, draft.why, others if draft.possible else None)
+    about = " ".join((quote.what, *case.facts.subject.programs))
+    errors = case.facts.every(PythonError)
+    if errors and not errors[-1][0].stack:
+        about += " (no traceback)"
+    if case.facts.lines <= _SHORT:
+        about += " (short log)"
+    would_work, lacks = _plan(case, draft)
+    return Diagnosis(
+        kind="unknown",
+        phase="unknown",
+        what=quote.what,
+        others=quote.others,
+        why=quote.why,
+        also=also,
+        evidence=quote.evidence,
+        would_work=would_work,
+        unknown=("what caused it" if quote.evidence else "what happened", *lacks),
+        send=what_to_send(about),
+        read=_read(case),
+    )
+
+
+def _last_error(case: LogCase) -> _Quote:
+    """What the last exception says, and whether that is a check's sentence; else a line."""
     messages = case.facts.every(KnownMessage)
     errors = case.facts.every(PythonError) or [
         (mark, error)
         for mark, _ in messages
         if isinstance(error := read_line(mark.text), PythonError)
     ]
-    others: Others | None = None
-    what = "this log has nothing that turbofit recognises"
-    last = case.facts.last_complaint or (messages[-1][0] if messages else None)
     if errors:
         last, error = errors[-1]
-        text = error.message or (last.stack[-1].code if last.stack else "")
-        text = without_secrets(text)
-        what = f"turbofit does not know this error: {error.name}: {text}".rstrip(": ")
+        text = without_secrets(error.message or (last.stack[-1].code if last.stack else ""))
+        what, others = f"turbofit does not know this error: {error.name}: {text}".rstrip(": "), None
         checked = refused_by(last.stack, error.name)
         passed_on = len(errors) > 1 and errors[-2][0].line < case.facts.passed_on
         if checked and " " in text.strip() and not passed_on:
             what = f"{_NO_CAUSE}: {checked} stopped at a check of its own: {text}"
             others = Others(message="check_failed", had=_CHECKED, tried=_CHECK_AGAIN)
-    lines: tuple[Evidence, ...] = (evidence(last, "the last error"),) if last else ()
-    why = raised_in(last) if last else ()
-    if last and not errors:
-        what = f"turbofit does not know this message: {lines[0].text}"
-        if _WARNING.match(lines[0].text):
-            what = f"this log has a warning, and no error: {lines[0].text}"
-            lines = (evidence(last, "the last warning"),)
-    if draft:
-        what, lines, why = f"{_NO_CAUSE}: {draft.quoted}", draft.evidence, draft.why
-        others = None
-        if draft.possible:
-            others = Others(message=draft.kind, had=draft.possible, tried=draft.changes)
-    if not lines and case.facts.calm:
-        what = _QUIET
-    would_work, lacks = _plan(case, draft)
-    about = " ".join((what, *case.facts.subject.programs))
-    if errors and not errors[-1][0].stack:
-        about += " (no traceback)"
-    if case.facts.lines <= _SHORT:
-        about += " (short log)"
-    return Diagnosis(
-        kind="unknown",
-        phase="unknown",
-        what=what,
-        others=others,
-        why=why,
-        also=also,
-        evidence=lines,
-        would_work=would_work,
-        unknown=("what caused it" if lines else "what happened", *lacks),
-        send=what_to_send(about),
-        read=_read(case),
-    )
+        return _Quote(what, (evidence(last, "the last error"),), raised_in(last), others)
+    line = case.facts.last_complaint or (messages[-1][0] if messages else None)
+    if line is None:
+        return _Quote(_QUIET if case.facts.calm else _FOREIGN)
+    text = evidence(line, "").text
+    if _WARNING.match(text):
+        told = f"this log has a warning, and no error: {text}"
+        return _Quote(told, (evidence(line, "the last warning"),), raised_in(line))
+    told = f"turbofit does not know this message: {text}"
+    return _Quote(told, (evidence(line, "the last error"),), raised_in(line))
 
 
 #: Not NCCL's, whose errors have that level.
@@ -218,6 +229,7 @@ _CHECK_AGAIN: Final = (
 _NO_CAUSE: Final = "turbofit does not know the cause from this log"
 #: A log of whose lines none is of an error; what its program did is not known.
 _QUIET: Final = "no line of this log tells of an error"
+_FOREIGN: Final = "this log has nothing that turbofit recognises"
 #: Lines up to which a log does not tell which program it is of.
 _SHORT: Final = 3
 
