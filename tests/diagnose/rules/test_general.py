@@ -70,12 +70,7 @@ CAUSED: Final = "\nThe above exception was the direct cause of the following exc
     ("kind", "error"),
     [
         ("missing_package", "ModuleNotFoundError: No module named 'decord'"),
-        (
-            "library_missing",
-            "ImportError: libGL.so.1: cannot open shared object file: No such file or directory",
-        ),
         ("disk_full", "OSError: [Errno 28] No space left on device"),
-        ("no_threads", "RuntimeError: can't start new thread"),
         ("bad_json", "json.decoder.JSONDecodeError: Expecting value: line 1 column 1 (char 0)"),
         ("no_server", "openai.APIConnectionError: Connection error."),
     ],
@@ -102,23 +97,15 @@ def test_an_error_with_its_own_traceback_is_answered_as_its_last_line_is(
             " endpoint a: Bind for 0.0.0.0:23333 failed: port is already allocated.\n\n"
             "Run 'docker run --help' for more information",
         ),
-        (
-            "not_installed",
-            'docker: Error response from daemon: OCI runtime create failed: exec: "api_serve":'
-            " executable file not found in $PATH: unknown.",
-        ),
         ("not_installed", "bash: docker: command not found"),
         ("image_missing", "exec /usr/bin/python3: exec format error"),
-        ("image_missing", "Error response from daemon: pull access denied for a/b, repository x"),
         ("image_missing", "toomanyrequests: You have reached your pull rate limit."),
         (
             "no_permission",
             "permission denied while trying to connect to the Docker daemon socket at unix:///a",
         ),
         ("no_gpu", "No devices were found"),
-        ("no_gpu", "RmInitAdapter failed!"),
         ("killed", "Exited (137) 3 minutes ago"),
-        ("killed", "systemd[1]: lmd.service: Main process exited, code=killed, status=9/KILL"),
         (
             "host_out_of_memory",
             "systemd[1]: lmd.service: A process of this unit has been killed by the OOM killer.",
@@ -129,13 +116,10 @@ def test_an_error_with_its_own_traceback_is_answered_as_its_last_line_is(
             "To install Python packages system-wide, try apt install\npython3-xyz, where xyz is the"
             "\npackage you are trying to\ninstall.\n",
         ),
-        ("install_failed", "Failed building wheel for decord"),
-        ("install_failed", "ERROR: Could not build wheels for decord, which is required"),
         ("install_failed", "ERROR: a-1-cp38.whl is not a supported wheel on this platform."),
         ("package_versions", "ERROR: ResolutionImpossible: for help visit https://pip.pypa.io"),
         ("old_python", "ERROR: Package 'a' requires a different Python: 3.8.1 not in '>=3.9'"),
         ("build_failed", "fatal error: Python.h: No such file or directory"),
-        ("build_failed", "/bin/sh: 1: nvcc: not found"),
         ("no_server", "curl: (7) Failed to connect to localhost port 23333: Connection refused"),
     ],
 )
