@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -95,8 +94,6 @@ def report(cases: Sequence[Judged]) -> str:
     orders = [one for one in cases if one.order]
     listed = sum(one.listed for one in cases)
     dark = [one for one in cases if not one.listed and one.phase != one.expected["phase"]]
-    second = sum(bool(CASES[one.name].get("second")) for one in cases)
-    kinds = Counter((one.expected["kind"], one.expected["phase"]) for one in cases)
     lines = [
         "# Deaths that people posted",
         "",
@@ -113,19 +110,7 @@ def report(cases: Sequence[Judged]) -> str:
             width=100,
         ),
         "",
-        *textwrap.wrap(
-            f"What that figure is worth: {len(cases) - second} were collected first, and turbofit"
-            " was mended with them in sight; before that it had 36 of them right, and 5 such"
-            f" orders. The other {second} were written down after the mends, and 20 of them were"
-            " right at once: that is the share to expect of a log that turbofit never saw.",
-            width=100,
-        ),
-        "",
         "*unknown* as an expected phase: neither the log nor the thread says where it died.",
-        "",
-        "| expected cause | phase | threads |",
-        "|---|---|---|",
-        *(f"| {kind} | {phase} | {count} |" for (kind, phase), count in sorted(kinds.items())),
         "",
         "| thread | model | expected | said | wrong |",
         "|---|---|---|---|---|",

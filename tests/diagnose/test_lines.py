@@ -46,6 +46,10 @@ from turbofit.observe.torch_memory import torch_memory
         ("req 1 (uid 22) resume [0,0) 0 blk ro (0%) source=none | computed [64,6688) 6688 tok",
          Computed(uid=22, start=64, end=6688)),
         ("nothing", None),
+        ("torch.cuda.OutOfMemoryError: Allocation on device 0",
+         TorchMemory(message="Allocation on device 0")),
+        ("| NVIDIA-SMI 535.104.05   Driver Version: 535.104.05   CUDA Version: 12.2     |",
+         SmiDriver(driver="535.104.05", cuda="12.2")),
     ],
 )  # fmt: skip
 def test_engine_lines(text: str, event: object) -> None:
@@ -86,12 +90,6 @@ def test_offload_as_programs_quote_it(quote: str) -> None:
 )
 def test_frames_of_python_of_notebooks_and_of_rich(text: str) -> None:
     assert read_line(text) == PythonFrame(path="/venv/vllm/llm.py", function="__init__")
-
-
-def test_a_memory_text_without_figures() -> None:
-    assert read_line("torch.cuda.OutOfMemoryError: Allocation on device 0") == TorchMemory(
-        message="Allocation on device 0"
-    )
 
 
 @pytest.mark.parametrize(
@@ -135,11 +133,6 @@ def test_memory_text_with_private_pools_and_small_units() -> None:
     assert (memory.process, memory.allocated, memory.cached) == (70 * GIB, 60 * GIB, 3 * GIB)
     assert memory.others == ((12, 9 * GIB),)
     assert torch_memory("CUDA out of memory. Tried to allocate 2 bytes.").requested == 2
-
-
-def test_smi_head() -> None:
-    line = "| NVIDIA-SMI 535.104.05   Driver Version: 535.104.05   CUDA Version: 12.2     |"
-    assert read_line(line) == SmiDriver(driver="535.104.05", cuda="12.2")
 
 
 def test_rows_clean_what_terminals_and_launchers_add() -> None:

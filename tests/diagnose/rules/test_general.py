@@ -343,16 +343,12 @@ LACKS: Final = "AttributeError: '{}' object has no attribute 'x'"
         # Another package's, errors that are passed on, and Python's own sentences.
         ("unknown", "album", "f", "raise ValueError(", "ValueError: the moon has no such phase"),
         ("unknown", "album", "f", "x = LAYERS[name]", "KeyError: 'MoonLayer'"),
-        ("unknown", "album", "f", "m.x()", LACKS.format("Moon")),
         ("unknown", "vllm", "f", "raise error", "ValueError: the moon has no such phase"),
         ("unknown", "vllm", "f", "phase = phases(9)", "KeyError: 'MoonLayer'"),
-        ("unknown", "vllm", "f", "assert m.x", LACKS.format("NoneType")),
         ("unknown", "album", "load_weights", "assert a.shape == b.shape", "AssertionError"),
         ("unknown", "vllm", "f", 'raise ValueError("no moon") from error', "ValueError: no moon"),
-        ("unknown", "vllm", "f", "raise MoonTimeout(", "MoonTimeout: waited for the moon"),
         # Which of two look-ups failed is not known; requests and the environment are no lists.
         ("unknown", "vllm", "f", "x = moons[i] + LAYERS[name]", "KeyError: 'MoonLayer'"),
-        ("unknown", "vllm", "f", "x: Dict[str, int] = LAYERS[name]", "KeyError: 'MoonLayer'"),
         ("unknown", "vllm", "f", 'x = os.environ["MOON"]', "KeyError: 'MOON'"),
         ("unknown", "vllm", "f", "x = self.moons[i]", "KeyError: 17"),
     ],

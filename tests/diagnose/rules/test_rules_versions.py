@@ -106,16 +106,6 @@ def test_the_table_of_tried_versions_says_what_runs(model: str, error: str, mend
     assert not any("<4.52" in change for change in tried(found))
 
 
-def test_a_warning_about_remote_code_is_no_cause() -> None:
-    warning = (
-        "The argument `trust_remote_code` is to be used with Auto classes. It has no effect here"
-        " and is ignored.\n"
-    )
-    found = explain(f"{warning}AttributeError: 'dict' object has no attribute 'image_size'\n")
-    assert message(found) == "package_versions"
-    assert message(explain(warning)) == "unknown"
-
-
 @pytest.mark.parametrize(
     "error",
     [
