@@ -54,20 +54,6 @@ def test_a_dump_of_settings_is_no_message(line: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "line",
-    [
-        "ValueError: The repository for x contains custom code which must be executed to correctly"
-        " load the model. Please pass the argument `trust_remote_code=True` to allow it.",
-        "ValueError: Loading x requires you to execute the configuration file in that repo on your"
-        " local machine. Make sure you have read the code there, then set the option"
-        " `trust_remote_code=True` to remove this error.",
-    ],
-)
-def test_what_refuses_a_checkpoints_code(line: str) -> None:
-    assert explain(line).kind == "remote_code"
-
-
-@pytest.mark.parametrize(
     ("log", "kind", "said"),
     [
         (CARD.format("RTX 5070", "sm_120") + ARCHES.format("sm_70 sm_80 sm_90"), "gpu_too_new",
@@ -175,15 +161,6 @@ def test_reports_of_the_newest_sets(report: dict[str, str]) -> None:
 @pytest.mark.parametrize(("kind", "line"), LEARNED, ids=lambda text: text[:40])
 def test_kinds_that_people_report(kind: str, line: str) -> None:
     assert message(explain(f"INFO: a GPU server starts\n{line}\n")) == kind
-
-
-def test_the_advice_for_a_shortage_names_what_decides_where_the_phase_is_not_known() -> None:
-    found = explain(
-        "$ vllm serve /models/a --gpu-memory-utilization 0.8\n"
-        "torch.cuda.OutOfMemoryError: CUDA out of memory. Tried to allocate 224.00 MiB. GPU 0 has a"
-        " total capacity of 10.73 GiB of which 46.44 MiB is free.\n"
-    )
-    assert "if it was still loading its weights" in " ".join(found.changes)
 
 
 def test_a_divisor_of_the_heads_is_named() -> None:

@@ -110,12 +110,6 @@ def test_an_error_with_its_own_traceback_is_answered_as_its_last_line_is(
             "host_out_of_memory",
             "systemd[1]: lmd.service: A process of this unit has been killed by the OOM killer.",
         ),
-        (
-            "install_failed",
-            "error: externally-managed-environment\n\nx This environment is externally managed\n"
-            "To install Python packages system-wide, try apt install\npython3-xyz, where xyz is the"
-            "\npackage you are trying to\ninstall.\n",
-        ),
         ("install_failed", "ERROR: a-1-cp38.whl is not a supported wheel on this platform."),
         ("package_versions", "ERROR: ResolutionImpossible: for help visit https://pip.pypa.io"),
         ("old_python", "ERROR: Package 'a' requires a different Python: 3.8.1 not in '>=3.9'"),
@@ -154,7 +148,6 @@ ROOT: Final = "ValueError: there is no such plane\n"
 PROGRESS: Final = "INFO 03-02 11:20:01 [core.py:58] step 1 of vLLM\nLoading:  50%|#####     | 2/4\n"
 KNOWN: Final = "ModuleNotFoundError: No module named 'timm'\n"
 PROBES: Final = 3 * 'INFO:     127.0.0.1:40 - "GET /health HTTP/1.1" 200 OK\n'
-THROUGHPUT: Final = 2 * "INFO 03-02 [a.py:1] Engine 000: Avg prompt throughput: 0.0 tokens/s\n"
 FAULT: Final = "[TM][FATAL] a.cu(80): CUDA error: an illegal memory access was encountered\n"
 
 
@@ -169,9 +162,7 @@ FAULT: Final = "[TM][FATAL] a.cu(80): CUDA error: an illegal memory access was e
         # A server answers probes, and NCCL's threads speak, after an engine has died; and nothing
         # goes on after a fault of CUDA.
         (f"vLLM\n{KNOWN}{PROBES}{ROOT}", "missing_package"),
-        (f"vLLM\n{KNOWN}{THROUGHPUT}{ROOT}", "missing_package"),
         (f"{FAULT}{PROBES}{ROOT}", "illegal_access"),
-        (f"{FAULT}{PROGRESS}{ROOT}", "illegal_access"),
         (f"torch.OutOfMemoryError: CUDA out of memory.\n{PROGRESS}{ROOT}", "out_of_memory"),
         (
             "a:1:2 [0] NCCL WARN Error: failed to extend /dev/shm/nccl-x to 33030532 bytes\n"
@@ -200,7 +191,6 @@ FAULT: Final = "[TM][FATAL] a.cu(80): CUDA error: an illegal memory access was e
             " parallelism yet.\n",
             "unsupported_feature",
         ),
-        ("ValueError: Crop marks are not supported with pages yet.\n", "unknown"),
         # A warning alone tells of the machine at most.
         (
             "WARNING 03-02 [x.py:1] vLLM: ModuleNotFoundError: No module named 'vllm._C'\n",
@@ -286,8 +276,6 @@ CALM: Final = "".join(INFO.format(n, n) for n in range(5))
     ("log", "told"),
     [
         (CALM, "no line of this log tells of an error"),
-        (f"{CALM}model.safetensors: 100%|#####| 5.0G/5.0G [00:17<00:00, 433MB/s]\n",
-         "no line of this log tells of an error"),
         (f"{CALM}2026-03-02 - lmdeploy - WARNING - archs.py:5 - loading of a.b failed, using b",
          "no line of this log tells of an error"),
         (f"{CALM}WARNING 03-02 [x.py:1] vLLM: ModuleNotFoundError: No module named 'vllm._C'\n",
@@ -296,7 +284,6 @@ CALM: Final = "".join(INFO.format(n, n) for n in range(5))
          "no line of this log tells of an error"),
         (f"{CALM}/v/torch/a.py:9: UserWarning: MOONS is not set\n{CALM}it did not land\n",
          "this log has nothing that turbofit recognises"),
-        (f"{CALM}the plane did not land\n", "this log has nothing that turbofit recognises"),
         ("one\ntwo\n", "this log has nothing that turbofit recognises"),
         (f"{CALM}2026-03-02 - lmdeploy - ERROR - the moon is full\n",
          "turbofit does not know this message: "),

@@ -65,13 +65,6 @@ def test_llava_1_5_with_transformers_5() -> None:
     assert explain(f"{TRACE}RuntimeError: {error}\n").others is None
 
 
-def test_llava_next_gets_an_argument_that_it_does_not_take() -> None:
-    trace = TRACE + frame("lmdeploy/vl/model/llava_next.py", "build_model")
-    error = "TypeError: LlavaNext.__init__() got an unexpected keyword argument 'trust_remote_code'"
-    found = explain(f"{trace}{error}\n")
-    assert message(found) == "package_versions"
-
-
 SERVED = "$ lmdeploy serve api_server {}\n"
 
 
@@ -93,10 +86,6 @@ SERVED = "$ lmdeploy serve api_server {}\n"
          " argument 'trust_remote_code'",
          "turbofit serve --engine transformers: LMDeploy 0.18 fails at its start"
          " (LLaVA-v1.6-Vicuna-7B), whichever version of Transformers was tried"),
-        # A failure that nobody saw of this family.
-        ("Qwen/Qwen2-VL-7B-Instruct",
-         "ImportError: cannot import name 'AutoModelForVision2Seq' from 'transformers' (/x)",
-         'pip install "transformers<5"'),
     ],
 )  # fmt: skip
 def test_the_table_of_tried_versions_says_what_runs(model: str, error: str, mends: str) -> None:
