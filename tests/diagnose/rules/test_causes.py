@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.diagnose.conftest import explain, message, tried
+from tests.diagnose.conftest import explain, message, some, tried
 from turbofit.core.presets import load_yaml, presets_dir
 from turbofit.core.units import GIB
 from turbofit.diagnose.rules.causes import causes
@@ -71,8 +71,7 @@ def test_a_build_for_other_cards_is_too_old_or_too_new(log: str, kind: str, said
 
 def test_vllm_without_room_for_any_cache() -> None:
     found = explain(VLLM.format("24.00", "15.50", "-1.20"))
-    assert found.missing is not None
-    assert found.missing.bytes == round(1.2 * GIB)
+    assert some(found.missing).bytes == round(1.2 * GIB)
     assert any("above 0.75," in one for one in found.changes)  # (15.5 + 0.1 + 2.4) / 24
     more_than_the_card = explain(VLLM.format("24.00", "23.50", "-9.20"))
     assert not any("gpu-memory-utilization above" in one for one in more_than_the_card.changes)
@@ -106,8 +105,7 @@ def test_the_length_that_vllm_says_would_do(width: int | None) -> None:
     lines = [LONGEST[at : at + step].rstrip() for at in range(0, len(LONGEST), step)]
     found = explain("\n".join(lines[:7]) + "\n")
     assert found.kind == "no_kv_memory"
-    assert found.missing is not None
-    assert found.missing.bytes == round(1.25 * GIB)
+    assert some(found.missing).bytes == round(1.25 * GIB)
     assert any("--max-model-len 54608" in one for one in found.changes)
 
 
@@ -119,8 +117,7 @@ def test_the_utilization_that_the_free_memory_allows(device: str) -> None:
     )
     assert found.kind == "card_occupied"
     assert any("--gpu-memory-utilization 0.722 at most" in one for one in found.changes)
-    assert found.missing is not None
-    assert found.missing.bytes == round((21.2 - 17.03) * GIB)
+    assert some(found.missing).bytes == round((21.2 - 17.03) * GIB)
     assert any("GPU 1" in one for one in found.why) == bool(device)
 
 
@@ -153,7 +150,7 @@ FRESH = yaml.safe_load(Path(__file__).with_name("fresh.yaml").read_text(encoding
 def test_reports_of_the_newest_sets(report: dict[str, str]) -> None:
     found = explain(report["log"])
     assert message(found) == report["kind"]
-    had = found.others.had if found.others else ("",)
+    had = some(found.others).had if found.others else ("",)
     assert bool(found.others) == ("first" in report)
     assert report.get("first", "") in had[0]
 
@@ -282,10 +279,8 @@ def test_a_card_without_bfloat16_is_older_than_the_build() -> None:
         explain("lmdeploy: Device does not support bf16.\n" + NO_KERNEL),
         explain(NO_KERNEL),
     )
-    assert found.others is not None
-    assert plain.others is not None
-    assert "older" in found.others.had[0]
-    assert "newer" in plain.others.had[0]
+    assert "older" in some(found.others).had[0]
+    assert "newer" in some(plain.others).had[0]
 
 
 RAISED = '  File "/v/site-packages/{}", line 9, in {}\n    {}\n'
@@ -320,10 +315,9 @@ def test_a_message_that_several_causes_share_is_unknown_with_a_list(kind: str, l
     assert (found.kind, found.phase, found.changes) == ("unknown", "unknown", ())
     assert not found.known
     assert found.what == f"turbofit does not know the cause from this log: {line.strip()}"
-    assert found.others is not None
-    assert found.others.message == kind
-    assert len(found.others.had) > 1
-    assert found.others.tried
+    assert some(found.others).message == kind
+    assert len(some(found.others).had) > 1
+    assert some(found.others).tried
     assert found.send
     assert found.unknown[0] == "what caused it"
 
@@ -331,12 +325,10 @@ def test_a_message_that_several_causes_share_is_unknown_with_a_list(kind: str, l
 def test_a_value_that_the_log_itself_has_comes_first() -> None:
     line = "[TM][ERROR]  Assertion fail: /w/src/turbomind/python/bind.cpp:9"
     found = explain(f"$ lmdeploy serve api_server /m/Moon-7B-AWQ-G32\n{line}\n")
-    assert found.others is not None
-    assert found.others.had[0].startswith("groups of 32, by the name in the log")
+    assert some(found.others).had[0].startswith("groups of 32, by the name in the log")
     line = "AssertionError: the model format should be in ['hf', 'awq']"
     found = explain(f"$ lmdeploy convert moon-7b /m/moon ./out\n{line}\n")
-    assert found.others is not None
-    assert found.others.had[0].startswith("the command gives ./out by position")
+    assert some(found.others).had[0].startswith("the command gives ./out by position")
 
 
 def test_a_sentence_that_a_program_failed_to_print_is_its_answer() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.diagnose.conftest import explain
+from tests.diagnose.conftest import explain, some
 from turbofit.diagnose.answer import Diagnosis
 from turbofit.machine.source import machine_from
 from turbofit.planning.plan import plan
@@ -48,9 +48,8 @@ def test_a_machine_whose_cards_others_fill_is_planned_as_empty() -> None:
         + "Including non-PyTorch memory, this process has 0.50 GiB memory in use. "
     )
     found = explain(text(listed, "0.10 GiB"), model="internvl2-8b", on="4xrtx3090")
-    assert found.would_work is not None
-    assert found.would_work.fits
-    assert found.would_work.verdict.startswith("once the cards are free")
+    assert some(found.would_work).fits
+    assert some(found.would_work).verdict.startswith("once the cards are free")
     assert any("if it is no part of this server" in one for one in found.changes)
 
 
@@ -61,9 +60,8 @@ def test_what_others_hold_is_taken_from_any_machine(on: str) -> None:
         + "Including non-PyTorch memory, this process has 20.61 GiB memory in use. "
     )
     found = explain(text(listed, "19.00 GiB"), model="internvl2-2b", on=on)
-    assert found.would_work is not None
-    assert found.would_work.fits
-    assert "3.0 GiB of each card held by others" in found.would_work.on
+    assert some(found.would_work).fits
+    assert "3.0 GiB of each card held by others" in some(found.would_work).on
 
 
 def test_one_of_several_is_not_guessed() -> None:
@@ -75,8 +73,7 @@ def test_one_of_several_is_not_guessed() -> None:
     }  # fmt: skip
     assert "which of the processes 11, 12 is this one" in told(found)
     assert any(one.startswith("tell this server's processes from others") for one in found.changes)
-    assert found.would_work is not None
-    assert found.would_work.on == "1xrtx3090"
+    assert some(found.would_work).on == "1xrtx3090"
 
 
 def test_lmdeploy_s_figures_do_not_tell_which() -> None:
@@ -99,10 +96,9 @@ def test_a_context_of_torch_2_0_is_charged_once(reserved: str, others: int) -> N
         model="cogvlm-17b",
         on="2xrtx3090",
     )
-    assert found.would_work is not None
     if others:
         assert "explained by nobody" in told(found)
         return
-    assert found.would_work.on == "2xrtx3090"
+    assert some(found.would_work).on == "2xrtx3090"
     alone = plan(PlanRequest.of(model="cogvlm-17b", on=machine_from("2xrtx3090")))
-    assert found.would_work.verdict == alone.verdict
+    assert some(found.would_work).verdict == alone.verdict
