@@ -342,13 +342,11 @@ def test_page_locked_memory_is_told_from_a_gpus() -> None:
     log = COMMAND + WARMING + text + STACK.format("InternVit::Impl::Setup()")
     found = explain(f"lmdeploy==0.18.0\n{log}")
     assert (found.kind, found.phase) == ("host_out_of_memory", "host RAM")
-    assert "page-locked" in found.what
-    assert "InternVit::Impl::Setup()" in found.what
+    assert "page-locked host memory when it encoded images (in InternVit::Impl" in found.what
     # The line is of that release: of a log without a version it proves nothing.
     assert (explain(log).kind, message(explain(log))) == ("unknown", "host_out_of_memory")
     # Another version has another line there.
-    older = explain("lmdeploy==0.17.0\n" + WARMING + text)
-    assert older.kind == "out_of_memory"
+    assert explain("lmdeploy==0.17.0\n" + WARMING + text).kind == "out_of_memory"
 
 
 def test_nobody_is_blamed_where_the_load_fits_an_empty_card() -> None:
@@ -478,6 +476,38 @@ def test_each_version_has_its_own_account() -> None:
     for version, tokens in (("0.2.5", "128 tokens"), ("0.7.3", "64 tokens")):
         found = explain(LOG.format(version=version))
         assert any(tokens in row.tells for row in found.evidence)
+
+
+def _run(*news: str) -> str:
+    """A start of an engine at LMDeploy's INFO, at the default's times."""
+    return "".join((COMMAND, "Loading:   0%|          | 0/24 [00:00<?, ?it/s]\n", *news))
+
+
+WARMED = f"{WARMING}{TM}[turbomind.cc:492] Warm-up finished in 0.01 seconds.\n"
+
+
+@pytest.mark.parametrize(
+    ("runs", "phase"),
+    [
+        ([(BUDGET, WARMED, UP), (FATAL,)], "weights"),
+        ([(BUDGET, WARMED, UP), (BUDGET, FATAL)], "cache"),
+        ([(BUDGET, WARMING, FATAL), (BUDGET, WARMED, UP)], "warm-up"),
+        ([(BUDGET, WARMED, UP), (BUDGET, WARMED, UP, FATAL)], "text"),
+        ([(BUDGET, WARMED, UP)] * 40 + [(FATAL,)] + [(BUDGET, WARMED, UP)] * 3, "weights"),
+    ],
+)
+def test_the_phase_is_that_of_the_run_that_died(runs: list[tuple[str, ...]], phase: str) -> None:
+    """An engine that its supervisor started again was said to die where the first run had been."""
+    text = "# 2x RTX 3090\n" + "".join(_run(*news) for news in runs)
+    found = explain(text)
+    assert (found.kind, found.phase) == ("out_of_memory", phase)
+    assert found.read.machine == "2xrtx3090"
+    assert found.read.lines == text.count("\n")
+
+
+def test_a_restart_without_its_command_is_told_by_what_it_prints() -> None:
+    loading = "Loading:   0%|          | 0/24 [00:00<?, ?it/s]"
+    assert explain(_run(BUDGET, WARMED, UP) + loading + FATAL).phase == "weights"
 
 
 @hostile("logs")
