@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from turbofit.core.units import format_bytes
 from turbofit.diagnose.answer import Holding, Missing
-from turbofit.diagnose.rules.draft import RuleAnswer, evidence, raised_in
+from turbofit.diagnose.rules.draft import RuleAnswer, evidence
 from turbofit.diagnose.rules.figures import explanation_of
 from turbofit.diagnose.rules.rules_engine import table_holders
 from turbofit.observe.log_events import (
@@ -54,26 +54,8 @@ def host_rules(case: LogCase) -> Iterator[RuleAnswer]:
         )
     for mark in case.event.marks:
         short = getattr(mark.event, "out_of_memory", False)
-        explanation = (
-            explanation_of(mark, case) if isinstance(mark.event, _ASKED) and not short else None
-        )
-        if explanation is None:
-            continue
-        cause = explanation.cause
-        yield RuleAnswer(
-            kind=cause.kind,
-            phase=cause.phase,
-            what=explanation.what,
-            line=mark.line,
-            rank=cause.rank,
-            why=explanation.why if explanation.what else raised_in(mark),
-            possible=explanation.possible,
-            evidence=(evidence(mark, "the message"),),
-            changes=explanation.changes,
-            planned=cause.planned,
-            missing=explanation.missing,
-            unknown=explanation.unknown,
-        )
+        if isinstance(mark.event, _ASKED) and not short and (row := explanation_of(mark, case)):
+            yield row
 
 
 def quiet_rules(case: LogCase) -> Iterator[RuleAnswer]:
