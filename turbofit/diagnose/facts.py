@@ -88,6 +88,8 @@ _ALARM: Final = re.compile(
     r"|invalid|crash|kill|fatal|dump|lost|oom|out of|exit|shut|stop|traceback|mismatch|missing",
     re.IGNORECASE,
 )
+#: A warning of Python with nothing behind its name, or with a colon at its end.
+_WARNS_BELOW: Final = re.compile(r".{0,240}?\.py:\d+: \w*Warning: ?(?:.*:)?$")
 #: A word of failures, and of the lines that Python's own warnings go on with.
 _DENIAL: Final = re.compile(r"\bnot?\b", re.IGNORECASE)
 #: Rows of the longest log that is said to have no error.
@@ -168,6 +170,8 @@ class LogFacts:
         self._counts: dict[type, int] = {}
         self._past = False
         self._followed = False
+        #: A warning of Python whose message begins in the next row.
+        self._warning = ""
         #: Rows that belong to no traceback, and events that are none of its source lines: a chain
         #: of exceptions counts once.
         self.rows_beside = 0
@@ -194,7 +198,7 @@ class LogFacts:
         if repeated is not None:
             self.waits += repeated if self.waits else 0
             return
-        event = self._event(text)
+        text, event = self._read(text)
         if isinstance(event, Backpressure):
             if event.cause == "memory":
                 self.waits += 1
@@ -295,6 +299,14 @@ class LogFacts:
         mark, limit = self.first(WarmupLengths), self.session_limit
         lengths = mark.event.lengths if mark and isinstance(mark.event, WarmupLengths) else ()
         return max((length for length in lengths if limit is None or length <= limit), default=0)
+
+    def _read(self, text: str) -> tuple[str, Struct | None]:
+        """A row with its event, behind the warning of Python whose message begins in it."""
+        event = self._event(text)
+        if isinstance(event, KnownMessage) and self._warning:
+            text = f"{self._warning} {text}"
+        self._warning = text if _WARNS_BELOW.match(text) else ""
+        return text, event
 
     def _event(self, text: str) -> Struct | None:
         event = read_line(text)

@@ -228,6 +228,15 @@ def test_what_a_run_outlived_or_a_client_wrote_is_no_cause(kind: str, log: str) 
     assert explain(log).kind == kind
 
 
+def test_a_warning_of_python_of_two_lines_is_no_cause() -> None:
+    found = explain(
+        "/w/vllm/connections.py:8: RuntimeWarning: Failed to read commit hash:\nNo module named"
+        " 'vllm.commit_id'\nImportError: cannot import name '_C' from 'vllm' (unknown location)\n"
+    )
+    assert (message(found), found.also) == ("missing_extension", ())
+    assert [one.line for one in found.evidence] == [3]
+
+
 def test_rows_use_figures_and_groups_that_exist() -> None:
     rows: Any = load_yaml(presets_dir() / "causes.yaml")
     facts = {name for row in rows["facts"] for name in re.compile(row["pattern"]).groupindex}

@@ -110,3 +110,15 @@ def test_a_program_s_name_says_nothing() -> None:
     assert phase_of(tuple(stack)) == "unknown"
     windows = PythonFrame(path="C:\\site-packages\\x\\modeling_intern_vit.py", function="forward")
     assert phase_of((windows,)) == "vision"
+
+
+def test_one_tensor_larger_than_the_card_needs_a_smaller_input() -> None:
+    """No share of the card is enough; sdpa asked for it, and vLLM has no such option."""
+    tower = 'File "/opt/vllm/model_executor/models/qwen2_5_vl.py", line 3, in forward'
+    found = explain(
+        f"{TRACE}  {tower}\n    output_i = F.scaled_dot_product_attention(q_i,\n"
+        + SAID.replace("8.37", "128.00")
+    )
+    assert found.phase == "vision"
+    assert [one.partition(" (")[0] for one in found.changes] == ["smaller images"]
+    assert "attn_implementation" not in " ".join(found.why)

@@ -37,6 +37,11 @@ _RAISES: Final = re.compile(
     r"raise (?:\w+\.)*((?!\w*(?:Timeout|Connection|HTTP|Cancel|Dead|Exit))[A-Z]\w*)\("
     r"(?!.*\bfrom \w+$)"
 )
+#: A sentence for users of one program.
+_OF_PROGRAM: Final = re.compile(
+    r"(?:of |for |in |under )?(?:pip install (?:-U |--force-reinstall ))?(LMDeploy|vLLM|SGLang)\b",
+    re.IGNORECASE,
+)
 #: Kinds that tell of memory: where the message has no sizes, the answer says so.
 _OF_MEMORY: Final = ("no_kv_memory", "out_of_memory", "host_out_of_memory", "card_occupied")
 
@@ -95,7 +100,13 @@ class Figures:
 
     def sentences(self, texts: Iterable[str]) -> tuple[str, ...]:
         """Those whose figures are known."""
-        return tuple(sentence for text in texts if (sentence := self.sentence(text)) is not None)
+        known = tuple(sentence for text in texts if (sentence := self.sentence(text)) is not None)
+        return tuple(text for text in known if not self._of_another(text)) or known
+
+    def _of_another(self, text: str) -> bool:
+        """Whether a sentence is of a program of which the log does not speak, but of another."""
+        programs, match = self.case.facts.subject.programs, _OF_PROGRAM.match(text)
+        return match is not None and bool(programs) and match[1].lower() not in programs
 
     def missing(self, kind: str) -> Missing | None:
         """The bytes that were missing, by the log's own figures."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
 
 #: A tensor of a forward is rarely as large.
 _ONE_TENSOR: Final = 4 * GIB
-_WITHOUT: Final = "attn_implementation sdpa or flash_attention_2 does without"
+#: Of Transformers alone, which takes the option; torch's own call is sdpa already.
+_WITHOUT: Final = ": attn_implementation sdpa or flash_attention_2 does without"
 _WHEN: Final[dict[PhaseName, str]] = {
     "vision": "when images were encoded",
     "cache": "when the cache was made",
@@ -65,6 +67,8 @@ _PHASES: Final[tuple[tuple[PhaseName, tuple[str, ...]], ...]] = (
                 "cu_seqlens", "= blk(", "k.transpose(1, 2)", "attention(q, k, v", "attention(q_i")),
     ("text", ("modeling_", "lm_head", "generate", "forward", "mlp", "self_attn")),
 )  # fmt: skip
+#: Of which a tensor larger than the card needs a smaller input: no share of the card is enough.
+_FORWARDS: Final = ("vision", "text", "warm-up")
 #: Calls that hold the whole matrix of attention, torch's own as well where it has no fused kernel.
 _EAGER: Final = ("matmul", "softmax", "bmm", "baddbmm", "scaled_dot_product_attention")
 _FOLDERS: Final = {
@@ -89,16 +93,18 @@ def _out_of_memory(case: LogCase, mark: LogEvent, memory: TorchMemory) -> RuleAn
     lines = [evidence(mark, "torch's own figures")]
     program = _program_of(mark.stack, case.facts.subject.programs)
     why = list(_figures(case, memory, program))
+    fused = any("scaled_dot_product_attention" in frame.code for frame in mark.stack)
+    without = "" if program or fused else _WITHOUT
     if phase == "vision" and _whole_matrix(mark.stack):
         why.append(
             "attention was computed with its whole matrix, which grows with the square of the"
-            f" image's patches: {_WITHOUT}"
+            f" image's patches{without}"
         )
     elif phase != "cache" and (memory.requested or 0) > max(memory.allocated or 0, _ONE_TENSOR):
         why.append(
             f"it asked {format_bytes(memory.requested or 0)} at once, more than the program had"
             " allocated in all, as attention with its whole matrix does, which grows with the"
-            f" square of the tokens or patches: {_WITHOUT}"
+            f" square of the tokens or patches{without}"
         )
     holdings = list(holders(case, mark, memory))
     kv_blocks = blocks(case)
@@ -217,6 +223,8 @@ def _figures(case: LogCase, memory: TorchMemory, program: str | None) -> Iterato
 def _changes(
     case: LogCase, phase: PhaseName, memory: TorchMemory, program: str | None
 ) -> tuple[str, ...]:
+    if phase in _FORWARDS and (memory.requested or 0) > (memory.total or math.inf):
+        return less_memory(program, "oversized")
     changes = []
     if double_start(case):
         changes.append("start the engine once (plain python), not under torchrun")
