@@ -228,6 +228,30 @@ def test_what_a_run_outlived_or_a_client_wrote_is_no_cause(kind: str, log: str) 
     assert explain(log).kind == kind
 
 
+def test_versions_of_the_log_prove_what_the_message_leaves_open() -> None:
+    line = "RuntimeError: Can not found rewrite for architectures: ['Qwen2_5_VLForConditional"
+    line += "Generation']"
+    old = explain(f"lmdeploy==0.7.1\n{line}\n")
+    assert (old.kind, old.others) == ("unsupported_model", None)
+    assert "0.7.2 or newer" in old.changes[0]
+    assert explain(f"lmdeploy==0.9.0\n{line}\n").kind == "unknown"
+
+
+def test_advice_of_another_program_is_left_out() -> None:
+    line = "AttributeError: 'Qwen2MoeConfig' object has no attribute 'mlp_only_layers'"
+    of_vllm = tried(explain(f"INFO api_server.py:585] vLLM API server version 0.6.4\n{line}\n"))
+    assert of_vllm
+    assert not any("lmdeploy" in one for one in of_vllm)
+    assert any("lmdeploy" in one for one in tried(explain(f"lmdeploy serve\n{line}\n")))
+
+
+def test_a_utilization_is_advised_once() -> None:
+    found = explain(VLLM.format("24.00", "14.00", "-0.50"))
+    assert sum("gpu-memory-utilization" in one for one in found.changes) == 1
+    beyond = explain(VLLM.format("12.00", "14.00", "-9.00"))
+    assert not any("gpu-memory-utilization" in one for one in beyond.changes)
+
+
 def test_a_warning_of_python_of_two_lines_is_no_cause() -> None:
     found = explain(
         "/w/vllm/connections.py:8: RuntimeWarning: Failed to read commit hash:\nNo module named"

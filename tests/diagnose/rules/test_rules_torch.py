@@ -122,3 +122,13 @@ def test_one_tensor_larger_than_the_card_needs_a_smaller_input() -> None:
     assert found.phase == "vision"
     assert [one.partition(" (")[0] for one in found.changes] == ["smaller images"]
     assert "attn_implementation" not in " ".join(found.why)
+
+
+def test_the_method_that_a_worker_ran_tells_the_phase() -> None:
+    found = explain(
+        "ERROR 09-14 10:04:59 [multiproc_worker_utils.py:238] Exception in worker VllmWorkerProcess"
+        " while processing method determine_num_available_blocks.\n"
+        "torch.OutOfMemoryError: CUDA out of memory.\n"
+    )
+    assert found.phase == "warm-up"
+    assert not any("traceback" in one for one in found.unknown)

@@ -172,6 +172,14 @@ def _listed_since(figures: Figures) -> str | None:
     return listed_since(name) if name else None
 
 
+def _too_old_for(figures: Figures) -> str | None:
+    """The log's LMDeploy, where it is older than the first that runs the architecture."""
+    from turbofit.memory.versions import written
+
+    since, version = _listed_since(figures), figures.case.facts.subject.version
+    return version if since and version and written(version) < written(since) else None
+
+
 def _meant(figures: Figures) -> str | None:
     """The architecture that a name means, of whose letters only the writing differs."""
     from turbofit.memory.versions import listings
@@ -291,7 +299,9 @@ FIGURES: Final[dict[str, Callable[[Figures], Any]]] = {
     "short": _short,
     "short_gib": _short_gib,
     "table": _table,
+    "too_old_for": _too_old_for,
     "tried": _tried,
+    "unmeasured": lambda figures: None if figures.get("weights_gib") else "",
     "untried": lambda figures: "" if _tried(figures) is None else None,
     "utilization": _utilization,
     "utilization_needed": _utilization_needed,

@@ -20,6 +20,7 @@ from turbofit.diagnose.rules.holders import (
     what_to_end,
 )
 from turbofit.diagnose.rules.rules_legacy import (
+    START_ONCE,
     blocks,
     cache_holders,
     cache_story,
@@ -89,7 +90,9 @@ def torch_rules(case: LogCase) -> Iterator[RuleAnswer]:
 
 
 def _out_of_memory(case: LogCase, mark: LogEvent, memory: TorchMemory) -> RuleAnswer:
-    phase = phase_of(mark.stack)
+    method = case.facts.subject.facts.get("method")
+    named = (PythonFrame(path="", function=method),) if method else ()
+    phase = phase_of(mark.stack or named)
     lines = [evidence(mark, "torch's own figures")]
     program = _program_of(mark.stack, case.facts.subject.programs)
     why = list(_figures(case, memory, program))
@@ -117,7 +120,9 @@ def _out_of_memory(case: LogCase, mark: LogEvent, memory: TorchMemory) -> RuleAn
         if reason:
             why.append(reason[0])
             lines.append(reason[1])
-    unknown = [] if mark.stack else ["where: the log has no traceback before the error"]
+    unknown = []
+    if not mark.stack and phase == "unknown":
+        unknown.append("where: the log has no traceback before the error")
     unknown += doubts(case, memory)
     others = foreign(case, memory)
     if others and memory.gpu is not None:
@@ -227,7 +232,7 @@ def _changes(
         return less_memory(program, "oversized")
     changes = []
     if double_start(case):
-        changes.append("start the engine once (plain python), not under torchrun")
+        changes.append(START_ONCE)
     if _loaded_twice(case):
         changes.append(
             "load the model once; over several cards choose one: a whole model on each card, or one"
