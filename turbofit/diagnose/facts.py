@@ -69,7 +69,7 @@ _PAST: Final = (
 _COMPLAINT: Final = re.compile(
     r"(?!.{0,60}?(?:\b(?:INFO|DEBUG|WARN|WARNING|NOTICE|info|debug|warn|warning|notice)\b|Warning:))"
     r"(?!.*Last error:\s*$).*?(?:\b(?:[Ee]rror|ERROR|FATAL|[Ff]atal|CRITICAL|[Ff]ailed|Aborted"
-    r"|Killed|denied|refused|Segmentation)\b|NCCL WARN"
+    r"|Killed|denied|refused|Segmentation)\b|NCCL WARN|(?<=\.)\w*(?:Timeout|Expired|Disconnected): "
     r"|NVRM:.{0,240}?(?:failed|error|Xid|mismatch))"
 )
 #: What a program says while it goes on: a level, a bar that grows; not while it ends. A server

@@ -298,7 +298,8 @@ def _matched(name: str, total: int | Literal["NA"]) -> str | None:
     key = find_preset(name)
     if key is None or total == NA:
         return key
-    for twin in (key, *_names().twins.get(key, ())):
+    twins: tuple[str, ...] = (key, *_names().twins.get(key, ()))
+    for twin in twins:
         whole = load_preset(twin).total
         if abs(total - whole) <= _SAME_MEMORY * whole:
             return twin

@@ -132,3 +132,14 @@ def test_the_method_that_a_worker_ran_tells_the_phase() -> None:
     )
     assert found.phase == "warm-up"
     assert not any("traceback" in one for one in found.unknown)
+
+
+def test_what_is_in_use_already_is_not_advised() -> None:
+    trace = f'{TRACE}  File "/opt/vllm/v1/worker/gpu_model_runner.py", line 3, in profile_run\n'
+    graphs = "--enforce-eager does without CUDA graphs"
+    assert graphs in explain(trace + SAID).changes
+    assert graphs not in explain(f"vllm serve /m --enforce-eager\n{trace}{SAID}").changes
+    loading = "RuntimeError: [TM][ERROR] CUDA runtime error: out of memory /utils/memory_utils.cu:3"
+    for model, smaller in (("InternVL2-8B-AWQ", "a smaller model"), ("InternVL2-8B", "quantised")):
+        found = explain(f"lmdeploy serve api_server OpenGVLab/{model}\n{loading}\n")
+        assert smaller in found.changes[0]

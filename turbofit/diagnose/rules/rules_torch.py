@@ -68,6 +68,8 @@ _PHASES: Final[tuple[tuple[PhaseName, tuple[str, ...]], ...]] = (
                 "cu_seqlens", "= blk(", "k.transpose(1, 2)", "attention(q, k, v", "attention(q_i")),
     ("text", ("modeling_", "lm_head", "generate", "forward", "mlp", "self_attn")),
 )  # fmt: skip
+#: Advice that the log shows to be followed already, by the fact that does.
+_IN_USE: Final = {"eager": "--enforce-eager", "expandable": "PYTORCH_CUDA_ALLOC_CONF"}
 #: Of which a tensor larger than the card needs a smaller input: no share of the card is enough.
 _FORWARDS: Final = ("vision", "text", "warm-up")
 #: Calls that hold the whole matrix of attention, torch's own as well where it has no fused kernel.
@@ -252,7 +254,8 @@ def _changes(
         and memory.process is not None  # not under WSL and Windows, where it is said to fail
     ):
         changes.append("PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True against fragmentation")
-    return tuple(changes)
+    in_use = [option for fact, option in _IN_USE.items() if fact in case.facts.subject.facts]
+    return tuple(change for change in changes if not change.startswith(tuple(in_use)))
 
 
 def _loaded_twice(case: LogCase) -> tuple[str, Evidence] | None:
