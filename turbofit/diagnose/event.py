@@ -37,6 +37,8 @@ _WARNED: Final = re.compile(
     r"\W*(?:INFO|DEBUG|WARN(?:ING)?)\b|.{0,240}?(?:\bWARNING\b|[a-z]Warning: "
     r"|\b[Ff]all(?:s|ing)?[ -]?back|\b[Rr]etrying\b)"
 )
+#: What Python's warnings module prints, whatever it quotes.
+_PYTHON_WARNING: Final = re.compile(r"\S*\.py:\d+: \w*Warning: ")
 #: Kinds of the machine: a warning about it is an answer by itself, whichever program printed it.
 _MACHINE: Final = (
     "no_gpu", "driver_too_old", "driver_mismatch", "gpu_too_new", "gpu_too_old", "no_kernel_image",
@@ -103,7 +105,8 @@ def event_of(facts: LogFacts) -> Event:
             and not any(word in mark.text for word in _NEVER_OUTLIVED)
         ):
             continue
-        (warned if known and _WARNED.match(mark.text) else fatal).append(mark)
+        warns = (_WARNED if known else _PYTHON_WARNING).match(mark.text)
+        (warned if warns else fatal).append(mark)
     # Torch warns of the driver and says later that it has no GPU: the warning says why. Alone, a
     # warning is the event where it tells of the machine; what else is warned of is outlived.
     if all(_kind(mark) == "no_gpu" for mark in fatal):

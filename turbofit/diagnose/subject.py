@@ -49,8 +49,12 @@ _CARD_SIZE: Final = (
     rf"(?P<size>s?,?(?: with| of| GPUs?| cards?)?[ _:/-]{{0,2}}[(\[]? ?(?:{_SIZE}|\d{{4,6}} ?MiB)\b"
     r"[)\]]?(?! *(?:of |system |host |CPU )?(?:RAM|DDR|free|used|swap|disk|SSD)))?"
 )
+#: Before a number that says which card, and not how many.
+_NO_INDEX: Final = r"(?<![.:|] )(?<!GPU )(?<!evice )(?<!ank )(?<!ode )(?<!CUDA )(?<![.\d])"
+_MANY: Final = {"two": 2, "four": 4, "eight": 8}
 _CARD: Final = re.compile(
-    r"(?:\b(?P<count>\d{1,2})\s*[x×*]\s*)?(?:\b(?P<before>\d{2,3} ?[Gg][Bb]?)[ -])?"
+    rf"(?:\b(?P<count>\d{{1,2}})\s*[x×*]\s*|{_NO_INDEX}\b(?P<many>[2-8]|two|four|eight) )?"
+    r"(?:\b(?P<before>\d{2,3} ?[Gg][Bb]?)[ -])?"
     r"(?P<name>(?:NVIDIA\s+)?(?:GeForce\s+)?RTX\s?\d{4}(?:\s?D\b)?(?:\s?Ti)?(?:\s?SUPER)?"
     r"(?:\sLaptop)?"
     r"|Tesla\s+[A-Z]\d{1,3}(?:-\w+)*|V100(?:-\w+)*(?:[ -]\d\dGB?)?"
@@ -149,7 +153,8 @@ class FactCollector:
             return
         written = match["size"] or match["before"] or ""
         size, nominal = _gigabytes(written), nominal_gigabytes(plain)
-        count = int(match["count"] or match["times"] or 0)
+        many = match["many"] or match["count"] or match["times"] or 0
+        count = _MANY.get(str(many)) or int(many)
         sized = f"{name} {size}GB" if size else name
         # Behind a comma it may be the machine's; else it may be of all cards together.
         if find_gpu(sized) is None and ("," in written or size == count * nominal):

@@ -259,6 +259,8 @@ def test_a_warning_of_python_of_two_lines_is_no_cause() -> None:
     )
     assert (message(found), found.also) == ("missing_extension", ())
     assert [one.line for one in found.evidence] == [3]
+    quoted = "/x.py:3: UserWarning: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate"
+    assert explain(f"{quoted}\nZeroDivisionError: division by zero\n").kind == "unknown"
 
 
 def test_rows_use_figures_and_groups_that_exist() -> None:
