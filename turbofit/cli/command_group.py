@@ -53,8 +53,10 @@ COMMANDS: Final[dict[str, str]] = {
 }
 #: The modules of commands that stand beside another one.
 _FILES: Final = {
-    "ps": "runs", "logs": "runs", "stop": "runs", "gpus": "models", "version": "help",
-    "compare": "report", "share": "report", "calibrate": "tune", "rehearse": "predict",
+    "predict": "plan", "rehearse": "plan", "which": "plan", "ps": "watch", "logs": "watch",
+    "stop": "watch", "gpus": "models", "machine": "models", "version": "help",
+    "completion": "help", "compare": "report", "share": "report", "page": "report",
+    "calibrate": "tune", "batch": "bench", "cluster": "gateway", "diagnose": "doctor",
     "download": "merge", "init": "export",
 }  # fmt: skip
 

@@ -30,7 +30,7 @@ def test_a_profile_that_plans_the_same(folder, capsys):
     assert f"  context: {before['settings']['session_len']}\n" in text
     assert "engine turbomind" in text
     assert len(text.splitlines()) < 20
-    assert main(["plan", "--json"]) == 0
+    assert main(["plan", "-f", "turbofit.yaml", "--json"]) == 0
     after = json.loads(capsys.readouterr().out)
     for key in ("settings", "limits", "kv", "parallel"):
         assert after[key] == before[key]

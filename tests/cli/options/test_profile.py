@@ -175,12 +175,6 @@ def planned(capsys: pytest.CaptureFixture[str], *words: str) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
-def test_turbofit_yaml_is_read_where_no_model_is_named(file, capsys):
-    file.rename(file.with_name("turbofit.yaml"))
-    assert planned(capsys, "plan")["model"]["name"] == "InternVL2-2B"
-    assert planned(capsys, "plan", "internvl2-1b", "--on", "1xl4")["workload"]["context"] != 4096
-
-
 def test_serve_shows_the_profiles_command(file, capsys):
     assert main(["serve", "--dry-run", "-f", str(file)]) == 0
     shown = capsys.readouterr().out

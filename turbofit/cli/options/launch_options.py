@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from turbofit.core.json_types import Options
+    from turbofit.planning.request import PlanRequest
 
 Seconds = Annotated[float, Field(ge=0, lt=1e6), SECONDS, Metavar("SECONDS")]
 
@@ -187,3 +188,29 @@ def refuse_repeated(models: Sequence[str]) -> None:
     """
     if len(set(models)) < len(models):
         raise UsageError("a model is named twice", hint="name each model once")
+
+
+def refuse_elsewhere(request: PlanRequest, does: str, beside: str = "") -> None:
+    """Stop where a machine is described to a command that works on the GPUs here.
+
+    Raises:
+        UsageError: it is.
+    """
+    if request.on is not None:
+        if isinstance(request.on, str):
+            from turbofit.machine.source import machine_from
+
+            machine_from(request.on)  # what is no machine is said as that
+        raise UsageError(
+            f"{does} the machine here, so --on does not go with it",
+            hint=f"add --pretend to try it on pretend GPUs{beside}; turbofit plan MODEL --on "
+            f"{request.on} plans for that machine",
+        )
+
+
+def ray_address(text: str) -> str | None:
+    """Ray's address in ``ray`` or ``ray:ADDRESS``; None is the cluster of this host."""
+    kind, _, address = text.partition(":")
+    if kind != "ray":
+        raise UsageError(f"--cluster {text[:60]!r} is no Ray cluster", hint="ray, or ray:HOST:6379")
+    return address or None
