@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.gateway import CHAT, ask, chat, gateway
 from turbofit.cli.options.common_options import filled
-from turbofit.cli.options.gateway_options import GatewayOptions
+from turbofit.cli.options.launch_options import GatewayOptions
 from turbofit.core.errors import UsageError
 from turbofit.gateway.http.prepare import Preparation
 from turbofit.gateway.limits.defaults import Defaults

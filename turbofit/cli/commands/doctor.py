@@ -22,18 +22,12 @@ if TYPE_CHECKING:
     from turbofit.planning.examine.scene import State
     from turbofit.report.painters.document import Block, Tone
 
-#: What is said behind a number, behind one and behind more; what stops comes first.
-_COUNTED: Final[dict[State, tuple[str, str]]] = {
-    "stops": ("stops serving", "stop serving"),
-    "warning": ("warning", "warnings"),
-    "unreadable": ("could not be read", "could not be read"),
-    "ok": ("in order", "in order"),
-}
-_TITLES: Final[dict[State, str]] = {
-    "stops": "Stops serving",
-    "warning": "Warnings",
-    "unreadable": "Could not be read",
-    "ok": "In order",
+#: A heading, and what is said behind one and behind more; what stops comes first.
+_STATES: Final[dict[State, tuple[str, str, str]]] = {
+    "stops": ("Stops serving", "stops serving", "stop serving"),
+    "warning": ("Warnings", "warning", "warnings"),
+    "unreadable": ("Could not be read", "could not be read", "could not be read"),
+    "ok": ("In order", "in order", "in order"),
 }
 
 
@@ -63,13 +57,13 @@ def _doctor_view(report: DoctorReport, *, full: bool) -> Iterator[Block]:
     """What stops first; what is in order last, in a line where ``full`` is not asked for."""
     from turbofit.report.painters.document import Heading, Paragraph, known_facts, table
 
-    counted = {state: report.count(state) for state in _COUNTED}
-    counts = ", ".join(f"{n} {_COUNTED[state][n > 1]}" for state, n in counted.items() if n)
+    counted = {state: report.count(state) for state in _STATES}
+    counts = ", ".join(f"{n} {_STATES[state][1 + (n > 1)]}" for state, n in counted.items() if n)
     known = f"{report.machine} ({report.source})"
     yield Heading(known if report.machine else "no GPU that can be read")
     tone: Tone = "bad" if report.exit_code else "warn" if report.count("warning") else "good"
     yield Paragraph(counts, tone=tone)
-    for state, title in _TITLES.items():
+    for state, (title, *_) in _STATES.items():
         findings = [finding for finding in report.findings if finding.state == state]
         if not findings:
             continue

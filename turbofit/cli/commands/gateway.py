@@ -10,8 +10,7 @@ import click
 
 from turbofit.cli.command import PATH, Argument, Option, command, option_name, refuse_together
 from turbofit.cli.options import common_options as common
-from turbofit.cli.options.gateway_options import GatewayOptions
-from turbofit.cli.options.launch_options import needs_cluster, ray_address
+from turbofit.cli.options.launch_options import GatewayOptions, needs_cluster, ray_address
 from turbofit.cli.terminal.output import Form, answer, note, say_cut
 from turbofit.core.errors import LaunchError, UsageError
 from turbofit.core.process.progress import under_way

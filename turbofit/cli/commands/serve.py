@@ -6,10 +6,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import click
+
 from turbofit.cli.command import CliCommand, Option, command, option_name, refuse_together
 from turbofit.cli.options import common_options as common
 from turbofit.cli.options import launch_options as launch
-from turbofit.cli.options.gateway_options import GatewayOptions
 from turbofit.cli.terminal.output import (
     Form,
     answer,
@@ -64,7 +65,7 @@ _CLUSTER: Final = ("cluster", "name", "node_port")
     *common.FORMS,
     *common.options_of(launch.ServeOptions, _LAUNCH, group="launch"),
     *common.options_of(launch.ServeOptions, ["model_name"], group="gateway"),
-    *common.options_of(GatewayOptions, group="gateway"),
+    *common.options_of(launch.GatewayOptions, group="gateway"),
     *common.options_of(launch.ModelsOptions, group="sleep, and several models"),
     *common.options_of(launch.ServeOptions, _CLUSTER, group="cluster"),
     *common.planning_options(),
@@ -87,7 +88,7 @@ def serve(
     if DETACHED in os.environ:
         detach = False
     options = common.filled(launch.ServeOptions, given)
-    public = common.filled(GatewayOptions, given)
+    public = common.filled(launch.GatewayOptions, given)
     models = common.filled(launch.ModelsOptions, given)
     passed = sort_options(rest, unplanned=options.unplanned)
     options = options.named(passed.model_name)
@@ -120,8 +121,6 @@ def serve(
 
 def _detached(form: Form, cluster: str | None) -> int:
     """The same command in the background; its exit code where it does not open."""
-    import click
-
     from turbofit.launch.serve.runs import serve_detached
 
     words = click.get_current_context().meta[WORDS]
@@ -150,43 +149,32 @@ def _models(
     config: ServeConfig, options: launch.ModelsOptions, names: Sequence[str], form: Form
 ) -> int:
     """Several models, or one whose engines end while nobody asks for it."""
-    import click
-
+    from turbofit.launch import serve_models as several
     from turbofit.launch.serve.planner import preview
-    from turbofit.launch.serve_models import (
-        ModelsPolicy,
-        PlannedModel,
-        ServedModels,
-        in_turns,
-        serve_models,
-        side_by_side,
-    )
 
     def opened(url: str, models: Sequence[str]) -> None:
+        _say_open([url], config, models[0], form)
         if not form.as_json:
-            answer(f"{url}\n")
-            for line in _to_ask(url, config, models[0]):
-                say(line)
             say(f"models: {', '.join(models)}")
 
-    def body(stop: StopSignal) -> ServedModels:
+    def body(stop: StopSignal) -> several.ServedModels:
         if len(names) < 2:
-            planned = [PlannedModel(config, preview(config))]
+            planned = [several.PlannedModel(config, preview(config))]
             at_once = 1
         else:
             of_models = common.each_model(click.get_current_context(), names)
             if options.swap:
-                planned, at_once = in_turns(config, of_models, say)
+                planned, at_once = several.in_turns(config, of_models, say)
             else:
-                planned = side_by_side(config, of_models, say)
+                planned = several.side_by_side(config, of_models, say)
                 at_once = len(planned)
         if config.pretend:
             note(_PRETEND)
-        policy = ModelsPolicy(at_once=at_once, **options.policy_fields())
-        return serve_models(planned, policy, stop, say, opened, wait=options.wait_seconds)
+        policy = several.ModelsPolicy(at_once=at_once, **options.policy_fields())
+        return several.serve_models(planned, policy, stop, say, opened, wait=options.wait_seconds)
 
     served = run_until_signal(body)
-    if not isinstance(served, ServedModels):
+    if not isinstance(served, several.ServedModels):
         return exit_code(served)
     if form.as_json:
         runs = [str(folder) for folder in served.folders]
@@ -224,16 +212,8 @@ def _one_model(config: ServeConfig, arguments: _Arguments, form: Form) -> int:
     from turbofit.launch.serve.leases import Leases
 
     def body(stop: StopSignal) -> signal.Signals:
-        lines: list[str] = []
-
         def opened(urls: list[str]) -> None:
-            if form.as_json:
-                return
-            answer("".join(f"{url}\n" for url in urls))
-            if not lines:
-                lines.extend(_to_ask(urls[0], config, config.client_name(plan.model)))
-                for line in lines:
-                    say(line)
+            _say_open(urls, config, config.client_name(plan.model), form)
 
         with Leases() as leases:
             run = Run(config, leases, say, on_open=opened)
@@ -254,8 +234,6 @@ def _one_model(config: ServeConfig, arguments: _Arguments, form: Form) -> int:
 
 def _reloads(run: Run, arguments: _Arguments) -> Callable[[], None] | None:
     """What SIGHUP does where the options are a profile's; without one it ends the run."""
-    import click
-
     from turbofit.launch.run import Reloader
 
     ctx = click.get_current_context(silent=True)  # None where a program calls it
@@ -264,7 +242,7 @@ def _reloads(run: Run, arguments: _Arguments) -> Callable[[], None] | None:
 
     def read() -> tuple[Options, GatewayConfig]:
         options = common.read_again(ctx)
-        now = arguments._replace(public=common.filled(GatewayOptions, options))
+        now = arguments._replace(public=common.filled(launch.GatewayOptions, options))
         return options, now.gateway()
 
     return Reloader(run, ctx.params, read).begin
@@ -281,7 +259,7 @@ class _Arguments(NamedTuple):
 
     request: PlanRequest
     options: launch.ServeOptions
-    public: GatewayOptions
+    public: launch.GatewayOptions
     passed: PassedOptions
 
     def gateway(self) -> GatewayConfig:
@@ -384,18 +362,22 @@ def _read_saved(arguments: _Arguments, file: str) -> Plan:
     return plan
 
 
-def _to_ask(url: str, config: ServeConfig, model: str) -> list[str]:
-    """What is said once a server is open: lines for a shell and for Python, and the address last.
+def _say_open(urls: Sequence[str], config: ServeConfig, model: str, form: Form) -> None:
+    """Say that a server is open: its addresses, lines for a shell and for Python, the address last.
 
     Without a gateway they are for the first engine.
     """
     from turbofit.gateway.http.welcome import client_lines
 
+    if form.as_json:
+        return
+    answer("".join(f"{url}\n" for url in urls))
     gateway = config.gateway
     key = bool(config.api_key) if gateway is None else bool(gateway.api_keys)
-    lines = [f"to ask: {line}" for line in client_lines(url, model, key=key)]
-    browser = "" if gateway is None else f", or in a browser: {url}"
-    return [*lines, f"to chat: turbofit chat {url}{browser}"]
+    for line in client_lines(urls[0], model, key=key):
+        say(f"to ask: {line}")
+    browser = "" if gateway is None else f", or in a browser: {urls[0]}"
+    say(f"to chat: turbofit chat {urls[0]}{browser}")
 
 
 def _modelled(passed: PassedOptions) -> dict[str, Any]:
@@ -432,10 +414,7 @@ def _serve_on_cluster(arguments: _Arguments, form: Form) -> int:
     name = config.client_name(config.request.model)
 
     def opened(urls: list[str]) -> None:
-        if not form.as_json:
-            answer("".join(f"{url}\n" for url in urls))
-            for line in _to_ask(urls[0], config, name):
-                say(line)
+        _say_open(urls, config, name, form)
 
     ended = run_until_signal(lambda stop: serve_cluster(config, stop, say=say, on_open=opened))
     if form.as_json:

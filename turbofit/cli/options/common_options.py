@@ -314,8 +314,7 @@ _BEFORE_PROFILES: Final = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONM
 
 def sections() -> dict[str, ProfileSection]:
     """What may stand in a profile, by its heading: the fields that the command line is made of."""
-    from turbofit.cli.options.gateway_options import GatewayOptions
-    from turbofit.cli.options.launch_options import ModelsOptions, ServeOptions
+    from turbofit.cli.options.launch_options import GatewayOptions, ModelsOptions, ServeOptions
     from turbofit.cli.options.profile import ProfileSection
     from turbofit.planning.request import ENGINE_OPTIONS, GROUPS, PlanRequest
 
