@@ -15,10 +15,7 @@ if TYPE_CHECKING:
     from turbofit.core.model import Model
 
 
-@command(
-    Argument("fragments", nargs=-1, metavar="[WORD]..."),
-    *FORMS,
-)
+@command(Argument("fragments", nargs=-1, metavar="[WORD]..."), *FORMS)
 def models(fragments: tuple[str, ...], form: Form) -> int:
     from turbofit.cli.terminal import progress_display as terminal
     from turbofit.model.presets import presets_with
@@ -52,10 +49,7 @@ def _read(name: str) -> Model | str:
         return exc.message
 
 
-@command(
-    Argument("words", nargs=-1, metavar="[WORD]..."),
-    *FORMS,
-)
+@command(Argument("words", nargs=-1, metavar="[WORD]..."), *FORMS)
 def gpus(words: tuple[str, ...], form: Form) -> int:
     from turbofit.machine.presets import load_preset, presets_with
     from turbofit.machine.unlisted import no_preset
@@ -77,12 +71,7 @@ def gpus(words: tuple[str, ...], form: Form) -> int:
     *FORMS,
 )
 def machine(
-    *,
-    on: str | None,
-    gpus: str | None,
-    save: str | None,
-    measure: bool,
-    form: Form,
+    *, on: str | None, gpus: str | None, save: str | None, measure: bool, form: Form
 ) -> int:
     from turbofit.machine.snapshot import save_snapshot
     from turbofit.machine.source import machine_from

@@ -32,12 +32,7 @@ if TYPE_CHECKING:
     *common.planning_options(),
 )
 def plan(
-    *,
-    model: tuple[str, ...],
-    rehearse: bool,
-    cluster: str | None,
-    form: Form,
-    **given: Any,
+    *, model: tuple[str, ...], rehearse: bool, cluster: str | None, form: Form, **given: Any
 ) -> int:
     """Plan and show; exit 3 where nothing fits."""
     request = common.filled(PlanRequest, {**given, "model": model[0]})

@@ -74,12 +74,7 @@ _CLUSTER: Final = ("cluster", "name", "node_port")
     usage="(MODEL... | -f FILE | --plan FILE) [OPTIONS] [-- LMDEPLOY OPTIONS]",
 )
 def serve(
-    *,
-    model: tuple[str, ...],
-    detach: bool,
-    form: Form,
-    rest: Sequence[str],
-    **given: Any,
+    *, model: tuple[str, ...], detach: bool, form: Form, rest: Sequence[str], **given: Any
 ) -> int:
     """Plan or read the plan, check, launch; 0 once a signal ended it in order."""
     from turbofit.launch.serve.passthrough import sort_options

@@ -50,11 +50,7 @@ class _Text(click.ParamType):  # type: ignore[type-arg] # generic in newer click
     def shell_complete(
         self, _ctx: click.Context, _param: click.Parameter, incomplete: str
     ) -> list[Any]:
-        from click.shell_completion import CompletionItem
-
-        if self.path:
-            return [CompletionItem(incomplete, type="file")]
-        return [CompletionItem(word) for word in self.choices if word.startswith(incomplete)]
+        return _candidates_or_files(self.choices, incomplete) if self.choices or self.path else []
 
 
 class _Syntax(NamedTuple):
@@ -207,12 +203,9 @@ HTML: Final = Option("--html", metavar="FILE", form=True, type=PATH, help="one p
 
 #: A run of `serve`, by `read_run`.
 RUN: Final = Argument(
-    "run",
-    metavar="RUN",
-    required=False,
-    type=PATH,
+    "run", metavar="RUN", required=False, type=PATH,
     explained="a run's folder or name, or its model (default: the newest run)",
-)
+)  # fmt: skip
 API_KEY: Final = Option(
     "--api-key", metavar="KEY", help="the server's key (default: $TURBOFIT_API_KEY)"
 )
