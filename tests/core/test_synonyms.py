@@ -52,7 +52,7 @@ def test_every_option_that_the_table_names_is_one() -> None:
         ("--kv-cache-dtype", "auto", "--quant-policy 0"),
         ("--kv-cache-dtype", "nvfp4", "--quant-policy"),
         ("--cache-type-k", "q8_0", "--quant-policy 8"),
-        ("--quantization", "awq_marlin", "--model-format awq"),
+        ("--quantization", "awq_marlin", "leave it out: the checkpoint's config says"),
         ("--limit-mm-per-prompt", "image=4", "--images 4"),
         ("--image", "4k", "--image-size 4k"),
         ("--limit-mm-per-prompt", "image=4,video=1", "--images 4"),

@@ -95,7 +95,10 @@ def synonym(name: str, command: str = "") -> Synonym | None:
         name: as it was typed.
         command: of turbofit, where it was typed as an option of one.
     """
-    meaning = _tables().options.get(name.lstrip("-").replace("_", "-").lower())
+    key, tables = name.lstrip("-").replace("_", "-").lower(), _tables()
+    meaning = tables.options.get(key)
+    if says := tables.parts.get(f"{command} {key}"):
+        return Synonym(of=meaning.of if meaning else "other programs", say=says)
     if meaning is None or (meaning.only and not command):
         return None
     if command in meaning.at:
@@ -109,8 +112,8 @@ def command_synonym(name: str) -> str | None:
 
 
 def by_its_words(name: str, command: str) -> str:
-    """What to do instead of an option that nobody has, by a word of its name; empty for others."""
-    parts, words = _tables().parts, re.split("[-_]+", name.lower())
+    """What to do instead of an option that nobody has, by a word of its name, or by the command."""
+    parts, words = _tables().parts, [*re.split("[-_]+", name.lower()), "option"]
     keys = (key for word in words for key in (f"{command} {word}", word) if key in parts)
     return parts[key] if (key := next(keys, None)) else ""
 

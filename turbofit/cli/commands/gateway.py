@@ -76,9 +76,13 @@ def gateway(
     if name is not None:
         raise needs_cluster("name")
     if not plan or not upstream:
+        lacking = {
+            "--plan FILE, which turbofit plan MODEL --json > FILE writes": plan,
+            "--upstream URL, an engine's address, as http://127.0.0.1:23334": upstream,
+        }
         raise UsageError(
             "gateway needs --plan and --upstream, or --nodes, or --cluster",
-            hint="turbofit gateway --plan plan.json --upstream http://127.0.0.1:23334",
+            hint=f"add {', and '.join(text for text, value in lacking.items() if not value)}",
         )
     config = options.config(upstream_key=key)
     app = _planned(read_plan(plan), upstream, config, options.access_log, overlay=overlay)
