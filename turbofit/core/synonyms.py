@@ -67,6 +67,7 @@ class _Tables(Struct):
 
     options: dict[str, Synonym]
     parts: dict[str, str]
+    say_nothing: frozenset[str]
     commands: dict[str, str]
     letters: dict[str, str]
 
@@ -112,10 +113,11 @@ def command_synonym(name: str) -> str | None:
 
 
 def by_its_words(name: str, command: str) -> str:
-    """What to do instead of an option that nobody has, by a word of its name, or by the command."""
-    parts, words = _tables().parts, [*re.split("[-_]+", name.lower()), "option"]
-    keys = (key for word in words for key in (f"{command} {word}", word) if key in parts)
-    return parts[key] if (key := next(keys, None)) else ""
+    """What to do instead of an option that nobody has; empty unless its words mean one thing."""
+    parts, said = _tables().parts, _tables().say_nothing
+    words = [word for word in re.split("[-_]+", name.lower()) if word and word not in said]
+    known = {parts.get(f"{command} {word}", parts.get(word, "")) for word in words}
+    return (known.pop() if len(known) == 1 else "") or parts.get(f"{command} option", "")
 
 
 def near(name: str, known: Iterable[str], count: int = 1) -> list[str]:
