@@ -149,11 +149,7 @@ class CliCommand(click.Command):
         return left
 
     def _check_forms(self, ctx: click.Context) -> None:
-        """Take the one form of the answer that may be asked for.
-
-        Raises:
-            UsageError: two were asked for.
-        """
+        """Take the one form of the answer that may be asked for; stop at two."""
         forms = [param for param in self.params if isinstance(param, Option) and param.form]
         given = [option.opts[0] for option in forms if ctx.params[option.name or ""]]
         if len(given) > 1:

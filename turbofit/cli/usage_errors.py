@@ -23,7 +23,7 @@ _MODELS: Final = ("model", "run", "fragments")
 #: Options, and variables as NAME=VALUE, whose value is a secret; compiled where it is needed.
 _SECRET: Final = r"(?i)(?:token|key|password|secret)(?:s?\b|\w*=)"
 #: Options of every command.
-_EVERYWHERE: Final = ("quiet", "verbose", "help")
+_EVERYWHERE: Final = ("--quiet", "--verbose", "--help")
 #: A command with no more options than these names them all.
 _LISTED: Final = 12
 #: Under which name a context keeps the words that it was made of.
@@ -111,18 +111,9 @@ def _unknown_option(name: str, ctx: click.Context) -> UsageError:
         return UsageError(what, hint=instead)
     elif longer:
         hint = f"did you mean {longer[0]}? "
-    elif len(options := _command_options(ctx)) <= _LISTED:
+    elif len(options := [name for name in known if name not in _EVERYWHERE]) <= _LISTED:
         hint = f"its options are {', '.join(options)}; " if options else "it takes no options; "
     return UsageError(what, hint=f"{hint}see {ctx.command_path} --help")
-
-
-def _command_options(ctx: click.Context) -> list[str]:
-    """The command's options, without those that every command has."""
-    return [
-        _spelled(param, ctx)
-        for param in ctx.command.params
-        if isinstance(param, click.Option) and param.name not in _EVERYWHERE
-    ]
 
 
 def unknown_options(errors: list[UsageError], words: list[str], ctx: click.Context) -> UsageError:

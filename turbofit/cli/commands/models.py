@@ -88,11 +88,7 @@ def machine(
 
 
 def _measured(machine: Machine, on: str | None) -> Machine:
-    """Measure, and keep it.
-
-    Raises:
-        UsageError: a machine that is not this one.
-    """
+    """Measure this machine, and no other, and keep it."""
     from turbofit.machine.speed import keep, measure_speed, with_measured
 
     if on is not None:

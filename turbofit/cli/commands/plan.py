@@ -10,7 +10,6 @@ import click
 from turbofit import api
 from turbofit.cli.command import PATH, Option, command, refuse_together
 from turbofit.cli.options import common_options as common
-from turbofit.cli.options.launch_options import refuse_repeated
 from turbofit.cli.terminal.output import Form, answer, say
 from turbofit.core.errors import DoesNotFitError, UsageError
 from turbofit.core.process.progress import under_way
@@ -36,7 +35,6 @@ def plan(
 ) -> int:
     """Plan and show; exit 3 where nothing fits."""
     request = common.filled(PlanRequest, {**given, "model": model[0]})
-    refuse_repeated(model)
     if len(model) > 1:
         alone = {"cluster": cluster, "rehearse": rehearse}
         refuse_together(alone, "several models", ", or plan each model by itself")

@@ -11,15 +11,7 @@ import click
 from turbofit.cli.command import CliCommand, Option, command, option_name, refuse_together
 from turbofit.cli.options import common_options as common
 from turbofit.cli.options import launch_options as launch
-from turbofit.cli.terminal.output import (
-    Form,
-    answer,
-    exit_code,
-    note,
-    run_until_signal,
-    say,
-    say_cut,
-)
+from turbofit.cli.terminal import output
 from turbofit.cli.usage_errors import WORDS
 from turbofit.core.errors import UsageError
 from turbofit.core.model import Model
@@ -74,7 +66,7 @@ _CLUSTER: Final = ("cluster", "name", "node_port")
     usage="(MODEL... | -f FILE | --plan FILE) [OPTIONS] [-- LMDEPLOY OPTIONS]",
 )
 def serve(
-    *, model: tuple[str, ...], detach: bool, form: Form, rest: Sequence[str], **given: Any
+    *, model: tuple[str, ...], detach: bool, form: output.Form, rest: Sequence[str], **given: Any
 ) -> int:
     """Plan or read the plan, check, launch; 0 once a signal ended it in order."""
     from turbofit.launch.serve.passthrough import sort_options
@@ -93,7 +85,6 @@ def serve(
     options.check()
     if options.no_gateway:
         public.refuse_unused()
-    launch.refuse_repeated(model)
     models.check(model, options)
     arguments = _Arguments(request, options, public, passed)
     if not model and not options.plan:
@@ -114,34 +105,34 @@ def serve(
     return _one_model(config, arguments, form)
 
 
-def _detached(form: Form, cluster: str | None) -> int:
+def _detached(form: output.Form, cluster: str | None) -> int:
     """The same command in the background; its exit code where it does not open."""
     from turbofit.launch.serve.runs import serve_detached
 
     words = click.get_current_context().meta[WORDS]
     end = words.index("--") if "--" in words else len(words)
     kept = [word for word in words[:end] if word not in ("-d", "--detach", "--json")]
-    say("starting in the background; Ctrl-C ends it")
+    output.say("starting in the background; Ctrl-C ends it")
     with under_way("starting in the background"):
         server = serve_detached([*kept, *words[end:]])
     if server.exit_code is not None:
         for line in server.last_lines():
-            note(line)
+            output.note(line)
         return server.exit_code
     # Engines on other machines are no runs of this one.
     how = "turbofit ps, logs and stop"
     if cluster is not None:
         how = f"turbofit cluster status --cluster {cluster} shows it, kill {server.pid} ends it"
-    say(f"process {server.pid} serves; {how}; what it says is in {server.log}")
+    output.say(f"process {server.pid} serves; {how}; what it says is in {server.log}")
     if form.as_json:
-        answer(to_json({"url": server.url, "pid": server.pid, "log": str(server.log)}))
+        output.answer(to_json({"url": server.url, "pid": server.pid, "log": str(server.log)}))
     else:
-        answer(f"{server.url}\n")
+        output.answer(f"{server.url}\n")
     return 0
 
 
 def _models(
-    config: ServeConfig, options: launch.ModelsOptions, names: Sequence[str], form: Form
+    config: ServeConfig, options: launch.ModelsOptions, names: Sequence[str], form: output.Form
 ) -> int:
     """Several models, or one whose engines end while nobody asks for it."""
     from turbofit.launch import serve_models as several
@@ -150,7 +141,7 @@ def _models(
     def opened(url: str, models: Sequence[str]) -> None:
         _say_open([url], config, models[0], form)
         if not form.as_json:
-            say(f"models: {', '.join(models)}")
+            output.say(f"models: {', '.join(models)}")
 
     def body(stop: StopSignal) -> several.ServedModels:
         if len(names) < 2:
@@ -159,23 +150,25 @@ def _models(
         else:
             of_models = common.each_model(click.get_current_context(), names)
             if options.swap:
-                planned, at_once = several.in_turns(config, of_models, say)
+                planned, at_once = several.in_turns(config, of_models, output.say)
             else:
-                planned = several.side_by_side(config, of_models, say)
+                planned = several.side_by_side(config, of_models, output.say)
                 at_once = len(planned)
         if config.pretend:
-            note(_PRETEND)
+            output.note(_PRETEND)
         policy = several.ModelsPolicy(at_once=at_once, **options.policy_fields())
-        return several.serve_models(planned, policy, stop, say, opened, wait=options.wait_seconds)
+        return several.serve_models(
+            planned, policy, stop, output.say, opened, wait=options.wait_seconds
+        )
 
-    served = run_until_signal(body)
+    served = output.run_until_signal(body)
     if not isinstance(served, several.ServedModels):
-        return exit_code(served)
+        return output.exit_code(served)
     if form.as_json:
         runs = [str(folder) for folder in served.folders]
-        answer(to_json({"ended": served.ended.name, "runs": runs, "cut": served.cut}))
-    say_cut(served.cut)
-    return exit_code(served.ended)
+        output.answer(to_json({"ended": served.ended.name, "runs": runs, "cut": served.cut}))
+    output.say_cut(served.cut)
+    return output.exit_code(served.ended)
 
 
 def _config(arguments: _Arguments) -> ServeConfig:
@@ -202,7 +195,7 @@ def _config(arguments: _Arguments) -> ServeConfig:
     )
 
 
-def _one_model(config: ServeConfig, arguments: _Arguments, form: Form) -> int:
+def _one_model(config: ServeConfig, arguments: _Arguments, form: output.Form) -> int:
     from turbofit.launch.run import Run
     from turbofit.launch.serve.leases import Leases
 
@@ -211,20 +204,20 @@ def _one_model(config: ServeConfig, arguments: _Arguments, form: Form) -> int:
             _say_open(urls, config, config.client_name(plan.model), form)
 
         with Leases() as leases:
-            run = Run(config, leases, say, on_open=opened)
+            run = Run(config, leases, output.say, on_open=opened)
             if config.pretend:
-                note(_PRETEND)
+                output.note(_PRETEND)
             plan = run.prepare()
             folder = run.begin()
             stop.on_hangup = _reloads(run, arguments)
             ended = run.follow(stop)
         cut = 0 if run.public is None else run.public.cut
         if form.as_json:
-            answer(to_json({"ended": ended.name, "run": str(folder), "cut": cut}))
-        say_cut(cut)
+            output.answer(to_json({"ended": ended.name, "run": str(folder), "cut": cut}))
+        output.say_cut(cut)
         return ended
 
-    return exit_code(run_until_signal(body))
+    return output.exit_code(output.run_until_signal(body))
 
 
 def _reloads(run: Run, arguments: _Arguments) -> Callable[[], None] | None:
@@ -272,7 +265,7 @@ class _Arguments(NamedTuple):
         return self.public.config()
 
 
-def _show_commands(arguments: _Arguments, form: Form) -> int:
+def _show_commands(arguments: _Arguments, form: output.Form) -> int:
     """Print instead of launching: the commands as somebody would run them without a gateway."""
     import msgspec
 
@@ -305,22 +298,18 @@ def _show_commands(arguments: _Arguments, form: Form) -> int:
     if not plan.fits:
         raise refusal(plan)
     for text in plan.model.warnings:
-        say(f"warning: {text}")
+        output.say(f"warning: {text}")
     behind = (
         "" if arguments.options.no_gateway else "turbofit serve starts this behind its gateway: "
     )
     head = f"# {behind}{unheld(plan)}\n"
     texts = [shell_words(command.argv, command.env) + "\n" for command in shown_commands]
-    answer(head + "\n".join(texts))
+    output.answer(head + "\n".join(texts))
     return 0
 
 
 def _with_passed(arguments: _Arguments) -> PlanRequest:
-    """The request with the options after ``--`` that are planned with.
-
-    Raises:
-        UsageError: one of them is given twice.
-    """
+    """The request with the options after ``--`` that are planned with; stop where one is twice."""
     request, more = arguments.request, _modelled(arguments.passed)
     given = request.given()
     for name, value in more.items():
@@ -333,11 +322,7 @@ def _with_passed(arguments: _Arguments) -> PlanRequest:
 
 
 def _read_saved(arguments: _Arguments, file: str) -> Plan:
-    """A saved plan: it is complete, so that no option of planning may stand beside it.
-
-    Raises:
-        UsageError: something is.
-    """
+    """A saved plan, which is complete: stop where an option of planning stands beside it."""
     from turbofit.report.stored_documents import read_plan
 
     given = arguments.request.given()
@@ -357,7 +342,7 @@ def _read_saved(arguments: _Arguments, file: str) -> Plan:
     return plan
 
 
-def _say_open(urls: Sequence[str], config: ServeConfig, model: str, form: Form) -> None:
+def _say_open(urls: Sequence[str], config: ServeConfig, model: str, form: output.Form) -> None:
     """Say that a server is open: its addresses, lines for a shell and for Python, the address last.
 
     Without a gateway they are for the first engine.
@@ -366,13 +351,13 @@ def _say_open(urls: Sequence[str], config: ServeConfig, model: str, form: Form) 
 
     if form.as_json:
         return
-    answer("".join(f"{url}\n" for url in urls))
+    output.answer("".join(f"{url}\n" for url in urls))
     gateway = config.gateway
     key = bool(config.api_key) if gateway is None else bool(gateway.api_keys)
     for line in client_lines(urls[0], model, key=key):
-        say(f"to ask: {line}")
+        output.say(f"to ask: {line}")
     browser = "" if gateway is None else f", or in a browser: {urls[0]}"
-    say(f"to chat: turbofit chat {urls[0]}{browser}")
+    output.say(f"to chat: turbofit chat {urls[0]}{browser}")
 
 
 def _modelled(passed: PassedOptions) -> dict[str, Any]:
@@ -393,13 +378,13 @@ _ONE_MACHINE: Final = (
 _NOT_OF_NODES: Final = ("cluster", "name", "node_port", "no_rehearse", "unplanned")
 
 
-def _serve_on_cluster(arguments: _Arguments, form: Form) -> int:
+def _serve_on_cluster(arguments: _Arguments, form: output.Form) -> int:
     """Serve until a signal; 0 once one ended it in order."""
     from turbofit.launch.cluster.controller import serve_cluster
 
     request, options, public, _ = arguments
     if options.pretend:
-        note(_PRETEND)
+        output.note(_PRETEND)
     gateway = arguments.gateway()
     given = {*request.given(), *options.given(), *public.given()}
     instead = "; turbofit plan --cluster shows what would be served"
@@ -411,11 +396,13 @@ def _serve_on_cluster(arguments: _Arguments, form: Form) -> int:
     def opened(urls: list[str]) -> None:
         _say_open(urls, config, name, form)
 
-    ended = run_until_signal(lambda stop: serve_cluster(config, stop, say=say, on_open=opened))
+    ended = output.run_until_signal(
+        lambda stop: serve_cluster(config, stop, say=output.say, on_open=opened)
+    )
     if form.as_json:
-        answer(to_json({"ended": ended.name}))
-    say("nothing of it is left on the cluster")
-    return exit_code(ended)
+        output.answer(to_json({"ended": ended.name}))
+    output.say("nothing of it is left on the cluster")
+    return output.exit_code(ended)
 
 
 def _cluster_config(arguments: _Arguments, gateway: GatewayConfig) -> ClusterServeConfig:

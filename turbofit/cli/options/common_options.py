@@ -250,9 +250,16 @@ def model_argument(
     model = Argument(
         "model", explained=explained, required=required, nargs=-1 if several else 1,
         metavar="MODEL..." if several else "MODEL", shell_complete=complete_model,
+        callback=_each_once if several else None,
     )  # fmt: skip
     options = [profile_option()] if profile else []
     return [model, *options, *options_of(PlanRequest, ["revision"])]
+
+
+def _each_once(_ctx: click.Context, _param: click.Parameter, names: tuple[str, ...]) -> Any:
+    if len(set(names)) < len(names):
+        raise UsageError("a model is named twice", hint="name each model once")
+    return names
 
 
 def spec_option() -> Option:

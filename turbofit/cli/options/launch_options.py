@@ -35,11 +35,7 @@ class LaunchOptions(Validated):
     forget: bool = False
 
     def check(self) -> None:
-        """Whether they go together.
-
-        Raises:
-            UsageError: they do not.
-        """
+        """Stop where they do not go together."""
         if self.pretend_taken and not self.pretend:
             raise UsageError("--pretend-taken takes nothing of real GPUs", hint="add --pretend")
         if self.pretend_fail and not self.pretend:
@@ -71,11 +67,7 @@ class ServeOptions(LaunchOptions):
     node_port: Annotated[int, Field(ge=0, le=LAST_PORT), Metavar("PORT")] = 0
 
     def check(self) -> None:
-        """As of all launches; and what a cluster alone has needs one.
-
-        Raises:
-            UsageError: they do not go together.
-        """
+        """As of all launches; and what a cluster alone has needs one."""
         super().check()
         for name in ("name", "node_port"):
             if self.cluster is None and name in self.given():
@@ -154,11 +146,7 @@ class ModelsOptions(Validated):
         return {name: value for name, value in fields.items() if value is not None}
 
     def check(self, models: Sequence[str], options: ServeOptions) -> None:
-        """Whether they go together with the rest of the command line.
-
-        Raises:
-            UsageError: they do not.
-        """
+        """Stop where they do not go together with the rest of the command line."""
         several = len(models) > 1
         what = "several models" if several else "--idle"
         if not several and self.swap:
@@ -184,22 +172,8 @@ class ModelsOptions(Validated):
         refuse_together(refused, what, "; turbofit plan A B shows the plans of several models")
 
 
-def refuse_repeated(models: Sequence[str]) -> None:
-    """Stop where a model stands twice among those that are to be served together.
-
-    Raises:
-        UsageError: one does.
-    """
-    if len(set(models)) < len(models):
-        raise UsageError("a model is named twice", hint="name each model once")
-
-
 def refuse_elsewhere(request: PlanRequest, does: str, beside: str = "") -> None:
-    """Stop where a machine is described to a command that works on the GPUs here.
-
-    Raises:
-        UsageError: it is.
-    """
+    """Stop where a machine is described to a command that works on the GPUs here."""
     if request.on is not None:
         if isinstance(request.on, str):
             from turbofit.machine.source import machine_from
