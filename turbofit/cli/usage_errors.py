@@ -139,7 +139,7 @@ def unknown_options(errors: list[UsageError], words: list[str], ctx: click.Conte
     named = before[:1] != "-" or synonym(before) is not None
     if command_synonym(model) or (named and is_spec(machine)):
         line = meant_line(ctx)
-        error.hint += f"; in all: {line}" if line else ""
+        error.hint += f"; in all: {line}" if line and line not in error.hint else ""
     return error
 
 
