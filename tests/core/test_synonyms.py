@@ -7,7 +7,7 @@ import pytest
 
 from turbofit.cli.command_group import COMMANDS, TURBOFIT
 from turbofit.cli.usage_errors import options_by_command
-from turbofit.core.synonyms import _tables, command_synonym, near, synonym
+from turbofit.core.synonyms import _tables, by_its_words, command_synonym, near, synonym
 from turbofit.launch.serve.passthrough import option_classes
 
 
@@ -93,3 +93,22 @@ def test_what_is_unlike_is_no_misspelling() -> None:
         ("--kv-cache-dtype", "--dtype"), ("--free", "--file"), ("--model", "--md"),
     ):  # fmt: skip
         assert near(wrong, [right]) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "command", "said"),
+    [
+        ("--max-price", "plan", "turbofit knows no prices"),
+        ("--used-memory", "plan", "memory stands behind the card"),
+        ("--gpu-vram", "gpus", "a word filters: turbofit gpus 24gb"),
+        ("--family", "models", "a word filters"),
+        # A word that is advised about, beside one that is not, or that means something else.
+        ("--kv-transfer-config", "plan", ""),
+        ("--batch-timeout", "serve", ""),
+        ("--seed-node", "serve", ""),
+    ],
+)
+def test_advice_is_given_where_all_words_of_a_name_mean_it(
+    name: str, command: str, said: str
+) -> None:
+    assert by_its_words(name, command)[: len(said) or None] == said
