@@ -101,7 +101,8 @@ def test_what_is_unlike_is_no_misspelling() -> None:
         ("--max-price", "plan", "turbofit knows no prices"),
         ("--used-memory", "plan", "memory stands behind the card"),
         ("--gpu-vram", "gpus", "a word filters: turbofit gpus 24gb"),
-        ("--family", "models", "a word filters"),
+        ("option", "models", "a word filters"),
+        ("--family", "models", ""),
         # A word that is advised about, beside one that is not, or that means something else.
         ("--kv-transfer-config", "plan", ""),
         ("--batch-timeout", "serve", ""),

@@ -37,12 +37,12 @@ _DASHES: Final = r"(?s)^\s*(?:--|-?[\u2010-\u2015\u2212]-?)(?=[a-z][\w-]*(?:=.*)
 
 
 def usage_error(exc: click.UsageError, ctx: click.Context) -> UsageError:
+    from turbofit.cli.manual import MANUAL, option_texts
+
     hint = f"see {ctx.command_path} --help"
     if isinstance(exc, click.NoSuchOption):
         return _unknown_option(exc.option_name, ctx)
     if isinstance(exc, click.BadParameter) and exc.param is not None:
-        from turbofit.cli.manual import MANUAL
-
         problem = f": {exc.message.rstrip('.')}"
         if isinstance(exc, click.MissingParameter):
             problem, hint = " is missing", f"as {MANUAL[ctx.info_name or ''].examples[0]}; {hint}"
@@ -53,6 +53,11 @@ def usage_error(exc: click.UsageError, ctx: click.Context) -> UsageError:
             hint = f"as {MANUAL[ctx.info_name or ''].examples[0]}; {hint}"
         return UsageError(f"{_spelled(exc.param, ctx)}{problem}", hint=hint)
     text = exc.format_message().rstrip(".")
+    if isinstance(exc, click.BadOptionUsage):
+        option = next(param for param in ctx.command.params if exc.option_name in param.opts)
+        texts = option_texts(ctx.info_name or "")
+        what = getattr(option, "help", "") or texts.get(exc.option_name, "a value behind it")
+        hint = f"{exc.option_name} {option.make_metavar(ctx)}: {what}; {hint}"
     if extra := re.search(r"unexpected extra arguments? \((.+)\)", text):
         known = _about_extra_words(extra[1], ctx)
         hint = f"{known}; {hint}" if known else hint
@@ -111,6 +116,8 @@ def _unknown_option(name: str, ctx: click.Context) -> UsageError:
         return UsageError(what, hint=instead)
     elif longer:
         hint = f"did you mean {longer[0]}? "
+    elif instead := by_its_words("option", ctx.info_name or ""):
+        return UsageError(what, hint=instead)
     elif len(options := [name for name in known if name not in _EVERYWHERE]) <= _LISTED:
         hint = f"its options are {', '.join(options)}; " if options else "it takes no options; "
     return UsageError(what, hint=f"{hint}see {ctx.command_path} --help")

@@ -117,7 +117,7 @@ def by_its_words(name: str, command: str) -> str:
     parts, said = _tables().parts, _tables().say_nothing
     words = [word for word in re.split("[-_]+", name.lower()) if word and word not in said]
     known = {parts.get(f"{command} {word}", parts.get(word, "")) for word in words}
-    return (known.pop() if len(known) == 1 else "") or parts.get(f"{command} option", "")
+    return known.pop() if len(known) == 1 else ""
 
 
 def near(name: str, known: Iterable[str], count: int = 1) -> list[str]:
