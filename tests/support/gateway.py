@@ -72,6 +72,16 @@ def chat(*parts: Any, **fields: Any) -> dict[str, Any]:
     return {"model": "m", "messages": [{"role": "user", "content": content}], **fields}
 
 
+def anthropic(*images: bytes, **fields: Any) -> dict[str, Any]:
+    """A request of Anthropic's API with these images."""
+    sources = [
+        {"type": "base64", "media_type": "image/png", "data": b64encode(image).decode()}
+        for image in images
+    ]
+    content = [{"type": "image", "source": source} for source in sources]
+    return {"max_tokens": 5, "messages": [{"role": "user", "content": content}], **fields}
+
+
 class _Content:
     def __init__(self, response: Answer) -> None:
         self._answer, self._parts = response, list(response.parts)

@@ -14,7 +14,6 @@ from tests.support.gateway import (
     CHAT,
     PATCHES,
     TILES,
-    Recorder,
     ask,
     call,
     chat,
@@ -27,7 +26,6 @@ from turbofit.gateway.http.routes import (
     api_of,
     find_route,
     hold_name,
-    is_health,
     unambiguous,
 )
 from turbofit.gateway.http.welcome import client_lines, limits_in_words, welcome_page
@@ -35,11 +33,11 @@ from turbofit.gateway.limits.request_limits import bounds_of
 
 
 @pytest.mark.parametrize("path", sorted(ROUTES))
-@pytest.mark.parametrize("slashes", [b"/", b"//"])
-def test_a_route_is_served_with_slashes_at_its_end(path: str, slashes: bytes) -> None:
+def test_a_route_is_served_with_slashes_at_its_end(path: str) -> None:
     route = ROUTES[path]
-    assert find_route(route.method, path.encode() + slashes) is route
-    assert api_of(path.encode() + slashes) == api_of(path.encode())
+    for slashes in (b"/", b"//"):
+        assert find_route(route.method, path.encode() + slashes) is route
+        assert api_of(path.encode() + slashes) == api_of(path.encode())
 
 
 def test_a_slash_at_the_end_never_reaches_an_engine() -> None:
@@ -47,31 +45,6 @@ def test_a_slash_at_the_end_never_reaches_an_engine() -> None:
     assert ask(app, CHAT + "/", chat()).status == 200
     assert ask(app, "/v1/models/").status == 200
     assert [request[2] for request in upstream.seen] == [CHAT, "/v1/models"]
-
-
-def test_the_health_page_needs_no_key_with_a_slash_either() -> None:
-    app, _ = gateway(api_keys=("one",))
-    assert is_health(b"/health/")
-    assert not is_health(b"/healthy")
-    assert ask(app, "/health/").status == ask(app, "/health").status == 503
-    assert ask(app, "/v1/models/").status == 401
-
-
-@pytest.mark.parametrize(
-    ("path", "why"),
-    [
-        (b"/v1/embeddings", "LMDeploy makes no embeddings"),
-        (b"/v1/encode", "count_tokens counts tokens"),
-        (b"/get_ppl", "no plan counts"),
-        (b"/pooling/", "no plan counts"),
-        (b"/sleep", "it manages the engine"),
-        (b"/nodes/anything", "it manages the engine"),
-    ],
-)
-def test_a_closed_route_says_why(path: bytes, why: str) -> None:
-    with pytest.raises(Refusal, match=why) as caught:
-        find_route("POST", path)
-    assert caught.value.status == 403
 
 
 OWN = "OpenGVLab/InternVL2-2B"
@@ -100,12 +73,6 @@ async def test_each_name_is_answered_on_every_route(path: str, body: dict[str, A
     assert len(recorder.bodies) == len(NAMES)
 
 
-async def test_without_names_everything_is_passed_on() -> None:
-    app, recorder = gateway(recorder=Recorder())
-    assert (await call(app, CHAT, {**chat(), "model": "gpt-4o"})).status == 200
-    assert [sent["model"] for sent in recorder.bodies] == ["gpt-4o"]
-
-
 async def test_the_list_has_every_name_and_says_which_model_it_means() -> None:
     app, recorder = gateway(names=NAMES)
     cards = (await call(app, "/v1/models", method="GET")).json["data"]
@@ -131,55 +98,47 @@ def test_names_that_mean_two_models_mean_none() -> None:
     assert unambiguous([("x",), ("y", "z")]) == [("x",), ("y", "z")]
 
 
-def test_the_shell_line_is_one_request() -> None:
+def test_the_lines_are_one_request_with_a_key_of_the_environment() -> None:
     shell, _ = client_lines("http://127.0.0.1:1", "o'b/m", key=False)
     curl, url, _, header, _, body = shlex.split(shell)
     assert (curl, url) == ("curl", "http://127.0.0.1:1/v1/chat/completions")
     assert header == "Content-Type: application/json"
     assert json.loads(body)["model"] == "o'b/m"
-
-
-def test_the_python_line_parses_and_a_key_is_read_from_the_environment() -> None:
     shell, python = client_lines("http://h:1", "m", key=True)
-    call = ast.parse(python, mode="eval")
-    assert "http://h:1/v1" in ast.dump(call)
-    assert "API_KEY" in ast.dump(call)
     assert "Bearer $API_KEY" in shell
+    called = ast.dump(ast.parse(python, mode="eval"))
+    assert "http://h:1/v1" in called
+    assert "API_KEY" in called
 
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/docs/"])
 async def test_it_shows_model_limits_example_and_routes(path: str) -> None:
     app, upstream = gateway(names={"org/<b>m": "org/m", "m": "org/m"})
     reply = await call(app, path, method="GET", headers={"host": "box:8000"})
-    text = reply.body.decode()
-    assert reply.status == 200
-    assert reply.headers["content-type"] == "text/html; charset=utf-8"
+    assert (reply.status, reply.headers["content-type"]) == (200, "text/html; charset=utf-8")
     assert "default-src 'none'" in reply.headers["content-security-policy"]
-    assert "turbofit serves org/&lt;b&gt;m</h1>" in text
-    assert "turbofit chat http://box:8000</pre>" in text
-    assert "2 images of 12 tiles, or 26 smaller ones; a larger image is made smaller" in text
-    assert '<a href="/metrics">/metrics</a>' in text
+    text = reply.body.decode()
+    for words in (
+        "turbofit serves org/&lt;b&gt;m</h1>", "turbofit chat http://box:8000</pre>",
+        "2 images of 12 tiles, or 26 smaller ones; a larger image is made smaller",
+        '<a href="/metrics">/metrics</a>',
+    ):  # fmt: skip
+        assert words in text
     assert not re.search("<script|<b>", text)
+    assert (await call(app, path, {})).status == 404
     assert upstream.bodies == []
 
 
 async def test_who_shows_no_key_learns_only_where_to_put_it() -> None:
     app, _ = gateway(names={"secret-model": "m"}, api_keys=("k",))
     reply = await call(app, "/", method="GET")
-    assert reply.status == 401
-    assert reply.headers["www-authenticate"] == "Bearer"
+    assert (reply.status, reply.headers["www-authenticate"]) == (401, "Bearer")
     assert 'refused_total{reason="unauthorized"} 1' in app.metrics.text({})
     assert b"Authorization: Bearer KEY" in reply.body
-    assert b"secret-model" not in reply.body
-    assert b"/v1/" not in reply.body
+    assert not re.search(b"secret-model|/v1/", reply.body)
     reply = await call(app, "/", method="GET", headers={"authorization": "Bearer k"})
     assert reply.status == 200
     assert b"Bearer $API_KEY" in reply.body
-
-
-async def test_other_methods_are_as_before() -> None:
-    app, _ = gateway()
-    assert (await call(app, "/", {})).status == 404
 
 
 def test_a_host_that_is_none_is_not_shown() -> None:
