@@ -25,14 +25,20 @@ from turbofit.gateway.limits.ranges import hold_parameters, lower_answer, most_t
 from turbofit.gateway.limits.request_body import read_body
 from turbofit.gateway.limits.rules import Scope
 
-SCOPE = Scope(engines=("turbomind",), vocabulary=512, session=4096)
+
+def of(*engines: str) -> Scope:
+    return Scope(engines=engines, vocabulary=512, session=4096)
+
+
+SCOPE = of("turbomind")
+CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
 BASE: dict[str, dict[str, Any]] = {
-    "chat": {"model": "m", "messages": [{"role": "user", "content": "x"}]},
+    "chat": CHAT,
     "completions": {"model": "m", "prompt": "x"},
     "generate": {"prompt": "x"},
-    "messages": {"model": "m", "messages": [{"role": "user", "content": "x"}], "max_tokens": 5},
+    "messages": {**CHAT, "max_tokens": 5},
     "responses": {"model": "m", "input": "x"},
-    "count_tokens": {"model": "m", "messages": [{"role": "user", "content": "x"}]},
+    "count_tokens": CHAT,
 }
 
 
@@ -51,13 +57,10 @@ def refused(kind: Any, scope: Scope = SCOPE, **fields: Any) -> Refusal:
 @pytest.mark.parametrize(
     ("kind", "name", "asked", "given", "notes"),
     [
-        ("chat", "top_k", 1024, 1024, []),
         ("chat", "top_k", 1025, 1024, ["top_k=1025->1024"]),
         ("generate", "top_k", 2**63, 1024, ["top_k=9223372036854775808->1024"]),
         ("messages", "top_k", 10**30, 1024, ["top_k=huge->1024"]),
-        ("responses", "top_k", "4096", 1024, ["top_k=4096->1024"]),
         ("completions", "top_k", 3.0, 3, []),
-        ("chat", "n", "3", 3, []),
         ("chat", "n", 3.0, 3, []),
         ("completions", "n", True, 1, []),
         ("chat", "seed", -1, 2**64 - 1, ["seed=-1->18446744073709551615"]),
@@ -71,7 +74,6 @@ def refused(kind: Any, scope: Scope = SCOPE, **fields: Any) -> Refusal:
         ("chat", "presence_penalty", 9, 2, ["presence_penalty=9->2"]),
         # LMDeploy's own tests send 1e-7.
         ("chat", "repetition_penalty", 1e-7, 0.01, ["repetition_penalty=1e-07->0.01"]),
-        ("chat", "repetition_ngram_size", 2000, 1024, ["repetition_ngram_size=2000->1024"]),
         ("generate", "top_logprobs_num", 5000, 1024, ["top_logprobs_num=5000->1024"]),
         ("generate", "stop_token_ids", [0, 511], [0, 511], []),
         ("chat", "logit_bias", {"5": 300, "6": -1}, {"5": 100, "6": -1}, []),
@@ -85,6 +87,9 @@ def test_what_can_be_brought_into_its_range_is_and_is_said(kind, name, asked, gi
     assert type(body[name]) is type(given) or not isinstance(given, int)
 
 
+EMPTY = {"type": "text", "text": ""}
+
+
 @pytest.mark.parametrize(
     ("kind", "name", "asked", "word"),
     [
@@ -93,30 +98,24 @@ def test_what_can_be_brought_into_its_range_is_and_is_said(kind, name, asked, gi
         ("completions", "n", 2**40, "between 1 and 2147483647"),
         ("chat", "n", 1.5, "no whole number"),
         ("chat", "top_k", "x", "no number"),
-        ("chat", "top_k", 1.5, "no whole number"),
         ("chat", "top_k", [1], "no number"),
         ("chat", "temperature", 2.01, "at most 2"),
         ("messages", "temperature", 1.01, "at most 1"),
         ("chat", "temperature", "nan", "not a finite number"),
-        ("chat", "temperature", "inf", "not a finite number"),
         ("chat", "top_p", 0, "above 0"),
         ("completions", "min_p", 2, "at most 1"),
         ("generate", "min_p", -0.1, "at least 0"),
-        ("chat", "repetition_penalty", 0, "above 0"),
-        ("chat", "repetition_penalty", "nan", "not a finite number"),
         ("chat", "max_tokens", 0, "between 1 and 4096"),
         ("chat", "top_logprobs", 21, "between 0 and 20"),
         ("completions", "logprobs", 1, "between 0 and 0"),
         ("completions", "prompt", "", "is empty"),
         ("completions", "prompt", ["a", ""], "is empty"),
-        ("generate", "prompt", "", "is empty"),
         ("generate", "stop_token_ids", [-1], "token id -1, ids are between 0 and 511"),
         ("generate", "stop_token_ids", [512], "token id 512, ids are between 0 and 511"),
         ("generate", "stop_token_ids", list(range(33)), "33 token ids, the limit is 32"),
         ("generate", "stop_token_ids", "12", "no list"),
         ("chat", "input_ids", [10**9], "ids are between 0 and 511"),
         ("chat", "input_ids", [1] * 4097, "4097 token ids, the limit is 4096"),
-        ("messages", "input_ids", [2**63], "ids are between 0 and 511"),
         ("chat", "logit_bias", {"512": 1}, "ids are between 0 and 511"),
         ("chat", "logit_bias", {"x": 1}, "no number"),
         ("chat", "logit_bias", {"1": "nan"}, "not a finite number"),
@@ -131,14 +130,8 @@ def test_what_can_be_brought_into_its_range_is_and_is_said(kind, name, asked, gi
         ("chat", "model", 7, "no string"),
         ("chat", "user", "x" * 5000, "5000 characters"),
         ("chat", "chat_template_kwargs", {"chat_template": "{{ x }}"}, "may not hold"),
-        ("chat", "chat_template_kwargs", [], "no object"),
         ("responses", "input", [{"role": "user", "content": "x"}] * 4097, "4097 messages"),
-        (
-            "chat",
-            "messages",
-            [{"role": "user", "content": [{"type": "text", "text": ""}] * 8193}],
-            "8193 parts",
-        ),
+        ("chat", "messages", [{"role": "user", "content": [EMPTY] * 8193}], "8193 parts"),
         ("chat", "tools", [{}] * 129, "129 tools"),
         ("responses", "input", ["x"], "no object"),
         ("responses", "include", ["x"] * 257, "257 items, the limit is 256"),
@@ -152,12 +145,25 @@ def test_what_cannot_is_refused_with_the_range(kind, name, asked, word) -> None:
 
 
 def test_engines_differ_where_they_do() -> None:
-    both = Scope(engines=("pytorch", "turbomind"), vocabulary=512, session=4096)
-    assert in_range("chat", both, top_k=1000)[0]["top_k"] == 512
+    assert in_range("chat", of("pytorch", "turbomind"), top_k=1000)[0]["top_k"] == 512
     assert in_range("chat", top_k=1000)[0]["top_k"] == 1000
-    serial = Scope(engines=("transformers",), vocabulary=512, session=4096)
-    body = in_range("chat", serial, frequency_penalty=-2, stop=[])[0]
+    body = in_range("chat", of("transformers"), frequency_penalty=-2, stop=[])[0]
     assert (body["frequency_penalty"], body["stop"]) == (-0.99, None)
+
+
+@pytest.mark.parametrize(
+    ("engine", "fields", "word"),
+    [
+        # LMDeploy cannot pickle what it makes of it, and answers 500.
+        ("pytorch", {"logit_bias": {"5": 1.0}}, "cannot send it to its PyTorch engine"),
+        # Each costs a walk over its vocabulary.
+        ("transformers", {"stop": ["a"] * 3 + ["bcd", "efg"]}, "has 5 strings, the limit is 4"),
+        ("transformers", {"stop": ["a" * 30, "b" * 35]}, "has 65 characters together, the limit"),
+    ],
+)
+def test_what_only_other_engines_take_is_refused(engine: str, fields: Any, word: str) -> None:
+    assert word in refused("chat", of(engine), **fields).message
+    assert fields.items() <= in_range("chat", **fields)[0].items()
 
 
 def test_what_nobody_knows_refuses_nothing() -> None:
@@ -201,35 +207,9 @@ def test_no_value_of_any_type_fails_in_another_way_than_a_refusal(kind, value) -
             in_range(kind, **{name: copy.deepcopy(value)})
 
 
-def test_what_the_pytorch_engine_never_gets_is_refused() -> None:
-    """LMDeploy cannot pickle what it makes of it, and answers 500."""
-    body = {"logit_bias": {"5": 1.0}}
-    pytorch = Scope(engines=("pytorch",), vocabulary=512, session=4096)
-    with pytest.raises(Refusal, match="cannot send it to its PyTorch engine"):
-        hold_parameters("chat", dict(body), pytorch)
-    hold_parameters("chat", dict(body), Scope(engines=("turbomind",), vocabulary=512, session=4096))
-
-
-@pytest.mark.parametrize(
-    ("stop", "word"),
-    [
-        (["a"] * 3 + ["bcd", "efg"], "has 5 strings, the limit is 4"),
-        (["a" * 30, "b" * 35], "has 65 characters together, the limit is 64"),
-    ],
-)
-def test_stops_cost_transformers_a_walk_over_its_vocabulary(stop: list[str], word: str) -> None:
-    serial = Scope(engines=("transformers",), vocabulary=512, session=4096)
-    with pytest.raises(Refusal, match=word):
-        hold_parameters("chat", {"stop": stop}, serial)
-    body = {"stop": stop}
-    hold_parameters("chat", body, Scope(engines=("turbomind",), vocabulary=512, session=4096))
-    assert body["stop"] == stop
-
-
 @pytest.mark.parametrize("kind", ["messages", "count_tokens"])
 def test_parts_of_tool_results_are_parts_of_messages(kind: str) -> None:
-    parts = [{"type": "text", "text": ""}] * 4096
-    results = [{"type": "tool_result", "tool_use_id": "a", "content": parts}] * 2
+    results = [{"type": "tool_result", "tool_use_id": "a", "content": [EMPTY] * 4096}] * 2
     refusal = refused(kind, messages=[{"role": "user", "content": results}])
     assert "8194 parts" in refusal.message
 
@@ -246,14 +226,10 @@ def most(kind: str, text: str = TEXT, *, images: int = 0, **fields: object) -> i
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
-        ("chat", "max_tokens"),
-        ("chat", "max_completion_tokens"),
-        ("completions", "max_tokens"),
-        ("generate", "max_tokens"),
-        ("messages", "max_tokens"),
-        ("responses", "max_output_tokens"),
+        ("chat", "max_tokens"), ("chat", "max_completion_tokens"), ("completions", "max_tokens"),
+        ("generate", "max_tokens"), ("messages", "max_tokens"), ("responses", "max_output_tokens"),
     ],
-)
+)  # fmt: skip
 def test_an_answer_counts_where_the_route_s_name_states_it(kind: str, name: str) -> None:
     short = most(kind, **{name: 100})
     assert most(kind, **{name: 300}) - short == 200
@@ -262,11 +238,8 @@ def test_an_answer_counts_where_the_route_s_name_states_it(kind: str, name: str)
     assert most(kind) == most(kind, answer_tokens=1) == UNSTATED
 
 
-def test_of_two_lengths_the_longer_counts() -> None:
+def test_of_two_lengths_the_longer_counts_and_tools_twice() -> None:
     assert most("chat", max_tokens=9, max_completion_tokens=90) > most("chat", max_tokens=90)
-
-
-def test_tools_count_twice() -> None:
     tools = [{"type": "function", "function": {"name": "f"}}]
     with_tools = most("chat", max_tokens=1, tools=tools) - most("chat", max_tokens=1)
     assert with_tools >= 2 * len(msgspec.json.encode(tools))
@@ -318,14 +291,15 @@ def test_the_price_is_at_least_what_was_measured(priced, measured) -> None:
     assert grammar_seconds("response_format", form(priced)) + 1.3e-6 * 103_900 >= measured
 
 
+def pattern(text: str) -> dict[str, str]:
+    return {"type": "regex_schema", "regex_schema": text}
+
+
 def test_ordinary_formats_pass_as_they_are() -> None:
     for value in (
-        {"type": "text"},
-        {"type": "json_object"},
-        form(schema(50)),
-        form(schema(30, required=False)),
-        {"type": "regex_schema", "regex_schema": r"call me [A-Za-z]{1,10} at \d{3}-\d{4}"},
-    ):
+        {"type": "text"}, {"type": "json_object"}, form(schema(50)),
+        form(schema(30, required=False)), pattern(r"call me [A-Za-z]{1,10} at \d{3}-\d{4}"),
+    ):  # fmt: skip
         assert check_format({"response_format": value}) == []
     assert check_tools([{"type": "function", "function": {"name": "f", "parameters": {}}}]) == []
 
@@ -347,23 +321,20 @@ def deep(levels: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("body", "word"),
+    ("given", "word"),
     [
-        ({"response_format": form(schema(200, required=False))}, "s of one core"),
-        ({"response_format": {"type": "regex_schema", "regex_schema": "(.{1,99}){1,99}"}}, "s of"),
-        ({"response_format": {"type": "regex_schema", "regex_schema": "a{1000000000000}"}}, "s of"),
-        ({"response_format": {"type": "regex_schema", "regex_schema": "a" * 5000}}, "5000 char"),
-        ({"response_format": form(deep(100))}, "deeper than 64"),
-        ({"response_format": form({"enum": ["x" * 70000]})}, "bytes of schemas"),
-        ({"response_format": "json"}, "no object"),
-        ({"response_format": form(5)}, "schema that is no object"),
-        ({"text": {"format": {"type": "json_schema", "schema": 5}}}, "schema that is no object"),
-        ({"text": {"format": 5}}, "format that is no object"),
+        (form(schema(200, required=False)), "s of one core"),
+        (pattern("(.{1,99}){1,99}"), "s of"), (pattern("a{1000000000000}"), "s of"),
+        (pattern("a" * 5000), "5000 char"), (form(deep(100)), "deeper than 64"),
+        (form({"enum": ["x" * 70000]}), "bytes of schemas"), ("json", "no object"),
+        (form(5), "schema that is no object"),
+        ({"format": {"type": "json_schema", "schema": 5}}, "schema that is no object"),
+        ({"format": 5}, "format that is no object"),
     ],
-)
-def test_what_costs_too_much_is_refused(body, word) -> None:
+)  # fmt: skip
+def test_what_costs_too_much_is_refused(given, word) -> None:
     with pytest.raises(Refusal) as caught:
-        check_format(body)
+        check_format({"text" if "format" in given else "response_format": given})
     assert caught.value.status == 400
     assert word in caught.value.message
 
@@ -372,10 +343,8 @@ def test_what_costs_too_much_is_refused(body, word) -> None:
     ("pattern", "weight", "loops"),
     [
         ("", 0, 0),
-        ("abc", 3, 0),
         ("a{3}", 3, 0),
         ("a{2,5}", 5, 0),
-        ("a{2,}", 2, 0),
         ("[a-z]{1,100}", 1600, 0),
         (r"[^\]a]x", 161, 0),
         (".{10}", 1600, 0),
@@ -383,7 +352,6 @@ def test_what_costs_too_much_is_refused(body, word) -> None:
         ("(ab){10}", 30, 0),
         ("(a{10}){10}", 110, 0),
         ("a?b*c+", 3, 3),
-        ("(a?){40}", 80, 40),
         ("((a?){4}){5}", 45, 20),
         ("(a", 1, 0),
         ("a)", 2, 0),

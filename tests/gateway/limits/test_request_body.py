@@ -88,9 +88,7 @@ def test_anthropic_images_are_found_in_tool_results_too() -> None:
         ("chat", chat({"type": "image_url", "image_url": {"url": {"a": 1}}})),
         ("chat", chat({"type": "image_url"})),
         ("chat", {"messages": [{"role": "assistant", "content": [image_part()]}]}),
-        ("chat", {"messages": [{"role": "system", "content": [image_part()]}]}),
         ("chat", {"messages": [{"role": "preprocess", "content": []}]}),
-        ("chat", {"messages": [{"role": "forward", "content": "x"}]}),
         ("chat", {"messages": [{"role": 7, "content": "x"}]}),
         ("chat", {"messages": ["x"]}),
         ("chat", {"messages": {"role": "user"}}),
@@ -125,41 +123,31 @@ VIDEO = {"url": "data:video/mp4;base64,QQ=="}
     ],
 )  # fmt: skip
 def test_videos_are_taken_from_chats_alone(role, part) -> None:
-    chats = {"messages": [{"role": role, "content": [part]}]}
+    said = [{"role": role, "content": [part]}]
     if role in ("user", "tool") and "source" not in part:
-        (slot,) = read_body("chat", chats).slots
+        (slot,) = read_body("chat", {"messages": said}).slots
         assert (slot.shape, slot.source, slot.carries) == ("clip", VIDEO["url"], False)
     else:
-        assert refused("chat", chats).status == 400
+        refused("chat", {"messages": said})
     nested = {"type": "tool_result", "tool_use_id": "1", "content": [part]}
     for content in ([part], [nested]) if role in ("user", "assistant") else ():
-        body = {"messages": [{"role": role, "content": content}]}
         for kind in ("messages", "count_tokens"):
-            refusal = refused(kind, body)
-            assert refusal.status == 400
+            refusal = refused(kind, {"messages": [{"role": role, "content": content}]})
             assert f"block of type {part['type']!r}" in refusal.message
-    body = {"input": [{"role": role, "content": [part]}]}
-    assert refused("responses", body).status == 400
-    assert refused("completions", {"prompt": [{"role": role, "content": [part]}]}).status == 400
+    refused("responses", {"input": said})
+    refused("completions", {"prompt": said})
 
 
-def test_unknown_fields_and_session_ids_are_left_out() -> None:
-    body = chat(session_id=7, migration_request={"a": 1}, with_cache=True, images=[1], seed=3)
-    assert set(read_body("chat", body).body) == {"model", "messages", "seed"}
-
-
-def test_nulls_are_left_out() -> None:
+def test_unknown_fields_session_ids_and_nulls_are_left_out() -> None:
     # LMDeploy 0.18 answers `"n": null` of a completion with a traceback and 500.
-    body_read = read_body("completions", {"model": "m", "prompt": "x", "n": None, "top_p": None})
-    assert body_read.body == {"model": "m", "prompt": "x"}
+    body = chat(session_id=7, migration_request={"a": 1}, with_cache=True, images=[1], n=None)
+    assert read_body("chat", {**body, "seed": 3}).body == chat(seed=3)
 
 
 def test_processor_keywords_are_dropped_and_said() -> None:
-    body_read = read_body(
-        "chat",
-        chat(mm_processor_kwargs={"image": {"max_pixels": 10**9}}, media_io_kwargs={"video": {}}),
-    )
-    assert "mm_processor_kwargs" not in body_read.body
+    keywords = {"mm_processor_kwargs": {"image": {"max_pixels": 10**9}}}
+    body_read = read_body("chat", chat(**keywords, media_io_kwargs={"video": {}}))
+    assert body_read.body == chat()
     assert body_read.lowered == ["media_io_kwargs=video->none", "mm_processor_kwargs=image->none"]
 
 
@@ -174,19 +162,17 @@ def test_tools_of_the_responses_api_may_be_called_image() -> None:
 
 def test_what_an_earlier_answer_holds_beside_text_is_left_out_and_said() -> None:
     parts = [
+        {"type": "thinking", "thinking": "hm"}, {"type": "output_text", "text": "a"},
+        {"type": "reasoning\n", "reasoning": "so"}, {"type": "text", "text": "b"},
         {"type": "thinking", "thinking": "hm"},
-        {"type": "output_text", "text": "a"},
-        {"type": "reasoning\n", "reasoning": "so"},
-        {"type": "text", "text": "b"},
-        {"type": "thinking", "thinking": "hm"},
-    ]
+    ]  # fmt: skip
     body = {"messages": [{"role": "assistant", "content": parts}, *chat()["messages"]]}
     body_read = read_body("chat", body)
-    assert body_read.body["messages"][0]["content"] == [
-        {"type": "text", "text": "a"},
-        {"type": "text", "text": "b"},
-    ]
+    texts = [{"type": "text", "text": text} for text in "ab"]
+    assert body_read.body["messages"][0]["content"] == texts
     assert body_read.lowered == ["messages=thinking->none", "messages=reasoning?->none"]
+    user = {"role": "user", "content": [{"type": "input_text", "text": "a"}]}
+    assert read_body("chat", {"messages": [user]}).body["messages"][0]["content"] == texts[:1]
 
 
 @pytest.mark.parametrize("role", ["user", "tool", "system"])
@@ -194,9 +180,3 @@ def test_a_part_that_nobody_would_read_is_refused(role: str) -> None:
     part = {"type": "input_file", "file": "x"}
     refusal = refused("chat", {"messages": [{"role": role, "content": [part]}]})
     assert "'input_file': text, image_url and video_url are taken" in refusal.message
-
-
-def test_text_parts_of_the_responses_api_are_text() -> None:
-    content = [{"type": "input_text", "text": "a"}]
-    body_read = read_body("chat", {"messages": [{"role": "user", "content": content}]})
-    assert body_read.body["messages"][0]["content"] == [{"type": "text", "text": "a"}]
