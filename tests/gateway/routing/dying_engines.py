@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from contextlib import asynccontextmanager
 from itertools import chain
 
@@ -11,7 +12,7 @@ from tests.support.gateway import (
     EVENT,
     Answer,
     Recorder,
-    Reply,
+    ask,
     call,
     chat,
     gateway,
@@ -25,10 +26,6 @@ UNAVAILABLE = (
     b'{"message":"The inference engine is unavailable.","type":"server_error","code":503,'
     b'"param":null,"object":"error"}'
 )
-
-
-def broken(*_):
-    return OSError("reset")
 
 
 class DyingEngines:
@@ -85,11 +82,11 @@ class DyingEngines:
         return sorted(index for index, body in self.received if f'"{text}"' in body)
 
 
-def metric(page: Reply, name: str, label: str = "") -> int:
-    for line in page.body.decode().splitlines():
-        if line.startswith(f"turbofit_gateway_{name}{label} "):
-            return int(line.rpartition(" ")[2])
-    return 0
+def deaths(app, name: str = "engine_deaths") -> int:
+    """A counter of the first engine."""
+    page = ask(app, "/metrics").body.decode()
+    found = re.search(rf'turbofit_gateway_{name}_total{{engine="0"}} (\d+)', page)
+    return int(found[1]) if found else 0
 
 
 @asynccontextmanager

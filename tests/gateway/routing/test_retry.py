@@ -6,14 +6,7 @@ import asyncio
 
 import pytest
 
-from tests.gateway.routing.dying_engines import (
-    POISON,
-    UNAVAILABLE,
-    DyingEngines,
-    broken,
-    metric,
-    serving,
-)
+from tests.gateway.routing.dying_engines import POISON, UNAVAILABLE, DyingEngines, deaths, serving
 from tests.support.gateway import (
     CHAT,
     DONE,
@@ -27,7 +20,7 @@ from tests.support.gateway import (
     image_part,
     stream,
 )
-from tests.support.waiting import HANG, auntil
+from tests.support.waiting import auntil
 from tests.virtual_time import settled
 from turbofit.gateway.routing import request_forwarder
 from turbofit.gateway.routing.engines import RoutedEngine
@@ -64,7 +57,7 @@ async def test_an_engine_that_breaks_off_gets_nothing_new_until_it_answers() -> 
     working = False
 
     def answer(engine, path, body):
-        return broken() if engine.index == 0 and not working else stream(EVENT, DONE)
+        return stream(EVENT, DONE) if engine.index or working else OSError("reset")
 
     app, recorder = gateway(engines=2, recorder=Recorder(answer), retry_seconds=0.0)
     async with serving(app):
@@ -83,14 +76,14 @@ async def test_a_client_that_left_is_not_sent_on() -> None:
     await settled()
     gone.set()
     app.engines[0].abort_all()
-    await asyncio.wait_for(asyncio.gather(pending, return_exceptions=True), 2)
+    await asyncio.gather(pending, return_exceptions=True)
     assert len(recorder.seen) == 1
     assert [e.outstanding for e in app.engines] == [0, 0]
     assert app._bodies.in_memory == 0
 
 
 @pytest.mark.parametrize("loops", [False, True])
-@pytest.mark.parametrize("engines", [1, 2, 8])
+@pytest.mark.parametrize("engines", [1, 8])
 async def test_what_an_engine_had_when_it_died_is_sent_to_no_other(engines, loops) -> None:
     mortal = DyingEngines(engines, loops=loops)
     crowd = [await mortal.send(f"innocent {number}") for number in range(3 * engines)]
@@ -103,9 +96,8 @@ async def test_what_an_engine_had_when_it_died_is_sent_to_no_other(engines, loop
     assert (len(mortal.dead), len(mortal.times(POISON))) == (1, 1)
     assert [reply.status for reply in after] == [200] * len(after)
     for number, other in enumerate(beside):
-        there = set(mortal.times(f"innocent {number}"))
-        assert other.status == (503 if there <= mortal.dead else 200)
-        assert len(mortal.times(f"innocent {number}")) == 1
+        (there,) = mortal.times(f"innocent {number}")
+        assert other.status == (503 if there in mortal.dead else 200)
     assert [reply.status for reply in beside].count(503) == 3
     left = [(e.outstanding, e.units, e.host_bytes) for e in mortal.app.engines]
     assert left == [(0, 0, 0)] * engines
@@ -158,7 +150,7 @@ def test_what_was_not_begun_is_no_answer(path, body, end) -> None:
     reply = ask(app, path, body=body)
     assert (reply.status, reply.headers["retry-after"]) == (503, "5")
     assert b"broke off" in reply.body
-    assert metric(ask(app, "/metrics"), "engine_deaths_total", '{engine="0"}') == 1
+    assert deaths(app) == 1
     assert not app.engines[0].up
     assert len(recorder.seen) == 1
 
@@ -185,7 +177,7 @@ def test_what_was_begun_ends_with_an_error_event(path, body, begun, end, cut) ->
     assert b"broke off" in rest
     assert b"unavailable" not in rest
     assert rest.endswith(b"\n\n")
-    assert metric(ask(app, "/metrics"), "engine_deaths_total", '{engine="0"}') == 1
+    assert deaths(app) == 1
 
 
 def test_the_beginning_of_a_responses_stream_says_nothing_of_its_engine() -> None:
@@ -197,7 +189,7 @@ def test_the_beginning_of_a_responses_stream_says_nothing_of_its_engine() -> Non
         reply = ask(app, "/v1/responses", body={"input": "x", "stream": True})
         assert reply.body.startswith(PREAMBLE + EMPTY)
         assert b"broke off" in reply.body
-        assert metric(ask(app, "/metrics"), "engine_deaths_total", '{engine="0"}') == 1
+        assert deaths(app) == 1
         assert app.engines[0].last_success == float("-inf")
     app, _ = gateway(recorder=Recorder(lambda *_: stream(PREAMBLE, DELTA)))
     reply = ask(app, "/v1/responses", body={"input": "x", "stream": True})
@@ -205,6 +197,7 @@ def test_the_beginning_of_a_responses_stream_says_nothing_of_its_engine() -> Non
     assert app.engines[0].answered
 
 
+#: What a model wrote, and an error that quotes it.
 WRITTEN = b'data: {"choices":[{"delta":{"content":"The inference engine is unavailable."}}]}\n\n'
 FORGED = (
     b'data: {"choices":[{"delta":{"content":"{\\"error\\": {\\"message\\": '
@@ -219,21 +212,17 @@ QUOTED = (
 @pytest.mark.parametrize(
     ("status", "part"),
     [
-        # What a model wrote.
-        (200, WRITTEN),
-        (200, FORGED),
-        # An error that quotes it.
-        (200, QUOTED),
+        (200, WRITTEN), (200, FORGED), (200, QUOTED),
         # What runs out of memory for one request, and lives.
         (503, b'{"error":{"message":"out of GPU memory"}}'),
     ],
-)
+)  # fmt: skip
 def test_an_engine_that_lives_is_accused_of_nothing(status, part) -> None:
     kind = "text/event-stream" if status == 200 else "application/json"
     app, _ = gateway(recorder=Recorder(lambda *_: Answer(part, status=status, kind=kind)))
     reply = ask(app, body=chat(stream=True))
     assert (reply.status, reply.body) == (status, part)
-    assert metric(ask(app, "/metrics"), "engine_deaths_total", '{engine="0"}') == 0
+    assert deaths(app) == 0
     assert app.engines[0].up
 
 
@@ -254,16 +243,14 @@ async def test_a_client_that_reads_slowly_is_told_of_a_death_and_accused_of_it(l
         await app(scope, receive, wait)
 
     pending = asyncio.ensure_future(call(slowly, body=chat(stream=True), leave=gone))
-    await asyncio.wait_for(telling.wait(), HANG)
+    await telling.wait()
     app.engines[0].abort_all()
     (gone if leaves else reads).set()
-    await asyncio.wait((pending,), timeout=HANG)
+    await asyncio.wait((pending,))
     await auntil(lambda: app.deny_list.suspected == 2, "it to be accused")
-    engines = app.engines
-    reply = None if leaves else await pending
-    assert not engines[0].left
-    assert [(engine.outstanding, len(engine.in_flight)) for engine in engines] == [(0, 0)] * 2
-    assert reply is None or (b'"engine_died"' in reply.body and reply.done)
+    assert not app.engines[0].left
+    assert [(engine.outstanding, len(engine.in_flight)) for engine in app.engines] == [(0, 0)] * 2
+    assert leaves or (b'"engine_died"' in (await pending).body and (await pending).done)
 
 
 def test_an_answer_that_is_too_large_is_no_death(monkeypatch) -> None:
@@ -276,4 +263,4 @@ def test_an_answer_that_is_too_large_is_no_death(monkeypatch) -> None:
     assert len(recorder.seen) == 1
     assert app.deny_list.suspected == 0
     assert [(e.up, e.outstanding, len(e.left)) for e in app.engines] == [(True, 0, 0)] * 2
-    assert metric(ask(app, "/metrics"), "engine_failures_total", '{engine="0"}') == 0
+    assert deaths(app, "engine_failures") == 0
