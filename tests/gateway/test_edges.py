@@ -19,10 +19,8 @@ needs("fastapi", "torchvision")
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     children: list[Child] = []
-    server = serve_pretend(
-        children, tmp_path_factory.mktemp("edges"),
-        "qwen2.5-0.5b", "--on", "1xrtx3090", "--context", "256",
-    )  # fmt: skip
+    words = ("qwen2.5-0.5b", "--on", "1xrtx3090", "--context", "256")
+    server = serve_pretend(children, tmp_path_factory.mktemp("edges"), *words)
     try:
         server.wait()
         yield server

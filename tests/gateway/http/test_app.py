@@ -284,13 +284,14 @@ async def test_a_bug_of_ours_is_a_500_that_says_nothing() -> None:
     def broken(*_):
         raise RuntimeError("a secret detail")
 
-    records: list[dict] = []
+    records, contexts = [], []
     app, _ = gateway(recorder=Recorder(broken), log=records.append)
-    asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: contexts.append(context))
     reply = await call(app, body=chat())
     assert reply.status == 500
     assert b"secret" not in reply.body
     assert records[0]["refused"] == "bug: RuntimeError"
+    assert isinstance(contexts[0]["exception"], RuntimeError)
 
 
 def test_metrics_are_the_engines_and_our_own() -> None:
