@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 
 def test_the_kind_is_seen(tmp_path) -> None:
+    for name, text in (("a.jsonl", ""), ("a.txt", ""), ("a.CSV", "prompt\n"), ("a.png", "")):
+        (tmp_path / name).write_text(text)
     for name in ("a.jsonl", "a.txt"):
-        (tmp_path / name).write_text("")
         assert open_input(tmp_path / name, BatchSpec()).max_tokens is None
-    (tmp_path / "a.CSV").write_text("prompt\n")
-    assert open_input(tmp_path / "a.CSV", BatchSpec()).base == str(tmp_path)
-    (tmp_path / "a.png").write_text("")
-    assert open_input(tmp_path, BatchSpec(prompt="x")).base == str(tmp_path)
+    for name, prompt in (("a.CSV", None), (".", "x")):
+        source = open_input(tmp_path / name, BatchSpec(prompt=prompt))
+        assert (source.base, source.max_tokens) == (str(tmp_path), 512)
 
 
 @pytest.mark.parametrize(
@@ -57,35 +57,31 @@ def test_images_by_name_and_folder_by_folder(tmp_path) -> None:
     for name in ("b.PNG", "a/2.jpeg", "a/1.webp", "c.txt", ".hidden.png", ".d/x.png", "z.gif"):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(b"")
+        path.touch()
     (tmp_path / "loop").symlink_to(tmp_path)
     source = open_input(tmp_path, BatchSpec(prompt="{stem}: what is {path}, {name}?"))
     found = list(source.items())
-    assert [one.custom_id for one in found] == ["a/1.webp", "a/2.jpeg", "b.PNG", "z.gif"]
-    assert [one.number for one in found] == [1, 2, 3, 4]
-    image, text = found[0].body["messages"][0]["content"]
+    names = ["a/1.webp", "a/2.jpeg", "b.PNG", "z.gif"]
+    assert [(one.number, one.custom_id) for one in found] == list(enumerate(names, 1))
+    image, text = content(found[0])
     assert image["image_url"]["url"] == "./a/1.webp"
     assert text["text"] == "1: what is a/1.webp, 1.webp?"
-    assert source.max_tokens == 512
 
 
 def test_a_name_that_is_no_utf8_has_one_that_is(tmp_path) -> None:
     try:
-        (tmp_path / os.fsdecode(b"\xff.png")).write_bytes(b"")
+        (tmp_path / os.fsdecode(b"\xff.png")).touch()
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
     (item,) = open_input(tmp_path, BatchSpec(prompt="{name}")).items()
     assert item.custom_id == "\\xff.png"
-    url = item.body["messages"][0]["content"][0]["image_url"]["url"]
-    assert os.path.exists(tmp_path / url)
+    assert os.path.exists(tmp_path / content(item)[0]["image_url"]["url"])
 
 
 def test_another_prompt_is_another_input(tmp_path) -> None:
-    (tmp_path / "a.png").write_bytes(b"")
-    first, second = (
-        next(open_input(tmp_path, BatchSpec(prompt=prompt)).items()).digest for prompt in "xy"
-    )
-    assert first != second
+    (tmp_path / "a.png").touch()
+    sources = [open_input(tmp_path, BatchSpec(prompt=prompt)) for prompt in "xy"]
+    assert len({next(source.items()).digest for source in sources}) == 2
 
 
 def items(path, text: str | bytes):
@@ -95,14 +91,12 @@ def items(path, text: str | bytes):
 
 def test_lines_are_items_by_their_numbers(tmp_path) -> None:
     text = "\ufeff" + json.dumps(request("a", "x")) + "\r\n\n  \n" + json.dumps(request("b", "y"))
-    found = items(tmp_path / "in.jsonl", text)
-    assert [(one.number, one.custom_id, one.fault) for one in found] == [
-        (1, "a", None),
-        (4, "b", None),
-    ]
-    assert json.loads(bytes(found[1].body)) == request("b", "y")["body"]
-    assert found[0].url == "/v1/chat/completions"
-    assert found[0].digest != items(tmp_path / "in.jsonl", json.dumps(request("a", "y")))[0].digest
+    first, second = items(tmp_path / "in.jsonl", text)
+    assert (first.number, first.custom_id, first.fault) == (1, "a", None)
+    assert (second.number, second.custom_id, second.fault) == (4, "b", None)
+    assert json.loads(bytes(second.body)) == request("b", "y")["body"]
+    assert first.url == "/v1/chat/completions"
+    assert first.digest != items(tmp_path / "in.jsonl", json.dumps(request("a", "y")))[0].digest
 
 
 @pytest.mark.parametrize(
@@ -139,43 +133,41 @@ def content(item):
 
 def test_rows_are_items(tmp_path) -> None:
     text = '\ufeffcustom_id,image,prompt,n\na,x.png,"What, now?",1\n,,text only,2\n'
-    source = table(tmp_path, text)
-    first, second = source.items()
+    first, second = table(tmp_path, text).items()
     assert (first.custom_id, second.custom_id) == ("a", "row-2")
-    assert content(first)[0]["image_url"]["url"] == "x.png"
-    assert content(first)[1]["text"] == "What, now?"
+    assert [part(one) for one in content(first)] == ["x.png", "What, now?"]
     assert content(second) == "text only"
-    assert (source.base, source.max_tokens) == (str(tmp_path), 512)
+
+
+def part(one: dict[str, Any]) -> str:
+    """The text, or the address of the image."""
+    return one.get("text") or one["image_url"]["url"]
 
 
 def test_a_prompt_takes_columns_and_images_have_theirs(tmp_path) -> None:
-    source = table(
-        tmp_path, "q,a,b\nwhy,1.png,2.png\n", prompt="{q}?", image_column=("b", "a"), max_tokens=7
-    )
+    given = {"prompt": "{q}?", "image_column": ("b", "a"), "max_tokens": 7}
+    source = table(tmp_path, "q,a,b\nwhy,1.png,2.png\n", **given)
     (item,) = source.items()
-    assert [one.get("text") or one["image_url"]["url"] for one in content(item)] == [
-        "2.png",
-        "1.png",
-        "why?",
-    ]
+    assert [part(one) for one in content(item)] == ["2.png", "1.png", "why?"]
     assert source.max_tokens == 7
 
 
 def test_broken_rows_are_their_failures(tmp_path) -> None:
     text = b"prompt,x\none,1\ntwo\nthree,\xff\nfour,4,5\n\nfive,5\n"
     found = list(table(tmp_path, text, prompt="{prompt} {x}").items())
-    assert [one.fault is None for one in found] == [True, False, True, False, True]
-    assert [one.number for one in found] == [1, 2, 3, 4, 5]
+    assert [(one.number, one.fault is None) for one in found] == [
+        (1, True), (2, False), (3, True), (4, False), (5, True),
+    ]  # fmt: skip
     assert "line 3 has not one cell for each column" in found[1].fault.message
     with pytest.raises(ItemError, match="cannot be sent"):
         request_body(found[2], "m", replace=True, base="", max_tokens=None)
 
 
 def test_what_csv_cannot_read_is_one_rows_failure(tmp_path, monkeypatch) -> None:
-    found = list(table(tmp_path, "prompt\na\n" + "x" * 200000 + "\nb\n").items())
-    assert all(one.fault is None for one in found), "a long cell is one"
+    text = "prompt\na\n" + "x" * 200000 + "\nb\n"
+    assert all(one.fault is None for one in table(tmp_path, text).items()), "a long cell is one"
     monkeypatch.setattr(batch_input, "_LARGEST_CELL", 1000)
-    found = list(table(tmp_path, "prompt\na\n" + "x" * 200000 + "\nb\n").items())
+    found = list(table(tmp_path, text).items())
     assert [one.fault is None for one in found] == [True, False, True]
     assert "is no CSV" in found[1].fault.message
 
@@ -211,8 +203,21 @@ def test_without_pyarrow_a_parquet_file_says_what_to_install(tmp_path, monkeypat
         open_input(parquet_file, BatchSpec())
 
 
-def test_rows_of_a_parquet_file_with_images_in_them(tmp_path, monkeypatch) -> None:
+class Batch(list):
     """pyarrow's calls that are used, as pyarrow 26 answers them."""
+
+    num_rows = property(len)
+
+    def slice(self, at: int, length: int) -> Batch:
+        return Batch(self[at : at + length])
+
+    def to_pylist(self) -> list[dict[str, Any]]:
+        if any(row["prompt"] == "far" for row in self):
+            raise OverflowError("date value out of range")
+        return self
+
+
+def test_rows_of_a_parquet_file_with_images_in_them(tmp_path, monkeypatch) -> None:
     rows = [
         {"image": {"bytes": b"PNG", "path": "no"}, "prompt": "a"},
         {"image": {"bytes": None, "path": "p.png"}, "prompt": "b"},
@@ -221,30 +226,16 @@ def test_rows_of_a_parquet_file_with_images_in_them(tmp_path, monkeypatch) -> No
         {"image": None, "prompt": None},
     ]
 
-    class Batch(list):
-        num_rows = property(len)
+    def iter_batches(batch_size: int, columns: list[str]) -> tuple[Batch, Batch]:
+        assert columns == ["image", "prompt"]
+        return Batch(rows[:2]), Batch(rows[2:])
 
-        def slice(self, at: int, length: int) -> Batch:
-            return Batch(self[at : at + length])
-
-        def to_pylist(self) -> list[dict[str, Any]]:
-            if any(row["prompt"] == "far" for row in self):
-                raise OverflowError("date value out of range")
-            return self
-
-    class File:
-        schema_arrow = SimpleNamespace(names=["image", "prompt"])
-
-        def __init__(self, path: Path) -> None:
-            pass
-
-        def iter_batches(self, batch_size: int, columns: list[str]):
-            assert columns == ["image", "prompt"]
-            yield from (Batch(rows[:2]), Batch(rows[2:]))
-
+    schema = SimpleNamespace(names=["image", "prompt"])
+    file = SimpleNamespace(schema_arrow=schema, iter_batches=iter_batches)
     arrow = SimpleNamespace(ArrowException=ValueError)
+    parquet = SimpleNamespace(ParquetFile=lambda path: file)
     monkeypatch.setitem(sys.modules, "pyarrow", arrow)
-    monkeypatch.setitem(sys.modules, "pyarrow.parquet", SimpleNamespace(ParquetFile=File))
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", parquet)
     (parquet_file := tmp_path / "x.parquet").touch()
     found = list(open_input(parquet_file, BatchSpec()).items())
     urls = [content(one)[0]["image_url"]["url"] for one in found[:3]]

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -22,28 +21,22 @@ def test_a_closed_loop_counts_what_it_sent() -> None:
     with ScriptedServer() as server:
         result = bench(server.url + "/v1/", LoadSpec.of(**FEW))
     assert (result.model, result.begun, result.answered) == ("m", 12, 12)
-    assert result.counted == "usage"
-    assert result.prompt_tokens == 30
-    assert result.output_tokens == 3
+    assert (result.counted, result.prompt_tokens, result.output_tokens) == ("usage", 30, 3)
     assert result.e2e.count == result.ttft.count == result.tpot.count == 12
     assert 0 < result.ttft.p50 <= result.e2e.p50 <= result.e2e.p99 <= result.e2e.most
     assert result.requests_per_second > 0
     assert 0.5 < result.output_tokens_per_second / result.requests_per_second / 3 < 2
     assert result.running == pytest.approx(3, rel=0.4)
-    words = [len(body["messages"][0]["content"].split()) for body in server.bodies]
-    assert set(words) == {256}
+    assert {len(body["messages"][0]["content"].split()) for body in server.bodies} == {256}
 
 
 def test_each_failure_is_counted_by_its_kind() -> None:
-    bad = ["500", "garbage", "cut", "reset", "error", "empty", "plain", "busy"]
-    script = [*bad[:4], "ok", *bad[4:]]
+    script = ["500", "garbage", "cut", "reset", "ok", "error", "empty", "plain", "busy"]
     with ScriptedServer("ok", "ok", "ok", *script) as server:
         result = bench(server.url, LoadSpec.of(**{**FEW, "concurrency": 1}))
     kinds = {one.kind: one.count for one in result.errors}
-    assert result.answered + sum(kinds.values()) == result.begun == 12
-    assert result.answered == 4
-    broken = kinds.pop("cut short", 0) + kinds.pop("connection broken", 0)
-    assert broken == 2
+    assert (result.begun, result.answered, sum(kinds.values())) == (12, 4, 8)
+    assert kinds.pop("cut short", 0) + kinds.pop("connection broken", 0) == 2
     assert kinds == dict.fromkeys(
         ("status 500", "garbage", "error event", "empty answer", "no stream", "status 503"), 1
     )
@@ -70,9 +63,8 @@ def test_a_trace_is_sent_at_its_times(tmp_path) -> None:
     path.write_text("".join(json.dumps(one) + "\n" for one in lines))
     with ScriptedServer() as server:
         result = bench(server.url, LoadSpec.of(trace=str(path)))
-    assert (result.begun, result.answered) == (20, 20)
+    assert result.begun == result.answered == len(server.bodies) == 20
     assert result.seconds >= 19 / 50
-    assert len(server.bodies) == 20
 
 
 def test_a_server_that_is_none_is_said() -> None:
@@ -108,16 +100,12 @@ def test_the_command_shows_and_ends_with_its_code(capsys, tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_with_what_was_measured(number) -> None:
+    words = ["--images", "0", "--json", "--concurrency", "1", "--warm-up", "1"]
     with ScriptedServer("ok", "ok", "stall") as server:
-        command = [
-            sys.executable, "-m", "turbofit", "bench", server.url, "--images", "0", "--json",
-            "--concurrency", "1", "--warm-up", "1",
-        ]  # fmt: skip
-        with subprocess.Popen(command, stdout=subprocess.PIPE, env=dict(os.environ)) as child:
+        command = [sys.executable, "-m", "turbofit", "bench", server.url, *words]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
             assert server.stalled.wait(HANG)
             child.send_signal(number)
-            out, _ = child.communicate(timeout=HANG)
+            said = json.loads(child.communicate(timeout=HANG)[0])
     assert child.returncode == 130
-    said = json.loads(out)
-    assert said["stopped"] == number.name
-    assert said["answered"] == 1
+    assert (said["stopped"], said["answered"]) == (number.name, 1)
