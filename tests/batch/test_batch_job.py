@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
+import signal
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -17,6 +21,7 @@ import pytest
 import turbofit
 from tests.batch.standin import StandIn, items_of, lines, write_requests
 from tests.support.processes import free_port
+from tests.support.waiting import HANG, until
 from turbofit.batch import batch_job
 from turbofit.batch.batch_job import BatchJob, run_together, send_all
 from turbofit.batch.batch_spec import BatchSpec, BatchTarget, target_of
@@ -307,3 +312,73 @@ def test_a_server_that_runs(monkeypatch) -> None:
 def test_what_contradicts_itself_is_said(url, key, given, message) -> None:
     with pytest.raises(UsageError, match=message):
         target_of(url, key, PlanRequest.of(**given) if given else None)
+
+
+@pytest.mark.slow
+def test_kill_9_at_any_moment_loses_and_doubles_nothing(tmp_path) -> None:
+    source = write_requests(tmp_path / "in.jsonl", items(400))
+    output, killed = tmp_path / "out.jsonl", 0
+    with StandIn() as server:
+        command = [
+            sys.executable, "-m", "turbofit", "batch", str(source), str(output),
+            "--url", server.url, "--concurrency", "8", "--quiet",
+        ]  # fmt: skip
+        for at in (1, 60, 200, 330):
+            with subprocess.Popen(command, stderr=subprocess.PIPE) as child:
+                server.wait_for(at)
+                child.send_signal(signal.SIGKILL)
+                killed += child.wait(HANG) == -signal.SIGKILL
+            with output.open("ab") as file:
+                file.write(b'{"id":"batch_req_torn')
+        assert killed >= 3
+        subprocess.run(command, check=True, timeout=HANG)
+        # Only what was under way at a kill was sent twice.
+        assert len(server.bodies) <= 400 + 4 * 8
+    assert sorted(names(output)) == sorted(items(400))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_command_in_order(number, tmp_path) -> None:
+    source = write_requests(tmp_path / "in.jsonl", {**items(5), "held": "hold"})
+    output = tmp_path / "out.jsonl"
+    with StandIn() as server:
+        command = [
+            sys.executable, "-m", "turbofit", "batch", str(source), str(output),
+            "--url", server.url, "--json",
+        ]  # fmt: skip
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
+            until(lambda: output.exists() and output.read_bytes().count(b"\n") == 5, "five lines")
+            child.send_signal(number)
+            out, _ = child.communicate(timeout=HANG)
+    assert child.returncode == 130
+    said = json.loads(out)
+    assert (said["schema"], said["answered"], said["left"]) == ("turbofit.batch/1", 5, 1)
+
+
+@pytest.mark.slow
+def test_a_disk_that_takes_no_more_ends_it_and_with_room_it_goes_on(tmp_path) -> None:
+    source = write_requests(tmp_path / "in.jsonl", items(60))
+    output = tmp_path / "out.jsonl"
+    with StandIn() as server:
+        command = [
+            sys.executable, "-m", "turbofit", "batch", str(source), str(output),
+            "--url", server.url, "--quiet",
+        ]  # fmt: skip
+        limited = [
+            sys.executable, "-c",
+            "import os, resource, sys\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
+            "os.execv(sys.argv[1], sys.argv[1:])",
+        ]  # fmt: skip
+        done = subprocess.run(
+            [*limited, *command], stderr=subprocess.PIPE, text=True, check=False, timeout=HANG
+        )
+        assert done.returncode == 2
+        assert f"error: {output} cannot be written: File too large" in done.stderr
+        assert "hint: make room" in done.stderr
+        kept = len(lines(output))
+        assert 0 < kept < 60
+        assert output.read_bytes().endswith(b"\n")
+        subprocess.run(command, check=True, timeout=HANG)
+    assert sorted(names(output)) == sorted(items(60))

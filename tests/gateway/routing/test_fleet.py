@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 import turbofit
 from tests import virtual_time
-from tests.gateway.routing.dying_engines import serving
+from tests.gateway.routing.test_retry import serving
 from tests.support.gateway import (
     CHAT,
     DONE,
