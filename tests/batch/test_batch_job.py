@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from itertools import islice
+from pathlib import Path
 
 import pytest
 
@@ -33,8 +34,8 @@ from turbofit.load.prompt import png
 from turbofit.planning.request import PlanRequest
 
 
-def run(source, output, url: str, *, at_once: int = 8, **spec):
-    job = BatchJob((source, output), BatchSpec.of(**spec), BatchTarget(url, None, None, at_once))
+def run(source, output, url: str, **spec):
+    job = BatchJob((source, output), BatchSpec.of(**spec), BatchTarget(url, None, None, 8))
     return asyncio.run(job.run())
 
 
@@ -92,14 +93,6 @@ def test_images_of_a_folder(tmp_path) -> None:
         assert run(folder, output, server.url, prompt="ok {stem}", max_tokens=512).left == 0
 
 
-def test_input_and_output_are_two_files(tmp_path) -> None:
-    source = write_requests(tmp_path / "in.jsonl", items(1))
-    with pytest.raises(UsageError, match="are one file"):
-        run(source, source, "http://127.0.0.1:9")
-    with pytest.raises(UsageError, match="File name too long"):
-        run(source, tmp_path / ("a" * 300), "http://127.0.0.1:9")
-
-
 def test_a_server_that_goes_away_ends_it_and_it_can_go_on(tmp_path) -> None:
     source = write_requests(tmp_path / "in.jsonl", items(40, "hold"))
     output, port = tmp_path / "out.jsonl", free_port()
@@ -143,21 +136,17 @@ def test_stopping_keeps_what_there_is_and_the_rate_is_told(tmp_path, monkeypatch
     source = write_requests(tmp_path / "in.jsonl", {**items(20), "held": "hold"})
     output = tmp_path / "out.jsonl"
 
-    async def main(url: str):
-        def hear(step: Step | None) -> None:
-            if step is not None and step.done == 20:
-                assert re.fullmatch(r"0 failed, [\d,]+\.\d/s", step.detail)
-                job.stop()
-
-        job = BatchJob((source, output), BatchSpec(), BatchTarget(url, None, None, 4))
-        with listened(hear):
-            return await job.run()
+    def hear(step: Step | None) -> None:
+        if step is not None and step.done == 20:
+            assert re.fullmatch(r"0 failed, [\d,]+\.\d/s", step.detail)
+            job.stop()
 
     with StandIn() as server:
-        result = asyncio.run(main(server.url))
+        job = BatchJob((source, output), BatchSpec(), BatchTarget(server.url, None, None, 4))
+        with listened(hear):
+            result = asyncio.run(job.run())
         assert (result.answered, result.left, result.before) == (20, 1, 0)
-        assert result.seconds > 0
-        assert result.items_per_second > 0
+        assert min(result.seconds, result.items_per_second) > 0
         server.release()
         assert run(source, output, server.url).left == 0
 
@@ -259,34 +248,43 @@ def test_each_line_comes_once_and_those_of_earlier_runs_first(tmp_path) -> None:
     assert found["bad"].response.body["error"]["message"] == "no: 400"
 
 
-def test_an_error_comes_out_of_the_loop_and_wrong_options_are_said_at_once(tmp_path) -> None:
-    source, output = write_requests(tmp_path / "in.jsonl", {"a": "x"}), tmp_path / "out.jsonl"
-    output.write_text("something else\n")
-    loop = turbofit.batch(source, output, url="http://127.0.0.1:9")
-    with pytest.raises(UsageError, match="is none of a batch"):
-        list(loop)
-    for options, message in (
-        ({"promt": "x"}, "promt is nothing that PlanRequest knows"),
-        ({"timeout": -1}, "timeout -1"), ({"tp": 2}, "--tp is of a plan"),
-    ):  # fmt: skip
-        with pytest.raises(UsageError, match=message):
-            turbofit.batch("in", "out", url="http://x", **options)
+def test_what_is_no_output_is_said_in_the_loop(tmp_path) -> None:
+    source, other = write_requests(tmp_path / "in.jsonl", items(1)), tmp_path / "other.jsonl"
+    other.write_text("something else\n")
+    for output, words in (
+        (source, "are one file"),
+        (tmp_path / ("a" * 300), "File name too long"),
+        (other, "is none of a batch"),
+    ):
+        loop = turbofit.batch(source, output, url="http://127.0.0.1:9")
+        with pytest.raises(UsageError, match=words):
+            list(loop)
+
+
+URL = {"url": "http://x"}
 
 
 @pytest.mark.parametrize(
-    ("given", "url", "message"),
+    ("options", "message"),
     [
-        ({"patience": 5.0}, None, "--patience is for a server"),
-        ({"allowed_media_domains": ("x",)}, "http://x", "--allowed-media-domains is for a server"),
-        ({"pretend": True}, "http://x", "--pretend is for a server that is started"),
-        ({"no_rehearse": True}, "http://x", "--no-rehearse is for a server that is started"),
-        ({"prompt": "a", "pretend": True, "no_rehearse": True}, None, None),
-        ({"prompt": "a", "patience": 1.0}, "http://x", None),
+        ({}, "nobody is named who answers"),
+        ({"model": ""}, "nobody is named who answers"),
+        ({"url": "x:80"}, "x:80 is no address"),
+        ({"model": "m", "api_key": "k"}, "--api-key is for a server"),
+        ({**URL, "model": "m", "max_batch_size": 4}, "--max-batch-size is of a plan"),
+        ({**URL, "promt": "x"}, "promt is nothing that PlanRequest knows"),
+        ({**URL, "timeout": -1}, "timeout -1"),
     ],
 )
-def test_what_does_not_go_together_is_said(given, url, message) -> None:
-    with pytest.raises(UsageError, match=message) if message else nullcontext():
-        BatchSpec.of(**given).check(url=url)
+def test_wrong_options_are_said_at_once(options, message) -> None:
+    with pytest.raises(UsageError, match=message):
+        turbofit.batch("in", "out", **options)
+
+
+def test_options_of_the_other_server_are_said() -> None:
+    for url, given in ((None, "patience"), ("http://x", "pretend"), ("http://x", "no_rehearse")):
+        with pytest.raises(UsageError, match=f"--{given.replace('_', '-')} is for a server"):
+            BatchSpec.of(**{given: 5.0 if given == "patience" else True}).check(url=url)
 
 
 def test_a_server_that_runs(monkeypatch) -> None:
@@ -295,43 +293,32 @@ def test_a_server_that_runs(monkeypatch) -> None:
     request = PlanRequest.of(model="m", concurrency=9)
     assert target_of("http://x", "k", request) == ("http://x", "k", "m", 9, None)
     assert target_of(None, None, request).request is request
+    BatchSpec.of(pretend=True, no_rehearse=True).check(url=None)
     monkeypatch.setenv("TURBOFIT_API_KEY", "e")
     assert target_of("http://x", None, PlanRequest.of(model="")).key == "e"
 
 
-@pytest.mark.parametrize(
-    ("url", "key", "given", "message"),
-    [
-        (None, None, None, "nobody is named who answers"),
-        (None, None, {"model": ""}, "nobody is named who answers"),
-        (None, "k", {"model": "m"}, "--api-key is for a server"),
-        ("x:80", None, None, "x:80 is no address"),
-        ("http://x", None, {"model": "m", "max_batch_size": 4}, "--max-batch-size is of a plan"),
-    ],
-)
-def test_what_contradicts_itself_is_said(url, key, given, message) -> None:
-    with pytest.raises(UsageError, match=message):
-        target_of(url, key, PlanRequest.of(**given) if given else None)
+def command(output: Path, server: StandIn, texts: dict[str, str], *words: str) -> list[str]:
+    """A batch of these items."""
+    source = write_requests(output.with_name("in.jsonl"), texts)
+    named = ["batch", str(source), str(output), "--url", server.url]
+    return [sys.executable, "-m", "turbofit", *named, *words]
 
 
 @pytest.mark.slow
 def test_kill_9_at_any_moment_loses_and_doubles_nothing(tmp_path) -> None:
-    source = write_requests(tmp_path / "in.jsonl", items(400))
     output, killed = tmp_path / "out.jsonl", 0
     with StandIn() as server:
-        command = [
-            sys.executable, "-m", "turbofit", "batch", str(source), str(output),
-            "--url", server.url, "--concurrency", "8", "--quiet",
-        ]  # fmt: skip
+        batch = command(output, server, items(400), "--concurrency", "8", "--quiet")
         for at in (1, 60, 200, 330):
-            with subprocess.Popen(command, stderr=subprocess.PIPE) as child:
+            with subprocess.Popen(batch, stderr=subprocess.PIPE) as child:
                 server.wait_for(at)
                 child.send_signal(signal.SIGKILL)
                 killed += child.wait(HANG) == -signal.SIGKILL
             with output.open("ab") as file:
                 file.write(b'{"id":"batch_req_torn')
         assert killed >= 3
-        subprocess.run(command, check=True, timeout=HANG)
+        subprocess.run(batch, check=True, timeout=HANG)
         # Only what was under way at a kill was sent twice.
         assert len(server.bodies) <= 400 + 4 * 8
     assert sorted(names(output)) == sorted(items(400))
@@ -340,45 +327,35 @@ def test_kill_9_at_any_moment_loses_and_doubles_nothing(tmp_path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_command_in_order(number, tmp_path) -> None:
-    source = write_requests(tmp_path / "in.jsonl", {**items(5), "held": "hold"})
     output = tmp_path / "out.jsonl"
     with StandIn() as server:
-        command = [
-            sys.executable, "-m", "turbofit", "batch", str(source), str(output),
-            "--url", server.url, "--json",
-        ]  # fmt: skip
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
+        batch = command(output, server, {**items(5), "held": "hold"}, "--json")
+        with subprocess.Popen(batch, stdout=subprocess.PIPE) as child:
             until(lambda: output.exists() and output.read_bytes().count(b"\n") == 5, "five lines")
             child.send_signal(number)
-            out, _ = child.communicate(timeout=HANG)
+            said = json.loads(child.communicate(timeout=HANG)[0])
     assert child.returncode == 130
-    said = json.loads(out)
     assert (said["schema"], said["answered"], said["left"]) == ("turbofit.batch/1", 5, 1)
+
+
+LIMITED = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 
 
 @pytest.mark.slow
 def test_a_disk_that_takes_no_more_ends_it_and_with_room_it_goes_on(tmp_path) -> None:
-    source = write_requests(tmp_path / "in.jsonl", items(60))
     output = tmp_path / "out.jsonl"
     with StandIn() as server:
-        command = [
-            sys.executable, "-m", "turbofit", "batch", str(source), str(output),
-            "--url", server.url, "--quiet",
-        ]  # fmt: skip
-        limited = [
-            sys.executable, "-c",
-            "import os, resource, sys\n"
-            "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
-            "os.execv(sys.argv[1], sys.argv[1:])",
-        ]  # fmt: skip
-        done = subprocess.run(
-            [*limited, *command], stderr=subprocess.PIPE, text=True, check=False, timeout=HANG
-        )
+        batch = command(output, server, items(60), "--quiet")
+        limited = [sys.executable, "-c", LIMITED, *batch]
+        done = subprocess.run(limited, stderr=subprocess.PIPE, check=False, text=True, timeout=HANG)
         assert done.returncode == 2
         assert f"error: {output} cannot be written: File too large" in done.stderr
         assert "hint: make room" in done.stderr
-        kept = len(lines(output))
-        assert 0 < kept < 60
+        assert 0 < len(lines(output)) < 60
         assert output.read_bytes().endswith(b"\n")
-        subprocess.run(command, check=True, timeout=HANG)
+        subprocess.run(batch, check=True, timeout=HANG)
     assert sorted(names(output)) == sorted(items(60))

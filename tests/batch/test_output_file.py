@@ -106,12 +106,17 @@ def test_failures_count_again(path) -> None:
     assert resumed(path) == (len(path.read_bytes()), (1, 1), [1, 3])
 
 
-def test_failed_items_can_be_taken_out(path) -> None:
+def test_failed_items_can_be_taken_out_and_the_lock_is_the_new_file_s(path) -> None:
     path.write_bytes(line(3) + line(1, error={}) + line(2) + b"torn")
     path.chmod(0o640)
-    assert resumed(path, retry_failed=True) == (len(line(3) + line(2)), (2, 0), [2, 3])
-    assert path.read_bytes() == line(3) + line(2)
+    with OutputFile(path) as output:
+        output.resume(Survey(items_of(DIGESTS)), retry_failed=True)
+        with pytest.raises(UsageError, match="another turbofit batch writes"):
+            OutputFile(path)
+        output.append(line(1), failed=False)
+    assert path.read_bytes() == line(3) + line(2) + line(1)
     assert path.stat().st_mode & 0o777 == 0o640
+    assert resumed(path)[1:] == ((3, 0), [1, 2, 3])
 
 
 def test_failed_items_are_taken_out_behind_a_link_to_another_disk(tmp_path, monkeypatch) -> None:
@@ -144,16 +149,6 @@ def test_an_exchange_that_fails_leaves_no_copy(path, monkeypatch) -> None:
     with pytest.raises(UsageError, match="No space left on device"):
         resumed(path, retry_failed=True)
     assert path.read_bytes() == line(1, error={}) + line(2)
-
-
-def test_after_the_exchange_the_lock_and_the_lines_are_the_new_files(path) -> None:
-    path.write_bytes(line(1, error={}) + line(2))
-    with OutputFile(path) as output:
-        output.resume(Survey(items_of(DIGESTS)), retry_failed=True)
-        with pytest.raises(UsageError, match="another turbofit batch writes"):
-            OutputFile(path)
-        output.append(line(1), failed=False)
-    assert path.read_bytes() == line(2) + line(1)
 
 
 def test_the_lock_ends_with_the_process(path) -> None:
@@ -214,20 +209,17 @@ def test_an_input_that_changes_meanwhile_is_noticed(later, words) -> None:
         list(Survey(items_of(DIGESTS)).pending(iter(later)))
 
 
-def test_an_id_names_the_place_in_the_input() -> None:
+def test_a_line_is_one_line_and_its_id_names_the_place_in_the_input() -> None:
     assert digest_of(b"") == 1, "never 0"
     item = BatchItem(number=12, digest=digest_of(b"x"))
-    assert place_of(item.line_id) == (12, item.digest)
-    for text in ("", "batch_req_1", "batch_req_1-x", "batch_req_-00000000", "chatcmpl-7"):
-        assert place_of(text) is None
-
-
-def test_a_line_is_one_line() -> None:
-    identity, error = BatchItem(number=1, digest=1).line_id, BatchError(code="c", message="a\nb")
-    raw = msgspec.json.encode(BatchLine(id=identity, custom_id=None, error=error))
+    error = BatchError(code="c", message="a\nb")
+    raw = msgspec.json.encode(BatchLine(id=item.line_id, custom_id=None, error=error))
     assert b"\n" not in raw
     assert raw.startswith(LINE_START)
     assert list(json.loads(raw)) == ["id", "custom_id", "response", "error"]
+    assert place_of(item.line_id) == (12, item.digest)
+    for text in ("", "batch_req_1", "batch_req_1-x", "batch_req_-00000000", "chatcmpl-7"):
+        assert place_of(text) is None
 
 
 @pytest.mark.parametrize(

@@ -94,16 +94,11 @@ def test_what_stays_is_the_items_failure(text, options, times, status, code, ser
     assert not options or found.error.message == "3 times: no answer in time"
 
 
-def test_a_server_that_is_ours_is_not_given_up(server) -> None:
-    text = ",".join(["reset"] * 12 + ["ok"])
-    assert line(server.url, text, patience=None).error is None
-    assert server.seen[text] == 13
-
-
-def test_a_lowered_request_is_counted(server) -> None:
-    for text, lowered in (("limited", 1), ("hello", 0)):
-        raw = msgspec.json.encode(request("a", text)["body"])
-        assert asked(server.url, item(raw))[1] == lowered
+def test_a_server_that_is_ours_is_not_given_up_and_lowered_requests_are_counted(server) -> None:
+    text = ",".join(["reset"] * 12 + ["limited"])
+    one = item(msgspec.json.encode(request("a", text)["body"]))
+    found, lowered = asked(server.url, one, patience=None)
+    assert (found.error, lowered, server.seen[text]) == (None, 1, 13)
 
 
 def test_patience_has_an_end() -> None:
@@ -127,13 +122,6 @@ def test_a_server_that_fails_seldom_is_not_away(monkeypatch) -> None:
         asyncio.run(fail(60.0))
 
 
-def test_a_wrong_key_ends_the_batch_and_a_right_one_is_sent() -> None:
-    with StandIn(key="k") as server:
-        with pytest.raises(UsageError, match="does not know the key"):
-            line(server.url, "x")
-        assert line(server.url, "x", key="k").error is None
-
-
 def model(url: str, key: str | None = None) -> str:
     async def ask() -> str:
         async with Sender(url, key, timeout=60, patience=0.05) as sender:
@@ -142,17 +130,19 @@ def model(url: str, key: str | None = None) -> str:
     return asyncio.run(ask())
 
 
-def test_the_first_model_is_asked_for() -> None:
+def test_the_first_model_is_asked_for_and_a_wrong_key_ends_the_batch() -> None:
     with StandIn(key="k") as server:
         assert model(server.url, "k") == "m"
-        for error, words, url, key in (
-            (UsageError, "does not know the key", server.url, None),
-            (UnservedError, "answers 404 and names no model", server.url + "/elsewhere", "k"),
-            (UsageError, "is no address", "http://[", None),
-            (UnservedError, "no connection", f"http://127.0.0.1:{free_port()}", None),
+        assert line(server.url, "x", key="k").error is None
+        for error, words, ask in (
+            (UsageError, "does not know the key", lambda: line(server.url, "x")),
+            (UsageError, "does not know the key", lambda: model(server.url)),
+            (UnservedError, "answers 404 and", lambda: model(server.url + "/elsewhere", "k")),
+            (UsageError, "is no address", lambda: model("http://[")),
+            (UnservedError, "no connection", lambda: model(f"http://127.0.0.1:{free_port()}")),
         ):
             with pytest.raises(error, match=words):
-                model(url, key)
+                ask()
 
 
 def sent_for(one, *, replace: bool = False, base: object = "", max_tokens: int | None = None):
@@ -197,17 +187,13 @@ def test_images_are_read_when_it_is_sent(tmp_path) -> None:
     sent = json.loads(sent_for(row, base=tmp_path))
     assert urls(sent)[0].startswith("data:image/png")
     assert row.body == body("a.png"), "an entry stays small"
-    with pytest.raises(ItemError, match="is no file that is there"):
-        sent_for(item(msgspec.json.encode(body("none.png"))), base=tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("raw", "words"),
-    [(b'{"stream": true}', "no streams"), ({"prompt": "\udcff"}, "cannot be sent")],
-)
-def test_what_cannot_be_sent_is_the_items_failure(raw, words) -> None:
-    with pytest.raises(ItemError, match=words):
-        sent_for(item(raw))
+    for raw, words in (
+        (msgspec.json.encode(body("none.png")), "is no file that is there"),
+        (b'{"stream": true}', "no streams"),
+        ({"prompt": "\udcff"}, "cannot be sent"),
+    ):
+        with pytest.raises(ItemError, match=words):
+            sent_for(item(raw), base=tmp_path)
 
 
 def failure(found, base="") -> ItemError:
