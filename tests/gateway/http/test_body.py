@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.gateway.judge import images_of
 from tests.support.gateway import (
     CHAT,
     Answer,
@@ -124,18 +125,6 @@ async def test_a_client_alone_gets_half_and_others_are_served_meanwhile() -> Non
     assert (len(await first.task), bodies.in_memory, bodies._held_bytes) == (31, 0, {})
 
 
-async def test_a_client_that_holds_less_is_not_sent_away_for_one_that_holds_more() -> None:
-    bodies = make()
-    small = await begun(bodies, "b", 5)
-    await asyncio.sleep(5)
-    large = await begun(bodies, "a", 45)
-    await large.send(5)
-    refusal = await large.refusal()
-    assert not small.task.done()
-    await small.send(5, more=False)
-    assert (refusal.status, len(await small.task)) == (429, 10)
-
-
 async def test_bodies_that_wait_for_an_engine_count_for_their_client() -> None:
     bodies = make()
     bodies.keep(60, "a")
@@ -230,13 +219,17 @@ async def test_remote_images_take_room_of_bodies_until_they_were_sent() -> None:
     assert (other.status, len(app._upstream.seen)) == (429, 1)
 
 
-async def test_resized_images_take_the_room_of_their_new_bytes() -> None:
+async def test_images_past_the_plan_are_resized_and_take_the_room_of_their_new_bytes() -> None:
+    """They can carry no limit, and without an overlay the default is no plan's."""
     app, permit, pending, beside_body = await waiting(
         "/v1/messages", anthropic(picture(448, 5376)), plan=plan_for(limit=4), overlay=False
     )
     permit.set()
-    await pending
-    assert (beside_body >= 0, app._bodies.in_memory) == (True, 0)
+    limited = (await pending).headers["x-turbofit-limited"]
+    assert limited == "image=448x5376->448x1792"
+    assert images_of("/v1/messages", app._upstream.bodies[0]) == [((448, 1792), {})]
+    assert beside_body >= 0
+    assert app._bodies.in_memory == 0
 
 
 def test_a_body_in_tiny_pieces_takes_no_more_memory_than_its_bytes() -> None:

@@ -74,16 +74,6 @@ async def test_one_client_may_fill_the_queue_and_makes_room_for_the_others() -> 
     assert (queue.door.waiting, queue.door._queue.lines) == (0, {})
 
 
-async def test_whoever_gets_in_gives_its_place_in_the_queue_back() -> None:
-    queue = Queue(2)
-    tasks = [await queue.ask("many"), await queue.ask("many")]
-    queue.engine.host_bytes = 0
-    queue.door.pump()
-    await settled()
-    assert tasks[0].result().engine is queue.engine
-    assert (refused(await queue.ask("many")), queue.door.waiting) == (False, 2)
-
-
 async def test_a_suspect_that_must_wait_holds_nobody_up_and_has_one_turn_on_all_engines() -> None:
     engines = [RoutedEngine(n, f"http://e{n}", host_limit=1) for n in range(3)]
     door = Admission(Fleet(engines))
@@ -95,17 +85,6 @@ async def test_a_suspect_that_must_wait_holds_nobody_up_and_has_one_turn_on_all_
     tasks[0].result().end_turn()
     await settled()
     assert (there, other.index, tasks[1].done(), door.waiting) == ([True, False, True], 0, True, 0)
-
-
-async def test_an_engine_gets_nothing_new_while_a_suspect_is_alone_there() -> None:
-    engine = RoutedEngine(0, "http://e")
-    door, turn = Admission(Fleet([engine])), Turn("a", alone=True, longer=False)
-    place = await door.admit("one", Cost(), None, turn)
-    other = asyncio.ensure_future(door.admit("other", Cost()))
-    await settled()
-    assert not other.done()
-    place.end_turn()
-    assert (await other).engine is engine
 
 
 def engines(count: int = 1, gate=10, host_limit=10**9) -> list[RoutedEngine]:
@@ -469,16 +448,11 @@ def history(dice: Random, *, steps: int = 300) -> tuple[int, int]:
     return came, engine.evictions
 
 
-@settings(max_examples=part(300, 3))
-@given(st.integers(0, 1 << 32))
-def test_no_forward_has_more_units_than_the_gate(seed: int) -> None:
-    history(Random(seed))
-
-
-def test_the_histories_hold_evictions() -> None:
-    came, evictions = zip(*(history(Random(seed)) for seed in range(20)), strict=True)
-    assert sum(came) > 500
-    assert sum(evictions) > 100
+def test_no_forward_has_more_units_than_the_gate() -> None:
+    histories = [history(Random(seed)) for seed in range(part(300, 3))]
+    came, evictions = zip(*histories, strict=True)
+    assert sum(came) > 25 * len(histories)
+    assert sum(evictions) > 5 * len(histories)
 
 
 def test_a_line_before_the_gate_comes_to_its_end() -> None:

@@ -48,12 +48,20 @@ from turbofit.gateway.upstream import Unreachable
 def test_the_engine_that_one_more_request_fills_least_is_next() -> None:
     three = [RoutedEngine(i, "http://x", share, gate=Gate(5)) for i, share in enumerate((1, 1, 2))]
     fleet = Fleet(three)
-    assert fleet.best(Cost()) is three[2], "the largest share"
+    for _ in range(8):
+        fleet.best(Cost()).outstanding += 1
+    assert [engine.outstanding for engine in three] == [2, 2, 4], "by their shares"
+    three[1].outstanding = 0
     three[2].outstanding = 1
+    three[1].gate.counted = 5
+    assert fleet.best(Cost()) is three[2], "the largest share"
+    three[1].gate.counted = three[2].outstanding = 0
+    three[0].outstanding = 0
+    three[2].up = False
     assert fleet.best(Cost()) is three[0], "of equals the first"
     three[0].gate.counted = 5
     assert fleet.best(Cost()) is three[1], "the fewest units"
-    three[0].up = three[2].up = False
+    three[0].up = False
     assert fleet.best(Cost(units=6)) is None, "it has no room"
     turn = Turn("a", alone=False, longer=False)
     three[1].turn_of = turn
@@ -166,16 +174,6 @@ URLS = ["http://127.0.0.1:1", "http://127.0.0.1:2"]
 @pytest.fixture(scope="module")
 def plan() -> Plan:
     return turbofit.plan("internvl2-8b-awq", on="rtx3090+rtx4080")
-
-
-@pytest.mark.parametrize(
-    ("shares", "wanted"), [((3.25, 4.75), (3, 5)), ((2.0, 6.0), (2, 6)), ((1.0, 1.0), (4, 4))]
-)
-def test_eight_requests_go_as_the_plan_counts_them(shares, wanted) -> None:
-    all_engines = [RoutedEngine(i, URLS[i], share) for i, share in enumerate(shares)]
-    for _ in range(8):
-        Fleet(all_engines).best(Cost()).outstanding += 1
-    assert tuple(engine.outstanding for engine in all_engines) == wanted
 
 
 def test_engines_have_the_shares_of_their_cards(plan: Plan) -> None:

@@ -149,19 +149,6 @@ async def test_an_engine_that_breaks_off_gets_nothing_new_until_it_answers() -> 
     assert asked.count(0) == 1
 
 
-async def test_a_client_that_left_is_not_sent_on() -> None:
-    gone = asyncio.Event()
-    app, recorder = gateway(engines=2, recorder=Recorder(lambda *_: stream(5.0, EVENT)))
-    pending = asyncio.ensure_future(call(app, body=chat(stream=True), leave=gone))
-    await settled()
-    gone.set()
-    app.engines[0].abort_all()
-    await asyncio.gather(pending, return_exceptions=True)
-    assert len(recorder.seen) == 1
-    assert [e.outstanding for e in app.engines] == [0, 0]
-    assert app._bodies.in_memory == 0
-
-
 @pytest.mark.parametrize("loops", [False, True])
 @pytest.mark.parametrize("engines", [1, 8])
 async def test_what_an_engine_had_when_it_died_is_sent_to_no_other(engines, loops) -> None:
