@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import unicodedata
 from contextlib import suppress
 from typing import Any
@@ -10,9 +11,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.support.gateway import chat
+from tests.support.gateway import ask, chat, gateway
+from turbofit.cli.options.common_options import filled
+from turbofit.cli.options.gateway_options import GatewayOptions
+from turbofit.core.errors import UsageError
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits import grammars
+from turbofit.gateway.limits.defaults import Defaults
 from turbofit.gateway.limits.gate import UNSTATED
 from turbofit.gateway.limits.grammars import (
     check_format,
@@ -354,3 +359,84 @@ def test_weight_and_loops(pattern, weight, loops) -> None:
 def test_counting_ends_past_the_limit() -> None:
     assert pattern_weight("(a{1000}){1000}" * 1000, 5000)[0] < 10**9
     assert pattern_weight("a{99999999999999999999}", 5000)[0] > 5000
+
+
+QUIET = {"enable_thinking": False}
+SAMPLING = {"temperature": 0.2, "top_k": 20, "max_tokens": 64}
+DEFAULTS = Defaults(template=QUIET, sampling=SAMPLING)
+
+
+def laid(kind: str, defaults: Defaults = DEFAULTS, **body: Any) -> dict[str, Any]:
+    defaults.complete(kind, body)
+    return body
+
+
+@pytest.mark.parametrize(
+    ("kind", "added"),
+    [
+        ("chat", {**SAMPLING, "chat_template_kwargs": QUIET}), ("completions", SAMPLING),
+        ("generate", SAMPLING), ("messages", SAMPLING), ("count_tokens", {}),
+        ("responses", {"temperature": 0.2, "top_k": 20, "max_output_tokens": 64}),
+    ],
+)  # fmt: skip
+def test_each_route_gets_what_its_request_model_has(kind: str, added: dict[str, Any]) -> None:
+    assert laid(kind) == added
+
+
+def test_what_a_client_says_stays_and_null_says_nothing() -> None:
+    given = {"temperature": 0, "max_completion_tokens": 9, "chat_template_kwargs": {"tone": "dry"}}
+    assert laid("chat", **given, top_k=None) == {
+        **given, "top_k": 20, "chat_template_kwargs": {**QUIET, "tone": "dry"},
+    }  # fmt: skip
+    for own in ({"enable_thinking": True}, "x"):
+        assert laid("chat", chat_template_kwargs=own)["chat_template_kwargs"] == own
+    # LMDeploy lets the argument win over ``enable_thinking`` beside it.
+    assert laid("chat", enable_thinking=True)["chat_template_kwargs"] == {}
+
+
+def test_a_value_beyond_a_route_s_range_is_not_laid_there() -> None:
+    warm = {"temperature": 1.5}
+    assert laid("chat", Defaults(sampling=warm)) == warm
+    assert laid("messages", Defaults(sampling=warm)) == {}
+
+
+def test_limits_and_the_engine_see_them() -> None:
+    app, upstream = gateway(defaults=DEFAULTS)
+    assert ask(app, body=chat()).status == 200
+    assert upstream.bodies == [{**chat(), **SAMPLING, "chat_template_kwargs": QUIET}]
+    app, _ = gateway(defaults=Defaults(sampling={"max_tokens": 1 << 20}))
+    assert "max_tokens=1048576->" in ask(app, body=chat()).headers["x-turbofit-limited"]
+
+
+def test_the_page_says_them() -> None:
+    app, _ = gateway(defaults=DEFAULTS, names={"m": "m"})
+    text = ask(app, path="/", method="GET").body.decode()
+    assert "where a request does not say otherwise: temperature 0.2, top_k 20" in text
+    assert Defaults().words == []
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "words"),
+    [
+        ("sampling", '{"temperature": 3}', "temperature 3: it should be 2.0 or less"),
+        ("sampling", '{"temprature": 1}', "--default-sampling has no 'temprature'"),
+        ("sampling", "[1]", "is no JSON object"),
+        ("chat_template_kwargs", "enable_thinking=false", "is no JSON object"),
+        ("chat_template_kwargs", '{"chat_template": "x"}', "may not hold 'chat_template'"),
+        ("chat_template_kwargs", json.dumps({"x": "a" * 20_000}), "20,009 bytes"),
+        ("chat_template_kwargs", json.dumps(dict.fromkeys("a" * n for n in range(65))), "65"),
+        ("chat_template_kwargs", r'{"x": ["\ud800"]}', "half a surrogate pair"),
+        ("chat_template_kwargs", '{"x": 1e999}', "Infinity"),
+    ],
+)
+def test_wrong_ones_are_refused_by_the_option_s_name(option: str, text: str, words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        filled(GatewayOptions, {f"default_{option}": text})
+    assert words in caught.value.message
+    assert f"--default-{option.replace('_', '-')}" in caught.value.message
+
+
+def test_options_are_words_again() -> None:
+    given = {"default_sampling": '{"top_p": 0.9}'}
+    words = filled(GatewayOptions, given).option_arguments()
+    assert words == ["--default-sampling", '{"top_p": 0.9}']

@@ -211,18 +211,6 @@ def test_pixel_bounds_of_all_images_go_into_the_request() -> None:
     assert fit.lowered == ("max_pixels=500000000000->4816896",)
 
 
-@pytest.mark.parametrize("rule", [OWN_TILES, TILES, PATCHES, FRAMES, ONEVISION, CANVAS])
-def test_where_nothing_can_be_carried_pictures_are_resized(rule) -> None:
-    b = bounds(rule)
-    shared = hold_images(b, [RequestedImage(size=(4000, 3000), carries=False)] * 3)
-    check_request(b, shared.images)
-    for fit in shared.images:
-        assert fit.knobs == {}
-        assert fit.resize is not None
-        assert fit.resize[0] < 4000
-        assert f"image=4000x3000->{fit.resize[0]}x{fit.resize[1]}" in fit.lowered
-
-
 RULE = PatchRule(
     patch_size=16, merge=2, min_pixels=65_536, max_pixels=16_777_216, client_knobs=False,
     video=VideoRule(merged_frames=2, min_pixels=4096, max_pixels=25_165_824),
