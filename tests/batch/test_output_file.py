@@ -187,26 +187,21 @@ def test_a_full_disk_leaves_whole_lines(path, monkeypatch) -> None:
     assert resumed(path)[2] == [1]
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [(".", "Is a directory"), ("none/out", "No such file"), (os.devnull, "no file")],
-)
-def test_what_can_be_no_output_is_said(tmp_path, name, words) -> None:
-    with pytest.raises(UsageError, match=words):
-        OutputFile(tmp_path / name)
+def test_what_can_be_no_output_is_said(tmp_path) -> None:
+    outputs = {".": "Is a directory", "none/out": "No such file", os.devnull: "no file"}
+    for name, words in outputs.items():
+        with pytest.raises(UsageError, match=words):
+            OutputFile(tmp_path / name)
 
 
-@pytest.mark.parametrize(
-    ("later", "words"),
-    [
+def test_an_input_that_changes_meanwhile_is_noticed() -> None:
+    for later, words in (
         ([BatchItem(number=2, digest=3)], "at item 2"),
         ([BatchItem(number=3, digest=1)], "at item 3"),
         (items_of([11, 22]), "it had 3 items and has 2"),
-    ],
-)
-def test_an_input_that_changes_meanwhile_is_noticed(later, words) -> None:
-    with pytest.raises(UsageError, match=f"while it was read, {words}"):
-        list(Survey(items_of(DIGESTS)).pending(iter(later)))
+    ):
+        with pytest.raises(UsageError, match=f"while it was read, {words}"):
+            list(Survey(items_of(DIGESTS)).pending(iter(later)))
 
 
 def test_a_line_is_one_line_and_its_id_names_the_place_in_the_input() -> None:
@@ -222,19 +217,16 @@ def test_a_line_is_one_line_and_its_id_names_the_place_in_the_input() -> None:
         assert place_of(text) is None
 
 
-@pytest.mark.parametrize(
-    ("body", "text"),
-    [
+def test_the_text_of_an_answer() -> None:
+    for body, text in (
         ({"choices": [{"message": {"content": "a"}}]}, "a"),
         ({"choices": [{"text": "b"}]}, "b"),
         ({"choices": [{"message": {"content": None}}]}, None),
         ({"choices": []}, None),
         ("<html>", None),
-    ],
-)
-def test_the_text_of_an_answer(body, text) -> None:
-    response = BatchResponse(status_code=200, request_id="", body=body)
-    assert BatchLine(id="i", custom_id="c", response=response).text == text
+    ):
+        response = BatchResponse(status_code=200, request_id="", body=body)
+        assert BatchLine(id="i", custom_id="c", response=response).text == text
     assert BatchLine(id="i", custom_id="c").text is None
 
 

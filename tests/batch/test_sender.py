@@ -166,19 +166,17 @@ def item(body) -> BatchItem:
     return BatchItem(number=7, digest=1, custom_id="a", body=raw)
 
 
-@pytest.mark.parametrize(
-    ("body", "options", "sent"),
-    [
+def test_model_and_answer_length_are_filled_in() -> None:
+    seven = {"max_tokens": 7}
+    for body, options, sent in (
         ({"model": "mine", "x": 100.0}, {}, {}),
         ({"x": 1}, {}, {"model": "served"}),
         ({"model": "mine"}, {"replace": True}, {"model": "served"}),
-        ({"model": "a"}, {"max_tokens": 7}, {"max_tokens": 7}),
-        ({"model": "a", "max_tokens": 9}, {"max_tokens": 7}, {}),
-        ({"model": "a", "max_completion_tokens": 9}, {"max_tokens": 7}, {}),
-    ],
-)
-def test_model_and_answer_length_are_filled_in(body, options, sent) -> None:
-    assert json.loads(sent_for(item(json.dumps(body).encode()), **options)) == {**body, **sent}
+        ({"model": "a"}, seven, seven),
+        ({"model": "a", "max_tokens": 9}, seven, {}),
+        ({"model": "a", "max_completion_tokens": 9}, seven, {}),
+    ):
+        assert json.loads(sent_for(item(json.dumps(body).encode()), **options)) == {**body, **sent}
 
 
 def test_images_are_read_when_it_is_sent(tmp_path) -> None:
@@ -209,15 +207,11 @@ def test_files_are_put_inline_and_addresses_stay(tmp_path) -> None:
     found["messages"][0]["content"][0]["image_url"] = "a b.png"  # a bare string is a URL too
     inlined(found, str(tmp_path))
     assert urls(found) == [inline, inline, inline, "https://x/y.png"]
-
-
-@pytest.mark.parametrize(
-    "odd", [{}, {"messages": 1}, {"messages": [1, {"content": "x"}, {"content": [1, {}]}]}]
-)
-def test_other_bodies_have_no_images(odd) -> None:
-    before = copy.deepcopy(odd)
-    inlined(odd, "")
-    assert odd == before
+    # Other bodies have none.
+    for odd in ({}, {"messages": 1}, {"messages": [1, {"content": "x"}, {"content": [1, {}]}]}):
+        before = copy.deepcopy(odd)
+        inlined(odd, "")
+        assert odd == before
 
 
 def test_each_broken_image_has_its_code(tmp_path) -> None:

@@ -141,7 +141,7 @@ def test_a_node_under_tls_shows_a_certificate_of_the_authority_for_its_address(
     until(lambda: "certificate" in stranger.nodes["a"].why.lower(), "a to be refused")
 
 
-def test_a_body_is_held_until_its_answer_begins(world) -> None:
+def test_a_body_is_held_until_its_answer_begins_and_who_leaves_stops_the_engine(world) -> None:
     address, engine, _ = world.node("a")
     app, front = world.front(address)
     with ThreadPoolExecutor(1) as pool:
@@ -151,6 +151,9 @@ def test_a_body_is_held_until_its_answer_begins(world) -> None:
         assert not answer.done()
         engine.permit()
         assert answer.result()[2].endswith(b"[DONE]\n\n")
+    with streamed(front.url) as response:
+        assert response.readline() == b"data: {}\n"
+    assert engine.left.wait(HANG)
 
 
 class DyingNode(ThreadedServer):
@@ -200,14 +203,6 @@ def test_a_suspect_that_does_not_come_again_is_one_for_an_hour(monkeypatch) -> N
     suspects.note(b"[]", "b", answered=False)
     now[0] = 3601.0
     assert (suspects.node_of(b"{}"), suspects.node_of(b"[]")) == ("", "b")
-
-
-def test_a_client_that_leaves_stops_the_nodes_engine(world) -> None:
-    address, engine, _ = world.node("a")
-    _, front = world.front(address)
-    with streamed(front.url) as response:
-        assert response.readline() == b"data: {}\n"
-    assert engine.left.wait(HANG)
 
 
 def test_nodes_come_and_go_while_what_they_have_ends(world) -> None:

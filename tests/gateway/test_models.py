@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from codecs import BOM_UTF8
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -223,7 +224,7 @@ async def test_idle_counts_from_the_last_request_and_no_page_counts() -> None:
 async def test_pages_say_where_each_model_stands() -> None:
     site = Site("a", "b")
     site.models["b"].forecast = 12.3
-    site.ready()
+    engine: RoutedEngine = site.ready().engines[0]
     cards = (await site.page("/v1/models")).json["data"]
     assert [(card["id"], card["turbofit"]["state"]) for card in cards] == [
         ("a", "ready"), ("b", "asleep"),
@@ -239,6 +240,8 @@ async def test_pages_say_where_each_model_stands() -> None:
     ):  # fmt: skip
         assert line in text
     assert text.count("# TYPE turbofit_gateway_requests_total counter") == 1
+    engine.up = False  # it does not answer
+    assert (await site.page("/health")).json["models"]["a"]["state"] == "unavailable"
     site.app.opened = False
     assert (await site.page("/health")).status == 503
 
@@ -258,21 +261,13 @@ async def test_strangers_learn_nothing_and_wake_nobody() -> None:
     assert b'model="a",engine="0"' in (await site.page("/metrics", **key)).body
 
 
-async def test_nobody_waits_for_a_server_that_ends() -> None:
+async def test_bodies_are_counted_once_and_nobody_waits_for_a_server_that_ends() -> None:
     site = Site("a")
     waiting = await site.waiting()
+    assert site.app._bodies.in_memory >= len(msgspec.json.encode({**chat(), "model": "a"}))
     site.app.end()
     assert (await waiting).json["error"]["code"] == "ending"
     assert (await site.chat()).status == 503
-
-
-async def test_bodies_are_counted_once_and_given_back() -> None:
-    site = Site("a")
-    waiting = await site.waiting()
-    size = len(msgspec.json.encode({**chat(), "model": "a"}))
-    assert site.app._bodies.in_memory >= size
-    site.ready()
-    await waiting
     assert site.app._bodies.in_memory == 0
 
 
@@ -291,28 +286,15 @@ async def test_a_front_says_whose_a_request_is() -> None:
     waiting.cancel()
 
 
-async def test_an_engine_that_does_not_answer_is_no_healthy_model() -> None:
-    site = Site("a")
-    engine: RoutedEngine = site.ready().engines[0]
-    engine.up = False
-    health = await site.page("/health")
-    assert (health.status, health.json["models"]["a"]["state"]) == (503, "unavailable")
+def test_a_loop_that_hangs_is_not_waited_for_without_end() -> None:
+    waited = []
 
-
-class Hanging:
-    """An address whose loop never comes to what it is asked."""
-
-    alive = True
-    seconds = 0.0
-
-    def call(self, _ask: Callable[[Any], object], seconds: float = 10.0) -> None:
-        self.seconds += seconds
-        assert self.seconds <= 60, "whoever waits so long hears no signal"
+    def call(_ask: Callable[[Any], object], seconds: float = 10.0) -> None:
+        waited.append(seconds)
+        assert sum(waited) <= 60, "whoever waits so long hears no signal"
         raise LaunchError("the gateway did not answer", hint="try again")
 
-
-def test_a_loop_that_hangs_is_not_waited_for_without_end() -> None:
-    front: Any = Hanging()
+    front: Any = SimpleNamespace(alive=True, call=call)
     with pytest.raises(LaunchError, match="did not answer"):
         insist(front, lambda _: None)
-    assert front.seconds == 60
+    assert sum(waited) == 60

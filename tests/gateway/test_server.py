@@ -205,20 +205,17 @@ def test_tls(engine, tmp_path) -> None:
         assert asked(gateway.url, chat(), context=context)[0] == 200
 
 
-def test_a_bind_beyond_loopback_needs_a_key_or_a_word() -> None:
+def test_a_bind_beyond_loopback_needs_a_key_or_a_word_and_an_upstream_is_an_address() -> None:
     for host in ("0.0.0.0", "::"):
         with pytest.raises(UsageError, match="no key is set"):
             check_bind(GatewayConfig(host=host))
+    for urls in ([], ["localhost:1"]):
+        with pytest.raises(UsageError, match="no address"):
+            make_gateway(plan_for(), urls, config())
     check_bind(GatewayConfig(host="0.0.0.0"), no_auth=True)
     check_bind(GatewayConfig(host="0.0.0.0", api_keys=("k",)))
     for host in ("127.0.0.1", "127.8.8.8", "::1", "localhost"):
         check_bind(GatewayConfig(host=host))
-
-
-def test_upstreams_are_checked() -> None:
-    for urls in ([], ["localhost:1"]):
-        with pytest.raises(UsageError, match="no address"):
-            make_gateway(plan_for(), urls, config())
 
 
 def parsed(*words: str, **more: object) -> GatewayConfig:
@@ -349,12 +346,9 @@ def test_what_is_in_the_way_is_raised_where_it_was_started(tmp_path: Path) -> No
         thread(ssl_certfile=nothing, ssl_keyfile=nothing).start()
 
 
-def test_one_that_never_started_stops() -> None:
-    thread().stop()
-    assert "gateway" not in {t.name for t in threading.enumerate()}
-
-
 def test_it_is_told_of_engines_from_another_thread() -> None:
+    thread().stop()  # without a start
+    assert "gateway" not in {t.name for t in threading.enumerate()}
     gateway_thread = thread()
     with pytest.raises(LaunchError, match="does not serve"):
         gateway_thread.call(lambda gateway: gateway.engines)

@@ -15,10 +15,7 @@ from typing_extensions import Self
 class ThreadedServer:
     """An OpenAI-compatible server of the model ``m`` in a thread; a context manager.
 
-    Args:
-        port: 0 is any.
-        key: which it asks for.
-        models: the status of ``/v1/models``.
+    ``models`` is the status of ``/v1/models``.
     """
 
     gets = "/v1/models"

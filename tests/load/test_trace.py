@@ -111,11 +111,6 @@ def test_a_smaller_cache_is_fuller_and_more_cards_are_faster() -> None:
     assert 0 < two.busy <= 1
 
 
-def test_transformers_is_not_forecast() -> None:
-    with pytest.raises(UsageError, match="one request after the other"):
-        trace_forecast([plan("llava-onevision-7b")], [request()], "x")
-
-
 def test_a_hundred_thousand_requests_take_seconds() -> None:
     made, sizes = plan("internvl2-8b", "4xrtx3090"), ((640, 480), (1920, 1080), (800, 3000))
     trace = [request(n / 2, 50 + n % 500, 1 + n % 300, (sizes[n % 3],)) for n in range(100_000)]
@@ -140,16 +135,15 @@ def test_the_command_compares_plans_that_are_kept(tmp_path, capsys) -> None:
     assert "is of Qwen3-8B, not of InternVL2-2B" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("more", "said"),
-    [
+def test_what_does_not_go_together_is_refused(capsys) -> None:
+    for more, said in (
         (["--vs", "2xl4"], "--vs is for a trace"),
         (["--trace", "none.csv", "--lmdeploy", "0.9"], "--lmdeploy and --trace"),
-    ],
-)
-def test_what_does_not_go_together_is_refused(more, said, capsys) -> None:
-    assert main(["predict", "internvl2-2b", "--on", "1xrtx3090", *more]) == 2
-    assert said in capsys.readouterr().err
+    ):
+        assert main(["predict", "internvl2-2b", "--on", "1xrtx3090", *more]) == 2
+        assert said in capsys.readouterr().err
+    with pytest.raises(UsageError, match="one request after the other"):
+        trace_forecast([plan("llava-onevision-7b")], [request()], "x")
 
 
 def test_a_plan_that_does_not_fit_is_shown_in_its_place(tmp_path, capsys) -> None:

@@ -171,19 +171,18 @@ def test_headers_that_are_not_whole_in_time(sent) -> None:
         assert ended(client)
 
 
-def test_a_later_request_has_the_same_deadline() -> None:
+def test_a_later_request_has_the_same_deadline_and_idle_connections_end() -> None:
     quick = ConnectionLimits(headers_seconds=0.05)
-    with conversation(sent=HEALTH) as (gateway, client):
+    with conversation({"keep_alive_seconds": 1}, HEALTH) as (gateway, client):
         assert answered(client)[0] == 200
-        gateway.call(lambda app: [setattr(conn, "limits", quick) for conn in app.connections._of])
-        client.sendall(b"GET /health HTTP/1.1\r\nx: ")
-        assert answered(client)[0] == 408
-        assert ended(client)
-
-
-def test_idle_connections_end() -> None:
-    with conversation({"keep_alive_seconds": 1}, HEALTH) as (_, client):
-        assert answered(client)[0] == 200
+        with closing(connected(gateway)) as later:
+            later.sendall(HEALTH)
+            assert answered(later)[0] == 200
+            for connection in gateway.call(lambda app: list(app.connections._of)):
+                connection.limits = quick
+            later.sendall(b"GET /health HTTP/1.1\r\nx: ")
+            assert answered(later)[0] == 408
+            assert ended(later)
         assert ended(client)
 
 
@@ -454,14 +453,6 @@ def test_an_address_makes_room_for_itself_only() -> None:
     assert not other.closed
 
 
-def test_an_ipv6_client_is_its_64() -> None:
-    for host in ("10.0.0.1", "::ffff:10.0.0.1"):
-        assert address_of(host) == "10.0.0.1"
-    assert address_of("2001:db8::1") == address_of("2001:db8::ffff:1") == "2001:db8::/64"
-    assert address_of("2001:db8:0:1::1") != "2001:db8::/64"
-    assert address_of("not:an:address") == "not:an:address"
-
-
 @pytest.mark.parametrize(("of_one", "lower"), [(1, ()), (99, (1, 50))])
 def test_an_address_or_what_the_system_gives_lowers_the_number(of_one, lower) -> None:
     all_, _ = make(most=100, of_one=of_one)
@@ -473,7 +464,7 @@ def test_an_address_or_what_the_system_gives_lowers_the_number(of_one, lower) ->
     assert first.closed
 
 
-def test_networks() -> None:
+def test_networks_and_that_an_ipv6_client_is_its_64() -> None:
     assert "10.1.2.3" in Networks(["10.0.0.0/8", "::1"])
     assert "::1" in Networks(["::1"])
     for host in ("127.0.0.1", "nonsense"):
@@ -481,6 +472,11 @@ def test_networks() -> None:
     for word in ("proxy.example.com", "10.0.0.1/8", "", "10.0.0.0/33"):
         with pytest.raises(UsageError, match="is no address or network"):
             Networks([word])
+    for host in ("10.0.0.1", "::ffff:10.0.0.1"):
+        assert address_of(host) == "10.0.0.1"
+    assert address_of("2001:db8::1") == address_of("2001:db8::ffff:1") == "2001:db8::/64"
+    assert address_of("2001:db8:0:1::1") != "2001:db8::/64"
+    assert address_of("not:an:address") == "not:an:address"
 
 
 @pytest.mark.parametrize("given", [b"first", b"second", b"neither"])

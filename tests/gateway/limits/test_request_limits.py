@@ -353,6 +353,6 @@ def test_what_an_earlier_answer_holds_beside_text_is_left_out_and_said() -> None
 
 @pytest.mark.parametrize("role", ["user", "tool", "system"])
 def test_a_part_that_nobody_would_read_is_refused(role: str) -> None:
-    part = {"type": "input_file", "file": "x"}
-    refusal = refused("chat", {"messages": [{"role": role, "content": [part]}]})
-    assert "'input_file': text, image_url and video_url are taken" in refusal.message
+    message = {"role": role, "content": [{"type": "input_file", "file": "x"}]}
+    words = "'input_file': text, image_url and video_url are taken"
+    assert words in refused("chat", {"messages": [message]}).message

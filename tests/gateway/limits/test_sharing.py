@@ -39,7 +39,6 @@ from turbofit.gateway.limits.sharing import (
     hold_clip,
     hold_frames,
     hold_images,
-    request_bounds,
     within,
 )
 from turbofit.gateway.media.clips import Clip
@@ -197,20 +196,6 @@ def test_a_client_that_asks_for_less_keeps_it_and_leaves_more_to_others() -> Non
     assert second.units == 12
 
 
-def test_pixel_bounds_of_all_images_go_into_the_request() -> None:
-    b = bounds(FRAMES)
-    image = RequestedImage(size=(1000, 800), by_request=True)
-    assert hold_images(b, [image]).request == {}
-    parameters = request_bounds(b, {"max_pixels": 400_000, "min_pixels": "x", "other": 1})
-    assert parameters == {"max_pixels": 200_000}  # of one of two frames
-    shared = hold_images(b, [replace(image, options=parameters)])
-    assert shared.request == {"min_pixels": 6272 * 2, "max_pixels": 400_000}
-    assert shared.images[0].lowered == ()
-    beyond = request_bounds(b, {"max_pixels": 10**12})
-    (fit,) = hold_images(b, [replace(image, size=(4000, 4000), options=beyond)]).images
-    assert fit.lowered == ("max_pixels=500000000000->4816896",)
-
-
 RULE = PatchRule(
     patch_size=16, merge=2, min_pixels=65_536, max_pixels=16_777_216, client_knobs=False,
     video=VideoRule(merged_frames=2, min_pixels=4096, max_pixels=25_165_824),
@@ -322,6 +307,21 @@ def test_what_is_asked_beyond_the_plan_is_lowered_and_said() -> None:
     body, reply = passed(watching(4, mm_processor_kwargs=less))
     assert body["mm_processor_kwargs"]["video"]["max_pixels"] == 102_400
     assert "x-turbofit-limited" not in reply.headers
+
+
+def test_pixel_bounds_of_all_images_go_into_the_request() -> None:
+    def sent(**bounds: Any):
+        body = chat(image_part(4000, 4000), mm_processor_kwargs={"image": bounds})
+        return passed(body, rule=FRAMES, limit=FRAMES.max_pixels)
+
+    body, reply = sent(max_pixels=400_000, min_pixels="x", other=1)
+    kept = {"min_pixels": 2 * FRAMES.min_pixels, "max_pixels": 400_000}  # of two frames
+    assert body["mm_processor_kwargs"] == {"image": kept}
+    assert "x-turbofit-limited" not in reply.headers
+    body, reply = sent(max_pixels=10**9, min_pixels=10**9)
+    assert "max_pixels=500000000->4816896" in reply.headers["x-turbofit-limited"]
+    most = dict.fromkeys(kept, 2 * FRAMES.max_pixels)
+    assert body["mm_processor_kwargs"] == {"image": most}
 
 
 def test_only_models_and_engines_that_watch_are_sent_videos() -> None:

@@ -375,7 +375,6 @@ class Sequence:
     """A request at the engine: its true length grows up to what it reserved."""
 
     cost: Cost
-    door: Gate
     most: int
     length: int = 1
     encoded: bool = False
@@ -426,24 +425,24 @@ def history(dice: Random, *, steps: int = 300) -> tuple[int, int]:
                 door.take(cost)
                 # Two tokens beyond its end, and a block that it copies.
                 most = min(stated, kv.longest) + 2 + 64
-                engine.there.append(Sequence(cost, door, most))
+                engine.there.append(Sequence(cost, most))
                 came += 1
         elif sequence is None:
             pass
         elif what == "token":
             sequence.encoded = True
-            sequence.door.begin(sequence.cost)
+            door.begin(sequence.cost)
         elif what == "grow":
             sequence.length = sequence.most
         elif what == "back":
             sequence.evicted = False
         else:
             engine.there.remove(sequence)
-            sequence.door.end(sequence.cost)
+            door.end(sequence.cost)
         engine.make_room()
         assert engine.forward <= units
     for sequence in engine.there:
-        sequence.door.end(sequence.cost)
+        door.end(sequence.cost)
     assert (door.counted, door.reserved) == (0, 0)
     return came, engine.evictions
 

@@ -71,11 +71,6 @@ def test_without_a_folder_the_key_is_this_process_s_alone(tmp_path, monkeypatch)
     assert (set(unwritable.unwritten), unwritable.of("a") is not None) == ({"a"}, True)
 
 
-def test_another_model_or_engine_begins_with_nothing() -> None:
-    assert path_of() == path_of()
-    assert len({path_of(), path_of("0.19.0"), path_of(pretend=True)}) == 3
-
-
 @pytest.mark.parametrize("content", [b"", b"{", b'{"schema":"other/1"}', b'{"denied":[1]}'])
 def test_a_damaged_file_is_put_aside(content: bytes) -> None:
     path_of().write_bytes(content)
@@ -107,7 +102,8 @@ def test_a_pardon_reaches_a_gateway_that_runs_and_stays() -> None:
     assert kept() == ["b", "d"]
 
 
-def test_the_file_is_bounded_and_the_oldest_go() -> None:
+def test_the_file_is_of_one_model_and_engine_is_bounded_and_the_oldest_go() -> None:
+    assert len({path_of(), path_of(), path_of("0.19.0"), path_of(pretend=True)}) == 3
     file = refusing(*(str(number) for number in range(1100)))
     assert len(kept()) == 1024
     assert file.of("0") is None

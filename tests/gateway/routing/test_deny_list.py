@@ -163,6 +163,26 @@ async def test_all_that_an_engine_had_are_suspected_until_they_are_answered() ->
         assert fleet.known == (0, 0, 0)
 
 
+async def test_what_an_engine_had_when_it_died_is_sent_to_no_other() -> None:
+    async with Fleet(8) as fleet:
+        crowd = [fleet.begin(f"innocent {number}") for number in range(24)]
+        await asyncio.sleep(0.1)
+        killing = await fleet.ask(KILLS)
+        assert (code(killing), "retry-after" in killing.headers) == (DIED, True)
+        beside = Counter([(await reply).status for reply in crowd])
+        assert (beside, len(fleet.deaths), len(fleet.recorder.seen)) == ({200: 21, 503: 3}, 1, 25)
+        assert (await fleet.ask("innocent after it")).status == 200
+        left = {(e.outstanding, e.units, e.host_bytes) for e in fleet.app.engines}
+        assert (left, fleet.app._bodies.in_memory) == ({(0, 0, 0)}, 0)
+        # Who waits where nothing listens any more waits on.
+        waiting = fleet.begin("innocent")
+        await asyncio.sleep(0.1)
+        (engine,) = (engine for engine in fleet.app.engines if engine.outstanding)
+        fleet.app.monitor.doubt(engine)
+        assert not engine.up
+        assert (await waiting).status == 200
+
+
 async def test_suspects_run_one_at_a_time_beside_others() -> None:
     async with Fleet(1, api_keys=("one", "other")) as fleet:
         (engine,) = fleet.app.engines
@@ -426,17 +446,14 @@ async def test_an_engine_that_somebody_killed_accuses_nobody() -> None:
         assert ((await fleet.ask("innocent")).status, fleet.known) == (200, (0, 0, 0))
 
 
-async def test_a_supervisor_may_be_the_first_to_see_another_cause() -> None:
+async def test_a_supervisor_may_be_first_to_see_another_cause_and_tells_of_one_process() -> None:
     async with Fleet(1) as fleet:
         pending = fleet.begin("innocent")
         await asyncio.sleep(0.1)
         fleet.app.engine_ended(0, other_cause=True)
         fleet.kill()
         assert ((await pending).status, fleet.known) == (503, (0, 0, 0))
-
-
-async def test_who_kills_the_next_process_takes_back_nothing_of_the_death_before() -> None:
-    async with Fleet(1) as fleet:
+        await fleet.all_up()
         await fleet.ask(KILLS)
         fleet.app.engine_ended(0, other_cause=False)
         # Its next process is killed while it starts.

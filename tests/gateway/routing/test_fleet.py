@@ -7,7 +7,6 @@ import re
 import time
 from collections.abc import Callable
 from contextlib import asynccontextmanager
-from itertools import chain
 from types import SimpleNamespace
 
 import pytest
@@ -47,66 +46,11 @@ from turbofit.gateway.routing.health import (
 from turbofit.gateway.server import make_gateway
 from turbofit.gateway.upstream import Unreachable
 
-POISON = "poison"
 #: LMDeploy's answer where its PyTorch engine's loop has ended.
 UNAVAILABLE = (
     b'{"message":"The inference engine is unavailable.","type":"server_error","code":503,'
     b'"param":null,"object":"error"}'
 )
-
-
-class DyingEngines:
-    """Engines that hold every request until `release`, and die of a poisonous one.
-
-    As a process does: all that it had breaks off, and nothing listens any more. Or only as a
-    PyTorch engine's loop: its server answers for it, once and for all.
-    """
-
-    def __init__(self, engines: int, *, loops: bool = False) -> None:
-        self.app, self.recorder = gateway(engines=engines, recorder=Recorder(self._answer))
-        for engine in self.app.engines:
-            engine.succeeded()
-        self._waiting: dict[int, list[asyncio.Future[None]]] = {n: [] for n in range(engines)}
-        #: Each request with the engine that had it.
-        self.received: list[tuple[int, str]] = []
-        self._released, self._loops = False, loops
-        self.dead = self.recorder.failing if loops else self.recorder.down
-
-    async def _answer(self, engine, path, body):
-        if engine.index in self.recorder.failing:
-            return stream(b'data: {"error": ' + UNAVAILABLE + b"}\n\n", DONE)
-        self.received.append((engine.index, str(body)))
-        answered = asyncio.get_running_loop().create_future()
-        self._waiting[engine.index].append(answered)
-        if POISON in str(body):
-            self.dead.add(engine.index)
-            for other in self._waiting[engine.index]:
-                other.set_exception(OSError("reset"))
-        elif self._released:
-            answered.set_result(None)
-        try:
-            await answered
-        except OSError as exc:
-            return Answer(UNAVAILABLE, status=503) if self._loops else exc
-        return stream(EVENT, DONE)
-
-    def release(self) -> None:
-        """All that wait are answered, and those to come at once."""
-        self._released = True
-        for answered in chain(*self._waiting.values()):
-            if not answered.done():
-                answered.set_result(None)
-
-    async def send(self, text: str) -> asyncio.Task:
-        """A request that is at an engine from now on."""
-        body = chat({"type": "text", "text": text}, stream=True)
-        task = asyncio.ensure_future(call(self.app, body=body))
-        await settled()
-        return task
-
-    def times(self, text: str) -> list[int]:
-        """The engines that had a request, in order of their numbers."""
-        return sorted(index for index, body in self.received if f'"{text}"' in body)
 
 
 def deaths(app, name: str = "engine_deaths") -> int:
@@ -134,16 +78,6 @@ def test_engines_that_are_not_reached_do_not_count() -> None:
     assert [engine.up for engine in app.engines] == [False] * 5 + [True]
 
 
-async def test_who_waits_where_nothing_listens_any_more_waits_on() -> None:
-    mortal = DyingEngines(2)
-    waiting = await mortal.send("innocent")
-    mortal.app.monitor.doubt(mortal.app.engines[0])
-    mortal.release()
-    assert (await waiting).status == 200
-    assert mortal.times("innocent") == [0]
-    assert not mortal.app.engines[0].up
-
-
 async def test_a_body_is_forgotten_once_an_engine_begins_to_answer() -> None:
     app, _ = gateway(engines=2, recorder=Recorder(lambda *_: stream(0.05, EVENT, DONE)))
     pending = asyncio.ensure_future(call(app, body=chat(image_part(), stream=True)))
@@ -167,28 +101,6 @@ async def test_an_engine_that_breaks_off_gets_nothing_new_until_it_answers() -> 
         await auntil(lambda: app.engines[0].up, "the engine to be asked again")
     assert [reply.status for reply in replies] == [503] + [200] * 19
     assert asked.count(0) == 1
-
-
-@pytest.mark.parametrize("loops", [False, True])
-@pytest.mark.parametrize("engines", [1, 8])
-async def test_what_an_engine_had_when_it_died_is_sent_to_no_other(engines, loops) -> None:
-    mortal = DyingEngines(engines, loops=loops)
-    crowd = [await mortal.send(f"innocent {number}") for number in range(3 * engines)]
-    reply = await (await mortal.send(POISON))
-    mortal.release()
-    beside = await asyncio.gather(*crowd)
-    after = [await (await mortal.send("innocent after it"))] if engines > 1 else []
-    assert (reply.status, reply.json["error"]["code"]) == (503, "engine_died")
-    assert "retry-after" in reply.headers
-    assert (len(mortal.dead), len(mortal.times(POISON))) == (1, 1)
-    assert [reply.status for reply in after] == [200] * len(after)
-    for number, other in enumerate(beside):
-        (there,) = mortal.times(f"innocent {number}")
-        assert other.status == (503 if there in mortal.dead else 200)
-    assert [reply.status for reply in beside].count(503) == 3
-    left = [(e.outstanding, e.units, e.host_bytes) for e in mortal.app.engines]
-    assert left == [(0, 0, 0)] * engines
-    assert mortal.app._bodies.in_memory == 0
 
 
 def test_who_meets_a_connection_that_a_dead_engine_kept_is_at_the_same_death() -> None:
