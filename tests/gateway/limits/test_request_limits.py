@@ -115,18 +115,15 @@ def test_what_is_within_the_plan_stays_and_is_not_said() -> None:
     assert (limited.knobs, limited.lowered) == (smaller, ())
 
 
-@pytest.mark.parametrize(
-    ("parameters", "change"),
-    [
+def test_lowering_is_said() -> None:
+    for parameters, change in (
         ({"max_dynamic_patch": 24}, "max_dynamic_patch=24->12"),
         ({"max_dynamic_patch": "4096"}, "max_dynamic_patch=4096->12"),
         ({"max_dynamic_patch": 1e9}, "max_dynamic_patch=1000000000.0->12"),
         ({"max_dynamic_patch": 10**40}, "max_dynamic_patch=huge->12"),
         ({"detail": "high"}, "detail=high->12"),
-    ],
-)
-def test_lowering_is_said(parameters, change) -> None:
-    assert hold_image(bounds(), (1792, 1344), parameters).lowered == (change,)
+    ):
+        assert hold_image(bounds(), (1792, 1344), parameters).lowered == (change,)
 
 
 def test_both_pixel_bounds_are_lowered_and_said() -> None:

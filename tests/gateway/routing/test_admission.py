@@ -35,43 +35,31 @@ from turbofit.gateway.routing.admission import Admission
 from turbofit.gateway.routing.engines import Fleet, RoutedEngine, Turn
 
 
-class Queue:
-    """The door of an engine that is full."""
-
-    def __init__(self, longest: int) -> None:
-        self.engine = RoutedEngine(0, "http://e0", host_limit=1)
-        self.door = Admission(Fleet([self.engine]), longest=longest)
-        self.engine.host_bytes = 1  # of another one
-
-    async def ask(self, client: str) -> asyncio.Task:
-        task = asyncio.ensure_future(self.door.admit(client, Cost(host_bytes=1)))
-        await settled()
-        return task
-
-
-def refused(task: asyncio.Task) -> bool:
-    if not task.done():
-        return False
-    assert isinstance(error := task.exception(), Refusal)
-    assert (error.status, error.reason) == (429, "busy")
-    return True
-
-
 async def test_one_client_may_fill_the_queue_and_makes_room_for_the_others() -> None:
     """Its newest requests go, and only until each client has as many places as the others."""
-    queue = Queue(8)
-    many = [await queue.ask("many") for _ in range(9)]
-    assert [refused(task) for task in many] == [False] * 8 + [True]
-    few = [await queue.ask("few") for _ in range(5)]
-    third = await queue.ask("third")
+    engine = RoutedEngine(0, "http://e0", host_limit=1)
+    door = Admission(Fleet([engine]), longest=8)
+    engine.host_bytes = 1  # of another one
+
+    async def ask(client: str, count: int) -> list[asyncio.Task]:
+        cost = Cost(host_bytes=1)
+        tasks = [asyncio.ensure_future(door.admit(client, cost)) for _ in range(count)]
+        await settled()
+        return tasks
+
+    many = await ask("many", 9)
+    assert [task.done() for task in many] == [False] * 8 + [True]
+    few, (third,) = await ask("few", 5), await ask("third", 1)
     # Four places each; the third client's comes from one of the two.
-    assert [refused(task) for task in many] == [False] * 3 + [True] * 6
-    assert [refused(task) for task in few] == [False] * 4 + [True]
-    assert (refused(third), queue.door.waiting) == (False, 8)
+    assert [task.done() for task in many] == [False] * 3 + [True] * 6
+    assert [task.done() for task in few] == [False] * 4 + [True]
+    assert (third.done(), door.waiting) == (False, 8)
+    errors = [task.exception() for task in (*many, *few) if task.done()]
+    assert {(error.status, error.reason) for error in errors} == {(429, "busy")}
     for task in (*many, *few, third):
         task.cancel()
     await settled()
-    assert (queue.door.waiting, queue.door._queue.lines) == (0, {})
+    assert (door.waiting, door._queue.lines) == (0, {})
 
 
 async def test_a_suspect_that_must_wait_holds_nobody_up_and_has_one_turn_on_all_engines() -> None:
