@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ class StandIn(ThreadedServer):
     def __init__(self, port: int = 0, key: str | None = None) -> None:
         super().__init__(port, key)
         self.running = self.most = 0
+        self.seen = Counter[str]()
         self._held: list[asyncio.Transport] = []
         self._released = asyncio.Event()
 

@@ -103,8 +103,9 @@ def test_a_server_that_goes_away_ends_it_and_it_can_go_on(tmp_path) -> None:
 
     with StandIn(port) as server, ThreadPoolExecutor() as pool:
         ended = pool.submit(end)
-        with pytest.raises(UnservedError, match="has not answered"):
+        with pytest.raises(UnservedError, match="has not answered for ") as caught:
             run(source, output, server.url, patience=0.2)
+        assert "give the same command" in caught.value.hint
         ended.result()
     done = len(lines(output))
     assert done < 40

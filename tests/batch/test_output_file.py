@@ -97,15 +97,6 @@ def test_another_file_stays_as_it_is(data, message, path) -> None:
     assert path.read_bytes() == data
 
 
-def test_failures_count_again(path) -> None:
-    with OutputFile(path) as output:
-        output.resume(Survey(items_of(DIGESTS)), retry_failed=False)
-        output.append(line(1), failed=False)
-        output.append(line(3, error={}), failed=True)
-        output.sync()
-    assert resumed(path) == (len(path.read_bytes()), (1, 1), [1, 3])
-
-
 def test_failed_items_can_be_taken_out_and_the_lock_is_the_new_file_s(path) -> None:
     path.write_bytes(line(3) + line(1, error={}) + line(2) + b"torn")
     path.chmod(0o640)

@@ -101,12 +101,6 @@ def test_a_server_that_is_ours_is_not_given_up_and_lowered_requests_are_counted(
     assert (found.error, lowered, server.seen[text]) == (None, 1, 13)
 
 
-def test_patience_has_an_end() -> None:
-    with pytest.raises(UnservedError, match=r"has not answered for .*: no connection") as caught:
-        line(f"http://127.0.0.1:{free_port()}", "x", patience=0.02)
-    assert "give the same command" in caught.value.hint
-
-
 def test_a_server_that_fails_seldom_is_not_away(monkeypatch) -> None:
     now = [0.0]
     monkeypatch.setattr(sending, "time", SimpleNamespace(monotonic=lambda: now[0]))

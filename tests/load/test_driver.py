@@ -10,23 +10,19 @@ import sys
 import time
 from array import array
 from base64 import b64decode
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from io import BytesIO
 from itertools import islice
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
+from aiohttp import web
 from PIL import Image
 
-from tests.load.scripted import ScriptedServer
+from tests.load.scripted import ScriptedServer, ThreadedServer
 from tests.support.waiting import HANG
 from turbofit.cli.main import main
 from turbofit.core.errors import UnservedError, UsageError
-from turbofit.load import client as client_module
 from turbofit.load.bench import bench
-from turbofit.load.client import Answer, LoadClient, StreamError, StreamReader
+from turbofit.load.client import Answer, StreamError, StreamReader
 from turbofit.load.driver import LoadRun, arrivals, drawn, replayed
 from turbofit.load.prompt import PromptWriter, RequestShape, png
 from turbofit.load.result import spread, summary
@@ -313,42 +309,30 @@ def test_odd_events_count_for_nothing() -> None:
         assert (len(answer.pieces), answer.output_tokens) == (1, None), event
 
 
-PAGE = b'{"data": [{"id": "m"}]}'
+class Endless(ThreadedServer):
+    """Its page comes in packets, and its errors never end."""
+
+    async def _write(self, incoming: web.Request, *parts: bytes, status: int) -> web.StreamResponse:
+        response = web.StreamResponse(status=status)
+        await response.prepare(incoming)
+        for part in parts:
+            await response.write(part)
+            await asyncio.sleep(0.01)
+        return response
+
+    async def page(self, incoming: web.Request) -> web.StreamResponse:
+        return await self._write(incoming, b'{"data": [{"', b'id": "m', b'"}]}', status=200)
+
+    async def chat(self, incoming: web.Request) -> web.StreamResponse:
+        return await self._write(incoming, b"out of ", *[b"memory" * 4096] * 10**6, status=500)
 
 
-def answered(packets: list[bytes], ask: Any, status: int = 200) -> Any:
-    """What the client finds in a body of packets: as aiohttp does, one read ends with one."""
-
-    async def read(size: int) -> bytes:
-        data = packets.pop(0) if packets else b""
-        packets[:0] = [data[size:]] if data[size:] else []
-        return data[:size]
-
-    @asynccontextmanager
-    async def send(*_: object, **__: object) -> AsyncIterator[Any]:
-        yield SimpleNamespace(status=status, headers={}, content=SimpleNamespace(read=read))
-
-    async def go() -> Any:
-        client = LoadClient("http://server", None, timeout=1.0)
-        await client._session.close()
-        client._session = SimpleNamespace(request=send, post=send)
-        return await ask(client)
-
-    return asyncio.run(go())
-
-
-def test_a_page_that_comes_in_packets_is_read_whole() -> None:
-    for at in range(1, len(PAGE), 5):
-        assert answered([PAGE[:at], PAGE[at:]], lambda client: client.model()) == "m"
-
-
-def test_of_an_endless_error_only_the_beginning_is_read() -> None:
-    packets = [b"out of ", *[b"memory" * 4096] * 9]
-    answer = answered(packets, lambda client: client.ask({}), status=500)
-    assert answer.kind == "status 500"
-    assert answer.example == ("out of " + "memory" * 40)[:200]
-    read = 7 + 9 * 6 * 4096 - sum(map(len, packets))
-    assert read == client_module._LARGEST_ERROR
+def test_a_page_in_packets_is_read_whole_and_of_an_endless_error_only_the_beginning() -> None:
+    with Endless() as server:
+        result = bench(server.url, LoadSpec.of(**FEW))
+    (error,) = result.errors
+    assert (result.model, error.kind) == ("m", "status 500")
+    assert error.example == ("out of " + "memory" * 40)[:200]
 
 
 def test_an_image_is_what_its_header_says_and_small() -> None:

@@ -180,9 +180,7 @@ def test_more_images_than_units_are_refused_with_number_and_limit() -> None:
     assert most == [13, 64, 1, 1, 8, 2]
     for rule, images in ((PATCHES, 100), (SQUARE, 3)):
         assert bounds(rule, images=images).limits.most_images(rule) == images
-
-
-def test_strips_that_cannot_be_small_enough_are_refused_with_number_and_limit() -> None:
+    # Strips cannot be small enough.
     b = bounds(PATCHES, units_per_request=400, units_per_image=400)
     shared = hold_images(b, [RequestedImage(size=(4000, 21))] * 8)
     with pytest.raises(Refusal, match=r"\d+ vision patches in a request, the limit is 400"):

@@ -98,12 +98,6 @@ def test_animations_are_refused_and_a_second_picture_inside_a_phone_s_is_not(tmp
     assert from_bytes(frames("MPO", tmp_path / "MPO"), MOST).mime == "image/jpeg"
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-def test_truncated_images_are_refused(kind) -> None:
-    data = picture(300, 300, kind)
-    assert refused(data[: len(data) * 2 // 3]).reason in ("truncated_image", "broken_image")
-
-
 def segment(marker: int, body: bytes) -> bytes:
     return bytes((0xFF, marker)) + struct.pack(">H", len(body) + 2) + body
 
@@ -192,6 +186,9 @@ def test_bytes_are_counted_before_decoding() -> None:
 def test_junk_never_breaks_anything() -> None:
     rng = random.Random(5)
     files = [picture(40, 30, kind) for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP")]
+    for whole in files[:3]:
+        cut = whole[: len(whole) * 2 // 3]
+        assert refused(cut).reason in ("truncated_image", "broken_image")
     for _ in range(1500):
         data = bytearray(rng.choice(files))
         for _ in range(rng.choice((1, 3, 30))):
