@@ -262,24 +262,19 @@ def test_what_is_no_output_is_said_in_the_loop(tmp_path) -> None:
             list(loop)
 
 
-URL = {"url": "http://x"}
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
+def test_wrong_options_are_said_at_once() -> None:
+    url = {"url": "http://x"}
+    for options, message in (
         ({}, "nobody is named who answers"),
         ({"model": ""}, "nobody is named who answers"),
         ({"url": "x:80"}, "x:80 is no address"),
         ({"model": "m", "api_key": "k"}, "--api-key is for a server"),
-        ({**URL, "model": "m", "max_batch_size": 4}, "--max-batch-size is of a plan"),
-        ({**URL, "promt": "x"}, "promt is nothing that PlanRequest knows"),
-        ({**URL, "timeout": -1}, "timeout -1"),
-    ],
-)
-def test_wrong_options_are_said_at_once(options, message) -> None:
-    with pytest.raises(UsageError, match=message):
-        turbofit.batch("in", "out", **options)
+        ({**url, "model": "m", "max_batch_size": 4}, "--max-batch-size is of a plan"),
+        ({**url, "promt": "x"}, "promt is nothing that PlanRequest knows"),
+        ({**url, "timeout": -1}, "timeout -1"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            turbofit.batch("in", "out", **options)
 
 
 def test_options_of_the_other_server_are_said() -> None:

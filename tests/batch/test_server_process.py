@@ -9,6 +9,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,33 +63,36 @@ def opens(tmp_path, monkeypatch) -> str:
     return str(file)
 
 
+@asynccontextmanager
+async def started(*words: str, say: Callable[[str], None] = str) -> AsyncIterator[ServerProcess]:
+    server = ServerProcess(list(words), say)
+    try:
+        await server.start()
+        yield server
+    finally:
+        await server.end()
+
+
 def test_it_opens_says_and_ends(opens) -> None:
     said: list[str] = []
     steps: list[Step | None] = []
 
     async def main() -> int:
-        server = ServerProcess(["m"], said.append)
         with listened(steps.append):
-            await server.start()
-            await auntil(lambda: said == ["note"], "its note")
+            async with started("m", say=said.append) as server:
+                await auntil(lambda: said == ["note"], "its note")
         assert Step("starting the server", detail="starting the engine") in steps
         assert server.url.startswith("http://127.0.0.1:")
-        pid = server._process.pid
-        await server.end()
-        return pid
+        return server._process.pid
 
     assert gone(asyncio.run(main()))
 
 
 def test_a_server_that_a_signal_killed_ends_the_batch(opens) -> None:
     async def main() -> None:
-        server = ServerProcess([], lambda _: None)
-        await server.start()
-        server._process.kill()
-        try:
+        async with started() as server:
+            server._process.kill()
             await server.ended()
-        finally:
-            await server.end()
 
     with pytest.raises(LaunchError, match="the server ended with -9: note") as caught:
         asyncio.run(main())
@@ -96,11 +101,8 @@ def test_a_server_that_a_signal_killed_ends_the_batch(opens) -> None:
 
 def test_its_error_is_ours() -> None:
     async def main() -> None:
-        server = ServerProcess(["no-such-model", "--on", "1xrtx3090", "--pretend"], lambda _: None)
-        try:
-            await server.start()
-        finally:
-            await server.end()
+        async with started("no-such-model", "--on", "1xrtx3090", "--pretend"):
+            pass
 
     with pytest.raises(UsageError, match="no-such-model") as caught:
         asyncio.run(main())
@@ -246,17 +248,12 @@ def test_a_text_counts_by_its_bytes_and_an_image_in_it_by_its_tokens(tmp_path) -
     assert longest.context == MODEL.text.max_position_embeddings
 
 
-@pytest.mark.parametrize(
-    ("url", "tokens"),
-    [
-        ("https://example.com/a.png", MODEL.image_rule.unit_tokens(13)),  # it may be the worst
-        ("file://photos[1]/a.png", 0),
-    ],
-)
-def test_an_image_that_is_not_here_has_no_size(tmp_path, url, tokens) -> None:
-    found = jsonl(tmp_path, pictured(url))
-    assert (found.images, found.image_size) == (1, None)
-    assert 0 < found.context - tokens < 1200
+def test_an_image_that_is_not_here_has_no_size(tmp_path) -> None:
+    worst = MODEL.image_rule.unit_tokens(13)  # what is elsewhere may be that
+    for url, tokens in (("https://example.com/a.png", worst), ("file://photos[1]/a.png", 0)):
+        found = jsonl(tmp_path, pictured(url))
+        assert (found.images, found.image_size) == (1, None)
+        assert 0 < found.context - tokens < 1200
 
 
 def test_an_answer_without_a_bound_leaves_the_context_to_the_plan(tmp_path) -> None:

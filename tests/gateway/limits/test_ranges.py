@@ -165,11 +165,6 @@ def test_what_only_other_engines_take_is_refused(engine: str, fields: Any, word:
     assert fields.items() <= in_range("chat", **fields)[0].items()
 
 
-def test_what_nobody_knows_refuses_nothing() -> None:
-    body, changes = in_range("generate", Scope(), stop_token_ids=[10**6], max_tokens=10**6)
-    assert (body["stop_token_ids"], body["max_tokens"], changes) == ([10**6], 10**6, [])
-
-
 @pytest.mark.parametrize(
     ("kind", "fields", "left", "changes"),
     [
@@ -185,11 +180,12 @@ def test_an_answer_is_lowered_to_what_images_leave(kind, fields, left, changes) 
     assert lower_answer(kind, body, left) == changes
 
 
-def test_an_ordinary_request_is_passed_as_it_is() -> None:
+def test_what_is_ordinary_or_of_an_unknown_range_is_passed_as_it_is() -> None:
     fields = {"temperature": 0.7, "top_p": 0.9, "stop": ["\n", "END"], "max_tokens": 64, "seed": 7}
-    body, changes = in_range("chat", **fields)
-    assert body == {**chat(**fields), "messages": BASE["chat"]["messages"]}
-    assert changes == []
+    body = {**chat(**fields), "messages": BASE["chat"]["messages"]}
+    assert in_range("chat", **fields) == (body, [])
+    fields = {"stop_token_ids": [10**6], "max_tokens": 10**6}
+    assert in_range("generate", Scope(), **fields) == ({**BASE["generate"], **fields}, [])
 
 
 ODD: list[Any] = [
@@ -354,9 +350,7 @@ def test_what_costs_too_much_is_refused(given, word) -> None:
 )
 def test_weight_and_loops(pattern, weight, loops) -> None:
     assert pattern_weight(pattern, 10**6) == (weight, loops)
-
-
-def test_counting_ends_past_the_limit() -> None:
+    # Counting ends past the limit.
     assert pattern_weight("(a{1000}){1000}" * 1000, 5000)[0] < 10**9
     assert pattern_weight("a{99999999999999999999}", 5000)[0] > 5000
 

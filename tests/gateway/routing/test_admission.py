@@ -284,28 +284,20 @@ async def test_who_leaves_before_the_answer_is_counted_on_for_a_while(
     assert (came[1] - came[0]) == pytest.approx(seconds + 0.2 * (not streamed), abs=0.1)
 
 
-async def test_clients_that_wait_in_line_may_leave() -> None:
-    plan = plan_for(units_per_forward=13)
-    app, recorder = gateway(plan, recorder=Recorder(lambda *_: stream(0.3, EVENT)))
-    gone = asyncio.Event()
-    first = asyncio.ensure_future(call(app, body=chat(BIG)))
-    await settled()
-    second = asyncio.ensure_future(call(app, body=chat(BIG), leave=gone))
-    await settled()
-    assert app.admission.waiting == 1
-    gone.set()
-    await asyncio.gather(first, second)
-    assert (app.admission.waiting, len(recorder.seen)) == (0, 1)
-
-
-async def test_a_long_wait_ends_with_429() -> None:
+async def test_clients_that_wait_in_line_may_leave_and_a_long_wait_ends_with_429() -> None:
+    plan, gone = plan_for(units_per_forward=13), asyncio.Event()
     slow = Recorder(lambda *_: Answer(0.4, b"{}"))
-    app, _ = gateway(plan_for(units_per_forward=13), recorder=slow, queue_seconds=0.1)
-    good, busy = await asyncio.gather(*(call(app, body=chat(BIG)) for _ in range(2)))
+    app, recorder = gateway(plan, recorder=slow, queue_seconds=0.1)
+    calls = [call(app, body=chat(BIG), leave=leave) for leave in (None, gone, None)]
+    answers = asyncio.gather(*calls)
+    await settled()
+    assert app.admission.waiting == 2
+    gone.set()
+    good, _, busy = await answers
     assert (good.status, busy.status) == (200, 429)
     assert int(busy.headers["retry-after"]) >= 1
     assert busy.json["error"]["type"] == "rate_limit_error"
-    assert app.admission.waiting == 0
+    assert (app.admission.waiting, len(recorder.seen)) == (0, 1)
 
 
 KV = KvCache(tokens=2000 + 640, longest=1024, block=64)
