@@ -99,6 +99,7 @@ EMPTY = {"type": "text", "text": ""}
         ("chat", "top_k", -1, "between 0 and 1024"),
         ("chat", "n", 0, "between 1 and 2147483647"),
         ("completions", "n", 2**40, "between 1 and 2147483647"),
+        ("chat", "n", 1.5, "no whole number"),
         ("chat", "top_k", "x", "no number"),
         ("chat", "top_k", [1], "no number"),
         ("chat", "temperature", 2.01, "at most 2"),

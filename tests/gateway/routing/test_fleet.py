@@ -331,6 +331,9 @@ async def test_who_waits_is_told_when_a_rest_begins() -> None:
     calls = [asyncio.ensure_future(call(app, body=body)) for _ in range(2)]
     await auntil(lambda: recorder.seen and app.admission.waiting, "one at the engine, one in line")
     app.rest(Outage("the engine ended 6 times and rests", 1600.0, lambda: 1000.0))
+    health = (await call(app, "/health")).json
+    assert health["status"] == "resting"
+    assert health["message"] == "the engine ended 6 times and rests; the next start is in 600 s"
     ended.set_result(None)
     replies = await asyncio.gather(*calls)
     assert {reply.json["error"]["code"] for reply in replies} == {"engine_died", "engine_resting"}
