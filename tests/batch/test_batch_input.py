@@ -127,19 +127,17 @@ def test_rows_are_items(tmp_path) -> None:
     assert (first.custom_id, second.custom_id) == ("a", "row-2")
     assert [part(one) for one in content(first)] == ["x.png", "What, now?"]
     assert content(second) == "text only"
-
-
-def part(one: dict[str, Any]) -> str:
-    """The text, or the address of the image."""
-    return one.get("text") or one["image_url"]["url"]
-
-
-def test_a_prompt_takes_columns_and_images_have_theirs(tmp_path) -> None:
+    # A prompt takes columns, and images have theirs.
     given = {"prompt": "{q}?", "image_column": ("b", "a"), "max_tokens": 7}
     source = table(tmp_path, "q,a,b\nwhy,1.png,2.png\n", **given)
     (item,) = source.items()
     assert [part(one) for one in content(item)] == ["2.png", "1.png", "why?"]
     assert source.max_tokens == 7
+
+
+def part(one: dict[str, Any]) -> str:
+    """The text, or the address of the image."""
+    return one.get("text") or one["image_url"]["url"]
 
 
 def test_broken_rows_are_their_failures(tmp_path) -> None:

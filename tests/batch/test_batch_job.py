@@ -277,19 +277,16 @@ def test_wrong_options_are_said_at_once() -> None:
             turbofit.batch("in", "out", **options)
 
 
-def test_options_of_the_other_server_are_said() -> None:
-    for url, given in ((None, "patience"), ("http://x", "pretend"), ("http://x", "no_rehearse")):
-        with pytest.raises(UsageError, match=f"--{given.replace('_', '-')} is for a server"):
-            BatchSpec.of(**{given: 5.0 if given == "patience" else True}).check(url=url)
-
-
-def test_a_server_that_runs(monkeypatch) -> None:
+def test_a_server_that_runs_and_options_of_the_other_one(monkeypatch) -> None:
     monkeypatch.delenv("TURBOFIT_API_KEY", raising=False)
     assert target_of("http://x", None, None) == ("http://x", None, None, 64, None)
     request = PlanRequest.of(model="m", concurrency=9)
     assert target_of("http://x", "k", request) == ("http://x", "k", "m", 9, None)
     assert target_of(None, None, request).request is request
     BatchSpec.of(pretend=True, no_rehearse=True).check(url=None)
+    for url, given in ((None, "patience"), ("http://x", "pretend"), ("http://x", "no_rehearse")):
+        with pytest.raises(UsageError, match=f"--{given.replace('_', '-')} is for a server"):
+            BatchSpec.of(**{given: 5.0 if given == "patience" else True}).check(url=url)
     monkeypatch.setenv("TURBOFIT_API_KEY", "e")
     assert target_of("http://x", None, PlanRequest.of(model="")).key == "e"
 

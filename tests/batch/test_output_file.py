@@ -203,6 +203,7 @@ def test_a_line_is_one_line_and_its_id_names_the_place_in_the_input() -> None:
     assert b"\n" not in raw
     assert raw.startswith(LINE_START)
     assert list(json.loads(raw)) == ["id", "custom_id", "response", "error"]
+    assert ItemError("c", "\udcff.png is not there").message == "\\udcff.png is not there"
     assert place_of(item.line_id) == (12, item.digest)
     for text in ("", "batch_req_1", "batch_req_1-x", "batch_req_-00000000", "chatcmpl-7"):
         assert place_of(text) is None
@@ -219,7 +220,3 @@ def test_the_text_of_an_answer() -> None:
         response = BatchResponse(status_code=200, request_id="", body=body)
         assert BatchLine(id="i", custom_id="c", response=response).text == text
     assert BatchLine(id="i", custom_id="c").text is None
-
-
-def test_a_file_name_of_any_bytes_can_be_told() -> None:
-    assert ItemError("c", "\udcff.png is not there").message == "\\udcff.png is not there"

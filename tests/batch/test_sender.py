@@ -208,7 +208,7 @@ def test_files_are_put_inline_and_addresses_stay(tmp_path) -> None:
         assert odd == before
 
 
-def test_each_broken_image_has_its_code(tmp_path) -> None:
+def test_each_broken_image_has_its_code(tmp_path, monkeypatch) -> None:
     (tmp_path / "cut.png").write_bytes(PNG[:-20])
     (tmp_path / "text.png").write_bytes(b"hello")
     (tmp_path / "head.png").write_bytes(PNG[:12])
@@ -222,9 +222,7 @@ def test_each_broken_image_has_its_code(tmp_path) -> None:
         "data:image/png;base64,%%%": "bad_image_base64", "data:image/png,x": "bad_image_url",
     }  # fmt: skip
     assert {url: failure(body(url), tmp_path).code for url in codes} == codes
-
-
-def test_an_image_that_is_too_big_is_not_read(tmp_path, monkeypatch) -> None:
+    # What is too big is not read.
     (tmp_path / "a.png").write_bytes(PNG)
     monkeypatch.setattr(sending, "LARGEST_IMAGE", len(PNG) - 1)
     for url in ("a.png", "data:image/png;base64," + base64.b64encode(PNG).decode()):

@@ -147,12 +147,16 @@ def test_the_options_promise_what_the_items_need(tmp_path) -> None:
 
 
 def test_limits_that_were_given_stay(tmp_path) -> None:
+    folder = photos(tmp_path)
     spec = {"no_rehearse": True, "allowed_media_domains": ("x.org", "*.y.org")}
     limits = {"context": 8192, "max_dynamic_patch": 4, "image_size": "400x400"}
-    options = planned(photos(tmp_path), spec, **limits)[1]
+    options = planned(folder, spec, **limits)[1]
     assert (options["--image-size"], options["--context"]) == ("400x400", "8192")
     assert options["--max-dynamic-patch"] == "4"
     assert list(options)[-4:] == ["--allowed-media-domains", "x.org", "*.y.org", "--no-rehearse"]
+    # A model that another process cannot read.
+    with pytest.raises(UsageError, match="by its name"):
+        planned(folder, {}, model=MODEL)
 
 
 def test_defaults_are_the_server_s_and_bound_answers_that_state_none(tmp_path) -> None:
@@ -163,11 +167,6 @@ def test_defaults_are_the_server_s_and_bound_answers_that_state_none(tmp_path) -
     assert workload.unbounded == 0
     given = words[words.index("--default-sampling") + 1]
     assert json.loads(given) == {"max_tokens": 64, "top_p": 0.9}
-
-
-def test_a_model_that_another_process_cannot_read_is_said(tmp_path) -> None:
-    with pytest.raises(UsageError, match="by its name"):
-        planned(photos(tmp_path), {}, model=MODEL)
 
 
 @pytest.mark.lmdeploy
