@@ -141,7 +141,7 @@ async def test_a_wait_has_an_end_and_says_when_to_come_back() -> None:
     site = Site("a", wait=60.0)
     model = site.models["a"]
     model.begin()
-    model.forecast = 100.0
+    model.start_seconds = 100.0
     reply = await site.chat("a")
     assert (reply.status, reply.headers["retry-after"]) == (503, "40")
     assert reply.json["error"]["code"] == "model_starting"
@@ -152,7 +152,7 @@ async def test_a_wait_has_an_end_and_says_when_to_come_back() -> None:
 async def test_503_at_once_where_nobody_is_to_wait() -> None:
     site = Site("a", wait=0.0)
     model = site.models["a"]
-    model.forecast = 25.0
+    model.start_seconds = 25.0
     reply = await site.chat("a")
     assert (reply.status, reply.headers["retry-after"]) == (503, "25")
     assert site.wanted == ["a"]
@@ -255,7 +255,7 @@ async def test_engines_that_are_started_again_are_no_idle_ones() -> None:
 
 async def test_pages_say_where_each_model_stands() -> None:
     site = Site("a", "b")
-    site.models["b"].forecast = 12.3
+    site.models["b"].start_seconds = 12.3
     site.ready("a")
     listed = (await call(site.app, "/v1/models")).json
     assert [card["id"] for card in listed["data"]] == ["a", "b"]
