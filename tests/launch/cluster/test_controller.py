@@ -344,6 +344,19 @@ def test_a_node_that_the_new_plan_left_out_joins_again_when_the_old_one_is_back(
     assert set(states(made).values()) == {"serving"}
 
 
+def test_a_node_that_has_no_room_any_more_for_the_new_plan_brings_the_old_one_back(
+    world: World,
+) -> None:
+    """It is measured when its server has ended."""
+    made = serving(world, "1xrtx3090", context=8192)
+    target(made, context=32768)
+    world.specs["host-1"] = node(1, "1xrtx3090:free=18500MiB")
+    ticks(made, 10)
+    assert made.change.startswith("given up: node host-1-0001: ")
+    assert states(made) == {"host-1": "serving"}
+    assert made.plan.longest_request_tokens == 8192
+
+
 def test_a_change_that_cannot_be_is_refused_and_changes_nothing(world: World) -> None:
     made = serving(world, "2xrtx3090")
     told = made.answer({"kind": "change", "keywords": {"margin": "23GiB"}})

@@ -60,8 +60,6 @@ _MEASURE_SECONDS: Final = 180.0
 _MOST_EVENTS: Final = 100
 #: Seconds that servers have to end, beside those of the drain.
 _LAST_SECONDS: Final = 20.0
-#: Seconds that the end waits for an actor that does not answer: its server ends by its lease.
-_SILENT_SECONDS: Final = 10.0
 #: Seconds that even an urgent end waits: an actor must tell its server, which else serves on.
 _URGENT_SECONDS: Final = 1.0
 #: Those of a node that has a plan, and a server of it.
@@ -74,7 +72,7 @@ class _Saved(Struct, tag_field="schema", tag="turbofit.cluster-state/2"):
     """What the next controller needs to go on.
 
     The run's name, its request in words, what was changed since, what each node serves, and the
-    ids of nodes that are to serve nothing. ``at`` is when, in seconds since the machine's boot.
+    ids of nodes that are to serve nothing. ``at`` is when.
     """
 
     run: str
@@ -98,8 +96,7 @@ class NodeState:
         drained   it serves nothing until it leaves Ray and joins again
 
     ``until`` is when the state's time is over. ``version`` is that of the cluster's plan under
-    which the node was planned. ``silent`` says why its actor does not answer: it starts again, or
-    the node is gone.
+    which the node was planned.
     """
 
     ray: RayNode
@@ -116,7 +113,6 @@ class NodeState:
     margin: int | None = None
     digest: str = ""
     report: NodeReport = field(default_factory=NodeReport)
-    silent: str = ""
 
     @property
     def name(self) -> str:
@@ -275,10 +271,7 @@ class Controller:
             if urgent() and took > _URGENT_SECONDS:
                 break
             self._hear()
-            late = took > _SILENT_SECONDS
-            left = [
-                node for node in left if node.report.state != "idle" and not (node.silent and late)
-            ]
+            left = [node for node in left if node.report.state != "idle"]
             time.sleep(_TICK)
         for node in self.nodes.values():
             self._free(node)
@@ -323,7 +316,7 @@ class Controller:
         if node.actor is not None:
             ray_adapter.kill_actor(node.actor)
         node.actor = node.pending = None
-        node.gpus, node.report, node.digest, node.silent = 0, NodeReport(), "", ""
+        node.gpus, node.report, node.digest = 0, NodeReport(), ""
 
     def _hear(self) -> None:
         """Take what actors have answered, and ask them again."""
@@ -335,19 +328,20 @@ class Controller:
             if isinstance(answer, ResultTimeoutError):
                 continue
             node.pending = None
-            if isinstance(answer, RayCallError):
-                node.silent, measured = str(answer), answer
-            else:
-                node.report, node.silent, measured = answer, "", answer.measured
-            if node.state == "joining" and measured:
-                node.node = held_only(node_of(node.ray, measured), node.report.gpus)
+            # An actor that does not answer starts again, or its node is gone.
+            if not (fails := isinstance(answer, RayCallError)):
+                node.report = answer
+            measured = answer if fails else answer.measured
+            if node.state == "joining" and (measured or node.report.why):
+                known = node_of(node.ray, measured or RayCallError(node.report.why))
+                node.node = held_only(known, node.report.gpus)
 
     def _step(self, node: NodeState) -> None:
         """What follows from where a node stands."""
         # Another promise may be one that it keeps.
         due = node.version != self.version or time.monotonic() >= node.until
         if node.state == "joining" and node.node is not None:
-            self._settle(node, self._planned(node, node.node))
+            self._settle(node, node.node)
         elif node.state in _WITH_PLAN and node.failed:
             self._failed(node)
         elif node.state == "starting" and node.open and self.has_front(node):
@@ -364,21 +358,18 @@ class Controller:
         elif node.state == "unfit" and self.before is None and due:
             self._join(node)
 
-    def _planned(self, node: NodeState, measured: Node) -> NodePlan:
-        """A node's plan under the promise."""
-        request, ray = self.request, node.ray
+    def _settle(self, node: NodeState, measured: Node) -> None:
+        """Have a node serve its plan under the promise, or say why it cannot."""
+        node.version, request = self.version, self.request
         if node.margin is not None:
             request = request.changed(margin=node.margin)
         try:
-            return plan_joining(request, self.plan, measured)
+            planned = plan_joining(request, self.plan, measured)
         except TurbofitError as exc:
-            return NodePlan(node=ray.id, name=ray.name, address=ray.address, why_not=exc.message)
-
-    def _settle(self, node: NodeState, planned: NodePlan) -> None:
-        """Have a measured node serve its plan, or say why it cannot."""
-        node.version = self.version
+            self._unfit(node, exc.message)
+            return
         if planned.plan is None:
-            self._let_go(node, "unfit", planned.why_not)
+            self._unfit(node, planned.why_not)
         elif len(planned.gpus()) < node.gpus:
             # The cards that the plan leaves go back; which of them stay is Ray's to say.
             self._join(node, len(planned.gpus()))
@@ -397,15 +388,24 @@ class Controller:
 
     def _failed(self, node: NodeState) -> None:
         """A node's server does not start, or has ended for good."""
-        plan = node.plan and node.plan.plan
-        if self.before is not None and node.version == self.version:
-            self._go_back(f"node {node.name}: {node.failed}")
-            self._let_go(node, "joining", "the plan before is in force again")
-        elif node.report.exit_code == OutOfMemoryError.exit_code and not node.margin and plan:
+        plan, ran_out = node.plan and node.plan.plan, OutOfMemoryError.exit_code
+        if plan and node.report.exit_code == ran_out and not node.margin and self.before is None:
             node.margin = doubled_margin(plan)
             self._let_go(node, "joining", "out of memory: it is planned with twice the margin")
         else:
-            self._let_go(node, "unfit", node.failed)
+            self._unfit(node, node.failed)
+
+    def _unfit(self, node: NodeState, why: str) -> None:
+        """A node cannot serve; one that another plan counts on brings the plan before back."""
+        planned = self.plan.node(node.ray.id)
+        if self.before is None or planned is None or planned.plan is None:
+            self._let_go(node, "unfit", why)
+            return
+        (self.plan, self.changes), self.before = self.before, None
+        self.version -= 1
+        self.given_up = f"given up: node {node.name}: {why}"
+        self.say(f"the new plan does not hold, going back: node {node.name}: {why}")
+        self._let_go(node, "joining", "the plan before is in force again")
 
     def drain(self, node: NodeState, why: str = "it is to leave") -> None:
         """Send a node nothing new, and end its server in order; it serves nothing then."""
@@ -436,14 +436,6 @@ class Controller:
 
     def _with_plan(self) -> list[NodeState]:
         return [node for node in self.nodes.values() if node.state in _WITH_PLAN]
-
-    def _go_back(self, why: str) -> None:
-        """The first node that fails with another plan brings the one before back on all."""
-        assert self.before is not None
-        (self.plan, self.changes), self.before = self.before, None
-        self.version -= 1
-        self.given_up = f"given up: {why}"
-        self.say(f"the new plan does not hold, going back: {why}")
 
     @property
     def change(self) -> str:
@@ -561,13 +553,13 @@ class Controller:
         """What the next controller goes on with."""
         drained = (key for key, node in self.nodes.items() if node.after == "drained")
         return _Saved(
-            run=self.run, at=_since_boot(), request=_words_of(self.config), changes=self.changes,
+            run=self.run, at=time.time(), request=_words_of(self.config), changes=self.changes,
             plan=self._served(), drained=tuple(drained),
         )  # fmt: skip
 
     def resumable(self, saved: _Saved) -> bool:
         """Whether that is of the same request, while its servers' leases last."""
-        lasts = 0 <= _since_boot() - saved.at < LEASE_SECONDS
+        lasts = 0 <= time.time() - saved.at < LEASE_SECONDS
         return lasts and saved.request == _words_of(self.config)
 
 
@@ -614,11 +606,6 @@ def serve_cluster(
                 controller.end(config.timing.drain + _LAST_SECONDS, lambda: stop.urgent)
             state.forget()
             stop.abrupt = stop.signal is None
-
-
-def _since_boot() -> float:
-    """Seconds that this machine has been up, asleep too: a clock that nobody sets."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _words_of(config: ClusterServeConfig) -> str:

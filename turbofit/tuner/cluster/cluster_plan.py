@@ -23,7 +23,7 @@ from turbofit.core.errors import TurbofitError
 from turbofit.core.machine import Host, Machine
 from turbofit.core.plan import Held, Limits, Plan, Remedy, Throughput
 from turbofit.core.struct import NA, Struct, known
-from turbofit.core.units import GIB, three_digits
+from turbofit.core.units import GIB
 from turbofit.core.version import REFERENCE, __version__
 from turbofit.memory.versions import release
 from turbofit.tuner.choose import best_plan
@@ -421,7 +421,7 @@ def _verdict(plan: ClusterPlan) -> str:
 
 
 def _reasons(planner: _Planner, plan: ClusterPlan, choice: _Choice) -> Iterator[str]:
-    """Why this promise, how requests are shared, how nodes were put together."""
+    """Why this promise; and that there are few requests for many engines."""
     base, limit, longest = planner.base, choice.promise.limit, plan.longest_request_tokens
     rule, positions = base.model.image_rule, base.model.text.max_position_embeddings
     if limit is not None and rule is not None and plan.limits and plan.limits.vision_unit:
@@ -437,10 +437,7 @@ def _reasons(planner: _Planner, plan: ClusterPlan, choice: _Choice) -> Iterator[
     elif longest >= positions:
         why = "the model's own, which every used node holds"
     yield f"context {longest}: {why}"
-    used = [node.at_once for node in plan.nodes if node.plan is not None]
-    least, most = three_digits(min(used)), three_digits(max(used))
-    shares, requests = least if least == most else f"{least} to {most}", plan.requests_at_once
-    yield f"shares: {_count(requests, 'request')} at once, {shares} on a node"
+    requests = plan.requests_at_once
     if plan.engines > requests:
         yield (
             f"{plan.engines:,} engines for {_count(requests, 'request')} at once: most of them wait"
@@ -464,9 +461,6 @@ def _warnings(cluster: Cluster, plan: ClusterPlan) -> Iterator[str]:
             f"nodes compute in {' and '.join(dtypes)}, as their cards can: the same request may be"
             " answered differently; --dtype float16 makes them one"
         )
-    engines = sorted({served.engine.name for served in used})
-    if len(engines) > 1:
-        yield f"nodes run {' and '.join(engines)}: answers may differ in wording"
     texts = (
         text for served in used for text in served.warnings if not text.startswith("not used: ")
     )
