@@ -75,11 +75,11 @@ def test_a_load_that_is_killed_says_how_it_ended() -> None:
     load = _Load(FEW, "k", stop := StopSignal())
     with ScriptedServer("stall", "stall", key="k") as server:
         load.begin([server.url])
-        load.look()
         assert server.stalled.wait(HANG)
         assert load._process is not None
         load._process.kill()
-        driven(load, server.url, stop)
+        until(lambda: load.look() or stop.signal, "the trial ends")
+        load.end()
     assert load.result is None
     assert load.why == "the load ended with -9"
 

@@ -117,14 +117,9 @@ class _Load:
 
     def __init__(self, spec: LoadSpec, key: str, stop: StopSignal) -> None:
         self._spec, self._key, self._stop = spec, key, stop
-        #: The gateway's, once it is open.
-        self._url = ""
         self._process: subprocess.Popen[bytes] | None = None
         self.why = self.death = ""
         self.result: LoadResult | None = None
-
-    def begin(self, urls: list[str]) -> None:
-        self._url = urls[0]
 
     def died(self, why: str) -> None:
         """An engine ended: there is nothing more to measure."""
@@ -132,17 +127,18 @@ class _Load:
         self._stop.end()
 
     def look(self) -> None:
-        """Start the load once the gateway is open; after it the trial ends."""
-        if self._process is None and self._url and not self.death:
-            self._start()
-        elif self._process is not None and self._process.poll() is not None:
+        """End the trial once its load has ended."""
+        if self._process is not None and self._process.poll() is not None:
             self._stop.end()
 
-    def _start(self) -> None:
+    def begin(self, urls: list[str]) -> None:
+        """Start the load: the gateway is open."""
+        if self.death:
+            return
         tell(Step("the load"))
         try:
             self._process = subprocess.Popen(
-                guarded([*_BENCH, self._url, "--json", *self._spec.option_arguments()]),
+                guarded([*_BENCH, urls[0], "--json", *self._spec.option_arguments()]),
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                 env={**without_options(os.environ), "TURBOFIT_API_KEY": self._key},
                 start_new_session=True,  # Ctrl-C reaches turbofit alone, which ends this process

@@ -205,7 +205,7 @@ class Surrogate:
     def predict(self, point: Sequence[float]) -> tuple[float, float]:
         """Mean and standard deviation of the residual at a point."""
         towards = [_covariance(point, other) for other in self._points]
-        variance = _covariance(point, point) - towards @ self._inverse @ towards
+        variance = _covariance(point, point) - float(towards @ self._inverse @ towards)
         return float(towards @ self._weights), math.sqrt(max(variance, 1e-12))
 
 

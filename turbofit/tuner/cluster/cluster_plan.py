@@ -155,17 +155,6 @@ class _Planner:
         wanted = (self.requests or 0) * (1 - _ALMOST)
         return bool(choice.plans) and self.at_once(choice.shares) >= wanted
 
-    def alone(self) -> dict[int, _Tried]:
-        """Each kind by itself, with its share of the requests among those that serve."""
-        members = list(range(len(self.kinds)))
-        shares = self.shares(members) if members else {}
-        tried = {k: self.plan(k, shares[k]) for k in members}
-        serving = [k for k in members if not tried[k].why_not]
-        if serving and len(serving) < len(members):
-            shares = self.shares(serving)
-            tried |= {k: self.plan(k, shares[k]) for k in serving}
-        return tried
-
     def kept(self, promise: Promise, alone: Mapping[int, Plan]) -> _Choice:
         """The kinds that keep a promise together, and what they have then."""
         members = [k for k, plan in alone.items() if not promise.why_broken(plan, self.unit)]
@@ -222,7 +211,8 @@ def make_cluster_plan(base: ResolvedRequest, cluster: Cluster, engine: str = "au
     usable = [node for node in cluster.nodes if not unusable[node.id]]
     kinds = kinds_of(usable)
     planner = _Planner(base, kinds, engine)
-    tried = planner.alone()
+    shares = planner.shares(range(len(kinds)))
+    tried = {k: planner.plan(k, share) for k, share in shares.items()}
     if tried and all(trial.plan is None for trial in tried.values()):
         raise planner.errors[0]
     alone = {k: trial.served for k, trial in tried.items() if not trial.why_not}
