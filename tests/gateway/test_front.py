@@ -10,7 +10,6 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from msgspec.structs import replace
@@ -18,8 +17,7 @@ from msgspec.structs import replace
 from tests.gateway.test_server import Engine, asked, config, leave_amid_a_stream
 from tests.support.gateway import CHAT, chat, plan_for
 from tests.support.waiting import HANG, until
-from turbofit.gateway import front as module
-from turbofit.gateway.front import Front, Node, NodeAddress, _Suspects
+from turbofit.gateway.front import Front, Node, NodeAddress
 from turbofit.gateway.server import GatewayThread, make_gateway
 from turbofit.launch.cluster.ray_adapter import client_context
 
@@ -233,19 +231,8 @@ def test_an_answer_frees_who_was_there_at_a_death(world) -> None:
     _, front = world.front(NodeAddress(name="a", url=url))
     world.up(front, 1)
     assert [asked(front.url, chat())[0] for _ in range(3)] == [503, 200, 200]
-    assert front.call(lambda app: app._suspects._nodes) == {}
+    assert front.call(lambda app: app._suspects) == {}
     assert len(had) == 3
-
-
-def test_a_suspect_that_does_not_come_again_is_one_for_an_hour(monkeypatch) -> None:
-    now = [0.0]
-    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    suspects = _Suspects()
-    suspects.note(b"{}", "a", answered=False)
-    now[0] = 1800.0
-    suspects.note(b"[]", "b", answered=False)
-    now[0] = 3601.0
-    assert (suspects.node_of(b"{}"), suspects.node_of(b"[]")) == ("", "b")
 
 
 def test_a_client_that_leaves_stops_the_nodes_engine(world) -> None:
