@@ -170,7 +170,7 @@ def test_a_server_whose_actor_dies_at_its_start_is_known_to_the_next(serve_is) -
     folder = Path(first.tell().folder)
     until((folder / "starts").exists, "the start")
     first._gone.set()
-    between = first._child
+    between = until(lambda: first._child, "the shell")
     between.kill()  # the shell, which a worker of Ray takes with it
     between.wait()
     second = actor()

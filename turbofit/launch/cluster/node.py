@@ -96,8 +96,7 @@ class NodeActor:
         """Serve this plan from now on; a server with another plan ends in order."""
         write_atomic(self._folder / f"plan-{digest}.json", plan, mode=0o600)
         self._ends, self._again = [], 0.0
-        facts = {"digest": digest, "url": "", "why": "", "exit_code": 0, "measured": b""}
-        self._tell(state="starting", **facts)
+        self._tell(state="starting", digest=digest, url="", why="", exit_code=0)
         self._wanted.write(_Wanted(run=self._run, digest=digest, words=words))
 
     def end(self) -> None:
@@ -205,7 +204,7 @@ class NodeActor:
                 argv, stdin=subprocess.DEVNULL, stdout=url, stderr=log, env=_environment(),
                 cwd=folder, start_new_session=True, pass_fds=[lock.fileno()],
             )  # fmt: skip
-        self._tell(state="starting", url="", digest=digest, last_line="")
+        self._tell(state="starting", url="", digest=digest, last_line="", measured=b"")
 
     def _url(self) -> str:
         return _text(self._folder / "url").partition("\n")[0]
