@@ -7,7 +7,6 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from aiohttp import web
@@ -17,8 +16,7 @@ from tests.gateway.test_server import Engine, asked, certificate, config, stream
 from tests.load.scripted import ThreadedServer
 from tests.support.gateway import CHAT, chat, plan_for
 from tests.support.waiting import HANG, until
-from turbofit.gateway import front as module
-from turbofit.gateway.front import Front, Node, NodeAddress, _Suspects
+from turbofit.gateway.front import Front, Node, NodeAddress
 from turbofit.gateway.server import GatewayThread, make_gateway
 from turbofit.launch.cluster.ray_adapter import client_context
 
@@ -188,21 +186,10 @@ def test_what_an_engine_died_of_keeps_to_its_node(world) -> None:
 
 def test_an_answer_frees_who_was_there_at_a_death(world) -> None:
     node = world.stack.enter_context(DyingNode(1))
-    app, front = world.front(NodeAddress(name="a", url=node.url))
+    _, front = world.front(NodeAddress(name="a", url=node.url))
     assert [asked(front.url, chat())[0] for _ in range(3)] == [503, 200, 200]
-    assert app._suspects._nodes == {}
+    assert front.call(lambda app: app._suspects) == {}
     assert len(node.bodies) == 3
-
-
-def test_a_suspect_that_does_not_come_again_is_one_for_an_hour(monkeypatch) -> None:
-    now = [0.0]
-    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    suspects = _Suspects()
-    suspects.note(b"{}", "a", answered=False)
-    now[0] = 1800.0
-    suspects.note(b"[]", "b", answered=False)
-    now[0] = 3601.0
-    assert (suspects.node_of(b"{}"), suspects.node_of(b"[]")) == ("", "b")
 
 
 def test_nodes_come_and_go_while_what_they_have_ends(world) -> None:

@@ -128,7 +128,7 @@ async def test_requests_wait_in_order_for_a_start() -> None:
 async def test_a_wait_has_an_end_and_says_when_to_come_back() -> None:
     site = Site("a", wait=60.0)
     site.model.begin()
-    site.model.forecast = 100.0
+    site.model.start_seconds = 100.0
     reply = await site.chat()
     assert (reply.status, reply.headers["retry-after"]) == (503, "40")
     assert reply.json["error"]["code"] == "model_starting"
@@ -138,7 +138,7 @@ async def test_a_wait_has_an_end_and_says_when_to_come_back() -> None:
 
 async def test_503_at_once_where_nobody_is_to_wait() -> None:
     site = Site("a", wait=0.0)
-    site.model.forecast = 25.0
+    site.model.start_seconds = 25.0
     reply = await site.chat()
     assert (reply.status, reply.headers["retry-after"]) == (503, "25")
     assert site.wanted == ["a"]
@@ -223,7 +223,7 @@ async def test_idle_counts_from_the_last_request_and_no_page_counts() -> None:
 
 async def test_pages_say_where_each_model_stands() -> None:
     site = Site("a", "b")
-    site.models["b"].forecast = 12.3
+    site.models["b"].start_seconds = 12.3
     engine: RoutedEngine = site.ready().engines[0]
     cards = (await site.page("/v1/models")).json["data"]
     assert [(card["id"], card["turbofit"]["state"]) for card in cards] == [

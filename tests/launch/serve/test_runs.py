@@ -343,7 +343,7 @@ def test_ctrl_c_while_it_starts_ends_it(serve_is, tmp_path: Path) -> None:
     assert not start_time(int((tmp_path / "pid").read_text()))
 
 
-def test_a_server_whose_lease_nobody_renews_ends_in_order(tmp_path: Path) -> None:
+def test_a_server_whose_lease_nobody_renews_or_is_removed_ends_in_order(tmp_path: Path) -> None:
     lease, ended = tmp_path / "lease", threading.Event()
     before = signal.signal(signal.SIGTERM, lambda *_: ended.set())
     try:
@@ -354,6 +354,10 @@ def test_a_server_whose_lease_nobody_renews_ends_in_order(tmp_path: Path) -> Non
             time.sleep(0.05)
         assert watch.is_alive()
         watch.join(HANG)
+        assert ended.wait(HANG)
+        ended.clear()
+        end_without_lease(lease, look=0.01)
+        lease.unlink()
         assert ended.wait(HANG)
     finally:
         signal.signal(signal.SIGTERM, before)
