@@ -16,6 +16,7 @@ from tests.gateway.test_server import Engine, asked, certificate, config, stream
 from tests.load.scripted import ThreadedServer
 from tests.support.gateway import CHAT, chat, plan_for
 from tests.support.waiting import HANG, until
+from turbofit.gateway import front as module
 from turbofit.gateway.front import Front, Node, NodeAddress
 from turbofit.gateway.server import GatewayThread, make_gateway
 from turbofit.launch.cluster.ray_adapter import client_context
