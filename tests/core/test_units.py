@@ -19,7 +19,7 @@ def test_sizes(text: str, size: int) -> None:
     assert parse_bytes(text) == size
 
 
-@pytest.mark.parametrize("text", ["19", "0.5", "1", "256", "24576", "1048575"])
+@pytest.mark.parametrize("text", ["0.5", "1", "19", "1048575"])
 def test_a_forgotten_unit_is_asked_for(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_bytes(text, what="--margin")

@@ -65,7 +65,6 @@ def test_a_library_of_ones_own_is_read_once(
     path = install()
     assert turbomind_library() == path
     found = installed()
-    assert found is not None
     assert found.families == {"routing of experts": {"80": Count(code=1)}}
     monkeypatch.setattr(module, "take_census", lambda library: pytest.fail("read again"))
     assert census_of(path) == found
@@ -115,7 +114,6 @@ def test_a_kept_census_that_is_of_no_use_is_taken_anew(
 def test_the_reference_has_no_int4_for_blackwell() -> None:
     """The figures of shared knowledge: 80 int4 kernels, all empty on sm_120, and none for rows."""
     census = released((0, 18, 0))
-    assert census is not None
     names = [gemm("int4", "float16"), experts("int4", "float16")]
     assert census.count(names, "86") == Count(code=80)
     assert census.count(names, "120a") == Count(empty=80)
@@ -125,7 +123,6 @@ def test_the_reference_has_no_int4_for_blackwell() -> None:
 @pytest.mark.parametrize("version", [(0, 6, 0), (0, 9, 1), (0, 12, 3)])
 def test_no_release_before_0_13_has_code_for_blackwell(version: Version) -> None:
     census = released(version)
-    assert census is not None
     assert census.architecture((12, 0)) is None
     assert census.architecture((8, 6)) == "86"
 

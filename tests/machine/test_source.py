@@ -96,8 +96,6 @@ def test_memory_that_nobody_accounts_for_is_used(tmp_path: Path, used):
     less = msgspec.structs.replace(gpu, used=used, free=5 * GIB)
     machine = msgspec.structs.replace(machine, gpus=(less,))
     save_snapshot(machine, tmp_path / "m.json")
-    assert isinstance(gpu.total, int)
-    assert isinstance(gpu.reserved, int)
     for on in (machine, str(tmp_path / "m.json")):
         assert machine_from(on).gpus[0].used == gpu.total - gpu.reserved - 5 * GIB
 
@@ -105,7 +103,6 @@ def test_memory_that_nobody_accounts_for_is_used(tmp_path: Path, used):
 def test_a_reserve_that_counts_as_used_is_not_counted_twice():
     machine = machine_from("1xl4")
     (gpu,) = machine.gpus
-    assert isinstance(gpu.total, int)
     old = msgspec.structs.replace(gpu, reserved=NA, used=gpu.total - 5 * GIB, free=5 * GIB)
     assert machine_from(msgspec.structs.replace(machine, gpus=(old,))).gpus == (old,)
 

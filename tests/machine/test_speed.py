@@ -113,7 +113,6 @@ def test_the_right_pair_is_chosen_where_links_differ(tmp_path) -> None:
     ]  # fmt: skip
     found = with_measured(on, measure(tmp_path, facts, on))
     plan = turbofit.plan("qwen2.5-14b", on=found, tp=2, replicas=2)
-    assert plan.throughput is not None
     assert "as measured here with torch" in plan.throughput.basis
     assert {frozenset(group) for group in plan.parallel.groups} == {
         frozenset(pair) for pair in fast

@@ -150,7 +150,6 @@ def test_what_was_given_can_be_typed_again() -> None:
     )  # fmt: skip
     typed = request.option_arguments(("model",))
     command = TURBOFIT.get_command(click.Context(TURBOFIT), "plan")
-    assert command is not None
     with command.make_context("plan", ["m", *typed]) as ctx:
         assert filled(PlanRequest, {**ctx.params, "model": "m"}) == request
 

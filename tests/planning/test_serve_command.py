@@ -33,12 +33,10 @@ Out = pytest.CaptureFixture[str]
 
 def options_of(serve: ServeCommand | None) -> dict[str, Any]:
     """What the parser of `serve` makes of the words, pasted into a shell."""
-    assert serve is not None
     words = shlex.split(shell_words(serve.argv).replace("\\\n", ""))
     assert words == list(serve.argv)
     assert words[:2] == ["turbofit", "serve"]
     command = TURBOFIT.get_command(click.Context(TURBOFIT), "serve")
-    assert command is not None
     with command.make_context("turbofit serve", words[2:]) as context:
         return dict(context.params)
 
@@ -90,7 +88,6 @@ def test_it_promises_no_less_on_the_machine_that_was_planned_for(
 
 def test_for_another_machine_it_names_the_limits() -> None:
     one = api.plan("internvl2-8b", on="4xrtx3090", tp=4)
-    assert one.serve is not None
     assert one.serve.argv == (
         "turbofit", "serve", "internvl2-8b", "--tp", "4", "--images", "1", "--context", "32768",
         "--max-dynamic-patch", "12",
@@ -111,7 +108,6 @@ def test_a_folder_is_named_wherever_it_is_pasted(
     plan = Plan.from_json(capsys.readouterr().out)
     assert request_of(plan).model == str(folder)
     monkeypatch.chdir("/")
-    assert plan.serve is not None
     assert main([*plan.serve.argv[1:], "--dry-run", "--on", "1xrtx3090"]) == 0
 
 

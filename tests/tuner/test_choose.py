@@ -96,7 +96,6 @@ def test_layers_in_host_memory_are_told_with_the_engine_that_puts_them_there() -
     }
     assert said["--engine transformers"].endswith("with decoder layers in host memory")
     whole = turbofit.plan("qwen3-30b-a3b", on="1xrtx4090", engine="transformers")
-    assert whole.device_map is not None
     assert "cpu" in whole.device_map.values()
 
 

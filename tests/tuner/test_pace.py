@@ -33,7 +33,6 @@ def test_without_a_pace_nothing_is_said_and_with_an_easy_one_nothing_moves() -> 
     assert plain.pace is UNSET
     assert easy.settings == plain.settings
     assert easy.parallel == plain.parallel
-    assert easy.pace
     assert easy.pace.kept
     assert said(easy) == (
         "kept by the forecast: 0.1 of 0.1 requests a second (no error is known); "
@@ -53,7 +52,6 @@ def test_the_shape_that_keeps_it_wins() -> None:
     assert quick.parallel.tp > 1
     assert said(quick).startswith("kept")
     assert any("missed by" in one.why_not for one in quick.considered)
-    assert quick.serve is not None
     words = quick.serve.argv
     assert words[words.index("--tp") + 1] == str(quick.parallel.tp)
     assert "--rate" not in words
@@ -69,7 +67,6 @@ def test_the_shape_that_keeps_it_wins() -> None:
 )
 def test_what_serve_is_told_gives_the_same_settings(asked: dict[str, Any], capsys) -> None:
     made = plan(**asked)
-    assert made.serve is not None
     words = made.serve.argv[2:]
     assert main(["plan", *words, "--on", ON, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["settings"] == to_builtins(made.settings)
@@ -82,7 +79,6 @@ def test_what_serve_is_told_gives_the_same_settings(asked: dict[str, Any], capsy
 def test_what_no_shape_keeps_is_told_with_by_how_much(asked, missed) -> None:
     made = plan(**asked)
     assert made.fits
-    assert made.pace
     assert not made.pace.kept
     assert missed in said(made)
     assert said(made).endswith("; no shape that promises as much does better")

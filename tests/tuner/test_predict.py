@@ -68,8 +68,6 @@ def test_images_that_fit_a_session_only_where_they_are_smaller_are_a_warning():
 @pytest.mark.parametrize("settings", [{}, {"engine": "pytorch"}, {"lmdeploy": "0.6.4"}])
 def test_more_free_memory_than_a_card_has_is_refused(settings):
     card = machine_from("1xrtx3090").gpus[0]
-    assert isinstance(card.total, int)
-    assert isinstance(card.reserved, int)
     usable = card.total - card.reserved
     turbofit.predict("internvl2-8b", on="1xrtx3090", free_at_cache=usable, **settings)
     with pytest.raises(UsageError) as caught:
@@ -113,7 +111,6 @@ def test_no_engine_is_split_over_mig_instances():
 def test_what_serves_has_the_figures_of_a_plan_beside_its_tokens() -> None:
     found = turbofit.predict("internvl3-8b", on="1xrtx3090", session_len=8192)
     speed = found.throughput
-    assert speed is not None
     assert 0 < speed.concurrent_requests < found.settings.max_batch_size
     assert speed.requests_per_second > 0
     dead = turbofit.predict("qwen2-vl-7b", on="1xrtx4090")

@@ -102,8 +102,6 @@ def test_where_the_cache_is_short_queueing_serves_more() -> None:
     chosen, without = plan(None), plan(False)
     assert chosen.settings.session_len == without.settings.session_len
     assert chosen.limits.units_per_image == without.limits.units_per_image
-    assert chosen.throughput is not None
-    assert without.throughput is not None
     assert chosen.throughput.requests_per_second > 2 * without.throughput.requests_per_second
     assert bounds_of(chosen).gate is not None
     assert bounds_of(without).gate is None

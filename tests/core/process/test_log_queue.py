@@ -88,10 +88,6 @@ def piped() -> Iterator[int]:
         os.close(out)  # whoever waits for a reader does so no longer
 
 
-def read_from(out: int, most: int = 1 << 16) -> str:
-    return os.read(out, most).decode()
-
-
 EVERYBODY = """
 import logging, sys, threading, traceback, warnings
 from turbofit.core.process.log_queue import queued_stderr
@@ -124,18 +120,16 @@ def test_whoever_writes_to_standard_error_goes_through_the_queue() -> None:
 
 
 def test_nobody_waits_for_a_pipe_that_is_not_read() -> None:
-    line = "x" * 99 + "\n"
-    count = 30_000
+    line, count, text = "x" * 99 + "\n", 30_000, ""
     with piped() as out:
         for _ in range(count):
             sys.stderr.write(line)
         assert (missing := sys.stderr._lines._missing) > count // 2
-        text = ""
         while "nobody read" not in text:
-            text += read_from(out)
+            text += os.read(out, 1 << 16).decode()
         sys.stderr.write("on it goes\n")
         while not text.endswith("on it goes\n"):
-            text += read_from(out)
+            text += os.read(out, 1 << 16).decode()
         sys.stderr.write(line * 1000)  # more than a pipe holds
     kept = text.split(line)
     assert len(kept) - 1 == count - missing
@@ -161,9 +155,18 @@ def test_a_stream_without_a_descriptor_stays_as_it_is(capsys: pytest.CaptureFixt
         assert capsys.readouterr().err == "x\n"
 
 
-def test_it_is_waited_for_until_its_owner_lets_it_go(tmp_path: Path, monkeypatch) -> None:
+@pytest.fixture
+def locked(tmp_path: Path) -> Iterator[tuple[int, int]]:
+    """Two descriptors of a file, of which the first has its lock."""
     owner, other = (os.open(tmp_path / "lock", os.O_CREAT | os.O_RDWR) for _ in range(2))
     fcntl.flock(owner, fcntl.LOCK_EX)
+    yield owner, other
+    os.close(owner)
+    os.close(other)
+
+
+def test_a_lock_is_waited_for_until_its_owner_lets_it_go(locked, monkeypatch) -> None:
+    owner, other = locked
     pauses = []
 
     def paused(seconds: float) -> None:
@@ -176,28 +179,22 @@ def test_it_is_waited_for_until_its_owner_lets_it_go(tmp_path: Path, monkeypatch
     assert len(pauses) == 3
     with pytest.raises(BlockingIOError):
         fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    os.close(owner)
-    os.close(other)
 
 
-def test_who_keeps_it_is_given_up(tmp_path: Path, monkeypatch) -> None:
-    owner, other = (os.open(tmp_path / "lock", os.O_CREAT | os.O_RDWR) for _ in range(2))
-    fcntl.flock(owner, fcntl.LOCK_EX)
+def test_who_keeps_it_is_given_up(locked, monkeypatch) -> None:
     now = [0.0]
     monkeypatch.setattr(locks.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(locks.time, "sleep", lambda seconds: now.append(now.pop() + seconds))
     with pytest.raises(TimeoutError, match="keeps its lock"):
-        lock_soon(other)
+        lock_soon(locked[1])
     assert now[0] == pytest.approx(2.0, abs=0.1)
-    os.close(owner)
-    os.close(other)
 
 
 def fresh(code: str) -> str:
-    """What a Python that has imported nothing yet prints."""
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout.strip()  # fmt: skip
+    """What a Python that has imported nothing yet prints, and nothing else."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    return done.stdout.strip()
 
 
 def test_it_imports_nothing_by_itself() -> None:
@@ -220,9 +217,7 @@ def test_a_program_that_sets_a_handler_hears_a_plan_and_no_other_is_set() -> Non
         "print(len(loggers) > 2, [one.handlers for one in loggers if one.handlers])"
     )
     *names, last = fresh(code).splitlines()
-    assert {"turbofit.model.source", "turbofit.machine.source", "turbofit.tuner.search.search"} <= {
-        *names
-    }
+    assert {"turbofit.machine.source", "turbofit.tuner.search.search"} <= {*names}
     assert last == "True []"
 
 
@@ -248,5 +243,4 @@ def test_another_thread_that_imports_logging_is_waited_for() -> None:
         "speaking.start(), go.set(), speaking.join()\n"
         "print('ended')"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("ended\n", "")
+    assert fresh(code) == "ended"

@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import threading
 
-from turbofit.core.process.progress import (
-    Step,
-    listened,
-    listening,
-    now,
-    part_of,
-    tell,
-    under_way,
-)
+from turbofit.core.process import progress
+from turbofit.core.process.progress import Step, listened, part_of, tell, under_way
 
 
 def test_what_was_under_way_before_comes_back() -> None:
     heard: list[str | None] = []
     with listened(lambda step: heard.append(step and step.doing)):
-        assert listening()
+        assert progress.listening()
         tell(Step("loading"))
         with under_way("planning"):
             pass
         tell(None)
     assert heard == ["loading", "planning", "loading", None]
-    assert not listening()
+    assert not progress.listening()
 
 
 def test_another_threads_step_does_not_come_back() -> None:
@@ -35,7 +28,7 @@ def test_another_threads_step_does_not_come_back() -> None:
         with under_way("draining"):
             inside.set()
             ended.wait()
-        steps.append(now())
+        steps.append(progress.now())
 
     steps: list[Step | None] = []
     with listened(lambda _: None):
@@ -47,7 +40,7 @@ def test_another_threads_step_does_not_come_back() -> None:
         ended.set()
         other.join()
         assert steps == [None]
-        assert now() is None
+        assert progress.now() is None
 
 
 def test_a_step_names_what_it_is_a_part_of_in_every_thread() -> None:

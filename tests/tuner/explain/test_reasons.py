@@ -20,12 +20,9 @@ from turbofit.tuner.resolved_request import Margin
 
 
 def test_a_model_whose_images_have_no_limit_is_said_to_have_none() -> None:
-    plan = turbofit.plan("llava-1.5-7b", on="1xrtx3090")
-    assert not [why for why in plan.reasons if why.startswith("max_dynamic_patch")]
-    text = paint(plan_view(plan))
-    assert "max_dynamic_patch" not in text
+    text = paint(plan_view(turbofit.plan("llava-1.5-7b", on="1xrtx3090")))
     assert "1 image a request" in text
-    for wrong in ("(s)", "1 tiles", "1 replicas", "1 images"):
+    for wrong in ("max_dynamic_patch", "(s)", "1 tiles", "1 replicas", "1 images"):
         assert wrong not in text
 
 
@@ -64,7 +61,6 @@ def test_smaller_images_leave_more(model: str, on: str, limits: list[int]) -> No
     plan = turbofit.plan(model, on=on)
     costs = plan.limit_costs
     assert [cost.limit for cost in costs] == limits
-    assert plan.throughput is not None
     first = costs[0]
     assert first.limit == plan.limits.image_limit
     assert first.kv_tokens == plan.kv.total_tokens
@@ -82,62 +78,50 @@ def test_a_plan_for_a_limit_serves_at_least_what_its_row_says() -> None:
     option, value = row.option.split()
     assert option == "--max-pixels"
     plan = turbofit.plan("qwen2-vl-7b", on=on, max_pixels=int(value))
-    assert plan.throughput is not None
     assert plan.throughput.requests_per_second >= row.requests_per_second
     assert plan.limits.max_pixels_per_image == row.limit
+    # Where no limit can be given, there is no table.
+    assert not turbofit.plan("llava-1.5-7b", on=on).limit_costs
+    for asked in ({"images": 0}, {"image_size": (800, 600)}):
+        assert not turbofit.plan("internvl2-8b", on=on, **asked).limit_costs
 
 
-def test_there_is_no_table_where_no_limit_can_be_given() -> None:
-    for model, asked in (
-        ("qwen2.5-7b", {}),
-        ("llava-1.5-7b", {}),
-        ("internvl2-8b", {"images": 0}),
-        ("internvl2-8b", {"image_size": (800, 600)}),
-    ):
-        assert not turbofit.plan(model, on="1xrtx3090", **asked).limit_costs
+def why_not(model: str, on: str, **asked: object) -> dict[tuple[int, int], str]:
+    """Why each other shape lost, by its degree and copies; the chosen one has no reason."""
+    chosen, *others = [row for row in turbofit.plan(model, on=on, **asked).considered if row.fits]
+    assert chosen.why_not == ""
+    assert all(row.why_not for row in others)
+    return {(row.tp, row.replicas): row.why_not for row in others}
 
 
-def reasons(model: str, on: str, **asked: object) -> list[tuple[int, int, str]]:
-    plan = turbofit.plan(model, on=on, **asked)
-    return [(c.tp, c.replicas, c.why_not) for c in plan.considered if c.fits]
-
-
-def test_links_are_named_where_a_step_waits_for_them() -> None:
-    said = reasons("llava-1.5-7b", "4xrtx3090")
-    four = next(why for tp, replicas, why in said if (tp, replicas) == (4, 1) and "step" in why)
+def test_a_shape_that_loses_says_by_what() -> None:
+    four = why_not("llava-1.5-7b", "4xrtx3090")[4, 1]
     assert "requests/s, not" in four
     assert "% of a step waits for links (through host memory, no peer access)" in four
-
-
-def test_idle_cards_and_small_caches_are_named() -> None:
-    said = {(tp, n): why for tp, n, why in reasons("qwen2.5-7b", "2xrtx3090")}
-    assert said[1, 1].endswith((": GPUs stay idle", "requests at once, not 190"))
-    short = [why for *_, why in reasons("internvl2-8b", "2xrtx3090:free=18GiB")]
-    assert any("its cache holds a context of" in why for why in short)
-
-
-def test_goals_speak_in_their_own_figures() -> None:
-    latency = [why for *_, why in reasons("qwen2.5-7b", "2xrtx4090", goal="latency") if why]
-    assert any(why.startswith("an answer in ") for why in latency)
-    context = [why for *_, why in reasons("qwen2.5-7b", "2xrtx4090", goal="context") if why]
-    assert any("KV tokens for one request, not" in why for why in context)
-    assert all(reasons("qwen2.5-7b", "2xrtx4090")[i][2] for i in range(1, 5))
+    alone = why_not("qwen2.5-7b", "2xrtx3090")[1, 1]
+    assert alone.endswith((": GPUs stay idle", "requests at once, not 190"))
+    short = why_not("internvl2-8b", "2xrtx3090:free=18GiB")
+    assert any("its cache holds a context of" in why for why in short.values())
+    latency = why_not("qwen2.5-7b", "2xrtx4090", goal="latency")
+    assert any(why.startswith("an answer in ") for why in latency.values())
+    context = why_not("qwen2.5-7b", "2xrtx4090", goal="context")
+    assert any("KV tokens for one request, not" in why for why in context.values())
 
 
 MODEL = "qwen2-vl-2b"
 
 
-def calibrated(spread: int, on: str = "1xrtx3090", engine: str = "turbomind") -> Machine:
+def calibrated(spread: int, engine: str = "turbomind") -> Machine:
     """A machine on which the model was measured as it is estimated."""
-    machine = parse_spec(on)
+    machine = parse_spec("1xrtx3090")
     plan = api.plan(MODEL, on=machine, engine=engine)
-    one = Calibration(
+    known = Calibration(
         model=identity(plan.model), engine=engine, engine_version=plan.engine.version,
         lmdeploy="0.18.0", gpus=(machine.gpus[0].name,), driver=str(machine.driver),
         communicator="nccl", when="2026-11-20T00:00:00+00:00", context=0, buffers=0,
         spread=spread,
     )  # fmt: skip
-    return replace(machine, calibrations=(one,))
+    return replace(machine, calibrations=(known,))
 
 
 def margin(plan: Plan) -> int:
@@ -145,26 +129,22 @@ def margin(plan: Plan) -> int:
     return left
 
 
-def said(plan: Plan) -> list[str]:
-    return [reason for reason in plan.reasons if reason.startswith("margin")]
-
-
 @pytest.mark.parametrize("engine", ["turbomind", "pytorch"])
 def test_what_was_measured_needs_less(engine: str) -> None:
     plain = api.plan(MODEL, on="1xrtx3090", engine=engine)
-    exact = api.plan(MODEL, on=calibrated(0, engine=engine), engine=engine)
-    spread = api.plan(MODEL, on=calibrated(50 * MIB, engine=engine), engine=engine)
+    exact = api.plan(MODEL, on=calibrated(0, engine), engine=engine)
+    spread = api.plan(MODEL, on=calibrated(50 * MIB, engine), engine=engine)
     assert [margin(plan) for plan in (plain, spread, exact)] == [256 * MIB, 114 * MIB, 64 * MIB]
     assert plain.kv.tokens < spread.kv.tokens < exact.kv.tokens
-    assert said(plain) == []
-    (why,) = said(spread)
+    assert not [why for why in plain.reasons if why.startswith("margin")]
+    (why,) = [why for why in spread.reasons if why.startswith("margin")]
     assert "64 MiB, and the 50.0 MiB by which what was measured here differed" in why
 
 
 @pytest.mark.parametrize("engine", ["turbomind", "pytorch"])
 def test_what_was_measured_is_believed_of_no_fuller_card(engine: str) -> None:
     def plan(taken: int, **changed: str) -> Plan:
-        machine = calibrated(0, engine=engine)
+        machine = calibrated(0, engine)
         card, (one,) = machine.gpus[0], machine.calibrations
         full = replace(card, used=card.used + taken, free=card.free - taken)
         known = replace(one, free=card.free, **changed)
@@ -181,17 +161,13 @@ def test_what_was_measured_is_believed_of_no_fuller_card(engine: str) -> None:
         assert not [one for one in other.reasons if one.startswith("estimates stand")]
 
 
-def test_a_spread_larger_than_the_margin_adds_nothing_to_it() -> None:
-    assert margin(api.plan(MODEL, on=calibrated(2 * GIB))) == 256 * MIB
-
-
-def test_what_a_person_asks_for_stays() -> None:
+def test_what_a_person_asks_for_stays_and_a_large_spread_adds_nothing() -> None:
     machine = calibrated(0)
     assert margin(api.plan(MODEL, on=machine, margin=300 * MIB)) == 300 * MIB
     assert margin(api.plan(MODEL, on=machine, margin="2%")) == int(machine.gpus[0].total * 0.02)
-    budget = api.plan(MODEL, on=machine, budget=12 * GIB)
-    (gpu,) = budget.gpus
+    (gpu,) = api.plan(MODEL, on=machine, budget=12 * GIB).gpus
     assert gpu.peak - gpu.used + 64 * MIB <= 12 * GIB
+    assert margin(api.plan(MODEL, on=calibrated(2 * GIB))) == 256 * MIB
 
 
 def test_a_rehearsed_plan_keeps_three_eighths() -> None:
