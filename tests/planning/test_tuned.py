@@ -60,9 +60,6 @@ def test_a_plan_of_the_same_promise_has_its_settings() -> None:
     after = plan(REQUEST)
     assert after.limits.image_limit == before.limits.image_limit
     assert after.fits
-
-
-def test_a_cache_of_fewer_bits_is_named() -> None:
     keep_tuned(tuning(options={"max_batch_size": 24, "quant_policy": 8}))
     found = plan(REQUEST)
     assert found.settings.quant_policy == 8
@@ -80,11 +77,8 @@ def test_it_is_used_for_nothing_else() -> None:
         assert not used(REQUEST.changed(**changes)), changes
     assert used(REQUEST.changed(margin="2%"))
     assert used(REQUEST.changed(cache_max_entry_count=0.5))
-
-
-def test_pretend_tunings_are_for_pretend_runs_only() -> None:
+    # Pretend tunings are for pretend runs only.
     keep_tuned(tuning(pretend=True))
-    assert not used(REQUEST)
     there = REQUEST.changed(on=replace(HERE, source="preset"))
     assert used(there, pretend=True)
     assert not used(there)

@@ -42,15 +42,10 @@ def test_one_request_is_paid_for_and_the_cache_gets_the_rest(model: str, on: str
     assert max(one.score for one in queued.considered) > 0
 
 
-def test_the_gateway_holds_it() -> None:
-    meeting, queued = both("qwen2-vl-7b", "1xrtx3090")
-    assert bounds_of(queued).gate == queued.limits.units_per_request
-    assert bounds_of(meeting).gate is None
-
-
 def test_where_the_engine_may_evict_the_cache_decides_who_runs_beside_whom() -> None:
     """An evicted request's images are encoded again, beside those that were let through."""
     _, queued = both("qwen2-vl-7b", "1xrtx3090")
+    assert bounds_of(queued).gate == queued.limits.units_per_request
     assert queued.settings.max_batch_size * queued.settings.session_len > queued.kv.tokens
     assert bounds_of(queued).kv.tokens == queued.kv.tokens
     assert any("that state max_tokens run beside" in warning for warning in queued.warnings)
@@ -59,12 +54,9 @@ def test_where_the_engine_may_evict_the_cache_decides_who_runs_beside_whom() -> 
     assert not any("that state max_tokens" in warning for warning in roomy.warnings)
 
 
-def test_several_images_a_request_are_one_requests() -> None:
+def test_several_images_a_request_are_one_requests_and_text_has_nothing_to_queue() -> None:
     _, queued = both("internvl2-8b", "1xrtx3090", images=3)
     assert queued.limits.units_per_forward == 3 * 13
-
-
-def test_text_has_nothing_to_queue() -> None:
     meeting, queued = both("qwen2.5-7b", "1xrtx3090")
     assert queued.kv == meeting.kv
     assert not any("queue" in warning for warning in queued.warnings)
@@ -80,36 +72,25 @@ def test_a_prediction_pays_for_one_too() -> None:
 
 
 def test_a_pytorch_rehearsal_sends_no_more_than_the_gateway_lets_through(tmp_path: Path) -> None:
-    options = {"engine": "pytorch", "max_prefill_token_num": 8192}
-    meeting, queued = both("internvl3-8b-hf", "1xrtx3090", **options)
     counts = []
-    for plan in (meeting, queued):
+    for plan in both("internvl3-8b-hf", "1xrtx3090", engine="pytorch", max_prefill_token_num=8192):
         cases = {case.name: case for case in plan_spec(plan, tmp_path).cases}
         counts.append(len(cases["vision_forward"].requests))
-    assert counts[0] > 1
-    assert counts[1] == 1
+    assert counts[0] > 1 == counts[1]
 
 
-TIGHT = ("internvl2-2b", "1xl4:free=8GiB")
-
-
-def plan(queue: bool | None) -> Plan:
-    model, on = TIGHT
-    return turbofit.plan(model, on=on, queue_images=queue)
-
-
-def test_where_the_cache_is_short_queueing_serves_more() -> None:
-    chosen, without = plan(None), plan(False)
+def test_where_the_cache_is_short_queueing_serves_more_and_is_as_wide_as_costs_nothing() -> None:
+    chosen, without, forced = (
+        turbofit.plan("internvl2-2b", on="1xl4:free=8GiB", queue_images=queue)
+        for queue in (None, False, True)
+    )
     assert chosen.settings.session_len == without.settings.session_len
     assert chosen.limits.units_per_image == without.limits.units_per_image
-    assert chosen.throughput.requests_per_second > 2 * without.throughput.requests_per_second
+    served = [one.throughput.requests_per_second for one in (chosen, without)]
+    assert served[0] > 2 * served[1]
     assert bounds_of(chosen).gate is not None
     assert bounds_of(without).gate is None
     assert any("the cache gets the rest" in reason for reason in chosen.reasons)
-
-
-def test_a_queue_is_as_wide_as_costs_nothing() -> None:
-    chosen, forced = plan(None), plan(True)
     assert forced.limits.units_per_forward == forced.limits.units_per_request
     assert chosen.limits.units_per_forward > forced.limits.units_per_forward
     assert chosen.settings.max_batch_size == forced.settings.max_batch_size

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import msgspec
+from typing import Any
+
 import pytest
+from msgspec.structs import replace
 
 from tests.support.checkup import Find, Make, card, remove, server_card, two
 from tests.support.nvml import LOST, P2P_ALL, P2P_NVLINK, UNKNOWN_ERROR, Mig, Process, Scenario
@@ -56,28 +58,26 @@ def test_others_on_the_card(find: Find, sources: Make) -> None:
     assert find("holders", scenario, sources()).state == "unreadable"
 
 
-CONDITIONS = [
-    ("pcie", "warning", {"pcie_width_now": 8}),
-    ("pcie", "warning", {"pcie_generation_now": 3}),
-    ("pcie", "ok", {"pcie_generation_now": 1, "pstate": 8}),
-    ("pcie", "unreadable", {"pcie_width_now_error": UNKNOWN_ERROR}),
-    ("persistence", "warning", {"persistence": 0}),
-    ("persistence", "unreadable", {"persistence_error": UNKNOWN_ERROR}),
-    ("ecc", "warning", {"ecc_errors": 2}),
-    ("ecc", "stops", {"rows_failed": 1}),
-    ("ecc", "warning", {"rows_pending": 1}),
-    ("ecc", "unreadable", {"ecc_errors_error": UNKNOWN_ERROR}),
-    ("ecc", "unreadable", {"ecc_error": UNKNOWN_ERROR}),
-    ("thermal", "warning", {"slow": 0x40, "temperature": 96}),
-    ("thermal", "ok", {"slow": 0x04}),
-    ("thermal", "unreadable", {"slow_error": UNKNOWN_ERROR}),
-]
-
-
-@pytest.mark.parametrize(("check", "state", "condition"), CONDITIONS)
-def test_conditions(
-    find: Find, sources: Make, check: str, state: str, condition: dict[str, int]
-) -> None:
+@pytest.mark.parametrize(
+    ("check", "state", "condition"),
+    [
+        ("pcie", "warning", {"pcie_width_now": 8}),
+        ("pcie", "warning", {"pcie_generation_now": 3}),
+        ("pcie", "ok", {"pcie_generation_now": 1, "pstate": 8}),
+        ("pcie", "unreadable", {"pcie_width_now_error": UNKNOWN_ERROR}),
+        ("persistence", "warning", {"persistence": 0}),
+        ("persistence", "unreadable", {"persistence_error": UNKNOWN_ERROR}),
+        ("ecc", "warning", {"ecc_errors": 2}),
+        ("ecc", "stops", {"rows_failed": 1}),
+        ("ecc", "warning", {"rows_pending": 1}),
+        ("ecc", "unreadable", {"ecc_errors_error": UNKNOWN_ERROR}),
+        ("ecc", "unreadable", {"ecc_error": UNKNOWN_ERROR}),
+        ("thermal", "warning", {"slow": 0x40, "temperature": 96}),
+        ("thermal", "ok", {"slow": 0x04}),
+        ("thermal", "unreadable", {"slow_error": UNKNOWN_ERROR}),
+    ],
+)
+def test_conditions(find: Find, sources: Make, check: str, state: str, condition: Any) -> None:
     scenario = Scenario([server_card(0), server_card(1, condition=condition)], p2p=P2P_NVLINK)
     assert find(check, scenario, sources()).state == state
 
@@ -134,44 +134,49 @@ def test_iommu(find: Find, sources: Make) -> None:
 
 
 def changed(index: int, **changes: object) -> Machine:
-    cards = [gpu(i, **changes) if i == index else gpu(i) for i in range(4)]
-    return msgspec.structs.replace(machine(4), gpus=tuple(cards))
+    """Four cards as a plan has them, but one."""
+    now = machine(4)
+    return replace(now, gpus=tuple(gpu(i, **changes) if i == index else gpu(i) for i in range(4)))
+
+
+def test_order_and_more_free_memory_do_not_matter_and_a_preset_is_no_machine() -> None:
+    now = changed(2, free=24000 * MIB)
+    check_machine(plausible_plan(), replace(now, gpus=now.gpus[::-1]))
+    with pytest.raises(UsageError, match="preset"):
+        check_machine(plausible_plan(machine=machine(4, source="preset")), machine(4))
 
 
 def check_machine(plan: Plan, now: Machine, *, fitted: bool = False) -> None:
     refuse(Scene(Sources(), "lease", machine=now, plan=plan, fitted=fitted))
 
 
-def test_order_and_more_free_memory_do_not_matter() -> None:
-    now = changed(2, free=24000 * MIB)
-    check_machine(plausible_plan(), msgspec.structs.replace(now, gpus=now.gpus[::-1]))
-
-
-def test_another_process_is_named() -> None:
+def test_another_process_is_named_by_what_it_took_since() -> None:
     holder = Holder(pid=4711, name="python", bytes=3174 * MIB)
     now = changed(2, free=gpu(2).free - 3174 * MIB, holders=(holder,))
     with pytest.raises(DoesNotFitError) as caught:
         check_machine(plausible_plan(), now)
     assert "python[4711] took 3.1 GiB on GPU 2" in caught.value.message
     assert caught.value.exit_code == 3
-
-
-def test_growth_counts_not_what_was_there() -> None:
-    before = Holder(pid=7, name="old", bytes=250 * MIB)
-    plan = plausible_plan()
-    cards = (gpu(0, holders=(before,)), *plan.machine.gpus[1:])
-    plan = msgspec.structs.replace(plan, machine=msgspec.structs.replace(machine(4), gpus=cards))
-    grown = msgspec.structs.replace(before, bytes=5250 * MIB)
+    before, grown = (Holder(pid=7, name="old", bytes=size * MIB) for size in (250, 5250))
+    plan = plausible_plan(machine=changed(0, holders=(before,)))
     with pytest.raises(DoesNotFitError, match=r"old\[7\] took 4.9 GiB on GPU 0"):
         check_machine(plan, changed(0, free=gpu(0).free - 5000 * MIB, holders=(grown,)))
 
 
 def test_less_within_what_the_plan_leaves_over_its_margin_is_accepted() -> None:
     plan = plausible_plan()
-    spare = plan.gpus[1].headroom - plan.gpus[1].margin
-    check_machine(plan, changed(1, free=gpu(1).free - spare))
+    free, spare = gpu(1).free, plan.gpus[1].headroom - plan.gpus[1].margin
+    check_machine(plan, changed(1, free=free - spare))
     with pytest.raises(DoesNotFitError):
-        check_machine(plan, changed(1, free=gpu(1).free - spare - 1))
+        check_machine(plan, changed(1, free=free - spare - 1))
+    # What a budget withholds is for other models: where each start fits its cache, they may have
+    # taken it meanwhile.
+    cards = [replace(one, headroom=9000 * MIB, margin=8900 * MIB) for one in plan.gpus]
+    plan = replace(plan, gpus=tuple(cards))
+    check_machine(plan, changed(1, free=free - 8000 * MIB), fitted=True)
+    for fitted, taken in ((False, 8000), (True, 8900)):
+        with pytest.raises(DoesNotFitError):
+            check_machine(plan, changed(1, free=free - taken * MIB), fitted=fitted)
 
 
 def test_a_gpu_that_is_gone_or_cannot_be_read() -> None:
@@ -179,24 +184,3 @@ def test_a_gpu_that_is_gone_or_cannot_be_read() -> None:
         check_machine(plausible_plan(), machine(3))
     with pytest.raises(MachineError, match="cannot be read"):
         check_machine(plausible_plan(), changed(0, free=NA))
-
-
-def test_a_preset_is_no_machine() -> None:
-    preset = msgspec.structs.replace(machine(4), source="preset")
-    with pytest.raises(UsageError, match="preset"):
-        check_machine(plausible_plan(machine=preset), machine(4))
-
-
-def test_what_a_budget_withholds_is_for_the_other_models() -> None:
-    """Where each start fits its cache, they may have taken it meanwhile."""
-    plan = plausible_plan()
-    cards = tuple(
-        msgspec.structs.replace(one, headroom=9000 * MIB, margin=8900 * MIB) for one in plan.gpus
-    )
-    plan = msgspec.structs.replace(plan, gpus=cards)
-    now = changed(1, free=plan.gpus[1].free - 8000 * MIB)
-    check_machine(plan, now, fitted=True)
-    with pytest.raises(DoesNotFitError):
-        check_machine(plan, now)
-    with pytest.raises(DoesNotFitError):
-        check_machine(plan, changed(1, free=plan.gpus[1].free - 8900 * MIB), fitted=True)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
-import importlib.util
 from typing import Any
 
 import pytest
@@ -54,18 +52,6 @@ def test_packages(find: Find, sources: Make, check: str, state: str, spoil: Any)
     places = sources()
     spoil(places)
     assert find(check, two(), places).state == state
-
-
-def test_structured_output_without_xgrammar_says_what_it_stops(
-    find: Find, sources: Make, checkup: Any
-) -> None:
-    places = sources()
-    del places.packages["xgrammar"]
-    found = find("xgrammar", two(), places)
-    assert "response_format" in found.why
-    assert found.fix == "pip install xgrammar"
-    del places.packages["lmdeploy"]  # one finding is enough
-    assert "xgrammar" not in {one.check for one in checkup(two(), places).findings}
 
 
 def test_a_pair_that_does_not_run_the_model(find: Find, sources: Make) -> None:
@@ -141,36 +127,24 @@ def test_bounds(version: str, bounds: str, fits: bool) -> None:
 
 
 def plan_of(preset: str, engine: str = "pytorch") -> Plan:
-    plan = plausible_plan()
-    return replace(
-        plan, model=preset_model(preset), engine=PlannedEngine(name=engine, version="0.18")
-    )  # fmt: skip
+    planned = PlannedEngine(name=engine, version="0.18")
+    return replace(plausible_plan(), model=preset_model(preset), engine=planned)
 
 
-def check_needs(plan: Plan, places: Sources | None = None, *, pretend: bool = False) -> None:
-    refuse(Scene(places or Sources({}), "launch", plan=plan, pretend=pretend))
+def check_needs(plan: Plan, places: Sources, *, pretend: bool = False) -> None:
+    refuse(Scene(places, "launch", plan=plan, pretend=pretend))
 
 
-def installed(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
-    def version(name: str) -> str:
-        if name not in versions:
-            raise importlib.metadata.PackageNotFoundError(name)
-        return versions[name]
-
-    monkeypatch.setattr(importlib.metadata, "version", version)
-
-
-def test_what_fails_at_every_image_is_not_launched(monkeypatch: pytest.MonkeyPatch) -> None:
-    installed(monkeypatch, lmdeploy="0.18.0", transformers="5.17.0")
-    llava = plan_of("llava-1.5-7b")
+def test_what_fails_at_every_image_is_not_launched(sources: Make) -> None:
+    places, llava = sources(), plan_of("llava-1.5-7b")
     with pytest.raises(PackageError, match=r"Transformers 5\.17\.0.*fails at every image") as told:
-        check_needs(llava)
+        check_needs(llava, places)
     assert told.value.hint.endswith(" or pip install 'transformers<5'")
     assert "size of tensor" in told.value.message
-    check_needs(plan_of("llava-1.5-7b", "transformers"))
-    check_needs(plan_of("qwen2-vl-7b"))
-    installed(monkeypatch, lmdeploy="0.18.0", transformers="4.57.6")
-    check_needs(llava)
+    check_needs(plan_of("llava-1.5-7b", "transformers"), places)
+    check_needs(plan_of("qwen2-vl-7b"), places)
+    places.packages["transformers"] = "4.57.6"
+    check_needs(llava, places)
 
 
 def test_a_plan_names_the_versions_where_newer_ones_break() -> None:
