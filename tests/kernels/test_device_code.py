@@ -44,12 +44,11 @@ def test_entries_of_all_fat_binaries(path: Path) -> None:
     )
     found = list(entries(path))
     assert [architecture for architecture, _ in found] == ["80", "86", "90a"]
-    assert all(cubin is not None and cubin.startswith(CUBIN) for _, cubin in found)
-
-
-def test_ptx_is_named_and_not_read(path: Path) -> None:
+    assert all(cubin.startswith(CUBIN) for _, cubin in found)
     path.write_bytes(library(fatbin([(90, b".version 8.0", 0)], ptx=True)))
-    assert list(entries(path)) == [("90", None)]
+    assert list(entries(path)) == [("90", None)]  # PTX is named and not read
+    path.write_bytes(elf({".text": b"\x90"}))
+    assert list(entries(path)) == []
 
 
 @pytest.mark.parametrize("flag", [0x2000, 0x8000])
@@ -66,11 +65,6 @@ def test_compressed_entries_need_cramjam(path: Path, monkeypatch: pytest.MonkeyP
     assert caught.value.hint == "pip install cramjam"
 
 
-def test_a_library_without_device_code(path: Path) -> None:
-    path.write_bytes(elf({".text": b"\x90"}))
-    assert list(entries(path)) == []
-
-
 def test_a_broken_fat_binary(path: Path) -> None:
     whole = fatbin([(80, CUBIN, 0x11)])
     path.write_bytes(elf({".text": b"", ".nv_fatbin": whole[:16] + bytes(100)}))
@@ -78,15 +72,17 @@ def test_a_broken_fat_binary(path: Path) -> None:
         list(entries(path))
 
 
-def test_functions_by_name() -> None:
+def test_functions_and_sections_have_their_names_and_places() -> None:
     data = cubin({"full": CODE, "hollow": EMPTY})
     assert list(functions(data)) == [("full", False), ("hollow", True)]
+    data = elf({".text": b"abc", ".nv_fatbin": b"defg"})
+    found = {one.name: data[one.offset : one.offset + one.size] for one in sections(data)}
+    assert (found[".text"], found[".nv_fatbin"]) == (b"abc", b"defg")
 
 
 @pytest.mark.parametrize(
     ("body", "empty"),
     [
-        ((MOV, EXIT, BRA), True),
         ((LDC, EXIT, BRA, NOP, NOP), True),
         ((MOV, SHFL, EXIT, BRA), True),  # Volta's
         ((MOV, FFMA, EXIT), False),
@@ -99,20 +95,10 @@ def test_what_is_empty(body: tuple[int, ...], empty: bool) -> None:
     assert [empty for _, empty in functions(cubin({"kernel": body}))] == [empty]
 
 
-def test_sections_have_their_names_and_places() -> None:
-    data = elf({".text": b"abc", ".nv_fatbin": b"defg"})
-    found = {one.name: data[one.offset : one.offset + one.size] for one in sections(data)}
-    assert found[".text"] == b"abc"
-    assert found[".nv_fatbin"] == b"defg"
-
-
 @pytest.mark.parametrize("data", [b"", b"MZ" + bytes(100), b"\x7fELF\x01\x01" + bytes(100)])
 def test_another_file_is_no_elf_file(data: bytes) -> None:
     with pytest.raises(ValueError, match="not a 64-bit"):
         list(sections(data))
-
-
-def test_a_file_that_is_cut_short() -> None:
     with pytest.raises(ValueError, match="cut short"):
         list(sections(elf({".text": b"abc"})[:-70]))
 

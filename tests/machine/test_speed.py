@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
+import turbofit
 from tests.pretend.cuda_torch import CUDA_PATH, run
 from tests.support.waiting import HANG
 from turbofit.core.errors import MachineError, PackageError
@@ -68,20 +70,21 @@ def test_every_line_is_kept_under_the_machines_own_indices(tmp_path) -> None:
 
 
 def test_peers_are_those_that_a_checked_copy_proved(tmp_path) -> None:
-    promised = machine("2xrtx3090,p2p=all")
+    def after(on: Machine, *pairs: dict[str, Any]) -> Machine:
+        return with_measured(on, measure(tmp_path, lines_of(*pairs), on))
+
+    promised, denied = machine("2xrtx3090,p2p=all"), machine("2xrtx3090,p2p=none")
     for second, peers in (
         (pair(1, 0), True), (pair(1, 0, peer=False), False), (pair(1, 0, right=False), False),
     ):  # fmt: skip
-        found = with_measured(promised, measure(tmp_path, lines_of(pair(0, 1), second), promised))
+        found = after(promised, pair(0, 1), second)
         assert found.link(0, 1).peers is peers
         assert ("wrong data" in " ".join(found.warnings)) is (second["right"] is False)
-    alone = with_measured(promised, measure(tmp_path, lines_of(pair(0, 1, right=False)), promised))
+    alone = after(promised, pair(0, 1, right=False))
     assert not alone.link(0, 1).peers, "one wrong copy is enough"
-    denied = machine("2xrtx3090,p2p=none")
-    found = with_measured(denied, measure(tmp_path, lines_of(pair(0, 1), pair(1, 0)), denied))
+    found = after(denied, pair(0, 1), pair(1, 0))
     assert group_class(found, found.gpus) == LinkClass.PCIE_PEER
-    half = with_measured(denied, measure(tmp_path, lines_of(pair(0, 1)), denied))
-    assert not half.link(0, 1).peers
+    assert not after(denied, pair(0, 1)).link(0, 1).peers
 
 
 def test_measured_rates_take_the_place_of_assumed_ones(tmp_path) -> None:
@@ -102,22 +105,19 @@ def test_measured_rates_take_the_place_of_assumed_ones(tmp_path) -> None:
 
 
 def test_the_right_pair_is_chosen_where_links_differ(tmp_path) -> None:
-    import turbofit
-
     on = machine("4xrtx3090")
     fast = {(0, 2), (1, 3)}
     facts = [
         {"reduce": [a, b], "size": size, "right": True,
          "seconds": 1e-5 + size * (5e-11 if (a, b) in fast else 2e-9)}
-        for a in range(4) for b in range(a + 1, 4) for size in (8192, 1 << 20)
+        for a, b in combinations(range(4), 2) for size in (8192, 1 << 20)
     ]  # fmt: skip
     found = with_measured(on, measure(tmp_path, facts, on))
-    plan = turbofit.plan("qwen2.5-14b", on=found, tp=2, replicas=2)
+    asked = {"model": "qwen2.5-14b", "tp": 2, "replicas": 2}
+    plan = turbofit.plan(on=found, **asked)
     assert "as measured here with torch" in plan.throughput.basis
-    assert {frozenset(group) for group in plan.parallel.groups} == {
-        frozenset(pair) for pair in fast
-    }
-    assert turbofit.plan("qwen2.5-14b", on=on, tp=2, replicas=2).parallel.groups == ((0, 1), (2, 3))
+    assert {tuple(sorted(group)) for group in plan.parallel.groups} == fast
+    assert turbofit.plan(on=on, **asked).parallel.groups == ((0, 1), (2, 3))
 
 
 def test_it_is_kept_for_these_gpus_and_this_driver(tmp_path, monkeypatch) -> None:
