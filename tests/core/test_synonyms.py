@@ -11,14 +11,6 @@ from turbofit.core.synonyms import _tables, command_synonym, near, synonym
 from turbofit.launch.serve.passthrough import option_classes
 
 
-def here(name: str, value: str | None) -> str:
-    meaning = synonym(name)
-    text = meaning.here(value, "--{option} {value}")
-    whose, _, rest = text.partition("; here: ")
-    assert whose.startswith("an option of ")
-    return rest
-
-
 def test_every_option_that_the_table_names_is_one() -> None:
     """Or it is LMDeploy's, behind --."""
     ctx = click.Context(TURBOFIT)
@@ -61,7 +53,9 @@ def test_every_option_that_the_table_names_is_one() -> None:
     ],
 )
 def test_the_value_is_translated(name: str, value: str, said: str) -> None:
-    assert here(name, value).startswith(said)
+    whose, _, here = synonym(name).here(value, "--{option} {value}").partition("; here: ")
+    assert whose.startswith("an option of ")
+    assert here.startswith(said)
 
 
 def test_what_nobody_says_or_is_unlike_is_no_misspelling() -> None:

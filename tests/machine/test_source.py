@@ -1,13 +1,10 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
-from tests.support.waiting import HANG
 from turbofit.core.errors import UsageError
 from turbofit.core.struct import NA
 from turbofit.core.units import GIB
@@ -85,17 +82,3 @@ def test_memory_that_nobody_accounts_for_is_used(tmp_path: Path, used):
     # A reserve that counts as used is not counted twice.
     old = (replace(gpu, reserved=NA, used=gpu.total - 5 * GIB, free=5 * GIB),)
     assert machine_from(replace(machine, gpus=old)).gpus == old
-
-
-def test_describing_a_machine_is_light():
-    code = (
-        "import sys; from turbofit.machine.source import machine_from; machine_from('4xrtx3090');"
-        "heavy = {'torch', 'transformers', 'lmdeploy', 'pynvml', 'ctypes', 'urllib.request',"
-        "'dataclasses', 'difflib', 'tempfile'};"
-        "print(sorted(heavy & set(sys.modules)))"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=HANG,
-        cwd=Path(__file__).parents[2],
-    )  # fmt: skip
-    assert result.stdout.strip() == "[]"

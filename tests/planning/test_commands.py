@@ -65,21 +65,6 @@ def test_a_ratio_is_never_rounded(value: float, text: str) -> None:
     assert ratio(value) == text
 
 
-@pytest.fixture(scope="module")
-def parse() -> Any:
-    """LMDeploy's own command line, with the server replaced by a recorder."""
-    from lmdeploy.cli.cli import CLI
-    from lmdeploy.cli.serve import SubCliServe
-
-    if "api_server" not in SubCliServe.subparsers.choices:
-        SubCliServe.add_parsers()
-
-    def run(argv: tuple[str, ...]) -> Any:
-        return CLI.parser.parse_args(list(argv[1:]))
-
-    return run
-
-
 @pytest.mark.lmdeploy
 @pytest.mark.parametrize(
     "settings",
@@ -94,31 +79,31 @@ def parse() -> Any:
     ],
 )  # fmt: skip
 def test_lmdeploy_reads_exactly_the_planned_settings(
-    settings: Settings, parse: Any, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """By its own command line, with the server replaced by a recorder."""
     import lmdeploy.archs
+    import lmdeploy.serve.openai.api_server
     from lmdeploy import TurbomindEngineConfig
+    from lmdeploy.cli.cli import CLI
+    from lmdeploy.cli.serve import SubCliServe
 
+    if "api_server" not in SubCliServe.subparsers.choices:
+        SubCliServe.add_parsers()
     plan = plausible_plan(settings=settings)
-    args = parse(commands(plan, port=8123)[0].argv)
+    args = CLI.parser.parse_args(list(commands(plan, port=8123)[0].argv[1:]))
     given: dict[str, Any] = {}
     monkeypatch.setattr(lmdeploy.archs, "autoget_backend", lambda *_, **__: "turbomind")
-    import lmdeploy.serve.openai.api_server
-
     server = sys.modules["lmdeploy.serve.openai.api_server"]
     monkeypatch.setattr(server, "serve", lambda path, **rest: given.update(path=path, **rest))
     args.run(args)
     config = given["backend_config"]
     assert type(config) is TurbomindEngineConfig
-    planned = plan.lmdeploy_settings()
-    assert {name: getattr(config, name) for name in planned} == planned
-    untouched = {name for name in vars(config) if name not in planned}
-    default = vars(TurbomindEngineConfig())
-    assert {name: vars(config)[name] for name in untouched} == {n: default[n] for n in untouched}
+    # What is not planned is LMDeploy's own.
+    assert vars(config) == {**vars(TurbomindEngineConfig()), **plan.lmdeploy_settings()}
     assert given["path"] == "OpenGVLab/InternVL2-8B"
     assert (given["server_name"], given["server_port"]) == ("127.0.0.1", 8123)
-    assert given["log_level"] == "WARNING"
-    assert given["trust_remote_code"] is True
+    assert (given["log_level"], given["trust_remote_code"]) == ("WARNING", True)
 
 
 def test_runs_of_layers_are_folded():
@@ -224,17 +209,17 @@ def test_an_option_stands_in_commands_from_its_release_on(option, last_without, 
 def test_what_a_release_cannot_be_told_is_said_first_with_the_release_that_can():
     made = predicted("0.5.3", max_prefill_token_num=4096, dtype="float16", async_=0)
     said = made.warnings[0]
-    assert "api_server of LMDeploy 0.5.3 has no" in said
-    assert "--max-prefill-token-num 4096 (from 0.6.0 on)" in said
-    assert "--dtype float16 (from 0.6.1 on)" in said
-    assert "--async 0 (from 0.12.0 on)" in said
+    for words in (
+        "api_server of LMDeploy 0.5.3 has no", "--max-prefill-token-num 4096 (from 0.6.0 on)",
+        "--dtype float16 (from 0.6.1 on)", "--async 0 (from 0.12.0 on)",
+    ):  # fmt: skip
+        assert words in said
     assert not {"--max-prefill-token-num", "--dtype", "--async"} & options_of(made)
     assert made.settings.max_prefill_token_num == 4096  # what is predicted stays what was asked
 
 
 def test_a_value_can_be_newer_than_its_option():
-    assert came_later(("--communicator", "cuda-ipc"), "0.9.2") == "0.10.0"
-    assert came_later(("--communicator", "native"), "0.9.2") is None
     made = predicted("0.9.2", communicator="cuda-ipc")
     assert "--communicator" not in options_of(made)
     assert "no --communicator cuda-ipc (from 0.10.0 on)" in made.warnings[0]
+    assert came_later(("--communicator", "native"), "0.9.2") is None

@@ -58,20 +58,22 @@ def test_what_fails_fails_between_too_and_between_what_runs_and_what_fails_nobod
     assert QWEN3.failure("4.57.0") is None  # 4.57.6 runs
     assert QWEN3.failure("4.57.6") is None
     assert QWEN3.failure("4.40.0") is not None
+    next_ = FrontEnd("0.18", "LlavaNextForConditionalGeneration", "pytorch")
+    assert next_.failure("4.57.6") is not None
+    assert FrontEnd("0.18", "LlamaForCausalLM", "turbomind").failure("4.50.3") is None
 
 
 def test_requirements_are_what_runs_newest_first() -> None:
-    assert LLAVA.requirements()[1] == "transformers<5"
-    assert LLAVA.requirements()[0].startswith("transformers>=5.2")
-    assert QWEN3.requirements() == ("transformers>=4.57.6",)
-    glm = FrontEnd("0.18", "Glm4vForConditionalGeneration", "pytorch")
-    assert glm.requirements() == ("transformers<=5.19.0",)
-    next_ = FrontEnd("0.18", "LlavaNextForConditionalGeneration", "pytorch")
-    assert next_.failure("4.57.6") is not None
-    assert next_.requirements() == ()
-    text = FrontEnd("0.18", "LlamaForCausalLM", "turbomind")
-    assert text.failure("4.50.3") is None
-    assert text.requirements() == ()
+    newer, older = LLAVA.requirements()
+    assert newer.startswith("transformers>=5.2")
+    assert older == "transformers<5"
+    for name, required in (
+        ("Qwen3VLForConditionalGeneration", ("transformers>=4.57.6",)),
+        ("Glm4vForConditionalGeneration", ("transformers<=5.19.0",)),
+        ("LlavaNextForConditionalGeneration", ()),
+        ("LlamaForCausalLM", ()),
+    ):
+        assert FrontEnd("0.18", name, "pytorch").requirements() == required
 
 
 def test_each_requirement_names_versions_that_run_alone() -> None:

@@ -97,11 +97,9 @@ def test_a_wrong_value_is_named_with_its_field(
 
 
 def test_a_command_line_has_texts_alone() -> None:
-    words = {"model": "m", "tp": "4", "context": "4k", "cache_max_entry_count": "0.5",
-             "image_size": "640X480", "async_": "1", "quant_policy": "8"}  # fmt: skip
+    words = {"model": "m", "tp": "4", "context": "4k", "image_size": "640X480", "async_": "1"}
     assert PlanRequest.of_options(words, str).given() == {
-        "model": "m", "tp": 4, "image_size": (640, 480), "context": 4096,
-        "cache_max_entry_count": 0.5, "quant_policy": 8, "async_": 1,
+        "model": "m", "tp": 4, "image_size": (640, 480), "context": 4096, "async_": 1,
     }  # fmt: skip
     with pytest.raises(UsageError, match="is not a whole number"):
         PlanRequest.of_options({"model": "m", "tp": "4.0"}, str)

@@ -97,8 +97,8 @@ def test_another_lmdeploy_asks_for_a_new_run(monkeypatch) -> None:
 def test_settings_that_do_not_fit_now_are_left_and_that_is_said() -> None:
     keep_tuned(tuning(options={"max_batch_size": 4096, "max_prefill_token_num": 32768}))
     (gpu,) = HERE.gpus
-    less = replace(HERE, gpus=(replace(gpu, used=12 << 30, free=gpu.free - (12 << 30)),))
-    found = plan(REQUEST.changed(on=less))
+    fuller = replace(gpu, used=12 << 30, free=gpu.free - (12 << 30))
+    found = plan(REQUEST.changed(on=replace(HERE, gpus=(fuller,))))
     assert found.fits
     assert any("turbofit tune found are not used" in text for text in found.warnings)
 

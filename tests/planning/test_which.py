@@ -46,10 +46,8 @@ def same_as_plan(row: Serving, plan: turbofit.Plan) -> None:
     assert (row.kv_tokens, row.context) == (plan.kv.total_tokens, plan.settings.session_len)
     assert (row.tp, row.replicas) == (plan.parallel.tp, plan.parallel.replicas)
     assert row.requests_at_once == plan.requests_at_once
-    if speed := plan.throughput:
-        assert row.requests_per_second == speed.requests_per_second
-        assert row.output_tokens_per_second == speed.output_tokens_per_second
-        assert row.seconds_to_first_token == speed.seconds_to_first_token
+    for figure in ("requests_per_second", "output_tokens_per_second", "seconds_to_first_token"):
+        assert not plan.throughput or getattr(row, figure) == getattr(plan.throughput, figure)
 
 
 def line(model: str, on: str) -> Serving:

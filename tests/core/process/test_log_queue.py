@@ -140,12 +140,11 @@ def test_a_reader_that_went_away_is_no_error(monkeypatch: pytest.MonkeyPatch) ->
     out, into = os.pipe()
     os.close(out)
     before = dropped_lines()
-    with os.fdopen(into, "w") as stream:
-        monkeypatch.setattr(sys, "stderr", stream)
+    with os.fdopen(into, "w") as stream, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", stream)
         with queued_stderr():
             sys.stderr.write("x\n")
         assert sys.stderr is stream
-        monkeypatch.undo()
     assert dropped_lines() > before
 
 
@@ -195,16 +194,6 @@ def fresh(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == ""
     return done.stdout.strip()
-
-
-def test_it_imports_nothing_by_itself() -> None:
-    code = (
-        "import sys\n"
-        "from turbofit.core.process.log import LazyLogger\n"
-        "LazyLogger('x').info('said')\n"
-        "print('logging' in sys.modules)"
-    )
-    assert fresh(code) == "False"
 
 
 def test_a_program_that_sets_a_handler_hears_a_plan_and_no_other_is_set() -> None:

@@ -90,17 +90,19 @@ def test_cards_without_ecc_are_in_order(find: Find, sources: Make) -> None:
     assert (found.state, found.seen) == ("ok", "these cards have no ECC")
 
 
-def test_xid(find: Find, sources: Make) -> None:
+@pytest.mark.parametrize(
+    ("log", "state", "seen", "why"),
+    [
+        ("79, GPU has fallen off the bus.", "warning", "79", "hardware"),
+        ("13, Graphics Exception", "warning", "13", "programs"),
+        (None, "unreadable", "", ""),
+    ],
+)
+def test_xid(find: Find, sources: Make, log: str | None, state: str, seen: str, why: str) -> None:
     places = sources()
-    places.log = "NVRM: Xid (PCI:0000:41:00): 79, GPU has fallen off the bus."
+    places.log = log and f"NVRM: Xid (PCI:0000:41:00): {log}"
     found = find("xid", two(), places)
-    assert found.state == "warning"
-    assert "79" in found.seen
-    assert "hardware" in found.why
-    places.log = "NVRM: Xid (PCI:0000:41:00): 13, Graphics Exception"
-    assert "programs" in find("xid", two(), places).why
-    places.log = None
-    assert find("xid", two(), places).state == "unreadable"
+    assert (found.state, seen in found.seen, why in found.why) == (state, True, True)
 
 
 def test_peers_of_consumer_cards(find: Find, sources: Make) -> None:
@@ -114,23 +116,22 @@ def test_peers_of_consumer_cards(find: Find, sources: Make) -> None:
     assert "0-2" not in found.seen
     assert "NVLink joins 0-2" in found.fix
     assert "GeForce" in found.why
-    scenario.p2p = None
-    scenario.pairs = {}
-    assert find("peer_access", scenario, sources()).state == "unreadable"
-    assert find("peer_access", Scenario([card(0)]), sources()).state == "ok"
+    scenario.p2p, scenario.pairs = None, {}
+    for other, state in ((scenario, "unreadable"), (Scenario([card(0)]), "ok")):
+        assert find("peer_access", other, sources()).state == state
 
 
 def test_iommu(find: Find, sources: Make) -> None:
-    scenario = Scenario([card(0), card(1)], p2p=P2P_ALL)
+    pair, peers = [card(0), card(1)], Scenario([card(0), card(1)], p2p=P2P_ALL)
     places = sources()
-    assert find("iommu", scenario, places).state == "ok"
+    states = [find("iommu", peers, places).state]
     (places.root / "sys/kernel/iommu_groups/0").mkdir()
-    assert find("iommu", scenario, places).state == "warning"
+    states.append(find("iommu", peers, places).state)
     (places.root / "proc/cmdline").write_text("quiet iommu=pt")
-    assert find("iommu", scenario, places).state == "ok"
+    states.append(find("iommu", peers, places).state)
     remove(places, "sys/kernel")
-    assert find("iommu", scenario, places).state == "unreadable"
-    assert find("iommu", Scenario([card(0), card(1)]), places).state == "ok"
+    states += [find("iommu", scenario, places).state for scenario in (peers, Scenario(pair))]
+    assert states == ["ok", "warning", "ok", "unreadable", "ok"]
 
 
 def changed(index: int, **changes: object) -> Machine:

@@ -53,17 +53,16 @@ def test_no_driver_is_exit_4_with_the_rest_still_checked(checkup: Any, sources: 
 
 
 def test_real_sources_never_fail(tmp_path: Path) -> None:
-    places = Sources({"PATH": "/nowhere"}, str(tmp_path))
-    assert places.text("proc/cmdline") is None
-    assert places.names("sys") is None
-    assert places.version("no-such-package-at-all") is None
-    assert places.requires("no-such-package-at-all") is None
-    assert places.package_folder("no_such_package_at_all") is None
-    assert places.kernel_log() is None
+    places, nothing = Sources({"PATH": "/nowhere"}, str(tmp_path)), "no-such-package-at-all"
     assert places.disk_free(str(tmp_path / "a/b")) is not None
+    for answer in (
+        places.text("proc/cmdline"), places.names("sys"), places.version(nothing),
+        places.requires(nothing), places.package_folder(nothing), places.kernel_log(),
+    ):  # fmt: skip
+        assert answer is None
     (tmp_path / "var/log").mkdir(parents=True)
     (tmp_path / "var/log/kern.log").write_text("NVRM: Xid (PCI:0000:01:00): 31")
-    assert "Xid" in (places.kernel_log() or "")
+    assert "Xid" in places.kernel_log()
 
 
 @pytest.mark.parametrize(

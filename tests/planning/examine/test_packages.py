@@ -54,37 +54,34 @@ def test_packages(find: Find, sources: Make, check: str, state: str, spoil: Any)
     assert find(check, two(), places).state == state
 
 
-def test_a_pair_that_does_not_run_the_model(find: Find, sources: Make) -> None:
-    places, llava = sources(), preset_model("llava-1.5-7b")
-    found = find("front_ends", two(), places, model=llava)
-    assert found.state == "stops"
-    assert found.fix.endswith("pip install 'transformers<5'")
-    assert "fails at every image" in found.seen
-    assert find("front_ends", two(), places, model=preset_model("qwen2-vl-7b")).state == "ok"
-    places.packages["transformers"] = "4.57.6"
-    assert find("front_ends", two(), places, model=llava).state == "ok"
-    places.packages["transformers"] = "4.53.3"  # LMDeploy's metadata exclude it
-    found = find("front_ends", two(), places, model=preset_model("internvl3-8b-hf"))
-    assert found.state == "warning"
-    assert "GptOssConfig" in found.seen
+NEWEST = compatibility().transformers["0.18"][-1]
 
 
-def test_families_that_the_pair_does_not_run(find: Find, sources: Make) -> None:
+@pytest.mark.parametrize(
+    ("model", "transformers", "state", "words", "others"),
+    [
+        ("llava-1.5-7b", "5.17.0", "stops", ["fails at every image", "'transformers<5'"], []),
+        ("llava-1.5-7b", "4.57.6", "ok", [], []),
+        ("qwen2-vl-7b", "5.17.0", "ok", [], []),
+        # LMDeploy's metadata exclude it.
+        ("internvl3-8b-hf", "4.53.3", "warning", ["GptOssConfig"], []),
+        (None, NEWEST, "ok", ["Glm4vForConditionalGeneration (<=5.19.0)"], ["Llava", "+"]),
+        (None, "4.56.2", "warning",
+         ["Qwen3VLForConditionalGeneration", ">=4.57.6"], ["Qwen2VL"]),
+        (None, None, "unreadable", [], []),
+    ],
+)  # fmt: skip
+def test_a_pair_that_does_not_run_a_model_or_families(
+    find: Find, sources: Make, model: str | None, transformers: str | None, state: str,
+    words: list[str], others: list[str],
+) -> None:  # fmt: skip
     places = sources()
-    places.packages["transformers"] = compatibility().transformers["0.18"][-1]
-    found = find("front_ends", two(), places)
-    assert found.state == "ok"
-    assert "Glm4vForConditionalGeneration (<=5.19.0)" in found.seen
-    assert "Llava" not in found.seen
-    assert "+" not in found.seen
-    places.packages["transformers"] = "4.56.2"
-    found = find("front_ends", two(), places)
-    assert found.state == "warning"
-    assert "Qwen3VLForConditionalGeneration" in found.seen
-    assert ">=4.57.6" in found.seen
-    assert "Qwen2VL" not in found.seen
-    del places.packages["transformers"]
-    assert find("front_ends", two(), places).state == "unreadable"
+    places.packages["transformers"] = transformers
+    found = find("front_ends", two(), places, model=model and preset_model(model))
+    said = f"{found.seen} {found.fix}"
+    assert found.state == state
+    assert [word for word in words if word not in said] == []
+    assert [word for word in others if word in said] == []
 
 
 V100 = Scenario([card(name="Tesla V100-SXM2-32GB", cc=70, total=32768 * MIB)])

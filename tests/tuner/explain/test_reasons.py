@@ -14,16 +14,7 @@ from turbofit.core.plan import Plan
 from turbofit.core.units import GIB, MIB
 from turbofit.machine.spec import parse_spec
 from turbofit.memory.calibrated import identity
-from turbofit.report.painters.markdown import paint
-from turbofit.report.views.plan_view import plan_view
 from turbofit.tuner.resolved_request import Margin
-
-
-def test_a_model_whose_images_have_no_limit_is_said_to_have_none() -> None:
-    text = paint(plan_view(turbofit.plan("llava-1.5-7b", on="1xrtx3090")))
-    assert "1 image a request" in text
-    for wrong in ("max_dynamic_patch", "(s)", "1 tiles", "1 replicas", "1 images"):
-        assert wrong not in text
 
 
 def test_what_a_client_may_ask_beyond_a_plan_is_explained_in_both() -> None:

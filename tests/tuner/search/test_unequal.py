@@ -108,9 +108,6 @@ def test_a_group_sees_its_own_plan_and_counts_by_its_own_share() -> None:
     assert row.why_not == ""
     batches = [own.settings.max_batch_size for own in plan.by_group]
     assert [one["max_batch_size"] for one in row.settings["by_group"]] == batches
-    even = turbofit.plan("internvl2-8b-awq", on="rtx3090+rtx4080", max_batch_size=4, concurrency=8)
-    least = even.throughput.requests_per_second * 0.999
-    assert plan.throughput.requests_per_second >= least
 
 
 def test_a_slow_card_beside_a_fast_one_is_left_out_with_a_reason() -> None:

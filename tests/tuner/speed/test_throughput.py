@@ -1,21 +1,27 @@
-"""The forecast of speed: its parts, its links, a full cache, and what must not make it worse."""
+"""The forecast of speed: its parts, links, a full cache, and published figures of shapes."""
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import pairwise
+from math import log
+from pathlib import Path
+from statistics import median
+from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
 import turbofit
 from tests.tuner.speed.simulated_cache import CASES, Case, formula, simulated
-from turbofit.core.machine import Pcie
+from turbofit.core.machine import Machine, Pcie
 from turbofit.core.plan import Settings
 from turbofit.machine.spec import parse_spec
 from turbofit.memory.account import NO_IMAGES, VisionLoad
-from turbofit.memory.engines import engine_named
+from turbofit.memory.engines import engine_for, engine_named
 from turbofit.model.source import resolve_model
 from turbofit.tuner.speed import (
     AllReduce,
@@ -320,3 +326,68 @@ def test_the_formula_is_near_the_simulation(prompt, output, fitting, crowd) -> N
     assert recomputed < max(most, 0.75) + 0.1
     if again:
         assert recomputed == pytest.approx(again, abs=0.2)
+
+
+cached_model = cache(resolve_model)
+
+#: vLLM's defaults, which most sources ran: share of a card, bytes beside weights and cache, batch.
+SHARE, BESIDE, SEQUENCES, CHUNK = 0.9, 3 << 29, 256, 8192
+
+
+def described(shape: dict[str, Any]) -> Machine:
+    """The machine of a published shape, with the PCIe that its source names."""
+    found = parse_spec(shape["cards"])
+    if "pcie" not in shape:
+        return found
+    generation, width = shape["pcie"]
+    pcie = replace(found.gpus[0].pcie, generation=generation, width=width)
+    return replace(found, gpus=tuple(replace(gpu, pcie=pcie) for gpu in found.gpus))
+
+
+def forecast(case: dict[str, Any], shape: dict[str, Any]) -> float:
+    """Requests a second of all engines of a shape, by the constants that are shipped."""
+    read, tp, host = cached_model(case["model"]), shape["tp"], described(shape)
+    work = work_of(read, Settings(tp=tp), engine_for(read))
+    work = replace(
+        work,
+        weights=work.weights * case.get("weights", 1.0),
+        experts=work.experts * case.get("weights", 1.0),
+        hidden_bytes=work.hidden_bytes * (1 + case.get("drafted", 0)),
+    )
+    groups = [host.gpus[at : at + tp] for at in range(0, len(host.gpus), tp)]
+    room = host.gpus[0].total * SHARE - BESIDE - work.weights - work.experts
+    load = ClosedLoad(
+        prompt=case["input"], output=case["output"], at_once=-(-case["at_once"] // len(groups))
+    )
+    settings = Settings(max_batch_size=SEQUENCES, max_prefill_token_num=CHUNK)
+    served = 0.0
+    for gpus in groups:
+        reduce = all_reduce_of(host, gpus, rates())
+        engine = GroupRates(work=work, card=card_of(gpus, rates()), reduce=reduce)
+        speed = speed_of(engine, rates(), load, settings, room / work.kv_bytes)
+        served += speed.requests_per_second
+    return served
+
+
+@pytest.mark.slow
+def test_the_measured_winner_is_first_where_no_source_contradicts_it() -> None:
+    cases = yaml.safe_load(Path(__file__).with_name("published_shapes.yaml").read_text())
+    # Pairs of sources say the opposite of the same cards.
+    disputed = [{case["id"], case["contradicts"]} for case in cases if "contradicts" in case]
+    judged = [
+        case for case in cases
+        if "left_out" not in case and not any(case["id"] in pair for pair in disputed)
+    ]  # fmt: skip
+    errors, lost = [], []
+    for case in judged:
+        values = [shape["value"] for shape in case["shapes"]]
+        found = [forecast(case, shape) for shape in case["shapes"]]
+        if found.index(max(found)) != values.index(max(values)):
+            lost.append(case["id"])
+        errors += [
+            abs(log(a / found[0] / (b / values[0])))
+            for a, b in zip(found[1:], values[1:], strict=True)
+        ]
+    assert len(judged) == 36
+    assert lost == []
+    assert median(errors) < 0.12
