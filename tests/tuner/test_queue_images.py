@@ -9,12 +9,11 @@ import pytest
 import turbofit
 import turbofit.api
 from tests.sweep import sweep
-from turbofit.core.errors import TurbofitError
 from turbofit.core.images import CrossRule
 from turbofit.core.plan import Plan
 from turbofit.gateway.limits.gate import UNSTATED
 from turbofit.gateway.limits.request_limits import bounds_of
-from turbofit.model.presets import known_presets, load_preset, preset_model
+from turbofit.model.presets import known_presets, load_preset
 from turbofit.rehearse.planned import plan_spec
 
 PAIRS = [("qwen2-vl-7b", "1xrtx3090"), ("internvl2-8b", "1xrtx3090"), ("qwen3-vl-8b", "1xa100-40g")]
@@ -116,21 +115,15 @@ def test_where_there_is_cache_enough_nothing_queues(model: str) -> None:
 TEXT = 256
 
 
-def seen() -> list[str]:
-    """Every preset with images that is not another one's quantisation."""
-    found = []
-    for name in known_presets():
-        try:
-            model = preset_model(name)
-        except TurbofitError:
-            continue
-        if model.image_rule is not None and load_preset(name).base is None:
-            found.append(name)
-    return found
+#: Presets with images that are not another one's quantisation.
+SEEN = [
+    name for name in known_presets()
+    if load_preset(name).image_rule is not None and load_preset(name).base is None
+]  # fmt: skip
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sweep(seen()))
+@pytest.mark.parametrize("name", sweep(SEEN))
 def test_images_fit_the_context_or_are_refused_by_name(name: str) -> None:
     for images in (2, 8):
         plan = turbofit.plan(name, on="8xb200", images=images)

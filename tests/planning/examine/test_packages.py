@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import replace as replace_fields
 from typing import Any
 
 import pytest
@@ -90,9 +90,9 @@ V100 = Scenario([card(name="Tesla V100-SXM2-32GB", cc=70, total=32768 * MIB)])
 @pytest.mark.parametrize(
     ("check", "state", "scenario", "words"),
     [
-        ("driver_cuda", "stops", {"cuda": 11080}, "12.8"),
-        ("driver_cuda", "stops", {"cuda": 12000, "driver": "520.61.05"}, ""),
-        ("driver_cuda", "unreadable", {"driver": None}, ""),
+        ("driver_cuda", "stops", replace_fields(two(), cuda=11080), "12.8"),
+        ("driver_cuda", "stops", replace_fields(two(), cuda=12000, driver="520.61.05"), ""),
+        ("driver_cuda", "unreadable", replace_fields(two(), driver=None), ""),
         ("torch_architectures", "stops", V100, "CUDA 12"),
         ("compute_capability", "warning", V100, ""),
         ("compute_capability", "unreadable", Scenario([card(name="Nobody", cc=None)]), ""),
@@ -105,8 +105,6 @@ def test_cards(
 ) -> None:
     places = sources()
     places.built = ["sm_75", "sm_80", "sm_90", "sm_100", "sm_120", "compute_120"]
-    if isinstance(scenario, dict):
-        scenario = dataclasses.replace(two(), **scenario)
     found = find(check, scenario, places)
     assert (found.state, words in found.seen + found.fix) == (state, True)
 

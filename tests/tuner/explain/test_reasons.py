@@ -10,7 +10,6 @@ from msgspec.structs import replace
 import turbofit
 from turbofit import api
 from turbofit.core.machine import Calibration, Machine
-from turbofit.core.plan import Plan
 from turbofit.core.units import GIB, MIB
 from turbofit.machine.spec import parse_spec
 from turbofit.memory.calibrated import identity
@@ -18,16 +17,17 @@ from turbofit.tuner.resolved_request import Margin
 
 
 def test_what_a_client_may_ask_beyond_a_plan_is_explained_in_both() -> None:
-    plan = turbofit.plan("internvl2-8b", on="1xrtx3090")
-    assert plan.limits.max_dynamic_patch == 12
+    plan, told, own = (
+        turbofit.plan("internvl2-8b", on="1xrtx3090"),
+        turbofit.predict("internvl2-8b", on="1xrtx3090"),
+        turbofit.predict("internvl2-8b", on="1xrtx3090", max_dynamic_patch=12),
+    )
+    assert [one.limits.max_dynamic_patch for one in (plan, told, own)] == [12, 24, 12]
     (why,) = (why for why in plan.reasons if why.startswith("max_dynamic_patch"))
     assert why.startswith("max_dynamic_patch 12: the model's own")
     assert "detail: high is 24" in why
-    told = turbofit.predict("internvl2-8b", on="1xrtx3090")
-    assert told.limits.max_dynamic_patch == 24
-    assert any("up to 24 tiles" in why and "own max_dynamic_patch is 12" in why
-               for why in told.reasons)  # fmt: skip
-    own = turbofit.predict("internvl2-8b", on="1xrtx3090", max_dynamic_patch=12)
+    (why,) = (why for why in told.reasons if "up to 24 tiles" in why)
+    assert "own max_dynamic_patch is 12" in why
     assert not any("detail: high" in why for why in own.reasons)
 
 
@@ -52,10 +52,9 @@ def test_smaller_images_leave_more(model: str, on: str, limits: list[int]) -> No
     plan = turbofit.plan(model, on=on)
     costs = plan.limit_costs
     assert [cost.limit for cost in costs] == limits
-    first = costs[0]
-    assert first.limit == plan.limits.image_limit
-    assert first.kv_tokens == plan.kv.total_tokens
-    assert first.requests_per_second == plan.throughput.requests_per_second
+    assert costs[0].limit == plan.limits.image_limit
+    assert costs[0].kv_tokens == plan.kv.total_tokens
+    assert costs[0].requests_per_second == plan.throughput.requests_per_second
     for larger, smaller in pairwise(costs):
         assert smaller.image_tokens < larger.image_tokens
         assert smaller.kv_tokens >= larger.kv_tokens
@@ -115,17 +114,14 @@ def calibrated(spread: int, engine: str = "turbomind") -> Machine:
     return replace(machine, calibrations=(known,))
 
 
-def margin(plan: Plan) -> int:
-    (left,) = {gpu.margin for gpu in plan.gpus}
-    return left
-
-
 @pytest.mark.parametrize("engine", ["turbomind", "pytorch"])
 def test_what_was_measured_needs_less(engine: str) -> None:
-    plain = api.plan(MODEL, on="1xrtx3090", engine=engine)
-    exact = api.plan(MODEL, on=calibrated(0, engine), engine=engine)
-    spread = api.plan(MODEL, on=calibrated(50 * MIB, engine), engine=engine)
-    assert [margin(plan) for plan in (plain, spread, exact)] == [256 * MIB, 114 * MIB, 64 * MIB]
+    plain, spread, exact = (
+        api.plan(MODEL, on=on, engine=engine)
+        for on in ("1xrtx3090", calibrated(50 * MIB, engine), calibrated(0, engine))
+    )
+    margins = [plan.gpus[0].margin for plan in (plain, spread, exact)]
+    assert margins == [256 * MIB, 114 * MIB, 64 * MIB]
     assert plain.kv.tokens < spread.kv.tokens < exact.kv.tokens
     assert not [why for why in plain.reasons if why.startswith("margin")]
     (why,) = [why for why in spread.reasons if why.startswith("margin")]
@@ -134,31 +130,35 @@ def test_what_was_measured_needs_less(engine: str) -> None:
 
 @pytest.mark.parametrize("engine", ["turbomind", "pytorch"])
 def test_what_was_measured_is_believed_of_no_fuller_card(engine: str) -> None:
-    def plan(taken: int, **changed: str) -> Plan:
+    def plan(taken: int, **changed: str) -> tuple[int, list[str]]:
+        """The margin, and what is said where estimates stand."""
         machine = calibrated(0, engine)
-        card, (one,) = machine.gpus[0], machine.calibrations
+        card, (known,) = machine.gpus[0], machine.calibrations
         full = replace(card, used=card.used + taken, free=card.free - taken)
-        known = replace(one, free=card.free, **changed)
+        known = replace(known, free=card.free, **changed)
         on = replace(machine, gpus=(full,), calibrations=(known,))
-        return api.plan(MODEL, on=on, engine=engine)
+        made = api.plan(MODEL, on=on, engine=engine)
+        said = [why for why in made.reasons if why.startswith("estimates stand")]
+        return made.gpus[0].margin, said
 
-    assert margin(plan(32 * MIB)) == 64 * MIB  # a desktop never holds the same
-    fuller = plan(33 * MIB)
-    assert margin(fuller) == 256 * MIB
-    (why,) = (one for one in fuller.reasons if one.startswith("estimates stand"))
+    assert plan(32 * MIB) == (64 * MIB, [])  # a desktop never holds the same
+    fuller, (why,) = plan(33 * MIB)
+    assert fuller == 256 * MIB
     assert "were free on each GPU then" in why
     for changed in ({"driver": "1.2.3"}, {"engine": "another"}, {"engine_version": "0.1"}):
-        other = plan(33 * MIB, **changed)
-        assert not [one for one in other.reasons if one.startswith("estimates stand")]
+        assert plan(33 * MIB, **changed)[1] == []
 
 
 def test_what_a_person_asks_for_stays_and_a_large_spread_adds_nothing() -> None:
     machine = calibrated(0)
-    assert margin(api.plan(MODEL, on=machine, margin=300 * MIB)) == 300 * MIB
-    assert margin(api.plan(MODEL, on=machine, margin="2%")) == int(machine.gpus[0].total * 0.02)
+    for on, asked, margin in (
+        (machine, {"margin": 300 * MIB}, 300 * MIB),
+        (machine, {"margin": "2%"}, int(machine.gpus[0].total * 0.02)),
+        (calibrated(2 * GIB), {}, 256 * MIB),
+    ):
+        assert api.plan(MODEL, on=on, **asked).gpus[0].margin == margin
     (gpu,) = api.plan(MODEL, on=machine, budget=12 * GIB).gpus
     assert gpu.peak - gpu.used + 64 * MIB <= 12 * GIB
-    assert margin(api.plan(MODEL, on=calibrated(2 * GIB))) == 256 * MIB
 
 
 def test_a_rehearsed_plan_keeps_three_eighths() -> None:
