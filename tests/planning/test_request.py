@@ -27,7 +27,6 @@ def test_every_setting_of_a_plan_can_be_fixed() -> None:
 @pytest.mark.parametrize(
     ("given", "meant"),
     [
-        ({"budget": "19GiB"}, {"budget": 19 << 30}),
         ({"margin": "512MiB"}, {"margin": 512 << 20}),
         ({"margin": "2%"}, {"margin": "2%"}),
         ({"image_size": "1920x1080"}, {"image_size": (1920, 1080)}),
@@ -67,7 +66,6 @@ def test_words_that_people_write_are_read(given: dict[str, Any], meant: dict[str
         ({"max_batchsize": 4}, "max_batchsize is nothing that", "did you mean max_batch_size"),
         ({"margin": "many%"}, "margin 'many%' is no share of a card", "2%"),
         ({"budget": "lots"}, "'lots' is not a size", "19GiB"),
-        ({"image_size": "wide"}, "image_size 'wide' is not WIDTHxHEIGHT", "1920x1080"),
         ({"image_size": "2k"}, "image_size '2k' is not", "2560x1440 or 2048x1080"),
         ({"image_size": "640,480"}, "image_size '640,480' is not", "640x480"),
         ({"image_size": "[640, 480]"}, "image_size '[640, 480]' is not", "write it as 640x480"),

@@ -19,37 +19,32 @@ from turbofit.core.process.locks import lock_soon
 from turbofit.core.process.log_queue import CappedLog, LogQueue, dropped_lines, queued_stderr
 
 
-class Gate:
-    """A write that waits until somebody reads."""
-
-    def __init__(self) -> None:
-        self.reads, self.waits, self.written = threading.Event(), threading.Event(), b""
-
-    def __call__(self, data: bytes) -> None:
-        self.waits.set()
-        assert self.reads.wait(HANG)
-        self.written += data
-
-
 def notice(missing: int) -> bytes:
     return b"(%d missing)\n" % missing
 
 
 def test_what_finds_no_room_is_counted_and_said_in_its_place() -> None:
-    gate, before = Gate(), dropped_lines()
-    lines = LogQueue(gate, notice, room=30)
+    reads, waits, written, before = threading.Event(), threading.Event(), [], dropped_lines()
+
+    def write(data: bytes) -> None:
+        """Waits until somebody reads."""
+        waits.set()
+        assert reads.wait(HANG)
+        written.append(data)
+
+    lines = LogQueue(write, notice, room=30)
     lines.put(b"first\n")
-    assert gate.waits.wait(HANG)
+    assert waits.wait(HANG)
     for number in range(10):
         lines.put(b"%d next\n" % number)
     assert dropped_lines() - before >= 7  # threads of other tests may drop lines, too
     assert not lines.settle(0.0)
-    gate.reads.set()
-    until(lambda: b"missing" in gate.written, "the word that lines are missing")
+    reads.set()
+    until(lambda: b"missing" in b"".join(written), "the word that lines are missing")
     lines.put(b"last\n")
     assert lines.close()
     kept = b"first\n0 next\n1 next\n2 next\n"
-    assert gate.written == kept + b"(7 missing)\nlast\n"
+    assert b"".join(written) == kept + b"(7 missing)\nlast\n"
 
 
 def test_a_full_disk_leaves_no_half_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
