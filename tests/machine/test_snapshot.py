@@ -49,13 +49,9 @@ def test_not_a_snapshot(tmp_path: Path, text: str, cause: str):
     assert caught.value.hint
 
 
-def _card(bandwidth: float, flops: float) -> dict[str, object]:
-    return {"torch": "2", "cards": [{"index": 0, "bandwidth": bandwidth, "flops": flops}]}
-
-
-def _reduce(seconds: float) -> dict[str, object]:
-    one = {"gpus": [0, 1], "size": 1024, "seconds": seconds, "right": True}
-    return {"torch": "2", "reduces": [one]}
+#: Measurements that cannot be.
+CARD = {"index": 0, "bandwidth": 1e12, "flops": -1.0}
+REDUCE = {"gpus": [0, 1], "size": 1024, "seconds": 0.0, "right": True}
 
 
 @pytest.mark.parametrize(
@@ -70,9 +66,8 @@ def _reduce(seconds: float) -> dict[str, object]:
         (lambda m: m["gpus"][0].update(free=2**40), "more than it has"),
         (lambda m: m["gpus"][0].update(sm_count=0), "speed"),
         (lambda m: m["gpus"][0].update(pcie={"generation": 5000, "width": 16}), "speed"),
-        (lambda m: m.update(measured=_card(0.0, 1e12)), "measured"),
-        (lambda m: m.update(measured=_card(1e12, -1.0)), "measured"),
-        (lambda m: m.update(measured=_reduce(0.0)), "measured"),
+        (lambda m: m.update(measured={"torch": "2", "cards": [CARD]}), "measured"),
+        (lambda m: m.update(measured={"torch": "2", "reduces": [REDUCE]}), "measured"),
         (lambda m: m["gpus"][0].update(name="\x1b[2J"), "unprintable"),
         (lambda m: m.update(driver="\x07"), "unprintable"),
         (lambda m: m["links"][0].update(a=1, b=0), "links"),

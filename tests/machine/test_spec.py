@@ -80,10 +80,8 @@ def test_what_nvidia_smi_lists():
         "  MIG 3g.40gb     Device  0: (UUID: MIG-11)\n"
         "  MIG 1g.10gb+me  Device  1: (UUID: MIG-22)\n"
     )
-    assert machine.name == (
-        "2x NVIDIA GeForce RTX 3090 + NVIDIA A100-SXM4-80GB MIG 3g.40gb"
-        " + NVIDIA A100-SXM4-80GB MIG 1g.10gb"
-    )
+    slices = [f"NVIDIA A100-SXM4-80GB MIG {name}" for name in ("3g.40gb", "1g.10gb")]
+    assert machine.name == " + ".join(["2x NVIDIA GeForce RTX 3090", *slices])
     assert [gpu.mig for gpu in machine.gpus] == [False, False, True, True]
 
 

@@ -37,10 +37,8 @@ def pair(source: int, target: int, **changes: Any) -> dict[str, Any]:
 
 def lines_of(*pairs: dict[str, Any], reduces: tuple[tuple[int, float], ...] = ()) -> list[Any]:
     cards = [{"card": i, "bandwidth": 8.4e11, "flops": 5.6e13} for i in (0, 1)]
-    sums = [
-        {"reduce": [0, 1], "size": size, "seconds": seconds, "right": True}
-        for size, seconds in reduces
-    ]
+    whole = {"reduce": [0, 1], "right": True}
+    sums = [{**whole, "size": size, "seconds": seconds} for size, seconds in reduces]
     return [{"torch": "2.9", "gpus": 2}, *cards, *pairs, *sums]
 
 
@@ -90,16 +88,15 @@ def test_peers_are_those_that_a_checked_copy_proved(tmp_path) -> None:
 def test_measured_rates_take_the_place_of_assumed_ones(tmp_path) -> None:
     on = machine()
     times = ((8192, 2e-5), (1 << 20, 1.2e-4), (32 << 20, 3.2e-3))
-    found = with_measured(on, measure(tmp_path, lines_of(reduces=times), on))
+    facts = lines_of(reduces=times)
+    found = with_measured(on, measure(tmp_path, facts, on))
     own = all_reduce_of(found, found.gpus, rates())
     for size, seconds in (times[0], times[2]):
         assert own.seconds(size) == pytest.approx(seconds, rel=0.01)
     card = card_of(found.gpus, rates(), found.measured)
     assert card.bandwidth == pytest.approx(8.4e11 / 0.9 * rates().memory_efficiency)
     assert card.flops == pytest.approx(5.6e13 / 0.75 * rates().compute_efficiency)
-    wrong = [
-        {**fact, "right": False} if "reduce" in fact else fact for fact in lines_of(reduces=times)
-    ]
+    wrong = [{**fact, "right": False} if "reduce" in fact else fact for fact in facts]
     unbelieved = with_measured(on, measure(tmp_path, wrong, on))
     assert all_reduce_of(unbelieved, on.gpus, rates()) == all_reduce_of(on, on.gpus, rates())
 

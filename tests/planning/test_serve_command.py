@@ -97,11 +97,15 @@ def test_a_folder_is_named_wherever_it_is_pasted(
 ) -> None:
     folder = make_internvl2(tmp_path / "my models" / "it's InternVL2")
     monkeypatch.chdir(folder.parent)
-    assert main(["plan", f"./{folder.name}", "--on", "1xrtx3090", "--json"]) == 0
-    plan = Plan.from_json(capsys.readouterr().out)
-    assert request_of(plan).model == str(folder)
+    for command in ("predict", "plan"):
+        assert main([command, f"./{folder.name}", "--on", "1xrtx3090", "--json"]) == 0
+        document = json.loads(capsys.readouterr().out)
+        assert [one["holds_limits"] for one in document["commands"]] == [False]
+        serve = document["serve"]["argv"]
+        assert Plan.from_json(json.dumps({**document, "serve": None})).serve is None  # an older one
+        assert request_of(Plan.from_json(json.dumps(document))).model == str(folder)
     monkeypatch.chdir("/")
-    assert main([*plan.serve.argv[1:], "--dry-run", "--on", "1xrtx3090"]) == 0
+    assert main([*serve[1:], "--dry-run", "--on", "1xrtx3090"]) == 0
 
 
 def test_a_revision_of_the_hub_stays(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,15 +178,3 @@ def test_a_cluster_is_served_by_ray() -> None:
     assert (given["context"], given["cluster"]) == (None, "ray:10.0.0.1:6379")
     none = api.plan_cluster("internvl2-76b", cluster_from("sim:1xrtx3060@2"))
     assert (none.fits, none.serve) == (False, None)
-
-
-@pytest.mark.parametrize("command", ["plan", "predict"])
-def test_the_document_has_it_and_says_that_commands_hold_no_limits(
-    command: str, capsys: Out
-) -> None:
-    assert main([command, "internvl2-2b", "--on", "2xrtx3090", "--json"]) == 0
-    document = json.loads(capsys.readouterr().out)
-    assert document["serve"]["argv"][:3] == ["turbofit", "serve", "internvl2-2b"]
-    assert {one["holds_limits"] for one in document["commands"]} == {False}
-    del document["serve"]
-    assert Plan.from_json(json.dumps(document)).serve is None  # of an older turbofit

@@ -6,6 +6,7 @@ import resource
 import socket
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from msgspec.structs import replace
@@ -23,29 +24,27 @@ from turbofit.planning.examine.scene import Scene, Sources
 
 
 @pytest.mark.parametrize(
-    ("available", "state"),
-    [(48 * GIB, "ok"), (6 * GIB, "warning"), (2 * GIB, "stops"), (NA, "unreadable")],
+    ("check", "available", "state"),
+    [
+        ("host_memory", 48 * GIB, "ok"),
+        ("host_memory", 6 * GIB, "warning"),
+        ("host_memory", 2 * GIB, "stops"),
+        ("host_memory", NA, "unreadable"),
+        ("shared_memory", 4 * GIB, "ok"),
+        ("shared_memory", 600 * MIB, "warning"),
+        ("shared_memory", 64 * MIB, "stops"),
+        ("shared_memory", NA, "unreadable"),
+    ],
 )
-def test_host_memory(
-    find: Find, sources: Make, roomy_host: dict[str, Any], available: Any, state: str
+def test_memory(
+    find: Find, sources: Make, roomy_host: dict[str, Any], check: str, available: Any, state: str
 ) -> None:
-    roomy_host["ram_available"] = available
-    assert find("host_memory", two(), sources()).state == state
+    roomy_host["ram_available" if check == "host_memory" else "shm_available"] = available
+    assert find(check, Scenario([card(0), card(1)]), sources()).state == state
 
 
 FULL = {"disk": (5 * GIB, True)}
 USED = "port 23333 cannot be used: {}"
-
-
-@pytest.mark.parametrize(
-    ("available", "state"),
-    [(64 * MIB, "stops"), (600 * MIB, "warning"), (4 * GIB, "ok"), (NA, "unreadable")],
-)
-def test_shared_memory(
-    find: Find, sources: Make, roomy_host: dict[str, Any], available: Any, state: str
-) -> None:
-    roomy_host["shm_available"] = available
-    assert find("shared_memory", Scenario([card(0), card(1)]), sources()).state == state
 
 
 def test_what_one_card_does_not_need(find: Find, sources: Make, roomy_host: dict[str, Any]) -> None:
@@ -121,14 +120,14 @@ def test_a_port_that_somebody_has_and_a_full_disk(
 def test_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limits = {resource.RLIMIT_AS: (GIB, GIB), resource.RLIMIT_NOFILE: (256, 512)}
     none = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    setrlimit = Mock()
     monkeypatch.setattr(resource, "getrlimit", lambda what: limits.get(what, none))
-    raised: list[tuple[int, int]] = []
-    monkeypatch.setattr(resource, "setrlimit", lambda _, to: raised.append(to))
+    monkeypatch.setattr(resource, "setrlimit", setrlimit)
     with pytest.raises(LaunchError, match="address space"):
         check_before(ROOMY, tmp_path)
     (warning,) = check_before(ROOMY, tmp_path, pretend=True)
     assert "open files" in warning
-    assert raised == [(512, 512)]
+    setrlimit.assert_called_once_with(resource.RLIMIT_NOFILE, (512, 512))
 
 
 def test_little_shared_memory_is_a_warning(tmp_path: Path) -> None:
