@@ -49,11 +49,7 @@ def test_the_packages_that_lack_are_named(monkeypatch: pytest.MonkeyPatch) -> No
     assert shlex.split(install_command("gateway"))[2:] == ["aiohttp>=3.12", "uvloop>=0.21"]
     monkeypatch.setattr("sys.platform", "win32")
     assert shlex.split(install_command("gateway"))[2:] == ["aiohttp>=3.12"]
-
-
-def test_code_of_a_clone_that_was_never_installed_names_the_clone(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    # Code of a clone that was never installed names the clone.
     monkeypatch.setattr(installation, "_distribution", lambda: None)
     assert shlex.split(install_command("ray")) == ["pip", "install", f"{REPO}[ray]"]
 

@@ -148,8 +148,7 @@ def test_what_a_note_says_to_write_can_be_written():
     }
     known = {spec for spec in specs if spec.partition(":")[0] in preset_names()}
     assert len(known) > 20
-    for spec in known:
-        assert parse_spec(spec).gpus[0].total > 0
+    assert all(parse_spec(spec).gpus[0].total > 0 for spec in known)
     told = {spec for spec in specs if any(c.isdigit() for c in spec)} - {"modified"}
     assert told == known
 

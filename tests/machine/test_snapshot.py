@@ -49,8 +49,10 @@ def test_not_a_snapshot(tmp_path: Path, text: str, cause: str):
     assert caught.value.hint
 
 
-#: Measurements that cannot be.
-CARD = {"index": 0, "bandwidth": 1e12, "flops": -1.0}
+def _cards(**wrong: float) -> dict[str, object]:
+    return {"torch": "2", "cards": [{"index": 0, "bandwidth": 1e12, "flops": 1e12, **wrong}]}
+
+
 REDUCE = {"gpus": [0, 1], "size": 1024, "seconds": 0.0, "right": True}
 
 
@@ -66,7 +68,8 @@ REDUCE = {"gpus": [0, 1], "size": 1024, "seconds": 0.0, "right": True}
         (lambda m: m["gpus"][0].update(free=2**40), "more than it has"),
         (lambda m: m["gpus"][0].update(sm_count=0), "speed"),
         (lambda m: m["gpus"][0].update(pcie={"generation": 5000, "width": 16}), "speed"),
-        (lambda m: m.update(measured={"torch": "2", "cards": [CARD]}), "measured"),
+        (lambda m: m.update(measured=_cards(flops=-1.0)), "measured"),
+        (lambda m: m.update(measured=_cards(bandwidth=0.0)), "measured"),
         (lambda m: m.update(measured={"torch": "2", "reduces": [REDUCE]}), "measured"),
         (lambda m: m["gpus"][0].update(name="\x1b[2J"), "unprintable"),
         (lambda m: m.update(driver="\x07"), "unprintable"),

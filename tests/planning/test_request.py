@@ -19,11 +19,6 @@ from turbofit.planning.request import ENGINE_OPTIONS, PlanRequest, PredictReques
 from turbofit.tuner.resolved_request import Margin
 
 
-def test_every_setting_of_a_plan_can_be_fixed() -> None:
-    settings = {field.name for field in fields(Settings)} - {"tp"}
-    assert set(ENGINE_OPTIONS) == settings
-
-
 @pytest.mark.parametrize(
     ("given", "meant"),
     [
@@ -103,6 +98,8 @@ def test_a_command_line_has_texts_alone() -> None:
         PlanRequest.of_options({"model": "m", "tp": "4.0"}, str)
     with pytest.raises(UsageError, match="model is not given"):
         PlanRequest.of()
+    # Every setting of a plan can be fixed.
+    assert set(ENGINE_OPTIONS) == {field.name for field in fields(Settings)} - {"tp"}
 
 
 def test_what_was_given_is_kept_apart_from_defaults_and_travels() -> None:

@@ -149,19 +149,18 @@ def test_a_stream_without_a_descriptor_stays_as_it_is(capsys: pytest.CaptureFixt
         assert capsys.readouterr().err == "x\n"
 
 
-@pytest.fixture
-def locked(tmp_path: Path) -> Iterator[tuple[int, int]]:
-    """Two descriptors of a file, of which the first has its lock."""
+def test_a_lock_is_waited_for_until_its_owner_lets_it_go_or_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     owner, other = (os.open(tmp_path / "lock", os.O_CREAT | os.O_RDWR) for _ in range(2))
     fcntl.flock(owner, fcntl.LOCK_EX)
-    yield owner, other
-    os.close(owner)
-    os.close(other)
-
-
-def test_a_lock_is_waited_for_until_its_owner_lets_it_go(locked, monkeypatch) -> None:
-    owner, other = locked
-    pauses = []
+    pauses: list[float] = []
+    monkeypatch.setattr(locks.time, "monotonic", lambda: sum(pauses))
+    monkeypatch.setattr(locks.time, "sleep", pauses.append)
+    with pytest.raises(TimeoutError, match="keeps its lock"):
+        lock_soon(other)
+    assert sum(pauses) == pytest.approx(2.0, abs=0.1)
+    pauses.clear()
 
     def paused(seconds: float) -> None:
         pauses.append(seconds)
@@ -173,15 +172,8 @@ def test_a_lock_is_waited_for_until_its_owner_lets_it_go(locked, monkeypatch) ->
     assert len(pauses) == 3
     with pytest.raises(BlockingIOError):
         fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def test_who_keeps_it_is_given_up(locked, monkeypatch) -> None:
-    now = [0.0]
-    monkeypatch.setattr(locks.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(locks.time, "sleep", lambda seconds: now.append(now.pop() + seconds))
-    with pytest.raises(TimeoutError, match="keeps its lock"):
-        lock_soon(locked[1])
-    assert now[0] == pytest.approx(2.0, abs=0.1)
+    os.close(owner)
+    os.close(other)
 
 
 def fresh(code: str) -> str:

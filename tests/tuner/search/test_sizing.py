@@ -7,12 +7,29 @@ from math import ceil
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import turbofit
 from turbofit.core.errors import UsageError
 from turbofit.tuner.search.candidates import evenly, held_shares, share_out
-from turbofit.tuner.search.sizing import longest_held
+from turbofit.tuner.search.sizing import CONTEXT_STEP, longest_held
 from turbofit.tuner.speed import Speed
+
+
+@given(
+    room=st.integers(0, 200_000), cost=st.floats(0, 2), step=st.integers(1, 500),
+    starts_to=st.integers(1024, 140_000), high=st.integers(1024, 131_072).map(lambda n: n & ~63),
+)  # fmt: skip
+def test_the_longest_context_is_the_last_that_is_held(room, cost, step, starts_to, high) -> None:
+    def held(context: int) -> int:
+        """Fewer tokens in steps the longer the context is; none where the engine does not start."""
+        tokens = max(0, int(room - cost * context)) // step * step
+        return tokens if context <= starts_to else 0
+
+    fits = [context for context in range(1024, high + 1, CONTEXT_STEP) if held(context) >= context]
+    if fits and fits[-1] < high:
+        assert longest_held(held, 1024, high) == fits[-1]
 
 
 def test_two_looks_do_where_a_context_costs_little() -> None:
