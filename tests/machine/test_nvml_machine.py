@@ -144,10 +144,7 @@ def test_no_gpu_and_no_driver(measured):
 
 
 def mig_machine() -> Scenario:
-    parts = [
-        Mig("MIG-aaaa", 40448 * MIB, sms=60, gi=2),
-        Mig("MIG-bbbb", 20096 * MIB, sms=32, gi=5),
-    ]
+    parts = [Mig("MIG-aaaa", 40448 * MIB, sms=60, gi=2), Mig("MIG-bbbb", 20096 * MIB, sms=32, gi=5)]
     return Scenario([gpu_h100(0, mig=True, migs=parts), gpu_h100(1)], p2p=P2P_NVLINK)
 
 
@@ -171,7 +168,6 @@ def test_mig_instances_are_numbered_after_whole_gpus_and_planned_by_themselves(m
     ("name", "total", "said"),
     [
         ("NVIDIA GeForce RTX 4090 Laptop GPU", 16376, "not known are its l2, memory bandwidth"),
-        ("NVIDIA A40-48Q", 49152, "is a vGPU, which shares its card's time"),
         ("GRID V100DX-32C", 32768, "is a vGPU, which shares its card's time"),
         ("NVIDIA GeForce RTX 3080", 20480, "as a slow card"),
     ],

@@ -10,13 +10,9 @@ from turbofit.machine.visible import cuda_visible, select
 
 ORDINALS = (0, 1, 2, 3)
 IDS = {
-    "GPU-aa11": 0,
-    "GPU-aa22": 1,
-    "GPU-bb33": 2,
-    "MIG-cc44": 4,
-    "MIG-GPU-dd55/1/0": 4,
-    "MIG-cc55": 5,
-}
+    "GPU-aa11": 0, "GPU-aa22": 1, "GPU-bb33": 2,
+    "MIG-cc44": 4, "MIG-GPU-dd55/1/0": 4, "MIG-cc55": 5,
+}  # fmt: skip
 GPUS = tuple(
     Gpu(index=index, uuid=name, name="X", total=1, reserved=0, used=0, free=1)
     for name, index in IDS.items()
@@ -28,8 +24,7 @@ GPUS = tuple(
     ("value", "seen", "warns"),
     [
         ("  ", (), False),
-        ("2,0", (2, 0), False),
-        (" 1 , 3 ", (1, 3), False),
+        (" 3 , 1 ", (3, 1), False),
         ("0,9,1", (0,), True),
         ("0,-1,1", (0,), True),
         ("1,", (1,), True),
@@ -63,11 +58,9 @@ def test_any_value_gives_distinct_known_gpus(value: str):
 @pytest.mark.parametrize(
     ("gpus", "chosen"),
     [
-        ("0", (0,)),
         ("all", (0, 1, 2, 4)),
         ("2, 0", (2, 0)),
-        ("GPU-bb", (2,)),
-        ("gpu-BB33,1", (2, 1)),
+        ("gpu-BB,1", (2, 1)),
         ("MIG-cc44", (4,)),
     ],
 )

@@ -9,16 +9,19 @@ from turbofit.machine.source import machine_from
 
 
 def test_a_prediction_says_what_that_version_is_known_to_die_of():
-    settings = {"on": "2xa100", "tp": 2, "communicator": "cuda-ipc"}
-    old = turbofit.predict("internvl2-8b", lmdeploy="0.15.0", **settings)
-    assert not old.fits
-    assert "does not run: TurboMind before LMDeploy 0.16 ends with" in old.verdict
-    assert "github.com/InternLM/lmdeploy/pull/4873" in old.verdict
-    assert "take --communicator nccl" in old.verdict
-    assert not any("lmdeploy/pull/" in text for text in old.warnings)  # said once
-    mended = turbofit.predict("internvl2-8b", lmdeploy="0.16.0", **settings)
-    assert mended.fits
-    assert not any("lmdeploy/pull/" in text for text in (mended.verdict, *mended.warnings))
+    old, mended = (
+        turbofit.predict("internvl2-8b", on="2xa100", tp=2, communicator="cuda-ipc", lmdeploy=one)
+        for one in ("0.15.0", "0.16.0")
+    )
+    assert (old.fits, mended.fits) == (False, True)
+    for words in (
+        "does not run: TurboMind before LMDeploy 0.16 ends with",
+        "github.com/InternLM/lmdeploy/pull/4873",
+        "take --communicator nccl",
+    ):
+        assert words in old.verdict
+    said = [*old.warnings, mended.verdict, *mended.warnings]  # of the old one, once
+    assert not any("lmdeploy/pull/" in text for text in said)
 
 
 def test_what_one_replica_is_known_to_die_of_ends_a_prediction():

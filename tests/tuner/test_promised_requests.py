@@ -212,10 +212,7 @@ def test_the_shape_that_keeps_it_wins() -> None:
 
 @pytest.mark.parametrize(
     "asked",
-    [
-        {"rate": 0.05, "per_token": 0.018},
-        {"first_token": 2.0, "goal": "latency", "context": 8192},
-    ],
+    [{"rate": 0.05, "per_token": 0.018}, {"first_token": 2.0, "goal": "latency", "context": 8192}],
 )
 def test_what_serve_is_told_gives_the_same_settings(asked: dict[str, Any], capsys) -> None:
     made = plan(**asked)

@@ -19,12 +19,11 @@ from turbofit.rehearse.planned import plan_spec
 PAIRS = [("qwen2-vl-7b", "1xrtx3090"), ("internvl2-8b", "1xrtx3090"), ("qwen3-vl-8b", "1xa100-40g")]
 
 
-def both(model: str, on: str, **options: object) -> tuple[Plan, Plan]:
-    made = [
-        turbofit.api.plan(model, on=on, tp=1, replicas=1, queue_images=queued, **options)
+def both(model: str, on: str, **options: object) -> list[Plan]:
+    return [
+        turbofit.plan(model, on=on, tp=1, replicas=1, queue_images=queued, **options)
         for queued in (False, True)
     ]
-    return made[0], made[1]
 
 
 @pytest.mark.parametrize(("model", "on"), PAIRS)
@@ -62,12 +61,9 @@ def test_several_images_a_request_are_one_requests_and_text_has_nothing_to_queue
 
 
 def test_a_prediction_pays_for_one_too() -> None:
-    told = turbofit.api.predict("qwen2-vl-7b", on="1xrtx3090", cache_max_entry_count=0.5)
-    assert not told.fits
-    held = turbofit.api.predict(
-        "qwen2-vl-7b", on="1xrtx3090", cache_max_entry_count=0.5, queue_images=True
-    )
-    assert held.fits
+    asked = {"on": "1xrtx3090", "cache_max_entry_count": 0.5}
+    assert not turbofit.predict("qwen2-vl-7b", **asked).fits
+    assert turbofit.predict("qwen2-vl-7b", queue_images=True, **asked).fits
 
 
 def test_a_pytorch_rehearsal_sends_no_more_than_the_gateway_lets_through(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from turbofit.model.families.engines import TURBOMIND_VISION
 from turbofit.model.families.registry import VISION_READERS
 from turbofit.model.presets import preset_model
 from turbofit.planning.checks import plan_warnings, refuse
-from turbofit.planning.compatibility import EFFECTS, FrontEnd, compatibility
+from turbofit.planning.compatibility import FrontEnd, compatibility
 from turbofit.planning.examine.packages import satisfies
 from turbofit.planning.examine.scene import Scene, Sources
 
@@ -206,18 +206,6 @@ def test_the_table_covers_what_was_promised() -> None:
     }  # fmt: skip
     assert TURBOMIND_VISION - remote <= set(table.families["turbomind"])
     assert set(VISION_READERS) - elsewhere - remote <= set(table.families["pytorch"])
-
-
-def test_every_failure_is_of_something_tried() -> None:
-    table = compatibility()
-    for one in table.failures:
-        for lmdeploy in one.lmdeploy:
-            assert {one.first, one.last} <= set(table.transformers[lmdeploy])
-        assert parse(one.first) <= parse(one.last)
-        known = {*table.families[one.engine], "InternVLChatModel+training"}
-        assert set(one.architectures) <= known
-        assert one.step in EFFECTS
-        assert ": " in one.error
 
 
 def test_what_fails_fails_between_too_and_between_what_runs_and_what_fails_nobody_knows() -> None:
