@@ -40,8 +40,7 @@ def test_clusters_and_their_plans_survive_json() -> None:
     assert Cluster.from_json(cluster.to_json()) == cluster
     whole = plan()
     assert ClusterPlan.from_json(whole.to_json()) == whole
-    node = whole.node("b")
-    assert node.why_not == "no GPU"
+    assert whole.node("b").why_not == "no GPU"
     assert whole.node("z") is None
     # Fields that came later may be missing.
     text = replace(whole, source="ray").to_json().replace('"source": "ray"', '"unknown": 1')

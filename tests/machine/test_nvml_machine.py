@@ -45,12 +45,6 @@ def measured(nvml_library: Path, tmp_path: Path):
     return measured
 
 
-def gpu_4090(index: int, **changes) -> Gpu:
-    return gpu_3090(
-        index, name="NVIDIA GeForce RTX 4090", cc=89, cores=16384, links=None, **changes
-    )
-
-
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
 def test_counts(measured, count: int):
     machine = measured(four_3090(count=count))
@@ -104,7 +98,8 @@ def test_cuda_visible_devices(measured):
 
 
 def test_cuda_order_is_not_pci_order(measured):
-    scenario = Scenario([gpu_3090(0), gpu_4090(1)])
+    faster = gpu_3090(1, name="NVIDIA GeForce RTX 4090", cc=89, cores=16384, links=None)
+    scenario = Scenario([gpu_3090(0), faster])
     assert "PCI_BUS_ID" in measured(scenario, CUDA_VISIBLE_DEVICES="0").warnings[0]
     for machine in (
         measured(scenario, CUDA_VISIBLE_DEVICES=scenario.gpus[0].uuid),
@@ -143,20 +138,17 @@ def test_no_gpu_and_no_driver(measured):
         measured(Scenario([gpu_3090()], init_error=18))
 
 
-def mig_machine() -> Scenario:
-    parts = [Mig("MIG-aaaa", 40448 * MIB, sms=60, gi=2), Mig("MIG-bbbb", 20096 * MIB, sms=32, gi=5)]
-    return Scenario([gpu_h100(0, mig=True, migs=parts), gpu_h100(1)], p2p=P2P_NVLINK)
-
-
 def test_mig_instances_are_numbered_after_whole_gpus_and_planned_by_themselves(measured):
-    machine = measured(mig_machine())
+    parts = [Mig("MIG-aaaa", 40448 * MIB, sms=60, gi=2), Mig("MIG-bbbb", 20096 * MIB, sms=32, gi=5)]
+    scenario = Scenario([gpu_h100(0, mig=True, migs=parts), gpu_h100(1)], p2p=P2P_NVLINK)
+    machine = measured(scenario)
     assert [(gpu.index, gpu.mig) for gpu in machine.gpus] == [(1, False), (2, True), (3, True)]
     assert sorted(machine.visible) == [1, 2, 3]
     assert [(link.a, link.b) for link in machine.links] == [(1, 2), (1, 3), (2, 3)]
     assert not any(link.peers for link in machine.links)
     for value, visible in (("MIG-bbbb", 3), (f"MIG-{gpu_h100(0).uuid}/2/0", 2), ("0", 2)):
-        assert measured(mig_machine(), CUDA_VISIBLE_DEVICES=value).visible == (visible,)
-    assert measured(mig_machine(), gpus="MIG-aaaa").visible == (2,)
+        assert measured(scenario, CUDA_VISIBLE_DEVICES=value).visible == (visible,)
+    assert measured(scenario, gpus="MIG-aaaa").visible == (2,)
     said = [text for text in machine.warnings if "is a MIG slice with" in text]
     assert [re.search(r"(\d+) SMs", text)[1] for text in said] == ["60", "32"]
     plan = turbofit.plan("internvl2-1b", on=machine_from(machine, gpus="2,3"))

@@ -187,29 +187,24 @@ def test_mistyped_specs(spec: str, cause: str, hint: str):
     assert "\n" not in str(caught.value)
 
 
-@st.composite
-def _groups(draw):
-    key = draw(st.sampled_from(preset_names()))
-    preset = load_preset(key)
-    count = draw(st.integers(1, 4))
-    total = draw(st.none() | st.integers(1, preset.total))
-    usable = total if total is not None else preset.total - preset.reserved
-    text = f"{count}x{key}" + (f":total={total}B" if total is not None else "")
-    which = draw(st.sampled_from(["", "used", "free", "both"]))
-    used = draw(st.integers(0, usable))
-    if which == "used":
-        text += f":used={used}B"
-    elif which == "free":
-        text += f":free={usable - used}B"
-    elif which == "both":
-        text += f":free={usable - used}B:used={used}B"
-    return text, count, usable, used if which else 0
+_GROUPS = st.tuples(
+    st.sampled_from(preset_names()), st.integers(1, 4), st.none() | st.floats(0.01, 1),
+    st.sampled_from(["", ":used={used}B", ":free={free}B", ":free={free}B:used={used}B"]),
+    st.floats(0, 1),
+)  # fmt: skip
 
 
-@given(st.lists(_groups(), min_size=1, max_size=4))
+@given(st.lists(_GROUPS, min_size=1, max_size=4))
 def test_sizes_always_add_up(groups):
-    machine = parse_spec("+".join(text for text, *_ in groups))
-    expected = [(usable, used) for _, count, usable, used in groups for _ in range(count)]
+    texts, expected = [], []
+    for key, count, part, form, share in groups:
+        preset = load_preset(key)
+        usable = int(preset.total * part) if part else preset.total - preset.reserved
+        used = int(usable * share) if form else 0
+        total = f":total={usable}B" if part else ""
+        texts.append(f"{count}x{key}{total}" + form.format(used=used, free=usable - used))
+        expected += [(usable, used)] * count
+    machine = parse_spec("+".join(texts))
     assert [(gpu.used + gpu.free, gpu.used) for gpu in machine.gpus] == expected
     for gpu in machine.gpus:
         assert gpu.total == gpu.reserved + gpu.used + gpu.free

@@ -46,22 +46,22 @@ def request_of(plan: Plan) -> PlanRequest:
     return filled(PlanRequest, {**given, "model": name})
 
 
-CASES: list[tuple[str, str, dict[str, Any]]] = [
-    ("internvl2-8b", "4xrtx3090", {}),
-    ("internvl2-8b", "rtx3090+rtx4090", {"images": 3}),
-    ("qwen2-vl-7b", "1xv100-32g", {"max_pixels": 1003520, "context": 8192, "concurrency": 4}),
-    ("OpenGVLab/InternVL2-2B", "1xl4:free=19GiB", {"goal": "latency", "margin": "3%"}),
-    ("internvl3-8b", "1xrtx4090", {"image_size": (1920, 1080), "least": True}),
-    ("llava-1.5-7b", "1xl4", {}),  # images of one size
-    ("idefics3-8b", "1xl4", {"image_size": (1920, 1080)}),  # Transformers
-    ("qwen2.5-7b", "1xrtx3090", {"quant_policy": 8, "enable_prefix_caching": True}),  # no images
-    ("cogvlm-17b", "2xrtx3090", {"cudagraph_capture_batch_sizes": (1, 2, 4)}),  # PyTorch engine
-    ("internvl2-2b", "2xrtx3090", {"language_model_only": True, "tp": 1, "replicas": 2}),
-    ("qwen2-vl-2b", "1xrtx3090", {"queue_images": False, "session_len": 16384, "async_": 0}),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("name", "on", "given"), CASES)
+@pytest.mark.parametrize(
+    ("name", "on", "given"),
+    [
+        ("internvl2-8b", "4xrtx3090", {}),
+        ("internvl2-8b", "rtx3090+rtx4090", {"images": 3}),
+        ("qwen2-vl-7b", "1xv100-32g", {"max_pixels": 1003520, "context": 8192, "concurrency": 4}),
+        ("OpenGVLab/InternVL2-2B", "1xl4:free=19GiB", {"goal": "latency", "margin": "3%"}),
+        ("internvl3-8b", "1xrtx4090", {"image_size": (1920, 1080), "least": True}),
+        ("llava-1.5-7b", "1xl4", {}),  # images of one size
+        ("idefics3-8b", "1xl4", {"image_size": (1920, 1080)}),  # Transformers
+        ("qwen2.5-7b", "1xrtx3090", {"quant_policy": 8, "enable_prefix_caching": True}),  # text
+        ("cogvlm-17b", "2xrtx3090", {"cudagraph_capture_batch_sizes": (1, 2, 4)}),  # PyTorch engine
+        ("internvl2-2b", "2xrtx3090", {"language_model_only": True, "tp": 1, "replicas": 2}),
+        ("qwen2-vl-2b", "1xrtx3090", {"queue_images": False, "session_len": 16384, "async_": 0}),
+    ],
+)  # fmt: skip
 def test_it_promises_no_less_on_the_machine_that_was_planned_for(
     name: str, on: str, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,8 +21,7 @@ REQUEST = PlanRequest(model="internvl2-2b", on=HERE, engine="turbomind")
 
 
 @pytest.fixture(autouse=True)
-def state(tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+def lmdeploy(state, monkeypatch) -> None:
     monkeypatch.setattr(tuned, "installed", lambda *_: "0.18.0")
 
 

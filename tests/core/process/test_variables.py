@@ -17,15 +17,9 @@ def test_what_is_blank_or_not_turbofits_is_not_given() -> None:
 
 
 def test_values(tmp_path: Path) -> None:
-    read = variables(
-        {
-            "TURBOFIT_API_KEYS": "sk-a, sk-b,,",
-            "TURBOFIT_API_KEY": "sk-c\n",
-            "TURBOFIT_UPSTREAM_KEY": "d",
-            "TURBOFIT_LEASES": str(tmp_path),
-            "TURBOFIT_NODE_SPEC": "2xrtx3090",
-        }
-    )
+    given = {"API_KEYS": "sk-a, sk-b,,", "API_KEY": "sk-c\n", "UPSTREAM_KEY": "d",
+             "LEASES": str(tmp_path), "NODE_SPEC": "2xrtx3090"}  # fmt: skip
+    read = variables({f"TURBOFIT_{name}": value for name, value in given.items()})
     assert read.api_keys == ("sk-a", "sk-b")
     assert (read.api_key, read.upstream_key) == ("sk-c", "d")
     assert (read.leases, read.node_spec) == (tmp_path, "2xrtx3090")

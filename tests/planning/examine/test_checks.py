@@ -67,17 +67,13 @@ def test_real_sources_never_fail(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("script", "answer"),
-    [
-        ("#!/bin/sh\necho sm_80 sm_90\n", ["sm_80", "sm_90"]),
-        ("#!/bin/sh\nkill -STOP $$\n", None),
-        ("#!/bin/sh\nexit 1\n", None),
-    ],
+    [("echo sm_80 sm_90", ["sm_80", "sm_90"]), ("kill -STOP $$", None), ("exit 1", None)],
 )
 def test_torch_is_asked_in_a_child_with_a_deadline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, answer: list[str] | None
 ) -> None:
     python = tmp_path / "python"
-    python.write_text(script)
+    python.write_text(f"#!/bin/sh\n{script}\n")
     python.chmod(0o755)
     monkeypatch.setattr(sources_module.sys, "executable", str(python))
     monkeypatch.setattr(sources_module, "CHILD_SECONDS", 0.1 if "STOP" in script else HANG)

@@ -67,14 +67,9 @@ def test_each_card_holds_more_than_under_common_settings_and_one_promise_stands(
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [
-        ("cache_max_entry_count", 0.5),
-        ("max_prefill_token_num", 2048),
-        ("max_batch_size", 12),
-        ("session_len", 9000),
-        ("quant_policy", 8),
-    ],
-)
+    [("cache_max_entry_count", 0.5), ("max_prefill_token_num", 2048), ("max_batch_size", 12),
+     ("session_len", 9000), ("quant_policy", 8)],
+)  # fmt: skip
 def test_what_the_user_sets_holds_for_every_engine(name: str, value: object) -> None:
     plan = turbofit.plan("internvl2-8b-awq", on="rtx3090+rtx4080", **{name: value})
     assert plan.fits
@@ -203,16 +198,16 @@ def test_equal_cards_of_which_drivers_keep_unequal_parts_leave_their_margins() -
 def test_all_cards_serve_where_that_is_faster(on: str) -> None:
     plan = turbofit.plan("internvl2-8b", on=on)
     names = {gpu.index: gpu.name for gpu in plan.machine.gpus}
-    assert sorted(i for group in plan.parallel.groups for i in group) == sorted(names)
-    assert all(len({names[i] for i in group}) == 1 for group in plan.parallel.groups)
+    groups = plan.parallel.groups
+    assert sorted(index for group in groups for index in group) == sorted(names)
+    assert all(len({names[index] for index in group}) == 1 for group in groups)
     assert plan.fits
-    assert len(plan.by_group) == len(plan.parallel.groups)
+    assert len(plan.by_group) == len(groups)
     assert all(ledger.headroom >= ledger.margin for ledger in plan.gpus)
     for card in set(names.values()):
-        own = ",".join(str(i) for i, name in names.items() if name == card)
-        alone = turbofit.plan("internvl2-8b", on=on, gpus=own)
-        rates = [one.throughput.requests_per_second for one in (plan, alone)]
-        assert rates[0] > rates[1]
+        own = ",".join(str(index) for index, name in names.items() if name == card)
+        alone = turbofit.plan("internvl2-8b", on=on, gpus=own).throughput
+        assert plan.throughput.requests_per_second > alone.requests_per_second
 
 
 def test_cards_too_small_are_left_out_and_types_are_not_mixed() -> None:
@@ -249,9 +244,9 @@ def test_kinds_are_split_by_degrees_of_their_own() -> None:
     plan = turbofit.plan("internvl2-8b", on="2xrtx4080+rtx3090")
     assert plan.parallel.groups == ((0, 1), (2,))
     assert plan.parallel.tp == 2
-    assert [own.settings.tp for own in plan.by_group] == [2, 1]
-    words = [command.argv[command.argv.index("--tp") + 1] for command in plan.commands]
-    assert words == ["2", "1"]
+    for own, command, tp in zip(plan.by_group, plan.commands, (2, 1), strict=True):
+        assert own.settings.tp == tp
+        assert command.argv[command.argv.index("--tp") + 1] == str(tp)
     assert plan.parallel.reason.startswith("1 x one GPU each and 1 x tp 2")
 
 
