@@ -7,7 +7,6 @@ from collections import defaultdict
 import pytest
 
 from turbofit.core.errors import UsageError
-from turbofit.core.model import Model, ModelSource, TextDims
 from turbofit.core.plan import Plan, Workload
 from turbofit.core.units import GIB, MIB
 from turbofit.machine.source import machine_from
@@ -17,27 +16,10 @@ from turbofit.tuner.fallback import make_fallback_plan
 from turbofit.tuner.resolved_request import Margin, ResolvedRequest
 
 
-def onevision_like() -> Model:
-    """LLaVA-OneVision-7B's language model; as a text model until its tower is read.
-
-    14.96 GiB in all: what the dims do not explain is the tower, charged on the first device.
-    """
-    text = TextDims(
-        architecture="Qwen2ForCausalLM", layers=28, hidden=3584, heads=28, kv_heads=4,
-        head_dim=128, intermediate=18944, vocab=152064, max_position_embeddings=32768,
-        qkv_bias=True,
-    )  # fmt: skip
-    return Model(
-        name="OneVision-7B", architecture="LlavaOnevisionForConditionalGeneration",
-        parameters=8_030_348_832, weight_bytes=int(14.96 * GIB), dtype="bfloat16", text=text,
-        source=ModelSource(kind="preset", where="x", sizes="formula"),
-    )  # fmt: skip
-
-
-def plan(model="onevision", on="1xrtx3090", **more) -> Plan:
+def plan(model="llava-onevision-7b", on="1xrtx3090", **more) -> Plan:
     workload = {k: more.pop(k) for k in ("images", "context", "image_size") if k in more}
     request = ResolvedRequest(
-        model=onevision_like() if model == "onevision" else preset_model(model),
+        model=preset_model(model),
         machine=machine_from(on),
         workload=Workload(**workload),
         **more,
@@ -223,8 +205,8 @@ def test_what_the_user_sets_stays_and_is_named():
 @pytest.mark.parametrize(
     ("model", "fixed", "words"),
     [
-        ("onevision", {"cache_max_entry_count": 0.5}, "--cache-max-entry-count"),
-        ("onevision", {"max_batch_size": 4}, "one request at a time"),
+        ("llava-onevision-7b", {"cache_max_entry_count": 0.5}, "--cache-max-entry-count"),
+        ("llava-onevision-7b", {"max_batch_size": 4}, "one request at a time"),
         ("internvl2-8b", {}, "InternVLChatModel"),
         ("qwen2-vl-7b-awq", {}, "awq"),
     ],
