@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -78,16 +79,15 @@ def test_a_file_system_without_modes_takes_a_file_and_keeps_no_other(tmp_path: P
 def test_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch):
     target = tmp_path / "a"
     target.write_text("old")
-
-    def fail(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", fail)
+    monkeypatch.setattr("os.fsync", Mock(side_effect=OSError(28, "No space left on device")))
     with pytest.raises(UsageError, match="No space left on device") as caught:
         write_atomic(target, "new")
     assert caught.value.hint
     assert target.read_text() == "old"
     assert os.listdir(tmp_path) == ["a"]
+    for place in (tmp_path / "missing/file", tmp_path):
+        with pytest.raises(UsageError, match="cannot be written"):
+            write_atomic(place, "x")
 
 
 def test_a_pipe_a_terminal_and_a_shells_pipe_are_written_to_and_stay(tmp_path: Path):
