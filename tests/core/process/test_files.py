@@ -18,6 +18,8 @@ def mode_of(path: Path) -> int:
 def test_the_umask_decides_about_a_new_file_and_what_is_replaced_keeps_its_mode(
     tmp_path: Path, monkeypatch
 ):
+    target, link = tmp_path / "a", tmp_path / "link"
+    link.symlink_to(target)
     old = os.umask(0o027)
     try:
         # A thread that makes a file while another umask holds would make it for everybody.
@@ -26,9 +28,10 @@ def test_the_umask_decides_about_a_new_file_and_what_is_replaced_keeps_its_mode(
             write_atomic(tmp_path / name, "x", mode=mode)
             assert mode_of(tmp_path / name) == (mode or 0o640)
         for mode in (0o600, 0o664):
-            (tmp_path / "a").chmod(mode)
-            write_atomic(tmp_path / "a", "new")
-            assert mode_of(tmp_path / "a") == mode
+            target.chmod(mode)
+            write_atomic(link, f"{mode}")
+            assert mode_of(target) == mode
+            assert (link.is_symlink(), target.read_text()) == (True, f"{mode}")
     finally:
         monkeypatch.undo()
         os.umask(old)
@@ -36,13 +39,10 @@ def test_the_umask_decides_about_a_new_file_and_what_is_replaced_keeps_its_mode(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
 def test_what_is_replaced_keeps_its_owner_and_its_group(tmp_path: Path):
-    target, link = tmp_path / "target", tmp_path / "link"
+    target = tmp_path / "a"
     target.touch()
     os.chown(target, 1234, 4321)
-    link.symlink_to(target)
-    write_atomic(link, "new")
-    assert link.is_symlink()
-    assert target.read_text() == "new"
+    write_atomic(target, "new")
     assert (target.stat().st_uid, target.stat().st_gid) == (1234, 4321)
 
 
