@@ -112,14 +112,14 @@ TEXT = 256
 
 
 #: Presets with images that are not another one's quantisation.
-SEEN = [
+WITH_IMAGES = [
     name for name in known_presets()
     if load_preset(name).image_rule is not None and load_preset(name).base is None
 ]  # fmt: skip
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sweep(SEEN))
+@pytest.mark.parametrize("name", sweep(WITH_IMAGES))
 def test_images_fit_the_context_or_are_refused_by_name(name: str) -> None:
     for images in (2, 8):
         plan = turbofit.plan(name, on="8xb200", images=images)

@@ -117,7 +117,7 @@ def test_another_checkpoint_says_which_option_it_does_not_take() -> None:
 def test_a_process_is_stopped_on_all_its_gpus_and_frees_no_more_than_is_used() -> None:
     """Only one GPU's part was freed: under, and no remedy where the model needs both."""
 
-    def held(on: str, *holders: tuple[Holder, ...]) -> Machine:
+    def with_holders(on: str, *holders: tuple[Holder, ...]) -> Machine:
         machine = machine_from(on)
         gpus = zip(machine.gpus, holders, strict=True)
         return replace(machine, gpus=tuple(replace(gpu, holders=by) for gpu, by in gpus))
@@ -126,12 +126,12 @@ def test_a_process_is_stopped_on_all_its_gpus_and_frees_no_more_than_is_used() -
         Holder(pid=pid, name=name, bytes=size << 30)
         for pid, name, size in ((7, "x", 10), (8, "y", 8), (7, "x", 20))
     )
-    said = remedies(held("2xrtx3090:used=18GiB", (split, alone), (split,)), tp=2)
+    said = remedies(with_holders("2xrtx3090:used=18GiB", (split, alone), (split,)), tp=2)
     (change,) = [one for one in said if one.startswith("stop")]
     assert change == "stop x[7] on GPUs 0-1 (20.0 GiB)"
     freed = turbofit.plan("internvl2-8b", on="2xrtx3090:used=8GiB", tp=2)
     assert said[change] == f"fits: {freed.kv.tokens:,} KV tokens a group, tp 2"
-    said = remedies(held("1xrtx3090:used=10GiB", (large,)), "qwen2.5-14b")
+    said = remedies(with_holders("1xrtx3090:used=10GiB", (large,)), "qwen2.5-14b")
     assert said["stop x[7] on GPU 0 (20.0 GiB)"].startswith("not enough alone: ")
 
 
