@@ -137,27 +137,3 @@ def test_rank_launchers_are_refused(serve: Any, internvl2: Path) -> None:
     assert "4 whole engines" in child.stderr
 
 
-def test_lmdeploy_missing_is_an_install_command(
-    internvl2: Path, nvml_machine: Any, tmp_path: Path
-) -> None:
-    """Another interpreter state: metadata of LMDeploy is hidden, PATH is empty."""
-    code = (
-        "import importlib.metadata as m, sys\n"
-        "real = m.version\n"
-        "def version(name):\n"
-        "    if name == 'lmdeploy':\n"
-        "        raise m.PackageNotFoundError(name)\n"
-        "    return real(name)\n"
-        "m.version = version\n"
-        "from turbofit.cli.main import main\n"
-        "sys.exit(main(sys.argv[1:]))\n"
-    )
-
-    done = subprocess.run(
-        [sys.executable, "-c", code, "serve", str(internvl2)],
-        cwd=REPO, capture_output=True, text=True, check=False,
-        env={**os.environ, **nvml_machine(Scenario(gpus=[gpu_3090(0)])), "PATH": "",
-             "XDG_STATE_HOME": str(tmp_path)},
-    )  # fmt: skip
-    assert done.returncode == 7, done.stderr
-    assert "hint: install it with pip install 'lmdeploy<" in done.stderr  # the rest is there
