@@ -42,19 +42,27 @@ def ended(kind: Any) -> End:
     return End(kind=kind, message=kind, hint="none")
 
 
-def test_who_ended_as_another_is_given_up_is_told_of_too(tmp_path: Path) -> None:
-    """What it ended of would else be learned from one engine more."""
+def supervised(tmp_path: Path, *engines: Ending) -> tuple[Supervisor, list[int], list[str]]:
+    """A server of these engines, the groups that it tells the end of, and what it says."""
     told: list[int] = []
+    said: list[str] = []
     server = Supervisor(
-        plausible_plan(gpus=1), (), tmp_path, lambda _: None,
+        plausible_plan(gpus=1), (), tmp_path, said.append,
         on_end=lambda engine, _: told.append(engine.group),
     )  # fmt: skip
-    server.engines = [
+    server.engines = [*engines]  # type: ignore[list-item]
+    return server, told, said
+
+
+def test_who_ended_as_another_is_given_up_is_told_of_too(tmp_path: Path) -> None:
+    """What it ended of would else be learned from one engine more."""
+    server, told, _ = supervised(
+        tmp_path,
         Ending(0, None, ended("crash")),  # its loop has ended, and its last words may yet come
         Ending(1, ended("host_memory")),
         Ending(2, None),
         Ending(3, None, ended("out_of_memory")),
-    ]  # type: ignore[assignment]
+    )
     with pytest.raises(EndedError):
         server.run(StopSignal(), lambda _: None)
     assert told == [1, 0, 3]
@@ -62,8 +70,6 @@ def test_who_ended_as_another_is_given_up_is_told_of_too(tmp_path: Path) -> None
 
 def test_an_engine_that_a_second_signal_killed_is_not_started_again(tmp_path: Path) -> None:
     """Of several models each is followed in a thread, which the signal finds anywhere."""
-    told: list[int] = []
-    said: list[str] = []
     stop = StopSignal()
 
     class Struck(Ending):
@@ -71,13 +77,9 @@ def test_an_engine_that_a_second_signal_killed_is_not_started_again(tmp_path: Pa
             stop.strike()
             return super().look(now, last=last)
 
-    server = Supervisor(
-        plausible_plan(gpus=1), (), tmp_path, said.append,
-        on_end=lambda engine, _: told.append(engine.group),
-    )  # fmt: skip
     struck = Struck(0, ended("killed"))
     struck.process = None
-    server.engines = [struck]  # type: ignore[list-item]
+    server, told, said = supervised(tmp_path, struck)
     assert server.run(stop, lambda _: None) is signal.SIGTERM
     assert (told, said) == ([], ["stopping: SIGTERM"])
 
