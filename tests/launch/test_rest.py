@@ -35,12 +35,12 @@ def standin(monkeypatch: pytest.MonkeyPatch) -> None:
 class Supervised:
     """A server on stand-in engines; the test acts at each look, and moves the clock."""
 
-    def __init__(self, tmp_path: Path, port: int, *, gpus: int = 1, restarts: int = 2) -> None:
+    def __init__(self, tmp_path: Path, port: int, *, gpus: int = 1, restarts: int = 1) -> None:
         # Whole seconds: (now + 600) - now is then 600, and no end counts at the edge of the window.
         self.now = float(round(time.monotonic()))
         self.rests: list[Outage | None] = []
         self.said: list[str] = []
-        self.explained_ends = lambda _engine, _seconds: 0
+        self.explained: Any = lambda _engine, _seconds: 0
         self.plan = plausible_plan(gpus=gpus, tp=1)
         runner = (sys.executable, str(STANDIN / "fake_server.py"))
         launches = [Launch(command, runner) for command in commands(self.plan, port=port)]
@@ -68,15 +68,16 @@ class Supervised:
             if self.front is not None:
                 self.front.stop(drain=False)
 
-    def ended_again(self) -> bool:
+    def ended_again(self, *engines: Any) -> bool:
         """Kill each engine that is ready and start it again at once; whether all are left alone."""
-        for engine in self.server.engines:
+        engines = engines or tuple(self.server.engines)
+        for engine in engines:
             if engine.state == "ready":
                 os.kill(engine.process.pid, signal.SIGSEGV)
                 engine.process.wait(HANG)
             elif engine.state == "waiting":
                 self.now = max(self.now, engine.again_at)
-        return all(engine.state == "broken" for engine in self.server.engines)
+        return all(engine.state == "broken" for engine in engines)
 
     def ask(self, path: str, body: Any = None) -> tuple[int, str | None, Any]:
         assert self.front is not None
@@ -96,7 +97,7 @@ class Supervised:
         self.front.start()
 
     def _explained(self, engine: int, seconds: float) -> int:
-        return self.explained_ends(engine, seconds)
+        return self.explained(engine, seconds)
 
     def _rest(self, outage: Outage | None) -> None:
         self.rests.append(outage)
@@ -104,10 +105,15 @@ class Supervised:
         self.front.call(lambda gateway: gateway.rest(outage), HANG)
 
 
+@pytest.fixture
+def one(tmp_path: Path, port: int) -> Supervised:
+    return Supervised(tmp_path, port)
+
+
 def test_the_gateway_answers_while_its_engine_rests_and_then_it_serves_again(
     tmp_path: Path, port: int
 ) -> None:
-    one = Supervised(tmp_path, port)
+    one = Supervised(tmp_path, port, restarts=2)
     told: list[Any] = []
     chat = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -126,20 +132,18 @@ def test_the_gateway_answers_while_its_engine_rests_and_then_it_serves_again(
         return engine.state == "ready" and one.ask("/v1/chat/completions", chat)[0] == 200
 
     one.run(look)
-    assert [asked[:2] for asked, _ in told] == [(503, "600"), (503, "430"), (503, "1")]
-    assert [health[:2] for _, health in told] == [(503, "600"), (503, "430"), (503, "1")]
+    for (asked, health), seconds in zip(told, ("600", "430", "1"), strict=True):
+        assert asked[:2] == health[:2] == (503, seconds)
     message = "the inference engine ended 3 times within 10 minutes and rests; the next start is in"
-    assert told[0][0][2]["error"]["message"] == f"{message} 600 s"
-    assert told[0][1][2]["message"] == f"{message} 600 s"
-    assert told[0][1][2]["status"] == "resting"
+    asked, health = told[0]
+    assert asked[2]["error"]["message"] == health[2]["message"] == f"{message} 600 s"
+    assert health[2]["status"] == "resting"
     assert one.rests[1:] == [None]
     assert one.server.engines[0].starts == 4
     assert any("left alone for 10 minutes, no engine serves" in line for line in one.said)
 
 
-def test_it_rests_again_as_often_as_it_must(tmp_path: Path, port: int) -> None:
-    one = Supervised(tmp_path, port, restarts=1)
-
+def test_it_rests_again_as_often_as_it_must(one: Supervised) -> None:
     def look() -> bool:
         if one.ended_again() and one.rests and one.rests[-1] is not None:
             if len(one.rests) == 3:
@@ -152,15 +156,9 @@ def test_it_rests_again_as_often_as_it_must(tmp_path: Path, port: int) -> None:
     assert one.server.engines[0].starts == 4
 
 
-def test_ends_by_requests_that_are_refused_since_do_not_count(tmp_path: Path, port: int) -> None:
-    one = Supervised(tmp_path, port, restarts=1)
+def test_ends_by_requests_that_are_refused_since_do_not_count(one: Supervised) -> None:
     asked: list[tuple[int, float]] = []
-
-    def explained(engine: int, seconds: float) -> int:
-        asked.append((engine, seconds))
-        return 3
-
-    one.explained_ends = explained
+    one.explained = lambda *given: asked.append(given) or 3
 
     def look() -> bool:
         one.ended_again()
@@ -172,16 +170,13 @@ def test_ends_by_requests_that_are_refused_since_do_not_count(tmp_path: Path, po
     assert sum("starting again in 1.0 s" in line for line in one.said) == 4
 
 
-def test_an_engine_that_rests_is_started_once_its_ends_are_explained(
-    tmp_path: Path, port: int
-) -> None:
+def test_an_engine_that_rests_is_started_once_its_ends_are_explained(one: Supervised) -> None:
     """The gateway may convict a moment after the supervisor has seen the end."""
-    one = Supervised(tmp_path, port, restarts=1)
 
     def look() -> bool:
         (engine,) = one.server.engines
         if one.ended_again() and one.rests:
-            one.explained_ends = lambda _engine, _seconds: 1
+            one.explained = lambda _engine, _seconds: 1
         return one.rests[1:] == [None] and engine.state in ("starting", "ready")
 
     one.run(look)
@@ -190,36 +185,22 @@ def test_an_engine_that_rests_is_started_once_its_ends_are_explained(
 
 
 def test_while_one_engine_serves_nothing_rests(tmp_path: Path, port: int) -> None:
-    one = Supervised(tmp_path, port, gpus=2, restarts=1)
+    one = Supervised(tmp_path, port, gpus=2)
 
     def look() -> bool:
         first, second = one.server.engines
-        if one.front is None or second.state == "broken":
-            return second.state == "broken" and first.state == "ready"
-        if second.state == "ready":
-            os.kill(second.process.pid, signal.SIGSEGV)
-            second.process.wait(HANG)
-        elif second.state == "waiting":
-            one.now = second.again_at
-        return False
+        return one.front is not None and one.ended_again(second) and first.state == "ready"
 
     one.run(look)
     assert one.rests == []
     assert any("left alone for 10 minutes, while the others serve" in line for line in one.said)
 
 
-def test_what_never_served_does_not_rest(tmp_path: Path, port: int) -> None:
+def test_what_never_served_does_not_rest(one: Supervised) -> None:
     """Nobody listens yet who could tell clients of it."""
-    one = Supervised(tmp_path, port)
-    fail = STANDIN / "no_such_file.py"
-    for engine in one.server.engines:
-        engine.was_ready = True  # so that each end counts as passing
-        engine._launch.runner = (sys.executable, str(fail))
-
-    def look() -> bool:
-        one.ended_again()
-        return False
-
+    (engine,) = one.server.engines
+    engine.was_ready = True  # so that each end counts as passing
+    engine._launch.runner = (sys.executable, str(STANDIN / "no_such_file.py"))
     with pytest.raises(EndedError):
-        one.run(look)
+        one.run(lambda: one.ended_again() and False)
     assert one.rests == []
