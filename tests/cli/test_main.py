@@ -88,9 +88,7 @@ def test_every_command_has_a_manual_and_exit_codes_are_known() -> None:
         (["serve"], "needs a model", "--plan"),
     ],
 )
-def test_wrong_use_is_said_in_two_lines(
-    words: list[str], message: str, hint: str, capsys: Out
-) -> None:
+def test_wrong_use_is_said_in_two_lines(words, message, hint, capsys) -> None:
     assert main(words) == 2
     captured = capsys.readouterr()
     assert captured.out == ""

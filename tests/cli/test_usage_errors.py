@@ -91,9 +91,7 @@ def test_every_command_knows_the_names_of_others(command: str, capsys: Out) -> N
         ("--backend=pytorch", "--backend of LMDeploy is taken as", "engine.name", "pytorch"),
     ],
 )
-def test_what_is_equal_is_taken_and_said(
-    words: str, note: str, field: str, value: object, capsys: Out
-) -> None:
+def test_what_is_equal_is_taken_and_said(words, note: str, field: str, value, capsys) -> None:
     base = ["internvl2-8b", "--on", "2xrtx3090"]
     assert main(["plan", *base, "--json", *words.split()]) == 0
     captured = capsys.readouterr()
@@ -294,9 +292,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("command", ["serve", "tune", "calibrate"])
-def test_where_no_gpu_is_a_launch_says_what_can_be_done_here(
-    command: str, no_gpu: None, capsys: Out
-) -> None:
+def test_where_no_gpu_is_a_launch_says_what_can_be_done_here(command, no_gpu, capsys) -> None:
     """And nobody is sent from one hint to the next: what a hint says to add is taken."""
     assert main([command, "internvl2-8b"]) == 4
     hint = capsys.readouterr().err.splitlines()[-1]

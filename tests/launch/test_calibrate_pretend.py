@@ -14,7 +14,6 @@ from msgspec.structs import replace
 
 from bench.gpu.check import impossible
 from tests.pretend.cuda_torch import CUDA_PATH, ROOT
-from tests.support.processes import Child
 from tests.support.serving import needs, start_turbofit
 from turbofit.cli.main import main
 from turbofit.core.errors import UsageError
@@ -54,9 +53,7 @@ def only_a_card_shows(state: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cut", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
-def test_it_measures_and_the_next_plan_knows(
-    cut: bool, children: list[Child], tmp_path: Path, monkeypatch, capsys
-) -> None:
+def test_it_measures_and_the_next_plan_knows(cut, children, tmp_path, monkeypatch, capsys) -> None:
     """Also after a calibration that was cut short."""
     if cut:
         first = start_turbofit(children, tmp_path, "calibrate", *EIGHT)

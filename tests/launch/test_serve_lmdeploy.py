@@ -40,9 +40,7 @@ def serve(tmp_path: Path, port: int, children: list[Child], nvml_machine: Any):
     return run
 
 
-def test_internvl2_from_measuring_to_the_end(
-    serve: Any, internvl2: Path, tmp_path: Path, port: int
-) -> None:
+def test_internvl2_from_measuring_to_the_end(serve, internvl2, tmp_path, port) -> None:
     pytest.importorskip("openai")
     child = serve(str(internvl2), "--concurrency", "3", "--model-name", "it's mine")
     served = Served(child, port, tmp_path / "state")

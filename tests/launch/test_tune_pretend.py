@@ -55,9 +55,7 @@ def test_it_tries_keeps_the_best_and_serve_uses_it(children: list[Child], tmp_pa
 
 
 @pytest.mark.exhaustive
-def test_it_tries_stops_tries_again_keeps_the_best_and_serve_uses_it(
-    children: list[Child], tmp_path: Path
-) -> None:
+def test_it_tries_stops_tries_again_keeps_the_best_and_serve_uses_it(children, tmp_path) -> None:
     _, part = tune(children, tmp_path, "--starts", "3", code=130)
     assert ([one["outcome"] for one in part["trials"]], part["best"]) == (["measured"], 1)
     assert part["stopped"] == "SIGINT"
@@ -84,9 +82,7 @@ def serve_begins_with_the_best(children: list[Child], tmp_path: Path) -> None:
 
 
 @pytest.mark.exhaustive
-def test_tune_ends_its_own_load_without_a_traceback(
-    children: list[Child], tmp_path: Path, internvl2: Path
-) -> None:
+def test_tune_ends_its_own_load_without_a_traceback(children, tmp_path, internvl2) -> None:
     child = start_turbofit(
         children, tmp_path, "tune", str(internvl2), "--on", "1xrtx3060", "--context", "8192",
         "--pretend", "--requests", "100000", "--output-tokens", "2000", "--prompt-tokens", "16",

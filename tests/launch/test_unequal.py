@@ -40,9 +40,7 @@ def test_each_engine_is_watched_with_its_own_forecast(plan: Plan, tmp_path: Path
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_the_margin_is_of_the_engine_that_died_and_both_are_planned_again(
-    plan: Plan, number: int
-) -> None:
+def test_the_margin_is_of_the_engine_that_died_and_both_are_planned_again(plan, number) -> None:
     view = plan.of_group(number)
     (gpu,) = view.gpus
     rung = next(r for r in rungs(died("vision", 100 * MIB), view, {}) if "margin" in r.changes)
@@ -74,9 +72,7 @@ def test_another_ratio_of_one_engine_is_another_plan(plan: Plan) -> None:
     assert _engines(api.plan(MODEL, on=ON)) == _engines(plan)
 
 
-def test_a_saved_plan_is_launched_with_the_settings_of_each(
-    plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_saved_plan_is_launched_with_the_settings_of_each(plan, tmp_path, capsys) -> None:
     path = tmp_path / "plan.json"
     path.write_text(plan.to_json())
     base = ["serve", "--plan", str(path), "--dry-run", "--", "--quant-policy"]

@@ -111,9 +111,7 @@ def test_help_and_other_commands_do_not_mind(monkeypatch, capsys) -> None:
         ("TURBOFIT_INTERNVL2_8B_PORT_23333_TCP_ADDR", "10.0.0.1"),
     ],
 )
-def test_what_kubernetes_sets_for_a_service_is_not_ours(
-    name: str, value: str, monkeypatch, capsys
-) -> None:
+def test_what_kubernetes_sets_for_a_service_is_not_ours(name, value, monkeypatch, capsys) -> None:
     assert is_service_link(name, value)
     monkeypatch.setenv(name, value)
     assert main(["serve", *PLAN[1:], "--dry-run"]) == 0

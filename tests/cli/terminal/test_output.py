@@ -25,9 +25,7 @@ Out = pytest.CaptureFixture[str]
     ("option", "said"),
     [([], set()), (["-v"], {"INFO"}), (["--verbose"], {"INFO"}), (["-vv"], {"INFO", "DEBUG"})],
 )
-def test_the_log_goes_to_stderr_and_json_stays_json(
-    option: list[str], said: set[str], capsys: Out
-) -> None:
+def test_the_log_goes_to_stderr_and_json_stays_json(option: list[str], said, capsys) -> None:
     assert main([*PLAN, *option]) == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out)["fits"]

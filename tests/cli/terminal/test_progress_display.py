@@ -169,9 +169,7 @@ def test_what_was_there_before_is_not_speed(display: ProgressDisplay) -> None:
         (30, "loading weights: 3.0 GiB of 1"),
     ],
 )
-def test_the_times_are_kept_before_the_bar(
-    columns: int, line: str, display: ProgressDisplay, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_times_are_kept_before_the_bar(columns, line, display, monkeypatch) -> None:
     monkeypatch.setattr(progress_display, "width", lambda _: columns)
     display._in_place = True
     display.hear(Step("loading weights", 0, 15 << 30, "bytes"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -84,21 +85,16 @@ def test_each_step_reads_only_what_is_new(taken: list[Any], tmp_path: Path) -> N
     assert again.last == others + 2 * MIB
 
 
-class Samples:
+class Samples(nullcontext):  # type: ignore[type-arg]
     """A `Sampler` whose only samples came at these seconds."""
 
     def __init__(self, *at: float) -> None:
+        super().__init__()
         self.at = at
 
     def between(self, _: str, begin: float, end: float) -> SampledRange | None:
         inside = [at for at in self.at if begin <= at <= end]
         return SampledRange(peak=MIB, last=MIB) if inside else None
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
 
 def test_a_gpu_that_answers_no_more_is_not_read_by_its_last_answer(monkeypatch) -> None:
@@ -124,17 +120,17 @@ STEPS = ["steady", "kernels", "vision_request", "vision_forward", "text_prefill"
 class Usage:
     """A card on which everything takes as much as a list says, in MiB."""
 
-    def __init__(self, *used: int, before: int = 0) -> None:
-        self.used, self._before = list(used), before
+    def __init__(self, *used: int, card: int = 0) -> None:
+        self.used, self.card = list(used), card
 
     def __call__(self, plan: Any) -> Usage:
-        self.plan, self.before = plan, {one.index: self._before * MIB for one in plan.gpus}
+        self.plan, self.before = plan, {one.index: 0 for one in plan.gpus}
         return self
 
     def read(self, _: Any) -> dict[int, SampledRange]:
         if not self.used:
             raise MachineError("GPU 0 is lost", hint="see nvidia-smi")
-        return {0: SampledRange(peak=self.used[0] * MIB, last=self.used.pop(0) * MIB)}
+        return {self.card: SampledRange(peak=self.used[0] * MIB, last=self.used.pop(0) * MIB)}
 
     def end(self) -> None:
         pass
@@ -227,22 +223,13 @@ def test_an_engine_of_an_earlier_plan_is_not_read() -> None:
     assert not first.complete
 
 
-class OneCard(Usage):
-    def __init__(self, index: int) -> None:
-        super().__init__()
-        self.index = index
-
-    def read(self, _: Any) -> dict[int, SampledRange]:
-        return {self.index: SampledRange(peak=MIB, last=MIB)}
-
-
 def test_each_unequal_engine_is_driven_to_its_own_limits() -> None:
     plan = api.plan("internvl2.5-8b", on="rtx3090+l40s", engine="turbomind", concurrency=8)
     paid = [plan.of_group(group).limits.units_per_forward for group in (0, 1)]
     assert paid[0] != paid[1]
     bodies = []
     for group in (0, 1):
-        calibrator = Calibrator(OneCard(plan.parallel.groups[group][0]), print)
+        calibrator = Calibrator(Usage(*[1] * 9, card=plan.parallel.groups[group][0]), print)
         calibrator.begin(plan)
         one = engine()
         one.group = group

@@ -8,22 +8,30 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tests.support.plans import plausible_plan
 from turbofit import api
 from turbofit.cli.main import main
 from turbofit.core.errors import PackageError
 from turbofit.core.plan import Command
-from turbofit.core.units import GIB
+from turbofit.core.units import GIB, MIB
 from turbofit.launch.engine import kernel
 from turbofit.launch.engine.launches import (
     KEY,
+    RATIO,
     Launch,
     _outgoing,
     find_lmdeploy,
+    fitted_ratio,
     free_ports,
     module_runner,
     port_of,
+    ratio_now,
+    shared_ratio,
+    with_ratio,
 )
 from turbofit.launch.engine.pretended import PretendLaunch, pretend_machine, pretend_runner
 from turbofit.planning.commands import private_commands
@@ -151,3 +159,85 @@ def test_a_pretend_neighbour_takes_memory_and_an_allocation_of_the_first_start_f
     ]
     assert ["fail_at 60" in text for text in scenarios] == [True, False]
     assert all(str(beside.late) in text for text in scenarios)
+
+
+# A start takes the plan's cache, whatever share of the free memory that is.
+
+
+PLAN = plausible_plan(gpus=1, tp=1)
+REGION = PLAN.kv.region_bytes
+PLANNED = PLAN.settings.cache_max_entry_count
+#: What LMDeploy would find free by the plan when it sizes the cache.
+LEFT = REGION / PLANNED
+
+
+def about(ratio: float) -> object:
+    return pytest.approx(ratio, abs=1e-6)
+
+
+def free(more: int) -> dict[str, int]:
+    return {gpu.uuid: gpu.free + more for gpu in PLAN.gpus}
+
+
+@given(st.integers(-2 * GIB, 60 * GIB))
+def test_the_cache_has_the_plans_bytes(more: int) -> None:
+    ratio = fitted_ratio(PLAN, 0, free(more))
+    assert 0 < ratio < 1
+    assert 0 <= ratio * (LEFT + more) - REGION < (LEFT + more) / 10**6 + 1
+
+
+def test_where_that_is_not_there_the_ratio_stays() -> None:
+    """What is left is less than the cache: the engine sizes what it can, as it would alone."""
+    assert fitted_ratio(PLAN, 0, free(-10 * GIB)) == PLANNED == 0.873
+    assert fitted_ratio(PLAN, 0, {}) == PLANNED
+    blocks = replace(PLAN, kv=replace(PLAN.kv, region_bytes=0))  # it counts blocks
+    assert fitted_ratio(blocks, 0, free(MIB)) == PLANNED
+    assert fitted_ratio(PLAN, 0, free(0)) == about(PLANNED)
+
+
+def test_of_several_cards_the_fullest_counts() -> None:
+    plan = plausible_plan(gpus=2, tp=2)
+    one, two = plan.gpus
+    planned = plan.settings.cache_max_entry_count
+    lower = plan.kv.region_bytes / (plan.kv.region_bytes / planned + GIB)
+    assert fitted_ratio(plan, 0, {one.uuid: one.free, two.uuid: two.free + GIB}) == about(planned)
+    assert fitted_ratio(plan, 0, {two.uuid: two.free + GIB}) == about(planned)
+    both = {gpu.uuid: gpu.free + GIB for gpu in plan.gpus}
+    assert fitted_ratio(plan, 0, both) == about(lower)
+    # A card of which the plan left more may have as much more and less.
+    wide = replace(two, total=two.total + 2 * GIB, free=two.free + 2 * GIB)
+    now = {one.uuid: one.free + GIB, wide.uuid: wide.free - GIB}
+    assert fitted_ratio(replace(plan, gpus=(one, wide)), 0, now) == about(lower)
+
+
+def test_a_replica_that_starts_again_looks_at_its_own_cards() -> None:
+    plan = plausible_plan(gpus=2, tp=1)
+    assert (len(plan.parallel.groups), plan.by_group) == (2, ())
+    one, two = plan.gpus
+    now = {one.uuid: one.free + GIB, two.uuid: 0}
+    planned = plan.settings.cache_max_entry_count
+    lower = plan.kv.region_bytes / (plan.kv.region_bytes / planned + GIB)
+    assert fitted_ratio(plan, 0, now) == about(lower)
+    assert fitted_ratio(plan, 1, now) == planned
+
+
+def test_in_the_command_line() -> None:
+    assert with_ratio(("a", RATIO, "0.8", "b"), 0.25) == ("a", RATIO, "0.250000", "b")
+    assert with_ratio(("a", "b"), 0.25) == ("a", "b")
+
+
+def test_what_is_free_of_cards_that_several_models_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    (gpu,) = PLAN.gpus
+    used: dict[int, int] = {}
+    monkeypatch.setattr("turbofit.launch.serve.gpu_monitor.used_now", lambda _: used)
+    assert shared_ratio(PLAN, 0) == ratio_now(PLAN, 0) == PLANNED
+    used[gpu.index] = gpu.total - gpu.reserved - gpu.free
+    assert shared_ratio(PLAN, 0) == about(PLANNED)
+    used[gpu.index] -= 2 * GIB
+    assert shared_ratio(PLAN, 0) < PLANNED
+    # Another turbofit reserved 2 GiB, and holds none of them.
+    sized = ratio_now(PLAN, 0) * (REGION / PLANNED + 2 * GIB)
+    assert REGION <= sized < REGION + gpu.total / 10**6
+    # Somebody took half a GiB: the cache has its part of that, and not all is left to the margin.
+    used[gpu.index] += 5 * GIB // 2
+    assert ratio_now(PLAN, 0) == PLANNED

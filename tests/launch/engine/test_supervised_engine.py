@@ -101,9 +101,7 @@ def test_a_process_that_outlives_its_kill_is_not_forgotten(engine: SupervisedEng
     assert (process.log_required, again.log_required) == (True, False)  # a first start needs it
 
 
-def test_a_lost_loop_is_waited_for_and_asked_for(
-    engine: SupervisedEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lost_loop_is_waited_for_and_asked_for(engine, monkeypatch) -> None:
     engine.tracker._loop_failed = 1.0
     assert engine.look(1.0) is None
     with monkeypatch.context() as patch:

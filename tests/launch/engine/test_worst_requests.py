@@ -80,9 +80,7 @@ def test_one_image_holds_the_worst_forward(model: str, on: str) -> None:
 @pytest.mark.parametrize("text", TEXT)
 @pytest.mark.parametrize("forward", [1024, 4096, 8192])
 @pytest.mark.parametrize("patch", [None, 1, 6])
-def test_where_no_client_can_ask_for_one_image_many_meet(
-    on: str, text: int, forward: int, patch: int | None
-) -> None:
+def test_where_no_client_can_ask_for_one_image_many_meet(on, text, forward, patch) -> None:
     plan = api.plan(
         "internvl3-8b-hf", on=on, max_prefill_token_num=forward, max_dynamic_patch=patch,
         concurrency=8, queue_images=False,

@@ -5,17 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from base64 import b64encode
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from msgspec.structs import replace
 
 from tests.support.checkpoints import make_qwen2_vl
 from tests.support.waiting import HANG, until
 from turbofit.core.model import AudioDims
-from turbofit.load.prompt import png
 from turbofit.model.presets import preset_model
 from turbofit.rehearse.checkpoint.twin import twin_of, write_model
 
@@ -92,11 +89,6 @@ def tiny_map(layers: list[int | str]) -> dict[str, int | str]:
     }
     made |= {f"model.language_model.layers.{n}": where for n, where in enumerate(layers)}
     return {**made, "model.language_model.norm": "cpu", "lm_head": "cpu"}
-
-
-def picture(width: int = 56, height: int = 56) -> dict[str, Any]:
-    url = "data:image/png;base64," + b64encode(png(width, height)).decode()
-    return {"type": "image_url", "image_url": {"url": url}}
 
 
 class Served:

@@ -20,10 +20,10 @@ from tests.launch.fallback.support import (
     NAME,
     OMNI_MAP,
     Served,
-    picture,
     tiny_omni,
     tiny_qwen2_vl,
 )
+from tests.support.serving import image
 from tests.support.waiting import HANG, until
 from turbofit.gateway.config import GatewayConfig
 from turbofit.launch.fallback.server import FallbackApp, GenerationOptions, ServedModel
@@ -88,14 +88,14 @@ def test_text_and_image(name, request):
     server = request.getfixturevalue(name)
     status, text = ask(server, chat())
     assert (status, text["model"]) == (200, NAME)
-    status, seen = ask(server, chat(picture()))
+    status, seen = ask(server, chat(image(56, 56)))
     assert status == 200, seen
     # 56 x 56 pixels are 16 patches of 14, 4 tokens, and the two tokens around them.
     assert seen["usage"]["prompt_tokens"] == text["usage"]["prompt_tokens"] + 4 + 2
     assert 1 <= seen["usage"]["completion_tokens"] <= 4
-    status, two = ask(server, chat(picture(), picture(112, 56)))
+    status, two = ask(server, chat(image(56, 56), image(112, 56)))
     assert two["usage"]["prompt_tokens"] == seen["usage"]["prompt_tokens"] + 8 + 2
-    status, events = ask(server, chat(picture(), stream=True))
+    status, events = ask(server, chat(image(56, 56), stream=True))
     assert status == 200, events
     assert events.rstrip().endswith("data: [DONE]")
 
@@ -116,14 +116,14 @@ def test_unknown_keys_are_ignored_and_answers_are_as_long_as_asked(served):
 
 @needs_transformers
 def test_streams_end_as_clients_expect(served):
-    status, body = ask(served, chat(picture(), stream=True))
+    status, body = ask(served, chat(image(56, 56), stream=True))
     assert status == 200
     events = [line.removeprefix("data: ") for line in body.split("\n\n") if line]
     assert events.pop() == "[DONE]"
     choices = [json.loads(event)["choices"][0] for event in events]
     assert choices[-1]["finish_reason"] in ("length", "stop")
     said = "".join(choice["delta"].get("content") or "" for choice in choices)
-    plain = ask(served, chat(picture()))[1]["choices"][0]["message"]["content"].rstrip("\ufffd")
+    plain = ask(served, chat(image(56, 56)))[1]["choices"][0]["message"]["content"].rstrip("\ufffd")
     # A character that the last token cut short is in one of them only.
     assert said == plain[: len(said)]
     assert len(said) >= len(plain)
@@ -152,13 +152,13 @@ def test_a_long_prompt_is_refused_and_an_answer_ends_with_the_context(served):
         (chat(n=2), 400, "one request"),
         (chat(max_tokens=0), 400, "max_tokens"),
         (chat(temperature=-1), 400, "temperature"),
-        (chat(picture(), picture(), picture()), 400, "3 images"),
+        (chat(image(56, 56), image(56, 56), image(56, 56)), 400, "3 images"),
         (chat({"type": "image_url", "image_url": {"url": "/etc/passwd"}}), 400, "inline"),
         (chat({"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}),
          415, "no known type"),
         (chat({"type": "image_url", "image_url": {"url": "data:image/png;base64,?"}}),
          400, "base64"),
-        (chat({"type": "image_url", "image_url": {"url": picture()["image_url"]["url"][:80]}}),
+        (chat({"type": "image_url", "image_url": {"url": image(56, 56)["image_url"]["url"][:80]}}),
          400, "header"),
         (chat(logit_bias={"five": 1}), 400, "logit_bias"),
     ],
@@ -188,7 +188,7 @@ def test_two_requests_are_served_one_after_the_other(served, monkeypatch):
 
     monkeypatch.setattr(Model, "generate", counted)
     with ThreadPoolExecutor(3) as pool:
-        bodies = [chat(picture(), max_tokens=20)] * 3
+        bodies = [chat(image(56, 56), max_tokens=20)] * 3
         answers = list(pool.map(lambda body: ask(served, body), bodies))
     assert [status for status, _ in answers] == [200] * 3
     assert len({answer["choices"][0]["message"]["content"] for _, answer in answers}) == 1

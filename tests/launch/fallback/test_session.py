@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from tests.launch.fallback.support import picture, tiny_qwen2_vl
+from tests.launch.fallback.support import tiny_qwen2_vl
 from tests.support.processes import Child, pids
-from tests.support.serving import Served
+from tests.support.serving import Served, image
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Workload
 from turbofit.launch.engine.engine_log import StartupTracker, end_of
@@ -117,7 +117,7 @@ def test_a_session(tmp_path, children):
     for phase in ("weights", "serving", "check", "ready"):
         assert f"phase: {phase}" in child.stderr
     served = Served(child, port, tmp_path / "state")
-    status, _, answer = served.chat(picture(448, 448), temperature=0)
+    status, _, answer = served.chat(image(448, 448), temperature=0)
     assert status == 200, answer
     # Lowered by the model folder: 100352 pixels are 512 patches, 128 tokens at most.
     assert answer["usage"]["prompt_tokens"] < 128 + 32

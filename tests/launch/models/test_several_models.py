@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import queue
 import threading
 import time
@@ -19,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.support.gateway import CHAT, Recorder, chat, gateway, plan_for
+from tests.support.serving import asking
 from tests.support.waiting import HANG, until
 from turbofit.core.errors import DoesNotFitError, TurbofitError
 from turbofit.gateway.config import GatewayConfig
@@ -145,13 +144,8 @@ class Site:
         until(lambda: self.models[name].state == state, f"{name} {state}")
 
     def ask(self, name: str) -> tuple[int, Any]:
-        connection = http.client.HTTPConnection(self.front.url.rpartition("/")[2], timeout=HANG)
-        body = json.dumps({**chat(), "model": name})
-        connection.request("POST", CHAT, body, {"Content-Type": "application/json"})
-        answer = connection.getresponse()
-        document = json.loads(answer.read())
-        connection.close()
-        return answer.status, document
+        status, _, body = asking(self.front.url)(CHAT, {**chat(), "model": name})
+        return status, body
 
 
 @pytest.fixture

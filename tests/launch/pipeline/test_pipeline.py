@@ -272,9 +272,7 @@ def message(*parts: dict[str, Any]) -> list[dict[str, Any]]:
         (4, {"max_dynamic_patch": 1}, 1),
     ],
 )
-def test_tiles_are_held(
-    limit: int | None, asked: dict[str, Any], tiles: int, pipeline: Any, internvl2: Path, image: Any
-) -> None:
+def test_tiles_are_held(limit, asked, tiles, pipeline, internvl2, image) -> None:
     pipe = pipeline(internvl2, max_dynamic_patch=limit)
     assert pipe(message(part(image, **asked))).text == "ok"
     assert pipe(message({"type": "image", "image": image, **asked})).text == "ok"
@@ -312,9 +310,7 @@ def test_the_transformers_format_is_held_by_its_processor(
     assert sum(units) <= pipe.plan.limits.units_per_request
 
 
-def test_more_images_than_planned_share_the_units(
-    pipeline: Any, internvl2: Path, image: Any
-) -> None:
+def test_more_images_than_planned_share_the_units(pipeline, internvl2, image) -> None:
     pipe = pipeline(internvl2, images=2)
     most = pipe.plan.limits.units_per_request
     assert pipe(("?", [image, image])).text == "ok"
@@ -334,9 +330,7 @@ def test_more_images_than_planned_share_the_units(
     assert image.size == (1920, 1080)
 
 
-def test_remote_code_is_asked_for_only_where_it_is_needed(
-    internvl2: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_remote_code_is_asked_for_only_where_it_is_needed(internvl2, monkeypatch) -> None:
     given: list[bool] = []
     monkeypatch.setattr(
         planned_pipeline, "PlannedPipeline",
@@ -352,9 +346,7 @@ def test_remote_code_is_asked_for_only_where_it_is_needed(
     assert given == [False, False, True, True]
 
 
-def test_the_planned_group_is_all_that_the_engine_sees(
-    internvl2: Path, tmp_path: Path, nvml_library: Path
-) -> None:
+def test_the_planned_group_is_all_that_the_engine_sees(internvl2, tmp_path, nvml_library) -> None:
     scenario = Scenario(gpus=[gpu_3090(i) for i in range(3)])
     with in_process(nvml_library, scenario, tmp_path):
         with open_pipeline(str(internvl2), gpus="2") as pipe:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import shutil
 import signal
 import subprocess
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +15,8 @@ import pytest
 
 from tests.support.gateway import plan_for
 from tests.support.plans import plausible_plan
-from tests.support.waiting import HANG, until
+from tests.support.serving import asking
+from tests.support.waiting import until
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.plan import Plan, Rehearsal
 from turbofit.core.rehearsal import End, RehearsedCache
@@ -126,14 +125,8 @@ def job() -> Iterator[Any]:
 
 def known(job: Any, key: str) -> bool:
     """Whether a request with this key is let in; no engine runs behind the gateway."""
-    headers = {"Authorization": f"Bearer {key}"}
-    request = urllib.request.Request(f"{job.public.url}/v1/models", headers=headers)
-    try:
-        with urllib.request.urlopen(request, timeout=HANG):
-            return True
-    except urllib.error.HTTPError as exc:
-        with exc:
-            return exc.code != 401
+    ask = asking(job.public.url)
+    return ask("/v1/models", Authorization=f"Bearer {key}")[0] != 401
 
 
 def test_a_key_changes_at_once_and_in_later_starts(job):

@@ -155,9 +155,7 @@ def watchers(engine: int) -> list[int]:
 
 
 @pytest.mark.parametrize("guarded", [True, False])
-def test_kill_9_leaves_nothing_that_the_next_start_does_not_end(
-    guarded: bool, session, tmp_path: Path
-) -> None:
+def test_kill_9_leaves_nothing_that_the_next_start_does_not_end(guarded, session, tmp_path) -> None:
     """The kernel ends the engine itself; what that had started, its guard, or the next start."""
     child = session("family")
     child.wait_for("OPEN")

@@ -45,9 +45,7 @@ def test_a_start_gets_a_ratio_where_others_may_be_on_its_cards(run, expected: An
         ("crash", True, False),
     ],
 )
-def test_a_lack_of_memory_that_others_took_is_no_fault_of_a_request(
-    kind: Any, taken: bool, expected: bool
-) -> None:
+def test_a_lack_of_memory_that_others_took_is_no_fault_of_a_request(kind, taken, expected) -> None:
     start: Any = Start(SimpleNamespace(), PLAN, 0)
     start._gpu_monitor = SimpleNamespace(without_headroom=lambda uuids: taken)
     end = End(kind=kind, message=kind, hint="none")
