@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from tests.cli.screen import Terminal
 from tests.load.scripted import ThreadedServer
 from turbofit.cli.commands.chat import question_of
 from turbofit.cli.main import main
@@ -47,11 +48,6 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Model]:
         yield server
 
 
-class _Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
 @pytest.fixture
 def typed(monkeypatch: pytest.MonkeyPatch) -> Any:
     """What a person types, line by line, then Ctrl-D."""
@@ -64,7 +60,7 @@ def typed(monkeypatch: pytest.MonkeyPatch) -> Any:
                 raise EOFError
             return left.pop(0)
 
-        monkeypatch.setattr("sys.stdin", _Terminal())
+        monkeypatch.setattr("sys.stdin", Terminal())
         monkeypatch.setattr(builtins, "input", line)
 
     return lines

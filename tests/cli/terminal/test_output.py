@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import pytest
 
+from tests.cli.screen import Terminal
 from turbofit.cli.main import main
 from turbofit.cli.terminal import progress_display as terminal
 from turbofit.cli.terminal.output import exit_code, run_until_signal, verbose_log
@@ -73,11 +74,6 @@ def test_a_body_that_stops_in_order_says_what_ended_it() -> None:
 
     assert exit_code(run_until_signal(body)) == 130
     assert exit_code(run_until_signal(lambda _stop: None)) == 0
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
 
 
 @pytest.mark.parametrize(

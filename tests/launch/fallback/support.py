@@ -95,11 +95,7 @@ class Served:
     """The server on a port of its own; ``app`` and ``model`` are its parts."""
 
     def __init__(
-        self,
-        folder: Path,
-        *,
-        session_len: int = 512,
-        placed: Mapping[str, int | str] | None = None,
+        self, folder: Path, *, session_len: int = 512, placed: Mapping[str, int | str] | None = None
     ) -> None:
         import uvicorn
 

@@ -15,14 +15,7 @@ from typing import Any
 import pytest
 
 from tests import virtual_time
-from tests.launch.fallback.support import (
-    KEY,
-    NAME,
-    OMNI_MAP,
-    Served,
-    tiny_omni,
-    tiny_qwen2_vl,
-)
+from tests.launch.fallback.support import KEY, NAME, OMNI_MAP, Served, tiny_omni, tiny_qwen2_vl
 from tests.support.serving import image
 from tests.support.waiting import HANG, until
 from turbofit.gateway.config import GatewayConfig

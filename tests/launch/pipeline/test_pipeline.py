@@ -19,12 +19,7 @@ from turbofit import api
 from turbofit.core.errors import DoesNotFitError, LaunchError, NoGpuError, UsageError
 from turbofit.core.units import GIB
 from turbofit.launch.pipeline import planned_pipeline
-from turbofit.launch.pipeline.pipeline import (
-    engine_of,
-    open_pipeline,
-    planned_config,
-    with_config,
-)
+from turbofit.launch.pipeline.pipeline import engine_of, open_pipeline, planned_config, with_config
 from turbofit.launch.serve import gpu_monitor, planner
 from turbofit.launch.serve.leases import Leases, counted
 from turbofit.machine import nvml_machine

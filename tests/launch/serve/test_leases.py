@@ -29,7 +29,20 @@ from turbofit.launch.serve.leases import Leases, counted, end_orphans
 
 pytestmark = pytest.mark.slow
 
-DRIVER = Path(__file__).with_name("plan_driver.py")
+#: Plans and reserves as `serve` does, says so, and keeps its lease until its stdin closes.
+PLANS = """
+import json, sys
+from turbofit.launch.serve.leases import Leases
+from turbofit.launch.serve.planner import Planner
+from turbofit.planning.request import PlanRequest
+with Leases() as leases:
+    request = PlanRequest(model=sys.argv[1], **json.loads(sys.argv[2]))
+    plan = Planner(request, leases, lambda _: None, rehearse=False).make({})
+    (gpu,) = plan.gpus
+    need = max(gpu.peak, gpu.load_peak) - gpu.used
+    print(json.dumps([plan.fits, plan.verdict, need, gpu.free]), flush=True)
+    sys.stdin.read()
+"""
 UUID = gpu(0).uuid
 
 
@@ -296,10 +309,10 @@ def planning(tmp_path: Path, nvml_machine: Any):
     environ = {**os.environ, **nvml_machine(Scenario(gpus=[gpu_3090(0)])), "PYTHONPATH": str(REPO),
                "TURBOFIT_LEASES": str(tmp_path / "leases")}  # fmt: skip
 
-    def run(*models: str, **keywords: Any) -> list[dict[str, Any]]:
+    def run(*models: str, **keywords: Any) -> list[list[Any]]:
         begun = [
             subprocess.Popen(
-                [sys.executable, str(DRIVER), model, json.dumps(keywords)], env=environ,
+                [sys.executable, "-c", PLANS, model, json.dumps(keywords)], env=environ,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             )
             for model in models
@@ -316,22 +329,19 @@ def planning(tmp_path: Path, nvml_machine: Any):
 
 def test_many_turbofits_at_once_share_one_card(planning) -> None:
     found = planning(*["internvl2-1b"] * 4, budget=8 * GIB)
-    cards = [next(iter(one["gpus"].values())) for one in found if one["fits"]]
-    usable = max(next(iter(one["gpus"].values()))["free"] for one in found)
-    assert 2 <= len(cards) < 4
-    assert sum(card["need"] for card in cards) <= usable
+    taken = [(need, free) for fits, _, need, free in found if fits]
+    assert 2 <= len(taken) < 4
+    assert sum(need for need, _ in taken) <= max(free for *_, free in found)
     # Each saw what those before it had reserved.
-    assert len({card["free"] for card in cards}) == len(cards)
+    assert len({free for _, free in taken}) == len(taken)
 
 
 def test_the_second_takes_what_the_first_leaves_and_all_when_that_is_killed(planning) -> None:
     (first,) = planning("internvl2-8b")
-    (second,) = planning("internvl2-8b")
-    assert (first["fits"], second["fits"]) == (True, False)
-    assert "does not fit" in second["verdict"]
+    ((fits, verdict, *_),) = planning("internvl2-8b")
+    assert (first[0], fits) == (True, False)
+    assert "does not fit" in verdict
     for child in planning.started:
         child.kill()
         child.wait()
-    (third,) = planning("internvl2-8b")
-    assert third["fits"]
-    assert third["gpus"] == first["gpus"]
+    assert planning("internvl2-8b") == [first]
