@@ -29,13 +29,11 @@ NO_MEMORY = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 
 class Process:
     """An engine's process, as far as it is looked at."""
 
-    pid = 7
-    log_error = ""
+    pid, log_error = 7, ""
+    code: int | None = None
 
     def __init__(self, *_: Any, log_required: bool) -> None:
-        self.log_required = log_required
-        self.code: int | None = None
-        self.said: list[tuple[str, int]] = []
+        self.log_required, self.said = log_required, list[tuple[str, int]]()
 
     def poll(self) -> int | None:
         return self.code
@@ -43,12 +41,11 @@ class Process:
     def kill(self, seconds: float) -> bool:
         return self.code is not None
 
-    def take(self) -> list[tuple[str, int]]:
+    def take(self, seconds: float = 0.0) -> list[tuple[str, int]]:
         said, self.said = self.said, []
         return said
 
-    def finish(self, seconds: float = 2.0) -> list[tuple[str, int]]:
-        return self.take()
+    finish = take
 
 
 @pytest.fixture

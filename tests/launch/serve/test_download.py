@@ -59,9 +59,7 @@ def test_the_folder_that_came_is_fetched_once(hub, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "below"), [("HUGGINGFACE_HUB_CACHE", ""), ("XDG_CACHE_HOME", "huggingface/hub")]
 )
-def test_what_is_there_is_looked_for_where_the_hub_puts_it(
-    hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, below: str
-) -> None:
+def test_what_is_there_is_looked_for_where_the_hub_puts_it(hub, tmp_path, monkeypatch, key, below):
     hub("pass")
     monkeypatch.delenv("HF_HOME")
     monkeypatch.setenv(key, str(tmp_path / "other"))
