@@ -39,7 +39,6 @@ def refused(capsys: Out, *words: str) -> tuple[str, str]:
         ("--server-port 80", " 80", "turbofit serve MODEL --port 80"),
         ("--tool-call-parser qwen", "", "behind --: turbofit serve MODEL -- --tool-call-parser"),
         ("--model x/y", " x/y", "turbofit plan x/y, without an option"),
-        ("--imags 2", "", "did you mean --images?"),
         ("--foo 2", "", "see turbofit plan --help"),
         ("--enforce-eager", "", "here: --eager-mode"),
         ("-o json", "", "here: --json (--md prints Markdown"),

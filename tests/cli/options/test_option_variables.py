@@ -106,7 +106,6 @@ def test_help_and_other_commands_do_not_mind(monkeypatch, capsys) -> None:
     ("name", "value"),
     [
         ("TURBOFIT_SERVE_PORT", "tcp://10.0.0.1:23333"),
-        ("TURBOFIT_INTERNVL2_8B_SERVICE_HOST", "10.0.0.1"),
         ("TURBOFIT_INTERNVL2_8B_SERVICE_PORT_HTTP", "23333"),
         ("TURBOFIT_INTERNVL2_8B_PORT_23333_TCP_ADDR", "10.0.0.1"),
     ],

@@ -221,7 +221,8 @@ def others_can_write() -> bool:
 
 
 @pytest.mark.parametrize("step", [Step("planning"), None])
-def test_a_signal_at_any_moment_leaves_the_terminal_to_others(step: Step | None) -> None:
+def test_a_signal_at_any_moment_leaves_the_terminal_to_others(step: Step | None, capsys) -> None:
+    """While it is shown what is under way, and while a line is written."""
     for moment in count():
         display = ProgressDisplay(io.StringIO(), in_place=True)
         came = interrupted(moment, lambda display=display: display.hear(step))
@@ -230,9 +231,6 @@ def test_a_signal_at_any_moment_leaves_the_terminal_to_others(step: Step | None)
         if not came:
             assert moment > 2
             break
-
-
-def test_so_does_a_signal_while_a_line_is_written(capsys: pytest.CaptureFixture[str]) -> None:
     with output.progress(quiet=False, as_json=False):
         for moment in count():
             came = interrupted(moment, lambda: output.note("a line"))

@@ -18,15 +18,7 @@ from turbofit import api
 from turbofit.core.errors import LaunchError, MachineError
 from turbofit.core.units import MIB
 from turbofit.launch import calibrate
-from turbofit.launch.calibrate import (
-    Calibrator,
-    NvmlUsageReader,
-    PretendUsageReader,
-    calibration_of,
-    learned,
-    relieve,
-    stored,
-)
+from turbofit.launch.calibrate import Calibrator
 from turbofit.launch.engine.pretended import PretendReader, pretend_machine
 from turbofit.launch.serve import ladder
 from turbofit.observe import calibrations
@@ -61,7 +53,7 @@ def test_each_step_reads_only_what_is_new(taken: list[Any], tmp_path: Path) -> N
     others = gpu.used + gpu.late
     path = tmp_path / "timeline"
     engine: Any = SimpleNamespace(group=0, pretended=PretendReader(PLAN, 0, path))
-    usage = PretendUsageReader(PLAN)
+    usage = calibrate.PretendUsageReader(PLAN)
     path.write_text("P context\nA 0 0 -1 nonsense\n")
     with pytest.raises(MachineError):  # and is read again from the beginning
         usage.read(engine)
@@ -105,7 +97,7 @@ def test_a_gpu_that_answers_no_more_is_not_read_by_its_last_answer(monkeypatch) 
     engine: Any = SimpleNamespace(group=0)
     for last, refused in ((9.9, False), (9.0, True)):
         monkeypatch.setattr(calibrate, "Sampler", lambda _, last=last: Samples(1.0, last))
-        usage = NvmlUsageReader(PLAN)
+        usage = calibrate.NvmlUsageReader(PLAN)
         usage._since = {0: 0.0}
         if refused:
             with pytest.raises(MachineError, match="did not answer"):
@@ -238,16 +230,16 @@ def test_each_unequal_engine_is_driven_to_its_own_limits() -> None:
 
 
 def test_what_was_learned_is_kept_for_plans_on_such_cards() -> None:
-    result = learned(PLAN, driven().observations, {}, lmdeploy="0.18.0", pretend=False)
+    result = calibrate.learned(PLAN, driven().observations, {}, lmdeploy="0.18.0", pretend=False)
     assert result["why_not"] is None
     assert [row["phase"] for row in result["phases"]] == ["context and weights", "cache", *STEPS]
-    assert calibration_of(PLAN) is None
+    assert calibrate.calibration_of(PLAN) is None
     machine = calibrations.with_calibrations(PLAN.machine, pretend=False)
     calibrated = replace(PLAN, machine=machine)
-    known = calibration_of(calibrated)
+    known = calibrate.calibration_of(calibrated)
     assert known is not None
     assert known.lmdeploy == "0.18.0"
-    again = stored(calibrated)
+    again = calibrate.stored(calibrated)
     assert again["phases"] == result["phases"]
     text = str(calibration_view(again))
     assert "your cards (NVIDIA GeForce RTX 3090) take " in text
@@ -258,17 +250,17 @@ def test_what_restarts_learned_is_dropped_only_where_something_was_missing() -> 
     ladder.remember(PLAN, "0.18.0", pretend=False, changes={"margin": 7}, why="x")
     less = {"calibrations": [{"context": -5, "buffers": 3}], "kept": ["file"]}
     more = {"calibrations": [{"context": -5, "buffers": 9}], "kept": ["file"]}
-    assert not relieve(PLAN, less, "0.18.0", pretend=False)
-    assert not relieve(PLAN, {**more, "kept": []}, "0.18.0", pretend=False)
-    assert not relieve(PLAN, more, "0.18.0", pretend=True)
+    assert not calibrate.relieve(PLAN, less, "0.18.0", pretend=False)
+    assert not calibrate.relieve(PLAN, {**more, "kept": []}, "0.18.0", pretend=False)
+    assert not calibrate.relieve(PLAN, more, "0.18.0", pretend=True)
     assert ladder.recall(PLAN, "0.18.0", pretend=False) == {"margin": 7}
-    assert relieve(PLAN, more, "0.18.0", pretend=False)
+    assert calibrate.relieve(PLAN, more, "0.18.0", pretend=False)
     assert ladder.recall(PLAN, "0.18.0", pretend=False) == {}
 
 
 def test_what_was_measured_is_told_where_nothing_is_learned(monkeypatch) -> None:
     """The disk does not take it, or somebody else's memory moved."""
-    done = driven()
+    seen = driven().observations
 
     def full(*_: Any, **__: Any) -> Any:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -282,7 +274,7 @@ def test_what_was_measured_is_told_where_nothing_is_learned(monkeypatch) -> None
     ):
         with monkeypatch.context() as patch:
             patch.setattr(place, answer)
-            result = learned(PLAN, done.observations, before, lmdeploy="0.18.0", pretend=False)
+            result = calibrate.learned(PLAN, seen, before, lmdeploy="0.18.0", pretend=False)
         assert told in result["why_not"]
         assert result["kept"] == []
         assert result["calibrations"]

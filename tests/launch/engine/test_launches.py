@@ -18,21 +18,8 @@ from turbofit.cli.main import main
 from turbofit.core.errors import PackageError
 from turbofit.core.plan import Command
 from turbofit.core.units import GIB, MIB
-from turbofit.launch.engine import kernel
-from turbofit.launch.engine.launches import (
-    KEY,
-    RATIO,
-    Launch,
-    _outgoing,
-    find_lmdeploy,
-    fitted_ratio,
-    free_ports,
-    module_runner,
-    port_of,
-    ratio_now,
-    shared_ratio,
-    with_ratio,
-)
+from turbofit.launch.engine import kernel, launches
+from turbofit.launch.engine.launches import KEY, RATIO, Launch, fitted_ratio
 from turbofit.launch.engine.pretended import PretendLaunch, pretend_machine, pretend_runner
 from turbofit.planning.commands import private_commands
 from turbofit.pretend.environment import SCENARIO
@@ -66,9 +53,9 @@ def test_versions(version: str, refused: bool, warned: bool, monkeypatch) -> Non
     monkeypatch.setattr(importlib.metadata, "version", lambda _: version)
     if refused:
         with pytest.raises(PackageError, match="older"):
-            find_lmdeploy()
+            launches.find_lmdeploy()
     else:
-        assert (find_lmdeploy().warning is not None) == warned
+        assert (launches.find_lmdeploy().warning is not None) == warned
 
 
 def test_without_lmdeploy_the_install_command_is_told(monkeypatch, capsys) -> None:
@@ -89,7 +76,7 @@ def run_module(folder: Path, name: str, code: str, **environ: str) -> list[str]:
     """What a module says, as LMDeploy's is run."""
     (folder / f"{name}.py").write_text(code)
     command = Command(env=environ, argv=("lmdeploy", "serve", "--server-port", "7"), group=0)
-    start = Launch(command, module_runner(name), "secret", hidden=True).start_command(0)
+    start = Launch(command, launches.module_runner(name), "secret", hidden=True).start_command(0)
     assert "secret" not in " ".join(start.argv)
     done = subprocess.run(
         start.argv, env={**start.env, "PYTHONPATH": str(folder)}, capture_output=True, text=True,
@@ -105,7 +92,7 @@ def test_what_an_engine_sees(tmp_path: Path) -> None:
     assert words == "serve --server-port 7 --api-keys secret None 1"
     # One of the user's own is on the command line already.
     command = Command(env={}, argv=("lmdeploy",), group=0)
-    assert KEY not in Launch(command, module_runner("x"), "mine").start_command(0).env
+    assert KEY not in Launch(command, launches.module_runner("x"), "mine").start_command(0).env
     # A script's folder comes first on its path; ours has a module named like many others.
     path = run_module(tmp_path, "looks", "import sys\nprint('\\n'.join(sys.path))\n")
     assert not any(folder.endswith("turbofit/launch") for folder in path)
@@ -124,7 +111,7 @@ def test_an_engine_keeps_no_urls(tmp_path: Path) -> None:
 def test_private_commands_are_closed() -> None:
     plan = plausible_plan(gpus=2, tp=1)
     commands = private_commands(plan, [5001, 5002], "/overlay/InternVL2-8B", "org/name")
-    assert [port_of(command) for command in commands] == [5001, 5002]
+    assert [launches.port_of(command) for command in commands] == [5001, 5002]
     argv = commands[0].argv
     assert argv[3] == "/overlay/InternVL2-8B"
     values = dict(pairwise(argv))
@@ -135,13 +122,13 @@ def test_private_commands_are_closed() -> None:
 
 
 def test_ports_are_different_free_and_not_the_gateways(monkeypatch: pytest.MonkeyPatch) -> None:
-    ports = free_ports(5)
+    ports = launches.free_ports(5)
     assert len(set(ports)) == 5
-    assert all(port < _outgoing() for port in ports)
-    assert port_of(Command(env={}, argv=("lmdeploy",), group=0)) == 23333
+    assert all(port < launches._outgoing() for port in ports)
+    assert launches.port_of(Command(env={}, argv=("lmdeploy",), group=0)) == 23333
     monkeypatch.setattr("random.SystemRandom.shuffle", lambda *_: None)
-    (first,) = free_ports(1)
-    assert first not in free_ports(1, besides=first)
+    (first,) = launches.free_ports(1)
+    assert first not in launches.free_ports(1, besides=first)
 
 
 @pytest.mark.lmdeploy
@@ -222,22 +209,22 @@ def test_a_replica_that_starts_again_looks_at_its_own_cards() -> None:
 
 
 def test_in_the_command_line() -> None:
-    assert with_ratio(("a", RATIO, "0.8", "b"), 0.25) == ("a", RATIO, "0.250000", "b")
-    assert with_ratio(("a", "b"), 0.25) == ("a", "b")
+    assert launches.with_ratio(("a", RATIO, "0.8", "b"), 0.25) == ("a", RATIO, "0.250000", "b")
+    assert launches.with_ratio(("a", "b"), 0.25) == ("a", "b")
 
 
 def test_what_is_free_of_cards_that_several_models_share(monkeypatch: pytest.MonkeyPatch) -> None:
     (gpu,) = PLAN.gpus
     used: dict[int, int] = {}
     monkeypatch.setattr("turbofit.launch.serve.gpu_monitor.used_now", lambda _: used)
-    assert shared_ratio(PLAN, 0) == ratio_now(PLAN, 0) == PLANNED
+    assert launches.shared_ratio(PLAN, 0) == launches.ratio_now(PLAN, 0) == PLANNED
     used[gpu.index] = gpu.total - gpu.reserved - gpu.free
-    assert shared_ratio(PLAN, 0) == about(PLANNED)
+    assert launches.shared_ratio(PLAN, 0) == about(PLANNED)
     used[gpu.index] -= 2 * GIB
-    assert shared_ratio(PLAN, 0) < PLANNED
+    assert launches.shared_ratio(PLAN, 0) < PLANNED
     # Another turbofit reserved 2 GiB, and holds none of them.
-    sized = ratio_now(PLAN, 0) * (REGION / PLANNED + 2 * GIB)
+    sized = launches.ratio_now(PLAN, 0) * (REGION / PLANNED + 2 * GIB)
     assert REGION <= sized < REGION + gpu.total / 10**6
     # Somebody took half a GiB: the cache has its part of that, and not all is left to the margin.
     used[gpu.index] += 5 * GIB // 2
-    assert ratio_now(PLAN, 0) == PLANNED
+    assert launches.ratio_now(PLAN, 0) == PLANNED

@@ -13,14 +13,8 @@ from tests.support.gateway import PATCHES, TILES
 from tests.support.plans import model, plausible_plan
 from turbofit import api
 from turbofit.core.plan import Plan, Workload
-from turbofit.launch.engine.worst_requests import (
-    ProbeRequest,
-    fullest_forward,
-    longest_request,
-    worst_image,
-    worst_image_tokens,
-    worst_request,
-)
+from turbofit.launch.engine import worst_requests
+from turbofit.launch.engine.worst_requests import fullest_forward, worst_image, worst_request
 from turbofit.memory.turbomind.pool import forward_tokens
 
 CARDS = ["1xrtx3090", "1xa100-80gb", "2xl4"]
@@ -28,7 +22,7 @@ CARDS = ["1xrtx3090", "1xa100-80gb", "2xl4"]
 TEXT = [75, 225]
 
 
-def image_units(plan: Plan, question: ProbeRequest) -> list[int]:
+def image_units(plan: Plan, question: worst_requests.ProbeRequest) -> list[int]:
     """Units of each image, by the model's own rule."""
     found = []
     for part in question.body["messages"][0]["content"]:
@@ -64,7 +58,7 @@ def test_one_image_holds_the_worst_forward(model: str, on: str) -> None:
     limits, rule = plan.limits, plan.model.image_rule
     assert plan.fits
     assert sum(image_units(plan, worst_request(plan, "m"))) == limits.units_per_request
-    assert worst_image_tokens(plan) == rule.unit_tokens(limits.units_per_request)
+    assert worst_requests.worst_image_tokens(plan) == rule.unit_tokens(limits.units_per_request)
     second = fullest_forward(plan, "m", 75)
     if limits.units_per_forward <= limits.units_per_request:
         assert second is None
@@ -108,7 +102,7 @@ def test_a_text_model_is_asked_for_what_decides() -> None:
     plan = api.plan("qwen2.5-7b", on="1xrtx3090", concurrency=8)
     assert worst_image(plan) is None
     assert worst_request(plan, "m") is None
-    assert worst_image_tokens(plan) == 0
+    assert worst_requests.worst_image_tokens(plan) == 0
     longest = fullest_forward(plan, "m", 0)
     assert longest is not None
     assert len(longest.body["input_ids"]) == plan.settings.session_len - 2
@@ -204,13 +198,13 @@ def test_every_prompt_of_it_fits_the_session(session: int, each: int) -> None:
     plan = replace(plan, settings=replace(plan.settings, session_len=session))
     questions: list[int] = []
 
-    def count(question: ProbeRequest) -> int:
+    def count(question: worst_requests.ProbeRequest) -> int:
         tokens = 5 + each * question.body["prompt"].count(" a")
         questions.append(tokens)
         assert tokens + question.body["max_tokens"] <= session
         return tokens
 
-    longest = longest_request(plan, "m", None, 0, count)
+    longest = worst_requests.longest_request(plan, "m", None, 0, count)
     assert longest is not None
     count(longest)
     assert questions[-1] >= 0.9 * session

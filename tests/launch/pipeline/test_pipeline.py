@@ -105,14 +105,6 @@ def test_every_way_to_ask(pipeline: Any, internvl2: Path, image: Any) -> None:
     assert {tuple(request["units"]) for request in seen(pipe)} == {(), (9,)}
 
 
-def test_turbofit_pipeline_is_the_same_door_and_closes_in_order(internvl2: Path) -> None:
-    with turbofit.pipeline(str(internvl2), on="1xrtx3090", images=2, log_level="ERROR") as pipe:
-        assert pipe("hi").text == "ok"
-        assert pipe.plan.limits.images_per_request == 2
-        engine = pipe.async_engine.engine
-    assert engine.closed
-
-
 def test_without_a_gpu_it_says_what_can_be_done(monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing(*_: object) -> None:
         raise NoGpuError("NVML cannot be opened", hint="describe a machine with --on SPEC")
@@ -124,12 +116,18 @@ def test_without_a_gpu_it_says_what_can_be_done(monkeypatch: pytest.MonkeyPatch)
     assert error.value.hint.startswith(pretend)
 
 
-def test_the_planned_settings_reach_the_engine(pipeline: Any, internvl2: Path) -> None:
-    pipe = pipeline(internvl2, concurrency=5, context=4096)
-    config, plan = pipe.async_engine.engine.engine_config, pipe.plan
+def test_the_planned_settings_reach_the_engine_which_closes_in_order(internvl2: Path) -> None:
+    with turbofit.pipeline(
+        str(internvl2), on="1xrtx3090", images=2, concurrency=5, context=4096, log_level="ERROR"
+    ) as pipe:
+        assert pipe("hi").text == "ok"
+        plan, engine = pipe.plan, pipe.async_engine.engine
+    config = engine.engine_config
     for name in ("cache_max_entry_count", "max_prefill_token_num", "session_len", "tp", "dtype"):
         assert getattr(config, name) == getattr(plan.settings, name)
     assert (config.max_batch_size, config.session_len) == (5, 4096)
+    assert plan.limits.images_per_request == 2
+    assert engine.closed
 
 
 def test_the_callers_config_is_kept_and_not_touched(pipeline: Any, internvl2: Path) -> None:

@@ -67,11 +67,8 @@ def test_what_clients_call_adapters(argv: list[str], names: list[str]) -> None:
     ("words", "message", "hint"),
     [
         (["--session-len", "4096"], "set by the plan", "before --"),
-        (["--tp=4"], "set by the plan", "before --"),
         (["--server-name", "0.0.0.0"], "set by turbofit", "leave it out"),
-        (["--backend", "pytorch"], "set by turbofit", "leave it out"),
         (["--adapters", "a=b"], "does not model", "--unplanned"),
-        (["--num-tokens-per-iter", "5"], "does not model", "--unplanned"),
         (["--no-such-option"], "no option of LMDeploy", "--unplanned"),
         (["model"], "not an option", "before --"),
         (["--chat-template"], "needs a value", "VALUE"),

@@ -27,20 +27,8 @@ from turbofit.core.process.state import state_dir
 from turbofit.core.run_report import RunReport
 from turbofit.core.struct import decode
 from turbofit.launch.engine.kernel import start_time
-from turbofit.launch.serve import runs as module
-from turbofit.launch.serve.runs import (
-    DETACHED,
-    Record,
-    RunRecord,
-    chosen_run,
-    end_without_lease,
-    live_runs,
-    newest_run_of,
-    requests_at,
-    serve_detached,
-    stop_server,
-    waiting_words,
-)
+from turbofit.launch.serve import runs
+from turbofit.launch.serve.runs import Record
 
 
 def test_it_is_whole_after_every_change(tmp_path: Path, monkeypatch) -> None:
@@ -59,11 +47,11 @@ def test_it_is_whole_after_every_change(tmp_path: Path, monkeypatch) -> None:
     assert document["events"][0]["kind"] == "grown"
     assert (document["state"], document["ended"], document["pretend"]) == ("ended", "SIGTERM", True)
     assert path.stat().st_mode & 0o077 == 0
-    assert decode(path.read_bytes(), RunRecord, what="run") == record.run
+    assert decode(path.read_bytes(), runs.RunRecord, what="run") == record.run
     report = decode(path.read_bytes(), RunReport, what="run")
     assert report.last is not None
     assert report.last.memory_back is True
-    monkeypatch.setattr(module, "write_atomic", lambda *_, **__: None)
+    monkeypatch.setattr(runs, "write_atomic", lambda *_, **__: None)
     for number in range(1100):
         record.event("n", str(number))
     assert [one.text for one in record.run.events] == [str(n) for n in range(100, 1100)]
@@ -79,12 +67,12 @@ def test_a_disk_that_refuses_costs_the_record_only(tmp_path: Path) -> None:
     record.keep()
     assert not record.unwritten
     kept = (tmp_path / "gone" / "run.json").read_bytes()
-    assert decode(kept, RunRecord, what="run") == record.run
+    assert decode(kept, runs.RunRecord, what="run") == record.run
 
 
 def test_what_two_threads_write_is_all_on_disk(tmp_path: Path, monkeypatch) -> None:
     record = Record(tmp_path, model="m")
-    real, writing, goes_on = module.write_atomic, threading.Event(), threading.Event()
+    real, writing, goes_on = runs.write_atomic, threading.Event(), threading.Event()
 
     def slow(path: Path, data: bytes, **options: Any) -> None:
         if not writing.is_set():
@@ -92,13 +80,13 @@ def test_what_two_threads_write_is_all_on_disk(tmp_path: Path, monkeypatch) -> N
             goes_on.wait(HANG)
         real(path, data, **options)
 
-    monkeypatch.setattr(module, "write_atomic", slow)
+    monkeypatch.setattr(runs, "write_atomic", slow)
     with ThreadPoolExecutor(2) as pool:
         pool.submit(record.event, "grown", "somebody takes memory")
         writing.wait(HANG)
         pool.submit(record.state, "ended", ended="SIGTERM")
         goes_on.set()
-    kept = decode((tmp_path / "run.json").read_bytes(), RunRecord, what="run")
+    kept = decode((tmp_path / "run.json").read_bytes(), runs.RunRecord, what="run")
     assert kept == record.run
     assert (kept.state, len(kept.events)) == ("ended", 1)
 
@@ -173,26 +161,26 @@ def test_a_server_has_the_names_that_serve_takes() -> None:
     folder = run_folder("20260101-000000-Qwen2-VL-7B-Instruct")
     Record(folder, model="Qwen2-VL-7B-Instruct").state("ready", urls=("http://127.0.0.1:1",))
     for name in ("qwen2-vl-7b", "Qwen/Qwen2-VL-7B-Instruct", "qwen2-vl-7b-instruct", folder.name):
-        assert chosen_run(name).name == folder.name
-    assert newest_run_of("qwen2-vl-7b") == folder
-    assert newest_run_of("internvl2-8b") is None
+        assert runs.chosen_run(name).name == folder.name
+    assert runs.newest_run_of("qwen2-vl-7b") == folder
+    assert runs.newest_run_of("internvl2-8b") is None
 
 
 def test_those_that_live_are_listed_chosen_and_stopped(servers, capsys) -> None:
-    assert [one.name for one in live_runs()] == list(servers)
-    assert chosen_run("Second").record.model == "Second"
+    assert [one.name for one in runs.live_runs()] == list(servers)
+    assert runs.chosen_run("Second").record.model == "Second"
     for name, cause in ((None, "2 servers run here"), ("Third", "no server 'Third'")):
         with pytest.raises(UsageError, match=cause):
-            chosen_run(name)
+            runs.chosen_run(name)
     assert main(["ps"]) == 0
     said = capsys.readouterr().out
     assert "First" in said
     assert "http://127.0.0.1:1" in said
     assert main(["stop", "First"]) == 0
     assert servers["20260101-000000-First"].wait() == 0
-    assert chosen_run(None).record.model == "Second"
+    assert runs.chosen_run(None).record.model == "Second"
     assert main(["stop", "--all"]) == 0
-    assert live_runs() == []
+    assert runs.live_runs() == []
     capsys.readouterr()
     assert main(["ps"]) == 0
     assert "no server of this user runs here" in capsys.readouterr().out
@@ -214,9 +202,9 @@ def test_the_last_lines_of_a_log_and_how_many_requests_wait(servers, tmp_path, c
     ):
         assert main(["logs", *words]) == 2
         assert cause in capsys.readouterr().err
-    assert requests_at("http://localhost:2/") == 42
-    assert requests_at("http://127.0.0.1:3") == 0
-    assert waiting_words(42, 42) == waiting_words(8, 0) == ""
+    assert runs.requests_at("http://localhost:2/") == 42
+    assert runs.requests_at("http://127.0.0.1:3") == 0
+    assert runs.waiting_words(42, 42) == runs.waiting_words(8, 0) == ""
     assert main(["bench", "http://127.0.0.1:1", "--concurrency", "64", "--seconds", "1"]) == 3
     said = "64 requests at once are sent; the server runs 42 of them at once, the others wait"
     assert said in capsys.readouterr().err
@@ -225,15 +213,15 @@ def test_the_last_lines_of_a_log_and_how_many_requests_wait(servers, tmp_path, c
 def test_a_process_of_the_same_number_is_no_server() -> None:
     folder = run_folder("20260101-000000-m")
     ticks = Record(folder, model="m").run.pid_started
-    (mine,) = live_runs()
+    (mine,) = runs.live_runs()
     assert mine.record.pid == os.getpid()
     path = folder / "run.json"
     path.write_text(path.read_text().replace(str(ticks), str(ticks + 1)))
-    assert live_runs() == []
+    assert runs.live_runs() == []
     later = replace(mine.record, pid_started=ticks + 1)
-    stop_server(mine._replace(record=later), 1)  # and is sent no signal
+    runs.stop_server(mine._replace(record=later), 1)  # and is sent no signal
     path.write_text("{")
-    assert live_runs() == []
+    assert runs.live_runs() == []
 
 
 def test_models_of_one_process_are_listed_once_each_and_are_one_server() -> None:
@@ -241,10 +229,10 @@ def test_models_of_one_process_are_listed_once_each_and_are_one_server() -> None
     for name, state in (("00-A", "ended"), ("01-B", "ended"), ("02-A", "ready")):
         folder = run_folder(f"20260101-0000{name}")
         Record(folder, model=name[-1]).state(state)
-    found = {one.record.model: (one.name, one.state) for one in live_runs()}
+    found = {one.record.model: (one.name, one.state) for one in runs.live_runs()}
     assert found == {"A": ("20260101-000002-A", "ready"), "B": ("20260101-000001-B", "asleep")}
-    assert chosen_run(None).record.model == "A"
-    assert chosen_run("B").name == "20260101-000001-B"
+    assert runs.chosen_run(None).record.model == "A"
+    assert runs.chosen_run("B").name == "20260101-000001-B"
 
 
 @pytest.fixture
@@ -295,13 +283,13 @@ def test_a_server_that_does_not_open_gives_its_exit_code_and_its_last_lines(
 
 @pytest.mark.parametrize("words", [["-dv"], ["-d"], []])
 def test_a_server_in_the_background_starts_no_other(words, serve_is, monkeypatch, capsys) -> None:
-    serve_is(f'echo "${DETACHED}" >&2; exit 3')
+    serve_is(f'echo "${runs.DETACHED}" >&2; exit 3')
     monkeypatch.setenv("TURBOFIT_SERVE_DETACH", "1")
     assert main(["serve", "m", *words]) == 3
     assert capsys.readouterr().err.endswith("\n1\n")
-    monkeypatch.setenv(DETACHED, "1")
+    monkeypatch.setenv(runs.DETACHED, "1")
     started: list[object] = []
-    monkeypatch.setattr(module, "serve_detached", started.append)
+    monkeypatch.setattr(runs, "serve_detached", started.append)
     monkeypatch.setattr("turbofit.cli.commands.serve._one_model", lambda *_: 17)
     assert main(["serve", "m", *words, "--pretend", "--on", "1xrtx3090"]) == 17
     assert started == []
@@ -310,7 +298,7 @@ def test_a_server_in_the_background_starts_no_other(words, serve_is, monkeypatch
 def test_ctrl_c_while_it_starts_ends_it(serve_is, tmp_path: Path) -> None:
     serve_is(f"echo $$ > {tmp_path}/pid; kill -INT {os.getpid()}; exec sleep 1000")
     with pytest.raises(KeyboardInterrupt):
-        serve_detached(["m"])
+        runs.serve_detached(["m"])
     assert not start_time(int((tmp_path / "pid").read_text()))
 
 
@@ -319,7 +307,7 @@ def test_a_server_whose_lease_nobody_renews_ends_in_order(tmp_path: Path) -> Non
     before = signal.signal(signal.SIGTERM, lambda *_: ended.set())
     try:
         lease.touch()
-        watch = end_without_lease(lease, seconds=1.0, look=0.01)
+        watch = runs.end_without_lease(lease, seconds=1.0, look=0.01)
         for number in range(1, 31):  # its clock may be anything
             os.utime(lease, (number, number))
             time.sleep(0.05)

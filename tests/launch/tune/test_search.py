@@ -10,15 +10,8 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
 from turbofit.core.tuning import SpeedFigures, TrialForecast
-from turbofit.launch.tune.search import (
-    SearchPoint,
-    Surrogate,
-    TrialSearch,
-    below,
-    expected_improvement,
-    meets,
-    parse_slo,
-)
+from turbofit.launch.tune import search
+from turbofit.launch.tune.search import SearchPoint, Surrogate, TrialSearch
 from turbofit.launch.tune.space import choices, forecast_of, mean_request
 from turbofit.load.spec import LoadSpec
 from turbofit.planning.plan import plan
@@ -82,19 +75,19 @@ SEEN = SpeedFigures(
     "text", ["", "ttft", "ttft=", "ttft=0s", "itl=2s", "ttft=1s,ttft=2s", "ttft=-1s", "e2e=1d"]
 )
 def test_what_is_no_limit_is_said(text) -> None:
-    assert parse_slo("ttft=2s, tpot=50ms") == {"ttft": 2.0, "tpot": 0.05}
+    assert search.parse_slo("ttft=2s, tpot=50ms") == {"ttft": 2.0, "tpot": 0.05}
     with pytest.raises(UsageError) as caught:
-        parse_slo(text)
+        search.parse_slo(text)
     assert caught.value.message.startswith("--slo")
 
 
 def test_nine_of_ten_must_keep_it_and_nearly_all_be_answered() -> None:
-    assert meets(SEEN, {})
-    assert meets(SEEN, {"ttft": 0.5, "tpot": 0.02, "e2e": 2.0})
-    assert not meets(SEEN, {"ttft": 0.49})
-    assert meets(replace(SEEN, failed=2), {})
-    assert not meets(replace(SEEN, failed=3), {})
-    assert not meets(replace(SEEN, answered=0), {})
+    assert search.meets(SEEN, {})
+    assert search.meets(SEEN, {"ttft": 0.5, "tpot": 0.02, "e2e": 2.0})
+    assert not search.meets(SEEN, {"ttft": 0.49})
+    assert search.meets(replace(SEEN, failed=2), {})
+    assert not search.meets(replace(SEEN, failed=3), {})
+    assert not search.meets(replace(SEEN, answered=0), {})
 
 
 def test_one_measurement_tells_of_all_and_most_of_its_neighbours() -> None:
@@ -120,11 +113,11 @@ def test_it_goes_through_what_was_measured() -> None:
 
 
 def test_expected_improvement_wants_what_is_good_or_unknown() -> None:
-    assert expected_improvement(1.0, 0.1, 0.0) == pytest.approx(1.0)
-    assert expected_improvement(0.0, 1.0, 0.0) == pytest.approx(1 / math.sqrt(2 * math.pi))
-    assert expected_improvement(-3.0, 0.1, 0.0) < 1e-9
-    assert expected_improvement(0.5, 0.0, 0.2) == pytest.approx(0.3)
-    assert below(0.0, -1.0, 0.5) == pytest.approx(0.977, abs=1e-3)
+    assert search.expected_improvement(1.0, 0.1, 0.0) == pytest.approx(1.0)
+    assert search.expected_improvement(0.0, 1.0, 0.0) == pytest.approx(1 / math.sqrt(2 * math.pi))
+    assert search.expected_improvement(-3.0, 0.1, 0.0) < 1e-9
+    assert search.expected_improvement(0.5, 0.0, 0.2) == pytest.approx(0.3)
+    assert search.below(0.0, -1.0, 0.5) == pytest.approx(0.977, abs=1e-3)
 
 
 REQUEST = PlanRequest(model="internvl2-2b", on="1xrtx3090", engine="turbomind")
