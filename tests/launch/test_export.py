@@ -100,13 +100,10 @@ def test_the_next_start_plans_the_same(case: str, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"dtype": "float16"}, "--dtype float16"),
         ({"cache_max_entry_count": 0.5}, "--cache-max-entry-count 0.5"),
-        ({"max_prefill_token_num": 4096}, "--max-prefill-token-num 4096"),
         ({"async_": 0}, "--async 0"),
         ({"margin": "2%"}, "--margin 2%"),
         ({"budget": "20GiB", "context": 4096}, f"--context 4096 --budget {20 << 30}"),
-        ({"no_tuned": True}, "--no-tuned"),
         ({"image_size": (640, 480)}, "--image-size 640x480"),
         (
             {"engine": "pytorch", "eager_mode": False, "cudagraph_capture_batch_sizes": [1, 2]},

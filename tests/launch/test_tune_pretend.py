@@ -47,7 +47,7 @@ def tune(children: list[Child], state: Path, *words: str, code: int = 0) -> tupl
 
 
 @pytest.mark.slow
-def test_it_tries_keeps_the_best_and_serve_uses_it(children: list[Child], tmp_path: Path) -> None:
+def test_it_tries_keeps_the_best_and_serve_uses_it(children, tmp_path) -> None:
     _, result = tune(children, tmp_path, "--starts", "1")
     assert [one["outcome"] for one in result["trials"]] == ["measured"]
     assert result["trials"][0]["measured"]["failed"] == 0
@@ -103,7 +103,6 @@ def test_tune_ends_its_own_load_without_a_traceback(children, tmp_path, internvl
         ("tune", ONE_MACHINE, 2, "tune measures the machine here"),
         ("tune", (*ONE, "--slo", "ttft"), 2, "no limit"),
         ("tune", (*ONE, "--time", "20GiB"), 2, "--time '20GiB' is no time"),
-        ("tune", (*ONE, "--budget", "lots"), 2, "--budget 'lots' is not a size"),
         ("tune", (*ONE, "--budget", "1GiB"), 3, "does not fit"),
         ("tune", (*ONE, "--goal", "context"), 2, "does not measure context"),
         ("tune", (*ONE, "--kv-types", "7"), 2, "no list of KV types"),
@@ -112,7 +111,6 @@ def test_tune_ends_its_own_load_without_a_traceback(children, tmp_path, internvl
         ("tune", FALLBACK, 2, "planned for Transformers"),
         ("calibrate", ONE_MACHINE, 2, "calibrate measures the machine here"),
         ("calibrate", (*ONE_MACHINE, "--pretend", "--minutes", "0"), 2, "more than 0"),
-        ("calibrate", FALLBACK, 2, "planned for Transformers"),
         ("calibrate", FULL, 3, "does not fit"),
     ],
 )

@@ -139,15 +139,6 @@ def test_the_pretend_account_adds_the_bytes() -> None:
     assert "simulated" in ended.error.message
 
 
-@pytest.mark.parametrize("code", [0, -9, -11, -15, 137])
-def test_evidence_that_disagrees_is_unknown_and_no_rung_is_taken(code: int) -> None:
-    """The log tells of a lack of memory, and no process ends of one like that."""
-    end = end_of(code, tracker(START, BUDGET, CUDA))
-    assert end.kind == "unknown"
-    assert (end.is_oom, end.retryable) == (False, True)
-    assert "out of memory" in end.message
-
-
 @pytest.mark.parametrize(
     ("kills", "kind"), [(1, "host_memory"), (None, "host_memory"), (0, "killed")]
 )
@@ -164,6 +155,14 @@ def test_page_locked_memory_is_not_the_gpus() -> None:
     end = end_of(-6, seen)
     assert (end.kind, end.phase, end.where) == ("host_memory", "host", "InternVit::Impl::Forward")
     assert "page-locked host memory" in end.error.message
+
+
+@pytest.mark.parametrize("code", [0, -9, -15, 137])
+def test_evidence_that_disagrees_is_unknown_and_no_rung_is_taken(code: int) -> None:
+    """The log tells of a lack of memory, and no process ends of one like that."""
+    end = end_of(code, tracker(START, BUDGET, CUDA))
+    assert (end.kind, end.is_oom, end.retryable) == ("unknown", False, True)
+    assert "out of memory" in end.message
 
 
 def test_silence_while_weights_load_may_be_a_slow_disk_whatever_the_ranks() -> None:

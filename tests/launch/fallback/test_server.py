@@ -137,13 +137,11 @@ def test_a_long_prompt_is_refused_and_an_answer_ends_with_the_context(served):
     ("body", "status", "word"),
     [
         (b"{", 400, "JSON"),
-        (b"[]", 400, "object"),
         ({"model": "another", "messages": []}, 404, "another"),
         ({"model": NAME, "messages": []}, 400, "messages"),
         ({"model": NAME, "messages": [{"role": "user", "content": [{"type": "audio"}]}]},
          400, "audio"),
         (chat(n=2), 400, "one request"),
-        (chat(max_tokens=0), 400, "max_tokens"),
         (chat(temperature=-1), 400, "temperature"),
         (chat(image(56, 56), image(56, 56), image(56, 56)), 400, "3 images"),
         (chat({"type": "image_url", "image_url": {"url": "/etc/passwd"}}), 400, "inline"),

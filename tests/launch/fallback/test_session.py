@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -43,9 +44,9 @@ def test_commands():
     (command,) = commands(plan, port=4000)
     assert command.env["CUDA_VISIBLE_DEVICES"] == "0,1"
     assert port_of(command) == 4000
-    words = command.argv
-    assert read_map(words[words.index("--device-map") + 1]) == plan.device_map
-    assert words[words.index("--served-name") + 1] == "Qwen/Qwen2-VL-7B-Instruct"
+    values = dict(pairwise(command.argv))
+    assert read_map(values["--device-map"]) == plan.device_map
+    assert values["--served-name"] == "Qwen/Qwen2-VL-7B-Instruct"
     (private,) = private_commands(plan, [5000], "/models/x", "name")
     assert "/models/x" in private.argv
     assert port_of(private) == 5000

@@ -18,9 +18,9 @@ from turbofit.launch.serve.download import fetched
 from turbofit.planning.examine.scene import Sources
 
 
-def hub_plan(checkpoint: str | None = None) -> Plan:
+def hub_plan() -> Plan:
     plan = plausible_plan(gpus=1, tp=1)
-    source = ModelSource(kind="hub", where="hub", sizes="file", checkpoint=checkpoint)
+    source = ModelSource(kind="hub", where="hub", sizes="file")
     model = msgspec.structs.replace(
         plan.model, hub_id="org/name", revision="abc", source=source, weight_bytes=1 << 20
     )

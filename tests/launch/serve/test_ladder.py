@@ -137,7 +137,6 @@ def test_kept_for_the_same_kind_of_start_only(state: Path, monkeypatch) -> None:
 
 
 MODEL, ON = "internvl2-8b-awq", "rtx3090+rtx4080"
-FULLER = ("internvl2-8b", "rtx3090:free=23GiB+rtx3090:free=18GiB")
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +168,8 @@ def test_the_margin_is_of_the_engine_that_died_and_both_are_planned_again(pair, 
 
 
 def test_a_smaller_prefill_gives_no_engine_more_than_it_had() -> None:
-    plan = api.plan(FULLER[0], on=FULLER[1], concurrency=8, context=8192)
+    on = "rtx3090:free=23GiB+rtx3090:free=18GiB"
+    plan = api.plan("internvl2-8b", on=on, concurrency=8, context=8192)
     first, second = plan.by_group
     settings = replace(second.settings, max_prefill_token_num=2048)
     plan = replace(plan, by_group=(first, replace(second, settings=settings)))

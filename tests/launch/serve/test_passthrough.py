@@ -55,7 +55,6 @@ def test_what_passes_and_what_is_planned_with() -> None:
         ([], []),
         (["--adapters", "a=/x", "b=/y", "--log-level", "INFO"], ["a", "b"]),
         (["--adapters", "/x"], ["default"]),
-        (["--adapters", "--adapters", "a=/x"], ["a"]),
     ],
 )
 def test_what_clients_call_adapters(argv: list[str], names: list[str]) -> None:

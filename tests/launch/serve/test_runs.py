@@ -166,6 +166,16 @@ def test_a_server_has_the_names_that_serve_takes() -> None:
     assert runs.newest_run_of("internvl2-8b") is None
 
 
+def test_models_of_one_process_are_listed_once_each_and_are_one_server() -> None:
+    """Each start of a model that sleeps is a run, and so is each model of several."""
+    for name, state in (("00-A", "ended"), ("01-B", "ended"), ("02-A", "ready")):
+        Record(run_folder(f"20260101-0000{name}"), model=name[-1]).state(state)
+    found = {one.record.model: (one.name, one.state) for one in runs.live_runs()}
+    assert found == {"A": ("20260101-000002-A", "ready"), "B": ("20260101-000001-B", "asleep")}
+    assert runs.chosen_run(None).record.model == "A"
+    assert runs.chosen_run("B").name == "20260101-000001-B"
+
+
 def test_those_that_live_are_listed_chosen_and_stopped(servers, capsys) -> None:
     assert [one.name for one in runs.live_runs()] == list(servers)
     assert runs.chosen_run("Second").record.model == "Second"
@@ -222,17 +232,6 @@ def test_a_process_of_the_same_number_is_no_server() -> None:
     runs.stop_server(mine._replace(record=later), 1)  # and is sent no signal
     path.write_text("{")
     assert runs.live_runs() == []
-
-
-def test_models_of_one_process_are_listed_once_each_and_are_one_server() -> None:
-    """Each start of a model that sleeps is a run, and so is each model of several."""
-    for name, state in (("00-A", "ended"), ("01-B", "ended"), ("02-A", "ready")):
-        folder = run_folder(f"20260101-0000{name}")
-        Record(folder, model=name[-1]).state(state)
-    found = {one.record.model: (one.name, one.state) for one in runs.live_runs()}
-    assert found == {"A": ("20260101-000002-A", "ready"), "B": ("20260101-000001-B", "asleep")}
-    assert runs.chosen_run(None).record.model == "A"
-    assert runs.chosen_run("B").name == "20260101-000001-B"
 
 
 @pytest.fixture

@@ -126,8 +126,8 @@ def test_the_slowest_engines_are_told_of() -> None:
 
 def test_an_examiner_tells_itself_what_it_measures() -> None:
     heard: list[Step | None] = []
+    progress = StartProgress(PAIR, {})
     with listened(heard.append):
-        progress = StartProgress(PAIR, {})
         progress.look([engine("warm-up")], examined=True)
         progress.look([engine("serving")], examined=True)
         tell(Step("measuring sampling"))
