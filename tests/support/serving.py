@@ -28,27 +28,21 @@ def needs(*modules: str) -> None:
             pytest.skip(f"no {name}", allow_module_level=True)
 
 
-def asking(url: str) -> Any:
-    """``ask(path, body, **headers)``: status, headers and JSON of a server's answer."""
-
-    def ask(
-        path: str, body: Any = None, *, timeout: float = HANG, **headers: str
-    ) -> tuple[int, dict[str, str], Any]:
-        connection = http.client.HTTPConnection(url.rpartition("/")[2], timeout=timeout)
-        try:
-            data = None if body is None else json.dumps(body)
-            connection.request(
-                "GET" if body is None else "POST", path, data,
-                {"Content-Type": "application/json", **headers},
-            )  # fmt: skip
-            answer = connection.getresponse()
-            raw = answer.read()
-            told = {k.lower(): v for k, v in answer.getheaders()}
-            return answer.status, told, json.loads(raw) if raw else None
-        finally:
-            connection.close()
-
-    return ask
+def ask_at(url: str, path: str, body: Any = None, timeout: float = HANG, **headers: str) -> Any:
+    """Status, headers and JSON of a server's answer."""
+    connection = http.client.HTTPConnection(url.rpartition("/")[2], timeout=timeout)
+    try:
+        data = None if body is None else json.dumps(body)
+        connection.request(
+            "GET" if body is None else "POST", path, data,
+            {"Content-Type": "application/json", **headers},
+        )  # fmt: skip
+        answer = connection.getresponse()
+        raw = answer.read()
+        told = {k.lower(): v for k, v in answer.getheaders()}
+        return answer.status, told, json.loads(raw) if raw else None
+    finally:
+        connection.close()
 
 
 class Served:
@@ -81,9 +75,9 @@ class Served:
         line = self.child.process.stdout.readline().strip()
         assert line.endswith(f":{self.port}"), (line, self.child.stderr)
 
-    def ask(self, path: str, body: Any = None, **given: Any) -> tuple[int, dict[str, str], Any]:
+    def ask(self, path: str, body: Any = None, **given: Any) -> Any:
         """Status, headers and JSON."""
-        return asking(self.url)(path, body, **given)
+        return ask_at(self.url, path, body, **given)
 
     def chat(self, *parts: dict[str, Any], **fields: Any) -> tuple[int, dict[str, str], Any]:
         """One chat request with these images, and these other fields."""

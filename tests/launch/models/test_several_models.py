@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.support.gateway import CHAT, Recorder, chat, gateway, plan_for
-from tests.support.serving import asking
+from tests.support.serving import ask_at
 from tests.support.waiting import HANG, until
 from turbofit.core.errors import DoesNotFitError, TurbofitError
 from turbofit.gateway.config import GatewayConfig
@@ -144,7 +144,7 @@ class Site:
         until(lambda: self.models[name].state == state, f"{name} {state}")
 
     def ask(self, name: str) -> tuple[int, Any]:
-        status, _, body = asking(self.front.url)(CHAT, {**chat(), "model": name})
+        status, _, body = ask_at(self.front.url, CHAT, {**chat(), "model": name})
         return status, body
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.gateway import plan_for
 from tests.support.plans import plausible_plan
-from tests.support.serving import asking
+from tests.support.serving import ask_at
 from tests.support.waiting import until
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.plan import Plan, Rehearsal
@@ -125,8 +125,7 @@ def job() -> Iterator[Any]:
 
 def known(job: Any, key: str) -> bool:
     """Whether a request with this key is let in; no engine runs behind the gateway."""
-    ask = asking(job.public.url)
-    return ask("/v1/models", Authorization=f"Bearer {key}")[0] != 401
+    return ask_at(job.public.url, "/v1/models", Authorization=f"Bearer {key}")[0] != 401
 
 
 def test_a_key_changes_at_once_and_in_later_starts(job):

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 from tests.core.process.test_signals import signalled_in_a_finalizer
 from tests.support.plans import plausible_plan
 from tests.support.processes import REPO, STANDIN
-from tests.support.serving import asking
+from tests.support.serving import ask_at
 from tests.support.waiting import HANG
 from turbofit.core.rehearsal import End
 from turbofit.gateway.config import GatewayConfig
@@ -85,7 +86,7 @@ class Supervised:
         config = GatewayConfig(port=0, retry_seconds=0.01)
         self.front = GatewayThread(make_gateway(self.plan, urls, config))
         self.front.start()
-        self.ask = asking(self.front.url)
+        self.ask = partial(ask_at, self.front.url)
 
     def _explained(self, engine: int, seconds: float) -> int:
         return self.explained(engine, seconds)
