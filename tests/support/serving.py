@@ -58,10 +58,9 @@ class Served:
         return folder
 
     @property
-    def record(self) -> dict[str, Any]:
+    def record(self) -> Any:
         """The run's record."""
-        document: dict[str, Any] = json.loads((self.run / "run.json").read_text())
-        return document
+        return json.loads((self.run / "run.json").read_text())
 
     @property
     def url(self) -> str:
@@ -138,11 +137,8 @@ def serve_pretend(children: list[Child], state: Path, *words: str, **environ: st
 def start_turbofit(children: list[Child], state: Path, *words: str, **environ: str) -> Child:
     """Start a command of turbofit with a state folder and leases of its own."""
     child = Child(
-        [sys.executable, "-m", "turbofit", *words],
-        standin=False,
-        XDG_STATE_HOME=str(state),
-        TURBOFIT_LEASES=str(state / "leases"),
-        **environ,
-    )
+        [sys.executable, "-m", "turbofit", *words], standin=False, XDG_STATE_HOME=str(state),
+        TURBOFIT_LEASES=str(state / "leases"), **environ,
+    )  # fmt: skip
     children.append(child)
     return child
