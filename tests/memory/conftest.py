@@ -38,12 +38,10 @@ def card(index: int = 0, total: int = 24268, used: int = 300) -> Gpu:
     )
 
 
-def machine_of(count: int, *, peers: bool = False, nvlinks: int = 0, **kw: int) -> Machine:
+def machine_of(count: int, **kw: int) -> Machine:
     gpus = tuple(card(i, **kw) for i in range(count))
     links = tuple(
-        Link(a=a, b=b, p2p_read=peers, p2p_write=peers, nvlinks=nvlinks)
-        for b in range(count)
-        for a in range(b)
+        Link(a=a, b=b, p2p_read=False, p2p_write=False) for b in range(count) for a in range(b)
     )
     return Machine(
         name="test", source="preset", gpus=gpus, links=links, visible=tuple(range(count))

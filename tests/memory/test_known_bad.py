@@ -153,11 +153,7 @@ def ids(*found: KnownProblem) -> list[str]:
     return [row.id for row in found]
 
 
-def test_each_row_has_a_case():
-    assert set(CASES) == set(ROWS)
-
-
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ROWS)
 def test_a_row_is_said_of_its_launches_and_versions_alone(name: str):
     has_it, engine, inside, outside, others = CASES[name]
     for version in inside:
@@ -205,9 +201,10 @@ def test_a_damaged_table_is_a_plain_refusal(monkeypatch):
     data = load_yaml(preset_path("engines", "known-bad"))
     data["problems"][0]["when"]["card"] = "p40"
     monkeypatch.setattr(known_bad, "load_yaml", lambda path: data)
-    known_bad.all_problems.cache_clear()
-    known_bad._rows_of.cache_clear()
+    caches = (known_bad.all_problems, known_bad._rows_of)
+    for cache in caches:
+        cache.cache_clear()
     with pytest.raises(UsageError, match=r"known-bad\.yaml is damaged"):
         known_problems(launch("qwen2.5-7b"), "turbomind", "0.18")
-    known_bad.all_problems.cache_clear()
-    known_bad._rows_of.cache_clear()
+    for cache in caches:
+        cache.cache_clear()

@@ -41,16 +41,20 @@ def test_older_turbominds_ran_any_tower_under_torch_and_the_oldest_none():
     assert isinstance(engine_for(resolve_model("llama-2-7b"), version="0.2.5"), LegacyTurbomind)
 
 
-def test_predict_with_the_defaults_of_the_version():
-    made = turbofit.predict("internvl2-8b", on="a100-80g", lmdeploy="0.5.3")
-    assert made.engine.version == "0.5.3"
-    assert (made.settings.max_batch_size, made.settings.cache_max_entry_count) == (128, 0.8)
-    assert (
-        turbofit.predict("internvl2-8b", on="a100-80g", lmdeploy="0.6").settings.max_batch_size
-        == 256
-    )
-    old = turbofit.predict("llama-2-7b", on="a100-80g", lmdeploy="0.2.0")
-    assert (old.settings.cache_block_seq_len, old.settings.cache_max_entry_count) == (128, 0.5)
+@pytest.mark.parametrize(
+    ("model", "version", "defaults"),
+    [
+        ("internvl2-8b", "0.5.3", (128, 0.8, 64)), ("internvl2-8b", "0.6", (256, 0.8, 64)),
+        ("llama-2-7b", "0.2.0", (128, 0.5, 128)),
+    ],
+)  # fmt: skip
+def test_predict_with_the_defaults_of_the_version(model, version, defaults):
+    made = turbofit.predict(model, on="a100-80g", lmdeploy=version)
+    assert made.engine.version == version
+    settings = made.settings
+    assert defaults == (
+        settings.max_batch_size, settings.cache_max_entry_count, settings.cache_block_seq_len
+    )  # fmt: skip
 
 
 def test_predict_from_a_log_s_free_memory_says_what_the_user_saw():
@@ -124,19 +128,13 @@ def test_widths_that_do_not_divide_were_an_assertion_before_0_6():
     odd = replace(model, text=replace(model.text, intermediate=14_338))
     assert "14338 channels" in str(LegacyTurbomind("0.5.3").tp_problem(odd, 4))
     assert LegacyTurbomind("0.6.0").tp_problem(odd, 4) is None
-
-
-def test_a_tower_under_torch_is_not_divided():
-    model = resolve_model("qwen2-vl-7b")
+    model = resolve_model("qwen2-vl-7b")  # a tower under torch is not divided
     odd = replace(model, vision=replace(model.vision, hidden=1281, merge=1))
     assert LegacyTurbomind("0.9.2").tp_problem(odd, 2) is None
     assert "merger" in str(LegacyTurbomind("0.16.0").tp_problem(odd, 2))
-
-
-@pytest.mark.parametrize(("version", "refused"), [("0.6.4", True), ("0.6.5", False)])
-def test_the_pytorch_engine_repeats_kv_heads_since_0_6_5_too(version, refused):
-    found = LegacyPytorch(version).tp_problem(resolve_model("qwen2.5-1.5b"), 4)
-    assert (found is not None) == refused
+    model = resolve_model("qwen2.5-1.5b")  # the PyTorch engine repeats KV heads since 0.6.5 too
+    assert LegacyPytorch("0.6.4").tp_problem(model, 4)
+    assert LegacyPytorch("0.6.5").tp_problem(model, 4) is None
 
 
 @pytest.mark.parametrize(
@@ -203,11 +201,8 @@ def test_every_entry_is_complete_ordered_and_names_its_sources():
         firsts = [tuple(int(n) for n in one.first.split(".")) for one in known]
         assert firsts == sorted(firsts)
         assert all(one.source for one in known)
-
-
-def test_what_an_entry_does_not_say_the_one_before_does():
+    # What an entry does not say, the one before does.
     old, new = generation_of("0.5.2"), generation_of("0.5.3")
     assert (old.forward, new.forward) == ("session", "prefill")
-    assert new.cache == old.cache
-    assert new.buffers == old.buffers
+    assert (new.cache, new.buffers) == (old.cache, old.buffers)
     assert new.source != old.source

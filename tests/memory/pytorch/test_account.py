@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from tests.memory.conftest import card, launch_on, machine_of
 from turbofit import api
-from turbofit.core.machine import Gpu, Machine
+from turbofit.core.machine import Machine
 from turbofit.core.model import Model
 from turbofit.core.plan import Plan, Settings
 from turbofit.core.units import MIB
@@ -22,7 +22,6 @@ from turbofit.memory.pytorch.account import Pytorch, PytorchAccount
 from turbofit.memory.pytorch.activations import Activations, Prefill
 from turbofit.memory.pytorch.cache import engine_bound
 from turbofit.memory.pytorch.weights import (
-    PytorchConstants,
     environment,
     load_constants,
     segments,
@@ -69,31 +68,20 @@ SEEN = [
 
 
 @pytest.mark.parametrize("seen", SEEN, ids=lambda seen: f"{seen.model}-tp{seen.tp}-{seen.units}")
-class TestAgainstTheEngine:
-    def test_weights_to_the_mib(self, seen: Seen) -> None:
-        held = sum(weight_classes(resolve_model(seen.model), seen.tp).values()) / MIB
-        # Over where the projector is sharded too, as in the hf format of InternVL.
-        assert seen.weights - 2 <= held <= seen.weights * 1.0035
-
-    def test_prefill_never_under(self, seen: Seen) -> None:
-        work = activations(seen)
-        size = work.prefill(Prefill(tokens=seen.prefill, context=seen.context)) / MIB
-        assert seen.text <= size <= seen.text * 1.03 + 4
-
-    def test_images_never_under(self, seen: Seen) -> None:
-        if not seen.units:
-            pytest.skip("text only")
-        model = resolve_model(seen.model)
+def test_weights_and_forwards_are_the_engine_s_and_never_under(seen: Seen) -> None:
+    model = resolve_model(seen.model)
+    held = sum(weight_classes(model, seen.tp).values()) / MIB
+    # Over where the projector is sharded too, as in the hf format of InternVL.
+    assert seen.weights - 2 <= held <= seen.weights * 1.0035
+    settings = Settings(tp=seen.tp, max_prefill_token_num=seen.prefill, max_batch_size=8)
+    work = Activations(model, settings, CONSTANTS)
+    size = work.prefill(Prefill(tokens=seen.prefill, context=seen.context)) / MIB
+    assert seen.text <= size <= seen.text * 1.03 + 4
+    if seen.units:
         tokens = seen.prompt or max(seen.prefill, model.image_rule.unit_tokens(seen.units))
         forward = Prefill(tokens=tokens, context=seen.context, units=seen.units)
-        size = activations(seen).prefill(forward) / MIB
         # Within 2 % of a 24 GB card.
-        assert seen.vision <= size <= seen.vision + 0.02 * 24576 + 1
-
-
-def activations(seen: Seen) -> Activations:
-    settings = Settings(tp=seen.tp, max_prefill_token_num=seen.prefill, max_batch_size=8)
-    return Activations(resolve_model(seen.model), settings, CONSTANTS)
+        assert seen.vision <= work.prefill(forward) / MIB <= seen.vision + 0.02 * 24576 + 1
 
 
 def account(
@@ -117,21 +105,19 @@ def tp_problem(model: Model, tp: int) -> str | None:
 
 
 @pytest.mark.parametrize(
-    ("name", "free", "ratio", "batch", "blocks"),
+    ("name", "free", "ratio", "blocks"),
     [
         # `num_gpu_blocks` as the engine logged it, at its own defaults.
-        ("qwen2-vl-7b", 7930, 0.8, 128, 1252),
-        ("qwen2-vl-7b", 7930, 0.99, 128, 1549),
-        ("qwen2-vl-2b", 19492, 0.8, 128, 7791),
-        ("internvl3-8b-hf", 8672, 0.8, 128, 1423),
-        ("qwen2.5-0.5b", 22964, 0.8, 128, 21883),
-        ("llava-1.5-7b", 10458, 0.8, 128, 248),
+        ("qwen2-vl-7b", 7930, 0.8, 1252),
+        ("qwen2-vl-7b", 7930, 0.99, 1549),
+        ("qwen2-vl-2b", 19492, 0.8, 7791),
+        ("internvl3-8b-hf", 8672, 0.8, 1423),
+        ("qwen2.5-0.5b", 22964, 0.8, 21883),
+        ("llava-1.5-7b", 10458, 0.8, 248),
     ],
 )
-def test_blocks_are_the_engine_s_own(
-    name: str, free: int, ratio: float, batch: int, blocks: int
-) -> None:
-    one = account(name, free=free * MIB, max_batch_size=batch)
+def test_blocks_are_the_engine_s_own(name: str, free: int, ratio: float, blocks: int) -> None:
+    one = account(name, free=free * MIB, max_batch_size=128)
     assert one.region_at(ratio) == blocks * one.block_bytes
     assert one.tokens_at(ratio) == (blocks - 2) * 64
 
@@ -139,7 +125,17 @@ def test_blocks_are_the_engine_s_own(
 def test_a_block_count_is_taken_as_it_is() -> None:
     one = account(num_gpu_blocks=500)
     assert one.region_at(0.1) == one.region_at(0.9) == 500 * one.block_bytes
-    assert not account(num_gpu_blocks=5000).fits_at(0.5)
+    many = account(num_gpu_blocks=5000)
+    assert not many.fits_at(0.5)
+    looks: list[float] = []
+    many.fits_at = lambda ratio: bool(looks.append(ratio))  # type: ignore[method-assign]
+    assert many.best_ratio() is None
+    assert len(looks) == 1
+    # LMDeploy holds the ratio's blocks to 16, not ``num_gpu_blocks``.
+    few = account("qwen2.5-0.5b", num_gpu_blocks=10)
+    assert few.tokens_at(0.8) == 8 * 64
+    assert not few.cache_shortfall_at(0.8)
+    assert few.cache_shortfall_at(1e-9)
 
 
 def test_quantised_caches_hold_scales_and_zeros() -> None:
@@ -194,18 +190,10 @@ def test_short_sessions_meet_in_one_forward() -> None:
     assert 365.6 <= prefill <= 365.6 * 1.1 + 24
 
 
-@pytest.fixture(scope="module")
-def constants() -> PytorchConstants:
-    return load_constants()
-
-
-def one_card(model: str | Model, gpu: Gpu, **changes: object) -> PytorchAccount:
-    return account(model, replace(machine_of(1), gpus=(gpu,)), session_len=4096, **changes)
-
-
 def terms(model: Model, capability: tuple[int, int] | str, **changes: object) -> dict[str, int]:
     gpu = replace(card(total=80000), compute_capability=capability)
-    ledger = one_card(model, gpu, **changes).at(0.5).ledgers[0].ledger
+    machine = replace(machine_of(1), gpus=(gpu,))
+    ledger = account(model, machine, session_len=4096, **changes).at(0.5).ledgers[0].ledger
     return {term.term: term.bytes for term in ledger}
 
 
@@ -239,6 +227,11 @@ def test_cogvlms_second_set_of_layers_is_attention_and_mlp_as_the_first_is():
     both, first = weight_classes(model, 2), weight_classes(one, 2)
     assert both["mlp"] == 2 * first["mlp"]
     assert 2 * first["attention"] <= both["attention"] < 2.01 * first["attention"]
+    # Tokens of each set of layers are gathered.
+    settings = Settings(max_batch_size=8, session_len=4096)
+    forward = Prefill(tokens=100, context=100)
+    more, less = (Activations(each, settings, CONSTANTS).prefill(forward) for each in (model, one))
+    assert more - less == 100 * 2 * 2 * model.text.hidden
 
 
 @pytest.mark.parametrize(
@@ -249,79 +242,37 @@ def test_cogvlms_second_set_of_layers_is_attention_and_mlp_as_the_first_is():
     ],
 )  # fmt: skip
 def test_rays_workers_refuse_expandable_segments_whatever_their_number(tp, backend, kind):
-    settings = Settings(
-        tp=tp, max_batch_size=8, session_len=4096, distributed_executor_backend=backend
-    )
+    settings = Settings(tp=tp, distributed_executor_backend=backend)
     assert segments(settings) == kind
-    assert ("PYTORCH_CUDA_ALLOC_CONF" in environment(settings, resolve_model("qwen2-vl-7b"))) is (
-        kind == "expandable"
-    )
+    names = environment(settings, resolve_model("qwen2-vl-7b"))
+    assert ("PYTORCH_CUDA_ALLOC_CONF" in names) is (kind == "expandable")
 
 
 def test_what_the_runtimes_reserve_lacks_is_part_of_what_is_missing():
     """InternVL2.5-26B-AWQ on a 3090: weights leave less than the reserve for logits."""
-    made = one_card("internvl2.5-26b-awq", card(), max_prefill_token_num=8192)
+    made = account("internvl2.5-26b-awq", machine_of(1), max_prefill_token_num=8192)
     least = made.least_blocks * made.block_bytes
     assert made.free > 0 > made.ratio_base
     assert made.cache_shortfall_at(0.8) == least - int(made.ratio_base * 0.8) > least
 
 
-def test_blocks_that_were_asked_for_are_not_checked_against_sixteen():
-    """LMDeploy holds the ratio's blocks to 16, not ``num_gpu_blocks``."""
-    made = one_card("qwen2.5-0.5b", card(), num_gpu_blocks=10)
-    assert made.tokens_at(0.8) == 8 * 64
-    assert not made.cache_shortfall_at(0.8)
-    assert made.cache_shortfall_at(1e-9)
-
-
-def test_more_blocks_than_fit_are_told_at_once():
-    made = one_card("qwen2.5-0.5b", card(), num_gpu_blocks=10**6)
-    looks: list[float] = []
-    made.fits_at = lambda ratio: bool(looks.append(ratio))  # type: ignore[method-assign]
-    assert made.best_ratio() is None
-    assert len(looks) == 1
-
-
-@pytest.mark.parametrize("crops", [1, 4, 16])
-def test_pages_that_meet_are_padded_to_the_planned_limit(crops):
-    """Phi-3.5's smallest page is 313 tokens, and as many tiles as any."""
+@pytest.mark.parametrize(
+    ("crops", "images", "chunk", "meet"),
+    [
+        # Phi-3.5's smallest page is 313 tokens, and as many tiles as any.
+        (1, 1, 8192, 8192 // 313 * 2), (16, 1, 8192, 8192 // 313 * 17),
+        # A page of 16 tiles is 2509 tokens, and every chunk of its prompt as long: 8 small ones.
+        (16, 1, 1024, 1024 // 313 * 17), (16, 5, 1024, 5 * 17), (16, 20, 1024, 2509 // 313 * 17),
+    ],
+)  # fmt: skip
+def test_pages_that_meet_are_padded_to_the_planned_limit(crops, images, chunk, meet):
     rule = resolve_model("phi-3.5-vision").image_rule
-    assert rule is not None
-    vision_load = VisionLoad(
-        units_per_image=crops + 1, images_per_request=1, tokens_per_request=2509
+    load = VisionLoad(
+        units_per_image=crops + 1, images_per_request=images, tokens_per_request=2509 * images
     )
-    settings = Settings(max_batch_size=128, session_len=8192, max_prefill_token_num=8192)
-    assert engine_bound(rule, vision_load, settings) == 8192 // 313 * (crops + 1)
-
-
-def test_cogvlm_gathers_the_tokens_of_each_set_of_layers(constants):
-    model = resolve_model("cogvlm2-19b")
-    one = replace(model, text=replace(model.text, vision_experts=False))
-    settings = Settings(max_batch_size=8, session_len=4096)
-    forward = Prefill(tokens=100, context=100)
-    both, first = (Activations(each, settings, constants).prefill(forward) for each in (model, one))
-    assert both - first == 100 * 2 * 2 * model.text.hidden
-
-
-def test_a_long_image_lets_as_many_small_ones_meet_in_its_chunks():
-    """A page of 16 tiles is 2509 tokens, and every chunk of its prompt as long: 8 small ones."""
-    rule = resolve_model("phi-3.5-vision").image_rule
-    assert rule is not None
-    settings = Settings(max_batch_size=4, session_len=8192, max_prefill_token_num=1024)
-    met = [
-        engine_bound(
-            rule,
-            VisionLoad(
-                units_per_image=17, images_per_request=images, tokens_per_request=2509 * images
-            ),
-            settings,
-        )
-        for images in (1, 5, 20)
-    ]
-    assert met == [1024 // 313 * 17, 5 * 17, 2509 // 313 * 17]
-
-
-SEGMENT = load_constants().segment
+    batch = 128 if chunk == 8192 else 4
+    settings = Settings(max_batch_size=batch, session_len=8192, max_prefill_token_num=chunk)
+    assert engine_bound(rule, load, settings) == meet
 
 
 def _terms(plan: Plan) -> dict[str, int]:
@@ -329,18 +280,16 @@ def _terms(plan: Plan) -> dict[str, int]:
 
 
 def test_a_prefill_has_no_room_in_the_graphs_pool() -> None:
-    eager = api.plan("qwen2.5-7b", on="1xrtx3090", engine="pytorch", eager_mode=True)
-    graphs = api.plan("qwen2.5-7b", on="1xrtx3090", engine="pytorch", eager_mode=False)
+    eager, graphs = (
+        api.plan("qwen2.5-7b", on="1xrtx3090", engine="pytorch", eager_mode=mode)
+        for mode in (True, False)
+    )
     assert "cuda_graphs" not in _terms(eager)
-    assert _terms(graphs)["cuda_graphs"] >= SEGMENT
-    assert _terms(graphs)["pool_warmup"] == _terms(eager)["pool_warmup"] >= SEGMENT
+    assert _terms(graphs)["cuda_graphs"] >= CONSTANTS.segment
+    assert _terms(graphs)["pool_warmup"] == _terms(eager)["pool_warmup"] >= CONSTANTS.segment
     assert graphs.kv.tokens < eager.kv.tokens
-
-
-def test_the_smallest_worst_case_still_loses_a_segment() -> None:
-    """Qwen2.5-7B's longest prompt: 116.8 MiB live on pretend GPUs, and a page in part."""
-    plan = api.plan("qwen2.5-7b", on="1xrtx3090", engine="pytorch")
-    assert _terms(plan)["text_prefill"] >= 116.8 * (1 << 20) + SEGMENT
+    # The longest prompt: 116.8 MiB live on pretend GPUs, and a page in part.
+    assert _terms(graphs)["text_prefill"] >= 116.8 * MIB + CONSTANTS.segment
 
 
 def test_normed_queries_and_keys_are_counted() -> None:
@@ -349,35 +298,26 @@ def test_normed_queries_and_keys_are_counted() -> None:
         "qwen3-vl-2b", on="1xrtx3060", engine="pytorch", image_size=(1344, 1568),
         max_prefill_token_num=4096, context=65_536,
     )  # fmt: skip
-    assert _terms(plan)["text_prefill"] >= 378.4 * (1 << 20)
+    assert _terms(plan)["text_prefill"] >= 378.4 * MIB
 
 
 def test_what_a_tower_gives_the_first_layers_is_held() -> None:
     """Qwen3-VL-8B, 65,536 patches: 2,638.9 MiB live, 384 of them for three layers."""
     plan = api.plan("qwen3-vl-8b", on="1xrtx3090", engine="pytorch")
-    seen, card = int(2638.9 * (1 << 20)), plan.gpus[0].total
+    seen, card = int(2638.9 * MIB), plan.gpus[0].total
     assert plan.limits.units_per_forward == 65536
     assert seen <= _terms(plan)["vision_forward"] <= seen + 0.02 * card
 
 
 @pytest.mark.parametrize(
-    ("rows", "seen"), [(8, 47.2), (32, 186.3), (50, 290.7), (64, 371.8), (128, 556.4)]
+    ("rows", "sampled", "idle"),
+    [(8, 47.2, 15.1), (50, 290.7, 11.9), (64, 371.8, 30.9), (127, 556.4, 30.9), (160, 0, 41.8)],
 )
-def test_so_many_rows_that_sample_are_never_under(rows: int, seen: float) -> None:
-    """Qwen2.5-0.5B with top_k=0: live on pretend GPUs; torch sorts few rows with more."""
+def test_so_many_rows_that_sample_are_never_under(rows: int, sampled: float, idle: float) -> None:
+    """Qwen2.5-0.5B with top_k=0, live on pretend GPUs, and what the warm-up leaves.
+
+    Torch sorts few rows with more: the forecast of 127 rows is that of 128.
+    """
     plan = api.plan("qwen2.5-0.5b", on="1xrtx3060", engine="pytorch", max_batch_size=rows)
-    assert _terms(plan)["sampling"] >= seen * (1 << 20)
-
-
-def test_fewer_rows_than_the_batch_may_need_more() -> None:
-    full, few = (
-        api.plan("qwen2.5-0.5b", on="1xrtx3060", engine="pytorch", max_batch_size=rows)
-        for rows in (128, 127)
-    )
-    assert _terms(full)["sampling"] == _terms(few)["sampling"]
-
-
-@pytest.mark.parametrize(("rows", "idle"), [(8, 15.1), (50, 11.9), (64, 30.9), (160, 41.8)])
-def test_what_the_warm_up_leaves_grows_with_the_batch(rows: int, idle: float) -> None:
-    plan = api.plan("qwen2.5-0.5b", on="1xrtx3060", engine="pytorch", max_batch_size=rows)
-    assert _terms(plan)["pool_warmup"] >= idle * (1 << 20)
+    assert _terms(plan)["sampling"] >= sampled * MIB
+    assert _terms(plan)["pool_warmup"] >= idle * MIB
