@@ -6,6 +6,7 @@ segments at tp 2 (bench/rehearsal/PYTORCH.md is of the same): MiB by torch's own
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -28,7 +29,8 @@ from turbofit.memory.pytorch.weights import (
     weight_classes,
 )
 from turbofit.memory.start_outcome import outcome_at
-from turbofit.model.parameters import stored_bytes
+from turbofit.memory.turbomind.weights import load_constants as load_turbomind
+from turbofit.memory.turbomind.weights import weight_classes as turbomind_classes
 from turbofit.model.source import resolve_model
 
 CONSTANTS = load_constants()
@@ -212,13 +214,13 @@ def test_awq_is_held_twice_on_hopper_alone():
 
 
 def test_layers_left_unpacked_are_counted_from_the_files():
+    """Files that hold 600 MiB more than packed layers would: the rest stays at 16 bits."""
     model = resolve_model("internvl2-8b-awq")
-    packed = stored_bytes(model.text, model.vision, model.dtype, model.quantization)
-    source = replace(model.source, sizes="file")
-    extra = 300 * MIB
-    from_file = replace(model, weight_bytes=packed + extra, source=source)
-    assert weight_classes(from_file, 4)["unpacked"] == extra // 4
-    assert "unpacked" not in weight_classes(replace(from_file, weight_bytes=packed), 4)
+    exact = replace(model, source=replace(model.source, sizes="file"))
+    more = replace(exact, weight_bytes=model.weight_bytes + 600 * MIB)
+    for classes in (weight_classes, partial(turbomind_classes, constants=load_turbomind())):
+        assert classes(more, 4)["unpacked"] == 600 * MIB // 4
+        assert "unpacked" not in classes(exact, 4)
 
 
 def test_cogvlms_second_set_of_layers_is_attention_and_mlp_as_the_first_is():
