@@ -11,13 +11,14 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from tests.hostile import hostile
-from tests.support.checkpoints import make_internvl2, make_text, write_safetensors
+from tests.support.checkpoints import make_text, write_safetensors
 from tests.support.tiny_checkpoints import LLAMA, QWEN, llama_tensors, make, read
 from turbofit.core.errors import UsageError
 from turbofit.core.model import Model
 from turbofit.core.struct import decode, to_json
 from turbofit.model.checkpoint import Origin, read_checkpoint
 from turbofit.model.folder import FolderFiles, is_complete
+from turbofit.model.presets import preset_model
 from turbofit.model.safetensors import (
     LARGEST_HEADER,
     Tensor,
@@ -26,6 +27,7 @@ from turbofit.model.safetensors import (
     parse_index,
 )
 from turbofit.model.source import resolve_model
+from turbofit.rehearse.checkpoint.twin import config_of, twin_of
 
 
 def test_exact_bytes_from_headers(tmp_path):
@@ -62,14 +64,18 @@ def test_remote_code_of_a_tokenizer(files, expected):
     assert read(config=LLAMA, **files).needs_remote_code is expected
 
 
-def test_remote_code_of_the_config_matters_only_to_internvl_chat(tmp_path):
+@pytest.mark.parametrize(
+    ("preset", "needs"),
+    [("llama-3.1-8b", False), ("internvl2-8b", True), ("deepseek-moe-16b", True),
+     ("intern-s1-pro", True), ("kimi-k2.5", True)],
+)  # fmt: skip
+def test_remote_code_of_the_config_matters_to_few(preset, needs):
+    config = config_of(twin_of(preset_model(preset)))
+    config.pop("auto_map", None)
+    assert not read(config=config).needs_remote_code
     mapped = {"AutoConfig": "c.C", "AutoModelForCausalLM": "m.M"}
-    assert not read(config=LLAMA | {"auto_map": mapped}).needs_remote_code
-    folder = make_internvl2(tmp_path / "InternVL2-1B")
-    config = json.loads((folder / "config.json").read_text())
-    assert not resolve_model(str(folder)).needs_remote_code
-    (folder / "config.json").write_text(json.dumps(config | {"auto_map": mapped}))
-    assert resolve_model(str(folder)).needs_remote_code
+    assert read(config=config | {"auto_map": mapped}).needs_remote_code is needs
+    assert preset_model(preset).needs_remote_code is needs
 
 
 @pytest.mark.parametrize(

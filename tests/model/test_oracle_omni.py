@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 
 import pytest
@@ -13,8 +14,6 @@ from tests.support.checkpoints import write_safetensors
 from tests.support.oracles import count, front_end, picture, qwen3_tower, read, text_config
 from turbofit.core.errors import UsageError
 from turbofit.core.images import PatchRule
-from turbofit.core.model import Quantization
-from turbofit.model.families.engines import engine_problem
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
 from turbofit.rehearse.checkpoint.twin import twin_of, write_model
@@ -58,20 +57,6 @@ def config_file(parts, name):
 
 
 @pytest.mark.parametrize("name", [*WHOLE, THINKER])
-@pytest.mark.parametrize("seed", range(4))
-def test_parameters_are_the_thinker_s(transformers, name, seed):
-    parts = parts_of(random.Random(f"{name}{seed}"))
-    model = read(config_file(parts, name))
-    assert model.parameters == count(
-        transformers, THINKER, transformers.Qwen2_5OmniThinkerConfig(**parts)
-    )
-    assert model.text.tie_word_embeddings is parts["tie_word_embeddings"]
-    assert engine_problem(model, "transformers") is None
-    assert "no engine" in engine_problem(model, "pytorch")
-    assert "encoder" in engine_problem(model, "turbomind")
-
-
-@pytest.mark.parametrize("name", [*WHOLE, THINKER])
 def test_defaults_are_transformers(transformers, name):
     parts = {"vision_config": {"num_heads": 16, "hidden_size": 1280}}
     model = read(config_file(parts, name))
@@ -81,17 +66,18 @@ def test_defaults_are_transformers(transformers, name):
 
 
 @pytest.mark.parametrize("name", [*WHOLE, THINKER])
-def test_what_speaks_is_not_counted(transformers, tmp_path, name):
-    parts = parts_of(random.Random(f"names{name}"))
+@pytest.mark.parametrize("seed", range(4))
+def test_what_speaks_is_not_counted(transformers, tmp_path, name, seed):
+    parts = parts_of(random.Random(f"{name}{seed}"))
     shapes = own_shapes(transformers, parts)
-    prefix = "" if name == THINKER else "thinker."
+    prefix, speech = ("", {}) if name == THINKER else ("thinker.", SPEECH)
     stored = {f"{prefix}{key}": ("BF16", shape) for key, shape in shapes.items()}
-    speech = {} if name == THINKER else SPEECH
     write_safetensors(tmp_path / "model.safetensors", stored | speech)
     (tmp_path / "config.json").write_text(config_file(parts, name))
     (tmp_path / "preprocessor_config.json").write_text("{}")
     model = resolve_model(str(tmp_path))
     assert model.weight_bytes == 2 * model.parameters
+    assert model.text.tie_word_embeddings is parts["tie_word_embeddings"]
     assert model.dtype == "bfloat16"
     assert not model.warnings
     parts["text_config"]["num_hidden_layers"] += 1
@@ -107,21 +93,6 @@ def own_shapes(transformers, parts):
     with torch.device("meta"):
         model = getattr(transformers, THINKER)(transformers.Qwen2_5OmniThinkerConfig(**parts))
     return {name: tuple(one.shape) for name, one in model.named_parameters()}
-
-
-@pytest.mark.parametrize(
-    ("part", "wrong", "match"),
-    [
-        ("audio_config", {"output_dim": 64}, "output_dim"),
-        ("audio_config", {"encoder_attention_heads": 3}, "does not divide"),
-        ("vision_config", {"out_hidden_size": 63}, "out_hidden_size"),
-    ],
-)
-def test_halves_that_do_not_meet_are_refused(part, wrong, match):
-    parts = parts_of(random.Random(3))
-    parts[part] |= wrong
-    with pytest.raises(UsageError, match=match):
-        read(config_file(parts, WHOLE[0]))
 
 
 @pytest.fixture(scope="module")
@@ -184,26 +155,6 @@ def thinker_of(transformers, config):
     return {f"thinker.{name}": tuple(one.shape) for name, one in model.named_parameters()}
 
 
-def elements(shapes) -> int:
-    import math
-
-    return sum(math.prod(shape) for shape in shapes.values())
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_parameters(transformers, seed):
-    config = omni_of(transformers, random.Random(seed))
-    model = read(config)
-    assert model.parameters == elements(thinker_of(transformers, config))
-    assert model.text.architecture == "Qwen3MoeForCausalLM"
-    assert model.vision.audio is not None
-    assert engine_problem(model, "pytorch") is None
-    assert "encoder" in engine_problem(model, "turbomind")
-    assert "no account" in engine_problem(model, "transformers")
-    packed = replace(model, quantization=Quantization(method="fp8", bits=8, group_size=128))
-    assert "take 16 bits" in engine_problem(packed, "pytorch")
-
-
 def test_defaults_of_qwen3_are_transformers(transformers):
     parts = {
         "text_config": {"num_attention_heads": 32, "head_dim": 128},
@@ -211,12 +162,12 @@ def test_defaults_of_qwen3_are_transformers(transformers):
     }  # fmt: skip
     config = transformers.Qwen3OmniMoeConfig(thinker_config=parts)
     model = read(json.dumps({"architectures": [NAME], "thinker_config": parts}))
-    assert model.parameters == elements(thinker_of(transformers, config))
+    assert model.parameters == sum(map(math.prod, thinker_of(transformers, config).values()))
     length = config.thinker_config.text_config.max_position_embeddings
     assert model.text.max_position_embeddings == length
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(6))
 def test_what_speaks_is_not_loaded(transformers, tmp_path, seed):
     config = omni_of(transformers, random.Random(f"names{seed}"))
     config.enable_audio_output = True
@@ -226,7 +177,10 @@ def test_what_speaks_is_not_loaded(transformers, tmp_path, seed):
     tensors = {name: ("BF16", shape) for name, shape in (shapes | SPEECH_OF_QWEN3).items()}
     write_safetensors(tmp_path / "model.safetensors", tensors)
     model = resolve_model(str(tmp_path))
-    assert model.weight_bytes == 2 * model.parameters == 2 * elements(shapes)
+    elements = sum(math.prod(shape) for shape in shapes.values())
+    assert model.weight_bytes == 2 * model.parameters == 2 * elements
+    assert model.text.architecture == "Qwen3MoeForCausalLM"
+    assert model.vision.audio is not None
     assert not model.warnings
     inner = config.thinker_config.text_config
     for key in ("vocab_size", "num_hidden_layers"):

@@ -83,25 +83,6 @@ def test_a_draft_of_further_tokens_is_no_surplus(transformers, tmp_path, family)
         resolve_model(str(tmp_path / "m"))
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"layer_types": ["linear_attention"]}, "names 1 layers of 32"),
-        ({"layer_types": ["linear_attention"] * 32}, "no layer with attention"),
-        ({"layer_types": ["moving_average"] * 32}, "unknown kind: 'moving_average'"),
-        ({"linear_num_key_heads": 5}, "5 does not divide 32 value heads"),
-        ({"attn_output_gate": False}, "is false"),
-    ],
-)
-def test_contradictions_are_said(change, said):
-    config = {
-        "architectures": ["Qwen3_5ForConditionalGeneration"], "text_config": change,
-        "vision_config": {"out_hidden_size": 4096},
-    }  # fmt: skip
-    with pytest.raises(UsageError, match=said):
-        read(json.dumps(config))
-
-
 @pytest.mark.lmdeploy
 class TestLmdeploy:
     @pytest.mark.parametrize("family", FAMILIES)
@@ -267,14 +248,6 @@ def test_it_is_read_as_qwen3_5_without_its_time_series(folder: Path) -> None:
     assert model.image_rule is not None
     assert model.image_rule.videos
     assert model.weight_bytes == 2 * model.parameters
-
-
-def test_its_config_is_code_of_its_repository(folder: Path) -> None:
-    assert not resolve_model(str(folder)).needs_remote_code
-    text = (folder / "config.json").read_text()
-    mapped = '{"auto_map": {"AutoConfig": "configuration_interns2_preview.InternS2PreviewConfig"},'
-    (folder / "config.json").write_text(mapped + text[1:])
-    assert resolve_model(str(folder)).needs_remote_code
 
 
 @pytest.mark.parametrize("name", ["Intern-S2-Mobius", "shanghai/Intern-S2-Mobius-397B"])

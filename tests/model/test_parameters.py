@@ -5,15 +5,14 @@ import random
 import pytest
 
 from tests.support.oracles import (
-    ConfigFiles,
     config_class,
     count,
     delta_nets,
+    read,
     text_config,
 )
 from tests.sweep import sweep
-from turbofit.core.model import Quantization, TextDims, VisionDims
-from turbofit.model.checkpoint import Origin, read_checkpoint
+from turbofit.core.model import Quantization, TextDims
 from turbofit.model.parameters import stored_bytes, text_linears, text_parameters
 from turbofit.model.presets import preset_model
 
@@ -106,7 +105,7 @@ def test_presets_have_the_size_of_their_model_card(preset, billions):
     assert f"{preset_model(preset).parameters / 1e9:.{digits}f}" == billions
 
 
-@pytest.mark.parametrize("size", ["1b", "2b", "8b", "14b", "38b", "78b"])
+@pytest.mark.parametrize("size", ["1b", "8b", "78b"])
 def test_the_transformers_format_of_internvl3_changes_no_dimension(size):
     chat, hf = preset_model(f"internvl3-{size}"), preset_model(f"internvl3-{size}-hf")
     assert (hf.text, hf.vision) == (chat.text, chat.vision)
@@ -138,12 +137,6 @@ def test_quantised_bytes_follow_the_published_layout():
     assert stored_bytes(text, None, "float16", awq) == rest + packed // 128 * 133 // 2 * 1
     fp8 = Quantization(method="fp8", bits=8, group_size=128)
     assert stored_bytes(text, None, "bfloat16", fp8) == rest + packed + packed // 128**2 * 4
-
-
-def read(config) -> tuple[TextDims, VisionDims | None, int]:
-    data = config.to_json_string(use_diff=False) if hasattr(config, "to_json_string") else config
-    model = read_checkpoint(ConfigFiles(data), Origin(name="x", kind="folder", where="x"))
-    return model.text, model.vision, model.parameters
 
 
 FAMILIES = [
@@ -185,71 +178,29 @@ def test_text_models_equal_transformers_on_meta(transformers, family, seed):
         values["mlp_only_layers"] = [0]
     config = config_class(transformers, family)(**values, pad_token_id=0)
     config.architectures = [f"{family}ForCausalLM"]
-    text, _, parameters = read(config)
-    if text.moe and text.moe.correction:  # a buffer in Transformers, a tensor in checkpoints
-        parameters -= text.moe.layers * text.moe.experts
+    model = read(config)
+    parameters, moe = model.parameters, model.text.moe
+    if moe and moe.correction:  # a buffer in Transformers, a tensor in checkpoints
+        parameters -= moe.layers * moe.experts
     assert parameters == count(transformers, f"{family}ForCausalLM", config)
 
 
-@pytest.mark.parametrize("family", ["Qwen2VL", "Qwen2_5_VL"])
-@pytest.mark.parametrize("seed", sweep(range(6), 3))
-@pytest.mark.parametrize("tied", [False, True])
-def test_qwen_vl_equals_transformers_on_meta(transformers, family, seed, tied):
-    rng = random.Random(f"{family}{seed}")
-    text = text_config(rng)
-    heads = rng.choice([1, 2])
-    hidden = heads * rng.choice([64, 80])
-    vision = {
-        "depth": rng.randrange(1, 4), "num_heads": heads, "patch_size": rng.choice([4, 14]),
-        "temporal_patch_size": rng.choice([1, 2]), "spatial_merge_size": rng.choice([1, 2]),
-    }  # fmt: skip
-    if family == "Qwen2VL":
-        vision |= {"embed_dim": hidden, "hidden_size": text["hidden_size"], "mlp_ratio": 3}
-    else:
-        vision |= {"hidden_size": hidden, "out_hidden_size": text["hidden_size"]}
-        vision |= {"intermediate_size": rng.randrange(5, 99)}
-    config = getattr(transformers, f"{family}Config")(
-        text_config=text, vision_config=vision, tie_word_embeddings=tied
-    )
-    config.architectures = [f"{family}ForConditionalGeneration"]
-    dims = read(config)
-    assert dims[0].tie_word_embeddings is tied
-    assert dims[2] == count(transformers, f"{family}ForConditionalGeneration", config)
-
-
-@pytest.mark.parametrize("seed", sweep(range(8), 4))
-def test_internvl_hf_equals_transformers_on_meta(transformers, seed):
-    rng = random.Random(seed)
-    text = text_config(rng) | {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
-    heads = rng.choice([1, 2, 5])
-    side = rng.choice([28, 56])
-    vision = {
-        "hidden_size": heads * 16, "num_hidden_layers": rng.randrange(1, 4),
-        "num_attention_heads": heads, "intermediate_size": rng.randrange(5, 99),
-        "image_size": [side, side], "patch_size": [14, 14], "attention_bias": rng.random() < 0.5,
-        "use_qk_norm": rng.random() < 0.5, "norm_type": rng.choice(["layer_norm", "rms_norm"]),
-    }  # fmt: skip
-    config = transformers.InternVLConfig(
-        text_config=text, vision_config=vision, image_seq_length=(side // 28) ** 2,
-        tie_word_embeddings=False,
-    )  # fmt: skip
-    config.architectures = ["InternVLForConditionalGeneration"]
-    assert read(config)[2] == count(transformers, "InternVLForConditionalGeneration", config)
+#: Ours, and Transformers' name.
+DIMS = {
+    "vocab": "vocab_size", "hidden": "hidden_size", "layers": "num_hidden_layers",
+    "heads": "num_attention_heads", "kv_heads": "num_key_value_heads",
+    "intermediate": "intermediate_size", "max_position_embeddings": "max_position_embeddings",
+    "tie_word_embeddings": "tie_word_embeddings",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_defaults_are_those_of_transformers(transformers, family):
     """A config that leaves everything out means the same to both."""
     defaults = config_class(transformers, family)()
-    text = read(f'{{"architectures": ["{family}ForCausalLM"]}}')[0]
-    assert text.vocab == defaults.vocab_size
-    assert text.hidden == defaults.hidden_size
-    assert text.layers == defaults.num_hidden_layers
-    assert text.heads == defaults.num_attention_heads
-    assert text.kv_heads == defaults.num_key_value_heads
-    assert text.intermediate == defaults.intermediate_size
-    assert text.max_position_embeddings == defaults.max_position_embeddings
-    assert text.tie_word_embeddings is bool(defaults.tie_word_embeddings)
+    text = read(f'{{"architectures": ["{family}ForCausalLM"]}}').text
+    for dim, name in DIMS.items():
+        assert getattr(text, dim) == getattr(defaults, name), name
     own = getattr(defaults, "head_dim", None) or text.hidden // text.heads
     assert text.head_dim == own
     if text.moe:

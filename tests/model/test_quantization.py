@@ -9,7 +9,6 @@ from tests.support.tiny_checkpoints import LLAMA, llama_tensors, make, read
 from turbofit.core.errors import UsageError
 from turbofit.core.model import Quantization
 from turbofit.core.units import GIB
-from turbofit.model.families.engines import engine_problem
 from turbofit.model.parameters import exempt_bytes, stored_bytes, unpacked_bytes
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
@@ -116,14 +115,6 @@ def test_gptq_says_in_dynamic_what_it_leaves() -> None:
     rules = {"+:.*down.*": {"bits": 8}}
     with pytest.raises(UsageError, match="several ways of packing"):
         read(config=LLAMA | {"quantization_config": plain | {"dynamic": rules}})
-
-
-def test_turbomind_runs_gptq_that_leaves_gated_delta_nets() -> None:
-    model = preset_model("qwen3.5-27b-gptq-int4")
-    assert engine_problem(model, "turbomind") is None
-    whole = Quantization(method="gptq", bits=4, group_size=128)
-    packed_nets = msgspec.structs.replace(model, quantization=whole)
-    assert "cannot widen gptq" in str(engine_problem(packed_nets, "turbomind"))
 
 
 def test_awq_as_stored(tmp_path):

@@ -19,6 +19,7 @@ RUNS = {
     "qwen3-vl-8b": "pytorch transformers",
     "qwen3-vl-30b-a3b": "pytorch transformers",
     "qwen3.5-9b": "turbomind pytorch transformers",
+    "qwen3.5-27b-gptq-int4": "turbomind",  # it leaves gated delta nets
     "qwen3.5-35b-a3b": "turbomind pytorch transformers",
     "llava-1.5-7b": "pytorch transformers",
     "llava-v1.6-mistral-7b": "transformers",
@@ -31,6 +32,10 @@ RUNS = {
     "gemma-3-4b": "pytorch transformers",
     "phi-3.5-vision": "pytorch",
     "llama-4-scout": "pytorch transformers",
+    "intern-s1-pro": "pytorch",
+    "kimi-k2.5": "pytorch",
+    "qwen2.5-omni-7b": "transformers",
+    "qwen3-omni-30b-a3b": "pytorch",
     "internlm2.5-7b": "turbomind pytorch",
     "llama-3.1-8b": "turbomind pytorch transformers",
     "gpt-oss-20b": "turbomind",
@@ -54,27 +59,42 @@ def test_engines_of_presets(name, engines):
         assert problem is None or 20 < len(problem) < 120
 
 
-@pytest.mark.parametrize(
-    ("name", "method", "runs"),
-    [("internvl3-8b-hf", "awq", False), ("internvl3-8b-hf", "fp8", True),
-     ("intern-s1-mini", "awq", False), ("internvl3-8b", "awq", True)],
-)  # fmt: skip
-def test_a_projector_that_would_be_packed(name, method, runs):
-    """LMDeploy's loader: KeyError 'multi_modal_projector.linear_1.weight'; fp8 it packs itself."""
-    packed = Quantization(method=method, bits=4, group_size=128)
-    model = replace(preset_model(name), quantization=packed)
-    assert (engine_problem(model, "pytorch") is None) is runs
-    assert engine_problem(model, "turbomind") is None
+FP8 = Quantization(method="fp8", bits=8, group_size=128)
+AWQ = Quantization(method="awq", bits=4, group_size=128)
+GPTQ = Quantization(method="gptq", bits=4, group_size=128)
 
 
 @pytest.mark.parametrize(
-    ("name", "runs"), [("qwen2.5-0.5b", False), ("llama-3.2-1b", True), ("qwen3-8b", True)]
+    ("name", "engine", "packed", "words"),
+    [
+        ("kimi-k2.5", "transformers", None, "latent attention"),
+        ("intern-s1-pro", "transformers", None, "own code"),
+        ("qwen3-omni-30b-a3b", "transformers", None, "no account"),
+        ("qwen2.5-omni-7b", "pytorch", None, "no engine"),
+        ("llama-4-scout", "turbomind", None, "encoder"),
+        ("llama-4-scout", "pytorch", FP8, "fp8"),
+        ("phi-3.5-moe", "pytorch", FP8, "in 16 bits only"),
+        ("deepseek-moe-16b", "pytorch", FP8, "in 16 bits only"),
+        ("minicpm3-4b", "pytorch", FP8, "in 16 bits only"),
+        ("qwen3-omni-30b-a3b", "pytorch", FP8, "take 16 bits"),
+        # LMDeploy's loader: KeyError 'multi_modal_projector.linear_1.weight'; fp8 it packs itself.
+        ("internvl3-8b-hf", "pytorch", AWQ, "projector"),
+        ("internvl3-8b-hf", "pytorch", FP8, None),
+        ("intern-s1-mini", "pytorch", AWQ, "projector"),
+        ("intern-s1-mini", "turbomind", AWQ, None),
+        ("internvl3-8b", "pytorch", AWQ, None),
+        # Its loader of Qwen2.5-0.5B in fp8: shape '[-1, 3, 2, 1]' is invalid for size 49.
+        ("qwen2.5-0.5b", "turbomind", FP8, "heads"),
+        ("llama-3.2-1b", "turbomind", FP8, None),
+        ("qwen3.5-9b", "turbomind", GPTQ, "widen gptq"),
+    ],
 )
-def test_scales_of_several_heads_are_turned_in_whole_sets(name, runs):
-    """LMDeploy's loader of Qwen2.5-0.5B in fp8: shape '[-1, 3, 2, 1]' is invalid for size 49."""
-    packed = Quantization(method="fp8", bits=8, group_size=128)
-    problem = engine_problem(replace(preset_model(name), quantization=packed), "turbomind")
-    assert (problem is None) is runs
+def test_reasons(name, engine, packed, words):
+    model = preset_model(name)
+    if packed is not None:
+        model = replace(model, quantization=packed)
+    problem = engine_problem(model, engine)
+    assert problem is None if words is None else words in problem
 
 
 def test_another_engine_is_a_mistake_of_the_caller():
@@ -118,17 +138,11 @@ def test_turbomind_takes_whole_groups(method, dims, words):
     assert engine_problem(replace(model, quantization=exempt), "turbomind") is None
 
 
-def test_heads_that_turbominds_encoder_lacks():
+def test_dims_that_turbomind_lacks():
     model = preset_model("qwen2-vl-7b")
     model = replace(model, vision=replace(model.vision, heads=10))
     assert "64 or 80" in engine_problem(model, "turbomind")
     assert engine_problem(model, "pytorch") is None
-
-
-def test_delta_nets_that_turbomind_lacks():
     model = preset_model("qwen3.5-9b")
-    packed = Quantization(method="gptq", bits=4, group_size=128)
-    assert "widen gptq" in engine_problem(replace(model, quantization=packed), "turbomind")
     narrow = replace(model.text, delta=replace(model.text.delta, key_dim=64))
     assert "128 channels" in engine_problem(replace(model, text=narrow), "turbomind")
-    assert engine_problem(model, "turbomind") is None

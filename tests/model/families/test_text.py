@@ -178,7 +178,9 @@ SMALL: dict[str, Any] = {
     "num_experts_per_tok": 2, "n_shared_experts": 2, "moe_intermediate_size": 14,
     "first_k_dense_replace": 2, "n_group": 1, "topk_group": 1, "pad_token_id": 0,
 }  # fmt: skip
-PRESETS = ["deepseek-v2-lite", "glm-4.7-flash"]
+PRESETS = [
+    "deepseek-v2-lite", "glm-4.7-flash", "phi-3.5-moe", "deepseek-moe-16b", "minicpm3-4b",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("family", ["DeepseekV2", "DeepseekV3", "Glm4MoeLite"])
@@ -207,17 +209,53 @@ def test_a_checkpoint_is_read_as_its_preset(name: str, tmp_path: Path) -> None:
     assert (found.parameters, found.warnings) == (preset.parameters, ())
 
 
+def llama4(**change: object) -> dict[str, object]:
+    vision = {"hidden_size": 1408, "vision_output_dim": 4096, "image_size": 336}
+    return {"vision_config": vision | change}
+
+
+def qwen3_5(**change: object) -> dict[str, object]:
+    return {"text_config": change, "vision_config": {"out_hidden_size": 4096}}
+
+
+def omni(part: str, **change: object) -> dict[str, object]:
+    return {"thinker_config": {part: change}}
+
+
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("family", "config", "said"),
     [
-        ({"kv_lora_rank": None}, "kv_lora_rank is missing"),
-        ({"moe_layer_freq": 2}, "dense layers behind the first"),
-        (
-            {"mlp_layer_types": ["sparse", "dense", "sparse", "sparse", "sparse"]},
-            "behind the first",
-        ),
+        ("Gemma3", {"mm_tokens_per_image": 25}, "25 does not pool 14 x 14"),
+        ("Gemma3", {"vision_config": {"vision_use_head": True}}, "pooling head"),
+        ("Gemma3", {"vision_config": {"patch_size": 999}}, "does not pool 0 x 0"),
+        ("Mllama", {"vision_config": {"vision_output_dim": 7681}}, "not 6 times 1280"),
+        ("Mllama", {"vision_config": {"attention_heads": 7}}, "does not divide"),
+        ("Mllama", {"vision_config": {"max_num_tiles": 0}}, "not within 1..256"),
+        ("Llama4", llama4(pixel_shuffle_ratio=0.3), "does not make"),
+        ("Llama4", llama4(vision_output_dim=5), "is not projector_output_dim's 4096"),
+        ("Llama4", llama4(image_size=340), "not whole windows of 28 pixels"),
+        ("Llama4", llama4(num_attention_heads=7), "does not divide"),
+        ("Qwen3_5", qwen3_5(layer_types=["linear_attention"]), "names 1 layers of 32"),
+        ("Qwen3_5", qwen3_5(layer_types=["linear_attention"] * 32), "no layer with attention"),
+        ("Qwen3_5", qwen3_5(layer_types=["moving_average"] * 32), "unknown kind: 'moving_average'"),
+        ("Qwen3_5", qwen3_5(linear_num_key_heads=5), "5 does not divide 32 value heads"),
+        ("Qwen3_5", qwen3_5(attn_output_gate=False), "is false"),
+        ("Qwen2_5Omni", omni("audio_config", output_dim=64), "output_dim"),
+        ("Qwen2_5Omni", omni("audio_config", encoder_attention_heads=3), "does not divide"),
+        ("Qwen2_5Omni", omni("vision_config", out_hidden_size=63), "out_hidden_size"),
+        ("MiniCPM3", {"q_lora_rank": None}, "q_lora_rank is null"),
+        ("MiniCPM3", {"v_head_dim": 32}, "v_head_dim is not 64"),
+        ("MiniCPM3", {"num_key_value_heads": 8}, "num_key_value_heads is not 40"),
+        ("MiniCPM3", {"num_attention_heads": 39, "num_key_value_heads": 39}, "39 does not divide"),
+        ("DeepseekV2", SMALL | {"kv_lora_rank": None}, "kv_lora_rank is missing"),
+        ("DeepseekV2", SMALL | {"moe_layer_freq": 2}, "dense layers behind the first"),
+        ("DeepseekV2", SMALL | {"mlp_layer_types": ["sparse", "dense", *["sparse"] * 3]},
+         "behind the first"),
     ],
-)
-def test_what_is_refused(change: Any, said: str) -> None:
+)  # fmt: skip
+def test_configs_that_no_engine_runs_or_that_contradict_themselves(
+    family: str, config: dict[str, object], said: str
+) -> None:
+    kind = "CausalLM" if family in {"MiniCPM3", "DeepseekV2"} else "ConditionalGeneration"
     with pytest.raises(UsageError, match=said):
-        read_text(Section(SMALL | change, "c"), "DeepseekV2ForCausalLM")
+        read(config={"architectures": [f"{family}For{kind}"], **config})
