@@ -8,48 +8,29 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 TINY: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "vocab_size": 96,
-    "max_position_embeddings": 64,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 10000.0,
-    "hidden_act": "silu",
-    "tie_word_embeddings": False,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "torch_dtype": "bfloat16",
-}
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 32,
+    "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "vocab_size": 96, "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "hidden_act": "silu",
+    "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2, "torch_dtype": "bfloat16",
+}  # fmt: skip
 LORA: dict[str, Any] = {
-    "peft_type": "LORA",
-    "task_type": "CAUSAL_LM",
-    "r": 8,
-    "lora_alpha": 20,
-    "bias": "none",
-    "target_modules": ["q_proj", "down_proj"],
-    "inference_mode": True,
-}
+    "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 8, "lora_alpha": 20, "bias": "none",
+    "target_modules": ["q_proj", "down_proj"], "inference_mode": True,
+}  # fmt: skip
 
 
 def dyadic(shape, salt, dtype="float32"):
     """Multiples of 1/256 below a half: seven bits, exact in every dtype used here."""
     import torch
 
-    count = 1
-    for size in shape:
-        count *= size
-    values = (
-        torch.arange(count, dtype=torch.int64) * 2654435761 + salt * 40503
-    ) % 65521 % 255 - 127
+    count = torch.arange(math.prod(shape), dtype=torch.int64)
+    values = (count * 2654435761 + salt * 40503) % 65521 % 255 - 127
     return (values.double() / 256).reshape(shape).to(getattr(torch, dtype))
 
 
@@ -197,17 +178,10 @@ GOLDEN: dict[str, str] = {
 
 
 VISION: dict[str, Any] = {
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "image_size": 28,
-    "patch_size": 14,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
-    "projection_dim": 8,
-    "model_type": "clip_vision_model",
-}
+    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2,
+    "image_size": 28, "patch_size": 14, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
+    "projection_dim": 8, "model_type": "clip_vision_model",
+}  # fmt: skip
 LLAVA: dict[str, Any] = {
     **TINY,
     "architectures": ["LlavaLlamaForCausalLM"],
