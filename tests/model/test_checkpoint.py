@@ -67,7 +67,7 @@ def test_remote_code_of_a_tokenizer(files, expected):
 @pytest.mark.parametrize(
     ("preset", "needs"),
     [("llama-3.1-8b", False), ("internvl2-8b", True), ("deepseek-moe-16b", True),
-     ("intern-s1-pro", True), ("kimi-k2.5", True)],
+     ("intern-s1-pro", True), ("kimi-k2.5", True), ("qwen3.5-35b-a3b", False)],
 )  # fmt: skip
 def test_remote_code_of_the_config_matters_to_few(preset, needs):
     config = config_of(twin_of(preset_model(preset)))
@@ -76,6 +76,9 @@ def test_remote_code_of_the_config_matters_to_few(preset, needs):
     mapped = {"AutoConfig": "c.C", "AutoModelForCausalLM": "m.M"}
     assert read(config=config | {"auto_map": mapped}).needs_remote_code is needs
     assert preset_model(preset).needs_remote_code is needs
+    if preset == "qwen3.5-35b-a3b":
+        config |= {"auto_map": mapped, "architectures": ["InternS2PreviewForConditionalGeneration"]}
+        assert read(config=config).needs_remote_code
 
 
 @pytest.mark.parametrize(

@@ -93,8 +93,7 @@ def test_names_as_people_type_them(typed, preset):
 @pytest.mark.parametrize(
     ("typed", "near"),
     [
-        ("Qwen/Qwen2-VL-7B-Instrct", "qwen2-vl-7b"), ("Qwen3-8B-Instruct", "qwen3-8b"),
-        ("qwen3-7b", "qwen3-8b"), ("intervl2-8b", "internvl2-8b"),
+        ("qwen3-7b", "qwen3-8b"),
         # A generation is known without its dot.
         ("internvl35-9b", "internvl3.5-8b"), ("qwen35-28b", "qwen3.5-27b"),
         ("InternVL25-9B", "internvl2.5-8b"), ("glm41v-9b", "glm-4.1v-9b"),
@@ -108,6 +107,15 @@ def test_names_as_people_type_them(typed, preset):
 def test_nearest_names(typed, near):
     names = nearest_names(typed)
     assert names == [] if near is None else near in names
+
+
+@pytest.mark.parametrize(
+    ("typed", "nearest"),
+    [("intervl2-8b", "internvl2-8b"), ("Qwen/Qwen2-VL-7B-Instrct", "qwen2-vl-7b"),
+     ("Qwen3-8B-Instruct", "qwen3-8b")],
+)  # fmt: skip
+def test_the_nearest_name_is_the_first(typed, nearest):
+    assert nearest_names(typed)[0] == nearest
 
 
 def test_where_no_awq_is_published_another_format_of_four_bits_is_named():

@@ -23,41 +23,54 @@ from turbofit.model.source import resolve_model
 from turbofit.rehearse.checkpoint.header_only import write_header
 from turbofit.rehearse.checkpoint.twin import tensors, twin_of, write_checkpoint, write_model
 
+S2 = "InternS2PreviewForConditionalGeneration"
+
 
 @pytest.mark.parametrize(
-    ("preset", "layers", "dense", "draft"),
+    ("preset", "layers", "dense", "unread"),
     [
-        ("gpt-oss-20b", 3, 0, None), ("gpt-oss-20b-bf16", 3, 0, None),
-        ("glm-4.5", 3, 1, ("model.layers.3.eh_proj.weight", "BF16", (5120, 2 * 5120))),
-        ("deepseek-v2-lite", 3, 1, ("model.layers.3.eh_proj.weight", "BF16", (8, 8))),
-        ("qwen3-next-80b-a3b", 4, 0, ("mtp.fc.weight", "BF16", (2048, 4096))),
+        ("gpt-oss-20b", 3, 0, []), ("gpt-oss-20b-bf16", 3, 0, []),
+        ("glm-4.5", 3, 1, [("model.layers.3.eh_proj.weight", "BF16", (5120, 2 * 5120))]),
+        ("deepseek-v2-lite", 3, 1, [("model.layers.3.eh_proj.weight", "BF16", (8, 8))]),
+        ("qwen3-next-80b-a3b", 4, 0, [("mtp.fc.weight", "BF16", (2048, 4096))]),
+        (S2, 4, 0, [
+            ("model.time_series.encoder.conv1.weight", "BF16", (768, 80, 3)),
+            ("time_series_forecaster.head.weight", "BF16", (768, 768)),
+            ("mtp.fc.weight", "BF16", (2048, 4096)),
+        ]),
     ],
 )  # fmt: skip
 def test_a_checkpoint_of_few_layers_is_read_whole(
-    tmp_path: Path, preset: str, layers: int, dense: int, draft: Any
+    tmp_path: Path, preset: str, layers: int, dense: int, unread: list[Any]
 ) -> None:
-    """As it is published: sinks, biases and packed experts; corrections and what drafts."""
-    model = preset_model(preset)
+    """As it is published: sinks, biases and packed experts; corrections and what drafts.
+
+    Intern-S2 is Qwen3.5 with tensors of time series.
+    """
+    if preset == S2:
+        model = replace(preset_model("qwen3.5-35b-a3b"), name="Intern-S2-Preview", architecture=S2)
+    else:
+        model = preset_model(preset)
     moe, delta = model.text.moe, model.text.delta
-    assert moe is not None
     text = replace(
         model.text, layers=layers, moe=replace(moe, layers=layers - dense),
         delta=delta and replace(delta, layers=3),
     )  # fmt: skip
     twin = twin_of(replace(model, text=text))
     folder = write_model(twin, tmp_path / "m")
-    if draft:
+    if unread:
         for part in folder.glob("model*"):
             part.unlink()
-        write_header(folder / "model.safetensors", [*tensors(twin), draft])
+        write_header(folder / "model.safetensors", [*tensors(twin), *unread])
     read = resolve_model(str(folder))
-    assert read.text == text
+    assert (read.architecture, read.text, read.vision) == (model.architecture, text, model.vision)
     assert read.quantization == model.quantization
     assert not read.warnings
-    stored = sum(read.tensor_bytes.values())
+    assert bool(read.image_rule and read.image_rule.videos) is (preset == S2)
     # At 16 bits but for the corrections' 32; what drafts is not counted.
     corrections = (layers - dense) * moe.experts * 2 if moe.correction else 0
     if model.quantization is None:
+        stored = sum(read.tensor_bytes.values())
         assert read.weight_bytes == stored == 2 * read.parameters + corrections
 
 
@@ -192,8 +205,6 @@ def test_parameters_are_transformers_own(transformers: Any, family: str, change:
     text = read_text(
         Section(json.loads(config.to_json_string(use_diff=False)), "c"), config.architectures[0]
     )
-    assert text.mla is not None
-    assert text.moe is not None
     # The biases that only choose experts are buffers there.
     buffers = text.moe.layers * text.moe.experts if text.moe.correction else 0
     assert text.moe.correction is (family != "DeepseekV2")
