@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from importlib import import_module
 
 import pytest
 from msgspec.structs import replace
@@ -33,16 +34,17 @@ from turbofit.model.source import resolve_model
 from turbofit.rehearse.checkpoint.twin import config_of, twin_of, write_model
 
 THINKER = "Qwen2_5OmniThinkerForConditionalGeneration"
-WHOLE = ("Qwen2_5OmniModel", "Qwen2_5OmniForConditionalGeneration")
-PRESETS = {"qwen2.5-omni-7b": 8_931_813_888, "qwen2.5-omni-3b": 4_703_464_448}
+QWEN3 = "Qwen3OmniMoeForConditionalGeneration"
+OMNI = ["Qwen2_5OmniModel", "Qwen2_5OmniForConditionalGeneration", THINKER, QWEN3]
 RULE = PatchRule(patch_size=14, merge=2, min_pixels=3136, max_pixels=12_845_056, client_knobs=False)
 SPEECH = {
     "talker.model.norm.weight": ("BF16", (64,)),
     "token2wav.code2wav_dit_model.norm.weight": ("F32", (1 << 20,)),
+    "code2wav.decoder.0.conv.weight": ("BF16", (8, 8, 3)),
 }
 
 
-def parts_of(rng):
+def parts_of(rng, name):
     """``thinker_config`` with random dims."""
     text = text_config(rng)
     heads = rng.choice([1, 2])
@@ -58,6 +60,11 @@ def parts_of(rng):
         "max_source_positions": 40,
     }  # fmt: skip
     tied = rng.random() < 0.5
+    if name == QWEN3:
+        text |= {"head_dim": 8, "attention_bias": tied, "decoder_sparse_step": 1}
+        text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 7}
+        vision, tied = qwen3_tower(rng, text), False
+        audio["downsample_hidden_size"] = rng.randrange(4, 30)
     return {
         "text_config": text, "vision_config": vision, "audio_config": audio,
         "tie_word_embeddings": tied,
@@ -70,43 +77,53 @@ def config_file(parts, name):
     return json.dumps({"architectures": [name], "dtype": "bfloat16", **inner})
 
 
-@pytest.mark.parametrize("name", [*WHOLE, THINKER])
+def thinker_of(transformers, parts, name):
+    """The thinker's config and its parameters by name; tied ones once."""
+    import torch
+
+    kind = "Qwen3OmniMoe" if name == QWEN3 else "Qwen2_5Omni"
+    config = getattr(transformers, f"{kind}ThinkerConfig")(**parts)
+    with torch.device("meta"):
+        model = getattr(transformers, f"{kind}ThinkerForConditionalGeneration")(config)
+    return config, {key: tuple(value.shape) for key, value in model.named_parameters()}
+
+
+@pytest.mark.parametrize("name", OMNI)
 def test_defaults_are_transformers(transformers, name):
     parts = {"vision_config": {"num_heads": 16, "hidden_size": 1280}}
+    if name == QWEN3:
+        parts = {
+            "text_config": {"num_attention_heads": 32, "head_dim": 128},
+            "vision_config": {"out_hidden_size": 2048}, "audio_config": {"output_dim": 2048},
+        }  # fmt: skip
     model = read(config_file(parts, name))
-    config = transformers.Qwen2_5OmniThinkerConfig(**parts)
-    assert model.parameters == count(transformers, THINKER, config) == PRESETS["qwen2.5-omni-7b"]
+    config, shapes = thinker_of(transformers, parts, name)
+    assert model.parameters == sum(map(math.prod, shapes.values()))
     assert model.text.max_position_embeddings == config.text_config.max_position_embeddings
 
 
-@pytest.mark.parametrize("name", [*WHOLE, THINKER])
+@pytest.mark.parametrize("name", OMNI)
 @pytest.mark.parametrize("seed", range(4))
 def test_what_speaks_is_not_counted(transformers, tmp_path, name, seed):
-    parts = parts_of(random.Random(f"{name}{seed}"))
-    shapes = own_shapes(transformers, parts)
+    parts = parts_of(random.Random(f"{name}{seed}"), name)
+    _, shapes = thinker_of(transformers, parts, name)
     prefix, speech = ("", {}) if name == THINKER else ("thinker.", SPEECH)
     stored = {f"{prefix}{key}": ("BF16", shape) for key, shape in shapes.items()}
     write_safetensors(tmp_path / "model.safetensors", stored | speech)
     (tmp_path / "config.json").write_text(config_file(parts, name))
     (tmp_path / "preprocessor_config.json").write_text("{}")
     model = resolve_model(str(tmp_path))
-    assert model.weight_bytes == 2 * model.parameters
+    assert model.weight_bytes == 2 * model.parameters == 2 * sum(map(math.prod, shapes.values()))
     assert model.text.tie_word_embeddings is parts["tie_word_embeddings"]
+    assert model.vision.audio is not None
     assert model.dtype == "bfloat16"
     assert not model.warnings
-    parts["text_config"]["num_hidden_layers"] += 1
-    (tmp_path / "config.json").write_text(config_file(parts, name))
-    with pytest.raises(UsageError, match="says"):
-        resolve_model(str(tmp_path))
-
-
-def own_shapes(transformers, parts):
-    """The thinker's parameters by name; tied ones once."""
-    import torch
-
-    with torch.device("meta"):
-        model = getattr(transformers, THINKER)(transformers.Qwen2_5OmniThinkerConfig(**parts))
-    return {name: tuple(one.shape) for name, one in model.named_parameters()}
+    for key in ("vocab_size", "num_hidden_layers"):
+        parts["text_config"][key] += 1
+        (tmp_path / "config.json").write_text(config_file(parts, name))
+        with pytest.raises(UsageError, match="says"):
+            resolve_model(str(tmp_path))
+        parts["text_config"][key] -= 1
 
 
 @pytest.fixture(scope="module")
@@ -137,79 +154,10 @@ def test_tokens_are_the_prompt_s(processor):
             assert made["pixel_values"].shape[0] == RULE.units(*size, limit)
 
 
-NAME = "Qwen3OmniMoeForConditionalGeneration"
-SPEECH_OF_QWEN3 = {"talker.model.norm.weight": (64,), "code2wav.decoder.0.conv.weight": (8, 8, 3)}
-
-
-def omni_of(transformers, rng):
-    text = text_config(rng) | {"head_dim": 8, "attention_bias": rng.random() < 0.5}
-    text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 7}
-    text |= {"decoder_sparse_step": 1}
-    vision = qwen3_tower(rng, text)
-    heads = vision["num_heads"]
-    audio = {
-        "encoder_layers": rng.randrange(1, 4), "d_model": heads * 8,
-        "encoder_attention_heads": heads, "encoder_ffn_dim": rng.randrange(5, 60),
-        "num_mel_bins": rng.choice([16, 80, 128]), "output_dim": text["hidden_size"],
-        "downsample_hidden_size": rng.randrange(4, 30), "max_source_positions": 40,
-    }  # fmt: skip
-    thinker = {"text_config": text, "vision_config": vision, "audio_config": audio}
-    config = transformers.Qwen3OmniMoeConfig(thinker_config=thinker)
-    config.architectures = [NAME]
-    return config
-
-
-def thinker_of(transformers, config):
-    """Parameters of the thinker by their names in a checkpoint."""
-    import torch
-    from transformers import Qwen3OmniMoeThinkerForConditionalGeneration
-
-    with torch.device("meta"):
-        model = Qwen3OmniMoeThinkerForConditionalGeneration(config.thinker_config)
-    return {f"thinker.{name}": tuple(one.shape) for name, one in model.named_parameters()}
-
-
-def test_defaults_of_qwen3_are_transformers(transformers):
-    parts = {
-        "text_config": {"num_attention_heads": 32, "head_dim": 128},
-        "vision_config": {"out_hidden_size": 2048}, "audio_config": {"output_dim": 2048},
-    }  # fmt: skip
-    config = transformers.Qwen3OmniMoeConfig(thinker_config=parts)
-    model = read(json.dumps({"architectures": [NAME], "thinker_config": parts}))
-    assert model.parameters == sum(map(math.prod, thinker_of(transformers, config).values()))
-    length = config.thinker_config.text_config.max_position_embeddings
-    assert model.text.max_position_embeddings == length
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_what_speaks_is_not_loaded(transformers, tmp_path, seed):
-    config = omni_of(transformers, random.Random(f"names{seed}"))
-    config.enable_audio_output = True
-    shapes = thinker_of(transformers, config)
-    (tmp_path / "config.json").write_text(config.to_json_string(use_diff=False))
-    (tmp_path / "preprocessor_config.json").write_text("{}")
-    tensors = {name: ("BF16", shape) for name, shape in (shapes | SPEECH_OF_QWEN3).items()}
-    write_safetensors(tmp_path / "model.safetensors", tensors)
-    model = resolve_model(str(tmp_path))
-    elements = sum(math.prod(shape) for shape in shapes.values())
-    assert model.weight_bytes == 2 * model.parameters == 2 * elements
-    assert model.text.architecture == "Qwen3MoeForCausalLM"
-    assert model.vision.audio is not None
-    assert not model.warnings
-    inner = config.thinker_config.text_config
-    for key in ("vocab_size", "num_hidden_layers"):
-        own = getattr(inner, key)
-        setattr(inner, key, own + 1)
-        (tmp_path / "config.json").write_text(config.to_json_string(use_diff=False))
-        with pytest.raises(UsageError, match="says"):
-            resolve_model(str(tmp_path))
-        setattr(inner, key, own)
-
-
 @pytest.mark.lmdeploy
 def test_image_tokens_reach_the_engine_as_planned(transformers, tmp_path):
     """Under the checkpoint's bounds, and under those of a request."""
-    folder = CHECKPOINTS["Qwen3OmniMoeForConditionalGeneration"](tmp_path / "m")
+    folder = CHECKPOINTS[QWEN3](tmp_path / "m")
     rule = resolve_model(str(folder)).image_rule
     assert rule == PatchRule(
         patch_size=16, merge=2, min_pixels=3136, max_pixels=12_845_056, client_knobs=False
@@ -270,8 +218,6 @@ def test_the_hub_counts_one_layer_more(preset, count):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_draft_of_further_tokens_is_no_surplus(transformers, tmp_path, family):
-    from tests.support.checkpoints import write_safetensors
-
     config = qwen3_5_of(transformers, random.Random(7), family)
     tensors = written(transformers, config, tmp_path / "m")
     plain = resolve_model(str(tmp_path / "m"))
@@ -286,33 +232,46 @@ def test_a_draft_of_further_tokens_is_no_surplus(transformers, tmp_path, family)
         resolve_model(str(tmp_path / "m"))
 
 
-@pytest.mark.lmdeploy
-class TestLmdeploy:
-    @pytest.mark.parametrize("family", FAMILIES)
-    @pytest.mark.parametrize("seed", range(3))
-    def test_model_is_built_whole(
-        self, transformers, engine_parameters, tmp_path, monkeypatch, family, seed
-    ):  # fmt: skip
-        without_fla(monkeypatch, "qwen3_5")
-        monkeypatch.setattr(BF16, lambda *_: True)
-        config = qwen3_5_of(transformers, random.Random(f"engine{family}{seed}"), family)
+QWEN3_NEXT = "Qwen3NextForCausalLM"
+
+
+def delta_net_of(transformers, family, seed):
+    """A config with gated delta nets, of random dims."""
+    rng = random.Random(f"{family}{seed}")
+    if family != "Qwen3Next":
+        config = qwen3_5_of(transformers, rng, family)
         config.tie_word_embeddings = config.text_config.tie_word_embeddings = False
         config.text_config.update({"bos_token_id": 0, "eos_token_id": 1})
-        written(transformers, config, tmp_path / "m")
-        assert engine_parameters(tmp_path / "m") == resolve_model(str(tmp_path / "m")).parameters
+        return config
+    values = text_config(rng) | delta_nets(rng) | {"num_hidden_layers": 8, "head_dim": 8}
+    values |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 7}
+    values |= {"shared_expert_intermediate_size": 9, "bos_token_id": 0, "eos_token_id": 1}
+    config = transformers.Qwen3NextConfig(**values, pad_token_id=0)
+    config.architectures, config.mlp_only_layers = [QWEN3_NEXT], [seed]
+    # Which Transformers 5 drops where it made layer_types of it.
+    config.full_attention_interval = values["full_attention_interval"]
+    return config
 
-    @pytest.mark.parametrize("tp", [1, 2])
-    @pytest.mark.parametrize("family", FAMILIES)
+
+@pytest.mark.lmdeploy
+class TestLmdeploy:
+    @pytest.mark.parametrize("family", [*FAMILIES, "Qwen3Next"])
     @pytest.mark.parametrize("seed", range(4))
-    def test_states_and_blocks_are_the_engines(self, transformers, monkeypatch, family, seed, tp):
-        from lmdeploy.pytorch.configurations.qwen3_5 import Qwen3_5ModelConfigBuilder
-
+    def test_model_states_and_blocks_are_the_engines(
+        self, transformers, engine_parameters, tmp_path, monkeypatch, family, seed
+    ):  # fmt: skip
+        module = "qwen3_next" if family == "Qwen3Next" else "qwen3_5"
+        without_fla(monkeypatch, module)
         monkeypatch.setattr(BF16, lambda *_: True)
-        config = qwen3_5_of(transformers, random.Random(f"state{family}{seed}"), family)
-        config.text_config.update({"bos_token_id": 0, "eos_token_id": 1})
-        text = read(config).text
-        made = Qwen3_5ModelConfigBuilder.build(config, tp=tp)
-        check_cache(made, text, tp)
+        config = delta_net_of(transformers, family, seed)
+        written(transformers, config, tmp_path / "m")
+        model = resolve_model(str(tmp_path / "m"))
+        assert family != "Qwen3Next" or model.text.moe.layers == 7
+        assert engine_parameters(tmp_path / "m") == model.parameters
+        builders = import_module(f"lmdeploy.pytorch.configurations.{module}")
+        builder = getattr(builders, f"{family.removesuffix('Moe')}ModelConfigBuilder")
+        for tp in (1, 2):
+            check_cache(builder.build(config, tp=tp), model.text, tp)
 
     @pytest.mark.parametrize("family", FAMILIES)
     def test_image_tokens_reach_the_engine_as_planned(self, transformers, tmp_path, family):
@@ -337,11 +296,8 @@ class TestLmdeploy:
         check_images(front, rule, "a<|image_pad|>b", max_pixels=784)
         rng = random.Random(6)
         for _ in range(12):
-            frames, wide, high = (
-                rng.randrange(2, 12),
-                rng.randrange(33, 400),
-                rng.randrange(33, 400),
-            )
+            frames = rng.randrange(2, 12)
+            wide, high = rng.randrange(33, 400), rng.randrange(33, 400)
             asked = {"max_pixels": rng.randrange(20_000, 500_000), "min_pixels": 1000}
             video = np.zeros((frames, high, wide, 3), np.uint8)
             seen = {
@@ -356,47 +312,6 @@ class TestLmdeploy:
             assert found["input_ids"].count(front.video_token_id) == rule.unit_tokens(count)
             assert len(found["multimodal"]) == rule.videos.grids(frames)
             assert sum(one["pixel_values_videos"].shape[0] for one in found["multimodal"]) == count
-
-
-QWEN3_NEXT = "Qwen3NextForCausalLM"
-
-
-def next_of(transformers, seed):
-    rng = random.Random(seed)
-    values = text_config(rng) | delta_nets(rng) | {"num_hidden_layers": 8, "head_dim": 8}
-    values |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 7}
-    values |= {"shared_expert_intermediate_size": 9, "bos_token_id": 0, "eos_token_id": 1}
-    config = transformers.Qwen3NextConfig(**values, pad_token_id=0)
-    config.architectures = [QWEN3_NEXT]
-    # Which Transformers 5 drops where it made layer_types of it.
-    config.full_attention_interval = values["full_attention_interval"]
-    return config
-
-
-@pytest.mark.lmdeploy
-class TestLmdeploysNext:
-    @pytest.mark.parametrize("seed", range(3))
-    def test_model_is_built_whole(
-        self, transformers, engine_parameters, tmp_path, monkeypatch, seed
-    ):  # fmt: skip
-        without_fla(monkeypatch, "qwen3_next")
-        config = next_of(transformers, seed)
-        config.mlp_only_layers = [seed]
-        written(transformers, config, tmp_path / "m")
-        model = resolve_model(str(tmp_path / "m"))
-        assert model.text.moe.layers == 7
-        assert engine_parameters(tmp_path / "m") == model.parameters
-
-    @pytest.mark.parametrize("tp", [1, 2])
-    @pytest.mark.parametrize("seed", range(3))
-    def test_states_and_blocks_are_the_engines(self, transformers, tmp_path, seed, tp):
-        from lmdeploy.pytorch.configurations.qwen3_next import Qwen3NextModelConfigBuilder
-
-        config = next_of(transformers, seed)
-        written(transformers, config, tmp_path / "m")
-        text = resolve_model(str(tmp_path / "m")).text
-        made = Qwen3NextModelConfigBuilder.build(config, tp=tp)
-        check_cache(made, text, tp)
 
     def test_a_config_as_published_does_not_start_with_transformers_5(self, transformers, tmp_path):
         """What known-bad.yaml says; with layer_types beside it, the interval stays."""
