@@ -15,6 +15,7 @@ from tests.support.oracles import (
     idefics_of,
     picture,
     read,
+    shapes_near,
     sizes,
     tokens_of,
 )
@@ -182,17 +183,10 @@ def edge_rule(tile, tokens, side):
     return LongestEdgeRule(tile_size=tile, tokens_per_tile=tokens, max_dynamic_patch=side**2)
 
 
-def grid_of(processor, width, height):
-    """Tiles that the real preprocessor makes, and their rows and columns."""
-    import torch
-
-    image = torch.zeros(3, height, width, dtype=torch.uint8)
-    made = processor([[image]], return_tensors="pt", return_row_col_info=True)
-    return made["pixel_values"].shape[1], made["rows"][0][0], made["cols"][0][0]
-
-
 def test_tiles_are_the_preprocessor_s(transformers):
     """Small tiles, so that thousands of images are cheap; every limit of each."""
+    import torch
+
     rng = random.Random(7)
     for tile, tokens, side in PUBLISHED[3:]:
         rule = edge_rule(tile, tokens, side)
@@ -205,7 +199,11 @@ def test_tiles_are_the_preprocessor_s(transformers):
                 width, height = rng.randrange(1, 90), rng.randrange(1, 90)
                 if rng.random() < 0.2:
                     height = width + rng.randrange(-1, 2) or 1
-                found, rows, columns = grid_of(processor, width, height)
+                image = torch.zeros(3, height, width, dtype=torch.uint8)
+                made = processor([[image]], return_tensors="pt", return_row_col_info=True)
+                found, rows, columns = (
+                    made["pixel_values"].shape[1], made["rows"][0][0], made["cols"][0][0]
+                )  # fmt: skip
                 assert rule.units(width, height, limit) == found <= rule.worst_units(limit)
                 assert found == (rows * columns + 1 if rows else 1)
 
@@ -288,19 +286,6 @@ RULES = [
 ]
 
 
-def anyres_sizes(seed: int, number: int) -> list[tuple[int, int]]:
-    """Random sizes, long strips, tiny images, and shapes that are nearly a grid's."""
-    rng = random.Random(seed)
-    found = [(1, 1), (1, 5000), (5000, 1), (336, 336), (672, 672), (335, 673)]
-    while len(found) < number:
-        found.append((rng.randrange(1, 4000), rng.randrange(1, 4000)))
-        found.append((rng.randrange(1, 60), rng.randrange(1, 4000)))
-        side = rng.choice([336, 384])
-        wide, high = side * rng.randrange(1, 7), side * rng.randrange(1, 7)
-        found.append((wide + rng.randrange(-3, 4), high + rng.randrange(-3, 4)))
-    return found
-
-
 def processor_of(rule, limit):
     """Transformers' own counting, without a tokenizer or pixels."""
     from types import SimpleNamespace
@@ -326,7 +311,7 @@ def test_tokens_and_tiles_are_transformers(transformers, rule):
 
     rng = random.Random(1)
     worst = dict.fromkeys(rule.lower_limits(), 0)
-    for width, height in anyres_sizes(7, 2100):
+    for width, height in shapes_near(rule.tile_size, 2100):
         limit = rng.choice(list(worst))
         own = processor_of(rule, limit)
         side = rule.tile_size

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 from math import prod
+from types import SimpleNamespace
 
 import pytest
 from msgspec.structs import replace
@@ -21,7 +22,7 @@ from turbofit.model.families.support import refusal
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
 from turbofit.rehearse.checkpoint.twin import tensors, twin_of, write_model
-from turbofit.rehearse.turbomind.hfconfig import register_kimi
+from turbofit.rehearse.turbomind.hfconfig import register_intern_s1_pro, register_kimi
 
 NAME = "InternS1ProForConditionalGeneration"
 #: The keys of the published config.json that say a dim.
@@ -88,6 +89,7 @@ def test_frequencies_are_lmdeploys(transformers, tmp_path):
 
 def tiny(folder):
     """A checkpoint of few layers and experts, with the stand-in's names."""
+    register_intern_s1_pro()
     model = preset_model("intern-s1-pro")
     moe = replace(model.text.moe, experts=4, experts_per_token=2, intermediate=24, layers=3)
     text = replace(
@@ -101,23 +103,8 @@ def tiny(folder):
 
 
 @pytest.mark.lmdeploy
-def test_parameters_are_the_engines(engine_parameters, tmp_path):
-    from turbofit.rehearse.turbomind.hfconfig import register_intern_s1_pro
-
-    register_intern_s1_pro()
-    folder = tiny(tmp_path / "m")
-    model = resolve_model(str(folder))
-    assert model.architecture == NAME
-    assert engine_parameters(folder) == model.parameters
-    assert (model.weight_bytes, model.warnings) == (2 * model.parameters, ())
-
-
-@pytest.mark.lmdeploy
 def test_image_tokens_reach_the_engine_as_planned(transformers, tmp_path):
     """With Qwen3-VL's processor in place of the checkpoint's own, which names its image's class."""
-    from turbofit.rehearse.turbomind.hfconfig import register_intern_s1_pro
-
-    register_intern_s1_pro()
     folder = tiny(tmp_path / "m")
     with_processor(
         folder, "Qwen3VL",
@@ -274,6 +261,7 @@ def test_patches_are_transformers(transformers, budget, side):
 
 def tiny_kimi(folder, packing="compressed-tensors"):
     """A checkpoint of few layers and experts, with the stand-in's names."""
+    register_kimi()
     model = preset_model("kimi-k2.5")
     moe = replace(
         model.text.moe, experts=4, experts_per_token=2, intermediate=32, layers=2,
@@ -291,50 +279,47 @@ def tiny_kimi(folder, packing="compressed-tensors"):
 @pytest.fixture
 def built(engine_parameters, monkeypatch):
     """Counts what the engine would build, without a card's kernels."""
-    register_kimi()
     at = "lmdeploy.pytorch.configurations.deepseek_v2.flash_mla_available"
     monkeypatch.setattr(at, lambda: False)
     return engine_parameters
 
 
 @pytest.mark.lmdeploy
-def test_parameters_of_kimi_are_the_engines(built, tmp_path):
-    folder, _ = tiny_kimi(tmp_path / "m", packing="")
+@pytest.mark.parametrize("name", [NAME, KIMI_NAME])
+def test_parameters_are_the_engines(built, tmp_path, name):
+    if name == NAME:
+        folder, corrections = tiny(tmp_path / "m"), 0
+    else:  # at 32 bits
+        folder, corrections = tiny_kimi(tmp_path / "m", packing="")[0], 2 * 4 * 2
     model = resolve_model(str(folder))
+    assert model.architecture == name
     assert built(folder) == model.parameters
-    corrections = 2 * 4 * 2  # at 32 bits
     assert (model.weight_bytes, model.warnings) == (2 * model.parameters + corrections, ())
 
 
-@pytest.mark.lmdeploy
-def test_deepseeks_class_is_not_built_of_packed_experts(built, tmp_path):
+def packed_as(config):
+    """Where LMDeploy builds a model of weights that are packed as this config says."""
     from lmdeploy.pytorch.config import QuantizationConfig
     from lmdeploy.pytorch.models.patch import BuildModelContext, build_model_context
 
-    folder, _ = tiny_kimi(tmp_path / "m")
+    packing = QuantizationConfig.from_config(config)
+    return build_model_context(BuildModelContext(quant_config=packing))
+
+
+@pytest.mark.lmdeploy
+def test_packed_experts_are_the_engines_and_not_of_deepseeks_class(built, tmp_path):
+    from lmdeploy.hf_configs import config_from_pretrained
+
+    folder, made = tiny_kimi(tmp_path / "m")
+    with packed_as(config_from_pretrained(str(folder), trust_remote_code=False)):
+        held = built(folder)
+    assert held == sum(prod(shape) for _, _, shape in tensors(made))
     path = folder / "config.json"
     config = json.loads(path.read_text())["text_config"] | {"model_type": "deepseek_v3"}
     path.write_text(json.dumps(config))
-    packed = {"quantization_config": config["quantization_config"]}
-    context = BuildModelContext(
-        quant_config=QuantizationConfig.from_config(type("Config", (), packed))
-    )
-    with build_model_context(context), pytest.raises(ValueError, match="module prefix"):
+    packed = SimpleNamespace(quantization_config=config["quantization_config"])
+    with packed_as(packed), pytest.raises(ValueError, match="module prefix"):
         built(folder)
-
-
-@pytest.mark.lmdeploy
-def test_packed_experts_are_the_engines(built, tmp_path):
-    from lmdeploy.hf_configs import config_from_pretrained
-    from lmdeploy.pytorch.config import QuantizationConfig
-    from lmdeploy.pytorch.models.patch import BuildModelContext, build_model_context
-
-    folder, made = tiny_kimi(tmp_path / "m")
-    config = config_from_pretrained(str(folder), trust_remote_code=False)
-    context = BuildModelContext(quant_config=QuantizationConfig.from_config(config))
-    with build_model_context(context):
-        held = built(folder)
-    assert held == sum(prod(shape) for _, _, shape in tensors(made))
 
 
 _PROCESSOR = """
@@ -393,7 +378,6 @@ def with_code(folder, budget):
 @pytest.mark.lmdeploy
 def test_images_of_kimi_reach_the_engine_as_planned(transformers, tmp_path):
     pytest.importorskip("transformers.models.kimi_k25.image_processing_kimi_k25")
-    register_kimi()
     folder, _ = tiny_kimi(tmp_path / "m")
     with_code(folder, 1000)
     model = resolve_model(str(folder))

@@ -104,6 +104,20 @@ def sizes(seed: int, count: int) -> list[tuple[int, int]]:
     return found
 
 
+def shapes_near(side: int, number: int) -> list[tuple[int, int]]:
+    """Random sizes, long strips, tiny images, and shapes that are whole squares or nearly."""
+    rng = random.Random(side)
+    found = [(1, 1), (1, 9000), (9000, 1), (side, side), (side - 1, side + 1), (2 * side, side)]
+    while len(found) < number:
+        found.append((rng.randrange(1, 6000), rng.randrange(1, 6000)))
+        found.append((rng.randrange(1, 60), rng.randrange(1, 6000)))
+        wide, high = side * rng.randrange(1, 9), side * rng.randrange(1, 9)
+        found.append((wide, high))
+        found.append((wide + rng.randrange(-3, 4), high + rng.randrange(-3, 4)))
+        found.append((wide // rng.randrange(1, 9) + 1, high // rng.randrange(1, 9) + 1))
+    return found
+
+
 def llava_of(transformers, rng, family="Llava", tower="clip"):
     inner = rng.choice(["Llama", "Qwen2", "Mistral"])
     text = text_config(rng) | {"model_type": inner.lower()}

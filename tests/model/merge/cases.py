@@ -25,6 +25,14 @@ LORA: dict[str, Any] = {
 }  # fmt: skip
 
 
+#: What it changes: (out, in).
+MODULES = {
+    f"model.layers.{i}.{part}": shape
+    for i in range(2)
+    for part, shape in (("self_attn.q_proj", (32, 32)), ("mlp.down_proj", (32, 48)))
+}
+
+
 def dyadic(shape, salt, dtype="float32"):
     """Multiples of 1/256 below a half: seven bits, exact in every dtype used here."""
     import torch
@@ -95,12 +103,7 @@ def make_adapter(
 
     folder.mkdir(parents=True)
     said = {**LORA, **(config or {})}
-    if modules is None:
-        modules = {
-            f"model.layers.{i}.{part}": shape
-            for i in range(2)
-            for part, shape in (("self_attn.q_proj", (32, 32)), ("mlp.down_proj", (32, 48)))
-        }
+    modules = MODULES if modules is None else modules
     tensors = {}
     for salt, (module, (rows, columns)) in enumerate(modules.items()):
         key = f"base_model.model.{module}"
@@ -147,22 +150,14 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, tuple[int, ...]]]] = 
     "rslora": ("bfloat16", "float32", {"use_rslora": True, "r": 16, "lora_alpha": 8}, {}),
     "regex": ("bfloat16", "float32", {"target_modules": r".*layers.*(q|down)_proj"}, {}),
     "modules_to_save": (
-        "bfloat16",
-        "float32",
-        {"modules_to_save": ["lm_head"]},
+        "bfloat16", "float32", {"modules_to_save": ["lm_head"]},
         {"base_model.model.lm_head.weight": (96, 32)},
     ),
     "dora": (
-        "bfloat16",
-        "float32",
-        {"use_dora": True},
-        {
-            f"base_model.model.model.layers.{i}.{part}.lora_magnitude_vector": (32,)
-            for i in range(2)
-            for part in ("self_attn.q_proj", "mlp.down_proj")
-        },
+        "bfloat16", "float32", {"use_dora": True},
+        {f"base_model.model.{module}.lora_magnitude_vector": (32,) for module in MODULES},
     ),
-}
+}  # fmt: skip
 #: By peft 0.21.2 (torch 2.13, CPU); `test_against_peft` computes them anew where it is installed.
 #: Without DoRA, whose norms and quotients are not exact.
 GOLDEN: dict[str, str] = {
@@ -183,19 +178,12 @@ VISION: dict[str, Any] = {
     "projection_dim": 8, "model_type": "clip_vision_model",
 }  # fmt: skip
 LLAVA: dict[str, Any] = {
-    **TINY,
-    "architectures": ["LlavaLlamaForCausalLM"],
-    "model_type": "llava_llama",
-    "mm_vision_tower": "openai/clip-tiny-patch14-28",
-    "mm_projector_type": "mlp2x_gelu",
-    "mm_hidden_size": 16,
-    "mm_vision_select_layer": -2,
-    "mm_vision_select_feature": "patch",
-    "mm_use_im_start_end": False,
-    "mm_use_im_patch_token": False,
-    "image_aspect_ratio": "pad",
+    **TINY, "architectures": ["LlavaLlamaForCausalLM"], "model_type": "llava_llama",
+    "mm_vision_tower": "openai/clip-tiny-patch14-28", "mm_projector_type": "mlp2x_gelu",
+    "mm_hidden_size": 16, "mm_vision_select_layer": -2, "mm_vision_select_feature": "patch",
+    "mm_use_im_start_end": False, "mm_use_im_patch_token": False, "image_aspect_ratio": "pad",
     "pad_token_id": 0,
-}
+}  # fmt: skip
 
 
 def projector(prefix="model.mm_projector.", dtype="float16") -> dict[str, Any]:
