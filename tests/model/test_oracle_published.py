@@ -18,7 +18,6 @@ from tests.support.oracles import check_images, front_end, picture, with_process
 from turbofit.core.errors import UsageError
 from turbofit.core.images import NavitRule, PatchRule
 from turbofit.model.families.engines import engine_problem
-from turbofit.model.families.support import refusal
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
 from turbofit.rehearse.checkpoint.twin import tensors, twin_of, write_model
@@ -404,5 +403,3 @@ def test_transformers_own_format_is_refused(transformers, built, tmp_path):
     path.write_text(json.dumps(config))
     with pytest.raises(AttributeError, match="merge_type"):
         built(folder)
-    said = refusal("Kimi_K25ForConditionalGeneration")
-    assert "LMDeploy 0.18 does not run" in said.message

@@ -142,17 +142,25 @@ def test_revisions_in_the_cache(tmp_path):
 # --- the hub -----------------------------------------------------------------------------------
 
 
-def test_the_hub_answers(online):
+def check_answer(where, seen):
+    """The hub's own answer, of which weights were asked for by their first bytes alone."""
     model = resolve_model("org/tiny")
     assert (model.source.kind, model.source.sizes, model.source.checkpoint) == ("hub", "file", None)
-    assert model.source.where.endswith(f"org/tiny@{COMMIT}")
+    assert model.source.where.endswith(where)
     assert model.weight_bytes == 2 * model.parameters
     assert model.warnings == ()
-    ranges = [wanted for path, _, wanted in online.seen if path.endswith(".safetensors")]
+    ranges = [wanted for path, _, wanted in seen if ".safetensors" in path and ".json" not in path]
     assert ranges
     assert all(wanted and wanted.startswith("bytes=0-") for wanted in ranges)
+
+
+def test_the_hub_answers(online):
+    check_answer(f"org/tiny@{COMMIT}", online.seen)
     online.trick = "no_ranges"  # gives headers all the same
     assert resolve_model("org/tiny").source.sizes == "file"
+    asked = len(online.seen)
+    assert resolve_model("internvl2-8b").warnings == ()  # an alias never asks the network
+    assert len(online.seen) == asked
 
 
 def test_shards_and_long_headers_on_the_hub(online, monkeypatch):
@@ -169,20 +177,15 @@ def test_shards_and_long_headers_on_the_hub(online, monkeypatch):
     assert "model-3" in refused("org/tiny").message
 
 
-def test_the_token_goes_to_the_hub_and_not_where_it_redirects(online, monkeypatch, tmp_path):
+def test_the_token_goes_to_the_hub_and_not_where_it_redirects(online, monkeypatch, caplog):
     monkeypatch.setenv("HF_TOKEN", "secret")
-    with Hub(online.root) as other:
+    with Hub(online.root) as other, caplog.at_level(logging.DEBUG, logger="turbofit"):
         online.other, online.trick = other, "elsewhere"
         assert resolve_model("org/tiny").source.sizes == "file"
     assert {token for _, token, _ in online.seen} == {"Bearer secret"}
     assert other.seen
     assert {token for _, token, _ in other.seen} == {None}
-
-
-def test_the_log_tells_each_file_and_no_secret(online, monkeypatch, caplog):
-    monkeypatch.setenv("HF_TOKEN", "secret")
-    with caplog.at_level(logging.DEBUG, logger="turbofit"):
-        resolve_model("org/tiny")
+    # The log tells each file, and no secret.
     told = [one.getMessage() for one in caplog.records]
     assert any("/org/tiny/resolve/main/config.json: 200" in text for text in told)
     assert told[-1].startswith("model org/tiny: ")
@@ -196,6 +199,8 @@ def test_the_log_tells_each_file_and_no_secret(online, monkeypatch, caplog):
      ("lies", "safetensors")],
 )  # fmt: skip
 def test_a_hub_that_fails_is_one_line(online, trick, words):
+    assert "org/nothing" in refused("org/nothing").message
+    assert "v9" in refused("org/tiny", revision="v9").message
     online.trick = trick
     with pytest.raises(UsageError, match=words) as error:
         resolve_model("org/tiny")
@@ -209,11 +214,6 @@ def test_a_dripping_hub_meets_the_deadline(online, monkeypatch):
     with pytest.raises(UsageError, match="more than 30 s"):
         resolve_model("org/tiny")
     assert online.now > 30
-
-
-def test_unknown_repositories_and_revisions(online):
-    assert "org/nothing" in refused("org/nothing").message
-    assert "v9" in refused("org/tiny", revision="v9").message
 
 
 # --- presets behind the hub --------------------------------------------------------------------
@@ -233,11 +233,6 @@ def test_a_preset_stands_in_for_a_hub_that_is_out_of_reach(monkeypatch):
     assert "preset internvl2-8b" in model.warnings[0]
     with pytest.raises(UsageError, match="cannot be reached"):
         resolve_model("org/tiny")
-
-
-def test_an_alias_never_asks_the_network(online):
-    assert resolve_model("internvl2-8b").warnings == ()
-    assert online.seen == []
 
 
 @pytest.mark.parametrize("endpoint", ["nonsense", "ftp://x", "http://", "http://[bad"])
@@ -317,19 +312,15 @@ def test_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 # --- the folders -------------------------------------------------------------------------------
 
-LAYOUTS = [
-    "models/Qwen--Qwen2.5-7B/snapshots/master",
-    "models/Qwen--Qwen2.5-7B/snapshots/main",
-    "models/Qwen/Qwen2___5-7B",
-    "hub/models/Qwen/Qwen2___5-7B",
-    "hub/Qwen/Qwen2___5-7B",
-    "hub/Qwen/Qwen2.5-7B",
-    "Qwen/Qwen2___5-7B",
-    "Qwen/Qwen2.5-7B",
-]
 
-
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "layout",
+    [
+        "models/Qwen--Qwen2.5-7B/snapshots/master", "models/Qwen--Qwen2.5-7B/snapshots/main",
+        "models/Qwen/Qwen2___5-7B", "hub/models/Qwen/Qwen2___5-7B", "hub/Qwen/Qwen2___5-7B",
+        "hub/Qwen/Qwen2.5-7B", "Qwen/Qwen2___5-7B", "Qwen/Qwen2.5-7B",
+    ],
+)  # fmt: skip
 def test_every_layout_of_the_cache_is_found(tmp_path, layout):
     folder = make_text(tmp_path / "ms" / layout)
     model = resolve_model("Qwen/Qwen2.5-7B")
@@ -379,16 +370,9 @@ def test_revisions_of_the_folders(tmp_path):
 
 def test_modelscope_answers_instead_of_the_hub(modelscope, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    model = resolve_model("org/tiny")
-    assert (model.source.kind, model.source.sizes, model.source.checkpoint) == ("hub", "file", None)
-    assert model.source.where == f"{modelscope.url.removeprefix('http://')}/org/tiny@master"
-    assert model.weight_bytes == 2 * model.parameters
-    assert model.warnings == ()
+    check_answer(f"{modelscope.url.removeprefix('http://')}/org/tiny@master", modelscope.other.seen)
     listing = f"{MODELSCOPE_API}org/tiny/repo/files?Revision=master&Recursive=False"
     assert modelscope.seen[0][0] == listing
-    ranges = [wanted for path, _, wanted in modelscope.other.seen]
-    assert ranges
-    assert all(wanted and wanted.startswith("bytes=0-") for wanted in ranges)
 
 
 def test_the_token_goes_to_modelscope_and_not_where_it_redirects(modelscope, monkeypatch):
@@ -398,21 +382,17 @@ def test_the_token_goes_to_modelscope_and_not_where_it_redirects(modelscope, mon
     assert {cookie for _, cookie, _ in modelscope.other.seen} == {None}
 
 
-@pytest.mark.parametrize("trick", ["", "says"])
-def test_unknown_to_modelscope(modelscope, trick):
+@pytest.mark.parametrize(
+    ("trick", "message"),
+    [("", ""), ("says", ""), ("private", "HTTP 403"), ("html", "not JSON")],
+)
+def test_unknown_to_modelscope_and_a_site_that_fails(modelscope, trick, message):
     modelscope.trick = trick
-    error = refused("org/nothing")
-    assert "no model org/nothing at master" in error.message
-    assert "LMDEPLOY_USE_MODELSCOPE" in error.hint
-    assert "v9" in refused("org/tiny", revision="v9").message
-
-
-@pytest.mark.parametrize(("trick", "said"), [("private", "HTTP 403"), ("html", "not JSON")])
-def test_a_site_that_fails_is_one_line(modelscope, trick, said):
-    modelscope.trick = trick
-    error = refused("org/tiny")
-    assert said in error.message
+    error = refused("org/tiny" if message else "org/nothing")
+    assert (message or "no model org/nothing at master") in error.message
     assert "MODELSCOPE" in error.hint
+    if not message:
+        assert "v9" in refused("org/tiny", revision="v9").message
 
 
 def test_a_preset_stands_in_under_the_id_that_was_asked_for(modelscope):
