@@ -42,6 +42,10 @@ def test_addresses_name_the_hub_id_and_its_revision(typed: str, revision: str | 
     assert (found.text, found.revision) == (ID, revision)
     model = resolve_model(typed)
     assert (model.name, model.hub_id, model.revision) == ("InternVL3-8B", ID, revision)
+    if revision:  # two of them are one too many
+        assert resolve_model(typed, revision=revision) == model
+        with pytest.raises(UsageError, match=f"names the revision {revision}, and --revision x"):
+            resolve_model(typed, revision="x")
 
 
 def test_an_address_of_another_hub_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,12 +78,6 @@ def test_addresses_of_no_model(typed: str) -> None:
     with pytest.raises(UsageError) as error:
         resolve_model(typed)
     assert "ORG/NAME" in error.value.hint
-
-
-def test_two_revisions_are_one_too_many() -> None:
-    with pytest.raises(UsageError, match="names the revision v1, and --revision v2"):
-        resolve_model(f"{ID}@v1", revision="v2")
-    assert resolve_model(f"{ID}@v1", revision="v1").revision == "v1"
 
 
 @pytest.mark.parametrize(

@@ -38,9 +38,15 @@ MXFP4 = {"gpt-oss-20b", "gpt-oss-120b"}
 
 
 def test_every_file_has_an_alias_and_every_alias_a_file():
+    aliases = load_yaml(presets_dir() / "models" / "aliases.yaml")
     files = {path.stem for path in (presets_dir() / "models").glob("*.yaml")} - {"aliases"}
-    assert files == set(load_yaml(presets_dir() / "models" / "aliases.yaml"))
-    assert set(known_presets()) == files
+    assert files == set(aliases) == set(known_presets())
+    # No two presets have a name without its separators.
+    names: dict[str, set[str]] = {}
+    for preset_id, typed in aliases.items():
+        for name in (preset_id, *typed, *(one.rpartition("/")[2] for one in typed)):
+            names.setdefault("".join(filter(str.isalnum, name.lower())), set()).add(preset_id)
+    assert not {name: ids for name, ids in names.items() if len(ids) > 1}
 
 
 @pytest.mark.parametrize("preset_id", known_presets())
@@ -170,18 +176,7 @@ def test_presets_by_words_of_their_names():
     with pytest.raises(UsageError, match="no preset has 'intervl2-8b'") as caught:
         presets_with(["intervl2-8b"])
     assert "did you mean internvl2-8b" in caught.value.hint
-
-
-def test_no_two_presets_have_a_name_without_its_separators():
-    names: dict[str, set[str]] = {}
-    for preset_id, typed in load_yaml(presets_dir() / "models" / "aliases.yaml").items():
-        for name in (preset_id, *typed, *(one.rpartition("/")[2] for one in typed)):
-            names.setdefault("".join(filter(str.isalnum, name.lower())), set()).add(preset_id)
-    assert not {name: ids for name, ids in names.items() if len(ids) > 1}
-
-
-def test_the_sizes_of_a_family_are_those_of_its_version() -> None:
+    # The sizes of a family are those of its version, if its name has one.
     assert set(family_sizes("InternVL2")) >= {"internvl2-1b", "internvl2-8b"}
     assert not any(name.startswith("internvl2.5") for name in family_sizes("InternVL2"))
-    # Of a family whose name has no version, those of all.
     assert {"internvl2-8b", "internvl3-8b"} <= set(family_sizes("internvl"))

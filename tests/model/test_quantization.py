@@ -200,20 +200,19 @@ def test_a_file_that_contradicts_itself_is_damaged(quantization):
     assert "check the checkpoint's files" in told.value.hint
 
 
-@pytest.mark.parametrize("version", [None, "GEMM"])
-def test_awq_that_turbomind_asks_to_be_called_gemm(version):
-    with pytest.raises(UsageError, match="instead of 'gemm'") as told:
-        read(config=LLAMA | {"quantization_config": AWQ | {"version": version}})
-    assert '"version": "gemm"' in told.value.hint
-
-
-def test_a_format_that_only_the_whole_config_names():
-    """TurboMind reads config_groups.group_0.format: KeyError 'format' at its start."""
-    weights = {"num_bits": 4, "type": "int", "group_size": 128}
-    quantization = {
-        "quant_method": "compressed-tensors", "format": "pack-quantized", "ignore": ["lm_head"],
-        "config_groups": {"group_0": {"weights": weights}},
-    }  # fmt: skip
-    with pytest.raises(UsageError, match="config_groups without a format") as told:
+@pytest.mark.parametrize(
+    ("quantization", "said", "hint"),
+    [
+        (AWQ | {"version": None}, "instead of 'gemm'", '"version": "gemm"'),
+        (AWQ | {"version": "GEMM"}, "instead of 'gemm'", '"version": "gemm"'),
+        # TurboMind reads config_groups.group_0.format: KeyError 'format' at its start.
+        ({"quant_method": "compressed-tensors", "format": "pack-quantized", "ignore": ["lm_head"],
+          "config_groups": {"group_0": {
+              "weights": {"num_bits": 4, "type": "int", "group_size": 128}}}},
+         "config_groups without a format", '"format": "pack-quantized"'),
+    ],
+)  # fmt: skip
+def test_what_a_key_in_the_config_mends(quantization, said, hint):
+    with pytest.raises(UsageError, match=said) as told:
         read(config=LLAMA | {"quantization_config": quantization})
-    assert '"format": "pack-quantized"' in told.value.hint
+    assert hint in told.value.hint

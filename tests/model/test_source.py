@@ -110,23 +110,20 @@ def test_names_of_nothing(name, hint, tmp_path, monkeypatch):
 
 
 def test_the_cache_answers_a_hub_id_and_an_alias(tmp_path):
-    folder = make_internvl2(cache_of(tmp_path, "OpenGVLab/InternVL2-8B"))
-    for name in ("OpenGVLab/InternVL2-8B", "internvl2-8b"):
+    hub_id = "OpenGVLab/InternVL2-8B"
+    folder = make_internvl2(cache_of(tmp_path, hub_id))
+    for name in (hub_id, "internvl2-8b"):
         model = resolve_model(name)
         assert (model.source.kind, model.source.where) == ("hub_cache", str(folder))
         assert (model.source.checkpoint, model.source.sizes) == (str(folder), "file")
-        assert (model.name, model.hub_id) == ("InternVL2-8B", "OpenGVLab/InternVL2-8B")
-
-
-def test_a_half_downloaded_snapshot_is_not_the_model(tmp_path):
-    folder = make_internvl2(cache_of(tmp_path, "OpenGVLab/InternVL2-8B"))
+        assert (model.name, model.hub_id) == ("InternVL2-8B", hub_id)
+    # A snapshot that is half downloaded is not the model, but its config is still the best known.
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert resolve_model("internvl2-8b").source.kind == "preset"
-    model = resolve_model("OpenGVLab/InternVL2-8B")  # its config is still the best known
-    assert (model.source.kind, model.source.sizes, model.source.checkpoint) == (
-        "hub_cache", "formula", None,
-    )  # fmt: skip
+    model = resolve_model(hub_id)
+    source = (model.source.kind, model.source.sizes, model.source.checkpoint)
+    assert source == ("hub_cache", "formula", None)
     assert "not in the local hub cache" in model.warnings[0]
 
 

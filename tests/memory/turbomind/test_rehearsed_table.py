@@ -128,14 +128,6 @@ def test_pool_peak_by_units(model, tp, changes, units, peak):
     assert peak - 0.06 <= forecast <= peak * 1.03  # published to 0.1 MiB; never under beyond that
 
 
-def test_three_requests_meet_in_one_forward_of_the_bound():
-    """Four queued 13-tile requests were seen to bring 39 tiles together, 703 MiB."""
-    account = Case("internvl2-8b").account(units=13)
-    assert account.units_per_forward >= 39
-    worst = next(t for t in account.transients if t.term == "vision_forward")
-    assert worst.bytes / MIB >= 703
-
-
 # Where rows sample, hidden states of the forward are gone: 127 of them beside a prompt of 8,065.
 @pytest.mark.parametrize(
     ("model", "tp", "changes", "tokens", "rows", "peak"),
@@ -157,17 +149,28 @@ def test_prompts_of_a_short_session_do_not_fill_a_forward():
     assert 254 <= text.bytes / MIB <= 254 * 1.1
 
 
-def test_a_prefix_cache_brings_pictures_back_for_a_few_tokens_each():
-    """InternVL2-8B, eight questions about a cached picture of 13 tiles: 1,873.6 MiB were seen."""
+def test_requests_that_meet_in_one_forward_of_the_bound():
+    """InternVL2-8B, four queued requests of 13 tiles were seen to bring 39 together, 703 MiB.
+
+    A prefix cache brings pictures back for a few tokens each: 1,873.6 MiB of eight questions.
+    """
     changes = {"max_batch_size": 8, "max_prefill_token_num": 4096}
-    plain = Case("internvl2-8b").account(units=13, **changes)
-    cached = Case("internvl2-8b").account(units=13, enable_prefix_caching=True, **changes)
+    queued, plain, cached, many = (
+        Case("internvl2-8b").account(units=13, **options)
+        for options in (
+            {}, changes, {**changes, "enable_prefix_caching": True}, {"enable_prefix_caching": True}
+        )
+    )  # fmt: skip
+    assert queued.units_per_forward >= 39
+    forwards = [
+        next(t.bytes / MIB for t in one.transients if t.term == "vision_forward")
+        for one in (queued, cached)
+    ]
+    assert forwards[0] >= 703
+    assert 1873.6 <= forwards[1] <= 1873.6 * 1.01
     assert plain.units_per_forward == 4102 // 256 + 2 * 13
     assert cached.units_per_forward == 8 * 13
-    (worst,) = (t for t in cached.transients if t.term == "vision_forward")
-    assert 1873.6 <= worst.bytes / MIB <= 1873.6 * 1.01
     # Beyond a batch's, what the context holds.
-    many = Case("internvl2-8b").account(units=13, enable_prefix_caching=True)
     assert many.units_per_forward == 32768 // 256
 
 
@@ -377,21 +380,16 @@ def test_weights_are_the_engines_in_whole_pages(tp: int, mib: int) -> None:
 SETTINGS = Settings(tp=1, max_batch_size=128, session_len=32768)
 
 
-@pytest.fixture
-def small() -> Model:
-    return resolve_model("qwen3.5-4b")
+SMALL = resolve_model("qwen3.5-4b")
 
 
-def test_weights_are_the_checkpoints_and_the_tied_head_again(small: Model) -> None:
-    head = small.text.vocab * small.text.hidden
-    held = sum(weight_classes(small, 1, CONSTANTS).values()) - (small.parameters + head) * 2
+def test_weights_are_the_checkpoints_and_the_tied_head_again() -> None:
+    head = SMALL.text.vocab * SMALL.text.hidden
+    held = sum(weight_classes(SMALL, 1, CONSTANTS).values()) - (SMALL.parameters + head) * 2
     assert 0 <= held < 64 << 10  # the driver rounds up what is small
-
-
-def test_ranks_share_heads(small: Model) -> None:
-    one, four = (weight_classes(small, tp, CONSTANTS)["delta"] for tp in (1, 4))
-    # On every rank is a norm, and what decays and biases are rounded up by.
-    whole = small.text.delta.layers * 3 * 512
+    # Ranks share heads. On each is a norm, and what decays and biases are rounded up by.
+    one, four = (weight_classes(SMALL, tp, CONSTANTS)["delta"] for tp in (1, 4))
+    whole = SMALL.text.delta.layers * 3 * 512
     assert (four - whole) * 4 == one - whole
 
 
@@ -399,28 +397,28 @@ def test_ranks_share_heads(small: Model) -> None:
     ("method", "qkv"),
     [("fp8", 2.0), ("awq", 0.53125)],  # fp8's blocks do not turn with heads of 256
 )
-def test_what_is_joined_with_gates_is_widened(small: Model, method: str, qkv: float) -> None:
+def test_what_is_joined_with_gates_is_widened(method: str, qkv: float) -> None:
     bits = 8 if method == "fp8" else 4
     packing = Quantization(method=method, bits=bits, group_size=128)
-    packed = replace(small, quantization=packing)
-    text, delta = small.text, small.text.delta
+    packed = replace(SMALL, quantization=packing)
+    text, delta = SMALL.text, SMALL.text.delta
     held = 0.53125 if method == "awq" else 1 + 2 / 128
     rows = (2 * text.heads + 2 * text.kv_heads) * text.head_dim
     attention = text.hidden * rows * qkv + text.hidden * text.heads * text.head_dim * held
     classes = weight_classes(packed, 1, CONSTANTS)
     assert classes["attention"] == int(attention * text.attention_layers)
     out = delta.layers * delta.values * text.hidden
-    plain = weight_classes(small, 1, CONSTANTS)["delta"]
+    plain = weight_classes(SMALL, 1, CONSTANTS)["delta"]
     assert classes["delta"] == plain - int(out * (2 - held))
-    mlp = weight_classes(small, 1, CONSTANTS)["mlp"] // 2
+    mlp = weight_classes(SMALL, 1, CONSTANTS)["mlp"] // 2
     attended = text.attention_layers * text.hidden * text.heads * text.head_dim
     attended += text.attention_layers * text.hidden * rows if method == "awq" else 0
     assert packed_elements(packed, 1, CONSTANTS) == mlp + attended + out
 
 
-def test_a_running_sequence_has_a_state_in_the_cache(small: Model) -> None:
+def test_a_running_sequence_has_a_state_in_the_cache() -> None:
     """A MiB of state for each of 24 layers, and 1.5 MiB of the convolutions' inputs."""
-    shape = cache_shape(small.text, SETTINGS, CONSTANTS)
+    shape = cache_shape(SMALL.text, SETTINGS, CONSTANTS)
     assert shape.state_bytes == 25.5 * MIB
     assert shape.block_bytes == 2 * MIB
     assert [part.per_slab for part in shape.states] == [21, 32]
@@ -454,10 +452,10 @@ def test_a_large_batch_leaves_one_request_its_context() -> None:
     ],
 )
 def test_the_warm_up_took_as_much(
-    small: Model, tp: int, capability: tuple[int, int], tokens: int, seen: int
+    tp: int, capability: tuple[int, int], tokens: int, seen: int
 ) -> None:
     kernel = CONSTANTS.delta_kernel(capability)
-    found = workspace(small.text.delta, replace(SETTINGS, tp=tp), kernel, 132, tokens)
+    found = workspace(SMALL.text.delta, replace(SETTINGS, tp=tp), kernel, 132, tokens)
     assert found >= seen
     if tokens > 64:
         assert found - seen <= 32 << 10
@@ -466,19 +464,17 @@ def test_the_warm_up_took_as_much(
 @pytest.mark.parametrize(
     ("batch", "tokens", "seen"), [(101, 1928, 111_570_432), (128, 6654, 154_438_656)]
 )
-def test_prompts_that_meet_take_no_more_than_the_most(
-    small: Model, batch: int, tokens: int, seen: int
-) -> None:
+def test_prompts_that_meet_take_no_more_than_the_most(batch: int, tokens: int, seen: int) -> None:
     """One long prompt among many of two tokens, on four H100s."""
     kernel = CONSTANTS.delta_kernel((9, 0))
     settings = replace(SETTINGS, tp=4, max_batch_size=batch)
-    assert seen <= meeting_workspace(small.text.delta, settings, kernel, 132, tokens) < 1.3 * seen
+    assert seen <= meeting_workspace(SMALL.text.delta, settings, kernel, 132, tokens) < 1.3 * seen
 
 
-def test_a_tokens_projections(small: Model) -> None:
+def test_a_tokens_projections() -> None:
     """A prompt of 8,000 tokens took 478,208,512 bytes with its two streams of 2,560 channels."""
     seen = 478_208_512 - 8000 * 2 * 2560 * 2
-    assert 0 <= seen - token_bytes(small.text.delta, 1) * 8000 < 1024
+    assert 0 <= seen - token_bytes(SMALL.text.delta, 1) * 8000 < 1024
 
 
 @pytest.mark.parametrize(("on", "options"), [("1xb200", {}), ("1xh100", {"dtype": "float16"})])
