@@ -36,9 +36,7 @@ from turbofit.model.source import resolve_model
         ("qwen3-omni-30b-a3b", "pytorch", "an audio tower"),
     ],
 )
-def test_what_older_versions_hold_otherwise_is_refused_there(
-    model: str, engine: str, new: str
-) -> None:
+def test_what_older_versions_hold_otherwise_is_refused_there(model, engine, new):
     dims = resolve_model(model)
     assert engine_for(dims, engine, "0.18.0").name == engine
     with pytest.raises(UsageError, match=rf"no account of {new} with LMDeploy 0\.12\.0"):
@@ -52,9 +50,7 @@ def test_what_older_versions_hold_otherwise_is_refused_there(
         ("qwen3-vl-8b", "gptq", 128, "PyTorch engine does not read gptq weights"),
     ],
 )
-def test_lmdeploy_s_reasons_come_before_transformers(
-    model: str, method: str, group: int, said: str
-) -> None:
+def test_lmdeploy_s_reasons_come_before_transformers(model, method, group, said):
     packed = Quantization(method=method, bits=4, group_size=group)
     dims = replace(resolve_model(model), quantization=packed)
     with pytest.raises(UsageError) as told:
@@ -173,9 +169,7 @@ def test_the_engine_that_knew_it_is_taken(model: str, version: str, engine: str)
         ("qwen2-vl-7b", "turbomind", "0.14", "which left with 0.14.0 and came back with 0.16.0"),
     ],
 )
-def test_what_a_version_did_not_know_is_refused(
-    model: str, engine: str, version: str, words: str
-) -> None:
+def test_what_a_version_did_not_know_is_refused(model, engine, version, words):
     with pytest.raises(UsageError, match=words) as told:
         engine_for(preset_model(model), engine, version)
     if model == "mixtral-8x7b":

@@ -132,9 +132,7 @@ def test_a_path_of_windows_is_said_to_be_one(folder: str) -> None:
     assert "/mnt/c" in error.value.hint
 
 
-def test_folders_that_are_not_here_are_said_to_be_none(
-    tmp_path: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_folders_that_are_not_here_are_said_to_be_none(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     for typed, words in (
         ("~/models/InternVL3-8B", str(tmp_path)),
@@ -160,9 +158,7 @@ def test_folders_that_are_not_here_are_said_to_be_none(
         ("huihui-ai/Qwen2.5-VL-7B-Instruct-abliterated", "qwen2.5-vl-7b", None),
     ],
 )
-def test_siblings_are_planned_from_the_preset_and_say_what_is_assumed(
-    hub_id: str, preset: str, method: str | None
-) -> None:
+def test_siblings_are_planned_from_the_preset_and_say_what_is_assumed(hub_id, preset, method):
     model = resolve_model(hub_id)
     base = load_preset(preset)
     assert (model.hub_id, model.source.sizes, model.text) == (hub_id, "estimate", base.text)

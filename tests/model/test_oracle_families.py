@@ -9,7 +9,6 @@ import json
 import random
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -198,9 +197,7 @@ def cut(name: str, layers: int) -> Model:
 @pytest.mark.lmdeploy
 class TestLmdeploy:
     @pytest.mark.parametrize(("name", "layers"), list(zip(PRESETS, (2, 3, 2), strict=True)))
-    def test_models_are_built_whole(
-        self, engine_parameters: Any, tmp_path: Path, name: str, layers: int
-    ) -> None:
+    def test_models_are_built_whole(self, engine_parameters, tmp_path, name, layers):
         model = cut(name, layers)
         folder = write_model(twin_of(model), tmp_path)
         counted = engine_parameters(folder)

@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from tests.model.families.test_text import SMALL
 from tests.support.oracles import (
     config_class,
     count,
@@ -134,6 +135,7 @@ FAMILIES = [
     "Gemma2", "Gemma3", "Glm4", "GptOss", "Glm4Moe", "Qwen3Next",
 ]  # fmt: skip
 
+OF_LATENTS = ("DeepseekV2", "DeepseekV3", "Glm4MoeLite")
 LATENTS = {"kv_lora_rank": 12, "q_lora_rank": 20, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4}
 #: Whose heads may be of any width, and have biases or not.
 OWN_HEADS = {
@@ -142,7 +144,7 @@ OWN_HEADS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, "Phimoe", "MiniCPM3"])
+@pytest.mark.parametrize("family", [*FAMILIES, "Phimoe", "MiniCPM3", *OF_LATENTS])
 @pytest.mark.parametrize("seed", sweep(range(6), 3))
 def test_text_models_equal_transformers_on_meta(transformers, family, seed):
     rng = random.Random(f"{family}{seed}")
@@ -172,7 +174,10 @@ def test_text_models_equal_transformers_on_meta(transformers, family, seed):
         values["first_k_dense_replace"] = rng.randrange(values["num_hidden_layers"])
     if family in {"Qwen3Moe", "Qwen3Next"} and values["num_hidden_layers"] > 1:
         values["mlp_only_layers"] = [0]
-    config = config_class(transformers, family)(**values, pad_token_id=0)
+    if family in OF_LATENTS:
+        change = rng.choice([{}, {"q_lora_rank": None}, {"attention_bias": True}])
+        values = {**SMALL, **change}
+    config = config_class(transformers, family)(**{**values, "pad_token_id": 0})
     config.architectures = [f"{family.replace('Phimoe', 'PhiMoE')}ForCausalLM"]
     model = read(config)
     parameters, moe = model.parameters, model.text.moe
@@ -181,6 +186,10 @@ def test_text_models_equal_transformers_on_meta(transformers, family, seed):
     assert parameters == count(transformers, f"{family}ForCausalLM", config)
     if family == "MiniCPM3":
         assert (model.text.kv_heads, model.text.head_dim) == (model.text.heads, 10)
+    if family in OF_LATENTS:
+        assert moe.correction is (family != "DeepseekV2")
+        assert (model.text.kv_heads, model.text.head_dim) == (1, 16)
+        assert model.text.mla.q_rank == (values["q_lora_rank"] or 0)
 
 
 #: Ours, and Transformers' name.

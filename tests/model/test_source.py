@@ -69,9 +69,6 @@ def cache_of(tmp_path, hub_id, commit=COMMIT, ref="main"):
     return folder
 
 
-# --- folders -----------------------------------------------------------------------------------
-
-
 def test_a_folder_wins_over_everything_where_it_has_a_config(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "internvl2-8b").mkdir()
@@ -106,9 +103,6 @@ def test_names_of_nothing(name, hint, tmp_path, monkeypatch):
     assert len(error.message) < 200
 
 
-# --- the hub cache -----------------------------------------------------------------------------
-
-
 def test_the_cache_answers_a_hub_id_and_an_alias(tmp_path):
     hub_id = "OpenGVLab/InternVL2-8B"
     folder = make_internvl2(cache_of(tmp_path, hub_id))
@@ -134,9 +128,6 @@ def test_revisions_in_the_cache(tmp_path):
     for revision in (None, "v2", "../../v1", "\0", "b" * 39):
         with pytest.raises(UsageError):
             resolve_model("org/tiny", revision=revision)
-
-
-# --- the hub -----------------------------------------------------------------------------------
 
 
 def check_answer(where, seen):
@@ -213,9 +204,6 @@ def test_a_dripping_hub_meets_the_deadline(online, monkeypatch):
     assert online.now > 30
 
 
-# --- presets behind the hub --------------------------------------------------------------------
-
-
 def test_a_preset_stands_in_for_a_hub_that_is_out_of_reach(monkeypatch):
     model_id = "OpenGVLab/InternVL2-8B"
     assert "forbids the network" in resolve_model(model_id).warnings[0]
@@ -277,10 +265,7 @@ def test_it_is_where_the_hub_downloads_to(given: dict[str, str]) -> None:
     ],
 )
 @pytest.mark.parametrize("name", ["{path}", "org/name", "name"])
-def test_a_folder(
-    name: str, files: list[str], message: str, hint: str, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+def test_a_folder(name, files, message, hint, tmp_path, monkeypatch):
     """Named by its whole path, as a hub id is written, and by one word."""
     root = tmp_path / "org"
     folder = root / "name"
@@ -305,9 +290,6 @@ def test_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "is a file, not a checkpoint's folder" in refused("models/pytorch_model.bin").message
     (tmp_path / "models" / "config.json").write_text("{}")
     assert refused("models/pytorch_model.bin").hint == f"name its folder: {tmp_path / 'models'}"
-
-
-# --- the folders -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -360,9 +342,6 @@ def test_revisions_of_the_folders(tmp_path):
         assert found("org/tiny", revision) == []
     for hub_id in ("tiny", "a/b/c", "../tiny", "org/..", "org/", "/tiny", "a\0/b"):
         assert found(hub_id) == []
-
-
-# --- the hub -----------------------------------------------------------------------------------
 
 
 def test_modelscope_answers_instead_of_the_hub(modelscope, monkeypatch):

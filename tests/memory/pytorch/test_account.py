@@ -428,9 +428,7 @@ def test_types_of_the_cache(model: str, on: str, policy: str, words: str | None)
         (8, (2,), [2, 8]),
     ],
 )
-def test_graphs_are_captured_for_the_sizes_of_the_engine(
-    batch: int, own: tuple[int, ...] | None, sizes: list[int]
-) -> None:
+def test_graphs_are_captured_for_the_sizes_of_the_engine(batch, own, sizes):
     settings = Settings(max_batch_size=batch, cudagraph_capture_batch_sizes=own)
     assert capture_sizes(settings) == sizes
     assert capture_sizes(Settings(max_batch_size=batch, eager_mode=True)) == []

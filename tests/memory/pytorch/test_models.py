@@ -72,15 +72,10 @@ def test_weights_are_the_engines(model: Model, tp: int, mib: float) -> None:
         (cut("minicpm3-4b", 2), 1024, 29_760, 647.62, 4),
     ],
 )
-def test_a_prefill_holds_what_the_engine_held(
-    model: Model, tokens: int, context: int, seen: float, more: float
-) -> None:
+def test_a_prefill_holds_what_the_engine_held(model, tokens, context, seen, more):
     work = activations_of(model, Settings(max_batch_size=16), CONSTANTS)
     paid = work.prefill(Prefill(tokens=tokens, context=context)) / MIB
     assert seen <= paid <= seen + more
-
-
-# Experts.
 
 
 def prefill(model: Model, tokens: int = 8192, *, tp: int = 1, **forward: int) -> int:
@@ -161,9 +156,6 @@ def test_experts_of_fp8_are_dealt_in_whole_blocks(tp: int, channels: int) -> Non
     assert expert_channels(model, tp) == 768 // tp
 
 
-# Multi-head latent attention.
-
-
 @pytest.mark.parametrize(
     ("name", "tp", "size"),
     [
@@ -198,9 +190,6 @@ def test_a_long_context_is_flattened_once_and_parts_of_a_step_are_kept() -> None
     assert whole > 4 * eight
 
 
-# MiniCPM3: latents that are expanded before they are cached, logits of every token.
-
-
 def test_graphs_end_in_logits() -> None:
     model = resolve_model("minicpm3-4b")
     assert model.text.cached_latent is None
@@ -209,9 +198,6 @@ def test_graphs_end_in_logits() -> None:
     work = activations_of(cut("minicpm3-4b", 2), Settings(max_batch_size=64), CONSTANTS)
     assert work.graph_buffers([1, 2, 4, 8]) == 7 * 73448 * 2
     assert work.decode(64) >= 64 * 73448 * 2
-
-
-# Kimi-K2.5, beside DeepSeek-V3.
 
 
 def test_ranks_keep_whole_groups() -> None:
@@ -226,9 +212,6 @@ def test_the_first_image_leaves_tables_and_experts_in_four_bits_are_not_tuned() 
     assert Activations(model, Settings(tp=8), CONSTANTS).tables() == 72 * MIB
     assert prefill(model, tp=8, units=4) - prefill(model, tp=8) > 72 * MIB
     assert prefill(replace(model, quantization=None), 64) - prefill(model, 64) > 200 * MIB
-
-
-# Llama 4, Intern-S1-Pro, Qwen3-Omni.
 
 
 @pytest.mark.parametrize("tp", [1, 8])

@@ -129,9 +129,7 @@ def test_weights_and_what_waits_with_them_fill_whole_steps_of_one_pool():
         ("internvl2-8b", "1xrtx3090", {"model_format": "hf"}, None),
     ],
 )
-def test_what_cannot_be_meant_is_refused(
-    model: str, on: str, asked: dict[str, object], message: str | None
-) -> None:
+def test_what_cannot_be_meant_is_refused(model, on, asked, message):
     for call in (turbofit.plan, turbofit.predict):
         if message is None:
             settings = call(model, on=on, engine="turbomind", **asked).settings
@@ -174,9 +172,7 @@ def missing(census: Census, model: str, on: str, **settings: object) -> str | No
     ],
 )
 @pytest.mark.parametrize("quant_policy", [0, 4, 8])
-def test_pairs_with_code_and_without(
-    census: Census, model: str, on: str, dtype: str, said: str | None, quant_policy: int
-) -> None:
+def test_pairs_with_code_and_without(census, model, on, dtype, said, quant_policy):
     problem = missing(census, model, on, dtype=dtype, quant_policy=quant_policy)
     assert problem is None if said is None else said in str(problem)
 

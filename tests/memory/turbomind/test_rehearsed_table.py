@@ -451,9 +451,7 @@ def test_a_large_batch_leaves_one_request_its_context() -> None:
         (1, (8, 6), 8320, 0),
     ],
 )
-def test_the_warm_up_took_as_much(
-    tp: int, capability: tuple[int, int], tokens: int, seen: int
-) -> None:
+def test_the_warm_up_took_as_much(tp, capability, tokens, seen):
     kernel = CONSTANTS.delta_kernel(capability)
     found = workspace(SMALL.text.delta, replace(SETTINGS, tp=tp), kernel, 132, tokens)
     assert found >= seen

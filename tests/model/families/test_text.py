@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tests.support.checkpoints import make_internvl2
-from tests.support.oracles import count
-from tests.support.tiny_checkpoints import read
-from turbofit.core.errors import UsageError
+from tests.support.tiny_checkpoints import LLAMA, read
+from tests.sweep import part
+from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.struct import to_builtins
 from turbofit.model.config import Section
 from turbofit.model.families.engines import engine_problem
-from turbofit.model.families.text import read_text
-from turbofit.model.parameters import text_parameters
-from turbofit.model.presets import preset_model
+from turbofit.model.families.registry import VISION_READERS, read_dims
+from turbofit.model.families.text import TEXT_ARCHITECTURES, read_text
+from turbofit.model.presets import known_presets, preset_model
 from turbofit.model.source import resolve_model
 from turbofit.rehearse.checkpoint.header_only import write_header
-from turbofit.rehearse.checkpoint.twin import tensors, twin_of, write_checkpoint, write_model
+from turbofit.rehearse.checkpoint.twin import (
+    config_of,
+    tensors,
+    twin_of,
+    write_checkpoint,
+    write_model,
+)
 
 S2 = "InternS2PreviewForConditionalGeneration"
 
@@ -40,9 +52,7 @@ S2 = "InternS2PreviewForConditionalGeneration"
         ]),
     ],
 )  # fmt: skip
-def test_a_checkpoint_of_few_layers_is_read_whole(
-    tmp_path: Path, preset: str, layers: int, dense: int, unread: list[Any]
-) -> None:
+def test_a_checkpoint_of_few_layers_is_read_whole(tmp_path, preset, layers, dense, unread):
     """As it is published: sinks, biases and packed experts; corrections and what drafts.
 
     Intern-S2 is Qwen3.5 with tensors of time series.
@@ -97,9 +107,7 @@ WINDOWS: list[tuple[str, dict[str, object], int]] = [
 
 
 @pytest.mark.parametrize(("kind", "keys", "window"), WINDOWS)
-def test_a_sliding_window_is_read_as_transformers_has_it(
-    transformers: Any, kind: str, keys: dict[str, object], window: int
-) -> None:
+def test_a_sliding_window_is_read_as_transformers_has_it(transformers, kind, keys, window):
     config = Section({"num_hidden_layers": 32, **keys}, "config.json")
     text = read_text(config, MODEL_TYPES[kind])
     assert text.window == window
@@ -177,23 +185,6 @@ PRESETS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("family", ["DeepseekV2", "DeepseekV3", "Glm4MoeLite"])
-@pytest.mark.parametrize("change", [{}, {"q_lora_rank": None}, {"attention_bias": True}])
-def test_parameters_are_transformers_own(transformers: Any, family: str, change: Any) -> None:
-    values = SMALL | change
-    config = getattr(transformers, f"{family}Config")(**values)
-    config.architectures = [f"{family}ForCausalLM"]
-    text = read_text(
-        Section(json.loads(config.to_json_string(use_diff=False)), "c"), config.architectures[0]
-    )
-    # The biases that only choose experts are buffers there.
-    buffers = text.moe.layers * text.moe.experts if text.moe.correction else 0
-    assert text.moe.correction is (family != "DeepseekV2")
-    counted = count(transformers, config.architectures[0], config)
-    assert text_parameters(text) == counted + buffers
-    assert (text.kv_heads, text.head_dim, text.mla.q_rank) == (1, 16, values["q_lora_rank"] or 0)
-
-
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_checkpoint_is_read_as_its_preset(name: str, tmp_path: Path) -> None:
     found, preset = resolve_model(str(write_checkpoint(name, tmp_path))), preset_model(name)
@@ -245,9 +236,87 @@ def omni(part: str, **change: object) -> dict[str, object]:
          "behind the first"),
     ],
 )  # fmt: skip
-def test_configs_that_no_engine_runs_or_that_contradict_themselves(
-    family: str, config: dict[str, object], said: str
-) -> None:
+def test_configs_that_no_engine_runs_or_that_contradict_themselves(family, config, said):
     kind = "CausalLM" if family in {"MiniCPM3", "DeepseekV2"} else "ConditionalGeneration"
     with pytest.raises(UsageError, match=said):
         read(config={"architectures": [f"{family}For{kind}"], **config})
+
+
+# Every family reads any config, or refuses it as a user's error.
+
+
+GOLDEN = Path(__file__).parents[3] / "bench/golden/checkpoints.yaml"
+ARCHITECTURES = sorted({*TEXT_ARCHITECTURES, *VISION_READERS})
+
+
+@cache
+def bases():
+    """A config for each architecture: golden ones, stand-ins' of presets, those of one reader."""
+    found = {}
+    for name in known_presets():
+        with suppress(UsageError):
+            model = preset_model(name)
+            found[model.architecture] = config_of(twin_of(model))
+    for files in yaml.safe_load(GOLDEN.read_text()).values():
+        match files.get("config"):
+            case {"architectures": [str(name)]} as config:
+                found.setdefault(name, config)
+    readers = {VISION_READERS.get(name): config for name, config in found.items()}
+    return {
+        name: found.get(name) or readers.get(VISION_READERS.get(name), LLAMA)
+        for name in ARCHITECTURES
+    }
+
+
+def keys_of(value):
+    """All keys of a config and its sections."""
+    if isinstance(value, dict):
+        yield from value
+        for inner in value.values():
+            yield from keys_of(inner)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 300) | st.integers() | st.floats()
+    | st.sampled_from(ARCHITECTURES) | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner),
+    max_leaves=10,
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@settings(max_examples=part(300, 3))
+@given(st.data(), st.sampled_from(ARCHITECTURES), VALUES, VALUES)
+def test_fuzzed_configs_raise_nothing_else(data, architecture, processor, tokenizer):
+    keys = sorted({str(key) for base in bases().values() for key in keys_of(base)})
+    config = copy.deepcopy(bases()[architecture]) | {"architectures": [architecture]}
+    sections = [config, *(part for part in config.values() if isinstance(part, dict))]
+    changes = st.dictionaries(st.sampled_from(keys), VALUES, max_size=5)
+    data.draw(st.sampled_from(sections)).update(data.draw(changes))
+    files = {"preprocessor_config": processor, "tokenizer_config": tokenizer}
+    try:
+        model = read(config=config, **files)
+    except TurbofitError:
+        return
+    assert model.parameters > 0
+    assert model.weight_bytes > 0
+    for engine in ("turbomind", "pytorch", "transformers"):
+        engine_problem(model, engine)
+    if model.image_rule is not None:
+        for size in ((1, 1), (640, 480), (100, 10_000)):
+            most = model.image_rule.worst_units()
+            assert 1 <= model.image_rule.units(*size) <= most
+            assert model.image_rule.tokens(*size) <= model.image_rule.unit_tokens(most)
+
+
+TIED = {"tie_word_embeddings": True}
+
+
+@pytest.mark.parametrize(("inner", "outer"), [(TIED, {}), ({}, TIED)])
+def test_either_config_ties_the_head(inner, outer):
+    """Transformers before 5 wrote it into the text_config alone."""
+    text = {"hidden_size": 896, "num_attention_heads": 14, "num_key_value_heads": 2, **inner}
+    config = {"text_config": text, "vision_config": {"hidden_size": 896}, **outer}
+    section = Section(config, "config.json")
+    dims = read_dims(section, "Qwen2VLForConditionalGeneration", None, [])
+    assert dims.text.tie_word_embeddings
