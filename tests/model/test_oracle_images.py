@@ -10,11 +10,9 @@ import pytest
 
 from tests.support.checkpoints_llava import make_llava
 from tests.support.oracles import (
-    ConfigFiles,
     front_end,
     idefics_of,
     picture,
-    read,
     shapes_near,
     sizes,
     tokens_of,
@@ -22,7 +20,6 @@ from tests.support.oracles import (
 from tests.support.tiny_checkpoints import read as read_files
 from turbofit.core.errors import UsageError
 from turbofit.core.images import AnyresRule, LongestEdgeRule, PatchRule, TileRule, VideoRule
-from turbofit.model.checkpoint import Origin, read_checkpoint
 from turbofit.model.families.engines import engine_problem
 from turbofit.model.source import resolve_model
 from turbofit.planning.compatibility import FrontEnd
@@ -144,37 +141,37 @@ def test_patches_are_transformers(transformers, patch, glm, smallest, largest):
 
 
 def test_bounds_are_the_preprocessors():
-    config = {
+    qwen3 = {
         "architectures": ["Qwen3VLForConditionalGeneration"],
         "vision_config": {"out_hidden_size": 4096},
     }
-    size = {"size": {"shortest_edge": 65536, "longest_edge": 16777216}}
-    rule = read_files(config=config, preprocessor_config=size | {"patch_size": 16}).image_rule
+    glm = {"architectures": ["Glm4vForConditionalGeneration"]}
+    size, own, glms = (
+        {"size": {"shortest_edge": least, "longest_edge": most}}
+        for least, most in ((65536, 16777216), (4096, 25165824), (12544, 9633792))
+    )
+    rule = read_files(config=qwen3, preprocessor_config=size | {"patch_size": 16}).image_rule
     assert rule == PatchRule(
         patch_size=16, merge=2, min_pixels=65536, max_pixels=16777216, client_knobs=False,
         video=VideoRule(merged_frames=2, min_pixels=65536, max_pixels=16777216),
     )  # fmt: skip
-    own = {"size": {"shortest_edge": 4096, "longest_edge": 25165824}}
-    for more in (
-        {"video_preprocessor_config": own},
-        {"processor_config": {"video_processor": own}, "video_preprocessor_config": size},
-    ):
-        video = read_files(config=config, preprocessor_config=size, **more).image_rule.video
-        assert (video.min_pixels, video.max_pixels) == (4096, 25165824)
-    video = read_files(config=config).image_rule.video
-    assert (video.min_pixels, video.max_pixels) == (131072, 786432)
     assert rule.worst_units() == 65536
-    config = {"architectures": ["Glm4vForConditionalGeneration"]}
-    size = {"size": {"shortest_edge": 12544, "longest_edge": 9633792}}
-    rule = read_files(config=config, preprocessor_config=size).image_rule
+    for files, bounds in (
+        ({"preprocessor_config": size, "video_preprocessor_config": own}, (4096, 25165824)),
+        ({"processor_config": {"video_processor": own}, "video_preprocessor_config": size},
+         (4096, 25165824)),
+        ({}, (131072, 786432)),
+    ):  # fmt: skip
+        video = read_files(config=qwen3, **files).image_rule.video
+        assert (video.min_pixels, video.max_pixels) == bounds
+    rule = read_files(config=glm, preprocessor_config=glms).image_rule
     assert (rule.min_pixels, rule.max_pixels, rule.frames) == (6272, 4816896, 2)
     assert rule.worst_units() == 24576
     for wrong in ({"patch_size": 16}, {"merge_size": 4}, {"size": {"longest_edge": 0}}):
         with pytest.raises(UsageError):
-            read_files(config=config, preprocessor_config=wrong)
+            read_files(config=glm, preprocessor_config=wrong)
 
 
-KINDS = ("Idefics3", "SmolVLM")
 #: Tile, its tokens, tiles of the longer side: SmolVLM2-256M, SmolVLM2-2.2B, Idefics3-8B; small.
 PUBLISHED = ((512, 64, 4), (384, 81, 4), (364, 169, 4), (28, 4, 3), (30, 4, 5))
 
@@ -208,7 +205,7 @@ def test_tiles_are_the_preprocessor_s(transformers):
                 assert found == (rows * columns + 1 if rows else 1)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["Idefics3", "SmolVLM"])
 def test_tokens_are_the_processor_s(transformers, kind):
     """As many as there are special tokens and line feeds in the text that it puts in the prompt."""
     base = getattr(transformers, f"{kind}Processor")
@@ -235,35 +232,25 @@ def test_a_limit_between_two_squares_is_the_lower_one():
     assert rule.lower_limits() == (16, 9, 4, 1)
     assert [rule.worst_units(limit) for limit in (16, 15, 9, 5, 3, 1)] == [17, 10, 10, 5, 1, 1]
     assert (rule.largest_limit(17), rule.largest_limit(9), rule.largest_limit(4)) == (16, 4, 1)
-    assert rule.units(*rule.worst_size()) == 17
     assert rule.least_units == rule.units(*rule.small_image.size) == 5
-    assert rule.with_limit(4).units(*rule.with_limit(4).worst_size()) == 5
-
-
-def read_with(config, processor):
-    files = ConfigFiles(config.to_json_string(use_diff=False), processor=json.dumps(processor))
-    return read_checkpoint(files, Origin(name="x", kind="folder", where="x"))
 
 
 def test_the_processor_s_own_limit_and_what_contradicts_the_tower(transformers):
-    config = idefics_of(transformers, random.Random(2))
-    tile = config.vision_config.image_size
-    processor = {
-        "size": {"longest_edge": 3 * tile}, "max_image_size": {"longest_edge": tile},
-        "do_image_splitting": True,
-    }  # fmt: skip
-    model = read_with(config, processor)
-    assert model.image_rule.max_dynamic_patch == 9
-    whole = read_with(config, processor | {"do_image_splitting": False})
-    assert whole.image_rule.worst_units() == 1
+    config = json.loads(idefics_of(transformers, random.Random(2)).to_json_string(use_diff=False))
+    tile = config["vision_config"]["image_size"]
+    whole = {"size": {"longest_edge": 3 * tile}, "max_image_size": {"longest_edge": tile}}
+    for split, most in ((True, 9), (False, 0)):
+        processor = whole | {"do_image_splitting": split}
+        rule = read_files(config=config, preprocessor_config=processor).image_rule
+        assert rule.worst_units() == most + 1
     for wrong in (
         {"size": {"longest_edge": 3 * tile + 1}}, {"max_image_size": {"longest_edge": tile + 2}},
     ):  # fmt: skip
         with pytest.raises(UsageError):
-            read_with(config, processor | wrong)
-    inner = '{"architectures": ["Idefics3ForConditionalGeneration"], "text_config": {%s}}'
+            read_files(config=config, preprocessor_config=whole | wrong)
+    config = {"architectures": ["Idefics3ForConditionalGeneration"]}
     with pytest.raises(UsageError):
-        read(inner % '"model_type": "mamba"')
+        read_files(config=config | {"text_config": {"model_type": "mamba"}})
 
 
 NEXT = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))

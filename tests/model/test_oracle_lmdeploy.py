@@ -191,9 +191,6 @@ def test_phi3_inside_an_internvl_runs_there_alone(engine_parameters, tmp_path):
     path.write_text(json.dumps(config))
     model = resolve_model(str(folder))
     assert engine_parameters(folder) == model.parameters
-    assert "would not fall back" in engine_problem(model, "turbomind")
-    assert engine_problem(model, "pytorch") is None
-    assert "only the checkpoint's own code" in engine_problem(model, "transformers")
 
 
 @pytest.mark.parametrize(

@@ -216,22 +216,16 @@ def test_the_stand_in_has_the_published_tensors():
 
 
 @pytest.mark.parametrize(
-    ("quantization", "words"),
+    ("change", "words"),
     [
-        (
-            {**PACKED, "ignore": ["lm_head"], "config_groups": {"group_0": {
-                "format": "pack-quantized", "weights": {"group_size": 32}}}},
-            "for experts only",
-        ),
+        ({"ignore": ["lm_head"], "config_groups": {"group_0": {
+            "format": "pack-quantized", "weights": {"group_size": 32}}}}, "for experts only"),
         ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "no account of Kimi-K2.5"),
-        (
-            {**PACKED, "config_groups": {"group_0": {"weights": {"group_size": 128}}}},
-            "groups of 32",
-        ),
+        ({"config_groups": {"group_0": {"weights": {"group_size": 128}}}}, "groups of 32"),
     ],
 )  # fmt: skip
-def test_other_ways_of_packing_are_refused(tmp_path, quantization, words):
-    config = changed("text_config", KIMI, quantization_config=quantization)
+def test_other_ways_of_packing_are_refused(tmp_path, change, words):
+    config = changed("text_config", KIMI, quantization_config={**PACKED, **change})
     model = model_of(tmp_path, config, {"media_proc_cfg": MEDIA})
     assert words in engine_problem(model, "pytorch")
 
@@ -360,8 +354,11 @@ class StandInImages(BaseImageProcessor):
 """
 
 
-def with_code(folder, budget):
-    """The files of a processor as the published repository has them, of a smaller budget."""
+@pytest.mark.lmdeploy
+def test_images_of_kimi_reach_the_engine_as_planned(transformers, tmp_path):
+    pytest.importorskip("transformers.models.kimi_k25.image_processing_kimi_k25")
+    folder, _ = tiny_kimi(tmp_path / "m")
+    # The files of a processor as the published repository has them, of a smaller budget.
     (folder / "stand_in_processor.py").write_text(_PROCESSOR)
     (folder / "stand_in_images.py").write_text(_IMAGES)
     values = {
@@ -369,16 +366,9 @@ def with_code(folder, budget):
             "AutoProcessor": "stand_in_processor.StandInProcessor",
             "AutoImageProcessor": "stand_in_images.StandInImages",
         },
-        "media_proc_cfg": {**MEDIA, "in_patch_limit": budget},
+        "media_proc_cfg": {**MEDIA, "in_patch_limit": 1000},
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(values))
-
-
-@pytest.mark.lmdeploy
-def test_images_of_kimi_reach_the_engine_as_planned(transformers, tmp_path):
-    pytest.importorskip("transformers.models.kimi_k25.image_processing_kimi_k25")
-    folder, _ = tiny_kimi(tmp_path / "m")
-    with_code(folder, 1000)
     model = resolve_model(str(folder))
     assert model.needs_remote_code
     front = front_end(folder, trust_remote_code=True)

@@ -307,13 +307,6 @@ def test_every_layout_of_the_cache_is_found(tmp_path, layout):
     assert (model.name, model.hub_id) == ("Qwen2.5-7B", "Qwen/Qwen2.5-7B")
 
 
-def test_the_usual_place_is_in_the_home(tmp_path, monkeypatch):
-    monkeypatch.delenv("MODELSCOPE_CACHE")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    folder = make_text(tmp_path / ".cache" / "modelscope" / "hub" / "models" / "org" / "tiny")
-    assert list(modelscope_folders("org/tiny", None)) == [str(folder)]
-
-
 @pytest.mark.parametrize("wanted", ["False", "1", "", "true", "True"])
 def test_the_hub_in_use_has_the_first_cache(tmp_path, monkeypatch, wanted):
     monkeypatch.setenv("LMDEPLOY_USE_MODELSCOPE", wanted)
@@ -324,7 +317,7 @@ def test_the_hub_in_use_has_the_first_cache(tmp_path, monkeypatch, wanted):
     assert resolve_model("org/tiny").source.checkpoint == str(first)
 
 
-def test_revisions_of_the_folders(tmp_path):
+def test_revisions_of_the_folders(tmp_path, monkeypatch):
     flat = make_text(tmp_path / "ms" / "org" / "tiny")
     base = tmp_path / "ms" / "models" / "org--tiny"
     newer = make_text(base / "snapshots" / "v2")
@@ -342,6 +335,11 @@ def test_revisions_of_the_folders(tmp_path):
         assert found("org/tiny", revision) == []
     for hub_id in ("tiny", "a/b/c", "../tiny", "org/..", "org/", "/tiny", "a\0/b"):
         assert found(hub_id) == []
+    # The usual place is in the home.
+    monkeypatch.delenv("MODELSCOPE_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    usual = make_text(tmp_path / ".cache" / "modelscope" / "hub" / "models" / "org" / "tiny")
+    assert found("org/tiny") == [str(usual)]
 
 
 def test_modelscope_answers_instead_of_the_hub(modelscope, monkeypatch):

@@ -118,23 +118,27 @@ def test_a_sliding_window_is_read_as_transformers_has_it(transformers, kind, key
     assert (made.sliding_window or 0 if "sliding_attention" in kinds else 0) == window
 
 
-def test_dense_layers_among_experts():
-    moe = {
-        "architectures": ["Qwen3MoeForCausalLM"], "num_hidden_layers": 4, "mlp_only_layers": [0, 9]
-    }  # fmt: skip
-    model = read(config=moe)
-    assert model.text.moe.layers == 3
-    assert engine_problem(model, "turbomind") is None
-    for change in (
-        {"decoder_sparse_step": 2, "mlp_only_layers": []},
-        {"architectures": ["Qwen2MoeForCausalLM"]},
-    ):
-        model = read(config=moe | change)
-        assert "sparse" in engine_problem(model, "turbomind")
-        assert engine_problem(model, "pytorch") is None
-    assert read(config=moe | {"decoder_sparse_step": 3, "mlp_only_layers": []}).text.moe.layers == 1
-    with pytest.raises(UsageError):
-        read(config=moe | {"mlp_only_layers": [0, 1, 2, 3]})
+@pytest.mark.parametrize(
+    ("change", "sparse", "turbomind"),
+    [
+        ({}, 3, True), ({"decoder_sparse_step": 2, "mlp_only_layers": []}, 2, False),
+        ({"architectures": ["Qwen2MoeForCausalLM"]}, 3, False),
+        ({"decoder_sparse_step": 3, "mlp_only_layers": []}, 1, False),
+        ({"mlp_only_layers": [0, 1, 2, 3]}, None, False),
+    ],
+)  # fmt: skip
+def test_dense_layers_among_experts(change, sparse, turbomind):
+    config = {"architectures": ["Qwen3MoeForCausalLM"], "num_hidden_layers": 4} | change
+    config.setdefault("mlp_only_layers", [0, 9])
+    if sparse is None:
+        with pytest.raises(UsageError):
+            read(config=config)
+        return
+    model = read(config=config)
+    assert model.text.moe.layers == sparse
+    problem = engine_problem(model, "turbomind")
+    assert problem is None if turbomind else "sparse" in problem
+    assert engine_problem(model, "pytorch") is None
 
 
 def internvl(tmp_path, part=None, **changes):
