@@ -40,14 +40,11 @@ def test_exact_bytes_and_type_from_headers(tmp_path):
     assert model.source.checkpoint == str(tmp_path / "tiny")
     stored = resolve_model(make(tmp_path / "tiny", tensors=llama_tensors(dtype="BF16")))
     assert stored.dtype == "bfloat16"  # whatever the config says
-
-
-def test_torch_only_checkpoints_get_formula_sizes(tmp_path):
+    # A checkpoint of torch's files alone gets sizes by formula.
     folder = make(tmp_path / "x", tensors={})
     (tmp_path / "x" / "pytorch_model.bin").write_bytes(b"\x80")
     model = resolve_model(folder)
-    assert model.source.sizes == "formula"
-    assert model.tensor_bytes == {}
+    assert (model.source.sizes, model.tensor_bytes) == ("formula", {})
     assert ".bin" in model.warnings[0]
     assert model.weight_bytes == 2 * model.parameters
 
@@ -117,19 +114,17 @@ def test_a_config_of_another_model_is_refused(tmp_path, change, both):
     assert all(part in error.value.message for part in both)
 
 
-def test_a_checkpoint_without_head_must_be_tied(tmp_path):
+def test_a_checkpoint_with_a_tensor_less_or_more(tmp_path):
     tensors = llama_tensors()
     del tensors["lm_head.weight"]
     with pytest.raises(UsageError, match="lm_head"):
         resolve_model(make(tmp_path / "x", tensors=tensors))
     tied = resolve_model(make(tmp_path / "y", LLAMA | {"tie_word_embeddings": True}, tensors))
     assert tied.weight_bytes == 2 * tied.parameters
-
-
-def test_elements_that_no_dim_explains_are_said(tmp_path):
-    tensors = llama_tensors() | {"value_head.weight": ("F16", (256,))}
-    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = ("F32", (64,))
-    (warning,) = resolve_model(make(tmp_path / "x", tensors=tensors)).warnings
+    # Elements that no dim explains are said.
+    more = llama_tensors() | {"value_head.weight": ("F16", (256,))}
+    more["model.layers.0.self_attn.rotary_emb.inv_freq"] = ("F32", (64,))
+    (warning,) = resolve_model(make(tmp_path / "z", tensors=more)).warnings
     assert "256 elements more" in warning
 
 

@@ -337,9 +337,7 @@ def test_canvases_are_transformers(transformers, most, side):
 class TestLlama4:
     @pytest.mark.parametrize("seed", range(3))
     def test_model_is_built_whole(self, transformers, engine_parameters, tmp_path, seed):
-        config = llama_of(transformers, random.Random(f"engine{seed}"))
-        written(transformers, config, tmp_path / "m")
-        (tmp_path / "m" / "preprocessor_config.json").write_text('{"size": {"height": 56}}')
+        config = checkpoint_of(transformers, "Llama4", seed, tmp_path / "m")
         # The engine builds norms of heads that no checkpoint has, where there is a rotation.
         own = config.text_config
         rotated = sum(1 for layer in range(own.num_hidden_layers) if (layer + 1) % 4)
@@ -349,7 +347,7 @@ class TestLlama4:
 
     def test_image_tokens_reach_the_engine_as_planned(self, transformers, tmp_path):
         folder = tmp_path / "m"
-        written(transformers, llama_of(transformers, random.Random(3)), folder)
+        checkpoint_of(transformers, "Llama4", 3, folder)
         write_tokenizer(folder, TOKENS)
         values = {
             "image_processor_type": "Llama4ImageProcessorFast", "max_patches": 7,

@@ -334,21 +334,19 @@ def test_lmdeploy_counts_the_same_tokens(transformers, tmp_path):
     folder = make_llava(tmp_path / "llava-1.5-7b-hf")
     model = resolve_model(str(folder))
     front = front_end(folder)
-    image = [{"role": "user", "content": [{"type": "image", "data": picture(500, 300)}]}]
+    large, small = (
+        [{"role": "user", "content": [{"type": "image", "data": picture(*size)}]}]
+        for size in ((500, 300), (40, 30))
+    )
     if FrontEnd("0.18", model.architecture, "pytorch").failure(transformers.__version__):
         # Small: columns are taken for channels, and each is enlarged; 500 of them fill gigabytes.
-        small = [{"role": "user", "content": [{"type": "image", "data": picture(40, 30)}]}]
         with pytest.raises(RuntimeError, match="must match the size of tensor"):
             front.preprocess(small)
         front.processor = transformers.CLIPImageProcessorPil.from_pretrained(str(folder))
-    part = front.preprocess(list(image))[-1]["content"][0]
+    part = front.preprocess(large)[-1]["content"][0]
     assert part["image_tokens"] == model.image_rule.tokens(500, 300) == 576
     assert part["pixel_values"].shape == (1, 3, 336, 336)
-
-
-@pytest.mark.lmdeploy
-def test_lmdeploy_does_not_start_llava_next(transformers, tmp_path):
-    """It hands an argument to a class that takes none, whatever Transformers' version."""
+    # It hands an argument to a class of LLaVA-NeXT that takes none, whatever Transformers' version.
     folder = make_llava(tmp_path / "llava-v1.6-7b-hf", "llava_next")
     with pytest.raises(TypeError, match="trust_remote_code"):
         tokens_of(folder, [(picture(500, 300), {})])

@@ -177,16 +177,14 @@ def test_pairs_with_code_and_without(census, model, on, dtype, said, quant_polic
     assert problem is None if said is None else said in str(problem)
 
 
-def test_a_card_of_a_generation_without_code(census: Census) -> None:
+def test_a_card_of_a_generation_without_code_or_of_an_unknown_one(census: Census) -> None:
     launch = launch_on("1xb200", "internvl2-8b", **BASE)
     new = replace(launch.gpus[0], name="NVIDIA B300", compute_capability=(10, 3))
     found = missing_kernels(replace(launch, gpus=(new,)), census)
     assert str(found).startswith("no code at all for NVIDIA B300 (compute capability 10.3)")
     unread = replace(launch, gpus=(replace(new, compute_capability="NA"),))
     assert missing_kernels(unread, census) is None
-
-
-def test_of_an_unknown_capability_all_that_are_assumed_must_have_code(census: Census) -> None:
+    # Of an unknown capability all that are assumed must have code.
     assert missing(census, "internvl2-8b-awq", "24GB", dtype="float16") is None
     told = missing(census, "internvl2-8b-awq", "24GB:sm=12.0", dtype="float16")
     assert "24 GB card (compute capability 12.0)" in str(told)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -341,10 +342,7 @@ def test_where_it_may_be_written(tmp_path, monkeypatch, base, adapter):
     assert not (out / "mine.txt").exists()
     assert digest(load(out)) == GOLDEN["bf16"]
 
-    class Usage:
-        free = 1000
-
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: Usage)
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     refused(tmp_path / "new", "has 1000 B left")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "file", "lora", "out"]
 
