@@ -31,6 +31,7 @@ from turbofit.memory.turbomind.pool import (
 from turbofit.memory.turbomind.weights import (
     expert_width,
     ffn_width,
+    lm_head_rows,
     load_constants,
     loading_extra,
     packed_elements,
@@ -193,6 +194,9 @@ AWQ = Quantization(method="awq", bits=4, group_size=128)
 )
 def test_mlp_is_padded_to_whole_kernel_blocks(intermediate, tp, quantization, width):
     assert ffn_width(intermediate, tp, quantization, CONSTANTS) == width
+    # lm_head is padded only where it is split.
+    text = resolve_model("internvl2-8b").text
+    assert (lm_head_rows(text, 1), lm_head_rows(text, 4)) == (92553, 92576)
 
 
 @pytest.mark.parametrize(
