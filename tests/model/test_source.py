@@ -183,7 +183,7 @@ def test_the_token_goes_to_the_hub_and_not_where_it_redirects(online, monkeypatc
 
 @pytest.mark.parametrize(
     ("trick", "words"),
-    [("gated", ""), ("broken", ""), ("loop", ""), ("scheme", ""), ("endless", ""),
+    [("gated", None), ("broken", None), ("loop", None), ("scheme", None), ("endless", None),
      ("lies", "safetensors")],
 )  # fmt: skip
 def test_a_hub_that_fails_is_one_line(online, trick, words):
