@@ -30,8 +30,9 @@ from turbofit.planning.request import WhichRequest
 from turbofit.planning.resolve import model_of, resolve
 from turbofit.tuner.choose import choose, why_not
 from turbofit.tuner.explain.reasons import pace_words, unkept
-from turbofit.tuner.resolved_request import ResolvedRequest
+from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
 from turbofit.tuner.search.search import EngineFit
+from turbofit.tuner.search.sizing import most_context, shortest_context
 
 _T = TypeVar("_T")
 
@@ -132,10 +133,30 @@ def _tried(request: WhichRequest, on: str, errors: list[TurbofitError]) -> Servi
     assert isinstance(machine, Machine)
     blank = blank_line(model.name, on, machine)
     try:
-        return serving(request, resolve(request), blank)
+        resolved = resolve(request)
+        _check_context(resolved)
+        return serving(request, resolved, blank)
     except TurbofitError as exc:
         errors.append(exc)
         return replace(blank, why_not=exc.message)
+
+
+def _check_context(request: ResolvedRequest) -> None:
+    """Stop where images of the largest size are longer than the context that is asked for.
+
+    Raises:
+        UsageError: no card changes that.
+    """
+    need = shortest_context(vision_load_of(request, request.requested_limit))
+    if request.context_given and need > most_context(request):
+        count = request.workload.images
+        raise UsageError(
+            f"{count} {plural(count, 'image')} of the largest size and some text need a context of"
+            f" {need:,} tokens, not {most_context(request):,}",
+            hint="--image-size 1920x1080 says what clients send, --max-pixels or"
+            " --max-dynamic-patch what is served; or a longer --context; turbofit plan lowers"
+            " images to what the context holds",
+        )
 
 
 def blank_line(model: str, on: str, machine: Machine, why_not: str = "") -> Serving:

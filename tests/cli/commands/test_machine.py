@@ -76,6 +76,7 @@ def test_no_line_is_wider_than_the_terminal(columns: int, monkeypatch, capsys) -
         (["4090"], {"rtx4090", "rtx4090-48g", "rtx4090d"}),
         (["RTX 3080"], {"rtx3080", "rtx3080-12g", "rtx3080ti"}),
         (["a100", "80gb"], {"a100-80g", "a100-pcie-80g"}),
+        (["turing"], {"t4", "rtx2080ti", "rtx2080ti-22g"}),
     ],
 )
 def test_words_show_the_cards_that_have_them(words: list[str], names: set[str], capsys) -> None:

@@ -168,12 +168,6 @@ def planned(capsys: pytest.CaptureFixture[str], *words: str) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
-def test_turbofit_yaml_is_read_where_no_model_is_named(file, capsys):
-    file.rename(file.with_name("turbofit.yaml"))
-    assert planned(capsys, "plan")["model"]["name"] == "InternVL2-2B"
-    assert planned(capsys, "plan", "internvl2-1b", "--on", "1xl4")["workload"]["context"] != 4096
-
-
 def test_what_serves_a_profile(file, capsys):
     assert main(["serve", "--dry-run", "-f", str(file)]) == 0
     shown = capsys.readouterr().out
@@ -258,7 +252,7 @@ def test_init_writes_a_profile_that_plans_the_same(tmp_path, monkeypatch, capsys
     assert f"  context: {before['settings']['session_len']}\n" in text
     assert "engine turbomind" in text
     assert len(text.splitlines()) < 20
-    after = planned(capsys, "plan")
+    after = planned(capsys, "plan", "-f", "turbofit.yaml")
     for key in ("settings", "limits", "kv", "parallel"):
         assert after[key] == before[key]
     words = ["init", "internvl2-2b", "--on", "1xrtx3090"]

@@ -244,6 +244,9 @@ def test_what_was_learned_is_kept_for_plans_on_such_cards() -> None:
     text = str(calibration_view(again))
     assert "your cards (NVIDIA GeForce RTX 3090) take " in text
     assert "PRETEND" not in text
+    pretended = str(calibration_view({**again, "pretend": True}))
+    assert "pretend cards (NVIDIA" in pretended
+    assert "later plans on pretend GPUs know it" in pretended
 
 
 def test_what_restarts_learned_is_dropped_only_where_something_was_missing() -> None:
