@@ -100,9 +100,12 @@ def test_the_command_shows_and_ends_with_its_code(capsys, tmp_path, monkeypatch)
         assert main(["bench", server.url, *words, "--html", str(page)]) == 0
         assert "<svg" not in page.read_text().partition("<main>")[0]
         assert "first token" in page.read_text()
+        capsys.readouterr()
     with ScriptedServer(*["500"] * 500) as server:
-        assert main(["bench", server.url, *words, "--quiet"]) == 3
-        assert "no request was answered" in capsys.readouterr().err
+        assert main(["bench", server.url, *words, "--json"]) == 3
+        told = capsys.readouterr()
+        assert json.loads(told.out)["answered"] == 0
+        assert "no request was answered" in told.err
     assert main(["bench", "nowhere"]) == 2
 
 

@@ -13,7 +13,7 @@ from turbofit.cli.options.common_options import (
     grouped_options,
     server_of,
 )
-from turbofit.cli.terminal.output import INTERRUPTED, say
+from turbofit.cli.terminal.output import INTERRUPTED, complain, say
 from turbofit.core.errors import UnservedError
 from turbofit.core.process.progress import tell
 from turbofit.load.spec import LoadSpec
@@ -57,10 +57,12 @@ def bench(
     show_load(result, form)
     if not result.answered and result.begun:
         worst = result.errors[0]
-        raise UnservedError(
+        error = UnservedError(
             f"no request was answered: {worst.count} times {worst.kind}",
             hint=worst.example or "see what the server logs",
         )
+        complain(error.to_dict(), as_json=False)  # stdout has its document
+        return error.exit_code
     return INTERRUPTED if result.stopped.startswith("SIG") else 0
 
 
