@@ -32,7 +32,7 @@ from turbofit.tuner.choose import choose, why_not
 from turbofit.tuner.explain.reasons import pace_words, unkept
 from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
 from turbofit.tuner.search.search import EngineFit
-from turbofit.tuner.search.sizing import most_context, shortest_context
+from turbofit.tuner.search.sizing import excess_tokens
 
 _T = TypeVar("_T")
 
@@ -133,30 +133,10 @@ def _tried(request: WhichRequest, on: str, errors: list[TurbofitError]) -> Servi
     assert isinstance(machine, Machine)
     blank = blank_line(model.name, on, machine)
     try:
-        resolved = resolve(request)
-        _check_context(resolved)
-        return serving(request, resolved, blank)
+        return serving(request, resolve(request), blank)
     except TurbofitError as exc:
         errors.append(exc)
         return replace(blank, why_not=exc.message)
-
-
-def _check_context(request: ResolvedRequest) -> None:
-    """Stop where images of the largest size are longer than the context that is asked for.
-
-    Raises:
-        UsageError: no card changes that.
-    """
-    need = shortest_context(vision_load_of(request, request.requested_limit))
-    if request.context_given and need > most_context(request):
-        count = request.workload.images
-        raise UsageError(
-            f"{count} {plural(count, 'image')} of the largest size and some text need a context of"
-            f" {need:,} tokens, not {most_context(request):,}",
-            hint="--image-size 1920x1080 says what clients send, --max-pixels or"
-            " --max-dynamic-patch what is served; or a longer --context; turbofit plan lowers"
-            " images to what the context holds",
-        )
 
 
 def blank_line(model: str, on: str, machine: Machine, why_not: str = "") -> Serving:
@@ -279,10 +259,12 @@ def _lacks(
     request: WhichRequest, resolved: ResolvedRequest, row: Serving, tokens: int
 ) -> Iterator[str]:
     """What was asked and is not kept whole, in words; ``tokens`` of the smallest cache."""
-    rule, requested = resolved.model.image_rule, resolved.requested_limit
-    if rule is not None and requested is not None and row.image_limit not in (None, requested):
-        unit = plural(requested, rule.limit_unit.removesuffix("s"))
-        yield f"serves images of {row.image_limit:,} {unit} at most, not {requested:,}"
+    rule, requested, limit = resolved.model.image_rule, resolved.requested_limit, row.image_limit
+    if rule is not None and requested is not None and limit not in (None, requested):
+        larger = vision_load_of(resolved, limit + rule.limit_step)
+        if not excess_tokens(resolved, larger):  # else the context holds no larger ones anywhere
+            unit = plural(requested, rule.limit_unit.removesuffix("s"))
+            yield f"serves images of {limit:,} {unit} at most, not {requested:,}"
     yield from unkept(resolved, row.context or 0, tokens)
     wanted, speed = request.images_per_second, row.requests_per_second
     if wanted is None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from turbofit.batch.batch_spec import LAUNCH_OPTIONS, BatchSpec, target_of
 from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options import common_options as common
-from turbofit.cli.terminal.output import INTERRUPTED, Form, answer, say
+from turbofit.cli.terminal.output import INTERRUPTED, Form, answer, complain, say
 from turbofit.core.errors import UnservedError, UsageError
 from turbofit.core.process.progress import tell
 from turbofit.load.spec import LoadSpec
@@ -54,10 +54,12 @@ def bench(
     show_load(result, form)
     if not result.answered and result.begun:
         worst = result.errors[0]
-        raise UnservedError(
+        error = UnservedError(
             f"no request was answered: {worst.count} times {worst.kind}",
             hint=worst.example or "see what the server logs",
         )
+        complain(error.to_dict(), as_json=False)  # stdout has its document
+        return error.exit_code
     return INTERRUPTED if result.stopped.startswith("SIG") else 0
 
 
