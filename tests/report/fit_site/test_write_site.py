@@ -93,28 +93,20 @@ def test_every_name_that_plan_takes_is_offered_once() -> None:
     assert [one.name for one in choices.cards] == ["rtx3090", "rtx4090"]
 
 
-def test_a_plan_that_never_starts_holds_nothing() -> None:
-    plan = msgspec.structs.replace(planned("fits"), fits=False)
-    answer = answer_of(plan)
-    assert (answer.kv_tokens, answer.requests_at_once, answer.throughput) == (0, 0, None)
-
-
-def test_a_refusal_says_its_hint() -> None:
-    answer = refused(UsageError("no", hint="do this"))
-    assert answer.verdict == "no; do this"
-    assert answer.memory is None
-
-
 def test_a_refusal_is_an_answer_too() -> None:
-    """So many images fit no context of the model: no plan, but an answer."""
+    """So many images fit no context of the model; and what does not fit holds nothing."""
     request = SiteRequest.of(
         models=("llava-1.5-7b",), cards=("rtx4090",), counts=(1,), used=(0,),
         images=((99, None),), contexts=(4096,), concurrencies=(8,),
     )  # fmt: skip
     table = table_of(choices_of(request, "today"), "llava-1.5-7b", "rtx4090")
-    said = table.answers[table.order[-1]].verdict
-    assert not table.answers[table.order[-1]].fits
-    assert "99" in said
+    answer = table.answers[table.order[-1]]
+    assert not answer.fits
+    assert "99" in answer.verdict
+    answer = refused(UsageError("no", hint="do this"))
+    assert (answer.verdict, answer.memory) == ("no; do this", None)
+    answer = answer_of(msgspec.structs.replace(planned("fits"), fits=False))
+    assert (answer.kv_tokens, answer.requests_at_once, answer.throughput) == (0, 0, None)
 
 
 def test_a_worker_ends_with_its_parent() -> None:
@@ -193,9 +185,6 @@ def test_sizes_and_rates_read_as_in_the_terminal() -> None:
     assert told(f"{sizes}.map(bytes)") == [format_bytes(size) for size in sizes]
     rates = [0.857142, 26.71, 999.4, 999.6, 1133.7, 242176.0]
     assert told(f"{rates}.map(three)") == [three_digits(rate) for rate in rates]
-
-
-@pytest.mark.skipif(NODE is None, reason="no Node is installed here")
-@pytest.mark.parametrize("name", ["constructor", "toString", "__proto__", "fr"])
-def test_a_link_can_name_no_language_that_is_none(name: str) -> None:
-    assert told(f"Boolean(WORDING[{name!r}])") is False
+    # Nor can a link name a language that is none.
+    names = ["constructor", "toString", "__proto__", "fr"]
+    assert told(f"{names}.map((name) => Boolean(WORDING[name]))") == [False] * 4

@@ -91,15 +91,6 @@ def test_no_text_is_lost(rows: list[tuple[str, str, str]], width: int) -> None:
                 assert word in text
 
 
-def test_nothing_is_nothing() -> None:
-    assert paint([]) == ""
-
-
-def test_a_long_heading_is_folded_as_text_is() -> None:
-    lines = paint([Heading("many words " * 12)]).splitlines()
-    assert max(map(len, lines)) <= 80
-
-
 def test_wide_characters_take_two_columns() -> None:
     def columns(text: str) -> int:
         return sum(2 if one >= "\u2e80" else one != "\u0301" for one in text)
