@@ -17,6 +17,7 @@ import turbofit.api
 from scripts.symptoms import PAGES, anchors, renewed, rule_kinds, symptoms
 from turbofit.cli.main import main
 from turbofit.cli.manual import EXIT_CODES
+from turbofit.core.cluster import CLUSTER_STATUS_SCHEMA
 from turbofit.gateway.http.refusals import refusals
 from turbofit.launch.serve.runs import LEASE_SECONDS
 
@@ -97,11 +98,6 @@ def test_the_table_names_the_variables_of_the_code() -> None:
     assert unused in ([], ["HOME"])
 
 
-def test_every_action_is_there() -> None:
-    for action in ("status", "nodes", "change", "drain"):
-        assert f"turbofit cluster {action}" in CLUSTER_PAGE
-
-
 @pytest.mark.parametrize("nodes", ["4xrtx3090@4/1xl4@2/1xrtx2080ti", "4xrtx3090@4/1xl4:free=19GiB"])
 def test_a_plan_says_what_the_page_says(nodes: str, capsys: pytest.CaptureFixture[str]) -> None:
     told = planned(nodes, capsys, "--concurrency", "64")
@@ -130,22 +126,12 @@ def planned(nodes: str, capsys: pytest.CaptureFixture[str], *more: str) -> str:
     return " ".join(capsys.readouterr().out.split())
 
 
-def test_names_are_the_codes() -> None:
-    from turbofit.core.cluster import CLUSTER_STATUS_SCHEMA
-
-    for name in (
-        "TURBOFIT_NODE_SPEC",
-        CLUSTER_STATUS_SCHEMA,
-        "RAY_USE_TLS",
-        f"for {LEASE_SECONDS:.0f} s",
-    ):
-        assert name in CLUSTER_PAGE
-    for section in ("## Without a GPU", "## More fronts, or none of ours", "## Who may do what"):
-        assert section in CLUSTER_PAGE
-
-
-def test_the_page_is_short() -> None:
+def test_the_page_of_clusters_is_short_and_names_what_the_code_does() -> None:
     assert len(CLUSTER_PAGE.splitlines()) <= 150
+    actions = [f"turbofit cluster {action}" for action in ("status", "nodes", "change", "drain")]
+    names = ["TURBOFIT_NODE_SPEC", CLUSTER_STATUS_SCHEMA, "RAY_USE_TLS"]
+    for name in (*actions, *names, f"for {LEASE_SECONDS:.0f} s"):
+        assert name in CLUSTER_PAGE
 
 
 class Block(NamedTuple):
@@ -212,11 +198,8 @@ def test_the_tables_are_what_the_program_says(page: Path) -> None:
     assert renewed(page) == page.read_text(encoding="utf-8"), "run python scripts/symptoms.py"
 
 
-def test_every_kind_of_answer_has_a_message() -> None:
+def test_every_kind_of_answer_has_a_message_that_stands_once() -> None:
     assert {one.kind for one in symptoms()} == rule_kinds() - NO_FAILURE
-
-
-def test_a_message_stands_once() -> None:
     assert [one for one, times in Counter(s.message for s in symptoms()).items() if times > 1] == []
 
 

@@ -20,8 +20,11 @@ pytestmark = pytest.mark.slow
 CASES = all_cases()
 #: Groups whose documents need nothing but turbofit, and list no presets: one in so many is made.
 _MADE_AGAIN = {
-    "machine": 1, "report": 1, "export": 1, "diagnose": 1, "cluster": 5, "plan": 90, "predict": 90,
+    "machine": 1, "report": 1, "export": 1, "diagnose": 1, "cluster": 5, "refused": 1, "plan": 90,
+    "predict": 90,
 }  # fmt: skip
+#: Commands whose refusals rest on what is installed or running here.
+_REST_ON_HERE = ("rehearse", "serve", "gateway", "calibrate", "watch", "cluster", "merge")
 #: What begins a short answer's command line, and what makes another answer of it.
 _SHORT = ("plan ", "predict ", "machine ", "compare ")
 _NOT_SHORT = re.compile(" --(json|md|full|quiet|vs)")
@@ -83,6 +86,7 @@ def documents(place):
         case.name: place.document(case)
         for group, every in _MADE_AGAIN.items()
         for case in [case for case in CASES if case.group == group and case.name in kept][::every]
+        if not case.line.startswith(_REST_ON_HERE)
     }
 
 
