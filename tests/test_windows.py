@@ -24,12 +24,14 @@ ROOT = Path(__file__).resolve().parents[1]
 RUNNER = [sys.executable, "-m", "tests.without_posix"]
 
 
-def run(folder: Path, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
+def run(
+    folder: Path, *words: str, given: str | None = None, **environ: str
+) -> subprocess.CompletedProcess[str]:
     """The command line without POSIX, in a folder."""
     here = {"PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(folder)}
     return subprocess.run(
         [*RUNNER, *words],
-        cwd=folder, env={**os.environ, **here, **environ},
+        cwd=folder, env={**os.environ, **here, **environ}, input=given,
         capture_output=True, text=True, check=False,
     )  # fmt: skip
 
@@ -67,11 +69,7 @@ REFUSED = {
 
 def test_what_needs_no_engine_runs_and_what_runs_engines_says_so(tmp_path: Path) -> None:
     lines = [*ANSWERED, *REFUSED]
-    done = subprocess.run(
-        [*RUNNER, "--each"],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(tmp_path)},
-        input="\n".join(lines), capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    done = run(tmp_path, "--each", given="\n".join(lines))
     answers = map(json.loads, done.stdout.splitlines())
     for line, (code, out, err) in zip(lines, answers, strict=True):
         if line in REFUSED:
@@ -93,15 +91,10 @@ def test_a_measured_machine_is_saved_and_planned_for(
     assert plan["machine"]["host"]["shm_available"] == "NA"
 
 
-def test_the_simulation_takes_away_what_engines_need(tmp_path: Path) -> None:
-    code = (
-        "from tests.without_posix import take_away; take_away(); "
-        "import turbofit.launch.serve.leases"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert "import of fcntl halted" in done.stderr
+def test_the_simulation_takes_away_what_engines_need() -> None:
+    code = "import tests.without_posix as w; w.take_away(); import turbofit.launch.serve.leases"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False)
+    assert b"import of fcntl halted" in done.stderr
 
 
 def test_the_page_names_what_needs_linux() -> None:
