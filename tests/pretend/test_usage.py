@@ -6,14 +6,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from turbofit.core.errors import MachineError
-from turbofit.core.machine import Gpu, Link, Machine
+from turbofit.core.machine import Link
 from turbofit.core.struct import NA
+from turbofit.machine.source import machine_from
 from turbofit.pretend.build import ACCOUNT
 from turbofit.pretend.elf import dynamic_symbols
 from turbofit.pretend.environment import cuda_site, pretend_environment
-from turbofit.pretend.scenario import MIB, pretend_twin
+from turbofit.pretend.scenario import pretend_twin
 from turbofit.pretend.timeline import read_timeline
 from turbofit.pretend.usage import Usage, read_usage
 
@@ -26,12 +28,9 @@ def test_only_the_child_is_changed() -> None:
     assert env["PATH"] == "/bin"
     assert not {"CUDA_VISIBLE_DEVICES", "TM_X", "LD_PRELOAD"} & env.keys()
     assert "CUDA_VISIBLE_DEVICES" in base
-
-
-def test_a_users_own_command_keeps_what_changes_memory() -> None:
-    base = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", "CUDA_VISIBLE_DEVICES": "1"}
+    # A user's own command keeps what changes memory.
     env = pretend_environment(Path("/lib"), Path("/s"), base, keep=True)
-    assert env["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+    assert env["TM_X"] == "1"
     assert "CUDA_VISIBLE_DEVICES" not in env
 
 
@@ -58,41 +57,18 @@ def test_cpu_torch_is_no_site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert cuda_site() == tmp_path
 
 
-def _gpu(index: int, **values: object) -> Gpu:
-    known = {
-        "index": index,
-        "uuid": f"GPU-{index}",
-        "name": "NVIDIA A10",
-        "total": 23028 * MIB,
-        "reserved": 300 * MIB,
-        "used": 100 * MIB,
-        "free": 22628 * MIB,
-        "compute_capability": (8, 6),
-        "sm_count": 72,
-        "l2": 6 * MIB,
-    }
-    return Gpu(**(known | values))  # type: ignore[arg-type]
-
-
-def test_the_twin_of_a_machine() -> None:
-    machine = Machine(
-        name="m",
-        source="preset",
-        gpus=tuple(_gpu(i) for i in range(4)),
-        links=(Link(a=1, b=3, p2p_read=True, p2p_write=True), Link(a=0, b=1, p2p_read=True)),
-    )
-    scenario = pretend_twin(machine, [3, 1, 0])
-    assert scenario.gpus[0].total == 22728 * MIB
-    assert scenario.gpus[0].used == 100 * MIB
+def test_the_twin_of_a_machine_that_is_known() -> None:
+    links = (Link(a=1, b=3, p2p_read=True, p2p_write=True), Link(a=0, b=1, p2p_read=True))
+    four = replace(machine_from("4xl4:used=100MiB"), links=links)
+    scenario = pretend_twin(four, [3, 1, 0])
+    first, gpu = scenario.gpus[0], four.gpus[3]
+    assert (first.total, first.used) == (int(gpu.total) - int(gpu.reserved), gpu.used)
     assert scenario.peers == frozenset({(0, 1), (1, 0)})
-
-
-def test_what_is_not_known_is_an_error() -> None:
-    machine = Machine(name="m", source="nvml", gpus=(_gpu(0, l2=NA),))
+    unread = replace(four, gpus=(replace(four.gpus[0], l2=NA),))
     with pytest.raises(MachineError, match="l2 is not known"):
-        pretend_twin(machine, [0])
+        pretend_twin(unread, [0])
     with pytest.raises(MachineError, match="no GPU 5"):
-        pretend_twin(machine, [5])
+        pretend_twin(unread, [5])
 
 
 def usage(tmp_path: Path, *lines: str) -> Usage:
@@ -128,6 +104,8 @@ def test_peaks_phases_and_sites(tmp_path: Path) -> None:
     assert seen.phases == {1: {"load weights": 512, "step": 1536, "end": 200}}
     assert seen.ends == {1: {"load weights": 512, "step": 200, "end": 200}}
     assert seen.contexts == {1: 100}
+    empty = usage(tmp_path)
+    assert (empty.pid, empty.peaks, empty.refused) == (0, {}, [])
     (refusal,) = seen.refused
     assert (refusal.requested, refusal.left, refusal.short) == (9000, 500, 8000)
     assert (refusal.phase, refusal.site, refusal.kind) == ("end", "big.py:9", "cudaMalloc")
@@ -142,8 +120,3 @@ def test_a_native_trace_names_the_call(libraries: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert seen.peaks[0].site == "pretend_pool_malloc"
     assert seen.refused[0].site is None
-
-
-def test_an_empty_timeline(tmp_path: Path) -> None:
-    seen = usage(tmp_path)
-    assert (seen.pid, seen.peaks, seen.refused) == (0, {}, [])

@@ -158,17 +158,10 @@ def test_functions_of_a_library_that_another_links_count(site: Path, tmp_path: P
     assert wanted["libcufft.so.12"].names == {"cufftExecC2C", "cufftNew", "cufftLater"}
     assert wanted["libcurand.so.10"].names == {"curandLater"}
     assert not [name for name in wanted if "cublas" in name]  # nobody links it
-
-
-def test_nothing_is_wanted_where_nothing_is(tmp_path: Path) -> None:
-    (tmp_path / "torch" / "lib").mkdir(parents=True)
-    (tmp_path / "torch" / "lib" / "libc10.so").write_text("no library")
-    assert wanted_from(tmp_path) == {}
-
-
-def test_families() -> None:
-    assert family_of("libnvrtc.so.13") == "libnvrtc"
-    assert family_of("libc.so.6") is None
+    nothing = tmp_path / "nothing" / "torch" / "lib"
+    nothing.mkdir(parents=True)
+    (nothing / "libc10.so").write_text("no library")
+    assert wanted_from(tmp_path / "nothing") == {}
 
 
 def test_the_program_runs_on_what_is_built(site: Path, built: Path) -> None:
@@ -196,9 +189,8 @@ def test_what_is_written_by_hand_takes_its_place() -> None:
     assert "weak" in source
     assert "return 801" in source
     assert "return 0" in stub_source("libcublas", ["cublasNew"])
-
-
-def test_two_runtimes_are_built_of_the_same_sources() -> None:
+    assert [family_of(f"lib{name}.so.6") for name in ("nvrtc", "c")] == ["libnvrtc", None]
+    # Two runtimes are built of the same sources.
     every = {one.name: one for one in libraries_for({"libcudart.so.13": LibraryInterface()})}
     old, new = every["libcudart.so.12"], every["libcudart.so.13"]
     assert old.sources == new.sources

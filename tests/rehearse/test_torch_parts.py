@@ -32,7 +32,7 @@ PATCHES = PatchRule(patch_size=14, merge=2, min_pixels=3136, max_pixels=12845056
 # ---------------------------------------------------------------- the worst request
 
 
-@pytest.mark.parametrize("limit", range(1, 13))
+@pytest.mark.parametrize("limit", [1, 2, 5, 6, 11, 12])
 def test_a_picture_gives_as_many_tiles_as_any(limit: int) -> None:
     size = rehearsed_size(TILES, limit)
     seen = TILES.units(*size, limit)
@@ -48,24 +48,17 @@ def test_a_picture_gives_nearly_as_many_patches_as_any(pixels: int) -> None:
     assert 0.97 * worst <= seen <= worst
 
 
-def test_qwen2_vls_worst_picture_is_a_square() -> None:
+def test_a_picture_is_a_square_and_no_larger_than_the_checkpoints_own() -> None:
     assert rehearsed_size(PATCHES, None) == (3584, 3584)
-
-
-def test_a_limit_above_the_checkpoints_own_is_refused() -> None:
     with pytest.raises(UsageError, match="checkpoint's own 12"):
         rehearsed_size(TILES, 24)
 
 
 def test_a_specification_survives_its_text() -> None:
     request = RehearsalRequest(LONGEST, sizes=((448, 896),), images=3)
-    spec = Spec(
-        Scenario((PretendGpu("x", 1 << 30),), peers=frozenset({(0, 1)})),
-        "somewhere",
-        "pytorch",
-        {"tp": 2},
-        (RehearsalCase("a", (request,)),),
-    )
+    scenario = Scenario((PretendGpu("x", 1 << 30),), peers=frozenset({(0, 1)}))
+    cases = (RehearsalCase("a", (request,)),)
+    spec = Spec(scenario, "somewhere", "pytorch", {"tp": 2}, cases)
     assert decode(to_json(spec), Spec, what="spec") == spec
 
 
@@ -116,13 +109,7 @@ OOM = "CUDA out of memory. Tried to allocate 640.00 MiB. GPU 0 has a total capac
 
 
 def death(log: str, **told: Any) -> dict[str, Any]:
-    shared = SimpleNamespace(
-        processes=(), peak=(0,) * 16, pinned_peak=0, allocations=0, pinned_allocations=0
-    )
-    scenario = SimpleNamespace(gpus=(), context=0)
-    ran = SimpleNamespace(
-        code=0, shared=shared, scenario=scenario, usages=(), command=(), exit_code=0, seconds=1
-    )
+    ran = SimpleNamespace(usages=(), shared=SimpleNamespace(processes=()))
     ended: Any = SimpleNamespace(ran=ran, notes=told, log=log.splitlines())
     return _death(ended)
 
