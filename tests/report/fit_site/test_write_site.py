@@ -25,22 +25,19 @@ from turbofit.report.fit_site.choices import SiteRequest, choices_of, points
 from turbofit.report.fit_site.site import answer_of, index_page, refused, table_of, write_site
 
 
-def test_all_has_more_of_what_is_not_given() -> None:
-    few, more = (SiteRequest.of(all=every, contexts=(4096,)).complete() for every in (False, True))
-    assert (few.used, few.images, few.contexts) == ((), ((1, (1920, 1080)),), (4096,))
-    assert (more.used, more.contexts) == ((2 * GIB,), (4096,))
-    assert more.images == ((1, (1920, 1080)), (4, (1280, 720)))
-
-
 @pytest.mark.parametrize("text", ["x", "4@", "@1x1", "4@wide", "-1", "4@12"])
 def test_images_that_are_none(text: str) -> None:
     with pytest.raises(UsageError):
         SiteRequest.of_options({"images": (text,)}, str)
 
 
-def test_the_default_is_whole() -> None:
-    few, choices = (choices_of(SiteRequest.of(all=every), "today") for every in (False, True))
-    assert few.answers == 10 * 11 * 3 * 2
+def test_the_default_is_whole_and_all_has_more() -> None:
+    few, more = (SiteRequest.of(all=every, contexts=(4096,)).complete() for every in (False, True))
+    assert (few.used, few.images, few.contexts) == ((), ((1, (1920, 1080)),), (4096,))
+    assert (more.used, more.contexts) == ((2 * GIB,), (4096,))
+    assert more.images == ((1, (1920, 1080)), (4, (1280, 720)))
+    short, choices = (choices_of(SiteRequest.of(all=every), "today") for every in (False, True))
+    assert short.answers == 10 * 11 * 3 * 2
     assert choices.answers == 10 * 11 * 3 * 2 * 3 * 3 * 3
     assert choices.answers == len(choices.models) * len(choices.cards) * len(list(points(choices)))
     assert [one.key for one in choices.used] == ["0", "2GiB"]
@@ -53,12 +50,7 @@ def test_the_default_is_whole() -> None:
 
 def test_each_point_is_what_its_words_say() -> None:
     """The words stand on the page, the request was planned: they are the same."""
-    choices = choices_of(
-        SiteRequest.of(
-            used=(3 * GIB + MIB, 1000),
-        ),
-        "today",
-    )
+    choices = choices_of(SiteRequest.of(used=(3 * GIB + MIB, 1000)), "today")
     for point in points(choices):
         request = point.request("internvl3-8b", "l4")
         given = request.option_arguments(without=("model", "on"))
