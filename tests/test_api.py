@@ -26,12 +26,6 @@ class TestStories:
         assert photo.limits.units_per_image == 62208
         assert "aborts on one image request" in photo.verdict
 
-    def test_and_turbofit_plans_settings_that_live(self):
-        plan = turbofit.plan("qwen2-vl-7b", on="1xrtx3090")
-        assert plan.fits
-        assert plan.limits.max_pixels_per_image == 12845056  # the model's own
-        assert plan.kv.tokens >= plan.settings.session_len
-
     def test_images_meet_only_where_the_cache_has_room_for_their_prompts(self):
         """Two of 16,384 tokens never met in 24,768 (rehearsed on a pretend RTX 2080 Ti)."""
         told = turbofit.predict("qwen2-vl-7b-awq", on="1xrtx2080ti", cache_max_entry_count=0.4)

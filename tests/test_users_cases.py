@@ -117,25 +117,6 @@ def test_1_internvl_where_turbofit_may_choose(typed) -> None:
     assert plan.throughput.requests_per_second >= asked.throughput.requests_per_second
 
 
-def test_1_internvl_the_log_of_the_report(typed) -> None:
-    """1112 blocks of 2 MB at 0.8, and 556 MB for everything else."""
-    said = typed("predict internvl2-8b --on 4xrtx3090 --tp 4 --free-at-cache 2780MiB")
-    assert said.code == NOT_SERVED
-    assert said.plan.kv.region_bytes == 1112 * 2 * MIB
-    assert any("556 MiB stay" in reason for reason in said.plan.reasons)
-    assert "starts, then aborts on" in said.plan.verdict
-    # Several image requests that meet do not live on 556 MiB; one at detail: high lacks little.
-    assert any("vision_request (one request, 25 tiles)" in reason for reason in said.plan.reasons)
-    assert said.plan.limits.units_per_image == 25
-    less = typed(
-        "predict internvl2-8b --on 4xrtx3090 --tp 4 --free-at-cache 2780MiB"
-        " --cache-max-entry-count 0.5"
-    )
-    assert less.code == 0
-    assert less.plan.kv.region_bytes == 1390 * MIB
-    assert less.plan.kv.tokens < said.plan.kv.tokens
-
-
 def test_1_internvl_under_torchrun(typed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
     plan = typed("plan internvl2-8b --on 4xrtx3090 --tp 4").plan

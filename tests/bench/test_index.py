@@ -121,7 +121,4 @@ def test_what_differs_without_a_reason_is_named() -> None:
     assert "| a \\| b | 200 | 200 |  |" in text
     assert "| c | 1 | X 400 | **not explained**: no c here |" in text
     assert "load balancers" in text
-
-
-def test_a_check_that_one_server_never_saw_differs() -> None:
-    assert run({"a": Seen("1")}, {}).different() == ["a"]
+    assert run({"a": Seen("1")}, {}).different() == ["a"]  # what one server never saw

@@ -130,21 +130,6 @@ def test_a_process_is_looked_at(tmp_path: Path) -> None:
     assert min(before.values()) > 0
 
 
-def test_a_connection_counts_as_a_descriptor_once_its_client_has_closed_it(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        with socket.create_connection(("127.0.0.1", port)) as client:
-            before = taken(os.getpid(), port, tmp_path)  # not accepted yet
-            accepted, _ = server.accept()
-            held = taken(os.getpid(), port, tmp_path)
-        with accepted:
-            assert accepted.recv(1) == b""  # its end has come
-            left = taken(os.getpid(), port, tmp_path)
-    assert client.fileno() == -1
-    assert [one["connections"] for one in (before, held, left)] == [0, 1, 0]
-    assert before["descriptors"] == held["descriptors"] == left["descriptors"]
-
-
 def test_a_process_that_got_an_engines_number_is_none(tmp_path: Path) -> None:
     """A soak read a stranger's command line, and ended; it would have killed that process."""
     program = [sys.executable, "-c", "print(flush=True); input()"]

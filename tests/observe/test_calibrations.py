@@ -103,10 +103,3 @@ def test_damaged_files_are_as_good_as_none_and_forgotten_ones_are_gone(state: Pa
     assert calibrations.forget("another", pretend=False) == 0
     assert calibrations.forget(ONE.model, pretend=False) == 1
     assert calibrations.recall(pretend=False) == ()
-
-
-def test_a_process_knows_that_its_gpus_are_pretended(monkeypatch) -> None:
-    monkeypatch.delenv("TURBOFIT_PRETEND_SCENARIO", raising=False)
-    assert not calibrations.pretends()
-    monkeypatch.setenv("TURBOFIT_PRETEND_SCENARIO", "x")
-    assert calibrations.pretends()

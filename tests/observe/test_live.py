@@ -109,8 +109,5 @@ def test_what_answers_there_speaks_no_http() -> None:
         with pytest.raises(UsageError, match="nobody answers"):
             fetch_page(f"http://127.0.0.1:{listener.getsockname()[1]}")
         thread.join()
-
-
-def test_nobody_there() -> None:
     with pytest.raises(UsageError, match="nobody answers"):
         fetch_page("http://127.0.0.1:9")

@@ -15,7 +15,7 @@ odd NaNo
 """
 
 
-def test_samples_with_their_labels() -> None:
+def test_samples_and_totals_by_their_labels() -> None:
     page = parse_page(PAGE)
     first, second = page.of("lmdeploy:generation_tokens_total")
     assert first == ({"engine": "0", "model_name": 'a"b,c\\d'}, 124.0)
@@ -24,10 +24,6 @@ def test_samples_with_their_labels() -> None:
     assert page.of("spaced") == [({"le": "0.5", "to": "}"}, 8.0)]
     assert page.of("exemplar_total") == [({"le": "1"}, 9.0)]
     assert page.of("broken") == page.of("odd") == []
-
-
-def test_totals_by_label() -> None:
-    page = parse_page(PAGE)
     assert page.total("lmdeploy:generation_tokens_total") == 1624.0
     assert page.total("lmdeploy:generation_tokens_total", engine="1") == 1500.0
     assert page.total("waiting") == 3

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import signal
 import subprocess
 from pathlib import Path
 
@@ -64,19 +63,6 @@ def test_the_peak_of_a_machine_is_of_those_that_live(machine: Machine) -> None:
     assert machine.shared.peak[0] == 800 * MIB  # not 1000: the other was dead by then
     tell(stays)
     end(stays)
-
-
-def test_a_killed_process_blocks_nobody(machine: Machine) -> None:
-    busy = [
-        machine.start("say(1)\nwhile True:\n    a = malloc(50); rt.cudaFree(a)") for _ in range(3)
-    ]
-    for process in busy:
-        ask(process)
-    for process in busy:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert machine.run("a = malloc(20); rt.cudaFree(a); say(a != 2)") is True
-    assert machine.run("say(free())") == 900
 
 
 def test_killed_while_it_holds_the_lock(machine: Machine) -> None:

@@ -173,25 +173,6 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         packages.need_packages("pytorch", ray=True)
 
 
-@pytest.mark.parametrize(
-    ("words", "cause"),
-    [
-        (["--engine", "pytorch", "--communicator", "nccl"], "--communicator"),
-        (["--engine", "transformers", "--cache-max-entry-count", "0.5"], "--cache-max-entry-count"),
-        (
-            ["--engine", "turbomind", "--eager-mode"],
-            "--eager-mode is no option of the turbomind engine",
-        ),
-        (["--engine", "pytorch", "--tp", "2"], "--tp 2 needs 2 equal GPUs"),
-    ],
-)
-def test_options_that_mean_nothing_here(
-    words: list[str], cause: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["rehearse", "qwen2-vl-2b", "--on", "1xrtx3090", *words]) == 2
-    assert cause in capsys.readouterr().err
-
-
 def test_the_parent_imports_neither_torch_nor_lmdeploy() -> None:
     code = (
         "import sys; import turbofit.rehearse.confirm; "
