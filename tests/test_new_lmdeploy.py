@@ -96,12 +96,7 @@ def test_what_only_our_data_know_of_two_releases_is_named(
 
 def test_what_a_person_must_decide_stands_first(wheels: tuple[Path, Path]) -> None:
     ran = [Ran("rest", "FAILED tests/a.py::test_b", 3.0), Ran("grammars", "", 4.0)]
-    text = page(
-        "0.18.0",
-        "0.19.0",
-        [*compared(*wheels), Difference("x", "y", known="z")],
-        ran,
-    )
+    text = page("0.18.0", "0.19.0", [*compared(*wheels), Difference("x", "y", known="z")], ran)
     decide, known, equal = text.split("\n## ")[1:]
     assert "- rest on 0.19.0: FAILED tests/a.py::test_b" in decide
     assert "/v2/new" in decide

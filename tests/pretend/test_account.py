@@ -261,16 +261,7 @@ CALLS: dict[str, tuple[str, Scenario | None, object]] = {
                 ),
             )
         ),
-        [
-            [[2, 1], [1, 1], [0, -1]],
-            "Pretend H100",
-            80 * 1024,
-            9,
-            132,
-            50,
-            227,
-            101,
-        ],
+        [[[2, 1], [1, 1], [0, -1]], "Pretend H100", 80 * 1024, 9, 132, 50, 227, 101],
     ),
     "pinned memory is seen where it is": (
         """

@@ -29,16 +29,10 @@ def test_a_timeline_is_read_on_from_where_the_reading_stopped(tmp_path: Path) ->
     path = tmp_path / "timeline"
     reader = TimelineReader(path)
     path.write_bytes(b"P import\nF 9c 0\nP con" + bytes(4096))
-    assert list(reader.new_events()) == [
-        Event("P", ("import",), ()),
-        Event("F", ("9c", "0"), ()),
-    ]
+    assert list(reader.new_events()) == [Event("P", ("import",), ()), Event("F", ("9c", "0"), ())]
     # What was read is not read again: it could be anything now.
     path.write_bytes(b"X" * 16 + b"P context\nF 1f 0\n" + bytes(4096))
-    assert list(reader.new_events()) == [
-        Event("P", ("context",), ()),
-        Event("F", ("1f", "0"), ()),
-    ]
+    assert list(reader.new_events()) == [Event("P", ("context",), ()), Event("F", ("1f", "0"), ())]
     assert list(reader.new_events()) == []
 
 

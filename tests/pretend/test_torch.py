@@ -9,10 +9,7 @@ import pytest
 
 from tests.pretend.cuda_torch import CUDA_PATH, HEAD, Ran, run
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not CUDA_PATH, reason="no CUDA build of torch"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CUDA_PATH, reason="no CUDA build of torch")]
 MIB = 1 << 20
 
 

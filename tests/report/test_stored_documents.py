@@ -31,13 +31,7 @@ from turbofit.launch.serve.runs import Record
 from turbofit.machine.snapshot import load_snapshot
 from turbofit.observe import calibrations
 from turbofit.report.painters.terminal import paint
-from turbofit.report.stored_documents import (
-    StoredPlan,
-    keep,
-    read_plan,
-    read_saved,
-    saved_document,
-)
+from turbofit.report.stored_documents import StoredPlan, keep, read_plan, read_saved, saved_document
 from turbofit.report.views.plan_view import plan_page, plan_view
 
 Out = pytest.CaptureFixture[str]
@@ -256,10 +250,7 @@ LEFT_OUT = ("model", "considered", "ledger", "turbofit_version", "created")
     ],
 )
 def test_what_contradicts_itself_is_refused(
-    path: tuple[Any, ...],
-    value: Any,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    path: tuple[Any, ...], value: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "plan.json"
     file.write_text(changed(path, value))

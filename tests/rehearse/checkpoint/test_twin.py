@@ -15,11 +15,7 @@ from turbofit.core.model import Quantization
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
 from turbofit.rehearse.checkpoint.kinds import kinds, rows_of
-from turbofit.rehearse.checkpoint.twin import (
-    tensors,
-    twin_of,
-    write_model,
-)
+from turbofit.rehearse.checkpoint.twin import tensors, twin_of, write_model
 
 
 def test_int4_of_every_layer_has_no_twin() -> None:

@@ -67,11 +67,7 @@ def test_control_characters_of_others_never_reach_the_terminal() -> None:
 
 
 def test_colour_only_when_asked() -> None:
-    blocks = [
-        Heading("head"),
-        Paragraph("bad", tone="bad"),
-        Items(("w",), tone="warn"),
-    ]
+    blocks = [Heading("head"), Paragraph("bad", tone="bad"), Items(("w",), tone="warn")]
     assert "\x1b" not in paint(blocks)
     coloured = paint(blocks, colour=True)
     assert "\x1b[31mbad\x1b[0m" in coloured

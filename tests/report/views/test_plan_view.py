@@ -15,12 +15,7 @@ from turbofit.core.plan import Command, Plan
 from turbofit.machine.source import machine_from
 from turbofit.report.painters import terminal
 from turbofit.report.painters.terminal import paint
-from turbofit.report.views.figures import (
-    images_held,
-    per_engine_blocks,
-    shell_words,
-    users_of,
-)
+from turbofit.report.views.figures import images_held, per_engine_blocks, shell_words, users_of
 from turbofit.report.views.plan_view import plan_view
 
 SPECS = (

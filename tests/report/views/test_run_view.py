@@ -79,10 +79,7 @@ def test_equal_cards_show_the_worst_that_any_of_them_measured() -> None:
     ((title, rows),) = sides(plan, run)
     assert title == "GPU 0-3, the worst of them"
     measured = {row.what: row.measured for row in rows}
-    assert measured == {
-        "KV tokens": 700,
-        "in use in the worst case": ledger.peak + 900 * MIB,
-    }
+    assert measured == {"KV tokens": 700, "in use in the worst case": ledger.peak + 900 * MIB}
 
 
 def test_equal_cards_show_the_worst_that_any_of_them_rehearsed() -> None:
