@@ -75,12 +75,6 @@ def test_every_command_is_there() -> None:
         assert re.search(rf"`(turbofit )?{name}[ `]", table), name
 
 
-def test_links_lead_somewhere() -> None:
-    for page in (*ROOT.glob("README*.md"), *sorted((ROOT / "docs").rglob("*.md"))):
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
-
-
 def test_accuracy_is_quoted_as_it_was_reached() -> None:
     results = (ROOT / "bench" / "accuracy" / "RESULTS.md").read_text()
     bars = {cells[0]: cells[1] for cells in rows(results, "| bar | reached |")}

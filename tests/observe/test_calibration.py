@@ -69,21 +69,15 @@ def counted(plan: Plan, machine: Machine) -> tuple[GpuLedger, ...]:
     """The same launch on the machine with what was learned."""
     limits, gpus = plan.limits, [machine.gpu(index) for index in plan.parallel.groups[0]]
     vision_load = VisionLoad(
-        units_per_image=limits.units_per_image,
-        images_per_request=limits.images_per_request,
+        units_per_image=limits.units_per_image, images_per_request=limits.images_per_request,
         tokens_per_request=limits.image_tokens_per_request,
         units_per_forward=limits.units_per_forward,
-    )
-    account = engine_named(plan.engine.name).account(
-        EngineLaunch(
-            model=plan.model,
-            settings=plan.settings,
-            gpus=tuple(gpus),
-            machine=machine,
-            vision_load=vision_load,
-            margins=tuple(one.margin for one in plan.gpus),
-        )
-    )
+    )  # fmt: skip
+    launch = EngineLaunch(
+        model=plan.model, settings=plan.settings, gpus=tuple(gpus), machine=machine,
+        vision_load=vision_load, margins=tuple(one.margin for one in plan.gpus),
+    )  # fmt: skip
+    account = engine_named(plan.engine.name).account(launch)
     return account.at(plan.settings.cache_max_entry_count).ledgers
 
 

@@ -12,6 +12,8 @@ from turbofit.observe.forecast import cached_tokens
 from turbofit.observe.log_reader import SmiTable, read_line
 
 PREFIX = "[TM][INFO][1120.08:30:01.123456][turbomind.cc:305] "
+FATAL = "[TM][FATAL][1120.08:30:01.123456]"
+OUT_OF_MEMORY = log.CudaError(message="out of memory")
 SERVER = "2026-11-20 08:30:01,123 - lmdeploy - ERROR - "
 
 
@@ -36,27 +38,21 @@ SERVER = "2026-11-20 08:30:01,123 - lmdeploy - ERROR - "
             log.Backpressure(cause="memory", at=0, of=1),
         ),
         (PREFIX + "hit resource limit at 3/9", log.Backpressure(cause="limit", at=3, of=9)),
+        (FATAL + "[allocator.cc:44] CUDA error: out of memory", OUT_OF_MEMORY),
         (
-            "[TM][FATAL][1120.08:30:01.123456][allocator.cc:44] CUDA error: out of memory",
-            log.CudaError(message="out of memory"),
-        ),
-        (
-            "[TM][FATAL][1120.08:30:01.123456][allocator.cc:105] CUDA error: out of memory",
+            FATAL + "[allocator.cc:105] CUDA error: out of memory",
             log.CudaError(message="out of memory", pinned=True),
         ),
         (
-            "[TM][FATAL][1120.08:30:01.123456][measurer.cu:83] "
-            "Check failed: status == cudaSuccess out of memory",
-            log.CudaError(message="out of memory"),
+            FATAL + "[measurer.cu:83] Check failed: status == cudaSuccess out of memory",
+            OUT_OF_MEMORY,
         ),
         (
-            "[TM][FATAL][1120.08:30:01.123456][cuda_ipc_comm.cu:196] CUDA Driver error: "
-            "CUDA_ERROR_NOT_SUPPORTED",
+            FATAL + "[cuda_ipc_comm.cu:196] CUDA Driver error: CUDA_ERROR_NOT_SUPPORTED",
             log.CudaError(message="CUDA_ERROR_NOT_SUPPORTED", driver=True),
         ),
         (
-            "[TM][FATAL][1120.08:30:01.123456][buffer.cc:25] "
-            "Check failed: base + size <= size_ (9 vs. 8) ",
+            FATAL + "[buffer.cc:25] Check failed: base + size <= size_ (9 vs. 8) ",
             log.CheckFailed(message="base + size <= size_ (9 vs. 8)"),
         ),
         (
@@ -93,15 +89,12 @@ SERVER = "2026-11-20 08:30:01,123 - lmdeploy - ERROR - "
             log.NcclError(message="NCCL error /x/nccl.cu:24 'unhandled system error'"),
         ),
         # As libstdc++ ends a process that nobody's `catch` saved.
-        ("  what():  CUDA error: out of memory", log.CudaError(message="out of memory")),
+        ("  what():  CUDA error: out of memory", OUT_OF_MEMORY),
         (
             "  what():  CUDA driver error: out of memory",
             log.CudaError(message="out of memory", driver=True),
         ),
-        (
-            "  what():  std::bad_alloc: cudaErrorMemoryAllocation: out of memory",
-            log.CudaError(message="out of memory"),
-        ),
+        ("  what():  std::bad_alloc: cudaErrorMemoryAllocation: out of memory", OUT_OF_MEMORY),
         (
             "  what():  CUDA out of memory. Tried to allocate 2.00 MiB. GPU 0",
             log.TorchMemory(

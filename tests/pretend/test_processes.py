@@ -311,8 +311,8 @@ def test_a_child_of_fork_has_its_own(libraries: Path, tmp_path: Path) -> None:
     assert [e.number(3) for e in parent_lines if e.tag == "A"] == [28 * MIB, 32 * MIB]
 
 
-def test_fork_while_other_threads_allocate(machine: Machine) -> None:
-    code = """
+FORKS = {
+    "while other threads allocate": """
     stop = []
     def work():
         while not stop: rt.cudaFree(malloc(1))
@@ -326,12 +326,8 @@ def test_fork_while_other_threads_allocate(machine: Machine) -> None:
         codes.append(os.waitpid(child, 0)[1])
     stop.append(1); [t.join() for t in threads]
     say([sum(codes), free()])
-    """
-    assert machine.run(code) == [0, 900]
-
-
-def test_fork_while_another_thread_begins(machine: Machine) -> None:
-    code = """
+    """,
+    "while another thread begins": """
     def forks_at_once():
         thread = threading.Thread(target=malloc, args=(1,))
         thread.start()
@@ -348,8 +344,13 @@ def test_fork_while_another_thread_begins(machine: Machine) -> None:
             os._exit(1 if forks_at_once() else 0)
         codes.append(os.waitpid(child, 0)[1])
     say([sum(codes), free()])
-    """
-    assert machine.run(code) == [0, 900]
+    """,
+}
+
+
+@pytest.mark.parametrize("when", FORKS)
+def test_a_fork_at_any_time_is_safe(machine: Machine, when: str) -> None:
+    assert machine.run(FORKS[when]) == [0, 900]
 
 
 def test_exec_begins_anew_under_the_same_pid(machine: Machine) -> None:
