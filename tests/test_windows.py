@@ -20,6 +20,8 @@ from turbofit.cli.terminal import output
 from turbofit.cli.terminal import progress_display as terminal
 from turbofit.core.process.state import _base
 
+Patch = pytest.MonkeyPatch
+
 ROOT = Path(__file__).resolve().parents[1]
 RUNNER = [sys.executable, "-m", "tests.without_posix"]
 
@@ -114,16 +116,14 @@ def test_the_page_names_what_needs_linux() -> None:
         ({"LOCALAPPDATA": "/c", "XDG_STATE_HOME": "d"}, "/c"),
     ],
 )
-def test_the_state_folder(
-    environ: dict[str, str], folder: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_state_folder(environ: dict[str, str], folder: str, monkeypatch: Patch) -> None:
     monkeypatch.delenv("XDG_STATE_HOME")
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
     assert _base(windows=True) == folder
 
 
-def test_files_get_utf_8_whatever_the_code_page(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_get_utf_8_whatever_the_code_page(monkeypatch: Patch) -> None:
     """cp1252 writes a multiplication sign as a byte that no JSON reader takes."""
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="cp1252"))
@@ -138,7 +138,7 @@ def test_files_get_utf_8_whatever_the_code_page(monkeypatch: pytest.MonkeyPatch)
     [({}, False), ({"WT_SESSION": "1"}, True), ({"WT_SESSION": "1", "NO_COLOR": "1"}, False)],
 )
 def test_colour_in_windows_terminal_only(
-    environ: dict[str, str], colour: bool, monkeypatch: pytest.MonkeyPatch
+    environ: dict[str, str], colour: bool, monkeypatch: Patch
 ) -> None:
     monkeypatch.setattr(terminal, "WINDOWS", True)
     assert terminal.takes_colour(environ) is colour

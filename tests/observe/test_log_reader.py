@@ -69,18 +69,6 @@ SERVER = "2026-11-20 08:30:01,123 - lmdeploy - ERROR - "
             log.Frame(number=0, name="LlamaLinear::Forward"),
         ),
         (
-            "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 8.50 GiB. GPU 0 has a"
-            " total capacity of 11.62 GiB of which 7.00 GiB is free.",
-            log.TorchMemory(
-                message="CUDA out of memory. Tried to allocate 8.50 GiB. GPU 0 has a total capacity"
-                " of 11.62 GiB of which 7.00 GiB is free.",
-                requested=8704 * MIB,
-                gpu=0,
-                total=int(11.62 * 1024 * MIB),
-                free=7168 * MIB,
-            ),
-        ),
-        (
             "torch.cuda.OutOfMemoryError: CUDA out of memory.",
             log.TorchMemory(message="CUDA out of memory."),
         ),

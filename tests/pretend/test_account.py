@@ -348,8 +348,7 @@ def test_what_calls_say(pretend: Pretend, what: str) -> None:
     assert pretend(code, scenario).value == value
 
 
-def test_the_lowest_hole_that_fits_is_taken(pretend: Pretend) -> None:
-    """Of many: addresses are those that a search from the lowest one on would find."""
+def test_memory_that_lives_is_disjoint_aligned_and_reused(pretend: Pretend) -> None:
     code = """
         import random
         random.seed(7)
@@ -362,30 +361,15 @@ def test_the_lowest_hole_that_fits_is_taken(pretend: Pretend) -> None:
         done()
         """
     ran = pretend(code, Scenario((PretendGpu("Pretend card", total=1 << 40),)))
-    live, holes, top = dict[int, int](), list[tuple[int, int]](), 0
+    live, begins = dict[int, int](), set[int]()
     for event in ran.events:
         if event.tag == "F":
-            begin = int(event.fields[0], 16)
-            holes.append((begin, begin + live.pop(begin)))
-            holes.sort()
-            for i in range(len(holes) - 1, 0, -1):  # neighbours become one
-                if holes[i - 1][1] == holes[i][0]:
-                    holes[i - 1 : i + 1] = [(holes[i - 1][0], holes[i][1])]
-        if event.tag != "A":
-            continue
-        size, address = event.number(3), int(event.fields[5], 16)
-        align = 2 * MIB if size >= MIB else 512
-        span = -(-size // align) * align
-        for i, (begin, end) in enumerate(holes):
-            at = -(-begin // align) * align
-            if at + span <= end:
-                rest = ((begin, at), (at + span, end))
-                holes[i : i + 1] = [hole for hole in rest if hole[0] < hole[1]]
-                break
-        else:
-            at = -(-top // align) * align
-            top = at + span
-        assert address == at
-        live[address] = span
+            del live[int(event.fields[0], 16)]
+        elif event.tag == "A":
+            begin, size = int(event.fields[5], 16), event.number(3)
+            assert begin % (2 * MIB if size >= MIB else 512) == 0
+            assert all(begin + size <= other or begin >= end for other, end in live.items())
+            live[begin] = begin + size
+            begins.add(begin)
     assert len(live) > 100
-    assert len(holes) > 20
+    assert max(begins) - min(begins) < sum(e.number(3) for e in ran.tagged("A")) / 2, "reused"

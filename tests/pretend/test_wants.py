@@ -23,10 +23,12 @@ from turbofit.pretend.libraries import (
     wanted_from,
 )
 
+Patch = pytest.MonkeyPatch
+
 pytestmark = pytest.mark.slow
 
 
-def test_builds_once_and_by_content(libraries: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_builds_once_and_by_content(libraries: Path, monkeypatch: Patch) -> None:
     def no_compiler() -> list[str]:
         raise AssertionError("compiled again")
 
@@ -35,9 +37,7 @@ def test_builds_once_and_by_content(libraries: Path, monkeypatch: pytest.MonkeyP
     assert {p.name for p in libraries.iterdir()} >= {library.name for library in LIBRARIES}
 
 
-def test_changed_source_builds_anew(
-    libraries: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_changed_source_builds_anew(libraries: Path, tmp_path: Path, monkeypatch: Patch) -> None:
     sources = tmp_path / "csrc"
     sources.mkdir()
     for path in build_module.SOURCES.glob("*.[ch]"):
@@ -50,9 +50,7 @@ def test_changed_source_builds_anew(
     assert compiled == [library.name for library in LIBRARIES]
 
 
-def test_no_compiler_is_one_line_and_a_hint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_compiler_is_one_line_and_a_hint(tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
     with pytest.raises(PretendError, match="no C compiler") as caught:
@@ -61,7 +59,7 @@ def test_no_compiler_is_one_line_and_a_hint(
     assert caught.value.exit_code == 7
 
 
-def test_compiler_error_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiler_error_is_one_line(tmp_path: Path, monkeypatch: Patch) -> None:
     sources = tmp_path / "csrc"
     sources.mkdir()
     for path in build_module.SOURCES.glob("*.[ch]"):
@@ -73,7 +71,7 @@ def test_compiler_error_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not list(tmp_path.glob("building-*"))
 
 
-def test_cache_folder_follows_xdg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_folder_follows_xdg(tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "turbofit" / "pretend"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")

@@ -19,6 +19,8 @@ from turbofit.rehearse.run import Readings
 from turbofit.rehearse.spec import Spec
 from turbofit.rehearse.turbomind import server
 
+Patch = pytest.MonkeyPatch
+
 
 def test_how_far_the_child_is_told(tmp_path: Path) -> None:
     spec: Any = SimpleNamespace(cases=("first", "second"))
@@ -65,7 +67,7 @@ def test_a_log_is_read_without_what_a_hang_repeats(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_child_that_was_told_to_end_did_not_fail(
-    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: signal.Signals, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     """Whoever ends turbofit ends its child: nothing was seen of the engine's own end."""
     ended = SimpleNamespace(code=-number, usages=())
@@ -144,7 +146,7 @@ def test_an_end_after_a_refused_allocation_is_out_of_memory() -> None:
 
 
 def test_a_server_that_is_started_alone_says_how_it_is_started(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], monkeypatch: Patch
 ) -> None:
     monkeypatch.delenv("TURBOFIT_PRETEND_MACHINE", raising=False)
     assert server.main(["serve"]) == 2

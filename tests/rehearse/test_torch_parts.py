@@ -25,6 +25,8 @@ from turbofit.rehearse.torch.phase_recorder import Phases, read_records
 from turbofit.rehearse.torch.readings import _death, span
 from turbofit.rehearse.torch.torch_image_overlap import rehearsed_size
 
+Patch = pytest.MonkeyPatch
+
 TILES = TileRule(tile_size=448, tokens_per_tile=256, max_dynamic_patch=12)
 PATCHES = PatchRule(patch_size=14, merge=2, min_pixels=3136, max_pixels=12845056)
 
@@ -152,7 +154,7 @@ def test_a_death_before_any_request(kind: str, message: str, phase: str, refused
 
 
 def test_torch_without_cuda_is_said_in_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(packages, "cuda_site", lambda: None)
     monkeypatch.setattr(packages.importlib.util, "find_spec", lambda _: object())
@@ -165,7 +167,7 @@ def test_torch_without_cuda_is_said_in_one_line(
     assert error[-1].startswith("hint: install torch")
 
 
-def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named(monkeypatch: Patch) -> None:
     monkeypatch.setattr(
         packages.importlib.util, "find_spec", lambda name: None if name == "ray" else object()
     )

@@ -34,6 +34,8 @@ from turbofit.report.painters.terminal import paint
 from turbofit.report.stored_documents import StoredPlan, keep, read_plan, read_saved, saved_document
 from turbofit.report.views.plan_view import plan_page, plan_view
 
+Patch = pytest.MonkeyPatch
+
 Out = pytest.CaptureFixture[str]
 
 
@@ -129,7 +131,7 @@ def test_a_name_that_is_too_long_is_no_plan(capsys: Out) -> None:
 
 @pytest.mark.usefixtures("state")
 def test_a_state_folder_that_cannot_be_written_costs_nothing(
-    monkeypatch: pytest.MonkeyPatch, capsys: Out
+    monkeypatch: Patch, capsys: Out
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", "/dev/null")
     assert main(["plan", "qwen2.5-7b", "--on", "1xrtx3090"]) == 0
@@ -139,7 +141,7 @@ def test_a_state_folder_that_cannot_be_written_costs_nothing(
 @pytest.mark.usefixtures("state")
 @pytest.mark.parametrize("document", [result(2.0), ONE], ids=["bench", "tune"])
 def test_a_load_and_a_tuning_from_stdin_and_from_a_pipe(
-    document: Any, monkeypatch: pytest.MonkeyPatch, capsys: Out
+    document: Any, monkeypatch: Patch, capsys: Out
 ) -> None:
     stdin: Any = type("Stdin", (), {"buffer": io.BytesIO(to_json(document).encode())})()
     monkeypatch.setattr("sys.stdin", stdin)
