@@ -164,27 +164,16 @@ def asks_for_class(tree: ast.Module, rules: set[str]) -> list[int]:
     """Lines that ask for the class of an image rule, or for what stands for it: its unit's name."""
     found = []
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in (
-            "isinstance",
-            "issubclass",
-        ):
-            nodes: list[ast.AST] = [node.args[1]]
-        elif isinstance(node, ast.MatchClass):
-            nodes = [node.cls]
+        names, asked = set(rules), node
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass"):
+            asked = node.args[1]
         elif isinstance(node, ast.Compare):
-            nodes = [node.left, *node.comparators]
-        else:
+            sides = (node.left, *node.comparators)
+            if any(isinstance(one, ast.Constant) and isinstance(one.value, str) for one in sides):
+                names |= {"unit_name", "units_name", "vision_unit"}
+        elif not isinstance(node, ast.MatchClass):
             continue
-        names = {
-            getattr(it, "id", None) or getattr(it, "attr", None)
-            for one in nodes
-            for it in ast.walk(one)
-        }
-        units = (
-            {"unit_name", "units_name", "vision_unit"} if isinstance(node, ast.Compare) else set()
-        )
-        literal = any(isinstance(one, ast.Constant) and isinstance(one.value, str) for one in nodes)
-        if names & rules or (literal and names & units):
+        if names & set(re.findall(r"\w+", ast.unparse(asked))):
             found.append(node.lineno)
     return found
 

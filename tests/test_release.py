@@ -51,7 +51,10 @@ def test_a_workflow_pins_its_actions_and_calls_what_is_there(path: Path) -> None
         assert (ROOT / called).exists()
 
 
-def test_every_python_that_the_metadata_names_is_checked() -> None:
+def test_every_python_that_the_metadata_names_is_checked_and_the_citation_is_read() -> None:
+    citation = read(ROOT / "CITATION.cff")
+    assert (citation["cff-version"], citation["version"]) == ("1.2.0", turbofit.__version__)
+    assert {"title", "message", "authors"} <= set(citation)
     checked = read(ROOT / ".github" / "workflows" / "check.yml")["jobs"]["quick"]
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     named = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', text)
@@ -127,13 +130,6 @@ def test_a_tag_that_is_not_ready_is_refused(tmp_path: Path) -> None:
     root = copied(tmp_path, CITATION=(version, "0.0.1"))
     assert "CITATION.cff is of 0.0.1" in missing(f"v{version}", root)
     assert any("no address of the repository" in line for line in missing(f"v{version}", root))
-
-
-def test_the_citation_can_be_read() -> None:
-    citation = read(ROOT / "CITATION.cff")
-    assert citation["cff-version"] == "1.2.0"
-    assert citation["version"] == turbofit.__version__
-    assert {"title", "message", "authors"} <= set(citation)
 
 
 def test_the_recipe_and_the_extras_are_those_of_the_wheel() -> None:

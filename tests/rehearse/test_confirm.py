@@ -26,15 +26,11 @@ def plan() -> Plan:
 
 def ended(outcome: Any, missing: int = 0) -> Rehearsal:
     death = End(phase="serving", where="a call", asked=missing, left=0) if missing else None
+    kept = RehearsedCache(
+        free=(10 * GIB,), region=(None,), object_size=None, slab_size=None, tokens=None
+    )
     return Rehearsal(
-        outcome=outcome,
-        seconds=1.0,
-        engine_version="0.18.0",
-        cases=(),
-        cache=RehearsedCache(
-            free=(10 * GIB,), region=(None,), object_size=None, slab_size=None, tokens=None
-        ),
-        death=death,
+        outcome=outcome, seconds=1.0, engine_version="0.18.0", cases=(), cache=kept, death=death
     )
 
 

@@ -27,7 +27,6 @@ from turbofit.core.struct import decode, to_json
 from turbofit.kernels.census import Census
 from turbofit.launch.serve import ladder
 from turbofit.launch.serve.leases import Leases
-from turbofit.launch.serve.runs import Record
 from turbofit.machine.snapshot import load_snapshot
 from turbofit.observe import calibrations
 from turbofit.report.painters.terminal import paint
@@ -95,22 +94,6 @@ def test_the_plan_is_that_of_the_last_attempt(state: Path) -> None:
     first = read_saved(str(folder)).plan
     assert first.verdict == plausible_plan().verdict
     assert first.warnings[-1].startswith("plan-2.json, the plan of the last start, is not there")
-
-
-def test_what_serve_itself_records_is_read(state: Path) -> None:
-    folder = state / "runs" / "r"
-    folder.mkdir(parents=True)
-    (folder / "plan.json").write_text(plausible_plan().to_json())
-    record = Record(folder, model="m", pretend=True, lmdeploy="0.18.0")
-    record.begin(number=0, changes={}, why="", settings={}, groups=((0, 1),))
-    record.attempt(moments=[{"phase": "starting", "at": 0.1, "used": {0: 5}}])
-    record.attempt(ended={"kind": "hang", "message": "it hangs"})
-    record.state("failed", ended={"message": "it hangs"})
-    run = read_saved(str(folder)).run
-    assert run is not None
-    assert run.attempts[0].moments[0].used == {"0": 5}
-    assert run.last is not None
-    assert run.last.ended == {"kind": "hang", "message": "it hangs"}
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"schema": "turbofit.run/9"}'])

@@ -122,11 +122,7 @@ def test_markdown_tables_are_whole_and_names_cannot_break_them() -> None:
         assert {line.count("|") for line in painted.splitlines()} == {columns + 1}
 
 
-def test_a_fence_in_the_code_does_not_end_it() -> None:
-    text = markdown.paint([Code("echo ```")])
-    assert text.startswith("````sh")
-
-
-def test_control_characters_of_others_never_reach_a_terminal_by_markdown() -> None:
+def test_code_of_others_neither_ends_its_fence_nor_steers_a_terminal() -> None:
+    assert markdown.paint([Code("echo ```")]).startswith("````sh")
     text = markdown.paint([Code("serve '\x1b]0;owned\x07'\nnext \u202eline")])
     assert text == "```sh\nserve '?]0;owned?'\nnext ?line\n```\n"
