@@ -38,13 +38,12 @@ class TestStories:
         )  # fmt: skip
         assert shared.limits.units_per_forward == 2 * 65536  # of one picture's blocks
 
-    def test_a_cache_below_one_warm_up_request_hangs(self):
+    def test_a_start_that_hangs_or_dies_while_loading(self):
         plan = turbofit.predict("internvl2-8b", on="1xrtx3090", cache_max_entry_count=0.1)
         assert "never starts" in plan.verdict
         assert "waits without a word" in plan.verdict
         assert plan.remedies
-
-    def test_26b_awq_on_one_24_gb_card(self):
+        # Weights of 4 bits are too large for one card of 24 GB.
         plan = turbofit.predict("internvl2-26b-awq", on="1xrtx3090")
         assert "runs out of memory while loading" in plan.verdict
         assert "never starts" in "\n".join(plan.reasons)  # what would come next
@@ -83,13 +82,12 @@ class TestPlan:
         assert plan.limits.max_pixels_per_image < 12845056
         assert any("the largest that can be served" in reason for reason in plan.reasons)
 
-    def test_a_budget_caps_what_is_taken(self):
+    def test_budgets_and_margins(self):
         plan = turbofit.plan("internvl2-2b", on="1xrtx3090", budget="10GiB")
         assert plan.fits
         ledger = plan.gpus[0]
         assert ledger.peak - ledger.used + 256 * MIB <= 10 * 1024 * MIB
-
-    def test_margins_as_bytes_and_shares(self):
+        # Margins are bytes or shares.
         for margin, expected in (("1GiB", 1024 * MIB), ("5%", None), (600 * MIB, 600 * MIB)):
             ledger = turbofit.plan("internvl2-2b", on="1xrtx3090", margin=margin).gpus[0]
             assert ledger.margin == (expected or int(ledger.total * 0.05))

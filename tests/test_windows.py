@@ -123,22 +123,15 @@ def test_the_state_folder(environ: dict[str, str], folder: str, monkeypatch: Pat
     assert _base(windows=True) == folder
 
 
-def test_files_get_utf_8_whatever_the_code_page(monkeypatch: Patch) -> None:
-    """cp1252 writes a multiplication sign as a byte that no JSON reader takes."""
+def test_what_is_written_on_windows(monkeypatch: Patch) -> None:
+    """In cp1252 a multiplication sign is a byte that no JSON reader takes."""
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="cp1252"))
     monkeypatch.setattr(terminal, "WINDOWS", True)
     output.prepare_streams()
     output.answer("4 × 3090, 中文")
     assert raw.getvalue().decode("utf-8") == "4 × 3090, 中文"
-
-
-@pytest.mark.parametrize(
-    ("environ", "colour"),
-    [({}, False), ({"WT_SESSION": "1"}, True), ({"WT_SESSION": "1", "NO_COLOR": "1"}, False)],
-)
-def test_colour_in_windows_terminal_only(
-    environ: dict[str, str], colour: bool, monkeypatch: Patch
-) -> None:
-    monkeypatch.setattr(terminal, "WINDOWS", True)
-    assert terminal.takes_colour(environ) is colour
+    # Colour is for Windows Terminal only.
+    in_terminal = {"WT_SESSION": "1"}
+    environs = ({}, in_terminal, {**in_terminal, "NO_COLOR": "1"})
+    assert [terminal.takes_colour(one) for one in environs] == [False, True, False]

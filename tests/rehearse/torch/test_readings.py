@@ -55,22 +55,6 @@ def test_kernels_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) -> 
     packages.need_kernels(preset_model("qwen3-8b").text)
 
 
-def test_every_module_asks_the_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And tries two variants of each kernel, however it is wrapped."""
-    index, chunk, other = (ModuleType(name) for name in ("fla.index", "fla.chunk", "torch.chunk"))
-    tuned = SimpleNamespace(configs=[1, 2, 3, 4], fn=None)
-    own: Any = lambda *_: None  # noqa: E731
-    for module in (index, chunk, other):
-        vars(module)["prepare_chunk_indices"] = own
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-    vars(chunk)["kernel"] = SimpleNamespace(fn=tuned)
-    stand_in = delta_nets._Indices()
-    delta_nets._replace(stand_in)
-    assert vars(index)["prepare_chunk_indices"] is vars(chunk)["prepare_chunk_indices"] is stand_in
-    assert vars(other)["prepare_chunk_indices"] is own
-    assert tuned.configs == [1, 2]
-
-
 def test_a_process_finds_kernels_that_do_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """In TileLang's place; chunks are those of the step's own tokens, made once a step."""
     torch = pytest.importorskip("torch")
@@ -85,9 +69,11 @@ def test_a_process_finds_kernels_that_do_nothing(monkeypatch: pytest.MonkeyPatch
     cuda: Any = ModuleType("lmdeploy.pytorch.backends.cuda")
     cuda.gated_delta_rule = rule
     fla: Any = ModuleType("fla.ops.chunk")
-    fla.prepare_chunk_indices = None
+    fla.kernel = SimpleNamespace(fn=SimpleNamespace(configs=[1, 2, 3, 4], fn=None))
+    other: Any = ModuleType("torch.ops.chunk")
+    fla.prepare_chunk_indices = other.prepare_chunk_indices = None
     parents = ("lmdeploy", "lmdeploy.pytorch", "lmdeploy.pytorch.backends")
-    for module in (*map(ModuleType, parents), cuda, rule, fla):
+    for module in (*map(ModuleType, parents), cuda, rule, fla, other):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     spec = importlib.util.spec_from_file_location("tilelang", INSIDE / "tilelang" / "__init__.py")
     assert spec is not None
@@ -108,6 +94,8 @@ def test_a_process_finds_kernels_that_do_nothing(monkeypatch: pytest.MonkeyPatch
     made = fla.prepare_chunk_indices(lengths, 64)
     assert made.shape == (3, 2)
     assert fla.prepare_chunk_indices(lengths, 64, cu_seqlens_cpu=None) is made
+    assert other.prepare_chunk_indices is None  # of fla alone
+    assert fla.kernel.fn.configs == [1, 2]  # fewer variants are tried, however it is wrapped
 
 
 ORDER = (
