@@ -33,16 +33,20 @@ _SEES_ZH: Final = "| 看到的信息 | 含义与处理 |\n|---|---|"
 _GETS: Final = "| status, `code` | message | more |\n|---|---|---|"
 _GETS_ZH: Final = "| 状态码、`code` | 信息 | 含义 | 详见 |\n|---|---|---|---|"
 
+#: Of a message that does not tell its cause.
+_UNTOLD: Final = "unknown: this message does not tell its cause"
+_UNTOLD_ZH: Final = "unknown：这条信息没有说明原因"
+
 
 class Symptom(NamedTuple):
-    """A message, and what `diagnose` answers to it."""
+    """A message, and what `diagnose` answers to it: ``had`` by others, where no cause is proven."""
 
     group: str
     message: str
     page: str
     kind: str
     what: str
-    possible: tuple[str, ...]
+    had: tuple[str, ...]
     changes: tuple[str, ...]
     chinese: list[str]
 
@@ -63,7 +67,12 @@ def symptoms() -> tuple[Symptom, ...]:
     for group, rows in _table().items():
         for row in rows if group != _WORDS else ():
             said = diagnose([row.get("log", row["message"]).encode()])
-            told = (said.kind, said.what, said.possible, said.changes)
+            others = said.others
+            told = (
+                (others.message, _UNTOLD, others.had, others.tried)
+                if others
+                else (said.kind, said.what, (), said.changes)
+            )
             chinese = row.get("zh", "").splitlines()
             found.append(Symptom(group, row["message"], row["page"], *told, chinese))
     return tuple(found)
@@ -114,15 +123,19 @@ def _log_tables(chinese: bool) -> Iterator[str]:
             title, head = (titles[one.group], _SEES_ZH) if chinese else (one.group, _SEES)
             yield f"{'' if not group else chr(10)}### {title}\n\n{head}"
             group = one.group
-        what, *more = (chinese and one.chinese) or _english(one)
+        what, *more = _chinese(one) if chinese and one.chinese else _english(one)
         kind = f"（`{one.kind}`）" if chinese else f" (`{one.kind}`)"
         link = f"详见：{_link_zh(one.page)}" if chinese else f"More: {_link(one.page)}"
         yield _row(_code(one.message), "<br>".join([what + kind, *more, link]))
 
 
 def _english(one: Symptom) -> list[str]:
-    seen_with = [f"seen with: {'; or '.join(one.possible)}"] if one.possible else []
-    return [one.what, *seen_with, *(f"• {change}" for change in one.changes)]
+    had = [f"others who met it had: {'; or '.join(one.had)}"] if one.had else []
+    return [one.what, *had, *(f"• {change}" for change in one.changes)]
+
+
+def _chinese(one: Symptom) -> list[str]:
+    return [_UNTOLD_ZH, *one.chinese] if one.had else one.chinese
 
 
 def _refusals(chinese: bool) -> Iterator[str]:

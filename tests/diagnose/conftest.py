@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from turbofit.diagnose.answer import Diagnosis
 from turbofit.diagnose.explain import diagnose
 
+_T = TypeVar("_T")
 LOGS = Path(__file__).parent / "logs"
 
 
@@ -19,3 +20,19 @@ def explain(text: str, **options: Any) -> Diagnosis:
 def explain_file(name: str, **options: Any) -> Diagnosis:
     """Diagnose one of the fixtures."""
     return diagnose([(LOGS / f"{name}.log").read_bytes()], **options)
+
+
+def message(found: Diagnosis) -> str:
+    """The name of what is answered: a cause, or a message that does not tell its cause."""
+    return found.others.message if found.others else found.kind
+
+
+def tried(found: Diagnosis) -> tuple[str, ...]:
+    """What to change, or what others tried."""
+    return found.others.tried if found.others else found.changes
+
+
+def some(value: _T | None) -> _T:
+    """A part of an answer that must be there."""
+    assert value is not None
+    return value

@@ -47,10 +47,6 @@ def _command(text: str, _: dict[str, Any]) -> Iterator[str]:
     yield f"$ {text}"
 
 
-def _serving(_: bool, __: dict[str, Any]) -> Iterator[str]:
-    yield "INFO:     Uvicorn running on http://0.0.0.0:23333 (Press CTRL+C to quit)"
-
-
 def _loaded(shards: list[int], step: dict[str, Any]) -> Iterator[str]:
     """Progress bars of whole loads; a bar that is ``redrawn`` prints its end twice."""
     for count in shards:
@@ -152,46 +148,13 @@ def _turbomind(fault: dict[str, Any], _: dict[str, Any]) -> Iterator[str]:
         yield f"RuntimeError: {error}"
 
 
-def _plain_config(kind: str, _: dict[str, Any]) -> Iterator[str]:
-    """Transformers, where LMDeploy falls back to a configuration without a class of its own."""
-    yield (
-        "The argument `trust_remote_code` is to be used with Auto classes. It has no effect here"
-        " and is ignored."
-    )
-    yield (
-        f"You are using a model of type {kind} to instantiate a model of type . This is not"
-        " supported for all configurations of models and can yield errors."
-    )
-
-
 def _attribute(names: list[str], step: dict[str, Any]) -> Iterator[str]:
     logged = "2024-01-01 00:00:00,000 - lmdeploy - ERROR - " if step.get("logged") else ""
     yield f"{logged}AttributeError: '{names[0]}' object has no attribute '{names[1]}'"
 
 
-def _checking(names: list[str], _: dict[str, Any]) -> Iterator[str]:
-    """LMDeploy's own check of a model before it starts."""
-    yield "<Model> test failed!"
-    error = f"'{names[0]}' object has no attribute '{names[1]}'"
-    yield f"(\"Checking failed with error {error}\", 'Please send issue to LMDeploy')"
-
-
 def _error(text: str, _: dict[str, Any]) -> Iterator[str]:
-    yield text
-
-
-def _import(names: list[str], _: dict[str, Any]) -> Iterator[str]:
-    yield f"ImportError: cannot import name '{names[0]}' from '{names[1]}' (/venv/{names[1]})"
-
-
-def _requires(names: list[str], _: dict[str, Any]) -> Iterator[str]:
-    logged = "2024-01-01 00:00:00,000 - lmdeploy - ERROR -"
-    yield f"{logged} TypeError: expected string or bytes-like object"
-    yield f"{logged} <transformers> test failed!"
-    yield (
-        f"model `{names[0]}` requires transformers version {names[1]} but transformers {names[2]}"
-        " is installed."
-    )
+    yield from text.splitlines()
 
 
 def _devices(fault: dict[str, Any], _: dict[str, Any]) -> Iterator[str]:
@@ -208,56 +171,8 @@ def _devices(fault: dict[str, Any], _: dict[str, Any]) -> Iterator[str]:
     )
 
 
-def _offload(fault: dict[str, Any], _: dict[str, Any]) -> Iterator[str]:
-    quote = fault.get("quote", "`")
-    if fault["text"] == "dir":
-        yield (
-            "ValueError: We need an `offload_dir` to dispatch this model according to this"
-            " `device_map`, the following submodules need to be offloaded: "
-            f"{', '.join(fault['modules'])}."
-        )
-        return
-    yield (
-        f"ValueError: The current {quote}device_map{quote} had weights offloaded to the disk."
-        f" Please provide an {quote}offload_folder{quote} for them."
-    )
-
-
-def _vllm(fault: dict[str, Any], _: dict[str, Any]) -> Iterator[str]:
-    """The refusals of vLLM's own start, whose figures are GiB."""
-    tail = "Try increasing `gpu_memory_utilization` when initializing the engine."
-    if "free" in fault:
-        said = (
-            f"Free memory on device ({fault['free']}/{fault['total']} GiB) on startup is less than"
-            f" desired GPU memory utilization ({fault['share']}, {fault['wanted']} GiB)."
-        )
-    elif "tokens" in fault:
-        said = (
-            f"The model's max seq len ({fault['longest']}) is larger than the maximum number of"
-            f" tokens that can be stored in KV cache ({fault['tokens']}). {tail}"
-        )
-    elif "needed" in fault:
-        said = (
-            "To serve at least one request with the models's max seq len"
-            f" ({fault['longest']}), ({fault['needed']} GiB KV cache is needed, which is larger"
-            f" than the available KV cache memory ({fault['available']} GiB). {tail}"
-        )
-    else:
-        said = f"No available memory for the cache blocks. {tail}"
-    yield f"ValueError: {said}"
-
-
-def _smi(table: dict[str, Any], _: dict[str, Any]) -> Iterator[str]:
-    for index, used in enumerate(table["used"]):
-        yield f"|   {index}  {table['name']}        Off | 00000000:31:00.0 Off |    Off |"
-        memory = f"{used:>6}MiB / {table['total']}MiB"
-        yield f"| 66%   24C    P8     22W / 450W | {memory} |  0%  Default |"
-
-
 _STEPS: dict[str, Callable[[Any, dict[str, Any]], Iterator[str]]] = {
-    "command": _command, "serving": _serving, "loaded": _loaded, "frames": _frames,
-    "notebook": _notebook, "torch": _torch, "turbomind": _turbomind, "smi": _smi,
-    "plain_config": _plain_config, "checking": _checking, "error": _error,
-    "attribute": _attribute, "import": _import,
-    "requires": _requires, "devices": _devices, "offload": _offload, "vllm": _vllm,
+    "command": _command, "loaded": _loaded, "frames": _frames, "notebook": _notebook,
+    "torch": _torch, "turbomind": _turbomind, "error": _error, "attribute": _attribute,
+    "devices": _devices,
 }  # fmt: skip

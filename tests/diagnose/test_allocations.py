@@ -140,7 +140,7 @@ def judged(life: EndedRun, failed: Allocation) -> str:
         unfinished = [case for case in life.notes["cases"] if NOT_FINISHED in case["statuses"]]
         return f"not finished: {unfinished}" if unfinished else ""
     log = "\n".join(line for line in life.log if not line.startswith("turbofit pretend:"))
-    command = f"$ lmdeploy serve api_server {MODEL} --tp 1\n".encode()
+    command = f"lmdeploy==0.18.0\n$ lmdeploy serve api_server {MODEL} --tp 1\n".encode()
     answer = diagnose([command, log.encode()], on="1xrtx3090:used=400MiB")
     kind = "host_out_of_memory" if failed.pinned else "out_of_memory"
     text = " ".join((answer.what, *answer.why, *answer.changes))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.diagnose.conftest import explain
+from tests.diagnose.conftest import explain, message, some, tried
 from tests.hostile import hostile
 from tests.support.checkpoints import make_internvl2
 from turbofit.core.errors import UsageError
@@ -27,61 +27,13 @@ KNOWN = [
     ("port_taken", "configuration",
      "[Errno 98] error while attempting to bind on address ('0.0.0.0', 23333): address already in "
      "use"),
-    ("too_few_gpus", "configuration",
-     "AssertionError: no valid parallel config: dp=1, tp=4, ep=1, cp=1, device_num=None, "
-     "available_devices=2; note the legacy spelling"),
-    ("unsupported_model", "configuration",
-     "RuntimeError: Can not found rewrite for architectures: ['LlavaQwenForCausalLM']"),
-    ("unsupported_model", "configuration",
-     "RuntimeError: mllama (MllamaForConditionalGeneration) support has been removed from "
-     "LMDeploy"),
-    ("remote_code", "configuration",
-     "ValueError: please set the option `trust_remote_code=True` to remove this error."),
-    ("block_count", "configuration",
-     f"{TM}[turbomind.cc:300] Check failed: cache_ratio < 1. (2000 vs. 1) object-cache path no "
-     "longer accepts cache_max_block_count as a block count"),
-    ("check_failed", "configuration", f"{TM}[x.cc:3] Check failed: size > 0. (0 vs. 0)"),
-    ("tp_impossible", "configuration",
-     "AssertionError: target_heads=6 must be divisible by heads=4"),
     ("no_kv_memory", "cache", "RuntimeError: No enough gpu memory for kv cache."),
-    ("no_kernel_image", "configuration",
-     "RuntimeError: CUDA error: no kernel image is available for execution on the device"),
-    ("driver_too_old", "configuration",
-     "RuntimeError: The NVIDIA driver on your system is too old (found version 11080)."),
-    ("no_gpu", "configuration", "RuntimeError: No CUDA GPUs are available"),
-    ("no_bfloat16", "configuration",
-     "ValueError: Bfloat16 is only supported on GPUs with compute capability of at least 8.0."),
     ("gpu_lost", "serving", "[9.1] NVRM: Xid (PCI:0000:41:00): 79, pid=1, GPU has fallen off"),
-    ("shared_memory", "host RAM", "NCCL WARN Error while creating shared memory segment of size 9"),
-    ("disk_full", "configuration", "OSError: [Errno 28] No space left on device"),
-    ("no_access", "weights", "huggingface_hub.errors.GatedRepoError: 401 Client Error."),
-    ("no_hub", "weights", "OSError: x is not a local folder and is not a valid model identifier"),
-    ("old_transformers", "configuration",
-     "ValueError: model type `qwen3_vl` but Transformers does not recognize this architecture."),
-    ("nccl_timeout", "communication",
-     "[rank1]:[E ProcessGroupNCCL.cpp:616] Watchdog caught collective operation timeout: Work"),
-    ("nccl_error", "communication",
-     "RuntimeError: [TM][ERROR] NCCL error nccl.cu:210 'unhandled system error'"),
-    ("ray_waits", "communication",
-     "2025-01-01 - lmdeploy - INFO - ray.py - Waiting for creating a placement group of specs"),
-    ("engine_gone", "serving", "Error code: 503 - The inference engine is unavailable."),
-    ("aborted", "unknown", "Aborted (core dumped)"),
-    ("aborted", "unknown", "subprocess exited with exit code: 134"),
-    ("killed", "host RAM", "container lmdeploy exited with code 137"),
-    ("killed", "host RAM", "/run.sh: line 3:  4711 Killed"),
-    ("missing_package", "configuration", "ModuleNotFoundError: No module named 'timm'"),
-    ("out_of_memory", "unknown", "RuntimeError: CUDA error: out of memory"),
-    ("out_of_memory", "weights",
-     "[TM][ERROR] CUDA runtime error: out of memory /lmdeploy/src/utils/memory_utils.cu:31"),
-    ("illegal_access", "unknown",
-     "[TM][ERROR] CUDA runtime error: an illegal memory access was encountered /x/y.cc:3"),
+    ("shared_memory", "host RAM", "NCCL WARN Error while creating shared memory segment: No space"
+     " left on device"),
     ("offload", "weights",
      "ValueError: The current `device_map` had weights offloaded to the disk. Please provide an "
      "`offload_folder` for them."),
-    ("peer_warning", "peer access",
-     "[TM][WARNING] Device 0 peer access Device 1 is not available."),
-    ("request_rejected", "serving",
-     "[TM][WARN][1120.09:18:10.597172][x.cc:1] dp0 ID 7: cache out of memory, no request can be"),
     ("healthy", "none", "INFO:     Uvicorn running on http://0.0.0.0:23333 (Press CTRL+C to quit)"),
 ]  # fmt: skip
 
@@ -122,7 +74,7 @@ def test_an_unknown_error_is_quoted_with_what_to_send(text: str, line: int, sent
     assert "the moon is full" in found.what
     assert found.evidence[0].line == line
     assert found.unknown == ("what caused it",)
-    assert any(sent in change for change in found.changes)
+    assert any(sent in line for line in found.send)
 
 
 def test_an_unknown_error_names_where_it_was_raised() -> None:
@@ -131,12 +83,6 @@ def test_an_unknown_error_names_where_it_was_raised() -> None:
     assert found.why == (
         "it was raised in /p/m4.py, in f4 < /p/m3.py, in f3 < /p/m2.py, in f2",
     )  # fmt: skip
-
-
-@pytest.mark.parametrize("after", ["RuntimeError: the moon is full", "Killed"])
-def test_what_comes_after_the_server_was_up_is_not_healthy(after: str) -> None:
-    assert explain(UP).kind == "healthy"
-    assert explain(f"{UP}{after}\n").kind != "healthy"
 
 
 def test_the_earliest_cause_is_the_answer_and_later_ones_are_named() -> None:
@@ -162,10 +108,9 @@ def test_cuda_ipc_without_peers() -> None:
     found = explain(
         f"{COMMAND}# 2x RTX 4090\n{TM}[cuda_ipc_comm.cu:196] CUDA error: invalid device ordinal\n"
     )
-    assert (found.kind, found.phase) == ("no_peer_access", "peer access")
-    assert any("--communicator nccl" in one for one in found.changes)
-    assert found.would_work is not None
-    assert found.would_work.settings["communicator"] == "nccl"
+    assert message(found) == "no_peer_access"
+    assert any("--communicator nccl" in one for one in tried(found))
+    assert some(found.would_work).settings["communicator"] == "nccl"
     plain = explain("RuntimeError: CUDA error: invalid device ordinal\n")
     assert plain.kind == "no_such_gpu"
 
@@ -182,25 +127,19 @@ SMI = """
 """
 
 
-def test_an_nvidia_smi_table() -> None:
+def test_the_machine_as_nvidia_smi_shows_it() -> None:
     found = explain(SMI)
     assert (found.kind, found.phase) == ("memory_table", "none")
-    assert [(one.who, one.bytes) for one in found.held if one.gpu == 0] == [
+    assert [(row.who, row.bytes) for row in found.held if row.gpu == 0] == [
         ("python3[4711]", 18000 * MIB),
         ("nobody in the table (another container, or the driver)", 2100 * MIB),
     ]
     assert found.read.machine == "2xrtx3090"
     assert explain(f"{SMI}\nInternVL2-8B?\n").would_work is not None
-
-
-def test_smi_by_query_and_by_list() -> None:
-    found = explain("0, NVIDIA L4, 500 MiB, 23034 MiB\n1, NVIDIA L4, 2 MiB, 23034 MiB\n")
-    assert found.read.machine == "2xl4"
-    listed = explain(
-        "GPU 0: NVIDIA GeForce RTX 3090 (UUID: GPU-1)\nGPU 1: NVIDIA GeForce RTX 4090 (UUID: G)\n"
-        "No CUDA GPUs are available\n"
-    )
-    assert listed.read.machine == "1xrtx3090+1xrtx4090"
+    query = explain("0, NVIDIA L4, 500 MiB, 23034 MiB\n1, NVIDIA L4, 2 MiB, 23034 MiB\n")
+    assert query.read.machine == "2xl4"
+    listed = "GPU 0: NVIDIA GeForce RTX 3090 (UUID: G)\nGPU 1: NVIDIA GeForce RTX 4090 (UUID: G)"
+    assert explain(f"{listed}\nMemoryError\n").read.machine == "1xrtx3090+1xrtx4090"
 
 
 def test_the_user_goes_before_the_log() -> None:
@@ -213,19 +152,13 @@ def test_the_user_goes_before_the_log() -> None:
         explain(text, on="9xnothing")
 
 
-def test_what_is_missing_for_advice_is_asked_for() -> None:
+def test_a_plan_asks_for_what_it_lacks_and_weighs_what_no_account_covers() -> None:
     found = explain("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB.\n")
     assert found.would_work is None
-    assert any("--model" in one for one in found.unknown)
-    assert any("--on" in one for one in found.unknown)
-
-
-def test_a_model_that_no_account_covers_has_advice_by_its_weights() -> None:
-    text = "torch.OutOfMemoryError: CUDA out of memory. llava-v1.5-13b on 1x T4\n"
-    found = explain(text)
-    assert found.would_work is not None
-    assert found.would_work.fits is False
-    assert found.would_work.settings == {}
+    assert any("--model" in line for line in found.unknown)
+    assert any("--on" in line for line in found.unknown)
+    found = explain("torch.OutOfMemoryError: CUDA out of memory. llava-v1.5-13b on 1x T4\n")
+    assert (some(found.would_work).fits, some(found.would_work).settings) == (False, {})
 
 
 def test_a_silent_hang_at_the_default_log_level() -> None:
@@ -234,11 +167,8 @@ def test_a_silent_hang_at_the_default_log_level() -> None:
         "default to 32768.\n[TM][WARN][1120.09:18:18.271140][slab.h:136] slab_size 33554432, "
         "object_size 8388608, object_count 4, ratio 1\n"
     )
-    assert (found.kind, found.phase) == ("start_hang", "start-up hang")
-    assert found.missing is not None
-    assert found.missing.bytes is None
-    assert "whether it still ran" in found.unknown[0]
-    assert len(found.possible) == 2
+    assert (found.kind, message(found)) == ("unknown", "start_hang")
+    assert len(some(found.others).had) == 2
 
 
 def hang(budget: float, ratio: float, **extra: Any) -> str:
@@ -255,21 +185,13 @@ def hang(budget: float, ratio: float, **extra: Any) -> str:
 def test_the_hang_and_its_missing_blocks() -> None:
     found = explain(hang(856.4, 0.1))
     assert found.kind == "start_hang"
-    assert found.missing is not None
     # 26 pages of 32 MiB hold 104 blocks of 8; 8320 tokens need 130.
-    assert found.missing.bytes == (130 - 104) * 8 * MIB
+    assert some(found.missing).bytes == (130 - 104) * 8 * MIB
     # 33 slabs of 32 MiB, and one for the alignment, of 8564 MiB.
     assert any("to 0.128 at least" in one for one in found.changes)
     assert any("5,000 such lines" in one.tells for one in found.evidence)
-    assert explain(hang(4000, 0.8)).missing.bytes is None
-
-
-def test_a_log_of_many_lines_is_read_in_pieces() -> None:
-    from turbofit.diagnose.explain import diagnose
-
-    text = hang(856.4, 0.1).encode()
-    pieces = [text[at : at + 1000] for at in range(0, len(text), 1000)]
-    assert diagnose(pieces) == explain(hang(856.4, 0.1))
+    large = explain(hang(4000, 0.8))  # its cache would hold the request
+    assert (large.kind, message(large)) == ("unknown", "start_hang")
 
 
 def test_torch_text_of_2_0() -> None:
@@ -278,8 +200,7 @@ def test_torch_text_of_2_0() -> None:
         "capacity; 22.10 GiB already allocated; 34.75 MiB free; 22.40 GiB reserved in total by "
         "PyTorch) If reserved memory is >> allocated memory try setting max_split_size_mb\n"
     )
-    assert found.missing is not None
-    assert found.missing.bytes == 192 * MIB - round(34.75 * MIB)
+    assert some(found.missing).bytes == 192 * MIB - round(34.75 * MIB)
     assert "fragmentation" in " ".join(found.why)
     assert found.held[0].bytes == int(22.40 * GIB)
 
@@ -306,48 +227,14 @@ def test_a_model_that_is_loaded_twice(log: str, twice: bool) -> None:
     assert any(one.startswith("load the model once") for one in found.changes) == twice
 
 
-@pytest.mark.parametrize(
-    ("text", "phase"),
-    [
-        ("RuntimeError: {} memory_utils.cu:32", "weights"),
-        ("RuntimeError: {} ", "unknown"),
-        ("RuntimeError: {} allocator.h:233", "cache"),
-        ("terminate called\n  what():  {} allocator.h:233", "text"),
-    ],
-)
-def test_turbomind_s_own_error_tells_its_phase_by_its_place(text: str, phase: str) -> None:
-    error = "[TM][ERROR] CUDA runtime error: out of memory /lmdeploy/src/turbomind/utils/{}"
-    before, _, place = text.partition("{} ")
-    assert explain(f"{before}{error.format(place)}\n").phase == phase
-
-
-VLLM = [
-    ("no_kv_memory", "ValueError: No available memory for the cache blocks. Try increasing it."),
-    ("no_kv_memory", "ValueError: The model's max seq len (8192) is larger than the maximum number"
-     " of tokens that can be stored in KV cache (2400)."),
-    ("no_kv_memory", "ValueError: the max seq len (262144), (36.0 GiB KV cache is needed, which is"
-     " larger than the available KV cache memory (6.94 GiB)."),
-    ("card_occupied", "ValueError: Free memory on device (0.49/79.32 GiB) on startup is less than"
-     " desired GPU memory utilization (0.6, 47.59 GiB)."),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("kind", "text"), VLLM)
-def test_what_vllm_refuses_at_its_start(kind: str, text: str) -> None:
-    found = explain(f"{text}\n")
-    assert found.kind == kind
-    assert any(character.isdigit() for character in found.what) == ("No available" not in text)
-
-
 def test_more_free_than_asked_is_said_to_be_odd() -> None:
     found = explain(
         "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 38.00 MiB. GPU 0 \nhas a "
         "total capacity of 23.65 GiB of which 39.44 MiB is \nfree. Process 11 has 1.81 GiB memory "
         "in use.\n"
     )
-    assert found.missing is not None
-    assert found.missing.bytes is None
-    assert "more than" in found.missing.note
+    assert some(found.missing).bytes is None
+    assert "more than" in some(found.missing).note
 
 
 HEAD = "[1120.10:13:27.30"
@@ -362,20 +249,12 @@ FATAL = (
 )
 
 
-def test_a_fatal_line_that_overtakes_the_logger() -> None:
-    for text in (FATAL + BUDGET, BUDGET + FATAL):
-        found = explain(text)
-        assert (found.kind, found.phase) == ("out_of_memory", "cache")
-
-
 def test_only_of_the_generation_that_is_known_is_the_shortage_computed() -> None:
     command = "$ lmdeploy serve api_server OpenGVLab/InternVL3-8B  # RTX 3090\n"
     found = explain(command + BUDGET + FATAL)
-    assert found.missing is not None
-    assert found.missing.bytes is None
-    assert found.missing_in_all is not None
-    assert found.missing_in_all.bytes is not None
-    assert found.missing_in_all.bytes > 0
+    assert some(found.missing).bytes is None
+    assert some(found.missing_in_all).bytes is not None
+    assert some(found.missing_in_all).bytes > 0
     assert "assumed LMDeploy 0.18" in found.unknown
     found = explain(f"lmdeploy==0.16.0\n{command}{BUDGET}{FATAL}")
     assert found.missing_in_all is None
@@ -428,13 +307,11 @@ def test_what_a_step_lacked(
     words = " ".join(f"--{name} {value}" for name, value in zip(names, options, strict=True))
     command = f"$ lmdeploy serve api_server {model} {words}\n"
     found = explain(f"{command}{sized(*cache, *lines)}{FATAL}", on=f"{options[0]}xrtx3090")
-    short = found.missing_in_all
-    assert short is not None
+    short = some(found.missing_in_all)
     assert short.bytes is not None
     assert short.note == step
     assert short.bytes / MIB == pytest.approx(lacked, abs=64)
     assert short.doubt > 0
-    assert found.would_work is not None
 
 
 @pytest.mark.parametrize(
@@ -452,13 +329,8 @@ def test_a_step_that_had_passed_is_not_the_one_that_lacked(
     assert (short.note if short else None) == step
     assert (round((short.bytes or 0) / MIB) if short else None) == lacked
     assert ("no line tells what ran when it died" in answer.unknown) == (step is None)
-
-
-def test_a_step_that_the_account_grants_is_not_said_to_lack_anything() -> None:
-    command = "$ lmdeploy serve api_server internvl2-8b --tp 1 --max-batch-size 128\n"
-    found = explain(f"{command}{sized(4000, 8000, warming(8320))}{FATAL}", on="1xrtx3090")
-    assert found.missing_in_all is None
-    assert any("should have been enough" in one for one in found.unknown)
+    granted = explain(f"{command}{sized(4000, 8000, *lines)}{FATAL}", on="1xrtx3090")
+    assert granted.missing_in_all is None
 
 
 STACK = "*** stacktrace of thread 0x1 ***\n  [ 0] TM_CUDA_CHECK @ a.cc:1\n  [ 1] {} @ b.cc:2\n"
@@ -467,25 +339,14 @@ WARMING = f"{TM}[turbomind.cc:440] Warm-up lengths: 8, 16\n"
 
 def test_page_locked_memory_is_told_from_a_gpus() -> None:
     text = f"{TM}[allocator.cc:105] CUDA error: out of memory\n"
-    found = explain(COMMAND + WARMING + text + STACK.format("InternVit::Impl::Setup()"))
+    log = COMMAND + WARMING + text + STACK.format("InternVit::Impl::Setup()")
+    found = explain(f"lmdeploy==0.18.0\n{log}")
     assert (found.kind, found.phase) == ("host_out_of_memory", "host RAM")
-    assert "page-locked" in found.what
-    assert "InternVit::Impl::Setup()" in found.what
+    assert "page-locked host memory when it encoded images (in InternVit::Impl" in found.what
+    # The line is of that release: of a log without a version it proves nothing.
+    assert (explain(log).kind, message(explain(log))) == ("unknown", "host_out_of_memory")
     # Another version has another line there.
-    older = explain("lmdeploy==0.17.0\n" + WARMING + text)
-    assert older.kind == "out_of_memory"
-
-
-def test_a_guarded_cuda_call_is_out_of_memory() -> None:
-    text = f"{TM}[measurer.cu:83] Check failed: status == cudaSuccess out of memory\n"
-    found = explain(COMMAND + WARMING + text + STACK.format("LlamaLinear::Forward()"))
-    assert (found.kind, found.phase) == ("out_of_memory", "warm-up")
-
-
-def test_workspaces_made_while_the_warm_up_is_announced_are_of_the_cache() -> None:
-    text = f"{TM}[gemm.cu:53] CUDA error: out of memory\n"
-    frame = "ModelExecutor::Impl::InternalThreadEntry()"
-    assert explain(COMMAND + WARMING + text + STACK.format(frame)).phase == "cache"
+    assert explain("lmdeploy==0.17.0\n" + WARMING + text).kind == "out_of_memory"
 
 
 def test_nobody_is_blamed_where_the_load_fits_an_empty_card() -> None:
@@ -496,36 +357,34 @@ def test_nobody_is_blamed_where_the_load_fits_an_empty_card() -> None:
     assert any("does not say what took it" in why for why in found.why)
 
 
-def test_torchs_error_does_not_tell_which_memory() -> None:
-    found = explain("torch.AcceleratorError: CUDA error: out of memory")
-    assert (found.kind, found.phase) == ("out_of_memory", "unknown")
-    assert "page-locked" in found.what
-    assert "which of the two it was: the error does not say" in found.unknown
-
-
 THROWN = "terminate called after throwing an instance of 'std::runtime_error'\n  what():  {}\n"
 
 
+OLD = "[TM][ERROR] CUDA runtime error: out of memory /lmdeploy/src/turbomind/utils/"
+GUARDED = f"{TM}[measurer.cu:83] Check failed: status == cudaSuccess out of memory\n"
+DRIVER = THROWN.format("CUDA driver error: out of memory")
+THRUST = THROWN.format("parallel_for failed: cudaErrorMemoryAllocation: out of memory")
+
+
 @pytest.mark.parametrize(
-    "words",
+    ("log", "phase"),
     [
-        "CUDA error: out of memory",
-        "CUDA driver error: out of memory",
-        "parallel_for failed: cudaErrorMemoryAllocation: out of memory",
+        (FATAL, "unknown"),  # the log begins later than the engine
+        (COMMAND + FATAL, "weights"),
+        (BUDGET + FATAL, "cache"),
+        (FATAL + BUDGET, "cache"),  # a fatal line overtakes the logger
+        # A cache's workspaces may be made while the warm-up is announced.
+        (COMMAND + WARMING + FATAL + STACK.format("Impl::InternalThreadEntry()"), "cache"),
+        (COMMAND + WARMING + GUARDED + STACK.format("LlamaLinear::Forward()"), "warm-up"),
+        (f"{COMMAND}{DRIVER}Aborted (core dumped)\n", "weights"),
+        (BUDGET + THRUST, "cache"),
+        (f"RuntimeError: {OLD}memory_utils.cu:32", "weights"),
+        (f"terminate called\n  what():  {OLD}allocator.h:233", "unknown"),
     ],
 )
-def test_an_engine_that_ends_by_an_exception_ran_out_of_memory(words: str) -> None:
-    text = f"{COMMAND}{THROWN.format(words)}Aborted (core dumped)\n"
-    assert (explain(text).kind, explain(text).phase) == ("out_of_memory", "weights")
-    assert explain(f"{BUDGET}{THROWN.format(words)}").phase == "cache"
-
-
-def test_the_end_of_a_log_tells_no_phase() -> None:
-    found = explain(FATAL)
-    assert (found.kind, found.phase) == ("out_of_memory", "unknown")
-    assert "begins later" in found.unknown[0]
-    assert any("--cache-max-entry-count" in one for one in found.changes)
-    assert explain(COMMAND + FATAL).phase == "weights"
+def test_the_phase_is_what_the_log_shows(log: str, phase: str) -> None:
+    found = explain(log)
+    assert (found.kind, found.phase) == ("out_of_memory", phase)
 
 
 UP = "INFO:     Uvicorn running on http://0.0.0.0:23333 (Press CTRL+C to quit)\n"
@@ -537,7 +396,6 @@ WAITING = "Waiting for creating a placement group of specs for 10 seconds. specs
     [
         WAITING,
         "h:1:1 [0] misc/cudawrap.cc:36 NCCL WARN Cuda failure 3 'initialization error'\n",
-        "h:1:1 [0] NCCL WARN NET/Plugin: dlopen failed : libnccl-net.so\n",
         "Unable to register remote classes used by trust_remote_code with by-value serialization."
         " If remote code is not needed remove `--trust-remote-code`\n",
     ],
@@ -548,8 +406,8 @@ def test_what_an_engine_warns_of_and_outlives_is_no_cause(warning: str) -> None:
 
 
 def test_a_wait_without_an_end_is_the_cause() -> None:
-    assert explain(WAITING).kind == "ray_waits"
-    assert explain(f"{WAITING}Killed\n").kind == "ray_waits"
+    assert message(explain(WAITING)) == "ray_waits"
+    assert message(explain(f"{WAITING}Killed\n")) == "ray_waits"
 
 
 @pytest.mark.parametrize(
@@ -558,40 +416,24 @@ def test_a_wait_without_an_end_is_the_cause() -> None:
         ('"OOMKilled": false,\n"ExitCode": 0,', "unknown"),
         ('"OOMKilled": false,\n"ExitCode": 134,', "aborted"),
         ('"OOMKilled": true,\n"ExitCode": 137,', "killed"),
-        ("Last State: Terminated\n  Reason: Error\n  Exit Code:    134", "aborted"),
-        ("x.service: Main process exited, code=killed, status=9/KILL", "killed"),
-        ("x.service: Main process exited, code=dumped, status=6/ABRT", "aborted"),
-        ("x.service: A process of this unit has been killed by the OOM killer.",
-         "host_out_of_memory"),
         ("OSError: [Errno 28] No space left on device: '/dev/shm/psm_12ab'", "shared_memory"),
-        ("NCCL WARN Error: failed to extend /dev/shm/nccl-YCQkPe to 33030532 bytes",
-         "shared_memory"),
         ("Bus error (core dumped)", "shared_memory"),
-        ("OSError: [Errno 28] No space left on device: '/data/x'", "disk_full"),
-        ("RuntimeError: [enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't"
-         " allocate memory: you tried to allocate 68719476736 bytes.", "host_out_of_memory"),
-        ("OSError: [Errno 12] Cannot allocate memory", "host_out_of_memory"),
+        ("RuntimeError: DefaultCPUAllocator: can't allocate memory: you tried to allocate 687194767"
+         " bytes.", "host_out_of_memory"),
         ("MemoryError", "host_out_of_memory"),
         (f"{THROWN.format('std::bad_alloc')}Aborted", "host_out_of_memory"),
-        ("Memory on the node was low: Task was killed due to the node running low on memory.",
-         "host_out_of_memory"),
-        ("RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
-         "out_of_memory"),
-        ("RuntimeError: Triton Error [CUDA]: out of memory", "out_of_memory"),
-        ("NCCL WARN Cuda failure 2 'out of memory'", "out_of_memory"),
         ("torch.distributed.DistBackendError: NCCL error in: NCCLUtils.cpp:94, unhandled cuda"
          " error\nLast error:\nCuda failure 2 'out of memory'", "out_of_memory"),
     ],
 )  # fmt: skip
 def test_which_memory_it_was(text: str, kind: str) -> None:
-    assert explain(f"$ lmdeploy\n{text}\n").kind == kind
+    assert message(explain(f"$ lmdeploy\n{text}\n")) == kind
 
 
 def test_the_command_names_the_folder_that_was_asked_about(tmp_path: Path) -> None:
     folder = make_internvl2(tmp_path / "my model")
     found = explain(COMMAND + FATAL, model=str(folder), on="1xrtx3090")
-    assert found.would_work is not None
-    words = shlex.split(found.would_work.command)
+    words = shlex.split(some(found.would_work).command)
     assert words[:3] == ["turbofit", "serve", str(folder)]
     assert "--max-dynamic-patch" in words
 
@@ -605,17 +447,11 @@ def test_the_command_names_the_folder_that_was_asked_about(tmp_path: Path) -> No
          "bad_image"),
         ("HTTPError: 401 Client Error: Unauthorized for url: https://huggingface.co/api/models/a",
          "no_access"),
-        ("HTTPError: 401 Client Error: Unauthorized for url: https://hf-mirror.com/a/b",
-         "no_access"),
-        ("ImportError: libcuda.so.1: cannot open shared object file: No such file or directory",
-         "no_gpu"),
-        ("ImportError: libtorch.so: cannot open shared object file: No such file or directory",
-         "library_missing"),
         ("ValueError: Port 23333 is not available", "port_taken"),
     ],
 )  # fmt: skip
 def test_words_that_several_causes_share(text: str, kind: str) -> None:
-    assert explain(f"$ lmdeploy\n{text}\n").kind == kind
+    assert message(explain(f"$ lmdeploy\n{text}\n")) == kind
 
 
 LOG = """\
@@ -633,19 +469,45 @@ def held(version: str) -> int:
     return next(one.bytes for one in made.held if "weights" in one.who)
 
 
-def test_embeddings_are_whole_on_every_rank_before_0_6():
+def test_each_version_has_its_own_account() -> None:
+    """Before 0.6 the embeddings were whole on every rank, and a block had 128 tokens."""
     assert held("0.5.3") - held("0.6.4") > 1000 << 20
-
-
-def test_a_block_has_the_tokens_of_its_version():
-    tells = [one.tells for one in explain(LOG.format(version="0.2.5")).evidence]
-    assert any("128 tokens" in text for text in tells)
-    tells = [one.tells for one in explain(LOG.format(version="0.7.3")).evidence]
-    assert any("64 tokens" in text for text in tells)
-
-
-def test_versions_that_are_not_older_keep_the_reference_s_rules():
     assert held("0.18.0") == held("0.9.2")
+    for version, tokens in (("0.2.5", "128 tokens"), ("0.7.3", "64 tokens")):
+        found = explain(LOG.format(version=version))
+        assert any(tokens in row.tells for row in found.evidence)
+
+
+def _run(*news: str) -> str:
+    """A start of an engine at LMDeploy's INFO, at the default's times."""
+    return "".join((COMMAND, "Loading:   0%|          | 0/24 [00:00<?, ?it/s]\n", *news))
+
+
+WARMED = f"{WARMING}{TM}[turbomind.cc:492] Warm-up finished in 0.01 seconds.\n"
+
+
+@pytest.mark.parametrize(
+    ("runs", "phase"),
+    [
+        ([(BUDGET, WARMED, UP), (FATAL,)], "weights"),
+        ([(BUDGET, WARMED, UP), (BUDGET, FATAL)], "cache"),
+        ([(BUDGET, WARMING, FATAL), (BUDGET, WARMED, UP)], "warm-up"),
+        ([(BUDGET, WARMED, UP), (BUDGET, WARMED, UP, FATAL)], "text"),
+        ([(BUDGET, WARMED, UP)] * 40 + [(FATAL,)] + [(BUDGET, WARMED, UP)] * 3, "weights"),
+    ],
+)
+def test_the_phase_is_that_of_the_run_that_died(runs: list[tuple[str, ...]], phase: str) -> None:
+    """An engine that its supervisor started again was said to die where the first run had been."""
+    text = "# 2x RTX 3090\n" + "".join(_run(*news) for news in runs)
+    found = explain(text)
+    assert (found.kind, found.phase) == ("out_of_memory", phase)
+    assert found.read.machine == "2xrtx3090"
+    assert found.read.lines == text.count("\n")
+
+
+def test_a_restart_without_its_command_is_told_by_what_it_prints() -> None:
+    loading = "Loading:   0%|          | 0/24 [00:00<?, ?it/s]"
+    assert explain(_run(BUDGET, WARMED, UP) + loading + FATAL).phase == "weights"
 
 
 @hostile("logs")

@@ -58,6 +58,18 @@ class Missing(Struct):
     doubt: int = 0
 
 
+class Others(Struct):
+    """What others had who met a message that does not tell its cause: no finding about this log.
+
+    ``message`` names it, for scripts; ``had`` are causes, the likeliest first, and never all of
+    them; ``tried`` is what told them apart or helped.
+    """
+
+    message: str
+    had: tuple[str, ...]
+    tried: tuple[str, ...]
+
+
 class Advice(Struct):
     """What would have worked: a plan for the model and machine, or what stands in its way.
 
@@ -88,11 +100,10 @@ class Read(Struct):
 
 
 class Diagnosis(Struct):
-    """The answer. ``kind`` is stable for scripts; ``unknown`` where nothing was recognised.
+    """The answer. ``kind`` is the cause, stable for scripts, where the log itself proves it.
 
-    ``possible``: what has caused such a message, the likeliest first, where the message itself
-    does not tell it; ``what`` and ``why`` then say what is certain, and ``kind`` names the message.
-    Empty: ``what`` is the cause.
+    Else it is ``unknown``: ``what`` quotes the error, ``send`` says what would tell more, and
+    ``others`` what others had who met the same message.
     """
 
     schema: str = DIAGNOSIS_SCHEMA
@@ -100,12 +111,13 @@ class Diagnosis(Struct):
     phase: PhaseName
     what: str
     why: tuple[str, ...] = ()
-    possible: tuple[str, ...] = ()
+    others: Others | None = None
     held: tuple[Holding, ...] = ()
     missing: Missing | None = None
     missing_in_all: Missing | None = None
     changes: tuple[str, ...] = ()
     would_work: Advice | None = None
+    send: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
     evidence: tuple[Evidence, ...] = ()
@@ -113,5 +125,5 @@ class Diagnosis(Struct):
 
     @property
     def known(self) -> bool:
-        """Whether the log was understood."""
+        """Whether the log proves a cause, or that nothing failed."""
         return self.kind != "unknown"

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from turbofit.core.version import REFERENCE
 from turbofit.diagnose.advice import advice
-from turbofit.diagnose.answer import Diagnosis, Read
+from turbofit.diagnose.answer import Diagnosis, Others, Read
 from turbofit.diagnose.case import LogCase
 from turbofit.diagnose.facts import read_runs
 from turbofit.diagnose.rows import rows
 from turbofit.diagnose.rules.causes import what_to_send
 from turbofit.diagnose.rules.draft import evidence, raised_in, without_secrets
-from turbofit.diagnose.rules.figures import package_of, refused_by
+from turbofit.diagnose.rules.figures import refused_by
 from turbofit.diagnose.rules.rules_engine import engine_rules
 from turbofit.diagnose.rules.rules_hang import hang_rules
 from turbofit.diagnose.rules.rules_host import host_rules, peer_meaning, quiet_rules
@@ -34,7 +34,7 @@ from turbofit.observe.log_reader import read_line
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from turbofit.diagnose.answer import Evidence
+    from turbofit.diagnose.answer import Advice, Evidence
     from turbofit.diagnose.facts import LogFacts
     from turbofit.diagnose.rules.draft import RuleAnswer
 
@@ -83,38 +83,28 @@ def diagnose(
     reasons = _REASONS.get(drafts[0][0].kind, ())
     drafts.sort(key=lambda pair: pair[0].kind not in reasons)
     best, of_run = drafts[0]
+    also = {
+        draft.kind: _in_short(draft)
+        for draft, _ in reversed(drafts[1:])
+        if draft.kind != best.kind and draft.rank != "notice"
+    }
     last = of_run.event.last
     told_less = best.rank in ("refusal", "notice") and best.kind != "interrupted"
     if last is not None and (
         best.kind in (*_PARENTS, *_OF_MACHINE) or (told_less and last.line > best.line)
     ):
-        return _unknown(of_run, f"line {best.line}: {best.what}")
-    also = {
-        draft.kind: f"line {draft.line}: {draft.what}"
-        for draft, _ in reversed(drafts[1:])
-        if draft.kind != best.kind and draft.rank != "notice"
-    }
+        return _unknown(of_run, also=(_in_short(best),))
+    if not best.what:
+        return _unknown(of_run, best, tuple(reversed(also.values())))
     return _answer(of_run, best, tuple(reversed(also.values())))
 
 
+def _in_short(draft: RuleAnswer) -> str:
+    return f"line {draft.line}: {draft.what or draft.quoted}"
+
+
 def _answer(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnosis:
-    unknown = list(draft.unknown)
-    if draft.possible and not unknown:
-        unknown.append(_UNDECIDED)
-    would_work = None
-    if draft.planned:
-        would_work = advice(case, draft)
-        if would_work is None:
-            if case.model is None:
-                name = case.facts.subject.unknown_model
-                unknown.append(
-                    f"what {name} is: it has no preset here, so name its folder or a preset with"
-                    " --model"
-                    if name
-                    else "which model it was: name it with --model"
-                )
-            if case.machine is None:
-                unknown.append(f"which machine it was: {case.no_machine or 'name it with --on'}")
+    would_work, lacks = _plan(case, draft)
     peers = case.facts.first(PeerMissing)
     why, lines = draft.why, draft.evidence
     if peers and draft.kind != "peer_warning":
@@ -125,70 +115,102 @@ def _answer(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnosi
         phase=draft.phase,
         what=draft.what,
         why=why,
-        possible=draft.possible,
         held=draft.held,
         missing=draft.missing,
         missing_in_all=draft.missing_in_all,
         changes=draft.changes,
         would_work=would_work,
-        unknown=tuple(dict.fromkeys(unknown)),
+        unknown=tuple(dict.fromkeys((*draft.unknown, *lacks))),
         also=also,
         evidence=tuple(sorted(lines, key=lambda row: row.line)),
         read=_read(case),
     )
 
 
-def _unknown(case: LogCase, *also: str) -> Diagnosis:
-    """No rule knows it: what the last exception says, and whether that is a check's sentence."""
+def _plan(case: LogCase, draft: RuleAnswer | None) -> tuple[Advice | None, tuple[str, ...]]:
+    """The plan that belongs to an answer, or what is missing for it."""
+    if draft is None or not draft.planned:
+        return None, ()
+    would_work, lacks = advice(case, draft), []
+    if would_work is None and case.model is None:
+        name = case.facts.subject.unknown_model
+        lacks.append(
+            f"what {name} is: it has no preset here, so name its folder or a preset with --model"
+            if name
+            else "which model it was: name it with --model"
+        )
+    if would_work is None and case.machine is None:
+        lacks.append(f"which machine it was: {case.no_machine or 'name it with --on'}")
+    return would_work, tuple(lacks)
+
+
+class _Quote(NamedTuple):
+    """The error of a log whose cause is not proven."""
+
+    what: str
+    evidence: tuple[Evidence, ...] = ()
+    why: tuple[str, ...] = ()
+    others: Others | None = None
+
+
+def _unknown(
+    case: LogCase, draft: RuleAnswer | None = None, also: tuple[str, ...] = ()
+) -> Diagnosis:
+    """No cause is proven: a message that a rule knows, else the last error."""
+    quote = _last_error(case)
+    if draft:
+        others = Others(message=draft.kind, had=draft.possible, tried=draft.changes)
+        told = f"{_NO_CAUSE}: {draft.quoted}"
+        quote = _Quote(told, draft.evidence, draft.why, others if draft.possible else None)
+    about = " ".join((quote.what, *case.facts.subject.programs))
+    errors = case.facts.every(PythonError)
+    if errors and not errors[-1][0].stack:
+        about += " (no traceback)"
+    if case.facts.lines <= _SHORT:
+        about += " (short log)"
+    would_work, lacks = _plan(case, draft)
+    return Diagnosis(
+        kind="unknown",
+        phase="unknown",
+        what=quote.what,
+        others=quote.others,
+        why=quote.why,
+        also=also,
+        evidence=quote.evidence,
+        would_work=would_work,
+        unknown=("what caused it" if quote.evidence else "what happened", *lacks),
+        send=what_to_send(about),
+        read=_read(case),
+    )
+
+
+def _last_error(case: LogCase) -> _Quote:
+    """What the last exception says, and whether that is a check's sentence; else a line."""
     messages = case.facts.every(KnownMessage)
     errors = case.facts.every(PythonError) or [
         (mark, error)
         for mark, _ in messages
         if isinstance(error := read_line(mark.text), PythonError)
     ]
-    kind, possible = "unknown", tuple[str, ...]()
-    what = "this log has nothing that turbofit recognises"
-    last = case.facts.last_complaint or (messages[-1][0] if messages else None)
     if errors:
         last, error = errors[-1]
-        text = error.message or (last.stack[-1].code if last.stack else "")
-        text = without_secrets(text)
-        what = f"turbofit does not know this error: {error.name}: {text}".rstrip(": ")
+        text = without_secrets(error.message or (last.stack[-1].code if last.stack else ""))
+        what, others = f"turbofit does not know this error: {error.name}: {text}".rstrip(": "), None
         checked = refused_by(last.stack, error.name)
         passed_on = len(errors) > 1 and errors[-2][0].line < case.facts.passed_on
         if checked and " " in text.strip() and not passed_on:
-            what = f"{checked} stopped at a check of its own: {text}"
-            kind, possible = "check_failed", _CHECKED
-    lines: tuple[Evidence, ...] = (evidence(last, "the last error"),) if last else ()
-    if last and not errors:
-        what = f"turbofit does not know this message: {lines[0].text}"
-        if _WARNING.match(lines[0].text):
-            what = f"this log has a warning, and no error: {lines[0].text}"
-            lines = (evidence(last, "the last warning"),)
-    if not lines and case.facts.calm:
-        what = _QUIET
-    inside = package_of(last.stack) if last else None
-    about = " ".join((what, *case.facts.subject.programs))
-    if errors and not errors[-1][0].stack:
-        about += " (no traceback)"
-    if case.facts.lines <= _SHORT:
-        about += " (short log)"
-    changes = what_to_send(about)
-    if inside:
-        newer = _NEWER.get(inside, f"a newer release of {inside} first: the error is inside it")
-        changes = (newer, *changes)
-    return Diagnosis(
-        kind=kind,
-        phase="unknown",
-        what=what,
-        possible=possible,
-        why=raised_in(last) if last else (),
-        also=also,
-        evidence=lines,
-        unknown=("what caused it",) if last else ("what happened",),
-        changes=changes,
-        read=_read(case),
-    )
+            what = f"{_NO_CAUSE}: {checked} stopped at a check of its own: {text}"
+            others = Others(message="check_failed", had=_CHECKED, tried=_CHECK_AGAIN)
+        return _Quote(what, (evidence(last, "the last error"),), raised_in(last), others)
+    line = case.facts.last_complaint or (messages[-1][0] if messages else None)
+    if line is None:
+        return _Quote(_QUIET if case.facts.calm else _FOREIGN)
+    text = evidence(line, "").text
+    if _WARNING.match(text):
+        told = f"this log has a warning, and no error: {text}"
+        return _Quote(told, (evidence(line, "the last warning"),), raised_in(line))
+    told = f"turbofit does not know this message: {text}"
+    return _Quote(told, (evidence(line, "the last error"),), raised_in(line))
 
 
 #: Not NCCL's, whose errors have that level.
@@ -199,16 +221,17 @@ _CHECKED: Final = (
     " what this release takes: its sentence says which",
     "a fault of this release",
 )
-#: What is newer than a checkpoint's own code, which has no releases.
-_NEWER: Final = {
-    "transformers_modules": "the checkpoint's newest revision first: the error is in its own code"
-}
+_CHECK_AGAIN: Final = (
+    "what the sentence names, compared with the page of the model and --help of the program; a"
+    " newer release of it",
+)
+#: The beginning of an answer about a message whose cause it does not tell.
+_NO_CAUSE: Final = "turbofit does not know the cause from this log"
 #: A log of whose lines none is of an error; what its program did is not known.
 _QUIET: Final = "no line of this log tells of an error"
+_FOREIGN: Final = "this log has nothing that turbofit recognises"
 #: Lines up to which a log does not tell which program it is of.
 _SHORT: Final = 3
-#: Of a message that does not tell its cause.
-_UNDECIDED: Final = "which of these it was: the message does not tell it"
 
 
 def _read(case: LogCase) -> Read:

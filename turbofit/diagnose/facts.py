@@ -68,7 +68,7 @@ _PAST: Final = (
 #: A line that no row knows and that tells of an error, whoever wrote it.
 _COMPLAINT: Final = re.compile(
     r"(?!.{0,60}?(?:\b(?:INFO|DEBUG|WARN|WARNING|NOTICE|info|debug|warn|warning|notice)\b|Warning:))"
-    r".*?(?:\b(?:[Ee]rror|ERROR|FATAL|[Ff]atal|CRITICAL|[Ff]ailed|Aborted"
+    r"(?!.*Last error:\s*$).*?(?:\b(?:[Ee]rror|ERROR|FATAL|[Ff]atal|CRITICAL|[Ff]ailed|Aborted"
     r"|Killed|denied|refused|Segmentation)\b|NCCL WARN"
     r"|NVRM:.{0,240}?(?:failed|error|Xid|mismatch))"
 )

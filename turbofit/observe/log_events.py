@@ -105,12 +105,6 @@ class VisionSetup(Struct, tag="vision_setup"):
     units: int
 
 
-class VisionForward(Struct, tag="vision_forward"):
-    """LMDeploy's Python vision tower (up to 0.15) ran over a batch of tiles of this shape."""
-
-    shape: tuple[int, ...]
-
-
 class CudaError(Struct, tag="cuda_error"):
     """A CUDA call failed and the process aborts; ``driver`` for the driver's own interface.
 

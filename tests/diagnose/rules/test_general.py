@@ -9,15 +9,12 @@ from typing import Any, Final
 
 import pytest
 
-from tests.diagnose.conftest import explain
+from tests.diagnose.conftest import explain, message, some
 from turbofit.diagnose.rules.causes import causes, fact_lines, pattern_of
 
 HERE: Final = Path(__file__).parent
 #: What is said where nothing failed, and nothing is known.
 QUIET: Final = ("unknown", "healthy", "memory_table", "peer_warning")
-#: Letters and digits that each line of a row has: about five words. Below this rows matched 47 of
-#: the lines of `foreign.txt`, from here on none.
-SPECIFIC: Final = 24
 
 
 def _logs(name: str) -> dict[str, list[str]]:
@@ -39,7 +36,7 @@ HEALTHY: Final = _logs("healthy.txt")
 @pytest.mark.parametrize("log", [*FOREIGN.values(), *HEALTHY.values()], ids=[*FOREIGN, *HEALTHY])
 def test_logs_of_other_programs_and_healthy_ones_have_no_cause(log: list[str]) -> None:
     found = explain("\n".join(log))
-    assert found.kind in QUIET, found.what
+    assert message(found) in QUIET, found.what
     assert not found.also
 
 
@@ -55,7 +52,7 @@ ANSWERED_ALONE: Final = re.compile(
 def test_a_line_of_another_program_has_no_cause(log: list[str]) -> None:
     for line in log:
         found = explain(line)
-        assert ANSWERED_ALONE.match(line) or found.kind in QUIET, (line, found.what)
+        assert ANSWERED_ALONE.match(line) or message(found) in QUIET, (line, found.what)
 
 
 TRACEBACK: Final = (
@@ -70,12 +67,7 @@ CAUSED: Final = "\nThe above exception was the direct cause of the following exc
     ("kind", "error"),
     [
         ("missing_package", "ModuleNotFoundError: No module named 'decord'"),
-        (
-            "library_missing",
-            "ImportError: libGL.so.1: cannot open shared object file: No such file or directory",
-        ),
         ("disk_full", "OSError: [Errno 28] No space left on device"),
-        ("no_threads", "RuntimeError: can't start new thread"),
         ("bad_json", "json.decoder.JSONDecodeError: Expecting value: line 1 column 1 (char 0)"),
         ("no_server", "openai.APIConnectionError: Connection error."),
     ],
@@ -89,8 +81,8 @@ def test_an_error_with_its_own_traceback_is_answered_as_its_last_line_is(
         f"$ python demo.py\n{TRACEBACK}{error}",
         f"{other}\n{CAUSED}{TRACEBACK}{error}",
     ):
-        assert explain(log).kind == kind, log
-    assert explain(f"{TRACEBACK}{error}\n{other}\n").kind == "unknown"
+        assert message(explain(log)) == kind, log
+    assert message(explain(f"{TRACEBACK}{error}\n{other}\n")) == "unknown"
 
 
 @pytest.mark.parametrize(
@@ -102,75 +94,34 @@ def test_an_error_with_its_own_traceback_is_answered_as_its_last_line_is(
             " endpoint a: Bind for 0.0.0.0:23333 failed: port is already allocated.\n\n"
             "Run 'docker run --help' for more information",
         ),
-        (
-            "not_installed",
-            'docker: Error response from daemon: OCI runtime create failed: exec: "api_serve":'
-            " executable file not found in $PATH: unknown.",
-        ),
         ("not_installed", "bash: docker: command not found"),
         ("image_missing", "exec /usr/bin/python3: exec format error"),
-        ("image_missing", "Error response from daemon: pull access denied for a/b, repository x"),
         ("image_missing", "toomanyrequests: You have reached your pull rate limit."),
         (
             "no_permission",
             "permission denied while trying to connect to the Docker daemon socket at unix:///a",
         ),
         ("no_gpu", "No devices were found"),
-        ("no_gpu", "RmInitAdapter failed!"),
         ("killed", "Exited (137) 3 minutes ago"),
-        ("killed", "systemd[1]: lmd.service: Main process exited, code=killed, status=9/KILL"),
         (
             "host_out_of_memory",
             "systemd[1]: lmd.service: A process of this unit has been killed by the OOM killer.",
         ),
-        (
-            "install_failed",
-            "error: externally-managed-environment\n\nx This environment is externally managed\n"
-            "To install Python packages system-wide, try apt install\npython3-xyz, where xyz is the"
-            "\npackage you are trying to\ninstall.\n",
-        ),
-        ("install_failed", "Failed building wheel for decord"),
-        ("install_failed", "ERROR: Could not build wheels for decord, which is required"),
         ("install_failed", "ERROR: a-1-cp38.whl is not a supported wheel on this platform."),
         ("package_versions", "ERROR: ResolutionImpossible: for help visit https://pip.pypa.io"),
         ("old_python", "ERROR: Package 'a' requires a different Python: 3.8.1 not in '>=3.9'"),
         ("build_failed", "fatal error: Python.h: No such file or directory"),
-        ("build_failed", "/bin/sh: 1: nvcc: not found"),
         ("no_server", "curl: (7) Failed to connect to localhost port 23333: Connection refused"),
     ],
 )
 def test_what_a_tool_says_is_answered_where_it_is_all_there_is(kind: str, log: str) -> None:
-    assert explain(log).kind == kind
-
-
-def _literals(pattern: Any) -> int:
-    """Letters and digits that each match has at least."""
-    count = 0
-    for operation, value in pattern:
-        name = str(operation)
-        if name == "LITERAL":
-            count += chr(value).isalnum()
-        elif name == "BRANCH":
-            count += min(_literals(way) for way in value[1])
-        elif name.endswith("REPEAT"):
-            count += value[0] * _literals(value[2])
-        elif name in ("SUBPATTERN", "ASSERT"):
-            count += _literals(value[-1])
-    return count
-
-
-def test_a_row_names_its_program_or_has_a_message_of_its_own() -> None:
-    assert _literals(_parser.parse(r"(?:ab|c)(?P<x>de)+\d f?")) == 3
-    for row in causes():
-        own = _literals(_parser.parse(row.pattern)) >= SPECIFIC
-        assert own or row.common or row.when, row.pattern
+    assert message(explain(log)) == kind
 
 
 ROOT: Final = "ValueError: there is no such plane\n"
 PROGRESS: Final = "INFO 03-02 11:20:01 [core.py:58] step 1 of vLLM\nLoading:  50%|#####     | 2/4\n"
 KNOWN: Final = "ModuleNotFoundError: No module named 'timm'\n"
 PROBES: Final = 3 * 'INFO:     127.0.0.1:40 - "GET /health HTTP/1.1" 200 OK\n'
-THROUGHPUT: Final = 2 * "INFO 03-02 [a.py:1] Engine 000: Avg prompt throughput: 0.0 tokens/s\n"
 FAULT: Final = "[TM][FATAL] a.cu(80): CUDA error: an illegal memory access was encountered\n"
 
 
@@ -185,9 +136,7 @@ FAULT: Final = "[TM][FATAL] a.cu(80): CUDA error: an illegal memory access was e
         # A server answers probes, and NCCL's threads speak, after an engine has died; and nothing
         # goes on after a fault of CUDA.
         (f"vLLM\n{KNOWN}{PROBES}{ROOT}", "missing_package"),
-        (f"vLLM\n{KNOWN}{THROUGHPUT}{ROOT}", "missing_package"),
         (f"{FAULT}{PROBES}{ROOT}", "illegal_access"),
-        (f"{FAULT}{PROGRESS}{ROOT}", "illegal_access"),
         (f"torch.OutOfMemoryError: CUDA out of memory.\n{PROGRESS}{ROOT}", "out_of_memory"),
         (
             "a:1:2 [0] NCCL WARN Error: failed to extend /dev/shm/nccl-x to 33030532 bytes\n"
@@ -216,7 +165,6 @@ FAULT: Final = "[TM][FATAL] a.cu(80): CUDA error: an illegal memory access was e
             " parallelism yet.\n",
             "unsupported_feature",
         ),
-        ("ValueError: Crop marks are not supported with pages yet.\n", "unknown"),
         # A warning alone tells of the machine at most.
         (
             "WARNING 03-02 [x.py:1] vLLM: ModuleNotFoundError: No module named 'vllm._C'\n",
@@ -227,26 +175,22 @@ FAULT: Final = "[TM][FATAL] a.cu(80): CUDA error: an illegal memory access was e
 )
 def test_the_answer_is_about_what_ended_the_run(log: str, kind: str) -> None:
     found = explain(log)
-    assert found.kind == kind
+    assert message(found) == kind
     assert kind != "unknown" or found.evidence
 
 
 def test_a_long_path_is_named_whole() -> None:
     path = "/srv/" + "/".join(["a-folder-with-a-name"] * 40) + "/config.json"
-    found = explain(f"FileNotFoundError: [Errno 2] No such file or directory: '{path}'")
-    assert found.kind == "file_missing"
+    found = explain(f"PermissionError: [Errno 13] Permission denied: '{path}'")
+    assert found.kind == "no_permission"
     assert path in found.what
-    folder = path.rpartition("/")[0]
-    found = explain(f"OSError: {folder} does not appear to have a file named config.json.")
-    assert found.kind == "incomplete_checkpoint"
-    assert folder in found.what
 
 
 def test_of_a_few_lines_that_nobody_knows_the_command_is_asked_for() -> None:
-    assert any("command that was run" in change for change in explain(ROOT).changes)
+    assert any("command that was run" in line for line in explain(ROOT).send)
     longer = explain(f"{PROGRESS}{PROGRESS}{ROOT}")
     assert longer.kind == "unknown"
-    assert not any("command that was run" in change for change in longer.changes)
+    assert not any("command that was run" in line for line in longer.send)
 
 
 def _starts(pattern: Any) -> bool:
@@ -306,8 +250,6 @@ CALM: Final = "".join(INFO.format(n, n) for n in range(5))
     ("log", "told"),
     [
         (CALM, "no line of this log tells of an error"),
-        (f"{CALM}model.safetensors: 100%|#####| 5.0G/5.0G [00:17<00:00, 433MB/s]\n",
-         "no line of this log tells of an error"),
         (f"{CALM}2026-03-02 - lmdeploy - WARNING - archs.py:5 - loading of a.b failed, using b",
          "no line of this log tells of an error"),
         (f"{CALM}WARNING 03-02 [x.py:1] vLLM: ModuleNotFoundError: No module named 'vllm._C'\n",
@@ -316,7 +258,6 @@ CALM: Final = "".join(INFO.format(n, n) for n in range(5))
          "no line of this log tells of an error"),
         (f"{CALM}/v/torch/a.py:9: UserWarning: MOONS is not set\n{CALM}it did not land\n",
          "this log has nothing that turbofit recognises"),
-        (f"{CALM}the plane did not land\n", "this log has nothing that turbofit recognises"),
         ("one\ntwo\n", "this log has nothing that turbofit recognises"),
         (f"{CALM}2026-03-02 - lmdeploy - ERROR - the moon is full\n",
          "turbofit does not know this message: "),
@@ -328,18 +269,22 @@ def test_a_log_without_an_error_is_said_to_have_none(log: str, told: str) -> Non
     assert found.what.startswith(told)
 
 
-def test_a_server_that_refuses_requests_is_not_healthy() -> None:
+@pytest.mark.parametrize(
+    ("request_line", "healthy"),
+    [
+        ('GET /run HTTP/1.1" 404 Not Found', True),
+        ('POST /run HTTP/1.1" 200 OK', True),
+        ('POST /run HTTP/1.1" 401 Unauthorized', True),  # anybody may send it
+        ('POST /run HTTP/1.1" 405 Method Not Allowed', True),
+        ('POST /run HTTP/1.1" 422 Unprocessable Entity', False),
+        ('POST /run HTTP/1.1" 500 Internal Server Error', False),
+    ],
+)
+def test_a_server_that_refuses_requests_is_not_healthy(request_line: str, healthy: bool) -> None:
     up = "INFO:     Application startup complete.\n"
-    line = 'INFO:     127.0.0.1:33142 - "{} /run/predict HTTP/1.1" {}\n'
-    for request in (("GET", "404 Not Found"), ("POST", "200 OK")):
-        assert explain(up + line.format(*request)).kind == "healthy"
-    found = explain(up + line.format("POST", "422 Unprocessable Entity"))
-    assert not found.known
-    assert "422" in found.what
-    assert not explain(up + line.format("POST", "500 Internal Server Error")).known
-    for anybody in ("401 Unauthorized", "404 Not Found", "405 Method Not Allowed"):
-        assert explain(up + line.format("POST", anybody)).kind == "healthy"
-    assert not explain(f"{up}2026-03-02 - lmdeploy - ERROR - the moon is full\n").known
+    found = explain(f'{up}INFO:     127.0.0.1:33142 - "{request_line}\n')
+    assert found.known == healthy
+    assert healthy or request_line[-12:] in found.what
 
 
 RAISED: Final = (
@@ -363,16 +308,12 @@ LACKS: Final = "AttributeError: '{}' object has no attribute 'x'"
         # Another package's, errors that are passed on, and Python's own sentences.
         ("unknown", "album", "f", "raise ValueError(", "ValueError: the moon has no such phase"),
         ("unknown", "album", "f", "x = LAYERS[name]", "KeyError: 'MoonLayer'"),
-        ("unknown", "album", "f", "m.x()", LACKS.format("Moon")),
         ("unknown", "vllm", "f", "raise error", "ValueError: the moon has no such phase"),
         ("unknown", "vllm", "f", "phase = phases(9)", "KeyError: 'MoonLayer'"),
-        ("unknown", "vllm", "f", "assert m.x", LACKS.format("NoneType")),
         ("unknown", "album", "load_weights", "assert a.shape == b.shape", "AssertionError"),
         ("unknown", "vllm", "f", 'raise ValueError("no moon") from error', "ValueError: no moon"),
-        ("unknown", "vllm", "f", "raise MoonTimeout(", "MoonTimeout: waited for the moon"),
         # Which of two look-ups failed is not known; requests and the environment are no lists.
         ("unknown", "vllm", "f", "x = moons[i] + LAYERS[name]", "KeyError: 'MoonLayer'"),
-        ("unknown", "vllm", "f", "x: Dict[str, int] = LAYERS[name]", "KeyError: 'MoonLayer'"),
         ("unknown", "vllm", "f", 'x = os.environ["MOON"]', "KeyError: 'MOON'"),
         ("unknown", "vllm", "f", "x = self.moons[i]", "KeyError: 17"),
     ],
@@ -384,29 +325,23 @@ def test_what_ends_an_engine_s_own_code_is_a_list_and_no_cause(
     """Also where a page has lost the indentation."""
     log = RAISED.format(package, function, code, error)
     found = explain(log if indented else log.replace("\n    ", "\n").replace("\n  ", "\n"))
-    assert found.kind == kind
-    assert bool(found.possible) == found.known
+    assert message(found) == kind
+    assert not found.known
+    assert found.others is None or len(some(found.others).had) * len(some(found.others).tried) > 0
 
 
 def test_an_error_that_passes_on_another_is_no_check() -> None:
     chained = "\nThe above exception was the direct cause of the following exception:\n\n"
     check = RAISED.format("vllm", "f", "raise ValueError(", "ValueError: the moon has no phase")
     first = RAISED.format("album", "f", "frob()", "album.FrobError: no frob")
-    assert explain(first + chained + check).kind == "unknown"
-    assert explain(f"{first}{check}").kind == "check_failed"
+    assert message(explain(first + chained + check)) == "unknown"
+    assert message(explain(f"{first}{check}")) == "check_failed"
 
 
 def test_a_program_s_next_line_is_no_code_of_the_frame_before() -> None:
     frame = 'Traceback (most recent call last):\n  File "/a/lmdeploy/x.py", line 4, in f\n'
     for line in ("2026-03-02 - lmdeploy - ERROR - the moon is full", "ERROR: the moon failed"):
         assert line in explain(f"{frame}{line}\n").what
-
-
-def test_the_code_of_a_checkpoint_has_no_newer_release() -> None:
-    (first, *_) = explain(
-        RAISED.format("transformers_modules", "f", "raise ValueError(", "ValueError: no moon here")
-    ).changes
-    assert "newest revision" in first
 
 
 def test_nccl_s_level_of_errors_is_no_warning() -> None:

@@ -33,7 +33,7 @@ _MESSAGE: Final = "[A-Z][A-Za-z]*(?:ed|[Ee]rror|[Ee]xception)"
     *FORMS,
 )
 def diagnose(log: str, model: str | None, on: str | None, form: Form) -> int:
-    """Read, explain, show; exit 3 where nothing was recognised."""
+    """Read, explain, show; exit 3 where the log proves no cause."""
     from turbofit.diagnose.explain import diagnose as explain
 
     diagnosis = explain(_chunks(log), model=model, on=on)
@@ -78,8 +78,11 @@ def _view(diagnosis: Diagnosis) -> Iterator[Block]:
     yield Heading("What happened")
     yield Paragraph(diagnosis.what, tone="bad" if diagnosis.phase != "none" else "plain")
     yield known_facts(_facts(diagnosis))
-    yield from listed("Why" if not diagnosis.possible else "What is certain", diagnosis.why)
-    yield from listed("This message has been seen with, the likeliest first", diagnosis.possible)
+    yield from listed("Why" if diagnosis.known else "Where", diagnosis.why)
+    if diagnosis.others is not None:
+        title = "Others who met this message had (the list is not complete)"
+        yield from listed(title, diagnosis.others.had)
+        yield from listed("What to try", diagnosis.others.tried)
     if diagnosis.held:
         yield Heading("Who held the memory")
         rows = (
@@ -94,9 +97,10 @@ def _view(diagnosis: Diagnosis) -> Iterator[Block]:
         titles = ("GPU", "who", "size", "lines")
         yield table(titles, rows, right=("GPU", "size", "lines"), wrap=("who",))
     if diagnosis.would_work is not None:
-        yield from _advice(diagnosis.would_work)
-    title = "What to change" if not diagnosis.possible else "What decides it, and what to try"
-    yield from listed(title, diagnosis.changes)
+        title = "What would have worked" if diagnosis.known else "What turbofit would run"
+        yield from _advice(title, diagnosis.would_work)
+    yield from listed("What to change", diagnosis.changes)
+    yield from listed("What to send", diagnosis.send)
     yield from listed("What is unknown", diagnosis.unknown, "dim")
     yield from listed("Also in this log", diagnosis.also, "dim")
     if diagnosis.evidence:
@@ -104,7 +108,7 @@ def _view(diagnosis: Diagnosis) -> Iterator[Block]:
         evidence = ((str(row.line), row.tells, row.text[:160]) for row in diagnosis.evidence)
         yield table(("line", "tells", "text"), evidence, right=("line",), wrap=("tells", "text"))
     if not diagnosis.known:
-        yield remark("unknown logs end with exit code 3")
+        yield remark("without a cause the exit code is 3")
 
 
 def _facts(diagnosis: Diagnosis) -> dict[str, str | None]:
@@ -130,11 +134,11 @@ def _missing(missing: Missing | None) -> str:
     return f"{text}, up to {_size(missing.doubt)} more)" if missing.doubt else f"{text})"
 
 
-def _advice(advice: Advice) -> Iterator[Block]:
+def _advice(title: str, advice: Advice) -> Iterator[Block]:
     from turbofit.report.painters.document import Code, FactList, Heading, Items, Paragraph, remark
     from turbofit.report.views.figures import shell_words
 
-    yield Heading(f"What would have worked: {advice.model} on {advice.on}")
+    yield Heading(f"{title}: {advice.model} on {advice.on}")
     tones: dict[bool | None, Tone] = {True: "good", False: "bad", None: "warn"}
     yield Paragraph(advice.verdict, tone=tones[advice.fits])
     if advice.settings:

@@ -1,4 +1,4 @@
-"""`presets/causes.yaml`: messages that tell their cause by themselves, and lines with figures."""
+"""`presets/causes.yaml`: known messages, and lines with figures."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _SETTINGS: Final = re.compile(r"(?:\w+=[^,]*, ?){3}|(?:['\"]\w+['\"]: [^,]*, ?){
 
 
 class Cause(Struct):
-    """One row; `presets/causes.yaml` says what its fields mean."""
+    """One row, as `presets/causes.yaml` says. Without `what` it proves no cause."""
 
     kind: str
     words: tuple[str, ...]
     pattern: str
-    phase: PhaseName
-    what: str
+    phase: PhaseName = "unknown"
+    what: str = ""
     why: tuple[str, ...] = ()
     possible: tuple[str, ...] = ()
     change: tuple[str, ...] = ()

@@ -26,14 +26,16 @@ _FRAMES = 3
 class RuleAnswer(Struct):
     """A rule's answer. ``line`` is where the trouble stands; the earliest cause is the answer.
 
+    Without ``what`` the log proves no cause: ``possible`` and ``changes`` are then what others had
+    and tried.
     ``planned``: a plan belongs to it; ``others``: bytes that others held on each card, which the
     plan must do without.
     """
 
     kind: str
-    phase: PhaseName
-    what: str
     line: int
+    phase: PhaseName = "unknown"
+    what: str = ""
     rank: Rank = "cause"
     why: tuple[str, ...] = ()
     possible: tuple[str, ...] = ()
@@ -45,6 +47,11 @@ class RuleAnswer(Struct):
     evidence: tuple[Evidence, ...] = ()
     planned: bool = False
     others: int = 0
+
+    @property
+    def quoted(self) -> str:
+        """The line of the trouble."""
+        return next(row.text for row in self.evidence if row.line == self.line)
 
 
 def raised_in(mark: LogEvent) -> tuple[str, ...]:

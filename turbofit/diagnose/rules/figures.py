@@ -7,12 +7,12 @@ import re
 from string import Formatter
 from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.core.struct import NA, Struct
+from turbofit.core.struct import NA
 from turbofit.core.units import GIB
 from turbofit.core.version import REFERENCE
 from turbofit.diagnose.answer import Missing
-from turbofit.diagnose.rules.causes import Cause, Condition, matches
-from turbofit.diagnose.rules.draft import without_secrets
+from turbofit.diagnose.rules.causes import Condition, matches
+from turbofit.diagnose.rules.draft import RuleAnswer, evidence, raised_in, without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -38,9 +38,7 @@ _RAISES: Final = re.compile(
     r"(?!.*\bfrom \w+$)"
 )
 #: Kinds that tell of memory: where the message has no sizes, the answer says so.
-_OF_MEMORY: Final = (
-    "no_kv_memory", "killed", "aborted", "out_of_memory", "host_out_of_memory", "card_occupied",
-)  # fmt: skip
+_OF_MEMORY: Final = ("no_kv_memory", "out_of_memory", "host_out_of_memory", "card_occupied")
 
 
 class Figures:
@@ -277,14 +275,12 @@ FIGURES: Final[dict[str, Callable[[Figures], Any]]] = {
     "raised_at": lambda figures: figures.mark.stack[-1].code if figures.mark.stack else None,
     "raised_by": _raised_by,
     "raised_in": lambda figures: figures.mark.stack[-1].function if figures.mark.stack else None,
-    "placed": lambda figures: "" if figures.case.facts.subject.auto_map else None,
     "part_of_lmdeploy": lambda figures: _innermost(_PART, figures.mark.stack),
     "package": lambda figures: package_of(figures.mark.stack),
     "short": _short,
     "short_gib": _short_gib,
     "table": _table,
     "tried": _tried,
-    "unplaced": lambda figures: None if figures.case.facts.subject.auto_map else "",
     "untried": lambda figures: "" if _tried(figures) is None else None,
     "utilization": _utilization,
     "utilization_needed": _utilization_needed,
@@ -315,25 +311,13 @@ _ALONE: Final = re.compile(
 _FEW: Final = 3
 
 
-class Explanation(Struct):
-    """A row that answers a line of a log, its sentences with the log's own figures."""
-
-    cause: Cause
-    what: str
-    why: tuple[str, ...]
-    possible: tuple[str, ...]
-    changes: tuple[str, ...]
-    unknown: tuple[str, ...]
-    missing: Missing | None
-
-
 def _is_alone(mark: LogEvent, facts: LogFacts) -> bool:
     """Whether an error is all that a log has, beside its traceback and a line or two."""
     few = facts.rows_beside <= _FEW and _ALONE.match(mark.text) is not None
     return few and (not mark.stack or facts.errors == 1)
 
 
-def explanation_of(mark: LogEvent, case: LogCase) -> Explanation | None:
+def explanation_of(mark: LogEvent, case: LogCase) -> RuleAnswer | None:
     """The first row of `causes.yaml` for an event whose conditions hold; None: none does.
 
     Common messages are asked of a log about inference, or where the error is all that there is:
@@ -345,13 +329,19 @@ def explanation_of(mark: LogEvent, case: LogCase) -> Explanation | None:
             continue
         figures = Figures(case, mark, match)
         if all(figures.holds(fact, wanted) for fact, wanted in cause.when.items()):
-            return Explanation(
-                cause=cause,
-                what=figures.sentence(cause.what) or cause.kind,
-                why=figures.sentences(cause.why),
+            what = figures.sentence(cause.what) or ""
+            return RuleAnswer(
+                kind=cause.kind,
+                line=mark.line,
+                phase=cause.phase,
+                what=what,
+                rank=cause.rank,
+                why=figures.sentences(cause.why) if what else raised_in(mark),
                 possible=figures.sentences(cause.possible),
+                missing=figures.missing(cause.kind),
                 changes=figures.sentences(cause.change),
                 unknown=figures.sentences(cause.unknown),
-                missing=figures.missing(cause.kind),
+                evidence=(evidence(mark, "the message"),),
+                planned=cause.planned,
             )
     return None

@@ -52,8 +52,9 @@ def engine_rules(case: LogCase) -> Iterator[RuleAnswer]:
         if event.out_of_memory:
             frames = stack_names(facts, mark)
             phase = _phase(facts, mark, frames)
-            if event.pinned and (facts.subject.version or REFERENCE).startswith(REFERENCE):
-                yield _page_locked(mark, phase, frames)
+            version = facts.subject.version
+            if event.pinned and (version or REFERENCE).startswith(REFERENCE):
+                yield _page_locked(mark, phase, frames, certain=version is not None)
             elif phase == "weights":
                 yield _while_loading(case, mark, frames)
             else:
@@ -90,17 +91,27 @@ def _phase(facts: LogFacts, mark: LogEvent, frames: list[str]) -> PhaseName:
     return "weights" if facts.begun_at is not None else "unknown"
 
 
-def _page_locked(mark: LogEvent, phase: PhaseName, frames: list[str]) -> RuleAnswer:
-    """The same words as for a GPU, from the call that asks the host."""
+def _page_locked(
+    mark: LogEvent, phase: PhaseName, frames: list[str], *, certain: bool
+) -> RuleAnswer:
+    """The same words as for a GPU, from the call that asks the host; of that release alone."""
     where = f" (in {frames[0]})" if frames else ""
+    what = f"LMDeploy got no page-locked host memory {_NAMES[phase]}{where} and aborted"
     return RuleAnswer(
         kind="host_out_of_memory",
         phase="host RAM",
-        what=f"LMDeploy got no page-locked host memory {_NAMES[phase]}{where} and aborted",
+        what=what if certain else "",
         line=mark.line,
         why=(
-            "the line of its source asks for host memory (cudaHostAlloc), in LMDeploy"
-            f" {REFERENCE}: the words are those of a full GPU, but no GPU was full",
+            "the line of its source asks for host memory (cudaHostAlloc): the words are those of a"
+            " full GPU, but no GPU was full",
+        )
+        if certain
+        else (),
+        possible=(
+            "RAM, or a container's limit, that was full: the line of the source asks for"
+            f" page-locked host memory in LMDeploy {REFERENCE}",
+            "GPU memory that was full: the same line of another release",
         ),
         missing=_NOT_PRINTED,
         unknown=("why the host gave none: RAM, a container's limit, or the driver",),

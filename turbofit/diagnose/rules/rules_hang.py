@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from turbofit.core.struct import Struct
 from turbofit.core.units import format_bytes
@@ -26,7 +26,12 @@ if TYPE_CHECKING:
     from turbofit.diagnose.case import LogCase
     from turbofit.diagnose.facts import LogFacts
 
-_DEFAULT_BLOCK = 64
+_DEFAULT_BLOCK: Final = 64
+_WAITS: Final = (
+    "the warm-up sends one request as long as a forward; while the cache has fewer blocks than it"
+    " needs, the scheduler tries again for ever, without an error"
+)
+_HANGS: Final = "LMDeploy hangs in its warm-up for ever: its cache cannot hold one warm-up request"
 
 
 def hang_rules(case: LogCase) -> Iterator[RuleAnswer]:
@@ -52,12 +57,8 @@ def _hang(case: LogCase) -> RuleAnswer:
             tells=f"nothing can be admitted; {facts.waits:,} such lines to the log's end",
         )
     ]
-    figures, unknown = _blocks(facts)
-    why = [
-        "the warm-up sends one request as long as a forward; while the cache has fewer blocks than"
-        " it needs, the scheduler tries again for ever, without an error",
-    ]
-    missing = Missing(bytes=None, basis="unknown", note="the cache's figures are not in the log")
+    figures = _blocks(facts)
+    missing = None
     if figures:
         missing = Missing(
             bytes=(figures.needed - figures.available) * figures.block,
@@ -76,11 +77,11 @@ def _hang(case: LogCase) -> RuleAnswer:
     return RuleAnswer(
         kind="start_hang",
         phase="start-up hang",
-        what="LMDeploy hangs in its warm-up for ever: its cache cannot hold one warm-up request",
+        what=_HANGS if figures else "",
         line=line,
-        why=tuple(why),
+        possible=(_WAITS,),
+        why=(_WAITS,) if figures else (),
         missing=missing,
-        unknown=tuple(unknown),
         evidence=tuple(sorted(lines, key=lambda row: row.line)),
         changes=_changes(facts, figures),
         planned=True,
@@ -96,13 +97,11 @@ class _Blocks(Struct):
     spread: int
 
 
-def _blocks(facts: LogFacts) -> tuple[_Blocks | None, list[str]]:
-    """The figures, and what is missing for them."""
+def _blocks(facts: LogFacts) -> _Blocks | None:
+    """The figures, where the log has them (TM_LOG_LEVEL=INFO) and they show a lack."""
     budget, slab = facts.first(CacheBudget), facts.first(Slab)
-    unknown = []
     if not (budget and slab):
-        unknown.append("the size of the cache: it is printed with TM_LOG_LEVEL=INFO")
-        return None, unknown
+        return None
     assert isinstance(budget.event, CacheBudget)
     assert isinstance(slab.event, Slab)
     page = load_constants().page_size
@@ -113,17 +112,12 @@ def _blocks(facts: LogFacts) -> tuple[_Blocks | None, list[str]]:
     block = facts.subject.options.get("cache_block_seq_len", _DEFAULT_BLOCK)
     assert isinstance(block, int)
     longest = facts.longest_warmup or max(warmups, default=0)
-    if not longest:
-        unknown.append("the warm-up's lengths: they are printed with TM_LOG_LEVEL=INFO")
-        return None, unknown
     needed = -(-longest // max(1, block))
     if needed <= available:
-        unknown.append("why: by its figures the cache would hold the request")
-        return None, unknown
-    figures = _Blocks(
+        return None
+    return _Blocks(
         available=available, needed=needed, block=slab.event.object_size, spread=per_slab
     )
-    return figures, unknown
 
 
 def _changes(facts: LogFacts, figures: _Blocks | None) -> tuple[str, ...]:
@@ -143,24 +137,20 @@ def _changes(facts: LogFacts, figures: _Blocks | None) -> tuple[str, ...]:
 
 
 def _silence(case: LogCase) -> RuleAnswer:
-    facts = case.facts
-    mark = facts.first(Slab)
+    """A log that ends in the warm-up, without an error."""
+    mark = case.facts.first(Slab)
     assert mark is not None
     return RuleAnswer(
         kind="start_hang",
-        phase="start-up hang",
-        what="the log ends in the warm-up without an error",
         line=mark.line,
         possible=(
             "LMDeploy hangs there, silently: its cache is smaller than one warm-up request",
             "it was ended from outside, or the log was taken before the warm-up was over",
         ),
-        missing=Missing(bytes=None, basis="unknown", note="the cache's size is not in the log"),
-        unknown=(
-            "whether it still ran when the log was taken, with one core at full load (a hang), or"
-            " was ended from outside",
-        ),
         evidence=(evidence(mark, "the last news: the cache was cut into blocks"),),
-        changes=("start it with TM_LOG_LEVEL=INFO: a hang then repeats `out of memory at 0/1`",),
+        changes=(
+            "whether it still runs, with one core at full load: with TM_LOG_LEVEL=INFO a hang"
+            " repeats `out of memory at 0/1`",
+        ),
         planned=True,
     )

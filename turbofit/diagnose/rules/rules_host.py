@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from turbofit.core.units import format_bytes
-from turbofit.core.version import REFERENCE
 from turbofit.diagnose.answer import Holding, Missing
-from turbofit.diagnose.rules.draft import RuleAnswer, evidence, raised_in
+from turbofit.diagnose.rules.draft import RuleAnswer, evidence
 from turbofit.diagnose.rules.figures import explanation_of
 from turbofit.diagnose.rules.rules_engine import table_holders
 from turbofit.observe.log_events import (
@@ -49,40 +48,14 @@ def host_rules(case: LogCase) -> Iterator[RuleAnswer]:
             line=mark.line,
             held=(Holding(who=f"{kill.name}[{kill.pid}]", bytes=kill.rss, lines=(mark.line,)),),
             missing=Missing(bytes=None, basis="unknown", note="the kernel does not say how much"),
-            why=(
-                "host memory, not GPU memory: weights on their way to the GPUs, images being"
-                " preprocessed, page-locked buffers of each rank (LMDeploy 0.16 and 0.17: 18.7 GiB"
-                " a rank for InternVL)",
-            ),
             evidence=(evidence(mark, "the kernel's killer and its victim"),),
-            changes=(
-                "more RAM or a higher memory limit of the container; fewer replicas; LMDeploy"
-                f" {REFERENCE}",
-            ),
+            changes=("more RAM or a higher memory limit of the container; fewer replicas",),
             planned=True,
         )
     for mark in case.event.marks:
         short = getattr(mark.event, "out_of_memory", False)
-        explanation = (
-            explanation_of(mark, case) if isinstance(mark.event, _ASKED) and not short else None
-        )
-        if explanation is None:
-            continue
-        cause = explanation.cause
-        yield RuleAnswer(
-            kind=cause.kind,
-            phase=cause.phase,
-            what=explanation.what,
-            line=mark.line,
-            rank=cause.rank,
-            why=(*explanation.why, *(raised_in(mark) if explanation.possible else ())),
-            possible=explanation.possible,
-            evidence=(evidence(mark, "the message"),),
-            changes=explanation.changes,
-            planned=cause.planned,
-            missing=explanation.missing,
-            unknown=explanation.unknown,
-        )
+        if isinstance(mark.event, _ASKED) and not short and (row := explanation_of(mark, case)):
+            yield row
 
 
 def quiet_rules(case: LogCase) -> Iterator[RuleAnswer]:

@@ -12,7 +12,7 @@ from turbofit.diagnose.rules.draft import RuleAnswer, evidence
 from turbofit.memory.legacy.generations import generation_of
 from turbofit.memory.legacy.weights import legacy_weight_classes
 from turbofit.memory.turbomind.weights import load_constants, weight_classes
-from turbofit.observe.log_events import KvBlocks, LegacyCuda, TorchMemory, VisionForward
+from turbofit.observe.log_events import KvBlocks, LegacyCuda
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,6 +52,11 @@ class LegacyBlocks(Struct):
     def free(self) -> int:
         """Bytes that were free when it was sized."""
         return round(self.cache / self.ratio)
+
+    @property
+    def doubt(self) -> str:
+        """What all figures but the cache's own rest on, where the ratio is the default."""
+        return ", if nobody set another" if self.assumed else ""
 
     @property
     def left(self) -> int:
@@ -141,8 +146,8 @@ def cache_story(kv_blocks: LegacyBlocks) -> str:
     return (
         f"the cache took {kv_blocks.count} blocks of {format_bytes(kv_blocks.block)},"
         f" {format_bytes(kv_blocks.cache)} of the {format_bytes(kv_blocks.free)} that were free"
-        f" (ratio {kv_blocks.ratio:g}): {format_bytes(kv_blocks.left)} stayed for everything after"
-        " it, images included"
+        f" (ratio {kv_blocks.ratio:g}{kv_blocks.doubt}): {format_bytes(kv_blocks.left)} stayed for"
+        " everything after it, images included"
     )
 
 
@@ -190,7 +195,8 @@ def cards_story(case: LogCase, kv_blocks: LegacyBlocks | None) -> Iterator[str]:
         return
     weights = rank_weights(case) or 0
     yield (
-        f"the cards were not empty: only {format_bytes(kv_blocks.free)} were free when the cache"
+        f"the cards were not empty (ratio {kv_blocks.ratio:g}{kv_blocks.doubt}): only"
+        f" {format_bytes(kv_blocks.free)} were free when the cache"
         f" was sized, though the weights take {format_bytes(weights)} a card at tp {case.tp or 1}:"
         f" about {format_bytes(others)} were held by somebody else (or by other copies of this"
         " engine)"
@@ -235,14 +241,13 @@ def legacy_changes(phase: PhaseName, case: LogCase) -> tuple[str, ...]:
 def _when(phase: PhaseName) -> str:
     return {
         "weights": " while it loaded weights",
-        "vision": " after its cache, when images were encoded",
-        "text": " after its cache, in a forward",
+        "vision": " when images were encoded",
         "unknown": "",
     }.get(phase, " after its cache was made")
 
 
 def _phase(facts: LogFacts, mark: LogEvent) -> PhaseName:
-    """By the Python stack, else by what was printed before."""
+    """By the Python stack, else by the file that allocates and the cache that was printed."""
     for frame in reversed(mark.stack):
         name = f"{frame.path} {frame.function}"
         if any(word in name for word in _VISION_WORDS):
@@ -250,10 +255,6 @@ def _phase(facts: LogFacts, mark: LogEvent) -> PhaseName:
         if any(word in frame.function for word in _LOAD_WORDS):
             return "weights"
     if not facts.before(mark, KvBlocks):
-        # Weights are allocated in memory_utils.cu, cache and buffers through the allocator; an
-        # error that no Python code caught was thrown by the thread that runs the forwards.
-        if "allocator.h" not in mark.text:
-            return "weights" if "memory_utils" in mark.text else "unknown"
-        return "text" if "what():" in mark.text else "cache"
-    vision = facts.before(mark, VisionForward) or facts.before(mark, TorchMemory)
-    return "vision" if vision else "text"
+        # Weights are allocated in memory_utils.cu, all else through the allocator.
+        return "weights" if "memory_utils" in mark.text else "unknown"
+    return "serving"

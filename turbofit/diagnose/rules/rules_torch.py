@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 #: A tensor of a forward is rarely as large.
 _ONE_TENSOR: Final = 4 * GIB
+_WITHOUT: Final = "attn_implementation sdpa or flash_attention_2 does without"
 _WHEN: Final[dict[PhaseName, str]] = {
     "vision": "when images were encoded",
     "cache": "when the cache was made",
@@ -85,15 +86,20 @@ def torch_rules(case: LogCase) -> Iterator[RuleAnswer]:
 
 def _out_of_memory(case: LogCase, mark: LogEvent, memory: TorchMemory) -> RuleAnswer:
     phase = phase_of(mark.stack)
-    if phase == "unknown" and case.facts.subject.lmdeploy and memory.outside_torch:
-        phase = "vision"  # TurboMind computes without torch; only a torch vision tower is left
     lines = [evidence(mark, "torch's own figures")]
     program = _program_of(mark.stack, case.facts.subject.programs)
-    why = [
-        *_figures(case, memory, program),
-        *_too_large(case, memory, program),
-        *_one_tensor(mark, memory, phase),
-    ]
+    why = list(_figures(case, memory, program))
+    if phase == "vision" and _whole_matrix(mark.stack):
+        why.append(
+            "attention was computed with its whole matrix, which grows with the square of the"
+            f" image's patches: {_WITHOUT}"
+        )
+    elif phase != "cache" and (memory.requested or 0) > max(memory.allocated or 0, _ONE_TENSOR):
+        why.append(
+            f"it asked {format_bytes(memory.requested or 0)} at once, more than the program had"
+            " allocated in all, as attention with its whole matrix does, which grows with the"
+            f" square of the tokens or patches: {_WITHOUT}"
+        )
     holdings = list(holders(case, mark, memory))
     kv_blocks = blocks(case)
     if kv_blocks is not None:
@@ -127,38 +133,6 @@ def _out_of_memory(case: LogCase, mark: LogEvent, memory: TorchMemory) -> RuleAn
         planned=True,
         others=others,
     )
-
-
-def _too_large(case: LogCase, memory: TorchMemory, program: str | None) -> Iterator[str]:
-    """Weights that no single card of this size holds, loaded by a program without an engine."""
-    weights = 0 if case.model is None else case.model.weight_bytes
-    if program is None and memory.total is not None and weights > memory.total:
-        auto = "" if case.facts.subject.auto_map is None else ", a second copy beside device_map"
-        yield (
-            f"the weights take {format_bytes(weights)}, more than the card's"
-            f" {format_bytes(memory.total)}: whatever loads them whole on one card ends so"
-            f" (.to('cuda'){auto}, a replica for each card)"
-        )
-
-
-def _one_tensor(mark: LogEvent, memory: TorchMemory, phase: PhaseName) -> Iterator[str]:
-    """Attention that is computed with its whole matrix, by the stack or by the size alone."""
-    cure = "attn_implementation sdpa or flash_attention_2 does without"
-    if phase == "vision" and _whole_matrix(mark.stack):
-        yield (
-            "attention was computed with its whole matrix, which grows with the square of the"
-            f" image's patches: {cure}"
-        )
-    elif (
-        phase != "cache"
-        and memory.requested
-        and memory.requested > max(memory.allocated or 0, _ONE_TENSOR)
-    ):
-        yield (
-            f"it asked {format_bytes(memory.requested)} at once, more than the program had"
-            " allocated in all: most often attention with its whole matrix, which grows with the"
-            f" square of the tokens or patches: {cure}"
-        )
 
 
 def _missing(memory: TorchMemory) -> Missing:
@@ -224,8 +198,8 @@ def _figures(case: LogCase, memory: TorchMemory, program: str | None) -> Iterato
             + (
                 "CUDA's context, kernels and libraries"
                 if program not in (None, "lmdeploy")
-                else "an engine such as TurboMind allocates its weights and its KV cache itself,"
-                " and leaves torch the vision tower at most"
+                else "CUDA's context and libraries, and what an engine such as TurboMind, where"
+                " one ran, allocates itself (its weights and its KV cache)"
             )
         )
     others = sum(size for _, size in memory.others)
