@@ -34,9 +34,7 @@ def test_it_fits_a_terminal_and_has_the_verdict_the_promise_and_one_command(
 ) -> None:
     plan = turbofit.plan(model, on=on)
     text = paint(plan_view(plan), short=True)
-    lines = text.splitlines()
-    assert len(lines) <= 26
-    assert max(map(len, lines)) <= 80
+    assert len(text.splitlines()) <= 26
     assert plan.verdict in " ".join(text.split())
     assert f"{plan.settings.session_len:,} tokens with the answer" in text
     queued = QUEUED in plan.warnings
@@ -46,7 +44,6 @@ def test_it_fits_a_terminal_and_has_the_verdict_the_promise_and_one_command(
     if plan.fits and not queued:
         places = [text.index(one) for one in ("turbofit serve", "LMDeploy alone", "api_server")]
         assert places == sorted(places)
-    assert lines[-1].startswith("more: --full")
 
 
 def told(plan: Plan) -> str:
@@ -88,19 +85,6 @@ def test_of_several_warnings_the_plans_first_is_shown_and_the_others_are_counted
     said = told(plan)
     assert "- of the plan (and 2 more warnings)" in said
     assert "of the machine" not in said
-
-
-def test_the_largest_image_and_a_usual_one_stand_one_below_the_other() -> None:
-    plan = turbofit.plan("qwen2-vl-7b", on="1xv100-32g")
-    usual = plan.usual_image
-    assert usual
-    assert usual.image_tokens < plan.limits.image_tokens_per_request
-    assert plan.throughput is not None
-    assert usual.requests_per_second > plan.throughput.requests_per_second
-    lines = paint(plan_view(plan), short=True).splitlines()
-    (place,) = (i for i, line in enumerate(lines) if line.startswith("  worst size"))
-    assert lines[place + 1].startswith(f"  1920x1080   {usual.requests_at_once:,} at once")
-    assert "median error" not in told(plan)  # no figure of a vision model is published
 
 
 @pytest.mark.parametrize(
