@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from turbofit.core.struct import NA
 from turbofit.machine.source import machine_from
 from turbofit.pretend.build import ACCOUNT
 from turbofit.pretend.elf import dynamic_symbols
-from turbofit.pretend.environment import pretend_environment
+from turbofit.pretend.environment import cuda_site, pretend_environment
 from turbofit.pretend.scenario import pretend_twin
 from turbofit.pretend.timeline import read_timeline
 from turbofit.pretend.usage import Usage, read_usage
@@ -43,6 +44,17 @@ def test_beside_a_cuda_build_of_torch_they_come_first(libraries: Path, tmp_path:
     first, second = env["PYTHONPATH"].split(":")
     assert (Path(first) / "sitecustomize.py").exists()
     assert second == "/mine"
+
+
+def test_cpu_torch_is_no_site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    library = tmp_path / "torch" / "lib"
+    library.mkdir(parents=True)
+    (tmp_path / "torch" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    assert cuda_site() is None
+    (library / "libtorch_cuda.so").touch()
+    assert cuda_site() == tmp_path
 
 
 def test_the_twin_of_a_machine_that_is_known() -> None:
