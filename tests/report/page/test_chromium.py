@@ -9,8 +9,7 @@ import pytest
 
 from tests.report.conftest import Browser
 from tests.report.documents import planned
-from tests.report.page.pages import EVIL, evil_plan, page_of
-from tests.report.page.test_build import ALL
+from tests.report.page.test_build import ALL, EVIL, evil_plan, page_of
 from tests.support.waiting import until
 from turbofit.core.plan import Plan
 from turbofit.core.units import mib
