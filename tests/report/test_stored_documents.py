@@ -15,7 +15,7 @@ import pytest
 
 from tests.hostile import hostile
 from tests.launch.tune.test_tuning import result
-from tests.observe.test_tuned import ONE
+from tests.observe.test_calibrations import TUNED
 from tests.report.documents import planned, served_run
 from tests.support.plans import plausible_plan
 from turbofit.cli.main import main
@@ -122,7 +122,7 @@ def test_a_state_folder_that_cannot_be_written_costs_nothing(
 
 
 @pytest.mark.usefixtures("state")
-@pytest.mark.parametrize("document", [result(2.0), ONE], ids=["bench", "tune"])
+@pytest.mark.parametrize("document", [result(2.0), TUNED], ids=["bench", "tune"])
 def test_a_load_and_a_tuning_from_stdin_and_from_a_pipe(
     document: Any, monkeypatch: Patch, capsys: Out
 ) -> None:
