@@ -62,24 +62,16 @@ class TestPlan:
         }
 
     def test_what_the_user_sets_is_kept_and_named_as_the_cause(self):
-        kept = {"cache_max_entry_count": 0.8, "max_pixels": 12845056, "queue_images": False}
-        plan = turbofit.plan("qwen2-vl-7b", on="1xrtx3090", engine="turbomind", **kept)
+        kept = {"engine": "turbomind", "cache_max_entry_count": 0.8, "queue_images": False}
+        plan = turbofit.plan("qwen2-vl-7b", on="1xrtx3090", max_pixels=12845056, **kept)
         assert plan.settings.cache_max_entry_count == 0.8
         assert plan.limits.max_pixels_per_image == 12845056
         assert not plan.fits
         assert "leave --cache-max-entry-count to turbofit" in [one.change for one in plan.remedies]
-
-    def test_images_are_lowered_where_nothing_else_serves(self):
-        plan = turbofit.plan(
-            "qwen2-vl-7b",
-            on="1xrtx3090",
-            engine="turbomind",
-            cache_max_entry_count=0.8,
-            queue_images=False,
-        )
+        # Images that nobody sets are lowered where nothing else serves.
+        plan = turbofit.plan("qwen2-vl-7b", on="1xrtx3090", **kept)
         assert plan.fits
-        assert plan.limits.max_pixels_per_image is not None
-        assert plan.limits.max_pixels_per_image < 12845056
+        assert (plan.limits.max_pixels_per_image or 1 << 30) < 12845056
         assert any("the largest that can be served" in reason for reason in plan.reasons)
 
     def test_budgets_and_margins(self):
