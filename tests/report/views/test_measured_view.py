@@ -41,17 +41,6 @@ def test_all_is_said() -> None:
     assert "none of 4 settings keeps the SLO" in none
 
 
-def test_what_the_time_cut_is_no_best_and_says_so() -> None:
-    (trial,) = tuning().trials
-    cut = replace(trial, number=1, outcome="cut", why="the time was over when 9 s were measured")
-    part = paint(tune_view(tuning(trials=(cut,), best=1)))
-    assert "measured in part (the time was over when 9 s were measured)" in part
-    assert "cut short" in part
-    assert "best" not in part
-    nothing = tuning(trials=(replace(cut, measured=None),), best=None)
-    assert "none of 1 settings was measured in the time" in paint(tune_view(nothing))
-
-
 def test_a_page_has_every_trial() -> None:
     text = page(tune_view(several()), several(), made_by(several()))
     assert text.count("Pareto") == 2
