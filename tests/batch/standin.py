@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
 from tests.load.scripted import ThreadedServer
-from tests.support.waiting import HANG
+from tests.support.waiting import until
 from turbofit.batch.output_file import BatchItem
 
 
@@ -46,6 +46,9 @@ def text_of(body: dict[str, Any]) -> str:
     return content if isinstance(content, str) else content[-1]["text"]
 
 
+TEXTS = {"garbage": "<html>", "nearly": '{"a": tru}', "pretty": '{\n  "a": "b\\n c"\n}'}
+
+
 class StandIn(ThreadedServer):
     """The first word of a request's text says what it gets, each time but the last of several once.
 
@@ -57,14 +60,13 @@ class StandIn(ThreadedServer):
     def __init__(self, port: int = 0, key: str | None = None) -> None:
         super().__init__(port, key)
         self.running = self.most = 0
+        self.seen = Counter[str]()
         self._held: list[asyncio.Transport] = []
-        self._news = threading.Condition()
         self._released = asyncio.Event()
 
     def wait_for(self, requests: int) -> None:
         """Until so many have come."""
-        with self._news:
-            assert self._news.wait_for(lambda: len(self.bodies) >= requests, HANG)
+        until(lambda: len(self.bodies) >= requests, f"{requests} requests")
 
     def release(self) -> None:
         """Answer what is held, and hold nothing more."""
@@ -79,12 +81,10 @@ class StandIn(ThreadedServer):
     async def chat(self, incoming: web.Request) -> web.StreamResponse:
         body = await incoming.json()
         text = text_of(body)
-        with self._news:
-            self.running += 1
-            self.most = max(self.most, self.running)
-            self.bodies.append(body)
-            self.seen[text] += 1
-            self._news.notify_all()
+        self.running += 1
+        self.most = max(self.most, self.running)
+        self.seen[text] += 1
+        self.bodies.append(body)
         try:
             return await self._answer(incoming, text)
         finally:
@@ -93,20 +93,15 @@ class StandIn(ThreadedServer):
     async def _answer(self, incoming: web.Request, text: str) -> web.StreamResponse:
         script = text.partition(" ")[0].split(",")
         what = script[min(self.seen[text], len(script)) - 1]
+        assert incoming.transport is not None
         if what.isdigit():
             error = {"error": {"message": f"no: {what}", "code": "refused"}}
             return web.json_response(error, status=int(what), headers={"Retry-After": "0"})
+        if what in TEXTS:
+            return web.Response(text=TEXTS[what])
         if what == "reset":
-            assert incoming.transport is not None
             incoming.transport.abort()
-        elif what == "garbage":
-            return web.Response(text="<html>")
-        elif what == "nearly":
-            return web.Response(text='{"a": tru}')
-        elif what == "pretty":
-            return web.Response(text='{\n  "a": "b\\n c"\n}')
         elif what == "hold":
-            assert incoming.transport is not None
             self._held.append(incoming.transport)
             await self._released.wait()
         answer = {"choices": [{"index": 0, "message": {"role": "assistant", "content": text}}]}

@@ -24,18 +24,20 @@ if TYPE_CHECKING:
 
 
 def test_the_kind_is_seen(tmp_path) -> None:
+    for name, text in (("a.jsonl", ""), ("a.txt", ""), ("a.CSV", "prompt\n"), ("a.png", "")):
+        (tmp_path / name).write_text(text)
     for name in ("a.jsonl", "a.txt"):
-        (tmp_path / name).write_text("")
         assert open_input(tmp_path / name, BatchSpec()).max_tokens is None
-    (tmp_path / "a.CSV").write_text("prompt\n")
-    assert open_input(tmp_path / "a.CSV", BatchSpec()).base == str(tmp_path)
-    (tmp_path / "a.png").write_text("")
-    assert open_input(tmp_path, BatchSpec(prompt="x")).base == str(tmp_path)
+    for name, prompt in (("a.CSV", None), (".", "x")):
+        source = open_input(tmp_path / name, BatchSpec(prompt=prompt))
+        assert (source.base, source.max_tokens) == (str(tmp_path), 512)
 
 
-@pytest.mark.parametrize(
-    ("name", "given", "words"),
-    [
+def test_what_cannot_be_an_input_is_said(tmp_path) -> None:
+    (tmp_path / "empty").mkdir()
+    for file in ("a.jsonl", "a.png"):
+        (tmp_path / file).write_text("")
+    for name, given, words in (
         ("none", {}, "cannot be read: No such file"),
         ("a" * 300, {}, "cannot be read: File name too long"),
         (os.devnull, {}, "no file that can be read twice"),
@@ -43,49 +45,36 @@ def test_the_kind_is_seen(tmp_path) -> None:
         (".", {"prompt": "x", "image_column": ("y",)}, "no column 'y'"),
         (".", {}, "no --prompt says what to ask"),
         ("empty", {"prompt": "x"}, "holds no image"),
-    ],
-)
-def test_what_cannot_be_an_input_is_said(tmp_path, name, given, words) -> None:
-    (tmp_path / "empty").mkdir()
-    for file in ("a.jsonl", "a.png"):
-        (tmp_path / file).write_text("")
-    with pytest.raises(UsageError, match=words):
-        open_input(tmp_path / name, BatchSpec(**given))
+    ):
+        with pytest.raises(UsageError, match=words):
+            open_input(tmp_path / name, BatchSpec(**given))
 
 
 def test_images_by_name_and_folder_by_folder(tmp_path) -> None:
     for name in ("b.PNG", "a/2.jpeg", "a/1.webp", "c.txt", ".hidden.png", ".d/x.png", "z.gif"):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(b"")
+        path.touch()
     (tmp_path / "loop").symlink_to(tmp_path)
     source = open_input(tmp_path, BatchSpec(prompt="{stem}: what is {path}, {name}?"))
     found = list(source.items())
-    assert [one.custom_id for one in found] == ["a/1.webp", "a/2.jpeg", "b.PNG", "z.gif"]
-    assert [one.number for one in found] == [1, 2, 3, 4]
-    image, text = found[0].body["messages"][0]["content"]
+    names = ["a/1.webp", "a/2.jpeg", "b.PNG", "z.gif"]
+    assert [(one.number, one.custom_id) for one in found] == list(enumerate(names, 1))
+    image, text = content(found[0])
     assert image["image_url"]["url"] == "./a/1.webp"
     assert text["text"] == "1: what is a/1.webp, 1.webp?"
-    assert source.max_tokens == 512
 
 
 def test_a_name_that_is_no_utf8_has_one_that_is(tmp_path) -> None:
     try:
-        (tmp_path / os.fsdecode(b"\xff.png")).write_bytes(b"")
+        (tmp_path / os.fsdecode(b"\xff.png")).touch()
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
     (item,) = open_input(tmp_path, BatchSpec(prompt="{name}")).items()
     assert item.custom_id == "\\xff.png"
-    url = item.body["messages"][0]["content"][0]["image_url"]["url"]
-    assert os.path.exists(tmp_path / url)
-
-
-def test_another_prompt_is_another_input(tmp_path) -> None:
-    (tmp_path / "a.png").write_bytes(b"")
-    first, second = (
-        next(open_input(tmp_path, BatchSpec(prompt=prompt)).items()).digest for prompt in "xy"
-    )
-    assert first != second
+    assert os.path.exists(tmp_path / content(item)[0]["image_url"]["url"])
+    (other,) = open_input(tmp_path, BatchSpec(prompt="another prompt")).items()
+    assert other.digest != item.digest
 
 
 def items(path, text: str | bytes):
@@ -95,36 +84,31 @@ def items(path, text: str | bytes):
 
 def test_lines_are_items_by_their_numbers(tmp_path) -> None:
     text = "\ufeff" + json.dumps(request("a", "x")) + "\r\n\n  \n" + json.dumps(request("b", "y"))
-    found = items(tmp_path / "in.jsonl", text)
-    assert [(one.number, one.custom_id, one.fault) for one in found] == [
-        (1, "a", None),
-        (4, "b", None),
-    ]
-    assert json.loads(bytes(found[1].body)) == request("b", "y")["body"]
-    assert found[0].url == "/v1/chat/completions"
-    assert found[0].digest != items(tmp_path / "in.jsonl", json.dumps(request("a", "y")))[0].digest
+    first, second = items(tmp_path / "in.jsonl", text)
+    assert (first.number, first.custom_id, first.fault) == (1, "a", None)
+    assert (second.number, second.custom_id, second.fault) == (4, "b", None)
+    assert json.loads(bytes(second.body)) == request("b", "y")["body"]
+    assert first.url == "/v1/chat/completions"
+    assert first.digest != items(tmp_path / "in.jsonl", json.dumps(request("a", "y")))[0].digest
 
 
-@pytest.mark.parametrize(
-    ("line", "name", "code"),
-    [
+def test_a_broken_line_is_its_items_failure(tmp_path) -> None:
+    good = json.dumps(request("good", "x"))
+    for line, name, code in (
         ("{", None, "bad_line"),
         ("[]", None, "bad_line"),
         ("\xff", None, "bad_line"),
-        ('{"custom_id": "a"}', "a", "bad_line"),
         ('{"custom_id": 7, "body": {}}', None, "bad_line"),
         ('{"custom_id": "a", "body": []}', "a", "bad_line"),
         ('{"custom_id": "a", "body": {}, "method": "GET"}', "a", "bad_method"),
         ('{"custom_id": "a", "body": {}, "url": "http://elsewhere/v1"}', "a", "bad_url"),
         ("[" * 100000, None, "bad_line"),
-    ],
-)
-def test_a_broken_line_is_its_items_failure(line, name, code, tmp_path) -> None:
-    good = json.dumps(request("good", "x"))
-    found = items(tmp_path / "in.jsonl", f"{good}\n{line}\n".encode("latin-1") + good.encode())
-    assert [one.fault is None for one in found] == [True, False, True]
-    assert (found[1].custom_id, found[1].fault.code) == (name, code)
-    assert "\n" not in found[1].fault.message
+    ):
+        text = f"{good}\n{line}\n{good}".encode("latin-1")
+        first, broken, last = items(tmp_path / "in.jsonl", text)
+        assert first.fault is last.fault is None
+        assert (broken.custom_id, broken.fault.code) == (name, code)
+        assert "\n" not in broken.fault.message
 
 
 def table(tmp_path: Path, text: str | bytes, **given):
@@ -139,43 +123,39 @@ def content(item):
 
 def test_rows_are_items(tmp_path) -> None:
     text = '\ufeffcustom_id,image,prompt,n\na,x.png,"What, now?",1\n,,text only,2\n'
-    source = table(tmp_path, text)
-    first, second = source.items()
+    first, second = table(tmp_path, text).items()
     assert (first.custom_id, second.custom_id) == ("a", "row-2")
-    assert content(first)[0]["image_url"]["url"] == "x.png"
-    assert content(first)[1]["text"] == "What, now?"
+    assert [part(one) for one in content(first)] == ["x.png", "What, now?"]
     assert content(second) == "text only"
-    assert (source.base, source.max_tokens) == (str(tmp_path), 512)
-
-
-def test_a_prompt_takes_columns_and_images_have_theirs(tmp_path) -> None:
-    source = table(
-        tmp_path, "q,a,b\nwhy,1.png,2.png\n", prompt="{q}?", image_column=("b", "a"), max_tokens=7
-    )
+    # A prompt takes columns, and images have theirs.
+    given = {"prompt": "{q}?", "image_column": ("b", "a"), "max_tokens": 7}
+    source = table(tmp_path, "q,a,b\nwhy,1.png,2.png\n", **given)
     (item,) = source.items()
-    assert [one.get("text") or one["image_url"]["url"] for one in content(item)] == [
-        "2.png",
-        "1.png",
-        "why?",
-    ]
+    assert [part(one) for one in content(item)] == ["2.png", "1.png", "why?"]
     assert source.max_tokens == 7
+
+
+def part(one: dict[str, Any]) -> str:
+    """The text, or the address of the image."""
+    return one.get("text") or one["image_url"]["url"]
 
 
 def test_broken_rows_are_their_failures(tmp_path) -> None:
     text = b"prompt,x\none,1\ntwo\nthree,\xff\nfour,4,5\n\nfive,5\n"
     found = list(table(tmp_path, text, prompt="{prompt} {x}").items())
-    assert [one.fault is None for one in found] == [True, False, True, False, True]
-    assert [one.number for one in found] == [1, 2, 3, 4, 5]
+    assert [(one.number, one.fault is None) for one in found] == [
+        (1, True), (2, False), (3, True), (4, False), (5, True),
+    ]  # fmt: skip
     assert "line 3 has not one cell for each column" in found[1].fault.message
     with pytest.raises(ItemError, match="cannot be sent"):
         request_body(found[2], "m", replace=True, base="", max_tokens=None)
 
 
 def test_what_csv_cannot_read_is_one_rows_failure(tmp_path, monkeypatch) -> None:
-    found = list(table(tmp_path, "prompt\na\n" + "x" * 200000 + "\nb\n").items())
-    assert all(one.fault is None for one in found), "a long cell is one"
+    text = "prompt\na\n" + "x" * 200000 + "\nb\n"
+    assert all(one.fault is None for one in table(tmp_path, text).items()), "a long cell is one"
     monkeypatch.setattr(batch_input, "_LARGEST_CELL", 1000)
-    found = list(table(tmp_path, "prompt\na\n" + "x" * 200000 + "\nb\n").items())
+    found = list(table(tmp_path, text).items())
     assert [one.fault is None for one in found] == [True, False, True]
     assert "is no CSV" in found[1].fault.message
 
@@ -189,19 +169,16 @@ def test_placeholders_are_filled_and_other_braces_stay(tmp_path) -> None:
     assert caught.value.hint == "there are {name}, {a column}; write {{nam}} for {nam} itself"
 
 
-@pytest.mark.parametrize(
-    ("text", "given", "message"),
-    [
+def test_wrong_columns_are_said(tmp_path) -> None:
+    for text, given, message in (
         ("", {}, "does not begin with the names"),
         ("a,a\n1,2\n", {}, "does not begin with the names"),
         ("a\n1\n", {}, "no column 'prompt', and no --prompt"),
         ("a\n1\n", {"prompt": "{b}"}, "no placeholder"),
         ("a\n1\n", {"prompt": "x", "image_column": ("b",)}, "no column 'b'"),
-    ],
-)
-def test_wrong_columns_are_said(text, given, message, tmp_path) -> None:
-    with pytest.raises(UsageError, match=message):
-        table(tmp_path, text, **given)
+    ):
+        with pytest.raises(UsageError, match=message):
+            table(tmp_path, text, **given)
 
 
 def test_without_pyarrow_a_parquet_file_says_what_to_install(tmp_path, monkeypatch) -> None:
@@ -211,8 +188,21 @@ def test_without_pyarrow_a_parquet_file_says_what_to_install(tmp_path, monkeypat
         open_input(parquet_file, BatchSpec())
 
 
-def test_rows_of_a_parquet_file_with_images_in_them(tmp_path, monkeypatch) -> None:
+class Batch(list):
     """pyarrow's calls that are used, as pyarrow 26 answers them."""
+
+    num_rows = property(len)
+
+    def slice(self, at: int, length: int) -> Batch:
+        return Batch(self[at : at + length])
+
+    def to_pylist(self) -> list[dict[str, Any]]:
+        if any(row["prompt"] == "far" for row in self):
+            raise OverflowError("date value out of range")
+        return self
+
+
+def test_rows_of_a_parquet_file_with_images_in_them(tmp_path, monkeypatch) -> None:
     rows = [
         {"image": {"bytes": b"PNG", "path": "no"}, "prompt": "a"},
         {"image": {"bytes": None, "path": "p.png"}, "prompt": "b"},
@@ -221,30 +211,16 @@ def test_rows_of_a_parquet_file_with_images_in_them(tmp_path, monkeypatch) -> No
         {"image": None, "prompt": None},
     ]
 
-    class Batch(list):
-        num_rows = property(len)
+    def iter_batches(batch_size: int, columns: list[str]) -> tuple[Batch, Batch]:
+        assert columns == ["image", "prompt"]
+        return Batch(rows[:2]), Batch(rows[2:])
 
-        def slice(self, at: int, length: int) -> Batch:
-            return Batch(self[at : at + length])
-
-        def to_pylist(self) -> list[dict[str, Any]]:
-            if any(row["prompt"] == "far" for row in self):
-                raise OverflowError("date value out of range")
-            return self
-
-    class File:
-        schema_arrow = SimpleNamespace(names=["image", "prompt"])
-
-        def __init__(self, path: Path) -> None:
-            pass
-
-        def iter_batches(self, batch_size: int, columns: list[str]):
-            assert columns == ["image", "prompt"]
-            yield from (Batch(rows[:2]), Batch(rows[2:]))
-
+    schema = SimpleNamespace(names=["image", "prompt"])
+    file = SimpleNamespace(schema_arrow=schema, iter_batches=iter_batches)
     arrow = SimpleNamespace(ArrowException=ValueError)
+    parquet = SimpleNamespace(ParquetFile=lambda path: file)
     monkeypatch.setitem(sys.modules, "pyarrow", arrow)
-    monkeypatch.setitem(sys.modules, "pyarrow.parquet", SimpleNamespace(ParquetFile=File))
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", parquet)
     (parquet_file := tmp_path / "x.parquet").touch()
     found = list(open_input(parquet_file, BatchSpec()).items())
     urls = [content(one)[0]["image_url"]["url"] for one in found[:3]]
@@ -270,16 +246,16 @@ def test_a_column_that_the_prompt_leaves_out_is_not_read(tmp_path) -> None:
 
 
 def test_a_row_of_a_parquet_file_that_cannot_be_read_fails_alone(tmp_path) -> None:
-    def text(arrow: Any) -> dict[str, Any]:
+    def text(arrow: Any) -> Any:
         offsets = b"".join(at.to_bytes(4, "little") for at in (0, 1, 2, 3))
         buffers = [None, arrow.py_buffer(offsets), arrow.py_buffer(b"a\xffc")]
-        return {"prompt": arrow.Array.from_buffers(arrow.string(), 3, buffers)}
+        return arrow.Array.from_buffers(arrow.string(), 3, buffers)
 
-    def date(arrow: Any) -> dict[str, Any]:
-        return {"prompt": arrow.array([0, 1 << 62, 0], arrow.timestamp("us"))}
+    def date(arrow: Any) -> Any:
+        return arrow.array([0, 1 << 62, 0], arrow.timestamp("us"))
 
-    for columns in (text, date):
-        found = parquet(tmp_path, columns)
+    for column in (text, date):
+        found = parquet(tmp_path, lambda arrow, column=column: {"prompt": column(arrow)})
         assert [one.fault and one.fault.code for one in found] == [None, "bad_line", None]
         assert "the row cannot be read" in found[1].fault.message
         assert found[1].custom_id == "row-2"

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import random
+import json
 import re
+import signal
+import subprocess
+import sys
 import threading
-from contextlib import nullcontext
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, nullcontext
+from functools import partial
+from itertools import islice
+from pathlib import Path
 
 import pytest
 
 import turbofit
 from tests.batch.standin import StandIn, items_of, lines, write_requests
 from tests.support.processes import free_port
+from tests.support.waiting import HANG, until
 from turbofit.batch import batch_job
 from turbofit.batch.batch_job import BatchJob, run_together, send_all
 from turbofit.batch.batch_spec import BatchSpec, BatchTarget, target_of
-from turbofit.batch.output_file import BatchError, BatchItem, BatchLine, OutputFile, Survey
+from turbofit.batch.output_file import BatchItem, BatchLine, OutputFile, Survey
 from turbofit.core.errors import UnservedError, UsageError
 from turbofit.core.process.progress import Step, listened
 from turbofit.core.process.threads import in_thread
@@ -24,8 +34,8 @@ from turbofit.load.prompt import png
 from turbofit.planning.request import PlanRequest
 
 
-def run(source, output, url: str, *, at_once: int = 8, **spec):
-    job = BatchJob((source, output), BatchSpec.of(**spec), BatchTarget(url, None, None, at_once))
+def run(source, output, url: str, **spec):
+    job = BatchJob((source, output), BatchSpec.of(**spec), BatchTarget(url, None, None, 8))
     return asyncio.run(job.run())
 
 
@@ -38,7 +48,7 @@ def items(count: int, text: str = "x") -> dict[str, str]:
 
 
 def test_answers_and_failures_each_have_their_line(tmp_path) -> None:
-    texts = {**items(30), "bad": "400", "odd": "422", "late": "503,ok", "died": "reset,ok"}
+    texts = {**items(30), "bad": "400,ok", "odd": "422", "late": "503,ok", "died": "reset,ok"}
     source = write_requests(tmp_path / "in.jsonl", texts)
     with source.open("a") as file:
         file.write("broken\n" + source.read_text().splitlines()[0] + "\n")
@@ -50,64 +60,53 @@ def test_answers_and_failures_each_have_their_line(tmp_path) -> None:
         assert server.most <= 8
         before = len(server.bodies)
         again = run(source, output, server.url)
+        assert (again.before, again.left, again.answered) == (36, 0, 32)
         assert len(server.bodies) == before
-    assert (again.before, again.left, again.answered) == (36, 0, 32)
-    found = lines(output)
-    assert len({one["id"] for one in found}) == len(found) == 36
-    codes = {one["custom_id"]: one["error"]["code"] for one in found if one["error"]}
-    assert codes == {
-        "bad": "refused", "odd": "refused", None: "bad_line", "i0000": "duplicate_custom_id",
-    }  # fmt: skip
-
-
-def test_failed_items_are_sent_again_where_that_is_asked_for(tmp_path) -> None:
-    source = write_requests(tmp_path / "in.jsonl", {"a": "ok", "b": "400,ok"})
-    output = tmp_path / "out.jsonl"
-    with StandIn() as server:
-        assert run(source, output, server.url).failed == 1
-        assert run(source, output, server.url, retry_failed=True).failed == 0
-    assert sorted(names(output)) == ["a", "b"]
+        found = lines(output)
+        assert len({one["id"] for one in found}) == len(found) == 36
+        codes = {one["custom_id"]: one["error"]["code"] for one in found if one["error"]}
+        assert codes == {
+            "bad": "refused", "odd": "refused", None: "bad_line", "i0000": "duplicate_custom_id",
+        }  # fmt: skip
+        assert run(source, output, server.url, retry_failed=True).failed == 3
+        assert len(server.bodies) == before + 2
+    assert len(lines(output)) == 36
 
 
 def test_images_of_a_folder(tmp_path) -> None:
-    folder = tmp_path / "photos"
+    folder, output = tmp_path / "photos", tmp_path / "out.jsonl"
     folder.mkdir()
     for number in range(5):
         (folder / f"{number}.png").write_bytes(png(64, 64))
     (folder / "broken.png").write_bytes(b"x")
-    output = tmp_path / "out.jsonl"
     with StandIn() as server:
         result = run(folder, output, server.url, prompt="ok {stem}")
         assert sorted(server.seen) == [f"ok {n}" for n in range(5)]
-        assert {body["max_tokens"] for body in server.bodies} == {512}
-        assert {body["model"] for body in server.bodies} == {"m"}
-    assert sorted(names(output)) == ["0.png", "1.png", "2.png", "3.png", "4.png", "broken.png"]
-    assert (result.answered, result.failed) == (5, 1)
-    with StandIn() as server, pytest.raises(UsageError, match="is of another input"):
-        run(folder, output, server.url, prompt="another")
-    with StandIn() as server, pytest.raises(UsageError, match="--max-tokens has changed"):
-        run(folder, output, server.url, prompt="ok {stem}", max_tokens=300)
-    with StandIn() as server:  # what is usual is not another
+        assert {(body["max_tokens"], body["model"]) for body in server.bodies} == {(512, "m")}
+        assert sorted(names(output)) == [*(f"{n}.png" for n in range(5)), "broken.png"]
+        assert (result.answered, result.failed) == (5, 1)
+        with pytest.raises(UsageError, match="is of another input"):
+            run(folder, output, server.url, prompt="another")
+        with pytest.raises(UsageError, match="--max-tokens has changed"):
+            run(folder, output, server.url, prompt="ok {stem}", max_tokens=300)
+        # What is usual is not another.
         assert run(folder, output, server.url, prompt="ok {stem}", max_tokens=512).left == 0
-
-
-def test_input_and_output_are_two_files(tmp_path) -> None:
-    source = write_requests(tmp_path / "in.jsonl", items(1))
-    with pytest.raises(UsageError, match="are one file"):
-        run(source, source, "http://127.0.0.1:9")
-    with pytest.raises(UsageError, match="File name too long"):
-        run(source, tmp_path / ("a" * 300), "http://127.0.0.1:9")
 
 
 def test_a_server_that_goes_away_ends_it_and_it_can_go_on(tmp_path) -> None:
     source = write_requests(tmp_path / "in.jsonl", items(40, "hold"))
     output, port = tmp_path / "out.jsonl", free_port()
-    with StandIn(port) as server:
-        ended = threading.Thread(target=_ends, args=(server,))
-        ended.start()
-        with pytest.raises(UnservedError, match="has not answered"):
+
+    def end() -> None:
+        server.wait_for(8)
+        server.close()
+
+    with StandIn(port) as server, ThreadPoolExecutor() as pool:
+        ended = pool.submit(end)
+        with pytest.raises(UnservedError, match="has not answered for ") as caught:
             run(source, output, server.url, patience=0.2)
-        ended.join()
+        assert "give the same command" in caught.value.hint
+        ended.result()
     done = len(lines(output))
     assert done < 40
     assert output.read_bytes().count(b"\n") == done
@@ -118,27 +117,19 @@ def test_a_server_that_goes_away_ends_it_and_it_can_go_on(tmp_path) -> None:
     assert len(set(names(output))) == 40
 
 
-def _ends(server: StandIn) -> None:
-    """Let nothing be answered, and end."""
-    server.wait_for(8)
-    server.close()
-
-
 def test_waiting_for_a_server_is_told(tmp_path) -> None:
     source, port = write_requests(tmp_path / "in.jsonl", items(3)), free_port()
-    started: list[StandIn] = []
+    waits = Step("sending", 0, 3, detail="0 failed, waiting for the server: no connection")
+    servers = [StandIn(port)]
+    with ExitStack() as started:
 
-    def hear(step: Step | None) -> None:
-        waits = "0 failed, waiting for the server: no connection"
-        if not started and step == Step("sending", 0, 3, detail=waits):
-            started.append(StandIn(port).__enter__())
+        def hear(step: Step | None) -> None:
+            if step == waits and servers:
+                started.enter_context(servers.pop())
 
-    try:
         with listened(hear):
             result = run(source, tmp_path / "out.jsonl", f"http://127.0.0.1:{port}")
         assert result.answered == 3
-    finally:
-        started[0].close()
 
 
 def test_stopping_keeps_what_there_is_and_the_rate_is_told(tmp_path, monkeypatch) -> None:
@@ -146,98 +137,51 @@ def test_stopping_keeps_what_there_is_and_the_rate_is_told(tmp_path, monkeypatch
     source = write_requests(tmp_path / "in.jsonl", {**items(20), "held": "hold"})
     output = tmp_path / "out.jsonl"
 
-    async def main(url: str):
-        def hear(step: Step | None) -> None:
-            if step is not None and step.done == 20:
-                assert re.fullmatch(r"0 failed, [\d,]+\.\d/s", step.detail)
-                job.stop()
-
-        job = BatchJob((source, output), BatchSpec(), BatchTarget(url, None, None, 4))
-        with listened(hear):
-            return await job.run()
+    def hear(step: Step | None) -> None:
+        if step is not None and step.done == 20:
+            assert re.fullmatch(r"0 failed, [\d,]+\.\d/s", step.detail)
+            job.stop()
 
     with StandIn() as server:
-        result = asyncio.run(main(server.url))
+        job = BatchJob((source, output), BatchSpec(), BatchTarget(server.url, None, None, 4))
+        with listened(hear):
+            result = asyncio.run(job.run())
         assert (result.answered, result.left, result.before) == (20, 1, 0)
-        assert result.seconds > 0
-        assert result.items_per_second > 0
+        assert min(result.seconds, result.items_per_second) > 0
         server.release()
         assert run(source, output, server.url).left == 0
 
 
-class Under:
-    """A run with what it needs, and what was seen of it."""
+def test_so_many_are_under_way_and_no_more_are_read(tmp_path) -> None:
+    counts, most = Counter[str](), Counter[str]()
 
-    def __init__(self, tmp_path, count: int, ask, **options) -> None:
-        self.path, self.read, self.written = tmp_path / "out.jsonl", 0, 0
-        self.survey = Survey(items_of(range(1, count + 1)))
-        self._count, self._ask, self._options = count, ask, options
-        self.most_ahead = 0
+    def count(what: str, number: int) -> None:
+        counts[what] += number
+        most["running"] = max(most["running"], counts["running"])
+        most["ahead"] = max(most["ahead"], counts["read"] - counts["written"])
 
-    def _count_written(self, written: int) -> None:
-        self.written += written
-
-    def _items(self):
-        for item in items_of(range(1, self._count + 1)):
-            self.read += 1
-            self.most_ahead = max(self.most_ahead, self.read - self.written)
+    def read() -> Iterator[BatchItem]:
+        for item in items_of(range(1, 501)):
+            count("read", 1)
             yield item
 
-    @property
-    def taken(self) -> list[str]:
-        """The names of the output's lines."""
-        return [line["custom_id"] for line in lines(self.path)]
-
-    def run(self) -> None:
-        async def main() -> None:
-            with OutputFile(self.path) as output:
-                output.resume(Survey([]), retry_failed=False)
-                found = self.survey.pending(self._items())
-                options = {"at_once": 4, **self._options}
-                await send_all(found, output, self._ask, self._count_written, **options)
-
-        asyncio.run(main())
-
-
-def answer(item: BatchItem) -> BatchLine:
-    error = item.fault and BatchError(code=item.fault.code, message=item.fault.message)
-    return BatchLine(id=item.line_id, custom_id=item.custom_id, error=error)
-
-
-def shuffled(seed: int):
-    draw = random.Random(seed)
-
     async def ask(item: BatchItem) -> BatchLine:
-        for _ in range(draw.randrange(30)):
-            await asyncio.sleep(0)
-        return answer(item)
-
-    return ask
-
-
-@pytest.mark.parametrize("count", [0, 1, 5, 300])
-def test_every_item_has_one_line(count, tmp_path) -> None:
-    under = Under(tmp_path, count, shuffled(count))
-    under.run()
-    assert sorted(under.taken) == sorted(f"i{n}" for n in range(1, count + 1))
-    assert under.path.read_bytes().count(b"\n") == count
-
-
-def test_so_many_are_under_way_and_no_more_are_read(tmp_path) -> None:
-    running, most = 0, 0
-
-    async def ask(item: BatchItem) -> BatchLine:
-        nonlocal running, most
-        running += 1
-        most = max(most, running)
+        count("running", 1)
         await asyncio.sleep(0.001)
-        running -= 1
-        return answer(item)
+        count("running", -1)
+        return BatchLine(id=item.line_id, custom_id=item.custom_id)
 
-    under = Under(tmp_path, 500, ask, at_once=7)
-    under.run()
-    assert most == 7
-    assert under.most_ahead <= 7 + 2 * 16
+    async def main() -> None:
+        survey = Survey(items_of(range(1, 501)))
+        with OutputFile(tmp_path / "out.jsonl") as output:
+            output.resume(Survey([]), retry_failed=False)
+            found = survey.pending(read())
+            await send_all(found, output, ask, partial(count, "written"), at_once=7)
+
+    asyncio.run(main())
+    assert sorted(names(tmp_path / "out.jsonl")) == sorted(f"i{n}" for n in range(1, 501))
+    assert most["running"] == 7
+    assert most["ahead"] <= 7 + 2 * 16
 
 
 @pytest.mark.parametrize("first", ["nothing", "work", "beside"])
@@ -291,81 +235,120 @@ def test_each_line_comes_once_and_those_of_earlier_runs_first(tmp_path) -> None:
     texts = {**{f"i{n}": f"x {n}" for n in range(50)}, "bad": "400"}
     source, output = write_requests(tmp_path / "in.jsonl", texts), tmp_path / "out.jsonl"
     with StandIn() as server:
-        early = []
-        for line in turbofit.batch(source, output, url=server.url, concurrency=4):
-            early.append(line.custom_id)
-            if len(early) == 10:
-                break
+        loop = turbofit.batch(source, output, url=server.url, concurrency=4)
+        early = [line.custom_id for line in islice(loop, 10)]
+        loop.close()
         assert not [one for one in threading.enumerate() if one.name == "batch"]
         assert len(lines(output)) >= 10
-        found = list(turbofit.batch(source, output, url=server.url))
+        found = {line.custom_id: line for line in turbofit.batch(source, output, url=server.url)}
         assert server.most <= 64
-    assert early[:10] == [line.custom_id for line in found[:10]]
-    assert sorted(line.custom_id for line in found) == sorted(texts)
-    by_name = {line.custom_id: line for line in found}
-    assert by_name["i7"].text == "x 7"
-    assert by_name["bad"].error.code == "refused"
-    assert by_name["bad"].response.body["error"]["message"] == "no: 400"
+    assert early == list(found)[:10]
+    assert sorted(found) == sorted(texts)
+    assert found["i7"].text == "x 7"
+    assert found["bad"].error.code == "refused"
+    assert found["bad"].response.body["error"]["message"] == "no: 400"
 
 
-def test_an_error_comes_out_of_the_loop(tmp_path) -> None:
-    source, output = write_requests(tmp_path / "in.jsonl", {"a": "x"}), tmp_path / "out.jsonl"
-    with pytest.raises(UnservedError, match="has not answered"):
-        list(turbofit.batch(source, output, url="http://127.0.0.1:9", patience=0.01))
-    with pytest.raises(UsageError, match="cannot be read"):
-        list(turbofit.batch(tmp_path / "none", output, url="http://127.0.0.1:9"))
-    output.write_text("something else\n")
-    with pytest.raises(UsageError, match="is none of a batch"):
-        list(turbofit.batch(source, output, url="http://127.0.0.1:9"))
+def test_what_is_no_output_is_said_in_the_loop(tmp_path) -> None:
+    source, other = write_requests(tmp_path / "in.jsonl", items(1)), tmp_path / "other.jsonl"
+    other.write_text("something else\n")
+    for output, words in (
+        (source, "are one file"),
+        (tmp_path / ("a" * 300), "File name too long"),
+        (other, "is none of a batch"),
+    ):
+        loop = turbofit.batch(source, output, url="http://127.0.0.1:9")
+        with pytest.raises(UsageError, match=words):
+            list(loop)
 
 
-def test_wrong_options_are_said_at_once(tmp_path) -> None:
+def test_wrong_options_are_said_at_once() -> None:
+    url = {"url": "http://x"}
     for options, message in (
-        ({}, "nobody is named"),
-        ({"url": "http://x", "promt": "x"}, "promt is nothing that PlanRequest knows"),
-        ({"url": "http://x", "timeout": -1}, "timeout -1"),
+        ({}, "nobody is named who answers"),
+        ({"model": ""}, "nobody is named who answers"),
+        ({"url": "x:80"}, "x:80 is no address"),
         ({"model": "m", "api_key": "k"}, "--api-key is for a server"),
+        ({**url, "model": "m", "max_batch_size": 4}, "--max-batch-size is of a plan"),
+        ({**url, "promt": "x"}, "promt is nothing that PlanRequest knows"),
+        ({**url, "timeout": -1}, "timeout -1"),
     ):
         with pytest.raises(UsageError, match=message):
             turbofit.batch("in", "out", **options)
 
 
-@pytest.mark.parametrize(
-    ("given", "url", "message"),
-    [
-        ({"patience": 5.0}, None, "--patience is for a server"),
-        ({"allowed_media_domains": ("x",)}, "http://x", "--allowed-media-domains is for a server"),
-        ({"pretend": True}, "http://x", "--pretend is for a server that is started"),
-        ({"no_rehearse": True}, "http://x", "--no-rehearse is for a server that is started"),
-        ({"prompt": "a", "pretend": True, "no_rehearse": True}, None, None),
-        ({"prompt": "a", "patience": 1.0}, "http://x", None),
-    ],
-)
-def test_what_does_not_go_together_is_said(given, url, message) -> None:
-    with pytest.raises(UsageError, match=message) if message else nullcontext():
-        BatchSpec.of(**given).check(url=url)
-
-
-def test_a_server_that_runs(monkeypatch) -> None:
+def test_a_server_that_runs_and_options_of_the_other_one(monkeypatch) -> None:
     monkeypatch.delenv("TURBOFIT_API_KEY", raising=False)
     assert target_of("http://x", None, None) == ("http://x", None, None, 64, None)
     request = PlanRequest.of(model="m", concurrency=9)
     assert target_of("http://x", "k", request) == ("http://x", "k", "m", 9, None)
     assert target_of(None, None, request).request is request
+    BatchSpec.of(pretend=True, no_rehearse=True).check(url=None)
+    for url, given in ((None, "patience"), ("http://x", "pretend"), ("http://x", "no_rehearse")):
+        with pytest.raises(UsageError, match=f"--{given.replace('_', '-')} is for a server"):
+            BatchSpec.of(**{given: 5.0 if given == "patience" else True}).check(url=url)
     monkeypatch.setenv("TURBOFIT_API_KEY", "e")
     assert target_of("http://x", None, PlanRequest.of(model="")).key == "e"
 
 
-@pytest.mark.parametrize(
-    ("url", "key", "given", "message"),
-    [
-        (None, None, None, "nobody is named who answers"),
-        (None, None, {"model": ""}, "nobody is named who answers"),
-        (None, "k", {"model": "m"}, "--api-key is for a server"),
-        ("x:80", None, None, "x:80 is no address"),
-        ("http://x", None, {"model": "m", "max_batch_size": 4}, "--max-batch-size is of a plan"),
-    ],
-)
-def test_what_contradicts_itself_is_said(url, key, given, message) -> None:
-    with pytest.raises(UsageError, match=message):
-        target_of(url, key, PlanRequest.of(**given) if given else None)
+def command(output: Path, server: StandIn, texts: dict[str, str], *words: str) -> list[str]:
+    """A batch of these items."""
+    source = write_requests(output.with_name("in.jsonl"), texts)
+    named = ["batch", str(source), str(output), "--url", server.url]
+    return [sys.executable, "-m", "turbofit", *named, *words]
+
+
+@pytest.mark.slow
+def test_kill_9_at_any_moment_loses_and_doubles_nothing(tmp_path) -> None:
+    output, killed = tmp_path / "out.jsonl", 0
+    with StandIn() as server:
+        batch = command(output, server, items(400), "--concurrency", "8", "--quiet")
+        for at in (1, 60, 200, 330):
+            with subprocess.Popen(batch, stderr=subprocess.PIPE) as child:
+                server.wait_for(at)
+                child.send_signal(signal.SIGKILL)
+                killed += child.wait(HANG) == -signal.SIGKILL
+            with output.open("ab") as file:
+                file.write(b'{"id":"batch_req_torn')
+        assert killed >= 3
+        subprocess.run(batch, check=True, timeout=HANG)
+        # Only what was under way at a kill was sent twice.
+        assert len(server.bodies) <= 400 + 4 * 8
+    assert sorted(names(output)) == sorted(items(400))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_command_in_order(number, tmp_path) -> None:
+    output = tmp_path / "out.jsonl"
+    with StandIn() as server:
+        batch = command(output, server, {**items(5), "held": "hold"}, "--json")
+        with subprocess.Popen(batch, stdout=subprocess.PIPE) as child:
+            until(lambda: output.exists() and output.read_bytes().count(b"\n") == 5, "five lines")
+            child.send_signal(number)
+            said = json.loads(child.communicate(timeout=HANG)[0])
+    assert child.returncode == 130
+    assert (said["schema"], said["answered"], said["left"]) == ("turbofit.batch/1", 5, 1)
+
+
+LIMITED = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_a_disk_that_takes_no_more_ends_it_and_with_room_it_goes_on(tmp_path) -> None:
+    output = tmp_path / "out.jsonl"
+    with StandIn() as server:
+        batch = command(output, server, items(60), "--quiet")
+        limited = [sys.executable, "-c", LIMITED, *batch]
+        done = subprocess.run(limited, stderr=subprocess.PIPE, check=False, text=True, timeout=HANG)
+        assert done.returncode == 2
+        assert f"error: {output} cannot be written: File too large" in done.stderr
+        assert "hint: make room" in done.stderr
+        assert 0 < len(lines(output)) < 60
+        assert output.read_bytes().endswith(b"\n")
+        subprocess.run(batch, check=True, timeout=HANG)
+    assert sorted(names(output)) == sorted(items(60))

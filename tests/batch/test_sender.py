@@ -5,6 +5,8 @@ import base64
 import copy
 import json
 import os
+from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -26,37 +28,35 @@ def _no_pauses(monkeypatch) -> None:
 
 
 def line(url: str, text: str, **options: Any) -> BatchLine:
-    raw = msgspec.Raw(msgspec.json.encode(request("a", text)["body"]))
-    item = BatchItem(number=7, digest=1, custom_id="a", body=raw)
-    return asked(url, item, **options)[0]
+    return asked(url, item(msgspec.json.encode(request("a", text)["body"])), **options)[0]
 
 
-def asked(url: str, item: BatchItem, **options: Any) -> tuple[BatchLine, int]:
+def asked(url: str, one: BatchItem, **options: Any) -> tuple[BatchLine, int]:
     """The line of an item, and how many requests the server lowered."""
 
     async def ask() -> tuple[BatchLine, int]:
         given = {"timeout": 60.0, "patience": 60.0, "key": None, **options}
         async with Sender(url, given.pop("key"), **given) as sender:
-            found = await sender.line(item, lambda item: bytes(item.body))
+            found = await sender.line(one, lambda item: bytes(item.body))
             assert found.error or not sender.waits
             return found, sender.lowered
 
     return asyncio.run(ask())
 
 
-def test_an_answer_is_kept_as_it_came() -> None:
+@pytest.fixture
+def server() -> Iterator[StandIn]:
     with StandIn() as server:
-        found = line(server.url + "/v1/", "hello")
+        yield server
+
+
+def test_an_answer_is_kept_as_it_came_in_one_line(server) -> None:
+    found = line(server.url + "/v1/", "hello")
     assert (found.id, found.custom_id, found.error) == ("batch_req_7-00000001", "a", None)
     assert (found.response.status_code, found.response.request_id) == (200, "r-1")
     body = msgspec.json.decode(bytes(found.response.body))
     assert body["choices"][0]["message"]["content"] == "hello"
-
-
-def test_an_answer_of_several_lines_becomes_one() -> None:
-    with StandIn() as server:
-        found = line(server.url, "pretty")
-    raw = msgspec.json.encode(found)
+    raw = msgspec.json.encode(line(server.url, "pretty"))
     assert b"\n" not in raw
     assert msgspec.json.decode(raw)["response"]["body"] == {"a": "b\n c"}
 
@@ -70,90 +70,50 @@ def test_what_is_no_request_is_the_items_failure() -> None:
     assert (found.error.code, found.error.message) == ("image_missing", "a.png is not there")
 
 
-@pytest.mark.parametrize("text", ["503,429,502,504,ok", "reset,reset,ok", "500,ok", "500,503,ok"])
-def test_what_passes_is_waited_out(text) -> None:
-    with StandIn() as server:
-        found = line(server.url, text)
-        assert server.seen[text] == text.count(",") + 1
-    assert found.error is None
+@pytest.mark.parametrize("text", ["503,429,502,504,ok", "reset,reset,ok", "500,503,ok"])
+def test_what_passes_is_waited_out(text, server) -> None:
+    assert line(server.url, text).error is None
+    assert server.seen[text] == text.count(",") + 1
 
 
 @pytest.mark.parametrize(
-    ("text", "times", "status", "code"),
+    ("text", "options", "times", "status", "code"),
     [
-        ("400", 1, 400, "refused"),
-        ("404", 1, 404, "refused"),
-        ("422", 1, 422, "refused"),
-        ("500", 3, 500, "refused"),
-        ("garbage", 1, 200, "bad_answer"),
-        ("nearly", 1, 200, "bad_answer"),
-        ("reset", 8, None, "connection_lost"),
+        ("400", {}, 1, 400, "refused"),
+        ("500", {}, 3, 500, "refused"),
+        ("garbage", {}, 1, 200, "bad_answer"),
+        ("nearly", {}, 1, 200, "bad_answer"),
+        ("reset", {}, 8, None, "connection_lost"),
+        ("hold", {"timeout": 0.05}, 3, None, "connection_lost"),
     ],
 )
-def test_what_stays_is_the_items_failure(text, times, status, code) -> None:
-    with StandIn() as server:
-        found = line(server.url, text)
-        assert server.seen[text] == times
-    assert found.error.code == code
-    assert (found.response and found.response.status_code) == status
+def test_what_stays_is_the_items_failure(text, options, times, status, code, server) -> None:
+    found = line(server.url, text, **options)
+    assert server.seen[text] == times
+    assert (found.error.code, found.response and found.response.status_code) == (code, status)
+    assert not options or found.error.message == "3 times: no answer in time"
 
 
-def test_a_server_that_is_ours_is_not_given_up(monkeypatch) -> None:
-    text = ",".join(["reset"] * 12 + ["ok"])
-    with StandIn() as server:
-        assert line(server.url, text, patience=None).error is None
-        assert server.seen[text] == 13
-
-
-def test_an_answer_that_takes_too_long_is_the_items_failure() -> None:
-    with StandIn() as server:
-        found = line(server.url, "hold", timeout=0.05)
-        assert server.seen["hold"] == 3
-    assert (found.error.code, found.error.message) == (
-        "connection_lost",
-        "3 times: no answer in time",
-    )
-
-
-def test_a_lowered_request_is_counted() -> None:
-    for text, lowered in (("limited", 1), ("hello", 0)):
-        raw = msgspec.Raw(msgspec.json.encode(request("a", text)["body"]))
-        with StandIn() as server:
-            assert asked(server.url, BatchItem(number=1, digest=1, body=raw))[1] == lowered
-
-
-def test_patience_has_an_end() -> None:
-    with pytest.raises(UnservedError, match=r"has not answered for .*: no connection") as caught:
-        line(f"http://127.0.0.1:{free_port()}", "x", patience=0.02)
-    assert "give the same command" in caught.value.hint
+def test_a_server_that_is_ours_is_not_given_up_and_lowered_requests_are_counted(server) -> None:
+    text = ",".join(["reset"] * 12 + ["limited"])
+    one = item(msgspec.json.encode(request("a", text)["body"]))
+    found, lowered = asked(server.url, one, patience=None)
+    assert (found.error, lowered, server.seen[text]) == (None, 1, 13)
 
 
 def test_a_server_that_fails_seldom_is_not_away(monkeypatch) -> None:
-    class Times:
-        now = 0.0
-
-        def monotonic(self) -> float:
-            return self.now
-
-    times = Times()
-    monkeypatch.setattr(sending, "time", times)
+    now = [0.0]
+    monkeypatch.setattr(sending, "time", SimpleNamespace(monotonic=lambda: now[0]))
 
     async def fail(step: float) -> None:
         async with Sender("http://127.0.0.1:9", None, timeout=1, patience=100) as sender:
             for _ in range(20):
-                times.now += step
+                now[0] += step
                 sender._away("the connection broke")
 
     asyncio.run(fail(91.0))
     with pytest.raises(UnservedError):
         asyncio.run(fail(60.0))
-
-
-def test_a_wrong_key_ends_the_batch_and_a_right_one_is_sent() -> None:
-    with StandIn(key="k") as server:
-        with pytest.raises(UsageError, match="does not know the key"):
-            line(server.url, "x")
-        assert line(server.url, "x", key="k").error is None
 
 
 def model(url: str, key: str | None = None) -> str:
@@ -164,24 +124,24 @@ def model(url: str, key: str | None = None) -> str:
     return asyncio.run(ask())
 
 
-def test_the_first_model_is_asked_for() -> None:
+def test_the_first_model_is_asked_for_and_a_wrong_key_ends_the_batch() -> None:
     with StandIn(key="k") as server:
         assert model(server.url, "k") == "m"
-        with pytest.raises(UsageError, match="does not know the key"):
-            model(server.url)
-        with pytest.raises(UnservedError, match="answers 404 and names no model"):
-            model(server.url + "/elsewhere", "k")
-    with pytest.raises(UsageError, match="is no address"):
-        model("http://[")
-    with pytest.raises(UnservedError, match="no connection"):
-        model(f"http://127.0.0.1:{free_port()}")
+        assert line(server.url, "x", key="k").error is None
+        for error, words, ask in (
+            (UsageError, "does not know the key", lambda: line(server.url, "x")),
+            (UsageError, "does not know the key", lambda: model(server.url)),
+            (UnservedError, "answers 404 and", lambda: model(server.url + "/elsewhere", "k")),
+            (UsageError, "is no address", lambda: model("http://[")),
+            (UnservedError, "no connection", lambda: model(f"http://127.0.0.1:{free_port()}")),
+        ):
+            with pytest.raises(error, match=words):
+                ask()
 
 
 def sent_for(one, *, replace: bool = False, base: object = "", max_tokens: int | None = None):
-    return sending.request_body(
-        one, "served",
-        replace=replace, base=str(base), max_tokens=max_tokens,
-    )  # fmt: skip
+    options = {"replace": replace, "base": str(base), "max_tokens": max_tokens}
+    return sending.request_body(one, "served", **options)
 
 
 PNG = png(64, 48)
@@ -197,26 +157,20 @@ def urls(found):
 
 def item(body) -> BatchItem:
     raw = body if isinstance(body, dict) else msgspec.Raw(body)
-    return BatchItem(number=1, digest=1, body=raw)
+    return BatchItem(number=7, digest=1, custom_id="a", body=raw)
 
 
-@pytest.mark.parametrize(
-    ("raw", "options", "sent"),
-    [
-        (b'{ "model": "mine", "x": 1e2 }', {}, {"model": "mine", "x": 100}),
-        (b'{"x": 1}', {}, {"x": 1, "model": "served"}),
-        (b'{"model": "mine"}', {"replace": True}, {"model": "served"}),
-        (b'{"model": "a"}', {"max_tokens": 7}, {"model": "a", "max_tokens": 7}),
-        (b'{"model": "a", "max_tokens": 9}', {"max_tokens": 7}, {"model": "a", "max_tokens": 9}),
-        (
-            b'{"model": "a", "max_completion_tokens": 9}',
-            {"max_tokens": 7},
-            {"model": "a", "max_completion_tokens": 9},
-        ),
-    ],
-)
-def test_model_and_answer_length_are_filled_in(raw, options, sent) -> None:
-    assert json.loads(sent_for(item(raw), **options)) == sent
+def test_model_and_answer_length_are_filled_in() -> None:
+    seven = {"max_tokens": 7}
+    for body, options, sent in (
+        ({"model": "mine", "x": 100.0}, {}, {}),
+        ({"x": 1}, {}, {"model": "served"}),
+        ({"model": "mine"}, {"replace": True}, {"model": "served"}),
+        ({"model": "a"}, seven, seven),
+        ({"model": "a", "max_tokens": 9}, seven, {}),
+        ({"model": "a", "max_completion_tokens": 9}, seven, {}),
+    ):
+        assert json.loads(sent_for(item(json.dumps(body).encode()), **options)) == {**body, **sent}
 
 
 def test_images_are_read_when_it_is_sent(tmp_path) -> None:
@@ -225,17 +179,13 @@ def test_images_are_read_when_it_is_sent(tmp_path) -> None:
     sent = json.loads(sent_for(row, base=tmp_path))
     assert urls(sent)[0].startswith("data:image/png")
     assert row.body == body("a.png"), "an entry stays small"
-    with pytest.raises(ItemError, match="is no file that is there"):
-        sent_for(item(msgspec.json.encode(body("none.png"))), base=tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("raw", "words"),
-    [(b'{"stream": true}', "no streams"), ({"prompt": "\udcff"}, "cannot be sent")],
-)
-def test_what_cannot_be_sent_is_the_items_failure(raw, words) -> None:
-    with pytest.raises(ItemError, match=words):
-        sent_for(item(raw))
+    for raw, words in (
+        (msgspec.json.encode(body("none.png")), "is no file that is there"),
+        (b'{"stream": true}', "no streams"),
+        ({"prompt": "\udcff"}, "cannot be sent"),
+    ):
+        with pytest.raises(ItemError, match=words):
+            sent_for(item(raw), base=tmp_path)
 
 
 def failure(found, base="") -> ItemError:
@@ -251,18 +201,14 @@ def test_files_are_put_inline_and_addresses_stay(tmp_path) -> None:
     found["messages"][0]["content"][0]["image_url"] = "a b.png"  # a bare string is a URL too
     inlined(found, str(tmp_path))
     assert urls(found) == [inline, inline, inline, "https://x/y.png"]
+    # Other bodies have none.
+    for odd in ({}, {"messages": 1}, {"messages": [1, {"content": "x"}, {"content": [1, {}]}]}):
+        before = copy.deepcopy(odd)
+        inlined(odd, "")
+        assert odd == before
 
 
-@pytest.mark.parametrize(
-    "odd", [{}, {"messages": 1}, {"messages": [1, {"content": "x"}, {"content": [1, {}]}]}]
-)
-def test_other_bodies_have_no_images(odd) -> None:
-    before = copy.deepcopy(odd)
-    inlined(odd, "")
-    assert odd == before
-
-
-def test_each_broken_image_has_its_code(tmp_path) -> None:
+def test_each_broken_image_has_its_code(tmp_path, monkeypatch) -> None:
     (tmp_path / "cut.png").write_bytes(PNG[:-20])
     (tmp_path / "text.png").write_bytes(b"hello")
     (tmp_path / "head.png").write_bytes(PNG[:12])
@@ -276,9 +222,7 @@ def test_each_broken_image_has_its_code(tmp_path) -> None:
         "data:image/png;base64,%%%": "bad_image_base64", "data:image/png,x": "bad_image_url",
     }  # fmt: skip
     assert {url: failure(body(url), tmp_path).code for url in codes} == codes
-
-
-def test_an_image_that_is_too_big_is_not_read(tmp_path, monkeypatch) -> None:
+    # What is too big is not read.
     (tmp_path / "a.png").write_bytes(PNG)
     monkeypatch.setattr(sending, "LARGEST_IMAGE", len(PNG) - 1)
     for url in ("a.png", "data:image/png;base64," + base64.b64encode(PNG).decode()):
@@ -287,9 +231,8 @@ def test_an_image_that_is_too_big_is_not_read(tmp_path, monkeypatch) -> None:
 
 @pytest.mark.parametrize("more", [b"x", b""])
 def test_an_image_that_changes_while_it_is_read(more, tmp_path, monkeypatch) -> None:
-    path = tmp_path / "a.png"
+    path, seen, real = tmp_path / "a.png", [], os.fstat
     path.write_bytes(PNG)
-    seen, real = [], os.fstat
 
     def fstat(fd: int) -> os.stat_result:
         if seen:

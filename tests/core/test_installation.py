@@ -6,7 +6,6 @@ import re
 import shlex
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,57 +14,42 @@ from turbofit.core.installation import install_command
 
 REPO = Path(__file__).resolve().parents[2]
 
-METADATA = (
-    "click>=8.2",
-    'cramjam>=2.9; extra == "lmdeploy"',
-    'lmdeploy<0.19,>=0.16; extra == "lmdeploy"',
-    'turbofit[gateway]; extra == "lmdeploy"',
-    'aiohttp>=3.12; extra == "gateway"',
-    'uvloop>=0.21; (sys_platform != "win32") and extra == "gateway"',
-    'transformers[serving]<6,>=5.17; extra == "fallback"',
-    'turbofit[fallback,lmdeploy]; extra == "all"',
-)
-
 
 class _Installed:
     """A distribution as importlib.metadata gives it."""
 
-    requires = METADATA
+    requires = (
+        "click>=8.2",
+        'cramjam>=2.9; extra == "lmdeploy"',
+        'lmdeploy<0.19,>=0.16; extra == "lmdeploy"',
+        'turbofit[gateway]; extra == "lmdeploy"',
+        'aiohttp>=3.12; extra == "gateway"',
+        'uvloop>=0.21; (sys_platform != "win32") and extra == "gateway"',
+        'transformers[serving]<6,>=5.17; extra == "fallback"',
+        'turbofit[fallback,lmdeploy]; extra == "all"',
+    )
 
 
-@pytest.fixture
-def installed(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Says which packages are there, beside turbofit."""
+def test_the_packages_that_lack_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = {"cramjam", "aiohttp", "uvloop"}
 
-    def install(*there: str) -> None:
-        monkeypatch.setattr(installation, "_distribution", _Installed)
+    def version(name: str) -> str:
+        if name in there:
+            return "1"
+        raise PackageNotFoundError(name)
 
-        def version(name: str) -> str:
-            if name in there:
-                return "1"
-            raise PackageNotFoundError(name)
-
-        monkeypatch.setattr("importlib.metadata.version", version)
-
-    return install
-
-
-def test_the_packages_that_lack_are_named(installed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    installed("cramjam", "aiohttp", "uvloop")
+    monkeypatch.setattr(installation, "_distribution", _Installed)
+    monkeypatch.setattr("importlib.metadata.version", version)
     assert shlex.split(install_command("lmdeploy")) == ["pip", "install", "lmdeploy<0.19,>=0.16"]
     assert "transformers[serving]<6,>=5.17" in shlex.split(install_command("all"))
     everything = shlex.split(install_command("lmdeploy", upgrade=True))
     assert everything[:4] == ["pip", "install", "-U", "cramjam>=2.9"]
     assert "lmdeploy<0.19,>=0.16" in everything
-    installed()
+    there.clear()
     assert shlex.split(install_command("gateway"))[2:] == ["aiohttp>=3.12", "uvloop>=0.21"]
     monkeypatch.setattr("sys.platform", "win32")
     assert shlex.split(install_command("gateway"))[2:] == ["aiohttp>=3.12"]
-
-
-def test_code_of_a_clone_that_was_never_installed_names_the_clone(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    # Code of a clone that was never installed names the clone.
     monkeypatch.setattr(installation, "_distribution", lambda: None)
     assert shlex.split(install_command("ray")) == ["pip", "install", f"{REPO}[ray]"]
 

@@ -7,17 +7,8 @@ import pytest
 
 from turbofit.cli.command_group import COMMANDS, TURBOFIT
 from turbofit.cli.usage_errors import options_by_command
-from turbofit.core.synonyms import _tables, command_synonym, near, synonym
+from turbofit.core.synonyms import _tables, by_its_words, command_synonym, near, synonym
 from turbofit.launch.serve.passthrough import option_classes
-
-
-def here(name: str, value: str | None) -> str:
-    meaning = synonym(name)
-    assert meaning is not None
-    text = meaning.here(value, "--{option} {value}")
-    whose, _, rest = text.partition("; here: ")
-    assert whose.startswith("an option of ")
-    return rest
 
 
 def test_every_option_that_the_table_names_is_one() -> None:
@@ -39,57 +30,57 @@ def test_every_option_that_the_table_names_is_one() -> None:
     [
         ("--gpu-memory-utilization", "0.9", "--budget 90%"),
         ("--gpu-memory-utilization", "90%", "--budget 90%"),
-        ("--gpu-memory-utilization", "0.925", "--budget 92.5%"),
         ("--gpu_memory_utilization", "x", "--budget 90%"),
-        ("--cuda-memory-fraction", "0.5", "--budget 50%"),
         ("--mem-fraction-static", ".05", "--budget 05%"),
-        ("--max-model-len", "8192", "--context 8192"),
         ("num_ctx", "4096", "--context 4096"),
-        ("--max-num-seqs", "32", "--max-batch-size 32"),
         ("-np", "4", "--concurrency 4"),
-        ("--data-parallel-size", "2", "--replicas 2"),
         ("--kv-cache-dtype", "fp8_e5m2", "--quant-policy fp8_e5m2"),
         ("--kv-cache-dtype", "auto", "--quant-policy 0"),
         ("--kv-cache-dtype", "nvfp4", "--quant-policy"),
         ("--cache-type-k", "q8_0", "--quant-policy 8"),
-        ("--quantization", "awq_marlin", "--model-format awq"),
-        ("--limit-mm-per-prompt", "image=4", "--images 4"),
+        ("--quantization", "awq_marlin", "leave it out: the checkpoint's config says"),
         ("--image", "4k", "--image-size 4k"),
         ("--limit-mm-per-prompt", "image=4,video=1", "--images 4"),
         ("--limit-mm-per-prompt", '{"image": 4}', "--images 4"),
         ("--mm-processor-kwargs", '{"max_pixels": 1003520}', "--max-pixels 1003520"),
-        (
-            "--mm-processor-kwargs",
-            '{"max_dynamic_patch": 6}',
-            "--max-pixels (InternVL's max_dynamic_patch is --max-dynamic-patch",
-        ),
+        ("--mm-processor-kwargs", '{"max_dynamic_patch": 6}', "--max-pixels (InternVL's max_"),
         ("--mm-processor-kwargs", "{", "--max-pixels"),
         ("--enforce-eager", "m", "--eager-mode"),
         ("-ngl", "99", "leave it out"),
         ("--lora-modules", "a=b", "turbofit merge BASE ADAPTER OUT"),
-        (
-            "--speculative-algorithm",
-            "eagle3",
-            "it takes memory that no plan counts",
-        ),
         ("--speculative-config", "{}", "it takes memory that no plan counts"),
         ("--num-gpus", "2", "--tp 2 (and a machine of so many cards is --on 2xrtx3090)"),
     ],
 )
 def test_the_value_is_translated(name: str, value: str, said: str) -> None:
-    assert here(name, value).startswith(said)
+    whose, _, here = synonym(name).here(value, "--{option} {value}").partition("; here: ")
+    assert whose.startswith("an option of ")
+    assert here.startswith(said)
 
 
-def test_what_nobody_says() -> None:
+def test_what_nobody_says_or_is_unlike_is_no_misspelling() -> None:
     assert synonym("--no-such-thing") is None
     assert command_synonym("qqqq") is None
     assert str(command_synonym("RUN")).startswith("turbofit serve MODEL")
-
-
-def test_what_is_unlike_is_no_misspelling() -> None:
     assert near("--imags", ["--images", "--json"]) == ["--images"]
-    for wrong, right in (
-        ("--max-model-len", "--language-model-only"), ("--users", "--cluster"),
-        ("--kv-cache-dtype", "--dtype"), ("--free", "--file"), ("--model", "--md"),
-    ):  # fmt: skip
+    for wrong, right in (("--users", "--cluster"), ("--free", "--file"), ("--model", "--md")):
         assert near(wrong, [right]) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "command", "said"),
+    [
+        ("--max-price", "plan", "turbofit knows no prices"),
+        ("--used-memory", "plan", "memory stands behind the card"),
+        ("--gpu-vram", "gpus", "a word filters: turbofit gpus 24gb"),
+        ("--family", "models", ""),
+        # A word that is advised about, beside one that is not, or that means something else.
+        ("--kv-transfer-config", "plan", ""),
+        ("--batch-timeout", "serve", ""),
+        ("--seed-node", "serve", ""),
+    ],
+)
+def test_advice_is_given_where_all_words_of_a_name_mean_it(
+    name: str, command: str, said: str
+) -> None:
+    assert by_its_words(name, command)[: len(said) or None] == said

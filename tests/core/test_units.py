@@ -19,13 +19,12 @@ def test_sizes(text: str, size: int) -> None:
     assert parse_bytes(text) == size
 
 
-@pytest.mark.parametrize("text", ["19", "0.5", "1", "256", "24576", "1048575"])
+@pytest.mark.parametrize("text", ["0.5", "1", "19", "1048575"])
 def test_a_forgotten_unit_is_asked_for(text: str) -> None:
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UsageError, match=rf"^--margin: {text} bytes\?") as caught:
         parse_bytes(text, what="--margin")
-    assert caught.value.message == f"--margin: {text} bytes?"
-    assert f"for {text} GiB write {text}GiB" in caught.value.hint
-    assert f"for {text} MiB write {text}MiB" in caught.value.hint
+    for unit in ("GiB", "MiB"):
+        assert f"for {text} {unit} write {text}{unit}" in caught.value.hint
 
 
 @pytest.mark.parametrize("text", ["lots", "", "-1", "1 XiB", "9999999TiB", "9" * 400])

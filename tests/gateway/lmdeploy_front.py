@@ -32,30 +32,25 @@ def plan_of(folder: Path, limit: int):
     return plausible_plan(model=resolved, limits=limits_for(resolved.image_rule, limit=limit))
 
 
-async def drive(
-    plan, model, *, count: int, seed: int, overlaid: bool = True
-) -> tuple[list[int], int]:
-    """Bent bodies through the gateway into LMDeploy's own code; returns the tokens seen."""
+async def drive(plan, model, *, count: int, seed: int, overlaid: bool) -> tuple[list[int], int]:
+    """Bent bodies through the gateway into LMDeploy's own code: tokens seen, bodies passed."""
     app, recorder = gateway(plan, overlay=overlaid)
-    mutator, reached, passed = Mutator(seed, large=False), [], 0
+    mutator, reached, most = Mutator(seed, large=False), [], plan.limits.image_tokens_per_request
     for _ in range(count):
         path, raw = mutator.request()
         before = len(recorder.seen)
-        reply = await call(app, path, raw=raw, method="POST")
-        assert reply.status < 500
+        assert (await call(app, path, raw=raw, method="POST")).status < 500
         if len(recorder.seen) == before:
             continue
-        passed += 1
         messages = await as_lmdeploy_reads(path, recorder.seen[-1][3])
         if messages is None:
             continue
         answer = model.preprocess(messages)
         tokens = [int(item["image_tokens"]) for item in answer[-1]["content"]]
-        most = plan.limits.image_tokens_per_request // plan.limits.images_per_request
-        assert sum(tokens) <= plan.limits.image_tokens_per_request
-        assert all(item <= most for item in tokens)
+        assert sum(tokens) <= most
+        assert all(item <= most // plan.limits.images_per_request for item in tokens)
         reached += tokens
-    return reached, passed
+    return reached, len(recorder.seen)
 
 
 async def as_lmdeploy_reads(path: str, raw: bytes) -> list[dict[str, Any]] | None:
@@ -65,23 +60,18 @@ async def as_lmdeploy_reads(path: str, raw: bytes) -> list[dict[str, Any]] | Non
     """
     from lmdeploy.serve.anthropic.adapter import to_openai_messages
     from lmdeploy.serve.anthropic.protocol import MessagesRequest
-    from lmdeploy.serve.openai.protocol import (
-        ChatCompletionRequest,
-        CompletionRequest,
-        GenerateReqInput,
-    )
+    from lmdeploy.serve.openai import protocol
     from lmdeploy.serve.processors import MultimodalProcessor
     from pydantic import ValidationError
 
     kinds = {
-        "/v1/chat/completions": ChatCompletionRequest, "/v1/messages": MessagesRequest,
-        "/generate": GenerateReqInput, "/v1/completions": CompletionRequest,
+        "/v1/chat/completions": protocol.ChatCompletionRequest, "/v1/messages": MessagesRequest,
+        "/generate": protocol.GenerateReqInput, "/v1/completions": protocol.CompletionRequest,
     }  # fmt: skip
-    body = msgspec.json.decode(raw)
     if path not in kinds:
         return None
     try:
-        request = kinds[path].model_validate(body)
+        request = kinds[path].model_validate(msgspec.json.decode(raw))
     except ValidationError:
         return None
     if path == "/v1/completions":
@@ -91,13 +81,10 @@ async def as_lmdeploy_reads(path: str, raw: bytes) -> list[dict[str, Any]] | Non
     messages: Any = getattr(request, "messages", None) or []
     if path == "/v1/messages" and messages:
         messages = to_openai_messages(request)
-    if not messages and request.image_data is not None:
-        listed = (
-            request.image_data if isinstance(request.image_data, list) else [request.image_data]
-        )
+    if not messages and (images := request.image_data) is not None:
         parts = [
             {"type": "image_url", "image_url": {"url": image} if isinstance(image, str) else image}
-            for image in listed
+            for image in (images if isinstance(images, list) else [images])
         ]
         messages = [{"role": "user", "content": [{"type": "text", "text": "x"}, *parts]}]
     processor = MultimodalProcessor(None, None)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -68,13 +69,8 @@ def ended(served: tuple[Child, str], *numbers: signal.Signals) -> list[str]:
         child.process.send_signal(number)
         until(lambda: refuses(url), "the drain")
     assert child.finish() == 0, child.stderr
-    assert "Traceback" not in child.stderr
-    assert "Error" not in child.stderr
+    assert not re.search("Traceback|Error", child.stderr)
     return child.lines
-
-
-def records(lines: list[str]) -> list[dict[str, object]]:
-    return [json.loads(line) for line in lines if line.startswith("{")]
 
 
 @pytest.mark.parametrize(
@@ -88,9 +84,8 @@ def test_whoever_is_cut_off_is_told_in_the_form_of_its_api(
     streams = {path: OpenClient(url, path, body) for path, body in STREAMS.items()}
     for client in streams.values():
         client.wait_for(b"data: {}\n\n")
-    whole = {
-        path: OpenClient(url, path, {**body, "stream": False}) for path, body in STREAMS.items()
-    }
+    answers = {path: {**body, "stream": False} for path, body in STREAMS.items()}
+    whole = {path: OpenClient(url, path, body) for path, body in answers.items()}
     image = OpenClient(url, CHAT, chat(SIZED))
     for _ in (*streams, *whole, image):
         engine.began.acquire()
@@ -107,37 +102,31 @@ def test_whoever_is_cut_off_is_told_in_the_form_of_its_api(
         lines = ended(served, *numbers)
     for path, client in streams.items():
         status, _, body = client.answer()
-        last = body.removesuffix(b"data: [DONE]\n\n").rpartition(b"data: ")[2]
-        event = json.loads(last)
+        event = json.loads(body.removesuffix(b"data: [DONE]\n\n").rpartition(b"data: ")[2])
         assert status == 200
-        if path == "/v1/messages":
+        if path in ("/v1/messages", "/v1/responses"):
             assert b"event: error\n" in body
             assert event["type"] == "error"
-            assert event["error"]["type"] == "overloaded_error"
-        elif path == "/v1/responses":
-            assert b"event: error\n" in body
-            assert (event["type"], event["code"]) == ("error", "ending")
+            assert event.get("code") == "ending" or event["error"]["type"] == "overloaded_error"
         else:
             assert event["error"]["code"] == "ending"
             assert body.endswith(b"data: [DONE]\n\n")
     for client in (*whole.values(), image, queued, *half, drips):
-        status, headers_, body = client.answer()
-        assert status == 503
-        assert headers_["retry-after"] == "10"
+        status, sent, body = client.answer()
+        assert (status, sent["retry-after"]) == (503, "10")
         assert b"the server is ending" in body
     document = json.loads(whole["/v1/messages"].answer()[2])
     assert document["error"]["type"] == "overloaded_error"
     assert lines[-1] == "ended: 19 open requests were cut off"
-    cut_off = [record for record in records(lines) if record["refused"] == "ending"]
-    assert sorted(record["status"] for record in cut_off) == [200] * 6 + [503] * 13
+    records = [json.loads(line) for line in lines if line.startswith("{")]
+    cut_off = [record["status"] for record in records if record["refused"] == "ending"]
+    assert sorted(cut_off) == [200] * 6 + [503] * 13
     deaf.close()
 
 
-def test_what_ends_while_it_drains_is_answered(
-    served: tuple[Child, str], engine: EndlessEngine
-) -> None:
-    _, url = served
-    upload = OpenClient(url, CHAT, chat(max_tokens=1, user="x" * 2000), sent=0.5, drips=True)
+def test_what_ends_while_it_drains_is_answered(served: tuple[Child, str]) -> None:
+    body = chat(max_tokens=1, user="x" * 2000)
+    upload = OpenClient(served[1], CHAT, body, sent=0.5, drips=True)
     lines = ended(served, signal.SIGTERM)
     assert upload.answer()[0] == 200
     assert lines[-1] == "ended: 0 open requests were cut off"
@@ -181,14 +170,13 @@ def unread(folder: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], s
 
 def answered(url: str, requests: int = EACH) -> int:
     """How many requests are answered, over one connection."""
-    connection = http.client.HTTPConnection(url.rpartition("//")[2], timeout=HANG)
     count = 0
-    for _ in range(requests):
-        connection.request("POST", CHAT, BODY, {"content-type": "application/json"})
-        response = connection.getresponse()
-        response.read()
-        count += response.status == 200
-    connection.close()
+    with closing(http.client.HTTPConnection(url.rpartition("//")[2], timeout=HANG)) as client:
+        for _ in range(requests):
+            client.request("POST", CHAT, BODY, {"content-type": "application/json"})
+            response = client.getresponse()
+            response.read()
+            count += response.status == 200
     return count
 
 
@@ -230,6 +218,7 @@ def test_nobody_reads_its_standard_error(tmp_path: Path) -> None:
     [
         ["-vv"],
         ["--access-log", "FIFO"],
+        ["--access-log", "/dev/full"],
         pytest.param(
             ["--record-trace", "FIFO", "--access-log", "none"], marks=pytest.mark.exhaustive
         ),
@@ -238,7 +227,7 @@ def test_nobody_reads_its_standard_error(tmp_path: Path) -> None:
 def test_it_serves_and_ends_though_nobody_reads_what_it_writes(
     words: list[str], tmp_path: Path
 ) -> None:
-    """A pipe in the place of a file waits as a disk does that hangs."""
+    """A pipe in the place of a file waits as a disk does that hangs; a full one costs the lines."""
     os.mkfifo(tmp_path / "FIFO")
     reader = os.open(tmp_path / "FIFO", os.O_RDWR)
     words = [str(tmp_path / word) if word == "FIFO" else word for word in words]
@@ -249,10 +238,3 @@ def test_it_serves_and_ends_though_nobody_reads_what_it_writes(
         process.send_signal(signal.SIGINT)
         assert process.wait(HANG) == 0
     os.close(reader)
-
-
-def test_a_full_disk_costs_the_lines_only(tmp_path: Path) -> None:
-    with unread(tmp_path, "--access-log", "/dev/full") as (_, url):
-        assert answered(url, 3) == 3
-        while dropped(url) < 3:
-            pass

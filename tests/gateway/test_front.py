@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import json
-import shutil
-import socket
-import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+from aiohttp import web
 from msgspec.structs import replace
 
-from tests.gateway.test_server import Engine, asked, config, leave_amid_a_stream
+from tests.gateway.test_server import Engine, asked, certificate, config, streamed
+from tests.load.scripted import ThreadedServer
 from tests.support.gateway import CHAT, chat, plan_for
 from tests.support.waiting import HANG, until
 from turbofit.gateway import front as module
-from turbofit.gateway.front import Front, Node, NodeAddress, _Suspects
+from turbofit.gateway.front import Front, Node, NodeAddress
 from turbofit.gateway.server import GatewayThread, make_gateway
 from turbofit.launch.cluster.ray_adapter import client_context
 
@@ -37,21 +35,20 @@ class World:
     def __init__(self, stack: ExitStack) -> None:
         self.stack, self.records = stack, {}
 
-    def node(self, name: str, *, key: str = KEY, ssl_certfile=None, ssl_keyfile=None, **about):
-        engine = self.stack.enter_context(Engine())
-        records = self.records[name] = []
-        app = make_gateway(
-            plan_for(), [engine.url],
-            config(front_keys=(KEY,), ssl_certfile=ssl_certfile, ssl_keyfile=ssl_keyfile),
-            log=records.append, overlay=False,
-        )  # fmt: skip
+    def node(self, name: str, *, key: str = KEY, files=None, **about):
+        engine, records = self.stack.enter_context(Engine()), []
+        settings = config(front_keys=(KEY,), **(files or {}))
+        app = make_gateway(plan_for(), [engine.url], settings, log=records.append, overlay=False)
         app.config = replace(app.config, about=app.config.about | about)
         thread = self.stack.enter_context(GatewayThread(app))
+        self.records[name] = records
         return NodeAddress(name=name, url=thread.url, key=key), engine, thread
 
-    def front(self, *nodes: NodeAddress, **changes):
-        app = Front(nodes, config(**changes))
+    def front(self, *nodes: NodeAddress, tls=None, source=None, up: int = -1, **changes):
+        """A front of them, once so many are up: all, if nothing is said."""
+        app = Front(nodes, config(**changes), tls=tls, source=source)
         thread = self.stack.enter_context(GatewayThread(app))
+        self.up(thread, len(nodes) if up < 0 else up)
         return app, thread
 
     def up(self, front: GatewayThread, count: int) -> None:
@@ -61,17 +58,17 @@ class World:
 def test_answers_and_streams_pass_with_their_limits_and_who_asks_is_told_to_the_node(world) -> None:
     address, _, node = world.node("a")
     _, front = world.front(address, api_keys=("alice", "bob"))
-    world.up(front, 1)
-    status, headers, body = asked(front.url, chat(), authorization="Bearer alice")
+    bob = {"authorization": "Bearer bob"}
+    status, _, body = asked(front.url, chat(), authorization="Bearer alice")
     assert (status, json.loads(body)) == (200, {"choices": [{}]})
-    stream = asked(front.url, chat(stream=True), authorization="Bearer bob")[2]
+    stream = asked(front.url, chat(stream=True), **bob)[2]
     assert stream == b"data: {}\n\n" * 3 + b"data: [DONE]\n\n"
-    status, headers, body = asked(front.url, chat(n=999), authorization="Bearer bob")
+    status, headers, body = asked(front.url, chat(n=999), **bob)
     assert status == 400
     assert "999 copies" in json.loads(body)["error"]["message"]
     assert "x-request-id" in headers
     assert asked(front.url, chat())[0] == 401
-    assert asked(front.url, {}, path="/update_weights", authorization="Bearer bob")[0] == 403
+    assert asked(front.url, {}, path="/update_weights", **bob)[0] == 403
     records = [record for record in world.records["a"] if record["route"] == CHAT]
     assert [record["client"] for record in records] == ["127.0.0.1"] * 3
     keys = [record["key"] for record in records]
@@ -80,7 +77,7 @@ def test_answers_and_streams_pass_with_their_limits_and_who_asks_is_told_to_the_
     assert asked(node.url, chat(), **{"x-turbofit-client": "10.9.9.9"})[0] == 401
     page = json.loads(asked(front.url, path="/health")[2])
     assert (page["nodes"], page["up"], page["context"]) == (1, 1, 32768)
-    metrics = asked(front.url, path="/metrics", authorization="Bearer bob")[2]
+    metrics = asked(front.url, path="/metrics", **bob)[2]
     assert b'turbofit_gateway_engine_up{engine="a"} 1' in metrics
 
 
@@ -88,12 +85,9 @@ def test_a_node_gets_what_is_left_of_its_capacity() -> None:
     large, small = (Node(NodeAddress(name=name, url="http://x")) for name in "ab")
     large.heard(200, {"engines": 2, "up": 2, "at_once": 30})
     small.heard(200, {"engines": 1, "up": 1, "at_once": 10})
-    got = {"a": 0, "b": 0}
     for _ in range(400):
-        node = min((large, small), key=lambda other: other.load)
-        node.outstanding += 1
-        got[node.name] += 1
-    assert got == {"a": 300, "b": 100}
+        min((large, small), key=lambda node: node.load).outstanding += 1
+    assert (large.outstanding, small.outstanding) == (300, 100)
     large.heard(200, {"engines": 2, "up": 1, "at_once": 30})
     assert large.capacity == 15
     large.heard(200, {"engines": 2, "up": 2, "at_once": 30, "draining": True})
@@ -102,9 +96,7 @@ def test_a_node_gets_what_is_left_of_its_capacity() -> None:
 
 def test_what_no_engine_had_goes_to_another_node_and_nothing_is_lost(world) -> None:
     first, engine, _ = world.node("a", at_once=1000)
-    second, _, _ = world.node("b", at_once=1)
-    _, front = world.front(first, second)
-    world.up(front, 2)
+    _, front = world.front(first, world.node("b", at_once=1)[0])
     engine.close()  # its node refuses at once, and has by far the most room
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda _: asked(front.url, chat())[0], range(60)))
@@ -114,9 +106,7 @@ def test_what_no_engine_had_goes_to_another_node_and_nothing_is_lost(world) -> N
 
 def test_a_node_that_ends_in_order_loses_nothing_though_nobody_told_the_front(world) -> None:
     first, _, node = world.node("a", at_once=1000)
-    second, _, _ = world.node("b")
-    _, front = world.front(first, second)
-    world.up(front, 2)
+    _, front = world.front(first, world.node("b")[0])
     with ThreadPoolExecutor(8) as pool:
         answers = [pool.submit(asked, front.url, chat(stream=True)) for _ in range(60)]
         node.stop()
@@ -125,13 +115,11 @@ def test_a_node_that_ends_in_order_loses_nothing_though_nobody_told_the_front(wo
 
 
 def test_a_node_with_another_key_is_out_and_its_client_hears_nothing_of_it(world) -> None:
-    first, _, _ = world.node("a", key="wrong", at_once=1000)
-    second, _, _ = world.node("b")
-    app, front = world.front(first, second)
-    until(lambda: app.nodes["a"].why == "it does not take the front's key", "the key to be tried")
-    world.up(front, 1)
-    assert [asked(front.url, chat())[0] for _ in range(3)] == [200] * 3
+    first, second = world.node("a", key="wrong", at_once=1000)[0], world.node("b")[0]
+    app, front = world.front(first, second, up=1)
     node = app.nodes["a"]
+    until(lambda: node.why == "it does not take the front's key", "the key to be tried")
+    assert [asked(front.url, chat())[0] for _ in range(3)] == [200] * 3
     node.up, node.trusts, node.capacity = True, True, 1000.0  # as where its key has changed
     assert asked(front.url, chat())[0] == 200
     until(lambda: not node.up, "the node to be out")
@@ -140,130 +128,77 @@ def test_a_node_with_another_key_is_out_and_its_client_hears_nothing_of_it(world
 def test_a_node_under_tls_shows_a_certificate_of_the_authority_for_its_address(
     world, tmp_path
 ) -> None:
-    if shutil.which("openssl") is None:
-        pytest.skip("needs openssl")
-
-    def certificate(name: str, address: str) -> dict[str, str]:
-        files = {kind: str(tmp_path / f"{name}.{kind}") for kind in ("keyout", "out")}
-        subprocess.run(
-            ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj",
-             "/CN=x", "-addext", f"subjectAltName=IP:{address}", "-keyout", files["keyout"],
-             "-out", files["out"]],
-            check=True, capture_output=True,
-        )  # fmt: skip
-        return {"ssl_certfile": files["out"], "ssl_keyfile": files["keyout"]}
-
-    known, other = certificate("known", "127.0.0.1"), certificate("other", "10.0.0.9")
+    known, other = (certificate(tmp_path, address) for address in ("127.0.0.1", "10.0.0.9"))
     trusted = tmp_path / "ca"
     trusted.write_text("".join(Path(files["ssl_certfile"]).read_text() for files in (known, other)))
-    nodes = [world.node(name, **files)[0] for name, files in (("a", known), ("b", other))]
-    environ = {"RAY_USE_TLS": "1", "RAY_TLS_CA_CERT": str(trusted)}
-    app = Front(nodes, config(), tls=client_context(environ))
-    front = world.stack.enter_context(GatewayThread(app))
-    world.up(front, 1)
+    nodes = [world.node(name, files=files)[0] for name, files in (("a", known), ("b", other))]
+    tls = client_context({"RAY_USE_TLS": "1", "RAY_TLS_CA_CERT": str(trusted)})
+    app, front = world.front(*nodes, tls=tls, up=1)
     assert asked(front.url, chat())[0] == 200
     until(lambda: "certificate" in app.nodes["b"].why.lower(), "b to be refused")
-    stranger = Front(nodes[:1], config())
-    world.stack.enter_context(GatewayThread(stranger))
+    stranger, _ = world.front(nodes[0], up=0)
     until(lambda: "certificate" in stranger.nodes["a"].why.lower(), "a to be refused")
 
 
-def test_a_body_is_held_until_its_answer_begins(world) -> None:
+def test_a_body_is_held_until_its_answer_begins_and_who_leaves_stops_the_engine(world) -> None:
     address, engine, _ = world.node("a")
-    front_app, front = world.front(address)
-    world.up(front, 1)
+    app, front = world.front(address)
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(asked, front.url, chat(stream=True, max_tokens=4))
         until(lambda: engine.bodies, "the request")
-        until(lambda: not front_app._bodies.in_memory, "its body to be let go")
+        until(lambda: not app._bodies.in_memory, "its body to be let go")
         assert not answer.done()
         engine.permit()
         assert answer.result()[2].endswith(b"[DONE]\n\n")
+    with streamed(front.url) as response:
+        assert response.readline() == b"data: {}\n"
+    assert engine.left.wait(HANG)
 
 
-def dying_node(count: int) -> tuple[str, list[bytes]]:
+class DyingNode(ThreadedServer):
     """A node whose engine ends with each completion, so many times; then it answers."""
-    listener, had = socket.create_server(("127.0.0.1", 0)), []
-    page = b'{"engines": 1, "up": 1, "at_once": 9999}'
 
-    def answer(client: socket.socket) -> None:
-        with suppress(OSError), client:
-            read = b""
-            while b"\r\n\r\n" not in read:
-                read += client.recv(1 << 16)
-            head, _, body = read.partition(b"\r\n\r\n")
-            status, sent = b"200 OK", page
-            if b"POST" in head:
-                length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
-                while len(body) < length:
-                    body += client.recv(1 << 16)
-                had.append(body)
-                status, sent = b"200 OK", b'{"choices": []}'
-                if len(had) <= count:
-                    status, sent = b"503 x", b'{"error": {"code":"engine_died"}}'
-            client.sendall(
-                b"HTTP/1.1 %s\r\ncontent-type: application/json\r\nconnection: close\r\n"
-                b"content-length: %d\r\n\r\n%s" % (status, len(sent), sent)
-            )
+    gets = "/health"
 
-    def accept() -> None:
-        with suppress(OSError):
-            while True:
-                threading.Thread(target=answer, args=listener.accept()[:1], daemon=True).start()
+    def __init__(self, deaths: int) -> None:
+        super().__init__()
+        self.deaths = deaths
 
-    threading.Thread(target=accept, daemon=True).start()
-    return f"http://127.0.0.1:{listener.getsockname()[1]}", had
+    async def page(self, _: web.Request) -> web.Response:
+        return web.json_response({"engines": 1, "up": 1, "at_once": 9999})
+
+    async def chat(self, incoming: web.Request) -> web.Response:
+        self.bodies.append(await incoming.json())
+        if len(self.bodies) <= self.deaths:
+            return web.json_response({"error": {"code": "engine_died"}}, status=503)
+        return web.json_response({"choices": []})
 
 
 def test_what_an_engine_died_of_keeps_to_its_node(world) -> None:
-    url, had = dying_node(2)
-    other, _, _ = world.node("b", at_once=1)
-    _, front = world.front(NodeAddress(name="a", url=url), other)
-    world.up(front, 2)
+    node = world.stack.enter_context(DyingNode(2))
+    _, front = world.front(NodeAddress(name="a", url=node.url), world.node("b", at_once=1)[0])
     poison, innocent = chat(user="poison"), chat(user="innocent")
     assert [asked(front.url, poison)[0] for _ in range(2)] == [503, 503]
-    assert len(had) == 2
+    assert len(node.bodies) == 2
     assert asked(front.url, innocent)[0] == 200
     front.call(lambda app: setattr(app.nodes["a"], "draining", True))
     assert asked(front.url, poison)[0] == 200  # the other has it where its node does not serve
 
 
 def test_an_answer_frees_who_was_there_at_a_death(world) -> None:
-    url, had = dying_node(1)
-    _, front = world.front(NodeAddress(name="a", url=url))
-    world.up(front, 1)
+    node = world.stack.enter_context(DyingNode(1))
+    _, front = world.front(NodeAddress(name="a", url=node.url))
     assert [asked(front.url, chat())[0] for _ in range(3)] == [503, 200, 200]
-    assert front.call(lambda app: app._suspects._nodes) == {}
-    assert len(had) == 3
-
-
-def test_a_suspect_that_does_not_come_again_is_one_for_an_hour(monkeypatch) -> None:
-    now = [0.0]
-    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    suspects = _Suspects()
-    suspects.note(b"{}", "a", answered=False)
-    now[0] = 1800.0
-    suspects.note(b"[]", "b", answered=False)
-    now[0] = 3601.0
-    assert (suspects.node_of(b"{}"), suspects.node_of(b"[]")) == ("", "b")
-
-
-def test_a_client_that_leaves_stops_the_nodes_engine(world) -> None:
-    address, engine, _ = world.node("a")
-    _, front = world.front(address)
-    world.up(front, 1)
-    leave_amid_a_stream(front.url, b"data: {}", 3)
-    assert engine.left.wait(HANG)
+    assert front.call(lambda app: app._suspects) == {}
+    assert len(node.bodies) == 3
 
 
 def test_nodes_come_and_go_while_what_they_have_ends(world) -> None:
-    first, engine, _ = world.node("a")
-    second, _, _ = world.node("b")
-    _, front = world.front(first)
-    world.up(front, 1)
+    (first, engine, _), (second, _, _) = world.node("a"), world.node("b")
+    app, front = world.front(first)
     with ThreadPoolExecutor(1) as pool:
         long = pool.submit(asked, front.url, chat(stream=True, max_tokens=4))
-        until(lambda: front.call(lambda app: app.nodes["a"].outstanding), "the request to be there")
+        until(lambda: app.nodes["a"].outstanding, "the request to be there")
         front.call(lambda app: app.follow([second]))
         world.up(front, 1)
         assert asked(front.url, chat())[0] == 200
@@ -273,9 +208,8 @@ def test_nodes_come_and_go_while_what_they_have_ends(world) -> None:
 
 
 def test_a_source_that_knows_none_or_fails_leaves_the_nodes(world, monkeypatch) -> None:
-    monkeypatch.setattr("turbofit.gateway.front._LOOK_SECONDS", 0.01)
-    first, _, _ = world.node("a")
-    second, _, _ = world.node("b")
+    monkeypatch.setattr(module, "_LOOK_SECONDS", 0.01)
+    first, second = world.node("a")[0], world.node("b")[0]
     sources, asks = [[first], [], None, [second]], threading.Semaphore(0)
 
     def source() -> list[NodeAddress]:
@@ -286,15 +220,14 @@ def test_a_source_that_knows_none_or_fails_leaves_the_nodes(world, monkeypatch) 
             raise OSError
         return addresses
 
-    thread = world.stack.enter_context(GatewayThread(Front((), config(), source=source)))
     world.stack.callback(asks.release, 9)
     asks.release()
-    world.up(thread, 1)
+    app, front = world.front(source=source, up=1)
     asks.release(2)
     until(lambda: len(sources) == 1, "both to be asked")
-    assert asked(thread.url, chat())[0] == 200
+    assert asked(front.url, chat())[0] == 200
     asks.release()
-    until(lambda: thread.call(lambda app: list(app.nodes)) == ["b"], "the other node")
+    until(lambda: list(app.nodes) == ["b"], "the other node")
 
 
 def test_without_a_node_it_says_so(world) -> None:

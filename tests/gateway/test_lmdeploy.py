@@ -2,42 +2,49 @@
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import hashlib
 import json
 import random
+import re
+from collections.abc import Iterator
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
-from msgspec.structs import replace
 
+from bench.gateway.edge_values import BASE, COSTLY, PATHS, edges
 from tests.gateway.lmdeploy_front import as_lmdeploy_reads, drive, make, plan_of
 from tests.model.conftest import transformers  # noqa: F401 - a fixture
-from tests.support.gateway import call, chat, data_url, gateway, image_part, limits_for, picture
+from tests.support.gateway import (
+    anthropic,
+    ask,
+    call,
+    chat,
+    data_url,
+    gateway,
+    image_part,
+    limits_for,
+    picture,
+)
 from tests.support.oracles import front_end, glm, qwen3
 from tests.support.oracles import picture as drawn
 from tests.support.plans import plausible_plan
-from turbofit.core.images import ImageRule
+from tests.support.processes import Child, pids
+from tests.support.serving import Served, needs, serve_pretend
 from turbofit.gateway.http.routes import MANAGEMENT, ROUTES
 from turbofit.gateway.limits.parameters import RULES, passed
 from turbofit.gateway.limits.request_limits import Bounds, RequestedImage
+from turbofit.gateway.limits.rules import IntegerRule, Scope
 from turbofit.gateway.limits.sharing import hold_images
 from turbofit.gateway.overlay import overlay
 from turbofit.model.source import resolve_model
 
-pytestmark = [
-    pytest.mark.lmdeploy,
-    pytest.mark.filterwarnings("ignore"),
-]
+pytestmark = [pytest.mark.lmdeploy, pytest.mark.filterwarnings("ignore")]
 
 SURFACE = Path(__file__).with_name("lmdeploy_surface.json")
-#: Where LMDeploy turns a request into images; a change there must be read by
-#: somebody.
+#: Where LMDeploy turns a request into images; a change there must be read by somebody.
 FILES = (
     "serve/processors/multimodal.py", "serve/anthropic/adapter.py",
     "serve/anthropic/endpoints/messages.py", "serve/openai/endpoints/generate.py",
@@ -46,13 +53,6 @@ FILES = (
     "vl/media/image.py", "vl/media/connection.py", "vl/model/internvl.py",
     "vl/model/internvl3_hf.py", "vl/model/qwen2.py",
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def lmdeploy():
-    import lmdeploy as module
-
-    return module
 
 
 def preprocessed(model, messages) -> list[int]:
@@ -72,9 +72,7 @@ def preprocessed(model, messages) -> list[int]:
         ("qwen2-vl", 1_003_520, (3584, 1792), 64 * 128, 1250),
     ],
 )
-def test_the_overlay_is_what_lmdeploy_reads(
-    lmdeploy, tmp_path, family, limit, size, before, after
-) -> None:
+def test_the_overlay_is_what_lmdeploy_reads(tmp_path, family, limit, size, before, after) -> None:
     folder = make(family, tmp_path)
     plan = plan_of(folder, limit)
     messages = [{"role": "user", "content": [image_part(*size)]}]
@@ -82,24 +80,20 @@ def test_the_overlay_is_what_lmdeploy_reads(
     with overlay(plan, tmp_path / "overlays") as over:
         assert over.name == folder.name
         assert preprocessed(front_end(over), messages) == [after]
-        again = resolve_model(str(over))
-        assert again.weight_bytes == plan.model.weight_bytes
+        assert resolve_model(str(over)).weight_bytes == plan.model.weight_bytes
     assert not over.exists()
 
 
-@pytest.mark.parametrize(
-    ("family", "limit", "overlaid"),
-    [
-        ("internvl", 6, True),
-        ("internvl", 6, False),
-        ("internvl-hf", 6, True),
-        ("internvl-hf", 6, False),
-        ("qwen2-vl", 602_112, True),
-        ("qwen2-vl", 602_112, False),
-    ],
+FAMILIES = pytest.mark.parametrize(
+    ("family", "limit"), [("internvl", 6), ("internvl-hf", 6), ("qwen2-vl", 602_112)]
 )
+OVERLAID = pytest.mark.parametrize("overlaid", [True, False])
+
+
+@FAMILIES
+@OVERLAID
 def test_nothing_past_the_limits_reaches_the_preprocessor(
-    lmdeploy, tmp_path, family, limit, overlaid
+    tmp_path, family, limit, overlaid
 ) -> None:
     folder = make(family, tmp_path)
     plan = plan_of(folder, limit)
@@ -110,30 +104,35 @@ def test_nothing_past_the_limits_reaches_the_preprocessor(
     assert reached
 
 
-def test_knobs_that_pass_are_those_that_lmdeploy_obeys(lmdeploy, tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("family", "limit", "height", "knobs", "tokens"),
+    [
+        ("internvl", 12, 2688, {"max_dynamic_patch": 3}, 4 * 256),
+        ("internvl", 12, 2688, {"detail": "low"}, 7 * 256),
+        ("qwen2-vl", 12_845_056, 896, {"max_pixels": 313_600}, 392),
+    ],
+)
+def test_knobs_that_pass_are_those_that_lmdeploy_obeys(
+    tmp_path, family, limit, height, knobs, tokens
+) -> None:
     """A smaller limit that a client asks for really arrives."""
-    for family, limit, knobs, tokens in (
-        ("internvl", 12, {"max_dynamic_patch": 3}, 4 * 256),
-        ("internvl", 12, {"detail": "low"}, 7 * 256),
-        ("qwen2-vl", 12_845_056, {"max_pixels": 313_600}, 392),
-    ):
-        folder = make(family, tmp_path / str(tokens))
-        app, recorder = gateway(plan_of(folder, limit))
-        body = chat(image_part(448, 5376 // 2 if family == "internvl" else 448 * 2, **knobs))
-        assert asyncio.run(call(app, body=body)).status == 200
-        assert preprocessed(front_end(folder), recorder.bodies[0]["messages"]) == [tokens]
+    folder = make(family, tmp_path)
+    app, recorder = gateway(plan_of(folder, limit))
+    assert ask(app, body=chat(image_part(448, height, **knobs))).status == 200
+    assert preprocessed(front_end(folder), recorder.bodies[0]["messages"]) == [tokens]
 
 
 def surface() -> dict[str, Any]:
     """Routes, fields and the code that carries images, of the LMDeploy that is installed."""
-    spec = find_spec("lmdeploy")
-    assert spec is not None
-    assert spec.origin is not None
-    root = Path(spec.origin).parent
+    import lmdeploy
+    from lmdeploy.serve.processors.multimodal import MULTIMODAL_TYPES
+
+    root = Path(lmdeploy.__file__).parent
+    fields = {kind: sorted(model.model_fields) for kind, model in models().items()}
     return {
         "version": version("lmdeploy"),
         "routes": sorted(_routes(root / "serve")),
-        "fields": _fields(),
+        "fields": {**fields, "parts": sorted(MULTIMODAL_TYPES)},
         "files": {
             name: hashlib.sha256((root / name).read_bytes()).hexdigest()[:16] for name in FILES
         },
@@ -141,73 +140,43 @@ def surface() -> dict[str, Any]:
 
 
 def _routes(folder: Path) -> set[str]:
-    routes = set()
-    for path in folder.rglob("*.py"):
-        if "proxy" in path.parts:
-            continue
-        for node in ast.walk(ast.parse(path.read_text())):
-            if (
-                isinstance(node, ast.Call)
-                and isinstance(node.func, ast.Attribute)
-                and node.func.attr in ("get", "post", "put", "delete", "api_route")
-                and isinstance(node.func.value, ast.Name)
-                and node.func.value.id in ("router", "app")
-                and node.args
-                and isinstance(node.args[0], ast.Constant)
-            ):
-                routes.add(f"{node.func.attr.upper()} {node.args[0].value}")
-    return routes
+    texts = [path.read_text() for path in folder.rglob("*.py") if "proxy" not in path.parts]
+    route = r"\b(?:router|app)\.(get|post|put|delete|api_route)\(\s*[\"']([^\"']+)"
+    return {f"{kind.upper()} {path}" for kind, path in re.findall(route, "\n".join(texts))}
 
 
-def _fields() -> dict[str, list[str]]:
-    from lmdeploy.serve.processors.multimodal import MULTIMODAL_TYPES
-
-    named = {kind: sorted(model.model_fields) for kind, model in models().items()}
-    return {**named, "parts": sorted(MULTIMODAL_TYPES)}
-
-
-def test_no_route_or_field_has_begun_to_carry_images_unread(lmdeploy) -> None:
+def test_no_route_or_field_has_begun_to_carry_images_unread() -> None:
     """Fails with each new LMDeploy: read what changed, then run this module.
 
     What to look for: other routes or fields that carry images, other knobs beside an image, other
     places where a URL or a path is opened.
     """
-    recorded = json.loads(SURFACE.read_text())
-    assert surface() == recorded
-
-
-def test_every_route_is_passed_or_closed(lmdeploy) -> None:
-    paths = {route.partition(" ")[2] for route in surface()["routes"]}
-    assert paths == (paths & set(ROUTES)) | (paths & MANAGEMENT)
+    found = surface()
+    assert found == json.loads(SURFACE.read_text())
+    assert {route.partition(" ")[2] for route in found["routes"]} <= {*ROUTES, *MANAGEMENT}
 
 
 def models() -> dict[str, Any]:
     """The request models of the installed LMDeploy, by kind of route."""
-    from lmdeploy.serve.anthropic.protocol import CountTokensRequest, MessagesRequest
-    from lmdeploy.serve.openai.protocol import (
-        ChatCompletionRequest,
-        CompletionRequest,
-        GenerateReqInput,
-    )
+    from lmdeploy.serve.anthropic import protocol as anthropic
+    from lmdeploy.serve.openai import protocol as openai
     from lmdeploy.serve.openai.responses.protocol import ResponsesRequest
 
     return {
-        "chat": ChatCompletionRequest,
-        "completions": CompletionRequest,
-        "generate": GenerateReqInput,
-        "messages": MessagesRequest,
-        "count_tokens": CountTokensRequest,
+        "chat": openai.ChatCompletionRequest,
+        "completions": openai.CompletionRequest,
+        "generate": openai.GenerateReqInput,
+        "messages": anthropic.MessagesRequest,
+        "count_tokens": anthropic.CountTokensRequest,
         "responses": ResponsesRequest,
     }
 
 
-def test_the_table_knows_every_field_of_the_installed_request_models(lmdeploy) -> None:
+def test_the_table_knows_every_field_of_the_installed_request_models() -> None:
     """A field of a new version fails here: somebody must read what the engine does with it."""
     declared = {kind: set(model.model_fields) for kind, model in models().items()}
     assert {kind: set(rules) for kind, rules in RULES.items()} == declared
-
-
-def test_only_sessions_are_not_passed_on() -> None:
+    # Only sessions are not passed on.
     for kind, rules in RULES.items():
         assert set(rules) - passed(kind) <= {"session_id"}
 
@@ -218,49 +187,33 @@ def sizes_of(rng: random.Random, count: int) -> list[tuple[int, int]]:
 
 def body_of(path: str, sizes: list[tuple[int, int]]) -> dict[str, Any]:
     """Photographs in each turn of a conversation, as clients of this route send them."""
-    if path == "/generate":
-        images = [data_url(picture(*size, "JPEG"), "image/jpeg") for size in sizes]
-        return {"prompt": "x", "image_data": images, "max_tokens": 5}
     if path == "/v1/chat/completions":
         return chat(*[image_part(*size) for size in sizes])
-    blocks = [
-        {
-            "type": "image",
-            "source": {
-                "type": "base64",
-                "media_type": "image/jpeg",
-                "data": data_url(picture(*size, "JPEG")).partition(",")[2],
-            },
-        }
-        for size in sizes
-    ]
-    return {"max_tokens": 5, "model": "m", "messages": [{"role": "user", "content": blocks}]}
+    photographs = [picture(*size, "JPEG") for size in sizes]
+    if path == "/v1/messages":
+        return anthropic(*photographs, model="m")
+    return {"prompt": "x", "image_data": list(map(data_url, photographs)), "max_tokens": 5}
 
 
-@pytest.mark.usefixtures("lmdeploy")
-@pytest.mark.parametrize("overlaid", [True, False])
-@pytest.mark.parametrize(
-    ("family", "limit"), [("internvl", 8), ("internvl-hf", 8), ("qwen2-vl", 602_112)]
-)
+@FAMILIES
+@OVERLAID
 def test_what_the_gateway_counts_is_what_lmdeploy_makes(tmp_path, family, limit, overlaid) -> None:
     folder, rng = make(family, tmp_path), random.Random(5)
     resolved = resolve_model(str(folder))
-    plan = plausible_plan(
-        model=resolved, limits=limits_for(resolved.image_rule, limit=limit, images=1, n=1)
-    )
+    limits = limits_for(resolved.image_rule, limit=limit, images=1, n=1)
+    plan = plausible_plan(model=resolved, limits=limits)
     app, recorder = gateway(plan, overlay=overlaid)
+    most = limits.image_tokens_per_request
 
     async def run(model) -> None:
         for path in ("/v1/chat/completions", "/v1/messages", "/generate"):
             for count in (1, 2, 3, 5, 7):
-                sizes = sizes_of(rng, count)
-                reply = await call(app, path, body=body_of(path, sizes))
+                reply = await call(app, path, body=body_of(path, sizes_of(rng, count)))
                 assert reply.status == 200, reply.body
                 messages = await as_lmdeploy_reads(path, recorder.seen[-1][3])
                 answer = model.preprocess(messages)
                 tokens = [int(part["image_tokens"]) for part in answer[-1]["content"]]
                 assert len(tokens) == count
-                most = plan.limits.image_tokens_per_request
                 assert sum(tokens) <= most
                 if count > 3:
                     assert "->" in reply.headers["x-turbofit-limited"]
@@ -270,18 +223,8 @@ def test_what_the_gateway_counts_is_what_lmdeploy_makes(tmp_path, family, limit,
         asyncio.run(run(front_end(over if overlaid else folder)))
 
 
-def share(rule: ImageRule, limit: int, sizes, *, overlaid: bool = True, **parameters: Any):
-    """What a plan for one image of this limit makes of images of these sizes."""
-    bounds = Bounds(
-        rule=rule, limits=limits_for(rule, limit=limit, images=1), longest_request_tokens=10**9,
-        overlay=overlaid,
-    )  # fmt: skip
-    wanted = [RequestedImage(size=size, options=parameters, by_request=True) for size in sizes]
-    return hold_images(bounds, wanted)
-
-
 @pytest.mark.parametrize("family", [qwen3, glm])
-@pytest.mark.parametrize("overlaid", [True, False])
+@OVERLAID
 def test_pixel_bounds_of_a_request_are_what_lmdeploy_makes(
     transformers,  # noqa: F811
     tmp_path,
@@ -293,18 +236,19 @@ def test_pixel_bounds_of_a_request_are_what_lmdeploy_makes(
     resolved = resolve_model(str(folder))
     rule = resolved.image_rule
     limit = rule.max_pixels * 3 // 4
-    plan = plausible_plan(model=resolved, limits=limits_for(rule, limit=limit, images=1))
-    with overlay(plan, tmp_path / "overlays") as over:
+    limits = limits_for(rule, limit=limit, images=1)
+    bounds = Bounds(rule=rule, limits=limits, longest_request_tokens=10**9, overlay=overlaid)
+    with overlay(plausible_plan(model=resolved, limits=limits), tmp_path / "overlays") as over:
         front = front_end(over if overlaid else folder)
         for count in (1, 1, 2, 2, 3):
             sizes = sizes_of(rng, count)
-            parameters = {"max_pixels": limit // 2} if count == 1 else {}
-            shared = share(rule, limit, sizes, overlaid=overlaid, **parameters)
+            options = {"max_pixels": limit // 2} if count == 1 else {}
+            wanted = [RequestedImage(size=size, options=options, by_request=True) for size in sizes]
+            shared = hold_images(bounds, wanted)
             items = [{"type": "image", "data": drawn(*size)} for size in sizes]
-            prompt = "a" + "b".join([token] * count)
             answer = front.preprocess(
                 [{"role": "user", "content": items}],
-                prompt,
+                "a" + "b".join([token] * count),
                 {"image": shared.request} if shared.request else None,
             )
             tokens = answer["input_ids"].count(front.image_token_id)
@@ -315,28 +259,67 @@ def test_pixel_bounds_of_a_request_are_what_lmdeploy_makes(
             )
 
 
-def test_a_request_of_less_is_kept_and_said_only_where_it_is_more() -> None:
-    from tests.gateway.limits.test_sharing import FRAMES
-
-    plan = plausible_plan(model=replace(plausible_plan().model, image_rule=FRAMES))
-    plan = replace(
-        plan, limits=limits_for(FRAMES, images=1), engine=replace(plan.engine, name="pytorch")
-    )
-    app, recorder = gateway(plan)
-
-    def sent(**parameters: Any):
-        body = chat(image_part(1000, 800), mm_processor_kwargs={"image": parameters})
-        reply = asyncio.run(call(app, body=body))
-        assert reply.status == 200
-        return msgspec.json.decode(recorder.seen[-1][3]).get("mm_processor_kwargs"), reply.headers
-
-    kept, headers = sent(max_pixels=400_000)
-    assert kept == {"image": {"min_pixels": 12_544, "max_pixels": 400_000}}
-    assert "x-turbofit-limited" not in headers
-    lowered, headers = sent(max_pixels=10**9, min_pixels=10**9)
-    assert lowered is None or lowered["image"]["max_pixels"] <= 2 * FRAMES.max_pixels
-    assert "max_pixels=500000000->4816896" in headers["x-turbofit-limited"]
-
-
 if __name__ == "__main__":
     SURFACE.write_text(json.dumps(surface(), indent=1) + "\n")
+
+
+needs("fastapi", "torchvision")
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    children: list[Child] = []
+    words = ("qwen2.5-0.5b", "--on", "1xrtx3090", "--context", "256")
+    server = serve_pretend(children, tmp_path_factory.mktemp("edges"), *words)
+    try:
+        server.wait()
+        yield server
+    finally:
+        for child in children:
+            child.kill()
+
+
+def posted(served: Served, kind: str, **fields: Any) -> tuple[int, dict[str, str], Any]:
+    name = served.ask("/v1/models")[2]["data"][0]["id"]
+    base = {key: name if key == "model" else value for key, value in BASE[kind].items()}
+    return served.ask(PATHS[kind], {**base, **fields}, timeout=240)
+
+
+@pytest.mark.parametrize("kind", ["chat", "completions", "generate", "responses"])
+def test_no_top_k_ends_the_engine(served: Served, kind: str) -> None:
+    before = pids(served.child)
+    for top_k in (1025, 2**31, 2**40, 2**63):
+        status, headers, _ = posted(served, kind, top_k=top_k)
+        assert status == 200
+        assert headers["x-turbofit-limited"] == f"top_k={top_k}->1024"
+    assert posted(served, kind)[0] == 200
+    assert pids(served.child) == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "status"),
+    [
+        ("chat", {"seed": -1}, 200),
+        ("chat", {"seed": 2**64}, 200),
+        ("chat", {"min_new_tokens": 2**31}, 200),
+        ("generate", {"stop_token_ids": [-1]}, 400),
+        ("generate", {"prompt": None, "input_ids": [-1]}, 400),
+        ("completions", {"prompt": ""}, 400),
+        ("completions", {"logprobs": 1}, 400),
+        ("responses", {"text": {"format": {"type": "json_schema", "schema": 5}}}, 400),
+    ],
+)
+def test_what_was_an_answer_500(served: Served, kind: str, fields: Any, status: int) -> None:
+    given, _, answer = posted(served, kind, **fields)
+    assert given == status, answer
+
+
+@pytest.mark.parametrize("name", COSTLY)
+def test_what_costs_much_is_answered_or_refused(served: Served, name: str) -> None:
+    assert posted(served, "chat", **COSTLY[name])[0] in (200, 400, 413)
+    assert posted(served, "chat")[0] == 200
+
+
+def test_the_bench_tries_both_sides_of_a_range() -> None:
+    tried = dict(edges(IntegerRule(least=1, most="session"), Scope(session=256)))
+    assert [tried[name] for name in ("least", "least-1", "most", "most+1")] == [1, 0, 256, 257]

@@ -8,14 +8,13 @@ import gc
 import http.client
 import json
 import platform
+import shutil
 import socket
 import ssl
 import subprocess
 import sys
-import textwrap
 import threading
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -28,7 +27,7 @@ from tests.support.gateway import CHAT, chat, image_part, plan_for
 from tests.support.waiting import HANG
 from turbofit.cli.commands.gateway import gateway as command
 from turbofit.cli.options.common_options import filled
-from turbofit.cli.options.gateway_options import GatewayOptions
+from turbofit.cli.options.launch_options import GatewayOptions
 from turbofit.core.errors import LaunchError, UsageError
 from turbofit.gateway.config import ConnectionLimits, GatewayConfig
 from turbofit.gateway.http.accesslog import AccessLog
@@ -40,8 +39,6 @@ from turbofit.gateway.server import (
     keep_large_blocks,
     make_gateway,
 )
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class Engine(ThreadedServer):
@@ -93,19 +90,21 @@ def config(**changes) -> GatewayConfig:
     return GatewayConfig(port=0, **changes)
 
 
+def connected(url: str, context=None) -> http.client.HTTPConnection:
+    scheme, _, host = url.partition("://")
+    if scheme == "https":
+        return http.client.HTTPSConnection(host, timeout=HANG, context=context)
+    return http.client.HTTPConnection(host, timeout=HANG)
+
+
 def asked(url: str, body=None, path=CHAT, context=None, **headers: str):
     """Status, headers and body, over a fresh connection."""
-    host = url.rpartition("//")[2]
-    kind = http.client.HTTPSConnection if url.startswith("https") else http.client.HTTPConnection
-    keywords = {"context": context} if context else {}
-    connection = kind(host, timeout=HANG, **keywords)
     sent = {"content-type": "application/json", **headers}
-    data = None if body is None else json.dumps(body)
-    connection.request("GET" if body is None else "POST", path, data, sent)
-    response = connection.getresponse()
-    answer = response.status, dict(response.getheaders()), response.read()
-    connection.close()
-    return answer
+    with closing(connected(url, context)) as client:
+        method, data = ("GET", None) if body is None else ("POST", json.dumps(body))
+        client.request(method, path, data, sent)
+        response = client.getresponse()
+        return response.status, dict(response.getheaders()), response.read()
 
 
 def test_requests_pass_and_health_follows(engine) -> None:
@@ -130,9 +129,7 @@ def test_requests_pass_and_health_follows(engine) -> None:
 
 def test_head_is_answered_without_a_body(served) -> None:
     assert asked(served.url, chat())[0] == 200
-    with closing(
-        http.client.HTTPConnection(served.url.rpartition("//")[2], timeout=HANG)
-    ) as client:
+    with closing(connected(served.url)) as client:
         for path in ("/health", "/v1/models", "/health/"):
             # One connection: a body that came nevertheless would be read as the next answer.
             client.request("HEAD", path)
@@ -143,8 +140,7 @@ def test_head_is_answered_without_a_body(served) -> None:
 
 def streamed(url: str) -> http.client.HTTPResponse:
     """The answer to a request for eight events, of which the engine sends three by itself."""
-    connection = http.client.HTTPConnection(url.rpartition("//")[2], timeout=HANG)
-    body = json.dumps(chat(stream=True, max_tokens=8))
+    connection, body = connected(url), json.dumps(chat(stream=True, max_tokens=8))
     connection.request("POST", CHAT, body, {"content-type": "application/json"})
     return connection.getresponse()
 
@@ -173,116 +169,92 @@ def test_an_urgent_end_is_told_before_the_engines_end_is_seen(served) -> None:
     assert served.cut == 1
 
 
-def leave_amid_a_stream(url: str, word: bytes, times: int) -> None:
-    """A client that goes away once its stream has had a word so many times."""
-    host, _, port = url.rpartition("//")[2].partition(":")
-    client = socket.create_connection((host, int(port)), timeout=HANG)
-    body = json.dumps(chat(stream=True, max_tokens=500)).encode()
-    client.sendall(
-        f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-        f"content-length: {len(body)}\r\n\r\n".encode()
-        + body
-    )
-    answer = b""
-    while answer.count(word) < times:
-        part = client.recv(1 << 16)
-        assert part
-        answer += part
-    client.close()
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
+def test_path_tricks_reach_nothing(engine, served) -> None:
+    for line in (
         b"POST http://127.0.0.1/update_weights HTTP/1.1", b"GET //v1/models HTTP/1.1",
         b"POST /v1/../update_weights HTTP/1.1", b"POST /update_weights?x=/v1/models HTTP/1.1",
         b"GET /v1/models/../../sleep HTTP/1.1", b"POST /%75pdate_weights HTTP/1.1",
         b"GET /v1/models%3f HTTP/1.1", b"GET /v1/models;a HTTP/1.1",
-    ],
-)  # fmt: skip
-def test_path_tricks_reach_nothing(engine, served, line) -> None:
-    host, _, port = served.url.rpartition("//")[2].partition(":")
-    with socket.create_connection((host, int(port)), timeout=HANG) as client:
-        client.sendall(line + b"\r\nhost: x\r\nconnection: close\r\n\r\n")
-        answer = client.recv(4096)
-    assert answer.split(b" ", 2)[1] in (b"400", b"403", b"404")
+    ):  # fmt: skip
+        with closing(connected(served.url)) as client:
+            client.connect()
+            client.sock.sendall(line + b"\r\nhost: x\r\nconnection: close\r\n\r\n")
+            assert client.sock.recv(4096).split(b" ", 2)[1] in (b"400", b"403", b"404"), line
     assert all(body.get("max_tokens") == 1 for body in engine.bodies)
 
 
-def test_tls(engine, tmp_path) -> None:
-    openssl = subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj",
-         "/CN=localhost", "-keyout", tmp_path / "key", "-out", tmp_path / "cert"],
-        capture_output=True, check=False,
-    )  # fmt: skip
-    if openssl.returncode:
+def certificate(folder: Path, address: str) -> dict[str, str]:
+    """A certificate for an address and its key: the options that name them."""
+    if shutil.which("openssl") is None:
         pytest.skip("needs openssl")
-    secured = config(ssl_certfile=str(tmp_path / "cert"), ssl_keyfile=str(tmp_path / "key"))
-    context = ssl.create_default_context(cafile=str(tmp_path / "cert"))
-    context.check_hostname = False
-    with GatewayThread(make_gateway(plan_for(), [engine.url], secured)) as gateway:
+    files = {"ssl_certfile": str(folder / address), "ssl_keyfile": str(folder / f"{address}.key")}
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj",
+         "/CN=x", "-addext", f"subjectAltName=IP:{address}", "-keyout", files["ssl_keyfile"],
+         "-out", files["ssl_certfile"]],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return files
+
+
+def test_tls(engine, tmp_path) -> None:
+    files = certificate(tmp_path, "127.0.0.1")
+    context = ssl.create_default_context(cafile=files["ssl_certfile"])
+    with GatewayThread(make_gateway(plan_for(), [engine.url], config(**files))) as gateway:
         assert gateway.url.startswith("https://")
         assert asked(gateway.url, chat(), context=context)[0] == 200
 
 
-def test_a_bind_beyond_loopback_needs_a_key_or_a_word() -> None:
-    open_ = GatewayConfig(host="0.0.0.0")
-    with pytest.raises(UsageError, match="no key is set"):
-        check_bind(open_)
-    check_bind(open_, no_auth=True)
-    check_bind(GatewayConfig(host="0.0.0.0", api_keys=("k",)))
-    for host in ("127.0.0.1", "127.8.8.8", "::1", "localhost"):
-        check_bind(GatewayConfig(host=host))
-    with pytest.raises(UsageError):
-        check_bind(GatewayConfig(host="::"))
-
-
-def test_upstreams_are_checked() -> None:
+def test_a_bind_beyond_loopback_needs_a_key_or_a_word_and_an_upstream_is_an_address() -> None:
+    for host in ("0.0.0.0", "::"):
+        with pytest.raises(UsageError, match="no key is set"):
+            check_bind(GatewayConfig(host=host))
     for urls in ([], ["localhost:1"]):
         with pytest.raises(UsageError, match="no address"):
             make_gateway(plan_for(), urls, config())
+    check_bind(GatewayConfig(host="0.0.0.0"), no_auth=True)
+    check_bind(GatewayConfig(host="0.0.0.0", api_keys=("k",)))
+    for host in ("127.0.0.1", "127.8.8.8", "::1", "localhost"):
+        check_bind(GatewayConfig(host=host))
 
 
-def parsed(*words: str):
+def parsed(*words: str, **more: object) -> GatewayConfig:
     with command.make_context("gateway", ["--plan", "p", "--upstream", "http://x", *words]) as ctx:
-        return filled(GatewayOptions, ctx.params)
+        return filled(GatewayOptions, ctx.params).config(**more)
 
 
 def test_options(monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("TURBOFIT_API_KEYS", "a, b,")
-    options = parsed().config()
+    options = parsed()
     assert (options.api_keys, options.host, options.port) == (("a", "b"), "127.0.0.1", 23333)
-    options = parsed("--api-key", "x", "--host", "::").config(upstream_key="u")
+    options = parsed("--api-key", "x", "--host", "::", upstream_key="u")
     assert (options.api_keys, options.upstream_key) == (("x",), "u")
-    with pytest.raises(UsageError, match="go together"):
-        parsed("--ssl-certfile", "x").config()
-    with pytest.raises(UsageError, match="empty"):
-        parsed("--api-key", " ").config()
-    behind = parsed("--trusted-proxies", "10.0.0.7", "fd00::/8", "--connections-per-address", "9")
-    options = behind.config()
+    options = parsed("--trusted-proxies", "10.0.0.7", "fd00::/8", "--connections-per-address", "9")
     assert options.trusted_proxies == ("10.0.0.7", "fd00::/8")
     assert options.connection == ConnectionLimits(connections_per_address=9)
-    with pytest.raises(UsageError, match="is no address or network"):
-        parsed("--trusted-proxies", "proxy").config()
     monkeypatch.delenv("TURBOFIT_API_KEYS")
-    with pytest.raises(UsageError, match="no key is set"):
-        parsed("--host", "0.0.0.0").config()
-    (tmp_path / "keys").write_text("one\n\ntwo\n")
-    options = parsed("--api-key-file", str(tmp_path / "keys"), "--api-key", "x").config()
+    file = tmp_path / "keys"
+    file.write_text("one\n\ntwo\n")
+    options = parsed("--api-key-file", str(file), "--api-key", "x")
     assert options.api_keys == ("x", "one", "two")
-    options = parsed("--host", "0.0.0.0", "--front-key-file", str(tmp_path / "keys")).config()
+    options = parsed("--host", "0.0.0.0", "--front-key-file", str(file))
     assert (options.api_keys, options.front_keys) == ((), ("one", "two"))
-    with pytest.raises(UsageError, match="cannot be read"):
-        parsed("--api-key-file", str(tmp_path / "nobody")).config()
+    for words, says in (
+        (("--ssl-certfile", "x"), "go together"), (("--api-key", " "), "empty"),
+        (("--trusted-proxies", "proxy"), "is no address or network"),
+        (("--host", "0.0.0.0"), "no key is set"),
+        (("--api-key-file", str(tmp_path / "nobody")), "cannot be read"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=says):
+            parsed(*words)
 
 
 def test_a_digest_tells_all_limits_apart() -> None:
     plan = plan_for()
     fewer = replace(plan.limits, bytes_per_body=plan.limits.bytes_per_body - 1)
     shorter = replace(plan.kv, longest_request_tokens=plan.kv.longest_request_tokens - 1)
-    others = replace(plan, limits=fewer), replace(plan, kv=shorter)
-    digests = {digest_of(other) for other in (plan, *others)}
-    assert len(digests) == 3
+    plans = plan, replace(plan, limits=fewer), replace(plan, kv=shorter)
+    assert len({digest_of(other) for other in plans}) == 3
 
 
 @pytest.mark.parametrize("front", [("--nodes", "http://x"), ("--cluster", "ray")])
@@ -293,37 +265,24 @@ def test_a_front_has_no_options_of_its_nodes(front, tmp_path) -> None:
         command.main(words, standalone_mode=False)
 
 
+class Dying(Engine):
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.abort()
+        return web.Response()
+
+
 def test_who_was_at_a_death_is_answered_by_another_engine_when_it_asks_again(engine) -> None:
-    """On real sockets: one engine has two requests and ends, two others answer."""
-    listener = socket.create_server(("127.0.0.1", 0))
-
-    def die() -> None:
-        with suppress(OSError):
-            clients = []
-            while len(clients) < 2:
-                client, _ = listener.accept()
-                read = b""
-                while b"messages" not in read and (data := client.recv(1 << 16)):
-                    read += data
-                clients.append(client)
-            listener.close()
-            for client in clients:
-                client.close()
-
-    threading.Thread(target=die, daemon=True).start()
-    bad = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    same = engine.url.replace("127.0.0.1", "localhost")
-    app = make_gateway(plan_for(), [bad, engine.url, same], config(idle_seconds=1000.0))
-    app.engines[0].share = 1000.0  # the least busy one, whatever it has
-    for routed in app.engines:
-        routed.succeeded()
-        routed.suspect = False
-    with GatewayThread(app) as gateway, ThreadPoolExecutor() as pool:
-        body = chat(image_part(640, 480), stream=True)
-        for status in (503, 200):
-            answers = pool.map(lambda _: asked(gateway.url, body), range(2))
-            assert [answer[0] for answer in answers] == [status] * 2
-    listener.close()
+    """On real sockets."""
+    with Dying() as dying:
+        app = make_gateway(plan_for(), [dying.url, engine.url], config(idle_seconds=1000.0))
+        app.engines[0].share = 1000.0  # the least busy one, whatever it has
+        for routed in app.engines:
+            routed.succeeded()
+            routed.suspect = False
+        with GatewayThread(app) as gateway:
+            body = chat(image_part(640, 480), stream=True)
+            assert [asked(gateway.url, body)[0] for _ in range(2)] == [503, 200]
 
 
 @pytest.fixture(autouse=True)
@@ -352,17 +311,7 @@ def test_pretend_is_said_and_only_where_it_is_true(pretend: bool, tmp_path: Path
     log.close()
 
 
-def test_without_a_drain_it_ends_at_once() -> None:
-    gateway_thread = thread(drain_seconds=100 * HANG)
-    gateway_thread.start()
-    host, _, port = gateway_thread.url.rpartition("//")[2].partition(":")
-    with socket.create_connection((host, int(port))) as client:
-        client.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n")
-        gateway_thread.stop(drain=False)
-    assert not gateway_thread.alive
-
-
-def test_breaking_off_is_quiet_and_leaves_nothing_open(caplog, capfd) -> None:
+def test_without_a_drain_it_ends_at_once_is_quiet_and_leaves_nothing_open(caplog, capfd) -> None:
     """A second Ctrl-C used to end with uvicorn's traceback and aiohttp's open sessions."""
     gc.collect()  # what other tests left
     caplog.clear()
@@ -370,7 +319,11 @@ def test_breaking_off_is_quiet_and_leaves_nothing_open(caplog, capfd) -> None:
     gateway_thread = thread(drain_seconds=100 * HANG)
     gateway_thread.start()
     asked(gateway_thread.url, path="/metrics")  # the gateway looks for its engine
-    gateway_thread.stop(drain=False)
+    with closing(connected(gateway_thread.url)) as client:
+        client.putrequest("POST", "/v1/completions")
+        client.putheader("content-length", "9")
+        client.endheaders()
+        gateway_thread.stop(drain=False)
     assert not gateway_thread.alive
     gc.collect()
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
@@ -393,12 +346,9 @@ def test_what_is_in_the_way_is_raised_where_it_was_started(tmp_path: Path) -> No
         thread(ssl_certfile=nothing, ssl_keyfile=nothing).start()
 
 
-def test_one_that_never_started_stops() -> None:
-    thread().stop()
-    assert "gateway" not in {t.name for t in threading.enumerate()}
-
-
 def test_it_is_told_of_engines_from_another_thread() -> None:
+    thread().stop()  # without a start
+    assert "gateway" not in {t.name for t in threading.enumerate()}
     gateway_thread = thread()
     with pytest.raises(LaunchError, match="does not serve"):
         gateway_thread.call(lambda gateway: gateway.engines)
@@ -417,49 +367,43 @@ def test_it_is_told_of_engines_from_another_thread() -> None:
 
 
 #: Page faults of a large block that is made again and again, and what the settings are.
-CODE = textwrap.dedent(
-    """
-    import resource, sys
-    from turbofit.gateway.server import keep_large_blocks
+CODE = """
+import resource, sys
+from turbofit.gateway.server import keep_large_blocks
 
-    def faults():
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        for _ in range(50):
-            bytearray(4 << 20)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(50):
+        bytearray(4 << 20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-    plain = faults()
-    print(keep_large_blocks(), plain, faults())
-    """
-)
+plain = faults()
+print(keep_large_blocks(), plain, faults())
+"""
 
 #: What a process holds after each of eight threads held 16 MiB, one after another.
-THREADS = textwrap.dedent(
-    """
-    from concurrent.futures import ThreadPoolExecutor
-    from threading import Barrier
-    from turbofit.gateway.server import keep_large_blocks
+THREADS = """
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from turbofit.gateway.server import keep_large_blocks
 
-    def held():
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * 4096
+def held():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
 
-    keep_large_blocks()
-    barrier, before = Barrier(8), held()
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda _: barrier.wait(), range(8)))
-        for _ in range(200):
-            pool.submit(lambda: len(bytearray(16 << 20))).result()
-        print(held() - before)
-    """
-)
+keep_large_blocks()
+barrier, before = Barrier(8), held()
+with ThreadPoolExecutor(8) as pool:
+    list(pool.map(lambda _: barrier.wait(), range(8)))
+    for _ in range(200):
+        pool.submit(lambda: len(bytearray(16 << 20))).result()
+    print(held() - before)
+"""
 GLIBC = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
 
 
 def printed(code: str) -> str:
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout
+    return subprocess.check_output([sys.executable, "-c", code], text=True)
 
 
 @GLIBC

@@ -11,8 +11,10 @@ import socket
 import subprocess
 import sys
 import termios
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -35,31 +37,44 @@ async def test_an_engine_that_takes_a_request_and_says_nothing_costs_a_page() ->
     async def silent(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         heard.set()
         await asyncio.Event().wait()
-        writer.close()
 
-    server = await asyncio.start_server(silent, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    upstream = Upstream()
-    page = await upstream.page(RoutedEngine(0, f"http://127.0.0.1:{port}"), "/metrics", 0.2)
-    await upstream.close()
-    server.close()
-    assert page == ""
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as server, opened() as upstream:
+        engine = RoutedEngine(0, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        assert await upstream.page(engine, "/metrics", 0.2) == ""
     assert heard.is_set()
 
 
-def failed(number: int) -> OSError:
-    return OSError(number, os.strerror(number))
+@asynccontextmanager
+async def opened() -> AsyncIterator[Upstream]:
+    upstream = Upstream()
+    yield upstream
+    await upstream.close()
+
+
+@asynccontextmanager
+async def answering(handler: Any) -> AsyncIterator[tuple[Upstream, RoutedEngine]]:
+    """A server that answers GET / so, as an engine."""
+    app = web.Application()
+    app.router.add_get("/", handler)
+    async with TestServer(app) as server, opened() as upstream:
+        yield upstream, RoutedEngine(0, str(server.make_url("")).rstrip("/"))
+
+
+async def unreachable(upstream: Upstream, engine: RoutedEngine) -> bool:
+    """Whether an engine that is not reached has ended."""
+    with pytest.raises(Unreachable) as caught:
+        await upstream.open(engine, "GET", "/", None, {})
+    return caught.value.ended
 
 
 @pytest.mark.parametrize(
     ("error", "ended"),
     [
-        (failed(errno.ECONNREFUSED), True),
-        (failed(errno.ECONNRESET), True),  # it ended before it accepted
-        (failed(errno.ETIMEDOUT), False),
-        (failed(errno.EHOSTUNREACH), False),
-        (failed(errno.EMFILE), False),
-        (failed(errno.EADDRNOTAVAIL), False),
+        (ConnectionRefusedError(), True),
+        (ConnectionResetError(), True),  # it ended before it accepted
+        (OSError(errno.ETIMEDOUT, ""), False),
+        (OSError(errno.EHOSTUNREACH, ""), False),
+        (OSError(errno.EMFILE, ""), False),
         (socket.gaierror(socket.EAI_AGAIN, "try again"), False),
     ],
 )
@@ -70,11 +85,8 @@ async def test_what_a_connection_that_was_not_made_says_of_the_engine(
         raise error
 
     monkeypatch.setattr(aiohttp.connector.aiohappyeyeballs, "start_connection", connect)
-    upstream = Upstream()
-    with pytest.raises(Unreachable) as caught:
-        await upstream.open(RoutedEngine(0, "http://127.0.0.1:9"), "GET", "/", None, {})
-    await upstream.close()
-    assert caught.value.ended is ended
+    async with opened() as upstream:
+        assert await unreachable(upstream, RoutedEngine(0, "http://127.0.0.1:9")) is ended
 
 
 @pytest.mark.parametrize(("reason", "ended"), [("busy", False), ("engine_unavailable", True)])
@@ -82,21 +94,14 @@ def test_another_turbofit_that_is_busy_has_not_ended(reason: str, ended: bool) -
     async def busy(request: web.Request) -> web.Response:
         return web.Response(status=503, headers={UNREACHED: reason})
 
-    async def main() -> Unreachable:
-        app = web.Application()
-        app.router.add_get("/", busy)
-        async with TestServer(app) as server:
-            upstream = Upstream()
-            with pytest.raises(Unreachable) as caught:
-                await upstream.open(RoutedEngine(0, str(server.make_url(""))), "GET", "/", None, {})
-            await upstream.close()
-            return caught.value
+    async def main() -> bool:
+        async with answering(busy) as given:
+            return await unreachable(*given)
 
-    assert asyncio.run(main()).ended is ended
+    assert asyncio.run(main()) is ended
 
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's options")
-BODY = b'{"choices":[{}]}'
 #: An engine in a namespace of its own, which has nothing but Python there; it never answers.
 SILENT = """
 import asyncio
@@ -112,7 +117,7 @@ asyncio.run(main())
 
 
 async def whole(request: web.Request) -> web.Response:
-    return web.Response(body=BODY)
+    return web.Response(body=b'{"choices":[{}]}')
 
 
 def options(socket_: socket.socket) -> tuple[int, ...]:
@@ -140,16 +145,10 @@ def test_the_options_are_on_every_connection_to_an_engine() -> None:
 
 @linux
 async def test_aiohttp_connects_with_them() -> None:
-    app = web.Application()
-    app.router.add_get("/x", whole)
-    async with TestServer(app) as server:
-        upstream = Upstream()
-        engine = RoutedEngine(0, str(server.make_url("")))
-        response = await upstream.open(engine, "GET", "/x", None, {})
-        await response.read()
+    async with answering(whole) as (upstream, engine):
+        await (await upstream.open(engine, "GET", "/", None, {})).read()
         (pooled,) = upstream._session.connector._conns.values()
         read = options(pooled[0][0].transport.get_extra_info("socket"))
-        await upstream.close()
     assert read == (1, 2, 1, 3, 0)
 
 
@@ -161,24 +160,24 @@ def acknowledged(upstream: Upstream) -> bool:
     return int.from_bytes(unsent, sys.byteorder) == 0
 
 
-def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True)
+def ip(words: str) -> None:
+    subprocess.run(["ip", *words.split()], check=True, capture_output=True)
 
 
 @pytest.fixture
 def namespace():
     """A network namespace behind a pair of virtual cards: its name, and that of the far card."""
-    name = f"tf{os.getpid()}"
-    near, far = f"{name}a", f"{name}b"
     if sys.platform != "linux" or shutil.which("ip") is None:
         pytest.skip("needs ip netns")
+    name = f"tf{os.getpid()}"
+    near, far = f"{name}a", f"{name}b"
     try:
-        ip("netns", "add", name)
-        ip("link", "add", near, "type", "veth", "peer", "name", far, "netns", name)
-        ip("addr", "add", "10.213.77.1/24", "dev", near)
-        ip("link", "set", near, "up")
-        ip("-n", name, "addr", "add", "10.213.77.2/24", "dev", far)
-        ip("-n", name, "link", "set", far, "up")
+        for words in (
+            f"netns add {name}", f"link add {near} type veth peer name {far} netns {name}",
+            f"addr add 10.213.77.1/24 dev {near}", f"link set {near} up",
+            f"-n {name} addr add 10.213.77.2/24 dev {far}", f"-n {name} link set {far} up",
+        ):  # fmt: skip
+            ip(words)
     except (subprocess.CalledProcessError, OSError):
         _remove(name, near)
         pytest.skip("network namespaces cannot be made here")
@@ -190,9 +189,9 @@ def namespace():
 
 def _remove(name: str, near: str) -> None:
     # The card first: sockets that still end keep a namespace, and with it the route there.
-    for words in (("link", "del", near), ("netns", "del", name)):
+    for words in (f"link del {near}", f"netns del {name}"):
         with suppress(subprocess.CalledProcessError, OSError):
-            ip(*words)
+            ip(words)
 
 
 @linux
@@ -215,7 +214,7 @@ def test_a_request_that_waits_there_is_told_soon(namespace) -> None:
             assert await asyncio.wait_for(silent.stdout.readline(), HANG) == b"read\n"
             assert [engine.outstanding for engine in gateway.engines] == [1, 0]
             await auntil(lambda: acknowledged(gateway._upstream), "the request to arrive")
-            ip("-n", name, "link", "set", far, "down")
+            ip(f"-n {name} link set {far} down")
             # Without the options it would wait as long as it takes.
             return await asyncio.wait_for(pending, HANG), [engine.up for engine in gateway.engines]
         finally:

@@ -14,11 +14,6 @@ EMPTY = (LDC, EXIT, BRA, NOP)
 CODE = (LDC, FFMA, EXIT, BRA)
 
 
-def code(*instructions: int) -> bytes:
-    """Instructions of 16 bytes each."""
-    return b"".join(struct.pack("<H14x", word) for word in instructions)
-
-
 def elf(sections: Mapping[str, bytes]) -> bytes:
     """A 64-bit little-endian ELF file with these sections, and one of names."""
     names, starts = b"\0", []
@@ -41,8 +36,13 @@ def elf(sections: Mapping[str, bytes]) -> bytes:
 
 
 def cubin(functions: Mapping[str, Sequence[int]]) -> bytes:
-    """A cubin with these functions."""
-    return elf({f".text.{name}": code(*body) for name, body in functions.items()})
+    """A cubin with these functions, whose instructions are of 16 bytes each."""
+    return elf(
+        {
+            f".text.{name}": b"".join(struct.pack("<H14x", word) for word in body)
+            for name, body in functions.items()
+        }
+    )
 
 
 def fatbin(entries: Iterable[tuple[int, bytes, int]], *, ptx: bool = False) -> bytes:

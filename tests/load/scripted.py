@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections import Counter
 from typing import Any
 
 from aiohttp import web
@@ -15,10 +14,7 @@ from typing_extensions import Self
 class ThreadedServer:
     """An OpenAI-compatible server of the model ``m`` in a thread; a context manager.
 
-    Args:
-        port: 0 is any.
-        key: which it asks for.
-        models: the status of ``/v1/models``.
+    ``models`` is the status of ``/v1/models``.
     """
 
     gets = "/v1/models"
@@ -26,7 +22,6 @@ class ThreadedServer:
     def __init__(self, port: int = 0, key: str | None = None, models: int = 200) -> None:
         self.port, self._key, self._models = port, key, models
         self.bodies: list[dict[str, Any]] = []
-        self.seen = Counter[str]()
         self._ready = threading.Event()
         self._loop = asyncio.new_event_loop()
 
@@ -99,6 +94,12 @@ STREAMS = {
     "ok": event("a") + event("b") + event("c") + USAGE + DONE,
     **dict.fromkeys(("cut", "reset", "stall"), event("a")),
 }
+#: What is no stream.
+WHOLE: dict[str, dict[str, Any]] = {
+    "500": {"status": 500, "text": '{"error": {"message": "no"}}'},
+    "busy": {"status": 503, "headers": {"Retry-After": "0"}},
+    "plain": {"text": '{"choices": []}', "content_type": "application/json"},
+}
 
 
 class ScriptedServer(ThreadedServer):
@@ -117,13 +118,8 @@ class ScriptedServer(ThreadedServer):
         body = await incoming.json()
         self.bodies.append(body)
         what = self._script.pop(0) if self._script else "ok"
-        self.seen[what] += 1
-        if what == "500":
-            return web.json_response({"error": {"message": "no"}}, status=500)
-        if what == "busy":
-            return web.Response(status=503, headers={"Retry-After": "0"})
-        if what == "plain":
-            return web.json_response({"choices": []})
+        if what in WHOLE:
+            return web.Response(**WHOLE[what])
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(incoming)
         await response.write(STREAMS[what])

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import signal
+import subprocess
+import sys
 import time
 from array import array
+from base64 import b64decode
+from io import BytesIO
 from itertools import islice
 
 import pytest
+from aiohttp import web
+from PIL import Image
 
-from turbofit.core.errors import UsageError
-from turbofit.load.client import Answer
+from tests.load.scripted import ScriptedServer, ThreadedServer
+from tests.support.waiting import HANG
+from turbofit.cli.main import main
+from turbofit.core.errors import UnservedError, UsageError
+from turbofit.load.bench import bench
+from turbofit.load.client import Answer, StreamError, StreamReader
 from turbofit.load.driver import LoadRun, arrivals, drawn, replayed
+from turbofit.load.prompt import PromptWriter, RequestShape, png
 from turbofit.load.result import spread, summary
 from turbofit.load.spec import LoadSpec
 from turbofit.load.trace import TracedRequest
@@ -46,20 +60,17 @@ CLOSED = LoadSpec.of(concurrency=8, seconds=30.0)
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("spec", "facts", "text"),
     [
-        (at(CLOSED, opened=False), "warm-up of the load: 2 of 8 requests, 1 answered, 1 failed"),
-        (at(CLOSED), "measuring: 3 of 30 s, 1 answered, 1 failed"),
-        (at(CLOSED, closed=True), "last answers: 1 answered, 1 failed"),
-        (
-            at(LoadSpec.of(requests=40, warm_up=0), begun=2),
-            "measuring: 2 of 40 requests, 1 answered, 1 failed",
-        ),
-        (at(LoadSpec.of(trace="m.jsonl")), "measuring: 1 answered, 1 failed"),
+        (CLOSED, {"opened": False}, "warm-up of the load: 2 of 8 requests, "),
+        (CLOSED, {}, "measuring: 3 of 30 s, "),
+        (CLOSED, {"closed": True}, "last answers: "),
+        (LoadSpec.of(requests=40, warm_up=0), {"begun": 2}, "measuring: 2 of 40 requests, "),
+        (LoadSpec.of(trace="m.jsonl"), {}, "measuring: "),
     ],
 )
-def test_a_load_says_what_it_does_and_how_much_of_it_is_done(text: str, wanted: str) -> None:
-    assert text == wanted
+def test_a_load_says_what_it_does_and_how_much_of_it_is_done(spec, facts, text: str) -> None:
+    assert at(spec, **facts) == text + "1 answered, 1 failed"
 
 
 def test_sizes_keep_to_their_spread_and_the_seed_decides() -> None:
@@ -70,12 +81,10 @@ def test_sizes_keep_to_their_spread_and_the_seed_decides() -> None:
     found = list(islice(drawn(spec), 500))
     assert {one.output_tokens for one in found} == {10}
     prompts = [one.prompt_tokens for one in found]
-    assert min(prompts) >= 50
-    assert max(prompts) <= 150
+    assert 50 <= min(prompts) < 60 < 140 < max(prompts) <= 150
     assert abs(sum(prompts) / 500 - 100) < 5
     assert {size for one in found for size in one.images} == {(64, 64), (32, 32)}
-    assert found == list(islice(drawn(spec), 500))
-    assert found != list(islice(drawn(spec.changed(seed=1)), 500))
+    assert found == list(islice(drawn(spec), 500)) != list(islice(drawn(spec.changed(seed=1)), 500))
 
 
 def test_arrivals_of_an_open_loop() -> None:
@@ -97,35 +106,28 @@ def test_a_trace_is_replayed_once_at_its_speed() -> None:
     assert (second.prompt_tokens, second.images) == (1, ((8, 8),))
 
 
-@pytest.mark.parametrize(
-    ("given", "says"),
-    [
+def test_contradictions_are_named() -> None:
+    for given, says in (
         ({"concurrency": 4, "rate": 2.0}, "--concurrency and --rate"),
         ({"rate": 2.0, "trace": "t"}, "--rate and --trace"),
         ({"evenly": True}, "--evenly needs --rate"),
         ({"shared_prefix": 300}, "--shared-prefix 300"),
-    ],
-)
-def test_contradictions_are_named(given, says) -> None:
-    with pytest.raises(UsageError, match=says):
-        LoadSpec.of(**given).check()
+    ):
+        with pytest.raises(UsageError, match=says):
+            LoadSpec.of(**given).check()
 
 
-@pytest.mark.parametrize(
-    ("given", "seconds", "warm_up"),
-    [
-        ({}, 60, 8),
-        ({"requests": 5}, None, 8),
-        ({"requests": 5, "seconds": 2.0}, 2, 8),
-        ({"trace": "t"}, None, 0),
-        ({"trace": "t", "warm_up": 3}, None, 3),
-        ({"concurrency": 32}, 60, 32),
-        ({"rate": 2.0}, 60, 8),
-    ],
-)
-def test_a_window_has_an_end_and_a_warm_up_before_it(given, seconds, warm_up) -> None:
-    spec = LoadSpec.of(**given)
-    assert (spec.measured_seconds, spec.warm_up_requests) == (seconds, warm_up)
+def test_a_window_has_an_end_and_a_warm_up_before_it() -> None:
+    for given, window in (
+        ({}, (60, 8)),
+        ({"requests": 5, "seconds": 2.0}, (2, 8)),
+        ({"trace": "t"}, (None, 0)),
+        ({"trace": "t", "warm_up": 3}, (None, 3)),
+        ({"requests": 5, "concurrency": 32}, (None, 32)),
+        ({"rate": 2.0}, (60, 8)),
+    ):
+        spec = LoadSpec.of(**given)
+        assert (spec.measured_seconds, spec.warm_up_requests) == window, given
 
 
 def test_percentiles_are_the_least_that_so_many_are_not_above() -> None:
@@ -153,3 +155,206 @@ def test_only_what_began_in_the_window_has_times() -> None:
     assert [(one.kind, one.count) for one in found.errors] == [("stalled", 1)]
     assert found.output_tokens_per_second == pytest.approx((3 + 2 + 3) / 3)
     assert any("90% of a CPU" in text for text in found.warnings)
+
+
+FEW = {"images": 0, "requests": 12, "concurrency": 3, "warm_up": 3}
+
+
+def test_a_closed_loop_counts_what_it_sent() -> None:
+    with ScriptedServer() as server:
+        result = bench(server.url + "/v1/", LoadSpec.of(**FEW))
+    assert (result.model, result.begun, result.answered) == ("m", 12, 12)
+    assert (result.counted, result.prompt_tokens, result.output_tokens) == ("usage", 30, 3)
+    assert result.e2e.count == result.ttft.count == result.tpot.count == 12
+    assert 0 < result.ttft.p50 <= result.e2e.p50 <= result.e2e.p99 <= result.e2e.most
+    assert result.requests_per_second > 0
+    assert 0.5 < result.output_tokens_per_second / result.requests_per_second / 3 < 2
+    assert result.running == pytest.approx(3, rel=0.4)
+    assert {len(body["messages"][0]["content"].split()) for body in server.bodies} == {256}
+
+
+def test_each_failure_is_counted_by_its_kind() -> None:
+    script = ["500", "garbage", "cut", "reset", "ok", "error", "empty", "plain", "busy", "stall"]
+    spec = LoadSpec.of(**{**FEW, "concurrency": 1}, silence=0.3)
+    with ScriptedServer("ok", "ok", "ok", *script) as server:
+        result = bench(server.url, spec)
+    kinds = {one.kind: one.count for one in result.errors}
+    assert (result.begun, result.answered, sum(kinds.values())) == (12, 3, 9)
+    assert kinds.pop("cut short", 0) + kinds.pop("connection broken", 0) == 2
+    assert kinds == dict.fromkeys(
+        ("status 500", "garbage", "error event", "empty answer", "no stream", "status 503",
+         "stalled"), 1,
+    )  # fmt: skip
+
+
+def test_a_trace_is_sent_at_its_times(tmp_path) -> None:
+    path = tmp_path / "t.jsonl"
+    lines = [{"at": n / 50, "output_tokens": 3, "prompt_tokens": 40} for n in range(20)]
+    path.write_text("".join(json.dumps(one) + "\n" for one in lines))
+    with ScriptedServer() as server:
+        result = bench(server.url, LoadSpec.of(trace=str(path)))
+    assert result.begun == result.answered == len(server.bodies) == 20
+    assert result.seconds >= 19 / 50
+
+
+def test_a_server_that_is_none_is_said() -> None:
+    with pytest.raises(UnservedError, match="does not answer: no connection"):
+        bench("http://127.0.0.1:9", LoadSpec.of())
+    with pytest.raises(UsageError, match="is no address"):
+        bench("http://[", LoadSpec.of())
+    with ScriptedServer(models=500) as server, pytest.raises(UnservedError, match="answers 500"):
+        bench(server.url, LoadSpec.of())
+    with ScriptedServer(key="k") as server, pytest.raises(UsageError, match="the key"):
+        bench(server.url, LoadSpec.of())
+
+
+def test_the_command_shows_and_ends_with_its_code(capsys, tmp_path, monkeypatch) -> None:
+    words = ["--images", "0", "--requests", "6", "--concurrency", "2"]
+    monkeypatch.setenv("TURBOFIT_API_KEY", "k")
+    with ScriptedServer(key="k") as server:
+        assert main(["bench", server.url, *words, "--quiet"]) == 0
+        assert "requests/s" in capsys.readouterr().out
+        assert main(["bench", server.url, *words, "--json"]) == 0
+        told = capsys.readouterr()
+        assert json.loads(told.out)["schema"] == "turbofit.bench/1"
+        assert not told.err
+        page = tmp_path / "page.html"
+        assert main(["bench", server.url, *words, "--html", str(page)]) == 0
+        assert "<svg" not in page.read_text().partition("<main>")[0]
+        assert "first token" in page.read_text()
+    with ScriptedServer(*["500"] * 500) as server:
+        capsys.readouterr()
+        assert main(["bench", server.url, *words, "--json"]) == 3
+        told = capsys.readouterr()
+        assert json.loads(told.out)["answered"] == 0
+        assert "no request was answered" in told.err
+    assert main(["bench", "nowhere"]) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_with_what_was_measured(number) -> None:
+    words = ["--images", "0", "--json", "--concurrency", "1", "--warm-up", "1"]
+    with ScriptedServer("ok", "ok", "stall") as server:
+        command = [sys.executable, "-m", "turbofit", "bench", server.url, *words]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
+            assert server.stalled.wait(HANG)
+            child.send_signal(number)
+            said = json.loads(child.communicate(timeout=HANG)[0])
+    assert child.returncode == 130
+    assert (said["stopped"], said["answered"]) == (number.name, 1)
+
+
+TEXT = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'
+ROLE = b'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}\n\n'
+THOUGHT = b'data: {"choices":[{"delta":{"reasoning_content":"x"}}]}\n\n'
+STOP = b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\n'
+USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":4}}\n\n'
+DONE = b"data: [DONE]\n\n"
+
+
+def read(*pieces: bytes) -> Answer:
+    answer = Answer(0.0)
+    reader = StreamReader(answer)
+    for at, piece in enumerate(pieces, 1):
+        reader.feed(piece, float(at))
+    reader.end()
+    return answer
+
+
+def test_text_is_timed_and_usage_counts() -> None:
+    answer = read(b": ping\n\n", ROLE, TEXT, THOUGHT + TEXT, STOP, USAGE, DONE)
+    assert list(answer.pieces) == [3, 4, 4]
+    assert (answer.tokens, answer.prompt_tokens) == (4, 9)
+    # Without any text the events are.
+    assert list(read(ROLE, ROLE, STOP, USAGE, DONE).pieces) == [1, 2, 3]
+
+
+def test_events_may_come_in_any_pieces() -> None:
+    whole = ROLE + TEXT + STOP + DONE
+    for cut in range(1, len(whole)):
+        assert len(read(whole[:cut], whole[cut:]).pieces) == 1
+
+
+@pytest.mark.parametrize(
+    ("pieces", "kind"),
+    [
+        ([b"<html>\n"], "garbage"),
+        ([b"data: {\n\n"], "garbage"),
+        ([b'data: {"a": 1}\n\n'], "garbage"),
+        ([b"x" * (1 << 20), b"x"], "garbage"),
+        ([b"data: " + b"[" * 5000 + b"\n\n"], "garbage"),
+        ([b'data: {"error": {"message": "no"}}\n\n'], "error event"),
+        ([TEXT], "cut short"),
+        ([DONE], "empty answer"),
+        ([STOP, b'data: {"choices":[],"usage":{"completion_tokens":0}}\n\n', DONE], "empty answer"),
+    ],
+)
+def test_what_is_no_answer_has_a_name(pieces, kind) -> None:
+    with pytest.raises(StreamError) as caught:
+        read(*pieces)
+    assert caught.value.kind == kind
+
+
+def test_odd_events_count_for_nothing() -> None:
+    for event in (
+        b'{"choices": 5}', b'{"choices": [5, null]}', b'{"choices": [{"delta": 7}]}',
+        b'{"choices": [], "usage": []}', b'{"choices": [], "usage": {"completion_tokens": true}}',
+    ):  # fmt: skip
+        answer = read(TEXT, b"data: " + event + b"\n\n", DONE)
+        assert (len(answer.pieces), answer.output_tokens) == (1, None), event
+
+
+class Endless(ThreadedServer):
+    """Its page comes in packets, and its errors never end."""
+
+    async def _write(self, incoming: web.Request, *parts: bytes, status: int) -> web.StreamResponse:
+        response = web.StreamResponse(status=status)
+        await response.prepare(incoming)
+        for part in parts:
+            await response.write(part)
+            await asyncio.sleep(0.01)
+        return response
+
+    async def page(self, incoming: web.Request) -> web.StreamResponse:
+        return await self._write(incoming, b'{"data": [{"', b'id": "m', b'"}]}', status=200)
+
+    async def chat(self, incoming: web.Request) -> web.StreamResponse:
+        return await self._write(incoming, b"out of ", *[b"memory" * 4096] * 10**6, status=500)
+
+
+def test_a_page_in_packets_is_read_whole_and_of_an_endless_error_only_the_beginning() -> None:
+    hopeless = LoadSpec.of(images=0, concurrency=2, seconds=3600.0, warm_up=0)
+    with Endless() as server:
+        result = bench(server.url, hopeless)
+    assert (result.answered, result.stopped) == (0, "8 requests in a row failed")
+    (error,) = result.errors
+    assert (result.model, error.kind) == ("m", "status 500")
+    assert error.example == ("out of " + "memory" * 40)[:200]
+
+
+def test_an_image_is_what_its_header_says_and_small() -> None:
+    data = png(1000, 700, 0x123456)
+    image = Image.open(BytesIO(data)).convert("RGB")
+    assert image.size == (1000, 700)
+    assert image.getpixel((999, 699)) == (0x12, 0x34, 0x56)
+    assert len(data) < 2000
+
+
+def test_bodies_have_their_sizes_and_share_only_what_they_should() -> None:
+    writer = PromptWriter("m", 0, stop_early=False)
+    shape = RequestShape(50, 7, ((64, 32), (16, 16)), shared=20)
+    first, second = writer.body(shape), writer.body(shape)
+    assert (first["max_tokens"], first["ignore_eos"]) == (7, True)
+    assert first["stream_options"] == {"include_usage": True}
+    one, other = first["messages"][0]["content"], second["messages"][0]["content"]
+    assert [part["type"] for part in one] == ["image_url", "image_url", "text"]
+    assert one[0] != other[0]
+    words, others = one[2]["text"].split(), other[2]["text"].split()
+    assert len(words) == len(others) == 50
+    assert words[:20] == others[:20]
+    assert words != others
+    data = b64decode(one[0]["image_url"]["url"].partition(",")[2])
+    assert Image.open(BytesIO(data)).size == (64, 32)
+    body = PromptWriter("m", 0, stop_early=True).body(RequestShape(5, 7, ()))
+    assert "ignore_eos" not in body
+    assert isinstance(body["messages"][0]["content"], str)

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import threading
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -12,6 +14,7 @@ from tests.support.nvml import (
     LOST,
     P2P_ALL,
     P2P_NVLINK,
+    UNKNOWN_ERROR,
     Gpu,
     Mig,
     Process,
@@ -22,12 +25,12 @@ from tests.support.nvml import (
     in_process,
 )
 from tests.support.waiting import HANG
-from turbofit.core.errors import MachineError
+from turbofit.core.errors import MachineError, PackageError
 from turbofit.core.machine import Machine
 from turbofit.core.struct import NA
 from turbofit.core.units import GIB, MIB
 from turbofit.machine import nvml, nvml_machine
-from turbofit.machine.nvml import Nvml
+from turbofit.machine.nvml import GpuLostError, Nvml, ask_driver
 from turbofit.machine.nvml_machine import UNKNOWN_HOLDER, Device, read_devices
 from turbofit.machine.presets import load_preset
 from turbofit.machine.source import machine_from
@@ -42,12 +45,6 @@ def measured(nvml_library: Path, tmp_path: Path):
     return measured
 
 
-def gpu_4090(index: int, **changes) -> Gpu:
-    return gpu_3090(
-        index, name="NVIDIA GeForce RTX 4090", cc=89, cores=16384, links=None, **changes
-    )
-
-
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
 def test_counts(measured, count: int):
     machine = measured(four_3090(count=count))
@@ -60,20 +57,15 @@ def test_counts(measured, count: int):
     assert machine.warnings == ()
 
 
-def test_no_peer_access(measured):
-    machine = measured(four_3090())
-    assert all(link.p2p_read is False and link.p2p_write is False for link in machine.links)
-    assert all(link.nvlinks == 0 and link.nvlink_bandwidth == NA for link in machine.links)
-    assert {link.ancestor for link in machine.links} == {"hostbridge"}
-
-
 def test_nvlinked_pairs(measured):
     machine = measured(four_3090([(0, 2), (1, 3)]))
     joined = {(link.a, link.b): link for link in machine.links if link.nvlinked}
     assert set(joined) == {(0, 2), (1, 3)}
     assert all(link.peers and link.nvlinks == 4 for link in joined.values())
     assert joined[0, 2].nvlink_bandwidth == 4 * 14_062_500_000
-    assert not machine.link(0, 1).peers
+    far = machine.link(0, 1)
+    assert far.p2p_read is far.p2p_write is False
+    assert (far.nvlinks, far.nvlink_bandwidth, far.ancestor) == (0, NA, "hostbridge")
 
 
 def test_nvswitch(measured):
@@ -83,18 +75,12 @@ def test_nvswitch(measured):
     assert {link.nvlink_bandwidth for link in machine.links} == {450 * 10**9}
     assert {link.ancestor for link in machine.links} == {"system"}
     # Lanes to a switch count only where NVML says that the two reach each other over NVLink.
-    machine = measured(Scenario([gpu_h100(0), gpu_h100(1)], p2p=P2P_ALL))
-    assert machine.links[0].nvlinks == 0
-    assert machine.links[0].peers
-
-
-def test_unreadable_links_are_na(measured):
-    machine = measured(Scenario([gpu_3090(0), gpu_3090(1)], p2p=None, ancestor=None))
-    link = machine.links[0]
-    assert (link.p2p_read, link.p2p_write, link.ancestor) == (NA, NA, NA)
-    assert not link.peers
-    machine = measured(Scenario([gpu_3090(0), gpu_3090(1)], p2p=(6, 6, 6)))
-    assert machine.links[0].p2p_read == NA
+    (link,) = measured(Scenario([gpu_h100(0), gpu_h100(1)], p2p=P2P_ALL)).links
+    assert (link.nvlinks, link.peers) == (0, True)
+    (link,) = measured(Scenario([gpu_3090(0), gpu_3090(1)], p2p=None, ancestor=None)).links
+    assert (link.p2p_read, link.p2p_write, link.ancestor, link.peers) == (NA, NA, NA, False)
+    (link,) = measured(Scenario([gpu_3090(0), gpu_3090(1)], p2p=(6, 6, 6))).links
+    assert link.p2p_read == NA
 
 
 def test_cuda_visible_devices(measured):
@@ -105,26 +91,26 @@ def test_cuda_visible_devices(measured):
     assert "5,2" in machine.warnings[0]
     assert len(machine.gpus) == 4
     assert measured(scenario, CUDA_VISIBLE_DEVICES=scenario.gpus[3].uuid[:12]).visible == (3,)
-
-
-@pytest.mark.parametrize("value", ["", "7"])
-def test_all_hidden(measured, value: str):
-    with pytest.raises(MachineError, match="CUDA_VISIBLE_DEVICES") as caught:
-        measured(four_3090(), CUDA_VISIBLE_DEVICES=value)
-    assert "--on" in caught.value.hint
+    for value in ("", "7"):
+        with pytest.raises(MachineError, match="CUDA_VISIBLE_DEVICES") as caught:
+            measured(scenario, CUDA_VISIBLE_DEVICES=value)
+        assert "--on" in caught.value.hint
 
 
 def test_cuda_order_is_not_pci_order(measured):
-    scenario = Scenario([gpu_3090(0), gpu_4090(1)])
+    faster = gpu_3090(1, name="NVIDIA GeForce RTX 4090", cc=89, cores=16384, links=None)
+    scenario = Scenario([gpu_3090(0), faster])
     assert "PCI_BUS_ID" in measured(scenario, CUDA_VISIBLE_DEVICES="0").warnings[0]
-    by_uuid = measured(scenario, CUDA_VISIBLE_DEVICES=scenario.gpus[0].uuid)
-    ordered = measured(scenario, CUDA_VISIBLE_DEVICES="0", CUDA_DEVICE_ORDER="PCI_BUS_ID")
-    equal = measured(four_3090(), CUDA_VISIBLE_DEVICES="0")
-    unset = measured(scenario)
-    assert by_uuid.warnings == ordered.warnings == equal.warnings == unset.warnings == ()
+    for machine in (
+        measured(scenario, CUDA_VISIBLE_DEVICES=scenario.gpus[0].uuid),
+        measured(scenario, CUDA_VISIBLE_DEVICES="0", CUDA_DEVICE_ORDER="PCI_BUS_ID"),
+        measured(four_3090(), CUDA_VISIBLE_DEVICES="0"),
+        measured(scenario),
+    ):
+        assert machine.warnings == ()
 
 
-def test_a_lost_gpu_that_is_not_needed_is_a_warning(measured):
+def test_a_lost_gpu_is_a_warning_or_stops_where_it_is_needed(measured):
     scenario = four_3090()
     scenario.gpus[1].error = LOST
     machine = measured(scenario)
@@ -133,18 +119,12 @@ def test_a_lost_gpu_that_is_not_needed_is_a_warning(measured):
     assert "GPU 1 cannot be read" in machine.warnings[0]
     assert measured(scenario, gpus="0,2").visible == (0, 2)
     assert measured(scenario, CUDA_VISIBLE_DEVICES="3").visible == (3,)
-
-
-def test_a_lost_gpu_that_is_needed(measured):
-    scenario = four_3090()
-    scenario.gpus[1].error = LOST
     for call in ({"gpus": "0,1"}, {"CUDA_VISIBLE_DEVICES": "1,2"}):
         with pytest.raises(MachineError, match=r"GPU 1 .*RTX 3090.*cannot be read") as caught:
             measured(scenario, **call)
         assert "--gpus" in caught.value.hint
-    lonely = Scenario([gpu_3090(0, no_handle=LOST)])
     with pytest.raises(MachineError, match="GPU 0"):
-        measured(lonely)
+        measured(Scenario([gpu_3090(0, no_handle=LOST)]))
 
 
 def test_no_gpu_and_no_driver(measured):
@@ -158,33 +138,17 @@ def test_no_gpu_and_no_driver(measured):
         measured(Scenario([gpu_3090()], init_error=18))
 
 
-def mig_machine() -> Scenario:
-    parts = [
-        Mig("MIG-aaaa", 40448 * MIB, sms=60, gi=2),
-        Mig("MIG-bbbb", 20096 * MIB, sms=32, gi=5),
-    ]
-    return Scenario([gpu_h100(0, mig=True, migs=parts), gpu_h100(1)], p2p=P2P_NVLINK)
-
-
-def test_mig_instances_are_numbered_after_whole_gpus(measured):
-    machine = measured(mig_machine())
+def test_mig_instances_are_numbered_after_whole_gpus_and_planned_by_themselves(measured):
+    parts = [Mig("MIG-aaaa", 40448 * MIB, sms=60, gi=2), Mig("MIG-bbbb", 20096 * MIB, sms=32, gi=5)]
+    scenario = Scenario([gpu_h100(0, mig=True, migs=parts), gpu_h100(1)], p2p=P2P_NVLINK)
+    machine = measured(scenario)
     assert [(gpu.index, gpu.mig) for gpu in machine.gpus] == [(1, False), (2, True), (3, True)]
     assert sorted(machine.visible) == [1, 2, 3]
-    assert {(link.a, link.b): link.peers for link in machine.links} == {
-        (1, 2): False, (1, 3): False, (2, 3): False,
-    }  # fmt: skip
-
-
-def test_mig_ids_in_cuda_visible_devices(measured):
-    assert measured(mig_machine(), CUDA_VISIBLE_DEVICES="MIG-bbbb").visible == (3,)
-    old = f"MIG-{gpu_h100(0).uuid}/2/0"
-    assert measured(mig_machine(), CUDA_VISIBLE_DEVICES=old).visible == (2,)
-    assert measured(mig_machine(), CUDA_VISIBLE_DEVICES="0").visible == (2,)
-    assert measured(mig_machine(), gpus="MIG-aaaa").visible == (2,)
-
-
-def test_a_slice_is_planned_by_itself_and_said_to_be_one(measured):
-    machine = measured(mig_machine())
+    assert [(link.a, link.b) for link in machine.links] == [(1, 2), (1, 3), (2, 3)]
+    assert not any(link.peers for link in machine.links)
+    for value, visible in (("MIG-bbbb", 3), (f"MIG-{gpu_h100(0).uuid}/2/0", 2), ("0", 2)):
+        assert measured(scenario, CUDA_VISIBLE_DEVICES=value).visible == (visible,)
+    assert measured(scenario, gpus="MIG-aaaa").visible == (2,)
     said = [text for text in machine.warnings if "is a MIG slice with" in text]
     assert [re.search(r"(\d+) SMs", text)[1] for text in said] == ["60", "32"]
     plan = turbofit.plan("internvl2-1b", on=machine_from(machine, gpus="2,3"))
@@ -196,7 +160,6 @@ def test_a_slice_is_planned_by_itself_and_said_to_be_one(measured):
     ("name", "total", "said"),
     [
         ("NVIDIA GeForce RTX 4090 Laptop GPU", 16376, "not known are its l2, memory bandwidth"),
-        ("NVIDIA A40-48Q", 49152, "is a vGPU, which shares its card's time"),
         ("GRID V100DX-32C", 32768, "is a vGPU, which shares its card's time"),
         ("NVIDIA GeForce RTX 3080", 20480, "as a slow card"),
     ],
@@ -238,9 +201,15 @@ def read(nvml_library: Path, tmp_path: Path):
 
 def test_what_nvml_does_not_say_comes_from_the_preset(read):
     gpu = read(gpu_3090(cc=None, cores=None, pcie_generation=None, pcie_width=None)).gpu
-    assert gpu.compute_capability == (8, 6)
-    assert gpu.sm_count == 82
-    assert gpu.pcie.width == 16
+    assert (gpu.compute_capability, gpu.sm_count, gpu.pcie.width) == ((8, 6), 82, 16)
+
+
+@pytest.mark.parametrize("change", [{"error": LOST}, {"no_handle": LOST}, {"no_handle": 999}])
+def test_lost(read, change):
+    device = read(gpu_3090(**change))
+    assert device.gpu.total == NA
+    assert device.gpu.name
+    assert "cannot be read" in device.warnings[0]
 
 
 def test_holders_largest_first_and_the_rest_unknown(read):
@@ -267,30 +236,15 @@ def test_process_names_without_nvml(read):
     assert names[5] == "[31mx"
 
 
-@pytest.mark.parametrize("change", [{"error": LOST}, {"no_handle": LOST}, {"no_handle": 999}])
-def test_lost(read, change):
-    device = read(gpu_3090(**change))
-    assert device.gpu.total == NA
-    assert device.gpu.name
-    assert "cannot be read" in device.warnings[0]
-
-
-def h100_in_parts() -> Gpu:
-    return gpu_h100(
-        mig=True,
-        migs=[
-            Mig("MIG-11", 40448 * MIB, 26 * MIB, sms=60, gi=2),
-            Mig("MIG-22", 9984 * MIB, 9 * MIB, sms=16, gi=9),
-            Mig("MIG-33", 9984 * MIB, 9 * MIB, sms=16, gi=10, compute=[Process(7, 5 * MIB, "p")]),
-        ],
-    )
-
-
 def test_mig_instances_are_gpus_of_their_own(read):
-    device = read(h100_in_parts())
+    parts = [
+        Mig("MIG-11", 40448 * MIB, 26 * MIB, sms=60, gi=2),
+        Mig("MIG-22", 9984 * MIB, 9 * MIB, sms=16, gi=9),
+        Mig("MIG-33", 9984 * MIB, 9 * MIB, sms=16, gi=10, compute=[Process(7, 5 * MIB, "p")]),
+    ]
+    device = read(gpu_h100(mig=True, migs=parts))
     assert device.gpu is None
-    assert [gpu.index for gpu in device.parts] == [1, 2, 3]
-    assert device.default == (1, 2, 3)
+    assert tuple(gpu.index for gpu in device.parts) == device.default == (1, 2, 3)
     assert device.ordinal == 1
     first, _, third = device.parts
     assert first.mig
@@ -301,13 +255,58 @@ def test_mig_instances_are_gpus_of_their_own(read):
     assert first.memory_bandwidth == whole.memory_bandwidth.value * 40448 // 81559
     assert first.dense_flops == whole.dense_flops.value * 60 // 132
     assert [holder.name for holder in third.holders] == ["p", UNKNOWN_HOLDER]
-    assert device.ids["MIG-22"] == 2
-    assert device.ids[f"MIG-{gpu_h100().uuid}/9/0"] == 2
-
-
-def test_compute_instances_that_share_memory_are_planned_with_once(read):
+    assert device.ids["MIG-22"] == device.ids[f"MIG-{gpu_h100().uuid}/9/0"] == 2
+    # Compute instances that share memory are planned with once.
     parts = [Mig("MIG-1", 40 * GIB, sms=16, gi=2), Mig("MIG-2", 40 * GIB, sms=32, gi=2, ci=1)]
     device = read(gpu_h100(mig=True, migs=parts))
-    assert len(device.parts) == 2
-    assert device.default == (1,)
+    assert (len(device.parts), device.default) == (2, (1,))
     assert "share one memory" in device.warnings[0]
+
+
+def test_answers_and_na(nvml_library: Path, tmp_path: Path):
+    scenario = Scenario([gpu_3090(links=None), gpu_3090(1, error=UNKNOWN_ERROR)])
+    with in_process(nvml_library, scenario, tmp_path), Nvml() as nvml:
+        handle, broken = (nvml.query("nvmlDeviceGetHandleByIndex", index) for index in range(2))
+        assert nvml.query("nvmlDeviceGetName", handle) == "NVIDIA GeForce RTX 3090"
+        for question, *of in (
+            ("nvmlDeviceGetMigMode", handle),
+            ("nvmlDeviceNoSuchThing", handle),
+            ("nvmlDeviceGetTemperatureV", handle, 0),
+            ("nvmlDeviceGetHandleByIndex", 9),
+        ):
+            assert nvml.query(question, *of) == NA
+        assert "Invalid Argument" in nvml.reason("nvmlDeviceGetHandleByIndex", 9)
+        assert nvml.max_nvlinks >= 18
+        # That something is certainly not there is no missing answer.
+        assert nvml.supported("nvmlDeviceGetNvLinkState", handle, 0) == (NA, True)
+        assert nvml.supported("nvmlDeviceGetNvLinkState", broken, 0) == (NA, False)
+
+
+def test_pynvml_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    with pytest.raises(PackageError, match="nvidia-ml-py"):
+        Nvml()
+
+
+def test_what_a_question_raises_is_raised_to_who_asked() -> None:
+    with pytest.raises(GpuLostError, match="gone"):
+        ask_driver(Mock(side_effect=GpuLostError("gone")), 0)
+
+
+def test_a_driver_that_hangs_is_asked_no_more_until_it_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(nvml, "_SECONDS", 0.01)
+    answers, asking = threading.Event(), []
+
+    def hung() -> int:
+        asking.append(threading.current_thread())
+        answers.wait(HANG)
+        return 7
+
+    assert [ask_driver(hung, 0), ask_driver(hung, 0)] == [0, 0]
+    assert len(asking) == 1
+    answers.set()
+    asking[0].join(HANG)
+    monkeypatch.setattr(nvml, "_SECONDS", HANG)
+    assert ask_driver(hung, 0) == 7

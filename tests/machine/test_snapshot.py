@@ -9,7 +9,7 @@ import pytest
 
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Machine
-from turbofit.core.struct import to_builtins
+from turbofit.core.struct import to_json
 from turbofit.machine.snapshot import load_snapshot, save_snapshot
 from turbofit.machine.spec import parse_spec
 
@@ -28,23 +28,15 @@ def test_round_trip(tmp_path: Path, machine: Machine):
     assert os.listdir(tmp_path) == ["machine.json"]
 
 
-def test_another_schema_names_both(tmp_path: Path, machine: Machine):
-    path = tmp_path / "m.json"
-    path.write_text(json.dumps({**to_builtins(machine), "schema": "turbofit.machine/9"}))
-    with pytest.raises(UsageError, match=r"turbofit\.machine/9.*turbofit\.machine/1"):
-        load_snapshot(path)
-
-
 @pytest.mark.parametrize(
     ("text", "cause"),
     [
         ("", "cannot be read"),
-        ("{", "cannot be read"),
         ("[1, 2]", "cannot be read"),
-        ("null", "cannot be read"),
         ('{"gpus": []}', "has schema 'none'"),
         ('{"schema": 7}', "cannot be read"),
         ('{"schema": "turbofit.machine/1"}', "missing required field"),
+        ('{"schema": "turbofit.machine/9"}', r"turbofit\.machine/9.*turbofit\.machine/1"),
         ("[" * 100_000, "cannot be read"),
         ("\xff\xfe", "cannot be read"),
     ],
@@ -57,13 +49,11 @@ def test_not_a_snapshot(tmp_path: Path, text: str, cause: str):
     assert caught.value.hint
 
 
-def _card(bandwidth: float, flops: float) -> dict[str, object]:
-    return {"torch": "2", "cards": [{"index": 0, "bandwidth": bandwidth, "flops": flops}]}
+def _cards(**wrong: float) -> dict[str, object]:
+    return {"torch": "2", "cards": [{"index": 0, "bandwidth": 1e12, "flops": 1e12, **wrong}]}
 
 
-def _reduce(seconds: float) -> dict[str, object]:
-    one = {"gpus": [0, 1], "size": 1024, "seconds": seconds, "right": True}
-    return {"torch": "2", "reduces": [one]}
+REDUCE = {"gpus": [0, 1], "size": 1024, "seconds": 0.0, "right": True}
 
 
 @pytest.mark.parametrize(
@@ -78,10 +68,9 @@ def _reduce(seconds: float) -> dict[str, object]:
         (lambda m: m["gpus"][0].update(free=2**40), "more than it has"),
         (lambda m: m["gpus"][0].update(sm_count=0), "speed"),
         (lambda m: m["gpus"][0].update(pcie={"generation": 5000, "width": 16}), "speed"),
-        (lambda m: m["gpus"][0].update(pcie={"generation": 3, "width": -1}), "speed"),
-        (lambda m: m.update(measured=_card(0.0, 1e12)), "measured"),
-        (lambda m: m.update(measured=_card(1e12, -1.0)), "measured"),
-        (lambda m: m.update(measured=_reduce(0.0)), "measured"),
+        (lambda m: m.update(measured=_cards(flops=-1.0)), "measured"),
+        (lambda m: m.update(measured=_cards(bandwidth=0.0)), "measured"),
+        (lambda m: m.update(measured={"torch": "2", "reduces": [REDUCE]}), "measured"),
         (lambda m: m["gpus"][0].update(name="\x1b[2J"), "unprintable"),
         (lambda m: m.update(driver="\x07"), "unprintable"),
         (lambda m: m["links"][0].update(a=1, b=0), "links"),
@@ -91,8 +80,7 @@ def _reduce(seconds: float) -> dict[str, object]:
     ],
 )
 def test_impossible_machines(tmp_path: Path, machine: Machine, change, cause: str):
-    data = to_builtins(machine)
-    data = json.loads(json.dumps(data))
+    data = json.loads(to_json(machine))
     change(data)
     path = tmp_path / "m.json"
     path.write_text(json.dumps(data))
@@ -100,18 +88,14 @@ def test_impossible_machines(tmp_path: Path, machine: Machine, change, cause: st
         load_snapshot(path)
 
 
-def test_files_that_are_not_files(tmp_path: Path):
+def test_files_that_are_not_files_or_too_large(tmp_path: Path):
     for path in (tmp_path, tmp_path / "missing.json", "/dev/zero", "a\x00b.json"):
         with pytest.raises(UsageError):
             load_snapshot(path)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UsageError, match="not a file"):
         load_snapshot(tmp_path / "pipe")
-
-
-def test_too_large(tmp_path: Path):
-    path = tmp_path / "m.json"
-    with path.open("wb") as file:
+    with (tmp_path / "m.json").open("wb") as file:
         file.truncate(17 << 20)
     with pytest.raises(UsageError, match="larger than"):
-        load_snapshot(path)
+        load_snapshot(tmp_path / "m.json")

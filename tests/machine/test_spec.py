@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,15 +20,11 @@ from turbofit.planning.request import PlanRequest
 def test_plain_group():
     machine = parse_spec("4xrtx3090")
     assert machine.source == "preset"
-    assert [gpu.index for gpu in machine.gpus] == [0, 1, 2, 3]
-    assert machine.visible == (0, 1, 2, 3)
+    assert tuple(gpu.index for gpu in machine.gpus) == machine.visible == (0, 1, 2, 3)
     assert len({gpu.uuid for gpu in machine.gpus}) == 4
     gpu = machine.gpus[3]
-    assert gpu.total == 24576 * MIB
-    assert gpu.total == gpu.reserved + gpu.used + gpu.free
-    assert gpu.used == 0
-    assert gpu.holders == ()
-    assert gpu.sm_count == 82
+    assert gpu.total == 24576 * MIB == gpu.reserved + gpu.used + gpu.free
+    assert (gpu.used, gpu.holders, gpu.sm_count) == (0, (), 82)
     assert len(machine.links) == 6
     assert not any(link.peers or link.nvlinked for link in machine.links)
     assert machine.host.ram_total == NA
@@ -40,12 +34,10 @@ def test_plain_group():
 @pytest.mark.parametrize(
     ("spec", "count", "name"),
     [
-        ("4 RTX 3090", 4, "3090"), ("4 3090", 4, "3090"), ("3090x4", 4, "3090"),
-        ("RTX 3090 x 4", 4, "3090"), ("rtx3090*2", 2, "3090"), ("3090 24GB", 1, "3090"),
-        ("2 a100 80gb sxm", 2, "80GB"), ("4x RTX 3090", 4, "3090"), ("l4x2:free=19GiB", 2, "L4"),
-        ("h100:2", 2, "80GB HBM3"), ("l4:2:free=9GiB", 2, "L4"), ("geforce3090", 1, "3090"),
+        ("4 3090", 4, "3090"), ("RTX 3090 x 4", 4, "3090"), ("rtx3090*2", 2, "3090"),
+        ("2 a100 80gb sxm", 2, "80GB"), ("l4x2:free=19GiB", 2, "L4"), ("l4:2:free=9GiB", 2, "L4"),
         ("two 3090s", 2, "3090"), ("Dual RTX 4090", 2, "4090"), ("2x4070s", 2, "4070 SUPER"),
-        ("4x RTX 3090 GPUs", 4, "3090"), ("8 H100 cards", 8, "80GB HBM3"), ("2xl40s", 2, "L40S"),
+        ("8 H100 cards", 8, "80GB HBM3"), ("2xl40s", 2, "L40S"), ("geforce3090", 1, "3090"),
     ],
 )  # fmt: skip
 def test_a_count_as_people_write_it(spec, count, name):
@@ -57,20 +49,16 @@ def test_a_count_as_people_write_it(spec, count, name):
 @pytest.mark.parametrize(
     ("spec", "names"),
     [
-        ("rtx3090,rtx4090", ["3090", "4090"]),
         ("2xl4:free=9GiB,RTX 4090,ram=64GiB", ["L4", "L4", "4090"]),
         ("RTX 4090 (24GB), RTX 3060 12GB", ["4090", "3060"]),
         ("RTX 4090, 24GB", ["4090"]),
         ("rtx4090:free=19,5GB,rtx3060", ["4090", "3060"]),
         ("2 rtx3090 and rtx4090", ["3090", "3090", "4090"]),
         ("2xrtx3090\n1xl4", ["3090", "3090", "L4"]),
-        ("NVIDIA GeForce RTX 3090, 24576 MiB", ["3090"]),
-        (
-            "index, name, memory.total [MiB]\n0, NVIDIA L4, 23034 MiB\n1, NVIDIA L4, 23034 MiB",
-            ["L4"] * 2,
-        ),
+        ("index, name, memory.total [MiB]\n0, NVIDIA L4, 23034 MiB\n1, NVIDIA L4, 23034 MiB",
+         ["L4"] * 2),
     ],
-)
+)  # fmt: skip
 def test_cards_in_a_list(spec: str, names: list[str]):
     assert [gpu.name.split()[-1] for gpu in parse_spec(spec).gpus] == names
 
@@ -92,10 +80,8 @@ def test_what_nvidia_smi_lists():
         "  MIG 3g.40gb     Device  0: (UUID: MIG-11)\n"
         "  MIG 1g.10gb+me  Device  1: (UUID: MIG-22)\n"
     )
-    assert machine.name == (
-        "2x NVIDIA GeForce RTX 3090 + NVIDIA A100-SXM4-80GB MIG 3g.40gb"
-        " + NVIDIA A100-SXM4-80GB MIG 1g.10gb"
-    )
+    slices = [f"NVIDIA A100-SXM4-80GB MIG {name}" for name in ("3g.40gb", "1g.10gb")]
+    assert machine.name == " + ".join(["2x NVIDIA GeForce RTX 3090", *slices])
     assert [gpu.mig for gpu in machine.gpus] == [False, False, True, True]
 
 
@@ -133,13 +119,14 @@ def test_any_card_is_its_memory_alone_and_says_so(spec: str, total: int, capabil
     assert "in speed as a slow one" in machine.warnings[0]
 
 
-@pytest.mark.parametrize("key", preset_names())
-def test_any_card_of_a_size_has_no_more_than_the_known_cards_of_that_size(key: str):
-    preset, size = load_preset(key), nominal_gigabytes(key)
-    assert parse_spec(f"{size}GB").gpus[0].total <= preset.total - preset.reserved
+def test_any_card_of_a_size_has_no_more_than_the_known_cards_of_that_size():
+    for key in preset_names():
+        preset = load_preset(key)
+        any_card = parse_spec(f"{nominal_gigabytes(key)}GB").gpus[0]
+        assert any_card.total <= preset.total - preset.reserved, key
 
 
-def test_nvlink_pairs():
+def test_links_and_ram():
     machine = parse_spec("4xrtx3090,nvlink=0-2+3-1")
     joined = {(link.a, link.b) for link in machine.links if link.nvlinked}
     assert joined == {(0, 2), (1, 3)}
@@ -147,17 +134,12 @@ def test_nvlink_pairs():
     assert machine.link(0, 2).nvlinks == 4
     assert machine.link(0, 2).nvlink_bandwidth == 4 * 14_062_500_000
     assert machine.link(0, 1).nvlink_bandwidth == NA
-
-
-def test_p2p_and_ram():
     machine = parse_spec("2xrtx4090,p2p=none,ram=64GiB")
     assert machine.host.ram_total == machine.host.ram_available == 64 * GIB
-    assert not machine.links[0].peers
-    assert parse_spec("2xrtx4090,p2p=all").links[0].peers
+    for spec, peers in (("2xrtx4090,p2p=none", False), ("2xrtx4090,p2p=all", True)):
+        assert parse_spec(spec).links[0].peers is peers
     assert not parse_spec("2xl4,P2P=none").links[0].peers
-
-
-def test_what_a_name_leaves_open_is_a_warning():
+    # What a name leaves open is a warning, said once.
     assert "80g" in parse_spec("a100").warnings[0]
     assert parse_spec("2xh100+2xh100").warnings == (parse_spec("2xh100").warnings[0],)
 
@@ -166,17 +148,13 @@ def test_what_a_name_leaves_open_is_a_warning():
     ("spec", "cause", "hint"),
     [
         ("", "empty", "4xrtx3090"),
-        ("   ", "empty", ""),
         ("4x", "no GPU preset is called '4x'", "is written"),
         ("☃", "no GPU preset", "`turbofit gpus` lists"),
         ("0", "0 is a GPU's index", "--gpus 0"),
         ("cuda:1", "cuda:1 is a GPU's index", "--gpus 1"),
         ("4xrtx3900", "rtx3900", "rtx3090"),
-        ("rtx3090x", "rtx3090x", "rtx3090"),
-        ("2xa100-8g", "a100-8g", "a100"),
         ("rtx3090+", "no GPU name", "4xrtx3090"),
         ("0xl4", "0xl4: no such group", "1 to 64"),
-        ("999xl4", "999xl4: no such group", "1 to 64"),
         ("9999999999999xl4", "xl4", "`turbofit gpus` lists"),
         ("64xl4+l4", "65 GPUs", "64"),
         ("l4:free=", "not key=value", "free=19GiB"),
@@ -185,7 +163,6 @@ def test_what_a_name_leaves_open_is_a_warning():
         ("l4:total=0.5", "total of l4: 0.5 bytes?", "0.5MiB"),
         ("l4,ram=64", "ram: 64 bytes?", "64GiB"),
         ("rtx3090,16GB", "rtx3090 has 24 GB", "rtx3090:total="),
-        ("l4:total=80%", "total of l4 '80%' is not a size", "19GiB"),
         ("l4:free=120%", "free of l4 '120%' is no share", "2%"),
         ("rtx3090:sm=8.6", "whose preset has it", "leave sm out"),
         ("24GB:sm=6.1", "no code below compute capability 7.0", "another"),
@@ -195,7 +172,6 @@ def test_what_a_name_leaves_open_is_a_warning():
         ("2xa100-80g:mig=3g.40gb,nvlink=0-1", "no NVLink", "leave the pair out"),
         ("100 rtx3090", "100xrtx3090", "1 to 64"),
         ("l4:free=99GiB", "more than the", "total"),
-        ("l4:total=10GiB:used=1GiB:free=1GiB", "do not add up", "only one"),
         ("l4:used=1GiB:free=1GiB", "do not add up", "only one"),
         ("2xrtx3090,nvlink=0", "not a pair", "0-1+2-3"),
         ("2xrtx3090,nvlink=0-1,p2p=none", "contradicts", "leave out"),
@@ -211,29 +187,24 @@ def test_mistyped_specs(spec: str, cause: str, hint: str):
     assert "\n" not in str(caught.value)
 
 
-@st.composite
-def _groups(draw):
-    key = draw(st.sampled_from(preset_names()))
-    preset = load_preset(key)
-    count = draw(st.integers(1, 4))
-    total = draw(st.none() | st.integers(1, preset.total))
-    usable = total if total is not None else preset.total - preset.reserved
-    text = f"{count}x{key}" + (f":total={total}B" if total is not None else "")
-    which = draw(st.sampled_from(["", "used", "free", "both"]))
-    used = draw(st.integers(0, usable))
-    if which == "used":
-        text += f":used={used}B"
-    elif which == "free":
-        text += f":free={usable - used}B"
-    elif which == "both":
-        text += f":free={usable - used}B:used={used}B"
-    return text, count, usable, used if which else 0
+_GROUPS = st.tuples(
+    st.sampled_from(preset_names()), st.integers(1, 4), st.none() | st.floats(0.01, 1),
+    st.sampled_from(["", ":used={used}B", ":free={free}B", ":free={free}B:used={used}B"]),
+    st.floats(0, 1),
+)  # fmt: skip
 
 
-@given(st.lists(_groups(), min_size=1, max_size=4))
+@given(st.lists(_GROUPS, min_size=1, max_size=4))
 def test_sizes_always_add_up(groups):
-    machine = parse_spec("+".join(text for text, *_ in groups))
-    expected = [(usable, used) for _, count, usable, used in groups for _ in range(count)]
+    texts, expected = [], []
+    for key, count, part, form, share in groups:
+        preset = load_preset(key)
+        usable = int(preset.total * part) if part else preset.total - preset.reserved
+        used = int(usable * share) if form else 0
+        total = f":total={usable}B" if part else ""
+        texts.append(f"{count}x{key}{total}" + form.format(used=used, free=usable - used))
+        expected += [(usable, used)] * count
+    machine = parse_spec("+".join(texts))
     assert [(gpu.used + gpu.free, gpu.used) for gpu in machine.gpus] == expected
     for gpu in machine.gpus:
         assert gpu.total == gpu.reserved + gpu.used + gpu.free
@@ -258,8 +229,7 @@ def test_a_text_is_refused_or_what_it_means_is_possible(data: bytes) -> None:
             read_map("{" + text)
         else:
             option = OPTIONS[number // 4 % len(OPTIONS)]
-            values: dict[str, Any] = {"model": "m", "on": "rtx3090", option: text}
-            PlanRequest.of_options(values, str)
+            PlanRequest.of_options({"model": "m", "on": "rtx3090", option: text}, str)
     except UsageError as exc:
         refused = exc
     else:

@@ -17,32 +17,20 @@ MIG = load_yaml(presets_dir() / "gpus" / "unlisted.yaml")["mig"]
 @pytest.mark.parametrize(
     ("typed", "card"),
     [
-        ("p40", "Pascal"), ("Tesla P40", "Pascal"), ("P100-PCIE-16GB", "Pascal"), ("p4", "Pascal"),
-        ("1080ti", "Pascal"), ("GTX 1080 Ti 11GB", "Pascal"),
-        ("NVIDIA GeForce GTX 1060", "Pascal"),
-        ("Titan Xp", "Pascal"), ("Quadro P5000", "Pascal"), ("quadro gp100", "Pascal"),
-        ("m40", "Maxwell"), ("Tesla M4", "Maxwell"), ("gtx 980 ti", "Maxwell"),
-        ("750ti", "Maxwell"), ("Titan X", "Maxwell"), ("k80", "Kepler"), ("Tesla K40m", "Kepler"),
-        ("780 Ti", "Kepler"),
-        ("1660 super", "without tensor cores"), ("GTX 1650", "without tensor cores"),
-        ("mi300x", "AMD"), ("MI250", "AMD"), ("AMD Instinct MI210", "AMD"), ("rx7900xtx", "AMD"),
-        ("7900xtx", "AMD"),
-        ("Radeon RX 6800", "AMD"), ("w7900", "AMD"), ("Strix Halo", "AMD"), ("vega64", "AMD"),
-        ("ascend 910b", "Huawei"), ("910B3", "Huawei"), ("Atlas 800T A2", "Huawei"),
-        ("310p", "Huawei"), ("MLU370", "MetaX or Cambricon"), ("metax c500", "MetaX or Cambricon"),
-        ("cpu", "no GPU"), ("Intel Xeon Gold", "no GPU"), ("AMD EPYC 7763", "no GPU"),
-        ("cuda", "no card's name"), ("auto", "no card's name"), ("mps", "Apple"),
-        ("m2", "Apple"), ("M3 Max", "Apple"), ("Apple M4 Pro", "Apple"), ("m1-ultra", "Apple"),
-        ("Intel Arc A770", "Intel"), ("a770", "Intel"), ("b580", "Intel"), ("gaudi2", "Intel"),
-        ("max1550", "Intel"), ("Jetson AGX Orin 64GB", "Jetson"), ("orin-nx", "Jetson"),
-        ("thor", "Jetson"), ("xavier", "Jetson"), ("gb10", "DGX Spark"), ("DGX Spark", "DGX Spark"),
-        ("NVIDIA GB10", "DGX Spark"), ("g5.12xlarge", "A10G"), ("g6.xlarge", "L4"),
-        ("g6e.48xlarge", "L40S"), ("p4d.24xlarge", "eight"), ("a2-highgpu-1g", "A100"),
-        ("3090-nvlink", "NVLink"), ("Standard_NC24ads_A100_v4", "A100"), ("g2-standard-4", "L4"),
-        ("tpu-v5e", "without CUDA"), ("inferentia", "without CUDA"),
+        ("Tesla P40", "Pascal"), ("GTX 1080 Ti 11GB", "Pascal"), ("quadro gp100", "Pascal"),
+        ("m40", "Maxwell"), ("gtx 980 ti", "Maxwell"), ("Titan X", "Maxwell"), ("k80", "Kepler"),
+        ("780 Ti", "Kepler"), ("1660 super", "without tensor cores"),
+        ("AMD Instinct MI210", "AMD"), ("7900xtx", "AMD"), ("Strix Halo", "AMD"), ("vega64", "AMD"),
+        ("910B3", "Huawei"), ("Atlas 800T A2", "Huawei"), ("MLU370", "MetaX or Cambricon"),
+        ("Intel Xeon Gold", "no GPU"), ("AMD EPYC 7763", "no GPU"), ("auto", "no card's name"),
+        ("mps", "Apple"), ("Apple M4 Pro", "Apple"), ("m1-ultra", "Apple"), ("a770", "Intel"),
+        ("gaudi2", "Intel"), ("Jetson AGX Orin 64GB", "Jetson"), ("orin-nx", "Jetson"),
+        ("NVIDIA GB10", "DGX Spark"), ("g5.12xlarge", "A10G"), ("g6e.48xlarge", "L40S"),
+        ("p4d.24xlarge", "eight"), ("a2-highgpu-1g", "A100"), ("g2-standard-4", "L4"),
+        ("Standard_NC24ads_A100_v4", "A100"), ("Standard_NC24rs_v3", "V100"),
+        ("3090-nvlink", "NVLink"), ("tpu-v5e", "without CUDA"), ("inferentia", "without CUDA"),
         ("gpu-box.local", "another machine's address"), ("me@gpu01", "another machine's address"),
-        ("10.0.0.5", "another machine's address"), ("NC80adis_H100_v5", "H100"),
-        ("Standard_NC24rs_v3", "V100"),
+        ("10.0.0.5", "another machine's address"),
     ],
 )  # fmt: skip
 def test_a_card_that_no_engine_serves_on_is_answered_by_name(typed: str, card: str):
@@ -54,15 +42,11 @@ def test_a_card_that_no_engine_serves_on_is_answered_by_name(typed: str, card: s
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("typed", ["radio", "h20cn", "user9000", "admin", "studio"])
-def test_a_word_is_no_address(typed: str):
-    assert unsupported_card(typed) is None
-
-
-def test_no_card_with_a_preset_is_among_them():
+def test_no_other_word_and_no_card_with_a_preset_is_among_them():
     names = load_yaml(presets_dir() / "gpus" / "aliases.yaml")["presets"]
     typed = {name for key, others in names.items() for name in (key, *others)}
     typed |= {load_preset(key).name for key in preset_names()}
+    typed |= {"radio", "h20cn", "user9000", "admin", "studio"}
     assert [name for name in sorted(typed) if unsupported_card(name)] == []
 
 
@@ -76,18 +60,14 @@ def refused(spec: str) -> UsageError:
 @pytest.mark.parametrize(
     ("typed", "cause", "spec", "total", "card"),
     [
-        ("RTX 4090 Laptop GPU", "card of laptops", "rtx4090laptopgpu", 14745, None),
         ("NVIDIA GeForce RTX 2080 with Max-Q Design", "of laptops", "rtx2080with", 7372, None),
         ("rtx4080 mobile", "card of laptops", "rtx4080mobile", 11059, None),
         ("laptop 4090", "another chip than the desktop's rtx4090", "laptop4090", 14745, None),
         ("notebook with RTX 4060", "card of laptops", "notebookwithrtx4060", 7372, None),
-        ("GRID V100DX-32C", "vGPU", "v100-32g", 30576, "NVIDIA Tesla V100"),
         ("NVIDIA A40-48Q", "vGPU", "a40", 42864, "NVIDIA A40"),
         ("A100-20C", "vGPU", "a100-pcie-40g", 19056, "NVIDIA A100"),
-        ("L40S-24Q", "vGPU", "l40s", 21360, "NVIDIA L40S"),
         ("grid_a100dx-80c", "vGPU", "a100-80g", 76656, "NVIDIA A100"),
         ("A16-8Q", "vGPU", "a16", 7024, None),
-        ("3080 20GB", "rtx3080 has 10 GB", "rtx3080", 19686, "NVIDIA GeForce RTX 3080"),
         ("rtx3070 16g", "rtx3070 has 8 GB", "rtx3070", 15506, "NVIDIA GeForce RTX 3070"),
         ("NVIDIA GeForce RTX 3080, 20480 MiB", "has 10 GB", "rtx3080", 19686, None),
         ("1xtitanrtx", "only memory and compute", "titanrtx", 22118, None),
@@ -101,7 +81,6 @@ def test_a_card_that_is_not_whole_gets_its_memory_to_paste(
     assert cause in error.message
     assert "did you mean" not in error.hint
     found = re.match(r"(\S+):total=(\d+)MiB\S*", error.hint)
-    assert found is not None
     assert found[1].startswith(spec)
     assert int(found[2]) == total
     gpu = parse_spec(found[0]).gpus[0]
@@ -119,18 +98,14 @@ def test_a_slice_without_its_card_is_asked_back_with_each_cards_size(typed: str)
         assert f"total={gpu.total // MIB}MiB" in spec
 
 
-@pytest.mark.parametrize(
-    ("typed", "cause"),
-    [
+def test_parts_that_there_are_not():
+    for typed, cause in (
         ("l4 MIG 1g.6gb", "l4 is no card that MIG cuts"),
         ("NVIDIA A100-SXM4-40GB MIG 3g.40gb", "a100-40g has no MIG profile 3g.40gb"),
-        ("h100:mig=5g.50gb", "h100 has no MIG profile 5g.50gb"),
         ("GRID T4-16B", "without CUDA"),
         ("RTX 9990 Laptop GPU", "card of laptops"),
-    ],
-)
-def test_parts_that_there_are_not(typed: str, cause: str):
-    assert cause in refused(typed).message
+    ):
+        assert cause in refused(typed).message
 
 
 def test_a_profile_that_no_list_has_counts_as_the_least_of_its_name():
@@ -141,15 +116,13 @@ def test_a_profile_that_no_list_has_counts_as_the_least_of_its_name():
     assert parse_spec("a100-40g:mig=1c.3g.20gb").gpus[0].sm_count == 14
 
 
-@pytest.mark.parametrize(
-    ("key", "profile"), [(row["cards"][0], name) for row in MIG for name in row["profiles"]]
-)
-def test_a_slice_is_a_part_of_its_card(key: str, profile: str):
-    whole, gpu = load_preset(key), parse_spec(f"{key}:mig={profile}").gpus[0]
-    nominal = int(profile.partition(".")[2].removesuffix("gb")) * 10**9
-    assert 0.89 * nominal < gpu.total < 1.07 * nominal
-    assert gpu.total <= whole.total - whole.reserved
-    assert gpu.sm_count <= whole.sm_count.value
+def test_a_slice_is_a_part_of_its_card():
+    for key, profile in ((row["cards"][0], name) for row in MIG for name in row["profiles"]):
+        whole, gpu = load_preset(key), parse_spec(f"{key}:mig={profile}").gpus[0]
+        nominal = int(profile.partition(".")[2].removesuffix("gb")) * 10**9
+        assert 0.89 * nominal < gpu.total < 1.07 * nominal
+        assert gpu.total <= whole.total - whole.reserved
+        assert gpu.sm_count <= whole.sm_count.value
 
 
 def test_a_partial_name_is_answered_with_sizes_and_a_size_with_cards_of_it():

@@ -10,13 +10,9 @@ from turbofit.machine.visible import cuda_visible, select
 
 ORDINALS = (0, 1, 2, 3)
 IDS = {
-    "GPU-aa11": 0,
-    "GPU-aa22": 1,
-    "GPU-bb33": 2,
-    "MIG-cc44": 4,
-    "MIG-GPU-dd55/1/0": 4,
-    "MIG-cc55": 5,
-}
+    "GPU-aa11": 0, "GPU-aa22": 1, "GPU-bb33": 2,
+    "MIG-cc44": 4, "MIG-GPU-dd55/1/0": 4, "MIG-cc55": 5,
+}  # fmt: skip
 GPUS = tuple(
     Gpu(index=index, uuid=name, name="X", total=1, reserved=0, used=0, free=1)
     for name, index in IDS.items()
@@ -27,26 +23,19 @@ GPUS = tuple(
 @pytest.mark.parametrize(
     ("value", "seen", "warns"),
     [
-        ("", (), False),
         ("  ", (), False),
-        ("0", (0,), False),
-        ("2,0", (2, 0), False),
-        (" 1 , 3 ", (1, 3), False),
+        (" 3 , 1 ", (3, 1), False),
         ("0,9,1", (0,), True),
-        ("-1", (), True),
         ("0,-1,1", (0,), True),
         ("1,", (1,), True),
-        ("no", (), True),
         ("NoDevFiles", (), True),
         ("1gpu2,2ampere", (1, 2), False),
         ("0,0", (), True),
-        ("GPU-bb", (2,), False),
         ("GPU-bb33,GPU-aa11", (2, 0), False),
         ("GPU-aa", (), True),
         ("GPU-bb,0", (2,), True),
         ("0,GPU-bb", (0,), True),
         ("GPU-bb,GPU-bb33", (), True),
-        ("MIG-cc44", (4,), False),
         ("MIG-cc44,MIG-cc55", (4, 5), False),
         ("MIG-GPU-dd55/1/0", (4,), False),
         ("MIG-nothing", (), True),
@@ -69,11 +58,9 @@ def test_any_value_gives_distinct_known_gpus(value: str):
 @pytest.mark.parametrize(
     ("gpus", "chosen"),
     [
-        ("0", (0,)),
         ("all", (0, 1, 2, 4)),
         ("2, 0", (2, 0)),
-        ("GPU-bb", (2,)),
-        ("gpu-BB33,1", (2, 1)),
+        ("gpu-BB,1", (2, 1)),
         ("MIG-cc44", (4,)),
     ],
 )
@@ -87,11 +74,8 @@ def test_select(gpus: str, chosen: tuple[int, ...]):
         ("7", "not one GPU"),
         ("GPU-", "not one GPU"),
         ("GPU-aa", "not one GPU"),
-        ("x", "not one GPU"),
         ("-1", "not one GPU"),
         ("0,", "not one GPU"),
-        ("123456789012", "not one GPU"),
-        ("0,0", "twice"),
         ("0,GPU-aa11", "twice"),
         ("5", "hidden by CUDA_VISIBLE_DEVICES"),
     ],

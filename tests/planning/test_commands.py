@@ -6,7 +6,6 @@ import json
 import sys
 from typing import Any
 
-import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -22,7 +21,6 @@ from turbofit.planning.commands import (
     came_later,
     commands,
     folded,
-    grouped,
     model_path,
     ratio,
     read_map,
@@ -42,15 +40,12 @@ def test_one_command_a_group_on_consecutive_ports() -> None:
         "TM_LOG_LEVEL": "INFO",
     }
     assert second.env["CUDA_VISIBLE_DEVICES"] == f"{gpu(2).uuid},{gpu(3).uuid}"
-
-
-def test_remote_code_only_where_it_is_needed() -> None:
-    assert "--trust-remote-code" in plausible_plan().commands[0].argv
+    assert "--trust-remote-code" in first.argv
     plain = plausible_plan(model=model(needs_remote_code=False))
     assert "--trust-remote-code" not in plain.commands[0].argv
 
 
-def test_a_local_checkpoint_keeps_the_name_that_clients_ask_for() -> None:
+def test_a_local_checkpoint_keeps_its_name_and_a_revision_is_passed_where_lmdeploy_downloads():
     source = ModelSource(kind="hub_cache", where="cache", sizes="file", checkpoint="/hub/snap")
     argv = plausible_plan(model=model(source=source)).commands[0].argv
     assert argv[3] == "/hub/snap"
@@ -58,28 +53,14 @@ def test_a_local_checkpoint_keeps_the_name_that_clients_ask_for() -> None:
     folder = model(source=source, hub_id=None)
     assert "--model-name" not in plausible_plan(model=folder).commands[0].argv
     assert model_path(model(hub_id=None)) == "internvl2-8b"
+    argv = plausible_plan(model=model(revision="v1")).commands[0].argv
+    assert argv[argv.index("--revision") + 1] == "v1"
+    assert "--revision" not in plausible_plan().commands[0].argv
 
 
-@pytest.mark.parametrize(
-    ("value", "text"), [(0.873, "0.873"), (0.8, "0.800"), (0.8125001, "0.8125001")]
-)
-def test_a_ratio_is_never_rounded(value: float, text: str) -> None:
-    assert ratio(value) == text
-
-
-@pytest.fixture(scope="module")
-def parse() -> Any:
-    """LMDeploy's own command line, with the server replaced by a recorder."""
-    from lmdeploy.cli.cli import CLI
-    from lmdeploy.cli.serve import SubCliServe
-
-    if "api_server" not in SubCliServe.subparsers.choices:
-        SubCliServe.add_parsers()
-
-    def run(argv: tuple[str, ...]) -> Any:
-        return CLI.parser.parse_args(list(argv[1:]))
-
-    return run
+def test_a_ratio_is_never_rounded() -> None:
+    for value, text in ((0.873, "0.873"), (0.8, "0.800"), (0.8125001, "0.8125001")):
+        assert ratio(value) == text
 
 
 @pytest.mark.lmdeploy
@@ -88,83 +69,50 @@ def parse() -> Any:
     [
         Settings(tp=4, cache_max_entry_count=0.873, max_batch_size=8),
         Settings(
-            tp=2,
-            dtype="float16",
-            cache_max_entry_count=0.001,
-            max_prefill_token_num=1024,
-            max_batch_size=1,
-            session_len=2048,
-            quant_policy=4,
-            cache_block_seq_len=128,
-            communicator="cuda-ipc",
-            async_=0,
-            enable_prefix_caching=True,
-            model_format="awq",
+            tp=2, dtype="float16", cache_max_entry_count=0.001, max_prefill_token_num=1024,
+            max_batch_size=1, session_len=2048, quant_policy=4, cache_block_seq_len=128,
+            communicator="cuda-ipc", async_=0, enable_prefix_caching=True, model_format="awq",
             language_model_only=True,
         ),
-        Settings(quant_policy=8, communicator="native", cache_max_entry_count=0.999),
     ],
-)
+)  # fmt: skip
 def test_lmdeploy_reads_exactly_the_planned_settings(
-    settings: Settings, parse: Any, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """By its own command line, with the server replaced by a recorder."""
     import lmdeploy.archs
+    import lmdeploy.serve.openai.api_server
     from lmdeploy import TurbomindEngineConfig
+    from lmdeploy.cli.cli import CLI
+    from lmdeploy.cli.serve import SubCliServe
 
+    if "api_server" not in SubCliServe.subparsers.choices:
+        SubCliServe.add_parsers()
     plan = plausible_plan(settings=settings)
-    args = parse(commands(plan, port=8123)[0].argv)
+    args = CLI.parser.parse_args(list(commands(plan, port=8123)[0].argv[1:]))
     given: dict[str, Any] = {}
     monkeypatch.setattr(lmdeploy.archs, "autoget_backend", lambda *_, **__: "turbomind")
-    import lmdeploy.serve.openai.api_server
-
     server = sys.modules["lmdeploy.serve.openai.api_server"]
     monkeypatch.setattr(server, "serve", lambda path, **rest: given.update(path=path, **rest))
     args.run(args)
     config = given["backend_config"]
     assert type(config) is TurbomindEngineConfig
-    planned = plan.lmdeploy_settings()
-    assert {name: getattr(config, name) for name in planned} == planned
-    untouched = {name for name in vars(config) if name not in planned}
-    default = vars(TurbomindEngineConfig())
-    assert {name: vars(config)[name] for name in untouched} == {n: default[n] for n in untouched}
+    # What is not planned is LMDeploy's own.
+    assert vars(config) == {**vars(TurbomindEngineConfig()), **plan.lmdeploy_settings()}
     assert given["path"] == "OpenGVLab/InternVL2-8B"
     assert (given["server_name"], given["server_port"]) == ("127.0.0.1", 8123)
-    assert given["log_level"] == "WARNING"
-    assert given["trust_remote_code"] is True
+    assert (given["log_level"], given["trust_remote_code"]) == ("WARNING", True)
 
 
-def test_a_revision_is_passed_where_lmdeploy_downloads() -> None:
-    plan = plausible_plan(gpus=1, tp=1)
-    asked = msgspec.structs.replace(plan, model=msgspec.structs.replace(plan.model, revision="v1"))
-    argv = commands(asked)[0].argv
-    assert argv[argv.index("--revision") + 1] == "v1"
-    assert "--revision" not in commands(plan)[0].argv
-
-
-def test_runs_of_layers_are_folded():
+def test_runs_of_layers_are_folded_and_what_is_no_map_is_refused():
     placed = tiny_map([0, 0, "cpu", 1])
     text = folded(placed)
     assert '"model.language_model.layers.0-1":0' in text
     assert '"model.language_model.layers.2":"cpu"' in text
     assert read_map(text) == placed
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "{",
-        "[]",
-        "nowhere.json",
-        '{"model": "gpu"}',
-        '{"model": 1.5}',
-        '{"m.layers.3-1": 0}',
-        '{"a": ' + "[" * 9999,
-        '{"\\ud800": 0}',
-    ],
-)
-def test_what_is_no_map_is_refused(text):
-    with pytest.raises(UsageError, match="device map"):
-        read_map(text)
+    for wrong in ("{", "nowhere.json", '{"m": "gpu"}', '{"m.layers.3-1": 0}', "[" * 9999):
+        with pytest.raises(UsageError, match="device map"):
+            read_map(wrong)
 
 
 @pytest.mark.lmdeploy
@@ -198,15 +146,10 @@ def test_layers_off_the_device_give_the_same_tokens(tmp_path):
 
 #: Every option that a command of ours can have, with values that nothing is without.
 ALL = Settings(
-    communicator="cuda-ipc",
-    enable_prefix_caching=True,
-    model_format="awq",
-    language_model_only=True,
-    num_gpu_blocks=100,
-    eager_mode=True,
-    cudagraph_capture_batch_sizes=(1, 2),
-    distributed_executor_backend="mp",
-)
+    communicator="cuda-ipc", enable_prefix_caching=True, model_format="awq",
+    language_model_only=True, num_gpu_blocks=100, eager_mode=True,
+    cudagraph_capture_batch_sizes=(1, 2), distributed_executor_backend="mp",
+)  # fmt: skip
 
 
 def predicted(version: str, engine: str = "turbomind", **options: object) -> Plan:
@@ -221,28 +164,23 @@ def options_of(plan: Plan) -> set[str]:
 
 @pytest.mark.parametrize("engine", ["turbomind", "pytorch"])
 def test_every_option_of_a_command_has_the_release_that_brought_it(engine):
-    plan = turbofit.predict("internvl2-8b", on="2xa100-80g", engine=engine, tp=2)
-    model = replace(plan.model, revision="abc", hub_id="a/b")
-    for source in (None, "/models/a"):
-        with_all = replace(
-            plan,
-            settings=ALL,
-            model=replace(model, source=replace(model.source, checkpoint=source)),
-        )
-        assert options_of(replace(plan, commands=commands(with_all))) <= set(_releases().options)
-    assert {value.split()[0] for value in _releases().values} <= set(_releases().options)
+    plan = predicted("0.18.0", engine)
+    releases = _releases()
+    for checkpoint in (None, "/models/a"):
+        source = replace(plan.model.source, checkpoint=checkpoint)
+        model = replace(plan.model, revision="abc", hub_id="a/b", source=source)
+        with_all = replace(plan, settings=ALL, model=model)
+        assert options_of(replace(plan, commands=commands(with_all))) <= set(releases.options)
+    assert {value.split()[0] for value in releases.values} <= set(releases.options)
     # None is newer than the parser that the list was read from.
-    assert all(
-        (0, 0, 14) <= version_tuple(one) <= (0, 18, 0) for one in _releases().options.values()
-    )
+    for release in releases.options.values():
+        assert (0, 0, 14) <= version_tuple(release) <= (0, 18, 0)
 
 
 @pytest.mark.parametrize(
     ("option", "last_without", "first_with"),
     [
         ("--communicator", "0.7.1", "0.7.2"),
-        ("--async", "0.11.1", "0.12.0"),
-        ("--dtype", "0.6.0", "0.6.1"),
         ("--max-prefill-token-num", "0.5.3", "0.6.0"),
         ("--cache-block-seq-len", "0.2.6", "0.3.0"),
         ("--trust-remote-code", "0.12.3", "0.13.0"),
@@ -250,38 +188,30 @@ def test_every_option_of_a_command_has_the_release_that_brought_it(engine):
 )
 def test_an_option_stands_in_commands_from_its_release_on(option, last_without, first_with):
     model = "llama-2-7b" if option == "--cache-block-seq-len" else "internvl2-8b"
-
-    def made(version):
-        return turbofit.predict(model, on="1xa100-80g", lmdeploy=version, engine="turbomind")
-
-    assert option not in options_of(made(last_without))
-    assert option in options_of(made(first_with))
+    without, with_it = (
+        turbofit.predict(model, on="1xa100-80g", lmdeploy=version, engine="turbomind")
+        for version in (last_without, first_with)
+    )
+    assert option not in options_of(without)
+    assert option in options_of(with_it)
     # A usual value needs no word: the release does so without the option.
-    assert not [text for text in made(last_without).warnings if option in text]
+    assert not [text for text in without.warnings if option in text]
 
 
 def test_what_a_release_cannot_be_told_is_said_first_with_the_release_that_can():
     made = predicted("0.5.3", max_prefill_token_num=4096, dtype="float16", async_=0)
     said = made.warnings[0]
-    assert "api_server of LMDeploy 0.5.3 has no" in said
-    assert "--max-prefill-token-num 4096 (from 0.6.0 on)" in said
-    assert "--dtype float16 (from 0.6.1 on)" in said
-    assert "--async 0 (from 0.12.0 on)" in said
+    for words in (
+        "api_server of LMDeploy 0.5.3 has no", "--max-prefill-token-num 4096 (from 0.6.0 on)",
+        "--dtype float16 (from 0.6.1 on)", "--async 0 (from 0.12.0 on)",
+    ):  # fmt: skip
+        assert words in said
     assert not {"--max-prefill-token-num", "--dtype", "--async"} & options_of(made)
     assert made.settings.max_prefill_token_num == 4096  # what is predicted stays what was asked
 
 
 def test_a_value_can_be_newer_than_its_option():
-    assert came_later(("--communicator", "cuda-ipc"), "0.9.2") == "0.10.0"
-    assert came_later(("--communicator", "native"), "0.9.2") is None
     made = predicted("0.9.2", communicator="cuda-ipc")
     assert "--communicator" not in options_of(made)
     assert "no --communicator cuda-ipc (from 0.10.0 on)" in made.warnings[0]
-
-
-def test_words_of_a_command_are_grouped_by_option():
-    words = ("lmdeploy", "serve", "--tp", "2", "--eager-mode", "--sizes", "1", "2")
-    assert list(grouped(words)) == [
-        ("lmdeploy",), ("serve",), ("--tp", "2"), ("--eager-mode",), ("--sizes", "1", "2"),
-    ]  # fmt: skip
-    assert list(grouped(())) == []
+    assert came_later(("--communicator", "native"), "0.9.2") is None

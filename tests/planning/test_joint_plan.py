@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from turbofit.core.errors import UsageError
@@ -14,64 +16,59 @@ from turbofit.planning.request import PlanRequest
 
 pytestmark = pytest.mark.slow
 
-THREE = ("internvl2-2b", "qwen2-vl-2b", "internvl2-1b")
-
 
 def together(*models: str, on: str | Machine = "1xrtx3090", **given) -> JointPlan:
     return joint_plan([PlanRequest(model=name, on=on, **given) for name in models])
 
 
-@pytest.fixture(scope="module")
-def three() -> JointPlan:
-    return together(*THREE)
-
-
-def test_the_account_of_a_card_adds_up(three: JointPlan) -> None:
+def test_the_account_of_a_card_adds_up_and_caches_hold_as_many_requests_of_each_model() -> None:
+    three = together("internvl2-2b", "qwen2-vl-2b", "internvl2-1b")
     assert three.fits
     (gpu,) = three.gpus
     assert [one.model for one in gpu.models] == [plan.model.name for plan in three.plans]
     assert gpu.used + sum(one.bytes for one in gpu.models) + gpu.left == gpu.total - gpu.reserved
-    assert gpu.left >= 0
+    assert 0 <= gpu.left < GIB // 4
     for one, plan, budget in zip(gpu.models, three.plans, three.budgets, strict=True):
         (ledger,) = plan.gpus
-        taken = max(ledger.peak, ledger.load_peak) - ledger.used
-        assert one.bytes - one.margin == taken
+        assert one.bytes - one.margin == max(ledger.peak, ledger.load_peak) - ledger.used
         assert one.margin >= 256 * MIB
         assert one.bytes <= budget
-    assert gpu.left < GIB // 4
+        assert plan.kv.longest_request_tokens == 32768
     assert sum(three.budgets) <= parse_spec("1xrtx3090").gpus[0].free
-
-
-def test_caches_hold_as_many_requests_of_each_model(three: JointPlan) -> None:
-    requests = [plan.kv.tokens / plan.kv.longest_request_tokens for plan in three.plans]
-    assert all(plan.kv.longest_request_tokens == 32768 for plan in three.plans)
-    assert max(requests) < 1.3 * min(requests)
+    tokens = [plan.kv.tokens for plan in three.plans]
+    assert max(tokens) < 1.3 * min(tokens)
 
 
 def test_images_are_asked_of_models_that_take_them() -> None:
     request = PlanRequest(model="internvl2-2b", images=2, image_size=(800, 600))
-    names = ({"model": "internvl2-2b"}, {"model": "qwen2.5-7b"})
-    each = options_of_each(request, names)
-    assert each == [names[0], {**names[1], "images": 0, "image_size": None}]
-    own = {"model": "qwen2.5-7b", "images": 2}
-    assert options_of_each(request, [own]) == [{**own, "image_size": None}]
+    seer, reader, own = (
+        {"model": "internvl2-2b"}, {"model": "qwen2.5-7b"}, {"model": "qwen2.5-7b", "images": 2},
+    )  # fmt: skip
+    assert options_of_each(request, [seer, reader, own]) == [
+        seer, {**reader, "images": 0, "image_size": None}, {**own, "image_size": None},
+    ]  # fmt: skip
 
 
-def test_what_was_given_is_kept_by_each() -> None:
-    found = together("internvl2-2b", "internvl2-1b", context=8192, concurrency=6)
-    for plan in found.plans:
+def test_what_was_given_is_kept_by_each_and_a_budget_holds_for_all_together() -> None:
+    pair = ("internvl2-2b", "internvl2-1b")
+    for plan in together(*pair, context=8192, concurrency=6).plans:
         assert plan.kv.longest_request_tokens == 8192
         assert plan.settings.max_batch_size >= 6
         assert plan.kv.tokens >= 6 * 8192
+    assert sum(together(*pair, budget="14GiB").budgets) <= 14 * GIB
+    assert 10 * GIB < sum(together(*pair, budget="50%").budgets) <= 12 * GIB
+    (gpu,) = together(*pair, on="1xa100", margin="4GiB").gpus
+    assert [one.margin for one in gpu.models] == [4 * GIB, 4 * GIB]
+    assert 0 <= gpu.left < GIB
+    with pytest.raises(UsageError, match="two models"):
+        together("internvl2-1b")
 
 
 def test_what_does_not_fit_together_says_by_how_much() -> None:
     found = together("internvl2-8b", "qwen2-vl-7b")
     assert not found.fits
-    assert "do not fit together" in found.verdict
-    assert " of the GPU at least" in found.verdict
-    assert "short" in found.verdict
-    assert found.remedy is not None
+    for words in ("do not fit together", " of the GPU at least", "short"):
+        assert words in found.verdict
     assert "--swap" in found.remedy
     assert sum(found.budgets) > parse_spec("1xrtx3090").gpus[0].free
     assert all(plan.fits for plan in found.plans)
@@ -93,44 +90,26 @@ def test_cards_of_too_little_room_are_not_planned_for(monkeypatch) -> None:
     """Cards differ by some MiB on most machines, and each look takes seconds."""
     looked = []
     on = joint_plan_module._on
-    monkeypatch.setattr(
-        joint_plan_module,
-        "_on",
-        lambda machine, *a: looked.append(machine.visible) or on(machine, *a),
-    )
+
+    def counted(machine: Machine, *rest: Any) -> Any:
+        looked.append(machine.visible)
+        return on(machine, *rest)
+
+    monkeypatch.setattr(joint_plan_module, "_on", counted)
     cards = "+".join(f"rtx3060:free={free}GiB" for free in (6.2, 6.0))
     assert not together("internvl2-2b", "qwen2-vl-2b", on=cards).fits
     assert looked == [(0, 1)]
 
 
-def test_a_budget_holds_for_all_together() -> None:
-    found = together("internvl2-2b", "internvl2-1b", budget="14GiB")
-    assert sum(found.budgets) <= 14 * GIB
-    half = together("internvl2-2b", "internvl2-1b", budget="50%")
-    assert 10 * GIB < sum(half.budgets) <= 12 * GIB
-
-
-def test_a_margin_that_was_given_stays_free() -> None:
-    found = together("internvl2-2b", "internvl2-1b", on="1xa100", margin="4GiB")
-    (gpu,) = found.gpus
-    assert [one.margin for one in gpu.models] == [4 * GIB, 4 * GIB]
-    assert 0 <= gpu.left < GIB
-
-
-def test_one_model_is_no_joint_plan() -> None:
-    with pytest.raises(UsageError, match="two models"):
-        together("internvl2-1b")
-
-
 def test_a_concurrency_is_held_by_each_in_its_part() -> None:
-    found = together("internvl2-2b", "internvl2-1b", concurrency=20)
+    found, more, alone = (
+        together("internvl2-2b", "internvl2-1b", concurrency=number) for number in (20, 40, 1000)
+    )
     assert found.fits
     for plan in found.plans:
         assert plan.held.requests >= 20
         assert f"{plan.held.requests} of 3,840 at once" in found.verdict
-    more = together("internvl2-2b", "internvl2-1b", concurrency=40)
     assert not more.fits
     assert "do not fit together" in more.verdict
-    assert "--concurrency" in (more.remedy or "")
-    alone = together("internvl2-2b", "internvl2-1b", concurrency=1000)
+    assert "--concurrency" in more.remedy
     assert "with --concurrency 1000: the cache holds " in alone.verdict

@@ -29,99 +29,84 @@ def test_an_unknown_model_is_said_beside_what_is_wrong_with_the_machine(tmp_path
 
 
 def test_gpus_of_a_machine_are_kept_to_as_those_of_its_spec():
-    machine = machine_from("1xl4+1xa100")
-    for on in (machine, "1xl4+1xa100"):
+    for on in (machine_from("1xl4+1xa100"), "1xl4+1xa100"):
         request = PlanRequest(model="internvl2-8b", on=on, gpus="1")
         assert resolve(request).machine.visible == (1,)
-        assert {gpu.index for gpu in turbofit.plan(request).gpus} == {1}
         told = turbofit.predict("internvl2-8b", on=on, gpus="1")
-        assert {gpu.index for gpu in told.gpus} == {1}
+        for plan in (turbofit.plan(request), told):
+            assert [gpu.index for gpu in plan.gpus] == [1]
         with pytest.raises(UsageError, match="--gpus: '9' is not one GPU of this machine"):
             resolve(request.changed(gpus="9"))
 
 
-def test_more_requests_at_once_than_the_batches_of_all_engines_are_refused():
+def test_more_requests_at_once_than_the_batches_of_all_engines_are_refused(monkeypatch):
+    few_presets(monkeypatch)
     asked = {"max_batch_size": 4, "concurrency": 8}
+    one_engine = "runs 4 requests at once on 1 engine"
     for more in ({"on": "1xa100"}, {"on": "2xa100", "tp": 2}, {"on": "4xa100", "replicas": 1}):
-        with pytest.raises(UsageError, match="runs 4 requests at once on 1 engine") as caught:
+        with pytest.raises(UsageError, match=one_engine) as caught:
             turbofit.plan("internvl2-8b", **asked, **more)
         assert "--concurrency 4 at most" in caught.value.hint
     two = turbofit.plan("internvl2-8b", on="2xa100", **asked)
-    assert two.parallel.replicas == 2
-    assert two.requests_at_once == 8
-    assert turbofit.plan("internvl2-8b", on="1xa100", max_batch_size=4, concurrency=4).fits
-
-
-def test_which_counts_only_machines_that_run_so_many_at_once(monkeypatch):
-    few_presets(monkeypatch)
-    found = turbofit.which("internvl2-8b", max_batch_size=4, concurrency=8)
+    assert (two.parallel.replicas, two.requests_at_once) == (2, 8)
+    found = turbofit.which("internvl2-8b", **asked)
     assert found.keep
     assert all(row.requests_at_once >= 8 and row.replicas >= 2 for row in found.keep)
     with pytest.raises(UsageError, match="runs 32 requests at once on 8 engines"):
         turbofit.which("internvl2-8b", max_batch_size=4, concurrency=64)
-    with pytest.raises(UsageError, match="runs 4 requests at once on 1 engine"):
-        turbofit.which(on="1xa100", max_batch_size=4, concurrency=8)
+    with pytest.raises(UsageError, match=one_engine):
+        turbofit.which(on="1xa100", **asked)
 
 
-def test_which_does_not_count_models_that_take_no_images(monkeypatch):
+def test_images_that_are_asked_for_contradict_a_model_or_an_engine_without_them(monkeypatch):
     few_presets(monkeypatch)
-    with_images = turbofit.which(on="1xa100-80g", images=1)
-    names = {row.model: row for row in with_images.others}
-    assert names["qwen2.5-7b"].why_not == "Qwen2.5-7B-Instruct takes no images"
-    assert "internvl2-8b" in {row.model for row in with_images.keep}
+    found = turbofit.which(on="1xa100-80g", images=1)
+    why_not = {row.model: row.why_not for row in found.others}
+    assert why_not["qwen2.5-7b"] == "Qwen2.5-7B-Instruct takes no images"
+    assert "internvl2-8b" in {row.model for row in found.keep}
     with pytest.raises(UsageError, match="takes no images"):
         turbofit.which("qwen2.5-7b", images=2)
-
-
-def test_images_that_are_asked_for_contradict_a_model_or_an_engine_without_them():
-    with pytest.raises(UsageError, match="--images 2 asks for images"):
-        turbofit.plan("internvl2-8b", on="1xa100", language_model_only=True, images=2)
     for told in (turbofit.plan, turbofit.predict):
         with pytest.raises(UsageError, match=r"Qwen2.5-7B-Instruct takes no images"):
             told("qwen2.5-7b", on="1xa100-80g", images=2)
+    text = {"on": "1xa100", "language_model_only": True}
+    with pytest.raises(UsageError, match="--images 2 asks for images"):
+        turbofit.plan("internvl2-8b", images=2, **text)
     for more in ({}, {"images": 0}):
-        assert turbofit.plan("internvl2-8b", on="1xa100", language_model_only=True, **more).fits
+        assert turbofit.plan("internvl2-8b", **text, **more).fits
 
 
 def test_a_session_that_no_cache_holds_is_told(monkeypatch):
     few_presets(monkeypatch)
-    short = "the cache holds {:,} tokens, a session may have 32,768"
     asked = {"on": "1xl4", "cache_max_entry_count": 0.2}
-    plan = turbofit.plan("internvl2-8b", session_len=32768, **asked)
-    assert plan.fits
-    assert any(text.startswith(short.format(plan.kv.tokens)) for text in plan.warnings)
-    told = turbofit.predict(
-        "internvl2-8b", on="1xrtx3090", context=32768, cache_max_entry_count=0.2
-    )
-    assert told.fits
-    assert any(text.startswith(short.format(told.kv.tokens)) for text in told.warnings)
+    for plan in (
+        turbofit.plan("internvl2-8b", session_len=32768, **asked),
+        turbofit.predict("internvl2-8b", context=32768, **{**asked, "on": "1xrtx3090"}),
+    ):
+        assert plan.fits
+        short = f"the cache holds {plan.kv.tokens:,} tokens, a session may have 32,768"
+        assert any(text.startswith(short) for text in plan.warnings)
     free = turbofit.predict("internvl2-8b", on="1xrtx3090", cache_max_entry_count=0.2)
     assert not any("a session may have" in text for text in free.warnings)
     found = turbofit.which("internvl2-2b", session_len=32768, cache_max_entry_count=0.1)
     assert all(row.kv_tokens >= 32768 * row.replicas for row in found.keep)
     assert any("a session may have 32,768" in row.why_not for row in found.others)
-
-
-def test_a_session_beyond_the_models_maximum_is_told():
+    # Neither a session beyond the model's maximum.
     for told in (turbofit.plan, turbofit.predict):
-        plan = told("internvl2-8b", on="1xa100-80g", session_len=65536)
-        assert any("reads 32,768 tokens, a session may have 65,536" in t for t in plan.warnings)
-        plan = told("internvl2-8b", on="1xa100-80g", session_len=32768)
-        assert not any("tokens, a session may have" in text for text in plan.warnings)
+        beyond, whole = (
+            told("internvl2-8b", on="1xa100-80g", session_len=n).warnings for n in (65536, 32768)
+        )
+        assert any("reads 32,768 tokens, a session may have 65,536" in text for text in beyond)
+        assert not any("tokens, a session may have" in text for text in whole)
 
 
-def test_a_context_of_max_is_the_models_own_maximum():
+def test_a_context_of_max_is_the_models_own_and_a_budget_may_be_a_share_of_each_card():
     request = PlanRequest(model="internvl2-8b", on="1xa100-80g", context="max", concurrency=1)
     resolved = resolve(request)
     assert resolved.workload.context == resolved.model.text.max_position_embeddings
     fixed = resolve(PlanRequest(model="internvl2-8b", on="1xa100-80g", session_len="max")).fixed
     assert fixed["session_len"] == resolved.workload.context
     assert turbofit.plan(request).settings.session_len == resolved.workload.context
-
-
-def test_a_budget_may_be_a_share_of_each_card():
-    machine = machine_from("rtx3090+l40s")
-    resolved = resolve(PlanRequest(model="internvl2-2b", on=machine, budget="50%"))
-    for gpu in machine.gpus:
-        withheld = gpu.usable - gpu.total // 2
-        assert resolved.margin_of(gpu) == resolved.margin.of(gpu) + withheld
+    half = resolve(PlanRequest(model="internvl2-2b", on="rtx3090+l40s", budget="50%"))
+    for gpu in half.machine.gpus:
+        assert half.margin_of(gpu) == half.margin.of(gpu) + gpu.usable - gpu.total // 2

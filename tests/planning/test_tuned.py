@@ -21,8 +21,7 @@ REQUEST = PlanRequest(model="internvl2-2b", on=HERE, engine="turbomind")
 
 
 @pytest.fixture(autouse=True)
-def state(tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+def lmdeploy(state, monkeypatch) -> None:
     monkeypatch.setattr(tuned, "installed", lambda *_: "0.18.0")
 
 
@@ -60,9 +59,6 @@ def test_a_plan_of_the_same_promise_has_its_settings() -> None:
     after = plan(REQUEST)
     assert after.limits.image_limit == before.limits.image_limit
     assert after.fits
-
-
-def test_a_cache_of_fewer_bits_is_named() -> None:
     keep_tuned(tuning(options={"max_batch_size": 24, "quant_policy": 8}))
     found = plan(REQUEST)
     assert found.settings.quant_policy == 8
@@ -80,11 +76,8 @@ def test_it_is_used_for_nothing_else() -> None:
         assert not used(REQUEST.changed(**changes)), changes
     assert used(REQUEST.changed(margin="2%"))
     assert used(REQUEST.changed(cache_max_entry_count=0.5))
-
-
-def test_pretend_tunings_are_for_pretend_runs_only() -> None:
+    # Pretend tunings are for pretend runs only.
     keep_tuned(tuning(pretend=True))
-    assert not used(REQUEST)
     there = REQUEST.changed(on=replace(HERE, source="preset"))
     assert used(there, pretend=True)
     assert not used(there)
@@ -103,8 +96,8 @@ def test_another_lmdeploy_asks_for_a_new_run(monkeypatch) -> None:
 def test_settings_that_do_not_fit_now_are_left_and_that_is_said() -> None:
     keep_tuned(tuning(options={"max_batch_size": 4096, "max_prefill_token_num": 32768}))
     (gpu,) = HERE.gpus
-    less = replace(HERE, gpus=(replace(gpu, used=12 << 30, free=gpu.free - (12 << 30)),))
-    found = plan(REQUEST.changed(on=less))
+    fuller = replace(gpu, used=12 << 30, free=gpu.free - (12 << 30))
+    found = plan(REQUEST.changed(on=replace(HERE, gpus=(fuller,))))
     assert found.fits
     assert any("turbofit tune found are not used" in text for text in found.warnings)
 

@@ -72,6 +72,14 @@ def chat(*parts: Any, **fields: Any) -> dict[str, Any]:
     return {"model": "m", "messages": [{"role": "user", "content": content}], **fields}
 
 
+def anthropic(*images: bytes, **fields: Any) -> dict[str, Any]:
+    """A request of Anthropic's API with these images."""
+    source = {"type": "base64", "media_type": "image/png"}
+    texts = [b64encode(image).decode() for image in images]
+    content = [{"type": "image", "source": {**source, "data": text}} for text in texts]
+    return {"max_tokens": 5, "messages": [{"role": "user", "content": content}], **fields}
+
+
 class _Content:
     def __init__(self, response: Answer) -> None:
         self._answer, self._parts = response, list(response.parts)
@@ -123,12 +131,10 @@ class Recorder:
         self.seen: list[tuple[int, str, str, Any, dict[str, str]]] = []
         self.answer = answer or (lambda *_: Answer(b'{"choices":[]}'))
         self.answers: list[Answer] = []
-        self.works = True
+        self.works, self.probes, self.pages = True, 0, ""
         #: Engines where nothing listens, and those whose probes fail.
         self.down: set[int] = set()
         self.failing: set[int] = set()
-        self.probes = 0
-        self.pages = ""
 
     async def open(self, engine, method, path, body, headers):
         if engine.index in self.down:
@@ -159,10 +165,9 @@ class Recorder:
 
 class Reply:
     def __init__(self) -> None:
-        self.status = 0
+        self.status, self.done = 0, False
         self.headers: dict[str, str] = {}
         self.chunks: list[bytes] = []
-        self.done = False
 
     @property
     def body(self) -> bytes:
@@ -178,9 +183,8 @@ def gateway(plan=None, *, engines=1, overlay=True, recorder=None, fetcher=None, 
     plan = plan or plan_for()
     recorder = recorder or Recorder()
     urls = [f"http://127.0.0.1:{9000 + i}" for i in range(engines)]
-    bounds = bounds_of(plan, overlay=overlay)
-    app = Gateway(bounds, urls, GatewayConfig(**config), log, fetcher, recorder)
-    return app, recorder
+    bounds, settings = bounds_of(plan, overlay=overlay), GatewayConfig(**config)
+    return Gateway(bounds, urls, settings, log, fetcher, recorder), recorder
 
 
 async def call(

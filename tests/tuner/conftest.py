@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from msgspec.structs import replace
 
-from turbofit.core.machine import Gpu, Machine
-from turbofit.core.plan import Workload
+from turbofit.core.machine import Machine
+from turbofit.core.plan import Plan, Workload
 from turbofit.core.units import MIB
 from turbofit.machine.source import machine_from
 from turbofit.model.source import resolve_model
@@ -20,16 +21,13 @@ MODELS = [
 ]  # fmt: skip
 
 
-def use(gpu: Gpu, used: int) -> Gpu:
-    """The GPU with so many bytes held by others."""
-    assert isinstance(gpu.total, int)
-    assert isinstance(gpu.reserved, int)
-    return replace(gpu, used=used, free=gpu.total - gpu.reserved - used)
-
-
 def with_used(machine: Machine, used: list[int]) -> Machine:
-    gpus = tuple(use(gpu, u) for gpu, u in zip(machine.gpus, used, strict=True))
-    return replace(machine, gpus=gpus)
+    """The machine with so many bytes of each GPU held by others, as far as it has them."""
+    gpus = []
+    for gpu, wanted in zip(machine.gpus, used, strict=True):
+        taken = min(wanted, gpu.usable - 1)
+        gpus.append(replace(gpu, used=taken, free=gpu.usable - taken))
+    return replace(machine, gpus=tuple(gpus))
 
 
 def random_machine(rng: random.Random, most: int = 4) -> Machine:
@@ -37,18 +35,18 @@ def random_machine(rng: random.Random, most: int = 4) -> Machine:
     spec = f"{count}x{rng.choice(CARDS)}"
     if count >= 2 and "rtx3090" in spec and rng.random() < 0.4:
         spec += ",nvlink=0-1"
-    machine = machine_from(spec)
     used = [rng.choice([0, 0, 300, 1500, 4000, 9000]) * MIB for _ in range(count)]
-    limit = [g.total - g.reserved for g in machine.gpus]
-    return with_used(machine, [min(u, t - 1) for u, t in zip(used, limit, strict=True)])
+    return with_used(machine_from(spec), used)
 
 
-def random_request(rng: random.Random, *, context: bool = True, most: int = 4) -> ResolvedRequest:
+def random_request(
+    rng: random.Random, *, context: bool = True, most: int = 4, machine: Machine | None = None
+) -> ResolvedRequest:
     model = resolve_model(rng.choice(MODELS))
     longest = model.text.max_position_embeddings
     return ResolvedRequest(
         model=model,
-        machine=random_machine(rng, most),
+        machine=machine or random_machine(rng, most),
         workload=Workload(
             images=rng.choice([0, 1, 1, 2]) if model.image_rule else 1,
             context=rng.choice([4096, 8192, 20000, min(32768, longest)]) if context else None,
@@ -57,3 +55,15 @@ def random_request(rng: random.Random, *, context: bool = True, most: int = 4) -
             queue_images=False,
         ),
     )
+
+
+def keeps_promises(plan: Plan) -> None:
+    """What holds of each plan that fits."""
+    assert Plan.from_json(plan.to_json()) == plan
+    assert all(ledger.fits for ledger in plan.gpus)
+    assert plan.settings.session_len <= plan.kv.tokens
+    assert plan.kv.tokens == min(own.kv.tokens for own in plan.each())
+    for own in plan.each():
+        ratio = own.settings.cache_max_entry_count
+        assert 0 < ratio < 1
+        assert round(ratio * 1000) == pytest.approx(ratio * 1000)

@@ -1,17 +1,21 @@
-"""A given concurrency is a promise: the caches of all engines together hold so many requests."""
+"""A concurrency that is asked for is promised; a pace is kept by the forecast, or not and told."""
 
 from __future__ import annotations
 
+import json
 import shlex
 from typing import Any
 
 import pytest
+from msgspec import UNSET
 
 import turbofit
 from tests.sweep import sweep
+from turbofit import api
 from turbofit.cli.main import main
-from turbofit.core.errors import DoesNotFitError
+from turbofit.core.errors import UsageError
 from turbofit.core.plan import Plan
+from turbofit.core.struct import to_builtins
 
 pytestmark = pytest.mark.slow
 
@@ -21,6 +25,7 @@ ASKED: list[tuple[str, str, dict[str, Any], int]] = [
     ("internvl3-8b", "1xrtx3090", {"engine": "pytorch"}, 64),
     ("internvl2-8b", "2xrtx3090", {"tp": 1, "replicas": 2, "context": 8192}, 64),
     ("internvl2-8b", "rtx3090+rtx4090", {"engine": "turbomind"}, 200),
+    ("internvl2-8b", "4xa100-80g,ram=9GiB", {"engine": "turbomind"}, 1000),  # for fewer copies
     ("internvl2-26b", "4xrtx3090", {"tp": 4, "quant_policy": 8}, 500),
     ("qwen2-vl-7b", "1xrtx3090", {"images": 2, "max_pixels": 4_000_000}, 40),
     ("qwen2.5-7b", "1xl4", {"goal": "latency"}, 2000),
@@ -35,7 +40,7 @@ def at_once(plan: Plan) -> int:
     return sum(one.kv.tokens // size for one in plan.each())
 
 
-@pytest.mark.parametrize(("model", "on", "asked", "many"), sweep(ASKED))
+@pytest.mark.parametrize(("model", "on", "asked", "many"), sweep(ASKED, 4))
 def test_all_that_is_held_fits_and_one_more_does_not(
     model: str, on: str, asked: dict[str, Any], many: int
 ) -> None:
@@ -89,35 +94,28 @@ def planned_with(change: str, model: str, on: str, **asked: Any) -> Plan:
 def test_what_is_offered_holds_all_of_them(model: str, on: str, asked: dict[str, Any]) -> None:
     plan = turbofit.plan(model, on=on, **asked)
     assert not plan.fits
-    offered = [one for one in plan.remedies if one.effect.startswith("fits")]
+    offered = [one.change for one in plan.remedies if one.effect.startswith("fits")]
     assert len(offered) > 2
-    kept = [one.change.startswith("--concurrency") for one in offered]
-    assert sum(kept) == 1
-    for one in offered:
-        again = planned_with(one.change, model, on, **asked)
-        assert again.fits, one
-        if not one.change.startswith("--concurrency"):
+    assert sum(change.startswith("--concurrency") for change in offered) == 1
+    for change in offered:
+        again = planned_with(change, model, on, **asked)
+        assert again.fits, change
+        if not change.startswith("--concurrency"):
             assert again.held.requests >= asked["concurrency"]
-    for name in set(asked) - {"engine", "max_dynamic_patch"}:
+    for name in set(asked) - {"max_dynamic_patch"}:
         option = "no_queue_images" if name == "queue_images" else name
         left = turbofit.plan(model, on=on, **{**asked, name: None})
         assert (f"--{option.replace('_', '-')}" in plan.verdict) == left.fits
 
 
-def test_the_image_limit_that_is_offered_is_the_largest_for_the_shape() -> None:
-    plan = turbofit.plan("internvl3-8b", on="1xrtx4090", concurrency=64)
-    change = plan.remedies[0].change
-    limit = int(change.removeprefix("--max-dynamic-patch "))
-    for tiles, fits in ((limit, True), (limit + 1, False)):
-        asked = {"concurrency": 64, "max_dynamic_patch": tiles}
-        assert turbofit.plan("internvl3-8b", on="1xrtx4090", **asked).fits is fits
-
-
-def test_turbofit_does_not_lower_images_for_more_requests() -> None:
+def test_images_are_not_lowered_and_the_limit_that_is_offered_is_the_largest() -> None:
     """Image limit and context come first; that fewer tiles would hold more is a remedy."""
-    plan = turbofit.plan("internvl3-8b", on="1xrtx4090", concurrency=64)
-    assert plan.limits.max_dynamic_patch == 12
-    assert plan.settings.session_len == 32768
+    asked = {"model": "internvl3-8b", "on": "1xrtx4090", "concurrency": 64}
+    plan = turbofit.plan(**asked)
+    assert (plan.limits.max_dynamic_patch, plan.settings.session_len) == (12, 32768)
+    limit = int(plan.remedies[0].change.removeprefix("--max-dynamic-patch "))
+    for tiles, fits in ((limit, True), (limit + 1, False)):
+        assert turbofit.plan(**asked, max_dynamic_patch=tiles).fits is fits
 
 
 def test_a_batch_that_was_given_bounds_what_runs() -> None:
@@ -127,29 +125,18 @@ def test_a_batch_that_was_given_bounds_what_runs() -> None:
     assert "max_batch_size 16 runs 16 of 20 at once" in plan.verdict
     alone = turbofit.plan("internvl2-8b", on="1xrtx3090", max_batch_size=300)
     assert alone.fits  # LMDeploy's option, and no promise
-
-
-def test_a_request_is_no_longer_than_a_session() -> None:
-    plan = turbofit.plan("qwen2.5-7b", on="1xl4", context=200, concurrency=8)
-    assert plan.held.request_tokens == 200
-    assert at_once(plan) >= 8
+    # A request is no longer than a session.
+    short = turbofit.plan("qwen2.5-7b", on="1xl4", context=200, concurrency=8)
+    assert short.held.request_tokens == 200
+    assert at_once(short) >= 8
 
 
 def test_the_engine_that_holds_them_is_chosen() -> None:
-    asked = {"image_size": (4096, 4096), "queue_images": False}
-    plan = turbofit.plan("qwen2-vl-7b", on="1xrtx3090", concurrency=4, **asked)
-    first = turbofit.plan("qwen2-vl-7b", on="1xrtx3090", concurrency=4, engine="turbomind", **asked)
-    assert plan.fits
-    assert plan.engine.name == "pytorch"
-    assert not first.fits
+    asked = {"image_size": (4096, 4096), "queue_images": False, "concurrency": 4}
+    plan = turbofit.plan("qwen2-vl-7b", on="1xrtx3090", **asked)
+    first = turbofit.plan("qwen2-vl-7b", on="1xrtx3090", engine="turbomind", **asked)
+    assert (plan.fits, plan.engine.name, first.fits) == (True, "pytorch", False)
     assert any(one.change == "--engine pytorch" for one in first.remedies)
-
-
-def test_host_memory_leaves_fewer_copies_that_hold_fewer() -> None:
-    asked = {"on": "4xa100-80g,ram=9GiB", "engine": "turbomind"}
-    plan = turbofit.plan("internvl2-8b", **asked, concurrency=1000)
-    assert not plan.fits
-    assert turbofit.plan("internvl2-8b", **asked, concurrency=plan.held.requests).fits
 
 
 @pytest.mark.parametrize(
@@ -159,22 +146,18 @@ def test_host_memory_leaves_fewer_copies_that_hold_fewer() -> None:
         ("2xrtx4090", {}, 2),
         ("4xrtx4090", {"replicas": 2}, 2),
         ("4xrtx4090", {"tp": 4}, 1),
+        ("4xrtx4090", {}, 4),
     ],
 )
-def test_each_copy_of_transformers_answers_one_request(
-    on: str, asked: dict[str, int], held: int
-) -> None:
-    model = "llava-onevision-7b"
-    plan = turbofit.plan(model, on=on, concurrency=4, **asked)
+def test_each_copy_of_transformers_answers_one_request(on, asked, held) -> None:
+    plan = turbofit.plan("llava-onevision-7b", on=on, concurrency=held, **asked)
     assert plan.engine.name == "transformers"
-    assert not plan.fits
-    assert f"it answers {held} of 4 requests at once" in plan.verdict
-    assert plan.held.requests == held
-    assert plan.remedies
-    assert turbofit.plan(model, on=on, concurrency=held, **asked).fits
-    whole = turbofit.plan(model, on="4xrtx4090", concurrency=4)
-    assert whole.fits
-    assert whole.parallel.replicas == 4
+    assert plan.fits
+    more = turbofit.plan("llava-onevision-7b", on=on, concurrency=held + 1, **asked)
+    assert not more.fits
+    assert f"it answers {held} of {held + 1} requests at once" in more.verdict
+    assert more.held.requests == held
+    assert more.remedies
 
 
 def test_a_prediction_says_how_many_are_held_and_goes_by_what_lives() -> None:
@@ -183,26 +166,103 @@ def test_a_prediction_says_how_many_are_held_and_goes_by_what_lives() -> None:
     assert few.fits
     assert few.held.requests < 64
     assert f"it holds {few.held.requests} of 64 at once: the others wait" in few.verdict
-    all_of_them = turbofit.predict("internvl3-8b", concurrency=6, **asked)
-    assert "it holds 6 of 6 at once" in all_of_them.verdict
     dies = turbofit.predict("internvl3-8b", on="1xrtx3060", concurrency=6)
     assert dies.held.requests == 0
     assert "holds" not in dies.verdict
 
 
-@pytest.mark.parametrize("command", ["plan", "serve"])
-def test_the_command_line_ends_with_3_where_too_few_are_held(
-    command: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = [command, "internvl3-8b", "--on", "1xrtx4090", "--concurrency", "1000"]
-    words += ["--engine", "turbomind"]
-    assert main([*words, "--dry-run"] if command == "serve" else words) == 3
-    told = capsys.readouterr()
-    said = " ".join((told.out + told.err).split())
-    assert "with --concurrency 1000: the cache holds 34 of 1,000 requests of 3,840 tokens" in said
+MODEL, ON = "internvl2-8b", "4xrtx3090"
 
 
-def test_a_pipeline_is_refused_before_anything_is_loaded() -> None:
-    with pytest.raises(DoesNotFitError, match="holds 34 of 1,000 requests") as caught:
-        turbofit.pipeline("internvl3-8b", on="1xrtx4090", engine="turbomind", concurrency=1000)
-    assert caught.value.hint.startswith("--concurrency 34: fits")
+def plan(**asked: Any) -> Plan:
+    return api.plan(MODEL, on=ON, **asked)
+
+
+def said(made: Plan) -> str:
+    """What the plan says of the pace; it stands nowhere else."""
+    told = made.pace.text if made.pace else ""
+    assert not [one for one in (*made.reasons, *made.warnings) if "by the forecast: " in one]
+    return told
+
+
+def test_without_a_pace_nothing_is_said_and_with_an_easy_one_nothing_moves() -> None:
+    plain, easy = plan(), plan(rate=0.1, first_token=60.0)
+    assert plain.pace is UNSET
+    assert (easy.settings, easy.parallel) == (plain.settings, plain.parallel)
+    assert easy.pace.kept
+    assert said(easy) == (
+        "kept by the forecast: 0.1 of 0.1 requests a second (no error is known); "
+        "1.42 of 60 s to the first token (under: published ones of text models under load were 4 "
+        "to 28 times as long)"
+    )
+    text = api.plan("qwen3-8b", on="1xrtx4090", rate=1.0, per_token=1.0)
+    assert "1 of 1 requests a second (median error 4.5%); " in said(text)
+    assert said(text).endswith("s a token (no error is known)")
+
+
+def test_the_shape_that_keeps_it_wins() -> None:
+    """A token comes soonest where all cards share the weights; copies serve the most requests."""
+    assert plan().parallel.tp == 1
+    quick = plan(rate=0.05, per_token=0.018)
+    assert quick.parallel.tp > 1
+    assert said(quick).startswith("kept")
+    assert any("missed by" in one.why_not for one in quick.considered)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"rate": 0.05, "per_token": 0.018}, {"first_token": 2.0, "goal": "latency", "context": 8192}],
+)
+def test_what_serve_is_told_gives_the_same_settings(asked: dict[str, Any], capsys) -> None:
+    made = plan(**asked)
+    words = made.serve.argv[2:]
+    assert "--rate" not in words
+    assert main(["plan", *words, "--on", ON, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["settings"] == to_builtins(made.settings)
+
+
+@pytest.mark.parametrize(
+    ("asked", "missed"),
+    [({"rate": 100.0}, "2.03 of 100 requests"), ({"rate": 1.0, "first_token": 0.1}, "of 0.1 s")],
+)
+def test_what_no_shape_keeps_is_told_with_by_how_much(asked, missed) -> None:
+    made = plan(**asked)
+    assert made.fits
+    assert not made.pace.kept
+    assert missed in said(made)
+    assert said(made).endswith("; no shape that promises as much does better")
+
+
+def test_a_higher_rate_never_has_a_sooner_first_token() -> None:
+    told = [said(plan(rate=rate, first_token=1e3)) for rate in (0.1, 1.0, 1.8)]
+    found = [float(why.partition(" of 1000 s")[0].rpartition(" ")[2]) for why in told]
+    assert found == sorted(found)
+    assert found[0] < found[-1]
+
+
+def test_which_takes_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["which", "--on", "1xl4", "--rate", "2", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    slow = [one for one in document["others"] if "missed by" in one["why_not"]]
+    assert slow
+    assert all(one["requests_per_second"] < 2.001 for one in slow)
+    assert all(one["requests_per_second"] > 1.999 for one in document["keep"])
+    assert document["request"]["rate"] == 2.0
+    assert any(one["why_not"] == "has no forecast of speed" for one in document["others"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["plan", MODEL, "--on", ON, "--least"], "least decides by memory"),
+        (["plan", MODEL, "--cluster", "sim:1xrtx3090@2"], "not for a cluster"),
+        (["plan", MODEL, "qwen2-vl-2b", "--on", ON], "are for one model"),
+    ],
+)
+def test_what_has_no_pace_refuses_one_or_says_so(words: list[str], said: str, capsys) -> None:
+    assert main([*words, "--rate", "1"]) == 2
+    assert said in capsys.readouterr().err
+    with pytest.raises(UsageError, match="choose a shape"):
+        api.predict(MODEL, on=ON, rate=1.0)
+    made = api.plan("llava-onevision-7b", on="1xrtx3090", rate=1.0)
+    assert any("decide nothing" in one for one in made.warnings)

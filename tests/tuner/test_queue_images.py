@@ -9,23 +9,21 @@ import pytest
 import turbofit
 import turbofit.api
 from tests.sweep import sweep
-from turbofit.core.errors import TurbofitError
 from turbofit.core.images import CrossRule
 from turbofit.core.plan import Plan
 from turbofit.gateway.limits.gate import UNSTATED
 from turbofit.gateway.limits.request_limits import bounds_of
-from turbofit.model.presets import known_presets, load_preset, preset_model
+from turbofit.model.presets import known_presets, load_preset
 from turbofit.rehearse.planned import plan_spec
 
 PAIRS = [("qwen2-vl-7b", "1xrtx3090"), ("internvl2-8b", "1xrtx3090"), ("qwen3-vl-8b", "1xa100-40g")]
 
 
-def both(model: str, on: str, **options: object) -> tuple[Plan, Plan]:
-    made = [
-        turbofit.api.plan(model, on=on, tp=1, replicas=1, queue_images=queued, **options)
+def both(model: str, on: str, **options: object) -> list[Plan]:
+    return [
+        turbofit.plan(model, on=on, tp=1, replicas=1, queue_images=queued, **options)
         for queued in (False, True)
     ]
-    return made[0], made[1]
 
 
 @pytest.mark.parametrize(("model", "on"), PAIRS)
@@ -42,15 +40,10 @@ def test_one_request_is_paid_for_and_the_cache_gets_the_rest(model: str, on: str
     assert max(one.score for one in queued.considered) > 0
 
 
-def test_the_gateway_holds_it() -> None:
-    meeting, queued = both("qwen2-vl-7b", "1xrtx3090")
-    assert bounds_of(queued).gate == queued.limits.units_per_request
-    assert bounds_of(meeting).gate is None
-
-
 def test_where_the_engine_may_evict_the_cache_decides_who_runs_beside_whom() -> None:
     """An evicted request's images are encoded again, beside those that were let through."""
     _, queued = both("qwen2-vl-7b", "1xrtx3090")
+    assert bounds_of(queued).gate == queued.limits.units_per_request
     assert queued.settings.max_batch_size * queued.settings.session_len > queued.kv.tokens
     assert bounds_of(queued).kv.tokens == queued.kv.tokens
     assert any("that state max_tokens run beside" in warning for warning in queued.warnings)
@@ -59,59 +52,40 @@ def test_where_the_engine_may_evict_the_cache_decides_who_runs_beside_whom() -> 
     assert not any("that state max_tokens" in warning for warning in roomy.warnings)
 
 
-def test_several_images_a_request_are_one_requests() -> None:
+def test_several_images_a_request_are_one_requests_and_text_has_nothing_to_queue() -> None:
     _, queued = both("internvl2-8b", "1xrtx3090", images=3)
     assert queued.limits.units_per_forward == 3 * 13
-
-
-def test_text_has_nothing_to_queue() -> None:
     meeting, queued = both("qwen2.5-7b", "1xrtx3090")
     assert queued.kv == meeting.kv
     assert not any("queue" in warning for warning in queued.warnings)
 
 
 def test_a_prediction_pays_for_one_too() -> None:
-    told = turbofit.api.predict("qwen2-vl-7b", on="1xrtx3090", cache_max_entry_count=0.5)
-    assert not told.fits
-    held = turbofit.api.predict(
-        "qwen2-vl-7b", on="1xrtx3090", cache_max_entry_count=0.5, queue_images=True
-    )
-    assert held.fits
+    asked = {"on": "1xrtx3090", "cache_max_entry_count": 0.5}
+    assert not turbofit.predict("qwen2-vl-7b", **asked).fits
+    assert turbofit.predict("qwen2-vl-7b", queue_images=True, **asked).fits
 
 
 def test_a_pytorch_rehearsal_sends_no_more_than_the_gateway_lets_through(tmp_path: Path) -> None:
-    options = {"engine": "pytorch", "max_prefill_token_num": 8192}
-    meeting, queued = both("internvl3-8b-hf", "1xrtx3090", **options)
     counts = []
-    for plan in (meeting, queued):
+    for plan in both("internvl3-8b-hf", "1xrtx3090", engine="pytorch", max_prefill_token_num=8192):
         cases = {case.name: case for case in plan_spec(plan, tmp_path).cases}
         counts.append(len(cases["vision_forward"].requests))
-    assert counts[0] > 1
-    assert counts[1] == 1
+    assert counts[0] > 1 == counts[1]
 
 
-TIGHT = ("internvl2-2b", "1xl4:free=8GiB")
-
-
-def plan(queue: bool | None) -> Plan:
-    model, on = TIGHT
-    return turbofit.plan(model, on=on, queue_images=queue)
-
-
-def test_where_the_cache_is_short_queueing_serves_more() -> None:
-    chosen, without = plan(None), plan(False)
+def test_where_the_cache_is_short_queueing_serves_more_and_is_as_wide_as_costs_nothing() -> None:
+    chosen, without, forced = (
+        turbofit.plan("internvl2-2b", on="1xl4:free=8GiB", queue_images=queue)
+        for queue in (None, False, True)
+    )
     assert chosen.settings.session_len == without.settings.session_len
     assert chosen.limits.units_per_image == without.limits.units_per_image
-    assert chosen.throughput is not None
-    assert without.throughput is not None
-    assert chosen.throughput.requests_per_second > 2 * without.throughput.requests_per_second
+    served = [one.throughput.requests_per_second for one in (chosen, without)]
+    assert served[0] > 2 * served[1]
     assert bounds_of(chosen).gate is not None
     assert bounds_of(without).gate is None
     assert any("the cache gets the rest" in reason for reason in chosen.reasons)
-
-
-def test_a_queue_is_as_wide_as_costs_nothing() -> None:
-    chosen, forced = plan(None), plan(True)
     assert forced.limits.units_per_forward == forced.limits.units_per_request
     assert chosen.limits.units_per_forward > forced.limits.units_per_forward
     assert chosen.settings.max_batch_size == forced.settings.max_batch_size
@@ -137,21 +111,15 @@ def test_where_there_is_cache_enough_nothing_queues(model: str) -> None:
 TEXT = 256
 
 
-def seen() -> list[str]:
-    """Every preset with images that is not another one's quantisation."""
-    found = []
-    for name in known_presets():
-        try:
-            model = preset_model(name)
-        except TurbofitError:
-            continue
-        if model.image_rule is not None and load_preset(name).base is None:
-            found.append(name)
-    return found
+#: Presets with images that are not another one's quantisation.
+WITH_IMAGES = [
+    name for name in known_presets()
+    if load_preset(name).image_rule is not None and load_preset(name).base is None
+]  # fmt: skip
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sweep(seen()))
+@pytest.mark.parametrize("name", sweep(WITH_IMAGES))
 def test_images_fit_the_context_or_are_refused_by_name(name: str) -> None:
     for images in (2, 8):
         plan = turbofit.plan(name, on="8xb200", images=images)

@@ -74,19 +74,15 @@ def value_of(request: ResolvedRequest, engine: Engine, groups, prefill: int, con
     tokens = min(a.tokens_at(ratio) for a in accounts)
     if tokens < context:
         return None
-    if tokens // counted_tokens(asked, context) < ceil(request.workload.concurrency / len(groups)):
+    at_once = request.workload.concurrency / len(groups)
+    if tokens // counted_tokens(asked, context) < ceil(at_once):
         return ()
     settings = replace(accounts[0].settings, cache_max_entry_count=ratio)
-    speeds = [
-        group_speed(
-            group_rates(request.model, settings, request.machine, a.gpus, engine),
-            settings,
-            asked,
-            tokens,
-            request.workload.concurrency / len(groups),
-        )
-        for a in accounts
-    ]
+    speeds = []
+    for account in accounts:
+        gpus = account.gpus
+        group = group_rates(request.model, settings, request.machine, gpus, engine)
+        speeds.append(group_speed(group, settings, asked, tokens, at_once))
     value = {
         "throughput": sum(s.requests_per_second for s in speeds),
         "latency": 1 / max(s.seconds_per_request for s in speeds),
@@ -140,23 +136,23 @@ def chosen(found: EngineFit):
         return None
     assert best.worth[0] == 1.0  # all images as asked
     assert not best.queues
-    assert best.footprint == 0  # which counts only where the least is asked for
-    assert best.slow == 0  # which counts only where a pace is asked for
+    # They count only where the least, or a pace, is asked for.
+    assert best.footprint == best.slow == 0
     return best.rank[4:]
 
 
 @pytest.mark.parametrize(("engine", "seed"), sweep(ASKED, 20))
 def test_the_choice_equals_exhaustive_search(engine, seed):
     request = random_request(random.Random(seed))
+    best = exhaustive(request, engine, [request.workload.context])
     try:
         found = search(request, engine)
     except UsageError:  # no legal shape
-        assert exhaustive(request, engine, [request.workload.context]) is None
+        assert best is None
         return
     if found.best.shape.limit != request.requested_limit:  # a later tier: the first has nothing
-        assert exhaustive(request, engine, [request.workload.context]) is None
+        assert best is None
         return
-    best = exhaustive(request, engine, [request.workload.context])
     if not found.best.parts:
         assert chosen(found) == pytest.approx(best)
         return
@@ -185,17 +181,12 @@ def test_the_context_is_the_longest_that_the_cache_holds(seed):
     """Without a promised context: stepping down by 1024 from the model's own finds the same."""
     request = random_request(random.Random(1000 + seed), context=False, most=1)
     found = search(request, TURBOMIND).best
-    if not found.fits or found.shape.units_per_forward is not None:
+    shape = found.shape
+    lowered = shape.units_per_forward is not None or shape.limit != request.requested_limit
+    if not found.fits or lowered:
         return
-    longest = longest_context(request)
-    vision_load = vision_load_of(request, found.shape.limit)
-    held = [
-        context
-        for context in (longest, *range(longest // 1024 * 1024, 0, -1024))
-        if context >= shortest_context(vision_load)
-        and value_of(
-            request, TURBOMIND, found.shape.groups, found.shape.max_prefill_token_num, context
-        )
-    ]
-    if held and found.shape.limit == request.requested_limit:
-        assert found.settings.session_len == held[0]
+    longest, prefill = longest_context(request), shape.max_prefill_token_num
+    shortest = shortest_context(vision_load_of(request, shape.limit))
+    contexts = (longest, *range(longest // 1024 * 1024, shortest - 1, -1024))
+    held = [c for c in contexts if value_of(request, TURBOMIND, shape.groups, prefill, c)]
+    assert not held or found.settings.session_len == held[0]

@@ -46,10 +46,7 @@ class Cluster(JsonDocument):
 
 
 class NodePlan(Struct):
-    """What one node serves; ``plan`` None and ``why_not`` where it serves nothing.
-
-    ``plan`` is for this node's own cards, counted as full as the fullest of its kind.
-    """
+    """What one node serves; ``plan`` None and ``why_not`` where it serves nothing."""
 
     node: str
     name: str
@@ -126,7 +123,7 @@ class NodeStatus(Struct):
     id: Annotated[str, doc("Ray's.")]
     name: Annotated[str, doc("The host's name.")]
     address: str
-    state: Literal["joining", "starting", "serving", "changing", "draining", "drained", "unfit"]
+    state: Literal["joining", "starting", "serving", "draining", "drained", "unfit"]
     cards: Annotated[str, doc("Its GPUs in words.")] = ""
     why_not: Annotated[str, doc("Why it serves nothing.")] = ""
     said: Annotated[str, doc("The last line of its turbofit serve.")] = ""

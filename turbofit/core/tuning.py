@@ -49,11 +49,8 @@ class TrialRecord(Struct):
     enable_prefix_caching: bool
     kv_tokens: Annotated[int, doc("Of all groups.")]
     forecast: TrialForecast
-    outcome: Annotated[
-        Literal["measured", "died", "unserved", "cut"],
-        doc("cut: the time was over; measured is then of a part of the load, or null."),
-    ]
-    why: Annotated[str, doc("Of what it died, or why it was not measured whole; else empty.")] = ""
+    outcome: Literal["measured", "died", "unserved"]
+    why: Annotated[str, doc("Of what it died, or why it was not measured; else empty.")] = ""
     measured: SpeedFigures | None = None
     meets_slo: bool = False
     seconds: Annotated[float, doc("From the start of the engine to its end.")] = 0.0

@@ -55,8 +55,6 @@ _DIED: Final = b'"engine_died"'
 _SUSPECTED: Final = (_DIED, b'"suspect_waits"', b'"convicted"')
 _MOST_SUSPECTS: Final = 4096
 _REFUSED: Final = "it does not take the front's key"
-#: As long as a node suspects a request.
-_SUSPECT_SECONDS: Final = 3600.0
 
 
 class NodeAddress(Struct):
@@ -99,38 +97,16 @@ class Node:
         self.capacity = max(1e-3, (page.get("at_once") or 1) * up / engines)
 
 
-class _Suspects:
-    """The node at which an engine ended with a request, by the hash of the request's body.
-
-    The request goes to that node again while the node serves: the node's own list finds the request
-    that ends engines, and refuses it. An answer clears a request, and so does an hour. Where the
-    node does not serve, another node gets the request. So no innocent request waits or is refused,
-    but each node with a single engine may lose that engine.
-    """
-
-    def __init__(self) -> None:
-        #: With when the node spoke of it, the oldest first.
-        self._nodes: dict[bytes, tuple[str, float]] = {}
-
-    def node_of(self, digest: bytes) -> str:
-        """The node's name; empty for a request that is not suspected."""
-        name, at = self._nodes.get(digest, ("", 0.0))
-        return name if time.monotonic() - at < _SUSPECT_SECONDS else ""
-
-    def note(self, digest: bytes, node: str, *, answered: bool) -> None:
-        """A node answered a request, or spoke of an engine's death with it."""
-        self._nodes.pop(digest, None)
-        if digest and not answered:
-            self._nodes[digest] = node, time.monotonic()
-            if len(self._nodes) > _MOST_SUSPECTS:
-                del self._nodes[next(iter(self._nodes))]
-
-
 class Front(AsgiApp):
     """The app; ``source`` tells of all nodes each second, where they may come and go.
 
     It is asked in a thread. ``tls`` is for nodes at https addresses, ``log`` takes a record a
     request.
+
+    A request with which an engine ended goes to that engine's node again while the node serves: the
+    node's own list finds the request that ends engines, and refuses it. An answer clears a request.
+    Where the node does not serve, another node gets the request. So no innocent request waits or is
+    refused, but each node with a single engine may lose that engine.
     """
 
     def __init__(
@@ -147,7 +123,9 @@ class Front(AsgiApp):
         self._watchers: dict[str, asyncio.Task[None]] = {}
         self._looks: asyncio.Task[None] | None = None
         self.nodes: dict[str, Node] = {}
-        self._suspects, self._first_nodes = _Suspects(), nodes
+        self._first_nodes = nodes
+        #: Names of nodes by the hash of a request's body, the oldest first.
+        self._suspects: dict[bytes, str] = {}
 
     async def startup(self) -> None:
         self.follow(self._first_nodes)
@@ -232,14 +210,14 @@ class Front(AsgiApp):
         avoid: list[Node] = []
         why, broke = Refusal("engine_unavailable:node", retry_after=5), False
         digest = sha256(request.body).digest() if request.body else b""
-        first = self._suspects.node_of(digest)
+        first = self._suspects.get(digest, "")
         while (node := self._least_busy(avoid, first)) is not None and len(avoid) < _MOST_NODES:
             if avoid:
                 self.metrics.count("retried_total")
             avoid.append(node)
             request.node = node.name
             node.outstanding += 1
-            note = partial(self._suspects.note, digest, node.name)
+            note = partial(self._note, digest, node.name)
             try:
                 return await self._exchange(node, request, note, send)
             except _Full as exc:
@@ -255,6 +233,14 @@ class Front(AsgiApp):
             finally:
                 node.outstanding -= 1
         raise why
+
+    def _note(self, digest: bytes, node: str, *, answered: bool) -> None:
+        """A node answered a request, or spoke of an engine's death with it."""
+        self._suspects.pop(digest, None)
+        if digest and not answered:
+            self._suspects[digest] = node
+            if len(self._suspects) > _MOST_SUSPECTS:
+                del self._suspects[next(iter(self._suspects))]
 
     def _least_busy(self, avoid: Sequence[Node], first: str) -> Node | None:
         ready = (n for n in self.nodes.values() if n.up and not n.draining and n not in avoid)

@@ -77,8 +77,6 @@ class ServedModel:
         #: Starts that became ready, and how long the last one took.
         self.starts = 0
         self.start_seconds: float | None = None
-        #: What its next start is expected to take, where it has not been measured itself.
-        self.forecast: float | None = None
         #: When the first request came that it has not answered; None where nobody wants it.
         self.wanted_since: float | None = None
         #: When somebody asked for it who did not wait, and it has not been ready since.
@@ -101,28 +99,22 @@ class ServedModel:
         )
 
     @property
-    def expected(self) -> float | None:
-        """Seconds that a start takes by what was measured, or by what others took."""
-        return self.start_seconds if self.start_seconds is not None else self.forecast
-
-    @property
     def retry_after(self) -> int:
         """Whole seconds after which a request is expected to find it ready."""
         if self.state == "failed":
             return max(1, ceil(self.again_at - time.monotonic()))
-        expected = self.expected
-        if expected is None:
+        if self.start_seconds is None:
             return _RETRY
         spent = time.monotonic() - self.began_at if self.state == "starting" else 0.0
-        return max(1, ceil(expected - spent))
+        return max(1, ceil(self.start_seconds - spent))
 
     @property
     def status(self) -> str:
         """Where it stands, for people."""
         if self.state == "failed":
             return f"{self.name} does not start: {self.trouble}"
-        expected = self.expected
-        known = "" if expected is None else f"; a start takes about {ceil(expected)} s"
+        took = self.start_seconds
+        known = "" if took is None else f"; a start takes about {ceil(took)} s"
         doing = {"asleep": "is asleep", "ending": "gives its memory back"}
         return f"{self.name} {doing.get(self.state, f'is {self.state}')}{known}"
 
@@ -403,8 +395,8 @@ def _facts(model: ServedModel) -> Document:
     facts: dict[str, Any] = {
         "state": "unavailable" if unanswered else model.state, "waiting": len(model.waiting),
     }  # fmt: skip
-    if model.expected is not None:
-        facts["start_seconds"] = round(model.expected, 1)
+    if model.start_seconds is not None:
+        facts["start_seconds"] = round(model.start_seconds, 1)
     if model.state not in ("ready", "asleep"):
         facts.update(message=model.status, retry_after=model.retry_after)
     return facts

@@ -46,7 +46,7 @@ _KEPT_RUNS: Final = 50
 
 
 class PlannedModel(NamedTuple):
-    """One model: what is asked for, and its first plan, by which it is listed and forecast."""
+    """One model: what is asked for, and its first plan, by which it is listed."""
 
     config: ServeConfig
     plan: Plan
@@ -220,24 +220,22 @@ def _model_run(
                 if len(folders) > _KEPT_RUNS:
                     shutil.rmtree(folders.popleft(), ignore_errors=True)
 
-    return ModelRun(model, planned.plan.model.weight_bytes, launch, front)
+    return ModelRun(model, launch, front)
 
 
 class ModelRun:
     """A model's engines, from one start to the next; each start runs in a thread of its own.
 
-    A start that was not measured yet is forecast by ``weight_bytes``. ``launch`` is one run: it
-    plans anew from what is free, launches, and follows.
+    ``launch`` is one run: it plans anew from what is free, launches, and follows.
     """
 
     def __init__(
         self,
         model: ServedModel,
-        weight_bytes: int,
         launch: Launcher,
         front: GatewayThread[ModelsGateway],
     ) -> None:
-        self.model, self.weight_bytes = model, weight_bytes
+        self.model = model
         self._launch, self._publish = launch, partial(AttachedGateway, front, model)
         self._stop = StopSignal()
         #: How its start ended; None where none holds memory, or may.
@@ -359,8 +357,6 @@ class SeveralModels:
     def _step(self) -> None:
         for run in self.runs:
             self._collect(run)
-            if run.model.state == "ready":
-                self._forecast(run)
         self._rest_idle()
         self._start_next()
 
@@ -380,16 +376,6 @@ class SeveralModels:
             self.say(f"warning: {run.model.name}: {message}; it is left alone for {pause}")
             until = time.monotonic() + self.policy.again
             insist(self.front, lambda _: run.model.fail(message, until))
-
-    def _forecast(self, measured: ModelRun) -> None:
-        """From a measured start, what those take that were not measured.
-
-        By the weights' bytes, and no less than what was measured. Over.
-        """
-        seconds = measured.model.start_seconds
-        for run in self.runs if seconds is not None else ():
-            ratio = max(1.0, run.weight_bytes / max(1, measured.weight_bytes))
-            run.model.forecast = max(run.model.forecast or 0.0, ratio * (seconds or 0.0))
 
     def _rest_idle(self) -> None:
         """End the engines that nobody asked for long enough, and those that made way."""
@@ -458,7 +444,7 @@ class SeveralModels:
         if victim is None:
             return
         insist(self.front, lambda _: victim.close())
-        expected = following.model.expected
+        expected = following.model.start_seconds
         known = "" if expected is None else f", which takes about {ceil(expected)} s to start"
         self.say(f"{victim.name} makes way for {following.model.name}{known}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from itertools import pairwise
 from typing import get_args
 
@@ -77,6 +76,9 @@ def test_limits_and_units_agree(rule: ImageRule) -> None:
         assert lowered.units(640, 480) <= lowered.worst_units()
         assert lowered.tokens(640, 480) <= lowered.unit_tokens(lowered.units(640, 480))
         assert lowered.units(640, 480) <= lowered.units_within(lowered.tokens(640, 480))
+    if rule in (SQUARE, PAGES, CROSS):  # every image takes the same, and no size helps
+        assert not rule.varies_by_size
+        assert rule.size_within((4000, 3000), 1) is None
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -93,37 +95,36 @@ def test_the_worst_size_is_as_square_as_may_be() -> None:
     assert PATCHES.worst_size() == (3584, 3584)
     assert PATCHES.worst_size(842_016) == (1036, 812)  # 5012 x 168 has 4 patches more of 4296
     assert TILES.worst_size(11) == (448 * 11, 448)
+    assert [PATCHES.grid(units) for units in (1, 18, 4 * 131)] == [
+        [1, 2, 2],
+        [1, 4, 4],
+        [1, 2, 262],
+    ]
     # Above the checkpoint's own limit, as fields of a request allow it.
     assert ASKED.worst_size(24) == (6 * 448, 4 * 448)
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_sizes_without_pixels(rule: ImageRule) -> None:
-    with pytest.raises(UsageError):
-        rule.units(0, 10)
-    with pytest.raises(UsageError):
-        rule.tokens(10, 0)
+def test_sizes_without_pixels_and_hostile_limits_are_refused(rule: ImageRule) -> None:
+    for call in (
+        lambda: rule.units(0, 10),
+        lambda: rule.tokens(10, 0),
+        lambda: ASKED.units(10, 10, 10**9),
+        lambda: ASKED.worst_units(10**9),
+        lambda: PATCHES.units(10, 10, 0),
+    ):
+        with pytest.raises(UsageError):
+            call()
 
 
 @settings(max_examples=part(200, 3))
-@given(SIZES, st.integers(1, 12))
-def test_tiles_are_those_of_the_limit(size, limit) -> None:
-    resized = TILES.size_within(size, limit)
-    assert TILES.units(*(resized or size)) == TILES.units(*size, limit)
-
-
-@settings(max_examples=part(200, 3))
-@given(SIZES, st.integers(100, 16_000))
-def test_patches_are_those_of_the_limit(size, windows) -> None:
+@given(SIZES, st.integers(1, 12), st.integers(100, 16_000))
+def test_a_size_within_a_limit_takes_what_the_limit_gives(size, tiles, windows) -> None:
+    resized = TILES.size_within(size, tiles)
+    assert TILES.units(*(resized or size)) == TILES.units(*size, tiles)
     limit = windows * 784
     resized = PATCHES.size_within(size, limit)
     assert PATCHES.units(*(resized or size)) == PATCHES.with_limit(limit).units(*size)
-
-
-@pytest.mark.parametrize("rule", [SQUARE, PAGES, CROSS])
-def test_where_every_image_takes_the_same_no_size_helps(rule: ImageRule) -> None:
-    assert not rule.varies_by_size
-    assert rule.size_within((4000, 3000), 1) is None
 
 
 def test_units_of_presets_are_those_of_their_towers() -> None:
@@ -148,12 +149,6 @@ def test_no_image_exceeds_the_worst_tiles(width, height, limit, thumbnail, small
     assert rule.units(width, height, limit) <= rule.worst_units(limit)
 
 
-@pytest.mark.parametrize("limit", [*range(14), 24, 40, 128])
-def test_the_worst_tiles_are_reached(limit):
-    sizes = [(1, max(limit, 1)), (448, 448 * max(limit, 1))]
-    assert ASKED.worst_units(limit) == max(ASKED.units(*size, limit) for size in sizes)
-
-
 @given(st.integers(0, 40), st.integers(1, 24), st.booleans())
 def test_largest_tile_limit(budget, own, thumbnail):
     rule = replace(ASKED, max_dynamic_patch=own, thumbnail=thumbnail)
@@ -163,69 +158,59 @@ def test_largest_tile_limit(budget, own, thumbnail):
 
 
 def test_what_a_client_can_ask_for():
-    assert ASKED.exposed_limit == 24
+    assert (TILES.exposed_limit, ASKED.exposed_limit) == (12, 24)
     assert ASKED.worst_units(ASKED.exposed_limit) == 25
-    assert TILES.exposed_limit == 12
+    assert PATCHES.exposed_limit == 12_845_056
+    down = PATCHES.lower_limits()
+    assert all(high > low and low % 784 == 0 for high, low in pairwise(down))
+    assert down[-1] >= PATCHES.min_pixels
+    assert PATCHES.limits_below(10_000) == range(3136, 10_000, 784)
 
 
 @pytest.mark.parametrize("thumbnail", [True, False])
 def test_an_image_of_so_many_units_can_be_made(thumbnail):
     rule = replace(ASKED, max_dynamic_patch=40, thumbnail=thumbnail)
-    for units in range(1, 40):
-        if units != rule.unmade_units:
-            image = rule.image_of(units)
-            assert rule.with_limit(image.knobs["max_dynamic_patch"]).units(*image.size) == units
+    for units in set(range(1, 40)) - {rule.unmade_units}:
+        image = rule.image_of(units)
+        assert rule.with_limit(image.knobs["max_dynamic_patch"]).units(*image.size) == units
+    for limit in (*range(14), 24, 40, 128):  # the worst is reached
+        sizes = [(1, max(limit, 1)), (448, 448 * max(limit, 1))]
+        assert rule.worst_units(limit) == max(rule.units(*size, limit) for size in sizes)
 
 
-def test_hostile_limits_are_refused_at_once():
-    with pytest.raises(UsageError):
-        ASKED.units(10, 10, 10**9)
-    with pytest.raises(UsageError):
-        ASKED.worst_units(10**9)
+bounds = st.integers(1, 3_000_000) | st.integers(1, 200_000)
+strips = st.tuples(st.floats(150, 200), st.integers(1, 60)).map(lambda s: (int(s[0] * s[1]), s[1]))
 
 
-bounds = st.integers(1, 3_000_000)
+@settings(max_examples=part(1000, 3))
+@given(st.tuples(side, side) | strips, bounds, bounds)
+def test_no_image_exceeds_the_worst_patches(size, largest, smallest):
+    """Long strips exceed small bounds."""
+    rule = between(smallest, largest)
+    if max(size) > 200 * min(size):
+        with pytest.raises(UsageError):
+            rule.units(*size)
+        return
+    units = rule.units(*size)
+    assert units <= rule.worst_units()
+    assert units % 4 == 0
 
 
 def between(smallest: int, largest: int) -> PatchRule:
-    """The rule within other bounds."""
     return replace(PATCHES, min_pixels=smallest, max_pixels=largest)
-
-
-@settings(max_examples=part(500, 3))
-@given(side, side, bounds, bounds)
-def test_no_image_exceeds_the_worst_patches(width, height, largest, smallest):
-    if max(width, height) > 200 * min(width, height):
-        with pytest.raises(UsageError):
-            between(smallest, largest).units(width, height)
-        return
-    units = between(smallest, largest).units(width, height)
-    assert units <= between(smallest, largest).worst_units()
-    assert units % 4 == 0
 
 
 @settings(max_examples=part(60, 3))
 @given(st.integers(200_000, 13_000_000), st.integers(1, 4000))
 def test_the_worst_patches_are_nearly_reached(largest, smallest):
     """Grids that touch the bound exist a few windows below it at most."""
-    bound = between(smallest, largest).worst_units()
-    windows = largest // 784
+    rule, windows = between(smallest, largest), largest // 784
     best = max(
-        between(smallest, largest).units(28 * (windows // rows), 28 * rows)
+        rule.units(28 * (windows // rows), 28 * rows)
         for rows in range(1, 12)
         if windows // rows <= 200 * rows
     )
-    assert best >= bound - 4 * 11
-
-
-def test_long_strips_exceed_small_bounds_and_are_covered():
-    rng = random.Random(7)
-    for _ in range(3000):
-        largest, smallest = rng.randrange(1, 200_000), rng.randrange(1, 250_000)
-        height = rng.randrange(1, 60)
-        width = int(height * rng.uniform(150, 200))
-        units = between(smallest, largest).units(width, height)
-        assert units <= between(smallest, largest).worst_units()
+    assert best >= rule.worst_units() - 4 * 11
 
 
 @given(st.integers(0, 70_000))
@@ -239,47 +224,18 @@ def test_largest_pixel_limit(budget):
     assert wider > PATCHES.max_pixels or PATCHES.worst_units(wider) > budget
 
 
-def test_pixels_by_halves():
-    assert PATCHES.exposed_limit == 12_845_056
-    down = PATCHES.lower_limits()
-    assert down[0] == PATCHES.max_pixels
-    assert all(high > low and low % 784 == 0 for high, low in pairwise(down))
-    assert down[-1] >= PATCHES.min_pixels
-    below = PATCHES.limits_below(10_000)
-    assert (below[0], below[-1], below.step) == (3136, 9408, 784)
-
-
-def test_a_grid_is_as_square_as_windows_allow():
-    assert [PATCHES.grid(units) for units in (1, 18, 24, 4 * 131)] == [
-        [1, 2, 2], [1, 4, 4], [1, 4, 6], [1, 2, 262],
-    ]  # fmt: skip
-
-
-def test_bounds_that_leave_no_image_are_refused():
-    with pytest.raises(UsageError, match="leave no image"):
-        PATCHES.units(10, 10, 0)
-
-
-def small(side: int, budget: int) -> NavitRule:
-    return NavitRule(patch_size=14, merge=2, max_pixels=budget * 14**2, side=side)
-
-
-def test_the_worst_is_more_than_the_budget():
-    assert BUDGET.worst_units() == 17_856
-    assert BUDGET.units(*BUDGET.worst_size()) == 17_856
-    assert BUDGET.tokens(*BUDGET.worst_size()) == 4464
-
-
 pixels = st.integers(1, 24 * 14) | st.integers(1, 4000)
 
 
 @pytest.mark.parametrize(("side", "budget"), [(4, 3), (8, 5), (12, 40), (12, 72), (16, 200)])
 def test_the_worst_is_attained(side, budget):
     """Of every number of patches, with nothing and with most of one over."""
-    rule = small(side, budget)
+    rule = replace(BUDGET, max_pixels=budget * 14**2, side=side)
     edges = [count * 14 + over for count in range(2 * side) for over in (1, 6, 12, 13)]
     most = max(rule.units(width, height) for width in edges for height in edges)
     assert most <= rule.worst_units() == rule.units(*rule.worst_size())
+    assert BUDGET.worst_units() == 17_856  # of a budget of 16,384
+    assert BUDGET.tokens(*BUDGET.worst_size()) == 4464
 
 
 @settings(max_examples=part(200, 3))

@@ -82,11 +82,10 @@ def test_a_bound_asked_for_is_kept_and_none_above_the_models_own_is_given() -> N
     assert VIDEOS.fitting_pixels(32, 1024, 1024, 4096) == pytest.approx(2 * 1024**2, rel=0.3)
 
 
-def test_videos_are_the_rules_and_single_frames_are_refused() -> None:
+def test_single_frames_and_strips_are_refused() -> None:
     assert RULE.videos == VIDEOS
     assert replace(RULE, video=None).videos is None
     with pytest.raises(UsageError, match=r"(?m)a video of 1 frame$"):
         VIDEOS.grids(1)
     with pytest.raises(UsageError, match="longer than 200:1"):
         VIDEOS.units(2, 32 * 201, 32)
-    assert [VIDEOS.grids(frames) for frames in (2, 3, 4, 5)] == [1, 2, 2, 3]

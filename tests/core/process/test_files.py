@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -10,36 +11,30 @@ from turbofit.core.process.files import write_atomic, write_output
 from turbofit.core.process.state import new_path, state_dir
 
 
-def test_the_umask_decides_about_a_new_file(tmp_path: Path):
-    old = os.umask(0o027)
-    try:
-        write_atomic(tmp_path / "a", "x")
-        write_atomic(tmp_path / "read by all", "x", mode=0o644)
-        write_atomic(tmp_path / "private", "x", mode=0o600)
-    finally:
-        os.umask(old)
-    assert [mode_of(tmp_path / name) for name in ("a", "read by all", "private")] == [
-        0o640, 0o644, 0o600,
-    ]  # fmt: skip
-
-
 def mode_of(path: Path) -> int:
     return path.stat().st_mode & 0o7777
 
 
-@pytest.mark.parametrize("mode", [0o600, 0o664, 0o640])
-def test_what_is_replaced_keeps_its_mode(tmp_path: Path, mode: int):
-    target = tmp_path / "a"
-    target.touch()
-    target.chmod(mode)
-    write_atomic(target, "new")
-    assert mode_of(target) == mode
-
-
-def test_nobody_sees_another_umask_meanwhile(tmp_path: Path, monkeypatch):
-    """A thread that makes a file at that moment would make it for everybody."""
-    monkeypatch.delattr("os.umask")
-    write_atomic(tmp_path / "a", "x")
+def test_the_umask_decides_about_a_new_file_and_what_is_replaced_keeps_its_mode(
+    tmp_path: Path, monkeypatch
+):
+    target, link = tmp_path / "a", tmp_path / "link"
+    link.symlink_to(target)
+    old = os.umask(0o027)
+    try:
+        # A thread that makes a file while another umask holds would make it for everybody.
+        monkeypatch.delattr("os.umask")
+        for name, mode in (("a", None), ("read by all", 0o644), ("private", 0o600)):
+            write_atomic(tmp_path / name, "x", mode=mode)
+            assert mode_of(tmp_path / name) == (mode or 0o640)
+        for mode in (0o600, 0o664):
+            target.chmod(mode)
+            write_atomic(link, f"{mode}")
+            assert mode_of(target) == mode
+            assert (link.is_symlink(), target.read_text()) == (True, f"{mode}")
+    finally:
+        monkeypatch.undo()
+        os.umask(old)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
@@ -57,10 +52,6 @@ def test_a_group_that_cannot_be_kept_gives_its_rights_to_no_other(tmp_path: Path
     target.chmod(0o674)
     state = target.stat()
     theirs = os.stat_result([*state[:5], state.st_gid + 1, *state[6:]])
-
-    def refuse(*_):
-        raise PermissionError(1, "Operation not permitted")
-
     monkeypatch.setattr("os.fchown", refuse)
     monkeypatch.setattr(Path, "stat", lambda self, **_: theirs)
     write_atomic(target, "new")
@@ -68,14 +59,14 @@ def test_a_group_that_cannot_be_kept_gives_its_rights_to_no_other(tmp_path: Path
     assert mode_of(target) == 0o644
 
 
+def refuse(*_):
+    raise PermissionError(1, "Operation not permitted")
+
+
 def test_a_file_system_without_modes_takes_a_file_and_keeps_no_other(tmp_path: Path, monkeypatch):
     """Of a FUSE mount, or a share of Windows, which refuses every chmod."""
     target = tmp_path / "a"
     target.write_text("old")
-
-    def refuse(*_):
-        raise PermissionError(1, "Operation not permitted")
-
     monkeypatch.setattr("os.fchmod", refuse)
     monkeypatch.setattr("os.fchown", refuse)
     before = set(os.listdir("/proc/self/fd"))
@@ -88,79 +79,46 @@ def test_a_file_system_without_modes_takes_a_file_and_keeps_no_other(tmp_path: P
 def test_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch):
     target = tmp_path / "a"
     target.write_text("old")
-
-    def fail(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", fail)
+    monkeypatch.setattr("os.fsync", Mock(side_effect=OSError(28, "No space left on device")))
     with pytest.raises(UsageError, match="No space left on device") as caught:
         write_atomic(target, "new")
     assert caught.value.hint
     assert target.read_text() == "old"
     assert os.listdir(tmp_path) == ["a"]
+    for place in (tmp_path / "missing/file", tmp_path):
+        with pytest.raises(UsageError, match="cannot be written"):
+            write_atomic(place, "x")
 
 
-def test_a_link_stays_a_link(tmp_path: Path):
-    target, link = tmp_path / "target", tmp_path / "link"
-    target.write_text("old")
-    link.symlink_to(target)
-    write_atomic(link, "new")
-    assert link.is_symlink()
-    assert target.read_text() == "new"
-
-
-@pytest.mark.parametrize("where", ["missing/file", "."])
-def test_a_place_that_cannot_be_written(tmp_path: Path, where: str):
-    with pytest.raises(UsageError, match="cannot be written"):
-        write_atomic(tmp_path / where, "x")
-
-
-def test_a_pipe_is_written_to_and_stays_one(tmp_path: Path):
+def test_a_pipe_a_terminal_and_a_shells_pipe_are_written_to_and_stay(tmp_path: Path):
+    """Neither `/dev/null` nor any device that a failure of this test would replace is used."""
     pipe, link = tmp_path / "pipe", tmp_path / "link"
     os.mkfifo(pipe)
     link.symlink_to(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    terminal, device = os.openpty()
+    end, begin = os.pipe()
     try:
-        for path in (pipe, link):
+        for path, read in (
+            (pipe, reader), (link, reader),
+            (os.ttyname(device), terminal), (f"/dev/fd/{begin}", end),
+        ):  # fmt: skip
             write_output(str(path), "new")
-            assert os.read(reader, 99) == b"new"
+            assert os.read(read, 99) == b"new"
     finally:
-        os.close(reader)
+        for descriptor in (reader, terminal, device, end, begin):
+            os.close(descriptor)
     assert pipe.is_fifo()
     assert sorted(os.listdir(tmp_path)) == ["link", "pipe"]
 
 
-def test_a_terminal_and_a_shells_pipe_are_written_to():
-    """Neither `/dev/null` nor any device that a failure of this test would replace is used."""
-    terminal, device = os.openpty()
-    end, begin = os.pipe()
-    try:
-        write_output(os.ttyname(device), "new")
-        assert os.read(terminal, 99) == b"new"
-        write_output(f"/dev/fd/{begin}", "new")
-        assert os.read(end, 99) == b"new"
-    finally:
-        for descriptor in (terminal, device, end, begin):
-            os.close(descriptor)
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    return tmp_path
-
-
-def test_only_the_user_reads_it(home: Path) -> None:
+def test_only_the_user_reads_a_folder_or_file_of_the_state(state: Path) -> None:
     folder = state_dir("runs")
-    assert folder == home / "turbofit" / "runs"
-    assert folder.stat().st_mode & 0o77 == 0
-    assert new_path("runs", "x", ".log").stat().st_mode & 0o77 == 0
-    assert new_path("runs", "x").stat().st_mode & 0o77 == 0
-
-
-def test_names_are_never_shared() -> None:
-    assert len({new_path("crashes", "t", ".txt") for _ in range(5)}) == 5
-    assert len({new_path("runs", "m") for _ in range(5)}) == 5
+    assert folder == state / "runs"
+    for path in (folder, new_path("runs", "x", ".log"), new_path("runs", "x")):
+        assert path.stat().st_mode & 0o77 == 0
+    for ending in ("", ".txt"):
+        assert len({new_path("runs", "m", ending) for _ in range(5)}) == 5
 
 
 @pytest.mark.parametrize("chosen", ["", "state", "./state"])
@@ -171,9 +129,3 @@ def test_the_home_folder_without_an_absolute_path(
     monkeypatch.setenv("XDG_STATE_HOME", chosen)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert state_dir("runs") == tmp_path / ".local/state/turbofit/runs"
-
-
-def test_a_folder_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", "/dev/null")
-    with pytest.raises(OSError, match="/dev/null"):
-        state_dir("runs")

@@ -19,37 +19,32 @@ from turbofit.core.process.locks import lock_soon
 from turbofit.core.process.log_queue import CappedLog, LogQueue, dropped_lines, queued_stderr
 
 
-class Gate:
-    """A write that waits until somebody reads."""
-
-    def __init__(self) -> None:
-        self.reads, self.waits, self.written = threading.Event(), threading.Event(), b""
-
-    def __call__(self, data: bytes) -> None:
-        self.waits.set()
-        assert self.reads.wait(HANG)
-        self.written += data
-
-
 def notice(missing: int) -> bytes:
     return b"(%d missing)\n" % missing
 
 
 def test_what_finds_no_room_is_counted_and_said_in_its_place() -> None:
-    gate, before = Gate(), dropped_lines()
-    lines = LogQueue(gate, notice, room=30)
+    reads, waits, written, before = threading.Event(), threading.Event(), [], dropped_lines()
+
+    def write(data: bytes) -> None:
+        """Waits until somebody reads."""
+        waits.set()
+        assert reads.wait(HANG)
+        written.append(data)
+
+    lines = LogQueue(write, notice, room=30)
     lines.put(b"first\n")
-    assert gate.waits.wait(HANG)
+    assert waits.wait(HANG)
     for number in range(10):
         lines.put(b"%d next\n" % number)
     assert dropped_lines() - before >= 7  # threads of other tests may drop lines, too
     assert not lines.settle(0.0)
-    gate.reads.set()
-    until(lambda: b"missing" in gate.written, "the word that lines are missing")
+    reads.set()
+    until(lambda: b"missing" in b"".join(written), "the word that lines are missing")
     lines.put(b"last\n")
     assert lines.close()
     kept = b"first\n0 next\n1 next\n2 next\n"
-    assert gate.written == kept + b"(7 missing)\nlast\n"
+    assert b"".join(written) == kept + b"(7 missing)\nlast\n"
 
 
 def test_a_full_disk_leaves_no_half_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,10 +83,6 @@ def piped() -> Iterator[int]:
         os.close(out)  # whoever waits for a reader does so no longer
 
 
-def read_from(out: int, most: int = 1 << 16) -> str:
-    return os.read(out, most).decode()
-
-
 EVERYBODY = """
 import logging, sys, threading, traceback, warnings
 from turbofit.core.process.log_queue import queued_stderr
@@ -124,18 +115,16 @@ def test_whoever_writes_to_standard_error_goes_through_the_queue() -> None:
 
 
 def test_nobody_waits_for_a_pipe_that_is_not_read() -> None:
-    line = "x" * 99 + "\n"
-    count = 30_000
+    line, count, text = "x" * 99 + "\n", 30_000, ""
     with piped() as out:
         for _ in range(count):
             sys.stderr.write(line)
         assert (missing := sys.stderr._lines._missing) > count // 2
-        text = ""
         while "nobody read" not in text:
-            text += read_from(out)
+            text += os.read(out, 1 << 16).decode()
         sys.stderr.write("on it goes\n")
         while not text.endswith("on it goes\n"):
-            text += read_from(out)
+            text += os.read(out, 1 << 16).decode()
         sys.stderr.write(line * 1000)  # more than a pipe holds
     kept = text.split(line)
     assert len(kept) - 1 == count - missing
@@ -146,12 +135,11 @@ def test_a_reader_that_went_away_is_no_error(monkeypatch: pytest.MonkeyPatch) ->
     out, into = os.pipe()
     os.close(out)
     before = dropped_lines()
-    with os.fdopen(into, "w") as stream:
-        monkeypatch.setattr(sys, "stderr", stream)
+    with os.fdopen(into, "w") as stream, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", stream)
         with queued_stderr():
             sys.stderr.write("x\n")
         assert sys.stderr is stream
-        monkeypatch.undo()
     assert dropped_lines() > before
 
 
@@ -161,10 +149,18 @@ def test_a_stream_without_a_descriptor_stays_as_it_is(capsys: pytest.CaptureFixt
         assert capsys.readouterr().err == "x\n"
 
 
-def test_it_is_waited_for_until_its_owner_lets_it_go(tmp_path: Path, monkeypatch) -> None:
+def test_a_lock_is_waited_for_until_its_owner_lets_it_go_or_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     owner, other = (os.open(tmp_path / "lock", os.O_CREAT | os.O_RDWR) for _ in range(2))
     fcntl.flock(owner, fcntl.LOCK_EX)
-    pauses = []
+    pauses: list[float] = []
+    monkeypatch.setattr(locks.time, "monotonic", lambda: sum(pauses))
+    monkeypatch.setattr(locks.time, "sleep", pauses.append)
+    with pytest.raises(TimeoutError, match="keeps its lock"):
+        lock_soon(other)
+    assert sum(pauses) == pytest.approx(2.0, abs=0.1)
+    pauses.clear()
 
     def paused(seconds: float) -> None:
         pauses.append(seconds)
@@ -180,34 +176,11 @@ def test_it_is_waited_for_until_its_owner_lets_it_go(tmp_path: Path, monkeypatch
     os.close(other)
 
 
-def test_who_keeps_it_is_given_up(tmp_path: Path, monkeypatch) -> None:
-    owner, other = (os.open(tmp_path / "lock", os.O_CREAT | os.O_RDWR) for _ in range(2))
-    fcntl.flock(owner, fcntl.LOCK_EX)
-    now = [0.0]
-    monkeypatch.setattr(locks.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(locks.time, "sleep", lambda seconds: now.append(now.pop() + seconds))
-    with pytest.raises(TimeoutError, match="keeps its lock"):
-        lock_soon(other)
-    assert now[0] == pytest.approx(2.0, abs=0.1)
-    os.close(owner)
-    os.close(other)
-
-
 def fresh(code: str) -> str:
-    """What a Python that has imported nothing yet prints."""
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout.strip()  # fmt: skip
-
-
-def test_it_imports_nothing_by_itself() -> None:
-    code = (
-        "import sys\n"
-        "from turbofit.core.process.log import LazyLogger\n"
-        "LazyLogger('x').info('said')\n"
-        "print('logging' in sys.modules)"
-    )
-    assert fresh(code) == "False"
+    """What a Python that has imported nothing yet prints, and nothing else."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    return done.stdout.strip()
 
 
 def test_a_program_that_sets_a_handler_hears_a_plan_and_no_other_is_set() -> None:
@@ -220,9 +193,7 @@ def test_a_program_that_sets_a_handler_hears_a_plan_and_no_other_is_set() -> Non
         "print(len(loggers) > 2, [one.handlers for one in loggers if one.handlers])"
     )
     *names, last = fresh(code).splitlines()
-    assert {"turbofit.model.source", "turbofit.machine.source", "turbofit.tuner.search.search"} <= {
-        *names
-    }
+    assert {"turbofit.machine.source", "turbofit.tuner.search.search"} <= {*names}
     assert last == "True []"
 
 
@@ -248,5 +219,4 @@ def test_another_thread_that_imports_logging_is_waited_for() -> None:
         "speaking.start(), go.set(), speaking.join()\n"
         "print('ended')"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("ended\n", "")
+    assert fresh(code) == "ended"

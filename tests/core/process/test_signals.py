@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -50,25 +51,24 @@ def test_what_is_heard(
     assert done.stdout.splitlines() == ["caught SIGTERM", heard]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_what_would_end_a_process_at_once_lets_it_clear_away(number: signal.Signals) -> None:
-    before = signal.signal(number, signal.SIG_DFL)
-    try:
+@pytest.fixture
+def by_default() -> Iterator[None]:
+    """SIGTERM and SIGHUP end a process at once."""
+    before = [(n, signal.signal(n, signal.SIG_DFL)) for n in (signal.SIGTERM, signal.SIGHUP)]
+    yield
+    for number, handler in before:
+        signal.signal(number, handler)
+
+
+def test_what_would_end_a_process_at_once_lets_it_clear_away(by_default: None) -> None:
+    for number in (signal.SIGTERM, signal.SIGHUP):
         with pytest.raises(KeyboardInterrupt), ended_like_ctrl_c():
             os.kill(os.getpid(), number)
         assert signal.getsignal(number) is signal.SIG_DFL
-    finally:
-        signal.signal(number, before)
-
-
-def test_who_handles_a_signal_goes_on_doing_so() -> None:
     heard: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
-    try:
-        with ended_like_ctrl_c():
-            os.kill(os.getpid(), signal.SIGTERM)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+    with ended_like_ctrl_c():  # who handles a signal goes on doing so
+        os.kill(os.getpid(), signal.SIGTERM)
     assert heard == [signal.SIGTERM]
 
 
@@ -84,10 +84,8 @@ def signalled_in_a_finalizer(number: signal.Signals) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_what_a_finalizer_swallows_is_raised_behind_it(number: signal.Signals) -> None:
-    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    try:
-        with pytest.raises(KeyboardInterrupt), ended_like_ctrl_c():
-            signalled_in_a_finalizer(number)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def test_what_a_finalizer_swallows_is_raised_behind_it(
+    number: signal.Signals, by_default: None
+) -> None:
+    with pytest.raises(KeyboardInterrupt), ended_like_ctrl_c():
+        signalled_in_a_finalizer(number)

@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 
+from tests.gateway.judge import images_of
 from tests.support.gateway import (
+    CHAT,
     Answer,
     Recorder,
+    anthropic,
     ask,
     call,
     chat,
-    data_url,
     gateway,
     picture,
     plan_for,
@@ -82,8 +84,7 @@ async def test_a_slow_but_honest_client_is_served() -> None:
     await upload.send(1, more=False)
     assert await upload.task == b" " * 41
     assert time.monotonic() - began == pytest.approx(30.0, abs=0.1)
-    assert bodies.in_memory == 0
-    assert bodies._held_bytes == {}
+    assert (bodies.in_memory, bodies._held_bytes) == (0, {})
 
 
 @pytest.mark.parametrize(("sizes", "after"), [((), 10), ((50,), 20), ((10, 9), 20)])
@@ -101,8 +102,7 @@ async def test_a_body_below_the_least_rate_is_given_up(sizes, after) -> None:
 
 
 async def test_a_body_has_a_deadline_however_it_comes() -> None:
-    bodies = make(body_seconds=25.0, body_rate=0)
-    upload = await begun(bodies, "a", 10)
+    upload = await begun(make(body_seconds=25.0, body_rate=0), "a", 10)
     await asyncio.sleep(24)
     await upload.send(10)
     await asyncio.sleep(1)
@@ -125,39 +125,26 @@ async def test_a_client_alone_gets_half_and_others_are_served_meanwhile() -> Non
     assert (len(await first.task), bodies.in_memory, bodies._held_bytes) == (31, 0, {})
 
 
-async def test_a_client_that_holds_less_is_not_sent_away_for_one_that_holds_more() -> None:
-    bodies = make()
-    small = await begun(bodies, "b", 5)
-    await asyncio.sleep(5)
-    large = await begun(bodies, "a", 45)
-    await large.send(5)
-    refusal = await large.refusal()
-    assert not small.task.done()
-    await small.send(5, more=False)
-    assert (refusal.status, len(await small.task)) == (429, 10)
-
-
 async def test_bodies_that_wait_for_an_engine_count_for_their_client() -> None:
     bodies = make()
     bodies.keep(60, "a")
-    late = Upload(bodies, "a")
-    status = (await late.refusal()).status
+    assert (await Upload(bodies, "a").refusal()).status == 429
     other = await begun(bodies, "b", 15)
     await other.send(1, more=False)
+    assert len(await other.task) == 16
     bodies.keep(-60, "a")
-    assert (status, len(await other.task), bodies.in_memory, bodies._held_bytes) == (429, 16, 0, {})
+    assert (bodies.in_memory, bodies._held_bytes) == (0, {})
 
 
 async def test_a_client_that_leaves_gives_its_room_back() -> None:
     bodies = make()
     upload = await begun(bodies, "a", 40)
     upload._parts.put_nowait({"type": "http.disconnect"})
-    refusal = await upload.refusal()
+    assert (await upload.refusal()).reason == "incomplete_body"
     ended = await begun(bodies, "a", 40)
     ended.task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await ended.task
-    assert (refusal.reason, bodies.in_memory, bodies._held_bytes) == ("incomplete_body", 0, {})
+    await asyncio.wait((ended.task,))
+    assert (ended.task.cancelled(), bodies.in_memory, bodies._held_bytes) == (True, 0, {})
 
 
 def test_what_was_read_is_let_go_of_without_the_garbage_collector() -> None:
@@ -189,66 +176,58 @@ class Fetched(MediaFetcher):
         return picture(64, 64) + bytes(1 << 20)
 
 
-REMOTE = {"type": "image_url", "image_url": {"url": "https://here.org/a.png"}}
+def remote(name: object = "a") -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": f"https://here.org/{name}.png"}}
 
 
-def test_remote_images_are_held_to_the_bytes_of_a_body() -> None:
-    app, upstream = gateway(fetcher=Fetched())
-    reply = ask(app, body=chat(*[REMOTE] * 20))
-    assert (reply.status, reply.json["error"]["code"]) == (413, "body_too_big")
-    assert (upstream.seen, app._bodies.in_memory) == ([], 0)
+async def waiting(*words: Any, **keywords: Any):
+    """A gateway whose engine holds the first request until the event is set."""
+    permit = asyncio.Event()
+
+    async def slow(*_):
+        if len(upstream.seen) == 1:
+            await permit.wait()
+        return Answer(b"{}")
+
+    app, upstream = gateway(fetcher=Fetched(), recorder=Recorder(slow), **keywords)
+    pending = asyncio.ensure_future(call(app, *words))
+    await auntil(lambda: upstream.seen, "the request at the engine")
+    beside_body = app._bodies.in_memory - len(upstream.seen[0][3])
+    return app, permit, pending, beside_body
 
 
-def test_remote_images_are_counted_as_they_come() -> None:
+@pytest.mark.parametrize("same", [True, False])
+def test_remote_images_are_held_to_the_bytes_of_a_body_as_they_come(same) -> None:
     """64 files of 32 MiB were 2 GiB before the body was found too large."""
     fetcher = Fetched()
     app, upstream = gateway(fetcher=fetcher)
     most = app.bounds.limits.bytes_per_body >> 20
-    urls = [{"url": f"https://here.org/{n}.png"} for n in range(2 * most)]
-    reply = ask(app, body=chat(*({"type": "image_url", "image_url": url} for url in urls)))
+    parts = [remote("a" if same else number) for number in range(26 if same else 2 * most)]
+    reply = ask(app, body=chat(*parts))
     assert (reply.status, reply.json["error"]["code"]) == (413, "body_too_big")
-    assert most < fetcher.files < 2 * most
+    assert fetcher.files == 1 if same else most < fetcher.files < 2 * most
     assert (upstream.seen, app._bodies.in_memory) == ([], 0)
 
 
 async def test_remote_images_take_room_of_bodies_until_they_were_sent() -> None:
-    pause = asyncio.Event()
-
-    async def slow(*_):
-        if len(upstream.seen) == 1:
-            await pause.wait()
-        return Answer(b"{}")
-
-    app, upstream = gateway(fetcher=Fetched(), recorder=Recorder(slow))
-    pending = asyncio.ensure_future(call(app, body=chat(REMOTE, REMOTE)))
-    while not upstream.seen:
-        await asyncio.sleep(0)
-    beside_body = app._bodies.in_memory - len(upstream.seen[0][3])
+    app, permit, pending, beside_body = await waiting(CHAT, chat(remote(), remote()))
     app._bodies.keep(app._bodies._room - app._bodies.in_memory - 1024)
-    other = await call(app, body=chat(REMOTE), headers={"x-api-key": "other"})
-    pause.set()
+    other = await call(app, body=chat(remote()), headers={"x-api-key": "other"})
+    permit.set()
     await pending
     assert abs(beside_body) < 1024
-    assert (other.status, len(upstream.seen)) == (429, 1)
+    assert (other.status, len(app._upstream.seen)) == (429, 1)
 
 
-async def test_resized_images_take_the_room_of_their_new_bytes() -> None:
-    pause = asyncio.Event()
-
-    async def slow(*_):
-        await pause.wait()
-        return Answer(b"{}")
-
-    image = data_url(picture(448, 5376)).partition(",")[2]
-    source = {"type": "base64", "media_type": "image/png", "data": image}
-    content = [{"type": "image", "source": source}]
-    body = {"max_tokens": 5, "messages": [{"role": "user", "content": content}]}
-    app, upstream = gateway(plan_for(limit=4), overlay=False, recorder=Recorder(slow))
-    pending = asyncio.ensure_future(call(app, "/v1/messages", body))
-    await auntil(lambda: upstream.seen, "the request at the engine")
-    beside_body = app._bodies.in_memory - len(upstream.seen[0][3])
-    pause.set()
-    await pending
+async def test_images_past_the_plan_are_resized_and_take_the_room_of_their_new_bytes() -> None:
+    """They can carry no limit, and without an overlay the default is no plan's."""
+    app, permit, pending, beside_body = await waiting(
+        "/v1/messages", anthropic(picture(448, 5376)), plan=plan_for(limit=4), overlay=False
+    )
+    permit.set()
+    limited = (await pending).headers["x-turbofit-limited"]
+    assert limited == "image=448x5376->448x1792"
+    assert images_of("/v1/messages", app._upstream.bodies[0]) == [((448, 1792), {})]
     assert beside_body >= 0
     assert app._bodies.in_memory == 0
 

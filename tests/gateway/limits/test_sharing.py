@@ -39,9 +39,9 @@ from turbofit.gateway.limits.sharing import (
     hold_clip,
     hold_frames,
     hold_images,
-    request_bounds,
     within,
 )
+from turbofit.gateway.media.clips import Clip
 from turbofit.launch.engine.worst_requests import worst_image, worst_image_tokens, worst_request
 
 pytestmark = pytest.mark.slow
@@ -140,9 +140,7 @@ def test_the_worst_request_reaches_the_plan(rule) -> None:
     [
         ([(448, 448), (448, 5376)], [1, 12]),  # the small one keeps its size
         ([(1792, 1344)] * 2, [5, 7]),  # 2x3 of a thumbnail; the newest has what is left over
-        ([(1344, 1344)] * 3, [1, 5, 5]),
         ([(1344, 1344)] * 4, [1, 1, 5, 5]),
-        ([(100, 100)] * 13, [1] * 13),
         ([(4000, 4000)] * 13, [1] * 13),
         ([(448, 5376)], [13]),
     ],
@@ -160,34 +158,29 @@ def test_tiles_are_shared(sizes, tiles) -> None:
 def test_pixels_are_lowered_as_little_as_is_needed(sizes) -> None:
     b = bounds(PATCHES)
     shared = hold_images(b, [RequestedImage(size=size) for size in sizes])
-    whole = [PATCHES.units(*size) for size in sizes]
-    got = [fit.units for fit in shared.images]
-    if sum(whole) <= b.limits.units_per_request:
-        assert got == whole
+    fits = zip(shared.images, sizes, strict=True)
+    units = [(fit.units, PATCHES.units(*size)) for fit, size in fits]
+    if sum(whole for _, whole in units) <= b.limits.units_per_request:
+        assert all(now == whole for now, whole in units)
         return
     # Rounding to whole windows loses a row and a column of an image at the most.
-    assert sum(got) > 0.9 * b.limits.units_per_request
-    kept = [now for now, all_of_it in zip(got, whole, strict=True) if now == all_of_it]
-    cut = [now for now, all_of_it in zip(got, whole, strict=True) if now < all_of_it]
+    assert sum(now for now, _ in units) > 0.9 * b.limits.units_per_request
+    kept = [now for now, whole in units if now == whole]
     # The largest first: what was cut is about as large as what was kept, and not smaller.
     assert not kept or max(kept) <= max(fit.knobs["max_pixels"] for fit in shared.images) / 196
-    assert cut
+    assert len(kept) < len(units)
 
 
 def test_more_images_than_units_are_refused_with_number_and_limit() -> None:
-    b = bounds(TILES)
-    assert b.limits.most_images(b.rule) == 13
-    check_images(b, 13)
+    check_images(bounds(TILES), 13)
     with pytest.raises(Refusal, match="14 images in a request, the limit is 13"):
-        check_images(b, 14)
-    kinds = (PATCHES, SQUARE, CROSS, PAGES, GRIDS)
+        check_images(bounds(TILES), 14)
+    kinds = (TILES, PATCHES, SQUARE, CROSS, PAGES, GRIDS)
     most = [bounds(rule).limits.most_images(rule) for rule in kinds]
-    assert most == [64, 1, 1, 8, 2]
-    assert bounds(PATCHES, images=100).limits.most_images(PATCHES) == 100
-    assert bounds(SQUARE, images=3).limits.most_images(SQUARE) == 3
-
-
-def test_strips_that_cannot_be_small_enough_are_refused_with_number_and_limit() -> None:
+    assert most == [13, 64, 1, 1, 8, 2]
+    for rule, images in ((PATCHES, 100), (SQUARE, 3)):
+        assert bounds(rule, images=images).limits.most_images(rule) == images
+    # Strips cannot be small enough.
     b = bounds(PATCHES, units_per_request=400, units_per_image=400)
     shared = hold_images(b, [RequestedImage(size=(4000, 21))] * 8)
     with pytest.raises(Refusal, match=r"\d+ vision patches in a request, the limit is 400"):
@@ -195,39 +188,10 @@ def test_strips_that_cannot_be_small_enough_are_refused_with_number_and_limit() 
 
 
 def test_a_client_that_asks_for_less_keeps_it_and_leaves_more_to_others() -> None:
-    wanted = [
-        RequestedImage(size=(4000, 3000), options={"max_dynamic_patch": 1}),
-        RequestedImage(size=(448, 5376)),
-    ]
-    first, second = hold_images(bounds(TILES), wanted).images
+    less = RequestedImage(size=(4000, 3000), options={"max_dynamic_patch": 1})
+    first, second = hold_images(bounds(TILES), [less, RequestedImage(size=(448, 5376))]).images
     assert (first.units, first.lowered) == (1, ())
     assert second.units == 12
-
-
-def test_pixel_bounds_of_all_images_go_into_the_request() -> None:
-    b = bounds(FRAMES)
-    image = RequestedImage(size=(1000, 800), by_request=True)
-    assert hold_images(b, [image]).request == {}
-    parameters = request_bounds(b, {"max_pixels": 400_000, "min_pixels": "x", "other": 1})
-    assert parameters == {"max_pixels": 200_000}  # of one of two frames
-    shared = hold_images(b, [replace(image, options=parameters)])
-    assert shared.request == {"min_pixels": 6272 * 2, "max_pixels": 400_000}
-    assert shared.images[0].lowered == ()
-    beyond = request_bounds(b, {"max_pixels": 10**12})
-    (fit,) = hold_images(b, [replace(image, size=(4000, 4000), options=beyond)]).images
-    assert fit.lowered == ("max_pixels=500000000000->4816896",)
-
-
-@pytest.mark.parametrize("rule", [OWN_TILES, TILES, PATCHES, FRAMES, ONEVISION, CANVAS])
-def test_where_nothing_can_be_carried_pictures_are_resized(rule) -> None:
-    b = bounds(rule)
-    shared = hold_images(b, [RequestedImage(size=(4000, 3000), carries=False)] * 3)
-    check_request(b, shared.images)
-    for fit in shared.images:
-        assert fit.knobs == {}
-        assert fit.resize is not None
-        assert fit.resize[0] < 4000
-        assert f"image=4000x3000->{fit.resize[0]}x{fit.resize[1]}" in fit.lowered
 
 
 RULE = PatchRule(
@@ -247,6 +211,10 @@ def video_part(url: str) -> dict[str, Any]:
     return {"type": "video_url", "video_url": {"url": url}}
 
 
+def watching(frames: int, *parts: Any, size=(640, 480), **fields: Any) -> dict[str, Any]:
+    return chat(video_part(sequence(frames, size)), *parts, **fields)
+
+
 def passed(body: dict[str, Any], **changes: Any):
     app, upstream = gateway(plan_of(**changes))
     reply = ask(app, body=body)
@@ -262,13 +230,12 @@ def refusal(body: dict[str, Any], **changes: Any):
 
 
 def test_frames_go_on_with_bounds_that_hold_them_to_one_image() -> None:
-    url = sequence(9, (640, 480))
-    body, reply = passed(chat(video_part(url)))
-    assert body["messages"][0]["content"][1] == video_part(url)
+    asked = watching(9)
+    body, reply = passed(asked)
+    assert body["messages"][0]["content"][1] == asked["messages"][0]["content"][1]
     assert body["media_io_kwargs"] == {"video": {"num_frames": 9, "fps": 2.0}}
     bounds = body["mm_processor_kwargs"]["video"]
-    units = RULE.videos.units(9, 640, 480, **bounds)
-    assert 2000 < units <= 4096
+    assert 2000 < RULE.videos.units(9, 640, 480, **bounds) <= 4096
     assert "x-turbofit-limited" not in reply.headers
 
 
@@ -311,10 +278,9 @@ def test_lmdeploy_loads_as_many_frames_as_were_counted(tmp_path, kind) -> None:
 
 
 def test_a_video_and_images_share_the_request() -> None:
-    body, _ = passed(chat(video_part(sequence(4, (64, 48))), image_part(64, 64)))
+    body, _ = passed(watching(4, image_part(64, 64)))
     assert len(body["messages"][0]["content"]) == 3
-    large = [image_part(4000, 3000) for _ in range(3)]
-    body, reply = passed(chat(video_part(sequence(32, (640, 480))), *large))
+    body, reply = passed(watching(32, *[image_part(4000, 3000)] * 3))
     bounds = body["mm_processor_kwargs"]
     taken = RULE.videos.units(32, 640, 480, **bounds["video"])
     taken += 3 * replace(RULE, **bounds["image"]).units(4000, 3000)
@@ -322,13 +288,13 @@ def test_a_video_and_images_share_the_request() -> None:
     assert 0.8 * most < taken <= most
     change = f"max_pixels={LIMIT}->{bounds['image']['max_pixels']}"
     assert change in reply.headers["x-turbofit-limited"]
-    two = chat(*[video_part(sequence(4, (64, 48)))] * 2)
+    two = watching(4, video_part(sequence(4, (64, 48))))
     assert refusal(two)[1]["code"] == "too_many_videos"
 
 
 def test_what_is_asked_beyond_the_plan_is_lowered_and_said() -> None:
     parameters = {"video": {"max_pixels": 10**8, "min_pixels": 10**8}, "image": {"max_pixels": 1}}
-    body, reply = passed(chat(video_part(sequence(4, (640, 480))), mm_processor_kwargs=parameters))
+    body, reply = passed(watching(4, mm_processor_kwargs=parameters))
     bounds = body["mm_processor_kwargs"]
     assert set(bounds) == {"video"}
     assert bounds["video"]["min_pixels"] < bounds["video"]["max_pixels"] < 10**8
@@ -336,24 +302,39 @@ def test_what_is_asked_beyond_the_plan_is_lowered_and_said() -> None:
     assert "mm_processor_kwargs=image->none" in lowered
     assert f"max_pixels=100000000->{bounds['video']['max_pixels']}" in lowered
     less = {"video": {"max_pixels": 102_400}}
-    body, reply = passed(chat(video_part(sequence(4, (640, 480))), mm_processor_kwargs=less))
+    body, reply = passed(watching(4, mm_processor_kwargs=less))
     assert body["mm_processor_kwargs"]["video"]["max_pixels"] == 102_400
     assert "x-turbofit-limited" not in reply.headers
 
 
+def test_pixel_bounds_of_all_images_go_into_the_request() -> None:
+    def sent(**bounds: Any):
+        body = chat(image_part(4000, 4000), mm_processor_kwargs={"image": bounds})
+        return passed(body, rule=FRAMES, limit=FRAMES.max_pixels)
+
+    body, reply = sent(max_pixels=400_000, min_pixels="x", other=1)
+    kept = {"min_pixels": 2 * FRAMES.min_pixels, "max_pixels": 400_000}  # of two frames
+    assert body["mm_processor_kwargs"] == {"image": kept}
+    assert "x-turbofit-limited" not in reply.headers
+    body, reply = sent(max_pixels=10**9, min_pixels=10**9)
+    assert "max_pixels=500000000->4816896" in reply.headers["x-turbofit-limited"]
+    most = dict.fromkeys(kept, 2 * FRAMES.max_pixels)
+    assert body["mm_processor_kwargs"] == {"image": most}
+
+
 def test_only_models_and_engines_that_watch_are_sent_videos() -> None:
-    body = chat(video_part(sequence(4, (64, 48))))
-    for changes in ({"rule": replace(RULE, video=None)}, {"engine": "transformers"}):
-        status, error = refusal(body, **changes)
+    for changes in (
+        {"rule": replace(RULE, video=None)}, {"engine": "transformers"},
+        {"images_per_request": 0, "vision_unit": None},
+    ):  # fmt: skip
+        status, error = refusal(watching(4), **changes)
         assert (status, error["code"], error["param"]) == (400, "no_videos", "messages")
-    assert refusal(body, images_per_request=0, vision_unit=None)[1]["code"] == "no_videos"
 
 
 def test_frames_without_end_are_refused_before_they_are_sent() -> None:
-    body = chat(video_part(sequence(769, (8, 8))))
-    assert refusal(body, bytes_per_body=1 << 24)[1]["code"] == "too_many_frames"
-    strips = chat(video_part(sequence(768, (640, 8))))
-    status, error = refusal(strips, limit=102_400)
+    many = watching(769, size=(8, 8))
+    assert refusal(many, bytes_per_body=1 << 24)[1]["code"] == "too_many_frames"
+    status, error = refusal(watching(768, size=(640, 8)), limit=102_400)
     assert (status, error["code"]) == (400, "too_many_frames")
     assert "patches planned for" in error["message"]
 
@@ -365,14 +346,12 @@ def test_the_words_between_frames_count_as_the_prompt_does() -> None:
     assert fit.tokens * 4 == fit.units <= 4096
     short = replace(plan_of(), kv=replace(plan_of().kv, longest_request_tokens=fit.tokens + 500))
     app, upstream = gateway(short)
-    reply = ask(app, body=chat(video_part(sequence(100, (640, 480))), max_tokens=10))
+    reply = ask(app, body=watching(100, max_tokens=10))
     assert (reply.status, upstream.seen) == (400, [])
     assert "tokens" in reply.json["error"]["message"]
 
 
 def test_large_frames_are_fewer() -> None:
-    from turbofit.gateway.media.clips import Clip
-
     clip = Clip(url="", frames=500, size=(4096, 2160), bytes=1, rate=25.0)
     fit, keywords = hold_clip(bounds_of(plan_of()), clip, {"num_frames": 400})
     assert fit.frames == 89_478_485 // (4096 * 2160) == 10

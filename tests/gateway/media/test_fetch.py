@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.test_utils import TestServer
 
 from tests.support.gateway import ask, chat, data_url, gateway, picture
 from turbofit.gateway.http.refusals import Refusal
@@ -22,34 +23,26 @@ PICTURE = picture(64, 48)
     "address",
     [
         "127.0.0.1", "10.1.2.3", "192.168.0.1", "172.16.0.9", "169.254.169.254", "0.0.0.0", "::1",
-        "::", "fe80::1%eth0", "fc00::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::7f00:1",
-        "64:ff9b::a9fe:a9fe", "2002:7f00:1::", "224.0.0.1", "255.255.255.255", "100.64.0.1",
-        "not an address", "", "ff02::1", "2001:db8::1", "fec0::1",
+        "::", "fe80::1%eth0", "fc00::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::",
+        "224.0.0.1", "255.255.255.255", "100.64.0.1", "not an address", "", "ff02::1",
+        "2001:db8::1", "fec0::1",
     ],
 )  # fmt: skip
 def test_inner_addresses_are_known_however_they_are_wrapped(address) -> None:
     assert not is_public(address)
-
-
-@pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700::1111", "64:ff9b::808:808"])
-def test_public_addresses_are_public(address) -> None:
-    assert is_public(address)
+    assert all(map(is_public, ("8.8.8.8", "2606:4700::1111", "64:ff9b::808:808")))
 
 
 @pytest.mark.parametrize(
     ("host", "port", "scheme", "good"),
     [
-        ("example.com", 443, "https", True),
-        ("example.com", 80, "http", True),
-        ("example.com", 8080, "http", False),
-        ("www.example.com", 443, "https", False),
-        ("a.cdn.org", 443, "https", True),
-        ("cdn.org", 443, "https", False),
-        ("evilcdn.org", 443, "https", False),
-        ("host", 8443, "https", True),
+        ("example.com", 443, "https", True), ("example.com", 80, "http", True),
+        ("example.com", 8080, "http", False), ("www.example.com", 443, "https", False),
+        ("a.cdn.org", 443, "https", True), ("cdn.org", 443, "https", False),
+        ("evilcdn.org", 443, "https", False), ("host", 8443, "https", True),
         ("host", 443, "https", False),
     ],
-)
+)  # fmt: skip
 def test_domains(host, port, scheme, good) -> None:
     allowed = ("Example.com", "*.cdn.org", "host:8443")
     assert allowed_host(host, port, scheme, allowed) is good
@@ -59,11 +52,8 @@ class ToHere(AbstractResolver):
     """Every name is this machine: what the real resolver would refuse."""
 
     async def resolve(self, host, port=0, family=socket.AF_INET) -> list[ResolveResult]:
-        return [
-            ResolveResult(
-                hostname=host, host="127.0.0.1", port=port, family=socket.AF_INET, proto=0, flags=0
-            )
-        ]
+        facts = {"hostname": host, "port": port, "family": socket.AF_INET, "proto": 0, "flags": 0}
+        return [ResolveResult(host="127.0.0.1", **facts)]
 
     async def close(self) -> None:
         pass
@@ -77,71 +67,56 @@ class Site:
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
         self.hits.append(request.path)
-        path, host = request.path, request.headers["host"]
-        if path == "/a.png":
-            return web.Response(body=PICTURE)
-        if path == "/to-a":
-            raise web.HTTPFound("/a.png")
-        if path == "/to-inner":
-            raise web.HTTPFound("http://127.0.0.1:1/a.png")
-        if path == "/to-other":
-            raise web.HTTPFound(f"http://other.org:{host.rpartition(':')[2]}/a.png")
-        if path == "/to-file":
-            raise web.HTTPFound("file:///etc/hostname")
-        if path == "/loop":
-            raise web.HTTPFound("/loop")
-        if path == "/zip":
+        port = request.headers["host"].rpartition(":")[2]
+        redirects = {
+            "/to-a": "/a.png", "/to-inner": "http://127.0.0.1:1/a.png", "/loop": "/loop",
+            "/to-other": f"http://other.org:{port}/a.png", "/to-file": "file:///etc/hostname",
+        }  # fmt: skip
+        bodies = {"/a.png": PICTURE, "/big": bytes(MOST + 1)}
+        if request.path in redirects:
+            raise web.HTTPFound(redirects[request.path])
+        if request.path in bodies:
+            return web.Response(body=bodies[request.path])
+        if request.path == "/zip":
             return web.Response(body=gzip.compress(PICTURE), headers={"Content-Encoding": "gzip"})
-        if path == "/big":
-            return web.Response(body=bytes(MOST + 1))
-        if path == "/slow":
+        if request.path == "/slow":
             await asyncio.Event().wait()
-            return web.Response(body=PICTURE)
-        if path == "/endless":
+        if request.path == "/endless":
             response = web.StreamResponse()
             await response.prepare(request)
             for _ in range(100):
                 await response.write(bytes(1 << 16))
             return response
-        if path == "/page":
-            return web.Response(text="<html></html>", content_type="image/png")
         raise web.HTTPNotFound
 
 
-def fetched(path: str, resolver: Any = None, allowed=("here.org",), times: int = 1):
-    """One or more fetches of the same address; returns the pictures and the site's hits."""
-
+def fetched(path: str, resolver: Any = None, allowed=("here.org",)):
+    """One fetch: the pictures or the refusal, and the site's hits."""
     came: list[int] = []
 
     async def run():
-        site = Site()
-        app = web.Application()
+        site, app = Site(), web.Application()
         app.router.add_get("/{tail:.*}", site.serve)
-        runner = web.AppRunner(app, handler_cancellation=True)
-        await runner.setup()
-        listener = socket.socket()
-        listener.bind(("127.0.0.1", 0))
-        await web.SockSite(runner, listener).start()
-        port = listener.getsockname()[1]
-        fetcher = MediaFetcher([f"{name}:{port}" for name in allowed], resolver or ToHere())
-        url = path if "://" in path else f"http://here.org:{port}{path}"
-        try:
-            files = await fetcher.fetch_all([url] * times, MOST, came.append)
-            assert came == [len(data) for data in files.values()] * times
-            return files, site.hits
-        except Refusal as refusal:
-            return refusal, site.hits
-        finally:
-            await fetcher.close()
-            await runner.cleanup()
+        async with TestServer(app, handler_cancellation=True) as server:
+            fetcher = MediaFetcher(
+                [f"{name}:{server.port}" for name in allowed], resolver or ToHere()
+            )
+            url = path if "://" in path else f"http://here.org:{server.port}{path}"
+            try:
+                files = await fetcher.fetch_all([url], MOST, came.append)
+                assert came == [len(data) for data in files.values()]
+                return files, site.hits
+            except Refusal as refusal:
+                return refusal, site.hits
+            finally:
+                await fetcher.close()
 
     return asyncio.run(run())
 
 
 @pytest.mark.parametrize("path", ["/a.png", "/to-a"])
 def test_pictures_of_allowed_domains_come(path) -> None:
-    files, _ = fetched(path)
-    assert list(files.values()) == [PICTURE]
+    assert list(fetched(path)[0].values()) == [PICTURE]
 
 
 @pytest.mark.parametrize(
@@ -156,7 +131,6 @@ def test_pictures_of_allowed_domains_come(path) -> None:
 )  # fmt: skip
 def test_everything_else_is_refused(path, word) -> None:
     refusal, _ = fetched(path)
-    assert isinstance(refusal, Refusal)
     assert 400 <= refusal.status < 500
     assert word in refusal.message
 
@@ -177,50 +151,44 @@ def test_names_that_mean_this_machine_are_refused_when_they_are_resolved() -> No
 def test_addresses_are_refused_even_if_they_are_allowed(host) -> None:
     async def run():
         fetcher = MediaFetcher((host.strip("[]"), host, f"{host}:80"))
-        try:
+        with pytest.raises(Refusal) as caught:
             await fetcher.fetch_all([f"http://{host}/a.png"], MOST, print)
-        except Refusal as refusal:
-            return refusal
-        finally:
-            await fetcher.close()
+        await fetcher.close()
+        return caught.value.status
 
-    refusal = asyncio.run(run())
-    assert refusal is not None
-    assert refusal.status in (400, 403)
+    assert asyncio.run(run()) in (400, 403)
+
+
+class Same(MediaFetcher):
+    """Every address has the same file."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__()
+        self.data, self.calls = data, 0
+
+    async def fetch_all(self, urls, most_bytes, count):
+        self.calls += len(urls)
+        return dict.fromkeys(urls, self.data)
+
+
+REMOTE = {"type": "image_url", "image_url": {"url": "https://here.org/a.png"}}
 
 
 def test_an_address_is_fetched_once_and_goes_on_inline() -> None:
-    class Once(MediaFetcher):
-        calls = 0
-
-        async def fetch_all(self, urls, most_bytes, count):
-            Once.calls += len(urls)
-            return dict.fromkeys(urls, PICTURE)
-
-    url = "https://here.org/a.png"
-    parts = [{"type": "image_url", "image_url": {"url": url}}] * 2
-    app, upstream = gateway(fetcher=Once())
-    assert ask(app, body=chat(*parts, n=3)).status == 200
-    assert Once.calls == 1
+    fetcher = Same(PICTURE)
+    app, upstream = gateway(fetcher=fetcher)
+    assert ask(app, body=chat(REMOTE, REMOTE, n=3)).status == 200
+    assert fetcher.calls == 1
     sent = upstream.bodies[0]["messages"][0]["content"]
     assert [part["image_url"]["url"] for part in sent[1:]] == [data_url(PICTURE)] * 2
 
 
-def test_what_is_fetched_and_is_no_image_is_refused() -> None:
-    class Page(MediaFetcher):
-        async def fetch_all(self, urls, most_bytes, count):
-            return dict.fromkeys(urls, b"<html>")
-
-    part = {"type": "image_url", "image_url": {"url": "https://here.org/a.png"}}
-    app, upstream = gateway(fetcher=Page())
-    reply = ask(app, body=chat(part))
-    assert (reply.status, upstream.seen) == (415, [])
-    assert "no known type" in reply.json["error"]["message"]
-
-
-def test_without_allowed_domains_nothing_is_fetched() -> None:
-    app, upstream = gateway()
-    part = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
-    reply = ask(app, body=chat(part))
-    assert (reply.status, upstream.seen) == (403, [])
-    assert "--allowed-media-domains" in reply.json["error"]["message"]
+@pytest.mark.parametrize(
+    ("fetcher", "status", "words"),
+    [(Same(b"<html>"), 415, "no known type"), (None, 403, "--allowed-media-domains")],
+)
+def test_what_is_no_image_or_of_no_allowed_domain_is_refused(fetcher, status, words) -> None:
+    app, upstream = gateway(fetcher=fetcher)
+    reply = ask(app, body=chat(REMOTE))
+    assert (reply.status, upstream.seen) == (status, [])
+    assert words in reply.json["error"]["message"]

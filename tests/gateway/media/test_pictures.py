@@ -8,7 +8,9 @@ import struct
 import zlib
 from base64 import b64decode, b64encode
 from io import BytesIO
+from pathlib import Path
 
+import msgspec
 import pytest
 from PIL import Image, ImageChops, ImageFile
 
@@ -58,35 +60,20 @@ def test_size_and_type_come_from_the_content(kind, size) -> None:
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"", "unknown_image_type"),
+        (b"", "unknown_image_type"), (b"<!doctype html><html></html>", "unknown_image_type"),
         (b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>", "unknown_image_type"),
-        (b"<!doctype html><html></html>", "unknown_image_type"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "unknown_image_type"),
-        (b"\x1f\x8b" + bytes(50), "unknown_image_type"),
-        (b"%PDF-1.4", "unknown_image_type"),
-        (b"BM", "broken_image"),
-        (b"\xff\xd8\xff", "broken_image"),
-        (b"RIFF\x10\x00\x00\x00WEBPVP8 ", "broken_image"),
-        (b"GIF89a", "broken_image"),
-        (b"\x89PNG\r\n\x1a\n", "broken_image"),
-        (png(1, 100_000), "bad_image_size"),
-        (png(65_000, 65_000), "too_many_pixels"),
-        (png(60_000, 1600), "too_many_pixels"),
+        (b"\x1f\x8b" + bytes(50), "unknown_image_type"), (b"%PDF-1.4", "unknown_image_type"),
+        (b"BM", "broken_image"), (b"\xff\xd8\xff", "broken_image"), (b"GIF89a", "broken_image"),
+        (b"RIFF\x10\x00\x00\x00WEBPVP8 ", "broken_image"), (b"\x89PNG\r\n\x1a\n", "broken_image"),
+        (png(1, 100_000), "bad_image_size"), (png(0, 5), "broken_image"),
+        (png(65_000, 65_000), "too_many_pixels"), (png(60_000, 1600), "too_many_pixels"),
     ],
-)
+)  # fmt: skip
 def test_what_is_no_usable_image_is_refused_from_its_header(data, reason) -> None:
-    assert refused(data).reason == reason
-
-
-def test_a_zero_sided_image_is_refused() -> None:
-    for size in ((0, 5), (5, 0)):
-        assert refused(png(*size)).reason in ("bad_image_size", "broken_image")
-
-
-def test_the_pixel_limit_is_said() -> None:
-    refusal = refused(png(12_000, 8_000))
-    assert "96000000 pixels" in refusal.message
-    assert str(LARGEST_PIXELS) in refusal.message
+    refusal = refused(data)
+    assert refusal.reason == reason
+    assert reason != "too_many_pixels" or str(LARGEST_PIXELS) in refusal.message
 
 
 def test_the_largest_webp_takes_no_more_host_memory_than_other_images(monkeypatch) -> None:
@@ -99,25 +86,16 @@ def test_the_largest_webp_takes_no_more_host_memory_than_other_images(monkeypatc
     assert reasons == {"WEBP": "too_many_pixels", "JPEG": "truncated_image"}
 
 
-@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
-def test_animations_are_refused(kind, tmp_path) -> None:
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue")]
-    file = tmp_path / "a"
-    frames[0].save(file, kind, save_all=True, append_images=frames[1:])
-    assert refused(file.read_bytes()).reason == "animated_image"
+def frames(kind: str, file: Path) -> bytes:
+    images = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue")]
+    images[0].save(file, kind, save_all=True, append_images=images[1:])
+    return file.read_bytes()
 
 
-def test_pictures_of_phones_with_a_second_one_inside_are_taken(tmp_path) -> None:
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green")]
-    file = tmp_path / "a"
-    frames[0].save(file, "MPO", save_all=True, append_images=frames[1:])
-    assert from_bytes(file.read_bytes(), MOST).mime == "image/jpeg"
-
-
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-def test_truncated_images_are_refused(kind) -> None:
-    data = picture(300, 300, kind)
-    assert refused(data[: len(data) * 2 // 3]).reason in ("truncated_image", "broken_image")
+def test_animations_are_refused_and_a_second_picture_inside_a_phone_s_is_not(tmp_path) -> None:
+    for kind in ("GIF", "WEBP", "PNG"):
+        assert refused(frames(kind, tmp_path / kind)).reason == "animated_image"
+    assert from_bytes(frames("MPO", tmp_path / "MPO"), MOST).mime == "image/jpeg"
 
 
 def segment(marker: int, body: bytes) -> bytes:
@@ -141,16 +119,12 @@ def test_the_end_of_a_thumbnail_is_not_that_of_its_photograph() -> None:
 
 
 def test_segments_of_a_jpeg_are_read_as_pillow_reads_them() -> None:
-    comment = segment(0xFE, b"\xff\xda\xff\xd9")
-    odd = (b"\xff\xff\xff", comment, b"junk", b"\xff\x00", b"\xff\xf3")
-    assert from_bytes(with_segments(*odd), MOST).size == (8, 8)
-
-
-def test_exif_in_many_segments_is_refused() -> None:
-    """Pillow joins it once for each: quadratic, on the event loop."""
-    exif = [segment(0xE1, b"Exif\0\0" + bytes(60_000))]
-    assert from_bytes(with_segments(*exif), MOST).size == (8, 8)
-    assert refused(with_segments(*exif, *exif)).reason == "broken_image"
+    odd = (b"\xff\xff\xff", segment(0xFE, b"\xff\xda\xff\xd9"), b"junk", b"\xff\x00", b"\xff\xf3")
+    exif = segment(0xE1, b"Exif\0\0" + bytes(60_000))
+    for segments in (odd, (exif,)):
+        assert from_bytes(with_segments(*segments), MOST).size == (8, 8)
+    # Pillow joins it once for each: quadratic, on the event loop.
+    assert refused(with_segments(exif, exif)).reason == "broken_image"
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF"])
@@ -183,7 +157,7 @@ def test_a_file_that_two_parsers_read_differently_is_refused() -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        "", "x", "data:", "data:,", "data:image/png,QQ==", "data:image/png;base64", "file:///etc/x",
+        "", "data:,", "data:image/png,QQ==", "data:image/png;base64", "file:///etc/x",
         "/etc/passwd", "ftp://a/b", "data:image/png;base64,", "data:image/png;base64,####",
         "data:image/png;base64,QQ==;base64,QQ==", "DATA:image/png;charset=x;base64,Q",
     ],
@@ -192,11 +166,13 @@ def test_other_urls_and_junk_are_refused(url) -> None:
     assert refused(url).status in (400, 415)
 
 
-def test_base64_with_line_feeds_and_without_padding_is_mended() -> None:
+def test_base64_that_is_oddly_spelled_is_mended() -> None:
     data = picture(33, 21)
     text = b64encode(data).decode()
     loose = "\r\n".join(text[i : i + 76] for i in range(0, len(text), 76)).rstrip("=")
     assert from_base64(loose, MOST).base64 == text
+    for mime in ("image/png", "image/jpeg", "image/png;charset=x", ""):
+        assert from_url(data_url(data, mime), MOST).inline == data_url(data)
 
 
 def test_bytes_are_counted_before_decoding() -> None:
@@ -209,37 +185,26 @@ def test_bytes_are_counted_before_decoding() -> None:
 def test_junk_never_breaks_anything() -> None:
     rng = random.Random(5)
     files = [picture(40, 30, kind) for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP")]
+    for whole in files[:3]:
+        cut = whole[: len(whole) * 2 // 3]
+        assert refused(cut).reason in ("truncated_image", "broken_image")
     for _ in range(1500):
         data = bytearray(rng.choice(files))
         for _ in range(rng.choice((1, 3, 30))):
             data[rng.randrange(min(len(data), rng.choice((24, 400))))] = rng.randrange(256)
-        try:
+        with contextlib.suppress(Refusal):
             image = from_bytes(bytes(data[: rng.randrange(len(data)) or None]), MOST)
-        except Refusal as refusal:
-            status = refusal.status
-        else:
-            status = 0
             assert image.size[0] * image.size[1] <= LARGEST_PIXELS
-        assert status < 500
-
-
-def test_a_url_that_is_well_spelled_is_not_put_together_again() -> None:
-    data = picture(9, 9)
-    assert from_url(data_url(data), MOST).inline == data_url(data)
-    for mime in ("image/jpeg", "image/png;charset=x", ""):
-        assert from_url(data_url(data, mime), MOST).inline == data_url(data)
 
 
 @pytest.mark.parametrize("tag", [45056, 45057, 300])
-def test_what_a_file_makes_pillow_say_goes_nowhere(tag, recwarn, monkeypatch) -> None:
+def test_what_a_file_makes_pillow_say_goes_nowhere(tag, recwarn) -> None:
     """Python keeps each text that was shown, and stderr is a log: strangers filled both."""
     pictures._quiet.cache_clear()
     entry = struct.pack("<HHII", tag, 4, 9, 5000)
     index = b"MPF\0II*\0" + struct.pack("<IH", 8, 1) + entry + bytes(4)
-    segment = b"\xff\xe2" + struct.pack(">H", len(index) + 2) + index
-    whole = picture(8, 8, "JPEG")
     with contextlib.suppress(Refusal):
-        from_bytes(whole[:2] + segment + whole[2:], MOST)
+        from_bytes(with_segments(segment(0xE2, index)), MOST)
     assert [str(warning.message) for warning in recwarn] == []
 
 
@@ -258,33 +223,25 @@ def opened(picture) -> Image.Image:
 
 
 @pytest.mark.parametrize(
-    ("mode", "kind"), [("RGB", "PNG"), ("RGBA", "PNG"), ("P", "GIF"), ("L", "PNG")]
+    ("mode", "kind"), [("RGB", "PNG"), ("RGBA", "PNG"), ("P", "GIF"), ("L", "PNG"), ("RGB", "JPEG")]
 )
 def test_a_picture_is_resized_without_loss(mode, kind) -> None:
-    image = gradient(mode)
-    small = resized(from_bytes(stored(image, kind), 1 << 20), (112, 56))
+    data = stored(gradient(mode), kind)
+    small = resized(from_bytes(data, MOST), (112, 56))
     png = opened(small)
     assert (png.format, png.mode, png.size, small.size) == ("PNG", "RGB", (112, 56), (112, 56))
-    expected = resized_image(Image.open(BytesIO(stored(image, kind))), (112, 56))
-    assert ImageChops.difference(png, expected).getbbox() is None
     assert small.mime == "image/png"
-
-
-def test_a_jpeg_is_about_the_same() -> None:
-    data = stored(gradient(), "JPEG")
-    shown = opened(resized(from_bytes(data, 1 << 20), (30, 20)))
-    expected = resized_image(Image.open(BytesIO(data)), (30, 20))
-    assert max(high for _, high in ImageChops.difference(shown, expected).getextrema()) < 12
+    difference = ImageChops.difference(png, resized_image(Image.open(BytesIO(data)), (112, 56)))
+    # A JPEG is decoded at a smaller scale: about the same.
+    assert max(high for _, high in difference.getextrema()) < (12 if kind == "JPEG" else 1)
 
 
 def test_what_cannot_be_decoded_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     # LMDeploy sets it for its whole process; the gateway's is another one.
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)
-    picture = from_bytes(stored(gradient(), "PNG"), 1 << 20)
+    picture = from_bytes(stored(gradient(), "PNG"), MOST)
     data = bytearray(b64decode(picture.base64))
     data[60:90] = bytes(30)
-    broken = type(picture)(
-        mime=picture.mime, base64=b64encode(data).decode(), size=picture.size, bytes=len(data)
-    )
+    broken = msgspec.structs.replace(picture, base64=b64encode(data).decode())
     with pytest.raises(Refusal, match="cannot be decoded"):
         resized(broken, (28, 28))

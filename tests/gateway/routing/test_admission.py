@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from base64 import b64encode
 from dataclasses import dataclass
 from random import Random
 
@@ -18,6 +17,7 @@ from tests.support.gateway import (
     EVENT,
     Answer,
     Recorder,
+    anthropic,
     call,
     chat,
     gateway,
@@ -35,54 +35,31 @@ from turbofit.gateway.routing.admission import Admission
 from turbofit.gateway.routing.engines import Fleet, RoutedEngine, Turn
 
 
-class Queue:
-    """The door of an engine that is full."""
-
-    def __init__(self, longest: int) -> None:
-        self.engine = RoutedEngine(0, "http://e0", host_limit=1)
-        self.door = Admission(Fleet([self.engine]), longest=longest)
-        self.engine.host_bytes = 1  # of another one
-
-    async def ask(self, client: str) -> asyncio.Task:
-        task = asyncio.ensure_future(self.door.admit(client, Cost(host_bytes=1)))
-        await settled()
-        return task
-
-
-def refused(task: asyncio.Task) -> bool:
-    if not task.done():
-        return False
-    assert isinstance(error := task.exception(), Refusal)
-    assert (error.status, error.reason) == (429, "busy")
-    return True
-
-
 async def test_one_client_may_fill_the_queue_and_makes_room_for_the_others() -> None:
     """Its newest requests go, and only until each client has as many places as the others."""
-    queue = Queue(8)
-    many = [await queue.ask("many") for _ in range(9)]
-    alone = [refused(task) for task in many]
-    few = [await queue.ask("few") for _ in range(5)]
-    third = await queue.ask("third")
-    mine = [refused(task) for task in (*many, *few)]
-    last, waiting = refused(third), queue.door.waiting
+    engine = RoutedEngine(0, "http://e0", host_limit=1)
+    door = Admission(Fleet([engine]), longest=8)
+    engine.host_bytes = 1  # of another one
+
+    async def ask(client: str, count: int) -> list[asyncio.Task]:
+        cost = Cost(host_bytes=1)
+        tasks = [asyncio.ensure_future(door.admit(client, cost)) for _ in range(count)]
+        await settled()
+        return tasks
+
+    many = await ask("many", 9)
+    assert [task.done() for task in many] == [False] * 8 + [True]
+    few, (third,) = await ask("few", 5), await ask("third", 1)
+    # Four places each; the third client's comes from one of the two.
+    assert [task.done() for task in many] == [False] * 3 + [True] * 6
+    assert [task.done() for task in few] == [False] * 4 + [True]
+    assert (third.done(), door.waiting) == (False, 8)
+    errors = [task.exception() for task in (*many, *few) if task.done()]
+    assert {(error.status, error.reason) for error in errors} == {(429, "busy")}
     for task in (*many, *few, third):
         task.cancel()
     await settled()
-    assert alone == [False] * 8 + [True]
-    # Four places each; the third client's comes from one of the two.
-    assert mine == [*[False] * 3, *[True] * 6, *[False] * 4, True]
-    assert (last, waiting, queue.door.waiting, queue.door._queue.lines) == (False, 8, 0, {})
-
-
-async def test_whoever_gets_in_gives_its_place_in_the_queue_back() -> None:
-    queue = Queue(2)
-    tasks = [await queue.ask("many"), await queue.ask("many")]
-    queue.engine.host_bytes = 0
-    queue.door.pump()
-    await settled()
-    assert tasks[0].result().engine is queue.engine
-    assert (refused(await queue.ask("many")), queue.door.waiting) == (False, 2)
+    assert (door.waiting, door._queue.lines) == (0, {})
 
 
 async def test_a_suspect_that_must_wait_holds_nobody_up_and_has_one_turn_on_all_engines() -> None:
@@ -98,17 +75,6 @@ async def test_a_suspect_that_must_wait_holds_nobody_up_and_has_one_turn_on_all_
     assert (there, other.index, tasks[1].done(), door.waiting) == ([True, False, True], 0, True, 0)
 
 
-async def test_an_engine_gets_nothing_new_while_a_suspect_is_alone_there() -> None:
-    engine = RoutedEngine(0, "http://e")
-    door, turn = Admission(Fleet([engine])), Turn("a", alone=True, longer=False)
-    place = await door.admit("one", Cost(), None, turn)
-    other = asyncio.ensure_future(door.admit("other", Cost()))
-    await settled()
-    waits = not other.done()
-    place.end_turn()
-    assert (waits, (await other).engine) == (True, engine)
-
-
 def engines(count: int = 1, gate=10, host_limit=10**9) -> list[RoutedEngine]:
     return [
         RoutedEngine(index, f"http://e{index}", gate=Gate(gate), host_limit=host_limit)
@@ -116,53 +82,25 @@ def engines(count: int = 1, gate=10, host_limit=10**9) -> list[RoutedEngine]:
     ]
 
 
-async def test_turns_go_round_the_clients() -> None:
-    all_engines = engines()
-    door, order = Admission(Fleet(all_engines)), []
+async def served(asked: str) -> list[str]:
+    """In which order clients come to the engine, one letter each, who ask for all of it or less."""
+    all_engines, order = engines(), []
+    door = Admission(Fleet(all_engines))
 
-    async def ask_for(client: str, number: int):
-        place = await door.admit(client, Cost(units=10))
-        order.append(f"{client}{number}")
-        await asyncio.sleep(0)
+    async def ask_for(client: str) -> None:
+        place = await door.admit(client, Cost(units=4 if client == "s" else 10))
+        order.append(client)
+        await settled()
         place.leave()
 
-    greedy = [asyncio.ensure_future(ask_for("a", i)) for i in range(4)]
-    await asyncio.sleep(0)
-    await asyncio.gather(ask_for("b", 0), ask_for("c", 0), *greedy)
-    assert order == ["a0", "a1", "a2", "b0", "c0", "a3"]
+    await asyncio.gather(*map(ask_for, asked))
     assert (all_engines[0].units, door.waiting) == (0, 0)
+    return order
 
 
-async def test_a_large_request_is_not_starved_by_small_ones() -> None:
-    all_engines = engines()
-    door, order = Admission(Fleet(all_engines)), []
-
-    async def ask_for(client, units):
-        place = await door.admit(client, Cost(units=units))
-        order.append((client, units))
-        await asyncio.sleep(0.001)
-        place.leave()
-
-    await asyncio.gather(
-        ask_for("s", 4), ask_for("s", 4), ask_for("big", 10), *(ask_for("s", 4) for _ in range(6))
-    )
-    assert order.index(("big", 10)) <= 3
-
-
-async def test_the_line_has_an_end_and_a_deadline() -> None:
-    door = Admission(Fleet(engines()), longest=1, seconds=0.05)
-    first = await door.admit("a", Cost(units=10))
-    late = asyncio.ensure_future(door.admit("b", Cost(units=1)))
-    await asyncio.sleep(0)
-    for _ in range(2):
-        with pytest.raises(Refusal) as full:
-            await door.admit("c", Cost(units=1))
-        assert full.value.status == 429
-    with pytest.raises(Refusal) as waited:
-        await late
-    assert (waited.value.status, door.waiting) == (429, 0)
-    first.leave()
-    assert (await door.admit("d", Cost(units=10))).engine.units == 10
+async def test_turns_go_round_the_clients_and_small_requests_starve_no_large_one() -> None:
+    assert await served("aaaabc") == list("aabcaa")
+    assert (await served("ssbssssss")).index("b") <= 3
 
 
 @pytest.mark.parametrize("cost", [Cost(units=11), Cost(host_bytes=51)])
@@ -244,21 +182,9 @@ async def test_a_text_passes_images_that_wait_but_no_text_that_does() -> None:
     assert len(order) == 5
 
 
-async def test_those_who_wait_are_told_when_the_last_engine_dies() -> None:
-    all_engines = engines()
-    door = Admission(Fleet(all_engines))
-    await door.admit("a", Cost(units=10))
-    waiting = asyncio.ensure_future(door.admit("b", Cost(units=5)))
-    await asyncio.sleep(0)
-    all_engines[0].up = False
-    door.pump()
-    with pytest.raises(Refusal) as caught:
-        await waiting
-    assert caught.value.status == 503
-
-
 BIG = image_part(448, 5376)
-BASE64 = b64encode(picture(448, 5376)).decode()
+SHORT, LONG = chat(BIG, stream=True, max_tokens=64), chat(BIG, stream=True)
+TEXT, STATED = chat(stream=True), chat(stream=True, max_tokens=64)
 #: More than its tokens by what a text and a template may take, which nobody counts.
 FEW_TOKENS = 4 * 13 * 256
 
@@ -272,9 +198,7 @@ def queued_plan(**kv: int) -> Plan:
     return plan
 
 
-async def begun(
-    plan: Plan, *bodies: object, path: str = CHAT, answer=lambda: stream(EVENT, 0.3, EVENT)
-) -> int:
+async def begun(plan: Plan, *bodies: object, path=CHAT, answer=lambda: stream(EVENT, 0.3, EVENT)):
     """How many of these reach the engine before any of them has ended."""
     app, recorder = gateway(plan, recorder=Recorder(lambda *_: answer()))
     calls = [asyncio.ensure_future(call(app, path, body)) for body in bodies]
@@ -291,36 +215,36 @@ async def begun(
 async def test_where_no_engine_may_evict_the_next_image_goes_on_at_the_first_token() -> None:
     plan = plan_for(units_per_forward=13)
     assert not plan.may_evict()
-    assert await begun(plan, *[chat(BIG, stream=True)] * 2) == 2
-    assert await begun(plan, *[chat(BIG, stream=True)] * 2, answer=lambda: stream(0.3, EVENT)) == 1
-    assert await begun(plan, *[chat(BIG)] * 2, answer=lambda: Answer(0.3, b"{}")) == 1
+    whole = lambda: Answer(0.3, b"{}")  # noqa: E731
+    assert await begun(plan, LONG, LONG) == 2
+    assert await begun(plan, LONG, LONG, answer=lambda: stream(0.3, EVENT)) == 1
+    # Text never waits behind images where the cache holds it.
+    assert await begun(plan, chat(BIG), chat(BIG), chat(), chat(), answer=whole) == 3
 
 
-async def test_images_run_beside_each_other_where_the_cache_holds_what_they_state() -> None:
-    short = chat(BIG, stream=True, max_tokens=64)
-    assert await begun(queued_plan(), short, short) == 2
-    assert await begun(queued_plan(), *[short] * 5) == 2
-    assert await begun(queued_plan(tokens=3 * FEW_TOKENS), *[short] * 5) == 5
+@pytest.mark.parametrize(
+    ("tokens", "bodies", "early"),
+    [
+        # Images run beside each other where the cache holds what they state,
+        (FEW_TOKENS, [SHORT] * 5, 2),
+        (3 * FEW_TOKENS, [SHORT] * 5, 5),
+        # and where an answer's length is not stated, wait for the end of the one before.
+        (FEW_TOKENS, [LONG, LONG], 1),
+        (FEW_TOKENS, [SHORT, LONG, SHORT], 1),
+        # Text waits where it could evict several: one alone is paid for.
+        (FEW_TOKENS, [SHORT, TEXT], 2),
+        (FEW_TOKENS, [SHORT, SHORT, TEXT], 2),
+        (FEW_TOKENS, [SHORT, SHORT, STATED], 3),
+    ],
+)
+async def test_where_an_engine_may_evict_the_cache_decides_too(tokens, bodies, early) -> None:
+    assert await begun(queued_plan(tokens=tokens), *bodies) == early
 
 
-async def test_an_image_whose_answer_is_not_stated_waits_for_the_end_of_the_one_before() -> None:
-    short, long = chat(BIG, stream=True, max_tokens=64), chat(BIG, stream=True)
-    assert await begun(queued_plan(), long, long) == 1
-    assert await begun(queued_plan(), short, long, short) == 1
-
-
-async def test_text_waits_where_it_could_evict_images_that_run_beside_each_other() -> None:
-    short, text = chat(BIG, stream=True, max_tokens=64), chat(stream=True)
-    assert await begun(queued_plan(), short, text) == 2  # one image: it is paid for
-    assert await begun(queued_plan(), short, short, text) == 2
-    stated = chat(stream=True, max_tokens=64)
-    assert await begun(queued_plan(), short, short, stated) == 3
-
-
-async def test_text_never_waits_behind_images_where_the_cache_holds_it() -> None:
-    bodies = [chat(BIG), chat(BIG), chat(), chat()]
-    answer = lambda: Answer(0.2, b"{}")  # noqa: E731
-    assert await begun(plan_for(units_per_forward=13), *bodies, answer=answer) == 3
+@pytest.mark.parametrize(("tokens", "early"), [(64, 2), (20_000, 1)])
+async def test_the_name_of_the_answer_s_length_is_the_route_s(tokens, early) -> None:
+    body = anthropic(picture(448, 5376), model="m", stream=True, max_tokens=tokens)
+    assert await begun(queued_plan(), body, body, path="/v1/messages") == early
 
 
 async def test_the_metrics_page_says_what_is_reserved() -> None:
@@ -335,15 +259,6 @@ async def test_the_metrics_page_says_what_is_reserved() -> None:
     # 13 tiles, the answer, 640 for the template, and a text of less than 600 bytes.
     assert 13 * 256 + 64 + 640 < int(reserved) < 13 * 256 + 64 + 640 + 600 + 3 * 64
     assert f"{name}0\n" in after
-
-
-async def test_the_name_of_the_answer_s_length_is_the_route_s() -> None:
-    source = {"type": "base64", "media_type": "image/png", "data": BASE64}
-    image = {"type": "image", "source": source}
-    body = {"messages": [{"role": "user", "content": [image]}], "model": "m", "stream": True}
-    for tokens, early in ((64, 2), (20_000, 1)):
-        bodies = [{**body, "max_tokens": tokens}] * 2
-        assert await begun(queued_plan(), *bodies, path="/v1/messages") == early
 
 
 @pytest.mark.parametrize(("streamed", "seconds"), [(True, 0.2), (False, 10.0)])
@@ -369,44 +284,30 @@ async def test_who_leaves_before_the_answer_is_counted_on_for_a_while(
     assert (came[1] - came[0]) == pytest.approx(seconds + 0.2 * (not streamed), abs=0.1)
 
 
-async def test_clients_that_wait_in_line_may_leave() -> None:
-    plan = plan_for(units_per_forward=13)
-    app, recorder = gateway(plan, recorder=Recorder(lambda *_: stream(0.3, EVENT)))
-    big, gone = chat(image_part(448, 5376)), asyncio.Event()
-    first = asyncio.ensure_future(call(app, body=big))
-    await settled()
-    second = asyncio.ensure_future(call(app, body=big, leave=gone))
-    await settled()
-    waiting = app.admission.waiting
-    gone.set()
-    await second
-    await first
-    assert waiting == 1
-    assert app.admission.waiting == 0
-    assert len(recorder.seen) == 1
-
-
-async def test_a_long_wait_ends_with_429() -> None:
-    plan = plan_for(units_per_forward=13)
+async def test_clients_that_wait_in_line_may_leave_and_a_long_wait_ends_with_429() -> None:
+    plan, gone = plan_for(units_per_forward=13), asyncio.Event()
     slow = Recorder(lambda *_: Answer(0.4, b"{}"))
-    app, _ = gateway(plan, recorder=slow, queue_seconds=0.1)
-    big = chat(image_part(448, 5376))
-    (good, busy) = await asyncio.gather(*(call(app, body=big) for _ in range(2)))
+    app, recorder = gateway(plan, recorder=slow, queue_seconds=0.1)
+    calls = [call(app, body=chat(BIG), leave=leave) for leave in (None, gone, None)]
+    answers = asyncio.gather(*calls)
+    await settled()
+    assert app.admission.waiting == 2
+    gone.set()
+    good, _, busy = await answers
     assert (good.status, busy.status) == (200, 429)
     assert int(busy.headers["retry-after"]) >= 1
     assert busy.json["error"]["type"] == "rate_limit_error"
+    assert (app.admission.waiting, len(recorder.seen)) == (0, 1)
 
 
 KV = KvCache(tokens=2000 + 640, longest=1024, block=64)
-#: What a request of so few tokens reserves: its block, and two more.
-LEAST = 3 * 64
 
 
 def gate(units: int = 13, kv: KvCache = KV) -> Gate:
     return Gate(units, kv)
 
 
-def taken(door: Gate, units: int, tokens: int = 64) -> Cost:
+def taken(door: Gate, units: int, tokens: int) -> Cost:
     cost = Cost(units=units, tokens=tokens)
     assert door.fits(cost)
     door.take(cost)
@@ -414,28 +315,17 @@ def taken(door: Gate, units: int, tokens: int = 64) -> Cost:
 
 
 def test_a_reservation_is_whole_blocks_and_no_more_than_the_session() -> None:
-    assert KV.reservation(Cost(tokens=64)) == LEAST
-    assert KV.reservation(Cost(tokens=65)) == LEAST + 64
-    assert KV.reservation(Cost(tokens=UNSTATED)) == 1024 + 2 * 64
-    assert KV.reservation(Cost(tokens=64, copies=3)) == 3 * LEAST
-    assert KV.reservation(Cost()) == 0
-
-
-def test_the_next_goes_on_at_the_first_token_where_nothing_can_be_evicted() -> None:
-    door = gate()
-    first = taken(door, 13)
-    assert not door.fits(Cost(units=13, tokens=64))
-    assert door.begin(first)
-    second = taken(door, 13)
-    assert (door.counted, door.reserved) == (13, 2 * LEAST)
-    door.end(first)
-    door.end(second)
-    assert (door.counted, door.reserved) == (0, 0)
+    least = 3 * 64  # what a request of so few tokens reserves: its block, and two more
+    for cost, reserved in (
+        (Cost(tokens=64), least), (Cost(tokens=65), least + 64), (Cost(), 0),
+        (Cost(tokens=UNSTATED), 1024 + 2 * 64), (Cost(tokens=64, copies=3), 3 * least),
+    ):  # fmt: skip
+        assert KV.reservation(cost) == reserved
 
 
 def test_where_something_can_be_evicted_units_count_to_the_end() -> None:
     door = gate()
-    first = taken(door, 7)
+    first = taken(door, 7, 64)
     door.begin(first)
     long = taken(door, 0, UNSTATED)
     longer = taken(door, 6, UNSTATED)
@@ -451,24 +341,13 @@ def test_where_something_can_be_evicted_units_count_to_the_end() -> None:
     assert not door.fits(Cost(units=8, tokens=64))
 
 
-def test_a_text_that_could_evict_waits_where_more_images_run_than_a_forward_may_have() -> None:
-    door = gate()
-    for _ in range(2):
-        door.begin(taken(door, 13))
-    assert not door.fits(Cost(tokens=UNSTATED, copies=2))
-    assert door.fits(Cost(tokens=64))
-
-
-def test_what_holds_nothing_always_fits() -> None:
+def test_what_is_alone_or_holds_nothing_always_fits() -> None:
     door = gate(kv=KvCache())
+    assert door.fits(Cost(units=13, tokens=UNSTATED, copies=100))
+    assert not door.fits(Cost(units=14))
     taken(door, 13, UNSTATED)
     assert door.fits(Cost())
     assert not door.begin(Cost())
-
-
-def test_a_request_alone_fits_whatever_it_reserves() -> None:
-    assert gate(kv=KvCache()).fits(Cost(units=13, tokens=UNSTATED, copies=100))
-    assert not gate().fits(Cost(units=14))
 
 
 @dataclass(eq=False)
@@ -476,7 +355,6 @@ class Sequence:
     """A request at the engine: its true length grows up to what it reserved."""
 
     cost: Cost
-    door: Gate
     most: int
     length: int = 1
     encoded: bool = False
@@ -527,38 +405,33 @@ def history(dice: Random, *, steps: int = 300) -> tuple[int, int]:
                 door.take(cost)
                 # Two tokens beyond its end, and a block that it copies.
                 most = min(stated, kv.longest) + 2 + 64
-                engine.there.append(Sequence(cost, door, most))
+                engine.there.append(Sequence(cost, most))
                 came += 1
         elif sequence is None:
             pass
         elif what == "token":
             sequence.encoded = True
-            sequence.door.begin(sequence.cost)
+            door.begin(sequence.cost)
         elif what == "grow":
             sequence.length = sequence.most
         elif what == "back":
             sequence.evicted = False
         else:
             engine.there.remove(sequence)
-            sequence.door.end(sequence.cost)
+            door.end(sequence.cost)
         engine.make_room()
         assert engine.forward <= units
     for sequence in engine.there:
-        sequence.door.end(sequence.cost)
+        door.end(sequence.cost)
     assert (door.counted, door.reserved) == (0, 0)
     return came, engine.evictions
 
 
-@settings(max_examples=part(300, 3))
-@given(st.integers(0, 1 << 32))
-def test_no_forward_has_more_units_than_the_gate(seed: int) -> None:
-    history(Random(seed))
-
-
-def test_the_histories_hold_evictions() -> None:
-    came, evictions = zip(*(history(Random(seed)) for seed in range(20)), strict=True)
-    assert sum(came) > 500
-    assert sum(evictions) > 100
+def test_no_forward_has_more_units_than_the_gate() -> None:
+    histories = [history(Random(seed)) for seed in range(part(300, 3))]
+    came, evictions = zip(*histories, strict=True)
+    assert sum(came) > 25 * len(histories)
+    assert sum(evictions) > 5 * len(histories)
 
 
 def test_a_line_before_the_gate_comes_to_its_end() -> None:

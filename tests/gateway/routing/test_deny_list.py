@@ -67,7 +67,7 @@ class Fleet:
             return OSError("reset")
         return streamed(EVENT, 0.5, DONE) if b'"stream":true' in body else Answer(b"{}")
 
-    def kill(self, index: int, why: str = "") -> None:
+    def kill(self, index: int = 0, why: str = "") -> None:
         self.deaths.append(why)
         self.recorder.down.add(index)
         for gone in self.waiting[index]:
@@ -76,19 +76,27 @@ class Fleet:
         loop = asyncio.get_running_loop()
         loop.call_later(self.restart, self.recorder.down.discard, index)
 
-    async def ask(self, text: str, key: str = "", **facts):
+    async def ask(self, text: str, key: str = "", *, parts=(), leave=None, **facts):
         headers = {"authorization": f"Bearer {key}"} if key else {}
-        parts = facts.pop("parts", ())
-        leave = facts.pop("leave", None)
         body = chat({"type": "text", "text": text}, *parts, **facts)
         return await call(self.app, body=body, headers=headers, leave=leave)
 
-    async def leave(self, text: str, engine: int = 0) -> None:
+    def begin(self, text: str, key: str = "", **facts) -> asyncio.Task:
+        return asyncio.ensure_future(self.ask(text, key, **facts))
+
+    async def accused(self, *asked: tuple[str, str], **facts) -> list[tuple[int, str]]:
+        """Texts with their clients' keys are there when their engine dies of something else."""
+        pending = [self.begin(*words, **facts) for words in asked]
+        await asyncio.sleep(0.1)
+        self.kill()
+        codes = [code(await reply) for reply in pending]
+        await self.all_up()
+        return codes
+
+    async def leave(self, text: str) -> None:
         """A client sends this, and goes away once it is there."""
-        gone = asyncio.Event()
-        pending = asyncio.ensure_future(self.ask(text, leave=gone))
-        there = self.app.engines[engine]
-        before = there.outstanding
+        gone, there = asyncio.Event(), self.app.engines[0]
+        before, pending = there.outstanding, self.begin(text, leave=gone)
         await auntil(lambda: there.outstanding > before, "it to be sent")
         gone.set()
         await asyncio.gather(pending, return_exceptions=True)
@@ -109,11 +117,20 @@ class Fleet:
         await auntil(lambda: all(e.serves for e in self.app.engines), "all engines to serve")
 
 
+async def pardoned(reply) -> int:
+    """Lets in again whom an answer refuses, with the words that it says."""
+    name = reply.json["error"]["message"].split("--forget ")[1].strip("'`")
+    return await asyncio.get_running_loop().run_in_executor(None, pardon, name)
+
+
+DIED, CONVICTED = (503, "engine_died"), (422, "convicted")
+
+
 def code(reply) -> tuple[int, str]:
     return reply.status, reply.json["error"]["code"]
 
 
-@pytest.mark.parametrize("engines", [1, 2, 8])
+@pytest.mark.parametrize("engines", [1, 8])
 @pytest.mark.parametrize("parts", [(), (image_part(1200, 900),)])
 async def test_the_second_death_of_a_request_is_its_last(engines, parts) -> None:
     async with Fleet(engines) as fleet:
@@ -122,52 +139,56 @@ async def test_the_second_death_of_a_request_is_its_last(engines, parts) -> None
             await fleet.all_up()
             replies.append(await fleet.ask(KILLS, parts=parts))
         await fleet.all_up()
-        other = await fleet.ask("another", parts=parts)
+        assert (await fleet.ask("another", parts=parts)).status == 200
         metrics = (await call(fleet.app, "/metrics")).body.decode()
         explained = sum(fleet.app.deny_list.explained(n, 600) for n in range(engines))
-        deaths = fleet.deaths
-        known = fleet.known
-    assert [code(reply) for reply in replies] == [
-        (503, "engine_died"), (503, "engine_died"), (422, "convicted"),
-    ]  # fmt: skip
-    assert (len(deaths), explained) == (2, 2)
+        assert (len(fleet.deaths), explained, fleet.known) == (2, 2, (0, 1, 0))
+    assert [code(reply) for reply in replies] == [DIED, DIED, CONVICTED]
     message = replies[2].json["error"]["message"]
     assert "2 inference engines ended" in message
     assert "turbofit watch --forget " in message
     assert "retry-after" in replies[0].headers
     assert "retry-after" not in replies[2].headers
-    assert other.status == 200
-    assert known == (0, 1, 0)
     assert "turbofit_gateway_convicted 1\n" in metrics
     assert 'turbofit_gateway_engine_deaths_total{engine="0"} ' in metrics
 
 
 async def test_all_that_an_engine_had_are_suspected_until_they_are_answered() -> None:
+    asked = [(f"innocent {n}", "") for n in range(6)]
     async with Fleet(1) as fleet:
-        pending = [asyncio.ensure_future(fleet.ask(f"innocent {n}")) for n in range(6)]
+        assert await fleet.accused(*asked) == [DIED] * 6
+        assert fleet.known == (7, 0, 0)  # six requests, and their client
+        again = await asyncio.gather(*(fleet.ask(*words) for words in asked))
+        assert [reply.status for reply in again] == [200] * 6
+        assert fleet.known == (0, 0, 0)
+
+
+async def test_what_an_engine_had_when_it_died_is_sent_to_no_other() -> None:
+    async with Fleet(8) as fleet:
+        crowd = [fleet.begin(f"innocent {number}") for number in range(24)]
         await asyncio.sleep(0.1)
-        fleet.kill(0)
-        first = [code(reply) for reply in await asyncio.gather(*pending)]
-        suspected = fleet.known
-        await fleet.all_up()
-        again = await asyncio.gather(*(fleet.ask(f"innocent {n}") for n in range(6)))
-        again = [reply.status for reply in again]
-        known = fleet.known
-    assert first == [(503, "engine_died")] * 6
-    # Six requests, and their client.
-    assert (suspected, again, known) == ((7, 0, 0), [200] * 6, (0, 0, 0))
+        killing = await fleet.ask(KILLS)
+        assert (code(killing), "retry-after" in killing.headers) == (DIED, True)
+        beside = Counter([(await reply).status for reply in crowd])
+        assert (beside, len(fleet.deaths), len(fleet.recorder.seen)) == ({200: 21, 503: 3}, 1, 25)
+        assert (await fleet.ask("innocent after it")).status == 200
+        left = {(e.outstanding, e.units, e.host_bytes) for e in fleet.app.engines}
+        assert (left, fleet.app._bodies.in_memory) == ({(0, 0, 0)}, 0)
+        # Who waits where nothing listens any more waits on.
+        waiting = fleet.begin("innocent")
+        await asyncio.sleep(0.1)
+        (engine,) = (engine for engine in fleet.app.engines if engine.outstanding)
+        fleet.app.monitor.doubt(engine)
+        assert not engine.up
+        assert (await waiting).status == 200
 
 
 async def test_suspects_run_one_at_a_time_beside_others() -> None:
     async with Fleet(1, api_keys=("one", "other")) as fleet:
         (engine,) = fleet.app.engines
-        pending = [asyncio.ensure_future(fleet.ask(f"{n}", "one")) for n in range(4)]
-        await asyncio.sleep(0.1)
-        fleet.kill(0)
-        await asyncio.gather(*pending)
-        await fleet.all_up()
-        again = [asyncio.ensure_future(fleet.ask(f"{n}", "one")) for n in range(4)]
-        others = [asyncio.ensure_future(fleet.ask(f"x{n}", "other")) for n in range(4)]
+        await fleet.accused(*((f"{n}", "one") for n in range(4)))
+        again = [fleet.begin(f"{n}", "one") for n in range(4)]
+        others = [fleet.begin(f"x{n}", "other") for n in range(4)]
         most = 0
         while not all(task.done() for task in again):
             most = max(most, engine.outstanding - sum(not task.done() for task in others))
@@ -185,27 +206,22 @@ async def test_a_client_that_varies_its_request_ends_four_and_is_refused_for_an_
         replies = []
         for number in range(CLIENT_DEATHS + 1):
             await fleet.all_up()
-            beside = asyncio.ensure_future(fleet.ask(f"beside {number}", "good"))
+            beside = fleet.begin(f"beside {number}", "good")
             await asyncio.sleep(0.1)
-            replies.append(await fleet.ask(f"{KILLS} {number}", "bad"))
+            replies.append((await fleet.ask(f"{KILLS} {number}", "bad")).status)
             await beside
         # It sends nothing of a body.
-        late = await call(
-            fleet.app, raw=b"{", headers={"authorization": "Bearer bad"}, method="POST"
-        )
+        headers = {"authorization": "Bearer bad"}
+        late = await call(fleet.app, raw=b"{", headers=headers, method="POST")
+        assert code(late) == (429, "too_many_deaths")
+        assert 3000 < int(late.headers["retry-after"]) <= 3600
         await fleet.all_up()
-        fine = await fleet.ask("beside 0", "good")
+        assert (await fleet.ask("beside 0", "good")).status == 200
         await fleet.app.deny_list.close()  # it is written
-        name = late.json["error"]["message"].split("--forget '")[1].rstrip("'`")
-        await asyncio.get_running_loop().run_in_executor(None, pardon, name)
-        free = await fleet.ask("innocent", "bad")
-        fine = fine.status
-        deaths = len(fleet.deaths)
-        free = free.status
-    assert [reply.status for reply in replies] == [503] * CLIENT_DEATHS + [429]
-    assert code(late) == (429, "too_many_deaths")
-    assert 3000 < int(late.headers["retry-after"]) <= 3600
-    assert (fine, deaths, free) == (200, CLIENT_DEATHS, 200)
+        await pardoned(late)
+        assert (await fleet.ask("innocent", "bad")).status == 200
+    assert replies == [503] * CLIENT_DEATHS + [429]
+    assert len(fleet.deaths) == CLIENT_DEATHS
 
 
 async def test_the_only_client_is_not_refused() -> None:
@@ -220,25 +236,18 @@ async def test_the_only_client_is_not_refused() -> None:
 async def test_who_is_beside_an_unknown_one_is_not_refused_but_runs_alone() -> None:
     """A suspect is in its turn when a new request ends the engine beside it."""
     async with Fleet(1, api_keys=("good", "bad")) as fleet:
-        pending = asyncio.ensure_future(fleet.ask("innocent", "good"))
-        await asyncio.sleep(0.1)
-        fleet.kill(0)
-        replies = [await pending]
-        await fleet.all_up()
-        pending = asyncio.ensure_future(fleet.ask("innocent", "good"))
+        await fleet.accused(("innocent", "good"))
+        pending = fleet.begin("innocent", "good")
         await asyncio.sleep(0.01)
         await fleet.ask(f"{KILLS} something new", "bad")
-        replies.append(await pending)
+        assert code(await pending) == DIED
         await fleet.all_up()
-        pending = asyncio.ensure_future(fleet.ask("innocent", "good"))
+        pending = fleet.begin("innocent", "good")
         await asyncio.sleep(0.01)
-        new = asyncio.ensure_future(fleet.ask("new", "good"))
+        new = fleet.begin("new", "good")
         await asyncio.sleep(0.1)
-        there = fleet.app.engines[0].outstanding
-        replies.append(await pending)
-        assert [reply.status for reply in replies] == [503, 503, 200]
-        assert there == 1
-        assert (await new).status == 200
+        assert fleet.app.engines[0].outstanding == 1
+        assert [(await reply).status for reply in (pending, new)] == [200, 200]
         assert fleet.known[1:] == (0, 0)
 
 
@@ -247,7 +256,7 @@ async def test_a_copy_that_waits_for_its_turn_runs_as_the_death_before_it_demand
     async with Fleet(2, api_keys=("bad", "c0", "c1")) as fleet:
         await fleet.ask(KILLS, "bad")
         await fleet.all_up()
-        beside = [asyncio.ensure_future(fleet.ask(f"new {n}", f"c{n}")) for n in range(2)]
+        beside = [fleet.begin(f"new {n}", f"c{n}") for n in range(2)]
         await auntil(lambda: all(fleet.waiting.values()), "one on each engine")
         await asyncio.gather(*(fleet.ask(KILLS, "bad") for _ in range(2)))
         assert len(fleet.deaths) == 3
@@ -257,14 +266,10 @@ async def test_a_copy_that_waits_for_its_turn_runs_as_the_death_before_it_demand
 
 async def test_who_becomes_a_suspect_while_it_waits_as_its_client_has_a_turn_of_its_own() -> None:
     async with Fleet(2, api_keys=("bad", "good")) as fleet:
-        pending = asyncio.ensure_future(fleet.ask("first", "bad"))
-        await asyncio.sleep(0.1)
-        fleet.kill(0)
-        await pending
-        await fleet.all_up()
+        await fleet.accused(("first", "bad"))
         await asyncio.gather(*(fleet.ask(KILLS, "bad") for _ in range(2)))
         await fleet.all_up()
-        assert (len(fleet.deaths), code(await fleet.ask(KILLS, "bad"))) == (3, (422, "convicted"))
+        assert (len(fleet.deaths), code(await fleet.ask(KILLS, "bad"))) == (3, CONVICTED)
 
 
 class AtEngine:
@@ -306,88 +311,68 @@ async def test_the_end_waits_for_deaths_whose_requests_are_still_hashed() -> Non
 async def test_an_error_at_the_beginning_of_a_stream_ends_no_turn_well() -> None:
     error = b'data: {"error": {"message": "out of order"}}\n\n'
     async with Fleet(1) as fleet:
-        pending = asyncio.ensure_future(fleet.ask("innocent", stream=True))
-        await asyncio.sleep(0.1)
-        fleet.kill(0)
-        await pending
-        await fleet.all_up()
-        before, fleet.recorder.answer = fleet.known, lambda *_: streamed(error, DONE)
+        await fleet.accused(("innocent", ""), stream=True)
+        assert fleet.known == (2, 0, 0)
+        fleet.recorder.answer = lambda *_: streamed(error, DONE)
         await fleet.ask("innocent", stream=True)
-        after = fleet.known
-    assert before == after == (2, 0, 0)
+        assert fleet.known == (2, 0, 0)
 
 
 async def test_what_is_refused_outlives_the_gateway_and_a_pardon_ends_it(tmp_path) -> None:
     file = tmp_path / "turbofit" / "denied" / "one.json"
-
     async with Fleet(1, denied=str(file)) as fleet:
         for _ in range(2):
             await fleet.all_up()
-            reply = await fleet.ask(KILLS)
-        assert reply.status == 503
+            assert code(await fleet.ask(KILLS)) == DIED
     assert KILLS.encode() not in file.read_bytes()
     SINCE[0] += 3600
     async with Fleet(1, denied=str(file)) as fleet:
         refused = await fleet.ask(KILLS)
-        assert code(refused) == (422, "convicted")
-        fingerprint = refused.json["error"]["message"].split("--forget ")[1].rstrip("`")
-        files = await asyncio.get_running_loop().run_in_executor(None, pardon, fingerprint)
-        assert files == 1
+        assert code(refused) == CONVICTED
+        assert await pardoned(refused) == 1
         # It runs, and kills again: a first death after the pardon.
-        assert code(await fleet.ask(KILLS)) == (503, "engine_died")
+        assert code(await fleet.ask(KILLS)) == DIED
         assert len(fleet.deaths) == 1
 
 
 @pytest.mark.parametrize("open_again", [True, False])
 async def test_what_a_full_disk_refused_is_written_later(tmp_path, open_again) -> None:
     """While the gateway serves, or at its end."""
-    folder = tmp_path / "later"
-    file = folder / "one.json"
-
+    file = tmp_path / "later" / "one.json"
     async with Fleet(1, denied=str(file)) as fleet:
         for _ in range(2):
             await fleet.all_up()
             await fleet.ask(KILLS)
         await auntil(lambda: fleet.app.deny_list._again is not None, "a write to fail")
-        folder.mkdir()
+        file.parent.mkdir()
         if open_again:
             await auntil(file.exists, "it to be written")
     SINCE[0] += 3600
     async with Fleet(1, denied=str(file)) as fleet:
-        assert code(await fleet.ask(KILLS)) == (422, "convicted")
+        assert code(await fleet.ask(KILLS)) == CONVICTED
 
 
 async def test_who_left_shortly_before_a_death_is_suspected_and_refused_too() -> None:
-    async with Fleet(1) as fleet:
-        known = []
-        for _ in range(2):
-            await fleet.all_up()
-            await fleet.leave(KILLS)
-            fleet.kill(0)
-            fleet.app.engine_ended(0, other_cause=False)
-            await asyncio.sleep(0.01)
-            known.append(fleet.known)
-        assert known == [(2, 0, 0), (0, 1, 0)]
-
-
-async def test_who_left_long_before_is_not() -> None:
-    async with Fleet(1) as fleet:
-        await fleet.leave("innocent")
-        await asyncio.sleep(11)
-        fleet.app.engine_ended(0, other_cause=False)
-        await asyncio.sleep(0.01)
-        assert fleet.known == (0, 0, 0)
+    for seconds, suspected in ((0, [(2, 0, 0), (0, 1, 0)]), (11, [(0, 0, 0)])):
+        async with Fleet(1) as fleet:
+            for known in suspected:
+                await fleet.all_up()
+                await fleet.leave(KILLS if seconds == 0 else "innocent")
+                await asyncio.sleep(seconds)
+                fleet.kill()
+                fleet.app.engine_ended(0, other_cause=False)
+                await asyncio.sleep(0.01)
+                assert fleet.known == known
 
 
 async def test_who_finds_nothing_listening_knows_that_the_engine_ended() -> None:
     """Its supervisor sees that a moment later; an equal request would end an engine until then."""
     async with Fleet(3) as fleet:
         await fleet.leave(KILLS)
-        fleet.kill(0)
+        fleet.kill()
         met = await fleet.ask(KILLS)
         fleet.app.engine_ended(0, other_cause=False)
-        assert code(met) == (503, "engine_died")
-        assert code(await fleet.ask(KILLS)) == (422, "convicted")
+        assert (code(met), code(await fleet.ask(KILLS))) == (DIED, CONVICTED)
         assert len(fleet.deaths) == 2
 
 
@@ -405,8 +390,8 @@ async def test_who_is_still_connecting_to_a_dead_engine_was_not_at_its_death() -
             return await opened(engine, method, path, body, headers)
 
         fleet.recorder.open = connect
-        fleet.kill(0)
-        suspect = asyncio.ensure_future(fleet.ask("innocent", "b"))
+        fleet.kill()
+        suspect = fleet.begin("innocent", "b")
         await connecting.wait()
         replies = [await fleet.ask("new", "c")]
         goes_on.set()
@@ -447,39 +432,28 @@ async def test_an_answer_that_comes_after_a_death_is_of_the_process_that_died() 
     assert 'engine_deaths_total{engine="0"} 1\n' in metrics
 
 
-async def killed(fleet: Fleet) -> tuple[int, str]:
-    """Somebody kills the engine of an innocent request."""
-    await fleet.all_up()
-    pending = asyncio.ensure_future(fleet.ask("innocent"))
-    await auntil(lambda: fleet.app.engines[0].outstanding == 1, "it to be sent")
-    fleet.kill(0)
-    return code(await pending)
-
-
 async def test_an_engine_that_somebody_killed_accuses_nobody() -> None:
     """Nor is who it refused told of that, since its supervisor takes it back."""
     async with Fleet(1, restart=1.0) as fleet:
-        codes = [await killed(fleet), await killed(fleet)]
-        refused = fleet.known
+        for known in ((2, 0, 0), (0, 1, 0)):
+            await fleet.all_up()
+            pending = fleet.begin("innocent")
+            await asyncio.sleep(0.1)
+            fleet.kill()
+            assert (code(await pending), fleet.known) == (DIED, known)
         fleet.app.engine_ended(0, other_cause=True)
         await fleet.all_up()
-        status = (await fleet.ask("innocent")).status
-        known = fleet.known
-    assert codes == [(503, "engine_died")] * 2
-    assert (refused, status, known) == ((0, 1, 0), 200, (0, 0, 0))
+        assert ((await fleet.ask("innocent")).status, fleet.known) == (200, (0, 0, 0))
 
 
-async def test_a_supervisor_may_be_the_first_to_see_another_cause() -> None:
+async def test_a_supervisor_may_be_first_to_see_another_cause_and_tells_of_one_process() -> None:
     async with Fleet(1) as fleet:
-        pending = asyncio.ensure_future(fleet.ask("innocent"))
+        pending = fleet.begin("innocent")
         await asyncio.sleep(0.1)
         fleet.app.engine_ended(0, other_cause=True)
-        fleet.kill(0)
+        fleet.kill()
         assert ((await pending).status, fleet.known) == (503, (0, 0, 0))
-
-
-async def test_who_kills_the_next_process_takes_back_nothing_of_the_death_before() -> None:
-    async with Fleet(1) as fleet:
+        await fleet.all_up()
         await fleet.ask(KILLS)
         fleet.app.engine_ended(0, other_cause=False)
         # Its next process is killed while it starts.
@@ -492,26 +466,19 @@ async def test_the_next_gateway_goes_on_with_what_is_known() -> None:
     async with Fleet(1) as fleet:
         await fleet.ask(KILLS)
     async with Fleet(1) as other:
-        other.app.deny_list = fleet.app.deny_list
-        other.app._forwarder.deny_list = fleet.app.deny_list
-        died = code(await other.ask(KILLS))
-        refused = code(await other.ask(KILLS))
-        deaths = other.deaths
-    assert (died, refused, len(deaths)) == ((503, "engine_died"), (422, "convicted"), 1)
+        other.app.deny_list = other.app._forwarder.deny_list = fleet.app.deny_list
+        assert [code(await other.ask(KILLS)) for _ in range(2)] == [DIED, CONVICTED]
+        assert len(other.deaths) == 1
 
 
 async def test_a_full_line_of_suspects_sends_the_newest_of_whoever_has_most_away() -> None:
+    asked = [(f"{n}", key) for n, key in enumerate(["many"] * 6 + ["one"])]
     async with Fleet(1, api_keys=("many", "one")) as fleet:
         fleet.app.admission._suspects.longest = 4
-        keys = ["many"] * 6 + ["one"]
-        pending = [asyncio.ensure_future(fleet.ask(f"{n}", key)) for n, key in enumerate(keys)]
-        await asyncio.sleep(0.1)
-        fleet.kill(0)
-        await asyncio.gather(*pending)
-        await fleet.all_up()
+        await fleet.accused(*asked)
         again = []
-        for n, key in enumerate(keys):
-            again.append(asyncio.ensure_future(fleet.ask(f"{n}", key)))
+        for words in asked:
+            again.append(fleet.begin(*words))
             await asyncio.sleep(0.01)
         replies = await asyncio.gather(*again)
     assert [reply.status for reply in replies] == [200, 200, 200, 200, 503, 503, 200]
@@ -521,17 +488,16 @@ async def test_a_full_line_of_suspects_sends_the_newest_of_whoever_has_most_away
 
 def test_each_death_renews_the_hour_of_a_suspect() -> None:
     """Else a request that had its turn would not be alone in the next, and one more engine ends."""
-    now, deaths = time.monotonic(), DenyList(DenyFile())
-    ends = [(70, False), (20, True), (10, False)]
-    deaths._deaths = tuple(
+    now, known = time.monotonic(), DenyList(DenyFile())
+    known._deaths = tuple(
         EngineDeath(0, now - minutes * 60, accused={"x": Accusation(in_turn, begun=False)})
-        for minutes, in_turn in ends
+        for minutes, in_turn in ((70, False), (20, True), (10, False))
     )
-    turn = deaths._turn_of("x")
+    turn = known._turn_of("x")
     assert turn is not None
     assert turn.alone
-    deaths._deaths = deaths._deaths[:1]
-    assert deaths._turn_of("x") is None
+    known._deaths = known._deaths[:1]
+    assert known._turn_of("x") is None
 
 
 _HOUR = 3600.0

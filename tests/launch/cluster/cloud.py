@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -180,10 +180,13 @@ class Serving:
         until(settled, HANG, lambda: self.child.stderr[-3000:])
 
     def server(self, name: str) -> int:
-        try:
-            return int((self._folder(name) / "pid").read_text().split()[0])
-        except FileNotFoundError:
-            return 0
+        lease = f"{self._folder(name)}/lease".encode()
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):
+                line = path.read_bytes()
+                if lease in line and not line.startswith(b"/bin/sh"):
+                    return int(path.parent.name)
+        return 0
 
     def key(self, name: str) -> str:
         return (self._folder(name) / "key").read_text().strip()

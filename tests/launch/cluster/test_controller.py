@@ -36,14 +36,15 @@ class Actor:
     """A node's actor: it opens what it is told to serve, unless ``fails`` says why not."""
 
     def __init__(self, world: World, spec: str, gpus: int) -> None:
-        self.world, self.spec, self.count = world, spec, gpus
-        self.told = NodeReport(key="k")
-        self.measure, self.tell = Method(self._measure), Method(lambda: self.told)
-        self.serve, self.end = Method(self._serve), Method(self._end)
+        self.world, self.spec = world, spec
+        self.gpus = tuple(str(index) for index in range(gpus))
+        self.tell, self.serve = Method(lambda: self.told), Method(self._serve)
+        self.end = Method(self._end)
+        self._idle()
 
-    def _measure(self, pretend: bool) -> tuple[bytes, list[str]]:
-        found = self.world.specs[self.spec]
-        return msgspec.json.encode(found), [str(index) for index in range(self.count)]
+    def _idle(self) -> None:
+        measured = msgspec.json.encode(self.world.specs[self.spec])
+        self.told = NodeReport(key="k", measured=measured, gpus=self.gpus)
 
     def _serve(self, digest: str, plan: str, words: tuple[str, ...]) -> None:
         self.world.log.append(
@@ -53,12 +54,12 @@ class Actor:
         state = "unfit" if why else "open"
         self.told = NodeReport(
             state=state, digest=digest, url=f"http://{self.spec}:{len(self.world.log)}", key="k",
-            why=why, exit_code=code,
+            why=why, exit_code=code, gpus=self.gpus,
         )  # fmt: skip
 
     def _end(self) -> None:
         self.world.log.append(f"end {self.spec}")
-        self.told = NodeReport(key="k")
+        self._idle()
 
 
 class World:
@@ -82,7 +83,7 @@ class World:
         monkeypatch.setattr(ray_adapter, "outcome", lambda ref, _: ref)
         monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
         monkeypatch.setattr(module.time, "sleep", lambda _: None)
-        monkeypatch.setattr(module, "_FRONTS_TICKS", 0)
+        monkeypatch.setattr(module, "_FRONTS_SECONDS", 0.0)
 
     def _start_actor(self, *_: Any, node: str, gpus: int, **__: Any) -> Actor:
         return Actor(self, self.alive[node].name, gpus)
@@ -180,18 +181,18 @@ def test_an_unfit_node_is_tried_again_after_ten_minutes(world: World) -> None:
 
 
 def test_a_node_that_ran_out_of_memory_is_planned_with_a_larger_margin_once(world: World) -> None:
+    world.fails["host-1"] = ("out of memory", 6)
     world.add(1, "2xrtx3090")
     made = world.controller()
-    first = made.nodes["0001"].plan
-    world.fails["host-1"] = ("out of memory", 6)
-    made.serve(made.nodes["0001"], first)
     ticks(made, 1)
     node_state = made.nodes["0001"]
-    assert node_state.margin
-    assert node_state.plan.plan.gpus[0].margin > first.plan.gpus[0].margin
+    first = node_state.plan
+    ticks(made)
+    assert node_state.plan.plan.gpus[0].margin == 2 * first.plan.gpus[0].margin
     ticks(made)
     assert node_state.state == "unfit"
     assert made.hopeless == "out of memory"
+    assert len([line for line in world.log if line.startswith("serve")]) == 2
 
 
 def test_a_drain_ends_the_server_then_gives_the_cards_back(world: World) -> None:
@@ -217,7 +218,7 @@ def test_a_node_that_is_drained_while_it_joins_is_not_heard_as_a_server(
     world.add(2, "2xrtx3090")
     outcome, late = ray_adapter.outcome, ray_adapter.ResultTimeoutError("late")
     monkeypatch.setattr(
-        ray_adapter, "outcome", lambda one, s: late if isinstance(one, tuple) else outcome(one, s)
+        ray_adapter, "outcome", lambda one, s: late if not one.url else outcome(one, s)
     )
     made.tick()
     assert states(made)["host-2"] == "joining"
@@ -280,13 +281,13 @@ def test_a_change_goes_node_by_node_each_out_of_the_front_first(world: World) ->
     target(made, context=16384)
     made.tick()
     assert [one.draining for one in made.addresses()] == [True, False]
-    assert world.log == []
-    made.tick()
-    assert world.log == ["serve host-1 16384"]
-    ticks(made)
-    assert world.log == ["serve host-1 16384", "serve host-2 16384"]
+    assert made.change == "0 of 2 nodes have the new plan"
+    ticks(made, 10)
+    assert world.log == [
+        "end host-1", "serve host-1 16384", "end host-2", "serve host-2 16384",
+    ]  # fmt: skip
     assert made.change == ""
-    assert (made.plan.longest_request_tokens, made.changing) == (16384, None)
+    assert made.plan.longest_request_tokens == 16384
     assert states(made) == {"host-1": "serving", "host-2": "serving"}
 
 
@@ -294,18 +295,20 @@ def test_the_next_node_changes_once_fronts_have_the_last_one(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else there is none for a moment."""
-    monkeypatch.setattr(module, "_FRONTS_TICKS", 3)
+    monkeypatch.setattr(module, "_FRONTS_SECONDS", 3.0)
     made = serving(world)
     heard: set[str] = set()
     made.has_front = lambda node: node.ray.name in heard
     target(made, context=16384)
     ticks(made, 20)
-    assert states(made) == {"host-1": "changing", "host-2": "serving"}
+    assert states(made) == {"host-1": "starting", "host-2": "serving"}
     heard.add("host-1")
+    world.now += 2
     ticks(made, 3)
     assert states(made) == {"host-1": "serving", "host-2": "serving"}
-    ticks(made, 2)
-    assert states(made) == {"host-1": "serving", "host-2": "changing"}
+    world.now += 4
+    ticks(made, 1)
+    assert states(made) == {"host-1": "serving", "host-2": "draining"}
 
 
 def test_the_first_node_that_fails_brings_the_old_plan_back_on_all(world: World) -> None:
@@ -318,11 +321,11 @@ def test_the_first_node_that_fails_brings_the_old_plan_back_on_all(world: World)
         made.tick()
     world.fails.clear()
     ticks(made, 12)
-    assert world.log == [
+    assert [line for line in world.log if line.startswith("serve")] == [
         "serve host-1 16384", "serve host-2 16384", "serve host-2 32768", "serve host-1 32768",
     ]  # fmt: skip
     assert made.change == "given up: node host-2-0002: the engine died"
-    assert made.plan is before
+    assert (made.plan.limits, made.plan.verdict) == (before.limits, before.verdict)
     assert set(states(made).values()) == {"serving"}
 
 
@@ -341,6 +344,19 @@ def test_a_node_that_the_new_plan_left_out_joins_again_when_the_old_one_is_back(
     assert set(states(made).values()) == {"serving"}
 
 
+def test_a_node_that_has_no_room_any_more_for_the_new_plan_brings_the_old_one_back(
+    world: World,
+) -> None:
+    """It is measured when its server has ended."""
+    made = serving(world, "1xrtx3090", context=8192)
+    target(made, context=32768)
+    world.specs["host-1"] = node(1, "1xrtx3090:free=18500MiB")
+    ticks(made, 10)
+    assert made.change.startswith("given up: node host-1-0001: ")
+    assert states(made) == {"host-1": "serving"}
+    assert made.plan.longest_request_tokens == 8192
+
+
 def test_a_change_that_cannot_be_is_refused_and_changes_nothing(world: World) -> None:
     made = serving(world, "2xrtx3090")
     told = made.answer({"kind": "change", "keywords": {"margin": "23GiB"}})
@@ -350,7 +366,7 @@ def test_a_change_that_cannot_be_is_refused_and_changes_nothing(world: World) ->
         "under way already" in made.answer({"kind": "change", "keywords": {}})["error"]["message"]
     )
     assert "nobody" in made.answer({"kind": "sing"})["error"]["message"]
-    assert "no node is" in made.answer({"kind": "drain", "node": "x"})["error"]["message"]
+    assert "no nodes are" in made.answer({"kind": "drain", "node": "x"})["error"]["message"]
 
 
 def test_no_free_gpu_is_told_and_looked_at_again_soon(world: World) -> None:

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from tests.fixtures.clusters import cluster, node
 from tests.support.processes import put_for_python
 from tests.support.waiting import until
-from turbofit.cli.serving import ray_address
+from turbofit.cli.options.launch_options import ray_address
 from turbofit.core.cluster import Cluster, Node
 from turbofit.core.errors import MachineError, PackageError, UsageError
 from turbofit.core.installation import install_command
@@ -28,7 +28,7 @@ from turbofit.core.units import GIB
 from turbofit.core.version import __version__
 from turbofit.launch.cluster import node as module
 from turbofit.launch.cluster import ray_adapter
-from turbofit.launch.cluster.node import NodeActor
+from turbofit.launch.cluster.node import NodeActor, NodeReport
 from turbofit.launch.cluster.nodes import cluster_from, held_only, measure_here, node_of
 from turbofit.launch.cluster.ray_adapter import RayCallError, RayNode, ResultTimeoutError
 from turbofit.launch.engine.kernel import start_time
@@ -36,9 +36,10 @@ from turbofit.machine.snapshot import save_snapshot
 from turbofit.machine.spec import parse_spec
 
 ACTORS: list[NodeActor] = []
+#: It serves as long as its lease is there.
 SERVER = """
-trap "exit 0" TERM; echo "$@" > words; env > env; echo http://127.0.0.1:5
-while :; do sleep 0.05; done
+echo $$ > pid; echo "$@" > words; env > env; echo http://127.0.0.1:5
+while [ -e $(sed 's/.*--lease //; s/ .*//' words) ]; do sleep 0.05; done
 """
 
 
@@ -51,6 +52,8 @@ def serve_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator:
     for name in [name for name in os.environ if name.startswith("RAY_")]:
         monkeypatch.delenv(name)
 
+    monkeypatch.setattr(ray_adapter, "gpus_of_this_task", lambda: ["0"])
+    monkeypatch.setattr(module, "measure_here", lambda pretend: b"{}")
     yield partial(put_for_python, tmp_path, monkeypatch)
     while ACTORS:
         ACTORS.pop()._gone.set()
@@ -60,17 +63,18 @@ def serve_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator:
 
 
 def actor(run: str = "run") -> NodeActor:
-    ACTORS.append(NodeActor(run, "a" * 56, "127.0.0.1", 0))
+    ACTORS.append(NodeActor("name", run, "a" * 56, "127.0.0.1", 0, True))
     return ACTORS[-1]
 
 
-def opened(made: NodeActor, digest: str):
-    return until(
-        lambda: (
-            made.tell() if (made.tell().state, made.tell().digest) == ("open", digest) else None
-        ),
-        f"{digest} to be open",
-    )
+def opened(made: NodeActor, digest: str) -> int:
+    """Its server's process, once it is open."""
+    until(lambda: (made.tell().state, made.tell().digest) == ("open", digest), f"{digest} open")
+    return int((Path(made.tell().folder) / "pid").read_text())
+
+
+def idle(made: NodeActor) -> NodeReport:
+    return until(lambda: made.tell() if made.tell().measured else None, "the end")
 
 
 def test_it_serves_with_a_lease_and_a_key_and_without_rays_variables(serve_is, monkeypatch) -> None:
@@ -79,24 +83,24 @@ def test_it_serves_with_a_lease_and_a_key_and_without_rays_variables(serve_is, m
     monkeypatch.setenv("RAY_JOB_ID", "1")
     made = actor()
     made.serve("d1", "{}", ("--pretend",))
-    told = opened(made, "d1")
+    pid, told = opened(made, "d1"), made.tell()
     folder = Path(told.folder)
-    words = until(lambda: (folder / "words").exists() and (folder / "words").read_text(), "words")
+    words = (folder / "words").read_text()
     assert f"serve --plan {folder}/plan-d1.json --host 127.0.0.1 --port 0" in words
-    assert f"--front-key-file {folder}/key --lease {folder}/lease --pretend" in words
+    assert f"--front-key-file {folder}/key --lease {folder}/lease-d1 --pretend" in words
     assert told.key == (folder / "key").read_text().strip()
     assert told.key not in words
     environ = dict(line.partition("=")[::2] for line in (folder / "env").read_text().splitlines())
     assert environ["RAY_ADDRESS"] == "local"
     assert "RAY_JOB_ID" not in environ
-    assert (folder / "lease").exists()
-    assert os.getsid(told.pid) != os.getsid(0)
+    assert os.getsid(pid) != os.getsid(0)
+    assert not told.measured
     made.end()
-    until(lambda: made.tell().state == "idle", "the end")
-    assert not start_time(told.pid)
+    assert (idle(made).state, idle(made).gpus) == ("idle", ("0",))
+    assert not start_time(pid)
 
 
-def test_a_server_has_no_lower_priority_than_ray_itself(monkeypatch, tmp_path) -> None:
+def test_a_server_has_no_lower_priority_than_ray_itself(serve_is, monkeypatch) -> None:
     """Where the user may not raise it, it stays as Ray's workers have it."""
     asked = []
 
@@ -104,39 +108,35 @@ def test_a_server_has_no_lower_priority_than_ray_itself(monkeypatch, tmp_path) -
         asked.append(given)
         raise PermissionError
 
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     monkeypatch.setattr(os, "setpriority", refused)
-    assert actor().tell().state == "idle"
+    assert idle(actor()).state == "idle"
     assert asked == [(os.PRIO_PROCESS, 0, 0)]
-    ACTORS.pop()._gone.set()
 
 
 def test_the_next_actor_adopts_what_lives_and_ends_what_is_another_plan(serve_is) -> None:
     serve_is(SERVER)
     first = actor()
     first.serve("d1", "{}", ())
-    told = opened(first, "d1")
+    pid, told = opened(first, "d1"), first.tell()
     first._gone.set()  # it dies
     second = actor()
-    adopted = opened(second, "d1")
-    assert (adopted.pid, adopted.key, adopted.url) == (told.pid, told.key, told.url)
+    assert opened(second, "d1") == pid
+    assert (second.tell().key, second.tell().url) == (told.key, told.url)
     second.serve("d2", "{}", ())
-    assert opened(second, "d2").pid != told.pid
-    assert not start_time(told.pid)
+    assert opened(second, "d2") != pid
+    assert not start_time(pid)
 
 
 def test_a_killed_server_starts_again_and_a_few_times_only(serve_is) -> None:
     serve_is(SERVER)
     made = actor()
     made.serve("d1", "{}", ())
-    before = opened(made, "d1").pid
+    pid = opened(made, "d1")
     for _ in range(2):
-        os.kill(before, signal.SIGKILL)
-        before = until(
-            lambda before=before: made.tell().state == "open" and made.tell().pid != before
-            and made.tell().pid, "another one",
-        )  # fmt: skip
-    os.kill(before, signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
+        until(lambda pid=pid: opened(made, "d1") != pid, "another one")
+        pid = opened(made, "d1")
+    os.kill(pid, signal.SIGKILL)
     until(lambda: made.tell().state == "unfit", "it to be given up")
 
 
@@ -150,78 +150,45 @@ def test_what_would_fail_again_is_unfit_with_its_error(serve_is, code: int, star
     assert (Path(told.folder) / "starts").read_text() == "x\n" * starts
 
 
-def test_a_new_run_ends_what_an_old_one_has_left(serve_is, monkeypatch) -> None:
+def test_a_new_run_ends_what_an_old_one_has_left_and_measures_then(serve_is) -> None:
     serve_is(SERVER)
     old = actor("old")
     old.serve("d1", "{}", ())
-    told = opened(old, "d1")
+    pid, key = opened(old, "d1"), old.tell().key
     old._gone.set()
-    monkeypatch.setattr(module, "_BACK_SECONDS", 0.2)
-    monkeypatch.setattr(module, "measure_here", lambda pretend: b"{}")
-    monkeypatch.setattr(ray_adapter, "gpus_of_this_task", lambda: ["0"])
-    assert actor("new").measure(False) == (b"{}", ["0"])
-    assert not start_time(told.pid)
+    new = idle(actor("new"))
+    assert not start_time(pid)
+    assert (new.measured, new.gpus) == (b"{}", ("0",))
+    assert new.key not in ("", key)
 
 
 def test_a_server_whose_actor_dies_at_its_start_is_known_to_the_next(serve_is) -> None:
-    """Its process is written down before it begins, whoever is killed meanwhile."""
-    serve_is(f"sleep 0.3; {SERVER}")
-    first = actor()
-    first.serve("d1", "{}", ())
-    pid = until(lambda: first.tell().pid, "its process")
-    first._gone.set()
-    between = first._child
-    between.kill()  # the shell, which a worker of Ray takes with it
-    between.wait()
-    second = actor()
-    assert opened(second, "d1").pid == pid
-    second.end()
-    until(lambda: second.tell().state == "idle", "the end")
-    assert not start_time(pid)
-
-
-def test_an_actor_that_dies_while_it_starts_a_server_leaves_it_to_the_next(serve_is) -> None:
-    """The lock is the server's before anybody has written down which process it is."""
+    """The lock is the server's before it begins, whoever is killed meanwhile."""
     serve_is(f"echo x >> starts; sleep 0.3; {SERVER}")
     first = actor()
     first.serve("d1", "{}", ())
     folder = Path(first.tell().folder)
     until((folder / "starts").exists, "the start")
     first._gone.set()
-    pid = until(lambda: (folder / "pid").exists() and (folder / "pid").read_text(), "its process")
-    (folder / "pid").unlink()
+    between = until(lambda: first._child, "the shell")
+    between.kill()  # the shell, which a worker of Ray takes with it
+    between.wait()
     second = actor()
-    time.sleep(0.1)
-    (folder / "pid").write_text(pid)
-    assert str(opened(second, "d1").pid) == pid.split()[0]
+    pid = opened(second, "d1")
     assert (folder / "starts").read_text() == "x\n"
+    second.end()
+    idle(second)
+    assert not start_time(pid)
 
 
-def test_a_run_whose_actor_lives_is_no_old_one(serve_is, monkeypatch) -> None:
-    serve_is(SERVER)
-    monkeypatch.setattr(module, "measure_here", lambda pretend: b"{}")
-    monkeypatch.setattr(ray_adapter, "gpus_of_this_task", list)
-    other = actor("other")
-    other.serve("d1", "{}", ())
-    told = opened(other, "d1")
-    actor("new").measure(False)
-    assert start_time(told.pid)
-
-
-def test_what_an_ended_run_has_left_is_removed_after_a_week(serve_is, monkeypatch) -> None:
-    monkeypatch.setattr(module, "measure_here", lambda pretend: b"{}")
-    monkeypatch.setattr(ray_adapter, "gpus_of_this_task", list)
-    made = actor("new")
+def test_what_an_ended_run_has_left_is_removed_after_a_week(serve_is, tmp_path) -> None:
+    nodes = tmp_path / "state" / "turbofit" / "nodes"
     for name, days in (("old", 8), ("last", 6)):
-        folder = Path(made.tell().folder).with_name(f"{name}-bb")
-        folder.mkdir()
-        (folder / "key").write_text("k")
-        (folder / "lease").touch()
+        (nodes / name).mkdir(parents=True)
         then = time.time() - days * 86400
-        os.utime(folder / "lease", (then, then))
-    made.measure(False)
-    kept = {folder.name.partition("-")[0] for folder in Path(made.tell().folder).parent.iterdir()}
-    assert kept == {"new", "last"}
+        os.utime(nodes / name, (then, then))
+    idle(actor())
+    assert {folder.name.partition("-")[0] for folder in nodes.iterdir()} == {"name", "last"}
 
 
 def test_simulated_machines_are_described_and_say_so() -> None:
@@ -241,7 +208,7 @@ def test_simulated_machines_are_described_and_say_so() -> None:
         ("sim:4xrtx3090@0", "SPEC@COUNT"),
         ("sim:4xrtx3090@many", "SPEC@COUNT"),
         ("sim:4xrtx3090@99999", "SPEC@COUNT"),
-        ("sim:1xl4@6000/1xl4@6000", "12,000 nodes"),
+        ("sim:1xl4@6000/1xl4@6000", "SPEC@COUNT"),
         ("sim:4xnosuchcard@2", "nosuchcard"),
         ("rays", "is no cluster"),
         ("4xrtx3090", "is no cluster"),
@@ -393,4 +360,4 @@ def test_a_silent_head_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("ray.util.list_named_actors", silent)
     with pytest.raises(MachineError, match="head of the Ray cluster does not answer"):
-        ray_adapter.named_actors("x")
+        ray_adapter.boards(None)

@@ -56,11 +56,11 @@ def test_only_folders_of_runs_that_have_ended_are_removed(
     monkeypatch.setattr(serve_models, "Run", Run)
     monkeypatch.setattr(
         serve_models, "ModelRun",
-        lambda model, _, launch, __: launches.update({model.name: launch}),
+        lambda model, launch, _: launches.update({model.name: launch}),
     )  # fmt: skip
     folders: deque[Path] = deque()
     for name in ("busy", "sleepy"):
-        plan = SimpleNamespace(model=SimpleNamespace(weight_bytes=1))
+        plan = SimpleNamespace(model=SimpleNamespace())
         planned: Any = SimpleNamespace(config=name, plan=plan)
         model: Any = SimpleNamespace(name=name)
         front: Any = None
@@ -82,8 +82,7 @@ class Site:
         app = ModelsGateway(list(self.models.values()), bounds, config, wait=wait)
         self.front = GatewayThread(app)
         runs = [
-            ModelRun(model, size, self._launch(name), self.front)
-            for size, (name, model) in enumerate(self.models.items(), 1)
+            ModelRun(model, self._launch(name), self.front) for name, model in self.models.items()
         ]
         self.said: list[str] = []
         self.events: list[str] = []
@@ -292,14 +291,6 @@ def test_after_a_signal_no_other_first_model_starts() -> None:
     may_start.set()
     one.__exit__()
     assert one.events == ["start a", "end a"]
-
-
-def test_a_start_is_forecast_by_the_weights_of_a_measured_one(site) -> None:
-    one = site("a", "b")
-    until(lambda: one.models["b"].forecast is not None, "a forecast")
-    measured = one.models["a"].start_seconds
-    assert one.models["b"].forecast == pytest.approx(2 * measured)
-    assert one.models["a"].expected == measured
 
 
 def test_the_turn_of_the_model_that_was_used_least_recently_ends_first() -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import threading
 import time
 from types import SimpleNamespace
 from typing import Any, cast
@@ -77,11 +75,11 @@ def test_a_load_that_is_killed_says_how_it_ended() -> None:
     load = _Load(FEW, "k", stop := StopSignal())
     with ScriptedServer("stall", "stall", key="k") as server:
         load.begin([server.url])
-        load.look()
         assert server.stalled.wait(HANG)
         assert load._process is not None
         load._process.kill()
-        driven(load, server.url, stop)
+        until(lambda: load.look() or stop.signal, "the trial ends")
+        load.end()
     assert load.result is None
     assert load.why == "the load ended with -9"
 
@@ -98,11 +96,11 @@ def test_no_load_begins_after_an_engine_died() -> None:
 class Run:
     """Stands for a run of engines: it opens, and follows its stop as a supervisor does."""
 
-    def __init__(self, *, opens: str = "", abrupt: bool = False, dies: bool = False) -> None:
-        self.opens, self.abrupt, self.dies = opens, abrupt, dies
+    def __init__(self, opens: str = "", *, dies: bool = False) -> None:
+        self.opens, self.dies = opens, dies
 
     def follow(self, real: Any, stop: StopSignal) -> Any:
-        stop.abrupt = self.abrupt
+        stop.abrupt = False
         if self.opens:
             real.on_open([self.opens])
         deadline = time.monotonic() + HANG
@@ -115,9 +113,7 @@ class Run:
         return stop.signal
 
 
-def tried(
-    monkeypatch: pytest.MonkeyPatch, run: Run, load: LoadSpec, seconds: float | None
-) -> TrialEnd:
+def tried(monkeypatch: pytest.MonkeyPatch, run: Run) -> TrialEnd:
     def follow(real: Any, stop: StopSignal) -> Any:
         return run.follow(real, stop)
 
@@ -126,43 +122,24 @@ def tried(
     config = ServeConfig(pretend=True)
     lmdeploy: Any = SimpleNamespace(version="0.18.0", warning=None)
     model = runner.Run(config, cast("Any", None), lambda _: None, lmdeploy=lmdeploy)
-    return run_trial(model, PLAN, load, seconds)
+    return run_trial(model, PLAN, FEW)
 
 
-def test_a_trial_whose_engine_starts_too_slowly_is_ended_in_time(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    before = signal.getsignal(signal.SIGALRM)
-    for run in (Run(), Run(abrupt=True), Run(dies=True)):
-        end = tried(monkeypatch, run, FEW, 0.05)
-        assert (end.outcome, end.result) == ("cut", None)
-        assert end.why == "the time was over before its engine was ready"
-    assert signal.getsignal(signal.SIGALRM) is before
-    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
-
-
-def test_a_load_under_way_is_ended_with_what_it_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    load = LoadSpec.of(images=0, requests=9, concurrency=1, warm_up=0)
-    with ScriptedServer("ok", "ok", "ok", "ok", "stall", key="k") as server:
-        over = threading.Thread(target=lambda: (server.stalled.wait(HANG), alarm()))
-        over.start()
-        end = tried(monkeypatch, Run(opens=server.url), load, HANG)
-        over.join(HANG)
-    assert end.outcome == "cut"
-    assert end.result is not None
-    assert end.result.answered == 4
-    assert "were measured" in end.why
-
-
-def test_a_load_that_ends_in_time_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_has_what_its_load_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     with ScriptedServer(key="k") as server:
-        end = tried(monkeypatch, Run(opens=server.url), FEW, HANG)
+        end = tried(monkeypatch, Run(server.url))
     assert (end.outcome, end.why) == ("measured", "")
     assert end.result is not None
     assert end.result.answered == 2
 
 
-def test_a_person_s_signal_is_none_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_whose_engine_dies_says_of_what(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ScriptedServer(key="k") as server:
+        end = tried(monkeypatch, Run(server.url, dies=True))
+    assert (end.outcome, end.why) == ("died", "its process was killed")
+
+
+def test_a_person_s_signal_is_no_end_of_a_load(monkeypatch: pytest.MonkeyPatch) -> None:
     class Interrupted(Run):
         def follow(self, real: Any, stop: StopSignal) -> Any:
             stop.abrupt = False
@@ -170,9 +147,5 @@ def test_a_person_s_signal_is_none_of_the_time(monkeypatch: pytest.MonkeyPatch) 
             return stop.signal
 
     with pytest.raises(StoppedError) as stopped:
-        tried(monkeypatch, Interrupted(), FEW, HANG)
+        tried(monkeypatch, Interrupted())
     assert stopped.value.signal is signal.SIGINT
-
-
-def alarm() -> None:
-    os.kill(os.getpid(), signal.SIGALRM)

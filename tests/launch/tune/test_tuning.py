@@ -33,11 +33,11 @@ def every_choice() -> list[Any]:
     return choices(REQUEST, plan(REQUEST), MEAN, 64, (0,))
 
 
-def result(rate: float, ttft: float = 0.1, stopped: str = "") -> LoadResult:
+def result(rate: float, ttft: float = 0.1) -> LoadResult:
     spread = Spread(count=9, mean=ttft, p50=ttft, p90=ttft, p99=ttft, most=ttft)
     return LoadResult(
         turbofit_version="0", created="", url="", model="m", load={}, seconds=30.0, begun=900,
-        answered=900, stopped=stopped, requests_per_second=rate, output_tokens_per_second=rate,
+        answered=900, requests_per_second=rate, output_tokens_per_second=rate,
         running=64.0, ttft=spread, tpot=spread, e2e=spread,
     )  # fmt: skip
 
@@ -45,8 +45,7 @@ def result(rate: float, ttft: float = 0.1, stopped: str = "") -> LoadResult:
 class Engines:
     """Serve most with 16 rows and a prefill of 8192; ``ends`` replaces the n-th start's end.
 
-    A start takes ``seconds`` of a clock that only it moves, and is cut where it is given less; what
-    it measured by then is its result if a half of it is over.
+    A start takes ``seconds`` of a clock that only it moves.
     """
 
     def __init__(self, ends: dict[int, Any] | None = None, seconds: float = 60.0) -> None:
@@ -57,7 +56,7 @@ class Engines:
     def plan_of(self, options: dict[str, Any]) -> Any:
         return next(one.plan for one in every_choice() if one.options == options)
 
-    def run(self, plan: Any, _load: Any, seconds: float | None) -> TrialEnd:
+    def run(self, plan: Any, _load: Any) -> TrialEnd:
         settings = plan.settings
         self.started.append((settings.max_batch_size, settings.max_prefill_token_num))
         end = self.ends.get(len(self.started))
@@ -67,16 +66,12 @@ class Engines:
             return end
         rate = 10.0 - abs(settings.max_batch_size.bit_length() - 5)
         rate += 0.5 * (settings.max_prefill_token_num == 8192)
-        spent = self.seconds if seconds is None else min(seconds, self.seconds)
-        self.now += spent
-        if spent < self.seconds:
-            part = result(rate, stopped="SIGINT") if spent >= self.seconds / 2 else None
-            return TrialEnd(part, "cut", "the time was over", spent)
-        return TrialEnd(result(rate), "measured", "", spent)
+        self.now += self.seconds
+        return TrialEnd(result(rate), "measured", "", self.seconds)
 
 
 def go(engines: Engines, **given: Any) -> Tuning:
-    given = {"slo": {}, "seconds": None, "starts": 12, **given}
+    given = {"slo": {}, "seconds": 1e6, "starts": 12, **given}
     load = given.pop("load", LoadSpec.of(concurrency=64, seconds=30.0))
     blank = Tuning(
         turbofit_version="0", created="", goal="throughput", slo=given.pop("slo"), **FACTS
@@ -91,38 +86,22 @@ def test_the_best_is_found() -> None:
     engines = Engines()
     found = go(engines)
     assert found.winner is not None
-    assert found.winner.max_batch_size == 16
-    assert found.winner.max_prefill_token_num == 8192
+    assert (found.winner.max_batch_size, found.winner.max_prefill_token_num) == (16, 8192)
     assert len(engines.started) <= 12
     assert found.seconds == 60.0 * len(engines.started)
 
 
 def test_starts_and_time_bound_it() -> None:
     few = go(engines := Engines(), starts=3)
-    assert len(engines.started) == 3
-    assert (len(few.trials), few.stopped) == (3, "3 settings were tried")
+    assert len(engines.started) == len(few.trials) == 3
+    assert few.stopped == "3 settings were tried"
     assert go(engines := Engines(), starts=1).best == 1
     assert len(engines.started) == 1
     short = go(engines := Engines(), seconds=200.0)
     assert len(engines.started) == 3
     assert short.stopped == "the time is up"
     assert engines.now <= 200.0
-
-
-def test_a_start_that_is_cut_is_told_and_is_the_best_only_where_nothing_else_was_measured() -> None:
-    part = go(engines := Engines(), seconds=40.0)
-    assert engines.now == 40.0
-    (trial,) = part.trials
-    assert (trial.outcome, trial.why, part.best) == ("cut", "the time was over", 1)
-    assert trial.measured is not None
-    assert "trial 1 was ended" in part.stopped
-    none = go(Engines(), seconds=20.0)
-    assert (none.best, [one.measured for one in none.trials]) == (None, [None])
-    slow = Engines(seconds=50.0)
-    slow.ends[1] = TrialEnd(result(3.0), "measured", "", 10.0)
-    other = go(slow, seconds=40.0)
-    assert [one.outcome for one in other.trials] == ["measured", "cut"]
-    assert other.best == 1
+    assert len(go(Engines(), seconds=20.0).trials) == 1
 
 
 def test_what_is_under_way_says_which_trial_it_is_of_and_the_time_left() -> None:
@@ -140,14 +119,14 @@ def test_what_is_under_way_says_which_trial_it_is_of_and_the_time_left() -> None
 
 def test_a_death_is_a_result_and_the_others_go_on() -> None:
     dead = TrialEnd(None, "died", "CUDA out of memory", 5.0)
-    ends = {1: dead, 2: LaunchError("no port", hint="x")}
-    found = go(Engines(ends))
-    assert [one.outcome for one in found.trials[:3]] == ["died", "unserved", "measured"]
-    assert found.trials[0].why == "CUDA out of memory"
-    assert found.trials[1].why == "no port"
+    found = go(Engines({1: dead, 2: LaunchError("no port", hint="x")}))
+    ends = [(one.outcome, one.why) for one in found.trials[:3]]
+    assert ends == [("died", "CUDA out of memory"), ("unserved", "no port"), ("measured", "")]
     assert found.winner is not None
-    every = go(Engines(dict.fromkeys(range(1, 9), dead)), starts=4)
-    assert every.best is None
+    assert go(Engines(dict.fromkeys(range(1, 9), dead)), starts=4).best is None
+    kept = go(Engines(), slo={"ttft": 0.05}, starts=5)  # which nothing keeps
+    assert kept.best is None
+    assert not any(one.meets_slo for one in kept.trials)
 
 
 def test_a_signal_leaves_the_best_of_what_was_measured() -> None:
@@ -166,13 +145,6 @@ def test_an_interrupted_one_takes_no_longer_ones_place() -> None:
     whole, part = go(Engines(), starts=4), go(Engines({3: STOP}))
     assert "the tuning before tried 4 settings" in why_not_kept(part, whole)
     assert why_not_kept(part, None) == why_not_kept(whole, part) == why_not_kept(whole, whole) == ""
-    assert "a part of the load" in why_not_kept(go(Engines(), seconds=40.0), None)
-
-
-def test_an_slo_that_nothing_keeps_leaves_nothing() -> None:
-    found = go(Engines(), slo={"ttft": 0.05}, starts=5)
-    assert found.best is None
-    assert not any(one.meets_slo for one in found.trials)
 
 
 def test_a_load_is_described_with_its_length() -> None:

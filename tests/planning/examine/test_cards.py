@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import msgspec
+from typing import Any
+
 import pytest
+from msgspec.structs import replace
 
 from tests.support.checkup import Find, Make, card, remove, server_card, two
 from tests.support.nvml import LOST, P2P_ALL, P2P_NVLINK, UNKNOWN_ERROR, Mig, Process, Scenario
@@ -56,28 +58,26 @@ def test_others_on_the_card(find: Find, sources: Make) -> None:
     assert find("holders", scenario, sources()).state == "unreadable"
 
 
-CONDITIONS = [
-    ("pcie", "warning", {"pcie_width_now": 8}),
-    ("pcie", "warning", {"pcie_generation_now": 3}),
-    ("pcie", "ok", {"pcie_generation_now": 1, "pstate": 8}),
-    ("pcie", "unreadable", {"pcie_width_now_error": UNKNOWN_ERROR}),
-    ("persistence", "warning", {"persistence": 0}),
-    ("persistence", "unreadable", {"persistence_error": UNKNOWN_ERROR}),
-    ("ecc", "warning", {"ecc_errors": 2}),
-    ("ecc", "stops", {"rows_failed": 1}),
-    ("ecc", "warning", {"rows_pending": 1}),
-    ("ecc", "unreadable", {"ecc_errors_error": UNKNOWN_ERROR}),
-    ("ecc", "unreadable", {"ecc_error": UNKNOWN_ERROR}),
-    ("thermal", "warning", {"slow": 0x40, "temperature": 96}),
-    ("thermal", "ok", {"slow": 0x04}),
-    ("thermal", "unreadable", {"slow_error": UNKNOWN_ERROR}),
-]
-
-
-@pytest.mark.parametrize(("check", "state", "condition"), CONDITIONS)
-def test_conditions(
-    find: Find, sources: Make, check: str, state: str, condition: dict[str, int]
-) -> None:
+@pytest.mark.parametrize(
+    ("check", "state", "condition"),
+    [
+        ("pcie", "warning", {"pcie_width_now": 8}),
+        ("pcie", "warning", {"pcie_generation_now": 3}),
+        ("pcie", "ok", {"pcie_generation_now": 1, "pstate": 8}),
+        ("pcie", "unreadable", {"pcie_width_now_error": UNKNOWN_ERROR}),
+        ("persistence", "warning", {"persistence": 0}),
+        ("persistence", "unreadable", {"persistence_error": UNKNOWN_ERROR}),
+        ("ecc", "warning", {"ecc_errors": 2}),
+        ("ecc", "stops", {"rows_failed": 1}),
+        ("ecc", "warning", {"rows_pending": 1}),
+        ("ecc", "unreadable", {"ecc_errors_error": UNKNOWN_ERROR}),
+        ("ecc", "unreadable", {"ecc_error": UNKNOWN_ERROR}),
+        ("thermal", "warning", {"slow": 0x40, "temperature": 96}),
+        ("thermal", "ok", {"slow": 0x04}),
+        ("thermal", "unreadable", {"slow_error": UNKNOWN_ERROR}),
+    ],
+)
+def test_conditions(find: Find, sources: Make, check: str, state: str, condition: Any) -> None:
     scenario = Scenario([server_card(0), server_card(1, condition=condition)], p2p=P2P_NVLINK)
     assert find(check, scenario, sources()).state == state
 
@@ -90,17 +90,19 @@ def test_cards_without_ecc_are_in_order(find: Find, sources: Make) -> None:
     assert (found.state, found.seen) == ("ok", "these cards have no ECC")
 
 
-def test_xid(find: Find, sources: Make) -> None:
+@pytest.mark.parametrize(
+    ("log", "state", "seen", "why"),
+    [
+        ("79, GPU has fallen off the bus.", "warning", "79", "hardware"),
+        ("13, Graphics Exception", "warning", "13", "programs"),
+        (None, "unreadable", "", ""),
+    ],
+)
+def test_xid(find: Find, sources: Make, log: str | None, state: str, seen: str, why: str) -> None:
     places = sources()
-    places.log = "NVRM: Xid (PCI:0000:41:00): 79, GPU has fallen off the bus."
+    places.log = log and f"NVRM: Xid (PCI:0000:41:00): {log}"
     found = find("xid", two(), places)
-    assert found.state == "warning"
-    assert "79" in found.seen
-    assert "hardware" in found.why
-    places.log = "NVRM: Xid (PCI:0000:41:00): 13, Graphics Exception"
-    assert "programs" in find("xid", two(), places).why
-    places.log = None
-    assert find("xid", two(), places).state == "unreadable"
+    assert (found.state, seen in found.seen, why in found.why) == (state, True, True)
 
 
 def test_peers_of_consumer_cards(find: Find, sources: Make) -> None:
@@ -114,89 +116,69 @@ def test_peers_of_consumer_cards(find: Find, sources: Make) -> None:
     assert "0-2" not in found.seen
     assert "NVLink joins 0-2" in found.fix
     assert "GeForce" in found.why
-    scenario.p2p = None
-    scenario.pairs = {}
-    assert find("peer_access", scenario, sources()).state == "unreadable"
-    assert find("peer_access", Scenario([card(0)]), sources()).state == "ok"
+    scenario.p2p, scenario.pairs = None, {}
+    for other, state in ((scenario, "unreadable"), (Scenario([card(0)]), "ok")):
+        assert find("peer_access", other, sources()).state == state
 
 
 def test_iommu(find: Find, sources: Make) -> None:
-    scenario = Scenario([card(0), card(1)], p2p=P2P_ALL)
+    pair, peers = [card(0), card(1)], Scenario([card(0), card(1)], p2p=P2P_ALL)
     places = sources()
-    assert find("iommu", scenario, places).state == "ok"
+    states = [find("iommu", peers, places).state]
     (places.root / "sys/kernel/iommu_groups/0").mkdir()
-    assert find("iommu", scenario, places).state == "warning"
+    states.append(find("iommu", peers, places).state)
     (places.root / "proc/cmdline").write_text("quiet iommu=pt")
-    assert find("iommu", scenario, places).state == "ok"
+    states.append(find("iommu", peers, places).state)
     remove(places, "sys/kernel")
-    assert find("iommu", scenario, places).state == "unreadable"
-    assert find("iommu", Scenario([card(0), card(1)]), places).state == "ok"
+    states += [find("iommu", scenario, places).state for scenario in (peers, Scenario(pair))]
+    assert states == ["ok", "warning", "ok", "unreadable", "ok"]
 
 
 def changed(index: int, **changes: object) -> Machine:
-    cards = [gpu(i, **changes) if i == index else gpu(i) for i in range(4)]
-    return msgspec.structs.replace(machine(4), gpus=tuple(cards))
+    """Four cards as a plan has them, but one."""
+    now = machine(4)
+    return replace(now, gpus=tuple(gpu(i, **changes) if i == index else gpu(i) for i in range(4)))
+
+
+def test_order_and_more_free_memory_do_not_matter() -> None:
+    plan, now = plausible_plan(), changed(2, free=24000 * MIB)
+    check_machine(plan, replace(now, gpus=now.gpus[::-1]))
+    with pytest.raises(MachineError, match="GPU 3 of the plan"):
+        check_machine(plan, machine(3))
+    with pytest.raises(MachineError, match="cannot be read"):
+        check_machine(plan, changed(0, free=NA))
+    with pytest.raises(UsageError, match="preset"):
+        check_machine(plausible_plan(machine=machine(4, source="preset")), machine(4))
 
 
 def check_machine(plan: Plan, now: Machine, *, fitted: bool = False) -> None:
     refuse(Scene(Sources(), "lease", machine=now, plan=plan, fitted=fitted))
 
 
-def test_order_and_more_free_memory_do_not_matter() -> None:
-    now = changed(2, free=24000 * MIB)
-    check_machine(plausible_plan(), msgspec.structs.replace(now, gpus=now.gpus[::-1]))
-
-
-def test_another_process_is_named() -> None:
+def test_another_process_is_named_by_what_it_took_since() -> None:
     holder = Holder(pid=4711, name="python", bytes=3174 * MIB)
     now = changed(2, free=gpu(2).free - 3174 * MIB, holders=(holder,))
     with pytest.raises(DoesNotFitError) as caught:
         check_machine(plausible_plan(), now)
     assert "python[4711] took 3.1 GiB on GPU 2" in caught.value.message
     assert caught.value.exit_code == 3
-
-
-def test_growth_counts_not_what_was_there() -> None:
-    before = Holder(pid=7, name="old", bytes=250 * MIB)
-    plan = plausible_plan()
-    cards = (gpu(0, holders=(before,)), *plan.machine.gpus[1:])
-    plan = msgspec.structs.replace(plan, machine=msgspec.structs.replace(machine(4), gpus=cards))
-    grown = msgspec.structs.replace(before, bytes=5250 * MIB)
+    before, grown = (Holder(pid=7, name="old", bytes=size * MIB) for size in (250, 5250))
+    plan = plausible_plan(machine=changed(0, holders=(before,)))
     with pytest.raises(DoesNotFitError, match=r"old\[7\] took 4.9 GiB on GPU 0"):
         check_machine(plan, changed(0, free=gpu(0).free - 5000 * MIB, holders=(grown,)))
 
 
 def test_less_within_what_the_plan_leaves_over_its_margin_is_accepted() -> None:
     plan = plausible_plan()
-    spare = plan.gpus[1].headroom - plan.gpus[1].margin
-    check_machine(plan, changed(1, free=gpu(1).free - spare))
+    free, spare = gpu(1).free, plan.gpus[1].headroom - plan.gpus[1].margin
+    check_machine(plan, changed(1, free=free - spare))
     with pytest.raises(DoesNotFitError):
-        check_machine(plan, changed(1, free=gpu(1).free - spare - 1))
-
-
-def test_a_gpu_that_is_gone_or_cannot_be_read() -> None:
-    with pytest.raises(MachineError, match="GPU 3 of the plan"):
-        check_machine(plausible_plan(), machine(3))
-    with pytest.raises(MachineError, match="cannot be read"):
-        check_machine(plausible_plan(), changed(0, free=NA))
-
-
-def test_a_preset_is_no_machine() -> None:
-    preset = msgspec.structs.replace(machine(4), source="preset")
-    with pytest.raises(UsageError, match="preset"):
-        check_machine(plausible_plan(machine=preset), machine(4))
-
-
-def test_what_a_budget_withholds_is_for_the_other_models() -> None:
-    """Where each start fits its cache, they may have taken it meanwhile."""
-    plan = plausible_plan()
-    cards = tuple(
-        msgspec.structs.replace(one, headroom=9000 * MIB, margin=8900 * MIB) for one in plan.gpus
-    )
-    plan = msgspec.structs.replace(plan, gpus=cards)
-    now = changed(1, free=plan.gpus[1].free - 8000 * MIB)
-    check_machine(plan, now, fitted=True)
-    with pytest.raises(DoesNotFitError):
-        check_machine(plan, now)
-    with pytest.raises(DoesNotFitError):
-        check_machine(plan, changed(1, free=plan.gpus[1].free - 8900 * MIB), fitted=True)
+        check_machine(plan, changed(1, free=free - spare - 1))
+    # What a budget withholds is for other models: where each start fits its cache, they may have
+    # taken it meanwhile.
+    cards = [replace(one, headroom=9000 * MIB, margin=8900 * MIB) for one in plan.gpus]
+    plan = replace(plan, gpus=tuple(cards))
+    check_machine(plan, changed(1, free=free - 8000 * MIB), fitted=True)
+    for fitted, taken in ((False, 8000), (True, 8900)):
+        with pytest.raises(DoesNotFitError):
+            check_machine(plan, changed(1, free=free - taken * MIB), fitted=fitted)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import importlib.metadata
-import importlib.util
+from dataclasses import replace as replace_fields
 from typing import Any
 
 import pytest
@@ -17,9 +15,12 @@ from turbofit import api
 from turbofit.core.errors import PackageError
 from turbofit.core.plan import Plan, PlannedEngine
 from turbofit.core.units import MIB
+from turbofit.memory.versions import parse
+from turbofit.model.families.engines import TURBOMIND_VISION
+from turbofit.model.families.registry import VISION_READERS
 from turbofit.model.presets import preset_model
 from turbofit.planning.checks import plan_warnings, refuse
-from turbofit.planning.compatibility import compatibility
+from turbofit.planning.compatibility import FrontEnd, compatibility
 from turbofit.planning.examine.packages import satisfies
 from turbofit.planning.examine.scene import Scene, Sources
 
@@ -56,49 +57,32 @@ def test_packages(find: Find, sources: Make, check: str, state: str, spoil: Any)
     assert find(check, two(), places).state == state
 
 
-def test_structured_output_without_xgrammar_says_what_it_stops(
-    find: Find, sources: Make, checkup: Any
-) -> None:
+@pytest.mark.parametrize(
+    ("model", "transformers", "state", "words", "others"),
+    [
+        ("llava-1.5-7b", "5.17.0", "stops", ["fails at every image", "'transformers<5'"], []),
+        ("llava-1.5-7b", "4.57.6", "ok", [], []),
+        ("qwen2-vl-7b", "5.17.0", "ok", [], []),
+        # LMDeploy's metadata exclude it.
+        ("internvl3-8b-hf", "4.53.3", "warning", ["GptOssConfig"], []),
+        (None, compatibility().transformers["0.18"][-1], "ok",
+         ["Glm4vForConditionalGeneration (<=5.19.0)"], ["Llava", "+"]),
+        (None, "4.56.2", "warning",
+         ["Qwen3VLForConditionalGeneration", ">=4.57.6"], ["Qwen2VL"]),
+        (None, None, "unreadable", [], []),
+    ],
+)  # fmt: skip
+def test_a_pair_that_does_not_run_a_model_or_families(
+    find: Find, sources: Make, model: str | None, transformers: str | None, state: str,
+    words: list[str], others: list[str],
+) -> None:  # fmt: skip
     places = sources()
-    del places.packages["xgrammar"]
-    found = find("xgrammar", two(), places)
-    assert "response_format" in found.why
-    assert found.fix == "pip install xgrammar"
-    del places.packages["lmdeploy"]  # one finding is enough
-    assert "xgrammar" not in {one.check for one in checkup(two(), places).findings}
-
-
-def test_a_pair_that_does_not_run_the_model(find: Find, sources: Make) -> None:
-    places, llava = sources(), preset_model("llava-1.5-7b")
-    found = find("front_ends", two(), places, model=llava)
-    assert found.state == "stops"
-    assert found.fix.endswith("pip install 'transformers<5'")
-    assert "fails at every image" in found.seen
-    assert find("front_ends", two(), places, model=preset_model("qwen2-vl-7b")).state == "ok"
-    places.packages["transformers"] = "4.57.6"
-    assert find("front_ends", two(), places, model=llava).state == "ok"
-    places.packages["transformers"] = "4.53.3"  # LMDeploy's metadata exclude it
-    found = find("front_ends", two(), places, model=preset_model("internvl3-8b-hf"))
-    assert found.state == "warning"
-    assert "GptOssConfig" in found.seen
-
-
-def test_families_that_the_pair_does_not_run(find: Find, sources: Make) -> None:
-    places = sources()
-    places.packages["transformers"] = compatibility().transformers["0.18"][-1]
-    found = find("front_ends", two(), places)
-    assert found.state == "ok"
-    assert "Glm4vForConditionalGeneration (<=5.19.0)" in found.seen
-    assert "Llava" not in found.seen
-    assert "+" not in found.seen
-    places.packages["transformers"] = "4.56.2"
-    found = find("front_ends", two(), places)
-    assert found.state == "warning"
-    assert "Qwen3VLForConditionalGeneration" in found.seen
-    assert ">=4.57.6" in found.seen
-    assert "Qwen2VL" not in found.seen
-    del places.packages["transformers"]
-    assert find("front_ends", two(), places).state == "unreadable"
+    places.packages["transformers"] = transformers
+    found = find("front_ends", two(), places, model=model and preset_model(model))
+    said = f"{found.seen} {found.fix}"
+    assert found.state == state
+    assert [word for word in words if word not in said] == []
+    assert [word for word in others if word in said] == []
 
 
 V100 = Scenario([card(name="Tesla V100-SXM2-32GB", cc=70, total=32768 * MIB)])
@@ -107,9 +91,9 @@ V100 = Scenario([card(name="Tesla V100-SXM2-32GB", cc=70, total=32768 * MIB)])
 @pytest.mark.parametrize(
     ("check", "state", "scenario", "words"),
     [
-        ("driver_cuda", "stops", {"cuda": 11080}, "12.8"),
-        ("driver_cuda", "stops", {"cuda": 12000, "driver": "520.61.05"}, ""),
-        ("driver_cuda", "unreadable", {"driver": None}, ""),
+        ("driver_cuda", "stops", replace_fields(two(), cuda=11080), "12.8"),
+        ("driver_cuda", "stops", replace_fields(two(), cuda=12000, driver="520.61.05"), ""),
+        ("driver_cuda", "unreadable", replace_fields(two(), driver=None), ""),
         ("torch_architectures", "stops", V100, "CUDA 12"),
         ("compute_capability", "warning", V100, ""),
         ("compute_capability", "unreadable", Scenario([card(name="Nobody", cc=None)]), ""),
@@ -122,8 +106,6 @@ def test_cards(
 ) -> None:
     places = sources()
     places.built = ["sm_75", "sm_80", "sm_90", "sm_100", "sm_120", "compute_120"]
-    if isinstance(scenario, dict):
-        scenario = dataclasses.replace(two(), **scenario)
     found = find(check, scenario, places)
     assert (found.state, words in found.seen + found.fix) == (state, True)
 
@@ -141,36 +123,24 @@ def test_bounds(version: str, bounds: str, fits: bool) -> None:
 
 
 def plan_of(preset: str, engine: str = "pytorch") -> Plan:
-    plan = plausible_plan()
-    return replace(
-        plan, model=preset_model(preset), engine=PlannedEngine(name=engine, version="0.18")
-    )  # fmt: skip
+    planned = PlannedEngine(name=engine, version="0.18")
+    return replace(plausible_plan(), model=preset_model(preset), engine=planned)
 
 
-def check_needs(plan: Plan, places: Sources | None = None, *, pretend: bool = False) -> None:
-    refuse(Scene(places or Sources({}), "launch", plan=plan, pretend=pretend))
+def check_needs(plan: Plan, places: Sources, *, pretend: bool = False) -> None:
+    refuse(Scene(places, "launch", plan=plan, pretend=pretend))
 
 
-def installed(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
-    def version(name: str) -> str:
-        if name not in versions:
-            raise importlib.metadata.PackageNotFoundError(name)
-        return versions[name]
-
-    monkeypatch.setattr(importlib.metadata, "version", version)
-
-
-def test_what_fails_at_every_image_is_not_launched(monkeypatch: pytest.MonkeyPatch) -> None:
-    installed(monkeypatch, lmdeploy="0.18.0", transformers="5.17.0")
-    llava = plan_of("llava-1.5-7b")
+def test_what_fails_at_every_image_is_not_launched(sources: Make) -> None:
+    places, llava = sources(), plan_of("llava-1.5-7b")
     with pytest.raises(PackageError, match=r"Transformers 5\.17\.0.*fails at every image") as told:
-        check_needs(llava)
+        check_needs(llava, places)
     assert told.value.hint.endswith(" or pip install 'transformers<5'")
     assert "size of tensor" in told.value.message
-    check_needs(plan_of("llava-1.5-7b", "transformers"))
-    check_needs(plan_of("qwen2-vl-7b"))
-    installed(monkeypatch, lmdeploy="0.18.0", transformers="4.57.6")
-    check_needs(llava)
+    check_needs(plan_of("llava-1.5-7b", "transformers"), places)
+    check_needs(plan_of("qwen2-vl-7b"), places)
+    places.packages["transformers"] = "4.57.6"
+    check_needs(llava, places)
 
 
 def test_a_plan_names_the_versions_where_newer_ones_break() -> None:
@@ -207,3 +177,83 @@ def test_what_lmdeploy_imports_for_one_model_is_looked_for_before_it_loads(
         assert told.value.hint.startswith("pip install")
         check_needs(plan, places, pretend=True)
         places.modules.add(module)
+
+
+LLAVA = FrontEnd("0.18", "LlavaForConditionalGeneration", "pytorch")
+QWEN3 = FrontEnd("0.18.0", "Qwen3VLForConditionalGeneration", "pytorch")
+
+
+def test_the_table_covers_what_was_promised() -> None:
+    table = compatibility()
+    assert list(table.transformers) == ["0.16", "0.17", "0.18"]
+    for versions in table.transformers.values():
+        tried = [parse(one) for one in versions]
+        assert tried == sorted(tried)
+        assert len(tried) >= 8
+    assert "bench/compatibility" in table.source
+    remote = {
+        "Phi3VForCausalLM", "ChatGLMForConditionalGeneration", "InternS1ForConditionalGeneration",
+        "InternS1ProForConditionalGeneration", "InternS1_1_ForConditionalGeneration",
+        "InternS2PreviewForConditionalGeneration", "KimiK25ForConditionalGeneration",
+    }  # fmt: skip
+    elsewhere = {
+        "Idefics3ForConditionalGeneration", "LlavaOnevisionForConditionalGeneration",
+        "MllamaForConditionalGeneration", "Qwen2_5OmniForConditionalGeneration",
+        "Qwen2_5OmniModel", "Qwen2_5OmniThinkerForConditionalGeneration",
+        "SmolVLMForConditionalGeneration",
+    }  # fmt: skip
+    assert TURBOMIND_VISION - remote <= set(table.families["turbomind"])
+    assert set(VISION_READERS) - elsewhere - remote <= set(table.families["pytorch"])
+
+
+def test_what_fails_fails_between_too_and_between_what_runs_and_what_fails_nobody_knows() -> None:
+    for version in ("5.0.0", "5.17.0", "5.12.9"):
+        failure = LLAVA.failure(version)
+        assert failure.step == "image"
+        assert "size of tensor" in failure.error
+    assert LLAVA.failure("4.99.0") is None  # 4.57.6 runs, 5.0.0 does not
+    assert QWEN3.failure("4.56.2") is not None
+    assert QWEN3.failure("4.57.0") is None  # 4.57.6 runs
+    assert QWEN3.failure("4.57.6") is None
+    assert QWEN3.failure("4.40.0") is not None
+    next_ = FrontEnd("0.18", "LlavaNextForConditionalGeneration", "pytorch")
+    assert next_.failure("4.57.6") is not None
+    assert FrontEnd("0.18", "LlamaForCausalLM", "turbomind").failure("4.50.3") is None
+
+
+def test_requirements_are_what_runs_newest_first() -> None:
+    newer, older = LLAVA.requirements()
+    assert newer.startswith("transformers>=5.2")
+    assert older == "transformers<5"
+    for name, required in (
+        ("Qwen3VLForConditionalGeneration", ("transformers>=4.57.6",)),
+        ("Glm4vForConditionalGeneration", ("transformers<=5.19.0",)),
+        ("LlavaNextForConditionalGeneration", ()),
+        ("LlamaForCausalLM", ()),
+    ):
+        assert FrontEnd("0.18", name, "pytorch").requirements() == required
+
+
+def test_each_requirement_names_versions_that_run_alone() -> None:
+    table = compatibility()
+    fronts = [FrontEnd("0.18", name, engine) for engine in table.families
+              for name in table.families[engine]]  # fmt: skip
+    for front in fronts:
+        newest = max(front.tested_versions(), key=parse)
+        for requirement in front.requirements():
+            bounds = requirement.removeprefix("transformers")
+            named = [v for v in front.tested_versions() if satisfies(v, bounds)]
+            named = [v for v in named if v not in table.outside]
+            assert named
+            assert not [v for v in named if front.failure(v)], (front, requirement)
+            assert front.failure(newest) is None or "<" in requirement
+
+
+def test_nested_configs_that_stay_dicts() -> None:
+    """lmdeploy#3786: a config class that cannot be made without arguments is given up silently."""
+    for engine in ("turbomind", "pytorch"):
+        front = FrontEnd("0.18", "InternVLChatModel+training", engine)
+        error = front.failure("5.17.0").error
+        assert error == "AttributeError: 'dict' object has no attribute 'hidden_size'"
+        assert front.failure("5.23.0") is None
+    assert FrontEnd("0.18", "InternVLChatModel", "turbomind").failure("5.17.0") is None

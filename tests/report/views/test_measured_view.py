@@ -27,12 +27,11 @@ def several() -> Tuning:
     )  # fmt: skip
 
 
-def test_the_front_is_what_nothing_beats_in_both() -> None:
-    assert pareto(several()) == {1, 2}
-
-
 def test_all_is_said() -> None:
+    assert pareto(several()) == {1, 2}
     text = paint(tune_view(several()))
+    assert "PRETEND GPUs" not in text
+    assert "PRETEND GPUs" in paint(tune_view(replace(several(), pretend=True)))
     for words in (
         "best: turbomind", "+100% against the plan without tuning", "died: ", "misses the SLO",
         "the time is up",
@@ -40,22 +39,6 @@ def test_all_is_said() -> None:
         assert words in text, words
     none = paint(tune_view(replace(several(), best=None)))
     assert "none of 4 settings keeps the SLO" in none
-
-
-def test_what_the_time_cut_is_no_best_and_says_so() -> None:
-    (trial,) = tuning().trials
-    cut = replace(trial, number=1, outcome="cut", why="the time was over when 9 s were measured")
-    part = paint(tune_view(tuning(trials=(cut,), best=1)))
-    assert "measured in part (the time was over when 9 s were measured)" in part
-    assert "cut short" in part
-    assert "best" not in part
-    nothing = tuning(trials=(replace(cut, measured=None),), best=None)
-    assert "none of 1 settings was measured in the time" in paint(tune_view(nothing))
-
-
-def test_pretend_gpus_are_named() -> None:
-    assert "PRETEND GPUs" not in paint(tune_view(several()))
-    assert "PRETEND GPUs" in paint(tune_view(replace(several(), pretend=True)))
 
 
 def test_a_page_has_every_trial() -> None:

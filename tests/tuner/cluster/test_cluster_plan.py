@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 from msgspec import UNSET
 from msgspec.structs import fields, replace
@@ -14,7 +12,6 @@ from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Calibration, CardSpeed, Measured
 from turbofit.core.plan import Limits, Plan
-from turbofit.core.struct import known
 from turbofit.core.units import GIB, MIB
 from turbofit.core.version import __version__
 from turbofit.tuner.cluster.cluster_plan import kinds_of
@@ -187,20 +184,17 @@ def test_transformers_is_never_mixed_with_lmdeploy() -> None:
 
 
 @pytest.mark.slow
-def test_a_kind_is_planned_for_its_fullest_and_each_node_has_its_own_names() -> None:
-    nodes = tuple(node(k, "2xrtx3090", [k * MIB, 3 * MIB]) for k in range(1, 6))
+def test_equal_nodes_are_planned_once_and_each_has_its_own_names() -> None:
+    nodes = tuple(node(k, "2xrtx3090", [0, 3 * MIB]) for k in range(1, 4))
     plan = api.plan_cluster("internvl2-8b", Cluster(source="", nodes=nodes))
-    assert len({own(one).settings for one in plan.nodes}) == 1
-    assert [bool(own(one).considered) for one in plan.nodes] == [True, False, False, False, False]
+    assert [bool(own(one).considered) for one in plan.nodes] == [True, False, False]
     for given, one in zip(nodes, plan.nodes, strict=True):
         made, machine = own(one), given.machine
         assert machine is not None
-        assert made.machine.name == machine.name
-        assert [ledger.used for ledger in made.gpus] == [5 * MIB, 3 * MIB]
+        assert made.machine == machine
         assert [ledger.uuid for ledger in made.gpus] == [gpu.uuid for gpu in machine.gpus]
         devices = {command.env["CUDA_VISIBLE_DEVICES"] for command in made.commands}
         assert all(text.startswith(f"GPU-{one.name[-1]}-") for text in devices)
-    assert any("never more" in text for text in plan.reasons)
 
 
 @pytest.mark.slow
@@ -348,34 +342,16 @@ def test_a_node_that_holds_less_than_its_share_joins_where_that_is_no_promise() 
     assert joined.plan.held is UNSET
 
 
-def used_of(machine: object) -> list[int]:
-    return [known(gpu.used, 0) for gpu in machine.gpus]  # type: ignore[attr-defined]
-
-
-def test_like_nodes_are_one_kind_planned_for_the_fullest_card_by_card() -> None:
+def test_nodes_that_are_equally_full_are_one_kind() -> None:
     nodes = [
         node(1, "2xrtx3090", [3 * MIB, 10 * MIB]),
-        node(2, "2xrtx3090", [9 * MIB, 2 * MIB]),
-        node(3, "2xrtx4090"),
+        node(2, "2xrtx3090", [3 * MIB, 10 * MIB]),
+        node(3, "2xrtx3090", [3 * MIB, 11 * MIB]),
+        node(4, "2xrtx4090", [3 * MIB, 10 * MIB]),
     ]
-    kinds = kinds_of(nodes)
-    assert [[one.id for one in kind.nodes] for kind in kinds] == [["0001", "0002"], ["0003"]]
-    assert used_of(kinds[0].machine) == [9 * MIB, 10 * MIB]
-    for gpu in kinds[0].machine.gpus:
-        assert known(gpu.free, 0) == known(gpu.total, 0) - known(gpu.reserved, 0) - gpu.used
-
-
-def test_a_node_alone_is_planned_for_itself() -> None:
-    one = node(1, "4xrtx3090", [1, 200 * MIB, 5 * GIB, 0])
-    (kind,) = kinds_of([one])
-    assert kind.machine == one.machine
-
-
-def test_a_step_further_is_another_kind() -> None:
-    nodes = [node(1, "1xl4", [64 * MIB]), node(2, "1xl4", [64 * MIB + 1]), node(3, "1xl4", [1])]
-    assert [[one.id for one in kind.nodes] for kind in kinds_of(nodes)] == [
-        ["0001", "0003"], ["0002"],
-    ]  # fmt: skip
+    found = [[one.id for one in kind.nodes] for kind in kinds_of(nodes)]
+    assert found == [["0001", "0002"], ["0003"], ["0004"]]
+    assert kinds_of(nodes[2:])[0].machine == nodes[2].machine
 
 
 def test_links_calibrations_and_measured_speeds_tell_nodes_apart() -> None:
@@ -408,18 +384,3 @@ def test_host_memory_is_that_of_the_least() -> None:
     kinds = kinds_of(nodes)
     assert [len(kind.nodes) for kind in kinds] == [2, 1]
     assert kinds[0].machine.host.ram_available == 57 * GIB
-
-
-def test_no_node_is_planned_for_more_than_it_has() -> None:
-    chance = random.Random(7)
-    nodes = [
-        node(k, "2xrtx3090", [chance.randrange(200 * MIB) for _ in range(2)]) for k in range(200)
-    ]
-    kinds = kinds_of(nodes)
-    assert len(kinds) <= 16
-    assert sum(len(kind.nodes) for kind in kinds) == 200
-    for kind in kinds:
-        for one in kind.nodes:
-            assert one.machine is not None
-            pairs = zip(used_of(kind.machine), used_of(one.machine), strict=True)
-            assert all(planned >= held for planned, held in pairs)

@@ -10,36 +10,24 @@ from msgspec.structs import replace
 import turbofit
 from turbofit import api
 from turbofit.core.machine import Calibration, Machine
-from turbofit.core.plan import Plan
 from turbofit.core.units import GIB, MIB
 from turbofit.machine.spec import parse_spec
 from turbofit.memory.calibrated import identity
-from turbofit.report.painters.markdown import paint
-from turbofit.report.views.plan_view import plan_view
 from turbofit.tuner.resolved_request import Margin
 
 
-def test_a_model_whose_images_have_no_limit_is_said_to_have_none() -> None:
-    plan = turbofit.plan("llava-1.5-7b", on="1xrtx3090")
-    assert not [why for why in plan.reasons if why.startswith("max_dynamic_patch")]
-    text = paint(plan_view(plan))
-    assert "max_dynamic_patch" not in text
-    assert "1 image a request" in text
-    for wrong in ("(s)", "1 tiles", "1 replicas", "1 images"):
-        assert wrong not in text
-
-
 def test_what_a_client_may_ask_beyond_a_plan_is_explained_in_both() -> None:
-    plan = turbofit.plan("internvl2-8b", on="1xrtx3090")
-    assert plan.limits.max_dynamic_patch == 12
+    plan, told, own = (
+        turbofit.plan("internvl2-8b", on="1xrtx3090"),
+        turbofit.predict("internvl2-8b", on="1xrtx3090"),
+        turbofit.predict("internvl2-8b", on="1xrtx3090", max_dynamic_patch=12),
+    )
+    assert [one.limits.max_dynamic_patch for one in (plan, told, own)] == [12, 24, 12]
     (why,) = (why for why in plan.reasons if why.startswith("max_dynamic_patch"))
     assert why.startswith("max_dynamic_patch 12: the model's own")
     assert "detail: high is 24" in why
-    told = turbofit.predict("internvl2-8b", on="1xrtx3090")
-    assert told.limits.max_dynamic_patch == 24
-    assert any("up to 24 tiles" in why and "own max_dynamic_patch is 12" in why
-               for why in told.reasons)  # fmt: skip
-    own = turbofit.predict("internvl2-8b", on="1xrtx3090", max_dynamic_patch=12)
+    (why,) = (why for why in told.reasons if "up to 24 tiles" in why)
+    assert "own max_dynamic_patch is 12" in why
     assert not any("detail: high" in why for why in own.reasons)
 
 
@@ -64,11 +52,9 @@ def test_smaller_images_leave_more(model: str, on: str, limits: list[int]) -> No
     plan = turbofit.plan(model, on=on)
     costs = plan.limit_costs
     assert [cost.limit for cost in costs] == limits
-    assert plan.throughput is not None
-    first = costs[0]
-    assert first.limit == plan.limits.image_limit
-    assert first.kv_tokens == plan.kv.total_tokens
-    assert first.requests_per_second == plan.throughput.requests_per_second
+    assert costs[0].limit == plan.limits.image_limit
+    assert costs[0].kv_tokens == plan.kv.total_tokens
+    assert costs[0].requests_per_second == plan.throughput.requests_per_second
     for larger, smaller in pairwise(costs):
         assert smaller.image_tokens < larger.image_tokens
         assert smaller.kv_tokens >= larger.kv_tokens
@@ -82,115 +68,96 @@ def test_a_plan_for_a_limit_serves_at_least_what_its_row_says() -> None:
     option, value = row.option.split()
     assert option == "--max-pixels"
     plan = turbofit.plan("qwen2-vl-7b", on=on, max_pixels=int(value))
-    assert plan.throughput is not None
     assert plan.throughput.requests_per_second >= row.requests_per_second
     assert plan.limits.max_pixels_per_image == row.limit
+    # Where no limit can be given, there is no table.
+    assert not turbofit.plan("llava-1.5-7b", on=on).limit_costs
+    for asked in ({"images": 0}, {"image_size": (800, 600)}):
+        assert not turbofit.plan("internvl2-8b", on=on, **asked).limit_costs
 
 
-def test_there_is_no_table_where_no_limit_can_be_given() -> None:
-    for model, asked in (
-        ("qwen2.5-7b", {}),
-        ("llava-1.5-7b", {}),
-        ("internvl2-8b", {"images": 0}),
-        ("internvl2-8b", {"image_size": (800, 600)}),
-    ):
-        assert not turbofit.plan(model, on="1xrtx3090", **asked).limit_costs
+def why_not(model: str, on: str, **asked: object) -> dict[tuple[int, int], str]:
+    """Why each other shape lost, by its degree and copies; the chosen one has no reason."""
+    chosen, *others = [row for row in turbofit.plan(model, on=on, **asked).considered if row.fits]
+    assert chosen.why_not == ""
+    assert all(row.why_not for row in others)
+    return {(row.tp, row.replicas): row.why_not for row in others}
 
 
-def reasons(model: str, on: str, **asked: object) -> list[tuple[int, int, str]]:
-    plan = turbofit.plan(model, on=on, **asked)
-    return [(c.tp, c.replicas, c.why_not) for c in plan.considered if c.fits]
-
-
-def test_links_are_named_where_a_step_waits_for_them() -> None:
-    said = reasons("llava-1.5-7b", "4xrtx3090")
-    four = next(why for tp, replicas, why in said if (tp, replicas) == (4, 1) and "step" in why)
+def test_a_shape_that_loses_says_by_what() -> None:
+    four = why_not("llava-1.5-7b", "4xrtx3090")[4, 1]
     assert "requests/s, not" in four
     assert "% of a step waits for links (through host memory, no peer access)" in four
-
-
-def test_idle_cards_and_small_caches_are_named() -> None:
-    said = {(tp, n): why for tp, n, why in reasons("qwen2.5-7b", "2xrtx3090")}
-    assert said[1, 1].endswith((": GPUs stay idle", "requests at once, not 190"))
-    short = [why for *_, why in reasons("internvl2-8b", "2xrtx3090:free=18GiB")]
-    assert any("its cache holds a context of" in why for why in short)
-
-
-def test_goals_speak_in_their_own_figures() -> None:
-    latency = [why for *_, why in reasons("qwen2.5-7b", "2xrtx4090", goal="latency") if why]
-    assert any(why.startswith("an answer in ") for why in latency)
-    context = [why for *_, why in reasons("qwen2.5-7b", "2xrtx4090", goal="context") if why]
-    assert any("KV tokens for one request, not" in why for why in context)
-    assert all(reasons("qwen2.5-7b", "2xrtx4090")[i][2] for i in range(1, 5))
+    alone = why_not("qwen2.5-7b", "2xrtx3090")[1, 1]
+    assert alone.endswith((": GPUs stay idle", "requests at once, not 190"))
+    short = why_not("internvl2-8b", "2xrtx3090:free=18GiB")
+    assert any("its cache holds a context of" in why for why in short.values())
+    latency = why_not("qwen2.5-7b", "2xrtx4090", goal="latency")
+    assert any(why.startswith("an answer in ") for why in latency.values())
+    context = why_not("qwen2.5-7b", "2xrtx4090", goal="context")
+    assert any("KV tokens for one request, not" in why for why in context.values())
 
 
 MODEL = "qwen2-vl-2b"
 
 
-def calibrated(spread: int, on: str = "1xrtx3090", engine: str = "turbomind") -> Machine:
+def calibrated(spread: int, engine: str = "turbomind") -> Machine:
     """A machine on which the model was measured as it is estimated."""
-    machine = parse_spec(on)
+    machine = parse_spec("1xrtx3090")
     plan = api.plan(MODEL, on=machine, engine=engine)
-    one = Calibration(
+    known = Calibration(
         model=identity(plan.model), engine=engine, engine_version=plan.engine.version,
         lmdeploy="0.18.0", gpus=(machine.gpus[0].name,), driver=str(machine.driver),
         communicator="nccl", when="2026-11-20T00:00:00+00:00", context=0, buffers=0,
         spread=spread,
     )  # fmt: skip
-    return replace(machine, calibrations=(one,))
-
-
-def margin(plan: Plan) -> int:
-    (left,) = {gpu.margin for gpu in plan.gpus}
-    return left
-
-
-def said(plan: Plan) -> list[str]:
-    return [reason for reason in plan.reasons if reason.startswith("margin")]
+    return replace(machine, calibrations=(known,))
 
 
 @pytest.mark.parametrize("engine", ["turbomind", "pytorch"])
 def test_what_was_measured_needs_less(engine: str) -> None:
-    plain = api.plan(MODEL, on="1xrtx3090", engine=engine)
-    exact = api.plan(MODEL, on=calibrated(0, engine=engine), engine=engine)
-    spread = api.plan(MODEL, on=calibrated(50 * MIB, engine=engine), engine=engine)
-    assert [margin(plan) for plan in (plain, spread, exact)] == [256 * MIB, 114 * MIB, 64 * MIB]
+    plain, spread, exact = (
+        api.plan(MODEL, on=on, engine=engine)
+        for on in ("1xrtx3090", calibrated(50 * MIB, engine), calibrated(0, engine))
+    )
+    margins = [plan.gpus[0].margin for plan in (plain, spread, exact)]
+    assert margins == [256 * MIB, 114 * MIB, 64 * MIB]
     assert plain.kv.tokens < spread.kv.tokens < exact.kv.tokens
-    assert said(plain) == []
-    (why,) = said(spread)
+    assert not [why for why in plain.reasons if why.startswith("margin")]
+    (why,) = [why for why in spread.reasons if why.startswith("margin")]
     assert "64 MiB, and the 50.0 MiB by which what was measured here differed" in why
 
 
 @pytest.mark.parametrize("engine", ["turbomind", "pytorch"])
 def test_what_was_measured_is_believed_of_no_fuller_card(engine: str) -> None:
-    def plan(taken: int, **changed: str) -> Plan:
-        machine = calibrated(0, engine=engine)
-        card, (one,) = machine.gpus[0], machine.calibrations
+    def plan(taken: int, **changed: str) -> tuple[int, list[str]]:
+        """The margin, and what is said where estimates stand."""
+        machine = calibrated(0, engine)
+        card, (known,) = machine.gpus[0], machine.calibrations
         full = replace(card, used=card.used + taken, free=card.free - taken)
-        known = replace(one, free=card.free, **changed)
+        known = replace(known, free=card.free, **changed)
         on = replace(machine, gpus=(full,), calibrations=(known,))
-        return api.plan(MODEL, on=on, engine=engine)
+        made = api.plan(MODEL, on=on, engine=engine)
+        said = [why for why in made.reasons if why.startswith("estimates stand")]
+        return made.gpus[0].margin, said
 
-    assert margin(plan(32 * MIB)) == 64 * MIB  # a desktop never holds the same
-    fuller = plan(33 * MIB)
-    assert margin(fuller) == 256 * MIB
-    (why,) = (one for one in fuller.reasons if one.startswith("estimates stand"))
+    assert plan(32 * MIB) == (64 * MIB, [])  # a desktop never holds the same
+    fuller, (why,) = plan(33 * MIB)
+    assert fuller == 256 * MIB
     assert "were free on each GPU then" in why
     for changed in ({"driver": "1.2.3"}, {"engine": "another"}, {"engine_version": "0.1"}):
-        other = plan(33 * MIB, **changed)
-        assert not [one for one in other.reasons if one.startswith("estimates stand")]
+        assert plan(33 * MIB, **changed)[1] == []
 
 
-def test_a_spread_larger_than_the_margin_adds_nothing_to_it() -> None:
-    assert margin(api.plan(MODEL, on=calibrated(2 * GIB))) == 256 * MIB
-
-
-def test_what_a_person_asks_for_stays() -> None:
+def test_what_a_person_asks_for_stays_and_a_large_spread_adds_nothing() -> None:
     machine = calibrated(0)
-    assert margin(api.plan(MODEL, on=machine, margin=300 * MIB)) == 300 * MIB
-    assert margin(api.plan(MODEL, on=machine, margin="2%")) == int(machine.gpus[0].total * 0.02)
-    budget = api.plan(MODEL, on=machine, budget=12 * GIB)
-    (gpu,) = budget.gpus
+    for on, asked, margin in (
+        (machine, {"margin": 300 * MIB}, 300 * MIB),
+        (machine, {"margin": "2%"}, int(machine.gpus[0].total * 0.02)),
+        (calibrated(2 * GIB), {}, 256 * MIB),
+    ):
+        assert api.plan(MODEL, on=on, **asked).gpus[0].margin == margin
+    (gpu,) = api.plan(MODEL, on=machine, budget=12 * GIB).gpus
     assert gpu.peak - gpu.used + 64 * MIB <= 12 * GIB
 
 

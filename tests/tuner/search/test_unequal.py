@@ -9,14 +9,12 @@ from msgspec.structs import replace
 
 import turbofit
 from tests.sweep import sweep
-from tests.tuner.conftest import MODELS, with_used
+from tests.tuner.conftest import keeps_promises, random_request, with_used
 from turbofit.core.errors import UsageError
-from turbofit.core.plan import Plan, Settings, Workload
 from turbofit.core.units import GIB, MIB
 from turbofit.machine.source import machine_from
 from turbofit.machine.spec import parse_spec
 from turbofit.memory.engines import LMDEPLOY, engine_named
-from turbofit.model.source import resolve_model
 from turbofit.tuner.choose import make_plan
 from turbofit.tuner.resolved_request import ResolvedRequest
 from turbofit.tuner.search.candidates import evaluate
@@ -31,6 +29,8 @@ from turbofit.tuner.search.shapes import (
 )
 from turbofit.tuner.search.sizing import SearchState
 
+pytestmark = pytest.mark.slow
+
 #: A machine, a model, and KV tokens of all engines when all ran the settings of the tightest card.
 GROWN = [
     ("rtx3090+rtx4080", "internvl2-8b-awq", 190_976),
@@ -40,28 +40,22 @@ GROWN = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("on", "model", "before"), GROWN)
-def test_each_card_holds_more_than_under_common_settings(on: str, model: str, before: int) -> None:
+def test_each_card_holds_more_than_under_common_settings_and_one_promise_stands(
+    on: str, model: str, before: int
+) -> None:
     plan = turbofit.plan(model, on=on, tp=1, concurrency=8, context=8192)
     assert plan.fits
     assert plan.kv.total_tokens > before
     assert plan.kv.total_tokens == sum(own.kv.tokens for own in plan.by_group)
     weakest = min(plan.by_group, key=lambda own: own.kv.tokens)
     assert (plan.settings, plan.kv) == (weakest.settings, weakest.kv)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("on", "model", "_before"), GROWN)
-def test_one_promise_stands_before_all_engines(on: str, model: str, _before: int) -> None:
-    plan = turbofit.plan(model, on=on, tp=1, concurrency=8, context=8192)
     for own in plan.by_group:
         same = replace(
             own.settings,
             cache_max_entry_count=plan.settings.cache_max_entry_count,
             max_prefill_token_num=plan.settings.max_prefill_token_num,
             max_batch_size=plan.settings.max_batch_size,
-            tp=plan.settings.tp,
         )
         assert same == plan.settings
         assert own.kv.tokens >= plan.settings.session_len
@@ -71,47 +65,29 @@ def test_one_promise_stands_before_all_engines(on: str, model: str, _before: int
     assert sum(own.at_once for own in plan.by_group) == pytest.approx(8, abs=0.01)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "value"),
-    [
-        ("cache_max_entry_count", 0.5),
-        ("max_prefill_token_num", 2048),
-        ("max_batch_size", 12),
-        ("session_len", 9000),
-        ("quant_policy", 8),
-    ],
-)
+    [("cache_max_entry_count", 0.5), ("max_prefill_token_num", 2048), ("max_batch_size", 12),
+     ("session_len", 9000), ("quant_policy", 8)],
+)  # fmt: skip
 def test_what_the_user_sets_holds_for_every_engine(name: str, value: object) -> None:
     plan = turbofit.plan("internvl2-8b-awq", on="rtx3090+rtx4080", **{name: value})
     assert plan.fits
     assert [getattr(own.settings, name) for own in plan.by_group] == [value, value]
 
 
-@pytest.mark.slow
-def test_equal_cards_have_nothing_of_their_own() -> None:
+def test_equal_cards_have_something_of_their_own_where_one_is_fuller() -> None:
     plan = turbofit.plan("internvl2-8b", on="4xrtx3090")
     assert plan.by_group == ()
     assert plan.of_group(3) is plan
     assert plan.unlike_groups() == ((0, 1, 2, 3),)
+    fuller = turbofit.plan("internvl2-8b", on="2xrtx3090+rtx3090:used=4GiB", context=8192)
+    assert len(fuller.by_group) == 3
+    assert fuller.unlike_groups() == ((0, 1), (2,))
+    assert fuller.by_group[0].kv.tokens > fuller.by_group[2].kv.tokens
 
 
-@pytest.mark.slow
-def test_equal_cards_of_which_one_is_fuller() -> None:
-    plan = turbofit.plan("internvl2-8b", on="2xrtx3090+rtx3090:used=4GiB", context=8192)
-    assert len(plan.by_group) == 3
-    assert plan.unlike_groups() == ((0, 1), (2,))
-    assert plan.by_group[0].kv.tokens > plan.by_group[2].kv.tokens
-
-
-@pytest.mark.slow
-def test_an_older_plan_is_read() -> None:
-    older = turbofit.plan("internvl2-8b", on="1xrtx3090").to_json().replace('"by_group"', '"_"')
-    assert Plan.from_json(older).by_group == ()
-
-
-@pytest.mark.slow
-def test_a_group_sees_its_own_plan() -> None:
+def test_a_group_sees_its_own_plan_and_counts_by_its_own_share() -> None:
     plan = turbofit.plan("internvl2-8b-awq", on="rtx3090+rtx4080")
     for number, own in enumerate(plan.by_group):
         view = plan.of_group(number)
@@ -119,87 +95,52 @@ def test_a_group_sees_its_own_plan() -> None:
         assert [gpu.index for gpu in view.gpus] == list(plan.parallel.groups[number])
         assert view.limits.units_per_forward == own.units_per_forward
         assert view.of_group(number) == view
-    ratios = [
-        command.argv[command.argv.index("--cache-max-entry-count") + 1] for command in plan.commands
-    ]
-    assert ratios == [f"{own.settings.cache_max_entry_count:.3f}" for own in plan.by_group]
-
-
-@pytest.mark.slow
-def test_the_forecast_counts_each_engine_by_its_own_share() -> None:
-    mixed = turbofit.plan("internvl2-8b-awq", on="rtx3090+rtx4080")
-    assert mixed.throughput is not None
-    row = mixed.considered[0]
+        command = plan.commands[number]
+        assert command.env["CUDA_VISIBLE_DEVICES"] == str(number)
+        ratio = command.argv[command.argv.index("--cache-max-entry-count") + 1]
+        assert ratio == f"{own.settings.cache_max_entry_count:.3f}"
+    row = plan.considered[0]
     assert row.why_not == ""
-    assert [one["max_batch_size"] for one in row.settings["by_group"]] == [
-        own.settings.max_batch_size for own in mixed.by_group
-    ]
-    even = turbofit.plan(
-        "internvl2-8b-awq", on="rtx3090+rtx4080", max_batch_size=4, concurrency=8
-    ).throughput
-    assert even is not None
-    assert mixed.throughput.requests_per_second >= even.requests_per_second * 0.999
+    batches = [own.settings.max_batch_size for own in plan.by_group]
+    assert [one["max_batch_size"] for one in row.settings["by_group"]] == batches
 
 
-@pytest.mark.slow
 def test_a_slow_card_beside_a_fast_one_is_left_out_with_a_reason() -> None:
     plan = turbofit.plan("qwen2-vl-2b", on="h100+t4", concurrency=1, dtype="float16")
     assert plan.parallel.groups == ((0,),)
-    both = [one for one in plan.considered if len(one.groups) == 2]
+    both = [one.why_not for one in plan.considered if len(one.groups) == 2]
     assert both
-    assert all(one.why_not for one in both)
+    assert all(both)
 
 
-@pytest.mark.slow
 def test_host_memory_is_that_of_all_engines() -> None:
-    both = turbofit.plan("internvl2-8b-awq", on="rtx3090+rtx4080")
+    asked = {"model": "internvl2-8b-awq", "on": "rtx3090+rtx4080"}
+    both = turbofit.plan(**asked)
     alone = [
-        turbofit.plan("internvl2-8b-awq", on="rtx3090+rtx4080", gpus=str(i), concurrency=n)
-        for i, n in enumerate(own.settings.max_batch_size for own in both.by_group)
+        turbofit.plan(**asked, gpus=str(number), concurrency=own.settings.max_batch_size)
+        for number, own in enumerate(both.by_group)
     ]
-    assert [one.settings.max_prefill_token_num for one in alone] == [
-        own.settings.max_prefill_token_num for own in both.by_group
-    ]
+    for one, own in zip(alone, both.by_group, strict=True):
+        assert one.settings.max_prefill_token_num == own.settings.max_prefill_token_num
     assert both.host.pageable == sum(one.host.pageable for one in alone)
     assert both.host.pinned == pytest.approx(sum(one.host.pinned for one in alone), rel=0.01)
-
-
-@pytest.mark.slow
-def test_settings_differ_only_in_what_a_card_decides() -> None:
-    plan = turbofit.plan("internvl2-8b-awq", on="rtx3090+rtx4080")
-    names = list(Settings.__struct_fields__)
-    differ = {
-        name for name in names if len({repr(getattr(o.settings, name)) for o in plan.by_group}) > 1
-    }
-    assert differ <= {"cache_max_entry_count", "max_prefill_token_num", "max_batch_size"}
 
 
 def random_mixed(seed: int) -> ResolvedRequest:
     """Two or three kinds of card, partly full."""
     rng = random.Random(seed)
-    cards = rng.sample(
-        ["rtx3090", "rtx4090", "l4", "a100-40g", "rtx4080", "l40s"], rng.choice([2, 3])
-    )
+    known = ["rtx3090", "rtx4090", "l4", "a100-40g", "rtx4080", "l40s"]
+    cards = rng.sample(known, rng.choice([2, 3]))
     machine = machine_from("+".join(f"{rng.choice([1, 1, 2])}x{card}" for card in cards))
     used = [rng.choice([0, 0, 300, 1500, 4000]) * MIB for _ in machine.gpus]
-    model = resolve_model(rng.choice(MODELS))
-    longest = model.text.max_position_embeddings
-    return ResolvedRequest(
-        model=model,
-        machine=with_used(machine, used),
-        workload=Workload(
-            images=rng.choice([0, 1, 2]) if model.image_rule else 1,
-            context=rng.choice([None, 4096, 8192, min(20000, longest)]),
-            concurrency=rng.choice([1, 3, 8, 32]),
-            goal=rng.choice(["throughput", "latency", "context"]),
-        ),
-    )
+    context = rng.random() < 0.75
+    request = random_request(rng, context=context, machine=with_used(machine, used))
+    return replace(request, workload=replace(request.workload, queue_images=None))
 
 
 CASES = sweep(((name, seed) for name in LMDEPLOY for seed in range(40)), 16)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "seed"), CASES)
 def test_own_settings_are_never_worse_than_common_ones(name: str, seed: int) -> None:
     request, engine = random_mixed(seed), engine_named(name)
@@ -212,22 +153,19 @@ def test_own_settings_are_never_worse_than_common_ones(name: str, seed: int) -> 
     for one in found.evaluations:
         if not one.parts or not one.fits or one.shape.units_per_forward is not None:
             continue
-        if (
-            one.shape.limit != request.requested_limit
-            or len({len(g) for g in one.shape.groups}) > 1
-        ):
+        groups = one.shape.groups
+        if one.shape.limit != request.requested_limit or len({len(g) for g in groups}) > 1:
             continue
-        gpus = [request.machine.gpu(index) for group in one.shape.groups for index in group]
+        gpus = [request.machine.gpu(index) for group in groups for index in group]
         for prefill in PREFILL_SIZES:
             shape = Shape(
-                tp=one.shape.tp, groups=one.shape.groups, max_prefill_token_num=prefill,
+                tp=one.shape.tp, groups=groups, max_prefill_token_num=prefill,
                 limit=request.requested_limit, dtype=dtype_for(request.model, gpus)[0],
             )  # fmt: skip
             common = evaluate(SearchState(request, engine), shape)
             assert not common.fits or one.rank >= (*common.worth[:-1], common.score * (1 - 1e-8))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "seed"), CASES)
 def test_every_engine_keeps_every_promise(name: str, seed: int) -> None:
     request = random_mixed(1000 + seed)
@@ -237,26 +175,18 @@ def test_every_engine_keeps_every_promise(name: str, seed: int) -> None:
         return
     if not plan.fits or not plan.by_group:
         return
-    assert all(ledger.fits for ledger in plan.gpus)
+    keeps_promises(plan)
     for own, group in zip(plan.by_group, plan.parallel.groups, strict=True):
         assert own.settings.tp == len(group)
         assert plan.settings.session_len == own.settings.session_len <= own.kv.tokens
         assert own.units_per_forward <= plan.limits.units_per_forward
-        ratio = own.settings.cache_max_entry_count
-        assert 0 < ratio < 1
-        assert round(ratio * 1000) == pytest.approx(ratio * 1000)
-    assert plan.kv.tokens == min(own.kv.tokens for own in plan.by_group)
     there = sum(own.at_once for own in plan.by_group)
     assert there == pytest.approx(request.workload.concurrency, abs=0.01)
-    assert Plan.from_json(plan.to_json()) == plan
 
 
-@pytest.mark.slow
 def test_equal_cards_of_which_drivers_keep_unequal_parts_leave_their_margins() -> None:
     machine = machine_from("4xrtx3090")
     last = machine.gpus[3]
-    assert isinstance(last.reserved, int)
-    assert isinstance(last.free, int)
     kept = replace(last, reserved=last.reserved + 3 * GIB, free=last.free - 3 * GIB)
     machine = replace(machine, gpus=(*machine.gpus[:3], kept))
     plan = turbofit.plan("internvl2-8b", on=machine, tp=2, replicas=2)
@@ -268,26 +198,21 @@ def test_equal_cards_of_which_drivers_keep_unequal_parts_leave_their_margins() -
 def test_all_cards_serve_where_that_is_faster(on: str) -> None:
     plan = turbofit.plan("internvl2-8b", on=on)
     names = {gpu.index: gpu.name for gpu in plan.machine.gpus}
-    assert sorted(i for group in plan.parallel.groups for i in group) == sorted(names)
-    assert all(len({names[i] for i in group}) == 1 for group in plan.parallel.groups)
+    groups = plan.parallel.groups
+    assert sorted(index for group in groups for index in group) == sorted(names)
+    assert all(len({names[index] for index in group}) == 1 for group in groups)
     assert plan.fits
-    assert len(plan.by_group) == len(plan.parallel.groups)
+    assert len(plan.by_group) == len(groups)
     assert all(ledger.headroom >= ledger.margin for ledger in plan.gpus)
     for card in set(names.values()):
-        own = ",".join(str(i) for i, name in names.items() if name == card)
-        alone = turbofit.plan("internvl2-8b", on=on, gpus=own)
-        rates = [one.throughput.requests_per_second for one in (plan, alone)]
-        assert rates[0] > rates[1]
+        own = ",".join(str(index) for index, name in names.items() if name == card)
+        alone = turbofit.plan("internvl2-8b", on=on, gpus=own).throughput
+        assert plan.throughput.requests_per_second > alone.requests_per_second
 
 
-def test_each_engine_has_a_command_of_its_own_cards() -> None:
-    plan = turbofit.plan("internvl2-8b", on="rtx3090+rtx4090")
-    assert [command.env["CUDA_VISIBLE_DEVICES"] for command in plan.commands] == ["0", "1"]
-
-
-def test_a_card_too_small_is_left_out_and_types_are_not_mixed() -> None:
-    plan = turbofit.plan("internvl2-8b", on="rtx3090+rtx3060")
-    assert plan.parallel.groups == ((0,),)
+def test_cards_too_small_are_left_out_and_types_are_not_mixed() -> None:
+    plan = turbofit.plan("internvl2-8b", on="rtx3060+rtx3090+rtx4080+rtx4090")
+    assert plan.parallel.groups == ((1,), (3,))
     old = turbofit.plan("internvl2-8b", on="rtx3090+v100-32g")
     assert len(old.parallel.groups) == 1  # bfloat16 and float16 are no one setting
 
@@ -301,35 +226,27 @@ def test_what_was_asked_is_kept() -> None:
     assert pairs.parallel.groups == ((0, 1), (2, 3))
 
 
-def test_one_kind_has_nothing_to_mix() -> None:
-    machine = parse_spec("4xrtx3090")
-    assert mixed_groupings(machine, kinds(machine.gpus), [[1]]) == []
-    machine = parse_spec("2xrtx3090+rtx4090")
-    parts = kinds(machine.gpus)
-    assert mixed_groupings(machine, parts, [[2], []]) == []
-    assert mixed_groupings(machine, parts, [[1], [1]]) == [((0,), (1,), (2,))]
-    assert mixed_groupings(machine, parts, [[1, 2], [1]])[1] == ((0, 1), (2,))
+def test_ways_to_mix_kinds() -> None:
+    def ways(spec: str, *degrees: list[int]) -> list[tuple[tuple[int, ...], ...]]:
+        machine = parse_spec(spec)
+        return mixed_groupings(machine, kinds(machine.gpus), list(degrees))
 
-
-def test_kinds_that_cannot_hold_the_model_do_not_keep_the_others_idle() -> None:
-    plan = turbofit.plan("internvl2-8b", on="rtx3060+rtx3090+rtx4080+rtx4090")
-    assert plan.parallel.groups == ((1,), (3,))
-
-
-def test_of_three_kinds_one_may_be_left_out() -> None:
-    machine = parse_spec("rtx3090+rtx4090+l4")
-    ways = mixed_groupings(machine, kinds(machine.gpus), [[1], [1], [1]])
-    assert ways[0] == ((0,), (1,), (2,))
-    assert set(ways[1:]) == {((0,), (1,)), ((0,), (2,)), ((1,), (2,))}
+    assert ways("4xrtx3090", [1]) == []
+    assert ways("2xrtx3090+rtx4090", [2], []) == []
+    assert ways("2xrtx3090+rtx4090", [1], [1]) == [((0,), (1,), (2,))]
+    assert ways("2xrtx3090+rtx4090", [1, 2], [1])[1] == ((0, 1), (2,))
+    three = ways("rtx3090+rtx4090+l4", [1], [1], [1])
+    assert three[0] == ((0,), (1,), (2,))
+    assert set(three[1:]) == {((0,), (1,)), ((0,), (2,)), ((1,), (2,))}
 
 
 def test_kinds_are_split_by_degrees_of_their_own() -> None:
     plan = turbofit.plan("internvl2-8b", on="2xrtx4080+rtx3090")
     assert plan.parallel.groups == ((0, 1), (2,))
     assert plan.parallel.tp == 2
-    assert [own.settings.tp for own in plan.by_group] == [2, 1]
-    words = [command.argv[command.argv.index("--tp") + 1] for command in plan.commands]
-    assert words == ["2", "1"]
+    for own, command, tp in zip(plan.by_group, plan.commands, (2, 1), strict=True):
+        assert own.settings.tp == tp
+        assert command.argv[command.argv.index("--tp") + 1] == str(tp)
     assert plan.parallel.reason.startswith("1 x one GPU each and 1 x tp 2")
 
 
@@ -340,13 +257,10 @@ def test_unequal_cards_are_split_over_only_where_that_was_asked() -> None:
     asked = turbofit.plan("internvl2-8b", on=on, tp=2)
     assert asked.fits
     assert sorted(asked.parallel.groups[0]) == [0, 1]
-    assert all(ledger.fits for ledger in asked.gpus)
     assert any("split over unequal cards, as you asked" in text for text in asked.warnings)
     twice = turbofit.plan("internvl2-8b", on="3xrtx3090+rtx4090", tp=2, replicas=2)
-    assert sorted(len({twice.machine.gpu(i).name for i in g}) for g in twice.parallel.groups) == [
-        1,
-        2,
-    ]
+    names = [{twice.machine.gpu(i).name for i in group} for group in twice.parallel.groups]
+    assert sorted(map(len, names)) == [1, 2]
     equal = turbofit.plan("internvl2-8b", on="2xrtx3090+rtx4090", tp=2)
     assert equal.parallel.groups == ((0, 1),)
     with pytest.raises(UsageError, match="4-bit weights"):

@@ -23,7 +23,6 @@ from turbofit.core.cluster import Cluster, ClusterPlan, ClusterStatus, Node, Nod
 from turbofit.core.errors import (
     DoesNotFitError,
     LaunchError,
-    MachineError,
     OutOfMemoryError,
     TurbofitError,
     UsageError,
@@ -42,7 +41,7 @@ from turbofit.planning.plan import doubled_margin, plan_cluster, plan_joining, r
 
 if TYPE_CHECKING:
     import signal
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable
 
     from turbofit.core.json_types import Document
     from turbofit.launch.cluster.ray_adapter import RayConnection, RayNode
@@ -52,7 +51,7 @@ if TYPE_CHECKING:
 
 _TICK, _POST_SECONDS = 0.2, 1.0
 #: Other fronts have so long to hear of a node that has changed before the next one does.
-_FRONTS_TICKS: Final = 15
+_FRONTS_SECONDS: Final = 3.0
 #: Seconds until an unfit node is tried again; sooner where it only has no free GPU.
 _AGAIN_SECONDS: Final = 600.0
 _NO_GPU_SECONDS: Final = 15.0
@@ -61,20 +60,19 @@ _MEASURE_SECONDS: Final = 180.0
 _MOST_EVENTS: Final = 100
 #: Seconds that servers have to end, beside those of the drain.
 _LAST_SECONDS: Final = 20.0
-#: Seconds that the end waits for an actor that does not answer: its server ends by its lease.
-_SILENT_SECONDS: Final = 10.0
 #: Seconds that even an urgent end waits: an actor must tell its server, which else serves on.
 _URGENT_SECONDS: Final = 1.0
-#: States of a node that serves nothing until it leaves and joins again.
-_EMPTY: Final = ("draining", "drained")
-_DONE: Final = object()
+#: Those of a node that has a plan, and a server of it.
+_WITH_PLAN: Final = ("starting", "serving")
+#: Those of one that has no GPUs.
+_EMPTY: Final = ("unfit", "drained")
 
 
-class _Saved(Struct, tag_field="schema", tag="turbofit.cluster-state/1"):
+class _Saved(Struct, tag_field="schema", tag="turbofit.cluster-state/2"):
     """What the next controller needs to go on.
 
-    The run's name, a digest of its request, what was changed since, what each node serves, and the
-    ids of nodes that are to serve nothing. ``at`` is when, in seconds since the machine's boot.
+    The run's name, its request in words, what was changed since, what each node serves, and the
+    ids of nodes that are to serve nothing. ``at`` is when.
     """
 
     run: str
@@ -89,24 +87,32 @@ class _Saved(Struct, tag_field="schema", tag="turbofit.cluster-state/1"):
 class NodeState:
     """One node and its state in this run.
 
-    ``pending`` is what the actor has not answered yet: while the node is joining, how it was
-    measured, else how its server is. ``silent`` says why the actor does not answer: it starts
-    again, or its node is gone.
+        joining   its actor measures it, then it is planned under the promise
+        starting  its server starts
+        serving   the front sends requests there
+        draining  the front sends nothing new, its server ends in order; then it is ``after``:
+        joining   again, for another plan
+        unfit     it cannot serve, and joins again later
+        drained   it serves nothing until it leaves Ray and joins again
+
+    ``until`` is when the state's time is over. ``version`` is that of the cluster's plan under
+    which the node was planned.
     """
 
     ray: RayNode
     state: str = "joining"
     why: str = ""
-    again: float = 0.0
+    after: str = ""
+    until: float = 0.0
     actor: Any = None
     gpus: int = 0
     pending: Any = None
     node: Node | None = None
     plan: NodePlan | None = None
+    version: int = 0
     margin: int | None = None
     digest: str = ""
     report: NodeReport = field(default_factory=NodeReport)
-    silent: str = ""
 
     @property
     def name(self) -> str:
@@ -130,18 +136,17 @@ class NodeState:
         ray, why = self.ray, self.why or "it was not measured in time"
         return self.node or Node(id=ray.id, name=ray.name, address=ray.address, why_not=why)
 
-    def be(self, state: str, why: str = "", again: float = _AGAIN_SECONDS) -> None:
-        """Change the state, with the reason, and try again after so many seconds."""
-        if self.state == "joining":
-            self.pending = None  # a measurement, which no other state waits for
-        self.state, self.why, self.again = state, why, time.monotonic() + again
+    def be(self, state: str, why: str = "", seconds: float = 0.0) -> None:
+        """Change the state, with the reason, for so many seconds."""
+        self.state, self.why, self.until = state, why, time.monotonic() + seconds
 
 
 class Controller:
     """All nodes of a run, and the front before them.
 
-    ``plan`` is what is served, ``changes`` what `cluster change` has made another of the request,
-    ``change`` how far a change has come, whose steps ``changing`` takes while it is under way.
+    ``plan`` is in force, ``version`` is its number, and ``changes`` what `cluster change` has made
+    another of the request. ``before`` is what was in force until a change began that is under way,
+    ``given_up`` why the last change did not hold.
     """
 
     plan: ClusterPlan
@@ -151,11 +156,15 @@ class Controller:
         self, connection: RayConnection, config: ClusterServeConfig, say: Callable[[str], None]
     ) -> None:
         self._connection, self._say, self.config = connection, say, config
+        self.name = config.name or _model_name(config)
+        #: Of its folders.
+        self.room = "".join(c if c.isalnum() else "-" for c in self.name)
         self.changes: Document = {}
+        self.before: tuple[ClusterPlan, Document] | None = None
+        self.version, self.given_up = 0, ""
         self.nodes: dict[str, NodeState] = {}
-        self.run, self.change = secrets.token_hex(4), ""
+        self.run = secrets.token_hex(4)
         self.events: deque[str] = deque(maxlen=_MOST_EVENTS)
-        self.changing: Generator[None, None, None] | None = None
         #: What the board was told last, and gives questions for.
         self._posted: Any = None
 
@@ -175,23 +184,22 @@ class Controller:
         """Measure all nodes, and plan for them."""
         self._look()
         end = time.monotonic() + _MEASURE_SECONDS
-        while any(node.pending is not None for node in self.nodes.values()) and not stopped():
-            if time.monotonic() > end:
+        while any(node.state == "joining" and not node.node for node in self.nodes.values()):
+            if stopped() or time.monotonic() > end:
                 break
             self._hear()
             time.sleep(_TICK)
-        known = tuple(node.known for node in self.nodes.values())
-        cluster = Cluster(source=f"ray {self._connection.address}", nodes=known)
-        plan = plan_cluster(self.request, cluster)
+        plan = self._plan_all(self.request, f"ray {self._connection.address}")
         self.say(plan.verdict)
         for warning in plan.warnings:
             self._say(f"warning: {warning}")
         if not plan.fits:
             raise refusal(plan)
         self.plan = plan
-        for node in self.nodes.values():
-            if node.node is not None:
-                self._settle(node, plan.node(node.ray.id))
+
+    def _plan_all(self, request: PlanRequest, source: str) -> ClusterPlan:
+        known = tuple(node.known for node in self.nodes.values())
+        return plan_cluster(request, Cluster(source=source, nodes=known))
 
     def resume(self, saved: _Saved) -> None:
         """Go on with what an earlier controller has left."""
@@ -199,6 +207,7 @@ class Controller:
         for ray_node in self._connection.watched().values():
             node, planned = NodeState(ray_node), saved.plan.node(ray_node.id)
             if ray_node.id in saved.drained:
+                node.after = "drained"
                 node.be("drained")
             elif planned is not None and planned.plan is not None and not ray_node.leaving:
                 self._take(node, len(planned.gpus()))
@@ -221,17 +230,14 @@ class Controller:
         followed: tuple[NodeAddress, ...] = ()
         front.start()
         while stop.signal is None:
-            try:
-                self.tick()
-            except MachineError as exc:
-                self._outlive(exc, stop)
+            self.tick()
             if (addresses := self.addresses()) != followed:
                 front.call(partial(Front.follow, addresses=addresses))
                 followed = addresses
             if time.monotonic() - posted > _POST_SECONDS:
                 posted = time.monotonic()
                 post()
-            if not opened and self._up():
+            if not opened and any(node.state == "serving" for node in self.nodes.values()):
                 opened = True
                 on_open([front.url])
             if why := self.hopeless:
@@ -245,37 +251,27 @@ class Controller:
         self._hear()
         for node in list(self.nodes.values()):
             self._step(node)
-        if self.changing and next(self.changing, _DONE) is _DONE:
-            self.changing = None
+        self._change_next()
 
-    def _outlive(self, exc: MachineError, stop: StopSignal) -> None:
-        """Ray's head is gone: nodes serve until their lease ends."""
-        self.say(f"warning: {exc.message}: nodes end in order within {LEASE_SECONDS:.0f} s")
-        while stop.signal is None and self._up():
-            time.sleep(_TICK)
-        if stop.signal is None:
-            raise exc
-
-    def _up(self) -> bool:
-        """Whether the front has a node to send requests to."""
-        return bool(self.front.call(lambda front: front.health()["up"]))
+    @property
+    def hopeless(self) -> str:
+        """Why nothing serves or will; empty where something does."""
+        nodes = self.nodes.values()
+        if any(node.state not in _EMPTY for node in nodes):
+            return ""
+        return next((node.why for node in nodes if node.state == "unfit"), "")
 
     def end(self, seconds: float, urgent: Callable[[], bool]) -> None:
         """End all servers in order, and give all GPUs back."""
-        for node in self.nodes.values():
-            if node.actor is not None:
-                node.actor.end.remote()
+        left = [node for node in self.nodes.values() if node.actor is not None]
+        for node in left:
+            node.actor.end.remote()
         began = time.monotonic()
-        while (took := time.monotonic() - began) < seconds:
+        while left and (took := time.monotonic() - began) < seconds:
             if urgent() and took > _URGENT_SECONDS:
                 break
             self._hear()
-            late = took > _SILENT_SECONDS
-            left = [
-                node for node in self.nodes.values() if node.actor and node.report.state != "idle"
-            ]
-            if all(node.silent and late for node in left):
-                break
+            left = [node for node in left if node.report.state != "idle"]
             time.sleep(_TICK)
         for node in self.nodes.values():
             self._free(node)
@@ -294,25 +290,25 @@ class Controller:
                 self.nodes[identity] = NodeState(ray_node)
                 self._join(self.nodes[identity])
 
-    def _join(self, node: NodeState) -> None:
-        """Take a node's free GPUs, and measure it."""
-        if free := ray_adapter.free_gpus().get(node.ray.id, 0) if node.ray.gpus else 0:
-            self._measure(node, free)
+    def _join(self, node: NodeState, gpus: int = 0) -> None:
+        """Take so many GPUs of a node, or all that are free, and measure it."""
+        node.version = self.version
+        if node.ray.gpus and not gpus:
+            gpus = ray_adapter.free_gpus().get(node.ray.id, 0)
+        if gpus:
+            self._take(node, gpus)
+            node.node = None
+            node.be("joining")
         else:
             why = "no GPU of it is free: jobs of Ray hold them all"
             node.be("unfit", why if node.ray.gpus else "Ray counts no GPU there", _NO_GPU_SECONDS)
-
-    def _measure(self, node: NodeState, gpus: int) -> None:
-        node.be("joining")
-        self._take(node, gpus)
-        node.node, node.pending = None, node.actor.measure.remote(self.config.pretend)
 
     def _take(self, node: NodeState, gpus: int) -> None:
         self._free(node)
         node.gpus = gpus
         node.actor = ray_adapter.start_actor(
-            NodeActor, self.run, node.ray.id, node.ray.address, self.config.node_port,
-            node=node.ray.id, calls=8, gpus=gpus,
+            NodeActor, self.room, self.run, node.ray.id, node.ray.address, self.config.node_port,
+            self.config.pretend, node=node.ray.id, gpus=gpus,
         )  # fmt: skip
 
     def _free(self, node: NodeState) -> None:
@@ -325,40 +321,58 @@ class Controller:
     def _hear(self) -> None:
         """Take what actors have answered, and ask them again."""
         for node in self.nodes.values():
-            joins = node.state == "joining"
-            if node.actor is not None and node.pending is None and not joins:
-                node.pending = node.actor.tell.remote()
-            if node.pending is None:
+            if node.actor is None:
                 continue
+            node.pending = node.pending or node.actor.tell.remote()
             answer = ray_adapter.outcome(node.pending, 0)
             if isinstance(answer, ResultTimeoutError):
                 continue
             node.pending = None
-            fails = isinstance(answer, RayCallError)
-            if joins:
-                measured, gpus = (answer, ()) if fails else answer
-                node.node = held_only(node_of(node.ray, measured), gpus)
-            else:
-                node.report, node.silent = node.report if fails else answer, str(answer) * fails
+            # An actor that does not answer starts again, or its node is gone.
+            if not (fails := isinstance(answer, RayCallError)):
+                node.report = answer
+            measured = answer if fails else answer.measured
+            if node.state == "joining" and (measured or node.report.why):
+                known = node_of(node.ray, measured or RayCallError(node.report.why))
+                node.node = held_only(known, node.report.gpus)
 
-    def _planned(self, node: NodeState) -> NodePlan:
-        """A node's plan under the promise."""
-        assert node.node is not None
-        request, ray = self.request, node.ray
+    def _step(self, node: NodeState) -> None:
+        """What follows from where a node stands."""
+        # Another promise may be one that it keeps.
+        due = node.version != self.version or time.monotonic() >= node.until
+        if node.state == "joining" and node.node is not None:
+            self._settle(node, node.node)
+        elif node.state in _WITH_PLAN and node.failed:
+            self._failed(node)
+        elif node.state == "starting" and node.open and self.has_front(node):
+            self.say(f"node {node.name} serves at {node.report.url}")
+            node.be("serving", seconds=_FRONTS_SECONDS if node.after else 0.0)
+            node.after = ""
+        elif node.state == "draining" and node.report.state == "idle":
+            if node.after == "joining":
+                node.node = None
+            else:
+                self._free(node)
+                self.say(f"node {node.name} is {node.after}, its GPUs are given back")
+            node.be(node.after, node.why, _AGAIN_SECONDS)
+        elif node.state == "unfit" and self.before is None and due:
+            self._join(node)
+
+    def _settle(self, node: NodeState, measured: Node) -> None:
+        """Have a node serve its plan under the promise, or say why it cannot."""
+        node.version, request = self.version, self.request
         if node.margin is not None:
             request = request.changed(margin=node.margin)
         try:
-            return plan_joining(request, self.plan, node.node)
+            planned = plan_joining(request, self.plan, measured)
         except TurbofitError as exc:
-            return NodePlan(node=ray.id, name=ray.name, address=ray.address, why_not=exc.message)
-
-    def _settle(self, node: NodeState, planned: NodePlan | None) -> None:
-        """Have a measured node serve its plan, or say why it cannot."""
-        if planned is None or planned.plan is None:
-            self._unfit(node, planned.why_not if planned else "it was not planned for")
+            self._unfit(node, exc.message)
+            return
+        if planned.plan is None:
+            self._unfit(node, planned.why_not)
         elif len(planned.gpus()) < node.gpus:
             # The cards that the plan leaves go back; which of them stay is Ray's to say.
-            self._measure(node, len(planned.gpus()))
+            self._join(node, len(planned.gpus()))
         else:
             self.serve(node, planned)
 
@@ -370,117 +384,67 @@ class Controller:
         node.plan, node.digest = planned, digest
         node.actor.serve.remote(digest, planned.plan.to_json(), words)
         node.report, node.pending = replace(node.report, state="starting", digest=digest), None
-        if node.state != "changing":
-            node.be("starting")
-
-    def _step(self, node: NodeState) -> None:
-        """What follows from where a node stands."""
-        if node.state == "joining" and node.node is not None:
-            self._settle(node, self._planned(node))
-        elif node.state == "starting" and node.open:
-            node.be("serving")
-            self.say(f"node {node.name} serves at {node.report.url}")
-        elif node.state in ("starting", "serving") and node.failed:
-            self._failed(node)
-        elif node.state == "draining" and node.report.state == "idle":
-            self._free(node)
-            node.be("drained", node.why)
-            self.say(f"node {node.name} is drained, its GPUs are given back")
-        elif node.state == "unfit" and time.monotonic() >= node.again:
-            self._join(node)
+        node.be("starting")
 
     def _failed(self, node: NodeState) -> None:
         """A node's server does not start, or has ended for good."""
-        plan = node.plan and node.plan.plan
-        if node.report.exit_code == OutOfMemoryError.exit_code and not node.margin and plan:
+        plan, ran_out = node.plan and node.plan.plan, OutOfMemoryError.exit_code
+        if plan and node.report.exit_code == ran_out and not node.margin and self.before is None:
             node.margin = doubled_margin(plan)
-            self.say(f"node {node.name} ran out of memory: it is planned with twice the margin")
-            self._settle(node, self._planned(node))
+            self._let_go(node, "joining", "out of memory: it is planned with twice the margin")
         else:
             self._unfit(node, node.failed)
 
     def _unfit(self, node: NodeState, why: str) -> None:
-        self._free(node)
-        node.be("unfit", why)
-        self.say(f"node {node.name} does not serve: {why}")
+        """A node cannot serve; one that another plan counts on brings the plan before back."""
+        planned = self.plan.node(node.ray.id)
+        if self.before is None or planned is None or planned.plan is None:
+            self._let_go(node, "unfit", why)
+            return
+        (self.plan, self.changes), self.before = self.before, None
+        self.version -= 1
+        self.given_up = f"given up: node {node.name}: {why}"
+        self.say(f"the new plan does not hold, going back: node {node.name}: {why}")
+        self._let_go(node, "joining", "the plan before is in force again")
 
-    def drain(self, node: NodeState, why: str = "") -> None:
-        """Send a node nothing new, and end its server in order."""
-        if node.actor is None and node.state not in _EMPTY:
-            node.be("drained", why)
-        elif node.state not in _EMPTY:
-            node.be("draining", why)
+    def drain(self, node: NodeState, why: str = "it is to leave") -> None:
+        """Send a node nothing new, and end its server in order; it serves nothing then."""
+        if node.after != "drained":
+            self._let_go(node, "drained", why)
+
+    def _let_go(self, node: NodeState, after: str, why: str) -> None:
+        node.after = after
+        node.be("draining", why)
+        if node.actor is not None:
             node.actor.end.remote()
-            self.say(f"node {node.name} finishes what it has")
+        ends = "does not serve" if after == "unfit" else "finishes what it has"
+        self.say(f"node {node.name} {ends}: {why}")
+
+    # From one plan to another: a node at a time, whose plan is not of the one in force.
+
+    def _change_next(self) -> None:
+        """The next node leaves the front, once fronts have the last one that has changed."""
+        nodes, now = self.nodes.values(), time.monotonic()
+        changing = any(node.after == "joining" for node in nodes)
+        if changing or any(node.until > now for node in nodes if node.state == "serving"):
+            return
+        if old := [node for node in self._with_plan() if node.version != self.version]:
+            self._let_go(old[0], "joining", "another plan is in force")
+        elif self.before is not None:
+            self.before = None
+            self.say(f"the plan has changed: {promise_of(self.plan)}")
+
+    def _with_plan(self) -> list[NodeState]:
+        return [node for node in self.nodes.values() if node.state in _WITH_PLAN]
 
     @property
-    def hopeless(self) -> str:
-        """Why nothing serves or will; empty where something does."""
-        nodes = self.nodes.values()
-        if any(node.state not in ("unfit", "drained") for node in nodes):
-            return ""
-        return next((node.why for node in nodes if node.state == "unfit"), "")
-
-    # From one plan to another.
-
-    def _changed(self, target: ClusterPlan, changes: Document) -> Generator[None, None, None]:
-        """The steps from what is served to another plan of the same model.
-
-        A node that the new plan leaves out is no failure; the first one that fails with the new
-        plan brings the old one back on all that have changed, the last one first.
-        """
-        before, changes_before = self.plan, self.changes
-        self.plan, self.changes = target, changes
-        self.say(f"a change of plan begins: {promise_of(before)} -> {promise_of(target)}")
-        moved: list[tuple[NodeState, NodePlan | None]] = []
-        serving = [node for node in self.nodes.values() if node.state in ("serving", "starting")]
-        for number, node in enumerate(serving):
-            self.change = f"{number} of {len(serving)} nodes have the new plan"
-            moved.append((node, node.plan))
-            yield from self._moved(node, target.node(node.ray.id))
-            if not node.failed:
-                continue
-            why = f"node {node.name}: {node.failed}"
-            self.plan, self.changes = before, changes_before
-            self.say(f"the new plan does not hold, going back: {why}")
-            self.change = f"going back: {why}"
-            for back, old in reversed(moved):
-                yield from self._moved(back, old)
-                if back.failed:
-                    self._unfit(back, back.failed)
-            self.change = f"given up: {why}"
-            return
-        for node in self.nodes.values():
-            if node.state == "unfit":
-                node.again = 0.0  # the new promise may be one that it keeps
-        self.change = ""
-        self.say(f"the plan has changed: {promise_of(target)}")
-
-    def _moved(self, node: NodeState, planned: NodePlan | None) -> Generator[None, None, None]:
-        """One node to its plan, until it serves or fails."""
-        if node.state == "unfit":
-            node.again = 0.0  # it has given its GPUs back, and joins under this plan
-        if node.ray.id not in self.nodes or node.actor is None or node.state in _EMPTY:
-            return
-        if planned is None or planned.plan is None:
-            planned = self._planned(node)
-        if planned.plan is None:
-            self.drain(node)
-            while node.ray.id in self.nodes and node.state == "draining":
-                yield
-            node.be("unfit", planned.why_not)
-            return
-        node.be("changing")
-        yield  # the front hears of it before the server ends
-        self.serve(node, planned)
-        while node.ray.id in self.nodes and node.state == "changing":
-            if node.failed:
-                return
-            if node.open and self.has_front(node):
-                node.be("serving")
-            yield
-        for _ in range(_FRONTS_TICKS):
-            yield
+    def change(self) -> str:
+        """How far a change has come, or why the last one did not hold."""
+        if self.before is None:
+            return self.given_up
+        nodes = [node for node in self.nodes.values() if node.state not in _EMPTY]
+        done = sum(node.state == "serving" and node.version == self.version for node in nodes)
+        return f"{done} of {len(nodes)} nodes have the new plan"
 
     def has_front(self, node: NodeState) -> bool:
         """Whether the front sends requests to a node's present server."""
@@ -507,30 +471,28 @@ class Controller:
             return exc.to_dict()
 
     def _change(self, changes: Document) -> str:
-        if self.changing:
+        if self.before or any(node.version != self.version for node in self._with_plan()):
             hint = "see turbofit cluster status, and wait"
             raise LaunchError("a change is under way already", hint=hint)
-        nodes = tuple(node.known for node in self.nodes.values())
-        cluster = Cluster(source=self.plan.source, nodes=nodes)
-        target = plan_cluster(self.config.request.changed(**changes), cluster)
+        target = self._plan_all(self.config.request.changed(**changes), self.plan.source)
         if not target.fits:
             hint = "nothing has changed; see turbofit plan --cluster for what would fit"
             raise DoesNotFitError(target.verdict, hint=hint)
-        self.changing = self._changed(target, changes)
+        self.say(f"a change of plan begins: {promise_of(self.plan)} -> {promise_of(target)}")
+        self.before, self.given_up = (self._served(), self.changes), ""
+        self.plan, self.changes, self.version = target, changes, self.version + 1
         note = "node by node from here on; until the last one has changed, a request may meet"
         return f"{target.verdict}; {note} either plan's limits"
 
     def _named(self, name: str) -> NodeState:
         """The node with this name, address or beginning of an id."""
         nodes = [
-            node for node in self.nodes.values()
-            if name in (node.name, node.ray.name, node.ray.address)
-            or (name and node.ray.id.startswith(name))
+            node for node in self.nodes.values() if name
+            and name in (node.name, node.ray.name, node.ray.address, node.ray.id[: len(name)])
         ]  # fmt: skip
         if len(nodes) != 1:
-            many = f"{len(nodes)} nodes are" if nodes else "no node is"
             hint = "turbofit cluster status shows names and ids"
-            raise UsageError(f"{many} {name!r}", hint=hint)
+            raise UsageError(f"{len(nodes) or 'no'} nodes are {name!r}", hint=hint)
         return nodes[0]
 
     def addresses(self) -> tuple[NodeAddress, ...]:
@@ -538,10 +500,10 @@ class Controller:
         return tuple(
             NodeAddress(
                 name=node.name, url=node.report.url, key=node.report.key,
-                draining=node.state not in ("serving", "starting"),
+                draining=node.state not in _WITH_PLAN,
             )
             for node in self.nodes.values()
-            if node.report.url
+            if node.open
         )  # fmt: skip
 
     def post(self, board: Any, state: StateFile[_Saved]) -> None:
@@ -575,21 +537,30 @@ class Controller:
                 )
             )  # fmt: skip
         return ClusterStatus(
-            name=self.config.name or self.plan.model.name, model=self.plan.model.name,
-            source=self.plan.source, pretend=self.config.pretend,
+            name=self.name, model=self.plan.model.name, source=self.plan.source,
+            pretend=self.config.pretend,
             at=time.strftime("%Y-%m-%dT%H:%M:%S%z"), urls=(self.front.url,),
             promise=promise_of(self.plan), nodes=tuple(nodes), change=self.change,
             events=tuple(self.events),
         )  # fmt: skip
 
-    def saved(self) -> _Saved:
-        """What each node serves now, for the next controller."""
+    def _served(self) -> ClusterPlan:
+        """The plan in force, with what each node serves now."""
         nodes = tuple(node.plan for node in self.nodes.values() if node.plan is not None)
+        return replace(self.plan, nodes=nodes)
+
+    def saved(self) -> _Saved:
+        """What the next controller goes on with."""
+        drained = (key for key, node in self.nodes.items() if node.after == "drained")
         return _Saved(
-            run=self.run, at=_since_boot(), request=_request_digest(self.config),
-            changes=self.changes, plan=replace(self.plan, nodes=nodes),
-            drained=tuple(key for key, node in self.nodes.items() if node.state in _EMPTY),
+            run=self.run, at=time.time(), request=_words_of(self.config), changes=self.changes,
+            plan=self._served(), drained=tuple(drained),
         )  # fmt: skip
+
+    def resumable(self, saved: _Saved) -> bool:
+        """Whether that is of the same request, while its servers' leases last."""
+        lasts = 0 <= time.time() - saved.at < LEASE_SECONDS
+        return lasts and saved.request == _words_of(self.config)
 
 
 def serve_cluster(
@@ -608,31 +579,27 @@ def serve_cluster(
     with ray_adapter.connected(config.address) as connection:
         stop.rearm()  # Ray takes SIGTERM
         controller = Controller(connection, config, tell)
-        name = config.name or _model_name(config)
-        board = pin_board(name, connection.here)
-        room = f"clusters/{''.join(c if c.isalnum() else '-' for c in name)}"
+        board = pin_board(controller.name, connection.here)
+        room = f"clusters/{controller.room}"
         folder, state = state_dir(room), StateFile(room, "cluster-state", _Saved)
         assert config.gateway is not None
         public = replace(config.gateway, drain_seconds=config.timing.drain, pretend=config.pretend)
         log = access_log(config.access_log or str(folder / "access.log"))
         tls = ray_adapter.client_context(os.environ)
         front = GatewayThread(Front((), public, log, tls=tls))
-        failed, stop.abrupt = True, False
+        stop.abrupt = False
         try:
-            if (saved := _saved(state, _request_digest(config))) is not None:
+            if (saved := state.read()) is not None and controller.resumable(saved):
                 controller.say("going on with what an earlier turbofit serve has left")
                 controller.resume(saved)
             else:
                 controller.begin(lambda: stop.signal is not None)
-            ended = controller.follow(stop, front, partial(controller.post, board, state), on_open)
-            failed = False
-            return ended
+            return controller.follow(stop, front, partial(controller.post, board, state), on_open)
         finally:
-            urgent = failed or stop.urgent
             stop.on_second(front.cut_off)
-            if not urgent:
+            if not stop.urgent:
                 controller.say("draining: what is under way may end")
-            front.stop(drain=not urgent)
+            front.stop(drain=not stop.urgent)
             if stop.signal is not None:
                 controller.say(f"stopping: {stop.signal.name}")
             with suppress(Exception):  # Ray may be gone: nodes end by their lease
@@ -641,24 +608,10 @@ def serve_cluster(
             stop.abrupt = stop.signal is None
 
 
-def _saved(state: StateFile[_Saved], request: str) -> _Saved | None:
-    """What an earlier controller of the same request has left while its servers' lease lasts."""
-    saved = state.read()
-    if saved is None or saved.request != request or not saved.plan.fits:
-        return None
-    return saved if 0 <= _since_boot() - saved.at < LEASE_SECONDS else None
-
-
-def _since_boot() -> float:
-    """Seconds that this machine has been up, asleep too: a clock that nobody sets."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-def _request_digest(config: ClusterServeConfig) -> str:
-    """What tells requests apart, of which one controller may go on with what another has left."""
+def _words_of(config: ClusterServeConfig) -> str:
+    """A request in words: a controller goes on with what another has left of the same one."""
     given = {name: value for name, value in config.request.given().items() if name != "model"}
-    parts = (_model_name(config), repr(sorted(given.items())), config.node_words)
-    return sha256(repr(parts).encode()).hexdigest()
+    return repr((_model_name(config), sorted(given.items()), config.node_words))
 
 
 def _model_name(config: ClusterServeConfig) -> str:

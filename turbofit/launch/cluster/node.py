@@ -1,25 +1,24 @@
 """The Ray actor of a node: it keeps one `turbofit serve` there, and adopts one that runs already.
 
-A file in the node's state folder names the plan that is to run, so that an actor which Ray starts
-again goes on where the last one ended. The server depends on a lease that the actor renews, and not
-on the actor: when the actor dies, no request is lost. The server's processes inherit a lock, which
-tells whether the server runs.
+Files in the node's state folder are what the next actor knows, where Ray starts this one again:
+``wanted.json`` names the plan that is to run; ``lock`` names the one that runs, and the server's
+processes hold it locked; a plan's server serves as long as its ``lease-…`` is there and renewed. So
+no request is lost when the actor dies, and no server lives on without one.
 """
 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
 import threading
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Any, Final
 
 from msgspec.structs import replace
 
@@ -29,9 +28,7 @@ from turbofit.core.struct import Struct
 from turbofit.launch.cluster import ray_adapter
 from turbofit.launch.cluster.nodes import measure_here, raylet_environment
 from turbofit.launch.cluster.ray_adapter import server_words
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from turbofit.launch.serve.runs import StateFile
 
 _TICK: Final = 0.25
 #: Pauses before it starts again what somebody killed, within ten minutes.
@@ -41,14 +38,9 @@ _DOES_NOT_FIT: Final = 3
 #: A shell's exit code is larger where a signal ended the process.
 _SIGNALLED: Final = 128
 _LAST_BYTES: Final = 4096
-#: A worker of Ray that ends in order kills its children. So the server is a grandchild. The shell
-#: between them writes down the server's exit code; a second one, which becomes the server, its
-#: process id and plan, so that no server lives which nobody can end.
-_BETWEEN: Final = '/bin/sh -c "$@" & wait $!; echo $? > code'
-_BECOME: Final = 'echo $$ $0 > pid.new; mv pid.new pid; exec "$@"'
-#: Seconds after which Ray starts no actor again that died, and that its server then has to end.
-_BACK_SECONDS: Final = 10.0
-_LEFT_SECONDS: Final = 60.0
+#: A worker of Ray that ends in order kills its children. So the server is a grandchild, whose exit
+#: code the shell between them writes down.
+_BETWEEN: Final = '"$@"; echo $? > code'
 #: Folders of earlier runs, with their logs, are kept for so long.
 _KEPT_SECONDS: Final = 7 * 86400.0
 
@@ -57,67 +49,66 @@ class NodeReport(Struct):
     """What a node tells of itself: ``state`` is ``idle``, ``starting``, ``open`` or ``unfit``.
 
     ``digest`` is of the plan that runs; ``why`` and ``exit_code`` say why the node is unfit.
+    ``measured`` is a `Node` in JSON, as it is while nothing serves; ``gpus`` are the actor's, by
+    Ray's ids.
     """
 
     state: str = "idle"
+    measured: bytes = b""
+    gpus: tuple[str, ...] = ()
     digest: str = ""
     url: str = ""
     key: str = ""
-    pid: int = 0
     last_line: str = ""
     why: str = ""
     exit_code: int = 0
     folder: str = ""
 
 
-class NodeActor:
-    """Keeps a server."""
+class _Wanted(Struct, tag_field="schema", tag="turbofit.wanted/1"):
+    """What a node is to serve in a run; no digest: nothing."""
 
-    def __init__(self, run: str, node: str, host: str, port: int) -> None:
-        self._folder = state_dir("nodes") / f"{run}-{node[:12]}"
-        self._folder.mkdir(mode=0o700, exist_ok=True)
-        self._host, self._port, self._raylet = host, port, os.getppid()
+    run: str
+    digest: str = ""
+    words: tuple[str, ...] = ()
+
+
+class NodeActor:
+    """Keeps a server of the service ``name``; what an earlier ``run`` of it has left ends."""
+
+    def __init__(self, name: str, run: str, node: str, host: str, port: int, pretend: bool) -> None:
+        room = f"nodes/{name}-{node[:12]}"
+        self._folder, self._wanted = state_dir(room), StateFile(room, "wanted", _Wanted)
+        self._run, self._host, self._port, self._pretend = run, host, port, pretend
+        self._raylet = os.getppid()
         self._child: subprocess.Popen[bytes] | None = None
-        key = self._folder / "key"  # the server trusts fronts by it; random for each folder
-        if not _text(key):
-            write_atomic(key, secrets.token_hex(32) + "\n", mode=0o600)
-        self._report = NodeReport(folder=str(self._folder), key=_text(key))
+        gpus = tuple(ray_adapter.gpus_of_this_task())
+        self._report = NodeReport(folder=str(self._folder), gpus=gpus, key=self._begin())
         self._ends: list[float] = []
-        self._again, self._tried = 0.0, ""
+        self._again = 0.0
         self._gone = threading.Event()
         # Ray starts its workers at a niceness of 15, which engines would have from this thread.
         with suppress(PermissionError):
             os.setpriority(os.PRIO_PROCESS, 0, 0)
         threading.Thread(target=self._live, name="life", daemon=True).start()
 
-    def measure(self, pretend: bool) -> tuple[bytes, list[str]]:
-        """The node as it is now, as JSON, and Ray's ids of the GPUs that this actor has.
-
-        A server that an earlier run left here without an actor is ended first.
-        """
-        node = self._folder.name.rpartition("-")[2]
-        for folder in state_dir("nodes").iterdir():
-            if not _is_held(folder / "lock"):
-                _forget(folder)
-            elif folder.name.endswith(node) and not _within(_BACK_SECONDS, folder / "actor"):
-                _end_server(folder)
-                _within(_LEFT_SECONDS, folder / "lock", locked=False)
-        return measure_here(pretend), ray_adapter.gpus_of_this_task()
-
     def serve(self, digest: str, plan: str, words: tuple[str, ...]) -> None:
-        """Serve this plan from now on; a server with another plan is ended in order."""
+        """Serve this plan from now on; a server with another plan ends in order."""
         write_atomic(self._folder / f"plan-{digest}.json", plan, mode=0o600)
-        write_atomic(self._folder / "wanted.json", json.dumps([digest, words]), mode=0o600)
-        self._ends, self._again, self._tried = [], 0.0, ""
-        self._report = replace(self._report, state="starting", why="", exit_code=0)
+        self._ends, self._again = [], 0.0
+        self._tell(state="starting", digest=digest, url="", why="", exit_code=0)
+        self._wanted.write(_Wanted(run=self._run, digest=digest, words=words))
 
     def end(self) -> None:
         """End the server in order, and start none."""
-        (self._folder / "wanted.json").unlink(missing_ok=True)
+        self._wanted.write(_Wanted(run=self._run))
 
     def tell(self) -> NodeReport:
         """What the node tells of itself now."""
         return self._report
+
+    def _tell(self, **facts: Any) -> None:
+        self._report = replace(self._report, **facts)
 
     def _live(self) -> None:
         with (self._folder / "actor").open("wb") as alive:
@@ -125,84 +116,95 @@ class NodeActor:
             while not self._gone.wait(_TICK):
                 if os.getppid() != self._raylet:
                     # Ray ends this process too, if its raylet was reaped: the node has left.
-                    _end_server(self._folder)
+                    self._keep_lease("")
                     os._exit(1)
                 try:
                     self._look()
                 except Exception as exc:  # noqa: BLE001 - this thread must not end
-                    self._report = replace(self._report, why=f"{type(exc).__name__}: {exc}")
+                    self._tell(why=f"{type(exc).__name__}: {exc}")
+
+    def _begin(self) -> str:
+        """Go on with this run, or begin it; the key by which its server trusts fronts."""
+        key, wanted = self._folder / "key", self._wanted.read()
+        if wanted is None or wanted.run != self._run:
+            write_atomic(key, secrets.token_hex(32) + "\n", mode=0o600)
+            self._wanted.write(_Wanted(run=self._run))
+        for folder in self._folder.parent.iterdir():
+            with suppress(OSError):  # other nodes of this host look, too
+                is_old = time.time() - folder.stat().st_mtime > _KEPT_SECONDS
+                if is_old and not _is_held(folder / "lock"):
+                    shutil.rmtree(folder)
+        return _text(key)
 
     def _look(self) -> None:
-        now = time.monotonic()
-        (self._folder / "lease").touch(mode=0o600)
+        wanted = self._wanted.read() or _Wanted(run=self._run)
+        digest, runs, now = wanted.digest, _text(self._folder / "lock"), time.monotonic()
+        self._keep_lease(digest)
         if self._child is not None:
             self._child.poll()  # a dead child is reaped
-        digest, words = json.loads(_text(self._folder / "wanted.json") or '["", []]')
-        pid, serves = _server(self._folder)
         if _is_held(self._folder / "lock"):
-            if serves != digest:
-                _end_server(self._folder)
-                return
-            url, last_line = self._url(), "".join(self._lines()[-1:])
-            state = "open" if url else "starting"
-            self._report = replace(
-                self._report, state=state, url=url, pid=pid, digest=digest, last_line=last_line
-            )
-        elif pid:
-            self._ended(serves, digest, now)
+            if runs == digest:
+                url, last_line = self._url(), "".join(self._lines()[-1:])
+                state = "open" if url else "starting"
+                self._tell(state=state, digest=digest, url=url, last_line=last_line)
+        elif runs:
+            if runs == digest:
+                self._ended(digest, now)
+            (self._folder / "lock").write_text("")
         elif not digest:
-            self._report = replace(self._report, state="idle", url="", digest="")
-        elif self._tried != digest and now >= self._again:
-            self._start(digest, words)
+            measured = self._report.measured or measure_here(self._pretend)
+            self._tell(state="idle", measured=measured, digest="", url="")
+        elif now >= self._again and (self._report.state, self._report.digest) != ("unfit", digest):
+            self._start(wanted)
 
-    def _ended(self, served: str, digest: str, now: float) -> None:
+    def _keep_lease(self, digest: str) -> None:
+        """Renew the lease of a plan's server; those without one end in order."""
+        for lease in self._folder.glob("lease-*"):
+            if lease.name != f"lease-{digest}":
+                lease.unlink()
+        if digest:
+            (self._folder / f"lease-{digest}").touch(mode=0o600)
+
+    def _ended(self, digest: str, now: float) -> None:
         """The server's process is gone: it is started again, unless that would not help."""
-        text = _text(self._folder / "code")
-        code, was_open, self._child = int(text) if text else None, bool(self._url()), None
-        (self._folder / "pid").unlink()
-        self._report = replace(self._report, url="", pid=0)
-        if served != digest:
-            return
+        code, was_open = int(_text(self._folder / "code") or 0), bool(self._url())
         self._ends = [at for at in self._ends if now - at < _WINDOW] + [now]
         helps = not code or code > _SIGNALLED or was_open
         if code == _DOES_NOT_FIT:
             helps = len(self._ends) > 1  # beside what the driver still holds of a killed one
-        if not helps or len(self._ends) > len(_PAUSES):
-            self._tried = digest
-            errors = [line for line in self._lines() if line.startswith("error: ")]
-            error = "".join(errors[-1:]).removeprefix("error: ")
-            why = error or f"turbofit serve ended with {code}"
-            self._report = replace(
-                self._report, state="unfit", digest=digest, why=why, exit_code=code or 0
-            )
+        if helps and len(self._ends) <= len(_PAUSES):
+            # What the driver still holds of a killed one's memory comes back meanwhile.
+            self._again = now + _PAUSES[len(self._ends) - 1]
+            self._tell(state="starting", digest=digest, url="")
             return
-        # What the driver still holds of a killed one's memory comes back meanwhile.
-        self._again = now + _PAUSES[len(self._ends) - 1]
-        self._report = replace(self._report, state="starting")
+        errors = [line for line in self._lines() if line.startswith("error: ")]
+        why = "".join(errors[-1:]).removeprefix("error: ") or f"turbofit serve ended with {code}"
+        self._tell(state="unfit", digest=digest, url="", why=why, exit_code=code)
 
-    def _start(self, digest: str, words: list[str]) -> None:
-        folder = self._folder
+    def _start(self, wanted: _Wanted) -> None:
+        folder, digest = self._folder, wanted.digest
         argv = [
-            "/bin/sh", "-c", _BETWEEN, "sh", _BECOME, digest,
-            sys.executable, "-m", "turbofit", "serve", "--plan", f"{folder}/plan-{digest}.json",
-            "--host", self._host, "--port", str(self._port), "--front-key-file",
-            f"{folder}/key", "--lease", f"{folder}/lease", *server_words(os.environ), *words,
+            "/bin/sh", "-c", _BETWEEN, "sh", sys.executable, "-m", "turbofit", "serve",
+            "--plan", f"{folder}/plan-{digest}.json", "--host", self._host,
+            "--port", str(self._port), "--front-key-file", f"{folder}/key",
+            "--lease", f"{folder}/lease-{digest}", *server_words(os.environ), *wanted.words,
         ]  # fmt: skip
         with suppress(OSError):
             os.replace(folder / "serve.log", folder / "serve.log.1")
-        for name in ("code", "ending"):
-            (folder / name).unlink(missing_ok=True)
+        (folder / "code").unlink(missing_ok=True)
         with (
-            (folder / "lock").open("wb") as lock,
+            (folder / "lock").open("w") as lock,
             (folder / "serve.log").open("wb") as log,
             (folder / "url").open("wb") as url,
         ):
             fcntl.flock(lock, fcntl.LOCK_EX)
+            lock.write(digest)
+            lock.flush()
             self._child = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=url, stderr=log, env=_environment(),
                 cwd=folder, start_new_session=True, pass_fds=[lock.fileno()],
             )  # fmt: skip
-        self._report = replace(self._report, state="starting", url="", digest=digest, last_line="")
+        self._tell(state="starting", url="", digest=digest, last_line="", measured=b"")
 
     def _url(self) -> str:
         return _text(self._folder / "url").partition("\n")[0]
@@ -223,16 +225,10 @@ def _text(path: Path) -> str:
         return ""
 
 
-def _server(folder: Path) -> tuple[int, str]:
-    """The process and the plan of the server that a folder has or had; 0 before it began."""
-    pid, _, digest = _text(folder / "pid").partition(" ")
-    return int(pid or 0), digest
-
-
 def _is_held(path: Path) -> bool:
-    """Whether what locks this file lives: a folder's ``actor``, or its server by its ``lock``.
+    """Whether what locks this file lives.
 
-    The server's exit code is written down before the lock ends.
+    Of a server's ``lock``, its exit code is written down before the lock ends.
     """
     with suppress(FileNotFoundError), path.open("rb") as lock:
         try:
@@ -240,30 +236,6 @@ def _is_held(path: Path) -> bool:
         except BlockingIOError:
             return True
     return False
-
-
-def _within(seconds: float, path: Path, *, locked: bool = True) -> bool:
-    """Whether a lock is held, or is no more, within so many seconds."""
-    until = time.monotonic() + seconds
-    while _is_held(path) != locked and time.monotonic() < until:
-        time.sleep(_TICK)
-    return _is_held(path) == locked
-
-
-def _end_server(folder: Path) -> None:
-    """Ask a server to end in order, once: a second signal would cut off what is open."""
-    pid, _ = _server(folder)
-    if pid and not (folder / "ending").exists():
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
-        (folder / "ending").touch()
-
-
-def _forget(folder: Path) -> None:
-    """Remove what an earlier run has left, its key too, after some days."""
-    with suppress(OSError):
-        if time.time() - (folder / "lease").stat().st_mtime > _KEPT_SECONDS:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _environment() -> dict[str, str]:

@@ -130,10 +130,9 @@ def _simulated(text: str) -> Cluster:
     nodes: list[Node] = []
     counts = []
     for part in text.split("/"):
-        spec, at, number = part.rpartition("@")
-        if not at:
-            spec, number = part, "1"
-        if not number.strip().isdecimal() or not 1 <= int(number) <= MOST_NODES:
+        spec, _, number = part.rpartition("@") if "@" in part else (part, "", "1")
+        count = int(number) if number.isdecimal() else 0
+        if not 1 <= count <= MOST_NODES - len(nodes):
             raise UsageError(
                 f"--cluster: {part[:60]!r} is not SPEC@COUNT",
                 hint=f"write it like sim:4xrtx3090@100/8xh100@2, {MOST_NODES:,} nodes at most",
@@ -144,12 +143,8 @@ def _simulated(text: str) -> Cluster:
                 hint="start turbofit in a snapshot's folder, and name the snapshot without it",
             )
         machine = machine_from(spec)
-        for _ in range(int(number)):
+        for _ in range(count):
             name = f"sim-{len(nodes) + 1}"
             nodes.append(Node(id=name, name=name, address="", machine=machine))
-        counts.append(f"{int(number):,} of {machine.name}")
-    if len(nodes) > MOST_NODES:
-        raise UsageError(
-            f"--cluster: {len(nodes):,} nodes", hint=f"simulate {MOST_NODES:,} at most"
-        )
+        counts.append(f"{count:,} of {machine.name}")
     return Cluster(source=f"simulated: {', '.join(counts)}", nodes=tuple(nodes))

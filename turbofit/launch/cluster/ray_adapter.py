@@ -217,7 +217,7 @@ def _on(node: str) -> Any:
 
 
 def start_actor(
-    kind: type, *args: Any, node: str, calls: int, gpus: int = 0, name: str | None = None
+    kind: type, *args: Any, node: str, calls: int = 1, gpus: int = 0, name: str | None = None
 ) -> Any:
     """Start an actor on a node, which Ray always starts again; its handle.
 
@@ -230,30 +230,7 @@ def start_actor(
 
     taken = {"num_gpus": gpus} if gpus else {}
     remote = ray.remote(num_cpus=0, max_restarts=-1, max_concurrency=calls, **taken)(kind)
-    options = {"scheduling_strategy": _on(node), "name": name, "namespace": _NAMESPACE}
-    return remote.options(**options).remote(*args)
-
-
-def named_actors(prefix: str) -> dict[str, Handle]:
-    """The handles of turbofit's actors whose names begin so, by the rest of their names.
-
-    Raises:
-        MachineError: the cluster's head is silent; Ray waits for it for a minute.
-    """
-    import ray
-
-    handles = {}
-    try:
-        for actor in ray.util.list_named_actors(all_namespaces=True):
-            if actor["namespace"] == _NAMESPACE and actor["name"].startswith(prefix):
-                with suppress(ValueError):  # it has just ended
-                    handle = ray.get_actor(actor["name"], namespace=_NAMESPACE)
-                    handles[actor["name"].removeprefix(prefix)] = handle
-    except ray.exceptions.GetTimeoutError as exc:
-        raise MachineError(
-            f"the head of the Ray cluster does not answer: {_one_line(exc)}", hint="see ray status"
-        ) from None
-    return handles
+    return remote.options(scheduling_strategy=_on(node), name=name).remote(*args)
 
 
 def kill_actor(actor: Any) -> None:
@@ -332,7 +309,6 @@ def _used(environ: Mapping[str, str]) -> bool:
 # Where a run is found in a Ray cluster: what is served, where nodes are, what is asked of it.
 
 
-_PREFIX: Final = "turbofit-run-"
 #: Calls that the actor takes at once: questions wait in it.
 _CALLS: Final = 32
 _SECONDS: Final = 15.0
@@ -378,7 +354,7 @@ def pin_board(name: str, node: str) -> Any:
     Where Ray starts it again it knows all after a second.
     """
     try:
-        return start_actor(Board, node=node, calls=_CALLS, name=_PREFIX + name)
+        return start_actor(Board, node=node, calls=_CALLS, name=name)
     except ValueError:
         raise LaunchError(
             f"{name} is served on this cluster already",
@@ -387,13 +363,24 @@ def pin_board(name: str, node: str) -> Any:
 
 
 def boards(name: str | None) -> dict[str, Handle]:
-    """The boards of all runs, or of the one with this name.
+    """The boards of all runs, or of the one with this name: no other actor has a name.
 
     Raises:
         UsageError: there is none.
+        MachineError: the cluster's head is silent; Ray waits for it for a minute.
     """
-    actors = named_actors(_PREFIX)
-    named = {run: board for run, board in actors.items() if name in (None, run)}
+    import ray
+
+    try:
+        runs = [run for run in ray.util.list_named_actors() if name in (None, run)]
+    except ray.exceptions.GetTimeoutError as exc:
+        raise MachineError(
+            f"the head of the Ray cluster does not answer: {_one_line(exc)}", hint="see ray status"
+        ) from None
+    named = {}
+    for run in runs:
+        with suppress(ValueError):  # it has just ended
+            named[run] = ray.get_actor(run)
     if not named:
         what = "nothing" if name is None else f"no {name!r}"
         hint = "turbofit serve MODEL --cluster ray"

@@ -93,8 +93,8 @@ def module_runner(module: str) -> tuple[str, ...]:
 #: Engines listen here only: their management routes are open to whoever reaches them.
 HOST: Final = "127.0.0.1"
 
-#: Private ports are looked for from here on.
-_FIRST_PORT: Final = 20000
+#: Private ports; Linux takes those of outgoing connections from 32768 on.
+_PORTS: Final = range(20000, 32768)
 
 #: The variable in which `entry.py` finds the engine's API key.
 KEY: Final = "TURBOFIT_ENGINE_KEY"
@@ -163,9 +163,9 @@ def port_of(command: Command) -> int:
 def free_ports(count: int, besides: int | None = None) -> list[int]:
     """Ports on loopback that nobody has at this moment.
 
-    They are taken from below the range of outgoing connections: the kernel may give a port of that
-    range to an outgoing connection before the engine listens, even to a client that asks whether
-    the engine listens yet.
+    They are taken from below the usual range of outgoing connections: the kernel may give a port of
+    that range to an outgoing connection before the engine listens, even to a client that asks
+    whether the engine listens yet.
 
     Args:
         count: how many.
@@ -177,10 +177,8 @@ def free_ports(count: int, besides: int | None = None) -> list[int]:
     from turbofit.gateway.server import tcp_socket
 
     sockets: list[socket.socket] = []
-    candidates = list(range(_FIRST_PORT, max(_FIRST_PORT + 1000, _outgoing())))
-    random.SystemRandom().shuffle(candidates)
     try:
-        for port in candidates:
+        for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
             if len(sockets) == count:
                 break
             if port == besides:
@@ -198,15 +196,6 @@ def free_ports(count: int, besides: int | None = None) -> list[int]:
     finally:
         for endpoint in sockets:
             endpoint.close()
-
-
-def _outgoing() -> int:
-    """The first port that the kernel gives to outgoing connections."""
-    try:
-        with open("/proc/sys/net/ipv4/ip_local_port_range", encoding="ascii") as file:
-            return int(file.read().split()[0])
-    except (OSError, ValueError, IndexError):
-        return 32768
 
 
 # The cache ratio of one start, where more or less is free than the plan counted on.

@@ -1,4 +1,4 @@
-"""The GPUs while engines run: others who grow into our margin, cards that are lost or too hot.
+"""The GPUs while engines run: others who grow into our margin, and cards that are lost.
 
 Everything here warns; nothing stops a server that still answers.
 """
@@ -15,12 +15,10 @@ from turbofit.core.struct import NA
 from turbofit.core.units import MIB, format_bytes
 from turbofit.launch.engine.kernel import group_of
 from turbofit.machine.nvml import ask_driver
-from turbofit.planning.checks import answers
 from turbofit.planning.examine.cards import open_margin, who_grew
-from turbofit.planning.examine.scene import Scene, Sources
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
     from turbofit.core.machine import Gpu, Machine
     from turbofit.core.plan import GpuLedger, Plan
@@ -79,8 +77,6 @@ class GpuMonitor(threading.Thread):
         self._said.pop("machine", None)
         for ledger in self._plan.gpus:
             self._look(ledger, machine)
-        for name, text in _heat(self._plan.gpus):
-            self._say(name, 1, text)
 
     def _look(self, ledger: GpuLedger, machine: Machine) -> None:
         gpu = next((gpu for gpu in machine.gpus if gpu.uuid == ledger.uuid), None)
@@ -206,18 +202,3 @@ def _measured() -> tuple[Machine | None, str]:
         return None, exc.message
     except Exception as exc:  # noqa: BLE001 - whatever it is, the engines still serve
         return None, f"{type(exc).__name__}: {exc}"
-
-
-def _heat(gpus: Sequence[GpuLedger]) -> list[tuple[str, str]]:
-    """Cards that slow down, and memory errors, where the driver tells."""
-    from turbofit.planning.examine.cards import read_health
-
-    warnings = []
-    try:
-        for health, gpu in zip(read_health(gpus), gpus, strict=True):
-            for check, answer in answers(Scene(Sources(), "watch", healths=(health,))):
-                if answer.state in ("warning", "stops"):
-                    warnings.append((f"{check.name} {gpu.uuid}", f"{answer.seen}: {check.why}"))
-    except Exception:  # noqa: BLE001 - as in `_measured`
-        return []
-    return warnings

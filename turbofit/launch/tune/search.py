@@ -195,21 +195,18 @@ class Surrogate:
     """
 
     def __init__(self, points: Sequence[Sequence[float]], residuals: Sequence[float]) -> None:
-        self._points = list(points)
-        rows = [
-            [_covariance(a, b) + (_NOISE**2 if i == j else 0.0) for j, b in enumerate(points)]
-            for i, a in enumerate(points)
-        ]
-        self._lower = _cholesky(rows)
-        self._solved = _solve_lower(self._lower, residuals)
+        import numpy as np  # which LMDeploy brings
+
+        self._points = points
+        likeness = np.array([[_covariance(a, b) for b in points] for a in points])
+        self._inverse = np.linalg.inv(likeness + _NOISE**2 * np.eye(len(points)))
+        self._weights = self._inverse @ np.array(residuals)
 
     def predict(self, point: Sequence[float]) -> tuple[float, float]:
         """Mean and standard deviation of the residual at a point."""
         towards = [_covariance(point, other) for other in self._points]
-        explained = _solve_lower(self._lower, towards)
-        mean = sum(a * b for a, b in zip(explained, self._solved, strict=True))
-        variance = _covariance(point, point) - sum(v * v for v in explained)
-        return mean, math.sqrt(max(variance, 1e-12))
+        variance = _covariance(point, point) - float(towards @ self._inverse @ towards)
+        return float(towards @ self._weights), math.sqrt(max(variance, 1e-12))
 
 
 def expected_improvement(mean: float, deviation: float, best: float) -> float:
@@ -229,21 +226,3 @@ def _covariance(point: Sequence[float], other: Sequence[float]) -> float:
     """Of a common factor and of one that changes smoothly (Matérn 3/2)."""
     far = math.sqrt(3 * sum((a - b) ** 2 for a, b in zip(point, other, strict=True)))
     return _COMMON**2 + _LOCAL**2 * (1 + far) * math.exp(-far)
-
-
-def _cholesky(rows: Sequence[Sequence[float]]) -> list[list[float]]:
-    lower: list[list[float]] = []
-    for i, row in enumerate(rows):
-        entries: list[float] = []
-        for j in range(i):
-            entries.append((row[j] - sum(entries[k] * lower[j][k] for k in range(j))) / lower[j][j])
-        entries.append(math.sqrt(max(row[i] - sum(value * value for value in entries), 1e-12)))
-        lower.append(entries)
-    return lower
-
-
-def _solve_lower(lower: Sequence[Sequence[float]], right: Sequence[float]) -> list[float]:
-    solution: list[float] = []
-    for row, value in zip(lower, right, strict=True):
-        solution.append((value - sum(a * b for a, b in zip(row, solution, strict=False))) / row[-1])
-    return solution

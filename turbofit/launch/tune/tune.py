@@ -51,8 +51,9 @@ _SHOWN: Final = 120
 class TuneRequest(NamedTuple):
     """What is to be tuned: a promise, under a load.
 
-    ``seconds`` bounds all of it from ``began`` on, by the monotonic clock; ``apart``: what is found
-    holds for pretend GPUs only; ``again``: what was tuned before is tried again.
+    ``seconds``: no trial begins that would end later after ``began``, by the monotonic clock;
+    ``apart``: what is found holds for pretend GPUs only; ``again``: what was tuned before is tried
+    again.
     """
 
     request: PlanRequest
@@ -128,8 +129,6 @@ def tune_model(
 
 def why_not_kept(result: Tuning, before: Tuning | None) -> str:
     """Why later plans do not use a result in the place of the one before; empty where they do."""
-    if result.winner is not None and result.winner.outcome == "cut":
-        return "only a part of the load was measured"
     if before is not None and result.interrupted and len(result.trials) < len(before.trials):
         return f"it was interrupted, and the tuning before tried {len(before.trials)} settings"
     return ""
@@ -185,42 +184,33 @@ class Tuner:
     """Tries choices under a load, and keeps the best.
 
     ``plan_of`` plans options again, on the machine as it is now; ``run`` starts a plan's engines
-    and drives the load, for so many seconds at most. ``at_once`` are the requests under way;
-    ``seconds`` are those of all trials, None without a bound. ``blank`` is the result with what is
-    known before.
+    and drives the load. ``at_once`` are the requests under way; ``seconds`` are those of all
+    trials. ``blank`` is the result with what is known before.
     """
 
     choices: Sequence[TrialChoice]
     load: LoadSpec
     plan_of: Callable[[Options], Plan]
-    run: Callable[[Plan, LoadSpec, float | None], TrialEnd]
+    run: Callable[[Plan, LoadSpec], TrialEnd]
     say: Callable[[str], None]
     _: KW_ONLY
     at_once: int
     blank: Tuning
     starts: int
-    seconds: float | None
+    seconds: float
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
         self._trials: list[TrialRecord] = []
-        self._ends = None if self.seconds is None else self.clock() + self.seconds
+        self._ends = self.clock() + self.seconds
 
     @property
-    def left(self) -> float | None:
-        """Seconds; None where there is no limit."""
-        return None if self._ends is None else self._ends - self.clock()
-
-    @property
-    def over(self) -> bool:
-        """Whether another trial, as long as those so far, would be cut short."""
-        longest = max((trial.seconds for trial in self._trials), default=0.0)
-        return self.left is not None and self.left < longest
+    def left(self) -> float:
+        """Seconds until the time is up."""
+        return self._ends - self.clock()
 
     def tune(self) -> Tuning:
         """Try, and keep the best.
-
-        A trial that was cut short is the best only where nothing else was measured.
 
         Raises:
             StoppedError: a signal ended it before a trial had ended.
@@ -229,7 +219,6 @@ class Tuner:
             [choice.option for choice in self.choices], self.blank.slo,
             latency=self.blank.goal == "latency", at_once=self.at_once,
         )  # fmt: skip
-        cut: TrialRecord | None = None
         try:
             while not (stopped := self._enough()):
                 index = search.next()
@@ -237,9 +226,6 @@ class Tuner:
                     stopped = "no other settings promise more"
                     break
                 trial = self._try(self.choices[index])
-                if trial.outcome == "cut":
-                    cut, stopped = trial, f"the time is up: trial {trial.number} was ended"
-                    break
                 self._trials.append(trial)
                 search.tell(index, trial.measured)
         except StoppedError as exc:
@@ -249,23 +235,28 @@ class Tuner:
         best = search.best()
         options = None if best is None else self.choices[best].options
         number = next((trial.number for trial in self._trials if trial.options == options), None)
-        if number is None and cut is not None and cut.meets_slo:
-            number = cut.number
-        return self._result((*self._trials, *filter(None, (cut,))), number, stopped)
+        return replace(
+            self.blank,
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            best=number,
+            trials=tuple(self._trials),
+            stopped=stopped,
+            seconds=round(sum(trial.seconds for trial in self._trials), 1),
+        )
 
     def _enough(self) -> str:
         """Why nothing more is tried; empty while the search goes on."""
         if len(self._trials) >= self.starts:
             return f"{len(self._trials)} settings were tried"
-        return "the time is up" if self._trials and self.over else ""
+        # Another one, as long as those so far, would end later.
+        longest = max((trial.seconds for trial in self._trials), default=0.0)
+        return "the time is up" if self._trials and self.left < longest else ""
 
     def _ended(self, options: Options, what: str) -> TrialEnd:
         """How a start with these options ends under the load."""
 
         def whole() -> Step:
-            left = self.left
-            detail = "" if left is None else f"{format_duration(max(left, 0.0))} of --time left"
-            return Step(what, detail=detail)
+            return Step(what, detail=f"{format_duration(max(self.left, 0.0))} of --time left")
 
         begun = self.clock()
         try:
@@ -273,7 +264,7 @@ class Tuner:
             if not plan.fits:
                 return TrialEnd(None, "unserved", plan.verdict, 0.0)
             with part_of(whole):
-                return self.run(plan, self.load, self.left)
+                return self.run(plan, self.load)
         except TurbofitError as exc:
             return TrialEnd(None, "unserved", exc.message, round(self.clock() - begun, 1))
 
@@ -286,18 +277,15 @@ class Tuner:
             self.say(f"trial {number}: {trial.outcome}: {trial.why[:_SHOWN]}")
         else:
             keeps = "" if trial.meets_slo else ", which misses the SLO"
-            part = f"; {trial.why}" if trial.outcome == "cut" else ""
             self.say(
                 f"trial {number}: {trial.measured.requests_per_second:.2f} requests/s, forecast "
-                f"{trial.forecast.requests_per_second:.2f}{keeps}{part}"
+                f"{trial.forecast.requests_per_second:.2f}{keeps}"
             )
         return trial
 
     def _record(self, choice: TrialChoice, number: int, end: TrialEnd) -> TrialRecord:
         plan, settings = choice.plan, choice.plan.settings
-        measured = None
-        if end.result is not None and end.outcome in ("measured", "cut"):
-            measured = figures_of(end.result)
+        measured = figures_of(end.result) if end.result and end.outcome == "measured" else None
         return TrialRecord(
             number=number,
             options=choice.options,
@@ -315,16 +303,6 @@ class Tuner:
             measured=measured,
             meets_slo=measured is not None and meets(measured, self.blank.slo),
             seconds=end.seconds,
-        )
-
-    def _result(self, trials: tuple[TrialRecord, ...], best: int | None, stopped: str) -> Tuning:
-        return replace(
-            self.blank,
-            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            best=best,
-            trials=trials,
-            stopped=stopped,
-            seconds=round(sum(trial.seconds for trial in trials), 1),
         )
 
 

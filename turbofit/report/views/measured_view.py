@@ -180,8 +180,6 @@ def _notes(result: Tuning) -> list[Block]:
     winner = result.winner
     if winner is None or winner.measured is None:
         why = "keeps the SLO" if result.slo else "served"
-        if all(trial.outcome == "cut" and trial.measured is None for trial in result.trials):
-            why = "was measured in the time: more --time, or less --concurrency and --seconds"
         blocks.append(Paragraph(f"none of {len(result.trials)} settings {why}", tone="bad"))
     else:
         first = next((trial for trial in result.trials if not trial.options), None)
@@ -189,9 +187,7 @@ def _notes(result: Tuning) -> list[Block]:
         if first is not None and first.measured is not None and first is not winner:
             ratio = winner.measured.requests_per_second / first.measured.requests_per_second
             gain = f", {ratio - 1:+.0%} against the plan without tuning"
-        cut = winner.outcome == "cut"
-        verdict = f"measured in part ({winner.why})" if cut else "best"
-        text = f"{verdict}: {settings_text(winner)}{gain}"
+        text = f"best: {settings_text(winner)}{gain}"
         speed = winner.measured
         forecast = winner.forecast.requests_per_second
         figures = {
@@ -200,7 +196,7 @@ def _notes(result: Tuning) -> list[Block]:
             "a token, median": f"{_seconds(speed.tpot_p50)}, p90 {_seconds(speed.tpot_p90)}",
             "tokens/s": f"{speed.output_tokens_per_second:,.0f}, of answers",
         }
-        blocks.append(Paragraph(text, tone="warn" if cut else "good"))
+        blocks.append(Paragraph(text, tone="good"))
         blocks.append(known_facts(figures))
         if winner.quant_policy:
             text = f"it stores the cache with {winner.quant_policy} bits: answers change a little"
@@ -250,8 +246,7 @@ def _trial_row(trial: TrialRecord, result: Tuning, front: set[int]) -> tuple[str
         return (str(trial.number), settings_text(trial), forecast, "-", "-", "-",
                 f"{trial.outcome}: {trial.why}")  # fmt: skip
     measured = trial.measured
-    marks = ["cut short"] if trial.outcome == "cut" else []
-    marks += ["best"] if trial.number == result.best and not marks else []
+    marks = ["best"] if trial.number == result.best else []
     marks += ["Pareto"] if trial.number in front else []
     marks += [] if trial.meets_slo else ["misses the SLO" if result.slo else "not all answered"]
     return (
@@ -267,7 +262,9 @@ def calibration_view(result: Document) -> list[Block]:
         result: the document ``turbofit.calibration/1``; sizes are bytes.
     """
     blocks: list[Block] = [Heading(f"Calibration of {result['model'].partition(' (')[0]}")]
+    whose, plans = "your", "later plans"
     if result.get("pretend"):
+        whose, plans = "pretend", "later plans on pretend GPUs"
         text = "PRETEND GPUs: this tries the calibration, and says nothing of any card"
         blocks.append(Paragraph(text, tone="bad"))
     titles = ("GPU", "in use, MiB", "forecast", "measured", "paid, not taken")
@@ -288,13 +285,13 @@ def calibration_view(result: Document) -> list[Block]:
     highest = max(result["phases"], key=lambda row: int(row["measured"]))
     less = highest["over"]
     taken = f"{format_bytes(abs(less))} {'less' if less > 0 else 'more'} than assumed"
-    text = f"your cards ({names}) take {taken if less else 'what was assumed'}"
+    text = f"{whose} cards ({names}) take {taken if less else 'what was assumed'}"
     tokens = result.get("tokens")
     if tokens is not None:
         more = tokens["measured"] - tokens["assumed"]
         change = f"{abs(more):,} {'more' if more > 0 else 'fewer'}" if more else "as many"
         text += f": {change} tokens ({tokens['measured']:,})"
-    return [*blocks, Paragraph(f"{text}; later plans know it", tone="good")]
+    return [*blocks, Paragraph(f"{text}; {plans} know it", tone="good")]
 
 
 def pretend_view(document: Document) -> Iterator[Block]:

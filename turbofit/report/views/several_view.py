@@ -5,7 +5,7 @@ from __future__ import annotations
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.core.messages import groups_of, plural
+from turbofit.core.messages import plural
 from turbofit.core.units import MIB, format_bytes, mib, three_digits
 from turbofit.report.painters.document import (
     MORE,
@@ -142,16 +142,8 @@ _NAMES: Final = 3
 #: Remedies and kinds of nodes of the short text; the whole text has all.
 _REMEDIES: Final = 3
 _KINDS: Final = 4
-#: A kind's settings, by their columns.
-_SETTINGS: Final = {
-    "prefill": "max_prefill_token_num", "batch": "max_batch_size",
-    "cache ratio": "cache_max_entry_count", "dtype": "dtype", "communicator": "communicator",
-}  # fmt: skip
 #: Columns of numbers, and of texts that may be cut into lines.
-_RIGHT: Final = (
-    "nodes", "tp x n", "KV tokens", "req/s", "at once", "requests", "prefill", "batch",
-    "cache ratio",
-)  # fmt: skip
+_RIGHT: Final = ("nodes", "tp x n", "KV tokens", "req/s", "at once", "requests")
 _WRAPPED: Final = (
     "cards", "which", "why", "GPUs", "node", "state", "why, or said last", "why it cannot serve",
 )  # fmt: skip
@@ -181,7 +173,6 @@ def cluster_view(plan: ClusterPlan) -> list[Block]:
     if folded:
         blocks.append(_nodes_table(folded[:_KINDS], **ONLY_SHORT))
         blocks += [Heading("Nodes that serve, by kind"), _nodes_table(folded)]
-        blocks += [Heading("Settings, by kind"), _settings(folded)]
     blocks += [*listed("Notes", plan.warnings), *listed("Why", plan.reasons)]
     blocks += remedies_table(plan.remedies[:_REMEDIES], "What would fit", **ONLY_SHORT)
     # Where it fits, the verdict counts the nodes that are left out, and a warning says why.
@@ -190,8 +181,8 @@ def cluster_view(plan: ClusterPlan) -> list[Block]:
         blocks.append(remark("on a node of the Ray cluster:", short=True))
         blocks.append(Code(shell_words(plan.serve.argv), short=True))
     rest = len(folded) - _KINDS
-    kinds = f", {rest} more {plural(rest, 'kind')} of nodes among it" if rest > 0 else ""
-    more = f"more: --full (settings of each kind{kinds}), --md or --json"
+    kinds = f" ({rest} more {plural(rest, 'kind')} of nodes)" if rest > 0 else ""
+    more = f"more: --full{kinds}, --md, or --json with each node's settings"
     return [*blocks, remark(more, **ONLY_SHORT)]
 
 
@@ -255,18 +246,6 @@ def _nodes_table(folded: Sequence[_Kind], **places: Any) -> Table:
         )
     names = ("nodes", "cards", "engine", "tp x n", "KV tokens", "req/s", "at once", "which")
     return _table(names, rows, **places)
-
-
-def _settings(folded: Sequence[_Kind]) -> Table:
-    rows = []
-    for plan, members in folded:
-        of_groups = [group.settings for group in plan.by_group] or [plan.settings]
-        cells = []
-        for name in _SETTINGS.values():
-            values = {getattr(settings, name) for settings in of_groups}
-            cells.append("-".join(map(str, sorted({min(values), max(values)}))))
-        rows.append((f"{len(members):,}", groups_of(plan.parallel.groups), *cells))
-    return _table(("nodes", "GPUs", *_SETTINGS), rows)
 
 
 def _left_out(plan: ClusterPlan, *, short: bool) -> list[Block]:

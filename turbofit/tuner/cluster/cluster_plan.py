@@ -23,7 +23,7 @@ from turbofit.core.errors import TurbofitError
 from turbofit.core.machine import Host, Machine
 from turbofit.core.plan import Held, Limits, Plan, Remedy, Throughput
 from turbofit.core.struct import NA, Struct, known
-from turbofit.core.units import GIB, MIB, format_bytes, three_digits
+from turbofit.core.units import GIB
 from turbofit.core.version import REFERENCE, __version__
 from turbofit.memory.versions import release
 from turbofit.tuner.choose import best_plan
@@ -155,17 +155,6 @@ class _Planner:
         wanted = (self.requests or 0) * (1 - _ALMOST)
         return bool(choice.plans) and self.at_once(choice.shares) >= wanted
 
-    def alone(self) -> dict[int, _Tried]:
-        """Each kind by itself, with its share of the requests among those that serve."""
-        members = list(range(len(self.kinds)))
-        shares = self.shares(members) if members else {}
-        tried = {k: self.plan(k, shares[k]) for k in members}
-        serving = [k for k in members if not tried[k].why_not]
-        if serving and len(serving) < len(members):
-            shares = self.shares(serving)
-            tried |= {k: self.plan(k, shares[k]) for k in serving}
-        return tried
-
     def kept(self, promise: Promise, alone: Mapping[int, Plan]) -> _Choice:
         """The kinds that keep a promise together, and what they have then."""
         members = [k for k, plan in alone.items() if not promise.why_broken(plan, self.unit)]
@@ -222,7 +211,8 @@ def make_cluster_plan(base: ResolvedRequest, cluster: Cluster, engine: str = "au
     usable = [node for node in cluster.nodes if not unusable[node.id]]
     kinds = kinds_of(usable)
     planner = _Planner(base, kinds, engine)
-    tried = planner.alone()
+    shares = planner.shares(range(len(kinds)))
+    tried = {k: planner.plan(k, share) for k, share in shares.items()}
     if tried and all(trial.plan is None for trial in tried.values()):
         raise planner.errors[0]
     alone = {k: trial.served for k, trial in tried.items() if not trial.why_not}
@@ -297,7 +287,7 @@ def plan_joining_node(
         why = why or _below(tried.served.limits, limits)
         if not why:
             joined = _held_to(tried.served, limits, promise)
-            return replace(node_plan, plan=planner.kinds[0].on(node, joined), at_once=share)
+            return replace(node_plan, plan=joined, at_once=share)
     return replace(node_plan, why_not=why)
 
 
@@ -421,7 +411,7 @@ def _verdict(plan: ClusterPlan) -> str:
 
 
 def _reasons(planner: _Planner, plan: ClusterPlan, choice: _Choice) -> Iterator[str]:
-    """Why this promise, how requests are shared, how nodes were put together."""
+    """Why this promise; and that there are few requests for many engines."""
     base, limit, longest = planner.base, choice.promise.limit, plan.longest_request_tokens
     rule, positions = base.model.image_rule, base.model.text.max_position_embeddings
     if limit is not None and rule is not None and plan.limits and plan.limits.vision_unit:
@@ -437,16 +427,7 @@ def _reasons(planner: _Planner, plan: ClusterPlan, choice: _Choice) -> Iterator[
     elif longest >= positions:
         why = "the model's own, which every used node holds"
     yield f"context {longest}: {why}"
-    used = [node.at_once for node in plan.nodes if node.plan is not None]
-    least, most = three_digits(min(used)), three_digits(max(used))
-    shares, requests = least if least == most else f"{least} to {most}", plan.requests_at_once
-    yield f"shares: {_count(requests, 'request')} at once, {shares} on a node"
-    if any(len(planner.kinds[k].nodes) > 1 for k in choice.plans):
-        yield (
-            f"planned as {_count(len(choice.plans), 'kind')}, each for the least free memory of its"
-            " members: the others get less cache than they could have, never more; within"
-            f" {format_bytes(_STEP)} a card"
-        )
+    requests = plan.requests_at_once
     if plan.engines > requests:
         yield (
             f"{plan.engines:,} engines for {_count(requests, 'request')} at once: most of them wait"
@@ -470,9 +451,6 @@ def _warnings(cluster: Cluster, plan: ClusterPlan) -> Iterator[str]:
             f"nodes compute in {' and '.join(dtypes)}, as their cards can: the same request may be"
             " answered differently; --dtype float16 makes them one"
         )
-    engines = sorted({served.engine.name for served in used})
-    if len(engines) > 1:
-        yield f"nodes run {' and '.join(engines)}: answers may differ in wording"
     texts = (
         text for served in used for text in served.warnings if not text.startswith("not used: ")
     )
@@ -511,14 +489,10 @@ def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-# Nodes that are planned as one: alike in hardware, and about equally full. A kind is planned for
-# the least memory that any member has free, card by card, so that its settings hold on every
-# member. This is over: the freer members get less cache than they could have, by no more than the
-# step.
+# Nodes of equal cards that are equally full are planned once.
 
 
-#: Used memory of a card, and free host memory, within so much is alike.
-_STEP: Final = 64 * MIB
+#: Free host memory within so much is alike: the least of it is planned for.
 _HOST_STEP: Final = 8 * GIB
 
 
@@ -529,19 +503,10 @@ class Kind(Struct):
     nodes: tuple[Node, ...]
 
     def on(self, node: Node, plan: Plan) -> Plan:
-        """The kind's plan under a member's own names, counted as full as the kind."""
-        member = _machine(node)
-        full = {gpu.index: gpu for gpu in self.machine.gpus}
-        gpus = tuple(
-            replace(gpu, used=full[gpu.index].used, free=full[gpu.index].free)
-            for gpu in member.gpus
-        )
-        uuids = {gpu.index: gpu.uuid for gpu in member.gpus}
-        return replace(
-            plan,
-            machine=replace(member, gpus=gpus, host=self.machine.host),
-            gpus=tuple(replace(ledger, uuid=uuids[ledger.index]) for ledger in plan.gpus),
-        )
+        """The kind's plan under a member's own names."""
+        machine = _machine(node)
+        gpus = (replace(ledger, uuid=machine.gpu(ledger.index).uuid) for ledger in plan.gpus)
+        return replace(plan, machine=machine, gpus=tuple(gpus))
 
 
 def why_unusable(node: Node) -> str:
@@ -567,32 +532,26 @@ def kinds_of(nodes: Sequence[Node]) -> tuple[Kind, ...]:
     """The nodes by kind, in their order."""
     by_kind: dict[Hashable, list[Node]] = {}
     for node in nodes:
-        machine = _machine(node)
-        full = tuple(-(-known(machine.gpu(i).used, 0) // _STEP) for i in machine.visible)
-        room = known(machine.host.ram_available, -_HOST_STEP) // _HOST_STEP
-        by_kind.setdefault((_but_for_memory(machine), full, room), []).append(node)
-    return tuple(map(_kind, by_kind.values()))
+        by_kind.setdefault(_looks(_machine(node)), []).append(node)
+    return tuple(
+        Kind(machine=min(map(_machine, members), key=_host_room), nodes=tuple(members))
+        for members in by_kind.values()
+    )
 
 
-def _kind(members: list[Node]) -> Kind:
-    """What its members have in common: of each card, and of host memory, the least."""
-    machines = [_machine(node) for node in members]
-    first = machines[0]
-    cards = zip(*(machine.gpus for machine in machines), strict=True)
-    gpus = tuple(max(alike, key=lambda gpu: known(gpu.used, 0)) for alike in cards)
-    rooms = [machine.host.ram_available for machine in machines]
-    host = replace(first.host, ram_available=min(rooms, key=lambda room: known(room, maxsize)))
-    return Kind(machine=replace(first, gpus=gpus, host=host), nodes=tuple(members))
+def _host_room(machine: Machine) -> int:
+    return known(machine.host.ram_available, maxsize)
 
 
-def _but_for_memory(machine: Machine) -> Machine:
-    """The machine without its names, and without what is free of its memory."""
-    gpus = tuple(replace(gpu, uuid="", used=0, free=0, holders=()) for gpu in machine.gpus)
+def _looks(machine: Machine) -> Hashable:
+    """What a machine is planned by, without names."""
+    gpus = tuple(replace(gpu, uuid="", holders=()) for gpu in machine.gpus)
     learned = tuple(replace(calibration, when="") for calibration in machine.calibrations)
-    return replace(
+    alike = replace(
         machine, name="", source="", gpus=gpus, host=Host(), warnings=(), cuda=NA,
         driver=machine.driver if learned else NA, calibrations=learned,
     )  # fmt: skip
+    return alike, _host_room(machine) // _HOST_STEP
 
 
 def _machine(node: Node) -> Machine:
