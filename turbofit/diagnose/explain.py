@@ -175,7 +175,7 @@ def _unknown(
     errors = case.facts.every(PythonError)
     if errors and not errors[-1][0].stack:
         about += " (no traceback)"
-    if case.facts.lines <= _SHORT:
+    if case.facts.lines <= _SHORT and not case.facts.commanded:
         about += " (short log)"
     would_work, lacks = _plan(case, draft)
     return Diagnosis(

@@ -57,6 +57,9 @@ _BEGUN: Final = re.compile(
     r"\blmdeploy (?:serve|chat)\b|\bapi_server\b|\bturbofit \w+ |\bpipeline\(|\bLoading\b"
     r"|max_context_token_num"
 )
+_COMMAND: Final = re.compile(
+    r"[$#>] \w|(?:lmdeploy|vllm|sglang|docker|podman|python[\d.]*|torchrun|accelerate) +[\w./-]+ "
+)
 #: What an engine says again when it is started again, and nothing else does.
 _BEGINS: Final = re.compile(
     r"\blmdeploy (?:serve|chat) |\bturbofit serve |\bLoading[\w ]*: +0%|max_context_token_num"
@@ -152,6 +155,8 @@ class LogFacts:
         self.subject = FactCollector()
         #: The line of an engine's beginning.
         self.begun_at: int | None = None
+        #: Whether the command that was run stands in the log.
+        self.commanded = False
         #: The last line that tells of an error, and that is no event.
         self.last_complaint: LogEvent | None = None
         #: The last two lines of progress.
@@ -248,6 +253,7 @@ class LogFacts:
         """What a row tells beside its event."""
         if text.startswith(_PASSES_ON):
             self.passed_on = line
+        self.commanded = self.commanded or _COMMAND.match(text) is not None
         if _UNANSWERED.match(text):
             self.last_complaint = LogEvent(line, text, KnownMessage())
 

@@ -237,6 +237,13 @@ def test_versions_of_the_log_prove_what_the_message_leaves_open() -> None:
     assert explain(f"lmdeploy==0.9.0\n{line}\n").kind == "unknown"
 
 
+def test_a_command_that_stands_in_the_log_is_not_asked_for() -> None:
+    line = "[TM][ERROR]  Assertion fail: /w/src/turbomind/python/bind.cpp:9"
+    assert any("command that was run" in one for one in explain(line).send)
+    given = explain(f"$ lmdeploy serve api_server /m\n{line}\n")
+    assert not any("command that was run" in one for one in given.send)
+
+
 def test_advice_of_another_program_is_left_out() -> None:
     line = "AttributeError: 'Qwen2MoeConfig' object has no attribute 'mlp_only_layers'"
     of_vllm = tried(explain(f"INFO api_server.py:585] vLLM API server version 0.6.4\n{line}\n"))
