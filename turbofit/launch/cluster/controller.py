@@ -72,7 +72,7 @@ class _Saved(Struct, tag_field="schema", tag="turbofit.cluster-state/2"):
     """What the next controller needs to go on.
 
     The run's name, its request in words, what was changed since, what each node serves, and the
-    ids of nodes that are to serve nothing. ``at`` is when.
+    ids of nodes that are to serve nothing, or another plan. ``at`` is when.
     """
 
     run: str
@@ -81,6 +81,7 @@ class _Saved(Struct, tag_field="schema", tag="turbofit.cluster-state/2"):
     changes: dict[str, Any]
     plan: ClusterPlan
     drained: tuple[str, ...] = ()
+    outdated: tuple[str, ...] = ()
 
 
 @dataclass(eq=False)
@@ -132,9 +133,11 @@ class NodeState:
 
     @property
     def known(self) -> Node:
-        """The node as it was measured, or why it was not."""
+        """The node as it was measured, or why it serves nothing."""
         ray, why = self.ray, self.why or "it was not measured in time"
-        return self.node or Node(id=ray.id, name=ray.name, address=ray.address, why_not=why)
+        if self.node is not None and self.after != "drained":
+            return self.node
+        return Node(id=ray.id, name=ray.name, address=ray.address, why_not=why)
 
     def be(self, state: str, why: str = "", seconds: float = 0.0) -> None:
         """Change the state, with the reason, for so many seconds."""
@@ -185,7 +188,9 @@ class Controller:
         self._look()
         end = time.monotonic() + _MEASURE_SECONDS
         while any(node.state == "joining" and not node.node for node in self.nodes.values()):
-            if stopped() or time.monotonic() > end:
+            if stopped():
+                return
+            if time.monotonic() > end:
                 break
             self._hear()
             time.sleep(_TICK)
@@ -214,6 +219,8 @@ class Controller:
                 machine, pretend = planned.plan.machine, self.config.pretend
                 node.node = replace(node.known, machine=machine, pretend=pretend, why_not="")
                 self.serve(node, planned)
+                if ray_node.id in saved.outdated:
+                    node.version = -1  # it changes next
             else:
                 continue
             self.nodes[ray_node.id] = node
@@ -329,7 +336,8 @@ class Controller:
                 continue
             node.pending = None
             # An actor that does not answer starts again, or its node is gone.
-            if not (fails := isinstance(answer, RayCallError)):
+            fails = isinstance(answer, RayCallError)
+            if not fails and answer.state:
                 node.report = answer
             measured = answer if fails else answer.measured
             if node.state == "joining" and (measured or node.report.why):
@@ -551,10 +559,12 @@ class Controller:
 
     def saved(self) -> _Saved:
         """What the next controller goes on with."""
-        drained = (key for key, node in self.nodes.items() if node.after == "drained")
+        nodes = self.nodes.items()
         return _Saved(
             run=self.run, at=time.time(), request=_words_of(self.config), changes=self.changes,
-            plan=self._served(), drained=tuple(drained),
+            plan=self._served(),
+            drained=tuple(key for key, node in nodes if node.after == "drained"),
+            outdated=tuple(key for key, node in nodes if node.version != self.version),
         )  # fmt: skip
 
     def resumable(self, saved: _Saved) -> bool:
@@ -597,7 +607,7 @@ def serve_cluster(
             return controller.follow(stop, front, partial(controller.post, board, state), on_open)
         finally:
             stop.on_second(front.cut_off)
-            if not stop.urgent:
+            if front.alive and not stop.urgent:
                 controller.say("draining: what is under way may end")
             front.stop(drain=not stop.urgent)
             if stop.signal is not None:
