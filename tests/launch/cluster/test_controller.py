@@ -247,6 +247,17 @@ def test_an_urgent_end_still_lets_the_actors_pass_it_on(
     assert 1.0 <= 0.2 * world.log.count("time") < 2.0
 
 
+def test_the_end_does_not_wait_for_a_node_that_has_died(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = serving(world, "2xrtx3090")
+    monkeypatch.setattr(ray_adapter, "outcome", lambda *_: ray_adapter.RayCallError("it died"))
+    monkeypatch.setattr(module.time, "sleep", lambda _: setattr(world, "now", world.now + 1))
+    began = world.now
+    made.end(140.0, lambda: False)
+    assert world.now - began < 15
+
+
 def test_the_next_controller_serves_on_and_leaves_a_drained_node_empty(world: World) -> None:
     first = serving(world)
     first.answer({"kind": "drain", "node": "host-2"})

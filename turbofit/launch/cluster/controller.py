@@ -60,6 +60,8 @@ _MEASURE_SECONDS: Final = 180.0
 _MOST_EVENTS: Final = 100
 #: Seconds that servers have to end, beside those of the drain.
 _LAST_SECONDS: Final = 20.0
+#: Seconds that the end waits for an actor that does not answer: its server ends by its lease.
+_SILENT_SECONDS: Final = 10.0
 #: Seconds that even an urgent end waits: an actor must tell its server, which else serves on.
 _URGENT_SECONDS: Final = 1.0
 #: Those of a node that has a plan, and a server of it.
@@ -97,7 +99,7 @@ class NodeState:
         drained   it serves nothing until it leaves Ray and joins again
 
     ``until`` is when the state's time is over. ``version`` is that of the cluster's plan under
-    which the node was planned.
+    which the node was planned. ``silent``: its actor starts again, or its node is gone.
     """
 
     ray: RayNode
@@ -114,6 +116,7 @@ class NodeState:
     margin: int | None = None
     digest: str = ""
     report: NodeReport = field(default_factory=NodeReport)
+    silent: bool = False
 
     @property
     def name(self) -> str:
@@ -278,7 +281,8 @@ class Controller:
             if urgent() and took > _URGENT_SECONDS:
                 break
             self._hear()
-            left = [node for node in left if node.report.state != "idle"]
+            late = took > _SILENT_SECONDS
+            left = [n for n in left if n.report.state != "idle" and not (late and n.silent)]
             time.sleep(_TICK)
         for node in self.nodes.values():
             self._free(node)
@@ -335,11 +339,10 @@ class Controller:
             if isinstance(answer, ResultTimeoutError):
                 continue
             node.pending = None
-            # An actor that does not answer starts again, or its node is gone.
-            fails = isinstance(answer, RayCallError)
-            if not fails and answer.state:
+            node.silent = isinstance(answer, RayCallError)
+            if not node.silent and answer.state:
                 node.report = answer
-            measured = answer if fails else answer.measured
+            measured = answer if node.silent else answer.measured
             if node.state == "joining" and (measured or node.report.why):
                 known = node_of(node.ray, measured or RayCallError(node.report.why))
                 node.node = held_only(known, node.report.gpus)
