@@ -32,6 +32,7 @@ from turbofit.launch.cluster.node import NodeActor, NodeReport
 from turbofit.launch.cluster.nodes import cluster_from, held_only, measure_here, node_of
 from turbofit.launch.cluster.ray_adapter import RayCallError, RayNode, ResultTimeoutError
 from turbofit.launch.engine.kernel import start_time
+from turbofit.launch.serve.runs import StateFile
 from turbofit.machine.snapshot import save_snapshot
 from turbofit.machine.spec import parse_spec
 
@@ -140,6 +141,17 @@ def test_a_node_that_cannot_be_measured_ends_its_server_all_the_same(serve_is, m
     made.end()
     until(lambda: made.tell().state == "idle", "the end")
     until(lambda: made.tell().why == "RuntimeError: no driver", "the reason")
+
+
+def test_a_server_ends_where_nothing_can_be_written(serve_is, monkeypatch) -> None:
+    serve_is(SERVER)
+    made = actor()
+    made.serve("d1", "{}", ())
+    pid = opened(made, "d1")
+    monkeypatch.setattr(StateFile, "write", lambda *_: None)
+    made.end()
+    idle(made)
+    assert not start_time(pid)
 
 
 def test_an_actor_that_has_not_looked_yet_says_nothing_of_a_server(serve_is, monkeypatch) -> None:

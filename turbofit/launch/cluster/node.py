@@ -102,8 +102,8 @@ class NodeActor:
         self._wanted.write(_Wanted(run=self._run, digest=digest, words=words))
 
     def end(self) -> None:
-        """End the server in order, and start none."""
-        self._wanted.write(_Wanted(run=self._run))
+        """End the server in order, and start none; a full disk does not keep it from that."""
+        self._wanted.forget()
 
     def tell(self) -> NodeReport:
         """What the node tells of itself now."""
