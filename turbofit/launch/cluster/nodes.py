@@ -137,7 +137,7 @@ def _simulated(text: str) -> Cluster:
         count = int(number) if number.isdecimal() else 0
         if not 1 <= count <= MOST_NODES - len(nodes):
             raise UsageError(
-                f"--cluster: {part[:60]!r} is not SPEC@COUNT",
+                f"--cluster: {part[:60]!r} is not SPEC@COUNT, or more nodes than are simulated",
                 hint=f"write it like sim:4xrtx3090@100/8xh100@2, {MOST_NODES:,} nodes at most",
             )
         if text and not spec.strip("./~ "):

@@ -455,6 +455,9 @@ def _warnings(cluster: Cluster, plan: ClusterPlan) -> Iterator[str]:
             f"nodes compute in {' and '.join(dtypes)}, as their cards can: the same request may be"
             " answered differently; --dtype float16 makes them one"
         )
+    engines = sorted({served.engine.name for served in used})
+    if len(engines) > 1:
+        yield f"nodes run {' and '.join(engines)}: answers may differ in wording"
     texts = (
         text for served in used for text in served.warnings if not text.startswith("not used: ")
     )
