@@ -5,7 +5,6 @@ import re
 import sys
 import threading
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 
@@ -30,7 +29,7 @@ from turbofit.core.machine import Machine
 from turbofit.core.struct import NA
 from turbofit.core.units import GIB, MIB
 from turbofit.machine import nvml, nvml_machine
-from turbofit.machine.nvml import GpuLostError, Nvml, ask_driver
+from turbofit.machine.nvml import Nvml, ask_driver
 from turbofit.machine.nvml_machine import UNKNOWN_HOLDER, Device, read_devices
 from turbofit.machine.presets import load_preset
 from turbofit.machine.source import machine_from
@@ -123,8 +122,9 @@ def test_a_lost_gpu_is_a_warning_or_stops_where_it_is_needed(measured):
         with pytest.raises(MachineError, match=r"GPU 1 .*RTX 3090.*cannot be read") as caught:
             measured(scenario, **call)
         assert "--gpus" in caught.value.hint
-    with pytest.raises(MachineError, match="GPU 0"):
-        measured(Scenario([gpu_3090(0, no_handle=LOST)]))
+    for no_handle in (LOST, 999):
+        with pytest.raises(MachineError, match=r"GPU 0 \(.+ cannot be read"):
+            measured(Scenario([gpu_3090(0, no_handle=no_handle)]))
 
 
 def test_no_gpu_and_no_driver(measured):
@@ -204,14 +204,6 @@ def test_what_nvml_does_not_say_comes_from_the_preset(read):
     assert (gpu.compute_capability, gpu.sm_count, gpu.pcie.width) == ((8, 6), 82, 16)
 
 
-@pytest.mark.parametrize("change", [{"error": LOST}, {"no_handle": LOST}, {"no_handle": 999}])
-def test_lost(read, change):
-    device = read(gpu_3090(**change))
-    assert device.gpu.total == NA
-    assert device.gpu.name
-    assert "cannot be read" in device.warnings[0]
-
-
 def test_holders_largest_first_and_the_rest_unknown(read):
     gpu = gpu_3090(
         used=6 * GIB,
@@ -286,11 +278,6 @@ def test_pynvml_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", None)
     with pytest.raises(PackageError, match="nvidia-ml-py"):
         Nvml()
-
-
-def test_what_a_question_raises_is_raised_to_who_asked() -> None:
-    with pytest.raises(GpuLostError, match="gone"):
-        ask_driver(Mock(side_effect=GpuLostError("gone")), 0)
 
 
 def test_a_driver_that_hangs_is_asked_no_more_until_it_answers(
