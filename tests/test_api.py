@@ -60,6 +60,11 @@ class TestPlan:
             frozenset({0, 2}),
             frozenset({1, 3}),
         }
+        # MIG instances are never joined.
+        machine = machine_from("2xa100-40g")
+        slices = tuple(replace(gpu, mig=True) for gpu in machine.gpus)
+        machine = replace(machine, gpus=slices, links=())
+        assert turbofit.plan("internvl2-8b", on=machine).parallel.tp == 1
 
     def test_what_the_user_sets_is_kept_and_named_as_the_cause(self):
         kept = {"engine": "turbomind", "cache_max_entry_count": 0.8, "queue_images": False}
@@ -116,13 +121,6 @@ class TestPlan:
             turbofit.plan("llava-onevision-7b", on="4xrtx3090", max_dynamic_patch=99)
         with pytest.raises(UsageError, match="a session of 1 tokens is shorter than"):
             turbofit.plan("llama-3.1-8b", on="1xrtx3090", context=1)
-
-    def test_mig_instances_are_never_joined(self):
-        machine = machine_from("2xa100-40g")
-        machine = replace(
-            machine, gpus=tuple(replace(gpu, mig=True) for gpu in machine.gpus), links=()
-        )
-        assert turbofit.plan("internvl2-8b", on=machine).parallel.tp == 1
 
 
 def test_a_plan_for_transformers_has_no_config_of_lmdeploy():

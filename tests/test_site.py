@@ -61,9 +61,7 @@ def test_the_start_page_has_first_steps_in_the_place_of_the_check() -> None:
 def test_the_navigation_has_every_page_once() -> None:
     docs = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
     assert sorted(NAV) == sorted({*docs, *OTHERS, *reference_pages()})
-
-
-def test_nothing_is_loaded_from_a_network() -> None:
+    # Nothing is loaded from a network.
     assert CONFIG["theme"]["font"] is False
     assert "offline" in CONFIG["plugins"]
     assert "iframe-worker" in CONFIG["extra"]["polyfills"][0]  # else `offline` names a CDN's
@@ -92,18 +90,13 @@ _LOADED = re.compile(
 )
 
 
-def python_with_mkdocs() -> str | None:
-    """This interpreter, or that of the environment that scripts/docs makes."""
-    if all(map(importlib.util.find_spec, ("mkdocs", "material", "mkdocstrings"))):
-        return sys.executable
-    other = ROOT / ".venv-docs" / "bin" / "python"
-    return str(other) if other.exists() else None
-
-
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    python = python_with_mkdocs()
-    if python is None:
+    """Built by this interpreter, or by that of the environment that scripts/docs makes."""
+    python = ROOT / ".venv-docs" / "bin" / "python"
+    if all(map(importlib.util.find_spec, ("mkdocs", "material", "mkdocstrings"))):
+        python = Path(sys.executable)
+    if not python.exists():
         pytest.skip("no MkDocs Material here: ./scripts/docs installs it")
     folder = tmp_path_factory.mktemp("site")
     done = subprocess.run(

@@ -202,14 +202,12 @@ def marks(**figures: int) -> dict[str, Any]:
     return {"code": 0, "marks": [{"mark": name, "used": used} for name, used in figures.items()]}
 
 
-def handles(first: int, each: int, used: int = 0) -> dict[str, Any]:
-    """cuBLAS: its kernels with the first handle, so much for each, and more once all are used."""
+def handles(each: int) -> dict[str, Any]:
+    """cuBLAS: so much for each handle."""
     made = [
-        {"mark": f"made_{n}", "handles": n, "took": first + n * each, "used": 0}
-        for n in (1, 2, 5, 10, 15)
+        {"mark": f"made_{n}", "handles": n, "took": n * each, "used": 0} for n in (1, 2, 5, 10, 15)
     ]
-    most = first + 15 * each + used
-    done = [{"mark": f"used_{n}", "handles": n, "took": most, "used": 0} for n in (1, 15)]
+    done = [{"mark": f"used_{n}", "handles": n, "took": 15 * each, "used": 0} for n in (1, 15)]
     return {"code": 0, "marks": [{"mark": "base", "handles": 0, "took": 0}, *made, *done]}
 
 
@@ -306,7 +304,7 @@ def test_the_report_tells_what_real_cards_showed(tmp_path: Path, capsys) -> None
         assert before["over"] == before["charged"] - before["measured"]
     # Memory that one of two cards did not pay for would kill there: the larger counts.
     for name, each in (("one", 8 * MIB), ("two", 12 * MIB)):
-        write(machine(tmp_path / "results" / name), "a-handles", handles=handles(0, each))
+        write(machine(tmp_path / "results" / name), "a-handles", handles=handles(each))
     assert main(["held", str(tmp_path / "results"), "--out", str(out)]) == 0
     constants = json.loads((out / "held.json").read_text())["constants"]
     found = {one["key"]: one["value"] for one in constants}
