@@ -19,6 +19,7 @@ from scripts.reference import SCHEMAS, reference_pages
 from tests.report.conftest import Browser, browser  # noqa: F401 - pytest's fixture
 from tests.support.waiting import until
 from turbofit.cli.command_group import COMMANDS, TURBOFIT
+from turbofit.cli.usage_errors import options_by_command
 from turbofit.planning.request import PlanRequest
 
 ROOT = Path(__file__).parents[1]
@@ -71,14 +72,10 @@ def test_the_reference_has_every_command_field_and_schema() -> None:
     made = reference_pages()
     heads = re.findall(r"^## (.+)$", made["reference/cli.md"], re.MULTILINE)
     assert heads == [*COMMANDS, "Exit codes"]
-    root = click.Context(TURBOFIT)
-    for name in COMMANDS:
-        command = TURBOFIT.get_command(root, name)
-        assert command is not None
+    for name, one in options_by_command(click.Context(TURBOFIT)):
         section = made["reference/cli.md"].partition(f"\n## {name}\n")[2].partition("\n## ")[0]
-        for one in command.params:
-            if isinstance(one, click.Option) and not one.hidden:
-                assert all(re.search(rf"{word}(?![\w-])", section) for word in one.opts), one.opts
+        if isinstance(one, click.Option) and not one.hidden:
+            assert all(re.search(rf"{word}(?![\w-])", section) for word in one.opts), one.opts
     for field in PlanRequest.model_fields:
         assert f"| `{field}` |" in made["reference/python.md"]
     for path in SCHEMAS:

@@ -90,8 +90,6 @@ def test_a_command_line_has_texts_alone() -> None:
     assert PlanRequest.of_options(words, str).given() == {
         "model": "m", "tp": 4, "image_size": (640, 480), "context": 4096, "async_": 1,
     }  # fmt: skip
-    with pytest.raises(UsageError, match="is not a whole number"):
-        PlanRequest.of_options({"model": "m", "tp": "4.0"}, str)
     with pytest.raises(UsageError, match="model is not given"):
         PlanRequest.of()
     # Every setting of a plan can be fixed.
