@@ -127,7 +127,7 @@ def test_a_lost_gpu_is_a_warning_or_stops_where_it_is_needed(measured):
             measured(Scenario([gpu_3090(0, no_handle=no_handle)]))
 
 
-def test_no_gpu_and_no_driver(measured):
+def test_no_gpu_no_driver_and_no_pynvml(measured, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(MachineError, match="sees no GPU"):
         measured(Scenario([]))
     with pytest.raises(MachineError, match="Driver Not Loaded") as caught:
@@ -136,6 +136,9 @@ def test_no_gpu_and_no_driver(measured):
     assert caught.value.exit_code == 4
     with pytest.raises(MachineError, match="cannot be opened"):
         measured(Scenario([gpu_3090()], init_error=18))
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    with pytest.raises(PackageError, match="nvidia-ml-py"):
+        Nvml()
 
 
 def test_mig_instances_are_numbered_after_whole_gpus_and_planned_by_themselves(measured):
@@ -267,12 +270,6 @@ def test_answers_and_na(nvml_library: Path, tmp_path: Path):
         # That something is certainly not there is no missing answer.
         assert nvml.supported("nvmlDeviceGetNvLinkState", handle, 0) == (NA, True)
         assert nvml.supported("nvmlDeviceGetNvLinkState", broken, 0) == (NA, False)
-
-
-def test_pynvml_missing(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pynvml", None)
-    with pytest.raises(PackageError, match="nvidia-ml-py"):
-        Nvml()
 
 
 def test_a_driver_that_hangs_is_asked_no_more_until_it_answers(
