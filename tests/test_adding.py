@@ -92,7 +92,10 @@ def test_an_engine_version(tree: Path) -> None:
     (line,) = (line for line in told.splitlines() if "gemm_workspace" in line)
     assert "67.0" in line  # 35 MiB and the 32 that the recipe added
     assert "newer than" not in told  # it has an account of its own
-    # One file with one function: what rests on it moves, and nothing else does.
+
+
+def test_a_changed_formula(tree: Path) -> None:
+    """One file with one function: what rests on it moves, and nothing else does."""
     recipe = SECTIONS["An engine version"][1]
     older = follow(tree, recipe.splitlines()[-1].replace("0.19.0", "0.18.0"))
     newer = follow(tree, recipe)
