@@ -23,8 +23,6 @@ from turbofit.tuner.trace import SimulatedEngine, TraceRequest, replay
 PLANTED = replace(
     rates(FITTED), memory_efficiency=0.7, compute_efficiency=0.6, layer_seconds=60e-6
 )  # fmt: skip
-
-
 ERRORS = ("median_error", "p90_error", "error_figures", "error_cards")
 
 
