@@ -14,7 +14,7 @@ import pytest
 
 from tests.kernels.device_code import CODE, EMPTY, cubin, fatbin, library
 from turbofit.core.errors import UsageError
-from turbofit.core.process.state import state_dir
+from turbofit.core.process.files import state_dir
 from turbofit.kernels import installed as module
 from turbofit.kernels.census import Census, Count, take_census
 from turbofit.kernels.families import decode, demangle, experts, family, gemm, prefill

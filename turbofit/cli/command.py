@@ -23,7 +23,7 @@ from turbofit.cli.usage_errors import (
     without_gpu,
 )
 from turbofit.core.errors import NoGpuError, UnknownModelError, UsageError
-from turbofit.core.process.log_queue import queued_stderr
+from turbofit.core.process.log import queued_stderr
 from turbofit.core.process.variable_names import is_service_link
 
 if TYPE_CHECKING:

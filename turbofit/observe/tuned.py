@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from turbofit.core.process.files import write_atomic
-from turbofit.core.process.state import digest_of_parts, state_dir
+from turbofit.core.process.files import digest_of_parts, state_dir, write_atomic
 from turbofit.core.struct import to_json
 from turbofit.core.tuning import TUNE_SCHEMA, Tuning
 

@@ -6,7 +6,7 @@ import resource
 
 from turbofit.cli.main import main
 from turbofit.core.machine import CardSpeed, Measured
-from turbofit.core.process.state import state_dir
+from turbofit.core.process.files import state_dir
 from turbofit.machine import source, speed
 from turbofit.machine.spec import parse_spec
 
