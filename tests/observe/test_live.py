@@ -10,7 +10,7 @@ from aiohttp import web
 from tests.load.scripted import ThreadedServer
 from turbofit.core.errors import UsageError
 from turbofit.gateway.http.metrics import Metrics, merge
-from turbofit.observe.live import fetch_page, now_of
+from turbofit.observe.live import fetch_page, now_of, parse_page
 
 ENGINES = {
     0: 'lmdeploy:num_requests_running{model_name="m"} 2\n'
@@ -20,6 +20,17 @@ ENGINES = {
     'lmdeploy:generation_tokens_total{model_name="m"} 300\n',
     1: "",
 }
+PAGE = """# HELP lmdeploy:generation_tokens_total Tokens.
+# TYPE lmdeploy:generation_tokens_total counter
+lmdeploy:generation_tokens_total{engine="0",model_name="a\\"b,c\\\\d"} 124.0
+lmdeploy:generation_tokens_total{engine="1"} 1.5e3
+waiting 3
+waiting_bucket{le="+Inf"} 7 1700000000
+spaced { le = "0.5" , to="}" } 8 17.5
+exemplar_total{le="1"} 9 # {trace_id="a} 3"} 0.67 1.5
+broken{ 1
+odd NaNo
+"""
 
 
 def page() -> str:
@@ -114,3 +125,23 @@ def test_what_answers_there_speaks_no_http() -> None:
 def test_nobody_there() -> None:
     with pytest.raises(UsageError, match="nobody answers"):
         fetch_page("http://127.0.0.1:9")
+
+
+def test_samples_with_their_labels() -> None:
+    page = parse_page(PAGE)
+    first, second = page.of("lmdeploy:generation_tokens_total")
+    assert first == ({"engine": "0", "model_name": 'a"b,c\\d'}, 124.0)
+    assert second.value == 1500.0
+    assert page.of("waiting_bucket")[0].value == 7
+    assert page.of("spaced") == [({"le": "0.5", "to": "}"}, 8.0)]
+    assert page.of("exemplar_total") == [({"le": "1"}, 9.0)]
+    assert page.of("broken") == page.of("odd") == []
+
+
+def test_totals_by_label() -> None:
+    page = parse_page(PAGE)
+    assert page.total("lmdeploy:generation_tokens_total") == 1624.0
+    assert page.total("lmdeploy:generation_tokens_total", engine="1") == 1500.0
+    assert page.total("waiting") == 3
+    assert page.total("waiting", engine="1") is None
+    assert page.total("nothing") is None

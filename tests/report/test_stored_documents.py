@@ -15,7 +15,7 @@ import pytest
 
 from tests.hostile import hostile
 from tests.launch.tune.test_tuning import result
-from tests.observe.test_tuned import ONE
+from tests.planning.test_tuned import ONE
 from tests.report.documents import KINDS, planned, served_run
 from tests.support.plans import plausible_plan
 from turbofit.cli.main import main
@@ -28,7 +28,7 @@ from turbofit.kernels.census import Census
 from turbofit.launch.serve import ladder
 from turbofit.launch.serve.leases import Leases
 from turbofit.launch.serve.runs import Record
-from turbofit.machine.snapshot import load_snapshot
+from turbofit.machine.source import load_snapshot
 from turbofit.observe import calibrations
 from turbofit.report.painters.terminal import paint
 from turbofit.report.stored_documents import (

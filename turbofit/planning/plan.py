@@ -135,7 +135,7 @@ def plan_cluster(request: PlanRequest, cluster: Cluster) -> ClusterPlan:
     Raises:
         As :func:`turbofit.planning.plan.plan`, where it is so on every node.
     """
-    from turbofit.tuner.cluster.cluster_plan import make_cluster_plan
+    from turbofit.tuner.cluster_plan import make_cluster_plan
 
     if request.paced:
         raise UsageError(
@@ -159,7 +159,7 @@ def plan_joining(request: PlanRequest, plan: ClusterPlan, node: Node) -> NodePla
     Returns:
         Its plan, or why it cannot serve what is promised.
     """
-    from turbofit.tuner.cluster.cluster_plan import plan_joining_node
+    from turbofit.tuner.cluster_plan import plan_joining_node
 
     resolved = _anywhere(request.changed(model=plan.model, revision=None))
     return _commanded(plan_joining_node(resolved, plan, node, request.engine))

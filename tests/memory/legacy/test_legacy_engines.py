@@ -10,7 +10,7 @@ from tests.memory.conftest import launch_on
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.model import Quantization
 from turbofit.core.units import MIB
-from turbofit.kernels.released import released
+from turbofit.kernels.census import released
 from turbofit.memory.engines import engine_for, engine_named
 from turbofit.memory.legacy.generations import (
     generation_of,

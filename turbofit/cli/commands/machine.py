@@ -27,8 +27,7 @@ def machine(
     measure: bool,
     form: Form,
 ) -> int:
-    from turbofit.machine.snapshot import save_snapshot
-    from turbofit.machine.source import machine_from
+    from turbofit.machine.source import machine_from, save_snapshot
     from turbofit.report.views.machine_view import machine_view
 
     hardware = machine_from(on, gpus=gpus)
