@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import pty
 import re
@@ -42,20 +43,19 @@ def screen_of(text: str) -> list[str]:
     return [line.rstrip() for line in lines]
 
 
-class Screen:
-    """A Python program whose output, or only its stderr, goes to a terminal.
+class Terminal(io.StringIO):
+    """A stream that says that it is a terminal."""
 
-    Args:
-        code: the program.
-        words: its arguments.
-        environ: variables beside those of this process.
-        columns: of the terminal.
-        stdout: False: a pipe, and only stderr is the terminal.
-    """
+    def isatty(self) -> bool:
+        return True
+
+
+class Screen:
+    """A Python program whose output goes to a terminal."""
 
     def __init__(
         self, code: str, words: Sequence[str], *, environ: Mapping[str, str] | None = None,
-        columns: int = 80, stdout: bool = True,
+        columns: int = 80,
     ) -> None:  # fmt: skip
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
@@ -63,7 +63,7 @@ class Screen:
         self.process = subprocess.Popen(
             [sys.executable, "-c", code, *words],
             stdin=subprocess.PIPE,
-            stdout=slave if stdout else subprocess.PIPE,
+            stdout=slave,
             stderr=slave,
             env={**base, "TERM": "xterm", **(environ or {})},
             start_new_session=True,
@@ -88,9 +88,8 @@ class Screen:
             pass
         os.close(self._master)
         code = self.process.wait(HANG)
-        for stream in (self.process.stdin, self.process.stdout):
-            if stream is not None:
-                stream.close()
+        if self.process.stdin is not None:
+            self.process.stdin.close()
         return code
 
     def _read(self) -> bool:

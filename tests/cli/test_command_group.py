@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
-import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
+import turbofit
 from tests.support.plans import machine, plausible_plan
+from turbofit import api
 from turbofit.cli.command import CliCommand
 from turbofit.cli.command_group import TURBOFIT
 from turbofit.cli.main import main
@@ -23,20 +25,21 @@ from turbofit.cli.options.common_options import (
     planning_options,
 )
 from turbofit.core.errors import UsageError
-from turbofit.core.machine import Machine
 from turbofit.core.plan import Plan
-from turbofit.core.struct import decode
+from turbofit.launch.engine import launches
+from turbofit.launch.serve import planner
 from turbofit.planning.request import PACE, PlanRequest, PredictRequest
+from turbofit.report.stored_documents import keep
 
 Out = pytest.CaptureFixture[str]
 
 
 def test_plan_predict_and_report_agree(capsys: Out, tmp_path: Path) -> None:
-    assert main(["plan", "internvl2-8b", "--on", "4xrtx3090", "--tp", "4", "--json"]) == 0
+    words = ["internvl2-8b", "--on", "4xrtx3090", "--tp", "4", "--json"]
+    assert main(["plan", *words]) == 0
     text = capsys.readouterr().out
     plan = Plan.from_json(text)
-    assert plan.parallel.tp == 4
-    assert plan.fits
+    assert (plan.parallel.tp, plan.fits) == (4, True)
     saved = tmp_path / "plan.json"
     saved.write_text(text)
     assert main(["report", str(saved), "--json"]) == 0
@@ -45,20 +48,34 @@ def test_plan_predict_and_report_agree(capsys: Out, tmp_path: Path) -> None:
     assert plan.verdict.split(":")[0] in capsys.readouterr().out
     assert main(["report", str(saved), "--md"]) == 0
     assert capsys.readouterr().out.startswith("# ")
-    assert main(["predict", "internvl2-8b", "--on", "4xrtx3090", "--tp", "4", "--json"]) in (0, 3)
+    assert main(["predict", *words]) in (0, 3)
     assert Plan.from_json(capsys.readouterr().out).considered == ()
 
 
-def test_what_the_user_sets_is_handed_on(monkeypatch: pytest.MonkeyPatch, capsys: Out) -> None:
-    from turbofit import api
+def test_report_lists_and_latest_says_which(state: Path, capsys: Out) -> None:
+    assert main(["report"]) == 0
+    assert "nothing was planned" in capsys.readouterr().out
+    keep(turbofit.plan("internvl2-1b", on="1xl4"), "plan")
+    (state / "plans" / "broken.json").write_text("{")
+    assert main(["report", "--md"]) == 0
+    broken, kept = capsys.readouterr().out.splitlines()[2:4]
+    assert "broken.json" in broken
+    assert "InternVL2-1B on 1xl4" in kept
+    (state / "plans" / "broken.json").unlink()
+    assert main(["report", "latest"]) == 0
+    assert f"latest is {state}" in capsys.readouterr().err
+    assert main(["report", "--html", "page.html"]) == 2
 
-    given_: dict[str, Any] = {}
+
+def test_what_the_user_sets_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
 
     def plan(request: PlanRequest, **keywords: Any) -> Plan:
-        given_.update(request.given(), **keywords)
+        asked.update(request.given(), **keywords)
         return plausible_plan()
 
     monkeypatch.setattr(api, "plan", plan)
+    monkeypatch.setattr(api, "predict", plan)
     words = (
         "m --on 4xrtx3090 --tp 2 --replicas 2 --gpus 0,1 --images 3 --image-size 1920x1080 "
         "--context 4096 --concurrency 16 --goal latency --max-dynamic-patch 6 --max-pixels 1000000 "
@@ -68,7 +85,7 @@ def test_what_the_user_sets_is_handed_on(monkeypatch: pytest.MonkeyPatch, capsys
         "--model-format awq --enable-prefix-caching --async 0 --language-model-only --json"
     )
     assert main(["plan", *words.split()]) == 0
-    assert given_ == {
+    assert asked == {
         "model": "m", "on": "4xrtx3090", "tp": 2, "replicas": 2, "gpus": "0,1", "images": 3,
         "image_size": (1920, 1080), "context": 4096, "concurrency": 16, "goal": "latency",
         "max_dynamic_patch": 6, "max_pixels": 1000000, "engine": "turbomind", "margin": "3%",
@@ -78,9 +95,12 @@ def test_what_the_user_sets_is_handed_on(monkeypatch: pytest.MonkeyPatch, capsys
         "enable_prefix_caching": True, "async_": 0, "language_model_only": True,
         "rehearse": False,
     }  # fmt: skip
-    given_.clear()
+    asked.clear()
     assert main(["plan", "m", "--dtype", "auto"]) == 0
-    assert given_ == {"model": "m", "rehearse": False}
+    assert asked == {"model": "m", "rehearse": False}
+    asked.clear()
+    assert main(["predict", "m", "--free-at-cache", "2780MiB", "--lmdeploy", "0.6.4"]) == 0
+    assert asked == {"model": "m", "free_at_cache": 2780 << 20, "lmdeploy": "0.6.4"}
 
 
 def test_every_field_of_a_request_has_an_option() -> None:
@@ -97,69 +117,30 @@ def test_every_field_of_a_request_has_an_option() -> None:
         assert set(kind.model_fields) - left <= names
 
 
-def test_predict_hands_on_its_own(monkeypatch: pytest.MonkeyPatch, capsys: Out) -> None:
-    from turbofit import api
-
-    given_: dict[str, Any] = {}
-    monkeypatch.setattr(api, "predict", lambda r: given_.update(r.given()) or plausible_plan())
-    assert main(["predict", "m", "--free-at-cache", "2780MiB", "--lmdeploy", "0.6.4"]) == 0
-    assert given_ == {"model": "m", "free_at_cache": 2780 << 20, "lmdeploy": "0.6.4"}
-
-
 @pytest.mark.parametrize(
-    "text",
-    ["", "{}", "[]", "null", "\x00", '{"schema": "turbofit.plan/1"}', '{"schema": 5}', "{" * 5000],
+    ("text", "cause"),
+    [
+        *((text, "cannot be read") for text in ("", "{}", "null", "\x00", "{" * 5000)),
+        ('{"schema": "turbofit.plan/1"}', "cannot be read"),
+        (replace(plausible_plan(), schema="turbofit.plan/9").to_json(), "turbofit.plan/9"),
+    ],
+    ids=range(7),
 )
-def test_what_is_no_plan(text: str, tmp_path: Path, capsys: Out) -> None:
+def test_what_is_no_plan(text: str, cause: str, tmp_path: Path, capsys: Out) -> None:
     path = tmp_path / "plan.json"
     path.write_text(text)
     assert main(["report", str(path)]) == 2
-    assert "cannot be read" in capsys.readouterr().err
+    assert cause in capsys.readouterr().err
     assert main(["serve", "--plan", str(path)]) == 2
 
 
-def test_a_plan_of_another_schema(tmp_path: Path, capsys: Out) -> None:
-    path = tmp_path / "plan.json"
-    path.write_text(msgspec.structs.replace(plausible_plan(), schema="turbofit.plan/9").to_json())
-    assert main(["report", str(path)]) == 2
-    assert "turbofit.plan/9" in capsys.readouterr().err
-
-
-def test_machine_shown_saved_and_read_again(tmp_path: Path, capsys: Out) -> None:
-    path = tmp_path / "machine.json"
-    assert main(["machine", "--on", "2xl4:free=19GiB", "--save", str(path), "--json"]) == 0
-    captured = capsys.readouterr()
-    shown = decode(captured.out, Machine, what="machine")
-    assert len(shown.gpus) == 2
-    assert str(path) in captured.err
-    assert main(["machine", "--on", str(path), "--json"]) == 0
-    assert decode(capsys.readouterr().out, Machine, what="machine").gpus == shown.gpus
-    assert main(["machine", "--on", "2xl4", "--save", "/no/such/folder/x"]) == 2
-    assert "cannot be written" in capsys.readouterr().err
-    assert main(["machine", "--on", "2xl4", "--measure"]) == 2
-    assert "--measure measures this machine" in capsys.readouterr().err
-
-
-def test_models_and_gpus(capsys: Out) -> None:
-    assert main(["models", "--json"]) == 0
-    models = json.loads(capsys.readouterr().out)
-    assert models["models"]["internvl2-8b"]["parameters"] == 8_075_365_376
-    assert main(["gpus", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["gpus"]["rtx3090"]["total_mib"]["value"] == 24576
-    for name in ("models", "gpus"):
-        assert main([name]) == 0
-        assert main([name, "--md"]) == 0
-    assert "Traceback" not in capsys.readouterr().err
-
-
-def test_dry_run_prints_what_would_be_launched(tmp_path: Path, capsys: Out) -> None:
+def test_dry_run_prints_what_would_be_launched(capsys: Out) -> None:
     words = ["serve", "internvl2-8b", "--on", "4xrtx3090", "--tp", "4", "--dry-run"]
     assert main([*words, "--port", "9000", "--", "--max-log-len", "9", "--quant-policy", "8"]) == 0
     text = capsys.readouterr().out
     assert "CUDA_VISIBLE_DEVICES=0,1,2,3" in text
-    assert "--server-port 9000" in text
-    assert "--quant-policy 8" in text
-    assert "--max-log-len 9" in text
+    for option in ("--server-port 9000", "--quant-policy 8", "--max-log-len 9"):
+        assert option in text
     assert main([*words, "--json"]) == 0
     assert Plan.from_json(capsys.readouterr().out).commands[0].argv[0] == "lmdeploy"
     assert main(["serve", "internvl2-26b", "--on", "1xrtx3060", "--dry-run"]) == 3
@@ -169,8 +150,6 @@ def test_dry_run_prints_what_would_be_launched(tmp_path: Path, capsys: Out) -> N
     ("words", "message"),
     [
         (["--quant-policy", "4", "--", "--quant-policy", "8"], "given twice"),
-        (["--", "--session-len", "5"], "set by the plan"),
-        (["--", "--adapters", "x"], "does not model"),
         (["--port", "65535", "--replicas", "2", "--tp", "1"], "beyond 65535"),
         (["--port", "70000"], "65535 or less"),
     ],
@@ -180,68 +159,46 @@ def test_serve_refuses(words: list[str], message: str, capsys: Out) -> None:
     assert message in capsys.readouterr().err
 
 
-def test_a_saved_plan_takes_nothing_beside_it(tmp_path: Path, capsys: Out) -> None:
+def test_a_saved_plan_takes_nothing_beside_it_and_has_to_fit(tmp_path: Path, capsys: Out) -> None:
     path = tmp_path / "plan.json"
     path.write_text(plausible_plan().to_json())
     base = ["serve", "--plan", str(path), "--dry-run"]
     assert main(base) == 0
+    assert main([*base, "--", "--quant-policy", "0"]) == 0
     assert main([*base, "--tp", "2"]) == 2
     assert main(["serve", "model", *base[1:]]) == 2
     assert main([*base, "--", "--quant-policy", "8"]) == 2
     assert "plan was made for 0" in capsys.readouterr().err
-    assert main([*base, "--", "--quant-policy", "0"]) == 0
-
-
-def test_a_plan_that_does_not_fit_is_not_launched(tmp_path: Path, capsys: Out) -> None:
-    path = tmp_path / "plan.json"
     path.write_text(plausible_plan(fits=False).to_json())
     assert main(["serve", "--plan", str(path)]) == 3
-    captured = capsys.readouterr()
-    assert "GPU 0 lacks 1.9 GiB" in captured.err
-    assert "--quant-policy 8: 1.94 times the tokens" in captured.err
+    told = capsys.readouterr().err
+    assert "GPU 0 lacks 1.9 GiB" in told
+    assert "--quant-policy 8: 1.94 times the tokens" in told
 
 
 WORDS = """--tp 1 0 -1 1e9 --margin 3% nan% -5% 1GiB --image-size 1x1 9x --gpus , --context
 --json --on --quant-policy int4 x --cache-max-entry-count nan inf 0.5 --budget é --async --goal"""
-words = st.sampled_from(WORDS.split())
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(words, max_size=6))
+@given(st.lists(st.sampled_from(WORDS.split()), max_size=6))
 def test_any_words_are_options_or_wrong_use(given_words: list[str]) -> None:
-    params = [*machine_options(), *planning_options(), *FORMS]
-    reader = CliCommand(lambda **_: 0, params)
+    reader = CliCommand(lambda **_: 0, [*machine_options(), *planning_options(), *FORMS])
+    hint = "none"
     try:
         with reader.make_context("plan", list(given_words)) as ctx:
-            keywords = planning_keywords(ctx.params)
+            assert all(value == value for value in planning_keywords(ctx.params).values())
     except UsageError as exc:
         hint = exc.hint
     except click.exceptions.Exit:
         hint = "help"
-    else:
-        hint = "none"
-        assert all(value == value for value in keywords.values())
     assert hint
 
 
 @pytest.mark.parametrize(("warning", "doubled"), [(None, False), ("newer", True)])
-def test_another_lmdeploy_doubles_the_margin(
-    warning: str | None,
-    doubled: bool,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capsys: Out,
-) -> None:
-    from types import SimpleNamespace
-
-    from turbofit.launch.engine import launches
-    from turbofit.launch.serve import planner
-
-    monkeypatch.setattr(
-        launches,
-        "find_lmdeploy",
-        lambda: SimpleNamespace(warning=warning, argv=("x",), version="0.18.0"),
-    )
+def test_another_lmdeploy_doubles_the_margin(warning, doubled, monkeypatch, tmp_path) -> None:
+    lmdeploy = SimpleNamespace(warning=warning, argv=("x",), version="0.18.0")
+    monkeypatch.setattr(launches, "find_lmdeploy", lambda: lmdeploy)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     monkeypatch.setenv("TURBOFIT_LEASES", str(tmp_path / "leases"))
     margins: list[Any] = []
@@ -249,8 +206,7 @@ def test_another_lmdeploy_doubles_the_margin(
     def plan(request: PlanRequest, *, pretend: bool | None) -> Plan:
         margins.append(request.margin)
         # A plan that does not fit is refused before the launch, which is all that this needs.
-        fits = doubled and request.margin is None
-        return msgspec.structs.replace(plausible_plan(machine=machine(4)), fits=fits)
+        return replace(plausible_plan(machine=machine(4)), fits=doubled and request.margin is None)
 
     monkeypatch.setattr(planner, "best_plan", plan)
     monkeypatch.setattr("turbofit.machine.source.machine_from", lambda *_, **__: machine(4))

@@ -7,7 +7,7 @@ import pytest
 
 from turbofit.cli.command_group import COMMANDS, TURBOFIT
 from turbofit.cli.usage_errors import options_by_command
-from turbofit.core.synonyms import _tables, command_synonym, near, synonym
+from turbofit.core.synonyms import _tables, by_its_words, command_synonym, near, synonym
 from turbofit.launch.serve.passthrough import option_classes
 
 
@@ -38,7 +38,7 @@ def test_every_option_that_the_table_names_is_one() -> None:
         ("--kv-cache-dtype", "auto", "--quant-policy 0"),
         ("--kv-cache-dtype", "nvfp4", "--quant-policy"),
         ("--cache-type-k", "q8_0", "--quant-policy 8"),
-        ("--quantization", "awq_marlin", "--model-format awq"),
+        ("--quantization", "awq_marlin", "leave it out: the checkpoint's config says"),
         ("--image", "4k", "--image-size 4k"),
         ("--limit-mm-per-prompt", "image=4,video=1", "--images 4"),
         ("--limit-mm-per-prompt", '{"image": 4}', "--images 4"),
@@ -65,3 +65,22 @@ def test_what_nobody_says_or_is_unlike_is_no_misspelling() -> None:
     assert near("--imags", ["--images", "--json"]) == ["--images"]
     for wrong, right in (("--users", "--cluster"), ("--free", "--file"), ("--model", "--md")):
         assert near(wrong, [right]) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "command", "said"),
+    [
+        ("--max-price", "plan", "turbofit knows no prices"),
+        ("--used-memory", "plan", "memory stands behind the card"),
+        ("--gpu-vram", "gpus", "a word filters: turbofit gpus 24gb"),
+        ("--family", "models", ""),
+        # A word that is advised about, beside one that is not, or that means something else.
+        ("--kv-transfer-config", "plan", ""),
+        ("--batch-timeout", "serve", ""),
+        ("--seed-node", "serve", ""),
+    ],
+)
+def test_advice_is_given_where_all_words_of_a_name_mean_it(
+    name: str, command: str, said: str
+) -> None:
+    assert by_its_words(name, command)[: len(said) or None] == said

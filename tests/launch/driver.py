@@ -20,29 +20,23 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
-def tell_open(server: Supervisor, urls: list[str]) -> None:
+def tell_open(urls: list[str]) -> None:
     server.tell_open()
     say("READY " + " ".join(urls))
 
 
-def main() -> int:
-    plan = Plan.from_json(Path(sys.argv[1]).read_bytes())
-    port, check = int(sys.argv[3]), sys.argv[4] == "check"
-    timing = Timing(**{"liveness": 0.0, **json.loads(sys.argv[5])})
-    launches = [Launch(command, sys.argv[6:]) for command in commands(plan, port=port)]
-    server = Supervisor(plan, launches, Path(sys.argv[2]), say, check=check, timing=timing)
-    try:
-        with StopSignal() as stop:
-            ended = server.run(stop, lambda urls: tell_open(server, urls))
-    except EndedError as exc:
-        error = exc.end.error
-        say(f"error: {error.message} | {error.hint}")
-        return error.exit_code
-    except TurbofitError as exc:
-        say(f"error: {exc.message} | {exc.hint}")
-        return exc.exit_code
-    say(f"ended {ended.name}")
-    return 0
-
-
-sys.exit(main())
+plan_file, folder, port, check, timing, *runner = sys.argv[1:]
+plan = Plan.from_json(Path(plan_file).read_bytes())
+launches = [Launch(command, runner) for command in commands(plan, port=int(port))]
+server = Supervisor(
+    plan, launches, Path(folder), say, check=check == "check",
+    timing=Timing(**{"liveness": 0.0, **json.loads(timing)}),
+)  # fmt: skip
+try:
+    with StopSignal() as stop:
+        ended = server.run(stop, tell_open)
+except (EndedError, TurbofitError) as exc:
+    error = exc.end.error if isinstance(exc, EndedError) else exc
+    say(f"error: {error.message} | {error.hint}")
+    sys.exit(error.exit_code)
+say(f"ended {ended.name}")

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 
 from tests.support.nvml import Process, Scenario, gpu_3090
 from tests.support.processes import REPO, Child, gone, pids
+from tests.support.serving import Served
 from tests.support.waiting import HANG
 from turbofit.core.plan import Plan
 from turbofit.core.units import GIB
@@ -27,17 +27,12 @@ def serve(tmp_path: Path, port: int, children: list[Child], nvml_machine: Any):
     """Start ``turbofit serve`` on a machine with so many RTX 3090s."""
 
     def run(*words: str, scenario: Scenario | None = None, **environ: str) -> Child:
-        machine = nvml_machine(scenario or Scenario(gpus=[gpu_3090(0)]))
+        options = ["--no-rehearse", "--port", str(port)]
         child = Child(
-            [
-                sys.executable, "-m", "turbofit", "serve", "--no-rehearse", "--port", str(port),
-                *words,
-            ],
-            XDG_STATE_HOME=str(tmp_path / "state"),
-            TURBOFIT_LEASES=str(tmp_path / "leases"),
+            [sys.executable, "-m", "turbofit", "serve", *options, *words],
+            XDG_STATE_HOME=str(tmp_path / "state"), TURBOFIT_LEASES=str(tmp_path / "leases"),
             STANDIN_DUMP=str(tmp_path / "config.json"),
-            **machine,
-            **environ,
+            **nvml_machine(scenario or Scenario(gpus=[gpu_3090(0)])), **environ,
         )  # fmt: skip
         children.append(child)
         return child
@@ -45,37 +40,27 @@ def serve(tmp_path: Path, port: int, children: list[Child], nvml_machine: Any):
     return run
 
 
-def the_run(tmp_path: Path) -> Path:
-    (folder,) = (tmp_path / "state" / "turbofit" / "runs").iterdir()
-    return folder
-
-
-def ask(port: int, path: str, body: Any = None) -> Any:
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}{path}", data=data, headers={"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=HANG) as answer:
-        return json.load(answer)
-
-
-def test_internvl2_from_measuring_to_the_end(
-    serve: Any, internvl2: Path, tmp_path: Path, port: int
-) -> None:
+def test_internvl2_from_measuring_to_the_end(serve, internvl2, tmp_path, port) -> None:
     pytest.importorskip("openai")
     child = serve(str(internvl2), "--concurrency", "3", "--model-name", "it's mine")
-    assert child.process.stdout is not None
+    served = Served(child, port, tmp_path / "state")
     child.wait_for("to ask: ", 2)
-    assert child.process.stdout.readline() == f"http://127.0.0.1:{port}\n"
+    assert child.process.stdout is not None
+    assert child.process.stdout.readline() == f"{served.url}\n"
     assert "phase: check" in child.stderr
-    plan = Plan.from_json((the_run(tmp_path) / "plan.json").read_bytes())
+    plan = Plan.from_json((served.run / "plan.json").read_bytes())
     config = json.loads((tmp_path / "config.json").read_text())
     planned = plan.lmdeploy_settings()
     assert {name: config[name] for name in planned} == planned
     assert plan.settings.max_batch_size == 3
     assert f"(forecast {plan.kv.tokens:,}" in child.stderr
     assert ask_as_told(child) == ["ok", "ok"]
-    names_are_answered(port, ["it's mine", "InternVL2-tiny"], str(internvl2))
+    # Names are listed first, and a folder where the name of its model stands beside them.
+    listed = [one["id"] for one in served.ask("/v1/models")[2]["data"]]
+    assert listed[:2] == ["it's mine", str(internvl2)]
+    for name in {"it's mine", "InternVL2-tiny", *listed}:
+        body = {"model": name, "prompt": "a", "max_tokens": 1}
+        assert served.ask("/v1/completions", body)[2]["choices"]
     child.process.send_signal(signal.SIGTERM)
     assert child.finish() == 0
     assert all(gone(pid) for pid in pids(child))
@@ -83,7 +68,7 @@ def test_internvl2_from_measuring_to_the_end(
     assert "the GPUs' memory is back" in child.stderr
     assert "in use after the check" in child.stderr
     assert "--port" not in child.stderr
-    assert "Traceback" not in (the_run(tmp_path) / "engine-0.log").read_text()
+    assert "Traceback" not in (served.run / "engine-0.log").read_text()
 
 
 def ask_as_told(child: Child) -> list[str]:
@@ -101,24 +86,14 @@ def ask_as_told(child: Child) -> list[str]:
     return answers
 
 
-def names_are_answered(port: int, names: list[str], folder: str) -> None:
-    """Names that are listed first, and a folder where the name of its model stands beside them."""
-    listed = [one["id"] for one in ask(port, "/v1/models")["data"]]
-    assert listed[: len(names)] == names[:1] + [folder] * (len(names) > 1)
-    for name in {*names, *listed}:
-        body = {"model": name, "prompt": "a", "max_tokens": 1}
-        assert ask(port, "/v1/completions", body)["choices"]
-
-
 def test_a_saved_plan_and_somebody_who_took_its_memory(
     serve: Any, internvl2: Path, tmp_path: Path, nvml_machine: Any
 ) -> None:
     scenario = Scenario(gpus=[gpu_3090(0)])
-    environ = nvml_machine(scenario)
-
     planned = subprocess.run(
         [sys.executable, "-m", "turbofit", "plan", str(internvl2), "--json"],
-        cwd=REPO, env={**os.environ, **environ}, capture_output=True, text=True, check=True,
+        cwd=REPO, env={**os.environ, **nvml_machine(scenario)}, capture_output=True, text=True,
+        check=True,
     )  # fmt: skip
     saved = tmp_path / "plan.json"
     saved.write_text(planned.stdout)
@@ -135,29 +110,3 @@ def test_rank_launchers_are_refused(serve: Any, internvl2: Path) -> None:
     child = serve(str(internvl2), "--tp", "2", scenario=scenario, WORLD_SIZE="4", LOCAL_RANK="0")
     assert child.finish() == 5
     assert "4 whole engines" in child.stderr
-
-
-def test_lmdeploy_missing_is_an_install_command(
-    internvl2: Path, nvml_machine: Any, tmp_path: Path
-) -> None:
-    """Another interpreter state: metadata of LMDeploy is hidden, PATH is empty."""
-    code = (
-        "import importlib.metadata as m, sys\n"
-        "real = m.version\n"
-        "def version(name):\n"
-        "    if name == 'lmdeploy':\n"
-        "        raise m.PackageNotFoundError(name)\n"
-        "    return real(name)\n"
-        "m.version = version\n"
-        "from turbofit.cli.main import main\n"
-        "sys.exit(main(sys.argv[1:]))\n"
-    )
-
-    done = subprocess.run(
-        [sys.executable, "-c", code, "serve", str(internvl2)],
-        cwd=REPO, capture_output=True, text=True, check=False,
-        env={**os.environ, **nvml_machine(Scenario(gpus=[gpu_3090(0)])), "PATH": "",
-             "XDG_STATE_HOME": str(tmp_path)},
-    )  # fmt: skip
-    assert done.returncode == 7, done.stderr
-    assert "hint: install it with pip install 'lmdeploy<" in done.stderr  # the rest is there

@@ -22,18 +22,11 @@ def config(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.delenv("TURBOFIT_API_KEY", raising=False)
     monkeypatch.delenv("TURBOFIT_API_KEYS", raising=False)
     given: list[Any] = []
-
-    def one_model(config: Any, _passed: Any, _form: Any) -> int:
-        given.append(config.gateway)
-        return 0
-
-    monkeypatch.setattr(serve, "_one_model", one_model)
+    monkeypatch.setattr(serve, "_one_model", lambda one, *_: given.append(one.gateway) or 0)
     return given
 
 
-def test_the_network_needs_a_key_or_a_word(
-    config: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_network_needs_a_key_or_a_word(config: list[Any], monkeypatch, capsys) -> None:
     assert main(WORDS) == 0  # loopback needs none
     assert (config[0].host, config[0].port, config[0].api_keys) == ("127.0.0.1", 23333, ())
     assert main([*WORDS, "--host", "0.0.0.0"]) == 2
@@ -44,11 +37,13 @@ def test_the_network_needs_a_key_or_a_word(
     monkeypatch.setenv("TURBOFIT_API_KEY", "c")
     assert main([*WORDS, "--host", "0.0.0.0", "--port", "8080"]) == 0
     assert (config[-1].api_keys, config[-1].port) == (("c",), 8080)
+    monkeypatch.delenv("TURBOFIT_API_KEY")
+    assert main([*WORDS, "--no-gateway", "--", "--api-keys", "k"]) == 0
+    assert main([*WORDS, "--no-gateway", "--host", "127.0.0.1", "--port", "8080"]) == 0
+    assert config[-2:] == [None, None]
 
 
-def test_it_says_where_keys_cross_the_network_in_clear(
-    config: list[Any], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_it_says_where_keys_cross_the_network_in_clear(config: list[Any], capsys) -> None:
     assert main([*WORDS, "--host", "0.0.0.0", "--api-key", "a"]) == 0
     assert "keys and prompts cross the network in clear" in capsys.readouterr().err
     assert main([*WORDS, "--api-key", "a"]) == 0
@@ -57,53 +52,31 @@ def test_it_says_where_keys_cross_the_network_in_clear(
     assert "in clear" not in capsys.readouterr().err
 
 
-def test_without_a_gateway_there_is_none(config: list[Any]) -> None:
-    assert main([*WORDS, "--no-gateway", "--", "--api-keys", "k"]) == 0
-    assert main([*WORDS, "--no-gateway", "--host", "127.0.0.1", "--port", "8080"]) == 0
-    assert config == [None, None]
-
-
-@pytest.mark.parametrize(
-    "option", ["--api-key k", "--host 0.0.0.0", "--ssl-certfile a", "--allow-origins https://a.b"]
-)
-def test_what_only_the_gateway_does_needs_it(
-    option: str, config: list[Any], capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A key above all: nobody would be asked for it."""
-    assert main([*WORDS, "--no-gateway", *option.split()]) == 2
-    assert f"{option.split(maxsplit=1)[0]} is for the gateway" in capsys.readouterr().err
-    assert config == []
-
-
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--", "--api-keys", "k"], "the gateway faces them"),
-        (["--", "--allow-origins", "*"], "the gateway faces them"),
-        (["--ssl-certfile", "x"], "go together"),
-        (["--drain", "soon"], "is no time"),
-        (["--name", "a"], "is for a cluster"),
-        (["--node-port", "2"], "is for a cluster"),
-        (["--turn", "30s"], "for models that take turns"),
-        (["internvl2-8b"], "named twice"),
+        # A key above all: nobody would be asked for it.
+        ("--no-gateway --api-key k", "--api-key is for the gateway"),
+        ("--no-gateway --host 0.0.0.0", "--host is for the gateway"),
+        ("--no-gateway --ssl-certfile a", "--ssl-certfile is for the gateway"),
+        ("-- --api-keys k", "the gateway faces them"),
+        ("-- --allow-origins *", "the gateway faces them"),
+        ("--ssl-certfile x", "go together"),
+        ("--drain soon", "is no time"),
+        ("--name a", "is for a cluster"),
+        ("--turn 30s", "for models that take turns"),
+        ("internvl2-8b", "named twice"),
     ],
 )
-def test_what_is_refused(
-    words: list[str], said: str, config: list[Any], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main([*WORDS, *words]) == 2
+def test_what_is_refused(words: str, said: str, config: list[Any], capsys) -> None:
+    assert main([*WORDS, *words.split()]) == 2
     assert said in capsys.readouterr().err
+    assert main(["serve", "internvl2-8b", "--pretend-taken", "1GiB"]) == 2
+    assert "add --pretend" in capsys.readouterr().err
     assert config == []
 
 
-def test_taking_needs_pretend_gpus(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["serve", "internvl2-8b", "--pretend-taken", "1GiB"]) == 2
-    assert "add --pretend" in capsys.readouterr().err
-
-
 HOUSE = Path(turbofit.__file__).parent
-
-
 #: Files of turbofit from the command to the child.
 MOST_FILES = 15
 

@@ -40,9 +40,7 @@ def in_group(group: int) -> bool:
     return False
 
 
-def test_qwen2_vl_is_served_as_planned_and_started_again_when_killed(
-    children: list[Child], tmp_path: Path
-) -> None:
+def test_qwen2_vl_is_served_as_planned_and_started_again_when_killed(children, tmp_path) -> None:
     served = serve(children, tmp_path, *SMALL)
     served.wait()
     assert "PRETEND GPUs" in served.child.lines[0]
@@ -69,9 +67,7 @@ def test_qwen2_vl_is_served_as_planned_and_started_again_when_killed(
 
 
 @pytest.mark.exhaustive
-def test_a_dead_loop_behind_a_healthy_page_is_an_ending(
-    children: list[Child], tmp_path: Path
-) -> None:
+def test_a_dead_loop_behind_a_healthy_page_is_an_ending(children, tmp_path) -> None:
     """Past the gateway an image kills the engine's loop; LMDeploy's page would stay healthy."""
     # So few rows that what sampling takes leaves no room for the picture either.
     words = (*SMALL, "--no-gateway", "--no-check")
@@ -88,9 +84,7 @@ def test_a_dead_loop_behind_a_healthy_page_is_an_ending(
 
 
 @pytest.mark.exhaustive
-def test_the_fallback_engine_is_served_on_pretend_cards_too(
-    children: list[Child], tmp_path: Path
-) -> None:
+def test_the_fallback_engine_is_served_on_pretend_cards_too(children, tmp_path) -> None:
     words = ("qwen2-vl-2b", "--on", "1xrtx3060", "--engine", "transformers")
     served = serve(children, tmp_path, *words)
     served.wait()

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import re
 import signal
-from pathlib import Path
 
 import pytest
 
-from tests.support.processes import Child, pids
+from tests.support.processes import pids
 from tests.support.serving import Served, needs, serve_pretend
 from tests.support.waiting import until
 
@@ -22,9 +21,7 @@ def ask(served: Served, model: str) -> int:
     return served.ask("/v1/chat/completions", body)[0]
 
 
-def test_two_share_a_card_and_one_starts_again(
-    children: list[Child], tmp_path: Path, internvl2: Path, qwen2_vl: Path
-) -> None:
+def test_two_share_a_card_and_one_starts_again(children, tmp_path, internvl2, qwen2_vl) -> None:
     """Each has the cache of its part, and one that died has it again."""
     served = serve_pretend(
         children, tmp_path, str(internvl2), str(qwen2_vl), "--on", "1xrtx3060",

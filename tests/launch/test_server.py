@@ -26,33 +26,39 @@ FAKE = (sys.executable, str(STANDIN / "fake_server.py"))
 def launch(tmp_path: Path, port: int, children: list[Child]):
     def run(
         script: str = "serve", *, gpus: int = 1, check: bool = True, runner: tuple[str, ...] = FAKE,
-        **timing: float,
+        waits: bool = True, **timing: float,
     ) -> Child:  # fmt: skip
+        """The server; ``waits``: once it is ready."""
         plan = tmp_path / "plan.json"
         plan.write_text(plausible_plan(gpus=gpus, tp=1).to_json())
         words = (plan, tmp_path, port, "check" if check else "no", json.dumps(timing))
         argv = [sys.executable, str(DRIVER), *map(str, words), *runner]
         child = Child(argv, STANDIN_SCRIPT=script)
         children.append(child)
+        if waits:
+            child.wait_for("READY")
         return child
 
     return run
 
 
+def ends(child: Child, number: signal.Signals = signal.SIGTERM) -> None:
+    """In order, with all that it started."""
+    child.process.send_signal(number)
+    assert child.finish() == 0
+    assert f"ended {number.name}" in child.stderr
+    assert all(gone(pid) for pid in pids(child))
+
+
 def test_phases_figures_ready_and_an_orderly_end(launch, tmp_path: Path, port: int) -> None:
     child = launch()
-    line = child.wait_for("READY")
-    assert line == f"READY http://127.0.0.1:{port}"
+    assert f"READY http://127.0.0.1:{port}" in child.lines
     phases = [x.partition("phase: ")[2].split(" ")[0] for x in child.lines if "phase: " in x]
-    assert phases[0] == "starting"
-    assert phases[-1] == "ready"
+    assert (phases[0], phases[-1]) == ("starting", "ready")
     expected = ["starting", "weights", "cache", "warm-up", "serving", "check", "ready"]
     assert [x for x in expected if x in phases] == phases
     assert "forecast 19,473.1, +3.3%" in child.stderr
-    child.process.send_signal(signal.SIGTERM)
-    assert child.finish() == 0
-    assert "ended SIGTERM" in child.stderr
-    assert all(gone(pid) for pid in pids(child))
+    ends(child)
     assert "Object cache budget" in (tmp_path / "engine-0.log").read_text()
 
 
@@ -65,10 +71,12 @@ def test_phases_figures_ready_and_an_orderly_end(launch, tmp_path: Path, port: i
         ("python_error", 5, "RuntimeError: the stand-in was told to fail"),
         ("refuses", 5, "answered 500"),
         ("fallback", 5, "PyTorch engine, which the plan is not for"),
+        ("stuck", 5, "was not ready after"),
     ],
 )
 def test_deaths(script: str, code: int, words: str, launch) -> None:
-    child = launch(script)
+    timing = {"start": 1.0} if script == "stuck" else {}
+    child = launch(script, waits=False, **timing)
     assert child.finish() == code, child.stderr
     assert words in child.lines[-1]
     assert "engine-0.log" in child.lines[-1]
@@ -77,44 +85,29 @@ def test_deaths(script: str, code: int, words: str, launch) -> None:
 
 def test_two_replicas_and_one_that_dies(launch, port: int) -> None:
     child = launch(gpus=2, backoff=0.1)
-    assert child.wait_for("READY") == f"READY http://127.0.0.1:{port} http://127.0.0.1:{port + 1}"
-    _, second = pids(child)
+    assert f"READY http://127.0.0.1:{port} http://127.0.0.1:{port + 1}" in child.lines
     # The second engine is ours, by the id that the launcher printed.
-    os.kill(second, signal.SIGSEGV)
+    os.kill(pids(child)[1], signal.SIGSEGV)
     child.wait_for("engine 1: the engine ended while it served with signal SIGSEGV")
     child.wait_for("engine 1: starting again in 0.1 s")
     child.wait_for("engine 1: phase: ready", 2)
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as answer:
         assert answer.status == 200
-    child.process.send_signal(signal.SIGTERM)
-    assert child.finish() == 0
-    assert all(gone(pid) for pid in pids(child))
+    ends(child)
 
 
 def test_an_engine_that_stalls_is_started_again(launch) -> None:
     child = launch("stalls", liveness=0.3, patience=0.5, backoff=0.1)
-    child.wait_for("READY")
     child.wait_for("the engine lives but answers no completion")
     child.wait_for("phase: starting", 2)
-    child.process.send_signal(signal.SIGTERM)
-    assert child.finish() == 0
-
-
-def test_a_start_that_takes_too_long(launch) -> None:
-    child = launch("stuck", start=1.0)
-    assert child.finish() == 5
-    assert "was not ready after" in child.lines[-1]
-    assert all(gone(pid) for pid in pids(child))
+    ends(child)
 
 
 def test_a_second_signal_does_not_wait(launch) -> None:
     child = launch("deaf", drain=3600.0)
-    child.wait_for("READY")
     child.process.send_signal(signal.SIGTERM)
     child.wait_for("stopping")
-    child.process.send_signal(signal.SIGTERM)
-    assert child.finish() == 0
-    assert all(gone(pid) for pid in pids(child))
+    ends(child)
 
 
 @contextlib.contextmanager
@@ -130,57 +123,37 @@ def started_with(ignored: set[signal.Signals], blocked: set[signal.Signals]) -> 
             signal.signal(number, handler)
 
 
-def test_what_nohup_ignores_stays_ignored(launch) -> None:
-    with started_with({signal.SIGHUP}, set()):
-        child = launch()
-    child.wait_for("READY")
-    child.process.send_signal(signal.SIGHUP)
-    child.process.send_signal(signal.SIGTERM)
-    assert child.finish() == 0
-    assert "ended SIGTERM" in child.stderr
-
-
-def test_an_inherited_sigchld_hides_no_end(launch) -> None:
+def test_what_nohup_ignores_stays_ignored_and_an_inherited_sigchld_hides_no_end(launch) -> None:
     """Where it is ignored, the kernel collects children itself and tells nobody how they ended."""
-    with started_with({signal.SIGCHLD}, set()):
+    with started_with({signal.SIGHUP, signal.SIGCHLD}, set()):
         child = launch()
-    child.wait_for("READY")
+    child.process.send_signal(signal.SIGHUP)
     os.kill(pids(child)[0], signal.SIGKILL)
     child.wait_for("SIGKILL")
-    child.process.send_signal(signal.SIGTERM)
-    assert child.finish() == 0
-    assert all(gone(pid) for pid in pids(child))
+    ends(child)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_background_job_of_a_script_ends_in_order(
-    launch, number: signal.Signals, tmp_path: Path
-) -> None:
+def test_a_background_job_of_a_script_ends_in_order(launch, number, tmp_path: Path) -> None:
     """Such a job inherits SIGINT ignored; whoever blocks signals in front of us ends us, too.
 
     Children of its engine go with it.
     """
     with started_with({signal.SIGINT, signal.SIGTERM}, {signal.SIGINT, signal.SIGTERM}):
         child = launch("family")
-    child.wait_for("READY")
     log = (tmp_path / "engine-0.log").read_text()
-    grandchild = int(log.partition("CHILD ")[2].split()[0])
-    child.process.send_signal(number)
-    assert child.finish() == 0
-    assert f"ended {number.name}" in child.stderr
-    assert all(gone(pid) for pid in (grandchild, *pids(child)))
+    ends(child, number)
+    assert gone(int(log.partition("CHILD ")[2].split()[0]))
 
 
 def test_without_the_check(launch) -> None:
     child = launch("refuses", check=False)
-    child.wait_for("READY")
     assert "phase: check" not in child.stderr
-    child.process.send_signal(signal.SIGTERM)
-    assert child.finish() == 0
+    ends(child)
 
 
 def test_a_command_that_is_not_there(launch, tmp_path: Path) -> None:
-    child = launch(runner=("/no/lmdeploy",))
+    child = launch(runner=("/no/lmdeploy",), waits=False)
     assert child.finish() == 5
     assert "exit code 1" in child.lines[-1]
     assert "No such file" in (tmp_path / "engine-0.log").read_text()

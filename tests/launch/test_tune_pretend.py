@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,92 +25,68 @@ ONE = (
 )  # fmt: skip
 
 
-def tune(children: list[Child], state: Path, *words: str, command: str = "tune") -> Child:
-    return start_turbofit(children, state, command, *words)
+ONE_MACHINE = ("internvl2-8b", "--on", "1xrtx3090")
+FULL = ("internvl2-8b", "--on", "1xrtx3090:free=8GiB", "--pretend")
+FALLBACK = ("llava-onevision-7b", "--on", "1xrtx3090", "--pretend")
 
 
-def said(child: Child) -> Any:
+def tune(children: list[Child], state: Path, *words: str, code: int = 0) -> tuple[Child, Any]:
+    """A tuning that has ended, and its document; no engine is left of it."""
+    child = start_turbofit(children, state, "tune", *ONE, *words, "--json")
+    if code:
+        child.wait_for("trial 2: turbomind")
+        child.wait_for("engine: phase: ready")
+        child.process.send_signal(signal.SIGINT)
+    assert child.finish() == code, child.stderr
     assert child.process.stdout is not None
-    return json.loads(child.process.stdout.read())
-
-
-def engines(state: Path) -> list[str]:
-    """Command lines of processes that were started under this state folder."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            environ = (entry / "environ").read_bytes()
-            words = (entry / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if (
-            entry.name.isdigit()
-            and int(entry.name) != os.getpid()
-            and f"{state}".encode() in environ
-        ):
-            found.append(words.decode(errors="replace"))
-    return found
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            mine = str(state).encode() in (folder / "environ").read_bytes()
+            assert int(folder.name) == os.getpid() or not mine
+    return child, json.loads(child.process.stdout.read())
 
 
 @pytest.mark.slow
-def test_it_tries_keeps_the_best_and_serve_uses_it(children: list[Child], tmp_path: Path) -> None:
-    first = tune(children, tmp_path, *ONE, "--starts", "1", "--json")
-    assert first.finish() == 0, first.stderr
-    result = said(first)
+def test_it_tries_keeps_the_best_and_serve_uses_it(children, tmp_path) -> None:
+    _, result = tune(children, tmp_path, "--starts", "1")
     assert [one["outcome"] for one in result["trials"]] == ["measured"]
     assert result["trials"][0]["measured"]["failed"] == 0
-    assert engines(tmp_path) == []
     serve_begins_with_the_best(children, tmp_path)
 
 
 @pytest.mark.exhaustive
-def test_it_tries_stops_tries_again_keeps_the_best_and_serve_uses_it(
-    children: list[Child], tmp_path: Path
-) -> None:
-    first = tune(children, tmp_path, *ONE, "--starts", "3", "--json")
-    first.wait_for("trial 2: turbomind")
-    first.wait_for("engine: phase: ready")
-    first.process.send_signal(signal.SIGINT)
-    assert first.finish() == 130
-    assert engines(tmp_path) == []
-    part = said(first)
+def test_it_tries_stops_tries_again_keeps_the_best_and_serve_uses_it(children, tmp_path) -> None:
+    _, part = tune(children, tmp_path, "--starts", "3", code=130)
     assert ([one["outcome"] for one in part["trials"]], part["best"]) == (["measured"], 1)
     assert part["stopped"] == "SIGINT"
-    second = tune(children, tmp_path, *ONE, "--starts", "2", "--again", "--json")
-    assert second.finish() == 0, second.stderr
-    result = said(second)
+    _, result = tune(children, tmp_path, "--starts", "2", "--again")
     assert [one["outcome"] for one in result["trials"]] == ["measured", "measured"]
     assert all(one["measured"]["failed"] == 0 for one in result["trials"])
     assert result["best"] in (1, 2)
-    assert engines(tmp_path) == []
     assert not (tmp_path / "turbofit" / "tuned").exists()
-    third = tune(children, tmp_path, *ONE, "--json")
-    assert third.finish() == 0
+    third, again = tune(children, tmp_path)
     assert "tuned before" in third.stderr
-    assert said(third) == result
+    assert again == result
     serve_begins_with_the_best(children, tmp_path)
 
 
 def serve_begins_with_the_best(children: list[Child], tmp_path: Path) -> None:
-    served = tune(children, tmp_path, *ONE[:6], "--port", "23731", command="serve")
+    served = start_turbofit(children, tmp_path, "serve", *ONE[:6], "--port", "23731")
     served.wait_for("engine: phase: starting")
     served.process.send_signal(signal.SIGTERM)
     assert served.finish() == 0
-    newest = max(
-        (tmp_path / "turbofit" / "runs").glob("*/plan.json"), key=lambda p: p.stat().st_mtime
-    )
+    plans = (tmp_path / "turbofit" / "runs").glob("*/plan.json")
+    newest = max(plans, key=lambda path: path.stat().st_mtime)
     reasons = json.loads(newest.read_text())["reasons"]
     assert any(one.startswith("tuned: ") for one in reasons)
 
 
 @pytest.mark.exhaustive
-def test_tune_ends_its_own_load_without_a_traceback(
-    children: list[Child], tmp_path: Path, internvl2: Path
-) -> None:
-    child = tune(
-        children, tmp_path, str(internvl2), "--on", "1xrtx3060", "--context", "8192", "--pretend",
-        "--requests", "100000", "--output-tokens", "2000", "--prompt-tokens", "16", "--starts", "1",
-        "--images", "0",
+def test_tune_ends_its_own_load_without_a_traceback(children, tmp_path, internvl2) -> None:
+    child = start_turbofit(
+        children, tmp_path, "tune", str(internvl2), "--on", "1xrtx3060", "--context", "8192",
+        "--pretend", "--requests", "100000", "--output-tokens", "2000", "--prompt-tokens", "16",
+        "--starts", "1", "--images", "0",
     )  # fmt: skip
     child.wait_for("phase: ready")
     (log,) = (tmp_path / "turbofit" / "runs").glob("*/engine-0.log")
@@ -117,27 +94,29 @@ def test_tune_ends_its_own_load_without_a_traceback(
     until(lambda: log.read_text().count(" resume ") > checks + 8, "the load")
     child.process.send_signal(signal.SIGTERM)
     assert child.finish() == 130  # there is no answer
-    assert "Traceback" not in child.stderr
-    assert "Traceback" not in log.read_text()
+    assert "Traceback" not in child.stderr + log.read_text()
 
 
-def test_wrong_use_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize(
+    ("command", "words", "code", "text"),
+    [
+        ("tune", ONE_MACHINE, 2, "tune measures the machine here"),
+        ("tune", (*ONE, "--slo", "ttft"), 2, "no limit"),
+        ("tune", (*ONE, "--time", "20GiB"), 2, "--time '20GiB' is no time"),
+        ("tune", (*ONE, "--budget", "1GiB"), 3, "does not fit"),
+        ("tune", (*ONE, "--goal", "context"), 2, "does not measure context"),
+        ("tune", (*ONE, "--kv-types", "7"), 2, "no list of KV types"),
+        ("tune", (*ONE, "--rate", "3"), 2, "do not go together"),
+        ("tune", FULL, 3, "does not fit"),
+        ("tune", FALLBACK, 2, "planned for Transformers"),
+        ("calibrate", ONE_MACHINE, 2, "calibrate measures the machine here"),
+        ("calibrate", (*ONE_MACHINE, "--pretend", "--minutes", "0"), 2, "more than 0"),
+        ("calibrate", FULL, 3, "does not fit"),
+    ],
+)
+def test_wrong_use_is_said(command, words, code, text, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setenv("TURBOFIT_LEASES", str(tmp_path))
-    for words, code, text in (
-        (("internvl2-8b", "--on", "1xrtx3090"), 2, "tune measures the machine here"),
-        ((*ONE, "--slo", "ttft"), 2, "no limit"),
-        ((*ONE, "--time", "20GiB"), 2, "--time '20GiB' is no time"),
-        ((*ONE, "--budget", "lots"), 2, "--budget 'lots' is not a size"),
-        ((*ONE, "--budget", "1GiB"), 3, "does not fit"),
-        ((*ONE, "--goal", "context"), 2, "does not measure context"),
-        ((*ONE, "--kv-types", "7"), 2, "no list of KV types"),
-        ((*ONE, "--rate", "3"), 2, "do not go together"),
-        (("internvl2-8b", "--on", "1xrtx3090:free=8GiB", "--pretend"), 3, "does not fit"),
-        (("llava-onevision-7b", "--on", "1xrtx3090", "--pretend"), 2, "planned for Transformers"),
-    ):
-        assert main(["tune", *words]) == code
-        told = capsys.readouterr().err
-        assert text in told
-        assert "Traceback" not in told
+    assert main([command, *words]) == code
+    told = capsys.readouterr().err
+    assert text in told
+    assert "Traceback" not in told

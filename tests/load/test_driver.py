@@ -223,8 +223,11 @@ def test_the_command_shows_and_ends_with_its_code(capsys, tmp_path, monkeypatch)
         assert "<svg" not in page.read_text().partition("<main>")[0]
         assert "first token" in page.read_text()
     with ScriptedServer(*["500"] * 500) as server:
-        assert main(["bench", server.url, *words, "--quiet"]) == 3
-        assert "no request was answered" in capsys.readouterr().err
+        capsys.readouterr()
+        assert main(["bench", server.url, *words, "--json"]) == 3
+        told = capsys.readouterr()
+        assert json.loads(told.out)["answered"] == 0
+        assert "no request was answered" in told.err
     assert main(["bench", "nowhere"]) == 2
 
 

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from turbofit.core.machine import Gpu, Link, Machine
 from turbofit.core.model import Model
-from turbofit.core.plan import Settings
+from turbofit.core.plan import GpuLedger, Settings
 from turbofit.core.units import MIB
 from turbofit.machine.source import machine_from
 from turbofit.memory.account import NO_IMAGES, EngineLaunch, VisionLoad
@@ -38,12 +38,10 @@ def card(index: int = 0, total: int = 24268, used: int = 300) -> Gpu:
     )
 
 
-def machine_of(count: int, *, peers: bool = False, nvlinks: int = 0, **kw: int) -> Machine:
+def machine_of(count: int, **kw: int) -> Machine:
     gpus = tuple(card(i, **kw) for i in range(count))
     links = tuple(
-        Link(a=a, b=b, p2p_read=peers, p2p_write=peers, nvlinks=nvlinks)
-        for b in range(count)
-        for a in range(b)
+        Link(a=a, b=b, p2p_read=False, p2p_write=False) for b in range(count) for a in range(b)
     )
     return Machine(
         name="test", source="preset", gpus=gpus, links=links, visible=tuple(range(count))
@@ -102,16 +100,33 @@ class Case:
     #: MiB by which the driver's pools grow; the engine's own figure where it is None.
     step: int | None = None
 
+    def options(self, **changes: object) -> dict[str, object]:
+        return {"tp": self.tp, "max_batch_size": 128, "session_len": 32768, **changes}
+
     def settings(self, **changes: object) -> Settings:
-        return Settings(**{"tp": self.tp, "max_batch_size": 128, "session_len": 32768, **changes})
+        return Settings(**self.options(**changes))
 
     def account(
         self, units: int = 0, machine: Machine | None = None, free: int | None = None, **changes
     ) -> TurbomindAccount:
-        base = {"tp": self.tp, "max_batch_size": 128, "session_len": 32768, **changes}
-        machine = machine or machine_of(self.tp)
-        launch = launch_on(machine, self.model, units=units, margin=self.margin, free=free, **base)
+        machine, options = machine or machine_of(self.tp), self.options(**changes)
+        launch = launch_on(
+            machine, self.model, units=units, margin=self.margin, free=free, **options
+        )
         constants = load_constants()
         if self.step is not None:
             constants = replace(constants, pool_granularity=self.step * MIB)
         return TurbomindAccount(launch, constants)
+
+
+def check_ledger(ledger: GpuLedger) -> None:
+    """Its lines add up, and one transient is the worst."""
+    body = [t for t in ledger.ledger if t.phase != "transient"]
+    (worst,) = (t.bytes for t in ledger.ledger if t.worst)
+    (warmup,) = (t.bytes for t in body if t.term == "pool_warmup")
+    assert ledger.steady == sum(t.bytes for t in body)
+    assert worst == max(t.bytes for t in ledger.ledger if t.phase == "transient")
+    assert ledger.peak == ledger.steady - warmup + max(warmup, worst)
+    top = max(ledger.peak, ledger.load_peak)
+    assert ledger.headroom == ledger.total - ledger.reserved - top
+    assert ledger.fits == (ledger.headroom >= ledger.margin)

@@ -42,43 +42,33 @@ def account_on(
     return TurbomindAccount(replace(launch, vision_load=load), constants)
 
 
-def test_15360_mib_die_while_loading(bare):
-    fate = outcome_at(account_on(15360, 13, bare), 0.8)
-    assert fate.kind == "load"
-    assert fate.missing > 0
-    assert not fate.serves
-
-
-def test_ratio_0_1_hangs_for_ever(bare):
-    """Seen: 104 blocks of the 130 that 8320 tokens need."""
-    account = account_on(24268, 13, bare)
-    assert account.least_blocks == 130
-    fate = outcome_at(account, 0.1)
-    assert fate.kind == "hang"
-    assert "waits without a word" in fate.text
-
-
-def test_ratio_0_95_dies_in_the_warm_up(bare):
-    assert outcome_at(account_on(24268, 13, bare), 0.95).kind == "warmup"
-
-
-@pytest.mark.parametrize(("units", "kind"), [(26, "serves"), (32, "serves"), (40, "request")])
-def test_ratio_0_905_dies_of_40_tiles_only(bare, units, kind):
-    """Seen: starts with 98 MiB left; requests of 26 and 32 tiles pass, one of 40 aborts."""
-    assert outcome_at(account_on(24268, units, bare, at_once=units), 0.905).kind == kind
-
-
-def test_a_request_after_a_warm_up_without_room_finds_no_less_than_nothing(bare):
-    account = account_on(24576, 40, bare)
-    first, request = outcomes_at(account, 0.95)[:2]
-    assert (first.kind, request.kind) == ("warmup", "request")
-    assert "-" not in request.text.partition("where")[2]
+@pytest.mark.parametrize(
+    ("total", "units", "ratio", "kind"),
+    [
+        (15360, 13, 0.8, "load"), (24268, 13, 0.1, "hang"), (24268, 13, 0.95, "warmup"),
+        # 0.905 starts with 98 MiB left; requests of 26 and 32 tiles pass, one of 40 aborts.
+        (24268, 32, 0.905, "serves"), (24268, 40, 0.905, "request"),
+    ],
+)  # fmt: skip
+def test_a_start_ends_as_the_binary_s_did(bare, total, units, ratio, kind):
+    account = account_on(total, units, bare, at_once=units)
+    fate = outcome_at(account, ratio)
+    assert (fate.kind, fate.serves) == (kind, kind == "serves")
+    if kind == "load":
+        assert fate.missing > 0
+    if kind == "hang":  # 104 blocks of the 130 that 8320 tokens need were there
+        assert account.least_blocks == 130
+        assert "waits without a word" in fate.text
 
 
 def test_everything_that_follows_is_told_in_order(bare):
     """InternVL2-26B-AWQ on one 24 GB card: the load peak comes first, the hang would follow."""
     account = account_on(24268, 25, bare, "internvl2-26b-awq", dtype="float16")
     assert [fate.kind for fate in outcomes_at(account, 0.8)][:2] == ["load", "hang"]
+    # A request after a warm-up without room finds no less than nothing.
+    first, request = outcomes_at(account_on(24576, 40, bare), 0.95)[:2]
+    assert (first.kind, request.kind) == ("warmup", "request")
+    assert "-" not in request.text.partition("where")[2]
 
 
 @pytest.mark.parametrize(("total", "kind"), [(15800, "load"), (18200, "request")])

@@ -11,13 +11,14 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from tests.hostile import hostile
-from tests.support.checkpoints import make_internvl2, make_text, write_safetensors
+from tests.support.checkpoints import make_text, write_safetensors
 from tests.support.tiny_checkpoints import LLAMA, QWEN, llama_tensors, make, read
 from turbofit.core.errors import UsageError
 from turbofit.core.model import Model
 from turbofit.core.struct import decode, to_json
 from turbofit.model.checkpoint import Origin, read_checkpoint
 from turbofit.model.folder import FolderFiles, is_complete
+from turbofit.model.presets import preset_model
 from turbofit.model.safetensors import (
     LARGEST_HEADER,
     Tensor,
@@ -26,25 +27,24 @@ from turbofit.model.safetensors import (
     parse_index,
 )
 from turbofit.model.source import resolve_model
+from turbofit.rehearse.checkpoint.twin import config_of, twin_of
 
 
-def test_exact_bytes_from_headers(tmp_path):
+def test_exact_bytes_and_type_from_headers(tmp_path):
     model = resolve_model(make(tmp_path / "tiny"))
     assert (model.name, model.source.kind, model.source.sizes) == ("tiny", "folder", "file")
     assert model.weight_bytes == sum(2 * math.prod(shape) for _, shape in llama_tensors().values())
     assert model.tensor_bytes == {"F16": model.weight_bytes}
     assert model.weight_bytes == 2 * model.parameters
-    assert (model.dtype, model.warnings, model.source.checkpoint) == (
-        "float16", (), str(tmp_path / "tiny"),
-    )  # fmt: skip
-
-
-def test_torch_only_checkpoints_get_formula_sizes(tmp_path):
+    assert (model.dtype, model.warnings) == ("float16", ())
+    assert model.source.checkpoint == str(tmp_path / "tiny")
+    stored = resolve_model(make(tmp_path / "tiny", tensors=llama_tensors(dtype="BF16")))
+    assert stored.dtype == "bfloat16"  # whatever the config says
+    # A checkpoint of torch's files alone gets sizes by formula.
     folder = make(tmp_path / "x", tensors={})
     (tmp_path / "x" / "pytorch_model.bin").write_bytes(b"\x80")
     model = resolve_model(folder)
-    assert model.source.sizes == "formula"
-    assert model.tensor_bytes == {}
+    assert (model.source.sizes, model.tensor_bytes) == ("formula", {})
     assert ".bin" in model.warnings[0]
     assert model.weight_bytes == 2 * model.parameters
 
@@ -62,45 +62,39 @@ def test_remote_code_of_a_tokenizer(files, expected):
     assert read(config=LLAMA, **files).needs_remote_code is expected
 
 
-def test_remote_code_of_the_config_matters_only_to_internvl_chat(tmp_path):
+@pytest.mark.parametrize(
+    ("preset", "needs"),
+    [("llama-3.1-8b", False), ("internvl2-8b", True), ("deepseek-moe-16b", True),
+     ("intern-s1-pro", True), ("kimi-k2.5", True), ("qwen3.5-35b-a3b", False)],
+)  # fmt: skip
+def test_remote_code_of_the_config_matters_to_few(preset, needs):
+    config = config_of(twin_of(preset_model(preset)))
+    config.pop("auto_map", None)
+    assert not read(config=config).needs_remote_code
     mapped = {"AutoConfig": "c.C", "AutoModelForCausalLM": "m.M"}
-    assert not read(config=LLAMA | {"auto_map": mapped}).needs_remote_code
-    folder = make_internvl2(tmp_path / "InternVL2-1B")
-    config = json.loads((folder / "config.json").read_text())
-    assert not resolve_model(str(folder)).needs_remote_code
-    (folder / "config.json").write_text(json.dumps(config | {"auto_map": mapped}))
-    assert resolve_model(str(folder)).needs_remote_code
+    assert read(config=config | {"auto_map": mapped}).needs_remote_code is needs
+    assert preset_model(preset).needs_remote_code is needs
+    if preset == "qwen3.5-35b-a3b":
+        config |= {"auto_map": mapped, "architectures": ["InternS2PreviewForConditionalGeneration"]}
+        assert read(config=config).needs_remote_code
 
 
 @pytest.mark.parametrize(
     "change",
     [
         {"vision_config": {"num_heads": 3, "embed_dim": 64, "hidden_size": 64}},
-        {"vision_config": {"hidden_size": 65}},
-        {"vision_config": []},
-        {"num_key_value_heads": 3},
-        {"num_attention_heads": 0},
-        {"hidden_size": 10**30},
-        {"hidden_size": 64.0},
-        {"vocab_size": True},
-        {"architectures": "Qwen2VLForConditionalGeneration"},
-        {"architectures": [{}]},
-        {"architectures": []},
-        {"architectures": None},
-        {"architectures": ["DeepseekV4ForCausalLM"]},
-        {"architectures": ["LlavaLlamaForCausalLM"]},
+        {"vision_config": {"hidden_size": 65}}, {"vision_config": []}, {"num_key_value_heads": 3},
+        {"num_attention_heads": 0}, {"hidden_size": 10**30}, {"hidden_size": 64.0},
+        {"vocab_size": True}, {"architectures": "Qwen2VLForConditionalGeneration"},
+        {"architectures": [{}]}, {"architectures": []}, {"architectures": None},
+        {"architectures": ["DeepseekV4ForCausalLM"]}, {"architectures": ["LlavaLlamaForCausalLM"]},
         {"architectures": ["Nonsense" * 99]},
     ],
-)
+)  # fmt: skip
 def test_configs_that_are_refused(change):
     with pytest.raises(UsageError) as error:
         read(config=QWEN | change)
     assert len(error.value.message) < 300
-
-
-def test_stored_dtype_wins_over_the_config(tmp_path):
-    model = resolve_model(make(tmp_path / "tiny", tensors=llama_tensors(dtype="BF16")))
-    assert model.dtype == "bfloat16"
 
 
 @pytest.mark.parametrize(
@@ -120,28 +114,18 @@ def test_a_config_of_another_model_is_refused(tmp_path, change, both):
     assert all(part in error.value.message for part in both)
 
 
-def test_a_checkpoint_without_head_must_be_tied(tmp_path):
+def test_a_checkpoint_with_a_tensor_less_or_more(tmp_path):
     tensors = llama_tensors()
     del tensors["lm_head.weight"]
     with pytest.raises(UsageError, match="lm_head"):
         resolve_model(make(tmp_path / "x", tensors=tensors))
     tied = resolve_model(make(tmp_path / "y", LLAMA | {"tie_word_embeddings": True}, tensors))
     assert tied.weight_bytes == 2 * tied.parameters
-
-
-def test_elements_that_no_dim_explains_are_said(tmp_path):
-    tensors = llama_tensors() | {"value_head.weight": ("F16", (256,))}
-    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = ("F32", (64,))
-    warnings = resolve_model(make(tmp_path / "x", tensors=tensors)).warnings
-    assert len(warnings) == 1
-    assert "256 elements more" in warnings[0]
-
-
-def test_not_a_number_is_json_too(tmp_path):
-    folder = make(tmp_path / "x")
-    text = (tmp_path / "x" / "config.json").read_text()
-    (tmp_path / "x" / "config.json").write_text(text[:-1] + ', "limit": [0.0, Infinity, NaN]}')
-    assert resolve_model(folder).parameters
+    # Elements that no dim explains are said.
+    more = llama_tensors() | {"value_head.weight": ("F16", (256,))}
+    more["model.layers.0.self_attn.rotary_emb.inv_freq"] = ("F32", (64,))
+    (warning,) = resolve_model(make(tmp_path / "z", tensors=more)).warnings
+    assert "256 elements more" in warning
 
 
 @pytest.mark.parametrize("text", ["", "[]", "null", "{", '{"a":}', "\udcff", "[" * 200_000])
@@ -160,29 +144,26 @@ def test_sharded(tmp_path):
     for file, part in shards.items():
         write_safetensors(folder / file, {name: llama_tensors()[name] for name in part})
     index = {name: file for file, part in shards.items() for name in part}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    path = folder / "model.safetensors.index.json"
+    path.write_text(json.dumps({"weight_map": index}))
     (folder / "consolidated.safetensors").write_bytes(b"not read")
     assert resolve_model(str(folder)).weight_bytes == 2 * resolve_model(str(folder)).parameters
+    path.write_text(json.dumps({"weight_map": index | {"ghost": "model-1.safetensors"}}))
+    with pytest.raises(UsageError, match="ghost"):
+        resolve_model(str(folder))
     (folder / "model-2.safetensors").unlink()
     with pytest.raises(UsageError, match="model-2"):
         resolve_model(str(folder))
 
 
-def test_an_index_that_names_what_no_file_holds(tmp_path):
-    folder = tmp_path / "tiny"
-    make(folder)
-    index = {"weight_map": dict.fromkeys([*llama_tensors(), "ghost"], "model.safetensors")}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(UsageError, match="ghost"):
-        resolve_model(str(folder))
-
-
-def test_a_pipe_is_not_a_config(tmp_path):
-    """A named pipe would block for ever."""
+def test_odd_files_that_are_read_or_passed_by(tmp_path):
+    """A named pipe would block for ever; not a number is JSON too."""
     folder = make_text(tmp_path / "x")
     (folder / "tokenizer_config.json").unlink(missing_ok=True)
     os.mkfifo(folder / "tokenizer_config.json")
     os.mkfifo(folder / "preprocessor_config.json")
+    text = (folder / "config.json").read_text().rstrip()
+    (folder / "config.json").write_text(text[:-1] + ', "limit": [0.0, Infinity, NaN]}')
     assert resolve_model(str(folder)).parameters
 
 
@@ -227,10 +208,6 @@ def test_a_checkpoint_is_refused_or_is_a_model(data: bytes) -> None:
     assert model.parameters > 0
 
 
-def header(**tensors):
-    return json.dumps(tensors).encode()
-
-
 def entry(dtype="F16", shape=(2, 3), offsets=(0, 12)):
     return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
 
@@ -250,37 +227,26 @@ def test_reads_names_dtypes_shapes():
 
 
 @pytest.mark.parametrize(
-    "tensors",
+    ("tensors", "size"),
     [
-        {"a": entry(offsets=(0, 11))},
-        {"a": entry(offsets=(12, 0))},
-        {"a": entry(offsets=(-12, 0))},
-        {"a": entry(offsets=(1, 13))},
-        {"a": entry(), "b": entry(offsets=(0, 12))},
-        {"a": entry(), "b": entry(offsets=(6, 18))},
-        {"a": entry(), "b": entry(offsets=(13, 25))},
-        {"a": entry(dtype="Q9")},
-        {"a": entry(shape=(-2, -3))},
-        {"a": entry(shape=(1 << 60, 0), offsets=(0, 0))},
-        {"a": entry(shape=(1 << 47, 1 << 47), offsets=(0, 1 << 62))},
-        {"a": entry(shape=[1] * 17, offsets=(0, 2))},
-        {"a": {"dtype": "F16"}},
-        {"a": {}},
-        {"a": 5},
-        {"a": entry() | {"shape": "6"}},
-        {"a": entry() | {"shape": [True, 6]}},
+        ({"a": entry(offsets=(0, 11))}, None), ({"a": entry(offsets=(12, 0))}, None),
+        ({"a": entry(offsets=(-12, 0))}, None), ({"a": entry(offsets=(1, 13))}, None),
+        ({"a": entry(), "b": entry(offsets=(0, 12))}, None),
+        ({"a": entry(), "b": entry(offsets=(6, 18))}, None),
+        ({"a": entry(), "b": entry(offsets=(13, 25))}, None),
+        ({"a": entry(dtype="Q9")}, None), ({"a": entry(shape=(-2, -3))}, None),
+        ({"a": entry(shape=(1 << 60, 0), offsets=(0, 0))}, None),
+        ({"a": entry(shape=(1 << 47, 1 << 47), offsets=(0, 1 << 62))}, None),
+        ({"a": entry(shape=[1] * 17, offsets=(0, 2))}, None),
+        ({"a": {"dtype": "F16"}}, None), ({"a": {}}, None), ({"a": 5}, None),
+        ({"a": entry() | {"shape": "6"}}, None), ({"a": entry() | {"shape": [True, 6]}}, None),
+        # Sizes of the file that do not match.
+        *(({"a": entry()}, size) for size in (0, 8, 100, 10**12)),
     ],
-)
-def test_hostile_headers(tensors):
+)  # fmt: skip
+def test_hostile_headers(tensors, size):
     with pytest.raises(UsageError):
-        parse_header(header(**tensors), None, "x")
-
-
-@pytest.mark.parametrize("size", [0, 5, 8, 100, 10**12])
-def test_sizes_that_do_not_match(size):
-    data = header(a=entry())
-    with pytest.raises(UsageError):
-        parse_header(data, size, "x")
+        parse_header(json.dumps(tensors).encode(), size, "x")
 
 
 @pytest.mark.parametrize(

@@ -10,20 +10,17 @@ import pytest
 
 from tests.support.checkpoints_llava import make_llava
 from tests.support.oracles import (
-    ConfigFiles,
     front_end,
     idefics_of,
     picture,
-    read,
+    shapes_near,
     sizes,
     tokens_of,
 )
 from tests.support.tiny_checkpoints import read as read_files
 from turbofit.core.errors import UsageError
 from turbofit.core.images import AnyresRule, LongestEdgeRule, PatchRule, TileRule, VideoRule
-from turbofit.model.checkpoint import Origin, read_checkpoint
 from turbofit.model.families.engines import engine_problem
-from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
 from turbofit.planning.compatibility import FrontEnd
 
@@ -95,24 +92,10 @@ def test_tiles_are_transformers(transformers, smallest, limit):
         assert rule.units(width, height) == expected, (width, height)
 
 
-def test_pixels_become_that_many_tiles(transformers):
-    """The real processor on real pixels, not only its counting function."""
-    import torch
-    from transformers.models.got_ocr2.image_processing_got_ocr2 import GotOcr2ImageProcessor
-
-    processor = GotOcr2ImageProcessor(size={"height": 28, "width": 28}, max_patches=12)
-    rule = TileRule(tile_size=28, tokens_per_tile=1, max_dynamic_patch=12, client_knobs=False)
-    rng = random.Random(11)
-    for _ in range(40):
-        width, height = rng.randrange(2, 400), rng.randrange(2, 400)
-        image = torch.zeros(3, height, width, dtype=torch.uint8)
-        answer = processor([image], crop_to_patches=True, return_tensors="pt")
-        assert len(answer["pixel_values"]) == rule.units(width, height)
-
-
 BOUNDS = [
     (3136, 12_845_056), (3136, 1_003_520), (784, 784), (200_000, 100_000), (1, 50_000),
     (1_000_000, 1_000_001), (3136, 157_000), (256 * 784, 1280 * 784), (50_000_000, 60_000_000),
+    (50_176, 1_605_632),  # MinerU's
 ]  # fmt: skip
 BOUNDS_OF_16 = [
     (65536, 16_777_216), (12_544, 9_633_792), (2048, 4096), (900_000, 1_000_000), (2, 60_000),
@@ -157,72 +140,38 @@ def test_patches_are_transformers(transformers, patch, glm, smallest, largest):
     assert worst <= rule.worst_units()
 
 
-def test_pages_of_mineru_are_transformers(transformers):
-    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
-
-    rule = preset_model("mineru2.5-pro-1.2b").image_rule
-    pages = [size for size in sizes(7, 600) if max(size) <= 200 * min(size)]
-    assert len(pages) > 2000
-    for width, height in pages:
-        rows, columns = smart_resize(
-            height, width, factor=28, min_pixels=50_176, max_pixels=1_605_632
-        )
-        assert rule.tokens(width, height) == rows * columns // 784, (width, height)
-    assert rule.units(1036, 1036) == 74 * 74
-
-
-def test_pixels_become_that_many_patches(transformers):
-    """The real processor on real pixels; both bounds are given, as Transformers 5.17 needs."""
-    import torch
-    from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
-
-    processor = Qwen2VLImageProcessor()
-    rng = random.Random(2)
-    for _ in range(25):
-        width, height = rng.randrange(8, 500), rng.randrange(8, 500)
-        smallest, largest = rng.choice([(784, 20_000), (3136, 100_000), (30_000, 90_000)])
-        rule = PatchRule(patch_size=14, merge=2, min_pixels=smallest, max_pixels=largest)
-        answer = processor(
-            [torch.zeros(3, height, width, dtype=torch.uint8)],
-            min_pixels=smallest, max_pixels=largest, return_tensors="pt",
-        )  # fmt: skip
-        found = rule.units(width, height)
-        assert found == int(answer["image_grid_thw"].prod())
-        assert rule.unit_tokens(found) == found // 4
-
-
 def test_bounds_are_the_preprocessors():
-    config = {
+    qwen3 = {
         "architectures": ["Qwen3VLForConditionalGeneration"],
         "vision_config": {"out_hidden_size": 4096},
     }
-    size = {"size": {"shortest_edge": 65536, "longest_edge": 16777216}}
-    rule = read_files(config=config, preprocessor_config=size | {"patch_size": 16}).image_rule
+    glm = {"architectures": ["Glm4vForConditionalGeneration"]}
+    size, own, glms = (
+        {"size": {"shortest_edge": least, "longest_edge": most}}
+        for least, most in ((65536, 16777216), (4096, 25165824), (12544, 9633792))
+    )
+    rule = read_files(config=qwen3, preprocessor_config=size | {"patch_size": 16}).image_rule
     assert rule == PatchRule(
         patch_size=16, merge=2, min_pixels=65536, max_pixels=16777216, client_knobs=False,
         video=VideoRule(merged_frames=2, min_pixels=65536, max_pixels=16777216),
     )  # fmt: skip
-    own = {"size": {"shortest_edge": 4096, "longest_edge": 25165824}}
-    for more in (
-        {"video_preprocessor_config": own},
-        {"processor_config": {"video_processor": own}, "video_preprocessor_config": size},
-    ):
-        video = read_files(config=config, preprocessor_config=size, **more).image_rule.video
-        assert (video.min_pixels, video.max_pixels) == (4096, 25165824)
-    video = read_files(config=config).image_rule.video
-    assert (video.min_pixels, video.max_pixels) == (131072, 786432)
     assert rule.worst_units() == 65536
-    config = {"architectures": ["Glm4vForConditionalGeneration"]}
-    size = {"size": {"shortest_edge": 12544, "longest_edge": 9633792}}
-    rule = read_files(config=config, preprocessor_config=size).image_rule
+    for files, bounds in (
+        ({"preprocessor_config": size, "video_preprocessor_config": own}, (4096, 25165824)),
+        ({"processor_config": {"video_processor": own}, "video_preprocessor_config": size},
+         (4096, 25165824)),
+        ({}, (131072, 786432)),
+    ):  # fmt: skip
+        video = read_files(config=qwen3, **files).image_rule.video
+        assert (video.min_pixels, video.max_pixels) == bounds
+    rule = read_files(config=glm, preprocessor_config=glms).image_rule
     assert (rule.min_pixels, rule.max_pixels, rule.frames) == (6272, 4816896, 2)
     assert rule.worst_units() == 24576
     for wrong in ({"patch_size": 16}, {"merge_size": 4}, {"size": {"longest_edge": 0}}):
         with pytest.raises(UsageError):
-            read_files(config=config, preprocessor_config=wrong)
+            read_files(config=glm, preprocessor_config=wrong)
 
 
-KINDS = ("Idefics3", "SmolVLM")
 #: Tile, its tokens, tiles of the longer side: SmolVLM2-256M, SmolVLM2-2.2B, Idefics3-8B; small.
 PUBLISHED = ((512, 64, 4), (384, 81, 4), (364, 169, 4), (28, 4, 3), (30, 4, 5))
 
@@ -231,17 +180,10 @@ def edge_rule(tile, tokens, side):
     return LongestEdgeRule(tile_size=tile, tokens_per_tile=tokens, max_dynamic_patch=side**2)
 
 
-def grid_of(processor, width, height):
-    """Tiles that the real preprocessor makes, and their rows and columns."""
-    import torch
-
-    image = torch.zeros(3, height, width, dtype=torch.uint8)
-    made = processor([[image]], return_tensors="pt", return_row_col_info=True)
-    return made["pixel_values"].shape[1], made["rows"][0][0], made["cols"][0][0]
-
-
 def test_tiles_are_the_preprocessor_s(transformers):
     """Small tiles, so that thousands of images are cheap; every limit of each."""
+    import torch
+
     rng = random.Random(7)
     for tile, tokens, side in PUBLISHED[3:]:
         rule = edge_rule(tile, tokens, side)
@@ -254,12 +196,16 @@ def test_tiles_are_the_preprocessor_s(transformers):
                 width, height = rng.randrange(1, 90), rng.randrange(1, 90)
                 if rng.random() < 0.2:
                     height = width + rng.randrange(-1, 2) or 1
-                found, rows, columns = grid_of(processor, width, height)
+                image = torch.zeros(3, height, width, dtype=torch.uint8)
+                made = processor([[image]], return_tensors="pt", return_row_col_info=True)
+                found, rows, columns = (
+                    made["pixel_values"].shape[1], made["rows"][0][0], made["cols"][0][0]
+                )  # fmt: skip
                 assert rule.units(width, height, limit) == found <= rule.worst_units(limit)
                 assert found == (rows * columns + 1 if rows else 1)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["Idefics3", "SmolVLM"])
 def test_tokens_are_the_processor_s(transformers, kind):
     """As many as there are special tokens and line feeds in the text that it puts in the prompt."""
     base = getattr(transformers, f"{kind}Processor")
@@ -286,35 +232,25 @@ def test_a_limit_between_two_squares_is_the_lower_one():
     assert rule.lower_limits() == (16, 9, 4, 1)
     assert [rule.worst_units(limit) for limit in (16, 15, 9, 5, 3, 1)] == [17, 10, 10, 5, 1, 1]
     assert (rule.largest_limit(17), rule.largest_limit(9), rule.largest_limit(4)) == (16, 4, 1)
-    assert rule.units(*rule.worst_size()) == 17
     assert rule.least_units == rule.units(*rule.small_image.size) == 5
-    assert rule.with_limit(4).units(*rule.with_limit(4).worst_size()) == 5
-
-
-def read_with(config, processor):
-    files = ConfigFiles(config.to_json_string(use_diff=False), processor=json.dumps(processor))
-    return read_checkpoint(files, Origin(name="x", kind="folder", where="x"))
 
 
 def test_the_processor_s_own_limit_and_what_contradicts_the_tower(transformers):
-    config = idefics_of(transformers, random.Random(2))
-    tile = config.vision_config.image_size
-    processor = {
-        "size": {"longest_edge": 3 * tile}, "max_image_size": {"longest_edge": tile},
-        "do_image_splitting": True,
-    }  # fmt: skip
-    model = read_with(config, processor)
-    assert model.image_rule.max_dynamic_patch == 9
-    whole = read_with(config, processor | {"do_image_splitting": False})
-    assert whole.image_rule.worst_units() == 1
+    config = json.loads(idefics_of(transformers, random.Random(2)).to_json_string(use_diff=False))
+    tile = config["vision_config"]["image_size"]
+    whole = {"size": {"longest_edge": 3 * tile}, "max_image_size": {"longest_edge": tile}}
+    for split, most in ((True, 9), (False, 0)):
+        processor = whole | {"do_image_splitting": split}
+        rule = read_files(config=config, preprocessor_config=processor).image_rule
+        assert rule.worst_units() == most + 1
     for wrong in (
         {"size": {"longest_edge": 3 * tile + 1}}, {"max_image_size": {"longest_edge": tile + 2}},
     ):  # fmt: skip
         with pytest.raises(UsageError):
-            read_with(config, processor | wrong)
-    inner = '{"architectures": ["Idefics3ForConditionalGeneration"], "text_config": {%s}}'
+            read_files(config=config, preprocessor_config=whole | wrong)
+    config = {"architectures": ["Idefics3ForConditionalGeneration"]}
     with pytest.raises(UsageError):
-        read(inner % '"model_type": "mamba"')
+        read_files(config=config | {"text_config": {"model_type": "mamba"}})
 
 
 NEXT = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
@@ -335,19 +271,6 @@ RULES = [
     anyres_rule(OV[:20], 384, 2),
     anyres_rule(SLIM),
 ]
-
-
-def anyres_sizes(seed: int, number: int) -> list[tuple[int, int]]:
-    """Random sizes, long strips, tiny images, and shapes that are nearly a grid's."""
-    rng = random.Random(seed)
-    found = [(1, 1), (1, 5000), (5000, 1), (336, 336), (672, 672), (335, 673)]
-    while len(found) < number:
-        found.append((rng.randrange(1, 4000), rng.randrange(1, 4000)))
-        found.append((rng.randrange(1, 60), rng.randrange(1, 4000)))
-        side = rng.choice([336, 384])
-        wide, high = side * rng.randrange(1, 7), side * rng.randrange(1, 7)
-        found.append((wide + rng.randrange(-3, 4), high + rng.randrange(-3, 4)))
-    return found
 
 
 def processor_of(rule, limit):
@@ -375,7 +298,7 @@ def test_tokens_and_tiles_are_transformers(transformers, rule):
 
     rng = random.Random(1)
     worst = dict.fromkeys(rule.lower_limits(), 0)
-    for width, height in anyres_sizes(7, 2100):
+    for width, height in shapes_near(rule.tile_size, 2100):
         limit = rng.choice(list(worst))
         own = processor_of(rule, limit)
         side = rule.tile_size
@@ -411,21 +334,19 @@ def test_lmdeploy_counts_the_same_tokens(transformers, tmp_path):
     folder = make_llava(tmp_path / "llava-1.5-7b-hf")
     model = resolve_model(str(folder))
     front = front_end(folder)
-    image = [{"role": "user", "content": [{"type": "image", "data": picture(500, 300)}]}]
+    large, small = (
+        [{"role": "user", "content": [{"type": "image", "data": picture(*size)}]}]
+        for size in ((500, 300), (40, 30))
+    )
     if FrontEnd("0.18", model.architecture, "pytorch").failure(transformers.__version__):
         # Small: columns are taken for channels, and each is enlarged; 500 of them fill gigabytes.
-        small = [{"role": "user", "content": [{"type": "image", "data": picture(40, 30)}]}]
         with pytest.raises(RuntimeError, match="must match the size of tensor"):
             front.preprocess(small)
         front.processor = transformers.CLIPImageProcessorPil.from_pretrained(str(folder))
-    part = front.preprocess(list(image))[-1]["content"][0]
+    part = front.preprocess(large)[-1]["content"][0]
     assert part["image_tokens"] == model.image_rule.tokens(500, 300) == 576
     assert part["pixel_values"].shape == (1, 3, 336, 336)
-
-
-@pytest.mark.lmdeploy
-def test_lmdeploy_does_not_start_llava_next(transformers, tmp_path):
-    """It hands an argument to a class that takes none, whatever Transformers' version."""
+    # It hands an argument to a class of LLaVA-NeXT that takes none, whatever Transformers' version.
     folder = make_llava(tmp_path / "llava-v1.6-7b-hf", "llava_next")
     with pytest.raises(TypeError, match="trust_remote_code"):
         tokens_of(folder, [(picture(500, 300), {})])

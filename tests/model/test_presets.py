@@ -33,14 +33,16 @@ WORST = {
 }  # fmt: skip
 
 
-#: Published with experts in 4 bits; 16 bits is another repository.
-MXFP4 = {"gpt-oss-20b", "gpt-oss-120b"}
-
-
 def test_every_file_has_an_alias_and_every_alias_a_file():
+    aliases = load_yaml(presets_dir() / "models" / "aliases.yaml")
     files = {path.stem for path in (presets_dir() / "models").glob("*.yaml")} - {"aliases"}
-    assert files == set(load_yaml(presets_dir() / "models" / "aliases.yaml"))
-    assert set(known_presets()) == files
+    assert files == set(aliases) == set(known_presets())
+    # No two presets have a name without its separators.
+    names: dict[str, set[str]] = {}
+    for preset_id, typed in aliases.items():
+        for name in (preset_id, *typed, *(one.rpartition("/")[2] for one in typed)):
+            names.setdefault("".join(filter(str.isalnum, name.lower())), set()).add(preset_id)
+    assert not {name: ids for name, ids in names.items() if len(ids) > 1}
 
 
 @pytest.mark.parametrize("preset_id", known_presets())
@@ -59,7 +61,9 @@ def test_presets_are_whole(preset_id):
     assert (model.vision is None) is (model.image_rule is None)
     method = model.quantization.method if model.quantization else None
     assert (method == "awq") is preset_id.endswith("-awq")
-    assert (method == "mxfp4") is (preset_id in MXFP4)
+    assert method != "awq" or load_preset(preset.base).awq == preset_id
+    # Published with experts in 4 bits; 16 bits is another repository.
+    assert (method == "mxfp4") is (preset_id in {"gpt-oss-20b", "gpt-oss-120b"})
     assert model.text.heads % model.text.kv_heads == 0
     if model.vision:
         assert model.vision.hidden % model.vision.heads == 0
@@ -89,49 +93,41 @@ def test_names_as_people_type_them(typed, preset):
     assert find_preset(typed) == preset
 
 
-def test_nearest_names():
-    assert nearest_names("intervl2-8b")[0] == "internvl2-8b"
-    assert nearest_names("Qwen/Qwen2-VL-7B-Instrct")[0] == "qwen2-vl-7b"
-    assert nearest_names("Qwen3-8B-Instruct")[0] == "qwen3-8b"
-    assert "qwen3-8b" in nearest_names("qwen3-7b")
-    assert nearest_names("zzzzzz") == []
-
-
 @pytest.mark.parametrize(
-    ("typed", "preset"),
+    ("typed", "near"),
     [
+        ("qwen3-7b", "qwen3-8b"),
+        # A generation is known without its dot.
         ("internvl35-9b", "internvl3.5-8b"), ("qwen35-28b", "qwen3.5-27b"),
         ("InternVL25-9B", "internvl2.5-8b"), ("glm41v-9b", "glm-4.1v-9b"),
         ("Qwen/Qwen2_5-VL-9B", "qwen2.5-vl-7b"), ("llama3-8b", "llama-3.1-8b"),
+        # Another size of a generation is near, no other generation.
+        ("qwen3.5-72b", "qwen3.5-27b"), ("qwen3.5-72b", "qwen3.5-2b"),
+        ("qwen3_6-27b-fp9", "qwen3.6-27b-fp8"), ("qwen3.7-27b", None), ("qwen3.8-35b-a3b", None),
+        ("internvl4-8b", None), ("glm-6-air", None), ("zzzzzz", None),
     ],
 )  # fmt: skip
-def test_a_generation_is_known_without_its_dot(typed, preset):
-    assert preset in nearest_names(typed)
+def test_nearest_names(typed, near):
+    names = nearest_names(typed)
+    assert names == [] if near is None else near in names
 
 
-@pytest.mark.parametrize("typed", ["qwen3.7-27b", "qwen3.8-35b-a3b", "internvl4-8b", "glm-6-air"])
-def test_no_other_generation_is_near(typed):
-    assert nearest_names(typed) == []
-
-
-def test_another_size_of_a_generation_is_near():
-    assert {"qwen3.5-27b", "qwen3.5-2b"} <= set(nearest_names("qwen3.5-72b"))
-    assert "qwen3.6-27b-fp8" in nearest_names("qwen3_6-27b-fp9")
-
-
-@pytest.mark.parametrize("preset_id", [name for name in known_presets() if name.endswith("-awq")])
-def test_awq_variants_are_named_by_their_base(preset_id):
-    base = load_preset(preset_id).base
-    assert load_preset(base).awq == preset_id
+@pytest.mark.parametrize(
+    ("typed", "nearest"),
+    [("intervl2-8b", "internvl2-8b"), ("Qwen/Qwen2-VL-7B-Instrct", "qwen2-vl-7b"),
+     ("Qwen3-8B-Instruct", "qwen3-8b")],
+)  # fmt: skip
+def test_the_nearest_name_is_the_first(typed, nearest):
+    assert nearest_names(typed)[0] == nearest
 
 
 def test_where_no_awq_is_published_another_format_of_four_bits_is_named():
-    assert four_bits("qwen3.8-27b") == "qwen3.8-27b-int4"
-    assert four_bits("qwen3.5-397b-a17b") == "qwen3.5-397b-a17b-gptq-int4"
-    assert four_bits("gpt-oss-20b-bf16") == "gpt-oss-20b"
-    assert four_bits("qwen3.6-27b") == "qwen3.6-27b-awq"
-    assert four_bits("gemma-3-12b") is None
-    assert four_bits("qwen3.8-27b-fp8") is None
+    four = {
+        "qwen3.8-27b": "qwen3.8-27b-int4", "gpt-oss-20b-bf16": "gpt-oss-20b",
+        "qwen3.5-397b-a17b": "qwen3.5-397b-a17b-gptq-int4", "qwen3.6-27b": "qwen3.6-27b-awq",
+        "gemma-3-12b": None, "qwen3.8-27b-fp8": None,
+    }  # fmt: skip
+    assert {name: four_bits(name) for name in four} == four
 
 
 CHILD = """
@@ -177,18 +173,7 @@ def test_presets_by_words_of_their_names():
     with pytest.raises(UsageError, match="no preset has 'intervl2-8b'") as caught:
         presets_with(["intervl2-8b"])
     assert "did you mean internvl2-8b" in caught.value.hint
-
-
-def test_no_two_presets_have_a_name_without_its_separators():
-    names: dict[str, set[str]] = {}
-    for preset_id, typed in load_yaml(presets_dir() / "models" / "aliases.yaml").items():
-        for name in (preset_id, *typed, *(one.rpartition("/")[2] for one in typed)):
-            names.setdefault("".join(filter(str.isalnum, name.lower())), set()).add(preset_id)
-    assert not {name: ids for name, ids in names.items() if len(ids) > 1}
-
-
-def test_the_sizes_of_a_family_are_those_of_its_version() -> None:
+    # The sizes of a family are those of its version, if its name has one.
     assert set(family_sizes("InternVL2")) >= {"internvl2-1b", "internvl2-8b"}
     assert not any(name.startswith("internvl2.5") for name in family_sizes("InternVL2"))
-    # Of a family whose name has no version, those of all.
     assert {"internvl2-8b", "internvl3-8b"} <= set(family_sizes("internvl"))

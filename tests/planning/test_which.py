@@ -76,3 +76,15 @@ def test_cards_hold_the_requests_that_were_asked_for(monkeypatch: pytest.MonkeyP
         assert turbofit.plan("internvl2-8b", on=row.on, **asked).fits is row.keeps
     models = turbofit.which(on="1xl4", **asked)
     assert any(" of 200 requests of " in row.why_not for row in models.others)
+
+
+def test_images_that_the_context_itself_makes_smaller_are_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No card serves larger ones, and `plan` fits with them."""
+    few_presets(monkeypatch)
+    asked = {"images": 2, "context": 16384}
+    row = turbofit.which("qwen2.5-vl-7b", **asked).keep[0]
+    plan = turbofit.plan("qwen2.5-vl-7b", on=row.on, **asked)
+    assert row.image_limit == plan.limits.image_limit
+    assert plan.fits

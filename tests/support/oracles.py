@@ -10,24 +10,10 @@ from unittest.mock import MagicMock
 import pytest
 from msgspec.structs import replace
 
+from tests.support import tiny_checkpoints
 from tests.support.checkpoints import write_safetensors, write_tokenizer
 from turbofit.core.plan import Settings
 from turbofit.memory.pytorch.cache import block_bytes, state_bytes, state_slots
-from turbofit.model.checkpoint import Origin, Weights, read_checkpoint
-
-
-class ConfigFiles:
-    """A checkpoint that is only a config, and what its image processor says."""
-
-    def __init__(self, config: str, processor: str | None = None) -> None:
-        self.files = {"config.json": config, "preprocessor_config.json": processor}
-
-    def read(self, name: str) -> bytes | None:
-        found = self.files.get(name)
-        return None if found is None else found.encode()
-
-    def weights(self) -> Weights:
-        return Weights(None)
 
 
 def text_config(rng: random.Random) -> dict[str, object]:
@@ -78,7 +64,7 @@ def config_class(transformers, family):
 
 def read(config):
     data = config if isinstance(config, str) else config.to_json_string(use_diff=False)
-    return read_checkpoint(ConfigFiles(data), Origin(name="x", kind="folder", where="x"))
+    return tiny_checkpoints.read(config=json.loads(data))
 
 
 def vision_of(rng, kind):
@@ -101,6 +87,20 @@ def sizes(seed: int, count: int) -> list[tuple[int, int]]:
         short = rng.randrange(1, 40)
         found.append((short, rng.randrange(short * 190, short * 201)))
         found.append((rng.randrange(short * 190, short * 201), short))
+    return found
+
+
+def shapes_near(side: int, number: int) -> list[tuple[int, int]]:
+    """Random sizes, long strips, tiny images, and shapes that are whole squares or nearly."""
+    rng = random.Random(side)
+    found = [(1, 1), (1, 9000), (9000, 1), (side, side), (side - 1, side + 1), (2 * side, side)]
+    while len(found) < number:
+        found.append((rng.randrange(1, 6000), rng.randrange(1, 6000)))
+        found.append((rng.randrange(1, 60), rng.randrange(1, 6000)))
+        wide, high = side * rng.randrange(1, 9), side * rng.randrange(1, 9)
+        found.append((wide, high))
+        found.append((wide + rng.randrange(-3, 4), high + rng.randrange(-3, 4)))
+        found.append((wide // rng.randrange(1, 9) + 1, high // rng.randrange(1, 9) + 1))
     return found
 
 

@@ -28,6 +28,23 @@ def needs(*modules: str) -> None:
             pytest.skip(f"no {name}", allow_module_level=True)
 
 
+def ask_at(url: str, path: str, body: Any = None, timeout: float = HANG, **headers: str) -> Any:
+    """Status, headers and JSON of a server's answer."""
+    connection = http.client.HTTPConnection(url.rpartition("/")[2], timeout=timeout)
+    try:
+        data = None if body is None else json.dumps(body)
+        connection.request(
+            "GET" if body is None else "POST", path, data,
+            {"Content-Type": "application/json", **headers},
+        )  # fmt: skip
+        answer = connection.getresponse()
+        raw = answer.read()
+        told = {k.lower(): v for k, v in answer.getheaders()}
+        return answer.status, told, json.loads(raw) if raw else None
+    finally:
+        connection.close()
+
+
 class Served:
     """A server on pretend GPUs."""
 
@@ -41,10 +58,9 @@ class Served:
         return folder
 
     @property
-    def record(self) -> dict[str, Any]:
+    def record(self) -> Any:
         """The run's record."""
-        document: dict[str, Any] = json.loads((self.run / "run.json").read_text())
-        return document
+        return json.loads((self.run / "run.json").read_text())
 
     @property
     def url(self) -> str:
@@ -58,23 +74,9 @@ class Served:
         line = self.child.process.stdout.readline().strip()
         assert line.endswith(f":{self.port}"), (line, self.child.stderr)
 
-    def ask(
-        self, path: str, body: Any = None, *, timeout: float = HANG, **headers: str
-    ) -> tuple[int, dict[str, str], Any]:
+    def ask(self, path: str, body: Any = None, **given: Any) -> Any:
         """Status, headers and JSON."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
-        try:
-            data = None if body is None else json.dumps(body)
-            connection.request(
-                "GET" if body is None else "POST", path, data,
-                {"Content-Type": "application/json", **headers},
-            )  # fmt: skip
-            answer = connection.getresponse()
-            raw = answer.read()
-            told = {k.lower(): v for k, v in answer.getheaders()}
-            return answer.status, told, json.loads(raw) if raw else None
-        finally:
-            connection.close()
+        return ask_at(self.url, path, body, **given)
 
     def chat(self, *parts: dict[str, Any], **fields: Any) -> tuple[int, dict[str, str], Any]:
         """One chat request with these images, and these other fields."""
@@ -135,11 +137,8 @@ def serve_pretend(children: list[Child], state: Path, *words: str, **environ: st
 def start_turbofit(children: list[Child], state: Path, *words: str, **environ: str) -> Child:
     """Start a command of turbofit with a state folder and leases of its own."""
     child = Child(
-        [sys.executable, "-m", "turbofit", *words],
-        standin=False,
-        XDG_STATE_HOME=str(state),
-        TURBOFIT_LEASES=str(state / "leases"),
-        **environ,
-    )
+        [sys.executable, "-m", "turbofit", *words], standin=False, XDG_STATE_HOME=str(state),
+        TURBOFIT_LEASES=str(state / "leases"), **environ,
+    )  # fmt: skip
     children.append(child)
     return child

@@ -9,19 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from turbofit.cli import usage_errors
 from turbofit.cli.terminal.output import PAGE_WIDTH, Form, answer, progress, verbose_log
-from turbofit.cli.usage_errors import (
-    WORDS,
-    check_names,
-    foreign_option,
-    mended,
-    unknown_model_hint,
-    unknown_options,
-    usage_error,
-    variable,
-    with_source,
-    without_gpu,
-)
 from turbofit.core.errors import NoGpuError, UnknownModelError, UsageError
 from turbofit.core.process.log import queued_stderr
 from turbofit.core.process.variable_names import is_service_link
@@ -76,7 +65,7 @@ class Option(click.Option):
         """As click's, by the option's own name; what is empty, or Kubernetes', is not set."""
         if ctx.auto_envvar_prefix is None or not self.allow_from_autoenv:
             return None
-        name = variable(ctx.auto_envvar_prefix, self)
+        name = usage_errors.variable(ctx.auto_envvar_prefix, self)
         text = os.environ.get(name, "")
         return None if not text.strip() or is_service_link(name, text) else text
 
@@ -139,7 +128,7 @@ class CliCommand(click.Command):
             UsageError: wrong use; something stands behind it that nobody takes; or two forms are
                 asked for.
         """
-        ctx.meta.setdefault(WORDS, tuple(args))
+        ctx.meta.setdefault(usage_errors.WORDS, tuple(args))
         options, rest = split_rest(args)
         if rest and not self.takes_rest and not ctx.resilient_parsing:
             raise UsageError(
@@ -147,24 +136,20 @@ class CliCommand(click.Command):
                 hint=f"see {ctx.command_path} --help",
             )
         try:
-            left = super().parse_args(
-                ctx, options if ctx.resilient_parsing else self._repeated(mended(options), ctx)
-            )
+            if not ctx.resilient_parsing:
+                options = self._repeated(usage_errors.mended(options), ctx)
+            left = super().parse_args(ctx, options)
         except click.UsageError as exc:
-            raise with_source(usage_error(exc, ctx), ctx) from None
+            raise usage_errors.with_source(usage_errors.usage_error(exc, ctx), ctx) from None
         if self.takes_rest:
             ctx.params["rest"] = rest
         if not ctx.resilient_parsing:
-            check_names(ctx)
+            usage_errors.check_names(ctx)
             self._check_forms(ctx)
         return left
 
     def _check_forms(self, ctx: click.Context) -> None:
-        """Take the one form of the answer that may be asked for.
-
-        Raises:
-            UsageError: two were asked for.
-        """
+        """Take the one form of the answer that may be asked for; stop at two."""
         forms = [param for param in self.params if isinstance(param, Option) and param.form]
         given = [option.opts[0] for option in forms if ctx.params[option.name or ""]]
         if len(given) > 1:
@@ -193,14 +178,15 @@ class CliCommand(click.Command):
         for at, word in enumerate(arguments):
             name = word.partition("=")[0]
             if not waiting and word.startswith("-") and name not in known:
+                behind = "".join(arguments[at + 1 : at + 2])
                 try:
-                    word = foreign_option(word, "".join(arguments[at + 1 : at + 2]), ctx)  # noqa: PLW2901
+                    word = usage_errors.foreign_option(word, behind, ctx)  # noqa: PLW2901
                 except UsageError as exc:
                     unknown.append(exc)
                     continue
             if waiting and (name in known or word.startswith("--")):
                 needs = click.BadOptionUsage(waiting, f"{waiting} needs a value before {word}")
-                raise unknown_options(unknown, kept, ctx) if unknown else needs
+                raise usage_errors.unknown_options(unknown, kept, ctx) if unknown else needs
             option = known.get(word) if not waiting else None
             waiting = ""
             if option is not None and option.several:
@@ -212,7 +198,7 @@ class CliCommand(click.Command):
                 kept.append(word)
                 waiting = "" if option is None or option.bare else word
         if unknown:
-            raise unknown_options(unknown, kept, ctx)
+            raise usage_errors.unknown_options(unknown, kept, ctx)
         for name, values in lists.items():
             for value in values:
                 kept += [name, value]
@@ -239,11 +225,11 @@ class CliCommand(click.Command):
                 return super().invoke(ctx)
         except UsageError as exc:
             if isinstance(exc, UnknownModelError):
-                exc.hint = unknown_model_hint(exc, ctx)
-            with_source(exc, ctx)
+                exc.hint = usage_errors.unknown_model_hint(exc, ctx)
+            usage_errors.with_source(exc, ctx)
             raise
         except NoGpuError as exc:
-            exc.hint = without_gpu(exc.hint, ctx)
+            exc.hint = usage_errors.without_gpu(exc.hint, ctx)
             raise
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -53,8 +53,10 @@ COMMANDS: Final[dict[str, str]] = {
 }
 #: The modules of commands that stand beside another one.
 _FILES: Final = {
-    "ps": "runs", "logs": "runs", "stop": "runs", "gpus": "models", "version": "help",
-    "compare": "report", "share": "report", "calibrate": "tune", "rehearse": "predict",
+    "predict": "plan", "rehearse": "plan", "which": "plan", "ps": "watch", "logs": "watch",
+    "stop": "watch", "gpus": "models", "machine": "models", "version": "help",
+    "completion": "help", "compare": "report", "share": "report", "page": "report",
+    "calibrate": "tune", "batch": "bench", "cluster": "gateway", "diagnose": "doctor",
     "download": "merge", "init": "export",
 }  # fmt: skip
 
@@ -89,16 +91,10 @@ TURBOFIT: Final = Turbofit("turbofit", add_help_option=False)
 
 def unknown_command(words: list[str]) -> UsageError:
     """The error for a first word that is no command: what all of them may be, or the nearest."""
-    from turbofit.cli.usage_errors import (
-        WORDS,
-        meant_line,
-        takes_model,
-        unknown_word,
-        without_secret,
-    )
+    from turbofit.cli import usage_errors
     from turbofit.core.synonyms import command_synonym, guess, near
 
-    name = without_secret(words[0])
+    name = usage_errors.without_secret(words[0])
     advice = "" if name.startswith("-") else command_synonym(name) or ""
     advised = re.search(r"turbofit (\w+) MODEL", advice)
     nearest = "" if advice else next(iter(near(name, COMMANDS)), "")
@@ -111,9 +107,11 @@ def unknown_command(words: list[str]) -> UsageError:
         meant_command = TURBOFIT.get_command(click.Context(TURBOFIT), command)
         assert meant_command is not None
         meant = click.Context(meant_command, info_name=command)
-        meant.meta[WORDS] = [word for word in others if word not in (command, *variables)]
-        if takes_model(meant) and (line := meant_line(meant)):
-            line = " ".join([*map(without_secret, variables), line])
+        meant.meta[usage_errors.WORDS] = [
+            word for word in others if word not in (command, *variables)
+        ]
+        if usage_errors.takes_model(meant) and (line := usage_errors.meant_line(meant)):
+            line = " ".join([*map(usage_errors.without_secret, variables), line])
     if line and (named or not advice):
         hint = f"as {line}"
     elif line and advised:
@@ -122,7 +120,7 @@ def unknown_command(words: list[str]) -> UsageError:
     elif advice:
         hint = advice
     else:
-        hint = guess(name, COMMANDS, 3).rstrip() or unknown_word(" ".join(words))
+        hint = guess(name, COMMANDS, 3).rstrip() or usage_errors.unknown_word(" ".join(words))
     hint = hint or f"write turbofit {named or 'COMMAND'} OPTIONS; turbofit help lists the commands"
     what = " before the command" if name.startswith("-") else ""
     return UsageError(f"unknown {'option' if what else 'command'} {name!r}{what}", hint=hint)

@@ -23,24 +23,26 @@ _MODELS: Final = ("model", "run", "fragments")
 #: Options, and variables as NAME=VALUE, whose value is a secret; compiled where it is needed.
 _SECRET: Final = r"(?i)(?:token|key|password|secret)(?:s?\b|\w*=)"
 #: Options of every command.
-_EVERYWHERE: Final = ("quiet", "verbose", "help")
+_EVERYWHERE: Final = ("--quiet", "--verbose", "--help")
 #: A command with no more options than these names them all.
 _LISTED: Final = 12
 #: Under which name a context keeps the words that it was made of.
 WORDS: Final = "turbofit.words"
 #: Quotes of other shells and of typography, which a shell here leaves in a word.
 _QUOTES: Final = ("'", "\u2018", "\u2019", "\u201c", "\u201d", "\u201e")
+#: The model in 4 bits that hints name where the line names none that has 4 bits.
+_FOUR_BITS: Final = "internvl3-8b-awq"
 #: Two dashes, as editors and web pages make them, or behind the space that a \\ leaves.
 _DASHES: Final = r"(?s)^\s*(?:--|-?[\u2010-\u2015\u2212]-?)(?=[a-z][\w-]*(?:=.*)?\s*$)"
 
 
 def usage_error(exc: click.UsageError, ctx: click.Context) -> UsageError:
+    from turbofit.cli.manual import MANUAL, option_texts
+
     hint = f"see {ctx.command_path} --help"
     if isinstance(exc, click.NoSuchOption):
         return _unknown_option(exc.option_name, ctx)
     if isinstance(exc, click.BadParameter) and exc.param is not None:
-        from turbofit.cli.manual import MANUAL
-
         problem = f": {exc.message.rstrip('.')}"
         if isinstance(exc, click.MissingParameter):
             problem, hint = " is missing", f"as {MANUAL[ctx.info_name or ''].examples[0]}; {hint}"
@@ -51,6 +53,11 @@ def usage_error(exc: click.UsageError, ctx: click.Context) -> UsageError:
             hint = f"as {MANUAL[ctx.info_name or ''].examples[0]}; {hint}"
         return UsageError(f"{_spelled(exc.param, ctx)}{problem}", hint=hint)
     text = exc.format_message().rstrip(".")
+    if isinstance(exc, click.BadOptionUsage):
+        option = next(param for param in ctx.command.params if exc.option_name in param.opts)
+        texts = option_texts(ctx.info_name or "")
+        what = getattr(option, "help", "") or texts.get(exc.option_name, "a value behind it")
+        hint = f"{exc.option_name} {option.make_metavar(ctx)}: {what}; {hint}"
     if extra := re.search(r"unexpected extra arguments? \((.+)\)", text):
         known = _about_extra_words(extra[1], ctx)
         hint = f"{known}; {hint}" if known else hint
@@ -60,13 +67,11 @@ def usage_error(exc: click.UsageError, ctx: click.Context) -> UsageError:
 def _about_extra_words(extra: str, ctx: click.Context) -> str:
     """What to do instead of giving a command more words than it takes; empty where nobody knows."""
     from turbofit.core.synonyms import by_its_words
-    from turbofit.model.names import named_in
 
     if getattr(ctx.command, "takes_rest", False):
         return f"a command stands behind --: -- {extra}"
     if text := by_its_words("words", ctx.info_name or ""):
-        models, machines = named_in(" ".join(ctx.meta[WORDS]))
-        return text.format(models=shlex.join(models or "AB"), machines=shlex.join(machines or "CD"))
+        return _with_names(text, ctx)
     line = meant_line(ctx) if takes_model(ctx) else ""
     return f"as {line}" if line else unknown_word(extra)
 
@@ -96,6 +101,7 @@ def _unknown_option(name: str, ctx: click.Context) -> UsageError:
     commands = [command for command, option in options_by_command(ctx) if name in option.opts]
     known = [option for param in ctx.command.params for option in param.opts if option[:2] == "--"]
     begin = [option for option in known if option.startswith(f"-{name}")]
+    longer = [option for option in known if name.startswith(f"{option}-")]
     if commands and name.startswith("--"):
         example = MANUAL[ctx.info_name or ""].examples[0]
         has = f"turbofit {', '.join(commands[:3])} {'have' if commands[1:] else 'has'} it"
@@ -108,23 +114,19 @@ def _unknown_option(name: str, ctx: click.Context) -> UsageError:
         pass
     elif instead := by_its_words(name, ctx.info_name or ""):
         return UsageError(what, hint=instead)
-    elif len(options := _command_options(ctx)) <= _LISTED:
+    elif longer:
+        hint = f"did you mean {longer[0]}? "
+    elif instead := by_its_words("option", ctx.info_name or ""):
+        return UsageError(what, hint=instead)
+    elif len(options := [name for name in known if name not in _EVERYWHERE]) <= _LISTED:
         hint = f"its options are {', '.join(options)}; " if options else "it takes no options; "
     return UsageError(what, hint=f"{hint}see {ctx.command_path} --help")
-
-
-def _command_options(ctx: click.Context) -> list[str]:
-    """The command's options, without those that every command has."""
-    return [
-        _spelled(param, ctx)
-        for param in ctx.command.params
-        if isinstance(param, click.Option) and param.name not in _EVERYWHERE
-    ]
 
 
 def unknown_options(errors: list[UsageError], words: list[str], ctx: click.Context) -> UsageError:
     """One error of all options that a command does not have, and of what else is wrong in words."""
     error = _all_options(errors)
+    error.hint = _with_names(error.hint, ctx)
     typed = zip(["", *words], words, strict=False)
     model = next((word for before, word in typed if "-" not in (before[:1], word[:1])), "")
     if not model or not takes_model(ctx):
@@ -144,8 +146,20 @@ def unknown_options(errors: list[UsageError], words: list[str], ctx: click.Conte
     named = before[:1] != "-" or synonym(before) is not None
     if command_synonym(model) or (named and is_spec(machine)):
         line = meant_line(ctx)
-        error.hint += f"; in all: {line}" if line else ""
+        error.hint += f"; in all: {line}" if line and line not in error.hint else ""
     return error
+
+
+def _with_names(text: str, ctx: click.Context) -> str:
+    """A hint with the models and machines of the line where it has a place, or an example."""
+    from turbofit.model.names import named_in
+    from turbofit.model.presets import find_preset, four_bits
+
+    models, machines = named_in(" ".join(ctx.meta[WORDS]))
+    preset = find_preset(models[0]) if models else None
+    text = text.replace(_FOUR_BITS, (preset and four_bits(preset)) or _FOUR_BITS)
+    text = text.replace("{models}", shlex.join(models or ["MODEL"]))
+    return text.replace("{machines}", shlex.join(machines or ["SPEC"]))
 
 
 def _all_options(errors: list[UsageError]) -> UsageError:
@@ -192,6 +206,8 @@ def foreign_option(word: str, behind: str, ctx: click.Context) -> str:
     value = _shown(value, f"{name} {value}")
     what = f"unknown option {name}{f' {value}' if value else ''}"
     form = "--{option} {value}"
+    if takes and (line := meant_line(ctx)):
+        raise UsageError(what, hint=meaning.here(value, line.replace("{", "{{").replace("}", "}}")))
     if to == "MODEL" and not here:
         from turbofit.model.names import named_in
 
@@ -214,8 +230,13 @@ def _refuse_argument(name: str, ctx: click.Context) -> None:
     """
     from turbofit.cli.manual import option_texts
 
-    typed = {"-i": "IN", "-o": "OUT"}.get(name, rf"{re.escape(name.strip('-') or name)}\b")
+    bare = name.strip("-") or name
+    typed = {"-i": "IN", "-o": "OUT"}.get(name, rf"{re.escape(bare)}\b")
     for argument in _arguments(ctx):
+        if bare in getattr(argument.type, "words", getattr(argument.type, "choices", ())):
+            others = [word for word in ctx.meta[WORDS] if word != name]
+            line = shlex.join(["turbofit", ctx.info_name or "", bare, *others])
+            raise UsageError(f"unknown option {name}", hint=f"as {line}")
         if re.search(rf"\b{typed}", f"{argument.name} {argument.metavar}", re.IGNORECASE):
             usage = " ".join(ctx.get_usage().split()[1:])
             texts = option_texts(ctx.info_name or "")

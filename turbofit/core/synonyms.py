@@ -67,6 +67,7 @@ class _Tables(Struct):
 
     options: dict[str, Synonym]
     parts: dict[str, str]
+    say_nothing: frozenset[str]
     commands: dict[str, str]
     letters: dict[str, str]
 
@@ -95,7 +96,10 @@ def synonym(name: str, command: str = "") -> Synonym | None:
         name: as it was typed.
         command: of turbofit, where it was typed as an option of one.
     """
-    meaning = _tables().options.get(name.lstrip("-").replace("_", "-").lower())
+    key, tables = name.lstrip("-").replace("_", "-").lower(), _tables()
+    meaning = tables.options.get(key)
+    if says := tables.parts.get(f"{command} {key}"):
+        return Synonym(of=meaning.of if meaning else "other programs", say=says)
     if meaning is None or (meaning.only and not command):
         return None
     if command in meaning.at:
@@ -109,10 +113,11 @@ def command_synonym(name: str) -> str | None:
 
 
 def by_its_words(name: str, command: str) -> str:
-    """What to do instead of an option that nobody has, by a word of its name; empty for others."""
-    parts, words = _tables().parts, re.split("[-_]+", name.lower())
-    keys = (key for word in words for key in (f"{command} {word}", word) if key in parts)
-    return parts[key] if (key := next(keys, None)) else ""
+    """What to do instead of an option that nobody has; empty unless its words mean one thing."""
+    parts, said = _tables().parts, _tables().say_nothing
+    words = [word for word in re.split("[-_]+", name.lower()) if word and word not in said]
+    known = {parts.get(f"{command} {word}", parts.get(word, "")) for word in words}
+    return known.pop() if len(known) == 1 else ""
 
 
 def near(name: str, known: Iterable[str], count: int = 1) -> list[str]:

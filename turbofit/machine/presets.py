@@ -114,6 +114,7 @@ class GpuNames(Struct, forbid_unknown_fields=True):
 
     presets: dict[str, list[str]]
     twins: dict[str, list[str]]
+    generations: dict[str, list[tuple[int, int]]]
     assumed: dict[str, Assumed]
 
 
@@ -151,10 +152,16 @@ def find_preset(name: str) -> str | None:
 
 
 def presets_with(words: Iterable[str]) -> list[str]:
-    """The presets in one of whose names all of these words stand."""
-    wanted = [bare_name(word) for word in words]
-    keys = {key for name, key in _index().items() if all(word in name for word in wanted)}
-    return [key for key in preset_names() if key in keys]
+    """The presets in one of whose names all of these words stand, or that are of a generation."""
+    wanted, known = [bare_name(word) for word in words], _names().generations
+    of = [known[word] for word in wanted if word in known]
+    rest = [word for word in wanted if word not in known]
+    keys = {key for name, key in _index().items() if all(word in name for word in rest)}
+    return [
+        key
+        for key in preset_names()
+        if key in keys and all(load_preset(key).compute_capability.value in kind for kind in of)
+    ]
 
 
 def nearest_names(name: str, count: int = 3) -> list[str]:

@@ -30,8 +30,9 @@ from turbofit.planning.request import WhichRequest
 from turbofit.planning.resolve import model_of, resolve
 from turbofit.tuner.choose import choose, why_not
 from turbofit.tuner.explain.reasons import pace_words, unkept
-from turbofit.tuner.resolved_request import ResolvedRequest
+from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
 from turbofit.tuner.search.search import EngineFit
+from turbofit.tuner.search.sizing import excess_tokens
 
 _T = TypeVar("_T")
 
@@ -258,10 +259,12 @@ def _lacks(
     request: WhichRequest, resolved: ResolvedRequest, row: Serving, tokens: int
 ) -> Iterator[str]:
     """What was asked and is not kept whole, in words; ``tokens`` of the smallest cache."""
-    rule, requested = resolved.model.image_rule, resolved.requested_limit
-    if rule is not None and requested is not None and row.image_limit not in (None, requested):
-        unit = plural(requested, rule.limit_unit.removesuffix("s"))
-        yield f"serves images of {row.image_limit:,} {unit} at most, not {requested:,}"
+    rule, requested, limit = resolved.model.image_rule, resolved.requested_limit, row.image_limit
+    if rule is not None and requested is not None and limit not in (None, requested):
+        larger = vision_load_of(resolved, limit + rule.limit_step)
+        if not excess_tokens(resolved, larger):  # else the context holds no larger ones anywhere
+            unit = plural(requested, rule.limit_unit.removesuffix("s"))
+            yield f"serves images of {limit:,} {unit} at most, not {requested:,}"
     yield from unkept(resolved, row.context or 0, tokens)
     wanted, speed = request.images_per_second, row.requests_per_second
     if wanted is None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-from importlib import metadata
 from pathlib import Path
 from typing import Final
 
 from turbofit.core.errors import PackageError
+from turbofit.core.installation import installed
 from turbofit.core.model import TextDims
 from turbofit.core.version import REFERENCE
 from turbofit.kernels.installed import turbomind_library
@@ -82,11 +81,8 @@ def need_packages(engine: str, *, ray: bool = False) -> dict[str, str]:
             f"this Python's torch is no CUDA build, which rehearsing {engine} runs",
             hint="install torch from PyPI (pip install torch==2.12.1); no GPU and no driver needed",
         )
-    versions = {}
-    for name in names:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
-    return versions
+    versions = {name: installed(name) for name in names}
+    return {name: version for name, version in versions.items() if version is not None}
 
 
 def need_kernels(text: TextDims) -> None:

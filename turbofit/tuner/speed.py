@@ -22,8 +22,11 @@ from turbofit.core.model import Model
 from turbofit.core.plan import Settings, Throughput
 from turbofit.core.presets import load_yaml, preset_path
 from turbofit.core.struct import Struct, known
+from turbofit.core.units import round_up
 from turbofit.memory.account import NO_IMAGES, Engine, VisionLoad
 
+#: Tokens of a block of the cache, as LMDeploy makes them. A plan of larger ones counts over.
+BLOCK = 64
 #: What a card gives that neither NVML nor a preset knows: a slow one, so the forecast is low.
 _UNKNOWN_BANDWIDTH = 200 * 10**9
 _UNKNOWN_FLOPS = 20 * 10**12
@@ -372,11 +375,13 @@ def request_tokens(vision_load: VisionLoad) -> int:
 
 
 def counted_tokens(vision_load: VisionLoad, session_len: int) -> int:
-    """Tokens of the request that verdicts count by: the workload's, as far as a session goes.
-
-    Under: a request takes whole blocks of the cache, up to a block less a token more than these.
-    """
+    """Tokens of the request that verdicts count by: the workload's, as far as a session goes."""
     return min(request_tokens(vision_load), session_len)
+
+
+def requests_in(kv_tokens: int, size: int) -> int:
+    """Requests of so many tokens that a cache holds together: each takes whole blocks."""
+    return kv_tokens // round_up(size, BLOCK)
 
 
 class Pace(Struct):

@@ -30,27 +30,21 @@ def test_the_command_tells_what_came_of_it(tmp_path, capsys, monkeypatch) -> Non
     assert len(lines(output)) == 2, "what failed was taken out, and is sent next time"
 
 
-def test_the_model_replaces_what_items_name(tmp_path) -> None:
-    source = write_requests(tmp_path / "in.jsonl", {"a": "ok"})
-    with StandIn() as server:
-        words = ["batch", str(source), str(tmp_path / "out"), "--url", server.url, "--quiet"]
-        assert main([*words, "--model", "other"]) == 0
-        assert server.bodies[0]["model"] == "other"
-
-
-def test_exit_codes(tmp_path, capsys) -> None:
+def test_what_is_sent_and_how_it_ends(tmp_path, capsys) -> None:
     source = write_requests(tmp_path / "in.jsonl", {"a": "400"})
     out = str(tmp_path / "out.jsonl")
     with StandIn() as server:
-        assert main(["batch", str(source), out, "--url", server.url]) == 3
-        told = capsys.readouterr().err
-        assert "no item was answered: 1 failed" in told
-        assert f"see the error of each line of {out}" in told
+        assert main(["batch", str(source), out, "--url", server.url, "--model", "other"]) == 3
+        assert server.bodies[0]["model"] == "other"
+    told = capsys.readouterr().err
+    assert "no item was answered: 1 failed" in told
+    assert f"see the error of each line of {out}" in told
     (tmp_path / "empty.jsonl").write_text("")
     assert main(["batch", str(tmp_path / "empty.jsonl"), out + "2", "--url", "http://x"]) == 0
-    assert main(["batch", str(source), out]) == 2
-    assert "nobody is named who answers" in capsys.readouterr().err
-    assert main(["batch", str(source), out, "--url", "http://x", "--tp", "2"]) == 2
-    assert "--tp is of a plan" in capsys.readouterr().err
-    assert main(["batch", str(tmp_path), out, "--url", "http://x"]) == 2
-    assert "holds no image" in capsys.readouterr().err
+    for words, cause in (
+        ([str(source), out], "nobody is named who answers"),
+        ([str(source), out, "--url", "http://x", "--tp", "2"], "--tp is of a plan"),
+        ([str(tmp_path), out, "--url", "http://x"], "holds no image"),
+    ):
+        assert main(["batch", *words]) == 2
+        assert cause in capsys.readouterr().err

@@ -1,14 +1,33 @@
-"""`turbofit machine`: what was measured is shown, kept or not."""
+"""`turbofit machine`, `models` and `gpus`: what was measured, and what has a name."""
 
 from __future__ import annotations
 
+import json
 import resource
 
+import pytest
+
 from turbofit.cli.main import main
-from turbofit.core.machine import CardSpeed, Measured
+from turbofit.core.machine import CardSpeed, Machine, Measured
 from turbofit.core.process.files import state_dir
+from turbofit.core.struct import decode
 from turbofit.machine import source, speed
 from turbofit.machine.spec import parse_spec
+
+
+def test_a_machine_is_shown_saved_and_read_again(tmp_path, capsys) -> None:
+    path = tmp_path / "machine.json"
+    assert main(["machine", "--on", "2xl4:free=19GiB", "--save", str(path), "--json"]) == 0
+    captured = capsys.readouterr()
+    shown = decode(captured.out, Machine, what="machine")
+    assert len(shown.gpus) == 2
+    assert str(path) in captured.err
+    assert main(["machine", "--on", str(path), "--json"]) == 0
+    assert decode(capsys.readouterr().out, Machine, what="machine").gpus == shown.gpus
+    assert main(["machine", "--on", "2xl4", "--save", "/no/such/folder/x"]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+    assert main(["machine", "--on", "2xl4", "--measure"]) == 2
+    assert "--measure measures this machine" in capsys.readouterr().err
 
 
 def test_a_measurement_that_cannot_be_kept_is_shown(monkeypatch, capsys) -> None:
@@ -36,3 +55,42 @@ def test_a_disk_that_is_full_leaves_the_snapshot_that_was_there(tmp_path, capsys
     assert "card.json cannot be written: File too large" in capsys.readouterr().err
     assert kept.read_text() == "the old snapshot"
     assert list(tmp_path.iterdir()) == [kept]
+
+
+@pytest.mark.parametrize("columns", [80, 200])
+def test_no_line_is_wider_than_the_terminal(columns: int, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("turbofit.cli.terminal.progress_display.is_terminal", lambda _: True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert main(["models"]) == 0
+    told = capsys.readouterr()
+    lines = told.out.partition("Not planned for")[0].splitlines()
+    assert max(map(len, lines)) <= columns
+    assert ("hub id" in lines[1]) is ("hub ids are left out" not in told.err)
+    assert ("hub id" in lines[1]) is (columns == 200)
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (["4090"], {"rtx4090", "rtx4090-48g", "rtx4090d"}),
+        (["RTX 3080"], {"rtx3080", "rtx3080-12g", "rtx3080ti"}),
+        (["a100", "80gb"], {"a100-80g", "a100-pcie-80g"}),
+        (["turing"], {"t4", "rtx2080ti", "rtx2080ti-22g"}),
+    ],
+)
+def test_words_show_the_cards_that_have_them(words: list[str], names: set[str], capsys) -> None:
+    assert main(["gpus", *words, "--json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)["gpus"]) == names
+
+
+def test_a_word_shows_the_models_that_have_it(capsys) -> None:
+    assert main(["models", "awq"]) == 0
+    heading, columns, *rows = capsys.readouterr().out.splitlines()
+    assert (heading, "hub id" in columns, len(rows) > 5) == ("Models", True, True)
+    assert all("awq" in row.lower() for row in rows)
+    assert main(["models", "internvl2-8b", "--json"]) == 0
+    models = json.loads(capsys.readouterr().out)["models"]
+    assert models["internvl2-8b"]["parameters"] == 8_075_365_376
+    assert main(["gpus", "titan", "rtx"]) == 2  # a card without a preset, as a plan answers
+    assert "titanrtx:total=" in capsys.readouterr().err

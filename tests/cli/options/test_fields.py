@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
+from contextlib import nullcontext
 from typing import Annotated, Literal
 
 import pytest
 from pydantic import Field
 
 from turbofit.cli.command import CliCommand
-from turbofit.cli.main import main
 from turbofit.cli.options.common_options import filled, options_of
 from turbofit.cli.options.launch_options import ModelsOptions, ServeOptions
 from turbofit.core.errors import UsageError
@@ -29,13 +28,9 @@ class Asked(Validated):
     seconds: float = 1.0
 
 
-def reader() -> CliCommand:
-    """A command with an option for each field."""
-    return CliCommand(lambda **_: 0, [*options_of(Asked, Asked.model_fields)])
-
-
 def given(*words: str) -> Asked:
-    with reader().make_context("turbofit", list(words)) as ctx:
+    command = CliCommand(lambda **_: 0, [*options_of(Asked, Asked.model_fields)])
+    with command.make_context("turbofit", list(words)) as ctx:
         return filled(Asked, ctx.params)
 
 
@@ -77,27 +72,20 @@ def test_times_and_answers() -> None:
             filled(ModelsOptions, wrong)
 
 
-def test_what_does_not_go_together() -> None:
-    with pytest.raises(UsageError, match="--swap needs two models"):
-        ModelsOptions(swap=True).check(("a",), ServeOptions())
-    with pytest.raises(UsageError, match="--wait and --idle-answer"):
-        ModelsOptions(wait=5.0).check(("a",), ServeOptions())
-    for options in (ServeOptions(no_gateway=True), ServeOptions(cluster="ray")):
-        with pytest.raises(UsageError, match="do not go together"):
-            ModelsOptions(idle=5.0).check(("a",), options)
-        with pytest.raises(UsageError, match="do not go together"):
-            ModelsOptions().check(("a", "b"), options)
-    ModelsOptions(idle=5.0).check(("a",), ServeOptions(plan="plan.json"))
-    with pytest.raises(UsageError, match="do not go together"):
-        ModelsOptions().check(("a", "b"), ServeOptions(plan="plan.json"))
-
-
-def test_plan_of_several_models(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["plan", "internvl2-1b", "internvl2-2b", "--on", "1xrtx3090"]
-    assert main([*words, "--json"]) == 0
-    document = json.loads(capsys.readouterr().out)
-    assert [plan["model"]["name"] for plan in document["plans"]] == ["InternVL2-1B", "InternVL2-2B"]
-    assert main([*words, "--rehearse"]) == 2
-    assert "--rehearse and several models do not go together" in capsys.readouterr().err
-    assert main(["plan", "internvl2-8b", "qwen2-vl-7b", "--on", "1xrtx3090"]) == 3
-    assert "do not fit together" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("models", "beside", "of_models", "said"),
+    [
+        (("a",), {}, {"swap": True}, "--swap needs two models"),
+        (("a",), {}, {"wait": 5.0}, "--wait and --idle-answer"),
+        (("a",), {"no_gateway": True}, {"idle": 5.0}, "do not go together"),
+        (("a",), {"cluster": "ray"}, {"idle": 5.0}, "do not go together"),
+        (("a",), {"plan": "plan.json"}, {"idle": 5.0}, ""),
+        (("a", "b"), {"no_gateway": True}, {}, "do not go together"),
+        (("a", "b"), {"cluster": "ray"}, {}, "do not go together"),
+        (("a", "b"), {"plan": "plan.json"}, {}, "do not go together"),
+    ],
+)
+def test_what_does_not_go_together(models, beside, of_models, said) -> None:
+    refused = pytest.raises(UsageError, match=said) if said else nullcontext()
+    with refused:
+        ModelsOptions(**of_models).check(models, ServeOptions(**beside))

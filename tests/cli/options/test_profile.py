@@ -95,6 +95,13 @@ def test_what_is_no_profile(tmp_path, text):
         profile(tmp_path, text)
 
 
+@pytest.mark.parametrize("text", ["model:\n", "models:\n- a\n-\n", "model: {model: ~}\n"])
+def test_a_model_without_a_name(tmp_path, text):
+    with pytest.raises(UsageError, match=r"turbofit.yaml: a model has no name") as caught:
+        profile(tmp_path, text)
+    assert caught.value.hint == "write model: NAME"
+
+
 def test_several_models_have_sections_of_their_own(tmp_path):
     text = """\
 models:
@@ -106,37 +113,23 @@ workload:
   images: 3
   context: 8192
 """
-    read = profile(tmp_path, text)
-    first, second = (read.of_model(number) for number in range(2))
-    assert first == {
-        "model": "internvl2-1b", "images": 3, "context": 8192,
-    }  # fmt: skip
-    assert second == {
-        "model": "qwen2-vl-2b", "revision": "main", "images": 3, "context": 4096,
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "text", ["model:\n", "models:\n- a\n-\n", "models: [~]\n", "model: {model: ~}\n"]
-)
-def test_a_model_without_a_name(tmp_path, text):
-    with pytest.raises(UsageError, match=r"turbofit.yaml: a model has no name") as caught:
-        profile(tmp_path, text)
-    assert caught.value.hint == "write model: NAME"
+    first, second = (profile(tmp_path, text).of_model(number) for number in range(2))
+    assert first == {"model": "internvl2-1b", "images": 3, "context": 8192}
+    assert second == {"model": "qwen2-vl-2b", "revision": "main", "images": 3, "context": 4096}
 
 
 def test_keys_from_files_are_looked_for_beside_the_profile(tmp_path):
     (tmp_path / "key").write_text("abc\n")
     assert secret_of("file:key", tmp_path, "p:1") == "abc"
-    (tmp_path / "key").write_text("abc\ndef\n")
-    with pytest.raises(UsageError, match="p:1: file:key has several lines"):
-        secret_of("file:key", tmp_path, "p:1")
-    with pytest.raises(UsageError, match="cannot be read"):
-        secret_of("file:none", tmp_path, "p:1")
-    with pytest.raises(UsageError, match=r"p:1: .*~no-such-user/key cannot be read, or holds"):
-        secret_of("file:~no-such-user/key", tmp_path, "p:1")
-    with pytest.raises(UsageError, match="the environment has no TURBOFIT_TEST_NONE"):
-        secret_of("env:TURBOFIT_TEST_NONE", tmp_path, "p:1")
+    (tmp_path / "lines").write_text("abc\ndef\n")
+    for reference, cause in (
+        ("file:lines", "p:1: file:lines has several lines"),
+        ("file:none", "cannot be read"),
+        ("file:~no-such-user/key", "p:1: .*~no-such-user/key cannot be read, or holds"),
+        ("env:TURBOFIT_TEST_NONE", "the environment has no TURBOFIT_TEST_NONE"),
+    ):
+        with pytest.raises(UsageError, match=cause):
+            secret_of(reference, tmp_path, "p:1")
 
 
 def test_keys_of_the_environment_come_before_the_profile(tmp_path, monkeypatch):
@@ -175,47 +168,31 @@ def planned(capsys: pytest.CaptureFixture[str], *words: str) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
-def test_turbofit_yaml_is_read_where_no_model_is_named(file, capsys):
-    file.rename(file.with_name("turbofit.yaml"))
-    assert planned(capsys, "plan")["model"]["name"] == "InternVL2-2B"
-    assert planned(capsys, "plan", "internvl2-1b", "--on", "1xl4")["workload"]["context"] != 4096
-
-
-def test_serve_shows_the_profiles_command(file, capsys):
+def test_what_serves_a_profile(file, capsys):
     assert main(["serve", "--dry-run", "-f", str(file)]) == 0
     shown = capsys.readouterr().out
     assert "--session-len 4096" in shown
     assert "--server-port 8123" in shown
-
-
-def test_a_manifest_of_a_profiles_plan(file, capsys):
     plan = json.dumps(planned(capsys, "plan", "-f", str(file)))
     file.with_name("plan.json").write_text(plan)
     assert main(["export", "systemd", "plan.json", "--port", "8123"]) == 0
     shown = capsys.readouterr().out
-    assert "--context 4096" in shown
-    assert "--least" in shown
-    assert "--port 8123" in shown
+    assert all(words in shown for words in ("--context 4096", "--least", "--port 8123"))
     assert main(["export", "systemd"]) == 2
 
 
 def test_several_models_of_a_profile_are_planned_together(file, capsys):
+    def plans(second: str, *words: str) -> list[dict]:
+        file.write_text(entries % second)
+        return planned(capsys, "plan", "-f", str(file), *words)["plans"]
+
     entries = "models:\n  - internvl2-1b\n  - {model: internvl2-2b%s}\nmachine: {on: 1xrtx3090}\n"
-    file.write_text(entries % "")
-    assert main(["plan", "-f", str(file)]) == 0
-    told = capsys.readouterr().out
-    assert "InternVL2-1B" in told
-    assert "InternVL2-2B" in told
-    file.write_text(entries % ", workload: {context: 4096}")
-    assert main(["plan", "-f", str(file), "--json"]) == 0
-    plans = json.loads(capsys.readouterr().out)["plans"]
-    assert [one["workload"]["context"] for one in plans] == [32768, 4096]
-    assert main(["plan", "-f", str(file), "--json", "--context", "8192"]) == 0
-    plans = json.loads(capsys.readouterr().out)["plans"]
-    assert [one["workload"]["context"] for one in plans] == [8192, 8192]
-    file.write_text(entries % ", workload: {concurrency: 40, images: 0}")
-    assert main(["plan", "-f", str(file), "--json"]) == 0
-    first, second = json.loads(capsys.readouterr().out)["plans"]
+    assert [one["model"]["name"] for one in plans("")] == ["InternVL2-1B", "InternVL2-2B"]
+    own = ", workload: {context: 4096}"
+    assert [one["workload"]["context"] for one in plans(own)] == [32768, 4096]
+    given = plans(own, "--context", "8192")
+    assert [one["workload"]["context"] for one in given] == [8192, 8192]
+    first, second = plans(", workload: {concurrency: 40, images: 0}")
     assert second["settings"]["max_batch_size"] >= 40
     assert first["workload"]["concurrency"] is None
     file.write_text(entries % ", limits: {budget: 9GiB}")
@@ -223,13 +200,10 @@ def test_several_models_of_a_profile_are_planned_together(file, capsys):
     assert "mine.yaml: budget is for all models together" in capsys.readouterr().err
 
 
-def test_everything_of_a_request_has_its_place():
+def test_everything_of_a_request_has_its_place_and_the_schema_is_published():
     """But the pace, which `plan` and `which` alone are asked for."""
     held = [name for one in sections().values() if one.kind is PlanRequest for name in one.fields]
     assert sorted([*held, *PACE]) == sorted(PlanRequest.model_fields)
-
-
-def test_the_published_schema_is_that_of_the_fields():
     made = profile_document()
     Draft202012Validator.check_schema(made)
     assert json.loads(profile_file().read_text()) == made, "python -m scripts.schemas"
@@ -251,22 +225,46 @@ def test_the_schema_tells_right_from_wrong(text, right):
     assert Draft202012Validator(profile_document()).is_valid(as_editors_read(text)) is right
 
 
-def test_a_command_is_read_again_as_its_profile_is_now(file):
-    words = ["-f", str(file), "--images", "2"]
+def test_serve_measures_the_gpus_here_and_reads_its_profile_again(file):
     command = TURBOFIT.get_command(click.Context(TURBOFIT), "serve")
-    assert command is not None
-    with command.make_context("serve", list(words)) as ctx:
-        before = dict(ctx.params)
-        file.write_text(PROFILE.replace("4096", "2048").replace("images", "img"))
-        after = read_again(ctx)
-    changed = {name for name in after if after[name] != before[name]}
-    assert changed == {"context"}
-    assert after["images"] == "2"
-
-
-def test_serve_measures_the_gpus_here_whatever_the_profile_names(file):
-    command = TURBOFIT.get_command(click.Context(TURBOFIT), "serve")
-    assert command is not None
     for words, on in (([], None), (["--pretend"], "1xrtx3090"), (["--dry-run"], "1xrtx3090")):
         with command.make_context("serve", ["-f", str(file), *words]) as ctx:
             assert ctx.params["on"] == on
+    with command.make_context("serve", ["-f", str(file), "--images", "2"]) as ctx:
+        before = dict(ctx.params)
+        file.write_text(PROFILE.replace("4096", "2048").replace("images", "img"))
+        after = read_again(ctx)
+    assert {name for name in after if after[name] != before[name]} == {"context"}
+    assert after["images"] == "2"
+
+
+# `turbofit init`: a profile that promises what its plan did.
+
+
+def test_init_writes_a_profile_that_plans_the_same(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["internvl2-8b", "--on", "2xrtx3090", "--image-size", "800x600", "--margin", "2%"]
+    before = planned(capsys, "plan", *words)
+    assert main(["init", *words]) == 0
+    assert capsys.readouterr().out == "turbofit.yaml\n"
+    text = Path("turbofit.yaml").read_text()
+    Draft202012Validator(profile_document()).validate(as_editors_read(text))
+    assert f"  context: {before['settings']['session_len']}\n" in text
+    assert "engine turbomind" in text
+    assert len(text.splitlines()) < 20
+    after = planned(capsys, "plan", "-f", "turbofit.yaml")
+    for key in ("settings", "limits", "kv", "parallel"):
+        assert after[key] == before[key]
+    words = ["init", "internvl2-2b", "--on", "1xrtx3090"]
+    assert main(words) == 2  # a file that is there stays
+    assert Path("turbofit.yaml").read_text() == text
+    assert main([*words, "--force"]) == 0
+    assert Path("turbofit.yaml").read_text() != text
+
+
+def test_init_refuses_a_long_name_and_what_does_not_fit(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "internvl2-2b", "--on", "1xrtx3090", "--out", "a" * 300]) == 2
+    assert "cannot be written: File name too long" in capsys.readouterr().err
+    assert main(["init", "internvl2-26b", "--on", "1xrtx3060"]) == 3
+    assert not Path("turbofit.yaml").exists()

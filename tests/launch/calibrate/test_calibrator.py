@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,19 +15,10 @@ import pytest
 from msgspec.structs import replace
 
 from turbofit import api
-from turbofit.api import plan
 from turbofit.core.errors import LaunchError, MachineError
 from turbofit.core.units import MIB
 from turbofit.launch import calibrate
-from turbofit.launch.calibrate import (
-    Calibrator,
-    NvmlUsageReader,
-    PretendUsageReader,
-    calibration_of,
-    learned,
-    relieve,
-    stored,
-)
+from turbofit.launch.calibrate import Calibrator
 from turbofit.launch.engine.pretended import PretendReader, pretend_machine
 from turbofit.launch.serve import ladder
 from turbofit.observe import calibrations
@@ -36,6 +28,7 @@ from turbofit.pretend import timeline as timelines
 from turbofit.report.views.measured_view import calibration_view
 
 pytestmark = pytest.mark.usefixtures("state")
+PLAN = api.plan("internvl2-8b", on="1xrtx3090", engine="turbomind")
 
 
 def allocated(size: int, held: int, address: str) -> str:
@@ -47,30 +40,26 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The events that were read from any timeline."""
     found: list[Any] = []
     event = timelines._event
-
-    def counted(line: str) -> Any:
-        found.append(line)
-        return event(line)
-
-    monkeypatch.setattr(timelines, "_event", counted)
+    monkeypatch.setattr(timelines, "_event", lambda line: found.append(line) or event(line))
     # Any library will do: these events have no traces.
     library = Path(sys.executable).resolve()
-    monkeypatch.setattr(
-        import_module("turbofit.rehearse.packages"), "engine_library", lambda: library
-    )
+    packages = import_module("turbofit.rehearse.packages")
+    monkeypatch.setattr(packages, "engine_library", lambda: library)
     return found
 
 
 def test_each_step_reads_only_what_is_new(taken: list[Any], tmp_path: Path) -> None:
-    made = plan("internvl2-8b", on="1xrtx3090")
-    gpu = pretend_machine(made, 0).gpus[0]
+    gpu = pretend_machine(PLAN, 0).gpus[0]
     others = gpu.used + gpu.late
     path = tmp_path / "timeline"
-    engine: Any = SimpleNamespace(group=0, pretended=PretendReader(made, 0, path))
-    usage = PretendUsageReader(made)
-    text = (
-        "P context\n" + allocated(50 * MIB, 50 * MIB, "a1") + f"F a1 0\n{allocated(MIB, MIB, 'a2')}"
-    )
+    engine: Any = SimpleNamespace(group=0, pretended=PretendReader(PLAN, 0, path))
+    usage = calibrate.PretendUsageReader(PLAN)
+    path.write_text("P context\nA 0 0 -1 nonsense\n")
+    with pytest.raises(MachineError):  # and is read again from the beginning
+        usage.read(engine)
+    taken.clear()
+    text = "P context\n" + allocated(50 * MIB, 50 * MIB, "a1") + "F a1 0\n"
+    text += allocated(MIB, MIB, "a2")
     path.write_text(text)
     (loaded,) = usage.read(engine).values()
     assert (loaded.peak, loaded.last) == (others + MIB, others + MIB)
@@ -80,7 +69,7 @@ def test_each_step_reads_only_what_is_new(taken: list[Any], tmp_path: Path) -> N
     assert (worst.peak, worst.last) == (others + 81 * MIB, others + MIB)
     assert len(taken) == 6
     # A new start has a timeline of its own.
-    engine.pretended = PretendReader(made, 0, tmp_path / "another")
+    engine.pretended = PretendReader(PLAN, 0, tmp_path / "another")
     with pytest.raises(MachineError, match="account cannot be read"):
         usage.read(engine)
     (tmp_path / "another").write_text("P context\n" + allocated(MIB, 2 * MIB, "b1"))
@@ -88,74 +77,52 @@ def test_each_step_reads_only_what_is_new(taken: list[Any], tmp_path: Path) -> N
     assert again.last == others + 2 * MIB
 
 
-def test_an_event_that_cannot_be_read_is_read_again_from_the_beginning(
-    taken: list[Any], tmp_path: Path
-) -> None:
-    made = plan("internvl2-8b", on="1xrtx3090")
-    path = tmp_path / "timeline"
-    engine: Any = SimpleNamespace(group=0, pretended=PretendReader(made, 0, path))
-    usage = PretendUsageReader(made)
-    path.write_text("P context\nA 0 0 -1 nonsense\n")
-    with pytest.raises(MachineError):
-        usage.read(engine)
-    path.write_text("P context\n" + allocated(MIB, MIB, "a1"))
-    assert 0 in usage.read(engine)
-
-
-class Samples:
+class Samples(nullcontext):  # type: ignore[type-arg]
     """A `Sampler` whose only samples came at these seconds."""
 
     def __init__(self, *at: float) -> None:
+        super().__init__()
         self.at = at
 
     def between(self, _: str, begin: float, end: float) -> SampledRange | None:
         inside = [at for at in self.at if begin <= at <= end]
         return SampledRange(peak=MIB, last=MIB) if inside else None
 
-    def __enter__(self) -> None:
-        pass
 
-    def __exit__(self, *_: object) -> None:
-        pass
-
-
-@pytest.mark.parametrize(("last", "read"), [(9.9, True), (9.0, False)])
-def test_a_gpu_that_answers_no_more_is_not_read_by_its_last_answer(
-    monkeypatch: pytest.MonkeyPatch, last: float, read: bool
-) -> None:
-    # The worst case may have come after it.
+def test_a_gpu_that_answers_no_more_is_not_read_by_its_last_answer(monkeypatch) -> None:
+    """The worst case may have come after it."""
     clock = SimpleNamespace(monotonic=lambda: 10.0, sleep=lambda _: None)
     monkeypatch.setattr(calibrate, "time", clock)
     monkeypatch.setattr(calibrate, "memory_now", lambda _: Memory(2 * MIB, MIB, MIB))
-    monkeypatch.setattr(calibrate, "Sampler", lambda _: Samples(1.0, last))
-    usage = NvmlUsageReader(plan("internvl2-8b", on="1xrtx3090"))
-    usage._since = {0: 0.0}
     engine: Any = SimpleNamespace(group=0)
-    if read:
-        assert usage.read(engine) == {0: SampledRange(peak=MIB, last=MIB)}
-    else:
-        with pytest.raises(MachineError, match="did not answer"):
-            usage.read(engine)
+    for last, refused in ((9.9, False), (9.0, True)):
+        monkeypatch.setattr(calibrate, "Sampler", lambda _, last=last: Samples(1.0, last))
+        usage = calibrate.NvmlUsageReader(PLAN)
+        usage._since = {0: 0.0}
+        if refused:
+            with pytest.raises(MachineError, match="did not answer"):
+                usage.read(engine)
+        else:
+            assert usage.read(engine) == {0: SampledRange(peak=MIB, last=MIB)}
 
 
 STEPS = ["steady", "kernels", "vision_request", "vision_forward", "text_prefill", "sampling"]
-PLAN = api.plan("internvl2-8b", on="1xrtx3090", engine="turbomind")
 
 
 class Usage:
     """A card on which everything takes as much as a list says, in MiB."""
 
-    def __init__(self, *used: int, before: int = 0) -> None:
-        self.used, self._before = list(used), before
+    def __init__(self, *used: int, card: int = 0) -> None:
+        self.used, self.card = list(used), card
 
     def __call__(self, plan: Any) -> Usage:
-        self.plan, self.before = plan, {one.index: self._before * MIB for one in plan.gpus}
+        self.plan, self.before = plan, {one.index: 0 for one in plan.gpus}
         return self
 
     def read(self, _: Any) -> dict[int, SampledRange]:
         if not self.used:
             raise MachineError("GPU 0 is lost", hint="see nvidia-smi")
-        return {0: SampledRange(peak=self.used[0] * MIB, last=self.used.pop(0) * MIB)}
+        return {self.card: SampledRange(peak=self.used[0] * MIB, last=self.used.pop(0) * MIB)}
 
     def end(self) -> None:
         pass
@@ -167,14 +134,17 @@ def engine() -> Any:
     return SimpleNamespace(group=0, name="engine", tracker=SimpleNamespace(budget=budget))
 
 
-def drive(calibrator: Calibrator) -> list[str]:
+def drive(calibrator: Calibrator, one: Any = None, before: Any = None) -> list[Any]:
+    """Examine an engine, which `before` is called for at each question; the questions."""
     questions = []
 
     def ask(question: Any) -> int:
-        questions.append(question.name)
+        questions.append(question)
+        if before is not None:
+            before()
         return 3400
 
-    calibrator.examine(engine(), "m", ask)
+    calibrator.examine(one or engine(), "m", ask)
     return questions
 
 
@@ -191,9 +161,13 @@ def driven() -> Calibrator:
 
 
 def test_every_step_is_driven_and_kept() -> None:
+    """Also where a log that is read late says what was free."""
+    late = engine()
+    budget, late.tracker.budget = late.tracker.budget, None
     first = begun(Usage(*range(20000, 20600, 100)))
     assert not first.complete
-    questions = drive(first)
+    asked = drive(first, late, lambda: setattr(late.tracker, "budget", budget))
+    questions = [question.name for question in asked]
     assert questions[:2] == ["a small image", "a small text"]
     assert questions[3:] == STEPS[3:]
     assert first.complete
@@ -201,22 +175,7 @@ def test_every_step_is_driven_and_kept() -> None:
     assert list(seen.cards[0].used) == STEPS
     assert seen.cards[0].used["sampling"] == 20500 * MIB
     assert seen.region == PLAN.kv.region_bytes
-
-
-def test_a_log_that_is_read_late_still_says_what_was_free() -> None:
-    late = engine()
-    budget, late.tracker.budget = late.tracker.budget, None
-
-    def ask(_: Any) -> int:
-        late.tracker.budget = budget
-        return 3400
-
-    first = begun(Usage(*[20000] * 6))
-    first.examine(late, "m", ask)
-    assert (first.observations[0].free, first.observations[0].region) == (
-        budget.free,
-        budget.budget,
-    )
+    assert (seen.free, seen.region) == (budget.free, budget.budget)
 
 
 def test_an_engine_that_is_started_again_shows_all_steps_again() -> None:
@@ -245,25 +204,15 @@ def test_an_engine_of_an_earlier_plan_is_not_read() -> None:
 
     first, seen = begun(usage_of), []
 
-    def ask(_: Any) -> int:
+    def planned_anew() -> None:
         seen.append(first.observations)
         first.begin(PLAN)
-        return 3400
 
     with pytest.raises(LaunchError, match="another plan is launched"):
-        first.examine(engine(), "m", ask)
+        drive(first, before=planned_anew)
     assert list(seen[0][0].cards[0].used) == ["steady"]
     assert first.observations == ()
     assert not first.complete
-
-
-class OneCard(Usage):
-    def __init__(self, index: int) -> None:
-        super().__init__()
-        self.index = index
-
-    def read(self, _: Any) -> dict[int, SampledRange]:
-        return {self.index: SampledRange(peak=MIB, last=MIB)}
 
 
 def test_each_unequal_engine_is_driven_to_its_own_limits() -> None:
@@ -272,71 +221,65 @@ def test_each_unequal_engine_is_driven_to_its_own_limits() -> None:
     assert paid[0] != paid[1]
     bodies = []
     for group in (0, 1):
-        questions: list[Any] = []
-        calibrator = Calibrator(OneCard(plan.parallel.groups[group][0]), print)
+        calibrator = Calibrator(Usage(*[1] * 9, card=plan.parallel.groups[group][0]), print)
         calibrator.begin(plan)
         one = engine()
         one.group = group
-        calibrator.examine(one, "m", lambda question, to=questions: to.append(question) or 3400)
-        bodies.append({one.name: str(one.body) for one in questions})
+        bodies.append({asked.name: str(asked.body) for asked in drive(calibrator, one)})
     assert bodies[0]["sampling"] != bodies[1]["sampling"]
 
 
 def test_what_was_learned_is_kept_for_plans_on_such_cards() -> None:
-    done = driven()
-    result = learned(PLAN, done.observations, {}, lmdeploy="0.18.0", pretend=False)
+    result = calibrate.learned(PLAN, driven().observations, {}, lmdeploy="0.18.0", pretend=False)
     assert result["why_not"] is None
     assert [row["phase"] for row in result["phases"]] == ["context and weights", "cache", *STEPS]
+    assert calibrate.calibration_of(PLAN) is None
     machine = calibrations.with_calibrations(PLAN.machine, pretend=False)
-    assert calibration_of(PLAN) is None
-    known = calibration_of(replace(PLAN, machine=machine))
+    calibrated = replace(PLAN, machine=machine)
+    known = calibrate.calibration_of(calibrated)
     assert known is not None
     assert known.lmdeploy == "0.18.0"
-    again = stored(replace(PLAN, machine=machine))
+    again = calibrate.stored(calibrated)
     assert again["phases"] == result["phases"]
     text = str(calibration_view(again))
     assert "your cards (NVIDIA GeForce RTX 3090) take " in text
     assert "PRETEND" not in text
+    pretended = str(calibration_view({**again, "pretend": True}))
+    assert "pretend cards (NVIDIA" in pretended
+    assert "later plans on pretend GPUs know it" in pretended
 
 
 def test_what_restarts_learned_is_dropped_only_where_something_was_missing() -> None:
-    def known() -> dict[str, Any]:
-        return ladder.recall(PLAN, "0.18.0", pretend=False)
-
     ladder.remember(PLAN, "0.18.0", pretend=False, changes={"margin": 7}, why="x")
     less = {"calibrations": [{"context": -5, "buffers": 3}], "kept": ["file"]}
-    assert not relieve(PLAN, less, "0.18.0", pretend=False)
     more = {"calibrations": [{"context": -5, "buffers": 9}], "kept": ["file"]}
-    assert not relieve(PLAN, {**more, "kept": []}, "0.18.0", pretend=False)
-    assert not relieve(PLAN, more, "0.18.0", pretend=True)
-    assert known() == {"margin": 7}
-    assert relieve(PLAN, more, "0.18.0", pretend=False)
-    assert known() == {}
+    assert not calibrate.relieve(PLAN, less, "0.18.0", pretend=False)
+    assert not calibrate.relieve(PLAN, {**more, "kept": []}, "0.18.0", pretend=False)
+    assert not calibrate.relieve(PLAN, more, "0.18.0", pretend=True)
+    assert ladder.recall(PLAN, "0.18.0", pretend=False) == {"margin": 7}
+    assert calibrate.relieve(PLAN, more, "0.18.0", pretend=False)
+    assert ladder.recall(PLAN, "0.18.0", pretend=False) == {}
 
 
-@pytest.mark.parametrize(
-    ("why", "place", "told"),
-    [
-        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "turbofit.core.process.files._created",
-         "cannot be written: No space left"),
-        (None, "turbofit.launch.calibrate.memory_now",
-         "200 MiB more in use than before"),
-    ],
-)  # fmt: skip
-def test_what_was_measured_is_told_where_nothing_is_learned(monkeypatch, why, place, told) -> None:
+def test_what_was_measured_is_told_where_nothing_is_learned(monkeypatch) -> None:
     """The disk does not take it, or somebody else's memory moved."""
-    done = driven()
+    seen = driven().observations
 
-    def answer(*_: Any, **__: Any) -> Any:
-        if why is not None:
-            raise why
+    def full(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def moved(_: Any) -> Any:
         return SimpleNamespace(used=200 * MIB)
 
-    monkeypatch.setattr(place, answer)
-    before = {} if why else {0: 0}
-    result = learned(PLAN, done.observations, before, lmdeploy="0.18.0", pretend=False)
-    assert told in result["why_not"]
-    assert result["kept"] == []
-    assert result["calibrations"]
-    assert calibrations.recall(pretend=False) == ()
-    assert "nothing was learned" in str(calibration_view(result))
+    for place, answer, before, told in (
+        ("turbofit.core.process.files._created", full, {}, "cannot be written: No space left"),
+        ("turbofit.launch.calibrate.memory_now", moved, {0: 0}, "200 MiB more in use than before"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, answer)
+            result = calibrate.learned(PLAN, seen, before, lmdeploy="0.18.0", pretend=False)
+        assert told in result["why_not"]
+        assert result["kept"] == []
+        assert result["calibrations"]
+        assert calibrations.recall(pretend=False) == ()
+        assert "nothing was learned" in str(calibration_view(result))

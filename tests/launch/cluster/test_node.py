@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from tests.fixtures.clusters import cluster, node
 from tests.support.processes import put_for_python
 from tests.support.waiting import until
-from turbofit.cli.serving import ray_address
+from turbofit.cli.options.launch_options import ray_address
 from turbofit.core.cluster import Cluster, Node
 from turbofit.core.errors import MachineError, PackageError, UsageError
 from turbofit.core.installation import install_command

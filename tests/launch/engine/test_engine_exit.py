@@ -7,7 +7,6 @@ from msgspec.structs import replace
 
 from tests.support.plans import plausible_plan
 from turbofit.core.errors import LaunchError, OutOfMemoryError
-from turbofit.core.plan import Plan, PlannedEngine
 from turbofit.core.rehearsal import End
 from turbofit.launch.engine.engine_log import StartupTracker, end_of, hang, silence
 
@@ -18,29 +17,33 @@ BUDGET = TM + "Object cache budget: 800.00 MB from free 1000.00 MB and ratio 0.8
 SLAB = TM + "slab_size 33554432, object_size 8388608, object_count 4, ratio 1"
 WARM = TM + "Warm-up lengths: 8, 8320"
 DONE = TM + "Warm-up finished in 1.00 seconds."
+SERVING = (START, BUDGET, WARM, DONE)
+UVICORN = "INFO:     Uvicorn running on http://127.0.0.1:1"
 CUDA = "[TM][FATAL][1120.08:30:01.123456][a.cc:1] CUDA error: out of memory"
 OOM = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 640.00 MiB. GPU 0 has"
 FAILED = "2026-11-20 15:21:22,051 - lmdeploy - ERROR - engine.py:671 - Engine main loop failed."
 FRAME = "  [ 0] InternVit::Impl::Forward @ src/x.cc:1"
 
 
-def tracker(*lines: str) -> StartupTracker:
-    seen = StartupTracker(plausible_plan(), LOG)
-    for line in lines:
-        seen.see(line, 1, 0.0)
+def tracker(*lines: str, engine: str = "turbomind") -> StartupTracker:
+    """One that has seen these lines, a hundredth of a second apart."""
+    plan = plausible_plan()
+    seen = StartupTracker(replace(plan, engine=replace(plan.engine, name=engine)), LOG)
+    for number, line in enumerate(lines):
+        seen.see(line, 1, number / 100)
     return seen
 
 
+def torch(*lines: str) -> StartupTracker:
+    return tracker(*lines, engine="pytorch")
+
+
 def test_phases_come_once_and_figures_with_them() -> None:
-    seen = StartupTracker(plausible_plan(), LOG)
+    seen = tracker()
     said = [text for line in (START, BUDGET, BUDGET, SLAB, SLAB, WARM, DONE)
             for text in seen.see(line, 1, 0.0)]  # fmt: skip
-    assert [text for text in said if text.startswith("phase")] == [
-        "phase: weights",
-        "phase: cache",
-        "phase: warm-up",
-        "phase: serving",
-    ]
+    phases = [text.removeprefix("phase: ") for text in said if text.startswith("phase")]
+    assert phases == ["weights", "cache", "warm-up", "serving"]
     assert sum("free when the cache was sized" in text for text in said) == 1
     assert sum("KV tokens" in text for text in said) == 1
     assert seen.cached_tokens() == 24 * 4 * 64
@@ -53,17 +56,17 @@ def test_phases_come_once_and_figures_with_them() -> None:
         ((START, CUDA), -6, "weights", "while it loaded weights"),
         ((START, BUDGET, CUDA), 134, "cache", "when it allocated the cache"),
         ((START, BUDGET, WARM, CUDA), -6, "warm-up", "in its warm-up"),
-        ((START, BUDGET, WARM, DONE, CUDA, FRAME), -6, "vision", "InternVit"),
-        ((START, BUDGET, WARM, DONE, CUDA, "  [ 0] LlamaLinear::Forward @ src/x.cc:1"), -6, "text",
-         "LlamaLinear"),
-        (("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.",), 1, "weights",
-         "asking 2.0 GiB"),
+        ((*SERVING, CUDA, FRAME), -6, "vision", "InternVit"),
+        ((*SERVING, CUDA, "  [ 0] LlamaLinear::Forward @ src/x.cc:1"), -6, "text", "LlamaLinear"),
+        ((OOM,), 1, "weights", "asking 640 MiB"),
         (("torch.AcceleratorError: CUDA error: out of memory",), 1, "weights",
          "ran out of GPU memory while it started"),
         ((START, BUDGET, "RuntimeError: Triton Error [CUDA]: out of memory"), 1, "weights",
          "when it allocated the cache"),
-        ((START, BUDGET, WARM, DONE, "  what():  CUDA error: out of memory"), -6, "text",
-         "while it served"),
+        ((*SERVING, "  what():  CUDA error: out of memory"), -6, "text", "while it served"),
+        # A call that a check guards runs out of memory too.
+        ((START, BUDGET, WARM,
+          CUDA.replace("CUDA error:", "Check failed: status == cudaSuccess")), -6, "warm-up", ""),
         ((START, CUDA, "RuntimeError: NCCL error x:1 'aborted'"), -6, "weights", "CUDA error"),
         ((START, CUDA), 255, "weights", "ran out of GPU memory"),  # -1 is no signal
         ((START,), -9, "host", "host memory"),
@@ -112,13 +115,10 @@ def test_a_hang_is_many_waits_for_memory_in_the_warm_up_and_nothing_else() -> No
     assert "6,144 tokens, a request of 8,320" in error.message
     seen.see(TM + "16", 1, 13.0)
     assert not seen.hangs(60.0)
-
-
-def test_back_pressure_while_serving_is_no_hang() -> None:
-    seen = tracker(START, BUDGET, WARM, DONE)
-    seen.see(TM + "out of memory at 0/1", 10**6, 0.0)
-    seen.see(TM + "hit resource limit at 1/2", 10**6, 0.0)
-    assert not seen.hangs(1e6)
+    serving = tracker(*SERVING)  # back-pressure
+    serving.see(wait, 10**6, 0.0)
+    serving.see(TM + "hit resource limit at 1/2", 10**6, 0.0)
+    assert not serving.hangs(1e6)
 
 
 def test_the_pretend_account_adds_the_bytes() -> None:
@@ -126,43 +126,28 @@ def test_the_pretend_account_adds_the_bytes() -> None:
         gpu=2, phase="serving", where="InternVit::Impl::Forward", asked=500 << 20,
         left=300 << 20, missing=202 << 20,
     )  # fmt: skip
-    ended = end_of(-6, tracker(START, BUDGET, WARM, DONE, CUDA), death=death)
+    ended = end_of(-6, tracker(*SERVING, CUDA), death=death)
     assert (ended.phase, ended.gpu, ended.missing) == ("vision", 2, 202 << 20)
     assert "it asked 500 MiB where 300 MiB were left on GPU 2" in ended.error.message
     assert "(in InternVit::Impl::Forward)" in ended.error.message
     assert ended.record()["where"] == "InternVit::Impl::Forward"
+    served = end_of(None, torch(FAILED, OOM), death=death)
+    assert (served.missing, served.left, served.where) == (202 << 20, 300 << 20, death.where)
+    meant = replace(death, left=1 << 30, missing=None, simulated=7)
+    ended = end_of(-6, tracker(START, BUDGET, WARM, CUDA), death=meant)
+    assert (ended.missing, ended.left) == (None, 1 << 30)
+    assert "simulated" in ended.error.message
 
 
-@pytest.mark.parametrize("code", [0, -9, -11, -15, 137])
-def test_evidence_that_disagrees_is_unknown_and_no_rung_is_taken(code: int) -> None:
-    """The log tells of a lack of memory, and no process ends of one like that."""
-    end = end_of(code, tracker(START, BUDGET, CUDA))
-    assert end.kind == "unknown"
-    assert (end.is_oom, end.retryable) == (False, True)
-    assert "out of memory" in end.message
-
-
-def test_who_killed_it() -> None:
-    by_kernel = end_of(-9, tracker(START), host_kills=1)
-    assert (by_kernel.kind, by_kernel.phase) == ("host_memory", "host")
-    nobody_knows = end_of(-9, tracker(START), host_kills=None)
-    assert nobody_knows.kind == "host_memory"
-    by_somebody = end_of(-9, tracker(START), host_kills=0)
-    assert by_somebody.kind == "killed"
-    assert by_somebody.retryable
-    assert isinstance(by_somebody.error, LaunchError)
-
-
-def test_a_loop_that_failed_is_waited_for_until_its_last_words() -> None:
-    plan = plausible_plan()
-    seen = StartupTracker(replace(plan, engine=replace(plan.engine, name="pytorch")), LOG)
-    line = "2026-11-20 08:30:01,123 - lmdeploy - ERROR - engine.py:671 - Engine main loop failed."
-    assert not seen.failing
-    seen.see(line, 1, 10.0)
-    assert seen.failing
-    assert not seen.loop_failed(11.0)
-    seen.see("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 1.00 GiB.", 1, 11.0)
-    assert seen.loop_failed(11.0)
+@pytest.mark.parametrize(
+    ("kills", "kind"), [(1, "host_memory"), (None, "host_memory"), (0, "killed")]
+)
+def test_who_killed_it(kills: int | None, kind: str) -> None:
+    """The kernel, nobody knows, and somebody else."""
+    end = end_of(-9, tracker(START), host_kills=kills)
+    assert (end.kind, end.retryable) == (kind, kind == "killed")
+    assert (type(end.error) is LaunchError) is (kind == "killed")
+    assert end.phase == ("host" if kind == "host_memory" else "")
 
 
 def test_page_locked_memory_is_not_the_gpus() -> None:
@@ -172,19 +157,12 @@ def test_page_locked_memory_is_not_the_gpus() -> None:
     assert "page-locked host memory" in end.error.message
 
 
-def test_a_call_that_a_check_guards_runs_out_of_memory_too() -> None:
-    checked = CUDA.replace("CUDA error:", "Check failed: status == cudaSuccess")
-    end = end_of(-6, tracker(START, BUDGET, WARM, checked))
-    assert (end.kind, end.phase, end.retryable) == ("out_of_memory", "warm-up", False)
-
-
-def test_an_allocation_that_was_to_fail_lacked_nothing() -> None:
-    death = End(
-        gpu=0, phase="warm-up", where="x", asked=512, left=1 << 30, missing=None, simulated=7
-    )
-    end = end_of(-6, tracker(START, BUDGET, WARM, CUDA), death=death)
-    assert (end.missing, end.left) == (None, 1 << 30)
-    assert "simulated" in end.error.message
+@pytest.mark.parametrize("code", [0, -9, -15, 137])
+def test_evidence_that_disagrees_is_unknown_and_no_rung_is_taken(code: int) -> None:
+    """The log tells of a lack of memory, and no process ends of one like that."""
+    end = end_of(code, tracker(START, BUDGET, CUDA))
+    assert (end.kind, end.is_oom, end.retryable) == ("unknown", False, True)
+    assert "out of memory" in end.message
 
 
 def test_silence_while_weights_load_may_be_a_slow_disk_whatever_the_ranks() -> None:
@@ -197,101 +175,57 @@ def test_silence_while_weights_load_may_be_a_slow_disk_whatever_the_ranks() -> N
     assert "disk" not in silence(plan, "warm-up", 180)
 
 
-@pytest.fixture
-def plan() -> Plan:
-    return replace(
-        plausible_plan(gpus=1, tp=1), engine=PlannedEngine(name="pytorch", version="0.18")
-    )
-
-
-def watched(plan: Plan, *lines: str) -> StartupTracker:
-    tracker = StartupTracker(plan, LOG)
-    for number, line in enumerate(lines):
-        tracker.see(line, 1, float(number) / 100)
-    return tracker
-
-
-def test_a_loop_that_died_of_an_image(plan: Plan) -> None:
-    tracker = watched(
-        plan,
-        "INFO:     Uvicorn running on http://127.0.0.1:1",
-        FAILED,
-        "    image_embeds = self.visual(pixel_values)",
-        OOM,
-    )
-    assert tracker.loop_failed(0.05)
-    end = end_of(None, tracker)
+def test_a_loop_that_failed_is_waited_for_until_its_last_words() -> None:
+    seen = torch(UVICORN, FAILED)
+    assert seen.failing
+    assert not seen.loop_failed(0.5)
+    seen.see("    image_embeds = self.visual(pixel_values)", 1, 0.6)
+    seen.see(OOM, 1, 0.6)
+    assert seen.loop_failed(0.6)
+    end = end_of(None, seen)
     assert (end.kind, end.phase, end.asked) == ("out_of_memory", "vision", 640 << 20)
     assert isinstance(end.error, OutOfMemoryError)
-    assert end.is_oom
-
-
-def test_the_pretend_account_says_where_and_how_much_was_missing(plan: Plan) -> None:
-    tracker = watched(plan, FAILED, OOM)
-    death = End(
-        gpu=0, where="qwen2_vl.py:449 forward", asked=100, left=40, missing=60, phase="start"
-    )
-    end = end_of(None, tracker, death=death)
-    assert (end.missing, end.left, end.where) == (60, 40, "qwen2_vl.py:449 forward")
-
-
-def test_a_cache_that_finds_no_memory_is_none_of_the_weights(plan: Plan) -> None:
-    loading = "Loading weights from safetensors: 100%|##########| 4/4"
-    said = f"{OOM} a total capacity of 11.62 GiB of which 512.00 MiB is free. Including"
-    tracker = watched(plan, loading, "    self.build_cache_engine()", said)
-    end = end_of(1, tracker)
-    assert (end.phase, end.missing) == ("cache", 128 << 20)
-    assert "when it allocated the cache" in end.error.message
-    assert "--margin" in end.error.hint
-    death = End(gpu=0, where="layout.py:63", asked=100, left=40, missing=60, phase="")
-    assert end_of(1, tracker, death=death).missing == 128 << 20
-    early = watched(plan, loading, said)
-    assert end_of(1, early).phase == "weights"
-
-
-def test_a_loop_that_died_of_something_else_waits_for_its_words(plan: Plan) -> None:
-    tracker = watched(plan, FAILED, "KeyError: 'x'")
-    assert not tracker.loop_failed(0.5)
-    assert tracker.loop_failed(2.5)
-    end = end_of(None, tracker)
-    assert end.kind == "crash"
-    assert end.retryable
+    other = torch(FAILED, "KeyError: 'x'")
+    assert not other.loop_failed(0.5)
+    assert other.loop_failed(2.5)
+    end = end_of(None, other)
+    assert (end.kind, end.retryable) == ("crash", True)
     assert "503" in end.error.message
 
 
-def test_no_room_for_a_cache(plan: Plan) -> None:
-    tracker = watched(plan, "RuntimeError: No enough gpu memory for kv cache.")
-    assert tracker.no_cache == "kv cache"
-    assert end_of(1, tracker).phase == "cache"
+def test_a_cache_that_finds_no_memory_is_none_of_the_weights() -> None:
+    loading = "Loading weights from safetensors: 100%|##########| 4/4"
+    said = f"{OOM} a total capacity of 11.62 GiB of which 512.00 MiB is free. Including"
+    seen = torch(loading, "    self.build_cache_engine()", said)
+    death = End(gpu=0, where="layout.py:63", asked=100, left=40, missing=60, phase="")
+    for end in (end_of(1, seen), end_of(1, seen, death=death)):
+        assert (end.phase, end.missing) == ("cache", 128 << 20)
+        assert "when it allocated the cache" in end.error.message
+        assert "--margin" in end.error.hint
+    assert end_of(1, torch(loading, said)).phase == "weights"
+    none = torch("RuntimeError: No enough gpu memory for kv cache.")
+    assert none.no_cache == "kv cache"
+    assert end_of(1, none).phase == "cache"
 
 
-def test_processes_that_missed_each_other_are_started_again(plan: Plan) -> None:
-    early = watched(plan, "EOFError")
+def test_processes_that_missed_each_other_are_started_again() -> None:
+    early = torch("EOFError")
     assert early.raced
-    late = watched(plan, "INFO:     Uvicorn running on http://127.0.0.1:1", "EOFError")
-    assert not late.raced
+    assert not torch(UVICORN, "EOFError").raced
     end = end_of(1, early)
-    assert end.kind == "raced"
-    assert end.retryable
+    assert (end.kind, end.retryable) == ("raced", True)
     assert isinstance(end.error, LaunchError)
-
-
-def test_a_turbomind_s_log_is_read_as_before() -> None:
-    tracker = watched(plausible_plan(gpus=1, tp=1), FAILED, "EOFError")
-    assert not tracker.raced
-    assert not tracker.loop_failed(10.0)
+    turbomind = tracker(FAILED, "EOFError")
+    assert not turbomind.raced
+    assert not turbomind.loop_failed(10.0)
 
 
 def test_a_cache_beyond_the_plan_is_known() -> None:
-    plan = plausible_plan(gpus=1, tp=1)
-    planned = plan.kv.region_bytes / (1 << 20)
+    planned = plausible_plan().kv.region_bytes / (1 << 20)
     line = TM + "Object cache budget: {:.2f} MB from free 99999.00 MB and ratio 0.800"
-    tracker = StartupTracker(plan, LOG)
-    assert not tracker.cache_is_larger
-    tracker.see(line.format(planned + 3), 1, 0.0)
-    assert tracker.cache_is_larger
-    silent = replace(plan, engine=replace(plan.engine, name="pytorch"))
-    assert StartupTracker(silent, LOG).cache_is_larger
-    smaller = watched(plan, line.format(planned - 3))
+    assert not tracker().cache_is_larger
+    assert tracker(line.format(planned + 3)).cache_is_larger
+    assert torch().cache_is_larger
+    smaller = tracker(line.format(planned - 3))
     assert smaller.budget is not None
     assert not smaller.cache_is_larger

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,13 +29,11 @@ NO_MEMORY = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 
 class Process:
     """An engine's process, as far as it is looked at."""
 
-    pid = 7
-    log_error = ""
+    pid, log_error = 7, ""
+    code: int | None = None
 
     def __init__(self, *_: Any, log_required: bool) -> None:
-        self.log_required = log_required
-        self.code: int | None = None
-        self.said: list[tuple[str, int]] = []
+        self.log_required, self.said = log_required, list[tuple[str, int]]()
 
     def poll(self) -> int | None:
         return self.code
@@ -42,12 +41,11 @@ class Process:
     def kill(self, seconds: float) -> bool:
         return self.code is not None
 
-    def take(self) -> list[tuple[str, int]]:
+    def take(self, seconds: float = 0.0) -> list[tuple[str, int]]:
         said, self.said = self.said, []
         return said
 
-    def finish(self, seconds: float = 2.0) -> list[tuple[str, int]]:
-        return self.take()
+    finish = take
 
 
 @pytest.fixture
@@ -95,72 +93,49 @@ def test_a_process_that_outlives_its_kill_is_not_forgotten(engine: SupervisedEng
     assert engine.end(0.0)
     assert engine.process is None
     assert engine.end(0.0)
-
-
-def test_only_a_first_start_needs_its_log(engine: SupervisedEngine) -> None:
-    process: Any = engine.process
-    assert process.log_required
     engine.start()
-    process = engine.process
-    assert not process.log_required
+    again: Any = engine.process
+    assert (process.log_required, again.log_required) == (True, False)  # a first start needs it
 
 
-def test_the_last_look_waits_for_no_words(engine: SupervisedEngine) -> None:
+def test_a_lost_loop_is_waited_for_and_asked_for(engine, monkeypatch) -> None:
     engine.tracker._loop_failed = 1.0
     assert engine.look(1.0) is None
-    ended = engine.look(1.0, last=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.client, "completes", lambda _seconds: True)
+        assert engine.look(9.0) is None  # an engine that answers has not lost it
+        assert not engine.tracker.failing
+    engine.tracker._loop_failed = 1.0
+    ended = engine.look(1.0, last=True)  # the last look waits for no words
     assert ended is not None
     assert ended.kind == "crash"
 
 
-def test_an_engine_that_answers_has_not_lost_its_loop(
-    engine: SupervisedEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine.tracker._loop_failed = 1.0
-    monkeypatch.setattr(engine.client, "completes", lambda _seconds: True)
-    engine.state = "ready"
-    assert engine.look(9.0) is None
-    assert not engine.tracker.failing
-
-
-def killed(engine: SupervisedEngine, now: float) -> str:
-    """What turbofit takes its end for, by SIGKILL."""
+def killed(engine: SupervisedEngine, *looks: float) -> str:
+    """What turbofit takes its end by SIGKILL for, a second after these looks at the living one."""
+    for now in looks:
+        assert engine.look(now) is None
     process: Any = engine.process
     process.code = -9
-    ended = engine.look(now)
+    ended = engine.look(looks[-1] + 1.0)
     assert ended is not None
     return ended.kind
 
 
-def test_a_kill_for_memory_of_long_ago_was_another_process(
-    kills: SimpleNamespace, engine: SupervisedEngine
-) -> None:
+@pytest.mark.parametrize(
+    ("looks", "kind"), [(range(10, 100, 10), "killed"), ((29, 31, 59), "host_memory")]
+)
+def test_a_kill_for_memory_may_take_seconds_and_no_minute(looks, kind, kills, engine) -> None:
     kills.so_far += 1
-    for now in range(10, 100, 10):
-        assert engine.look(now) is None
-    assert killed(engine, 100.0) == "killed"
-
-
-def test_a_kill_for_memory_may_take_seconds(
-    kills: SimpleNamespace, engine: SupervisedEngine
-) -> None:
-    kills.so_far += 1
-    for now in (29.0, 31.0, 59.0):
-        assert engine.look(now) is None
-    assert killed(engine, 60.0) == "host_memory"
+    assert killed(engine, *looks) == kind
 
 
 @pytest.mark.parametrize(("answered", "kind"), [(51.0, "killed"), (49.0, "unknown")])
-def test_an_error_that_it_survived_is_not_its_end(
-    kills: SimpleNamespace, engine: SupervisedEngine, answered: float, kind: str
-) -> None:
-    process: Any = engine.process
-    probe: Any = engine._probe
-    process.said = [(NO_MEMORY, 1)]
+def test_an_error_that_it_survived_is_not_its_end(answered, kind, kills, engine) -> None:
+    engine.process.said = [(NO_MEMORY, 1)]
     assert engine.look(50.0) is None
-    probe.lived = answered
-    assert engine.look(55.0) is None
-    assert killed(engine, 60.0) == kind
+    engine._probe.lived = answered
+    assert killed(engine, 55.0) == kind
     assert kills.so_far == 3
 
 
@@ -186,27 +161,16 @@ def test_repeats_become_a_count_whatever_their_time(tmp_path: Path) -> None:
     log.close()
     text = "[TM][INFO][scheduler.cc:1186] out of memory at 0/1"
     assert runs == [("first", 1), (text, 500), (text, 500), ("last", 1)]
-    assert (tmp_path / "log").read_text().splitlines() == [
-        "first",
-        (WAITS % 0).decode().rstrip(),
-        "    (the line above came 999 more times)",
-        "last",
-    ]
-
-
-def test_the_count_is_read_back(tmp_path: Path) -> None:
-    log = LogFile(tmp_path / "log")
-    log.feed(b"first\n" + b"".join(WAITS % i for i in range(12)))
-    log.close()
     lines = (tmp_path / "log").read_text().splitlines()
-    assert [repeats(line) for line in lines] == [None, None, 11]
-    assert repeats(" " + lines[-1].lstrip()) == 11  # as a terminal that strips shows it
-
-
-def test_python_times_are_taken_out_too(tmp_path: Path) -> None:
-    log = LogFile(tmp_path / "log")
-    line = b"2026-11-20 08:00:0%d,123 - lmdeploy - WARNING - x\n"
-    assert log.feed(line % 1 + line % 2) == [(" - lmdeploy - WARNING - x", 2)]
+    count = "    (the line above came 999 more times)"
+    assert lines == ["first", (WAITS % 0).decode().rstrip(), count, "last"]
+    assert [repeats(line) for line in (*lines, f" {count.lstrip()}")] == [
+        None,
+        None,
+        999,
+        None,
+        999,
+    ]
 
 
 def test_a_flood_costs_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,20 +178,15 @@ def test_a_flood_costs_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     log = LogFile(tmp_path / "log")
     flood = b"".join(WAITS % i for i in range(36_000))
     passes: list[int] = []
-    writes: list[int] = []
+    writes: list[bytes] = []
+    keep = log.kept.put
 
     def passed(new: bytes, text: bytes) -> bytes:
         passes.append(len(text))
         return _TIME.sub(new, text)
 
-    keep = log.kept.put
-
-    def put(data: bytes) -> None:
-        writes.append(len(data))
-        keep(data)
-
     monkeypatch.setattr(process, "_TIME", SimpleNamespace(sub=passed))
-    monkeypatch.setattr(log.kept, "put", put)
+    monkeypatch.setattr(log.kept, "put", lambda data: writes.append(data) or keep(data))
     chunks = range(0, len(flood), 1 << 16)
     runs = [log.feed(flood[at : at + (1 << 16)]) for at in chunks]
     log.close()
@@ -237,32 +196,32 @@ def test_a_flood_costs_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (tmp_path / "log").stat().st_size < 300
 
 
-def test_lines_cut_by_chunks_and_lines_without_end(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("chunks", "lines"),
+    [
+        ((b"ab", b"c\nd"), [("abc", 1), ("d", 1)]),
+        ((b"x" * 70_000,), [("x" * 70_000, 1)]),
+        # Of a progress bar the last state counts.
+        ((b"Loading:  1%\rLoading: 50%\rdone\n",), [("done", 1)]),
+        ((b"windows\r\n",), [("windows", 1)]),
+        (
+            (b"".join(b"2026-11-20 08:00:0%d,123 - lmdeploy - WARNING - x\n" % i for i in (1, 2)),),
+            [(" - lmdeploy - WARNING - x", 2)],
+        ),
+    ],
+)
+def test_what_is_a_line(chunks, lines, tmp_path: Path) -> None:
     log = LogFile(tmp_path / "log")
-    assert log.feed(b"ab") == []
-    assert log.feed(b"c\nd") == [("abc", 1)]
-    assert log.close() == [("d", 1)]
-    log = LogFile(tmp_path / "long")
-    assert log.feed(b"x" * 70_000) == [("x" * 70_000, 1)]
-
-
-def test_of_a_progress_bar_the_last_state_counts(tmp_path: Path) -> None:
-    log = LogFile(tmp_path / "log")
-    assert log.feed(b"Loading:  1%\rLoading: 50%\rdone\n") == [("done", 1)]
-    assert log.feed(b"windows\r\n") == [("windows", 1)]
+    assert [run for chunk in chunks for run in log.feed(chunk)] + log.close() == lines
 
 
 @given(st.lists(st.binary(max_size=80), max_size=30))
 def test_any_bytes_in_any_cuts(chunks: list[bytes]) -> None:
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder:
         log = LogFile(Path(folder) / "log")
         runs = [run for chunk in chunks for run in log.feed(chunk)] + log.close()
-    data = b"".join(chunks)
-    lines = data.split(b"\n")
-    expected = len(lines) - (1 if lines[-1] == b"" else 0)
-    assert sum(count for _, count in runs) == expected
+    lines = b"".join(chunks).split(b"\n")
+    assert sum(count for _, count in runs) == len(lines) - (lines[-1] == b"")
 
 
 def test_a_disk_that_is_full_for_a_while_costs_only_its_lines(tmp_path: Path) -> None:
@@ -308,15 +267,11 @@ def test_a_command_is_shown_without_keys(words: list[str], text: str) -> None:
     assert command_text(words) == text
 
 
-def test_no_engine_is_started_whose_log_cannot_be_written(tmp_path: Path) -> None:
-    begun = tmp_path / "begun"
+def test_a_first_start_needs_its_log_and_a_restart_goes_on_without(tmp_path: Path) -> None:
+    begun, log = tmp_path / "begun", tmp_path / "nothing" / "engine-0.log"
     with pytest.raises(LaunchError, match="log cannot be written"):
-        EngineProcess(["touch", str(begun)], {}, tmp_path / "nothing" / "engine-0.log")
+        EngineProcess(["touch", str(begun)], {}, log)
     assert not begun.exists()
-
-
-def test_a_restart_goes_on_without_its_log_and_says_so(tmp_path: Path) -> None:
-    log = tmp_path / "nothing" / "engine-0.log"
     process = EngineProcess(["echo", "hello"], {}, log, log_required=False)
     process.wait(waiting.HANG)
     assert process.poll() == 0

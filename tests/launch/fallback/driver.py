@@ -16,51 +16,37 @@ from turbofit.launch.serve.config import ServeConfig
 from turbofit.launch.serve.leases import Leases
 from turbofit.launch.serve.supervisor import StopSignal
 
+ASKED = EngineClient.is_healthy
+
 
 def say(text: str) -> None:
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
 
 
-def tell_pulses() -> None:
+def is_healthy(self: EngineClient, timeout: float) -> bool:
     """Say each answer of an engine that was asked how it is."""
-    asked = EngineClient.is_healthy
-
-    def is_healthy(self: EngineClient, timeout: float) -> bool:
-        fine = asked(self, timeout)
-        if fine:
-            say("PULSE")
-        return fine
-
-    EngineClient.is_healthy = is_healthy  # type: ignore[method-assign]
+    fine = ASKED(self, timeout)
+    if fine:
+        say("PULSE")
+    return fine
 
 
-def main() -> int:
-    plan, port = Plan.from_json(Path(sys.argv[1]).read_bytes()), int(sys.argv[2])
-    folder = new_path("runs", "test")
-    tell_pulses()
-    try:
-        with StopSignal() as stop, Leases() as leases:
-            config = ServeConfig(
-                plan=plan,
-                gateway=GatewayConfig(port=port, idle_seconds=0.3, retry_seconds=0.3),
-                timing=Timing(liveness=0.3, backoff=0.1),
-                port=port,
-            )
-            run = Run(
-                config,
-                leases,
-                say,
-                on_open=lambda urls: say("OPEN " + " ".join(urls)),
-                lmdeploy=Lmdeploy("none", ("never-run",)),
-            )
-            run.plan = plan
-            run.begin(folder)
-            say(f"ended {run.follow(stop).name}")
-    except TurbofitError as exc:
-        say(f"error: {exc.message} | {exc.hint}")
-        return exc.exit_code
-    return 0
-
-
-sys.exit(main())
+EngineClient.is_healthy = is_healthy  # type: ignore[method-assign]
+plan, port = Plan.from_json(Path(sys.argv[1]).read_bytes()), int(sys.argv[2])
+config = ServeConfig(
+    plan=plan,
+    gateway=GatewayConfig(port=port, idle_seconds=0.3, retry_seconds=0.3),
+    timing=Timing(liveness=0.3, backoff=0.1),
+    port=port,
+)
+lmdeploy = Lmdeploy("none", ("never-run",))
+try:
+    with StopSignal() as stop, Leases() as leases:
+        run = Run(config, leases, say, on_open=lambda _: say("OPEN"), lmdeploy=lmdeploy)
+        run.plan = plan
+        run.begin(new_path("runs", "test"))
+        say(f"ended {run.follow(stop).name}")
+except TurbofitError as exc:
+    say(f"error: {exc.message} | {exc.hint}")
+    sys.exit(exc.exit_code)

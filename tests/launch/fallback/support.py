@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import threading
-from base64 import b64encode
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from msgspec.structs import replace
 
 from tests.support.checkpoints import make_qwen2_vl
 from tests.support.waiting import HANG, until
 from turbofit.core.model import AudioDims
-from turbofit.load.prompt import png
 from turbofit.model.presets import preset_model
 from turbofit.rehearse.checkpoint.twin import twin_of, write_model
 
@@ -94,21 +90,10 @@ def tiny_map(layers: list[int | str]) -> dict[str, int | str]:
     return {**made, "model.language_model.norm": "cpu", "lm_head": "cpu"}
 
 
-def picture(width: int = 56, height: int = 56) -> dict[str, Any]:
-    url = "data:image/png;base64," + b64encode(png(width, height)).decode()
-    return {"type": "image_url", "image_url": {"url": url}}
-
-
 class Served:
-    """The server on a port of its own; ``app`` and ``model`` are its parts."""
+    """The server on a port of its own, around its ``model``."""
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        session_len: int = 512,
-        placed: Mapping[str, int | str] | None = None,
-    ) -> None:
+    def __init__(self, folder: Path, placed: Mapping[str, int | str] | None = None) -> None:
         import uvicorn
 
         from turbofit.gateway.config import GatewayConfig
@@ -116,26 +101,17 @@ class Served:
         from turbofit.launch.fallback.server import FallbackApp, GenerationOptions, make_handlers
 
         self.ended: list[str] = []
-        options = GenerationOptions(
-            str(folder), NAME, placed or tiny_map(["cpu"] * 4), "float32", session_len, 2
-        )
+        placed = placed or tiny_map(["cpu"] * 4)
+        options = GenerationOptions(str(folder), NAME, placed, "float32", 512, 2)
         self.model, handlers = make_handlers(options)
         config = GatewayConfig(api_keys=(KEY,))
-        self.app = FallbackApp(handlers, self.model, options, config, self.ended.append)
+        app = FallbackApp(handlers, self.model, options, config, self.ended.append)
         (self.port,) = free_ports(1)
-        served = uvicorn.Config(
-            self.app, host="127.0.0.1", port=self.port, log_level="error", access_log=False
-        )
+        served = uvicorn.Config(app, host="127.0.0.1", port=self.port, log_level="error")
         self._server = uvicorn.Server(served)
-        self._thread = threading.Thread(
-            target=lambda: asyncio.run(self._server.serve()), daemon=True
-        )
+        self._thread = threading.Thread(target=self._server.run, daemon=True)
         self._thread.start()
         until(lambda: self._server.started, "the server to listen")
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
 
     def stop(self) -> None:
         self._server.should_exit = True

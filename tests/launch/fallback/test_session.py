@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import signal
 import sys
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
-from tests.launch.fallback.support import picture, tiny_qwen2_vl
-from tests.support.processes import Child
-from tests.support.waiting import HANG
+from tests.launch.fallback.support import tiny_qwen2_vl
+from tests.support.processes import Child, pids
+from tests.support.serving import Served, image
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Workload
 from turbofit.launch.engine.engine_log import StartupTracker, end_of
@@ -30,12 +30,11 @@ from turbofit.tuner.fallback import make_fallback_plan
 from turbofit.tuner.resolved_request import ResolvedRequest
 
 DRIVER = Path(__file__).with_name("driver.py")
-CHAT = "/v1/chat/completions"
 
 
-def planned(model="qwen2-vl-7b", on="2xrtx3060"):
+def planned():
     resolved = ResolvedRequest(
-        model=preset_model(model), machine=machine_from(on), workload=Workload()
+        model=preset_model("qwen2-vl-7b"), machine=machine_from("2xrtx3060"), workload=Workload()
     )
     return make_fallback_plan(resolved, Transformers(), "as asked")
 
@@ -45,9 +44,9 @@ def test_commands():
     (command,) = commands(plan, port=4000)
     assert command.env["CUDA_VISIBLE_DEVICES"] == "0,1"
     assert port_of(command) == 4000
-    words = command.argv
-    assert read_map(words[words.index("--device-map") + 1]) == plan.device_map
-    assert words[words.index("--served-name") + 1] == "Qwen/Qwen2-VL-7B-Instruct"
+    values = dict(pairwise(command.argv))
+    assert read_map(values["--device-map"]) == plan.device_map
+    assert values["--served-name"] == "Qwen/Qwen2-VL-7B-Instruct"
     (private,) = private_commands(plan, [5000], "/models/x", "name")
     assert "/models/x" in private.argv
     assert port_of(private) == 5000
@@ -60,16 +59,12 @@ def test_commands():
 
 
 @pytest.mark.parametrize(
-    ("lines", "phase"),
-    [
-        (["turbofit-fallback: loading weights"], "weights"),
-        (["turbofit-fallback: loading weights", "INFO:     Uvicorn running on http://x"], "text"),
-    ],
+    ("lines", "phase"), [([], "weights"), (["INFO:     Uvicorn running on http://x"], "text")]
 )
 def test_endings_of_torch(lines, phase, tmp_path):
-    plan = planned()
-    tracker = StartupTracker(plan, tmp_path / "log")
-    for line in [*lines, "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."]:
+    tracker = StartupTracker(planned(), tmp_path / "log")
+    error = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
+    for line in ["turbofit-fallback: loading weights", *lines, error]:
         tracker.see(line, 1, 0.0)
     end = end_of(1, tracker)
     assert (end.kind, end.phase, end.asked) == ("out_of_memory", phase, 2 << 30)
@@ -79,35 +74,22 @@ def test_endings_of_torch(lines, phase, tmp_path):
 @pytest.mark.parametrize(("each", "template"), [(1, 3), (2, 0), (1.25, 10)])
 def test_the_longest_request_fills_the_context(each, template):
     plan = planned()
-    probed = []
+    session = plan.settings.session_len
 
     def count(question):
-        probed.append(question)
         return int(len(question.body["prompt"]) // 2 * each) + template
 
     text = longest_request(plan, "m", None, 0, count)
-    assert 0.97 * plan.settings.session_len < count(text) < plan.settings.session_len
+    assert 0.97 * session < count(text) < session
     worst = worst_request(plan, "m")
     before = json.dumps(worst.body)
     seen = longest_request(plan, "m", worst, 8300, count)
     assert json.dumps(worst.body) == before
     parts = seen.body["messages"][0]["content"]
     assert [part["type"] for part in parts] == ["text", "image_url", "text"]
-    tokens = 8300 + len(parts[2]["text"]) // 2 * each
-    assert 0.97 * plan.settings.session_len < tokens < plan.settings.session_len
+    assert 0.97 * session < 8300 + len(parts[2]["text"]) // 2 * each < session
     assert longest_request(plan, "m", None, 0, lambda _: 0) is None
-    assert longest_request(plan, "m", worst, plan.settings.session_len, count) is None
-
-
-def call(port, path, body=None):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=HANG)
-    data = None if body is None else json.dumps(body).encode()
-    headers = {"Content-Type": "application/json"}
-    connection.request("GET" if body is None else "POST", path, body=data, headers=headers)
-    response = connection.getresponse()
-    raw = response.read()
-    connection.close()
-    return response.status, raw
+    assert longest_request(plan, "m", worst, session, count) is None
 
 
 @pytest.mark.lmdeploy
@@ -124,7 +106,6 @@ def test_a_session(tmp_path, children):
     )  # fmt: skip
     plan = make_fallback_plan(resolved, Transformers(), "as asked")
     assert plan.fits
-    assert plan.device_map is not None
     plan = replace(plan, device_map=dict.fromkeys(plan.device_map, "cpu"))
     (tmp_path / "plan.json").write_text(plan.to_json())
     (port,) = free_ports(1)
@@ -136,26 +117,18 @@ def test_a_session(tmp_path, children):
     child.wait_for("OPEN")
     for phase in ("weights", "serving", "check", "ready"):
         assert f"phase: {phase}" in child.stderr
-    name = json.loads(call(port, "/v1/models")[1])["data"][0]["id"]
-    parts = [{"type": "text", "text": "a"}, picture(448, 448)]
-    body = {
-        "model": name, "max_tokens": 3, "temperature": 0,
-        "messages": [{"role": "user", "content": parts}],
-    }  # fmt: skip
-    status, raw = call(port, CHAT, body)
-    assert status == 200, raw
+    served = Served(child, port, tmp_path / "state")
+    status, _, answer = served.chat(image(448, 448), temperature=0)
+    assert status == 200, answer
     # Lowered by the model folder: 100352 pixels are 512 patches, 128 tokens at most.
-    assert json.loads(raw)["usage"]["prompt_tokens"] < 128 + 32
-    status, raw = call(port, CHAT, {**body, "stream": True})
-    assert raw.endswith(b"data: [DONE]\n\n")
-    long = [{"role": "user", "content": "a" * 2000}]
-    status, raw = call(port, CHAT, {**body, "messages": long})
-    assert (status, b"error" in raw) == (400, True)
+    assert answer["usage"]["prompt_tokens"] < 128 + 32
+    long = {"type": "text", "text": "a" * 2000}
+    status, _, answer = served.chat(long)
+    assert (status, "error" in answer) == (400, True)
     pulses = sum("PULSE" in line for line in child.lines)
     child.wait_for("PULSE", pulses + 3)
-    assert call(port, "/health")[0] == 200
-    engine = int(child.wait_for("phase: starting").split("process ")[1].split(",")[0])
-    os.kill(engine, signal.SIGKILL)
+    assert served.ask("/health")[0] == 200
+    os.kill(pids(child)[0], signal.SIGKILL)
     child.wait_for("starting again")
     child.process.send_signal(signal.SIGTERM)
     assert child.finish() == 0

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from tests.support.waiting import HANG
 from turbofit.gateway.limits.gate import UNSTATED, Gate, KvCache
 from turbofit.gateway.limits.parameters import GENERATION
 from turbofit.gateway.limits.rules import Scope
@@ -45,58 +44,38 @@ class Engine:
 
 
 @needs_lmdeploy
-def test_every_field_of_the_installed_config_is_known(config) -> None:
-    assert {field.name for field in dataclasses.fields(config)} == set(GENERATION)
-
-
-@needs_lmdeploy
 def test_what_the_engine_does_not_survive_is_lowered_and_said(config) -> None:
+    assert {field.name for field in dataclasses.fields(config)} == set(GENERATION)
     asked = config(top_k=5000, max_new_tokens=10**6, random_seed=-1)
     with pytest.warns(UserWarning, match="top_k=5000->1024"):
         held = hold_config(asked, SCOPE)
     assert (held.top_k, held.max_new_tokens, held.random_seed) == (1024, 4096, 2**64 - 1)
     assert asked.top_k == 5000
-
-
-@needs_lmdeploy
-def test_an_ordinary_config_stays(config) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert hold_config(config(), SCOPE) == config()
+        assert hold_config(config(), SCOPE) == config()  # an ordinary one stays
 
 
 @needs_lmdeploy
 @pytest.mark.parametrize(
-    ("keywords", "word"),
+    ("fields", "keywords", "word"),
     [
-        ({"gen_config": {"stop_token_ids": [512]}}, "ids are between 0 and 511"),
-        ({"gen_config": {"repetition_penalty": 0.0}}, "above 0"),
-        ({"input_ids": [-1]}, "ids are between 0 and 511"),
+        ({"stop_token_ids": [512]}, {}, "ids are between 0 and 511"),
+        ({"repetition_penalty": 0.0}, {}, "above 0"),
+        ({}, {"input_ids": [-1]}, "ids are between 0 and 511"),
     ],
 )
-def test_what_cannot_be_lowered_is_the_requests_own_error(config, keywords, word) -> None:
+def test_what_cannot_be_lowered_is_the_requests_own_error(config, fields, keywords, word) -> None:
     from lmdeploy.serve.core.exceptions import RequestError
 
     engine = Engine()
     hold_engine(engine, SCOPE)
-    if "gen_config" in keywords:
-        keywords = {"gen_config": config(**keywords["gen_config"])}
     with pytest.raises(RequestError, match=word):
-        asyncio.run(engine.preprocess("x", 1, **keywords))
+        asyncio.run(engine.preprocess("x", 1, config(**fields), **keywords))
     assert engine.given == []
-
-
-@needs_lmdeploy
-def test_the_engine_is_given_the_held_config_by_position_too(config) -> None:
-    engine = Engine()
-    hold_engine(engine, SCOPE)
-    with pytest.warns(UserWarning, match="top_k"):
+    with pytest.warns(UserWarning, match="top_k"):  # by position too
         asyncio.run(engine.preprocess("x", 1, config(top_k=2000)))
     assert engine.given[0][1].top_k == 1024
-
-
-@needs_lmdeploy
-def test_an_engine_without_that_method_is_said_to_be_unheld() -> None:
     with pytest.warns(UserWarning, match="not held"):
         hold_engine(SimpleNamespace(), SCOPE)
 
@@ -128,10 +107,6 @@ def image(answer: int | None = None, prompt: int = 64) -> Any:
     return SimpleNamespace(inputs={"multimodal": [1]}, input_token_len=prompt, gen_config=config)
 
 
-def text() -> Any:
-    return SimpleNamespace(inputs={})
-
-
 def gate(units: int, tokens: int = UNSTATED) -> Gate:
     return Gate(units, KvCache(tokens=tokens, longest=4096, block=64))
 
@@ -149,54 +124,50 @@ async def most_there(door: Gate, answer: int | None) -> CountingEngine:
     return engine
 
 
-@pytest.mark.parametrize("most", [1, 3])
-def test_no_more_images_meet_than_planned(most: int) -> None:
-    engine = asyncio.run(most_there(gate(most), None))
+@pytest.mark.parametrize(
+    ("door", "answer", "most"),
+    [
+        (gate(1), None, 1),
+        (gate(3), None, 3),
+        (gate(2, 8192), 64, 2),  # the cache holds what they state
+    ],
+    ids=["one", "three", "stated"],
+)
+async def test_no_more_images_meet_than_planned(door: Gate, answer: int | None, most: int) -> None:
+    engine = await most_there(door, answer)
     assert engine.most == most
     assert engine.most_open > most  # the next begins at the first answer, not at the last
 
 
-def test_where_engines_evict_the_next_waits_for_the_end() -> None:
-    assert asyncio.run(most_there(gate(2, 8192), None)).most_open == 2
+async def test_where_engines_evict_the_next_waits_for_the_end() -> None:
+    assert (await most_there(gate(2, 8192), None)).most_open == 2
 
 
-def test_where_the_cache_holds_what_they_state_it_does_not_wait() -> None:
-    engine = asyncio.run(most_there(gate(2, 8192), 64))
-    assert engine.most == 2
-    assert engine.most_open > 2
+async def test_text_does_not_wait_and_what_fails_gives_its_room_back() -> None:
+    engine = CountingEngine()
+    generate = queued(engine.generate, gate(1), 1)
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            [word async for word in generate(image(), fail=True)]
+    first = generate(image())
+    waiting = asyncio.ensure_future(anext(first))
+    assert [word async for word in generate(SimpleNamespace(inputs={}))] == [0, 1, 2]
+    assert await waiting == 0
+    await first.aclose()
+    given_up = asyncio.ensure_future(anext(generate(image())))
+    await asyncio.sleep(0)
+    given_up.cancel()
+    await asyncio.gather(given_up, return_exceptions=True)
+    assert [word async for word in generate(SimpleNamespace())] == [0, 1, 2]
 
 
-def test_text_does_not_wait_and_what_fails_gives_its_room_back() -> None:
-    async def run() -> None:
-        engine = CountingEngine()
-        generate = queued(engine.generate, gate(1), 1)
-        for _ in range(2):
-            with pytest.raises(RuntimeError):
-                [word async for word in generate(image(), fail=True)]
-        first = generate(image())
-        waiting = asyncio.ensure_future(anext(first))
-        assert [word async for word in generate(text())] == [0, 1, 2]
-        assert await waiting == 0
-        await first.aclose()
-        given_up = asyncio.ensure_future(anext(generate(image())))
-        await asyncio.sleep(0)
-        given_up.cancel()
-        await asyncio.gather(given_up, return_exceptions=True)
-        assert [word async for word in generate(SimpleNamespace())] == [0, 1, 2]
-
-    asyncio.run(asyncio.wait_for(run(), HANG))
-
-
-def test_who_gives_up_in_line_lets_the_next_go_on() -> None:
-    async def run() -> None:
-        engine = CountingEngine()
-        generate = queued(engine.generate, gate(1, 0), 1)
-        first = generate(image())
-        assert await anext(first) == 0
-        waiting = [asyncio.ensure_future(anext(generate(image()))) for _ in range(2)]
-        await asyncio.sleep(0)
-        waiting[0].cancel()
-        await first.aclose()
-        assert await waiting[1] == 0
-
-    asyncio.run(asyncio.wait_for(run(), HANG))
+async def test_who_gives_up_in_line_lets_the_next_go_on() -> None:
+    engine = CountingEngine()
+    generate = queued(engine.generate, gate(1, 0), 1)
+    first = generate(image())
+    assert await anext(first) == 0
+    waiting = [asyncio.ensure_future(anext(generate(image()))) for _ in range(2)]
+    await asyncio.sleep(0)
+    waiting[0].cancel()
+    await first.aclose()
+    assert await waiting[1] == 0

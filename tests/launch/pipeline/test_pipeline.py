@@ -12,18 +12,17 @@ from typing import Any
 
 import pytest
 
+import turbofit
+from tests.support.nvml import Scenario, gpu_3090, in_process
 from tests.support.standin import standin_engine
 from turbofit import api
 from turbofit.core.errors import DoesNotFitError, LaunchError, NoGpuError, UsageError
 from turbofit.core.units import GIB
-from turbofit.launch.pipeline.pipeline import (
-    engine_of,
-    open_pipeline,
-    planned_config,
-    with_config,
-)
+from turbofit.launch.pipeline import planned_pipeline
+from turbofit.launch.pipeline.pipeline import engine_of, open_pipeline, planned_config, with_config
 from turbofit.launch.serve import gpu_monitor, planner
 from turbofit.launch.serve.leases import Leases, counted
+from turbofit.machine import nvml_machine
 from turbofit.machine.source import machine_from
 from turbofit.planning.examine.cards import open_margin
 from turbofit.planning.plan import plan
@@ -64,11 +63,10 @@ def standin(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def pipeline() -> Iterator[Any]:
     """`turbofit.pipeline` on one RTX 3090, closed at the end."""
-
     opened = []
 
-    def run(*arguments: Any, **keywords: Any) -> Any:
-        made = open_pipeline(*arguments, **{"on": "1xrtx3090", **keywords})
+    def run(model: Any, *arguments: Any, **keywords: Any) -> Any:
+        made = open_pipeline(str(model), *arguments, **{"on": "1xrtx3090", **keywords})
         opened.append(made)
         return made
 
@@ -89,115 +87,88 @@ def seen(pipe: Any) -> list[dict[str, Any]]:
 
 
 def test_every_way_to_ask(pipeline: Any, internvl2: Path, image: Any) -> None:
-    pipe = pipeline(str(internvl2))
+    pipe = pipeline(internvl2)
     assert isinstance(pipe, lmdeploy.Pipeline)
-    assert pipe("hi").text == "ok"
     assert [answer.text for answer in pipe(["a", "b"])] == ["ok", "ok"]
-    assert pipe.infer(("what?", image)).text == "ok"
-    assert pipe.infer((image, "what?")).text == "ok"
-    assert pipe.batch_infer([("what?", [image])])[0].text == "ok"
-    text = "".join(out.text or "" for out in pipe.stream_infer(("what?", image)))
-    assert text == "ok"
+    for answer in (
+        pipe("hi"), pipe.infer(("what?", image)), pipe.infer((image, "what?")),
+        pipe.batch_infer([("what?", [image])])[0],
+    ):  # fmt: skip
+        assert answer.text == "ok"
+    for stream in (pipe.stream_infer(("what?", image)), pipe.chat("hi", stream_response=True)):
+        assert "".join(out.text or "" for out in stream) == "ok"
     config = lmdeploy.GenerationConfig(max_new_tokens=1)
     assert pipe("hi", gen_config=config).text == "o"
-    session = pipe.chat("hi")
-    session = pipe.chat(("and this?", image), session=session)
+    session = pipe.chat(("and this?", image), session=pipe.chat("hi"))
     assert [answer for _, answer in session.history] == ["ok", "ok"]
-    assert "".join(out.text or "" for out in pipe.chat("hi", stream_response=True)) == "ok"
     assert pipe.session() is not None
     assert {tuple(request["units"]) for request in seen(pipe)} == {(), (9,)}
 
 
-def test_turbofit_pipeline_is_the_same_door_and_closes_in_order(internvl2: Path) -> None:
-    import turbofit
-
-    with turbofit.pipeline(str(internvl2), on="1xrtx3090", images=2, log_level="ERROR") as pipe:
-        assert pipe("hi").text == "ok"
-        assert pipe.plan.limits.images_per_request == 2
-        engine = pipe.async_engine.engine
-    assert engine.closed
-
-
 def test_without_a_gpu_it_says_what_can_be_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    from turbofit.machine import nvml_machine
-
     def nothing(*_: object) -> None:
         raise NoGpuError("NVML cannot be opened", hint="describe a machine with --on SPEC")
 
     monkeypatch.setattr(nvml_machine, "measure_in_time", nothing)
     with pytest.raises(NoGpuError) as error:
         open_pipeline("internvl2-2b")
-    assert error.value.hint.startswith(
-        "a pipeline needs a GPU; turbofit pretend --on SPEC --model NAME"
-    )
+    pretend = "a pipeline needs a GPU; turbofit pretend --on SPEC --model NAME"
+    assert error.value.hint.startswith(pretend)
 
 
-def test_the_planned_settings_reach_the_engine(pipeline: Any, internvl2: Path) -> None:
-    pipe = pipeline(str(internvl2), concurrency=5, context=4096)
-    config, plan = pipe.async_engine.engine.engine_config, pipe.plan
+def test_the_planned_settings_reach_the_engine_which_closes_in_order(internvl2: Path) -> None:
+    with turbofit.pipeline(
+        str(internvl2), on="1xrtx3090", images=2, concurrency=5, context=4096, log_level="ERROR"
+    ) as pipe:
+        assert pipe("hi").text == "ok"
+        plan, engine = pipe.plan, pipe.async_engine.engine
+    config = engine.engine_config
     for name in ("cache_max_entry_count", "max_prefill_token_num", "session_len", "tp", "dtype"):
         assert getattr(config, name) == getattr(plan.settings, name)
     assert (config.max_batch_size, config.session_len) == (5, 4096)
+    assert plan.limits.images_per_request == 2
+    assert engine.closed
 
 
 def test_the_callers_config_is_kept_and_not_touched(pipeline: Any, internvl2: Path) -> None:
     own = lmdeploy.TurbomindEngineConfig(
-        session_len=2048,
-        quant_policy=8,
-        cache_max_entry_count=0.5,
-        download_dir="/x",
-        cache_prompt="all",
-    )
+        session_len=2048, quant_policy=8, cache_max_entry_count=0.5, download_dir="/x",
+        cache_prompt="all", num_tokens_per_iter=512,
+    )  # fmt: skip
     before = dict(vars(own))
-    pipe = pipeline(str(internvl2), own)
+    with pytest.warns(UserWarning, match="num_tokens_per_iter of backend_config may change memory"):
+        pipe = pipeline(internvl2, own)
     assert vars(own) == before
     config = pipe.async_engine.engine.engine_config
     assert config is not own
     assert (config.session_len, config.quant_policy, config.cache_max_entry_count) == (2048, 8, 0.5)
     assert (config.download_dir, config.cache_prompt) == ("/x", "all")
+    assert config.num_tokens_per_iter == 512
     assert pipe.plan.settings.quant_policy == 8
 
 
-def test_what_the_ledger_does_not_know_is_kept_and_said(pipeline: Any, internvl2: Path) -> None:
-    own = lmdeploy.TurbomindEngineConfig(num_tokens_per_iter=512)
-    with pytest.warns(UserWarning, match="num_tokens_per_iter of backend_config may change memory"):
-        pipe = pipeline(str(internvl2), backend_config=own)
-    assert pipe.async_engine.engine.engine_config.num_tokens_per_iter == 512
+def test_what_cannot_be_planned_is_refused(pipeline: Any, internvl2: Path) -> None:
+    tp = lmdeploy.TurbomindEngineConfig(tp=2)
+    for config, keywords, words in (
+        (object(), {}, "no config of LMDeploy"),
+        (lmdeploy.PytorchEngineConfig(), {"engine": "turbomind"}, "of the pytorch engine, and"),
+        (tp, {"tp": 1}, "tp is 2 in backend_config and 1"),
+        (None, {"replicas": 2}, "one engine"),
+        (None, {"speculative_config": object()}, "no account of speculative decoding"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            pipeline(internvl2, config, **keywords)
 
 
-@pytest.mark.parametrize(
-    ("keywords", "words"),
-    [
-        ({"backend_config": "none"}, "no config of LMDeploy"),
-        ({"backend_config": "pytorch", "engine": "turbomind"}, "of the pytorch engine, and"),
-        ({"replicas": 2}, "one engine"),
-        ({"speculative_config": object()}, "no account of speculative decoding"),
-        ({"backend_config": {"tp": 2}, "tp": 1}, "tp is 2 in backend_config and 1"),
-    ],
-)
-def test_what_cannot_be_planned_is_refused(
-    keywords: dict[str, Any], words: str, pipeline: Any, internvl2: Path
+def test_what_does_not_fit_and_ranks_of_a_launcher_never_start(
+    pipeline: Any, internvl2: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = {"none": object(), "pytorch": lmdeploy.PytorchEngineConfig()}
-    if isinstance(keywords.get("backend_config"), str):
-        keywords = {**keywords, "backend_config": own[keywords["backend_config"]]}
-    elif "backend_config" in keywords:
-        config = lmdeploy.TurbomindEngineConfig(**keywords["backend_config"])
-        keywords = {**keywords, "backend_config": config}
-    with pytest.raises(UsageError, match=words):
-        pipeline(str(internvl2), **keywords)
-
-
-def test_what_does_not_fit_never_starts(pipeline: Any) -> None:
     with pytest.raises(DoesNotFitError) as caught:
         pipeline("internvl2-26b", on="1xrtx3060")
     assert caught.value.hint
-
-
-def test_rank_launchers(pipeline: Any, internvl2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(LaunchError, match="whole engines"):
-        pipeline(str(internvl2), on="2xrtx3090", tp=2)
+        pipeline(internvl2, on="2xrtx3090", tp=2)
 
 
 @pytest.fixture
@@ -209,16 +180,28 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "leases"
 
 
+def broken(*_: Any, **__: Any) -> None:
+    raise RuntimeError("CUDA error")
+
+
+@pytest.mark.parametrize("closes", [True, False])
 def test_its_memory_is_reserved_until_it_is_closed(
-    pipeline: Any, internvl2: Path, here: Path
+    closes: bool, pipeline: Any, internvl2: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipe = pipeline(str(internvl2), on=None)
+    """In order, or not."""
+    pipe = pipeline(internvl2, on=None)
     with Leases(here) as other:
         (lease,) = other.others()
         (ledger,) = pipe.plan.gpus
         growth = ledger.peak - ledger.steady + open_margin(ledger)
         assert (lease.ready, lease.growth[ledger.uuid]) == (True, growth)
-        pipe.close()
+        if closes:
+            pipe.close()
+        else:
+            with monkeypatch.context() as patched:
+                patched.setattr(lmdeploy.Pipeline, "close", broken)
+                with pytest.raises(RuntimeError, match="CUDA error"):
+                    pipe.close()
         assert other.others() == []
     assert sorted(path.name for path in here.iterdir()) == ["lock"]
 
@@ -226,57 +209,35 @@ def test_its_memory_is_reserved_until_it_is_closed(
 def test_nothing_is_left_of_an_engine_that_does_not_open_or_cannot_be_held(
     pipeline: Any, internvl2: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from turbofit.launch.pipeline import planned_pipeline
-
     engines = []
 
     def refuse(engine: Any, _: Any) -> None:
         engines.append(engine)
         raise ImportError("no such module in this LMDeploy")
 
-    def broken(*_: Any, **__: Any) -> None:
-        raise RuntimeError("no engine")
-
-    with monkeypatch.context() as patched, Leases(here) as other:
+    with monkeypatch.context() as patched:
         patched.setattr(lmdeploy.Pipeline, "__init__", broken)
-        with pytest.raises(RuntimeError, match="no engine"):
-            pipeline(str(internvl2), on=None)
-        assert other.others() == []
+        with pytest.raises(RuntimeError, match="CUDA error"):
+            pipeline(internvl2, on=None)
     monkeypatch.setattr(planned_pipeline, "hold_engine", refuse)
     before = set(threading.enumerate())
-    with pytest.raises(ImportError, match="no such module"):
-        pipeline(str(internvl2), on=None)
+    with Leases(here) as other:
+        assert other.others() == []
+        with pytest.raises(ImportError, match="no such module"):
+            pipeline(internvl2, on=None)
+        assert other.others() == []
     (engine,) = engines
     assert engine.engine.closed
     assert set(threading.enumerate()) <= before
-    with Leases(here) as other:
-        assert other.others() == []
-
-
-def test_its_memory_is_free_for_others_where_lmdeploy_does_not_close_in_order(
-    pipeline: Any, internvl2: Path, here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pipe = pipeline(str(internvl2), on=None)
-
-    def broken(_: Any) -> None:
-        raise RuntimeError("CUDA error")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(lmdeploy.Pipeline, "close", broken)
-        with pytest.raises(RuntimeError, match="CUDA error"):
-            pipe.close()
-    with Leases(here) as other:
-        assert other.others() == []
 
 
 def test_its_cache_is_no_share_of_what_others_have_yet_to_take(
     pipeline: Any, internvl2: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Leases(here) as other:
-        reserved = plan(PlanRequest(model="internvl2-1b", on="1xrtx3090", budget="8GiB"))
-        other.reserve(reserved)
+        other.reserve(plan(PlanRequest(model="internvl2-1b", on="1xrtx3090", budget="8GiB")))
         monkeypatch.setattr(gpu_monitor, "used_now", lambda one: {one.gpus[0].index: 0})
-        pipe = pipeline(str(internvl2), on=None)
+        pipe = pipeline(internvl2, on=None)
     planned = pipe.plan.settings.cache_max_entry_count
     (ledger,) = pipe.plan.gpus
     region, more = pipe.plan.kv.region_bytes, ledger.total - ledger.reserved - ledger.free
@@ -297,55 +258,53 @@ def message(*parts: dict[str, Any]) -> list[dict[str, Any]]:
     ("limit", "asked", "tiles"),
     [
         (None, {}, 9),
-        (None, {"detail": "high"}, 9),
         (None, {"detail": "low"}, 3),
         (None, {"max_dynamic_patch": 40}, 9),
-        (4, {}, 3),
         (4, {"detail": "high"}, 3),
         (4, {"max_dynamic_patch": 24}, 3),
         (4, {"max_dynamic_patch": 1}, 1),
     ],
 )
-def test_tiles_are_held(
-    limit: int | None, asked: dict[str, Any], tiles: int, pipeline: Any, internvl2: Path, image: Any
-) -> None:
-    pipe = pipeline(str(internvl2), max_dynamic_patch=limit)
+def test_tiles_are_held(limit, asked, tiles, pipeline, internvl2, image) -> None:
+    pipe = pipeline(internvl2, max_dynamic_patch=limit)
     assert pipe(message(part(image, **asked))).text == "ok"
     assert pipe(message({"type": "image", "image": image, **asked})).text == "ok"
     assert [one["units"] for one in seen(pipe)] == [[tiles]] * 2
     assert tiles <= pipe.plan.limits.units_per_image
 
 
-@pytest.mark.parametrize(
-    "asked", [{}, {"max_pixels": 10**9}, {"min_pixels": 10**9}, {"max_pixels": "x"}]
-)
-def test_pixels_are_held(asked: dict[str, Any], pipeline: Any, qwen2_vl: Path, image: Any) -> None:
-    pipe = pipeline(str(qwen2_vl), max_pixels=401_408)
-    assert pipe(message(part(image, **asked))).text == "ok"
-    (patches,) = seen(pipe)[-1]["units"]
-    assert patches <= pipe.plan.limits.units_per_image
-    assert patches * 14 * 14 <= 401_408
+def test_pixels_are_held(pipeline: Any, qwen2_vl: Path, image: Any) -> None:
+    pipe = pipeline(qwen2_vl, max_pixels=401_408)
+    for asked in ({}, {"max_pixels": 10**9}, {"min_pixels": 10**9}, {"max_pixels": "x"}):
+        assert pipe(message(part(image, **asked))).text == "ok"
+        (patches,) = seen(pipe)[-1]["units"]
+        assert patches <= pipe.plan.limits.units_per_image
+        assert patches * 14 * 14 <= 401_408
+    pipe.close()
+    pipe = pipeline(qwen2_vl)  # the model's own
+    assert pipe(("?", image)).text == "ok"
+    assert seen(pipe)[-1]["units"] == [78 * 138]
+    # No preprocessor takes it.
+    answer = pipe(("?", image.resize((4000, 10))))
+    assert answer.finish_reason == "error"
+    assert "200:1" in answer.error_message
 
 
 @pytest.mark.parametrize(("limit", "tiles"), [(None, 9), (4, 3)])
 def test_the_transformers_format_is_held_by_its_processor(
     limit: int | None, tiles: int, pipeline: Any, internvl_hf: Path, image: Any
 ) -> None:
-    pipe = pipeline(str(internvl_hf), max_dynamic_patch=limit)
+    pipe = pipeline(internvl_hf, max_dynamic_patch=limit)
     assert pipe(message(part(image, detail="high", max_dynamic_patch=24))).text == "ok"
     assert seen(pipe)[-1]["units"] == [tiles]
+    assert pipe(("?", [image] * 3)).text == "ok"  # without a knob they are resized
+    units = seen(pipe)[-1]["units"]
+    assert len(units) == 3
+    assert sum(units) <= pipe.plan.limits.units_per_request
 
 
-def test_the_models_own_pixels_without_a_limit(pipeline: Any, qwen2_vl: Path, image: Any) -> None:
-    pipe = pipeline(str(qwen2_vl))
-    assert pipe(("?", image)).text == "ok"
-    assert seen(pipe)[-1]["units"] == [78 * 138]
-
-
-def test_more_images_than_planned_share_the_units(
-    pipeline: Any, internvl2: Path, image: Any
-) -> None:
-    pipe = pipeline(str(internvl2), images=2)
+def test_more_images_than_planned_share_the_units(pipeline, internvl2, image) -> None:
+    pipe = pipeline(internvl2, images=2)
     most = pipe.plan.limits.units_per_request
     assert pipe(("?", [image, image])).text == "ok"
     assert seen(pipe)[-1]["units"] == [9, 9]
@@ -355,67 +314,32 @@ def test_more_images_than_planned_share_the_units(
     assert answer.finish_reason == "error"
     assert "27 images in a request, the limit is 26" in answer.error_message
     assert len(seen(pipe)) == 2
-
-
-def test_a_chat_goes_on_with_a_picture_in_each_turn(
-    pipeline: Any, internvl2: Path, image: Any
-) -> None:
-    pipe = pipeline(str(internvl2))
     session = None
-    for turn in range(1, 5):
+    for turn in range(1, 5):  # a chat goes on with a picture in each
         session = pipe.chat(("?", image), session=session)
         assert session.response.text == "ok"
         assert len(seen(pipe)[-1]["units"]) == turn
-        assert sum(seen(pipe)[-1]["units"]) <= 13
+        assert sum(seen(pipe)[-1]["units"]) <= most
     assert image.size == (1920, 1080)
 
 
-def test_pictures_without_a_knob_are_resized(pipeline: Any, internvl_hf: Path, image: Any) -> None:
-    pipe = pipeline(str(internvl_hf))
-    assert pipe(("?", [image] * 3)).text == "ok"
-    units = seen(pipe)[-1]["units"]
-    assert len(units) == 3
-    assert sum(units) <= pipe.plan.limits.units_per_request
-
-
-def test_an_image_that_no_preprocessor_takes(pipeline: Any, qwen2_vl: Path) -> None:
-    strip = pytest.importorskip("PIL.Image").new("RGB", (4000, 10))
-    answer = pipeline(str(qwen2_vl))(("?", strip))
-    assert answer.finish_reason == "error"
-    assert "200:1" in answer.error_message
-
-
-def test_remote_code_is_asked_for_only_where_it_is_needed(
-    pipeline: Any, internvl2: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from turbofit.launch.pipeline import planned_pipeline
-
+def test_remote_code_is_asked_for_only_where_it_is_needed(internvl2, monkeypatch) -> None:
     given: list[bool] = []
-
-    class Recorder:
-        def __init__(self, plan: Any, path: str, **keywords: Any) -> None:
-            given.append(keywords["trust_remote_code"])
-
-    monkeypatch.setattr(planned_pipeline, "PlannedPipeline", Recorder)
-
-    def run(model: str, **keywords: Any) -> None:
-        open_pipeline(model, on="1xrtx3090", **keywords)
-
+    monkeypatch.setattr(
+        planned_pipeline, "PlannedPipeline",
+        lambda *_, trust_remote_code, **__: given.append(trust_remote_code),
+    )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        run(str(internvl2))
-        run("internvl2-8b", trust_remote_code=False)
-        run("internvl2-8b", trust_remote_code=True)
+        open_pipeline(str(internvl2), on="1xrtx3090")
+        for trusted in (False, True):
+            open_pipeline("internvl2-8b", on="1xrtx3090", trust_remote_code=trusted)
     with pytest.warns(UserWarning, match="code of its own repository"):
-        run("internvl2-8b")
+        open_pipeline("internvl2-8b", on="1xrtx3090")
     assert given == [False, False, True, True]
 
 
-def test_the_planned_group_is_all_that_the_engine_sees(
-    internvl2: Path, tmp_path: Path, nvml_library: Path
-) -> None:
-    from tests.support.nvml import Scenario, gpu_3090, in_process
-
+def test_the_planned_group_is_all_that_the_engine_sees(internvl2, tmp_path, nvml_library) -> None:
     scenario = Scenario(gpus=[gpu_3090(i) for i in range(3)])
     with in_process(nvml_library, scenario, tmp_path):
         with open_pipeline(str(internvl2), gpus="2") as pipe:
@@ -440,16 +364,11 @@ def test_the_signature_is_lmdeploys() -> None:
             assert ours[name].default == theirs[name].default
 
 
-def test_a_config_is_the_word_for_its_engine() -> None:
-    assert engine_of(None, "auto") == "auto"
-    assert engine_of(lmdeploy.PytorchEngineConfig(), "auto") == "pytorch"
-    assert engine_of(lmdeploy.TurbomindEngineConfig(), "turbomind") == "turbomind"
-
-
 def test_pytorch_fields_are_planned_with_under_their_own_names() -> None:
     backend_config = lmdeploy.PytorchEngineConfig(
         session_len=4096, quant_policy=8, eager_mode=True, block_size=32, download_dir="/x"
     )
+    assert engine_of(backend_config, "auto") == "pytorch"
     planning = with_config({"on": "1xrtx3090"}, backend_config, "pytorch")
     assert planning["cache_block_seq_len"] == 32
     assert (planning["quant_policy"], planning["eager_mode"]) == (8, True)
@@ -460,10 +379,6 @@ def test_pytorch_fields_are_planned_with_under_their_own_names() -> None:
     assert config.cache_max_entry_count == plan.settings.cache_max_entry_count
     assert config.max_batch_size == plan.settings.max_batch_size
     assert backend_config.max_batch_size is None
-
-
-def test_without_a_config_the_plan_makes_one() -> None:
-    plan = api.plan("llava-1.5-7b", on="1xrtx3090")
-    config = planned_config(plan, None)
-    assert type(config) is lmdeploy.PytorchEngineConfig
-    assert config.max_prefill_token_num == plan.settings.max_prefill_token_num
+    made = planned_config(plan, None)  # the plan makes one
+    assert type(made) is lmdeploy.PytorchEngineConfig
+    assert made.max_prefill_token_num == plan.settings.max_prefill_token_num

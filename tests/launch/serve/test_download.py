@@ -18,9 +18,9 @@ from turbofit.launch.serve.download import fetched
 from turbofit.planning.examine.scene import Sources
 
 
-def hub_plan(checkpoint: str | None = None) -> Plan:
+def hub_plan() -> Plan:
     plan = plausible_plan(gpus=1, tp=1)
-    source = ModelSource(kind="hub", where="hub", sizes="file", checkpoint=checkpoint)
+    source = ModelSource(kind="hub", where="hub", sizes="file")
     model = msgspec.structs.replace(
         plan.model, hub_id="org/name", revision="abc", source=source, weight_bytes=1 << 20
     )
@@ -44,23 +44,22 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return install
 
 
-def test_the_folder_that_came(hub, tmp_path: Path) -> None:
+def test_the_folder_that_came_is_fetched_once(hub, tmp_path: Path) -> None:
     hub(f"assert (name, revision) == ('org/name', 'abc'); return {str(tmp_path)!r}")
     said: list[str] = []
-    model = fetched(hub_plan().model, said.append)
-    assert model.source.checkpoint == str(tmp_path)
+    for _ in range(2):
+        model = fetched(hub_plan().model, said.append)
+        assert model.source.checkpoint == str(tmp_path)
     assert said == ["phase: download (org/name, 1.0 MiB)"]
     # What is on disk is not asked for.
     assert fetched(model, said.append) is model
-    (tmp_path / "hub" / "huggingface_hub.py").unlink()
+    assert len(said) == 1
 
 
 @pytest.mark.parametrize(
     ("key", "below"), [("HUGGINGFACE_HUB_CACHE", ""), ("XDG_CACHE_HOME", "huggingface/hub")]
 )
-def test_what_is_there_is_looked_for_where_the_hub_puts_it(
-    hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, below: str
-) -> None:
+def test_what_is_there_is_looked_for_where_the_hub_puts_it(hub, tmp_path, monkeypatch, key, below):
     hub("pass")
     monkeypatch.delenv("HF_HOME")
     monkeypatch.setenv(key, str(tmp_path / "other"))
@@ -68,17 +67,6 @@ def test_what_is_there_is_looked_for_where_the_hub_puts_it(
     blobs.mkdir(parents=True)
     (blobs / "a").write_bytes(b"x" * 7)
     assert download._here("org/name") == 7
-
-
-def test_a_run_fetches_once(hub, tmp_path: Path) -> None:
-    hub(f"return {str(tmp_path)!r}")
-    said: list[str] = []
-    say = said.append
-    assert fetched(hub_plan(str(tmp_path)).model, say).source.checkpoint == str(tmp_path)
-    assert said == []
-    for _ in range(2):
-        assert fetched(hub_plan().model, say).source.checkpoint == str(tmp_path)
-    assert len(said) == 1
 
 
 def test_how_far_it_is(hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,58 +111,50 @@ def test_how_far_it_is(hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_what_goes_wrong(hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(cause: str) -> None:
+        with pytest.raises(LaunchError, match=cause):
+            fetched(hub_plan().model, print)
+
     hub("raise RuntimeError('401 Client Error')")
-    with pytest.raises(LaunchError, match="RuntimeError: 401 Client Error"):
-        fetched(hub_plan().model, lambda _: None)
+    refused("RuntimeError: 401 Client Error")
     hub("return '/no/such/folder'")
-    with pytest.raises(LaunchError, match="cannot be downloaded"):
-        fetched(hub_plan().model, lambda _: None)
-    monkeypatch.setattr(Sources, "disk_free", lambda *_: (1 << 20, True))
-    with pytest.raises(LaunchError, match="what is left of the weights takes"):
-        fetched(hub_plan().model, lambda _: None)
-
-
-def test_what_came_before_needs_no_room(hub, tmp_path: Path, monkeypatch) -> None:
+    refused("cannot be downloaded")
     hub(f"return {str(tmp_path)!r}")
     monkeypatch.setattr(Sources, "disk_free", lambda *_: ((1 << 30) + (1 << 18), True))
-    with pytest.raises(LaunchError):
-        fetched(hub_plan().model, lambda _: None)
+    refused("what is left of the weights takes")
+    # What came before needs no room.
     blobs = tmp_path / "home/hub/models--org--name/blobs"
     blobs.mkdir(parents=True)
     (blobs / "one.incomplete").write_bytes(bytes(3 << 18))
-    assert fetched(hub_plan().model, lambda _: None).source.checkpoint == str(tmp_path)
+    assert fetched(hub_plan().model, print).source.checkpoint == str(tmp_path)
 
 
 def test_modelscope_where_lmdeploy_would_ask_it(hub, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("LMDEPLOY_USE_MODELSCOPE", "True")
     monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "ms"))
+    hub("raise ModuleNotFoundError(\"No module named 'modelscope'\")", "modelscope")
+    with pytest.raises(LaunchError, match="No module named 'modelscope'") as error:
+        fetched(hub_plan().model, print)
+    assert "install modelscope" in error.value.hint
     hub("raise AssertionError")
     hub(f"print('Downloading'); return {str(tmp_path)!r}", "modelscope")
-    assert fetched(hub_plan().model, lambda _: None).source.checkpoint == str(tmp_path)
+    assert fetched(hub_plan().model, print).source.checkpoint == str(tmp_path)
     download._FOLDERS.clear()  # as in another process
     monkeypatch.setattr(Sources, "disk_free", lambda *_: (1 << 20, True))
     with pytest.raises(LaunchError, match="ms has") as error:
-        fetched(hub_plan().model, lambda _: None)
+        fetched(hub_plan().model, print)
     assert "MODELSCOPE_CACHE" in error.value.hint
-    monkeypatch.undo()
-    monkeypatch.setenv("LMDEPLOY_USE_MODELSCOPE", "True")
-    hub("raise ModuleNotFoundError(\"No module named 'modelscope'\")", "modelscope")
-    with pytest.raises(LaunchError, match="No module named 'modelscope'") as error:
-        fetched(hub_plan().model, lambda _: None)
-    assert "install modelscope" in error.value.hint
 
 
-def test_a_download_that_sigkill_does_not_end_holds_nobody(
-    hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_download_that_sigkill_does_not_end_holds_nobody(hub, tmp_path, monkeypatch) -> None:
     """A process in a file system that is silent stays until that answers."""
     held: list[int] = []
     monkeypatch.setattr("os.killpg", lambda pid, _: held.append(pid))
-    monkeypatch.setattr(download, "_LOOK_SECONDS", 0.05)
-    monkeypatch.setattr(download, "_SAY_SECONDS", 0.0)
-    monkeypatch.setattr(download, "_LAST_SECONDS", 0.0)
-    (tmp_path / "go").touch()
-    hub(f"import os, time\n    while os.path.exists({str(tmp_path / 'go')!r}): time.sleep(0.01)")
+    for name, seconds in (("_LOOK_SECONDS", 0.05), ("_SAY_SECONDS", 0.0), ("_LAST_SECONDS", 0.0)):
+        monkeypatch.setattr(download, name, seconds)
+    gate = tmp_path / "go"
+    gate.touch()
+    hub(f"import os, time\n    while os.path.exists({str(gate)!r}): time.sleep(0.01)")
 
     def interrupt(text: str) -> None:
         if text.startswith("downloading"):
@@ -185,4 +165,4 @@ def test_a_download_that_sigkill_does_not_end_holds_nobody(
             fetched(hub_plan().model, interrupt)
         assert len(held) == 1
     finally:
-        (tmp_path / "go").unlink()
+        gate.unlink()

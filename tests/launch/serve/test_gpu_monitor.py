@@ -9,7 +9,6 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import msgspec
 import pytest
@@ -17,21 +16,11 @@ import pytest
 from tests.support.nvml import LOST, Process, Scenario, gpu_3090, in_process
 from tests.support.plans import plausible_plan
 from tests.support.waiting import HANG
-from turbofit.core.errors import DoesNotFitError
 from turbofit.core.plan import Plan
 from turbofit.core.units import GIB, MIB
 from turbofit.launch.serve import gpu_monitor as module
-from turbofit.launch.serve.gpu_monitor import (
-    GpuMonitor,
-    any_lost,
-    memory_back,
-    used_now,
-    without,
-)
-from turbofit.launch.serve.leases import Leases
-from turbofit.launch.serve.planner import Planner
+from turbofit.launch.serve.gpu_monitor import GpuMonitor, any_lost, memory_back, used_now, without
 from turbofit.machine import nvml
-from turbofit.planning.request import PlanRequest
 
 ENGINE = 20 * GIB
 
@@ -41,6 +30,7 @@ class Ground:
 
     def __init__(self, scenario: Scenario, path: Path, plan: Plan, engine: int) -> None:
         self.scenario, self.path, self.plan, self.engine = scenario, path, plan, engine
+        (self.card,), (self.ledger,) = scenario.gpus, plan.gpus
         self.warned: list[tuple[str, str]] = []
         self.heard = threading.Event()
 
@@ -51,9 +41,17 @@ class Ground:
         self.warned.append((kind, text))
         self.heard.set()
 
-    def wait(self) -> str:
-        assert self.heard.wait(HANG)
-        return self.warned[-1][1]
+    def monitor(self, *, fitted: bool = False, every: float = 0.02, **ledger: int) -> GpuMonitor:
+        """One that looks when it is told to, at a plan with another ledger."""
+        gpus = (msgspec.structs.replace(self.ledger, **ledger),)
+        plan = msgspec.structs.replace(self.plan, gpus=gpus)
+        return GpuMonitor(plan, lambda: [self.engine], self.warn, every=every, fitted=fitted)
+
+    def grow(self, size: int) -> None:
+        """Let somebody else have so much."""
+        self.card.compute[1:] = [Process(os.getpid(), size, "python3")] if size else []
+        self.card.used = ENGINE + size
+        self.change()
 
 
 @pytest.fixture
@@ -74,33 +72,21 @@ def ground(nvml_library: Path, tmp_path: Path) -> Iterator[Ground]:
     engine.communicate()
 
 
-@pytest.fixture
-def gpu_monitor(ground: Ground) -> GpuMonitor:
-    """Looks when it is told to."""
-    return GpuMonitor(ground.plan, lambda: [ground.engine], ground.warn, every=0.02)
+def test_each_step_into_the_margin_is_said_once(ground: Ground) -> None:
+    monitor, card = ground.monitor(), ground.card
 
-
-def grow(ground: Ground, size: int) -> None:
-    card = ground.scenario.gpus[0]
-    card.compute[1:] = [Process(os.getpid(), size, "python3")] if size else []
-    card.used = ENGINE + size
-    ground.change()
-
-
-def test_each_step_into_the_margin_is_said_once(gpu_monitor: GpuMonitor, ground: Ground) -> None:
     def said(size: int) -> list[str]:
-        grow(ground, size)
+        ground.grow(size)
         before = len(ground.warned)
-        gpu_monitor.look()
-        gpu_monitor.look()
+        monitor.look()
+        monitor.look()
         return [text for _, text in ground.warned[before:]]
 
     assert said(100 * MIB) == []
-    card = ground.scenario.gpus[0]
     card.compute[0].size += 2 * GIB  # what our own engine grows by is ours
     card.used += 2 * GIB
     ground.change()
-    gpu_monitor.look()
+    monitor.look()
     assert ground.warned == []
     card.compute[0].size -= 2 * GIB
     (text,) = said(200 * MIB)
@@ -112,45 +98,29 @@ def test_each_step_into_the_margin_is_said_once(gpu_monitor: GpuMonitor, ground:
     assert len(said(200 * MIB)) == 1
 
 
-def test_whether_others_have_all_that_was_left_outlives_the_engine(
-    gpu_monitor: GpuMonitor, ground: Ground
-) -> None:
-    def taken(size: int) -> bool:
-        grow(ground, size)
-        gpu_monitor.look()
-        return gpu_monitor.without_headroom(["GPU-of-another-engine", ground.scenario.gpus[0].uuid])
-
-    found = [taken(size) for size in (200 * MIB, 500 * MIB)]
+def test_whether_others_have_all_that_was_left_outlives_the_engine(ground: Ground) -> None:
+    monitor, card = ground.monitor(), ground.card
+    for size, taken in ((200 * MIB, False), (500 * MIB, True)):
+        ground.grow(size)
+        monitor.look()
+        assert monitor.without_headroom(["GPU-of-another-engine", card.uuid]) is taken
     # The engine ends of it: NVML shows no more what was whose.
-    card = ground.scenario.gpus[0]
     card.compute, card.used = card.compute[1:], 500 * MIB
     ground.change()
-    gpu_monitor.look()
-    found.append(gpu_monitor.without_headroom([card.uuid]))
-    assert found == [False, True, True]
-    assert not gpu_monitor.without_headroom(["GPU-of-another-engine"])
-
-
-def test_a_plan_without_headroom_is_not_taken_for_others_growth(ground: Ground) -> None:
-    (ledger,) = ground.plan.gpus
-    full = msgspec.structs.replace(ledger, headroom=0, margin=0)
-    plan = msgspec.structs.replace(ground.plan, gpus=(full,))
-    monitor = GpuMonitor(plan, lambda: [ground.engine], ground.warn)
     monitor.look()
-    assert not monitor.without_headroom([full.uuid])
+    assert monitor.without_headroom([card.uuid])
+    assert not monitor.without_headroom(["GPU-of-another-engine"])
 
 
-def test_other_models_may_have_what_a_budget_withholds(ground: Ground) -> None:
-    (ledger,) = ground.plan.gpus
-    part = msgspec.structs.replace(ledger, headroom=3 * GIB, margin=3 * GIB)
-    plan = msgspec.structs.replace(ground.plan, gpus=(part,))
-    (card,) = ground.scenario.gpus
-    card.used = ENGINE + 2 * GIB
+def test_what_a_plan_leaves_nobody_or_other_models_may_have(ground: Ground) -> None:
+    full = ground.monitor(headroom=0, margin=0)
+    full.look()
+    assert not full.without_headroom([ground.card.uuid])
+    ground.card.used = ENGINE + 2 * GIB
     ground.change()
-    GpuMonitor(plan, lambda: [ground.engine], ground.warn, fitted=True).look()
-    assert ground.warned == []
-    GpuMonitor(plan, lambda: [ground.engine], ground.warn).look()
-    assert len(ground.warned) == 1
+    for fitted, warnings in ((True, 0), (False, 1)):  # what a budget withholds
+        ground.monitor(headroom=3 * GIB, margin=3 * GIB, fitted=fitted).look()
+        assert len(ground.warned) == warnings
 
 
 def test_what_is_left_of_others_when_ours_is_back() -> None:
@@ -162,75 +132,41 @@ def test_what_is_left_of_others_when_ours_is_back() -> None:
     assert without(plan, {}) == {}
 
 
-def test_whether_a_card_of_an_engine_is_lost(ground: Ground) -> None:
-    uuid = ground.scenario.gpus[0].uuid
-    assert not any_lost(["GPU-of-another-machine", uuid])
-    ground.scenario.gpus[0].error = LOST
-    ground.change()
-    assert any_lost(["GPU-of-another-machine", uuid])
-    assert not any_lost(["GPU-of-another-machine"])
-
-
-def test_a_lost_card_is_said(gpu_monitor: GpuMonitor, ground: Ground) -> None:
+def test_a_lost_card_is_said(ground: Ground) -> None:
     """By its thread, which looks on its own."""
-    gpu_monitor.start()
-    ground.scenario.gpus[0].error = LOST
+    others = ["GPU-of-another-machine"]
+    assert not any_lost([*others, ground.card.uuid])
+    monitor = ground.monitor()
+    monitor.start()
+    ground.card.error = LOST
     ground.change()
-    text = ground.wait()
-    assert ground.warned[-1][0] in ("lost", "machine")
+    assert ground.heard.wait(HANG)
+    kind, text = ground.warned[-1]
+    assert kind in ("lost", "machine")
     assert "any more" in text
-    gpu_monitor.stop()
-    gpu_monitor.join()
+    monitor.stop()
+    monitor.join()
+    assert any_lost([*others, ground.card.uuid])
+    assert not any_lost(others)
 
 
-def test_memory_that_comes_back_and_that_does_not(
-    ground: Ground, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_that_comes_back_and_that_does_not(ground: Ground, monkeypatch) -> None:
     looks: list[float] = []
-    monkeypatch.setattr(
-        module, "time", SimpleNamespace(monotonic=lambda: sum(looks), sleep=looks.append)
-    )
+    clock = SimpleNamespace(monotonic=lambda: sum(looks), sleep=looks.append)
+    monkeypatch.setattr(module, "time", clock)
     before = used_now(ground.plan)
     assert before == {0: ENGINE}
-    grow(ground, 300 * MIB)
+    ground.grow(300 * MIB)
     (late,) = memory_back(ground.plan, before, seconds=10.0)
     assert sum(looks) > 10
     assert late == "GPU 0 still has 300 MiB more in use than before the launch"
 
     def comes_back(seconds: float) -> None:
         looks.append(seconds)
-        grow(ground, 0)
+        ground.grow(0)
 
-    monkeypatch.setattr(module.time, "sleep", comes_back)
+    clock.sleep = comes_back
     assert memory_back(ground.plan, before, seconds=10.0) == []
-
-
-@pytest.fixture
-def planner(nvml_library: Path, tmp_path: Path) -> Iterator[tuple[Any, Scenario, Any]]:
-    scenario = Scenario(gpus=[gpu_3090(0)])
-    said: list[str] = []
-    with in_process(nvml_library, scenario, tmp_path) as path, Leases(tmp_path / "l") as leases:
-
-        def take(size: int) -> None:
-            scenario.gpus[0].used += size
-            scenario.gpus[0].compute.append(Process(os.getpid(), size, "python3"))
-            scenario.write(path)
-
-        yield (
-            Planner(PlanRequest(model="internvl2-1b"), leases, said.append, rehearse=False),
-            said,
-            take,
-        )
-
-
-def test_a_given_plan_is_refused_where_somebody_took_memory(planner: Any) -> None:
-    one, said, take = planner
-    plan = one.make({})
-    one.take(plan)
-    assert said == []
-    take(3 * GIB)
-    with pytest.raises(DoesNotFitError, match=r"took 3\.0 GiB on GPU 0"):
-        one.take(plan)
 
 
 def test_a_driver_that_hangs_keeps_no_supervisor(ground: Ground, monkeypatch) -> None:

@@ -21,38 +21,30 @@ def test_every_name_that_people_know_it_by() -> None:
     plan = turbofit.plan("internvl2-2b", on="1xrtx3090")
     hub, last = "OpenGVLab/InternVL2-2B", "InternVL2-2B"
     assert ServeConfig().client_names(plan) == (hub, "internvl2-2b", last)
-    assert set(ServeConfig().names(plan).values()) == {hub}
     mine = ServeConfig(model_name="mine").client_names(plan)
     assert mine == ("mine", "internvl2-2b", hub, last)
+    names = ServeConfig(options=("--adapters", "sql=/lora")).names(plan)
+    assert {*names.values()} == {hub, "sql"}
+    assert (names["sql"], names["internvl2-2b"]) == ("sql", hub)
     # As a plan of an older turbofit has it, or one that a program made of a model.
     assert ServeConfig().client_names(replace(plan, serve=None)) == (hub, last, "internvl2-2b")
     aliased = turbofit.plan("internvl2 2b", on="1xrtx3090")
     assert "internvl2 2b" in ServeConfig().client_names(aliased)
-
-
-def test_a_folder_is_known_by_its_path_and_its_name() -> None:
     source = ModelSource(kind="folder", where="/m/My-VL", sizes="file", checkpoint="/m/My-VL")
-    folder = model(name="My-VL", hub_id=None, source=source)
-    plan = turbofit.plan(folder, on="1xa100-80g")
-    assert ServeConfig().client_names(plan) == ("My-VL", "/m/My-VL")
-    assert ServeConfig(model_name="x").client_names(plan) == ("x", "/m/My-VL", "My-VL")
+    folder = turbofit.plan(model(name="My-VL", hub_id=None, source=source), on="1xa100-80g")
+    assert ServeConfig().client_names(folder) == ("My-VL", "/m/My-VL")
+    assert ServeConfig(model_name="x").client_names(folder) == ("x", "/m/My-VL", "My-VL")
 
 
-def test_adapters_keep_their_names() -> None:
-    plan = turbofit.plan("internvl2-2b", on="1xrtx3090")
-    names = ServeConfig(options=("--adapters", "sql=/lora")).names(plan)
-    assert names["sql"] == "sql"
-    assert names["internvl2-2b"] == "OpenGVLab/InternVL2-2B"
-
-
-def test_what_changes_no_memory_passes() -> None:
+def test_what_passes_and_what_is_planned_with() -> None:
     passed = sort_options(
-        ["--api-keys", "a", "b", "--max-log-len=5", "--chat-t", "y", "--model-name", "x"]
-    )
+        ["--api-keys", "a", "b", "--max-log-len=5", "--chat-t", "y", "--model-name", "x",
+         "--quant-policy", "8", "--enable-prefix-caching", "--async=0"]
+    )  # fmt: skip
     # Abbreviations mean what LMDeploy makes of them.
     assert passed.argv == ["--api-keys", "a", "b", "--max-log-len", "5", "--chat-template", "y"]
     assert passed.api_keys == ["a", "b"]
-    assert not passed.modelled
+    assert passed.modelled == ["--quant-policy", "8", "--enable-prefix-caching", "--async", "0"]
     assert not passed.unplanned
     assert passed.model_name == "x"  # an option of serve itself
 
@@ -63,7 +55,6 @@ def test_what_changes_no_memory_passes() -> None:
         ([], []),
         (["--adapters", "a=/x", "b=/y", "--log-level", "INFO"], ["a", "b"]),
         (["--adapters", "/x"], ["default"]),
-        (["--adapters", "--adapters", "a=/x"], ["a"]),
     ],
 )
 def test_what_clients_call_adapters(argv: list[str], names: list[str]) -> None:
@@ -71,21 +62,12 @@ def test_what_clients_call_adapters(argv: list[str], names: list[str]) -> None:
     assert adapter_names(argv) == names
 
 
-def test_what_the_ledger_models_is_planned_with() -> None:
-    passed = sort_options(["--quant-policy", "8", "--enable-prefix-caching", "--async=0"])
-    assert passed.modelled == ["--quant-policy", "8", "--enable-prefix-caching", "--async", "0"]
-    assert not passed.argv
-
-
 @pytest.mark.parametrize(
     ("words", "message", "hint"),
     [
         (["--session-len", "4096"], "set by the plan", "before --"),
-        (["--tp=4"], "set by the plan", "before --"),
         (["--server-name", "0.0.0.0"], "set by turbofit", "leave it out"),
-        (["--backend", "pytorch"], "set by turbofit", "leave it out"),
         (["--adapters", "a=b"], "does not model", "--unplanned"),
-        (["--num-tokens-per-iter", "5"], "does not model", "--unplanned"),
         (["--no-such-option"], "no option of LMDeploy", "--unplanned"),
         (["model"], "not an option", "before --"),
         (["--chat-template"], "needs a value", "VALUE"),
@@ -101,19 +83,14 @@ def test_refusals(words: list[str], message: str, hint: str) -> None:
     assert hint in caught.value.hint
 
 
-def test_drafts_pass_unplanned_alone() -> None:
-    words = ["--speculative-algorithm", "dflash", "--speculative-draft-model", "d"]
+def test_what_passes_unplanned_is_said() -> None:
+    words = ["--speculative-algorithm", "dflash", "--adapters", "a=b", "c=d"]
     with pytest.raises(UsageError, match="--speculative-algorithm after -- changes memory"):
         sort_options(words)
+    words += ["--new", "1"]
     passed = sort_options(words, unplanned=True)
     assert passed.argv == words
-    assert passed.unplanned == ["--speculative-algorithm", "--speculative-draft-model"]
-
-
-def test_unplanned_is_said() -> None:
-    passed = sort_options(["--adapters", "a=b", "c=d", "--new", "1"], unplanned=True)
-    assert passed.unplanned == ["--adapters", "--new"]
-    assert passed.argv == ["--adapters", "a=b", "c=d", "--new", "1"]
+    assert passed.unplanned == ["--speculative-algorithm", "--adapters", "--new"]
     with pytest.raises(UsageError, match="set by the plan"):  # which nothing contradicts
         sort_options(["--cache-max-entry-count", "0.9"], unplanned=True)
 
@@ -130,10 +107,9 @@ def test_the_classes_cover_lmdeploys_parser() -> None:
 
     if "api_server" not in SubCliServe.subparsers.choices:
         SubCliServe.add_parsers()
-    parser = SubCliServe.subparsers.choices["api_server"]
     theirs = {
         option: 1 if action.nargs is None else action.nargs
-        for action in parser._actions
+        for action in SubCliServe.subparsers.choices["api_server"]._actions
         for option in action.option_strings
     }
     assert {name: option["values"] for name, option in option_classes().items()} == theirs

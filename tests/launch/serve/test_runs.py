@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import re
 import signal
 import subprocess
@@ -12,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,28 +27,19 @@ from turbofit.core.process.files import state_dir
 from turbofit.core.run_report import RunReport
 from turbofit.core.struct import decode
 from turbofit.launch.engine.kernel import start_time
-from turbofit.launch.serve import runs as module
-from turbofit.launch.serve.runs import (
-    DETACHED,
-    Record,
-    RunRecord,
-    chosen_run,
-    end_without_lease,
-    live_runs,
-    newest_run_of,
-    requests_at,
-    serve_detached,
-    stop_server,
-    waiting_words,
-)
+from turbofit.launch.serve import runs
+from turbofit.launch.serve.runs import Record
 
 
-def test_it_is_whole_after_every_change(tmp_path: Path) -> None:
+def test_it_is_whole_after_every_change(tmp_path: Path, monkeypatch) -> None:
     record = Record(tmp_path, model="m", pretend=True)
     path = tmp_path / "run.json"
     assert json.loads(path.read_text())["state"] == "starting"
+    record.attempt(memory_back=True)  # before the first start there is nothing to say it of
     record.begin(number=0)
     record.attempt(memory_back=True)
+    with pytest.raises(TypeError):  # a field that no reader knows
+        record.attempt(memory=True)
     record.event("grown", "somebody")
     record.state("ended", ended="SIGTERM")
     document = json.loads(path.read_text())
@@ -57,18 +47,11 @@ def test_it_is_whole_after_every_change(tmp_path: Path) -> None:
     assert document["events"][0]["kind"] == "grown"
     assert (document["state"], document["ended"], document["pretend"]) == ("ended", "SIGTERM", True)
     assert path.stat().st_mode & 0o077 == 0
-    assert decode(path.read_bytes(), RunRecord, what="run") == record.run
+    assert decode(path.read_bytes(), runs.RunRecord, what="run") == record.run
     report = decode(path.read_bytes(), RunReport, what="run")
     assert report.last is not None
     assert report.last.memory_back is True
-
-
-def test_a_field_that_no_reader_knows_is_not_written(tmp_path: Path) -> None:
-    record = Record(tmp_path, model="m")
-    record.attempt(memory_back=True)  # before the first start there is nothing to say it of
-    record.begin()
-    with pytest.raises(TypeError):
-        record.attempt(memory=True)
+    monkeypatch.setattr(runs, "write_atomic", lambda *_, **__: None)
     for number in range(1100):
         record.event("n", str(number))
     assert [one.text for one in record.run.events] == [str(n) for n in range(100, 1100)]
@@ -84,31 +67,26 @@ def test_a_disk_that_refuses_costs_the_record_only(tmp_path: Path) -> None:
     record.keep()
     assert not record.unwritten
     kept = (tmp_path / "gone" / "run.json").read_bytes()
-    assert decode(kept, RunRecord, what="run") == record.run
+    assert decode(kept, runs.RunRecord, what="run") == record.run
 
 
-def test_what_two_threads_write_is_all_on_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_two_threads_write_is_all_on_disk(tmp_path: Path, monkeypatch) -> None:
     record = Record(tmp_path, model="m")
-    real, writing, goes_on = module.write_atomic, threading.Event(), threading.Event()
+    real, writing, goes_on = runs.write_atomic, threading.Event(), threading.Event()
 
     def slow(path: Path, data: bytes, **options: Any) -> None:
-        if threading.current_thread() is watching:
+        if not writing.is_set():
             writing.set()
-            goes_on.wait(30)
+            goes_on.wait(HANG)
         real(path, data, **options)
 
-    watching = threading.Thread(target=lambda: record.event("grown", "somebody takes memory"))
-    ending = threading.Thread(target=lambda: record.state("ended", ended="SIGTERM"))
-    monkeypatch.setattr(module, "write_atomic", slow)
-    watching.start()
-    writing.wait(30)
-    ending.start()
-    goes_on.set()
-    for thread in (watching, ending):
-        thread.join(30)
-    kept = decode((tmp_path / "run.json").read_bytes(), RunRecord, what="run")
+    monkeypatch.setattr(runs, "write_atomic", slow)
+    with ThreadPoolExecutor(2) as pool:
+        pool.submit(record.event, "grown", "somebody takes memory")
+        writing.wait(HANG)
+        pool.submit(record.state, "ended", ended="SIGTERM")
+        goes_on.set()
+    kept = decode((tmp_path / "run.json").read_bytes(), runs.RunRecord, what="run")
     assert kept == record.run
     assert (kept.state, len(kept.events)) == ("ended", 1)
 
@@ -120,15 +98,14 @@ def test_a_kill_at_any_write_leaves_a_whole_document(tmp_path: Path) -> None:
         "for number in range(10**9):\n    record.event('n', 'x' * (number % 5000))\n"
         "    print('x', flush=True)\n"
     )
-    rng = random.Random(5)
-    for _ in range(8):
+    for lines in (2, 7, 19, 43):
         child = subprocess.Popen(
             [sys.executable, "-c", code, str(tmp_path)], cwd=REPO, stdout=subprocess.PIPE
         )
         assert child.stdout is not None
-        for _ in range(rng.randrange(1, 60)):
+        for _ in range(lines):
             child.stdout.readline()
-        child.send_signal(signal.SIGKILL)
+        child.kill()
         child.communicate()
         assert json.loads((tmp_path / "run.json").read_text())["schema"] == "turbofit.run/1"
 
@@ -148,6 +125,12 @@ record.state("ended", ended="SIGTERM")
 """
 
 
+def run_folder(name: str) -> Path:
+    folder = state_dir("runs", make=True) / name
+    folder.mkdir(parents=True)
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def runs_of_this_test_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
@@ -157,13 +140,12 @@ def runs_of_this_test_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def servers() -> Iterator[dict[str, subprocess.Popen[bytes]]]:
     """Two processes with records as `serve` keeps them, by the names of their runs."""
     found = {}
-    for number, model in enumerate(("First", "Second")):
-        folder = state_dir("runs", make=True) / f"2026010{number + 1}-000000-{model}"
-        folder.mkdir(parents=True)
+    for number, model in enumerate(("First", "Second"), 1):
+        folder = run_folder(f"2026010{number}-000000-{model}")
         (folder / "plan.json").write_text(plausible_plan().to_json())
         (folder / "engine-0.log").write_text("".join(f"line {i}\x1b\n" for i in range(300)))
         child = subprocess.Popen(
-            [sys.executable, "-c", SERVER, str(folder), model, str(number + 1)],
+            [sys.executable, "-c", SERVER, str(folder), model, str(number)],
             cwd=REPO, stdout=subprocess.PIPE,
         )  # fmt: skip
         assert child.stdout is not None
@@ -176,106 +158,96 @@ def servers() -> Iterator[dict[str, subprocess.Popen[bytes]]]:
 
 
 def test_a_server_has_the_names_that_serve_takes() -> None:
-    model = "Qwen2-VL-7B-Instruct"
-    folder = state_dir("runs", make=True) / f"20260101-000000-{model}"
-    folder.mkdir(parents=True)
-    Record(folder, model=model).state("ready", urls=("http://127.0.0.1:1",))
+    folder = run_folder("20260101-000000-Qwen2-VL-7B-Instruct")
+    Record(folder, model="Qwen2-VL-7B-Instruct").state("ready", urls=("http://127.0.0.1:1",))
     for name in ("qwen2-vl-7b", "Qwen/Qwen2-VL-7B-Instruct", "qwen2-vl-7b-instruct", folder.name):
-        assert chosen_run(name).name == folder.name
-    assert newest_run_of("qwen2-vl-7b") == folder
-    assert newest_run_of("internvl2-8b") is None
+        assert runs.chosen_run(name).name == folder.name
+    assert runs.newest_run_of("qwen2-vl-7b") == folder
+    assert runs.newest_run_of("internvl2-8b") is None
+
+
+def test_models_of_one_process_are_listed_once_each_and_are_one_server() -> None:
+    """Each start of a model that sleeps is a run, and so is each model of several."""
+    for name, state in (("00-A", "ended"), ("01-B", "ended"), ("02-A", "ready")):
+        Record(run_folder(f"20260101-0000{name}"), model=name[-1]).state(state)
+    found = {one.record.model: (one.name, one.state) for one in runs.live_runs()}
+    assert found == {"A": ("20260101-000002-A", "ready"), "B": ("20260101-000001-B", "asleep")}
+    assert runs.chosen_run(None).record.model == "A"
+    assert runs.chosen_run("B").name == "20260101-000001-B"
 
 
 def test_those_that_live_are_listed_chosen_and_stopped(servers, capsys) -> None:
-    assert [one.name for one in live_runs()] == list(servers)
-    assert chosen_run("Second").record.model == "Second"
-    with pytest.raises(UsageError, match="2 servers run here"):
-        chosen_run(None)
-    with pytest.raises(UsageError, match="no server 'Third'"):
-        chosen_run("Third")
+    assert [one.name for one in runs.live_runs()] == list(servers)
+    assert runs.chosen_run("Second").record.model == "Second"
+    for name, cause in ((None, "2 servers run here"), ("Third", "no server 'Third'")):
+        with pytest.raises(UsageError, match=cause):
+            runs.chosen_run(name)
     assert main(["ps"]) == 0
     said = capsys.readouterr().out
     assert "First" in said
     assert "http://127.0.0.1:1" in said
     assert main(["stop", "First"]) == 0
     assert servers["20260101-000000-First"].wait() == 0
-    assert chosen_run(None).record.model == "Second"
+    assert runs.chosen_run(None).record.model == "Second"
     assert main(["stop", "--all"]) == 0
-    assert live_runs() == []
+    assert runs.live_runs() == []
     capsys.readouterr()
     assert main(["ps"]) == 0
     assert "no server of this user runs here" in capsys.readouterr().out
     assert main(["stop"]) == 2
 
 
-def test_the_last_lines_of_a_log_are_shown_without_control_characters(servers, capsys) -> None:
+def test_the_last_lines_of_a_log_and_how_many_requests_wait(servers, tmp_path, capsys) -> None:
     first, _ = servers
     assert main(["logs", first, "--lines", "2"]) == 0
     told = capsys.readouterr()
-    assert told.out == "line 298?\nline 299?\n"
+    assert told.out == "line 298?\nline 299?\n"  # without control characters
     assert f"{first}/engine-0.log:" in told.err
-    assert main(["logs", first, "--lines", "0"]) == 2
-
-
-def test_logs_of_no_run_lead_to_the_runs(tmp_path: Path, capsys) -> None:
-    assert main(["logs", "nosuch"]) == 2
-    assert capsys.readouterr().err.splitlines() == [
-        "error: no run is called 'nosuch'", "hint: turbofit report lists runs",
-    ]  # fmt: skip
     plan = tmp_path / "plan.json"
     plan.write_text(plausible_plan().to_json())
-    assert main(["logs", str(plan)]) == 2
-    assert "is a plan, not a run" in capsys.readouterr().err
-
-
-def test_a_process_of_the_same_number_is_no_server(tmp_path: Path) -> None:
-    folder = state_dir("runs", make=True) / "20260101-000000-m"
-    folder.mkdir(parents=True)
-    record = Record(folder, model="m")
-    (mine,) = live_runs()
-    assert mine.record.pid == record.run.pid
-    path = folder / "run.json"
-    ticks = record.run.pid_started
-    path.write_text(path.read_text().replace(str(ticks), str(ticks + 1)))
-    assert live_runs() == []
-    later = replace(mine.record, pid_started=ticks + 1)
-    stop_server(mine._replace(record=later), 1)  # and is sent no signal
-    path.write_text("{")
-    assert live_runs() == []
-
-
-def test_models_of_one_process_are_listed_once_each_and_are_one_server() -> None:
-    """Each start of a model that sleeps is a run, and so is each model of several."""
-    for name, model, state in (
-        ("20260101-000000-a", "A", "ended"), ("20260101-000001-b", "B", "ended"),
-        ("20260101-000002-a", "A", "ready"),
-    ):  # fmt: skip
-        folder = state_dir("runs", make=True) / name
-        folder.mkdir(parents=True)
-        Record(folder, model=model).state(state)
-    found = {one.record.model: (one.name, one.state) for one in live_runs()}
-    assert found == {"A": ("20260101-000002-a", "ready"), "B": ("20260101-000001-b", "asleep")}
-    assert chosen_run(None).record.model == "A"
-    assert chosen_run("B").name == "20260101-000001-b"
-
-
-def test_a_load_is_told_how_many_of_its_requests_wait(servers, capsys) -> None:
-    assert requests_at("http://localhost:2/") == 42
-    assert requests_at("http://127.0.0.1:3") == 0
-    assert waiting_words(42, 42) == waiting_words(8, 0) == ""
+    for words, cause in (
+        ([first, "--lines", "0"], "--lines"),
+        (["nosuch"], "error: no run is called 'nosuch'\nhint: turbofit report lists runs\n"),
+        ([str(plan)], "is a plan, not a run"),
+    ):
+        assert main(["logs", *words]) == 2
+        assert cause in capsys.readouterr().err
+    assert runs.requests_at("http://localhost:2/") == 42
+    assert runs.requests_at("http://127.0.0.1:3") == 0
+    assert runs.waiting_words(42, 42) == runs.waiting_words(8, 0) == ""
     assert main(["bench", "http://127.0.0.1:1", "--concurrency", "64", "--seconds", "1"]) == 3
     said = "64 requests at once are sent; the server runs 42 of them at once, the others wait"
     assert said in capsys.readouterr().err
 
 
+def test_a_process_of_the_same_number_is_no_server() -> None:
+    folder = run_folder("20260101-000000-m")
+    ticks = Record(folder, model="m").run.pid_started
+    (mine,) = runs.live_runs()
+    assert mine.record.pid == os.getpid()
+    path = folder / "run.json"
+    path.write_text(path.read_text().replace(str(ticks), str(ticks + 1)))
+    assert runs.live_runs() == []
+    later = replace(mine.record, pid_started=ticks + 1)
+    runs.stop_server(mine._replace(record=later), 1)  # and is sent no signal
+    path.write_text("{")
+    assert runs.live_runs() == []
+
+
 @pytest.fixture
 def serve_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """What runs in the place of ``python -m turbofit serve …``."""
-    return partial(put_for_python, tmp_path, monkeypatch)
+    """What runs in the place of ``python -m turbofit serve …``; by default it opens at once."""
+    opens = 'echo "$@" >&2; echo http://127.0.0.1:5; exec sleep 1000'
+    return lambda script=opens: put_for_python(tmp_path, monkeypatch, script)
+
+
+def end(pid: int) -> None:
+    os.kill(pid, signal.SIGTERM)
+    assert os.waitpid(pid, 0)[1] == signal.SIGTERM
 
 
 def test_it_returns_once_the_address_is_open_and_the_server_stays(serve_is, capsys) -> None:
-    serve_is('echo "$@" >&2; echo http://127.0.0.1:5; exec sleep 1000')
+    serve_is()
     words = ["m", "-d", "--json", "--port", "5", "--pretend", "--", "--log-level", "INFO"]
     assert main(["serve", *words]) == 0
     told = json.loads(capsys.readouterr().out)
@@ -284,13 +256,21 @@ def test_it_returns_once_the_address_is_open_and_the_server_stays(serve_is, caps
     said = Path(told["log"]).read_text()
     assert said == "-m turbofit serve m --port 5 --pretend -- --log-level INFO\n"
     assert os.getsid(told["pid"]) == told["pid"] != os.getsid(0)
-    os.kill(told["pid"], signal.SIGTERM)
-    assert os.waitpid(told["pid"], 0)[1] == signal.SIGTERM
+    end(told["pid"])
+    assert main(["serve", "m", "--cluster", "ray", "-d"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == "http://127.0.0.1:5\n"
+    pid = int(re.search(r"process (\d+) serves", shown.err)[1])
+    assert f"turbofit cluster status --cluster ray shows it, kill {pid} ends it" in shown.err
+    end(pid)
 
 
 def test_a_server_that_does_not_open_gives_its_exit_code_and_its_last_lines(
     serve_is, capsys
 ) -> None:
+    assert main(["serve", "-d", "m", "--tp", "x"]) == 2  # before anything starts
+    assert "--tp 'x'" in capsys.readouterr().err
+    assert not list(Path(os.environ["XDG_STATE_HOME"]).glob("turbofit/detached/*"))
     serve_is("for i in $(seq 100); do echo line $i >&2; done; exit 3")
     assert main(["serve", "m", "--detach"]) == 3
     told = capsys.readouterr()
@@ -300,46 +280,24 @@ def test_a_server_that_does_not_open_gives_its_exit_code_and_its_last_lines(
     assert told.err.endswith("line 100\n")
 
 
-def test_a_cluster_is_served_in_the_background_too(serve_is, capsys) -> None:
-    serve_is('echo "$@" >&2; echo http://127.0.0.1:5; exec sleep 1000')
-    assert main(["serve", "m", "--cluster", "ray", "-d"]) == 0
-    told = capsys.readouterr()
-    assert told.out == "http://127.0.0.1:5\n"
-    pid = int(re.search(r"process (\d+) serves", told.err)[1])
-    assert f"turbofit cluster status --cluster ray shows it, kill {pid} ends it" in told.err
-    os.kill(pid, signal.SIGTERM)
-    assert os.waitpid(pid, 0)[1] == signal.SIGTERM
-
-
 @pytest.mark.parametrize("words", [["-dv"], ["-d"], []])
-def test_a_server_in_the_background_starts_no_other(
-    words: list[str], serve_is, monkeypatch, capsys
-) -> None:
-    serve_is(f'echo "${DETACHED}" >&2; exit 3')
+def test_a_server_in_the_background_starts_no_other(words, serve_is, monkeypatch, capsys) -> None:
+    serve_is(f'echo "${runs.DETACHED}" >&2; exit 3')
     monkeypatch.setenv("TURBOFIT_SERVE_DETACH", "1")
     assert main(["serve", "m", *words]) == 3
     assert capsys.readouterr().err.endswith("\n1\n")
-    monkeypatch.setenv(DETACHED, "1")
+    monkeypatch.setenv(runs.DETACHED, "1")
     started: list[object] = []
-    monkeypatch.setattr("turbofit.launch.serve.runs.serve_detached", started.append)
-    served: list[object] = []
-    monkeypatch.setattr(
-        "turbofit.cli.commands.serve._one_model", lambda *given: served.append(given) or 0
-    )
-    assert main(["serve", "m", *words, "--pretend", "--on", "1xrtx3090"]) == 0
-    assert (started, len(served)) == ([], 1)
-
-
-def test_wrong_use_is_told_before_anything_starts(capsys) -> None:
-    assert main(["serve", "-d", "m", "--tp", "x"]) == 2
-    assert "--tp 'x'" in capsys.readouterr().err
-    assert not list(Path(os.environ["XDG_STATE_HOME"]).glob("turbofit/detached/*"))
+    monkeypatch.setattr(runs, "serve_detached", started.append)
+    monkeypatch.setattr("turbofit.cli.commands.serve._one_model", lambda *_: 17)
+    assert main(["serve", "m", *words, "--pretend", "--on", "1xrtx3090"]) == 17
+    assert started == []
 
 
 def test_ctrl_c_while_it_starts_ends_it(serve_is, tmp_path: Path) -> None:
     serve_is(f"echo $$ > {tmp_path}/pid; kill -INT {os.getpid()}; exec sleep 1000")
     with pytest.raises(KeyboardInterrupt):
-        serve_detached(["m"])
+        runs.serve_detached(["m"])
     assert not start_time(int((tmp_path / "pid").read_text()))
 
 
@@ -348,7 +306,7 @@ def test_a_server_whose_lease_nobody_renews_or_is_removed_ends_in_order(tmp_path
     before = signal.signal(signal.SIGTERM, lambda *_: ended.set())
     try:
         lease.touch()
-        watch = end_without_lease(lease, seconds=1.0, look=0.01)
+        watch = runs.end_without_lease(lease, seconds=1.0, look=0.01)
         for number in range(1, 31):  # its clock may be anything
             os.utime(lease, (number, number))
             time.sleep(0.05)
@@ -356,7 +314,7 @@ def test_a_server_whose_lease_nobody_renews_or_is_removed_ends_in_order(tmp_path
         watch.join(HANG)
         assert ended.wait(HANG)
         ended.clear()
-        end_without_lease(lease, look=0.01)
+        runs.end_without_lease(lease, look=0.01)
         lease.unlink()
         assert ended.wait(HANG)
     finally:

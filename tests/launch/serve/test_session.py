@@ -43,9 +43,8 @@ def last_run(tmp_path: Path) -> Path:
     return max((tmp_path / "state" / "turbofit" / "runs").iterdir())
 
 
-def record(tmp_path: Path) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads((last_run(tmp_path) / "run.json").read_text())
-    return document
+def record(tmp_path: Path) -> Any:
+    return json.loads((last_run(tmp_path) / "run.json").read_text())
 
 
 def started_by_the_engine(tmp_path: Path) -> int:
@@ -53,12 +52,16 @@ def started_by_the_engine(tmp_path: Path) -> int:
     return int(log.partition("CHILD ")[2].split()[0])
 
 
+def terminate(child: Child) -> None:
+    child.process.send_signal(signal.SIGTERM)
+    assert child.finish() == 0
+
+
 def test_one_rung_helps_and_the_next_start_begins_with_it(session, tmp_path: Path) -> None:
     child = session("hang,serve")
     child.wait_for("OPEN")
     assert "ladder 1/3: the warm-up did not fit: max_prefill_token_num" in child.stderr
-    child.process.send_signal(signal.SIGTERM)
-    assert child.finish() == 0
+    terminate(child)
     attempts = record(tmp_path)["attempts"]
     first, second = (attempt["settings"]["max_prefill_token_num"] for attempt in attempts)
     assert second == first // 2
@@ -73,59 +76,49 @@ def test_one_rung_helps_and_the_next_start_begins_with_it(session, tmp_path: Pat
     again = session("serve")
     again.wait_for("OPEN")
     assert f'learned {{"max_prefill_token_num": {second}}}' in again.stderr
-    again.process.send_signal(signal.SIGTERM)
-    assert again.finish() == 0
+    terminate(again)
     assert record(tmp_path)["attempts"][0]["settings"]["max_prefill_token_num"] == second
 
 
-def test_after_the_last_rung(session, tmp_path: Path) -> None:
-    child = session("oom_image")
-    assert child.finish() == 6
-    assert "out of memory after 4 starts" in child.lines[-1]
+@pytest.mark.parametrize(
+    ("script", "replan", "code", "starts", "words"),
+    [
+        ("oom_image", True, 6, 4, "out of memory after 4 starts"),
+        # A plan that was given is not changed.
+        ("hang", False, 3, 1, "hangs in its warm-up"),
+        ("oom_image", False, 6, 1, "out of GPU memory"),
+        # A broken engine is no lack of memory.
+        ("check_failed", True, 5, 1, "engine-0.log"),
+    ],
+)
+def test_after_the_last_rung(script, replan, code, starts, words, session, tmp_path: Path) -> None:
+    child = session(script, **({} if replan else {"replan": "none"}))
+    assert child.finish() == code
+    assert words in child.lines[-1]
     table = [line for line in child.lines if "vision: ? / ? MiB" in line]
-    assert len(table) == 4
+    assert len(table) == (starts if code == 6 else 0)
+    assert ("ladder 1/3" in child.stderr) == (starts > 1)
     assert all(gone(pid) for pid in pids(child))
-    assert record(tmp_path)["state"] == "failed"
+    document = record(tmp_path)
+    assert (document["state"], len(document["attempts"])) == ("failed", starts)
 
 
-def test_a_plan_that_was_given_is_not_changed(session, tmp_path: Path) -> None:
-    child = session("hang", replan="none")
-    assert child.finish() == 3
-    assert "hangs in its warm-up" in child.lines[-1]
-    child = session("oom_image", replan="none")
-    assert child.finish() == 6
-    assert len(record(tmp_path)["attempts"]) == 1
-
-
-def test_memory_that_runs_out_while_it_serves(session, tmp_path: Path) -> None:
+def test_an_engine_that_ends_while_it_serves_is_in_the_record(session, tmp_path: Path) -> None:
     child = session("dies_later,serve")
     child.wait_for("OPEN")
     os.kill(pids(child)[0], signal.SIGUSR1)
     child.wait_for("OPEN", 2)
     ended = record(tmp_path)["attempts"][0]["ended"]
     assert (ended["kind"], ended["phase"]) == ("out_of_memory", "vision")
-
-
-def test_an_engine_that_is_killed_is_in_the_record(session, tmp_path: Path) -> None:
-    child = session("serve")
-    child.wait_for("OPEN")
-    os.kill(pids(child)[0], signal.SIGKILL)
-    child.wait_for("phase: ready", 2)
+    checks = sum("phase: check" in line for line in child.lines)
+    os.kill(pids(child)[-1], signal.SIGKILL)
+    child.wait_for("phase: ready", 3)
     # What was checked once is not checked beside clients: that would be more than was planned for.
-    assert sum("phase: check" in line for line in child.lines) <= 1
-    child.process.send_signal(signal.SIGTERM)
-    assert child.finish() == 0
+    assert sum("phase: check" in line for line in child.lines) == checks
+    terminate(child)
     document = record(tmp_path)
-    (event,) = document["events"]
-    assert "so somebody did it" in event["text"]
-    assert document["attempts"][0]["restarts"] == 1
-
-
-def test_a_broken_engine_is_no_lack_of_memory(session, tmp_path: Path) -> None:
-    child = session("check_failed")
-    assert child.finish() == 5
-    assert "ladder 1/3" not in child.stderr
-    assert record(tmp_path)["state"] == "failed"
+    assert "so somebody did it" in document["events"][-1]["text"]
+    assert document["attempts"][-1]["restarts"] == 1
 
 
 @pytest.mark.parametrize(
@@ -161,28 +154,22 @@ def watchers(engine: int) -> list[int]:
     return found
 
 
-def test_kill_9_takes_what_the_engine_had_started_with_it(session, tmp_path: Path) -> None:
-    child = session("family")
-    child.wait_for("OPEN")
-    grandchild = started_by_the_engine(tmp_path)
-    child.process.send_signal(signal.SIGKILL)
-    child.finish()
-    assert all(gone(pid) for pid in pids(child))
-    assert gone(grandchild)
-
-
-def test_kill_9_leaves_nothing_that_the_next_start_does_not_end(session, tmp_path: Path) -> None:
+@pytest.mark.parametrize("guarded", [True, False])
+def test_kill_9_leaves_nothing_that_the_next_start_does_not_end(guarded, session, tmp_path) -> None:
+    """The kernel ends the engine itself; what that had started, its guard, or the next start."""
     child = session("family")
     child.wait_for("OPEN")
     grandchild = started_by_the_engine(tmp_path)
     (lease,) = (tmp_path / "leases").glob("*.json")
     until(lambda: json.loads(lease.read_text())["engines"], "the lease to name its engines")
-    for watcher in watchers(pids(child)[0]):
+    for watcher in [] if guarded else watchers(pids(child)[0]):
         os.kill(watcher, signal.SIGKILL)
-    child.process.send_signal(signal.SIGKILL)
+    child.process.kill()
     child.finish()
     assert all(gone(pid) for pid in pids(child))
-    # The kernel ends the engine itself; what the engine had started, the next start ends.
+    if guarded:
+        assert gone(grandchild)
+        return
     os.kill(grandchild, 0)
     again = session("serve")
     again.wait_for("had left behind when turbofit")

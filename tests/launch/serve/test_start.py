@@ -27,13 +27,10 @@ PLAN = plausible_plan(gpus=1, tp=1)
         ({}, ratio_now),
         ({"shared": True}, shared_ratio),
         ({"fixed": {"cache_max_entry_count": 0.5}}, None),
-        ({"config": SimpleNamespace(pretend=True)}, None),
         ({"config": SimpleNamespace(pretend=True), "shared": True}, None),
     ],
 )
-def test_a_start_gets_a_ratio_where_others_may_be_on_its_cards(
-    run: dict[str, Any], expected: Any
-) -> None:
+def test_a_start_gets_a_ratio_where_others_may_be_on_its_cards(run, expected: Any) -> None:
     beside = {"shared": False, "fixed": {}, "config": SimpleNamespace(pretend=False), **run}
     ratio = Start(SimpleNamespace(**beside), PLAN, 0)._ratio(0)
     assert (ratio and ratio.func) is expected
@@ -48,11 +45,9 @@ def test_a_start_gets_a_ratio_where_others_may_be_on_its_cards(
         ("crash", True, False),
     ],
 )
-def test_a_lack_of_memory_that_others_took_is_no_fault_of_a_request(
-    kind: Any, taken: bool, expected: bool
-) -> None:
-    start = Start(SimpleNamespace(), PLAN, 0)
-    start._gpu_monitor = SimpleNamespace(without_headroom=lambda uuids: taken)  # type: ignore[assignment]
+def test_a_lack_of_memory_that_others_took_is_no_fault_of_a_request(kind, taken, expected) -> None:
+    start: Any = Start(SimpleNamespace(), PLAN, 0)
+    start._gpu_monitor = SimpleNamespace(without_headroom=lambda uuids: taken)
     end = End(kind=kind, message=kind, hint="none")
     assert start._other_cause(SimpleNamespace(group=0), end) is expected
 
@@ -60,15 +55,13 @@ def test_a_lack_of_memory_that_others_took_is_no_fault_of_a_request(
 @pytest.mark.parametrize(("pretend", "noted"), [(False, 1), (True, 0)])
 def test_others_are_told_of_what_takes_memory_of_real_gpus_alone(pretend: bool, noted: int) -> None:
     told: list[dict[str, Any]] = []
-    leases = SimpleNamespace(note=lambda **facts: told.append(facts), unwritten=True)
-    config = SimpleNamespace(pretend=pretend)
-    record = SimpleNamespace(unwritten=False)
     run = SimpleNamespace(
-        config=config, leases=leases, record=record, on_tick=lambda: None, examiner=None
-    )
-    record.attempt = lambda **_: None
-    start = Start(run, PLAN, 0)
-    start._supervisor = SimpleNamespace(engines=[])  # type: ignore[assignment]
+        config=SimpleNamespace(pretend=pretend), on_tick=lambda: None, examiner=None,
+        leases=SimpleNamespace(note=lambda **facts: told.append(facts), unwritten=True),
+        record=SimpleNamespace(unwritten=False, attempt=lambda **_: None),
+    )  # fmt: skip
+    start: Any = Start(run, PLAN, 0)
+    start._supervisor = SimpleNamespace(engines=[])
     start._start_progress = StartProgress(PLAN, {})
     start._moments = [RunMoment(phase="", at=0.0, used={})]
     start._tick()
@@ -82,38 +75,28 @@ WEIGHTS, CONTEXT = (
 )
 
 
-def engine(phase: str, group: int = 0) -> Any:
+def engine(phase: str, group: int = 0, warming: int | None = None) -> Any:
     state = "ready" if phase == "ready" else "starting"
-    tracker = SimpleNamespace(phase=phase, warming=None)
+    tracker = SimpleNamespace(phase=phase, warming=warming)
     return SimpleNamespace(state=state, tracker=tracker, group=group, pretended=None)
 
 
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def used(monkeypatch: pytest.MonkeyPatch) -> dict[int, int]:
-    """What the GPUs have in use, by the driver."""
-    found: dict[int, int] = {}
-    monkeypatch.setattr(start_progress, "used_now", lambda _: dict(found))
-    return found
-
-
-def test_weights_are_what_came_onto_the_gpus(used: dict[int, int]) -> None:
-    before, clock = {0: 7 << 20, 1: 0}, Clock()
-    progress, heard = StartProgress(PAIR, before, clock=clock), []
+def test_weights_are_what_came_onto_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, now = {0: 7 << 20, 1: 0}, [0.0]
+    used: dict[int, int] = {}
+    looks: list[object] = []
+    monkeypatch.setattr(start_progress, "used_now", lambda plan: looks.append(plan) or dict(used))
+    progress, heard = StartProgress(PAIR, before, clock=lambda: now[-1]), []
+    progress.look([engine("weights")])
+    assert looks == []  # nobody looks at GPUs for nobody
     with listened(heard.append):
         progress.look([engine("weights")])
         used |= {0: before[0] + CONTEXT[0] + 1000, 1: CONTEXT[1] - 5}
         progress.look([engine("weights")])  # not a second later: nobody looks
-        clock.now = 1.0
+        now.append(1.0)
         progress.look([engine("weights")])
         used[0] += WEIGHTS[0] + 1  # more than the plan's is something else
-        clock.now = 2.0
+        now.append(2.0)
         progress.look([engine("weights")])
     total = sum(WEIGHTS)
     assert heard == [
@@ -124,13 +107,15 @@ def test_weights_are_what_came_onto_the_gpus(used: dict[int, int]) -> None:
 def test_the_slowest_engines_are_told_of() -> None:
     progress, heard = StartProgress(PAIR, {}), []
     with listened(heard.append), under_way("trial 1"):
+        progress.look([engine("warm-up", warming=4096)])
         progress.look([engine("warm-up"), engine("check", 1)])
         progress.look([engine("check"), engine("check", 1)])
         progress.look([engine("ready"), engine("check", 1)])
-        progress.look([engine("ready"), engine("ready", 1)])
-        progress.look([engine("ready"), engine("ready", 1)])
+        for _ in range(2):
+            progress.look([engine("ready"), engine("ready", 1)])
     assert heard == [
         Step("trial 1"),
+        Step("warming up", detail="4,096 tokens"),
         Step("warming up", detail="1 of 2 engines"),
         Step("answering worst-case requests", detail="2 of 2 engines"),
         Step("answering worst-case requests", detail="1 of 2 engines"),
@@ -139,19 +124,10 @@ def test_the_slowest_engines_are_told_of() -> None:
     ]
 
 
-def test_the_length_that_warms_up_is_told() -> None:
-    warming = engine("warm-up")
-    warming.tracker.warming = 4096
-    heard: list[Step | None] = []
-    with listened(heard.append):
-        StartProgress(PAIR, {}).look([warming])
-    assert heard == [Step("warming up", detail="4,096 tokens")]
-
-
 def test_an_examiner_tells_itself_what_it_measures() -> None:
     heard: list[Step | None] = []
+    progress = StartProgress(PAIR, {})
     with listened(heard.append):
-        progress = StartProgress(PAIR, {})
         progress.look([engine("warm-up")], examined=True)
         progress.look([engine("serving")], examined=True)
         tell(Step("measuring sampling"))
@@ -159,25 +135,13 @@ def test_an_examiner_tells_itself_what_it_measures() -> None:
     assert heard == [Step("warming up"), Step("measuring"), Step("measuring sampling")]
 
 
-def test_nobody_looks_at_gpus_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    looks: list[object] = []
-    monkeypatch.setattr(start_progress, "used_now", looks.append)
-    StartProgress(PAIR, {}).look([engine("weights")])
-    assert looks == []
-
-
 def test_the_gateway_counts_on_no_more_cache_than_the_engines_say_they_have() -> None:
     plan = plausible_plan()
-    assert as_launched(plan, {0: plan.kv.tokens + 64}) == plan
-    assert as_launched(plan, {0: None}) == plan
+    more = plan.kv.tokens + 64
+    assert as_launched(plan, {0: more}) == as_launched(plan, {0: None}) == plan
     assert as_launched(plan, {0: 4096, 1: 8192}).kv.tokens == 4096
-
-
-def test_each_group_has_its_own_cache() -> None:
-    plan = plausible_plan()
     part = GroupPlan(settings=plan.settings, kv=plan.kv, units_per_forward=13, at_once=1)
     roomy = replace(part, kv=replace(plan.kv, tokens=2 * plan.kv.tokens))
-    two = replace(plan, by_group=(part, roomy))
-    told = as_launched(two, {0: None, 1: plan.kv.tokens + 64})
-    assert [one.kv.tokens for one in told.by_group] == [plan.kv.tokens, plan.kv.tokens + 64]
+    told = as_launched(replace(plan, by_group=(part, roomy)), {0: None, 1: more})
+    assert [one.kv.tokens for one in told.by_group] == [plan.kv.tokens, more]
     assert told.kv.tokens == plan.kv.tokens

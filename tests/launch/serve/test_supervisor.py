@@ -1,8 +1,12 @@
-"""Engines that end at the same moment, as `Supervisor` tells of them."""
+"""A supervisor that leaves its engines alone: the gateway answers, and they are started again."""
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
+import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,9 +15,191 @@ import pytest
 
 from tests.core.process.test_signals import signalled_in_a_finalizer
 from tests.support.plans import plausible_plan
+from tests.support.processes import REPO, STANDIN
+from tests.support.serving import ask_at
+from tests.support.waiting import HANG
 from turbofit.core.rehearsal import End
+from turbofit.gateway.config import GatewayConfig
+from turbofit.gateway.routing.engines import Outage
+from turbofit.gateway.server import GatewayThread, make_gateway
+from turbofit.launch.engine.engine_client import Timing
 from turbofit.launch.engine.engine_log import EndedError
+from turbofit.launch.engine.launches import Launch
 from turbofit.launch.serve.supervisor import StoppedError, StopSignal, Supervisor
+from turbofit.planning.commands import commands
+
+
+@pytest.fixture(autouse=True)
+def standin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines find what they stand in for."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(REPO), str(STANDIN))))
+
+
+class Supervised:
+    """A server on stand-in engines; the test acts at each look, and moves the clock."""
+
+    def __init__(self, tmp_path: Path, port: int, *, gpus: int = 1, restarts: int = 1) -> None:
+        # Whole seconds: (now + 600) - now is then 600, and no end counts at the edge of the window.
+        self.now = float(round(time.monotonic()))
+        self.rests: list[Outage | None] = []
+        self.said: list[str] = []
+        self.explained: Any = lambda _engine, _seconds: 0
+        self.plan = plausible_plan(gpus=gpus, tp=1)
+        runner = (sys.executable, str(STANDIN / "fake_server.py"))
+        launches = [Launch(command, runner) for command in commands(self.plan, port=port)]
+        self.server = Supervisor(
+            self.plan, launches, tmp_path, self.said.append, check=False,
+            timing=Timing(liveness=0.0, tick=0.01, restarts=restarts),
+            on_rest=self._rest, clock=lambda: self.now,
+            explained=self._explained,
+        )  # fmt: skip
+        self.stop = StopSignal()
+        self.front: GatewayThread | None = None
+
+    def run(self, look) -> None:
+        """Until ``look`` has returned True."""
+        until = time.monotonic() + HANG
+
+        def on_tick() -> None:
+            assert time.monotonic() < until, "\n".join(self.said)
+            if look():
+                self.stop.end()
+
+        try:
+            assert self.server.run(self.stop, self._open, on_tick) is signal.SIGTERM
+        finally:
+            if self.front is not None:
+                self.front.stop(drain=False)
+
+    def ended_again(self, *engines: Any) -> bool:
+        """Kill each engine that is ready and start it again at once; whether all are left alone."""
+        engines = engines or tuple(self.server.engines)
+        for engine in engines:
+            if engine.state == "ready":
+                os.kill(engine.process.pid, signal.SIGSEGV)
+                engine.process.wait(HANG)
+            elif engine.state == "waiting":
+                self.now = max(self.now, engine.again_at)
+        return all(engine.state == "broken" for engine in engines)
+
+    def _open(self, urls: list[str]) -> None:
+        config = GatewayConfig(port=0, retry_seconds=0.01)
+        self.front = GatewayThread(make_gateway(self.plan, urls, config))
+        self.front.start()
+        self.ask = partial(ask_at, self.front.url)
+
+    def _explained(self, engine: int, seconds: float) -> int:
+        return self.explained(engine, seconds)
+
+    def _rest(self, outage: Outage | None) -> None:
+        self.rests.append(outage)
+        assert self.front is not None
+        self.front.call(lambda gateway: gateway.rest(outage), HANG)
+
+
+@pytest.fixture
+def one(tmp_path: Path, port: int) -> Supervised:
+    return Supervised(tmp_path, port)
+
+
+def test_the_gateway_answers_while_its_engine_rests_and_then_it_serves_again(
+    tmp_path: Path, port: int
+) -> None:
+    one = Supervised(tmp_path, port, restarts=2)
+    told: list[Any] = []
+    chat = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
+
+    def look() -> bool:
+        if not told:
+            if one.rests:
+                began = one.now
+                for waited in (0.0, 170.5, 599.0):
+                    one.now = began + waited
+                    told.append((one.ask("/v1/chat/completions", chat), one.ask("/health")))
+                one.now = began + 600.0
+            else:
+                one.ended_again()
+            return False
+        (engine,) = one.server.engines
+        return engine.state == "ready" and one.ask("/v1/chat/completions", chat)[0] == 200
+
+    one.run(look)
+    for (asked, health), seconds in zip(told, ("600", "430", "1"), strict=True):
+        assert asked[0] == health[0] == 503
+        assert asked[1]["retry-after"] == health[1]["retry-after"] == seconds
+    message = "the inference engine ended 3 times within 10 minutes and rests; the next start is in"
+    asked, health = told[0]
+    assert asked[2]["error"]["message"] == health[2]["message"] == f"{message} 600 s"
+    assert health[2]["status"] == "resting"
+    assert one.rests[1:] == [None]
+    assert one.server.engines[0].starts == 4
+    assert any("left alone for 10 minutes, no engine serves" in line for line in one.said)
+
+
+def test_it_rests_again_as_often_as_it_must(one: Supervised) -> None:
+    def look() -> bool:
+        if one.ended_again() and one.rests and one.rests[-1] is not None:
+            if len(one.rests) == 3:
+                return True
+            one.now = one.rests[-1].until
+        return False
+
+    one.run(look)
+    assert [rest is None for rest in one.rests] == [False, True, False]
+    assert one.server.engines[0].starts == 4
+
+
+def test_ends_by_requests_that_are_refused_since_do_not_count(one: Supervised) -> None:
+    asked: list[tuple[int, float]] = []
+    one.explained = lambda *given: asked.append(given) or 3
+
+    def look() -> bool:
+        one.ended_again()
+        return one.server.engines[0].starts == 5
+
+    one.run(look)
+    assert one.rests == []
+    assert set(asked) == {(0, 600.0)}
+    assert sum("starting again in 1.0 s" in line for line in one.said) == 4
+
+
+def test_an_engine_that_rests_is_started_once_its_ends_are_explained(one: Supervised) -> None:
+    """The gateway may convict a moment after the supervisor has seen the end."""
+
+    def look() -> bool:
+        (engine,) = one.server.engines
+        if one.ended_again() and one.rests:
+            one.explained = lambda _engine, _seconds: 1
+        return one.rests[1:] == [None] and engine.state in ("starting", "ready")
+
+    one.run(look)
+    assert one.server.engines[0].starts == 3
+    assert any("left alone for 10 minutes" in line for line in one.said)
+
+
+def test_while_one_engine_serves_nothing_rests(tmp_path: Path, port: int) -> None:
+    one = Supervised(tmp_path, port, gpus=2)
+
+    def look() -> bool:
+        first, second = one.server.engines
+        return one.front is not None and one.ended_again(second) and first.state == "ready"
+
+    one.run(look)
+    assert one.rests == []
+    assert any("left alone for 10 minutes, while the others serve" in line for line in one.said)
+
+
+def test_what_never_served_does_not_rest(one: Supervised) -> None:
+    """Nobody listens yet who could tell clients of it."""
+    (engine,) = one.server.engines
+    engine.was_ready = True  # so that each end counts as passing
+    engine._launch.runner = (sys.executable, str(STANDIN / "no_such_file.py"))
+    with pytest.raises(EndedError):
+        one.run(lambda: one.ended_again() and False)
+    assert one.rests == []
+
+
+# Engines that end at the same moment.
 
 
 class Ending:
@@ -25,36 +211,40 @@ class Ending:
         self.was_ready, self.state, self.looks = True, "ready", [first, last]
         self.url = f"http://127.0.0.1:{group}"
 
-    def start(self) -> None:
-        pass
+    def start(self, *_: Any) -> bool:
+        return True
 
-    quiet = start
+    quiet = end = start
 
     def look(self, now: float, *, last: bool = False) -> End | None:
         return self.looks[last]
-
-    def end(self, seconds: float) -> bool:
-        self.process = None
-        return True
 
 
 def ended(kind: Any) -> End:
     return End(kind=kind, message=kind, hint="none")
 
 
-def test_who_ended_as_another_is_given_up_is_told_of_too(tmp_path: Path) -> None:
-    """What it ended of would else be learned from one engine more."""
+def supervised(tmp_path: Path, *engines: Ending) -> tuple[Supervisor, list[int], list[str]]:
+    """A server of these engines, the groups that it tells the end of, and what it says."""
     told: list[int] = []
+    said: list[str] = []
     server = Supervisor(
-        plausible_plan(gpus=1), (), tmp_path, lambda _: None,
+        plausible_plan(gpus=1), (), tmp_path, said.append,
         on_end=lambda engine, _: told.append(engine.group),
     )  # fmt: skip
-    server.engines = [
+    server.engines = [*engines]  # type: ignore[list-item]
+    return server, told, said
+
+
+def test_who_ended_as_another_is_given_up_is_told_of_too(tmp_path: Path) -> None:
+    """What it ended of would else be learned from one engine more."""
+    server, told, _ = supervised(
+        tmp_path,
         Ending(0, None, ended("crash")),  # its loop has ended, and its last words may yet come
         Ending(1, ended("host_memory")),
         Ending(2, None),
         Ending(3, None, ended("out_of_memory")),
-    ]  # type: ignore[assignment]
+    )
     with pytest.raises(EndedError):
         server.run(StopSignal(), lambda _: None)
     assert told == [1, 0, 3]
@@ -62,8 +252,6 @@ def test_who_ended_as_another_is_given_up_is_told_of_too(tmp_path: Path) -> None
 
 def test_an_engine_that_a_second_signal_killed_is_not_started_again(tmp_path: Path) -> None:
     """Of several models each is followed in a thread, which the signal finds anywhere."""
-    told: list[int] = []
-    said: list[str] = []
     stop = StopSignal()
 
     class Struck(Ending):
@@ -71,13 +259,9 @@ def test_an_engine_that_a_second_signal_killed_is_not_started_again(tmp_path: Pa
             stop.strike()
             return super().look(now, last=last)
 
-    server = Supervisor(
-        plausible_plan(gpus=1), (), tmp_path, said.append,
-        on_end=lambda engine, _: told.append(engine.group),
-    )  # fmt: skip
     struck = Struck(0, ended("killed"))
     struck.process = None
-    server.engines = [struck]  # type: ignore[list-item]
+    server, told, said = supervised(tmp_path, struck)
     assert server.run(stop, lambda _: None) is signal.SIGTERM
     assert (told, said) == ([], ["stopping: SIGTERM"])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -37,31 +38,30 @@ class Engine:
 
     def __init__(self, curve: dict[str, Any], seed: int) -> None:
         self.draw = random.Random(f"{curve['name']} {seed}")
-        self.curve, self.points = curve, curve["points"]
+        self.curve = curve
         self.slope, self.bend = self.draw.gauss(0, 0.04), self.draw.gauss(0, 0.02)
         self.gains = dict(zip((8, 4), self.draw.choice(KV_GAINS), strict=True))
-
-    def tokens(self, rows: float) -> float:
-        """Tokens a second, between the points by logarithms."""
-        places = sorted(self.points)
-        high = next((place for place in places if place >= rows), places[-1])
-        low = max((place for place in places if place < high), default=high)
-        share = math.log(rows / low) / math.log(high / low) if low < rows < high else 1.0
-        return math.exp(
-            (1 - share) * math.log(self.points[low]) + share * math.log(self.points[high])
-        )
 
     def truth(self, choice: TrialChoice) -> float:
         settings, curve = choice.plan.settings, self.curve
         held = max(1, choice.plan.kv.tokens // (curve["prompt"] + curve["output"]))
         doublings = math.log2(settings.max_prefill_token_num / 4096)
         prefill = math.exp(self.slope * doublings + self.bend * doublings**2)
-        rate = self.tokens(min(settings.max_batch_size, held)) / curve["output"]
-        return rate * prefill * self.gains.get(settings.quant_policy, 1.0)
+        rows = min(settings.max_batch_size, held)
+        tokens = between(rows, sorted(curve["points"].items()))
+        return tokens / curve["output"] * prefill * self.gains.get(settings.quant_policy, 1.0)
 
     def measured(self, choice: TrialChoice) -> Any:
         rate = self.truth(choice) * math.exp(self.draw.gauss(0, NOISE))
         return replace(SEEN, requests_per_second=rate, e2e_p50=1 / rate)
+
+
+def between(rows: float, points: list[tuple[int, float]]) -> float:
+    """Tokens a second, between the points by logarithms."""
+    for (low, less), (high, more) in pairwise(points):
+        if low <= rows <= high:
+            return less * (more / less) ** (math.log(rows / low) / math.log(high / low))
+    return points[0][1] if rows < points[0][0] else points[-1][1]
 
 
 def misled(found: list[TrialChoice], seed: int) -> list[SearchPoint]:

@@ -10,15 +10,8 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
 from turbofit.core.tuning import SpeedFigures, TrialForecast
-from turbofit.launch.tune.search import (
-    SearchPoint,
-    Surrogate,
-    TrialSearch,
-    below,
-    expected_improvement,
-    meets,
-    parse_slo,
-)
+from turbofit.launch.tune import search
+from turbofit.launch.tune.search import SearchPoint, Surrogate, TrialSearch
 from turbofit.launch.tune.space import choices, forecast_of, mean_request
 from turbofit.load.spec import LoadSpec
 from turbofit.planning.plan import plan
@@ -31,8 +24,12 @@ OPTIONS = [
 ]
 
 
-def serve(search: TrialSearch, rate, starts: int = 12, ttft=lambda _: 0.1) -> list[int]:
-    tried = []
+def serve(
+    rate, slo=None, starts: int = 12, ttft=lambda _: 0.1, *, latency: bool = False
+) -> tuple[int | None, list[int]]:
+    """The best option and those that were tried, of engines that serve so much."""
+    search = TrialSearch(OPTIONS, slo or {}, latency=latency, at_once=1 if latency else 128)
+    tried: list[int] = []
     while len(tried) < starts and (index := search.next()) is not None:
         tried.append(index)
         served = rate(index)
@@ -42,48 +39,30 @@ def serve(search: TrialSearch, rate, starts: int = 12, ttft=lambda _: 0.1) -> li
                 SEEN, requests_per_second=served, ttft_p90=ttft(index), e2e_p50=1 / served
             )
         search.tell(index, figures)
-    return tried
+    return search.best(), tried
 
 
 def test_the_first_option_is_tried_first_and_the_peak_is_found() -> None:
     """It serves most at 32, whatever the forecast says."""
-    search = TrialSearch(OPTIONS, {}, latency=False, at_once=128)
-    tried = serve(search, lambda n: 30 * math.exp(-((n - 5) ** 2) / 2))
-    assert tried[0] == 0
-    assert search.best() == 5
+    best, tried = serve(lambda n: 30 * math.exp(-((n - 5) ** 2) / 2))
+    assert (best, tried[0]) == (5, 0)
     assert len(tried) < len(OPTIONS)
-
-
-def test_a_forecast_that_is_right_up_to_a_factor_needs_few_starts() -> None:
-    search = TrialSearch(OPTIONS, {}, latency=False, at_once=128)
-    tried = serve(search, lambda n: 0.3 * 2.0**n)
-    assert search.best() == 7
-    assert tried[1] == 7
-    assert len(tried) == 4
-
-
-def test_engines_that_die_are_left_and_their_neighbours_come_last() -> None:
-    search = TrialSearch(OPTIONS, {}, latency=False, at_once=128)
-    tried = serve(search, lambda n: None if n >= 5 else 2.0**n)
-    assert search.best() == 4
+    # A forecast that is right up to a factor needs few starts.
+    best, tried = serve(lambda n: 0.3 * 2.0**n)
+    assert (best, tried[1], len(tried)) == (7, 7, 4)
+    # Engines that die are left.
+    best, tried = serve(lambda n: None if n >= 5 else 2.0**n)
+    assert best == 4
     assert sorted(tried) == sorted(set(tried))
     assert TrialSearch(OPTIONS, {}, latency=False, at_once=1).best() is None
+    # Latency wants the soonest answer.
+    assert serve(lambda n: 10 - abs(n - 3), latency=True)[0] == 3
 
 
 def test_the_best_keeps_the_slo() -> None:
-    search = TrialSearch(OPTIONS, {"ttft": 1.0}, latency=False, at_once=128)
-    tried = serve(search, lambda n: 2.0**n, ttft=lambda n: 0.15 * 2**n)
-    assert search.best() == 2
-    assert tried.count(2) == 1
-    none = TrialSearch(OPTIONS, {"ttft": 1e-6}, latency=False, at_once=128)
-    serve(none, lambda n: 2.0**n)
-    assert none.best() is None
-
-
-def test_latency_wants_the_soonest_answer() -> None:
-    search = TrialSearch(OPTIONS, {}, latency=True, at_once=1)
-    serve(search, lambda n: 10 - abs(n - 3))
-    assert search.best() == 3
+    best, tried = serve(lambda n: 2.0**n, {"ttft": 1.0}, ttft=lambda n: 0.15 * 2**n)
+    assert (best, tried.count(2)) == (2, 1)
+    assert serve(lambda n: 2.0**n, {"ttft": 1e-6})[0] is None
 
 
 SEEN = SpeedFigures(
@@ -92,43 +71,37 @@ SEEN = SpeedFigures(
 )  # fmt: skip
 
 
-def test_times_and_limits() -> None:
-    assert parse_slo("ttft=2s, tpot=50ms") == {"ttft": 2.0, "tpot": 0.05}
-
-
 @pytest.mark.parametrize(
-    "text",
-    ["", "ttft", "ttft=", "ttft=0s", "itl=2s", "ttft=1s,ttft=2s", "ttft=-1s", "e2e=1d"],
+    "text", ["", "ttft", "ttft=", "ttft=0s", "itl=2s", "ttft=1s,ttft=2s", "ttft=-1s", "e2e=1d"]
 )
 def test_what_is_no_limit_is_said(text) -> None:
+    assert search.parse_slo("ttft=2s, tpot=50ms") == {"ttft": 2.0, "tpot": 0.05}
     with pytest.raises(UsageError) as caught:
-        parse_slo(text)
+        search.parse_slo(text)
     assert caught.value.message.startswith("--slo")
 
 
 def test_nine_of_ten_must_keep_it_and_nearly_all_be_answered() -> None:
-    assert meets(SEEN, {})
-    assert meets(SEEN, {"ttft": 0.5, "tpot": 0.02, "e2e": 2.0})
-    assert not meets(SEEN, {"ttft": 0.49})
-    assert meets(replace(SEEN, failed=2), {})
-    assert not meets(replace(SEEN, failed=3), {})
-    assert not meets(replace(SEEN, answered=0), {})
-
-
-def test_without_a_measurement_the_forecast_stands() -> None:
-    mean, deviation = Surrogate([], []).predict((0.0,))
-    assert mean == 0
-    assert deviation == pytest.approx(math.sqrt(1.0 + 0.3**2))
+    assert search.meets(SEEN, {})
+    assert search.meets(SEEN, {"ttft": 0.5, "tpot": 0.02, "e2e": 2.0})
+    assert not search.meets(SEEN, {"ttft": 0.49})
+    assert search.meets(replace(SEEN, failed=2), {})
+    assert not search.meets(replace(SEEN, failed=3), {})
+    assert not search.meets(replace(SEEN, answered=0), {})
 
 
 def test_one_measurement_tells_of_all_and_most_of_its_neighbours() -> None:
     """The first one settles by what factor the forecasts are wrong everywhere."""
+    deviation = pytest.approx(math.sqrt(1.0 + 0.3**2))
+    assert Surrogate([], []).predict((0.0,)) == (0, deviation)  # the forecast stands
     surrogate = Surrogate([(0.0,)], [0.5])
     means = [surrogate.predict((x,)) for x in (0.0, 1.0, 4.0)]
     assert [round(mean, 2) for mean, _ in means] == [0.5, 0.48, 0.46]
     deviations = [deviation for _, deviation in means]
     assert deviations == sorted(deviations)
     assert deviations[0] < 0.05
+    twice = Surrogate([(0.0,), (0.0,)], [0.2, 0.4])
+    assert twice.predict((0.0,))[0] == pytest.approx(0.3, abs=0.01)
 
 
 def test_it_goes_through_what_was_measured() -> None:
@@ -139,18 +112,12 @@ def test_it_goes_through_what_was_measured() -> None:
         assert surrogate.predict(point)[0] == pytest.approx(value, abs=0.03)
 
 
-def test_the_same_point_twice_is_its_mean() -> None:
-    assert Surrogate([(0.0,), (0.0,)], [0.2, 0.4]).predict((0.0,))[0] == pytest.approx(
-        0.3, abs=0.01
-    )
-
-
 def test_expected_improvement_wants_what_is_good_or_unknown() -> None:
-    assert expected_improvement(1.0, 0.1, 0.0) == pytest.approx(1.0)
-    assert expected_improvement(0.0, 1.0, 0.0) == pytest.approx(1 / math.sqrt(2 * math.pi))
-    assert expected_improvement(-3.0, 0.1, 0.0) < 1e-9
-    assert expected_improvement(0.5, 0.0, 0.2) == pytest.approx(0.3)
-    assert below(0.0, -1.0, 0.5) == pytest.approx(0.977, abs=1e-3)
+    assert search.expected_improvement(1.0, 0.1, 0.0) == pytest.approx(1.0)
+    assert search.expected_improvement(0.0, 1.0, 0.0) == pytest.approx(1 / math.sqrt(2 * math.pi))
+    assert search.expected_improvement(-3.0, 0.1, 0.0) < 1e-9
+    assert search.expected_improvement(0.5, 0.0, 0.2) == pytest.approx(0.3)
+    assert search.below(0.0, -1.0, 0.5) == pytest.approx(0.977, abs=1e-3)
 
 
 REQUEST = PlanRequest(model="internvl2-2b", on="1xrtx3090", engine="turbomind")
@@ -173,15 +140,11 @@ def test_all_keep_the_promise_and_fit_and_the_usual_plan_is_first() -> None:
     assert len({one.option.point for one in found}) == len(found)
 
 
-def test_what_is_given_is_not_changed() -> None:
+def test_what_is_given_is_not_changed_and_shapes_use_all_cards() -> None:
     fixed = REQUEST.changed(max_batch_size=8, quant_policy=4)
-    found = choices(fixed, plan(fixed), MEAN, 32, (0, 8))
-    assert {one.plan.settings.max_batch_size for one in found} == {8}
-    assert {one.plan.settings.quant_policy for one in found} == {4}
-    assert len({one.plan.settings.max_prefill_token_num for one in found}) > 1
-
-
-def test_shapes_use_all_cards() -> None:
+    settings = [one.plan.settings for one in choices(fixed, plan(fixed), MEAN, 32, (0, 8))]
+    assert {(one.max_batch_size, one.quant_policy) for one in settings} == {(8, 4)}
+    assert len({one.max_prefill_token_num for one in settings}) > 1
     request = PlanRequest(model="internvl2-8b", on="2xrtx3090", engine="turbomind")
     found = choices(request, plan(request), MEAN, 16)
     shapes = {(one.plan.parallel.tp, one.plan.parallel.replicas) for one in found}
@@ -205,11 +168,8 @@ def test_images_are_queued_where_the_forecast_gains_by_it() -> None:
     usual = plan(request)
     large = mean_request(LoadSpec.of(image_size=((3000, 3000),)))
     found = choices(request, usual, large, 32)
-    queued = [one for one in found if one.options.get("queue_images")]
+    queued = [one.plan.limits for one in found if one.options.get("queue_images")]
     assert queued
-    for one in queued:
-        assert one.plan.limits.units_per_forward <= one.plan.limits.units_per_request
-    small = choices(request, usual, MEAN, 32)
-    assert not [one for one in small if "queue_images" in one.options]
-    given = choices(request.changed(queue_images=False), usual, large, 32)
-    assert not [one for one in given if "queue_images" in one.options]
+    assert all(one.units_per_forward <= one.units_per_request for one in queued)
+    for asked, load in ((request, MEAN), (request.changed(queue_images=False), large)):
+        assert not [one for one in choices(asked, usual, load, 32) if "queue_images" in one.options]

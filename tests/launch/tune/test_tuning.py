@@ -86,16 +86,15 @@ def test_the_best_is_found() -> None:
     engines = Engines()
     found = go(engines)
     assert found.winner is not None
-    assert found.winner.max_batch_size == 16
-    assert found.winner.max_prefill_token_num == 8192
+    assert (found.winner.max_batch_size, found.winner.max_prefill_token_num) == (16, 8192)
     assert len(engines.started) <= 12
     assert found.seconds == 60.0 * len(engines.started)
 
 
 def test_starts_and_time_bound_it() -> None:
     few = go(engines := Engines(), starts=3)
-    assert len(engines.started) == 3
-    assert (len(few.trials), few.stopped) == (3, "3 settings were tried")
+    assert len(engines.started) == len(few.trials) == 3
+    assert few.stopped == "3 settings were tried"
     assert go(engines := Engines(), starts=1).best == 1
     assert len(engines.started) == 1
     short = go(engines := Engines(), seconds=200.0)
@@ -120,14 +119,14 @@ def test_what_is_under_way_says_which_trial_it_is_of_and_the_time_left() -> None
 
 def test_a_death_is_a_result_and_the_others_go_on() -> None:
     dead = TrialEnd(None, "died", "CUDA out of memory", 5.0)
-    ends = {1: dead, 2: LaunchError("no port", hint="x")}
-    found = go(Engines(ends))
-    assert [one.outcome for one in found.trials[:3]] == ["died", "unserved", "measured"]
-    assert found.trials[0].why == "CUDA out of memory"
-    assert found.trials[1].why == "no port"
+    found = go(Engines({1: dead, 2: LaunchError("no port", hint="x")}))
+    ends = [(one.outcome, one.why) for one in found.trials[:3]]
+    assert ends == [("died", "CUDA out of memory"), ("unserved", "no port"), ("measured", "")]
     assert found.winner is not None
-    every = go(Engines(dict.fromkeys(range(1, 9), dead)), starts=4)
-    assert every.best is None
+    assert go(Engines(dict.fromkeys(range(1, 9), dead)), starts=4).best is None
+    kept = go(Engines(), slo={"ttft": 0.05}, starts=5)  # which nothing keeps
+    assert kept.best is None
+    assert not any(one.meets_slo for one in kept.trials)
 
 
 def test_a_signal_leaves_the_best_of_what_was_measured() -> None:
@@ -146,12 +145,6 @@ def test_an_interrupted_one_takes_no_longer_ones_place() -> None:
     whole, part = go(Engines(), starts=4), go(Engines({3: STOP}))
     assert "the tuning before tried 4 settings" in why_not_kept(part, whole)
     assert why_not_kept(part, None) == why_not_kept(whole, part) == why_not_kept(whole, whole) == ""
-
-
-def test_an_slo_that_nothing_keeps_leaves_nothing() -> None:
-    found = go(Engines(), slo={"ttft": 0.05}, starts=5)
-    assert found.best is None
-    assert not any(one.meets_slo for one in found.trials)
 
 
 def test_a_load_is_described_with_its_length() -> None:

@@ -1,4 +1,4 @@
-"""Older engines as planning asks them, and their generations, read from data."""
+"""Older engines: generations read from data, order and sizes, and figures that were published."""
 
 from __future__ import annotations
 
@@ -6,21 +6,38 @@ import pytest
 from msgspec.structs import replace
 
 import turbofit
-from tests.memory.conftest import launch_on
+import turbofit.api
+from tests.memory.conftest import check_ledger, launch_on
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.model import Quantization
-from turbofit.core.units import MIB
+from turbofit.core.units import GIB, MIB
 from turbofit.kernels.census import released
+from turbofit.machine.source import machine_from
+from turbofit.memory.account import Account, EngineLaunch
 from turbofit.memory.engines import engine_for, engine_named
 from turbofit.memory.legacy.generations import (
+    Generation,
+    TorchGeneration,
     generation_of,
     generations,
+    legacy_constants,
+    torch_generation_of,
     torch_generations,
     unread,
 )
-from turbofit.memory.legacy.pytorch import LegacyPytorch
-from turbofit.memory.legacy.turbomind import LegacyTurbomind
+from turbofit.memory.legacy.pytorch import LegacyPytorch, LegacyTorchAccount
+from turbofit.memory.legacy.turbomind import (
+    LegacyAccount,
+    LegacyTurbomind,
+    _Forward,
+    legacy_account,
+)
+from turbofit.memory.legacy.weights import legacy_weight_classes, tower_activations, tower_bytes
+from turbofit.memory.start_outcome import outcome_at
+from turbofit.memory.turbomind.account import TurbomindAccount
+from turbofit.memory.turbomind.weights import load_constants, weight_classes
 from turbofit.memory.versions import is_legacy
+from turbofit.model.parameters import vision_parameters
 from turbofit.model.source import resolve_model
 
 
@@ -41,16 +58,20 @@ def test_older_turbominds_ran_any_tower_under_torch_and_the_oldest_none():
     assert isinstance(engine_for(resolve_model("llama-2-7b"), version="0.2.5"), LegacyTurbomind)
 
 
-def test_predict_with_the_defaults_of_the_version():
-    made = turbofit.predict("internvl2-8b", on="a100-80g", lmdeploy="0.5.3")
-    assert made.engine.version == "0.5.3"
-    assert (made.settings.max_batch_size, made.settings.cache_max_entry_count) == (128, 0.8)
-    assert (
-        turbofit.predict("internvl2-8b", on="a100-80g", lmdeploy="0.6").settings.max_batch_size
-        == 256
-    )
-    old = turbofit.predict("llama-2-7b", on="a100-80g", lmdeploy="0.2.0")
-    assert (old.settings.cache_block_seq_len, old.settings.cache_max_entry_count) == (128, 0.5)
+@pytest.mark.parametrize(
+    ("model", "version", "defaults"),
+    [
+        ("internvl2-8b", "0.5.3", (128, 0.8, 64)), ("internvl2-8b", "0.6", (256, 0.8, 64)),
+        ("llama-2-7b", "0.2.0", (128, 0.5, 128)),
+    ],
+)  # fmt: skip
+def test_predict_with_the_defaults_of_the_version(model, version, defaults):
+    made = turbofit.predict(model, on="a100-80g", lmdeploy=version)
+    assert made.engine.version == version
+    settings = made.settings
+    assert defaults == (
+        settings.max_batch_size, settings.cache_max_entry_count, settings.cache_block_seq_len
+    )  # fmt: skip
 
 
 def test_predict_from_a_log_s_free_memory_says_what_the_user_saw():
@@ -124,19 +145,13 @@ def test_widths_that_do_not_divide_were_an_assertion_before_0_6():
     odd = replace(model, text=replace(model.text, intermediate=14_338))
     assert "14338 channels" in str(LegacyTurbomind("0.5.3").tp_problem(odd, 4))
     assert LegacyTurbomind("0.6.0").tp_problem(odd, 4) is None
-
-
-def test_a_tower_under_torch_is_not_divided():
-    model = resolve_model("qwen2-vl-7b")
+    model = resolve_model("qwen2-vl-7b")  # a tower under torch is not divided
     odd = replace(model, vision=replace(model.vision, hidden=1281, merge=1))
     assert LegacyTurbomind("0.9.2").tp_problem(odd, 2) is None
     assert "merger" in str(LegacyTurbomind("0.16.0").tp_problem(odd, 2))
-
-
-@pytest.mark.parametrize(("version", "refused"), [("0.6.4", True), ("0.6.5", False)])
-def test_the_pytorch_engine_repeats_kv_heads_since_0_6_5_too(version, refused):
-    found = LegacyPytorch(version).tp_problem(resolve_model("qwen2.5-1.5b"), 4)
-    assert (found is not None) == refused
+    model = resolve_model("qwen2.5-1.5b")  # the PyTorch engine repeats KV heads since 0.6.5 too
+    assert LegacyPytorch("0.6.4").tp_problem(model, 4)
+    assert LegacyPytorch("0.6.5").tp_problem(model, 4) is None
 
 
 @pytest.mark.parametrize(
@@ -203,11 +218,336 @@ def test_every_entry_is_complete_ordered_and_names_its_sources():
         firsts = [tuple(int(n) for n in one.first.split(".")) for one in known]
         assert firsts == sorted(firsts)
         assert all(one.source for one in known)
-
-
-def test_what_an_entry_does_not_say_the_one_before_does():
+    # What an entry does not say, the one before does.
     old, new = generation_of("0.5.2"), generation_of("0.5.3")
     assert (old.forward, new.forward) == ("session", "prefill")
-    assert new.cache == old.cache
-    assert new.buffers == old.buffers
+    assert (new.cache, new.buffers) == (old.cache, old.buffers)
     assert new.source != old.source
+
+
+def launch_of(
+    name: str, rules: Generation | TorchGeneration, tp: int, on: str, **changes: object
+) -> EngineLaunch:
+    """A launch with the defaults of a generation."""
+    machine = machine_from(f"{tp}x{on}")
+    settings = {
+        "tp": tp, "max_batch_size": rules.batch_size(machine.gpus[0].name),
+        "max_prefill_token_num": rules.prefill,
+        "session_len": resolve_model(name).text.max_position_embeddings, **changes,
+    }  # fmt: skip
+    return launch_on(machine, name, units=None, **settings)
+
+
+def account(
+    name: str, version: str, *, tp: int = 1, on: str = "a100-80g", **changes: object
+) -> LegacyAccount:
+    rules = generation_of(version)
+    settings = {"cache_block_seq_len": rules.cache.block_tokens, **changes}
+    made = legacy_account(launch_of(name, rules, tp, on, **settings), load_constants(), rules)
+    assert isinstance(made, LegacyAccount)
+    return made
+
+
+def terms(made: Account, ratio: float, gpu: int = 0) -> dict[str, int]:
+    return {t.term: t.bytes for t in made.at(ratio).ledgers[gpu].ledger}
+
+
+#: InternVL2 on A100-80G with LMDeploy 0.5.2, MiB as its documentation printed them.
+PUBLISHED = [
+    ("internvl2-2b", 1, 0.8, 67140),
+    ("internvl2-2b", 4, 0.05, 7916),
+    ("internvl2-8b", 1, 0.2, 30624),
+    ("internvl2-8b", 2, 0.05, 14570),
+    ("internvl2-26b", 1, 0.8, 77310),
+    ("internvl2-26b-awq", 1, 0.1, 31656),
+]
+
+
+@pytest.mark.parametrize(("name", "tp", "ratio", "seen"), PUBLISHED)
+def test_published_memory_within_one_percent_of_the_card(name, tp, ratio, seen):
+    made = account(name, "0.5.2", tp=tp).at(ratio).ledgers[0]
+    assert abs(made.steady / MIB - seen) < 0.01 * made.total / MIB
+
+
+@pytest.mark.parametrize("version", ["0.0.14", "0.2.6", "0.4.1", "0.9.2", "0.15"])
+def test_lines_add_up_and_no_line_is_negative(version):
+    for ledger in account("internvl2-8b", version, tp=2).at(0.5).ledgers:
+        check_ledger(ledger)
+        assert all(t.bytes >= 0 for t in ledger.ledger)
+
+
+def test_a_block_is_exact():
+    assert account("internvl2-8b", "0.6.0", tp=4).block_bytes == 2 * MIB
+    assert account("internvl2-8b", "0.6.0").block_bytes == 8 * MIB
+    assert account("internvl2-8b", "0.2.6").block_bytes == 16 * MIB  # 128 tokens
+    assert account("internvl2-8b", "0.6.0", quant_policy=8).block_bytes == 33 * MIB // 8
+    # Before 0.4 the 8-bit cache is quant_policy 4.
+    assert account("internvl2-8b", "0.2.6", quant_policy=4).block_bytes == 8 * MIB
+    assert account("internvl2-8b", "0.4.0", quant_policy=4).block_bytes == 17 * MIB // 8
+
+
+def test_a_cache_is_a_count_of_blocks_or_of_sessions_or_a_ratio_of_what_is_free():
+    assert account("llama-2-7b", "0.1.0").blocks_at(1000) == 1000
+    assert account("llama-2-7b", "0.7.0").blocks_at(1000) == 1000
+    sessions = account("llama-2-7b", "0.0.14", max_batch_size=3, session_len=2048)
+    assert sessions.block_bytes == GIB
+    assert sessions.region_at(48) == 3 * GIB  # as requests come
+    assert sessions.region_at(2) == 2 * GIB
+    # Until 0.2.1 a ratio was of the card's whole memory.
+    old, new = account("internlm2.5-7b", "0.2.1"), account("internlm2.5-7b", "0.2.2")
+    usable = old.gpus[0].total - old.gpus[0].reserved
+    assert old.region_at(0.5) == usable // 2 // old.block_bytes * old.block_bytes
+    assert new.region_at(0.5) < new.free / 2
+
+
+def test_where_parts_of_the_weights_were():
+    # Embeddings were whole on every rank until 0.6.
+    old, new = account("internvl2-8b", "0.5.3", tp=4), account("internvl2-8b", "0.6.0", tp=4)
+    whole = 92556 * 4096 * 2  # 92553 rows padded to a multiple of 4
+    assert terms(old, 0.2)["weights.embedding"] == whole
+    assert terms(new, 0.2)["weights.embedding"] < whole // 3
+    # The tower is before the cache since 0.4, on the first GPU at first and then spread.
+    late, early = account("internvl2-8b", "0.3.0"), account("internvl2-8b", "0.4.0")
+    tower = terms(early, 0.5)["weights.vision_tower"]
+    assert early.free < late.free
+    assert abs(late.free - early.free - tower) < 2 * MIB
+    first, spread = account("internvl2-26b", "0.4.1", tp=4), account("internvl2-26b", "0.4.2", tp=4)
+    shares, whole = (
+        [terms(made, 0.2, rank)["weights.vision_tower"] for rank in range(4)]
+        for made in (spread, first)
+    )
+    assert whole[1:] == [0, 0, 0]
+    assert max(shares) < 0.3 * whole[0]
+    assert abs(sum(shares) - whole[0]) < 0.01 * whole[0]
+    assert spread.free > first.free + GIB
+
+
+def test_what_torch_kept_of_loading_made_the_cache_smaller_from_0_6_2_to_0_8():
+    frees = {v: account("internvl2-8b", v).free for v in ("0.6.0", "0.7.2", "0.9.0")}
+    kept = terms(account("internvl2-8b", "0.7.2"), 0.5)["torch_cache"]
+    assert frees["0.6.0"] - frees["0.7.2"] == kept
+    assert frees["0.9.0"] > frees["0.7.2"]
+    # lmdeploy#3411: 6214 blocks on an A100-80G at 0.8.
+    assert account("internvl2-8b", "0.7.3").blocks_at(0.8) == pytest.approx(6214, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("version", "align"),
+    [("0.5.3", 1), ("0.6.0", 128), ("0.6.3", 128), ("0.6.4", 64), ("0.11.1", 64), ("0.12.0", 32)],
+)
+def test_feed_forward_widths_of_each_rank_are_padded_by_the_version_s_own_size(version, align):
+    """Qwen2.5-7B's 18,944 channels are 2,368 on each of eight ranks, 37 times 64."""
+
+    def mlp(name, tp):
+        model = resolve_model(name)
+        return legacy_weight_classes(model, tp, load_constants(), generation_of(version))["mlp"]
+
+    assert mlp("qwen2.5-7b", 8) == 28 * 3 * 3584 * (-(-2368 // align) * align) * 2
+    # OpenGVLab/InternVL#1168: 35.25 GiB of experts on each of 16 cards, not 26.44.
+    experts = {"0.11.1": 35.25, "0.12.0": 26.4375}.get(version)
+    if experts:
+        assert mlp("internvl3.5-241b-a28b", 16) == experts * GIB + 94 * 128 * 4096 * 2
+
+
+@pytest.mark.parametrize("version", ["0.1.0", "0.2.1", "0.5.2", "0.11.1", "0.14.0"])
+def test_a_cache_that_is_shorter_than_the_session_bounds_every_forward(version):
+    """All sequences of a forward lie in the cache, and the engine cuts the session to it."""
+    asked = account("internlm2.5-7b", version, on="rtx3090", session_len=131072)
+    held = asked.tokens_at(0.02)
+    assert held < 8192
+    fits = account("internlm2.5-7b", version, on="rtx3090", session_len=held)
+    case, short = terms(asked, 0.02), terms(fits, 0.02)
+    assert case["text_prefill"] == short["text_prefill"]
+    assert case["sampling"] == short["sampling"]
+    # Buffers of a whole forward are made for the session as asked before 0.5.3.
+    early = version in ("0.1.0", "0.2.1", "0.5.2")
+    assert (case["hidden_states"] > short["hidden_states"]) == early
+    if version == "0.11.1":  # prefixes that sequences share count in each
+        shared = account(
+            "internlm2.5-7b", version, on="rtx3090", session_len=131072, enable_prefix_caching=True
+        )
+        assert terms(shared, 0.02)["text_prefill"] > case["text_prefill"]
+
+
+def test_the_warm_up_of_0_12_and_later_is_made_of_requests():
+    """They are refused where they are longer than the session; the ones before asked no cache."""
+    short = {"session_len": 4928, "on": "rtx3090"}
+    forwards = {
+        version: _Forward(account("internlm2.5-7b", version, **short), 4096)
+        for version in ("0.0.14", "0.5.3", "0.7.3", "0.11.1", "0.12.0", "0.15.0")
+    }
+    assert {version: forward.warmup_tokens for version, forward in forwards.items()} == {
+        "0.0.14": 0, "0.5.3": 0, "0.7.3": 8192, "0.11.1": 8192 + 128, "0.12.0": 4096,
+        "0.15.0": 4096,
+    }  # fmt: skip
+    # A session was cut to the cache from 0.1 to 0.14.
+    assert [forward.session_len for forward in forwards.values()] == [4928, *[4096] * 4, 4928]
+    assert account("internvl2-8b", "0.5.3").engine_warmup == 0
+    assert account("internvl2-8b", "0.6.2").engine_warmup > 0
+
+
+def test_0_15_waits_for_blocks_that_its_cache_has_not():
+    none = account("internvl2-26b", "0.5.2", on="rtx3090")
+    assert none.free < 0
+    assert none.cache_shortfall_at(0.8)
+    assert not account("internvl2-2b", "0.5.2", on="rtx3090").cache_shortfall_at(0.8)
+    small = account("internlm2.5-7b", "0.15.0", on="rtx3090")
+    assert outcome_at(small, 0.01).kind == "hang"
+    assert "waits without a word" in outcome_at(small, 0.01).text
+    assert outcome_at(account("internlm2.5-7b", "0.14.0", on="rtx3090"), 0.05).kind != "hang"
+
+
+def test_buffers_are_cut_with_the_session_and_since_0_12_come_before_the_cache():
+    made = account("internvl2-26b", "0.5.2")
+    small, large = terms(made, 0.05), terms(made, 0.5)
+    assert small["token_ids"] < large["token_ids"]
+    assert large["token_ids"] == 6 * 128 * 32768 * 4
+    assert terms(account("internvl2-26b", "0.12.0"), 0.05)["token_ids"] == 128 * 3 * 32768 * 4
+    # A log's free memory of 0.12 is without them.
+    before, since = (
+        account("internvl2-8b", version, on="rtx3090", free=6 * GIB)
+        for version in ("0.11.1", "0.12.0")
+    )
+    assert since.free == 6 * GIB
+    assert "token_ids" in terms(before, 0.5)
+    assert "token_ids" not in terms(since, 0.5)
+
+
+def test_native_towers_use_the_reference_account_with_older_figures():
+    rules = generation_of("0.16.0")
+    launch = launch_of("internvl2-8b", rules, 1, "a100-80g")
+    made = legacy_account(launch, load_constants(), rules)
+    assert isinstance(made, TurbomindAccount)
+    assert made.constants.ffn_align_16bit == 32
+    assert made.constants.packed["int4"]["90"].of is None  # Hopper's own layout is 0.18's
+    assert sum(weight_classes(launch.model, 1, made.constants).values()) > 0
+
+
+@pytest.mark.parametrize(
+    ("model", "card", "ratio", "free"),
+    [
+        ("internvl3.5-2b", "1xrtx5070ti", 0.1, 11_809_062_912),
+        ("qwen3-8b", "1xh100", 0.8763, 67_322_773_504),
+        ("qwen3-8b", "1xa100-80g", 0.8763, 68_538_073_088),
+    ],
+)
+def test_free_memory_of_0_17_is_the_engines(monkeypatch, model, card, ratio, free):
+    """As the binaries of 0.17.0, on the A100 of 0.16.0, read it on pretend cards.
+
+    The GEMM workspace is taken before it, and on Hopper lm_head's copy is still held. Those cards
+    held nothing else (no estimates), and their pools grew by 2 MiB, as the account's do here.
+    """
+    constants = replace(load_constants(), pool_granularity=2 * MIB)
+    monkeypatch.setattr("turbofit.memory.turbomind.account.load_constants", lambda _: constants)
+    plan = turbofit.api.predict(
+        model,
+        on=card,
+        tp=1,
+        engine="turbomind",
+        lmdeploy="0.17.0",
+        cache_max_entry_count=ratio,
+        session_len=8192 if ratio < 0.5 else 32768,
+    )
+    gpu = plan.gpus[0]
+    early = [t for t in gpu.ledger if t.phase in ("before", "context", "weights")]
+    before = sum(t.bytes for t in early if t.basis != "estimate")
+    assert 0 <= free - (gpu.total - gpu.reserved - before) <= 2 * MIB
+
+
+def test_layers_that_are_built_before_the_cache_are_no_staging():
+    """Their workspace was told as torch's staging of tensors, of which 0.6.2 had none apart."""
+    made = account("internvl2-8b", "0.6.2", on="rtx3060")
+    workspace = next(t for t in made.at(0.8).ledgers[0].ledger if t.term == "attention_workspace")
+    assert workspace.phase == "context"
+    outcome = outcome_at(made, 0.8)
+    assert outcome.kind == "load"
+    assert "staging" not in outcome.text
+
+
+# The vision tower under torch.
+
+
+@pytest.mark.parametrize("name", ["internvl2-8b", "internvl2-26b", "qwen2-vl-7b"])
+def test_a_tower_holds_its_weights_and_a_little_rounding(name):
+    model, rule = resolve_model(name), generation_of("0.5.2").vision
+    plain = vision_parameters(model.vision, model.text.hidden) * 2
+    (held,) = tower_bytes(model, 1, rule, legacy_constants())
+    assert plain <= held <= plain * 1.08
+    assert tower_bytes(model, 1, replace(rule, runs="native"), legacy_constants()) == (0,)
+    text = replace(model, vision=None)
+    assert tower_bytes(text, 2, rule, legacy_constants()) == (0, 0)
+
+
+def test_scores_of_attention_are_what_flash_attention_saves():
+    def activations(name, units, *, flash=False):
+        vision = resolve_model(name).vision
+        return tower_activations(vision, units, legacy_constants(), flash=flash)
+
+    scores = 2 * 13 * 16 * 1025**2 * 2
+    assert scores < activations("internvl2-8b", 13) < scores * 1.4
+    assert 250 * MIB < activations("internvl2-8b", 13, flash=True) < 350 * MIB
+    # Patches attend to all patches of the request.
+    assert activations("qwen2-vl-7b", 2000) > 3 * activations("qwen2-vl-7b", 1000)
+
+
+def torch_account(name, version, *, tp=1, on="a100-80g", **changes):
+    rules = torch_generation_of(version)
+    launch = launch_of(name, rules, tp, on, **changes)
+    return LegacyTorchAccount(launch, load_constants(), rules)
+
+
+def test_blocks_by_the_formula_of_the_old_and_the_new_reserve():
+    free, vocab, block = 20000 * MIB, 152064, 64 * 28 * 4 * 2 * 128 * 2
+    old = torch_account("qwen2-vl-7b", "0.7.2", free=free, max_batch_size=128)
+    assert old.block_bytes == block
+    assert old.runtime == 8192 * vocab * 7
+    assert old.blocks_at(0.8) == int((free - old.runtime) * 0.8) // block
+    new = torch_account("qwen2-vl-7b", "0.10.2", free=free, max_batch_size=128)
+    assert new.runtime == (8192 + 256) * vocab * 2
+    # The reserve is halved until 16 blocks fit.
+    few = torch_account("qwen2-vl-7b", "0.7.2", free=1400 * MIB, max_batch_size=128)
+    assert few.runtime == 1024 * vocab * 7
+    assert few.blocks_at(0.8) >= 16
+    none = torch_account("qwen2-vl-7b", "0.7.2", free=2 * MIB, max_batch_size=128)
+    assert none.cache_shortfall_at(0.8)
+
+
+@pytest.mark.parametrize(
+    ("policy", "bits"), [(8, 128 * 16 + 64), (16, 128 * 16), (42, 128 * 6 + 48)]
+)
+def test_a_block_is_as_large_as_its_quantisation_makes_it(policy, bits):
+    """fp8 has no scales; TurboQuant 4 bits a key and 2 a value, and three scales a head."""
+    made = torch_account("qwen2-vl-7b", "0.17", free=20000 * MIB, quant_policy=policy)
+    assert made.block_bytes == 64 * 28 * 4 * bits // 8
+
+
+def test_ranks_that_are_processes_have_a_server_s_context_and_since_0_7_whole_towers():
+    alone, old, new = (
+        torch_account("qwen2-vl-7b", version, tp=tp)
+        for version, tp in (("0.5.2", 1), ("0.5.2", 2), ("0.7.0", 2))
+    )
+    assert "server_context" not in terms(alone, 0.5)
+    assert "server_context" in terms(old, 0.5)
+    spread, whole = (
+        [terms(ranks, 0.5, rank)["weights.vision_tower"] for rank in (0, 1)] for ranks in (old, new)
+    )
+    assert whole[0] == whole[1] > max(spread)
+
+
+def test_images_of_a_request_meet_in_one_forward_since_0_7():
+    alone, three, before = (
+        torch_account("qwen2-vl-7b", version, images=images).units_per_forward
+        for version, images in (("0.7.2", 1), ("0.7.2", 3), ("0.5.2", 3))
+    )
+    assert three == 3 * alone
+    assert before == alone
+
+
+@pytest.mark.parametrize("name", ["mixtral-8x7b", "qwen3-30b-a3b"])
+def test_a_prefill_holds_what_all_chosen_experts_make(name):
+    made = torch_account(name, "0.11.0", tp=2, session_len=4096)
+    text, tokens = resolve_model(name).text, made.settings.max_prefill_token_num
+    moe = text.moe
+    each = moe.experts_per_token * (3 * moe.intermediate // 2 + text.hidden)
+    prefill = next(t.bytes for t in made.transients if t.term == "text_prefill")
+    assert prefill >= tokens * (each + 4 * text.hidden) * 2

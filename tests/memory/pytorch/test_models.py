@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from tests.memory.pytorch.test_account import CONSTANTS, account, problem, tp_problem
+from tests.memory.pytorch.test_account import CONSTANTS, account, tp_problem
 from turbofit import api
 from turbofit.core.model import Model, Quantization
 from turbofit.core.plan import Settings
@@ -48,6 +48,8 @@ def cut(name: str, layers: int, experts: int = 0, *, packed: bool = True) -> Mod
         (resolve_model("minicpm3-4b"), 1, 7770.3), (resolve_model("glm-4.7-flash"), 1, 57_523.7),
         (resolve_model("deepseek-v2-lite"), 1, 30_065.7),
         (resolve_model("deepseek-v2-lite"), 2, 15_066.6),
+        (cut("qwen3-omni-30b-a3b", 4), 1, 8212.5),
+        (cut("intern-s1-pro", 4, 64, packed=False), 1, 12_832.3),
     ],
 )  # fmt: skip
 def test_weights_are_the_engines(model: Model, tp: int, mib: float) -> None:
@@ -70,26 +72,32 @@ def test_weights_are_the_engines(model: Model, tp: int, mib: float) -> None:
         (cut("minicpm3-4b", 2), 1024, 29_760, 647.62, 4),
     ],
 )
-def test_a_prefill_holds_what_the_engine_held(
-    model: Model, tokens: int, context: int, seen: float, more: float
-) -> None:
+def test_a_prefill_holds_what_the_engine_held(model, tokens, context, seen, more):
     work = activations_of(model, Settings(max_batch_size=16), CONSTANTS)
     paid = work.prefill(Prefill(tokens=tokens, context=context)) / MIB
     assert seen <= paid <= seen + more
 
 
-# Experts.
+def prefill(model: Model, tokens: int = 8192, *, tp: int = 1, **forward: int) -> int:
+    work = Activations(model, Settings(tp=tp), CONSTANTS)
+    return work.prefill(Prefill(**{"tokens": tokens, "context": tokens, **forward}))
 
 
 def test_picking_a_kernel_is_paid_once_in_a_prefill_of_any_length() -> None:
-    work = Activations(cut("glm-4.5-air", 3), Settings(), CONSTANTS)
-    one, two = (work.prefill(Prefill(tokens=n, context=n)) for n in (2048, 4096))
-    assert 2 * one - two == pytest.approx(CONSTANTS.kernel_tuning, abs=2 * MIB)
+    model = cut("glm-4.5-air", 3)
+    assert 2 * prefill(model, 2048) - prefill(model, 4096) == pytest.approx(
+        CONSTANTS.kernel_tuning, abs=2 * MIB
+    )
     phi = Activations(cut("phi-3.5-moe", 2), Settings(), CONSTANTS)
     assert phi.further_pool() == CONSTANTS.page
+    # 71.2 MiB of 374 rows were seen in its graphs: partial outputs of many heads outweigh experts.
+    partial = 374 * 96 * 4 * 130 * 4
+    assert partial / MIB == pytest.approx(71.2, abs=0.1)
+    work = Activations(model, Settings(), CONSTANTS)
+    assert work.decode(374) > partial + 374 * (5 * 4096 + 4 * 96 * 128) / 2 * 2
 
 
-@pytest.mark.parametrize("name", ["deepseek-v2-lite", "qwen3-30b-a3b", "glm-4.5-air"])
+@pytest.mark.parametrize("name", ["deepseek-v2-lite", "glm-4.5-air", "qwen3.5-35b-a3b"])
 def test_a_layer_s_experts_are_laid_out_anew_on_each_rank(name: str) -> None:
     model = resolve_model(name)
     moe = model.text.moe
@@ -124,110 +132,72 @@ def test_what_torch_does_not_compile_is_three_products_more() -> None:
     assert rows - fused == 100 * 3 * 4 * 2880 * 2
 
 
-def test_partial_outputs_of_many_heads_outweigh_experts() -> None:
-    """71.2 MiB of 374 rows were seen in the graphs of GLM-4.5-Air."""
-    work = Activations(resolve_model("glm-4.5-air"), Settings(), CONSTANTS)
-    partial = 374 * 96 * 4 * 130 * 4
-    assert partial / MIB == pytest.approx(71.2, abs=0.1)
-    assert work.decode(374) > partial + 374 * (5 * 4096 + 4 * 96 * 128) / 2 * 2
+@pytest.mark.parametrize(
+    ("name", "layers", "mib"),
+    [
+        ("qwen3-vl-30b-a3b", 4, 4892.65), ("qwen3-vl-30b-a3b", 6, 6189.67),
+        ("qwen3-omni-30b-a3b", 4, 5127.2),
+    ],
+)  # fmt: skip
+def test_weights_of_each_of_two_ranks_are_the_engines(name: str, layers: int, mib: float) -> None:
+    """Qwen3-VL keeps the dense model that it made first; one rank alone frees it."""
+    model = cut(name, layers)
+    assert mib <= sum(weight_classes(model, 2).values()) / MIB <= mib + 1
+    if "vl" in name:
+        assert sum(weight_classes(model, 1).values()) == 2 * parameters(model.text, model.vision)
 
 
-@pytest.mark.parametrize(("layers", "seen"), [(4, 5_130_315_992), (6, 6_490_336_488)])
-def test_qwen3_vl_keeps_the_dense_model_that_it_made_first(layers: int, seen: int) -> None:
-    """Of each of two ranks, on pretend RTX 3090s; one rank alone frees it."""
-    model = cut("qwen3-vl-30b-a3b", layers)
-    assert seen <= sum(weight_classes(model, 2).values()) <= seen + MIB
-    assert sum(weight_classes(model, 1).values()) == 2 * parameters(model.text, model.vision)
-
-
-@pytest.mark.parametrize(("tp", "channels"), [(1, 768), (2, 384), (4, 256), (8, 128)])
+@pytest.mark.parametrize(("tp", "channels"), [(1, 768), (4, 256), (8, 128)])
 def test_experts_of_fp8_are_dealt_in_whole_blocks(tp: int, channels: int) -> None:
     """768 channels are six blocks of 128: of four ranks the first two have two of them."""
     model = resolve_model("qwen3-30b-a3b")
     packed = replace(model, quantization=Quantization(method="fp8", bits=8, group_size=128))
-    whole, held = weight_classes(packed, 1)["mlp"], weight_classes(packed, tp)["mlp"]
-    assert held == pytest.approx(whole * channels / 768, rel=1e-6)
     assert Activations(packed, Settings(tp=tp), CONSTANTS).expert == channels
     assert expert_channels(model, tp) == 768 // tp
 
 
-# Multi-head latent attention.
+@pytest.mark.parametrize(
+    ("name", "tp", "size"),
+    [
+        # Latents are keys alone, of one head.
+        ("glm-4.7-flash", 1, 47 * 32 * 576 * 2), ("glm-4.7-flash", 4, 47 * 32 * 576 * 2),
+        # MiniCPM3's are expanded before they are cached: each head's keys and padded values.
+        ("minicpm3-4b", 1, 62 * 64 * 40 * 2 * (64 + 32) * 2),
+        # LMDeploy cuts no layer's attention of Llama 4 into chunks of 8192 tokens.
+        ("llama-4-scout", 1, 2 * 48 * 8 * 64 * 128 * 2),
+        # Only attention has keys and values, not delta nets.
+        ("qwen3.5-27b", 1, 2 * 16 * 4 * 64 * 256 * 2),
+    ],
+)  # fmt: skip
+def test_what_a_block_holds(name: str, tp: int, size: int) -> None:
+    assert block_bytes(resolve_model(name).text, Settings(tp=tp)) == size
 
 
-def test_latents_are_whole_on_every_rank() -> None:
-    text = resolve_model("glm-4.7-flash").text
-    mla = text.mla
-    one, four = (weight_classes(resolve_model("glm-4.7-flash"), tp) for tp in (1, 4))
-    whole = text.layers * text.hidden * (mla.q_rank + mla.kv_rank + mla.rope_dim) * 2
-    assert four["attention"] == whole + (one["attention"] - whole) // 4
-    assert four["norms"] == one["norms"]
-    assert [four[name] * 4 for name in ("embedding", "lm_head")] == [one["embedding"]] * 2
-    for tp in (1, 4):
-        size = block_bytes(text, Settings(tp=tp))
-        assert size == text.layers * 32 * 576 * 2  # keys alone, of one head
-
-
-@pytest.mark.parametrize(("asked", "held"), [(64, 32), (32, 32), (16, 16)])
+@pytest.mark.parametrize(("asked", "held"), [(64, 32), (16, 16)])
 def test_wide_heads_have_short_blocks(asked: int, held: int) -> None:
     settings = Settings(cache_block_seq_len=asked)
     assert block_tokens(resolve_model("deepseek-v2-lite").text, settings) == held
     assert block_tokens(resolve_model("qwen3-8b").text, settings) == asked
 
 
-def test_a_long_context_is_flattened_once() -> None:
+def test_a_long_context_is_flattened_once_and_parts_of_a_step_are_kept() -> None:
     work = Activations(resolve_model("deepseek-v2-lite"), Settings(max_batch_size=1), CONSTANTS)
     long, longer = (work.prefill(Prefill(tokens=64, context=n)) for n in (1 << 20, 1 << 21))
     assert longer - long == (1 << 20) * 576 * 2
-
-
-def test_a_decoding_step_keeps_the_outputs_of_its_parts() -> None:
     model = resolve_model("deepseek-v3")
-    eight = Activations(model, Settings(tp=8), CONSTANTS).decode(256)
+    whole, eight = (Activations(model, Settings(tp=tp), CONSTANTS).decode(256) for tp in (1, 8))
     assert eight >= 256 * (128 // 8) * 4 * (512 + 2) * 4
-    assert Activations(model, Settings(tp=1), CONSTANTS).decode(256) > 4 * eight
-
-
-@pytest.mark.parametrize(
-    ("name", "policy", "words"),
-    [
-        ("glm-4.7-flash", 0, None), ("glm-4.7-flash", 8, "latent attention"),
-        ("minicpm3-4b", 0, None), ("minicpm3-4b", 16, None), ("minicpm3-4b", 17, None),
-        ("minicpm3-4b", 4, "--quant-policy 4"), ("minicpm3-4b", 8, "--quant-policy 8"),
-        ("minicpm3-4b", 42, "--quant-policy 42"),
-    ],
-)  # fmt: skip
-def test_caches_that_are_refused(name: str, policy: int, words: str | None) -> None:
-    said = problem(name, quant_policy=policy)
-    assert said is None if words is None else words in str(said)
-
-
-# MiniCPM3: latents that are expanded before they are cached, logits of every token.
-
-
-def test_each_head_s_keys_and_padded_values_are_cached() -> None:
-    model = resolve_model("minicpm3-4b")
-    assert block_bytes(model.text, Settings()) == 62 * 64 * 40 * 2 * (64 + 32) * 2
-    assert model.text.cached_latent is None
-    assert "lm_head" not in weight_classes(model, 1)
-    assert largest_loaded(model, 1) == 73448 * 2560 * 2
+    assert whole > 4 * eight
 
 
 def test_graphs_end_in_logits() -> None:
+    model = resolve_model("minicpm3-4b")
+    assert model.text.cached_latent is None
+    assert "lm_head" not in weight_classes(model, 1)
+    assert largest_loaded(model, 1) == 73448 * 2560 * 2
     work = activations_of(cut("minicpm3-4b", 2), Settings(max_batch_size=64), CONSTANTS)
     assert work.graph_buffers([1, 2, 4, 8]) == 7 * 73448 * 2
     assert work.decode(64) >= 64 * 73448 * 2
-
-
-# Kimi-K2.5, beside DeepSeek-V3.
-
-
-def test_head_and_tower_are_whole_on_every_rank() -> None:
-    one, eight = (weight_classes(resolve_model("kimi-k2.5"), tp) for tp in (1, 8))
-    assert "vision" not in one
-    for name in ("lm_head", "vision.whole", "norms"):
-        assert one[name] == eight[name]
-    for name in ("embedding", "mlp"):
-        assert one[name] == 8 * eight[name]
 
 
 def test_ranks_keep_whole_groups() -> None:
@@ -237,59 +207,28 @@ def test_ranks_keep_whole_groups() -> None:
     assert tp_problem(replace(narrow, quantization=None), 2) is None
 
 
-def test_the_first_image_leaves_tables() -> None:
-    work = Activations(resolve_model("kimi-k2.5"), Settings(tp=8), CONSTANTS)
-    assert work.tables() == 72 * MIB
-    text, image = (
-        work.prefill(Prefill(tokens=8192, context=8192, units=units)) for units in (0, 4)
-    )
-    assert image - text > 72 * MIB
-
-
-def test_experts_in_four_bits_are_not_tuned() -> None:
-    packed, plain = (
-        Activations(one, Settings(), CONSTANTS).prefill(Prefill(tokens=64, context=64))
-        for one in (resolve_model("kimi-k2.5"), cut("kimi-k2.5", 61, packed=False))
-    )
-    assert plain - packed > 200 * MIB
-
-
-# Llama 4, Intern-S1-Pro, Qwen3-Omni.
-
-
-def test_every_layer_caches_the_whole_context() -> None:
-    """LMDeploy cuts no layer's attention of Llama 4 into chunks of 8192 tokens."""
-    text = resolve_model("llama-4-scout").text
-    assert block_bytes(text, Settings()) == 2 * 48 * 8 * 64 * 128 * 2
+def test_the_first_image_leaves_tables_and_experts_in_four_bits_are_not_tuned() -> None:
+    model = resolve_model("kimi-k2.5")
+    assert Activations(model, Settings(tp=8), CONSTANTS).tables() == 72 * MIB
+    assert prefill(model, tp=8, units=4) - prefill(model, tp=8) > 72 * MIB
+    assert prefill(replace(model, quantization=None), 64) - prefill(model, 64) > 200 * MIB
 
 
 @pytest.mark.parametrize("tp", [1, 8])
 def test_experts_and_rotation_are_paid_for(tp: int) -> None:
-    work = Activations(resolve_model("llama-4-scout"), Settings(tp=tp), CONSTANTS)
-    short = work.prefill(Prefill(tokens=8192, context=8192))
+    model = resolve_model("llama-4-scout")
     # Routed and shared gate and up, the weighed inputs and both outputs, at 16 bits.
-    assert short > 8192 * 2 * (2 * 2 * 8192 // tp + 3 * 5120)
-    long = work.prefill(Prefill(tokens=8192, context=10_000_000))
+    assert prefill(model, tp=tp) > 8192 * 2 * (2 * 2 * 8192 // tp + 3 * 5120)
     heads, kv = 5120 // tp, 1024 // tp
-    assert long > 2 * (8192 * (5 * heads + 5 * kv + 5 * 5120) + 2 * kv * 10_000_000)
+    least = 2 * (8192 * (5 * heads + 5 * kv + 5 * 5120) + 2 * kv * 10_000_000)
+    assert prefill(model, tp=tp, context=10_000_000) > least
 
 
 @pytest.mark.parametrize(("tp", "heads"), [(1, 4), (2, 2), (8, 1)])
 def test_each_kv_head_has_rotary_tables(tp: int, heads: int) -> None:
     model = resolve_model("intern-s1-pro")
     plain = replace(model, text=replace(model.text, fourier=0))
-    more, less = (
-        Activations(one, Settings(tp=tp), CONSTANTS).prefill(Prefill(tokens=8192, context=8192))
-        for one in (model, plain)
-    )
-    assert more - less == 8192 * 2 * (heads - 1) * 128 * 2
-
-
-@pytest.mark.parametrize(("tp", "seen"), [(1, 8212.5), (2, 5127.2)])
-def test_weights_of_qwen3_omni_are_the_engines(tp: int, seen: float) -> None:
-    """Four of its layers on pretend RTX 3090s: what the tensors ask for, of one rank."""
-    held = sum(weight_classes(cut("qwen3-omni-30b-a3b", 4), tp).values())
-    assert held == pytest.approx(seen * MIB, abs=MIB)
+    assert prefill(model, tp=tp) - prefill(plain, tp=tp) == 8192 * 2 * (heads - 1) * 128 * 2
 
 
 def test_the_tower_for_sound_is_held_and_not_read() -> None:
@@ -312,7 +251,7 @@ def test_the_worst_image_of_qwen3_omni_is_never_under() -> None:
     assert not plan.takes_videos
 
 
-SIZES = ["qwen3.5-4b", "qwen3.5-9b", "qwen3.5-27b", "qwen3.5-35b-a3b"]
+SIZES = ["qwen3.5-4b", "qwen3.5-27b", "qwen3.5-35b-a3b"]
 #: Of the 27B: 48 layers of 10,240 channels and 48 heads of 128 x 128.
 WINDOW, STATE = 48 * 10_240 * 4 * 2, 48 * 48 * 128 * 128 * 2
 
@@ -324,16 +263,9 @@ def ledger(one: PytorchAccount, ratio: float = 0.5) -> dict[str, int]:
 @pytest.mark.parametrize("tp", [1, 2, 4])
 def test_a_slot_for_each_sequence_and_two(tp: int) -> None:
     text = resolve_model("qwen3.5-27b").text
-    settings = Settings(tp=tp, max_batch_size=8)
-    assert state_bytes(text, settings) == 10 * (WINDOW + STATE) // tp
-    assert state_bytes(text, replace(settings, session_len=10, quant_policy=8)) == (
-        10 * (WINDOW + STATE) // tp
-    )
-
-
-def test_only_attention_has_keys_and_values() -> None:
-    text = resolve_model("qwen3.5-27b").text
-    assert block_bytes(text, Settings()) == 2 * 16 * 4 * 64 * 256 * 2
+    for settings in (Settings(), Settings(session_len=10, quant_policy=8)):
+        slots = state_bytes(text, replace(settings, tp=tp, max_batch_size=8))
+        assert slots == 10 * (WINDOW + STATE) // tp
     assert state_bytes(resolve_model("qwen3-vl-8b").text, Settings()) == 0
 
 
@@ -348,21 +280,16 @@ def test_states_come_off_what_is_free_before_the_ratio() -> None:
     assert 0 <= found["state_cache"] - 10 * (WINDOW + STATE) < CONSTANTS.page
     assert list(found).index("state_cache") == list(found).index("kv_cache") + 1
     assert "state_cache" not in ledger(account("qwen2-vl-7b"))
-
-
-def test_more_sequences_leave_less_for_keys() -> None:
-    few, many = (account("qwen3.5-27b", on="1xh100", max_batch_size=n) for n in (8, 64))
+    # More sequences leave less for keys.
+    few, many, most = (account("qwen3.5-27b", on="1xh100", max_batch_size=n) for n in (8, 64, 512))
     assert many.ratio_base < few.ratio_base - 56 * (WINDOW + STATE)
     assert ledger(many)["state_cache"] > 6 * ledger(few)["state_cache"]
     # Short prompts of all of them can meet in one forward, each with its state.
     first, second = (max(t.bytes for t in one.transients if t.term == "text_prefill")
                      for one in (few, many))  # fmt: skip
     assert second - first >= 56 * 48 * 128 * 128 * 8
-    assert account("qwen3.5-27b", on="1xh100", max_batch_size=512).best_ratio() is None
-
-
-def test_a_state_cache_that_does_not_fit_is_told_before_the_start() -> None:
-    fate = outcome_at(account("qwen3.5-27b", on="1xh100", max_batch_size=512), 0.8)
+    assert most.best_ratio() is None
+    fate = outcome_at(most, 0.8)
     assert (fate.kind, "state_cache 38.0 GiB" in fate.text) == ("buffers", True), fate.text
 
 
@@ -377,13 +304,9 @@ def test_ranks_share_all_but_the_norms(name: str) -> None:
     # At 16 bits, but for what is at 32: two biases, and the decay that is kept besides.
     total = sum(weight_classes(model, 1).values())
     assert total == 2 * model.parameters + delta.layers * delta.value_heads * (2 * 2 + 4)
-    down = model.text.hidden * max(model.text.intermediate, delta.values) * 2
-    moe = model.text.moe
-    if moe is None:
+    if model.text.moe is None:
+        down = model.text.hidden * max(model.text.intermediate, delta.values) * 2
         assert largest_loaded(model, 2) - largest_loaded(model, 1) == down
-    else:
-        experts = moe.experts * 3 * model.text.hidden * moe.intermediate * 2
-        assert [largest_loaded(model, tp) for tp in (1, 2)] == [experts, experts // 2]
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -391,7 +314,6 @@ def test_a_delta_net_holds_more_than_its_tensors(name: str) -> None:
     """No less than what fla's own chunked forward returns and keeps, in a layer of its own."""
     model = resolve_model(name)
     delta = model.text.delta
-    assert delta is not None
     tokens, sequences = 8192, 4
     work = Activations(model, Settings(max_batch_size=sequences), CONSTANTS)
     found = work.prefill(Prefill(tokens=tokens, context=tokens, sequences=sequences))

@@ -5,10 +5,12 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 import pytest
+from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Gpu
 from turbofit.core.model import Model, ModelSource, Quantization, TextDims
+from turbofit.core.units import GIB
 from turbofit.memory.transformers.activations import Load, ModelCopy, device_map, place_all
 from turbofit.memory.transformers.components import _LAYOUTS, components, layout_of, names_here
 from turbofit.model.presets import preset_model
@@ -28,6 +30,9 @@ TOWER = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
     "image_size": 28, "patch_size": 14,
 }  # fmt: skip
+QWEN_TOWER = {
+    "depth": 2, "hidden_size": 32, "out_hidden_size": 64, "num_heads": 2, "intermediate_size": 64,
+}  # fmt: skip
 VISION = {
     "LlavaForConditionalGeneration": {"model_type": "clip_vision_model", **TOWER},
     "LlavaNextForConditionalGeneration": {"model_type": "clip_vision_model", **TOWER},
@@ -43,18 +48,9 @@ VISION = {
     "Qwen2VLForConditionalGeneration": {
         "depth": 2, "embed_dim": 32, "hidden_size": 64, "num_heads": 2,
     },
-    "Qwen2_5_VLForConditionalGeneration": {
-        "depth": 2, "hidden_size": 32, "out_hidden_size": 64, "num_heads": 2,
-        "intermediate_size": 64,
-    },
-    "Qwen2_5OmniThinkerForConditionalGeneration": {
-        "depth": 2, "hidden_size": 32, "out_hidden_size": 64, "num_heads": 2,
-        "intermediate_size": 64,
-    },
-    "Qwen3VLForConditionalGeneration": {
-        "depth": 2, "hidden_size": 32, "out_hidden_size": 64, "num_heads": 2,
-        "intermediate_size": 64, "deepstack_visual_indexes": [0],
-    },
+    "Qwen2_5_VLForConditionalGeneration": QWEN_TOWER,
+    "Qwen2_5OmniThinkerForConditionalGeneration": QWEN_TOWER,
+    "Qwen3VLForConditionalGeneration": {**QWEN_TOWER, "deepstack_visual_indexes": [0]},
 }  # fmt: skip
 SOUND = {"encoder_layers": 2, "d_model": 32, "encoder_attention_heads": 2, "output_dim": 64}
 #: Of a model that also speaks the server loads the thinker.
@@ -62,8 +58,9 @@ LOADED = dict.fromkeys(
     ("Qwen2_5OmniModel", "Qwen2_5OmniForConditionalGeneration"),
     "Qwen2_5OmniThinkerForConditionalGeneration",
 )
-INSIDE = {"LlavaOnevisionForConditionalGeneration": "qwen2", "InternVLForConditionalGeneration":
-          "qwen2"}  # fmt: skip
+INSIDE = dict.fromkeys(
+    ("LlavaOnevisionForConditionalGeneration", "InternVLForConditionalGeneration"), "qwen2"
+)
 
 
 def tiny(architecture):
@@ -75,8 +72,8 @@ def tiny(architecture):
     kind = getattr(transformers, architecture)
     vision = VISION.get(architecture)
     if vision is None:
-        config = kind.config_class(**(MOE if "Mo" in architecture or "Mix" in architecture
-                                      else TEXT))  # fmt: skip
+        experts = "Mo" in architecture or "Mix" in architecture
+        config = kind.config_class(**(MOE if experts else TEXT))
     else:
         text = dict(TEXT)
         if "Llava" in architecture or "Intern" in architecture:
@@ -117,9 +114,8 @@ def test_a_map_names_every_parameter_and_buffer_once(architecture):
     covers = {name: [key for key in placed if name == key or name.startswith(f"{key}.")]
               for name in names}  # fmt: skip
     assert {name: keys for name, keys in covers.items() if len(keys) != 1} == {}
-    used = {keys[0] for keys in covers.values()}
-    idle = set(placed) - used
-    assert idle <= {"lm_head", "model.image_newline"} or not idle
+    idle = set(placed) - {key for keys in covers.values() for key in keys}
+    assert idle <= {"lm_head", "model.image_newline"}
 
 
 @pytest.mark.parametrize("name", ["qwen2-vl-7b", "qwen2-vl-2b", "qwen2.5-7b", "mixtral-8x7b"])
@@ -130,36 +126,20 @@ def test_components_are_the_whole_model(name):
     # Each layer is rounded up to a whole element.
     assert 0 <= over <= 2 * model.text.layers
     assert parts.tied == model.text.tie_word_embeddings
-
-
-def test_a_tower_for_sound_is_held_with_its_positions():
-    """9,414,609,568 bytes were requested of torch: 672 more, rounding and frequencies."""
-    model = preset_model("qwen2.5-omni-3b")
-    parts = components(model, "bfloat16")
-    assert parts.weights == model.weight_bytes + 1500 * 1280 * 4 == 9_414_608_896
-
-
-def test_published_sizes():
-    parts = components(preset_model("qwen2-vl-7b"), "bfloat16")
-    gib = 1 << 30
-    # 15.44 GiB: vision 1.26, embeddings and head 1.02 each, 28 layers of 0.434, read from the
-    # checkpoint's headers.
-    assert [round(size / gib, 2) for size in (parts.vision, parts.embeddings, parts.head)] == [
-        1.26, 1.02, 1.02,
-    ]  # fmt: skip
-    assert round(parts.layers[0].weights / gib, 3) == 0.434
-    # 2 x 4 heads x 128 channels x 2 bytes.
-    assert parts.layers[0].kv_per_token == 2048
+    if name == "qwen2-vl-7b":  # read from the checkpoint's headers, in GiB
+        sizes = (parts.vision, parts.embeddings, parts.head, parts.layers[0].weights)
+        assert [round(size / GIB, 3) for size in sizes] == [1.259, 1.015, 1.015, 0.434]
+        assert parts.layers[0].kv_per_token == 2 * 4 * 128 * 2
+    # A tower for sound is held with its positions: 9,414,609,568 bytes were requested of torch,
+    # 672 more, rounding and frequencies.
+    omni = preset_model("qwen2.5-omni-3b")
+    held = components(omni, "bfloat16").weights
+    assert held == omni.weight_bytes + 1500 * 1280 * 4 == 9_414_608_896
 
 
 def test_what_it_does_not_run_is_refused():
-    with pytest.raises(UsageError, match="InternVLChatModel"):
-        layout_of(preset_model("internvl2-8b"))
-    quantized = described("LlamaForCausalLM")
-    import msgspec
-
-    quantized = msgspec.structs.replace(
-        quantized, quantization=Quantization(method="awq", bits=4, group_size=128)
-    )
-    with pytest.raises(UsageError, match="awq"):
-        layout_of(quantized)
+    packed = Quantization(method="awq", bits=4, group_size=128)
+    quantized = replace(described("LlamaForCausalLM"), quantization=packed)
+    for model, word in ((preset_model("internvl2-8b"), "InternVLChatModel"), (quantized, "awq")):
+        with pytest.raises(UsageError, match=word):
+            layout_of(model)

@@ -24,22 +24,28 @@ def omni(tmp_path_factory):
     return tiny_omni(tmp_path_factory.mktemp("omni"))
 
 
-def stored(folder):
-    from safetensors.torch import load_file
-
-    return load_file(folder / "model.safetensors")
-
-
 def test_of_a_model_that_speaks_the_thinker_alone_is_loaded(omni):
     import torch
+    from safetensors.torch import load_file
 
-    model = load_model(str(omni), device_map=OMNI_MAP, dtype="float32")
+    model, processor = load_model(str(omni), dtype="float32"), load_processor(str(omni))
     assert type(model).__name__ == "Qwen2_5OmniThinkerForConditionalGeneration"
-    files = stored(omni)
+    assert type(processor).__name__ == "Qwen2_5OmniProcessor"
+    files = load_file(omni / "model.safetensors")
     assert "talker.model.norm.weight" in files
-    for name, one in model.state_dict().items():
-        assert torch.equal(one, files[f"thinker.{name}"]), name
-    assert type(load_processor(str(omni))).__name__ == "Qwen2_5OmniProcessor"
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, files[f"thinker.{name}"]), name
+    # An answer ends at the tokenizer's end where no file names one: Transformers leaves it open,
+    # and would write until the context is full.
+    assert model.generation_config.eos_token_id == processor.tokenizer.eos_token_id is not None
+    # Only the last logits are made.
+    with torch.no_grad():
+        ids = torch.tensor(WORDS)
+        made = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+        whole = model.model(input_ids=ids, attention_mask=torch.ones_like(ids))[0]
+        last = torch.nn.functional.linear(whole[:, -1:], model.lm_head.weight)
+    assert made.shape == (1, 1, model.config.text_config.vocab_size)
+    assert torch.equal(made, last)
 
 
 def test_the_map_of_the_thinker_names_the_modules_of_this_transformers(omni, monkeypatch):
@@ -62,26 +68,6 @@ def test_the_map_of_the_thinker_names_the_modules_of_this_transformers(omni, mon
         monkeypatch.setattr(components, "_transformers", lambda library=library: library)
         named = names_here({"model.layers.1": 0, "visual": 1, "lm_head": 2})
         assert named == {f"{text}.layers.1": 0, vision: 1, "lm_head": 2}
-
-
-def test_an_answer_ends_at_the_tokenizer_s_end_where_no_file_names_one(omni):
-    """Transformers leaves it open, and would write until the context is full."""
-    model = load_model(str(omni), dtype="float32")
-    tokenizer = load_processor(str(omni)).tokenizer
-    assert model.generation_config.eos_token_id == tokenizer.eos_token_id is not None
-
-
-def test_only_the_last_logits_are_made(omni):
-    import torch
-
-    model = load_model(str(omni), dtype="float32")
-    with torch.no_grad():
-        ids = torch.tensor(WORDS)
-        made = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
-        whole = model.model(input_ids=ids, attention_mask=torch.ones_like(ids))[0]
-        last = torch.nn.functional.linear(whole[:, -1:], model.lm_head.weight)
-    assert made.shape == (1, 1, model.config.text_config.vocab_size)
-    assert torch.equal(made, last)
 
 
 def test_other_models_are_as_transformers_loads_them(tmp_path):

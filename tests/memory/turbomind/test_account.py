@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 import turbofit
-from tests.memory.conftest import Case, card, launch_on, machine_of
+from tests.memory.conftest import Case, card, check_ledger, launch_on, machine_of
 from tests.sweep import part
 from turbofit.core.errors import NoKernelError, UsageError
 from turbofit.core.units import MIB
@@ -24,19 +24,8 @@ MODELS = ["internvl2-8b", "internvl2-8b-awq", "qwen2-vl-7b", "internvl2-2b", "qw
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("ratio", [0.1, 0.5, 0.8])
 def test_a_ledger_adds_up(model, ratio):
-    account = Case(model, 2, margin=256).account(units=13)
-    for ledger in account.at(ratio).ledgers:
-        body = [t for t in ledger.ledger if t.phase != "transient"]
-        worst = [t for t in ledger.ledger if t.worst]
-        warmup = next(t for t in body if t.term == "pool_warmup").bytes
-        assert ledger.steady == sum(t.bytes for t in body)
-        assert len(worst) == 1
-        largest = max(t.bytes for t in ledger.ledger if t.phase == "transient")
-        assert worst[0].bytes == largest
-        assert ledger.peak == ledger.steady - warmup + max(warmup, largest)
-        top = max(ledger.peak, ledger.load_peak)
-        assert ledger.headroom == ledger.total - ledger.reserved - top
-        assert ledger.fits == (ledger.headroom >= ledger.margin)
+    for ledger in Case(model, 2, margin=256).account(units=13).at(ratio).ledgers:
+        check_ledger(ledger)
 
 
 @given(
@@ -64,16 +53,6 @@ def test_one_thousandth_more_does_not_fit(model, total, used, prefill, batch, un
         assert not account.fits_at(round(ratio + 0.001, 3))
 
 
-def test_the_first_gpu_stages_the_load():
-    first, second = Case("internvl2-8b", 2).account().at(0.5).ledgers
-    assert first.load_peak > second.load_peak
-    staging = first.load_peak - sum(
-        t.bytes for t in first.ledger if t.phase in ("before", "context", "weights")
-    )
-    # padded vocabulary: the embedding, lm_head raw and lm_head padded, each in pages of its own
-    assert staging / MIB == pytest.approx(3 * 724, abs=1)
-
-
 def test_hopper_fuses_the_product_of_packed_gates():
     model, case = "internvl2-8b-awq", Case("internvl2-8b-awq", 1)
     pools = [
@@ -85,30 +64,31 @@ def test_hopper_fuses_the_product_of_packed_gates():
 
 
 @pytest.mark.parametrize(
-    ("model", "tp", "staging"),
-    [("qwen2-vl-7b", 1, 3120), ("qwen2-vl-7b", 2, 2600), ("qwen2-vl-2b", 1, 1338)],
-)
-def test_staging_as_torch_measured_it(model, tp, staging):
-    """Peaks of torch's own allocator on pretend GPUs, MiB."""
-    ledger = Case(model, tp).account().at(0.5).ledgers[0]
-    held = sum(t.bytes for t in ledger.ledger if t.phase in ("before", "context", "weights"))
-    assert (ledger.load_peak - held) / MIB == pytest.approx(staging, rel=0.003)
+    ("model", "tp", "staging", "error"),
+    [
+        ("qwen2-vl-7b", 1, 3120, 9), ("qwen2-vl-7b", 2, 2600, 7), ("qwen2-vl-2b", 1, 1338, 4),
+        # Of a padded vocabulary the embedding, lm_head raw and padded, each in pages of its own.
+        ("internvl2-8b", 2, 3 * 724, 1),
+    ],
+)  # fmt: skip
+def test_staging_as_torch_measured_it(model, tp, staging, error):
+    """Peaks of torch's own allocator on pretend GPUs, MiB; the first GPU stages the load."""
+    first, *others = Case(model, tp).account().at(0.5).ledgers
+    held = sum(t.bytes for t in first.ledger if t.phase in ("before", "context", "weights"))
+    assert (first.load_peak - held) / MIB == pytest.approx(staging, abs=error)
+    assert all(first.load_peak > ledger.load_peak for ledger in others)
 
 
-def test_the_fullest_gpu_of_a_group_decides_the_cache():
+def test_what_the_cache_is_sized_by():
+    # The fullest GPU of a group.
     machine = replace(machine_of(2), gpus=(card(0), card(1, used=5000)))
     ledgers = Case("internvl2-8b", 2).account(13, machine).at(0.5).ledgers
     regions = {t.bytes for ledger in ledgers for t in ledger.ledger if t.term == "kv_cache"}
     assert len(regions) == 1
     assert ledgers[0].headroom > ledgers[1].headroom
-
-
-def test_free_at_cache_replaces_everything_before_it():
-    """The users' log: 2780 MiB free, 2224 for the cache at 0.8, 556 left."""
+    # A users' log replaces everything before it: 2780 MiB free, 2224 for the cache at 0.8.
     outcome = Case("internvl2-8b", 4).account(25, free=2780 * MIB).at(0.8)
-    assert outcome.free == 2780 * MIB
-    assert outcome.region == 2224 * MIB
-    assert outcome.free - outcome.region == 556 * MIB
+    assert (outcome.free, outcome.region) == (2780 * MIB, 2224 * MIB)
     assert [t.term for t in outcome.ledgers[0].ledger if t.phase == "before"] == ["before_cache"]
 
 
@@ -138,36 +118,24 @@ def test_weights_and_what_waits_with_them_fill_whole_steps_of_one_pool():
 @pytest.mark.parametrize(
     ("model", "on", "asked", "message"),
     [
-        ("internvl2-8b", "1xrtx3090", {"cache_block_seq_len": 48}, "needs a multiple of 32"),
         ("internvl2-8b", "1xrtx3090", {"cache_block_seq_len": 16}, "needs a multiple of 32"),
         ("internvl2-2b", "1xt4", {"cache_block_seq_len": 96}, "needs a multiple of 64"),
         ("internvl2-8b-awq", "1xrtx3090", {"model_format": "hf"}, "are stored in awq"),
-        ("internvl2-8b-awq", "1xrtx3090", {"model_format": "gptq"}, "are stored in awq"),
-        ("internvl2-8b", "1xrtx3090", {"model_format": "awq"}, "stored in bfloat16, which is hf"),
         ("internvl2-8b", "1xrtx3090", {"model_format": "fp8"}, "stored in bfloat16, which is hf"),
+        ("internvl2-8b", "1xrtx3090", {"cache_block_seq_len": 96}, None),
+        ("internvl2-2b", "1xt4", {"cache_block_seq_len": 128}, None),
+        ("internvl2-8b-awq", "1xrtx3090", {"model_format": "awq"}, None),
+        ("internvl2-8b", "1xrtx3090", {"model_format": "hf"}, None),
     ],
 )
-def test_what_cannot_be_meant_is_refused(
-    model: str, on: str, asked: dict[str, object], message: str
-) -> None:
+def test_what_cannot_be_meant_is_refused(model, on, asked, message):
     for call in (turbofit.plan, turbofit.predict):
-        with pytest.raises(UsageError, match=message):
-            call(model, on=on, engine="turbomind", **asked)
-
-
-@pytest.mark.parametrize(
-    ("model", "on", "asked"),
-    [
-        ("internvl2-8b", "1xrtx3090", {"cache_block_seq_len": 96}),
-        ("internvl2-2b", "1xt4", {"cache_block_seq_len": 128}),
-        ("internvl2-8b-awq", "1xrtx3090", {"model_format": "awq"}),
-        ("internvl2-8b", "1xrtx3090", {"model_format": "hf"}),
-    ],
-)
-def test_what_can_is_kept(model: str, on: str, asked: dict[str, object]) -> None:
-    plan = turbofit.plan(model, on=on, engine="turbomind", **asked)
-    assert plan.fits
-    assert all(getattr(plan.settings, name) == value for name, value in asked.items())
+        if message is None:
+            settings = call(model, on=on, engine="turbomind", **asked).settings
+            assert all(getattr(settings, name) == value for name, value in asked.items())
+        else:
+            with pytest.raises(UsageError, match=message):
+                call(model, on=on, engine="turbomind", **asked)
 
 
 BASE = {"max_batch_size": 8, "session_len": 4096}
@@ -189,50 +157,33 @@ def missing(census: Census, model: str, on: str, **settings: object) -> str | No
     [
         ("internvl2-8b-awq", "1xrtx5090", "float16", "int4 weights with float16"),
         ("internvl2-8b-awq", "1xb200", "float16", "all 80 are empty functions"),
-        ("internvl2-8b-awq", "1xrtx3090", "bfloat16", "int4 weights with bfloat16"),
         ("mixtral-8x7b", "1xb200", "bfloat16", "experts in bfloat16"),
-        ("qwen3-30b-a3b", "1xh100", "float16", "experts in float16"),
         ("internvl2-8b", "1xt4", "bfloat16", "attention kernel for bfloat16"),
         ("gpt-oss-20b", "1xrtx5090", "bfloat16", "mxfp4 weights with bfloat16"),
         ("gpt-oss-20b", "1xv100-32g", "float16", "with sinks, which stay in the checkpoint's"),
         ("gpt-oss-20b-bf16", "1xa100-80g", "float16", "no attention in float16 with sinks"),
-    ],
-)
-def test_pairs_without_code(census: Census, model: str, on: str, dtype: str, said: str) -> None:
-    assert said in str(missing(census, model, on, dtype=dtype))
-
-
-@pytest.mark.parametrize(
-    ("model", "on", "dtype"),
-    [
-        ("internvl2-8b", "1xrtx5090", "bfloat16"),
-        ("internvl2-8b-awq", "1xrtx3090", "float16"),
-        ("internvl2-8b-awq", "1xh100", "float16"),
-        ("internvl2-8b-awq", "1xv100-16g", "float16"),
-        ("qwen3-30b-a3b", "1xh100", "bfloat16"),
-        ("mixtral-8x7b", "1xa100-80g", "bfloat16"),
-        ("qwen2-vl-7b", "1xb200", "bfloat16"),
-        ("gpt-oss-20b", "1xrtx3090", "bfloat16"),
-        ("gpt-oss-120b", "1xh100", "bfloat16"),
+        ("internvl2-8b", "1xrtx5090", "bfloat16", None),
+        ("internvl2-8b-awq", "1xrtx3090", "float16", None),
+        ("internvl2-8b-awq", "1xv100-16g", "float16", None),
+        ("qwen3-30b-a3b", "1xh100", "bfloat16", None),
+        ("qwen2-vl-7b", "1xb200", "bfloat16", None),
+        ("gpt-oss-120b", "1xh100", "bfloat16", None),
     ],
 )
 @pytest.mark.parametrize("quant_policy", [0, 4, 8])
-def test_pairs_with_code(
-    census: Census, model: str, on: str, dtype: str, quant_policy: int
-) -> None:
-    assert missing(census, model, on, dtype=dtype, quant_policy=quant_policy) is None
+def test_pairs_with_code_and_without(census, model, on, dtype, said, quant_policy):
+    problem = missing(census, model, on, dtype=dtype, quant_policy=quant_policy)
+    assert problem is None if said is None else said in str(problem)
 
 
-def test_a_card_of_a_generation_without_code(census: Census) -> None:
+def test_a_card_of_a_generation_without_code_or_of_an_unknown_one(census: Census) -> None:
     launch = launch_on("1xb200", "internvl2-8b", **BASE)
     new = replace(launch.gpus[0], name="NVIDIA B300", compute_capability=(10, 3))
     found = missing_kernels(replace(launch, gpus=(new,)), census)
     assert str(found).startswith("no code at all for NVIDIA B300 (compute capability 10.3)")
     unread = replace(launch, gpus=(replace(new, compute_capability="NA"),))
     assert missing_kernels(unread, census) is None
-
-
-def test_of_an_unknown_capability_all_that_are_assumed_must_have_code(census: Census) -> None:
+    # Of an unknown capability all that are assumed must have code.
     assert missing(census, "internvl2-8b-awq", "24GB", dtype="float16") is None
     told = missing(census, "internvl2-8b-awq", "24GB:sm=12.0", dtype="float16")
     assert "24 GB card (compute capability 12.0)" in str(told)
@@ -240,23 +191,16 @@ def test_of_an_unknown_capability_all_that_are_assumed_must_have_code(census: Ce
     assert "24 GB card (compute capability 9.0)" in str(missing(older, "internvl2-8b", "24GB"))
 
 
-def test_the_engine_that_compiles_is_taken() -> None:
+def test_of_a_card_without_code_the_engine_that_compiles_is_taken() -> None:
     plan = turbofit.plan("internvl2-8b-awq", on="1xrtx5090")
     assert (plan.fits, plan.engine.name) == (True, "pytorch")
     assert plan.reasons[0].startswith("engine pytorch: it compiles its kernels; ")
-
-
-def test_an_engine_that_was_named_is_refused() -> None:
     with pytest.raises(NoKernelError) as caught:
         turbofit.plan("internvl2-8b-awq", on="1xrtx5090", engine="turbomind")
     assert caught.value.exit_code == 3
     assert caught.value.hint.startswith("--engine pytorch serves")
-
-
-def test_cards_with_code_are_planned_for_beside_one_without() -> None:
-    plan = turbofit.plan("internvl2-8b-awq", on="rtx3090+rtx5090", engine="turbomind")
-    assert plan.fits
-    assert plan.parallel.groups == ((0,),)
+    beside = turbofit.plan("internvl2-8b-awq", on="rtx3090+rtx5090", engine="turbomind")
+    assert (beside.fits, beside.parallel.groups) == (True, ((0,),))
 
 
 def test_predict_says_that_it_does_not_run() -> None:

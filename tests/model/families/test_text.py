@@ -2,62 +2,85 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tests.support.checkpoints import make_internvl2
-from tests.support.oracles import count
-from tests.support.tiny_checkpoints import read
-from turbofit.core.errors import UsageError
+from tests.support.tiny_checkpoints import LLAMA, read
+from tests.sweep import part
+from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.struct import to_builtins
 from turbofit.model.config import Section
 from turbofit.model.families.engines import engine_problem
-from turbofit.model.families.text import read_text
-from turbofit.model.parameters import text_parameters
-from turbofit.model.presets import preset_model
+from turbofit.model.families.registry import VISION_READERS, read_dims
+from turbofit.model.families.text import TEXT_ARCHITECTURES, read_text
+from turbofit.model.presets import known_presets, preset_model
 from turbofit.model.source import resolve_model
 from turbofit.rehearse.checkpoint.header_only import write_header
-from turbofit.rehearse.checkpoint.twin import tensors, twin_of, write_checkpoint, write_model
+from turbofit.rehearse.checkpoint.twin import (
+    config_of,
+    tensors,
+    twin_of,
+    write_checkpoint,
+    write_model,
+)
+
+S2 = "InternS2PreviewForConditionalGeneration"
 
 
 @pytest.mark.parametrize(
-    ("preset", "layers", "dense", "draft"),
+    ("preset", "layers", "dense", "unread"),
     [
-        ("gpt-oss-20b", 3, 0, None), ("gpt-oss-20b-bf16", 3, 0, None),
-        ("glm-4.5", 3, 1, ("model.layers.3.eh_proj.weight", "BF16", (5120, 2 * 5120))),
-        ("deepseek-v2-lite", 3, 1, ("model.layers.3.eh_proj.weight", "BF16", (8, 8))),
-        ("qwen3-next-80b-a3b", 4, 0, ("mtp.fc.weight", "BF16", (2048, 4096))),
+        ("gpt-oss-20b", 3, 0, []), ("gpt-oss-20b-bf16", 3, 0, []),
+        ("glm-4.5", 3, 1, [("model.layers.3.eh_proj.weight", "BF16", (5120, 2 * 5120))]),
+        ("deepseek-v2-lite", 3, 1, [("model.layers.3.eh_proj.weight", "BF16", (8, 8))]),
+        ("qwen3-next-80b-a3b", 4, 0, [("mtp.fc.weight", "BF16", (2048, 4096))]),
+        (S2, 4, 0, [
+            ("model.time_series.encoder.conv1.weight", "BF16", (768, 80, 3)),
+            ("time_series_forecaster.head.weight", "BF16", (768, 768)),
+            ("mtp.fc.weight", "BF16", (2048, 4096)),
+        ]),
     ],
 )  # fmt: skip
-def test_a_checkpoint_of_few_layers_is_read_whole(
-    tmp_path: Path, preset: str, layers: int, dense: int, draft: Any
-) -> None:
-    """As it is published: sinks, biases and packed experts; corrections and what drafts."""
-    model = preset_model(preset)
+def test_a_checkpoint_of_few_layers_is_read_whole(tmp_path, preset, layers, dense, unread):
+    """As it is published: sinks, biases and packed experts; corrections and what drafts.
+
+    Intern-S2 is Qwen3.5 with tensors of time series.
+    """
+    if preset == S2:
+        model = replace(preset_model("qwen3.5-35b-a3b"), name="Intern-S2-Preview", architecture=S2)
+    else:
+        model = preset_model(preset)
     moe, delta = model.text.moe, model.text.delta
-    assert moe is not None
     text = replace(
         model.text, layers=layers, moe=replace(moe, layers=layers - dense),
         delta=delta and replace(delta, layers=3),
     )  # fmt: skip
     twin = twin_of(replace(model, text=text))
     folder = write_model(twin, tmp_path / "m")
-    if draft:
+    if unread:
         for part in folder.glob("model*"):
             part.unlink()
-        write_header(folder / "model.safetensors", [*tensors(twin), draft])
+        write_header(folder / "model.safetensors", [*tensors(twin), *unread])
     read = resolve_model(str(folder))
-    assert read.text == text
+    assert (read.architecture, read.text, read.vision) == (model.architecture, text, model.vision)
     assert read.quantization == model.quantization
     assert not read.warnings
-    stored = sum(read.tensor_bytes.values())
+    assert bool(read.image_rule and read.image_rule.videos) is (preset == S2)
     # At 16 bits but for the corrections' 32; what drafts is not counted.
     corrections = (layers - dense) * moe.experts * 2 if moe.correction else 0
     if model.quantization is None:
+        stored = sum(read.tensor_bytes.values())
         assert read.weight_bytes == stored == 2 * read.parameters + corrections
 
 
@@ -84,83 +107,66 @@ WINDOWS: list[tuple[str, dict[str, object], int]] = [
 
 
 @pytest.mark.parametrize(("kind", "keys", "window"), WINDOWS)
-def test_a_sliding_window_is_read_as_transformers_has_it(
-    kind: str, keys: dict[str, object], window: int
-) -> None:
+def test_a_sliding_window_is_read_as_transformers_has_it(transformers, kind, keys, window):
     config = Section({"num_hidden_layers": 32, **keys}, "config.json")
     text = read_text(config, MODEL_TYPES[kind])
     assert text.window == window
     # No document of a model without a window has the field.
     assert ("sliding_window" in to_builtins(text)) == bool(window)
-
-
-@pytest.mark.lmdeploy
-@pytest.mark.parametrize(("kind", "keys", "window"), WINDOWS)
-def test_transformers_own_config_has_that_window(
-    kind: str, keys: dict[str, object], window: int
-) -> None:
-    from transformers import AutoConfig
-
-    made = AutoConfig.for_model(kind, num_hidden_layers=32, **keys)
+    made = transformers.AutoConfig.for_model(kind, num_hidden_layers=32, **keys)
     kinds = getattr(made, "layer_types", None) or ["sliding_attention"]
     assert (made.sliding_window or 0 if "sliding_attention" in kinds else 0) == window
 
 
-def test_dense_layers_among_experts():
-    moe = {
-        "architectures": ["Qwen3MoeForCausalLM"], "num_hidden_layers": 4, "mlp_only_layers": [0, 9]
-    }  # fmt: skip
-    model = read(config=moe)
-    assert model.text.moe.layers == 3
-    assert engine_problem(model, "turbomind") is None
-    for change in (
-        {"decoder_sparse_step": 2, "mlp_only_layers": []},
-        {"architectures": ["Qwen2MoeForCausalLM"]},
-    ):
-        model = read(config=moe | change)
-        assert "sparse" in engine_problem(model, "turbomind")
-        assert engine_problem(model, "pytorch") is None
-    assert read(config=moe | {"decoder_sparse_step": 3, "mlp_only_layers": []}).text.moe.layers == 1
-    with pytest.raises(UsageError):
-        read(config=moe | {"mlp_only_layers": [0, 1, 2, 3]})
+@pytest.mark.parametrize(
+    ("change", "sparse", "turbomind"),
+    [
+        ({}, 3, True), ({"decoder_sparse_step": 2, "mlp_only_layers": []}, 2, False),
+        ({"architectures": ["Qwen2MoeForCausalLM"]}, 3, False),
+        ({"decoder_sparse_step": 3, "mlp_only_layers": []}, 1, False),
+        ({"mlp_only_layers": [0, 1, 2, 3]}, None, False),
+    ],
+)  # fmt: skip
+def test_dense_layers_among_experts(change, sparse, turbomind):
+    config = {"architectures": ["Qwen3MoeForCausalLM"], "num_hidden_layers": 4} | change
+    config.setdefault("mlp_only_layers", [0, 9])
+    if sparse is None:
+        with pytest.raises(UsageError):
+            read(config=config)
+        return
+    model = read(config=config)
+    assert model.text.moe.layers == sparse
+    problem = engine_problem(model, "turbomind")
+    assert problem is None if turbomind else "sparse" in problem
+    assert engine_problem(model, "pytorch") is None
 
 
-def internvl(tmp_path, **changes):
+def internvl(tmp_path, part=None, **changes):
+    """A folder of InternVL2 whose config, or a part of it, is changed."""
     folder = make_internvl2(tmp_path / "InternVL2-1B")
     config = json.loads((folder / "config.json").read_text())
-    for path, value in changes.items():
-        *parts, key = path.split("__")
-        inner = config
-        for part in parts:
-            inner = inner[part]
-        inner[key] = value
+    (config[part] if part else config).update(changes)
     (folder / "config.json").write_text(json.dumps(config))
     return str(folder)
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("part", "changes"),
     [
-        {"ps_version": "v1"},
-        {"force_image_size": 224},
-        {"downsample_ratio": 0.3},
-        {"llm_config__architectures": []},
-        {"llm_config__architectures": ["DeepseekV4ForCausalLM"]},
-        {"llm_config": None},
-        {"vision_config": None},
-        {"vision_config__norm_type": "group_norm"},
-        {"vision_config__num_attention_heads": 5},
-        {"vision_config__image_size": 450},
-        {"vision_config__num_hidden_layers": 3},
-        {"vision_config__hidden_size": 128},
-        {"max_dynamic_patch": 10**9},
-        {"max_dynamic_patch": "12"},
-        {"use_thumbnail": 1},
+        (None, {"ps_version": "v1"}), (None, {"force_image_size": 224}),
+        (None, {"downsample_ratio": 0.3}), (None, {"llm_config": None}),
+        (None, {"vision_config": None}), (None, {"max_dynamic_patch": 10**9}),
+        (None, {"max_dynamic_patch": "12"}), (None, {"use_thumbnail": 1}),
+        ("llm_config", {"architectures": []}),
+        ("llm_config", {"architectures": ["DeepseekV4ForCausalLM"]}),
+        ("vision_config", {"norm_type": "group_norm"}),
+        ("vision_config", {"num_attention_heads": 5}), ("vision_config", {"image_size": 450}),
+        ("vision_config", {"num_hidden_layers": 3}), ("vision_config", {"hidden_size": 128}),
     ],
-)
-def test_internvl_that_would_not_run(tmp_path, changes):
+)  # fmt: skip
+def test_internvl_that_would_not_run(tmp_path, part, changes):
     with pytest.raises(UsageError):
-        resolve_model(internvl(tmp_path, **changes))
+        resolve_model(internvl(tmp_path, part, **changes))
 
 
 def test_images_are_tiled_where_there_is_no_preprocessor(tmp_path):
@@ -178,26 +184,9 @@ SMALL: dict[str, Any] = {
     "num_experts_per_tok": 2, "n_shared_experts": 2, "moe_intermediate_size": 14,
     "first_k_dense_replace": 2, "n_group": 1, "topk_group": 1, "pad_token_id": 0,
 }  # fmt: skip
-PRESETS = ["deepseek-v2-lite", "glm-4.7-flash"]
-
-
-@pytest.mark.parametrize("family", ["DeepseekV2", "DeepseekV3", "Glm4MoeLite"])
-@pytest.mark.parametrize("change", [{}, {"q_lora_rank": None}, {"attention_bias": True}])
-def test_parameters_are_transformers_own(transformers: Any, family: str, change: Any) -> None:
-    values = SMALL | change
-    config = getattr(transformers, f"{family}Config")(**values)
-    config.architectures = [f"{family}ForCausalLM"]
-    text = read_text(
-        Section(json.loads(config.to_json_string(use_diff=False)), "c"), config.architectures[0]
-    )
-    assert text.mla is not None
-    assert text.moe is not None
-    # The biases that only choose experts are buffers there.
-    buffers = text.moe.layers * text.moe.experts if text.moe.correction else 0
-    assert text.moe.correction is (family != "DeepseekV2")
-    counted = count(transformers, config.architectures[0], config)
-    assert text_parameters(text) == counted + buffers
-    assert (text.kv_heads, text.head_dim, text.mla.q_rank) == (1, 16, values["q_lora_rank"] or 0)
+PRESETS = [
+    "deepseek-v2-lite", "glm-4.7-flash", "phi-3.5-moe", "deepseek-moe-16b", "minicpm3-4b",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -207,17 +196,131 @@ def test_a_checkpoint_is_read_as_its_preset(name: str, tmp_path: Path) -> None:
     assert (found.parameters, found.warnings) == (preset.parameters, ())
 
 
+def llama4(**change: object) -> dict[str, object]:
+    vision = {"hidden_size": 1408, "vision_output_dim": 4096, "image_size": 336}
+    return {"vision_config": vision | change}
+
+
+def qwen3_5(**change: object) -> dict[str, object]:
+    return {"text_config": change, "vision_config": {"out_hidden_size": 4096}}
+
+
+def omni(part: str, **change: object) -> dict[str, object]:
+    return {"thinker_config": {part: change}}
+
+
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("family", "config", "said"),
     [
-        ({"kv_lora_rank": None}, "kv_lora_rank is missing"),
-        ({"moe_layer_freq": 2}, "dense layers behind the first"),
-        (
-            {"mlp_layer_types": ["sparse", "dense", "sparse", "sparse", "sparse"]},
-            "behind the first",
-        ),
+        ("Gemma3", {"mm_tokens_per_image": 25}, "25 does not pool 14 x 14"),
+        ("Gemma3", {"vision_config": {"vision_use_head": True}}, "pooling head"),
+        ("Gemma3", {"vision_config": {"patch_size": 999}}, "does not pool 0 x 0"),
+        ("Mllama", {"vision_config": {"vision_output_dim": 7681}}, "not 6 times 1280"),
+        ("Mllama", {"vision_config": {"attention_heads": 7}}, "does not divide"),
+        ("Mllama", {"vision_config": {"max_num_tiles": 0}}, "not within 1..256"),
+        ("Llama4", llama4(pixel_shuffle_ratio=0.3), "does not make"),
+        ("Llama4", llama4(vision_output_dim=5), "is not projector_output_dim's 4096"),
+        ("Llama4", llama4(image_size=340), "not whole windows of 28 pixels"),
+        ("Llama4", llama4(num_attention_heads=7), "does not divide"),
+        ("Qwen3_5", qwen3_5(layer_types=["linear_attention"]), "names 1 layers of 32"),
+        ("Qwen3_5", qwen3_5(layer_types=["linear_attention"] * 32), "no layer with attention"),
+        ("Qwen3_5", qwen3_5(layer_types=["moving_average"] * 32), "unknown kind: 'moving_average'"),
+        ("Qwen3_5", qwen3_5(linear_num_key_heads=5), "5 does not divide 32 value heads"),
+        ("Qwen3_5", qwen3_5(attn_output_gate=False), "is false"),
+        ("Qwen2_5Omni", omni("audio_config", output_dim=64), "output_dim"),
+        ("Qwen2_5Omni", omni("audio_config", encoder_attention_heads=3), "does not divide"),
+        ("Qwen2_5Omni", omni("vision_config", out_hidden_size=63), "out_hidden_size"),
+        ("MiniCPM3", {"q_lora_rank": None}, "q_lora_rank is null"),
+        ("MiniCPM3", {"v_head_dim": 32}, "v_head_dim is not 64"),
+        ("MiniCPM3", {"num_key_value_heads": 8}, "num_key_value_heads is not 40"),
+        ("MiniCPM3", {"num_attention_heads": 39, "num_key_value_heads": 39}, "39 does not divide"),
+        ("DeepseekV2", SMALL | {"kv_lora_rank": None}, "kv_lora_rank is missing"),
+        ("DeepseekV2", SMALL | {"moe_layer_freq": 2}, "dense layers behind the first"),
+        ("DeepseekV2", SMALL | {"mlp_layer_types": ["sparse", "dense", *["sparse"] * 3]},
+         "behind the first"),
     ],
-)
-def test_what_is_refused(change: Any, said: str) -> None:
+)  # fmt: skip
+def test_configs_that_no_engine_runs_or_that_contradict_themselves(family, config, said):
+    kind = "CausalLM" if family in {"MiniCPM3", "DeepseekV2"} else "ConditionalGeneration"
     with pytest.raises(UsageError, match=said):
-        read_text(Section(SMALL | change, "c"), "DeepseekV2ForCausalLM")
+        read(config={"architectures": [f"{family}For{kind}"], **config})
+
+
+# Every family reads any config, or refuses it as a user's error.
+
+
+GOLDEN = Path(__file__).parents[3] / "bench/golden/checkpoints.yaml"
+ARCHITECTURES = sorted({*TEXT_ARCHITECTURES, *VISION_READERS})
+
+
+@cache
+def bases():
+    """A config for each architecture: golden ones, stand-ins' of presets, those of one reader."""
+    found = {}
+    for name in known_presets():
+        with suppress(UsageError):
+            model = preset_model(name)
+            found[model.architecture] = config_of(twin_of(model))
+    for files in yaml.safe_load(GOLDEN.read_text()).values():
+        match files.get("config"):
+            case {"architectures": [str(name)]} as config:
+                found.setdefault(name, config)
+    readers = {VISION_READERS.get(name): config for name, config in found.items()}
+    return {
+        name: found.get(name) or readers.get(VISION_READERS.get(name), LLAMA)
+        for name in ARCHITECTURES
+    }
+
+
+def keys_of(value):
+    """All keys of a config and its sections."""
+    if isinstance(value, dict):
+        yield from value
+        for inner in value.values():
+            yield from keys_of(inner)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 300) | st.integers() | st.floats()
+    | st.sampled_from(ARCHITECTURES) | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner),
+    max_leaves=10,
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@settings(max_examples=part(300, 3))
+@given(st.data(), st.sampled_from(ARCHITECTURES), VALUES, VALUES)
+def test_fuzzed_configs_raise_nothing_else(data, architecture, processor, tokenizer):
+    keys = sorted({str(key) for base in bases().values() for key in keys_of(base)})
+    config = copy.deepcopy(bases()[architecture]) | {"architectures": [architecture]}
+    sections = [config, *(part for part in config.values() if isinstance(part, dict))]
+    changes = st.dictionaries(st.sampled_from(keys), VALUES, max_size=5)
+    data.draw(st.sampled_from(sections)).update(data.draw(changes))
+    files = {"preprocessor_config": processor, "tokenizer_config": tokenizer}
+    try:
+        model = read(config=config, **files)
+    except TurbofitError:
+        return
+    assert model.parameters > 0
+    assert model.weight_bytes > 0
+    for engine in ("turbomind", "pytorch", "transformers"):
+        engine_problem(model, engine)
+    if model.image_rule is not None:
+        for size in ((1, 1), (640, 480), (100, 10_000)):
+            most = model.image_rule.worst_units()
+            assert 1 <= model.image_rule.units(*size) <= most
+            assert model.image_rule.tokens(*size) <= model.image_rule.unit_tokens(most)
+
+
+TIED = {"tie_word_embeddings": True}
+
+
+@pytest.mark.parametrize(("inner", "outer"), [(TIED, {}), ({}, TIED)])
+def test_either_config_ties_the_head(inner, outer):
+    """Transformers before 5 wrote it into the text_config alone."""
+    text = {"hidden_size": 896, "num_attention_heads": 14, "num_key_value_heads": 2, **inner}
+    config = {"text_config": text, "vision_config": {"hidden_size": 896}, **outer}
+    section = Section(config, "config.json")
+    dims = read_dims(section, "Qwen2VLForConditionalGeneration", None, [])
+    assert dims.text.tie_word_embeddings

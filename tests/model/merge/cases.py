@@ -8,35 +8,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 TINY: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "vocab_size": 96,
-    "max_position_embeddings": 64,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 10000.0,
-    "hidden_act": "silu",
-    "tie_word_embeddings": False,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "torch_dtype": "bfloat16",
-}
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 32,
+    "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "vocab_size": 96, "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "hidden_act": "silu",
+    "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2, "torch_dtype": "bfloat16",
+}  # fmt: skip
 LORA: dict[str, Any] = {
-    "peft_type": "LORA",
-    "task_type": "CAUSAL_LM",
-    "r": 8,
-    "lora_alpha": 20,
-    "bias": "none",
-    "target_modules": ["q_proj", "down_proj"],
-    "inference_mode": True,
+    "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 8, "lora_alpha": 20, "bias": "none",
+    "target_modules": ["q_proj", "down_proj"], "inference_mode": True,
+}  # fmt: skip
+
+
+#: What it changes: (out, in).
+MODULES = {
+    f"model.layers.{i}.{part}": shape
+    for i in range(2)
+    for part, shape in (("self_attn.q_proj", (32, 32)), ("mlp.down_proj", (32, 48)))
 }
 
 
@@ -44,12 +37,8 @@ def dyadic(shape, salt, dtype="float32"):
     """Multiples of 1/256 below a half: seven bits, exact in every dtype used here."""
     import torch
 
-    count = 1
-    for size in shape:
-        count *= size
-    values = (
-        torch.arange(count, dtype=torch.int64) * 2654435761 + salt * 40503
-    ) % 65521 % 255 - 127
+    count = torch.arange(math.prod(shape), dtype=torch.int64)
+    values = (count * 2654435761 + salt * 40503) % 65521 % 255 - 127
     return (values.double() / 256).reshape(shape).to(getattr(torch, dtype))
 
 
@@ -114,12 +103,7 @@ def make_adapter(
 
     folder.mkdir(parents=True)
     said = {**LORA, **(config or {})}
-    if modules is None:
-        modules = {
-            f"model.layers.{i}.{part}": shape
-            for i in range(2)
-            for part, shape in (("self_attn.q_proj", (32, 32)), ("mlp.down_proj", (32, 48)))
-        }
+    modules = MODULES if modules is None else modules
     tensors = {}
     for salt, (module, (rows, columns)) in enumerate(modules.items()):
         key = f"base_model.model.{module}"
@@ -166,22 +150,14 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, tuple[int, ...]]]] = 
     "rslora": ("bfloat16", "float32", {"use_rslora": True, "r": 16, "lora_alpha": 8}, {}),
     "regex": ("bfloat16", "float32", {"target_modules": r".*layers.*(q|down)_proj"}, {}),
     "modules_to_save": (
-        "bfloat16",
-        "float32",
-        {"modules_to_save": ["lm_head"]},
+        "bfloat16", "float32", {"modules_to_save": ["lm_head"]},
         {"base_model.model.lm_head.weight": (96, 32)},
     ),
     "dora": (
-        "bfloat16",
-        "float32",
-        {"use_dora": True},
-        {
-            f"base_model.model.model.layers.{i}.{part}.lora_magnitude_vector": (32,)
-            for i in range(2)
-            for part in ("self_attn.q_proj", "mlp.down_proj")
-        },
+        "bfloat16", "float32", {"use_dora": True},
+        {f"base_model.model.{module}.lora_magnitude_vector": (32,) for module in MODULES},
     ),
-}
+}  # fmt: skip
 #: By peft 0.21.2 (torch 2.13, CPU); `test_against_peft` computes them anew where it is installed.
 #: Without DoRA, whose norms and quotients are not exact.
 GOLDEN: dict[str, str] = {
@@ -197,31 +173,17 @@ GOLDEN: dict[str, str] = {
 
 
 VISION: dict[str, Any] = {
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "image_size": 28,
-    "patch_size": 14,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
-    "projection_dim": 8,
-    "model_type": "clip_vision_model",
-}
+    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2,
+    "image_size": 28, "patch_size": 14, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
+    "projection_dim": 8, "model_type": "clip_vision_model",
+}  # fmt: skip
 LLAVA: dict[str, Any] = {
-    **TINY,
-    "architectures": ["LlavaLlamaForCausalLM"],
-    "model_type": "llava_llama",
-    "mm_vision_tower": "openai/clip-tiny-patch14-28",
-    "mm_projector_type": "mlp2x_gelu",
-    "mm_hidden_size": 16,
-    "mm_vision_select_layer": -2,
-    "mm_vision_select_feature": "patch",
-    "mm_use_im_start_end": False,
-    "mm_use_im_patch_token": False,
-    "image_aspect_ratio": "pad",
+    **TINY, "architectures": ["LlavaLlamaForCausalLM"], "model_type": "llava_llama",
+    "mm_vision_tower": "openai/clip-tiny-patch14-28", "mm_projector_type": "mlp2x_gelu",
+    "mm_hidden_size": 16, "mm_vision_select_layer": -2, "mm_vision_select_feature": "patch",
+    "mm_use_im_start_end": False, "mm_use_im_patch_token": False, "image_aspect_ratio": "pad",
     "pad_token_id": 0,
-}
+}  # fmt: skip
 
 
 def projector(prefix="model.mm_projector.", dtype="float16") -> dict[str, Any]:

@@ -53,14 +53,12 @@ def original_logits(transformers, state, clip, pixels, before, after):
     parts = {key: value.float() for key, value in projector().items()}
     with torch.no_grad():
         seen = vision(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
-        hidden = torch.nn.functional.linear(
-            seen, parts["model.mm_projector.0.weight"], parts["model.mm_projector.0.bias"]
+        first, second = (
+            (parts[f"model.mm_projector.{i}.weight"], parts[f"model.mm_projector.{i}.bias"])
+            for i in (0, 2)
         )
-        hidden = torch.nn.functional.linear(
-            torch.nn.functional.gelu(hidden),
-            parts["model.mm_projector.2.weight"],
-            parts["model.mm_projector.2.bias"],
-        )
+        hidden = torch.nn.functional.gelu(torch.nn.functional.linear(seen, *first))
+        hidden = torch.nn.functional.linear(hidden, *second)
         embed = text.get_input_embeddings()
         row = torch.cat([embed(torch.tensor([before])), hidden, embed(torch.tensor([after]))], 1)
         return text(inputs_embeds=row).logits
@@ -77,14 +75,10 @@ def language_model(base):
     state = {}
     for path in base.glob("pytorch_model*.bin"):
         state |= torch.load(path)
-    return {
-        key: value
-        for key, value in state.items()
-        if "mm_projector" not in key and "inv_freq" not in key
-    }
+    return {key: state[key] for key in state if "mm_projector" not in key and "inv_freq" not in key}
 
 
-def test_the_conversion_gives_the_logits_of_the_original(transformers, clip, converted):
+def test_the_conversion_gives_the_logits_of_the_original(transformers, clip, converted, tmp_path):
     base, out, _ = converted
     torch.manual_seed(1)
     pixels, before, after = torch.randn(1, 3, 28, 28), [1, 5, 9], [7, 20, 3]
@@ -93,9 +87,15 @@ def test_the_conversion_gives_the_logits_of_the_original(transformers, clip, con
     assert found.shape == (1, 10, 128)
     torch.testing.assert_close(found[..., :96], expected, rtol=1e-5, atol=1e-5)
     assert (found[..., 96:] <= found[..., :96].max(-1, keepdim=True).values).all()
+    # Names and shapes are those that Transformers saves.
+    model = transformers.LlavaForConditionalGeneration.from_pretrained(out, dtype="auto")
+    model.save_pretrained(tmp_path / "saved")
+    saved, tensors = load(tmp_path / "saved"), load(out)
+    assert tensors.keys() == saved.keys()
+    assert all(torch.equal(tensors[key], saved[key]) for key in saved)
 
 
-def test_its_layout_is_that_of_llava_hf(converted):
+def test_its_layout_is_that_of_llava_hf(clip, converted, tmp_path):
     base, out, said = converted
     tensors = load(out)
     assert said.converted
@@ -115,31 +115,14 @@ def test_its_layout_is_that_of_llava_hf(converted):
     assert config["image_token_index"] == 96
     assert config["pad_token_id"] == 97
     assert config["image_seq_length"] == 4
-    assert config["text_config"]["vocab_size"] == 128
-    assert config["text_config"]["num_key_value_heads"] == 1
     assert config["vision_feature_layer"] == -2
-    assert config["vision_config"]["num_attention_heads"] == 2
-    assert config["vision_config"]["image_size"] == 28
     assert json.loads((out / "generation_config.json").read_text()) == {"pad_token_id": 97}
     assert (out / "LICENSE.txt").exists()
-
-
-def test_names_and_shapes_are_those_that_transformers_saves(transformers, converted, tmp_path):
-    _, out, _ = converted
-    model = transformers.LlavaForConditionalGeneration.from_pretrained(out, dtype="auto")
-    model.save_pretrained(tmp_path / "saved")
-    expected, found = load(tmp_path / "saved"), load(out)
-    assert {key: value.shape for key, value in found.items()} == {
-        key: value.shape for key, value in expected.items()
-    }
-    assert all(torch.equal(found[key], expected[key]) for key in expected)
-
-
-def test_the_same_input_gives_the_same_output(clip, converted, tmp_path):
-    base, out, _ = converted
-    merge(str(base), None, str(tmp_path / "llava-v1.5-again"), vision_tower=str(clip))
+    # The same input gives the same output.
+    again = tmp_path / "llava-v1.5-again"
+    merge(str(base), None, str(again), vision_tower=str(clip))
     for path in out.iterdir():
-        assert path.read_bytes() == (tmp_path / "llava-v1.5-again" / path.name).read_bytes()
+        assert path.read_bytes() == (again / path.name).read_bytes()
 
 
 def test_transformers_reads_tokenizer_and_processor(transformers, converted):
@@ -166,8 +149,9 @@ def test_a_wide_picture_is_padded_where_the_original_pads(transformers, clip, tm
     from PIL import Image
 
     base = make_original(tmp_path / "base", config={"image_aspect_ratio": aspect})
-    merge(str(base), None, str(tmp_path / "llava-1.5"), vision_tower=str(clip))
-    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "llava-1.5")
+    (warning,) = merge(str(base), None, str(tmp_path / "x"), vision_tower=str(clip)).warnings
+    assert "--chat-template llava-v1" in warning  # a folder whose name gets another template
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "x")
     picture = Image.new("RGB", (56, 28), (255, 255, 255))
     corner = processor(picture, return_tensors="pt")["pixel_values"][0, :, 0, 0]
     white = (1 - torch.tensor(processor.image_mean)) / torch.tensor(processor.image_std)
@@ -178,15 +162,13 @@ def test_a_wide_picture_is_padded_where_the_original_pads(transformers, clip, tm
 
 def test_lora_over_vicuna(transformers, clip, tmp_path):
     base = make_vicuna(tmp_path / "vicuna-7b-v1.5")
-    adapter = make_llava_lora(
-        tmp_path / "lora", config={"base_model_name_or_path": "lmsys/vicuna-7b-v1.5"}
-    )
+    config = {"base_model_name_or_path": "lmsys/vicuna-7b-v1.5"}
+    adapter = make_llava_lora(tmp_path / "lora", config=config)
     out = tmp_path / "llava-v1.5-7b-merged"
     said = merge(str(base), str(adapter), str(out), vision_tower=str(clip))
     assert (said.loras, said.replaced, said.converted, said.warnings) == (4, 0, True, ())
     text = tmp_path / "text"
-    plain = make_adapter(tmp_path / "plain")
-    merge(str(base), str(plain), str(text))
+    merge(str(base), str(make_adapter(tmp_path / "plain")), str(text))
     pixels = torch.ones(1, 3, 28, 28)
     expected = original_logits(transformers, load(text), clip, pixels, [1, 2], [30])
     found = hf_logits(transformers, out, pixels, [1, 2], [30])
@@ -258,7 +240,10 @@ def test_what_the_hf_format_cannot_say(clip, tmp_path, config, words):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_lora_without_its_projector(clip, tmp_path):
+def test_parts_that_no_place_or_no_file_has(clip, tmp_path):
+    assert hf_name("model.layers.0.self_attn.rotary_emb.inv_freq") is None
+    with pytest.raises(UsageError, match=r"model\.vision_resampler"):
+        hf_name("model.vision_resampler.query")
     base, adapter = make_vicuna(tmp_path / "base"), make_llava_lora(tmp_path / "lora")
     (adapter / "non_lora_trainables.bin").unlink()
     with pytest.raises(UsageError, match="would lack multi_modal_projector") as caught:
@@ -284,12 +269,6 @@ def test_towers_that_are_none(clip, tmp_path):
         merge(str(base), None, str(tmp_path / "out"), vision_tower=str(other))
 
 
-def test_a_folder_whose_name_gets_another_template(clip, tmp_path):
-    base = make_original(tmp_path / "base")
-    (warning,) = merge(str(base), None, str(tmp_path / "x"), vision_tower=str(clip)).warnings
-    assert "--chat-template llava-v1" in warning
-
-
 def test_tokens_of_a_sentencepiece_model_stand_behind_the_models(tmp_path):
     base = make_original(tmp_path / "base", pieces=True)
     tokens = add_tokens(str(base), 96)
@@ -313,12 +292,6 @@ def test_transformers_reads_the_sentencepiece_tokenizer(transformers, clip, tmp_
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "llava-v1.5")
     assert tokenizer.convert_tokens_to_ids(["<image>", "<pad>", "w9", "</s>"]) == [96, 97, 9, 2]
     assert (tokenizer.pad_token_id, len(tokenizer)) == (97, 98)
-
-
-def test_names_that_are_not_llavas():
-    assert hf_name("model.layers.0.self_attn.rotary_emb.inv_freq") is None
-    with pytest.raises(UsageError, match=r"model\.vision_resampler"):
-        hf_name("model.vision_resampler.query")
 
 
 @pytest.mark.parametrize(

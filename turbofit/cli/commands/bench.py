@@ -1,28 +1,25 @@
-"""``turbofit bench [URL]``: a load on any OpenAI-compatible server, and what it measures."""
+"""``turbofit bench`` and ``batch``: a load that is measured, and requests that need answers."""
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.cli.command import command
-from turbofit.cli.options.common_options import (
-    FORMS,
-    HTML,
-    SERVER_OPTIONS,
-    filled,
-    grouped_options,
-    server_of,
-)
-from turbofit.cli.terminal.output import INTERRUPTED, say
-from turbofit.core.errors import UnservedError
+from turbofit.batch.batch_spec import LAUNCH_OPTIONS, BatchSpec, target_of
+from turbofit.cli.command import PATH, Argument, Option, command
+from turbofit.cli.options import common_options as common
+from turbofit.cli.terminal.output import INTERRUPTED, Form, answer, complain, say
+from turbofit.core.errors import UnservedError, UsageError
 from turbofit.core.process.progress import tell
 from turbofit.load.spec import LoadSpec
+from turbofit.planning.request import PlanRequest
 
 if TYPE_CHECKING:
-    from turbofit.cli.terminal.output import Form
+    from turbofit.batch.batch_job import BatchJob, BatchResult
     from turbofit.load.result import LoadResult
 
-_GROUPS: Final = {
+_LOAD_GROUPS: Final = {
     "requests": (
         "images", "image_size", "prompt_tokens", "prompt_spread", "shared_prefix",
         "output_tokens", "output_spread", "stop_early",
@@ -30,14 +27,14 @@ _GROUPS: Final = {
     "arrivals": ("concurrency", "rate", "evenly", "trace", "trace_speed"),
     "window": ("requests", "seconds", "warm_up", "silence", "timeout", "seed"),
 }  # fmt: skip
-LOAD_OPTIONS: Final = tuple(grouped_options(LoadSpec, _GROUPS))
+LOAD_OPTIONS: Final = tuple(common.grouped_options(LoadSpec, _LOAD_GROUPS))
 
 
 @command(
-    *SERVER_OPTIONS[:1],
-    *FORMS,
-    HTML,
-    *SERVER_OPTIONS[1:],
+    *common.SERVER_OPTIONS[:1],
+    *common.FORMS,
+    common.HTML,
+    *common.SERVER_OPTIONS[1:],
     *LOAD_OPTIONS,
     only_linux=True,
 )
@@ -48,8 +45,8 @@ def bench(
     from turbofit.launch.serve.runs import requests_at, waiting_words
     from turbofit.load.bench import bench as measure
 
-    spec = filled(LoadSpec, given)
-    address, key = server_of(url, api_key)
+    spec = common.filled(LoadSpec, given)
+    address, key = common.server_of(url, api_key)
     waiting = waiting_words(spec.at_once or 0, requests_at(address))
     if waiting:
         say(waiting)
@@ -57,10 +54,12 @@ def bench(
     show_load(result, form)
     if not result.answered and result.begun:
         worst = result.errors[0]
-        raise UnservedError(
+        error = UnservedError(
             f"no request was answered: {worst.count} times {worst.kind}",
             hint=worst.example or "see what the server logs",
         )
+        complain(error.to_dict(), as_json=False)  # stdout has its document
+        return error.exit_code
     return INTERRUPTED if result.stopped.startswith("SIG") else 0
 
 
@@ -69,3 +68,86 @@ def show_load(result: LoadResult, form: Form) -> None:
 
     footer = f"turbofit {result.turbofit_version}, measured {result.created}."
     form.show(result, load_view, footer)
+
+
+_TABLES: Final = frozenset({".csv", ".ods", ".parquet", ".tsv", ".xls", ".xlsx"})
+_BATCH_GROUPS: Final = {
+    "items": ("prompt", "image_column", "max_tokens"),
+    "output": ("retry_failed",),
+    "sending": ("timeout", "patience"),
+    "launch": LAUNCH_OPTIONS,
+}
+
+
+@command(
+    Argument("source", metavar="INPUT", type=PATH),
+    Argument("output", metavar="OUTPUT", type=PATH),
+    Option("--url", metavar="URL"),
+    Option("--model", shell_complete=common.complete_model),
+    common.API_KEY,
+    Option("--revision"),
+    common.JSON,
+    *common.grouped_options(BatchSpec, _BATCH_GROUPS),
+    *common.machine_options(),
+    *common.planning_options(),
+    only_linux=True,
+    usage="INPUT OUTPUT (--url URL | --model MODEL) [OPTIONS]",
+)
+def batch(
+    *,
+    source: str,
+    output: str,
+    url: str | None,
+    model: str | None,
+    api_key: str | None,
+    form: Form,
+    **given: Any,
+) -> int:
+    """Send and show; 3 where nothing was answered, 130 where a signal ended it."""
+    from turbofit.batch.batch_job import BatchJob
+
+    if (kind := Path(output).suffix.lower()) in _TABLES:
+        hint = f"name {Path(output).with_suffix('.jsonl')}: a line of JSON an item"
+        raise UsageError(f"{output}: answers are written as JSONL, not as {kind}", hint=hint)
+    spec = common.filled(BatchSpec, given)
+    request = common.filled(PlanRequest, {**given, "model": model or ""})
+    target = target_of(url, api_key, request)
+    tell = (lambda _: None) if form.as_json else say
+    job = BatchJob((Path(source), Path(output)), spec, target, say=tell)
+    result = asyncio.run(_stoppable(job))
+    _show_batch(result, form)
+    if job.interrupted:
+        return INTERRUPTED
+    if result.items and not result.answered:
+        raise UnservedError(
+            f"no item was answered: {result.failed:,} failed",
+            hint=f"see the error of each line of {result.output}",
+        )
+    return 0
+
+
+async def _stoppable(job: BatchJob) -> BatchResult:
+    from turbofit.core.process.signals import stop_signals
+
+    loop = asyncio.get_running_loop()
+    for number in stop_signals():
+        loop.add_signal_handler(number, job.stop)
+    return await job.run()
+
+
+def _show_batch(result: BatchResult, form: Form) -> None:
+    if form.as_json:
+        from turbofit.core.struct import to_json
+
+        answer(to_json(result))
+        return
+    sent = result.answered + result.failed - result.before
+    rate = f"{result.seconds:,.1f} s, {result.items_per_second:,.2f}/s"
+    say(
+        f"{result.output}: {result.answered:,} of {result.items:,} items answered, "
+        f"{result.failed:,} failed; {f'{sent:,} in {rate}' if sent else 'none was sent now'}"
+    )
+    if result.lowered:
+        say(f"{result.lowered:,} answers are to requests that the server lowered")
+    if result.left:
+        say(f"{result.left:,} items are left: the same command goes on from here")

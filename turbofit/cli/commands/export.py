@@ -8,17 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from turbofit.cli.command import PATH, Argument, Option, command
-from turbofit.cli.options.common_options import (
-    JSON,
-    PORT,
-    PROFILE,
-    filled,
-    machine_options,
-    model_argument,
-    planning_options,
-    sections,
-    spec_option,
-)
+from turbofit.cli.options import common_options as common
 from turbofit.cli.terminal.output import Form, answer
 from turbofit.core.errors import UsageError
 from turbofit.core.process.ports import DEFAULT_PORT
@@ -38,7 +28,9 @@ _OTHER_NAMES: Final = {
 
 
 class _Kind(click.Choice[str]):
-    """A kind of manifest, by any of its names."""
+    """A kind of manifest, by any of its names, all of which are ``words``."""
+
+    words = ("systemd", "compose", "k8s", *_OTHER_NAMES)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """The one name that `manifest` knows."""
@@ -48,14 +40,14 @@ class _Kind(click.Choice[str]):
 @command(
     Argument("kind", metavar="KIND", type=_Kind(("systemd", "compose", "k8s"))),
     Argument("plan", metavar="PLAN", type=PATH),
-    spec_option(),
+    common.spec_option(),
     Option("--name"),
-    Option("--port", type=PORT, default=DEFAULT_PORT, usual=f" (default {DEFAULT_PORT})"),
+    Option("--port", type=common.PORT, default=DEFAULT_PORT, usual=f" (default {DEFAULT_PORT})"),
     Option("--image", default=_IMAGE, usual=f" (default {_IMAGE})"),
     Option("--claim"),
     Option("--host"),
     Option("--executable", metavar="PATH"),
-    JSON,
+    common.JSON,
 )
 def export(
     *,
@@ -131,17 +123,17 @@ _HEAD: Final = """\
 
 
 @command(
-    *model_argument(),
-    *machine_options(),
+    *common.model_argument(),
+    *common.machine_options(),
     Option(
         "--out",
         metavar="FILE",
         type=PATH,
-        default=PROFILE,
-        help=f"the file (default {PROFILE}); - for stdout",
+        default=common.PROFILE,
+        help=f"the file (default {common.PROFILE}); - for stdout",
     ),
     Option("--force", is_flag=True),
-    *planning_options(),
+    *common.planning_options(),
 )
 def init(*, out: str, force: bool, **given: Any) -> int:
     """Plan, and write what was asked and what was promised."""
@@ -152,12 +144,12 @@ def init(*, out: str, force: bool, **given: Any) -> int:
 
     if out != "-" and not force and os.path.exists(out):
         raise UsageError(f"{out} is there already", hint="add --force, or name another --out")
-    request = filled(PlanRequest, given)
+    request = common.filled(PlanRequest, given)
     with under_way("planning"):
         plan = api.plan(request)
     if not plan.fits:
         raise refusal(plan)
-    text = profile_text(request, plan, file=PROFILE if out == "-" else out)
+    text = profile_text(request, plan, file=common.PROFILE if out == "-" else out)
     if out == "-":
         answer(text)
     else:
@@ -183,7 +175,7 @@ def profile_text(request: PlanRequest, plan: Plan, *, file: str) -> str:
             file=file, created=plan.created[:10], verdict=plan.verdict, chosen=chosen or "nothing"
         )
     ]
-    for heading, section in sections().items():
+    for heading, section in common.sections().items():
         fields = {name: kept[name] for name in section.fields if kept.get(name) is not None}
         if heading == "model" and len(fields) == 1:
             lines.append(f"model: {_scalar(fields['model'])}")

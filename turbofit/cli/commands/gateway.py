@@ -1,14 +1,19 @@
-"""``turbofit gateway``: the gateway alone, before any LMDeploy, or a front before nodes."""
+"""``turbofit gateway``, before any LMDeploy or nodes; ``cluster``: what a Ray cluster serves."""
 
 from __future__ import annotations
 
+import os
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.cli.command import PATH, Option, command, refuse_together
-from turbofit.cli.options.common_options import JSON, filled, options_of
-from turbofit.cli.options.gateway_options import GatewayOptions
+import click
+
+from turbofit.cli.command import PATH, Argument, Option, command, option_name, refuse_together
+from turbofit.cli.options import common_options as common
+from turbofit.cli.options.launch_options import GatewayOptions, needs_cluster, ray_address
 from turbofit.cli.terminal.output import Form, answer, note, say_cut
 from turbofit.core.errors import LaunchError, UsageError
+from turbofit.core.process.progress import under_way
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,8 +40,8 @@ _OF_NODES: Final = (
     Option("--overlay", is_flag=True),
     Option("--cluster", metavar="RAY"),
     Option("--name"),
-    JSON,
-    *options_of(GatewayOptions, group="gateway"),
+    common.JSON,
+    *common.options_of(GatewayOptions, group="gateway"),
     only_linux=True,
 )
 def gateway(
@@ -52,11 +57,10 @@ def gateway(
     **given: Any,
 ) -> int:
     """Serve until a signal ends it; 0 after a drain."""
-    from turbofit.cli.options.launch_options import needs_cluster
     from turbofit.core.process.variables import variables
     from turbofit.report.stored_documents import read_plan
 
-    options = filled(GatewayOptions, given)
+    options = common.filled(GatewayOptions, given)
     front = "cluster" if cluster is not None else "nodes" if nodes else ""
     of_one = {"plan": plan, "upstream": upstream, "overlay": overlay}
     of_one |= {name: getattr(options, name) for name in _OF_NODES}
@@ -72,9 +76,13 @@ def gateway(
     if name is not None:
         raise needs_cluster("name")
     if not plan or not upstream:
+        lacking = {
+            "--plan FILE, which turbofit plan MODEL --json > FILE writes": plan,
+            "--upstream URL, an engine's address, as http://127.0.0.1:23334": upstream,
+        }
         raise UsageError(
             "gateway needs --plan and --upstream, or --nodes, or --cluster",
-            hint="turbofit gateway --plan plan.json --upstream http://127.0.0.1:23334",
+            hint=f"add {', and '.join(text for text, value in lacking.items() if not value)}",
         )
     config = options.config(upstream_key=key)
     app = _planned(read_plan(plan), upstream, config, options.access_log, overlay=overlay)
@@ -131,9 +139,6 @@ def _front(options: GatewayOptions, nodes: Sequence[NodeAddress], **more: Any) -
 
 def _before_cluster(cluster: str, name: str | None, options: GatewayOptions, form: Form) -> int:
     """Before all nodes of what a Ray cluster serves; 0 after a drain."""
-    import os
-
-    from turbofit.cli.serving import ray_address
     from turbofit.launch.cluster.ray_adapter import client_context, connected, one_board, read
 
     with connected(ray_address(cluster)):
@@ -149,3 +154,79 @@ def _before_cluster(cluster: str, name: str | None, options: GatewayOptions, for
 
         front = _front(options, (), source=nodes, tls=client_context(os.environ))
         return _serve(front, form)
+
+
+_ACTIONS: Final = ("status", "nodes", "change", "drain")
+#: What serves looks once a second; a plan for a thousand nodes takes seconds.
+_LOOK_SECONDS: Final = 15.0
+_PLAN_SECONDS: Final = 300.0
+
+
+@command(
+    Argument("action", metavar="ACTION", type=click.Choice(_ACTIONS)),
+    Argument("node", metavar="NODE", required=False),
+    Option("--cluster", metavar="RAY", default="ray"),
+    Option("--name"),
+    Option("--pretend", is_flag=True),
+    *common.FORMS,
+    *common.planning_options(),
+    only_linux=True,
+    usage="status|nodes|change|drain [NODE] [--cluster ray:ADDRESS] [OPTIONS]",
+)
+def cluster(
+    *,
+    action: str,
+    node: str | None,
+    cluster: str,
+    name: str | None,
+    pretend: bool,
+    form: Form,
+    **given: Any,
+) -> int:
+    keywords = common.planning_keywords(given)
+    if keywords and action != "change":
+        raise UsageError(
+            f"{option_name(next(iter(keywords)))} plans, and {action} does not",
+            hint="turbofit cluster change plans again",
+        )
+    if (node is not None) != (action == "drain"):
+        raise UsageError("drain takes a node, others none", hint="turbofit cluster drain NODE")
+    address = ray_address(cluster)
+    if action == "nodes":
+        return _nodes(address, form, pretend=pretend)
+    if action == "status":
+        return _status(address, name, form)
+    question, seconds = {"kind": action, "node": node, "keywords": keywords}, _LOOK_SECONDS
+    if action == "change":
+        if not keywords:
+            hint = "give what shall be another: --context 16384"
+            raise UsageError("nothing is to change", hint=hint)
+        seconds = _PLAN_SECONDS
+    from turbofit.core.struct import to_json
+    from turbofit.launch.cluster.ray_adapter import ask, connected, one_board
+
+    with connected(address):
+        reply = ask(one_board(name), question, seconds)
+    answer(to_json(reply) if form.as_json else f"{reply['said']}\n")
+    return 0
+
+
+def _nodes(address: str | None, form: Form, *, pretend: bool) -> int:
+    from turbofit.launch.cluster.nodes import measure_nodes
+    from turbofit.report.views.several_view import nodes_view
+
+    with under_way("measuring the nodes"):
+        measured = measure_nodes(address, pretend=pretend)
+    form.show(measured, nodes_view)
+    return 0
+
+
+def _status(address: str | None, name: str | None, form: Form) -> int:
+    from turbofit.launch.cluster.ray_adapter import boards, connected, read
+    from turbofit.report.views.several_view import status_view
+
+    with connected(address):
+        statuses = [read(board)[0] for board in boards(name).values()]
+    served = [status for status in statuses if status is not None]
+    form.show(served, lambda all_: chain(*map(status_view, all_)))
+    return 0

@@ -1,15 +1,18 @@
-"""``turbofit help [COMMAND]``: all commands, or the page of one; and ``turbofit version``."""
+"""``turbofit help``, ``version`` and ``completion``: its commands, for people and for shells."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+import click
+
 import turbofit
 from turbofit.cli.command import Argument, command
+from turbofit.cli.command_group import COMMANDS, TURBOFIT, unknown_command
 from turbofit.cli.terminal.output import answer
+from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
-    import click
     from click.shell_completion import CompletionItem
 
 _ABOVE: Final = """\
@@ -26,15 +29,11 @@ touches.
 
 
 def _complete(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    from turbofit.cli.command_group import TURBOFIT
-
     return TURBOFIT.shell_complete(ctx, incomplete)
 
 
 @command(Argument("name", required=False, metavar="COMMAND", shell_complete=_complete))
 def help(name: str | None) -> int:  # noqa: A001 - the command's name
-    from turbofit.cli.command_group import COMMANDS, TURBOFIT, unknown_command
-
     if name is not None and name not in COMMANDS:
         raise unknown_command([name])
     if name is not None:
@@ -50,4 +49,35 @@ def help(name: str | None) -> int:  # noqa: A001 - the command's name
 @command()
 def version() -> int:
     answer(f"turbofit {turbofit.__version__}\n")
+    return 0
+
+
+SHELLS: Final = ("bash", "zsh", "fish")
+#: The environment variable in which a shell asks `turbofit` for completions.
+COMPLETE_VARIABLE: Final = "_TURBOFIT_COMPLETE"
+
+
+@command(Argument("shell", metavar="SHELL", type=click.Choice(SHELLS)))
+def completion(shell: str) -> int:
+    """Print the script, which asks turbofit itself at each TAB."""
+    return complete(f"{shell}_source")
+
+
+def complete(instruction: str) -> int:
+    """Answer a shell's request for its script or for completions, as the environment has it.
+
+    Raises:
+        UsageError: no shell asks so.
+    """
+    from click.shell_completion import get_completion_class
+
+    name, _, what = instruction.partition("_")
+    kind = get_completion_class(name)
+    if kind is None or what not in ("source", "complete"):
+        raise UsageError(
+            f"{COMPLETE_VARIABLE}={instruction[:40]} is no shell's question",
+            hint="unset it; turbofit completion bash prints the script that sets it",
+        )
+    shell = kind(TURBOFIT, {}, "turbofit", COMPLETE_VARIABLE)
+    answer((shell.source() if what == "source" else shell.complete()) + "\n")
     return 0

@@ -1,22 +1,21 @@
-"""``turbofit models`` and ``gpus``: what can be named instead of a checkpoint or in SPEC."""
+"""``turbofit models``, ``gpus``, ``machine``: what can be named in a plan, and what is here."""
 
 from __future__ import annotations
 
 import sys
 from typing import TYPE_CHECKING
 
-from turbofit.cli.command import Argument, command
-from turbofit.cli.options.common_options import FORMS
-from turbofit.cli.terminal.output import Form, answer, say, show
+from turbofit.cli.command import PATH, Argument, Option, command
+from turbofit.cli.options.common_options import FORMS, FULL, machine_options
+from turbofit.cli.terminal.output import Form, answer, note, say, show
+from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
+    from turbofit.core.machine import Machine
     from turbofit.core.model import Model
 
 
-@command(
-    Argument("fragments", nargs=-1, metavar="[WORD]..."),
-    *FORMS,
-)
+@command(Argument("fragments", nargs=-1, metavar="[WORD]..."), *FORMS)
 def models(fragments: tuple[str, ...], form: Form) -> int:
     from turbofit.cli.terminal import progress_display as terminal
     from turbofit.model.presets import presets_with
@@ -42,7 +41,6 @@ def models(fragments: tuple[str, ...], form: Form) -> int:
 
 def _read(name: str) -> Model | str:
     """The preset, or why there is no account for it."""
-    from turbofit.core.errors import UsageError
     from turbofit.model.presets import preset_model
 
     try:
@@ -51,10 +49,7 @@ def _read(name: str) -> Model | str:
         return exc.message
 
 
-@command(
-    Argument("words", nargs=-1, metavar="[WORD]..."),
-    *FORMS,
-)
+@command(Argument("words", nargs=-1, metavar="[WORD]..."), *FORMS)
 def gpus(words: tuple[str, ...], form: Form) -> int:
     from turbofit.machine.presets import load_preset, presets_with
     from turbofit.machine.unlisted import no_preset
@@ -66,3 +61,40 @@ def gpus(words: tuple[str, ...], form: Form) -> int:
     document = {"gpus": dict(known)}
     form.show(document, lambda _: gpus_view(known))
     return 0
+
+
+@command(
+    *machine_options(),
+    Option("--save", metavar="FILE", type=PATH),
+    Option("--measure", is_flag=True),
+    FULL,
+    *FORMS,
+)
+def machine(
+    *, on: str | None, gpus: str | None, save: str | None, measure: bool, form: Form
+) -> int:
+    from turbofit.machine.source import machine_from, save_snapshot
+    from turbofit.report.views.machine_view import machine_view
+
+    hardware = machine_from(on, gpus=gpus)
+    if measure:
+        hardware = _measured(hardware, on)
+    if save:
+        save_snapshot(hardware, save)
+        say(f"saved to {save}")
+    form.show(hardware, machine_view)
+    return 0
+
+
+def _measured(machine: Machine, on: str | None) -> Machine:
+    """Measure this machine, and no other, and keep it."""
+    from turbofit.machine.speed import keep, measure_speed, with_measured
+
+    if on is not None:
+        raise UsageError("--measure measures this machine", hint="leave --on out")
+    speed = measure_speed(machine, say=say)
+    try:
+        say(f"kept in {keep(machine, speed)}")
+    except (OSError, UsageError) as exc:
+        note(f"not kept: {exc}")
+    return with_measured(machine, speed)

@@ -1,78 +1,60 @@
-"""``turbofit plan MODEL``: the best plan."""
+"""``turbofit plan``, ``predict``, ``rehearse`` and ``which``: forecasts, and the engine's word."""
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
-from turbofit.cli.command import Option, command, refuse_together
-from turbofit.cli.options.common_options import (
-    FORMS,
-    FULL,
-    filled,
-    machine_options,
-    model_argument,
-    options_of,
-    planning_options,
-)
-from turbofit.cli.options.launch_options import refuse_repeated
-from turbofit.cli.terminal.output import Form, answer
-from turbofit.core.errors import DoesNotFitError
+import click
+
+from turbofit import api
+from turbofit.cli.command import PATH, Option, command, refuse_together
+from turbofit.cli.options import common_options as common
+from turbofit.cli.terminal.output import Form, answer, say
+from turbofit.core.errors import DoesNotFitError, UsageError
 from turbofit.core.process.progress import under_way
-from turbofit.planning.request import PACE, PlanRequest
+from turbofit.planning.request import PACE, PlanRequest, PredictRequest, WhichRequest
 
 if TYPE_CHECKING:
+    from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
 
 
 @command(
-    *model_argument(profile=True, several=True),
-    *machine_options(),
+    *common.model_argument(profile=True, several=True),
+    *common.machine_options(),
     Option("--cluster", metavar="CLUSTER"),
     Option("--rehearse", is_flag=True),
-    FULL,
-    *FORMS,
-    *options_of(PlanRequest, PACE, group="the forecast of speed"),
-    *planning_options(),
+    common.FULL,
+    *common.FORMS,
+    *common.options_of(PlanRequest, PACE, group="the forecast of speed"),
+    *common.planning_options(),
 )
 def plan(
-    *,
-    model: tuple[str, ...],
-    rehearse: bool,
-    cluster: str | None,
-    form: Form,
-    **given: Any,
+    *, model: tuple[str, ...], rehearse: bool, cluster: str | None, form: Form, **given: Any
 ) -> int:
     """Plan and show; exit 3 where nothing fits."""
-    import click
-
-    from turbofit import api
-    from turbofit.cli.options.common_options import each_model
-
-    request = filled(PlanRequest, {**given, "model": model[0]})
-    refuse_repeated(model)
+    request = common.filled(PlanRequest, {**given, "model": model[0]})
     if len(model) > 1:
         alone = {"cluster": cluster, "rehearse": rehearse}
         refuse_together(alone, "several models", ", or plan each model by itself")
-        from turbofit.planning.joint_plan import options_of_each
-
-        of_models = each_model(click.get_current_context(), model)
-        requests = [request.changed(**options) for options in options_of_each(request, of_models)]
-        return _plan_together(requests, form)
+        of_models = common.each_model(click.get_current_context(), model)
+        return _plan_together(request, of_models, form)
     if cluster is not None:
         of_one = {"on": request.on, "gpus": request.gpus, "rehearse": rehearse}
         refuse_together(of_one, "--cluster", ", or plan for that machine alone")
         return _plan_cluster(request, cluster, form)
-    doing = "planning, and rehearsing on pretend GPUs" if rehearse else "planning"
-    with under_way(doing):
+    with under_way("planning, and rehearsing on pretend GPUs" if rehearse else "planning"):
         best = api.plan(request, rehearse=rehearse)
     return show_plan(best, "plan", form)
 
 
-def _plan_together(requests: list[PlanRequest], form: Form) -> int:
+def _plan_together(request: PlanRequest, of_models: list[Options], form: Form) -> int:
     """Plan several models on the same cards and show; exit 3 where they do not fit together."""
-    from turbofit.planning.joint_plan import joint_plan
+    from turbofit.planning.joint_plan import joint_plan, options_of_each
     from turbofit.report.views.several_view import joint_view
 
+    requests = [request.changed(**options) for options in options_of_each(request, of_models)]
     with under_way("planning them together"):
         together = joint_plan(requests)
     form.show(together, joint_view)
@@ -81,7 +63,6 @@ def _plan_together(requests: list[PlanRequest], form: Form) -> int:
 
 def _plan_cluster(request: PlanRequest, cluster: str, form: Form) -> int:
     """Plan for a cluster and show; exit 3 where no node serves."""
-    from turbofit import api
     from turbofit.launch.cluster.nodes import cluster_from
     from turbofit.report.views.several_view import cluster_view
 
@@ -103,3 +84,103 @@ def show_plan(plan: Plan, command: str, form: Form) -> int:
 
         form.show(plan, plan_view)
     return 0 if plan.fits else DoesNotFitError.exit_code
+
+
+@command(
+    *common.model_argument(),
+    *common.machine_options(),
+    *common.options_of(PredictRequest, ("lmdeploy", "free_at_cache")),
+    Option("--trace", metavar="FILE", type=PATH),
+    Option("--vs", metavar="SPEC|FILE"),
+    common.FULL,
+    *common.FORMS,
+    *common.planning_options(),
+)
+def predict(*, trace: str | None, vs: str | None, form: Form, **given: Any) -> int:
+    """Predict and show; exit 3 where the settings would not serve."""
+    if trace is not None:
+        return _predict_trace(trace, vs, given, form)
+    if vs is not None:
+        raise UsageError("--vs is for a trace", hint="add --trace FILE; turbofit compare has plans")
+    request = common.filled(PredictRequest, given)
+    with under_way("predicting"):
+        predicted = api.predict(request)
+    return show_plan(predicted, "predict", form)
+
+
+def _predict_trace(file: str, vs: str | None, given: Options, form: Form) -> int:
+    """Forecast a trace under one plan or two, and show; exit 3 where a plan does not fit."""
+    from turbofit.load.trace import read_trace
+    from turbofit.load.trace_forecast import trace_forecast
+    from turbofit.report.stored_documents import read_plan
+    from turbofit.report.views.measured_view import trace_view
+
+    settings = {name: given[name] for name in ("lmdeploy", "free_at_cache")}
+    refuse_together(settings, "--trace", ": a trace meets turbofit's own plan")
+    request, requests = common.filled(PlanRequest, given), read_trace(file)
+    with under_way("planning, and sending the trace through the forecast"):
+        plans = [api.plan(request)]
+        if vs is not None:
+            saved = os.path.isfile(vs)
+            plans.append(read_plan(vs) if saved else api.plan(request.changed(on=vs, gpus=None)))
+        short = next((plan for plan in plans if not plan.fits), None)
+        if short is not None:
+            return show_plan(short, "plan", form)
+        forecast = trace_forecast(plans, requests, file)
+    form._replace(full=True).show(forecast, trace_view)
+    return 0
+
+
+@command(
+    *common.model_argument(),
+    *common.machine_options(),
+    Option("--defaults", is_flag=True),
+    Option("--keep", metavar="DIR", type=PATH),
+    common.FULL,
+    *common.FORMS,
+    *common.planning_options(),
+    only_linux=True,
+)
+def rehearse(*, model: str, defaults: bool, keep: str | None, form: Form, **given: Any) -> int:
+    """Rehearse and show; exit 3 where the engine did not serve."""
+    say("pretend GPUs: memory, admission and death are the engine's own; nothing is computed")
+    with under_way("planning"):
+        plan = api.rehearse(model, defaults=defaults, keep=keep, **common.planning_keywords(given))
+    code = show_plan(plan, "rehearse", form)
+    served = plan.rehearsal is not None and plan.rehearsal.outcome == "served"
+    return code if served or code else 3
+
+
+@command(
+    *common.model_argument(required=False),
+    *common.machine_options(),
+    *common.options_of(WhichRequest, ("images_per_second", *PACE, "all_counts")),
+    common.HTML,
+    common.FULL,
+    *common.FORMS,
+    *common.planning_options(),
+)
+def which(*, model: str | None, form: Form, **given: Any) -> int:
+    """Look and show; exit 3 where nothing keeps the promise."""
+    from turbofit.machine.source import machine_from
+    from turbofit.machine.spec import is_spec
+    from turbofit.planning.resolve import model_of
+    from turbofit.planning.which import which_cards, which_models
+    from turbofit.report.views.preset_view import which_view
+
+    if model is not None and given["on"] is None and is_spec(model):
+        given["on"], model = model, None
+    request = common.filled(WhichRequest, {**given, "model": "-" if model is None else model})
+    notes: tuple[str, ...] = ()
+    if model is not None:
+        known = model_of(request)
+        request, notes = request.changed(model=known), known.warnings
+    elif request.on is not None:
+        notes = machine_from(request.on, gpus=request.gpus).warnings
+    for text in notes:
+        say(f"assumed: {text}")
+    with under_way("planning for every machine" if model else "planning for every model"):
+        choices = which_models(request) if model is None else which_cards(request)
+    footer = f"turbofit {choices.turbofit_version}, planned {choices.created}."
+    form.show(choices, which_view, footer)
+    return 0 if choices.keep else DoesNotFitError.exit_code

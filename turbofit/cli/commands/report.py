@@ -1,16 +1,18 @@
-"""``turbofit report``, ``compare`` and ``share``: a document again, two of them, one for others."""
+"""``turbofit report``, ``compare``, ``share`` and ``page``: documents for people."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from turbofit.cli.command import PATH, Argument, Option, command
-from turbofit.cli.options.common_options import FORMS, FULL, HTML, RUN
-from turbofit.cli.terminal.output import Form, answer, note, show, write_page
+from turbofit.cli.options import common_options as common
+from turbofit.cli.terminal.output import Form, answer, note, say, show, write_page
 from turbofit.core.errors import DoesNotFitError, UsageError
 from turbofit.core.struct import to_json
+from turbofit.report.fit_site.choices import SiteRequest
 from turbofit.report.schema import NAMES
 
 if TYPE_CHECKING:
@@ -21,8 +23,8 @@ _MOST_LISTED: Final = 20
 
 @command(
     Argument("what", metavar="PLAN|RUN|latest", required=False, type=PATH),
-    *FORMS,
-    HTML,
+    *common.FORMS,
+    common.HTML,
     Option(
         "--schema",
         form=True,
@@ -97,8 +99,8 @@ def _listed() -> Block:
 @command(
     Argument("a", metavar="A", type=PATH),
     Argument("b", metavar="B", type=PATH),
-    FULL,
-    *FORMS,
+    common.FULL,
+    *common.FORMS,
 )
 def compare(a: str, b: str, form: Form) -> int:
     from turbofit.report.compare import compare, compare_view
@@ -109,10 +111,10 @@ def compare(a: str, b: str, form: Form) -> int:
 
 
 @command(
-    RUN,
+    common.RUN,
     Option("--load", "loads", multiple=True, metavar="FILE", type=PATH),
     Option("--out", metavar="FILE", type=PATH),
-    *FORMS,
+    *common.FORMS,
 )
 def share(*, run: str | None, loads: tuple[str, ...], out: str | None, form: Form) -> int:
     """Show what is in the document and what is left out, then write it."""
@@ -134,4 +136,17 @@ def share(*, run: str | None, loads: tuple[str, ...], out: str | None, form: For
         # An issue takes 65,536 characters: indented, eight cards are more.
         write_output(out, msgspec.json.encode(document).decode() + "\n")
         note(f"{out} is written: look through it, then paste it into an issue, My card")
+    return 0
+
+
+@command(
+    Option("--out", metavar="DIR", type=PATH, default="turbofit-page"),
+    *common.options_of(SiteRequest),
+    common.JSON,
+)
+def page(*, out: str, form: Form, **given: Any) -> int:
+    from turbofit.report.fit_site.site import write_site
+
+    document = write_site(common.filled(SiteRequest, given), Path(out), say=say)
+    answer(to_json(document) if form.as_json else f"{Path(out) / 'index.html'}\n")
     return 0

@@ -4,43 +4,20 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from turbofit.cli.command import Option, command
-from turbofit.cli.options.common_options import (
-    FORMS,
-    filled,
-    machine_options,
-    model_argument,
-    options_of,
-    planning_options,
-)
-from turbofit.cli.options.gateway_options import GatewayOptions
-from turbofit.cli.options.launch_options import ModelsOptions, ServeOptions, refuse_repeated
-from turbofit.cli.serving import (
-    NO_MODEL,
-    PRETEND,
-    ServeArguments,
-    read_saved,
-    refuse_elsewhere,
-    serve_on_cluster,
-    show_commands,
-    to_ask,
-    with_passed,
-)
-from turbofit.cli.terminal.output import (
-    Form,
-    answer,
-    exit_code,
-    note,
-    run_until_signal,
-    say,
-    say_cut,
-)
+import click
+
+from turbofit.cli.command import CliCommand, Option, command, option_name, refuse_together
+from turbofit.cli.options import common_options as common
+from turbofit.cli.options import launch_options as launch
+from turbofit.cli.terminal import output
 from turbofit.cli.usage_errors import WORDS
 from turbofit.core.errors import UsageError
+from turbofit.core.model import Model
+from turbofit.core.process.ports import LAST_PORT
 from turbofit.core.process.progress import under_way
-from turbofit.core.struct import to_json
+from turbofit.core.struct import to_builtins, to_json
 from turbofit.planning.request import PlanRequest
 
 if TYPE_CHECKING:
@@ -48,11 +25,23 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from turbofit.core.json_types import Options
+    from turbofit.core.plan import Plan
     from turbofit.gateway.config import GatewayConfig
     from turbofit.launch.run import Run
-    from turbofit.launch.serve.config import ServeConfig
+    from turbofit.launch.serve.config import ClusterServeConfig, ServeConfig
+    from turbofit.launch.serve.passthrough import PassedOptions
     from turbofit.launch.serve.supervisor import StopSignal
 
+_PRETEND: Final = (
+    "PRETEND GPUs: memory, admission, errors and death are real; the words of answers mean nothing"
+)
+#: Options after ``--`` that are the gateway's business while there is one.
+_PUBLIC: Final = (
+    "--api-keys", "--allow-origins", "--allow-credentials", "--allow-methods", "--allow-headers",
+    "--proxy-url",
+)  # fmt: skip
+#: The model of a request that names none: a saved plan has its own.
+_NO_MODEL: Final = "-"
 _LAUNCH: Final = (
     "dry_run", "pretend", "pretend_taken", "pretend_fail", "no_check", "no_rehearse", "forget",
     "no_gateway", "unplanned", "drain", "liveness", "lease",
@@ -61,28 +50,23 @@ _CLUSTER: Final = ("cluster", "name", "node_port")
 
 
 @command(
-    *model_argument(required=False, profile=True, several=True),
-    *options_of(ServeOptions, ["plan"], is_eager=True),  # a model is looked for where there is none
+    *common.model_argument(required=False, profile=True, several=True),
+    *common.options_of(launch.ServeOptions, ["plan"]),
     Option("-d", "--detach", is_flag=True),
-    *machine_options(),
-    *FORMS,
-    *options_of(ServeOptions, _LAUNCH, group="launch"),
-    *options_of(ServeOptions, ["model_name"], group="gateway"),
-    *options_of(GatewayOptions, group="gateway"),
-    *options_of(ModelsOptions, group="sleep, and several models"),
-    *options_of(ServeOptions, _CLUSTER, group="cluster"),
-    *planning_options(),
+    *common.machine_options(),
+    *common.FORMS,
+    *common.options_of(launch.ServeOptions, _LAUNCH, group="launch"),
+    *common.options_of(launch.ServeOptions, ["model_name"], group="gateway"),
+    *common.options_of(launch.GatewayOptions, group="gateway"),
+    *common.options_of(launch.ModelsOptions, group="sleep, and several models"),
+    *common.options_of(launch.ServeOptions, _CLUSTER, group="cluster"),
+    *common.planning_options(),
     takes_rest=True,
     only_linux=True,
     usage="(MODEL... | -f FILE | --plan FILE) [OPTIONS] [-- LMDEPLOY OPTIONS]",
 )
 def serve(
-    *,
-    model: tuple[str, ...],
-    detach: bool,
-    form: Form,
-    rest: Sequence[str],
-    **given: Any,
+    *, model: tuple[str, ...], detach: bool, form: output.Form, rest: Sequence[str], **given: Any
 ) -> int:
     """Plan or read the plan, check, launch; 0 once a signal ended it in order."""
     from turbofit.launch.serve.passthrough import sort_options
@@ -90,30 +74,29 @@ def serve(
 
     if DETACHED in os.environ:
         detach = False
-    options = filled(ServeOptions, given)
-    public = filled(GatewayOptions, given)
-    models = filled(ModelsOptions, given)
+    options = common.filled(launch.ServeOptions, given)
+    public = common.filled(launch.GatewayOptions, given)
+    models = common.filled(launch.ModelsOptions, given)
     passed = sort_options(rest, unplanned=options.unplanned)
     options = options.named(passed.model_name)
-    request = filled(PlanRequest, {**given, "model": model[0] if model else NO_MODEL})
+    request = common.filled(PlanRequest, {**given, "model": model[0] if model else _NO_MODEL})
     if not options.dry_run and not options.pretend:
-        refuse_elsewhere(request, "serve launches on", ", or --dry-run to see the commands")
+        launch.refuse_elsewhere(request, "serve launches on", ", or --dry-run to see the commands")
     options.check()
     if options.no_gateway:
         public.refuse_unused()
-    refuse_repeated(model)
     models.check(model, options)
-    arguments = ServeArguments(request, options, public, passed)
+    arguments = _Arguments(request, options, public, passed)
     if not model and not options.plan:
         if options.cluster is not None:
             raise UsageError("--cluster needs a model", hint="turbofit serve MODEL --cluster ray")
-        raise UsageError("serve needs a model", hint="turbofit serve MODEL, or --plan FILE")
+        raise UsageError("serve needs a model", hint="turbofit serve MODEL, -f FILE or --plan FILE")
     if detach and not options.dry_run:
         return _detached(form, options.cluster)
     if options.cluster is not None:
-        return serve_on_cluster(arguments, form)
+        return _serve_on_cluster(arguments, form)
     if options.dry_run:
-        return show_commands(arguments, form)
+        return _show_commands(arguments, form)
     config = _config(arguments)
     if options.lease is not None:
         end_without_lease(Path(options.lease))
@@ -122,92 +105,82 @@ def serve(
     return _one_model(config, arguments, form)
 
 
-def _detached(form: Form, cluster: str | None) -> int:
+def _detached(form: output.Form, cluster: str | None) -> int:
     """The same command in the background; its exit code where it does not open."""
-    import click
-
     from turbofit.launch.serve.runs import serve_detached
 
     words = click.get_current_context().meta[WORDS]
     end = words.index("--") if "--" in words else len(words)
     kept = [word for word in words[:end] if word not in ("-d", "--detach", "--json")]
-    say("starting in the background; Ctrl-C ends it")
+    output.say("starting in the background; Ctrl-C ends it")
     with under_way("starting in the background"):
         server = serve_detached([*kept, *words[end:]])
     if server.exit_code is not None:
         for line in server.last_lines():
-            note(line)
+            output.note(line)
         return server.exit_code
     # Engines on other machines are no runs of this one.
     how = "turbofit ps, logs and stop"
     if cluster is not None:
         how = f"turbofit cluster status --cluster {cluster} shows it, kill {server.pid} ends it"
-    say(f"process {server.pid} serves; {how}; what it says is in {server.log}")
+    output.say(f"process {server.pid} serves; {how}; what it says is in {server.log}")
     if form.as_json:
-        answer(to_json({"url": server.url, "pid": server.pid, "log": str(server.log)}))
+        output.answer(to_json({"url": server.url, "pid": server.pid, "log": str(server.log)}))
     else:
-        answer(f"{server.url}\n")
+        output.answer(f"{server.url}\n")
     return 0
 
 
-def _models(config: ServeConfig, options: ModelsOptions, names: Sequence[str], form: Form) -> int:
+def _models(
+    config: ServeConfig, options: launch.ModelsOptions, names: Sequence[str], form: output.Form
+) -> int:
     """Several models, or one whose engines end while nobody asks for it."""
-    import click
-
-    from turbofit.cli.options.common_options import each_model
+    from turbofit.launch import serve_models as several
     from turbofit.launch.serve.planner import preview
-    from turbofit.launch.serve_models import (
-        ModelsPolicy,
-        PlannedModel,
-        ServedModels,
-        in_turns,
-        serve_models,
-        side_by_side,
-    )
 
     def opened(url: str, models: Sequence[str]) -> None:
+        _say_open([url], config, models[0], form)
         if not form.as_json:
-            answer(f"{url}\n")
-            for line in to_ask(url, config, models[0]):
-                say(line)
-            say(f"models: {', '.join(models)}")
+            output.say(f"models: {', '.join(models)}")
 
-    def body(stop: StopSignal) -> ServedModels:
+    def body(stop: StopSignal) -> several.ServedModels:
         if len(names) < 2:
-            planned = [PlannedModel(config, preview(config))]
+            planned = [several.PlannedModel(config, preview(config))]
             at_once = 1
         else:
-            of_models = each_model(click.get_current_context(), names)
+            of_models = common.each_model(click.get_current_context(), names)
             if options.swap:
-                planned, at_once = in_turns(config, of_models, say)
+                planned, at_once = several.in_turns(config, of_models, output.say)
             else:
-                planned = side_by_side(config, of_models, say)
+                planned = several.side_by_side(config, of_models, output.say)
                 at_once = len(planned)
         if config.pretend:
-            note(PRETEND)
-        policy = ModelsPolicy(at_once=at_once, **options.policy_fields())
-        return serve_models(planned, policy, stop, say, opened, wait=options.wait_seconds)
+            output.note(_PRETEND)
+        policy = several.ModelsPolicy(at_once=at_once, **options.policy_fields())
+        return several.serve_models(
+            planned, policy, stop, output.say, opened, wait=options.wait_seconds
+        )
 
-    served = run_until_signal(body)
-    if not isinstance(served, ServedModels):
-        return exit_code(served)
+    served = output.run_until_signal(body)
+    if not isinstance(served, several.ServedModels):
+        return output.exit_code(served)
     if form.as_json:
         runs = [str(folder) for folder in served.folders]
-        answer(to_json({"ended": served.ended.name, "runs": runs, "cut": served.cut}))
-    say_cut(served.cut)
-    return exit_code(served.ended)
+        output.answer(to_json({"ended": served.ended.name, "runs": runs, "cut": served.cut}))
+    output.say_cut(served.cut)
+    return output.exit_code(served.ended)
 
 
-def _config(arguments: ServeArguments) -> ServeConfig:
+def _config(arguments: _Arguments) -> ServeConfig:
     from turbofit.launch.serve.config import ServeConfig
     from turbofit.launch.serve.planner import launch_request
 
     _, options, public, passed = arguments
     request = plan = None
     if options.plan:
-        plan = read_saved(arguments, options.plan)
+        plan = _read_saved(arguments, options.plan)
     else:
-        request = launch_request(with_passed(arguments), pretend=options.pretend)
+        request = launch_request(_with_passed(arguments), pretend=options.pretend)
     return ServeConfig.of(
         request=request,
         plan=plan,
@@ -222,53 +195,241 @@ def _config(arguments: ServeArguments) -> ServeConfig:
     )
 
 
-def _one_model(config: ServeConfig, arguments: ServeArguments, form: Form) -> int:
+def _one_model(config: ServeConfig, arguments: _Arguments, form: output.Form) -> int:
     from turbofit.launch.run import Run
     from turbofit.launch.serve.leases import Leases
 
     def body(stop: StopSignal) -> signal.Signals:
-        lines: list[str] = []
-
         def opened(urls: list[str]) -> None:
-            if form.as_json:
-                return
-            answer("".join(f"{url}\n" for url in urls))
-            if not lines:
-                lines.extend(to_ask(urls[0], config, config.client_name(plan.model)))
-                for line in lines:
-                    say(line)
+            _say_open(urls, config, config.client_name(plan.model), form)
 
         with Leases() as leases:
-            run = Run(config, leases, say, on_open=opened)
+            run = Run(config, leases, output.say, on_open=opened)
             if config.pretend:
-                note(PRETEND)
+                output.note(_PRETEND)
             plan = run.prepare()
             folder = run.begin()
             stop.on_hangup = _reloads(run, arguments)
             ended = run.follow(stop)
         cut = 0 if run.public is None else run.public.cut
         if form.as_json:
-            answer(to_json({"ended": ended.name, "run": str(folder), "cut": cut}))
-        say_cut(cut)
+            output.answer(to_json({"ended": ended.name, "run": str(folder), "cut": cut}))
+        output.say_cut(cut)
         return ended
 
-    return exit_code(run_until_signal(body))
+    return output.exit_code(output.run_until_signal(body))
 
 
-def _reloads(run: Run, arguments: ServeArguments) -> Callable[[], None] | None:
+def _reloads(run: Run, arguments: _Arguments) -> Callable[[], None] | None:
     """What SIGHUP does where the options are a profile's; without one it ends the run."""
-    import click
-
-    from turbofit.cli.options.common_options import profile_of, read_again
     from turbofit.launch.run import Reloader
 
     ctx = click.get_current_context(silent=True)  # None where a program calls it
-    if ctx is None or profile_of(ctx) is None:
+    if ctx is None or common.profile_of(ctx) is None:
         return None
 
     def read() -> tuple[Options, GatewayConfig]:
-        options = read_again(ctx)
-        now = arguments._replace(public=filled(GatewayOptions, options))
+        options = common.read_again(ctx)
+        now = arguments._replace(public=common.filled(launch.GatewayOptions, options))
         return options, now.gateway()
 
     return Reloader(run, ctx.params, read).begin
+
+
+# What stands for a plan on the command line, and ``--dry-run``.
+
+
+class _Arguments(NamedTuple):
+    """The command line of `serve`, read once.
+
+    ``request`` is what stands before ``--``, ``passed`` what follows.
+    """
+
+    request: PlanRequest
+    options: launch.ServeOptions
+    public: launch.GatewayOptions
+    passed: PassedOptions
+
+    def gateway(self) -> GatewayConfig:
+        """The public side.
+
+        Raises:
+            UsageError: open by accident, or options of the engine's own public side.
+        """
+        for name in _PUBLIC:
+            if name in self.passed.argv:
+                raise UsageError(
+                    f"{name} after -- would not reach clients: the gateway faces them",
+                    hint="use --api-key and --allow-origins before --, or --no-gateway",
+                )
+        return self.public.config()
+
+
+def _show_commands(arguments: _Arguments, form: output.Form) -> int:
+    """Print instead of launching: the commands as somebody would run them without a gateway."""
+    import msgspec
+
+    from turbofit.cli.commands.plan import show_plan
+    from turbofit.planning.commands import commands
+    from turbofit.planning.plan import plan as best_plan
+    from turbofit.planning.plan import refusal
+    from turbofit.report.views.figures import shell_words, unheld
+
+    if arguments.options.plan:
+        plan = _read_saved(arguments, arguments.options.plan)
+    else:
+        plan = best_plan(_with_passed(arguments))
+    passed, port = arguments.passed, arguments.public.port
+    name = arguments.options.model_name
+    if port + plan.parallel.replicas - 1 > LAST_PORT:
+        raise UsageError(
+            f"{plan.parallel.replicas} engines from port {port} on go beyond {LAST_PORT}",
+            hint="choose a lower --port",
+        )
+    shown_commands = commands(plan, port=port, name=name, options=passed.argv)
+    if form.as_json or form.md:
+        serve = plan.serve
+        if serve is not None:
+            named = ("--model-name", name) if name else ()
+            rest = ("--", *passed.argv) if passed.argv else ()
+            serve = msgspec.structs.replace(serve, argv=(*serve.argv, *named, *rest))
+        shown = msgspec.structs.replace(plan, serve=serve, commands=shown_commands)
+        return show_plan(shown, "serve", form)
+    if not plan.fits:
+        raise refusal(plan)
+    for text in plan.model.warnings:
+        output.say(f"warning: {text}")
+    behind = (
+        "" if arguments.options.no_gateway else "turbofit serve starts this behind its gateway: "
+    )
+    head = f"# {behind}{unheld(plan)}\n"
+    texts = [shell_words(command.argv, command.env) + "\n" for command in shown_commands]
+    output.answer(head + "\n".join(texts))
+    return 0
+
+
+def _with_passed(arguments: _Arguments) -> PlanRequest:
+    """The request with the options after ``--`` that are planned with; stop where one is twice."""
+    request, more = arguments.request, _modelled(arguments.passed)
+    given = request.given()
+    for name, value in more.items():
+        if given.get(name, value) != value:
+            raise UsageError(
+                f"{option_name(name)} is given twice, before and after --",
+                hint="leave one of the two out",
+            )
+    return request.changed(**more) if more else request
+
+
+def _read_saved(arguments: _Arguments, file: str) -> Plan:
+    """A saved plan, which is complete: stop where an option of planning stands beside it."""
+    from turbofit.report.stored_documents import read_plan
+
+    given = arguments.request.given()
+    if given.pop("model") != _NO_MODEL or given:
+        what = option_name(next(iter(given))) if arguments.request.model == _NO_MODEL else "a model"
+        raise UsageError(f"--plan and {what} do not go together", hint="give one of the two")
+    plan = read_plan(file)
+    settings_of_groups = [to_builtins(group.settings) for group in plan.each()]
+    for name, value in _modelled(arguments.passed).items():
+        planned = list(dict.fromkeys(settings.get(name) for settings in settings_of_groups))
+        if planned != [value]:
+            planned_text = " and ".join(map(str, planned))
+            raise UsageError(
+                f"{option_name(name)} after -- is {value}, the plan was made for {planned_text}",
+                hint="plan again with it before --",
+            )
+    return plan
+
+
+def _say_open(urls: Sequence[str], config: ServeConfig, model: str, form: output.Form) -> None:
+    """Say that a server is open: its addresses, lines for a shell and for Python, the address last.
+
+    Without a gateway they are for the first engine.
+    """
+    from turbofit.gateway.http.welcome import client_lines
+
+    if form.as_json:
+        return
+    output.answer("".join(f"{url}\n" for url in urls))
+    gateway = config.gateway
+    key = bool(config.api_key) if gateway is None else bool(gateway.api_keys)
+    for line in client_lines(urls[0], model, key=key):
+        output.say(f"to ask: {line}")
+    browser = "" if gateway is None else f", or in a browser: {urls[0]}"
+    output.say(f"to chat: turbofit chat {urls[0]}{browser}")
+
+
+def _modelled(passed: PassedOptions) -> dict[str, Any]:
+    """Options after ``--`` that are planned with, read as turbofit's own are."""
+    reader = CliCommand(lambda: 0, common.setting_options())
+    with reader.make_context("turbofit serve", list(passed.modelled)) as ctx:
+        return common.planning_keywords(ctx.params)
+
+
+# ``turbofit serve MODEL --cluster ray``: the machines of a Ray cluster instead of this one.
+
+
+#: Options of one machine, of the plan and of the launch.
+_ONE_MACHINE: Final = (
+    "on", "gpus", "plan", "dry_run", "no_gateway", "forget", "lease", "front_key_file",
+    "record_trace",
+)  # fmt: skip
+_NOT_OF_NODES: Final = ("cluster", "name", "node_port", "no_rehearse", "unplanned")
+
+
+def _serve_on_cluster(arguments: _Arguments, form: output.Form) -> int:
+    """Serve until a signal; 0 once one ended it in order."""
+    from turbofit.launch.cluster.controller import serve_cluster
+
+    request, options, public, _ = arguments
+    if options.pretend:
+        output.note(_PRETEND)
+    gateway = arguments.gateway()
+    given = {*request.given(), *options.given(), *public.given()}
+    instead = "; turbofit plan --cluster shows what would be served"
+    refuse_together({name: name in given for name in _ONE_MACHINE}, "--cluster", instead)
+    config = _cluster_config(arguments, gateway)
+    assert isinstance(config.request.model, Model)
+    name = config.client_name(config.request.model)
+
+    def opened(urls: list[str]) -> None:
+        _say_open(urls, config, name, form)
+
+    ended = output.run_until_signal(
+        lambda stop: serve_cluster(config, stop, say=output.say, on_open=opened)
+    )
+    if form.as_json:
+        output.answer(to_json({"ended": ended.name}))
+    output.say("nothing of it is left on the cluster")
+    return output.exit_code(ended)
+
+
+def _cluster_config(arguments: _Arguments, gateway: GatewayConfig) -> ClusterServeConfig:
+    """What the options ask for; the model is read here, so that no node has to."""
+    from turbofit.launch.serve.config import ClusterServeConfig
+    from turbofit.planning.resolve import model_of
+
+    options, request = arguments.options, _with_passed(arguments)
+    assert options.cluster is not None
+    return ClusterServeConfig.of(
+        request=request.changed(model=model_of(request)),
+        gateway=gateway,
+        address=launch.ray_address(options.cluster),
+        name=options.name,
+        node_port=options.node_port,
+        node_words=_node_words(arguments),
+        access_log=arguments.public.access_log,
+        options=tuple(arguments.passed.argv),
+        **options.config_fields(),
+    )
+
+
+def _node_words(arguments: _Arguments) -> tuple[str, ...]:
+    """What each node's `turbofit serve` is told beside its plan: what a front does not do."""
+    words, public = arguments.options.option_arguments(_NOT_OF_NODES), arguments.public
+    of_nodes = ("allowed_media_domains", "default_chat_template_kwargs", "default_sampling")
+    names = (name for name in type(public).model_fields if name not in of_nodes)
+    words += public.option_arguments(tuple(names))
+    passed = arguments.passed.argv
+    return (*words, *(("--unplanned", "--", *passed) if passed else ()))

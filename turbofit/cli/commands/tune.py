@@ -10,17 +10,8 @@ from pydantic import Field
 
 from turbofit.cli.command import command
 from turbofit.cli.commands.bench import LOAD_OPTIONS
-from turbofit.cli.options.common_options import (
-    FORMS,
-    HTML,
-    filled,
-    machine_options,
-    model_argument,
-    options_of,
-    planning_options,
-)
-from turbofit.cli.options.launch_options import CalibrateOptions, LaunchOptions
-from turbofit.cli.serving import refuse_elsewhere
+from turbofit.cli.options import common_options as common
+from turbofit.cli.options.launch_options import CalibrateOptions, LaunchOptions, refuse_elsewhere
 from turbofit.cli.terminal.output import INTERRUPTED, Form, exit_code, note, run_until_signal, say
 from turbofit.core.errors import DoesNotFitError, UsageError
 from turbofit.core.units import parse_seconds
@@ -39,11 +30,11 @@ _PRETEND: Final = (
 
 
 @command(
-    *model_argument(),
-    *machine_options(),
-    *FORMS,
-    *options_of(CalibrateOptions, group="calibration"),
-    *planning_options(),
+    *common.model_argument(),
+    *common.machine_options(),
+    *common.FORMS,
+    *common.options_of(CalibrateOptions, group="calibration"),
+    *common.planning_options(),
     only_linux=True,
 )
 def calibrate(*, model: str, form: Form, **given: Any) -> int:
@@ -55,9 +46,9 @@ def calibrate(*, model: str, form: Form, **given: Any) -> int:
     from turbofit.launch.serve.planner import launch_request
     from turbofit.observe.calibrations import pretends
 
-    options = filled(CalibrateOptions, given)
+    options = common.filled(CalibrateOptions, given)
     options.check()
-    request = filled(PlanRequest, {**given, "model": model})
+    request = common.filled(PlanRequest, {**given, "model": model})
     if not options.pretend:
         refuse_elsewhere(request, "calibrate measures")
     apart = options.pretend or pretends()
@@ -107,16 +98,16 @@ class TuneOptions(LaunchOptions):
 
 
 _PLANNING: Final = tuple(
-    option for option in planning_options() if option.name not in (*_BOTH, *_OTHER_GOALS)
+    option for option in common.planning_options() if option.name not in (*_BOTH, *_OTHER_GOALS)
 )
 
 
 @command(
-    *model_argument(),
-    *machine_options(),
-    *FORMS,
-    HTML,
-    *options_of(
+    *common.model_argument(),
+    *common.machine_options(),
+    *common.FORMS,
+    common.HTML,
+    *common.options_of(
         TuneOptions,
         [name for name in TuneOptions.model_fields if name != "no_rehearse"],
         group="tuning",
@@ -136,7 +127,7 @@ def tune(*, model: str, form: Form, **given: Any) -> int:
     from turbofit.observe.calibrations import pretends
 
     began = time.monotonic()
-    options, load = filled(TuneOptions, given), filled(LoadSpec, given)
+    options, load = common.filled(TuneOptions, given), common.filled(LoadSpec, given)
     options.check()
     load.check()
     request = _request(model, given, load)
@@ -178,7 +169,7 @@ def tune(*, model: str, form: Form, **given: Any) -> int:
 def _request(model: str, given: dict[str, Any], load: LoadSpec) -> PlanRequest:
     """What is planned: the promise has room for the load's images."""
     planned = {name: value for name, value in given.items() if name not in _BOTH}
-    request = filled(PlanRequest, {**planned, "model": model, "no_tuned": True})
+    request = common.filled(PlanRequest, {**planned, "model": model, "no_tuned": True})
     if "images" in load.model_fields_set:
         request = request.changed(images=load.images)
     return request

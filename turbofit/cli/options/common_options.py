@@ -22,7 +22,6 @@ import click
 from click.core import ParameterSource
 
 from turbofit.cli.command import PATH, Argument, Option, option_name
-from turbofit.cli.terminal.output import say
 from turbofit.cli.usage_errors import WORDS
 from turbofit.core.errors import UsageError
 from turbofit.core.process.ports import DEFAULT_PORT, LAST_PORT
@@ -51,11 +50,7 @@ class _Text(click.ParamType):  # type: ignore[type-arg] # generic in newer click
     def shell_complete(
         self, _ctx: click.Context, _param: click.Parameter, incomplete: str
     ) -> list[Any]:
-        from click.shell_completion import CompletionItem
-
-        if self.path:
-            return [CompletionItem(incomplete, type="file")]
-        return [CompletionItem(word) for word in self.choices if word.startswith(incomplete)]
+        return _candidates_or_files(self.choices, incomplete) if self.choices or self.path else []
 
 
 class _Syntax(NamedTuple):
@@ -161,6 +156,35 @@ def _syntax(annotation: Any, metadata: Iterable[Any] = ()) -> _Syntax:
     return _Syntax(flag=annotation is bool)
 
 
+# What is offered at a TAB.
+
+
+#: How many cards of a kind `--on` offers.
+_COUNTS: Final = (1, 2, 4, 8)
+
+
+def complete_model(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[Any]:
+    """Models that have a preset; files where none begins so."""
+    from turbofit.core.presets import load_yaml, preset_path
+
+    return _candidates_or_files(sorted(load_yaml(preset_path("models", "aliases"))), incomplete)
+
+
+def complete_spec(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[Any]:
+    """Cards that have a preset, one, two, four and eight of them; files where none begins so."""
+    from turbofit.machine.presets import preset_names
+
+    names = [f"{n}x{name}" for name in preset_names() for n in _COUNTS]
+    return _candidates_or_files(names, incomplete)
+
+
+def _candidates_or_files(candidates: Iterable[str], incomplete: str) -> list[Any]:
+    from click.shell_completion import CompletionItem
+
+    items = [CompletionItem(word) for word in candidates if word.startswith(incomplete)]
+    return items or [CompletionItem(incomplete, type="file")]
+
+
 # Options that several commands share.
 
 
@@ -179,12 +203,9 @@ HTML: Final = Option("--html", metavar="FILE", form=True, type=PATH, help="one p
 
 #: A run of `serve`, by `read_run`.
 RUN: Final = Argument(
-    "run",
-    metavar="RUN",
-    required=False,
-    type=PATH,
+    "run", metavar="RUN", required=False, type=PATH,
     explained="a run's folder or name, or its model (default: the newest run)",
-)
+)  # fmt: skip
 API_KEY: Final = Option(
     "--api-key", metavar="KEY", help="the server's key (default: $TURBOFIT_API_KEY)"
 )
@@ -211,7 +232,7 @@ def server_of(url: str | None, api_key: str | None) -> tuple[str, str | None]:
 
     address = url or _SERVER
     if not re.match(r"https?://[^/]", address):
-        host = re.search(r"[\w\[].*", address.rpartition("://")[2])
+        host = re.search(r"localhost.*|[\w\[].*[.:].*", address.rpartition("://")[2])
         hint = unknown_word(address) or f"write it as {f'http://{host[0]}' if host else _SERVER}"
         if " " in address:
             hint = f"write one as {_SERVER}; questions are typed, or come by stdin, once it answers"
@@ -223,28 +244,30 @@ def model_argument(
     *, required: bool = True, profile: bool = False, several: bool = False
 ) -> list[click.Parameter]:
     """The model, or several, and its revision; ``profile``: with ``-f FILE``, which may name it."""
-    from turbofit.cli.commands.completion import complete_model
     from turbofit.planning.request import PlanRequest
 
     explained = PlanRequest.model_fields["model"].description or ""
-    kind = ModelArgument if profile else Argument
-    model = kind(
+    model = Argument(
         "model", explained=explained, required=required, nargs=-1 if several else 1,
         metavar="MODEL..." if several else "MODEL", shell_complete=complete_model,
+        callback=_each_once if several else None,
     )  # fmt: skip
     options = [profile_option()] if profile else []
     return [model, *options, *options_of(PlanRequest, ["revision"])]
 
 
+def _each_once(_ctx: click.Context, _param: click.Parameter, names: tuple[str, ...]) -> Any:
+    if len(set(names)) < len(names):
+        raise UsageError("a model is named twice", hint="name each model once")
+    return names
+
+
 def spec_option() -> Option:
     """``--on`` of a command that plans nothing."""
-    from turbofit.cli.commands.completion import complete_spec
-
     return Option("--on", metavar="SPEC", shell_complete=complete_spec)
 
 
 def machine_options() -> list[click.Parameter]:
-    from turbofit.cli.commands.completion import complete_spec
     from turbofit.planning.request import PlanRequest
 
     return [
@@ -282,7 +305,7 @@ def planning_keywords(given: Options) -> Options:
 # ``-f FILE``: a profile's values where the command line has none.
 
 
-#: What is read where neither a model nor a profile is named.
+#: What a profile is called.
 PROFILE: Final = "turbofit.yaml"
 _META: Final = "turbofit.profile"
 #: Where a value stands that a profile does not change.
@@ -291,8 +314,7 @@ _BEFORE_PROFILES: Final = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONM
 
 def sections() -> dict[str, ProfileSection]:
     """What may stand in a profile, by its heading: the fields that the command line is made of."""
-    from turbofit.cli.options.gateway_options import GatewayOptions
-    from turbofit.cli.options.launch_options import ModelsOptions, ServeOptions
+    from turbofit.cli.options.launch_options import GatewayOptions, ModelsOptions, ServeOptions
     from turbofit.cli.options.profile import ProfileSection
     from turbofit.planning.request import ENGINE_OPTIONS, GROUPS, PlanRequest
 
@@ -327,25 +349,8 @@ def profile_option() -> Option:
 
     return Option(
         "-f", "--file", metavar="FILE", type=PATH, is_eager=True, expose_value=False,
-        callback=read, help="a profile, for what stands neither here nor in the environment "
-        f"(default: {PROFILE}, where no MODEL is given)",
+        callback=read, help="a profile, for what stands neither here nor in the environment",
     )  # fmt: skip
-
-
-class ModelArgument(Argument):
-    """The model; where none is named, that of ``turbofit.yaml``, if there is one."""
-
-    def consume_value(self, ctx: click.Context, opts: Mapping[str, object]) -> Any:
-        """The words of the command line, or else what a profile has."""
-        if not opts.get(self.name or ""):  # no word is an empty tuple where there may be several
-            opts = {name: value for name, value in opts.items() if name != self.name}
-        value, source = super().consume_value(ctx, opts)
-        named = source is not ParameterSource.DEFAULT or ctx.params.get("plan") is not None
-        if named or ctx.resilient_parsing or _META in ctx.meta or not Path(PROFILE).is_file():
-            return value, source
-        say(f"reading {PROFILE}")
-        _use(ctx, Path(PROFILE))
-        return super().consume_value(ctx, opts)
 
 
 def profile_of(ctx: click.Context) -> Profile | None:

@@ -1,4 +1,4 @@
-"""Options of what launches engines: `serve`, of one model or several, `calibrate` and `tune`."""
+"""Options of what launches engines, of one model or several, and of the public side before them."""
 
 from __future__ import annotations
 
@@ -7,15 +7,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from pydantic import Field
 
 from turbofit.cli.command import option_name, refuse_together
+from turbofit.cli.terminal.output import note
 from turbofit.core.errors import UsageError
-from turbofit.core.process.ports import LAST_PORT
+from turbofit.core.process.ports import DEFAULT_PORT, LAST_PORT
+from turbofit.core.process.variables import variables
 from turbofit.core.validation import SECONDS, FilePath, Metavar, Validated
-from turbofit.planning.request import Bytes
+from turbofit.gateway.limits.defaults import Defaults, JsonArguments, JsonSampling
+from turbofit.planning.request import Bytes, Positive
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from turbofit.core.json_types import Options
+    from turbofit.gateway.config import GatewayConfig
+    from turbofit.planning.request import PlanRequest
 
 Seconds = Annotated[float, Field(ge=0, lt=1e6), SECONDS, Metavar("SECONDS")]
 
@@ -30,11 +35,7 @@ class LaunchOptions(Validated):
     forget: bool = False
 
     def check(self) -> None:
-        """Whether they go together.
-
-        Raises:
-            UsageError: they do not.
-        """
+        """Stop where they do not go together."""
         if self.pretend_taken and not self.pretend:
             raise UsageError("--pretend-taken takes nothing of real GPUs", hint="add --pretend")
         if self.pretend_fail and not self.pretend:
@@ -66,11 +67,7 @@ class ServeOptions(LaunchOptions):
     node_port: Annotated[int, Field(ge=0, le=LAST_PORT), Metavar("PORT")] = 0
 
     def check(self) -> None:
-        """As of all launches; and what a cluster alone has needs one.
-
-        Raises:
-            UsageError: they do not go together.
-        """
+        """As of all launches; and what a cluster alone has needs one."""
         super().check()
         for name in ("name", "node_port"):
             if self.cluster is None and name in self.given():
@@ -149,11 +146,7 @@ class ModelsOptions(Validated):
         return {name: value for name, value in fields.items() if value is not None}
 
     def check(self, models: Sequence[str], options: ServeOptions) -> None:
-        """Whether they go together with the rest of the command line.
-
-        Raises:
-            UsageError: they do not.
-        """
+        """Stop where they do not go together with the rest of the command line."""
         several = len(models) > 1
         what = "several models" if several else "--idle"
         if not several and self.swap:
@@ -179,11 +172,126 @@ class ModelsOptions(Validated):
         refuse_together(refused, what, "; turbofit plan A B shows the plans of several models")
 
 
-def refuse_repeated(models: Sequence[str]) -> None:
-    """Stop where a model stands twice among those that are to be served together.
+def refuse_elsewhere(request: PlanRequest, does: str, beside: str = "") -> None:
+    """Stop where a machine is described to a command that works on the GPUs here."""
+    if request.on is not None:
+        if isinstance(request.on, str):
+            from turbofit.machine.source import machine_from
+
+            machine_from(request.on)  # what is no machine is said as that
+        raise UsageError(
+            f"{does} the machine here, so --on does not go with it",
+            hint=f"add --pretend to try it on pretend GPUs{beside}; turbofit plan MODEL --on "
+            f"{request.on} plans for that machine",
+        )
+
+
+def ray_address(text: str) -> str | None:
+    """Ray's address in ``ray`` or ``ray:ADDRESS``; None is the cluster of this host."""
+    kind, _, address = text.partition(":")
+    if kind != "ray":
+        raise UsageError(f"--cluster {text[:60]!r} is no Ray cluster", hint="ray, or ray:HOST:6379")
+    return address or None
+
+
+# The public side, which `gateway` and `serve` have.
+
+
+class GatewayOptions(Validated):
+    """What a person says of the public side, each field an option."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=LAST_PORT), Metavar("PORT")] = DEFAULT_PORT
+    api_key: tuple[Annotated[str, Metavar("KEY", repeatable=True)], ...] = ()
+    api_key_file: FilePath | None = None
+    front_key_file: FilePath | None = None
+    no_auth: bool = False
+    allowed_media_domains: tuple[Annotated[str, Metavar("DOMAIN")], ...] = ()
+    allow_origins: tuple[Annotated[str, Metavar("ORIGIN")], ...] = ()
+    trusted_proxies: tuple[Annotated[str, Metavar("ADDRESS")], ...] = ()
+    connections_per_address: Positive | None = None
+    ssl_certfile: FilePath | None = None
+    ssl_keyfile: FilePath | None = None
+    access_log: FilePath | None = None
+    record_trace: FilePath | None = None
+
+    default_chat_template_kwargs: JsonArguments | None = None
+    default_sampling: JsonSampling | None = None
+
+    def refuse_unused(self) -> None:
+        """Stop where there is no gateway, and what it alone does was asked for.
+
+        Raises:
+            UsageError: such an option was given, for example a key that no gateway would ask for.
+        """
+        usual = {"host": "127.0.0.1", "no_auth": True}
+        for name, value in self.given().items():
+            if name != "port" and usual.get(name) != value:
+                raise UsageError(
+                    f"{option_name(name)} is for the gateway, and --no-gateway leaves that out",
+                    hint="leave one of the two out; the engines listen on 127.0.0.1, and take keys "
+                    "as -- --api-keys KEY",
+                )
+
+    def config(self, *, upstream_key: str | None = None) -> GatewayConfig:
+        """What the gateway is told.
+
+        Raises:
+            UsageError: open to the network by accident, half a certificate, an empty key, or a
+                proxy without an address.
+        """
+        from turbofit.gateway.config import ConnectionLimits, GatewayConfig
+        from turbofit.gateway.http.connections import Networks, is_loopback
+        from turbofit.gateway.server import check_bind
+
+        if bool(self.ssl_certfile) != bool(self.ssl_keyfile):
+            raise UsageError(
+                "--ssl-certfile and --ssl-keyfile go together", hint="give both, or neither"
+            )
+        if not all(key.strip() for key in self.api_key):
+            raise UsageError("an --api-key is empty", hint="leave it out, or give a key")
+        Networks(self.trusted_proxies)  # which says what is none before anything is started
+        keys = (*self.api_key, *_keys_in(self.api_key_file)) or variables().keys
+        most = self.connections_per_address or ConnectionLimits().connections_per_address
+        config = GatewayConfig(
+            host=self.host,
+            port=self.port,
+            api_keys=tuple(key.strip() for key in keys if key.strip()),
+            front_keys=_keys_in(self.front_key_file),
+            upstream_key=upstream_key,
+            allow_origins=self.allow_origins,
+            allowed_media_domains=self.allowed_media_domains,
+            trusted_proxies=self.trusted_proxies,
+            connection=ConnectionLimits(connections_per_address=most),
+            ssl_certfile=self.ssl_certfile,
+            ssl_keyfile=self.ssl_keyfile,
+            record_trace=self.record_trace,
+            defaults=Defaults(
+                template=self.default_chat_template_kwargs or {},
+                sampling=self.default_sampling or {},
+            ),
+        )
+        check_bind(config, no_auth=self.no_auth)
+        if not config.ssl_certfile and not is_loopback(config.host):
+            note("warning: without --ssl-certfile, keys and prompts cross the network in clear")
+        return config
+
+
+def _keys_in(file: str | None) -> tuple[str, ...]:
+    """The keys in a file.
 
     Raises:
-        UsageError: one does.
+        UsageError: it cannot be read, or there is none in it.
     """
-    if len(set(models)) < len(models):
-        raise UsageError("a model is named twice", hint="name each model once")
+    if file is None:
+        return ()
+    try:
+        with open(file, encoding="ascii") as lines:
+            keys = tuple(line.strip() for line in lines if line.strip())
+    except (OSError, ValueError) as exc:
+        raise UsageError(
+            f"{file} cannot be read: {exc}", hint="give a file with a key a line"
+        ) from None
+    if not keys:
+        raise UsageError(f"there is no key in {file}", hint="write a key a line into it")
+    return keys

@@ -83,11 +83,11 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
         try:
             plan = _planned(request, leases)
         except NoGpuError as exc:
-            exc.hint = (
+            hint = (
                 "a pipeline needs a GPU; turbofit pretend --on SPEC --model NAME -- python SCRIPT "
                 "opens it on pretend GPUs, and turbofit.plan(MODEL, on=SPEC) plans without one"
             )
-            raise
+            raise NoGpuError(exc.message, hint=hint) from None
         if _TWIN in os.environ and not plan.engine.on_torch:
             from turbofit.rehearse.turbomind.server import pretend_here
 

@@ -6,6 +6,7 @@ gateway and its load.
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import signal
@@ -13,7 +14,6 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from json import JSONDecoder
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import msgspec
@@ -159,7 +159,7 @@ class _Load:
             answer, _ = self._process.communicate()
         self.why = f"the load ended with {self._process.returncode}"
         with suppress(ValueError):
-            document, _ = JSONDecoder().raw_decode(answer.decode())
+            document = json.loads(answer)
             if "error" in document:
                 self.why = document["error"]["message"]
             else:

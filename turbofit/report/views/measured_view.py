@@ -262,7 +262,9 @@ def calibration_view(result: Document) -> list[Block]:
         result: the document ``turbofit.calibration/1``; sizes are bytes.
     """
     blocks: list[Block] = [Heading(f"Calibration of {result['model'].partition(' (')[0]}")]
+    whose, plans = "your", "later plans"
     if result.get("pretend"):
+        whose, plans = "pretend", "later plans on pretend GPUs"
         text = "PRETEND GPUs: this tries the calibration, and says nothing of any card"
         blocks.append(Paragraph(text, tone="bad"))
     titles = ("GPU", "in use, MiB", "forecast", "measured", "paid, not taken")
@@ -283,13 +285,13 @@ def calibration_view(result: Document) -> list[Block]:
     highest = max(result["phases"], key=lambda row: int(row["measured"]))
     less = highest["over"]
     taken = f"{format_bytes(abs(less))} {'less' if less > 0 else 'more'} than assumed"
-    text = f"your cards ({names}) take {taken if less else 'what was assumed'}"
+    text = f"{whose} cards ({names}) take {taken if less else 'what was assumed'}"
     tokens = result.get("tokens")
     if tokens is not None:
         more = tokens["measured"] - tokens["assumed"]
         change = f"{abs(more):,} {'more' if more > 0 else 'fewer'}" if more else "as many"
         text += f": {change} tokens ({tokens['measured']:,})"
-    return [*blocks, Paragraph(f"{text}; later plans know it", tone="good")]
+    return [*blocks, Paragraph(f"{text}; {plans} know it", tone="good")]
 
 
 def pretend_view(document: Document) -> Iterator[Block]:

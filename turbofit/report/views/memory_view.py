@@ -94,7 +94,8 @@ def _say(ledger: GpuLedger, piece: _StackPiece) -> str:
 def _memory_label(ledger: GpuLedger) -> str:
     """What the bar means, in a sentence."""
     when = "while loading" if ledger.most > ledger.peak else "in the worst case"
-    card = f"{format_bytes(ledger.most)} of {format_bytes(ledger.total)} in use {when}"
+    used = format_bytes(ledger.reserved + ledger.most)  # the driver has a part from the start
+    card = f"{used} of {format_bytes(ledger.total)} in use {when}"
     if ledger.headroom < 0:
         return f"{card}, {format_bytes(-ledger.headroom)} too many"
     margin = "" if ledger.fits else f" of a margin of {format_bytes(ledger.margin)}"

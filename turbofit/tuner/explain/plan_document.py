@@ -26,7 +26,7 @@ from turbofit.core.units import MIB, format_bytes
 from turbofit.core.version import __version__
 from turbofit.memory.account import Account, Engine, GroupOutcome, VisionLoad
 from turbofit.tuner.resolved_request import ResolvedRequest
-from turbofit.tuner.speed import counted_tokens, group_class
+from turbofit.tuner.speed import counted_tokens, group_class, requests_in
 
 #: Encoded bytes that one image and one request body may have.
 _BYTES_PER_IMAGE = 32 * MIB
@@ -160,7 +160,7 @@ def verdict_of(
     running = sum(batches) if len(accounts) == len(groups) else batches[0] * len(groups)
     size = counted_tokens(vision_load, accounts[0].settings.session_len)
     running_words = f"{running:,} {plural(running, 'request')} at once"
-    if running > sum(cache // size for cache in tokens):  # a batch that was given
+    if running > sum(requests_in(cache, size) for cache in tokens):  # a batch that was given
         running_words = f"a batch of {running:,}"
     where = " and ".join(group_words(request, group) for group in groups)
     if all(len(group) == 1 for group in groups):
@@ -188,7 +188,9 @@ def idle_words(request: ResolvedRequest, groups: Sequence[Sequence[int]]) -> str
 def cache_words(tokens: Sequence[int], vision_load: VisionLoad, context: int) -> str:
     """What caches of so many tokens hold together; no request lies in two of them."""
     size = counted_tokens(vision_load, context)
-    requests, longest = (sum(cache // length for cache in tokens) for length in (size, context))
+    requests, longest = (
+        sum(requests_in(cache, length) for cache in tokens) for length in (size, context)
+    )
     whole = "" if size == context else f" or {longest:,} of {context:,}"
     return (
         f"the cache holds {sum(tokens):,} KV tokens, {requests:,} {plural(requests, 'request')} of"
@@ -200,9 +202,10 @@ def requests_held(
     accounts: Sequence[Account], tokens: Sequence[int], vision_load: VisionLoad
 ) -> int:
     """Requests that all engines run at once with all their tokens in the caches."""
+    sizes = [counted_tokens(vision_load, account.settings.session_len) for account in accounts]
     return sum(
-        min(settings.max_batch_size, cache // counted_tokens(vision_load, settings.session_len))
-        for settings, cache in zip((account.settings for account in accounts), tokens, strict=True)
+        min(account.settings.max_batch_size, requests_in(cache, size))
+        for account, cache, size in zip(accounts, tokens, sizes, strict=True)
     )
 
 

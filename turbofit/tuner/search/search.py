@@ -24,7 +24,7 @@ from turbofit.memory.account import Account, Engine, EngineLaunch, VisionLoad
 from turbofit.memory.engines import LMDEPLOY, option_owner
 from turbofit.memory.known_bad import KnownProblem, known_problems
 from turbofit.model.families.engines import engine_problem
-from turbofit.model.presets import unpacked_variant
+from turbofit.model.presets import four_bit_variant, unpacked_variant
 from turbofit.tuner.resolved_request import (
     ResolvedRequest,
     accounts_of,
@@ -199,12 +199,17 @@ class _Search(SearchState):
         if not possible:
             hint = f"take {self._other_weights()}"
             if request.tp or request.replicas:
+                need = (request.tp or 1) * (request.replicas or 1)
                 hint = "let turbofit choose --tp and --replicas"
+                if need > len(request.visible):
+                    hint += f", or name a machine of {need} GPUs, as --on {need}xrtx3090"
             raise UsageError(no_shape(request, engine), hint=hint)
         launches = [(shape, self._launches(shape)) for shape in possible]
         legal, problem = _without(launches, engine.problem)
         if not legal:
-            raise UsageError(problem or "", hint="leave the option out, or change it")
+            packed = four_bit_variant(request.model) if "model_format" in request.fixed else None
+            instead = "change it" if packed is None else f"name {packed.hub_id}, its 4 bits"
+            raise UsageError(problem or "", hint=f"leave the option out, or {instead}")
         living, death = _without(legal, self._death)
         if not living and death is not None:
             raise UsageError(death.cause, hint=death.instead)
@@ -224,7 +229,7 @@ class _Search(SearchState):
             yield "another engine"
         yield "cards of another generation"
         if "quant_policy" in self.request.fixed:
-            yield "no --quant-policy"
+            yield "another --quant-policy"
 
     def _other_weights(self) -> str:
         variant = unpacked_variant(self.request.model)

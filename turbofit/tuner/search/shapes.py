@@ -336,7 +336,7 @@ def no_shape(request: ResolvedRequest, engine: Engine) -> str:
             )
         return f"--tp {request.tp} needs {need} equal GPUs; there are {largest} of {count} visible"
     if request.replicas is not None and request.replicas > count:
-        return f"--replicas {request.replicas} needs as many GPUs; {count} are visible"
+        return f"--replicas {request.replicas} needs as many GPUs, not {count}"
     gpus, problem = f"{count} {plural(count, 'GPU')}", engine.tp_problem(request.model, 1)
     if problem:
         return f"{request.model.name} cannot run on the {engine.name} engine: {problem}"
