@@ -12,7 +12,7 @@ from turbofit.pretend.build import compiler
 from turbofit.pretend.elf import Symbols, dynamic_symbols, short_name
 from turbofit.pretend.libraries import ACCOUNT, PretendError, check_surface
 from turbofit.pretend.scenario import PretendGpu, Scenario
-from turbofit.pretend.timeline import Event, TimelineReader, read_timeline
+from turbofit.pretend.usage import Event, TimelineReader, read_timeline
 from turbofit.rehearse.packages import engine_library
 
 

@@ -11,11 +11,10 @@ from turbofit.core.errors import MachineError
 from turbofit.core.machine import Gpu, Link, Machine
 from turbofit.core.struct import NA
 from turbofit.pretend.build import ACCOUNT
+from turbofit.pretend.command import cuda_site, pretend_environment
 from turbofit.pretend.elf import dynamic_symbols
-from turbofit.pretend.environment import cuda_site, pretend_environment
 from turbofit.pretend.scenario import MIB, pretend_twin
-from turbofit.pretend.timeline import read_timeline
-from turbofit.pretend.usage import Usage, read_usage
+from turbofit.pretend.usage import Usage, read_timeline, read_usage
 
 
 def test_only_the_child_is_changed() -> None:

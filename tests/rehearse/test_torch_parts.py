@@ -17,8 +17,7 @@ from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.images import PatchRule, TileRule
 from turbofit.core.struct import decode, to_json
 from turbofit.pretend.scenario import PretendGpu, Scenario
-from turbofit.pretend.timeline import read_timeline
-from turbofit.pretend.usage import read_usage
+from turbofit.pretend.usage import read_timeline, read_usage
 from turbofit.rehearse import packages
 from turbofit.rehearse.spec import LONGEST, RehearsalCase, RehearsalRequest, Spec
 from turbofit.rehearse.torch.phase_recorder import Phases, read_records

@@ -10,11 +10,10 @@ from turbofit.core.errors import DoesNotFitError, UsageError
 from turbofit.core.machine import Machine
 from turbofit.core.plan import Plan
 from turbofit.planning.checks import plan_warnings
-from turbofit.planning.commands import commands, left_out
+from turbofit.planning.commands import cluster_serve_command, commands, left_out, serve_command
 from turbofit.planning.examine.scene import Sources
 from turbofit.planning.request import PlanRequest
 from turbofit.planning.resolve import resolve
-from turbofit.planning.serve_command import cluster_serve_command, serve_command
 from turbofit.tuner.choose import best_plan
 from turbofit.tuner.resolved_request import Margin
 

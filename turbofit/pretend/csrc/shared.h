@@ -1,5 +1,5 @@
 /* The memory that all processes of a machine share: who holds what. The layout is read by
- * turbofit/pretend/shared.py too: change both, and SHARED_MAGIC.
+ * turbofit/pretend/usage.py too: change both, and SHARED_MAGIC.
  *
  * A row is a physical device, or page-locked host memory (the last row). A slot belongs to one
  * process, which alone writes its `held`, `context` and `late`; the sums and peaks of the machine
