@@ -46,9 +46,9 @@ struct shared {
     struct slot slots[SHARED_SLOTS];
 };
 
-_Static_assert(sizeof(struct slot) == 32 + 5 * 8 * SHARED_ROWS, "shared.py knows this");
+_Static_assert(sizeof(struct slot) == 32 + 5 * 8 * SHARED_ROWS, "usage.py knows this");
 _Static_assert(sizeof(struct shared) == 96 + 3 * 8 * SHARED_ROWS + SHARED_SLOTS * sizeof(struct slot),
-               "shared.py knows this");
+               "usage.py knows this");
 
 void shared_open(void);
 void shared_join(void); /* a slot for this process, in place of any that it has */

@@ -173,6 +173,67 @@ def tensors(twin: Twin) -> Iterator[Entry]:
             yield f"{whole.at}{name}", dtype, shape
 
 
+def write_header(
+    path: Path, entries: Iterable[Entry], stored: Mapping[str, tuple[int, int]] = _NONE
+) -> int:
+    """Writes a safetensors file whose data is a hole; returns the data's bytes.
+
+    Args:
+        path: of the file.
+        entries: of its tensors.
+        stored: the numbers of those that hold a shape.
+
+    Raises:
+        OSError: the file system has no files of this length.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", "turbofit": "pretend: no data"}}
+    at, shapes = 0, b""
+    ordered = sorted(entries, key=lambda entry: entry[0].endswith(_WEIGHT_SHAPE))
+    for name, dtype, shape in ordered:
+        if name.endswith(_WEIGHT_SHAPE):
+            shapes += struct.pack("<2i", *stored[name])
+        size = _BYTES[dtype] * prod(shape)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(struct.pack("<Q", len(text)) + text)
+    os.truncate(path, 8 + len(text) + at)
+    if shapes:
+        with path.open("r+b") as file:
+            file.seek(-len(shapes), os.SEEK_END)
+            file.write(shapes)
+    return at
+
+
+def write_weights(entries: Iterable[Entry], folder: Path) -> None:
+    """Writes one file, or several and an index: Linux maps none that is larger than its memory."""
+    shards: list[list[Entry]] = []
+    room = 0
+    shapes: dict[str, tuple[int, int]] = {}
+    for entry in entries:
+        if entry[0].endswith(_PACKED_WEIGHT):
+            outs, words = entry[2]
+            shapes[entry[0].removesuffix(_PACKED_WEIGHT) + _WEIGHT_SHAPE] = outs, words * _IN_A_WORD
+        size = _BYTES[entry[1]] * prod(entry[2])
+        if size > room:
+            shards.append([])
+            room = _SHARD
+        shards[-1].append(entry)
+        room -= size
+    names = ["model.safetensors"]
+    if len(shards) > 1:
+        count = len(shards)
+        names = [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
+        weight_map = {
+            entry[0]: name for name, shard in zip(names, shards, strict=True) for entry in shard
+        }
+        index = json.dumps({"metadata": {}, "weight_map": weight_map})
+        (folder / "model.safetensors.index.json").write_text(index, encoding="utf-8")
+    for name, shard in zip(names, shards, strict=True):
+        write_header(folder / name, shard, shapes)
+
+
 def write_model(twin: Twin, folder: Path) -> Path:
     """Writes a twin's folder, which takes a few blocks of the disk; returns it."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -258,64 +319,3 @@ def main(arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     raise SystemExit(main(sys.argv[1:]))
-
-
-def write_header(
-    path: Path, entries: Iterable[Entry], stored: Mapping[str, tuple[int, int]] = _NONE
-) -> int:
-    """Writes a safetensors file whose data is a hole; returns the data's bytes.
-
-    Args:
-        path: of the file.
-        entries: of its tensors.
-        stored: the numbers of those that hold a shape.
-
-    Raises:
-        OSError: the file system has no files of this length.
-    """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt", "turbofit": "pretend: no data"}}
-    at, shapes = 0, b""
-    ordered = sorted(entries, key=lambda entry: entry[0].endswith(_WEIGHT_SHAPE))
-    for name, dtype, shape in ordered:
-        if name.endswith(_WEIGHT_SHAPE):
-            shapes += struct.pack("<2i", *stored[name])
-        size = _BYTES[dtype] * prod(shape)
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
-        at += size
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    path.write_bytes(struct.pack("<Q", len(text)) + text)
-    os.truncate(path, 8 + len(text) + at)
-    if shapes:
-        with path.open("r+b") as file:
-            file.seek(-len(shapes), os.SEEK_END)
-            file.write(shapes)
-    return at
-
-
-def write_weights(entries: Iterable[Entry], folder: Path) -> None:
-    """Writes one file, or several and an index: Linux maps none that is larger than its memory."""
-    shards: list[list[Entry]] = []
-    room = 0
-    shapes: dict[str, tuple[int, int]] = {}
-    for entry in entries:
-        if entry[0].endswith(_PACKED_WEIGHT):
-            outs, words = entry[2]
-            shapes[entry[0].removesuffix(_PACKED_WEIGHT) + _WEIGHT_SHAPE] = outs, words * _IN_A_WORD
-        size = _BYTES[entry[1]] * prod(entry[2])
-        if size > room:
-            shards.append([])
-            room = _SHARD
-        shards[-1].append(entry)
-        room -= size
-    names = ["model.safetensors"]
-    if len(shards) > 1:
-        count = len(shards)
-        names = [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
-        weight_map = {
-            entry[0]: name for name, shard in zip(names, shards, strict=True) for entry in shard
-        }
-        index = json.dumps({"metadata": {}, "weight_map": weight_map})
-        (folder / "model.safetensors.index.json").write_text(index, encoding="utf-8")
-    for name, shard in zip(names, shards, strict=True):
-        write_header(folder / name, shard, shapes)
